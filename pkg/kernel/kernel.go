@@ -1,0 +1,113 @@
+package kernel
+
+import "github.com/lamina-mesh/lamina/pkg/tensor"
+
+// Matrix is a weight W[N,I]: row n holds the I inputs of output n. Exactly one
+// of Dense and Raw is set.
+type Matrix[F tensor.Float] struct {
+	Rows, Cols int          // N, I
+	DType      tensor.DType // type of Raw
+	Raw        []byte       // [N, RowBytes(I)], often memory-mapped; never written
+	Dense      []F          // [N,I]; what training updates
+}
+
+// Act is an elementwise activation.
+type Act uint8
+
+// The activations of the supported architectures.
+const (
+	SiLU     Act = iota + 1 // x·sigmoid(x)
+	GELUTanh                // GELU by the tanh approximation ("gelu_new", "gelu_pytorch_tanh")
+	GELU                    // exact GELU, by erf
+)
+
+// Rotary is a precomputed rotary position embedding of the first Dims
+// components of each head.
+type Rotary struct {
+	Dims        int       // rotated components, even, at most D
+	Interleaved bool      // pairs are (2i, 2i+1) if set, else (i, i+Dims/2)
+	Freq        []float64 // [Dims/2] radians per position
+	Scale       float64   // magnitude put on cos and sin (YaRN's attention factor); 1 otherwise
+}
+
+// KV is one layer's view of one sequence in a paged cache: position p is row
+// p%PageLen of page p/PageLen. A page is [PageLen, K*D].
+type KV[F tensor.Float] struct {
+	Keys, Values [][]F
+	PageLen      int
+}
+
+// Span is a run of consecutive positions of one sequence inside a batch of rows:
+// Rows consecutive rows, the first at position Pos, over that sequence's KV.
+type Span[F tensor.Float] struct {
+	Rows int
+	Pos  int
+	KV   KV[F]
+}
+
+// Heads says how attention is shaped.
+type Heads struct {
+	H, K, D int     // H query heads share K key/value heads of size D; K divides H
+	Scale   float64 // multiplies q·k; usually 1/sqrt(D)
+	Window  int     // 0: full causal; w: a position sees itself and the w-1 before it
+}
+
+// Set is a complete implementation of the operations over element type F.
+// Methods may be called from several goroutines at once.
+type Set[F tensor.Float] interface {
+	// Name is the value of --kernels that selects the set: "ref", "cpu".
+	Name() string
+	// Class names the family whose results are bit-identical, such as
+	// "cpu/avx512/1".
+	Class() string
+
+	// MatMul computes y[T,N] = x[T,I]·Wᵀ + bias[N]; a nil bias is zero.
+	MatMul(y, x []F, w *Matrix[F], bias []F, t int)
+	// MatMulGrad adds dx[T,I] += dy[T,N]·W, dw[N,I] += dyᵀ·x, dbias[N] += Σ_t dy.
+	MatMulGrad(dx, dw, dbias, dy, x []F, w *Matrix[F], t int)
+
+	// Embed copies row ids[t] of w[V,C] to y[T,C].
+	Embed(y []F, w *Matrix[F], ids []int32)
+	// EmbedGrad adds row t of dy[T,C] to row ids[t] of dw[V,C], t ascending.
+	EmbedGrad(dw, dy []F, ids []int32, c int)
+
+	// RMSNorm computes y = x/sqrt(mean(x²)+eps)·g over each row of x[T,C].
+	RMSNorm(y, x, g []F, eps float64, t, c int)
+	RMSNormGrad(dx, dg, dy, x, g []F, eps float64, t, c int)
+	// LayerNorm computes y = (x-mean)/sqrt(var+eps)·g + b over each row of x[T,C].
+	LayerNorm(y, x, g, b []F, eps float64, t, c int)
+	LayerNormGrad(dx, dg, db, dy, x, g []F, eps float64, t, c int)
+
+	// Rotate turns each head of x[T,H,D] in place to its row's position pos[T].
+	// Angles are computed in float64 from the position alone.
+	Rotate(x []F, r *Rotary, pos []int32, h, d int)
+	// RotateGrad is the transpose of Rotate, in place on dx[T,H,D].
+	RotateGrad(dx []F, r *Rotary, pos []int32, h, d int)
+
+	// Attend computes causal softmax attention of the rows of q[ΣRows,H*D] over
+	// each span's cache, which already holds the rows' own keys and values.
+	// y has the shape of q.
+	Attend(y, q []F, spans []Span[F], a Heads)
+	// AttendCausal is attention in training: B sequences of T rows, q and
+	// y [B,T,H,D], k and v [B,T,K,D]. It keeps lse[B,T,H], the log-sum-exp of
+	// each row's scores, for the backward, and never a T×T matrix.
+	AttendCausal(y, lse, q, k, v []F, b, t int, a Heads)
+	// AttendCausalGrad adds to dq, dk, dv.
+	AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v []F, b, t int, a Heads)
+
+	// GLU computes y = act(gate)·up, elementwise.
+	GLU(y, gate, up []F, act Act)
+	GLUGrad(dgate, dup, dy, gate, up []F, act Act)
+	// Activate computes y = act(x), elementwise.
+	Activate(y, x []F, act Act)
+	ActivateGrad(dx, dy, x []F, act Act)
+	// Add computes y += x, elementwise.
+	Add(y, x []F)
+
+	// LogSumExp returns log Σ exp(x) of one row, in float64.
+	LogSumExp(x []F) float64
+	// CrossEntropy writes loss[T], the negative log-likelihood of targets[T]
+	// under logits[T,V] (0 where the target is negative: a masked row), and,
+	// unless dlogits is nil, overwrites dlogits[T,V] with scale·(softmax-onehot).
+	CrossEntropy(loss []float64, dlogits, logits []F, targets []int32, scale float64, t, v int)
+}
