@@ -1,0 +1,151 @@
+package vocab
+
+import (
+	"unicode"
+	"unicode/utf8"
+)
+
+// addedToken is a token found in text before the model sees it.
+type addedToken struct {
+	id         int32
+	text       string
+	control    bool // found only where Options.Special allows
+	lstrip     bool // takes the white space before it along
+	rstrip     bool // and after it
+	singleWord bool // only between characters that are no part of a word
+}
+
+// matcher finds added tokens in text: the leftmost, and the longest there.
+type matcher struct {
+	nodes  []node
+	tokens []addedToken
+	first  [256]bool
+}
+
+type node struct {
+	next  map[byte]int32
+	token int32 // index into tokens, -1 for none
+}
+
+func newMatcher(tokens []addedToken) *matcher {
+	if len(tokens) == 0 {
+		return nil
+	}
+	m := &matcher{nodes: []node{{token: -1}}, tokens: tokens}
+	for k, t := range tokens {
+		if t.text == "" {
+			continue
+		}
+		m.first[t.text[0]] = true
+		at := int32(0)
+		for i := 0; i < len(t.text); i++ {
+			n := &m.nodes[at]
+			next, ok := n.next[t.text[i]]
+			if !ok {
+				if n.next == nil {
+					n.next = map[byte]int32{}
+				}
+				next = int32(len(m.nodes))
+				n.next[t.text[i]] = next
+				m.nodes = append(m.nodes, node{token: -1})
+			}
+			at = next
+		}
+		m.nodes[at].token = int32(k)
+	}
+	return m
+}
+
+// found is one added token in a text: the bytes [start, end) it takes.
+type found struct {
+	start, end int
+	id         int32
+}
+
+// next returns the first added token that starts at or after s[from:].
+func (m *matcher) next(s string, from int, o *Options, plain *spans) (found, bool) {
+	for i := from; i < len(s); i++ {
+		if !m.first[s[i]] {
+			continue
+		}
+		best := int32(-1)
+		at := int32(0)
+		for e := i; e < len(s); {
+			next, ok := m.nodes[at].next[s[e]]
+			if !ok {
+				break
+			}
+			at = next
+			e++
+			k := m.nodes[at].token
+			if k < 0 {
+				continue
+			}
+			t := &m.tokens[k]
+			if t.control && (!o.Special || plain.overlap(i, e)) {
+				continue
+			}
+			if t.singleWord && (wordBefore(s, i) || wordAfter(s, e)) {
+				continue
+			}
+			best = k
+		}
+		if best < 0 {
+			continue
+		}
+		t := &m.tokens[best]
+		f := found{start: i, end: i + len(t.text), id: t.id}
+		for t.lstrip && f.start > from {
+			r, n := utf8.DecodeLastRuneInString(s[from:f.start])
+			if !unicode.IsSpace(r) {
+				break
+			}
+			f.start -= n
+		}
+		for t.rstrip && f.end < len(s) {
+			r, n := utf8.DecodeRuneInString(s[f.end:])
+			if !unicode.IsSpace(r) {
+				break
+			}
+			f.end += n
+		}
+		return f, true
+	}
+	return found{}, false
+}
+
+func wordBefore(s string, i int) bool {
+	r, n := utf8.DecodeLastRuneInString(s[:i])
+	return n > 0 && isWord(r)
+}
+
+func wordAfter(s string, i int) bool {
+	r, n := utf8.DecodeRuneInString(s[i:])
+	return n > 0 && isWord(r)
+}
+
+func isWord(r rune) bool {
+	return r == '_' || unicode.IsLetter(r) || unicode.IsDigit(r) || unicode.Is(unicode.M, r)
+}
+
+// spans walks through Options.Plain as the scan moves forward.
+type spans struct {
+	ranges [][2]int
+}
+
+// overlap says whether [start, end) touches a plain range. start never goes
+// back between calls.
+func (p *spans) overlap(start, end int) bool {
+	for len(p.ranges) > 0 && p.ranges[0][1] <= start {
+		p.ranges = p.ranges[1:]
+	}
+	for _, r := range p.ranges {
+		if r[0] >= end {
+			return false
+		}
+		if r[0] < r[1] {
+			return true
+		}
+	}
+	return false
+}

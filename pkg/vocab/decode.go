@@ -1,0 +1,128 @@
+package vocab
+
+import (
+	"strings"
+	"unicode/utf8"
+)
+
+// DecodeOptions shapes a decoding.
+type DecodeOptions struct {
+	// SkipSpecial leaves control tokens out of the text.
+	SkipSpecial bool
+	// Prefix holds ids that stand before the first one. They shape spacing and
+	// are not decoded again.
+	Prefix []int32
+}
+
+// decoding is how tokens join into text.
+type decoding struct {
+	stripSpace bool // the text's first character, where it is a space, was put there by encoding
+	joinSpace  bool // tokens are words, joined by spaces
+}
+
+// Decode turns ids into text. Bytes that form no character become U+FFFD. It
+// returns a *TokenError for an id outside the vocabulary.
+func (v *Vocab) Decode(ids []int32, o DecodeOptions) (string, error) {
+	d := v.NewDecoder(o)
+	var b strings.Builder
+	for _, id := range ids {
+		s, err := d.Push(id)
+		if err != nil {
+			return "", err
+		}
+		b.WriteString(s)
+	}
+	b.WriteString(d.Flush())
+	return b.String(), nil
+}
+
+// Decoder turns a growing sequence of ids into growing text. What it has given
+// out it never takes back, and it never gives out part of a character. It
+// belongs to one goroutine.
+type Decoder struct {
+	v     *Vocab
+	skip  bool
+	start bool   // no text yet
+	held  []byte // the beginning of a character
+}
+
+// NewDecoder begins a decoding. Ids of o.Prefix outside the vocabulary count as
+// text.
+func (v *Vocab) NewDecoder(o DecodeOptions) *Decoder {
+	d := &Decoder{v: v, skip: o.SkipSpecial, start: true}
+	for _, id := range o.Prefix {
+		if id < 0 || int(id) >= len(v.tokens) || !v.silent(id, true) {
+			d.start = false
+			break
+		}
+	}
+	return d
+}
+
+// silent says that a token adds nothing to the text.
+func (v *Vocab) silent(id int32, skip bool) bool {
+	k := v.tokens[id].kind
+	return skip && (k == KindControl || k == KindUnknown && v.unk == id)
+}
+
+// Push adds an id and returns the text that became certain, possibly empty, or
+// a *TokenError.
+func (d *Decoder) Push(id int32) (string, error) {
+	v := d.v
+	if id < 0 || int(id) >= len(v.tokens) {
+		return "", &TokenError{ID: int64(id), Size: len(v.tokens)}
+	}
+	if v.silent(id, d.skip) {
+		return "", nil
+	}
+	t := &v.tokens[id]
+	text := t.bytes
+	if d.start {
+		d.start = false
+		if v.decoding.stripSpace && !t.added {
+			text = strings.TrimPrefix(text, " ")
+		}
+	} else if v.decoding.joinSpace {
+		text = " " + text
+	}
+	if len(d.held) == 0 && utf8.ValidString(text) {
+		return text, nil
+	}
+	d.held = append(d.held, text...)
+	return d.take(false), nil
+}
+
+// Flush ends the text: a character that never came whole becomes U+FFFD.
+func (d *Decoder) Flush() string { return d.take(true) }
+
+// take gives out what is certain of the held bytes; all of them at the end.
+func (d *Decoder) take(end bool) string {
+	var b strings.Builder
+	h := d.held
+	for len(h) > 0 {
+		r, n := utf8.DecodeRune(h)
+		if r != utf8.RuneError || n > 1 {
+			b.Write(h[:n])
+			h = h[n:]
+			continue
+		}
+		if !end && !utf8.FullRune(h) {
+			break
+		}
+		b.WriteRune(utf8.RuneError)
+		h = h[brokenLength(h):]
+	}
+	d.held = append(d.held[:0], h...)
+	return b.String()
+}
+
+// brokenLength is how many bytes of an ill-formed sequence one U+FFFD replaces:
+// the longest beginning of a character (Unicode, section 3.9, "maximal subpart").
+func brokenLength(h []byte) int {
+	for n := min(len(h), 3); n > 1; n-- {
+		if !utf8.FullRune(h[:n]) {
+			return n
+		}
+	}
+	return 1
+}

@@ -1,0 +1,265 @@
+package vocab
+
+import (
+	"slices"
+	"strings"
+)
+
+// Meta is the metadata of a GGUF file, by key. The second result is false where
+// the key is missing or its value is of another type.
+type Meta interface {
+	String(key string) (string, bool)
+	Uint(key string) (uint64, bool)
+	Bool(key string) (bool, bool)
+	Strings(key string) ([]string, bool)
+	Floats(key string) ([]float32, bool)
+	Ints(key string) ([]int64, bool)
+}
+
+const (
+	keyModel  = "tokenizer.ggml.model"
+	keyPre    = "tokenizer.ggml.pre"
+	keyTokens = "tokenizer.ggml.tokens"
+	keyScores = "tokenizer.ggml.scores"
+	keyTypes  = "tokenizer.ggml.token_type"
+	keyMerges = "tokenizer.ggml.merges"
+)
+
+const maxTokens = 1 << 22
+
+// FromGGUF reads the vocabulary in a GGUF file's metadata. It returns a
+// *FormatError for metadata that is malformed or of a family not read here.
+func FromGGUF(meta Meta) (*Vocab, error) {
+	name, ok := meta.String(keyModel)
+	if !ok {
+		return nil, malformed(keyModel, "missing")
+	}
+	texts, ok := meta.Strings(keyTokens)
+	if !ok || len(texts) == 0 || len(texts) > maxTokens {
+		return nil, malformed(keyTokens, "missing, empty or longer than %d", maxTokens)
+	}
+	types, hasTypes := meta.Ints(keyTypes)
+	if hasTypes && len(types) != len(texts) {
+		return nil, malformed(keyTypes, "%d types for %d tokens", len(types), len(texts))
+	}
+	v := &Vocab{tokens: make([]token, len(texts)), ids: make(map[string]int32, len(texts)), pretok: whole}
+	for i, text := range texts {
+		k := KindNormal
+		if hasTypes {
+			if types[i] < 0 || types[i] > int64(KindByte) {
+				return nil, malformed(keyTypes, "token %d is of type %d", i, types[i])
+			}
+			k = Kind(types[i])
+		}
+		if k == KindUserDefined && slices.Contains(endings(), text) {
+			k = KindControl // converters mistake ends of turns for text
+		}
+		v.tokens[i] = token{text: text, bytes: text, kind: k}
+		v.ids[text] = int32(i)
+	}
+	v.bos = v.metaID(meta, "tokenizer.ggml.bos_token_id")
+	v.eos = v.metaID(meta, "tokenizer.ggml.eos_token_id")
+	v.unk = v.metaID(meta, "tokenizer.ggml.unknown_token_id")
+	v.chatTemplate, _ = meta.String("tokenizer.chat_template")
+
+	var err error
+	addBOS := false
+	switch name {
+	case "gpt2":
+		pre, _ := meta.String(keyPre)
+		addBOS = pre == "llama-bpe" || pre == "llama3" || pre == "llama-v3"
+		err = v.ggufBPE(meta, pre)
+	case "llama":
+		addBOS = true
+		err = v.ggufSPM(meta)
+	default:
+		err = unsupported(keyModel, "tokenizer model %q", name)
+	}
+	if err != nil {
+		return nil, err
+	}
+	v.ggufAdded(meta)
+	if add, ok := meta.Bool("tokenizer.ggml.add_bos_token"); ok {
+		addBOS = add
+	}
+	if addBOS && v.bos >= 0 {
+		v.prefix = []int32{v.bos}
+	}
+	if add, _ := meta.Bool("tokenizer.ggml.add_eos_token"); add && v.eos >= 0 {
+		v.suffix = []int32{v.eos}
+	}
+	var eog []int32
+	for _, key := range []string{"tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"} {
+		if id := v.metaID(meta, key); id >= 0 {
+			eog = append(eog, id)
+		}
+	}
+	v.finish(eog)
+	return v, nil
+}
+
+// metaID reads an id; writers put 2^32-1 for none.
+func (v *Vocab) metaID(meta Meta, key string) int32 {
+	id, ok := meta.Uint(key)
+	if !ok || id >= uint64(len(v.tokens)) {
+		return -1
+	}
+	return int32(id)
+}
+
+func (v *Vocab) ggufBPE(meta Meta, pre string) error {
+	v.family = FamilyBPE
+	lines, ok := meta.Strings(keyMerges)
+	if !ok {
+		return malformed(keyMerges, "missing")
+	}
+	if v.pretok, ok = ggufPretokenizer(pre); !ok {
+		return unsupported(keyPre, "pre-tokenizer %q", pre)
+	}
+	pairs := make([][2]string, len(lines))
+	for i, line := range lines {
+		n := -1
+		if line != "" {
+			n = strings.IndexByte(line[1:], ' ') + 1
+		}
+		if n <= 0 {
+			return malformed(keyMerges, "merge %d is not two tokens", i)
+		}
+		pairs[i] = [2]string{line[:n], line[n+1:]}
+	}
+	m, err := v.byteBPE(keyMerges, pairs)
+	if err != nil {
+		return err
+	}
+	if mergesWholeWords(pre) {
+		m.words = v.words()
+	}
+	v.model = m
+	return nil
+}
+
+// byteBPE builds the model of a byte-level vocabulary and sets the bytes of its
+// normal tokens.
+func (v *Vocab) byteBPE(field string, pairs [][2]string) (*byteBPE, error) {
+	alphabet := newByteLevel()
+	for i := range v.tokens {
+		if t := &v.tokens[i]; t.kind == KindNormal && !t.added {
+			t.bytes = alphabet.decode(t.text)
+		}
+	}
+	table, err := v.merges(field, pairs)
+	if err != nil {
+		return nil, err
+	}
+	m := &byteBPE{merges: table, unk: v.unk}
+	for c, s := range alphabet.spell {
+		m.bytes[c] = -1
+		if id, ok := v.ids[s]; ok && v.tokens[id].kind == KindNormal {
+			m.bytes[c] = id
+		}
+	}
+	return m, nil
+}
+
+func (v *Vocab) merges(field string, pairs [][2]string) (*merges, error) {
+	table := newMerges(len(pairs))
+	for rank, p := range pairs {
+		left, ok1 := v.ids[p[0]]
+		right, ok2 := v.ids[p[1]]
+		made, ok3 := v.ids[p[0]+p[1]]
+		if !ok1 || !ok2 || !ok3 {
+			return nil, malformed(field, "merge %d of %q and %q names a token outside the vocabulary", rank, p[0], p[1])
+		}
+		if k := v.tokens[made].kind; k == KindControl || k == KindUnknown {
+			return nil, malformed(field, "merge %d makes control token %d", rank, made)
+		}
+		table.add(left, right, uint32(rank), made)
+	}
+	return table, nil
+}
+
+// words maps the bytes of normal tokens to their ids.
+func (v *Vocab) words() map[string]int32 {
+	words := make(map[string]int32, len(v.tokens))
+	for i, t := range v.tokens {
+		if t.kind == KindNormal && !t.added {
+			words[t.bytes] = int32(i)
+		}
+	}
+	return words
+}
+
+// wordMark is how SentencePiece spells a space.
+const wordMark = "▁"
+
+func (v *Vocab) ggufSPM(meta Meta) error {
+	v.family = FamilySPM
+	scores, ok := meta.Floats(keyScores)
+	if !ok || len(scores) != len(v.tokens) {
+		return malformed(keyScores, "%d scores for %d tokens", len(scores), len(v.tokens))
+	}
+	pieces := make(map[string]int32, len(v.tokens))
+	bytes := [256]int32{}
+	for c := range bytes {
+		bytes[c] = -1
+	}
+	for i := range v.tokens {
+		t := &v.tokens[i]
+		switch t.kind {
+		case KindByte:
+			c, ok := byteToken(t.text)
+			if !ok {
+				return malformed(keyTokens, "token %d is a byte but is spelled %q", i, shorten(t.text))
+			}
+			t.bytes = string([]byte{c})
+			bytes[c] = int32(i)
+		case KindNormal, KindUserDefined, KindUnused:
+			if t.text != "" {
+				pieces[t.text] = int32(i)
+			}
+			if t.kind != KindUserDefined {
+				t.bytes = strings.ReplaceAll(t.text, wordMark, " ")
+			}
+		}
+	}
+	m, err := newSPM(pieces, scores, bytes, v.unk)
+	if err != nil {
+		return err
+	}
+	v.model = m
+	prefix := true
+	if add, ok := meta.Bool("tokenizer.ggml.add_space_prefix"); ok {
+		prefix = add
+	}
+	v.decoding.stripSpace = prefix
+	v.normalize = func(text string, _ bool) string {
+		if prefix {
+			text = " " + text
+		}
+		return strings.ReplaceAll(text, " ", wordMark)
+	}
+	return nil
+}
+
+// ggufAdded collects the tokens that are found in text before the model sees it.
+func (v *Vocab) ggufAdded(meta Meta) {
+	name, _ := meta.String("general.name")
+	name = strings.ToLower(name)
+	phi3 := strings.Contains(name, "phi-3") || strings.Contains(name, "phi3")
+	var added []addedToken
+	for i := range v.tokens {
+		t := &v.tokens[i]
+		switch t.kind {
+		case KindControl, KindUnknown, KindUserDefined:
+		default:
+			continue
+		}
+		t.added = true
+		a := addedToken{id: int32(i), text: t.text, control: t.kind != KindUserDefined}
+		if phi3 { // Phi-3's turn marks take the white space after them along
+			a.rstrip = t.text != "<unk>" && t.text != "<s>" && t.text != "<|endoftext|>"
+		}
+		added = append(added, a)
+	}
+	v.raw = newMatcher(added)
+}

@@ -1,0 +1,202 @@
+package vocab
+
+import (
+	"fmt"
+	"slices"
+)
+
+// Kind says what a token stands for. The values are GGUF's.
+type Kind uint8
+
+// Kinds of tokens.
+const (
+	KindUnspecified Kind = iota
+	KindNormal           // a piece of text
+	KindUnknown          // stands for text outside the vocabulary
+	KindControl          // structure, never text: begin, end, turn marks
+	KindUserDefined      // text that is always one token
+	KindUnused           // a hole
+	KindByte             // one byte of text outside the vocabulary
+)
+
+// Families of vocabularies.
+const (
+	FamilyBPE  = "bpe"  // byte-level byte-pair encoding
+	FamilySPM  = "spm"  // SentencePiece BPE with byte fallback
+	FamilyChar = "char" // one token a character
+)
+
+// Vocab is one model's vocabulary. It is immutable and safe for concurrent use.
+type Vocab struct {
+	family string
+	tokens []token
+	ids    map[string]int32 // by the token's text as the vocabulary spells it
+
+	raw        *matcher // added tokens sought in the text as it came
+	normalized *matcher // added tokens sought after normalization
+
+	normalize normalizer
+	pretok    pretokenizer
+	model     model
+	decoding  decoding
+
+	bos, eos     int32 // -1 where there is none
+	eog          []int32
+	prefix       []int32 // added before and after a text when Options.BOS
+	suffix       []int32
+	unk          int32
+	chatTemplate string
+
+	source *hfSource // what WriteHF needs, nil for vocabularies it cannot write
+}
+
+// token is one entry of a vocabulary.
+type token struct {
+	text  string // as the vocabulary spells it
+	bytes string // the bytes it decodes to
+	kind  Kind
+	added bool // matched in text before the model sees it
+}
+
+// model cuts one normalized, pre-tokenized piece of text into ids.
+type model interface {
+	encode(piece string, s *scratch, out []int32) ([]int32, error)
+}
+
+// Options shapes an encoding.
+type Options struct {
+	// Special reads control tokens in the text as such. Off, they stay text.
+	Special bool
+	// Plain lists byte ranges [start, end) of the text, in order and apart, that
+	// hold no control token whatever Special says: what came from a user.
+	Plain [][2]int
+	// BOS adds the begin and end tokens that the vocabulary asks for.
+	BOS bool
+}
+
+// TokenError reports an id or a token that the vocabulary lacks.
+type TokenError struct {
+	ID   int64 // the id, or -1
+	Size int   // the vocabulary's size
+}
+
+// Error names the id.
+func (e *TokenError) Error() string {
+	return fmt.Sprintf("find token: id %d is outside the vocabulary of %d", e.ID, e.Size)
+}
+
+// TextError reports text that cannot be encoded.
+type TextError struct {
+	Offset int    // byte offset into the text, or into the piece where Piece is set
+	Piece  string // the piece of text, shortened
+	Reason string
+}
+
+// Error names the place and the reason.
+func (e *TextError) Error() string {
+	if e.Piece != "" {
+		return fmt.Sprintf("encode text: %s at byte %d of %q", e.Reason, e.Offset, e.Piece)
+	}
+	return fmt.Sprintf("encode text: %s at byte %d", e.Reason, e.Offset)
+}
+
+// FormatError reports a vocabulary file that is malformed or of a kind this
+// package does not read.
+type FormatError struct {
+	Field       string // the file's field
+	Reason      string
+	Unsupported bool // well formed, as far as can be told, but not read here
+}
+
+// Error names the field and the reason.
+func (e *FormatError) Error() string {
+	return fmt.Sprintf("read vocabulary: %s: %s", e.Field, e.Reason)
+}
+
+func malformed(field, reason string, args ...any) error {
+	return &FormatError{Field: field, Reason: fmt.Sprintf(reason, args...)}
+}
+
+func unsupported(field, reason string, args ...any) error {
+	return &FormatError{Field: field, Reason: fmt.Sprintf(reason, args...), Unsupported: true}
+}
+
+// Family is "bpe", "spm" or "char".
+func (v *Vocab) Family() string { return v.family }
+
+// Size is the number of ids; they run from 0 to Size-1.
+func (v *Vocab) Size() int { return len(v.tokens) }
+
+// Token returns the bytes an id decodes to and its kind, or a *TokenError.
+func (v *Vocab) Token(id int32) ([]byte, Kind, error) {
+	if id < 0 || int(id) >= len(v.tokens) {
+		return nil, KindUnspecified, &TokenError{ID: int64(id), Size: len(v.tokens)}
+	}
+	t := &v.tokens[id]
+	return []byte(t.bytes), t.kind, nil
+}
+
+// Spelling returns the token as the vocabulary's file spells it.
+func (v *Vocab) Spelling(id int32) (string, error) {
+	if id < 0 || int(id) >= len(v.tokens) {
+		return "", &TokenError{ID: int64(id), Size: len(v.tokens)}
+	}
+	return v.tokens[id].text, nil
+}
+
+// ID finds a token by its spelling.
+func (v *Vocab) ID(token string) (int32, bool) {
+	id, ok := v.ids[token]
+	return id, ok
+}
+
+// BOS is the token that begins a text, if there is one.
+func (v *Vocab) BOS() (int32, bool) { return v.bos, v.bos >= 0 }
+
+// EOS is the token that ends a text, if there is one.
+func (v *Vocab) EOS() (int32, bool) { return v.eos, v.eos >= 0 }
+
+// EOG lists, in ascending order, every id that ends a generation: end of text,
+// end of turn, end of message.
+func (v *Vocab) EOG() []int32 { return slices.Clone(v.eog) }
+
+// AddBOS says whether Options.BOS puts the begin token before a text.
+func (v *Vocab) AddBOS() bool {
+	return v.bos >= 0 && len(v.prefix) > 0 && v.prefix[0] == v.bos
+}
+
+// ChatTemplate is the model's chat template, or empty.
+func (v *Vocab) ChatTemplate() string { return v.chatTemplate }
+
+// endings are the spellings that end a turn or a text in the families known
+// today; a control token so spelled ends a generation even where the file's
+// metadata does not say so.
+func endings() []string {
+	return []string{
+		"<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<|endoftext|>",
+		"<|end_of_text|>", "<|eom_id|>", "<EOT>", "_<EOT>", "<|eot|>", "<|END_OF_TURN_TOKEN|>",
+		"<|end_of_turn|>", "<｜end▁of▁sentence｜>", "[EOS]",
+	}
+}
+
+// finish sets the ids that end a generation: those given, the end token and the
+// control tokens spelled like an ending, sorted and without repeats.
+func (v *Vocab) finish(eog []int32) {
+	for _, name := range endings() {
+		if id, ok := v.ids[name]; ok && v.tokens[id].kind == KindControl {
+			eog = append(eog, id)
+		}
+	}
+	if v.eos >= 0 {
+		eog = append(eog, v.eos)
+	}
+	slices.Sort(eog)
+	eog = slices.Compact(eog)
+	// Harmony's <|end|> closes a message, not the answer: <|return|> and <|call|> do.
+	_, ret := v.ids["<|return|>"]
+	_, call := v.ids["<|call|>"]
+	if end, ok := v.ids["<|end|>"]; ok && ret && call {
+		eog = slices.DeleteFunc(eog, func(id int32) bool { return id == end && id != v.eos })
+	}
+	v.eog = eog
+}
