@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Builds one pinned tool from its module in tools/NAME into bin/, through a cache
+# keyed by the module's go.mod and go.sum. Consul takes minutes cold.
+#
+#   deploy/tool.sh NAME PACKAGE CACHE
+set -euo pipefail
+cd "$(dirname "$0")/.."
+name=$1 package=$2 cache=$3
+binary=$(basename "${package%/v2}")
+key=$(cat "tools/$name/go.mod" "tools/$name/go.sum" | sha256sum | cut -c1-16)
+kept="$cache/tools/$binary-$key-$(go env GOOS)-$(go env GOARCH)"
+mkdir -p bin "$cache/tools"
+if [ ! -x "$kept" ]; then
+  echo "build $binary from tools/$name (kept as $kept)"
+  CGO_ENABLED=0 go build -C "tools/$name" -trimpath -ldflags "-s -w" -o "$kept.part" "$package"
+  mv "$kept.part" "$kept"
+fi
+cp "$kept" "bin/$binary"
+touch "bin/$binary"

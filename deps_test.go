@@ -1,0 +1,235 @@
+package lamina_test
+
+import (
+	"encoding/json"
+	"errors"
+	"go/parser"
+	"go/token"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/lamina-mesh/lamina/"
+
+// pkg is what the rules need to know of a package.
+type pkg struct {
+	ImportPath   string
+	Dir          string
+	GoFiles      []string
+	Imports      []string
+	TestImports  []string
+	XTestImports []string
+}
+
+func (p pkg) path() string { return strings.TrimPrefix(p.ImportPath, module) }
+
+// load lists every package of the module.
+func load(t *testing.T) []pkg {
+	t.Helper()
+	out, err := exec.Command("go", "list", "-json=ImportPath,Dir,GoFiles,Imports,TestImports,XTestImports", "./...").Output()
+	if err != nil {
+		t.Fatalf("list packages: %v", err)
+	}
+	var all []pkg
+	for d := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p pkg
+		if err := d.Decode(&p); errors.Is(err, io.EOF) {
+			return all
+		} else if err != nil {
+			t.Fatalf("decode the package list: %v", err)
+		}
+		all = append(all, p)
+	}
+}
+
+// under reports whether path is one of the prefixes or lies below one.
+func under(path string, prefixes ...string) bool {
+	for _, prefix := range prefixes {
+		if path == prefix || strings.HasPrefix(path, strings.TrimSuffix(prefix, "/")+"/") {
+			return true
+		}
+	}
+	return false
+}
+
+// rule forbids imports. from and to are prefixes, of this module's paths or, in
+// to, of foreign ones.
+type rule struct {
+	from, except []string
+	to, allow    []string
+	reason       string
+}
+
+var compute = []string{"pkg/tensor", "pkg/kernel", "pkg/kvcache", "pkg/model", "pkg/optim", "pkg/weights"}
+
+var pure = []string{"pkg/plan", "pkg/session", "pkg/schedule", "pkg/sample", "pkg/vocab", "pkg/template"}
+
+var rules = []rule{
+	{
+		from: []string{"pkg/tensor"}, to: []string{"pkg"}, allow: []string{"pkg/tensor"},
+		reason: "tensor is the bottom: it imports the standard library alone",
+	},
+	{
+		from: []string{"pkg/kernel"}, to: []string{"pkg"}, allow: []string{"pkg/tensor", "pkg/kernel"},
+		reason: "kernels multiply; files, caches and models build on them",
+	},
+	{
+		from: compute, to: []string{"pkg/gen", "google.golang.org", "github.com/hashicorp", "github.com/nats-io", "log", "log/slog", "pkg/rpc", "pkg/obs"},
+		reason: "compute packages know nothing of wires, vendors or logs",
+	},
+	{
+		from: pure, to: []string{"pkg", "google.golang.org", "github.com/hashicorp", "github.com/nats-io", "net", "log/slog", "time/rate"},
+		allow:  append([]string{"pkg/tensor", "pkg/fault"}, pure...),
+		reason: "the part that can be wrong in interesting ways stays pure",
+	},
+	{
+		from: []string{"pkg/plan", "pkg/session", "pkg/schedule", "pkg/sample"}, to: []string{"os", "time", "sync", "net"},
+		allow:  []string{"time"},
+		reason: "no clock, no I/O and no goroutine where decisions are made (time.Duration as a value is fine)",
+	},
+	{
+		from: []string{"pkg"}, to: []string{"services", "cmd", "tests"},
+		reason: "packages do not know who uses them",
+	},
+	{
+		from: []string{"services"}, to: []string{"cmd", "tests", "pkg/discovery/consul", "pkg/gradbus/nats"},
+		reason: "vendor adapters are wired in cmd/lamina and the harness alone",
+	},
+	{
+		from: []string{"pkg", "services", "tests"}, except: []string{"tests/integration"}, to: []string{"flag", "github.com/alecthomas/kong"},
+		reason: "flags exist only in cmd",
+	},
+}
+
+func TestImports_FollowTheRooms(t *testing.T) {
+	for _, p := range load(t) {
+		for _, r := range rules {
+			if !under(p.path(), r.from...) || under(p.path(), r.except...) {
+				continue
+			}
+			for _, imported := range p.Imports {
+				local := strings.TrimPrefix(imported, module)
+				if under(local, r.to...) && !under(local, r.allow...) {
+					t.Errorf("%s imports %s: %s", p.path(), local, r.reason)
+				}
+			}
+		}
+	}
+}
+
+func TestServices_MeetAsProtosOnly(t *testing.T) {
+	for _, p := range load(t) {
+		if !under(p.path(), "services") {
+			continue
+		}
+		own := strings.Join(strings.Split(p.path(), "/")[:2], "/")
+		for _, imported := range append(append(p.Imports, p.TestImports...), p.XTestImports...) {
+			if local := strings.TrimPrefix(imported, module); under(local, "services") && !under(local, own) {
+				t.Errorf("%s imports %s: services meet as protos", p.path(), local)
+			}
+		}
+	}
+}
+
+func TestWire_AloneKnowsTensorsAndProtos(t *testing.T) {
+	for _, p := range load(t) {
+		if !under(p.path(), "pkg") || p.path() == "pkg/wire" {
+			continue
+		}
+		var tensor, gen bool
+		for _, imported := range p.Imports {
+			tensor = tensor || imported == module+"pkg/tensor"
+			gen = gen || strings.HasPrefix(imported, module+"pkg/gen/")
+		}
+		if tensor && gen {
+			t.Errorf("%s imports tensor and gen: within pkg only wire translates between them", p.path())
+		}
+	}
+}
+
+func TestProgram_IsOne(t *testing.T) {
+	for _, p := range load(t) {
+		for _, file := range p.GoFiles {
+			parsed, err := parser.ParseFile(token.NewFileSet(), filepath.Join(p.Dir, file), nil, parser.PackageClauseOnly)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if parsed.Name.Name == "main" && p.path() != "cmd/lamina" {
+				t.Errorf("%s is package main: cmd/lamina is the only program", p.path())
+			}
+			break
+		}
+	}
+}
+
+func TestPackages_SayWhatTheyAreFor(t *testing.T) {
+	for _, p := range load(t) {
+		if under(p.path(), "pkg/gen") {
+			continue
+		}
+		documented := len(p.GoFiles) == 0
+		for _, file := range p.GoFiles {
+			parsed, err := parser.ParseFile(token.NewFileSet(), filepath.Join(p.Dir, file), nil, parser.PackageClauseOnly|parser.ParseComments)
+			if err != nil {
+				t.Fatal(err)
+			}
+			documented = documented || parsed.Doc != nil
+		}
+		if !documented {
+			t.Errorf("%s has no package comment: whoever opens it should know in a minute what it is for", p.path())
+		}
+	}
+}
+
+func TestFiles_StayReadable(t *testing.T) {
+	const hard = 800
+	for _, p := range load(t) {
+		if under(p.path(), "pkg/gen") {
+			continue
+		}
+		files, err := filepath.Glob(filepath.Join(p.Dir, "*.go"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range files {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if lines := strings.Count(string(text), "\n"); lines > hard {
+				t.Errorf("%s has %d lines, more than %d: split it by purpose", file, lines, hard)
+			}
+		}
+	}
+}
+
+func TestPackages_HaveNoInit(t *testing.T) {
+	for _, p := range load(t) {
+		if under(p.path(), "pkg/gen") {
+			continue
+		}
+		for _, file := range p.GoFiles {
+			text, err := os.ReadFile(filepath.Join(p.Dir, file))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if strings.Contains(string(text), "\nfunc init()") {
+				t.Errorf("%s/%s registers in init: wiring is one boring place, cmd/lamina", p.path(), file)
+			}
+		}
+	}
+}
+
+func TestArchitecture_FitsInAHead(t *testing.T) {
+	text, err := os.ReadFile("ARCHITECTURE.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if lines := strings.Count(string(text), "\n"); lines > 150 {
+		t.Errorf("ARCHITECTURE.md has %d lines, more than 150", lines)
+	}
+}
