@@ -1,0 +1,133 @@
+package template
+
+// expr is an expression.
+type expr interface {
+	eval(s *state) (Value, error)
+}
+
+// stmt is a statement; it appends to the state's output.
+type stmt interface {
+	exec(s *state) error
+}
+
+type (
+	literal  struct{ v Value }
+	nameExpr struct{ name string }
+	listExpr struct {
+		items []expr
+		tuple bool
+	}
+	mapExpr struct{ keys, vals []expr }
+	// attrExpr is a.name, itemExpr a[key], sliceExpr a[from:to:step].
+	attrExpr struct {
+		of   expr
+		name string
+	}
+	itemExpr  struct{ of, key expr }
+	sliceExpr struct{ of, from, to, step expr } // nil where left out
+	callExpr  struct {
+		of   expr
+		args callArgs
+		line int
+	}
+	filterExpr struct {
+		of   expr // nil for the text of a block
+		name string
+		args callArgs
+		line int
+	}
+	testExpr struct {
+		of   expr
+		name string
+		args callArgs
+		not  bool
+		line int
+	}
+	unaryExpr struct {
+		op string
+		of expr
+	}
+	binaryExpr struct {
+		op   string
+		a, b expr
+		line int
+	}
+	compareExpr struct {
+		of   expr
+		ops  []string
+		with []expr
+		line int
+	}
+	condExpr struct{ cond, yes, no expr } // no is nil where left out
+)
+
+// callArgs are a call's arguments.
+type callArgs struct {
+	pos    []expr
+	names  []string
+	named  []expr
+	spread expr // *args
+	merge  expr // **kwargs
+}
+
+type (
+	textStmt  struct{ text string }
+	printStmt struct {
+		of   expr
+		line int
+	}
+	ifStmt struct {
+		conds  []expr
+		bodies [][]stmt
+		other  []stmt
+	}
+	forStmt struct {
+		target target
+		in     expr
+		cond   expr // nil where left out
+		body   []stmt
+		other  []stmt
+		line   int
+	}
+	setStmt struct {
+		target target
+		to     expr // nil for a block
+		body   []stmt
+		filter expr // applied to the block's text; nil for none
+		line   int
+	}
+	macroStmt struct {
+		name     string
+		params   []string
+		defaults []expr // nil where there is none
+		body     []stmt
+	}
+	callStmt struct {
+		params   []string
+		defaults []expr
+		call     *callExpr
+		body     []stmt
+		line     int
+	}
+	filterStmt struct {
+		filter expr
+		body   []stmt
+		line   int
+	}
+	withStmt struct {
+		names  []string
+		values []expr
+		body   []stmt
+	}
+	blockStmt    struct{ body []stmt } // generation … endgeneration
+	breakStmt    struct{}
+	continueStmt struct{}
+)
+
+// target is what set and for assign to: a name, an attribute of a name, or
+// several of them.
+type target struct {
+	name  string
+	attr  string // of name, which then is a namespace
+	items []target
+}

@@ -1,0 +1,109 @@
+package template
+
+import (
+	"context"
+	"fmt"
+)
+
+// Message is one turn of a chat.
+type Message struct {
+	Role    string
+	Content string
+	// JSON, where it is not empty, is the whole turn as OpenAI's message object
+	// and stands instead of Role and Content.
+	JSON []byte
+}
+
+// ChatInput is what a chat template is rendered from.
+type ChatInput struct {
+	Messages            []Message
+	Tools               []byte // OpenAI's tool definitions, a JSON array; empty for none
+	AddGenerationPrompt bool   // open the assistant's turn at the end
+	BOS, EOS            string // how the vocabulary spells its begin and end tokens
+	Variables           []byte // further variables, a JSON object; empty for none
+}
+
+// Chat renders a chat template as transformers does. Everything in the messages,
+// tools and variables is data; the spellings of the begin and end tokens are
+// not. Roles that the template compares itself are, too: a role cannot spell a
+// control token.
+func (t *Template) Chat(ctx context.Context, in ChatInput, o Options) (Result, error) {
+	vars := NewMap()
+	if len(in.Variables) > 0 {
+		v, err := DecodeJSON(in.Variables)
+		if err != nil {
+			return Result{}, &InputError{"variables", err}
+		}
+		m, ok := v.(*Map)
+		if !ok {
+			return Result{}, &InputError{"variables", fmt.Errorf("expected an object, found %s", typeName(v))}
+		}
+		vars = m
+	}
+	messages := &list{}
+	for i, m := range in.Messages {
+		v, err := m.value()
+		if err != nil {
+			return Result{}, &InputError{fmt.Sprintf("messages[%d]", i), err}
+		}
+		messages.items = append(messages.items, v)
+	}
+	tools := Value(nil)
+	if len(in.Tools) > 0 {
+		v, err := DecodeJSON(in.Tools)
+		if err == nil {
+			if _, ok := v.(*list); !ok && v != nil {
+				err = fmt.Errorf("expected an array, found %s", typeName(v))
+			}
+		}
+		if err != nil {
+			return Result{}, &InputError{"tools", err}
+		}
+		if truth(v) {
+			tools = v
+		}
+	}
+	vars.Set("messages", messages)
+	vars.Set("tools", tools)
+	if _, ok := vars.Get("documents"); !ok {
+		vars.Set("documents", nil)
+	}
+	vars.Set("add_generation_prompt", in.AddGenerationPrompt)
+	if in.BOS != "" {
+		vars.Set("bos_token", Trusted(in.BOS))
+	}
+	if in.EOS != "" {
+		vars.Set("eos_token", Trusted(in.EOS))
+	}
+	return t.Render(ctx, vars, o)
+}
+
+// InputError reports messages, tools or variables that are not what they must
+// be.
+type InputError struct {
+	Field string
+	Err   error
+}
+
+// Error names the field.
+func (e *InputError) Error() string { return fmt.Sprintf("render template: %s: %v", e.Field, e.Err) }
+
+// Unwrap returns the cause.
+func (e *InputError) Unwrap() error { return e.Err }
+
+func (m *Message) value() (Value, error) {
+	if len(m.JSON) == 0 {
+		v := NewMap()
+		v.Set("role", m.Role)
+		v.Set("content", m.Content)
+		return v, nil
+	}
+	v, err := DecodeJSON(m.JSON)
+	if err != nil {
+		return nil, err
+	}
+	if _, ok := v.(*Map); !ok {
+		return nil, fmt.Errorf("expected an object, found %s", typeName(v))
+	}
+	return v, nil
+}

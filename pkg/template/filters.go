@@ -1,0 +1,331 @@
+package template
+
+import (
+	"fmt"
+	"math"
+	"net/url"
+	"strconv"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+// isFilter says whether a filter exists.
+func isFilter(name string) bool {
+	switch name {
+	case "abs", "attr", "batch", "capitalize", "center", "count", "d", "default", "dictsort", "e", "escape", "first", "float",
+		"format", "groupby", "indent", "int", "items", "join", "last", "length", "list", "lower", "map", "max", "min", "reject",
+		"rejectattr", "replace", "reverse", "round", "safe", "select", "selectattr", "slice", "sort", "string", "sum", "title",
+		"tojson", "trim", "truncate", "unique", "upper", "urlencode", "wordcount":
+		return true
+	}
+	return false
+}
+
+// filter applies a filter to a value.
+func (s *state) filter(name string, v Value, a args) (Value, error) {
+	if err := s.step(1); err != nil {
+		return nil, err
+	}
+	switch name {
+	case "default", "d":
+		_, missing := v.(undefined)
+		if missing || truth(a.get(1, "boolean", false)) && !truth(v) {
+			return a.get(0, "default_value", str{}), nil
+		}
+		return v, nil
+	case "length", "count":
+		return s.length(v)
+	case "tojson":
+		return s.tojson(v, a)
+	case "int":
+		return s.toInt(v, a)
+	case "float":
+		return s.toFloat(v, a)
+	case "abs":
+		return s.abs(v)
+	case "round":
+		return s.round(v, a)
+	case "attr":
+		key, ok := a.get(0, "name", nil).(str)
+		if !ok {
+			return nil, s.fail("attr needs a name")
+		}
+		return s.attr(v, key.s)
+	case "items":
+		switch m := v.(type) {
+		case *Map:
+			return s.pairs(m)
+		case undefined:
+			return &list{}, nil
+		}
+		return nil, s.fail("items needs a mapping, not %s", typeName(v))
+	case "capitalize", "center", "e", "escape", "format", "indent", "lower", "replace", "safe", "string", "title", "trim", "truncate",
+		"upper", "urlencode", "wordcount":
+		return s.textFilter(name, v, a)
+	default:
+		return s.listFilter(name, v, a)
+	}
+}
+
+// textFilter applies a filter that works on text.
+func (s *state) textFilter(name string, v Value, a args) (Value, error) {
+	t, err := s.text(v)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.alloc(len(t.s)); err != nil {
+		return nil, err
+	}
+	switch name {
+	case "capitalize":
+		return t.like(capitalize(t.s)), nil
+	case "lower":
+		return t.like(strings.ToLower(t.s)), nil
+	case "upper":
+		return t.like(strings.ToUpper(t.s)), nil
+	case "title":
+		return t.like(jinjaTitle(t.s)), nil
+	case "string":
+		return t, nil
+	case "safe":
+		t.safe = true
+		return t, nil
+	case "e", "escape":
+		out := t.like(strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;", `"`, "&#34;", "'", "&#39;").Replace(t.s))
+		out.safe = true
+		return out, s.alloc(len(out.s))
+	case "trim":
+		return s.strip(t, a.get(0, "chars", nil), true, true)
+	case "replace":
+		return s.replace(t, a.get(0, "old", nil), a.get(1, "new", nil), a.get(2, "count", int64(-1)))
+	case "center":
+		return s.pad(t, name, a)
+	case "format":
+		return s.percent(t, a.pos)
+	case "indent":
+		return s.indent(t, a)
+	case "truncate":
+		return s.truncate(t, a)
+	case "urlencode":
+		out := strings.ReplaceAll(strings.ReplaceAll(url.QueryEscape(t.s), "+", "%20"), "%2F", "/")
+		return t.like(out), s.alloc(len(out))
+	default: // wordcount
+		return int64(len(strings.FieldsFunc(t.s, func(r rune) bool {
+			return r != '_' && !unicode.IsLetter(r) && !unicode.IsDigit(r)
+		}))), nil
+	}
+}
+
+// jinjaTitle raises the first letter after a space, a hyphen or an opening
+// bracket, and lowers the others.
+func jinjaTitle(x string) string {
+	first := true
+	return strings.Map(func(r rune) rune {
+		was := first
+		first = isSpace(r) || strings.ContainsRune("-({[<", r)
+		if was {
+			return unicode.ToUpper(r)
+		}
+		return unicode.ToLower(r)
+	}, x)
+}
+
+func (s *state) indent(t str, a args) (Value, error) {
+	by, ok := a.get(0, "width", int64(4)).(str)
+	if !ok {
+		n, ok := count(a.get(0, "width", int64(4)))
+		if !ok || n > 1000 {
+			return nil, s.fail("indent needs a width up to 1000")
+		}
+		by = str{s: strings.Repeat(" ", n)}
+	}
+	first, blank := truth(a.get(1, "first", false)), truth(a.get(2, "blank", false))
+	n := strings.Count(t.s, "\n") + 1
+	if err := s.alloc(len(t.s) + n*(len(by.s)+16) + 16*len(t.data)); err != nil {
+		return nil, err
+	}
+	if err := s.step(n * (1 + len(t.data)/8)); err != nil {
+		return nil, err
+	}
+	var m marked
+	for i, line := range t.split("\n", -1) {
+		l := line.(str)
+		if i > 0 {
+			m.add("\n")
+		}
+		if i == 0 && first || i > 0 && (blank || l.s != "") {
+			m.addStr(by)
+		}
+		m.addStr(l)
+	}
+	return m.str(), nil
+}
+
+func (s *state) truncate(t str, a args) (Value, error) {
+	length, ok := count(a.get(0, "length", int64(255)))
+	if !ok {
+		return nil, s.fail("truncate needs a length")
+	}
+	end, err := s.text(a.get(2, "end", str{s: "..."}))
+	if err != nil {
+		return nil, err
+	}
+	leeway, ok := count(a.get(3, "leeway", int64(5)))
+	if !ok {
+		leeway = 5
+	}
+	if n := utf8.RuneCountInString(t.s); n <= length || n-length <= leeway {
+		return t, nil
+	}
+	keep := length - utf8.RuneCountInString(end.s)
+	if keep < 0 {
+		return nil, s.fail("truncate to less than its ending")
+	}
+	cut := t.cut(0, offset(t.s, keep))
+	if !truth(a.get(1, "killwords", false)) {
+		if i := strings.LastIndexByte(cut.s, ' '); i >= 0 {
+			cut = cut.cut(0, i)
+		}
+	}
+	return s.concat(cut, end)
+}
+
+func (s *state) length(v Value) (Value, error) {
+	switch x := v.(type) {
+	case undefined:
+		return int64(0), nil
+	case str:
+		return int64(utf8.RuneCountInString(x.s)), s.step(len(x.s) / 64)
+	case *list:
+		return int64(len(x.items)), nil
+	case *Map:
+		return int64(len(x.keys)), nil
+	}
+	return nil, s.fail("%s has no length", typeName(v))
+}
+
+func (s *state) tojson(v Value, a args) (Value, error) {
+	if u, ok := v.(undefined); ok {
+		return nil, s.fail("cannot write %q, which is undefined, as json", u.name)
+	}
+	st := &jsonStyle{ascii: truth(a.get(-1, "ensure_ascii", false)), sortKeys: truth(a.get(-1, "sort_keys", false)), item: ", ", key: ": "}
+	switch in := a.get(0, "indent", nil).(type) {
+	case nil:
+	case str:
+		st.pretty, st.indent = true, in.s
+	default:
+		n, ok := count(in)
+		if !ok || n > 100 {
+			return nil, s.fail("tojson needs an indent up to 100")
+		}
+		st.pretty, st.indent = true, strings.Repeat(" ", n)
+	}
+	if len(st.indent) > 100 {
+		return nil, s.fail("tojson needs an indent up to 100")
+	}
+	if st.pretty {
+		st.item = ","
+	}
+	if l, ok := a.get(-1, "separators", nil).(*list); ok {
+		if len(l.items) != 2 {
+			return nil, s.fail("tojson needs two separators")
+		}
+		item, ok1 := l.items[0].(str)
+		key, ok2 := l.items[1].(str)
+		if !ok1 || !ok2 || len(item.s)+len(key.s) > 100 {
+			return nil, s.fail("tojson needs two short separators")
+		}
+		st.item, st.key = item.s, key.s
+	}
+	var m marked
+	if err := s.encodeJSON(&m, v, st, 0); err != nil {
+		return nil, err
+	}
+	return m.str(), s.alloc(m.len() + 16*len(m.data))
+}
+
+func (s *state) toInt(v Value, a args) (Value, error) {
+	other := a.get(0, "default", int64(0))
+	switch x := v.(type) {
+	case bool, int64:
+		_, i, _ := number(x)
+		return i, nil
+	case float64:
+		if math.Abs(x) < 1<<62 {
+			return int64(x), nil
+		}
+		return other, nil
+	case str:
+		base := int64(10)
+		if _, b, exact := number(a.get(1, "base", int64(10))); exact && b >= 2 && b <= 36 {
+			base = b
+		}
+		text := strings.TrimFunc(x.s, isSpace)
+		if len(text) > 1000 {
+			return other, nil
+		}
+		text = strings.ReplaceAll(text, "_", "")
+		if low := strings.ToLower(text); base == 16 && strings.HasPrefix(low, "0x") || base == 8 && strings.HasPrefix(low, "0o") ||
+			base == 2 && strings.HasPrefix(low, "0b") {
+			text = text[2:]
+		}
+		if i, err := strconv.ParseInt(text, int(base), 64); err == nil {
+			return i, nil
+		}
+		if f, err := strconv.ParseFloat(text, 64); err == nil && math.Abs(f) < 1<<62 {
+			return int64(f), nil
+		}
+	}
+	return other, nil
+}
+
+func (s *state) toFloat(v Value, a args) (Value, error) {
+	if isNumber(v) {
+		f, _, _ := number(v)
+		return f, nil
+	}
+	if x, ok := v.(str); ok && len(x.s) < 1000 {
+		if f, err := strconv.ParseFloat(strings.TrimFunc(x.s, isSpace), 64); err == nil {
+			return f, nil
+		}
+	}
+	return a.get(0, "default", 0.0), nil
+}
+
+func (s *state) abs(v Value) (Value, error) {
+	if !isNumber(v) {
+		return nil, s.fail("abs needs a number, not %s", typeName(v))
+	}
+	f, i, exact := number(v)
+	if !exact {
+		return math.Abs(f), nil
+	}
+	return max(i, -i), nil
+}
+
+func (s *state) round(v Value, a args) (Value, error) {
+	if !isNumber(v) {
+		return nil, s.fail("round needs a number, not %s", typeName(v))
+	}
+	f, _, _ := number(v)
+	digits, ok := count(a.get(0, "precision", int64(0)))
+	if !ok || digits > 15 {
+		return nil, s.fail("round needs a precision up to 15")
+	}
+	how, _ := a.get(1, "method", str{s: "common"}).(str)
+	scale := math.Pow(10, float64(digits))
+	switch how.s {
+	case "common":
+		r, err := strconv.ParseFloat(fmt.Sprintf("%.*f", digits, f), 64) // ties as the decimal digits fall, like Python
+		if err != nil {
+			return nil, s.fail("cannot round %g", f)
+		}
+		return r, nil
+	case "ceil":
+		return math.Ceil(f*scale) / scale, nil
+	case "floor":
+		return math.Floor(f*scale) / scale, nil
+	}
+	return nil, s.fail("round knows common, ceil and floor, not %q", how.s)
+}

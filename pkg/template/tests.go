@@ -1,0 +1,125 @@
+package template
+
+import "strings"
+
+// isTest says whether a test exists.
+func isTest(name string) bool {
+	switch name {
+	case "boolean", "callable", "defined", "divisibleby", "eq", "equalto", "escaped", "even", "false", "filter", "float",
+		"ge", "greaterthan", "gt", "in", "integer", "iterable", "le", "lessthan", "lower", "lt", "mapping", "ne", "none",
+		"number", "odd", "sameas", "sequence", "string", "test", "true", "undefined", "upper":
+		return true
+	}
+	return false
+}
+
+// test applies "is name".
+func (s *state) test(name string, v Value, a args) (bool, error) {
+	if err := s.step(1); err != nil {
+		return false, err
+	}
+	text, isText := v.(str)
+	_, isUndefined := v.(undefined)
+	f, i, exact := number(v)
+	_, isBool := v.(bool)
+	switch name {
+	case "boolean":
+		return isBool, nil
+	case "callable":
+		switch v.(type) {
+		case *function, *macro:
+			return true, nil
+		}
+		return false, nil
+	case "defined":
+		return !isUndefined, nil
+	case "undefined":
+		return isUndefined, nil
+	case "escaped":
+		return text.safe, nil
+	case "false", "true":
+		return v == (name == "true"), nil
+	case "none":
+		return v == nil, nil
+	case "float":
+		_, ok := v.(float64)
+		return ok, nil
+	case "integer":
+		return exact && isNumber(v) && !isBool, nil
+	case "number":
+		return isNumber(v), nil
+	case "string":
+		return isText, nil
+	case "mapping":
+		m, ok := v.(*Map)
+		return ok && !m.namespace, nil
+	case "sequence", "iterable":
+		switch x := v.(type) {
+		case str, *list, undefined:
+			return true, nil
+		case *Map:
+			return !x.namespace, nil
+		}
+		return false, nil
+	case "lower":
+		return isText && text.s == strings.ToLower(text.s) && text.s != strings.ToUpper(text.s), s.alloc(len(text.s))
+	case "upper":
+		return isText && text.s == strings.ToUpper(text.s) && text.s != strings.ToLower(text.s), s.alloc(len(text.s))
+	case "even", "odd":
+		if !isNumber(v) {
+			return false, s.fail("%s needs a number, not %s", name, typeName(v))
+		}
+		if !exact {
+			i = int64(f)
+		}
+		return (i%2 == 0) == (name == "even"), nil
+	case "filter", "test":
+		if name == "filter" {
+			return isText && isFilter(text.s), nil
+		}
+		return isText && isTest(text.s), nil
+	}
+	if len(a.pos) == 0 {
+		return false, s.fail("test %q needs an argument", name)
+	}
+	other := a.pos[0]
+	switch name {
+	case "divisibleby":
+		_, j, exact2 := number(other)
+		if !exact || !exact2 || j == 0 || !isNumber(v) || !isNumber(other) {
+			return false, s.fail("divisibleby needs integers")
+		}
+		return j == -1 || i%j == 0, nil
+	case "eq", "equalto":
+		return s.equal(v, other)
+	case "ne":
+		same, err := s.equal(v, other)
+		return !same, err
+	case "in":
+		return s.contains(other, v)
+	case "sameas":
+		switch x := v.(type) {
+		case str:
+			y, ok := other.(str)
+			return ok && x.s == y.s, nil
+		case undefined:
+			_, ok := other.(undefined)
+			return ok, nil
+		case *function:
+			return false, nil
+		}
+		return v == other, nil
+	default:
+		c, err := s.compare(v, other)
+		switch name {
+		case "lt", "lessthan":
+			return c < 0, err
+		case "le":
+			return c <= 0, err
+		case "gt", "greaterthan":
+			return c > 0, err
+		default:
+			return c >= 0, err
+		}
+	}
+}
