@@ -1,0 +1,196 @@
+package tensor
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math"
+)
+
+// Dequantize decodes len(dst) elements of type d from src. Values are computed in
+// float32, one rounding an operation in the order that llama.cpp's own Python
+// decoder uses, so that they equal it bit for bit; F float64 holds the same
+// values. It panics unless len(dst) is a whole number of blocks and src holds
+// exactly those.
+//
+// Source of the block layouts: the structs of ggml-common.h.
+func Dequantize[F Float](dst []F, src []byte, d DType) {
+	if !d.Valid() || len(dst)%d.BlockLen() != 0 || len(src) != d.RowBytes(len(dst)) {
+		panic(fmt.Sprintf("dequantize %v: %d bytes for %d elements", d, len(src), len(dst)))
+	}
+	n, size := d.BlockLen(), d.BlockBytes()
+	if block := blockDecoder[F](d); block != nil {
+		for ; len(dst) > 0; dst, src = dst[n:], src[size:] {
+			block(dst[:n], src[:size])
+		}
+		return
+	}
+	le := binary.LittleEndian
+	for i := range dst {
+		switch d {
+		case F32:
+			dst[i] = F(math.Float32frombits(le.Uint32(src[4*i:])))
+		case F16:
+			dst[i] = F(Float16(le.Uint16(src[2*i:])))
+		case BF16:
+			dst[i] = F(BFloat16(le.Uint16(src[2*i:])))
+		case F64:
+			dst[i] = F(math.Float64frombits(le.Uint64(src[8*i:])))
+		case I8:
+			dst[i] = F(int8(src[i]))
+		case I16:
+			dst[i] = F(int16(le.Uint16(src[2*i:])))
+		case I32:
+			dst[i] = F(int32(le.Uint32(src[4*i:])))
+		case I64:
+			dst[i] = F(int64(le.Uint64(src[8*i:])))
+		case U8, Bool:
+			dst[i] = F(src[i])
+		}
+	}
+}
+
+// blockDecoder returns the decoder of one block, or nil for a plain type.
+func blockDecoder[F Float](d DType) func(dst []F, b []byte) {
+	switch d {
+	case Q4_0:
+		return q4_0[F]
+	case Q4_1:
+		return q4_1[F]
+	case Q5_0:
+		return q5_0[F]
+	case Q5_1:
+		return q5_1[F]
+	case Q8_0:
+		return q8_0[F]
+	case Q2_K:
+		return q2_K[F]
+	case Q3_K:
+		return q3_K[F]
+	case Q4_K:
+		return q4_K[F]
+	case Q5_K:
+		return q5_K[F]
+	case Q6_K:
+		return q6_K[F]
+	case IQ4_NL:
+		return iq4_NL[F]
+	case IQ4_XS:
+		return iq4_XS[F]
+	case TQ1_0:
+		return tq1_0[F]
+	case TQ2_0:
+		return tq2_0[F]
+	case MXFP4:
+		return mxfp4[F]
+	}
+	return nil
+}
+
+func half(b []byte) float32 { return Float16(binary.LittleEndian.Uint16(b)) }
+
+// Q4_0: f16 scale, 16 bytes; low nibbles are elements 0..15, high ones 16..31.
+func q4_0[F Float](dst []F, b []byte) {
+	d := half(b)
+	for i, q := range b[2:18] {
+		dst[i] = F(d * float32(int(q&15)-8))
+		dst[i+16] = F(d * float32(int(q>>4)-8))
+	}
+}
+
+// Q4_1: as Q4_0, with an f16 minimum in place of the offset.
+func q4_1[F Float](dst []F, b []byte) {
+	d, m := half(b), half(b[2:])
+	for i, q := range b[4:20] {
+		lo, hi := float32(d*float32(q&15)), float32(d*float32(q>>4))
+		dst[i] = F(lo + m)
+		dst[i+16] = F(hi + m)
+	}
+}
+
+// Q5_0: as Q4_0, with the fifth bits in 32 bits before the nibbles.
+func q5_0[F Float](dst []F, b []byte) {
+	d, high := half(b), binary.LittleEndian.Uint32(b[2:])
+	for i, q := range b[6:22] {
+		dst[i] = F(d * float32(int(q&15)|int(high>>i&1)<<4-16))
+		dst[i+16] = F(d * float32(int(q>>4)|int(high>>(i+16)&1)<<4-16))
+	}
+}
+
+// Q5_1: as Q4_1, with the fifth bits in 32 bits before the nibbles.
+func q5_1[F Float](dst []F, b []byte) {
+	d, m, high := half(b), half(b[2:]), binary.LittleEndian.Uint32(b[4:])
+	for i, q := range b[8:24] {
+		lo := float32(d * float32(uint32(q&15)|high>>i&1<<4))
+		hi := float32(d * float32(uint32(q>>4)|high>>(i+16)&1<<4))
+		dst[i] = F(lo + m)
+		dst[i+16] = F(hi + m)
+	}
+}
+
+// Q8_0: f16 scale, 32 signed bytes.
+func q8_0[F Float](dst []F, b []byte) {
+	d := half(b)
+	for i, q := range b[2:34] {
+		dst[i] = F(d * float32(int8(q)))
+	}
+}
+
+// iq4Values are the levels of IQ4_NL and IQ4_XS, mxfp4Values twice those of FP4.
+var (
+	iq4Values   = [16]float32{-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113}
+	mxfp4Values = [16]float32{0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12}
+)
+
+// IQ4_NL: as Q4_0, the nibbles being indices into uneven levels.
+func iq4_NL[F Float](dst []F, b []byte) {
+	d := half(b)
+	for i, q := range b[2:18] {
+		dst[i] = F(d * iq4Values[q&15])
+		dst[i+16] = F(d * iq4Values[q>>4])
+	}
+}
+
+// MXFP4: an exponent byte (2^(e-128), the levels being doubled), 16 bytes of nibbles.
+func mxfp4[F Float](dst []F, b []byte) {
+	var d float32
+	if e := uint32(b[0]); e < 2 {
+		d = math.Float32frombits(0x00200000 << e)
+	} else {
+		d = math.Float32frombits((e - 1) << 23)
+	}
+	for i, q := range b[1:17] {
+		dst[i] = F(d * mxfp4Values[q&15])
+		dst[i+16] = F(d * mxfp4Values[q>>4])
+	}
+}
+
+// TQ1_0: five ternary digits a byte, in base 3 scaled to 256; f16 scale last.
+func tq1_0[F Float](dst []F, b []byte) {
+	d := half(b[52:])
+	at := 0
+	digits := func(bytes []byte, count int) {
+		power := byte(1)
+		for range count {
+			for _, q := range bytes {
+				dst[at] = F(d * float32(int(uint16(q*power)*3>>8)-1))
+				at++
+			}
+			power *= 3
+		}
+	}
+	digits(b[:32], 5)
+	digits(b[32:48], 5)
+	digits(b[48:52], 4)
+}
+
+// TQ2_0: four two-bit digits a byte; f16 scale last.
+func tq2_0[F Float](dst []F, b []byte) {
+	d := half(b[64:])
+	for group := range 2 {
+		for j := range 4 {
+			for i, q := range b[32*group : 32*group+32] {
+				dst[128*group+32*j+i] = F(d * float32(int(q>>(2*j)&3)-1))
+			}
+		}
+	}
+}

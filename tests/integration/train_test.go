@@ -1,0 +1,68 @@
+package integration_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"testing"
+	"time"
+
+	trainerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/trainer/v1"
+)
+
+func TestTrain_TwoStagesByTwoReplicasEqualsOneByOne(t *testing.T) {
+	mesh := start(t, Layout{2, 2})
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	defer cancel()
+	split := train(ctx, t, mesh, "count-2x2", 2, 2)
+	whole := train(ctx, t, mesh, "count-1x1", 1, 1)
+	if split.GetWeightsDigest() == "" || split.GetWeightsDigest() != whole.GetWeightsDigest() {
+		t.Errorf("weights over 2 stages x 2 replicas are %q, over 1 x 1 %q", split.GetWeightsDigest(), whole.GetWeightsDigest())
+	}
+	if split.GetLoss() > 2 {
+		t.Errorf("training loss ended at %.3f, want it well below ln(vocabulary)", split.GetLoss())
+	}
+}
+
+// train runs a small run to its end.
+func train(ctx context.Context, t *testing.T, mesh *Mesh, name string, stages, replicas uint32) *trainerv1.Run {
+	t.Helper()
+	manifest, err := json.Marshal(map[string]any{
+		"name":       name,
+		"data":       map[string]any{"text": mesh.TextDir + "/count.txt", "validation_fraction": 0.1},
+		"vocabulary": map[string]any{"type": "char"},
+		"model": map[string]any{
+			"architecture": "llama", "layers": 4, "width": 32, "heads": 4, "kv_heads": 2, "ff": 64, "context": 32, "tied": true,
+		},
+		"slots": 4, "slot_sequences": 2, "sequence_len": 32, "steps": 40,
+		"learning_rate": map[string]any{"max": 0.01, "min": 0.001, "warmup": 4},
+		"betas":         []float64{0.9, 0.99}, "decay": 0.1, "clip": 1, "seed": 7,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = mesh.Trainer.StartRun(ctx, &trainerv1.StartRunRequest{ManifestJson: manifest, Stages: stages, Replicas: replicas})
+	if err != nil {
+		t.Fatalf("start %s: %v", name, err)
+	}
+	watch, err := mesh.Trainer.WatchRun(ctx, &trainerv1.WatchRunRequest{Run: name})
+	if err != nil {
+		t.Fatalf("watch %s: %v", name, err)
+	}
+	var last *trainerv1.Run
+	for {
+		resp, err := watch.Recv()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatalf("watch %s: %v", name, err)
+		}
+		last = resp.GetRun()
+	}
+	if last.GetState() != trainerv1.RunState_RUN_STATE_DONE {
+		t.Fatalf("%s ended as %v after %d steps: %s", name, last.GetState(), last.GetStep(), last.GetError())
+	}
+	return last
+}
