@@ -599,7 +599,7 @@ func (s *state) arithmetic(op string, a, b Value) (Value, error) {
 	case *list:
 		if y, ok := b.(*list); ok && op == "+" && x.tuple == y.tuple {
 			items := make([]Value, 0, len(x.items)+len(y.items))
-			return &list{items: append(append(items, x.items...), y.items...), tuple: x.tuple}, s.alloc(16 * cap(items))
+			return &list{items: append(append(items, x.items...), y.items...), tuple: x.tuple}, s.alloc(32 * cap(items))
 		}
 		if n, ok := count(b); ok && op == "*" {
 			if n > 0 && len(x.items) > s.memory/16/n {

@@ -74,8 +74,11 @@ func (s *state) textFilter(name string, v Value, a args) (Value, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := s.alloc(len(t.s)); err != nil {
-		return nil, err
+	switch name {
+	case "capitalize", "lower", "upper", "title", "e", "escape", "urlencode", "wordcount":
+		if err := s.alloc(4 * len(t.s)); err != nil {
+			return nil, err
+		}
 	}
 	switch name {
 	case "capitalize":

@@ -93,13 +93,8 @@ func (s *state) numbers(bounds []Value) (Value, error) {
 	}
 	out := &list{}
 	for i := from; step > 0 && i < to || step < 0 && i > to; i += step {
-		if err := s.alloc(32); err != nil {
+		if err := s.alloc(64); err != nil {
 			return nil, err
-		}
-		if len(out.items)%8 == 0 {
-			if err := s.step(1); err != nil {
-				return nil, err
-			}
 		}
 		out.items = append(out.items, i)
 		if step > 0 && i > to-step || step < 0 && i < to-step {

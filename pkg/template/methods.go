@@ -158,7 +158,7 @@ func listMethod(l *list, name string) Value {
 // strMethod is a string's method, or nil.
 func strMethod(t str, name string) Value {
 	rewrite := func(f func(string) string) Value {
-		return method(name, func(s *state, _ args) (Value, error) { return t.like(f(t.s)), s.alloc(len(t.s)) })
+		return method(name, func(s *state, _ args) (Value, error) { return t.like(f(t.s)), s.alloc(4 * len(t.s)) })
 	}
 	is := func(f func(rune) bool) Value {
 		return method(name, func(s *state, _ args) (Value, error) {
@@ -269,21 +269,17 @@ func pythonTitle(x string) string {
 }
 
 func (s *state) strip(t str, chars Value, left, right bool) (Value, error) {
-	if err := s.alloc(len(t.s)); err != nil {
-		return nil, err
-	}
 	switch c := chars.(type) {
 	case nil:
-		return t.trim(isSpace, left, right), nil
+		out := t.trim(isSpace, left, right)
+		return out, s.step(1 + (len(t.s)-len(out.s))/8)
 	case str:
-		if err := s.step(len(c.s) * min(len(t.s), 64) / 64); err != nil {
-			return nil, err
-		}
 		set := map[rune]bool{}
 		for _, r := range c.s {
 			set[r] = true
 		}
-		return t.trim(func(r rune) bool { return set[r] }, left, right), nil
+		out := t.trim(func(r rune) bool { return set[r] }, left, right)
+		return out, s.step(1 + len(c.s)/2 + (len(t.s)-len(out.s))/4)
 	}
 	return nil, s.fail("cannot strip %s from a string", typeName(chars))
 }

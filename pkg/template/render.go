@@ -9,21 +9,21 @@ import (
 // Budget bounds what a template may use. Zero fields take the defaults, which
 // end a hostile template within 50 ms on an idle machine.
 type Budget struct {
-	Steps  int           // expressions, statements and elements looked at; default 400,000
-	Memory int           // bytes of strings and lists made; default 64 MiB
-	Output int           // bytes of the result; default 8 MiB
+	Steps  int           // expressions, statements and elements looked at; default 300,000
+	Memory int           // bytes of strings and lists made; default 32 MiB
+	Output int           // bytes of the result; default 4 MiB
 	Time   time.Duration // a backstop for busy machines; default 1 s
 }
 
 func (b Budget) orDefault() Budget {
 	if b.Steps == 0 {
-		b.Steps = 400_000
+		b.Steps = 300_000
 	}
 	if b.Memory == 0 {
-		b.Memory = 64 << 20
+		b.Memory = 32 << 20
 	}
 	if b.Output == 0 {
-		b.Output = 8 << 20
+		b.Output = 4 << 20
 	}
 	if b.Time == 0 {
 		b.Time = time.Second
@@ -83,13 +83,13 @@ func (t *Template) Render(ctx context.Context, vars *Map, o Options) (Result, er
 	ctx, cancel := context.WithTimeoutCause(ctx, b.Time, &BudgetError{"time", int(b.Time)})
 	defer cancel()
 	s := &state{ctx: ctx, limit: b, steps: b.Steps, memory: b.Memory, out: &marked{}}
-	s.scope = &scope{vars: map[string]Value{}}
+	s.scope = &scope{}
 	s.globals(o)
-	s.scope = &scope{parent: s.scope, vars: map[string]Value{}}
+	s.push()
 	if vars != nil {
 		for i, k := range vars.keys {
 			if name, ok := k.(str); ok {
-				s.scope.vars[name.s] = vars.vals[i]
+				s.set(name.s, vars.vals[i])
 			}
 		}
 	}
@@ -110,33 +110,82 @@ type state struct {
 	out    *marked
 	scope  *scope
 	depth  int // of macro calls
+	nested int // of values within values
 	line   int
 }
 
-// scope holds names; those of the parents are seen too.
+// scope holds names; those of the parents are seen too. Few names stand in a
+// list, many in a map.
 type scope struct {
 	parent *scope
-	vars   map[string]Value
+	few    []binding
+	many   map[string]Value
+}
+
+type binding struct {
+	name string
+	v    Value
+}
+
+func (sc *scope) find(name string) (Value, bool) {
+	if sc.many != nil {
+		v, ok := sc.many[name]
+		return v, ok
+	}
+	for i := range sc.few {
+		if sc.few[i].name == name {
+			return sc.few[i].v, true
+		}
+	}
+	return nil, false
+}
+
+func (sc *scope) set(name string, v Value) {
+	if sc.many != nil {
+		sc.many[name] = v
+		return
+	}
+	for i := range sc.few {
+		if sc.few[i].name == name {
+			sc.few[i].v = v
+			return
+		}
+	}
+	if len(sc.few) < 8 {
+		sc.few = append(sc.few, binding{name, v})
+		return
+	}
+	sc.many = map[string]Value{name: v}
+	for _, b := range sc.few {
+		sc.many[b.name] = b.v
+	}
 }
 
 func (s *state) push() { s.scope = &scope{parent: s.scope} }
 func (s *state) pop()  { s.scope = s.scope.parent }
 
-func (s *state) set(name string, v Value) {
-	if s.scope.vars == nil {
-		s.scope.vars = map[string]Value{}
-	}
-	s.scope.vars[name] = v
-}
+func (s *state) set(name string, v Value) { s.scope.set(name, v) }
 
 func (s *state) lookup(name string) Value {
 	for sc := s.scope; sc != nil; sc = sc.parent {
-		if v, ok := sc.vars[name]; ok {
+		if v, ok := sc.find(name); ok {
 			return v
 		}
 	}
 	return undefined{name}
 }
+
+// nest counts values within values, which may hold themselves; unnest undoes
+// it.
+func (s *state) nest() error {
+	if s.nested >= 2*maxDepth {
+		return &BudgetError{"nesting", 2 * maxDepth}
+	}
+	s.nested++
+	return s.step(1)
+}
+
+func (s *state) unnest() { s.nested-- }
 
 // step spends n steps.
 func (s *state) step(n int) error {

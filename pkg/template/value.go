@@ -249,9 +249,10 @@ func formatFloat(f float64) string {
 
 // equal is Python's ==.
 func (s *state) equal(a, b Value) (bool, error) {
-	if err := s.step(1); err != nil {
+	if err := s.nest(); err != nil {
 		return false, err
 	}
+	defer s.unnest()
 	switch x := a.(type) {
 	case nil:
 		return b == nil, nil
@@ -306,9 +307,10 @@ func (s *state) equal(a, b Value) (bool, error) {
 
 // compare orders two values of a kind, as Python's < does.
 func (s *state) compare(a, b Value) (int, error) {
-	if err := s.step(1); err != nil {
+	if err := s.nest(); err != nil {
 		return 0, err
 	}
+	defer s.unnest()
 	switch x := a.(type) {
 	case bool, int64, float64:
 		if isNumber(b) {
@@ -388,9 +390,10 @@ func (s *state) text(v Value) (str, error) {
 
 // repr appends Python's repr().
 func (s *state) repr(b *marked, v Value) error {
-	if err := s.step(1); err != nil {
+	if err := s.nest(); err != nil {
 		return err
 	}
+	defer s.unnest()
 	if b.len() > s.memory {
 		return s.alloc(b.len())
 	}
