@@ -75,7 +75,19 @@ func (t *Template) Chat(ctx context.Context, in ChatInput, o Options) (Result, e
 	if in.EOS != "" {
 		vars.Set("eos_token", Trusted(in.EOS))
 	}
+	if o.Budget.Steps == 0 {
+		o.Budget.Steps = o.Budget.orDefault().Steps + in.steps()
+	}
 	return t.Render(ctx, vars, o)
+}
+
+// steps is what honest templates take for a chat of this size, and more.
+func (in *ChatInput) steps() int {
+	n := 250*len(in.Messages) + (len(in.Tools)+len(in.Variables))/4
+	for _, m := range in.Messages {
+		n += (len(m.Role) + len(m.Content) + len(m.JSON)) / 4
+	}
+	return n
 }
 
 // InputError reports messages, tools or variables that are not what they must

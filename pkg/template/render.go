@@ -9,7 +9,7 @@ import (
 // Budget bounds what a template may use. Zero fields take the defaults, which
 // end a hostile template within 50 ms on an idle machine.
 type Budget struct {
-	Steps  int           // expressions, statements and elements looked at; default 300,000
+	Steps  int           // expressions, statements and elements looked at; default 150,000, more in Chat for long chats
 	Memory int           // bytes of strings and lists made; default 32 MiB
 	Output int           // bytes of the result; default 4 MiB
 	Time   time.Duration // a backstop for busy machines; default 1 s
@@ -17,7 +17,7 @@ type Budget struct {
 
 func (b Budget) orDefault() Budget {
 	if b.Steps == 0 {
-		b.Steps = 300_000
+		b.Steps = 150_000
 	}
 	if b.Memory == 0 {
 		b.Memory = 32 << 20
