@@ -1,0 +1,115 @@
+package ref
+
+import (
+	"math"
+
+	"github.com/lamina-mesh/lamina/pkg/kernel"
+	"github.com/lamina-mesh/lamina/pkg/tensor"
+)
+
+// from is the first position that position p sees.
+func from(p int, a kernel.Heads) int {
+	if a.Window > 0 {
+		return max(0, p-a.Window+1)
+	}
+	return 0
+}
+
+// attendRow is softmax attention of one head of one row: out[D] over positions
+// lo..p, key and value being that head's vectors. It returns the log-sum-exp.
+func attendRow[F tensor.Float](out, q []F, lo, p int, scale float64, key, value func(pos int) []F) float64 {
+	scores := make([]float64, p+1-lo)
+	best := math.Inf(-1)
+	for i := range scores {
+		scores[i] = dot(q, key(lo+i)) * scale
+		best = max(best, scores[i])
+	}
+	var sum float64
+	for i, s := range scores {
+		scores[i] = math.Exp(s - best)
+		sum += scores[i]
+	}
+	acc := make([]float64, len(out))
+	for i, w := range scores {
+		for j, v := range value(lo + i) {
+			acc[j] += w / sum * float64(v)
+		}
+	}
+	for j, v := range acc {
+		out[j] = F(v)
+	}
+	return best + math.Log(sum)
+}
+
+// Attend is causal attention over paged caches.
+func (*Set[F]) Attend(y, q []F, spans []kernel.Span[F], a kernel.Heads) {
+	rows := 0
+	for _, s := range spans {
+		rows += s.Rows
+	}
+	must("attend", "q", len(q), rows*a.H*a.D)
+	must("attend", "y", len(y), rows*a.H*a.D)
+	first := 0
+	for _, s := range spans {
+		each(s.Rows*a.H, func(i int) {
+			r, head := i/a.H, i%a.H
+			kv := head / (a.H / a.K)
+			at := func(pages [][]F) func(int) []F {
+				return func(pos int) []F {
+					return pages[pos/s.KV.PageLen][(pos%s.KV.PageLen*a.K+kv)*a.D:][:a.D]
+				}
+			}
+			off := ((first+r)*a.H + head) * a.D
+			attendRow(y[off:off+a.D], q[off:off+a.D], from(s.Pos+r, a), s.Pos+r, a.Scale, at(s.KV.Keys), at(s.KV.Values))
+		})
+		first += s.Rows
+	}
+}
+
+// AttendCausal is attention over whole sequences.
+func (*Set[F]) AttendCausal(y, lse, q, k, v []F, b, t int, a kernel.Heads) {
+	must("attend causal", "q", len(q), b*t*a.H*a.D)
+	must("attend causal", "y", len(y), b*t*a.H*a.D)
+	must("attend causal", "k", len(k), b*t*a.K*a.D)
+	must("attend causal", "v", len(v), b*t*a.K*a.D)
+	must("attend causal", "lse", len(lse), b*t*a.H)
+	each(b*t*a.H, func(i int) {
+		r, head := i/a.H, i%a.H
+		seq, p, kv := r/t, r%t, head/(a.H/a.K)
+		at := func(x []F) func(int) []F {
+			return func(pos int) []F { return x[((seq*t+pos)*a.K+kv)*a.D:][:a.D] }
+		}
+		lse[i] = F(attendRow(y[i*a.D:(i+1)*a.D], q[i*a.D:(i+1)*a.D], from(p, a), p, a.Scale, at(k), at(v)))
+	})
+}
+
+// AttendCausalGrad: with w the softmax weights, dv += w·dy, ds = w·(dy·v - dy·y),
+// dq += scale·ds·k, dk += scale·ds·q.
+func (*Set[F]) AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v []F, b, t int, a kernel.Heads) {
+	must("attend causal grad", "dy", len(dy), b*t*a.H*a.D)
+	for seq := range b {
+		sumK, sumV := make([]float64, t*a.K*a.D), make([]float64, t*a.K*a.D)
+		for p := range t {
+			for head := range a.H {
+				i, kv := (seq*t+p)*a.H+head, head/(a.H/a.K)
+				qr, dyr := q[i*a.D:(i+1)*a.D], dy[i*a.D:(i+1)*a.D]
+				delta := dot(dyr, y[i*a.D:(i+1)*a.D])
+				sumQ := make([]float64, a.D)
+				for pos := from(p, a); pos <= p; pos++ {
+					off := (pos*a.K + kv) * a.D
+					kr, vr := k[seq*t*a.K*a.D+off:][:a.D], v[seq*t*a.K*a.D+off:][:a.D]
+					w := math.Exp(dot(qr, kr)*a.Scale - float64(lse[i]))
+					ds := w * (dot(dyr, vr) - delta) * a.Scale
+					for j := range a.D {
+						sumV[off+j] += w * float64(dyr[j])
+						sumQ[j] += ds * float64(kr[j])
+						sumK[off+j] += ds * float64(qr[j])
+					}
+				}
+				addTo(dq[i*a.D:(i+1)*a.D], sumQ)
+			}
+		}
+		addTo(dk[seq*t*a.K*a.D:(seq+1)*t*a.K*a.D], sumK)
+		addTo(dv[seq*t*a.K*a.D:(seq+1)*t*a.K*a.D], sumV)
+	}
+}

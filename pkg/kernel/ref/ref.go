@@ -1,0 +1,244 @@
+// Package ref is the plain kernel set: every operation as its formula reads, over
+// float32 or float64. It is the oracle that the fast sets are compared with and the
+// set that gradients are checked on, so it is never optimised beyond spreading
+// independent rows over goroutines.
+//
+// Sums are accumulated in float64 in index order and rounded once.
+package ref
+
+import (
+	"fmt"
+	"math"
+	"runtime"
+	"sync"
+
+	"github.com/lamina-mesh/lamina/pkg/kernel"
+	"github.com/lamina-mesh/lamina/pkg/tensor"
+)
+
+// Set implements kernel.Set plainly. It has no state.
+type Set[F tensor.Float] struct{}
+
+// New returns the reference set.
+func New[F tensor.Float]() *Set[F] { return &Set[F]{} }
+
+// Name is "ref".
+func (*Set[F]) Name() string { return "ref" }
+
+// Class is "ref/1" over float32 and "ref64/1" over float64.
+func (*Set[F]) Class() string {
+	if F(1)/3 == F(float32(1)/3) {
+		return "ref/1"
+	}
+	return "ref64/1"
+}
+
+// must panics with the operation's name unless a slice has the wanted length.
+func must(op, name string, got, want int) {
+	if got != want {
+		panic(fmt.Sprintf("%s: %s has %d elements, want %d", op, name, got, want))
+	}
+}
+
+// each calls body for 0..n-1, spread over the processors. Bodies are independent.
+func each(n int, body func(i int)) {
+	workers := min(runtime.GOMAXPROCS(0), n)
+	if workers <= 1 {
+		for i := range n {
+			body(i)
+		}
+		return
+	}
+	var wg sync.WaitGroup
+	for w := range workers {
+		wg.Go(func() {
+			for i := w * n / workers; i < (w+1)*n/workers; i++ {
+				body(i)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// row decodes row n of w into buf and returns it.
+func row[F tensor.Float](w *kernel.Matrix[F], n int, buf []F) []F {
+	if w.Dense != nil {
+		return w.Dense[n*w.Cols : (n+1)*w.Cols]
+	}
+	size := w.DType.RowBytes(w.Cols)
+	tensor.Dequantize(buf, w.Raw[n*size:(n+1)*size], w.DType)
+	return buf
+}
+
+func dot[F tensor.Float](a, b []F) float64 {
+	var sum float64
+	for i, x := range a {
+		sum += float64(x) * float64(b[i])
+	}
+	return sum
+}
+
+// MatMul computes y = x·Wᵀ + bias.
+func (*Set[F]) MatMul(y, x []F, w *kernel.Matrix[F], bias []F, t int) {
+	must("matmul", "x", len(x), t*w.Cols)
+	must("matmul", "y", len(y), t*w.Rows)
+	if bias != nil {
+		must("matmul", "bias", len(bias), w.Rows)
+	}
+	const tile = 64
+	each((w.Rows+tile-1)/tile, func(i int) {
+		buf := make([]F, w.Cols)
+		for n := i * tile; n < min((i+1)*tile, w.Rows); n++ {
+			weights := row(w, n, buf)
+			for r := range t {
+				sum := dot(x[r*w.Cols:(r+1)*w.Cols], weights)
+				if bias != nil {
+					sum += float64(bias[n])
+				}
+				y[r*w.Rows+n] = F(sum)
+			}
+		}
+	})
+}
+
+// MatMulGrad adds the gradients of MatMul.
+func (*Set[F]) MatMulGrad(dx, dw, dbias, dy, x []F, w *kernel.Matrix[F], t int) {
+	must("matmul grad", "dy", len(dy), t*w.Rows)
+	if dx != nil {
+		must("matmul grad", "dx", len(dx), t*w.Cols)
+		each(t, func(r int) {
+			sums, buf := make([]float64, w.Cols), make([]F, w.Cols)
+			for n := range w.Rows {
+				g := float64(dy[r*w.Rows+n])
+				for i, v := range row(w, n, buf) {
+					sums[i] += g * float64(v)
+				}
+			}
+			for i, sum := range sums {
+				dx[r*w.Cols+i] += F(sum)
+			}
+		})
+	}
+	if dw != nil {
+		must("matmul grad", "x", len(x), t*w.Cols)
+		must("matmul grad", "dw", len(dw), w.Rows*w.Cols)
+		each(w.Rows, func(n int) {
+			sums := make([]float64, w.Cols)
+			for r := range t {
+				g := float64(dy[r*w.Rows+n])
+				for i, v := range x[r*w.Cols : (r+1)*w.Cols] {
+					sums[i] += g * float64(v)
+				}
+			}
+			for i, sum := range sums {
+				dw[n*w.Cols+i] += F(sum)
+			}
+		})
+	}
+	if dbias != nil {
+		must("matmul grad", "dbias", len(dbias), w.Rows)
+		for n := range w.Rows {
+			var sum float64
+			for r := range t {
+				sum += float64(dy[r*w.Rows+n])
+			}
+			dbias[n] += F(sum)
+		}
+	}
+}
+
+// Embed copies rows of w.
+func (*Set[F]) Embed(y []F, w *kernel.Matrix[F], ids []int32) {
+	must("embed", "y", len(y), len(ids)*w.Cols)
+	for t, id := range ids {
+		out := y[t*w.Cols : (t+1)*w.Cols]
+		copy(out, row(w, int(id), out))
+	}
+}
+
+// EmbedGrad adds rows of dy to rows of dw.
+func (*Set[F]) EmbedGrad(dw, dy []F, ids []int32, c int) {
+	must("embed grad", "dy", len(dy), len(ids)*c)
+	for t, id := range ids {
+		for i, g := range dy[t*c : (t+1)*c] {
+			dw[int(id)*c+i] += g
+		}
+	}
+}
+
+// Rotate turns each head to its position.
+func (*Set[F]) Rotate(x []F, r *kernel.Rotary, pos []int32, h, d int) { rotate(x, r, pos, h, d, 1) }
+
+// RotateGrad turns gradients back.
+func (*Set[F]) RotateGrad(dx []F, r *kernel.Rotary, pos []int32, h, d int) {
+	rotate(dx, r, pos, h, d, -1)
+}
+
+func rotate[F tensor.Float](x []F, r *kernel.Rotary, pos []int32, h, d int, direction float64) {
+	must("rotate", "x", len(x), len(pos)*h*d)
+	must("rotate", "freq", len(r.Freq), r.Dims/2)
+	for t, p := range pos {
+		for head := range h {
+			v := x[(t*h+head)*d:][:d]
+			for i, freq := range r.Freq {
+				sin, cos := math.Sincos(float64(p) * freq)
+				sin, cos = sin*r.Scale*direction, cos*r.Scale
+				a, b := i, i+r.Dims/2
+				if r.Interleaved {
+					a, b = 2*i, 2*i+1
+				}
+				va, vb := float64(v[a]), float64(v[b])
+				v[a], v[b] = F(va*cos-vb*sin), F(va*sin+vb*cos)
+			}
+		}
+	}
+}
+
+// Add computes y += x.
+func (*Set[F]) Add(y, x []F) {
+	must("add", "x", len(x), len(y))
+	for i, v := range x {
+		y[i] += v
+	}
+}
+
+// LogSumExp returns log Σ exp(x).
+func (*Set[F]) LogSumExp(x []F) float64 {
+	best := math.Inf(-1)
+	for _, v := range x {
+		best = max(best, float64(v))
+	}
+	var sum float64
+	for _, v := range x {
+		sum += math.Exp(float64(v) - best)
+	}
+	return best + math.Log(sum)
+}
+
+// CrossEntropy is the negative log-likelihood and its gradient.
+func (s *Set[F]) CrossEntropy(loss []float64, dlogits, logits []F, targets []int32, scale float64, t, v int) {
+	must("cross entropy", "logits", len(logits), t*v)
+	must("cross entropy", "targets", len(targets), t)
+	must("cross entropy", "loss", len(loss), t)
+	for r, target := range targets {
+		x := logits[r*v : (r+1)*v]
+		loss[r] = 0
+		lse := s.LogSumExp(x)
+		if target >= 0 {
+			loss[r] = lse - float64(x[target])
+		}
+		if dlogits == nil {
+			continue
+		}
+		for i := range x {
+			g := 0.0
+			if target >= 0 {
+				g = math.Exp(float64(x[i]) - lse)
+				if i == int(target) {
+					g--
+				}
+			}
+			dlogits[r*v+i] = F(scale * g)
+		}
+	}
+}
