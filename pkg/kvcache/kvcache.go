@@ -1,0 +1,209 @@
+// Package kvcache stores the keys and values of live sequences in pages, so that
+// memory is handed out by the page and never moved. A Cache belongs to one stage;
+// a Sequence is one session's block table in it. Positions are arguments
+// everywhere: nothing here counts forward on its own.
+//
+// The shard service calls it: it reserves before a batch, writes and views through
+// pkg/model while the batch runs, and frees when the session ends. A Cache is safe
+// for concurrent use; a Sequence belongs to whoever runs its batch.
+package kvcache
+
+import (
+	"fmt"
+	"sync"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	"github.com/lamina-mesh/lamina/pkg/kernel"
+	"github.com/lamina-mesh/lamina/pkg/tensor"
+)
+
+// DefaultPageLen is how many positions share a page unless said otherwise.
+const DefaultPageLen = 16
+
+// Config shapes a cache.
+type Config struct {
+	Layers  int // of the stage
+	KVHeads int // K
+	HeadDim int // D
+	PageLen int // positions in a page; 0 means DefaultPageLen
+	Pages   int // the limit
+}
+
+// page holds the keys and values of PageLen positions in every layer.
+type page[F tensor.Float] struct {
+	keys, values [][]F // by layer, [PageLen, K*D]
+}
+
+// Cache is a bounded pool of pages.
+type Cache[F tensor.Float] struct {
+	cfg Config
+
+	mu   sync.Mutex
+	free []*page[F] // made before and given back
+	made int
+	used int
+}
+
+// New returns an empty cache; pages are made when first needed.
+func New[F tensor.Float](cfg Config) *Cache[F] {
+	if cfg.PageLen == 0 {
+		cfg.PageLen = DefaultPageLen
+	}
+	return &Cache[F]{cfg: cfg}
+}
+
+// Config returns the cache's shape.
+func (c *Cache[F]) Config() Config { return c.cfg }
+
+// Used returns the number of pages that sequences hold.
+func (c *Cache[F]) Used() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.used
+}
+
+// take hands out n pages or none.
+func (c *Cache[F]) take(n int) ([]*page[F], error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.used+n > c.cfg.Pages {
+		return nil, fault.New(fault.Exhausted, "reserve %d KV pages: %d of %d are in use", n, c.used, c.cfg.Pages)
+	}
+	out := make([]*page[F], 0, n)
+	for range n {
+		if last := len(c.free) - 1; last >= 0 {
+			out = append(out, c.free[last])
+			c.free = c.free[:last]
+			continue
+		}
+		out = append(out, c.newPage())
+		c.made++
+	}
+	c.used += n
+	return out, nil
+}
+
+func (c *Cache[F]) newPage() *page[F] {
+	size := c.cfg.PageLen * c.cfg.KVHeads * c.cfg.HeadDim
+	store := make([]F, 2*c.cfg.Layers*size)
+	p := &page[F]{}
+	for range c.cfg.Layers {
+		p.keys = append(p.keys, store[:size:size])
+		p.values = append(p.values, store[size:2*size:2*size])
+		store = store[2*size:]
+	}
+	return p
+}
+
+func (c *Cache[F]) give(pages []*page[F]) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.free = append(c.free, pages...)
+	c.used -= len(pages)
+}
+
+// Check reports pages that were lost or given back twice. It holds at any time.
+func (c *Cache[F]) Check() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	seen := make(map[*page[F]]bool, len(c.free))
+	for _, p := range c.free {
+		if seen[p] {
+			return fault.New(fault.Internal, "check KV cache: a page is free twice")
+		}
+		seen[p] = true
+	}
+	if len(c.free)+c.used != c.made || c.used < 0 {
+		return fault.New(fault.Internal, "check KV cache: %d free and %d used pages, %d made", len(c.free), c.used, c.made)
+	}
+	return nil
+}
+
+// Sequence is one session's pages.
+type Sequence[F tensor.Float] struct {
+	cache *Cache[F]
+	pages []*page[F]
+	len   int
+	views []kernel.KV[F] // by layer, rebuilt when pages change
+}
+
+// NewSequence returns an empty sequence.
+func (c *Cache[F]) NewSequence() *Sequence[F] { return &Sequence[F]{cache: c} }
+
+// Len is the number of positions that hold keys and values.
+func (s *Sequence[F]) Len() int { return s.len }
+
+// Reserve makes room for positions 0..n-1, or changes nothing and returns an
+// Exhausted fault.
+func (s *Sequence[F]) Reserve(n int) error {
+	pageLen := s.cache.cfg.PageLen
+	missing := (n+pageLen-1)/pageLen - len(s.pages)
+	if missing <= 0 {
+		return nil
+	}
+	pages, err := s.cache.take(missing)
+	if err != nil {
+		return err
+	}
+	s.pages = append(s.pages, pages...)
+	s.views = nil
+	return nil
+}
+
+// Extend says that positions up to n-1 hold keys and values. They must be reserved.
+func (s *Sequence[F]) Extend(n int) {
+	if n > len(s.pages)*s.cache.cfg.PageLen {
+		panic(fmt.Sprintf("extend sequence to %d positions: %d pages are reserved", n, len(s.pages)))
+	}
+	s.len = max(s.len, n)
+}
+
+// Truncate drops the positions from n on and gives back the pages that empties.
+func (s *Sequence[F]) Truncate(n int) {
+	if n >= s.len {
+		return
+	}
+	s.len = n
+	keep := (n + s.cache.cfg.PageLen - 1) / s.cache.cfg.PageLen
+	s.cache.give(s.pages[keep:])
+	s.pages = s.pages[:keep:keep]
+	s.views = nil
+}
+
+// Free gives all pages back. The sequence may be used again, empty.
+func (s *Sequence[F]) Free() {
+	s.cache.give(s.pages)
+	s.pages, s.views, s.len = nil, nil, 0
+}
+
+// View is a layer's keys and values, for attention. It stays valid until the
+// sequence's pages change.
+func (s *Sequence[F]) View(layer int) kernel.KV[F] {
+	if s.views == nil {
+		s.views = make([]kernel.KV[F], s.cache.cfg.Layers)
+		for l := range s.views {
+			kv := kernel.KV[F]{PageLen: s.cache.cfg.PageLen}
+			for _, p := range s.pages {
+				kv.Keys = append(kv.Keys, p.keys[l])
+				kv.Values = append(kv.Values, p.values[l])
+			}
+			s.views[l] = kv
+		}
+	}
+	return s.views[layer]
+}
+
+// Write stores keys and values k, v [rows, K*D] of consecutive positions from pos on.
+func (s *Sequence[F]) Write(layer, pos int, k, v []F) {
+	width, pageLen := s.cache.cfg.KVHeads*s.cache.cfg.HeadDim, s.cache.cfg.PageLen
+	if len(k) != len(v) || len(k)%width != 0 || pos+len(k)/width > len(s.pages)*pageLen {
+		panic(fmt.Sprintf("write KV: %d and %d elements at position %d, %d pages reserved", len(k), len(v), pos, len(s.pages)))
+	}
+	for len(k) > 0 {
+		p, at := s.pages[pos/pageLen], pos%pageLen
+		n := min(len(k), (pageLen-at)*width)
+		copy(p.keys[layer][at*width:], k[:n])
+		copy(p.values[layer][at*width:], v[:n])
+		k, v, pos = k[n:], v[n:], pos+n/width
+	}
+}

@@ -1,0 +1,64 @@
+package kvcache_test
+
+import (
+	"testing"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	"github.com/lamina-mesh/lamina/pkg/kvcache"
+)
+
+func TestSequence_ReadsBackWhatItWrote(t *testing.T) {
+	c := kvcache.New[float32](kvcache.Config{Layers: 2, KVHeads: 1, HeadDim: 2, PageLen: 4, Pages: 5})
+	s := c.NewSequence()
+	if err := s.Reserve(10); err != nil {
+		t.Fatal(err)
+	}
+	k, v := make([]float32, 20), make([]float32, 20)
+	for i := range k {
+		k[i], v[i] = float32(i), float32(-i)
+	}
+	s.Write(1, 0, k[:6], v[:6]) // positions 0..2
+	s.Write(1, 3, k[6:], v[6:]) // 3..9, over two page borders
+	s.Extend(10)
+	view := s.View(1)
+	for pos := range 10 {
+		for d := range 2 {
+			at := pos%4*2 + d
+			if got := view.Keys[pos/4][at]; got != k[2*pos+d] {
+				t.Errorf("key of position %d is %v, want %v", pos, got, k[2*pos+d])
+			}
+			if got := view.Values[pos/4][at]; got != v[2*pos+d] {
+				t.Errorf("value of position %d is %v, want %v", pos, got, v[2*pos+d])
+			}
+		}
+	}
+	s.Truncate(4)
+	if c.Used() != 1 || s.Len() != 4 {
+		t.Errorf("after truncation to 4: %d pages, %d positions", c.Used(), s.Len())
+	}
+	s.Free()
+	if err := c.Check(); err != nil || c.Used() != 0 {
+		t.Errorf("after free: %d pages used, %v", c.Used(), err)
+	}
+}
+
+func TestSequence_FullCacheRefusesAndKeepsCount(t *testing.T) {
+	c := kvcache.New[float32](kvcache.Config{Layers: 1, KVHeads: 1, HeadDim: 1, PageLen: 4, Pages: 3})
+	a, b := c.NewSequence(), c.NewSequence()
+	if err := a.Reserve(8); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Reserve(8); fault.CodeOf(err) != fault.Exhausted {
+		t.Fatalf("reserving beyond the limit: %v", err)
+	}
+	if c.Used() != 2 {
+		t.Errorf("a refused reservation took pages: %d used", c.Used())
+	}
+	a.Free()
+	if err := b.Reserve(12); err != nil {
+		t.Errorf("after a free: %v", err)
+	}
+	if err := c.Check(); err != nil {
+		t.Error(err)
+	}
+}
