@@ -56,14 +56,17 @@ func newMatcher(tokens []addedToken) *matcher {
 	return m
 }
 
-// found is one added token in a text: the bytes [start, end) it takes.
+// found is one added token in a text: the bytes [start, end) it takes, and where
+// the search for the next one goes on. White space that a token takes along may
+// itself hold the next token.
 type found struct {
-	start, end int
-	id         int32
+	start, end, resume int
+	id                 int32
 }
 
-// next returns the first added token that starts at or after s[from:].
-func (m *matcher) next(s string, from int, o *Options, plain *spans) (found, bool) {
+// next returns the first added token at or after s[from:]. Everything before
+// s[taken:] belongs to tokens already found.
+func (m *matcher) next(s string, from, taken int, o *Options, plain *spans) (found, bool) {
 	for i := from; i < len(s); i++ {
 		if !m.first[s[i]] {
 			continue
@@ -94,9 +97,9 @@ func (m *matcher) next(s string, from int, o *Options, plain *spans) (found, boo
 			continue
 		}
 		t := &m.tokens[best]
-		f := found{start: i, end: i + len(t.text), id: t.id}
-		for t.lstrip && f.start > from {
-			r, n := utf8.DecodeLastRuneInString(s[from:f.start])
+		f := found{start: max(i, taken), end: i + len(t.text), resume: i + len(t.text), id: t.id}
+		for t.lstrip && f.start > taken {
+			r, n := utf8.DecodeLastRuneInString(s[taken:f.start])
 			if !unicode.IsSpace(r) {
 				break
 			}
@@ -109,6 +112,7 @@ func (m *matcher) next(s string, from int, o *Options, plain *spans) (found, boo
 			}
 			f.end += n
 		}
+		f.end = max(f.end, taken)
 		return f, true
 	}
 	return found{}, false

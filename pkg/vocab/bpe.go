@@ -2,6 +2,7 @@ package vocab
 
 import (
 	"math/bits"
+	"slices"
 	"unicode/utf8"
 )
 
@@ -62,6 +63,14 @@ type scratch struct {
 	queue queue
 }
 
+// room is an empty list with space for n links.
+func (s *scratch) room(n int) []link {
+	if cap(s.links) < n {
+		s.links = make([]link, 0, n)
+	}
+	return s.links[:0]
+}
+
 // link is one symbol of a piece in a doubly linked list over positions.
 type link struct {
 	id         int32
@@ -73,51 +82,6 @@ type link struct {
 
 const noMerge = ^uint32(0)
 
-// queue is a binary heap of rank<<32|position, smallest first.
-type queue []uint64
-
-func (q *queue) push(x uint64) {
-	h := append(*q, x)
-	i := len(h) - 1
-	for i > 0 {
-		p := (i - 1) / 2
-		if h[p] <= x {
-			break
-		}
-		h[i] = h[p]
-		i = p
-	}
-	h[i] = x
-	*q = h
-}
-
-func (q *queue) pop() uint64 {
-	h := *q
-	top := h[0]
-	x := h[len(h)-1]
-	h = h[:len(h)-1]
-	*q = h
-	i := 0
-	for {
-		c := 2*i + 1
-		if c >= len(h) {
-			break
-		}
-		if c+1 < len(h) && h[c+1] < h[c] {
-			c++
-		}
-		if x <= h[c] {
-			break
-		}
-		h[i] = h[c]
-		i = c
-	}
-	if len(h) > 0 {
-		h[i] = x
-	}
-	return top
-}
-
 // few is the length up to which looking through all pairs beats a heap.
 const few = 24
 
@@ -127,7 +91,8 @@ func (m *merges) apply(ids []int32, s *scratch, out []int32) []int32 {
 	if len(ids) <= few {
 		return append(out, m.applyFew(ids)...)
 	}
-	links, q := s.links[:0], s.queue[:0]
+	links, q := s.room(len(ids)), &s.queue
+	q.reset(len(ids))
 	for i, id := range ids {
 		l := link{id: id, prev: int32(i) - 1, next: int32(i) + 1, rank: noMerge}
 		if i+1 < len(ids) {
@@ -151,8 +116,11 @@ func (m *merges) apply(ids []int32, s *scratch, out []int32) []int32 {
 			q.push(uint64(rank)<<32 | uint64(uint32(i)))
 		}
 	}
-	for len(q) > 0 {
-		top := q.pop()
+	for {
+		top, ok := q.pop()
+		if !ok {
+			break
+		}
 		i := int32(uint32(top))
 		l := &links[i]
 		if l.id < 0 || l.rank != uint32(top>>32) {
@@ -172,7 +140,7 @@ func (m *merges) apply(ids []int32, s *scratch, out []int32) []int32 {
 	for i := int32(0); i >= 0; i = links[i].next {
 		out = append(out, links[i].id)
 	}
-	s.links, s.queue = links, q
+	s.links = links
 	return out
 }
 
@@ -227,7 +195,7 @@ func (m *byteBPE) encode(piece string, s *scratch, out []int32) ([]int32, error)
 			return append(out, id), nil
 		}
 	}
-	ids := s.ids[:0]
+	ids := slices.Grow(s.ids[:0], len(piece))
 	for i := 0; i < len(piece); i++ {
 		id := m.bytes[piece[i]]
 		if id < 0 {

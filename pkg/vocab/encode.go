@@ -40,10 +40,10 @@ type encoder struct {
 
 // text cuts at the added tokens that stand in the text as it came.
 func (e *encoder) text(text string) error {
-	at, first := 0, true
+	at, from, first := 0, 0, true
 	if e.v.raw != nil {
 		for {
-			f, ok := e.v.raw.next(text, at, e.o, &e.plain)
+			f, ok := e.v.raw.next(text, from, at, e.o, &e.plain)
 			if !ok {
 				break
 			}
@@ -51,7 +51,7 @@ func (e *encoder) text(text string) error {
 				return err
 			}
 			e.out = append(e.out, f.id)
-			at, first = f.end, false
+			at, from, first = f.end, f.resume, false
 		}
 	}
 	return e.between(text[at:], first)
@@ -69,11 +69,11 @@ func (e *encoder) between(text string, first bool) error {
 	if e.v.normalized == nil {
 		return e.plainText(text, first)
 	}
-	at := 0
+	at, from := 0, 0
 	none := Options{} // positions moved, so no control token is read here
 	var plain spans
 	for {
-		f, ok := e.v.normalized.next(text, at, &none, &plain)
+		f, ok := e.v.normalized.next(text, from, at, &none, &plain)
 		if !ok {
 			return e.plainText(text[at:], first)
 		}
@@ -81,7 +81,7 @@ func (e *encoder) between(text string, first bool) error {
 			return err
 		}
 		e.out = append(e.out, f.id)
-		at, first = f.end, false
+		at, from, first = f.end, f.resume, false
 	}
 }
 

@@ -171,7 +171,7 @@ func (v *Vocab) merges(field string, pairs [][2]string) (*merges, error) {
 			return nil, malformed(field, "merge %d of %q and %q names a token outside the vocabulary", rank, p[0], p[1])
 		}
 		if k := v.tokens[made].kind; k == KindControl || k == KindUnknown {
-			return nil, malformed(field, "merge %d makes control token %d", rank, made)
+			continue // text never becomes a control token
 		}
 		table.add(left, right, uint32(rank), made)
 	}

@@ -43,7 +43,7 @@ func newSPM(pieces map[string]int32, scores []float32, bytes [256]int32, unk int
 }
 
 func (m *spm) encode(piece string, s *scratch, out []int32) ([]int32, error) {
-	links, q := s.links[:0], s.queue[:0]
+	links, q := s.room(utf8.RuneCountInString(piece)), &s.queue
 	for i := 0; i < len(piece); {
 		_, n := utf8.DecodeRuneInString(piece[i:])
 		k := int32(len(links))
@@ -54,6 +54,7 @@ func (m *spm) encode(piece string, s *scratch, out []int32) ([]int32, error) {
 		return out, nil
 	}
 	links[len(links)-1].next = -1
+	q.reset(len(links))
 	pair := func(i int32) {
 		l := &links[i]
 		l.rank = noMerge
@@ -72,8 +73,11 @@ func (m *spm) encode(piece string, s *scratch, out []int32) ([]int32, error) {
 	for i := range links {
 		pair(int32(i))
 	}
-	for len(q) > 0 {
-		top := q.pop()
+	for {
+		top, ok := q.pop()
+		if !ok {
+			break
+		}
 		i := int32(uint32(top))
 		l := &links[i]
 		if l.end == l.start || l.rank != uint32(top>>32) {
@@ -90,7 +94,7 @@ func (m *spm) encode(piece string, s *scratch, out []int32) ([]int32, error) {
 			pair(l.prev)
 		}
 	}
-	s.links, s.queue = links, q
+	s.links = links
 	for i := int32(0); i >= 0; i = links[i].next {
 		l := &links[i]
 		if id, ok := m.pieces[piece[l.start:l.end]]; ok {
