@@ -25,7 +25,11 @@ const (
 	keyMerges = "tokenizer.ggml.merges"
 )
 
-const maxTokens = 1 << 22
+// Bounds on what a file may ask for: ids, and bytes of one token.
+const (
+	maxTokens = 1 << 22
+	maxToken  = 1 << 14
+)
 
 // FromGGUF reads the vocabulary in a GGUF file's metadata. It returns a
 // *FormatError for metadata that is malformed or of a family not read here.
@@ -44,6 +48,9 @@ func FromGGUF(meta Meta) (*Vocab, error) {
 	}
 	v := &Vocab{tokens: make([]token, len(texts)), ids: make(map[string]int32, len(texts)), pretok: whole}
 	for i, text := range texts {
+		if len(text) > maxToken {
+			return nil, malformed(keyTokens, "token %d is longer than %d bytes", i, maxToken)
+		}
 		k := KindNormal
 		if hasTypes {
 			if types[i] < 0 || types[i] > int64(KindByte) {

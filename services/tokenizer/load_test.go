@@ -1,0 +1,99 @@
+package tokenizer_test
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
+	"github.com/lamina-mesh/lamina/services/tokenizer"
+)
+
+// shared returns a path in the folder of test models, or skips.
+func shared(t *testing.T, parts ...string) string {
+	t.Helper()
+	root := os.Getenv("LAMINA_SHARED")
+	if root == "" {
+		root = filepath.Join("..", "..", "..", "shared")
+	}
+	path := filepath.Join(append([]string{root}, parts...)...)
+	if _, err := os.Stat(path); err != nil {
+		t.Skipf("%s is not there", filepath.Join(parts...))
+	}
+	return path
+}
+
+func TestLoad_ChatModelAnswersWithItsOwnTemplate(t *testing.T) {
+	dir := shared(t, "models", "smollm2-135m-instruct")
+	m, err := tokenizer.Load(filepath.Join(dir, "SmolLM2-135M-Instruct.Q4_1.gguf"), "", "sha256:given")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m.Name != "SmolLM2-135M-Instruct.Q4_1" || m.Digest != "sha256:given" {
+		t.Errorf("%q %q", m.Name, m.Digest)
+	}
+	data, err := os.ReadFile(filepath.Join(dir, "expected.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var want struct {
+		Cases []struct {
+			Prompt string   `json:"prompt"`
+			IDs    []uint32 `json:"prompt_ids"`
+		} `json:"cases"`
+	}
+	if err := json.Unmarshal(data, &want); err != nil {
+		t.Fatal(err)
+	}
+	_, client := serve(t, m)
+	chats := 0
+	for _, c := range want.Cases {
+		_, rest, found := strings.Cut(c.Prompt, "<|im_start|>user\n")
+		user, _, closed := strings.Cut(rest, "<|im_end|>")
+		if !found || !closed {
+			continue
+		}
+		chats++
+		r, err := client.ApplyChatTemplate(t.Context(), &tokenizerv1.ApplyChatTemplateRequest{
+			Messages: []*tokenizerv1.Message{{Role: "user", Content: user}}})
+		if err != nil || r.GetText() != c.Prompt || !slices.Equal(r.GetIds(), c.IDs) {
+			t.Errorf("%q %v, %v\nwant %q %v", r.GetText(), r.GetIds(), err, c.Prompt, c.IDs)
+		}
+	}
+	if chats == 0 {
+		t.Error("no chat among the expected cases")
+	}
+}
+
+func TestLoad_HuggingFaceDirectory(t *testing.T) {
+	m, err := tokenizer.Load(shared(t, "models", "tiny", "llama"), "tiny", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m.Vocab.Size() != 320 || !strings.HasPrefix(m.Digest, "sha256:") {
+		t.Errorf("size %d, digest %q", m.Vocab.Size(), m.Digest)
+	}
+}
+
+func TestLoad_Errors(t *testing.T) {
+	dir := t.TempDir()
+	bad := filepath.Join(dir, "bad.gguf")
+	if err := os.WriteFile(bad, []byte("GGUX"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	other := t.TempDir()
+	if err := os.WriteFile(filepath.Join(other, "tokenizer.json"), []byte(`{"model":{"type":"Unigram","vocab":{"a":0}}}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for path, code := range map[string]fault.Code{
+		filepath.Join(dir, "none"): fault.NotFound, dir: fault.NotFound, bad: fault.Invalid, other: fault.Unimplemented,
+	} {
+		if _, err := tokenizer.Load(path, "", ""); fault.CodeOf(err) != code {
+			t.Errorf("%s: %v, want %v", path, err, code)
+		}
+	}
+}
