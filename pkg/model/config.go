@@ -1,0 +1,196 @@
+package model
+
+import (
+	"fmt"
+	"math"
+
+	"github.com/lamina-mesh/lamina/pkg/kernel"
+)
+
+// Config is a model's hyper-parameters, read from config.json or GGUF metadata.
+type Config struct {
+	Architecture string // "llama", "mistral", "qwen2", "gpt2"
+	Layers       int    // L
+	Width        int    // C
+	Heads        int    // H
+	KVHeads      int    // K
+	HeadDim      int    // D
+	FF           int    // F
+	Vocab        int    // V
+	Context      int    // longest context in positions
+	NormEps      float64
+	LayerNorm    bool // LayerNorm with bias instead of RMSNorm
+	GLU          bool // act(gate)·up instead of act(up)
+	Act          kernel.Act
+	BiasQKV      bool
+	BiasO        bool
+	BiasMLP      bool
+	TiedHead     bool // the head is the embedding
+	Learned      bool // learned positions instead of rotary ones
+	Window       int  // sliding window; 0 for none
+	Rope         Rope
+	BOS, EOS     int // -1 where there is none
+}
+
+// Rope says how positions are rotated.
+type Rope struct {
+	Base        float64
+	Dims        int       // rotated components of a head
+	Interleaved bool      // pairs (2i, 2i+1), as GGUF's llama has them
+	Type        string    // "", "linear", "llama3", "yarn"
+	Factor      float64   // context extension
+	Original    int       // context before the extension
+	LowFreq     float64   // llama3
+	HighFreq    float64   // llama3
+	BetaFast    float64   // yarn
+	BetaSlow    float64   // yarn
+	Attention   float64   // yarn: magnitude; 0 means the paper's
+	KeepRamp    bool      // yarn: do not round the ramp's ends
+	Factors     []float32 // divides each frequency, where a file gives them
+}
+
+// UnsupportedError reports a model that this build cannot run.
+type UnsupportedError struct {
+	Field, Value string
+	Supported    string
+}
+
+// Error names the field and what would be supported.
+func (e *UnsupportedError) Error() string {
+	return fmt.Sprintf("read model: %s %q is not supported (%s)", e.Field, e.Value, e.Supported)
+}
+
+// FieldError reports a hyper-parameter that is missing or impossible.
+type FieldError struct{ Field, Msg string }
+
+// Error names the field.
+func (e *FieldError) Error() string { return fmt.Sprintf("read model: %s: %s", e.Field, e.Msg) }
+
+// Limits of hyper-parameters: far above any model, and small enough that products
+// of three do not overflow.
+const maxSize = 1 << 24
+
+// Validate reports the first hyper-parameter that is out of bounds.
+func (c *Config) Validate() error {
+	for _, f := range []struct {
+		name  string
+		value int
+	}{
+		{"layers", c.Layers}, {"width", c.Width}, {"heads", c.Heads}, {"key/value heads", c.KVHeads}, {"head size", c.HeadDim},
+		{"feed-forward width", c.FF}, {"vocabulary", c.Vocab}, {"context", c.Context},
+	} {
+		if f.value < 1 || f.value > maxSize {
+			return &FieldError{f.name, fmt.Sprintf("%d is not within 1..%d", f.value, maxSize)}
+		}
+	}
+	if c.Layers > 4096 {
+		return &FieldError{"layers", fmt.Sprintf("%d is more than 4096", c.Layers)}
+	}
+	if c.Heads%c.KVHeads != 0 {
+		return &FieldError{"key/value heads", fmt.Sprintf("%d do not divide %d heads", c.KVHeads, c.Heads)}
+	}
+	if !c.Learned && (c.Rope.Dims%2 != 0 || c.Rope.Dims < 2 || c.Rope.Dims > c.HeadDim) {
+		return &FieldError{"rotated dimensions", fmt.Sprintf("%d are not an even part of head size %d", c.Rope.Dims, c.HeadDim)}
+	}
+	if !(c.NormEps >= 0 && c.NormEps < 1) {
+		return &FieldError{"norm epsilon", fmt.Sprintf("%g is not within 0..1", c.NormEps)}
+	}
+	if !c.Learned && !(c.Rope.Base > 1) {
+		return &FieldError{"rope base", fmt.Sprintf("%g is not above 1", c.Rope.Base)}
+	}
+	if c.Rope.Factors != nil && len(c.Rope.Factors) != c.Rope.Dims/2 {
+		return &FieldError{"rope factors", fmt.Sprintf("%d for %d frequencies", len(c.Rope.Factors), c.Rope.Dims/2)}
+	}
+	return nil
+}
+
+// heads shapes the attention of every layer.
+func (c *Config) heads() kernel.Heads {
+	return kernel.Heads{H: c.Heads, K: c.KVHeads, D: c.HeadDim, Scale: 1 / math.Sqrt(float64(c.HeadDim)), Window: c.Window}
+}
+
+// rotary computes the rotation's frequencies.
+func (c *Config) rotary() *kernel.Rotary {
+	r := &c.Rope
+	out := &kernel.Rotary{Dims: r.Dims, Interleaved: r.Interleaved, Scale: 1, Freq: make([]float64, r.Dims/2)}
+	for i := range out.Freq {
+		out.Freq[i] = math.Pow(r.Base, -2*float64(i)/float64(r.Dims))
+	}
+	switch r.Type {
+	case "linear":
+		for i := range out.Freq {
+			out.Freq[i] /= r.Factor
+		}
+	case "llama3":
+		r.llama3(out.Freq)
+	case "yarn":
+		r.yarn(out)
+	}
+	for i, f := range r.Factors {
+		out.Freq[i] /= float64(f)
+	}
+	return out
+}
+
+// llama3 slows the frequencies whose wavelength exceeds the original context, as
+// Llama 3.1 does: unchanged below Original/HighFreq, divided by Factor above
+// Original/LowFreq, blended between.
+func (r *Rope) llama3(freq []float64) {
+	low, high := float64(r.Original)/r.LowFreq, float64(r.Original)/r.HighFreq
+	for i, f := range freq {
+		switch wave := 2 * math.Pi / f; {
+		case wave > low:
+			freq[i] = f / r.Factor
+		case wave >= high:
+			smooth := (float64(r.Original)/wave - r.LowFreq) / (r.HighFreq - r.LowFreq)
+			freq[i] = (1-smooth)*f/r.Factor + smooth*f
+		}
+	}
+}
+
+// yarn is Peng et al.'s YaRN (arXiv 2309.00071): frequencies that turn more than
+// BetaFast times within the original context stay, those that turn less than
+// BetaSlow times are divided by Factor, a linear ramp between; and magnitudes grow
+// by 0.1·ln(Factor)+1.
+func (r *Rope) yarn(out *kernel.Rotary) {
+	turnsAt := func(turns float64) float64 {
+		return float64(r.Dims) * math.Log(float64(r.Original)/(turns*2*math.Pi)) / (2 * math.Log(r.Base))
+	}
+	low, high := turnsAt(r.BetaFast), turnsAt(r.BetaSlow)
+	if !r.KeepRamp {
+		low, high = math.Floor(low), math.Ceil(high)
+	}
+	low, high = max(low, 0), min(high, float64(r.Dims-1))
+	if low == high {
+		high += 0.001
+	}
+	for i, f := range out.Freq {
+		slow := min(max((float64(i)-low)/(high-low), 0), 1)
+		out.Freq[i] = f/r.Factor*slow + f*(1-slow)
+	}
+	out.Scale = r.Attention
+	if out.Scale == 0 {
+		out.Scale = 1
+		if r.Factor > 1 {
+			out.Scale = 0.1*math.Log(r.Factor) + 1
+		}
+	}
+}
+
+// Range is the layers [Lo, Hi).
+type Range struct{ Lo, Hi int }
+
+// Len is the number of layers.
+func (r Range) Len() int { return r.Hi - r.Lo }
+
+// String is "lo-hi", as log lines and event parts spell it.
+func (r Range) String() string { return fmt.Sprintf("%d-%d", r.Lo, r.Hi) }
+
+// Split cuts layers into stages as even as can be.
+func Split(layers, stages int) []Range {
+	out := make([]Range, stages)
+	for i := range out {
+		out[i] = Range{i * layers / stages, (i + 1) * layers / stages}
+	}
+	return out
+}

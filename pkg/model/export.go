@@ -1,0 +1,81 @@
+package model
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"path/filepath"
+
+	"github.com/lamina-mesh/lamina/pkg/tensor"
+	"github.com/lamina-mesh/lamina/pkg/weights"
+)
+
+// ConfigJSON is a config.json in Hugging Face's form that ParseHF reads back equal.
+func ConfigJSON(c Config) ([]byte, error) {
+	var out map[string]any
+	switch {
+	case c.Architecture == "gpt2":
+		out = gpt2JSON(c)
+	case c.Architecture == "llama" && c.Rope.Type == "" && c.Rope.Factors == nil && !c.Rope.Interleaved:
+		out = llamaJSON(c)
+	default:
+		return nil, &UnsupportedError{"architecture to write", c.Architecture, "llama with plain rope, and gpt2, are"}
+	}
+	if c.BOS >= 0 {
+		out["bos_token_id"] = c.BOS
+	}
+	if c.EOS >= 0 {
+		out["eos_token_id"] = c.EOS
+	}
+	out["torch_dtype"] = "float32"
+	return json.MarshalIndent(out, "", "  ")
+}
+
+// ExportHF writes config.json and model.safetensors into dir, as Hugging Face's
+// libraries read them. params holds every tensor of the model; tied ones are left
+// out. dtype is F32, or BF16 (rounded to nearest even).
+func ExportHF(dir string, c Config, params []Param[float32], dtype tensor.DType) error {
+	if dtype != tensor.F32 && dtype != tensor.BF16 {
+		return fmt.Errorf("export model: type %v is neither F32 nor BF16", dtype)
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	config, err := ConfigJSON(c)
+	if err != nil {
+		return err
+	}
+	var named []weights.Named
+	for _, p := range params {
+		if p.TiedTo != "" {
+			continue
+		}
+		data, shape := p.Data, p.Shape
+		if c.Architecture == "gpt2" && conv1D(p.Name) {
+			data, shape = transpose(data, shape[0], shape[1]), []int{shape[1], shape[0]}
+		}
+		named = append(named, weights.Named{Name: p.Name, DType: dtype, Shape: shape, Data: encode(data, dtype)})
+	}
+	if err := weights.WriteSafetensors(filepath.Join(dir, "model.safetensors"), named, map[string]string{"format": "pt"}); err != nil {
+		return err
+	}
+	return weights.WriteFile(filepath.Join(dir, "config.json"), func(w io.Writer) error {
+		_, err := w.Write(append(config, '\n'))
+		return err
+	})
+}
+
+func encode(x []float32, dtype tensor.DType) []byte {
+	out := make([]byte, 0, dtype.RowBytes(len(x)))
+	for _, v := range x {
+		if dtype == tensor.BF16 {
+			out = binary.LittleEndian.AppendUint16(out, tensor.BFloat16bits(v))
+		} else {
+			out = binary.LittleEndian.AppendUint32(out, math.Float32bits(v))
+		}
+	}
+	return out
+}

@@ -1,0 +1,220 @@
+package model
+
+import (
+	"fmt"
+
+	"github.com/lamina-mesh/lamina/pkg/kernel"
+	"github.com/lamina-mesh/lamina/pkg/kvcache"
+	"github.com/lamina-mesh/lamina/pkg/tensor"
+)
+
+// Entry is a run of consecutive rows of one sequence in a batch.
+type Entry[F tensor.Float] struct {
+	Seq    *kvcache.Sequence[F] // reserved for Pos+Rows positions
+	Pos    int                  // the first row's position; at most Seq.Len()
+	Rows   int
+	Logits int // how many of the last rows want logits
+}
+
+// Batch is one forward step over many sequences. Rows stand in entry order.
+type Batch[F tensor.Float] struct {
+	Entries []Entry[F]
+	IDs     []int32 // [ΣRows], to the first stage
+	Hidden  []F     // [ΣRows,C], to the others; read, not written
+	// Observe, if set, is shown the hidden state [ΣRows,C] that enters the first
+	// block (layer Lo-1) and leaves each block, and, as layer L, the final norm's
+	// output. For tests and tools.
+	Observe func(layer int, hidden []F)
+}
+
+// rows counts the rows and those that want logits.
+func (b *Batch[F]) rows() (rows, logits int) {
+	for _, e := range b.Entries {
+		rows += e.Rows
+		logits += e.Logits
+	}
+	return rows, logits
+}
+
+// Forward runs the stage over a batch. It returns the hidden state [ΣRows,C], or on
+// the last stage the logits [ΣLogits,V]. The result is the stage's scratch: it
+// stands until the next call. Ids outside the vocabulary and rows that do not fit
+// are an error, found before anything is changed.
+func (s *Stage[F]) Forward(b *Batch[F]) ([]F, error) {
+	rows, logits := b.rows()
+	if err := s.check(b, rows); err != nil {
+		return nil, err
+	}
+	c := &s.Config
+	s.scratch.reset()
+	x := s.scratch.take(rows * c.Width)
+	pos := make([]int32, 0, rows)
+	for _, e := range b.Entries {
+		for r := range e.Rows {
+			pos = append(pos, int32(e.Pos+r))
+		}
+	}
+	if s.First() {
+		s.set.Embed(x, &s.embed.Matrix, b.IDs)
+		if s.position != nil {
+			p := s.scratch.take(rows * c.Width)
+			s.set.Embed(p, &s.position.Matrix, pos)
+			s.set.Add(x, p)
+		}
+	} else {
+		copy(x, b.Hidden)
+	}
+	if b.Observe != nil {
+		b.Observe(s.Range.Lo-1, x)
+	}
+	w := s.workspace(rows)
+	for i := range s.blocks {
+		s.attend(i, b, x, pos, w)
+		s.feedForward(&s.blocks[i], x, rows, w)
+		if b.Observe != nil {
+			b.Observe(s.Range.Lo+i, x)
+		}
+	}
+	for _, e := range b.Entries {
+		e.Seq.Extend(e.Pos + e.Rows)
+	}
+	if !s.Last() {
+		return x, nil
+	}
+	if b.Observe != nil {
+		s.normalize(w.h, x, &s.norm, rows)
+		b.Observe(c.Layers, w.h)
+	}
+	return s.logits(b, x, logits), nil
+}
+
+func (s *Stage[F]) check(b *Batch[F], rows int) error {
+	if s.First() {
+		if len(b.IDs) != rows {
+			return fmt.Errorf("run stage %v: %d ids for %d rows", s.Range, len(b.IDs), rows)
+		}
+		for i, id := range b.IDs {
+			if id < 0 || int(id) >= s.Config.Vocab {
+				return fmt.Errorf("run stage %v: id %d of row %d is outside the vocabulary of %d", s.Range, id, i, s.Config.Vocab)
+			}
+		}
+	} else if len(b.Hidden) != rows*s.Config.Width {
+		return fmt.Errorf("run stage %v: %d hidden values for %d rows of %d", s.Range, len(b.Hidden), rows, s.Config.Width)
+	}
+	for i, e := range b.Entries {
+		if e.Rows < 1 || e.Logits < 0 || e.Logits > e.Rows || e.Pos < 0 || e.Pos > e.Seq.Len() {
+			return fmt.Errorf("run stage %v: entry %d has %d rows, %d logits, position %d after %d", s.Range, i, e.Rows, e.Logits, e.Pos, e.Seq.Len())
+		}
+		if s.position != nil && e.Pos+e.Rows > s.Config.Context {
+			return fmt.Errorf("run stage %v: position %d is beyond the context of %d", s.Range, e.Pos+e.Rows-1, s.Config.Context)
+		}
+	}
+	return nil
+}
+
+// workspace is the scratch of a forward pass over t rows.
+type workspace[F tensor.Float] struct {
+	h, q, k, v, att, gate, up, act []F
+	spans                          []kernel.Span[F]
+}
+
+func (s *Stage[F]) workspace(t int) *workspace[F] {
+	c := &s.Config
+	a := &s.scratch
+	w := &workspace[F]{
+		h: a.take(t * c.Width), q: a.take(t * c.Heads * c.HeadDim), k: a.take(t * c.KVHeads * c.HeadDim), v: a.take(t * c.KVHeads * c.HeadDim),
+		att: a.take(t * c.Heads * c.HeadDim), up: a.take(t * c.FF), act: a.take(t * c.FF),
+	}
+	if c.GLU {
+		w.gate = a.take(t * c.FF)
+	}
+	return w
+}
+
+// normalize applies the architecture's norm to t rows.
+func (s *Stage[F]) normalize(y, x []F, n *norm[F], t int) {
+	if s.Config.LayerNorm {
+		s.set.LayerNorm(y, x, n.gain, n.bias, s.Config.NormEps, t, s.Config.Width)
+		return
+	}
+	s.set.RMSNorm(y, x, n.gain, s.Config.NormEps, t, s.Config.Width)
+}
+
+// attend adds block i's attention to x[t,C].
+func (s *Stage[F]) attend(i int, b *Batch[F], x []F, pos []int32, w *workspace[F]) {
+	blk, c, t := &s.blocks[i], &s.Config, len(pos)
+	s.normalize(w.h, x, &blk.norm1, t)
+	s.set.MatMul(w.q, w.h, &blk.q.Matrix, blk.q.bias, t)
+	s.set.MatMul(w.k, w.h, &blk.k.Matrix, blk.k.bias, t)
+	s.set.MatMul(w.v, w.h, &blk.v.Matrix, blk.v.bias, t)
+	if s.rotary != nil {
+		s.set.Rotate(w.q, s.rotary, pos, c.Heads, c.HeadDim)
+		s.set.Rotate(w.k, s.rotary, pos, c.KVHeads, c.HeadDim)
+	}
+	w.spans = w.spans[:0]
+	row, width := 0, c.KVHeads*c.HeadDim
+	for _, e := range b.Entries {
+		e.Seq.Write(i, e.Pos, w.k[row*width:(row+e.Rows)*width], w.v[row*width:(row+e.Rows)*width])
+		w.spans = append(w.spans, kernel.Span[F]{Rows: e.Rows, Pos: e.Pos, KV: e.Seq.View(i)})
+		row += e.Rows
+	}
+	s.set.Attend(w.att, w.q, w.spans, s.heads)
+	s.set.MatMul(w.h, w.att, &blk.o.Matrix, blk.o.bias, t)
+	s.set.Add(x, w.h)
+}
+
+// feedForward adds a block's feed-forward part to x[t,C].
+func (s *Stage[F]) feedForward(blk *block[F], x []F, t int, w *workspace[F]) {
+	s.normalize(w.h, x, &blk.norm2, t)
+	s.set.MatMul(w.up, w.h, &blk.up.Matrix, blk.up.bias, t)
+	if s.Config.GLU {
+		s.set.MatMul(w.gate, w.h, &blk.gate.Matrix, blk.gate.bias, t)
+		s.set.GLU(w.act, w.gate, w.up, s.Config.Act)
+	} else {
+		s.set.Activate(w.act, w.up, s.Config.Act)
+	}
+	s.set.MatMul(w.h, w.act, &blk.down.Matrix, blk.down.bias, t)
+	s.set.Add(x, w.h)
+}
+
+// logits gathers the rows that want them and applies the final norm and the head.
+func (s *Stage[F]) logits(b *Batch[F], x []F, n int) []F {
+	c := s.Config.Width
+	rows := s.scratch.take(n * c)
+	at, row := 0, 0
+	for _, e := range b.Entries {
+		row += e.Rows
+		at += copy(rows[at:], x[(row-e.Logits)*c:row*c])
+	}
+	h, out := s.scratch.take(n*c), s.scratch.take(n*s.Config.Vocab)
+	if n > 0 {
+		s.normalize(h, rows, &s.norm, n)
+		s.set.MatMul(out, h, &s.head.Matrix, nil, n)
+	}
+	return out
+}
+
+// arena hands out scratch that the next reset takes back.
+type arena[F tensor.Float] struct {
+	store []F
+	used  int
+	spill int
+}
+
+func (a *arena[F]) reset() {
+	if a.spill > 0 {
+		a.store = make([]F, a.used+a.spill)
+	}
+	a.used, a.spill = 0, 0
+}
+
+// take returns n elements of unspecified value.
+func (a *arena[F]) take(n int) []F {
+	if a.used+n > len(a.store) {
+		a.spill += n
+		return make([]F, n)
+	}
+	out := a.store[a.used : a.used+n : a.used+n]
+	a.used += n
+	return out
+}

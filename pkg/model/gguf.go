@@ -1,0 +1,154 @@
+package model
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math"
+	"strings"
+
+	"github.com/lamina-mesh/lamina/pkg/kernel"
+	"github.com/lamina-mesh/lamina/pkg/tensor"
+	"github.com/lamina-mesh/lamina/pkg/weights"
+)
+
+// ggufFields reads metadata under the architecture's prefix; the first missing
+// field stays as the error.
+type ggufFields struct {
+	meta weights.Meta
+	arch string
+	err  error
+}
+
+func (f *ggufFields) need(key string) int {
+	v, ok := f.meta.Uint(f.arch + "." + key)
+	if (!ok || v > maxSize) && f.err == nil {
+		f.err = &FieldError{f.arch + "." + key, "is missing or no small integer"}
+	}
+	return int(min(v, maxSize))
+}
+
+func (f *ggufFields) uint(key string, otherwise int) int {
+	if v, ok := f.meta.Uint(f.arch + "." + key); ok && v <= maxSize {
+		return int(v)
+	}
+	return otherwise
+}
+
+func (f *ggufFields) float(key string, otherwise float64) float64 {
+	if v, ok := f.meta.Float(f.arch + "." + key); ok {
+		return v
+	}
+	return otherwise
+}
+
+// ggufConfig reads the hyper-parameters of a GGUF file.
+func ggufConfig(g *weights.GGUF) (Config, error) {
+	meta := g.Meta()
+	arch, _ := meta.String("general.architecture")
+	if arch != "llama" && arch != "qwen2" && arch != "gpt2" {
+		return Config{}, &UnsupportedError{"general.architecture", arch, supported}
+	}
+	f := &ggufFields{meta: meta, arch: arch}
+	c := Config{
+		Architecture: arch, Layers: f.need("block_count"), Width: f.need("embedding_length"), Heads: f.need("attention.head_count"),
+		FF: f.need("feed_forward_length"), Context: f.need("context_length"), BOS: -1, EOS: -1,
+	}
+	if f.err != nil {
+		return c, f.err
+	}
+	if c.Heads < 1 {
+		return c, &FieldError{arch + ".attention.head_count", "is zero"}
+	}
+	c.KVHeads = f.uint("attention.head_count_kv", c.Heads)
+	c.HeadDim = f.uint("attention.key_length", c.Width/c.Heads)
+	embedding, ok := g.Info("token_embd.weight")
+	if !ok || len(embedding.Shape) != 2 {
+		return c, &FieldError{"token_embd.weight", "is missing or no matrix"}
+	}
+	c.Vocab = embedding.Shape[0]
+	_, head := g.Info("output.weight")
+	c.TiedHead = !head
+	for key, id := range map[string]*int{"bos": &c.BOS, "eos": &c.EOS} {
+		if v, ok := meta.Uint("tokenizer.ggml." + key + "_token_id"); ok && v < uint64(c.Vocab) {
+			*id = int(v)
+		}
+	}
+	has := func(name string) bool { _, ok := g.Info(name); return ok }
+	if arch == "gpt2" {
+		c.NormEps, c.LayerNorm, c.Learned, c.Act = f.float("attention.layer_norm_epsilon", 1e-5), true, true, kernel.GELUTanh
+		c.BiasQKV, c.BiasO, c.BiasMLP = true, true, true
+		return c, c.Validate()
+	}
+	c.NormEps, c.GLU, c.Act = f.float("attention.layer_norm_rms_epsilon", 1e-5), true, kernel.SiLU
+	c.BiasQKV, c.BiasO, c.BiasMLP = has("blk.0.attn_q.bias"), has("blk.0.attn_output.bias"), has("blk.0.ffn_up.bias")
+	c.Window = f.uint("attention.sliding_window", 0)
+	var err error
+	if c.Rope, err = ggufRope(g, f, c); err != nil {
+		return c, err
+	}
+	if experts := f.uint("expert_count", 0); experts > 0 {
+		return c, &UnsupportedError{arch + ".expert_count", fmt.Sprint(experts), "dense models are"}
+	}
+	return c, c.Validate()
+}
+
+func ggufRope(g *weights.GGUF, f *ggufFields, c Config) (Rope, error) {
+	r := Rope{Base: f.float("rope.freq_base", 10000), Dims: f.uint("rope.dimension_count", c.HeadDim), Interleaved: f.arch == "llama"}
+	kind, _ := f.meta.String(f.arch + ".rope.scaling.type")
+	switch kind {
+	case "", "none":
+	case "linear":
+		r.Type, r.Factor = "linear", f.float("rope.scaling.factor", 1)
+	case "yarn":
+		r.Type, r.Factor = "yarn", f.float("rope.scaling.factor", 1)
+		r.Original = f.uint("rope.scaling.original_context_length", c.Context)
+		r.BetaFast, r.BetaSlow = f.float("rope.scaling.yarn_beta_fast", 32), f.float("rope.scaling.yarn_beta_slow", 1)
+		if a := f.float("rope.scaling.attn_factor", 1); a != 1 {
+			r.Attention = a * yarnScale(r.Factor, 1)
+		}
+	default:
+		return r, &UnsupportedError{"rope.scaling.type", kind, "none, linear and yarn are"}
+	}
+	if r.Type != "" && !(r.Factor > 0) {
+		return r, &FieldError{"rope.scaling.factor", "is not positive"}
+	}
+	info, ok := g.Info("rope_freqs.weight")
+	if !ok {
+		return r, nil
+	}
+	data, err := g.Data("rope_freqs.weight")
+	if err != nil || info.DType != tensor.F32 {
+		return r, &FieldError{"rope_freqs.weight", "is not F32"}
+	}
+	for ; len(data) > 0; data = data[4:] {
+		r.Factors = append(r.Factors, math.Float32frombits(binary.LittleEndian.Uint32(data)))
+	}
+	return r, nil
+}
+
+// ggufNaming maps parameter names to GGUF's.
+func ggufNaming() naming {
+	parts := strings.NewReplacer(
+		"model.layers.", "blk.", "transformer.h.", "blk.",
+		"model.embed_tokens.", "token_embd.", "transformer.wte.", "token_embd.", "transformer.wpe.", "position_embd.",
+		"model.norm.", "output_norm.", "transformer.ln_f.", "output_norm.", "lm_head.", "output.",
+		".input_layernorm.", ".attn_norm.", ".ln_1.", ".attn_norm.", ".post_attention_layernorm.", ".ffn_norm.", ".ln_2.", ".ffn_norm.",
+		".self_attn.q_proj.", ".attn_q.", ".self_attn.k_proj.", ".attn_k.", ".self_attn.v_proj.", ".attn_v.",
+		".self_attn.o_proj.", ".attn_output.", ".attn.c_attn.", ".attn_qkv.", ".attn.c_proj.", ".attn_output.",
+		".mlp.gate_proj.", ".ffn_gate.", ".mlp.up_proj.", ".ffn_up.", ".mlp.down_proj.", ".ffn_down.",
+		".mlp.c_fc.", ".ffn_up.", ".mlp.c_proj.", ".ffn_down.",
+	)
+	// Replacements may share a dot, so the layer's prefix goes first.
+	return naming{
+		file: func(name string) string {
+			for _, prefix := range []string{"model.layers.", "transformer.h."} {
+				if rest, ok := strings.CutPrefix(name, prefix); ok {
+					layer, tail, _ := strings.Cut(rest, ".")
+					return "blk." + layer + parts.Replace("."+tail)
+				}
+			}
+			return parts.Replace(name)
+		},
+		transposed: func(string) bool { return false },
+	}
+}

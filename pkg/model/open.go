@@ -1,0 +1,87 @@
+package model
+
+import (
+	"os"
+	"path/filepath"
+
+	"github.com/lamina-mesh/lamina/pkg/weights"
+)
+
+// Files is an open model: what its folder or file says, before a weight is touched.
+type Files struct {
+	Config Config
+	Path   string
+	Source weights.Source
+	names  naming
+	gguf   *weights.GGUF
+}
+
+// naming maps parameter names to the file's, and says how matrices lie in it.
+type naming struct {
+	file       func(name string) string
+	transposed func(name string) bool // [I,N] in the file
+}
+
+// Open reads a GGUF file or a Hugging Face folder. An architecture that this build
+// does not run is an *UnsupportedError.
+func Open(path string) (*Files, error) {
+	stat, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if !stat.IsDir() {
+		return openGGUF(path)
+	}
+	text, err := os.ReadFile(filepath.Join(path, "config.json"))
+	if err != nil {
+		return nil, err
+	}
+	cfg, err := ParseHF(text)
+	if err != nil {
+		return nil, err
+	}
+	source, err := weights.OpenSafetensors(path)
+	if err != nil {
+		return nil, err
+	}
+	f := &Files{Config: cfg, Path: path, Source: source, names: hfNaming(cfg, source)}
+	if info, ok := source.Info(f.names.file(headName)); ok && info.Elements() > 0 {
+		f.Config.TiedHead = false // a head of its own is there, whatever the flag says
+	}
+	return f, nil
+}
+
+func openGGUF(path string) (*Files, error) {
+	g, err := weights.OpenGGUF(path)
+	if err != nil {
+		return nil, err
+	}
+	f := &Files{Path: path, Source: g, gguf: g, names: ggufNaming()}
+	if f.Config, err = ggufConfig(g); err != nil {
+		g.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// GGUF is the open GGUF file, or nil for a Hugging Face folder.
+func (f *Files) GGUF() *weights.GGUF { return f.gguf }
+
+// Digest names the model by its content.
+func (f *Files) Digest() (string, error) { return weights.Digest(f.Path) }
+
+// Name is the model's name: that of its folder, or of its file without ".gguf".
+func (f *Files) Name() string {
+	abs, err := filepath.Abs(f.Path)
+	if err != nil {
+		abs = f.Path
+	}
+	base := filepath.Base(abs)
+	if f.gguf != nil && filepath.Ext(base) == ".gguf" {
+		return base[:len(base)-len(".gguf")]
+	}
+	return base
+}
+
+// Close unmaps the files; stages loaded without Dense must be gone by then.
+func (f *Files) Close() error { return f.Source.Close() }

@@ -1,0 +1,262 @@
+package model
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/lamina-mesh/lamina/pkg/kernel"
+	"github.com/lamina-mesh/lamina/pkg/kvcache"
+	"github.com/lamina-mesh/lamina/pkg/tensor"
+)
+
+// Stage is a range of a model's layers on one kernel set.
+type Stage[F tensor.Float] struct {
+	Config Config
+	Range  Range
+
+	set    kernel.Set[F]
+	rotary *kernel.Rotary
+	heads  kernel.Heads
+
+	embed    *linear[F] // [V,C]; first stage
+	position *linear[F] // [Context,C]; first stage, learned positions
+	blocks   []block[F]
+	norm     norm[F]    // last stage
+	head     *linear[F] // [V,C]; last stage
+
+	params  Params[F]
+	dense   bool
+	scratch arena[F]
+	micro   []*Trace[F] // spare traces
+}
+
+// linear is a matrix with an optional bias, and where they stand in Params.
+type linear[F tensor.Float] struct {
+	kernel.Matrix[F]
+	bias     []F
+	atW, atB slot
+	hasB     bool
+}
+
+// slot finds a piece of a parameter: its index in Params and its offset.
+type slot struct{ index, from, len int }
+
+// norm is a gain with an optional bias.
+type norm[F tensor.Float] struct {
+	gain, bias []F
+	atG, atB   slot
+}
+
+// block is one transformer layer.
+type block[F tensor.Float] struct {
+	norm1, norm2   norm[F]
+	q, k, v, o     linear[F]
+	gate, up, down linear[F]
+}
+
+// blockNames names a layer's tensors, without ".weight" and ".bias". qkv stands for
+// q, k and v where they are fused.
+type blockNames struct {
+	norm1, norm2, q, k, v, qkv, o, gate, up, down string
+}
+
+// Last reports whether the stage ends in the head.
+func (s *Stage[F]) Last() bool { return s.Range.Hi == s.Config.Layers }
+
+// First reports whether the stage begins with the embedding.
+func (s *Stage[F]) First() bool { return s.Range.Lo == 0 }
+
+// CacheConfig shapes a KV cache for the stage.
+func (s *Stage[F]) CacheConfig(pages int) kvcache.Config {
+	return kvcache.Config{Layers: s.Range.Len(), KVHeads: s.Config.KVHeads, HeadDim: s.Config.HeadDim, Pages: pages}
+}
+
+// Kernels returns the kernel set the stage runs on.
+func (s *Stage[F]) Kernels() kernel.Set[F] { return s.set }
+
+// LoadOptions says how weights are held.
+type LoadOptions struct {
+	Dense bool // decoded to F, for training; else as they are in the file
+}
+
+// Load builds a stage from an open model, touching its own tensors alone.
+func Load[F tensor.Float](f *Files, r Range, set kernel.Set[F], o LoadOptions) (*Stage[F], error) {
+	return build(f.Config, r, set, &loader[F]{files: f, dense: o.Dense})
+}
+
+// Init builds a stage with random weights for training from scratch: normal with
+// standard deviation 0.02, residual projections divided by sqrt(2L), gains 1 and
+// biases 0. Each weight is keyed by (seed, tensor name, index), so any split of the
+// model has the same.
+func Init[F tensor.Float](c Config, r Range, set kernel.Set[F], seed uint64) (*Stage[F], error) {
+	if err := c.Validate(); err != nil {
+		return nil, err
+	}
+	return build(c, r, set, &random[F]{seed: seed, layers: c.Layers})
+}
+
+// filler provides tensors to build.
+type filler[F tensor.Float] interface {
+	matrix(name string, rows, cols int) (kernel.Matrix[F], error)
+	vector(name string, n int) ([]F, error)
+}
+
+func build[F tensor.Float](c Config, r Range, set kernel.Set[F], fill filler[F]) (*Stage[F], error) {
+	if r.Lo < 0 || r.Hi > c.Layers || r.Lo >= r.Hi {
+		return nil, fmt.Errorf("build stage: layers %v of %d", r, c.Layers)
+	}
+	s := &Stage[F]{Config: c, Range: r, set: set, heads: c.heads(), dense: true}
+	if !c.Learned {
+		s.rotary = c.rotary()
+	}
+	b := &builder[F]{stage: s, fill: fill}
+	names, embed, position, last := llamaNames, "model.embed_tokens", "", "model.norm"
+	if c.Architecture == "gpt2" {
+		names, embed, position, last = gpt2Names, "transformer.wte", "transformer.wpe", "transformer.ln_f"
+	}
+	if s.First() {
+		s.embed = b.single(embed, c.Vocab, c.Width)
+		if c.Learned {
+			s.position = b.single(position, c.Context, c.Width)
+		}
+	}
+	for l := r.Lo; l < r.Hi; l++ {
+		s.blocks = append(s.blocks, b.block(names(l)))
+	}
+	if s.Last() {
+		s.norm = b.norm(last)
+		s.head = b.head(embed)
+	}
+	if b.err != nil {
+		return nil, b.err
+	}
+	return s, nil
+}
+
+// builder gathers a stage's parameters; the first error stays.
+type builder[F tensor.Float] struct {
+	stage *Stage[F]
+	fill  filler[F]
+	err   error
+}
+
+func (b *builder[F]) add(p Param[F]) int {
+	b.stage.params.Tensors = append(b.stage.params.Tensors, p)
+	return len(b.stage.params.Tensors) - 1
+}
+
+// matrix adds name.weight [rows,cols] and returns it with its index.
+func (b *builder[F]) matrix(name string, rows, cols int) (kernel.Matrix[F], int) {
+	if b.err != nil {
+		return kernel.Matrix[F]{Rows: rows, Cols: cols}, 0
+	}
+	m, err := b.fill.matrix(name+".weight", rows, cols)
+	if err != nil {
+		b.err = err
+		return m, 0
+	}
+	b.stage.dense = b.stage.dense && m.Dense != nil
+	return m, b.add(Param[F]{Name: name + ".weight", Shape: []int{rows, cols}, Data: m.Dense})
+}
+
+func (b *builder[F]) vector(name string, n int) ([]F, slot) {
+	if b.err != nil {
+		return nil, slot{}
+	}
+	data, err := b.fill.vector(name, n)
+	if err != nil {
+		b.err = err
+		return nil, slot{}
+	}
+	return data, slot{b.add(Param[F]{Name: name, Shape: []int{n}, Data: data}), 0, n}
+}
+
+func (b *builder[F]) single(name string, rows, cols int) *linear[F] {
+	m, index := b.matrix(name, rows, cols)
+	return &linear[F]{Matrix: m, atW: slot{index, 0, rows * cols}}
+}
+
+func (b *builder[F]) linear(name string, rows, cols int, bias bool) linear[F] {
+	l := *b.single(name, rows, cols)
+	if bias {
+		l.bias, l.atB = b.vector(name+".bias", rows)
+		l.hasB = true
+	}
+	return l
+}
+
+func (b *builder[F]) norm(name string) norm[F] {
+	var n norm[F]
+	n.gain, n.atG = b.vector(name+".weight", b.stage.Config.Width)
+	if b.stage.Config.LayerNorm {
+		n.bias, n.atB = b.vector(name+".bias", b.stage.Config.Width)
+	}
+	return n
+}
+
+// rows cuts rows [lo,hi) out of l; gradients land in the same piece of the whole.
+func (l linear[F]) rows(lo, hi int) linear[F] {
+	out := l
+	out.Rows = hi - lo
+	if l.Dense != nil {
+		out.Dense = l.Dense[lo*l.Cols : hi*l.Cols]
+	} else {
+		size := l.DType.RowBytes(l.Cols)
+		out.Raw = l.Raw[lo*size : hi*size]
+	}
+	out.atW = slot{l.atW.index, l.atW.from + lo*l.Cols, (hi - lo) * l.Cols}
+	if l.hasB {
+		out.bias = l.bias[lo:hi]
+		out.atB = slot{l.atB.index, l.atB.from + lo, hi - lo}
+	}
+	return out
+}
+
+func (b *builder[F]) block(n blockNames) block[F] {
+	c := &b.stage.Config
+	var out block[F]
+	queries, keys := c.Heads*c.HeadDim, c.KVHeads*c.HeadDim
+	out.norm1 = b.norm(n.norm1)
+	if n.qkv != "" {
+		whole := b.linear(n.qkv, queries+2*keys, c.Width, c.BiasQKV)
+		if b.err != nil {
+			return out
+		}
+		out.q, out.k, out.v = whole.rows(0, queries), whole.rows(queries, queries+keys), whole.rows(queries+keys, queries+2*keys)
+	} else {
+		out.q = b.linear(n.q, queries, c.Width, c.BiasQKV)
+		out.k = b.linear(n.k, keys, c.Width, c.BiasQKV)
+		out.v = b.linear(n.v, keys, c.Width, c.BiasQKV)
+	}
+	out.o = b.linear(n.o, c.Width, queries, c.BiasO)
+	out.norm2 = b.norm(n.norm2)
+	if c.GLU {
+		out.gate = b.linear(n.gate, c.FF, c.Width, c.BiasMLP)
+	}
+	out.up = b.linear(n.up, c.FF, c.Width, c.BiasMLP)
+	out.down = b.linear(n.down, c.Width, c.FF, c.BiasMLP)
+	return out
+}
+
+// head is a matrix of its own, or the embedding's: shared on a lone stage, a copy on
+// the last of several.
+func (b *builder[F]) head(embed string) *linear[F] {
+	c, s := &b.stage.Config, b.stage
+	if !c.TiedHead {
+		return b.single("lm_head", c.Vocab, c.Width)
+	}
+	if b.err != nil {
+		return nil
+	}
+	var m kernel.Matrix[F]
+	if s.First() {
+		m = s.embed.Matrix
+	} else if m, b.err = b.fill.matrix(embed+".weight", c.Vocab, c.Width); b.err != nil {
+		return nil
+	}
+	index := b.add(Param[F]{Name: headName, Shape: []int{c.Vocab, c.Width}, Data: m.Dense, TiedTo: embed + ".weight"})
+	return &linear[F]{Matrix: m, atW: slot{index, 0, c.Vocab * c.Width}}
+}
+
+// ErrNotDense reports training on weights that are held as they are in the file.
+var ErrNotDense = errors.New("train stage: its weights were loaded without Dense")

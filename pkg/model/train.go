@@ -1,0 +1,178 @@
+package model
+
+import (
+	"fmt"
+
+	"github.com/lamina-mesh/lamina/pkg/tensor"
+)
+
+// Micro is one micro-batch: B sequences of T tokens, from position 0.
+type Micro[F tensor.Float] struct {
+	B, T    int
+	IDs     []int32 // [B,T], to the first stage
+	Hidden  []F     // [B*T,C], to the others; kept until the backward
+	Targets []int32 // [B,T], to the last stage; negative masks a position
+	Scale   float64 // to the last stage: multiplies the loss's gradient
+	// ForwardOnly keeps nothing for a backward.
+	ForwardOnly bool
+}
+
+// Trace is what a micro-batch's forward leaves for its backward.
+type Trace[F tensor.Float] struct {
+	Out  []F       // [B*T,C]: the hidden state that leaves the stage; nil on the last
+	Loss []float64 // [B*T]: negative log-likelihoods, on the last stage
+
+	in      Micro[F]
+	pos     []int32
+	layers  []saved[F]
+	last    []F // input of the final norm
+	dlogits []F
+	mem     arena[F]
+}
+
+// saved is one block's part of a trace. What is cheap to compute again is not kept.
+type saved[F tensor.Float] struct {
+	x, q, k, v, att, lse, mid, gate, up []F
+}
+
+// TrainForward runs the stage over a micro-batch. The trace belongs to the caller
+// until TrainBackward or Drop takes it back.
+func (s *Stage[F]) TrainForward(in Micro[F]) (*Trace[F], error) {
+	if err := s.checkMicro(&in); err != nil {
+		return nil, err
+	}
+	c, n := &s.Config, in.B*in.T
+	tr := s.trace()
+	tr.in = in
+	tr.pos = tr.pos[:0]
+	for i := range n {
+		tr.pos = append(tr.pos, int32(i%in.T))
+	}
+	s.scratch.reset()
+	x := s.scratch.take(n * c.Width)
+	if s.First() {
+		s.set.Embed(x, &s.embed.Matrix, in.IDs)
+		if s.position != nil {
+			p := s.scratch.take(n * c.Width)
+			s.set.Embed(p, &s.position.Matrix, tr.pos)
+			s.set.Add(x, p)
+		}
+	} else {
+		copy(x, in.Hidden)
+	}
+	w := s.workspace(n)
+	for i := range s.blocks {
+		tr.layers = append(tr.layers, s.trainBlock(&s.blocks[i], x, tr, w))
+	}
+	if !s.Last() {
+		tr.Out = tr.keep(x)
+		return tr, nil
+	}
+	tr.last = tr.keep(x)
+	s.normalize(w.h, x, &s.norm, n)
+	logits := s.scratch.take(n * c.Vocab)
+	s.set.MatMul(logits, w.h, &s.head.Matrix, nil, n)
+	tr.Loss = make([]float64, n)
+	if !in.ForwardOnly {
+		tr.dlogits = tr.mem.take(n * c.Vocab)
+	}
+	s.set.CrossEntropy(tr.Loss, tr.dlogits, logits, in.Targets, in.Scale, n, c.Vocab)
+	return tr, nil
+}
+
+func (s *Stage[F]) checkMicro(in *Micro[F]) error {
+	c, n := &s.Config, in.B*in.T
+	switch {
+	case !s.dense:
+		return ErrNotDense
+	case in.B < 1 || in.T < 1 || in.T > c.Context:
+		return fmt.Errorf("train stage %v: %d sequences of %d tokens in a context of %d", s.Range, in.B, in.T, c.Context)
+	case s.First() && len(in.IDs) != n:
+		return fmt.Errorf("train stage %v: %d ids for %d rows", s.Range, len(in.IDs), n)
+	case !s.First() && len(in.Hidden) != n*c.Width:
+		return fmt.Errorf("train stage %v: %d hidden values for %d rows", s.Range, len(in.Hidden), n)
+	case s.Last() && len(in.Targets) != n:
+		return fmt.Errorf("train stage %v: %d targets for %d rows", s.Range, len(in.Targets), n)
+	}
+	for i, id := range in.IDs {
+		if id < 0 || int(id) >= c.Vocab {
+			return fmt.Errorf("train stage %v: id %d of row %d is outside the vocabulary of %d", s.Range, id, i, c.Vocab)
+		}
+	}
+	for i, id := range in.Targets {
+		if int(id) >= c.Vocab {
+			return fmt.Errorf("train stage %v: target %d of row %d is outside the vocabulary of %d", s.Range, id, i, c.Vocab)
+		}
+	}
+	return nil
+}
+
+// trace takes a spare trace or makes one.
+func (s *Stage[F]) trace() *Trace[F] {
+	if n := len(s.micro); n > 0 {
+		tr := s.micro[n-1]
+		s.micro = s.micro[:n-1]
+		return tr
+	}
+	return &Trace[F]{}
+}
+
+// Drop takes a trace back without a backward.
+func (s *Stage[F]) Drop(tr *Trace[F]) {
+	tr.mem.reset()
+	tr.layers = tr.layers[:0]
+	tr.Out, tr.Loss, tr.last, tr.dlogits, tr.in = nil, nil, nil, nil, Micro[F]{}
+	s.micro = append(s.micro, tr)
+}
+
+// keep copies x into the trace's own memory.
+func (tr *Trace[F]) keep(x []F) []F {
+	out := tr.mem.take(len(x))
+	copy(out, x)
+	return out
+}
+
+// trainBlock adds one block to x[B*T,C] and returns what its backward needs.
+func (s *Stage[F]) trainBlock(blk *block[F], x []F, tr *Trace[F], w *workspace[F]) saved[F] {
+	c, n := &s.Config, tr.in.B*tr.in.T
+	var k saved[F]
+	hold := func(scratch []F) []F {
+		if tr.in.ForwardOnly {
+			return scratch
+		}
+		return tr.mem.take(len(scratch))
+	}
+	if !tr.in.ForwardOnly {
+		k.x = tr.keep(x)
+	}
+	k.q, k.k, k.v, k.att, k.up = hold(w.q), hold(w.k), hold(w.v), hold(w.att), hold(w.up)
+	if c.GLU {
+		k.gate = hold(w.gate)
+	}
+	k.lse = tr.mem.take(n * c.Heads)
+	s.normalize(w.h, x, &blk.norm1, n)
+	s.set.MatMul(k.q, w.h, &blk.q.Matrix, blk.q.bias, n)
+	s.set.MatMul(k.k, w.h, &blk.k.Matrix, blk.k.bias, n)
+	s.set.MatMul(k.v, w.h, &blk.v.Matrix, blk.v.bias, n)
+	if s.rotary != nil {
+		s.set.Rotate(k.q, s.rotary, tr.pos, c.Heads, c.HeadDim)
+		s.set.Rotate(k.k, s.rotary, tr.pos, c.KVHeads, c.HeadDim)
+	}
+	s.set.AttendCausal(k.att, k.lse, k.q, k.k, k.v, tr.in.B, tr.in.T, s.heads)
+	s.set.MatMul(w.h, k.att, &blk.o.Matrix, blk.o.bias, n)
+	s.set.Add(x, w.h)
+	if !tr.in.ForwardOnly {
+		k.mid = tr.keep(x)
+	}
+	s.normalize(w.h, x, &blk.norm2, n)
+	s.set.MatMul(k.up, w.h, &blk.up.Matrix, blk.up.bias, n)
+	if c.GLU {
+		s.set.MatMul(k.gate, w.h, &blk.gate.Matrix, blk.gate.bias, n)
+		s.set.GLU(w.act, k.gate, k.up, c.Act)
+	} else {
+		s.set.Activate(w.act, k.up, c.Act)
+	}
+	s.set.MatMul(w.h, w.act, &blk.down.Matrix, blk.down.bias, n)
+	s.set.Add(x, w.h)
+	return k
+}
