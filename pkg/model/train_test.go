@@ -1,0 +1,248 @@
+package model_test
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/lamina-mesh/lamina/pkg/kernel"
+	"github.com/lamina-mesh/lamina/pkg/kernel/ref"
+	"github.com/lamina-mesh/lamina/pkg/model"
+	"github.com/lamina-mesh/lamina/pkg/optim"
+	"github.com/lamina-mesh/lamina/pkg/tensor"
+)
+
+// trainer is a dense model split into stages, with gradients.
+type trainer[F tensor.Float] struct {
+	stages []*model.Stage[F]
+	grads  []*model.Params[F]
+}
+
+func load[F tensor.Float](t testing.TB, f *model.Files, set kernel.Set[F], stages int) *trainer[F] {
+	t.Helper()
+	tr := &trainer[F]{}
+	for _, r := range model.Split(f.Config.Layers, stages) {
+		s, err := model.Load(f, r, set, model.LoadOptions{Dense: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		tr.stages = append(tr.stages, s)
+		tr.grads = append(tr.grads, s.NewGrads())
+	}
+	return tr
+}
+
+// step runs forward and backward over one sequence and returns the mean loss over
+// its next-token targets.
+func (tr *trainer[F]) step(t testing.TB, ids []int32) float64 {
+	t.Helper()
+	targets := append(slices.Clone(ids[1:]), -1)
+	count := float64(len(ids) - 1)
+	var traces []*model.Trace[F]
+	var hidden []F
+	for _, s := range tr.stages {
+		trace, err := s.TrainForward(model.Micro[F]{B: 1, T: len(ids), IDs: ids, Hidden: hidden, Targets: targets, Scale: 1 / count})
+		if err != nil {
+			t.Fatal(err)
+		}
+		traces = append(traces, trace)
+		hidden = trace.Out
+	}
+	var loss float64
+	for _, l := range traces[len(traces)-1].Loss {
+		loss += l / count
+	}
+	var grad []F
+	for i := len(tr.stages) - 1; i >= 0; i-- {
+		var err error
+		if grad, err = tr.stages[i].TrainBackward(traces[i], slices.Clone(grad), tr.grads[i]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return loss
+}
+
+// merged is the gradient of every parameter, the halves of tied ones added.
+func (tr *trainer[F]) merged() map[string][]F {
+	out := map[string][]F{}
+	for _, g := range tr.grads {
+		for _, p := range g.Tensors {
+			if p.TiedTo == "" {
+				out[p.Name] = slices.Clone(p.Data)
+			}
+		}
+	}
+	for _, g := range tr.grads {
+		for _, p := range g.Tensors {
+			for i := range p.Data {
+				if p.TiedTo != "" {
+					out[p.TiedTo][i] += p.Data[i]
+				}
+			}
+		}
+	}
+	return out
+}
+
+var trainable = []string{"llama", "llama3-rope", "llama-yarn", "llama-linear-bias", "mistral", "qwen2", "gpt2"}
+
+func TestStage_LossAndGradientsOfTinyModels(t *testing.T) {
+	for _, name := range trainable {
+		want := readExpectation(t, name)
+		for form, files := range forms(t, name) {
+			for kernels, set := range sets(t) {
+				t.Run(fmt.Sprintf("%s/%s/%s", name, form, kernels), func(t *testing.T) {
+					var first map[string][]float32
+					for _, stages := range []int{1, 2, 4} {
+						tr := load(t, files, set, stages)
+						loss := tr.step(t, want.Cases[0].IDs)
+						if math.Abs(loss-want.Training.Loss) > 1e-4 {
+							t.Errorf("loss is %.6f, want %.6f", loss, want.Training.Loss)
+						}
+						got := tr.merged()
+						if first == nil {
+							first = got
+						}
+						for tensor, w := range want.Training.Gradients {
+							norm := math.Sqrt(optim.SumSquares(got[tensor]))
+							if !(math.Abs(norm-w.L2) <= 1e-3*w.L2) {
+								t.Errorf("gradient of %s over %d stages has norm %g, want %g", tensor, stages, norm, w.L2)
+							}
+							if !slices.Equal(got[tensor], first[tensor]) {
+								t.Errorf("gradient of %s over %d stages differs from one stage", tensor, stages)
+							}
+						}
+					}
+				})
+			}
+		}
+	}
+}
+
+func TestStage_TwelveAdamWSteps(t *testing.T) {
+	for _, name := range trainable {
+		want := readExpectation(t, name)
+		files := open(t, shared(t, "models/tiny", name))
+		for kernels, set := range sets(t) {
+			tr := load(t, files, set, 1)
+			adamw := optim.AdamW{Beta1: 0.9, Beta2: 0.95, Epsilon: 1e-8, Decay: 0.1}
+			m, v := map[string][]float32{}, map[string][]float32{}
+			for step, wantLoss := range want.AdamW.Loss {
+				tr.grads[0].Zero()
+				loss := tr.step(t, want.Cases[0].IDs)
+				if math.Abs(loss-wantLoss) > 1e-3 {
+					t.Errorf("%s/%s: loss before step %d is %.5f, want %.5f", name, kernels, step+1, loss, wantLoss)
+				}
+				grads := tr.merged()
+				var squares float64
+				for _, g := range grads {
+					squares += optim.SumSquares(g)
+				}
+				if norm := math.Sqrt(squares); math.Abs(norm-want.AdamW.GradNorm[step]) > 5e-3*norm {
+					t.Errorf("%s/%s: norm before step %d is %.5f, want %.5f", name, kernels, step+1, norm, want.AdamW.GradNorm[step])
+				}
+				scale := optim.ClipScale(math.Sqrt(squares), 1)
+				for _, p := range tr.stages[0].Params().Tensors {
+					if p.TiedTo != "" {
+						continue
+					}
+					if m[p.Name] == nil {
+						m[p.Name], v[p.Name] = make([]float32, len(p.Data)), make([]float32, len(p.Data))
+					}
+					adamw.Step(p.Data, m[p.Name], v[p.Name], grads[p.Name], scale, 1e-3, step+1, true)
+				}
+			}
+		}
+	}
+}
+
+// TestStage_DirectionalDerivative compares the gradient with central differences of
+// the loss along random directions, in float64.
+func TestStage_DirectionalDerivative(t *testing.T) {
+	for _, name := range []string{"llama", "llama-linear-bias", "gpt2"} {
+		ids := readExpectation(t, name).Cases[0].IDs[:24]
+		files := open(t, shared(t, "models/tiny", name))
+		set := kernel.Set[float64](ref.New[float64]())
+		r := rand.New(rand.NewPCG(3, 4))
+		for try := range 3 {
+			tr := load(t, files, set, 1)
+			tr.step(t, ids)
+			grads := tr.merged()
+			direction := map[string][]float64{}
+			var along, size float64
+			for _, p := range tr.stages[0].Params().Tensors {
+				if p.TiedTo != "" {
+					continue
+				}
+				d := make([]float64, len(p.Data))
+				for i := range d {
+					d[i] = r.NormFloat64()
+					along += d[i] * grads[p.Name][i]
+					size += d[i] * d[i]
+				}
+				direction[p.Name] = d
+			}
+			loss := func(by float64) float64 {
+				shift := func(by float64) {
+					for _, p := range tr.stages[0].Params().Tensors {
+						for i, d := range direction[p.Name] {
+							p.Data[i] += by * d
+						}
+					}
+				}
+				shift(by)
+				defer shift(-by)
+				return tr.step(t, ids)
+			}
+			// Richardson's extrapolation of two central differences.
+			h := 2e-3 / math.Sqrt(size)
+			wide, narrow := (loss(2*h)-loss(-2*h))/(4*h), (loss(h)-loss(-h))/(2*h)
+			numeric := (4*narrow - wide) / 3
+			if err := math.Abs(numeric-along) / math.Abs(along); err > 1e-6 {
+				t.Errorf("%s try %d: derivative %.12g, by differences %.12g (relative error %.2g)", name, try, along, numeric, err)
+			}
+		}
+	}
+}
+
+func TestExportHF_ReadsBackTheSame(t *testing.T) {
+	for _, c := range []model.Config{
+		model.NewLlama(model.Config{Layers: 3, Width: 24, Heads: 4, KVHeads: 2, FF: 40, Vocab: 50, Context: 32, TiedHead: true}),
+		model.NewLlama(model.Config{Layers: 2, Width: 16, Heads: 2, FF: 20, Vocab: 30, Context: 16}),
+		model.NewGPT2(model.Config{Layers: 2, Width: 16, Heads: 2, Vocab: 30, Context: 16}),
+	} {
+		set := kernel.Set[float32](ref.New[float32]())
+		var split []model.Param[float32]
+		for _, r := range model.Split(c.Layers, 2) {
+			s, err := model.Init(c, r, set, 42)
+			if err != nil {
+				t.Fatal(err)
+			}
+			split = append(split, s.Params().Tensors...)
+		}
+		dir := filepath.Join(t.TempDir(), "model")
+		if err := model.ExportHF(dir, c, split, tensor.F32); err != nil {
+			t.Fatal(err)
+		}
+		whole, err := model.Init(c, model.Range{Hi: c.Layers}, set, 42)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files := open(t, dir)
+		if fmt.Sprint(files.Config) != fmt.Sprint(c) {
+			t.Errorf("config comes back as %+v, want %+v", files.Config, c)
+		}
+		read, err := model.Load(files, model.Range{Hi: c.Layers}, set, model.LoadOptions{Dense: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, p := range whole.Params().Tensors {
+			if got := read.Params().Tensors[i]; got.Name != p.Name || !slices.Equal(got.Data, p.Data) {
+				t.Errorf("%s: %s differs after export of a split model", c.Architecture, p.Name)
+			}
+		}
+	}
+}
