@@ -1,0 +1,122 @@
+package rpc
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"time"
+
+	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/recovery"
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+)
+
+// Limits of every server and client.
+const (
+	// MaxMessage caps a message; tensors come in chunks of a quarter of it.
+	MaxMessage = 4 << 20
+	// bufferSize is that of a connection's read and write buffers.
+	bufferSize = 256 << 10
+	// streamWindow and connWindow are HTTP/2's, fixed so that they are not probed.
+	streamWindow = 4 << 20
+	connWindow   = 16 << 20
+	// maxStreams is how many calls one connection may have open.
+	maxStreams = 1024
+)
+
+// ServerOptions says what a server is given from outside.
+type ServerOptions struct {
+	Log     *slog.Logger          // nil logs nothing
+	Metrics prometheus.Registerer // nil measures nothing
+	TLS     *tls.Config           // nil for plaintext: loopback, or said so by the operator
+}
+
+// NewServer returns a server with Lamina's limits and interceptors. Handlers return
+// fault errors; a panic becomes INTERNAL and a log line with its stack.
+func NewServer(o ServerOptions) *grpc.Server {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	m := newMetrics(o.Metrics)
+	recovered := recovery.WithRecoveryHandlerContext(func(_ context.Context, p any) error {
+		o.Log.Error("recover from panic", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+		return fault.New(fault.Internal, "recover from panic: %v", p)
+	})
+	options := []grpc.ServerOption{
+		grpc.ReadBufferSize(bufferSize), grpc.WriteBufferSize(bufferSize),
+		grpc.MaxRecvMsgSize(MaxMessage), grpc.MaxSendMsgSize(MaxMessage),
+		grpc.StaticStreamWindowSize(streamWindow), grpc.StaticConnWindowSize(connWindow),
+		grpc.MaxConcurrentStreams(maxStreams), grpc.ConnectionTimeout(10 * time.Second),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
+		grpc.ChainUnaryInterceptor(unary(o.Log, m), recovery.UnaryServerInterceptor(recovered)),
+		grpc.ChainStreamInterceptor(stream(o.Log, m), recovery.StreamServerInterceptor(recovered)),
+	}
+	if o.TLS != nil {
+		options = append(options, grpc.Creds(credentials.NewTLS(o.TLS)))
+	}
+	return grpc.NewServer(options...)
+}
+
+// unary maps errors, logs and measures calls.
+func unary(log *slog.Logger, m *metrics) grpc.UnaryServerInterceptor {
+	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+		start := time.Now()
+		resp, err := handler(ctx, req)
+		err = ToStatus(err)
+		observe(ctx, log, m, info.FullMethod, start, err)
+		return resp, err
+	}
+}
+
+// stream maps errors, logs and measures streams when they end; frames are not
+// looked at.
+func stream(log *slog.Logger, m *metrics) grpc.StreamServerInterceptor {
+	return func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+		start := time.Now()
+		err := ToStatus(handler(srv, ss))
+		observe(ss.Context(), log, m, info.FullMethod, start, err)
+		return err
+	}
+}
+
+func observe(ctx context.Context, log *slog.Logger, m *metrics, method string, start time.Time, err error) {
+	code := status.Code(err)
+	m.observe(method, code.String(), time.Since(start))
+	level := slog.LevelDebug
+	switch FaultCode(code) {
+	case fault.Internal, fault.DataLoss:
+		if err != nil {
+			level = slog.LevelError
+		}
+	}
+	log.LogAttrs(ctx, level, "end call", slog.String("method", method), slog.String("code", code.String()), slog.Duration("took", time.Since(start)), slog.Any("error", err))
+}
+
+// metrics counts calls by method and code.
+type metrics struct{ calls *prometheus.HistogramVec }
+
+func newMetrics(r prometheus.Registerer) *metrics {
+	if r == nil {
+		return &metrics{}
+	}
+	m := &metrics{calls: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name: "lamina_grpc_call_seconds", Help: "How long calls and streams took, by method and code.",
+		Buckets: prometheus.ExponentialBuckets(0.0001, 4, 10),
+	}, []string{"method", "code"})}
+	r.MustRegister(m.calls)
+	return m
+}
+
+func (m *metrics) observe(method, code string, took time.Duration) {
+	if m.calls != nil {
+		m.calls.WithLabelValues(method, code).Observe(took.Seconds())
+	}
+}
