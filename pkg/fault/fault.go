@@ -1,13 +1,10 @@
-// Package fault is the vocabulary of errors. Every error that leaves a package
-// and that somebody could act on is an Error with a Code; one interceptor in
-// pkg/rpc maps codes to gRPC and HTTP and back. A service returns a fault or logs
-// it, never both.
 package fault
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"time"
 )
 
@@ -50,17 +47,21 @@ func (c Code) String() string {
 // Error is an error that somebody can act on.
 type Error struct {
 	Code       Code
+	Op         string        // what was being done, where Msg alone does not say
 	Field      string        // the offending request field, if it was one
 	Msg        string        // lower case, verb first, with the id that finds the thing
 	RetryAfter time.Duration // when trying again may help; 0 says nothing
 	Err        error         // the cause
 }
 
-// Error returns the message, the field and the cause in one line.
+// Error returns the operation, the field, the message and the cause in one line.
 func (e *Error) Error() string {
 	text := e.Msg
 	if e.Field != "" {
 		text = e.Field + ": " + text
+	}
+	if e.Op != "" {
+		text = e.Op + ": " + text
 	}
 	if e.Err != nil {
 		text += ": " + e.Err.Error()
@@ -92,19 +93,32 @@ func (e *Error) After(d time.Duration) *Error {
 	return e
 }
 
-// CodeOf returns the code of the nearest Error in err's chain. A context's end is
-// Canceled or DeadlineExceeded; nil is Unspecified; anything else is Internal.
+// FaultCode returns the code.
+func (e *Error) FaultCode() Code { return e.Code }
+
+// Coder is an error that knows its code: an Error, or a package's own type with
+// fields that its callers want.
+type Coder interface {
+	error
+	FaultCode() Code
+}
+
+// CodeOf returns the code of the nearest Coder in err's chain. Without one, a
+// context's end is Canceled or DeadlineExceeded and a missing file NotFound; nil is
+// Unspecified; anything else is Internal.
 func CodeOf(err error) Code {
-	var e *Error
+	var known Coder
 	switch {
 	case err == nil:
 		return Unspecified
-	case errors.As(err, &e):
-		return e.Code
+	case errors.As(err, &known):
+		return known.FaultCode()
 	case errors.Is(err, context.Canceled):
 		return Canceled
 	case errors.Is(err, context.DeadlineExceeded):
 		return DeadlineExceeded
+	case errors.Is(err, fs.ErrNotExist):
+		return NotFound
 	}
 	return Internal
 }
