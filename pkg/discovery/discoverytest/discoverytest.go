@@ -1,0 +1,187 @@
+// Package discoverytest is the contract that every discovery.Registry passes.
+package discoverytest
+
+import (
+	"context"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/lamina-mesh/lamina/pkg/discovery"
+)
+
+// limit bounds every wait: a gRPC health check needs a second or two to pass.
+const limit = 30 * time.Second
+
+// Run checks a registry. serve starts something that passes the registry's health
+// check and returns its address; stop ends it.
+func Run(t *testing.T, r discovery.Registry, serve func(t *testing.T) (addr string, stop func())) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	t.Run("WatchSeesComeAndGo", func(t *testing.T) { watch(ctx, t, r, serve) })
+	t.Run("WatchEndsWithItsContext", func(t *testing.T) { ends(ctx, t, r) })
+	t.Run("SlowWatcherSeesTheNewest", func(t *testing.T) { slow(ctx, t, r, serve) })
+	t.Run("LockHasOneHolder", func(t *testing.T) { lock(ctx, t, r) })
+}
+
+// await reads states until one has exactly the ids.
+func await(t *testing.T, ch <-chan []discovery.Instance, ids ...string) []discovery.Instance {
+	t.Helper()
+	timeout := time.After(limit)
+	var last []discovery.Instance
+	for {
+		select {
+		case state, open := <-ch:
+			if !open {
+				t.Fatal("the watch ended")
+			}
+			last = state
+			var got []string
+			for _, i := range state {
+				got = append(got, i.ID)
+			}
+			if slices.Equal(got, ids) {
+				return state
+			}
+		case <-timeout:
+			t.Fatalf("waited for %v, last state %v", ids, last)
+		}
+	}
+}
+
+func watch(ctx context.Context, t *testing.T, r discovery.Registry, serve func(*testing.T) (string, func())) {
+	addr, stop := serve(t)
+	defer stop()
+	ch, err := r.Watch(ctx, "shard")
+	if err != nil {
+		t.Fatal(err)
+	}
+	await(t, ch)
+	b, err := r.Register(ctx, discovery.Instance{ID: "shard-b", Service: "shard", Addr: addr, Meta: map[string]string{"layers": "0-2"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := await(t, ch, "shard-b")
+	if got[0].Addr != addr || got[0].Meta["layers"] != "0-2" || got[0].Service != "shard" {
+		t.Errorf("the instance came back as %+v", got[0])
+	}
+	a, err := r.Register(ctx, discovery.Instance{ID: "shard-a", Service: "shard", Addr: addr})
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := r.Register(ctx, discovery.Instance{ID: "router-a", Service: "router", Addr: addr})
+	if err != nil {
+		t.Fatal(err)
+	}
+	await(t, ch, "shard-a", "shard-b")
+	late, err := r.Watch(ctx, "shard")
+	if err != nil {
+		t.Fatal(err)
+	}
+	await(t, late, "shard-a", "shard-b")
+	for _, g := range []discovery.Registration{b, other} {
+		if err := g.Deregister(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	await(t, ch, "shard-a")
+	if err := a.Deregister(ctx); err != nil {
+		t.Fatal(err)
+	}
+	await(t, ch)
+	await(t, late)
+}
+
+func ends(ctx context.Context, t *testing.T, r discovery.Registry) {
+	ctx, cancel := context.WithCancel(ctx)
+	ch, err := r.Watch(ctx, "sampler")
+	if err != nil {
+		t.Fatal(err)
+	}
+	await(t, ch)
+	cancel()
+	timeout := time.After(limit)
+	for {
+		select {
+		case _, open := <-ch:
+			if !open {
+				return
+			}
+		case <-timeout:
+			t.Fatal("the channel was not closed")
+		}
+	}
+}
+
+func slow(ctx context.Context, t *testing.T, r discovery.Registry, serve func(*testing.T) (string, func())) {
+	addr, stop := serve(t)
+	defer stop()
+	ch, err := r.Watch(ctx, "trainer")
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen, err := r.Watch(ctx, "trainer")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{"t-1", "t-2", "t-3"} {
+		g, err := r.Register(ctx, discovery.Instance{ID: id, Service: "trainer", Addr: addr})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer g.Deregister(context.WithoutCancel(ctx))
+	}
+	await(t, seen, "t-1", "t-2", "t-3") // all are known; ch was never read
+	await(t, ch, "t-1", "t-2", "t-3")
+}
+
+func lock(ctx context.Context, t *testing.T, r discovery.Registry) {
+	first, err := r.Lock(ctx, "run-1", "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	short, cancel := context.WithTimeout(ctx, 300*time.Millisecond)
+	defer cancel()
+	if l, err := r.Lock(short, "run-1", "b"); err == nil {
+		t.Fatalf("two hold the lock: %v", l)
+	}
+	if l, err := r.Lock(ctx, "run-2", "b"); err != nil {
+		t.Errorf("another key: %v", err)
+	} else if err := l.Release(ctx); err != nil {
+		t.Error(err)
+	}
+	got := make(chan discovery.Lease, 1)
+	go func() {
+		defer close(got)
+		if l, err := r.Lock(ctx, "run-1", "c"); err == nil {
+			got <- l
+		}
+	}()
+	select {
+	case <-first.Lost():
+		t.Error("the lock was lost while held")
+	default:
+	}
+	if err := first.Release(ctx); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-first.Lost():
+	case <-time.After(limit):
+		t.Error("a released lock is not lost")
+	}
+	select {
+	case second := <-got:
+		if second == nil {
+			t.Fatal("the waiter did not get the lock")
+		}
+		if second.Token() <= first.Token() {
+			t.Errorf("tokens do not grow: %d after %d", second.Token(), first.Token())
+		}
+		if err := second.Release(ctx); err != nil {
+			t.Error(err)
+		}
+	case <-time.After(limit):
+		t.Fatal("the waiter did not get the released lock")
+	}
+}
