@@ -9,7 +9,7 @@ import (
 // Dequantize decodes len(dst) elements of type d from src. Values are computed in
 // float32, one rounding an operation in the order that llama.cpp's own Python
 // decoder uses, so that they equal it bit for bit; F float64 holds the same
-// values. It panics unless len(dst) is a whole number of blocks and src holds
+// values (an F64, I32 or I64 element is converted to F directly). It panics unless len(dst) is a whole number of blocks and src holds
 // exactly those.
 //
 // Source of the block layouts: the structs of ggml-common.h.
@@ -24,26 +24,47 @@ func Dequantize[F Float](dst []F, src []byte, d DType) {
 		}
 		return
 	}
+	plain(dst, src, d)
+}
+
+// plain decodes a type whose elements stand alone.
+func plain[F Float](dst []F, src []byte, d DType) {
 	le := binary.LittleEndian
-	for i := range dst {
-		switch d {
-		case F32:
+	switch d {
+	case F32:
+		for i := range dst {
 			dst[i] = F(math.Float32frombits(le.Uint32(src[4*i:])))
-		case F16:
+		}
+	case F16:
+		for i := range dst {
 			dst[i] = F(Float16(le.Uint16(src[2*i:])))
-		case BF16:
+		}
+	case BF16:
+		for i := range dst {
 			dst[i] = F(BFloat16(le.Uint16(src[2*i:])))
-		case F64:
+		}
+	case F64:
+		for i := range dst {
 			dst[i] = F(math.Float64frombits(le.Uint64(src[8*i:])))
-		case I8:
+		}
+	case I8:
+		for i := range dst {
 			dst[i] = F(int8(src[i]))
-		case I16:
+		}
+	case I16:
+		for i := range dst {
 			dst[i] = F(int16(le.Uint16(src[2*i:])))
-		case I32:
+		}
+	case I32:
+		for i := range dst {
 			dst[i] = F(int32(le.Uint32(src[4*i:])))
-		case I64:
+		}
+	case I64:
+		for i := range dst {
 			dst[i] = F(int64(le.Uint64(src[8*i:])))
-		case U8, Bool:
+		}
+	case U8, Bool:
+		for i := range dst {
 			dst[i] = F(src[i])
 		}
 	}
