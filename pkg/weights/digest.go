@@ -37,7 +37,7 @@ func Digest(path string) (string, error) {
 		}
 	}
 	if len(files) == 0 {
-		return "", &FormatError{path, -1, "folder", "holds no model files"}
+		return "", &FormatError{File: path, Offset: -1, Field: "folder", Msg: "it holds no model files"}
 	}
 	slices.Sort(files)
 	for _, file := range files {

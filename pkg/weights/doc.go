@@ -6,13 +6,21 @@
 //
 // It does not know architectures (pkg/model) or what the bytes mean (pkg/tensor).
 //
-// A malformed file is a *FormatError that names the file, the offset and the
-// field. Data views stay valid until Close.
+// Model files come from strangers. A malformed one is a *FormatError that names
+// the file, the offset and the field; what a header decodes to never takes more
+// memory than the file's size and 32 MiB; two tensors never share bytes. The file
+// must not shrink while it is open, as with any mapped file.
+//
+// A Source may be read from many goroutines. Data views are read-only and valid
+// until Close, which the caller calls when none is in use any more.
 package weights
 
 import (
 	"fmt"
+	"strconv"
+	"unicode/utf8"
 
+	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
 
@@ -47,10 +55,11 @@ type Source interface {
 
 // FormatError reports a malformed or unsupported file.
 type FormatError struct {
-	File   string
-	Offset int64 // into the file; -1 where it does not apply
-	Field  string
-	Msg    string
+	File        string
+	Offset      int64 // into the file; -1 where it does not apply
+	Field       string
+	Msg         string
+	Unsupported bool // well-formed, but not for this build
 }
 
 // Error names the file, the offset and the field.
@@ -61,8 +70,53 @@ func (e *FormatError) Error() string {
 	return fmt.Sprintf("read %s at byte %d: %s: %s", e.File, e.Offset, e.Field, e.Msg)
 }
 
+// FaultCode is Unimplemented for an unsupported file, DataLoss for a malformed one.
+func (e *FormatError) FaultCode() fault.Code {
+	if e.Unsupported {
+		return fault.Unimplemented
+	}
+	return fault.DataLoss
+}
+
 // NotFoundError reports a tensor that a file lacks.
 type NotFoundError struct{ File, Tensor string }
 
 // Error names the file and the tensor.
 func (e *NotFoundError) Error() string { return fmt.Sprintf("read %s: no tensor %q", e.File, e.Tensor) }
+
+// FaultCode is NotFound.
+func (e *NotFoundError) FaultCode() fault.Code { return fault.NotFound }
+
+// clip makes a name from a file fit for an error: printable and not long.
+func clip(name string) string {
+	const most = 96
+	if len(name) > most {
+		return strconv.Quote(name[:most]) + "..."
+	}
+	for _, r := range name {
+		if r == utf8.RuneError || !strconv.IsPrint(r) {
+			return strconv.Quote(name)
+		}
+	}
+	return name
+}
+
+// headerSlack is what a header may take in memory beyond its file's size.
+const headerSlack = 32 << 20
+
+// budget counts down the memory that a header may still take.
+type budget int64
+
+func newBudget(fileSize int) *budget {
+	b := budget(fileSize) + headerSlack
+	return &b
+}
+
+// charge takes n*each bytes from the budget, or reports that they are not there.
+func (b *budget) charge(n, each uint64) bool {
+	if left := uint64(*b); each > 0 && n > left/each {
+		return false
+	}
+	*b -= budget(n * each)
+	return true
+}

@@ -1,10 +1,13 @@
 package weights
 
 import (
+	"cmp"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math"
 	"slices"
+	"unicode/utf8"
 
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
@@ -17,11 +20,18 @@ var ggufTypes = map[uint32]tensor.DType{
 	30: tensor.BF16, 34: tensor.TQ1_0, 35: tensor.TQ2_0, 39: tensor.MXFP4,
 }
 
-// Limits of a header. A real file stays far below them.
+// Limits of a header. The string limit is the format's own for keys.
 const (
 	maxDims  = 4
-	maxDepth = 4       // arrays in arrays
-	maxKeys  = 1 << 16 // metadata entries
+	maxDepth = 4 // arrays in arrays
+	maxName  = 1<<16 - 1
+)
+
+// What the tables of metadata and tensors take in memory for an entry, with the
+// slack of a map that has just grown.
+const (
+	keyCost    = 160
+	tensorCost = 320
 )
 
 // GGUF is an open GGUF file.
@@ -45,19 +55,17 @@ func OpenGGUF(path string) (*GGUF, error) {
 	if err != nil {
 		return nil, err
 	}
-	g := &GGUF{file: path, mapping: m, tensors: map[string]located{}}
+	g := &GGUF{file: path, mapping: m}
 	if err := g.parse(); err != nil {
-		m.close()
-		return nil, err
+		return nil, errors.Join(err, m.close())
 	}
 	return g, nil
 }
 
-// ParseGGUF reads a file that is in memory; the result keeps data and must not be
-// closed.
+// ParseGGUF reads a file that is in memory. The result keeps data, which must not
+// change; name is what errors call it.
 func ParseGGUF(name string, data []byte) (*GGUF, error) {
-	g := &GGUF{file: name, mapping: &mapping{}, tensors: map[string]located{}}
-	g.mapping.bytes = data
+	g := &GGUF{file: name, mapping: &mapping{bytes: data}}
 	if err := g.parse(); err != nil {
 		return nil, err
 	}
@@ -82,7 +90,7 @@ func (g *GGUF) Data(name string) ([]byte, error) {
 	if !ok {
 		return nil, &NotFoundError{g.file, name}
 	}
-	return g.mapping.bytes[t.from : t.from+t.info.Bytes : t.from+t.info.Bytes], nil
+	return g.mapping.view(g.file, t.from, t.info.Bytes)
 }
 
 // Close unmaps the file.
@@ -90,22 +98,42 @@ func (g *GGUF) Close() error { return g.mapping.close() }
 
 // reader walks a header; the first error stays and stops it.
 type reader struct {
-	file string
-	b    []byte
-	at   int64
-	err  error
+	file   string
+	b      []byte
+	at     int64
+	budget *budget
+	err    error
 }
 
-func (r *reader) fail(field, format string, args ...any) {
+func (r *reader) fail(field, format string, args ...any) { r.failAt(r.at, field, format, args...) }
+
+func (r *reader) failAt(offset int64, field, format string, args ...any) {
 	if r.err == nil {
-		r.err = &FormatError{File: r.file, Offset: r.at, Field: field, Msg: fmt.Sprintf(format, args...)}
+		r.err = &FormatError{File: r.file, Offset: offset, Field: field, Msg: fmt.Sprintf(format, args...)}
 	}
+}
+
+func (r *reader) unsupported(field, format string, args ...any) {
+	if r.err == nil {
+		r.err = &FormatError{File: r.file, Offset: r.at, Field: field, Msg: fmt.Sprintf(format, args...), Unsupported: true}
+	}
+}
+
+// left is how many bytes follow.
+func (r *reader) left() uint64 { return uint64(len(r.b)) - uint64(r.at) }
+
+// charge reports whether n things of that size may be allocated.
+func (r *reader) charge(field string, n, each uint64) bool {
+	if r.err == nil && !r.budget.charge(n, each) {
+		r.fail(field, "%d entries would take more memory than the file's %d bytes warrant", n, len(r.b))
+	}
+	return r.err == nil
 }
 
 // take returns the next n bytes, or nil after an error.
 func (r *reader) take(field string, n uint64) []byte {
-	if r.err == nil && n > uint64(int64(len(r.b))-r.at) {
-		r.fail(field, "%d bytes wanted, %d left", n, int64(len(r.b))-r.at)
+	if r.err == nil && n > r.left() {
+		r.fail(field, "%d bytes wanted, %d left", n, r.left())
 	}
 	if r.err != nil {
 		return nil
@@ -129,32 +157,61 @@ func (r *reader) u64(field string) uint64 {
 	return 0
 }
 
-func (r *reader) str(field string) string { return string(r.take(field, r.u64(field+" length"))) }
+// str reads a string, which may be any bytes.
+func (r *reader) str(field string) string {
+	b := r.take(field, r.u64(field))
+	if !r.charge(field, 1, uint64(len(b))) {
+		return ""
+	}
+	return string(b)
+}
+
+// name reads a key or a tensor's name: UTF-8, not empty.
+func (r *reader) name(field string) string {
+	at := r.at
+	n := r.u64(field)
+	if n == 0 || n > maxName {
+		r.failAt(at, field, "its length %d is not from 1 to %d", n, maxName)
+	}
+	b := r.take(field, n)
+	if r.err == nil && !utf8.Valid(b) {
+		r.failAt(at, field, "%s is not UTF-8", clip(string(b)))
+	}
+	if !r.charge(field, 1, n) {
+		return ""
+	}
+	return string(b)
+}
 
 func (g *GGUF) parse() error {
-	r := &reader{file: g.file, b: g.mapping.bytes}
+	r := &reader{file: g.file, b: g.mapping.bytes, budget: newBudget(len(g.mapping.bytes))}
 	if magic := r.take("magic", 4); r.err == nil && string(magic) != "GGUF" {
-		r.at = 0
-		r.fail("magic", "%q is not GGUF", magic)
+		r.failAt(0, "magic", "%q is not GGUF", magic)
 	}
-	if v := r.u32("version"); r.err == nil && v != 2 && v != 3 {
-		r.fail("version", "%d is not supported (2 and 3 are)", v)
+	switch v := r.u32("version"); {
+	case r.err != nil:
+	case v == 2<<24 || v == 3<<24:
+		r.unsupported("version", "the file is big-endian")
+	case v != 2 && v != 3:
+		r.unsupported("version", "%d is not supported (2 and 3 are)", v)
 	}
 	tensors, keys := r.u64("tensor count"), r.u64("metadata count")
 	// A tensor's entry takes at least 24 bytes, a key's at least 13.
-	if left := uint64(len(r.b)) - uint64(r.at); r.err == nil && (tensors > left/24 || keys > left/13 || keys > maxKeys) {
-		r.fail("counts", "%d tensors and %d keys cannot be in %d bytes", tensors, keys, left)
+	if r.err == nil && (tensors > r.left()/24 || keys > r.left()/13) {
+		r.fail("counts", "%d tensors and %d keys cannot be in %d bytes", tensors, keys, r.left())
 	}
-	if r.err != nil {
+	if !r.charge("metadata count", keys, keyCost) || !r.charge("tensor count", tensors, tensorCost) {
 		return r.err
 	}
 	g.meta = Meta{values: make(map[string]any, keys)}
 	for range keys {
-		key := r.str("metadata key")
+		at := r.at
+		key := r.name("metadata key")
 		if _, twice := g.meta.values[key]; twice {
-			r.fail(key, "occurs twice")
+			r.failAt(at, clip(key), "the key occurs twice")
 		}
-		value := r.value(key, r.u32(key+" type"), 0)
+		shown := clip(key)
+		value := r.value(shown, r.u32(shown), 0)
 		if r.err != nil {
 			return r.err
 		}
@@ -163,76 +220,124 @@ func (g *GGUF) parse() error {
 	return g.parseTensors(r, tensors)
 }
 
+// alignment is the step of data offsets.
+func (g *GGUF) alignment(r *reader) uint64 {
+	const key = "general.alignment"
+	if !g.meta.Has(key) {
+		return 32
+	}
+	align, ok := g.meta.Uint(key)
+	if !ok || align == 0 || align&(align-1) != 0 || align > 1<<20 {
+		value, _ := g.meta.Value(key)
+		r.fail(key, "%.40q is not a power of two up to a mebibyte", fmt.Sprint(value))
+		return 32
+	}
+	return align
+}
+
 func (g *GGUF) parseTensors(r *reader, count uint64) error {
-	align := uint64(32)
-	if a, ok := g.meta.Uint("general.alignment"); ok {
-		align = a
-	}
-	if align == 0 || align&(align-1) != 0 || align > 1<<20 {
-		r.fail("general.alignment", "%d is not a power of two up to a mebibyte", align)
-	}
-	offsets := make([]uint64, 0, count)
+	align := g.alignment(r)
+	g.tensors = make(map[string]located, count)
+	g.names = make([]string, 0, count)
+	entries := make([]int64, 0, count) // where each entry stands in the file
 	for range count {
+		at := r.at
 		info, offset := r.tensorInfo()
 		if r.err == nil && offset%align != 0 {
-			r.fail(info.Name, "offset %d is not a multiple of %d", offset, align)
+			r.failAt(at, clip(info.Name), "data offset %d is not a multiple of %d", offset, align)
 		}
-		if _, twice := g.tensors[info.Name]; r.err == nil && twice {
-			r.fail(info.Name, "occurs twice")
+		if r.err == nil && offset > math.MaxInt64/2 {
+			r.failAt(at, clip(info.Name), "data offset %d is outside the file", offset)
+		}
+		if _, twice := g.tensors[info.Name]; twice {
+			r.failAt(at, clip(info.Name), "the tensor occurs twice")
 		}
 		if r.err != nil {
 			return r.err
 		}
-		g.tensors[info.Name] = located{info: info}
+		g.tensors[info.Name] = located{info, int64(offset)}
 		g.names = append(g.names, info.Name)
-		offsets = append(offsets, offset)
+		entries = append(entries, at)
 	}
-	start := (uint64(r.at) + align - 1) / align * align
-	size := uint64(len(r.b))
+	start := (r.at + int64(align) - 1) / int64(align) * int64(align)
+	size := int64(len(r.b))
 	for i, name := range g.names {
 		t := g.tensors[name]
-		if bytes := uint64(t.info.Bytes); bytes > 0 && (start > size || offsets[i] > size-start || bytes > size-start-offsets[i]) {
-			r.fail(name, "its %d bytes at offset %d of the data lie outside the file of %d bytes", bytes, offsets[i], size)
+		from := start + t.from
+		switch {
+		case t.info.Bytes == 0:
+			from = 0
+		case from > size || t.info.Bytes > size-from:
+			r.failAt(entries[i], clip(name), "its %d bytes at byte %d lie outside the file of %d", t.info.Bytes, from, size)
 			return r.err
 		}
-		t.from = int64(min(start+offsets[i], size))
-		g.tensors[name] = t
+		g.tensors[name] = located{t.info, from}
 	}
+	g.checkOverlap(r)
 	slices.Sort(g.names)
 	return r.err
 }
 
+// checkOverlap refuses tensors that share bytes. It leaves names in the order of the data.
+func (g *GGUF) checkOverlap(r *reader) {
+	slices.SortFunc(g.names, func(a, b string) int { return cmp.Compare(g.tensors[a].from, g.tensors[b].from) })
+	end, last := int64(0), ""
+	for _, name := range g.names {
+		t := g.tensors[name]
+		if t.info.Bytes == 0 {
+			continue
+		}
+		if t.from < end {
+			r.failAt(t.from, clip(name), "its data overlap those of %s", clip(last))
+			return
+		}
+		end, last = t.from+t.info.Bytes, name
+	}
+}
+
 // tensorInfo reads one entry of the tensor table and its data offset.
 func (r *reader) tensorInfo() (Info, uint64) {
-	info := Info{Name: r.str("tensor name")}
-	dims := r.u32(info.Name + " dimensions")
+	info := Info{Name: r.name("tensor name")}
+	shown := clip(info.Name)
+	dims := r.u32(shown)
 	if r.err == nil && dims > maxDims {
-		r.fail(info.Name, "%d dimensions, more than %d", dims, maxDims)
+		r.fail(shown, "%d dimensions, more than %d", dims, maxDims)
+	}
+	if r.err != nil {
+		return info, 0
 	}
 	elements := uint64(1)
-	for range min(dims, maxDims) {
-		d := r.u64(info.Name + " dimension")
-		if r.err == nil && (d > math.MaxInt32*16 || d > 0 && elements > math.MaxInt64/8/d) {
-			r.fail(info.Name, "dimension %d is too large", d)
+	info.Shape = make([]int, dims)
+	for i := range info.Shape {
+		d := r.u64(shown)
+		if r.err == nil && (d > math.MaxInt/8 || d > 0 && elements > math.MaxInt/8/d) {
+			r.fail(shown, "dimension %d makes it too large", d)
+		}
+		if r.err != nil {
+			return info, 0
 		}
 		elements *= d
-		info.Shape = append(info.Shape, int(d))
+		info.Shape[i] = int(d)
 	}
-	kind := r.u32(info.Name + " type")
-	offset := r.u64(info.Name + " offset")
+	kind := r.u32(shown)
+	offset := r.u64(shown)
 	if r.err != nil {
 		return info, 0
 	}
 	dtype, ok := ggufTypes[kind]
 	if !ok {
-		r.fail(info.Name, "type %d is not supported", kind)
+		r.unsupported(shown, "tensor type %d is not supported", kind)
+		return info, 0
+	}
+	row := 1
+	if dims > 0 {
+		row = info.Shape[0]
+	}
+	if row%dtype.BlockLen() != 0 {
+		r.fail(shown, "rows of %d elements are not whole blocks of %v", row, dtype)
 		return info, 0
 	}
 	info.DType = dtype
-	if len(info.Shape) > 0 && info.Shape[0]%dtype.BlockLen() != 0 {
-		r.fail(info.Name, "rows of %d elements are not whole blocks of %v", info.Shape[0], dtype)
-		return info, 0
-	}
 	info.Bytes = int64(elements / uint64(dtype.BlockLen()) * uint64(dtype.BlockBytes()))
 	slices.Reverse(info.Shape)
 	return info, offset

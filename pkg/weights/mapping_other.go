@@ -2,17 +2,17 @@
 
 package weights
 
-import "os"
+import (
+	"io"
+	"os"
+)
 
-// mapping is a file read into memory, where mapping is not to be had.
-type mapping struct{ bytes []byte }
-
-func mapFile(path string) (*mapping, error) {
-	bytes, err := os.ReadFile(path)
-	return &mapping{bytes}, err
+func mapOpen(f *os.File, size int) (*mapping, error) {
+	bytes := make([]byte, size)
+	if _, err := io.ReadFull(f, bytes); err != nil {
+		return nil, err
+	}
+	return &mapping{bytes: bytes}, nil
 }
 
-func (m *mapping) close() error {
-	m.bytes = nil
-	return nil
-}
+func unmap([]byte) error { return nil }

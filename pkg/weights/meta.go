@@ -14,7 +14,8 @@ type Meta struct{ values map[string]any }
 // Keys lists the keys, sorted.
 func (m Meta) Keys() []string { return slices.Sorted(maps.Keys(m.values)) }
 
-// Value returns a value as it was read: an integer, float, bool, string or slice.
+// Value returns a value as it was read: int64 (uint64 above its range), float64,
+// bool, string, or []int64, []float32, []bool, []string, or []any of such slices.
 func (m Meta) Value(key string) (any, bool) {
 	v, ok := m.values[key]
 	return v, ok
@@ -42,6 +43,9 @@ func (m Meta) Float(key string) (float64, bool) { return get[float64](m, key) }
 
 // Uint returns an integer of any width that is not negative.
 func (m Meta) Uint(key string) (uint64, bool) {
+	if v, ok := get[uint64](m, key); ok {
+		return v, true
+	}
 	v, ok := get[int64](m, key)
 	return uint64(v), ok && v >= 0
 }
@@ -49,7 +53,10 @@ func (m Meta) Uint(key string) (uint64, bool) {
 // Strings returns a list of strings; they need not be UTF-8.
 func (m Meta) Strings(key string) ([]string, bool) { return get[[]string](m, key) }
 
-// Ints returns a list of integers of any width.
+// Bools returns a list of bools.
+func (m Meta) Bools(key string) ([]bool, bool) { return get[[]bool](m, key) }
+
+// Ints returns a list of integers of any width; one above int64's range wraps.
 func (m Meta) Ints(key string) ([]int64, bool) { return get[[]int64](m, key) }
 
 // Floats returns a list of floats of either width.
@@ -87,10 +94,11 @@ func width(kind uint32) uint64 {
 	return 0
 }
 
-// value reads a value: int64 (integers of all widths), float64, bool, string, or a
-// slice of int64, float32, bool, string or any.
+// value reads a value, as Meta.Value describes it. The key is fit for errors.
 func (r *reader) value(key string, kind uint32, depth int) any {
 	switch {
+	case r.err != nil:
+		return nil
 	case kind == kindString:
 		return r.str(key)
 	case kind == kindArray:
@@ -109,7 +117,11 @@ func (r *reader) value(key string, kind uint32, depth int) any {
 	case kindBool:
 		return b[0] != 0
 	}
-	return integer(kind, b)
+	v := integer(kind, b)
+	if kind == kindU64 && v < 0 {
+		return uint64(v)
+	}
+	return v
 }
 
 func float(b []byte) float64 {
@@ -139,7 +151,8 @@ func integer(kind uint32, b []byte) int64 {
 }
 
 func (r *reader) array(key string, depth int) any {
-	kind, count := r.u32(key+" element kind"), r.u64(key+" length")
+	at := r.at
+	kind, count := r.u32(key), r.u64(key)
 	if depth == maxDepth {
 		r.fail(key, "arrays are nested more than %d deep", maxDepth)
 	}
@@ -147,38 +160,76 @@ func (r *reader) array(key string, depth int) any {
 		return nil
 	}
 	size := width(kind)
-	if size > 0 {
-		if count > uint64(len(r.b))/size {
-			r.fail(key, "%d elements cannot be in the file", count)
-			return nil
-		}
+	least := size // bytes an element takes in the file
+	switch kind {
+	case kindString:
+		least = 8
+	case kindArray:
+		least = 12
+	}
+	switch {
+	case least == 0:
+		r.failAt(at, key, "element kind %d is unknown", kind)
+	case count > r.left()/least:
+		r.failAt(at, key, "%d elements cannot be in the %d bytes left", count, r.left())
+	case kind == kindString:
+		return r.stringArray(key, count)
+	case kind == kindArray:
+		return r.arrays(key, count, depth)
+	case r.charge(key, count, inMemory(kind)):
 		return scalars(kind, size, r.take(key, count*size))
 	}
-	// A string takes at least 8 bytes, an array at least 12.
-	if count > (uint64(len(r.b))-uint64(r.at))/8 {
-		r.fail(key, "%d elements cannot be in the file", count)
-		return nil
-	}
-	if kind == kindString {
-		out := make([]string, 0, count)
-		for range count {
-			s := r.str(key)
-			if r.err != nil {
-				return nil
-			}
-			out = append(out, s)
-		}
-		return out
-	}
-	var out []any
+	return nil
+}
+
+// stringArray reads strings that share one copy of their bytes, so that a large
+// vocabulary costs one allocation.
+func (r *reader) stringArray(key string, count uint64) any {
+	from := r.at
 	for range count {
-		v := r.value(key, kind, depth+1)
+		r.take(key, r.u64(key))
 		if r.err != nil {
 			return nil
 		}
-		out = append(out, v)
+	}
+	if !r.charge(key, count, 16) || !r.charge(key, 1, uint64(r.at-from)) {
+		return nil
+	}
+	all := string(r.b[from:r.at])
+	out := make([]string, count)
+	at := uint64(0)
+	for i := range out {
+		n := binary.LittleEndian.Uint64(r.b[uint64(from)+at:])
+		out[i] = all[at+8 : at+8+n]
+		at += 8 + n
 	}
 	return out
+}
+
+// arrays reads arrays in an array.
+func (r *reader) arrays(key string, count uint64, depth int) any {
+	if !r.charge(key, count, 64) { // an interface, a slice and its smallest allocation
+		return nil
+	}
+	out := make([]any, count)
+	for i := range out {
+		out[i] = r.array(key, depth+1)
+		if r.err != nil {
+			return nil
+		}
+	}
+	return out
+}
+
+// inMemory is the size of a decoded scalar in an array.
+func inMemory(kind uint32) uint64 {
+	switch kind {
+	case kindBool:
+		return 1
+	case kindF32, kindF64:
+		return 4
+	}
+	return 8
 }
 
 // scalars decodes packed scalars.

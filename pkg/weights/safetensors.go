@@ -2,12 +2,14 @@ package weights
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -22,8 +24,14 @@ var safetensorsTypes = map[string]tensor.DType{
 	"I64": tensor.I64, "I32": tensor.I32, "I16": tensor.I16, "I8": tensor.I8, "U8": tensor.U8, "BOOL": tensor.Bool,
 }
 
-// maxHeader bounds a safetensors header, as the format's own reader does.
-const maxHeader = 100 << 20
+// Limits of a header and an index. The header's is that of the format's own reader.
+const (
+	maxHeader    = 100 << 20
+	maxIndex     = 64 << 20
+	maxShape     = 8
+	entryCost    = 384 // what a tensor's entry takes in memory
+	metadataCost = 128
+)
 
 const indexFile = "model.safetensors.index.json"
 
@@ -38,21 +46,22 @@ type Safetensors struct {
 
 type shardTensor struct {
 	located
+	file    string
 	mapping *mapping
 }
 
 // OpenSafetensors opens one file, or a folder that holds model.safetensors or a
 // sharded model with its index.
 func OpenSafetensors(path string) (*Safetensors, error) {
-	files := []string{path}
+	files, index := []string{path}, map[string]string(nil)
 	if stat, err := os.Stat(path); err != nil {
 		return nil, err
 	} else if stat.IsDir() {
-		if files, err = shardFiles(path); err != nil {
+		if files, index, err = shardFiles(path); err != nil {
 			return nil, err
 		}
 	}
-	s := &Safetensors{path: path, tensors: map[string]shardTensor{}, metadata: map[string]string{}}
+	s := newSafetensors(path)
 	for _, file := range files {
 		m, err := mapFile(file)
 		if err == nil {
@@ -63,136 +72,163 @@ func OpenSafetensors(path string) (*Safetensors, error) {
 			return nil, errors.Join(err, s.Close())
 		}
 	}
+	if err := s.checkIndex(index); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
 	s.names = slices.Sorted(maps.Keys(s.tensors))
 	return s, nil
 }
 
-// ParseSafetensors reads a file that is in memory; the result keeps data and must
-// not be closed.
+// ParseSafetensors reads a file that is in memory. The result keeps data, which
+// must not change; name is what errors call it.
 func ParseSafetensors(name string, data []byte) (*Safetensors, error) {
-	s := &Safetensors{path: name, tensors: map[string]shardTensor{}, metadata: map[string]string{}}
-	m := &mapping{}
-	m.bytes = data
-	if err := s.parse(name, m); err != nil {
+	s := newSafetensors(name)
+	if err := s.parse(name, &mapping{bytes: data}); err != nil {
 		return nil, err
 	}
 	s.names = slices.Sorted(maps.Keys(s.tensors))
 	return s, nil
 }
 
-// shardFiles lists the weight files of a model folder.
-func shardFiles(dir string) ([]string, error) {
+func newSafetensors(path string) *Safetensors {
+	return &Safetensors{path: path, tensors: map[string]shardTensor{}, metadata: map[string]string{}}
+}
+
+// shardFiles lists the weight files of a model folder, and which holds what where
+// an index says so.
+func shardFiles(dir string) (files []string, weightMap map[string]string, err error) {
 	index := filepath.Join(dir, indexFile)
-	text, err := os.ReadFile(index)
+	m, err := mapFile(index)
 	if errors.Is(err, fs.ErrNotExist) {
-		return []string{filepath.Join(dir, "model.safetensors")}, nil
+		return []string{filepath.Join(dir, "model.safetensors")}, nil, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, nil, err
+	}
+	defer func() { err = errors.Join(err, m.close()) }()
+	if weightMap, err = parseIndex(index, m.bytes); err != nil {
+		return nil, nil, err
+	}
+	seen := map[string]bool{}
+	for _, file := range weightMap {
+		seen[filepath.Join(dir, file)] = true
+	}
+	return slices.Sorted(maps.Keys(seen)), weightMap, nil
+}
+
+// parseIndex reads the map of tensor names to plain file names.
+func parseIndex(index string, text []byte) (map[string]string, error) {
+	bad := func(field, format string, args ...any) error {
+		return &FormatError{File: index, Offset: -1, Field: field, Msg: fmt.Sprintf(format, args...)}
+	}
+	if len(text) > maxIndex {
+		return nil, bad("index", "it has %d bytes, more than %d", len(text), maxIndex)
+	}
+	if entries := bytes.Count(text, []byte{':'}); !newBudget(len(text)).charge(uint64(entries), metadataCost) {
+		return nil, bad("index", "%d entries are too many", entries)
 	}
 	var parsed struct {
 		WeightMap map[string]string `json:"weight_map"`
 	}
 	if err := json.Unmarshal(text, &parsed); err != nil {
-		return nil, &FormatError{index, -1, "index", err.Error()}
+		return nil, bad("index", "%.200s", err)
 	}
 	if len(parsed.WeightMap) == 0 {
-		return nil, &FormatError{index, -1, "weight_map", "is missing or empty"}
+		return nil, bad("weight_map", "it is missing or empty")
 	}
-	seen := map[string]bool{}
-	for name, file := range parsed.WeightMap {
-		if file != filepath.Base(file) || !filepath.IsLocal(file) || strings.ContainsAny(file, `/\`) {
-			return nil, &FormatError{index, -1, "weight_map." + name, fmt.Sprintf("%q is not a plain file name", file)}
+	for _, name := range slices.Sorted(maps.Keys(parsed.WeightMap)) {
+		file := parsed.WeightMap[name]
+		if file != filepath.Base(file) || !filepath.IsLocal(file) || file == "." || strings.ContainsAny(file, "/\\\x00") {
+			return nil, bad("weight_map."+clip(name), "%.96q is not a plain file name", file)
 		}
-		seen[filepath.Join(dir, file)] = true
 	}
-	return slices.Sorted(maps.Keys(seen)), nil
+	return parsed.WeightMap, nil
 }
 
-// entry is a tensor as the header describes it.
-type entry struct {
-	DType   string   `json:"dtype"`
-	Shape   []int64  `json:"shape"`
-	Offsets [2]int64 `json:"data_offsets"`
-}
-
-func (s *Safetensors) parse(file string, m *mapping) error {
-	bad := func(offset int64, field, format string, args ...any) error {
-		return &FormatError{file, offset, field, fmt.Sprintf(format, args...)}
-	}
-	if len(m.bytes) < 8 {
-		return bad(0, "header length", "the file has %d bytes, fewer than 8", len(m.bytes))
-	}
-	length := binary.LittleEndian.Uint64(m.bytes)
-	if length > uint64(len(m.bytes)-8) || length > maxHeader {
-		return bad(0, "header length", "%d bytes cannot be in a file of %d", length, len(m.bytes))
-	}
-	header, data := m.bytes[8:8+length], int64(8+length)
-	entries, err := s.header(file, header)
-	if err != nil {
-		return err
-	}
-	for name, e := range entries {
-		dtype, ok := safetensorsTypes[e.DType]
-		if !ok {
-			return bad(8, name+".dtype", "%q is not supported", e.DType)
+// checkIndex holds an index to what the files hold.
+func (s *Safetensors) checkIndex(weightMap map[string]string) error {
+	for _, name := range slices.Sorted(maps.Keys(weightMap)) {
+		file := filepath.Join(s.path, weightMap[name])
+		if t, ok := s.tensors[name]; !ok || t.file != file {
+			return &FormatError{File: filepath.Join(s.path, indexFile), Offset: -1, Field: "weight_map." + clip(name),
+				Msg: fmt.Sprintf("%s does not hold it", weightMap[name])}
 		}
-		elements, shape := int64(1), make([]int, len(e.Shape))
-		for i, d := range e.Shape {
-			if d < 0 || len(e.Shape) > 8 || d > 0 && elements > int64(len(m.bytes))/d {
-				return bad(8, name+".shape", "%v does not fit the file", e.Shape)
-			}
-			elements *= d
-			shape[i] = int(d)
-		}
-		size := elements * int64(dtype.BlockBytes())
-		from, to := e.Offsets[0], e.Offsets[1]
-		if from < 0 || to < from || to > int64(len(m.bytes))-data || to-from != size {
-			return bad(8, name+".data_offsets", "%v do not hold %d bytes inside the file", e.Offsets, size)
-		}
-		if _, twice := s.tensors[name]; twice {
-			return bad(8, name, "occurs twice")
-		}
-		s.tensors[name] = shardTensor{located{Info{name, dtype, shape, size}, data + from}, m}
 	}
 	return nil
 }
 
-// header decodes the JSON header, refusing keys that occur twice.
-func (s *Safetensors) header(file string, text []byte) (map[string]entry, error) {
-	bad := func(d *json.Decoder, field string, err error) error {
-		return &FormatError{file, 8 + d.InputOffset(), field, err.Error()}
+// parse adds the tensors of one file.
+func (s *Safetensors) parse(file string, m *mapping) error {
+	size := int64(len(m.bytes))
+	bad := func(format string, args ...any) error {
+		return &FormatError{File: file, Offset: 0, Field: "header length", Msg: fmt.Sprintf(format, args...)}
 	}
-	d := json.NewDecoder(bytes.NewReader(text))
-	if open, err := d.Token(); err != nil || open != json.Delim('{') {
-		return nil, bad(d, "header", errors.Join(errors.New("is not a JSON object"), err))
+	if size < 8 {
+		return bad("the file has %d bytes, fewer than 8", size)
 	}
-	entries := map[string]entry{}
-	for d.More() {
-		token, err := d.Token()
+	length := binary.LittleEndian.Uint64(m.bytes)
+	if length > uint64(size-8) || length > maxHeader {
+		return bad("%d bytes cannot be in a file of %d", length, size)
+	}
+	p := &headerParser{file: file, b: m.bytes[8 : 8+length], budget: newBudget(len(m.bytes)), metadata: s.metadata}
+	start := int64(8 + length)
+	p.header()
+	if p.err != nil {
+		return p.err
+	}
+	// The data follow one another without gaps to the end of the file.
+	slices.SortStableFunc(p.entries, func(a, b headerEntry) int {
+		return cmp.Or(cmp.Compare(a.from, b.from), cmp.Compare(a.to, b.to))
+	})
+	end := int64(0)
+	for _, e := range p.entries {
+		info, err := e.info(file, size)
 		if err != nil {
-			return nil, bad(d, "header", err)
+			return err
 		}
-		name, _ := token.(string)
-		if name == "__metadata__" {
-			if err := d.Decode(&s.metadata); err != nil {
-				return nil, bad(d, name, err)
-			}
-			continue
+		if e.from != end {
+			return e.bad(file, "data_offsets", "its data start at %d where those before end at %d", e.from, end)
 		}
-		var e entry
-		if err := d.Decode(&e); err != nil {
-			return nil, bad(d, name, err)
+		end = e.to
+		if _, twice := s.tensors[e.name]; twice {
+			return e.bad(file, "", "the tensor occurs twice")
 		}
-		if _, twice := entries[name]; twice {
-			return nil, bad(d, name, errors.New("occurs twice"))
-		}
-		entries[name] = e
+		s.tensors[e.name] = shardTensor{located{info, start + e.from}, file, m}
 	}
-	if _, err := d.Token(); err != nil {
-		return nil, bad(d, "header", err)
+	if end != size-start {
+		return &FormatError{File: file, Offset: start, Field: "data", Msg: fmt.Sprintf("the header describes %d bytes, the file holds %d", end, size-start)}
 	}
-	return entries, nil
+	return nil
+}
+
+// info checks an entry against the format and the file's size.
+func (e headerEntry) info(file string, size int64) (Info, error) {
+	dtype, ok := safetensorsTypes[e.dtype]
+	if !ok {
+		return Info{}, &FormatError{File: file, Offset: e.at, Field: clip(e.name) + ".dtype",
+			Msg: clip(e.dtype) + " is not supported", Unsupported: true}
+	}
+	elements, shape := int64(1), make([]int, len(e.shape))
+	for i, d := range e.shape {
+		if d > math.MaxInt/8 || d > 0 && elements > size/d {
+			return Info{}, e.bad(file, "shape", "%v does not fit the file", e.shape)
+		}
+		elements *= d
+		shape[i] = int(d)
+	}
+	bytes := elements * int64(dtype.BlockBytes())
+	if e.to < e.from || e.to > size || e.to-e.from != bytes {
+		return Info{}, e.bad(file, "data_offsets", "%d to %d do not hold %d bytes inside the file", e.from, e.to, bytes)
+	}
+	return Info{e.name, dtype, shape, bytes}, nil
+}
+
+func (e headerEntry) bad(file, field, format string, args ...any) error {
+	name := clip(e.name)
+	if field != "" {
+		name += "." + field
+	}
+	return &FormatError{File: file, Offset: e.at, Field: name, Msg: fmt.Sprintf(format, args...)}
 }
 
 // Names lists the tensors, sorted.
@@ -213,14 +249,8 @@ func (s *Safetensors) Data(name string) ([]byte, error) {
 	if !ok {
 		return nil, &NotFoundError{s.path, name}
 	}
-	return t.mapping.bytes[t.from : t.from+t.info.Bytes : t.from+t.info.Bytes], nil
+	return t.mapping.view(t.file, t.from, t.info.Bytes)
 }
 
 // Close unmaps the files.
-func (s *Safetensors) Close() error {
-	var errs []error
-	for _, m := range s.mappings {
-		errs = append(errs, m.close())
-	}
-	return errors.Join(errs...)
-}
+func (s *Safetensors) Close() error { return closeAll(s.mappings) }

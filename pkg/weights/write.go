@@ -9,9 +9,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
+	"unicode/utf8"
 
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
@@ -24,89 +26,140 @@ type Named struct {
 	Data  []byte
 }
 
-// WriteSafetensors writes tensors to path: sorted by name, data aligned to 8
-// bytes, the same bytes for the same input. The file appears whole or not at all:
-// it is written beside its place, synced and renamed, and the folder synced.
+// WriteSafetensors writes tensors to path: the header sorted by name, the data by
+// falling element size and then name so that every tensor is aligned to its
+// elements, the same bytes for the same input. The file appears whole or not at
+// all: it is written beside its place, synced and renamed, and the folder synced.
 func WriteSafetensors(path string, tensors []Named, metadata map[string]string) error {
 	return WriteFile(path, func(w io.Writer) error { return EncodeSafetensors(w, tensors, metadata) })
 }
 
-// EncodeSafetensors writes the format to a stream.
+// EncodeSafetensors writes the format to a stream, as WriteSafetensors describes.
 func EncodeSafetensors(w io.Writer, tensors []Named, metadata map[string]string) error {
 	tensors = slices.SortedFunc(slices.Values(tensors), func(a, b Named) int { return cmp.Compare(a.Name, b.Name) })
-	var header bytes.Buffer
-	header.WriteByte('{')
-	if len(metadata) > 0 {
-		text, err := json.Marshal(metadata) // sorts the keys
-		if err != nil {
-			return err
-		}
-		fmt.Fprintf(&header, `"__metadata__":%s`, text)
-	}
-	var offset int64
-	for i, t := range tensors {
-		if err := checkNamed(t); err != nil {
-			return err
-		}
-		if i > 0 && tensors[i-1].Name == t.Name {
-			return fmt.Errorf("write safetensors: tensor %q occurs twice", t.Name)
-		}
-		if header.Len() > 1 {
-			header.WriteByte(',')
-		}
-		name, err := json.Marshal(t.Name)
-		if err != nil {
-			return err
-		}
-		shape, err := json.Marshal(append([]int{}, t.Shape...))
-		if err != nil {
-			return err
-		}
-		end := offset + int64(len(t.Data))
-		fmt.Fprintf(&header, `%s:{"dtype":%q,"shape":%s,"data_offsets":[%d,%d]}`, name, t.DType, shape, offset, end)
-		offset = end
-	}
-	header.WriteByte('}')
-	for header.Len()%8 != 0 {
-		header.WriteByte(' ')
-	}
-	if err := binary.Write(w, binary.LittleEndian, uint64(header.Len())); err != nil {
+	if err := checkAll(tensors, metadata); err != nil {
 		return err
 	}
-	if _, err := w.Write(header.Bytes()); err != nil {
+	order := make([]int, len(tensors)) // of the data
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortStableFunc(order, func(a, b int) int {
+		return cmp.Compare(tensors[b].DType.BlockBytes(), tensors[a].DType.BlockBytes())
+	})
+	starts, end := make([]int, len(tensors)), 0
+	for _, i := range order {
+		starts[i] = end
+		end += len(tensors[i].Data)
+	}
+	header, err := encodeHeader(tensors, starts, metadata)
+	if err != nil {
 		return err
 	}
-	for _, t := range tensors {
-		if _, err := w.Write(t.Data); err != nil {
+	if err := binary.Write(w, binary.LittleEndian, uint64(len(header))); err != nil {
+		return err
+	}
+	if _, err := w.Write(header); err != nil {
+		return err
+	}
+	for _, i := range order {
+		if _, err := w.Write(tensors[i].Data); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func checkNamed(t Named) error {
-	if _, ok := safetensorsTypes[t.DType.String()]; !ok {
-		return fmt.Errorf("write safetensors: tensor %q: the format has no type %v", t.Name, t.DType)
+// encodeHeader returns the JSON header, padded so that the data start at a
+// multiple of 8.
+func encodeHeader(tensors []Named, starts []int, metadata map[string]string) ([]byte, error) {
+	var header bytes.Buffer
+	header.WriteByte('{')
+	if len(metadata) > 0 {
+		text, err := json.Marshal(metadata) // sorts the keys
+		if err != nil {
+			return nil, err
+		}
+		fmt.Fprintf(&header, `"__metadata__":%s`, text)
 	}
-	if want := (Info{Shape: t.Shape}).Elements() * t.DType.BlockBytes(); want != len(t.Data) {
-		return fmt.Errorf("write safetensors: tensor %q: %d bytes for shape %v of %v", t.Name, len(t.Data), t.Shape, t.DType)
+	for i, t := range tensors {
+		if header.Len() > 1 {
+			header.WriteByte(',')
+		}
+		name, err := json.Marshal(t.Name)
+		if err != nil {
+			return nil, err
+		}
+		shape, err := json.Marshal(append([]int{}, t.Shape...))
+		if err != nil {
+			return nil, err
+		}
+		fmt.Fprintf(&header, `%s:{"dtype":%q,"shape":%s,"data_offsets":[%d,%d]}`, name, t.DType, shape, starts[i], starts[i]+len(t.Data))
+	}
+	header.WriteByte('}')
+	for header.Len()%8 != 0 {
+		header.WriteByte(' ')
+	}
+	if header.Len() > maxHeader {
+		return nil, fmt.Errorf("write safetensors: a header of %d bytes is more than %d", header.Len(), maxHeader)
+	}
+	return header.Bytes(), nil
+}
+
+// checkAll refuses what the format cannot hold. The tensors are sorted.
+func checkAll(tensors []Named, metadata map[string]string) error {
+	for key, value := range metadata {
+		if !utf8.ValidString(key) || !utf8.ValidString(value) {
+			return fmt.Errorf("write safetensors: metadata %s is not UTF-8", clip(key))
+		}
+	}
+	for i, t := range tensors {
+		if i > 0 && tensors[i-1].Name == t.Name {
+			return fmt.Errorf("write safetensors: tensor %q occurs twice", t.Name)
+		}
+		if !utf8.ValidString(t.Name) || t.Name == "__metadata__" {
+			return fmt.Errorf("write safetensors: %q cannot be a tensor's name", t.Name)
+		}
+		if _, ok := safetensorsTypes[t.DType.String()]; !ok {
+			return fmt.Errorf("write safetensors: tensor %q: the format has no type %v", t.Name, t.DType)
+		}
+		elements := 1
+		for _, d := range t.Shape {
+			if d < 0 || d > 0 && elements > math.MaxInt/8/d {
+				return fmt.Errorf("write safetensors: tensor %q: shape %v is out of range", t.Name, t.Shape)
+			}
+			elements *= d
+		}
+		if len(t.Shape) > maxShape {
+			return fmt.Errorf("write safetensors: tensor %q: %d dimensions, more than %d", t.Name, len(t.Shape), maxShape)
+		}
+		if want := elements * t.DType.BlockBytes(); want != len(t.Data) {
+			return fmt.Errorf("write safetensors: tensor %q: %d bytes for shape %v of %v", t.Name, len(t.Data), t.Shape, t.DType)
+		}
 	}
 	return nil
 }
 
 // WriteFile writes a file whole or not at all: a temporary file beside it, fsync,
 // rename, fsync of the folder.
-func WriteFile(path string, write func(w io.Writer) error) (err error) {
+func WriteFile(path string, write func(w io.Writer) error) error {
 	dir := filepath.Dir(path)
 	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*")
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, f.Close(), os.Remove(f.Name()))
-		}
-	}()
+	if err := fill(f, write); err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	if err := os.Rename(f.Name(), path); err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return syncDir(dir)
+}
+
+// fill writes, syncs and closes f.
+func fill(f *os.File, write func(w io.Writer) error) (err error) {
+	defer func() { err = errors.Join(err, f.Close()) }()
 	buffered := bufio.NewWriterSize(f, 1<<20)
 	if err := write(buffered); err != nil {
 		return err
@@ -117,16 +170,7 @@ func WriteFile(path string, write func(w io.Writer) error) (err error) {
 	if err := f.Chmod(0o644); err != nil {
 		return err
 	}
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	return syncDir(dir)
+	return f.Sync()
 }
 
 func syncDir(dir string) error {

@@ -1,0 +1,76 @@
+package weights
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+)
+
+// mapping is a file's bytes.
+type mapping struct {
+	bytes  []byte
+	mapped bool // by the operating system, so that it must be unmapped
+	closed bool
+}
+
+// mapFile maps a regular file, or reads it where mapping is not to be had.
+func mapFile(path string) (*mapping, error) {
+	// Look before opening: opening a pipe waits for its other end.
+	if stat, err := os.Stat(path); err != nil {
+		return nil, err
+	} else if !stat.Mode().IsRegular() {
+		return nil, &FormatError{File: path, Offset: -1, Field: "file", Msg: "is not a regular file"}
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	stat, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	size := stat.Size()
+	switch {
+	case int64(int(size)) != size:
+		return nil, &FormatError{File: path, Offset: -1, Field: "file", Msg: fmt.Sprintf("%d bytes do not fit an address space", size), Unsupported: true}
+	case size == 0:
+		return &mapping{}, nil
+	}
+	m, err := mapOpen(f, int(size))
+	if err != nil {
+		return nil, fmt.Errorf("map %s: %w", path, err)
+	}
+	return m, nil
+}
+
+// view is bytes from..from+n.
+func (m *mapping) view(file string, from, n int64) ([]byte, error) {
+	if m.closed {
+		return nil, fmt.Errorf("read %s: %w", file, fs.ErrClosed)
+	}
+	return m.bytes[from : from+n : from+n], nil
+}
+
+func (m *mapping) close() error {
+	if m.closed {
+		return nil
+	}
+	m.closed = true
+	bytes := m.bytes
+	m.bytes = nil
+	if !m.mapped {
+		return nil
+	}
+	return unmap(bytes)
+}
+
+// closeAll closes several mappings.
+func closeAll(mappings []*mapping) error {
+	var errs []error
+	for _, m := range mappings {
+		errs = append(errs, m.close())
+	}
+	return errors.Join(errs...)
+}

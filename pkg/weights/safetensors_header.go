@@ -1,0 +1,224 @@
+package weights
+
+import (
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"unicode/utf8"
+)
+
+// headerParser reads the JSON header of a safetensors file. The header is JSON of
+// one shape, an object of objects of strings and short integer arrays, so a
+// parser of that shape alone needs no more memory than the tensors it finds; a
+// general one can be made to build anything.
+type headerParser struct {
+	file     string
+	b        []byte // the header, which starts at byte 8 of the file
+	at       int
+	budget   *budget
+	err      error
+	entries  []headerEntry
+	seen     map[string]bool
+	metadata map[string]string // filled
+}
+
+// headerEntry is a tensor as the header describes it.
+type headerEntry struct {
+	name     string
+	dtype    string
+	shape    []int64
+	from, to int64 // from the end of the header
+	at       int64 // where in the file the entry stands
+}
+
+func (p *headerParser) fail(field, format string, args ...any) {
+	if p.err == nil {
+		p.err = &FormatError{File: p.file, Offset: 8 + int64(p.at), Field: field, Msg: fmt.Sprintf(format, args...)}
+	}
+}
+
+// peek skips white space and returns the next byte, or 0 at the end and after an
+// error.
+func (p *headerParser) peek() byte {
+	for p.err == nil && p.at < len(p.b) {
+		switch c := p.b[p.at]; c {
+		case ' ', '\t', '\n', '\r':
+			p.at++
+		default:
+			return c
+		}
+	}
+	return 0
+}
+
+// accept takes c if it comes next.
+func (p *headerParser) accept(c byte) bool {
+	if p.peek() != c || p.err != nil {
+		return false
+	}
+	p.at++
+	return true
+}
+
+func (p *headerParser) expect(field string, c byte) {
+	if !p.accept(c) {
+		p.fail(field, "%q is missing", c)
+	}
+}
+
+// str reads a string.
+func (p *headerParser) str(field string) string {
+	p.expect(field, '"')
+	from := p.at - 1
+	for p.err == nil && p.at < len(p.b) && p.b[p.at] != '"' {
+		if p.b[p.at] == '\\' {
+			p.at++
+		}
+		p.at++
+	}
+	p.expect(field, '"')
+	if p.err != nil {
+		return ""
+	}
+	raw := p.b[from:p.at]
+	if !p.budget.charge(1, uint64(len(raw))) {
+		p.fail(field, "a string of %d bytes is too long", len(raw))
+		return ""
+	}
+	var out string
+	if !utf8.Valid(raw) {
+		p.fail(field, "%s is not UTF-8", clip(string(raw)))
+	} else if err := json.Unmarshal(raw, &out); err != nil {
+		p.fail(field, "%.96q is not a string: %.96s", raw, err)
+	}
+	return out
+}
+
+// integers reads an array of at most most integers that are not negative.
+func (p *headerParser) integers(field string, most int) []int64 {
+	p.expect(field, '[')
+	out := []int64{}
+	if p.accept(']') {
+		return out
+	}
+	for p.err == nil {
+		if len(out) == most {
+			p.fail(field, "more than %d numbers", most)
+		}
+		out = append(out, p.integer(field))
+		if p.accept(']') {
+			return out
+		}
+		p.expect(field, ',')
+	}
+	return nil
+}
+
+func (p *headerParser) integer(field string) int64 {
+	p.peek()
+	from := p.at
+	for p.at < len(p.b) && p.b[p.at] >= '0' && p.b[p.at] <= '9' {
+		p.at++
+	}
+	text := string(p.b[from:min(p.at, from+32)])
+	v, err := strconv.ParseInt(text, 10, 64)
+	if err != nil || len(text) > 1 && text[0] == '0' {
+		p.at = from
+		p.fail(field, "a number from 0 to 2^63-1 is missing")
+	}
+	return v
+}
+
+// object reads an object, calling member for each key once the colon is taken.
+func (p *headerParser) object(field string, member func(key string, at int)) {
+	p.expect(field, '{')
+	if p.accept('}') {
+		return
+	}
+	for p.err == nil {
+		p.peek()
+		at := p.at
+		key := p.str(field)
+		p.expect(field, ':')
+		if p.err != nil {
+			return
+		}
+		member(key, at)
+		if p.accept('}') {
+			return
+		}
+		p.expect(field, ',')
+	}
+}
+
+// header reads it all: entries stay in the header's order.
+func (p *headerParser) header() {
+	p.seen = map[string]bool{}
+	p.object("header", func(name string, at int) {
+		if p.seen[name] {
+			p.at = at
+			p.fail(clip(name), "the name occurs twice")
+			return
+		}
+		if !p.budget.charge(1, entryCost) {
+			p.fail("header", "its entries would take more memory than the file warrants")
+			return
+		}
+		p.seen[name] = true
+		if name == "__metadata__" {
+			p.readMetadata(name)
+			return
+		}
+		p.entry(name, at)
+	})
+	p.peek()
+	if p.err == nil && p.at < len(p.b) {
+		p.fail("header", "bytes follow its end")
+	}
+}
+
+func (p *headerParser) readMetadata(field string) {
+	p.object(field, func(key string, _ int) {
+		if !p.budget.charge(1, metadataCost) {
+			p.fail(field, "its entries would take more memory than the file warrants")
+			return
+		}
+		p.metadata[key] = p.str(field + "." + clip(key))
+	})
+}
+
+func (p *headerParser) entry(name string, at int) {
+	e := headerEntry{name: name, at: 8 + int64(at)}
+	shown := clip(name)
+	const dtype, shape, offsets = 1, 2, 4
+	found := 0
+	once := func(bit int, field string) {
+		if found&bit != 0 {
+			p.fail(shown+"."+field, "the field occurs twice")
+		}
+		found |= bit
+	}
+	p.object(shown, func(key string, _ int) {
+		switch key {
+		case "dtype":
+			once(dtype, key)
+			e.dtype = p.str(shown + ".dtype")
+		case "shape":
+			once(shape, key)
+			e.shape = p.integers(shown+".shape", maxShape)
+		case "data_offsets":
+			once(offsets, key)
+			if both := p.integers(shown+".data_offsets", 2); len(both) == 2 {
+				e.from, e.to = both[0], both[1]
+			} else {
+				p.fail(shown+".data_offsets", "two numbers are wanted")
+			}
+		default:
+			p.fail(shown+"."+clip(key), "the field is unknown")
+		}
+	})
+	if p.err == nil && found != dtype|shape|offsets {
+		p.fail(shown, "it lacks dtype, shape or data_offsets")
+	}
+	p.entries = append(p.entries, e)
+}
