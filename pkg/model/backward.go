@@ -1,8 +1,7 @@
 package model
 
 import (
-	"fmt"
-
+	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
 
@@ -14,10 +13,10 @@ import (
 func (s *Stage[F]) TrainBackward(tr *Trace[F], dOut []F, g *Params[F]) ([]F, error) {
 	c, n := &s.Config, tr.in.B*tr.in.T
 	if tr.in.ForwardOnly {
-		return nil, fmt.Errorf("train stage %v: the forward kept nothing for a backward", s.Range)
+		return nil, fault.New(fault.Invalid, "train stage %v: the forward kept nothing for a backward", s.Range)
 	}
 	if !s.Last() && len(dOut) != n*c.Width {
-		return nil, fmt.Errorf("train stage %v: %d gradient values for %d rows", s.Range, len(dOut), n)
+		return nil, fault.New(fault.Invalid, "train stage %v: %d gradient values for %d rows", s.Range, len(dOut), n)
 	}
 	s.scratch.reset()
 	dx := s.scratch.take(n * c.Width)
@@ -32,7 +31,7 @@ func (s *Stage[F]) TrainBackward(tr *Trace[F], dOut []F, g *Params[F]) ([]F, err
 		copy(dx, dOut)
 	}
 	for i := len(s.blocks) - 1; i >= 0; i-- {
-		s.blockGrad(&s.blocks[i], &tr.layers[i], dx, tr, g, w)
+		s.blockGrad(s.Range.Lo+i, &s.blocks[i], &tr.layers[i], dx, tr, g, w)
 	}
 	if s.First() {
 		s.set.EmbedGrad(g.at(s.embed.atW), dx, tr.in.IDs, c.Width)
@@ -80,8 +79,8 @@ func (s *Stage[F]) linearGrad(dx, dy, x []F, l *linear[F], g *Params[F], t int) 
 	s.set.MatMulGrad(dx, g.at(l.atW), dbias, dy, x, &l.Matrix, t)
 }
 
-// blockGrad takes dx[B*T,C] from a block's output to its input.
-func (s *Stage[F]) blockGrad(blk *block[F], k *saved[F], dx []F, tr *Trace[F], g *Params[F], w *grads[F]) {
+// blockGrad takes dx[B*T,C] from the output of a layer's block to its input.
+func (s *Stage[F]) blockGrad(layer int, blk *block[F], k *saved[F], dx []F, tr *Trace[F], g *Params[F], w *grads[F]) {
 	c, n := &s.Config, tr.in.B*tr.in.T
 
 	// x = mid + down(act(up(norm2(mid)))): dx flows to mid as it is and through the branch.
@@ -111,7 +110,7 @@ func (s *Stage[F]) blockGrad(blk *block[F], k *saved[F], dx []F, tr *Trace[F], g
 	clear(w.dq)
 	clear(w.dk)
 	clear(w.dv)
-	s.set.AttendCausalGrad(w.dq, w.dk, w.dv, w.datt, k.att, k.lse, k.q, k.k, k.v, tr.in.B, tr.in.T, s.heads)
+	s.set.AttendCausalGrad(w.dq, w.dk, w.dv, w.datt, k.att, k.lse, k.q, k.k, k.v, tr.in.B, tr.in.T, c.heads(layer))
 	if s.rotary != nil {
 		s.set.RotateGrad(w.dq, s.rotary, tr.pos, c.Heads, c.HeadDim)
 		s.set.RotateGrad(w.dk, s.rotary, tr.pos, c.KVHeads, c.HeadDim)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 
+	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 )
 
@@ -25,9 +26,10 @@ type Config struct {
 	BiasQKV      bool
 	BiasO        bool
 	BiasMLP      bool
-	TiedHead     bool // the head is the embedding
-	Learned      bool // learned positions instead of rotary ones
-	Window       int  // sliding window; 0 for none
+	TiedHead     bool   // the head is the embedding
+	Learned      bool   // learned positions instead of rotary ones
+	Window       int    // sliding window; 0 for none
+	Full         []bool // [L] layers that attend in full despite Window; nil: none does
 	Rope         Rope
 	BOS, EOS     int // -1 where there is none
 }
@@ -63,12 +65,21 @@ func (e *UnsupportedError) Error() string {
 // FieldError reports a hyper-parameter that is missing or impossible.
 type FieldError struct{ Field, Msg string }
 
+// FaultCode is Unimplemented.
+func (e *UnsupportedError) FaultCode() fault.Code { return fault.Unimplemented }
+
+// FaultCode is DataLoss: the model's files are not whole.
+func (e *FieldError) FaultCode() fault.Code { return fault.DataLoss }
+
 // Error names the field.
 func (e *FieldError) Error() string { return fmt.Sprintf("read model: %s: %s", e.Field, e.Msg) }
 
 // Limits of hyper-parameters: far above any model, and small enough that products
 // of three do not overflow.
-const maxSize = 1 << 24
+const (
+	maxSize   = 1 << 24
+	maxLayers = 4096
+)
 
 // Validate reports the first hyper-parameter that is out of bounds.
 func (c *Config) Validate() error {
@@ -83,8 +94,8 @@ func (c *Config) Validate() error {
 			return &FieldError{f.name, fmt.Sprintf("%d is not within 1..%d", f.value, maxSize)}
 		}
 	}
-	if c.Layers > 4096 {
-		return &FieldError{"layers", fmt.Sprintf("%d is more than 4096", c.Layers)}
+	if c.Layers > maxLayers {
+		return &FieldError{"layers", fmt.Sprintf("%d is more than %d", c.Layers, maxLayers)}
 	}
 	if c.Heads%c.KVHeads != 0 {
 		return &FieldError{"key/value heads", fmt.Sprintf("%d do not divide %d heads", c.KVHeads, c.Heads)}
@@ -101,12 +112,24 @@ func (c *Config) Validate() error {
 	if c.Rope.Factors != nil && len(c.Rope.Factors) != c.Rope.Dims/2 {
 		return &FieldError{"rope factors", fmt.Sprintf("%d for %d frequencies", len(c.Rope.Factors), c.Rope.Dims/2)}
 	}
+	for i, f := range c.Rope.Factors {
+		if !(f > 0) || math.IsInf(float64(f), 0) {
+			return &FieldError{"rope factors", fmt.Sprintf("number %d is %g", i, f)}
+		}
+	}
+	if c.Window < 0 || c.Full != nil && len(c.Full) != c.Layers {
+		return &FieldError{"sliding window", fmt.Sprintf("%d, with %d of %d layers described", c.Window, len(c.Full), c.Layers)}
+	}
 	return nil
 }
 
-// heads shapes the attention of every layer.
-func (c *Config) heads() kernel.Heads {
-	return kernel.Heads{H: c.Heads, K: c.KVHeads, D: c.HeadDim, Scale: 1 / math.Sqrt(float64(c.HeadDim)), Window: c.Window}
+// heads shapes the attention of layer l.
+func (c *Config) heads(l int) kernel.Heads {
+	a := kernel.Heads{H: c.Heads, K: c.KVHeads, D: c.HeadDim, Scale: 1 / math.Sqrt(float64(c.HeadDim)), Window: c.Window}
+	if c.Full != nil && c.Full[l] {
+		a.Window = 0
+	}
+	return a
 }
 
 // rotary computes the rotation's frequencies.
@@ -186,8 +209,10 @@ func (r Range) Len() int { return r.Hi - r.Lo }
 // String is "lo-hi", as log lines and event parts spell it.
 func (r Range) String() string { return fmt.Sprintf("%d-%d", r.Lo, r.Hi) }
 
-// Split cuts layers into stages as even as can be.
+// Split cuts layers into stages as even as can be, each with a layer at least: of
+// more stages than layers, or of none, it makes as many as there can be.
 func Split(layers, stages int) []Range {
+	stages = min(max(stages, 1), layers)
 	out := make([]Range, stages)
 	for i := range out {
 		out[i] = Range{i * layers / stages, (i + 1) * layers / stages}

@@ -16,13 +16,17 @@ import (
 // ConfigJSON is a config.json in Hugging Face's form that ParseHF reads back equal.
 func ConfigJSON(c Config) ([]byte, error) {
 	var out map[string]any
-	switch {
-	case c.Architecture == "gpt2":
+	var err error
+	switch c.Architecture {
+	case "gpt2":
 		out = gpt2JSON(c)
-	case c.Architecture == "llama" && c.Rope.Type == "" && c.Rope.Factors == nil && !c.Rope.Interleaved:
-		out = llamaJSON(c)
+	case "llama", "mistral", "qwen2":
+		out, err = llamaJSON(c)
 	default:
-		return nil, &UnsupportedError{"architecture to write", c.Architecture, "llama with plain rope, and gpt2, are"}
+		err = &UnsupportedError{"architecture to write", c.Architecture, supported}
+	}
+	if err != nil {
+		return nil, err
 	}
 	if c.BOS >= 0 {
 		out["bos_token_id"] = c.BOS

@@ -1,8 +1,7 @@
 package model
 
 import (
-	"fmt"
-
+	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/kvcache"
 	"github.com/lamina-mesh/lamina/pkg/tensor"
@@ -91,22 +90,22 @@ func (s *Stage[F]) Forward(b *Batch[F]) ([]F, error) {
 func (s *Stage[F]) check(b *Batch[F], rows int) error {
 	if s.First() {
 		if len(b.IDs) != rows {
-			return fmt.Errorf("run stage %v: %d ids for %d rows", s.Range, len(b.IDs), rows)
+			return fault.New(fault.Invalid, "run stage %v: %d ids for %d rows", s.Range, len(b.IDs), rows)
 		}
 		for i, id := range b.IDs {
 			if id < 0 || int(id) >= s.Config.Vocab {
-				return fmt.Errorf("run stage %v: id %d of row %d is outside the vocabulary of %d", s.Range, id, i, s.Config.Vocab)
+				return fault.New(fault.Invalid, "run stage %v: id %d of row %d is outside the vocabulary of %d", s.Range, id, i, s.Config.Vocab)
 			}
 		}
 	} else if len(b.Hidden) != rows*s.Config.Width {
-		return fmt.Errorf("run stage %v: %d hidden values for %d rows of %d", s.Range, len(b.Hidden), rows, s.Config.Width)
+		return fault.New(fault.Invalid, "run stage %v: %d hidden values for %d rows of %d", s.Range, len(b.Hidden), rows, s.Config.Width)
 	}
 	for i, e := range b.Entries {
 		if e.Rows < 1 || e.Logits < 0 || e.Logits > e.Rows || e.Pos < 0 || e.Pos > e.Seq.Len() {
-			return fmt.Errorf("run stage %v: entry %d has %d rows, %d logits, position %d after %d", s.Range, i, e.Rows, e.Logits, e.Pos, e.Seq.Len())
+			return fault.New(fault.Invalid, "run stage %v: entry %d has %d rows, %d logits, position %d after %d", s.Range, i, e.Rows, e.Logits, e.Pos, e.Seq.Len())
 		}
 		if s.position != nil && e.Pos+e.Rows > s.Config.Context {
-			return fmt.Errorf("run stage %v: position %d is beyond the context of %d", s.Range, e.Pos+e.Rows-1, s.Config.Context)
+			return fault.New(fault.Invalid, "run stage %v: position %d is beyond the context of %d", s.Range, e.Pos+e.Rows-1, s.Config.Context)
 		}
 	}
 	return nil
@@ -158,7 +157,7 @@ func (s *Stage[F]) attend(i int, b *Batch[F], x []F, pos []int32, w *workspace[F
 		w.spans = append(w.spans, kernel.Span[F]{Rows: e.Rows, Pos: e.Pos, KV: e.Seq.View(i)})
 		row += e.Rows
 	}
-	s.set.Attend(w.att, w.q, w.spans, s.heads)
+	s.set.Attend(w.att, w.q, w.spans, c.heads(s.Range.Lo+i))
 	s.set.MatMul(w.h, w.att, &blk.o.Matrix, blk.o.bias, t)
 	s.set.Add(x, w.h)
 }

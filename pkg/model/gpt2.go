@@ -1,6 +1,7 @@
 package model
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 
@@ -25,7 +26,7 @@ func (h *hfConfig) gpt2() (Config, error) {
 	}
 	c.HeadDim = c.Width / c.Heads
 	var err error
-	if c.Act, err = activation(h.Function); h.Function == "" {
+	if c.Act, err = activation(cmp.Or(h.Function, "gelu_new")); h.Function == "" {
 		c.Act = kernel.GELUTanh
 	}
 	return c, err
@@ -48,7 +49,7 @@ func gpt2JSON(c Config) map[string]any {
 	out := map[string]any{
 		"architectures": []string{"GPT2LMHeadModel"}, "model_type": "gpt2",
 		"n_embd": c.Width, "n_layer": c.Layers, "n_head": c.Heads, "n_inner": c.FF, "n_positions": c.Context, "n_ctx": c.Context,
-		"vocab_size": c.Vocab, "layer_norm_epsilon": c.NormEps, "activation_function": "gelu_new",
+		"vocab_size": c.Vocab, "layer_norm_epsilon": c.NormEps, "activation_function": activationName(c.Act),
 		"tie_word_embeddings": c.TiedHead, "attn_pdrop": 0, "embd_pdrop": 0, "resid_pdrop": 0,
 	}
 	return out

@@ -50,7 +50,9 @@ type hfConfig struct {
 	Scaling    *hfRope         `json:"rope_scaling"`
 	Parameters *hfRope         `json:"rope_parameters"`
 	Partial    *float64        `json:"partial_rotary_factor"`
-	Window     *int            `json:"sliding_window"`
+	Window     json.RawMessage `json:"sliding_window"` // missing and null differ
+	MaxWindow  *int            `json:"max_window_layers"`
+	LayerTypes []string        `json:"layer_types"`
 	UseWindow  *bool           `json:"use_sliding_window"`
 	BOS        *int            `json:"bos_token_id"`
 	EOS        json.RawMessage `json:"eos_token_id"`
@@ -125,6 +127,11 @@ func activation(name string) (kernel.Act, error) {
 	return 0, &UnsupportedError{"activation", name, "silu, gelu, gelu_new and gelu_pytorch_tanh are"}
 }
 
+// activationName is activation's inverse.
+func activationName(a kernel.Act) string {
+	return map[kernel.Act]string{kernel.SiLU: "silu", kernel.GELUTanh: "gelu_pytorch_tanh", kernel.GELU: "gelu"}[a]
+}
+
 // rope reads the rope settings, old and new.
 func (h *hfConfig) rope(headDim int) (Rope, error) {
 	r := Rope{Base: 10000, Dims: headDim}
@@ -165,6 +172,9 @@ func (r *Rope) scaling(p *hfRope, context int) error {
 		return nil
 	}
 	r.Factor, r.Original = p.Factor, p.Original
+	if r.Type == "yarn" && r.Factor == 0 && r.Original > 0 {
+		r.Factor = float64(context) / float64(r.Original)
+	}
 	if !(r.Factor > 0) {
 		return &FieldError{"rope factor", fmt.Sprintf("%g is not positive", r.Factor)}
 	}

@@ -68,8 +68,9 @@ func (s *Stage[F]) NewGrads() *Params[F] {
 
 // loader fills a stage from files.
 type loader[F tensor.Float] struct {
-	files *Files
-	dense bool
+	files  *Files
+	dense  bool
+	unpair int // head size, where rows of queries and keys leave the interleaved order
 }
 
 // raw finds a tensor and checks its shape, outermost first.
@@ -77,13 +78,15 @@ func (l *loader[F]) raw(name string, shape ...int) ([]byte, tensor.DType, error)
 	file := l.files.names.file(name)
 	info, ok := l.files.Source.Info(file)
 	if !ok {
-		return nil, 0, &FieldError{file, "the tensor is missing"}
+		_, err := l.files.Source.Data(file) // the source's own words for it
+		return nil, 0, err
 	}
 	if fmt.Sprint(info.Shape) != fmt.Sprint(shape) {
 		return nil, 0, &FieldError{file, fmt.Sprintf("shape %v, want %v", info.Shape, shape)}
 	}
-	if !info.DType.Valid() || info.DType == tensor.Bool {
-		return nil, 0, &FieldError{file, fmt.Sprintf("type %v cannot be a weight", info.DType)}
+	switch info.DType {
+	case tensor.I8, tensor.I16, tensor.I32, tensor.I64, tensor.U8, tensor.Bool:
+		return nil, 0, &UnsupportedError{"type of " + file, info.DType.String(), "float and block types are"}
 	}
 	data, err := l.files.Source.Data(file)
 	return data, info.DType, err
@@ -96,6 +99,9 @@ func (l *loader[F]) vector(name string, n int) ([]F, error) {
 	}
 	out := make([]F, n)
 	tensor.Dequantize(out, data, dtype)
+	if l.unpair > 0 && rotated(name) {
+		out = unpair(out, 1, l.unpair)
+	}
 	return out, nil
 }
 
@@ -110,7 +116,7 @@ func (l *loader[F]) matrix(name string, rows, cols int) (kernel.Matrix[F], error
 	if err != nil {
 		return m, err
 	}
-	if !l.dense && !transposed && dtype != tensor.F32 {
+	if !l.dense && !transposed && dtype != tensor.F32 && dtype != tensor.F64 {
 		m.Raw, m.DType = data, dtype
 		return m, nil
 	}
@@ -119,7 +125,22 @@ func (l *loader[F]) matrix(name string, rows, cols int) (kernel.Matrix[F], error
 	if transposed {
 		m.Dense = transpose(m.Dense, cols, rows)
 	}
+	if l.unpair > 0 && rotated(name) {
+		m.Dense = unpair(m.Dense, cols, l.unpair)
+	}
 	return m, nil
+}
+
+// unpair reorders the rows of each head from interleaved pairs (2i, 2i+1) to halves
+// (i, i+D/2). Rows have cols elements.
+func unpair[F tensor.Float](w []F, cols, headDim int) []F {
+	out := make([]F, len(w))
+	for r := range len(w) / cols {
+		head, d := r/headDim*headDim, r%headDim
+		to := head + d/2 + d%2*(headDim/2)
+		copy(out[to*cols:(to+1)*cols], w[r*cols:(r+1)*cols])
+	}
+	return out
 }
 
 // transpose turns x[r,c] into [c,r].

@@ -1,9 +1,9 @@
 package model
 
 import (
-	"errors"
 	"fmt"
 
+	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/kvcache"
 	"github.com/lamina-mesh/lamina/pkg/tensor"
@@ -16,7 +16,6 @@ type Stage[F tensor.Float] struct {
 
 	set    kernel.Set[F]
 	rotary *kernel.Rotary
-	heads  kernel.Heads
 
 	embed    *linear[F] // [V,C]; first stage
 	position *linear[F] // [Context,C]; first stage, learned positions
@@ -79,9 +78,18 @@ type LoadOptions struct {
 	Dense bool // decoded to F, for training; else as they are in the file
 }
 
-// Load builds a stage from an open model, touching its own tensors alone.
+// Load builds a stage from an open model, touching its own tensors alone. Without
+// Dense they stay in the mapped file, so f must outlive the stage. With it, queries
+// and keys take Hugging Face's order whatever the file's: the stage's Config says so.
 func Load[F tensor.Float](f *Files, r Range, set kernel.Set[F], o LoadOptions) (*Stage[F], error) {
-	return build(f.Config, r, set, &loader[F]{files: f, dense: o.Dense})
+	c, l := f.Config, &loader[F]{files: f, dense: o.Dense}
+	if o.Dense && c.Rope.Interleaved {
+		if c.Rope.Dims != c.HeadDim {
+			return nil, &UnsupportedError{"rotated dimensions", fmt.Sprint(c.Rope.Dims), "for training, whole heads are"}
+		}
+		c.Rope.Interleaved, l.unpair = false, c.HeadDim
+	}
+	return build(c, r, set, l)
 }
 
 // Init builds a stage with random weights for training from scratch: normal with
@@ -89,9 +97,6 @@ func Load[F tensor.Float](f *Files, r Range, set kernel.Set[F], o LoadOptions) (
 // biases 0. Each weight is keyed by (seed, tensor name, index), so any split of the
 // model has the same.
 func Init[F tensor.Float](c Config, r Range, set kernel.Set[F], seed uint64) (*Stage[F], error) {
-	if err := c.Validate(); err != nil {
-		return nil, err
-	}
 	return build(c, r, set, &random[F]{seed: seed, layers: c.Layers})
 }
 
@@ -102,10 +107,13 @@ type filler[F tensor.Float] interface {
 }
 
 func build[F tensor.Float](c Config, r Range, set kernel.Set[F], fill filler[F]) (*Stage[F], error) {
-	if r.Lo < 0 || r.Hi > c.Layers || r.Lo >= r.Hi {
-		return nil, fmt.Errorf("build stage: layers %v of %d", r, c.Layers)
+	if err := c.Validate(); err != nil {
+		return nil, err
 	}
-	s := &Stage[F]{Config: c, Range: r, set: set, heads: c.heads(), dense: true}
+	if r.Lo < 0 || r.Hi > c.Layers || r.Lo >= r.Hi {
+		return nil, fault.Field("layers", "build stage: %v is no range of %d layers", r, c.Layers)
+	}
+	s := &Stage[F]{Config: c, Range: r, set: set, dense: true}
 	if !c.Learned {
 		s.rotary = c.rotary()
 	}
@@ -259,4 +267,4 @@ func (b *builder[F]) head(embed string) *linear[F] {
 }
 
 // ErrNotDense reports training on weights that are held as they are in the file.
-var ErrNotDense = errors.New("train stage: its weights were loaded without Dense")
+var ErrNotDense error = fault.New(fault.FailedPrecondition, "train stage: its weights were loaded without Dense")

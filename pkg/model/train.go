@@ -1,8 +1,7 @@
 package model
 
 import (
-	"fmt"
-
+	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
 
@@ -62,7 +61,7 @@ func (s *Stage[F]) TrainForward(in Micro[F]) (*Trace[F], error) {
 	}
 	w := s.workspace(n)
 	for i := range s.blocks {
-		tr.layers = append(tr.layers, s.trainBlock(&s.blocks[i], x, tr, w))
+		tr.layers = append(tr.layers, s.trainBlock(s.Range.Lo+i, &s.blocks[i], x, tr, w))
 	}
 	if !s.Last() {
 		tr.Out = tr.keep(x)
@@ -86,22 +85,22 @@ func (s *Stage[F]) checkMicro(in *Micro[F]) error {
 	case !s.dense:
 		return ErrNotDense
 	case in.B < 1 || in.T < 1 || in.T > c.Context:
-		return fmt.Errorf("train stage %v: %d sequences of %d tokens in a context of %d", s.Range, in.B, in.T, c.Context)
+		return fault.New(fault.Invalid, "train stage %v: %d sequences of %d tokens in a context of %d", s.Range, in.B, in.T, c.Context)
 	case s.First() && len(in.IDs) != n:
-		return fmt.Errorf("train stage %v: %d ids for %d rows", s.Range, len(in.IDs), n)
+		return fault.New(fault.Invalid, "train stage %v: %d ids for %d rows", s.Range, len(in.IDs), n)
 	case !s.First() && len(in.Hidden) != n*c.Width:
-		return fmt.Errorf("train stage %v: %d hidden values for %d rows", s.Range, len(in.Hidden), n)
+		return fault.New(fault.Invalid, "train stage %v: %d hidden values for %d rows", s.Range, len(in.Hidden), n)
 	case s.Last() && len(in.Targets) != n:
-		return fmt.Errorf("train stage %v: %d targets for %d rows", s.Range, len(in.Targets), n)
+		return fault.New(fault.Invalid, "train stage %v: %d targets for %d rows", s.Range, len(in.Targets), n)
 	}
 	for i, id := range in.IDs {
 		if id < 0 || int(id) >= c.Vocab {
-			return fmt.Errorf("train stage %v: id %d of row %d is outside the vocabulary of %d", s.Range, id, i, c.Vocab)
+			return fault.New(fault.Invalid, "train stage %v: id %d of row %d is outside the vocabulary of %d", s.Range, id, i, c.Vocab)
 		}
 	}
 	for i, id := range in.Targets {
 		if int(id) >= c.Vocab {
-			return fmt.Errorf("train stage %v: target %d of row %d is outside the vocabulary of %d", s.Range, id, i, c.Vocab)
+			return fault.New(fault.Invalid, "train stage %v: target %d of row %d is outside the vocabulary of %d", s.Range, id, i, c.Vocab)
 		}
 	}
 	return nil
@@ -132,8 +131,8 @@ func (tr *Trace[F]) keep(x []F) []F {
 	return out
 }
 
-// trainBlock adds one block to x[B*T,C] and returns what its backward needs.
-func (s *Stage[F]) trainBlock(blk *block[F], x []F, tr *Trace[F], w *workspace[F]) saved[F] {
+// trainBlock adds the block of a layer to x[B*T,C] and returns what its backward needs.
+func (s *Stage[F]) trainBlock(layer int, blk *block[F], x []F, tr *Trace[F], w *workspace[F]) saved[F] {
 	c, n := &s.Config, tr.in.B*tr.in.T
 	var k saved[F]
 	hold := func(scratch []F) []F {
@@ -158,7 +157,7 @@ func (s *Stage[F]) trainBlock(blk *block[F], x []F, tr *Trace[F], w *workspace[F
 		s.set.Rotate(k.q, s.rotary, tr.pos, c.Heads, c.HeadDim)
 		s.set.Rotate(k.k, s.rotary, tr.pos, c.KVHeads, c.HeadDim)
 	}
-	s.set.AttendCausal(k.att, k.lse, k.q, k.k, k.v, tr.in.B, tr.in.T, s.heads)
+	s.set.AttendCausal(k.att, k.lse, k.q, k.k, k.v, tr.in.B, tr.in.T, c.heads(layer))
 	s.set.MatMul(w.h, k.att, &blk.o.Matrix, blk.o.bias, n)
 	s.set.Add(x, w.h)
 	if !tr.in.ForwardOnly {
