@@ -62,6 +62,16 @@ func (c *Cache[F]) Used() int {
 	return c.used
 }
 
+// Available returns the number of pages that can still be reserved.
+func (c *Cache[F]) Available() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.cfg.Pages - c.used
+}
+
+// PagesFor returns how many pages n positions take.
+func (c *Cache[F]) PagesFor(n int) int { return (n + c.cfg.PageLen - 1) / c.cfg.PageLen }
+
 // take hands out n pages or none.
 func (c *Cache[F]) take(n int) ([]*page[F], error) {
 	c.mu.Lock()
@@ -124,7 +134,7 @@ type Sequence[F tensor.Float] struct {
 	cache *Cache[F]
 	pages []*page[F]
 	len   int
-	views []kernel.KV[F] // by layer, rebuilt when pages change
+	views []kernel.KV[F] // by layer, kept in step with pages
 }
 
 // NewSequence returns an empty sequence.
@@ -146,7 +156,9 @@ func (s *Sequence[F]) Reserve(n int) error {
 		return err
 	}
 	s.pages = append(s.pages, pages...)
-	s.views = nil
+	for l := range s.views {
+		s.views[l] = extend(s.views[l], pages, l)
+	}
 	return nil
 }
 
@@ -166,8 +178,11 @@ func (s *Sequence[F]) Truncate(n int) {
 	s.len = n
 	keep := (n + s.cache.cfg.PageLen - 1) / s.cache.cfg.PageLen
 	s.cache.give(s.pages[keep:])
-	s.pages = s.pages[:keep:keep]
-	s.views = nil
+	s.pages = s.pages[:keep]
+	for l := range s.views {
+		v := &s.views[l]
+		v.Keys, v.Values = v.Keys[:keep], v.Values[:keep]
+	}
 }
 
 // Free gives all pages back. The sequence may be used again, empty.
@@ -182,15 +197,19 @@ func (s *Sequence[F]) View(layer int) kernel.KV[F] {
 	if s.views == nil {
 		s.views = make([]kernel.KV[F], s.cache.cfg.Layers)
 		for l := range s.views {
-			kv := kernel.KV[F]{PageLen: s.cache.cfg.PageLen}
-			for _, p := range s.pages {
-				kv.Keys = append(kv.Keys, p.keys[l])
-				kv.Values = append(kv.Values, p.values[l])
-			}
-			s.views[l] = kv
+			s.views[l] = extend(kernel.KV[F]{PageLen: s.cache.cfg.PageLen}, s.pages, l)
 		}
 	}
 	return s.views[layer]
+}
+
+// extend adds a layer's part of pages to its view.
+func extend[F tensor.Float](v kernel.KV[F], pages []*page[F], layer int) kernel.KV[F] {
+	for _, p := range pages {
+		v.Keys = append(v.Keys, p.keys[layer])
+		v.Values = append(v.Values, p.values[layer])
+	}
+	return v
 }
 
 // Write stores keys and values k, v [rows, K*D] of consecutive positions from pos on.

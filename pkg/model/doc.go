@@ -24,5 +24,10 @@
 // whatever file they came from. A head that shares the embedding's weight is listed
 // as lm_head.weight with TiedTo set: its gradient is kept apart from the
 // embedding's, and whoever steps the weight adds the two, embedding first, so that
-// the sum has the same bits when the two ends live on different hosts.
+// the sum has the same bits when the two ends live on different hosts. A stage that
+// holds both ends has one slice for both weights: it is stepped once.
+//
+// A matrix is [N,I] here, row n the weights of output n; GPT-2's files hold the
+// attention's and feed-forward's transposed (Conv1D), and only loading and
+// ExportHF know that.
 package model

@@ -12,6 +12,8 @@ import (
 // GELU, biases everywhere, the head tied to the embedding. Its Hugging Face
 // matrices are Conv1D weights, [in, out]: transposed when read and written.
 
+const gpt2EmbedName = "transformer.wte.weight"
+
 func (h *hfConfig) gpt2() (Config, error) {
 	if h.ByLayer || !or(h.Scaled, true) {
 		return Config{}, &UnsupportedError{"attention scaling", "by layer or none", "the plain 1/sqrt(D) is"}

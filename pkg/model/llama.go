@@ -14,7 +14,10 @@ import (
 // The llama family: RMSNorm, rotary positions, grouped queries, SwiGLU. Mistral
 // adds a sliding window, Qwen2 biases on queries, keys and values.
 
-const headName = "lm_head.weight"
+const (
+	embedName = "model.embed_tokens.weight"
+	headName  = "lm_head.weight"
+)
 
 func yarnScale(factor, m float64) float64 {
 	if factor <= 1 {

@@ -1,6 +1,7 @@
 package model
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
 
@@ -45,10 +46,32 @@ func Open(path string) (*Files, error) {
 		return nil, err
 	}
 	f := &Files{Config: cfg, Path: path, Source: source, names: hfNaming(cfg, source)}
-	if info, ok := source.Info(f.names.file(headName)); ok && info.Elements() > 0 {
-		f.Config.TiedHead = false // a head of its own is there, whatever the flag says
+	if f.Config.TiedHead && ownHead(f) {
+		f.Config.TiedHead = false // whatever the flag says
 	}
 	return f, nil
+}
+
+// ownHead reports whether a file that calls its head tied holds another one. Equal
+// copies are common, in GPT-2 files above all.
+func ownHead(f *Files) bool {
+	embed := embedName
+	if f.Config.Architecture == "gpt2" {
+		embed = gpt2EmbedName
+	}
+	head, err := f.Source.Data(f.names.file(headName))
+	if err != nil {
+		return false
+	}
+	tied, err := f.Source.Data(f.names.file(embed))
+	return err == nil && !bytes.Equal(head, tied)
+}
+
+// NewFiles is a model whose tensors, under their Hugging Face names, come from a
+// source of the caller's making, such as random weights of a given type. Path is
+// what errors call it.
+func NewFiles(c Config, path string, source weights.Source) *Files {
+	return &Files{Config: c, Path: path, Source: source, names: hfNaming(c, source)}
 }
 
 func openGGUF(path string) (*Files, error) {

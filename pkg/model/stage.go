@@ -2,6 +2,7 @@ package model
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/kernel"
@@ -118,9 +119,9 @@ func build[F tensor.Float](c Config, r Range, set kernel.Set[F], fill filler[F])
 		s.rotary = c.rotary()
 	}
 	b := &builder[F]{stage: s, fill: fill}
-	names, embed, position, last := llamaNames, "model.embed_tokens", "", "model.norm"
+	names, embed, position, last := llamaNames, strings.TrimSuffix(embedName, ".weight"), "", "model.norm"
 	if c.Architecture == "gpt2" {
-		names, embed, position, last = gpt2Names, "transformer.wte", "transformer.wpe", "transformer.ln_f"
+		names, embed, position, last = gpt2Names, strings.TrimSuffix(gpt2EmbedName, ".weight"), "transformer.wpe", "transformer.ln_f"
 	}
 	if s.First() {
 		s.embed = b.single(embed, c.Vocab, c.Width)

@@ -1,0 +1,164 @@
+package model_test
+
+import (
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	"github.com/lamina-mesh/lamina/pkg/kernel"
+	"github.com/lamina-mesh/lamina/pkg/model"
+)
+
+const llamaText = `{"model_type":"llama","hidden_size":48,"num_hidden_layers":3,"num_attention_heads":6,"num_key_value_heads":2,
+"intermediate_size":80,"vocab_size":90,"max_position_embeddings":128,"rms_norm_eps":1e-5,"hidden_act":"silu"`
+
+func parse(t *testing.T, text string) model.Config {
+	t.Helper()
+	c, err := model.ParseHF([]byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func TestParseHF_BothSpellingsOfRope(t *testing.T) {
+	for _, pair := range [][2]string{
+		{`"rope_theta":5e5,"rope_scaling":{"type":"linear","factor":2.5}`,
+			`"rope_parameters":{"rope_type":"linear","factor":2.5,"rope_theta":5e5}`},
+		{`"rope_theta":5e5,"rope_scaling":{"rope_type":"llama3","factor":8,"low_freq_factor":1,"high_freq_factor":4,"original_max_position_embeddings":32}`,
+			`"rope_parameters":{"rope_type":"llama3","factor":8,"low_freq_factor":1,"high_freq_factor":4,"original_max_position_embeddings":32,"rope_theta":5e5}`},
+		{`"rope_theta":1e4,"rope_scaling":{"type":"yarn","factor":4,"original_max_position_embeddings":32,"beta_fast":16}`,
+			`"rope_parameters":{"rope_type":"yarn","original_max_position_embeddings":32,"beta_fast":16,"rope_theta":1e4}`}, // factor by the contexts
+		{`"rope_theta":7e4,"rope_scaling":null`, `"rope_parameters":{"rope_type":"default","rope_theta":7e4}`},
+	} {
+		classic, modern := parse(t, llamaText+","+pair[0]+"}"), parse(t, llamaText+","+pair[1]+"}")
+		if !reflect.DeepEqual(classic, modern) {
+			t.Errorf("%s reads as %+v, %s as %+v", pair[0], classic.Rope, pair[1], modern.Rope)
+		}
+	}
+}
+
+func TestParseHF_WindowsOfLayers(t *testing.T) {
+	qwen := strings.Replace(llamaText, `"llama"`, `"qwen2"`, 1)
+	mistral := strings.Replace(llamaText, `"llama"`, `"mistral"`, 1)
+	for text, want := range map[string]struct {
+		window int
+		full   []bool
+	}{
+		llamaText + `,"sliding_window":9}`:                                            {0, nil},
+		mistral + `,"sliding_window":9}`:                                              {9, nil},
+		mistral + `,"sliding_window":null}`:                                           {0, nil},
+		mistral + `}`:                                                                 {4096, nil},
+		qwen + `,"sliding_window":9,"use_sliding_window":false}`:                      {0, nil},
+		qwen + `,"sliding_window":9,"use_sliding_window":true,"max_window_layers":2}`: {9, []bool{true, true, false}},
+		qwen + `,"sliding_window":9,"use_sliding_window":true,"max_window_layers":0}`: {9, nil},
+		qwen + `,"sliding_window":9,"use_sliding_window":true,"layer_types":["sliding_attention","full_attention","sliding_attention"]}`: {9, []bool{false, true, false}},
+	} {
+		if c := parse(t, text); c.Window != want.window || !reflect.DeepEqual(c.Full, want.full) {
+			t.Errorf("%s has window %d, full layers %v; want %d, %v", text, c.Window, c.Full, want.window, want.full)
+		}
+	}
+}
+
+func TestParseHF_RefusesWhatItCannotRun(t *testing.T) {
+	for text, code := range map[string]fault.Code{
+		`{"model_type":"mamba"}`: fault.Unimplemented,
+		llamaText + `,"rope_scaling":{"rope_type":"longrope","factor":2}}`: fault.Unimplemented,
+		llamaText + `,"rope_scaling":{"rope_type":"linear","factor":0}}`:   fault.DataLoss,
+		llamaText + `,"num_attention_heads":0}`:                            fault.DataLoss,
+		llamaText + `,"num_key_value_heads":4}`:                            fault.DataLoss,
+		llamaText + `,"head_dim":7}`:                                       fault.DataLoss,
+		llamaText + `,"vocab_size":-3}`:                                    fault.DataLoss,
+		`{"model_type":"llama"`:                                            fault.DataLoss,
+		`{"model_type":"gpt2","n_embd":30,"n_head":4,"n_layer":1}`:         fault.DataLoss,
+	} {
+		_, err := model.ParseHF([]byte(text))
+		if err == nil || fault.CodeOf(err) != code {
+			t.Errorf("%s: %v (%v), want %v", text, err, fault.CodeOf(err), code)
+		}
+	}
+	_, err := model.ParseHF([]byte(`{"model_type":"mamba"}`))
+	var unsupported *model.UnsupportedError
+	if !errors.As(err, &unsupported) || unsupported.Value != "mamba" || !strings.Contains(err.Error(), "llama") {
+		t.Errorf("an unknown architecture gives %v, want its name and the supported ones", err)
+	}
+}
+
+func TestConfigJSON_ReadsBackEqual(t *testing.T) {
+	configs := map[string]model.Config{
+		"tanh llama":  parse(t, strings.Replace(llamaText, "silu", "gelu_pytorch_tanh", 1)+`,"partial_rotary_factor":0.5}`),
+		"qwen window": parse(t, strings.Replace(llamaText, `"llama"`, `"qwen2"`, 1)+`,"sliding_window":9,"use_sliding_window":true,"max_window_layers":2,"eos_token_id":[5,6]}`),
+		"yarn":        parse(t, llamaText+`,"rope_scaling":{"type":"yarn","factor":4,"mscale":2,"mscale_all_dim":1,"truncate":false}}`),
+	}
+	for _, name := range tiny {
+		if text, err := os.ReadFile(filepath.Join(shared(t, "models/tiny", name), "config.json")); err == nil {
+			configs[name] = parse(t, string(text))
+		}
+	}
+	for name, c := range configs {
+		text, err := model.ConfigJSON(c)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if again := parse(t, string(text)); !reflect.DeepEqual(again, c) {
+			t.Errorf("%s comes back as %+v, want %+v", name, again, c)
+		}
+	}
+	odd := configs["yarn"]
+	odd.Rope.Interleaved = true
+	if _, err := model.ConfigJSON(odd); fault.CodeOf(err) != fault.Unimplemented {
+		t.Errorf("a rotation that config.json cannot say is written: %v", err)
+	}
+}
+
+func TestSplit_CoversLayersInOrder(t *testing.T) {
+	for layers := 1; layers < 9; layers++ {
+		for stages := 0; stages < 12; stages++ {
+			at := 0
+			for _, r := range model.Split(layers, stages) {
+				if r.Lo != at || r.Len() < 1 {
+					t.Errorf("%d layers over %d stages: %v after layer %d", layers, stages, r, at)
+				}
+				at = r.Hi
+			}
+			if at != layers {
+				t.Errorf("%d layers over %d stages end at %d", layers, stages, at)
+			}
+		}
+	}
+}
+
+func TestNewLlama_IsValid(t *testing.T) {
+	c := model.NewLlama(model.Config{Layers: 2, Width: 24, Heads: 4, KVHeads: 2, FF: 40, Vocab: 50, Context: 32})
+	if err := c.Validate(); err != nil || c.Act != kernel.SiLU || c.HeadDim != 6 {
+		t.Errorf("%+v: %v", c, err)
+	}
+}
+
+func FuzzParseHF(f *testing.F) {
+	f.Add([]byte(llamaText + `,"rope_scaling":{"type":"yarn","factor":4,"truncate":false}}`))
+	f.Add([]byte(`{"model_type":"gpt2","n_embd":32,"n_head":4,"n_layer":1,"n_positions":8,"vocab_size":9}`))
+	f.Add([]byte(strings.Replace(llamaText, `"llama"`, `"qwen2"`, 1) + `,"use_sliding_window":true,"layer_types":["full_attention"]}`))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		c, err := model.ParseHF(text)
+		if err != nil {
+			if code := fault.CodeOf(err); code != fault.DataLoss && code != fault.Unimplemented {
+				t.Errorf("error without a code: %v", err)
+			}
+			return
+		}
+		if err := c.Validate(); err != nil {
+			t.Errorf("accepted what is not valid: %v", err)
+		}
+		written, err := model.ConfigJSON(c)
+		if err == nil && !json.Valid(written) {
+			t.Errorf("wrote %s", written)
+		}
+	})
+}
