@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"slices"
 )
 
 // Digest names a model by its content: "sha256:" and the hash of a file, or, for a
@@ -26,20 +25,24 @@ func Digest(path string) (string, error) {
 		}
 		return "sha256:" + hex.EncodeToString(h.Sum(nil)), nil
 	}
-	files, err := filepath.Glob(filepath.Join(path, "*.safetensors"))
+	entries, err := os.ReadDir(path)
 	if err != nil {
 		return "", err
 	}
-	for _, name := range []string{"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", indexFile} {
-		file := filepath.Join(path, name)
-		if _, err := os.Stat(file); err == nil {
-			files = append(files, file)
+	var files []string // sorted, as the folder's entries are
+	for _, e := range entries {
+		switch name := e.Name(); name {
+		case "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", indexFile:
+			files = append(files, filepath.Join(path, name))
+		default:
+			if filepath.Ext(name) == ".safetensors" {
+				files = append(files, filepath.Join(path, name))
+			}
 		}
 	}
 	if len(files) == 0 {
 		return "", &FormatError{File: path, Offset: -1, Field: "folder", Msg: "it holds no model files"}
 	}
-	slices.Sort(files)
 	for _, file := range files {
 		stat, err := os.Stat(file)
 		if err != nil {

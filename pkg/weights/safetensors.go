@@ -31,6 +31,7 @@ const (
 	maxShape     = 8
 	entryCost    = 384 // what a tensor's entry takes in memory
 	metadataCost = 128
+	unescapeCost = 512 // what unescaping a string leaves behind
 )
 
 const indexFile = "model.safetensors.index.json"
@@ -170,12 +171,13 @@ func (s *Safetensors) parse(file string, m *mapping) error {
 	if length > uint64(size-8) || length > maxHeader {
 		return bad("%d bytes cannot be in a file of %d", length, size)
 	}
-	p := &headerParser{file: file, b: m.bytes[8 : 8+length], budget: newBudget(len(m.bytes)), metadata: s.metadata}
+	p := &headerParser{file: file, b: m.bytes[8 : 8+length], budget: newBudget(len(m.bytes))}
 	start := int64(8 + length)
 	p.header()
 	if p.err != nil {
 		return p.err
 	}
+	maps.Copy(s.metadata, p.metadata)
 	// The data follow one another without gaps to the end of the file.
 	slices.SortStableFunc(p.entries, func(a, b headerEntry) int {
 		return cmp.Or(cmp.Compare(a.from, b.from), cmp.Compare(a.to, b.to))
@@ -210,8 +212,8 @@ func (e headerEntry) info(file string, size int64) (Info, error) {
 	}
 	elements, shape := int64(1), make([]int, len(e.shape))
 	for i, d := range e.shape {
-		if d > math.MaxInt/8 || d > 0 && elements > size/d {
-			return Info{}, e.bad(file, "shape", "%v does not fit the file", e.shape)
+		if d > math.MaxInt/8 || d > 0 && elements > math.MaxInt/8/d {
+			return Info{}, e.bad(file, "shape", "%v is out of range", e.shape)
 		}
 		elements *= d
 		shape[i] = int(d)

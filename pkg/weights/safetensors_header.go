@@ -19,7 +19,7 @@ type headerParser struct {
 	err      error
 	entries  []headerEntry
 	seen     map[string]bool
-	metadata map[string]string // filled
+	metadata map[string]string
 }
 
 // headerEntry is a tensor as the header describes it.
@@ -81,14 +81,26 @@ func (p *headerParser) str(field string) string {
 		return ""
 	}
 	raw := p.b[from:p.at]
-	if !p.budget.charge(1, uint64(len(raw))) {
-		p.fail(field, "a string of %d bytes is too long", len(raw))
+	plain, cost := true, uint64(len(raw))
+	for _, c := range raw[1 : len(raw)-1] {
+		plain = plain && c != '\\' && c >= ' '
+	}
+	if !plain {
+		cost += unescapeCost
+	}
+	if !p.budget.charge(1, cost) {
+		p.fail(field, "a string of %d bytes takes more memory than the file warrants", len(raw))
 		return ""
 	}
-	var out string
 	if !utf8.Valid(raw) {
 		p.fail(field, "%s is not UTF-8", clip(string(raw)))
-	} else if err := json.Unmarshal(raw, &out); err != nil {
+		return ""
+	}
+	if plain {
+		return string(raw[1 : len(raw)-1])
+	}
+	var out string
+	if err := json.Unmarshal(raw, &out); err != nil {
 		p.fail(field, "%.96q is not a string: %.96s", raw, err)
 	}
 	return out
@@ -153,7 +165,7 @@ func (p *headerParser) object(field string, member func(key string, at int)) {
 
 // header reads it all: entries stay in the header's order.
 func (p *headerParser) header() {
-	p.seen = map[string]bool{}
+	p.seen, p.metadata = map[string]bool{}, map[string]string{}
 	p.object("header", func(name string, at int) {
 		if p.seen[name] {
 			p.at = at
@@ -181,6 +193,10 @@ func (p *headerParser) readMetadata(field string) {
 	p.object(field, func(key string, _ int) {
 		if !p.budget.charge(1, metadataCost) {
 			p.fail(field, "its entries would take more memory than the file warrants")
+			return
+		}
+		if _, twice := p.metadata[key]; twice {
+			p.fail(field+"."+clip(key), "the key occurs twice")
 			return
 		}
 		p.metadata[key] = p.str(field + "." + clip(key))
