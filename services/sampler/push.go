@@ -1,0 +1,201 @@
+package sampler
+
+import (
+	"errors"
+	"io"
+	"math"
+
+	"google.golang.org/grpc"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
+	"github.com/lamina-mesh/lamina/pkg/rpc"
+	"github.com/lamina-mesh/lamina/pkg/sample"
+	"github.com/lamina-mesh/lamina/pkg/wire"
+)
+
+// eof turns the end of a caller's side into success.
+func eof(err error) error {
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
+}
+
+// push is the last stage's side of a pipeline.
+type push struct {
+	service  *Service
+	pipeline *pipeline
+	stream   grpc.BidiStreamingServer[samplerv1.PushRequest, samplerv1.PushResponse]
+	vocab    int
+	tensors  *wire.Assembler
+	pending  *samplerv1.Row // a row whose chunks are still to come
+	logits   []float32
+}
+
+// Push is the last stage's conversation.
+func (s *Service) Push(stream grpc.BidiStreamingServer[samplerv1.PushRequest, samplerv1.PushResponse]) error {
+	first, err := stream.Recv()
+	if err != nil {
+		return err
+	}
+	open := first.GetOpen()
+	if open == nil || open.GetVocab() == 0 || open.GetVocab() > maxVocab {
+		return fault.Field("open", "the first frame must name a pipeline and the vocabulary's size")
+	}
+	s.mu.Lock()
+	p := s.pipelines[string(open.GetPipeline())]
+	s.mu.Unlock()
+	if p == nil {
+		return fault.New(fault.FailedPrecondition, "push to pipeline %x: no router has opened it", open.GetPipeline())
+	}
+	opened := &samplerv1.PushResponse{Frame: &samplerv1.PushResponse_Opened{Opened: &samplerv1.PushOpened{}}}
+	if err := stream.Send(opened); err != nil {
+		return err
+	}
+	u := &push{service: s, pipeline: p, stream: stream, vocab: int(open.GetVocab()), tensors: wire.NewAssembler(4 * int(open.GetVocab()))}
+	for {
+		req, err := stream.Recv()
+		if err != nil {
+			return eof(err)
+		}
+		switch frame := req.GetFrame().(type) {
+		case *samplerv1.PushRequest_Rows:
+			for _, row := range frame.Rows.GetRows() {
+				if err := u.row(row); err != nil {
+					return err
+				}
+			}
+		case *samplerv1.PushRequest_Chunk:
+			done, err := u.tensors.Add(frame.Chunk)
+			if err == nil && done {
+				err = u.finish()
+			}
+			if err != nil {
+				return err
+			}
+		default:
+			return fault.Field("frame", "%T is not allowed after open", frame)
+		}
+	}
+}
+
+func (u *push) row(r *samplerv1.Row) error {
+	if r.GetLogits() == nil {
+		return fault.Field("row.logits", "is missing")
+	}
+	done, err := u.tensors.Start(r.GetLogits())
+	if err != nil {
+		return err
+	}
+	u.pending = r
+	if done {
+		return u.finish()
+	}
+	return nil
+}
+
+// finish picks from the pending row, which is whole now.
+func (u *push) finish() error {
+	r := u.pending
+	u.pending = nil
+	var err error
+	if u.logits, err = u.tensors.Float32(u.logits); err != nil {
+		return err
+	}
+	candidates, whole, err := u.candidates(r)
+	if err != nil {
+		return err
+	}
+	u.pipeline.mu.Lock()
+	reply, wanted := u.pipeline.pick(r, candidates, whole, u.logits)
+	u.pipeline.mu.Unlock()
+	if wanted {
+		u.service.rows.Inc()
+		return u.stream.Send(&samplerv1.PushResponse{Frame: &samplerv1.PushResponse_RowWanted{
+			RowWanted: &samplerv1.RowWanted{Session: r.GetSession(), Position: r.GetPosition()},
+		}})
+	}
+	if reply != nil {
+		u.service.tokens.Inc()
+		u.pipeline.reply(reply)
+	}
+	return nil
+}
+
+// candidates checks a row and orders it.
+func (u *push) candidates(r *samplerv1.Row) ([]sample.Candidate, bool, error) {
+	if lse := r.GetLogSumExp(); math.IsNaN(lse) || math.IsInf(lse, 0) {
+		return nil, false, fault.Field("row.log_sum_exp", "%v is not finite", lse)
+	}
+	if len(r.GetIds()) == 0 {
+		if len(u.logits) != u.vocab {
+			return nil, false, fault.Field("row.logits", "%d values, want the vocabulary's %d", len(u.logits), u.vocab)
+		}
+		return nil, true, nil // ordered when the rules are known
+	}
+	if len(r.GetIds()) != len(u.logits) {
+		return nil, false, fault.Field("row.ids", "%d for %d logits", len(r.GetIds()), len(u.logits))
+	}
+	out := make([]sample.Candidate, len(u.logits))
+	for i, id := range r.GetIds() {
+		if int(id) >= u.vocab {
+			return nil, false, fault.Field("row.ids", "%d is outside the vocabulary of %d", id, u.vocab)
+		}
+		out[i] = sample.Candidate{ID: int32(id), Logit: u.logits[i]}
+	}
+	return out, len(out) == u.vocab, nil
+}
+
+// pick advances a session by one row. It returns the reply to the router, or that
+// the whole row is wanted, or neither for a row that nobody waits for. mu is held.
+func (p *pipeline) pick(r *samplerv1.Row, candidates []sample.Candidate, whole bool, row []float32) (*samplerv1.SampleResponse, bool) {
+	n := p.sessions[string(r.GetSession())]
+	if n == nil || r.GetEpoch() < n.epoch || int64(r.GetPosition()) <= n.last {
+		return nil, false
+	}
+	if whole && candidates == nil {
+		// Without penalties only the best count, as far as the rules look.
+		k := n.rules.Need(len(row))
+		if k == 0 {
+			k = len(row)
+		}
+		if candidates = sample.Best(row, k); k < len(row) {
+			if choice, err := n.rules.Pick(candidates, false, r.GetLogSumExp(), n.history, int(r.GetPosition())+1); err == nil {
+				return n.token(r, choice), false
+			}
+			candidates = sample.Best(row, len(row))
+		}
+	}
+	choice, err := n.rules.Pick(candidates, whole, r.GetLogSumExp(), n.history, int(r.GetPosition())+1)
+	if errors.Is(err, sample.ErrTooFew) && !whole {
+		return nil, true
+	}
+	if err != nil {
+		delete(p.sessions, string(r.GetSession()))
+		return &samplerv1.SampleResponse{Frame: &samplerv1.SampleResponse_Failed{Failed: &samplerv1.SessionFailed{
+			Session: r.GetSession(), Code: uint32(rpc.Code(fault.CodeOf(err))), Message: err.Error(),
+		}}}, false
+	}
+	return n.token(r, choice), false
+}
+
+// token books a choice and makes the reply.
+func (n *session) token(r *samplerv1.Row, choice sample.Choice) *samplerv1.SampleResponse {
+	n.last = int64(r.GetPosition())
+	n.emitted++
+	n.history.Emit(choice.ID)
+	token := &samplerv1.Token{
+		Session: r.GetSession(), Epoch: n.epoch, Position: r.GetPosition() + 1, Id: uint32(choice.ID), Logprob: float32(choice.Logprob),
+	}
+	for _, c := range choice.Top {
+		token.Top = append(token.Top, &samplerv1.Candidate{Id: uint32(c.ID), Logprob: c.Logit})
+	}
+	switch {
+	case n.ends[choice.ID]:
+		token.FinishReason = samplerv1.FinishReason_FINISH_REASON_STOP
+	case n.limit > 0 && n.emitted >= n.limit:
+		token.FinishReason = samplerv1.FinishReason_FINISH_REASON_LENGTH
+	}
+	return &samplerv1.SampleResponse{Frame: &samplerv1.SampleResponse_Token{Token: token}}
+}
