@@ -9,8 +9,8 @@ import (
 
 // Entry is a run of consecutive rows of one sequence in a batch.
 type Entry[F tensor.Float] struct {
-	Seq    *kvcache.Sequence[F] // reserved for Pos+Rows positions
-	Pos    int                  // the first row's position; at most Seq.Len()
+	Seq    *kvcache.Sequence[F] // in a cache of CacheConfig's shape; once in a batch
+	Pos    int                  // the first row's position; at most Seq.Len(): a step may be run again
 	Rows   int
 	Logits int // how many of the last rows want logits
 }
@@ -37,12 +37,21 @@ func (b *Batch[F]) rows() (rows, logits int) {
 
 // Forward runs the stage over a batch. It returns the hidden state [ΣRows,C], or on
 // the last stage the logits [ΣLogits,V]. The result is the stage's scratch: it
-// stands until the next call. Ids outside the vocabulary and rows that do not fit
-// are an error, found before anything is changed.
+// stands until the next call. A row's result has the same bits whatever else is in
+// the batch and however its sequence was cut.
+//
+// A malformed batch is Invalid, one that leaves a gap before Pos a
+// FailedPrecondition, a full cache Exhausted; then nothing has changed but that pages
+// may be reserved.
 func (s *Stage[F]) Forward(b *Batch[F]) ([]F, error) {
 	rows, logits := b.rows()
 	if err := s.check(b, rows); err != nil {
 		return nil, err
+	}
+	for _, e := range b.Entries {
+		if err := e.Seq.Reserve(e.Pos + e.Rows); err != nil {
+			return nil, err
+		}
 	}
 	c := &s.Config
 	s.scratch.reset()
@@ -88,6 +97,14 @@ func (s *Stage[F]) Forward(b *Batch[F]) ([]F, error) {
 }
 
 func (s *Stage[F]) check(b *Batch[F], rows int) error {
+	for i, e := range b.Entries {
+		if e.Seq == nil || e.Rows < 1 || e.Rows > maxSize || e.Logits < 0 || e.Logits > e.Rows || e.Pos < 0 || e.Pos > maxSize {
+			return fault.New(fault.Invalid, "run stage %v: entry %d has %d rows from position %d on, %d logits", s.Range, i, e.Rows, e.Pos, e.Logits)
+		}
+	}
+	if rows == 0 {
+		return fault.New(fault.Invalid, "run stage %v: the batch is empty", s.Range)
+	}
 	if s.First() {
 		if len(b.IDs) != rows {
 			return fault.New(fault.Invalid, "run stage %v: %d ids for %d rows", s.Range, len(b.IDs), rows)
@@ -101,8 +118,8 @@ func (s *Stage[F]) check(b *Batch[F], rows int) error {
 		return fault.New(fault.Invalid, "run stage %v: %d hidden values for %d rows of %d", s.Range, len(b.Hidden), rows, s.Config.Width)
 	}
 	for i, e := range b.Entries {
-		if e.Rows < 1 || e.Logits < 0 || e.Logits > e.Rows || e.Pos < 0 || e.Pos > e.Seq.Len() {
-			return fault.New(fault.Invalid, "run stage %v: entry %d has %d rows, %d logits, position %d after %d", s.Range, i, e.Rows, e.Logits, e.Pos, e.Seq.Len())
+		if e.Pos > e.Seq.Len() {
+			return fault.New(fault.FailedPrecondition, "run stage %v: entry %d starts at position %d, its sequence holds %d", s.Range, i, e.Pos, e.Seq.Len())
 		}
 		if s.position != nil && e.Pos+e.Rows > s.Config.Context {
 			return fault.New(fault.Invalid, "run stage %v: position %d is beyond the context of %d", s.Range, e.Pos+e.Rows-1, s.Config.Context)
