@@ -274,7 +274,7 @@ func manyKeys(n int) string {
 }
 
 func TestParse_HeadersDoNotGrowInMemory(t *testing.T) {
-	const size = 48 << 20
+	const size = 20 << 20
 	array := func(kind uint32, count uint64) []byte {
 		return append(new(ggufWriter).start(3, 0, 1).str("key").u32(9).u32(kind).u64(count).b, make([]byte, size)...)
 	}
@@ -314,7 +314,7 @@ func TestParse_HeadersDoNotGrowInMemory(t *testing.T) {
 			if limit := uint64(len(file)) + 64<<20; total > limit {
 				t.Errorf("%d MiB were allocated, more than %d MiB", total>>20, limit>>20)
 			}
-			if took := time.Since(start); took > time.Second {
+			if took := time.Since(start); took > time.Second && !raceEnabled {
 				t.Errorf("it took %v", took)
 			}
 			if err != nil {
@@ -356,7 +356,7 @@ func TestGGUF_FieldMutantsGetTypedErrors(t *testing.T) {
 	for i := range 10_000 {
 		start := time.Now()
 		g, err := weights.ParseGGUF("mutant", mutate(r, w.b, w.fields))
-		if took := time.Since(start); took > time.Second {
+		if took := time.Since(start); took > time.Second && !raceEnabled {
 			t.Fatalf("mutant %d took %v", i, took)
 		}
 		if err != nil {

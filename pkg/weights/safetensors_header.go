@@ -1,6 +1,7 @@
 package weights
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"strconv"
@@ -69,12 +70,21 @@ func (p *headerParser) expect(field string, c byte) {
 // str reads a string.
 func (p *headerParser) str(field string) string {
 	p.expect(field, '"')
+	if p.err != nil {
+		return ""
+	}
 	from := p.at - 1
-	for p.err == nil && p.at < len(p.b) && p.b[p.at] != '"' {
-		if p.b[p.at] == '\\' {
-			p.at++
+	for {
+		next := bytes.IndexAny(p.b[p.at:], `"\`)
+		if next < 0 {
+			p.at = len(p.b)
+			break
 		}
-		p.at++
+		p.at += next
+		if p.b[p.at] == '"' {
+			break
+		}
+		p.at = min(p.at+2, len(p.b)) // a backslash and what it escapes
 	}
 	p.expect(field, '"')
 	if p.err != nil {

@@ -173,7 +173,7 @@ func TestOpenGGUF_LargeVocabularyIsQuick(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if best > 100*time.Millisecond {
+	if best > 100*time.Millisecond && !raceEnabled {
 		t.Errorf("opening takes %v", best)
 	}
 }
