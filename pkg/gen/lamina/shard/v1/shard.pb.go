@@ -1662,7 +1662,9 @@ type Step struct {
 	// The slots this replica computes, ascending and consecutive.
 	Slots []uint32 `protobuf:"varint,2,rep,packed,name=slots,proto3" json:"slots,omitempty"`
 	// Target tokens in the global batch: the loss is their mean.
-	Targets       uint64 `protobuf:"varint,3,opt,name=targets,proto3" json:"targets,omitempty"`
+	Targets uint64 `protobuf:"varint,3,opt,name=targets,proto3" json:"targets,omitempty"`
+	// Measure the loss alone: no gradients, no `folded`, no `apply`.
+	ForwardOnly   bool `protobuf:"varint,4,opt,name=forward_only,json=forwardOnly,proto3" json:"forward_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1716,6 +1718,13 @@ func (x *Step) GetTargets() uint64 {
 		return x.Targets
 	}
 	return 0
+}
+
+func (x *Step) GetForwardOnly() bool {
+	if x != nil {
+		return x.ForwardOnly
+	}
+	return false
 }
 
 // Microbatch is the data of one slot.
@@ -3177,11 +3186,12 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x04kind\x18\x02 \x01(\x0e2\x1a.lamina.shard.v1.StateKindR\x04kind\x120\n" +
 	"\x06tensor\x18\x03 \x01(\v2\x18.lamina.tensor.v1.TensorR\x06tensor\"\x1a\n" +
 	"\x04Load\x12\x12\n" +
-	"\x04step\x18\x01 \x01(\x04R\x04step\"J\n" +
+	"\x04step\x18\x01 \x01(\x04R\x04step\"m\n" +
 	"\x04Step\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x14\n" +
 	"\x05slots\x18\x02 \x03(\rR\x05slots\x12\x18\n" +
-	"\atargets\x18\x03 \x01(\x04R\atargets\"\x96\x01\n" +
+	"\atargets\x18\x03 \x01(\x04R\atargets\x12!\n" +
+	"\fforward_only\x18\x04 \x01(\bR\vforwardOnly\"\x96\x01\n" +
 	"\n" +
 	"Microbatch\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x12\n" +
