@@ -79,12 +79,22 @@ func openGGUF(path string) (*Files, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &Files{Path: path, Source: g, gguf: g, names: ggufNaming()}
-	if f.Config, err = ggufConfig(g); err != nil {
+	f, err := FromGGUF(g, path)
+	if err != nil {
 		g.Close()
 		return nil, err
 	}
 	return f, nil
+}
+
+// FromGGUF is a model of an open GGUF file, which Close closes. Path is what errors
+// call it.
+func FromGGUF(g *weights.GGUF, path string) (*Files, error) {
+	c, err := ggufConfig(g)
+	if err != nil {
+		return nil, err
+	}
+	return &Files{Config: c, Path: path, Source: g, gguf: g, names: ggufNaming()}, nil
 }
 
 // GGUF is the open GGUF file, or nil for a Hugging Face folder.

@@ -56,6 +56,62 @@ func TestStage_SmolLM2FirstLogits(t *testing.T) {
 	}
 }
 
+// TestStage_EveryQuantisedType runs each type as it lies in the file and decoded:
+// the same numbers, but for the order of rotated rows.
+func TestStage_EveryQuantisedType(t *testing.T) {
+	paths, err := filepath.Glob(filepath.Join(shared(t, "models/quant-types"), "*.gguf"))
+	if err != nil || len(paths) == 0 {
+		t.Fatalf("%d files, %v", len(paths), err)
+	}
+	set := kernel.Set[float32](ref.New[float32]())
+	for _, path := range paths {
+		files := open(t, path)
+		ids := []int32{1, 2, 3, 5, 8, 13}
+		logits := make([][]float32, 2)
+		for i, dense := range []bool{false, true} {
+			s, err := model.Load(files, whole(files.Config), set, model.LoadOptions{Dense: dense})
+			if err != nil {
+				t.Fatalf("%s: %v", filepath.Base(path), err)
+			}
+			c := &chain[float32]{stages: []*model.Stage[float32]{s}, caches: []*kvcache.Cache[float32]{kvcache.New[float32](s.CacheConfig(1))}}
+			logits[i] = c.run(t, part[float32]{c.sequence(), ids, 0})
+		}
+		var want []float64
+		for _, v := range logits[1] {
+			want = append(want, float64(v))
+		}
+		near(t, logits[0], want, 1e-4)
+	}
+}
+
+// FuzzFromGGUF mutates the metadata of real files: hyper-parameters are refused with
+// a code, or valid.
+func FuzzFromGGUF(f *testing.F) {
+	for _, name := range []string{"llama", "llama-yarn", "gpt2"} {
+		data, err := os.ReadFile(filepath.Join(shared(f, "models/tiny", name), "model-bf16.gguf"))
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(data)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		g, err := weights.ParseGGUF("fuzz", data)
+		if err != nil {
+			return
+		}
+		files, err := model.FromGGUF(g, "fuzz")
+		if err != nil {
+			if code := fault.CodeOf(err); code != fault.DataLoss && code != fault.Unimplemented {
+				t.Errorf("error without a code: %v", err)
+			}
+			return
+		}
+		if err := files.Config.Validate(); err != nil {
+			t.Errorf("accepted what is not valid: %v", err)
+		}
+	})
+}
+
 // TestLoad_DenseFilesAgree compares the parameters of a GGUF file, whose rotated rows
 // lie interleaved, with those of its safetensors twin.
 func TestLoad_DenseFilesAgree(t *testing.T) {
