@@ -88,10 +88,18 @@ func (tr *trainer[F]) merged() map[string][]F {
 	return out
 }
 
+// brief is all, or the named ones in a short run.
+func brief(all []string, names ...string) []string {
+	if testing.Short() {
+		return names
+	}
+	return all
+}
+
 var trainable = []string{"llama", "llama3-rope", "llama-yarn", "llama-linear-bias", "mistral", "qwen2", "gpt2"}
 
 func TestStage_LossAndGradientsOfTinyModels(t *testing.T) {
-	for _, name := range trainable {
+	for _, name := range brief(trainable, "llama-linear-bias", "gpt2") {
 		want := readExpectation(t, name)
 		for form, files := range forms(t, name) {
 			for kernels, set := range sets(t) {
@@ -191,7 +199,7 @@ func TestStage_RowsOfAMicroBatchDoNotMeet(t *testing.T) {
 }
 
 func TestStage_TwelveAdamWSteps(t *testing.T) {
-	for _, name := range trainable {
+	for _, name := range brief(trainable, "llama-linear-bias", "gpt2") {
 		want := readExpectation(t, name)
 		files := open(t, shared(t, "models/tiny", name))
 		for kernels, set := range sets(t) {
@@ -230,12 +238,16 @@ func TestStage_TwelveAdamWSteps(t *testing.T) {
 // TestStage_DirectionalDerivative compares the gradient with central differences of
 // the loss along random directions, in float64.
 func TestStage_DirectionalDerivative(t *testing.T) {
-	for _, name := range trainable {
+	for _, name := range brief(trainable, "llama-linear-bias", "gpt2") {
 		ids := readExpectation(t, name).Cases[0].IDs[:24]
 		files := open(t, shared(t, "models/tiny", name))
 		set := kernel.Set[float64](ref.New[float64]())
 		r := rand.New(rand.NewPCG(3, 4))
-		for try := range 3 {
+		tries := 3
+		if testing.Short() {
+			tries = 1
+		}
+		for try := range tries {
 			tr := load(t, files, set, 1)
 			tr.step(t, ids)
 			grads := tr.merged()
