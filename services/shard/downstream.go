@@ -1,0 +1,248 @@
+package shard
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+
+	"google.golang.org/grpc"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
+	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
+	tensorv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tensor/v1"
+	"github.com/lamina-mesh/lamina/pkg/rpc"
+	"github.com/lamina-mesh/lamina/pkg/sample"
+	"github.com/lamina-mesh/lamina/pkg/wire"
+)
+
+// nextStage is the downstream of a stage that is not the last.
+type nextStage struct {
+	pipeline *pipeline
+	stream   grpc.BidiStreamingClient[shardv1.InferRequest, shardv1.InferResponse]
+}
+
+// dialStage opens Infer to the next hop and waits until the rest of the chain stands.
+func dialStage(ctx context.Context, p *pipeline, open *shardv1.InferOpen) (*nextStage, *shardv1.InferOpened, error) {
+	addr := open.GetRoute()[1].GetAddress()
+	conn, err := p.service.cfg.Dialer.Dial(addr)
+	if err != nil {
+		return nil, nil, err
+	}
+	stream, err := shardv1.NewShardServiceClient(conn).Infer(ctx)
+	if err != nil {
+		return nil, nil, rpc.FromStatus(err)
+	}
+	rest := &shardv1.InferOpen{
+		Pipeline: open.GetPipeline(), Digest: open.GetDigest(), Route: open.GetRoute()[1:], Sampler: open.GetSampler(), HiddenType: open.GetHiddenType(),
+	}
+	if err := stream.Send(&shardv1.InferRequest{Frame: &shardv1.InferRequest_Open{Open: rest}}); err != nil && !errors.Is(err, io.EOF) {
+		return nil, nil, rpc.FromStatus(err)
+	}
+	resp, err := stream.Recv()
+	if err != nil {
+		return nil, nil, fault.Wrap(fault.CodeOf(rpc.FromStatus(err)), rpc.FromStatus(err), "open next stage at %s", addr)
+	}
+	if resp.GetOpened() == nil {
+		return nil, nil, fault.New(fault.Internal, "open next stage at %s: it answered %T", addr, resp.GetFrame())
+	}
+	return &nextStage{p, stream}, resp.GetOpened(), nil
+}
+
+func (n *nextStage) batch(b *shardv1.Batch, accepted []*shardv1.Entry, result []float32) error {
+	width := n.pipeline.held.stage.Config.Width
+	head, chunks := wire.Encode(n.pipeline.hidden, []int{len(result) / width, width}, result)
+	out := &shardv1.Batch{Step: b.GetStep(), DeadlineMs: b.GetDeadlineMs(), Entries: accepted, Hidden: head}
+	if err := n.send(&shardv1.InferRequest{Frame: &shardv1.InferRequest_Batch{Batch: out}}); err != nil {
+		return err
+	}
+	for _, c := range chunks {
+		if err := n.send(&shardv1.InferRequest{Frame: &shardv1.InferRequest_Chunk{Chunk: c}}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (n *nextStage) release(sessions [][]byte) error {
+	return n.send(&shardv1.InferRequest{Frame: &shardv1.InferRequest_Release{Release: &shardv1.Release{Sessions: sessions}}})
+}
+
+// send returns io.EOF's cause from receive: a broken stream shows there.
+func (n *nextStage) send(r *shardv1.InferRequest) error { return broken(n.stream.Send(r)) }
+
+// broken turns gRPC's io.EOF of a Send into an error; the stream's own error is
+// what receive returns.
+func broken(err error) error {
+	if errors.Is(err, io.EOF) {
+		return fault.New(fault.Unavailable, "send downstream: the stream has ended")
+	}
+	return rpc.FromStatus(err)
+}
+
+// receive relays refusals upstream.
+func (n *nextStage) receive() error {
+	for {
+		resp, err := n.stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return rpc.FromStatus(err)
+		}
+		if resp.GetRefused() == nil {
+			return fault.New(fault.Internal, "read from next stage: %T was not expected", resp.GetFrame())
+		}
+		if err := n.pipeline.send(resp); err != nil {
+			return err
+		}
+	}
+}
+
+func (n *nextStage) close() error { return n.stream.CloseSend() }
+
+// toSampler is the downstream of the last stage.
+type toSampler struct {
+	pipeline *pipeline
+	mu       sync.Mutex // Send comes from compute and, for whole rows, from receive
+	stream   grpc.BidiStreamingClient[samplerv1.PushRequest, samplerv1.PushResponse]
+}
+
+func dialSampler(ctx context.Context, p *pipeline, open *shardv1.InferOpen) (*toSampler, error) {
+	conn, err := p.service.cfg.Dialer.Dial(open.GetSampler())
+	if err != nil {
+		return nil, err
+	}
+	stream, err := samplerv1.NewSamplerServiceClient(conn).Push(ctx)
+	if err != nil {
+		return nil, rpc.FromStatus(err)
+	}
+	hello := &samplerv1.PushOpen{Pipeline: open.GetPipeline(), Vocab: uint32(p.held.stage.Config.Vocab)}
+	if err := stream.Send(&samplerv1.PushRequest{Frame: &samplerv1.PushRequest_Open{Open: hello}}); err != nil && !errors.Is(err, io.EOF) {
+		return nil, rpc.FromStatus(err)
+	}
+	resp, err := stream.Recv()
+	if err != nil {
+		return nil, fault.Wrap(fault.CodeOf(rpc.FromStatus(err)), rpc.FromStatus(err), "open sampler at %s", open.GetSampler())
+	}
+	if resp.GetOpened() == nil {
+		return nil, fault.New(fault.Internal, "open sampler at %s: it answered %T", open.GetSampler(), resp.GetFrame())
+	}
+	return &toSampler{pipeline: p, stream: stream}, nil
+}
+
+// rowsSize is about how many bytes of rows share a message.
+const rowsSize = wire.ChunkSize / 2
+
+// batch sends each wanted row's candidates, or the whole row.
+func (t *toSampler) batch(_ *shardv1.Batch, accepted []*shardv1.Entry, logits []float32) error {
+	vocab := t.pipeline.held.stage.Config.Vocab
+	var rows []*samplerv1.Row
+	size := 0
+	for _, e := range accepted {
+		for i := range e.GetLogits() {
+			row := logits[:vocab]
+			logits = logits[vocab:]
+			pos := e.GetPosition() + e.GetRows() - e.GetLogits() + i
+			out, chunks := t.row(e, pos, row)
+			if len(chunks) > 0 || size > rowsSize {
+				if err := t.send(rows, nil); err != nil {
+					return err
+				}
+				rows, size = nil, 0
+			}
+			rows = append(rows, out)
+			size += len(out.GetLogits().GetData())
+			if len(chunks) > 0 {
+				if err := t.send(rows, chunks); err != nil {
+					return err
+				}
+				rows, size = nil, 0
+			}
+		}
+	}
+	return t.send(rows, nil)
+}
+
+// row makes one row's message and keeps the row if only candidates go out.
+func (t *toSampler) row(e *shardv1.Entry, pos uint32, row []float32) (*samplerv1.Row, []*tensorv1.Chunk) {
+	h := t.pipeline.held
+	out := &samplerv1.Row{Session: e.GetSession(), Epoch: e.GetEpoch(), Position: pos, LogSumExp: t.pipeline.service.cfg.Kernels.LogSumExp(row)}
+	if k := int(e.GetCandidates()); k > 0 && k < len(row) {
+		h.mu.Lock()
+		if s := h.sessions[string(e.GetSession())]; s != nil {
+			s.row, s.rowPos, s.lse = append(s.row[:0], row...), pos, out.GetLogSumExp()
+		}
+		h.mu.Unlock()
+		best := sample.Best(row, k)
+		values := make([]float32, len(best))
+		for i, c := range best {
+			out.Ids = append(out.Ids, uint32(c.ID))
+			values[i] = c.Logit
+		}
+		row = values
+	}
+	var chunks []*tensorv1.Chunk
+	out.Logits, chunks = wire.Encode(tensorv1.ElementType_ELEMENT_TYPE_F32, []int{len(row)}, row)
+	return out, chunks
+}
+
+func (t *toSampler) send(rows []*samplerv1.Row, chunks []*tensorv1.Chunk) error {
+	if len(rows) == 0 {
+		return nil
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err := t.stream.Send(&samplerv1.PushRequest{Frame: &samplerv1.PushRequest_Rows{Rows: &samplerv1.Rows{Rows: rows}}}); err != nil {
+		return broken(err)
+	}
+	for _, c := range chunks {
+		if err := t.stream.Send(&samplerv1.PushRequest{Frame: &samplerv1.PushRequest_Chunk{Chunk: c}}); err != nil {
+			return broken(err)
+		}
+	}
+	return nil
+}
+
+// release needs no word to the sampler: the router removes its sessions there.
+func (t *toSampler) release([][]byte) error { return nil }
+
+// receive answers the sampler's wishes for whole rows.
+func (t *toSampler) receive() error {
+	for {
+		resp, err := t.stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return rpc.FromStatus(err)
+		}
+		wanted := resp.GetRowWanted()
+		if wanted == nil {
+			return fault.New(fault.Internal, "read from sampler: %T was not expected", resp.GetFrame())
+		}
+		if err := t.whole(wanted); err != nil {
+			return err
+		}
+	}
+}
+
+// whole sends a kept row; one that is gone is no longer waited for.
+func (t *toSampler) whole(w *samplerv1.RowWanted) error {
+	h := t.pipeline.held
+	h.mu.Lock()
+	s := h.sessions[string(w.GetSession())]
+	if s == nil || s.pipeline != t.pipeline.id || s.rowPos != w.GetPosition() || s.row == nil {
+		h.mu.Unlock()
+		return nil
+	}
+	row := append([]float32(nil), s.row...)
+	out := &samplerv1.Row{Session: w.GetSession(), Epoch: s.epoch, Position: w.GetPosition(), LogSumExp: s.lse}
+	h.mu.Unlock()
+	var chunks []*tensorv1.Chunk
+	out.Logits, chunks = wire.Encode(tensorv1.ElementType_ELEMENT_TYPE_F32, []int{len(row)}, row)
+	return t.send([]*samplerv1.Row{out}, chunks)
+}
+
+func (t *toSampler) close() error { return t.stream.CloseSend() }

@@ -1,0 +1,241 @@
+package shard
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+
+	"google.golang.org/grpc"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
+	tensorv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tensor/v1"
+	"github.com/lamina-mesh/lamina/pkg/rpc"
+	"github.com/lamina-mesh/lamina/pkg/wire"
+)
+
+type exchangeServer = grpc.BidiStreamingServer[shardv1.ExchangeRequest, shardv1.ExchangeResponse]
+
+// maxActivation bounds the tensors between neighbours.
+const maxActivation = 1 << 30
+
+// slotTensor is one slot's activation or its gradient.
+type slotTensor struct {
+	step   uint64
+	slot   uint32
+	values []float32
+}
+
+// expect checks that a tensor is the one that the schedule is at.
+func (s slotTensor) expect(step uint64, slot int) ([]float32, error) {
+	if s.step != step || int(s.slot) != slot {
+		return nil, fault.New(fault.Aborted, "exchange: got slot %d of step %d, want slot %d of step %d", s.slot, s.step, slot, step)
+	}
+	return s.values, nil
+}
+
+// await takes the next tensor from a neighbour.
+func await(ctx context.Context, ch <-chan slotTensor, step uint64, slot int) ([]float32, error) {
+	select {
+	case t := <-ch:
+		return t.expect(step, slot)
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// fromPrev is the earlier neighbour, as it comes in by Exchange.
+type fromPrev struct {
+	tensors chan slotTensor
+	joined  chan struct{} // closed when stream is set
+	stream  exchangeServer
+	once    sync.Once
+}
+
+func newFromPrev() *fromPrev {
+	return &fromPrev{tensors: make(chan slotTensor, frameQueue), joined: make(chan struct{})}
+}
+
+func (p *fromPrev) activation(ctx context.Context, step uint64, slot int) ([]float32, error) {
+	return await(ctx, p.tensors, step, slot)
+}
+
+// send returns an activation's gradient. An activation has come, so the stream is
+// joined.
+func (p *fromPrev) send(step uint64, slot int, x []float32, width int) error {
+	head, chunks := wire.Encode(f32, []int{len(x) / width, width}, x)
+	g := &shardv1.ActivationGradient{Step: step, Slot: uint32(slot), Tensor: head}
+	if err := p.stream.Send(&shardv1.ExchangeResponse{Frame: &shardv1.ExchangeResponse_Gradient{Gradient: g}}); err != nil {
+		return rpc.FromStatus(err)
+	}
+	for _, c := range chunks {
+		if err := p.stream.Send(&shardv1.ExchangeResponse{Frame: &shardv1.ExchangeResponse_Chunk{Chunk: c}}); err != nil {
+			return rpc.FromStatus(err)
+		}
+	}
+	return nil
+}
+
+// Exchange takes the earlier neighbour's activations until it closes its side.
+func (s *Service) Exchange(stream exchangeServer) error {
+	first, err := stream.Recv()
+	if err != nil {
+		return err
+	}
+	open := first.GetOpen()
+	s.training.mu.Lock()
+	r := s.training.runs[runKey(open.GetChain(), open.GetStage()+1)]
+	s.training.mu.Unlock()
+	if open == nil || r == nil || r.prev == nil {
+		return fault.New(fault.FailedPrecondition, "exchange with stage %d of chain %x: it is not open here", open.GetStage()+1, open.GetChain())
+	}
+	joined := false
+	r.prev.once.Do(func() {
+		r.prev.stream = stream
+		close(r.prev.joined)
+		joined = true
+	})
+	if !joined {
+		return fault.New(fault.AlreadyExists, "exchange with stage %d of chain %x: it has a neighbour", open.GetStage()+1, open.GetChain())
+	}
+	if err := stream.Send(&shardv1.ExchangeResponse{Frame: &shardv1.ExchangeResponse_Opened{Opened: &shardv1.ExchangeOpened{}}}); err != nil {
+		return err
+	}
+	var pending slotTensor
+	err = receiveTensors(r.ctx, r.prev.tensors, func() (*tensorv1.Tensor, *tensorv1.Chunk, *slotTensor, error) {
+		req, err := stream.Recv()
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		if a := req.GetActivation(); a != nil {
+			pending = slotTensor{step: a.GetStep(), slot: a.GetSlot()}
+			return a.GetTensor(), nil, &pending, nil
+		}
+		return nil, req.GetChunk(), &pending, nil
+	})
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	if err != nil {
+		r.fail(err)
+	}
+	return err
+}
+
+// receiveTensors puts tensors together from frames and hands them on.
+func receiveTensors(ctx context.Context, out chan<- slotTensor, recv func() (*tensorv1.Tensor, *tensorv1.Chunk, *slotTensor, error)) error {
+	tensors := wire.NewAssembler(maxActivation)
+	for {
+		head, chunk, t, err := recv()
+		if err != nil {
+			return err
+		}
+		var done bool
+		switch {
+		case head != nil:
+			done, err = tensors.Start(head)
+		case chunk != nil:
+			done, err = tensors.Add(chunk)
+		default:
+			err = fault.Field("frame", "is neither a tensor nor a chunk")
+		}
+		if err != nil {
+			return err
+		}
+		if !done {
+			continue
+		}
+		if t.values, err = tensors.Float32(nil); err != nil {
+			return err
+		}
+		select {
+		case out <- *t:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// toNext is the later neighbour, as dialed.
+type toNext struct {
+	stream  grpc.BidiStreamingClient[shardv1.ExchangeRequest, shardv1.ExchangeResponse]
+	tensors chan slotTensor
+	cancel  context.CancelFunc
+	done    chan struct{}
+}
+
+// dialNext joins the next stage, which is open already.
+func dialNext(ctx context.Context, fail context.CancelCauseFunc, dialer Dialer, o *shardv1.TrainOpen) (*toNext, error) {
+	conn, err := dialer.Dial(o.GetNext())
+	if err != nil {
+		return nil, err
+	}
+	own, cancel := context.WithCancel(ctx)
+	n := &toNext{tensors: make(chan slotTensor, frameQueue), cancel: cancel, done: make(chan struct{})}
+	if n.stream, err = shardv1.NewShardServiceClient(conn).Exchange(own); err != nil {
+		cancel()
+		return nil, rpc.FromStatus(err)
+	}
+	hello := &shardv1.ExchangeOpen{Chain: o.GetChain(), Stage: o.GetStage()}
+	if err := n.stream.Send(&shardv1.ExchangeRequest{Frame: &shardv1.ExchangeRequest_Open{Open: hello}}); err != nil && !errors.Is(err, io.EOF) {
+		cancel()
+		return nil, rpc.FromStatus(err)
+	}
+	if _, err := n.stream.Recv(); err != nil {
+		cancel()
+		return nil, fault.Wrap(fault.CodeOf(rpc.FromStatus(err)), rpc.FromStatus(err), "join next stage at %s", o.GetNext())
+	}
+	go func() {
+		defer close(n.done)
+		if err := n.receive(own); err != nil && own.Err() == nil {
+			fail(err)
+		}
+	}()
+	return n, nil
+}
+
+func (n *toNext) receive(ctx context.Context) error {
+	var pending slotTensor
+	err := receiveTensors(ctx, n.tensors, func() (*tensorv1.Tensor, *tensorv1.Chunk, *slotTensor, error) {
+		resp, err := n.stream.Recv()
+		if err != nil {
+			return nil, nil, nil, rpc.FromStatus(err)
+		}
+		if g := resp.GetGradient(); g != nil {
+			pending = slotTensor{step: g.GetStep(), slot: g.GetSlot()}
+			return g.GetTensor(), nil, &pending, nil
+		}
+		return nil, resp.GetChunk(), &pending, nil
+	})
+	if errors.Is(err, io.EOF) {
+		return fault.New(fault.Unavailable, "exchange: the next stage has ended")
+	}
+	return err
+}
+
+func (n *toNext) gradient(ctx context.Context, step uint64, slot int) ([]float32, error) {
+	return await(ctx, n.tensors, step, slot)
+}
+
+// send passes an activation on.
+func (n *toNext) send(step uint64, slot int, x []float32, width int) error {
+	head, chunks := wire.Encode(f32, []int{len(x) / width, width}, x)
+	a := &shardv1.Activation{Step: step, Slot: uint32(slot), Tensor: head}
+	if err := n.stream.Send(&shardv1.ExchangeRequest{Frame: &shardv1.ExchangeRequest_Activation{Activation: a}}); err != nil {
+		return broken(err)
+	}
+	for _, c := range chunks {
+		if err := n.stream.Send(&shardv1.ExchangeRequest{Frame: &shardv1.ExchangeRequest_Chunk{Chunk: c}}); err != nil {
+			return broken(err)
+		}
+	}
+	return nil
+}
+
+// close ends the exchange and joins its reader.
+func (n *toNext) close() {
+	n.stream.CloseSend()
+	n.cancel()
+	<-n.done
+}

@@ -1,0 +1,293 @@
+package shard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
+	tensorv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tensor/v1"
+	"github.com/lamina-mesh/lamina/pkg/wire"
+)
+
+type inferServer = grpc.BidiStreamingServer[shardv1.InferRequest, shardv1.InferResponse]
+
+// pipeline is this stage's part of a pipeline: one Infer stream from upstream and
+// one stream downstream.
+type pipeline struct {
+	service    *Service
+	held       *held
+	id         string
+	hidden     tensorv1.ElementType
+	up         inferServer
+	upMu       sync.Mutex // Send upstream comes from two goroutines
+	down       downstream
+	work       chan work
+	scratch    []float32
+	ids        []int32
+	infoOpened *shardv1.InferOpened
+}
+
+// work is a frame whose tensor is whole.
+type work struct {
+	batch   *shardv1.Batch
+	hidden  []float32
+	release [][]byte
+}
+
+// downstream is where results go: the next stage, or the sampler.
+type downstream interface {
+	// batch sends the stage's result for the accepted entries.
+	batch(b *shardv1.Batch, accepted []*shardv1.Entry, result []float32) error
+	// release passes a release on.
+	release(sessions [][]byte) error
+	// receive takes frames from downstream until its side ends.
+	receive() error
+	// close ends this side.
+	close() error
+}
+
+// Infer is the inference conversation.
+func (s *Service) Infer(up inferServer) error {
+	first, err := up.Recv()
+	if err != nil {
+		return err
+	}
+	open := first.GetOpen()
+	if open == nil || len(open.GetPipeline()) != idLen || len(open.GetRoute()) == 0 {
+		return fault.Field("open", "the first frame must name a pipeline by %d bytes and a route", idLen)
+	}
+	h, err := s.find(open.GetDigest(), open.GetRoute()[0])
+	if err != nil {
+		return err
+	}
+	ctx, fail := context.WithCancelCause(up.Context())
+	defer fail(nil)
+	p := &pipeline{service: s, held: h, id: string(open.GetPipeline()), hidden: open.GetHiddenType(), up: up, work: make(chan work, queueLen)}
+	defer p.freeAll()
+	if p.infoOpened, err = p.connect(ctx, fail, open); err != nil {
+		return err
+	}
+	if err := p.send(&shardv1.InferResponse{Frame: &shardv1.InferResponse_Opened{Opened: p.infoOpened}}); err != nil {
+		return err
+	}
+	s.log.Debug("open pipeline", "pipeline", fmt.Sprintf("%x", p.id), "layers", h.stage.Range.String())
+	return p.run(ctx, fail)
+}
+
+// connect opens the rest of the chain and says what the whole of it holds.
+func (p *pipeline) connect(ctx context.Context, fail context.CancelCauseFunc, open *shardv1.InferOpen) (*shardv1.InferOpened, error) {
+	// A chain that does not open in time must not hang the router.
+	limit := time.AfterFunc(openLimit, func() {
+		fail(fault.New(fault.DeadlineExceeded, "open pipeline %x: the chain did not open in %v", p.id, openLimit))
+	})
+	defer limit.Stop()
+	opened := &shardv1.InferOpened{Stages: []*shardv1.Held{p.held.describe()}, KernelClasses: []string{p.service.cfg.Kernels.Class()}}
+	last := p.held.stage.Last()
+	if last != (len(open.GetRoute()) == 1) {
+		return nil, fault.Field("open.route", "%d hops from layers %v of %d", len(open.GetRoute()), p.held.stage.Range, p.held.stage.Config.Layers)
+	}
+	if last {
+		down, err := dialSampler(ctx, p, open)
+		p.down = down
+		return opened, err
+	}
+	if next := open.GetRoute()[1]; int(next.GetLo()) != p.held.stage.Range.Hi {
+		return nil, fault.Field("open.route", "layers %d-%d do not follow %v", next.GetLo(), next.GetHi(), p.held.stage.Range)
+	}
+	down, rest, err := dialStage(ctx, p, open)
+	p.down = down
+	if err != nil {
+		return nil, err
+	}
+	opened.Stages = append(opened.Stages, rest.GetStages()...)
+	opened.KernelClasses = append(opened.KernelClasses, rest.GetKernelClasses()...)
+	return opened, nil
+}
+
+// run joins the pipeline's goroutines. The one that receives from upstream can only
+// end with the handler, so it touches nothing but the queue; the other two, compute
+// and receive from downstream, are joined here. The first failure is the cause that
+// ends all.
+func (p *pipeline) run(ctx context.Context, fail context.CancelCauseFunc) error {
+	go func() {
+		defer close(p.work)
+		if err := p.receive(ctx); err != nil {
+			fail(err)
+		}
+	}()
+	var g errgroup.Group
+	g.Go(func() error {
+		err := p.compute(ctx)
+		if err == nil {
+			err = p.down.close()
+		}
+		if err != nil {
+			fail(err)
+		}
+		return err
+	})
+	g.Go(func() error {
+		err := p.down.receive()
+		if err != nil {
+			fail(err)
+		}
+		return err
+	})
+	err := g.Wait()
+	if cause := context.Cause(ctx); cause != nil {
+		err = cause
+	}
+	p.service.log.Debug("end pipeline", "pipeline", fmt.Sprintf("%x", p.id), "error", err)
+	return err
+}
+
+func (p *pipeline) send(r *shardv1.InferResponse) error {
+	p.upMu.Lock()
+	defer p.upMu.Unlock()
+	return p.up.Send(r)
+}
+
+// receive takes frames from upstream and queues work.
+func (p *pipeline) receive(ctx context.Context) error {
+	tensors := wire.NewAssembler(4 * maxRows * p.held.stage.Config.Width)
+	var pending *shardv1.Batch
+	for {
+		req, err := p.up.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		var w work
+		switch frame := req.GetFrame().(type) {
+		case *shardv1.InferRequest_Batch:
+			if pending != nil {
+				return fault.Field("batch", "comes before the one of step %d is whole", pending.GetStep())
+			}
+			if err := p.check(frame.Batch); err != nil {
+				return err
+			}
+			w.batch = frame.Batch
+			if !p.held.stage.First() {
+				done, err := tensors.Start(frame.Batch.GetHidden())
+				if err != nil {
+					return err
+				}
+				if !done {
+					pending = frame.Batch
+					continue
+				}
+				if w.hidden, err = tensors.Float32(nil); err != nil {
+					return err
+				}
+			}
+		case *shardv1.InferRequest_Chunk:
+			done, err := tensors.Add(frame.Chunk)
+			if err != nil {
+				return err
+			}
+			if !done {
+				continue
+			}
+			w.batch, pending = pending, nil
+			if w.hidden, err = tensors.Float32(nil); err != nil {
+				return err
+			}
+		case *shardv1.InferRequest_Release:
+			w.release = frame.Release.GetSessions()
+		default:
+			return fault.Field("frame", "%T is not allowed after open", frame)
+		}
+		select {
+		case p.work <- w:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// check refuses a batch that is malformed; it ends the stream.
+func (p *pipeline) check(b *shardv1.Batch) error {
+	c := &p.held.stage.Config
+	if n := len(b.GetEntries()); n == 0 || n > maxEntries {
+		return fault.Field("batch.entries", "%d are not within 1..%d", n, maxEntries)
+	}
+	rows := 0
+	seen := make(map[string]bool, len(b.GetEntries()))
+	for i, e := range b.GetEntries() {
+		switch {
+		case len(e.GetSession()) != idLen:
+			return fault.Field(fmt.Sprintf("batch.entries[%d].session", i), "%d bytes, want %d", len(e.GetSession()), idLen)
+		case seen[string(e.GetSession())]:
+			return fault.Field(fmt.Sprintf("batch.entries[%d].session", i), "occurs twice in the batch")
+		case e.GetRows() == 0 || e.GetRows() > maxRows:
+			return fault.Field(fmt.Sprintf("batch.entries[%d].rows", i), "%d are not within 1..%d", e.GetRows(), maxRows)
+		case e.GetLogits() > e.GetRows():
+			return fault.Field(fmt.Sprintf("batch.entries[%d].logits", i), "%d of %d rows", e.GetLogits(), e.GetRows())
+		case uint64(e.GetPosition())+uint64(e.GetRows()) > uint64(c.Context):
+			return fault.Field(fmt.Sprintf("batch.entries[%d].position", i), "%d and %d rows exceed the context of %d", e.GetPosition(), e.GetRows(), c.Context)
+		}
+		seen[string(e.GetSession())] = true
+		rows += int(e.GetRows())
+	}
+	if rows > maxRows {
+		return fault.Field("batch.entries", "%d rows, more than %d", rows, maxRows)
+	}
+	if !p.held.stage.First() {
+		shape := b.GetHidden().GetShape()
+		if len(shape) != 2 || int(shape[0]) != rows || int(shape[1]) != c.Width {
+			return fault.Field("batch.hidden", "shape %v, want [%d %d]", shape, rows, c.Width)
+		}
+		return nil
+	}
+	if len(b.GetIds()) != rows {
+		return fault.Field("batch.ids", "%d for %d rows", len(b.GetIds()), rows)
+	}
+	for i, id := range b.GetIds() {
+		if int(id) >= c.Vocab {
+			return fault.Field(fmt.Sprintf("batch.ids[%d]", i), "%d is outside the vocabulary of %d", id, c.Vocab)
+		}
+	}
+	return nil
+}
+
+// compute works through the queue. A panic in a kernel ends the stream.
+func (p *pipeline) compute(ctx context.Context) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			p.service.log.Error("recover from kernel panic", "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
+			err = fault.New(fault.Internal, "compute layers %v: %v", p.held.stage.Range, r)
+		}
+	}()
+	for {
+		var w work
+		var open bool
+		select {
+		case w, open = <-p.work:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		if ctx.Err() != nil || !open {
+			return ctx.Err()
+		}
+		if w.batch == nil {
+			p.free(w.release)
+			err = p.down.release(w.release)
+		} else {
+			err = p.batch(w)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}

@@ -1,0 +1,174 @@
+package shard
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
+	"github.com/lamina-mesh/lamina/pkg/kernel"
+	"github.com/lamina-mesh/lamina/pkg/kvcache"
+	"github.com/lamina-mesh/lamina/pkg/model"
+)
+
+// Dialer reaches neighbours and the sampler.
+type Dialer interface {
+	Dial(addr string) (*grpc.ClientConn, error)
+}
+
+// Config is what the service is given from outside.
+type Config struct {
+	Log     *slog.Logger
+	Metrics prometheus.Registerer // nil measures nothing
+	Dialer  Dialer
+	Kernels kernel.Set[float32]
+	Threads int
+	// KVPositions bounds the KV cache of each held range, in positions; 0 means 16384.
+	KVPositions int
+	// Bus carries gradient events; nil if this shard does not train.
+	Bus Bus
+}
+
+const (
+	idLen              = 16 // bytes of pipeline, session and chain names
+	defaultKVPositions = 16384
+	openLimit          = 15 * time.Second // for the rest of a chain to open
+	queueLen           = 4                // batches waiting while one is computed
+	maxEntries         = 1024             // of a batch
+	maxRows            = 4096             // of a batch
+)
+
+// Service implements lamina.shard.v1.ShardService.
+type Service struct {
+	shardv1.UnimplementedShardServiceServer
+	cfg      Config
+	log      *slog.Logger
+	training *training
+
+	rows    prometheus.Counter
+	batches prometheus.Counter
+	compute prometheus.Counter
+
+	mu   sync.Mutex
+	held []*held
+}
+
+// held is a range of a model, loaded, with its cache and sessions.
+type held struct {
+	name   string
+	digest string
+	stage  *model.Stage[float32]
+	cache  *kvcache.Cache[float32]
+
+	compute sync.Mutex // the stage runs one batch at a time
+
+	mu        sync.Mutex
+	sessions  map[string]*session
+	rows      uint64
+	computeUS uint64
+}
+
+// session is one generation's part on this stage. Its sequence is used by the
+// pipeline's compute goroutine alone.
+type session struct {
+	pipeline string
+	epoch    uint64
+	seq      *kvcache.Sequence[float32]
+
+	// The last stage keeps the last row of logits, in case the sampler asks.
+	row    []float32
+	rowPos uint32
+	lse    float64
+}
+
+// New returns a shard that holds nothing yet.
+func New(c Config) *Service {
+	s := &Service{
+		cfg: c, log: c.Log,
+		rows:    prometheus.NewCounter(prometheus.CounterOpts{Name: "lamina_shard_rows_total", Help: "Rows (token positions) computed."}),
+		batches: prometheus.NewCounter(prometheus.CounterOpts{Name: "lamina_shard_batches_total", Help: "Batches computed."}),
+		compute: prometheus.NewCounter(prometheus.CounterOpts{Name: "lamina_shard_compute_seconds_total", Help: "Time spent in kernels."}),
+	}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	if s.cfg.KVPositions == 0 {
+		s.cfg.KVPositions = defaultKVPositions
+	}
+	if c.Metrics != nil {
+		c.Metrics.MustRegister(s.rows, s.batches, s.compute, prometheus.NewGaugeFunc(
+			prometheus.GaugeOpts{Name: "lamina_shard_kv_pages", Help: "KV pages in use."}, s.pages))
+	}
+	s.training = newTraining(s)
+	return s
+}
+
+// Register adds the service to a server.
+func (s *Service) Register(r grpc.ServiceRegistrar) { shardv1.RegisterShardServiceServer(r, s) }
+
+func (s *Service) pages() float64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	used := 0
+	for _, h := range s.held {
+		used += h.cache.Used()
+	}
+	return float64(used)
+}
+
+// Hold loads layers of an open model for inference. The files must stay open.
+func (s *Service) Hold(name, digest string, files *model.Files, r model.Range) error {
+	stage, err := model.Load(files, r, s.cfg.Kernels, model.LoadOptions{})
+	if err != nil {
+		return fault.Wrap(fault.FailedPrecondition, err, "load layers %v of %s", r, name)
+	}
+	pages := (s.cfg.KVPositions + kvcache.DefaultPageLen - 1) / kvcache.DefaultPageLen
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.held = append(s.held, &held{
+		name: name, digest: digest, stage: stage, cache: kvcache.New[float32](stage.CacheConfig(pages)), sessions: map[string]*session{},
+	})
+	s.log.Info("hold layers", "model", name, "layers", r.String(), "digest", digest)
+	return nil
+}
+
+// find returns the held range that a hop names.
+func (s *Service) find(digest string, hop *shardv1.Hop) (*held, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, h := range s.held {
+		if r := h.stage.Range; h.digest == digest && r.Lo == int(hop.GetLo()) && r.Hi == int(hop.GetHi()) {
+			return h, nil
+		}
+	}
+	return nil, fault.New(fault.NotFound, "open pipeline: layers %d-%d of %s are not held here", hop.GetLo(), hop.GetHi(), digest)
+}
+
+// describe says what a held range is and how it has been doing.
+func (h *held) describe() *shardv1.Held {
+	c := &h.stage.Config
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return &shardv1.Held{
+		Model: h.name, Digest: h.digest, Lo: uint32(h.stage.Range.Lo), Hi: uint32(h.stage.Range.Hi), Layers: uint32(c.Layers),
+		Width: uint32(c.Width), Vocab: uint32(c.Vocab), Context: uint32(c.Context), Architecture: c.Architecture,
+		KvPages: uint32(h.cache.Config().Pages), KvPageLen: uint32(h.cache.Config().PageLen), KvPagesUsed: uint32(h.cache.Used()),
+		Sessions: uint32(len(h.sessions)), Rows: h.rows, ComputeUs: h.computeUS,
+	}
+}
+
+// Describe says what this shard holds.
+func (s *Service) Describe(context.Context, *shardv1.DescribeRequest) (*shardv1.DescribeResponse, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := &shardv1.DescribeResponse{KernelClass: s.cfg.Kernels.Class(), Threads: uint32(s.cfg.Threads), Trains: s.cfg.Bus != nil}
+	for _, h := range s.held {
+		out.Held = append(out.Held, h.describe())
+	}
+	return out, nil
+}

@@ -1,0 +1,124 @@
+package shard
+
+import (
+	"time"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
+	"github.com/lamina-mesh/lamina/pkg/model"
+	"github.com/lamina-mesh/lamina/pkg/rpc"
+)
+
+// batch runs the stage over the entries it accepts and sends the result down.
+func (p *pipeline) batch(w work) error {
+	h := p.held
+	b := &model.Batch[float32]{Hidden: p.scratch[:0], IDs: p.ids[:0]}
+	var accepted []*shardv1.Entry
+	row, width := 0, h.stage.Config.Width
+	for _, e := range w.batch.GetEntries() {
+		n := int(e.GetRows())
+		s, err := p.admit(e)
+		if err != nil {
+			if err := p.refuse(w.batch, e, err); err != nil {
+				return err
+			}
+			row += n
+			continue
+		}
+		accepted = append(accepted, e)
+		b.Entries = append(b.Entries, model.Entry[float32]{Seq: s.seq, Pos: int(e.GetPosition()), Rows: n, Logits: int(e.GetLogits())})
+		if h.stage.First() {
+			for _, id := range w.batch.GetIds()[row : row+n] {
+				b.IDs = append(b.IDs, int32(id))
+			}
+		} else {
+			b.Hidden = append(b.Hidden, w.hidden[row*width:(row+n)*width]...)
+		}
+		row += n
+	}
+	p.scratch, p.ids = b.Hidden, b.IDs
+	if len(accepted) == 0 {
+		return nil
+	}
+	h.compute.Lock()
+	defer h.compute.Unlock()
+	start := time.Now()
+	result, err := h.stage.Forward(b)
+	if err != nil {
+		return fault.Wrap(fault.Internal, err, "run step %d", w.batch.GetStep())
+	}
+	took := time.Since(start)
+	h.mu.Lock()
+	h.rows += uint64(row)
+	h.computeUS += uint64(took.Microseconds())
+	h.mu.Unlock()
+	p.service.rows.Add(float64(row))
+	p.service.batches.Inc()
+	p.service.compute.Add(took.Seconds())
+	return p.down.batch(w.batch, accepted, result) // the result is the stage's scratch
+}
+
+// admit finds or makes an entry's session and reserves its positions.
+func (p *pipeline) admit(e *shardv1.Entry) (*session, error) {
+	h := p.held
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s := h.sessions[string(e.GetSession())]
+	switch {
+	case s == nil:
+		s = &session{pipeline: p.id, epoch: e.GetEpoch(), seq: h.cache.NewSequence()}
+	case s.pipeline != p.id && e.GetEpoch() <= s.epoch:
+		return nil, fault.New(fault.Aborted, "session %x belongs to another pipeline", e.GetSession())
+	case e.GetEpoch() < s.epoch:
+		return nil, fault.New(fault.Aborted, "epoch %d of session %x is below %d", e.GetEpoch(), e.GetSession(), s.epoch)
+	case s.pipeline != p.id:
+		return nil, fault.New(fault.Aborted, "session %x is still held by its former pipeline", e.GetSession())
+	}
+	s.epoch = e.GetEpoch()
+	pos := int(e.GetPosition())
+	if pos > s.seq.Len() {
+		return nil, fault.New(fault.FailedPrecondition, "position %d of session %x is beyond the %d cached", pos, e.GetSession(), s.seq.Len())
+	}
+	s.seq.Truncate(pos)
+	if err := s.seq.Reserve(pos + int(e.GetRows())); err != nil {
+		return nil, err
+	}
+	h.sessions[string(e.GetSession())] = s
+	return s, nil
+}
+
+// refuse tells upstream that an entry left its batch.
+func (p *pipeline) refuse(b *shardv1.Batch, e *shardv1.Entry, err error) error {
+	return p.send(&shardv1.InferResponse{Frame: &shardv1.InferResponse_Refused{Refused: &shardv1.Refused{
+		Session: e.GetSession(), Step: b.GetStep(), Code: uint32(rpc.Code(fault.CodeOf(err))), Message: err.Error(), Lo: uint32(p.held.stage.Range.Lo),
+	}}})
+}
+
+// free gives the pages of sessions back.
+func (p *pipeline) free(names [][]byte) {
+	h := p.held
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, name := range names {
+		if s := h.sessions[string(name)]; s != nil && s.pipeline == p.id {
+			s.seq.Free()
+			delete(h.sessions, string(name))
+		}
+	}
+}
+
+// freeAll gives back all that the pipeline's sessions hold. The compute lock makes
+// sure that no batch runs on them.
+func (p *pipeline) freeAll() {
+	h := p.held
+	h.compute.Lock()
+	defer h.compute.Unlock()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for name, s := range h.sessions {
+		if s.pipeline == p.id {
+			s.seq.Free()
+			delete(h.sessions, name)
+		}
+	}
+}

@@ -1,0 +1,312 @@
+package shard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"google.golang.org/grpc"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
+	"github.com/lamina-mesh/lamina/pkg/gradbus"
+	"github.com/lamina-mesh/lamina/pkg/model"
+	"github.com/lamina-mesh/lamina/pkg/optim"
+	"github.com/lamina-mesh/lamina/pkg/wire"
+)
+
+// Bus carries gradient events between replicas; pkg/gradbus has the kinds.
+type Bus interface {
+	Publish(ctx context.Context, e gradbus.Event) error
+	Subscribe(ctx context.Context, run, part string, from uint64) (gradbus.Subscription, error)
+	Purge(ctx context.Context, run string, before uint64) error
+}
+
+type trainServer = grpc.BidiStreamingServer[shardv1.TrainRequest, shardv1.TrainResponse]
+
+const (
+	maxStages   = 256
+	maxSlots    = 4096
+	frameQueue  = 64      // frames from the trainer waiting
+	maxPosition = 1 << 16 // tokens in a training sequence
+)
+
+// training is the training side of the service: the stages that run here.
+type training struct {
+	service *Service
+	mu      sync.Mutex
+	runs    map[string]*trainRun // by chain and stage
+}
+
+func newTraining(s *Service) *training { return &training{service: s, runs: map[string]*trainRun{}} }
+
+func runKey(chain []byte, stage uint32) string { return fmt.Sprintf("%x/%d", chain, stage) }
+
+// trainRun is one stage of one chain of a run. Its goroutine is the Train handler's;
+// Exchange and the frame reader feed it through channels.
+type trainRun struct {
+	service *Service
+	open    *shardv1.TrainOpen
+	stream  trainServer
+	frames  chan *shardv1.TrainRequest
+	ctx     context.Context
+	fail    context.CancelCauseFunc
+
+	stage *model.Stage[float32]
+	tied  string // name of the tied parameter, if its two ends are on different stages
+	adamw optim.AdamW
+	state []*paramState
+	step  uint64
+
+	prev *fromPrev // nil on the first stage
+	next *toNext   // nil on the last
+
+	grads []*gradient // spare
+	meets *meeting    // with the other replicas and the tied end
+
+	loading *shardv1.State
+	loaded  map[string]int
+}
+
+// paramState is a parameter with its moments.
+type paramState struct {
+	model.Param[float32]
+	m, v []float32
+}
+
+// Train is the training conversation.
+func (s *Service) Train(stream trainServer) error {
+	if s.cfg.Bus == nil {
+		return fault.New(fault.FailedPrecondition, "train: this shard was started without training")
+	}
+	first, err := stream.Recv()
+	if err != nil {
+		return err
+	}
+	open := first.GetOpen()
+	if err := checkTrainOpen(open); err != nil {
+		return err
+	}
+	ctx, fail := context.WithCancelCause(stream.Context())
+	defer fail(nil)
+	r, err := s.training.build(ctx, fail, stream, open)
+	if err != nil {
+		return err
+	}
+	defer s.training.remove(r)
+	if err := r.connect(); err != nil {
+		return err
+	}
+	defer r.close()
+	parameters := 0
+	for _, p := range r.state {
+		if p.TiedTo == "" {
+			parameters += len(p.Data)
+		}
+	}
+	err = r.send(&shardv1.TrainResponse{Frame: &shardv1.TrainResponse_Opened{Opened: &shardv1.TrainOpened{
+		Parameters: uint64(parameters), KernelClass: s.cfg.Kernels.Class(),
+	}}})
+	if err != nil {
+		return err
+	}
+	s.log.Info("train stage", "run", open.GetRun(), "replica", open.GetReplica(), "layers", r.stage.Range.String())
+	go r.read()
+	err = r.serve()
+	if cause := context.Cause(ctx); err != nil && cause != nil && stream.Context().Err() == nil {
+		err = cause
+	}
+	return err
+}
+
+func checkTrainOpen(o *shardv1.TrainOpen) error {
+	switch {
+	case o == nil:
+		return fault.Field("open", "must be the first frame")
+	case o.GetRun() == "" || len(o.GetRun()) > 128:
+		return fault.Field("open.run", "must be a name of at most 128 bytes")
+	case len(o.GetChain()) != idLen:
+		return fault.Field("open.chain", "%d bytes, want %d", len(o.GetChain()), idLen)
+	case o.GetStages() == 0 || o.GetStages() > maxStages || o.GetStage() >= o.GetStages():
+		return fault.Field("open.stage", "%d of %d stages", o.GetStage(), o.GetStages())
+	case o.GetSlots() == 0 || o.GetSlots() > maxSlots:
+		return fault.Field("open.slots", "%d are not within 1..%d", o.GetSlots(), maxSlots)
+	case o.GetReplicas() == 0 || o.GetReplicas() > o.GetSlots() || o.GetReplica() >= o.GetReplicas():
+		return fault.Field("open.replica", "%d of %d replicas, %d slots", o.GetReplica(), o.GetReplicas(), o.GetSlots())
+	case o.GetSlotSequences() == 0 || o.GetSequenceLen() == 0 || o.GetSequenceLen() > maxPosition || uint64(o.GetSlotSequences())*uint64(o.GetSequenceLen()) > 1<<22:
+		return fault.Field("open.slot_sequences", "%d sequences of %d tokens", o.GetSlotSequences(), o.GetSequenceLen())
+	case (o.GetNext() == "") != (o.GetStage() == o.GetStages()-1):
+		return fault.Field("open.next", "must be set on every stage but the last")
+	}
+	if a := o.GetAdamw(); !(a.GetBeta1() >= 0 && a.GetBeta1() < 1 && a.GetBeta2() >= 0 && a.GetBeta2() < 1 && a.GetEpsilon() >= 0 && a.GetDecay() >= 0) {
+		return fault.Field("open.adamw", "betas must be within 0..1, epsilon and decay not negative")
+	}
+	return nil
+}
+
+// build makes the stage and its optimizer state, and announces it to Exchange.
+func (t *training) build(ctx context.Context, fail context.CancelCauseFunc, stream trainServer, o *shardv1.TrainOpen) (*trainRun, error) {
+	cfg, err := model.ParseHF(o.GetConfigJson())
+	if err != nil {
+		return nil, fault.Wrap(fault.Invalid, err, "open.config_json")
+	}
+	layers := model.Range{Lo: int(o.GetLo()), Hi: int(o.GetHi())}
+	if layers.Lo >= layers.Hi || layers.Hi > cfg.Layers || (layers.Lo == 0) != (o.GetStage() == 0) || (layers.Hi == cfg.Layers) != (o.GetStage() == o.GetStages()-1) {
+		return nil, fault.Field("open.lo", "layers %v of %d on stage %d of %d", layers, cfg.Layers, o.GetStage(), o.GetStages())
+	}
+	stage, err := model.Init(cfg, layers, t.service.cfg.Kernels, o.GetSeed())
+	if err != nil {
+		return nil, fault.Wrap(fault.Invalid, err, "build layers %v", layers)
+	}
+	a := o.GetAdamw()
+	r := &trainRun{
+		service: t.service, open: o, stream: stream, ctx: ctx, fail: fail, stage: stage, frames: make(chan *shardv1.TrainRequest, frameQueue),
+		adamw:  optim.AdamW{Beta1: a.GetBeta1(), Beta2: a.GetBeta2(), Epsilon: a.GetEpsilon(), Decay: a.GetDecay()},
+		loaded: map[string]int{},
+	}
+	for _, p := range sorted(stage.Params().Tensors) {
+		if p.TiedTo != "" && stage.First() {
+			continue // the embedding's own entry stands for both
+		}
+		r.state = append(r.state, &paramState{Param: p, m: make([]float32, len(p.Data)), v: make([]float32, len(p.Data))})
+	}
+	if cfg.TiedHead && o.GetStages() > 1 {
+		for _, p := range stage.Params().Tensors {
+			if stage.First() && (p.Name == "model.embed_tokens.weight" || p.Name == "transformer.wte.weight") || p.TiedTo != "" {
+				r.tied = p.Name
+			}
+		}
+	}
+	if o.GetStage() > 0 {
+		r.prev = newFromPrev()
+	}
+	r.meets = newMeeting(r)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	key := runKey(o.GetChain(), o.GetStage())
+	if t.runs[key] != nil {
+		return nil, fault.New(fault.AlreadyExists, "open stage %d of chain %x: it is open", o.GetStage(), o.GetChain())
+	}
+	t.runs[key] = r
+	return r, nil
+}
+
+func (t *training) remove(r *trainRun) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.runs, runKey(r.open.GetChain(), r.open.GetStage()))
+}
+
+// connect joins the next stage.
+func (r *trainRun) connect() error {
+	if r.open.GetNext() == "" {
+		return nil
+	}
+	var err error
+	r.next, err = dialNext(r.ctx, r.fail, r.service.cfg.Dialer, r.open)
+	return err
+}
+
+// close ends what the run opened.
+func (r *trainRun) close() {
+	r.fail(nil)
+	r.meets.close()
+	if r.next != nil {
+		r.next.close()
+	}
+}
+
+func (r *trainRun) send(f *shardv1.TrainResponse) error { return r.stream.Send(f) }
+
+// read queues the trainer's frames. It ends with the handler.
+func (r *trainRun) read() {
+	defer close(r.frames)
+	for {
+		f, err := r.stream.Recv()
+		if err != nil {
+			if !errors.Is(err, io.EOF) {
+				r.fail(err)
+			}
+			return
+		}
+		select {
+		case r.frames <- f:
+		case <-r.ctx.Done():
+			return
+		}
+	}
+}
+
+// frame waits for the trainer's next frame; nil after it has closed its side.
+func (r *trainRun) frame() (*shardv1.TrainRequest, error) {
+	select {
+	case f := <-r.frames:
+		return f, nil
+	case <-r.ctx.Done():
+		return nil, context.Cause(r.ctx)
+	}
+}
+
+// serve works through the trainer's frames until it closes its side.
+func (r *trainRun) serve() (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fault.New(fault.Internal, "train layers %v: %v", r.stage.Range, p)
+		}
+	}()
+	for {
+		f, err := r.frame()
+		if f == nil || err != nil {
+			return err
+		}
+		switch frame := f.GetFrame().(type) {
+		case *shardv1.TrainRequest_State:
+			err = r.loadState(frame.State)
+		case *shardv1.TrainRequest_Load:
+			err = r.finishLoad(frame.Load)
+		case *shardv1.TrainRequest_Step:
+			err = r.runStep(frame.Step)
+		case *shardv1.TrainRequest_Apply:
+			err = r.apply(frame.Apply)
+		case *shardv1.TrainRequest_Discard:
+			r.meets.discard()
+			err = r.send(&shardv1.TrainResponse{Frame: &shardv1.TrainResponse_Discarded{Discarded: &shardv1.Discarded{Step: frame.Discard.GetStep()}}})
+		case *shardv1.TrainRequest_Fetch:
+			err = r.fetch(frame.Fetch)
+		default:
+			err = fault.Field("frame", "%T is not allowed here", frame)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// apply steps the optimizer with the folded gradient.
+func (r *trainRun) apply(a *shardv1.Apply) error {
+	g := r.meets.folded
+	if g == nil || a.GetStep() != r.meets.step {
+		return fault.New(fault.FailedPrecondition, "apply step %d: no gradient of it is folded", a.GetStep())
+	}
+	for _, p := range r.state {
+		grad := g.tensor(p.Name)
+		matrix := len(p.Shape) > 1
+		r.adamw.Step(p.Data, p.m, p.v, grad, a.GetGradientScale(), a.GetLearningRate(), int(a.GetStep()), matrix || !r.open.GetAdamw().GetDecayMatricesOnly())
+	}
+	r.step = a.GetStep()
+	r.meets.commit()
+	return r.send(&shardv1.TrainResponse{Frame: &shardv1.TrainResponse_Applied{Applied: &shardv1.Applied{Step: r.step, Digest: r.digest()}}})
+}
+
+// digest hashes the stage's own weights in name order.
+func (r *trainRun) digest() uint64 {
+	d := wire.NewDigest()
+	for _, p := range r.state {
+		if p.TiedTo == "" {
+			d.Add(p.Name, p.Data)
+		}
+	}
+	return d.Sum()
+}
