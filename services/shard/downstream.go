@@ -81,7 +81,7 @@ func broken(err error) error {
 	return rpc.FromStatus(err)
 }
 
-// receive relays refusals upstream.
+// receive relays what the router is to know upstream.
 func (n *nextStage) receive() error {
 	for {
 		resp, err := n.stream.Recv()
@@ -91,7 +91,7 @@ func (n *nextStage) receive() error {
 		if err != nil {
 			return rpc.FromStatus(err)
 		}
-		if resp.GetRefused() == nil {
+		if resp.GetRefused() == nil && resp.GetComputed() == nil {
 			return fault.New(fault.Internal, "read from next stage: %T was not expected", resp.GetFrame())
 		}
 		if err := n.pipeline.send(resp); err != nil {
@@ -136,7 +136,10 @@ func dialSampler(ctx context.Context, p *pipeline, open *shardv1.InferOpen) (*to
 const rowsSize = wire.ChunkSize / 2
 
 // batch sends each wanted row's candidates, or the whole row.
-func (t *toSampler) batch(_ *shardv1.Batch, accepted []*shardv1.Entry, logits []float32) error {
+func (t *toSampler) batch(b *shardv1.Batch, accepted []*shardv1.Entry, logits []float32) error {
+	if len(logits) == 0 {
+		return t.pipeline.send(&shardv1.InferResponse{Frame: &shardv1.InferResponse_Computed{Computed: &shardv1.Computed{Step: b.GetStep()}}})
+	}
 	vocab := t.pipeline.held.stage.Config.Vocab
 	var rows []*samplerv1.Row
 	size := 0

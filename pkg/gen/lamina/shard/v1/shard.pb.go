@@ -859,6 +859,7 @@ type InferResponse struct {
 	//
 	//	*InferResponse_Opened
 	//	*InferResponse_Refused
+	//	*InferResponse_Computed
 	Frame         isInferResponse_Frame `protobuf_oneof:"frame"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -919,6 +920,15 @@ func (x *InferResponse) GetRefused() *Refused {
 	return nil
 }
 
+func (x *InferResponse) GetComputed() *Computed {
+	if x != nil {
+		if x, ok := x.Frame.(*InferResponse_Computed); ok {
+			return x.Computed
+		}
+	}
+	return nil
+}
+
 type isInferResponse_Frame interface {
 	isInferResponse_Frame()
 }
@@ -933,9 +943,63 @@ type InferResponse_Refused struct {
 	Refused *Refused `protobuf:"bytes,2,opt,name=refused,proto3,oneof"`
 }
 
+type InferResponse_Computed struct {
+	// A batch without logits is done.
+	Computed *Computed `protobuf:"bytes,3,opt,name=computed,proto3,oneof"`
+}
+
 func (*InferResponse_Opened) isInferResponse_Frame() {}
 
 func (*InferResponse_Refused) isInferResponse_Frame() {}
+
+func (*InferResponse_Computed) isInferResponse_Frame() {}
+
+// Computed says that the last stage is done with a batch of which no row wants
+// logits.
+type Computed struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The batch's step.
+	Step          uint64 `protobuf:"varint,1,opt,name=step,proto3" json:"step,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Computed) Reset() {
+	*x = Computed{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Computed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Computed) ProtoMessage() {}
+
+func (x *Computed) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Computed.ProtoReflect.Descriptor instead.
+func (*Computed) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Computed) GetStep() uint64 {
+	if x != nil {
+		return x.Step
+	}
+	return 0
+}
 
 // InferOpened says that this stage and all after it stand ready.
 type InferOpened struct {
@@ -950,7 +1014,7 @@ type InferOpened struct {
 
 func (x *InferOpened) Reset() {
 	*x = InferOpened{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[10]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -962,7 +1026,7 @@ func (x *InferOpened) String() string {
 func (*InferOpened) ProtoMessage() {}
 
 func (x *InferOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[10]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -975,7 +1039,7 @@ func (x *InferOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InferOpened.ProtoReflect.Descriptor instead.
 func (*InferOpened) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{10}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *InferOpened) GetStages() []*Held {
@@ -1012,7 +1076,7 @@ type Refused struct {
 
 func (x *Refused) Reset() {
 	*x = Refused{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[11]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1024,7 +1088,7 @@ func (x *Refused) String() string {
 func (*Refused) ProtoMessage() {}
 
 func (x *Refused) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[11]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1037,7 +1101,7 @@ func (x *Refused) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refused.ProtoReflect.Descriptor instead.
 func (*Refused) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{11}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Refused) GetSession() []byte {
@@ -1098,7 +1162,7 @@ type TrainRequest struct {
 
 func (x *TrainRequest) Reset() {
 	*x = TrainRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[12]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1110,7 +1174,7 @@ func (x *TrainRequest) String() string {
 func (*TrainRequest) ProtoMessage() {}
 
 func (x *TrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[12]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1123,7 +1187,7 @@ func (x *TrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainRequest.ProtoReflect.Descriptor instead.
 func (*TrainRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{12}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *TrainRequest) GetFrame() isTrainRequest_Frame {
@@ -1322,7 +1386,7 @@ type TrainOpen struct {
 
 func (x *TrainOpen) Reset() {
 	*x = TrainOpen{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[13]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1334,7 +1398,7 @@ func (x *TrainOpen) String() string {
 func (*TrainOpen) ProtoMessage() {}
 
 func (x *TrainOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[13]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1347,7 +1411,7 @@ func (x *TrainOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainOpen.ProtoReflect.Descriptor instead.
 func (*TrainOpen) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{13}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *TrainOpen) GetRun() string {
@@ -1481,7 +1545,7 @@ type AdamW struct {
 
 func (x *AdamW) Reset() {
 	*x = AdamW{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[14]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1493,7 +1557,7 @@ func (x *AdamW) String() string {
 func (*AdamW) ProtoMessage() {}
 
 func (x *AdamW) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[14]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1506,7 +1570,7 @@ func (x *AdamW) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdamW.ProtoReflect.Descriptor instead.
 func (*AdamW) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{14}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *AdamW) GetBeta1() float64 {
@@ -1559,7 +1623,7 @@ type State struct {
 
 func (x *State) Reset() {
 	*x = State{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[15]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1571,7 +1635,7 @@ func (x *State) String() string {
 func (*State) ProtoMessage() {}
 
 func (x *State) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[15]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1584,7 +1648,7 @@ func (x *State) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use State.ProtoReflect.Descriptor instead.
 func (*State) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{15}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *State) GetName() string {
@@ -1619,7 +1683,7 @@ type Load struct {
 
 func (x *Load) Reset() {
 	*x = Load{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[16]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1631,7 +1695,7 @@ func (x *Load) String() string {
 func (*Load) ProtoMessage() {}
 
 func (x *Load) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[16]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1644,7 +1708,7 @@ func (x *Load) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Load.ProtoReflect.Descriptor instead.
 func (*Load) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{16}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Load) GetStep() uint64 {
@@ -1671,7 +1735,7 @@ type Step struct {
 
 func (x *Step) Reset() {
 	*x = Step{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[17]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1683,7 +1747,7 @@ func (x *Step) String() string {
 func (*Step) ProtoMessage() {}
 
 func (x *Step) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[17]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1696,7 +1760,7 @@ func (x *Step) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Step.ProtoReflect.Descriptor instead.
 func (*Step) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{17}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Step) GetStep() uint64 {
@@ -1748,7 +1812,7 @@ type Microbatch struct {
 
 func (x *Microbatch) Reset() {
 	*x = Microbatch{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[18]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1760,7 +1824,7 @@ func (x *Microbatch) String() string {
 func (*Microbatch) ProtoMessage() {}
 
 func (x *Microbatch) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[18]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1773,7 +1837,7 @@ func (x *Microbatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Microbatch.ProtoReflect.Descriptor instead.
 func (*Microbatch) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{18}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Microbatch) GetStep() uint64 {
@@ -1833,7 +1897,7 @@ type Apply struct {
 
 func (x *Apply) Reset() {
 	*x = Apply{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[19]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1845,7 +1909,7 @@ func (x *Apply) String() string {
 func (*Apply) ProtoMessage() {}
 
 func (x *Apply) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[19]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1858,7 +1922,7 @@ func (x *Apply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Apply.ProtoReflect.Descriptor instead.
 func (*Apply) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{19}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Apply) GetStep() uint64 {
@@ -1893,7 +1957,7 @@ type Discard struct {
 
 func (x *Discard) Reset() {
 	*x = Discard{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[20]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1905,7 +1969,7 @@ func (x *Discard) String() string {
 func (*Discard) ProtoMessage() {}
 
 func (x *Discard) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[20]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1918,7 +1982,7 @@ func (x *Discard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Discard.ProtoReflect.Descriptor instead.
 func (*Discard) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{20}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Discard) GetStep() uint64 {
@@ -1939,7 +2003,7 @@ type Fetch struct {
 
 func (x *Fetch) Reset() {
 	*x = Fetch{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[21]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1951,7 +2015,7 @@ func (x *Fetch) String() string {
 func (*Fetch) ProtoMessage() {}
 
 func (x *Fetch) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[21]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1964,7 +2028,7 @@ func (x *Fetch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fetch.ProtoReflect.Descriptor instead.
 func (*Fetch) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{21}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Fetch) GetWeightsOnly() bool {
@@ -1997,7 +2061,7 @@ type TrainResponse struct {
 
 func (x *TrainResponse) Reset() {
 	*x = TrainResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[22]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2009,7 +2073,7 @@ func (x *TrainResponse) String() string {
 func (*TrainResponse) ProtoMessage() {}
 
 func (x *TrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[22]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2022,7 +2086,7 @@ func (x *TrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainResponse.ProtoReflect.Descriptor instead.
 func (*TrainResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{22}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *TrainResponse) GetFrame() isTrainResponse_Frame {
@@ -2193,7 +2257,7 @@ type TrainOpened struct {
 
 func (x *TrainOpened) Reset() {
 	*x = TrainOpened{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[23]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2205,7 +2269,7 @@ func (x *TrainOpened) String() string {
 func (*TrainOpened) ProtoMessage() {}
 
 func (x *TrainOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[23]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2218,7 +2282,7 @@ func (x *TrainOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainOpened.ProtoReflect.Descriptor instead.
 func (*TrainOpened) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{23}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *TrainOpened) GetParameters() uint64 {
@@ -2246,7 +2310,7 @@ type Loaded struct {
 
 func (x *Loaded) Reset() {
 	*x = Loaded{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[24]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2258,7 +2322,7 @@ func (x *Loaded) String() string {
 func (*Loaded) ProtoMessage() {}
 
 func (x *Loaded) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[24]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2271,7 +2335,7 @@ func (x *Loaded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Loaded.ProtoReflect.Descriptor instead.
 func (*Loaded) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{24}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Loaded) GetDigest() uint64 {
@@ -2298,7 +2362,7 @@ type Loss struct {
 
 func (x *Loss) Reset() {
 	*x = Loss{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[25]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2310,7 +2374,7 @@ func (x *Loss) String() string {
 func (*Loss) ProtoMessage() {}
 
 func (x *Loss) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[25]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2323,7 +2387,7 @@ func (x *Loss) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Loss.ProtoReflect.Descriptor instead.
 func (*Loss) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{25}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Loss) GetStep() uint64 {
@@ -2371,7 +2435,7 @@ type Folded struct {
 
 func (x *Folded) Reset() {
 	*x = Folded{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[26]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2383,7 +2447,7 @@ func (x *Folded) String() string {
 func (*Folded) ProtoMessage() {}
 
 func (x *Folded) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[26]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2396,7 +2460,7 @@ func (x *Folded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Folded.ProtoReflect.Descriptor instead.
 func (*Folded) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{26}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Folded) GetStep() uint64 {
@@ -2440,7 +2504,7 @@ type Norm struct {
 
 func (x *Norm) Reset() {
 	*x = Norm{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2452,7 +2516,7 @@ func (x *Norm) String() string {
 func (*Norm) ProtoMessage() {}
 
 func (x *Norm) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2465,7 +2529,7 @@ func (x *Norm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Norm.ProtoReflect.Descriptor instead.
 func (*Norm) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{27}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Norm) GetName() string {
@@ -2495,7 +2559,7 @@ type Applied struct {
 
 func (x *Applied) Reset() {
 	*x = Applied{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2507,7 +2571,7 @@ func (x *Applied) String() string {
 func (*Applied) ProtoMessage() {}
 
 func (x *Applied) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2520,7 +2584,7 @@ func (x *Applied) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Applied.ProtoReflect.Descriptor instead.
 func (*Applied) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{28}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Applied) GetStep() uint64 {
@@ -2548,7 +2612,7 @@ type Discarded struct {
 
 func (x *Discarded) Reset() {
 	*x = Discarded{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2560,7 +2624,7 @@ func (x *Discarded) String() string {
 func (*Discarded) ProtoMessage() {}
 
 func (x *Discarded) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2573,7 +2637,7 @@ func (x *Discarded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Discarded.ProtoReflect.Descriptor instead.
 func (*Discarded) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{29}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Discarded) GetStep() uint64 {
@@ -2596,7 +2660,7 @@ type Fetched struct {
 
 func (x *Fetched) Reset() {
 	*x = Fetched{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2608,7 +2672,7 @@ func (x *Fetched) String() string {
 func (*Fetched) ProtoMessage() {}
 
 func (x *Fetched) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2621,7 +2685,7 @@ func (x *Fetched) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fetched.ProtoReflect.Descriptor instead.
 func (*Fetched) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{30}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Fetched) GetStep() uint64 {
@@ -2655,7 +2719,7 @@ type ExchangeRequest struct {
 
 func (x *ExchangeRequest) Reset() {
 	*x = ExchangeRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2667,7 +2731,7 @@ func (x *ExchangeRequest) String() string {
 func (*ExchangeRequest) ProtoMessage() {}
 
 func (x *ExchangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2680,7 +2744,7 @@ func (x *ExchangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeRequest.ProtoReflect.Descriptor instead.
 func (*ExchangeRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{31}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ExchangeRequest) GetFrame() isExchangeRequest_Frame {
@@ -2755,7 +2819,7 @@ type ExchangeOpen struct {
 
 func (x *ExchangeOpen) Reset() {
 	*x = ExchangeOpen{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2767,7 +2831,7 @@ func (x *ExchangeOpen) String() string {
 func (*ExchangeOpen) ProtoMessage() {}
 
 func (x *ExchangeOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2780,7 +2844,7 @@ func (x *ExchangeOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeOpen.ProtoReflect.Descriptor instead.
 func (*ExchangeOpen) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{32}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ExchangeOpen) GetChain() []byte {
@@ -2812,7 +2876,7 @@ type Activation struct {
 
 func (x *Activation) Reset() {
 	*x = Activation{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2824,7 +2888,7 @@ func (x *Activation) String() string {
 func (*Activation) ProtoMessage() {}
 
 func (x *Activation) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2837,7 +2901,7 @@ func (x *Activation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Activation.ProtoReflect.Descriptor instead.
 func (*Activation) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{33}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Activation) GetStep() uint64 {
@@ -2878,7 +2942,7 @@ type ExchangeResponse struct {
 
 func (x *ExchangeResponse) Reset() {
 	*x = ExchangeResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2890,7 +2954,7 @@ func (x *ExchangeResponse) String() string {
 func (*ExchangeResponse) ProtoMessage() {}
 
 func (x *ExchangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2903,7 +2967,7 @@ func (x *ExchangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeResponse.ProtoReflect.Descriptor instead.
 func (*ExchangeResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{34}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ExchangeResponse) GetFrame() isExchangeResponse_Frame {
@@ -2974,7 +3038,7 @@ type ExchangeOpened struct {
 
 func (x *ExchangeOpened) Reset() {
 	*x = ExchangeOpened{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2986,7 +3050,7 @@ func (x *ExchangeOpened) String() string {
 func (*ExchangeOpened) ProtoMessage() {}
 
 func (x *ExchangeOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2999,7 +3063,7 @@ func (x *ExchangeOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeOpened.ProtoReflect.Descriptor instead.
 func (*ExchangeOpened) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{35}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{36}
 }
 
 // ActivationGradient is the loss's gradient by one slot's activation.
@@ -3017,7 +3081,7 @@ type ActivationGradient struct {
 
 func (x *ActivationGradient) Reset() {
 	*x = ActivationGradient{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3029,7 +3093,7 @@ func (x *ActivationGradient) String() string {
 func (*ActivationGradient) ProtoMessage() {}
 
 func (x *ActivationGradient) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3042,7 +3106,7 @@ func (x *ActivationGradient) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivationGradient.ProtoReflect.Descriptor instead.
 func (*ActivationGradient) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{36}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ActivationGradient) GetStep() uint64 {
@@ -3129,11 +3193,14 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"candidates\x18\x06 \x01(\rR\n" +
 	"candidates\"%\n" +
 	"\aRelease\x12\x1a\n" +
-	"\bsessions\x18\x01 \x03(\fR\bsessions\"\x86\x01\n" +
+	"\bsessions\x18\x01 \x03(\fR\bsessions\"\xbf\x01\n" +
 	"\rInferResponse\x126\n" +
 	"\x06opened\x18\x01 \x01(\v2\x1c.lamina.shard.v1.InferOpenedH\x00R\x06opened\x124\n" +
-	"\arefused\x18\x02 \x01(\v2\x18.lamina.shard.v1.RefusedH\x00R\arefusedB\a\n" +
-	"\x05frame\"c\n" +
+	"\arefused\x18\x02 \x01(\v2\x18.lamina.shard.v1.RefusedH\x00R\arefused\x127\n" +
+	"\bcomputed\x18\x03 \x01(\v2\x19.lamina.shard.v1.ComputedH\x00R\bcomputedB\a\n" +
+	"\x05frame\"\x1e\n" +
+	"\bComputed\x12\x12\n" +
+	"\x04step\x18\x01 \x01(\x04R\x04step\"c\n" +
 	"\vInferOpened\x12-\n" +
 	"\x06stages\x18\x01 \x03(\v2\x15.lamina.shard.v1.HeldR\x06stages\x12%\n" +
 	"\x0ekernel_classes\x18\x02 \x03(\tR\rkernelClasses\"u\n" +
@@ -3298,7 +3365,7 @@ func file_lamina_shard_v1_shard_proto_rawDescGZIP() []byte {
 }
 
 var file_lamina_shard_v1_shard_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_lamina_shard_v1_shard_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
+var file_lamina_shard_v1_shard_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_lamina_shard_v1_shard_proto_goTypes = []any{
 	(StateKind)(0),             // 0: lamina.shard.v1.StateKind
 	(*DescribeRequest)(nil),    // 1: lamina.shard.v1.DescribeRequest
@@ -3311,93 +3378,95 @@ var file_lamina_shard_v1_shard_proto_goTypes = []any{
 	(*Entry)(nil),              // 8: lamina.shard.v1.Entry
 	(*Release)(nil),            // 9: lamina.shard.v1.Release
 	(*InferResponse)(nil),      // 10: lamina.shard.v1.InferResponse
-	(*InferOpened)(nil),        // 11: lamina.shard.v1.InferOpened
-	(*Refused)(nil),            // 12: lamina.shard.v1.Refused
-	(*TrainRequest)(nil),       // 13: lamina.shard.v1.TrainRequest
-	(*TrainOpen)(nil),          // 14: lamina.shard.v1.TrainOpen
-	(*AdamW)(nil),              // 15: lamina.shard.v1.AdamW
-	(*State)(nil),              // 16: lamina.shard.v1.State
-	(*Load)(nil),               // 17: lamina.shard.v1.Load
-	(*Step)(nil),               // 18: lamina.shard.v1.Step
-	(*Microbatch)(nil),         // 19: lamina.shard.v1.Microbatch
-	(*Apply)(nil),              // 20: lamina.shard.v1.Apply
-	(*Discard)(nil),            // 21: lamina.shard.v1.Discard
-	(*Fetch)(nil),              // 22: lamina.shard.v1.Fetch
-	(*TrainResponse)(nil),      // 23: lamina.shard.v1.TrainResponse
-	(*TrainOpened)(nil),        // 24: lamina.shard.v1.TrainOpened
-	(*Loaded)(nil),             // 25: lamina.shard.v1.Loaded
-	(*Loss)(nil),               // 26: lamina.shard.v1.Loss
-	(*Folded)(nil),             // 27: lamina.shard.v1.Folded
-	(*Norm)(nil),               // 28: lamina.shard.v1.Norm
-	(*Applied)(nil),            // 29: lamina.shard.v1.Applied
-	(*Discarded)(nil),          // 30: lamina.shard.v1.Discarded
-	(*Fetched)(nil),            // 31: lamina.shard.v1.Fetched
-	(*ExchangeRequest)(nil),    // 32: lamina.shard.v1.ExchangeRequest
-	(*ExchangeOpen)(nil),       // 33: lamina.shard.v1.ExchangeOpen
-	(*Activation)(nil),         // 34: lamina.shard.v1.Activation
-	(*ExchangeResponse)(nil),   // 35: lamina.shard.v1.ExchangeResponse
-	(*ExchangeOpened)(nil),     // 36: lamina.shard.v1.ExchangeOpened
-	(*ActivationGradient)(nil), // 37: lamina.shard.v1.ActivationGradient
-	(*v1.Chunk)(nil),           // 38: lamina.tensor.v1.Chunk
-	(v1.ElementType)(0),        // 39: lamina.tensor.v1.ElementType
-	(*v1.Tensor)(nil),          // 40: lamina.tensor.v1.Tensor
+	(*Computed)(nil),           // 11: lamina.shard.v1.Computed
+	(*InferOpened)(nil),        // 12: lamina.shard.v1.InferOpened
+	(*Refused)(nil),            // 13: lamina.shard.v1.Refused
+	(*TrainRequest)(nil),       // 14: lamina.shard.v1.TrainRequest
+	(*TrainOpen)(nil),          // 15: lamina.shard.v1.TrainOpen
+	(*AdamW)(nil),              // 16: lamina.shard.v1.AdamW
+	(*State)(nil),              // 17: lamina.shard.v1.State
+	(*Load)(nil),               // 18: lamina.shard.v1.Load
+	(*Step)(nil),               // 19: lamina.shard.v1.Step
+	(*Microbatch)(nil),         // 20: lamina.shard.v1.Microbatch
+	(*Apply)(nil),              // 21: lamina.shard.v1.Apply
+	(*Discard)(nil),            // 22: lamina.shard.v1.Discard
+	(*Fetch)(nil),              // 23: lamina.shard.v1.Fetch
+	(*TrainResponse)(nil),      // 24: lamina.shard.v1.TrainResponse
+	(*TrainOpened)(nil),        // 25: lamina.shard.v1.TrainOpened
+	(*Loaded)(nil),             // 26: lamina.shard.v1.Loaded
+	(*Loss)(nil),               // 27: lamina.shard.v1.Loss
+	(*Folded)(nil),             // 28: lamina.shard.v1.Folded
+	(*Norm)(nil),               // 29: lamina.shard.v1.Norm
+	(*Applied)(nil),            // 30: lamina.shard.v1.Applied
+	(*Discarded)(nil),          // 31: lamina.shard.v1.Discarded
+	(*Fetched)(nil),            // 32: lamina.shard.v1.Fetched
+	(*ExchangeRequest)(nil),    // 33: lamina.shard.v1.ExchangeRequest
+	(*ExchangeOpen)(nil),       // 34: lamina.shard.v1.ExchangeOpen
+	(*Activation)(nil),         // 35: lamina.shard.v1.Activation
+	(*ExchangeResponse)(nil),   // 36: lamina.shard.v1.ExchangeResponse
+	(*ExchangeOpened)(nil),     // 37: lamina.shard.v1.ExchangeOpened
+	(*ActivationGradient)(nil), // 38: lamina.shard.v1.ActivationGradient
+	(*v1.Chunk)(nil),           // 39: lamina.tensor.v1.Chunk
+	(v1.ElementType)(0),        // 40: lamina.tensor.v1.ElementType
+	(*v1.Tensor)(nil),          // 41: lamina.tensor.v1.Tensor
 }
 var file_lamina_shard_v1_shard_proto_depIdxs = []int32{
 	3,  // 0: lamina.shard.v1.DescribeResponse.held:type_name -> lamina.shard.v1.Held
 	6,  // 1: lamina.shard.v1.InferRequest.open:type_name -> lamina.shard.v1.InferOpen
 	7,  // 2: lamina.shard.v1.InferRequest.batch:type_name -> lamina.shard.v1.Batch
-	38, // 3: lamina.shard.v1.InferRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	39, // 3: lamina.shard.v1.InferRequest.chunk:type_name -> lamina.tensor.v1.Chunk
 	9,  // 4: lamina.shard.v1.InferRequest.release:type_name -> lamina.shard.v1.Release
 	4,  // 5: lamina.shard.v1.InferOpen.route:type_name -> lamina.shard.v1.Hop
-	39, // 6: lamina.shard.v1.InferOpen.hidden_type:type_name -> lamina.tensor.v1.ElementType
+	40, // 6: lamina.shard.v1.InferOpen.hidden_type:type_name -> lamina.tensor.v1.ElementType
 	8,  // 7: lamina.shard.v1.Batch.entries:type_name -> lamina.shard.v1.Entry
-	40, // 8: lamina.shard.v1.Batch.hidden:type_name -> lamina.tensor.v1.Tensor
-	11, // 9: lamina.shard.v1.InferResponse.opened:type_name -> lamina.shard.v1.InferOpened
-	12, // 10: lamina.shard.v1.InferResponse.refused:type_name -> lamina.shard.v1.Refused
-	3,  // 11: lamina.shard.v1.InferOpened.stages:type_name -> lamina.shard.v1.Held
-	14, // 12: lamina.shard.v1.TrainRequest.open:type_name -> lamina.shard.v1.TrainOpen
-	16, // 13: lamina.shard.v1.TrainRequest.state:type_name -> lamina.shard.v1.State
-	38, // 14: lamina.shard.v1.TrainRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	17, // 15: lamina.shard.v1.TrainRequest.load:type_name -> lamina.shard.v1.Load
-	18, // 16: lamina.shard.v1.TrainRequest.step:type_name -> lamina.shard.v1.Step
-	19, // 17: lamina.shard.v1.TrainRequest.microbatch:type_name -> lamina.shard.v1.Microbatch
-	20, // 18: lamina.shard.v1.TrainRequest.apply:type_name -> lamina.shard.v1.Apply
-	21, // 19: lamina.shard.v1.TrainRequest.discard:type_name -> lamina.shard.v1.Discard
-	22, // 20: lamina.shard.v1.TrainRequest.fetch:type_name -> lamina.shard.v1.Fetch
-	15, // 21: lamina.shard.v1.TrainOpen.adamw:type_name -> lamina.shard.v1.AdamW
-	0,  // 22: lamina.shard.v1.State.kind:type_name -> lamina.shard.v1.StateKind
-	40, // 23: lamina.shard.v1.State.tensor:type_name -> lamina.tensor.v1.Tensor
-	24, // 24: lamina.shard.v1.TrainResponse.opened:type_name -> lamina.shard.v1.TrainOpened
-	25, // 25: lamina.shard.v1.TrainResponse.loaded:type_name -> lamina.shard.v1.Loaded
-	26, // 26: lamina.shard.v1.TrainResponse.loss:type_name -> lamina.shard.v1.Loss
-	27, // 27: lamina.shard.v1.TrainResponse.folded:type_name -> lamina.shard.v1.Folded
-	29, // 28: lamina.shard.v1.TrainResponse.applied:type_name -> lamina.shard.v1.Applied
-	30, // 29: lamina.shard.v1.TrainResponse.discarded:type_name -> lamina.shard.v1.Discarded
-	16, // 30: lamina.shard.v1.TrainResponse.state:type_name -> lamina.shard.v1.State
-	38, // 31: lamina.shard.v1.TrainResponse.chunk:type_name -> lamina.tensor.v1.Chunk
-	31, // 32: lamina.shard.v1.TrainResponse.fetched:type_name -> lamina.shard.v1.Fetched
-	28, // 33: lamina.shard.v1.Folded.norms:type_name -> lamina.shard.v1.Norm
-	33, // 34: lamina.shard.v1.ExchangeRequest.open:type_name -> lamina.shard.v1.ExchangeOpen
-	34, // 35: lamina.shard.v1.ExchangeRequest.activation:type_name -> lamina.shard.v1.Activation
-	38, // 36: lamina.shard.v1.ExchangeRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	40, // 37: lamina.shard.v1.Activation.tensor:type_name -> lamina.tensor.v1.Tensor
-	36, // 38: lamina.shard.v1.ExchangeResponse.opened:type_name -> lamina.shard.v1.ExchangeOpened
-	37, // 39: lamina.shard.v1.ExchangeResponse.gradient:type_name -> lamina.shard.v1.ActivationGradient
-	38, // 40: lamina.shard.v1.ExchangeResponse.chunk:type_name -> lamina.tensor.v1.Chunk
-	40, // 41: lamina.shard.v1.ActivationGradient.tensor:type_name -> lamina.tensor.v1.Tensor
-	1,  // 42: lamina.shard.v1.ShardService.Describe:input_type -> lamina.shard.v1.DescribeRequest
-	5,  // 43: lamina.shard.v1.ShardService.Infer:input_type -> lamina.shard.v1.InferRequest
-	13, // 44: lamina.shard.v1.ShardService.Train:input_type -> lamina.shard.v1.TrainRequest
-	32, // 45: lamina.shard.v1.ShardService.Exchange:input_type -> lamina.shard.v1.ExchangeRequest
-	2,  // 46: lamina.shard.v1.ShardService.Describe:output_type -> lamina.shard.v1.DescribeResponse
-	10, // 47: lamina.shard.v1.ShardService.Infer:output_type -> lamina.shard.v1.InferResponse
-	23, // 48: lamina.shard.v1.ShardService.Train:output_type -> lamina.shard.v1.TrainResponse
-	35, // 49: lamina.shard.v1.ShardService.Exchange:output_type -> lamina.shard.v1.ExchangeResponse
-	46, // [46:50] is the sub-list for method output_type
-	42, // [42:46] is the sub-list for method input_type
-	42, // [42:42] is the sub-list for extension type_name
-	42, // [42:42] is the sub-list for extension extendee
-	0,  // [0:42] is the sub-list for field type_name
+	41, // 8: lamina.shard.v1.Batch.hidden:type_name -> lamina.tensor.v1.Tensor
+	12, // 9: lamina.shard.v1.InferResponse.opened:type_name -> lamina.shard.v1.InferOpened
+	13, // 10: lamina.shard.v1.InferResponse.refused:type_name -> lamina.shard.v1.Refused
+	11, // 11: lamina.shard.v1.InferResponse.computed:type_name -> lamina.shard.v1.Computed
+	3,  // 12: lamina.shard.v1.InferOpened.stages:type_name -> lamina.shard.v1.Held
+	15, // 13: lamina.shard.v1.TrainRequest.open:type_name -> lamina.shard.v1.TrainOpen
+	17, // 14: lamina.shard.v1.TrainRequest.state:type_name -> lamina.shard.v1.State
+	39, // 15: lamina.shard.v1.TrainRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	18, // 16: lamina.shard.v1.TrainRequest.load:type_name -> lamina.shard.v1.Load
+	19, // 17: lamina.shard.v1.TrainRequest.step:type_name -> lamina.shard.v1.Step
+	20, // 18: lamina.shard.v1.TrainRequest.microbatch:type_name -> lamina.shard.v1.Microbatch
+	21, // 19: lamina.shard.v1.TrainRequest.apply:type_name -> lamina.shard.v1.Apply
+	22, // 20: lamina.shard.v1.TrainRequest.discard:type_name -> lamina.shard.v1.Discard
+	23, // 21: lamina.shard.v1.TrainRequest.fetch:type_name -> lamina.shard.v1.Fetch
+	16, // 22: lamina.shard.v1.TrainOpen.adamw:type_name -> lamina.shard.v1.AdamW
+	0,  // 23: lamina.shard.v1.State.kind:type_name -> lamina.shard.v1.StateKind
+	41, // 24: lamina.shard.v1.State.tensor:type_name -> lamina.tensor.v1.Tensor
+	25, // 25: lamina.shard.v1.TrainResponse.opened:type_name -> lamina.shard.v1.TrainOpened
+	26, // 26: lamina.shard.v1.TrainResponse.loaded:type_name -> lamina.shard.v1.Loaded
+	27, // 27: lamina.shard.v1.TrainResponse.loss:type_name -> lamina.shard.v1.Loss
+	28, // 28: lamina.shard.v1.TrainResponse.folded:type_name -> lamina.shard.v1.Folded
+	30, // 29: lamina.shard.v1.TrainResponse.applied:type_name -> lamina.shard.v1.Applied
+	31, // 30: lamina.shard.v1.TrainResponse.discarded:type_name -> lamina.shard.v1.Discarded
+	17, // 31: lamina.shard.v1.TrainResponse.state:type_name -> lamina.shard.v1.State
+	39, // 32: lamina.shard.v1.TrainResponse.chunk:type_name -> lamina.tensor.v1.Chunk
+	32, // 33: lamina.shard.v1.TrainResponse.fetched:type_name -> lamina.shard.v1.Fetched
+	29, // 34: lamina.shard.v1.Folded.norms:type_name -> lamina.shard.v1.Norm
+	34, // 35: lamina.shard.v1.ExchangeRequest.open:type_name -> lamina.shard.v1.ExchangeOpen
+	35, // 36: lamina.shard.v1.ExchangeRequest.activation:type_name -> lamina.shard.v1.Activation
+	39, // 37: lamina.shard.v1.ExchangeRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	41, // 38: lamina.shard.v1.Activation.tensor:type_name -> lamina.tensor.v1.Tensor
+	37, // 39: lamina.shard.v1.ExchangeResponse.opened:type_name -> lamina.shard.v1.ExchangeOpened
+	38, // 40: lamina.shard.v1.ExchangeResponse.gradient:type_name -> lamina.shard.v1.ActivationGradient
+	39, // 41: lamina.shard.v1.ExchangeResponse.chunk:type_name -> lamina.tensor.v1.Chunk
+	41, // 42: lamina.shard.v1.ActivationGradient.tensor:type_name -> lamina.tensor.v1.Tensor
+	1,  // 43: lamina.shard.v1.ShardService.Describe:input_type -> lamina.shard.v1.DescribeRequest
+	5,  // 44: lamina.shard.v1.ShardService.Infer:input_type -> lamina.shard.v1.InferRequest
+	14, // 45: lamina.shard.v1.ShardService.Train:input_type -> lamina.shard.v1.TrainRequest
+	33, // 46: lamina.shard.v1.ShardService.Exchange:input_type -> lamina.shard.v1.ExchangeRequest
+	2,  // 47: lamina.shard.v1.ShardService.Describe:output_type -> lamina.shard.v1.DescribeResponse
+	10, // 48: lamina.shard.v1.ShardService.Infer:output_type -> lamina.shard.v1.InferResponse
+	24, // 49: lamina.shard.v1.ShardService.Train:output_type -> lamina.shard.v1.TrainResponse
+	36, // 50: lamina.shard.v1.ShardService.Exchange:output_type -> lamina.shard.v1.ExchangeResponse
+	47, // [47:51] is the sub-list for method output_type
+	43, // [43:47] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_lamina_shard_v1_shard_proto_init() }
@@ -3414,8 +3483,9 @@ func file_lamina_shard_v1_shard_proto_init() {
 	file_lamina_shard_v1_shard_proto_msgTypes[9].OneofWrappers = []any{
 		(*InferResponse_Opened)(nil),
 		(*InferResponse_Refused)(nil),
+		(*InferResponse_Computed)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[12].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[13].OneofWrappers = []any{
 		(*TrainRequest_Open)(nil),
 		(*TrainRequest_State)(nil),
 		(*TrainRequest_Chunk)(nil),
@@ -3426,7 +3496,7 @@ func file_lamina_shard_v1_shard_proto_init() {
 		(*TrainRequest_Discard)(nil),
 		(*TrainRequest_Fetch)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[22].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[23].OneofWrappers = []any{
 		(*TrainResponse_Opened)(nil),
 		(*TrainResponse_Loaded)(nil),
 		(*TrainResponse_Loss)(nil),
@@ -3437,12 +3507,12 @@ func file_lamina_shard_v1_shard_proto_init() {
 		(*TrainResponse_Chunk)(nil),
 		(*TrainResponse_Fetched)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[31].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[32].OneofWrappers = []any{
 		(*ExchangeRequest_Open)(nil),
 		(*ExchangeRequest_Activation)(nil),
 		(*ExchangeRequest_Chunk)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[34].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[35].OneofWrappers = []any{
 		(*ExchangeResponse_Opened)(nil),
 		(*ExchangeResponse_Gradient)(nil),
 		(*ExchangeResponse_Chunk)(nil),
@@ -3453,7 +3523,7 @@ func file_lamina_shard_v1_shard_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lamina_shard_v1_shard_proto_rawDesc), len(file_lamina_shard_v1_shard_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   37,
+			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

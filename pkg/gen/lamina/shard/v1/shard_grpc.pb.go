@@ -45,8 +45,9 @@ const (
 //     sampler's Push instead), and when that one is open answers `opened`. So an
 //     `opened` at the router means that every stage stands ready.
 //  2. Upstream sends `batch` frames, each followed by the `chunk`s of its tensor.
-//     A batch obliges no reply here: its result goes downstream as the next
-//     stage's batch, and from the last stage to the sampler as rows of logits.
+//     Its result goes downstream as the next stage's batch, and from the last
+//     stage to the sampler as rows of logits; a batch in which no row wants
+//     logits obliges the last stage to answer `computed`, relayed to the router.
 //     Batches are worked on and passed on in the order they came.
 //  3. An entry that this stage refuses (no KV memory, an epoch below the highest
 //     seen, a position beyond the cache's end) leaves the batch, and `refused`
@@ -175,8 +176,9 @@ type ShardService_ExchangeClient = grpc.BidiStreamingClient[ExchangeRequest, Exc
 //     sampler's Push instead), and when that one is open answers `opened`. So an
 //     `opened` at the router means that every stage stands ready.
 //  2. Upstream sends `batch` frames, each followed by the `chunk`s of its tensor.
-//     A batch obliges no reply here: its result goes downstream as the next
-//     stage's batch, and from the last stage to the sampler as rows of logits.
+//     Its result goes downstream as the next stage's batch, and from the last
+//     stage to the sampler as rows of logits; a batch in which no row wants
+//     logits obliges the last stage to answer `computed`, relayed to the router.
 //     Batches are worked on and passed on in the order they came.
 //  3. An entry that this stage refuses (no KV memory, an epoch below the highest
 //     seen, a position beyond the cache's end) leaves the batch, and `refused`

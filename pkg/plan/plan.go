@@ -1,0 +1,130 @@
+// Package plan decides which shards form pipelines. It is pure: from what the shards
+// say they hold it makes chains of contiguous ranges that cover a model, the same
+// for the same input, and says in words what is missing where none exists.
+package plan
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Span is a range of a model's layers on a shard.
+type Span struct {
+	Shard  string // the shard's id
+	Addr   string
+	Digest string // of the model
+	Class  string // kernel class: a chain has one, so that its bits are known
+	Lo, Hi int
+	Layers int // of the whole model
+}
+
+// Chain is spans that cover a model in order.
+type Chain []Span
+
+// Digest is the model's.
+func (c Chain) Digest() string { return c[0].Digest }
+
+// String is "0-2@a > 2-4@b".
+func (c Chain) String() string {
+	var parts []string
+	for _, s := range c {
+		parts = append(parts, fmt.Sprintf("%d-%d@%s", s.Lo, s.Hi, s.Shard))
+	}
+	return strings.Join(parts, " > ")
+}
+
+// Chains makes as many chains as the spans allow, each span in at most one. Fewer
+// stages go first, since every hop costs time; equals go by shard id.
+func Chains(spans []Span) []Chain {
+	spans = slices.Clone(spans)
+	slices.SortFunc(spans, func(a, b Span) int {
+		return cmp.Or(cmp.Compare(a.Digest, b.Digest), cmp.Compare(a.Class, b.Class), cmp.Compare(a.Lo, b.Lo), -cmp.Compare(a.Hi, b.Hi), cmp.Compare(a.Shard, b.Shard))
+	})
+	var out []Chain
+	used := make([]bool, len(spans))
+	for {
+		chain := shortest(spans, used)
+		if chain == nil {
+			return out
+		}
+		var c Chain
+		for _, i := range chain {
+			used[i] = true
+			c = append(c, spans[i])
+		}
+		out = append(out, c)
+	}
+}
+
+// shortest finds a chain of fewest unused spans by breadth-first search from every
+// span that starts a model; nil if there is none.
+func shortest(spans []Span, used []bool) []int {
+	from := make([]int, len(spans)) // the span before, or -1; -2 for unseen
+	var queue []int
+	for i, s := range spans {
+		from[i] = -2
+		if !used[i] && s.Lo == 0 {
+			from[i] = -1
+			queue = append(queue, i)
+		}
+	}
+	for len(queue) > 0 {
+		i := queue[0]
+		queue = queue[1:]
+		if spans[i].Hi == spans[i].Layers {
+			var chain []int
+			for at := i; at >= 0; at = from[at] {
+				chain = append(chain, at)
+			}
+			slices.Reverse(chain)
+			return chain
+		}
+		for j, s := range spans {
+			if !used[j] && from[j] == -2 && follows(spans[i], s) {
+				from[j] = i
+				queue = append(queue, j)
+			}
+		}
+	}
+	return nil
+}
+
+func follows(a, b Span) bool {
+	return b.Lo == a.Hi && b.Digest == a.Digest && b.Class == a.Class && b.Layers == a.Layers
+}
+
+// Missing says which layers of a model nobody holds, or that the spans do not join.
+func Missing(spans []Span, digest string) string {
+	var layers int
+	held := map[int]bool{}
+	for _, s := range spans {
+		if s.Digest != digest {
+			continue
+		}
+		layers = s.Layers
+		for l := s.Lo; l < s.Hi; l++ {
+			held[l] = true
+		}
+	}
+	if layers == 0 {
+		return "no shard holds it"
+	}
+	var gaps []string
+	for l := 0; l < layers; l++ {
+		if held[l] {
+			continue
+		}
+		hi := l
+		for hi < layers && !held[hi] {
+			hi++
+		}
+		gaps = append(gaps, fmt.Sprintf("%d-%d", l, hi))
+		l = hi
+	}
+	if len(gaps) == 0 {
+		return "all layers are held, but the ranges do not join end to end on one kernel class"
+	}
+	return "no shard holds layers " + strings.Join(gaps, ", ")
+}

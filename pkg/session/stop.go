@@ -1,0 +1,54 @@
+package session
+
+import "strings"
+
+// Stopper finds stop texts in a growing text. It holds back what could still become
+// a stop text, so that nothing after one is ever shown.
+type Stopper struct {
+	stops []string
+	held  string
+}
+
+// NewStopper returns a finder of the given texts; empty ones count for nothing.
+func NewStopper(stops []string) *Stopper {
+	s := &Stopper{}
+	for _, stop := range stops {
+		if stop != "" {
+			s.stops = append(s.stops, stop)
+		}
+	}
+	return s
+}
+
+// Push adds text. It returns what may be shown, and whether a stop text has come:
+// then the text before the earliest one has been returned and the rest is dropped.
+func (s *Stopper) Push(text string) (show string, stopped bool) {
+	s.held += text
+	first := -1
+	for _, stop := range s.stops {
+		if at := strings.Index(s.held, stop); at >= 0 && (first < 0 || at < first) {
+			first = at
+		}
+	}
+	if first >= 0 {
+		show, s.held = s.held[:first], ""
+		return show, true
+	}
+	keep := 0
+	for _, stop := range s.stops {
+		for n := min(len(stop)-1, len(s.held)); n > keep; n-- {
+			if strings.HasSuffix(s.held, stop[:n]) {
+				keep = n
+			}
+		}
+	}
+	show, s.held = s.held[:len(s.held)-keep], s.held[len(s.held)-keep:]
+	return show, false
+}
+
+// Flush returns what was held back, when no more text comes.
+func (s *Stopper) Flush() string {
+	show := s.held
+	s.held = ""
+	return show
+}
