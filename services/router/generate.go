@@ -1,0 +1,304 @@
+package router
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
+	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
+	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
+	"github.com/lamina-mesh/lamina/pkg/rpc"
+)
+
+// Generate continues a prompt.
+func (s *Service) Generate(r *routerv1.GenerateRequest, stream grpc.ServerStreamingServer[routerv1.GenerateResponse]) error {
+	return s.generate(stream.Context(), r, stream.Send)
+}
+
+// Chat answers a list of messages.
+func (s *Service) Chat(r *routerv1.ChatRequest, stream grpc.ServerStreamingServer[routerv1.ChatResponse]) error {
+	return s.chat(stream.Context(), r, stream.Send)
+}
+
+// sink takes a request's events; either stream's.
+type sink struct {
+	started  func(*routerv1.Started) error
+	token    func(*routerv1.TokenEvent) error
+	finished func(*routerv1.Finished) error
+}
+
+func (s *Service) generate(ctx context.Context, r *routerv1.GenerateRequest, send func(*routerv1.GenerateResponse) error) error {
+	q := &request{
+		service: s, model: r.GetModel(), maxTokens: r.GetMaxTokens(), sampling: r.GetSampling(), stop: r.GetStop(), top: r.GetTopLogprobs(), ignoreEnd: r.GetIgnoreEnd(),
+		sink: sink{
+			started: func(e *routerv1.Started) error {
+				return send(&routerv1.GenerateResponse{Event: &routerv1.GenerateResponse_Started{Started: e}})
+			},
+			token: func(e *routerv1.TokenEvent) error {
+				return send(&routerv1.GenerateResponse{Event: &routerv1.GenerateResponse_Token{Token: e}})
+			},
+			finished: func(e *routerv1.Finished) error {
+				return send(&routerv1.GenerateResponse{Event: &routerv1.GenerateResponse_Finished{Finished: e}})
+			},
+		},
+	}
+	return q.run(ctx, func(ctx context.Context, t tokenizerv1.TokenizerServiceClient) ([]uint32, error) {
+		switch prompt := r.GetPrompt().(type) {
+		case *routerv1.GenerateRequest_TokenIds:
+			return prompt.TokenIds.GetIds(), nil
+		case *routerv1.GenerateRequest_Text:
+			resp, err := t.Encode(ctx, &tokenizerv1.EncodeRequest{Model: q.digest, Text: prompt.Text, Special: r.GetSpecial()})
+			return resp.GetIds(), rpc.FromStatus(err)
+		}
+		return nil, fault.Field("prompt", "give text or token_ids")
+	})
+}
+
+func (s *Service) chat(ctx context.Context, r *routerv1.ChatRequest, send func(*routerv1.ChatResponse) error) error {
+	if len(r.GetMessages()) == 0 {
+		return fault.Field("messages", "give at least one")
+	}
+	q := &request{
+		service: s, model: r.GetModel(), maxTokens: r.GetMaxTokens(), sampling: r.GetSampling(), stop: r.GetStop(), top: r.GetTopLogprobs(),
+		sink: sink{
+			started: func(e *routerv1.Started) error {
+				return send(&routerv1.ChatResponse{Event: &routerv1.ChatResponse_Started{Started: e}})
+			},
+			token: func(e *routerv1.TokenEvent) error {
+				return send(&routerv1.ChatResponse{Event: &routerv1.ChatResponse_Token{Token: e}})
+			},
+			finished: func(e *routerv1.Finished) error {
+				return send(&routerv1.ChatResponse{Event: &routerv1.ChatResponse_Finished{Finished: e}})
+			},
+		},
+	}
+	return q.run(ctx, func(ctx context.Context, t tokenizerv1.TokenizerServiceClient) ([]uint32, error) {
+		resp, err := t.ApplyChatTemplate(ctx, &tokenizerv1.ApplyChatTemplateRequest{Model: q.digest, Messages: r.GetMessages(), ToolsJson: r.GetToolsJson()})
+		return resp.GetIds(), rpc.FromStatus(err)
+	})
+}
+
+// request is one generation, from admission to its end. Its goroutine is the call's.
+type request struct {
+	service   *Service
+	model     string
+	maxTokens uint32
+	sampling  *routerv1.Sampling
+	stop      []string
+	top       uint32
+	ignoreEnd bool
+	sink      sink
+
+	id       string
+	digest   string
+	rules    *samplerv1.Rules
+	prompt   []uint32
+	log      []int32
+	text     *textOut
+	arrived  time.Time
+	admitted time.Time
+	first    time.Time
+	last     time.Time
+}
+
+// run finds the model, encodes the prompt and generates until the end.
+func (q *request) run(ctx context.Context, encode func(context.Context, tokenizerv1.TokenizerServiceClient) ([]uint32, error)) (err error) {
+	q.arrived = time.Now()
+	q.id = hex.EncodeToString(randomID()[:8])
+	defer func() { q.service.m.requests.WithLabelValues(fault.CodeOf(err).String()).Inc() }()
+	if err := q.bounds(); err != nil {
+		return err
+	}
+	p, err := q.service.pick(ctx, q.model, 0)
+	if err != nil {
+		return err
+	}
+	q.digest = p.chain.Digest()
+	q.service.mu.Lock()
+	info := q.service.models[q.digest]
+	q.service.mu.Unlock()
+	if info == nil {
+		return fault.New(fault.Unavailable, "find the tokenizer of model %s: none is known", q.digest).After(time.Second)
+	}
+	conn, err := q.service.cfg.Dialer.Dial(info.tokenizer)
+	if err != nil {
+		return err
+	}
+	tokenizer := tokenizerv1.NewTokenizerServiceClient(conn)
+	if q.prompt, err = encode(ctx, tokenizer); err != nil {
+		return err
+	}
+	if err := q.admit(p, info); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if q.text, err = openText(ctx, tokenizer, q, info); err != nil {
+		return err
+	}
+	started := &routerv1.Started{
+		RequestId: q.id, Model: p.model(), Digest: q.digest, PromptIds: q.prompt, Seed: q.rules.GetSeed(), Fingerprint: q.digest + "/" + p.class,
+	}
+	if err := q.sink.started(started); err != nil {
+		return err
+	}
+	return q.generate(ctx, p)
+}
+
+// admit checks the prompt and works out the rules.
+func (q *request) admit(p *pipeline, info *modelInfo) error {
+	vocab, capacity := info.vocabulary.GetSize(), p.capacity()
+	if len(q.prompt) == 0 {
+		return fault.Field("prompt", "is empty, and the model has no begin token to start from")
+	}
+	for i, id := range q.prompt {
+		if id >= vocab || id >= p.stages[0].GetVocab() {
+			return fault.Field("prompt", "id %d at %d is outside the vocabulary of %d", id, i, vocab)
+		}
+		q.log = append(q.log, int32(id))
+	}
+	room := capacity - len(q.prompt)
+	if room < 1 {
+		return fault.Field("prompt", "%d tokens leave no room in the context of %d", len(q.prompt), capacity)
+	}
+	if q.maxTokens == 0 || int(q.maxTokens) > room {
+		q.maxTokens = uint32(room)
+	}
+	q.rules = q.samplerRules(info)
+	return nil
+}
+
+// generate submits the session to a pipeline, and to another when that one dies.
+func (q *request) generate(ctx context.Context, p *pipeline) error {
+	for epoch := uint64(1); ; epoch++ {
+		l := &live{
+			id: randomID(), log: append([]int32(nil), q.log...), emitted: len(q.log) - len(q.prompt), epoch: epoch, rules: q.rules,
+			candidates: need(q.rules, int(p.stages[0].GetVocab())), maxLen: len(q.prompt) + int(q.maxTokens), out: make(chan outcome, outLen+2),
+		}
+		if err := p.tell(event{submit: l}); err == nil {
+			finished, err := q.follow(ctx, p, l)
+			if finished || err != nil {
+				return err
+			}
+		}
+		q.service.m.moves.Inc()
+		q.service.log.Info("move session", "request", q.id, "tokens", len(q.log), "epoch", epoch+1)
+		var err error
+		if p, err = q.service.pick(ctx, q.digest, moveLimit); err != nil {
+			return err
+		}
+	}
+}
+
+// follow takes a session's outcomes until it ends or its pipeline is lost.
+func (q *request) follow(ctx context.Context, p *pipeline, l *live) (finished bool, err error) {
+	defer func() {
+		if err != nil || ctx.Err() != nil {
+			_ = p.tell(event{drop: l}) // a pipeline that is gone holds nothing
+		}
+	}()
+	for {
+		var o outcome
+		select {
+		case o = <-l.out:
+		default:
+			select {
+			case o = <-l.out:
+			case <-ctx.Done():
+				return false, ctx.Err()
+			case <-p.done:
+				select {
+				case o = <-l.out: // what was told before it died
+				default:
+					return false, nil
+				}
+			}
+		}
+		switch {
+		case o.lost:
+			return false, nil
+		case o.err != nil:
+			return false, o.err
+		}
+		if finished, err = q.token(l, o.token); err != nil {
+			return false, err
+		}
+		if finished {
+			if o.token.GetFinishReason() == samplerv1.FinishReason_FINISH_REASON_UNSPECIFIED {
+				return true, p.drop(l) // a stop text: the pipeline does not know yet
+			}
+			return true, nil
+		}
+	}
+}
+
+// drop ends a session that the pipeline still runs; one that is gone needs no word.
+func (p *pipeline) drop(l *live) error {
+	_ = p.tell(event{drop: l})
+	return nil
+}
+
+// token shows a token and says whether it was the last.
+func (q *request) token(l *live, t *samplerv1.Token) (bool, error) {
+	now := time.Now()
+	if q.first.IsZero() {
+		q.first, q.admitted = now, l.started
+		q.service.m.first.Observe(now.Sub(q.arrived).Seconds())
+	} else {
+		q.service.m.between.Observe(now.Sub(q.last).Seconds())
+	}
+	q.last = now
+	q.service.m.tokens.Inc()
+	index := len(q.log) - len(q.prompt)
+	q.log = append(q.log, int32(t.GetId()))
+	show, stopped, err := q.text.push(t.GetId())
+	if err != nil {
+		return false, err
+	}
+	event := &routerv1.TokenEvent{Text: show, Id: t.GetId(), Logprob: t.GetLogprob(), Index: uint32(index)}
+	if event.Top, err = q.text.candidates(t.GetTop()); err != nil {
+		return false, err
+	}
+	if err := q.sink.token(event); err != nil {
+		return false, err
+	}
+	reason := t.GetFinishReason()
+	if stopped {
+		reason = samplerv1.FinishReason_FINISH_REASON_STOP
+	}
+	if reason == samplerv1.FinishReason_FINISH_REASON_UNSPECIFIED {
+		return false, nil
+	}
+	rest := ""
+	if !stopped {
+		if rest, err = q.text.flush(); err != nil {
+			return false, err
+		}
+	}
+	return true, q.sink.finished(&routerv1.Finished{
+		FinishReason: reason, Text: rest,
+		Usage: &routerv1.Usage{PromptTokens: uint32(len(q.prompt)), CompletionTokens: uint32(index + 1)},
+		Timings: &routerv1.Timings{
+			QueueUs: micros(q.admitted.Sub(q.arrived)), PrefillUs: micros(q.first.Sub(q.admitted)), DecodeUs: micros(now.Sub(q.first)),
+		},
+	})
+}
+
+func micros(d time.Duration) uint64 { return uint64(max(0, d.Microseconds())) }
+
+// drawSeed is a seed for a request that gives none.
+func drawSeed() uint64 {
+	var b [8]byte
+	rand.Read(b[:])
+	return binary.LittleEndian.Uint64(b[:]) >> 1 // clients with signed integers can repeat it
+}
+
+// errText says that the tokenizer's stream broke.
+var errText = errors.New("decode text: the tokenizer closed the stream")

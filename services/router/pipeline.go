@@ -1,0 +1,235 @@
+package router
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"io"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
+	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
+	"github.com/lamina-mesh/lamina/pkg/plan"
+	"github.com/lamina-mesh/lamina/pkg/rpc"
+)
+
+const (
+	openLimit = 20 * time.Second // for a pipeline to open
+	eventsLen = 1024             // events waiting for the scheduler
+	probeTick = 100 * time.Millisecond
+)
+
+// pipeline is a chain of stages with its sampler. Its fields below events belong to
+// the scheduler's goroutine.
+type pipeline struct {
+	service *Service
+	id      string
+	name    []byte
+	chain   plan.Chain
+	sampler string
+	stages  []*shardv1.Held
+	class   string
+
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	infer  grpc.BidiStreamingClient[shardv1.InferRequest, shardv1.InferResponse]
+	sample grpc.BidiStreamingClient[samplerv1.SampleRequest, samplerv1.SampleResponse]
+	events chan event
+	done   chan struct{} // closed when the pipeline has told its sessions that it is lost
+
+	running atomic.Int64
+	waiting atomic.Int64
+	rate    atomic.Uint64 // tokens a second, by 1000
+	stepUS  atomic.Int64  // of a decode step lately
+
+	*scheduler
+}
+
+// event is something that the scheduler is told; exactly one field is set.
+type event struct {
+	submit   *live
+	drop     *live
+	added    []byte
+	token    *samplerv1.Token
+	failed   *samplerv1.SessionFailed
+	refused  *shardv1.Refused
+	computed uint64
+}
+
+func (p *pipeline) model() string { return p.stages[0].GetModel() }
+
+// load orders pipelines for a new session.
+func (p *pipeline) load() int64 { return p.running.Load() + p.waiting.Load() }
+
+func randomID() []byte {
+	id := make([]byte, 16)
+	rand.Read(id) // never fails
+	return id
+}
+
+// open connects the sampler and the chain: when it returns every stage is ready.
+func (s *Service) open(ctx context.Context, chain plan.Chain, sampler string) (*pipeline, error) {
+	p := &pipeline{service: s, name: randomID(), chain: chain, sampler: sampler, class: chain[0].Class, events: make(chan event, eventsLen), done: make(chan struct{})}
+	p.id = hex.EncodeToString(p.name)
+	p.ctx, p.cancel = context.WithCancelCause(ctx)
+	limit := time.AfterFunc(openLimit, func() {
+		p.cancel(fault.New(fault.DeadlineExceeded, "open pipeline %s: it did not open in %v", p.id, openLimit))
+	})
+	defer limit.Stop()
+	err := p.openSampler(sampler)
+	if err == nil {
+		err = p.openChain()
+	}
+	if err != nil {
+		p.cancel(err)
+		return nil, err
+	}
+	p.scheduler = newScheduler(p)
+	return p, nil
+}
+
+func (p *pipeline) openSampler(addr string) error {
+	conn, err := p.service.cfg.Dialer.Dial(addr)
+	if err != nil {
+		return err
+	}
+	if p.sample, err = samplerv1.NewSamplerServiceClient(conn).Sample(p.ctx); err != nil {
+		return rpc.FromStatus(err)
+	}
+	open := &samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Open{Open: &samplerv1.SampleOpen{Pipeline: p.name}}}
+	if err := p.sample.Send(open); err != nil && !errors.Is(err, io.EOF) {
+		return rpc.FromStatus(err)
+	}
+	if _, err := p.sample.Recv(); err != nil {
+		return fault.Wrap(fault.CodeOf(rpc.FromStatus(err)), rpc.FromStatus(err), "open sampler at %s", addr)
+	}
+	return nil
+}
+
+func (p *pipeline) openChain() error {
+	first := p.chain[0]
+	conn, err := p.service.cfg.Dialer.Dial(first.Addr)
+	if err != nil {
+		return err
+	}
+	if p.infer, err = shardv1.NewShardServiceClient(conn).Infer(p.ctx); err != nil {
+		return rpc.FromStatus(err)
+	}
+	if err := p.infer.Send(&shardv1.InferRequest{Frame: &shardv1.InferRequest_Open{Open: &shardv1.InferOpen{
+		Pipeline: p.name, Digest: first.Digest, Route: p.route(), Sampler: p.sampler,
+	}}}); err != nil && !errors.Is(err, io.EOF) {
+		return rpc.FromStatus(err)
+	}
+	resp, err := p.infer.Recv()
+	if err != nil {
+		return fault.Wrap(fault.CodeOf(rpc.FromStatus(err)), rpc.FromStatus(err), "open chain at %s", first.Addr)
+	}
+	if p.stages = resp.GetOpened().GetStages(); len(p.stages) != len(p.chain) {
+		return fault.New(fault.Internal, "open chain at %s: %d stages answered for %d", first.Addr, len(p.stages), len(p.chain))
+	}
+	return nil
+}
+
+func (p *pipeline) route() []*shardv1.Hop {
+	var out []*shardv1.Hop
+	for _, s := range p.chain {
+		out = append(out, &shardv1.Hop{Address: s.Addr, Lo: uint32(s.Lo), Hi: uint32(s.Hi)})
+	}
+	return out
+}
+
+// tell hands an event to the scheduler, or reports that the pipeline is gone.
+func (p *pipeline) tell(e event) error {
+	select {
+	case p.events <- e:
+		return nil
+	case <-p.ctx.Done():
+		return context.Cause(p.ctx)
+	}
+}
+
+// run receives from both streams and schedules until one of them ends. Then every
+// session is told that the pipeline is lost.
+func (p *pipeline) run(ctx context.Context) error {
+	var g errgroup.Group
+	g.Go(func() error {
+		err := p.receiveTokens()
+		p.cancel(err)
+		return err
+	})
+	g.Go(func() error {
+		err := p.receiveRefusals()
+		p.cancel(err)
+		return err
+	})
+	g.Go(func() error {
+		err := p.schedule(p.ctx)
+		p.cancel(err)
+		return err
+	})
+	g.Wait()
+	p.lose()
+	close(p.done)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return context.Cause(p.ctx)
+}
+
+func (p *pipeline) receiveTokens() error {
+	for {
+		resp, err := p.sample.Recv()
+		if err != nil {
+			return streamEnd("sampler", err)
+		}
+		var e event
+		switch frame := resp.GetFrame().(type) {
+		case *samplerv1.SampleResponse_Added:
+			e.added = frame.Added.GetSession()
+		case *samplerv1.SampleResponse_Token:
+			e.token = frame.Token
+		case *samplerv1.SampleResponse_Failed:
+			e.failed = frame.Failed
+		default:
+			return fault.New(fault.Internal, "read from sampler: %T was not expected", frame)
+		}
+		if err := p.tell(e); err != nil {
+			return err
+		}
+	}
+}
+
+func (p *pipeline) receiveRefusals() error {
+	for {
+		resp, err := p.infer.Recv()
+		if err != nil {
+			return streamEnd("chain", err)
+		}
+		var e event
+		switch frame := resp.GetFrame().(type) {
+		case *shardv1.InferResponse_Refused:
+			e.refused = frame.Refused
+		case *shardv1.InferResponse_Computed:
+			e.computed = frame.Computed.GetStep()
+		default:
+			return fault.New(fault.Internal, "read from chain: %T was not expected", frame)
+		}
+		if err := p.tell(e); err != nil {
+			return err
+		}
+	}
+}
+
+// streamEnd is the error of a stream that must not end by itself.
+func streamEnd(who string, err error) error {
+	if errors.Is(err, io.EOF) {
+		return fault.New(fault.Unavailable, "read from %s: it closed the stream", who)
+	}
+	return fault.Wrap(fault.CodeOf(rpc.FromStatus(err)), rpc.FromStatus(err), "read from %s", who)
+}

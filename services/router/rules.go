@@ -1,0 +1,95 @@
+package router
+
+import (
+	"fmt"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
+	"github.com/lamina-mesh/lamina/pkg/sample"
+)
+
+// Bounds of a request's numbers.
+const (
+	maxStops     = 16
+	maxStopLen   = 1024
+	maxTop       = 20
+	maxBiases    = 1024
+	maxTokensCap = 1 << 24
+	maxTopK      = 1 << 24
+)
+
+// bounds checks every number of a request and names the field that is out of them.
+func (q *request) bounds() error {
+	s := q.sampling
+	for _, f := range []struct {
+		name     string
+		v        float32
+		min, max float64
+	}{
+		{"sampling.temperature", s.GetTemperature(), 0, 100}, {"sampling.top_p", s.GetTopP(), 0, 1}, {"sampling.min_p", s.GetMinP(), 0, 1},
+		{"sampling.repetition_penalty", s.GetRepetitionPenalty(), 0, 100},
+		{"sampling.frequency_penalty", s.GetFrequencyPenalty(), -2, 2}, {"sampling.presence_penalty", s.GetPresencePenalty(), -2, 2},
+	} {
+		if v := float64(f.v); !(v >= f.min && v <= f.max) {
+			return fault.Field(f.name, "%v is not within %v..%v", f.v, f.min, f.max)
+		}
+	}
+	switch {
+	case q.maxTokens > maxTokensCap:
+		return fault.Field("max_tokens", "%d is more than %d", q.maxTokens, maxTokensCap)
+	case s.GetTopK() > maxTopK:
+		return fault.Field("sampling.top_k", "%d is more than %d", s.GetTopK(), maxTopK)
+	case q.top > maxTop:
+		return fault.Field("top_logprobs", "%d is more than %d", q.top, maxTop)
+	case len(q.stop) > maxStops:
+		return fault.Field("stop", "%d texts are more than %d", len(q.stop), maxStops)
+	case len(s.GetLogitBias()) > maxBiases:
+		return fault.Field("sampling.logit_bias", "%d entries are more than %d", len(s.GetLogitBias()), maxBiases)
+	}
+	for i, stop := range q.stop {
+		if stop == "" || len(stop) > maxStopLen {
+			return fault.Field(fmt.Sprintf("stop[%d]", i), "%d bytes are not within 1..%d", len(stop), maxStopLen)
+		}
+	}
+	for id, bias := range s.GetLogitBias() {
+		if !(bias >= -100 && bias <= 100) {
+			return fault.Field("sampling.logit_bias", "%v of id %d is not within -100..100", bias, id)
+		}
+	}
+	return nil
+}
+
+// samplerRules fills in the defaults.
+func (q *request) samplerRules(info *modelInfo) *samplerv1.Rules {
+	s := q.sampling
+	r := &samplerv1.Rules{
+		Temperature: 1, TopK: s.GetTopK(), TopP: s.GetTopP(), MinP: s.GetMinP(), RepetitionPenalty: s.GetRepetitionPenalty(),
+		FrequencyPenalty: s.GetFrequencyPenalty(), PresencePenalty: s.GetPresencePenalty(), LogitBias: s.GetLogitBias(),
+		MaxTokens: q.maxTokens, TopLogprobs: q.top,
+	}
+	if s != nil && s.Temperature != nil {
+		r.Temperature = s.GetTemperature()
+	}
+	if s != nil && s.Seed != nil {
+		r.Seed = s.GetSeed()
+	} else {
+		r.Seed = drawSeed()
+	}
+	if !q.ignoreEnd {
+		r.EndIds = info.vocabulary.GetEndIds()
+	}
+	return r
+}
+
+// need is how many candidates the last stage should send for rules.
+func need(r *samplerv1.Rules, vocab int) int {
+	rules := sample.Rules{
+		Temperature: float64(r.GetTemperature()), TopK: int(r.GetTopK()), TopP: float64(r.GetTopP()), MinP: float64(r.GetMinP()),
+		RepetitionPenalty: float64(r.GetRepetitionPenalty()), FrequencyPenalty: float64(r.GetFrequencyPenalty()),
+		PresencePenalty: float64(r.GetPresencePenalty()), TopLogprobs: int(r.GetTopLogprobs()),
+	}
+	if len(r.GetLogitBias()) > 0 {
+		return 0
+	}
+	return rules.Need(vocab)
+}

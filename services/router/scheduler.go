@@ -1,0 +1,369 @@
+package router
+
+import (
+	"context"
+	"math"
+	"slices"
+	"time"
+
+	"google.golang.org/grpc/codes"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
+	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
+	"github.com/lamina-mesh/lamina/pkg/rpc"
+	"github.com/lamina-mesh/lamina/pkg/session"
+)
+
+// Step deadlines: max(floor, factor times a moving worst case); generous while
+// weights are cold and for large batches.
+const (
+	stepFloor    = 2 * time.Second
+	stepFactor   = 8
+	coldSteps    = 8
+	coldDeadline = 60 * time.Second
+	outLen       = 64 // tokens waiting for a request's goroutine
+)
+
+// live is a session on a pipeline, as the request's goroutine submits it.
+type live struct {
+	id         []byte
+	log        []int32 // prompt and emitted tokens
+	emitted    int     // how many of the log are emitted
+	epoch      uint64
+	rules      *samplerv1.Rules
+	candidates int
+	maxLen     int // of the log, when the generation ends
+
+	out chan outcome // what came of it; the last one has lost or err set, or a finish reason
+
+	// The scheduler's own.
+	feed    *session.Session
+	pages   int
+	added   bool // the sampler knows it
+	flying  uint64
+	started time.Time
+}
+
+// outcome is a token, or the end.
+type outcome struct {
+	token *samplerv1.Token
+	lost  bool  // the pipeline died: go on elsewhere
+	err   error // the session cannot go on
+}
+
+// flight is a batch that the chain has and that is not done.
+type flight struct {
+	sent    time.Time
+	rows    int
+	decode  bool
+	waiting map[string]bool // sessions whose token is to come; nil: computed is to come
+}
+
+// scheduler owns a pipeline's sessions and batches.
+type scheduler struct {
+	p        *pipeline
+	live     map[string]*live
+	queue    []*live // waiting for KV pages
+	order    []*live // admitted, oldest first
+	flights  map[uint64]*flight
+	step     uint64
+	pageLen  int
+	pages    int // free
+	steps    int
+	worst    float64 // decaying worst seconds a step
+	tokens   int
+	since    time.Time
+	released [][]byte
+}
+
+func newScheduler(p *pipeline) *scheduler {
+	s := &scheduler{p: p, live: map[string]*live{}, flights: map[uint64]*flight{}, pages: math.MaxInt, since: time.Now()}
+	for _, h := range p.stages {
+		s.pages, s.pageLen = min(s.pages, int(h.GetKvPages())), int(h.GetKvPageLen())
+	}
+	return s
+}
+
+// capacity is the longest log that the pipeline can hold.
+func (s *scheduler) capacity() int {
+	n := int(s.p.stages[0].GetContext())
+	for _, h := range s.p.stages {
+		n = min(n, int(h.GetKvPages()*h.GetKvPageLen()))
+	}
+	return n
+}
+
+// schedule is the pipeline's loop: take events, send batches.
+func (s *scheduler) schedule(ctx context.Context) error {
+	tick := time.NewTicker(probeTick)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case e := <-s.p.events:
+			if err := s.take(e); err != nil {
+				return err
+			}
+		case now := <-tick.C:
+			if err := s.overdue(now); err != nil {
+				return err
+			}
+			s.measure(now)
+		}
+		// What has come together is taken together: fewer, fuller batches.
+		for more := true; more; {
+			select {
+			case e := <-s.p.events:
+				if err := s.take(e); err != nil {
+					return err
+				}
+			default:
+				more = false
+			}
+		}
+		s.admit()
+		if err := s.send(); err != nil {
+			return err
+		}
+		s.p.running.Store(int64(len(s.order)))
+		s.p.waiting.Store(int64(len(s.queue)))
+	}
+}
+
+func (s *scheduler) take(e event) error {
+	switch {
+	case e.submit != nil:
+		s.submit(e.submit)
+	case e.drop != nil:
+		return s.remove(e.drop)
+	case e.added != nil:
+		if l := s.live[string(e.added)]; l != nil {
+			l.added = true
+		}
+	case e.token != nil:
+		return s.token(e.token)
+	case e.failed != nil:
+		return s.fail(e.failed.GetSession(), e.failed.GetCode(), e.failed.GetMessage())
+	case e.refused != nil:
+		return s.fail(e.refused.GetSession(), e.refused.GetCode(), e.refused.GetMessage())
+	case e.computed != 0:
+		delete(s.flights, e.computed)
+	}
+	return nil
+}
+
+func (s *scheduler) submit(l *live) {
+	l.pages = (l.maxLen + s.pageLen - 1) / s.pageLen
+	if len(s.queue) >= s.p.service.cfg.Queue {
+		l.out <- outcome{err: fault.New(fault.Exhausted, "admit request: %d are waiting", len(s.queue)).After(time.Second)}
+		return
+	}
+	l.feed = session.New(l.log)
+	s.live[string(l.id)] = l
+	s.queue = append(s.queue, l)
+}
+
+// admit takes waiting sessions, in order, while there are KV pages for all they may
+// grow to.
+func (s *scheduler) admit() {
+	for len(s.queue) > 0 && s.queue[0].pages <= s.pages {
+		l := s.queue[0]
+		s.queue = s.queue[1:]
+		s.pages -= l.pages
+		s.order = append(s.order, l)
+		l.started = time.Now()
+		ids := make([]uint32, len(l.log))
+		for i, id := range l.log {
+			ids[i] = uint32(id)
+		}
+		prompt := len(ids) - l.emitted
+		// A broken stream shows at Recv.
+		_ = s.p.sample.Send(&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Add{Add: &samplerv1.AddSession{
+			Session: l.id, Epoch: l.epoch, Rules: l.rules, Prompt: ids[:prompt], Emitted: ids[prompt:],
+		}}})
+	}
+}
+
+// send forms batches while the chain has room: one batch in flight a stage.
+func (s *scheduler) send() error {
+	for len(s.flights) < len(s.p.chain) {
+		batch := s.batch()
+		if batch == nil {
+			break
+		}
+		if err := s.release(); err != nil { // before positions are reused
+			return err
+		}
+		if err := s.p.infer.Send(&shardv1.InferRequest{Frame: &shardv1.InferRequest_Batch{Batch: batch}}); err != nil {
+			return streamEnd("chain", err)
+		}
+	}
+	return s.release()
+}
+
+func (s *scheduler) release() error {
+	if len(s.released) == 0 {
+		return nil
+	}
+	r := &shardv1.Release{Sessions: s.released}
+	s.released = nil
+	if err := s.p.infer.Send(&shardv1.InferRequest{Frame: &shardv1.InferRequest_Release{Release: r}}); err != nil {
+		return streamEnd("chain", err)
+	}
+	return nil
+}
+
+// batch takes a row of every session that decodes, then chunks of prompts, oldest
+// first, up to the row budget.
+func (s *scheduler) batch() *shardv1.Batch {
+	b := &shardv1.Batch{}
+	f := &flight{sent: time.Now(), decode: true}
+	budget := s.p.service.cfg.BatchRows
+	add := func(l *live, n int) {
+		rows, ok := l.feed.Next(n)
+		if !ok {
+			return
+		}
+		e := &shardv1.Entry{Session: l.id, Epoch: l.epoch, Position: uint32(rows.Pos), Rows: uint32(len(rows.IDs))}
+		if rows.Logits {
+			e.Logits, e.Candidates = 1, uint32(l.candidates)
+			if f.waiting == nil {
+				f.waiting = map[string]bool{}
+			}
+			f.waiting[string(l.id)] = true
+			l.flying = s.step + 1
+		}
+		b.Entries = append(b.Entries, e)
+		for _, id := range rows.IDs {
+			b.Ids = append(b.Ids, uint32(id))
+		}
+		budget -= len(rows.IDs)
+		f.rows += len(rows.IDs)
+	}
+	for _, prefill := range []bool{false, true} {
+		for _, l := range s.order {
+			// A request that is slow to read gets no further token until it has read.
+			if budget <= 0 || !l.added || !l.feed.Ready() || l.feed.Prefilling() != prefill || len(l.out) > outLen/2 {
+				continue
+			}
+			f.decode = f.decode && !prefill
+			add(l, min(budget, s.p.service.cfg.ChunkRows))
+		}
+	}
+	if len(b.GetEntries()) == 0 {
+		return nil
+	}
+	s.step++
+	b.Step = s.step
+	s.flights[s.step] = f
+	return b
+}
+
+// landed notes that a session's part of a batch is done.
+func (s *scheduler) landed(l *live) {
+	f := s.flights[l.flying]
+	if f == nil {
+		return
+	}
+	delete(f.waiting, string(l.id))
+	if len(f.waiting) > 0 {
+		return
+	}
+	delete(s.flights, l.flying)
+	took := time.Since(f.sent).Seconds()
+	s.steps++
+	s.worst = max(took, s.worst*0.999)
+	if f.decode {
+		s.p.stepUS.Store(int64(took * 1e6))
+	}
+}
+
+func (s *scheduler) token(t *samplerv1.Token) error {
+	l := s.live[string(t.GetSession())]
+	if l == nil || t.GetEpoch() != l.epoch || !l.feed.Token(int(t.GetPosition()), int32(t.GetId())) {
+		return nil
+	}
+	s.landed(l)
+	s.tokens++
+	if t.GetFinishReason() == samplerv1.FinishReason_FINISH_REASON_UNSPECIFIED && l.feed.Len() >= l.maxLen {
+		t.FinishReason = samplerv1.FinishReason_FINISH_REASON_LENGTH
+	}
+	l.out <- outcome{token: t} // never blocks: one token is asked for at a time
+	if t.GetFinishReason() != samplerv1.FinishReason_FINISH_REASON_UNSPECIFIED {
+		return s.remove(l)
+	}
+	return nil
+}
+
+func (s *scheduler) fail(id []byte, code uint32, message string) error {
+	l := s.live[string(id)]
+	if l == nil {
+		return nil
+	}
+	s.landed(l)
+	l.out <- outcome{err: fault.New(rpc.FaultCode(codes.Code(code)), "run session %x: %s", id, message).After(time.Second)}
+	return s.remove(l)
+}
+
+// remove ends a session here and on every stage.
+func (s *scheduler) remove(l *live) error {
+	if s.live[string(l.id)] != l {
+		return nil
+	}
+	delete(s.live, string(l.id))
+	l.feed.End()
+	s.landed(l)
+	if i := slices.Index(s.queue, l); i >= 0 {
+		s.queue = slices.Delete(s.queue, i, i+1)
+		return nil
+	}
+	s.order = slices.DeleteFunc(s.order, func(o *live) bool { return o == l })
+	s.pages += l.pages
+	s.released = append(s.released, l.id)
+	err := s.p.sample.Send(&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Remove{Remove: &samplerv1.RemoveSession{Session: l.id}}})
+	if err != nil {
+		return streamEnd("sampler", err)
+	}
+	return nil
+}
+
+// overdue finds a batch that nobody may wait for any longer.
+func (s *scheduler) overdue(now time.Time) error {
+	limit := coldDeadline
+	if s.steps >= coldSteps {
+		limit = max(stepFloor, time.Duration(stepFactor*s.worst*float64(time.Second)))
+	}
+	for step, f := range s.flights {
+		if late := now.Sub(f.sent); late > limit+time.Duration(f.rows)*20*time.Millisecond {
+			return fault.New(fault.Unavailable, "run step %d: no answer in %v", step, late.Round(time.Millisecond))
+		}
+	}
+	return nil
+}
+
+func (s *scheduler) measure(now time.Time) {
+	if span := now.Sub(s.since); span >= time.Second {
+		s.p.rate.Store(uint64(float64(s.tokens) / span.Seconds() * 1000))
+		s.tokens, s.since = 0, now
+	}
+}
+
+// lose tells every session that the pipeline is gone, those included whose submit
+// was still on its way.
+func (p *pipeline) lose() {
+	for _, l := range p.live {
+		l.out <- outcome{lost: true}
+	}
+	for {
+		select {
+		case e := <-p.events:
+			if e.submit != nil {
+				e.submit.out <- outcome{lost: true}
+			}
+		default:
+			return
+		}
+	}
+}

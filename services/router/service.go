@@ -1,0 +1,171 @@
+package router
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+
+	"github.com/lamina-mesh/lamina/pkg/discovery"
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
+	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
+)
+
+// Dialer reaches the other services.
+type Dialer interface {
+	Dial(addr string) (*grpc.ClientConn, error)
+}
+
+// Registry says who is alive.
+type Registry interface {
+	Watch(ctx context.Context, service string) (<-chan []discovery.Instance, error)
+}
+
+// Config is what the service is given from outside.
+type Config struct {
+	Log      *slog.Logger
+	Metrics  prometheus.Registerer // nil measures nothing
+	Dialer   Dialer
+	Registry Registry
+	// BatchRows is the most rows of a batch; 0 means 512.
+	BatchRows int
+	// ChunkRows is the most rows of one prompt in a batch; 0 means 256.
+	ChunkRows int
+	// Queue is the most requests waiting for admission to a pipeline; 0 means 256.
+	Queue int
+}
+
+const (
+	describeLimit = 3 * time.Second        // for a service to describe itself
+	rebuildAfter  = 500 * time.Millisecond // between tries to build pipelines
+	moveLimit     = 20 * time.Second       // for a session to find another pipeline
+)
+
+// Service implements lamina.router.v1.RouterService.
+type Service struct {
+	routerv1.UnimplementedRouterServiceServer
+	cfg Config
+	log *slog.Logger
+	m   *metrics
+
+	mu        sync.Mutex
+	instances map[string][]discovery.Instance // by service
+	held      map[string]described            // shards by id
+	models    map[string]*modelInfo           // by digest
+	pipelines map[string]*pipeline            // by id
+	building  map[string]bool                 // chains being opened
+	changed   chan struct{}                   // closed and renewed when any of these change
+}
+
+// modelInfo is what the router knows of a model besides its layers.
+type modelInfo struct {
+	vocabulary *tokenizerv1.Vocabulary
+	tokenizer  string // address
+}
+
+// New returns a router that sees nobody until Run.
+func New(c Config) *Service {
+	s := &Service{
+		cfg: c, log: c.Log, m: newMetrics(c.Metrics), instances: map[string][]discovery.Instance{}, held: map[string]described{},
+		models: map[string]*modelInfo{}, pipelines: map[string]*pipeline{}, building: map[string]bool{}, changed: make(chan struct{}),
+	}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	for _, d := range []struct {
+		p *int
+		n int
+	}{{&s.cfg.BatchRows, 512}, {&s.cfg.ChunkRows, 256}, {&s.cfg.Queue, 256}} {
+		if *d.p == 0 {
+			*d.p = d.n
+		}
+	}
+	return s
+}
+
+// Register adds the service to a server.
+func (s *Service) Register(r grpc.ServiceRegistrar) { routerv1.RegisterRouterServiceServer(r, s) }
+
+// touch wakes those who wait for a change; mu is held.
+func (s *Service) touch() {
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+// pick finds the least loaded pipeline of a model by name or digest; empty is the
+// only model. It waits for one until ctx ends or, if wait is set, that long.
+func (s *Service) pick(ctx context.Context, name string, wait time.Duration) (*pipeline, error) {
+	limit := time.NewTimer(wait)
+	defer limit.Stop()
+	for {
+		s.mu.Lock()
+		best, err := s.best(name)
+		changed := s.changed
+		s.mu.Unlock()
+		if best != nil || wait == 0 {
+			return best, err
+		}
+		select {
+		case <-changed:
+		case <-limit.C:
+			return nil, err
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// best finds the least loaded pipeline of a model; mu is held.
+func (s *Service) best(name string) (*pipeline, error) {
+	digests := map[string]bool{}
+	var best *pipeline
+	for _, p := range s.pipelines {
+		if name != "" && p.chain.Digest() != name && p.model() != name {
+			continue
+		}
+		digests[p.chain.Digest()] = true
+		if best == nil || p.load() < best.load() || p.load() == best.load() && p.id < best.id {
+			best = p
+		}
+	}
+	switch {
+	case len(digests) > 1 && name == "":
+		return nil, fault.Field("model", "name one: there are several")
+	case len(digests) > 1:
+		return nil, fault.Field("model", "%q names several models: give a digest", name)
+	case best != nil:
+		return best, nil
+	}
+	return nil, s.whyNone(name)
+}
+
+// metrics are the router's own.
+type metrics struct {
+	requests *prometheus.CounterVec
+	tokens   prometheus.Counter
+	first    prometheus.Histogram
+	between  prometheus.Histogram
+	moves    prometheus.Counter
+}
+
+func newMetrics(r prometheus.Registerer) *metrics {
+	m := &metrics{
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "lamina_router_requests_total", Help: "Requests by how they ended."}, []string{"end"}),
+		tokens:   prometheus.NewCounter(prometheus.CounterOpts{Name: "lamina_router_tokens_total", Help: "Tokens generated."}),
+		first: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "lamina_router_first_token_seconds", Help: "From request to first token.", Buckets: prometheus.ExponentialBuckets(0.001, 2, 16),
+		}),
+		between: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "lamina_router_inter_token_seconds", Help: "Between tokens of a request.", Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16),
+		}),
+		moves: prometheus.NewCounter(prometheus.CounterOpts{Name: "lamina_router_moves_total", Help: "Sessions moved to another pipeline."}),
+	}
+	if r != nil {
+		r.MustRegister(m.requests, m.tokens, m.first, m.between, m.moves)
+	}
+	return m
+}

@@ -1,0 +1,152 @@
+package router
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
+)
+
+// watchEvery is how often a watcher's topology is looked at anew.
+const watchEvery = time.Second
+
+// ListModels lists the models that can be asked now.
+func (s *Service) ListModels(context.Context, *routerv1.ListModelsRequest) (*routerv1.ListModelsResponse, error) {
+	return &routerv1.ListModelsResponse{Models: s.list()}, nil
+}
+
+func (s *Service) list() []*routerv1.Model {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	byDigest := map[string]*routerv1.Model{}
+	for _, p := range s.pipelines {
+		digest, h := p.chain.Digest(), p.stages[0]
+		m := byDigest[digest]
+		if m == nil {
+			m = &routerv1.Model{
+				Name: h.GetModel(), Digest: digest, Architecture: h.GetArchitecture(), Layers: h.GetLayers(), Context: h.GetContext(), Vocab: h.GetVocab(),
+			}
+			if info := s.models[digest]; info != nil {
+				m.Chat = info.vocabulary.GetChatTemplate()
+			}
+			byDigest[digest] = m
+		}
+		m.Pipelines++
+	}
+	out := make([]*routerv1.Model, 0, len(byDigest))
+	for _, m := range byDigest {
+		out = append(out, m)
+	}
+	slices.SortFunc(out, func(a, b *routerv1.Model) int {
+		return cmp.Or(cmp.Compare(a.GetName(), b.GetName()), cmp.Compare(a.GetDigest(), b.GetDigest()))
+	})
+	return out
+}
+
+// Topology says who is alive and which pipelines stand.
+func (s *Service) Topology(ctx context.Context, _ *routerv1.TopologyRequest) (*routerv1.TopologyResponse, error) {
+	return &routerv1.TopologyResponse{Mesh: s.mesh(ctx)}, nil
+}
+
+// WatchTopology sends the topology now and after each change.
+func (s *Service) WatchTopology(_ *routerv1.WatchTopologyRequest, stream grpc.ServerStreamingServer[routerv1.WatchTopologyResponse]) error {
+	return s.watch(stream.Context(), func(m *routerv1.Mesh) error { return stream.Send(&routerv1.WatchTopologyResponse{Mesh: m}) })
+}
+
+func (s *Service) watch(ctx context.Context, send func(*routerv1.Mesh) error) error {
+	var last *routerv1.Mesh
+	tick := time.NewTicker(watchEvery)
+	defer tick.Stop()
+	for {
+		s.mu.Lock()
+		changed := s.changed
+		s.mu.Unlock()
+		if mesh := s.mesh(ctx); !proto.Equal(mesh, last) {
+			if err := send(mesh); err != nil {
+				return err
+			}
+			last = mesh
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-changed:
+		case <-tick.C:
+		}
+	}
+}
+
+// mesh gathers the topology; shards are asked for their present state.
+func (s *Service) mesh(ctx context.Context) *routerv1.Mesh {
+	out := &routerv1.Mesh{}
+	s.mu.Lock()
+	for _, service := range services() {
+		for _, i := range s.instances[service] {
+			out.Members = append(out.Members, &routerv1.Member{Id: i.ID, Service: service, Address: i.Addr})
+		}
+	}
+	for _, p := range s.pipelines {
+		out.Pipelines = append(out.Pipelines, &routerv1.Pipeline{
+			Id: p.id, Model: p.model(), Digest: p.chain.Digest(), Stages: p.route(), Sampler: p.sampler,
+			Running: uint32(p.running.Load()), Waiting: uint32(p.waiting.Load()),
+			TokensPerSecond: float32(p.rate.Load()) / 1000, StepMs: float32(p.stepUS.Load()) / 1000,
+		})
+	}
+	s.mu.Unlock()
+	var wg sync.WaitGroup
+	for _, m := range out.GetMembers() {
+		if m.GetService() != "shard" {
+			continue
+		}
+		wg.Go(func() {
+			if resp, err := s.describeShard(ctx, m.GetAddress()); err == nil {
+				m.Held = resp.GetHeld()
+			}
+		})
+	}
+	wg.Wait()
+	slices.SortFunc(out.GetMembers(), func(a, b *routerv1.Member) int {
+		return cmp.Or(cmp.Compare(a.GetService(), b.GetService()), cmp.Compare(a.GetId(), b.GetId()))
+	})
+	slices.SortFunc(out.GetPipelines(), func(a, b *routerv1.Pipeline) int { return cmp.Compare(a.GetId(), b.GetId()) })
+	return out
+}
+
+// Backend is the service as the HTTP face and the console use it, without a hop.
+type Backend struct{ s *Service }
+
+// Backend returns the service for the HTTP face.
+func (s *Service) Backend() *Backend { return &Backend{s} }
+
+// Generate runs a request and hands its events to send.
+func (b *Backend) Generate(ctx context.Context, r *routerv1.GenerateRequest, send func(*routerv1.GenerateResponse) error) error {
+	return b.s.generate(ctx, r, send)
+}
+
+// Chat runs a request and hands its events to send.
+func (b *Backend) Chat(ctx context.Context, r *routerv1.ChatRequest, send func(*routerv1.ChatResponse) error) error {
+	return b.s.chat(ctx, r, send)
+}
+
+// Models lists the models that can be asked now.
+func (b *Backend) Models(context.Context) ([]*routerv1.Model, error) { return b.s.list(), nil }
+
+// Watch sends the topology now and after each change.
+func (b *Backend) Watch(ctx context.Context, send func(*routerv1.Mesh) error) error {
+	return b.s.watch(ctx, send)
+}
+
+// Ready reports why no request can be served, or nil.
+func (b *Backend) Ready() error {
+	if len(b.s.list()) == 0 {
+		return fault.New(fault.Unavailable, "no pipeline stands")
+	}
+	return nil
+}
