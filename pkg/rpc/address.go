@@ -9,6 +9,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"google.golang.org/grpc"
@@ -30,13 +31,18 @@ func (f Files) Config() (*tls.Config, error) {
 	if f == (Files{}) {
 		return nil, nil
 	}
+	for flag, path := range map[string]string{"tls-cert": f.Cert, "tls-key": f.Key, "tls-ca": f.CA} {
+		if path == "" {
+			return nil, fault.Field(flag, "give all of --tls-cert, --tls-key and --tls-ca, or none")
+		}
+	}
 	cert, err := tls.LoadX509KeyPair(f.Cert, f.Key)
 	if err != nil {
 		return nil, fault.Wrap(fault.Invalid, err, "read TLS certificate %s", f.Cert)
 	}
 	pem, err := os.ReadFile(f.CA)
 	if err != nil {
-		return nil, fault.Wrap(fault.Invalid, err, "read TLS authority")
+		return nil, fault.Wrap(fault.Invalid, err, "read TLS authority %s", f.CA)
 	}
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(pem) {
@@ -65,7 +71,7 @@ func Listen(addr string, o ListenOptions) (net.Listener, error) {
 		return o.Net.Listen(name)
 	}
 	if path, ok := strings.CutPrefix(addr, "unix:"); ok {
-		return net.Listen("unix", path)
+		return listenUnix(path)
 	}
 	if !o.TLS && !o.Insecure && !Loopback(addr) {
 		return nil, fault.New(fault.FailedPrecondition, "listen on %s: anyone who reaches it could use it: give --tls-cert, --tls-key and --tls-ca, or say --insecure-listen", addr)
@@ -73,6 +79,31 @@ func Listen(addr string, o ListenOptions) (net.Listener, error) {
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
 		return nil, fault.Wrap(fault.Unavailable, err, "listen on %s", addr)
+	}
+	return l, nil
+}
+
+// listenUnix takes over the socket of a process that is gone; a live one keeps it.
+func listenUnix(path string) (net.Listener, error) {
+	l, err := net.Listen("unix", path)
+	if !errors.Is(err, syscall.EADDRINUSE) {
+		if err != nil {
+			return nil, fault.Wrap(fault.Unavailable, err, "listen on unix:%s", path)
+		}
+		return l, nil
+	}
+	conn, dialed := net.DialTimeout("unix", path, time.Second)
+	if dialed == nil {
+		conn.Close()
+	}
+	if !errors.Is(dialed, syscall.ECONNREFUSED) {
+		return nil, fault.Wrap(fault.Unavailable, err, "listen on unix:%s: another process does", path)
+	}
+	if err := os.Remove(path); err != nil {
+		return nil, fault.Wrap(fault.Unavailable, err, "listen on unix:%s: remove what a gone process left", path)
+	}
+	if l, err = net.Listen("unix", path); err != nil {
+		return nil, fault.Wrap(fault.Unavailable, err, "listen on unix:%s", path)
 	}
 	return l, nil
 }

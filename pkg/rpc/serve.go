@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"errors"
 	"net"
 	"time"
 
@@ -11,13 +12,28 @@ import (
 	"google.golang.org/grpc/reflection"
 )
 
-// drainLimit is how long calls may still run after a stop.
+// drainLimit is how long calls may still run after a stop, unless DrainLimit says.
 const drainLimit = 10 * time.Second
 
+// ServeOption changes how Serve serves.
+type ServeOption func(*serving)
+
+type serving struct{ drain time.Duration }
+
+// DrainLimit says how long calls may still run after a stop. Streams that last as
+// long as their peers want take all of it, so who serves such ends them when it is
+// told to stop.
+func DrainLimit(d time.Duration) ServeOption { return func(s *serving) { s.drain = d } }
+
 // Serve registers health and reflection on a server and runs it until ctx ends;
-// then it stops taking calls, lets running ones finish for a while, and cuts them.
-// ready, if not nil, is called when the server has begun to serve.
-func Serve(ctx context.Context, s *grpc.Server, l net.Listener, ready func()) error {
+// then it reports itself as not serving, stops taking calls, lets running ones
+// finish for a while, and cuts them. ready, if not nil, is called when the listener
+// takes connections. Serve closes the listener and returns nil after a stop.
+func Serve(ctx context.Context, s *grpc.Server, l net.Listener, ready func(), options ...ServeOption) error {
+	o := serving{drain: drainLimit}
+	for _, set := range options {
+		set(&o)
+	}
 	h := health.NewServer()
 	healthv1.RegisterHealthServer(s, h)
 	reflection.Register(s)
@@ -40,7 +56,7 @@ func Serve(ctx context.Context, s *grpc.Server, l net.Listener, ready func()) er
 		s.GracefulStop()
 		close(drained)
 	}()
-	limit := time.NewTimer(drainLimit)
+	limit := time.NewTimer(o.drain)
 	defer limit.Stop()
 	select {
 	case <-drained:
@@ -48,5 +64,8 @@ func Serve(ctx context.Context, s *grpc.Server, l net.Listener, ready func()) er
 		s.Stop() // GracefulStop alone waits for ever on a stalled reader
 		<-drained
 	}
-	return <-served
+	if err := <-served; !errors.Is(err, grpc.ErrServerStopped) { // stopped before it began
+		return err
+	}
+	return nil
 }

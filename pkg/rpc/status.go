@@ -89,7 +89,7 @@ func ToStatus(err error) error {
 		}
 		return status.Error(Code(fault.CodeOf(err)), err.Error())
 	}
-	s := status.New(Code(e.Code), err.Error())
+	s := status.New(Code(fault.CodeOf(err)), err.Error())
 	var details []protoadapt.MessageV1
 	if e.Field != "" {
 		details = append(details, &errdetails.BadRequest{FieldViolations: []*errdetails.BadRequest_FieldViolation{{Field: e.Field, Description: e.Msg}}})
@@ -103,7 +103,8 @@ func ToStatus(err error) error {
 	return s.Err()
 }
 
-// FromStatus turns the error of a call into a fault. io.EOF and nil stay.
+// FromStatus turns the error of a call into a fault, with its field and retry hint.
+// io.EOF, nil, faults and errors that are no status stay as they are.
 func FromStatus(err error) error {
 	var e *fault.Error
 	if err == nil || errors.Is(err, io.EOF) || errors.As(err, &e) {

@@ -1,12 +1,19 @@
 // Package memnet is a network inside one process: named listeners joined to
 // dialers by buffered pipes. `lamina up` runs its services over it, so that nothing
-// but the public ports is reachable, and tests break its links on purpose.
+// but the public ports is reachable.
+//
+// Tests break its links on purpose, by the name that is listened on: Cut breaks
+// connections and refuses new ones, as a dead host does; Silence lets nothing
+// through and tells nobody, as a black-holed link does; Delay makes every write
+// late. Who breaks a link mends it. Nothing here drops single bytes: the pipes
+// stand for TCP, where a lost segment is a delay.
 package memnet
 
 import (
 	"context"
 	"net"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc/test/bufconn"
 
@@ -16,35 +23,45 @@ import (
 // pipeSize is each direction's buffer.
 const pipeSize = 256 << 10
 
-// Network is a set of named listeners. The zero value is not usable; see New.
+// Network is a set of named listeners and the state of the links to them. It is
+// safe for concurrent use. The zero value is not usable; see New.
 type Network struct {
 	mu        sync.Mutex
 	listeners map[string]*listener
+	links     map[string]*link
 }
 
 // New returns an empty network.
-func New() *Network { return &Network{listeners: map[string]*listener{}} }
-
-type listener struct {
-	*bufconn.Listener
-	name    string
-	network *Network
-
-	mu    sync.Mutex
-	conns map[*conn]bool
-	cut   bool
+func New() *Network {
+	return &Network{listeners: map[string]*listener{}, links: map[string]*link{}}
 }
 
-// Listen takes a name.
+// Listen takes a name. Closing the listener gives it back.
 func (n *Network) Listen(name string) (net.Listener, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.listeners[name] != nil {
 		return nil, fault.New(fault.AlreadyExists, "listen on mem:%s: the name is taken", name)
 	}
-	l := &listener{Listener: bufconn.Listen(pipeSize), name: name, network: n, conns: map[*conn]bool{}}
+	l := &listener{Listener: bufconn.Listen(pipeSize), name: name, network: n}
 	n.listeners[name] = l
 	return l, nil
+}
+
+// listener is a taken name.
+type listener struct {
+	*bufconn.Listener
+	name    string
+	network *Network
+}
+
+// Accept waits for a dialer. Its connections fail with the link, as the dialer's do.
+func (l *listener) Accept() (net.Conn, error) {
+	raw, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return l.network.link(l.name).join(raw), nil
 }
 
 // Close gives the name back.
@@ -65,63 +82,160 @@ type addr string
 func (addr) Network() string  { return "mem" }
 func (a addr) String() string { return "mem:" + string(a) }
 
-// conn is a dialed connection that Cut can break.
-type conn struct {
-	net.Conn
-	listener *listener
+// link returns the state of the links to a name, which outlives its listeners.
+func (n *Network) link(name string) *link {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	l := n.links[name]
+	if l == nil {
+		l = &link{conns: map[*conn]bool{}, changed: make(chan struct{})}
+		n.links[name] = l
+	}
+	return l
 }
 
-// Close closes the connection and forgets it.
-func (c *conn) Close() error {
-	c.listener.mu.Lock()
-	delete(c.listener.conns, c)
-	c.listener.mu.Unlock()
-	return c.Conn.Close()
-}
-
-// Dial connects to a name.
+// Dial connects to a name. Nobody listening, and a cut link, are Unavailable at
+// once; on a silent link it waits until ctx ends.
 func (n *Network) Dial(ctx context.Context, name string) (net.Conn, error) {
+	link := n.link(name)
+	for {
+		f, changed := link.state()
+		if f.cut {
+			return nil, fault.New(fault.Unavailable, "dial mem:%s: the link is cut", name)
+		}
+		if !f.silent {
+			break
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, fault.Wrap(fault.CodeOf(ctx.Err()), ctx.Err(), "dial mem:%s", name)
+		}
+	}
 	n.mu.Lock()
 	l := n.listeners[name]
 	n.mu.Unlock()
 	if l == nil {
 		return nil, fault.New(fault.Unavailable, "dial mem:%s: nobody listens", name)
 	}
-	l.mu.Lock()
-	cut := l.cut
-	l.mu.Unlock()
-	if cut {
-		return nil, fault.New(fault.Unavailable, "dial mem:%s: the link is cut", name)
-	}
 	raw, err := l.DialContext(ctx)
 	if err != nil {
-		return nil, err
+		return nil, fault.Wrap(fault.Unavailable, err, "dial mem:%s", name)
 	}
-	c := &conn{Conn: raw, listener: l}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.conns[c] = true
-	return c, nil
+	return link.join(raw), nil
 }
 
 // Cut breaks every connection to a name and refuses new ones, or allows them again.
 func (n *Network) Cut(name string, cut bool) {
-	n.mu.Lock()
-	l := n.listeners[name]
-	n.mu.Unlock()
-	if l == nil {
-		return
+	l := n.link(name)
+	l.set(func(f *faults) { f.cut = cut })
+	if cut {
+		l.breakAll()
 	}
+}
+
+// Silence holds everything that is written to or by a name, with no error on
+// either side, or lets it flow again.
+func (n *Network) Silence(name string, silent bool) {
+	n.link(name).set(func(f *faults) { f.silent = silent })
+}
+
+// Delay makes each write to or by a name take that long; 0 ends it.
+func (n *Network) Delay(name string, d time.Duration) {
+	n.link(name).set(func(f *faults) { f.delay = d })
+}
+
+// faults is what is wrong with a link.
+type faults struct {
+	cut, silent bool
+	delay       time.Duration
+}
+
+// link is what all connections to one name share.
+type link struct {
+	mu      sync.Mutex
+	faults  faults
+	changed chan struct{} // closed and renewed with each change
+	conns   map[*conn]bool
+}
+
+func (l *link) state() (faults, <-chan struct{}) {
 	l.mu.Lock()
-	l.cut = cut
-	var broken []*conn
+	defer l.mu.Unlock()
+	return l.faults, l.changed
+}
+
+func (l *link) set(change func(*faults)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	change(&l.faults)
+	close(l.changed)
+	l.changed = make(chan struct{})
+}
+
+// join makes one end of a pipe an end of the link.
+func (l *link) join(raw net.Conn) net.Conn {
+	c := &conn{Conn: raw, link: l, closed: make(chan struct{})}
+	l.mu.Lock()
+	l.conns[c] = true
+	cut := l.faults.cut
+	l.mu.Unlock()
+	if cut { // while it was dialed
+		c.Close()
+	}
+	return c
+}
+
+func (l *link) breakAll() {
+	l.mu.Lock()
+	broken := make([]*conn, 0, len(l.conns))
 	for c := range l.conns {
 		broken = append(broken, c)
 	}
 	l.mu.Unlock()
-	if cut {
-		for _, c := range broken {
-			c.Close()
+	for _, c := range broken {
+		c.Close()
+	}
+}
+
+// conn is one end of a connection.
+type conn struct {
+	net.Conn
+	link   *link
+	once   sync.Once
+	closed chan struct{}
+}
+
+// Write waits as long as the link asks and then writes.
+func (c *conn) Write(p []byte) (int, error) {
+	var late <-chan time.Time
+	for {
+		f, changed := c.link.state()
+		switch {
+		case f.silent:
+			late = nil
+		case f.delay > 0 && late == nil:
+			late = time.After(f.delay)
+		case f.delay <= 0:
+			return c.Conn.Write(p)
+		}
+		select {
+		case <-changed:
+		case <-late:
+			return c.Conn.Write(p)
+		case <-c.closed:
+			return 0, net.ErrClosed
 		}
 	}
+}
+
+// Close closes this end; the other reads the rest and then the end.
+func (c *conn) Close() error {
+	c.once.Do(func() {
+		close(c.closed)
+		c.link.mu.Lock()
+		delete(c.link.conns, c)
+		c.link.mu.Unlock()
+	})
+	return c.Conn.Close()
 }
