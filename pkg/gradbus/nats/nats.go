@@ -1,4 +1,4 @@
-// Package nats is the gradient bus on NATS JetStream: one stream a run with Limits
+// Package nats is the gradient bus on NATS JetStream: one stream with Limits
 // retention that refuses new events when it is full, ordered consumers, and a bound
 // on the bytes in flight, because a burst beyond the server's ingest queue is
 // dropped. An ack is not durability and the server's de-duplication is a window of
@@ -33,13 +33,13 @@ const (
 	defaultBytes = 1 << 30
 )
 
-// Config says how a server is reached and how much a run may store.
+// Config says how a server is reached and how much it may store.
 type Config struct {
 	URL      string // "nats://host:port"; ignored by Embedded.Connect
 	User     string
 	Password string
 	Token    string
-	MaxBytes int64 // of a run's stream; 0 means 1 GiB
+	MaxBytes int64 // of the stream; 0 means 1 GiB
 	Memory   bool  // keep streams in memory instead of in files
 }
 
@@ -50,7 +50,7 @@ type Bus struct {
 	config  Config
 	flight  *semaphore.Weighted
 	mu      sync.Mutex
-	streams map[string]bool
+	made    bool // the stream is there
 }
 
 // Connect joins a NATS server.
@@ -78,7 +78,7 @@ func connect(c Config, options ...nats.Option) (*Bus, error) {
 	if c.MaxBytes == 0 {
 		c.MaxBytes = defaultBytes
 	}
-	return &Bus{conn: conn, js: js, config: c, flight: semaphore.NewWeighted(inFlight), streams: map[string]bool{}}, nil
+	return &Bus{conn: conn, js: js, config: c, flight: semaphore.NewWeighted(inFlight)}, nil
 }
 
 // token makes a name safe for subjects and stream names: letters, digits and '-'
@@ -119,13 +119,15 @@ func parse(subject, run, part string) (gradbus.Key, error) {
 	return k, nil
 }
 
-func streamName(run string) string { return "LAMINA_GRAD_" + token(run) }
+// streamName is the one stream that all runs share: a stream reserves its limit, so
+// one a run would use a server up.
+const streamName = "LAMINA_GRAD"
 
-// stream makes sure of a run's stream.
-func (b *Bus) stream(ctx context.Context, run string) error {
+// stream makes sure of the stream.
+func (b *Bus) stream(ctx context.Context) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.streams[run] {
+	if b.made {
 		return nil
 	}
 	storage := jetstream.FileStorage
@@ -133,14 +135,14 @@ func (b *Bus) stream(ctx context.Context, run string) error {
 		storage = jetstream.MemoryStorage
 	}
 	_, err := b.js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
-		Name: streamName(run), Subjects: []string{"lamina.grad." + token(run) + ".>"},
+		Name: streamName, Subjects: []string{"lamina.grad.>"},
 		Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardNew, MaxBytes: b.config.MaxBytes,
 		Storage: storage, Duplicates: 2 * time.Minute, MaxMsgSize: gradbus.MaxEvent + 4096,
 	})
 	if err != nil {
-		return wrap(ctx, err, "make stream of run %s", run)
+		return wrap(ctx, err, "make stream %s", streamName)
 	}
-	b.streams[run] = true
+	b.made = true
 	return nil
 }
 
@@ -166,7 +168,7 @@ func (b *Bus) Publish(ctx context.Context, e gradbus.Event) error {
 	if err := gradbus.Check(e); err != nil {
 		return err
 	}
-	if err := b.stream(ctx, e.Key.Run); err != nil {
+	if err := b.stream(ctx); err != nil {
 		return err
 	}
 	weight := int64(len(e.Data)) + 1
@@ -198,10 +200,10 @@ func (b *Bus) Publish(ctx context.Context, e gradbus.Event) error {
 
 // Subscribe reads a part by an ordered consumer.
 func (b *Bus) Subscribe(ctx context.Context, run, part string, from uint64) (gradbus.Subscription, error) {
-	if err := b.stream(ctx, run); err != nil {
+	if err := b.stream(ctx); err != nil {
 		return nil, err
 	}
-	consumer, err := b.js.OrderedConsumer(ctx, streamName(run), jetstream.OrderedConsumerConfig{
+	consumer, err := b.js.OrderedConsumer(ctx, streamName, jetstream.OrderedConsumerConfig{
 		FilterSubjects: []string{"lamina.grad." + token(run) + "." + token(part) + ".>"},
 		DeliverPolicy:  jetstream.DeliverAllPolicy,
 	})
@@ -247,39 +249,34 @@ func (s *subscription) Close() error {
 	return nil
 }
 
-// Purge forgets the events before a step, by the sequence of the first one to keep.
+// Purge forgets the events before a step, step by step as the subjects tell them.
 func (b *Bus) Purge(ctx context.Context, run string, before uint64) error {
-	if err := b.stream(ctx, run); err != nil {
+	if err := b.stream(ctx); err != nil {
 		return err
 	}
-	stream, err := b.js.Stream(ctx, streamName(run))
+	stream, err := b.js.Stream(ctx, streamName)
 	if err != nil {
 		return wrap(ctx, err, "purge run %s", run)
 	}
-	info, err := stream.Info(ctx)
+	info, err := stream.Info(ctx, jetstream.WithSubjectFilter("lamina.grad."+token(run)+".>"))
 	if err != nil {
 		return wrap(ctx, err, "purge run %s", run)
 	}
-	keep := info.State.LastSeq + 1
-	for seq := info.State.FirstSeq; seq <= info.State.LastSeq; seq++ {
-		m, err := stream.GetMsg(ctx, seq)
-		if errors.Is(err, jetstream.ErrMsgNotFound) {
-			continue
-		}
-		if err != nil {
-			return wrap(ctx, err, "purge run %s", run)
-		}
-		key, err := parse(m.Subject, run, "")
+	steps := map[uint64]bool{}
+	for subject := range info.State.Subjects {
+		key, err := parse(subject, run, "")
 		if err != nil {
 			return err
 		}
-		if key.Step >= before {
-			keep = seq
-			break
+		if key.Step < before {
+			steps[key.Step] = true
 		}
 	}
-	if err := stream.Purge(ctx, jetstream.WithPurgeSequence(keep)); err != nil {
-		return wrap(ctx, err, "purge run %s", run)
+	for step := range steps {
+		filter := fmt.Sprintf("lamina.grad.%s.*.%d.>", token(run), step)
+		if err := stream.Purge(ctx, jetstream.WithPurgeSubject(filter)); err != nil {
+			return wrap(ctx, err, "purge run %s", run)
+		}
 	}
 	return nil
 }
