@@ -1,14 +1,19 @@
 // Package lifecycle runs the parts of a process in order: each is started when the
-// one before it is ready, all are stopped in reverse, and the first to fail stops
-// the rest. A part is a function that runs until its context ends.
+// one before it is ready, all are stopped in reverse, and the first to end stops
+// the rest. A part is a function that runs until its context ends; cmd/lamina makes
+// a list of them and calls Run.
+//
+// It is not a supervisor: nothing is started twice. A part that does not stop in
+// its time is left behind and named, so that the process can end.
 package lifecycle
 
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 	"time"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
 )
 
 // Part is a piece of a process.
@@ -18,60 +23,63 @@ type Part struct {
 	// Run does the part's work until ctx ends. It calls ready once when others may
 	// rely on it.
 	Run func(ctx context.Context, ready func()) error
+	// StartLimit is how long it may take to become ready; 0 means two minutes.
+	StartLimit time.Duration
+	// StopLimit is how long it may take to return once ctx has ended; 0 means 30 s.
+	StopLimit time.Duration
 }
 
-// startLimit is how long a part may take to become ready.
-const startLimit = 2 * time.Minute
+// Limits of parts that do not say their own.
+const (
+	startLimit = 2 * time.Minute
+	stopLimit  = 30 * time.Second
+)
 
 // running is a started part.
 type running struct {
-	name   string
+	part   Part
 	cancel context.CancelFunc
-	done   chan struct{}
+	done   chan struct{} // closed after err is set
 	err    error
 }
 
 // Run starts the parts in order, calls ready when the last one is, and stops them
-// in reverse when ctx ends or one of them returns. It returns after all have, with
-// the errors of all but those that only saw ctx end.
+// in reverse when ctx ends or one of them returns. It returns when all have, or have
+// been given up, with the errors of all: nil after an orderly stop. A part that
+// returns nil early stops the others without an error.
 func Run(ctx context.Context, ready func(), parts ...Part) error {
-	var started []*running
-	failed := make(chan struct{})
+	ended := make(chan struct{}) // closed when the first part ends
 	var once sync.Once
-	var startErr error
+	end := func() { once.Do(func() { close(ended) }) }
+	var started []*running
+	var errs []error
 	for _, p := range parts {
-		r, ok := start(ctx, p, func() { once.Do(func() { close(failed) }) })
+		r, err := start(ctx, p, ended, end)
 		started = append(started, r)
-		if !ok {
-			startErr = fmt.Errorf("start %s: it was not ready in %v", p.Name, startLimit)
-			break
+		if err != nil {
+			errs = append(errs, err)
+			end()
 		}
-		if ended(failed) || ctx.Err() != nil {
+		if over(ctx.Done()) || over(ended) {
 			break
 		}
 	}
-	if len(started) == len(parts) && startErr == nil && !ended(failed) && ctx.Err() == nil && ready != nil {
+	if ready != nil && !over(ctx.Done()) && !over(ended) {
 		ready()
 	}
-	if startErr == nil {
-		select {
-		case <-ctx.Done():
-		case <-failed:
-		}
+	select {
+	case <-ctx.Done():
+	case <-ended:
 	}
-	errs := []error{startErr}
 	for i := len(started) - 1; i >= 0; i-- {
-		r := started[i]
-		r.cancel()
-		<-r.done
-		if r.err != nil && !errors.Is(r.err, context.Canceled) {
-			errs = append(errs, fmt.Errorf("run %s: %w", r.name, r.err))
+		if err := started[i].stop(); err != nil {
+			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)
 }
 
-func ended(c <-chan struct{}) bool {
+func over(c <-chan struct{}) bool {
 	select {
 	case <-c:
 		return true
@@ -80,26 +88,53 @@ func ended(c <-chan struct{}) bool {
 	}
 }
 
-// start runs a part and waits until it is ready, ends, or takes too long.
-func start(ctx context.Context, p Part, fail func()) (*running, bool) {
-	// The part must outlive ctx until its turn in the reverse order comes.
+// start runs a part and waits until it is ready, any part ends, ctx does, or it
+// takes too long, which alone is an error.
+func start(ctx context.Context, p Part, ended <-chan struct{}, end func()) (*running, error) {
+	// The part outlives ctx until its turn in the reverse order comes.
 	own, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	r := &running{name: p.Name, cancel: cancel, done: make(chan struct{})}
+	r := &running{part: p, cancel: cancel, done: make(chan struct{})}
 	up := make(chan struct{})
 	var once sync.Once
 	go func() {
+		defer end()
 		defer close(r.done)
-		r.err = p.Run(own, func() { once.Do(func() { close(up) }) })
-		fail()
+		err := p.Run(own, func() { once.Do(func() { close(up) }) })
+		if own.Err() != nil && errors.Is(err, context.Canceled) {
+			err = nil // it was told to stop and says so
+		}
+		r.err = err
 	}()
-	limit := time.NewTimer(startLimit)
+	if p.StartLimit == 0 {
+		p.StartLimit = startLimit
+	}
+	limit := time.NewTimer(p.StartLimit)
 	defer limit.Stop()
 	select {
 	case <-up:
-	case <-r.done:
+	case <-ended:
 	case <-ctx.Done():
 	case <-limit.C:
-		return r, false
+		return r, fault.New(fault.DeadlineExceeded, "start %s: it was not ready in %v", p.Name, p.StartLimit)
 	}
-	return r, true
+	return r, nil
+}
+
+// stop ends a part and returns its error.
+func (r *running) stop() error {
+	r.cancel()
+	if r.part.StopLimit == 0 {
+		r.part.StopLimit = stopLimit
+	}
+	limit := time.NewTimer(r.part.StopLimit)
+	defer limit.Stop()
+	select {
+	case <-r.done:
+	case <-limit.C:
+		return fault.New(fault.DeadlineExceeded, "stop %s: it still ran after %v", r.part.Name, r.part.StopLimit)
+	}
+	if r.err != nil {
+		return fault.Wrap(fault.CodeOf(r.err), r.err, "run %s", r.part.Name)
+	}
+	return nil
 }

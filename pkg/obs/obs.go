@@ -1,6 +1,7 @@
 // Package obs sets up what operators look at: structured logs, Prometheus metrics,
-// and the small HTTP server that shows them. It keeps no global state: loggers and
-// registries are handed to whoever needs them.
+// and the small HTTP server that shows them. cmd/lamina makes one logger and one
+// registry a process and hands them to its services, which name their own metrics
+// with a Scope. It keeps no global state.
 package obs
 
 import (
@@ -10,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"strings"
 	"time"
 
@@ -44,9 +46,63 @@ func NewRegistry() *prometheus.Registry {
 	return r
 }
 
+// Scope makes the metrics of one service: lamina_SERVICE_NAME. Names end in their
+// unit, or in "total". Making one twice panics, as it is a programmer's error.
+type Scope struct {
+	registerer prometheus.Registerer
+	service    string
+}
+
+// NewScope returns the scope of a service; with a nil registerer its metrics work
+// and nobody sees them.
+func NewScope(r prometheus.Registerer, service string) Scope { return Scope{r, service} }
+
+func register[C prometheus.Collector](s Scope, c C) C {
+	if s.registerer != nil {
+		s.registerer.MustRegister(c)
+	}
+	return c
+}
+
+// Counter returns a count by labels.
+func (s Scope) Counter(name, help string, labels ...string) *prometheus.CounterVec {
+	return register(s, prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "lamina", Subsystem: s.service, Name: name, Help: help}, labels))
+}
+
+// Gauge returns a level by labels.
+func (s Scope) Gauge(name, help string, labels ...string) *prometheus.GaugeVec {
+	return register(s, prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "lamina", Subsystem: s.service, Name: name, Help: help}, labels))
+}
+
+// Level returns a gauge that asks f, which must be safe for concurrent use, when it
+// is read.
+func (s Scope) Level(name, help string, f func() float64) prometheus.GaugeFunc {
+	return register(s, prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "lamina", Subsystem: s.service, Name: name, Help: help}, f))
+}
+
+// Seconds returns a histogram of durations from 100 us to 26 s by labels.
+func (s Scope) Seconds(name, help string, labels ...string) *prometheus.HistogramVec {
+	return register(s, prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Namespace: "lamina", Subsystem: s.service, Name: name, Help: help, Buckets: prometheus.ExponentialBuckets(0.0001, 4, 10),
+	}, labels))
+}
+
+// Profiled adds /debug/pprof/ to a handler. It shows memory: never add it on an
+// address that others reach.
+func Profiled(h http.Handler) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("/", h)
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	return mux
+}
+
 // Handler serves /metrics, /healthz (the process lives) and /readyz (it can do its
-// work: ready returns nil).
-func Handler(r *prometheus.Registry, ready func() error) http.Handler {
+// work: ready, which must be safe for concurrent use, returns nil).
+func Handler(r prometheus.Gatherer, ready func() error) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(r, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") })
@@ -61,7 +117,7 @@ func Handler(r *prometheus.Registry, ready func() error) http.Handler {
 }
 
 // ServeHTTP serves a handler until ctx ends, with limits on slow headers; answers
-// being written get drain to finish.
+// being written get drain to finish and are cut then. It closes the listener.
 func ServeHTTP(ctx context.Context, l net.Listener, h http.Handler, drain time.Duration) error {
 	s := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10}
 	served := make(chan error, 1)
