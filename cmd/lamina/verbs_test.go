@@ -1,0 +1,86 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// sharedPath finds a test model, vector or text, or skips.
+func sharedPath(t testing.TB, parts ...string) string {
+	t.Helper()
+	dir := os.Getenv("LAMINA_SHARED")
+	if dir == "" {
+		dir = "../../../shared"
+	}
+	path := filepath.Join(append([]string{dir}, parts...)...)
+	if _, err := os.Stat(path); err != nil {
+		t.Skipf("no %s: set LAMINA_SHARED", path)
+	}
+	return path
+}
+
+// verb runs a command as a user does.
+func verb(t testing.TB, stdin string, args ...string) (stdout, stderr string, code int) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	code = run(t.Context(), args, strings.NewReader(stdin), &out, &errs)
+	return out.String(), errs.String(), code
+}
+
+// verbOK is verb where it must succeed.
+func verbOK(t testing.TB, stdin string, args ...string) string {
+	t.Helper()
+	out, errs, code := verb(t, stdin, args...)
+	if code != 0 {
+		t.Fatalf("lamina %s: exit %d: %s", strings.Join(args, " "), code, errs)
+	}
+	return out
+}
+
+// verbJSON decodes what a command prints.
+func verbJSON[T any](t testing.TB, stdin string, args ...string) T {
+	t.Helper()
+	var v T
+	out := verbOK(t, stdin, args...)
+	if err := json.Unmarshal([]byte(out), &v); err != nil {
+		t.Fatalf("lamina %s: printed no JSON: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return v
+}
+
+// verbFails checks the exit code and that the error holds some words.
+func verbFails(t testing.TB, code int, words, stdin string, args ...string) {
+	t.Helper()
+	out, errs, got := verb(t, stdin, args...)
+	if got != code || !strings.Contains(errs, words) {
+		t.Errorf("lamina %s: exit %d with %q (printed %q), want exit %d with %q", strings.Join(args, " "), got, errs, out, code, words)
+	}
+}
+
+// kernelSets lists the sets that this build has.
+func kernelSets(t testing.TB) []string {
+	t.Helper()
+	names := []string{"ref"}
+	if _, closeSet, err := kernelSet("cpu", 1); err == nil {
+		closeSet()
+		names = append(names, "cpu")
+	}
+	return names
+}
+
+func readJSON[T any](t testing.TB, path string) T {
+	t.Helper()
+	var v T
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(text, &v); err != nil {
+		t.Fatalf("parse %s: %v", path, err)
+	}
+	return v
+}
