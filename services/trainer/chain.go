@@ -1,0 +1,337 @@
+package trainer
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
+	tensorv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tensor/v1"
+	"github.com/lamina-mesh/lamina/pkg/model"
+	"github.com/lamina-mesh/lamina/pkg/rpc"
+	"github.com/lamina-mesh/lamina/pkg/wire"
+)
+
+type trainStream = grpc.BidiStreamingClient[shardv1.TrainRequest, shardv1.TrainResponse]
+
+// repliesLen is how many replies of a stage may wait to be read.
+const repliesLen = 4096
+
+// maxTensor bounds a state tensor in bytes.
+const maxTensor = 8 << 30
+
+// stage is the trainer's end of one stage's conversation.
+type stage struct {
+	addr    string
+	layers  model.Range
+	stream  trainStream
+	replies chan *shardv1.TrainResponse
+}
+
+// chain is one replica's stages.
+type chain struct {
+	replica int
+	stages  []*stage
+}
+
+// fleet is all chains of a run. It lives until its context ends or a stage fails.
+type fleet struct {
+	ctx        context.Context
+	fail       context.CancelCauseFunc
+	config     model.Config
+	chains     []*chain
+	parameters uint64
+	readers    errgroup.Group
+}
+
+// openFleet opens every chain over the shards' addresses, a shard taking several
+// stages if there are too few.
+func openFleet(ctx context.Context, dialer Dialer, m *Manifest, c model.Config, layout layout, addrs []string) (*fleet, error) {
+	f := &fleet{config: c}
+	f.ctx, f.fail = context.WithCancelCause(ctx)
+	config, err := model.ConfigJSON(c)
+	if err != nil {
+		return nil, fault.Wrap(fault.Invalid, err, "model")
+	}
+	ranges := model.Split(c.Layers, layout.stages)
+	if len(ranges) != layout.stages {
+		return nil, fault.Field("stages", "%d stages for %d layers", layout.stages, c.Layers)
+	}
+	// A run that starts over must not meet its former events.
+	bus := fmt.Sprintf("%s-%x", m.Name, randomBytes(6))
+	for r := range layout.replicas {
+		ch := &chain{replica: r}
+		id := randomBytes(16)
+		f.chains = append(f.chains, ch)
+		for i, layers := range ranges {
+			ch.stages = append(ch.stages, &stage{addr: addrs[(r*layout.stages+i)%len(addrs)], layers: layers, replies: make(chan *shardv1.TrainResponse, repliesLen)})
+		}
+		for i := len(ranges) - 1; i >= 0; i-- {
+			open := &shardv1.TrainOpen{
+				Run: bus, Chain: id, Stage: uint32(i), Stages: uint32(layout.stages), Replica: uint32(r), Replicas: uint32(layout.replicas),
+				Lo: uint32(ranges[i].Lo), Hi: uint32(ranges[i].Hi), ConfigJson: config, Seed: m.Seed, Slots: uint32(m.Slots), Schedule: m.Schedule,
+				Adamw:         &shardv1.AdamW{Beta1: m.Betas[0], Beta2: m.Betas[1], Epsilon: m.Epsilon, Decay: m.Decay, DecayMatricesOnly: m.DecayMatricesOnly},
+				SlotSequences: uint32(m.SlotSequences), SequenceLen: uint32(m.SequenceLen),
+			}
+			if i+1 < len(ranges) {
+				open.Next = ch.stages[i+1].addr
+			}
+			if err := f.open(dialer, ch.stages[i], open); err != nil {
+				f.close()
+				return nil, err
+			}
+		}
+	}
+	return f, nil
+}
+
+func randomBytes(n int) []byte {
+	b := make([]byte, n)
+	rand.Read(b) // never fails
+	return b
+}
+
+// open starts one stage's conversation and its reader.
+func (f *fleet) open(dialer Dialer, s *stage, open *shardv1.TrainOpen) error {
+	conn, err := dialer.Dial(s.addr)
+	if err != nil {
+		return err
+	}
+	if s.stream, err = shardv1.NewShardServiceClient(conn).Train(f.ctx); err != nil {
+		return rpc.FromStatus(err)
+	}
+	if err := s.stream.Send(&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Open{Open: open}}); err != nil && !errors.Is(err, io.EOF) {
+		return rpc.FromStatus(err)
+	}
+	resp, err := s.stream.Recv()
+	if err != nil {
+		return fault.Wrap(fault.CodeOf(rpc.FromStatus(err)), rpc.FromStatus(err), "open layers %v at %s", s.layers, s.addr)
+	}
+	if open.GetReplica() == 0 {
+		f.parameters += resp.GetOpened().GetParameters()
+	}
+	f.readers.Go(func() error {
+		for {
+			resp, err := s.stream.Recv()
+			if err != nil {
+				f.fail(fault.Wrap(fault.CodeOf(rpc.FromStatus(err)), rpc.FromStatus(err), "layers %v at %s", s.layers, s.addr))
+				return nil
+			}
+			select {
+			case s.replies <- resp:
+			case <-f.ctx.Done():
+				return nil
+			}
+		}
+	})
+	return nil
+}
+
+// close ends every conversation and joins the readers.
+func (f *fleet) close() {
+	for _, c := range f.chains {
+		for _, s := range c.stages {
+			if s.stream != nil {
+				_ = s.stream.CloseSend()
+			}
+		}
+	}
+	f.fail(context.Canceled)
+	_ = f.readers.Wait()
+}
+
+func (f *fleet) send(s *stage, r *shardv1.TrainRequest) error {
+	if err := s.stream.Send(r); err != nil {
+		<-f.ctx.Done() // the reader finds the cause
+		return context.Cause(f.ctx)
+	}
+	return nil
+}
+
+// reply waits for a stage's next frame.
+func (f *fleet) reply(s *stage) (*shardv1.TrainResponse, error) {
+	select {
+	case r := <-s.replies:
+		return r, nil
+	case <-f.ctx.Done():
+		return nil, context.Cause(f.ctx)
+	}
+}
+
+// each calls do for every stage of every chain at once.
+func (f *fleet) each(do func(c *chain, i int, s *stage) error) error {
+	var g errgroup.Group
+	for _, c := range f.chains {
+		for i, s := range c.stages {
+			g.Go(func() error { return do(c, i, s) })
+		}
+	}
+	return g.Wait()
+}
+
+// feed sends a chain its step and microbatches.
+func (f *fleet) feed(c *chain, step *shardv1.Step, data []*shardv1.Microbatch) error {
+	for _, s := range c.stages {
+		if err := f.send(s, &shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Step{Step: step}}); err != nil {
+			return err
+		}
+	}
+	first, last := c.stages[0], c.stages[len(c.stages)-1]
+	for _, m := range data {
+		if first == last {
+			if err := f.send(first, &shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Microbatch{Microbatch: m}}); err != nil {
+				return err
+			}
+			continue
+		}
+		head := &shardv1.Microbatch{Step: m.GetStep(), Slot: m.GetSlot(), Sequences: m.GetSequences(), Length: m.GetLength(), Ids: m.GetIds()}
+		tail := &shardv1.Microbatch{Step: m.GetStep(), Slot: m.GetSlot(), Sequences: m.GetSequences(), Length: m.GetLength(), Targets: m.GetTargets()}
+		if err := f.send(first, &shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Microbatch{Microbatch: head}}); err != nil {
+			return err
+		}
+		if err := f.send(last, &shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Microbatch{Microbatch: tail}}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// stageOf lists the places in a chain of stages that hold a parameter: a tied
+// embedding is on the first and on the last.
+func (f *fleet) stageOf(name string) []int {
+	ranges := f.chains[0].stages
+	last := len(ranges) - 1
+	for _, prefix := range []string{"model.layers.", "transformer.h."} {
+		if rest, ok := strings.CutPrefix(name, prefix); ok {
+			number, _, _ := strings.Cut(rest, ".")
+			layer, err := strconv.Atoi(number)
+			for i, s := range ranges {
+				if err == nil && layer >= s.layers.Lo && layer < s.layers.Hi {
+					return []int{i}
+				}
+			}
+			return nil
+		}
+	}
+	switch name {
+	case "model.embed_tokens.weight", "transformer.wte.weight":
+		if f.config.TiedHead && last > 0 {
+			return []int{0, last}
+		}
+		return []int{0}
+	case "transformer.wpe.weight":
+		return []int{0}
+	}
+	return []int{last}
+}
+
+// load sends a checkpoint's state to every stage.
+func (f *fleet) load(state *state) error {
+	return f.each(func(_ *chain, i int, s *stage) error {
+		for _, t := range state.tensors {
+			if !contains(f.stageOf(t.name), i) {
+				continue
+			}
+			head, chunks := wire.Encode(tensorv1.ElementType_ELEMENT_TYPE_F32, t.shape, t.values)
+			if err := f.send(s, &shardv1.TrainRequest{Frame: &shardv1.TrainRequest_State{State: &shardv1.State{Name: t.name, Kind: t.kind, Tensor: head}}}); err != nil {
+				return err
+			}
+			for _, c := range chunks {
+				if err := f.send(s, &shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Chunk{Chunk: c}}); err != nil {
+					return err
+				}
+			}
+		}
+		if err := f.send(s, &shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Load{Load: &shardv1.Load{Step: state.step}}}); err != nil {
+			return err
+		}
+		r, err := f.reply(s)
+		if err == nil && r.GetLoaded() == nil {
+			err = fault.New(fault.Internal, "load layers %v: the stage answered %T", s.layers, r.GetFrame())
+		}
+		return err
+	})
+}
+
+func contains(list []int, v int) bool {
+	for _, x := range list {
+		if x == v {
+			return true
+		}
+	}
+	return false
+}
+
+// fetch reads the state of the first chain.
+func (f *fleet) fetch() (*state, error) {
+	parts := make([][]stateTensor, len(f.chains[0].stages))
+	var step uint64
+	var g errgroup.Group
+	for i, s := range f.chains[0].stages {
+		g.Go(func() error {
+			if err := f.send(s, &shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Fetch{Fetch: &shardv1.Fetch{}}}); err != nil {
+				return err
+			}
+			done, err := f.fetchStage(s, &parts[i])
+			if i == 0 && err == nil {
+				step = done.GetStep()
+			}
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	out := &state{step: step}
+	for _, p := range parts {
+		out.tensors = append(out.tensors, p...)
+	}
+	out.sort()
+	return out, nil
+}
+
+func (f *fleet) fetchStage(s *stage, out *[]stateTensor) (*shardv1.Fetched, error) {
+	tensors := wire.NewAssembler(maxTensor)
+	var pending *shardv1.State
+	for {
+		r, err := f.reply(s)
+		if err != nil {
+			return nil, err
+		}
+		var done bool
+		switch frame := r.GetFrame().(type) {
+		case *shardv1.TrainResponse_State:
+			pending = frame.State
+			done, err = tensors.Start(frame.State.GetTensor())
+		case *shardv1.TrainResponse_Chunk:
+			done, err = tensors.Add(frame.Chunk)
+		case *shardv1.TrainResponse_Fetched:
+			return frame.Fetched, nil
+		default:
+			err = fault.New(fault.Internal, "fetch layers %v: the stage answered %T", s.layers, frame)
+		}
+		if err != nil {
+			return nil, err
+		}
+		if !done {
+			continue
+		}
+		values, err := tensors.Float32(nil)
+		if err != nil {
+			return nil, err
+		}
+		t := stateTensor{name: pending.GetName(), kind: pending.GetKind(), values: values}
+		for _, d := range pending.GetTensor().GetShape() {
+			t.shape = append(t.shape, int(d))
+		}
+		*out = append(*out, t)
+	}
+}

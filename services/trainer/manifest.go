@@ -1,0 +1,183 @@
+package trainer
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"regexp"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	"github.com/lamina-mesh/lamina/pkg/model"
+	"github.com/lamina-mesh/lamina/pkg/optim"
+	"github.com/lamina-mesh/lamina/pkg/schedule"
+	"github.com/lamina-mesh/lamina/pkg/tensor"
+)
+
+// Manifest fixes a run. Two runs of equal manifests over equal texts end in equal
+// weights.
+type Manifest struct {
+	Name       string     `json:"name"`       // letters, digits, '.', '_' and '-'
+	Data       Data       `json:"data"`       //
+	Vocabulary Vocabulary `json:"vocabulary"` //
+	Model      Model      `json:"model"`      //
+
+	Slots         int `json:"slots"`          // gradient slots of a global batch
+	SlotSequences int `json:"slot_sequences"` // sequences in a slot
+	SequenceLen   int `json:"sequence_len"`   // tokens in a sequence
+	Steps         int `json:"steps"`          // optimizer steps
+
+	LearningRate      LearningRate `json:"learning_rate"`       // linear warm-up, then half a cosine
+	Betas             [2]float64   `json:"betas"`               // AdamW; 0.9 and 0.95 when absent
+	Epsilon           float64      `json:"epsilon"`             // AdamW; 1e-8 when absent
+	Decay             float64      `json:"decay"`               // AdamW's decoupled weight decay
+	DecayMatricesOnly bool         `json:"decay_matrices_only"` // leave norms and biases alone
+	Clip              float64      `json:"clip"`                // largest global gradient norm; 0 for none
+
+	Seed            uint64 `json:"seed"`             // of weights and data order
+	Schedule        string `json:"schedule"`         // "1f1b" (default) or "gpipe"
+	EvaluateEvery   int    `json:"evaluate_every"`   // steps; 0 measures validation loss at the end alone
+	CheckpointEvery int    `json:"checkpoint_every"` // steps; 0 means 500
+	DType           string `json:"dtype"`            // of the trained model's file: "F32" (default) or "BF16"
+}
+
+// Data names the text.
+type Data struct {
+	Text               string   `json:"text"`                // file on the trainer's machine
+	More               []string `json:"more"`                // further files, each after the one before
+	ValidationFraction float64  `json:"validation_fraction"` // of each file's characters, at its end, kept from training
+}
+
+// Vocabulary says how the text becomes ids.
+type Vocabulary struct {
+	Type string `json:"type"` // "char" or "bpe"
+	Size int    `json:"size"` // of a bpe vocabulary
+}
+
+// Model is the architecture.
+type Model struct {
+	Architecture string  `json:"architecture"` // "llama" or "gpt2"
+	Layers       int     `json:"layers"`
+	Width        int     `json:"width"`
+	Heads        int     `json:"heads"`
+	KVHeads      int     `json:"kv_heads"` // llama; heads when absent
+	FF           int     `json:"ff"`       // 4·width when absent
+	Context      int     `json:"context"`  // sequence_len when absent
+	Tied         bool    `json:"tied"`     // llama; gpt2 always is
+	RopeBase     float64 `json:"rope_base"`
+}
+
+// LearningRate is the schedule's.
+type LearningRate struct {
+	Max    float64 `json:"max"`
+	Min    float64 `json:"min"`
+	Warmup int     `json:"warmup"` // steps
+}
+
+// ParseManifest reads a manifest. Unknown fields and values out of bounds are
+// refused by name.
+func ParseManifest(text []byte) (*Manifest, error) {
+	m := &Manifest{Betas: [2]float64{0.9, 0.95}, Epsilon: 1e-8, Schedule: "1f1b", CheckpointEvery: 500, DType: "F32"}
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.DisallowUnknownFields()
+	if err := d.Decode(m); err != nil {
+		var syntax *json.SyntaxError
+		if errors.As(err, &syntax) {
+			return nil, fault.Field("manifest", "byte %d: %v", syntax.Offset, err)
+		}
+		return nil, fault.Field("manifest", "%v", err)
+	}
+	if m.Model.Context == 0 {
+		m.Model.Context = m.SequenceLen
+	}
+	if m.Model.FF == 0 {
+		m.Model.FF = 4 * m.Model.Width
+	}
+	if m.CheckpointEvery == 0 {
+		m.CheckpointEvery = 500
+	}
+	return m, m.check()
+}
+
+func (m *Manifest) check() error {
+	if !regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`).MatchString(m.Name) {
+		return fault.Field("name", "%q is not letters, digits, '.', '_' and '-', at most 64", m.Name)
+	}
+	for _, f := range []struct {
+		name     string
+		v        int
+		min, max int
+	}{
+		{"slots", m.Slots, 1, 4096}, {"slot_sequences", m.SlotSequences, 1, 65536}, {"sequence_len", m.SequenceLen, 1, 65536},
+		{"steps", m.Steps, 1, 1 << 30}, {"evaluate_every", m.EvaluateEvery, 0, 1 << 30}, {"checkpoint_every", m.CheckpointEvery, 1, 1 << 30},
+		{"learning_rate.warmup", m.LearningRate.Warmup, 0, 1 << 30}, {"model.context", m.Model.Context, m.SequenceLen, 1 << 20},
+	} {
+		if f.v < f.min || f.v > f.max {
+			return fault.Field(f.name, "%d is not within %d..%d", f.v, f.min, f.max)
+		}
+	}
+	for _, f := range []struct {
+		name     string
+		v        float64
+		min, max float64
+	}{
+		{"learning_rate.max", m.LearningRate.Max, 0, 10}, {"learning_rate.min", m.LearningRate.Min, 0, m.LearningRate.Max},
+		{"betas[0]", m.Betas[0], 0, 0.9999999}, {"betas[1]", m.Betas[1], 0, 0.9999999}, {"epsilon", m.Epsilon, 0, 1}, {"decay", m.Decay, 0, 100},
+		{"clip", m.Clip, 0, 1e9}, {"data.validation_fraction", m.Data.ValidationFraction, 0, 0.9},
+	} {
+		if !(f.v >= f.min && f.v <= f.max) {
+			return fault.Field(f.name, "%v is not within %v..%v", f.v, f.min, f.max)
+		}
+	}
+	switch m.Vocabulary.Type {
+	case "char":
+	case "bpe":
+		if m.Vocabulary.Size < 257 || m.Vocabulary.Size > 1<<20 {
+			return fault.Field("vocabulary.size", "%d is not within 257..%d", m.Vocabulary.Size, 1<<20)
+		}
+	default:
+		return fault.Field("vocabulary.type", "%q is neither char nor bpe", m.Vocabulary.Type)
+	}
+	if _, err := schedule.New(m.Schedule, 0, 1, 1); err != nil {
+		return fault.Field("schedule", "%v", err)
+	}
+	if m.DType != tensor.F32.String() && m.DType != tensor.BF16.String() {
+		return fault.Field("dtype", "%q is neither F32 nor BF16", m.DType)
+	}
+	if m.Data.Text == "" {
+		return fault.Field("data.text", "name a text file")
+	}
+	_, err := m.config(257)
+	return err
+}
+
+// config is the model's hyper-parameters over a vocabulary.
+func (m *Manifest) config(vocab int) (model.Config, error) {
+	c := model.Config{
+		Layers: m.Model.Layers, Width: m.Model.Width, Heads: m.Model.Heads, KVHeads: m.Model.KVHeads, FF: m.Model.FF, Vocab: vocab,
+		Context: m.Model.Context, TiedHead: m.Model.Tied, Rope: model.Rope{Base: m.Model.RopeBase},
+	}
+	switch m.Model.Architecture {
+	case "llama":
+		c = model.NewLlama(c)
+	case "gpt2":
+		c = model.NewGPT2(c)
+	default:
+		return c, fault.Field("model.architecture", "%q is neither llama nor gpt2", m.Model.Architecture)
+	}
+	if err := c.Validate(); err != nil {
+		return c, fault.Wrap(fault.Invalid, err, "model")
+	}
+	if c.Width%c.Heads != 0 {
+		return c, fault.Field("model.heads", "%d do not divide width %d", c.Heads, c.Width)
+	}
+	return c, nil
+}
+
+// rate is the learning-rate schedule.
+func (m *Manifest) rate() optim.Cosine {
+	return optim.Cosine{Max: m.LearningRate.Max, Min: m.LearningRate.Min, Warmup: m.LearningRate.Warmup, Total: m.Steps}
+}
+
+// String names the run for logs.
+func (m *Manifest) String() string { return fmt.Sprintf("run %s", m.Name) }

@@ -1,0 +1,59 @@
+package trainer
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"os"
+)
+
+// line is one step in metrics.jsonl.
+type line struct {
+	Step            uint64  `json:"step"`
+	Loss            float64 `json:"loss"`                      // nats a token
+	Validation      float64 `json:"validation_loss,omitempty"` // where measured
+	Norm            float64 `json:"gradient_norm"`             // before clipping
+	Rate            float64 `json:"learning_rate"`
+	StepMS          float64 `json:"step_ms"`
+	TokensPerSecond float64 `json:"tokens_per_second"`
+}
+
+// metricsFile is a run's metrics.jsonl.
+type metricsFile struct{ f *os.File }
+
+// openMetrics opens the file and drops the lines of steps after the given one, which
+// a resumed run makes again.
+func openMetrics(path string, upTo uint64) (*metricsFile, error) {
+	old, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	f, err := os.Create(path)
+	if err != nil {
+		return nil, err
+	}
+	scan := bufio.NewScanner(bytes.NewReader(old))
+	for scan.Scan() {
+		var l line
+		if json.Unmarshal(scan.Bytes(), &l) == nil && l.Step <= upTo {
+			if _, err := f.Write(append(bytes.Clone(scan.Bytes()), '\n')); err != nil {
+				return nil, errors.Join(err, f.Close())
+			}
+		}
+	}
+	return &metricsFile{f}, nil
+}
+
+func (m *metricsFile) write(l line) error {
+	text, err := json.Marshal(l)
+	if err != nil {
+		return err
+	}
+	_, err = m.f.Write(append(text, '\n'))
+	return err
+}
+
+// Close closes the file.
+func (m *metricsFile) Close() error { return m.f.Close() }

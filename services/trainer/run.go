@@ -1,0 +1,492 @@
+package trainer
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"io"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
+	trainerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/trainer/v1"
+	"github.com/lamina-mesh/lamina/pkg/model"
+	"github.com/lamina-mesh/lamina/pkg/optim"
+	"github.com/lamina-mesh/lamina/pkg/schedule"
+	"github.com/lamina-mesh/lamina/pkg/tensor"
+	"github.com/lamina-mesh/lamina/pkg/weights"
+)
+
+// layout is how a run lies on the fleet.
+type layout struct{ stages, replicas int }
+
+const (
+	rebuilds     = 5 // times that a run may lose its fleet without a step between
+	rebuildPause = 500 * time.Millisecond
+	shardsWait   = 30 * time.Second // for shards that train to be seen
+)
+
+// run is one run of the service.
+type run struct {
+	service  *Service
+	manifest *Manifest
+	hash     string // of the manifest
+	raw      []byte
+	layout   layout
+	dir      string
+	resume   bool
+	stop     chan struct{}
+	stopOnce sync.Once
+	done     chan struct{}
+
+	mu      sync.Mutex
+	state   *trainerv1.Run
+	changed chan struct{} // closed and renewed with state
+}
+
+func newRun(s *Service, m *Manifest, raw []byte, l layout, dir string, resume bool) *run {
+	sum := sha256.Sum256(raw)
+	return &run{
+		service: s, manifest: m, hash: hex.EncodeToString(sum[:]), raw: raw, layout: l, dir: dir, resume: resume,
+		stop: make(chan struct{}), done: make(chan struct{}), changed: make(chan struct{}),
+		state: &trainerv1.Run{
+			Name: m.Name, State: trainerv1.RunState_RUN_STATE_STARTING, Steps: uint64(m.Steps), Stages: uint32(l.stages), Replicas: uint32(l.replicas),
+		},
+	}
+}
+
+// snapshot is the run at this moment, and a channel that the next change closes.
+func (r *run) snapshot() (*trainerv1.Run, <-chan struct{}) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return proto.CloneOf(r.state), r.changed
+}
+
+func (r *run) update(change func(*trainerv1.Run)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	change(r.state)
+	close(r.changed)
+	r.changed = make(chan struct{})
+}
+
+// final reports whether a state is the last.
+func final(s trainerv1.RunState) bool {
+	return s == trainerv1.RunState_RUN_STATE_DONE || s == trainerv1.RunState_RUN_STATE_FAILED || s == trainerv1.RunState_RUN_STATE_STOPPED
+}
+
+// main runs the run to its end and notes how it ended.
+func (r *run) main(ctx context.Context) {
+	defer close(r.done)
+	stopped, err := r.train(ctx)
+	r.update(func(s *trainerv1.Run) {
+		switch {
+		case err != nil:
+			s.State, s.Error = trainerv1.RunState_RUN_STATE_FAILED, err.Error()
+		case stopped:
+			s.State = trainerv1.RunState_RUN_STATE_STOPPED
+		default:
+			s.State = trainerv1.RunState_RUN_STATE_DONE
+		}
+	})
+	r.service.log.Info("end run", "run", r.manifest.Name, "stopped", stopped, "error", err)
+}
+
+// train steps until the manifest's last step, rebuilding the fleet when it breaks.
+func (r *run) train(ctx context.Context) (stopped bool, err error) {
+	data, err := readCorpus(ctx, r.manifest)
+	if err != nil {
+		return false, err
+	}
+	config, err := r.manifest.config(data.vocab.Size())
+	if err != nil {
+		return false, err
+	}
+	if bos, ok := data.vocab.BOS(); ok {
+		config.BOS, config.EOS = int(bos), int(bos)
+	}
+	if err := os.MkdirAll(r.dir, 0o755); err != nil {
+		return false, err
+	}
+	checkpoints := filepath.Join(r.dir, "checkpoints")
+	var last *state
+	if r.resume {
+		last, err = loadCheckpoint(checkpoints, r.hash, func(path string, err error) {
+			r.service.log.Warn("pass over damaged checkpoint", "path", path, "error", err)
+		})
+		if err != nil {
+			return false, err
+		}
+	} else if err := os.RemoveAll(checkpoints); err != nil {
+		return false, err
+	}
+	var begun uint64
+	if last != nil {
+		begun = last.step
+	}
+	log, err := openMetrics(filepath.Join(r.dir, "metrics.jsonl"), begun)
+	if err != nil {
+		return false, err
+	}
+	defer log.Close()
+	t := &training{run: r, data: data, config: config, last: last, checkpoints: checkpoints, metrics: log}
+	for broken := 0; ; broken++ {
+		before := t.step()
+		stopped, err = t.attempt(ctx)
+		if err == nil || ctx.Err() != nil || !retryable(err) {
+			return stopped, err
+		}
+		if t.step() > before {
+			broken = 0
+		}
+		if broken >= rebuilds {
+			return false, err
+		}
+		r.service.log.Warn("rebuild chains", "run", r.manifest.Name, "from_step", t.step(), "error", err)
+		select {
+		case <-time.After(rebuildPause):
+		case <-ctx.Done():
+			return false, ctx.Err()
+		}
+	}
+}
+
+// retryable reports whether other shards, or the same ones later, may do better.
+func retryable(err error) bool {
+	switch fault.CodeOf(err) {
+	case fault.Unavailable, fault.Aborted, fault.Exhausted, fault.DeadlineExceeded, fault.Canceled, fault.FailedPrecondition:
+		return true
+	}
+	return false
+}
+
+// training is a run's loop over one fleet after another.
+type training struct {
+	run         *run
+	data        *corpus
+	config      model.Config
+	last        *state // committed; nil before the first checkpoint
+	checkpoints string
+	metrics     *metricsFile
+	validation  float64
+	began       time.Time
+	tokens      int
+}
+
+func (t *training) step() uint64 {
+	if t.last == nil {
+		return 0
+	}
+	return t.last.step
+}
+
+// attempt builds a fleet and steps until the end or an error.
+func (t *training) attempt(ctx context.Context) (stopped bool, err error) {
+	r, m := t.run, t.run.manifest
+	addrs, err := r.service.shards(ctx)
+	if err != nil {
+		return false, err
+	}
+	f, err := openFleet(ctx, r.service.cfg.Dialer, m, t.config, r.layout, addrs)
+	if err != nil {
+		return false, err
+	}
+	defer f.close()
+	if t.last != nil {
+		if err := f.load(t.last); err != nil {
+			return false, err
+		}
+	}
+	r.update(func(s *trainerv1.Run) {
+		s.State, s.Step, s.Parameters = trainerv1.RunState_RUN_STATE_RUNNING, t.step(), f.parameters
+	})
+	t.began, t.tokens = time.Now(), 0
+	for step := t.step() + 1; step <= uint64(m.Steps); step++ {
+		if err := t.one(f, step); err != nil {
+			return false, err
+		}
+		select {
+		case <-r.stop:
+			return true, t.checkpoint(f)
+		default:
+		}
+		if step%uint64(m.CheckpointEvery) == 0 && step < uint64(m.Steps) {
+			if err := t.checkpoint(f); err != nil {
+				return false, err
+			}
+		}
+	}
+	if t.validation == 0 {
+		if err := t.evaluate(f, uint64(m.Steps)); err != nil {
+			return false, err
+		}
+	}
+	if err := t.checkpoint(f); err != nil {
+		return false, err
+	}
+	return false, t.export()
+}
+
+// result is what a step's frames add up to.
+type result struct {
+	loss  float64
+	norm  float64
+	rate  float64
+	scale float64
+}
+
+// one makes one optimizer step.
+func (t *training) one(f *fleet, step uint64) error {
+	m := t.run.manifest
+	begin := time.Now()
+	losses, norms, err := t.gradients(f, step)
+	if err != nil {
+		return err
+	}
+	res := result{rate: m.rate().At(int(step))}
+	targets := float64(m.Slots * m.SlotSequences * m.SequenceLen)
+	for _, l := range losses { // in slot order
+		res.loss += l / targets
+	}
+	var squares float64
+	for _, n := range norms { // in name order
+		squares += n.GetSumSquares()
+	}
+	res.norm = math.Sqrt(squares)
+	if math.IsNaN(res.loss) || math.IsInf(res.norm, 0) || math.IsNaN(res.norm) {
+		return fault.New(fault.DataLoss, "step %d: loss %v and gradient norm %v are not finite", step, res.loss, res.norm)
+	}
+	res.scale = optim.ClipScale(res.norm, m.Clip)
+	if err := t.apply(f, step, res); err != nil {
+		return err
+	}
+	t.tokens += int(targets)
+	t.validation = 0
+	if m.EvaluateEvery > 0 && step%uint64(m.EvaluateEvery) == 0 {
+		if err := t.evaluate(f, step); err != nil {
+			return err
+		}
+	}
+	speed := float64(t.tokens) / time.Since(t.began).Seconds()
+	t.run.update(func(s *trainerv1.Run) {
+		s.Step, s.Loss, s.GradientNorm, s.LearningRate, s.TokensPerSecond = step, res.loss, res.norm, res.rate, speed
+		if t.validation > 0 {
+			s.ValidationLoss = t.validation
+		}
+	})
+	return t.metrics.write(line{Step: step, Loss: res.loss, Norm: res.norm, Rate: res.rate, Validation: t.validation, StepMS: float64(time.Since(begin).Microseconds()) / 1000, TokensPerSecond: speed})
+}
+
+// gradients runs a step's slots on every chain. It returns the losses in slot order
+// and the norms in name order; replicas must agree on them.
+func (t *training) gradients(f *fleet, step uint64) ([]float64, []*shardv1.Norm, error) {
+	m := t.run.manifest
+	targets := uint64(m.Slots * m.SlotSequences * m.SequenceLen)
+	losses := make([]float64, m.Slots)
+	folded := make([][]*shardv1.Norm, len(f.chains))
+	var mu sync.Mutex
+	var g errgroup.Group
+	for _, c := range f.chains {
+		lo, hi := schedule.Slots(m.Slots, c.replica, len(f.chains))
+		s := &shardv1.Step{Step: step, Targets: targets}
+		var data []*shardv1.Microbatch
+		for slot := lo; slot < hi; slot++ {
+			s.Slots = append(s.Slots, uint32(slot))
+			data = append(data, t.data.slot(step, slot, m.SlotSequences))
+		}
+		g.Go(func() error { return f.feed(c, s, data) })
+	}
+	err := f.each(func(c *chain, i int, s *stage) error {
+		for {
+			r, err := f.reply(s)
+			if err != nil {
+				return err
+			}
+			switch frame := r.GetFrame().(type) {
+			case *shardv1.TrainResponse_Loss:
+				if int(frame.Loss.GetSlot()) >= m.Slots || frame.Loss.GetStep() != step {
+					return fault.New(fault.Internal, "step %d: loss of slot %d of step %d", step, frame.Loss.GetSlot(), frame.Loss.GetStep())
+				}
+				mu.Lock()
+				losses[frame.Loss.GetSlot()] = frame.Loss.GetSum()
+				mu.Unlock()
+			case *shardv1.TrainResponse_Folded:
+				mu.Lock()
+				folded[c.replica] = append(folded[c.replica], frame.Folded.GetNorms()...)
+				mu.Unlock()
+				return nil
+			default:
+				return fault.New(fault.Internal, "step %d: layers %v answered %T", step, s.layers, frame)
+			}
+		}
+	})
+	if err := firstOf(err, g.Wait()); err != nil {
+		return nil, nil, err
+	}
+	for _, norms := range folded {
+		slices.SortFunc(norms, func(a, b *shardv1.Norm) int { return compare(a.GetName(), b.GetName()) })
+		if !slices.EqualFunc(norms, folded[0], func(a, b *shardv1.Norm) bool { return proto.Equal(a, b) }) {
+			return nil, nil, fault.New(fault.DataLoss, "step %d: the replicas folded different gradients", step)
+		}
+	}
+	return losses, folded[0], nil
+}
+
+// apply steps every optimizer and compares the replicas' weights.
+func (t *training) apply(f *fleet, step uint64, res result) error {
+	digests := make([][]uint64, len(f.chains))
+	for i := range digests {
+		digests[i] = make([]uint64, t.run.layout.stages)
+	}
+	err := f.each(func(c *chain, i int, s *stage) error {
+		a := &shardv1.Apply{Step: step, LearningRate: res.rate, GradientScale: res.scale}
+		if err := f.send(s, &shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Apply{Apply: a}}); err != nil {
+			return err
+		}
+		r, err := f.reply(s)
+		if err != nil {
+			return err
+		}
+		if r.GetApplied() == nil {
+			return fault.New(fault.Internal, "step %d: layers %v answered %T to apply", step, s.layers, r.GetFrame())
+		}
+		digests[c.replica][i] = r.GetApplied().GetDigest()
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for r, d := range digests {
+		if !slices.Equal(d, digests[0]) {
+			return fault.New(fault.DataLoss, "step %d: the weights of replica %d differ from replica 0's", step, r)
+		}
+	}
+	return nil
+}
+
+// evaluate measures the mean loss over the validation text on the first chain.
+func (t *training) evaluate(f *fleet, step uint64) error {
+	data := t.data.evaluation(step, t.run.manifest.SlotSequences)
+	if len(data) == 0 {
+		return nil
+	}
+	var sum float64
+	var targets uint64
+	losses := make([]float64, len(data))
+	const most = 4096 // slots in a step frame
+	for from := 0; from < len(data); from += most {
+		part := data[from:min(len(data), from+most)]
+		s := &shardv1.Step{Step: step, Targets: 1, ForwardOnly: true}
+		for i, m := range part {
+			m.Slot = uint32(i)
+			s.Slots = append(s.Slots, uint32(i))
+		}
+		c := f.chains[0]
+		var g errgroup.Group
+		g.Go(func() error { return f.feed(c, s, part) })
+		err := func() error {
+			for range part {
+				r, err := f.reply(c.stages[len(c.stages)-1])
+				if err != nil {
+					return err
+				}
+				l := r.GetLoss()
+				if l == nil || int(l.GetSlot()) >= len(part) {
+					return fault.New(fault.Internal, "evaluate step %d: the last stage answered %T", step, r.GetFrame())
+				}
+				losses[from+int(l.GetSlot())] = l.GetSum()
+				targets += l.GetTargets()
+			}
+			return nil
+		}()
+		if err := firstOf(err, g.Wait()); err != nil {
+			return err
+		}
+	}
+	for _, l := range losses {
+		sum += l
+	}
+	t.validation = sum / float64(targets)
+	t.run.update(func(s *trainerv1.Run) { s.ValidationLoss = t.validation })
+	return nil
+}
+
+// checkpoint commits the fleet's state.
+func (t *training) checkpoint(f *fleet) error {
+	s, err := f.fetch()
+	if err != nil {
+		return err
+	}
+	if err := s.finite(); err != nil {
+		return err
+	}
+	if err := saveCheckpoint(t.checkpoints, s, t.run.hash); err != nil {
+		return fault.Wrap(fault.Internal, err, "write checkpoint of step %d", s.step)
+	}
+	t.last = s
+	return nil
+}
+
+// export writes the trained model, its vocabulary and its manifest.
+func (t *training) export() error {
+	dir := filepath.Join(t.run.dir, "model")
+	dtype, err := tensor.Parse(t.run.manifest.DType)
+	if err != nil {
+		return err
+	}
+	if err := model.ExportHF(dir, t.config, t.last.params(), dtype); err != nil {
+		return fault.Wrap(fault.Internal, err, "export model")
+	}
+	if err := t.data.vocab.WriteHF(dir); err != nil {
+		return fault.Wrap(fault.Internal, err, "export vocabulary")
+	}
+	if err := weights.WriteFile(filepath.Join(dir, "manifest.json"), func(w io.Writer) error {
+		_, err := w.Write(t.run.raw)
+		return err
+	}); err != nil {
+		return err
+	}
+	digest := t.last.digest()
+	report, err := json.MarshalIndent(map[string]any{
+		"run": t.run.manifest.Name, "steps": t.last.step, "validation_loss": t.validation, "weights_sha256": digest, "manifest_sha256": t.run.hash,
+	}, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := weights.WriteFile(filepath.Join(dir, "training.json"), func(w io.Writer) error {
+		_, err := w.Write(append(report, '\n'))
+		return err
+	}); err != nil {
+		return err
+	}
+	t.run.update(func(s *trainerv1.Run) { s.ModelPath, s.WeightsDigest = dir, digest })
+	return nil
+}
+
+func firstOf(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func compare(a, b string) int {
+	switch {
+	case a < b:
+		return -1
+	case a > b:
+		return 1
+	}
+	return 0
+}
