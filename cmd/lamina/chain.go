@@ -1,0 +1,123 @@
+package main
+
+import (
+	"errors"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	"github.com/lamina-mesh/lamina/pkg/kernel"
+	"github.com/lamina-mesh/lamina/pkg/kvcache"
+	"github.com/lamina-mesh/lamina/pkg/model"
+)
+
+// kernelFlags choose a kernel set.
+type kernelFlags struct {
+	Kernels string `help:"Kernel set: cpu or ref." enum:"cpu,ref" default:"cpu"`
+	Threads int    `help:"Threads of the kernel set; 0 is one a processor." default:"0"`
+}
+
+// stageChain is a whole model as stages one after another in this process, with a
+// cache each and without a service between them: what the measuring verbs run.
+type stageChain struct {
+	stages []*model.Stage[float32]
+	caches []*kvcache.Cache[float32]
+}
+
+// loadChain cuts an open model into stages. Positions is how many the caches hold,
+// over all sequences, each of which starts a page of its own.
+func loadChain(f *model.Files, stages, sequences, positions int, set kernel.Set[float32], o model.LoadOptions) (*stageChain, error) {
+	if stages < 1 || stages > f.Config.Layers {
+		return nil, fault.Field("stages", "%d stages: %s has %d layers, a stage takes one or more", stages, f.Path, f.Config.Layers)
+	}
+	c := &stageChain{}
+	for _, r := range model.Split(f.Config.Layers, stages) {
+		s, err := model.Load(f, r, set, o)
+		if err != nil {
+			return nil, err
+		}
+		c.stages = append(c.stages, s)
+		pages := sequences * ((positions + kvcache.DefaultPageLen - 1) / kvcache.DefaultPageLen)
+		c.caches = append(c.caches, kvcache.New[float32](s.CacheConfig(pages)))
+	}
+	return c, nil
+}
+
+// sequence is one sequence's end in every stage's cache.
+type sequence []*kvcache.Sequence[float32]
+
+func (c *stageChain) newSequence() sequence {
+	var s sequence
+	for _, cache := range c.caches {
+		s = append(s, cache.NewSequence())
+	}
+	return s
+}
+
+func (s sequence) free() {
+	for _, stage := range s {
+		stage.Free()
+	}
+}
+
+func (s sequence) len() int { return s[0].Len() }
+
+// entry is the next ids of a sequence, of which the last few want logits.
+type entry struct {
+	seq    sequence
+	ids    []int32
+	logits int
+}
+
+// forward takes the entries through every stage and returns the logits, which
+// stand until the next call.
+func (c *stageChain) forward(entries ...entry) ([]float32, error) {
+	var ids []int32
+	for _, e := range entries {
+		ids = append(ids, e.ids...)
+	}
+	var out []float32
+	for i, s := range c.stages {
+		b := &model.Batch[float32]{Entries: make([]model.Entry[float32], len(entries))}
+		for j, e := range entries {
+			b.Entries[j] = model.Entry[float32]{Seq: e.seq[i], Pos: e.seq[i].Len(), Rows: len(e.ids), Logits: e.logits}
+		}
+		if s.First() {
+			b.IDs = ids
+		} else {
+			b.Hidden = out
+		}
+		var err error
+		if out, err = s.Forward(b); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// checkIDs reports the first id that the model lacks, and more ids than it has
+// positions for.
+func checkIDs(ids []int32, f *model.Files) error {
+	if len(ids) > f.Config.Context {
+		return fault.Field("ids", "%d ids: the context of %s is %d", len(ids), f.Path, f.Config.Context)
+	}
+	for i, id := range ids {
+		if int(id) >= f.Config.Vocab {
+			return fault.Field("ids", "id %d at %d: the vocabulary of %s has %d", id, i, f.Path, f.Config.Vocab)
+		}
+	}
+	return nil
+}
+
+// withModel opens a model and a kernel set, runs body and closes both.
+func withModel(path string, k kernelFlags, body func(*model.Files, kernel.Set[float32]) error) error {
+	set, closeSet, err := kernelSet(k.Kernels, k.Threads)
+	if err != nil {
+		return err
+	}
+	defer closeSet()
+	f, err := model.Open(path)
+	if err != nil {
+		return err
+	}
+	err = body(f, set)
+	return errors.Join(err, f.Close())
+}
