@@ -1,12 +1,16 @@
-// Package gradbustest is the contract that every gradbus.Bus passes.
+// Package gradbustest is the contract that every gradbus.Bus passes. A test of an
+// implementation calls Run; the suite closes nothing that it did not open itself.
 package gradbustest
 
 import (
 	"bytes"
 	"context"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/gradbus"
@@ -22,7 +26,13 @@ func Run(t *testing.T, open func(t *testing.T, limit int) gradbus.Bus) {
 	t.Run("PurgesOldSteps", func(t *testing.T) { purge(ctx, t, open(t, 1<<24)) })
 	t.Run("RefusesWhenFull", func(t *testing.T) { full(ctx, t, open(t, 1<<20)) })
 	t.Run("NextEndsWithItsContext", func(t *testing.T) { ends(ctx, t, open(t, 1<<20)) })
-	t.Run("RefusesWhatIsTooLarge", func(t *testing.T) { large(ctx, t, open(t, 1<<24)) })
+	t.Run("RefusesWhatNoBusTakes", func(t *testing.T) { invalid(ctx, t, open(t, 1<<24)) })
+	t.Run("TakesAKeyAgainAfterItsPurge", func(t *testing.T) { again(ctx, t, open(t, 1<<24)) })
+	t.Run("TakesMoreAfterAPurge", func(t *testing.T) { room(ctx, t, open(t, 1<<20)) })
+	t.Run("KeepsRunsApart", func(t *testing.T) { apart(ctx, t, open(t, 1<<24)) })
+	t.Run("RemovesARun", func(t *testing.T) { remove(ctx, t, open(t, 1<<24)) })
+	t.Run("CarriesManyPublishersAtOnce", func(t *testing.T) { many(ctx, t, open(t, 1<<24)) })
+	t.Run("CloseEndsWhoWaits", func(t *testing.T) { closes(ctx, t, open(t, 1<<20)) })
 }
 
 func event(part string, step uint64, chunk uint32) gradbus.Event {
@@ -127,7 +137,7 @@ func ends(ctx context.Context, t *testing.T, b gradbus.Bus) {
 	}
 }
 
-func large(ctx context.Context, t *testing.T, b gradbus.Bus) {
+func invalid(ctx context.Context, t *testing.T, b gradbus.Bus) {
 	e := event("p", 1, 0)
 	e.Data = make([]byte, gradbus.MaxEvent+1)
 	if err := b.Publish(ctx, e); fault.CodeOf(err) != fault.Invalid {
@@ -135,4 +145,158 @@ func large(ctx context.Context, t *testing.T, b gradbus.Bus) {
 	}
 	e.Data = e.Data[1:]
 	publish(ctx, t, b, e)
+	for _, name := range []string{"", strings.Repeat("x", gradbus.MaxName+1)} {
+		bad := event(name, 1, 0)
+		if err := b.Publish(ctx, bad); fault.CodeOf(err) != fault.Invalid {
+			t.Errorf("part %q: %v", name, err)
+		}
+		if s, err := b.Subscribe(ctx, "run", name, 0); fault.CodeOf(err) != fault.Invalid {
+			t.Errorf("read part %q: %v, %v", name, s, err)
+		}
+		bad = event("p", 1, 0)
+		bad.Key.Run = name
+		if err := b.Publish(ctx, bad); fault.CodeOf(err) != fault.Invalid {
+			t.Errorf("run %q: %v", name, err)
+		}
+	}
+	// The longest names, of the worst characters, and an event without data.
+	worst := event(strings.Repeat("*", gradbus.MaxName), 1<<63, 1<<31)
+	worst.Key.Run, worst.Data = strings.Repeat(">", gradbus.MaxName), nil
+	publish(ctx, t, b, worst)
+	s, err := b.Subscribe(ctx, worst.Key.Run, worst.Key.Part, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	expect(ctx, t, s, worst)
+	gone, cancel := context.WithCancel(ctx)
+	cancel()
+	if err := b.Publish(gone, event("p", 9, 0)); fault.CodeOf(err) != fault.Canceled {
+		t.Errorf("publish for a caller that is gone: %v", err)
+	}
+}
+
+func again(ctx context.Context, t *testing.T, b gradbus.Bus) {
+	publish(ctx, t, b, event("p", 2, 0), event("p", 1, 0))
+	if err := b.Purge(ctx, "run one.*", 2); err != nil { // the one behind a kept one goes too
+		t.Fatal(err)
+	}
+	publish(ctx, t, b, event("p", 1, 0), event("p", 2, 0))
+	expect(ctx, t, subscribe(ctx, t, b, "p", 0), event("p", 2, 0), event("p", 1, 0))
+	if err := b.Purge(ctx, "run that never was", 2); err != nil {
+		t.Errorf("purge a run that never was: %v", err)
+	}
+}
+
+func room(ctx context.Context, t *testing.T, b gradbus.Bus) {
+	for step := uint64(1); step < 9; step++ {
+		for chunk := range uint32(3) {
+			e := event("p", step, chunk)
+			e.Data = make([]byte, 128<<10)
+			publish(ctx, t, b, e)
+		}
+		if err := b.Purge(ctx, "run one.*", step); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func apart(ctx context.Context, t *testing.T, b gradbus.Bus) {
+	other := event("p", 1, 0)
+	other.Key.Run, other.Data = "run one_", []byte("other")
+	publish(ctx, t, b, other, event("p", 1, 0))
+	s := subscribe(ctx, t, b, "p", 0)
+	expect(ctx, t, s, event("p", 1, 0))
+	silent(ctx, t, s)
+	if err := b.Purge(ctx, "run one.*", 2); err != nil {
+		t.Fatal(err)
+	}
+	kept, err := b.Subscribe(ctx, "run one_", "p", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { kept.Close() })
+	expect(ctx, t, kept, other)
+}
+
+func remove(ctx context.Context, t *testing.T, b gradbus.Bus) {
+	publish(ctx, t, b, event("p", 1, 0))
+	for range 2 { // what is not there is removed already
+		if err := b.Remove(ctx, "run one.*"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	publish(ctx, t, b, event("p", 2, 0))
+	expect(ctx, t, subscribe(ctx, t, b, "p", 0), event("p", 2, 0))
+}
+
+func many(ctx context.Context, t *testing.T, b gradbus.Bus) {
+	const publishers, chunks = 8, 16
+	s := subscribe(ctx, t, b, "p", 0)
+	g, ctx := errgroup.WithContext(ctx)
+	for p := range uint64(publishers) {
+		g.Go(func() error {
+			for c := range uint32(chunks) {
+				// Two publishers have the same steps: they repeat each other's keys.
+				e := event("p", p/2, c)
+				e.Data = bytes.Repeat(e.Data, 4096)
+				if err := b.Publish(ctx, e); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	seen := map[gradbus.Key]bool{}
+	for len(seen) < publishers/2*chunks {
+		e, err := s.Next(ctx)
+		if err != nil {
+			t.Fatalf("after %d events: %v, %v", len(seen), err, g.Wait())
+		}
+		if seen[e.Key] {
+			t.Errorf("%v came twice from a calm store", e.Key)
+		}
+		if want := bytes.Repeat(event("p", e.Key.Step, e.Key.Chunk).Data, 4096); !bytes.Equal(e.Data, want) {
+			t.Errorf("%v came with other data", e.Key)
+		}
+		seen[e.Key] = true
+	}
+	if err := g.Wait(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func closes(ctx context.Context, t *testing.T, b gradbus.Bus) {
+	one, two := subscribe(ctx, t, b, "p", 0), subscribe(ctx, t, b, "p", 0)
+	wait := func(s gradbus.Subscription) <-chan error {
+		ended := make(chan error, 1)
+		go func() {
+			_, err := s.Next(ctx)
+			ended <- err
+		}()
+		return ended
+	}
+	ended := wait(one)
+	if err := one.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := <-ended; fault.CodeOf(err) != fault.Canceled {
+		t.Errorf("a closed subscription ends with %v", err)
+	}
+	ended = wait(two)
+	if err := b.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := <-ended; fault.CodeOf(err) != fault.Unavailable {
+		t.Errorf("a closed bus ends a subscription with %v", err)
+	}
+	if err := b.Publish(ctx, event("p", 1, 0)); fault.CodeOf(err) != fault.Unavailable {
+		t.Errorf("publish on a closed bus: %v", err)
+	}
+	if _, err := b.Subscribe(ctx, "run", "p", 0); fault.CodeOf(err) != fault.Unavailable {
+		t.Errorf("read a closed bus: %v", err)
+	}
+	if err := b.Close(); err != nil {
+		t.Errorf("close again: %v", err)
+	}
 }

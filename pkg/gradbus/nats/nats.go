@@ -1,23 +1,25 @@
-// Package nats is the gradient bus on NATS JetStream: one stream with Limits
+// Package nats is the gradient bus on NATS JetStream: one stream a run with Limits
 // retention that refuses new events when it is full, ordered consumers, and a bound
 // on the bytes in flight, because a burst beyond the server's ingest queue is
-// dropped. An ack is not durability and the server's de-duplication is a window of
-// minutes: the folding side goes by keys, and a publisher keeps its own until the
-// step is committed.
+// dropped. cmd/lamina and the test harness alone import it.
+//
+// An event's key is its subject, and a stream keeps one message a subject and
+// refuses a second: that is what makes publishing again harmless. The server's
+// own de-duplication by message id is not used: it forgets after minutes, and does
+// not forget what was purged.
+//
+// An ack is not durability. The folding side goes by keys, and a publisher keeps its
+// own until the step is committed.
 package nats
 
 import (
 	"context"
-	"encoding/hex"
+	"crypto/tls"
 	"errors"
 	"fmt"
-	"math/rand/v2"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
-	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sync/semaphore"
@@ -28,32 +30,37 @@ import (
 
 const (
 	inFlight     = 4 << 20 // bytes published and not yet acked
-	ackWait      = 5 * time.Second
-	tries        = 6
 	defaultBytes = 1 << 30
 )
 
-// Config says how a server is reached and how much it may store.
+// Config says how a server is reached and how much a run may store.
 type Config struct {
-	URL      string // "nats://host:port"; ignored by Embedded.Connect
+	URL      string // "nats://host:port", more than one separated by commas; ignored by Embedded.Connect
 	User     string
 	Password string
 	Token    string
-	MaxBytes int64 // of the stream; 0 means 1 GiB
-	Memory   bool  // keep streams in memory instead of in files
+	Creds    string      // a credentials file
+	TLS      *tls.Config // nil for what the URL says
+	MaxBytes int64       // of a run's stream; 0 means 1 GiB
+	MaxMsgs  int64       // of a run's stream; 0 means no limit of its own
+	Memory   bool        // keep streams in memory instead of in files
 }
 
 // Bus is a gradbus.Bus on JetStream.
 type Bus struct {
-	conn    *nats.Conn
-	js      jetstream.JetStream
-	config  Config
-	flight  *semaphore.Weighted
+	conn   *nats.Conn
+	js     jetstream.JetStream
+	config Config
+	flight *semaphore.Weighted
+
+	ctx     context.Context // ends with Close
+	cancel  context.CancelFunc
 	mu      sync.Mutex
-	made    bool // the stream is there
+	streams map[string]bool // runs whose stream is known to be there
+	readers sync.WaitGroup
 }
 
-// Connect joins a NATS server.
+// Connect joins a NATS server, and joins it again whenever the connection is lost.
 func Connect(c Config) (*Bus, error) {
 	options := []nats.Option{nats.Name("lamina"), nats.MaxReconnects(-1), nats.ReconnectWait(200 * time.Millisecond)}
 	if c.User != "" {
@@ -62,13 +69,19 @@ func Connect(c Config) (*Bus, error) {
 	if c.Token != "" {
 		options = append(options, nats.Token(c.Token))
 	}
+	if c.Creds != "" {
+		options = append(options, nats.UserCredentials(c.Creds))
+	}
+	if c.TLS != nil {
+		options = append(options, nats.Secure(c.TLS))
+	}
 	return connect(c, options...)
 }
 
 func connect(c Config, options ...nats.Option) (*Bus, error) {
 	conn, err := nats.Connect(c.URL, options...)
 	if err != nil {
-		return nil, fault.Wrap(fault.Unavailable, err, "connect to nats at %s", c.URL)
+		return nil, fault.Wrap(fault.Unavailable, err, "connect to nats")
 	}
 	js, err := jetstream.New(conn)
 	if err != nil {
@@ -78,56 +91,20 @@ func connect(c Config, options ...nats.Option) (*Bus, error) {
 	if c.MaxBytes == 0 {
 		c.MaxBytes = defaultBytes
 	}
-	return &Bus{conn: conn, js: js, config: c, flight: semaphore.NewWeighted(inFlight)}, nil
+	if c.MaxMsgs == 0 {
+		c.MaxMsgs = -1
+	}
+	b := &Bus{conn: conn, js: js, config: c, flight: semaphore.NewWeighted(inFlight), streams: map[string]bool{}}
+	b.ctx, b.cancel = context.WithCancel(context.Background())
+	return b, nil
 }
 
-// token makes a name safe for subjects and stream names: letters, digits and '-'
-// stay, other bytes become '_' and two hexadecimal digits.
-func token(name string) string {
-	var b strings.Builder
-	for i := range len(name) {
-		switch c := name[i]; {
-		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '-':
-			b.WriteByte(c)
-		default:
-			b.WriteString("_" + hex.EncodeToString([]byte{c}))
-		}
-	}
-	return b.String()
-}
-
-// Subjects are lamina.grad.RUN.PART.STEP.LO-HI.CHUNK.
-func subject(k gradbus.Key) string {
-	return fmt.Sprintf("lamina.grad.%s.%s.%d.%d-%d.%d", token(k.Run), token(k.Part), k.Step, k.SlotLo, k.SlotHi, k.Chunk)
-}
-
-// parse reads a subject back; run and part are the subscriber's own.
-func parse(subject, run, part string) (gradbus.Key, error) {
-	k := gradbus.Key{Run: run, Part: part}
-	tokens := strings.Split(subject, ".")
-	if len(tokens) != 7 {
-		return k, fault.New(fault.DataLoss, "read event %s: want seven tokens", subject)
-	}
-	step, err := strconv.ParseUint(tokens[4], 10, 64)
-	if err != nil {
-		return k, fault.Wrap(fault.DataLoss, err, "read event %s", subject)
-	}
-	k.Step = step
-	if _, err := fmt.Sscanf(tokens[5]+" "+tokens[6], "%d-%d %d", &k.SlotLo, &k.SlotHi, &k.Chunk); err != nil {
-		return k, fault.Wrap(fault.DataLoss, err, "read event %s", subject)
-	}
-	return k, nil
-}
-
-// streamName is the one stream that all runs share: a stream reserves its limit, so
-// one a run would use a server up.
-const streamName = "LAMINA_GRAD"
-
-// stream makes sure of the stream.
-func (b *Bus) stream(ctx context.Context) error {
+// stream makes sure of a run's stream.
+func (b *Bus) stream(ctx context.Context, run string) error {
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.made {
+	known := b.streams[run]
+	b.mu.Unlock()
+	if known {
 		return nil
 	}
 	storage := jetstream.FileStorage
@@ -135,187 +112,108 @@ func (b *Bus) stream(ctx context.Context) error {
 		storage = jetstream.MemoryStorage
 	}
 	_, err := b.js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
-		Name: streamName, Subjects: []string{"lamina.grad.>"},
-		Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardNew, MaxBytes: b.config.MaxBytes,
-		Storage: storage, Duplicates: 2 * time.Minute, MaxMsgSize: gradbus.MaxEvent + 4096,
+		Name: streamName(run), Subjects: []string{runSubject(run) + ".>"},
+		Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardNew, MaxBytes: b.config.MaxBytes, MaxMsgs: b.config.MaxMsgs,
+		MaxMsgsPerSubject: 1, DiscardNewPerSubject: true, MaxMsgSize: gradbus.MaxEvent + 4096, Storage: storage,
 	})
 	if err != nil {
-		return wrap(ctx, err, "make stream %s", streamName)
+		return b.wrap(ctx, err, "make stream of run %s", run)
 	}
-	b.made = true
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.streams[run] = true
 	return nil
 }
 
+// forget makes the next use of a run look for its stream.
+func (b *Bus) forget(run string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.streams, run)
+}
+
 // wrap maps a NATS error.
-func wrap(ctx context.Context, err error, format string, args ...any) error {
+func (b *Bus) wrap(ctx context.Context, err error, format string, args ...any) error {
 	code := fault.Unavailable
-	var api *jetstream.APIError
 	switch {
+	case b.ctx.Err() != nil:
+		err = errors.New("the bus is closed")
 	case ctx.Err() != nil:
-		code, err = fault.CodeOf(ctx.Err()), ctx.Err()
-	case errors.As(err, &api) && full(api):
+		code, err = fault.CodeOf(ctx.Err()), errors.Join(ctx.Err(), err)
+	case refused(err):
 		code = fault.Exhausted
 	}
 	return fault.Wrap(code, err, format, args...)
 }
 
-// full reports a stream at its limits (10077 and 10047 in the server's error table).
-func full(e *jetstream.APIError) bool { return e.ErrorCode == 10077 || e.ErrorCode == 10047 }
+// Codes of the server's error table that mean that it cannot store more.
+const (
+	codeResources = 10047 // of the server
+	codeStore     = 10077 // a limit of the stream
+)
 
-// Publish stores an event and waits for the ack; a lost ack or a full ingest queue
-// is tried again under the same id.
-func (b *Bus) Publish(ctx context.Context, e gradbus.Event) error {
-	if err := gradbus.Check(e); err != nil {
+// refused reports a stream or server at its limits.
+func refused(err error) bool {
+	var api *jetstream.APIError
+	return errors.As(err, &api) && (api.ErrorCode == codeStore || api.ErrorCode == codeResources)
+}
+
+// Purge forgets the events before a step.
+func (b *Bus) Purge(ctx context.Context, run string, before uint64) error {
+	if err := gradbus.CheckName("run", run); err != nil {
 		return err
 	}
-	if err := b.stream(ctx); err != nil {
-		return err
+	if err := b.purge(ctx, run, before); err != nil && !errors.Is(err, jetstream.ErrStreamNotFound) {
+		return b.wrap(ctx, err, "purge run %s before step %d", run, before)
 	}
-	weight := int64(len(e.Data)) + 1
-	if err := b.flight.Acquire(ctx, weight); err != nil {
-		return wrap(ctx, err, "publish %v", e.Key)
-	}
-	defer b.flight.Release(weight)
-	pause := 20 * time.Millisecond
-	for try := 1; ; try++ {
-		attempt, cancel := context.WithTimeout(ctx, ackWait)
-		_, err := b.js.Publish(attempt, subject(e.Key), e.Data, jetstream.WithMsgID(e.Key.String()))
-		cancel()
-		if err == nil {
-			return nil
-		}
-		var api *jetstream.APIError
-		if ctx.Err() != nil || try == tries || errors.As(err, &api) && full(api) {
-			return wrap(ctx, err, "publish %v", e.Key)
-		}
-		timer := time.NewTimer(pause/2 + rand.N(pause))
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-		}
-		pause *= 2
-	}
-}
-
-// Subscribe reads a part by an ordered consumer.
-func (b *Bus) Subscribe(ctx context.Context, run, part string, from uint64) (gradbus.Subscription, error) {
-	if err := b.stream(ctx); err != nil {
-		return nil, err
-	}
-	consumer, err := b.js.OrderedConsumer(ctx, streamName, jetstream.OrderedConsumerConfig{
-		FilterSubjects: []string{"lamina.grad." + token(run) + "." + token(part) + ".>"},
-		DeliverPolicy:  jetstream.DeliverAllPolicy,
-	})
-	if err != nil {
-		return nil, wrap(ctx, err, "read part %s of run %s", part, run)
-	}
-	messages, err := consumer.Messages(jetstream.PullMaxMessages(64))
-	if err != nil {
-		return nil, wrap(ctx, err, "read part %s of run %s", part, run)
-	}
-	return &subscription{messages: messages, run: run, part: part, from: from}, nil
-}
-
-type subscription struct {
-	messages  jetstream.MessagesContext
-	run, part string
-	from      uint64
-}
-
-// Next waits for an event of the wanted steps.
-func (s *subscription) Next(ctx context.Context) (gradbus.Event, error) {
-	for {
-		m, err := s.messages.Next(jetstream.NextContext(ctx))
-		if errors.Is(err, jetstream.ErrMsgIteratorClosed) {
-			return gradbus.Event{}, fault.Wrap(fault.Canceled, err, "read %s.%s", s.run, s.part)
-		}
-		if err != nil {
-			return gradbus.Event{}, wrap(ctx, err, "read %s.%s", s.run, s.part)
-		}
-		key, err := parse(m.Subject(), s.run, s.part)
-		if err != nil {
-			return gradbus.Event{}, err
-		}
-		if key.Step >= s.from {
-			return gradbus.Event{Key: key, Data: m.Data()}, nil
-		}
-	}
-}
-
-// Close ends the subscription.
-func (s *subscription) Close() error {
-	s.messages.Stop()
 	return nil
 }
 
-// Purge forgets the events before a step, step by step as the subjects tell them.
-func (b *Bus) Purge(ctx context.Context, run string, before uint64) error {
-	if err := b.stream(ctx); err != nil {
+func (b *Bus) purge(ctx context.Context, run string, before uint64) error {
+	stream, err := b.js.Stream(ctx, streamName(run))
+	if err != nil {
 		return err
 	}
-	stream, err := b.js.Stream(ctx, streamName)
+	info, err := stream.Info(ctx, jetstream.WithSubjectFilter(runSubject(run)+".>"))
 	if err != nil {
-		return wrap(ctx, err, "purge run %s", run)
+		return err
 	}
-	info, err := stream.Info(ctx, jetstream.WithSubjectFilter("lamina.grad."+token(run)+".>"))
-	if err != nil {
-		return wrap(ctx, err, "purge run %s", run)
-	}
-	steps := map[uint64]bool{}
+	old := map[uint64]bool{}
 	for subject := range info.State.Subjects {
 		key, err := parse(subject, run, "")
 		if err != nil {
 			return err
 		}
 		if key.Step < before {
-			steps[key.Step] = true
+			old[key.Step] = true
 		}
 	}
-	for step := range steps {
-		filter := fmt.Sprintf("lamina.grad.%s.*.%d.>", token(run), step)
-		if err := stream.Purge(ctx, jetstream.WithPurgeSubject(filter)); err != nil {
-			return wrap(ctx, err, "purge run %s", run)
+	for step := range old {
+		if err := stream.Purge(ctx, jetstream.WithPurgeSubject(fmt.Sprintf("%s.*.%d.>", runSubject(run), step))); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-// Close leaves the server.
+// Remove forgets a run with its stream.
+func (b *Bus) Remove(ctx context.Context, run string) error {
+	if err := gradbus.CheckName("run", run); err != nil {
+		return err
+	}
+	b.forget(run)
+	if err := b.js.DeleteStream(ctx, streamName(run)); err != nil && !errors.Is(err, jetstream.ErrStreamNotFound) {
+		return b.wrap(ctx, err, "remove run %s", run)
+	}
+	return nil
+}
+
+// Close ends the subscriptions and leaves the server.
 func (b *Bus) Close() error {
+	b.mu.Lock()
+	b.cancel()
+	b.mu.Unlock()
 	b.conn.Close()
-	return nil
-}
-
-// Embedded is a NATS server inside this process that no network reaches.
-type Embedded struct{ server *server.Server }
-
-// NewEmbedded starts a server whose JetStream keeps its files in dir.
-func NewEmbedded(dir string) (*Embedded, error) {
-	s, err := server.NewServer(&server.Options{
-		ServerName: "lamina", DontListen: true, JetStream: true, StoreDir: dir, NoSigs: true, NoLog: true,
-		JetStreamMaxMemory: 4 << 30, JetStreamMaxStore: 16 << 30,
-	})
-	if err != nil {
-		return nil, fault.Wrap(fault.Internal, err, "start embedded nats")
-	}
-	s.Start()
-	if !s.ReadyForConnections(10 * time.Second) {
-		s.Shutdown()
-		return nil, fault.New(fault.Unavailable, "start embedded nats: not ready in 10 s")
-	}
-	return &Embedded{s}, nil
-}
-
-// Connect joins the embedded server without a socket.
-func (e *Embedded) Connect(c Config) (*Bus, error) {
-	c.URL = "nats://embedded"
-	return connect(c, nats.InProcessServer(e.server))
-}
-
-// Close stops the server.
-func (e *Embedded) Close() error {
-	e.server.Shutdown()
-	e.server.WaitForShutdown()
+	b.readers.Wait()
 	return nil
 }

@@ -1,27 +1,189 @@
 package nats_test
 
 import (
+	"context"
+	"errors"
+	"net"
+	"os"
 	"testing"
+	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
+	"go.uber.org/goleak"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/gradbus"
 	"github.com/lamina-mesh/lamina/pkg/gradbus/gradbustest"
 	"github.com/lamina-mesh/lamina/pkg/gradbus/nats"
 )
 
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// embedded starts a server that the test ends.
+func embedded(t *testing.T) *nats.Embedded {
+	t.Helper()
+	e, err := nats.NewEmbedded(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := e.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return e
+}
+
+func join(t *testing.T, e *nats.Embedded, c nats.Config) *nats.Bus {
+	t.Helper()
+	b, err := e.Connect(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { b.Close() })
+	return b
+}
+
 func TestBus_KeepsTheContract(t *testing.T) {
-	for _, memory := range []bool{true, false} {
-		gradbustest.Run(t, func(t *testing.T, limit int) gradbus.Bus {
-			server, err := nats.NewEmbedded(t.TempDir())
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { server.Close() })
-			b, err := server.Connect(nats.Config{MaxBytes: int64(limit), Memory: memory})
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { b.Close() })
-			return b
+	for name, memory := range map[string]bool{"Memory": true, "Files": false} {
+		t.Run(name, func(t *testing.T) {
+			gradbustest.Run(t, func(t *testing.T, limit int) gradbus.Bus {
+				return join(t, embedded(t), nats.Config{MaxBytes: int64(limit), Memory: memory})
+			})
 		})
+	}
+}
+
+func event(step uint64, chunk uint32) gradbus.Event {
+	return gradbus.Event{Key: gradbus.Key{Run: "r", Part: "0-2", Step: step, SlotHi: 1, Chunk: chunk}, Data: []byte{byte(step), byte(chunk)}}
+}
+
+func publish(ctx context.Context, t *testing.T, b gradbus.Bus, e gradbus.Event) {
+	t.Helper()
+	if err := b.Publish(ctx, e); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func read(ctx context.Context, t *testing.T, s gradbus.Subscription, want gradbus.Event) {
+	t.Helper()
+	got, err := s.Next(ctx)
+	if err != nil || got.Key != want.Key || string(got.Data) != string(want.Data) {
+		t.Fatalf("got %v %v, want %v", got.Key, err, want.Key)
+	}
+}
+
+func TestBus_CountLimitRefuses(t *testing.T) {
+	b := join(t, embedded(t), nats.Config{MaxMsgs: 2, Memory: true})
+	publish(t.Context(), t, b, event(1, 0))
+	publish(t.Context(), t, b, event(1, 1))
+	publish(t.Context(), t, b, event(1, 1)) // stored already: no matter that it is full
+	if err := b.Publish(t.Context(), event(1, 2)); fault.CodeOf(err) != fault.Exhausted {
+		t.Errorf("a full bus answers %v", err)
+	}
+}
+
+func TestBus_GoesOnWhenTheStoreIsLost(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	e := embedded(t)
+	a, b := join(t, e, nats.Config{Memory: true}), join(t, e, nats.Config{Memory: true})
+	s, err := b.Subscribe(ctx, "r", "0-2", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for step := range uint64(3) {
+		publish(ctx, t, b, event(step, 0))
+		read(ctx, t, s, event(step, 0))
+	}
+	if err := a.Remove(ctx, "r"); err != nil { // behind b's back
+		t.Fatal(err)
+	}
+	publish(ctx, t, b, event(2, 0)) // its publisher still had it
+	read(ctx, t, s, event(2, 0))
+}
+
+// listening starts a server on a port of loopback, 0 for a free one.
+func listening(t *testing.T, dir string, port int) *server.Server {
+	t.Helper()
+	if port == 0 {
+		port = -1
+	}
+	s, err := server.NewServer(&server.Options{
+		Host: "127.0.0.1", Port: port, Authorization: "secret", JetStream: true, StoreDir: dir, NoSigs: true, NoLog: true,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Start()
+	if !s.ReadyForConnections(10 * time.Second) {
+		t.Fatal("the server is not ready")
+	}
+	return s
+}
+
+func stop(s *server.Server) {
+	s.Shutdown()
+	s.WaitForShutdown()
+}
+
+func TestBus_GoesOnWhenTheServerComesBack(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	dir := t.TempDir()
+	s := listening(t, dir, 0)
+	defer func() { stop(s) }()
+	b, err := nats.Connect(nats.Config{URL: s.ClientURL(), Token: "secret"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	reader, err := b.Subscribe(ctx, "r", "0-2", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	publish(ctx, t, b, event(1, 0))
+	read(ctx, t, reader, event(1, 0))
+	port := s.Addr().(*net.TCPAddr).Port
+	stop(s)
+	if err := b.Publish(shortly(ctx, t), event(1, 1)); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("publish with no server: %v", err)
+	}
+	if _, err := reader.Next(shortly(ctx, t)); fault.CodeOf(err) != fault.DeadlineExceeded {
+		t.Errorf("read with no server: %v", err)
+	}
+	s = listening(t, dir, port)
+	publish(ctx, t, b, event(1, 1))
+	read(ctx, t, reader, event(1, 1))
+}
+
+func shortly(ctx context.Context, t *testing.T) context.Context {
+	ctx, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func TestConnect_RefusedIsUnavailable(t *testing.T) {
+	s := listening(t, t.TempDir(), 0)
+	defer stop(s)
+	if b, err := nats.Connect(nats.Config{URL: s.ClientURL(), Token: "wrong"}); fault.CodeOf(err) != fault.Unavailable {
+		t.Errorf("a wrong token: %v, %v", b, err)
+	}
+}
+
+func TestEmbedded_RemovesItsOwnDirectory(t *testing.T) {
+	t.Setenv("TMPDIR", t.TempDir())
+	e, err := nats.NewEmbedded("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if left, err := os.ReadDir(os.TempDir()); err != nil || len(left) == 0 {
+		t.Errorf("it keeps its files elsewhere: %v, %v", left, err)
+	}
+	if err := e.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := os.ReadDir(os.TempDir()); err != nil || len(left) != 0 {
+		t.Errorf("left behind: %v, %v", left, err)
 	}
 }

@@ -1,0 +1,71 @@
+package nats
+
+import (
+	"errors"
+	"os"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+)
+
+// Limits of an embedded server's JetStream.
+const (
+	embeddedMemory = 4 << 30
+	embeddedStore  = 16 << 30
+	embeddedStart  = 10 * time.Second
+)
+
+// Embedded is a NATS server inside this process that no network reaches.
+type Embedded struct {
+	server *server.Server
+	temp   string // removed by Close
+}
+
+// NewEmbedded starts a server whose JetStream keeps its files in dir; "" is a
+// directory of its own that goes with the server.
+func NewEmbedded(dir string) (*Embedded, error) {
+	e := &Embedded{}
+	if dir == "" {
+		temp, err := os.MkdirTemp("", "lamina-nats-")
+		if err != nil {
+			return nil, fault.Wrap(fault.Unavailable, err, "start embedded nats")
+		}
+		e.temp, dir = temp, temp
+	}
+	var err error
+	e.server, err = server.NewServer(&server.Options{
+		ServerName: "lamina", DontListen: true, JetStream: true, StoreDir: dir, NoSigs: true, NoLog: true,
+		JetStreamMaxMemory: embeddedMemory, JetStreamMaxStore: embeddedStore,
+	})
+	if err != nil {
+		return nil, fault.Wrap(fault.Internal, errors.Join(err, e.clean()), "start embedded nats")
+	}
+	e.server.Start()
+	if !e.server.ReadyForConnections(embeddedStart) {
+		return nil, fault.Wrap(fault.Unavailable, e.Close(), "start embedded nats: not ready in %v", embeddedStart)
+	}
+	return e, nil
+}
+
+// Connect joins the embedded server without a socket.
+func (e *Embedded) Connect(c Config) (*Bus, error) {
+	c.URL = "nats://embedded"
+	return connect(c, nats.InProcessServer(e.server))
+}
+
+// Close stops the server. Buses that joined it are closed first.
+func (e *Embedded) Close() error {
+	e.server.Shutdown()
+	e.server.WaitForShutdown()
+	return e.clean()
+}
+
+func (e *Embedded) clean() error {
+	if e.temp == "" {
+		return nil
+	}
+	return os.RemoveAll(e.temp)
+}

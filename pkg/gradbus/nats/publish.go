@@ -1,0 +1,89 @@
+package nats
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/lamina-mesh/lamina/pkg/gradbus"
+)
+
+const (
+	ackWait    = 5 * time.Second
+	tries      = 6
+	pauseFirst = 20 * time.Millisecond
+	pauseMax   = 2 * time.Second
+)
+
+// Publish stores an event and waits for the ack; what may pass (a lost ack, a full
+// ingest queue, a stream that is gone) is tried again.
+func (b *Bus) Publish(ctx context.Context, e gradbus.Event) error {
+	if err := gradbus.Check(e); err != nil {
+		return err
+	}
+	weight := int64(len(e.Data)) + 1
+	if err := b.flight.Acquire(ctx, weight); err != nil {
+		return b.wrap(ctx, err, "publish %v", e.Key)
+	}
+	defer b.flight.Release(weight)
+	pause := pauseFirst
+	for try := 1; ; try++ {
+		err := b.store(ctx, e)
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil || b.ctx.Err() != nil || try == tries || refused(err) {
+			return b.wrap(ctx, err, "publish %v", e.Key)
+		}
+		wait(ctx, jitter(pause))
+		pause = min(2*pause, pauseMax)
+	}
+}
+
+// store tries once.
+func (b *Bus) store(ctx context.Context, e gradbus.Event) error {
+	ctx, cancel := context.WithTimeout(ctx, ackWait)
+	defer cancel()
+	defer context.AfterFunc(b.ctx, cancel)()
+	if err := b.stream(ctx, e.Key.Run); err != nil {
+		return err
+	}
+	_, err := b.js.PublishMsg(ctx, &nats.Msg{Subject: subject(e.Key), Data: e.Data}, jetstream.WithRetryAttempts(0))
+	if err == nil {
+		return nil
+	}
+	if errors.Is(err, jetstream.ErrNoStreamResponse) || errors.Is(err, nats.ErrNoResponders) {
+		b.forget(e.Key.Run) // the store was lost: the next try makes another
+	}
+	if refused(err) && b.stored(ctx, e.Key) {
+		return nil // the limit it met was one message a key
+	}
+	return err
+}
+
+// stored reports whether a key is in its stream.
+func (b *Bus) stored(ctx context.Context, k gradbus.Key) bool {
+	stream, err := b.js.Stream(ctx, streamName(k.Run))
+	if err != nil {
+		return false
+	}
+	_, err = stream.GetLastMsgForSubject(ctx, subject(k))
+	return err == nil
+}
+
+// jitter spreads a pause over [d/2, 3d/2).
+func jitter(d time.Duration) time.Duration { return d/2 + rand.N(d) }
+
+// wait sleeps unless ctx ends first.
+func wait(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+	}
+}

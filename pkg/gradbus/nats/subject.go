@@ -1,0 +1,69 @@
+package nats
+
+import (
+	"encoding/hex"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	"github.com/lamina-mesh/lamina/pkg/gradbus"
+)
+
+// token makes a name safe for subjects and stream names: letters, digits and '-'
+// stay, other bytes become '_' and two hexadecimal digits, so that no two names
+// make one token.
+func token(name string) string {
+	var b strings.Builder
+	for i := range len(name) {
+		switch c := name[i]; {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '-':
+			b.WriteByte(c)
+		default:
+			b.WriteString("_" + hex.EncodeToString([]byte{c}))
+		}
+	}
+	return b.String()
+}
+
+func streamName(run string) string { return "LAMINA_GRAD_" + token(run) }
+
+func runSubject(run string) string { return "lamina.grad." + token(run) }
+
+func partSubject(run, part string) string { return runSubject(run) + "." + token(part) + ".>" }
+
+// subject is lamina.grad.RUN.PART.STEP.LO-HI.CHUNK.
+func subject(k gradbus.Key) string {
+	return fmt.Sprintf("%s.%s.%d.%d-%d.%d", runSubject(k.Run), token(k.Part), k.Step, k.SlotLo, k.SlotHi, k.Chunk)
+}
+
+// parse reads a subject back; run and part are the subscriber's own.
+func parse(subject, run, part string) (gradbus.Key, error) {
+	bad := func(err error) (gradbus.Key, error) {
+		return gradbus.Key{}, fault.Wrap(fault.DataLoss, err, "read event %q", subject)
+	}
+	tokens := strings.Split(subject, ".")
+	if len(tokens) != 7 {
+		return bad(fmt.Errorf("find %d tokens, want 7", len(tokens)))
+	}
+	lo, hi, ok := strings.Cut(tokens[5], "-")
+	if !ok {
+		return bad(fmt.Errorf("find slots %q, want LO-HI", tokens[5]))
+	}
+	k := gradbus.Key{Run: run, Part: part}
+	var err error
+	if k.Step, err = strconv.ParseUint(tokens[4], 10, 64); err != nil {
+		return bad(err)
+	}
+	for _, field := range []struct {
+		text string
+		to   *uint32
+	}{{lo, &k.SlotLo}, {hi, &k.SlotHi}, {tokens[6], &k.Chunk}} {
+		n, err := strconv.ParseUint(field.text, 10, 32)
+		if err != nil {
+			return bad(err)
+		}
+		*field.to = uint32(n)
+	}
+	return k, nil
+}

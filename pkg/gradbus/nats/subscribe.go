@@ -1,0 +1,174 @@
+package nats
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	"github.com/lamina-mesh/lamina/pkg/gradbus"
+)
+
+// prefetch is how many events wait in a reader.
+const prefetch = 16
+
+// Subscribe reads a part by an ordered consumer. One that breaks is replaced by
+// another behind the last event read, or from the start when the stream is a new
+// one. Events of earlier steps that were not purged are read and dropped here.
+func (b *Bus) Subscribe(ctx context.Context, run, part string, from uint64) (gradbus.Subscription, error) {
+	if err := gradbus.CheckName("run", run); err != nil {
+		return nil, err
+	}
+	if err := gradbus.CheckName("part", part); err != nil {
+		return nil, err
+	}
+	if err := b.stream(ctx, run); err != nil {
+		return nil, err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.ctx.Err() != nil {
+		return nil, b.wrap(ctx, b.ctx.Err(), "read %s.%s", run, part)
+	}
+	s := &subscription{bus: b, run: run, part: part, from: from, events: make(chan gradbus.Event), done: make(chan struct{})}
+	s.ctx, s.cancel = context.WithCancel(b.ctx)
+	b.readers.Go(s.read)
+	return s, nil
+}
+
+type subscription struct {
+	bus       *Bus
+	run, part string
+	from      uint64
+
+	ctx    context.Context // ends with Close or the bus's
+	cancel context.CancelFunc
+	events chan gradbus.Event
+	done   chan struct{} // closed when read has returned
+
+	mu     sync.Mutex
+	broken error // why there is no consumer; nil while there is one
+
+	// Of read alone.
+	created time.Time // when the stream was made
+	last    uint64    // its sequence number read last
+}
+
+// Next waits for an event of the wanted steps.
+func (s *subscription) Next(ctx context.Context) (gradbus.Event, error) {
+	if s.ctx.Err() == nil {
+		select {
+		case e := <-s.events:
+			return e, nil
+		case <-s.ctx.Done():
+		case <-ctx.Done():
+			s.mu.Lock()
+			broken := s.broken
+			s.mu.Unlock()
+			return gradbus.Event{}, fault.Wrap(fault.CodeOf(ctx.Err()), errors.Join(ctx.Err(), broken), "read %s.%s", s.run, s.part)
+		}
+	}
+	if s.bus.ctx.Err() != nil {
+		return gradbus.Event{}, fault.New(fault.Unavailable, "read %s.%s: the bus is closed", s.run, s.part)
+	}
+	return gradbus.Event{}, fault.New(fault.Canceled, "read %s.%s: the subscription is closed", s.run, s.part)
+}
+
+// Close ends the subscription.
+func (s *subscription) Close() error {
+	s.cancel()
+	<-s.done
+	return nil
+}
+
+// read follows the part until the subscription ends.
+func (s *subscription) read() {
+	defer close(s.done)
+	defer s.cancel()
+	pause := pauseFirst
+	for s.ctx.Err() == nil {
+		before := s.last
+		err := s.follow()
+		if s.ctx.Err() != nil {
+			return
+		}
+		s.note(err)
+		if s.last != before {
+			pause = pauseFirst
+		}
+		wait(s.ctx, jitter(pause))
+		pause = min(2*pause, pauseMax)
+	}
+}
+
+func (s *subscription) note(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.broken = err
+}
+
+// follow reads one consumer until it breaks.
+func (s *subscription) follow() error {
+	messages, err := s.open()
+	if err != nil {
+		return err
+	}
+	defer messages.Stop()
+	s.note(nil)
+	for {
+		m, err := messages.Next(jetstream.NextContext(s.ctx))
+		if err != nil {
+			return err
+		}
+		meta, err := m.Metadata()
+		if err != nil {
+			return err
+		}
+		key, err := parse(m.Subject(), s.run, s.part)
+		if err != nil {
+			return err
+		}
+		if key.Step >= s.from {
+			select {
+			case s.events <- gradbus.Event{Key: key, Data: m.Data()}:
+			case <-s.ctx.Done():
+				return s.ctx.Err()
+			}
+		}
+		s.last = meta.Sequence.Stream
+	}
+}
+
+// open makes a consumer behind the last event read.
+func (s *subscription) open() (jetstream.MessagesContext, error) {
+	ctx, cancel := context.WithTimeout(s.ctx, ackWait)
+	defer cancel()
+	stream, err := s.bus.js.Stream(ctx, streamName(s.run))
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		s.bus.forget(s.run)
+		if err := s.bus.stream(ctx, s.run); err != nil {
+			return nil, err
+		}
+		stream, err = s.bus.js.Stream(ctx, streamName(s.run))
+	}
+	if err != nil {
+		return nil, err
+	}
+	if made := stream.CachedInfo().Created; !made.Equal(s.created) {
+		s.created, s.last = made, 0
+	}
+	config := jetstream.OrderedConsumerConfig{
+		FilterSubjects: []string{partSubject(s.run, s.part)}, DeliverPolicy: jetstream.DeliverAllPolicy, MaxResetAttempts: 1,
+	}
+	if s.last > 0 {
+		config.DeliverPolicy, config.OptStartSeq = jetstream.DeliverByStartSequencePolicy, s.last+1
+	}
+	consumer, err := stream.OrderedConsumer(ctx, config)
+	if err != nil {
+		return nil, err
+	}
+	return consumer.Messages(jetstream.PullMaxMessages(prefetch))
+}
