@@ -1,0 +1,81 @@
+package main
+
+import (
+	"math"
+	"strings"
+	"testing"
+
+	"github.com/lamina-mesh/lamina/pkg/kernel"
+	"github.com/lamina-mesh/lamina/pkg/model"
+)
+
+func TestPerplexity_Stories(t *testing.T) {
+	text := sharedPath(t, "data/tinystories_sample.txt")
+	for file, want := range map[string]float64{"f32": 6.8457, "F16": 6.8457, "Q8_0": 6.8618, "Q4_0": 7.2004} {
+		for _, kernels := range kernelSets(t) {
+			path := sharedPath(t, "models/stories260K/stories260K-"+file+".gguf")
+			got := verbJSON[perplexityResult](t, "", "perplexity", "-m", path, "-f", text, "--ctx", "128", "--kernels", kernels, "--format", "json")
+			if !(math.Abs(got.Perplexity-want) <= 0.01*want) || got.Chunks != got.Tokens/128 || got.Scored != got.Chunks*63 {
+				t.Errorf("%s with %s: %+v, want %g", file, kernels, got, want)
+			}
+		}
+	}
+}
+
+func TestPerplexity_StagesAndChunks(t *testing.T) {
+	path, text := sharedPath(t, "models/stories260K/stories260K-f32.gguf"), sharedPath(t, "data/tinystories_sample.txt")
+	args := []string{"perplexity", "-m", path, "-f", text, "--kernels", "ref", "--chunks", "2"}
+	one := verbJSON[perplexityResult](t, "", append(args, "--ctx", "128", "--format", "json")...)
+	three := verbJSON[perplexityResult](t, "", append(args, "--ctx", "128", "--stages", "3", "--format", "json")...)
+	if one.Perplexity != three.Perplexity || one.Chunks != 2 {
+		t.Errorf("over one stage %+v, over three %+v", one, three)
+	}
+	odd := verbJSON[perplexityResult](t, "", append(args, "--ctx", "7", "--format", "json")...)
+	if odd.Scored != 2*(7-1-3) {
+		t.Errorf("windows of 7 score %d ids", odd.Scored)
+	}
+	if got := verbOK(t, "", append(args, "--ctx", "128")...); !strings.Contains(got, "perplexity") {
+		t.Errorf("printed %q", got)
+	}
+}
+
+func TestPerplexity_WindowsInSeveralBatches(t *testing.T) {
+	path := sharedPath(t, "models/stories260K/stories260K-f32.gguf")
+	window := make([]int32, 90)
+	for i := range window {
+		window[i] = int32(1 + i*i*31%500)
+	}
+	err := withModel(path, kernelFlags{Kernels: "ref"}, func(f *model.Files, set kernel.Set[float32]) error {
+		chain, err := loadChain(f, 2, 1, len(window), set, model.LoadOptions{})
+		if err != nil {
+			return err
+		}
+		want, err := chain.score(set, window, 45, 512)
+		if err != nil {
+			return err
+		}
+		for _, batch := range []int{1, 7, 45, 60, 89} {
+			got, err := chain.score(set, window, 45, batch)
+			if err != nil {
+				return err
+			}
+			if math.Abs(got-want) > 1e-6 {
+				t.Errorf("in batches of %d: %g, in one: %g", batch, got, want)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestPerplexity_BadInput(t *testing.T) {
+	path, text := sharedPath(t, "models/stories260K/stories260K-f32.gguf"), sharedPath(t, "data/tinystories_sample.txt")
+	verbFails(t, 2, "ctx", "", "perplexity", "-m", path, "-f", text, "--ctx", "1", "--kernels", "ref")
+	verbFails(t, 2, "the context of", "", "perplexity", "-m", path, "-f", text, "--ctx", "1800", "--kernels", "ref")
+	verbFails(t, 2, "fewer than a window", "once", "perplexity", "-m", path, "-f", "-", "--ctx", "128", "--kernels", "ref")
+	verbFails(t, 1, "nowhere", "", "perplexity", "-m", path, "-f", "nowhere", "--kernels", "ref")
+	dir := sharedPath(t, "models/stories260K") // weights without a tokenizer
+	verbFails(t, 1, "vocabulary", "", "perplexity", "-m", dir, "-f", text, "--kernels", "ref")
+}
