@@ -169,3 +169,20 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	}
 	return m
 }
+
+// AwaitPipelines waits until n pipelines stand.
+func (s *Service) AwaitPipelines(ctx context.Context, n int) error {
+	for {
+		s.mu.Lock()
+		have, changed := len(s.pipelines), s.changed
+		s.mu.Unlock()
+		if have >= n {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
