@@ -1,0 +1,111 @@
+package app_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/lamina-mesh/lamina/cmd/lamina/app"
+	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
+	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
+	"github.com/lamina-mesh/lamina/pkg/kernel/ref"
+)
+
+func shared(t *testing.T, parts ...string) string {
+	t.Helper()
+	dir := os.Getenv("LAMINA_SHARED")
+	if dir == "" {
+		dir = "../../../../shared"
+	}
+	path := filepath.Join(append([]string{dir}, parts...)...)
+	if _, err := os.Stat(path); err != nil {
+		t.Skipf("no %s: set LAMINA_SHARED", path)
+	}
+	return path
+}
+
+func mesh(t *testing.T, c app.MeshConfig) routerv1.RouterServiceClient {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	t.Cleanup(cancel)
+	c.Kernels = app.Kernels{Set: ref.New[float32](), Threads: 2}
+	m, err := app.Start(ctx, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := m.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	conn, err := m.Router()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return routerv1.NewRouterServiceClient(conn)
+}
+
+func TestMesh_TokensOfTheReferenceOverAnySplit(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	const want = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park."
+	for _, stages := range []int{1, 2, 5} {
+		t.Run(fmt.Sprint(stages), func(t *testing.T) {
+			router := mesh(t, app.MeshConfig{Model: shared(t, "models/stories260K/stories260K-f32.gguf"), Stages: stages})
+			zero := float32(0)
+			stream, err := router.Generate(t.Context(), &routerv1.GenerateRequest{
+				Prompt: &routerv1.GenerateRequest_TokenIds{TokenIds: &routerv1.TokenIds{Ids: []uint32{1}}}, MaxTokens: 80,
+				Sampling: &routerv1.Sampling{Temperature: &zero}, Stop: []string{" One day"},
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var text string
+			for {
+				r, err := stream.Recv()
+				if errors.Is(err, io.EOF) {
+					break
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				text += r.GetToken().GetText() + r.GetFinished().GetText()
+			}
+			if text != want {
+				t.Errorf("over %d stages the text is %q", stages, text)
+			}
+		})
+	}
+}
+
+func TestMesh_ChatsUnderTheModelsTemplate(t *testing.T) {
+	router := mesh(t, app.MeshConfig{Model: shared(t, "models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf"), Stages: 3})
+	zero := float32(0)
+	stream, err := router.Chat(t.Context(), &routerv1.ChatRequest{
+		Messages: []*tokenizerv1.Message{{Role: "user", Content: "What is the capital of France?"}}, MaxTokens: 16,
+		Sampling: &routerv1.Sampling{Temperature: &zero},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var text string
+	for {
+		r, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		text += r.GetToken().GetText() + r.GetFinished().GetText()
+	}
+	if text != "The capital of France is Paris." {
+		t.Errorf("the answer is %q", text)
+	}
+}

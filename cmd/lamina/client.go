@@ -1,0 +1,235 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
+	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
+	trainerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/trainer/v1"
+	"github.com/lamina-mesh/lamina/pkg/rpc"
+)
+
+// askTimeout bounds the questions that a person waits for.
+const askTimeout = 10 * time.Second
+
+type modelsCmd struct {
+	Router string `help:"The router's address." default:"127.0.0.1:7070" env:"LAMINA_ROUTER"`
+	Format string `help:"Output: text or json." enum:"text,json" default:"text"`
+}
+
+// Run lists the models that a router can be asked for.
+func (c *modelsCmd) Run(e *env) error {
+	dialer := rpc.NewDialer(rpc.DialOptions{})
+	defer dialer.Close()
+	conn, err := dialer.Dial(c.Router)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(e.ctx, askTimeout)
+	defer cancel()
+	resp, err := routerv1.NewRouterServiceClient(conn).ListModels(ctx, &routerv1.ListModelsRequest{})
+	if err != nil {
+		return rpc.FromStatus(err)
+	}
+	if c.Format == "json" {
+		return printProto(e, resp)
+	}
+	w := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "MODEL\tARCHITECTURE\tLAYERS\tCONTEXT\tVOCAB\tCHAT\tPIPELINES\tDIGEST")
+	for _, m := range resp.GetModels() {
+		fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%d\t%v\t%d\t%.19s\n", m.GetName(), m.GetArchitecture(), m.GetLayers(), m.GetContext(), m.GetVocab(), m.GetChat(), m.GetPipelines(), m.GetDigest())
+	}
+	return w.Flush()
+}
+
+type statusCmd struct {
+	Router  string `help:"The router's address." default:"127.0.0.1:7070" env:"LAMINA_ROUTER"`
+	Trainer string `help:"The trainer's address; found through the router when absent." env:"LAMINA_TRAINER"`
+	Format  string `help:"Output: text or json." enum:"text,json" default:"text"`
+}
+
+// Run shows the members, the pipelines and the runs.
+func (c *statusCmd) Run(e *env) error {
+	dialer := rpc.NewDialer(rpc.DialOptions{})
+	defer dialer.Close()
+	conn, err := dialer.Dial(c.Router)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(e.ctx, askTimeout)
+	defer cancel()
+	resp, err := routerv1.NewRouterServiceClient(conn).Topology(ctx, &routerv1.TopologyRequest{})
+	if err != nil {
+		return rpc.FromStatus(err)
+	}
+	mesh := resp.GetMesh()
+	runs := &trainerv1.ListRunsResponse{}
+	if address := c.trainer(mesh); address != "" {
+		conn, err := dialer.Dial(address)
+		if err != nil {
+			return err
+		}
+		if runs, err = trainerv1.NewTrainerServiceClient(conn).ListRuns(ctx, &trainerv1.ListRunsRequest{}); err != nil {
+			return rpc.FromStatus(err)
+		}
+	}
+	if c.Format == "json" {
+		return printJSON(e, map[string]json.RawMessage{"mesh": rawProto(mesh), "runs": rawProto(runs)})
+	}
+	return printStatus(e.stdout, mesh, runs.GetRuns())
+}
+
+// trainer is the address to ask for runs, or empty.
+func (c *statusCmd) trainer(mesh *routerv1.Mesh) string {
+	if c.Trainer != "" {
+		return c.Trainer
+	}
+	for _, m := range mesh.GetMembers() {
+		if m.GetService() == "trainer" && !strings.HasPrefix(m.GetAddress(), "mem:") {
+			return m.GetAddress()
+		}
+	}
+	return ""
+}
+
+func printStatus(out io.Writer, mesh *routerv1.Mesh, runs []*trainerv1.Run) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "SERVICE\tADDRESS\tHOLDS\tKV PAGES\tSESSIONS")
+	for _, m := range mesh.GetMembers() {
+		if len(m.GetHeld()) == 0 {
+			fmt.Fprintf(w, "%s\t%s\t\t\t\n", m.GetService(), m.GetAddress())
+		}
+		for _, h := range m.GetHeld() {
+			fmt.Fprintf(w, "%s\t%s\t%s layers %d-%d of %d\t%d/%d\t%d\n", m.GetService(), m.GetAddress(),
+				h.GetModel(), h.GetLo(), h.GetHi(), h.GetLayers(), h.GetKvPagesUsed(), h.GetKvPages(), h.GetSessions())
+		}
+	}
+	fmt.Fprintln(w, "\nPIPELINE\tMODEL\tSTAGES\tRUNNING\tWAITING\tTOKENS/S")
+	for _, p := range mesh.GetPipelines() {
+		var stages []string
+		for _, hop := range p.GetStages() {
+			stages = append(stages, fmt.Sprintf("%d-%d@%s", hop.GetLo(), hop.GetHi(), hop.GetAddress()))
+		}
+		fmt.Fprintf(w, "%.8s\t%s\t%s\t%d\t%d\t%.1f\n", p.GetId(), p.GetModel(), strings.Join(stages, " > "), p.GetRunning(), p.GetWaiting(), p.GetTokensPerSecond())
+	}
+	if len(runs) > 0 {
+		fmt.Fprintln(w, "\nRUN\tSTATE\tSTEP\tLOSS\tVALIDATION\tTOKENS/S")
+	}
+	for _, r := range runs {
+		state := strings.ToLower(strings.TrimPrefix(r.GetState().String(), "RUN_STATE_"))
+		fmt.Fprintf(w, "%s\t%s\t%d/%d\t%.4f\t%.4f\t%.0f\n", r.GetName(), state, r.GetStep(), r.GetSteps(), r.GetLoss(), r.GetValidationLoss(), r.GetTokensPerSecond())
+	}
+	return w.Flush()
+}
+
+type healthCmd struct {
+	Address string `arg:"" optional:"" help:"The service's address."`
+	FromEnv bool   `help:"Take the address from LAMINA_HEALTH, as container health checks do."`
+	Env     string `hidden:"" env:"LAMINA_HEALTH"`
+}
+
+// Run asks grpc.health.v1 and fails unless the answer is SERVING.
+func (c *healthCmd) Run(e *env) error {
+	if c.FromEnv {
+		c.Address = c.Env
+	}
+	if c.Address == "" {
+		return fault.Field("address", "name the service to ask")
+	}
+	dialer := rpc.NewDialer(rpc.DialOptions{})
+	defer dialer.Close()
+	conn, err := dialer.Dial(c.Address)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(e.ctx, 3*time.Second)
+	defer cancel()
+	resp, err := healthv1.NewHealthClient(conn).Check(ctx, &healthv1.HealthCheckRequest{})
+	if err != nil {
+		return rpc.FromStatus(err)
+	}
+	if resp.GetStatus() != healthv1.HealthCheckResponse_SERVING {
+		return fault.New(fault.Unavailable, "check %s: it is %v", c.Address, resp.GetStatus())
+	}
+	fmt.Fprintln(e.stdout, "serving")
+	return nil
+}
+
+type chatCmd struct {
+	meshFlags
+	samplingFlags
+	System    string `help:"System message."`
+	MaxTokens uint32 `short:"n" help:"Most tokens of an answer." default:"512"`
+}
+
+// Run reads turns from standard input, one a line, and answers each.
+func (c *chatCmd) Run(e *env) error {
+	router, done, err := c.dial(e)
+	if err != nil {
+		return err
+	}
+	return errors.Join(c.converse(e, router), done())
+}
+
+func (c *chatCmd) converse(e *env, router routerv1.RouterServiceClient) error {
+	var messages []*tokenizerv1.Message
+	if c.System != "" {
+		messages = append(messages, &tokenizerv1.Message{Role: "system", Content: c.System})
+	}
+	lines := newLines(e.stdin)
+	for {
+		fmt.Fprint(e.stdout, "> ")
+		line, err := lines.next()
+		if errors.Is(err, io.EOF) {
+			fmt.Fprintln(e.stdout)
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if strings.TrimSpace(line) == "" {
+			continue
+		}
+		messages = append(messages, &tokenizerv1.Message{Role: "user", Content: line})
+		stream, err := router.Chat(e.ctx, &routerv1.ChatRequest{Messages: messages, MaxTokens: c.MaxTokens, Sampling: c.samplingFlags.proto()})
+		if err != nil {
+			return rpc.FromStatus(err)
+		}
+		answer, err := collect(func() (event, error) { return stream.Recv() }, e.stdout)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintln(e.stdout)
+		messages = append(messages, &tokenizerv1.Message{Role: "assistant", Content: answer.Text})
+	}
+}
+
+func rawProto(m proto.Message) json.RawMessage {
+	text, err := protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: true}.Marshal(m)
+	if err != nil {
+		return json.RawMessage(fmt.Sprintf("%q", err.Error()))
+	}
+	return text
+}
+
+func printProto(e *env, m proto.Message) error {
+	return printJSON(e, rawProto(m))
+}
+
+func printJSON(e *env, v any) error {
+	enc := json.NewEncoder(e.stdout)
+	enc.SetEscapeHTML(false)
+	return enc.Encode(v)
+}

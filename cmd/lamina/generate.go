@@ -1,0 +1,241 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
+	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
+	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
+	"github.com/lamina-mesh/lamina/pkg/rpc"
+)
+
+// samplingFlags say how tokens are picked.
+type samplingFlags struct {
+	Temp              float32 `help:"Temperature; 0 is greedy." default:"0"`
+	TopK              uint32  `help:"Keep the k best candidates; 0 keeps all."`
+	TopP              float32 `help:"Keep the fewest candidates whose mass reaches p." default:"1"`
+	MinP              float32 `help:"Drop candidates less likely than this share of the best."`
+	RepetitionPenalty float32 `help:"Penalty on ids seen before; 1 is off." default:"1"`
+	Seed              *uint64 `help:"Keys the randomness; drawn when absent."`
+}
+
+func (f *samplingFlags) proto() *routerv1.Sampling {
+	return &routerv1.Sampling{
+		Temperature: &f.Temp, TopK: f.TopK, TopP: &f.TopP, MinP: f.MinP,
+		RepetitionPenalty: &f.RepetitionPenalty, Seed: f.Seed,
+	}
+}
+
+type generateCmd struct {
+	meshFlags
+	samplingFlags
+	Prompt     *string  `short:"p" help:"Plain text to continue: control-looking text stays text." xor:"prompt"`
+	IDs        string   `name:"ids" help:"Token ids to continue, separated by commas." xor:"prompt"`
+	Messages   string   `help:"File with OpenAI's message list, rendered by the model's chat template; - is standard input." xor:"prompt"`
+	MaxTokens  uint32   `short:"n" help:"Most tokens to generate; 0 is as many as the context holds." default:"128"`
+	Stop       []string `help:"Text that ends the generation; repeatable." sep:"none"`
+	IgnoreEnd  bool     `help:"Go on after end tokens."`
+	Format     string   `help:"Output: text or json." enum:"text,json" default:"text"`
+	ShowPrompt bool     `help:"Print the prompt before its continuation."`
+}
+
+// generated is what --format json prints.
+type generated struct {
+	Text         string   `json:"text"`
+	TokenIDs     []uint32 `json:"token_ids"`
+	PromptIDs    []uint32 `json:"prompt_ids"`
+	FinishReason string   `json:"finish_reason"`
+	Seed         uint64   `json:"seed"`
+	Model        string   `json:"model"`
+	Fingerprint  string   `json:"fingerprint"`
+	Timings      timings  `json:"timings"`
+}
+
+type timings struct {
+	QueueMS      float64 `json:"queue_ms"`
+	PrefillMS    float64 `json:"prefill_ms"`
+	DecodeMS     float64 `json:"decode_ms"`
+	PrefillTPS   float64 `json:"prefill_tps"`
+	DecodeTPS    float64 `json:"decode_tps"`
+	PromptTokens uint32  `json:"prompt_tokens"`
+	Tokens       uint32  `json:"tokens"`
+}
+
+// event is what both of the router's streams send.
+type event interface {
+	GetStarted() *routerv1.Started
+	GetToken() *routerv1.TokenEvent
+	GetFinished() *routerv1.Finished
+}
+
+// Run generates, over --router or over a mesh in this process.
+func (c *generateCmd) Run(e *env) error {
+	router, done, err := c.dial(e)
+	if err != nil {
+		return err
+	}
+	recv, err := c.ask(e, router)
+	if err != nil {
+		return errors.Join(rpc.FromStatus(err), done())
+	}
+	out := e.stdout
+	if c.Format == "json" {
+		out = io.Discard
+	}
+	if c.ShowPrompt && c.Prompt != nil {
+		fmt.Fprint(out, *c.Prompt)
+	}
+	result, err := collect(recv, out)
+	if err = errors.Join(err, done()); err != nil {
+		return err
+	}
+	if c.Format == "json" {
+		return json.NewEncoder(e.stdout).Encode(result)
+	}
+	fmt.Fprintln(e.stdout)
+	return nil
+}
+
+// ask opens the stream that the flags ask for and returns its receiver.
+func (c *generateCmd) ask(e *env, router routerv1.RouterServiceClient) (func() (event, error), error) {
+	if c.Messages != "" {
+		messages, err := readMessages(e, c.Messages)
+		if err != nil {
+			return nil, err
+		}
+		stream, err := router.Chat(e.ctx, &routerv1.ChatRequest{
+			Messages: messages, MaxTokens: c.MaxTokens, Sampling: c.samplingFlags.proto(), Stop: c.Stop,
+		})
+		return func() (event, error) { return stream.Recv() }, err
+	}
+	req := &routerv1.GenerateRequest{
+		MaxTokens: c.MaxTokens, Sampling: c.samplingFlags.proto(), Stop: c.Stop, IgnoreEnd: c.IgnoreEnd,
+	}
+	switch {
+	case c.IDs != "":
+		ids, err := parseIDs(c.IDs)
+		if err != nil {
+			return nil, err
+		}
+		req.Prompt = &routerv1.GenerateRequest_TokenIds{TokenIds: &routerv1.TokenIds{Ids: ids}}
+	case c.Prompt != nil:
+		req.Prompt = &routerv1.GenerateRequest_Text{Text: *c.Prompt}
+	default:
+		return nil, fault.Field("prompt", "give one of -p TEXT, --ids 1,2,3 or --messages FILE")
+	}
+	stream, err := router.Generate(e.ctx, req)
+	return func() (event, error) { return stream.Recv() }, err
+}
+
+// collect reads a stream to its end, writing text as it comes.
+func collect(recv func() (event, error), out io.Writer) (*generated, error) {
+	g := &generated{TokenIDs: []uint32{}}
+	finished := false
+	for {
+		ev, err := recv()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return g, rpc.FromStatus(err)
+		}
+		if s := ev.GetStarted(); s != nil {
+			g.PromptIDs, g.Seed, g.Model, g.Fingerprint = s.GetPromptIds(), s.GetSeed(), s.GetModel(), s.GetFingerprint()
+		}
+		if t := ev.GetToken(); t != nil {
+			g.Text += t.GetText()
+			g.TokenIDs = append(g.TokenIDs, t.GetId())
+			fmt.Fprint(out, t.GetText())
+		}
+		if f := ev.GetFinished(); f != nil {
+			finished = true
+			g.Text += f.GetText()
+			fmt.Fprint(out, f.GetText())
+			g.finish(f)
+		}
+	}
+	if !finished {
+		return g, fault.New(fault.DataLoss, "read the answer: the stream ended without a finish reason")
+	}
+	return g, nil
+}
+
+func (g *generated) finish(f *routerv1.Finished) {
+	reasons := map[samplerv1.FinishReason]string{
+		samplerv1.FinishReason_FINISH_REASON_STOP:   "stop",
+		samplerv1.FinishReason_FINISH_REASON_LENGTH: "length",
+	}
+	g.FinishReason = reasons[f.GetFinishReason()]
+	u, t := f.GetUsage(), f.GetTimings()
+	g.Timings = timings{
+		QueueMS: float64(t.GetQueueUs()) / 1e3, PrefillMS: float64(t.GetPrefillUs()) / 1e3, DecodeMS: float64(t.GetDecodeUs()) / 1e3,
+		PromptTokens: u.GetPromptTokens(), Tokens: u.GetCompletionTokens(),
+	}
+	if t.GetPrefillUs() > 0 {
+		g.Timings.PrefillTPS = float64(u.GetPromptTokens()) / float64(t.GetPrefillUs()) * 1e6
+	}
+	if t.GetDecodeUs() > 0 && u.GetCompletionTokens() > 1 {
+		g.Timings.DecodeTPS = float64(u.GetCompletionTokens()-1) / float64(t.GetDecodeUs()) * 1e6
+	}
+}
+
+// parseIDs reads ids separated by commas.
+func parseIDs(list string) ([]uint32, error) {
+	var ids []uint32
+	for _, text := range strings.Split(list, ",") {
+		id, err := strconv.ParseUint(strings.TrimSpace(text), 10, 31)
+		if err != nil {
+			return nil, fault.Field("ids", "parse %q: want token ids separated by commas", text)
+		}
+		ids = append(ids, uint32(id))
+	}
+	return ids, nil
+}
+
+// readMessages reads OpenAI's message list from a file.
+func readMessages(e *env, path string) ([]*tokenizerv1.Message, error) {
+	text, err := readInput(e, path)
+	if err != nil {
+		return nil, err
+	}
+	var raw []json.RawMessage
+	if err := json.Unmarshal(text, &raw); err != nil {
+		return nil, fault.Field("messages", "parse %s: want a JSON list of messages: %v", path, err)
+	}
+	var messages []*tokenizerv1.Message
+	for i, r := range raw {
+		var m struct {
+			Role    string          `json:"role"`
+			Content json.RawMessage `json:"content"`
+		}
+		if err := json.Unmarshal(r, &m); err != nil || m.Role == "" {
+			return nil, fault.Field("messages", "parse %s: message %d: want an object with a role", path, i)
+		}
+		msg := &tokenizerv1.Message{Role: m.Role, Json: string(r)}
+		var content string
+		if json.Unmarshal(m.Content, &content) == nil {
+			msg.Content = content
+		}
+		var keys map[string]json.RawMessage
+		if json.Unmarshal(r, &keys) == nil && len(keys) == 2 && json.Unmarshal(m.Content, &content) == nil {
+			msg.Json = "" // role and content say it all
+		}
+		messages = append(messages, msg)
+	}
+	return messages, nil
+}
+
+// readInput reads a whole file, or standard input for "-".
+func readInput(e *env, path string) ([]byte, error) {
+	if path == "-" {
+		return io.ReadAll(e.stdin)
+	}
+	return os.ReadFile(path)
+}
