@@ -1,0 +1,57 @@
+package main
+
+import (
+	"fmt"
+	"runtime"
+	"runtime/debug"
+)
+
+type versionCmd struct {
+	Format string `help:"Output: text or json." enum:"text,json" default:"text"`
+}
+
+// versionResult is what --format json prints.
+type versionResult struct {
+	Version  string `json:"version"`
+	Revision string `json:"revision,omitempty"` // the commit, where the build knows it
+	Modified bool   `json:"modified"`           // built from more than the commit
+	Time     string `json:"time,omitempty"`     // of the commit
+	Go       string `json:"go"`
+	Platform string `json:"platform"`
+}
+
+// Run prints what the Go linker recorded of the build.
+func (c *versionCmd) Run(e *env) error {
+	r := buildVersion()
+	if c.Format == "json" {
+		return printJSON(e, r)
+	}
+	line := "lamina " + r.Version
+	if r.Revision != "" {
+		line += fmt.Sprintf(" (%.12s of %s)", r.Revision, r.Time)
+	}
+	_, err := fmt.Fprintf(e.stdout, "%s, %s, %s\n", line, r.Go, r.Platform)
+	return err
+}
+
+func buildVersion() versionResult {
+	r := versionResult{Version: "unknown", Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return r
+	}
+	if info.Main.Version != "" {
+		r.Version = info.Main.Version
+	}
+	for _, s := range info.Settings {
+		switch s.Key {
+		case "vcs.revision":
+			r.Revision = s.Value
+		case "vcs.modified":
+			r.Modified = s.Value == "true"
+		case "vcs.time":
+			r.Time = s.Value
+		}
+	}
+	return r
+}
