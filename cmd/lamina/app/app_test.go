@@ -109,3 +109,26 @@ func TestMesh_ChatsUnderTheModelsTemplate(t *testing.T) {
 		t.Errorf("the answer is %q", text)
 	}
 }
+
+// generateText continues a text greedily.
+func generateText(t *testing.T, router routerv1.RouterServiceClient, prompt string, n uint32) string {
+	t.Helper()
+	zero := float32(0)
+	stream, err := router.Generate(t.Context(), &routerv1.GenerateRequest{
+		Prompt: &routerv1.GenerateRequest_Text{Text: prompt}, MaxTokens: n, Sampling: &routerv1.Sampling{Temperature: &zero},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var text string
+	for {
+		r, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return text
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		text += r.GetToken().GetText() + r.GetFinished().GetText()
+	}
+}
