@@ -1,0 +1,234 @@
+package main
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+
+	"github.com/lamina-mesh/lamina/pkg/model"
+	"github.com/lamina-mesh/lamina/pkg/weights"
+	"github.com/lamina-mesh/lamina/services/tokenizer"
+)
+
+type inspectCmd struct {
+	File   string `arg:"" help:"GGUF file, safetensors file or Hugging Face folder."`
+	Digest bool   `help:"Also the digest, which reads the whole model."`
+	Format string `help:"Output: text or json." enum:"text,json" default:"text"`
+}
+
+// inspection is what --format json prints. A file without a config or a vocabulary
+// lacks those keys; one with some that this build cannot read has the error instead.
+type inspection struct {
+	Path            string          `json:"path"`
+	Format          string          `json:"format"` // "gguf", "safetensors" or "huggingface"
+	Digest          string          `json:"digest,omitempty"`
+	Parameters      int64           `json:"parameters"` // elements of all tensors
+	Bytes           int64           `json:"bytes"`      // of all tensors
+	Types           map[string]int  `json:"types"`      // tensors of each type
+	Config          *inspectConfig  `json:"config,omitempty"`
+	ConfigError     string          `json:"config_error,omitempty"`
+	Vocabulary      *inspectVocab   `json:"vocabulary,omitempty"`
+	VocabularyError string          `json:"vocabulary_error,omitempty"`
+	Metadata        map[string]any  `json:"metadata,omitempty"` // long lists as their length
+	Tensors         []inspectTensor `json:"tensors"`
+}
+
+type inspectConfig struct {
+	Architecture string  `json:"architecture"`
+	Layers       int     `json:"layers"`
+	Width        int     `json:"width"`
+	Heads        int     `json:"heads"`
+	KVHeads      int     `json:"kv_heads"`
+	HeadDim      int     `json:"head_dim"`
+	FF           int     `json:"ff"`
+	Vocab        int     `json:"vocab"`
+	Context      int     `json:"context"`
+	NormEps      float64 `json:"norm_eps"`
+	TiedHead     bool    `json:"tied_head"`
+	Positions    string  `json:"positions"` // "learned", or the rope's type
+	RopeBase     float64 `json:"rope_base,omitempty"`
+	Window       int     `json:"window,omitempty"`
+}
+
+type inspectVocab struct {
+	Family          string  `json:"family"`
+	Size            int     `json:"size"`
+	BOS             *int32  `json:"bos,omitempty"`
+	EOS             *int32  `json:"eos,omitempty"`
+	AddBOS          bool    `json:"add_bos"`
+	EndOfGeneration []int32 `json:"end_of_generation"`
+	ChatTemplate    string  `json:"chat_template,omitempty"`
+}
+
+type inspectTensor struct {
+	Name  string `json:"name"`
+	DType string `json:"dtype"`
+	Shape []int  `json:"shape"` // outermost first
+	Bytes int64  `json:"bytes"`
+}
+
+// Run prints what a file says, before any weight is read.
+func (c *inspectCmd) Run(e *env) error {
+	r, err := inspectPath(c.File)
+	if err != nil {
+		return err
+	}
+	if c.Digest {
+		if r.Digest, err = weights.Digest(c.File); err != nil {
+			return err
+		}
+	}
+	if c.Format == "json" {
+		return printJSON(e, r)
+	}
+	return r.print(e.stdout)
+}
+
+// inspectPath opens a model file or folder by what it is, so that one of an
+// architecture that this build does not run can be looked at as well.
+func inspectPath(path string) (*inspection, error) {
+	format, err := modelFormat(path)
+	if err != nil {
+		return nil, err
+	}
+	r := &inspection{Path: path, Format: format, Types: map[string]int{}}
+	switch format {
+	case "gguf":
+		g, err := weights.OpenGGUF(path)
+		if err != nil {
+			return nil, err
+		}
+		r.readMeta(g.Meta())
+		if f, err := model.FromGGUF(g, path); err != nil {
+			r.ConfigError = err.Error()
+		} else {
+			r.Config = describeConfig(f.Config)
+		}
+		if g.Meta().Has("tokenizer.ggml.model") {
+			r.readVocab(path)
+		}
+		return r, errors.Join(r.readTensors(g), g.Close())
+	case "huggingface":
+		if text, err := os.ReadFile(filepath.Join(path, "config.json")); err == nil {
+			r.readConfig(text)
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+		if _, err := os.Stat(filepath.Join(path, "tokenizer.json")); err == nil {
+			r.readVocab(path)
+		}
+	}
+	s, err := weights.OpenSafetensors(path)
+	if err != nil {
+		return nil, err
+	}
+	for key, value := range s.Metadata() {
+		r.setMeta(key, value)
+	}
+	return r, errors.Join(r.readTensors(s), s.Close())
+}
+
+// modelFormat tells a folder, a GGUF file and a safetensors file apart.
+func modelFormat(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	if stat, err := f.Stat(); err != nil {
+		return "", err
+	} else if stat.IsDir() {
+		return "huggingface", nil
+	}
+	var magic [4]byte
+	if _, err := io.ReadFull(f, magic[:]); err == nil && string(magic[:]) == "GGUF" {
+		return "gguf", nil
+	}
+	return "safetensors", nil
+}
+
+func (r *inspection) readConfig(text []byte) {
+	c, err := model.ParseHF(text)
+	if err != nil {
+		r.ConfigError = err.Error()
+		return
+	}
+	r.Config = describeConfig(c)
+}
+
+func (r *inspection) readVocab(path string) {
+	v, err := tokenizer.LoadVocab(path)
+	if err != nil {
+		r.VocabularyError = err.Error()
+		return
+	}
+	r.Vocabulary = &inspectVocab{
+		Family: v.Family(), Size: v.Size(), AddBOS: v.AddBOS(), EndOfGeneration: append([]int32{}, v.EOG()...), ChatTemplate: v.ChatTemplate(),
+	}
+	if id, ok := v.BOS(); ok {
+		r.Vocabulary.BOS = &id
+	}
+	if id, ok := v.EOS(); ok {
+		r.Vocabulary.EOS = &id
+	}
+}
+
+func (r *inspection) readMeta(meta weights.Meta) {
+	for _, key := range meta.Keys() {
+		if value, ok := meta.Value(key); ok {
+			r.setMeta(key, value)
+		}
+	}
+}
+
+// setMeta keeps a value in a form that JSON can spell.
+func (r *inspection) setMeta(key string, value any) {
+	if r.Metadata == nil {
+		r.Metadata = map[string]any{}
+	}
+	switch v := value.(type) {
+	case float64:
+		if math.IsNaN(v) || math.IsInf(v, 0) {
+			value = fmt.Sprint(v)
+		}
+	case string, bool, int64, uint64:
+	default:
+		value = fmt.Sprintf("%d values", reflect.ValueOf(value).Len())
+	}
+	r.Metadata[key] = value
+}
+
+func (r *inspection) readTensors(s weights.Source) error {
+	r.Tensors = []inspectTensor{}
+	for _, name := range s.Names() {
+		info, ok := s.Info(name)
+		if !ok {
+			return fmt.Errorf("describe tensor %s of %s: it is listed but not there", name, r.Path)
+		}
+		r.Tensors = append(r.Tensors, inspectTensor{Name: name, DType: info.DType.String(), Shape: slices.Clone(info.Shape), Bytes: info.Bytes})
+		r.Parameters += int64(info.Elements())
+		r.Bytes += info.Bytes
+		r.Types[info.DType.String()]++
+	}
+	return nil
+}
+
+func describeConfig(c model.Config) *inspectConfig {
+	out := &inspectConfig{
+		Architecture: c.Architecture, Layers: c.Layers, Width: c.Width, Heads: c.Heads, KVHeads: c.KVHeads, HeadDim: c.HeadDim,
+		FF: c.FF, Vocab: c.Vocab, Context: c.Context, NormEps: c.NormEps, TiedHead: c.TiedHead, Window: c.Window,
+	}
+	if c.Learned {
+		out.Positions = "learned"
+		return out
+	}
+	out.Positions, out.RopeBase = cmp.Or(c.Rope.Type, "rope"), min(c.Rope.Base, math.MaxFloat64) // JSON has no infinity
+	return out
+}
