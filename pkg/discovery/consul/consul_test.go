@@ -2,21 +2,31 @@ package consul_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/hashicorp/consul/api"
+	"go.uber.org/goleak"
+
+	"github.com/lamina-mesh/lamina/pkg/discovery"
 	"github.com/lamina-mesh/lamina/pkg/discovery/consul"
 	"github.com/lamina-mesh/lamina/pkg/discovery/discoverytest"
+	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 )
 
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
 // agent starts a Consul agent of its own on free ports, or skips.
-func agent(t *testing.T) string {
+func agent(t *testing.T) *consulAgent {
 	t.Helper()
 	binary := os.Getenv("LAMINA_CONSUL")
 	if binary == "" {
@@ -25,32 +35,54 @@ func agent(t *testing.T) string {
 	if _, err := os.Stat(binary); err != nil {
 		t.Skipf("no consul at %s: run `make tools` or set LAMINA_CONSUL", binary)
 	}
-	ports := freePorts(t, 5)
-	cmd := exec.Command(binary, "agent", "-dev", "-log-level=error", "-client=127.0.0.1", "-bind=127.0.0.1",
-		fmt.Sprintf("-http-port=%d", ports[0]), fmt.Sprintf("-server-port=%d", ports[1]), fmt.Sprintf("-serf-lan-port=%d", ports[2]),
-		fmt.Sprintf("-serf-wan-port=%d", ports[3]), fmt.Sprintf("-grpc-port=%d", ports[4]), "-grpc-tls-port=-1", "-dns-port=-1")
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
+	a := &consulAgent{t: t, binary: binary, ports: freePorts(t, 5)}
+	a.start()
+	t.Cleanup(a.stop)
+	return a
+}
+
+// consulAgent is a Consul server of its own that keeps nothing when it stops.
+type consulAgent struct {
+	t      *testing.T
+	binary string
+	ports  []int
+	cmd    *exec.Cmd
+}
+
+func (a *consulAgent) addr() string { return fmt.Sprintf("127.0.0.1:%d", a.ports[0]) }
+
+// start runs the agent and waits until it leads itself.
+func (a *consulAgent) start() {
+	a.t.Helper()
+	a.cmd = exec.Command(a.binary, "agent", "-dev", "-log-level=error", "-client=127.0.0.1", "-bind=127.0.0.1",
+		fmt.Sprintf("-http-port=%d", a.ports[0]), fmt.Sprintf("-server-port=%d", a.ports[1]), fmt.Sprintf("-serf-lan-port=%d", a.ports[2]),
+		fmt.Sprintf("-serf-wan-port=%d", a.ports[3]), fmt.Sprintf("-grpc-port=%d", a.ports[4]), "-grpc-tls-port=-1", "-dns-port=-1")
+	if err := a.cmd.Start(); err != nil {
+		a.t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		cmd.Process.Kill()
-		cmd.Wait()
-	})
-	addr := fmt.Sprintf("127.0.0.1:%d", ports[0])
-	deadline := time.Now().Add(30 * time.Second)
-	for time.Now().Before(deadline) {
-		if resp, err := http.Get("http://" + addr + "/v1/status/leader"); err == nil {
-			body := make([]byte, 8)
-			n, _ := resp.Body.Read(body)
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: time.Second}
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	limit := time.After(30 * time.Second)
+	for {
+		if resp, err := client.Get("http://" + a.addr() + "/v1/status/leader"); err == nil {
+			body, err := io.ReadAll(resp.Body)
 			resp.Body.Close()
-			if n > 3 { // more than an empty string
-				return addr
+			if err == nil && resp.StatusCode == http.StatusOK && len(body) > len(`""`) {
+				return
 			}
 		}
-		time.Sleep(50 * time.Millisecond)
+		select {
+		case <-tick.C:
+		case <-limit:
+			a.t.Fatal("the consul agent did not elect itself in time")
+		}
 	}
-	t.Fatal("the consul agent did not elect itself in time")
-	return ""
+}
+
+func (a *consulAgent) stop() {
+	a.cmd.Process.Kill()
+	a.cmd.Wait() // says that it was killed
 }
 
 func freePorts(t *testing.T, n int) []int {
@@ -67,24 +99,180 @@ func freePorts(t *testing.T, n int) []int {
 	return ports
 }
 
-func TestRegistry_KeepsTheContract(t *testing.T) {
-	r, err := consul.New(consul.Config{Addr: agent(t)})
+// registry joins an agent.
+func registry(t *testing.T, a *consulAgent) *consul.Registry {
+	t.Helper()
+	r, err := consul.New(consul.Config{Addr: a.addr()})
 	if err != nil {
 		t.Fatal(err)
 	}
-	discoverytest.Run(t, r, func(t *testing.T) (string, func()) {
-		l, err := rpc.Listen("127.0.0.1:0", rpc.ListenOptions{})
+	t.Cleanup(func() { r.Close() })
+	return r
+}
+
+// serve runs a gRPC server that passes health checks until stop.
+func serve(t *testing.T) (addr string, stop func()) {
+	t.Helper()
+	l, err := rpc.Listen("127.0.0.1:0", rpc.ListenOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- rpc.Serve(ctx, rpc.NewServer(rpc.ServerOptions{}), l, nil) }()
+	return l.Addr().String(), sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestRegistry_KeepsTheContract(t *testing.T) {
+	t.Parallel()
+	discoverytest.Run(t, registry(t, agent(t)), serve)
+}
+
+// await reads states until one has n instances.
+func await(t *testing.T, ch <-chan []discovery.Instance, n int) []discovery.Instance {
+	t.Helper()
+	limit := time.After(30 * time.Second)
+	for {
+		select {
+		case state, open := <-ch:
+			if !open {
+				t.Fatal("the watch ended")
+			}
+			if len(state) == n {
+				return state
+			}
+		case <-limit:
+			t.Fatalf("waited for %d instances", n)
+		}
+	}
+}
+
+func TestRegistry_UnhealthyIsNotListed(t *testing.T) {
+	t.Parallel()
+	r := registry(t, agent(t))
+	addr, stop := serve(t)
+	defer stop()
+	ch, err := r.Watch(t.Context(), "shard")
+	if err != nil {
+		t.Fatal(err)
+	}
+	g, err := r.Register(t.Context(), discovery.Instance{ID: "a", Service: "shard", Addr: addr})
+	if err != nil {
+		t.Fatal(err)
+	}
+	await(t, ch, 1)
+	stop()
+	await(t, ch, 0)
+	if err := g.Deregister(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestRegistry_ComesBackWithAnAgentThatForgotEverything(t *testing.T) {
+	t.Parallel()
+	a := agent(t)
+	r := registry(t, a)
+	addr, stop := serve(t)
+	defer stop()
+	ch, err := r.Watch(t.Context(), "shard")
+	if err != nil {
+		t.Fatal(err)
+	}
+	g, err := r.Register(t.Context(), discovery.Instance{ID: "a", Service: "shard", Addr: addr})
+	if err != nil {
+		t.Fatal(err)
+	}
+	await(t, ch, 1)
+	a.stop()
+	if err := g.Update(t.Context(), map[string]string{"fact": "new"}); fault.CodeOf(err) != fault.Unavailable {
+		t.Errorf("update with no agent: %v", err)
+	}
+	select {
+	case state := <-ch:
+		t.Errorf("an agent that is away makes the state %v", state)
+	default:
+	}
+	a.start()
+	await(t, ch, 0)
+	if state := await(t, ch, 1); state[0].Meta["fact"] != "new" {
+		t.Errorf("it came back with %v", state[0].Meta)
+	}
+	if err := g.Deregister(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestLock_IsLostWithItsSessionOrKey(t *testing.T) {
+	t.Parallel()
+	a := agent(t)
+	r := registry(t, a)
+	transport := &http.Transport{DisableKeepAlives: true}
+	raw, err := api.NewClient(&api.Config{Address: a.addr(), Transport: transport})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var token uint64
+	for _, lose := range []func(name string) error{
+		func(name string) error {
+			sessions, _, err := raw.Session().List(nil)
+			for _, s := range sessions {
+				if s.Name == name {
+					_, destroyed := raw.Session().Destroy(s.ID, nil)
+					err = errors.Join(err, destroyed)
+				}
+			}
+			return err
+		},
+		func(string) error {
+			_, err := raw.KV().Delete("lamina/lock/run", nil)
+			return err
+		},
+		nil, // the last holder keeps it
+	} {
+		l, err := r.Lock(t.Context(), "run", "trainer-1")
 		if err != nil {
 			t.Fatal(err)
 		}
-		ctx, cancel := context.WithCancel(context.Background())
-		done := make(chan error, 1)
-		go func() { done <- rpc.Serve(ctx, rpc.NewServer(rpc.ServerOptions{}), l, nil) }()
-		return l.Addr().String(), func() {
-			cancel()
-			if err := <-done; err != nil {
-				t.Error(err)
+		if l.Token() <= token {
+			t.Errorf("token %d after %d", l.Token(), token)
+		}
+		token = l.Token()
+		if lose != nil {
+			if err := lose("trainer-1"); err != nil {
+				t.Fatal(err)
+			}
+			select {
+			case <-l.Lost():
+			case <-time.After(20 * time.Second):
+				t.Error("the holder does not know that it lost the lock")
 			}
 		}
-	})
+		if err := l.Release(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestRegistry_RefusesWhatConsulCannotReach(t *testing.T) {
+	r, err := consul.New(consul.Config{Addr: "127.0.0.1:1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, addr := range []string{"mem:a", "unix:/run/a", "127.0.0.1", "127.0.0.1:x", "127.0.0.1:70000"} {
+		_, err := r.Register(t.Context(), discovery.Instance{ID: "a", Service: "shard", Addr: addr})
+		if fault.CodeOf(err) != fault.Invalid {
+			t.Errorf("%s: %v", addr, err)
+		}
+	}
+	if _, err := r.Register(t.Context(), discovery.Instance{ID: "a", Service: "shard", Addr: "127.0.0.1:1"}); fault.CodeOf(err) != fault.Unavailable {
+		t.Errorf("no agent: %v", err)
+	}
+	if _, err := r.Lock(t.Context(), "run", "a"); fault.CodeOf(err) != fault.Unavailable {
+		t.Errorf("lock with no agent: %v", err)
+	}
 }

@@ -1,4 +1,5 @@
-// Package discoverytest is the contract that every discovery.Registry passes.
+// Package discoverytest is the contract that every discovery.Registry passes. A test
+// of an implementation calls Run with an empty registry.
 package discoverytest
 
 import (
@@ -8,6 +9,7 @@ import (
 	"time"
 
 	"github.com/lamina-mesh/lamina/pkg/discovery"
+	"github.com/lamina-mesh/lamina/pkg/fault"
 )
 
 // limit bounds every wait: a gRPC health check needs a second or two to pass.
@@ -21,6 +23,9 @@ func Run(t *testing.T, r discovery.Registry, serve func(t *testing.T) (addr stri
 	t.Run("WatchSeesComeAndGo", func(t *testing.T) { watch(ctx, t, r, serve) })
 	t.Run("WatchEndsWithItsContext", func(t *testing.T) { ends(ctx, t, r) })
 	t.Run("SlowWatcherSeesTheNewest", func(t *testing.T) { slow(ctx, t, r, serve) })
+	t.Run("UpdateIsSeen", func(t *testing.T) { update(ctx, t, r, serve) })
+	t.Run("RegisteringAnIDAgainReplacesIt", func(t *testing.T) { replace(ctx, t, r, serve) })
+	t.Run("RefusesWhatHasNoName", func(t *testing.T) { invalid(ctx, t, r) })
 	t.Run("LockHasOneHolder", func(t *testing.T) { lock(ctx, t, r) })
 }
 
@@ -135,6 +140,109 @@ func slow(ctx context.Context, t *testing.T, r discovery.Registry, serve func(*t
 	await(t, ch, "t-1", "t-2", "t-3")
 }
 
+// register announces an instance until the test ends.
+func register(ctx context.Context, t *testing.T, r discovery.Registry, i discovery.Instance) discovery.Registration {
+	t.Helper()
+	g, err := r.Register(ctx, i)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := g.Deregister(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	return g
+}
+
+// facts reads states until the only instance's fact is want. An instance must be
+// there all along.
+func facts(t *testing.T, ch <-chan []discovery.Instance, want string) {
+	t.Helper()
+	timeout := time.After(limit)
+	for {
+		select {
+		case state := <-ch:
+			if len(state) != 1 {
+				t.Fatalf("got %v, want one instance", state)
+			}
+			if state[0].Meta["fact"] == want {
+				return
+			}
+		case <-timeout:
+			t.Fatalf("waited for fact %q", want)
+		}
+	}
+}
+
+func update(ctx context.Context, t *testing.T, r discovery.Registry, serve func(*testing.T) (string, func())) {
+	addr, stop := serve(t)
+	t.Cleanup(stop)
+	watched, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ch, err := r.Watch(watched, "tokenizer")
+	if err != nil {
+		t.Fatal(err)
+	}
+	meta := map[string]string{"fact": "old"}
+	g := register(ctx, t, r, discovery.Instance{ID: "tok-1", Service: "tokenizer", Addr: addr, Meta: meta})
+	meta["fact"] = "changed behind the registry's back"
+	await(t, ch, "tok-1")
+	late, err := r.Watch(watched, "tokenizer")
+	if err != nil {
+		t.Fatal(err)
+	}
+	facts(t, late, "old")
+	if err := g.Update(ctx, map[string]string{"fact": "new"}); err != nil {
+		t.Fatal(err)
+	}
+	facts(t, ch, "new")
+	if err := g.Deregister(ctx); err != nil {
+		t.Fatal(err)
+	}
+	await(t, ch)
+	if err := g.Update(ctx, nil); fault.CodeOf(err) != fault.FailedPrecondition {
+		t.Errorf("update what is not registered: %v", err)
+	}
+}
+
+func replace(ctx context.Context, t *testing.T, r discovery.Registry, serve func(*testing.T) (string, func())) {
+	addr, stop := serve(t)
+	t.Cleanup(stop)
+	watched, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ch, err := r.Watch(watched, "sampler")
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := discovery.Instance{ID: "s-1", Service: "sampler", Addr: addr, Meta: map[string]string{"fact": "first"}}
+	first := register(ctx, t, r, i)
+	await(t, ch, "s-1")
+	i.Meta = map[string]string{"fact": "second"}
+	second := register(ctx, t, r, i)
+	facts(t, ch, "second")
+	if err := first.Update(ctx, nil); fault.CodeOf(err) != fault.FailedPrecondition {
+		t.Errorf("update of a replaced registration: %v", err)
+	}
+	if err := first.Deregister(ctx); err != nil {
+		t.Errorf("a replaced registration gives up with %v", err)
+	}
+	if err := second.Update(ctx, map[string]string{"fact": "third"}); err != nil {
+		t.Fatal(err)
+	}
+	facts(t, ch, "third") // so it was there still
+}
+
+func invalid(ctx context.Context, t *testing.T, r discovery.Registry) {
+	for _, i := range []discovery.Instance{
+		{Service: "shard", Addr: "127.0.0.1:1"}, {ID: "a", Addr: "127.0.0.1:1"}, {ID: "a", Service: "shard"},
+	} {
+		if _, err := r.Register(ctx, i); fault.CodeOf(err) != fault.Invalid {
+			t.Errorf("%+v: %v", i, err)
+		}
+	}
+}
+
 func lock(ctx context.Context, t *testing.T, r discovery.Registry) {
 	first, err := r.Lock(ctx, "run-1", "a")
 	if err != nil {
@@ -142,8 +250,8 @@ func lock(ctx context.Context, t *testing.T, r discovery.Registry) {
 	}
 	short, cancel := context.WithTimeout(ctx, 300*time.Millisecond)
 	defer cancel()
-	if l, err := r.Lock(short, "run-1", "b"); err == nil {
-		t.Fatalf("two hold the lock: %v", l)
+	if l, err := r.Lock(short, "run-1", "b"); fault.CodeOf(err) != fault.DeadlineExceeded {
+		t.Fatalf("two hold the lock: %v, %v", l, err)
 	}
 	if l, err := r.Lock(ctx, "run-2", "b"); err != nil {
 		t.Errorf("another key: %v", err)

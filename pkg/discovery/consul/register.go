@@ -1,0 +1,187 @@
+package consul
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"net"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/consul/api"
+
+	"github.com/lamina-mesh/lamina/pkg/discovery"
+	"github.com/lamina-mesh/lamina/pkg/fault"
+)
+
+const (
+	checkInterval = time.Second     // Consul's floor for gRPC checks
+	checkTimeout  = 3 * time.Second // of a check
+	criticalAfter = time.Minute     // Consul's floor for removing the dead
+	tendInterval  = 2 * time.Second // between looks whether the agent still knows us
+)
+
+// Register announces an instance with a gRPC health check of its address, and
+// announces it again whenever the agent has forgotten it, until it is given up.
+func (r *Registry) Register(ctx context.Context, i discovery.Instance) (discovery.Registration, error) {
+	if err := discovery.Check(i); err != nil {
+		return nil, err
+	}
+	host, portText, err := net.SplitHostPort(i.Addr)
+	if err != nil {
+		return nil, fault.Wrap(fault.Invalid, err, "register %s: consul needs a host and port", i.ID)
+	}
+	port, err := strconv.ParseUint(portText, 10, 16)
+	if err != nil {
+		return nil, fault.Wrap(fault.Invalid, err, "register %s: port of %q", i.ID, i.Addr)
+	}
+	g := &registration{registry: r, id: i.ID, done: make(chan struct{})}
+	g.service = &api.AgentServiceRegistration{
+		ID: i.ID, Name: prefix + i.Service, Address: host, Port: int(port), Meta: maps.Clone(i.Meta),
+		Check: &api.AgentServiceCheck{
+			CheckID: "grpc:" + i.ID, GRPC: i.Addr, GRPCUseTLS: r.tls, TLSSkipVerify: r.tls, Interval: checkInterval.String(),
+			Timeout: checkTimeout.String(), DeregisterCriticalServiceAfter: criticalAfter.String(),
+		},
+	}
+	r.mu.Lock()
+	before := r.registered[i.ID]
+	r.registered[i.ID] = g
+	r.mu.Unlock()
+	if before != nil {
+		before.end()
+	}
+	if err := g.announce(ctx); err != nil {
+		r.mu.Lock()
+		if r.registered[i.ID] == g {
+			delete(r.registered, i.ID)
+		}
+		r.mu.Unlock()
+		return nil, err
+	}
+	tended, stop := context.WithCancel(context.WithoutCancel(ctx))
+	g.mu.Lock()
+	g.stop = stop
+	over := g.over
+	g.mu.Unlock()
+	if over {
+		stop() // replaced meanwhile
+	}
+	go g.tend(tended)
+	return g, nil
+}
+
+type registration struct {
+	registry *Registry
+	id       string
+	done     chan struct{} // closed when tend has returned
+
+	mu      sync.Mutex // held while the agent is told, so that it hears in order
+	service *api.AgentServiceRegistration
+	stop    context.CancelFunc
+	over    bool
+}
+
+// announce tells the agent.
+func (g *registration) announce(ctx context.Context) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.over {
+		return fault.New(fault.FailedPrecondition, "register %s: it is no longer registered here", g.id)
+	}
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	options := api.ServiceRegisterOpts{ReplaceExistingChecks: true}.WithContext(ctx)
+	if err := g.registry.client.Agent().ServiceRegisterOpts(g.service, options); err != nil {
+		return fault.Wrap(fault.Unavailable, err, "register %s with consul", g.id)
+	}
+	return nil
+}
+
+func (g *registration) meta() map[string]string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.service.Meta
+}
+
+func notFound(err error) bool {
+	var status api.StatusError
+	return errors.As(err, &status) && status.Code == http.StatusNotFound
+}
+
+// tend announces the instance again when the agent has lost it, as after a restart
+// without its data, or knows older facts.
+func (g *registration) tend(ctx context.Context) {
+	defer close(g.done)
+	for {
+		wait(ctx, jitter(tendInterval))
+		if ctx.Err() != nil {
+			return
+		}
+		query, cancel := context.WithTimeout(ctx, answerTime)
+		known, _, err := g.registry.client.Agent().Service(g.id, (&api.QueryOptions{}).WithContext(query))
+		cancel()
+		if notFound(err) || err == nil && !maps.Equal(known.Meta, g.meta()) {
+			// A failure shows in the next look.
+			_ = g.announce(ctx)
+		}
+	}
+}
+
+// end makes the registration a former one.
+func (g *registration) end() {
+	g.mu.Lock()
+	g.over = true
+	stop := g.stop
+	g.mu.Unlock()
+	if stop != nil {
+		stop()
+		<-g.done
+	}
+}
+
+// current reports whether the registration still stands.
+func (g *registration) current() bool {
+	g.registry.mu.Lock()
+	defer g.registry.mu.Unlock()
+	return g.registry.registered[g.id] == g
+}
+
+// Update replaces the instance's facts. When Consul is away that is an error, and
+// Consul hears of them when it is back.
+func (g *registration) Update(ctx context.Context, meta map[string]string) error {
+	if !g.current() {
+		return fault.New(fault.FailedPrecondition, "update %s: it is no longer registered here", g.id)
+	}
+	g.mu.Lock()
+	next := *g.service
+	next.Meta = maps.Clone(meta)
+	g.service = &next
+	g.mu.Unlock()
+	return g.announce(ctx)
+}
+
+// Deregister removes the instance.
+func (g *registration) Deregister(ctx context.Context) error {
+	g.registry.mu.Lock()
+	current := g.registry.registered[g.id] == g
+	if current {
+		delete(g.registry.registered, g.id)
+	}
+	g.registry.mu.Unlock()
+	g.end()
+	if !current {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	err := g.registry.client.Agent().ServiceDeregisterOpts(g.id, (&api.QueryOptions{}).WithContext(ctx))
+	if notFound(err) {
+		return nil // Consul has removed it by itself
+	}
+	if err != nil {
+		return fault.Wrap(fault.Unavailable, err, "deregister %s from consul", g.id)
+	}
+	return nil
+}

@@ -1,0 +1,153 @@
+package discovery
+
+import (
+	"context"
+	"maps"
+	"sync"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+)
+
+// Memory is a registry inside one process. What is registered is healthy.
+type Memory struct {
+	mu        sync.Mutex
+	instances map[string]*memoryRegistration
+	watchers  map[chan []Instance]string
+	locks     map[string]*memoryLock
+}
+
+type memoryLock struct {
+	free  chan struct{} // holds one value while nobody holds the lock
+	token uint64
+}
+
+// NewMemory returns an empty registry.
+func NewMemory() *Memory {
+	return &Memory{instances: map[string]*memoryRegistration{}, watchers: map[chan []Instance]string{}, locks: map[string]*memoryLock{}}
+}
+
+// Register announces an instance.
+func (m *Memory) Register(_ context.Context, i Instance) (Registration, error) {
+	if err := Check(i); err != nil {
+		return nil, err
+	}
+	i.Meta = maps.Clone(i.Meta)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	before := m.instances[i.ID]
+	r := &memoryRegistration{memory: m, instance: i}
+	m.instances[i.ID] = r
+	m.tell(i.Service)
+	if before != nil && before.instance.Service != i.Service {
+		m.tell(before.instance.Service)
+	}
+	return r, nil
+}
+
+type memoryRegistration struct {
+	memory   *Memory
+	instance Instance // guarded by memory.mu
+}
+
+// Update replaces the instance's facts.
+func (r *memoryRegistration) Update(_ context.Context, meta map[string]string) error {
+	r.memory.mu.Lock()
+	defer r.memory.mu.Unlock()
+	if r.memory.instances[r.instance.ID] != r {
+		return fault.New(fault.FailedPrecondition, "update %s: it is no longer registered here", r.instance.ID)
+	}
+	r.instance.Meta = maps.Clone(meta)
+	r.memory.tell(r.instance.Service)
+	return nil
+}
+
+// Deregister removes the instance.
+func (r *memoryRegistration) Deregister(context.Context) error {
+	r.memory.mu.Lock()
+	defer r.memory.mu.Unlock()
+	if r.memory.instances[r.instance.ID] == r {
+		delete(r.memory.instances, r.instance.ID)
+		r.memory.tell(r.instance.Service)
+	}
+	return nil
+}
+
+// tell sends a service's instances to its watchers; mu is held.
+func (m *Memory) tell(service string) {
+	for ch, watched := range m.watchers {
+		if watched == service {
+			Offer(ch, m.list(service))
+		}
+	}
+}
+
+func (m *Memory) list(service string) []Instance {
+	out := []Instance{}
+	for _, r := range m.instances {
+		if i := r.instance; i.Service == service {
+			i.Meta = maps.Clone(i.Meta)
+			out = append(out, i)
+		}
+	}
+	Sort(out)
+	return out
+}
+
+// Watch sends the instances of a service now and after each change.
+func (m *Memory) Watch(ctx context.Context, service string) (<-chan []Instance, error) {
+	ch := make(chan []Instance, 1)
+	m.mu.Lock()
+	m.watchers[ch] = service
+	Offer(ch, m.list(service))
+	m.mu.Unlock()
+	context.AfterFunc(ctx, func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		delete(m.watchers, ch)
+		close(ch)
+	})
+	return ch, nil
+}
+
+// Lock waits for the lock of a key.
+func (m *Memory) Lock(ctx context.Context, key, _ string) (Lease, error) {
+	m.mu.Lock()
+	l := m.locks[key]
+	if l == nil {
+		l = &memoryLock{free: make(chan struct{}, 1)}
+		l.free <- struct{}{}
+		m.locks[key] = l
+	}
+	m.mu.Unlock()
+	select {
+	case <-l.free:
+	case <-ctx.Done():
+		return nil, fault.Wrap(fault.CodeOf(ctx.Err()), ctx.Err(), "wait for lock %s", key)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	l.token++
+	return &memoryLease{lock: l, token: l.token, lost: make(chan struct{})}, nil
+}
+
+type memoryLease struct {
+	lock  *memoryLock
+	token uint64
+	lost  chan struct{}
+	once  sync.Once
+}
+
+// Lost is closed at Release.
+func (l *memoryLease) Lost() <-chan struct{} { return l.lost }
+
+// Token counts the holders.
+func (l *memoryLease) Token() uint64 { return l.token }
+
+// Release gives the lock up; more than once is no error.
+func (l *memoryLease) Release(context.Context) error {
+	l.once.Do(func() {
+		close(l.lost)
+		l.lock.free <- struct{}{}
+	})
+	return nil
+}
