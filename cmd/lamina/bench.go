@@ -1,0 +1,234 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	"github.com/lamina-mesh/lamina/pkg/model"
+	"github.com/lamina-mesh/lamina/pkg/tensor"
+)
+
+// benchRows is how many rows of prompts are computed at once.
+const benchRows = 512
+
+type benchCmd struct {
+	kernelFlags
+	Model        string `short:"m" help:"GGUF file or Hugging Face folder." xor:"model"`
+	Shape        string `help:"Random weights in a model's shape: smollm2-135m, smollm2-360m or gpt2-124m." xor:"model"`
+	Quant        string `help:"Type of a shape's matrices, such as Q4_0 or BF16." default:"Q8_0"`
+	PromptTokens int    `help:"Ids of a prompt." default:"512"`
+	GenTokens    int    `help:"Ids generated after a prompt." default:"64"`
+	Batch        int    `help:"Sequences at once." default:"1"`
+	Stages       int    `help:"Cut the model into this many stages." default:"1"`
+	Format       string `help:"Output: text or json." enum:"text,json" default:"text"`
+}
+
+// benchResult is what --format json prints. Rates are per second.
+type benchResult struct {
+	Model        string  `json:"model"`
+	Quant        string  `json:"quant,omitempty"` // of a shape
+	Kernels      string  `json:"kernels"`
+	KernelClass  string  `json:"kernel_class"`
+	Threads      int     `json:"threads"`
+	Batch        int     `json:"batch"`
+	Stages       int     `json:"stages"`
+	PromptTokens int     `json:"prompt_tokens"`
+	GenTokens    int     `json:"gen_tokens"`
+	WeightBytes  int64   `json:"weight_bytes"` // read by a decode step
+	PrefillTPS   float64 `json:"prefill_tps"`  // prompt tokens of all sequences
+	DecodeTPS    float64 `json:"decode_tps"`   // generated tokens of all sequences
+	DecodeGBps   float64 `json:"decode_gbps"`  // 10⁹ bytes of weights
+	ReadGBps     float64 `json:"read_gbps"`    // 10⁹ bytes that as many threads stream from memory
+	PeakRSSBytes *int64  `json:"peak_rss_bytes"`
+	Machine      machine `json:"machine"`
+}
+
+// Run measures a model, and then what the memory of the same machine gives.
+func (c *benchCmd) Run(e *env) error {
+	if err := c.check(); err != nil {
+		return err
+	}
+	if c.Threads == 0 {
+		c.Threads = runtime.GOMAXPROCS(0)
+	}
+	if c.Kernels == "ref" { // it spreads over what the runtime is given
+		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(c.Threads))
+	}
+	r := &benchResult{
+		Model: c.Model, Threads: c.Threads, Batch: c.Batch, Stages: c.Stages,
+		PromptTokens: c.PromptTokens, GenTokens: c.GenTokens, Machine: thisMachine(),
+	}
+	if err := c.measure(e.ctx, r); err != nil {
+		return err
+	}
+	r.PeakRSSBytes = peakRSS() // before the probe, which needs a large buffer
+	var err error
+	if r.ReadGBps, err = readGBps(e.ctx, c.Threads, probeSize()); err != nil {
+		return err
+	}
+	if c.Format == "json" {
+		return printJSON(e, r)
+	}
+	return r.print(e)
+}
+
+func (c *benchCmd) check() error {
+	switch {
+	case c.Model == "" && c.Shape == "":
+		return fault.Field("model", "give -m MODEL or --shape NAME")
+	case c.Threads < 0:
+		return fault.Field("threads", "%d threads: want one or more, or 0 for one a processor", c.Threads)
+	case c.PromptTokens < 1:
+		return fault.Field("prompt-tokens", "%d ids: want one or more", c.PromptTokens)
+	case c.GenTokens < 1:
+		return fault.Field("gen-tokens", "%d ids: want one or more", c.GenTokens)
+	case c.Batch < 1:
+		return fault.Field("batch", "%d sequences: want one or more", c.Batch)
+	}
+	return nil
+}
+
+// open opens the model or makes the shape.
+func (c *benchCmd) open(r *benchResult) (*model.Files, error) {
+	if c.Shape == "" {
+		return model.Open(c.Model)
+	}
+	d, err := parseQuant(c.Quant)
+	if err != nil {
+		return nil, err
+	}
+	s, err := shapeNamed(c.Shape)
+	if err != nil {
+		return nil, err
+	}
+	r.Model, r.Quant = c.Shape, d.String()
+	return s.open(c.Shape, d)
+}
+
+// measure fills in what the model reaches.
+func (c *benchCmd) measure(ctx context.Context, r *benchResult) error {
+	set, closeSet, err := kernelSet(c.Kernels, c.Threads)
+	if err != nil {
+		return err
+	}
+	defer closeSet()
+	r.Kernels, r.KernelClass = set.Name(), set.Class()
+	f, err := c.open(r)
+	if err != nil {
+		return err
+	}
+	err = func() error {
+		if n := c.PromptTokens + c.GenTokens; n > f.Config.Context {
+			return fault.Field("prompt-tokens", "%d ids with those generated: the context of %s is %d", n, f.Path, f.Config.Context)
+		}
+		chain, err := loadChain(f, c.Stages, c.Batch, c.PromptTokens+c.GenTokens, set, model.LoadOptions{})
+		if err != nil {
+			return err
+		}
+		r.WeightBytes = stepBytes(f)
+		return c.time(ctx, chain, r)
+	}()
+	return errors.Join(err, f.Close())
+}
+
+// time runs the prompts and the generation. A first step, not counted, brings the
+// weights into memory.
+func (c *benchCmd) time(ctx context.Context, chain *stageChain, r *benchResult) error {
+	entries := make([]entry, c.Batch)
+	for i := range entries {
+		entries[i].seq = chain.newSequence()
+		defer entries[i].seq.free()
+	}
+	vocab := chain.stages[0].Config.Vocab
+	if _, err := chain.forward(entry{seq: entries[0].seq, ids: benchIDs(0, 1, vocab), logits: 1}); err != nil {
+		return err
+	}
+	entries[0].seq.free()
+	began := time.Now()
+	rows := max(1, benchRows/c.Batch)
+	for at := 0; at < c.PromptTokens; at += rows {
+		end := min(at+rows, c.PromptTokens)
+		for i := range entries {
+			entries[i].ids, entries[i].logits = benchIDs(at+i, end-at, vocab), 0
+			if end == c.PromptTokens {
+				entries[i].logits = 1
+			}
+		}
+		if err := step(ctx, chain, entries); err != nil {
+			return err
+		}
+	}
+	r.PrefillTPS = float64(c.Batch*c.PromptTokens) / time.Since(began).Seconds()
+	began = time.Now()
+	for n := range c.GenTokens {
+		for i := range entries {
+			entries[i].ids, entries[i].logits = benchIDs(c.PromptTokens+n+i, 1, vocab), 1
+		}
+		if err := step(ctx, chain, entries); err != nil {
+			return err
+		}
+	}
+	seconds := time.Since(began).Seconds()
+	r.DecodeTPS = float64(c.Batch*c.GenTokens) / seconds
+	r.DecodeGBps = float64(r.WeightBytes) * float64(c.GenTokens) / seconds / 1e9
+	return nil
+}
+
+func step(ctx context.Context, chain *stageChain, entries []entry) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	_, err := chain.forward(entries...)
+	return err
+}
+
+// benchIDs are n ids that wander over the vocabulary.
+func benchIDs(from, n, vocab int) []int32 {
+	ids := make([]int32, n)
+	for i := range ids {
+		ids[i] = int32((from + i + 1) * 7919 % vocab)
+	}
+	return ids
+}
+
+// stepBytes is how many bytes of weights a decode step reads, as they lie in memory:
+// every tensor but those of which it looks up a row.
+func stepBytes(f *model.Files) int64 {
+	var sum int64
+	conv1D := f.Config.Architecture == "gpt2" && f.GGUF() == nil // decoded when loaded
+	for _, name := range f.Source.Names() {
+		info, ok := f.Source.Info(name)
+		head := name == "lm_head.weight" || name == "output.weight"
+		embedding := name == "token_embd.weight" || strings.HasSuffix(name, "embed_tokens.weight") || strings.HasSuffix(name, "wte.weight")
+		positions := name == "position_embd.weight" || strings.HasSuffix(name, "wpe.weight")
+		switch {
+		case !ok, len(info.Shape) > 2, positions, embedding && !f.Config.TiedHead, head && f.Config.TiedHead:
+		case len(info.Shape) < 2, info.DType == tensor.F64, conv1D && !embedding && !head:
+			sum += 4 * int64(info.Elements())
+		default:
+			sum += info.Bytes
+		}
+	}
+	return sum
+}
+
+// print writes the result for people.
+func (r *benchResult) print(e *env) error {
+	w := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(w, "MACHINE\t%s, %d cores, %s/%s\n", r.Machine.CPU, r.Machine.Cores, r.Machine.OS, r.Machine.Arch)
+	fmt.Fprintf(w, "MODEL\t%s %s\n", r.Model, r.Quant)
+	fmt.Fprintf(w, "KERNELS\t%s, %d threads\n", r.KernelClass, r.Threads)
+	fmt.Fprintf(w, "PREFILL\t%.1f tokens/s\t%d of %d in %d stages\n", r.PrefillTPS, r.Batch, r.PromptTokens, r.Stages)
+	fmt.Fprintf(w, "DECODE\t%.1f tokens/s\t%d of %d, %.2f GB/s of weights\n", r.DecodeTPS, r.Batch, r.GenTokens, r.DecodeGBps)
+	fmt.Fprintf(w, "READ\t%.2f GB/s\tby %d threads\n", r.ReadGBps, r.Threads)
+	if r.PeakRSSBytes != nil {
+		fmt.Fprintf(w, "PEAK RSS\t%.1f MiB\n", float64(*r.PeakRSSBytes)/(1<<20))
+	}
+	return w.Flush()
+}

@@ -1,0 +1,154 @@
+package main
+
+import (
+	"math"
+	"testing"
+
+	"github.com/lamina-mesh/lamina/pkg/kernel/ref"
+	"github.com/lamina-mesh/lamina/pkg/model"
+	"github.com/lamina-mesh/lamina/pkg/tensor"
+)
+
+func TestBench_Model(t *testing.T) {
+	path := sharedPath(t, "models/stories260K/stories260K-Q8_0.gguf")
+	for _, kernels := range kernelSets(t) {
+		got := verbJSON[benchResult](t, "", "bench", "-m", path, "--kernels", kernels, "--threads", "2", "--batch", "3", "--stages", "2",
+			"--prompt-tokens", "20", "--gen-tokens", "5", "--format", "json")
+		for name, v := range map[string]float64{
+			"prefill_tps": got.PrefillTPS, "decode_tps": got.DecodeTPS, "decode_gbps": got.DecodeGBps, "read_gbps": got.ReadGBps, "cores": float64(got.Machine.Cores),
+		} {
+			if !(v > 0) || math.IsInf(v, 0) {
+				t.Errorf("%s: %s is %g", kernels, name, v)
+			}
+		}
+		if got.Kernels != kernels || got.KernelClass == "" || got.Threads != 2 || got.Batch != 3 || got.PromptTokens != 20 {
+			t.Errorf("%s: %+v", kernels, got)
+		}
+		// A step of three sequences reads the weights once.
+		if want := got.DecodeTPS / 3 * float64(got.WeightBytes) / 1e9; !(math.Abs(got.DecodeGBps-want) < 1e-6*want) {
+			t.Errorf("%s: %g GB/s, want %g", kernels, got.DecodeGBps, want)
+		}
+		if got.PeakRSSBytes != nil && *got.PeakRSSBytes < 1<<20 {
+			t.Errorf("%s: peak of %d bytes", kernels, *got.PeakRSSBytes)
+		}
+	}
+}
+
+func TestBench_BadInput(t *testing.T) {
+	for words, args := range map[string][]string{
+		"--shape NAME":         {},
+		"no shape is called":   {"--shape", "tiny"},
+		"fall into Q4_K":       {"--shape", "smollm2-135m", "--quant", "q4_k"},
+		"quant":                {"--shape", "smollm2-135m", "--quant", "Q9"},
+		"no matrices of type":  {"--shape", "smollm2-135m", "--quant", "I32"},
+		"threads":              {"--shape", "gpt2-124m", "--threads", "-1"},
+		"prompt-tokens: 0":     {"--shape", "gpt2-124m", "--prompt-tokens", "0"},
+		"gen-tokens":           {"--shape", "gpt2-124m", "--gen-tokens", "0"},
+		"batch":                {"--shape", "gpt2-124m", "--batch", "0"},
+		"used together":        {"--shape", "gpt2-124m", "-m", "x"},
+		"the context of gpt2-": {"--shape", "gpt2-124m", "--quant", "TQ2_0", "--prompt-tokens", "2000"},
+	} {
+		verbFails(t, 2, words, "", append([]string{"bench", "--kernels", "ref"}, args...)...)
+	}
+}
+
+func TestShape_EveryQuantRuns(t *testing.T) {
+	quants := []tensor.DType{
+		tensor.F32, tensor.F16, tensor.BF16, tensor.Q4_0, tensor.Q4_1, tensor.Q5_0, tensor.Q5_1, tensor.Q8_0, tensor.Q2_K, tensor.Q3_K,
+		tensor.Q4_K, tensor.Q5_K, tensor.Q6_K, tensor.IQ4_NL, tensor.IQ4_XS, tensor.TQ1_0, tensor.TQ2_0, tensor.MXFP4,
+	}
+	shapes := []shape{
+		{arch: "llama", layers: 2, width: 256, heads: 4, kvHeads: 2, ff: 512, vocab: 64, context: 32, ropeBase: 1e4},
+		{arch: "gpt2", layers: 2, width: 256, heads: 4, kvHeads: 4, ff: 512, vocab: 64, context: 32},
+	}
+	for _, d := range quants {
+		for _, s := range shapes {
+			t.Run(s.arch+"/"+d.String(), func(t *testing.T) {
+				f, err := s.open("random", d)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer f.Close()
+				checkSpread(t, f)
+				chain, err := loadChain(f, 2, 1, 4, ref.New[float32](), model.LoadOptions{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				logits, err := chain.forward(entry{seq: chain.newSequence(), ids: []int32{1, 2, 3}, logits: 1})
+				if err != nil {
+					t.Fatal(err)
+				}
+				for i, v := range logits {
+					if math.IsNaN(float64(v)) || math.IsInf(float64(v), 0) {
+						t.Fatalf("logit %d is %g", i, v)
+					}
+				}
+			})
+		}
+	}
+}
+
+// checkSpread looks at one matrix: its values are about as large as a real model's.
+func checkSpread(t *testing.T, f *model.Files) {
+	t.Helper()
+	const name = "blk.1.ffn_up.weight"
+	info, _ := f.Source.Info(name)
+	data, err := f.Source.Data(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	values := make([]float64, info.Elements())
+	tensor.Dequantize(values, data, info.DType)
+	var sum, squares float64
+	for _, v := range values {
+		sum, squares = sum+v, squares+v*v
+	}
+	n := float64(len(values))
+	if mean, rms := sum/n, math.Sqrt(squares/n); !(rms > 0.03 && rms < 0.07) || !(math.Abs(mean) < 0.01) {
+		t.Errorf("mean %g, root mean square %g", mean, rms)
+	}
+}
+
+func TestShape_NamedOnesHaveTheirSize(t *testing.T) {
+	for name, want := range map[string]int64{"smollm2-135m": 134515008, "gpt2-124m": 124439808} {
+		s, err := shapeNamed(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		g := &ggufBuilder{}
+		if err := s.tensors(g, tensor.BF16); err != nil {
+			t.Fatal(err)
+		}
+		var elements int64
+		for _, p := range g.parts {
+			elements += int64(p.size / p.d.BlockBytes() * p.d.BlockLen())
+		}
+		if elements != want {
+			t.Errorf("%s has %d parameters, want %d", name, elements, want)
+		}
+	}
+}
+
+func TestStepBytes_CountsWhatIsRead(t *testing.T) {
+	s := shape{arch: "gpt2", layers: 1, width: 32, heads: 1, kvHeads: 1, ff: 32, vocab: 10, context: 8}
+	f, err := s.open("random", tensor.Q8_0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	matrices := (10 + 96 + 32 + 32 + 32) * 34 // rows of one block
+	vectors := 4 * (96 + 3*32 + 3*2*32)       // biases and norms
+	if got := stepBytes(f); got != int64(matrices+vectors) {
+		t.Errorf("%d bytes, want %d", got, matrices+vectors)
+	}
+}
+
+func TestReadGBps_Measures(t *testing.T) {
+	got, err := readGBps(t.Context(), 2, 4<<20)
+	if err != nil || !(got > 0) {
+		t.Errorf("%g GB/s: %v", got, err)
+	}
+	if n := probeSize(); n < probeLeast || n > probeMost {
+		t.Errorf("a buffer of %d bytes", n)
+	}
+}
