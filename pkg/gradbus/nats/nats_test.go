@@ -101,6 +101,14 @@ func TestBus_GoesOnWhenTheStoreIsLost(t *testing.T) {
 	}
 	publish(ctx, t, b, event(2, 0)) // its publisher still had it
 	read(ctx, t, s, event(2, 0))
+	// Without a reader it is the publisher that makes the stream again.
+	alone := event(1, 0)
+	alone.Key.Run = "alone"
+	publish(ctx, t, b, alone)
+	if err := a.Remove(ctx, "alone"); err != nil {
+		t.Fatal(err)
+	}
+	publish(ctx, t, b, alone)
 }
 
 // listening starts a server on a port of loopback, 0 for a free one.
