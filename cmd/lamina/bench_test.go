@@ -11,7 +11,7 @@ import (
 
 func TestBench_Model(t *testing.T) {
 	path := sharedPath(t, "models/stories260K/stories260K-Q8_0.gguf")
-	for _, kernels := range kernelSets(t) {
+	for _, kernels := range kernelSets() {
 		got := verbJSON[benchResult](t, "", "bench", "-m", path, "--kernels", kernels, "--threads", "2", "--batch", "3", "--stages", "2",
 			"--prompt-tokens", "20", "--gen-tokens", "5", "--format", "json")
 		for name, v := range map[string]float64{

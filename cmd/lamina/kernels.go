@@ -3,6 +3,7 @@ package main
 import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/kernel"
+	"github.com/lamina-mesh/lamina/pkg/kernel/cpu"
 	"github.com/lamina-mesh/lamina/pkg/kernel/ref"
 )
 
@@ -17,7 +18,8 @@ func kernelSet(name string, threads int) (kernel.Set[float32], func(), error) {
 	case "ref":
 		return ref.New[float32](), func() {}, nil
 	case "cpu":
-		return nil, nil, fault.New(fault.Unimplemented, "make the kernel set cpu: this build has none")
+		set := cpu.New(threads)
+		return set, set.Close, nil
 	}
 	return nil, nil, fault.Field("kernels", "no kernel set is called %q: cpu and ref are", name)
 }

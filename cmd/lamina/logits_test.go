@@ -29,7 +29,7 @@ func joinIDs(ids []int32) string {
 func TestLogits_TinyModelsLikeTransformers(t *testing.T) {
 	tolerance := map[string]float64{"ref": 1e-3, "cpu": 1e-2}
 	for _, name := range []string{"llama", "llama-linear-bias", "gpt2"} {
-		for _, kernels := range kernelSets(t) {
+		for _, kernels := range kernelSets() {
 			t.Run(name+"/"+kernels, func(t *testing.T) {
 				dir := sharedPath(t, "models/tiny", name)
 				want := readJSON[tinyExpectation](t, filepath.Join(dir, "expected.json"))

@@ -12,7 +12,7 @@ import (
 func TestPerplexity_Stories(t *testing.T) {
 	text := sharedPath(t, "data/tinystories_sample.txt")
 	for file, want := range map[string]float64{"f32": 6.8457, "F16": 6.8457, "Q8_0": 6.8618, "Q4_0": 7.2004} {
-		for _, kernels := range kernelSets(t) {
+		for _, kernels := range kernelSets() {
 			path := sharedPath(t, "models/stories260K/stories260K-"+file+".gguf")
 			got := verbJSON[perplexityResult](t, "", "perplexity", "-m", path, "-f", text, "--ctx", "128", "--kernels", kernels, "--format", "json")
 			if !(math.Abs(got.Perplexity-want) <= 0.01*want) || got.Chunks != got.Tokens/128 || got.Scored != got.Chunks*63 {
