@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/lamina-mesh/lamina/pkg/kernel"
+	"github.com/lamina-mesh/lamina/pkg/kernel/cpu"
 	"github.com/lamina-mesh/lamina/pkg/kernel/ref"
 	"github.com/lamina-mesh/lamina/pkg/kvcache"
 	"github.com/lamina-mesh/lamina/pkg/model"
@@ -71,7 +72,7 @@ func readExpectation(t *testing.T, name string) expectation {
 // sets are the kernel sets that every model test runs on, and what the logits may
 // differ by from the reference's.
 func sets(t testing.TB) map[string]kernel.Set[float32] {
-	return map[string]kernel.Set[float32]{"ref": ref.New[float32]()}
+	return map[string]kernel.Set[float32]{"ref": ref.New[float32](), "cpu": cpu.New(2)}
 }
 
 var tolerance = map[string]float64{"ref": 1e-3, "cpu": 1e-2}

@@ -1,0 +1,127 @@
+package cpu
+
+import (
+	"fmt"
+	"runtime"
+	"sync"
+	"sync/atomic"
+
+	"github.com/lamina-mesh/lamina/pkg/kernel"
+)
+
+// Set implements kernel.Set[float32]. Its methods may be called from several
+// goroutines; each call spreads over the worker pool.
+type Set struct {
+	ops
+	threads int
+	jobs    chan *job
+	wg      sync.WaitGroup
+	scratch sync.Pool // *[]float32
+
+	mu     sync.Mutex
+	tables map[*kernel.Rotary]*table
+}
+
+// New returns a set of the given number of threads, the caller's included; 0 is one
+// a processor. Close ends its workers.
+func New(threads int) *Set {
+	o, ok := native()
+	if !ok {
+		o = portable()
+	}
+	return newSet(threads, o)
+}
+
+// NewPortable returns a set that uses no assembly, to be compared with.
+func NewPortable(threads int) *Set { return newSet(threads, portable()) }
+
+func newSet(threads int, o ops) *Set {
+	if threads <= 0 {
+		threads = runtime.GOMAXPROCS(0)
+	}
+	s := &Set{ops: o, threads: threads, jobs: make(chan *job), tables: map[*kernel.Rotary]*table{}}
+	s.scratch.New = func() any { return new([]float32) }
+	for range threads - 1 {
+		s.wg.Go(func() {
+			for j := range s.jobs {
+				j.work()
+				j.wg.Done()
+			}
+		})
+	}
+	return s
+}
+
+// Close ends the workers. The set must not be used after it.
+func (s *Set) Close() {
+	close(s.jobs)
+	s.wg.Wait()
+}
+
+// Name is "cpu".
+func (*Set) Name() string { return "cpu" }
+
+// Class names the instruction family and the revision of the order of sums.
+func (s *Set) Class() string { return "cpu/" + s.ops.name + "/1" }
+
+// job is a parallel loop: workers take indices until none are left.
+type job struct {
+	n    int64
+	next atomic.Int64
+	body func(i int)
+	wg   sync.WaitGroup
+}
+
+func (j *job) work() {
+	for {
+		i := j.next.Add(1) - 1
+		if i >= j.n {
+			return
+		}
+		j.body(int(i))
+	}
+}
+
+// small is how many multiply-adds are not worth waking a worker for.
+const small = 1 << 15
+
+// each calls body for 0..n-1, whose work is about cost multiply-adds in all, on
+// whichever workers are idle and on the caller. Bodies write results apart.
+func (s *Set) each(n, cost int, body func(i int)) {
+	if s.threads == 1 || n <= 1 || cost < small {
+		for i := range n {
+			body(i)
+		}
+		return
+	}
+	j := &job{n: int64(n), body: body}
+	for range min(s.threads-1, n-1) {
+		j.wg.Add(1)
+		select {
+		case s.jobs <- j:
+		default: // nobody is idle: another call has them
+			j.wg.Done()
+		}
+	}
+	j.work()
+	j.wg.Wait()
+}
+
+// buffer lends n floats of unspecified value until give.
+func (s *Set) buffer(n int) *[]float32 {
+	b := s.scratch.Get().(*[]float32)
+	if cap(*b) < n {
+		*b = make([]float32, n)
+	}
+	*b = (*b)[:n]
+	return b
+}
+
+func (s *Set) give(b *[]float32) { s.scratch.Put(b) }
+
+// must panics with the operation's name unless a slice has the wanted length.
+func must(op, name string, got, want int) {
+	if got != want {
+		panic(fmt.Sprintf("%s: %s has %d elements, want %d", op, name, got, want))
+	}
+}
