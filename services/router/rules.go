@@ -2,6 +2,7 @@ package router
 
 import (
 	"fmt"
+	"math"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
@@ -35,6 +36,8 @@ func (q *request) bounds() error {
 		}
 	}
 	switch {
+	case s != nil && s.RepetitionPenalty != nil && s.GetRepetitionPenalty() == 0:
+		return fault.Field("sampling.repetition_penalty", "0 divides nothing; 1 is off")
 	case q.maxTokens > maxTokensCap:
 		return fault.Field("max_tokens", "%d is more than %d", q.maxTokens, maxTokensCap)
 	case s.GetTopK() > maxTopK:
@@ -69,6 +72,9 @@ func (q *request) samplerRules(info *modelInfo) *samplerv1.Rules {
 	}
 	if s != nil && s.Temperature != nil {
 		r.Temperature = s.GetTemperature()
+	}
+	if s != nil && s.TopP != nil && s.GetTopP() == 0 {
+		r.TopP = math.SmallestNonzeroFloat32 // the fewest that reach nothing: the best alone; the sampler reads 0 as all
 	}
 	if s != nil && s.Seed != nil {
 		r.Seed = s.GetSeed()

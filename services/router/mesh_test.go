@@ -1,0 +1,198 @@
+package router_test
+
+import (
+	"context"
+	"fmt"
+	"hash/fnv"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/lamina-mesh/lamina/pkg/discovery"
+	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
+	"github.com/lamina-mesh/lamina/pkg/rpc"
+	"github.com/lamina-mesh/lamina/pkg/rpc/memnet"
+	"github.com/lamina-mesh/lamina/services/router"
+)
+
+const (
+	digest     = "sha256:fake"
+	vocab      = 256 // a token is a byte
+	endID      = 0
+	contextLen = 128
+	pageLen    = 16
+	patience   = 20 * time.Second // for what must happen; a test that waits so long fails
+)
+
+// next is the fake model: the token after a log depends on every token before it, so
+// a cache that was rebuilt wrongly shows in the text.
+func next(log []uint32) uint32 {
+	h := fnv.New32a()
+	for _, id := range log {
+		fmt.Fprint(h, id, ",")
+	}
+	return 'a' + h.Sum32()%26
+}
+
+// expect is what n tokens after a prompt must be.
+func expect(prompt string, n int) string {
+	var log []uint32
+	for _, b := range []byte(prompt) {
+		log = append(log, uint32(b))
+	}
+	var text []byte
+	for range n {
+		id := next(log)
+		log = append(log, id)
+		text = append(text, byte(id))
+	}
+	return string(text)
+}
+
+// mesh is a router over fakes that hold the real conversations.
+type mesh struct {
+	t        *testing.T
+	network  *memnet.Network
+	registry *discovery.Memory
+	dialer   *rpc.Dialer
+	service  *router.Service
+	client   routerv1.RouterServiceClient
+	shards   map[string]*fakeShard
+}
+
+// newMesh starts replicas of a two-layer model, cut into stages, and waits for the
+// pipelines.
+func newMesh(t *testing.T, stages, replicas int, cfg router.Config) *mesh {
+	t.Helper()
+	m := &mesh{t: t, network: memnet.New(), registry: discovery.NewMemory(), shards: map[string]*fakeShard{}}
+	m.dialer = rpc.NewDialer(rpc.DialOptions{Net: m.network})
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	t.Cleanup(func() {
+		cancel()
+		wg.Wait()
+		if err := m.dialer.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	m.serve(ctx, &wg, "tokenizer", "tokenizer", func(r grpc.ServiceRegistrar) { registerTokenizer(r) })
+	m.serve(ctx, &wg, "sampler", "sampler", func(r grpc.ServiceRegistrar) { registerSampler(r) })
+	for r := range replicas {
+		for i := range stages {
+			name := fmt.Sprintf("shard-%d-%d", r, i)
+			s := newFakeShard(m.dialer, i*2/stages, (i+1)*2/stages)
+			m.shards[name] = s
+			m.serve(ctx, &wg, "shard", name, s.register)
+		}
+	}
+	cfg.Dialer, cfg.Registry = m.dialer, m.registry
+	m.service = router.New(cfg)
+	wg.Go(func() {
+		if err := m.service.Run(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	m.serve(ctx, &wg, "router", "router", m.service.Register)
+	conn, err := m.dialer.Dial("mem:router")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.client = routerv1.NewRouterServiceClient(conn)
+	await, stop := context.WithTimeout(ctx, patience)
+	defer stop()
+	if err := m.service.AwaitPipelines(await, replicas); err != nil {
+		t.Fatalf("wait for %d pipelines: %v", replicas, err)
+	}
+	return m
+}
+
+func (m *mesh) serve(ctx context.Context, wg *sync.WaitGroup, service, name string, register func(grpc.ServiceRegistrar)) {
+	m.t.Helper()
+	l, err := rpc.Listen("mem:"+name, rpc.ListenOptions{Net: m.network})
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	server := rpc.NewServer(rpc.ServerOptions{})
+	register(server)
+	ready := make(chan struct{})
+	wg.Go(func() {
+		if err := rpc.Serve(ctx, server, l, func() { close(ready) }, rpc.DrainLimit(time.Second)); err != nil {
+			m.t.Errorf("serve %s: %v", name, err)
+		}
+	})
+	<-ready
+	if _, err := m.registry.Register(ctx, discovery.Instance{ID: name, Service: service, Addr: "mem:" + name}); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// used is the KV positions that all shards hold.
+func (m *mesh) used() int {
+	n := 0
+	for _, s := range m.shards {
+		n += s.sessions()
+	}
+	return n
+}
+
+// eventually waits for a condition that nothing announces.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	limit := time.After(patience)
+	for !ok() {
+		select {
+		case <-tick.C:
+		case <-limit:
+			t.Fatalf("%s did not come to be in %v", what, patience)
+		}
+	}
+}
+
+// answer is a whole generation.
+type answer struct {
+	text     string
+	ids      []uint32
+	started  *routerv1.Started
+	finished *routerv1.Finished
+}
+
+// generate asks and reads to the end; each is called after every token.
+func (m *mesh) generate(ctx context.Context, r *routerv1.GenerateRequest, each func(n int)) (answer, error) {
+	var a answer
+	stream, err := m.client.Generate(ctx, r)
+	if err != nil {
+		return a, err
+	}
+	for {
+		resp, err := stream.Recv()
+		if err != nil {
+			return a, err
+		}
+		switch e := resp.GetEvent().(type) {
+		case *routerv1.GenerateResponse_Started:
+			a.started = e.Started
+		case *routerv1.GenerateResponse_Token:
+			a.text += e.Token.GetText()
+			a.ids = append(a.ids, e.Token.GetId())
+			if each != nil {
+				each(len(a.ids))
+			}
+		case *routerv1.GenerateResponse_Finished:
+			a.text += e.Finished.GetText()
+			a.finished = e.Finished
+			return a, nil
+		}
+	}
+}
+
+// greedy asks for n tokens after a text.
+func greedy(prompt string, n int) *routerv1.GenerateRequest {
+	zero := float32(0)
+	return &routerv1.GenerateRequest{
+		Prompt: &routerv1.GenerateRequest_Text{Text: prompt}, MaxTokens: uint32(n), Sampling: &routerv1.Sampling{Temperature: &zero},
+	}
+}

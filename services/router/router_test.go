@@ -1,0 +1,278 @@
+package router_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
+	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
+	"github.com/lamina-mesh/lamina/pkg/rpc"
+	"github.com/lamina-mesh/lamina/services/router"
+)
+
+// The main test fails when a goroutine outlives the meshes.
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// check fails if the router broke the conversation with a shard.
+func (m *mesh) check() {
+	m.t.Helper()
+	for name, s := range m.shards {
+		s.mu.Lock()
+		for _, f := range s.faults {
+			m.t.Errorf("%s: %s", name, f)
+		}
+		s.mu.Unlock()
+	}
+}
+
+func TestService_AnyStagesAndChunks_GiveTheSameTokens(t *testing.T) {
+	prompt := strings.Repeat("to be or not ", 5)
+	for _, stages := range []int{1, 2} {
+		for _, chunk := range []int{1, 7, 512} {
+			t.Run(fmt.Sprintf("%d stages, chunks of %d", stages, chunk), func(t *testing.T) {
+				m := newMesh(t, stages, 1, router.Config{ChunkRows: chunk})
+				a, err := m.generate(t.Context(), greedy(prompt, 20), nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if want := expect(prompt, 20); a.text != want {
+					t.Errorf("text %q, want %q", a.text, want)
+				}
+				if r := a.finished.GetFinishReason(); r != samplerv1.FinishReason_FINISH_REASON_LENGTH {
+					t.Errorf("finish reason %v", r)
+				}
+				if u := a.finished.GetUsage(); u.GetPromptTokens() != uint32(len(prompt)) || u.GetCompletionTokens() != 20 {
+					t.Errorf("usage %v", u)
+				}
+				if a.started.GetDigest() != digest || !strings.Contains(a.started.GetFingerprint(), "fake/1") {
+					t.Errorf("started %v", a.started)
+				}
+				eventually(t, "the release of every session", func() bool { return m.used() == 0 })
+				m.check()
+			})
+		}
+	}
+}
+
+func TestService_ConcurrentRequests_ShareBatches(t *testing.T) {
+	m := newMesh(t, 2, 1, router.Config{})
+	var wg sync.WaitGroup
+	for i := range 32 {
+		wg.Go(func() {
+			prompt := fmt.Sprintf("request %d says", i)
+			a, err := m.generate(t.Context(), greedy(prompt, 40), nil)
+			if err != nil {
+				t.Errorf("request %d: %v", i, err)
+			} else if want := expect(prompt, 40); a.text != want {
+				t.Errorf("request %d: %q, want %q", i, a.text, want)
+			}
+		})
+	}
+	wg.Wait()
+	s := m.shards["shard-0-0"]
+	s.mu.Lock()
+	most := s.most
+	s.mu.Unlock()
+	if most < 4 {
+		t.Errorf("at most %d sequences shared a batch of 32 concurrent ones", most)
+	}
+	eventually(t, "the release of every session", func() bool { return m.used() == 0 })
+	m.check()
+}
+
+func TestService_StopText_EndsTheAnswerBeforeIt(t *testing.T) {
+	m := newMesh(t, 1, 1, router.Config{})
+	whole := expect("stop where", 30)
+	r := greedy("stop where", 30)
+	r.Stop = []string{whole[9:13]} // spans tokens
+	a, err := m.generate(t.Context(), r, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := whole[:strings.Index(whole, r.GetStop()[0])]; a.text != want {
+		t.Errorf("text %q, want %q", a.text, want)
+	}
+	if got := a.finished.GetFinishReason(); got != samplerv1.FinishReason_FINISH_REASON_STOP {
+		t.Errorf("finish reason %v", got)
+	}
+	eventually(t, "the release of the session", func() bool { return m.used() == 0 })
+}
+
+func TestService_LostShard_MovesSessionsAndKeepsTheirText(t *testing.T) {
+	for _, stage := range []int{0, 1} {
+		t.Run(fmt.Sprintf("stage %d", stage), func(t *testing.T) {
+			m := newMesh(t, 2, 2, router.Config{})
+			var once sync.Once
+			cut := func(n int) {
+				if n == 10 { // traffic flowed
+					once.Do(func() { m.network.Cut(fmt.Sprintf("shard-0-%d", stage), true) })
+				}
+			}
+			var wg sync.WaitGroup
+			for i := range 8 {
+				wg.Go(func() {
+					prompt := fmt.Sprintf("stream %d", i)
+					a, err := m.generate(t.Context(), greedy(prompt, 80), cut)
+					if err != nil {
+						t.Errorf("stream %d: %v", i, err)
+					} else if want := expect(prompt, 80); a.text != want {
+						t.Errorf("stream %d: %q, want %q", i, a.text, want)
+					}
+				})
+			}
+			wg.Wait()
+		})
+	}
+}
+
+func TestService_FrozenShard_IsLeftAndItsSessionsMove(t *testing.T) {
+	m := newMesh(t, 2, 2, router.Config{})
+	var wg sync.WaitGroup
+	var once sync.Once
+	for i := range 4 {
+		wg.Go(func() {
+			prompt := fmt.Sprintf("frozen %d", i)
+			a, err := m.generate(t.Context(), greedy(prompt, 60), func(n int) {
+				if n == 20 { // past the cold steps
+					once.Do(m.shards["shard-1-1"].freeze)
+				}
+			})
+			if err != nil {
+				t.Errorf("stream %d: %v", i, err)
+			} else if want := expect(prompt, 60); a.text != want {
+				t.Errorf("stream %d: %q, want %q", i, a.text, want)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func TestService_Cancel_FreesEveryStage(t *testing.T) {
+	m := newMesh(t, 2, 1, router.Config{})
+	for i := range 20 {
+		ctx, cancel := context.WithCancel(t.Context())
+		_, err := m.generate(ctx, greedy("never mind", 100), func(n int) {
+			if n == 1+i%5 {
+				cancel()
+			}
+		})
+		cancel()
+		if status.Code(err) != codes.Canceled {
+			t.Fatalf("cancelled call: %v", err)
+		}
+	}
+	eventually(t, "the release of every session", func() bool { return m.used() == 0 })
+	m.check()
+	if a, err := m.generate(t.Context(), greedy("after", 5), nil); err != nil || a.text != expect("after", 5) {
+		t.Errorf("after the cancels: %q, %v", a.text, err)
+	}
+}
+
+func TestService_FullQueue_RefusesAtOnceWithAHint(t *testing.T) {
+	m := newMesh(t, 1, 1, router.Config{Queue: 1})
+	s := m.shards["shard-0-0"]
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	s.freeze() // nothing that is admitted ends
+	var wg sync.WaitGroup
+	refused := make(chan error, 64)
+	for range 64 { // 64 pages hold 8 whole contexts, the queue one more
+		wg.Go(func() {
+			_, err := m.generate(ctx, greedy("full", contextLen-4), nil)
+			refused <- err
+		})
+	}
+	err := <-refused
+	cancel()
+	wg.Wait()
+	if status.Code(err) != codes.ResourceExhausted {
+		t.Fatalf("refusal: %v", err)
+	}
+	var f *fault.Error
+	if !errors.As(rpc.FromStatus(err), &f) || f.RetryAfter <= 0 {
+		t.Errorf("refusal %v carries no retry hint", err)
+	}
+}
+
+func TestService_NoPipelineLeft_EndsWithAnErrorAndNotAFinish(t *testing.T) {
+	m := newMesh(t, 1, 1, router.Config{})
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	a, err := m.generate(ctx, greedy("cut short", 100), func(n int) {
+		if n == 5 {
+			m.network.Cut("shard-0-0", true)
+		}
+	})
+	if err == nil || a.finished != nil {
+		t.Errorf("a cut answer looks finished: %v, %v", a.finished, err)
+	}
+}
+
+func TestService_NumbersOutOfBounds_NameTheField(t *testing.T) {
+	m := newMesh(t, 1, 1, router.Config{})
+	f := func(v float32) *float32 { return &v }
+	for field, change := range map[string]func(*routerv1.GenerateRequest){
+		"sampling.temperature":        func(r *routerv1.GenerateRequest) { r.Sampling.Temperature = f(101) },
+		"sampling.top_p":              func(r *routerv1.GenerateRequest) { r.Sampling.TopP = f(1.5) },
+		"sampling.min_p":              func(r *routerv1.GenerateRequest) { r.Sampling.MinP = -1 },
+		"sampling.top_k":              func(r *routerv1.GenerateRequest) { r.Sampling.TopK = math.MaxUint32 },
+		"sampling.repetition_penalty": func(r *routerv1.GenerateRequest) { r.Sampling.RepetitionPenalty = f(0) },
+		"sampling.frequency_penalty":  func(r *routerv1.GenerateRequest) { r.Sampling.FrequencyPenalty = float32(math.NaN()) },
+		"sampling.presence_penalty":   func(r *routerv1.GenerateRequest) { r.Sampling.PresencePenalty = 3 },
+		"sampling.logit_bias":         func(r *routerv1.GenerateRequest) { r.Sampling.LogitBias = map[uint32]float32{1: 200} },
+		"max_tokens":                  func(r *routerv1.GenerateRequest) { r.MaxTokens = math.MaxUint32 },
+		"top_logprobs":                func(r *routerv1.GenerateRequest) { r.TopLogprobs = 21 },
+		"stop":                        func(r *routerv1.GenerateRequest) { r.Stop = make([]string, 17) },
+		"stop[0]":                     func(r *routerv1.GenerateRequest) { r.Stop = []string{""} },
+		"prompt": func(r *routerv1.GenerateRequest) {
+			r.Prompt = &routerv1.GenerateRequest_Text{Text: strings.Repeat("x", contextLen)}
+		},
+	} {
+		r := greedy("bounds", 4)
+		change(r)
+		_, err := m.generate(t.Context(), r, nil)
+		var got *fault.Error
+		if !errors.As(rpc.FromStatus(err), &got) || got.Code != fault.Invalid || got.Field != field {
+			t.Errorf("%s out of bounds: %v", field, err)
+		}
+	}
+	r := greedy("who", 4)
+	r.Model = "nobody"
+	if _, err := m.generate(t.Context(), r, nil); status.Code(err) != codes.NotFound {
+		t.Errorf("unknown model: %v", err)
+	}
+}
+
+func TestService_Topology_NamesMembersAndStages(t *testing.T) {
+	m := newMesh(t, 2, 2, router.Config{})
+	resp, err := m.client.Topology(t.Context(), &routerv1.TopologyRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := len(resp.GetMesh().GetMembers()); n != 7 { // 4 shards, tokenizer, sampler, router
+		t.Errorf("%d members, want 7", n)
+	}
+	for _, p := range resp.GetMesh().GetPipelines() {
+		if s := p.GetStages(); len(s) != 2 || s[0].GetLo() != 0 || s[0].GetHi() != s[1].GetLo() || s[1].GetHi() != 2 {
+			t.Errorf("pipeline %s: stages %v", p.GetId(), s)
+		}
+	}
+	models, err := m.client.ListModels(t.Context(), &routerv1.ListModelsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l := models.GetModels(); len(l) != 1 || l[0].GetName() != "fake" || l[0].GetPipelines() != 2 || l[0].GetContext() != contextLen {
+		t.Errorf("models %v", l)
+	}
+}
