@@ -2,6 +2,7 @@ package main
 
 import (
 	"math"
+	"os"
 	"strings"
 	"testing"
 
@@ -19,6 +20,19 @@ func TestPerplexity_Stories(t *testing.T) {
 				t.Errorf("%s with %s: %+v, want %g", file, kernels, got, want)
 			}
 		}
+	}
+}
+
+// The figure that float32 arithmetic gives over the whole text is 14.856, and
+// llama.cpp's 14.884.
+func TestPerplexity_ChatModel(t *testing.T) {
+	if os.Getenv("LAMINA_SLOW") == "" {
+		t.Skip("half a minute of two cores: set LAMINA_SLOW")
+	}
+	path, text := sharedPath(t, "models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf"), sharedPath(t, "data/wikitext2-valid-64k.txt")
+	got := verbJSON[perplexityResult](t, "", "perplexity", "-m", path, "-f", text, "--ctx", "512", "--format", "json")
+	if !(got.Perplexity >= 14.78 && got.Perplexity <= 14.96) || got.Chunks != 32 || got.Tokens != 16873 {
+		t.Errorf("%+v", got)
 	}
 }
 
