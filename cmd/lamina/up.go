@@ -13,12 +13,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 )
 
-// kernelFlags choose the kernel set.
-type kernelFlags struct {
-	Kernels string `help:"Kernel set: cpu, or ref (plain and slow, the oracle)." enum:"cpu,ref" default:"cpu"`
-	Threads int    `help:"Compute threads; 0 is one a processor." default:"0"`
-}
-
+// set makes the chosen kernel set and the function that ends it.
 func (f *kernelFlags) set() (app.Kernels, func(), error) {
 	set, end, err := kernelSet(f.Kernels, f.Threads)
 	return app.Kernels{Set: set, Threads: f.Threads}, end, err

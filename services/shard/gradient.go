@@ -27,6 +27,9 @@ const (
 	tiedHead      = "tied-head"
 )
 
+// removeTimeout bounds the clean-up after a run.
+const removeTimeout = 5 * time.Second
+
 // meetTimeout is how long a stage waits for another replica's gradient.
 const meetTimeout = 5 * time.Minute
 
@@ -92,6 +95,16 @@ func newMeeting(r *trainRun) *meeting {
 func (m *meeting) close() {
 	for _, s := range m.readers {
 		s.Close()
+	}
+	o := m.run.open
+	if o.GetReplica() != 0 || o.GetStage() != 0 || m.step == 0 || o.GetReplicas() == 1 && m.run.tied == "" {
+		return
+	}
+	// The run is over on all stages or will be begun under another name.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.run.ctx), removeTimeout)
+	defer cancel()
+	if err := m.run.service.cfg.Bus.Remove(ctx, o.GetRun()); err != nil {
+		m.run.service.log.Warn("remove gradient events", "run", o.GetRun(), "error", err)
 	}
 }
 

@@ -22,6 +22,7 @@ type Bus interface {
 	Publish(ctx context.Context, e gradbus.Event) error
 	Subscribe(ctx context.Context, run, part string, from uint64) (gradbus.Subscription, error)
 	Purge(ctx context.Context, run string, before uint64) error
+	Remove(ctx context.Context, run string) error
 }
 
 type trainServer = grpc.BidiStreamingServer[shardv1.TrainRequest, shardv1.TrainResponse]

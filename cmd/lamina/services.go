@@ -1,0 +1,95 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/lamina-mesh/lamina/cmd/lamina/app"
+	"github.com/lamina-mesh/lamina/pkg/gradbus/nats"
+	"github.com/lamina-mesh/lamina/pkg/rpc"
+)
+
+// serviceFlags are what every service has.
+type serviceFlags struct {
+	Advertise      string `help:"Address that others reach this service at; that of --listen when absent."`
+	Metrics        string `help:"Address of /metrics, /healthz and /readyz over HTTP; none when absent."`
+	Consul         string `help:"Consul's address." default:"127.0.0.1:8500" env:"LAMINA_CONSUL_ADDR"`
+	ConsulToken    string `help:"Consul's token." env:"LAMINA_CONSUL_TOKEN"`
+	TLSCert        string `name:"tls-cert" help:"Certificate (PEM) of this service."`
+	TLSKey         string `name:"tls-key" help:"Key (PEM) of the certificate."`
+	TLSCA          string `name:"tls-ca" help:"Authority (PEM) of all services' certificates."`
+	InsecureListen bool   `help:"Let addresses be reachable from other machines without TLS."`
+}
+
+func (f *serviceFlags) config(e *env, listen string) app.ServiceConfig {
+	return app.ServiceConfig{
+		Log: e.log, Listen: listen, Advertise: f.Advertise, Metrics: f.Metrics, Consul: f.Consul, Token: f.ConsulToken,
+		Files: rpc.Files{Cert: f.TLSCert, Key: f.TLSKey, CA: f.TLSCA}, Insecure: f.InsecureListen,
+		Ready: func(addr string) { fmt.Fprintf(e.stdout, "grpc %s\n", addr) },
+	}
+}
+
+type tokenizerCmd struct {
+	serviceFlags
+	Listen string `help:"gRPC address." default:"127.0.0.1:7071"`
+	Model  string `short:"m" required:"" help:"Model file (GGUF) or folder (Hugging Face)."`
+	Name   string `help:"The model's name; that of its file or folder when absent."`
+}
+
+// Run serves until interrupted.
+func (c *tokenizerCmd) Run(e *env) error {
+	return app.Tokenizer(e.ctx, c.config(e, c.Listen), c.Model, c.Name)
+}
+
+type samplerCmd struct {
+	serviceFlags
+	Listen string `help:"gRPC address." default:"127.0.0.1:7072"`
+}
+
+// Run serves until interrupted.
+func (c *samplerCmd) Run(e *env) error { return app.Sampler(e.ctx, c.config(e, c.Listen)) }
+
+type shardCmd struct {
+	serviceFlags
+	kernelFlags
+	Listen      string `help:"gRPC address." default:"127.0.0.1:7073"`
+	Model       string `short:"m" help:"Model file (GGUF) or folder (Hugging Face); none holds no layers."`
+	Name        string `help:"The model's name; that of its file or folder when absent."`
+	Layers      string `help:"Layers to hold: LO:HI (HI not included), or I/N for part I (from 0) of N, or none; all when absent."`
+	KVPositions int    `name:"kv-positions" help:"Positions in the KV cache." default:"16384"`
+	Train       bool   `help:"Accept training; needs NATS."`
+	NATS        string `name:"nats" help:"NATS with JetStream, for gradient events." default:"nats://127.0.0.1:4222" env:"LAMINA_NATS"`
+	NATSToken   string `name:"nats-token" help:"NATS's token." env:"LAMINA_NATS_TOKEN"`
+}
+
+// Run serves until interrupted.
+func (c *shardCmd) Run(e *env) error {
+	kernels, end, err := c.set()
+	if err != nil {
+		return err
+	}
+	defer end()
+	return app.Shard(e.ctx, c.config(e, c.Listen), app.ShardConfig{
+		Kernels: kernels, Model: c.Model, Name: c.Name, Layers: c.Layers, KVPositions: c.KVPositions, Train: c.Train,
+		NATS: nats.Config{URL: c.NATS, Token: c.NATSToken},
+	})
+}
+
+type routerCmd struct {
+	serviceFlags
+	Listen string `help:"gRPC address." default:"127.0.0.1:7070"`
+	HTTP   string `name:"http" help:"Address of the HTTP face and the console; empty for none." default:"127.0.0.1:8080"`
+}
+
+// Run serves until interrupted.
+func (c *routerCmd) Run(e *env) error {
+	return app.Router(e.ctx, c.config(e, c.Listen), c.HTTP, func(addr string) { fmt.Fprintf(e.stdout, "http %s\n", addr) })
+}
+
+type trainerCmd struct {
+	serviceFlags
+	Listen string `help:"gRPC address." default:"127.0.0.1:7074"`
+	Dir    string `help:"Folder of runs." default:"runs"`
+}
+
+// Run serves until interrupted.
+func (c *trainerCmd) Run(e *env) error { return app.Trainer(e.ctx, c.config(e, c.Listen), c.Dir) }

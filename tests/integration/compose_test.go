@@ -1,0 +1,81 @@
+package integration_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
+	trainerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/trainer/v1"
+)
+
+// compose lays each layout on docker-compose.yml's fleet of four shards: two stages
+// by two replicas, or one stage on each, or four stages. The project has a name and
+// networks of its own, so a mesh that `make compose-up` started is left alone.
+type compose struct{ env []string }
+
+const (
+	composeProject = "lamina-test"
+	composeGRPC    = "17070"
+	composeHTTP    = "18080"
+	composeTrainer = "17074"
+)
+
+func newCompose(t *testing.T) *compose {
+	t.Helper()
+	if out, err := exec.Command("docker", "info").CombinedOutput(); err != nil {
+		t.Fatalf("no docker engine: %v\n%s", err, out)
+	}
+	return &compose{env: append(os.Environ(), "LAMINA_SUBNET=10.78", "LAMINA_GRPC_PORT="+composeGRPC, "LAMINA_HTTP_PORT="+composeHTTP, "LAMINA_TRAINER_PORT="+composeTrainer)}
+}
+
+// layers says what each of the four shards holds.
+func (l Layout) layers(t *testing.T) []string {
+	t.Helper()
+	switch l {
+	case Layout{1, 1}:
+		return []string{"0/1", "none", "none", "none"}
+	case Layout{2, 1}:
+		return []string{"0/2", "1/2", "none", "none"}
+	case Layout{2, 2}:
+		return []string{"0/2", "1/2", "0/2", "1/2"}
+	case Layout{4, 1}:
+		return []string{"0/4", "1/4", "2/4", "3/4"}
+	}
+	t.Fatalf("layout %+v does not fit four shards", l)
+	return nil
+}
+
+func (c *compose) Start(ctx context.Context, t *testing.T, l Layout, texts string) *Mesh {
+	t.Helper()
+	env := append(c.env, "LAMINA_TEXT_DIR="+texts)
+	for i, layers := range l.layers(t) {
+		env = append(env, fmt.Sprintf("LAMINA_LAYERS_%s=%s", []string{"A0", "A1", "B0", "B1"}[i], layers))
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(c.run(context.Background(), t, env, "logs", "--tail=40"))
+		}
+		c.run(context.Background(), t, env, "down", "-v", "--remove-orphans", "-t", "5")
+	})
+	c.run(ctx, t, env, "up", "-d")
+	return &Mesh{
+		Router:  routerv1.NewRouterServiceClient(dial(t, "127.0.0.1:"+composeGRPC)),
+		Trainer: trainerv1.NewTrainerServiceClient(dial(t, "127.0.0.1:"+composeTrainer)),
+		HTTP:    "http://127.0.0.1:" + composeHTTP, TextDir: "/text",
+	}
+}
+
+func (c *compose) run(ctx context.Context, t *testing.T, env []string, args ...string) string {
+	t.Helper()
+	cmd := exec.CommandContext(ctx, "docker-compose", append([]string{"-p", composeProject}, args...)...)
+	cmd.Dir, cmd.Env = root(t), env
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Errorf("docker-compose %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
