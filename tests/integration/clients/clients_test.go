@@ -1,0 +1,185 @@
+package clients_test
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+const (
+	prompt    = "The prince looked at her and"
+	maxTokens = "24"
+)
+
+// answer is what every client prints.
+type answer struct {
+	Text     string   `json:"text"`
+	TokenIDs []uint32 `json:"token_ids"`
+}
+
+func TestClients_SayWhatTheBinarySays(t *testing.T) {
+	if os.Getenv("LAMINA_CLIENTS") == "" {
+		t.Skip("clients in other languages install packages: run `make clients-test`")
+	}
+	root, err := filepath.Abs("../../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	work := t.TempDir()
+	if kept := os.Getenv("LAMINA_CLIENTS_CACHE"); kept != "" {
+		work = kept
+	}
+	grpc, http := up(t, root)
+	var want answer
+	out := command(t, root, nil, filepath.Join(root, "bin/lamina"), "generate", "--router", grpc, "-p", prompt, "-n", maxTokens, "--format", "json")
+	decode(t, out, &want)
+	if want.Text == "" || len(want.TokenIDs) != 24 {
+		t.Fatalf("the binary says %q with %d ids", want.Text, len(want.TokenIDs))
+	}
+	check := func(t *testing.T, out string) {
+		t.Helper()
+		var got answer
+		decode(t, out, &got)
+		if got.Text != want.Text || !slices.Equal(got.TokenIDs, want.TokenIDs) {
+			t.Errorf("got %q %v, want %q %v", got.Text, got.TokenIDs, want.Text, want.TokenIDs)
+		}
+	}
+	clients := filepath.Join(root, "tests/integration/clients")
+
+	t.Run("Python", func(t *testing.T) {
+		python := venv(t, work, filepath.Join(clients, "python/requirements.txt"))
+		stubs := filepath.Join(work, "python-stubs")
+		mkdir(t, stubs)
+		args := []string{"-m", "grpc_tools.protoc", "-I", filepath.Join(root, "proto"), "--python_out=" + stubs, "--grpc_python_out=" + stubs}
+		command(t, root, nil, python, append(args, protos(t, root)...)...)
+		check(t, command(t, root, nil, python, filepath.Join(clients, "python/generate.py"), stubs, grpc, prompt, maxTokens))
+	})
+	t.Run("OpenAI", func(t *testing.T) {
+		python := venv(t, work, filepath.Join(clients, "python/requirements.txt"))
+		var got struct {
+			Text   string `json:"text"`
+			Reason string `json:"finish_reason"`
+		}
+		decode(t, command(t, root, nil, python, filepath.Join(clients, "python/chat.py"), http+"/v1", prompt, maxTokens), &got)
+		if got.Text == "" || got.Reason == "" {
+			t.Errorf("the chat says %+v", got)
+		}
+	})
+	t.Run("TypeScript", func(t *testing.T) {
+		dir := filepath.Join(work, "typescript")
+		copyDir(t, filepath.Join(clients, "typescript"), dir)
+		command(t, dir, nil, "npm", "install", "--no-package-lock", "--loglevel=error")
+		command(t, root, nil, "go", "build", "-modfile=tools/go.mod", "-o", filepath.Join(work, "buf"), "github.com/bufbuild/buf/cmd/buf")
+		command(t, dir, nil, filepath.Join(work, "buf"), "generate", "--template", "buf.gen.yaml", filepath.Join(root, "proto"))
+		command(t, dir, nil, "npx", "tsc")
+		check(t, command(t, dir, nil, "node", "dist/generate.js", grpc, prompt, maxTokens))
+	})
+	t.Run("Java", func(t *testing.T) {
+		build := filepath.Join(work, "java")
+		command(t, filepath.Join(clients, "java"), nil, "mvn", "-q", "-B", "package", "-Dbuild.root="+build)
+		check(t, command(t, build, nil, "java", "-cp", "client-1.jar:lib/*", "mesh.lamina.client.Generate", grpc, prompt, maxTokens))
+	})
+}
+
+// up starts `lamina up` with the bundled model on free ports and returns its
+// addresses.
+func up(t *testing.T, root string) (grpc, http string) {
+	t.Helper()
+	cmd := exec.Command(filepath.Join(root, "bin/lamina"), "up", "--grpc=127.0.0.1:0", "--http=127.0.0.1:0", "--runs="+t.TempDir())
+	cmd.Dir, cmd.Stderr = root, os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatalf("start lamina (make build): %v", err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("lamina up ended with %v", err)
+		}
+	})
+	lines := bufio.NewScanner(out)
+	for (grpc == "" || http == "") && lines.Scan() {
+		switch name, value, _ := strings.Cut(lines.Text(), " "); name {
+		case "grpc":
+			grpc = strings.TrimSpace(value)
+		case "console":
+			http = strings.TrimSpace(value)
+		}
+	}
+	if grpc == "" || http == "" {
+		t.Fatal("lamina up printed no addresses")
+	}
+	go io.Copy(io.Discard, out)
+	return grpc, http
+}
+
+// command runs a program and returns its standard output.
+func command(t *testing.T, dir string, env []string, name string, args ...string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Dir, cmd.Env = dir, append(os.Environ(), env...)
+	var log strings.Builder
+	cmd.Stderr = &log
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s%s", name, strings.Join(args, " "), err, out, log.String())
+	}
+	return string(out)
+}
+
+func decode(t *testing.T, text string, v any) {
+	t.Helper()
+	if err := json.Unmarshal([]byte(text), v); err != nil {
+		t.Fatalf("decode %q: %v", text, err)
+	}
+}
+
+// venv makes a Python environment with the requirements and returns its python.
+func venv(t *testing.T, work, requirements string) string {
+	t.Helper()
+	dir := filepath.Join(work, "venv")
+	python := filepath.Join(dir, "bin/python")
+	if _, err := os.Stat(python); err != nil {
+		command(t, work, nil, "python3", "-m", "venv", dir)
+	}
+	command(t, work, nil, python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "-r", requirements)
+	return python
+}
+
+func protos(t *testing.T, root string) []string {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(root, "proto/lamina/*/v1/*.proto"))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("find protos: %v", err)
+	}
+	return files
+}
+
+func mkdir(t *testing.T, dir string) {
+	t.Helper()
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// copyDir copies a folder's own files, so that nothing is built in the repository.
+func copyDir(t *testing.T, from, to string) {
+	t.Helper()
+	if err := os.CopyFS(to, os.DirFS(from)); err != nil && !os.IsExist(err) {
+		t.Fatal(err)
+	}
+}
