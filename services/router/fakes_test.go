@@ -192,12 +192,16 @@ type fakeShard struct {
 	cache    map[string][]uint32
 	released map[string]bool // nothing may come for these again
 	most     int             // entries in a batch
-	frozen   chan struct{}   // nil: works; else until it is closed
+	batches  int             // taken
+	fault    func()          // what goes wrong, once
+	at       int             // in which batch
+	silent   bool            // takes frames and answers none
+	struck   int             // sessions here when it went wrong
 	faults   []string        // what the router did against the conversation
 }
 
 func newFakeShard(d *rpc.Dialer, lo, hi int) *fakeShard {
-	return &fakeShard{dialer: d, lo: uint32(lo), hi: uint32(hi), pages: 64, cache: map[string][]uint32{}, released: map[string]bool{}}
+	return &fakeShard{dialer: d, lo: uint32(lo), hi: uint32(hi), pages: 1024, cache: map[string][]uint32{}, released: map[string]bool{}}
 }
 
 func (s *fakeShard) register(r grpc.ServiceRegistrar) { shardv1.RegisterShardServiceServer(r, s) }
@@ -208,11 +212,40 @@ func (s *fakeShard) sessions() int {
 	return len(s.cache)
 }
 
-// freeze makes the shard fall silent in its next batch, until thaw or its stream's end.
-func (s *fakeShard) freeze() {
+// strike makes something go wrong in a batch, counted from the next, which is 1.
+func (s *fakeShard) strike(at int, fault func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.frozen = make(chan struct{})
+	s.at, s.fault, s.struck = s.batches+at, fault, 0
+}
+
+// freeze makes the shard fall silent from a batch on: no answer, and no error.
+func (s *fakeShard) freeze(at int) {
+	s.strike(at, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.silent = true
+	})
+}
+
+// count takes note of a batch and lets what is due go wrong.
+func (s *fakeShard) count() (silent bool) {
+	s.mu.Lock()
+	s.batches++
+	fault := s.fault
+	if s.batches != s.at {
+		fault = nil
+	}
+	if fault != nil {
+		s.struck = len(s.cache)
+	}
+	s.mu.Unlock()
+	if fault != nil {
+		fault()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.silent
 }
 
 func (s *fakeShard) held() *shardv1.Held {
@@ -379,10 +412,7 @@ func (p *fakePipeline) take(ctx context.Context, r *shardv1.InferRequest) error 
 		}
 		return nil
 	}
-	s.mu.Lock()
-	frozen := s.frozen
-	s.mu.Unlock()
-	if frozen != nil {
+	if s.count() {
 		<-ctx.Done() // silent, not gone: no error reaches the router
 		return ctx.Err()
 	}

@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"encoding/hex"
-	"errors"
 	"time"
 
 	"google.golang.org/grpc"
@@ -19,12 +18,14 @@ import (
 
 // Generate continues a prompt.
 func (s *Service) Generate(r *routerv1.GenerateRequest, stream grpc.ServerStreamingServer[routerv1.GenerateResponse]) error {
-	return s.generate(stream.Context(), r, stream.Send)
+	out := newOutbox(s.cfg.ReadLimit, stream.Send)
+	return out.end(s.generate(stream.Context(), r, out.send))
 }
 
 // Chat answers a list of messages.
 func (s *Service) Chat(r *routerv1.ChatRequest, stream grpc.ServerStreamingServer[routerv1.ChatResponse]) error {
-	return s.chat(stream.Context(), r, stream.Send)
+	out := newOutbox(s.cfg.ReadLimit, stream.Send)
+	return out.end(s.chat(stream.Context(), r, out.send))
 }
 
 // sink takes a request's events; either stream's.
@@ -116,7 +117,7 @@ func (q *request) run(ctx context.Context, encode func(context.Context, tokenize
 	if err := q.bounds(); err != nil {
 		return err
 	}
-	p, err := q.service.pick(ctx, q.model, 0)
+	p, err := q.service.pick(q.model)
 	if err != nil {
 		return err
 	}
@@ -127,12 +128,16 @@ func (q *request) run(ctx context.Context, encode func(context.Context, tokenize
 	if info == nil {
 		return fault.New(fault.Unavailable, "find the tokenizer of model %s: none is known", q.digest).After(time.Second)
 	}
-	conn, err := q.service.cfg.Dialer.Dial(info.tokenizer)
+	tokenizers, err := q.service.tokenizers(q.digest)
 	if err != nil {
 		return err
 	}
-	tokenizer := tokenizerv1.NewTokenizerServiceClient(conn)
-	if q.prompt, err = encode(ctx, tokenizer); err != nil {
+	for _, t := range tokenizers { // one that cannot be reached is no reason to fail
+		if q.prompt, err = encode(ctx, t); fault.CodeOf(err) != fault.Unavailable {
+			break
+		}
+	}
+	if err != nil {
 		return err
 	}
 	if err := q.admit(p, info); err != nil {
@@ -140,7 +145,7 @@ func (q *request) run(ctx context.Context, encode func(context.Context, tokenize
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	if q.text, err = openText(ctx, tokenizer, q, info); err != nil {
+	if q.text, err = openText(ctx, tokenizers, q); err != nil {
 		return err
 	}
 	started := &routerv1.Started{
@@ -149,7 +154,7 @@ func (q *request) run(ctx context.Context, encode func(context.Context, tokenize
 	if err := q.sink.started(started); err != nil {
 		return err
 	}
-	return q.generate(ctx, p)
+	return q.generate(ctx)
 }
 
 // admit checks the prompt and works out the rules.
@@ -176,8 +181,14 @@ func (q *request) admit(p *pipeline, info *modelInfo) error {
 }
 
 // generate submits the session to a pipeline, and to another when that one dies.
-func (q *request) generate(ctx context.Context, p *pipeline) error {
+func (q *request) generate(ctx context.Context) error {
+	idle := 0 // pipelines lost since the last token
 	for epoch := uint64(1); ; epoch++ {
+		had := len(q.log)
+		p, err := q.service.assign(ctx, q.digest, moveLimit)
+		if err != nil {
+			return err
+		}
 		l := &live{
 			id: randomID(), log: append([]int32(nil), q.log...), emitted: len(q.log) - len(q.prompt), epoch: epoch, rules: q.rules,
 			candidates: need(q.rules, int(p.stages[0].GetVocab())), maxLen: len(q.prompt) + int(q.maxTokens), out: make(chan outcome, outLen+2),
@@ -185,15 +196,19 @@ func (q *request) generate(ctx context.Context, p *pipeline) error {
 		if err := p.tell(event{submit: l}); err == nil {
 			finished, err := q.follow(ctx, p, l)
 			if finished || err != nil {
+				p.assigned.Add(-1)
 				return err
 			}
 		}
+		p.assigned.Add(-1)
+		if idle++; len(q.log) > had {
+			idle = 0
+		}
+		if idle > idleMoves { // perhaps it is this request that ends them
+			return fault.New(fault.Unavailable, "run request %s: %d pipelines were lost without a token", q.id, idle).After(time.Second)
+		}
 		q.service.m.moves.Inc()
 		q.service.log.Info("move session", "request", q.id, "tokens", len(q.log), "epoch", epoch+1)
-		var err error
-		if p, err = q.service.pick(ctx, q.digest, moveLimit); err != nil {
-			return err
-		}
 	}
 }
 
@@ -299,6 +314,3 @@ func drawSeed() uint64 {
 	rand.Read(b[:])
 	return binary.LittleEndian.Uint64(b[:]) >> 1 // clients with signed integers can repeat it
 }
-
-// errText says that the tokenizer's stream broke.
-var errText = errors.New("decode text: the tokenizer closed the stream")

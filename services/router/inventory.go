@@ -2,11 +2,11 @@ package router
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"sync"
 	"time"
 
-	"github.com/lamina-mesh/lamina/pkg/discovery"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
 	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
@@ -31,6 +31,12 @@ func (s *Service) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	news := make(chan struct{}, 1)
+	notify := func() {
+		select {
+		case news <- struct{}{}:
+		default:
+		}
+	}
 	for _, service := range services() {
 		ch, err := s.cfg.Registry.Watch(ctx, service)
 		if err != nil {
@@ -42,10 +48,7 @@ func (s *Service) Run(ctx context.Context) error {
 				s.instances[service] = state
 				s.touch()
 				s.mu.Unlock()
-				select {
-				case news <- struct{}{}:
-				default:
-				}
+				notify()
 			}
 		})
 	}
@@ -60,55 +63,72 @@ func (s *Service) Run(ctx context.Context) error {
 		case <-news:
 		case <-tick.C:
 		}
-		s.describe(ctx)
+		s.describe(ctx, &wg, notify)
 		s.build(ctx, &wg)
 	}
 }
 
-// describe asks shards and tokenizers that are not known yet what they hold.
-func (s *Service) describe(ctx context.Context) {
+// describe asks shards and tokenizers that are not known yet what they hold. It does
+// not wait: one that is silent must not keep the others from being used.
+func (s *Service) describe(ctx context.Context, wg *sync.WaitGroup, notify func()) {
 	s.mu.Lock()
-	shards, tokenizers := slices.Clone(s.instances["shard"]), slices.Clone(s.instances["tokenizer"])
-	alive := map[string]string{}
-	for _, i := range shards {
-		alive[i.ID] = i.Addr
+	defer s.mu.Unlock()
+	shards := map[string]string{}
+	for _, i := range s.instances["shard"] {
+		shards[i.ID] = i.Addr
 	}
 	for id, d := range s.held {
-		if alive[id] != d.addr {
+		if shards[id] != d.addr {
 			delete(s.held, id)
 		}
 	}
-	known := map[string]bool{}
-	for id := range s.held {
-		known[id] = true
-	}
-	for _, m := range s.models {
-		known[m.tokenizer] = true
-	}
-	s.mu.Unlock()
-	var wg sync.WaitGroup
-	for _, i := range shards {
-		if known[i.ID] {
-			continue
+	ask := func(addr string, describe func() error) {
+		if s.asking[addr] {
+			return
 		}
+		s.asking[addr] = true
 		wg.Go(func() {
-			resp, err := s.describeShard(ctx, i.Addr)
-			if err != nil {
-				s.log.Debug("describe shard", "id", i.ID, "address", i.Addr, "error", err)
-				return
-			}
+			err := describe()
 			s.mu.Lock()
-			defer s.mu.Unlock()
-			s.held[i.ID] = described{i.Addr, resp}
-			s.touch()
+			delete(s.asking, addr)
+			if err == nil {
+				s.touch()
+			}
+			s.mu.Unlock()
+			if err != nil {
+				s.log.Debug("describe service", "address", addr, "error", err)
+				return // the tick tries again
+			}
+			notify()
 		})
 	}
-	for _, i := range tokenizers {
-		if !known[i.Addr] {
-			wg.Go(func() { s.describeTokenizer(ctx, i) })
+	for id, addr := range shards {
+		if _, known := s.held[id]; !known {
+			ask(addr, func() error {
+				resp, err := s.describeShard(ctx, addr)
+				if err != nil {
+					return err
+				}
+				s.mu.Lock()
+				defer s.mu.Unlock()
+				s.held[id] = described{addr, resp}
+				return nil
+			})
 		}
 	}
-	wg.Wait()
+	alive := map[string]bool{}
+	for _, i := range s.instances["tokenizer"] {
+		alive[i.Addr] = true
+		if s.vocabs[i.Addr] == nil {
+			ask(i.Addr, func() error { return s.describeTokenizer(ctx, i.Addr) })
+		}
+	}
+	for addr := range s.vocabs {
+		if !alive[addr] {
+			delete(s.vocabs, addr)
+			s.remodel()
+		}
+	}
 }
 
 func (s *Service) describeShard(ctx context.Context, addr string) (*shardv1.DescribeResponse, error) {
@@ -122,47 +142,59 @@ func (s *Service) describeShard(ctx context.Context, addr string) (*shardv1.Desc
 	return resp, rpc.FromStatus(err)
 }
 
-func (s *Service) describeTokenizer(ctx context.Context, i discovery.Instance) {
+func (s *Service) describeTokenizer(ctx context.Context, addr string) error {
 	ctx, cancel := context.WithTimeout(ctx, describeLimit)
 	defer cancel()
-	conn, err := s.cfg.Dialer.Dial(i.Addr)
+	conn, err := s.cfg.Dialer.Dial(addr)
 	if err != nil {
-		s.log.Debug("describe tokenizer", "id", i.ID, "error", err)
-		return
+		return err
 	}
 	resp, err := tokenizerv1.NewTokenizerServiceClient(conn).Describe(ctx, &tokenizerv1.DescribeRequest{})
 	if err != nil {
-		s.log.Debug("describe tokenizer", "id", i.ID, "error", err)
-		return
+		return rpc.FromStatus(err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, v := range resp.GetVocabularies() {
-		s.models[v.GetDigest()] = &modelInfo{vocabulary: v, tokenizer: i.Addr}
+	s.vocabs[addr] = resp
+	s.remodel()
+	return nil
+}
+
+// remodel gathers which tokenizers know which model; mu is held.
+func (s *Service) remodel() {
+	s.models = map[string]*modelInfo{}
+	for _, addr := range slices.Sorted(maps.Keys(s.vocabs)) {
+		for _, v := range s.vocabs[addr].GetVocabularies() {
+			m := s.models[v.GetDigest()]
+			if m == nil {
+				m = &modelInfo{vocabulary: v}
+				s.models[v.GetDigest()] = m
+			}
+			m.tokenizers = append(m.tokenizers, addr)
+		}
 	}
-	s.touch()
 }
 
 // spans lists what the shards hold, without those in use; mu is held.
 func (s *Service) spans(free bool) []plan.Span {
-	inUse := map[string]bool{}
+	inUse := map[plan.Span]bool{}
 	if free {
-		for _, p := range s.pipelines {
-			for _, hop := range p.chain {
-				inUse[hop.Shard] = true
+		for _, chain := range s.building {
+			for _, span := range chain {
+				inUse[span] = true
 			}
 		}
 	}
 	var out []plan.Span
 	for id, d := range s.held {
 		for _, h := range d.resp.GetHeld() {
-			if inUse[id] {
-				continue
-			}
-			out = append(out, plan.Span{
+			span := plan.Span{
 				Shard: id, Addr: d.addr, Digest: h.GetDigest(), Class: d.resp.GetKernelClass(),
 				Lo: int(h.GetLo()), Hi: int(h.GetHi()), Layers: int(h.GetLayers()),
-			})
+			}
+			if !inUse[span] { // a shard may hold more than one model
+				out = append(out, span)
+			}
 		}
 	}
 	return out
@@ -176,13 +208,14 @@ func (s *Service) build(ctx context.Context, wg *sync.WaitGroup) {
 	if len(samplers) == 0 {
 		return
 	}
-	for n, chain := range plan.Chains(s.spans(true)) {
+	for _, chain := range plan.Chains(s.spans(true)) {
 		key := chain.String()
-		if s.building[key] || s.models[chain.Digest()] == nil {
+		if s.models[chain.Digest()] == nil {
 			continue // without a tokenizer a model cannot be asked
 		}
-		s.building[key] = true
-		sampler := samplers[(len(s.pipelines)+n)%len(samplers)].Addr
+		s.building[key] = chain
+		sampler := samplers[s.tries%len(samplers)].Addr // one that is gone is not tried twice in a row
+		s.tries++
 		wg.Go(func() {
 			s.runPipeline(ctx, chain, sampler)
 			s.mu.Lock()

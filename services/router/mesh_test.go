@@ -21,7 +21,7 @@ const (
 	digest     = "sha256:fake"
 	vocab      = 256 // a token is a byte
 	endID      = 0
-	contextLen = 128
+	contextLen = 1024
 	pageLen    = 16
 	patience   = 20 * time.Second // for what must happen; a test that waits so long fails
 )
@@ -77,8 +77,9 @@ func newMesh(t *testing.T, stages, replicas int, cfg router.Config) *mesh {
 			t.Error(err)
 		}
 	})
-	m.serve(ctx, &wg, "tokenizer", "tokenizer", func(r grpc.ServiceRegistrar) { registerTokenizer(r) })
-	m.serve(ctx, &wg, "sampler", "sampler", func(r grpc.ServiceRegistrar) { registerSampler(r) })
+	m.serve(ctx, &wg, "tokenizer", "tokenizer", registerTokenizer)
+	m.serve(ctx, &wg, "tokenizer", "tokenizer-b", registerTokenizer)
+	m.serve(ctx, &wg, "sampler", "sampler", registerSampler)
 	for r := range replicas {
 		for i := range stages {
 			name := fmt.Sprintf("shard-%d-%d", r, i)

@@ -43,10 +43,11 @@ type pipeline struct {
 	events chan event
 	done   chan struct{} // closed when the pipeline has told its sessions that it is lost
 
-	running atomic.Int64
-	waiting atomic.Int64
-	rate    atomic.Uint64 // tokens a second, by 1000
-	stepUS  atomic.Int64  // of a decode step lately
+	assigned atomic.Int64 // sessions sent here that have not left, counted at once
+	running  atomic.Int64
+	waiting  atomic.Int64
+	rate     atomic.Uint64 // tokens a second, by 1000
+	stepUS   atomic.Int64  // of a decode step lately
 
 	*scheduler
 }
@@ -65,7 +66,10 @@ type event struct {
 func (p *pipeline) model() string { return p.stages[0].GetModel() }
 
 // load orders pipelines for a new session.
-func (p *pipeline) load() int64 { return p.running.Load() + p.waiting.Load() }
+func (p *pipeline) load() int64 { return p.assigned.Load() }
+
+// dead reports whether the pipeline is lost, though perhaps still listed.
+func (p *pipeline) dead() bool { return p.ctx.Err() != nil }
 
 func randomID() []byte {
 	id := make([]byte, 16)

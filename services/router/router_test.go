@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -109,60 +110,84 @@ func TestService_StopText_EndsTheAnswerBeforeIt(t *testing.T) {
 	eventually(t, "the release of the session", func() bool { return m.used() == 0 })
 }
 
-func TestService_LostShard_MovesSessionsAndKeepsTheirText(t *testing.T) {
-	for _, stage := range []int{0, 1} {
-		t.Run(fmt.Sprintf("stage %d", stage), func(t *testing.T) {
-			m := newMesh(t, 2, 2, router.Config{})
-			var once sync.Once
-			cut := func(n int) {
-				if n == 10 { // traffic flowed
-					once.Do(func() { m.network.Cut(fmt.Sprintf("shard-0-%d", stage), true) })
-				}
-			}
-			var wg sync.WaitGroup
-			for i := range 8 {
-				wg.Go(func() {
-					prompt := fmt.Sprintf("stream %d", i)
-					a, err := m.generate(t.Context(), greedy(prompt, 80), cut)
-					if err != nil {
-						t.Errorf("stream %d: %v", i, err)
-					} else if want := expect(prompt, 80); a.text != want {
-						t.Errorf("stream %d: %q, want %q", i, a.text, want)
-					}
-				})
-			}
-			wg.Wait()
-		})
-	}
-}
-
-func TestService_FrozenShard_IsLeftAndItsSessionsMove(t *testing.T) {
-	m := newMesh(t, 2, 2, router.Config{})
+// streams runs requests side by side; each must have the text of a calm run.
+func (m *mesh) streams(n, tokens int) {
+	m.t.Helper()
 	var wg sync.WaitGroup
-	var once sync.Once
-	for i := range 4 {
+	for i := range n {
 		wg.Go(func() {
-			prompt := fmt.Sprintf("frozen %d", i)
-			a, err := m.generate(t.Context(), greedy(prompt, 60), func(n int) {
-				if n == 20 { // past the cold steps
-					once.Do(m.shards["shard-1-1"].freeze)
-				}
-			})
+			prompt := fmt.Sprintf("stream %d", i)
+			a, err := m.generate(m.t.Context(), greedy(prompt, tokens), nil)
 			if err != nil {
-				t.Errorf("stream %d: %v", i, err)
-			} else if want := expect(prompt, 60); a.text != want {
-				t.Errorf("stream %d: %q, want %q", i, a.text, want)
+				m.t.Errorf("stream %d: %v", i, err)
+			} else if want := expect(prompt, tokens); a.text != want {
+				m.t.Errorf("stream %d: %q, want %q", i, a.text, want)
 			}
 		})
 	}
 	wg.Wait()
 }
 
+// struck fails if the fault did not meet live sessions.
+func (m *mesh) struck(name string) {
+	m.t.Helper()
+	s := m.shards[name]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.struck == 0 {
+		m.t.Errorf("the fault of %s met no session in %d batches", name, s.batches)
+	}
+}
+
+func TestService_LostShard_MovesSessionsAndKeepsTheirText(t *testing.T) {
+	for _, name := range []string{"shard-0-0", "shard-0-1"} {
+		t.Run(name, func(t *testing.T) {
+			m := newMesh(t, 2, 2, router.Config{})
+			m.shards[name].strike(30, func() { m.network.Cut(name, true) })
+			m.streams(8, 200)
+			m.struck(name)
+		})
+	}
+}
+
+func TestService_FrozenShard_IsLeftAndItsSessionsMove(t *testing.T) {
+	m := newMesh(t, 2, 2, router.Config{})
+	m.shards["shard-1-1"].freeze(30) // past the steps that measure
+	m.streams(8, 200)
+	m.struck("shard-1-1")
+	resp, err := m.client.Topology(t.Context(), &routerv1.TopologyRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := len(resp.GetMesh().GetPipelines()); n == 0 {
+		t.Error("no pipeline stands")
+	}
+}
+
+func TestService_ShardComesBack_AloneServesAgain(t *testing.T) {
+	m := newMesh(t, 1, 1, router.Config{})
+	m.shards["shard-0-0"].strike(20, func() {
+		m.network.Cut("shard-0-0", true)
+		m.network.Cut("shard-0-0", false) // as if it had been restarted: its cache is gone
+	})
+	m.streams(1, 200) // one that comes while there is no pipeline is refused
+	m.struck("shard-0-0")
+}
+
+func TestService_LostTokenizer_AnotherGoesOnWithTheText(t *testing.T) {
+	m := newMesh(t, 1, 1, router.Config{})
+	for _, lost := range []string{"tokenizer", "tokenizer-b"} {
+		m.shards["shard-0-0"].strike(20, func() { m.network.Cut(lost, true) })
+		m.streams(1, 200) // one that comes while nobody can encode is refused
+		m.struck("shard-0-0")
+		m.network.Cut(lost, false)
+	}
+}
 func TestService_Cancel_FreesEveryStage(t *testing.T) {
 	m := newMesh(t, 2, 1, router.Config{})
 	for i := range 20 {
 		ctx, cancel := context.WithCancel(t.Context())
-		_, err := m.generate(ctx, greedy("never mind", 100), func(n int) {
+		_, err := m.generate(ctx, greedy("never mind", 900), func(n int) {
 			if n == 1+i%5 {
 				cancel()
 			}
@@ -181,13 +206,12 @@ func TestService_Cancel_FreesEveryStage(t *testing.T) {
 
 func TestService_FullQueue_RefusesAtOnceWithAHint(t *testing.T) {
 	m := newMesh(t, 1, 1, router.Config{Queue: 1})
-	s := m.shards["shard-0-0"]
+	m.shards["shard-0-0"].freeze(1) // nothing that is admitted ends
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	s.freeze() // nothing that is admitted ends
 	var wg sync.WaitGroup
 	refused := make(chan error, 64)
-	for range 64 { // 64 pages hold 8 whole contexts, the queue one more
+	for range 64 { // the cache holds 16 whole contexts, the queue one more
 		wg.Go(func() {
 			_, err := m.generate(ctx, greedy("full", contextLen-4), nil)
 			refused <- err
@@ -205,17 +229,60 @@ func TestService_FullQueue_RefusesAtOnceWithAHint(t *testing.T) {
 	}
 }
 
+// stalled is a client that never reads.
+type stalled struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+func (s stalled) Context() context.Context { return s.ctx }
+
+func (s stalled) Send(*routerv1.GenerateResponse) error {
+	<-s.ctx.Done() // as gRPC's Send: until the call ends
+	return s.ctx.Err()
+}
+
+func TestService_StalledClient_IsCutAndHarmsNobody(t *testing.T) {
+	m := newMesh(t, 1, 1, router.Config{ReadLimit: 50 * time.Millisecond})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- m.service.Generate(greedy("nobody reads", 500), stalled{ctx: ctx}) }()
+	m.streams(4, 100)
+	select {
+	case err := <-ended:
+		if fault.CodeOf(err) != fault.DeadlineExceeded {
+			t.Errorf("cut with %v", err)
+		}
+	case <-time.After(patience):
+		t.Fatal("a stalled client was not cut")
+	}
+	eventually(t, "the release of every session", func() bool { return m.used() == 0 })
+}
+
+func TestService_Requests_SpreadOverPipelines(t *testing.T) {
+	m := newMesh(t, 1, 2, router.Config{})
+	m.streams(8, 50)
+	for name, s := range m.shards {
+		s.mu.Lock()
+		if s.batches == 0 {
+			t.Errorf("%s had no work", name)
+		}
+		s.mu.Unlock()
+	}
+}
+
 func TestService_NoPipelineLeft_EndsWithAnErrorAndNotAFinish(t *testing.T) {
 	m := newMesh(t, 1, 1, router.Config{})
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 	defer cancel()
-	a, err := m.generate(ctx, greedy("cut short", 100), func(n int) {
-		if n == 5 {
-			m.network.Cut("shard-0-0", true)
-		}
-	})
+	m.shards["shard-0-0"].strike(20, func() { m.network.Cut("shard-0-0", true) })
+	a, err := m.generate(ctx, greedy("cut short", 100), nil)
 	if err == nil || a.finished != nil {
 		t.Errorf("a cut answer looks finished: %v, %v", a.finished, err)
+	}
+	if len(a.ids) == 0 {
+		t.Error("nothing flowed before the cut")
 	}
 }
 
@@ -260,8 +327,8 @@ func TestService_Topology_NamesMembersAndStages(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n := len(resp.GetMesh().GetMembers()); n != 7 { // 4 shards, tokenizer, sampler, router
-		t.Errorf("%d members, want 7", n)
+	if n := len(resp.GetMesh().GetMembers()); n != 8 { // 4 shards, 2 tokenizers, sampler, router
+		t.Errorf("%d members, want 8", n)
 	}
 	for _, p := range resp.GetMesh().GetPipelines() {
 		if s := p.GetStages(); len(s) != 2 || s[0].GetLo() != 0 || s[0].GetHi() != s[1].GetLo() || s[1].GetHi() != 2 {

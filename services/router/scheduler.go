@@ -22,7 +22,9 @@ const (
 	stepFactor   = 8
 	coldSteps    = 8
 	coldDeadline = 60 * time.Second
-	outLen       = 64 // tokens waiting for a request's goroutine
+	rowFloor     = 20 * time.Millisecond
+	outLen       = 64   // tokens waiting for a request's goroutine
+	maxEntries   = 1024 // of a batch, as stages take them
 )
 
 // live is a session on a pipeline, as the request's goroutine submits it.
@@ -42,7 +44,7 @@ type live struct {
 	pages   int
 	added   bool // the sampler knows it
 	flying  uint64
-	started time.Time
+	started time.Time // admitted
 }
 
 // outcome is a token, or the end.
@@ -56,6 +58,7 @@ type outcome struct {
 type flight struct {
 	sent    time.Time
 	rows    int
+	prompts int // rows beyond one a session
 	decode  bool
 	waiting map[string]bool // sessions whose token is to come; nil: computed is to come
 }
@@ -70,8 +73,10 @@ type scheduler struct {
 	step     uint64
 	pageLen  int
 	pages    int // free
+	total    int // pages in all
 	steps    int
 	worst    float64 // decaying worst seconds a step
+	perRow   float64 // decaying worst seconds a row
 	tokens   int
 	since    time.Time
 	released [][]byte
@@ -82,6 +87,7 @@ func newScheduler(p *pipeline) *scheduler {
 	for _, h := range p.stages {
 		s.pages, s.pageLen = min(s.pages, int(h.GetKvPages())), int(h.GetKvPageLen())
 	}
+	s.total = s.pages
 	return s
 }
 
@@ -156,6 +162,10 @@ func (s *scheduler) take(e event) error {
 
 func (s *scheduler) submit(l *live) {
 	l.pages = (l.maxLen + s.pageLen - 1) / s.pageLen
+	if l.pages > s.total { // it would wait for ever, and all behind it
+		l.out <- outcome{err: fault.New(fault.Exhausted, "admit request: %d KV pages of the %d in all", l.pages, s.total)}
+		return
+	}
 	if len(s.queue) >= s.p.service.cfg.Queue {
 		l.out <- outcome{err: fault.New(fault.Exhausted, "admit request: %d are waiting", len(s.queue)).After(time.Second)}
 		return
@@ -241,11 +251,12 @@ func (s *scheduler) batch() *shardv1.Batch {
 		}
 		budget -= len(rows.IDs)
 		f.rows += len(rows.IDs)
+		f.prompts += len(rows.IDs) - 1
 	}
 	for _, prefill := range []bool{false, true} {
 		for _, l := range s.order {
 			// A request that is slow to read gets no further token until it has read.
-			if budget <= 0 || !l.added || !l.feed.Ready() || l.feed.Prefilling() != prefill || len(l.out) > outLen/2 {
+			if budget <= 0 || len(b.GetEntries()) == maxEntries || !l.added || !l.feed.Ready() || l.feed.Prefilling() != prefill || len(l.out) > outLen/2 {
 				continue
 			}
 			f.decode = f.decode && !prefill
@@ -275,6 +286,7 @@ func (s *scheduler) landed(l *live) {
 	took := time.Since(f.sent).Seconds()
 	s.steps++
 	s.worst = max(took, s.worst*0.999)
+	s.perRow = max(took/float64(f.rows), s.perRow*0.999)
 	if f.decode {
 		s.p.stepUS.Store(int64(took * 1e6))
 	}
@@ -335,9 +347,16 @@ func (s *scheduler) overdue(now time.Time) error {
 	if s.steps >= coldSteps {
 		limit = max(stepFloor, time.Duration(stepFactor*s.worst*float64(time.Second)))
 	}
+	// Rows of prompts take their time, however slow this machine is.
+	row := max(rowFloor, time.Duration(2*s.perRow*float64(time.Second)))
 	for step, f := range s.flights {
-		if late := now.Sub(f.sent); late > limit+time.Duration(f.rows)*20*time.Millisecond {
+		if late := now.Sub(f.sent); late > limit+time.Duration(f.prompts)*row {
 			return fault.New(fault.Unavailable, "run step %d: no answer in %v", step, late.Round(time.Millisecond))
+		}
+	}
+	for _, l := range s.order {
+		if late := now.Sub(l.started); !l.added && late > coldDeadline {
+			return fault.New(fault.Unavailable, "add session %x: the sampler did not answer in %v", l.id, late.Round(time.Millisecond))
 		}
 	}
 	return nil

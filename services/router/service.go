@@ -13,6 +13,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
+	"github.com/lamina-mesh/lamina/pkg/plan"
 )
 
 // Dialer reaches the other services.
@@ -37,12 +38,17 @@ type Config struct {
 	ChunkRows int
 	// Queue is the most requests waiting for admission to a pipeline; 0 means 256.
 	Queue int
+	// ReadLimit is how long a client may leave its stream full before it is cut; 0
+	// means 30 s.
+	ReadLimit time.Duration
 }
 
 const (
 	describeLimit = 3 * time.Second        // for a service to describe itself
 	rebuildAfter  = 500 * time.Millisecond // between tries to build pipelines
 	moveLimit     = 20 * time.Second       // for a session to find another pipeline
+	idleMoves     = 4                      // pipelines a session may lose without a token
+	readLimit     = 30 * time.Second       // of Config.ReadLimit
 )
 
 // Service implements lamina.router.v1.RouterService.
@@ -53,28 +59,34 @@ type Service struct {
 	m   *metrics
 
 	mu        sync.Mutex
-	instances map[string][]discovery.Instance // by service
-	held      map[string]described            // shards by id
-	models    map[string]*modelInfo           // by digest
-	pipelines map[string]*pipeline            // by id
-	building  map[string]bool                 // chains being opened
-	changed   chan struct{}                   // closed and renewed when any of these change
+	instances map[string][]discovery.Instance          // by service
+	held      map[string]described                     // shards by id
+	vocabs    map[string]*tokenizerv1.DescribeResponse // tokenizers by address
+	models    map[string]*modelInfo                    // by digest, from vocabs
+	asking    map[string]bool                          // addresses being described
+	pipelines map[string]*pipeline                     // by id
+	building  map[string]plan.Chain                    // chains that are opened or run, by their text
+	tries     int                                      // chains opened so far: samplers take turns
+	changed   chan struct{}                            // closed and renewed when any of these change
 }
 
 // modelInfo is what the router knows of a model besides its layers.
 type modelInfo struct {
 	vocabulary *tokenizerv1.Vocabulary
-	tokenizer  string // address
+	tokenizers []string // addresses, sorted
 }
 
 // New returns a router that sees nobody until Run.
 func New(c Config) *Service {
 	s := &Service{
 		cfg: c, log: c.Log, m: newMetrics(c.Metrics), instances: map[string][]discovery.Instance{}, held: map[string]described{},
-		models: map[string]*modelInfo{}, pipelines: map[string]*pipeline{}, building: map[string]bool{}, changed: make(chan struct{}),
+		vocabs: map[string]*tokenizerv1.DescribeResponse{}, asking: map[string]bool{}, models: map[string]*modelInfo{}, pipelines: map[string]*pipeline{}, building: map[string]plan.Chain{}, changed: make(chan struct{}),
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
+	}
+	if s.cfg.ReadLimit == 0 {
+		s.cfg.ReadLimit = readLimit
 	}
 	for _, d := range []struct {
 		p *int
@@ -97,17 +109,28 @@ func (s *Service) touch() {
 }
 
 // pick finds the least loaded pipeline of a model by name or digest; empty is the
-// only model. It waits for one until ctx ends or, if wait is set, that long.
-func (s *Service) pick(ctx context.Context, name string, wait time.Duration) (*pipeline, error) {
+// only model.
+func (s *Service) pick(name string) (*pipeline, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.best(name)
+}
+
+// assign picks the pipeline for a session and counts the session there, so that those
+// who come together go to different ones. It waits for a pipeline that long.
+func (s *Service) assign(ctx context.Context, name string, wait time.Duration) (*pipeline, error) {
 	limit := time.NewTimer(wait)
 	defer limit.Stop()
 	for {
 		s.mu.Lock()
 		best, err := s.best(name)
 		changed := s.changed
+		if best != nil {
+			best.assigned.Add(1)
+		}
 		s.mu.Unlock()
-		if best != nil || wait == 0 {
-			return best, err
+		if best != nil {
+			return best, nil
 		}
 		select {
 		case <-changed:
@@ -124,7 +147,7 @@ func (s *Service) best(name string) (*pipeline, error) {
 	digests := map[string]bool{}
 	var best *pipeline
 	for _, p := range s.pipelines {
-		if name != "" && p.chain.Digest() != name && p.model() != name {
+		if p.dead() || name != "" && p.chain.Digest() != name && p.model() != name {
 			continue
 		}
 		digests[p.chain.Digest()] = true
