@@ -1,0 +1,314 @@
+// Package kerneltest is the contract that every kernel set passes: it computes what
+// the reference does, within stated tolerances; a row's bits do not depend on the
+// rows, chunks or sequences around it; and misuse panics.
+package kerneltest
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"github.com/lamina-mesh/lamina/pkg/kernel"
+	"github.com/lamina-mesh/lamina/pkg/kernel/ref"
+	"github.com/lamina-mesh/lamina/pkg/tensor"
+)
+
+// Set is the kind of set that is tested.
+type Set = kernel.Set[float32]
+
+// tolerance is how far a result may be from the reference's, relative to the largest
+// of them.
+const tolerance = 2e-5
+
+// Run checks a set.
+func Run(t *testing.T, set Set) {
+	t.Run("EqualsTheReference", func(t *testing.T) {
+		for _, c := range Cases() {
+			got, want := c.run(set), c.run(ref.New[float32]())
+			for i := range want {
+				if worst := distance(got[i], want[i]); !(worst <= tolerance) {
+					t.Errorf("%s: result %d is off by %.2g of its size", c.name, i, worst)
+				}
+			}
+		}
+	})
+	t.Run("RowsStandAlone", func(t *testing.T) { rowsStandAlone(t, set) })
+	t.Run("AttentionOfChunks", func(t *testing.T) { chunks(t, set) })
+	t.Run("RepeatsItself", func(t *testing.T) {
+		for _, c := range Cases() {
+			if !slices.EqualFunc(c.run(set), c.run(set), slices.Equal[[]float32]) {
+				t.Errorf("%s gives other bits the second time", c.name)
+			}
+		}
+	})
+	t.Run("MisusePanics", func(t *testing.T) { misuse(t, set) })
+}
+
+// distance is the largest difference over the largest value.
+func distance(got, want []float32) float64 {
+	var worst, size float64
+	for i := range want {
+		worst = max(worst, math.Abs(float64(got[i])-float64(want[i])))
+		size = max(size, math.Abs(float64(want[i])))
+		if math.IsNaN(float64(got[i])) {
+			return math.NaN()
+		}
+	}
+	if size == 0 {
+		return worst
+	}
+	return worst / size
+}
+
+// Case is one operation on fixed inputs.
+type Case struct {
+	name string
+	run  func(s Set) [][]float32
+}
+
+// source makes inputs that depend on the seed alone.
+func source(seed uint64) func(n int) []float32 {
+	r := rand.New(rand.NewPCG(seed, 1))
+	return func(n int) []float32 {
+		x := make([]float32, n)
+		for i := range x {
+			x[i] = float32(r.NormFloat64())
+		}
+		return x
+	}
+}
+
+// raw makes valid rows of a type.
+func raw(seed uint64, d tensor.DType, rows, cols int) kernel.Matrix[float32] {
+	x := source(seed)(rows * cols)
+	m := kernel.Matrix[float32]{Rows: rows, Cols: cols, DType: d}
+	for _, v := range x {
+		switch d {
+		case tensor.F16:
+			b := tensor.Float16bits(v)
+			m.Raw = append(m.Raw, byte(b), byte(b>>8))
+		case tensor.BF16:
+			b := tensor.BFloat16bits(v)
+			m.Raw = append(m.Raw, byte(b), byte(b>>8))
+		}
+	}
+	if m.Raw == nil { // blocks: random bytes with small scales
+		r := rand.New(rand.NewPCG(seed, 2))
+		m.Raw = make([]byte, d.RowBytes(rows*cols))
+		for i := range m.Raw {
+			m.Raw[i] = byte(r.Uint32())
+		}
+		for at := 0; at < len(m.Raw); at += d.BlockBytes() {
+			scale := tensor.Float16bits(0.01)
+			m.Raw[at], m.Raw[at+1] = byte(scale), byte(scale>>8)
+			if d == tensor.Q4_1 {
+				m.Raw[at+2], m.Raw[at+3] = byte(scale), byte(scale>>8)
+			}
+		}
+	}
+	return m
+}
+
+// Cases lists operations with sizes that are odd, even, smaller and larger than
+// vectors and tiles.
+func Cases() []Case {
+	var out []Case
+	for _, n := range [][3]int{{1, 5, 7}, {3, 4, 16}, {5, 9, 33}, {17, 70, 130}, {64, 96, 64}} {
+		t, rows, cols := n[0], n[1], n[2]
+		out = append(out, Case{fmt.Sprintf("matmul %v", n), func(s Set) [][]float32 {
+			in := source(1)
+			y := make([]float32, t*rows)
+			s.MatMul(y, in(t*cols), &kernel.Matrix[float32]{Rows: rows, Cols: cols, Dense: in(rows * cols)}, in(rows), t)
+			return [][]float32{y}
+		}}, Case{fmt.Sprintf("matmul grad %v", n), func(s Set) [][]float32 {
+			in := source(2)
+			dx, dw, db := in(t*cols), in(rows*cols), in(rows)
+			s.MatMulGrad(dx, dw, db, in(t*rows), in(t*cols), &kernel.Matrix[float32]{Rows: rows, Cols: cols, Dense: in(rows * cols)}, t)
+			return [][]float32{dx, dw, db}
+		}})
+	}
+	for _, d := range []tensor.DType{tensor.F16, tensor.BF16, tensor.Q4_0, tensor.Q4_1, tensor.Q8_0, tensor.Q5_0} {
+		out = append(out, Case{"matmul " + d.String(), func(s Set) [][]float32 {
+			m := raw(3, d, 37, 96)
+			y, e := make([]float32, 5*37), make([]float32, 2*96)
+			s.MatMul(y, source(4)(5*96), &m, nil, 5)
+			s.Embed(e, &m, []int32{36, 0})
+			return [][]float32{y, e}
+		}})
+	}
+	return append(append(out, elementwise()...), attention()...)
+}
+
+func elementwise() []Case {
+	const t, c = 7, 45
+	var out []Case
+	out = append(out, Case{"norms", func(s Set) [][]float32 {
+		in := source(5)
+		x, g, b, dy := in(t*c), in(c), in(c), in(t*c)
+		y1, y2 := make([]float32, t*c), make([]float32, t*c)
+		s.RMSNorm(y1, x, g, 1e-5, t, c)
+		s.LayerNorm(y2, x, g, b, 1e-5, t, c)
+		dx1, dg1, dx2, dg2, db2 := in(t*c), in(c), in(t*c), in(c), in(c)
+		s.RMSNormGrad(dx1, dg1, dy, x, g, 1e-5, t, c)
+		s.LayerNormGrad(dx2, dg2, db2, dy, x, g, 1e-5, t, c)
+		return [][]float32{y1, y2, dx1, dg1, dx2, dg2, db2}
+	}}, Case{"rotate", func(s Set) [][]float32 {
+		in := source(6)
+		var got [][]float32
+		for _, interleaved := range []bool{false, true} {
+			r := &kernel.Rotary{Dims: 6, Interleaved: interleaved, Freq: []float64{1, 0.1, 0.01}, Scale: 1.2}
+			x, dx := in(3*2*8), in(3*2*8)
+			s.Rotate(x, r, []int32{0, 5, 300}, 2, 8)
+			s.RotateGrad(dx, r, []int32{0, 5, 300}, 2, 8)
+			got = append(got, x, dx)
+		}
+		return got
+	}}, Case{"embed grad, add", func(s Set) [][]float32 {
+		in := source(7)
+		dw, y := in(5*c), in(t*c)
+		s.EmbedGrad(dw, in(3*c), []int32{4, 1, 4}, c)
+		s.Add(y, in(t*c))
+		return [][]float32{dw, y}
+	}}, Case{"cross entropy", func(s Set) [][]float32 {
+		loss, d := make([]float64, t), make([]float32, t*c)
+		logits := source(8)(t * c)
+		s.CrossEntropy(loss, d, logits, []int32{0, 44, -1, 3, 7, 9, 11}, 0.25, t, c)
+		var l []float32
+		for _, v := range loss {
+			l = append(l, float32(v))
+		}
+		return [][]float32{l, d, {float32(s.LogSumExp(logits))}}
+	}})
+	for _, act := range []kernel.Act{kernel.SiLU, kernel.GELUTanh, kernel.GELU} {
+		out = append(out, Case{fmt.Sprintf("activation %d", act), func(s Set) [][]float32 {
+			in := source(9)
+			x, up, dy := in(t*c), in(t*c), in(t*c)
+			x[0], x[1], x[2] = 40, -40, 0
+			y1, y2, dx, dg, du := make([]float32, t*c), make([]float32, t*c), in(t*c), in(t*c), in(t*c)
+			s.GLU(y1, x, up, act)
+			s.Activate(y2, x, act)
+			s.ActivateGrad(dx, dy, x, act)
+			s.GLUGrad(dg, du, dy, x, up, act)
+			return [][]float32{y1, y2, dx, dg, du}
+		}})
+	}
+	return out
+}
+
+func attention() []Case {
+	var out []Case
+	for _, window := range []int{0, 5} {
+		a := kernel.Heads{H: 4, K: 2, D: 10, Scale: 0.3, Window: window}
+		const b, t = 2, 19
+		out = append(out, Case{fmt.Sprintf("causal attention, window %d", window), func(s Set) [][]float32 {
+			in := source(10)
+			q, k, v, dy := in(b*t*a.H*a.D), in(b*t*a.K*a.D), in(b*t*a.K*a.D), in(b*t*a.H*a.D)
+			y, lse := make([]float32, len(q)), make([]float32, b*t*a.H)
+			s.AttendCausal(y, lse, q, k, v, b, t, a)
+			dq, dk, dv := in(len(q)), in(len(k)), in(len(v))
+			s.AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v, b, t, a)
+			return [][]float32{y, lse, dq, dk, dv}
+		}}, Case{fmt.Sprintf("paged attention, window %d", window), func(s Set) [][]float32 {
+			in := source(11)
+			q := in(13 * a.H * a.D)
+			y := make([]float32, len(q))
+			s.Attend(y, q, []kernel.Span[float32]{
+				{Rows: 12, Pos: 7, KV: paged(in(19*a.K*a.D), in(19*a.K*a.D), a, 4)},
+				{Rows: 1, Pos: 9, KV: paged(in(10*a.K*a.D), in(10*a.K*a.D), a, 4)},
+			}, a)
+			return [][]float32{y}
+		}})
+	}
+	return out
+}
+
+// paged cuts keys and values [n,K*D] into pages.
+func paged(k, v []float32, a kernel.Heads, pageLen int) kernel.KV[float32] {
+	kv := kernel.KV[float32]{PageLen: pageLen}
+	size := pageLen * a.K * a.D
+	for len(k) > 0 {
+		page := func(x []float32) []float32 {
+			out := make([]float32, size)
+			copy(out, x)
+			return out
+		}
+		kv.Keys, kv.Values = append(kv.Keys, page(k)), append(kv.Values, page(v))
+		k, v = k[min(size, len(k)):], v[min(size, len(v)):]
+	}
+	return kv
+}
+
+// rowsStandAlone compares each row of a product over many rows with the row's own.
+func rowsStandAlone(t *testing.T, set Set) {
+	const rows, cols, most = 70, 77, 37
+	in := source(20)
+	matrices := []kernel.Matrix[float32]{{Rows: rows, Cols: cols, Dense: in(rows * cols)}, raw(21, tensor.Q4_1, rows, 96), raw(22, tensor.BF16, rows, 48)}
+	for _, m := range matrices {
+		x := in(most * m.Cols)
+		for _, n := range []int{1, 2, 4, 7, most} {
+			y, alone := make([]float32, n*rows), make([]float32, rows)
+			set.MatMul(y, x[:n*m.Cols], &m, nil, n)
+			for r := range n {
+				set.MatMul(alone, x[r*m.Cols:(r+1)*m.Cols], &m, nil, 1)
+				if !slices.Equal(alone, y[r*rows:(r+1)*rows]) {
+					t.Errorf("row %d of %d over %v weights has other bits than alone", r, n, m.DType)
+				}
+			}
+		}
+	}
+	g := in(cols)
+	x := in(most * cols)
+	y, alone := make([]float32, most*cols), make([]float32, cols)
+	set.RMSNorm(y, x, g, 1e-5, most, cols)
+	for r := range most {
+		set.RMSNorm(alone, x[r*cols:(r+1)*cols], g, 1e-5, 1, cols)
+		if !slices.Equal(alone, y[r*cols:(r+1)*cols]) {
+			t.Errorf("norm of row %d has other bits than alone", r)
+		}
+	}
+}
+
+// chunks compares attention over a whole prompt with the same in pieces, on other
+// pages.
+func chunks(t *testing.T, set Set) {
+	a := kernel.Heads{H: 4, K: 2, D: 12, Scale: 0.25}
+	const n = 41
+	in := source(30)
+	q, k, v := in(n*a.H*a.D), in(n*a.K*a.D), in(n*a.K*a.D)
+	whole := make([]float32, len(q))
+	set.Attend(whole, q, []kernel.Span[float32]{{Rows: n, KV: paged(k, v, a, 16)}}, a)
+	for _, size := range []int{1, 3, 16, 40} {
+		for pos := 0; pos < n; pos += size {
+			rows := min(size, n-pos)
+			lo, hi := pos*a.H*a.D, (pos+rows)*a.H*a.D
+			got := make([]float32, hi-lo)
+			set.Attend(got, q[lo:hi], []kernel.Span[float32]{{Rows: rows, Pos: pos, KV: paged(k, v, a, 8)}}, a)
+			if !slices.Equal(got, whole[lo:hi]) {
+				t.Fatalf("attention in chunks of %d differs at position %d", size, pos)
+			}
+		}
+	}
+}
+
+func misuse(t *testing.T, set Set) {
+	x := make([]float32, 8)
+	for name, call := range map[string]func(){
+		"matmul": func() { set.MatMul(x[:3], x, &kernel.Matrix[float32]{Rows: 2, Cols: 4, Dense: x}, nil, 2) },
+		"norm":   func() { set.RMSNorm(x, x, x[:3], 1e-5, 2, 4) },
+		"add":    func() { set.Add(x, x[:7]) },
+		"rotate": func() { set.Rotate(x, &kernel.Rotary{Dims: 2, Freq: []float64{1}, Scale: 1}, []int32{0}, 3, 2) },
+		"attend": func() { set.Attend(x[:2], x, nil, kernel.Heads{H: 1, K: 1, D: 8}) },
+		"act":    func() { set.Activate(x, x, 0) },
+	} {
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Errorf("%s takes slices that do not fit", name)
+				}
+			}()
+			call()
+		}()
+	}
+}
