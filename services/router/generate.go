@@ -312,5 +312,5 @@ func micros(d time.Duration) uint64 { return uint64(max(0, d.Microseconds())) }
 func drawSeed() uint64 {
 	var b [8]byte
 	rand.Read(b[:])
-	return binary.LittleEndian.Uint64(b[:]) >> 1 // clients with signed integers can repeat it
+	return binary.LittleEndian.Uint64(b[:]) >> 11 // clients whose numbers are doubles can repeat it
 }

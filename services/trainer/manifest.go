@@ -11,6 +11,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/model"
 	"github.com/lamina-mesh/lamina/pkg/optim"
 	"github.com/lamina-mesh/lamina/pkg/schedule"
+	"github.com/lamina-mesh/lamina/pkg/template"
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
 
@@ -39,6 +40,7 @@ type Manifest struct {
 	EvaluateEvery   int    `json:"evaluate_every"`   // steps; 0 measures validation loss at the end alone
 	CheckpointEvery int    `json:"checkpoint_every"` // steps; 0 means 500
 	DType           string `json:"dtype"`            // of the trained model's file: "F32" (default) or "BF16"
+	ChatTemplate    string `json:"chat_template"`    // put into the trained model's tokenizer_config.json; empty for none
 }
 
 // Data names the text.
@@ -143,6 +145,9 @@ func (m *Manifest) check() error {
 	}
 	if m.DType != tensor.F32.String() && m.DType != tensor.BF16.String() {
 		return fault.Field("dtype", "%q is neither F32 nor BF16", m.DType)
+	}
+	if _, err := template.Parse(m.ChatTemplate); err != nil {
+		return fault.Field("chat_template", "%v", err)
 	}
 	if m.Data.Text == "" {
 		return fault.Field("data.text", "name a text file")

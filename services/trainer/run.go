@@ -449,6 +449,9 @@ func (t *training) export() error {
 	if err := t.data.vocab.WriteHF(dir); err != nil {
 		return fault.Wrap(fault.Internal, err, "export vocabulary")
 	}
+	if err := addChatTemplate(filepath.Join(dir, "tokenizer_config.json"), t.run.manifest.ChatTemplate); err != nil {
+		return fault.Wrap(fault.Internal, err, "export chat template")
+	}
 	if err := weights.WriteFile(filepath.Join(dir, "manifest.json"), func(w io.Writer) error {
 		_, err := w.Write(t.run.raw)
 		return err
@@ -470,6 +473,28 @@ func (t *training) export() error {
 	}
 	t.run.update(func(s *trainerv1.Run) { s.ModelPath, s.WeightsDigest = dir, digest })
 	return nil
+}
+
+// addChatTemplate puts a template into a tokenizer_config.json.
+func addChatTemplate(path, template string) error {
+	if template == "" {
+		return nil
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	var config map[string]any
+	if err := json.Unmarshal(text, &config); err != nil {
+		return err
+	}
+	config["chat_template"] = template
+	return weights.WriteFile(path, func(w io.Writer) error {
+		e := json.NewEncoder(w)
+		e.SetEscapeHTML(false)
+		e.SetIndent("", "  ")
+		return e.Encode(config)
+	})
 }
 
 func firstOf(errs ...error) error {
