@@ -36,6 +36,11 @@ func next(log []uint32) uint32 {
 	return 'a' + h.Sum32()%26
 }
 
+// picked is what the fake sampler makes of the best candidate: as with penalties, it
+// depends on how many tokens were emitted, so a sampler that was told the wrong
+// history shows in the text.
+func picked(best uint32, emitted int) uint32 { return 'a' + (best-'a'+uint32(emitted))%26 }
+
 // expect is what n tokens after a prompt must be.
 func expect(prompt string, n int) string {
 	var log []uint32
@@ -43,8 +48,8 @@ func expect(prompt string, n int) string {
 		log = append(log, uint32(b))
 	}
 	var text []byte
-	for range n {
-		id := next(log)
+	for i := range n {
+		id := picked(next(log), i)
 		log = append(log, id)
 		text = append(text, byte(id))
 	}
@@ -164,6 +169,8 @@ type answer struct {
 // generate asks and reads to the end; each is called after every token.
 func (m *mesh) generate(ctx context.Context, r *routerv1.GenerateRequest, each func(n int)) (answer, error) {
 	var a answer
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
 	stream, err := m.client.Generate(ctx, r)
 	if err != nil {
 		return a, err

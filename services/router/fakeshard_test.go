@@ -1,0 +1,313 @@
+package router_test
+
+import (
+	"context"
+	"sync"
+
+	"google.golang.org/grpc"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
+	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
+	tensorv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tensor/v1"
+	"github.com/lamina-mesh/lamina/pkg/rpc"
+	"github.com/lamina-mesh/lamina/pkg/wire"
+)
+
+// fakeShard is a stage whose cache is the ids themselves; they travel as hidden
+// states of width 1.
+type fakeShard struct {
+	shardv1.UnimplementedShardServiceServer
+	dialer *rpc.Dialer
+	lo, hi uint32
+	pages  uint32
+
+	mu       sync.Mutex
+	cache    map[string][]uint32
+	released map[string]bool // nothing may come for these again
+	most     int             // entries in a batch
+	batches  int             // taken
+	fault    func()          // what goes wrong, once
+	at       int             // in which batch
+	silent   bool            // takes frames and answers none
+	struck   int             // sessions here when it went wrong
+	faults   []string        // what the router did against the conversation
+}
+
+func newFakeShard(d *rpc.Dialer, lo, hi int) *fakeShard {
+	return &fakeShard{dialer: d, lo: uint32(lo), hi: uint32(hi), pages: 1024, cache: map[string][]uint32{}, released: map[string]bool{}}
+}
+
+func (s *fakeShard) register(r grpc.ServiceRegistrar) { shardv1.RegisterShardServiceServer(r, s) }
+
+func (s *fakeShard) sessions() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.cache)
+}
+
+// strike makes something go wrong in a batch, counted from the next, which is 1.
+func (s *fakeShard) strike(at int, fault func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.at, s.fault, s.struck = s.batches+at, fault, 0
+}
+
+// freeze makes the shard fall silent from a batch on: no answer, and no error.
+func (s *fakeShard) freeze(at int) {
+	s.strike(at, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.silent = true
+	})
+}
+
+// count takes note of a batch and lets what is due go wrong.
+func (s *fakeShard) count() (silent bool) {
+	s.mu.Lock()
+	s.batches++
+	fault := s.fault
+	if s.batches != s.at {
+		fault = nil
+	}
+	if fault != nil {
+		s.struck = len(s.cache)
+	}
+	s.mu.Unlock()
+	if fault != nil {
+		fault()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.silent
+}
+
+func (s *fakeShard) held() *shardv1.Held {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return &shardv1.Held{
+		Model: "fake", Digest: digest, Lo: s.lo, Hi: s.hi, Layers: 2, Width: 1, Vocab: vocab, Context: contextLen, KvPages: s.pages, KvPageLen: pageLen, Sessions: uint32(len(s.cache)),
+	}
+}
+
+func (s *fakeShard) Describe(context.Context, *shardv1.DescribeRequest) (*shardv1.DescribeResponse, error) {
+	return &shardv1.DescribeResponse{Held: []*shardv1.Held{s.held()}, KernelClass: "fake/1"}, nil
+}
+
+// Infer is one pipeline. Its answers from downstream are relayed by a goroutine that
+// ends with the stream.
+func (s *fakeShard) Infer(up grpc.BidiStreamingServer[shardv1.InferRequest, shardv1.InferResponse]) error {
+	first, err := up.Recv()
+	if err != nil {
+		return err
+	}
+	open := first.GetOpen()
+	ctx, cancel := context.WithCancel(up.Context())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	p := &fakePipeline{shard: s, up: up, names: map[string]bool{}}
+	defer p.end()
+	opened, err := p.connect(ctx, open)
+	if err != nil {
+		return err
+	}
+	if err := p.answer(&shardv1.InferResponse{Frame: &shardv1.InferResponse_Opened{Opened: opened}}); err != nil {
+		return err
+	}
+	failed := make(chan error, 1)
+	wg.Go(func() {
+		failed <- p.relay()
+		cancel()
+	})
+	work := make(chan *shardv1.InferRequest)
+	go func() { // ends with the handler: Recv does
+		defer close(work)
+		for {
+			r, err := up.Recv()
+			if err != nil {
+				return
+			}
+			select {
+			case work <- r:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	for {
+		select {
+		case r, ok := <-work:
+			if !ok {
+				return up.Context().Err()
+			}
+			if err := p.take(ctx, r); err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			select {
+			case err := <-failed:
+				return err
+			default:
+				return ctx.Err()
+			}
+		}
+	}
+}
+
+type fakePipeline struct {
+	shard *fakeShard
+	up    grpc.BidiStreamingServer[shardv1.InferRequest, shardv1.InferResponse]
+	upMu  sync.Mutex
+	down  grpc.BidiStreamingClient[shardv1.InferRequest, shardv1.InferResponse]
+	push  grpc.BidiStreamingClient[samplerv1.PushRequest, samplerv1.PushResponse]
+	names map[string]bool
+}
+
+func (p *fakePipeline) answer(r *shardv1.InferResponse) error {
+	p.upMu.Lock()
+	defer p.upMu.Unlock()
+	return p.up.Send(r)
+}
+
+func (p *fakePipeline) connect(ctx context.Context, open *shardv1.InferOpen) (*shardv1.InferOpened, error) {
+	out := &shardv1.InferOpened{Stages: []*shardv1.Held{p.shard.held()}, KernelClasses: []string{"fake/1"}}
+	if len(open.GetRoute()) == 1 {
+		conn, err := p.shard.dialer.Dial(open.GetSampler())
+		if err != nil {
+			return nil, err
+		}
+		if p.push, err = samplerv1.NewSamplerServiceClient(conn).Push(ctx); err != nil {
+			return nil, err
+		}
+		frame := &samplerv1.PushRequest{Frame: &samplerv1.PushRequest_Open{Open: &samplerv1.PushOpen{Pipeline: open.GetPipeline(), Vocab: vocab}}}
+		if err := p.push.Send(frame); err != nil {
+			return nil, err
+		}
+		_, err = p.push.Recv()
+		return out, err
+	}
+	conn, err := p.shard.dialer.Dial(open.GetRoute()[1].GetAddress())
+	if err != nil {
+		return nil, err
+	}
+	if p.down, err = shardv1.NewShardServiceClient(conn).Infer(ctx); err != nil {
+		return nil, err
+	}
+	frame := &shardv1.InferOpen{Pipeline: open.GetPipeline(), Digest: open.GetDigest(), Route: open.GetRoute()[1:], Sampler: open.GetSampler()}
+	if err := p.down.Send(&shardv1.InferRequest{Frame: &shardv1.InferRequest_Open{Open: frame}}); err != nil {
+		return nil, err
+	}
+	rest, err := p.down.Recv()
+	if err != nil {
+		return nil, err
+	}
+	out.Stages = append(out.Stages, rest.GetOpened().GetStages()...)
+	out.KernelClasses = append(out.KernelClasses, rest.GetOpened().GetKernelClasses()...)
+	return out, nil
+}
+
+func (p *fakePipeline) relay() error {
+	if p.push != nil {
+		_, err := p.push.Recv()
+		return err
+	}
+	for {
+		r, err := p.down.Recv()
+		if err != nil {
+			return err
+		}
+		if err := p.answer(r); err != nil {
+			return err
+		}
+	}
+}
+
+// end frees the pipeline's sessions.
+func (p *fakePipeline) end() {
+	p.shard.mu.Lock()
+	defer p.shard.mu.Unlock()
+	for name := range p.names {
+		delete(p.shard.cache, name)
+	}
+}
+
+func (p *fakePipeline) take(ctx context.Context, r *shardv1.InferRequest) error {
+	s := p.shard
+	if release := r.GetRelease(); release != nil {
+		s.mu.Lock()
+		for _, name := range release.GetSessions() {
+			delete(s.cache, string(name))
+			s.released[string(name)] = true
+		}
+		s.mu.Unlock()
+		if p.down != nil {
+			return p.down.Send(r)
+		}
+		return nil
+	}
+	if s.count() {
+		<-ctx.Done() // silent, not gone: no error reaches the router
+		return ctx.Err()
+	}
+	b := r.GetBatch()
+	ids := b.GetIds()
+	if b.GetHidden() != nil {
+		hidden, err := wire.Whole(b.GetHidden(), nil)
+		if err != nil {
+			return err
+		}
+		for _, v := range hidden {
+			ids = append(ids, uint32(v))
+		}
+	}
+	rows, err := p.compute(b, ids)
+	if err != nil {
+		return err
+	}
+	if p.down != nil {
+		x := make([]float32, len(ids))
+		for i, id := range ids {
+			x[i] = float32(id)
+		}
+		head, _ := wire.Encode(tensorv1.ElementType_ELEMENT_TYPE_F32, []int{len(ids), 1}, x)
+		return p.down.Send(&shardv1.InferRequest{Frame: &shardv1.InferRequest_Batch{Batch: &shardv1.Batch{Step: b.GetStep(), Entries: b.GetEntries(), Hidden: head}}})
+	}
+	if len(rows) == 0 {
+		return p.answer(&shardv1.InferResponse{Frame: &shardv1.InferResponse_Computed{Computed: &shardv1.Computed{Step: b.GetStep()}}})
+	}
+	return p.push.Send(&samplerv1.PushRequest{Frame: &samplerv1.PushRequest_Rows{Rows: &samplerv1.Rows{Rows: rows}}})
+}
+
+// compute puts a batch's ids into the cache and, on the last stage, picks what
+// follows. It notes what a real stage would refuse.
+func (p *fakePipeline) compute(b *shardv1.Batch, ids []uint32) ([]*samplerv1.Row, error) {
+	s := p.shard
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.most = max(s.most, len(b.GetEntries()))
+	var rows []*samplerv1.Row
+	for _, e := range b.GetEntries() {
+		name := string(e.GetSession())
+		log := s.cache[name]
+		switch {
+		case s.released[name]:
+			s.faults = append(s.faults, "a row came after its session's release")
+		case int(e.GetPosition()) > len(log):
+			s.faults = append(s.faults, "a row left a hole before its position")
+			return nil, fault.Field("position", "%d leaves a hole after %d", e.GetPosition(), len(log))
+		}
+		n := int(e.GetRows())
+		log = append(log[:e.GetPosition()], ids[:n]...)
+		ids = ids[n:]
+		p.names[name] = true
+		s.cache[name] = log
+		if s.hi == 2 && e.GetLogits() > 0 {
+			head, _ := wire.Encode(tensorv1.ElementType_ELEMENT_TYPE_F32, []int{1}, []float32{1})
+			rows = append(rows, &samplerv1.Row{
+				Session: e.GetSession(), Epoch: e.GetEpoch(), Position: uint32(len(log) - 1), LogSumExp: 1.5, Ids: []uint32{next(log)}, Logits: head,
+			})
+		}
+	}
+	return rows, nil
+}
