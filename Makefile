@@ -50,7 +50,7 @@ lint: ## Check formatting, vet, proto style and golangci-lint's rules.
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }
 	$(GO) vet ./...
 	$(BUF) lint
-	$(GO) run -modfile=tools/lint/go.mod github.com/golangci/golangci-lint/v2/cmd/golangci-lint run
+	$(GO) tool -modfile=tools/lint/go.mod golangci-lint run
 
 .PHONY: generate
 generate: ## Regenerate pkg/gen from proto/.
