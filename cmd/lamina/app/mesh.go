@@ -102,6 +102,10 @@ func (m *Mesh) Router() (grpc.ClientConnInterface, error) { return m.dialer.Dial
 // Trainer is a connection to the trainer.
 func (m *Mesh) Trainer() (grpc.ClientConnInterface, error) { return m.dialer.Dial("mem:trainer") }
 
+// Dial is a connection to an address of the in-memory network, such as
+// "mem:shard-0-1": replica 0, stage 1.
+func (m *Mesh) Dial(addr string) (*grpc.ClientConn, error) { return m.dialer.Dial(addr) }
+
 // GRPCAddr is where the router listens for users.
 func (m *Mesh) GRPCAddr() string { return m.read(&m.grpcAddr) }
 
