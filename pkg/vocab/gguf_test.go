@@ -2,6 +2,7 @@ package vocab_test
 
 import (
 	"encoding/binary"
+	"errors"
 	"math"
 	"os"
 	"path/filepath"

@@ -86,7 +86,7 @@ func (s *fakeShard) held() *shardv1.Held {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return &shardv1.Held{
-		Model: "fake", Digest: digest, Lo: s.lo, Hi: s.hi, Layers: 2, Width: 1, Vocab: vocab, Context: contextLen, KvPages: s.pages, KvPageLen: pageLen, Sessions: uint32(len(s.cache)),
+		Model: "fake", Digest: digest, Lo: s.lo, Hi: s.hi, Layers: 2, Width: 1, Vocab: vocab, Context: contextLen, Positions: contextLen, KvPages: s.pages, KvPageLen: pageLen, Sessions: uint32(len(s.cache)),
 	}
 }
 

@@ -173,6 +173,9 @@ func (q *request) admit(p *pipeline, info *modelInfo) error {
 	if room < 1 {
 		return fault.Field("prompt", "%d tokens leave no room in the context of %d", len(q.prompt), capacity)
 	}
+	if context := int(p.stages[0].GetContext()); q.maxTokens == 0 && len(q.prompt) < context {
+		room = min(room, context-len(q.prompt)) // beyond it only those go who ask
+	}
 	if q.maxTokens == 0 || int(q.maxTokens) > room {
 		q.maxTokens = uint32(room)
 	}

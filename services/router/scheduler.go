@@ -93,9 +93,9 @@ func newScheduler(p *pipeline) *scheduler {
 
 // capacity is the longest log that the pipeline can hold.
 func (s *scheduler) capacity() int {
-	n := int(s.p.stages[0].GetContext())
+	n := math.MaxInt
 	for _, h := range s.p.stages {
-		n = min(n, int(h.GetKvPages()*h.GetKvPageLen()))
+		n = min(n, int(h.GetPositions()), int(h.GetKvPages()*h.GetKvPageLen()))
 	}
 	return n
 }

@@ -79,6 +79,7 @@ type meeting struct {
 	step   uint64
 	folded *gradient // of step, until commit or discard
 
+	own     map[schedule.Node]bool // the nodes that this replica computes
 	readers map[string]gradbus.Subscription
 	early   map[string]map[nodeKey][]float32 // events of nodes not yet asked for
 }
@@ -89,7 +90,12 @@ type nodeKey struct {
 }
 
 func newMeeting(r *trainRun) *meeting {
-	return &meeting{run: r, readers: map[string]gradbus.Subscription{}, early: map[string]map[nodeKey][]float32{}}
+	m := &meeting{run: r, own: map[schedule.Node]bool{}, readers: map[string]gradbus.Subscription{}, early: map[string]map[nodeKey][]float32{}}
+	lo, hi := schedule.Slots(int(r.open.GetSlots()), int(r.open.GetReplica()), int(r.open.GetReplicas()))
+	for _, n := range schedule.Cover(int(r.open.GetSlots()), lo, hi) {
+		m.own[n] = true
+	}
+	return m
 }
 
 func (m *meeting) close() {
@@ -120,6 +126,13 @@ func (m *meeting) discard() {
 // nobody can ask for again: the step is applied here, so all have been published.
 func (m *meeting) commit() {
 	m.discard()
+	for _, early := range m.early { // nothing of this step is asked for again
+		for key := range early {
+			if key.step <= m.step {
+				delete(early, key)
+			}
+		}
+	}
 	o := m.run.open
 	if o.GetReplica() != 0 || o.GetStage() != 0 || m.step < 2 || o.GetReplicas() == 1 && m.run.tied == "" {
 		return
@@ -303,10 +316,10 @@ func (m *meeting) await(part string, n schedule.Node, flat []float32) error {
 		if err != nil {
 			return fault.Wrap(fault.CodeOf(err), err, "wait for %s slots %d-%d of step %d", part, n.Lo, n.Hi, m.step)
 		}
-		if e.Key.Step < m.step {
-			continue // of a step that is committed here
-		}
 		got := nodeKey{e.Key.Step, schedule.Node{Lo: int(e.Key.SlotLo), Hi: int(e.Key.SlotHi)}}
+		if e.Key.Step < m.step || m.own[got.node] && part == m.run.stage.Range.String() {
+			continue // of a step that is committed here, or published by this replica
+		}
 		if partial[got] == nil {
 			partial[got] = &assembly{have: map[uint32]bool{}}
 		}

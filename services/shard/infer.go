@@ -234,8 +234,8 @@ func (p *pipeline) check(b *shardv1.Batch) error {
 			return fault.Field(fmt.Sprintf("batch.entries[%d].rows", i), "%d are not within 1..%d", e.GetRows(), maxRows)
 		case e.GetLogits() > e.GetRows():
 			return fault.Field(fmt.Sprintf("batch.entries[%d].logits", i), "%d of %d rows", e.GetLogits(), e.GetRows())
-		case uint64(e.GetPosition())+uint64(e.GetRows()) > uint64(c.Context):
-			return fault.Field(fmt.Sprintf("batch.entries[%d].position", i), "%d and %d rows exceed the context of %d", e.GetPosition(), e.GetRows(), c.Context)
+		case uint64(e.GetPosition())+uint64(e.GetRows()) > uint64(p.held.positions()):
+			return fault.Field(fmt.Sprintf("batch.entries[%d].position", i), "%d and %d rows exceed the %d that fit", e.GetPosition(), e.GetRows(), p.held.positions())
 		}
 		seen[string(e.GetSession())] = true
 		rows += int(e.GetRows())

@@ -23,6 +23,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/model"
 	"github.com/lamina-mesh/lamina/pkg/obs"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
+	"github.com/lamina-mesh/lamina/pkg/vocab"
 	"github.com/lamina-mesh/lamina/services/router"
 	"github.com/lamina-mesh/lamina/services/router/console"
 	"github.com/lamina-mesh/lamina/services/router/openai"
@@ -146,9 +147,14 @@ func openModel(path, name string) (*model.Files, string, string, error) {
 	return files, name, digest, nil
 }
 
-// loadTokenizer makes the tokenizer service of one model.
-func loadTokenizer(path, name, digest string) (*tokenizer.Service, error) {
-	m, err := tokenizer.Load(path, name, digest)
+// loadTokenizer makes the tokenizer service of one model. A model without tokenizer
+// files gets a vocabulary of ids, which refuses text and says so.
+func loadTokenizer(files *model.Files, name, digest string) (*tokenizer.Service, error) {
+	m, err := tokenizer.Load(files.Path, name, digest)
+	if fault.CodeOf(err) == fault.NotFound {
+		m = tokenizer.Model{Name: name, Digest: digest}
+		m.Vocab, err = vocab.NewIDs(files.Config.Vocab, int32(files.Config.EOS))
+	}
 	if err != nil {
 		return nil, err
 	}

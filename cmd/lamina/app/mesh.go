@@ -160,7 +160,7 @@ func (m *Mesh) parts() ([]lifecycle.Part, func() error, error) {
 			return nil, cleanup, err
 		}
 		closers = append(closers, files.Close)
-		tok, err := loadTokenizer(c.Model, name, digest)
+		tok, err := loadTokenizer(files, name, digest)
 		if err != nil {
 			return nil, cleanup, err
 		}

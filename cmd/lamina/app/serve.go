@@ -107,7 +107,7 @@ func Tokenizer(ctx context.Context, c ServiceConfig, path, name string) error {
 		return errors.Join(err, b.close())
 	}
 	b.closers = append(b.closers, files.Close)
-	s, err := loadTokenizer(path, name, digest)
+	s, err := loadTokenizer(files, name, digest)
 	if err != nil {
 		return errors.Join(err, b.close())
 	}

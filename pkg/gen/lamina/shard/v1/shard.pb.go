@@ -209,7 +209,7 @@ type Held struct {
 	Width uint32 `protobuf:"varint,6,opt,name=width,proto3" json:"width,omitempty"`
 	// Number of token ids.
 	Vocab uint32 `protobuf:"varint,7,opt,name=vocab,proto3" json:"vocab,omitempty"`
-	// Longest context in positions.
+	// The context that the model was made for, in positions.
 	Context uint32 `protobuf:"varint,8,opt,name=context,proto3" json:"context,omitempty"`
 	// KV pages in all.
 	KvPages uint32 `protobuf:"varint,9,opt,name=kv_pages,json=kvPages,proto3" json:"kv_pages,omitempty"`
@@ -224,7 +224,10 @@ type Held struct {
 	// Microseconds of compute since the start.
 	ComputeUs uint64 `protobuf:"varint,14,opt,name=compute_us,json=computeUs,proto3" json:"compute_us,omitempty"`
 	// The architecture's name.
-	Architecture  string `protobuf:"bytes,15,opt,name=architecture,proto3" json:"architecture,omitempty"`
+	Architecture string `protobuf:"bytes,15,opt,name=architecture,proto3" json:"architecture,omitempty"`
+	// Positions that can be computed: the context where positions are learned; where
+	// they are rotated, as many as the cache holds.
+	Positions     uint32 `protobuf:"varint,16,opt,name=positions,proto3" json:"positions,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -362,6 +365,13 @@ func (x *Held) GetArchitecture() string {
 		return x.Architecture
 	}
 	return ""
+}
+
+func (x *Held) GetPositions() uint32 {
+	if x != nil {
+		return x.Positions
+	}
+	return 0
 }
 
 // Hop is one stage of a route.
@@ -3140,7 +3150,7 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x04held\x18\x01 \x03(\v2\x15.lamina.shard.v1.HeldR\x04held\x12!\n" +
 	"\fkernel_class\x18\x02 \x01(\tR\vkernelClass\x12\x18\n" +
 	"\athreads\x18\x03 \x01(\rR\athreads\x12\x16\n" +
-	"\x06trains\x18\x04 \x01(\bR\x06trains\"\x84\x03\n" +
+	"\x06trains\x18\x04 \x01(\bR\x06trains\"\xa2\x03\n" +
 	"\x04Held\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x0e\n" +
@@ -3158,7 +3168,8 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x04rows\x18\r \x01(\x04R\x04rows\x12\x1d\n" +
 	"\n" +
 	"compute_us\x18\x0e \x01(\x04R\tcomputeUs\x12\"\n" +
-	"\farchitecture\x18\x0f \x01(\tR\farchitecture\"?\n" +
+	"\farchitecture\x18\x0f \x01(\tR\farchitecture\x12\x1c\n" +
+	"\tpositions\x18\x10 \x01(\rR\tpositions\"?\n" +
 	"\x03Hop\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x0e\n" +
 	"\x02lo\x18\x02 \x01(\rR\x02lo\x12\x0e\n" +
