@@ -2,7 +2,6 @@ package vocab_test
 
 import (
 	"encoding/binary"
-	"errors"
 	"math"
 	"os"
 	"path/filepath"
