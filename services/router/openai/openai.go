@@ -164,7 +164,7 @@ func decode(w http.ResponseWriter, r *http.Request, v any) error {
 	case errors.As(err, &syntax):
 		return fault.Field("body", "byte %d: %v", syntax.Offset, err)
 	case errors.As(err, &kind):
-		return fault.Field(kind.Field, "byte %d: want %v, got %s", kind.Offset, kind.Type, kind.Value)
+		return fault.Field(strings.TrimPrefix(kind.Field, "common."), "byte %d: want %v, got %s", kind.Offset, kind.Type, kind.Value)
 	case errors.As(err, &large):
 		return fault.Field("body", "more than %d bytes", large.Limit)
 	}

@@ -1,0 +1,235 @@
+package openai_test
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
+	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
+	"github.com/lamina-mesh/lamina/services/router/openai"
+)
+
+// backend answers with its words, or fails after some of them.
+type backend struct {
+	words    []string
+	failAt   int // after so many words; -1 never
+	failWith error
+	canceled chan struct{}
+	seeds    chan uint64
+}
+
+func (b *backend) play(ctx context.Context, s *routerv1.Sampling, send func(*routerv1.Started, *routerv1.TokenEvent, *routerv1.Finished) error) error {
+	if b.seeds != nil {
+		b.seeds <- s.GetSeed()
+	}
+	if b.failAt == 0 {
+		return b.failWith
+	}
+	if err := send(&routerv1.Started{RequestId: "r", Model: "m", Fingerprint: "f"}, nil, nil); err != nil {
+		return err
+	}
+	for i, w := range b.words {
+		if i+1 == b.failAt {
+			return b.failWith
+		}
+		if err := send(nil, &routerv1.TokenEvent{Text: w, Id: uint32(i), Logprob: -1, Index: uint32(i)}, nil); err != nil {
+			return err
+		}
+	}
+	if b.canceled != nil {
+		<-ctx.Done()
+		close(b.canceled)
+		return ctx.Err()
+	}
+	return send(nil, nil, &routerv1.Finished{
+		FinishReason: samplerv1.FinishReason_FINISH_REASON_STOP, Text: "!", Usage: &routerv1.Usage{PromptTokens: 3, CompletionTokens: uint32(len(b.words))},
+	})
+}
+
+func (b *backend) Generate(ctx context.Context, r *routerv1.GenerateRequest, send func(*routerv1.GenerateResponse) error) error {
+	return b.play(ctx, r.GetSampling(), func(s *routerv1.Started, t *routerv1.TokenEvent, f *routerv1.Finished) error {
+		switch {
+		case s != nil:
+			return send(&routerv1.GenerateResponse{Event: &routerv1.GenerateResponse_Started{Started: s}})
+		case t != nil:
+			return send(&routerv1.GenerateResponse{Event: &routerv1.GenerateResponse_Token{Token: t}})
+		}
+		return send(&routerv1.GenerateResponse{Event: &routerv1.GenerateResponse_Finished{Finished: f}})
+	})
+}
+
+func (b *backend) Chat(ctx context.Context, r *routerv1.ChatRequest, send func(*routerv1.ChatResponse) error) error {
+	return b.play(ctx, r.GetSampling(), func(s *routerv1.Started, t *routerv1.TokenEvent, f *routerv1.Finished) error {
+		switch {
+		case s != nil:
+			return send(&routerv1.ChatResponse{Event: &routerv1.ChatResponse_Started{Started: s}})
+		case t != nil:
+			return send(&routerv1.ChatResponse{Event: &routerv1.ChatResponse_Token{Token: t}})
+		}
+		return send(&routerv1.ChatResponse{Event: &routerv1.ChatResponse_Finished{Finished: f}})
+	})
+}
+
+func (b *backend) Models(context.Context) ([]*routerv1.Model, error) {
+	return []*routerv1.Model{{Name: "m", Digest: "sha256:1", Context: 64, Chat: true}}, nil
+}
+
+func serve(t *testing.T, b *backend) *httptest.Server {
+	t.Helper()
+	s := httptest.NewServer(openai.New(b, openai.Options{}))
+	t.Cleanup(s.Close)
+	return s
+}
+
+func post(t *testing.T, url, body string) (*http.Response, string) {
+	t.Helper()
+	resp, err := http.Post(url, "application/json", strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp, string(text)
+}
+
+const hello = `{"messages":[{"role":"user","content":"hi"}]`
+
+func TestChat_WholeAnswer(t *testing.T) {
+	s := serve(t, &backend{words: []string{"a", "b"}, failAt: -1})
+	resp, text := post(t, s.URL+"/v1/chat/completions", hello+`}`)
+	var got struct {
+		Object, Model string
+		Fingerprint   string `json:"system_fingerprint"`
+		Choices       []struct {
+			Message struct{ Role, Content string }
+			Reason  string `json:"finish_reason"`
+		}
+		Usage struct {
+			Total int `json:"total_tokens"`
+		}
+	}
+	if err := json.Unmarshal([]byte(text), &got); err != nil {
+		t.Fatalf("%d %s: %v", resp.StatusCode, text, err)
+	}
+	if got.Object != "chat.completion" || got.Model != "m" || got.Fingerprint != "f" || len(got.Choices) != 1 || got.Choices[0].Message.Content != "ab!" ||
+		got.Choices[0].Message.Role != "assistant" || got.Choices[0].Reason != "stop" || got.Usage.Total != 5 {
+		t.Errorf("the answer is %s", text)
+	}
+}
+
+func TestChat_StreamEndsWithReasonUsageAndDone(t *testing.T) {
+	s := serve(t, &backend{words: []string{"a", "b"}, failAt: -1})
+	resp, text := post(t, s.URL+"/v1/chat/completions", hello+`,"stream":true,"stream_options":{"include_usage":true}}`)
+	if kind := resp.Header.Get("Content-Type"); kind != "text/event-stream" {
+		t.Errorf("content type is %q", kind)
+	}
+	events := strings.Split(strings.TrimSuffix(text, "\n\n"), "\n\n")
+	if len(events) != 6 || events[5] != "data: [DONE]" || !strings.Contains(events[3], `"finish_reason":"stop"`) || !strings.Contains(events[3], `"content":"!"`) || !strings.Contains(events[4], `"total_tokens":5`) {
+		t.Errorf("the stream is\n%s", text)
+	}
+}
+
+func TestStream_CutAnswerNeverLooksFinished(t *testing.T) {
+	s := serve(t, &backend{words: []string{"a", "b", "c"}, failAt: 2, failWith: fault.New(fault.Unavailable, "lost")})
+	for _, path := range []string{"/v1/chat/completions", "/v1/completions"} {
+		_, text := post(t, s.URL+path, hello+`,"prompt":"x","stream":true}`)
+		if !strings.Contains(text, `"error":`) || strings.Contains(text, "[DONE]") || strings.Contains(text, `"finish_reason":"stop"`) {
+			t.Errorf("%s: a cut stream is\n%s", path, text)
+		}
+	}
+}
+
+func TestErrors_HaveOpenAIsShapeStatusAndParam(t *testing.T) {
+	full := fault.New(fault.Exhausted, "full").After(1500 * time.Millisecond)
+	for _, c := range []struct {
+		name, path, body string
+		fail             error
+		status           int
+		want             string
+	}{
+		{"full", "/v1/completions", `{"prompt":"x","stream":true}`, full, 503, `"type":"server_error"`},
+		{"field", "/v1/completions", `{"prompt":"x"}`, fault.Field("sampling.top_p", "bad"), 400, `"param":"top_p"`},
+		{"model", "/v1/chat/completions", hello + `}`, fault.New(fault.NotFound, "who"), 404, `"code":"model_not_found"`},
+		{"syntax", "/v1/completions", `{"prompt":`, nil, 400, `"param":"body"`},
+		{"type", "/v1/completions", `{"prompt":"x","top_p":"y"}`, nil, 400, `"param":"top_p"`},
+		{"n", "/v1/completions", `{"prompt":"x","n":99}`, nil, 400, `"param":"n"`},
+		{"tokens", "/v1/completions", `{"prompt":"x","max_tokens":0}`, nil, 400, `"param":"max_tokens"`},
+		{"messages", "/v1/chat/completions", `{}`, nil, 400, `"param":"messages"`},
+		{"role", "/v1/chat/completions", `{"messages":[{"content":"x"}]}`, nil, 400, `"param":"messages[0].role"`},
+		{"path", "/v1/nothing", `{}`, nil, 404, `"error"`},
+	} {
+		b := &backend{failAt: -1}
+		if c.fail != nil {
+			b.failAt, b.failWith = 0, c.fail
+		}
+		resp, text := post(t, serve(t, b).URL+c.path, c.body)
+		if resp.StatusCode != c.status || !strings.Contains(text, c.want) {
+			t.Errorf("%s: %d %s, want %d and %s", c.name, resp.StatusCode, text, c.status, c.want)
+		}
+		if c.name == "full" && resp.Header.Get("Retry-After") != "2" {
+			t.Errorf("a full router says Retry-After %q", resp.Header.Get("Retry-After"))
+		}
+	}
+}
+
+func TestChoices_HaveSeedsOfTheirOwn(t *testing.T) {
+	b := &backend{words: []string{"a"}, failAt: -1, seeds: make(chan uint64, 3)}
+	_, text := post(t, serve(t, b).URL+"/v1/completions", `{"prompt":"x","n":3,"seed":10,"echo":true}`)
+	seen := map[uint64]bool{}
+	for range 3 {
+		seen[<-b.seeds] = true
+	}
+	if !seen[10] || !seen[11] || !seen[12] || strings.Count(text, `"text":"xa!"`) != 3 {
+		t.Errorf("seeds %v, answer %s", seen, text)
+	}
+}
+
+func TestStream_GoneReaderCancelsTheRequest(t *testing.T) {
+	b := &backend{words: []string{"a"}, failAt: -1, canceled: make(chan struct{})}
+	s := serve(t, b)
+	ctx, cancel := context.WithCancel(t.Context())
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.URL+"/v1/completions", strings.NewReader(`{"prompt":"x","stream":true}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if line, err := bufio.NewReader(resp.Body).ReadString('\n'); err != nil || !strings.Contains(line, `"text":"a"`) {
+		t.Fatalf("the first event is %q, %v", line, err)
+	}
+	cancel()
+	select {
+	case <-b.canceled:
+	case <-time.After(10 * time.Second):
+		t.Error("the backend's context goes on after its reader has gone")
+	}
+}
+
+func TestModels_ListAndGet(t *testing.T) {
+	s := serve(t, &backend{})
+	for path, want := range map[string]string{"/v1/models": `"object":"list"`, "/v1/models/m": `"id":"m"`, "/v1/models/other": `"model_not_found"`} {
+		resp, err := http.Get(s.URL + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if !strings.Contains(string(text), want) {
+			t.Errorf("%s is %s, want %s", path, text, want)
+		}
+	}
+}
