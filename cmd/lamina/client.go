@@ -97,9 +97,13 @@ func (c *statusCmd) trainer(mesh *routerv1.Mesh) string {
 		return c.Trainer
 	}
 	for _, m := range mesh.GetMembers() {
-		if m.GetService() == "trainer" && !strings.HasPrefix(m.GetAddress(), "mem:") {
-			return m.GetAddress()
+		if m.GetService() != "trainer" {
+			continue
 		}
+		if strings.HasPrefix(m.GetAddress(), "mem:") {
+			return c.Router // the whole mesh in one process shares one public address
+		}
+		return m.GetAddress()
 	}
 	return ""
 }

@@ -36,7 +36,7 @@ type MeshConfig struct {
 	Train       bool   // run NATS and the trainer, and let the shards train
 	Trainers    int    // shards without a model that only train
 	RunsDir     string // the trainer's folder
-	GRPC        string // router's public address; empty for none
+	GRPC        string // public address of the router's and trainer's APIs; empty for none
 	HTTP        string // HTTP face's address; empty for none
 	Insecure    bool   // public listeners may be reachable from elsewhere
 }
@@ -126,6 +126,16 @@ func (m *Mesh) set(s *string) func(string) {
 	}
 }
 
+// together is several services on one address.
+type together []registerable
+
+// Register adds them all to a server.
+func (t together) Register(s grpc.ServiceRegistrar) {
+	for _, service := range t {
+		service.Register(s)
+	}
+}
+
 // part serves a service on the in-memory network.
 func (m *Mesh) part(service, name string, s registerable, meta map[string]string) lifecycle.Part {
 	addr := "mem:" + name
@@ -182,12 +192,17 @@ func (m *Mesh) parts() ([]lifecycle.Part, func() error, error) {
 		parts = append(parts, m.part("shard", fmt.Sprintf("shard-train-%d", i), m.shard(bus), m.trains()))
 	}
 	parts = append(parts, m.part("sampler", "sampler", sampler.New(sampler.Config{Log: c.Log, Metrics: metrics}), nil))
+	var t *trainer.Service
 	if c.Train {
 		if c.RunsDir == "" {
 			c.RunsDir = "runs"
 		}
-		t := trainer.New(trainer.Config{Log: c.Log, Dialer: m.dialer, Registry: m.registry, Dir: c.RunsDir})
+		t = trainer.New(trainer.Config{Log: c.Log, Dialer: m.dialer, Registry: m.registry, Dir: c.RunsDir})
 		parts = append(parts, runPart("trainer runs", t.Run), m.part("trainer", "trainer", t, nil))
+	}
+	var users together // what the public gRPC address serves
+	if t != nil {
+		users = append(users, t)
 	}
 	r := router.New(router.Config{Log: c.Log, Metrics: metrics, Dialer: m.dialer, Registry: m.registry})
 	parts = append(parts, runPart("router pipelines", r.Run), m.part("router", "router", r, nil))
@@ -196,7 +211,7 @@ func (m *Mesh) parts() ([]lifecycle.Part, func() error, error) {
 		parts = append(parts, m.serving(r))
 	}
 	if c.GRPC != "" {
-		public := grpcPart("router grpc", c.GRPC, rpc.ServerOptions{Log: c.Log, Metrics: metrics}, public, r, discovery.NewMemory(), discovery.Instance{ID: "public", Service: "router"}, m.set(&m.grpcAddr))
+		public := grpcPart("router grpc", c.GRPC, rpc.ServerOptions{Log: c.Log, Metrics: metrics}, public, append(users, r), discovery.NewMemory(), discovery.Instance{ID: "public", Service: "router"}, m.set(&m.grpcAddr))
 		parts = append(parts, public)
 	}
 	if c.HTTP != "" {
