@@ -34,9 +34,9 @@ slowtest: ## Run the long tests: whole training runs, race detector everywhere, 
 
 .PHONY: integ
 integ: ## Run the integration scenarios in one process and as separate processes.
-	$(GO) test -count=1 -timeout 9m ./tests/integration/... -runner=inproc
+	$(GO) test -count=1 -timeout 9m ./tests/integration -runner=inproc
 	$(MAKE) tools build
-	$(GO) test -count=1 -timeout 9m ./tests/integration/... -runner=procs
+	$(GO) test -count=1 -timeout 9m ./tests/integration -runner=procs
 
 FUZZTIME ?= 20s
 .PHONY: fuzz
@@ -92,7 +92,7 @@ compose-down: ## Stop the mesh on docker compose.
 
 .PHONY: compose-test
 compose-test: image ## Run the integration scenarios on docker compose.
-	$(GO) test -count=1 -timeout 20m ./tests/integration/... -runner=compose
+	$(GO) test -count=1 -timeout 20m ./tests/integration -runner=compose
 
 .PHONY: clients-test
 clients-test: build ## Generate and chat from Python, TypeScript, Java and the openai package.
