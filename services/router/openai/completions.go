@@ -11,60 +11,147 @@ import (
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 )
 
+// defaultTokens is OpenAI's most tokens of a completion that names none.
+const defaultTokens = 16
+
 type completionRequest struct {
 	common
-	Prompt    json.RawMessage `json:"prompt"`
-	Echo      bool            `json:"echo"`
-	Logprobs  *int            `json:"logprobs"`
-	IgnoreEnd bool            `json:"ignore_end"`
+	Prompt   json.RawMessage `json:"prompt"`
+	Echo     bool            `json:"echo"`
+	Logprobs *int            `json:"logprobs"`
+	BestOf   *int            `json:"best_of"`
+	Suffix   *string         `json:"suffix"`
+}
+
+// prompt is a text, or ids where they are not nil.
+type prompt struct {
+	text string
+	ids  []uint32
 }
 
 // prompts reads a text, a list of ids, or a list of either.
-func (c *completionRequest) prompts() ([]*routerv1.GenerateRequest, []string, error) {
-	var text string
-	var list []string
+func (c *completionRequest) prompts() ([]prompt, error) {
+	var one string
+	var texts []string
 	var ids []uint32
 	var lists [][]uint32
+	var out []prompt
 	switch {
-	case json.Unmarshal(c.Prompt, &text) == nil:
-		list = []string{text}
-	case json.Unmarshal(c.Prompt, &list) == nil:
+	case !given(c.Prompt):
+		return nil, fault.Field("prompt", "give one")
+	case json.Unmarshal(c.Prompt, &one) == nil:
+		out = []prompt{{text: one}}
+	case json.Unmarshal(c.Prompt, &texts) == nil:
+		for _, t := range texts {
+			out = append(out, prompt{text: t})
+		}
 	case json.Unmarshal(c.Prompt, &ids) == nil:
-		lists = [][]uint32{ids}
+		out = []prompt{{ids: ids}}
 	case json.Unmarshal(c.Prompt, &lists) == nil:
+		for _, l := range lists {
+			out = append(out, prompt{ids: append([]uint32{}, l...)})
+		}
 	default:
-		return nil, nil, fault.Field("prompt", "want a text, a list of texts, a list of ids, or a list of those")
+		return nil, fault.Field("prompt", "want a text, a list of texts, a list of ids, or a list of those")
 	}
-	var out []*routerv1.GenerateRequest
-	for _, t := range list {
-		out = append(out, &routerv1.GenerateRequest{Prompt: &routerv1.GenerateRequest_Text{Text: t}})
+	if len(out) == 0 {
+		return nil, fault.Field("prompt", "the list is empty")
 	}
-	for _, l := range lists {
-		out = append(out, &routerv1.GenerateRequest{Prompt: &routerv1.GenerateRequest_TokenIds{TokenIds: &routerv1.TokenIds{Ids: l}}})
-		list = append(list, "")
+	return out, nil
+}
+
+// check refuses what cannot be done, and returns n and the candidates to report.
+func (c *completionRequest) check() (n, top int, err error) {
+	if n, err = c.common.check(); err != nil {
+		return 0, 0, err
 	}
-	if len(out) == 0 || len(out) > maxChoices {
-		return nil, nil, fault.Field("prompt", "%d prompts are not within 1..%d", len(out), maxChoices)
+	if c.Logprobs != nil {
+		top = *c.Logprobs
 	}
-	return out, list, nil
+	switch {
+	case top < 0 || top > maxTop:
+		return 0, 0, fault.Field("logprobs", "%d is not within 0..%d", top, maxTop)
+	case c.BestOf != nil && *c.BestOf != n:
+		return 0, 0, fault.Field("best_of", "%d is not supported: only n, which is %d, is", *c.BestOf, n)
+	case c.Suffix != nil && *c.Suffix != "":
+		return 0, 0, fault.Field("suffix", "is not supported")
+	case c.Echo && c.Logprobs != nil:
+		return 0, 0, fault.Field("echo", "is not supported with logprobs: a prompt's are not known")
+	}
+	return n, top, nil
 }
 
 // logprobs is the older shape: parallel lists, offsets in characters.
-func (c *completionRequest) logprobs(offset int, events ...*routerv1.TokenEvent) any {
+func (c *completionRequest) logprobs(offset int, tokens ...*routerv1.TokenEvent) any {
 	if c.Logprobs == nil {
 		return nil
 	}
-	texts, values, offsets, top := []string{}, []float32{}, []int{}, []map[string]float32{}
-	for _, e := range events {
-		texts, values, offsets = append(texts, e.GetText()), append(values, e.GetLogprob()), append(offsets, offset)
-		offset += utf8.RuneCountInString(e.GetText())
-		best := map[string]float32{}
-		for _, t := range e.GetTop() {
-			best[t.GetText()] = t.GetLogprob()
+	texts, values := make([]string, len(tokens)), make([]float32, len(tokens))
+	offsets, top := make([]int, len(tokens)), make([]map[string]float32, len(tokens))
+	for i, t := range tokens {
+		texts[i], values[i], offsets[i] = t.GetText(), t.GetLogprob(), offset
+		offset += utf8.RuneCountInString(t.GetText())
+		top[i] = map[string]float32{}
+		for _, c := range t.GetTop() { // best first: of two ids with one text the better counts
+			if _, ok := top[i][c.GetText()]; !ok {
+				top[i][c.GetText()] = c.GetLogprob()
+			}
 		}
-		top = append(top, best)
 	}
 	return map[string]any{"tokens": texts, "token_logprobs": values, "text_offset": offsets, "top_logprobs": top}
+}
+
+// completionJobs is one job for each choice of each prompt, and what to show before
+// each.
+func (s *server) completionJobs(c *completionRequest) ([]job, []string, error) {
+	n, top, err := c.check()
+	if err != nil {
+		return nil, nil, err
+	}
+	prompts, err := c.prompts()
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(prompts)*n > maxJobs {
+		return nil, nil, fault.Field("prompt", "%d prompts with %d choices each are more than %d", len(prompts), n, maxJobs)
+	}
+	most, err := limit("max_tokens", c.MaxTokens)
+	if err != nil {
+		return nil, nil, err
+	}
+	if c.MaxTokens == nil {
+		most = defaultTokens
+	}
+	var jobs []job
+	var echoes []string
+	for _, p := range prompts {
+		echo := ""
+		if c.Echo {
+			if echo = p.text; p.ids != nil {
+				return nil, nil, fault.Field("echo", "is not supported with a prompt of ids")
+			}
+		}
+		for i := range n {
+			rules, err := c.sampling(i)
+			if err != nil {
+				return nil, nil, err
+			}
+			req := &routerv1.GenerateRequest{
+				Model: c.Model, MaxTokens: most, Sampling: rules, Stop: c.Stop, TopLogprobs: uint32(top), IgnoreEnd: c.IgnoreEnd,
+				Prompt: &routerv1.GenerateRequest_Text{Text: p.text},
+			}
+			if p.ids != nil {
+				req.Prompt = &routerv1.GenerateRequest_TokenIds{TokenIds: &routerv1.TokenIds{Ids: p.ids}}
+			}
+			jobs = append(jobs, job{again: i > 0, run: func(ctx context.Context, send func(event) error) error {
+				return s.backend.Generate(ctx, req, func(e *routerv1.GenerateResponse) error {
+					return send(event{e.GetStarted(), e.GetToken(), e.GetFinished()})
+				})
+			}})
+			echoes = append(echoes, echo)
+		}
+	}
+	return jobs, echoes, nil
 }
 
 func (s *server) completions(w http.ResponseWriter, r *http.Request) {
@@ -78,117 +165,34 @@ func (s *server) completions(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, err)
 		return
 	}
-	created := time.Now().Unix()
+	offsets := make([]int, len(jobs)) // of a stream's next token
+	f := &shape{
+		prefix: "cmpl", whole: "text_completion", part: "text_completion", created: time.Now().Unix(), usage: c.usageWanted(),
+		choice: func(i int, a *answer) map[string]any {
+			return map[string]any{"text": echoes[i] + a.text.String(), "logprobs": c.logprobs(0, a.tokens...)}
+		},
+		piece: func(i int, e event) map[string]any {
+			text, logprobs := "", any(nil)
+			switch {
+			case e.started != nil:
+				if text = echoes[i]; text == "" {
+					return nil
+				}
+			case e.token != nil:
+				if text = e.token.GetText(); text == "" && c.Logprobs == nil {
+					return nil
+				}
+				logprobs = c.logprobs(offsets[i], e.token)
+				offsets[i] += utf8.RuneCountInString(text)
+			case e.finished != nil:
+				text = e.finished.GetText()
+			}
+			return map[string]any{"text": text, "logprobs": logprobs}
+		},
+	}
 	if c.Stream {
-		s.streamCompletion(w, r, &c, jobs, echoes, created)
+		s.stream(w, r, jobs, f)
 		return
 	}
-	answers, started, err := gather(r.Context(), jobs)
-	if err != nil {
-		s.fail(w, err)
-		return
-	}
-	n, _ := c.choices()
-	var total usage
-	choices := []any{}
-	for i, a := range answers {
-		total.Completion += a.usage.GetCompletionTokens()
-		if i%n == 0 { // a prompt counts once, however many its choices
-			total.Prompt += a.usage.GetPromptTokens()
-		}
-		choices = append(choices, map[string]any{
-			"index": i, "text": echoes[i] + a.text.String(), "finish_reason": a.reason,
-			"logprobs": c.logprobs(utf8.RuneCountInString(echoes[i]), a.tokens...),
-		})
-	}
-	total.Total = total.Prompt + total.Completion
-	s.json(w, http.StatusOK, map[string]any{
-		"id": newID("cmpl", started.GetRequestId()), "object": "text_completion", "created": created, "model": started.GetModel(),
-		"system_fingerprint": started.GetFingerprint(), "choices": choices, "usage": total,
-	})
-}
-
-// completionJobs makes a job a choice, and what to show before each.
-func (s *server) completionJobs(c *completionRequest) ([]job, []string, error) {
-	n, err := c.choices()
-	if err != nil {
-		return nil, nil, err
-	}
-	prompts, prefixes, err := c.prompts()
-	if err != nil {
-		return nil, nil, err
-	}
-	limit, err := tokens(c.MaxTokens)
-	if err != nil {
-		return nil, nil, err
-	}
-	if c.MaxTokens == nil {
-		limit = 16 // OpenAI's default of this endpoint
-	}
-	top := 0
-	if c.Logprobs != nil {
-		if top = *c.Logprobs; top < 0 || top > 20 {
-			return nil, nil, fault.Field("logprobs", "%d is not within 0..20", top)
-		}
-	}
-	if len(prompts)*n > 4*maxChoices {
-		return nil, nil, fault.Field("n", "%d prompts with %d choices each are too many", len(prompts), n)
-	}
-	var jobs []job
-	var echoes []string
-	for p, prompt := range prompts {
-		for i := range n {
-			rules, err := c.sampling(i)
-			if err != nil {
-				return nil, nil, err
-			}
-			req := &routerv1.GenerateRequest{
-				Model: c.Model, Prompt: prompt.GetPrompt(), MaxTokens: limit, Sampling: rules, Stop: c.Stop, TopLogprobs: uint32(top), IgnoreEnd: c.IgnoreEnd,
-			}
-			jobs = append(jobs, func(ctx context.Context, send func(event) error) error {
-				return s.backend.Generate(ctx, req, func(e *routerv1.GenerateResponse) error {
-					return send(event{e.GetStarted(), e.GetToken(), e.GetFinished()})
-				})
-			})
-			echo := ""
-			if c.Echo {
-				echo = prefixes[p]
-			}
-			echoes = append(echoes, echo)
-		}
-	}
-	return jobs, echoes, nil
-}
-
-func (s *server) streamCompletion(w http.ResponseWriter, r *http.Request, c *completionRequest, jobs []job, echoes []string, created int64) {
-	offsets := make([]int, len(jobs))
-	chunk := func(i int, started *routerv1.Started, e event) any {
-		choice := map[string]any{"index": i, "text": "", "finish_reason": nil, "logprobs": nil}
-		switch {
-		case e.started != nil:
-			if echoes[i] == "" {
-				return nil
-			}
-			choice["text"] = echoes[i]
-			offsets[i] = utf8.RuneCountInString(echoes[i])
-		case e.token != nil:
-			if e.token.GetText() == "" && c.Logprobs == nil {
-				return nil
-			}
-			choice["text"], choice["logprobs"] = e.token.GetText(), c.logprobs(offsets[i], e.token)
-			offsets[i] += utf8.RuneCountInString(e.token.GetText())
-		case e.finished != nil:
-			choice["text"], choice["finish_reason"] = e.finished.GetText(), reason(e.finished.GetFinishReason())
-		}
-		return map[string]any{
-			"id": newID("cmpl", started.GetRequestId()), "object": "text_completion", "created": created, "model": started.GetModel(),
-			"system_fingerprint": started.GetFingerprint(), "choices": []any{choice},
-		}
-	}
-	s.play(w, r, jobs, chunk, func(u usage) any {
-		if !c.usageWanted() {
-			return nil
-		}
-		return map[string]any{"id": "cmpl", "object": "text_completion", "created": created, "model": c.Model, "choices": []any{}, "usage": u}
-	})
+	s.gather(w, r, jobs, f)
 }

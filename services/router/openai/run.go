@@ -2,18 +2,16 @@ package openai
 
 import (
 	"context"
-	"encoding/json"
-	"fmt"
 	"net/http"
 	"strings"
 	"sync"
-	"time"
 
+	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
 )
 
-// event is one thing that happened to one choice.
+// event is one thing that happened to one choice: one of the three is set.
 type event struct {
 	started  *routerv1.Started
 	token    *routerv1.TokenEvent
@@ -21,14 +19,43 @@ type event struct {
 }
 
 // job runs one choice.
-type job func(ctx context.Context, send func(event) error) error
+type job struct {
+	run func(ctx context.Context, send func(event) error) error
+	// again says that an earlier job has the same prompt, which is counted once.
+	again bool
+}
 
-// answer gathers a choice that is not streamed.
-type answer struct {
-	text   strings.Builder
-	tokens []*routerv1.TokenEvent
-	reason string
-	usage  *routerv1.Usage
+// runAll runs the jobs at once and hands each its events, one goroutine a job. The
+// first error ends the others and is returned.
+func runAll(ctx context.Context, jobs []job, take func(i int, e event) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	var first error
+	for i, j := range jobs {
+		wg.Go(func() {
+			finished := false
+			err := j.run(ctx, func(e event) error {
+				finished = finished || e.finished != nil
+				return take(i, e)
+			})
+			if err == nil && !finished {
+				err = fault.New(fault.Internal, "end choice %d: it has no finish reason", i)
+			}
+			if err == nil {
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if first == nil {
+				first = err
+				cancel(err)
+			}
+		})
+	}
+	wg.Wait()
+	return first
 }
 
 func reason(r samplerv1.FinishReason) string {
@@ -38,148 +65,135 @@ func reason(r samplerv1.FinishReason) string {
 	return "stop"
 }
 
-// gather runs the jobs at once and returns their whole answers and how the first
-// was started.
-func gather(ctx context.Context, jobs []job) ([]*answer, *routerv1.Started, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	answers := make([]*answer, len(jobs))
-	var mu sync.Mutex
-	var first *routerv1.Started
-	var firstErr error
-	var wg sync.WaitGroup
-	for i, run := range jobs {
-		answers[i] = &answer{}
-		wg.Go(func() {
-			a := answers[i]
-			err := run(ctx, func(e event) error {
-				switch {
-				case e.started != nil:
-					mu.Lock()
-					if first == nil {
-						first = e.started
-					}
-					mu.Unlock()
-				case e.token != nil:
-					a.text.WriteString(e.token.GetText())
-					a.tokens = append(a.tokens, e.token)
-				case e.finished != nil:
-					a.text.WriteString(e.finished.GetText())
-					a.reason, a.usage = reason(e.finished.GetFinishReason()), e.finished.GetUsage()
-				}
-				return nil
-			})
-			if err != nil {
-				mu.Lock()
-				if firstErr == nil {
-					firstErr = err
-				}
-				mu.Unlock()
-				cancel()
-			}
-		})
+// usage is OpenAI's usage object.
+type usage struct {
+	Prompt     uint32 `json:"prompt_tokens"`
+	Completion uint32 `json:"completion_tokens"`
+	Total      uint32 `json:"total_tokens"`
+}
+
+func (u *usage) add(f *routerv1.Usage, again bool) {
+	if !again {
+		u.Prompt += f.GetPromptTokens()
 	}
-	wg.Wait()
-	return answers, first, firstErr
+	u.Completion += f.GetCompletionTokens()
+	u.Total = u.Prompt + u.Completion
 }
 
-// stream writes server-sent events, one writer at a time.
-type stream struct {
-	mu      sync.Mutex
-	w       http.ResponseWriter
-	control *http.ResponseController
-	begun   bool
+// answer gathers a choice that is not streamed.
+type answer struct {
+	started  *routerv1.Started
+	text     strings.Builder
+	tokens   []*routerv1.TokenEvent
+	finished *routerv1.Finished
 }
 
-func newStream(w http.ResponseWriter) *stream {
-	return &stream{w: w, control: http.NewResponseController(w)}
+// shape is how an endpoint shows its answers.
+type shape struct {
+	prefix, whole, part string // of ids, and the names of a whole answer and of a part
+	created             int64  // seconds since 1970
+	usage               bool   // whether a stream ends with usage
+	// choice shows a whole choice, less its index and finish reason.
+	choice func(i int, a *answer) map[string]any
+	// piece shows an event of choice i, less its index and finish reason; nil shows
+	// nothing. It is called for one event of a choice at a time.
+	piece func(i int, e event) map[string]any
 }
 
-// send writes one event and flushes it. A reader that does not take it in time is
-// cut.
-func (s *stream) send(v any) error {
-	text, err := json.Marshal(v)
+// envelope is what choices travel in; first names the whole, own made these.
+func (f *shape) envelope(object string, first, own *routerv1.Started, choices []any) map[string]any {
+	return map[string]any{
+		"id": f.prefix + "-" + first.GetRequestId(), "object": object, "created": f.created, "model": own.GetModel(),
+		"system_fingerprint": own.GetFingerprint(), "choices": choices,
+	}
+}
+
+// gather answers with whole choices.
+func (s *server) gather(w http.ResponseWriter, r *http.Request, jobs []job, f *shape) {
+	answers := make([]answer, len(jobs))
+	err := runAll(r.Context(), jobs, func(i int, e event) error {
+		a := &answers[i]
+		switch {
+		case e.started != nil:
+			a.started = e.started
+		case e.token != nil:
+			a.text.WriteString(e.token.GetText())
+			a.tokens = append(a.tokens, e.token)
+		case e.finished != nil:
+			a.text.WriteString(e.finished.GetText())
+			a.finished = e.finished
+		}
+		return nil
+	})
 	if err != nil {
-		return err
+		s.fail(w, err)
+		return
 	}
-	return s.write("data: " + string(text) + "\n\n")
-}
-
-func (s *stream) write(text string) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !s.begun {
-		s.begun = true
-		h := s.w.Header()
-		h.Set("Content-Type", "text/event-stream")
-		h.Set("Cache-Control", "no-store")
-		h.Set("X-Accel-Buffering", "no")
-		s.w.WriteHeader(http.StatusOK)
-	}
-	if err := s.control.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
-		return fmt.Errorf("limit write: %w", err)
-	}
-	if _, err := s.w.Write([]byte(text)); err != nil {
-		return err
-	}
-	return s.control.Flush()
-}
-
-// play runs the jobs at once into a stream. chunk makes an event's object, or nil;
-// tail makes the last one, or nil.
-func (s *server) play(w http.ResponseWriter, r *http.Request, jobs []job, chunk func(choice int, started *routerv1.Started, e event) any, tail func(u usage) any) {
-	ctx, cancel := context.WithCancel(r.Context())
-	defer cancel()
-	out := newStream(w)
-	var mu sync.Mutex
 	var total usage
-	var failed error
-	var wg sync.WaitGroup
-	for i, run := range jobs {
-		wg.Go(func() {
-			var started *routerv1.Started
-			err := run(ctx, func(e event) error {
-				if e.started != nil {
-					started = e.started
-				}
-				if e.finished != nil {
-					mu.Lock()
-					total.add(e.finished.GetUsage())
-					mu.Unlock()
-				}
-				if v := chunk(i, started, e); v != nil {
-					return out.send(v)
-				}
-				return nil
-			})
-			if err != nil {
-				mu.Lock()
-				if failed == nil {
-					failed = err
-				}
-				mu.Unlock()
-				cancel()
+	choices := make([]any, len(jobs))
+	for i := range answers {
+		a := &answers[i]
+		total.add(a.finished.GetUsage(), jobs[i].again)
+		choice := f.choice(i, a)
+		choice["index"], choice["finish_reason"] = i, reason(a.finished.GetFinishReason())
+		choices[i] = choice
+	}
+	out := f.envelope(f.whole, answers[0].started, answers[0].started, choices)
+	out["usage"] = total
+	s.json(w, http.StatusOK, out)
+}
+
+// stream answers with events as they come.
+func (s *server) stream(w http.ResponseWriter, r *http.Request, jobs []job, f *shape) {
+	out := newStream(w)
+	var mu sync.Mutex // of what follows
+	var first *routerv1.Started
+	var total usage
+	own := make([]*routerv1.Started, len(jobs))
+	err := runAll(r.Context(), jobs, func(i int, e event) error {
+		mu.Lock()
+		if e.started != nil {
+			own[i] = e.started
+			if first == nil {
+				first = e.started
 			}
-		})
-	}
-	wg.Wait()
+		}
+		if e.finished != nil {
+			total.add(e.finished.GetUsage(), jobs[i].again)
+		}
+		head := first
+		mu.Unlock()
+		choice := f.piece(i, e)
+		if choice == nil {
+			return nil
+		}
+		choice["index"], choice["finish_reason"] = i, nil
+		if e.finished != nil {
+			choice["finish_reason"] = reason(e.finished.GetFinishReason())
+		}
+		v := f.envelope(f.part, head, own[i], []any{choice})
+		if f.usage {
+			v["usage"] = nil
+		}
+		return out.send(v)
+	})
 	switch {
-	case failed != nil && !out.begun:
-		s.fail(w, failed)
+	case err != nil && !out.begun:
+		s.fail(w, err)
 		return
-	case failed != nil:
-		_, body := toAPIError(failed)
-		if err := out.send(map[string]any{"error": body}); err != nil {
-			s.log.Debug("write error event", "error", err)
+	case err != nil:
+		_, body := toAPIError(err)
+		err = out.send(map[string]any{"error": body})
+	case f.usage:
+		v := f.envelope(f.part, first, first, []any{})
+		v["usage"] = total
+		if err = out.send(v); err == nil {
+			err = out.end()
 		}
-		return
+	default:
+		err = out.end()
 	}
-	if v := tail(total); v != nil {
-		if out.send(v) != nil {
-			return
-		}
-	}
-	if err := out.write("data: [DONE]\n\n"); err != nil {
-		s.log.Debug("write end of stream", "error", err)
+	if err != nil {
+		s.log.Debug("end stream", "error", err)
 	}
 }

@@ -1,0 +1,104 @@
+package openai
+
+import (
+	"encoding/json"
+	"errors"
+	"math"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	"github.com/lamina-mesh/lamina/pkg/rpc"
+)
+
+// apiError is OpenAI's error object. RetryAfter, in seconds, is Lamina's: an error
+// in the middle of a stream has no header to carry it.
+type apiError struct {
+	Message    string  `json:"message"`
+	Type       string  `json:"type"`
+	Param      *string `json:"param"`
+	Code       *string `json:"code"`
+	RetryAfter float64 `json:"retry_after,omitempty"`
+}
+
+// toAPIError returns the HTTP status and the error object of err.
+func toAPIError(err error) (int, apiError) {
+	code := fault.CodeOf(err)
+	status := rpc.HTTPStatus(code)
+	name := strings.ReplaceAll(code.String(), " ", "_")
+	var param string
+	var large *http.MaxBytesError
+	var f *fault.Error
+	for e := err; errors.As(e, &f); e = f.Err { // the outermost that says so
+		if param == "" {
+			param = strings.TrimPrefix(f.Field, "sampling.")
+		}
+	}
+	switch {
+	case errors.As(err, &large):
+		status = http.StatusRequestEntityTooLarge
+	case code == fault.NotFound:
+		name, param = "model_not_found", "model"
+	}
+	out := apiError{Message: err.Error(), Type: errorType(status), Code: &name, RetryAfter: retryAfter(err).Seconds()}
+	if param != "" {
+		out.Param = &param
+	}
+	return status, out
+}
+
+func errorType(status int) string {
+	switch {
+	case status >= 500:
+		return "server_error"
+	case status == http.StatusUnauthorized:
+		return "authentication_error"
+	case status == http.StatusForbidden:
+		return "permission_error"
+	}
+	return "invalid_request_error"
+}
+
+// retryAfter is the outermost hint in err's chain, or 0.
+func retryAfter(err error) time.Duration {
+	for f := (*fault.Error)(nil); errors.As(err, &f); err = f.Err {
+		if f.RetryAfter > 0 {
+			return f.RetryAfter
+		}
+	}
+	return 0
+}
+
+// fail answers with err.
+func (s *server) fail(w http.ResponseWriter, err error) {
+	status, body := toAPIError(err)
+	if wait := retryAfter(err); wait > 0 {
+		w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(wait.Seconds()))))
+	}
+	s.json(w, status, map[string]any{"error": body})
+}
+
+// refuse answers what never reached the backend.
+func (s *server) refuse(w http.ResponseWriter, status int, code, message string) {
+	s.json(w, status, map[string]any{"error": apiError{Message: message, Type: errorType(status), Code: &code}})
+}
+
+// json answers with one object, which the reader must take in time.
+func (s *server) json(w http.ResponseWriter, status int, v any) {
+	text, err := json.Marshal(v)
+	if err != nil { // a log-probability that is no number
+		s.fail(w, fault.Wrap(fault.Internal, err, "write answer as JSON"))
+		return
+	}
+	if err := http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		s.log.Debug("limit write", "error", err)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	if _, err := w.Write(append(text, '\n')); err != nil {
+		s.log.Debug("write answer", "error", err)
+	}
+}

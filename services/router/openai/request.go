@@ -1,0 +1,185 @@
+package openai
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"reflect"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
+)
+
+const (
+	maxBody     = 4 << 20
+	maxChoices  = 8
+	maxJobs     = 32               // prompts times choices
+	maxInteger  = 1 << 24          // of max_tokens and top_k, as the backend has it
+	maxTop      = 20               // candidates reported with a token, as the backend has it
+	readTimeout = 30 * time.Second // for a client to send its request
+)
+
+// decode reads a body of at most maxBody bytes; an error names the field or the byte.
+func decode(w http.ResponseWriter, r *http.Request, v any) error {
+	control := http.NewResponseController(w)
+	if err := control.SetReadDeadline(time.Now().Add(readTimeout)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		return fault.Wrap(fault.Canceled, err, "limit the read of the body")
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	if err != nil {
+		return &fault.Error{Code: fault.Invalid, Field: "body", Msg: "read at most " + strconv.Itoa(maxBody) + " bytes in " + readTimeout.String(), Err: err}
+	}
+	// From here the connection is read only to learn that the client has gone.
+	if err := control.SetReadDeadline(time.Time{}); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		return fault.Wrap(fault.Canceled, err, "lift the limit of the body")
+	}
+	return unmarshal(body, v)
+}
+
+func unmarshal(body []byte, v any) error {
+	err := json.Unmarshal(body, v)
+	var syntax *json.SyntaxError
+	var kind *json.UnmarshalTypeError
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &syntax):
+		return fault.Field("body", "read JSON at byte %d: %v", syntax.Offset, err)
+	case errors.As(err, &kind):
+		field := strings.TrimPrefix(kind.Field, "common.")
+		if field == "" {
+			field = "body"
+		}
+		return fault.Field(field, "want %s, got %s", jsonKind(kind.Type), kind.Value)
+	}
+	return fault.Field("body", "read JSON: %v", err)
+}
+
+// jsonKind says what t is called in JSON.
+func jsonKind(t reflect.Type) string {
+	switch t.Kind() {
+	case reflect.String:
+		return "a string"
+	case reflect.Bool:
+		return "true or false"
+	case reflect.Float32, reflect.Float64:
+		return "a number in range"
+	case reflect.Int, reflect.Int64, reflect.Uint32:
+		return "a whole number in range"
+	case reflect.Slice:
+		return "a list"
+	}
+	return "an object"
+}
+
+// given reports whether an optional field holds more than null.
+func given(raw json.RawMessage) bool { return len(raw) > 0 && string(raw) != "null" }
+
+// texts is a string or a list of strings.
+type texts []string
+
+// UnmarshalJSON takes either.
+func (t *texts) UnmarshalJSON(raw []byte) error {
+	*t = nil
+	var one *string
+	if json.Unmarshal(raw, &one) == nil {
+		if one != nil {
+			*t = texts{*one}
+		}
+		return nil
+	}
+	return json.Unmarshal(raw, (*[]string)(t))
+}
+
+// common are the fields that both endpoints share.
+type common struct {
+	Model             string             `json:"model"`
+	MaxTokens         *int64             `json:"max_tokens"`
+	Temperature       *float32           `json:"temperature"`
+	TopP              *float32           `json:"top_p"`
+	TopK              *int64             `json:"top_k"`
+	MinP              float32            `json:"min_p"`
+	Seed              *int64             `json:"seed"`
+	N                 *int               `json:"n"`
+	Stop              texts              `json:"stop"`
+	Stream            bool               `json:"stream"`
+	StreamOptions     *streamOptions     `json:"stream_options"`
+	PresencePenalty   float32            `json:"presence_penalty"`
+	FrequencyPenalty  float32            `json:"frequency_penalty"`
+	RepetitionPenalty *float32           `json:"repetition_penalty"`
+	LogitBias         map[string]float32 `json:"logit_bias"`
+	IgnoreEnd         bool               `json:"ignore_end"`
+	ResponseFormat    json.RawMessage    `json:"response_format"`
+}
+
+type streamOptions struct {
+	IncludeUsage bool `json:"include_usage"`
+}
+
+// check refuses what both endpoints cannot do, and returns n.
+func (c *common) check() (int, error) {
+	if given(c.ResponseFormat) {
+		var format struct {
+			Type string `json:"type"`
+		}
+		if err := json.Unmarshal(c.ResponseFormat, &format); err != nil {
+			return 0, fault.Field("response_format", "want an object with a type")
+		}
+		if format.Type != "text" {
+			return 0, fault.Field("response_format", "type %q is not supported: text is", format.Type)
+		}
+	}
+	if c.N == nil {
+		return 1, nil
+	}
+	if *c.N < 1 || *c.N > maxChoices {
+		return 0, fault.Field("n", "%d is not within 1..%d", *c.N, maxChoices)
+	}
+	return *c.N, nil
+}
+
+// limit is a most number of tokens for the backend, where 0 means what fits.
+func limit(field string, v *int64) (uint32, error) {
+	if v == nil {
+		return 0, nil
+	}
+	if *v < 1 || *v > maxInteger {
+		return 0, fault.Field(field, "%d is not within 1..%d", *v, maxInteger)
+	}
+	return uint32(*v), nil
+}
+
+// sampling is the rules of choice i.
+func (c *common) sampling(i int) (*routerv1.Sampling, error) {
+	out := &routerv1.Sampling{
+		Temperature: c.Temperature, TopP: c.TopP, MinP: c.MinP, RepetitionPenalty: c.RepetitionPenalty,
+		PresencePenalty: c.PresencePenalty, FrequencyPenalty: c.FrequencyPenalty,
+	}
+	if c.TopK != nil && *c.TopK != -1 { // a common spelling of "all"
+		if *c.TopK < 0 || *c.TopK > maxInteger {
+			return nil, fault.Field("top_k", "%d is not within 0..%d", *c.TopK, maxInteger)
+		}
+		out.TopK = uint32(*c.TopK)
+	}
+	if c.Seed != nil {
+		seed := uint64(*c.Seed) + uint64(i)
+		out.Seed = &seed
+	}
+	for key, bias := range c.LogitBias {
+		id, err := strconv.ParseUint(key, 10, 31)
+		if err != nil {
+			return nil, fault.Field("logit_bias", "%q is not a token id", key)
+		}
+		if out.LogitBias == nil {
+			out.LogitBias = make(map[uint32]float32, len(c.LogitBias))
+		}
+		out.LogitBias[uint32(id)] = bias
+	}
+	return out, nil
+}
+
+func (c *common) usageWanted() bool { return c.StreamOptions != nil && c.StreamOptions.IncludeUsage }
