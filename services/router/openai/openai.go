@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
+	"time"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
@@ -19,17 +20,22 @@ type Backend interface {
 
 // Options is what the face is given from outside.
 type Options struct {
-	Log *slog.Logger // nil logs nothing
+	Log          *slog.Logger  // nil logs nothing
+	WriteTimeout time.Duration // for a stalled reader to take an event; 0 means 30 s
 }
 
 type server struct {
 	backend Backend
 	log     *slog.Logger
+	timeout time.Duration
 }
 
 // New returns the handler of /v1/.
 func New(b Backend, o Options) http.Handler {
-	s := &server{backend: b, log: o.Log}
+	s := &server{backend: b, log: o.Log, timeout: o.WriteTimeout}
+	if s.timeout == 0 {
+		s.timeout = 30 * time.Second
+	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}

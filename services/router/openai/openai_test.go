@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -24,6 +25,12 @@ type backend struct {
 	failWith error
 	canceled chan struct{}
 	seeds    chan uint64
+	top      []*routerv1.TopCandidate
+	endless  bool // ends without a finished event
+
+	mu          sync.Mutex
+	generations []*routerv1.GenerateRequest
+	chats       []*routerv1.ChatRequest
 }
 
 func (b *backend) play(ctx context.Context, s *routerv1.Sampling, send func(*routerv1.Started, *routerv1.TokenEvent, *routerv1.Finished) error) error {
@@ -40,9 +47,12 @@ func (b *backend) play(ctx context.Context, s *routerv1.Sampling, send func(*rou
 		if i+1 == b.failAt {
 			return b.failWith
 		}
-		if err := send(nil, &routerv1.TokenEvent{Text: w, Id: uint32(i), Logprob: -1, Index: uint32(i)}, nil); err != nil {
+		if err := send(nil, &routerv1.TokenEvent{Text: w, Id: uint32(i), Logprob: -1, Index: uint32(i), Top: b.top}, nil); err != nil {
 			return err
 		}
+	}
+	if b.endless {
+		return nil
 	}
 	if b.canceled != nil {
 		<-ctx.Done()
@@ -55,6 +65,9 @@ func (b *backend) play(ctx context.Context, s *routerv1.Sampling, send func(*rou
 }
 
 func (b *backend) Generate(ctx context.Context, r *routerv1.GenerateRequest, send func(*routerv1.GenerateResponse) error) error {
+	b.mu.Lock()
+	b.generations = append(b.generations, r)
+	b.mu.Unlock()
 	return b.play(ctx, r.GetSampling(), func(s *routerv1.Started, t *routerv1.TokenEvent, f *routerv1.Finished) error {
 		switch {
 		case s != nil:
@@ -67,6 +80,9 @@ func (b *backend) Generate(ctx context.Context, r *routerv1.GenerateRequest, sen
 }
 
 func (b *backend) Chat(ctx context.Context, r *routerv1.ChatRequest, send func(*routerv1.ChatResponse) error) error {
+	b.mu.Lock()
+	b.chats = append(b.chats, r)
+	b.mu.Unlock()
 	return b.play(ctx, r.GetSampling(), func(s *routerv1.Started, t *routerv1.TokenEvent, f *routerv1.Finished) error {
 		switch {
 		case s != nil:

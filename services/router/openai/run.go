@@ -145,7 +145,7 @@ func (s *server) gather(w http.ResponseWriter, r *http.Request, jobs []job, f *s
 
 // stream answers with events as they come.
 func (s *server) stream(w http.ResponseWriter, r *http.Request, jobs []job, f *shape) {
-	out := newStream(w)
+	out := newStream(w, s.timeout)
 	var mu sync.Mutex // of what follows
 	var first *routerv1.Started
 	var total usage

@@ -9,21 +9,19 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 )
 
-// writeTimeout is how long a stalled reader may take for one event.
-const writeTimeout = 30 * time.Second
-
 // stream writes server-sent events, one writer at a time.
 type stream struct {
 	w       http.ResponseWriter
 	control *http.ResponseController
+	timeout time.Duration // of one write
 
 	mu    sync.Mutex
 	begun bool
 	lost  error // the write that failed: the reader has gone and nothing follows
 }
 
-func newStream(w http.ResponseWriter) *stream {
-	return &stream{w: w, control: http.NewResponseController(w)}
+func newStream(w http.ResponseWriter, timeout time.Duration) *stream {
+	return &stream{w: w, control: http.NewResponseController(w), timeout: timeout}
 }
 
 // send writes one event and flushes it.
@@ -48,7 +46,7 @@ func (s *stream) write(data []byte) error {
 }
 
 func (s *stream) writeEvent(data []byte) error {
-	if err := s.control.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+	if err := s.control.SetWriteDeadline(time.Now().Add(s.timeout)); err != nil {
 		return fault.Wrap(fault.Canceled, err, "limit the write of an event")
 	}
 	if !s.begun {

@@ -1,0 +1,219 @@
+package openai_test
+
+import (
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/encoding/prototext"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
+	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
+	"github.com/lamina-mesh/lamina/services/router/openai"
+)
+
+func get(t *testing.T, url string) string {
+	t.Helper()
+	resp, err := http.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+func sameProto(t *testing.T, got, want proto.Message) {
+	t.Helper()
+	if !proto.Equal(got, want) {
+		t.Errorf("the backend is asked\n%s\nwant\n%s", prototext.Format(got), prototext.Format(want))
+	}
+}
+
+func TestCompletion_EveryFieldReachesTheBackend(t *testing.T) {
+	b := &backend{failAt: -1}
+	resp, text := post(t, serve(t, b).URL+"/v1/completions", `{"model":"m","prompt":[[1,2]],"max_tokens":5,"temperature":0,"top_p":0.5,"top_k":4,
+		"min_p":0.25,"seed":-1,"stop":["a","b"],"presence_penalty":1,"frequency_penalty":-1,"repetition_penalty":2,
+		"logit_bias":{"7":-100},"logprobs":2,"ignore_end":true,"user":"u","best_of":1,"suffix":null,"response_format":{"type":"text"}}`)
+	if resp.StatusCode != http.StatusOK || len(b.generations) != 1 {
+		t.Fatalf("%d %s", resp.StatusCode, text)
+	}
+	sameProto(t, b.generations[0], &routerv1.GenerateRequest{
+		Model: "m", Prompt: &routerv1.GenerateRequest_TokenIds{TokenIds: &routerv1.TokenIds{Ids: []uint32{1, 2}}}, MaxTokens: 5, IgnoreEnd: true,
+		Stop: []string{"a", "b"}, TopLogprobs: 2, Sampling: &routerv1.Sampling{
+			Temperature: proto.Float32(0), TopP: proto.Float32(0.5), TopK: 4, MinP: 0.25, Seed: proto.Uint64(1<<64 - 1), RepetitionPenalty: proto.Float32(2),
+			FrequencyPenalty: -1, PresencePenalty: 1, LogitBias: map[uint32]float32{7: -100},
+		},
+	})
+}
+
+func TestCompletion_AbsentFieldsStayAbsent(t *testing.T) {
+	b := &backend{failAt: -1}
+	post(t, serve(t, b).URL+"/v1/completions", `{"prompt":"x","temperature":null,"stop":null,"top_k":-1,"n":null}`)
+	sameProto(t, b.generations[0], &routerv1.GenerateRequest{
+		Prompt: &routerv1.GenerateRequest_Text{Text: "x"}, MaxTokens: 16, Sampling: &routerv1.Sampling{},
+	})
+}
+
+func TestCompletion_PromptForms(t *testing.T) {
+	for body, want := range map[string]int{`"x"`: 1, `[1,2]`: 1, `["x","y"]`: 2, `[[1],[2],[3]]`: 3} {
+		b := &backend{failAt: -1}
+		if resp, text := post(t, serve(t, b).URL+"/v1/completions", `{"prompt":`+body+`}`); resp.StatusCode != 200 || len(b.generations) != want {
+			t.Errorf("%s: %d %s, %d generations, want %d", body, resp.StatusCode, text, len(b.generations), want)
+		}
+	}
+}
+
+func TestChat_MessagesReachTheBackend(t *testing.T) {
+	b := &backend{failAt: -1}
+	call := `{"role":"assistant","tool_calls":[{"id":"1"}]}`
+	resp, text := post(t, serve(t, b).URL+"/v1/chat/completions", `{"messages":[
+		{"role":"system","content":"s","name":null},
+		{"role":"user","content":[{"type":"text","text":"a"},{"type":"text","text":"b"}]},
+		`+call+`,{"role":"tool","tool_call_id":"1","content":[{"type":"text","text":"c"}]}],
+		"max_completion_tokens":9,"max_tokens":7,"stop":"z","tools":[{"type":"function"}],"tool_choice":"auto"}`)
+	if resp.StatusCode != http.StatusOK || len(b.chats) != 1 {
+		t.Fatalf("%d %s", resp.StatusCode, text)
+	}
+	sameProto(t, b.chats[0], &routerv1.ChatRequest{
+		MaxTokens: 9, Stop: []string{"z"}, ToolsJson: `[{"type":"function"}]`, Sampling: &routerv1.Sampling{},
+		Messages: []*tokenizerv1.Message{
+			{Role: "system", Content: "s"}, {Role: "user", Content: "a\nb"}, {Role: "assistant", Json: call},
+			{Role: "tool", Content: "c", Json: `{"content":"c","role":"tool","tool_call_id":"1"}`},
+		},
+	})
+}
+
+func TestRequests_WhatCannotBeDoneIsNamed(t *testing.T) {
+	for _, c := range []struct{ path, body, param string }{
+		{"/v1/completions", `{}`, "prompt"},
+		{"/v1/completions", `{"prompt":null}`, "prompt"},
+		{"/v1/completions", `{"prompt":[]}`, "prompt"},
+		{"/v1/completions", `{"prompt":[1,"x"]}`, "prompt"},
+		{"/v1/completions", `{"prompt":[-1]}`, "prompt"},
+		{"/v1/completions", `{"prompt":["1","2","3","4","5"],"n":8}`, "prompt"},
+		{"/v1/completions", `{"prompt":"x","n":0}`, "n"},
+		{"/v1/completions", `{"prompt":"x","n":1.5}`, "n"},
+		{"/v1/completions", `{"prompt":"x","logprobs":21}`, "logprobs"},
+		{"/v1/completions", `{"prompt":"x","logprobs":-1}`, "logprobs"},
+		{"/v1/completions", `{"prompt":"x","logprobs":0,"echo":true}`, "echo"},
+		{"/v1/completions", `{"prompt":[1],"echo":true}`, "echo"},
+		{"/v1/completions", `{"prompt":"x","best_of":2}`, "best_of"},
+		{"/v1/completions", `{"prompt":"x","suffix":"y"}`, "suffix"},
+		{"/v1/completions", `{"prompt":"x","max_tokens":-1}`, "max_tokens"},
+		{"/v1/completions", `{"prompt":"x","max_tokens":16777217}`, "max_tokens"},
+		{"/v1/completions", `{"prompt":"x","top_k":-2}`, "top_k"},
+		{"/v1/completions", `{"prompt":"x","top_k":99999999}`, "top_k"},
+		{"/v1/completions", `{"prompt":"x","temperature":1e99}`, "temperature"},
+		{"/v1/completions", `{"prompt":"x","logit_bias":{"a":1}}`, "logit_bias"},
+		{"/v1/completions", `{"prompt":"x","stop":5}`, "stop"},
+		{"/v1/completions", `{"prompt":"x","stream_options":{"include_usage":1}}`, "stream_options.include_usage"},
+		{"/v1/completions", `[]`, "body"},
+		{"/v1/completions", `{"prompt":"x"} {}`, "body"},
+		{"/v1/completions", `{"prompt":"x"`, "body"},
+		{"/v1/completions", ``, "body"},
+		{"/v1/chat/completions", hello + `,"response_format":{"type":"json_object"}}`, "response_format"},
+		{"/v1/chat/completions", hello + `,"tool_choice":"required"}`, "tool_choice"},
+		{"/v1/chat/completions", hello + `,"tool_choice":{"type":"function"}}`, "tool_choice"},
+		{"/v1/chat/completions", hello + `,"max_completion_tokens":0}`, "max_completion_tokens"},
+		{"/v1/chat/completions", hello + `,"top_logprobs":3}`, "top_logprobs"},
+		{"/v1/chat/completions", hello + `,"logprobs":true,"top_logprobs":21}`, "top_logprobs"},
+		{"/v1/chat/completions", hello + `,"ignore_end":true}`, "ignore_end"},
+		{"/v1/chat/completions", `{"messages":[]}`, "messages"},
+		{"/v1/chat/completions", `{"messages":[5]}`, "messages[0]"},
+		{"/v1/chat/completions", `{"messages":[null]}`, "messages[0]"},
+		{"/v1/chat/completions", `{"messages":[{"role":"user"}]}`, "messages[0].content"},
+		{"/v1/chat/completions", `{"messages":[{"role":"user","content":5}]}`, "messages[0].content"},
+		{"/v1/chat/completions", `{"messages":[{"role":"user","content":[{"type":"image_url"}]}]}`, "messages[0].content[0].type"},
+		{"/v1/chat/completions", `{"messages":[{"role":"user","content":[{"type":"text"}]}]}`, "messages[0].content[0].text"},
+	} {
+		b := &backend{failAt: -1}
+		resp, text := post(t, serve(t, b).URL+c.path, c.body)
+		if resp.StatusCode != http.StatusBadRequest || !strings.Contains(text, `"param":"`+c.param+`"`) || len(b.generations)+len(b.chats) > 0 {
+			t.Errorf("%s: %d %s, want 400 and param %q before any backend", c.body, resp.StatusCode, text, c.param)
+		}
+	}
+}
+
+func TestRequests_BrokenJSONNamesTheByte(t *testing.T) {
+	for body, want := range map[string]string{`{"prompt":`: "byte 10", `{"prompt" 1}`: "byte 11"} {
+		if _, text := post(t, serve(t, &backend{}).URL+"/v1/completions", body); !strings.Contains(text, want) {
+			t.Errorf("%s: %s does not name %s", body, text, want)
+		}
+	}
+}
+
+func TestRequests_LargeBodyIsRefused(t *testing.T) {
+	b := &backend{failAt: -1}
+	url := serve(t, b).URL + "/v1/completions"
+	frame := len(`{"prompt":""}`)
+	if resp, text := post(t, url, `{"prompt":"`+strings.Repeat("x", 4<<20-frame)+`"}`); resp.StatusCode != http.StatusOK {
+		t.Errorf("4 MiB: %d %.200s", resp.StatusCode, text)
+	}
+	if resp, text := post(t, url, `{"prompt":"`+strings.Repeat("x", 4<<20-frame+1)+`"}`); resp.StatusCode != http.StatusRequestEntityTooLarge || len(b.generations) != 1 {
+		t.Errorf("a byte more: %d %.200s, %d generations", resp.StatusCode, text, len(b.generations))
+	}
+}
+
+func TestRequests_WrongMethod(t *testing.T) {
+	resp, err := http.Get(serve(t, &backend{}).URL + "/v1/completions")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusMethodNotAllowed || resp.Header.Get("Allow") != "POST" {
+		t.Errorf("GET of a POST path: %d, Allow %q", resp.StatusCode, resp.Header.Get("Allow"))
+	}
+}
+
+func TestStream_AnswerWithoutFinishIsAnError(t *testing.T) {
+	s := serve(t, &backend{words: []string{"a"}, failAt: -1, endless: true})
+	if resp, text := post(t, s.URL+"/v1/completions", `{"prompt":"x"}`); resp.StatusCode != http.StatusInternalServerError {
+		t.Errorf("whole: %d %s", resp.StatusCode, text)
+	}
+	if _, text := post(t, s.URL+"/v1/completions", `{"prompt":"x","stream":true}`); !strings.Contains(text, `"error"`) || strings.Contains(text, "[DONE]") {
+		t.Errorf("streamed: %s", text)
+	}
+}
+
+func TestStream_ErrorEventCarriesTheRetryHint(t *testing.T) {
+	lost := fault.Wrap(fault.Unavailable, fault.New(fault.Exhausted, "full").After(1500*time.Millisecond), "go on")
+	s := serve(t, &backend{words: []string{"a", "b"}, failAt: 2, failWith: lost})
+	_, text := post(t, s.URL+"/v1/completions", `{"prompt":"x","stream":true}`)
+	all := events(t, text)
+	same(t, "the last event", all[len(all)-1], `{"error":{"message":"go on: full","type":"server_error","param":null,"code":"unavailable","retry_after":1.5}}`)
+}
+
+func FuzzRequests(f *testing.F) {
+	for _, seed := range []string{hello + `}`, `{"prompt":[[1]],"logit_bias":{"1":2}}`, `{"messages":[{"role":"a","content":[{"type":"text","text":"x"}],"name":"n"}]}`, `{"stop":[5]}`} {
+		f.Add(seed)
+	}
+	b := &backend{words: []string{"a"}, failAt: -1}
+	h := openai.New(b, openai.Options{})
+	f.Fuzz(func(t *testing.T, body string) {
+		for _, path := range []string{"/v1/completions", "/v1/chat/completions"} {
+			b.generations, b.chats = nil, nil
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, httptest.NewRequest(http.MethodPost, path, strings.NewReader(body)))
+			switch ran := len(b.generations)+len(b.chats) > 0; {
+			case w.Code == http.StatusOK && !ran, w.Code != http.StatusOK && w.Code != http.StatusBadRequest && !ran:
+				t.Errorf("%s %q: %d %s, backend asked: %v", path, body, w.Code, w.Body, ran)
+			}
+			for _, c := range b.chats {
+				for _, m := range c.GetMessages() {
+					if m.GetRole() == "" {
+						t.Errorf("%q: a message without role is passed on", body)
+					}
+				}
+			}
+		}
+	})
+}

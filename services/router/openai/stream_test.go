@@ -1,0 +1,125 @@
+package openai_test
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
+	"github.com/lamina-mesh/lamina/services/router/openai"
+)
+
+// generator is a backend whose Generate is a function.
+type generator struct {
+	*backend
+	generate func(ctx context.Context, r *routerv1.GenerateRequest, send func(*routerv1.GenerateResponse) error) error
+}
+
+func (g generator) Generate(ctx context.Context, r *routerv1.GenerateRequest, send func(*routerv1.GenerateResponse) error) error {
+	return g.generate(ctx, r, send)
+}
+
+func TestStream_StalledReaderIsCut(t *testing.T) {
+	cut := make(chan error, 1)
+	endless := &routerv1.GenerateResponse{Event: &routerv1.GenerateResponse_Token{Token: &routerv1.TokenEvent{Text: strings.Repeat("x", 64<<10)}}}
+	h := openai.New(generator{generate: func(ctx context.Context, _ *routerv1.GenerateRequest, send func(*routerv1.GenerateResponse) error) error {
+		for {
+			if err := send(endless); err != nil {
+				cut <- err
+				return err
+			}
+		}
+	}}, openai.Options{WriteTimeout: 50 * time.Millisecond})
+	s := httptest.NewServer(h)
+	defer s.Close()
+	conn, err := net.Dial("tcp", s.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close() // without having read a byte
+	body := `{"prompt":"x","stream":true}`
+	if _, err := io.WriteString(conn, "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 28\r\n\r\n"+body); err != nil || len(body) != 28 {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-cut:
+		if fault.CodeOf(err) != fault.Canceled {
+			t.Errorf("the backend is told %v, a %v", err, fault.CodeOf(err))
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("a reader that takes nothing holds its request")
+	}
+}
+
+func TestChoices_RunAtOnceAndOneFailureEndsAll(t *testing.T) {
+	const n = 4
+	var running atomic.Int32
+	all := make(chan struct{})
+	ended := make(chan error, n)
+	s := httptest.NewServer(openai.New(generator{generate: func(ctx context.Context, r *routerv1.GenerateRequest, _ func(*routerv1.GenerateResponse) error) error {
+		if running.Add(1) == n {
+			close(all)
+		}
+		select {
+		case <-all:
+		case <-time.After(10 * time.Second):
+			return fault.New(fault.Internal, "run alone: %d of %d choices run", running.Load(), n)
+		}
+		if r.GetSampling().GetSeed() == 2 {
+			return fault.New(fault.DataLoss, "lose choice 2")
+		}
+		select {
+		case <-ctx.Done():
+			ended <- ctx.Err()
+		case <-time.After(10 * time.Second):
+			ended <- nil
+		}
+		return ctx.Err()
+	}}, openai.Options{}))
+	defer s.Close()
+	_, text := post(t, s.URL+"/v1/completions", `{"prompt":"x","n":4,"seed":0}`)
+	if !strings.Contains(text, "lose choice 2") {
+		t.Errorf("the answer is %s, want the error that came first", text)
+	}
+	close(ended)
+	for err := range ended {
+		if err == nil {
+			t.Error("a choice goes on after another has failed")
+		}
+	}
+}
+
+func TestWhole_GoneClientCancelsTheRequest(t *testing.T) {
+	asked, ended := make(chan struct{}), make(chan struct{})
+	s := httptest.NewServer(openai.New(generator{generate: func(ctx context.Context, _ *routerv1.GenerateRequest, _ func(*routerv1.GenerateResponse) error) error {
+		close(asked)
+		<-ctx.Done()
+		close(ended)
+		return ctx.Err()
+	}}, openai.Options{}))
+	defer s.Close()
+	conn, err := net.Dial("tcp", s.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(conn, "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 14\r\n\r\n"+`{"prompt":"x"}`); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-asked:
+	case <-time.After(10 * time.Second):
+		t.Error("the backend is not asked")
+	}
+	conn.Close()
+	select {
+	case <-ended:
+	case <-time.After(10 * time.Second):
+		t.Error("the backend goes on after its client has gone")
+	}
+}
