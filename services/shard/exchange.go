@@ -17,9 +17,6 @@ import (
 
 type exchangeServer = grpc.BidiStreamingServer[shardv1.ExchangeRequest, shardv1.ExchangeResponse]
 
-// maxActivation bounds the tensors between neighbours.
-const maxActivation = 1 << 30
-
 // slotTensor is one slot's activation or its gradient.
 type slotTensor struct {
 	step   uint64
@@ -103,7 +100,7 @@ func (s *Service) Exchange(stream exchangeServer) error {
 		return err
 	}
 	var pending slotTensor
-	err = receiveTensors(r.ctx, r.prev.tensors, func() (*tensorv1.Tensor, *tensorv1.Chunk, *slotTensor, error) {
+	err = receiveTensors(r.ctx, r.activationBytes(), r.prev.tensors, func() (*tensorv1.Tensor, *tensorv1.Chunk, *slotTensor, error) {
 		req, err := stream.Recv()
 		if err != nil {
 			return nil, nil, nil, err
@@ -124,8 +121,8 @@ func (s *Service) Exchange(stream exchangeServer) error {
 }
 
 // receiveTensors puts tensors together from frames and hands them on.
-func receiveTensors(ctx context.Context, out chan<- slotTensor, recv func() (*tensorv1.Tensor, *tensorv1.Chunk, *slotTensor, error)) error {
-	tensors := wire.NewAssembler(maxActivation)
+func receiveTensors(ctx context.Context, limit int, out chan<- slotTensor, recv func() (*tensorv1.Tensor, *tensorv1.Chunk, *slotTensor, error)) error {
+	tensors := wire.NewAssembler(limit)
 	for {
 		head, chunk, t, err := recv()
 		if err != nil {
@@ -161,18 +158,19 @@ func receiveTensors(ctx context.Context, out chan<- slotTensor, recv func() (*te
 type toNext struct {
 	stream  grpc.BidiStreamingClient[shardv1.ExchangeRequest, shardv1.ExchangeResponse]
 	tensors chan slotTensor
+	limit   int // bytes of a gradient
 	cancel  context.CancelFunc
 	done    chan struct{}
 }
 
 // dialNext joins the next stage, which is open already.
-func dialNext(ctx context.Context, fail context.CancelCauseFunc, dialer Dialer, o *shardv1.TrainOpen) (*toNext, error) {
+func dialNext(ctx context.Context, fail context.CancelCauseFunc, dialer Dialer, o *shardv1.TrainOpen, limit int) (*toNext, error) {
 	conn, err := dialer.Dial(o.GetNext())
 	if err != nil {
 		return nil, err
 	}
 	own, cancel := context.WithCancel(ctx)
-	n := &toNext{tensors: make(chan slotTensor, frameQueue), cancel: cancel, done: make(chan struct{})}
+	n := &toNext{limit: limit, tensors: make(chan slotTensor, frameQueue), cancel: cancel, done: make(chan struct{})}
 	if n.stream, err = shardv1.NewShardServiceClient(conn).Exchange(own); err != nil {
 		cancel()
 		return nil, rpc.FromStatus(err)
@@ -197,7 +195,7 @@ func dialNext(ctx context.Context, fail context.CancelCauseFunc, dialer Dialer, 
 
 func (n *toNext) receive(ctx context.Context) error {
 	var pending slotTensor
-	err := receiveTensors(ctx, n.tensors, func() (*tensorv1.Tensor, *tensorv1.Chunk, *slotTensor, error) {
+	err := receiveTensors(ctx, n.limit, n.tensors, func() (*tensorv1.Tensor, *tensorv1.Chunk, *slotTensor, error) {
 		resp, err := n.stream.Recv()
 		if err != nil {
 			return nil, nil, nil, rpc.FromStatus(err)

@@ -6,16 +6,12 @@ import (
 	"math"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/lamina-mesh/lamina/pkg/fault"
-	eventv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/event/v1"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
 	"github.com/lamina-mesh/lamina/pkg/gradbus"
 	"github.com/lamina-mesh/lamina/pkg/model"
 	"github.com/lamina-mesh/lamina/pkg/optim"
 	"github.com/lamina-mesh/lamina/pkg/schedule"
-	"github.com/lamina-mesh/lamina/pkg/wire"
 )
 
 // chunkSize is the gradient bytes of one event.
@@ -79,28 +75,55 @@ type meeting struct {
 	step   uint64
 	folded *gradient // of step, until commit or discard
 
-	own     map[schedule.Node]bool // the nodes that this replica computes
-	readers map[string]gradbus.Subscription
-	early   map[string]map[nodeKey][]float32 // events of nodes not yet asked for
+	own     map[schedule.Node]bool          // the nodes that this replica publishes
+	parents map[schedule.Node]schedule.Node // of the nodes below those
+	theirs  map[schedule.Node]bool          // the nodes that the other replicas publish
+	readers map[string]*reader              // by part
 }
 
-type nodeKey struct {
-	step uint64
-	node schedule.Node
+// reader takes one part's events of the present step. Chunks of several nodes come
+// interleaved, so what is not yet asked for is kept.
+type reader struct {
+	events  gradbus.Subscription
+	partial map[schedule.Node]*assembly
+	whole   map[schedule.Node][]float32
 }
 
 func newMeeting(r *trainRun) *meeting {
-	m := &meeting{run: r, own: map[schedule.Node]bool{}, readers: map[string]gradbus.Subscription{}, early: map[string]map[nodeKey][]float32{}}
-	lo, hi := schedule.Slots(int(r.open.GetSlots()), int(r.open.GetReplica()), int(r.open.GetReplicas()))
-	for _, n := range schedule.Cover(int(r.open.GetSlots()), lo, hi) {
-		m.own[n] = true
+	m := &meeting{
+		run: r, own: map[schedule.Node]bool{}, parents: map[schedule.Node]schedule.Node{}, theirs: map[schedule.Node]bool{}, readers: map[string]*reader{},
+	}
+	slots, replicas := int(r.open.GetSlots()), int(r.open.GetReplicas())
+	for replica := range replicas {
+		lo, hi := schedule.Slots(slots, replica, replicas)
+		for _, n := range schedule.Cover(slots, lo, hi) {
+			if replica != int(r.open.GetReplica()) {
+				m.theirs[n] = true
+				continue
+			}
+			m.own[n] = true
+			m.descend(n)
+		}
 	}
 	return m
 }
 
+// descend notes the parents of all nodes below n.
+func (m *meeting) descend(n schedule.Node) {
+	if n.Leaf() {
+		return
+	}
+	left, right := n.Children()
+	m.parents[left], m.parents[right] = n, n
+	m.descend(left)
+	m.descend(right)
+}
+
 func (m *meeting) close() {
-	for _, s := range m.readers {
-		s.Close()
+	for part, in := range m.readers {
+		if err := in.events.Close(); err != nil {
+			m.run.service.log.Warn("close gradient events", "part", part, "error", err)
+		}
 	}
 	o := m.run.open
 	if o.GetReplica() != 0 || o.GetStage() != 0 || m.step == 0 || o.GetReplicas() == 1 && m.run.tied == "" {
@@ -126,13 +149,6 @@ func (m *meeting) discard() {
 // nobody can ask for again: the step is applied here, so all have been published.
 func (m *meeting) commit() {
 	m.discard()
-	for _, early := range m.early { // nothing of this step is asked for again
-		for key := range early {
-			if key.step <= m.step {
-				delete(early, key)
-			}
-		}
-	}
 	o := m.run.open
 	if o.GetReplica() != 0 || o.GetStage() != 0 || m.step < 2 || o.GetReplicas() == 1 && m.run.tied == "" {
 		return
@@ -142,30 +158,55 @@ func (m *meeting) commit() {
 	}
 }
 
+// keep takes a slot's gradient and folds what can be folded of it, so that a step
+// holds as many gradients as the tree is deep, not one a slot.
+func (m *meeting) keep(nodes map[schedule.Node]*gradient, slot int, g *gradient) {
+	n := schedule.Node{Lo: slot, Hi: slot + 1}
+	nodes[n] = g
+	for {
+		parent, ok := m.parents[n]
+		if !ok {
+			return
+		}
+		left, right := parent.Children()
+		if nodes[left] == nil || nodes[right] == nil {
+			return
+		}
+		nodes[parent] = m.add(nodes[left], nodes[right])
+		delete(nodes, left)
+		delete(nodes, right)
+		n = parent
+	}
+}
+
 // fold adds the slots of all replicas over the tree and returns the norms of the
-// stage's own tensors.
-func (m *meeting) fold(step uint64, slots map[int]*gradient) ([]*shardv1.Norm, time.Duration, error) {
+// stage's own tensors. nodes are this replica's, as keep left them.
+func (m *meeting) fold(step uint64, nodes map[schedule.Node]*gradient) ([]*shardv1.Norm, time.Duration, error) {
 	r := m.run
 	m.discard()
+	if step != m.step { // a step that is made again finds the same events
+		for _, in := range m.readers {
+			clear(in.partial)
+			clear(in.whole)
+		}
+	}
 	m.step = step
-	total := int(r.open.GetSlots())
-	lo, hi := schedule.Slots(total, int(r.open.GetReplica()), int(r.open.GetReplicas()))
+	total, replicas := int(r.open.GetSlots()), int(r.open.GetReplicas())
 	part := r.stage.Range.String()
-	nodes := map[schedule.Node]*gradient{}
-	for _, n := range schedule.Cover(total, lo, hi) {
-		nodes[n] = m.local(n, slots)
-		if r.open.GetReplicas() > 1 {
+	if replicas > 1 {
+		lo, hi := schedule.Slots(total, int(r.open.GetReplica()), replicas)
+		for _, n := range schedule.Cover(total, lo, hi) {
 			if err := m.publish(part, n, nodes[n].flat); err != nil {
 				return nil, 0, err
 			}
 		}
 	}
 	begin := time.Now()
-	for replica := range int(r.open.GetReplicas()) {
+	for replica := range replicas {
 		if replica == int(r.open.GetReplica()) {
 			continue
 		}
-		lo, hi := schedule.Slots(total, replica, int(r.open.GetReplicas()))
+		lo, hi := schedule.Slots(total, replica, replicas)
 		for _, n := range schedule.Cover(total, lo, hi) {
 			g := r.takeGradient()
 			if err := m.await(part, n, g.flat); err != nil {
@@ -183,15 +224,6 @@ func (m *meeting) fold(step uint64, slots map[int]*gradient) ([]*shardv1.Norm, t
 	wait += time.Since(begin)
 	norms, err := m.norms()
 	return norms, wait, err
-}
-
-// local folds a node whose slots are all this replica's.
-func (m *meeting) local(n schedule.Node, slots map[int]*gradient) *gradient {
-	if n.Leaf() {
-		return slots[n.Lo]
-	}
-	left, right := n.Children()
-	return m.add(m.local(left, slots), m.local(right, slots))
 }
 
 // whole folds a node out of those at hand.
@@ -264,126 +296,4 @@ func (m *meeting) norms() ([]*shardv1.Norm, error) {
 		out = append(out, &shardv1.Norm{Name: p.Name, SumSquares: sum})
 	}
 	return out, nil
-}
-
-// publish sends a node's gradient as events.
-func (m *meeting) publish(part string, n schedule.Node, flat []float32) error {
-	data := wire.Bytes(flat)
-	chunks := (len(data) + chunkSize - 1) / chunkSize
-	whole := wire.Checksum(data)
-	for i := range chunks {
-		piece := data[i*chunkSize : min(len(data), (i+1)*chunkSize)]
-		event := &eventv1.Gradient{
-			Run: m.run.open.GetRun(), Step: m.step, Part: part, SlotLo: uint32(n.Lo), SlotHi: uint32(n.Hi), Chunk: uint32(i), Chunks: uint32(chunks),
-			Checksum: wire.Checksum(piece), WholeChecksum: whole, Replica: m.run.open.GetReplica(), Data: piece,
-		}
-		raw, err := proto.Marshal(event)
-		if err != nil {
-			return fault.Wrap(fault.Internal, err, "encode gradient event")
-		}
-		key := gradbus.Key{Run: m.busRun(), Part: part, Step: m.step, SlotLo: uint32(n.Lo), SlotHi: uint32(n.Hi), Chunk: uint32(i)}
-		if err := m.run.service.cfg.Bus.Publish(m.run.ctx, gradbus.Event{Key: key, Data: raw}); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// busRun is the run's name on the bus.
-func (m *meeting) busRun() string { return m.run.open.GetRun() }
-
-// await fills flat with a node's gradient from the bus.
-func (m *meeting) await(part string, n schedule.Node, flat []float32) error {
-	want := nodeKey{m.step, n}
-	if early, ok := m.early[part][want]; ok {
-		copy(flat, early)
-		delete(m.early[part], want)
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(m.run.ctx, meetTimeout)
-	defer cancel()
-	reader := m.readers[part]
-	if reader == nil {
-		var err error
-		if reader, err = m.run.service.cfg.Bus.Subscribe(ctx, m.busRun(), part, m.step); err != nil {
-			return err
-		}
-		m.readers[part] = reader
-	}
-	partial := map[nodeKey]*assembly{}
-	for {
-		e, err := reader.Next(ctx)
-		if err != nil {
-			return fault.Wrap(fault.CodeOf(err), err, "wait for %s slots %d-%d of step %d", part, n.Lo, n.Hi, m.step)
-		}
-		got := nodeKey{e.Key.Step, schedule.Node{Lo: int(e.Key.SlotLo), Hi: int(e.Key.SlotHi)}}
-		if e.Key.Step < m.step || m.own[got.node] && part == m.run.stage.Range.String() {
-			continue // of a step that is committed here, or published by this replica
-		}
-		if partial[got] == nil {
-			partial[got] = &assembly{have: map[uint32]bool{}}
-		}
-		values, err := partial[got].add(e, len(flat))
-		if err != nil {
-			return err
-		}
-		switch {
-		case values == nil:
-		case got == want:
-			copy(flat, values)
-			return nil
-		default:
-			if m.early[part] == nil {
-				m.early[part] = map[nodeKey][]float32{}
-			}
-			m.early[part][got] = values
-		}
-	}
-}
-
-// assembly gathers the chunks of one node.
-type assembly struct {
-	data []byte
-	have map[uint32]bool
-	sum  uint64
-}
-
-// add takes an event and returns the node's values when all chunks are there. What
-// is misshapen, damaged or not finite is an error.
-func (a *assembly) add(e gradbus.Event, want int) ([]float32, error) {
-	bad := func(format string, args ...any) error {
-		return fault.New(fault.DataLoss, "read gradient event %v: %s", e.Key, fmt.Sprintf(format, args...))
-	}
-	var g eventv1.Gradient
-	if err := proto.Unmarshal(e.Data, &g); err != nil {
-		return nil, bad("%v", err)
-	}
-	chunks := (4*want + chunkSize - 1) / chunkSize
-	lo := int(g.GetChunk()) * chunkSize
-	switch {
-	case g.GetStep() != e.Key.Step || g.GetPart() != e.Key.Part || g.GetSlotLo() != e.Key.SlotLo || g.GetSlotHi() != e.Key.SlotHi || g.GetChunk() != e.Key.Chunk:
-		return nil, bad("it does not say what its key says")
-	case int(g.GetChunks()) != chunks || int(g.GetChunk()) >= chunks || len(g.GetData()) != min(4*want, lo+chunkSize)-lo:
-		return nil, bad("chunk %d of %d with %d bytes does not fit %d values", g.GetChunk(), g.GetChunks(), len(g.GetData()), want)
-	case wire.Checksum(g.GetData()) != g.GetChecksum():
-		return nil, bad("its checksum is wrong")
-	}
-	if a.data == nil {
-		a.data, a.sum = make([]byte, 4*want), g.GetWholeChecksum()
-	}
-	copy(a.data[lo:], g.GetData())
-	a.have[g.GetChunk()] = true
-	if len(a.have) < chunks {
-		return nil, nil
-	}
-	if wire.Checksum(a.data) != a.sum {
-		return nil, bad("the whole gradient's checksum is wrong")
-	}
-	values := wire.Floats(make([]float32, 0, want), a.data)
-	for _, v := range values {
-		if math.IsNaN(float64(v)) || math.IsInf(float64(v), 0) {
-			return nil, bad("it is not finite")
-		}
-	}
-	return values, nil
 }

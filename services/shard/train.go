@@ -200,13 +200,18 @@ func (t *training) remove(r *trainRun) {
 	delete(t.runs, runKey(r.open.GetChain(), r.open.GetStage()))
 }
 
+// activationBytes is the size of a whole slot's hidden state.
+func (r *trainRun) activationBytes() int {
+	return 4 * int(r.open.GetSlotSequences()) * int(r.open.GetSequenceLen()) * r.stage.Config.Width
+}
+
 // connect joins the next stage.
 func (r *trainRun) connect() error {
 	if r.open.GetNext() == "" {
 		return nil
 	}
 	var err error
-	r.next, err = dialNext(r.ctx, r.fail, r.service.cfg.Dialer, r.open)
+	r.next, err = dialNext(r.ctx, r.fail, r.service.cfg.Dialer, r.open, r.activationBytes())
 	return err
 }
 
@@ -221,15 +226,16 @@ func (r *trainRun) close() {
 
 func (r *trainRun) send(f *shardv1.TrainResponse) error { return r.stream.Send(f) }
 
-// read queues the trainer's frames. It ends with the handler.
+// read queues the trainer's frames. It ends with the stream, and so with the handler.
 func (r *trainRun) read() {
-	defer close(r.frames)
 	for {
 		f, err := r.stream.Recv()
+		if errors.Is(err, io.EOF) {
+			close(r.frames)
+			return
+		}
 		if err != nil {
-			if !errors.Is(err, io.EOF) {
-				r.fail(err)
-			}
+			r.fail(err)
 			return
 		}
 		select {

@@ -15,7 +15,7 @@ type stepRun struct {
 	step   *shardv1.Step
 	scale  float64
 	traces map[int]*model.Trace[float32]
-	grads  map[int]*gradient // by slot
+	grads  map[schedule.Node]*gradient // folded as far as they go
 	wait   time.Duration
 }
 
@@ -26,7 +26,7 @@ func (r *trainRun) runStep(step *shardv1.Step) error {
 	}
 	start := time.Now()
 	s := &stepRun{
-		trainRun: r, step: step, scale: 1 / float64(step.GetTargets()), traces: map[int]*model.Trace[float32]{}, grads: map[int]*gradient{},
+		trainRun: r, step: step, scale: 1 / float64(step.GetTargets()), traces: map[int]*model.Trace[float32]{}, grads: map[schedule.Node]*gradient{},
 	}
 	actions, err := schedule.New(r.open.GetSchedule(), int(r.open.GetStage()), int(r.open.GetStages()), len(step.GetSlots()))
 	if err != nil {
@@ -101,7 +101,7 @@ func (s *stepRun) forward(slot int) error {
 		}
 		in.Hidden = a
 		if !s.stage.Last() { // the first and the last stage know the shape from their microbatch
-			in.B, in.T = shapeOf(len(a)/s.stage.Config.Width, in.T)
+			in.B = len(a) / s.stage.Config.Width / in.T
 		}
 	}
 	tr, err := s.stage.TrainForward(in)
@@ -122,9 +122,6 @@ func (s *stepRun) forward(slot int) error {
 	s.traces[slot] = tr
 	return nil
 }
-
-// shapeOf cuts rows into sequences of the run's length.
-func shapeOf(rows, length int) (int, int) { return rows / length, length }
 
 // microbatch waits for the trainer's data of a slot.
 func (s *stepRun) microbatch(slot int) (*shardv1.Microbatch, error) {
@@ -174,7 +171,7 @@ func (s *stepRun) backward(slot int) error {
 		return fault.Wrap(fault.Invalid, err, "run slot %d of step %d backward", slot, s.step.GetStep())
 	}
 	delete(s.traces, slot)
-	s.grads[slot] = g
+	s.meets.keep(s.grads, slot, g)
 	if s.prev != nil {
 		return s.prev.send(s.step.GetStep(), slot, dIn, s.stage.Config.Width)
 	}
