@@ -25,6 +25,10 @@ type trainStream = grpc.BidiStreamingClient[shardv1.TrainRequest, shardv1.TrainR
 // repliesLen is how many replies of a stage may wait to be read.
 const repliesLen = 4096
 
+// busName is how much of a run's name stands in its name on the gradient bus, which
+// takes 64 bytes.
+const busName = 48
+
 // maxTensor bounds a state tensor in bytes.
 const maxTensor = 8 << 30
 
@@ -49,6 +53,7 @@ type fleet struct {
 	config     model.Config
 	chains     []*chain
 	parameters uint64
+	class      string // of every stage's kernels
 	readers    errgroup.Group
 }
 
@@ -66,7 +71,7 @@ func openFleet(ctx context.Context, dialer Dialer, m *Manifest, c model.Config, 
 		return nil, fault.Field("stages", "%d stages for %d layers", layout.stages, c.Layers)
 	}
 	// A run that starts over must not meet its former events.
-	bus := fmt.Sprintf("%s-%x", m.Name, randomBytes(6))
+	bus := fmt.Sprintf("%.*s-%x", busName, m.Name, randomBytes(6))
 	for r := range layout.replicas {
 		ch := &chain{replica: r}
 		id := randomBytes(16)
@@ -114,6 +119,13 @@ func (f *fleet) open(dialer Dialer, s *stage, open *shardv1.TrainOpen) error {
 	resp, err := s.stream.Recv()
 	if err != nil {
 		return fault.Wrap(fault.CodeOf(rpc.FromStatus(err)), rpc.FromStatus(err), "open layers %v at %s", s.layers, s.addr)
+	}
+	class := resp.GetOpened().GetKernelClass()
+	if f.class == "" {
+		f.class = class
+	}
+	if class != f.class { // equal bits need equal kernels
+		return fault.New(fault.FailedPrecondition, "open layers %v at %s: its kernels are %s, the other shards' are %s", s.layers, s.addr, class, f.class)
 	}
 	if open.GetReplica() == 0 {
 		f.parameters += resp.GetOpened().GetParameters()

@@ -123,7 +123,19 @@ func saveCheckpoint(dir string, s *state, manifest string) error {
 	}); err != nil {
 		return err
 	}
-	return dropOld(dir)
+	if err := syncDir(dir); err != nil {
+		return err
+	}
+	return dropOld(dir, keepCount)
+}
+
+// syncDir makes the names in a folder last.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
 }
 
 // listCheckpoints lists the folders, oldest first.
@@ -141,12 +153,13 @@ func listCheckpoints(dir string) ([]string, error) {
 	return out, err
 }
 
-func dropOld(dir string) error {
+// dropOld removes all checkpoints but the newest.
+func dropOld(dir string, keep int) error {
 	all, err := listCheckpoints(dir)
 	if err != nil {
 		return err
 	}
-	for len(all) > keepCount {
+	for len(all) > keep {
 		if err := os.RemoveAll(all[0]); err != nil {
 			return err
 		}

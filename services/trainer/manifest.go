@@ -76,6 +76,9 @@ type LearningRate struct {
 	Warmup int     `json:"warmup"` // steps
 }
 
+// maxSlotTokens keeps a slot's ids and targets within a message of 4 MiB.
+const maxSlotTokens = 1 << 19
+
 // ParseManifest reads a manifest. Unknown fields and values out of bounds are
 // refused by name.
 func ParseManifest(text []byte) (*Manifest, error) {
@@ -88,6 +91,9 @@ func ParseManifest(text []byte) (*Manifest, error) {
 			return nil, fault.Field("manifest", "byte %d: %v", syntax.Offset, err)
 		}
 		return nil, fault.Field("manifest", "%v", err)
+	}
+	if d.More() {
+		return nil, fault.Field("manifest", "byte %d: more than one JSON value", d.InputOffset())
 	}
 	if m.Model.Context == 0 {
 		m.Model.Context = m.SequenceLen
@@ -130,6 +136,9 @@ func (m *Manifest) check() error {
 		if !(f.v >= f.min && f.v <= f.max) {
 			return fault.Field(f.name, "%v is not within %v..%v", f.v, f.min, f.max)
 		}
+	}
+	if n := m.SlotSequences * m.SequenceLen; n > maxSlotTokens {
+		return fault.Field("slot_sequences", "%d sequences of %d tokens are more than the %d of a message", m.SlotSequences, m.SequenceLen, maxSlotTokens)
 	}
 	switch m.Vocabulary.Type {
 	case "char":

@@ -1,12 +1,14 @@
 package trainer
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/json"
 	"errors"
+	"io"
 	"io/fs"
 	"os"
+
+	"github.com/lamina-mesh/lamina/pkg/weights"
 )
 
 // line is one step in metrics.jsonl.
@@ -30,18 +32,24 @@ func openMetrics(path string, upTo uint64) (*metricsFile, error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	f, err := os.Create(path)
+	err = weights.WriteFile(path, func(w io.Writer) error {
+		for text := range bytes.Lines(old) {
+			var l line
+			if json.Unmarshal(text, &l) != nil || l.Step > upTo {
+				continue
+			}
+			if _, err := w.Write(append(bytes.TrimRight(text, "\n"), '\n')); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 	if err != nil {
 		return nil, err
 	}
-	scan := bufio.NewScanner(bytes.NewReader(old))
-	for scan.Scan() {
-		var l line
-		if json.Unmarshal(scan.Bytes(), &l) == nil && l.Step <= upTo {
-			if _, err := f.Write(append(bytes.Clone(scan.Bytes()), '\n')); err != nil {
-				return nil, errors.Join(err, f.Close())
-			}
-		}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		return nil, err
 	}
 	return &metricsFile{f}, nil
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"io"
 	"math"
 	"os"
@@ -30,9 +31,9 @@ import (
 type layout struct{ stages, replicas int }
 
 const (
-	rebuilds     = 5 // times that a run may lose its fleet without a step between
-	rebuildPause = 500 * time.Millisecond
-	shardsWait   = 30 * time.Second // for shards that train to be seen
+	rebuilds     = 5                      // times that a run may lose its fleet without a step between
+	rebuildPause = 500 * time.Millisecond // before the first, doubled before each more
+	shardsWait   = 30 * time.Second       // for shards that train to be seen
 )
 
 // run is one run of the service.
@@ -126,19 +127,10 @@ func (r *run) train(ctx context.Context) (stopped bool, err error) {
 		if err != nil {
 			return false, err
 		}
-	} else if err := os.RemoveAll(checkpoints); err != nil {
+	} else if err := dropOld(checkpoints, 0); err != nil {
 		return false, err
 	}
-	var begun uint64
-	if last != nil {
-		begun = last.step
-	}
-	log, err := openMetrics(filepath.Join(r.dir, "metrics.jsonl"), begun)
-	if err != nil {
-		return false, err
-	}
-	defer log.Close()
-	t := &training{run: r, data: data, config: config, last: last, checkpoints: checkpoints, metrics: log}
+	t := &training{run: r, data: data, config: config, last: last, checkpoints: checkpoints}
 	for broken := 0; ; broken++ {
 		before := t.step()
 		stopped, err = t.attempt(ctx)
@@ -153,7 +145,9 @@ func (r *run) train(ctx context.Context) (stopped bool, err error) {
 		}
 		r.service.log.Warn("rebuild chains", "run", r.manifest.Name, "from_step", t.step(), "error", err)
 		select {
-		case <-time.After(rebuildPause):
+		case <-time.After(rebuildPause << broken):
+		case <-r.stop:
+			return true, nil // the last checkpoint is what there is
 		case <-ctx.Done():
 			return false, ctx.Err()
 		}
@@ -192,6 +186,10 @@ func (t *training) step() uint64 {
 // attempt builds a fleet and steps until the end or an error.
 func (t *training) attempt(ctx context.Context) (stopped bool, err error) {
 	r, m := t.run, t.run.manifest
+	if t.metrics, err = openMetrics(filepath.Join(r.dir, "metrics.jsonl"), t.step()); err != nil {
+		return false, err
+	}
+	defer func() { err = errors.Join(err, t.metrics.Close()) }()
 	addrs, err := r.service.shards(ctx)
 	if err != nil {
 		return false, err
