@@ -1,0 +1,402 @@
+package shard_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"math"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
+	"github.com/lamina-mesh/lamina/pkg/gradbus"
+	"github.com/lamina-mesh/lamina/pkg/kernel/ref"
+	"github.com/lamina-mesh/lamina/pkg/rpc"
+	"github.com/lamina-mesh/lamina/pkg/rpc/memnet"
+	"github.com/lamina-mesh/lamina/services/shard"
+)
+
+const (
+	busLimit   = 64 << 20
+	vocabSize  = 2048
+	width      = 40 // the embedding alone is more than one event
+	slotLength = 4
+	slotCount  = 4
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// trainRig is one shard that trains, and the test in the trainer's place.
+type trainRig struct {
+	t      *testing.T
+	ctx    context.Context
+	client shardv1.ShardServiceClient
+}
+
+func newTrainRig(t *testing.T, bus shard.Bus) *trainRig {
+	t.Helper()
+	network := memnet.New()
+	dialer := rpc.NewDialer(rpc.DialOptions{Net: network})
+	s := shard.New(shard.Config{Dialer: dialer, Kernels: ref.New[float32](), Bus: bus})
+	server := rpc.NewServer(rpc.ServerOptions{Log: slog.New(slog.DiscardHandler)})
+	s.Register(server)
+	l, err := rpc.Listen("mem:shard", rpc.ListenOptions{Net: network})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	done := make(chan error, 1)
+	go func() { done <- rpc.Serve(ctx, server, l, func() {}, rpc.DrainLimit(time.Second)) }()
+	conn, err := dialer.Dial("mem:shard")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cancel()
+		if err := errors.Join(<-done, dialer.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	return &trainRig{t: t, ctx: ctx, client: shardv1.NewShardServiceClient(conn)}
+}
+
+// trainOpening is a good opening of a lone stage.
+func trainOpening(replica, replicas uint32) *shardv1.TrainOpen {
+	chain := make([]byte, 16)
+	chain[0] = byte(replica + 1)
+	return &shardv1.TrainOpen{
+		Run: "run", Chain: chain, Stages: 1, Replica: replica, Replicas: replicas, Hi: 2, Seed: 5, Slots: slotCount, Schedule: "1f1b",
+		SlotSequences: 1, SequenceLen: slotLength, Adamw: &shardv1.AdamW{Beta1: 0.9, Beta2: 0.95, Epsilon: 1e-8, Decay: 0.1},
+		ConfigJson: []byte(`{"model_type":"llama","hidden_size":40,"num_hidden_layers":2,"num_attention_heads":2,"intermediate_size":16,"vocab_size":2048,"max_position_embeddings":8,"tie_word_embeddings":true}`),
+	}
+}
+
+type conversation struct {
+	*trainRig
+	stream grpc.BidiStreamingClient[shardv1.TrainRequest, shardv1.TrainResponse]
+}
+
+func (r *trainRig) train(open *shardv1.TrainOpen) *conversation {
+	r.t.Helper()
+	stream, err := r.client.Train(r.ctx)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	c := &conversation{r, stream}
+	c.send(&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Open{Open: open}})
+	if got := c.next().GetOpened(); got.GetParameters() == 0 {
+		r.t.Fatalf("opened with %v", got)
+	}
+	return c
+}
+
+func (c *conversation) send(f *shardv1.TrainRequest) {
+	c.t.Helper()
+	if err := c.stream.Send(f); err != nil && !errors.Is(err, io.EOF) {
+		c.t.Fatal(err)
+	}
+}
+
+func (c *conversation) next() *shardv1.TrainResponse {
+	c.t.Helper()
+	f, err := c.stream.Recv()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return f
+}
+
+// fails reads until the stream's error.
+func (c *conversation) fails() error {
+	for {
+		if _, err := c.stream.Recv(); err != nil {
+			return rpc.FromStatus(err)
+		}
+	}
+}
+
+// end closes the conversation and waits for the stage to end well.
+func (c *conversation) end() {
+	c.t.Helper()
+	if err := c.stream.CloseSend(); err != nil {
+		c.t.Fatal(err)
+	}
+	if f, err := c.stream.Recv(); !errors.Is(err, io.EOF) {
+		c.t.Errorf("after the end: %v, %v", f, err)
+	}
+}
+
+func microbatch(step uint64, slot uint32) *shardv1.Microbatch {
+	m := &shardv1.Microbatch{Step: step, Slot: slot, Sequences: 1, Length: slotLength}
+	for i := range uint32(slotLength) {
+		m.Ids = append(m.Ids, (slot*731+i*17+uint32(step))%vocabSize)
+		m.Targets = append(m.Targets, int32((slot*97+i*5)%vocabSize))
+	}
+	return m
+}
+
+// step sends a step with slots [lo,hi).
+func (c *conversation) step(step uint64, lo, hi uint32, forwardOnly bool) {
+	c.t.Helper()
+	s := &shardv1.Step{Step: step, Targets: slotCount * slotLength, ForwardOnly: forwardOnly}
+	for slot := lo; slot < hi; slot++ {
+		s.Slots = append(s.Slots, slot)
+	}
+	c.send(&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Step{Step: s}})
+	for slot := lo; slot < hi; slot++ {
+		c.send(&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Microbatch{Microbatch: microbatch(step, slot)}})
+	}
+}
+
+// folded reads losses until the stage has folded.
+func (c *conversation) folded() (losses []float64, norms []*shardv1.Norm) {
+	c.t.Helper()
+	for {
+		f := c.next()
+		if l := f.GetLoss(); l != nil {
+			losses = append(losses, l.GetSum())
+			continue
+		}
+		if f.GetFolded() == nil {
+			c.t.Fatalf("got %T, want loss or folded", f.GetFrame())
+		}
+		return losses, f.GetFolded().GetNorms()
+	}
+}
+
+func (c *conversation) apply(step uint64) uint64 {
+	c.t.Helper()
+	c.send(&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Apply{Apply: &shardv1.Apply{Step: step, LearningRate: 0.01, GradientScale: 1}}})
+	f := c.next()
+	if f.GetApplied().GetStep() != step {
+		c.t.Fatalf("apply %d is answered by %v", step, f)
+	}
+	return f.GetApplied().GetDigest()
+}
+
+// alone is what a lone replica makes of the first steps.
+func alone(t *testing.T, steps uint64) (norms [][]*shardv1.Norm, digests []uint64) {
+	t.Helper()
+	c := newTrainRig(t, gradbus.NewMemory(busLimit)).train(trainOpening(0, 1))
+	for step := uint64(1); step <= steps; step++ {
+		c.step(step, 0, slotCount, false)
+		_, n := c.folded()
+		norms, digests = append(norms, n), append(digests, c.apply(step))
+	}
+	c.end()
+	return norms, digests
+}
+
+func sameNorms(a, b []*shardv1.Norm) bool {
+	return proto.Equal(&shardv1.Folded{Norms: a}, &shardv1.Folded{Norms: b})
+}
+
+// interleaving stores the events of all replicas in turns of one chunk.
+type interleaving struct {
+	shard.Bus
+	events chan gradbus.Event
+}
+
+func (b *interleaving) Publish(_ context.Context, e gradbus.Event) error {
+	b.events <- e
+	return nil
+}
+
+// release stores what has been published once n replicas have published whole nodes.
+func (b *interleaving) release(ctx context.Context, n int) error {
+	byNode := map[uint32][]gradbus.Event{}
+	chunks := 0
+	whole := func() bool {
+		if len(byNode) < n {
+			return false
+		}
+		for _, list := range byNode {
+			if len(list) < chunks {
+				return false
+			}
+		}
+		return true
+	}
+	for !whole() {
+		select {
+		case e := <-b.events:
+			byNode[e.Key.SlotLo] = append(byNode[e.Key.SlotLo], e)
+			chunks = (4*tensorCount + 256<<10 - 1) / (256 << 10)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	for chunk := range chunks {
+		for slot := range uint32(n) {
+			if err := b.Bus.Publish(ctx, byNode[slot][chunk]); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// tensorCount is the floats of a lone stage's gradient: embedding and head apart.
+const tensorCount = 2*vocabSize*width + 2*(4*width*width+3*width*16+2*width) + width
+
+func TestTrain_InterleavedReplicasFoldToTheLoneOnesBits(t *testing.T) {
+	norms, digests := alone(t, 2)
+	bus := &interleaving{Bus: gradbus.NewMemory(busLimit), events: make(chan gradbus.Event, 1024)}
+	r := newTrainRig(t, bus)
+	var replicas []*conversation
+	for i := range uint32(slotCount) {
+		replicas = append(replicas, r.train(trainOpening(i, slotCount)))
+	}
+	for step := uint64(1); step <= 2; step++ {
+		for i, c := range replicas {
+			c.step(step, uint32(i), uint32(i)+1, false)
+		}
+		if err := bus.release(r.ctx, slotCount); err != nil {
+			t.Fatalf("wait for all replicas' events: %v", err)
+		}
+		for i, c := range replicas {
+			if _, got := c.folded(); !sameNorms(got, norms[step-1]) {
+				t.Errorf("step %d: replica %d folded other norms than a lone one", step, i)
+			}
+		}
+		for i, c := range replicas {
+			if got := c.apply(step); got != digests[step-1] {
+				t.Errorf("step %d: replica %d has weights %x, a lone one %x", step, i, got, digests[step-1])
+			}
+		}
+	}
+	for _, c := range replicas {
+		c.end()
+	}
+}
+
+func TestTrain_DiscardedStepIsMadeAgain(t *testing.T) {
+	norms, digests := alone(t, 1)
+	r := newTrainRig(t, gradbus.NewMemory(busLimit))
+	a, b := r.train(trainOpening(0, 2)), r.train(trainOpening(1, 2))
+	for try := range 2 {
+		a.step(1, 0, 2, false)
+		b.step(1, 2, 4, false)
+		for _, c := range []*conversation{a, b} {
+			if _, got := c.folded(); !sameNorms(got, norms[0]) {
+				t.Errorf("try %d folded other norms than a lone replica", try)
+			}
+		}
+		if try > 0 {
+			break
+		}
+		for _, c := range []*conversation{a, b} {
+			c.send(&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Discard{Discard: &shardv1.Discard{Step: 1}}})
+			if c.next().GetDiscarded().GetStep() != 1 {
+				t.Fatal("discard is not answered")
+			}
+		}
+	}
+	for _, c := range []*conversation{a, b} {
+		if got := c.apply(1); got != digests[0] {
+			t.Errorf("weights %x, a lone replica's %x", got, digests[0])
+		}
+		c.end()
+	}
+}
+
+func TestTrain_ForwardOnlyMeasuresWithoutATrace(t *testing.T) {
+	c := newTrainRig(t, gradbus.NewMemory(busLimit)).train(trainOpening(0, 1))
+	c.step(1, 0, slotCount, true)
+	var measured []float64
+	for range slotCount {
+		measured = append(measured, c.next().GetLoss().GetSum())
+	}
+	c.step(1, 0, slotCount, false)
+	losses, _ := c.folded()
+	for i := range losses {
+		if losses[i] != measured[i] || math.Abs(losses[i]/slotLength-math.Log(vocabSize)) > 0.5 {
+			t.Errorf("slot %d: loss %v, measured %v, want near %v a token", i, losses[i], measured[i], math.Log(vocabSize))
+		}
+	}
+	c.end()
+}
+
+func TestTrain_FetchedStateGoesOnElsewhere(t *testing.T) {
+	_, digests := alone(t, 2)
+	r := newTrainRig(t, gradbus.NewMemory(busLimit))
+	c := r.train(trainOpening(0, 1))
+	c.step(1, 0, slotCount, false)
+	c.folded()
+	c.apply(1)
+	c.send(&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Fetch{Fetch: &shardv1.Fetch{}}})
+	var frames []*shardv1.TrainRequest
+	for {
+		f := c.next()
+		if f.GetFetched() != nil {
+			if f.GetFetched().GetStep() != 1 || f.GetFetched().GetDigest() != digests[0] {
+				t.Errorf("fetched %v, want step 1 with digest %x", f.GetFetched(), digests[0])
+			}
+			break
+		}
+		if s := f.GetState(); s != nil {
+			frames = append(frames, &shardv1.TrainRequest{Frame: &shardv1.TrainRequest_State{State: s}})
+		} else {
+			frames = append(frames, &shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Chunk{Chunk: f.GetChunk()}})
+		}
+	}
+	c.end()
+	other := trainOpening(0, 1)
+	other.Seed = 99
+	c = r.train(other)
+	for _, f := range frames {
+		c.send(f)
+	}
+	c.send(&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Load{Load: &shardv1.Load{Step: 1}}})
+	if got := c.next().GetLoaded().GetDigest(); got != digests[0] {
+		t.Errorf("loaded weights %x, want %x", got, digests[0])
+	}
+	c.step(2, 0, slotCount, false)
+	c.folded()
+	if got := c.apply(2); got != digests[1] {
+		t.Errorf("weights after a resumed step are %x, want %x", got, digests[1])
+	}
+	c.end()
+}
+
+func TestTrain_WrongFramesAreRefused(t *testing.T) {
+	r := newTrainRig(t, gradbus.NewMemory(busLimit))
+	wrap := func(m *shardv1.Microbatch) *shardv1.TrainRequest {
+		return &shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Microbatch{Microbatch: m}}
+	}
+	stepOf := func(slots ...uint32) *shardv1.TrainRequest {
+		return &shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Step{Step: &shardv1.Step{Step: 1, Slots: slots, Targets: 16}}}
+	}
+	foreign, long := microbatch(1, 0), microbatch(1, 0)
+	foreign.Ids[1] = vocabSize
+	long.Length = 9
+	for name, c := range map[string]struct {
+		frames []*shardv1.TrainRequest
+		want   fault.Code
+	}{
+		"slots of another replica":   {[]*shardv1.TrainRequest{stepOf(0, 1)}, fault.Invalid},
+		"slots with a gap":           {[]*shardv1.TrainRequest{stepOf(0, 2, 3)}, fault.Invalid},
+		"a later slot first":         {[]*shardv1.TrainRequest{stepOf(0, 1, 2, 3), wrap(microbatch(1, 1))}, fault.Invalid},
+		"an id beyond the vocabular": {[]*shardv1.TrainRequest{stepOf(0, 1, 2, 3), wrap(foreign)}, fault.Invalid},
+		"a longer sequence":          {[]*shardv1.TrainRequest{stepOf(0, 1, 2, 3), wrap(long)}, fault.Invalid},
+		"a second open":              {[]*shardv1.TrainRequest{{Frame: &shardv1.TrainRequest_Open{Open: trainOpening(0, 1)}}}, fault.Invalid},
+		"apply without a gradient":   {[]*shardv1.TrainRequest{{Frame: &shardv1.TrainRequest_Apply{Apply: &shardv1.Apply{Step: 1}}}}, fault.FailedPrecondition},
+		"an unknown parameter":       {[]*shardv1.TrainRequest{{Frame: &shardv1.TrainRequest_State{State: &shardv1.State{Name: "x", Kind: 1}}}}, fault.Invalid},
+		"load without state":         {[]*shardv1.TrainRequest{{Frame: &shardv1.TrainRequest_Load{Load: &shardv1.Load{Step: 1}}}}, fault.Invalid},
+		"an empty frame":             {[]*shardv1.TrainRequest{{}}, fault.Invalid},
+	} {
+		conv := r.train(trainOpening(0, 1))
+		for _, f := range c.frames {
+			conv.send(f)
+		}
+		if err := conv.fails(); fault.CodeOf(err) != c.want {
+			t.Errorf("%s: %v, want code %v", name, err, c.want)
+		}
+	}
+}
