@@ -1,76 +1,102 @@
-// Package console is the router's page at /: a chat and the live chain of stages.
-// Everything it needs is in the binary; it runs no script of anyone else's.
 package console
 
 import (
 	"context"
 	"embed"
-	"io/fs"
+	"errors"
 	"log/slog"
 	"net/http"
 	"time"
 
 	"google.golang.org/protobuf/encoding/protojson"
 
+	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
+	"github.com/lamina-mesh/lamina/pkg/rpc"
 )
 
 //go:embed static
 var static embed.FS
 
-// Backend tells the topology, now and after each change.
+// Backend tells the topology, now and after each change, until ctx ends or send
+// fails. It calls send from one goroutine; errors are faults.
 type Backend interface {
 	Watch(ctx context.Context, send func(*routerv1.Mesh) error) error
 }
 
 // Options is what the page is given from outside.
 type Options struct {
-	Log *slog.Logger // nil logs nothing
+	Log          *slog.Logger  // nil logs nothing
+	WriteTimeout time.Duration // for a stalled reader to take an event; 0 means 30 s
 }
 
-// writeTimeout is how long a stalled reader may take for an event.
-const writeTimeout = 30 * time.Second
+type server struct {
+	backend Backend
+	log     *slog.Logger
+	timeout time.Duration
+}
 
 // New returns the handler of the page, its files and /api/topology.
 func New(b Backend, o Options) http.Handler {
-	log := o.Log
-	if log == nil {
-		log = slog.New(slog.DiscardHandler)
+	s := &server{backend: b, log: o.Log, timeout: o.WriteTimeout}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
 	}
-	files, err := fs.Sub(static, "static")
-	if err != nil {
-		panic(err) // the embedded folder is there or the build is broken
+	if s.timeout == 0 {
+		s.timeout = 30 * time.Second
 	}
 	mux := http.NewServeMux()
-	mux.Handle("GET /", secure(http.FileServerFS(files)))
-	mux.HandleFunc("GET /api/topology", func(w http.ResponseWriter, r *http.Request) {
-		h := w.Header()
-		h.Set("Content-Type", "text/event-stream")
-		h.Set("Cache-Control", "no-store")
-		control := http.NewResponseController(w)
-		err := b.Watch(r.Context(), func(m *routerv1.Mesh) error {
-			text, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(m)
-			if err != nil {
-				return err
-			}
-			if err := control.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
-				return err
-			}
-			if _, err := w.Write(append(append([]byte("data: "), text...), '\n', '\n')); err != nil {
-				return err
-			}
-			return control.Flush()
+	for path, file := range map[string]string{"/{$}": "index.html", "/app.js": "app.js", "/mesh.js": "mesh.js", "/style.css": "style.css"} {
+		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Cache-Control", "no-cache") // a newer binary has newer files
+			http.ServeFileFS(w, r, static, "static/"+file)
 		})
-		log.Debug("end topology stream", "error", err)
-	})
-	return mux
+	}
+	mux.HandleFunc("GET /api/topology", s.topology)
+	return secure(mux)
 }
 
-// secure lets the page load nothing but its own files.
+// topology sends the mesh as server-sent events.
+func (s *server) topology(w http.ResponseWriter, r *http.Request) {
+	control := http.NewResponseController(w)
+	begun := false
+	err := s.backend.Watch(r.Context(), func(m *routerv1.Mesh) error {
+		text, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(m)
+		if err != nil {
+			return fault.Wrap(fault.Internal, err, "write the mesh as JSON")
+		}
+		if err := control.SetWriteDeadline(time.Now().Add(s.timeout)); err != nil {
+			return fault.Wrap(fault.Canceled, err, "limit the write of an event")
+		}
+		if !begun {
+			begun = true
+			w.Header().Set("Content-Type", "text/event-stream")
+			w.Header().Set("Cache-Control", "no-store")
+			w.Header().Set("X-Accel-Buffering", "no")
+		}
+		event := make([]byte, 0, len(text)+8)
+		if _, err := w.Write(append(append(append(event, "data: "...), text...), "\n\n"...)); err != nil {
+			return fault.Wrap(fault.Canceled, err, "write event")
+		}
+		if err := control.Flush(); err != nil {
+			return fault.Wrap(fault.Canceled, err, "flush event")
+		}
+		return nil
+	})
+	switch {
+	case err == nil, errors.Is(err, context.Canceled): // the browser goes on by itself, or has gone
+	case begun:
+		s.log.Debug("end topology stream", "error", err)
+	default:
+		http.Error(w, err.Error(), rpc.HTTPStatus(fault.CodeOf(err)))
+	}
+}
+
+// secure lets the page load nothing but its own files, nowhere framed.
 func secure(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
-		h.Set("Content-Security-Policy", "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+		h.Set("Content-Security-Policy", "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
 		h.Set("X-Content-Type-Options", "nosniff")
 		h.Set("Referrer-Policy", "no-referrer")
 		next.ServeHTTP(w, r)

@@ -1,37 +1,38 @@
-"use strict";
+// The chat: asks the OpenAI-style face and shows the answer as it streams.
+
+import { element, watch } from "./mesh.js";
 
 const $ = (id) => document.getElementById(id);
-const turns = [];
 let models = [];
-let running = null;
+let turns = []; // of the chat so far, as the template is given them
+let running = null; // aborts the answer being made
 
-function element(tag, className, text) {
-  const e = document.createElement(tag);
-  if (className) e.className = className;
-  if (text !== undefined) e.textContent = text;
-  return e;
+async function json(response) {
+  const body = await response.json().catch(() => ({}));
+  if (!response.ok) throw new Error(body.error?.message || `the router answers ${response.status}`);
+  return body;
 }
 
 async function loadModels() {
-  const response = await fetch("/v1/models");
-  models = (await response.json()).data || [];
+  models = (await json(await fetch("/v1/models"))).data;
   const chosen = $("model").value;
   $("model").replaceChildren(...models.map((m) => {
     const option = element("option", "", m.id);
     option.value = m.id;
+    option.selected = m.id === chosen;
     return option;
   }));
-  if (models.some((m) => m.id === chosen)) $("model").value = chosen;
 }
 
 function show(role, text) {
-  const turn = element("div", "turn " + role, text);
-  $("turns").append(turn);
-  turn.scrollIntoView({ block: "end" });
-  return turn;
+  const body = element("div", "text", text);
+  $("turns").append(element("div", `turn ${role}`, element("b", "who", role), body));
+  $("turns").scrollTop = $("turns").scrollHeight;
+  return body;
 }
 
-// events yields the data of server-sent events until [DONE].
+// events yields the objects of a stream until [DONE]; a stream that ends without is
+// an error.
 async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
@@ -39,8 +40,9 @@ async function* events(response) {
     const { value, done } = await reader.read();
     if (done) throw new Error("the answer was cut off");
     rest += value;
-    for (let at; (at = rest.indexOf("\n\n")) >= 0; rest = rest.slice(at + 2)) {
+    for (let at; (at = rest.indexOf("\n\n")) >= 0;) {
       const data = rest.slice(0, at).replace(/^data: /, "");
+      rest = rest.slice(at + 2);
       if (data === "[DONE]") return;
       const event = JSON.parse(data);
       if (event.error) throw new Error(event.error.message);
@@ -49,114 +51,115 @@ async function* events(response) {
   }
 }
 
-async function ask(text) {
-  const model = models.find((m) => m.id === $("model").value);
-  if (!model) throw new Error("no model is served yet");
+// meter shows how many tokens came and how fast, from the first to the last.
+function meter() {
+  let first = 0;
+  let last = 0;
+  let pieces = 0;
+  const say = (count) => {
+    const seconds = (last - first) / 1000;
+    const rate = count > 1 && seconds > 0 ? `, ${((count - 1) / seconds).toFixed(1)} tokens/s` : "";
+    $("speed").textContent = `${count} ${count === 1 ? "token" : "tokens"}${rate}`;
+  };
+  return {
+    piece() {
+      last = performance.now();
+      first ||= last;
+      say(++pieces);
+    },
+    total: say, // pieces leave out tokens that show no text
+  };
+}
+
+function request(model, text) {
   const body = {
     model: model.id, stream: true, stream_options: { include_usage: true },
     temperature: Number($("temperature").value), max_tokens: Number($("tokens").value),
   };
   if ($("seed").value !== "") body.seed = Number($("seed").value);
+  if (model.chat) body.messages = [...turns, { role: "user", content: text }];
+  else body.prompt = text;
+  return body;
+}
+
+async function ask(text, signal) {
+  await loadModels();
+  const model = models.find((m) => m.id === $("model").value);
+  if (!model) throw new Error("no model is served yet");
   show("user", text);
-  if (model.chat) {
-    turns.push({ role: "user", content: text });
-    body.messages = turns;
-  } else {
-    body.prompt = text;
-  }
   const answer = show("assistant", model.chat ? "" : text);
-  running = new AbortController();
-  $("send").textContent = "Stop";
-  const started = performance.now();
-  const response = await fetch(model.chat ? "/v1/chat/completions" : "/v1/completions", {
-    method: "POST", signal: running.signal, headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
-  });
-  if (!response.ok) throw new Error((await response.json()).error.message);
+  const speed = meter();
   let reply = "";
-  for await (const event of events(response)) {
-    for (const choice of event.choices) {
-      const piece = model.chat ? choice.delta.content || "" : choice.text;
-      reply += piece;
-      answer.append(piece);
-      answer.scrollIntoView({ block: "end" });
+  let ended = "";
+  try {
+    const response = await fetch(model.chat ? "/v1/chat/completions" : "/v1/completions", {
+      method: "POST", signal, headers: { "Content-Type": "application/json" }, body: JSON.stringify(request(model, text)),
+    });
+    if (!response.ok) await json(response);
+    for await (const event of events(response)) {
+      for (const choice of event.choices) {
+        const piece = (model.chat ? choice.delta.content : choice.text) || "";
+        ended = choice.finish_reason || ended;
+        if (!piece) continue;
+        reply += piece;
+        answer.append(piece);
+        speed.piece();
+        $("turns").scrollTop = $("turns").scrollHeight;
+      }
+      if (event.usage) speed.total(event.usage.completion_tokens);
     }
-    if (event.usage) {
-      const seconds = (performance.now() - started) / 1000;
-      $("speed").textContent = `${event.usage.completion_tokens} tokens, ${(event.usage.completion_tokens / seconds).toFixed(1)} a second`;
-    }
+    if (ended === "length") answer.append(element("small", "note", "ended at the token limit"));
+  } finally {
+    // A turn without its answer would leave the next chat with two questions in a row.
+    if (model.chat && reply) turns.push({ role: "user", content: text }, { role: "assistant", content: reply });
   }
-  if (model.chat) turns.push({ role: "assistant", content: reply });
+}
+
+function busy(on) {
+  $("turns").setAttribute("aria-busy", String(on));
+  $("send").disabled = on;
+  $("stop").disabled = !on;
+  $("fresh").disabled = on;
 }
 
 $("ask").addEventListener("submit", async (e) => {
   e.preventDefault();
-  if (running) return running.abort();
   const text = $("text").value;
-  if (!text.trim()) return;
+  if (running || !text.trim()) return;
+  running = new AbortController();
+  busy(true);
   $("text").value = "";
   try {
-    await ask(text);
+    await ask(text, running.signal);
   } catch (error) {
-    if (error.name !== "AbortError") show("error", error.message);
+    if (error.name === "AbortError") show("note", "stopped");
+    else show("error", error.message);
   } finally {
     running = null;
-    $("send").textContent = "Send";
+    busy(false);
+    $("text").focus();
   }
+});
+
+$("stop").addEventListener("click", () => running?.abort());
+
+$("fresh").addEventListener("click", () => {
+  turns = [];
+  $("turns").replaceChildren();
+  $("speed").textContent = "";
+  $("text").focus();
 });
 
 document.addEventListener("keydown", (e) => {
-  if (e.key === "Escape" && running) running.abort();
-  if (e.key === "Enter" && !e.shiftKey && e.target === $("text") && !running) {
-    e.preventDefault();
-    $("ask").requestSubmit();
-  }
+  if (e.key === "Escape") running?.abort();
 });
 
-function showPipelines(mesh) {
-  $("pipelines").replaceChildren(...(mesh.pipelines || []).map((p) => {
-    const chain = element("div", "chain");
-    for (const hop of p.stages) {
-      if (chain.childNodes.length) chain.append(element("span", "arrow", "→"));
-      const box = element("div", "hop", `layers ${hop.lo || 0}–${hop.hi}`);
-      box.append(element("small", "", hop.address));
-      chain.append(box);
-    }
-    chain.append(element("span", "arrow", "→"));
-    const sampler = element("div", "hop", "sampler");
-    sampler.append(element("small", "", p.sampler));
-    chain.append(sampler);
-    const load = element("div", "hop", `${(p.tokens_per_second || 0).toFixed(1)} tokens/s`);
-    load.append(element("small", "", `${p.running || 0} running, ${p.waiting || 0} waiting`));
-    chain.append(load);
-    return chain;
-  }));
-}
+$("text").addEventListener("keydown", (e) => {
+  if (e.key !== "Enter" || e.shiftKey || e.isComposing) return;
+  e.preventDefault();
+  if (!running) $("ask").requestSubmit();
+});
 
-function showMembers(mesh) {
-  $("members").replaceChildren(...(mesh.members || []).flatMap((m) => {
-    const held = m.held && m.held.length ? m.held : [null];
-    return held.map((h) => {
-      const row = element("tr");
-      row.append(element("td", "", m.service), element("td", "", m.address));
-      row.append(element("td", "", h ? `${h.model} ${h.lo || 0}–${h.hi} of ${h.layers}` : ""));
-      const pages = element("td");
-      if (h) {
-        const meter = element("meter");
-        meter.max = h.kv_pages;
-        meter.value = h.kv_pages_used || 0;
-        meter.title = `${h.kv_pages_used || 0} of ${h.kv_pages}`;
-        pages.append(meter);
-      }
-      row.append(pages, element("td", "", h ? String(h.sessions || 0) : ""));
-      return row;
-    });
-  }));
-}
-
-new EventSource("/api/topology").onmessage = (e) => {
-  const mesh = JSON.parse(e.data);
-  showPipelines(mesh);
-  showMembers(mesh);
-  loadModels();
-};
-loadModels();
+const refresh = () => loadModels().catch((error) => show("error", error.message));
+refresh();
+watch({ link: $("link"), pipelines: $("pipelines"), members: $("members") }, refresh);
