@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"regexp"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
@@ -92,7 +93,7 @@ func ParseManifest(text []byte) (*Manifest, error) {
 		}
 		return nil, fault.Field("manifest", "%v", err)
 	}
-	if d.More() {
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
 		return nil, fault.Field("manifest", "byte %d: more than one JSON value", d.InputOffset())
 	}
 	if m.Model.Context == 0 {

@@ -1,0 +1,116 @@
+package trainer
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
+	"github.com/lamina-mesh/lamina/pkg/vocab"
+)
+
+// aCorpus is text of 1000 characters, the last tenth for validation.
+func aCorpus(t *testing.T, change func(*Manifest)) *corpus {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "text.txt")
+	if err := os.WriteFile(path, []byte(strings.Repeat("abcdéfghij", 90)+strings.Repeat("0123456789", 10)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m := &Manifest{Data: Data{Text: path, ValidationFraction: 0.1}, Vocabulary: Vocabulary{Type: "char"}, SequenceLen: 7, Seed: 3}
+	if change != nil {
+		change(m)
+	}
+	c, err := readCorpus(context.Background(), m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func TestCorpus_CutsByCharacters(t *testing.T) {
+	c := aCorpus(t, nil)
+	if len(c.train) != 900 || len(c.validation) != 100 {
+		t.Errorf("%d and %d characters, want 900 and 100", len(c.train), len(c.validation))
+	}
+	for at, ids := range map[string][]int32{"ghij": c.train[896:], "0123": c.validation[:4]} {
+		text, err := c.vocab.Decode(ids, vocab.DecodeOptions{})
+		if err != nil || string(text) != at {
+			t.Errorf("cut at %q, want %q (%v)", text, at, err)
+		}
+	}
+}
+
+func TestCorpus_DataOfAStepIsAFunctionOfTheStep(t *testing.T) {
+	a, b := aCorpus(t, nil), aCorpus(t, nil)
+	b.slot(9, 3, 2) // asking for other data first changes nothing
+	seen := map[string]bool{}
+	for step := uint64(1); step <= 5; step++ {
+		for slot := range 4 {
+			x, y := a.slot(step, slot, 2), b.slot(step, slot, 2)
+			if !slices.Equal(x.GetIds(), y.GetIds()) || !slices.Equal(x.GetTargets(), y.GetTargets()) {
+				t.Errorf("step %d slot %d differs", step, slot)
+			}
+			seen[string(rune(x.GetIds()[0]))+"/"+string(rune(x.GetIds()[7]))] = true
+			for i := range 6 { // targets are the ids one further
+				if uint32(x.GetTargets()[i]) != x.GetIds()[i+1] {
+					t.Fatalf("step %d slot %d: target %d is %d, the next id is %d", step, slot, i, x.GetTargets()[i], x.GetIds()[i+1])
+				}
+			}
+		}
+	}
+	if len(seen) < 8 {
+		t.Errorf("20 slots begin in %d ways", len(seen))
+	}
+	other := aCorpus(t, func(m *Manifest) { m.Seed = 4 })
+	if slices.Equal(other.slot(1, 0, 2).GetIds(), a.slot(1, 0, 2).GetIds()) && slices.Equal(other.slot(2, 0, 2).GetIds(), a.slot(2, 0, 2).GetIds()) {
+		t.Error("the seed does not change the data")
+	}
+}
+
+func TestCorpus_EvaluationCoversTheTextOnce(t *testing.T) {
+	c := aCorpus(t, nil)
+	var ids []uint32
+	var last *shardv1.Microbatch
+	for _, m := range c.evaluation(1, 3) {
+		if last != nil && last.GetSequences() != 3 {
+			t.Errorf("a slot of %d sequences is not the last", last.GetSequences())
+		}
+		ids, last = append(ids, m.GetIds()...), m
+	}
+	if want := 99 / 7 * 7; len(ids) != want {
+		t.Fatalf("%d ids, want %d", len(ids), want)
+	}
+	for i, id := range ids {
+		if int32(id) != c.validation[i] {
+			t.Fatalf("id %d is %d, the text has %d", i, id, c.validation[i])
+		}
+	}
+}
+
+func TestMetrics_ResumeDropsWhatIsMadeAgain(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "metrics.jsonl")
+	for _, upTo := range []uint64{0, 3, 2} {
+		m, err := openMetrics(path, upTo)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for step := upTo + 1; step <= 5; step++ {
+			if err := m.write(line{Step: step, Loss: 1}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := m.Close(); err != nil {
+			t.Fatal(err)
+		}
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := strings.Count(string(text), "\n"); n != 5 {
+			t.Errorf("resumed after step %d: %d lines, want 5\n%s", upTo, n, text)
+		}
+	}
+}

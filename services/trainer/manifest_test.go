@@ -1,0 +1,142 @@
+package trainer_test
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	"github.com/lamina-mesh/lamina/services/trainer"
+)
+
+const good = `{
+	"name": "a", "data": {"text": "t.txt", "validation_fraction": 0.1}, "vocabulary": {"type": "char"},
+	"model": {"architecture": "llama", "layers": 2, "width": 8, "heads": 2},
+	"slots": 2, "slot_sequences": 1, "sequence_len": 4, "steps": 3, "learning_rate": {"max": 0.01, "min": 0.001, "warmup": 1}
+}`
+
+// with is the good manifest with one field replaced; path is dotted.
+func with(t *testing.T, path string, value any) []byte {
+	t.Helper()
+	var m map[string]any
+	if err := json.Unmarshal([]byte(good), &m); err != nil {
+		t.Fatal(err)
+	}
+	at, keys := m, strings.Split(path, ".")
+	for _, k := range keys[:len(keys)-1] {
+		at = at[k].(map[string]any)
+	}
+	at[keys[len(keys)-1]] = value
+	raw, err := json.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return raw
+}
+
+func TestParseManifest_FillsInWhatIsAbsent(t *testing.T) {
+	m, err := trainer.ParseManifest([]byte(good))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m.Betas != [2]float64{0.9, 0.95} || m.Epsilon != 1e-8 || m.Schedule != "1f1b" || m.DType != "F32" || m.Model.Context != 4 || m.Model.FF != 32 || m.CheckpointEvery != 500 {
+		t.Errorf("defaults are %+v", m)
+	}
+}
+
+func TestParseManifest_NamesTheFieldItRefuses(t *testing.T) {
+	for _, c := range []struct {
+		path  string
+		value any
+		want  string // in the error; the path when empty
+	}{
+		{"name", "../x", ""},
+		{"name", strings.Repeat("n", 65), ""},
+		{"slots", 0, ""},
+		{"slots", 5000, ""},
+		{"slot_sequences", 1 << 17, ""},
+		{"sequence_len", -1, ""},
+		{"steps", 0, ""},
+		{"learning_rate.max", -1, ""},
+		{"learning_rate.min", 0.5, ""},
+		{"learning_rate.warmup", -1, ""},
+		{"betas", []float64{0.9, 1}, "betas[1]"},
+		{"epsilon", 2, ""},
+		{"decay", -0.1, ""},
+		{"clip", -1, ""},
+		{"data.validation_fraction", 1, ""},
+		{"data.text", "", ""},
+		{"vocabulary.type", "words", ""},
+		{"vocabulary", map[string]any{"type": "bpe", "size": 5}, "vocabulary.size"},
+		{"model.architecture", "rnn", ""},
+		{"model.layers", 0, "layers"},
+		{"model.heads", 3, "heads"},
+		{"model.context", 2, ""},
+		{"schedule", "zigzag", ""},
+		{"dtype", "F64", ""},
+		{"chat_template", "{% for %}", ""},
+		{"evaluate_every", -3, ""},
+		{"stepz", 3, ""},
+		{"steps", "many", ""},
+	} {
+		want := c.want
+		if want == "" {
+			want = c.path
+		}
+		_, err := trainer.ParseManifest(with(t, c.path, c.value))
+		if fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s = %v: %v", c.path, c.value, err)
+		}
+	}
+}
+
+func TestParseManifest_SlotFitsAMessage(t *testing.T) {
+	m := with(t, "slot_sequences", 1024)
+	if _, err := trainer.ParseManifest([]byte(strings.Replace(string(m), `"sequence_len":4`, `"sequence_len":1024`, 1))); fault.CodeOf(err) != fault.Invalid {
+		t.Errorf("a slot of a million tokens: %v", err)
+	}
+}
+
+func TestParseManifest_TakesOneValueAlone(t *testing.T) {
+	for _, text := range []string{"", "null x", good + good, good + "}", "[1]"} {
+		if _, err := trainer.ParseManifest([]byte(text)); err == nil {
+			t.Errorf("%q is accepted", text)
+		}
+	}
+}
+
+func TestParseManifest_ExamplesAreGood(t *testing.T) {
+	paths, err := filepath.Glob("../../examples/*.json")
+	if err != nil || len(paths) == 0 {
+		t.Fatalf("find examples: %v, %v", paths, err)
+	}
+	for _, path := range paths {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := trainer.ParseManifest(text); err != nil {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+}
+
+func FuzzParseManifest(f *testing.F) {
+	f.Add([]byte(good))
+	f.Add([]byte(`{"model":{"layers":-1}}`))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		m, err := trainer.ParseManifest(text)
+		if err != nil {
+			return
+		}
+		again, err := json.Marshal(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := trainer.ParseManifest(again); err != nil {
+			t.Errorf("a good manifest, written out, is refused: %v\n%s", err, again)
+		}
+	})
+}
