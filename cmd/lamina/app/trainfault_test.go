@@ -1,0 +1,228 @@
+package app_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"google.golang.org/grpc"
+
+	"github.com/lamina-mesh/lamina/pkg/discovery"
+	trainerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/trainer/v1"
+	"github.com/lamina-mesh/lamina/pkg/gradbus"
+	"github.com/lamina-mesh/lamina/pkg/kernel/ref"
+	"github.com/lamina-mesh/lamina/pkg/rpc"
+	"github.com/lamina-mesh/lamina/pkg/rpc/memnet"
+	"github.com/lamina-mesh/lamina/services/shard"
+	"github.com/lamina-mesh/lamina/services/trainer"
+)
+
+// trainFleet is a trainer and shards of which the test can kill one.
+type trainFleet struct {
+	t        *testing.T
+	ctx      context.Context
+	network  *memnet.Network
+	registry *discovery.Memory
+	dialer   *rpc.Dialer
+	bus      *gradbus.Memory
+	client   trainerv1.TrainerServiceClient
+	kill     map[string]func()
+	ended    []<-chan error
+}
+
+func newTrainFleet(t *testing.T, shards int) *trainFleet {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	f := &trainFleet{t: t, ctx: ctx, network: memnet.New(), registry: discovery.NewMemory(), bus: gradbus.NewMemory(64 << 20), kill: map[string]func(){}}
+	f.dialer = rpc.NewDialer(rpc.DialOptions{Net: f.network})
+	for i := range shards {
+		f.shard(fmt.Sprintf("shard-%d", i))
+	}
+	s := trainer.New(trainer.Config{Dialer: f.dialer, Registry: f.registry, Dir: t.TempDir()})
+	running := make(chan error, 1)
+	go func() { running <- s.Run(ctx) }()
+	f.ended = append(f.ended, running, f.serve(ctx, "trainer", s))
+	conn, err := f.dialer.Dial("mem:trainer")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.client = trainerv1.NewTrainerServiceClient(conn)
+	t.Cleanup(func() {
+		cancel()
+		for _, done := range f.ended {
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+		}
+		if err := errors.Join(f.dialer.Close(), f.bus.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	return f
+}
+
+func (f *trainFleet) serve(ctx context.Context, name string, s interface {
+	Register(r grpc.ServiceRegistrar)
+}) <-chan error {
+	f.t.Helper()
+	server := rpc.NewServer(rpc.ServerOptions{Log: slog.New(slog.DiscardHandler)})
+	s.Register(server)
+	l, err := rpc.Listen("mem:"+name, rpc.ListenOptions{Net: f.network})
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- rpc.Serve(ctx, server, l, func() {}, rpc.DrainLimit(time.Second)) }()
+	return done
+}
+
+// shard starts one that trains. Killing it breaks its connections without a word and
+// has the registry notice.
+func (f *trainFleet) shard(name string) {
+	ctx, cancel := context.WithCancel(f.ctx)
+	done := f.serve(ctx, name, shard.New(shard.Config{Dialer: f.dialer, Kernels: ref.New[float32](), Bus: f.bus}))
+	reg, err := f.registry.Register(f.ctx, discovery.Instance{ID: name, Service: "shard", Addr: "mem:" + name, Meta: map[string]string{trainer.TrainsMeta: "true"}})
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	f.ended = append(f.ended, done)
+	f.kill[name] = func() {
+		f.network.Cut(name, true)
+		if err := reg.Deregister(f.ctx); err != nil {
+			f.t.Error(err)
+		}
+		cancel()
+	}
+}
+
+// watch starts a run, calls seen on every state and returns the last.
+func (f *trainFleet) watch(r *trainerv1.StartRunRequest, seen func(*trainerv1.Run)) *trainerv1.Run {
+	f.t.Helper()
+	resp, err := f.client.StartRun(f.ctx, r)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	watch, err := f.client.WatchRun(f.ctx, &trainerv1.WatchRunRequest{Run: resp.GetRun()})
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	var last *trainerv1.Run
+	for {
+		e, err := watch.Recv()
+		if errors.Is(err, io.EOF) {
+			return last
+		}
+		if err != nil {
+			f.t.Fatal(err)
+		}
+		last = e.GetRun()
+		if seen != nil {
+			seen(last)
+		}
+	}
+}
+
+// curve is the run's losses by step as metrics.jsonl has them, each step once.
+func curve(t *testing.T, out string) []float64 {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(out, "metrics.jsonl"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var losses []float64
+	for l := range strings.Lines(string(text)) {
+		var m struct {
+			Step int     `json:"step"`
+			Loss float64 `json:"loss"`
+		}
+		if err := json.Unmarshal([]byte(l), &m); err != nil {
+			t.Fatal(err)
+		}
+		if m.Step != len(losses)+1 {
+			t.Fatalf("metrics line %d is of step %d", len(losses)+1, m.Step)
+		}
+		losses = append(losses, m.Loss)
+	}
+	return losses
+}
+
+func same(t *testing.T, what, out, calmOut string, got, calm *trainerv1.Run) {
+	t.Helper()
+	if got.GetState() != trainerv1.RunState_RUN_STATE_DONE || got.GetWeightsDigest() == "" || got.GetWeightsDigest() != calm.GetWeightsDigest() {
+		t.Errorf("%s: ended %v (%s) with weights %q, the calm run has %q", what, got.GetState(), got.GetError(), got.GetWeightsDigest(), calm.GetWeightsDigest())
+		return
+	}
+	if a, b := fmt.Sprint(curve(t, out)), fmt.Sprint(curve(t, calmOut)); a != b {
+		t.Errorf("%s: losses are\n%s\nthe calm run's\n%s", what, a, b)
+	}
+}
+
+func TestTrain_LostShardsCostNoBit(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	t.Run("run", func(t *testing.T) {
+		raw := manifest(t, "lost", map[string]any{"steps": 60, "checkpoint_every": 5})
+		calmOut, out := t.TempDir(), t.TempDir()
+		f := newTrainFleet(t, 6)
+		calm := f.watch(&trainerv1.StartRunRequest{ManifestJson: raw, Out: calmOut}, nil)
+		victims := []string{"shard-1", "shard-3", "shard-0"}
+		var deaths []uint64
+		got := f.watch(&trainerv1.StartRunRequest{ManifestJson: raw, Stages: 2, Replicas: 2, Out: out}, func(r *trainerv1.Run) {
+			running := r.GetState() == trainerv1.RunState_RUN_STATE_RUNNING
+			if n := len(deaths); n < len(victims) && running && r.GetStep() >= uint64(7+16*n) {
+				deaths = append(deaths, r.GetStep())
+				f.kill[victims[n]]()
+			}
+		})
+		if len(deaths) != len(victims) {
+			t.Errorf("shards died at steps %v, want %d deaths", deaths, len(victims))
+		}
+		same(t, "three shards lost", out, calmOut, got, calm)
+	})
+}
+
+func TestTrain_StopAndResumeOverLayoutsIsExact(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	t.Run("run", func(t *testing.T) {
+		raw := manifest(t, "stopped", map[string]any{"steps": 40, "checkpoint_every": 7})
+		calmOut, out := t.TempDir(), t.TempDir()
+		f := newTrainFleet(t, 4)
+		calm := f.watch(&trainerv1.StartRunRequest{ManifestJson: raw, Out: calmOut}, nil)
+		stops := 0
+		for i, l := range [][2]uint32{{1, 1}, {2, 2}, {1, 4}, {4, 1}} {
+			stopped := make(chan error, 1)
+			asked := false
+			got := f.watch(&trainerv1.StartRunRequest{ManifestJson: raw, Stages: l[0], Replicas: l[1], Resume: i > 0, Out: out}, func(r *trainerv1.Run) {
+				if i < 3 && !asked && r.GetState() == trainerv1.RunState_RUN_STATE_RUNNING && r.GetStep() >= uint64(5+9*i) {
+					asked = true
+					go func() {
+						_, err := f.client.StopRun(f.ctx, &trainerv1.StopRunRequest{Run: "stopped"})
+						stopped <- err
+					}()
+				}
+			})
+			if asked {
+				if err := <-stopped; err != nil {
+					t.Fatal(err)
+				}
+			}
+			if got.GetState() == trainerv1.RunState_RUN_STATE_STOPPED {
+				stops++
+				continue
+			}
+			same(t, fmt.Sprintf("resumed %d times", i), out, calmOut, got, calm)
+			break
+		}
+		if stops == 0 {
+			t.Error("no run was stopped before its end")
+		}
+	})
+}
