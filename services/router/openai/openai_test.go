@@ -29,6 +29,7 @@ type backend struct {
 	endless  bool // ends without a finished event
 
 	mu          sync.Mutex
+	started     int
 	generations []*routerv1.GenerateRequest
 	chats       []*routerv1.ChatRequest
 }
@@ -40,7 +41,11 @@ func (b *backend) play(ctx context.Context, s *routerv1.Sampling, send func(*rou
 	if b.failAt == 0 {
 		return b.failWith
 	}
-	if err := send(&routerv1.Started{RequestId: "r", Model: "m", Fingerprint: "f"}, nil, nil); err != nil {
+	b.mu.Lock()
+	id := "r" + strings.Repeat("+", b.started) // the first is r, the next r+
+	b.started++
+	b.mu.Unlock()
+	if err := send(&routerv1.Started{RequestId: id, Model: "m", Fingerprint: "f"}, nil, nil); err != nil {
 		return err
 	}
 	for i, w := range b.words {
@@ -214,7 +219,8 @@ func TestChoices_HaveSeedsOfTheirOwn(t *testing.T) {
 func TestStream_GoneReaderCancelsTheRequest(t *testing.T) {
 	b := &backend{words: []string{"a"}, failAt: -1, canceled: make(chan struct{})}
 	s := serve(t, b)
-	ctx, cancel := context.WithCancel(t.Context())
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.URL+"/v1/completions", strings.NewReader(`{"prompt":"x","stream":true}`))
 	if err != nil {
 		t.Fatal(err)

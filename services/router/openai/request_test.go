@@ -66,7 +66,7 @@ func TestCompletion_AbsentFieldsStayAbsent(t *testing.T) {
 func TestCompletion_PromptForms(t *testing.T) {
 	for body, want := range map[string]int{`"x"`: 1, `[1,2]`: 1, `["x","y"]`: 2, `[[1],[2],[3]]`: 3} {
 		b := &backend{failAt: -1}
-		if resp, text := post(t, serve(t, b).URL+"/v1/completions", `{"prompt":`+body+`}`); resp.StatusCode != 200 || len(b.generations) != want {
+		if resp, text := post(t, serve(t, b).URL+"/v1/completions", `{"prompt":`+body+`}`); resp.StatusCode != http.StatusOK || len(b.generations) != want {
 			t.Errorf("%s: %d %s, %d generations, want %d", body, resp.StatusCode, text, len(b.generations), want)
 		}
 	}
