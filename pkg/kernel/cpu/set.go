@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"runtime"
 	"sync"
-	"sync/atomic"
 
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 )
@@ -13,9 +12,7 @@ import (
 // goroutines; each call spreads over the worker pool.
 type Set struct {
 	ops
-	threads int
-	jobs    chan *job
-	wg      sync.WaitGroup
+	pool    *pool
 	scratch sync.Pool // *[]float32
 
 	mu     sync.Mutex
@@ -39,23 +36,14 @@ func newSet(threads int, o ops) *Set {
 	if threads <= 0 {
 		threads = runtime.GOMAXPROCS(0)
 	}
-	s := &Set{ops: o, threads: threads, jobs: make(chan *job), tables: map[*kernel.Rotary]*table{}}
+	s := &Set{ops: o, pool: newPool(threads), tables: map[*kernel.Rotary]*table{}}
 	s.scratch.New = func() any { return new([]float32) }
-	for range threads - 1 {
-		s.wg.Go(func() {
-			for j := range s.jobs {
-				j.work()
-				j.wg.Done()
-			}
-		})
-	}
 	return s
 }
 
 // Close ends the workers. The set must not be used after it.
 func (s *Set) Close() {
-	close(s.jobs)
-	s.wg.Wait()
+	s.pool.close()
 }
 
 // Name is "cpu".
@@ -64,47 +52,19 @@ func (*Set) Name() string { return "cpu" }
 // Class names the instruction family and the revision of the order of sums.
 func (s *Set) Class() string { return "cpu/" + s.ops.name + "/1" }
 
-// job is a parallel loop: workers take indices until none are left.
-type job struct {
-	n    int64
-	next atomic.Int64
-	body func(i int)
-	wg   sync.WaitGroup
-}
-
-func (j *job) work() {
-	for {
-		i := j.next.Add(1) - 1
-		if i >= j.n {
-			return
-		}
-		j.body(int(i))
-	}
-}
-
 // small is how many multiply-adds are not worth waking a worker for.
 const small = 1 << 15
 
 // each calls body for 0..n-1, whose work is about cost multiply-adds in all, on
 // whichever workers are idle and on the caller. Bodies write results apart.
 func (s *Set) each(n, cost int, body func(i int)) {
-	if s.threads == 1 || n <= 1 || cost < small {
+	if cost < small {
 		for i := range n {
 			body(i)
 		}
 		return
 	}
-	j := &job{n: int64(n), body: body}
-	for range min(s.threads-1, n-1) {
-		j.wg.Add(1)
-		select {
-		case s.jobs <- j:
-		default: // nobody is idle: another call has them
-			j.wg.Done()
-		}
-	}
-	j.work()
-	j.wg.Wait()
+	s.pool.each(n, body)
 }
 
 // buffer lends n floats of unspecified value until give.

@@ -1,0 +1,4 @@
+package cpu
+
+// pause waits a moment.
+func pause()
