@@ -1,0 +1,4 @@
+package main
+
+// quant writes the loops over quantised weights.
+func quant(a *asm) {}
