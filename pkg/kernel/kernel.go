@@ -9,6 +9,14 @@ type Matrix[F tensor.Float] struct {
 	DType      tensor.DType // type of Raw
 	Raw        []byte       // [N, RowBytes(I)], often memory-mapped; never written
 	Dense      []F          // [N,I]; what training updates
+	Packed     any          // the set's own form of Raw, made by Pack; nil before
+}
+
+// Product is one of several products with the same input.
+type Product[F tensor.Float] struct {
+	Y    []F // [T,N]
+	W    *Matrix[F]
+	Bias []F // [N], or nil
 }
 
 // Act is an elementwise activation.
@@ -61,8 +69,14 @@ type Set[F tensor.Float] interface {
 	// "cpu/avx512/1".
 	Class() string
 
+	// Pack gives a raw matrix the form that the set multiplies fastest, if it has
+	// one. Raw is still read by Embed. A packed matrix must not be shared with another
+	// kind of set.
+	Pack(w *Matrix[F])
 	// MatMul computes y[T,N] = x[T,I]·Wᵀ + bias[N]; a nil bias is zero.
 	MatMul(y, x []F, w *Matrix[F], bias []F, t int)
+	// MatMuls computes several products of one x[T,I], each as MatMul would.
+	MatMuls(x []F, t int, products ...Product[F])
 	// MatMulGrad adds dx[T,I] += dy[T,N]·W, dw[N,I] += dyᵀ·x, dbias[N] += Σ_t dy.
 	MatMulGrad(dx, dw, dbias, dy, x []F, w *Matrix[F], t int)
 

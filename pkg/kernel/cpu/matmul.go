@@ -104,6 +104,16 @@ func (s *Set) MatMul(y, x []float32, w *kernel.Matrix[float32], bias []float32, 
 	})
 }
 
+// Pack does nothing yet.
+func (*Set) Pack(*kernel.Matrix[float32]) {}
+
+// MatMuls computes one product after another.
+func (s *Set) MatMuls(x []float32, t int, products ...kernel.Product[float32]) {
+	for _, p := range products {
+		s.MatMul(p.Y, x, p.W, p.Bias, t)
+	}
+}
+
 // transpose writes x[r,c], rows ldx apart, to out[c,r].
 func transpose(out, x []float32, ldx, r, c int) {
 	const block = 16

@@ -101,6 +101,16 @@ func (*Set[F]) MatMul(y, x []F, w *kernel.Matrix[F], bias []F, t int) {
 	})
 }
 
+// Pack does nothing: rows are decoded when they are needed.
+func (*Set[F]) Pack(*kernel.Matrix[F]) {}
+
+// MatMuls computes one product after another.
+func (s *Set[F]) MatMuls(x []F, t int, products ...kernel.Product[F]) {
+	for _, p := range products {
+		s.MatMul(p.Y, x, p.W, p.Bias, t)
+	}
+}
+
 // MatMulGrad adds the gradients of MatMul.
 func (*Set[F]) MatMulGrad(dx, dw, dbias, dy, x []F, w *kernel.Matrix[F], t int) {
 	must("matmul grad", "dy", len(dy), t*w.Rows)
