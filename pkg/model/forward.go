@@ -160,9 +160,7 @@ func (s *Stage[F]) normalize(y, x []F, n *norm[F], t int) {
 func (s *Stage[F]) attend(i int, b *Batch[F], x []F, pos []int32, w *workspace[F]) {
 	blk, c, t := &s.blocks[i], &s.Config, len(pos)
 	s.normalize(w.h, x, &blk.norm1, t)
-	s.set.MatMul(w.q, w.h, &blk.q.Matrix, blk.q.bias, t)
-	s.set.MatMul(w.k, w.h, &blk.k.Matrix, blk.k.bias, t)
-	s.set.MatMul(w.v, w.h, &blk.v.Matrix, blk.v.bias, t)
+	s.set.MatMuls(w.h, t, blk.q.product(w.q), blk.k.product(w.k), blk.v.product(w.v))
 	if s.rotary != nil {
 		s.set.Rotate(w.q, s.rotary, pos, c.Heads, c.HeadDim)
 		s.set.Rotate(w.k, s.rotary, pos, c.KVHeads, c.HeadDim)
@@ -182,11 +180,11 @@ func (s *Stage[F]) attend(i int, b *Batch[F], x []F, pos []int32, w *workspace[F
 // feedForward adds a block's feed-forward part to x[t,C].
 func (s *Stage[F]) feedForward(blk *block[F], x []F, t int, w *workspace[F]) {
 	s.normalize(w.h, x, &blk.norm2, t)
-	s.set.MatMul(w.up, w.h, &blk.up.Matrix, blk.up.bias, t)
 	if s.Config.GLU {
-		s.set.MatMul(w.gate, w.h, &blk.gate.Matrix, blk.gate.bias, t)
+		s.set.MatMuls(w.h, t, blk.gate.product(w.gate), blk.up.product(w.up))
 		s.set.GLU(w.act, w.gate, w.up, s.Config.Act)
 	} else {
+		s.set.MatMul(w.up, w.h, &blk.up.Matrix, blk.up.bias, t)
 		s.set.Activate(w.act, w.up, s.Config.Act)
 	}
 	s.set.MatMul(w.h, w.act, &blk.down.Matrix, blk.down.bias, t)

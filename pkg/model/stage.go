@@ -139,7 +139,27 @@ func build[F tensor.Float](c Config, r Range, set kernel.Set[F], fill filler[F])
 	if b.err != nil {
 		return nil, b.err
 	}
+	s.pack()
 	return s, nil
+}
+
+// pack gives raw matrices the kernel set's own form. The embedding keeps its own: rows
+// of it are looked up.
+func (s *Stage[F]) pack() {
+	for i := range s.blocks {
+		b := &s.blocks[i]
+		for _, l := range []*linear[F]{&b.q, &b.k, &b.v, &b.o, &b.gate, &b.up, &b.down} {
+			s.set.Pack(&l.Matrix)
+		}
+	}
+	if s.head != nil {
+		s.set.Pack(&s.head.Matrix)
+	}
+}
+
+// product is one of the products with an input: its result goes to y.
+func (l *linear[F]) product(y []F) kernel.Product[F] {
+	return kernel.Product[F]{Y: y, W: &l.Matrix, Bias: l.bias}
 }
 
 // builder gathers a stage's parameters; the first error stays.

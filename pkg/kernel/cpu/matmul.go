@@ -73,47 +73,6 @@ func (s *Set) rows(dst []float32, w *kernel.Matrix[float32], lo, hi int) {
 	tensor.Dequantize(dst, src, w.DType)
 }
 
-// MatMul computes y[T,N] = x[T,I]·Wᵀ + bias[N].
-func (s *Set) MatMul(y, x []float32, w *kernel.Matrix[float32], bias []float32, t int) {
-	must("matmul", "x", len(x), t*w.Cols)
-	must("matmul", "y", len(y), t*w.Rows)
-	if bias != nil {
-		must("matmul", "bias", len(bias), w.Rows)
-	}
-	step := denseRows
-	if w.Dense == nil {
-		step = rawRows
-	}
-	s.each((w.Rows+step-1)/step, t*w.Rows*w.Cols, func(i int) {
-		lo, hi := i*step, min((i+1)*step, w.Rows)
-		weights := w.Dense
-		if weights != nil {
-			weights = weights[lo*w.Cols : hi*w.Cols]
-		} else {
-			b := s.buffer((hi - lo) * w.Cols)
-			defer s.give(b)
-			s.rows(*b, w, lo, hi)
-			weights = *b
-		}
-		s.gemm(y[lo:], w.Rows, x, w.Cols, weights, w.Cols, t, hi-lo, w.Cols, false)
-		if bias != nil {
-			for r := range t {
-				s.add(&y[r*w.Rows+lo], &bias[lo], hi-lo)
-			}
-		}
-	})
-}
-
-// Pack does nothing yet.
-func (*Set) Pack(*kernel.Matrix[float32]) {}
-
-// MatMuls computes one product after another.
-func (s *Set) MatMuls(x []float32, t int, products ...kernel.Product[float32]) {
-	for _, p := range products {
-		s.MatMul(p.Y, x, p.W, p.Bias, t)
-	}
-}
-
 // transpose writes x[r,c], rows ldx apart, to out[c,r].
 func transpose(out, x []float32, ldx, r, c int) {
 	const block = 16

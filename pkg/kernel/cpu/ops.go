@@ -15,6 +15,7 @@ type ops struct {
 	sum     func(x *float32, n int) float32
 	max     func(x *float32, n int) float32
 	decode  map[tensor.DType]decoder
+	quant   quantOps
 }
 
 // decoder turns groups of a type into floats.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"runtime"
 	"sync"
+	"unsafe"
 
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 )
@@ -78,6 +79,11 @@ func (s *Set) buffer(n int) *[]float32 {
 }
 
 func (s *Set) give(b *[]float32) { s.scratch.Put(b) }
+
+// bytesOf is the memory of a buffer.
+func bytesOf(b []float32) []byte {
+	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(b))), 4*len(b))
+}
 
 // must panics with the operation's name unless a slice has the wanted length.
 func must(op, name string, got, want int) {

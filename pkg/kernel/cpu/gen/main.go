@@ -14,13 +14,20 @@ import (
 	"log"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
-type asm struct{ bytes.Buffer }
+type asm struct {
+	bytes.Buffer
+	declarations []string // of functions whose comment is one
+}
 
 func (a *asm) f(format string, args ...any) { fmt.Fprintf(a, "\t"+format+"\n", args...) }
 func (a *asm) label(name string)            { fmt.Fprintf(a, "%s:\n", name) }
 func (a *asm) fn(name string, args int, comment string) {
+	if strings.HasPrefix(comment, "func ") {
+		a.declarations = append(a.declarations, comment)
+	}
 	fmt.Fprintf(a, "\n// %s\nTEXT ·%s(SB), NOSPLIT, $0-%d\n", comment, name, args)
 }
 
@@ -36,6 +43,11 @@ func main() {
 		emit(a)
 		if err := os.WriteFile(filepath.Join(*out, name), a.Bytes(), 0o644); err != nil {
 			log.Fatal(err)
+		}
+		if name == "quant_amd64.s" {
+			if err := os.WriteFile(filepath.Join(*out, "quant_amd64.go"), a.quantDeclarations(), 0o644); err != nil {
+				log.Fatal(err)
+			}
 		}
 	}
 }

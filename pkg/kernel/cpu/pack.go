@@ -1,0 +1,224 @@
+package cpu
+
+import (
+	"encoding/binary"
+	"unsafe"
+
+	"github.com/lamina-mesh/lamina/pkg/kernel"
+	"github.com/lamina-mesh/lamina/pkg/tensor"
+)
+
+// packed is a matrix in panels. A panel is its scales, padded to 64 bytes, and then
+// its codes; rows past the matrix's end have scale zero.
+type packed struct {
+	packing
+	dtype  tensor.DType
+	rows   int
+	blocks int    // of a row
+	panels int    // of 16 rows
+	stride int    // bytes of a panel
+	at     int    // where a panel's codes begin
+	data   []byte // aligned to 64
+}
+
+// packable reports whether a matrix can be multiplied as it is.
+func packable(w *kernel.Matrix[float32]) bool {
+	if w.Dense != nil {
+		return false
+	}
+	p, ok := packings(w.DType)
+	return ok && w.Cols%(p.super*blockLen) == 0
+}
+
+// newPacked lays out a matrix's panels, still empty.
+func newPacked(w *kernel.Matrix[float32]) *packed {
+	p, _ := packings(w.DType)
+	m := &packed{packing: p, dtype: w.DType, rows: w.Rows, blocks: w.Cols / blockLen, panels: (w.Rows + panelRows - 1) / panelRows}
+	m.at = (m.blocks/p.super*p.scale + 63) &^ 63
+	m.stride = m.at + m.blocks*p.size
+	return m
+}
+
+// Pack puts a quantised matrix into panels of 16 rows.
+func (s *Set) Pack(w *kernel.Matrix[float32]) {
+	if w.Packed != nil || !packable(w) {
+		return
+	}
+	m := newPacked(w)
+	m.data = aligned(m.panels * m.stride)
+	s.each(m.panels, w.Rows*w.Cols, func(i int) {
+		packPanel(m, m.data[i*m.stride:(i+1)*m.stride], w, i)
+	})
+	w.Packed = m
+}
+
+// aligned makes n bytes that begin at a cache line.
+func aligned(n int) []byte {
+	b := make([]byte, n+63)
+	off := -int(uintptr(unsafe.Pointer(&b[0]))) & 63
+	return b[off : off+n : off+n]
+}
+
+// packer packs one panel.
+type packer struct {
+	rows  [panelRows][]byte // nil past the matrix's end
+	dtype tensor.DType
+	codes [panelRows][blockLen]byte
+}
+
+// packPanel writes panel i of w.
+func packPanel(m *packed, dst []byte, w *kernel.Matrix[float32], i int) {
+	p := packer{dtype: w.DType}
+	size := w.DType.RowBytes(w.Cols)
+	for r := range p.rows {
+		if n := i*panelRows + r; n < w.Rows {
+			p.rows[r] = w.Raw[n*size : (n+1)*size]
+		}
+	}
+	for b := range m.blocks / m.super {
+		m.scales(&p, dst[b*m.scale:(b+1)*m.scale], b)
+	}
+	read := codeReader(w.DType)
+	for b := range m.blocks {
+		for r, row := range p.rows {
+			if row != nil {
+				read(&p.codes[r], row, b)
+			}
+		}
+		m.packing.codes(&p, dst[m.at+b*m.size:m.at+(b+1)*m.size], b)
+	}
+}
+
+// packNibbles packs inputs 8i+k in the low and 8i+4+k in the high half of byte k.
+func packNibbles(p *packer, dst []byte, _ int) {
+	for i := range 4 {
+		for r := range panelRows {
+			c, out := p.codes[r][8*i:8*i+8], dst[64*i+4*r:64*i+4*r+4]
+			for k := range 4 {
+				out[k] = c[k]&15 | c[4+k]<<4
+			}
+		}
+	}
+}
+
+// bitPlanes gathers bits (from shift on, width of them) of inputs 4j+k into byte k:
+// field j%n of plane j/n, where n fields fit a byte.
+func bitPlanes(p *packer, dst []byte, shift, width int) {
+	n, mask := 8/width, byte(1<<width-1)
+	for r := range panelRows {
+		for plane := range 8 / n {
+			out := dst[64*plane+4*r : 64*plane+4*r+4]
+			for k := range out {
+				var v byte
+				for f := range n {
+					v |= p.codes[r][4*(plane*n+f)+k] >> shift & mask << (f * width)
+				}
+				out[k] = v
+			}
+		}
+	}
+}
+
+func packFive(p *packer, dst []byte, b int) {
+	packNibbles(p, dst, b)
+	bitPlanes(p, dst[256:], 4, 1)
+}
+
+func packSix(p *packer, dst []byte, b int) {
+	packNibbles(p, dst, b)
+	bitPlanes(p, dst[256:], 4, 2)
+}
+
+func packEight(p *packer, dst []byte, _ int) {
+	for j := range 8 {
+		for r := range panelRows {
+			copy(dst[64*j+4*r:], p.codes[r][4*j:4*j+4])
+		}
+	}
+}
+
+func packTwo(p *packer, dst []byte, _ int) { bitPlanes(p, dst, 0, 2) }
+
+func packThree(p *packer, dst []byte, _ int) {
+	bitPlanes(p, dst, 0, 2)
+	bitPlanes(p, dst[128:], 2, 1)
+}
+
+// each calls body with the bytes of every row's block b.
+func (p *packer) each(b int, body func(r int, block []byte)) {
+	size := p.dtype.BlockBytes()
+	for r, row := range p.rows {
+		if row != nil {
+			body(r, row[b*size:(b+1)*size])
+		}
+	}
+}
+
+func packHalf(p *packer, dst []byte, b int) {
+	p.each(b, func(r int, block []byte) { copy(dst[2*r:2*r+2], block) })
+}
+
+func packHalfMin(p *packer, dst []byte, b int) {
+	p.each(b, func(r int, block []byte) {
+		copy(dst[2*r:2*r+2], block)
+		copy(dst[32+2*r:32+2*r+2], block[2:])
+	})
+}
+
+// packExponent keeps e-1, the exponent of half of 2^(e-127): the levels are doubled.
+// Exponents of 0 and 1, which are below what a float32 keeps in full, count as zero.
+func packExponent(p *packer, dst []byte, b int) {
+	p.each(b, func(r int, block []byte) { dst[r] = max(block[0], 1) - 1 })
+}
+
+// negative flips the sign of a float16.
+func negative(dst, src []byte) {
+	binary.LittleEndian.PutUint16(dst, binary.LittleEndian.Uint16(src)^0x8000)
+}
+
+func packQ2K(p *packer, dst []byte, b int) {
+	p.each(b, func(r int, block []byte) {
+		copy(dst[2*r:2*r+2], block[80:])
+		copy(dst[32+2*r:32+2*r+2], block[82:])
+		for sub := range 16 {
+			dst[64+16*sub+r] = block[sub]
+		}
+	})
+}
+
+func packQ3K(p *packer, dst []byte, b int) {
+	p.each(b, func(r int, block []byte) {
+		copy(dst[2*r:2*r+2], block[108:])
+		for sub := range 16 {
+			dst[32+16*sub+r] = byte(scaleQ3K(block[96:108], sub))
+		}
+	})
+}
+
+func packQ4K(p *packer, dst []byte, b int) {
+	p.each(b, func(r int, block []byte) {
+		copy(dst[2*r:2*r+2], block)
+		negative(dst[32+2*r:], block[2:])
+		for sub := range 8 {
+			dst[64+32*sub+r], dst[64+32*sub+16+r] = scaleQ4K(block[4:16], sub)
+		}
+	})
+}
+
+func packQ6K(p *packer, dst []byte, b int) {
+	p.each(b, func(r int, block []byte) {
+		copy(dst[2*r:2*r+2], block[208:])
+		for sub := range 16 {
+			dst[32+16*sub+r] = block[192+sub]
+		}
+	})
+}
+
+func packIQ4XS(p *packer, dst []byte, b int) {
+	p.each(b, func(r int, block []byte) {
+		copy(dst[2*r:2*r+2], block)
+		for sub := range 8 {
+			dst[32+16*sub+r] = byte(scaleIQ4XS(block, sub))
+		}
+	})
+}

@@ -1,0 +1,196 @@
+package cpu
+
+import (
+	"github.com/lamina-mesh/lamina/pkg/kernel"
+)
+
+// MatMul computes y[T,N] = x[T,I]·Wᵀ + bias[N].
+func (s *Set) MatMul(y, x []float32, w *kernel.Matrix[float32], bias []float32, t int) {
+	s.MatMuls(x, t, kernel.Product[float32]{Y: y, W: w, Bias: bias})
+}
+
+// MatMuls computes several products of one x. Those over quantised weights quantise
+// it once and share one loop over all their panels.
+func (s *Set) MatMuls(x []float32, t int, products ...kernel.Product[float32]) {
+	var quantised []kernel.Product[float32]
+	for _, p := range products {
+		must("matmul", "x", len(x), t*p.W.Cols)
+		must("matmul", "y", len(p.Y), t*p.W.Rows)
+		if p.Bias != nil {
+			must("matmul", "bias", len(p.Bias), p.W.Rows)
+		}
+		if p.W.Packed != nil || packable(p.W) {
+			quantised = append(quantised, p)
+			continue
+		}
+		s.floats(p.Y, x, p.W, p.Bias, t)
+	}
+	if len(quantised) > 0 && t > 0 {
+		s.quantised(x, t, quantised)
+	}
+}
+
+// piece is a run of panels of one product.
+type piece struct {
+	product int
+	lo, hi  int
+}
+
+// pieceBytes is about how many bytes of weights a thread takes at a time in a
+// matrix-vector product.
+const pieceBytes = 16 << 10
+
+// quantised computes products over block types.
+func (s *Set) quantised(x []float32, t int, products []kernel.Product[float32]) {
+	cols := products[0].W.Cols
+	acts := s.activations(x, t, cols)
+	defer s.give(acts)
+	var pieces []piece
+	cost := 0
+	for i, p := range products {
+		m, ok := p.W.Packed.(*packed)
+		if !ok {
+			m = newPacked(p.W)
+		}
+		step := 1
+		if t == 1 {
+			step = max(1, pieceBytes/m.stride)
+		}
+		for lo := 0; lo < m.panels; lo += step {
+			pieces = append(pieces, piece{i, lo, min(lo+step, m.panels)})
+		}
+		cost += t * p.W.Rows * cols
+	}
+	s.each(len(pieces), cost/8, func(i int) {
+		p := &products[pieces[i].product]
+		m, _ := p.W.Packed.(*packed)
+		if m != nil {
+			s.panels(p, m, m.data[pieces[i].lo*m.stride:], bytesOf(*acts), t, pieces[i].lo, pieces[i].hi)
+			return
+		}
+		m = newPacked(p.W) // not packed at load: a panel at a time
+		b := s.buffer(m.stride / 4)
+		defer s.give(b)
+		for panel := pieces[i].lo; panel < pieces[i].hi; panel++ {
+			clear(*b)
+			packPanel(m, bytesOf(*b), p.W, panel)
+			s.panels(p, m, bytesOf(*b), bytesOf(*acts), t, panel, panel+1)
+		}
+	})
+}
+
+// activations quantises x[T,cols] in groups of rows, biggest first, as groups says.
+func (s *Set) activations(x []float32, t, cols int) *[]float32 {
+	size, blocks := s.quant.act, cols/blockLen
+	b := s.buffer(t * blocks * size / 4)
+	out := bytesOf(*b)
+	count := t/tileMost + 4
+	s.each(count, t*cols*4, func(i int) {
+		row, rows := group(t, i)
+		for r := row; r < row+rows; r++ {
+			s.quant.quantize(&out[(row*blocks+r-row)*size], rows*size, &x[r*cols], blocks)
+		}
+	})
+	return b
+}
+
+// group is the i-th group of t rows: as many groups of tileMost as there are, and then
+// one for each bit of the rest. A group may be empty.
+func group(t, i int) (row, rows int) {
+	whole := t / tileMost
+	if i < whole {
+		return i * tileMost, tileMost
+	}
+	row, rest := whole*tileMost, t%tileMost
+	for bit := tileMost / 2; bit > 0; bit /= 2 {
+		rows = rest & bit
+		if i == whole {
+			return row, rows
+		}
+		row += rows
+		i--
+	}
+	return t, 0
+}
+
+// panels computes panels lo to hi, which begin at w, of one product.
+func (s *Set) panels(p *kernel.Product[float32], m *packed, w, acts []byte, t, lo, hi int) {
+	n := m.rows
+	if gemv := s.quant.gemv[m.dtype]; t == 1 && gemv != nil {
+		whole := min(hi, n/panelRows)
+		if whole > lo {
+			gemv(&p.Y[lo*panelRows], &w[0], m.stride, m.at, &acts[0], m.blocks, whole-lo)
+		}
+		if whole < hi {
+			var last [panelRows]float32
+			gemv(&last[0], &w[(whole-lo)*m.stride], m.stride, m.at, &acts[0], m.blocks, 1)
+			copy(p.Y[whole*panelRows:], last[:])
+		}
+		s.bias(p, t, lo*panelRows, min(hi*panelRows, n))
+		return
+	}
+	unpack, tiles, size := s.quant.unpack[m.dtype], s.quant.tile[m.kind], s.quant.unpacked[m.kind]
+	b := s.buffer(m.blocks * size / 4)
+	defer s.give(b)
+	flat := bytesOf(*b)
+	var out [tileMost * panelRows]float32
+	for panel := lo; panel < hi; panel++ {
+		at := w[(panel-lo)*m.stride:]
+		unpack(&flat[0], &at[0], &at[m.at], m.blocks)
+		row := panel * panelRows
+		cols := min(panelRows, n-row)
+		for i := range t/tileMost + 4 {
+			from, rows := group(t, i)
+			if rows == 0 {
+				continue
+			}
+			x := &acts[from*m.blocks*s.quant.act]
+			if cols == panelRows {
+				tiles[rows](&p.Y[from*n+row], 4*n, &flat[0], x, m.blocks, m.word())
+				continue
+			}
+			tiles[rows](&out[0], 4*panelRows, &flat[0], x, m.blocks, m.word())
+			for r := range rows {
+				copy(p.Y[(from+r)*n+row:][:cols], out[r*panelRows:])
+			}
+		}
+	}
+	s.bias(p, t, lo*panelRows, min(hi*panelRows, n))
+}
+
+// bias adds outputs lo to hi of a product's bias.
+func (s *Set) bias(p *kernel.Product[float32], t, lo, hi int) {
+	if p.Bias == nil {
+		return
+	}
+	for r := range t {
+		s.add(&p.Y[r*p.W.Rows+lo], &p.Bias[lo], hi-lo)
+	}
+}
+
+// floats is a product over dense weights, or over a type that has no packing: those
+// rows are decoded first.
+func (s *Set) floats(y, x []float32, w *kernel.Matrix[float32], bias []float32, t int) {
+	step := denseRows
+	if w.Dense == nil {
+		step = rawRows
+	}
+	s.each((w.Rows+step-1)/step, t*w.Rows*w.Cols, func(i int) {
+		lo, hi := i*step, min((i+1)*step, w.Rows)
+		weights := w.Dense
+		if weights != nil {
+			weights = weights[lo*w.Cols : hi*w.Cols]
+		} else {
+			b := s.buffer((hi - lo) * w.Cols)
+			defer s.give(b)
+			s.rows(*b, w, lo, hi)
+			weights = *b
+		}
+		s.gemm(y[lo:], w.Rows, x, w.Cols, weights, w.Cols, t, hi-lo, w.Cols, false)
+		if bias != nil {
+			for r := range t {
+				s.add(&y[r*w.Rows+lo], &bias[lo], hi-lo)
+			}
+		}
+	})
+}

@@ -1,0 +1,89 @@
+package cpu
+
+import "github.com/lamina-mesh/lamina/pkg/tensor"
+
+// kind says how a block of 32 inputs becomes a part of a sum. With x the activation
+// block (bytes q, scale d), w the weight block (codes c, scale s, minimum m) and every
+// line one fused multiply-add:
+type kind int
+
+const (
+	kindSingle  kind = iota // sum = s·d · Σ(c-o)·q + sum
+	kindMinimum             // sum = s·d · Σc·q + sum; sum = m · d·Σq + sum
+	kindHalves              // as single, first for 16 inputs and then for the other 16
+	kindHalfMin             // as minimum, the same way
+	kinds
+)
+
+// Sizes that the assembly knows too.
+const (
+	panelRows = 16 // rows of a panel
+	blockLen  = 32 // inputs of a block
+	superLen  = 8  // blocks of a super-block
+	tileMost  = 16 // rows of activations in one pass over a panel
+)
+
+// packing says how a type's panels are packed: for each super-block (or block) some
+// bytes of scales, and for each block some bytes of codes.
+type packing struct {
+	kind   kind
+	codes  func(p *packer, dst []byte, b int) // packs block b of the panel's rows
+	size   int                                // bytes of it
+	scales func(p *packer, dst []byte, b int) // packs the scales of block or super-block b
+	scale  int                                // bytes of them
+	super  int                                // blocks that share scales: 1 or superLen
+	offset int                                // o: what the codes are above the values
+	double int                                // by how much the codes are too large
+}
+
+// packings lists the types that are multiplied as they are.
+func packings(d tensor.DType) (packing, bool) {
+	p, ok := map[tensor.DType]packing{
+		tensor.Q4_0:   {kindSingle, packNibbles, 256, packHalf, 32, 1, 8, 1},
+		tensor.Q4_1:   {kindMinimum, packNibbles, 256, packHalfMin, 64, 1, 0, 1},
+		tensor.Q5_0:   {kindSingle, packFive, 320, packHalf, 32, 1, 16, 1},
+		tensor.Q5_1:   {kindMinimum, packFive, 320, packHalfMin, 64, 1, 0, 1},
+		tensor.Q8_0:   {kindSingle, packEight, 512, packHalf, 32, 1, 128, 1},
+		tensor.IQ4_NL: {kindSingle, packNibbles, 256, packHalf, 32, 1, 128, 1},
+		tensor.MXFP4:  {kindSingle, packNibbles, 256, packExponent, 16, 1, 16, 1},
+		tensor.Q2_K:   {kindHalfMin, packTwo, 128, packQ2K, 320, superLen, 0, 1},
+		tensor.Q3_K:   {kindHalves, packThree, 192, packQ3K, 288, superLen, 32, 8},
+		tensor.Q4_K:   {kindMinimum, packNibbles, 256, packQ4K, 320, superLen, 0, 1},
+		tensor.Q5_K:   {kindMinimum, packFive, 320, packQ4K, 320, superLen, 0, 1},
+		tensor.Q6_K:   {kindHalves, packSix, 384, packQ6K, 288, superLen, 32, 1},
+		tensor.IQ4_XS: {kindSingle, packNibbles, 256, packIQ4XS, 160, superLen, 128, 1},
+	}[d]
+	return p, ok
+}
+
+// word is where an activation block's header has minus the offset times the sum.
+func (p *packing) word() int {
+	return map[int]int{8: actLess8, 16: actLess16, 128: actLess128}[p.offset]
+}
+
+// An activation block's header, after 32 signed bytes.
+const (
+	actScale   = 32 // f32
+	actSum     = 36 // f32: the scale times the sum of the bytes
+	actLess8   = 40 // i32: -8 times the sum
+	actLess16  = 44
+	actLess128 = 48
+	actLow     = 52 // i32: -32 times the sum of the first 16
+	actHigh    = 56
+)
+
+type (
+	unpackFunc func(dst, scales, codes *byte, blocks int)
+	gemvFunc   func(y *float32, panel *byte, stride, codes int, x *byte, blocks, panels int)
+	tileFunc   func(y *float32, ldy int, w, x *byte, blocks, word int)
+)
+
+// quantOps are the loops over quantised weights of one instruction family.
+type quantOps struct {
+	act      int        // bytes of an activation block
+	unpacked [kinds]int // bytes of an unpacked block
+	quantize func(dst *byte, stride int, x *float32, blocks int)
+	unpack   map[tensor.DType]unpackFunc
+	gemv     map[tensor.DType]gemvFunc // nil: unpack and tile
+	tile     [kinds]map[int]tileFunc   // by rows
+}

@@ -1,0 +1,217 @@
+package cpu
+
+import (
+	"encoding/binary"
+	"math"
+	"unsafe"
+
+	"github.com/lamina-mesh/lamina/pkg/tensor"
+)
+
+// The loops over quantised weights in plain Go, step for step those of the assembly:
+// integer sums are exact in any order, and every float operation is rounded as there.
+
+const (
+	plainAct   = 64  // bytes of an activation block
+	plainCodes = 512 // bytes of an unpacked block's codes
+	plainFlat  = plainCodes + 4*4*panelRows
+)
+
+func quantPortable() quantOps {
+	q := quantOps{
+		act: plainAct, unpacked: [kinds]int{plainFlat, plainFlat, plainFlat, plainFlat},
+		quantize: plainQuantize, unpack: map[tensor.DType]unpackFunc{},
+	}
+	for d := tensor.Q4_0; d <= tensor.MXFP4; d++ {
+		if p, ok := packings(d); ok {
+			q.unpack[d] = plainUnpack(d, p)
+		}
+	}
+	for k := range kinds {
+		q.tile[k] = map[int]tileFunc{}
+		for rows := 1; rows <= tileMost; rows *= 2 {
+			q.tile[k][rows] = plainTile(k, rows)
+		}
+	}
+	return q
+}
+
+func putFloat(b []byte, v float32) { binary.LittleEndian.PutUint32(b, math.Float32bits(v)) }
+func getFloat(b []byte) float32    { return math.Float32frombits(binary.LittleEndian.Uint32(b)) }
+func putInt(b []byte, v int32)     { binary.LittleEndian.PutUint32(b, uint32(v)) }
+func getInt(b []byte) int32        { return int32(binary.LittleEndian.Uint32(b)) }
+
+// tiny is the largest magnitude of a block that counts as zero.
+const tiny = 1e-30
+
+func plainQuantize(dst *byte, stride int, x *float32, blocks int) {
+	in := unsafe.Slice(x, blocks*blockLen)
+	for b := range blocks {
+		out := unsafe.Slice((*byte)(unsafe.Add(unsafe.Pointer(dst), b*stride)), plainAct)
+		values := in[b*blockLen : (b+1)*blockLen]
+		var most uint32
+		for _, v := range values {
+			most = max(most, math.Float32bits(v)&0x7fffffff)
+		}
+		scale, inverse := float32(0), float32(0)
+		if m := math.Float32frombits(most); !(m < tiny) {
+			scale, inverse = m/127, 127/m
+		}
+		var low, high int32
+		for i, v := range values {
+			q := roundByte(v * inverse)
+			out[i] = byte(q)
+			if i < blockLen/2 {
+				low += int32(q)
+			} else {
+				high += int32(q)
+			}
+		}
+		sum := low + high
+		putFloat(out[actScale:], scale)
+		putFloat(out[actSum:], float32(sum)*scale)
+		putInt(out[actLess8:], -8*sum)
+		putInt(out[actLess16:], -16*sum)
+		putInt(out[actLess128:], -128*sum)
+		putInt(out[actLow:], -32*low)
+		putInt(out[actHigh:], -32*high)
+	}
+}
+
+// roundByte rounds to the nearest, ties to even; what is no number becomes -128.
+func roundByte(v float32) int8 {
+	r := math.RoundToEven(float64(v))
+	if !(math.Abs(r) <= 127) {
+		return -128
+	}
+	return int8(r)
+}
+
+// plainUnpack expands a packed panel of a type.
+func plainUnpack(d tensor.DType, p packing) unpackFunc {
+	return func(dst, scales, codes *byte, blocks int) {
+		from := unsafe.Slice(codes, blocks*p.size)
+		head := unsafe.Slice(scales, blocks/p.super*p.scale)
+		for b := range blocks {
+			out := unsafe.Slice((*byte)(unsafe.Add(unsafe.Pointer(dst), b*plainFlat)), plainFlat)
+			expand(d, out, from[b*p.size:(b+1)*p.size])
+			s := head[b/p.super*p.scale : (b/p.super+1)*p.scale]
+			for r := range panelRows {
+				for i, v := range scalesOf(d, s, b%p.super, r) {
+					putFloat(out[plainCodes+4*(panelRows*i+r):], v)
+				}
+			}
+		}
+	}
+}
+
+// expand writes 512 codes, [8][16 rows][4 inputs], from a packed block.
+func expand(d tensor.DType, out, in []byte) {
+	field := func(at, j, e, width int) byte { // bits of byte e of group j in planes at
+		n := 8 / width
+		return in[at+64*(j/n)+e] >> (j % n * width) & (1<<width - 1)
+	}
+	for j := range 8 {
+		for e := range 64 {
+			nibble := byte(0)
+			if len(in) >= 256 {
+				nibble = in[64*(j/2)+e] >> (4 * (j % 2)) & 15
+			}
+			c := &out[64*j+e]
+			switch d {
+			case tensor.Q8_0:
+				*c = in[64*j+e]
+			case tensor.Q5_0, tensor.Q5_1, tensor.Q5_K:
+				*c = nibble | field(256, j, e, 1)<<4
+			case tensor.Q6_K:
+				*c = nibble | field(256, j, e, 2)<<4
+			case tensor.Q2_K:
+				*c = field(0, j, e, 2)
+			case tensor.Q3_K:
+				*c = field(0, j, e, 2)<<3 | field(128, j, e, 1)<<5
+			case tensor.IQ4_NL, tensor.IQ4_XS:
+				*c = byte(levelsIQ4Plain[nibble] + 128)
+			case tensor.MXFP4:
+				*c = byte(levelsFP4Plain[nibble] + 16)
+			default:
+				*c = nibble
+			}
+		}
+	}
+}
+
+var (
+	levelsIQ4Plain = [16]int{-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113}
+	levelsFP4Plain = [16]int{0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12}
+)
+
+// scalesOf are the up to four factors of block sub for row r: scales, then minima.
+func scalesOf(d tensor.DType, s []byte, sub, r int) [4]float32 {
+	half := func(at int) float32 { return float32(tensor.Float16(binary.LittleEndian.Uint16(s[at+2*r:]))) }
+	switch d {
+	case tensor.Q4_1, tensor.Q5_1:
+		return [4]float32{half(0), half(32)}
+	case tensor.MXFP4:
+		return [4]float32{math.Float32frombits(uint32(s[r]) << 23)}
+	case tensor.Q4_K, tensor.Q5_K:
+		return [4]float32{float32(s[64+32*sub+r]) * half(0), float32(s[80+32*sub+r]) * half(32)}
+	case tensor.Q6_K:
+		return [4]float32{float32(int8(s[32+32*sub+r])) * half(0), float32(int8(s[48+32*sub+r])) * half(0)}
+	case tensor.Q3_K:
+		d := half(0) * 0.125
+		return [4]float32{float32(int8(s[32+32*sub+r])) * d, float32(int8(s[48+32*sub+r])) * d}
+	case tensor.IQ4_XS:
+		return [4]float32{float32(int8(s[32+16*sub+r])) * half(0)}
+	case tensor.Q2_K:
+		d, m := half(0), half(32)*0.03125
+		a, b := s[64+32*sub+r], s[80+32*sub+r]
+		return [4]float32{float32(a&15) * d, float32(b&15) * d, float32(a>>4) * m, float32(b>>4) * m}
+	}
+	return [4]float32{half(0)}
+}
+
+// plainTile multiplies an unpacked panel.
+func plainTile(k kind, rows int) tileFunc {
+	return func(y *float32, ldy int, w, x *byte, blocks, word int) {
+		for t := range rows {
+			out := unsafe.Slice((*float32)(unsafe.Add(unsafe.Pointer(y), t*ldy)), panelRows)
+			var acc [panelRows]float32
+			for b := range blocks {
+				flat := unsafe.Slice((*byte)(unsafe.Add(unsafe.Pointer(w), b*plainFlat)), plainFlat)
+				act := unsafe.Slice((*byte)(unsafe.Add(unsafe.Pointer(x), (b*rows+t)*plainAct)), plainAct)
+				for r := range acc {
+					acc[r] = plainBlock(k, acc[r], flat, act, r, word)
+				}
+			}
+			copy(out, acc[:])
+		}
+	}
+}
+
+// plainBlock adds a block of row r to a sum.
+func plainBlock(k kind, sum float32, flat, act []byte, r, word int) float32 {
+	factor := func(i int) float32 { return getFloat(flat[plainCodes+4*(panelRows*i+r):]) }
+	dot := func(lo, hi int, start int32) float32 {
+		for j := lo; j < hi; j++ {
+			for i := range 4 {
+				start += int32(flat[64*j+4*r+i]) * int32(int8(act[4*j+i]))
+			}
+		}
+		return float32(start)
+	}
+	d := getFloat(act[actScale:])
+	switch k {
+	case kindSingle:
+		return fma32(dot(0, 8, getInt(act[word:])), factor(0)*d, sum)
+	case kindMinimum:
+		sum = fma32(dot(0, 8, 0), factor(0)*d, sum)
+		return fma32(getFloat(act[actSum:]), factor(1), sum)
+	case kindHalves:
+		sum = fma32(dot(0, 4, getInt(act[actLow:])), factor(0)*d, sum)
+		return fma32(dot(4, 8, getInt(act[actHigh:])), factor(1)*d, sum)
+	}
+	sum = fma32(dot(0, 4, 0), factor(0)*d, sum)
+	sum = fma32(float32(getInt(act[actLow:]))*d, factor(2), sum)
+	sum = fma32(dot(4, 8, 0), factor(1)*d, sum)
+	return fma32(float32(getInt(act[actHigh:]))*d, factor(3), sum)
+}

@@ -1,0 +1,151 @@
+package cpu_test
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"github.com/lamina-mesh/lamina/pkg/kernel"
+	"github.com/lamina-mesh/lamina/pkg/kernel/cpu"
+	"github.com/lamina-mesh/lamina/pkg/tensor"
+)
+
+// quantTypes are the types that are multiplied as they are.
+var quantTypes = []tensor.DType{
+	tensor.Q4_0, tensor.Q4_1, tensor.Q5_0, tensor.Q5_1, tensor.Q8_0, tensor.IQ4_NL, tensor.MXFP4,
+	tensor.Q2_K, tensor.Q3_K, tensor.Q4_K, tensor.Q5_K, tensor.Q6_K, tensor.IQ4_XS,
+}
+
+// rawMatrix makes random blocks with scales near 0.01.
+func rawMatrix(seed uint64, d tensor.DType, rows, cols int) *kernel.Matrix[float32] {
+	r := rand.New(rand.NewPCG(seed, uint64(d)))
+	m := &kernel.Matrix[float32]{Rows: rows, Cols: cols, DType: d, Raw: make([]byte, d.RowBytes(rows*cols))}
+	for i := range m.Raw {
+		m.Raw[i] = byte(r.Uint32())
+	}
+	at := map[tensor.DType][]int{
+		tensor.Q4_1: {0, 2}, tensor.Q5_1: {0, 2}, tensor.Q2_K: {80, 82}, tensor.Q3_K: {108}, tensor.Q4_K: {0, 2}, tensor.Q5_K: {0, 2}, tensor.Q6_K: {208},
+	}[d]
+	if at == nil {
+		at = []int{0}
+	}
+	for block := 0; block < len(m.Raw); block += d.BlockBytes() {
+		if d == tensor.MXFP4 {
+			m.Raw[block] = byte(118 + r.IntN(4))
+			continue
+		}
+		for _, off := range at {
+			h := tensor.Float16bits(float32(r.NormFloat64() * 0.01))
+			m.Raw[block+off], m.Raw[block+off+1] = byte(h), byte(h>>8)
+		}
+	}
+	return m
+}
+
+// exact is the product with x quantised as the set does it, in float64.
+func exact(m *kernel.Matrix[float32], x []float32, t int) []float64 {
+	w := make([]float64, m.Rows*m.Cols)
+	tensor.Dequantize(w, m.Raw, m.DType)
+	q := make([]float64, len(x))
+	for b := 0; b < len(x); b += 32 {
+		var most float32
+		for _, v := range x[b : b+32] {
+			most = max(most, float32(math.Abs(float64(v))))
+		}
+		for i := b; i < b+32; i++ {
+			if most > 0 {
+				q[i] = math.RoundToEven(float64(x[i]*(127/most))) * float64(most/127)
+			}
+		}
+	}
+	y := make([]float64, t*m.Rows)
+	for r := range t {
+		for n := range m.Rows {
+			for k := range m.Cols {
+				y[r*m.Rows+n] += q[r*m.Cols+k] * w[n*m.Cols+k]
+			}
+		}
+	}
+	return y
+}
+
+func TestMatMul_OfBlocksIsExactButForRounding(t *testing.T) {
+	for _, d := range quantTypes {
+		t.Run(d.String(), func(t *testing.T) {
+			const rows, cols, n = 37, 512, 5
+			m, x := rawMatrix(1, d, rows, cols), random(2, n*cols)
+			want := exact(m, x, n)
+			var size float64
+			for _, v := range want {
+				size = max(size, math.Abs(v))
+			}
+			for name, open := range map[string]func(int) *cpu.Set{"native": cpu.New, "portable": cpu.NewPortable} {
+				s := open(1)
+				y := make([]float32, n*rows)
+				s.MatMul(y, x, m, nil, n)
+				for i, v := range y {
+					if math.Abs(float64(v)-want[i]) > 1e-5*size {
+						t.Fatalf("%s: element %d is %v, want %v", name, i, v, want[i])
+					}
+				}
+				s.Close()
+			}
+		})
+	}
+}
+
+// TestMatMul_SameBitsHoweverComputed compares packed and not, any batch, threads, and
+// instruction family.
+func TestMatMul_SameBitsHoweverComputed(t *testing.T) {
+	for _, d := range quantTypes {
+		t.Run(d.String(), func(t *testing.T) {
+			const rows, cols, most = 53, 768, 39
+			x, bias := random(4, most*cols), random(5, rows)
+			plain := cpu.NewPortable(1)
+			defer plain.Close()
+			want := make([]float32, most*rows)
+			plain.MatMul(want, x, rawMatrix(3, d, rows, cols), bias, most)
+			for _, threads := range []int{1, 3} {
+				s := cpu.New(threads)
+				for _, pack := range []bool{false, true} {
+					m := rawMatrix(3, d, rows, cols)
+					if pack {
+						s.Pack(m)
+					}
+					for _, n := range []int{1, 2, 3, 16, most} {
+						y := make([]float32, n*rows)
+						for from := 0; from+n <= most; from += n {
+							s.MatMul(y, x[from*cols:(from+n)*cols], m, bias, n)
+							if !slices.Equal(y, want[from*rows:(from+n)*rows]) {
+								t.Fatalf("%d rows from %d on, %d threads, packed %v: other bits than the plain loops", n, from, threads, pack)
+							}
+						}
+					}
+				}
+				s.Close()
+			}
+		})
+	}
+}
+
+func BenchmarkMatMulPacked(b *testing.B) {
+	for _, d := range []tensor.DType{tensor.Q4_0, tensor.Q4_1, tensor.Q8_0, tensor.Q5_0, tensor.Q4_K, tensor.Q6_K} {
+		for _, n := range []int{1, 8, 128} {
+			b.Run(fmt.Sprintf("%v/%d", d, n), func(b *testing.B) {
+				s := cpu.New(1)
+				defer s.Close()
+				const cols, rows = 1536, 576
+				m := rawMatrix(1, d, rows, cols)
+				s.Pack(m)
+				x, y := random(2, n*cols), make([]float32, n*rows)
+				for b.Loop() {
+					s.MatMul(y, x, m, nil, n)
+				}
+				rate(b, 2*float64(n*cols*rows), "Gop/s")
+				rate(b, float64(len(m.Raw)), "GB/s")
+			})
+		}
+	}
+}
