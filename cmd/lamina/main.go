@@ -38,7 +38,7 @@ type cli struct {
 	Template   templateCmd   `cmd:"" help:"Render messages on standard input by a chat template."`
 	Logits     logitsCmd     `cmd:"" help:"Print the logits, loss or gradients of a model over ids."`
 	Perplexity perplexityCmd `cmd:"" help:"Measure a model's perplexity on a text."`
-	Bench      benchCmd      `cmd:"" help:"Measure prefill, decode and this machine's limits."`
+	Bench      benchGroup    `cmd:"" help:"Measure a model or another part."`
 	Inspect    inspectCmd    `cmd:"" help:"Show what a model file or folder says."`
 
 	Tokenizer tokenizerCmd `cmd:"" group:"Services" help:"Run the tokenizer service."`

@@ -1,0 +1,6 @@
+package main
+
+// benchGroup is what can be measured; without a word it is a model.
+type benchGroup struct {
+	Model benchCmd `cmd:"" default:"withargs" help:"Measure a model's prefill, decode and this machine's limits."`
+}
