@@ -2,23 +2,23 @@ package cpu
 
 import (
 	"encoding/binary"
-	"unsafe"
 
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
 
-// packed is a matrix in panels. A panel is its scales, padded to 64 bytes, and then
-// its codes; rows past the matrix's end have scale zero.
+// packed is a matrix in panels. A panel is a row of super-blocks, each its scales and
+// then the codes of its blocks, so that a product reads memory once from end to end;
+// rows past the matrix's end have scale zero.
 type packed struct {
 	packing
 	dtype  tensor.DType
 	rows   int
-	blocks int    // of a row
-	panels int    // of 16 rows
-	stride int    // bytes of a panel
-	at     int    // where a panel's codes begin
-	data   []byte // aligned to 64
+	blocks int // of a row
+	panels int // of 16 rows
+	stride int // bytes of a panel
+	data   []byte
+	owner  *chunk // of data
 }
 
 // packable reports whether a matrix can be multiplied as it is.
@@ -34,8 +34,7 @@ func packable(w *kernel.Matrix[float32]) bool {
 func newPacked(w *kernel.Matrix[float32]) *packed {
 	p, _ := packings(w.DType)
 	m := &packed{packing: p, dtype: w.DType, rows: w.Rows, blocks: w.Cols / blockLen, panels: (w.Rows + panelRows - 1) / panelRows}
-	m.at = (m.blocks/p.super*p.scale + 63) &^ 63
-	m.stride = m.at + m.blocks*p.size
+	m.stride = m.blocks / p.super * (p.scale + p.super*p.size)
 	return m
 }
 
@@ -45,18 +44,11 @@ func (s *Set) Pack(w *kernel.Matrix[float32]) {
 		return
 	}
 	m := newPacked(w)
-	m.data = aligned(m.panels * m.stride)
+	m.data, m.owner = s.store.take(m.panels * m.stride)
 	s.each(m.panels, w.Rows*w.Cols, func(i int) {
 		packPanel(m, m.data[i*m.stride:(i+1)*m.stride], w, i)
 	})
 	w.Packed = m
-}
-
-// aligned makes n bytes that begin at a cache line.
-func aligned(n int) []byte {
-	b := make([]byte, n+63)
-	off := -int(uintptr(unsafe.Pointer(&b[0]))) & 63
-	return b[off : off+n : off+n]
 }
 
 // packer packs one panel.
@@ -75,17 +67,19 @@ func packPanel(m *packed, dst []byte, w *kernel.Matrix[float32], i int) {
 			p.rows[r] = w.Raw[n*size : (n+1)*size]
 		}
 	}
-	for b := range m.blocks / m.super {
-		m.scales(&p, dst[b*m.scale:(b+1)*m.scale], b)
-	}
 	read := codeReader(w.DType)
-	for b := range m.blocks {
-		for r, row := range p.rows {
-			if row != nil {
-				read(&p.codes[r], row, b)
+	for super := range m.blocks / m.super {
+		m.scales(&p, dst[:m.scale], super)
+		dst = dst[m.scale:]
+		for b := super * m.super; b < (super+1)*m.super; b++ {
+			for r, row := range p.rows {
+				if row != nil {
+					read(&p.codes[r], row, b)
+				}
 			}
+			m.packing.codes(&p, dst[:m.size], b)
+			dst = dst[m.size:]
 		}
-		m.packing.codes(&p, dst[m.at+b*m.size:m.at+(b+1)*m.size], b)
 	}
 }
 

@@ -119,11 +119,11 @@ func (s *Set) panels(p *kernel.Product[float32], m *packed, w, acts []byte, t, l
 	if gemv := s.quant.gemv[m.dtype]; t == 1 && gemv != nil {
 		whole := min(hi, n/panelRows)
 		if whole > lo {
-			gemv(&p.Y[lo*panelRows], &w[0], m.stride, m.at, &acts[0], m.blocks, whole-lo)
+			gemv(&p.Y[lo*panelRows], &w[0], &acts[0], m.blocks, whole-lo)
 		}
 		if whole < hi {
 			var last [panelRows]float32
-			gemv(&last[0], &w[(whole-lo)*m.stride], m.stride, m.at, &acts[0], m.blocks, 1)
+			gemv(&last[0], &w[(whole-lo)*m.stride], &acts[0], m.blocks, 1)
 			copy(p.Y[whole*panelRows:], last[:])
 		}
 		s.bias(p, t, lo*panelRows, min(hi*panelRows, n))
@@ -136,7 +136,7 @@ func (s *Set) panels(p *kernel.Product[float32], m *packed, w, acts []byte, t, l
 	var out [tileMost * panelRows]float32
 	for panel := lo; panel < hi; panel++ {
 		at := w[(panel-lo)*m.stride:]
-		unpack(&flat[0], &at[0], &at[m.at], m.blocks)
+		unpack(&flat[0], &at[0], m.blocks)
 		row := panel * panelRows
 		cols := min(panelRows, n-row)
 		for i := range t/tileMost + 4 {

@@ -73,8 +73,8 @@ const (
 )
 
 type (
-	unpackFunc func(dst, scales, codes *byte, blocks int)
-	gemvFunc   func(y *float32, panel *byte, stride, codes int, x *byte, blocks, panels int)
+	unpackFunc func(dst, panel *byte, blocks int)
+	gemvFunc   func(y *float32, panels, x *byte, blocks, count int)
 	tileFunc   func(y *float32, ldy int, w, x *byte, blocks, word int)
 )
 

@@ -8,82 +8,82 @@ import "github.com/lamina-mesh/lamina/pkg/tensor"
 func quantizeRow(dst *byte, stride int, x *float32, blocks int)
 
 //go:noescape
-func unpackQ4_0(dst, scales, codes *byte, blocks int)
+func unpackQ4_0(dst, panel *byte, blocks int)
 
 //go:noescape
-func gemvQ4_0(y *float32, panel *byte, stride, codes int, x *byte, blocks, panels int)
+func gemvQ4_0(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func unpackQ4_1(dst, scales, codes *byte, blocks int)
+func unpackQ4_1(dst, panel *byte, blocks int)
 
 //go:noescape
-func gemvQ4_1(y *float32, panel *byte, stride, codes int, x *byte, blocks, panels int)
+func gemvQ4_1(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func unpackQ5_0(dst, scales, codes *byte, blocks int)
+func unpackQ5_0(dst, panel *byte, blocks int)
 
 //go:noescape
-func gemvQ5_0(y *float32, panel *byte, stride, codes int, x *byte, blocks, panels int)
+func gemvQ5_0(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func unpackQ5_1(dst, scales, codes *byte, blocks int)
+func unpackQ5_1(dst, panel *byte, blocks int)
 
 //go:noescape
-func gemvQ5_1(y *float32, panel *byte, stride, codes int, x *byte, blocks, panels int)
+func gemvQ5_1(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func unpackQ8_0(dst, scales, codes *byte, blocks int)
+func unpackQ8_0(dst, panel *byte, blocks int)
 
 //go:noescape
-func gemvQ8_0(y *float32, panel *byte, stride, codes int, x *byte, blocks, panels int)
+func gemvQ8_0(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func unpackIQ4_NL(dst, scales, codes *byte, blocks int)
+func unpackIQ4_NL(dst, panel *byte, blocks int)
 
 //go:noescape
-func gemvIQ4_NL(y *float32, panel *byte, stride, codes int, x *byte, blocks, panels int)
+func gemvIQ4_NL(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func unpackMXFP4(dst, scales, codes *byte, blocks int)
+func unpackMXFP4(dst, panel *byte, blocks int)
 
 //go:noescape
-func gemvMXFP4(y *float32, panel *byte, stride, codes int, x *byte, blocks, panels int)
+func gemvMXFP4(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func unpackQ2_K(dst, scales, codes *byte, blocks int)
+func unpackQ2_K(dst, panel *byte, blocks int)
 
 //go:noescape
-func gemvQ2_K(y *float32, panel *byte, stride, codes int, x *byte, blocks, panels int)
+func gemvQ2_K(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func unpackQ3_K(dst, scales, codes *byte, blocks int)
+func unpackQ3_K(dst, panel *byte, blocks int)
 
 //go:noescape
-func gemvQ3_K(y *float32, panel *byte, stride, codes int, x *byte, blocks, panels int)
+func gemvQ3_K(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func unpackQ4_K(dst, scales, codes *byte, blocks int)
+func unpackQ4_K(dst, panel *byte, blocks int)
 
 //go:noescape
-func gemvQ4_K(y *float32, panel *byte, stride, codes int, x *byte, blocks, panels int)
+func gemvQ4_K(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func unpackQ5_K(dst, scales, codes *byte, blocks int)
+func unpackQ5_K(dst, panel *byte, blocks int)
 
 //go:noescape
-func gemvQ5_K(y *float32, panel *byte, stride, codes int, x *byte, blocks, panels int)
+func gemvQ5_K(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func unpackQ6_K(dst, scales, codes *byte, blocks int)
+func unpackQ6_K(dst, panel *byte, blocks int)
 
 //go:noescape
-func gemvQ6_K(y *float32, panel *byte, stride, codes int, x *byte, blocks, panels int)
+func gemvQ6_K(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func unpackIQ4_XS(dst, scales, codes *byte, blocks int)
+func unpackIQ4_XS(dst, panel *byte, blocks int)
 
 //go:noescape
-func gemvIQ4_XS(y *float32, panel *byte, stride, codes int, x *byte, blocks, panels int)
+func gemvIQ4_XS(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
 func tileSinglex1(y *float32, ldy int, w, x *byte, blocks, word int)

@@ -83,17 +83,17 @@ loop:
 	VZEROUPPER
 	RET
 
-// func unpackQ4_0(dst, scales, codes *byte, blocks int)
-TEXT ·unpackQ4_0(SB), NOSPLIT, $0-32
+// func unpackQ4_0(dst, panel *byte, blocks int)
+TEXT ·unpackQ4_0(SB), NOSPLIT, $0-24
 	MOVQ dst+0(FP), BX
-	MOVQ scales+8(FP), SI
-	MOVQ codes+16(FP), DI
-	MOVQ blocks+24(FP), CX
+	MOVQ panel+8(FP), DI
+	MOVQ blocks+16(FP), CX
 	MOVL $0x0f0f0f0f, AX
 	VPBROADCASTD AX, Z31
 loop:
+	MOVQ DI, SI
+	ADDQ $32, DI
 	VCVTPH2PS (SI), Z24
-	ADDQ $32, SI
 	VMOVDQU32 0(DI), Z17
 	VPANDD Z31, Z17, Z16
 	VPSRLD $4, Z17, Z17
@@ -126,25 +126,22 @@ loop:
 	VZEROUPPER
 	RET
 
-// func gemvQ4_0(y *float32, panel *byte, stride, codes int, x *byte, blocks, panels int)
-TEXT ·gemvQ4_0(SB), NOSPLIT, $0-56
+// func gemvQ4_0(y *float32, panels, x *byte, blocks, count int)
+TEXT ·gemvQ4_0(SB), NOSPLIT, $0-40
 	MOVQ y+0(FP), R8
-	MOVQ panel+8(FP), R9
-	MOVQ stride+16(FP), R10
-	MOVQ codes+24(FP), R11
-	MOVQ x+32(FP), R12
-	MOVQ panels+48(FP), R13
+	MOVQ panels+8(FP), DI
+	MOVQ x+16(FP), R12
+	MOVQ count+32(FP), R13
 	MOVL $0x0f0f0f0f, AX
 	VPBROADCASTD AX, Z31
 panels:
-	MOVQ R9, SI
-	LEAQ (R9)(R11*1), DI
 	MOVQ R12, BX
-	MOVQ blocks+40(FP), CX
+	MOVQ blocks+24(FP), CX
 	VPXORD Z0, Z0, Z0
 loop:
+	MOVQ DI, SI
+	ADDQ $32, DI
 	VCVTPH2PS (SI), Z24
-	ADDQ $32, SI
 	VMOVDQU32 0(DI), Z17
 	VPANDD Z31, Z17, Z16
 	VPSRLD $4, Z17, Z17
@@ -162,10 +159,6 @@ loop:
 	VPSRLD $4, Z23, Z23
 	VPANDD Z31, Z23, Z23
 	ADDQ $256, DI
-	PREFETCHT0 2048(DI)
-	PREFETCHT0 2112(DI)
-	PREFETCHT0 2176(DI)
-	PREFETCHT0 2240(DI)
 	VPBROADCASTD 40(BX), Z1
 	VPDPBUSD.BCST 0(BX), Z16, Z1
 	VPDPBUSD.BCST 4(BX), Z17, Z1
@@ -183,24 +176,23 @@ loop:
 	JNZ loop
 	VMOVUPS Z0, (R8)
 	ADDQ $64, R8
-	ADDQ R10, R9
 	DECQ R13
 	JNZ panels
 	VZEROUPPER
 	RET
 
-// func unpackQ4_1(dst, scales, codes *byte, blocks int)
-TEXT ·unpackQ4_1(SB), NOSPLIT, $0-32
+// func unpackQ4_1(dst, panel *byte, blocks int)
+TEXT ·unpackQ4_1(SB), NOSPLIT, $0-24
 	MOVQ dst+0(FP), BX
-	MOVQ scales+8(FP), SI
-	MOVQ codes+16(FP), DI
-	MOVQ blocks+24(FP), CX
+	MOVQ panel+8(FP), DI
+	MOVQ blocks+16(FP), CX
 	MOVL $0x0f0f0f0f, AX
 	VPBROADCASTD AX, Z31
 loop:
+	MOVQ DI, SI
+	ADDQ $64, DI
 	VCVTPH2PS (SI), Z24
 	VCVTPH2PS 32(SI), Z25
-	ADDQ $64, SI
 	VMOVDQU32 0(DI), Z17
 	VPANDD Z31, Z17, Z16
 	VPSRLD $4, Z17, Z17
@@ -234,26 +226,23 @@ loop:
 	VZEROUPPER
 	RET
 
-// func gemvQ4_1(y *float32, panel *byte, stride, codes int, x *byte, blocks, panels int)
-TEXT ·gemvQ4_1(SB), NOSPLIT, $0-56
+// func gemvQ4_1(y *float32, panels, x *byte, blocks, count int)
+TEXT ·gemvQ4_1(SB), NOSPLIT, $0-40
 	MOVQ y+0(FP), R8
-	MOVQ panel+8(FP), R9
-	MOVQ stride+16(FP), R10
-	MOVQ codes+24(FP), R11
-	MOVQ x+32(FP), R12
-	MOVQ panels+48(FP), R13
+	MOVQ panels+8(FP), DI
+	MOVQ x+16(FP), R12
+	MOVQ count+32(FP), R13
 	MOVL $0x0f0f0f0f, AX
 	VPBROADCASTD AX, Z31
 panels:
-	MOVQ R9, SI
-	LEAQ (R9)(R11*1), DI
 	MOVQ R12, BX
-	MOVQ blocks+40(FP), CX
+	MOVQ blocks+24(FP), CX
 	VPXORD Z0, Z0, Z0
 loop:
+	MOVQ DI, SI
+	ADDQ $64, DI
 	VCVTPH2PS (SI), Z24
 	VCVTPH2PS 32(SI), Z25
-	ADDQ $64, SI
 	VMOVDQU32 0(DI), Z17
 	VPANDD Z31, Z17, Z16
 	VPSRLD $4, Z17, Z17
@@ -271,10 +260,6 @@ loop:
 	VPSRLD $4, Z23, Z23
 	VPANDD Z31, Z23, Z23
 	ADDQ $256, DI
-	PREFETCHT0 2048(DI)
-	PREFETCHT0 2112(DI)
-	PREFETCHT0 2176(DI)
-	PREFETCHT0 2240(DI)
 	VPXORD Z1, Z1, Z1
 	VPDPBUSD.BCST 0(BX), Z16, Z1
 	VPDPBUSD.BCST 4(BX), Z17, Z1
@@ -293,25 +278,24 @@ loop:
 	JNZ loop
 	VMOVUPS Z0, (R8)
 	ADDQ $64, R8
-	ADDQ R10, R9
 	DECQ R13
 	JNZ panels
 	VZEROUPPER
 	RET
 
-// func unpackQ5_0(dst, scales, codes *byte, blocks int)
-TEXT ·unpackQ5_0(SB), NOSPLIT, $0-32
+// func unpackQ5_0(dst, panel *byte, blocks int)
+TEXT ·unpackQ5_0(SB), NOSPLIT, $0-24
 	MOVQ dst+0(FP), BX
-	MOVQ scales+8(FP), SI
-	MOVQ codes+16(FP), DI
-	MOVQ blocks+24(FP), CX
+	MOVQ panel+8(FP), DI
+	MOVQ blocks+16(FP), CX
 	MOVL $0x0f0f0f0f, AX
 	VPBROADCASTD AX, Z31
 	MOVL $0x10101010, AX
 	VPBROADCASTD AX, Z30
 loop:
+	MOVQ DI, SI
+	ADDQ $32, DI
 	VCVTPH2PS (SI), Z24
-	ADDQ $32, SI
 	VMOVDQU32 0(DI), Z17
 	VPANDD Z31, Z17, Z16
 	VPSRLD $4, Z17, Z17
@@ -360,27 +344,24 @@ loop:
 	VZEROUPPER
 	RET
 
-// func gemvQ5_0(y *float32, panel *byte, stride, codes int, x *byte, blocks, panels int)
-TEXT ·gemvQ5_0(SB), NOSPLIT, $0-56
+// func gemvQ5_0(y *float32, panels, x *byte, blocks, count int)
+TEXT ·gemvQ5_0(SB), NOSPLIT, $0-40
 	MOVQ y+0(FP), R8
-	MOVQ panel+8(FP), R9
-	MOVQ stride+16(FP), R10
-	MOVQ codes+24(FP), R11
-	MOVQ x+32(FP), R12
-	MOVQ panels+48(FP), R13
+	MOVQ panels+8(FP), DI
+	MOVQ x+16(FP), R12
+	MOVQ count+32(FP), R13
 	MOVL $0x0f0f0f0f, AX
 	VPBROADCASTD AX, Z31
 	MOVL $0x10101010, AX
 	VPBROADCASTD AX, Z30
 panels:
-	MOVQ R9, SI
-	LEAQ (R9)(R11*1), DI
 	MOVQ R12, BX
-	MOVQ blocks+40(FP), CX
+	MOVQ blocks+24(FP), CX
 	VPXORD Z0, Z0, Z0
 loop:
+	MOVQ DI, SI
+	ADDQ $32, DI
 	VCVTPH2PS (SI), Z24
-	ADDQ $32, SI
 	VMOVDQU32 0(DI), Z17
 	VPANDD Z31, Z17, Z16
 	VPSRLD $4, Z17, Z17
@@ -414,11 +395,6 @@ loop:
 	VPSRLD $3, Z2, Z3
 	VPTERNLOGD $0xf8, Z30, Z3, Z23
 	ADDQ $320, DI
-	PREFETCHT0 2048(DI)
-	PREFETCHT0 2112(DI)
-	PREFETCHT0 2176(DI)
-	PREFETCHT0 2240(DI)
-	PREFETCHT0 2304(DI)
 	VPBROADCASTD 44(BX), Z1
 	VPDPBUSD.BCST 0(BX), Z16, Z1
 	VPDPBUSD.BCST 4(BX), Z17, Z1
@@ -436,26 +412,25 @@ loop:
 	JNZ loop
 	VMOVUPS Z0, (R8)
 	ADDQ $64, R8
-	ADDQ R10, R9
 	DECQ R13
 	JNZ panels
 	VZEROUPPER
 	RET
 
-// func unpackQ5_1(dst, scales, codes *byte, blocks int)
-TEXT ·unpackQ5_1(SB), NOSPLIT, $0-32
+// func unpackQ5_1(dst, panel *byte, blocks int)
+TEXT ·unpackQ5_1(SB), NOSPLIT, $0-24
 	MOVQ dst+0(FP), BX
-	MOVQ scales+8(FP), SI
-	MOVQ codes+16(FP), DI
-	MOVQ blocks+24(FP), CX
+	MOVQ panel+8(FP), DI
+	MOVQ blocks+16(FP), CX
 	MOVL $0x0f0f0f0f, AX
 	VPBROADCASTD AX, Z31
 	MOVL $0x10101010, AX
 	VPBROADCASTD AX, Z30
 loop:
+	MOVQ DI, SI
+	ADDQ $64, DI
 	VCVTPH2PS (SI), Z24
 	VCVTPH2PS 32(SI), Z25
-	ADDQ $64, SI
 	VMOVDQU32 0(DI), Z17
 	VPANDD Z31, Z17, Z16
 	VPSRLD $4, Z17, Z17
@@ -505,28 +480,25 @@ loop:
 	VZEROUPPER
 	RET
 
-// func gemvQ5_1(y *float32, panel *byte, stride, codes int, x *byte, blocks, panels int)
-TEXT ·gemvQ5_1(SB), NOSPLIT, $0-56
+// func gemvQ5_1(y *float32, panels, x *byte, blocks, count int)
+TEXT ·gemvQ5_1(SB), NOSPLIT, $0-40
 	MOVQ y+0(FP), R8
-	MOVQ panel+8(FP), R9
-	MOVQ stride+16(FP), R10
-	MOVQ codes+24(FP), R11
-	MOVQ x+32(FP), R12
-	MOVQ panels+48(FP), R13
+	MOVQ panels+8(FP), DI
+	MOVQ x+16(FP), R12
+	MOVQ count+32(FP), R13
 	MOVL $0x0f0f0f0f, AX
 	VPBROADCASTD AX, Z31
 	MOVL $0x10101010, AX
 	VPBROADCASTD AX, Z30
 panels:
-	MOVQ R9, SI
-	LEAQ (R9)(R11*1), DI
 	MOVQ R12, BX
-	MOVQ blocks+40(FP), CX
+	MOVQ blocks+24(FP), CX
 	VPXORD Z0, Z0, Z0
 loop:
+	MOVQ DI, SI
+	ADDQ $64, DI
 	VCVTPH2PS (SI), Z24
 	VCVTPH2PS 32(SI), Z25
-	ADDQ $64, SI
 	VMOVDQU32 0(DI), Z17
 	VPANDD Z31, Z17, Z16
 	VPSRLD $4, Z17, Z17
@@ -560,11 +532,6 @@ loop:
 	VPSRLD $3, Z2, Z3
 	VPTERNLOGD $0xf8, Z30, Z3, Z23
 	ADDQ $320, DI
-	PREFETCHT0 2048(DI)
-	PREFETCHT0 2112(DI)
-	PREFETCHT0 2176(DI)
-	PREFETCHT0 2240(DI)
-	PREFETCHT0 2304(DI)
 	VPXORD Z1, Z1, Z1
 	VPDPBUSD.BCST 0(BX), Z16, Z1
 	VPDPBUSD.BCST 4(BX), Z17, Z1
@@ -583,21 +550,20 @@ loop:
 	JNZ loop
 	VMOVUPS Z0, (R8)
 	ADDQ $64, R8
-	ADDQ R10, R9
 	DECQ R13
 	JNZ panels
 	VZEROUPPER
 	RET
 
-// func unpackQ8_0(dst, scales, codes *byte, blocks int)
-TEXT ·unpackQ8_0(SB), NOSPLIT, $0-32
+// func unpackQ8_0(dst, panel *byte, blocks int)
+TEXT ·unpackQ8_0(SB), NOSPLIT, $0-24
 	MOVQ dst+0(FP), BX
-	MOVQ scales+8(FP), SI
-	MOVQ codes+16(FP), DI
-	MOVQ blocks+24(FP), CX
+	MOVQ panel+8(FP), DI
+	MOVQ blocks+16(FP), CX
 loop:
+	MOVQ DI, SI
+	ADDQ $32, DI
 	VCVTPH2PS (SI), Z24
-	ADDQ $32, SI
 	VMOVDQU32 0(DI), Z16
 	VMOVDQU32 64(DI), Z17
 	VMOVDQU32 128(DI), Z18
@@ -622,23 +588,20 @@ loop:
 	VZEROUPPER
 	RET
 
-// func gemvQ8_0(y *float32, panel *byte, stride, codes int, x *byte, blocks, panels int)
-TEXT ·gemvQ8_0(SB), NOSPLIT, $0-56
+// func gemvQ8_0(y *float32, panels, x *byte, blocks, count int)
+TEXT ·gemvQ8_0(SB), NOSPLIT, $0-40
 	MOVQ y+0(FP), R8
-	MOVQ panel+8(FP), R9
-	MOVQ stride+16(FP), R10
-	MOVQ codes+24(FP), R11
-	MOVQ x+32(FP), R12
-	MOVQ panels+48(FP), R13
+	MOVQ panels+8(FP), DI
+	MOVQ x+16(FP), R12
+	MOVQ count+32(FP), R13
 panels:
-	MOVQ R9, SI
-	LEAQ (R9)(R11*1), DI
 	MOVQ R12, BX
-	MOVQ blocks+40(FP), CX
+	MOVQ blocks+24(FP), CX
 	VPXORD Z0, Z0, Z0
 loop:
+	MOVQ DI, SI
+	ADDQ $32, DI
 	VCVTPH2PS (SI), Z24
-	ADDQ $32, SI
 	VMOVDQU32 0(DI), Z16
 	VMOVDQU32 64(DI), Z17
 	VMOVDQU32 128(DI), Z18
@@ -648,14 +611,6 @@ loop:
 	VMOVDQU32 384(DI), Z22
 	VMOVDQU32 448(DI), Z23
 	ADDQ $512, DI
-	PREFETCHT0 2048(DI)
-	PREFETCHT0 2112(DI)
-	PREFETCHT0 2176(DI)
-	PREFETCHT0 2240(DI)
-	PREFETCHT0 2304(DI)
-	PREFETCHT0 2368(DI)
-	PREFETCHT0 2432(DI)
-	PREFETCHT0 2496(DI)
 	VPBROADCASTD 48(BX), Z1
 	VPDPBUSD.BCST 0(BX), Z16, Z1
 	VPDPBUSD.BCST 4(BX), Z17, Z1
@@ -673,24 +628,23 @@ loop:
 	JNZ loop
 	VMOVUPS Z0, (R8)
 	ADDQ $64, R8
-	ADDQ R10, R9
 	DECQ R13
 	JNZ panels
 	VZEROUPPER
 	RET
 
-// func unpackIQ4_NL(dst, scales, codes *byte, blocks int)
-TEXT ·unpackIQ4_NL(SB), NOSPLIT, $0-32
+// func unpackIQ4_NL(dst, panel *byte, blocks int)
+TEXT ·unpackIQ4_NL(SB), NOSPLIT, $0-24
 	MOVQ dst+0(FP), BX
-	MOVQ scales+8(FP), SI
-	MOVQ codes+16(FP), DI
-	MOVQ blocks+24(FP), CX
+	MOVQ panel+8(FP), DI
+	MOVQ blocks+16(FP), CX
 	MOVL $0x0f0f0f0f, AX
 	VPBROADCASTD AX, Z31
 	VBROADCASTI32X4 levelsIQ4<>(SB), Z27
 loop:
+	MOVQ DI, SI
+	ADDQ $32, DI
 	VCVTPH2PS (SI), Z24
-	ADDQ $32, SI
 	VMOVDQU32 0(DI), Z17
 	VPANDD Z31, Z17, Z16
 	VPSRLD $4, Z17, Z17
@@ -731,26 +685,23 @@ loop:
 	VZEROUPPER
 	RET
 
-// func gemvIQ4_NL(y *float32, panel *byte, stride, codes int, x *byte, blocks, panels int)
-TEXT ·gemvIQ4_NL(SB), NOSPLIT, $0-56
+// func gemvIQ4_NL(y *float32, panels, x *byte, blocks, count int)
+TEXT ·gemvIQ4_NL(SB), NOSPLIT, $0-40
 	MOVQ y+0(FP), R8
-	MOVQ panel+8(FP), R9
-	MOVQ stride+16(FP), R10
-	MOVQ codes+24(FP), R11
-	MOVQ x+32(FP), R12
-	MOVQ panels+48(FP), R13
+	MOVQ panels+8(FP), DI
+	MOVQ x+16(FP), R12
+	MOVQ count+32(FP), R13
 	MOVL $0x0f0f0f0f, AX
 	VPBROADCASTD AX, Z31
 	VBROADCASTI32X4 levelsIQ4<>(SB), Z27
 panels:
-	MOVQ R9, SI
-	LEAQ (R9)(R11*1), DI
 	MOVQ R12, BX
-	MOVQ blocks+40(FP), CX
+	MOVQ blocks+24(FP), CX
 	VPXORD Z0, Z0, Z0
 loop:
+	MOVQ DI, SI
+	ADDQ $32, DI
 	VCVTPH2PS (SI), Z24
-	ADDQ $32, SI
 	VMOVDQU32 0(DI), Z17
 	VPANDD Z31, Z17, Z16
 	VPSRLD $4, Z17, Z17
@@ -776,10 +727,6 @@ loop:
 	VPSHUFB Z22, Z27, Z22
 	VPSHUFB Z23, Z27, Z23
 	ADDQ $256, DI
-	PREFETCHT0 2048(DI)
-	PREFETCHT0 2112(DI)
-	PREFETCHT0 2176(DI)
-	PREFETCHT0 2240(DI)
 	VPBROADCASTD 48(BX), Z1
 	VPDPBUSD.BCST 0(BX), Z16, Z1
 	VPDPBUSD.BCST 4(BX), Z17, Z1
@@ -797,25 +744,24 @@ loop:
 	JNZ loop
 	VMOVUPS Z0, (R8)
 	ADDQ $64, R8
-	ADDQ R10, R9
 	DECQ R13
 	JNZ panels
 	VZEROUPPER
 	RET
 
-// func unpackMXFP4(dst, scales, codes *byte, blocks int)
-TEXT ·unpackMXFP4(SB), NOSPLIT, $0-32
+// func unpackMXFP4(dst, panel *byte, blocks int)
+TEXT ·unpackMXFP4(SB), NOSPLIT, $0-24
 	MOVQ dst+0(FP), BX
-	MOVQ scales+8(FP), SI
-	MOVQ codes+16(FP), DI
-	MOVQ blocks+24(FP), CX
+	MOVQ panel+8(FP), DI
+	MOVQ blocks+16(FP), CX
 	MOVL $0x0f0f0f0f, AX
 	VPBROADCASTD AX, Z31
 	VBROADCASTI32X4 levelsFP4<>(SB), Z27
 loop:
+	MOVQ DI, SI
+	ADDQ $16, DI
 	VPMOVZXBD (SI), Z24
 	VPSLLD $23, Z24, Z24
-	ADDQ $16, SI
 	VMOVDQU32 0(DI), Z17
 	VPANDD Z31, Z17, Z16
 	VPSRLD $4, Z17, Z17
@@ -856,27 +802,24 @@ loop:
 	VZEROUPPER
 	RET
 
-// func gemvMXFP4(y *float32, panel *byte, stride, codes int, x *byte, blocks, panels int)
-TEXT ·gemvMXFP4(SB), NOSPLIT, $0-56
+// func gemvMXFP4(y *float32, panels, x *byte, blocks, count int)
+TEXT ·gemvMXFP4(SB), NOSPLIT, $0-40
 	MOVQ y+0(FP), R8
-	MOVQ panel+8(FP), R9
-	MOVQ stride+16(FP), R10
-	MOVQ codes+24(FP), R11
-	MOVQ x+32(FP), R12
-	MOVQ panels+48(FP), R13
+	MOVQ panels+8(FP), DI
+	MOVQ x+16(FP), R12
+	MOVQ count+32(FP), R13
 	MOVL $0x0f0f0f0f, AX
 	VPBROADCASTD AX, Z31
 	VBROADCASTI32X4 levelsFP4<>(SB), Z27
 panels:
-	MOVQ R9, SI
-	LEAQ (R9)(R11*1), DI
 	MOVQ R12, BX
-	MOVQ blocks+40(FP), CX
+	MOVQ blocks+24(FP), CX
 	VPXORD Z0, Z0, Z0
 loop:
+	MOVQ DI, SI
+	ADDQ $16, DI
 	VPMOVZXBD (SI), Z24
 	VPSLLD $23, Z24, Z24
-	ADDQ $16, SI
 	VMOVDQU32 0(DI), Z17
 	VPANDD Z31, Z17, Z16
 	VPSRLD $4, Z17, Z17
@@ -902,10 +845,6 @@ loop:
 	VPSHUFB Z22, Z27, Z22
 	VPSHUFB Z23, Z27, Z23
 	ADDQ $256, DI
-	PREFETCHT0 2048(DI)
-	PREFETCHT0 2112(DI)
-	PREFETCHT0 2176(DI)
-	PREFETCHT0 2240(DI)
 	VPBROADCASTD 44(BX), Z1
 	VPDPBUSD.BCST 0(BX), Z16, Z1
 	VPDPBUSD.BCST 4(BX), Z17, Z1
@@ -923,23 +862,23 @@ loop:
 	JNZ loop
 	VMOVUPS Z0, (R8)
 	ADDQ $64, R8
-	ADDQ R10, R9
 	DECQ R13
 	JNZ panels
 	VZEROUPPER
 	RET
 
-// func unpackQ2_K(dst, scales, codes *byte, blocks int)
-TEXT ·unpackQ2_K(SB), NOSPLIT, $0-32
+// func unpackQ2_K(dst, panel *byte, blocks int)
+TEXT ·unpackQ2_K(SB), NOSPLIT, $0-24
 	MOVQ dst+0(FP), BX
-	MOVQ scales+8(FP), SI
-	MOVQ codes+16(FP), DI
-	MOVQ blocks+24(FP), CX
+	MOVQ panel+8(FP), DI
+	MOVQ blocks+16(FP), CX
 	MOVL $0x03030303, AX
 	VPBROADCASTD AX, Z31
 	MOVL $0x0000000f, AX
 	VPBROADCASTD AX, Z30
 loop:
+	MOVQ DI, SI
+	ADDQ $320, DI
 	VCVTPH2PS (SI), Z28
 	VCVTPH2PS 32(SI), Z29
 	MOVL $0x3d000000, AX
@@ -1000,25 +939,23 @@ loopsub:
 	VZEROUPPER
 	RET
 
-// func gemvQ2_K(y *float32, panel *byte, stride, codes int, x *byte, blocks, panels int)
-TEXT ·gemvQ2_K(SB), NOSPLIT, $0-56
+// func gemvQ2_K(y *float32, panels, x *byte, blocks, count int)
+TEXT ·gemvQ2_K(SB), NOSPLIT, $0-40
 	MOVQ y+0(FP), R8
-	MOVQ panel+8(FP), R9
-	MOVQ stride+16(FP), R10
-	MOVQ codes+24(FP), R11
-	MOVQ x+32(FP), R12
-	MOVQ panels+48(FP), R13
+	MOVQ panels+8(FP), DI
+	MOVQ x+16(FP), R12
+	MOVQ count+32(FP), R13
 	MOVL $0x03030303, AX
 	VPBROADCASTD AX, Z31
 	MOVL $0x0000000f, AX
 	VPBROADCASTD AX, Z30
 panels:
-	MOVQ R9, SI
-	LEAQ (R9)(R11*1), DI
 	MOVQ R12, BX
-	MOVQ blocks+40(FP), CX
+	MOVQ blocks+24(FP), CX
 	VPXORD Z0, Z0, Z0
 loop:
+	MOVQ DI, SI
+	ADDQ $320, DI
 	VCVTPH2PS (SI), Z28
 	VCVTPH2PS 32(SI), Z29
 	MOVL $0x3d000000, AX
@@ -1059,8 +996,6 @@ loopsub:
 	VPSRLD $6, Z2, Z3
 	VPANDD Z31, Z3, Z23
 	ADDQ $128, DI
-	PREFETCHT0 2048(DI)
-	PREFETCHT0 2112(DI)
 	VPXORD Z1, Z1, Z1
 	VPDPBUSD.BCST 0(BX), Z16, Z1
 	VPDPBUSD.BCST 4(BX), Z17, Z1
@@ -1092,23 +1027,23 @@ loopsub:
 	JNZ loop
 	VMOVUPS Z0, (R8)
 	ADDQ $64, R8
-	ADDQ R10, R9
 	DECQ R13
 	JNZ panels
 	VZEROUPPER
 	RET
 
-// func unpackQ3_K(dst, scales, codes *byte, blocks int)
-TEXT ·unpackQ3_K(SB), NOSPLIT, $0-32
+// func unpackQ3_K(dst, panel *byte, blocks int)
+TEXT ·unpackQ3_K(SB), NOSPLIT, $0-24
 	MOVQ dst+0(FP), BX
-	MOVQ scales+8(FP), SI
-	MOVQ codes+16(FP), DI
-	MOVQ blocks+24(FP), CX
+	MOVQ panel+8(FP), DI
+	MOVQ blocks+16(FP), CX
 	MOVL $0x18181818, AX
 	VPBROADCASTD AX, Z31
 	MOVL $0x20202020, AX
 	VPBROADCASTD AX, Z30
 loop:
+	MOVQ DI, SI
+	ADDQ $288, DI
 	VCVTPH2PS (SI), Z28
 	MOVL $0x3e000000, AX
 	VPBROADCASTD AX, Z2
@@ -1176,25 +1111,23 @@ loopsub:
 	VZEROUPPER
 	RET
 
-// func gemvQ3_K(y *float32, panel *byte, stride, codes int, x *byte, blocks, panels int)
-TEXT ·gemvQ3_K(SB), NOSPLIT, $0-56
+// func gemvQ3_K(y *float32, panels, x *byte, blocks, count int)
+TEXT ·gemvQ3_K(SB), NOSPLIT, $0-40
 	MOVQ y+0(FP), R8
-	MOVQ panel+8(FP), R9
-	MOVQ stride+16(FP), R10
-	MOVQ codes+24(FP), R11
-	MOVQ x+32(FP), R12
-	MOVQ panels+48(FP), R13
+	MOVQ panels+8(FP), DI
+	MOVQ x+16(FP), R12
+	MOVQ count+32(FP), R13
 	MOVL $0x18181818, AX
 	VPBROADCASTD AX, Z31
 	MOVL $0x20202020, AX
 	VPBROADCASTD AX, Z30
 panels:
-	MOVQ R9, SI
-	LEAQ (R9)(R11*1), DI
 	MOVQ R12, BX
-	MOVQ blocks+40(FP), CX
+	MOVQ blocks+24(FP), CX
 	VPXORD Z0, Z0, Z0
 loop:
+	MOVQ DI, SI
+	ADDQ $288, DI
 	VCVTPH2PS (SI), Z28
 	MOVL $0x3e000000, AX
 	VPBROADCASTD AX, Z2
@@ -1244,9 +1177,6 @@ loopsub:
 	VPSRLD $2, Z4, Z3
 	VPTERNLOGD $0xf8, Z30, Z3, Z23
 	ADDQ $192, DI
-	PREFETCHT0 2048(DI)
-	PREFETCHT0 2112(DI)
-	PREFETCHT0 2176(DI)
 	VPBROADCASTD 52(BX), Z1
 	VPDPBUSD.BCST 0(BX), Z16, Z1
 	VPDPBUSD.BCST 4(BX), Z17, Z1
@@ -1270,21 +1200,21 @@ loopsub:
 	JNZ loop
 	VMOVUPS Z0, (R8)
 	ADDQ $64, R8
-	ADDQ R10, R9
 	DECQ R13
 	JNZ panels
 	VZEROUPPER
 	RET
 
-// func unpackQ4_K(dst, scales, codes *byte, blocks int)
-TEXT ·unpackQ4_K(SB), NOSPLIT, $0-32
+// func unpackQ4_K(dst, panel *byte, blocks int)
+TEXT ·unpackQ4_K(SB), NOSPLIT, $0-24
 	MOVQ dst+0(FP), BX
-	MOVQ scales+8(FP), SI
-	MOVQ codes+16(FP), DI
-	MOVQ blocks+24(FP), CX
+	MOVQ panel+8(FP), DI
+	MOVQ blocks+16(FP), CX
 	MOVL $0x0f0f0f0f, AX
 	VPBROADCASTD AX, Z31
 loop:
+	MOVQ DI, SI
+	ADDQ $320, DI
 	VCVTPH2PS (SI), Z28
 	VCVTPH2PS 32(SI), Z29
 	ADDQ $64, SI
@@ -1332,23 +1262,21 @@ loopsub:
 	VZEROUPPER
 	RET
 
-// func gemvQ4_K(y *float32, panel *byte, stride, codes int, x *byte, blocks, panels int)
-TEXT ·gemvQ4_K(SB), NOSPLIT, $0-56
+// func gemvQ4_K(y *float32, panels, x *byte, blocks, count int)
+TEXT ·gemvQ4_K(SB), NOSPLIT, $0-40
 	MOVQ y+0(FP), R8
-	MOVQ panel+8(FP), R9
-	MOVQ stride+16(FP), R10
-	MOVQ codes+24(FP), R11
-	MOVQ x+32(FP), R12
-	MOVQ panels+48(FP), R13
+	MOVQ panels+8(FP), DI
+	MOVQ x+16(FP), R12
+	MOVQ count+32(FP), R13
 	MOVL $0x0f0f0f0f, AX
 	VPBROADCASTD AX, Z31
 panels:
-	MOVQ R9, SI
-	LEAQ (R9)(R11*1), DI
 	MOVQ R12, BX
-	MOVQ blocks+40(FP), CX
+	MOVQ blocks+24(FP), CX
 	VPXORD Z0, Z0, Z0
 loop:
+	MOVQ DI, SI
+	ADDQ $320, DI
 	VCVTPH2PS (SI), Z28
 	VCVTPH2PS 32(SI), Z29
 	ADDQ $64, SI
@@ -1378,10 +1306,6 @@ loopsub:
 	VPSRLD $4, Z23, Z23
 	VPANDD Z31, Z23, Z23
 	ADDQ $256, DI
-	PREFETCHT0 2048(DI)
-	PREFETCHT0 2112(DI)
-	PREFETCHT0 2176(DI)
-	PREFETCHT0 2240(DI)
 	VPXORD Z1, Z1, Z1
 	VPDPBUSD.BCST 0(BX), Z16, Z1
 	VPDPBUSD.BCST 4(BX), Z17, Z1
@@ -1402,23 +1326,23 @@ loopsub:
 	JNZ loop
 	VMOVUPS Z0, (R8)
 	ADDQ $64, R8
-	ADDQ R10, R9
 	DECQ R13
 	JNZ panels
 	VZEROUPPER
 	RET
 
-// func unpackQ5_K(dst, scales, codes *byte, blocks int)
-TEXT ·unpackQ5_K(SB), NOSPLIT, $0-32
+// func unpackQ5_K(dst, panel *byte, blocks int)
+TEXT ·unpackQ5_K(SB), NOSPLIT, $0-24
 	MOVQ dst+0(FP), BX
-	MOVQ scales+8(FP), SI
-	MOVQ codes+16(FP), DI
-	MOVQ blocks+24(FP), CX
+	MOVQ panel+8(FP), DI
+	MOVQ blocks+16(FP), CX
 	MOVL $0x0f0f0f0f, AX
 	VPBROADCASTD AX, Z31
 	MOVL $0x10101010, AX
 	VPBROADCASTD AX, Z30
 loop:
+	MOVQ DI, SI
+	ADDQ $320, DI
 	VCVTPH2PS (SI), Z28
 	VCVTPH2PS 32(SI), Z29
 	ADDQ $64, SI
@@ -1482,25 +1406,23 @@ loopsub:
 	VZEROUPPER
 	RET
 
-// func gemvQ5_K(y *float32, panel *byte, stride, codes int, x *byte, blocks, panels int)
-TEXT ·gemvQ5_K(SB), NOSPLIT, $0-56
+// func gemvQ5_K(y *float32, panels, x *byte, blocks, count int)
+TEXT ·gemvQ5_K(SB), NOSPLIT, $0-40
 	MOVQ y+0(FP), R8
-	MOVQ panel+8(FP), R9
-	MOVQ stride+16(FP), R10
-	MOVQ codes+24(FP), R11
-	MOVQ x+32(FP), R12
-	MOVQ panels+48(FP), R13
+	MOVQ panels+8(FP), DI
+	MOVQ x+16(FP), R12
+	MOVQ count+32(FP), R13
 	MOVL $0x0f0f0f0f, AX
 	VPBROADCASTD AX, Z31
 	MOVL $0x10101010, AX
 	VPBROADCASTD AX, Z30
 panels:
-	MOVQ R9, SI
-	LEAQ (R9)(R11*1), DI
 	MOVQ R12, BX
-	MOVQ blocks+40(FP), CX
+	MOVQ blocks+24(FP), CX
 	VPXORD Z0, Z0, Z0
 loop:
+	MOVQ DI, SI
+	ADDQ $320, DI
 	VCVTPH2PS (SI), Z28
 	VCVTPH2PS 32(SI), Z29
 	ADDQ $64, SI
@@ -1546,11 +1468,6 @@ loopsub:
 	VPSRLD $3, Z2, Z3
 	VPTERNLOGD $0xf8, Z30, Z3, Z23
 	ADDQ $320, DI
-	PREFETCHT0 2048(DI)
-	PREFETCHT0 2112(DI)
-	PREFETCHT0 2176(DI)
-	PREFETCHT0 2240(DI)
-	PREFETCHT0 2304(DI)
 	VPXORD Z1, Z1, Z1
 	VPDPBUSD.BCST 0(BX), Z16, Z1
 	VPDPBUSD.BCST 4(BX), Z17, Z1
@@ -1571,23 +1488,23 @@ loopsub:
 	JNZ loop
 	VMOVUPS Z0, (R8)
 	ADDQ $64, R8
-	ADDQ R10, R9
 	DECQ R13
 	JNZ panels
 	VZEROUPPER
 	RET
 
-// func unpackQ6_K(dst, scales, codes *byte, blocks int)
-TEXT ·unpackQ6_K(SB), NOSPLIT, $0-32
+// func unpackQ6_K(dst, panel *byte, blocks int)
+TEXT ·unpackQ6_K(SB), NOSPLIT, $0-24
 	MOVQ dst+0(FP), BX
-	MOVQ scales+8(FP), SI
-	MOVQ codes+16(FP), DI
-	MOVQ blocks+24(FP), CX
+	MOVQ panel+8(FP), DI
+	MOVQ blocks+16(FP), CX
 	MOVL $0x0f0f0f0f, AX
 	VPBROADCASTD AX, Z31
 	MOVL $0x30303030, AX
 	VPBROADCASTD AX, Z30
 loop:
+	MOVQ DI, SI
+	ADDQ $288, DI
 	VCVTPH2PS (SI), Z28
 	ADDQ $32, SI
 	MOVQ $8, DX
@@ -1650,25 +1567,23 @@ loopsub:
 	VZEROUPPER
 	RET
 
-// func gemvQ6_K(y *float32, panel *byte, stride, codes int, x *byte, blocks, panels int)
-TEXT ·gemvQ6_K(SB), NOSPLIT, $0-56
+// func gemvQ6_K(y *float32, panels, x *byte, blocks, count int)
+TEXT ·gemvQ6_K(SB), NOSPLIT, $0-40
 	MOVQ y+0(FP), R8
-	MOVQ panel+8(FP), R9
-	MOVQ stride+16(FP), R10
-	MOVQ codes+24(FP), R11
-	MOVQ x+32(FP), R12
-	MOVQ panels+48(FP), R13
+	MOVQ panels+8(FP), DI
+	MOVQ x+16(FP), R12
+	MOVQ count+32(FP), R13
 	MOVL $0x0f0f0f0f, AX
 	VPBROADCASTD AX, Z31
 	MOVL $0x30303030, AX
 	VPBROADCASTD AX, Z30
 panels:
-	MOVQ R9, SI
-	LEAQ (R9)(R11*1), DI
 	MOVQ R12, BX
-	MOVQ blocks+40(FP), CX
+	MOVQ blocks+24(FP), CX
 	VPXORD Z0, Z0, Z0
 loop:
+	MOVQ DI, SI
+	ADDQ $288, DI
 	VCVTPH2PS (SI), Z28
 	ADDQ $32, SI
 	MOVQ $8, DX
@@ -1713,12 +1628,6 @@ loopsub:
 	VPSRLD $2, Z2, Z3
 	VPTERNLOGD $0xf8, Z30, Z3, Z23
 	ADDQ $384, DI
-	PREFETCHT0 2048(DI)
-	PREFETCHT0 2112(DI)
-	PREFETCHT0 2176(DI)
-	PREFETCHT0 2240(DI)
-	PREFETCHT0 2304(DI)
-	PREFETCHT0 2368(DI)
 	VPBROADCASTD 52(BX), Z1
 	VPDPBUSD.BCST 0(BX), Z16, Z1
 	VPDPBUSD.BCST 4(BX), Z17, Z1
@@ -1742,22 +1651,22 @@ loopsub:
 	JNZ loop
 	VMOVUPS Z0, (R8)
 	ADDQ $64, R8
-	ADDQ R10, R9
 	DECQ R13
 	JNZ panels
 	VZEROUPPER
 	RET
 
-// func unpackIQ4_XS(dst, scales, codes *byte, blocks int)
-TEXT ·unpackIQ4_XS(SB), NOSPLIT, $0-32
+// func unpackIQ4_XS(dst, panel *byte, blocks int)
+TEXT ·unpackIQ4_XS(SB), NOSPLIT, $0-24
 	MOVQ dst+0(FP), BX
-	MOVQ scales+8(FP), SI
-	MOVQ codes+16(FP), DI
-	MOVQ blocks+24(FP), CX
+	MOVQ panel+8(FP), DI
+	MOVQ blocks+16(FP), CX
 	MOVL $0x0f0f0f0f, AX
 	VPBROADCASTD AX, Z31
 	VBROADCASTI32X4 levelsIQ4<>(SB), Z27
 loop:
+	MOVQ DI, SI
+	ADDQ $160, DI
 	VCVTPH2PS (SI), Z28
 	ADDQ $32, SI
 	MOVQ $8, DX
@@ -1808,24 +1717,22 @@ loopsub:
 	VZEROUPPER
 	RET
 
-// func gemvIQ4_XS(y *float32, panel *byte, stride, codes int, x *byte, blocks, panels int)
-TEXT ·gemvIQ4_XS(SB), NOSPLIT, $0-56
+// func gemvIQ4_XS(y *float32, panels, x *byte, blocks, count int)
+TEXT ·gemvIQ4_XS(SB), NOSPLIT, $0-40
 	MOVQ y+0(FP), R8
-	MOVQ panel+8(FP), R9
-	MOVQ stride+16(FP), R10
-	MOVQ codes+24(FP), R11
-	MOVQ x+32(FP), R12
-	MOVQ panels+48(FP), R13
+	MOVQ panels+8(FP), DI
+	MOVQ x+16(FP), R12
+	MOVQ count+32(FP), R13
 	MOVL $0x0f0f0f0f, AX
 	VPBROADCASTD AX, Z31
 	VBROADCASTI32X4 levelsIQ4<>(SB), Z27
 panels:
-	MOVQ R9, SI
-	LEAQ (R9)(R11*1), DI
 	MOVQ R12, BX
-	MOVQ blocks+40(FP), CX
+	MOVQ blocks+24(FP), CX
 	VPXORD Z0, Z0, Z0
 loop:
+	MOVQ DI, SI
+	ADDQ $160, DI
 	VCVTPH2PS (SI), Z28
 	ADDQ $32, SI
 	MOVQ $8, DX
@@ -1859,10 +1766,6 @@ loopsub:
 	VPSHUFB Z22, Z27, Z22
 	VPSHUFB Z23, Z27, Z23
 	ADDQ $256, DI
-	PREFETCHT0 2048(DI)
-	PREFETCHT0 2112(DI)
-	PREFETCHT0 2176(DI)
-	PREFETCHT0 2240(DI)
 	VPBROADCASTD 48(BX), Z1
 	VPDPBUSD.BCST 0(BX), Z16, Z1
 	VPDPBUSD.BCST 4(BX), Z17, Z1
@@ -1882,7 +1785,6 @@ loopsub:
 	JNZ loop
 	VMOVUPS Z0, (R8)
 	ADDQ $64, R8
-	ADDQ R10, R9
 	DECQ R13
 	JNZ panels
 	VZEROUPPER

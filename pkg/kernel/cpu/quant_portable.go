@@ -89,13 +89,13 @@ func roundByte(v float32) int8 {
 
 // plainUnpack expands a packed panel of a type.
 func plainUnpack(d tensor.DType, p packing) unpackFunc {
-	return func(dst, scales, codes *byte, blocks int) {
-		from := unsafe.Slice(codes, blocks*p.size)
-		head := unsafe.Slice(scales, blocks/p.super*p.scale)
+	return func(dst, panel *byte, blocks int) {
+		size := p.scale + p.super*p.size
+		from := unsafe.Slice(panel, blocks/p.super*size)
 		for b := range blocks {
 			out := unsafe.Slice((*byte)(unsafe.Add(unsafe.Pointer(dst), b*plainFlat)), plainFlat)
-			expand(d, out, from[b*p.size:(b+1)*p.size])
-			s := head[b/p.super*p.scale : (b/p.super+1)*p.scale]
+			s := from[b/p.super*size:][:size]
+			expand(d, out, s[p.scale+b%p.super*p.size:][:p.size])
 			for r := range panelRows {
 				for i, v := range scalesOf(d, s, b%p.super, r) {
 					putFloat(out[plainCodes+4*(panelRows*i+r):], v)

@@ -15,6 +15,7 @@ type Set struct {
 	ops
 	pool    *pool
 	scratch sync.Pool // *[]float32
+	store   store
 
 	mu     sync.Mutex
 	tables map[*kernel.Rotary]*table

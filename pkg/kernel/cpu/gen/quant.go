@@ -71,6 +71,12 @@ func (q *qtype) codeBytes() int {
 	return map[string]int{"4": 256, "lut": 256, "5": 320, "6": 384, "8": 512, "2": 128, "3": 192}[q.codes]
 }
 
+// scaleBytes is the size of a block's scales, or of a super-block's, which stand before
+// the codes.
+func (q *qtype) scaleBytes() int {
+	return map[string]int{"h": 32, "hm": 64, "e8": 16, "k4": 320, "k6": 288, "k3": 288, "k2": 320, "kx": 160}[q.scales]
+}
+
 func (q *qtype) super() bool { return q.scales[0] == 'k' }
 
 // quant writes the loops over quantised weights.
@@ -314,12 +320,16 @@ func (a *asm) loadScales(q *qtype) {
 		}
 		step = 32
 	}
-	a.f("ADDQ $%d, SI", step)
+	if q.super() {
+		a.f("ADDQ $%d, SI", step)
+	}
 }
 
-// blocks loops over CX blocks.
+// blocks loops over CX packed blocks at DI.
 func (a *asm) blocks(q *qtype, label string, body func()) {
 	a.label(label)
+	a.f("MOVQ DI, SI")
+	a.f("ADDQ $%d, DI", q.scaleBytes())
 	if q.super() {
 		a.loadSuper(q)
 		a.f("MOVQ $8, DX")
@@ -340,11 +350,10 @@ func (a *asm) blocks(q *qtype, label string, body func()) {
 
 // unpack writes unpack<type>: a panel's codes and scales as the tiles want them.
 func (a *asm) unpack(q *qtype) {
-	a.fn("unpack"+q.name, 32, fmt.Sprintf("func unpack%s(dst, scales, codes *byte, blocks int)", q.name))
+	a.fn("unpack"+q.name, 24, fmt.Sprintf("func unpack%s(dst, panel *byte, blocks int)", q.name))
 	a.f("MOVQ dst+0(FP), BX")
-	a.f("MOVQ scales+8(FP), SI")
-	a.f("MOVQ codes+16(FP), DI")
-	a.f("MOVQ blocks+24(FP), CX")
+	a.f("MOVQ panel+8(FP), DI")
+	a.f("MOVQ blocks+16(FP), CX")
 	a.setup(q)
 	a.blocks(q, "loop", func() {
 		for j := range 8 {
@@ -409,37 +418,26 @@ func (a *asm) blockDot(k kind, off int, word string, acc, t0, t1 int) {
 
 // gemv writes gemv<type>: panels of packed weights times one row of activations.
 func (a *asm) gemv(q *qtype) {
-	a.fn("gemv"+q.name, 56, fmt.Sprintf("func gemv%s(y *float32, panel *byte, stride, codes int, x *byte, blocks, panels int)", q.name))
+	a.fn("gemv"+q.name, 40, fmt.Sprintf("func gemv%s(y *float32, panels, x *byte, blocks, count int)", q.name))
 	a.f("MOVQ y+0(FP), R8")
-	a.f("MOVQ panel+8(FP), R9")
-	a.f("MOVQ stride+16(FP), R10")
-	a.f("MOVQ codes+24(FP), R11")
-	a.f("MOVQ x+32(FP), R12")
-	a.f("MOVQ panels+48(FP), R13")
+	a.f("MOVQ panels+8(FP), DI")
+	a.f("MOVQ x+16(FP), R12")
+	a.f("MOVQ count+32(FP), R13")
 	a.setup(q)
 	a.label("panels")
-	a.f("MOVQ R9, SI")
-	a.f("LEAQ (R9)(R11*1), DI")
 	a.f("MOVQ R12, BX")
-	a.f("MOVQ blocks+40(FP), CX")
+	a.f("MOVQ blocks+24(FP), CX")
 	a.f("VPXORD Z0, Z0, Z0")
 	a.blocks(q, "loop", func() {
-		for at := 0; at < q.codeBytes(); at += 64 {
-			a.f("PREFETCHT0 %d(DI)", prefetch+at)
-		}
 		a.blockDot(q.kind, 0, fmt.Sprintf("%d(BX)", q.word), 0, 1, 2)
 		a.f("ADDQ $%d, BX", actBytes)
 	})
 	a.f("VMOVUPS Z0, (R8)")
 	a.f("ADDQ $64, R8")
-	a.f("ADDQ R10, R9")
 	a.f("DECQ R13")
 	a.f("JNZ panels")
 	a.end()
 }
-
-// prefetch is how far ahead a matrix-vector product asks for weights.
-const prefetch = 2048
 
 // tile writes tile<kind>x<t>: an unpacked panel times t rows of activations, whose
 // blocks lie interleaved.
