@@ -79,83 +79,86 @@ func (s *Set) quantised(x []float32, t int, products []kernel.Product[float32]) 
 	})
 }
 
-// activations quantises x[T,cols] in groups of rows, biggest first, as groups says.
+// activations quantises x[T,cols] in groups of tileMost rows and a last one of the
+// rest. The blocks of a group's rows lie interleaved.
 func (s *Set) activations(x []float32, t, cols int) *[]float32 {
 	size, blocks := s.quant.act, cols/blockLen
 	b := s.buffer(t * blocks * size / 4)
 	out := bytesOf(*b)
-	count := t/tileMost + 4
-	s.each(count, t*cols*4, func(i int) {
-		row, rows := group(t, i)
-		for r := row; r < row+rows; r++ {
-			s.quant.quantize(&out[(row*blocks+r-row)*size], rows*size, &x[r*cols], blocks)
+	s.each((t+tileMost-1)/tileMost, t*cols, func(i int) {
+		row := i * tileMost
+		rows := min(tileMost, t-row)
+		for r := range rows {
+			s.quant.quantize(&out[(row*blocks+r)*size], rows*size, &x[(row+r)*cols], blocks)
 		}
 	})
 	return b
 }
 
-// group is the i-th group of t rows: as many groups of tileMost as there are, and then
-// one for each bit of the rest. A group may be empty.
-func group(t, i int) (row, rows int) {
-	whole := t / tileMost
-	if i < whole {
-		return i * tileMost, tileMost
-	}
-	row, rest := whole*tileMost, t%tileMost
-	for bit := tileMost / 2; bit > 0; bit /= 2 {
-		rows = rest & bit
-		if i == whole {
-			return row, rows
-		}
-		row += rows
-		i--
-	}
-	return t, 0
-}
-
 // panels computes panels lo to hi, which begin at w, of one product.
 func (s *Set) panels(p *kernel.Product[float32], m *packed, w, acts []byte, t, lo, hi int) {
-	n := m.rows
-	if gemv := s.quant.gemv[m.dtype]; t == 1 && gemv != nil {
-		whole := min(hi, n/panelRows)
-		if whole > lo {
-			gemv(&p.Y[lo*panelRows], &w[0], &acts[0], m.blocks, whole-lo)
+	switch gemv, few := s.quant.gemv[m.dtype], s.quant.few[m.dtype]; {
+	case t == 1 && gemv != nil:
+		s.vector(p, m, w, acts, lo, hi)
+	case t < tileMost && few != nil:
+		var out [tileMost * panelRows]float32
+		for panel := lo; panel < hi; panel++ {
+			few(&out[0], &w[(panel-lo)*m.stride], &acts[0], m.blocks, t)
+			spill(p.Y, out[:], m.rows, 0, t, panel)
 		}
-		if whole < hi {
-			var last [panelRows]float32
-			gemv(&last[0], &w[(whole-lo)*m.stride], &acts[0], m.blocks, 1)
-			copy(p.Y[whole*panelRows:], last[:])
-		}
-		s.bias(p, t, lo*panelRows, min(hi*panelRows, n))
-		return
+	default:
+		s.matrix(p, m, w, acts, t, lo, hi)
 	}
-	unpack, tiles, size := s.quant.unpack[m.dtype], s.quant.tile[m.kind], s.quant.unpacked[m.kind]
-	b := s.buffer(m.blocks * size / 4)
+	s.bias(p, t, lo*panelRows, min(hi*panelRows, m.rows))
+}
+
+// vector computes panels of a matrix-vector product.
+func (s *Set) vector(p *kernel.Product[float32], m *packed, w, acts []byte, lo, hi int) {
+	gemv, whole := s.quant.gemv[m.dtype], min(hi, m.rows/panelRows)
+	if whole > lo {
+		gemv(&p.Y[lo*panelRows], &w[0], &acts[0], m.blocks, whole-lo)
+	}
+	if whole < hi {
+		var last [panelRows]float32
+		gemv(&last[0], &w[(whole-lo)*m.stride], &acts[0], m.blocks, 1)
+		copy(p.Y[whole*panelRows:], last[:])
+	}
+}
+
+// matrix computes panels of a matrix-matrix product: each is unpacked once.
+func (s *Set) matrix(p *kernel.Product[float32], m *packed, w, acts []byte, t, lo, hi int) {
+	n, kind, word := m.rows, m.kind, m.word()
+	unpack, tile, rest := s.quant.unpack[m.dtype], s.quant.tile[kind], s.quant.rest[kind]
+	b := s.buffer(m.blocks * s.quant.unpacked[kind] / 4)
 	defer s.give(b)
-	flat := bytesOf(*b)
+	flat := &bytesOf(*b)[0]
 	var out [tileMost * panelRows]float32
 	for panel := lo; panel < hi; panel++ {
-		at := w[(panel-lo)*m.stride:]
-		unpack(&flat[0], &at[0], m.blocks)
-		row := panel * panelRows
-		cols := min(panelRows, n-row)
-		for i := range t/tileMost + 4 {
-			from, rows := group(t, i)
-			if rows == 0 {
-				continue
-			}
-			x := &acts[from*m.blocks*s.quant.act]
-			if cols == panelRows {
-				tiles[rows](&p.Y[from*n+row], 4*n, &flat[0], x, m.blocks, m.word())
-				continue
-			}
-			tiles[rows](&out[0], 4*panelRows, &flat[0], x, m.blocks, m.word())
-			for r := range rows {
-				copy(p.Y[(from+r)*n+row:][:cols], out[r*panelRows:])
+		unpack(flat, &w[(panel-lo)*m.stride], m.blocks)
+		col := panel * panelRows
+		for row := 0; row < t; row += tileMost {
+			x := &acts[row*m.blocks*s.quant.act]
+			switch rows := min(tileMost, t-row); {
+			case rows < tileMost:
+				rest(&out[0], flat, x, m.blocks, rows, word)
+				spill(p.Y, out[:], n, row, rows, panel)
+			case col+panelRows <= n:
+				tile(&p.Y[row*n+col], 4*n, flat, x, m.blocks, word)
+			default:
+				tile(&out[0], 4*panelRows, flat, x, m.blocks, word)
+				spill(p.Y, out[:], n, row, rows, panel)
 			}
 		}
 	}
-	s.bias(p, t, lo*panelRows, min(hi*panelRows, n))
+}
+
+// spill copies sums[rows][16] of a panel to rows row on of y[T,N].
+func spill(y, sums []float32, n, row, rows, panel int) {
+	col := panel * panelRows
+	cols := min(panelRows, n-col)
+	for r := range rows {
+		copy(y[(row+r)*n+col:][:cols], sums[r*panelRows:])
+	}
 }
 
 // bias adds outputs lo to hi of a product's bias.

@@ -75,7 +75,9 @@ const (
 type (
 	unpackFunc func(dst, panel *byte, blocks int)
 	gemvFunc   func(y *float32, panels, x *byte, blocks, count int)
+	fewFunc    func(y *float32, panel, x *byte, blocks, rows int)
 	tileFunc   func(y *float32, ldy int, w, x *byte, blocks, word int)
+	restFunc   func(y *float32, w, x *byte, blocks, rows, word int)
 )
 
 // quantOps are the loops over quantised weights of one instruction family.
@@ -84,6 +86,8 @@ type quantOps struct {
 	unpacked [kinds]int // bytes of an unpacked block
 	quantize func(dst *byte, stride int, x *float32, blocks int)
 	unpack   map[tensor.DType]unpackFunc
-	gemv     map[tensor.DType]gemvFunc // nil: unpack and tile
-	tile     [kinds]map[int]tileFunc   // by rows
+	gemv     map[tensor.DType]gemvFunc // nil: unpack and rest
+	few      map[tensor.DType]fewFunc  // nil: unpack and rest
+	tile     [kinds]tileFunc           // tileMost rows
+	rest     [kinds]restFunc           // fewer
 }

@@ -14,10 +14,16 @@ func unpackQ4_0(dst, panel *byte, blocks int)
 func gemvQ4_0(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
+func fewQ4_0(y *float32, panel, x *byte, blocks, rows int)
+
+//go:noescape
 func unpackQ4_1(dst, panel *byte, blocks int)
 
 //go:noescape
 func gemvQ4_1(y *float32, panels, x *byte, blocks, count int)
+
+//go:noescape
+func fewQ4_1(y *float32, panel, x *byte, blocks, rows int)
 
 //go:noescape
 func unpackQ5_0(dst, panel *byte, blocks int)
@@ -26,10 +32,16 @@ func unpackQ5_0(dst, panel *byte, blocks int)
 func gemvQ5_0(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
+func fewQ5_0(y *float32, panel, x *byte, blocks, rows int)
+
+//go:noescape
 func unpackQ5_1(dst, panel *byte, blocks int)
 
 //go:noescape
 func gemvQ5_1(y *float32, panels, x *byte, blocks, count int)
+
+//go:noescape
+func fewQ5_1(y *float32, panel, x *byte, blocks, rows int)
 
 //go:noescape
 func unpackQ8_0(dst, panel *byte, blocks int)
@@ -38,10 +50,16 @@ func unpackQ8_0(dst, panel *byte, blocks int)
 func gemvQ8_0(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
+func fewQ8_0(y *float32, panel, x *byte, blocks, rows int)
+
+//go:noescape
 func unpackIQ4_NL(dst, panel *byte, blocks int)
 
 //go:noescape
 func gemvIQ4_NL(y *float32, panels, x *byte, blocks, count int)
+
+//go:noescape
+func fewIQ4_NL(y *float32, panel, x *byte, blocks, rows int)
 
 //go:noescape
 func unpackMXFP4(dst, panel *byte, blocks int)
@@ -50,10 +68,16 @@ func unpackMXFP4(dst, panel *byte, blocks int)
 func gemvMXFP4(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
+func fewMXFP4(y *float32, panel, x *byte, blocks, rows int)
+
+//go:noescape
 func unpackQ2_K(dst, panel *byte, blocks int)
 
 //go:noescape
 func gemvQ2_K(y *float32, panels, x *byte, blocks, count int)
+
+//go:noescape
+func fewQ2_K(y *float32, panel, x *byte, blocks, rows int)
 
 //go:noescape
 func unpackQ3_K(dst, panel *byte, blocks int)
@@ -62,10 +86,16 @@ func unpackQ3_K(dst, panel *byte, blocks int)
 func gemvQ3_K(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
+func fewQ3_K(y *float32, panel, x *byte, blocks, rows int)
+
+//go:noescape
 func unpackQ4_K(dst, panel *byte, blocks int)
 
 //go:noescape
 func gemvQ4_K(y *float32, panels, x *byte, blocks, count int)
+
+//go:noescape
+func fewQ4_K(y *float32, panel, x *byte, blocks, rows int)
 
 //go:noescape
 func unpackQ5_K(dst, panel *byte, blocks int)
@@ -74,10 +104,16 @@ func unpackQ5_K(dst, panel *byte, blocks int)
 func gemvQ5_K(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
+func fewQ5_K(y *float32, panel, x *byte, blocks, rows int)
+
+//go:noescape
 func unpackQ6_K(dst, panel *byte, blocks int)
 
 //go:noescape
 func gemvQ6_K(y *float32, panels, x *byte, blocks, count int)
+
+//go:noescape
+func fewQ6_K(y *float32, panel, x *byte, blocks, rows int)
 
 //go:noescape
 func unpackIQ4_XS(dst, panel *byte, blocks int)
@@ -86,64 +122,31 @@ func unpackIQ4_XS(dst, panel *byte, blocks int)
 func gemvIQ4_XS(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func tileSinglex1(y *float32, ldy int, w, x *byte, blocks, word int)
+func fewIQ4_XS(y *float32, panel, x *byte, blocks, rows int)
 
 //go:noescape
-func tileSinglex2(y *float32, ldy int, w, x *byte, blocks, word int)
+func tileSingle(y *float32, ldy int, w, x *byte, blocks, word int)
 
 //go:noescape
-func tileSinglex4(y *float32, ldy int, w, x *byte, blocks, word int)
+func restSingle(y *float32, w, x *byte, blocks, rows, word int)
 
 //go:noescape
-func tileSinglex8(y *float32, ldy int, w, x *byte, blocks, word int)
+func tileMinimum(y *float32, ldy int, w, x *byte, blocks, word int)
 
 //go:noescape
-func tileSinglex16(y *float32, ldy int, w, x *byte, blocks, word int)
+func restMinimum(y *float32, w, x *byte, blocks, rows, word int)
 
 //go:noescape
-func tileMinimumx1(y *float32, ldy int, w, x *byte, blocks, word int)
+func tileHalves(y *float32, ldy int, w, x *byte, blocks, word int)
 
 //go:noescape
-func tileMinimumx2(y *float32, ldy int, w, x *byte, blocks, word int)
+func restHalves(y *float32, w, x *byte, blocks, rows, word int)
 
 //go:noescape
-func tileMinimumx4(y *float32, ldy int, w, x *byte, blocks, word int)
+func tileHalfMin(y *float32, ldy int, w, x *byte, blocks, word int)
 
 //go:noescape
-func tileMinimumx8(y *float32, ldy int, w, x *byte, blocks, word int)
-
-//go:noescape
-func tileMinimumx16(y *float32, ldy int, w, x *byte, blocks, word int)
-
-//go:noescape
-func tileHalvesx1(y *float32, ldy int, w, x *byte, blocks, word int)
-
-//go:noescape
-func tileHalvesx2(y *float32, ldy int, w, x *byte, blocks, word int)
-
-//go:noescape
-func tileHalvesx4(y *float32, ldy int, w, x *byte, blocks, word int)
-
-//go:noescape
-func tileHalvesx8(y *float32, ldy int, w, x *byte, blocks, word int)
-
-//go:noescape
-func tileHalvesx16(y *float32, ldy int, w, x *byte, blocks, word int)
-
-//go:noescape
-func tileHalfMinx1(y *float32, ldy int, w, x *byte, blocks, word int)
-
-//go:noescape
-func tileHalfMinx2(y *float32, ldy int, w, x *byte, blocks, word int)
-
-//go:noescape
-func tileHalfMinx4(y *float32, ldy int, w, x *byte, blocks, word int)
-
-//go:noescape
-func tileHalfMinx8(y *float32, ldy int, w, x *byte, blocks, word int)
-
-//go:noescape
-func tileHalfMinx16(y *float32, ldy int, w, x *byte, blocks, word int)
+func restHalfMin(y *float32, w, x *byte, blocks, rows, word int)
 
 // quantAVX512 are the loops for processors with AVX-512 VNNI.
 func quantAVX512() quantOps {
@@ -180,11 +183,22 @@ func quantAVX512() quantOps {
 			tensor.Q6_K:   gemvQ6_K,
 			tensor.IQ4_XS: gemvIQ4_XS,
 		},
-		tile: [kinds]map[int]tileFunc{
-			kindSingle:  {1: tileSinglex1, 2: tileSinglex2, 4: tileSinglex4, 8: tileSinglex8, 16: tileSinglex16},
-			kindMinimum: {1: tileMinimumx1, 2: tileMinimumx2, 4: tileMinimumx4, 8: tileMinimumx8, 16: tileMinimumx16},
-			kindHalves:  {1: tileHalvesx1, 2: tileHalvesx2, 4: tileHalvesx4, 8: tileHalvesx8, 16: tileHalvesx16},
-			kindHalfMin: {1: tileHalfMinx1, 2: tileHalfMinx2, 4: tileHalfMinx4, 8: tileHalfMinx8, 16: tileHalfMinx16},
+		few: map[tensor.DType]fewFunc{
+			tensor.Q4_0:   fewQ4_0,
+			tensor.Q4_1:   fewQ4_1,
+			tensor.Q5_0:   fewQ5_0,
+			tensor.Q5_1:   fewQ5_1,
+			tensor.Q8_0:   fewQ8_0,
+			tensor.IQ4_NL: fewIQ4_NL,
+			tensor.MXFP4:  fewMXFP4,
+			tensor.Q2_K:   fewQ2_K,
+			tensor.Q3_K:   fewQ3_K,
+			tensor.Q4_K:   fewQ4_K,
+			tensor.Q5_K:   fewQ5_K,
+			tensor.Q6_K:   fewQ6_K,
+			tensor.IQ4_XS: fewIQ4_XS,
 		},
+		tile: [kinds]tileFunc{tileSingle, tileMinimum, tileHalves, tileHalfMin},
+		rest: [kinds]restFunc{restSingle, restMinimum, restHalves, restHalfMin},
 	}
 }

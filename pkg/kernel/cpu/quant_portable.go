@@ -28,10 +28,7 @@ func quantPortable() quantOps {
 		}
 	}
 	for k := range kinds {
-		q.tile[k] = map[int]tileFunc{}
-		for rows := 1; rows <= tileMost; rows *= 2 {
-			q.tile[k][rows] = plainTile(k, rows)
-		}
+		q.tile[k], q.rest[k] = plainTile(k), plainRest(k)
 	}
 	return q
 }
@@ -170,21 +167,32 @@ func scalesOf(d tensor.DType, s []byte, sub, r int) [4]float32 {
 	return [4]float32{half(0)}
 }
 
-// plainTile multiplies an unpacked panel.
-func plainTile(k kind, rows int) tileFunc {
+// plainTile multiplies an unpacked panel by tileMost rows.
+func plainTile(k kind) tileFunc {
 	return func(y *float32, ldy int, w, x *byte, blocks, word int) {
-		for t := range rows {
-			out := unsafe.Slice((*float32)(unsafe.Add(unsafe.Pointer(y), t*ldy)), panelRows)
-			var acc [panelRows]float32
-			for b := range blocks {
-				flat := unsafe.Slice((*byte)(unsafe.Add(unsafe.Pointer(w), b*plainFlat)), plainFlat)
-				act := unsafe.Slice((*byte)(unsafe.Add(unsafe.Pointer(x), (b*rows+t)*plainAct)), plainAct)
-				for r := range acc {
-					acc[r] = plainBlock(k, acc[r], flat, act, r, word)
-				}
+		plainRows(k, y, ldy, w, x, blocks, tileMost, word)
+	}
+}
+
+// plainRest multiplies an unpacked panel by fewer rows.
+func plainRest(k kind) restFunc {
+	return func(y *float32, w, x *byte, blocks, rows, word int) {
+		plainRows(k, y, 4*panelRows, w, x, blocks, rows, word)
+	}
+}
+
+func plainRows(k kind, y *float32, ldy int, w, x *byte, blocks, rows, word int) {
+	for t := range rows {
+		out := unsafe.Slice((*float32)(unsafe.Add(unsafe.Pointer(y), t*ldy)), panelRows)
+		var acc [panelRows]float32
+		for b := range blocks {
+			flat := unsafe.Slice((*byte)(unsafe.Add(unsafe.Pointer(w), b*plainFlat)), plainFlat)
+			act := unsafe.Slice((*byte)(unsafe.Add(unsafe.Pointer(x), (b*rows+t)*plainAct)), plainAct)
+			for r := range acc {
+				acc[r] = plainBlock(k, acc[r], flat, act, r, word)
 			}
-			copy(out, acc[:])
 		}
+		copy(out, acc[:])
 	}
 }
 

@@ -86,11 +86,11 @@ func quant(a *asm) {
 	for i := range qtypes {
 		a.unpack(&qtypes[i])
 		a.gemv(&qtypes[i])
+		a.few(&qtypes[i])
 	}
 	for _, k := range []kind{single, minimum, halves, halfMin} {
-		for _, t := range tileRows {
-			a.tile(k, t)
-		}
+		a.tile(k)
+		a.rest(k)
 	}
 }
 
@@ -103,7 +103,7 @@ func (a *asm) quantDeclarations() []byte {
 	}
 	fmt.Fprintf(&b, "\n// quantAVX512 are the loops for processors with AVX-512 VNNI.\nfunc quantAVX512() quantOps {\n\treturn quantOps{\n\t\tact: %d, unpacked: [kinds]int{%d, %d, %d, %d},\n\t\tquantize: quantizeRow,\n",
 		actBytes, single.stride(), minimum.stride(), halves.stride(), halfMin.stride())
-	for _, field := range []string{"unpack", "gemv"} {
+	for _, field := range []string{"unpack", "gemv", "few"} {
 		kind := field + "Func"
 		fmt.Fprintf(&b, "\t\t%s: map[tensor.DType]%s{\n", field, kind)
 		for _, q := range qtypes {
@@ -111,18 +111,14 @@ func (a *asm) quantDeclarations() []byte {
 		}
 		b.WriteString("\t\t},\n")
 	}
-	b.WriteString("\t\ttile: [kinds]map[int]tileFunc{\n")
-	for _, k := range []kind{single, minimum, halves, halfMin} {
-		fmt.Fprintf(&b, "\t\t\tkind%s: {", k)
-		for i, t := range tileRows {
-			if i > 0 {
-				b.WriteString(", ")
-			}
-			fmt.Fprintf(&b, "%d: tile%sx%d", t, k, t)
+	for _, field := range []string{"tile", "rest"} {
+		fmt.Fprintf(&b, "\t\t%s: [kinds]%sFunc{", field, field)
+		for _, k := range []kind{single, minimum, halves, halfMin} {
+			fmt.Fprintf(&b, "%s%s, ", field, k)
 		}
 		b.WriteString("},\n")
 	}
-	b.WriteString("\t\t},\n\t}\n}\n")
+	b.WriteString("\t}\n}\n")
 	out, err := format.Source(b.Bytes())
 	if err != nil {
 		log.Fatal(err)
@@ -130,8 +126,8 @@ func (a *asm) quantDeclarations() []byte {
 	return out
 }
 
-// tileRows are the rows that one pass over an unpacked panel may have.
-var tileRows = []int{1, 2, 4, 8, 16}
+// tileRows is how many rows one pass over an unpacked panel has.
+const tileRows = 16
 
 func (k kind) String() string { return [...]string{"Single", "Minimum", "Halves", "HalfMin"}[k] }
 
@@ -439,43 +435,101 @@ func (a *asm) gemv(q *qtype) {
 	a.end()
 }
 
-// tile writes tile<kind>x<t>: an unpacked panel times t rows of activations, whose
-// blocks lie interleaved.
-func (a *asm) tile(k kind, t int) {
-	name := fmt.Sprintf("tile%sx%d", k, t)
-	a.fn(name, 48, fmt.Sprintf("func %s(y *float32, ldy int, w, x *byte, blocks, word int)", name))
-	a.f("MOVQ w+16(FP), DI")
-	a.f("MOVQ x+24(FP), BX")
-	a.f("MOVQ blocks+32(FP), CX")
-	a.f("MOVQ word+40(FP), DX")
-	bias := 0
-	if t == 16 { // so that every offset is a short one
-		bias = 512
-		a.f("ADDQ $512, BX")
-	}
-	for i := range t {
-		a.f("VPXORD Z%d, Z%d, Z%d", i, i, i)
-	}
-	a.label("loop")
+// few writes few<type>: a packed panel times some rows of activations, whose blocks lie
+// interleaved. The sums y[rows][16] stay in cache.
+func (a *asm) few(q *qtype) {
+	a.fn("few"+q.name, 40, fmt.Sprintf("func few%s(y *float32, panel, x *byte, blocks, rows int)", q.name))
+	a.f("MOVQ panel+8(FP), DI")
+	a.f("MOVQ x+16(FP), BX")
+	a.f("MOVQ blocks+24(FP), CX")
+	a.setup(q)
+	a.clearSums("y+0(FP)", "rows+32(FP)")
+	a.blocks(q, "loop", func() {
+		a.rows("rows", "y+0(FP)", "rows+32(FP)", q.kind, fmt.Sprintf("%d(BX)", q.word))
+	})
+	a.end()
+}
+
+// clearSums zeroes the sums of some rows.
+func (a *asm) clearSums(y, rows string) {
+	a.f("MOVQ %s, R8", y)
+	a.f("MOVQ %s, R9", rows)
+	a.f("VPXORD Z0, Z0, Z0")
+	a.label("clear")
+	a.f("VMOVUPS Z0, (R8)")
+	a.f("ADDQ $64, R8")
+	a.f("DECQ R9")
+	a.f("JNZ clear")
+}
+
+// rows adds a block's products to the sums of some rows and moves BX past them.
+func (a *asm) rows(label, y, rows string, k kind, word string) {
+	a.f("MOVQ %s, R8", y)
+	a.f("MOVQ %s, R9", rows)
+	a.label(label)
+	a.f("VMOVUPS (R8), Z0")
+	a.blockDot(k, 0, word, 0, 1, 2)
+	a.f("VMOVUPS Z0, (R8)")
+	a.f("ADDQ $64, R8")
+	a.f("ADDQ $%d, BX", actBytes)
+	a.f("DECQ R9")
+	a.f("JNZ %s", label)
+}
+
+// loadUnpacked brings an unpacked block at DI to Z16 on.
+func (a *asm) loadUnpacked(k kind) {
 	for j := range 8 {
 		a.f("VMOVDQU32 %d(DI), Z%d", 64*j, 16+j)
 	}
 	for j := range [...]int{single: 1, minimum: 2, halves: 2, halfMin: 4}[k] {
 		a.f("VMOVUPS %d(DI), Z%d", unpackedScale+64*j, 24+j)
 	}
-	for i := range t {
-		off := i*actBytes - bias
+	a.f("ADDQ $%d, DI", k.stride())
+}
+
+// rest writes rest<kind>: as few, of an unpacked panel.
+func (a *asm) rest(k kind) {
+	a.fn("rest"+k.String(), 48, fmt.Sprintf("func rest%s(y *float32, w, x *byte, blocks, rows, word int)", k))
+	a.f("MOVQ w+8(FP), DI")
+	a.f("MOVQ x+16(FP), BX")
+	a.f("MOVQ blocks+24(FP), CX")
+	a.f("MOVQ word+40(FP), DX")
+	a.clearSums("y+0(FP)", "rows+32(FP)")
+	a.label("loop")
+	a.loadUnpacked(k)
+	a.rows("rows", "y+0(FP)", "rows+32(FP)", k, "(BX)(DX*1)")
+	a.f("DECQ CX")
+	a.f("JNZ loop")
+	a.end()
+}
+
+// tile writes tile<kind>: an unpacked panel times 16 rows of activations, whose blocks
+// lie interleaved.
+func (a *asm) tile(k kind) {
+	a.fn("tile"+k.String(), 48, fmt.Sprintf("func tile%s(y *float32, ldy int, w, x *byte, blocks, word int)", k))
+	a.f("MOVQ w+16(FP), DI")
+	a.f("MOVQ x+24(FP), BX")
+	a.f("MOVQ blocks+32(FP), CX")
+	a.f("MOVQ word+40(FP), DX")
+	const middle = tileRows / 2 * actBytes // so that every offset is a short one
+	a.f("ADDQ $%d, BX", middle)
+	for i := range tileRows {
+		a.f("VPXORD Z%d, Z%d, Z%d", i, i, i)
+	}
+	a.label("loop")
+	a.loadUnpacked(k)
+	for i := range tileRows {
+		off := i*actBytes - middle
 		a.blockDot(k, off, fmt.Sprintf("%d(BX)(DX*1)", off), i, 28+i%2*2, 29+i%2*2)
 	}
-	a.f("ADDQ $%d, DI", k.stride())
-	a.f("ADDQ $%d, BX", t*actBytes)
+	a.f("ADDQ $%d, BX", tileRows*actBytes)
 	a.f("DECQ CX")
 	a.f("JNZ loop")
 	a.f("MOVQ y+0(FP), DI")
 	a.f("MOVQ ldy+8(FP), SI")
-	for i := range t {
+	for i := range tileRows {
 		a.f("VMOVUPS Z%d, (DI)", i)
-		if i < t-1 {
+		if i < tileRows-1 {
 			a.f("ADDQ SI, DI")
 		}
 	}
