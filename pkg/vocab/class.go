@@ -1,7 +1,7 @@
 package vocab
 
 import (
-	"unicode"
+	_ "embed" // the table of classes
 	"unicode/utf8"
 )
 
@@ -18,7 +18,21 @@ const (
 	classSymbol                    // \p{S}
 	classUpper                     // Lu, Lt, Lm, Lo, M: what may begin a cased word
 	classLower                     // Ll, Lm, Lo, M: what may end one
+	classHan                       // \p{Han}
+	classDigit                     // \d, Nd
+	classWord                      // \w: Alphabetic, marks, Nd, Pc, join controls
+	classControl                   // Cc, Cf, Co, Cn: what BERT drops
+	classASCII                     // A to Z and a to z
 )
+
+// classBin is the class of every character: a page number for each 256 code
+// points, then the pages, 16 bits a character, little-endian. It is Unicode 16.0,
+// which Hugging Face's engine follows; package unicode may be a version behind.
+//
+//go:embed class.bin
+var classBin string
+
+const classPages = 0x110000 >> 8
 
 // classAt returns the class and width in bytes of the character at s[i:], which
 // is valid UTF-8. At the end of s both are zero.
@@ -27,57 +41,14 @@ func classAt(s string, i int) (class, int) {
 		return 0, 0
 	}
 	if c := s[i]; c < utf8.RuneSelf {
-		return classASCII(c), 1
+		return classOf(rune(c)), 1
 	}
 	r, n := utf8.DecodeRuneInString(s[i:])
 	return classOf(r), n
 }
 
-func classASCII(c byte) class {
-	switch {
-	case c >= 'a' && c <= 'z':
-		return classLetter | classLower
-	case c >= 'A' && c <= 'Z':
-		return classLetter | classUpper
-	case c >= '0' && c <= '9':
-		return classNumber
-	case c == '\n' || c == '\r':
-		return classSpace | classNewline
-	case c == ' ' || c >= '\t' && c <= '\r':
-		return classSpace
-	case c < ' ' || c == 0x7f:
-		return 0
-	case c == '$' || c == '+' || c == '<' || c == '=' || c == '>' || c == '^' || c == '`' || c == '|' || c == '~':
-		return classSymbol
-	default:
-		return classPunct
-	}
-}
-
 func classOf(r rune) class {
-	switch {
-	case r < utf8.RuneSelf:
-		return classASCII(byte(r))
-	case unicode.Is(unicode.L, r):
-		switch {
-		case unicode.Is(unicode.Ll, r):
-			return classLetter | classLower
-		case unicode.Is(unicode.Lu, r), unicode.Is(unicode.Lt, r):
-			return classLetter | classUpper
-		default:
-			return classLetter | classUpper | classLower
-		}
-	case unicode.Is(unicode.M, r):
-		return classMark | classUpper | classLower
-	case unicode.Is(unicode.N, r):
-		return classNumber
-	case unicode.IsSpace(r):
-		return classSpace
-	case unicode.Is(unicode.P, r):
-		return classPunct
-	case unicode.Is(unicode.S, r):
-		return classSymbol
-	default:
-		return 0
-	}
+	page := int(classBin[r>>8])
+	at := classPages + page<<9 + int(r&0xff)<<1
+	return class(classBin[at]) | class(classBin[at+1])<<8
 }
