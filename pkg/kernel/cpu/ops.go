@@ -16,6 +16,7 @@ type ops struct {
 	max     func(x *float32, n int) float32
 	decode  map[tensor.DType]decoder
 	quant   quantOps
+	pair    pairOps
 }
 
 // decoder turns groups of a type into floats.

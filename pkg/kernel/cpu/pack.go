@@ -38,17 +38,25 @@ func newPacked(w *kernel.Matrix[float32]) *packed {
 	return m
 }
 
-// Pack puts a quantised matrix into panels of 16 rows.
+// Pack puts a matrix of blocks or of 16-bit floats into panels of 16 rows.
 func (s *Set) Pack(w *kernel.Matrix[float32]) {
-	if w.Packed != nil || !packable(w) {
-		return
+	switch {
+	case w.Packed != nil:
+	case packable(w):
+		m := newPacked(w)
+		m.data, m.owner = s.store.take(m.panels * m.stride)
+		s.each(m.panels, w.Rows*w.Cols, func(i int) {
+			packPanel(m, m.data[i*m.stride:(i+1)*m.stride], w, i)
+		})
+		w.Packed = m
+	case pairable(w):
+		m := newPairs(w)
+		m.data, m.owner = s.store.take(m.panels * m.stride)
+		s.each(m.panels, w.Rows*w.Cols, func(i int) {
+			packPairs(m.data[i*m.stride:(i+1)*m.stride], w, i)
+		})
+		w.Packed = m
 	}
-	m := newPacked(w)
-	m.data, m.owner = s.store.take(m.panels * m.stride)
-	s.each(m.panels, w.Rows*w.Cols, func(i int) {
-		packPanel(m, m.data[i*m.stride:(i+1)*m.stride], w, i)
-	})
-	w.Packed = m
 }
 
 // packer packs one panel.

@@ -12,21 +12,28 @@ func (s *Set) MatMul(y, x []float32, w *kernel.Matrix[float32], bias []float32, 
 // MatMuls computes several products of one x. Those over quantised weights quantise
 // it once and share one loop over all their panels.
 func (s *Set) MatMuls(x []float32, t int, products ...kernel.Product[float32]) {
-	var quantised []kernel.Product[float32]
+	var quantised, paired []kernel.Product[float32]
 	for _, p := range products {
 		must("matmul", "x", len(x), t*p.W.Cols)
 		must("matmul", "y", len(p.Y), t*p.W.Rows)
 		if p.Bias != nil {
 			must("matmul", "bias", len(p.Bias), p.W.Rows)
 		}
-		if p.W.Packed != nil || packable(p.W) {
+		switch {
+		case t == 0:
+		case packable(p.W):
 			quantised = append(quantised, p)
-			continue
+		case pairable(p.W):
+			paired = append(paired, p)
+		default:
+			s.floats(p.Y, x, p.W, p.Bias, t)
 		}
-		s.floats(p.Y, x, p.W, p.Bias, t)
 	}
-	if len(quantised) > 0 && t > 0 {
+	if len(quantised) > 0 {
 		s.quantised(x, t, quantised)
+	}
+	if len(paired) > 0 {
+		s.paired(x, t, paired)
 	}
 }
 

@@ -25,6 +25,16 @@ func rawMatrix(seed uint64, d tensor.DType, rows, cols int) *kernel.Matrix[float
 	for i := range m.Raw {
 		m.Raw[i] = byte(r.Uint32())
 	}
+	if d == tensor.F16 || d == tensor.BF16 {
+		for i := 0; i < len(m.Raw); i += 2 {
+			h := tensor.Float16bits(float32(r.NormFloat64()))
+			if d == tensor.BF16 {
+				h = tensor.BFloat16bits(float32(r.NormFloat64()))
+			}
+			m.Raw[i], m.Raw[i+1] = byte(h), byte(h>>8)
+		}
+		return m
+	}
 	at := map[tensor.DType][]int{
 		tensor.Q4_1: {0, 2}, tensor.Q5_1: {0, 2}, tensor.Q2_K: {80, 82}, tensor.Q3_K: {108}, tensor.Q4_K: {0, 2}, tensor.Q5_K: {0, 2}, tensor.Q6_K: {208},
 	}[d]
@@ -99,9 +109,12 @@ func TestMatMul_OfBlocksIsExactButForRounding(t *testing.T) {
 // TestMatMul_SameBitsHoweverComputed compares packed and not, any batch, threads, and
 // instruction family.
 func TestMatMul_SameBitsHoweverComputed(t *testing.T) {
-	for _, d := range quantTypes {
+	for _, d := range append(slices.Clone(quantTypes), tensor.F16, tensor.BF16) {
 		t.Run(d.String(), func(t *testing.T) {
-			const rows, cols, most = 53, 768, 39
+			rows, cols, most := 53, 768, 39
+			if d == tensor.BF16 {
+				cols = 77
+			}
 			x, bias := random(4, most*cols), random(5, rows)
 			plain := cpu.NewPortable(1)
 			defer plain.Close()
@@ -131,7 +144,7 @@ func TestMatMul_SameBitsHoweverComputed(t *testing.T) {
 }
 
 func BenchmarkMatMulPacked(b *testing.B) {
-	for _, d := range []tensor.DType{tensor.Q4_0, tensor.Q4_1, tensor.Q8_0, tensor.Q5_0, tensor.Q4_K, tensor.Q6_K} {
+	for _, d := range []tensor.DType{tensor.Q4_0, tensor.Q4_1, tensor.Q8_0, tensor.Q5_0, tensor.Q4_K, tensor.Q6_K, tensor.F16} {
 		for _, n := range []int{1, 8, 128} {
 			b.Run(fmt.Sprintf("%v/%d", d, n), func(b *testing.B) {
 				s := cpu.New(1)

@@ -69,8 +69,9 @@ type Case struct {
 	tolerance float64 // where it is not the common one
 }
 
-// quantised is the tolerance of a product over block types, whose set may quantise the
-// other side too: half of 1/127 of the largest input in 32, for each of them.
+// quantised is the tolerance of a product over block types and 16-bit floats, whose set
+// may quantise the other side too: half of 1/127 of the largest input in 32, for each of
+// them, or a bfloat16.
 const quantised = 1e-2
 
 // source makes inputs that depend on the seed alone.

@@ -1,0 +1,186 @@
+package cpu
+
+import (
+	"encoding/binary"
+	"math"
+	"unsafe"
+
+	"github.com/lamina-mesh/lamina/pkg/kernel"
+	"github.com/lamina-mesh/lamina/pkg/tensor"
+)
+
+// Products over 16-bit floats. Both sides are bfloat16 and sums are float32: of each
+// pair of inputs the odd one is added first and then the even one, each by a fused
+// multiply-add, which is what VDPBF16PS does. Weights in float16 are rounded to
+// bfloat16 when they are packed: they keep eight of eleven bits, more than the eight
+// bits a block of Q8_0 shares a scale over.
+
+// pairMatrix is a matrix of 16-bit floats in panels of 16 rows: [pairs][16 rows][2].
+type pairMatrix struct {
+	rows   int
+	pairs  int // of a row
+	panels int
+	stride int // bytes of a panel
+	data   []byte
+	owner  *chunk // of data
+}
+
+// pairOps are the loops over bfloat16 of one instruction family.
+type pairOps struct {
+	round  func(dst *uint16, x *float32, n int)
+	group  func(dst *byte, x *float32, ldx, count int)    // 32 inputs of tileMost rows, count times; or nil
+	vector func(y *float32, w, x *byte, pairs, fours int) // four panels at a time, one row; or nil
+	tile   map[int]pairFunc                               // by rows of activations: 1, 2, 4, 8, 16
+}
+
+type pairFunc func(y *float32, ldy int, w, x *byte, pairs int)
+
+// pairable reports whether a matrix holds 16-bit floats.
+func pairable(w *kernel.Matrix[float32]) bool {
+	return w.Dense == nil && (w.DType == tensor.F16 || w.DType == tensor.BF16)
+}
+
+func newPairs(w *kernel.Matrix[float32]) *pairMatrix {
+	m := &pairMatrix{rows: w.Rows, pairs: (w.Cols + 1) / 2, panels: (w.Rows + panelRows - 1) / panelRows}
+	m.stride = m.pairs * panelRows * 4
+	return m
+}
+
+// packPairs writes panel i of w.
+func packPairs(dst []byte, w *kernel.Matrix[float32], i int) {
+	for r := range min(panelRows, w.Rows-i*panelRows) {
+		row := w.Raw[(i*panelRows+r)*2*w.Cols:][:2*w.Cols]
+		for k := range w.Cols {
+			v := binary.LittleEndian.Uint16(row[2*k:])
+			if w.DType == tensor.F16 {
+				v = tensor.BFloat16bits(float32(tensor.Float16(v)))
+			}
+			binary.LittleEndian.PutUint16(dst[64*(k/2)+4*r+k%2*2:], v)
+		}
+	}
+}
+
+// paired computes products over 16-bit floats.
+func (s *Set) paired(x []float32, t int, products []kernel.Product[float32]) {
+	cols := products[0].W.Cols
+	acts := s.roundRows(x, t, cols)
+	defer s.give(acts)
+	var pieces []piece
+	cost := 0
+	for i, p := range products {
+		m := newPairs(p.W)
+		step := 1
+		if t == 1 {
+			step = max(4, pieceBytes/m.stride&^3)
+		}
+		for lo := 0; lo < m.panels; lo += step {
+			pieces = append(pieces, piece{i, lo, min(lo+step, m.panels)})
+		}
+		cost += t * p.W.Rows * cols
+	}
+	s.each(len(pieces), cost/4, func(i int) {
+		p := &products[pieces[i].product]
+		m, _ := p.W.Packed.(*pairMatrix)
+		lo := pieces[i].lo
+		if fours := (min(pieces[i].hi, p.W.Rows/panelRows) - lo) / 4; t == 1 && m != nil && s.pair.vector != nil && fours > 0 {
+			s.pair.vector(&p.Y[lo*panelRows], &m.data[lo*m.stride], &bytesOf(*acts)[0], m.pairs, fours)
+			lo += 4 * fours
+		}
+		for panel := lo; panel < pieces[i].hi; panel++ {
+			if m != nil {
+				s.pairPanel(p, m, m.data[panel*m.stride:], bytesOf(*acts), t, panel)
+				continue
+			}
+			shape := newPairs(p.W) // not packed at load
+			b := s.buffer(shape.stride / 4)
+			clear(*b)
+			packPairs(bytesOf(*b), p.W, panel)
+			s.pairPanel(p, shape, bytesOf(*b), bytesOf(*acts), t, panel)
+			s.give(b)
+		}
+		s.bias(p, t, pieces[i].lo*panelRows, min(pieces[i].hi*panelRows, p.W.Rows))
+	})
+}
+
+// pairPanel multiplies panel w by all rows: sixteen at a time, and then by powers of
+// two.
+func (s *Set) pairPanel(p *kernel.Product[float32], m *pairMatrix, w, acts []byte, t, panel int) {
+	var out [tileMost * panelRows]float32
+	n, col := m.rows, panel*panelRows
+	for row, rows := 0, tileMost; row < t; row += rows {
+		for rows > t-row {
+			rows /= 2
+		}
+		x := &acts[row*m.pairs*4]
+		if col+panelRows <= n {
+			s.pair.tile[rows](&p.Y[row*n+col], 4*n, &w[0], x, m.pairs)
+			continue
+		}
+		s.pair.tile[rows](&out[0], 4*panelRows, &w[0], x, m.pairs)
+		spill(p.Y, out[:], n, row, rows, panel)
+	}
+}
+
+// roundRows rounds x[T,cols] to bfloat16 in the groups of pairPanel, the pairs of a
+// group's rows interleaved.
+func (s *Set) roundRows(x []float32, t, cols int) *[]float32 {
+	pairs := (cols + 1) / 2
+	b := s.buffer(t * pairs)
+	out := *b
+	s.each((t+tileMost-1)/tileMost, t*cols/2, func(i int) {
+		line := s.buffer(pairs)
+		defer s.give(line)
+		clear(*line) // an odd last input has no other
+		end := min((i+1)*tileMost, t)
+		for row, rows := i*tileMost, tileMost; row < end; row += rows {
+			for rows > end-row {
+				rows /= 2
+			}
+			group, done := out[row*pairs:(row+rows)*pairs], 0
+			if count := cols / 32; rows == tileMost && count > 0 && s.pair.group != nil {
+				s.pair.group((*byte)(unsafe.Pointer(&group[0])), &x[row*cols], 4*cols, count)
+				done = 16 * count
+			}
+			for r := range rows {
+				if done == pairs {
+					break
+				}
+				s.pair.round((*uint16)(unsafe.Pointer(&(*line)[0])), &x[(row+r)*cols+2*done], cols-2*done)
+				for k := done; k < pairs; k++ {
+					group[k*rows+r] = (*line)[k-done]
+				}
+			}
+		}
+	})
+	return b
+}
+
+// pairPortable is the same in plain Go.
+func pairPortable() pairOps {
+	o := pairOps{tile: map[int]pairFunc{}, round: func(dst *uint16, x *float32, n int) {
+		out := unsafe.Slice(dst, n)
+		for i, v := range unsafe.Slice(x, n) {
+			out[i] = tensor.BFloat16bits(v)
+		}
+	}}
+	wide := func(b []byte, i int) float32 {
+		return math.Float32frombits(uint32(binary.LittleEndian.Uint16(b[2*i:])) << 16)
+	}
+	for rows := 1; rows <= tileMost; rows *= 2 {
+		o.tile[rows] = func(y *float32, ldy int, w, x *byte, pairs int) {
+			weights, acts := unsafe.Slice(w, pairs*64), unsafe.Slice(x, pairs*4*rows)
+			for t := range rows {
+				out := unsafe.Slice((*float32)(unsafe.Add(unsafe.Pointer(y), t*ldy)), panelRows)
+				for r := range out {
+					var sum float32
+					for k := range pairs {
+						sum = fma32(wide(weights[64*k+4*r:], 1), wide(acts[4*(k*rows+t):], 1), sum)
+						sum = fma32(wide(weights[64*k+4*r:], 0), wide(acts[4*(k*rows+t):], 0), sum)
+					}
+					out[r] = sum
+				}
+			}
+		}
+	}
+	return o
+}
