@@ -26,13 +26,13 @@ func packable(w *kernel.Matrix[float32]) bool {
 	if w.Dense != nil {
 		return false
 	}
-	p, ok := packings(w.DType)
-	return ok && w.Cols%(p.super*blockLen) == 0
+	p := &packings[w.DType]
+	return p.size > 0 && w.Cols%(p.super*blockLen) == 0
 }
 
 // newPacked lays out a matrix's panels, still empty.
 func newPacked(w *kernel.Matrix[float32]) *packed {
-	p, _ := packings(w.DType)
+	p := packings[w.DType]
 	m := &packed{packing: p, dtype: w.DType, rows: w.Rows, blocks: w.Cols / blockLen, panels: (w.Rows + panelRows - 1) / panelRows}
 	m.stride = m.blocks / p.super * (p.scale + p.super*p.size)
 	return m

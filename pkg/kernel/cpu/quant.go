@@ -36,29 +36,35 @@ type packing struct {
 	double int                                // by how much the codes are too large
 }
 
+// dtypes is more than any element type.
+const dtypes = 64
+
 // packings lists the types that are multiplied as they are.
-func packings(d tensor.DType) (packing, bool) {
-	p, ok := map[tensor.DType]packing{
-		tensor.Q4_0:   {kindSingle, packNibbles, 256, packHalf, 32, 1, 8, 1},
-		tensor.Q4_1:   {kindMinimum, packNibbles, 256, packHalfMin, 64, 1, 0, 1},
-		tensor.Q5_0:   {kindSingle, packFive, 320, packHalf, 32, 1, 16, 1},
-		tensor.Q5_1:   {kindMinimum, packFive, 320, packHalfMin, 64, 1, 0, 1},
-		tensor.Q8_0:   {kindSingle, packEight, 512, packHalf, 32, 1, 128, 1},
-		tensor.IQ4_NL: {kindSingle, packNibbles, 256, packHalf, 32, 1, 128, 1},
-		tensor.MXFP4:  {kindSingle, packNibbles, 256, packExponent, 16, 1, 16, 1},
-		tensor.Q2_K:   {kindHalfMin, packTwo, 128, packQ2K, 320, superLen, 0, 1},
-		tensor.Q3_K:   {kindHalves, packThree, 192, packQ3K, 288, superLen, 32, 8},
-		tensor.Q4_K:   {kindMinimum, packNibbles, 256, packQ4K, 320, superLen, 0, 1},
-		tensor.Q5_K:   {kindMinimum, packFive, 320, packQ4K, 320, superLen, 0, 1},
-		tensor.Q6_K:   {kindHalves, packSix, 384, packQ6K, 288, superLen, 32, 1},
-		tensor.IQ4_XS: {kindSingle, packNibbles, 256, packIQ4XS, 160, superLen, 128, 1},
-	}[d]
-	return p, ok
+var packings = [dtypes]packing{
+	tensor.Q4_0:   {kindSingle, packNibbles, 256, packHalf, 32, 1, 8, 1},
+	tensor.Q4_1:   {kindMinimum, packNibbles, 256, packHalfMin, 64, 1, 0, 1},
+	tensor.Q5_0:   {kindSingle, packFive, 320, packHalf, 32, 1, 16, 1},
+	tensor.Q5_1:   {kindMinimum, packFive, 320, packHalfMin, 64, 1, 0, 1},
+	tensor.Q8_0:   {kindSingle, packEight, 512, packHalf, 32, 1, 128, 1},
+	tensor.IQ4_NL: {kindSingle, packNibbles, 256, packHalf, 32, 1, 128, 1},
+	tensor.MXFP4:  {kindSingle, packNibbles, 256, packExponent, 16, 1, 16, 1},
+	tensor.Q2_K:   {kindHalfMin, packTwo, 128, packQ2K, 320, superLen, 0, 1},
+	tensor.Q3_K:   {kindHalves, packThree, 192, packQ3K, 288, superLen, 32, 8},
+	tensor.Q4_K:   {kindMinimum, packNibbles, 256, packQ4K, 320, superLen, 0, 1},
+	tensor.Q5_K:   {kindMinimum, packFive, 320, packQ4K, 320, superLen, 0, 1},
+	tensor.Q6_K:   {kindHalves, packSix, 384, packQ6K, 288, superLen, 32, 1},
+	tensor.IQ4_XS: {kindSingle, packNibbles, 256, packIQ4XS, 160, superLen, 128, 1},
 }
 
 // word is where an activation block's header has minus the offset times the sum.
 func (p *packing) word() int {
-	return map[int]int{8: actLess8, 16: actLess16, 128: actLess128}[p.offset]
+	switch p.offset {
+	case 8:
+		return actLess8
+	case 16:
+		return actLess16
+	}
+	return actLess128
 }
 
 // An activation block's header, after 32 signed bytes.
@@ -85,9 +91,9 @@ type quantOps struct {
 	act      int        // bytes of an activation block
 	unpacked [kinds]int // bytes of an unpacked block
 	quantize func(dst *byte, stride int, x *float32, blocks int)
-	unpack   map[tensor.DType]unpackFunc
-	gemv     map[tensor.DType]gemvFunc // nil: unpack and rest
-	few      map[tensor.DType]fewFunc  // nil: unpack and rest
+	unpack   [dtypes]unpackFunc
+	gemv     [dtypes]gemvFunc // nil: unpack and rest
+	few      [dtypes]fewFunc  // nil: unpack and rest
 	tile     [kinds]tileFunc           // tileMost rows
 	rest     [kinds]restFunc           // fewer
 }

@@ -153,7 +153,7 @@ func quantAVX512() quantOps {
 	return quantOps{
 		act: 64, unpacked: [kinds]int{640, 640, 640, 768},
 		quantize: quantizeRow,
-		unpack: map[tensor.DType]unpackFunc{
+		unpack: [dtypes]unpackFunc{
 			tensor.Q4_0:   unpackQ4_0,
 			tensor.Q4_1:   unpackQ4_1,
 			tensor.Q5_0:   unpackQ5_0,
@@ -168,7 +168,7 @@ func quantAVX512() quantOps {
 			tensor.Q6_K:   unpackQ6_K,
 			tensor.IQ4_XS: unpackIQ4_XS,
 		},
-		gemv: map[tensor.DType]gemvFunc{
+		gemv: [dtypes]gemvFunc{
 			tensor.Q4_0:   gemvQ4_0,
 			tensor.Q4_1:   gemvQ4_1,
 			tensor.Q5_0:   gemvQ5_0,
@@ -183,7 +183,7 @@ func quantAVX512() quantOps {
 			tensor.Q6_K:   gemvQ6_K,
 			tensor.IQ4_XS: gemvIQ4_XS,
 		},
-		few: map[tensor.DType]fewFunc{
+		few: [dtypes]fewFunc{
 			tensor.Q4_0:   fewQ4_0,
 			tensor.Q4_1:   fewQ4_1,
 			tensor.Q5_0:   fewQ5_0,

@@ -20,11 +20,11 @@ const (
 func quantPortable() quantOps {
 	q := quantOps{
 		act: plainAct, unpacked: [kinds]int{plainFlat, plainFlat, plainFlat, plainFlat},
-		quantize: plainQuantize, unpack: map[tensor.DType]unpackFunc{},
+		quantize: plainQuantize,
 	}
-	for d := tensor.Q4_0; d <= tensor.MXFP4; d++ {
-		if p, ok := packings(d); ok {
-			q.unpack[d] = plainUnpack(d, p)
+	for d, p := range packings {
+		if p.size > 0 {
+			q.unpack[d] = plainUnpack(tensor.DType(d), p)
 		}
 	}
 	for k := range kinds {

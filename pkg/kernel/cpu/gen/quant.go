@@ -105,7 +105,7 @@ func (a *asm) quantDeclarations() []byte {
 		actBytes, single.stride(), minimum.stride(), halves.stride(), halfMin.stride())
 	for _, field := range []string{"unpack", "gemv", "few"} {
 		kind := field + "Func"
-		fmt.Fprintf(&b, "\t\t%s: map[tensor.DType]%s{\n", field, kind)
+		fmt.Fprintf(&b, "\t\t%s: [dtypes]%s{\n", field, kind)
 		for _, q := range qtypes {
 			fmt.Fprintf(&b, "\t\t\ttensor.%s: %s%s,\n", q.name, field, q.name)
 		}
