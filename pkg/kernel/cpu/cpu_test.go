@@ -15,16 +15,26 @@ import (
 )
 
 func TestSet_KeepsTheContract(t *testing.T) {
-	for name, open := range map[string]func(int) *cpu.Set{"native": cpu.New, "portable": cpu.NewPortable} {
+	for _, name := range cpu.Instructions() {
 		for _, threads := range []int{1, 3} {
 			t.Run(name, func(t *testing.T) {
-				s := open(threads)
+				s := open(t, threads, name)
 				defer s.Close()
 				t.Log(s.Class())
 				kerneltest.Run(t, s)
 			})
 		}
 	}
+}
+
+// open makes a set of the named instructions.
+func open(t testing.TB, threads int, name string) *cpu.Set {
+	t.Helper()
+	s, err := cpu.Open(threads, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
 }
 
 func random(seed uint64, n int) []float32 {

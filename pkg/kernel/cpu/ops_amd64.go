@@ -45,16 +45,33 @@ func decodeF16(dst *float32, src *byte, blocks int)
 //go:noescape
 func decodeBF16(dst *float32, src *byte, blocks int)
 
-// native returns the machine's own loops, or false.
-func native() (ops, bool) {
-	if !(cpu.X86.HasAVX512F && cpu.X86.HasAVX512BW && cpu.X86.HasAVX512DQ && cpu.X86.HasAVX512VL && cpu.X86.HasAVX512VNNI && cpu.X86.HasAVX512BF16 && cpu.X86.HasFMA) {
-		return ops{}, false
+// native returns the loops that the machine can run, the fastest first.
+func native() []ops {
+	var out []ops
+	x := &cpu.X86
+	if x.HasAVX512F && x.HasAVX512BW && x.HasAVX512DQ && x.HasAVX512VL && x.HasAVX512VNNI && x.HasAVX512BF16 && x.HasFMA {
+		out = append(out, avx512())
 	}
+	if x.HasAVX2 && x.HasFMA && x.HasAVX { // every such processor has F16C
+		out = append(out, avx2())
+	}
+	return out
+}
+
+// avx512 are the loops for processors with AVX-512, its VNNI and its BF16.
+func avx512() ops {
 	return ops{
 		name: "avx512", quant: quantAVX512(), pair: pairAVX512(), dots4x4: dots4x4, dots1x4: dots1x4, dots1x1: dots1x1, axpy: axpy, add: addTo, exp: expScaled, sum: sumOf, max: maxOf,
 		decode: map[tensor.DType]decoder{
 			tensor.Q4_0: {32, 18, decodeQ4_0}, tensor.Q4_1: {32, 20, decodeQ4_1}, tensor.Q8_0: {32, 34, decodeQ8_0},
 			tensor.F16: {16, 32, decodeF16}, tensor.BF16: {16, 32, decodeBF16},
 		},
-	}, true
+	}
+}
+
+// avx2 are the loops for processors with AVX2 and FMA.
+func avx2() ops {
+	o := portable()
+	o.name, o.quant, o.pair = "avx2", quantAVX2(), pairAVX2()
+	return o
 }

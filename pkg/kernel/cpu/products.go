@@ -146,7 +146,7 @@ func (s *Set) matrix(p *kernel.Product[float32], m *packed, w, acts []byte, t, l
 		for row := 0; row < t; row += tileMost {
 			x := &acts[row*m.blocks*s.quant.act]
 			switch rows := min(tileMost, t-row); {
-			case rows < tileMost:
+			case rows < tileMost || tile == nil:
 				rest(&out[0], flat, x, m.blocks, rows, word)
 				spill(p.Y, out[:], n, row, rows, panel)
 			case col+panelRows <= n:

@@ -67,7 +67,8 @@ func (p *packing) word() int {
 	return actLess128
 }
 
-// An activation block's header, after 32 signed bytes.
+// An activation block's header, after 32 signed bytes. (With AVX2 it stands after 32
+// words instead.)
 const (
 	actScale   = 32 // f32
 	actSum     = 36 // f32: the scale times the sum of the bytes
@@ -94,6 +95,6 @@ type quantOps struct {
 	unpack   [dtypes]unpackFunc
 	gemv     [dtypes]gemvFunc // nil: unpack and rest
 	few      [dtypes]fewFunc  // nil: unpack and rest
-	tile     [kinds]tileFunc           // tileMost rows
-	rest     [kinds]restFunc           // fewer
+	tile     [kinds]tileFunc  // tileMost rows; nil: rest
+	rest     [kinds]restFunc  // at most tileMost rows
 }

@@ -148,11 +148,64 @@ func tileHalfMin(y *float32, ldy int, w, x *byte, blocks, word int)
 //go:noescape
 func restHalfMin(y *float32, w, x *byte, blocks, rows, word int)
 
+//go:noescape
+func quantizeRowWide(dst *byte, stride int, x *float32, blocks int)
+
+//go:noescape
+func unpackQ4_0Wide(dst, panel *byte, blocks int)
+
+//go:noescape
+func unpackQ4_1Wide(dst, panel *byte, blocks int)
+
+//go:noescape
+func unpackQ5_0Wide(dst, panel *byte, blocks int)
+
+//go:noescape
+func unpackQ5_1Wide(dst, panel *byte, blocks int)
+
+//go:noescape
+func unpackQ8_0Wide(dst, panel *byte, blocks int)
+
+//go:noescape
+func unpackIQ4_NLWide(dst, panel *byte, blocks int)
+
+//go:noescape
+func unpackMXFP4Wide(dst, panel *byte, blocks int)
+
+//go:noescape
+func unpackQ2_KWide(dst, panel *byte, blocks int)
+
+//go:noescape
+func unpackQ3_KWide(dst, panel *byte, blocks int)
+
+//go:noescape
+func unpackQ4_KWide(dst, panel *byte, blocks int)
+
+//go:noescape
+func unpackQ5_KWide(dst, panel *byte, blocks int)
+
+//go:noescape
+func unpackQ6_KWide(dst, panel *byte, blocks int)
+
+//go:noescape
+func unpackIQ4_XSWide(dst, panel *byte, blocks int)
+
+//go:noescape
+func restSingleWide(y *float32, w, x *byte, blocks, rows, word int)
+
+//go:noescape
+func restMinimumWide(y *float32, w, x *byte, blocks, rows, word int)
+
+//go:noescape
+func restHalvesWide(y *float32, w, x *byte, blocks, rows, word int)
+
+//go:noescape
+func restHalfMinWide(y *float32, w, x *byte, blocks, rows, word int)
+
 // quantAVX512 are the loops for processors with AVX-512 VNNI.
 func quantAVX512() quantOps {
 	return quantOps{
-		act: 64, unpacked: [kinds]int{640, 640, 640, 768},
-		quantize: quantizeRow,
+		act: 64, unpacked: [kinds]int{640, 640, 640, 768}, quantize: quantizeRow,
 		unpack: [dtypes]unpackFunc{
 			tensor.Q4_0:   unpackQ4_0,
 			tensor.Q4_1:   unpackQ4_1,
@@ -200,5 +253,28 @@ func quantAVX512() quantOps {
 		},
 		tile: [kinds]tileFunc{tileSingle, tileMinimum, tileHalves, tileHalfMin},
 		rest: [kinds]restFunc{restSingle, restMinimum, restHalves, restHalfMin},
+	}
+}
+
+// quantAVX2 are the loops for processors with AVX2.
+func quantAVX2() quantOps {
+	return quantOps{
+		act: 96, unpacked: [kinds]int{1088, 1152, 1152, 1280}, quantize: quantizeRowWide,
+		unpack: [dtypes]unpackFunc{
+			tensor.Q4_0:   unpackQ4_0Wide,
+			tensor.Q4_1:   unpackQ4_1Wide,
+			tensor.Q5_0:   unpackQ5_0Wide,
+			tensor.Q5_1:   unpackQ5_1Wide,
+			tensor.Q8_0:   unpackQ8_0Wide,
+			tensor.IQ4_NL: unpackIQ4_NLWide,
+			tensor.MXFP4:  unpackMXFP4Wide,
+			tensor.Q2_K:   unpackQ2_KWide,
+			tensor.Q3_K:   unpackQ3_KWide,
+			tensor.Q4_K:   unpackQ4_KWide,
+			tensor.Q5_K:   unpackQ5_KWide,
+			tensor.Q6_K:   unpackQ6_KWide,
+			tensor.IQ4_XS: unpackIQ4_XSWide,
+		},
+		rest: [kinds]restFunc{restSingleWide, restMinimumWide, restHalvesWide, restHalfMinWide},
 	}
 }

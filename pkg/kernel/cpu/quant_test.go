@@ -1,9 +1,11 @@
 package cpu_test
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"testing"
 
@@ -91,8 +93,8 @@ func TestMatMul_OfBlocksIsExactButForRounding(t *testing.T) {
 			for _, v := range want {
 				size = max(size, math.Abs(v))
 			}
-			for name, open := range map[string]func(int) *cpu.Set{"native": cpu.New, "portable": cpu.NewPortable} {
-				s := open(1)
+			for _, name := range cpu.Instructions() {
+				s := open(t, 1, name)
 				y := make([]float32, n*rows)
 				s.MatMul(y, x, m, nil, n)
 				for i, v := range y {
@@ -116,12 +118,13 @@ func TestMatMul_SameBitsHoweverComputed(t *testing.T) {
 				cols = 77
 			}
 			x, bias := random(4, most*cols), random(5, rows)
-			plain := cpu.NewPortable(1)
+			plain := open(t, 1, "portable")
 			defer plain.Close()
 			want := make([]float32, most*rows)
 			plain.MatMul(want, x, rawMatrix(3, d, rows, cols), bias, most)
-			for _, threads := range []int{1, 3} {
-				s := cpu.New(threads)
+			for i, name := range append(cpu.Instructions(), cpu.Instructions()...) {
+				threads := 1 + 2*i/len(cpu.Instructions())
+				s := open(t, threads, name)
 				for _, pack := range []bool{false, true} {
 					m := rawMatrix(3, d, rows, cols)
 					if pack {
@@ -132,7 +135,7 @@ func TestMatMul_SameBitsHoweverComputed(t *testing.T) {
 						for from := 0; from+n <= most; from += n {
 							s.MatMul(y, x[from*cols:(from+n)*cols], m, bias, n)
 							if !slices.Equal(y, want[from*rows:(from+n)*rows]) {
-								t.Fatalf("%d rows from %d on, %d threads, packed %v: other bits than the plain loops", n, from, threads, pack)
+								t.Fatalf("%d rows from %d on, %d threads, packed %v: %s has other bits than the plain loops", n, from, threads, pack, name)
 							}
 						}
 					}
@@ -147,7 +150,7 @@ func BenchmarkMatMulPacked(b *testing.B) {
 	for _, d := range []tensor.DType{tensor.Q4_0, tensor.Q4_1, tensor.Q8_0, tensor.Q5_0, tensor.Q4_K, tensor.Q6_K, tensor.F16} {
 		for _, n := range []int{1, 8, 128} {
 			b.Run(fmt.Sprintf("%v/%d", d, n), func(b *testing.B) {
-				s := cpu.New(1)
+				s := open(b, 1, cmp.Or(os.Getenv("INSTRUCTIONS"), cpu.Instructions()[0]))
 				defer s.Close()
 				const cols, rows = 1536, 576
 				m := rawMatrix(1, d, rows, cols)

@@ -3,6 +3,7 @@ package cpu
 import (
 	"fmt"
 	"runtime"
+	"strings"
 	"sync"
 	"unsafe"
 
@@ -22,17 +23,31 @@ type Set struct {
 }
 
 // New returns a set of the given number of threads, the caller's included; 0 is one
-// a processor. Close ends its workers.
-func New(threads int) *Set {
-	o, ok := native()
-	if !ok {
-		o = portable()
+// a processor. It uses the widest instructions that the machine has. Close ends its
+// workers.
+func New(threads int) *Set { return newSet(threads, families()[0]) }
+
+// Open is New with the instructions of the given name, one of Instructions.
+func Open(threads int, instructions string) (*Set, error) {
+	for _, o := range families() {
+		if o.name == instructions {
+			return newSet(threads, o), nil
+		}
 	}
-	return newSet(threads, o)
+	return nil, fmt.Errorf("open cpu kernels: no instructions %q here (%s)", instructions, strings.Join(Instructions(), ", "))
 }
 
-// NewPortable returns a set that uses no assembly, to be compared with.
-func NewPortable(threads int) *Set { return newSet(threads, portable()) }
+// Instructions names what the machine can run, the fastest first: "avx512", "avx2", and
+// always "portable", which is plain Go to be compared with. All give the same bits.
+func Instructions() []string {
+	var names []string
+	for _, o := range families() {
+		names = append(names, o.name)
+	}
+	return names
+}
+
+func families() []ops { return append(native(), portable()) }
 
 func newSet(threads int, o ops) *Set {
 	if threads <= 0 {

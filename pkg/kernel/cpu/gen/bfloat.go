@@ -39,6 +39,10 @@ func bfloat(a *asm) {
 	a.pairVector()
 	a.roundPairs()
 	a.roundGroup()
+	for _, t := range []int{1, 2, 4} {
+		a.pairsWide(t)
+	}
+	a.roundPairsWide()
 }
 
 // pairs writes pairs<t>: a panel times t rows of activations, whose pairs lie
@@ -227,5 +231,76 @@ func (a *asm) roundPairs() {
 	a.mask()
 	body("VMOVUPS.Z (%s), K1, %s", "VPMOVDW Z0, K1, (DI)")
 	a.label("done")
+	a.end()
+}
+
+// pairsWide writes pairs<t>Wide: the same chain with AVX2. A pair's rows of activations
+// are ldx bytes from the next pair's.
+func (a *asm) pairsWide(t int) {
+	a.fn(fmt.Sprintf("pairs%dWide", t), 48, fmt.Sprintf("func pairs%dWide(y *float32, ldy int, w, x *byte, ldx, pairs int)", t))
+	a.f("MOVQ w+16(FP), DI")
+	a.f("MOVQ x+24(FP), BX")
+	a.f("MOVQ ldx+32(FP), DX")
+	a.f("MOVQ pairs+40(FP), CX")
+	a.constant256(0xffff0000, 15)
+	for i := range 2 * t {
+		a.f("VPXOR Y%d, Y%d, Y%d", i, i, i)
+	}
+	a.label("loop")
+	for h := range 2 {
+		a.f("VMOVDQU %d(DI), Y%d", 32*h, 8+h)
+		a.f("VPAND Y15, Y%d, Y%d", 8+h, 10+h) // odd
+		a.f("VPSLLD $16, Y%d, Y%d", 8+h, 8+h) // even
+	}
+	for i := range t {
+		a.f("VPBROADCASTD %d(BX), Y12", 4*i)
+		a.f("VPAND Y15, Y12, Y13")
+		a.f("VPSLLD $16, Y12, Y12")
+		for h := range 2 {
+			a.f("VFMADD231PS Y13, Y%d, Y%d", 10+h, 2*i+h)
+			a.f("VFMADD231PS Y12, Y%d, Y%d", 8+h, 2*i+h)
+		}
+	}
+	a.f("ADDQ $64, DI")
+	a.f("ADDQ DX, BX")
+	a.f("DECQ CX")
+	a.f("JNZ loop")
+	a.f("MOVQ y+0(FP), DI")
+	a.f("MOVQ ldy+8(FP), SI")
+	for i := range t {
+		a.f("VMOVUPS Y%d, (DI)", 2*i)
+		a.f("VMOVUPS Y%d, 32(DI)", 2*i+1)
+		if i < t-1 {
+			a.f("ADDQ SI, DI")
+		}
+	}
+	a.end()
+}
+
+// roundPairsWide writes roundPairsWide: eight floats at a time to bfloat16.
+func (a *asm) roundPairsWide() {
+	a.fn("roundPairsWide", 24, "func roundPairsWide(dst *uint16, x *float32, eights int)")
+	a.f("MOVQ dst+0(FP), DI")
+	a.f("MOVQ x+8(FP), SI")
+	a.f("MOVQ eights+16(FP), CX")
+	a.constant256(1, 15)
+	a.constant256(0x7fff, 14)
+	a.constant256(0x7fc0, 13)
+	a.label("loop")
+	a.f("VMOVUPS (SI), Y0")
+	a.f("VCMPPS $3, Y0, Y0, Y2") // not a number
+	a.f("VPSRLD $16, Y0, Y1")
+	a.f("VPAND Y15, Y1, Y1")
+	a.f("VPADDD Y14, Y1, Y1")
+	a.f("VPADDD Y0, Y1, Y1")
+	a.f("VPSRLD $16, Y1, Y1")
+	a.f("VPBLENDVB Y2, Y13, Y1, Y1")
+	a.f("VPACKUSDW Y1, Y1, Y1")
+	a.f("VPERMQ $0xD8, Y1, Y1")
+	a.f("VMOVDQU X1, (DI)")
+	a.f("ADDQ $32, SI")
+	a.f("ADDQ $16, DI")
+	a.f("DECQ CX")
+	a.f("JNZ loop")
 	a.end()
 }

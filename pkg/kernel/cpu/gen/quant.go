@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"go/format"
 	"log"
+	"strings"
 )
 
 // Quantised products. A panel is 16 rows of a matrix, one row a lane; blocks are 32
@@ -92,6 +93,7 @@ func quant(a *asm) {
 		a.tile(k)
 		a.rest(k)
 	}
+	quantAVX2(a)
 }
 
 // quantDeclarations is the Go side of the file: declarations and the table of loops.
@@ -101,29 +103,38 @@ func (a *asm) quantDeclarations() []byte {
 	for _, d := range a.declarations {
 		fmt.Fprintf(&b, "\n//go:noescape\n%s\n", d)
 	}
-	fmt.Fprintf(&b, "\n// quantAVX512 are the loops for processors with AVX-512 VNNI.\nfunc quantAVX512() quantOps {\n\treturn quantOps{\n\t\tact: %d, unpacked: [kinds]int{%d, %d, %d, %d},\n\t\tquantize: quantizeRow,\n",
+	b.WriteString("\n// quantAVX512 are the loops for processors with AVX-512 VNNI.\nfunc quantAVX512() quantOps {\n\treturn quantOps{\n")
+	fmt.Fprintf(&b, "act: %d, unpacked: [kinds]int{%d, %d, %d, %d}, quantize: quantizeRow,\n",
 		actBytes, single.stride(), minimum.stride(), halves.stride(), halfMin.stride())
-	for _, field := range []string{"unpack", "gemv", "few"} {
-		kind := field + "Func"
-		fmt.Fprintf(&b, "\t\t%s: [dtypes]%s{\n", field, kind)
-		for _, q := range qtypes {
-			fmt.Fprintf(&b, "\t\t\ttensor.%s: %s%s,\n", q.name, field, q.name)
-		}
-		b.WriteString("\t\t},\n")
-	}
-	for _, field := range []string{"tile", "rest"} {
-		fmt.Fprintf(&b, "\t\t%s: [kinds]%sFunc{", field, field)
-		for _, k := range []kind{single, minimum, halves, halfMin} {
-			fmt.Fprintf(&b, "%s%s, ", field, k)
-		}
-		b.WriteString("},\n")
-	}
-	b.WriteString("\t}\n}\n")
+	b.WriteString(byType("unpack", "") + byType("gemv", "") + byType("few", "") + byKind("tile", "") + byKind("rest", "") + "}\n}\n")
+	b.WriteString("\n// quantAVX2 are the loops for processors with AVX2.\nfunc quantAVX2() quantOps {\n\treturn quantOps{\n")
+	fmt.Fprintf(&b, "act: %d, unpacked: [kinds]int{%d, %d, %d, %d}, quantize: quantizeRowWide,\n",
+		wideActBytes, single.wideStride(), minimum.wideStride(), halves.wideStride(), halfMin.wideStride())
+	b.WriteString(byType("unpack", "Wide") + byKind("rest", "Wide") + "}\n}\n")
 	out, err := format.Source(b.Bytes())
 	if err != nil {
 		log.Fatal(err)
 	}
 	return out
+}
+
+// byType and byKind are fields of quantOps.
+func byType(field, suffix string) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s: [dtypes]%sFunc{\n", field, field)
+	for _, q := range qtypes {
+		fmt.Fprintf(&b, "tensor.%s: %s%s%s,\n", q.name, field, q.name, suffix)
+	}
+	return b.String() + "},\n"
+}
+
+func byKind(field, suffix string) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s: [kinds]%sFunc{", field, field)
+	for _, k := range []kind{single, minimum, halves, halfMin} {
+		fmt.Fprintf(&b, "%s%s%s, ", field, k, suffix)
+	}
+	return b.String() + "},\n"
 }
 
 // tileRows is how many rows one pass over an unpacked panel has.
@@ -582,26 +593,32 @@ func (a *asm) quantize() {
 	a.f("VPADDD X3, X2, X2") // the sums of the halves
 	a.f("VMOVD X2, R8")
 	a.f("VPEXTRD $1, X2, R9")
-	a.f("LEAL (R8)(R9*1), AX")
-	a.f("VCVTSI2SSL AX, X4, X6")
-	a.f("VMULSS X4, X6, X6")
-	a.f("VMOVSS X4, %d(DI)", actScale)
-	a.f("VMOVSS X6, %d(DI)", actSum)
-	a.f("NEGL AX")
-	a.f("SHLL $3, AX")
-	a.f("MOVL AX, %d(DI)", actLess8)
-	a.f("SHLL $1, AX")
-	a.f("MOVL AX, %d(DI)", actLess16)
-	a.f("SHLL $3, AX")
-	a.f("MOVL AX, %d(DI)", actLess128)
-	for i, r := range []string{"R8", "R9"} {
-		a.f("NEGL %s", r)
-		a.f("SHLL $5, %s", r)
-		a.f("MOVL %s, %d(DI)", r, actLow+4*i)
-	}
+	a.header("X4", 0)
 	a.f("ADDQ $128, SI")
 	a.f("ADDQ DX, DI")
 	a.f("DECQ CX")
 	a.f("JNZ loop")
 	a.end()
+}
+
+// header writes an activation block's header, moved by at: the scale is in a register,
+// the sums of the halves in R8 and R9.
+func (a *asm) header(scale string, at int) {
+	a.f("LEAL (R8)(R9*1), AX")
+	a.f("VCVTSI2SSL AX, %s, X7", scale)
+	a.f("VMULSS %s, X7, X7", scale)
+	a.f("VMOVSS %s, %d(DI)", scale, at+actScale)
+	a.f("VMOVSS X7, %d(DI)", at+actSum)
+	a.f("NEGL AX")
+	a.f("SHLL $3, AX")
+	a.f("MOVL AX, %d(DI)", at+actLess8)
+	a.f("SHLL $1, AX")
+	a.f("MOVL AX, %d(DI)", at+actLess16)
+	a.f("SHLL $3, AX")
+	a.f("MOVL AX, %d(DI)", at+actLess128)
+	for i, r := range []string{"R8", "R9"} {
+		a.f("NEGL %s", r)
+		a.f("SHLL $5, %s", r)
+		a.f("MOVL %s, %d(DI)", r, at+actLow+4*i)
+	}
 }

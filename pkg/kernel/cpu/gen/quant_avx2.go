@@ -1,0 +1,424 @@
+package main
+
+import "fmt"
+
+// The same products with AVX2. Codes are unpacked to signed 16-bit numbers, two inputs
+// of a row in each 32-bit lane, and VPMADDWD multiplies them with two broadcast
+// activations: no sum can saturate.
+
+// Offsets in this family's activation block: 32 signed words and the common header.
+const (
+	wideActBytes = 96
+	wideHeader   = 64 - actScale // what the header's offsets are moved by
+
+	wideScale = 1024 // unpacked: sixteen pairs of inputs, then vectors of f32
+)
+
+func (k kind) wideStride() int {
+	return wideScale + 64*k.factors()
+}
+
+// factors is how many scales and minima a block has.
+func (k kind) factors() int { return [...]int{single: 1, minimum: 2, halves: 2, halfMin: 4}[k] }
+
+// quantAVX2 writes the loops.
+func quantAVX2(a *asm) {
+	a.pairMasks()
+	a.quantizeWide()
+	for i := range qtypes {
+		a.unpackWide(&qtypes[i])
+	}
+	for _, k := range []kind{single, minimum, halves, halfMin} {
+		a.restWide(k)
+	}
+}
+
+// pairMasks writes the shuffles that widen bytes 0 and 1, and 2 and 3, of each lane.
+func (a *asm) pairMasks() {
+	for i, name := range []string{"lowPair", "highPair"} {
+		fmt.Fprintln(a)
+		for word := range 4 {
+			v := uint64(0)
+			for lane := range 2 {
+				b := uint64(2*i + 4*(2*(word%2)+lane))
+				v |= (b | 0x80<<8 | (b+1)<<16 | 0x80<<24) << (32 * lane)
+			}
+			fmt.Fprintf(a, "DATA %s<>+%d(SB)/8, $0x%016x\n", name, 8*word, v)
+		}
+		fmt.Fprintf(a, "GLOBL %s<>(SB), RODATA|NOPTR, $32\n", name)
+	}
+}
+
+// constant256 broadcasts a constant.
+func (a *asm) constant256(value uint32, y int) {
+	a.f("MOVL $0x%08x, AX", value)
+	a.f("VMOVD AX, X%d", y)
+	a.f("VPBROADCASTD X%d, Y%d", y, y)
+}
+
+// offset is what a type's codes are above its values, and by how much they are scaled
+// up.
+func (q *qtype) offset() int {
+	switch {
+	case q.kind == halves:
+		return 32
+	case q.kind != single:
+		return 0
+	}
+	return map[int]int{actLess8: 8, actLess16: 16, actLess128: 128}[q.word]
+}
+
+// masks of a type's codes: Y15 and Y14; Y13 and Y12 widen, Y11 is the offset, Y10 the
+// levels.
+func (a *asm) setupWide(q *qtype) {
+	masks := map[string][2]uint32{
+		"4": {0x0f0f0f0f}, "lut": {0x0f0f0f0f}, "5": {0x0f0f0f0f, 0x10101010}, "6": {0x0f0f0f0f, 0x30303030},
+		"2": {0x03030303}, "3": {0x18181818, 0x20202020},
+	}[q.codes]
+	for i, m := range masks {
+		if m != 0 {
+			a.constant256(m, 15-i)
+		}
+	}
+	a.f("VMOVDQU lowPair<>(SB), Y13")
+	a.f("VMOVDQU highPair<>(SB), Y12")
+	if o := uint32(q.offset()); o != 0 {
+		a.constant256(o|o<<16, 11)
+	}
+	if q.table != "" {
+		a.f("VBROADCASTI128 %s<>(SB), Y10", q.table)
+	}
+}
+
+// shiftWide moves bits up or down from y to Y4 and returns the register that has them.
+func (a *asm) shiftWide(y, by int) int {
+	switch {
+	case by > 0:
+		a.f("VPSLLD $%d, Y%d, Y4", by, y)
+	case by < 0:
+		a.f("VPSRLD $%d, Y%d, Y4", -by, y)
+	default:
+		return y
+	}
+	return 4
+}
+
+// codesWide leaves the codes of inputs 4j..4j+3 of eight rows (half h) in Y3. Y2 and Y5
+// keep what later groups share.
+func (a *asm) codesWide(q *qtype, j, h int) {
+	high := func(y, shift int) { // Y3 |= shifted & Y14
+		a.f("VPAND Y14, Y%d, Y4", a.shiftWide(y, shift))
+		a.f("VPOR Y4, Y3, Y3")
+	}
+	switch q.codes {
+	case "8":
+		a.f("VMOVDQU %d(DI), Y3", 64*j+32*h)
+		return
+	case "2", "3":
+		if j%4 == 0 {
+			a.f("VMOVDQU %d(DI), Y2", 64*(j/4)+32*h)
+		}
+		if q.codes == "2" {
+			a.f("VPAND Y15, Y%d, Y3", a.shiftWide(2, -2*(j%4)))
+			return
+		}
+		if j == 0 {
+			a.f("VMOVDQU %d(DI), Y5", 128+32*h)
+		}
+		a.f("VPAND Y15, Y%d, Y3", a.shiftWide(2, 3-2*(j%4)))
+		high(5, 5-j)
+		return
+	}
+	if j%2 == 0 {
+		a.f("VMOVDQU %d(DI), Y2", 64*(j/2)+32*h)
+		a.f("VPAND Y15, Y2, Y3")
+	} else {
+		a.f("VPSRLD $4, Y2, Y3")
+		a.f("VPAND Y15, Y3, Y3")
+	}
+	switch q.codes {
+	case "lut":
+		a.f("VPSHUFB Y3, Y10, Y3")
+	case "5":
+		if j == 0 {
+			a.f("VMOVDQU %d(DI), Y5", 256+32*h)
+		}
+		high(5, 4-j)
+	case "6":
+		if j%4 == 0 {
+			a.f("VMOVDQU %d(DI), Y5", 256+16*j+32*h)
+		}
+		high(5, 4-2*(j%4))
+	}
+}
+
+// superWide brings a super-block's own scales at SI to Y6, Y7 and its minima to Y8, Y9.
+func (a *asm) superWide(q *qtype) {
+	halvesOf := func(at, y int, factor uint32) {
+		for h := range 2 {
+			a.f("VCVTPH2PS %d(SI), Y%d", at+16*h, y+h)
+		}
+		if factor != 0 {
+			a.constant256(factor, 4)
+			for h := range 2 {
+				a.f("VMULPS Y4, Y%d, Y%d", y+h, y+h)
+			}
+		}
+	}
+	step := 32
+	switch q.scales {
+	case "k4":
+		halvesOf(0, 6, 0)
+		halvesOf(32, 8, 0)
+		step = 64
+	case "k2":
+		halvesOf(0, 6, 0)
+		halvesOf(32, 8, 0x3d000000)
+		step = 64
+	case "k3":
+		halvesOf(0, 6, 0x3e000000)
+	default:
+		halvesOf(0, 6, 0)
+	}
+	a.f("ADDQ $%d, SI", step)
+}
+
+// scalesWide writes a block's factors at SI to the unpacked block at BX.
+func (a *asm) scalesWide(q *qtype) {
+	put := func(factor, h int) { a.f("VMOVUPS Y3, %d(BX)", wideScale+64*factor+32*h) }
+	times := func(load string, at, super, factor int) {
+		for h := range 2 {
+			a.f("%s %d(SI), Y3", load, at+8*h)
+			a.f("VCVTDQ2PS Y3, Y3")
+			a.f("VMULPS Y%d, Y3, Y3", super+h)
+			put(factor, h)
+		}
+	}
+	step := 0
+	switch q.scales {
+	case "h", "hm":
+		for factor := range q.kind.factors() {
+			for h := range 2 {
+				a.f("VCVTPH2PS %d(SI), Y3", 32*factor+16*h)
+				put(factor, h)
+			}
+		}
+	case "e8":
+		for h := range 2 {
+			a.f("VPMOVZXBD %d(SI), Y3", 8*h)
+			a.f("VPSLLD $23, Y3, Y3")
+			put(0, h)
+		}
+	case "k4":
+		times("VPMOVZXBD", 0, 6, 0)
+		times("VPMOVZXBD", 16, 8, 1)
+		step = 32
+	case "k6", "k3":
+		times("VPMOVSXBD", 0, 6, 0)
+		times("VPMOVSXBD", 16, 6, 1)
+		step = 32
+	case "kx":
+		times("VPMOVSXBD", 0, 6, 0)
+		step = 16
+	case "k2":
+		a.constant256(15, 4)
+		for sub := range 2 {
+			for h := range 2 {
+				a.f("VPMOVZXBD %d(SI), Y5", 16*sub+8*h)
+				a.f("VPAND Y4, Y5, Y3")
+				a.f("VCVTDQ2PS Y3, Y3")
+				a.f("VMULPS Y%d, Y3, Y3", 6+h)
+				put(sub, h)
+				a.f("VPSRLD $4, Y5, Y3")
+				a.f("VCVTDQ2PS Y3, Y3")
+				a.f("VMULPS Y%d, Y3, Y3", 8+h)
+				put(2+sub, h)
+			}
+		}
+		step = 32
+	}
+	if step > 0 {
+		a.f("ADDQ $%d, SI", step)
+	}
+}
+
+// unpackWide writes unpack<type>Wide.
+func (a *asm) unpackWide(q *qtype) {
+	a.fn("unpack"+q.name+"Wide", 24, fmt.Sprintf("func unpack%sWide(dst, panel *byte, blocks int)", q.name))
+	a.f("MOVQ dst+0(FP), BX")
+	a.f("MOVQ panel+8(FP), DI")
+	a.f("MOVQ blocks+16(FP), CX")
+	a.setupWide(q)
+	a.label("loop")
+	a.f("MOVQ DI, SI")
+	a.f("ADDQ $%d, DI", q.scaleBytes())
+	if q.super() {
+		a.superWide(q)
+		a.f("MOVQ $8, DX")
+		a.label("sub")
+	}
+	a.scalesWide(q)
+	for h := range 2 {
+		for j := range 8 {
+			a.codesWide(q, j, h)
+			for pair := range 2 {
+				a.f("VPSHUFB Y%d, Y3, Y4", 13-pair)
+				if q.offset() != 0 {
+					a.f("VPSUBW Y11, Y4, Y4")
+				}
+				a.f("VMOVDQU Y4, %d(BX)", 64*(2*j+pair)+32*h)
+			}
+		}
+	}
+	a.f("ADDQ $%d, DI", q.codeBytes())
+	a.f("ADDQ $%d, BX", q.kind.wideStride())
+	if q.super() {
+		a.f("DECQ DX")
+		a.f("JNZ sub")
+		a.f("SUBQ $8, CX")
+	} else {
+		a.f("DECQ CX")
+	}
+	a.f("JNZ loop")
+	a.end()
+}
+
+// restWide writes rest<kind>Wide: an unpacked panel times some rows.
+func (a *asm) restWide(k kind) {
+	a.fn("rest"+k.String()+"Wide", 48, fmt.Sprintf("func rest%sWide(y *float32, w, x *byte, blocks, rows, word int)", k))
+	a.f("MOVQ w+8(FP), DI")
+	a.f("MOVQ x+16(FP), BX")
+	a.f("MOVQ blocks+24(FP), CX")
+	a.f("MOVQ y+0(FP), R8")
+	a.f("MOVQ rows+32(FP), R9")
+	a.f("VPXOR Y0, Y0, Y0")
+	a.label("clear")
+	a.f("VMOVUPS Y0, (R8)")
+	a.f("VMOVUPS Y0, 32(R8)")
+	a.f("ADDQ $64, R8")
+	a.f("DECQ R9")
+	a.f("JNZ clear")
+	a.label("loop")
+	a.f("MOVQ y+0(FP), R8")
+	a.f("MOVQ rows+32(FP), R9")
+	a.label("rows")
+	a.f("VMOVUPS (R8), Y0")
+	a.f("VMOVUPS 32(R8), Y1")
+	a.f("VBROADCASTSS %d(BX), Y15", wideHeader+actScale)
+	products := func(lo, hi int) { // to Y2 and Y3
+		for p := lo; p < hi; p++ {
+			a.f("VPBROADCASTD %d(BX), Y4", 4*p)
+			for h := range 2 {
+				into := 5 + h
+				if p == lo {
+					into = 2 + h
+				}
+				a.f("VPMADDWD %d(DI), Y4, Y%d", 64*p+32*h, into)
+				if p > lo {
+					a.f("VPADDD Y%d, Y%d, Y%d", into, 2+h, 2+h)
+				}
+			}
+		}
+	}
+	scaled := func(factor int) {
+		for h := range 2 {
+			a.f("VCVTDQ2PS Y%d, Y%d", 2+h, 2+h)
+			a.f("VMULPS %d(DI), Y15, Y4", wideScale+64*factor+32*h)
+			a.f("VFMADD231PS Y%d, Y4, Y%d", 2+h, h)
+		}
+	}
+	least := func(y, factor int) { // the minima times what is broadcast in y
+		for h := range 2 {
+			a.f("VFMADD231PS %d(DI), Y%d, Y%d", wideScale+64*factor+32*h, y, h)
+		}
+	}
+	switch k {
+	case single:
+		products(0, 16)
+		scaled(0)
+	case minimum:
+		products(0, 16)
+		scaled(0)
+		a.f("VBROADCASTSS %d(BX), Y4", wideHeader+actSum)
+		least(4, 1)
+	case halves:
+		for h := range 2 {
+			products(8*h, 8*h+8)
+			scaled(h)
+		}
+	case halfMin:
+		for h := range 2 {
+			products(8*h, 8*h+8)
+			scaled(h)
+			a.f("VPBROADCASTD %d(BX), Y4", wideHeader+actLow+4*h)
+			a.f("VCVTDQ2PS Y4, Y4")
+			a.f("VMULPS Y15, Y4, Y4")
+			least(4, 2+h)
+		}
+	}
+	a.f("VMOVUPS Y0, (R8)")
+	a.f("VMOVUPS Y1, 32(R8)")
+	a.f("ADDQ $64, R8")
+	a.f("ADDQ $%d, BX", wideActBytes)
+	a.f("DECQ R9")
+	a.f("JNZ rows")
+	a.f("ADDQ $%d, DI", k.wideStride())
+	a.f("DECQ CX")
+	a.f("JNZ loop")
+	a.end()
+}
+
+// quantizeWide writes quantizeRowWide: blocks of 32 floats to activation blocks.
+func (a *asm) quantizeWide() {
+	a.fn("quantizeRowWide", 32, "func quantizeRowWide(dst *byte, stride int, x *float32, blocks int)")
+	a.f("MOVQ dst+0(FP), DI")
+	a.f("MOVQ stride+8(FP), DX")
+	a.f("MOVQ x+16(FP), SI")
+	a.f("MOVQ blocks+24(FP), CX")
+	a.constant256(0x7fffffff, 15)
+	a.constant256(0x42fe0000, 14) // 127
+	a.constant256(0x0da24260, 13) // 1e-30
+	a.label("loop")
+	for i := range 4 {
+		a.f("VMOVUPS %d(SI), Y%d", 32*i, i)
+		a.f("VPAND Y15, Y%d, Y%d", i, 4+i)
+	}
+	a.f("VPMAXUD Y5, Y4, Y4")
+	a.f("VPMAXUD Y7, Y6, Y6")
+	a.f("VPMAXUD Y6, Y4, Y4")
+	a.f("VEXTRACTI128 $1, Y4, X5")
+	a.f("VPMAXUD X5, X4, X4")
+	a.f("VPSHUFD $0x4E, X4, X5")
+	a.f("VPMAXUD X5, X4, X4")
+	a.f("VPSHUFD $0xB1, X4, X5")
+	a.f("VPMAXUD X5, X4, X4")
+	a.f("VCMPSS $5, X13, X4, X5") // not less: a NaN stays one
+	a.f("VDIVSS X14, X4, X6")
+	a.f("VANDPS X5, X6, X6") // the scale
+	a.f("VDIVSS X4, X14, X7")
+	a.f("VANDPS X5, X7, X7")
+	a.f("VBROADCASTSS X7, Y7")
+	for i := range 4 {
+		a.f("VMULPS Y7, Y%d, Y%d", i, i)
+		a.f("VCVTPS2DQ Y%d, Y%d", i, i)
+	}
+	for i := range 2 {
+		lo, hi := 2*i, 2*i+1
+		a.f("VPADDD Y%d, Y%d, Y%d", hi, lo, 8+i)
+		a.f("VPACKSSDW Y%d, Y%d, Y%d", hi, lo, lo)
+		a.f("VPERMQ $0xD8, Y%d, Y%d", lo, lo)
+		a.f("VMOVDQU Y%d, %d(DI)", lo, 32*i)
+	}
+	a.f("VPHADDD Y9, Y8, Y8")
+	a.f("VPHADDD Y8, Y8, Y8")
+	a.f("VEXTRACTI128 $1, Y8, X9")
+	a.f("VPADDD X9, X8, X8")
+	a.f("VMOVD X8, R8")
+	a.f("VPEXTRD $1, X8, R9")
+	a.header("X6", wideHeader)
+	a.f("ADDQ $128, SI")
+	a.f("ADDQ DX, DI")
+	a.f("DECQ CX")
+	a.f("JNZ loop")
+	a.end()
+}
