@@ -17,6 +17,7 @@ type ops struct {
 	decode  map[tensor.DType]decoder
 	quant   quantOps
 	pair    pairOps
+	probes  probes
 }
 
 // decoder turns groups of a type into floats.

@@ -1,0 +1,43 @@
+package cpu
+
+import "time"
+
+// Peaks are the rates of loops that do nothing but multiply and add in registers, on
+// all of a set's threads at once, in 10⁹ operations a second; a multiply-add is two. Zero
+// where the instructions have no loop of their own.
+type Peaks struct {
+	Float32  float64 // fused multiply-adds
+	Int8     float64 // products of bytes, as quantised weights use them
+	BFloat16 float64 // products of bfloat16
+}
+
+// probes are the loops of one instruction family, and the operations of a round.
+type probes struct {
+	float32, int8, bfloat16 func(n int)
+	floats, bytes, pairs    float64
+}
+
+// probeRounds is a piece of a probe, some tens of microseconds.
+const probeRounds = 1 << 14
+
+// Peaks measures each for about the given time.
+func (s *Set) Peaks(each time.Duration) Peaks {
+	p := s.probes
+	return Peaks{s.rate(p.float32, p.floats, each), s.rate(p.int8, p.bytes, each), s.rate(p.bfloat16, p.pairs, each)}
+}
+
+// rate is the best of several rounds on all threads.
+func (s *Set) rate(loop func(n int), operations float64, each time.Duration) float64 {
+	if loop == nil {
+		return 0
+	}
+	var best float64
+	threads := len(s.pool.parts)
+	for began := time.Now(); time.Since(began) < each; {
+		from := time.Now()
+		const pieces = 16
+		s.pool.each(pieces*threads, func(int) { loop(probeRounds) })
+		best = max(best, operations*probeRounds*pieces*float64(threads)/float64(time.Since(from).Nanoseconds()))
+	}
+	return best
+}
