@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
+	"github.com/lamina-mesh/lamina/pkg/kernel/cpu"
 	"github.com/lamina-mesh/lamina/pkg/model"
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
@@ -26,6 +28,9 @@ type benchCmd struct {
 	GenTokens    int    `help:"Ids generated after a prompt." default:"64"`
 	Batch        int    `help:"Sequences at once." default:"1"`
 	Stages       int    `help:"Cut the model into this many stages." default:"1"`
+	Repeat       int    `help:"Runs, of which the medians are told; one more comes first and is not counted." default:"3"`
+	Profile      bool   `help:"Tell how long each operation takes."`
+	Results      string `help:"Folder that the result is also written to, such as bench/results." type:"path"`
 	Format       string `help:"Output: text or json." enum:"text,json" default:"text"`
 }
 
@@ -45,6 +50,13 @@ type benchResult struct {
 	DecodeTPS    float64 `json:"decode_tps"`   // generated tokens of all sequences
 	DecodeGBps   float64 `json:"decode_gbps"`  // 10⁹ bytes of weights
 	ReadGBps     float64 `json:"read_gbps"`    // 10⁹ bytes that as many threads stream from memory
+	DecodeShare  float64 `json:"decode_share"` // of the read probe
+
+	PrefillGflops float64     `json:"prefill_gflops"` // of the layers' matrices, a multiply-add being two
+	PrefillShare  float64     `json:"prefill_share"`  // of the peak that the matrices' type can use; 0 where there is no probe
+	PeakGflops    cpu.Peaks   `json:"peak_gflops"`    // what as many threads multiply in registers
+	Profile       []operation `json:"profile,omitempty"`
+
 	PeakRSSBytes *int64  `json:"peak_rss_bytes"`
 	Machine      machine `json:"machine"`
 }
@@ -72,6 +84,12 @@ func (c *benchCmd) Run(e *env) error {
 	if r.ReadGBps, err = readGBps(e.ctx, c.Threads, probeSize()); err != nil {
 		return err
 	}
+	r.DecodeShare = r.DecodeGBps / r.ReadGBps
+	if c.Results != "" {
+		if err := r.write(c.Results); err != nil {
+			return err
+		}
+	}
 	if c.Format == "json" {
 		return printJSON(e, r)
 	}
@@ -88,6 +106,8 @@ func (c *benchCmd) check() error {
 		return fault.Field("prompt-tokens", "%d ids: want one or more", c.PromptTokens)
 	case c.GenTokens < 1:
 		return fault.Field("gen-tokens", "%d ids: want one or more", c.GenTokens)
+	case c.Repeat < 1:
+		return fault.Field("repeat", "%d runs: want one or more", c.Repeat)
 	case c.Batch < 1:
 		return fault.Field("batch", "%d sequences: want one or more", c.Batch)
 	}
@@ -113,11 +133,19 @@ func (c *benchCmd) open(r *benchResult) (*model.Files, error) {
 
 // measure fills in what the model reaches.
 func (c *benchCmd) measure(ctx context.Context, r *benchResult) error {
-	set, closeSet, err := kernelSet(c.Kernels, c.Threads)
+	set, closeSet, err := c.kernelSet()
 	if err != nil {
 		return err
 	}
 	defer closeSet()
+	if fast, ok := set.(*cpu.Set); ok {
+		r.PeakGflops = fast.Peaks(peakTime)
+	}
+	var profile *profile
+	if c.Profile {
+		profile = newProfile(set)
+		set = profile
+	}
 	r.Kernels, r.KernelClass = set.Name(), set.Class()
 	f, err := c.open(r)
 	if err != nil {
@@ -132,24 +160,58 @@ func (c *benchCmd) measure(ctx context.Context, r *benchResult) error {
 			return err
 		}
 		r.WeightBytes = stepBytes(f)
-		return c.time(ctx, chain, r)
+		if err := c.time(ctx, chain, r, profile); err != nil {
+			return err
+		}
+		var peak float64
+		r.PrefillGflops, peak = r.PrefillTPS*layerFlops(f)/1e9, typePeak(f, r.PeakGflops)
+		if peak > 0 {
+			r.PrefillShare = r.PrefillGflops / peak
+		}
+		return nil
 	}()
 	return errors.Join(err, f.Close())
 }
 
-// time runs the prompts and the generation. A first step, not counted, brings the
-// weights into memory.
-func (c *benchCmd) time(ctx context.Context, chain *stageChain, r *benchResult) error {
+// peakTime is how long each of a machine's peaks is measured.
+const peakTime = 100 * time.Millisecond
+
+// time runs the prompts and the generation several times and takes medians. A first
+// run, not counted, brings the weights into memory.
+func (c *benchCmd) time(ctx context.Context, chain *stageChain, r *benchResult, p *profile) error {
+	var prefill, decode []float64
+	for run := range c.Repeat + 1 {
+		prompt, gen, err := c.once(ctx, chain, p)
+		if err != nil {
+			return err
+		}
+		if run > 0 {
+			prefill, decode = append(prefill, prompt), append(decode, gen)
+		}
+	}
+	if p != nil {
+		r.Profile = p.operations()
+	}
+	r.PrefillTPS = float64(c.Batch*c.PromptTokens) / median(prefill)
+	r.DecodeTPS = float64(c.Batch*c.GenTokens) / median(decode)
+	r.DecodeGBps = float64(r.WeightBytes) * r.DecodeTPS / float64(c.Batch) / 1e9
+	return nil
+}
+
+func median(x []float64) float64 {
+	slices.Sort(x)
+	return (x[len(x)/2] + x[(len(x)-1)/2]) / 2
+}
+
+// once runs the prompts and the generation and returns the seconds of each.
+func (c *benchCmd) once(ctx context.Context, chain *stageChain, p *profile) (prompt, gen float64, err error) {
 	entries := make([]entry, c.Batch)
 	for i := range entries {
 		entries[i].seq = chain.newSequence()
 		defer entries[i].seq.free()
 	}
 	vocab := chain.stages[0].Config.Vocab
-	if _, err := chain.forward(entry{seq: entries[0].seq, ids: benchIDs(0, 1, vocab), logits: 1}); err != nil {
-		return err
-	}
-	entries[0].seq.free()
+	p.begin("prefill")
 	began := time.Now()
 	rows := max(1, benchRows/c.Batch)
 	for at := 0; at < c.PromptTokens; at += rows {
@@ -161,23 +223,21 @@ func (c *benchCmd) time(ctx context.Context, chain *stageChain, r *benchResult) 
 			}
 		}
 		if err := step(ctx, chain, entries); err != nil {
-			return err
+			return 0, 0, err
 		}
 	}
-	r.PrefillTPS = float64(c.Batch*c.PromptTokens) / time.Since(began).Seconds()
+	prompt = time.Since(began).Seconds()
+	p.begin("decode")
 	began = time.Now()
 	for n := range c.GenTokens {
 		for i := range entries {
 			entries[i].ids, entries[i].logits = benchIDs(c.PromptTokens+n+i, 1, vocab), 1
 		}
 		if err := step(ctx, chain, entries); err != nil {
-			return err
+			return 0, 0, err
 		}
 	}
-	seconds := time.Since(began).Seconds()
-	r.DecodeTPS = float64(c.Batch*c.GenTokens) / seconds
-	r.DecodeGBps = float64(r.WeightBytes) * float64(c.GenTokens) / seconds / 1e9
-	return nil
+	return prompt, time.Since(began).Seconds(), nil
 }
 
 func step(ctx context.Context, chain *stageChain, entries []entry) error {
@@ -226,9 +286,15 @@ func (r *benchResult) print(e *env) error {
 	fmt.Fprintf(w, "KERNELS\t%s, %d threads\n", r.KernelClass, r.Threads)
 	fmt.Fprintf(w, "PREFILL\t%.1f tokens/s\t%d of %d in %d stages\n", r.PrefillTPS, r.Batch, r.PromptTokens, r.Stages)
 	fmt.Fprintf(w, "DECODE\t%.1f tokens/s\t%d of %d, %.2f GB/s of weights\n", r.DecodeTPS, r.Batch, r.GenTokens, r.DecodeGBps)
-	fmt.Fprintf(w, "READ\t%.2f GB/s\tby %d threads\n", r.ReadGBps, r.Threads)
+	fmt.Fprintf(w, "READ\t%.2f GB/s\tby %d threads; decode reaches %.0f %%\n", r.ReadGBps, r.Threads, 100*r.DecodeShare)
+	if p := r.PeakGflops; p.Float32 > 0 {
+		fmt.Fprintf(w, "PEAK\t%.0f GFLOP/s\tfloat32; %.0f int8, %.0f bfloat16; prefill does %.0f, %.0f %% of what its type can\n", p.Float32, p.Int8, p.BFloat16, r.PrefillGflops, 100*r.PrefillShare)
+	}
 	if r.PeakRSSBytes != nil {
 		fmt.Fprintf(w, "PEAK RSS\t%.1f MiB\n", float64(*r.PeakRSSBytes)/(1<<20))
 	}
-	return w.Flush()
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	return printProfile(e.stdout, r.Profile)
 }

@@ -13,6 +13,8 @@ import (
 type kernelFlags struct {
 	Kernels string `help:"Kernel set: cpu or ref." enum:"cpu,ref" default:"cpu"`
 	Threads int    `help:"Threads of the kernel set; 0 is one a processor." default:"0"`
+	// All instructions give the same bits: the flag is for comparing them.
+	Instructions string `help:"Instructions of the cpu set: avx512, avx2 or portable; the fastest that the machine has when absent."`
 }
 
 // stageChain is a whole model as stages one after another in this process, with a
@@ -109,7 +111,7 @@ func checkIDs(ids []int32, f *model.Files) error {
 
 // withModel opens a model and a kernel set, runs body and closes both.
 func withModel(path string, k kernelFlags, body func(*model.Files, kernel.Set[float32]) error) error {
-	set, closeSet, err := kernelSet(k.Kernels, k.Threads)
+	set, closeSet, err := k.kernelSet()
 	if err != nil {
 		return err
 	}

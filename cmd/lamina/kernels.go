@@ -7,19 +7,27 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/kernel/ref"
 )
 
-// kernelSet makes the kernel set that --kernels names and the function that ends
-// it. Threads bounds the set's own goroutines; 0 is one a processor. The reference
-// set has none of its own: it spreads over what the runtime is given.
-func kernelSet(name string, threads int) (kernel.Set[float32], func(), error) {
-	if threads < 0 {
-		return nil, nil, fault.Field("threads", "%d threads: want one or more, or 0 for one a processor", threads)
+// kernelSet makes the kernel set that the flags choose and the function that ends it.
+// Threads bounds the set's own goroutines. The reference set has none of its own: it
+// spreads over what the runtime is given.
+func (f *kernelFlags) kernelSet() (kernel.Set[float32], func(), error) {
+	if f.Threads < 0 {
+		return nil, nil, fault.Field("threads", "%d threads: want one or more, or 0 for one a processor", f.Threads)
 	}
-	switch name {
-	case "ref":
+	switch {
+	case f.Kernels == "ref" && f.Instructions != "":
+		return nil, nil, fault.Field("instructions", "the reference set has none to choose")
+	case f.Kernels == "ref":
 		return ref.New[float32](), func() {}, nil
-	case "cpu":
-		set := cpu.New(threads)
+	case f.Kernels != "cpu":
+		return nil, nil, fault.Field("kernels", "no kernel set is called %q: cpu and ref are", f.Kernels)
+	case f.Instructions == "":
+		set := cpu.New(f.Threads)
 		return set, set.Close, nil
 	}
-	return nil, nil, fault.Field("kernels", "no kernel set is called %q: cpu and ref are", name)
+	set, err := cpu.Open(f.Threads, f.Instructions)
+	if err != nil {
+		return nil, nil, fault.Field("instructions", "%v", err)
+	}
+	return set, set.Close, nil
 }

@@ -15,7 +15,7 @@ import (
 
 // set makes the chosen kernel set and the function that ends it.
 func (f *kernelFlags) set() (app.Kernels, func(), error) {
-	set, end, err := kernelSet(f.Kernels, f.Threads)
+	set, end, err := f.kernelSet()
 	return app.Kernels{Set: set, Threads: f.Threads}, end, err
 }
 

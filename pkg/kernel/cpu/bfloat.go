@@ -35,9 +35,9 @@ type pairOps struct {
 
 type pairFunc func(y *float32, ldy int, w, x *byte, pairs int)
 
-// pairable reports whether a matrix holds 16-bit floats.
+// pairable reports whether a matrix is multiplied as 16-bit floats.
 func pairable(w *kernel.Matrix[float32]) bool {
-	return w.Dense == nil && (w.DType == tensor.F16 || w.DType == tensor.BF16)
+	return w.Dense == nil && w.Cols >= narrow && (w.DType == tensor.F16 || w.DType == tensor.BF16)
 }
 
 func newPairs(w *kernel.Matrix[float32]) *pairMatrix {

@@ -21,9 +21,17 @@ type packed struct {
 	owner  *chunk // of data
 }
 
-// packable reports whether a matrix can be multiplied as it is.
+// narrow is the number of inputs below which weights are decoded and multiplied in
+// float32. Such matrices live in the caches, so that rounding activations would lose
+// precision and win nothing.
+const narrow = 512
+
+// decoded is a narrow matrix in float32.
+type decoded struct{ dense []float32 } // [N,I]
+
+// packable reports whether a matrix is multiplied as it is.
 func packable(w *kernel.Matrix[float32]) bool {
-	if w.Dense != nil {
+	if w.Dense != nil || w.Cols < narrow {
 		return false
 	}
 	p := &packings[w.DType]
@@ -38,10 +46,15 @@ func newPacked(w *kernel.Matrix[float32]) *packed {
 	return m
 }
 
-// Pack puts a matrix of blocks or of 16-bit floats into panels of 16 rows.
+// Pack puts a matrix of blocks or of 16-bit floats into panels of 16 rows, and decodes a
+// narrow one.
 func (s *Set) Pack(w *kernel.Matrix[float32]) {
 	switch {
-	case w.Packed != nil:
+	case w.Packed != nil, w.Dense != nil, w.Rows == 0:
+	case w.Cols < narrow:
+		m := &decoded{make([]float32, w.Rows*w.Cols)}
+		s.rows(m.dense, w, 0, w.Rows)
+		w.Packed = m
 	case packable(w):
 		m := newPacked(w)
 		m.data, m.owner = s.store.take(m.panels * m.stride)

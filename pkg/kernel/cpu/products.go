@@ -188,6 +188,9 @@ func (s *Set) floats(y, x []float32, w *kernel.Matrix[float32], bias []float32, 
 	s.each((w.Rows+step-1)/step, t*w.Rows*w.Cols, func(i int) {
 		lo, hi := i*step, min((i+1)*step, w.Rows)
 		weights := w.Dense
+		if m, ok := w.Packed.(*decoded); ok {
+			weights = m.dense
+		}
 		if weights != nil {
 			weights = weights[lo*w.Cols : hi*w.Cols]
 		} else {
