@@ -1,6 +1,7 @@
 package vocab
 
 import (
+	"strings"
 	"unicode"
 	"unicode/utf8"
 )
@@ -17,9 +18,12 @@ type addedToken struct {
 
 // matcher finds added tokens in text: the leftmost, and the longest there.
 type matcher struct {
-	nodes  []node
-	tokens []addedToken
-	first  [256]bool
+	nodes   []node
+	tokens  []addedToken
+	first   [256]bool
+	only    byte // the one byte that all begin with, where single
+	single  bool
+	control bool // some are control tokens
 }
 
 type node struct {
@@ -36,6 +40,9 @@ func newMatcher(tokens []addedToken) *matcher {
 		if t.text == "" {
 			continue
 		}
+		m.single = len(m.nodes) == 1 || m.single && t.text[0] == m.only
+		m.only = t.text[0]
+		m.control = m.control || t.control
 		m.first[t.text[0]] = true
 		at := int32(0)
 		for i := 0; i < len(t.text); i++ {
@@ -66,8 +73,15 @@ type found struct {
 
 // next returns the first added token at or after s[from:]. Everything before
 // s[taken:] belongs to tokens already found.
-func (m *matcher) next(s string, from, taken int, o *Options, plain *spans) (found, bool) {
+func (m *matcher) next(s string, from, taken int, o *Options, plain *plainSpans) (found, bool) {
 	for i := from; i < len(s); i++ {
+		if m.single {
+			n := strings.IndexByte(s[i:], m.only)
+			if n < 0 {
+				break
+			}
+			i += n
+		}
 		if !m.first[s[i]] {
 			continue
 		}
@@ -88,15 +102,16 @@ func (m *matcher) next(s string, from, taken int, o *Options, plain *spans) (fou
 			if t.control && (!o.Special || plain.overlap(i, e)) {
 				continue
 			}
-			if t.singleWord && (wordBefore(s, i) || wordAfter(s, e)) {
-				continue
-			}
 			best = k
 		}
 		if best < 0 {
 			continue
 		}
 		t := &m.tokens[best]
+		if t.singleWord && (wordBefore(s, i) || wordAfter(s, i+len(t.text))) {
+			i += len(t.text) - 1
+			continue
+		}
 		f := found{start: max(i, taken), end: i + len(t.text), resume: i + len(t.text), id: t.id}
 		for t.lstrip && f.start > taken {
 			r, n := utf8.DecodeLastRuneInString(s[taken:f.start])
@@ -129,17 +144,25 @@ func wordAfter(s string, i int) bool {
 }
 
 func isWord(r rune) bool {
-	return r == '_' || unicode.IsLetter(r) || unicode.IsDigit(r) || unicode.Is(unicode.M, r)
+	return classOf(r)&classWord != 0
 }
 
-// spans walks through Options.Plain as the scan moves forward.
-type spans struct {
+// plainSpans walks through Options.Plain as the scan moves forward. back, unless
+// nil, leads from a place in the scanned text to one in the text as it came.
+type plainSpans struct {
 	ranges [][2]int
+	back   func(start, end int) (int, int)
 }
 
 // overlap says whether [start, end) touches a plain range. start never goes
 // back between calls.
-func (p *spans) overlap(start, end int) bool {
+func (p *plainSpans) overlap(start, end int) bool {
+	if len(p.ranges) == 0 {
+		return false
+	}
+	if p.back != nil {
+		start, end = p.back(start, end)
+	}
 	for len(p.ranges) > 0 && p.ranges[0][1] <= start {
 		p.ranges = p.ranges[1:]
 	}

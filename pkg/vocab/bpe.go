@@ -1,104 +1,76 @@
 package vocab
 
 import (
-	"math/bits"
-	"slices"
 	"unicode/utf8"
 )
 
-// merges is an open-addressed table from a pair of adjacent ids to the rank of
-// its merge and the id it makes. Rank 0 merges first.
-type merges struct {
-	keys []uint64 // left<<32 | right, plus one; 0 is free
-	vals []uint64 // rank<<32 | made
-	mask uint64
-	n    int
-}
+// sink gathers what an encoding makes, and holds what it reuses from piece to
+// piece.
+type sink struct {
+	ids    []int32
+	spans  [][2]int // of each id: bytes of the piece; only where record is set
+	record bool
 
-func newMerges(n int) *merges {
-	size := uint64(1) << bits.Len(uint(n)*2|15)
-	return &merges{keys: make([]uint64, size), vals: make([]uint64, size), mask: size - 1}
-}
-
-func pairKey(left, right int32) uint64 {
-	return (uint64(uint32(left))<<32 | uint64(uint32(right))) + 1
-}
-
-func (m *merges) slot(key uint64) uint64 {
-	i := (key * 0x9e3779b97f4a7c15 >> 20) & m.mask
-	for m.keys[i] != 0 && m.keys[i] != key {
-		i = (i + 1) & m.mask
-	}
-	return i
-}
-
-// add records a merge; the first of two for the same pair stays.
-func (m *merges) add(left, right int32, rank uint32, made int32) {
-	key := pairKey(left, right)
-	i := m.slot(key)
-	if m.keys[i] != 0 {
-		return
-	}
-	m.keys[i] = key
-	m.vals[i] = uint64(rank)<<32 | uint64(uint32(made))
-	m.n++
-}
-
-// find returns the rank of a pair's merge and the id it makes.
-func (m *merges) find(left, right int32) (rank uint32, made int32, ok bool) {
-	if m.n == 0 {
-		return 0, 0, false
-	}
-	i := m.slot(pairKey(left, right))
-	if m.keys[i] == 0 {
-		return 0, 0, false
-	}
-	return uint32(m.vals[i] >> 32), int32(uint32(m.vals[i])), true
-}
-
-// scratch is what one encoding reuses from piece to piece.
-type scratch struct {
-	ids   []int32
+	syms  []symbol
 	links []link
 	queue queue
+	lattice
+}
+
+// symbol is what a piece begins as: ids with the bytes they came from.
+type symbol struct {
+	id         int32
+	start, end int32
+}
+
+// emit appends an id that stands for bytes [start, end) of the piece.
+func (k *sink) emit(id int32, start, end int) {
+	k.ids = append(k.ids, id)
+	if k.record {
+		k.spans = append(k.spans, [2]int{start, end})
+	}
+}
+
+func (k *sink) emitAll(syms []symbol) {
+	for _, s := range syms {
+		k.emit(s.id, int(s.start), int(s.end))
+	}
 }
 
 // room is an empty list with space for n links.
-func (s *scratch) room(n int) []link {
-	if cap(s.links) < n {
-		s.links = make([]link, 0, n)
+func (k *sink) room(n int) []link {
+	if cap(k.links) < n {
+		k.links = make([]link, 0, n)
 	}
-	return s.links[:0]
+	return k.links[:0]
 }
 
 // link is one symbol of a piece in a doubly linked list over positions.
 type link struct {
 	id         int32
 	prev, next int32
-	made       int32  // what this symbol and the next one merge into
-	rank       uint32 // and how soon; noMerge where they do not
-	start, end int32  // bytes of the piece (spm only)
+	rank       uint32 // how soon this symbol and the next one merge; noMerge where they do not
+	start, end int32  // bytes of the piece
 }
 
 const noMerge = ^uint32(0)
 
 // few is the length up to which looking through all pairs beats a heap.
-const few = 24
+const few = 32
 
 // apply merges the symbols of one piece, the smallest rank first and the
-// leftmost among equals, and appends what is left to out. ids is overwritten.
-func (m *merges) apply(ids []int32, s *scratch, out []int32) []int32 {
-	if len(ids) <= few {
-		return append(out, m.applyFew(ids)...)
+// leftmost among equals, and returns what is left. syms is overwritten.
+func (m *merges) apply(syms []symbol, k *sink) []symbol {
+	if len(syms) <= few {
+		return m.applyFew(syms)
 	}
-	links, q := s.room(len(ids)), &s.queue
-	q.reset(len(ids))
-	for i, id := range ids {
-		l := link{id: id, prev: int32(i) - 1, next: int32(i) + 1, rank: noMerge}
-		if i+1 < len(ids) {
-			if rank, made, ok := m.find(id, ids[i+1]); ok {
-				l.rank, l.made = rank, made
-				q.push(uint64(rank)<<32 | uint64(i))
+	links, q := k.room(len(syms)), &k.queue
+	q.reset(len(syms))
+	for i, s := range syms {
+		l := link{id: s.id, prev: int32(i) - 1, next: int32(i) + 1, rank: noMerge, start: s.start, end: s.end}
+		if i+1 < len(syms) {
+			if l.rank = m.rank(s.id, syms[i+1].id); l.rank != noMerge {
+				q.push(uint64(m.turn(l.rank))<<32 | uint64(i))
 			}
 		} else {
 			l.next = -1
@@ -111,9 +83,8 @@ func (m *merges) apply(ids []int32, s *scratch, out []int32) []int32 {
 		if l.next < 0 {
 			return
 		}
-		if rank, made, ok := m.find(l.id, links[l.next].id); ok {
-			l.rank, l.made = rank, made
-			q.push(uint64(rank)<<32 | uint64(uint32(i)))
+		if l.rank = m.rank(l.id, links[l.next].id); l.rank != noMerge {
+			q.push(uint64(m.turn(l.rank))<<32 | uint64(uint32(i)))
 		}
 	}
 	for {
@@ -123,11 +94,11 @@ func (m *merges) apply(ids []int32, s *scratch, out []int32) []int32 {
 		}
 		i := int32(uint32(top))
 		l := &links[i]
-		if l.id < 0 || l.rank != uint32(top>>32) {
+		if l.id < 0 || l.rank == noMerge || m.turn(l.rank) != uint32(top>>32) {
 			continue // the pair changed since it was queued
 		}
 		r := &links[l.next]
-		l.id, l.next = l.made, r.next
+		l.id, l.next, l.end = m.made[l.rank], r.next, r.end
 		r.id, r.rank = -1, noMerge
 		if l.next >= 0 {
 			links[l.next].prev = i
@@ -137,46 +108,54 @@ func (m *merges) apply(ids []int32, s *scratch, out []int32) []int32 {
 			pair(l.prev)
 		}
 	}
+	out := syms[:0] // never longer than what it overwrites
 	for i := int32(0); i >= 0; i = links[i].next {
-		out = append(out, links[i].id)
+		out = append(out, symbol{links[i].id, links[i].start, links[i].end})
 	}
-	s.links = links
+	k.links = links
 	return out
 }
 
-func (m *merges) applyFew(ids []int32) []int32 {
-	var ranks [few]uint32
-	var made [few]int32
-	look := func(i int) {
-		ranks[i] = noMerge
-		if i+1 < len(ids) {
-			if rank, id, ok := m.find(ids[i], ids[i+1]); ok {
-				ranks[i], made[i] = rank, id
-			}
-		}
+func (m *merges) applyFew(syms []symbol) []symbol {
+	var ranks [few + 1]uint32
+	n := len(syms)
+	if n < 2 {
+		return syms
 	}
-	for i := range ids {
-		look(i)
+	for i := 0; i+1 < n; i++ {
+		ranks[i] = m.rank(syms[i].id, syms[i+1].id)
 	}
 	for {
-		best := -1
-		for i := 0; i+1 < len(ids); i++ {
-			if ranks[i] != noMerge && (best < 0 || ranks[i] < ranks[best]) {
-				best = i
+		best, at := noMerge, 0
+		if m.order == nil {
+			for i, r := range ranks[:n-1] {
+				if r < best {
+					best, at = r, i
+				}
+			}
+		} else {
+			soon := noMerge
+			for i, r := range ranks[:n-1] {
+				if r != noMerge && m.order[r] < soon {
+					soon, best, at = m.order[r], r, i
+				}
 			}
 		}
-		if best < 0 {
-			return ids
+		if best == noMerge {
+			return syms[:n]
 		}
-		ids[best] = made[best]
-		n := len(ids)
-		copy(ids[best+1:], ids[best+2:])
-		copy(ranks[best+1:n-1], ranks[best+2:n])
-		copy(made[best+1:n-1], made[best+2:n])
-		ids = ids[:n-1]
-		look(best)
-		if best > 0 {
-			look(best - 1)
+		syms[at].id, syms[at].end = m.made[best], syms[at+1].end
+		copy(syms[at+1:n], syms[at+2:n])
+		copy(ranks[at:n-2], ranks[at+1:n-1])
+		n--
+		if n < 2 {
+			return syms[:n]
+		}
+		if at+1 < n {
+			ranks[at] = m.rank(syms[at].id, syms[at+1].id)
+		}
+		if at > 0 {
+			ranks[at-1] = m.rank(syms[at-1].id, syms[at].id)
 		}
 	}
 }
@@ -189,25 +168,27 @@ type byteBPE struct {
 	unk    int32
 }
 
-func (m *byteBPE) encode(piece string, s *scratch, out []int32) ([]int32, error) {
+func (m *byteBPE) encode(piece string, k *sink) error {
 	if m.words != nil {
 		if id, ok := m.words[piece]; ok {
-			return append(out, id), nil
+			k.emit(id, 0, len(piece))
+			return nil
 		}
 	}
-	ids := slices.Grow(s.ids[:0], len(piece))
+	syms := k.syms[:0]
 	for i := 0; i < len(piece); i++ {
 		id := m.bytes[piece[i]]
 		if id < 0 {
 			if m.unk < 0 {
-				return nil, &TextError{Offset: i, Piece: shorten(piece), Reason: "the vocabulary lacks a byte that stands"}
+				return &TextError{Offset: i, Piece: shorten(piece), Reason: "the vocabulary lacks a byte that stands"}
 			}
 			id = m.unk
 		}
-		ids = append(ids, id)
+		syms = append(syms, symbol{id, int32(i), int32(i + 1)})
 	}
-	s.ids = ids
-	return m.merges.apply(ids, s, out), nil
+	k.syms = syms
+	k.emitAll(m.merges.apply(syms, k))
+	return nil
 }
 
 // charBPE starts from the characters of a piece; those outside the vocabulary
@@ -215,43 +196,81 @@ func (m *byteBPE) encode(piece string, s *scratch, out []int32) ([]int32, error)
 type charBPE struct {
 	merges  *merges
 	chars   map[string]int32
-	bytes   *[256]int32 // byte tokens, nil where there is no byte fallback
+	ascii   [utf8.RuneSelf]int32 // chars of one byte, -1 where there is none
+	bytes   *[256]int32          // byte tokens, nil where there is no byte fallback
 	words   map[string]int32
 	unk     int32
 	fuseUnk bool
-	strict  bool // refuse a character outside the vocabulary
+	strict  bool   // refuse a character outside the vocabulary
+	prefix  string // before every character but a piece's first
+	suffix  string // after a piece's last character
 }
 
-func (m *charBPE) encode(piece string, s *scratch, out []int32) ([]int32, error) {
-	if m.words != nil {
-		if id, ok := m.words[piece]; ok {
-			return append(out, id), nil
+// index fills in ascii.
+func (m *charBPE) index() {
+	for c := range m.ascii {
+		m.ascii[c] = -1
+		if id, ok := m.chars[string(rune(c))]; ok {
+			m.ascii[c] = id
 		}
 	}
-	ids := s.ids[:0]
+}
+
+func (m *charBPE) encode(piece string, k *sink) error {
+	if m.words != nil {
+		if id, ok := m.words[piece]; ok {
+			k.emit(id, 0, len(piece))
+			return nil
+		}
+	}
+	affixed := m.prefix != "" || m.suffix != ""
+	syms := k.syms[:0]
 	unknown := false
 	for i := 0; i < len(piece); {
-		_, n := utf8.DecodeRuneInString(piece[i:])
-		id, ok := m.chars[piece[i:i+n]]
+		n := 1
+		if piece[i] >= utf8.RuneSelf {
+			_, n = utf8.DecodeRuneInString(piece[i:])
+		}
+		var id int32
+		ok := false
+		switch {
+		case affixed:
+			text := piece[i : i+n]
+			if i > 0 {
+				text = m.prefix + text
+			}
+			if i+n == len(piece) {
+				text += m.suffix
+			}
+			id, ok = m.chars[text]
+		case n == 1:
+			id = m.ascii[piece[i]]
+			ok = id >= 0
+		default:
+			id, ok = m.chars[piece[i:i+n]]
+		}
 		switch {
 		case ok:
-			ids = append(ids, id)
+			syms = append(syms, symbol{id, int32(i), int32(i + n)})
 		case m.bytes != nil:
-			for k := i; k < i+n; k++ {
-				ids = append(ids, m.bytes[piece[k]])
+			for b := i; b < i+n; b++ {
+				syms = append(syms, symbol{m.bytes[piece[b]], int32(b), int32(b + 1)})
 			}
 		case m.unk >= 0:
-			if !m.fuseUnk || !unknown {
-				ids = append(ids, m.unk)
+			if m.fuseUnk && unknown {
+				syms[len(syms)-1].end = int32(i + n)
+			} else {
+				syms = append(syms, symbol{m.unk, int32(i), int32(i + n)})
 			}
 		case m.strict:
-			return nil, &TextError{Offset: i, Piece: shorten(piece), Reason: "the vocabulary lacks a character that stands"}
+			return &TextError{Offset: i, Piece: shorten(piece), Reason: "the vocabulary lacks a character that stands"}
 		}
 		unknown = !ok && m.bytes == nil
 		i += n
 	}
-	s.ids = ids
-	return m.merges.apply(ids, s, out), nil
+	k.syms = syms
+	k.emitAll(m.merges.apply(syms, k))
+	return nil
 }
 
 // shorten keeps an error's quotation readable.

@@ -1,6 +1,7 @@
 package vocab
 
 import (
+	"maps"
 	"slices"
 	"strings"
 )
@@ -46,7 +47,7 @@ func FromGGUF(meta Meta) (*Vocab, error) {
 	if hasTypes && len(types) != len(texts) {
 		return nil, malformed(keyTypes, "%d types for %d tokens", len(types), len(texts))
 	}
-	v := &Vocab{tokens: make([]token, len(texts)), ids: make(map[string]int32, len(texts)), pretok: whole}
+	v := &Vocab{tokens: make([]token, len(texts)), ids: make(map[string]int32, len(texts))}
 	for i, text := range texts {
 		if len(text) > maxToken {
 			return nil, malformed(keyTokens, "token %d is longer than %d bytes", i, maxToken)
@@ -102,6 +103,7 @@ func FromGGUF(meta Meta) (*Vocab, error) {
 		}
 	}
 	v.finish(eog)
+	v.ready()
 	return v, nil
 }
 
@@ -120,9 +122,11 @@ func (v *Vocab) ggufBPE(meta Meta, pre string) error {
 	if !ok {
 		return malformed(keyMerges, "missing")
 	}
-	if v.pretok, ok = ggufPretokenizer(pre); !ok {
+	c, ok := ggufCut(pre)
+	if !ok {
 		return unsupported(keyPre, "pre-tokenizer %q", pre)
 	}
+	v.steps = c.steps
 	pairs := make([][2]string, len(lines))
 	for i, line := range lines {
 		n := -1
@@ -138,7 +142,7 @@ func (v *Vocab) ggufBPE(meta Meta, pre string) error {
 	if err != nil {
 		return err
 	}
-	if mergesWholeWords(pre) {
+	if c.wholeWords {
 		m.words = v.words()
 	}
 	v.model = m
@@ -169,7 +173,7 @@ func (v *Vocab) byteBPE(field string, pairs [][2]string) (*byteBPE, error) {
 }
 
 func (v *Vocab) merges(field string, pairs [][2]string) (*merges, error) {
-	table := newMerges(len(pairs))
+	table := newMerges(len(pairs), len(v.tokens))
 	for rank, p := range pairs {
 		left, ok1 := v.ids[p[0]]
 		right, ok2 := v.ids[p[1]]
@@ -239,12 +243,8 @@ func (v *Vocab) ggufSPM(meta Meta) error {
 		prefix = add
 	}
 	v.decoding.stripSpace = prefix
-	v.normalize = func(text string, _ bool) string {
-		if prefix {
-			text = " " + text
-		}
-		return strings.ReplaceAll(text, " ", wordMark)
-	}
+	v.normalize = spaceMarks(prefix)
+	v.cutByGlue(pieces, m.bytes[:])
 	return nil
 }
 
@@ -269,4 +269,47 @@ func (v *Vocab) ggufAdded(meta Meta) {
 		added = append(added, a)
 	}
 	v.raw = newMatcher(added)
+}
+
+// spaceMarks writes spaces as SentencePiece does, after one in front.
+func spaceMarks(prefix bool) normalizers {
+	marks := normalizer(func(s string, _ bool, ed *edits) string { return replaced(s, " ", wordMark, ed) })
+	if !prefix {
+		return normalizers{marks}
+	}
+	return normalizers{prepend(" "), marks}
+}
+
+// cutByGlue lets text be cut between characters that no token holds side by
+// side, where every character that is no token becomes its bytes.
+func (v *Vocab) cutByGlue(pieces map[string]int32, bytes []int32) {
+	for _, id := range bytes {
+		if id < 0 {
+			return
+		}
+	}
+	v.steps = append(v.steps, scan{newGlue(maps.Keys(pieces))})
+}
+
+// ready finds out which fast paths the vocabulary can take.
+func (v *Vocab) ready() {
+	var scanners []scanner
+	v.restart = true
+	for _, s := range v.steps {
+		c, ok := s.(scan)
+		if !ok {
+			return
+		}
+		scanners = append(scanners, c.scanner)
+		switch c := c.scanner.(type) {
+		case *style, *isolate:
+		case *glue:
+			v.restart = v.restart && c.apartAtLines()
+		default:
+			v.restart = false
+		}
+	}
+	if len(scanners) > 0 {
+		v.scanners = scanners
+	}
 }

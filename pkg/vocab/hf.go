@@ -82,6 +82,7 @@ func parseHF(tokenizer, config []byte) (*Vocab, error) {
 		return nil, err
 	}
 	v.finish(nil)
+	v.ready()
 	return v, nil
 }
 

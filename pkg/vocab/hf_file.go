@@ -92,7 +92,7 @@ func (ids *hfIDs) UnmarshalJSON(data []byte) error {
 
 // vocab builds the vocabulary, all but what tokenizer_config.json says.
 func (f *hfFile) vocab() (*Vocab, error) {
-	v := &Vocab{bos: -1, eos: -1, unk: -1, pretok: whole}
+	v := &Vocab{bos: -1, eos: -1, unk: -1}
 	if err := f.fill(v); err != nil {
 		return nil, err
 	}
@@ -104,9 +104,7 @@ func (f *hfFile) vocab() (*Vocab, error) {
 	if err != nil {
 		return nil, err
 	}
-	if pre.cut != nil {
-		v.pretok = pre.cut
-	}
+	v.steps = pre.steps
 	if err := f.decoding(v); err != nil {
 		return nil, err
 	}
@@ -222,6 +220,7 @@ func (f *hfFile) model(v *Vocab, byteLevel bool) error {
 			return err
 		}
 	}
+	model.index()
 	if m.IgnoreMerges {
 		model.words = map[string]int32{}
 		for i, t := range v.tokens {
@@ -259,8 +258,8 @@ func (f *hfFile) matchers(v *Vocab) {
 	for _, a := range f.AddedTokens {
 		t := addedToken{id: int32(a.ID), text: a.Content, control: a.Special,
 			lstrip: a.LStrip, rstrip: a.RStrip, singleWord: a.SingleWord}
-		if a.Normalized && !a.Special && v.normalize != nil {
-			t.text = v.normalize(t.text, true)
+		if a.Normalized && len(v.normalize) > 0 {
+			t.text, _ = v.normalize.apply(t.text, true, false)
 			normalized = append(normalized, t)
 		} else {
 			raw = append(raw, t)

@@ -1,13 +1,13 @@
 package vocab
 
 import (
+	"bytes"
+	"encoding/base64"
 	"encoding/json"
-	"errors"
-	"strings"
-	"time"
 	"unicode"
+	"unicode/utf8"
 
-	"github.com/dlclark/regexp2/v2"
+	"github.com/lamina-mesh/lamina/pkg/vocab/pattern"
 )
 
 // hfComponent is a normalizer, pre-tokenizer, post-processor or decoder of a
@@ -19,7 +19,7 @@ type hfComponent struct {
 	Processors    []hfComponent `json:"processors"`
 	Decoders      []hfComponent `json:"decoders"`
 
-	AddPrefixSpace bool      `json:"add_prefix_space"`
+	AddPrefixSpace *bool     `json:"add_prefix_space"`
 	UseRegex       *bool     `json:"use_regex"`
 	Pattern        hfPattern `json:"pattern"`
 	Behavior       string    `json:"behavior"`
@@ -33,6 +33,20 @@ type hfComponent struct {
 	StripRight     bool      `json:"strip_right"`
 	Start          int       `json:"start"`
 	Stop           int       `json:"stop"`
+	CleanText      *bool     `json:"clean_text"`
+	Chinese        *bool     `json:"handle_chinese_chars"`
+	StripAccents   *bool     `json:"strip_accents"`
+	Lowercase      *bool     `json:"lowercase"`
+	Length         int       `json:"length"`
+	Delimiter      string    `json:"delimiter"`
+	Prefix         string    `json:"prefix"`
+	Suffix         string    `json:"suffix"`
+	Cleanup        *bool     `json:"cleanup"`
+	PadToken       string    `json:"pad_token"`
+	WordDelimiter  string    `json:"word_delimiter_token"`
+	Charsmap       hfBytes   `json:"precompiled_charsmap"`
+	Sep            hfPair    `json:"sep"`
+	Cls            hfPair    `json:"cls"`
 
 	Content string `json:"-"` // of Replace and Strip; elsewhere the field has another shape
 
@@ -72,257 +86,259 @@ type hfPattern struct {
 	Regex  *string `json:"Regex"`
 }
 
-// hfCut is a pre-tokenizer and whether its pieces are byte-level.
-type hfCut struct {
-	cut       pretokenizer
+// hfBytes is bytes in base64, or null.
+type hfBytes []byte
+
+// UnmarshalJSON reads either.
+func (b *hfBytes) UnmarshalJSON(data []byte) error {
+	var s *string
+	if err := json.Unmarshal(data, &s); err != nil || s == nil {
+		return err
+	}
+	raw, err := base64.StdEncoding.DecodeString(*s)
+	*b = raw
+	return err
+}
+
+// hfPair is a token and its id.
+type hfPair struct {
+	Token string
+	ID    int64
+}
+
+// UnmarshalJSON reads ["token", id]; anything else belongs to another component.
+func (p *hfPair) UnmarshalJSON(data []byte) error {
+	if !bytes.HasPrefix(data, []byte("[")) {
+		return nil
+	}
+	var parts []json.RawMessage
+	if err := json.Unmarshal(data, &parts); err != nil || len(parts) != 2 {
+		return err
+	}
+	if err := json.Unmarshal(parts[0], &p.Token); err != nil {
+		return err
+	}
+	return json.Unmarshal(parts[1], &p.ID)
+}
+
+// hfSteps is a pre-tokenizer and whether its pieces are byte-level.
+type hfSteps struct {
+	steps     []step
 	byteLevel bool
 }
 
 // hfPretokenizer builds the pre-tokenizer of a tokenizer.json.
-func hfPretokenizer(c *hfComponent) (hfCut, error) {
+func hfPretokenizer(c *hfComponent) (hfSteps, error) {
 	if c == nil {
-		return hfCut{}, nil
+		return hfSteps{}, nil
 	}
 	const field = "tokenizer.json: pre_tokenizer"
+	one := func(s ...step) (hfSteps, error) { return hfSteps{steps: s}, nil }
 	switch c.Type {
 	case "Sequence":
-		var steps []pretokenizer
-		byteLevel := false
+		var out hfSteps
 		for i := range c.PreTokenizers {
-			if byteLevel {
-				return hfCut{}, unsupported(field, "a step after ByteLevel")
-			}
 			s, err := hfPretokenizer(&c.PreTokenizers[i])
 			if err != nil {
-				return hfCut{}, err
+				return hfSteps{}, err
 			}
-			byteLevel = s.byteLevel
-			steps = append(steps, s.cut)
+			if out.byteLevel && len(s.steps) > 0 {
+				if s.byteLevel {
+					return hfSteps{}, unsupported(field, "two ByteLevel steps")
+				}
+				s.steps = []step{&spelled{steps: s.steps, alphabet: newByteLevel()}}
+			}
+			out.steps, out.byteLevel = append(out.steps, s.steps...), out.byteLevel || s.byteLevel
 		}
-		return hfCut{sequence(steps...), byteLevel}, nil
+		return out, nil
 	case "ByteLevel":
-		cut := whole
+		out := hfSteps{byteLevel: true}
+		if c.AddPrefixSpace == nil || *c.AddPrefixSpace {
+			out.steps = append(out.steps, stepFunc(spaceFirst))
+		}
 		if c.UseRegex == nil || *c.UseRegex {
-			cut = styled(styleGPT2())
+			st := styleGPT2()
+			out.steps = append(out.steps, scan{&st})
 		}
-		if c.AddPrefixSpace {
-			cut = sequence(spaceFirst, cut)
-		}
-		return hfCut{cut, true}, nil
+		return out, nil
 	case "Digits":
 		limit := 0
 		if c.Individual {
 			limit = 1
 		}
-		return hfCut{isolate(runs(classNumber, "", 0, limit)), false}, nil
+		return one(scan{newIsolate(runs(classNumber, "", 0, limit))})
+	case "Punctuation":
+		b := c.Behavior
+		if b == "" {
+			b = isolated
+		}
+		return splitting(field, findingClass(isPunctuation), b, false)
+	case "Whitespace":
+		return one(&splitter{find: findingPattern(mustCompile(`\w+|[^\w\s]+`)), behavior: removed, invert: true})
+	case "WhitespaceSplit":
+		return one(&splitter{find: findingClass(isSpace), behavior: removed})
+	case "BertPreTokenizer":
+		return one(&splitter{find: findingClass(isSpace), behavior: removed}, &splitter{find: findingClass(isPunctuation), behavior: isolated})
+	case "CharDelimiterSplit":
+		d, n := utf8.DecodeRuneInString(c.Delimiter)
+		if n == 0 || n != len(c.Delimiter) {
+			return hfSteps{}, malformed(field, "delimiter %q is not one character", c.Delimiter)
+		}
+		return one(&splitter{find: findingClass(func(r rune) bool { return r == d }), behavior: removed})
+	case "FixedLength":
+		n := c.Length
+		if n == 0 {
+			n = 5
+		}
+		if n < 0 {
+			return hfSteps{}, malformed(field, "length %d", n)
+		}
+		return one(scan{fixedLength(n)})
+	case "UnicodeScripts":
+		return one(stepFunc(cutScripts))
 	case "Metaspace":
-		if !singleRune(c.Replacement) {
-			return hfCut{}, malformed(field, "replacement %q is not one character", c.Replacement)
-		}
-		switch c.PrependScheme {
-		case "", "always", "first", "never":
-		default:
-			return hfCut{}, malformed(field, "prepend scheme %q", c.PrependScheme)
-		}
-		return hfCut{metaspace(c.Replacement, c.PrependScheme, c.Split == nil || *c.Split), false}, nil
+		return hfMetaspace(c)
 	case "Split":
 		return hfSplit(c)
 	default:
-		return hfCut{}, unsupported(field, "type %q", c.Type)
+		return hfSteps{}, unsupported(field, "type %q", c.Type)
 	}
 }
 
-func spaceFirst(text string, first bool, emit func(string, bool) error) error {
-	if text != "" && text[0] != ' ' {
-		text = " " + text
-	}
-	return whole(text, first, emit)
+// isPunctuation is BERT's notion: \p{P}, and every ASCII symbol.
+func isPunctuation(r rune) bool {
+	c := classOf(r)
+	return c&classPunct != 0 || r < utf8.RuneSelf && c&classSymbol != 0
 }
 
-// metaspace writes spaces as mark, puts one before the text as the scheme says,
-// and cuts before each.
-func metaspace(mark, scheme string, split bool) pretokenizer {
-	return func(text string, first bool, emit func(string, bool) error) error {
-		text = strings.ReplaceAll(text, " ", mark)
-		if (scheme == "" || scheme == "always" || scheme == "first" && first) && !strings.HasPrefix(text, mark) {
-			text = mark + text
+// mustCompile is for patterns that this package wrote.
+func mustCompile(src string) *pattern.Pattern {
+	p, err := pattern.Compile(src)
+	if err != nil {
+		panic(err)
+	}
+	return p
+}
+
+// fixedLength cuts after so many characters.
+type fixedLength int
+
+func (n fixedLength) next(s string, i, end int) int {
+	for k := 0; k < int(n) && i < end; k++ {
+		_, w := utf8.DecodeRuneInString(s[i:end])
+		i += w
+	}
+	return i
+}
+
+func hfMetaspace(c *hfComponent) (hfSteps, error) {
+	const field = "tokenizer.json: pre_tokenizer"
+	mark := c.Replacement
+	if mark == "" {
+		mark = wordMark
+	}
+	if !singleRune(mark) {
+		return hfSteps{}, malformed(field, "replacement %q is not one character", mark)
+	}
+	scheme := c.PrependScheme
+	switch scheme {
+	case "":
+		scheme = "always"
+		if c.AddPrefixSpace != nil && !*c.AddPrefixSpace {
+			scheme = "never"
 		}
-		if !split {
-			return whole(text, first, emit)
+	case "always", "first", "never":
+	default:
+		return hfSteps{}, malformed(field, "prepend scheme %q", scheme)
+	}
+	steps := []step{metaspace(mark, scheme)}
+	if c.Split == nil || *c.Split {
+		steps = append(steps, scan{markScan(mark)})
+	}
+	return hfSteps{steps: steps}, nil
+}
+
+// markScan cuts before each mark.
+type markScan string
+
+func (m markScan) next(s string, i, end int) int {
+	_, n := utf8.DecodeRuneInString(s[i:end])
+	if n := indexFrom(s[:end], string(m), i+n); n >= 0 {
+		return n
+	}
+	return end
+}
+
+// cutScripts cuts where the script changes; spaces and the like go with what
+// stands before them, and the scripts of Japanese are one.
+func cutScripts(p piece, emit func(piece) error) error {
+	const unknown, common = "", "any"
+	last, start := unknown, 0
+	for i, r := range p.text {
+		script := common
+		if r != ' ' {
+			script = scriptOf(r)
 		}
-		for at := 0; at < len(text); {
-			end := len(text)
-			if n := strings.Index(text[at+1:], mark); n >= 0 {
-				end = at + 1 + n
-			}
-			if err := emit(text[at:end], first && at == 0); err != nil {
+		if script != common && last != common && script != last && i > start && last != unknown {
+			if err := emit(p.part(start, i)); err != nil {
 				return err
 			}
-			at = end
+			start = i
 		}
-		return nil
+		if script != common {
+			last = script
+		}
 	}
-}
-
-// Regular expressions that styles stand for, as the authors' files spell them.
-const (
-	patternGPT2   = `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`
-	patternGPT2b  = `'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`
-	patternLlama3 = `(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`
-	patternQwen2  = `(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`
-	patternQwen35 = `(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`
-	patternO200k  = `[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+`
-	patternTekken = `[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+`
-)
-
-// knownPattern returns the scanner for a regular expression, where there is one.
-func knownPattern(p string) pretokenizer {
-	switch p {
-	case patternGPT2, patternGPT2b:
-		return styled(styleGPT2())
-	case patternLlama3:
-		return styled(styleLlama3())
-	case patternQwen2:
-		return styled(styleQwen2())
-	case patternQwen35:
-		return styled(styleQwen35())
-	case patternO200k:
-		return styled(styleO200k())
-	case patternTekken:
-		return styled(styleTekken())
-	case `\p{N}`, `\d`:
-		return isolate(runs(classNumber, "", 0, 1))
-	case `\p{N}+`, `\d+`:
-		return isolate(runs(classNumber, "", 0, 0))
-	case `\p{N}{1,3}`:
-		return isolate(runs(classNumber, "", 0, 3))
-	case `[\r\n]`:
-		return isolate(runs(classNewline, "", 0, 1))
-	case `\s?\p{L}+`:
-		return isolate(runs(classLetter, "", classSpace, 0))
-	case `\s?\p{P}+`:
-		return isolate(runs(classPunct, "", classSpace, 0))
+	if start < len(p.text) {
+		return emit(p.part(start, len(p.text)))
 	}
 	return nil
 }
 
-// hfSplit builds a Split step.
-func hfSplit(c *hfComponent) (hfCut, error) {
-	const field = "tokenizer.json: pre_tokenizer"
-	if p := c.Pattern.Regex; p != nil && c.Behavior == "Isolated" && !c.Invert {
-		if cut := knownPattern(*p); cut != nil {
-			return hfCut{cut, false}, nil
+func scriptOf(r rune) string {
+	if r == 0x30fc || unicode.In(r, unicode.Hiragana, unicode.Katakana) {
+		return "Han"
+	}
+	for _, name := range [...]string{"Latin", "Han", "Common", "Inherited", "Cyrillic", "Greek", "Arabic"} {
+		if unicode.Is(unicode.Scripts[name], r) {
+			return name
 		}
 	}
-	var find func(text string) ([][2]int, error)
+	for _, name := range sorted(unicode.Scripts) {
+		if unicode.Is(unicode.Scripts[name], r) {
+			return name
+		}
+	}
+	return "Unknown"
+}
+
+// splitting makes a split step.
+func splitting(field string, find func(string, func(int, int) bool), behavior string, invert bool) (hfSteps, error) {
+	switch behavior {
+	case removed, isolated, toPrevious, toNext, contiguous:
+		return hfSteps{steps: []step{&splitter{find, behavior, invert}}}, nil
+	}
+	return hfSteps{}, malformed(field, "behavior %q", behavior)
+}
+
+// hfSplit builds a Split step.
+func hfSplit(c *hfComponent) (hfSteps, error) {
+	const field = "tokenizer.json: pre_tokenizer"
 	switch {
 	case c.Pattern.String != nil:
-		sub := *c.Pattern.String
-		if sub == "" {
-			return hfCut{}, malformed(field, "split at nothing")
+		if *c.Pattern.String == "" {
+			return hfSteps{}, malformed(field, "split at nothing")
 		}
-		find = func(text string) ([][2]int, error) {
-			var m [][2]int
-			for at := 0; ; {
-				n := strings.Index(text[at:], sub)
-				if n < 0 {
-					return m, nil
-				}
-				m = append(m, [2]int{at + n, at + n + len(sub)})
-				at += n + len(sub)
-			}
-		}
+		return splitting(field, finding(*c.Pattern.String), c.Behavior, c.Invert)
 	case c.Pattern.Regex != nil:
-		re, err := regexp2.Compile(*c.Pattern.Regex, regexp2.None)
+		if sc := knownPattern(*c.Pattern.Regex); sc != nil && (c.Behavior == isolated && !c.Invert || c.Behavior == removed && c.Invert && covers(sc)) {
+			return hfSteps{steps: []step{scan{sc}}}, nil
+		}
+		p, err := pattern.Compile(*c.Pattern.Regex)
 		if err != nil {
-			return hfCut{}, unsupported(field, "pattern %q: %v", shorten(*c.Pattern.Regex), err)
+			return hfSteps{}, unsupported(field, "%v", err)
 		}
-		re.MatchTimeout = patternTime
-		find = func(text string) ([][2]int, error) { return regexMatches(re, text) }
-	default:
-		return hfCut{}, malformed(field, "split without a pattern")
+		return splitting(field, findingPattern(p), c.Behavior, c.Invert)
 	}
-	switch c.Behavior {
-	case "Isolated", "Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous":
-	default:
-		return hfCut{}, malformed(field, "behavior %q", c.Behavior)
-	}
-	return hfCut{splitBy(find, c.Behavior, c.Invert), false}, nil
+	return hfSteps{}, malformed(field, "split without a pattern")
 }
-
-// stretch is part of a text and whether the pattern matched it.
-type stretch struct {
-	start, end int
-	match      bool
-}
-
-// splitBy cuts at matches and treats them as the behavior says.
-func splitBy(find func(string) ([][2]int, error), behavior string, invert bool) pretokenizer {
-	return func(text string, first bool, emit func(string, bool) error) error {
-		matches, err := find(text)
-		if err != nil {
-			return err
-		}
-		var parts []stretch
-		at := 0
-		for _, m := range matches {
-			if m[0] > at {
-				parts = append(parts, stretch{at, m[0], invert})
-			}
-			parts = append(parts, stretch{m[0], m[1], !invert})
-			at = m[1]
-		}
-		if at < len(text) {
-			parts = append(parts, stretch{at, len(text), invert})
-		}
-		for _, p := range joined(parts, behavior) {
-			if err := emit(text[p.start:p.end], first && p.start == 0); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-}
-
-// joined merges or drops stretches as the behavior says.
-func joined(parts []stretch, behavior string) []stretch {
-	var out []stretch
-	for i, p := range parts {
-		last := len(out) - 1
-		switch {
-		case behavior == "Removed" && p.match:
-		case behavior == "Contiguous" && i > 0 && parts[i-1].match == p.match,
-			behavior == "MergedWithPrevious" && i > 0 && p.match && !parts[i-1].match,
-			behavior == "MergedWithNext" && i > 0 && !p.match && parts[i-1].match:
-			out[last].end = p.end
-		default:
-			out = append(out, p)
-		}
-	}
-	return out
-}
-
-// patternTime bounds the time that a pattern without a scanner may take on one
-// text.
-const patternTime = 2 * time.Second
-
-// regexMatches lists the byte ranges of matches that are not empty.
-func regexMatches(re *regexp2.Regexp, text string) ([][2]int, error) {
-	var out [][2]int
-	end := time.Now().Add(patternTime)
-	m, err := re.FindStringMatch(text)
-	for ; err == nil && m != nil; m, err = re.FindNextMatch(m) {
-		if at, n := m.ByteRange(); n > 0 {
-			out = append(out, [2]int{at, at + n})
-		}
-		if time.Now().After(end) {
-			return nil, &TextError{Piece: shorten(text), Reason: "the pre-tokenizer's pattern took too long"}
-		}
-	}
-	if err != nil {
-		return nil, errors.Join(&TextError{Piece: shorten(text), Reason: "the pre-tokenizer's pattern took too long"}, err)
-	}
-	return out, nil
-}
-
-func isSpace(r rune) bool { return unicode.IsSpace(r) }

@@ -14,7 +14,7 @@ func NewIDs(size int, eos int32) (*Vocab, error) {
 	}
 	v := &Vocab{
 		family: FamilyIDs, tokens: make([]token, size), ids: map[string]int32{},
-		pretok: whole, model: idsOnly{}, bos: -1, eos: max(eos, -1), unk: -1,
+		model: idsOnly{}, bos: -1, eos: max(eos, -1), unk: -1,
 	}
 	for i := range v.tokens {
 		v.tokens[i].kind = KindNormal
@@ -28,6 +28,6 @@ func NewIDs(size int, eos int32) (*Vocab, error) {
 // idsOnly refuses text.
 type idsOnly struct{}
 
-func (idsOnly) encode(piece string, _ *scratch, _ []int32) ([]int32, error) {
-	return nil, &TextError{Piece: piece[:min(len(piece), 32)], Reason: "the model has no tokenizer files (give ids instead)"}
+func (idsOnly) encode(piece string, _ *sink) error {
+	return &TextError{Piece: piece[:min(len(piece), 32)], Reason: "the model has no tokenizer files (give ids instead)"}
 }

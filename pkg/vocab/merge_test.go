@@ -3,7 +3,6 @@ package vocab
 import (
 	"math/rand/v2"
 	"slices"
-	"strings"
 	"testing"
 )
 
@@ -29,19 +28,34 @@ func mergePlainly(m *merges, ids []int32) []int32 {
 func TestMerges_AgreeWithDefinition(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 4))
 	for round := range 60 {
-		m := newMerges(40)
+		m := newMerges(40, 12)
 		for rank := range 40 {
 			m.add(int32(r.IntN(12)), int32(r.IntN(12)), uint32(rank), int32(r.IntN(12)))
 		}
 		n := []int{r.IntN(few + 1), few + 1 + r.IntN(400), longPiece + 1 + r.IntN(50)}[round%3]
 		ids := make([]int32, n)
+		syms := func() (out []symbol) {
+			for i, id := range ids {
+				out = append(out, symbol{id, int32(i), int32(i + 1)})
+			}
+			return out
+		}
 		for i := range ids {
 			ids[i] = int32(r.IntN(1 + r.IntN(12)))
 		}
 		want := mergePlainly(m, ids)
-		var s scratch
+		var k sink
 		for range 2 { // the second run finds what the first left behind
-			if got := m.apply(slices.Clone(ids), &s, nil); !slices.Equal(got, want) {
+			var got []int32
+			end := int32(0)
+			for _, s := range m.apply(syms(), &k) {
+				got = append(got, s.id)
+				if s.start != end {
+					t.Fatalf("round %d: a symbol begins at %d after %d", round, s.start, end)
+				}
+				end = s.end
+			}
+			if !slices.Equal(got, want) || int(end) != n {
 				t.Fatalf("round %d, %d symbols: %v, want %v", round, n, got, want)
 			}
 		}
@@ -65,30 +79,6 @@ func TestQueue_ByRankAgreesWithHeap(t *testing.T) {
 			b, ok2 := plain.pop()
 			if a != b || ok1 != ok2 {
 				t.Fatalf("%d %v, want %d %v", a, ok1, b, ok2)
-			}
-		}
-	}
-}
-
-func TestStyle_PiecesCoverTheText(t *testing.T) {
-	r := rand.New(rand.NewPCG(7, 8))
-	parts := []string{" ", "  ", "\n", "\r\n", "\t", "a", "Z", "ß", "ʰ", "漢", "\u0301", "1", "½", "'s", "'LL", "'", "!", "/", "🦊", "\u00a0", "\u0000", "ǅ"}
-	for _, st := range []style{styleGPT2(), styleLlama3(), styleQwen2(), styleQwen35(), styleO200k(), styleTekken()} {
-		for range 2000 {
-			var b strings.Builder
-			for range r.IntN(20) {
-				b.WriteString(parts[r.IntN(len(parts))])
-			}
-			var got strings.Builder
-			err := styled(st)(b.String(), true, func(piece string, _ bool) error {
-				if piece == "" {
-					t.Fatalf("empty piece of %q", b.String())
-				}
-				got.WriteString(piece)
-				return nil
-			})
-			if err != nil || got.String() != b.String() {
-				t.Fatalf("%q came back as %q, %v", b.String(), got.String(), err)
 			}
 		}
 	}

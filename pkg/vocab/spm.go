@@ -10,107 +10,188 @@ import (
 // spm is SentencePiece's BPE: adjacent symbols merge into the token with the
 // best score, the leftmost among equals, until none can (T. Kudo and J.
 // Richardson, 2018).
+//
+// A token is made of a pair of symbols, so the pairs that make it are listed once
+// and merging goes by pairs of ids. Characters that are no token but stand in one
+// get ids of their own beyond the vocabulary's.
 type spm struct {
-	pieces  map[string]int32
-	rank    []uint32 // of each token's score; equal scores share one
-	longest int      // bytes of the longest piece
-	bytes   [256]int32
-	unk     int32
+	chars  charIDs
+	merges *merges // by order of scores
+	size   int32
+	bytes  [256]int32
+	unk    int32
+	fuse   bool // unknown characters side by side are one token
+	unused map[int32][]int32
 }
 
-// newSPM ranks the scores. scores has one entry for each token; only tokens in
-// pieces take part.
+// charIDs finds the id of a character.
+type charIDs struct {
+	ascii [utf8.RuneSelf]int32
+	rest  map[string]int32
+}
+
+func newCharIDs() charIDs {
+	c := charIDs{rest: map[string]int32{}}
+	for i := range c.ascii {
+		c.ascii[i] = -1
+	}
+	return c
+}
+
+func (c *charIDs) add(text string, id int32) {
+	if len(text) == 1 {
+		c.ascii[text[0]] = id
+		return
+	}
+	c.rest[text] = id
+}
+
+func (c *charIDs) find(text string) int32 {
+	if len(text) == 1 {
+		return c.ascii[text[0]]
+	}
+	if id, ok := c.rest[text]; ok {
+		return id
+	}
+	return -1
+}
+
+// newSPM lists the merges. pieces are the tokens that text may become; scores
+// has an entry for each token.
 func newSPM(pieces map[string]int32, scores []float32, bytes [256]int32, unk int32) (*spm, error) {
-	order := make([]int32, 0, len(pieces))
-	longest := 0
-	for text, id := range pieces {
-		if math.IsNaN(float64(scores[id])) {
-			return nil, malformed("scores", "token %d has no number", id)
+	m := &spm{chars: newCharIDs(), size: int32(len(scores)), bytes: bytes, unk: unk}
+	texts := make([]string, 0, len(pieces))
+	next := m.size
+	for _, text := range sorted(pieces) {
+		if s := scores[pieces[text]]; math.IsNaN(float64(s)) {
+			return nil, malformed("scores", "token %d has no number", pieces[text])
 		}
-		order = append(order, id)
-		longest = max(longest, len(text))
-	}
-	slices.SortFunc(order, func(a, b int32) int { return cmp.Compare(scores[b], scores[a]) })
-	rank := make([]uint32, len(scores))
-	n := uint32(0)
-	for i, id := range order {
-		if i > 0 && scores[id] != scores[order[i-1]] {
-			n++
-		}
-		rank[id] = n
-	}
-	return &spm{pieces: pieces, rank: rank, longest: longest, bytes: bytes, unk: unk}, nil
-}
-
-func (m *spm) encode(piece string, s *scratch, out []int32) ([]int32, error) {
-	links, q := s.room(utf8.RuneCountInString(piece)), &s.queue
-	for i := 0; i < len(piece); {
-		_, n := utf8.DecodeRuneInString(piece[i:])
-		k := int32(len(links))
-		links = append(links, link{prev: k - 1, next: k + 1, start: int32(i), end: int32(i + n), rank: noMerge})
-		i += n
-	}
-	if len(links) == 0 {
-		return out, nil
-	}
-	links[len(links)-1].next = -1
-	q.reset(len(links))
-	pair := func(i int32) {
-		l := &links[i]
-		l.rank = noMerge
-		if l.next < 0 {
-			return
-		}
-		end := links[l.next].end
-		if int(end-l.start) > m.longest {
-			return
-		}
-		if id, ok := m.pieces[piece[l.start:end]]; ok {
-			l.rank = m.rank[id]
-			q.push(uint64(l.rank)<<32 | uint64(uint32(i)))
+		if singleRune(text) {
+			m.chars.add(text, pieces[text])
+		} else {
+			texts = append(texts, text)
 		}
 	}
-	for i := range links {
-		pair(int32(i))
-	}
-	for {
-		top, ok := q.pop()
-		if !ok {
-			break
-		}
-		i := int32(uint32(top))
-		l := &links[i]
-		if l.end == l.start || l.rank != uint32(top>>32) {
-			continue // the pair changed since it was queued
-		}
-		r := &links[l.next]
-		l.end, l.next = r.end, r.next
-		r.end, r.rank = r.start, noMerge
-		if l.next >= 0 {
-			links[l.next].prev = i
-		}
-		pair(i)
-		if l.prev >= 0 {
-			pair(l.prev)
+	// Best score first; equal scores keep the leftmost merge first, which ranks tells.
+	slices.SortStableFunc(texts, func(a, b string) int { return cmp.Compare(scores[pieces[b]], scores[pieces[a]]) })
+	for _, text := range texts {
+		for i := 0; i < len(text); {
+			_, n := utf8.DecodeRuneInString(text[i:])
+			if m.chars.find(text[i:i+n]) < 0 {
+				m.chars.add(text[i:i+n], next)
+				next++
+			}
+			i += n
 		}
 	}
-	s.links = links
-	for i := int32(0); i >= 0; i = links[i].next {
-		l := &links[i]
-		if id, ok := m.pieces[piece[l.start:l.end]]; ok {
-			out = append(out, id)
+	symbolID := func(text string) int32 {
+		if singleRune(text) {
+			return m.chars.find(text)
+		}
+		if id, ok := pieces[text]; ok {
+			return id
+		}
+		return -1
+	}
+	type pair struct{ left, right, made int32 }
+	var pairs []pair
+	for _, text := range texts {
+		for i := range text {
+			if i == 0 {
+				continue
+			}
+			left, right := symbolID(text[:i]), symbolID(text[i:])
+			if left >= 0 && right >= 0 {
+				pairs = append(pairs, pair{left, right, pieces[text]})
+			}
+		}
+	}
+	// Pairs that make one token come alike. Where scores tell all tokens apart, the
+	// rank is the token's place.
+	m.merges = newMerges(len(pairs), int(next))
+	apart := true
+	for i := 1; i < len(pairs); i++ {
+		apart = apart && (pairs[i].made == pairs[i-1].made || scores[pairs[i].made] != scores[pairs[i-1].made])
+	}
+	if !apart {
+		m.merges.order = make([]uint32, len(pairs))
+	}
+	rank := uint32(0)
+	for i, p := range pairs {
+		if i > 0 && scores[p.made] != scores[pairs[i-1].made] {
+			rank++
+		}
+		if apart {
+			m.merges.add(p.left, p.right, rank, p.made)
 			continue
 		}
-		for k := l.start; k < l.end; k++ {
-			id := m.bytes[piece[k]]
+		m.merges.order[i] = rank
+		m.merges.add(p.left, p.right, uint32(i), p.made)
+	}
+	return m, nil
+}
+
+func (m *spm) encode(piece string, k *sink) error {
+	syms := k.syms[:0]
+	for i := 0; i < len(piece); {
+		n := 1
+		if piece[i] >= utf8.RuneSelf {
+			_, n = utf8.DecodeRuneInString(piece[i:])
+		}
+		syms = append(syms, symbol{m.chars.find(piece[i : i+n]), int32(i), int32(i + n)})
+		i += n
+	}
+	k.syms = syms
+	fused := -1
+	for _, s := range m.merges.apply(syms, k) {
+		if s.id >= 0 && s.id < m.size {
+			fused = -1
+			if parts, ok := m.unused[s.id]; ok {
+				m.parts(parts, s, k)
+				continue
+			}
+			k.emit(s.id, int(s.start), int(s.end))
+			continue
+		}
+		if m.bytes[piece[s.start]] < 0 && m.unk >= 0 {
+			if m.fuse && fused == len(k.ids) {
+				if k.record {
+					k.spans[len(k.spans)-1][1] = int(s.end)
+				}
+				continue
+			}
+			n := 1
+			if !m.fuse {
+				n = int(s.end - s.start) // as many as it has bytes
+			}
+			for b := range n {
+				end := int(s.end)
+				if n > 1 {
+					end = int(s.start) + b + 1
+				}
+				k.emit(m.unk, int(s.start)+b, end)
+			}
+			fused = len(k.ids)
+			continue
+		}
+		for b := s.start; b < s.end; b++ {
+			id := m.bytes[piece[b]]
 			if id < 0 {
 				id = m.unk
 			}
 			if id < 0 {
-				return nil, &TextError{Offset: int(k), Piece: shorten(piece), Reason: "the vocabulary lacks a character that stands"}
+				return &TextError{Offset: int(b), Piece: shorten(piece), Reason: "the vocabulary lacks a character that stands"}
 			}
-			out = append(out, id)
+			k.emit(id, int(b), int(b+1))
 		}
 	}
-	return out, nil
+	return nil
+}
+
+// parts emits the tokens that an unused one falls into; their bytes are not told
+// apart.
+func (m *spm) parts(ids []int32, s symbol, k *sink) {
+	for _, id := range ids {
+		k.emit(id, int(s.start), int(s.end))
+	}
 }

@@ -14,20 +14,27 @@ type style struct {
 	fold          bool  // contractions in any case
 	suffix        bool  // contractions end a word instead of standing alone
 	cased         bool  // words are upper-case letters followed by lower-case ones
+	noHan         bool  // of a cased style: Chinese characters are pieces of their own, not parts of words
+	joined        bool  // an ASCII punctuation mark with ASCII letters after it is a piece
+	symbols       bool  // punctuation is \p{P} and \p{S} alone
 	letters       class // what words are made of
-	prefix        bool  // a word may begin with any one character but letters, numbers and line ends; else with a space
-	digits        int   // longest number, 0 for any length
+	prefix        class // a word may begin with any one character but these; 0: with a space
+	digits        int   // longest number, 0 for any length, -1 for no numbers
 	spacedNumbers bool  // numbers, too, may begin with a space
 	tail          string
+	oneTail       bool // at most one character of tail
 	newlines      bool // white space up to a line end is a piece
+	atEnd         bool // white space at the end of the text is one piece
 }
+
+const notPrefix = classLetter | classNumber | classNewline
 
 func styleGPT2() style {
 	return style{contractions: true, letters: classLetter, spacedNumbers: true}
 }
 
 func styleLlama3() style {
-	return style{contractions: true, fold: true, letters: classLetter, prefix: true, digits: 3, tail: "\r\n", newlines: true}
+	return style{contractions: true, fold: true, letters: classLetter, prefix: notPrefix, digits: 3, tail: "\r\n", newlines: true}
 }
 
 func styleQwen2() style {
@@ -43,21 +50,80 @@ func styleQwen35() style {
 }
 
 func styleO200k() style {
-	return style{suffix: true, fold: true, cased: true, letters: classLetter, prefix: true, digits: 3, tail: "\r\n/", newlines: true}
+	return style{suffix: true, fold: true, cased: true, letters: classLetter, prefix: notPrefix, digits: 3, tail: "\r\n/", newlines: true}
 }
 
 func styleTekken() style {
 	s := styleO200k()
-	s.suffix = false
-	s.digits = 1
+	s.suffix, s.digits = false, 1
 	return s
 }
 
+func styleKimi() style {
+	s := styleO200k()
+	s.noHan, s.tail = true, "\r\n"
+	return s
+}
+
+// styleDeepSeek3 is the last of DeepSeek-V3's three patterns. It leaves out
+// numbers and control characters, which become pieces between the others.
+func styleDeepSeek3() style {
+	return style{joined: true, symbols: true, letters: classLetter | classMark, prefix: classNewline | classLetter | classPunct | classSymbol,
+		digits: -1, tail: "\r\n", newlines: true}
+}
+
+// kinds of ASCII characters, for the common cases.
+const (
+	kindLetter = 1 << iota
+	kindSpace
+	kindOther // neither letter, number, space nor beyond ASCII
+)
+
+// asciiKinds is the kind of every byte.
+const asciiKinds = "\x04\x04\x04\x04\x04\x04\x04\x04\x04\x02\x02\x02\x02\x02\x04\x04" + "\x04\x04\x04\x04\x04\x04\x04\x04\x04\x04\x04\x04\x04\x04\x04\x04" +
+	"\x02\x04\x04\x04\x04\x04\x04\x04\x04\x04\x04\x04\x04\x04\x04\x04" + "\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x04\x04\x04\x04\x04\x04" +
+	"\x04\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01" + "\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x04\x04\x04\x04\x04" +
+	"\x04\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01" + "\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x04\x04\x04\x04\x04" +
+	zeros64 + zeros64
+
+const zeros64 = "\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00" + "\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00" +
+	"\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00" + "\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
+
 // next returns the end of the piece that begins at s[i].
-func (st *style) next(s string, i int) int {
-	if st.contractions {
+func (st *style) next(s string, i, end int) int {
+	s = s[:end]
+	// An ASCII word, alone or behind a space, is by far the commonest piece.
+	if !st.cased {
+		e := i
+		if s[e] == ' ' && e+1 < len(s) {
+			e++
+		}
+		if asciiKinds[s[e]] == kindLetter {
+			for e++; e < len(s) && asciiKinds[s[e]] == kindLetter; e++ {
+			}
+			if e == len(s) || s[e] < utf8.RuneSelf {
+				return e
+			}
+			return run(s, e, st.letters)
+		}
+	}
+	if st.contractions && s[i] == '\'' {
 		if n := contraction(s[i:], st.fold); n > 0 {
 			return i + n
+		}
+	}
+	if st.joined && s[i] < utf8.RuneSelf && i+1 < len(s) && classOf(rune(s[i]))&(classPunct|classSymbol) != 0 {
+		e := i + 1
+		for e < len(s) && asciiKinds[s[e]] == kindLetter {
+			e++
+		}
+		if e > i+1 {
+			return e
+		}
+	}
+	if st.noHan {
+		if e := run(s, i, classHan); e > i {
+			return e
 		}
 	}
 	if st.cased {
@@ -67,8 +133,10 @@ func (st *style) next(s string, i int) int {
 	} else if e := st.word(s, i); e > i {
 		return e
 	}
-	if e := st.number(s, i); e > i {
-		return e
+	if st.digits >= 0 {
+		if e := st.number(s, i); e > i {
+			return e
+		}
 	}
 	if e := st.punctuation(s, i); e > i {
 		return e
@@ -89,54 +157,69 @@ func run(s string, i int, set class) int {
 // word matches an optional first character and letters.
 func (st *style) word(s string, i int) int {
 	c, n := classAt(s, i)
-	if c&st.letters != 0 {
+	if c&st.letters != 0 && (st.prefix == 0 || c&st.prefix != 0) {
 		return run(s, i, st.letters)
 	}
 	ok := s[i] == ' '
-	if st.prefix {
-		ok = c&(classLetter|classNumber|classNewline) == 0
+	if st.prefix != 0 {
+		ok = c&st.prefix == 0
 	}
 	if ok {
 		if e := run(s, i+n, st.letters); e > i+n {
 			return e
 		}
 	}
-	return i
+	return run(s, i, st.letters)
 }
 
 // casedWord matches upper* lower+ or else upper+ lower*, each first with and
 // then without an optional first character, and a contraction after it.
 func (st *style) casedWord(s string, i int) int {
 	c, n := classAt(s, i)
-	begins := c&(classLetter|classNumber|classNewline) == 0
-	for _, match := range []func(string, int) int{upperLower, upperOnly} {
-		if begins {
-			if e := match(s, i+n); e > i+n {
-				return st.ending(s, e)
-			}
-		}
-		if e := match(s, i); e > i {
+	begins := c&st.prefix == 0
+	if begins {
+		if e := st.upperLower(s, i+n); e > i+n {
 			return st.ending(s, e)
 		}
+	}
+	if e := st.upperLower(s, i); e > i {
+		return st.ending(s, e)
+	}
+	if begins {
+		if e := st.upperOnly(s, i+n); e > i+n {
+			return st.ending(s, e)
+		}
+	}
+	if e := st.upperOnly(s, i); e > i {
+		return st.ending(s, e)
 	}
 	return i
 }
 
 func (st *style) ending(s string, e int) int {
-	if st.suffix {
+	if st.suffix && e < len(s) && s[e] == '\'' {
 		return e + contraction(s[e:], st.fold)
 	}
 	return e
 }
 
+// caseAt is classAt, where Chinese characters are no letters if the style says so.
+func (st *style) caseAt(s string, i int) (class, int) {
+	c, n := classAt(s, i)
+	if st.noHan && c&classHan != 0 {
+		c &^= classUpper | classLower
+	}
+	return c, n
+}
+
 // upperLower matches upper* lower+ as a backtracking engine would: where no
 // lower-case letter follows the longest run, it gives back up to the last
 // character that can be either.
-func upperLower(s string, i int) int {
+func (st *style) upperLower(s string, i int) int {
 	both := -1
 	e := i
 	for {
-		c, n := classAt(s, e)
+		c, n := st.caseAt(s, e)
 		if c&classUpper == 0 {
 			break
 		}
@@ -145,7 +228,7 @@ func upperLower(s string, i int) int {
 			both = e
 		}
 	}
-	if end := run(s, e, classLower); end > e {
+	if end := st.lower(s, e); end > e {
 		return end
 	}
 	if both > 0 {
@@ -155,12 +238,33 @@ func upperLower(s string, i int) int {
 }
 
 // upperOnly matches upper+ lower*.
-func upperOnly(s string, i int) int {
-	e := run(s, i, classUpper)
+func (st *style) upperOnly(s string, i int) int {
+	e := i
+	for {
+		c, n := st.caseAt(s, e)
+		if c&classUpper == 0 {
+			break
+		}
+		e += n
+	}
 	if e == i {
 		return i
 	}
-	return run(s, e, classLower)
+	return st.lower(s, e)
+}
+
+func (st *style) lower(s string, i int) int {
+	for {
+		if i < len(s) && s[i] >= 'a' && s[i] <= 'z' {
+			i++
+			continue
+		}
+		c, n := st.caseAt(s, i)
+		if c&classLower == 0 {
+			return i
+		}
+		i += n
+	}
 }
 
 func (st *style) number(s string, i int) int {
@@ -192,8 +296,12 @@ func (st *style) punctuation(s string, i int) int {
 	not := classSpace | classNumber | st.letters | classLetter
 	e := b
 	for e < len(s) {
+		if asciiKinds[s[e]] == kindOther && !st.symbols {
+			e++
+			continue
+		}
 		c, n := classAt(s, e)
-		if c&not != 0 {
+		if st.symbols && c&(classPunct|classSymbol) == 0 || !st.symbols && c&not != 0 {
 			break
 		}
 		e += n
@@ -203,6 +311,9 @@ func (st *style) punctuation(s string, i int) int {
 	}
 	for e < len(s) && strings.IndexByte(st.tail, s[e]) >= 0 {
 		e++
+		if st.oneTail {
+			break
+		}
 	}
 	return e
 }
@@ -223,15 +334,37 @@ func (st *style) space(s string, i int) int {
 		}
 	}
 	switch {
-	case e == i: // no alternative matched; one character keeps the scan moving
-		_, n := utf8.DecodeRuneInString(s[i:])
-		return i + n
+	case e == i: // no alternative matched
+		return st.gap(s, i)
+	case st.atEnd && e == len(s):
+		return e
 	case st.newlines && newline > 0:
 		return newline
 	case e == len(s) || last == i:
 		return e
 	default:
 		return last
+	}
+}
+
+// gap returns the end of what no alternative matches.
+func (st *style) gap(s string, i int) int {
+	for {
+		_, n := utf8.DecodeRuneInString(s[i:])
+		i += n
+		if !st.symbols || i == len(s) {
+			return i
+		}
+		// The character at i begins the next piece unless nothing matches there either.
+		c, n := classAt(s, i)
+		if c&(classLetter|classMark|classPunct|classSymbol|classSpace) != 0 {
+			return i
+		}
+		if c&st.prefix == 0 {
+			if next, _ := classAt(s, i+n); next&st.letters != 0 {
+				return i
+			}
+		}
 	}
 }
 

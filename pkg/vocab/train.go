@@ -96,13 +96,14 @@ func countPieces(ctx context.Context, texts iter.Seq[string], workers int) (map[
 	for w := range workers {
 		parts[w] = map[string]int64{}
 		wg.Go(func() {
-			cut := styled(styleGPT2())
+			st := styleGPT2()
 			for texts := range feed {
 				for _, text := range texts {
-					cut(text, true, func(piece string, _ bool) error {
-						parts[w][piece]++
-						return nil
-					})
+					for i := 0; i < len(text); {
+						e := st.next(text, i, len(text))
+						parts[w][text[i:e]]++
+						i = e
+					}
 				}
 			}
 		})

@@ -24,6 +24,10 @@ const (
 	FamilyBPE  = "bpe"  // byte-level byte-pair encoding
 	FamilySPM  = "spm"  // SentencePiece BPE with byte fallback
 	FamilyChar = "char" // one token a character
+
+	FamilyUnigram   = "unigram"   // SentencePiece's unigram model
+	FamilyWordPiece = "wordpiece" // BERT's longest match within words
+	FamilyWord      = "word"      // one token a word
 )
 
 // Vocab is one model's vocabulary. It is immutable and safe for concurrent use.
@@ -35,10 +39,13 @@ type Vocab struct {
 	raw        *matcher // added tokens sought in the text as it came
 	normalized *matcher // added tokens sought after normalization
 
-	normalize normalizer
-	pretok    pretokenizer
+	normalize normalizers
+	steps     []step    // how normalized text is cut
+	scanners  []scanner // steps, where all of them are scanners
+	restart   bool      // scanners may begin anew where a line begins with a letter
 	model     model
 	decoding  decoding
+	encoders  encoders
 
 	bos, eos     int32 // -1 where there is none
 	eog          []int32
@@ -60,18 +67,7 @@ type token struct {
 
 // model cuts one normalized, pre-tokenized piece of text into ids.
 type model interface {
-	encode(piece string, s *scratch, out []int32) ([]int32, error)
-}
-
-// Options shapes an encoding.
-type Options struct {
-	// Special reads control tokens in the text as such. Off, they stay text.
-	Special bool
-	// Plain lists byte ranges [start, end) of the text, in order and apart, that
-	// hold no control token whatever Special says: what came from a user.
-	Plain [][2]int
-	// BOS adds the begin and end tokens that the vocabulary asks for.
-	BOS bool
+	encode(piece string, k *sink) error
 }
 
 // TokenError reports an id or a token that the vocabulary lacks.
@@ -121,7 +117,7 @@ func unsupported(field, reason string, args ...any) error {
 	return &FormatError{Field: field, Reason: fmt.Sprintf(reason, args...), Unsupported: true}
 }
 
-// Family is "bpe", "spm" or "char".
+// Family is one of the constants above: "bpe", "spm", "unigram" and so on.
 func (v *Vocab) Family() string { return v.family }
 
 // Size is the number of ids; they run from 0 to Size-1.

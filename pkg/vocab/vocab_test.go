@@ -318,7 +318,7 @@ func TestFromFS_MalformedNamesTheField(t *testing.T) {
 		`{"model":{"type":"BPE","vocab":{"a":0},"merges":["a"]}}`:                                                                "tokenizer.json",
 		`{"model":{"type":"Unigram","vocab":{"a":0}}}`:                                                                           "model",
 		`{"model":{"type":"BPE","vocab":{"a":0},"merges":[],"unk_token":"u"}}`:                                                   "unk_token",
-		`{"normalizer":{"type":"Nmt"},"model":{"type":"BPE","vocab":{"a":0},"merges":[]}}`:                                       "normalizer",
+		`{"normalizer":{"type":"Nope"},"model":{"type":"BPE","vocab":{"a":0},"merges":[]}}`:                                      "normalizer",
 		`{"pre_tokenizer":{"type":"Nope"},"model":{"type":"BPE","vocab":{"a":0},"merges":[]}}`:                                   "pre_tokenizer",
 		`{"decoder":{"type":"Nope"},"model":{"type":"BPE","vocab":{"a":0},"merges":[]}}`:                                         "decoder",
 		`{"added_tokens":[{"id":7,"content":"a"}],"model":{"type":"BPE","vocab":{"a":0},"merges":[]}}`:                           "added_tokens",

@@ -153,11 +153,12 @@ func (p *parser) piece() (*node, error) {
 		default:
 			return n, nil
 		}
+		interval := p.src[p.at-1] == '}'
 		n = &node{kind: kindRepeat, subs: []*node{n}, min: lo, max: hi}
 		switch {
 		case p.take("?"):
 			n.lazy = true
-		case p.take("+"):
+		case !interval && p.take("+"): // a{2}+ repeats a repeat, as in Oniguruma
 			n = &node{kind: kindAtomic, subs: []*node{n}}
 		}
 	}

@@ -1,0 +1,101 @@
+package vocab
+
+import "math/bits"
+
+// merges is an open-addressed table from a pair of adjacent ids to the rank of
+// its merge. Rank 0 merges first. Where ids and ranks are small enough, as in
+// every vocabulary known, an entry is one word: 20 bits an id, 24 the rank.
+type merges struct {
+	small []uint64 // left<<44 | right<<24 | rank, plus one; 0 is free
+	wide  map[[2]int32]uint32
+	mask  uint64
+	made  []int32  // by rank: what the pair becomes
+	order []uint32 // by rank: which merge first, where several go alike; nil: by rank
+	n     int
+}
+
+const (
+	smallID   = 1 << 20
+	smallRank = 1<<24 - 1
+)
+
+// newMerges makes a table for n merges of ids below size.
+func newMerges(n, size int) *merges {
+	m := &merges{made: make([]int32, n)}
+	if size > smallID || n >= smallRank {
+		m.wide = make(map[[2]int32]uint32, n)
+		return m
+	}
+	slots := uint64(1) << bits.Len(uint(n)*2|15)
+	m.small, m.mask = make([]uint64, slots), slots-1
+	return m
+}
+
+func pairKey(left, right int32) uint64 {
+	return (uint64(uint32(left))<<32 | uint64(uint32(right))) + 1
+}
+
+func smallKey(left, right int32) uint64 { return uint64(uint32(left))<<20 | uint64(uint32(right)) }
+
+func (m *merges) at(key uint64) uint64 { return key * 0x9e3779b97f4a7c15 >> 24 & m.mask }
+
+// add records a merge; the first of two for the same pair stays.
+func (m *merges) add(left, right int32, rank uint32, made int32) {
+	m.made[rank] = made
+	if m.wide != nil {
+		if _, ok := m.wide[[2]int32{left, right}]; !ok {
+			m.wide[[2]int32{left, right}] = rank
+			m.n++
+		}
+		return
+	}
+	key := smallKey(left, right)
+	i := m.at(key)
+	for m.small[i] != 0 {
+		if (m.small[i]-1)>>24 == key {
+			return
+		}
+		i = (i + 1) & m.mask
+	}
+	m.small[i] = (key<<24 | uint64(rank)) + 1
+	m.n++
+}
+
+// rank returns the rank of a pair's merge, or noMerge.
+func (m *merges) rank(left, right int32) uint32 {
+	if m.wide != nil {
+		if r, ok := m.wide[[2]int32{left, right}]; ok {
+			return r
+		}
+		return noMerge
+	}
+	key := smallKey(left, right)
+	i := m.at(key)
+	for {
+		x := m.small[i] - 1
+		if x>>24 == key {
+			return uint32(x & smallRank)
+		}
+		if x == ^uint64(0) {
+			return noMerge
+		}
+		i = (i + 1) & m.mask
+	}
+}
+
+// turn is when the merge of a rank comes.
+func (m *merges) turn(rank uint32) uint32 {
+	if m.order == nil {
+		return rank
+	}
+	return m.order[rank]
+}
+
+// find returns the rank of a pair's merge and the id it makes.
+func (m *merges) find(left, right int32) (rank uint32, made int32, ok bool) {
+	rank = m.rank(left, right)
+	if rank == noMerge {
+		return 0, 0, false
+	}
+	return rank, m.made[rank], true
+}

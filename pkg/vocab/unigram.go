@@ -1,0 +1,122 @@
+package vocab
+
+import (
+	"math"
+	"unicode/utf8"
+)
+
+// unigram is SentencePiece's unigram model: of all ways to cut a piece into
+// tokens, the one whose scores have the greatest sum (T. Kudo, 2018).
+type unigram struct {
+	trie    *trie
+	scores  []float64 // by id
+	unk     int32
+	unkCost float64 // the score of a character that no token is
+	bytes   *[256]int32
+	fuseUnk bool
+	single  bool // sums are float32, as SentencePiece's are
+}
+
+// lattice is the best way to reach each byte of a piece.
+type lattice struct {
+	best []reached
+	way  []symbol
+}
+
+type reached struct {
+	score float64
+	id    int32
+	start int32 // -1: not reached
+}
+
+// unkPenalty is how much worse than the worst token an unknown character is.
+const unkPenalty = 10
+
+// newUnigram makes the model. texts are the tokens that text may become, ids are
+// theirs, scores has an entry for each id of the vocabulary.
+func newUnigram(texts []string, ids []int32, scores []float64, unk int32) (*unigram, error) {
+	worst := math.Inf(1)
+	for i := range texts {
+		s := scores[ids[i]]
+		if math.IsNaN(s) || math.IsInf(s, 0) {
+			return nil, malformed("scores", "token %d has no number", ids[i])
+		}
+		worst = min(worst, s)
+	}
+	if math.IsInf(worst, 0) {
+		worst = 0
+	}
+	return &unigram{trie: newTrie(texts, ids), scores: scores, unk: unk, unkCost: worst - unkPenalty}, nil
+}
+
+func (m *unigram) encode(piece string, k *sink) error {
+	if cap(k.best) < len(piece)+1 {
+		k.best = make([]reached, len(piece)+1)
+	}
+	best := k.best[:len(piece)+1]
+	for i := range best {
+		best[i].start = -1
+	}
+	best[0] = reached{start: 0}
+	for i := 0; i < len(piece); {
+		n := 1
+		if piece[i] >= utf8.RuneSelf {
+			_, n = utf8.DecodeRuneInString(piece[i:])
+		}
+		single := false
+		here := best[i].score
+		node := int32(0)
+		for e := i; e < len(piece); e++ {
+			if node = m.trie.step(node, piece[e]); node < 0 {
+				break
+			}
+			id := m.trie.ids[node]
+			if id < 0 {
+				continue
+			}
+			m.reach(&best[e+1], here, m.scores[id], id, i)
+			single = single || e+1 == i+n
+		}
+		if !single {
+			m.reach(&best[i+n], here, m.unkCost, m.unk, i)
+		}
+		i += n
+	}
+	way := k.way[:0]
+	for e := len(piece); e > 0; e = int(best[e].start) {
+		way = append(way, symbol{best[e].id, best[e].start, int32(e)})
+	}
+	k.way = way
+	for i := len(way) - 1; i >= 0; i-- {
+		w := way[i]
+		switch {
+		case w.id != m.unk:
+			k.emit(w.id, int(w.start), int(w.end))
+		case m.bytes != nil:
+			for b := w.start; b < w.end; b++ {
+				k.emit(m.bytes[piece[b]], int(b), int(b+1))
+			}
+		case m.unk < 0:
+			return &TextError{Offset: int(w.start), Piece: shorten(piece), Reason: "the vocabulary lacks a character that stands"}
+		default:
+			if m.fuseUnk {
+				for i > 0 && way[i-1].id == m.unk {
+					i--
+					w.end = way[i].end
+				}
+			}
+			k.emit(m.unk, int(w.start), int(w.end))
+		}
+	}
+	return nil
+}
+
+func (m *unigram) reach(to *reached, here, score float64, id int32, from int) {
+	sum := here + score
+	if m.single {
+		sum = float64(float32(here) + float32(score))
+	}
+	if to.start < 0 || sum > to.score {
+		*to = reached{sum, id, int32(from)}
+	}
+}

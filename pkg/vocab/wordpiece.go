@@ -1,0 +1,82 @@
+package vocab
+
+import (
+	"strings"
+	"unicode/utf8"
+)
+
+// wordPiece cuts a word into the longest tokens from the left; tokens inside a
+// word are spelled with a prefix. A word that cannot be cut so is unknown.
+type wordPiece struct {
+	head    *trie // tokens that may begin a word
+	tail    *trie // tokens inside a word, without their prefix
+	unk     int32
+	longest int // characters of a word; longer ones are unknown
+}
+
+func newWordPiece(ids map[string]int32, prefix string, unk int32, longest int) *wordPiece {
+	var heads, tails []string
+	var headIDs, tailIDs []int32
+	for _, text := range sorted(ids) {
+		if text == "" {
+			continue
+		}
+		heads, headIDs = append(heads, text), append(headIDs, ids[text])
+		if rest, ok := strings.CutPrefix(text, prefix); ok && rest != "" {
+			tails, tailIDs = append(tails, rest), append(tailIDs, ids[text])
+		}
+	}
+	return &wordPiece{head: newTrie(heads, headIDs), tail: newTrie(tails, tailIDs), unk: unk, longest: longest}
+}
+
+func (m *wordPiece) encode(piece string, k *sink) error {
+	if len(piece) > m.longest && utf8.RuneCountInString(piece) > m.longest {
+		return m.unknown(piece, k)
+	}
+	ids, spans := len(k.ids), len(k.spans)
+	t := m.head
+	for i := 0; i < len(piece); t = m.tail {
+		id, end := int32(-1), i
+		node := int32(0)
+		for e := i; e < len(piece); e++ {
+			if node = t.step(node, piece[e]); node < 0 {
+				break
+			}
+			if t.ids[node] >= 0 {
+				id, end = t.ids[node], e+1
+			}
+		}
+		if id < 0 {
+			k.ids, k.spans = k.ids[:ids], k.spans[:spans]
+			return m.unknown(piece, k)
+		}
+		k.emit(id, i, end)
+		i = end
+	}
+	return nil
+}
+
+func (m *wordPiece) unknown(piece string, k *sink) error {
+	if m.unk < 0 {
+		return &TextError{Piece: shorten(piece), Reason: "the vocabulary lacks a word and has no unknown token that stands"}
+	}
+	k.emit(m.unk, 0, len(piece))
+	return nil
+}
+
+// wordLevel has one token a word.
+type wordLevel struct {
+	ids map[string]int32
+	unk int32
+}
+
+func (m *wordLevel) encode(piece string, k *sink) error {
+	id, ok := m.ids[piece]
+	if !ok {
+		if id = m.unk; id < 0 {
+			return &TextError{Piece: shorten(piece), Reason: "the vocabulary lacks a word and has no unknown token that stands"}
+		}
+	}
+	k.emit(id, 0, len(piece))
+	return nil
+}
