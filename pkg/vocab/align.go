@@ -31,6 +31,17 @@ func (e *edits) add(out, in int, same bool) {
 	e.out, e.in = e.out+out, e.in+in
 }
 
+// drop takes bytes off the end of the result.
+func (e *edits) drop(n int) {
+	if e == nil || n == 0 {
+		return
+	}
+	e.out -= n
+	for len(e.parts) > 0 && e.parts[len(e.parts)-1].out >= e.out {
+		e.parts = e.parts[:len(e.parts)-1]
+	}
+}
+
 // back returns the stretch of the source that made the bytes [start, end) of the
 // result.
 func (e *edits) back(start, end int) (int, int) {

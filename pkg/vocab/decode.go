@@ -17,7 +17,10 @@ type DecodeOptions struct {
 // decoding is how tokens join into text.
 type decoding struct {
 	stripSpace bool // the text's first character, where it is a space, was put there by encoding
+	stripAll   bool // and so were those after it, as long as no other text came
 	joinSpace  bool // tokens are words, joined by spaces
+	heldSpace  bool // a space at the end of a token is written only before another token
+	once       bool // a token that stands several times in a row is written once
 }
 
 // Decode turns ids into text. Bytes that form no character become U+FFFD. It
@@ -44,12 +47,14 @@ type Decoder struct {
 	skip  bool
 	start bool   // no text yet
 	held  []byte // the beginning of a character
+	space bool   // a space that waits for another token
+	last  int32  // the id before, -1 for none
 }
 
 // NewDecoder begins a decoding. Ids of o.Prefix outside the vocabulary count as
 // text.
 func (v *Vocab) NewDecoder(o DecodeOptions) *Decoder {
-	d := &Decoder{v: v, skip: o.SkipSpecial, start: true}
+	d := &Decoder{v: v, skip: o.SkipSpecial, start: true, last: -1}
 	for _, id := range o.Prefix {
 		if id < 0 || int(id) >= len(v.tokens) || !v.silent(id, true) {
 			d.start = false
@@ -75,15 +80,31 @@ func (d *Decoder) Push(id int32) (string, error) {
 	if v.silent(id, d.skip) {
 		return "", nil
 	}
+	if v.decoding.once {
+		if d.last == id {
+			return "", nil
+		}
+		d.last = id
+	}
 	t := &v.tokens[id]
 	text := t.bytes
 	if d.start {
 		d.start = false
+		if t.headed {
+			text = t.head
+		}
 		if v.decoding.stripSpace && !t.added {
 			text = strings.TrimPrefix(text, " ")
+			d.start = v.decoding.stripAll && text == ""
 		}
 	} else if v.decoding.joinSpace {
 		text = " " + text
+	}
+	if v.decoding.heldSpace {
+		had := d.space
+		if text, d.space = strings.CutSuffix(text, " "); had {
+			text = " " + text
+		}
 	}
 	if len(d.held) == 0 && utf8.ValidString(text) {
 		return text, nil

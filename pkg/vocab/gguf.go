@@ -158,7 +158,7 @@ func (v *Vocab) byteBPE(field string, pairs [][2]string) (*byteBPE, error) {
 			t.bytes = alphabet.decode(t.text)
 		}
 	}
-	table, err := v.merges(field, pairs)
+	table, err := v.merges(field, pairs, "")
 	if err != nil {
 		return nil, err
 	}
@@ -172,12 +172,14 @@ func (v *Vocab) byteBPE(field string, pairs [][2]string) (*byteBPE, error) {
 	return m, nil
 }
 
-func (v *Vocab) merges(field string, pairs [][2]string) (*merges, error) {
+// merges lists merges. inner is what tokens that do not begin a word are spelled
+// with; it goes when they are joined to what stands before.
+func (v *Vocab) merges(field string, pairs [][2]string, inner string) (*merges, error) {
 	table := newMerges(len(pairs), len(v.tokens))
 	for rank, p := range pairs {
 		left, ok1 := v.ids[p[0]]
 		right, ok2 := v.ids[p[1]]
-		made, ok3 := v.ids[p[0]+p[1]]
+		made, ok3 := v.ids[p[0]+strings.TrimPrefix(p[1], inner)]
 		if !ok1 || !ok2 || !ok3 {
 			return nil, malformed(field, "merge %d of %q and %q names a token outside the vocabulary", rank, p[0], p[1])
 		}

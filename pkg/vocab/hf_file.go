@@ -31,16 +31,65 @@ type hfAdded struct {
 }
 
 type hfModel struct {
-	Type          string           `json:"type"`
-	Dropout       *float64         `json:"dropout"`
-	UnkToken      *string          `json:"unk_token"`
-	SubwordPrefix *string          `json:"continuing_subword_prefix"`
-	WordSuffix    *string          `json:"end_of_word_suffix"`
-	FuseUnk       bool             `json:"fuse_unk"`
-	ByteFallback  bool             `json:"byte_fallback"`
-	IgnoreMerges  bool             `json:"ignore_merges"`
-	Vocab         map[string]int64 `json:"vocab"`
-	Merges        []hfMerge        `json:"merges"`
+	Type          string    `json:"type"`
+	Dropout       *float64  `json:"dropout"`
+	UnkToken      *string   `json:"unk_token"`
+	SubwordPrefix *string   `json:"continuing_subword_prefix"`
+	WordSuffix    *string   `json:"end_of_word_suffix"`
+	FuseUnk       bool      `json:"fuse_unk"`
+	ByteFallback  bool      `json:"byte_fallback"`
+	IgnoreMerges  bool      `json:"ignore_merges"`
+	Vocab         hfTokens  `json:"vocab"`
+	Merges        []hfMerge `json:"merges"`
+	UnkID         *int64    `json:"unk_id"`
+	MaxChars      *int      `json:"max_input_chars_per_word"`
+}
+
+// hfTokens is the tokens of a model: their ids, and of a unigram model their
+// scores in order of ids.
+type hfTokens struct {
+	ids    map[string]int64
+	scores []float64 // nil where they have none
+}
+
+// UnmarshalJSON reads {"token": id, …} or [["token", score], …].
+func (t *hfTokens) UnmarshalJSON(data []byte) error {
+	if !bytes.HasPrefix(data, []byte("[")) {
+		return json.Unmarshal(data, &t.ids)
+	}
+	var list []hfScored
+	if err := json.Unmarshal(data, &list); err != nil {
+		return err
+	}
+	t.ids, t.scores = make(map[string]int64, len(list)), make([]float64, len(list))
+	for i, x := range list {
+		t.ids[x.text], t.scores[i] = int64(i), x.score
+	}
+	if len(t.ids) != len(list) {
+		return fmt.Errorf("%d of %d tokens are given twice", len(list)-len(t.ids), len(list))
+	}
+	return nil
+}
+
+// hfScored is ["token", score].
+type hfScored struct {
+	text  string
+	score float64
+}
+
+// UnmarshalJSON reads the pair.
+func (x *hfScored) UnmarshalJSON(data []byte) error {
+	var parts []json.RawMessage
+	if err := json.Unmarshal(data, &parts); err != nil {
+		return err
+	}
+	if len(parts) != 2 {
+		return fmt.Errorf("token of %d parts", len(parts))
+	}
+	if err := json.Unmarshal(parts[0], &x.text); err != nil {
+		return err
+	}
+	return json.Unmarshal(parts[1], &x.score)
 }
 
 // hfMerge is ["a","b"], or "a b" in older files.
@@ -105,10 +154,10 @@ func (f *hfFile) vocab() (*Vocab, error) {
 		return nil, err
 	}
 	v.steps = pre.steps
-	if err := f.decoding(v); err != nil {
+	if err := f.model(v, pre.byteLevel); err != nil {
 		return nil, err
 	}
-	if err := f.model(v, pre.byteLevel); err != nil {
+	if err := f.decoding(v); err != nil {
 		return nil, err
 	}
 	f.matchers(v)
@@ -119,7 +168,7 @@ func (f *hfFile) vocab() (*Vocab, error) {
 func (f *hfFile) fill(v *Vocab) error {
 	m := &f.Model
 	size := int64(0)
-	for text, id := range m.Vocab {
+	for text, id := range m.Vocab.ids {
 		if id < 0 || id >= maxTokens || len(text) > maxToken {
 			return malformed("tokenizer.json: vocab", "token %q has id %d or is too long", shorten(text), id)
 		}
@@ -131,7 +180,7 @@ func (f *hfFile) fill(v *Vocab) error {
 		}
 		size = max(size, a.ID+1)
 	}
-	if known := int64(len(m.Vocab) + len(f.AddedTokens)); size == 0 || size > 2*known+1024 {
+	if known := int64(len(m.Vocab.ids) + len(f.AddedTokens)); size == 0 || size > 2*known+1024 {
 		return malformed("tokenizer.json: vocab", "%d ids for %d tokens", size, known)
 	}
 	v.tokens = make([]token, size)
@@ -139,7 +188,7 @@ func (f *hfFile) fill(v *Vocab) error {
 	for i := range v.tokens {
 		v.tokens[i].kind = KindUnused
 	}
-	for text, id := range m.Vocab {
+	for text, id := range m.Vocab.ids {
 		if v.tokens[id].kind != KindUnused {
 			return malformed("tokenizer.json: vocab", "two tokens have id %d", id)
 		}
@@ -157,79 +206,19 @@ func (f *hfFile) fill(v *Vocab) error {
 		v.tokens[a.ID] = token{text: a.Content, bytes: a.Content, kind: k, added: true}
 		v.ids[a.Content] = int32(a.ID)
 	}
-	if m.UnkToken != nil {
+	if m.UnkID != nil {
+		if *m.UnkID < 0 || *m.UnkID >= int64(len(m.Vocab.ids)) {
+			return malformed("tokenizer.json: unk_id", "%d is outside the vocabulary", *m.UnkID)
+		}
+		v.unk = int32(*m.UnkID)
+	}
+	if m.UnkToken != nil && *m.UnkToken != "" {
 		id, ok := v.ids[*m.UnkToken]
 		if !ok {
 			return malformed("tokenizer.json: unk_token", "%q is outside the vocabulary", shorten(*m.UnkToken))
 		}
 		v.unk = id
 	}
-	return nil
-}
-
-// model builds the BPE model.
-func (f *hfFile) model(v *Vocab, byteLevel bool) error {
-	m := &f.Model
-	if m.Type != "BPE" && (m.Type != "" || m.Merges == nil) {
-		return unsupported("tokenizer.json: model", "type %q", m.Type)
-	}
-	if m.Dropout != nil && *m.Dropout != 0 {
-		return unsupported("tokenizer.json: dropout", "%g", *m.Dropout)
-	}
-	if m.SubwordPrefix != nil && *m.SubwordPrefix != "" || m.WordSuffix != nil && *m.WordSuffix != "" {
-		return unsupported("tokenizer.json: model", "subword prefix or word suffix")
-	}
-	pairs := make([][2]string, len(m.Merges))
-	for i, p := range m.Merges {
-		pairs[i] = p
-	}
-	if byteLevel {
-		v.family = FamilyBPE
-		model, err := v.byteBPE("tokenizer.json: merges", pairs)
-		if err != nil {
-			return err
-		}
-		if m.IgnoreMerges {
-			model.words = v.words()
-		}
-		v.model = model
-		return nil
-	}
-	table, err := v.merges("tokenizer.json: merges", pairs)
-	if err != nil {
-		return err
-	}
-	model := &charBPE{merges: table, chars: map[string]int32{}, unk: v.unk, fuseUnk: m.FuseUnk}
-	longest := 0
-	for text, id := range v.ids {
-		if k := v.tokens[id].kind; k == KindNormal || k == KindUserDefined {
-			if singleRune(text) {
-				model.chars[text] = id
-			} else if k == KindNormal {
-				longest = max(longest, len(text))
-			}
-		}
-	}
-	v.family = FamilySPM
-	if len(pairs) == 0 && longest == 0 && !m.ByteFallback {
-		v.family = FamilyChar
-		model.strict = true
-	}
-	if m.ByteFallback {
-		if model.bytes, err = v.byteTokens(); err != nil {
-			return err
-		}
-	}
-	model.index()
-	if m.IgnoreMerges {
-		model.words = map[string]int32{}
-		for i, t := range v.tokens {
-			if t.kind == KindNormal && !t.added {
-				model.words[t.text] = int32(i)
-			}
-		}
-	}
-	v.model = model
 	return nil
 }
 
@@ -240,8 +229,7 @@ func (v *Vocab) byteTokens() (*[256]int32, error) {
 	n := 0
 	for i := range v.tokens {
 		t := &v.tokens[i]
-		if c, ok := byteToken(t.text); ok && t.kind == KindNormal {
-			t.kind, t.bytes = KindByte, string([]byte{c})
+		if c, ok := byteToken(t.text); ok && (t.kind == KindNormal || t.kind == KindByte) {
 			ids[c] = int32(i)
 			n++
 		}
@@ -249,7 +237,18 @@ func (v *Vocab) byteTokens() (*[256]int32, error) {
 	if n < 256 {
 		return nil, nil
 	}
+	v.byteSpellings()
 	return &ids, nil
+}
+
+// byteSpellings makes bytes of the tokens that are spelled like one.
+func (v *Vocab) byteSpellings() {
+	for i := range v.tokens {
+		t := &v.tokens[i]
+		if c, ok := byteToken(t.text); ok && t.kind == KindNormal {
+			t.kind, t.bytes = KindByte, string([]byte{c})
+		}
+	}
 }
 
 // matchers collects the added tokens.
@@ -258,7 +257,7 @@ func (f *hfFile) matchers(v *Vocab) {
 	for _, a := range f.AddedTokens {
 		t := addedToken{id: int32(a.ID), text: a.Content, control: a.Special,
 			lstrip: a.LStrip, rstrip: a.RStrip, singleWord: a.SingleWord}
-		if a.Normalized && len(v.normalize) > 0 {
+		if a.Normalized {
 			t.text, _ = v.normalize.apply(t.text, true, false)
 			normalized = append(normalized, t)
 		} else {
@@ -280,6 +279,13 @@ func (f *hfFile) template(v *Vocab) error {
 				}
 			}
 		case "ByteLevel":
+		case "BertProcessing", "RobertaProcessing":
+			for _, p := range []hfPair{c.Cls, c.Sep} {
+				if p.ID < 0 || p.ID >= int64(len(v.tokens)) || p.Token == "" {
+					return malformed("tokenizer.json: post_processor", "token %q has id %d", shorten(p.Token), p.ID)
+				}
+			}
+			v.prefix, v.suffix = append(v.prefix, int32(c.Cls.ID)), append(v.suffix, int32(c.Sep.ID))
 		case "TemplateProcessing":
 			into := &v.prefix
 			for _, p := range c.Single {
@@ -306,53 +312,4 @@ func (f *hfFile) template(v *Vocab) error {
 		return nil
 	}
 	return walk(f.PostProcessor)
-}
-
-// decoding reads the decoder: how tokens become bytes and join.
-func (f *hfFile) decoding(v *Vocab) error {
-	var replace [][2]string
-	var walk func(c *hfComponent) error
-	walk = func(c *hfComponent) error {
-		switch c.Type {
-		case "Sequence":
-			for i := range c.Decoders {
-				if err := walk(&c.Decoders[i]); err != nil {
-					return err
-				}
-			}
-		case "ByteLevel", "Fuse", "ByteFallback":
-		case "Metaspace":
-			replace = append(replace, [2]string{c.Replacement, " "})
-			v.decoding.stripSpace = c.PrependScheme != "never"
-		case "Replace":
-			if c.Pattern.String == nil || *c.Pattern.String == "" {
-				return unsupported("tokenizer.json: decoder", "replacement by a regular expression")
-			}
-			replace = append(replace, [2]string{*c.Pattern.String, c.Content})
-		case "Strip":
-			if c.Content != " " || c.Start > 1 || c.Stop != 0 {
-				return unsupported("tokenizer.json: decoder", "strip of %q, %d and %d", c.Content, c.Start, c.Stop)
-			}
-			v.decoding.stripSpace = c.Start == 1
-		default:
-			return unsupported("tokenizer.json: decoder", "type %q", c.Type)
-		}
-		return nil
-	}
-	if f.Decoder == nil {
-		v.decoding.joinSpace = true
-		return nil
-	}
-	if err := walk(f.Decoder); err != nil {
-		return err
-	}
-	for i := range v.tokens {
-		t := &v.tokens[i]
-		for _, r := range replace {
-			if !t.added {
-				t.bytes = strings.ReplaceAll(t.bytes, r[0], r[1])
-			}
-		}
-	}
-	return nil
 }

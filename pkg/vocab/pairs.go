@@ -31,6 +31,30 @@ func newMerges(n, size int) *merges {
 	return m
 }
 
+// grow makes room for n pairs in all, where several pairs share a rank.
+func (m *merges) grow(n int) {
+	if m.wide != nil || uint64(n)*2 <= uint64(len(m.small)) {
+		return
+	}
+	old := m.small
+	slots := uint64(1) << bits.Len(uint(n)*2|15)
+	m.small, m.mask = make([]uint64, slots), slots-1
+	for _, x := range old {
+		if x != 0 {
+			m.place(x)
+		}
+	}
+}
+
+// place puts an entry whose pair is not there yet.
+func (m *merges) place(x uint64) {
+	i := m.at((x - 1) >> 24)
+	for m.small[i] != 0 {
+		i = (i + 1) & m.mask
+	}
+	m.small[i] = x
+}
+
 func pairKey(left, right int32) uint64 {
 	return (uint64(uint32(left))<<32 | uint64(uint32(right))) + 1
 }
@@ -58,7 +82,9 @@ func (m *merges) add(left, right int32, rank uint32, made int32) {
 		i = (i + 1) & m.mask
 	}
 	m.small[i] = (key<<24 | uint64(rank)) + 1
-	m.n++
+	if m.n++; uint64(m.n)*4 > uint64(len(m.small))*3 {
+		m.grow(m.n * 2)
+	}
 }
 
 // rank returns the rank of a pair's merge, or noMerge.

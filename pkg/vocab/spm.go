@@ -108,7 +108,7 @@ func newSPM(pieces map[string]int32, scores []float32, bytes [256]int32, unk int
 	}
 	// Pairs that make one token come alike. Where scores tell all tokens apart, the
 	// rank is the token's place.
-	m.merges = newMerges(len(pairs), int(next))
+	m.merges = newMerges(len(pairs)+1, int(next))
 	apart := true
 	for i := 1; i < len(pairs); i++ {
 		apart = apart && (pairs[i].made == pairs[i-1].made || scores[pairs[i].made] != scores[pairs[i-1].made])
@@ -194,4 +194,47 @@ func (m *spm) parts(ids []int32, s symbol, k *sink) {
 	for _, id := range ids {
 		k.emit(id, int(s.start), int(s.end))
 	}
+}
+
+// split emits the tokens that the last merge of an unused token took together,
+// down to tokens that may stand.
+func (m *spm) split(v *Vocab, text string, k *sink) {
+	id, ok := v.ids[text]
+	if ok && v.tokens[id].kind != KindUnused || utf8.RuneCountInString(text) < 2 {
+		if !ok {
+			id = m.unk
+		}
+		if id >= 0 {
+			k.ids = append(k.ids, id)
+		}
+		return
+	}
+	best, cut := noMerge, 0
+	for i := range text {
+		if i == 0 {
+			continue
+		}
+		left, right := m.symbol(v, text[:i]), m.symbol(v, text[i:])
+		if left < 0 || right < 0 {
+			continue
+		}
+		if r := m.merges.rank(left, right); r < best {
+			best, cut = r, i
+		}
+	}
+	if cut == 0 {
+		_, cut = utf8.DecodeRuneInString(text)
+	}
+	m.split(v, text[:cut], k)
+	m.split(v, text[cut:], k)
+}
+
+func (m *spm) symbol(v *Vocab, text string) int32 {
+	if singleRune(text) {
+		return m.chars.find(text)
+	}
+	if id, ok := v.ids[text]; ok {
+		return id
+	}
+	return -1
 }

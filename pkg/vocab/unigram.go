@@ -113,10 +113,13 @@ func (m *unigram) encode(piece string, k *sink) error {
 
 func (m *unigram) reach(to *reached, here, score float64, id int32, from int) {
 	sum := here + score
-	if m.single {
+	if m.single && id == m.unk {
 		sum = float64(float32(here) + float32(score))
 	}
 	if to.start < 0 || sum > to.score {
+		if m.single {
+			sum = float64(float32(sum))
+		}
 		*to = reached{sum, id, int32(from)}
 	}
 }

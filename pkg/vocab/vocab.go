@@ -63,6 +63,9 @@ type token struct {
 	bytes string // the bytes it decodes to
 	kind  Kind
 	added bool // matched in text before the model sees it
+
+	headed bool // at the beginning of a text it decodes to head instead
+	head   string
 }
 
 // model cuts one normalized, pre-tokenized piece of text into ids.
