@@ -7,11 +7,7 @@ import (
 )
 
 // dot is Σ a·b in the canonical order.
-func (s *Set) dot(a, b []float32) float32 {
-	var out float32
-	s.dots1x1(&out, &a[0], 0, &b[0], 0, len(a))
-	return out
-}
+func (s *Set) dot(a, b []float32) float32 { return s.ops.dot(&a[0], &b[0], len(a)) }
 
 // RMSNorm divides each row by its root mean square.
 func (s *Set) RMSNorm(y, x, g []float32, eps float64, t, c int) {

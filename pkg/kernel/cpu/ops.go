@@ -10,6 +10,7 @@ type ops struct {
 	dots1x4 func(out, x *float32, ldx int, w *float32, ldw, k int)
 	dots1x1 func(out, x *float32, ldx int, w *float32, ldw, k int)
 	axpy    func(y, x *float32, n int, s float32)
+	dot     func(a, b *float32, n int) float32
 	add     func(y, x *float32, n int)
 	exp     func(dst, src *float32, n int, s, sub float32)
 	sum     func(x *float32, n int) float32

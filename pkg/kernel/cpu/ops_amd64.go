@@ -63,7 +63,13 @@ func avx512() ops {
 	return ops{
 		name: "avx512", quant: quantAVX512(), pair: pairAVX512(),
 		probes:  probes{probeFMA512, probeVNNI512, probePairs512, 12 * 16 * 2, 12 * 64 * 2, 12 * 32 * 2},
-		dots4x4: dots4x4, dots1x4: dots1x4, dots1x1: dots1x1, axpy: axpy, add: addTo, exp: expScaled, sum: sumOf, max: maxOf,
+		dots4x4: dots4x4, dots1x4: dots1x4, dots1x1: dots1x1, axpy: axpy, add: addTo,
+		dot: func(a, b *float32, n int) float32 {
+			var out float32
+			dots1x1(&out, a, 0, b, 0, n)
+			return out
+		},
+		exp: expScaled, sum: sumOf, max: maxOf,
 		decode: map[tensor.DType]decoder{
 			tensor.Q4_0: {32, 18, decodeQ4_0}, tensor.Q4_1: {32, 20, decodeQ4_1}, tensor.Q8_0: {32, 34, decodeQ8_0},
 			tensor.F16: {16, 32, decodeF16}, tensor.BF16: {16, 32, decodeBF16},
@@ -75,6 +81,7 @@ func avx512() ops {
 func avx2() ops {
 	o := portable()
 	o.name, o.quant, o.pair = "avx2", quantAVX2(), pairAVX2()
+	vectorAVX2(&o)
 	o.probes = probes{float32: probeFMA256, int8: probeWords256, floats: 12 * 8 * 2, bytes: 12 * 16 * 2}
 	return o
 }

@@ -5,8 +5,7 @@ import (
 	"unsafe"
 )
 
-// Plain Go with the lanes of the assembly. Products and sums are rounded apart
-// where the assembly fuses them, so the bits are a class of their own.
+// Plain Go with the lanes and the roundings of the assembly.
 
 const lanes = 16
 
@@ -16,7 +15,7 @@ func portable() ops {
 		axpy: func(y, x *float32, n int, s float32) {
 			out := unsafe.Slice(y, n)
 			for i, v := range unsafe.Slice(x, n) {
-				out[i] += float32(s * v)
+				out[i] = fma32(s, v, out[i])
 			}
 		},
 		add: func(y, x *float32, n int) {
@@ -28,8 +27,16 @@ func portable() ops {
 		exp: func(dst, src *float32, n int, s, sub float32) {
 			out := unsafe.Slice(dst, n)
 			for i, v := range unsafe.Slice(src, n) {
-				out[i] = float32(math.Exp(float64(float32(v*s) - sub)))
+				out[i] = exp32(float32(v*s) - sub)
 			}
+		},
+		dot: func(a, b *float32, n int) float32 {
+			var acc [lanes]float32
+			y := unsafe.Slice(b, n)
+			for i, v := range unsafe.Slice(a, n) {
+				acc[i%lanes] = fma32(v, y[i], acc[i%lanes])
+			}
+			return fold(&acc)
 		},
 		sum: func(x *float32, n int) float32 {
 			var acc [lanes]float32
@@ -67,10 +74,30 @@ func plainDots(t, n int) func(out, x *float32, ldx int, w *float32, ldw, k int) 
 				b := unsafe.Slice((*float32)(unsafe.Add(unsafe.Pointer(w), j*ldw)), k)
 				var acc [lanes]float32
 				for p, v := range a {
-					acc[p%lanes] += float32(v * b[p])
+					acc[p%lanes] = fma32(v, b[p], acc[p%lanes])
 				}
 				results[i*n+j] = fold(&acc)
 			}
 		}
 	}
+}
+
+// exp32 is the assembly's exponential: within 2 units in the last place, zero below
+// -86, and no more than that of 88.
+func exp32(x float32) float32 {
+	if x < -86 {
+		return 0
+	}
+	x = min(x, 88)
+	n := float32(math.RoundToEven(float64(x * math.Float32frombits(0x3fb8aa3b))))
+	r := fma32(-n, math.Float32frombits(0x3f317200), x)
+	r = fma32(-n, math.Float32frombits(0x35bfbe8e), r)
+	p := math.Float32frombits(0x39500d01)
+	for _, c := range [...]uint32{0x3ab60b61, 0x3c088889, 0x3d2aaaab, 0x3e2aaaab, 0x3f000000, 0x3f800000, 0x3f800000} {
+		p = fma32(p, r, math.Float32frombits(c))
+	}
+	if n != n {
+		return n
+	}
+	return math.Float32frombits(math.Float32bits(p) + uint32(int32(n))<<23)
 }
