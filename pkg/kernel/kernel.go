@@ -38,11 +38,30 @@ type Rotary struct {
 	Scale       float64   // magnitude put on cos and sin (YaRN's attention factor); 1 otherwise
 }
 
-// KV is one layer's view of one sequence in a paged cache: position p is row
-// p%PageLen of page p/PageLen. A page is [PageLen, K*D].
+// KV is one layer's view of one sequence in a paged cache. Position p is column
+// p%PageLen of keys page [K, D, PageLen] and row p%PageLen of values page
+// [K, PageLen, D], page p/PageLen: scores run along positions, values along d.
 type KV[F tensor.Float] struct {
 	Keys, Values [][]F
 	PageLen      int
+}
+
+// Write stores keys and values k, v [rows, K*D] of consecutive positions from pos on,
+// for heads key/value heads.
+func (c KV[F]) Write(pos int, k, v []F, heads int) {
+	width := len(c.Keys[0]) / c.PageLen
+	d := width / heads
+	for row := 0; row < len(k); row += width {
+		page, at := pos/c.PageLen, pos%c.PageLen
+		for head := range heads {
+			keys, values := c.Keys[page][head*d*c.PageLen:], c.Values[page][(head*c.PageLen+at)*d:]
+			for i, x := range k[row+head*d : row+(head+1)*d] {
+				keys[i*c.PageLen+at] = x
+			}
+			copy(values, v[row+head*d:row+(head+1)*d])
+		}
+		pos++
+	}
 }
 
 // Span is a run of consecutive positions of one sequence inside a batch of rows:

@@ -31,7 +31,7 @@ type Config struct {
 
 // page holds the keys and values of PageLen positions in every layer.
 type page[F tensor.Float] struct {
-	keys, values [][]F // by layer, [PageLen, K*D]
+	keys, values [][]F // by layer, as kernel.KV says
 }
 
 // Cache is a bounded pool of pages.
@@ -212,17 +212,12 @@ func extend[F tensor.Float](v kernel.KV[F], pages []*page[F], layer int) kernel.
 	return v
 }
 
-// Write stores keys and values k, v [rows, K*D] of consecutive positions from pos on.
+// Write stores keys and values k, v [rows, K*D] of consecutive positions from pos on,
+// which must be reserved.
 func (s *Sequence[F]) Write(layer, pos int, k, v []F) {
 	width, pageLen := s.cache.cfg.KVHeads*s.cache.cfg.HeadDim, s.cache.cfg.PageLen
 	if len(k) != len(v) || len(k)%width != 0 || pos+len(k)/width > len(s.pages)*pageLen {
 		panic(fmt.Sprintf("write KV: %d and %d elements at position %d, %d pages reserved", len(k), len(v), pos, len(s.pages)))
 	}
-	for len(k) > 0 {
-		p, at := s.pages[pos/pageLen], pos%pageLen
-		n := min(len(k), (pageLen-at)*width)
-		copy(p.keys[layer][at*width:], k[:n])
-		copy(p.values[layer][at*width:], v[:n])
-		k, v, pos = k[n:], v[n:], pos+n/width
-	}
+	s.View(layer).Write(pos, k, v, s.cache.cfg.KVHeads)
 }

@@ -23,11 +23,10 @@ func TestSequence_ReadsBackWhatItWrote(t *testing.T) {
 	view := s.View(1)
 	for pos := range 10 {
 		for d := range 2 {
-			at := pos%4*2 + d
-			if got := view.Keys[pos/4][at]; got != k[2*pos+d] {
+			if got := view.Keys[pos/4][d*4+pos%4]; got != k[2*pos+d] {
 				t.Errorf("key of position %d is %v, want %v", pos, got, k[2*pos+d])
 			}
-			if got := view.Values[pos/4][at]; got != v[2*pos+d] {
+			if got := view.Values[pos/4][pos%4*2+d]; got != v[2*pos+d] {
 				t.Errorf("value of position %d is %v, want %v", pos, got, v[2*pos+d])
 			}
 		}

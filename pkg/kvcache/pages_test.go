@@ -62,7 +62,7 @@ func TestCache_RandomLivesOfSequences(t *testing.T) {
 			for l := range layers {
 				view := s.View(l)
 				for pos, m := range want[j] {
-					k, v := view.Keys[pos/4][pos%4*width+1], view.Values[pos/4][pos%4*width+1]
+					k, v := view.Keys[pos/4][4+pos%4], view.Values[pos/4][pos%4*width+1]
 					if k != m+float64(l)/8 || v != -k {
 						t.Fatalf("sequence %d layer %d position %d holds %g and %g, want %g", j, l, pos, k, v, m+float64(l)/8)
 					}

@@ -90,64 +90,6 @@ func first(p int, a kernel.Heads) int {
 	return 0
 }
 
-// Attend is causal attention over paged caches. A row's order of sums depends on its
-// position alone: scores are dots, weights are summed in canonical lanes, and values
-// are added in position order.
-func (s *Set) Attend(y, q []float32, spans []kernel.Span[float32], a kernel.Heads) {
-	rows := 0
-	for _, sp := range spans {
-		rows += sp.Rows
-	}
-	must("attend", "q", len(q), rows*a.H*a.D)
-	must("attend", "y", len(y), rows*a.H*a.D)
-	row := 0
-	for _, sp := range spans {
-		base, group := row, a.H/a.K
-		s.each(sp.Rows*a.K, sp.Rows*a.H*a.D*(sp.Pos+sp.Rows), func(i int) {
-			r, kv := i/a.K, i%a.K
-			for head := kv * group; head < (kv+1)*group; head++ {
-				off := ((base+r)*a.H + head) * a.D
-				s.attendRow(y[off:off+a.D], q[off:off+a.D], sp.KV, kv, sp.Pos+r, a)
-			}
-		})
-		row += sp.Rows
-	}
-}
-
-func (s *Set) attendRow(out, q []float32, kv kernel.KV[float32], head, p int, a kernel.Heads) {
-	lo := first(p, a)
-	n := p + 1 - lo
-	b := s.buffer(n)
-	defer s.give(b)
-	scores := *b
-	width, off := a.K*a.D, head*a.D
-	var tileOut [tile]float32
-	for i := 0; i < n; {
-		pos := lo + i
-		page, at := kv.Keys[pos/kv.PageLen], pos%kv.PageLen
-		left := min(n-i, kv.PageLen-at)
-		for ; left >= tile; left -= tile {
-			s.dots1x4(&tileOut[0], &q[0], 0, &page[at*width+off], 4*width, a.D)
-			copy(scores[i:], tileOut[:])
-			i, at = i+tile, at+tile
-		}
-		for ; left > 0; left-- {
-			s.dots1x1(&scores[i], &q[0], 0, &page[at*width+off], 0, a.D)
-			i, at = i+1, at+1
-		}
-	}
-	scale := float32(a.Scale)
-	best := s.max(&scores[0], n) * scale
-	s.exp(&scores[0], &scores[0], n, scale, best)
-	inv := 1 / s.sum(&scores[0], n)
-	clear(out)
-	for i, w := range scores {
-		pos := lo + i
-		page, at := kv.Values[pos/kv.PageLen], pos%kv.PageLen
-		s.axpy(&out[0], &page[at*width+off], a.D, w*inv)
-	}
-}
-
 // AttendCausal is attention over whole sequences. One head of one sequence is a
 // piece of work; its scores [T,T] live in scratch.
 func (s *Set) AttendCausal(y, lse, q, k, v []float32, b, t int, a kernel.Heads) {

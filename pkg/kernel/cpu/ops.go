@@ -17,6 +17,7 @@ type ops struct {
 	max     func(x *float32, n int) float32
 	decode  map[tensor.DType]decoder
 	quant   quantOps
+	attend  attendOps
 	pair    pairOps
 	probes  probes
 }

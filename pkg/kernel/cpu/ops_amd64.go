@@ -60,7 +60,7 @@ func native() []ops {
 
 // avx512 are the loops for processors with AVX-512, its VNNI and its BF16.
 func avx512() ops {
-	return ops{
+	o := ops{
 		name: "avx512", quant: quantAVX512(), pair: pairAVX512(),
 		probes:  probes{probeFMA512, probeVNNI512, probePairs512, 12 * 16 * 2, 12 * 64 * 2, 12 * 32 * 2},
 		dots4x4: dots4x4, dots1x4: dots1x4, dots1x1: dots1x1, axpy: axpy, add: addTo,
@@ -75,6 +75,9 @@ func avx512() ops {
 			tensor.F16: {16, 32, decodeF16}, tensor.BF16: {16, 32, decodeBF16},
 		},
 	}
+	o.attend = attendAVX512()
+	o.attend.weigh, o.attend.join = weighScores, joinSums
+	return o
 }
 
 // avx2 are the loops for processors with AVX2 and FMA.
@@ -82,6 +85,8 @@ func avx2() ops {
 	o := portable()
 	o.name, o.quant, o.pair = "avx2", quantAVX2(), pairAVX2()
 	vectorAVX2(&o)
+	o.attend = attendAVX2()
+	o.attend.weigh, o.attend.join = weighOf(&o), joinAVX2
 	o.probes = probes{float32: probeFMA256, int8: probeWords256, floats: 12 * 8 * 2, bytes: 12 * 16 * 2}
 	return o
 }

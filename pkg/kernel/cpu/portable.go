@@ -10,7 +10,7 @@ import (
 const lanes = 16
 
 func portable() ops {
-	return ops{
+	o := ops{
 		name: "portable", quant: quantPortable(), pair: pairPortable(), dots4x4: plainDots(4, 4), dots1x4: plainDots(1, 4), dots1x1: plainDots(1, 1),
 		axpy: func(y, x *float32, n int, s float32) {
 			out := unsafe.Slice(y, n)
@@ -53,6 +53,9 @@ func portable() ops {
 			return best
 		},
 	}
+	o.attend = attendPortable()
+	o.attend.weigh = weighOf(&o)
+	return o
 }
 
 // fold adds lanes 16 to 8 to 4 to 2 to 1.

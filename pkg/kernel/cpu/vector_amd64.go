@@ -80,3 +80,11 @@ func vectorAVX2(o *ops) {
 		return fold(&acc)
 	}
 }
+
+func joinAVX2(y, x *float32, n int, a, b float32) {
+	if n >= lanes {
+		joinSumsWide(y, x, n/lanes, a, b)
+	}
+	whole := n &^ (lanes - 1)
+	plainJoin(at(y, whole), at(x, whole), n-whole, a, b)
+}

@@ -234,15 +234,17 @@ func attention() []Case {
 func paged(k, v []float32, a kernel.Heads, pageLen int) kernel.KV[float32] {
 	kv := kernel.KV[float32]{PageLen: pageLen}
 	size := pageLen * a.K * a.D
-	for len(k) > 0 {
-		page := func(x []float32) []float32 {
-			out := make([]float32, size)
-			copy(out, x)
-			return out
+	for range (len(k) + size - 1) / size {
+		stale := func() []float32 { // what nobody wrote must not be read
+			page := make([]float32, size)
+			for i := range page {
+				page[i] = float32(math.NaN())
+			}
+			return page
 		}
-		kv.Keys, kv.Values = append(kv.Keys, page(k)), append(kv.Values, page(v))
-		k, v = k[min(size, len(k)):], v[min(size, len(v)):]
+		kv.Keys, kv.Values = append(kv.Keys, stale()), append(kv.Values, stale())
 	}
+	kv.Write(0, k, v, a.K)
 	return kv
 }
 

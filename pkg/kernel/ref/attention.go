@@ -54,13 +54,17 @@ func (*Set[F]) Attend(y, q []F, spans []kernel.Span[F], a kernel.Heads) {
 		each(s.Rows*a.H, func(i int) {
 			r, head := i/a.H, i%a.H
 			kv := head / (a.H / a.K)
-			at := func(pages [][]F) func(int) []F {
-				return func(pos int) []F {
-					return pages[pos/s.KV.PageLen][(pos%s.KV.PageLen*a.K+kv)*a.D:][:a.D]
+			n, key := s.KV.PageLen, make([]F, a.D)
+			keys := func(pos int) []F {
+				page := s.KV.Keys[pos/n][kv*a.D*n:]
+				for i := range key {
+					key[i] = page[i*n+pos%n]
 				}
+				return key
 			}
+			values := func(pos int) []F { return s.KV.Values[pos/n][(kv*n+pos%n)*a.D:][:a.D] }
 			off := ((first+r)*a.H + head) * a.D
-			attendRow(y[off:off+a.D], q[off:off+a.D], from(s.Pos+r, a), s.Pos+r, a.Scale, at(s.KV.Keys), at(s.KV.Values))
+			attendRow(y[off:off+a.D], q[off:off+a.D], from(s.Pos+r, a), s.Pos+r, a.Scale, keys, values)
 		})
 		first += s.Rows
 	}

@@ -1,0 +1,388 @@
+package cpu
+
+import (
+	"unsafe"
+
+	"github.com/lamina-mesh/lamina/pkg/kernel"
+)
+
+// Attention over paged caches. Positions are cut into chunks of attendChunk, counted
+// from position zero. A chunk gives each query the greatest score, the sum of its
+// weights and the weighted sum of its values; chunks are then joined in order. Nothing
+// in that depends on who shares the batch or on how the sequence came to be, so
+// queries that share keys are worked on together and chunks may be worked on apart.
+
+const (
+	attendBlock = 16  // positions of a block of keys or values
+	attendChunk = 128 // positions
+	attendMost  = 12  // queries of a tile
+)
+
+// attendOps are the loops of one instruction family, tiles of many queries first.
+type attendOps struct {
+	scores []scoresLoop
+	groups int // of 16 components in values' wide loops
+	values []valuesLoop
+	weigh  func(x *float32, n int, scale float32) (best, sum float32)
+	join   func(y, x *float32, n int, a, b float32) // y = a·y + b·x, the sum fused
+}
+
+// scoresLoop writes the scores of n queries, [D][ldq/4], with whole blocks of keys.
+type scoresLoop struct {
+	n   int
+	run func(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
+}
+
+// valuesLoop adds weighted values of n positions, from row at of the first block on, to
+// queries' sums: groups·16 components, or 16, from col bytes on.
+type valuesLoop struct {
+	n         int
+	wide, one func(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
+}
+
+// attendTile is consecutive queries of one span that share keys. Query i is head
+// i%group of the key/value head's, of row i/group.
+type attendTile struct {
+	span     *kernel.Span[float32]
+	row      int // the span's first in the batch
+	kv       int
+	first, n int
+}
+
+// attendCall is what tiles have in common.
+type attendCall struct {
+	y, q  []float32
+	a     kernel.Heads
+	group int
+}
+
+// attendPart is what positions give n queries.
+type attendPart struct {
+	best, sum [attendMost]float32
+	acc       []float32 // [n][D]
+}
+
+// attendScratch is a worker's.
+type attendScratch struct {
+	keys, values [attendChunk / attendBlock]*float32
+	run, part    attendPart
+	q            []float32                         // [D][attendMost]
+	scores       [attendMost * attendChunk]float32 // [n][attendChunk]
+	blocks       []float32                         // gathered keys and values
+}
+
+// Attend is causal attention over paged caches.
+func (s *Set) Attend(y, q []float32, spans []kernel.Span[float32], a kernel.Heads) {
+	rows := 0
+	for _, sp := range spans {
+		rows += sp.Rows
+	}
+	must("attend", "q", len(q), rows*a.H*a.D)
+	must("attend", "y", len(y), rows*a.H*a.D)
+	call := &attendCall{y: y, q: q, a: a, group: a.H / a.K}
+	var tiles []attendTile
+	cost, row, chunks := 0, 0, 0
+	for i := range spans {
+		sp := &spans[i]
+		for kv := range a.K {
+			for first := 0; first < sp.Rows*call.group; first += attendMost {
+				tiles = append(tiles, attendTile{sp, row, kv, first, min(attendMost, sp.Rows*call.group-first)})
+			}
+		}
+		seen := sp.Pos + sp.Rows - first(sp.Pos, a)
+		cost += sp.Rows * a.H * a.D * seen / 4
+		chunks += len(tiles) * (seen/attendChunk + 1)
+		row += sp.Rows
+	}
+	if len(tiles) < 3*len(s.pool.parts) && chunks > len(tiles) && cost >= small {
+		s.attendApart(call, tiles)
+		return
+	}
+	s.each(len(tiles), cost, func(i int) {
+		w := s.attender(&a)
+		defer s.attending.Put(w)
+		t := &tiles[i]
+		lo, hi := call.chunks(t)
+		call.load(t, w)
+		s.sumChunk(call, t, lo, w, &w.run)
+		for c := lo + 1; c < hi; c++ {
+			s.sumChunk(call, t, c, w, &w.part)
+			s.joinParts(&w.run, &w.part, t.n, a.D)
+		}
+		call.store(t, &w.run)
+	})
+}
+
+// attendApart works on the chunks of few tiles at once.
+func (s *Set) attendApart(call *attendCall, tiles []attendTile) {
+	type work struct {
+		tile  *attendTile
+		chunk int
+		part  attendPart
+	}
+	var all []work
+	for i := range tiles {
+		lo, hi := call.chunks(&tiles[i])
+		for c := lo; c < hi; c++ {
+			all = append(all, work{tile: &tiles[i], chunk: c})
+		}
+	}
+	size := attendMost * call.a.D
+	sums := s.buffer(len(all) * size)
+	defer s.give(sums)
+	s.pool.each(len(all), func(i int) {
+		w := s.attender(&call.a)
+		defer s.attending.Put(w)
+		p := &all[i]
+		p.part.acc = (*sums)[i*size : (i+1)*size]
+		call.load(p.tile, w)
+		s.sumChunk(call, p.tile, p.chunk, w, &p.part)
+	})
+	for i := 0; i < len(all); {
+		run := &all[i]
+		for i++; i < len(all) && all[i].tile == run.tile; i++ {
+			s.joinParts(&run.part, &all[i].part, run.tile.n, call.a.D)
+		}
+		call.store(run.tile, &run.part)
+	}
+}
+
+func (s *Set) attender(a *kernel.Heads) *attendScratch {
+	w, _ := s.attending.Get().(*attendScratch)
+	if w == nil {
+		w = &attendScratch{}
+	}
+	if len(w.q) < attendMost*a.D {
+		store := make([]float32, 3*attendMost*a.D)
+		w.q, w.run.acc, w.part.acc = store[:attendMost*a.D], store[attendMost*a.D:2*attendMost*a.D], store[2*attendMost*a.D:]
+	}
+	return w
+}
+
+// position is that of query i of a tile.
+func (c *attendCall) position(t *attendTile, i int) int { return t.span.Pos + (t.first+i)/c.group }
+
+// offset is where query i of a tile lies in q and y.
+func (c *attendCall) offset(t *attendTile, i int) int {
+	i += t.first
+	return ((t.row+i/c.group)*c.a.H + t.kv*c.group + i%c.group) * c.a.D
+}
+
+// chunks are those that hold what a tile sees.
+func (c *attendCall) chunks(t *attendTile) (lo, hi int) {
+	return first(c.position(t, 0), c.a) / attendChunk, c.position(t, t.n-1)/attendChunk + 1
+}
+
+// load packs a tile's queries.
+func (c *attendCall) load(t *attendTile, w *attendScratch) {
+	for i := range t.n {
+		for d, v := range c.q[c.offset(t, i):][:c.a.D] {
+			w.q[d*attendMost+i] = v
+		}
+	}
+}
+
+// store writes a tile's results.
+func (c *attendCall) store(t *attendTile, p *attendPart) {
+	for i := range t.n {
+		sum := p.sum[i]
+		inv := 1 / sum
+		out := c.y[c.offset(t, i):][:c.a.D]
+		for d, v := range p.acc[i*c.a.D:][:c.a.D] {
+			out[d] = v * inv
+		}
+	}
+}
+
+// joinParts adds the part of later positions to that of earlier ones.
+func (s *Set) joinParts(run, part *attendPart, n, d int) {
+	var scales [2]float32
+	for i := range n {
+		switch {
+		case part.sum[i] == 0: // none of the chunk is seen
+			continue
+		case run.sum[i] == 0:
+			run.best[i], run.sum[i] = part.best[i], part.sum[i]
+			copy(run.acc[i*d:(i+1)*d], part.acc[i*d:])
+			continue
+		}
+		best := max(run.best[i], part.best[i])
+		scales[0], scales[1] = exp32(run.best[i]-best), exp32(part.best[i]-best)
+		run.best[i], run.sum[i] = best, fma32(part.sum[i], scales[1], run.sum[i]*scales[0])
+		s.attend.join(&run.acc[i*d], &part.acc[i*d], d, scales[0], scales[1])
+	}
+}
+
+// sumChunk computes what chunk c gives a tile's queries.
+func (s *Set) sumChunk(call *attendCall, t *attendTile, c int, w *attendScratch, out *attendPart) {
+	a, from := &call.a, c*attendChunk
+	var lo, hi [attendMost]int // of what each query sees, in the chunk
+	least, most := attendChunk, 0
+	shared, sharedEnd := 0, attendChunk
+	for i := range t.n {
+		p := call.position(t, i)
+		lo[i], hi[i] = max(first(p, *a)-from, 0), min(p+1-from, attendChunk)
+		hi[i] = max(hi[i], lo[i])
+		if hi[i] > lo[i] {
+			least, most = min(least, lo[i]), max(most, hi[i])
+		}
+		shared, sharedEnd = max(shared, lo[i]), min(sharedEnd, hi[i])
+	}
+	out.sum = [attendMost]float32{}
+	clear(out.acc[:t.n*a.D])
+	if most <= least {
+		return
+	}
+	block, end := least/attendBlock, (most+attendBlock-1)/attendBlock
+	s.viewBlocks(call, t, from, block, end, w)
+	for i := 0; i < t.n; {
+		for _, loop := range s.attend.scores {
+			if loop.n <= t.n-i {
+				loop.run(&w.scores[i*attendChunk+block*attendBlock], 4*attendChunk, &w.q[i], 4*attendMost, &w.keys[block], a.D, end-block)
+				i += loop.n
+				break
+			}
+		}
+	}
+	scale := float32(a.Scale)
+	for i := range t.n {
+		if hi[i] > lo[i] {
+			out.best[i], out.sum[i] = s.attend.weigh(&w.scores[i*attendChunk+lo[i]], hi[i]-lo[i], scale)
+		}
+	}
+	if shared >= sharedEnd { // windows that do not meet
+		for i := range t.n {
+			s.addValues(w, out.acc, i, 1, lo[i], hi[i], a.D)
+		}
+		return
+	}
+	for i := range t.n {
+		s.addValues(w, out.acc, i, 1, lo[i], shared, a.D)
+	}
+	s.addValues(w, out.acc, 0, t.n, shared, sharedEnd, a.D)
+	for i := range t.n {
+		s.addValues(w, out.acc, i, 1, sharedEnd, hi[i], a.D)
+	}
+}
+
+// addValues adds the values of positions lo..hi-1 to the sums of n queries.
+func (s *Set) addValues(w *attendScratch, acc []float32, i, n, lo, hi, d int) {
+	if hi <= lo {
+		return
+	}
+	blocks, at := &w.values[lo/attendBlock], lo%attendBlock
+	for end := i + n; i < end; {
+		for _, loop := range s.attend.values {
+			if loop.n > end-i {
+				continue
+			}
+			weights, col := &w.scores[i*attendChunk+lo], 0
+			for ; col+attendBlock*s.attend.groups <= d; col += attendBlock * s.attend.groups {
+				loop.wide(&acc[i*d+col], 4*d, weights, 4*attendChunk, blocks, 4*d, 4*col, at, hi-lo)
+			}
+			for ; col+attendBlock <= d; col += attendBlock {
+				loop.one(&acc[i*d+col], 4*d, weights, 4*attendChunk, blocks, 4*d, 4*col, at, hi-lo)
+			}
+			for q := range loop.n {
+				if col < d {
+					plainValues(acc[(i+q)*d+col:(i+q+1)*d], w.scores[(i+q)*attendChunk+lo:(i+q)*attendChunk+hi], blocks, d, col, at)
+				}
+			}
+			i += loop.n
+			break
+		}
+	}
+}
+
+// viewBlocks points w's tables at the chunk's blocks of keys and values, whose first
+// position is from. Pages that do not hold whole blocks are gathered.
+func (s *Set) viewBlocks(call *attendCall, t *attendTile, from, block, end int, w *attendScratch) {
+	kv, d := &t.span.KV, call.a.D
+	if kv.PageLen%attendBlock == 0 {
+		for b := block; b < end; b++ {
+			pos := from + b*attendBlock
+			page, at := pos/kv.PageLen, pos%kv.PageLen
+			if kv.PageLen == attendBlock {
+				w.keys[b] = &kv.Keys[page][t.kv*d*attendBlock]
+			}
+			w.values[b] = &kv.Values[page][(t.kv*kv.PageLen+at)*d]
+		}
+		if kv.PageLen == attendBlock {
+			return
+		}
+	}
+	size := attendBlock * d
+	if len(w.blocks) < 2*attendChunk*d {
+		w.blocks = make([]float32, 2*attendChunk*d)
+	}
+	most := len(kv.Keys) * kv.PageLen
+	for b := block; b < end; b++ {
+		keys, values := w.blocks[2*b*size:(2*b+1)*size], w.blocks[(2*b+1)*size:(2*b+2)*size]
+		clear(keys)
+		for i := range attendBlock {
+			pos := from + b*attendBlock + i
+			if pos >= most {
+				break
+			}
+			page, at := pos/kv.PageLen, pos%kv.PageLen
+			for j := range d {
+				keys[j*attendBlock+i] = kv.Keys[page][(t.kv*d+j)*kv.PageLen+at]
+			}
+			copy(values[i*d:(i+1)*d], kv.Values[page][(t.kv*kv.PageLen+at)*d:])
+		}
+		w.keys[b], w.values[b] = &keys[0], &values[0]
+	}
+}
+
+// attendPortable are the loops in plain Go.
+func attendPortable() attendOps {
+	return attendOps{
+		scores: []scoresLoop{{1, func(out *float32, _ int, q *float32, ldq int, keys **float32, d, blocks int) {
+			to := unsafe.Slice(out, blocks*attendBlock)
+			for b, key := range unsafe.Slice(keys, blocks) {
+				acc := to[b*attendBlock : (b+1)*attendBlock]
+				clear(acc)
+				for i := range d {
+					v := *at(q, i*ldq/4)
+					for j, k := range unsafe.Slice(at(key, i*attendBlock), attendBlock) {
+						acc[j] = fma32(k, v, acc[j])
+					}
+				}
+			}
+		}}},
+		groups: 1,
+		values: []valuesLoop{{1, portableValues, portableValues}},
+		join:   plainJoin,
+	}
+}
+
+func portableValues(y *float32, _ int, w *float32, _ int, blocks **float32, ldv, col, at, n int) {
+	plainValues(unsafe.Slice(y, attendBlock), unsafe.Slice(w, n), blocks, ldv/4, col/4, at)
+}
+
+// plainValues adds the values of len(w) positions to y, components col and on.
+func plainValues(y, w []float32, blocks **float32, d, col, row int) {
+	table := unsafe.Slice(blocks, (row+len(w)+attendBlock-1)/attendBlock)
+	for i, weight := range w {
+		for j, v := range unsafe.Slice(at(table[(row+i)/attendBlock], (row+i)%attendBlock*d+col), len(y)) {
+			y[j] = fma32(v, weight, y[j])
+		}
+	}
+}
+
+func plainJoin(y, x *float32, n int, a, b float32) {
+	out := unsafe.Slice(y, n)
+	for i, v := range unsafe.Slice(x, n) {
+		out[i] = fma32(v, b, out[i]*a)
+	}
+}
+
+// weighOf turns scores into weights with a family's loops: exp(scale·x - best), best
+// being the greatest scale·x.
+func weighOf(o *ops) func(x *float32, n int, scale float32) (best, sum float32) {
+	return func(x *float32, n int, scale float32) (best, sum float32) {
+		best = o.max(x, n) * scale
+		o.exp(x, x, n, scale, best)
+		return best, o.sum(x, n)
+	}
+}

@@ -1,0 +1,96 @@
+package cpu
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"github.com/lamina-mesh/lamina/pkg/kernel"
+	"github.com/lamina-mesh/lamina/pkg/kernel/ref"
+)
+
+// pagesOf writes n random positions into pages that hold NaN elsewhere.
+func pagesOf(r *rand.Rand, n int, a kernel.Heads, pageLen int) (kernel.KV[float32], []float32, []float32) {
+	kv := kernel.KV[float32]{PageLen: pageLen}
+	for range (n + pageLen - 1) / pageLen {
+		page := func() []float32 { return slices.Repeat([]float32{float32(math.NaN())}, pageLen*a.K*a.D) }
+		kv.Keys, kv.Values = append(kv.Keys, page()), append(kv.Values, page())
+	}
+	k, v := normal(r, n*a.K*a.D), normal(r, n*a.K*a.D)
+	kv.Write(0, k, v, a.K)
+	return kv, k, v
+}
+
+func normal(r *rand.Rand, n int) []float32 {
+	out := make([]float32, n)
+	for i := range out {
+		out[i] = float32(r.NormFloat64())
+	}
+	return out
+}
+
+// TestAttend_OneResult holds every family, page length, thread count and cut of a prompt
+// to the same bits, and those to the plain kernels.
+func TestAttend_OneResult(t *testing.T) {
+	for _, a := range []kernel.Heads{
+		{H: 9, K: 3, D: 64, Scale: 0.125},
+		{H: 4, K: 4, D: 20, Scale: 0.3, Window: 37},
+		{H: 8, K: 1, D: 96, Scale: 0.1, Window: 200},
+		{H: 16, K: 1, D: 32, Scale: 0.2},
+	} {
+		t.Run(fmt.Sprintf("%d heads on %d of %d, window %d", a.H, a.K, a.D, a.Window), func(t *testing.T) {
+			const n = 300
+			r := rand.New(rand.NewPCG(3, uint64(a.D)))
+			kv, k, v := pagesOf(r, n, a, 16)
+			q := normal(r, n*a.H*a.D)
+			want := make([]float32, len(q))
+			plain := ref.New[float32]()
+			plain.Attend(want, q, []kernel.Span[float32]{{Rows: n, KV: kv}}, a)
+			var first []float32
+			for _, o := range families() {
+				for _, threads := range []int{1, 3} {
+					if o.name == "portable" && threads > 1 {
+						continue
+					}
+					s := newSet(threads, o)
+					defer s.Close()
+					y := make([]float32, len(q))
+					s.Attend(y, q, []kernel.Span[float32]{{Rows: n, KV: kv}}, a)
+					if first == nil {
+						first = y
+						for i := range y {
+							if math.Abs(float64(y[i]-want[i])) > 1e-5 {
+								t.Fatalf("element %d is %v, plain kernels say %v", i, y[i], want[i])
+							}
+						}
+					}
+					if !slices.Equal(y, first) {
+						t.Errorf("%s on %d threads has other bits", o.name, threads)
+					}
+				}
+			}
+			s := New(2)
+			defer s.Close()
+			for _, pageLen := range []int{5, 16, 48} {
+				other := kernel.KV[float32]{PageLen: pageLen}
+				for range n/pageLen + 1 {
+					other.Keys, other.Values = append(other.Keys, make([]float32, pageLen*a.K*a.D)), append(other.Values, make([]float32, pageLen*a.K*a.D))
+				}
+				other.Write(0, k, v, a.K)
+				for _, size := range []int{1, 2, 5, 64, 257} {
+					y := make([]float32, len(q))
+					for pos := 0; pos < n; pos += size {
+						rows := min(size, n-pos)
+						lo, hi := pos*a.H*a.D, (pos+rows)*a.H*a.D
+						s.Attend(y[lo:hi], q[lo:hi], []kernel.Span[float32]{{Rows: rows, Pos: pos, KV: other}}, a)
+					}
+					if !slices.Equal(y, first) {
+						t.Errorf("pages of %d, %d rows at a time: other bits", pageLen, size)
+					}
+				}
+			}
+		})
+	}
+}

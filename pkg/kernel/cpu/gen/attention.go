@@ -1,0 +1,359 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"go/format"
+	"log"
+)
+
+// Attention over blocks of 16 positions. A block of keys is [D][16], of values
+// [16][D]. Scores are one chain of fused multiply-adds over d, a lane a position; sums
+// of values are one chain over positions, a lane a component. No order depends on how
+// many queries share a pass.
+
+// scoreTiles and valueTiles are the queries that may share a pass, by family.
+var (
+	scoreTiles     = []int{12, 6, 4, 3, 2, 1}
+	scoreTilesWide = []int{6, 3, 2, 1}
+	valueTiles     = []int{6, 4, 3, 2, 1}
+	valueTilesWide = []int{3, 2, 1}
+)
+
+// attention writes the loops.
+func attention(a *asm) {
+	for _, n := range scoreTiles {
+		a.scores(n, map[int]int{12: 2, 6: 4, 4: 4, 3: 4, 2: 4, 1: 4}[n], 512)
+	}
+	for _, n := range scoreTilesWide {
+		a.scores(n, map[int]int{6: 1, 3: 1, 2: 2, 1: 4}[n], 256)
+	}
+	for _, n := range valueTiles {
+		a.values(n, 4, 512)
+		a.values(n, 1, 512)
+	}
+	for _, n := range valueTilesWide {
+		a.values(n, 2, 256)
+		a.values(n, 1, 256)
+	}
+	a.weigh()
+	a.join()
+}
+
+func suffix(bits int) string {
+	if bits == 256 {
+		return "Wide"
+	}
+	return ""
+}
+
+// scores writes scores<n>: out[n][16·blocks] = q·k of n queries and whole blocks, nb
+// blocks at a time. Queries lie as [D][n].
+func (a *asm) scores(n, nb, bits int) {
+	name, reg, words := fmt.Sprintf("scores%d%s", n, suffix(bits)), "Z", 1
+	if bits == 256 {
+		reg, words = "Y", 2
+	}
+	a.fn(name, 56, "func "+name+"(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)")
+	a.f("MOVQ out+0(FP), DI")
+	a.f("MOVQ ldo+8(FP), R8")
+	a.f("MOVQ q+16(FP), BX")
+	a.f("MOVQ ldq+24(FP), R9")
+	a.f("MOVQ keys+32(FP), SI")
+	a.f("MOVQ d+40(FP), R10")
+	a.f("SHLQ $6, R10")
+	a.f("MOVQ blocks+48(FP), CX")
+	keys := []string{"R11", "R12", "R13", "R15"}
+	pass := func(nb int, label, next string) {
+		a.label(label)
+		a.f("CMPQ CX, $%d", nb)
+		a.f("JLT %s", next)
+		for b := range nb {
+			a.f("MOVQ %d(SI), %s", 8*b, keys[b])
+		}
+		vectors := nb * words
+		acc := func(i, v int) int { return i*vectors + v }
+		for i := range n * vectors {
+			if bits == 512 {
+				a.f("VPXORD Z%d, Z%d, Z%d", i, i, i)
+			} else {
+				a.f("VXORPS Y%d, Y%d, Y%d", i, i, i)
+			}
+		}
+		a.f("MOVQ BX, DX")
+		a.f("XORQ AX, AX")
+		a.label(label + "d")
+		key := n * vectors
+		direct := n == 1 // a key is used once: multiply from memory
+		if !direct {
+			for v := range vectors {
+				a.f("VMOVUPS %d(%s)(AX*1), %s%d", v%words*32, keys[v/words], reg, key+v)
+			}
+		}
+		free := key
+		if !direct {
+			free += vectors
+		}
+		total := 32
+		if bits == 256 {
+			total = 16
+		}
+		for i := range n {
+			q := free + i%(total-free)
+			a.f("VBROADCASTSS %d(DX), %s%d", 4*i, reg, q)
+			for v := range vectors {
+				if direct {
+					a.f("VFMADD231PS %d(%s)(AX*1), %s%d, %s%d", v%words*32, keys[v/words], reg, q, reg, acc(i, v))
+				} else {
+					a.f("VFMADD231PS %s%d, %s%d, %s%d", reg, key+v, reg, q, reg, acc(i, v))
+				}
+			}
+		}
+		a.f("ADDQ R9, DX")
+		a.f("ADDQ $64, AX")
+		a.f("CMPQ AX, R10")
+		a.f("JLT %sd", label)
+		a.f("MOVQ DI, DX")
+		for i := range n {
+			for v := range vectors {
+				a.f("VMOVUPS %s%d, %d(DX)", reg, acc(i, v), v*64/words)
+			}
+			if i < n-1 {
+				a.f("ADDQ R8, DX")
+			}
+		}
+		a.f("ADDQ $%d, DI", 64*nb)
+		a.f("ADDQ $%d, SI", 8*nb)
+		a.f("SUBQ $%d, CX", nb)
+		a.f("JMP %s", label)
+	}
+	if nb > 1 {
+		pass(nb, "many", "one")
+	}
+	pass(1, "one", "done")
+	a.label("done")
+	a.end()
+}
+
+// values writes values<n>x<groups>: y[n][16·groups] += w·v over n positions of a run of
+// blocks, the first at row at of its block. Rows of v are ldv bytes apart and begin col
+// bytes after a block's start.
+func (a *asm) values(n, groups, bits int) {
+	name := fmt.Sprintf("values%dx%d%s", n, groups, suffix(bits))
+	reg, vectors, size := "Z", groups, 64
+	if bits == 256 {
+		reg, vectors, size = "Y", 2*groups, 32
+	}
+	a.fn(name, 72, "func "+name+"(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)")
+	a.f("MOVQ y+0(FP), DI")
+	a.f("MOVQ ldy+8(FP), R9")
+	a.f("MOVQ w+16(FP), BX")
+	a.f("MOVQ ldw+24(FP), R8")
+	a.f("LEAQ (R8)(R8*2), R12")
+	a.f("ADDQ BX, R12")
+	a.f("MOVQ blocks+32(FP), SI")
+	a.f("MOVQ ldv+40(FP), R10")
+	a.f("MOVQ at+56(FP), DX")
+	a.f("MOVQ n+64(FP), CX")
+	acc := func(i, v int) int { return i*vectors + v }
+	rows := func(op func(i int)) {
+		a.f("MOVQ DI, AX")
+		for i := range n {
+			op(i)
+			if i < n-1 {
+				a.f("ADDQ R9, AX")
+			}
+		}
+	}
+	rows(func(i int) {
+		for v := range vectors {
+			a.f("VMOVUPS %d(AX), %s%d", size*v, reg, acc(i, v))
+		}
+	})
+	a.label("block")
+	a.f("TESTQ CX, CX")
+	a.f("JLE done")
+	a.f("MOVQ (SI), R11")
+	a.f("ADDQ col+48(FP), R11")
+	a.f("MOVQ DX, AX")
+	a.f("IMULQ R10, AX")
+	a.f("ADDQ AX, R11")
+	a.f("MOVQ $16, R13") // rows of this block
+	a.f("SUBQ DX, R13")
+	a.f("CMPQ R13, CX")
+	a.f("CMOVQGT CX, R13")
+	a.f("SUBQ R13, CX")
+	a.f("XORQ DX, DX")
+	a.f("ADDQ $8, SI")
+	a.label("row")
+	weights, total := n*vectors, 32
+	if bits == 256 {
+		total = 16
+	}
+	for i := range n {
+		a.f("VBROADCASTSS (%s)%s, %s%d", []string{"BX", "R12"}[i/3], []string{"", "(R8*1)", "(R8*2)"}[i%3], reg, weights+i)
+	}
+	free := weights + n
+	for v := range vectors {
+		if n == 1 {
+			a.f("VFMADD231PS %d(R11), %s%d, %s%d", size*v, reg, weights, reg, v)
+			continue
+		}
+		row := free + v%(total-free)
+		a.f("VMOVUPS %d(R11), %s%d", size*v, reg, row)
+		for i := range n {
+			a.f("VFMADD231PS %s%d, %s%d, %s%d", reg, row, reg, weights+i, reg, acc(i, v))
+		}
+	}
+	a.f("ADDQ R10, R11")
+	a.f("ADDQ $4, BX")
+	a.f("ADDQ $4, R12")
+	a.f("DECQ R13")
+	a.f("JNZ row")
+	a.f("JMP block")
+	a.label("done")
+	rows(func(i int) {
+		for v := range vectors {
+			a.f("VMOVUPS %s%d, %d(AX)", reg, acc(i, v), size*v)
+		}
+	})
+	a.end()
+}
+
+// weigh writes weighScores: x = exp(scale·x - best) with best the greatest scale·x, and
+// the sum of that in canonical lanes.
+func (a *asm) weigh() {
+	a.fn("weighScores", 32, "func weighScores(x *float32, n int, scale float32) (best, sum float32)")
+	a.f("MOVQ x+0(FP), SI")
+	a.f("MOVQ n+8(FP), CX")
+	a.f("VBROADCASTSS scale+16(FP), Z8")
+	for i, c := range expConstants {
+		a.constant(c, 10+i)
+	}
+	a.constant(expLeast, 24)
+	a.constant(expMost, 25)
+	a.f("MOVQ CX, BX")
+	a.f("ANDQ $15, CX")
+	a.mask() // of the last lanes
+	a.f("VBROADCASTSS (SI), Z9")
+	a.f("MOVQ SI, DI")
+	a.f("MOVQ BX, CX")
+	a.f("SHRQ $4, CX")
+	a.f("JZ rest")
+	a.label("most")
+	a.f("VMAXPS (DI), Z9, Z9")
+	a.f("ADDQ $64, DI")
+	a.f("DECQ CX")
+	a.f("JNZ most")
+	a.label("rest")
+	a.f("VMOVAPS Z9, Z0")
+	a.f("VMOVUPS (DI), K1, Z0")
+	a.f("VMAXPS Z0, Z9, Z9")
+	for _, step := range []string{"VSHUFF64X2 $0x4E, Z9, Z9, Z0", "VSHUFF64X2 $0xB1, Z9, Z9, Z0", "VPERMILPS $0x4E, Z9, Z0", "VPERMILPS $0xB1, Z9, Z0"} {
+		a.f("%s", step)
+		a.f("VMAXPS Z0, Z9, Z9")
+	}
+	a.f("VMULPS Z8, Z9, Z9")
+	a.f("VMOVSS X9, best+24(FP)")
+	a.f("VPXORD Z7, Z7, Z7")
+	body := func(load, store string) {
+		a.f(load)
+		a.f("VMULPS Z8, Z0, Z0")
+		a.f("VSUBPS Z9, Z0, Z0")
+		a.f("VCMPPS $5, Z24, Z0, K2") // not less
+		a.f("VMINPS Z0, Z25, Z0")
+		a.f("VMULPS Z10, Z0, Z1")
+		a.f("VRNDSCALEPS $8, Z1, Z1")
+		a.f("VFNMADD231PS Z11, Z1, Z0")
+		a.f("VFNMADD231PS Z12, Z1, Z0")
+		a.f("VMOVAPS Z13, Z2")
+		for c := 14; c <= 20; c++ {
+			a.f("VFMADD213PS Z%d, Z0, Z2", c)
+		}
+		a.f("VCVTPS2DQ Z1, Z1")
+		a.f("VPSLLD $23, Z1, Z1")
+		a.f("VPADDD.Z Z1, Z2, K2, Z2")
+		a.f(store)
+	}
+	a.f("MOVQ BX, CX")
+	a.f("SHRQ $4, CX")
+	a.f("JZ last")
+	a.label("loop")
+	body("VMOVUPS (SI), Z0", "VMOVUPS Z2, (SI)")
+	a.f("VADDPS Z2, Z7, Z7")
+	a.f("ADDQ $64, SI")
+	a.f("DECQ CX")
+	a.f("JNZ loop")
+	a.label("last")
+	a.f("ANDQ $15, BX")
+	a.f("JZ done")
+	body("VMOVUPS.Z (SI), K1, Z0", "VMOVUPS Z2, K1, (SI)")
+	a.f("VADDPS Z2, Z7, K1, Z7")
+	a.label("done")
+	a.fold(7)
+	a.f("VMOVSS X7, sum+28(FP)")
+	a.end()
+}
+
+// join writes joinSums: y = a·y + b·x, the sum fused; the one for AVX2 takes groups
+// of 16.
+func (a *asm) join() {
+	a.fn("joinSums", 32, "func joinSums(y, x *float32, n int, a, b float32)")
+	a.f("MOVQ y+0(FP), DI")
+	a.f("MOVQ x+8(FP), SI")
+	a.f("MOVQ n+16(FP), CX")
+	a.f("VBROADCASTSS a+24(FP), Z3")
+	a.f("VBROADCASTSS b+28(FP), Z4")
+	a.each(func(load, store string) {
+		a.f(load, "SI", "Z0")
+		a.f(load, "DI", "Z1")
+		a.f("VMULPS Z3, Z1, Z1")
+		a.f("VFMADD231PS Z0, Z4, Z1")
+		a.f(store, "Z1", "DI")
+	})
+	a.end()
+	a.fn("joinSumsWide", 32, "func joinSumsWide(y, x *float32, groups int, a, b float32)")
+	a.f("MOVQ y+0(FP), DI")
+	a.f("MOVQ x+8(FP), SI")
+	a.f("MOVQ groups+16(FP), CX")
+	a.f("VBROADCASTSS a+24(FP), Y3")
+	a.f("VBROADCASTSS b+28(FP), Y4")
+	a.label("loop")
+	for h := range 2 {
+		a.f("VMULPS %d(DI), Y3, Y1", 32*h)
+		a.f("VFMADD231PS %d(SI), Y4, Y1", 32*h)
+		a.f("VMOVUPS Y1, %d(DI)", 32*h)
+	}
+	a.f("ADDQ $64, SI")
+	a.f("ADDQ $64, DI")
+	a.f("DECQ CX")
+	a.f("JNZ loop")
+	a.end()
+}
+
+// attentionDeclarations is the Go side: declarations and the tables of loops.
+func (a *asm) attentionDeclarations() []byte {
+	var b bytes.Buffer
+	b.WriteString("// Code generated by gen. DO NOT EDIT.\n\npackage cpu\n")
+	for _, d := range a.declarations {
+		fmt.Fprintf(&b, "\n//go:noescape\n%s\n", d)
+	}
+	table := func(family, suffix string, scores, values []int, groups int) {
+		fmt.Fprintf(&b, "\n// attend%s are attention's loops for %s.\nfunc attend%s() attendOps {\n\treturn attendOps{\n\t\tscores: []scoresLoop{", family, family, family)
+		for _, n := range scores {
+			fmt.Fprintf(&b, "{%d, scores%d%s}, ", n, n, suffix)
+		}
+		fmt.Fprintf(&b, "},\n\t\tgroups: %d,\n\t\tvalues: []valuesLoop{", groups)
+		for _, n := range values {
+			fmt.Fprintf(&b, "{%d, values%dx%d%s, values%dx1%s}, ", n, n, groups, suffix, n, suffix)
+		}
+		b.WriteString("},\n\t}\n}\n")
+	}
+	table("AVX512", "", scoreTiles, valueTiles, 4)
+	table("AVX2", "Wide", scoreTilesWide, valueTilesWide, 2)
+	out, err := format.Source(b.Bytes())
+	if err != nil {
+		log.Fatal(err)
+	}
+	return out
+}
