@@ -109,7 +109,7 @@ func (s *Set) Attend(y, q []float32, spans []kernel.Span[float32], a kernel.Head
 			s.sumChunk(call, t, c, w, &w.part)
 			s.joinParts(&w.run, &w.part, t.n, a.D)
 		}
-		call.store(t, &w.run)
+		s.storeTile(call, t, &w.run)
 	})
 }
 
@@ -143,7 +143,7 @@ func (s *Set) attendApart(call *attendCall, tiles []attendTile) {
 		for i++; i < len(all) && all[i].tile == run.tile; i++ {
 			s.joinParts(&run.part, &all[i].part, run.tile.n, call.a.D)
 		}
-		call.store(run.tile, &run.part)
+		s.storeTile(call, run.tile, &run.part)
 	}
 }
 
@@ -182,15 +182,10 @@ func (c *attendCall) load(t *attendTile, w *attendScratch) {
 	}
 }
 
-// store writes a tile's results.
-func (c *attendCall) store(t *attendTile, p *attendPart) {
+// storeTile writes a tile's results.
+func (s *Set) storeTile(call *attendCall, t *attendTile, p *attendPart) {
 	for i := range t.n {
-		sum := p.sum[i]
-		inv := 1 / sum
-		out := c.y[c.offset(t, i):][:c.a.D]
-		for d, v := range p.acc[i*c.a.D:][:c.a.D] {
-			out[d] = v * inv
-		}
+		s.element.scale(&call.y[call.offset(t, i)], &p.acc[i*call.a.D], call.a.D, 1/p.sum[i])
 	}
 }
 

@@ -72,12 +72,7 @@ func (s *Set) rotate(x []float32, r *kernel.Rotary, pos []int32, h, d int, direc
 				}
 				continue
 			}
-			lo, hi := v[:half], v[half:2*half]
-			for i, sin := range sins {
-				sin *= direction
-				a, b := lo[i], hi[i]
-				lo[i], hi[i] = float32(a*coss[i])-float32(b*sin), float32(a*sin)+float32(b*coss[i])
-			}
+			s.element.turn(&v[0], &v[half], &sins[0], &coss[0], half, direction)
 		}
 	})
 }

@@ -2,6 +2,7 @@ package cpu
 
 import (
 	"math"
+	"unsafe"
 
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 )
@@ -17,9 +18,7 @@ func (s *Set) RMSNorm(y, x, g []float32, eps float64, t, c int) {
 	s.each(t, t*c*4, func(r int) {
 		in, out := x[r*c:(r+1)*c], y[r*c:(r+1)*c]
 		inv := float32(1 / math.Sqrt(float64(s.dot(in, in))/float64(c)+eps))
-		for i, v := range in {
-			out[i] = float32(v*inv) * g[i]
-		}
+		s.element.norm(&out[0], &in[0], &g[0], c, inv)
 	})
 }
 
@@ -55,12 +54,10 @@ func (s *Set) RMSNormGrad(dx, dg, dy, x, g []float32, eps float64, t, c int) {
 // moments are a row's mean and the inverse of its standard deviation.
 func (s *Set) moments(x []float32, eps float64) (float32, float32) {
 	mean := s.sum(&x[0], len(x)) / float32(len(x))
-	var variance float64
-	for _, v := range x {
-		d := float64(v - mean)
-		variance += d * d
-	}
-	return mean, float32(1 / math.Sqrt(variance/float64(len(x))+eps))
+	b := s.buffer(len(x))
+	defer s.give(b)
+	s.element.shift(&(*b)[0], &x[0], len(x), mean)
+	return mean, float32(1 / math.Sqrt(float64(s.dot(*b, *b))/float64(len(x))+eps))
 }
 
 // LayerNorm centres each row, scales it to unit variance and applies g and b.
@@ -71,9 +68,8 @@ func (s *Set) LayerNorm(y, x, g, b []float32, eps float64, t, c int) {
 	s.each(t, t*c*8, func(r int) {
 		in, out := x[r*c:(r+1)*c], y[r*c:(r+1)*c]
 		mean, inv := s.moments(in, eps)
-		for i, v := range in {
-			out[i] = float32(float32((v-mean)*inv) * g[i])
-		}
+		s.element.shift(&out[0], &in[0], c, mean)
+		s.element.norm(&out[0], &out[0], &g[0], c, inv)
 		if b != nil {
 			s.add(&out[0], &b[0], c)
 		}
@@ -120,8 +116,8 @@ func (s *Set) pieces(n int, body func(lo, hi int)) {
 }
 
 // sigmoid writes 1/(1+exp(-a·x)) to out.
-func (s *Set) sigmoid(out, x []float32, a float32) {
-	s.exp(&out[0], &x[0], len(x), -a, 0)
+func (o *ops) sigmoid(out, x []float32, a float32) {
+	o.exp(&out[0], &x[0], len(x), -a, 0)
 	for i, e := range out {
 		out[i] = 1 / (1 + e)
 	}
@@ -129,15 +125,15 @@ func (s *Set) sigmoid(out, x []float32, a float32) {
 
 // gate is the factor of x in an activation x·gate(x), in out; for the tanh GELU
 // 0.5·(1+tanh u) = sigmoid(2u).
-func (s *Set) gate(out, x []float32, act kernel.Act) {
+func (o *ops) gate(out, x []float32, act kernel.Act) {
 	switch act {
 	case kernel.SiLU:
-		s.sigmoid(out, x, 1)
+		o.sigmoid(out, x, 1)
 	case kernel.GELUTanh:
 		for i, v := range x {
 			out[i] = v * float32(1+float32(0.044715*float32(v*v)))
 		}
-		s.sigmoid(out, out, float32(2*math.Sqrt(2/math.Pi)))
+		o.sigmoid(out, out, float32(2*math.Sqrt(2/math.Pi)))
 	case kernel.GELU:
 		for i, v := range x {
 			out[i] = float32(0.5 * (1 + math.Erf(float64(v)/math.Sqrt2)))
@@ -160,18 +156,33 @@ func slope(v, q float32, act kernel.Act) float32 {
 	return q + float32(float64(v)*math.Exp(-float64(v)*float64(v)/2)/math.Sqrt(2*math.Pi))
 }
 
+// gated computes act(x), times up unless that is nil, by way of the gate.
+func gated(o *ops, y, x, up *float32, n int, act kernel.Act) {
+	var buf [lanes]float32
+	for i := 0; i < n; i += lanes {
+		part := min(lanes, n-i)
+		in, out := unsafe.Slice(at(x, i), part), unsafe.Slice(at(y, i), part)
+		o.gate(buf[:part], in, act)
+		for j, v := range in {
+			g := float32(v * buf[j])
+			if up != nil {
+				g *= *at(up, i+j)
+			}
+			out[j] = g
+		}
+	}
+}
+
 // GLU computes act(gate)·up.
 func (s *Set) GLU(y, gate, up []float32, act kernel.Act) {
 	must("glu", "gate", len(gate), len(y))
 	must("glu", "up", len(up), len(y))
 	s.pieces(len(y), func(lo, hi int) {
-		out, g, u := y[lo:hi], gate[lo:hi], up[lo:hi]
-		b := s.buffer(hi - lo)
-		s.gate(*b, g, act)
-		for i, q := range *b {
-			out[i] = float32(g[i]*q) * u[i]
+		if loop := s.element.glu[act]; loop != nil {
+			loop(&y[lo], &gate[lo], &up[lo], hi-lo)
+			return
 		}
-		s.give(b)
+		gated(&s.ops, &y[lo], &gate[lo], &up[lo], hi-lo, act)
 	})
 }
 
@@ -195,12 +206,11 @@ func (s *Set) GLUGrad(dgate, dup, dy, gate, up []float32, act kernel.Act) {
 func (s *Set) Activate(y, x []float32, act kernel.Act) {
 	must("activate", "x", len(x), len(y))
 	s.pieces(len(y), func(lo, hi int) {
-		b := s.buffer(hi - lo)
-		s.gate(*b, x[lo:hi], act)
-		for i, q := range *b {
-			y[lo+i] = x[lo+i] * q
+		if loop := s.element.act[act]; loop != nil {
+			loop(&y[lo], &x[lo], hi-lo)
+			return
 		}
-		s.give(b)
+		gated(&s.ops, &y[lo], &x[lo], nil, hi-lo, act)
 	})
 }
 

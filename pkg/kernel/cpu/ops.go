@@ -18,6 +18,7 @@ type ops struct {
 	decode  map[tensor.DType]decoder
 	quant   quantOps
 	attend  attendOps
+	element elementOps
 	pair    pairOps
 	probes  probes
 }

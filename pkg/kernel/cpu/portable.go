@@ -53,7 +53,7 @@ func portable() ops {
 			return best
 		},
 	}
-	o.attend = attendPortable()
+	o.attend, o.element = attendPortable(), elementsPortable()
 	o.attend.weigh = weighOf(&o)
 	return o
 }

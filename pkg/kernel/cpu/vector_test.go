@@ -5,6 +5,8 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
+
+	"github.com/lamina-mesh/lamina/pkg/kernel"
 )
 
 func TestOps_FamiliesAgree(t *testing.T) {
@@ -21,7 +23,29 @@ func TestOps_FamiliesAgree(t *testing.T) {
 			o.axpy(&a[0], &x[0], n, 0.3)
 			o.add(&b[0], &x[0], n)
 			o.exp(&e[0], &x[0], n, 1.7, 0.1)
-			return append(slices.Concat(a, b, e), o.sum(&x[0], n), o.max(&x[0], n), o.dot(&x[0], &y[0], n))
+			g, h, scaled, shifted, lo, hi := slices.Clone(y), slices.Clone(y), slices.Clone(y), slices.Clone(y), slices.Clone(x), slices.Clone(y)
+			o.element.norm(&g[0], &x[0], &y[0], n, 0.7)
+			o.element.scale(&scaled[0], &x[0], n, 0.7)
+			o.element.shift(&shifted[0], &x[0], n, 0.7)
+			o.element.turn(&lo[0], &hi[0], &y[0], &x[0], n, -1)
+			o.attend.join(&h[0], &x[0], n, 0.3, 0.9)
+			all := slices.Concat(a, b, e, g, h, scaled, shifted, lo, hi)
+			for act := kernel.SiLU; act < acts; act++ {
+				alone, times := make([]float32, n), make([]float32, n)
+				gated(&o, &alone[0], &x[0], nil, n, act)
+				gated(&o, &times[0], &x[0], &y[0], n, act)
+				if loop := o.element.act[act]; loop != nil {
+					loop(&alone[0], &x[0], n)
+				}
+				if loop := o.element.glu[act]; loop != nil {
+					loop(&times[0], &x[0], &y[0], n)
+				}
+				all = slices.Concat(all, alone, times)
+			}
+			weights := slices.Clone(x)
+			best, sum := o.attend.weigh(&weights[0], n, 0.3)
+			all = append(append(all, weights...), best, sum)
+			return append(all, o.sum(&x[0], n), o.max(&x[0], n), o.dot(&x[0], &y[0], n))
 		}
 		for _, o := range all {
 			if got, w := run(o), run(want); !slices.Equal(got, w) {

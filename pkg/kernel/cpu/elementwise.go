@@ -1,0 +1,52 @@
+package cpu
+
+import (
+	"unsafe"
+
+	"github.com/lamina-mesh/lamina/pkg/kernel"
+)
+
+// elementOps are loops over elements of one instruction family. Each rounds every
+// operation as it is written.
+type elementOps struct {
+	act   [acts]func(y, x *float32, n int)                        // act(x); nil: by way of its gate
+	glu   [acts]func(y, x, up *float32, n int)                    // act(x)·up; nil as well
+	norm  func(y, x, g *float32, n int, s float32)                // (x·s)·g
+	shift func(y, x *float32, n int, s float32)                   // x - s
+	scale func(y, x *float32, n int, s float32)                   // x·s
+	turn  func(lo, hi, sin, cos *float32, n int, forward float32) // pairs by their angles; forward is 1 or -1
+}
+
+// acts is one more than the last activation.
+const acts = kernel.GELU + 1
+
+func elementsPortable() elementOps {
+	return elementOps{
+		norm: func(y, x, g *float32, n int, s float32) {
+			out, gains := unsafe.Slice(y, n), unsafe.Slice(g, n)
+			for i, v := range unsafe.Slice(x, n) {
+				out[i] = float32(v*s) * gains[i]
+			}
+		},
+		shift: func(y, x *float32, n int, s float32) {
+			out := unsafe.Slice(y, n)
+			for i, v := range unsafe.Slice(x, n) {
+				out[i] = v - s
+			}
+		},
+		scale: func(y, x *float32, n int, s float32) {
+			out := unsafe.Slice(y, n)
+			for i, v := range unsafe.Slice(x, n) {
+				out[i] = v * s
+			}
+		},
+		turn: func(lo, hi, sin, cos *float32, n int, forward float32) {
+			second, sines, cosines := unsafe.Slice(hi, n), unsafe.Slice(sin, n), unsafe.Slice(cos, n)
+			first := unsafe.Slice(lo, n)
+			for i, a := range first {
+				b, s, c := second[i], sines[i]*forward, cosines[i]
+				first[i], second[i] = float32(a*c)-float32(b*s), float32(a*s)+float32(b*c)
+			}
+		},
+	}
+}
