@@ -168,6 +168,9 @@ func (c *attendCall) offset(t *attendTile, i int) int {
 	return ((t.row+i/c.group)*c.a.H + t.kv*c.group + i%c.group) * c.a.D
 }
 
+// query is query i of a tile.
+func (c *attendCall) query(t *attendTile, i int) []float32 { return c.q[c.offset(t, i):][:c.a.D] }
+
 // chunks are those that hold what a tile sees.
 func (c *attendCall) chunks(t *attendTile) (lo, hi int) {
 	return first(c.position(t, 0), c.a) / attendChunk, c.position(t, t.n-1)/attendChunk + 1
@@ -175,8 +178,16 @@ func (c *attendCall) chunks(t *attendTile) (lo, hi int) {
 
 // load packs a tile's queries.
 func (c *attendCall) load(t *attendTile, w *attendScratch) {
-	for i := range t.n {
-		for d, v := range c.q[c.offset(t, i):][:c.a.D] {
+	i := 0
+	for ; i+4 <= t.n; i += 4 {
+		q0, q1, q2, q3 := c.query(t, i), c.query(t, i+1), c.query(t, i+2), c.query(t, i+3)
+		for d, v := range q0 {
+			to := (*[4]float32)(w.q[d*attendMost+i:])
+			to[0], to[1], to[2], to[3] = v, q1[d], q2[d], q3[d]
+		}
+	}
+	for ; i < t.n; i++ {
+		for d, v := range c.query(t, i) {
 			w.q[d*attendMost+i] = v
 		}
 	}
@@ -191,20 +202,26 @@ func (s *Set) storeTile(call *attendCall, t *attendTile, p *attendPart) {
 
 // joinParts adds the part of later positions to that of earlier ones.
 func (s *Set) joinParts(run, part *attendPart, n, d int) {
-	var scales [2]float32
+	var scales [2 * attendMost]float32
+	for i := range n {
+		best := run.best[i]
+		if run.sum[i] == 0 || part.sum[i] != 0 && part.best[i] > best {
+			best = part.best[i]
+		}
+		scales[2*i], scales[2*i+1] = run.best[i]-best, part.best[i]-best
+		run.best[i] = best
+	}
+	s.exp(&scales[0], &scales[0], 2*n, 1, 0)
 	for i := range n {
 		switch {
 		case part.sum[i] == 0: // none of the chunk is seen
-			continue
 		case run.sum[i] == 0:
-			run.best[i], run.sum[i] = part.best[i], part.sum[i]
+			run.sum[i] = part.sum[i]
 			copy(run.acc[i*d:(i+1)*d], part.acc[i*d:])
-			continue
+		default:
+			run.sum[i] = fma32(part.sum[i], scales[2*i+1], run.sum[i]*scales[2*i])
+			s.attend.join(&run.acc[i*d], &part.acc[i*d], d, scales[2*i], scales[2*i+1])
 		}
-		best := max(run.best[i], part.best[i])
-		scales[0], scales[1] = exp32(run.best[i]-best), exp32(part.best[i]-best)
-		run.best[i], run.sum[i] = best, fma32(part.sum[i], scales[1], run.sum[i]*scales[0])
-		s.attend.join(&run.acc[i*d], &part.acc[i*d], d, scales[0], scales[1])
 	}
 }
 
