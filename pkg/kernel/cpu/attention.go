@@ -101,12 +101,12 @@ func (s *Set) AttendCausal(y, lse, q, k, v []float32, b, t int, a kernel.Heads) 
 		buf := s.buffer(t*t + t*a.D)
 		defer s.give(buf)
 		scores, vT := (*buf)[:t*t], (*buf)[t*t:]
-		s.gemm(scores, t, q[qo:], qw, k[ko:], kw, t, t, a.D, false)
+		s.dotsGemm(scores, t, q[qo:], qw, k[ko:], kw, t, t, a.D, false)
 		for p := range t {
 			lse[(seq*t+p)*a.H+head] = s.softmax(scores[p*t:(p+1)*t], p, a)
 		}
 		transpose(vT, v[ko:], kw, t, a.D)
-		s.gemm(y[qo:], qw, scores, t, vT, t, t, a.D, t, false)
+		s.dotsGemm(y[qo:], qw, scores, t, vT, t, t, a.D, t, false)
 	})
 }
 
@@ -149,8 +149,8 @@ func (s *Set) AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v []float32, b, t i
 		transpose(kT, k[ko:], kw, t, a.D)
 		for head := kv * group; head < (kv+1)*group; head++ {
 			qo := seq*t*qw + head*a.D
-			s.gemm(weights, t, q[qo:], qw, k[ko:], kw, t, t, a.D, false)
-			s.gemm(ds, t, dy[qo:], qw, v[ko:], kw, t, t, a.D, false)
+			s.dotsGemm(weights, t, q[qo:], qw, k[ko:], kw, t, t, a.D, false)
+			s.dotsGemm(ds, t, dy[qo:], qw, v[ko:], kw, t, t, a.D, false)
 			for p := range t {
 				s.scoreGrad(weights[p*t:(p+1)*t], ds[p*t:(p+1)*t], dy[qo+p*qw:][:a.D], y[qo+p*qw:][:a.D], lse[(seq*t+p)*a.H+head], p, a)
 			}
@@ -158,9 +158,9 @@ func (s *Set) AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v []float32, b, t i
 			transpose(dsT, ds, t, t, t)
 			transpose(qT, q[qo:], qw, t, a.D)
 			transpose(dyT, dy[qo:], qw, t, a.D)
-			s.gemm(dq[qo:], qw, ds, t, kT, t, t, a.D, t, true)
-			s.gemm(dk[ko:], kw, dsT, t, qT, t, t, a.D, t, true)
-			s.gemm(dv[ko:], kw, weightsT, t, dyT, t, t, a.D, t, true)
+			s.dotsGemm(dq[qo:], qw, ds, t, kT, t, t, a.D, t, true)
+			s.dotsGemm(dk[ko:], kw, dsT, t, qT, t, t, a.D, t, true)
+			s.dotsGemm(dv[ko:], kw, weightsT, t, dyT, t, t, a.D, t, true)
 		}
 	})
 }

@@ -6,14 +6,13 @@ import (
 )
 
 const (
-	tile      = 4  // rows of a register tile either way
-	denseRows = 64 // weight rows of a piece of parallel work
-	rawRows   = 32 // the same where they are decoded first
+	tile    = 4  // rows of a register tile either way
+	rawRows = 32 // of weights that are decoded at a time
 )
 
 // gemm computes y[i*ldy+j] = Σ_k x[i*ldx+k]·w[j*ldw+k] for i < t, j < n. With
 // accumulate the sum is added to y instead.
-func (s *Set) gemm(y []float32, ldy int, x []float32, ldx int, w []float32, ldw, t, n, k int, accumulate bool) {
+func (s *Set) dotsGemm(y []float32, ldy int, x []float32, ldx int, w []float32, ldw, t, n, k int, accumulate bool) {
 	if t == 0 || n == 0 {
 		return
 	}
@@ -87,64 +86,57 @@ func transpose(out, x []float32, ldx, r, c int) {
 	}
 }
 
-// MatMulGrad adds dx[T,I] += dy[T,N]·W, dw[N,I] += dyᵀ·x, dbias[N] += Σ_t dy. Each
-// is a product of transposes by the same loops.
+// floats is a product over dense weights, or over a type that has no packing: those
+// rows are decoded first.
+func (s *Set) floats(y, x []float32, w *kernel.Matrix[float32], bias []float32, t int) {
+	weights := w.Dense
+	if m, ok := w.Packed.(*decoded); ok {
+		weights = m.dense
+	}
+	if weights != nil {
+		s.multiply(&gemmCall{c: y, ldc: w.Rows, bias: bias, a: rowsOf(x, w.Cols), b: rowsOf(weights, w.Cols), m: t, n: w.Rows, k: w.Cols})
+		return
+	}
+	s.each((w.Rows+rawRows-1)/rawRows, t*w.Rows*w.Cols, func(i int) {
+		lo, hi := i*rawRows, min((i+1)*rawRows, w.Rows)
+		b := s.buffer((hi - lo) * w.Cols)
+		defer s.give(b)
+		s.rows(*b, w, lo, hi)
+		g := gemmCall{c: y[lo:], ldc: w.Rows, a: rowsOf(x, w.Cols), b: rowsOf(*b, w.Cols), m: t, n: hi - lo, k: w.Cols}
+		if bias != nil {
+			g.bias = bias[lo:hi]
+		}
+		s.multiply(&g)
+	})
+}
+
+// MatMulGrad adds dx[T,I] += dy[T,N]·W, dw[N,I] += dyᵀ·x, dbias[N] += Σ_t dy. The sums
+// run over outputs and over rows in order.
 func (s *Set) MatMulGrad(dx, dw, dbias, dy, x []float32, w *kernel.Matrix[float32], t int) {
 	must("matmul grad", "dy", len(dy), t*w.Rows)
 	n, k := w.Rows, w.Cols
 	if dx != nil {
 		must("matmul grad", "dx", len(dx), t*k)
-		b := s.buffer(n * k)
-		if w.Dense != nil {
-			s.transposeAll(*b, w.Dense, n, k)
-		} else {
-			d := s.buffer(n * k)
-			s.rows(*d, w, 0, n)
-			s.transposeAll(*b, *d, n, k)
-			s.give(d)
+		weights := w.Dense
+		if weights == nil {
+			b := s.buffer(n * k)
+			defer s.give(b)
+			s.rows(*b, w, 0, n)
+			weights = *b
 		}
-		s.blocks(dx, k, dy, n, *b, n, t, k, n)
-		s.give(b)
+		s.multiply(&gemmCall{c: dx, ldc: k, add: true, a: rowsOf(dy, n), b: columnsOf(weights, k), m: t, n: k, k: n})
 	}
-	if dw == nil && dbias == nil {
-		return
-	}
-	dyT := s.buffer(n * t)
-	s.transposeAll(*dyT, dy, t, n)
 	if dw != nil {
 		must("matmul grad", "x", len(x), t*k)
 		must("matmul grad", "dw", len(dw), n*k)
-		xT := s.buffer(k * t)
-		s.transposeAll(*xT, x, t, k)
-		s.blocks(dw, k, *dyT, t, *xT, t, n, k, t)
-		s.give(xT)
+		s.multiply(&gemmCall{c: dw, ldc: k, add: true, a: columnsOf(dy, n), b: columnsOf(x, k), m: n, n: k, k: t})
 	}
 	if dbias != nil {
 		must("matmul grad", "dbias", len(dbias), n)
-		for i := range dbias {
-			dbias[i] += s.sum(&(*dyT)[i*t], t)
+		for r := range t {
+			s.add(&dbias[0], &dy[r*n], n)
 		}
 	}
-	s.give(dyT)
-}
-
-// transposeAll transposes x[r,c] by strips of columns.
-func (s *Set) transposeAll(out, x []float32, r, c int) {
-	const strip = 64
-	s.each((c+strip-1)/strip, r*c, func(i int) {
-		lo, hi := i*strip, min((i+1)*strip, c)
-		transpose(out[lo*r:], x[lo:], c, r, hi-lo)
-	})
-}
-
-// blocks adds x[t,k]·w[n,k]ᵀ to y[t,n], in pieces that fit the caches.
-func (s *Set) blocks(y []float32, ldy int, x []float32, ldx int, w []float32, ldw, t, n, k int) {
-	const rows, cols = 64, 64
-	across := (n + cols - 1) / cols
-	s.each((t+rows-1)/rows*across, t*n*k, func(i int) {
-		r, c := i/across*rows, i%across*cols
-		s.gemm(y[r*ldy+c:], ldy, x[r*ldx:], ldx, w[c*ldw:], ldw, min(rows, t-r), min(cols, n-c), k, true)
-	})
 }
 
 // Embed copies rows of w[V,C].

@@ -20,6 +20,7 @@ type ops struct {
 	attend  attendOps
 	element elementOps
 	pair    pairOps
+	gemm    gemmOps
 	probes  probes
 }
 

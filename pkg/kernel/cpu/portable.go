@@ -53,7 +53,7 @@ func portable() ops {
 			return best
 		},
 	}
-	o.attend, o.element = attendPortable(), elementsPortable()
+	o.attend, o.element, o.gemm = attendPortable(), elementsPortable(), gemmPortable()
 	o.attend.weigh = weighOf(&o)
 	return o
 }

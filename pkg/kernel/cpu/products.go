@@ -177,33 +177,3 @@ func (s *Set) bias(p *kernel.Product[float32], t, lo, hi int) {
 		s.add(&p.Y[r*p.W.Rows+lo], &p.Bias[lo], hi-lo)
 	}
 }
-
-// floats is a product over dense weights, or over a type that has no packing: those
-// rows are decoded first.
-func (s *Set) floats(y, x []float32, w *kernel.Matrix[float32], bias []float32, t int) {
-	step := denseRows
-	if w.Dense == nil {
-		step = rawRows
-	}
-	s.each((w.Rows+step-1)/step, t*w.Rows*w.Cols, func(i int) {
-		lo, hi := i*step, min((i+1)*step, w.Rows)
-		weights := w.Dense
-		if m, ok := w.Packed.(*decoded); ok {
-			weights = m.dense
-		}
-		if weights != nil {
-			weights = weights[lo*w.Cols : hi*w.Cols]
-		} else {
-			b := s.buffer((hi - lo) * w.Cols)
-			defer s.give(b)
-			s.rows(*b, w, lo, hi)
-			weights = *b
-		}
-		s.gemm(y[lo:], w.Rows, x, w.Cols, weights, w.Cols, t, hi-lo, w.Cols, false)
-		if bias != nil {
-			for r := range t {
-				s.add(&y[r*w.Rows+lo], &bias[lo], hi-lo)
-			}
-		}
-	})
-}

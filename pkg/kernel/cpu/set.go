@@ -18,7 +18,8 @@ type Set struct {
 	scratch sync.Pool // *[]float32
 	store   store
 
-	attending sync.Pool // *attendScratch
+	attending   sync.Pool // *attendScratch
+	multiplying sync.Pool // *gemmScratch
 
 	mu     sync.Mutex
 	tables map[*kernel.Rotary]*table
@@ -69,7 +70,7 @@ func (s *Set) Close() {
 func (*Set) Name() string { return "cpu" }
 
 // Class names the revision of the order of sums; instructions do not change it.
-func (s *Set) Class() string { return "cpu/3" }
+func (s *Set) Class() string { return "cpu/4" }
 
 // small is how many multiply-adds are not worth waking a worker for.
 const small = 1 << 15

@@ -1,0 +1,234 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"go/format"
+	"log"
+)
+
+// Products of float32 matrices. A tile of outputs is one chain of fused multiply-adds
+// per output over the reduction, in order, a lane a column. The left side is read an
+// element at a time through two strides, so that it may lie either way round; the right
+// side is rows of a panel as wide as the tile.
+
+// gemmTiles are the tiles of a family: the most rows, and the vectors in a row.
+var gemmTiles = []struct{ bits, rows, vectors int }{{512, 12, 2}, {512, 12, 1}, {256, 6, 2}}
+
+// float32s writes the loops.
+func float32s(a *asm) {
+	for _, t := range gemmTiles {
+		for rows := 1; rows <= t.rows; rows++ {
+			a.gemmTile(rows, t.vectors, t.bits)
+		}
+	}
+	a.panelOfRows()
+	a.panelOfRowsWide()
+	a.panelOfColumns()
+	a.panelOfColumnsWide()
+}
+
+func gemmName(rows, vectors, bits int) string {
+	return fmt.Sprintf("gemm%dx%d%s", rows, vectors*bits/32, suffix(bits))
+}
+
+// gemmTile writes gemm<rows>x<columns>: c = init + a·b, element (i, k) of a being rs·i +
+// cs·k bytes on, rows of b ldb bytes apart.
+func (a *asm) gemmTile(rows, vectors, bits int) {
+	name, reg, size := gemmName(rows, vectors, bits), "Z", 64
+	if bits == 256 {
+		reg, size = "Y", 32
+	}
+	a.fn(name, 80, "func "+name+"(c *float32, ldc int, init *float32, ldi int, a *float32, rs, cs int, b *float32, ldb, k int)")
+	bases := []string{"R8", "R9", "R10", "R11"}[:(rows+2)/3]
+	acc := func(i, v int) int { return i*vectors + v }
+	a.f("MOVQ init+16(FP), SI")
+	a.f("MOVQ ldi+24(FP), AX")
+	for i := range rows {
+		for v := range vectors {
+			a.f("VMOVUPS %d(SI), %s%d", size*v, reg, acc(i, v))
+		}
+		if i < rows-1 {
+			a.f("ADDQ AX, SI")
+		}
+	}
+	a.f("MOVQ a+32(FP), R8")
+	a.f("MOVQ rs+40(FP), DX")
+	a.f("MOVQ cs+48(FP), R12")
+	a.f("MOVQ b+56(FP), BX")
+	a.f("MOVQ ldb+64(FP), R13")
+	a.f("MOVQ k+72(FP), CX")
+	a.f("LEAQ (DX)(DX*2), AX")
+	for i := 1; i < len(bases); i++ {
+		a.f("LEAQ (%s)(AX*1), %s", bases[i-1], bases[i])
+	}
+	a.f("TESTQ CX, CX")
+	a.f("JZ done")
+	panel, free := rows*vectors, rows*vectors+vectors
+	most := 32
+	if bits == 256 {
+		most = 16
+	}
+	a.label("loop")
+	for v := range vectors {
+		a.f("VMOVUPS %d(BX), %s%d", size*v, reg, panel+v)
+	}
+	a.f("ADDQ R13, BX")
+	for i := range rows {
+		x := free + i%(most-free)
+		a.f("VBROADCASTSS (%s)%s, %s%d", bases[i/3], []string{"", "(DX*1)", "(DX*2)"}[i%3], reg, x)
+		for v := range vectors {
+			a.f("VFMADD231PS %s%d, %s%d, %s%d", reg, panel+v, reg, x, reg, acc(i, v))
+		}
+	}
+	for _, r := range bases {
+		a.f("ADDQ R12, %s", r)
+	}
+	a.f("DECQ CX")
+	a.f("JNZ loop")
+	a.label("done")
+	a.f("MOVQ c+0(FP), DI")
+	a.f("MOVQ ldc+8(FP), AX")
+	for i := range rows {
+		for v := range vectors {
+			a.f("VMOVUPS %s%d, %d(DI)", reg, acc(i, v), size*v)
+		}
+		if i < rows-1 {
+			a.f("ADDQ AX, DI")
+		}
+	}
+	a.end()
+}
+
+// panelHead loads the arguments of the loops that make panels: DI and DX are the
+// panel's first row and their distance, SI and R8 those of the source.
+func (a *asm) panelHead(name, count string) {
+	a.fn(name, 40, "func "+name+"(dst *float32, ldd int, src *float32, lds, "+count+" int)")
+	a.f("MOVQ dst+0(FP), DI")
+	a.f("MOVQ ldd+8(FP), DX")
+	a.f("MOVQ src+16(FP), SI")
+	a.f("MOVQ lds+24(FP), R8")
+	a.f("MOVQ %s+32(FP), CX", count)
+}
+
+// panelOfRows writes panelOfRows: sixteen rows of the source become columns.
+func (a *asm) panelOfRows() {
+	a.panelHead("panelOfRows", "sixteens")
+	a.f("LEAQ (R8)(R8*2), R10")
+	a.label("loop")
+	a.f("MOVQ SI, AX")
+	for i := 0; i < 16; i += 4 {
+		for j := range 4 {
+			a.f("VMOVUPS (AX)%s, Z%d", []string{"", "(R8*1)", "(R8*2)", "(R10*1)"}[j], i+j)
+		}
+		if i < 12 {
+			a.f("LEAQ (AX)(R8*4), AX")
+		}
+	}
+	a.transpose()
+	for i := range 16 {
+		a.f("VMOVUPS Z%d, (DI)", i)
+		a.f("ADDQ DX, DI")
+	}
+	a.f("ADDQ $64, SI")
+	a.f("DECQ CX")
+	a.f("JNZ loop")
+	a.end()
+}
+
+// panelOfRowsWide writes panelOfRowsWide: eight rows become columns.
+func (a *asm) panelOfRowsWide() {
+	a.panelHead("panelOfRowsWide", "eights")
+	a.f("LEAQ (R8)(R8*2), R10")
+	a.label("loop")
+	a.f("LEAQ (SI)(R8*4), AX")
+	for j := range 4 {
+		at := []string{"", "(R8*1)", "(R8*2)", "(R10*1)"}[j]
+		a.f("VMOVUPS (SI)%s, Y%d", at, j)
+		a.f("VMOVUPS (AX)%s, Y%d", at, 4+j)
+	}
+	for i := 0; i < 8; i += 2 {
+		a.f("VUNPCKLPS Y%d, Y%d, Y%d", i+1, i, 8+i)
+		a.f("VUNPCKHPS Y%d, Y%d, Y%d", i+1, i, 9+i)
+	}
+	for i := 0; i < 8; i += 4 { // column c of each half in i+c
+		a.f("VUNPCKLPD Y%d, Y%d, Y%d", 10+i, 8+i, i)
+		a.f("VUNPCKHPD Y%d, Y%d, Y%d", 10+i, 8+i, i+1)
+		a.f("VUNPCKLPD Y%d, Y%d, Y%d", 11+i, 9+i, i+2)
+		a.f("VUNPCKHPD Y%d, Y%d, Y%d", 11+i, 9+i, i+3)
+	}
+	for c := range 4 {
+		a.f("VPERM2F128 $0x20, Y%d, Y%d, Y%d", 4+c, c, 8+c)
+		a.f("VPERM2F128 $0x31, Y%d, Y%d, Y%d", 4+c, c, 12+c)
+	}
+	for i := range 8 {
+		a.f("VMOVUPS Y%d, (DI)", 8+i)
+		a.f("ADDQ DX, DI")
+	}
+	a.f("ADDQ $32, SI")
+	a.f("DECQ CX")
+	a.f("JNZ loop")
+	a.end()
+}
+
+// panelOfColumns writes panelOfColumns: up to sixteen columns of the source, by mask.
+func (a *asm) panelOfColumns() {
+	a.fn("panelOfColumns", 48, "func panelOfColumns(dst *float32, ldd int, src *float32, lds, rows, columns int)")
+	a.f("MOVQ columns+40(FP), CX")
+	a.mask()
+	a.f("MOVQ dst+0(FP), DI")
+	a.f("MOVQ ldd+8(FP), DX")
+	a.f("MOVQ src+16(FP), SI")
+	a.f("MOVQ lds+24(FP), R8")
+	a.f("MOVQ rows+32(FP), CX")
+	a.label("loop")
+	a.f("VMOVUPS.Z (SI), K1, Z0")
+	a.f("VMOVUPS Z0, (DI)")
+	a.f("ADDQ R8, SI")
+	a.f("ADDQ DX, DI")
+	a.f("DECQ CX")
+	a.f("JNZ loop")
+	a.end()
+}
+
+// panelOfColumnsWide writes panelOfColumnsWide: eight columns, by a mask of dwords.
+func (a *asm) panelOfColumnsWide() {
+	a.fn("panelOfColumnsWide", 48, "func panelOfColumnsWide(dst *float32, ldd int, src *float32, lds, rows int, mask *[8]uint32)")
+	a.f("MOVQ mask+40(FP), AX")
+	a.f("VMOVUPS (AX), Y1")
+	a.f("MOVQ dst+0(FP), DI")
+	a.f("MOVQ ldd+8(FP), DX")
+	a.f("MOVQ src+16(FP), SI")
+	a.f("MOVQ lds+24(FP), R8")
+	a.f("MOVQ rows+32(FP), CX")
+	a.label("loop")
+	a.f("VMASKMOVPS (SI), Y1, Y0")
+	a.f("VMOVUPS Y0, (DI)")
+	a.f("ADDQ R8, SI")
+	a.f("ADDQ DX, DI")
+	a.f("DECQ CX")
+	a.f("JNZ loop")
+	a.end()
+}
+
+// float32Declarations is the Go side: declarations and the tables of tiles.
+func (a *asm) float32Declarations() []byte {
+	var b bytes.Buffer
+	b.WriteString("// Code generated by gen. DO NOT EDIT.\n\npackage cpu\n")
+	for _, d := range a.declarations {
+		fmt.Fprintf(&b, "\n//go:noescape\n%s\n", d)
+	}
+	for _, t := range gemmTiles {
+		name := fmt.Sprintf("gemmTiles%d%s", t.vectors*t.bits/32, suffix(t.bits))
+		fmt.Fprintf(&b, "\n// %s are tiles by their rows.\nfunc %s() []gemmTile {\n\treturn []gemmTile{nil", name, name)
+		for rows := 1; rows <= t.rows; rows++ {
+			fmt.Fprintf(&b, ", %s", gemmName(rows, t.vectors, t.bits))
+		}
+		b.WriteString("}\n}\n")
+	}
+	out, err := format.Source(b.Bytes())
+	if err != nil {
+		log.Fatal(err)
+	}
+	return out
+}
