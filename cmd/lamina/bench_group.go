@@ -2,5 +2,6 @@ package main
 
 // benchGroup is what can be measured; without a word it is a model.
 type benchGroup struct {
-	Model benchCmd `cmd:"" default:"withargs" help:"Measure a model's prefill, decode and this machine's limits."`
+	Model benchCmd      `cmd:"" default:"withargs" help:"Measure a model's prefill, decode and this machine's limits."`
+	Train benchTrainCmd `cmd:"" help:"Measure training steps and how near they come to the machine's peak."`
 }

@@ -1,0 +1,340 @@
+package main
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"runtime"
+	"text/tabwriter"
+	"time"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	"github.com/lamina-mesh/lamina/pkg/kernel"
+	"github.com/lamina-mesh/lamina/pkg/kernel/cpu"
+	"github.com/lamina-mesh/lamina/pkg/model"
+	"github.com/lamina-mesh/lamina/pkg/optim"
+)
+
+type benchTrainCmd struct {
+	kernelFlags
+	Shape   string `help:"What is trained: nanogpt (its CPU configuration) or gpt2-124m." enum:"nanogpt,gpt2-124m" default:"nanogpt"`
+	Batch   int    `help:"Sequences of a step; the shape's own when absent: 12 or 4."`
+	Tokens  int    `help:"Tokens of a sequence." default:"64"`
+	Slots   int    `help:"Cut a step's sequences into this many micro-batches." default:"1"`
+	Repeat  int    `help:"Steps, of which the median is told; three more come first and are not counted." default:"20"`
+	Profile bool   `help:"Tell how long each operation takes."`
+	Results string `help:"Folder that the result is also written to, such as bench/results." type:"path"`
+	Format  string `help:"Output: text or json." enum:"text,json" default:"text"`
+}
+
+// trainResult is what --format json prints.
+type trainResult struct {
+	Shape       string      `json:"shape"`
+	Kernels     string      `json:"kernels"`
+	KernelClass string      `json:"kernel_class"`
+	Threads     int         `json:"threads"`
+	Batch       int         `json:"batch"`
+	Tokens      int         `json:"tokens"`
+	Slots       int         `json:"slots"`
+	Parameters  int         `json:"parameters"`
+	StepMillis  float64     `json:"step_ms"`     // forward, backward, norm, clipping and update
+	StepGflop   float64     `json:"step_gflop"`  // of matrices and attention, a multiply-add being two; nothing counted twice
+	Gflops      float64     `json:"gflops"`      // a second
+	Share       float64     `json:"share"`       // of the float32 peak
+	PeakGflops  cpu.Peaks   `json:"peak_gflops"` // what as many threads multiply in registers
+	TokensTPS   float64     `json:"tokens_tps"`
+	Loss        float64     `json:"loss"` // of the last step
+	Profile     []operation `json:"profile,omitempty"`
+	Machine     machine     `json:"machine"`
+}
+
+// trainShape is a configuration and its batch.
+func (c *benchTrainCmd) shape() (model.Config, int) {
+	if c.Shape == "gpt2-124m" {
+		return model.NewGPT2(model.Config{Layers: 12, Width: 768, Heads: 12, Vocab: 50257, Context: max(1024, c.Tokens)}), 4
+	}
+	return model.NewGPT2(model.Config{Layers: 4, Width: 128, Heads: 4, Vocab: 65, Context: max(64, c.Tokens)}), 12
+}
+
+// Run measures training steps.
+func (c *benchTrainCmd) Run(e *env) error {
+	config, batch := c.shape()
+	c.Batch = cmp.Or(c.Batch, batch)
+	switch {
+	case c.Batch < 1:
+		return fault.Field("batch", "%d sequences: want one or more", c.Batch)
+	case c.Tokens < 1:
+		return fault.Field("tokens", "%d tokens: want one or more", c.Tokens)
+	case c.Slots < 1 || c.Batch%c.Slots != 0:
+		return fault.Field("slots", "%d do not divide %d sequences", c.Slots, c.Batch)
+	case c.Repeat < 1:
+		return fault.Field("repeat", "%d steps: want one or more", c.Repeat)
+	}
+	set, closeSet, err := c.kernelSet()
+	if err != nil {
+		return err
+	}
+	defer closeSet()
+	r := &trainResult{
+		Shape: c.Shape, Kernels: set.Name(), KernelClass: set.Class(), Threads: cmp.Or(c.Threads, runtime.GOMAXPROCS(0)),
+		Batch: c.Batch, Tokens: c.Tokens, Slots: c.Slots, Machine: thisMachine(),
+	}
+	if fast, ok := set.(*cpu.Set); ok {
+		r.PeakGflops = fast.Peaks(peakTime)
+	}
+	t, err := c.trainer(config, set)
+	if err != nil {
+		return err
+	}
+	if err := c.time(e, t, r); err != nil {
+		return err
+	}
+	r.Parameters = t.parameters()
+	r.StepGflop = stepFlops(config, c.Batch, c.Tokens) / 1e9
+	r.Gflops, r.TokensTPS = r.StepGflop/r.StepMillis*1e3, float64(c.Batch*c.Tokens)/r.StepMillis*1e3
+	if r.PeakGflops.Float32 > 0 {
+		r.Share = r.Gflops / r.PeakGflops.Float32
+	}
+	if c.Results != "" {
+		if err := r.write(c.Results); err != nil {
+			return err
+		}
+	}
+	if c.Format == "json" {
+		return printJSON(e, r)
+	}
+	return r.print(e)
+}
+
+// stepFlops is the work of a step: six for each weight of a matrix and token, and
+// twelve for each position, component and token of attention, as nanoGPT counts.
+func stepFlops(c model.Config, batch, tokens int) float64 {
+	width := c.Heads * c.HeadDim
+	matrices := c.Layers*(c.Width*(2*width+2*c.KVHeads*c.HeadDim)+2*c.Width*c.FF) + c.Vocab*c.Width
+	if c.GLU {
+		matrices += c.Layers * c.Width * c.FF
+	}
+	return float64(batch*tokens) * (6*float64(matrices) + 12*float64(c.Layers*width*tokens))
+}
+
+// benchTrainer is a model in training without a service around it.
+type benchTrainer struct {
+	set     kernel.Set[float32]
+	profile *profile
+	stage   *model.Stage[float32]
+	grads   *model.Params[float32]
+	m, v    []float32
+	adamw   optim.AdamW
+	step    int
+	micro   []model.Micro[float32]
+}
+
+func (c *benchTrainCmd) trainer(config model.Config, set kernel.Set[float32]) (*benchTrainer, error) {
+	t := &benchTrainer{set: set, adamw: optim.AdamW{Beta1: 0.9, Beta2: 0.99, Epsilon: 1e-8, Decay: 0.1}}
+	if c.Profile {
+		t.profile = newProfile(set)
+		t.set = &trainProfile{t.profile}
+	}
+	var err error
+	if t.stage, err = model.Init(config, model.Range{Hi: config.Layers}, t.set, 1337); err != nil {
+		return nil, err
+	}
+	t.grads = t.stage.NewGrads()
+	t.m, t.v = make([]float32, t.stage.Params().Len()), make([]float32, t.stage.Params().Len())
+	n := c.Batch / c.Slots
+	for slot := range c.Slots {
+		ids := benchIDs(slot*n*c.Tokens, n*c.Tokens+1, config.Vocab)
+		t.micro = append(t.micro, model.Micro[float32]{
+			B: n, T: c.Tokens, IDs: ids[:n*c.Tokens], Targets: ids[1:], Scale: 1 / float64(c.Batch*c.Tokens),
+		})
+	}
+	return t, nil
+}
+
+// parameters counts each weight once.
+func (t *benchTrainer) parameters() int {
+	n := 0
+	for _, p := range t.stage.Params().Tensors {
+		if p.TiedTo == "" {
+			n += len(p.Data)
+		}
+	}
+	return n
+}
+
+// time runs steps and takes the median.
+func (c *benchTrainCmd) time(e *env, t *benchTrainer, r *trainResult) error {
+	const first = 3
+	var times []float64
+	for i := range c.Repeat + first {
+		if err := e.ctx.Err(); err != nil {
+			return err
+		}
+		if i == first && t.profile != nil {
+			clear(t.profile.times)
+		}
+		began := time.Now()
+		loss, err := t.run()
+		if err != nil {
+			return err
+		}
+		if i >= first {
+			times = append(times, 1e3*time.Since(began).Seconds())
+		}
+		r.Loss = loss
+	}
+	r.StepMillis = median(times)
+	if t.profile != nil {
+		r.Profile = t.profile.operations()
+	}
+	return nil
+}
+
+// run is a step; it returns the mean loss before it.
+func (t *benchTrainer) run() (float64, error) {
+	began := time.Now()
+	t.phase("update")
+	t.grads.Zero()
+	t.count("clear", began)
+	var loss float64
+	for _, in := range t.micro {
+		t.phase("forward")
+		tr, err := t.stage.TrainForward(in)
+		if err != nil {
+			return 0, err
+		}
+		for _, l := range tr.Loss {
+			loss += l * in.Scale
+		}
+		t.phase("backward")
+		if _, err := t.stage.TrainBackward(tr, nil, t.grads); err != nil {
+			return 0, err
+		}
+	}
+	t.phase("update")
+	t.update()
+	return loss, nil
+}
+
+func (t *benchTrainer) phase(name string) { t.profile.begin(name) }
+
+func (t *benchTrainer) count(name string, began time.Time) {
+	if t.profile != nil {
+		t.profile.add(name, began)
+	}
+}
+
+// update clips the gradient and steps the optimizer.
+func (t *benchTrainer) update() {
+	t.step++
+	params := t.stage.Params()
+	began := time.Now()
+	var squares float64
+	for i, g := range t.grads.Tensors {
+		if g.TiedTo != "" { // its half meets the other's
+			for j, p := range params.Tensors {
+				if p.Name == g.TiedTo {
+					t.set.Add(t.grads.Tensors[j].Data, t.grads.Tensors[i].Data)
+				}
+			}
+		}
+	}
+	for _, g := range t.grads.Tensors {
+		if g.TiedTo == "" {
+			squares += optim.SumSquares(g.Data)
+		}
+	}
+	t.count("norm of the gradient", began)
+	began = time.Now()
+	scale, at := optim.ClipScale(math.Sqrt(squares), 1), 0
+	for i, p := range params.Tensors {
+		if n := len(p.Data); p.TiedTo == "" {
+			t.adamw.Step(p.Data, t.m[at:at+n], t.v[at:at+n], t.grads.Tensors[i].Data, scale, 1e-3, t.step, len(p.Shape) > 1)
+			at += n
+		}
+	}
+	t.count("adamw", began)
+}
+
+// print writes the result for people.
+func (r *trainResult) print(e *env) error {
+	w := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(w, "MACHINE\t%s, %d cores, %s/%s\n", r.Machine.CPU, r.Machine.Cores, r.Machine.OS, r.Machine.Arch)
+	fmt.Fprintf(w, "SHAPE\t%s\t%d parameters, %d x %d tokens in %d slots\n", r.Shape, r.Parameters, r.Batch, r.Tokens, r.Slots)
+	fmt.Fprintf(w, "KERNELS\t%s, %d threads\n", r.KernelClass, r.Threads)
+	fmt.Fprintf(w, "STEP\t%.2f ms\t%.0f tokens/s, loss %.4f\n", r.StepMillis, r.TokensTPS, r.Loss)
+	fmt.Fprintf(w, "WORK\t%.1f GFLOP/s\t%.2f GFLOP a step\n", r.Gflops, r.StepGflop)
+	if p := r.PeakGflops; p.Float32 > 0 {
+		fmt.Fprintf(w, "PEAK\t%.0f GFLOP/s\tfloat32, %.0f bfloat16; the step reaches %.0f %% of float32's\n", p.Float32, p.BFloat16, 100*r.Share)
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	return printProfile(e.stdout, r.Profile)
+}
+
+// write keeps the result in a folder, under the day and what was measured.
+func (r *trainResult) write(folder string) error {
+	text, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
+	}
+	name := fmt.Sprintf("%s-train-%s-t%d-b%d-s%d.json", time.Now().Format(time.DateOnly), r.Shape, r.Threads, r.Batch, r.Slots)
+	return os.WriteFile(filepath.Join(folder, name), append(text, '\n'), 0o644)
+}
+
+// trainProfile also times what only training does.
+type trainProfile struct{ *profile }
+
+func (p *trainProfile) MatMulGrad(dx, dw, dbias, dy, x []float32, w *kernel.Matrix[float32], t int) {
+	defer p.add(productName(w.Cols, w.Rows, w), time.Now())
+	p.Set.MatMulGrad(dx, dw, dbias, dy, x, w, t)
+}
+
+func (p *trainProfile) EmbedGrad(dw, dy []float32, ids []int32, c int) {
+	defer p.add("embed", time.Now())
+	p.Set.EmbedGrad(dw, dy, ids, c)
+}
+
+func (p *trainProfile) RMSNormGrad(dx, dg, dy, x, g []float32, eps float64, t, c int) {
+	defer p.add("norm grad", time.Now())
+	p.Set.RMSNormGrad(dx, dg, dy, x, g, eps, t, c)
+}
+
+func (p *trainProfile) LayerNormGrad(dx, dg, db, dy, x, g []float32, eps float64, t, c int) {
+	defer p.add("norm grad", time.Now())
+	p.Set.LayerNormGrad(dx, dg, db, dy, x, g, eps, t, c)
+}
+
+func (p *trainProfile) RotateGrad(dx []float32, r *kernel.Rotary, pos []int32, h, d int) {
+	defer p.add("rotate", time.Now())
+	p.Set.RotateGrad(dx, r, pos, h, d)
+}
+
+func (p *trainProfile) AttendCausal(y, lse, q, k, v []float32, b, t int, a kernel.Heads) {
+	defer p.add("attend", time.Now())
+	p.Set.AttendCausal(y, lse, q, k, v, b, t, a)
+}
+
+func (p *trainProfile) AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v []float32, b, t int, a kernel.Heads) {
+	defer p.add("attend", time.Now())
+	p.Set.AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v, b, t, a)
+}
+
+func (p *trainProfile) GLUGrad(dgate, dup, dy, gate, up []float32, act kernel.Act) {
+	defer p.add("activate grad", time.Now())
+	p.Set.GLUGrad(dgate, dup, dy, gate, up, act)
+}
+
+func (p *trainProfile) ActivateGrad(dx, dy, x []float32, act kernel.Act) {
+	defer p.add("activate grad", time.Now())
+	p.Set.ActivateGrad(dx, dy, x, act)
+}
+
+func (p *trainProfile) CrossEntropy(loss []float64, dlogits, logits []float32, targets []int32, scale float64, t, v int) {
+	defer p.add("cross entropy", time.Now())
+	p.Set.CrossEntropy(loss, dlogits, logits, targets, scale, t, v)
+}
