@@ -244,7 +244,7 @@ func (t *benchTrainer) update() {
 	}
 	for _, g := range t.grads.Tensors {
 		if g.TiedTo == "" {
-			squares += optim.SumSquares(g.Data)
+			squares += t.set.SumSquares(g.Data)
 		}
 	}
 	t.count("norm of the gradient", began)
@@ -252,7 +252,7 @@ func (t *benchTrainer) update() {
 	scale, at := optim.ClipScale(math.Sqrt(squares), 1), 0
 	for i, p := range params.Tensors {
 		if n := len(p.Data); p.TiedTo == "" {
-			t.adamw.Step(p.Data, t.m[at:at+n], t.v[at:at+n], t.grads.Tensors[i].Data, scale, 1e-3, t.step, len(p.Shape) > 1)
+			t.adamw.Step(t.set, p.Data, t.m[at:at+n], t.v[at:at+n], t.grads.Tensors[i].Data, scale, 1e-3, t.step, len(p.Shape) > 1)
 			at += n
 		}
 	}

@@ -79,6 +79,13 @@ type Heads struct {
 	Window  int     // 0: full causal; w: a position sees itself and the w-1 before it
 }
 
+// AdamW are the factors of an optimizer's step (Loshchilov and Hutter, arXiv
+// 1711.05101): with x = Scale·g, m = Beta1·m + (1-Beta1)·x, v = Beta2·v + (1-Beta2)·x²
+// and p = Keep·p - Size·m/(sqrt(Root·v)+Epsilon).
+type AdamW struct {
+	Scale, Beta1, Beta2, Size, Root, Epsilon, Keep float64
+}
+
 // Set is a complete implementation of the operations over element type F.
 // Methods may be called from several goroutines at once.
 type Set[F tensor.Float] interface {
@@ -143,4 +150,9 @@ type Set[F tensor.Float] interface {
 	// under logits[T,V] (0 where the target is negative: a masked row), and,
 	// unless dlogits is nil, overwrites dlogits[T,V] with scale·(softmax-onehot).
 	CrossEntropy(loss []float64, dlogits, logits []F, targets []int32, scale float64, t, v int)
+
+	// SumSquares adds the squares of x in float64.
+	SumSquares(x []F) float64
+	// AdamW steps weights p and their moments m and v by gradient g, all of one length.
+	AdamW(p, m, v, g []F, o AdamW)
 }

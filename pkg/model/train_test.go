@@ -228,7 +228,7 @@ func TestStage_TwelveAdamWSteps(t *testing.T) {
 					if m[p.Name] == nil {
 						m[p.Name], v[p.Name] = make([]float32, len(p.Data)), make([]float32, len(p.Data))
 					}
-					adamw.Step(p.Data, m[p.Name], v[p.Name], grads[p.Name], scale, 1e-3, step+1, true)
+					adamw.Step(set, p.Data, m[p.Name], v[p.Name], grads[p.Name], scale, 1e-3, step+1, true)
 				}
 			}
 		}

@@ -1,12 +1,12 @@
 // Package optim holds what turns gradients into weights: AdamW, the learning-rate
-// schedule and clipping. All are pure functions over one shard's parameters, in
-// index order, so equal input gives equal bits.
+// schedule and clipping. All are pure functions over one shard's parameters, and equal
+// input gives equal bits.
 package optim
 
 import (
-	"fmt"
 	"math"
 
+	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
 
@@ -19,28 +19,17 @@ type AdamW struct {
 }
 
 // Step updates weights p and moments m, v by gradient g scaled by scale, at the
-// t-th optimizer step (from 1) with learning rate lr. All slices have one length.
-// decay false leaves the weights' size alone.
-func (a AdamW) Step(p, m, v, g []float32, scale, lr float64, t int, decay bool) {
-	if len(m) != len(p) || len(v) != len(p) || len(g) != len(p) {
-		panic(fmt.Sprintf("adamw: %d weights, %d and %d moments, %d gradients", len(p), len(m), len(v), len(g)))
+// t-th optimizer step (from 1) with learning rate lr, on a kernel set. All slices have
+// one length. decay false leaves the weights' size alone.
+func (a AdamW) Step(set kernel.Set[float32], p, m, v, g []float32, scale, lr float64, t int, decay bool) {
+	o := kernel.AdamW{
+		Scale: scale, Beta1: a.Beta1, Beta2: a.Beta2, Epsilon: a.Epsilon, Keep: 1,
+		Size: lr / (1 - math.Pow(a.Beta1, float64(t))), Root: 1 / (1 - math.Pow(a.Beta2, float64(t))),
 	}
-	b1, b2 := float32(a.Beta1), float32(a.Beta2)
-	c1, c2 := float32(1-a.Beta1), float32(1-a.Beta2)
-	s, eps := float32(scale), float32(a.Epsilon)
-	size := float32(lr / (1 - math.Pow(a.Beta1, float64(t))))
-	root := float32(1 / (1 - math.Pow(a.Beta2, float64(t))))
-	keep := float32(1)
 	if decay {
-		keep = float32(1 - lr*a.Decay)
+		o.Keep = 1 - lr*a.Decay
 	}
-	for i, x := range g {
-		x = float32(x * s)
-		m[i] = float32(b1*m[i]) + float32(c1*x)
-		v[i] = float32(b2*v[i]) + float32(float32(c2*x)*x)
-		step := float32(size*m[i]) / (float32(math.Sqrt(float64(float32(root*v[i])))) + eps)
-		p[i] = float32(p[i]*keep) - step
-	}
+	set.AdamW(p, m, v, g, o)
 }
 
 // Cosine is a learning-rate schedule: linear warm-up from 0 to Max over Warmup
@@ -63,7 +52,8 @@ func (c Cosine) At(step int) float64 {
 	return c.Min + (c.Max-c.Min)*(1+math.Cos(math.Pi*done))/2
 }
 
-// SumSquares adds the squares of x in float64, in index order.
+// SumSquares adds the squares of x in float64, in index order: the plain form of a
+// kernel set's.
 func SumSquares[F tensor.Float](x []F) float64 {
 	var sum float64
 	for _, v := range x {

@@ -4,6 +4,7 @@ import (
 	"math"
 	"testing"
 
+	"github.com/lamina-mesh/lamina/pkg/kernel/ref"
 	"github.com/lamina-mesh/lamina/pkg/optim"
 )
 
@@ -13,7 +14,7 @@ func TestAdamW_FollowsThePaperInFloat64(t *testing.T) {
 	want, wm, wv := []float64{1, -2, 0.5}, make([]float64, 3), make([]float64, 3)
 	for step := 1; step <= 20; step++ {
 		g := []float32{float32(step), -1, float32(math.Sin(float64(step)))}
-		a.Step(p, m, v, g, 0.5, 0.01, step, true)
+		a.Step(ref.New[float32](), p, m, v, g, 0.5, 0.01, step, true)
 		for i := range want {
 			x := float64(g[i]) * 0.5
 			wm[i] = 0.9*wm[i] + 0.1*x

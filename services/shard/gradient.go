@@ -10,7 +10,6 @@ import (
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
 	"github.com/lamina-mesh/lamina/pkg/gradbus"
 	"github.com/lamina-mesh/lamina/pkg/model"
-	"github.com/lamina-mesh/lamina/pkg/optim"
 	"github.com/lamina-mesh/lamina/pkg/schedule"
 )
 
@@ -289,7 +288,7 @@ func (m *meeting) norms() ([]*shardv1.Norm, error) {
 		if p.TiedTo != "" {
 			continue
 		}
-		sum := optim.SumSquares(m.folded.tensor(p.Name))
+		sum := m.run.service.cfg.Kernels.SumSquares(m.folded.tensor(p.Name))
 		if math.IsNaN(sum) || math.IsInf(sum, 0) {
 			return nil, fault.New(fault.DataLoss, "fold step %d: the gradient of %s is not finite", m.step, p.Name)
 		}

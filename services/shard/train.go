@@ -300,7 +300,7 @@ func (r *trainRun) apply(a *shardv1.Apply) error {
 	for _, p := range r.state {
 		grad := g.tensor(p.Name)
 		matrix := len(p.Shape) > 1
-		r.adamw.Step(p.Data, p.m, p.v, grad, a.GetGradientScale(), a.GetLearningRate(), int(a.GetStep()), matrix || !r.open.GetAdamw().GetDecayMatricesOnly())
+		r.adamw.Step(r.service.cfg.Kernels, p.Data, p.m, p.v, grad, a.GetGradientScale(), a.GetLearningRate(), int(a.GetStep()), matrix || !r.open.GetAdamw().GetDecayMatricesOnly())
 	}
 	r.step = a.GetStep()
 	r.meets.commit()

@@ -2,12 +2,14 @@ package cpu_test
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"testing"
 	"time"
 
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/kernel/cpu"
+	"github.com/lamina-mesh/lamina/pkg/kernel/ref"
 )
 
 // f32Shapes are rows, outputs and inputs with tails everywhere, and more than a block.
@@ -78,5 +80,104 @@ func BenchmarkMatMul_Float32(b *testing.B) {
 			}
 		}
 		s.Close()
+	}
+}
+
+func TestTraining_SameBitsOnAllInstructionsAndThreads(t *testing.T) {
+	runs := map[string]func(s *cpu.Set) []float32{}
+	for _, a := range []kernel.Heads{
+		{H: 2, K: 1, D: 40, Scale: 0.3}, {H: 2, K: 2, D: 16, Scale: 0.2, Window: 37}, {H: 1, K: 1, D: 32, Scale: 0.1, Window: 1},
+	} {
+		for _, rows := range []int{1, 31, 205, 700} {
+			if rows == 700 && a.K > 1 {
+				continue
+			}
+			runs[fmt.Sprintf("attention of %d rows, %+v", rows, a)] = func(s *cpu.Set) []float32 {
+				n, kn := rows*a.H*a.D, rows*a.K*a.D
+				q, k, v, dy := random(1, n), random(2, kn), random(3, kn), random(4, n)
+				y, lse, dq, dk, dv := make([]float32, n), make([]float32, rows*a.H), random(5, n), random(6, kn), random(7, kn)
+				s.AttendCausal(y, lse, q, k, v, 1, rows, a)
+				s.AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v, 1, rows, a)
+				return slices.Concat(y, lse, dq, dk, dv)
+			}
+		}
+	}
+	const rows, c = 37, 523
+	runs["norms"] = func(s *cpu.Set) []float32 {
+		x, g, dy := random(1, rows*c), random(2, c), random(3, rows*c)
+		dx1, dg1, dx2, dg2, db2 := random(4, rows*c), random(5, c), random(6, rows*c), random(7, c), random(8, c)
+		s.RMSNormGrad(dx1, dg1, dy, x, g, 1e-5, rows, c)
+		s.LayerNormGrad(dx2, dg2, db2, dy, x, g, 1e-5, rows, c)
+		s.LayerNormGrad(dx2, nil, nil, dy, x, g, 1e-5, rows, c)
+		s.LayerNormGrad(nil, dg2, nil, dy, x, g, 1e-5, rows, c)
+		return slices.Concat(dx1, dg1, dx2, dg2, db2)
+	}
+	for _, act := range []kernel.Act{kernel.SiLU, kernel.GELUTanh, kernel.GELU} {
+		runs[fmt.Sprintf("activation %d", act)] = func(s *cpu.Set) []float32 {
+			x, up, dy := random(1, rows*c), random(2, rows*c), random(3, rows*c)
+			dx, dg, du := random(4, rows*c), random(5, rows*c), random(6, rows*c)
+			s.ActivateGrad(dx, dy, x, act)
+			s.GLUGrad(dg, du, dy, x, up, act)
+			return slices.Concat(dx, dg, du)
+		}
+	}
+	runs["loss and update"] = func(s *cpu.Set) []float32 {
+		logits, loss, d := random(1, rows*c), make([]float64, rows), make([]float32, rows*c)
+		targets := make([]int32, rows)
+		for i := range targets {
+			targets[i] = int32(i*31%500) - 30
+		}
+		s.CrossEntropy(loss, d, logits, targets, 0.125, rows, c)
+		p, m, v := random(2, rows*c), random(3, rows*c), make([]float32, rows*c)
+		s.AdamW(p, m, v, d, kernel.AdamW{Scale: 2, Beta1: 0.9, Beta2: 0.95, Size: 0.1, Root: 3, Epsilon: 1e-8, Keep: 0.99})
+		squares := s.SumSquares(slices.Repeat(logits, 7))
+		s.CrossEntropy(loss[:1], logits[:c], logits[:c], targets[1:2], 0.125, 1, c) // in place
+		out := slices.Concat(d, p, m, v, logits[:c], []float32{float32(squares), float32(squares - float64(float32(squares)))})
+		for _, l := range loss {
+			out = append(out, float32(l), float32(l-float64(float32(l))))
+		}
+		return out
+	}
+	want := map[string][]float32{}
+	for _, name := range cpu.Instructions() {
+		for _, threads := range []int{1, 3} {
+			if name == "portable" && threads > 1 {
+				continue
+			}
+			s := open(t, threads, name)
+			for what, run := range runs {
+				got := run(s)
+				if want[what] == nil {
+					want[what] = got
+				}
+				if !slices.Equal(got, want[what]) {
+					t.Errorf("%s: %s with %d threads gives other bits", what, name, threads)
+				}
+			}
+			s.Close()
+		}
+	}
+}
+
+// TestAttendCausal_LongSequences compares blocks of rows with the reference.
+func TestAttendCausal_LongSequences(t *testing.T) {
+	for _, a := range []kernel.Heads{{H: 2, K: 1, D: 24, Scale: 0.3}, {H: 1, K: 1, D: 16, Scale: 0.3, Window: 50}} {
+		const rows = 330
+		n, kn := rows*a.H*a.D, rows*a.K*a.D
+		run := func(s kernel.Set[float32]) []float32 {
+			q, k, v, dy := random(1, n), random(2, kn), random(3, kn), random(4, n)
+			y, lse, dq, dk, dv := make([]float32, n), make([]float32, rows*a.H), make([]float32, n), make([]float32, kn), make([]float32, kn)
+			s.AttendCausal(y, lse, q, k, v, 1, rows, a)
+			s.AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v, 1, rows, a)
+			return slices.Concat(y, lse, dq, dk, dv)
+		}
+		s := cpu.New(2)
+		got, want := run(s), run(ref.New[float32]())
+		s.Close()
+		for i := range want {
+			if !(math.Abs(float64(got[i]-want[i])) < 2e-5*(1+math.Abs(float64(want[i])))) {
+				t.Fatalf("%+v: element %d is %g, want %g", a, i, got[i], want[i])
+			}
+		}
 	}
 }

@@ -48,6 +48,7 @@ type gemmCall struct {
 	add     bool      // start from what c holds
 	bias    []float32 // or from this [n], if it is not nil; else from zero
 	a, b    operand
+	near    bool // a is in the caches: read it where it lies
 	m, n, k int
 }
 
@@ -98,10 +99,6 @@ func (s *Set) multiplier() *gemmScratch {
 
 // block computes rows lo..hi-1 and columns from..to-1.
 func (g *gemmCall) block(o *gemmOps, w *gemmScratch, lo, hi, from, to int) {
-	if g.k == 0 {
-		g.tiles(o, w, lo, hi, from, to, 0, 0)
-		return
-	}
 	depth := gemmDepth
 	if parts := (g.k + gemmDepth - 1) / gemmDepth; parts > 1 {
 		depth = roundUp((g.k+parts-1)/parts, lanes)
@@ -109,25 +106,32 @@ func (g *gemmCall) block(o *gemmOps, w *gemmScratch, lo, hi, from, to int) {
 	if need := roundUp(to-from, lanes) * min(depth, g.k); len(w.b) < need {
 		w.b = make([]float32, need)
 	}
-	for k := 0; k < g.k; k += depth {
-		n := min(depth, g.k-k)
-		g.panels(o, w, from, to, k, n)
-		g.tiles(o, w, lo, hi, from, to, k, n)
+	tall, call := len(o.tiles)-1, *g
+	for k := 0; k == 0 || k < g.k; k += depth {
+		p := gemmPanels{w.b, from, to, k, min(depth, g.k-k)}
+		p.pack(o, g.b)
+		for i := lo; i < hi; i += tall {
+			call.strip(o, w, &p, i, min(tall, hi-i), k, p.depth)
+		}
+		call.add = true
 	}
 }
 
-// panels packs columns from..to-1 of the right side. A panel is as wide as a tile, or
-// has one group of lanes where the rest fits it.
-func (g *gemmCall) panels(o *gemmOps, w *gemmScratch, from, to, k0, n int) {
-	dst := w.b
-	for j := from; j < to; {
-		width := panelWidth(o, to-j)
-		for part := 0; part < width; part += lanes {
-			if j+part < to {
-				packPanel32(o, dst[part:], 4*width, g.b, j+part, min(lanes, to-j-part), k0, n)
-			}
+// gemmPanels are columns from..to-1 of a right side at depths k0 and on, packed. A panel
+// is as wide as a tile, or has one group of lanes where the rest fits it.
+type gemmPanels struct {
+	data                []float32
+	from, to, k0, depth int
+}
+
+func (p *gemmPanels) pack(o *gemmOps, b operand) {
+	dst := p.data
+	for j := p.from; j < p.to && p.depth > 0; {
+		width := panelWidth(o, p.to-j)
+		for part := 0; part < width && j+part < p.to; part += lanes {
+			packLanes(o, dst[part:], 4*width, b, j+part, min(lanes, p.to-j-part), p.k0, p.depth)
 		}
-		dst = dst[width*n:]
+		dst = dst[width*p.depth:]
 		j += width
 	}
 }
@@ -139,9 +143,9 @@ func panelWidth(o *gemmOps, left int) int {
 	return o.wide
 }
 
-// packPanel32 packs columns j..j+columns-1, at most lanes, of b[·][k0:k0+n] into rows ldd
+// packLanes packs columns j..j+columns-1, at most lanes, of b[·][k0:k0+n] into rows ldd
 // bytes apart. What is beyond them is of no account.
-func packPanel32(o *gemmOps, dst []float32, ldd int, b operand, j, columns, k0, n int) {
+func packLanes(o *gemmOps, dst []float32, ldd int, b operand, j, columns, k0, n int) {
 	if b.rs == 1 {
 		o.fromColumns(&dst[0], ldd, &b.data[k0*b.cs+j], 4*b.cs, n, columns)
 		return
@@ -159,57 +163,47 @@ func packPanel32(o *gemmOps, dst []float32, ldd int, b operand, j, columns, k0, 
 	}
 }
 
-// tiles multiplies rows lo..hi-1 by the packed panels.
-func (g *gemmCall) tiles(o *gemmOps, w *gemmScratch, lo, hi, from, to, k0, n int) {
-	tall := len(o.tiles) - 1
-	for i := lo; i < hi; i += tall {
-		rows := min(tall, hi-i)
-		var a *float32
-		rs, cs := 4*g.a.rs, 4*g.a.cs
-		switch {
-		case n == 0:
-			a = &w.zero[0]
-		case g.a.rs == 1 && g.a.cs != 1:
-			o.fromColumns(&w.a[0], 4*lanes, &g.a.data[k0*g.a.cs+i], 4*g.a.cs, n, rows)
-			a, rs, cs = &w.a[0], 4, 4*lanes
-		default:
-			a = &g.a.data[i*g.a.rs+k0*g.a.cs]
-		}
-		panel := unsafe.SliceData(w.b)
-		for j := from; j < to; {
-			width := panelWidth(o, to-j)
-			run := o.tiles[rows]
-			if width < o.wide {
-				run = o.narrow[rows]
-			}
-			if columns := min(width, to-j); columns < width {
-				g.edge(w, run, i, rows, j, columns, width, a, rs, cs, panel, k0, n)
-			} else {
-				init, ldi := g.start(w, i, j, k0)
-				run(&g.c[i*g.ldc+j], 4*g.ldc, init, ldi, a, rs, cs, panel, 4*width, n)
-			}
-			panel = at(panel, width*n)
-			j += width
-		}
-	}
-}
-
-// start is where the chains of row i from column j on begin at depth k0.
-func (g *gemmCall) start(w *gemmScratch, i, j, k0 int) (*float32, int) {
+// strip multiplies rows i..i+rows-1, as many as a tile has at most, at depths k0..k0+n-1
+// by panels that hold them.
+func (g *gemmCall) strip(o *gemmOps, w *gemmScratch, p *gemmPanels, i, rows, k0, n int) {
+	a, rs, cs := &w.zero[0], 4*g.a.rs, 4*g.a.cs
 	switch {
-	case k0 > 0 || g.add:
-		return &g.c[i*g.ldc+j], 4 * g.ldc
-	case g.bias != nil:
-		return &g.bias[j], 0
+	case n == 0:
+	case g.a.rs == 1 && g.a.cs != 1 && !g.near:
+		o.fromColumns(&w.a[0], 4*lanes, &g.a.data[k0*g.a.cs+i], 4*g.a.cs, n, rows)
+		a, rs, cs = &w.a[0], 4, 4*lanes
+	default:
+		a = &g.a.data[i*g.a.rs+k0*g.a.cs]
 	}
-	return &w.zero[0], 0
+	panel := unsafe.SliceData(p.data)
+	for j := p.from; j < p.to; {
+		width, run := o.wide, o.tiles[rows]
+		if panelWidth(o, p.to-j) < o.wide {
+			width, run = lanes, o.narrow[rows]
+		}
+		b := at(panel, (k0-p.k0)*width)
+		if columns := min(width, p.to-j); columns < width {
+			g.edge(w, run, i, rows, j, columns, width, a, rs, cs, b, n)
+		} else {
+			init, ldi := &w.zero[0], 0
+			switch {
+			case g.add:
+				init, ldi = &g.c[i*g.ldc+j], 4*g.ldc
+			case g.bias != nil:
+				init = &g.bias[j]
+			}
+			run(&g.c[i*g.ldc+j], 4*g.ldc, init, ldi, a, rs, cs, b, 4*width, n)
+		}
+		panel = at(panel, width*p.depth)
+		j += width
+	}
 }
 
 // edge computes a tile of which only some columns exist, by way of scratch.
-func (g *gemmCall) edge(w *gemmScratch, run gemmTile, i, rows, j, columns, width int, a *float32, rs, cs int, panel *float32, k0, n int) {
+func (g *gemmCall) edge(w *gemmScratch, run gemmTile, i, rows, j, columns, width int, a *float32, rs, cs int, b *float32, n int) {
 	init, ldi := &w.zero[0], 0
 	switch {
-	case k0 > 0 || g.add:
+	case g.add:
 		for r := range rows {
 			copy(w.edge[r*width:], g.c[(i+r)*g.ldc+j:][:columns])
 		}
@@ -218,7 +212,7 @@ func (g *gemmCall) edge(w *gemmScratch, run gemmTile, i, rows, j, columns, width
 		copy(w.bias[:], g.bias[j:j+columns])
 		init = &w.bias[0]
 	}
-	run(&w.edge[0], 4*width, init, ldi, a, rs, cs, panel, 4*width, n)
+	run(&w.edge[0], 4*width, init, ldi, a, rs, cs, b, 4*width, n)
 	for r := range rows {
 		copy(g.c[(i+r)*g.ldc+j:][:columns], w.edge[r*width:])
 	}

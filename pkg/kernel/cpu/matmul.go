@@ -133,9 +133,7 @@ func (s *Set) MatMulGrad(dx, dw, dbias, dy, x []float32, w *kernel.Matrix[float3
 	}
 	if dbias != nil {
 		must("matmul grad", "dbias", len(dbias), n)
-		for r := range t {
-			s.add(&dbias[0], &dy[r*n], n)
-		}
+		s.columnSums(dbias, dy, t, n)
 	}
 }
 
@@ -163,7 +161,5 @@ func (s *Set) EmbedGrad(dw, dy []float32, ids []int32, c int) {
 // Add computes y += x.
 func (s *Set) Add(y, x []float32) {
 	must("add", "x", len(x), len(y))
-	if len(x) > 0 {
-		s.add(&y[0], &x[0], len(x))
-	}
+	s.pieces(len(y), func(lo, hi int) { s.add(&y[lo], &x[lo], hi-lo) })
 }

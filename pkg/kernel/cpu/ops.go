@@ -21,6 +21,7 @@ type ops struct {
 	element elementOps
 	pair    pairOps
 	gemm    gemmOps
+	train   trainOps
 	probes  probes
 }
 

@@ -75,7 +75,7 @@ func avx512() ops {
 			tensor.F16: {16, 32, decodeF16}, tensor.BF16: {16, 32, decodeBF16},
 		},
 	}
-	o.attend, o.element, o.gemm = attendAVX512(), elementsAVX512(), gemmAVX512()
+	o.attend, o.element, o.gemm, o.train = attendAVX512(), elementsAVX512(), gemmAVX512(), trainAVX512()
 	o.attend.weigh, o.attend.join = weighScores, joinSums
 	return o
 }
@@ -85,7 +85,7 @@ func avx2() ops {
 	o := portable()
 	o.name, o.quant, o.pair = "avx2", quantAVX2(), pairAVX2()
 	vectorAVX2(&o)
-	o.attend, o.element, o.gemm = attendAVX2(), elementsAVX2(&o), gemmAVX2()
+	o.attend, o.element, o.gemm, o.train = attendAVX2(), elementsAVX2(&o), gemmAVX2(), trainAVX2(&o)
 	o.attend.weigh, o.attend.join = weighOf(&o), joinAVX2
 	o.probes = probes{float32: probeFMA256, int8: probeWords256, floats: 12 * 8 * 2, bytes: 12 * 16 * 2}
 	return o

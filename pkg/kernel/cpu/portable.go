@@ -53,7 +53,7 @@ func portable() ops {
 			return best
 		},
 	}
-	o.attend, o.element, o.gemm = attendPortable(), elementsPortable(), gemmPortable()
+	o.attend, o.element, o.gemm, o.train = attendPortable(), elementsPortable(), gemmPortable(), trainPortable()
 	o.attend.weigh = weighOf(&o)
 	return o
 }

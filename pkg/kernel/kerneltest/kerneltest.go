@@ -177,6 +177,14 @@ func elementwise() []Case {
 		s.EmbedGrad(dw, in(3*c), []int32{4, 1, 4}, c)
 		s.Add(y, in(t*c))
 		return [][]float32{dw, y}
+	}}, Case{name: "adamw, squares", run: func(s Set) [][]float32 {
+		in := source(12)
+		p, m, v, g := in(t*c), in(t*c), in(t*c), in(t*c)
+		for i, x := range v {
+			v[i] = x * x
+		}
+		s.AdamW(p, m, v, g, kernel.AdamW{Scale: 0.5, Beta1: 0.9, Beta2: 0.95, Size: 0.01, Root: 1.5, Epsilon: 1e-8, Keep: 0.999})
+		return [][]float32{p, m, v, {float32(s.SumSquares(g)), float32(s.SumSquares(nil))}}
 	}}, Case{name: "cross entropy", run: func(s Set) [][]float32 {
 		loss, d := make([]float64, t), make([]float32, t*c)
 		logits := source(8)(t * c)

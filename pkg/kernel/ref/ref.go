@@ -252,3 +252,20 @@ func (s *Set[F]) CrossEntropy(loss []float64, dlogits, logits []F, targets []int
 		}
 	}
 }
+
+// SumSquares adds squares in index order.
+func (*Set[F]) SumSquares(x []F) float64 { return dot(x, x) }
+
+// AdamW steps weights, one rounding an operation.
+func (*Set[F]) AdamW(p, m, v, g []F, o kernel.AdamW) {
+	must("adamw", "m", len(m), len(p))
+	must("adamw", "v", len(v), len(p))
+	must("adamw", "g", len(g), len(p))
+	for i, x := range g {
+		x = F(x * F(o.Scale))
+		m[i] = F(m[i]*F(o.Beta1)) + F(x*F(1-o.Beta1))
+		v[i] = F(v[i]*F(o.Beta2)) + F(F(x*F(1-o.Beta2))*x)
+		step := F(m[i]*F(o.Size)) / (F(math.Sqrt(float64(F(v[i]*F(o.Root))))) + F(o.Epsilon))
+		p[i] = F(p[i]*F(o.Keep)) - step
+	}
+}

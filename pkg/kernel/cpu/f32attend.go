@@ -1,0 +1,232 @@
+package cpu
+
+import (
+	"math"
+
+	"github.com/lamina-mesh/lamina/pkg/kernel"
+)
+
+// Attention in training. Rows of queries are worked on in blocks: their scores with all
+// keys that they see are in scratch, never a whole sequence's. Scores are chains over
+// components, results over positions, the keys' and values' gradients over heads and
+// then rows, all in order and as products of matrices are; positions that a row does not
+// see have weight zero, which changes no sum. So nothing depends on the blocks.
+
+const (
+	causalRows  = 96      // of queries in a block
+	causalFloat = 1 << 16 // scores of a block, at most, where sequences are long
+)
+
+// causalScratch is what a block of rows needs.
+type causalScratch struct {
+	store                []float32
+	scores, slopes       []float32 // [rows][ld]
+	ld                   int
+	keys, values, across []float32 // panels of keys and values by positions, of either by components
+	queries, dys         []float32 // panels of a block by components
+}
+
+// causalBlock is how many rows share a block.
+func (s *Set) causalBlock(t int) int {
+	tall := len(s.gemm.tiles) - 1
+	rows := max(tall, min(causalRows, causalFloat/t)/tall*tall)
+	return min(rows, t)
+}
+
+// causal is one key/value head of a sequence.
+type causal struct {
+	*Set
+	a          kernel.Heads
+	t          int
+	qw, kw     int // floats from row to row
+	qo, ko, lo int // offsets of the head's first row in q, k and lse
+	w          *gemmScratch
+	causalScratch
+}
+
+// causalHead lends scratch for a head; backward says what for.
+func (s *Set) causalHead(seq, head int, t int, a kernel.Heads, backward bool) (*causal, func()) {
+	kv := head / (a.H / a.K)
+	c := &causal{Set: s, a: a, t: t, qw: a.H * a.D, kw: a.K * a.D, w: s.multiplier()}
+	c.qo, c.ko, c.lo = seq*t*c.qw+head*a.D, seq*t*c.kw+kv*a.D, seq*t*a.H+head
+	block, wide, d := s.causalBlock(t), roundUp(t, lanes), roundUp(a.D, lanes)
+	c.ld = wide + lanes // rows do not all fall on the same lines of a cache
+	sizes := []struct {
+		to *[]float32
+		n  int
+	}{{&c.scores, block * c.ld}, {&c.keys, wide * a.D}, {&c.across, t * d}}
+	if backward {
+		sizes = append(sizes, []struct {
+			to *[]float32
+			n  int
+		}{{&c.slopes, block * c.ld}, {&c.values, wide * a.D}, {&c.queries, block * d}, {&c.dys, block * d}}...)
+	}
+	total := 0
+	for _, p := range sizes {
+		total += p.n
+	}
+	b := s.buffer(total)
+	rest := *b
+	for _, p := range sizes {
+		*p.to, rest = rest[:p.n], rest[p.n:]
+	}
+	return c, func() {
+		s.multiplying.Put(c.w)
+		s.give(b)
+	}
+}
+
+// pack makes panels of x's columns from..to-1 at depths k0..k0+depth-1.
+func (c *causal) pack(data []float32, x operand, to, k0, depth int) gemmPanels {
+	p := gemmPanels{data, 0, to, k0, depth}
+	p.pack(&c.gemm, x)
+	return p
+}
+
+// scoresOf writes products of rows lo..hi-1 of x with the positions that they see, to
+// rows of out that count from lo.
+func (c *causal) scoresOf(out, x []float32, p gemmPanels, lo, hi int) {
+	tall, wide := len(c.gemm.tiles)-1, c.gemm.wide
+	g := gemmCall{c: out, ldc: c.ld, a: rowsOf(x[lo*c.qw:], c.qw)}
+	all := roundUp(p.to, lanes)
+	for i := lo; i < hi; i += tall {
+		rows := min(tall, hi-i)
+		seen := p
+		seen.from, seen.to = first(i, c.a)/wide*wide, min(roundUp(i+rows, wide), all)
+		seen.data = p.data[seen.from*p.depth:]
+		g.strip(&c.gemm, c.w, &seen, i-lo, rows, 0, p.depth)
+	}
+}
+
+// hide clears what row p does not see of the positions that its tiles read.
+func (c *causal) hide(row []float32, p int) {
+	from, to := first(p, c.a), p+1
+	clear(row[max(0, from-gemmTallest):from])
+	clear(row[to:min(to+gemmTallest, c.ld)])
+}
+
+// AttendCausal is attention over whole sequences, a block of one head's rows at a time.
+func (s *Set) AttendCausal(y, lse, q, k, v []float32, b, t int, a kernel.Heads) {
+	must("attend causal", "q", len(q), b*t*a.H*a.D)
+	must("attend causal", "y", len(y), b*t*a.H*a.D)
+	must("attend causal", "k", len(k), b*t*a.K*a.D)
+	must("attend causal", "v", len(v), b*t*a.K*a.D)
+	must("attend causal", "lse", len(lse), b*t*a.H)
+	if t == 0 {
+		return
+	}
+	block := s.causalBlock(t)
+	blocks := (t + block - 1) / block
+	s.each(b*a.H*blocks, b*t*t*a.H*a.D, func(i int) {
+		head, lo := i/blocks, i%blocks*block
+		c, done := s.causalHead(head/a.H, head%a.H, t, a, false)
+		defer done()
+		c.forward(y[c.qo:], lse[c.lo:], q[c.qo:], k[c.ko:], v[c.ko:], lo, min(lo+block, t))
+	})
+}
+
+// forward computes rows lo..hi-1.
+func (c *causal) forward(y, lse, q, k, v []float32, lo, hi int) {
+	c.scoresOf(c.scores, q, c.pack(c.keys, rowsOf(k, c.kw), hi, 0, c.a.D), lo, hi)
+	scale := float32(c.a.Scale)
+	var sums [causalRows]float32
+	for p := lo; p < hi; p++ {
+		row, from := c.scores[(p-lo)*c.ld:][:c.ld], first(p, c.a)
+		best, sum := c.attend.weigh(&row[from], p+1-from, scale)
+		sums[p-lo], lse[p*c.a.H] = sum, best+float32(math.Log(float64(sum)))
+		c.hide(row, p)
+	}
+	values := c.pack(c.across, columnsOf(v, c.kw), c.a.D, 0, hi)
+	g := gemmCall{c: y[lo*c.qw:], ldc: c.qw, a: rowsOf(c.scores, c.ld)}
+	tall := len(c.gemm.tiles) - 1
+	for i := lo; i < hi; i += tall {
+		rows, from := min(tall, hi-i), first(i, c.a)
+		g.strip(&c.gemm, c.w, &values, i-lo, rows, from, i+rows-from)
+	}
+	for p := lo; p < hi; p++ {
+		out := &y[p*c.qw]
+		c.element.scale(out, out, c.a.D, 1/sums[p-lo])
+	}
+}
+
+// AttendCausalGrad adds to dq, dk, dv. The weights are computed again from the scores
+// and the kept log-sum-exp. Heads that share a key/value head are one piece of work, so
+// that their sums meet in one order.
+func (s *Set) AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v []float32, b, t int, a kernel.Heads) {
+	must("attend causal grad", "dy", len(dy), b*t*a.H*a.D)
+	must("attend causal grad", "y", len(y), b*t*a.H*a.D)
+	must("attend causal grad", "q", len(q), b*t*a.H*a.D)
+	must("attend causal grad", "dq", len(dq), b*t*a.H*a.D)
+	must("attend causal grad", "k", len(k), b*t*a.K*a.D)
+	must("attend causal grad", "dk", len(dk), b*t*a.K*a.D)
+	must("attend causal grad", "v", len(v), b*t*a.K*a.D)
+	must("attend causal grad", "dv", len(dv), b*t*a.K*a.D)
+	must("attend causal grad", "lse", len(lse), b*t*a.H)
+	if t == 0 {
+		return
+	}
+	group, block := a.H/a.K, s.causalBlock(t)
+	s.each(b*a.K, 5*b*t*t*a.H*a.D/2, func(i int) {
+		c, done := s.causalHead(i/a.K, i%a.K*group, t, a, true)
+		defer done()
+		keys := c.pack(c.keys, rowsOf(k[c.ko:], c.kw), t, 0, a.D)
+		values := c.pack(c.values, rowsOf(v[c.ko:], c.kw), t, 0, a.D)
+		across := c.pack(c.across, columnsOf(k[c.ko:], c.kw), a.D, 0, t)
+		for range group {
+			for lo := 0; lo < t; lo += block {
+				hi := min(lo+block, t)
+				c.scoresOf(c.scores, q[c.qo:], keys, lo, hi)
+				c.scoresOf(c.slopes, dy[c.qo:], values, lo, hi)
+				c.slope(dy[c.qo:], y[c.qo:], lse[c.lo:], lo, hi)
+				c.queryGrad(dq[c.qo:], across, lo, hi)
+				c.keyGrad(dk[c.ko:], c.slopes, c.pack(c.queries, columnsOf(q[c.qo:], c.qw), a.D, lo, hi-lo), lo, hi)
+				c.keyGrad(dv[c.ko:], c.scores, c.pack(c.dys, columnsOf(dy[c.qo:], c.qw), a.D, lo, hi-lo), lo, hi)
+			}
+			c.qo += a.D
+			c.lo++
+		}
+	})
+}
+
+// slope turns rows of scores into weights, and of dy·v into the scores' gradients:
+// w·(dy·v - dy·y)·scale.
+func (c *causal) slope(dy, y, lse []float32, lo, hi int) {
+	scale := float32(c.a.Scale)
+	for p := lo; p < hi; p++ {
+		weights, slopes := c.scores[(p-lo)*c.ld:][:c.ld], c.slopes[(p-lo)*c.ld:][:c.ld]
+		from := first(p, c.a)
+		n := p + 1 - from
+		delta := c.ops.dot(&dy[p*c.qw], &y[p*c.qw], c.a.D)
+		c.train.scoreSlopes(&slopes[from], &weights[from], n, scale, lse[p*c.a.H], delta)
+		c.hide(weights, p)
+		c.hide(slopes, p)
+	}
+}
+
+// queryGrad adds the gradient of queries lo..hi-1.
+func (c *causal) queryGrad(dq []float32, keys gemmPanels, lo, hi int) {
+	tall := len(c.gemm.tiles) - 1
+	g := gemmCall{c: dq[lo*c.qw:], ldc: c.qw, add: true, a: rowsOf(c.slopes, c.ld)}
+	for i := lo; i < hi; i += tall {
+		rows, from := min(tall, hi-i), first(i, c.a)
+		g.strip(&c.gemm, c.w, &keys, i-lo, rows, from, i+rows-from)
+	}
+}
+
+// keyGrad adds what queries lo..hi-1 give the positions they see: out[position] +=
+// Σ weight·x.
+func (c *causal) keyGrad(out, weights []float32, x gemmPanels, lo, hi int) {
+	tall := len(c.gemm.tiles) - 1
+	x.k0 = 0 // weights count from lo, too
+	g := gemmCall{c: out, ldc: c.kw, add: true, near: true, a: columnsOf(weights, c.ld)}
+	for i := first(lo, c.a) / tall * tall; i < hi; i += tall {
+		rows := min(tall, hi-i)
+		from, to := max(lo, i), hi
+		if c.a.Window > 0 {
+			to = min(hi, i+rows-1+c.a.Window)
+		}
+		if from < to {
+			g.strip(&c.gemm, c.w, &x, i, rows, from-lo, to-from)
+		}
+	}
+}

@@ -1,0 +1,176 @@
+package cpu
+
+import (
+	"math"
+	"unsafe"
+
+	"github.com/lamina-mesh/lamina/pkg/kernel"
+)
+
+// RMSNormGrad adds the gradients of RMSNorm: LayerNorm's with means of zero.
+func (s *Set) RMSNormGrad(dx, dg, dy, x, g []float32, eps float64, t, c int) {
+	must("rmsnorm grad", "dy", len(dy), t*c)
+	must("rmsnorm grad", "x", len(x), t*c)
+	s.normGrad(dx, dg, nil, dy, x, g, t, c, func(in []float32) (mean, inv float32) {
+		return 0, float32(1 / math.Sqrt(float64(s.dot(in, in))/float64(c)+eps))
+	}, false)
+}
+
+// LayerNormGrad adds the gradients of LayerNorm.
+func (s *Set) LayerNormGrad(dx, dg, db, dy, x, g []float32, eps float64, t, c int) {
+	must("layernorm grad", "dy", len(dy), t*c)
+	must("layernorm grad", "x", len(x), t*c)
+	s.normGrad(dx, dg, db, dy, x, g, t, c, func(in []float32) (mean, inv float32) { return s.moments(in, eps) }, true)
+}
+
+// normGrad adds gradients: dx row by row, and then dg and db over the rows in order.
+func (s *Set) normGrad(dx, dg, db, dy, x, g []float32, t, c int, moments func(in []float32) (mean, inv float32), centred bool) {
+	const rows = 16 // of a piece of work
+	pieces := (t + rows - 1) / rows
+	b := s.buffer(2*t + 2*lanes*pieces)
+	defer s.give(b)
+	stats := (*b)[:2*t]
+	s.each(pieces, t*c*8, func(i int) {
+		sums := (*b)[2*t+2*lanes*i:][:2*lanes]
+		for r := i * rows; r < min((i+1)*rows, t); r++ {
+			in, grad := x[r*c:(r+1)*c], dy[r*c:(r+1)*c]
+			mean, inv := moments(in)
+			stats[2*r], stats[2*r+1] = mean, inv
+			if dx == nil {
+				continue
+			}
+			meanE, meanEN := s.meansOf(sums, in, grad, g, mean, inv)
+			if !centred {
+				meanE = 0
+			}
+			s.train.normSlopes(&dx[r*c], &in[0], &grad[0], &g[0], c, mean, inv, meanE, meanEN)
+		}
+	})
+	if dg == nil && db == nil || t == 0 {
+		return
+	}
+	s.columns(c, t*c*4, func(lo, columns int) {
+		var spare [2][lanes]float32
+		gains, biases := &spare[0][0], &spare[1][0]
+		if dg != nil {
+			gains = &dg[lo]
+		}
+		if db != nil {
+			biases = &db[lo]
+		}
+		if columns == lanes {
+			s.train.normColumns(gains, biases, &x[lo], &dy[lo], 4*c, t, &stats[0])
+			return
+		}
+		plainColumns(gains, biases, &x[lo], &dy[lo], 4*c, t, columns, &stats[0])
+	})
+}
+
+// meansOf are the means of a row's e = dy·g and e·n, summed in canonical lanes.
+func (s *Set) meansOf(sums, x, dy, g []float32, mean, inv float32) (e, en float32) {
+	clear(sums)
+	groups := len(x) / lanes
+	if groups > 0 {
+		s.train.normMeans(&sums[0], &x[0], &dy[0], &g[0], groups, mean, inv)
+	}
+	plainMeans(sums, &x[0], &dy[0], &g[0], groups*lanes, len(x), mean, inv)
+	n := float32(len(x))
+	return fold((*[lanes]float32)(sums)) / n, fold((*[lanes]float32)(sums[lanes:])) / n
+}
+
+// slope is the activation's derivative at v, whose gate is q.
+func slope(v, q float32, act kernel.Act) float32 {
+	switch act {
+	case kernel.SiLU:
+		return float32(q * (1 + float32(v*(1-q))))
+	case kernel.GELUTanh:
+		k := float32(2 * math.Sqrt(2/math.Pi))
+		du := float32(k * (1 + float32(3*0.044715*float32(v*v))))
+		return q + float32(float32(v*float32(q*(1-q)))*du)
+	}
+	return q + float32(float64(v)*math.Exp(-float64(v)*float64(v)/2)/math.Sqrt(2*math.Pi))
+}
+
+// gatedGrad adds the gradient of an activation, or of one times up unless that is nil,
+// by way of the gate.
+func gatedGrad(o *ops, dx, dup, dy, x, up *float32, n int, act kernel.Act) {
+	var buf [lanes]float32
+	for i := 0; i < n; i += lanes {
+		part := min(lanes, n-i)
+		in := unsafe.Slice(at(x, i), part)
+		o.gate(buf[:part], in, act)
+		for j, v := range in {
+			d, q := *at(dy, i+j), buf[j]
+			if up != nil {
+				*at(dup, i+j) += float32(d * float32(v*q))
+				d *= *at(up, i+j)
+			}
+			*at(dx, i+j) += float32(d * slope(v, q, act))
+		}
+	}
+}
+
+// GLUGrad adds the gradients of GLU.
+func (s *Set) GLUGrad(dgate, dup, dy, gate, up []float32, act kernel.Act) {
+	must("glu grad", "dy", len(dy), len(gate))
+	must("glu grad", "up", len(up), len(gate))
+	must("glu grad", "dgate", len(dgate), len(gate))
+	must("glu grad", "dup", len(dup), len(gate))
+	s.pieces(len(dy), func(lo, hi int) {
+		if loop := s.train.gluGrad[act]; loop != nil {
+			loop(&dgate[lo], &dup[lo], &dy[lo], &gate[lo], &up[lo], hi-lo)
+			return
+		}
+		gatedGrad(&s.ops, &dgate[lo], &dup[lo], &dy[lo], &gate[lo], &up[lo], hi-lo, act)
+	})
+}
+
+// ActivateGrad adds the gradient of Activate.
+func (s *Set) ActivateGrad(dx, dy, x []float32, act kernel.Act) {
+	must("activate grad", "dy", len(dy), len(x))
+	must("activate grad", "dx", len(dx), len(x))
+	s.pieces(len(dy), func(lo, hi int) {
+		if loop := s.train.actGrad[act]; loop != nil {
+			loop(&dx[lo], &dy[lo], &x[lo], hi-lo)
+			return
+		}
+		gatedGrad(&s.ops, &dx[lo], nil, &dy[lo], &x[lo], nil, hi-lo, act)
+	})
+}
+
+// CrossEntropy is the negative log-likelihood and its gradient.
+func (s *Set) CrossEntropy(loss []float64, dlogits, logits []float32, targets []int32, scale float64, t, v int) {
+	must("cross entropy", "logits", len(logits), t*v)
+	must("cross entropy", "targets", len(targets), t)
+	must("cross entropy", "loss", len(loss), t)
+	if dlogits != nil {
+		must("cross entropy", "dlogits", len(dlogits), t*v)
+	}
+	s.each(t, t*v*16, func(r int) {
+		x, target := logits[r*v:(r+1)*v], targets[r]
+		loss[r] = 0
+		if target < 0 {
+			if dlogits != nil {
+				clear(dlogits[r*v : (r+1)*v])
+			}
+			return
+		}
+		var e []float32
+		if dlogits != nil {
+			e = dlogits[r*v : (r+1)*v]
+		} else {
+			b := s.buffer(v)
+			defer s.give(b)
+			e = *b
+		}
+		best := s.max(&x[0], v)
+		wanted := float64(x[target]) // dlogits may be logits
+		s.exp(&e[0], &x[0], v, 1, best)
+		sum := s.sum(&e[0], v)
+		loss[r] = float64(best) + math.Log(float64(sum)) - wanted
+		if dlogits != nil {
+			s.element.scale(&e[0], &e[0], v, float32(scale/float64(sum)))
+			e[target] -= float32(scale)
+		}
+	})
+}

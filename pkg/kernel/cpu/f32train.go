@@ -1,0 +1,180 @@
+package cpu
+
+import (
+	"math"
+	"unsafe"
+
+	"github.com/lamina-mesh/lamina/pkg/kernel"
+)
+
+// trainOps are loops over elements that only training needs. Each rounds every operation
+// as it is written; only sums over columns of products are fused. Those over groups take
+// whole groups of lanes alone.
+type trainOps struct {
+	// scoreSlopes: w = exp(w·scale - lse), dw = w·(dw - delta)·scale.
+	scoreSlopes func(dw, w *float32, n int, scale, lse, delta float32)
+	actGrad     [acts]func(dx, dy, x *float32, n int)                                // nil: by way of the gate
+	gluGrad     [acts]func(dx, dup, dy, x, up *float32, n int)                       // nil as well
+	normSlopes  func(dx, x, dy, g *float32, n int, mean, inv, meanE, meanEN float32) // dx += inv·(e - meanE - n·meanEN)
+	normMeans   func(sums, x, dy, g *float32, groups int, mean, inv float32)         // sums[16] += e, sums[16:] += e·n
+	normColumns func(dg, db, x, dy *float32, ld, rows int, stats *float32)           // 16 columns: dg += dy·n, db += dy
+	sumColumns  func(y, x *float32, ld, rows int)                                    // 16 columns: y += x
+	sumSquares  func(sums *float64, x *float32, groups int)                          // sums[16] += x²
+	adamw       func(p, m, v, grad *float32, groups int, constants *adamwConstants)
+}
+
+// adamwConstants are an AdamW step's, each of them lanes times.
+type adamwConstants [9][lanes]float32
+
+func trainPortable() trainOps {
+	return trainOps{
+		scoreSlopes: func(dw, w *float32, n int, scale, lse, delta float32) {
+			slopes := unsafe.Slice(dw, n)
+			for i, s := range unsafe.Slice(w, n) {
+				e := exp32(float32(s*scale) - lse)
+				*at(w, i) = e
+				slopes[i] = float32(e*(slopes[i]-delta)) * scale
+			}
+		},
+		normSlopes: func(dx, x, dy, g *float32, n int, mean, inv, meanE, meanEN float32) {
+			in, grads, gains := unsafe.Slice(x, n), unsafe.Slice(dy, n), unsafe.Slice(g, n)
+			for i, v := range in {
+				n, e := float32((v-mean)*inv), float32(grads[i]*gains[i])
+				*at(dx, i) += float32(inv * (e - meanE - float32(n*meanEN)))
+			}
+		},
+		normMeans: func(sums, x, dy, g *float32, groups int, mean, inv float32) {
+			plainMeans(unsafe.Slice(sums, 2*lanes), x, dy, g, 0, groups*lanes, mean, inv)
+		},
+		normColumns: func(dg, db, x, dy *float32, ld, rows int, stats *float32) {
+			plainColumns(dg, db, x, dy, ld, rows, lanes, stats)
+		},
+		sumColumns: func(y, x *float32, ld, rows int) { plainSums(y, x, ld, rows, lanes) },
+		sumSquares: func(sums *float64, x *float32, groups int) {
+			plainSquares(unsafe.Slice(sums, lanes), unsafe.Slice(x, groups*lanes))
+		},
+		adamw: func(p, m, v, grad *float32, groups int, k *adamwConstants) {
+			n := groups * lanes
+			plainAdamW(unsafe.Slice(p, n), unsafe.Slice(m, n), unsafe.Slice(v, n), unsafe.Slice(grad, n), k)
+		},
+	}
+}
+
+// plainMeans adds elements from..to-1 to the lanes of normMeans.
+func plainMeans(sums []float32, x, dy, g *float32, from, to int, mean, inv float32) {
+	for i := from; i < to; i++ {
+		n, e := float32((*at(x, i)-mean)*inv), float32(*at(dy, i)**at(g, i))
+		sums[i%lanes] += e
+		sums[lanes+i%lanes] = fma32(e, n, sums[lanes+i%lanes])
+	}
+}
+
+// plainColumns is normColumns of any number of columns.
+func plainColumns(dg, db, x, dy *float32, ld, rows, columns int, stats *float32) {
+	for r := range rows {
+		mean, inv := *at(stats, 2*r), *at(stats, 2*r+1)
+		for i := range columns {
+			d := *at(dy, r*ld/4+i)
+			*at(dg, i) = fma32(d, float32((*at(x, r*ld/4+i)-mean)*inv), *at(dg, i))
+			*at(db, i) += d
+		}
+	}
+}
+
+// plainSums is sumColumns of any number of columns.
+func plainSums(y, x *float32, ld, rows, columns int) {
+	for r := range rows {
+		for i := range columns {
+			*at(y, i) += *at(x, r*ld/4+i)
+		}
+	}
+}
+
+func plainSquares(sums []float64, x []float32) {
+	for i, v := range x {
+		sums[i%lanes] += float64(float64(v) * float64(v))
+	}
+}
+
+func plainAdamW(p, m, v, grad []float32, k *adamwConstants) {
+	for i, x := range grad {
+		x = float32(x * k[0][0])
+		m[i] = float32(m[i]*k[1][0]) + float32(x*k[2][0])
+		v[i] = float32(v[i]*k[3][0]) + float32(float32(x*k[4][0])*x)
+		step := float32(m[i]*k[5][0]) / (float32(math.Sqrt(float64(float32(v[i]*k[6][0])))) + k[7][0])
+		p[i] = float32(p[i]*k[8][0]) - step
+	}
+}
+
+// sumLen is how many squares share a partial sum.
+const sumLen = 1 << 16
+
+// SumSquares adds squares in float64: lanes of sumLen elements, folded, and then those
+// parts in order.
+func (s *Set) SumSquares(x []float32) float64 {
+	parts := make([]float64, (len(x)+sumLen-1)/sumLen)
+	s.each(len(parts), len(x), func(i int) {
+		part := x[i*sumLen : min((i+1)*sumLen, len(x))]
+		var sums [lanes]float64
+		groups := len(part) / lanes
+		if groups > 0 {
+			s.train.sumSquares(&sums[0], &part[0], groups)
+		}
+		plainSquares(sums[:], part[groups*lanes:])
+		for half := lanes / 2; half > 0; half /= 2 {
+			for j := range half {
+				sums[j] += sums[j+half]
+			}
+		}
+		parts[i] = sums[0]
+	})
+	var sum float64
+	for _, v := range parts {
+		sum += v
+	}
+	return sum
+}
+
+// AdamW steps weights in one pass over them, their moments and their gradient.
+func (s *Set) AdamW(p, m, v, grad []float32, o kernel.AdamW) {
+	must("adamw", "m", len(m), len(p))
+	must("adamw", "v", len(v), len(p))
+	must("adamw", "grad", len(grad), len(p))
+	var k adamwConstants
+	for i, c := range [...]float64{o.Scale, o.Beta1, 1 - o.Beta1, o.Beta2, 1 - o.Beta2, o.Size, o.Root, o.Epsilon, o.Keep} {
+		for j := range k[i] {
+			k[i][j] = float32(c)
+		}
+	}
+	s.pieces(len(p), func(lo, hi int) {
+		whole := lo + (hi-lo)&^(lanes-1)
+		if whole > lo {
+			s.train.adamw(&p[lo], &m[lo], &v[lo], &grad[lo], (whole-lo)/lanes, &k)
+		}
+		plainAdamW(p[whole:hi], m[whole:hi], v[whole:hi], grad[whole:hi], &k)
+	})
+}
+
+// columnSums adds rows of x[T,n] to y.
+func (s *Set) columnSums(y, x []float32, t, n int) {
+	if t == 0 {
+		return
+	}
+	s.columns(n, t*n*4, func(lo, columns int) {
+		if columns == lanes {
+			s.train.sumColumns(&y[lo], &x[lo], 4*n, t)
+			return
+		}
+		plainSums(&y[lo], &x[lo], 4*n, t, columns)
+	})
+}
+
+// columns calls body for groups of lanes columns, and what is left, of n.
+func (s *Set) columns(n, cost int, body func(lo, columns int)) {
+	const share = 8 * lanes
+	s.each((n+share-1)/share, cost, func(i int) {
+		for lo := i * share; lo < min((i+1)*share, n); lo += lanes {
+			body(lo, min(lanes, n-lo))
+		}
+	})
+}
