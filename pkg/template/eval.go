@@ -111,7 +111,8 @@ func (s *state) iterate(v Value) ([]Value, error) {
 	case undefined:
 		return nil, nil
 	case *list:
-		return x.items, s.step(len(x.items) / 8)
+		items := x.take()
+		return items, s.step(len(items) / 8)
 	case *Map:
 		return x.keys, s.step(len(x.keys) / 8)
 	case str:
@@ -151,7 +152,10 @@ func (e *literal) eval(s *state) (Value, error)  { return e.v, s.step(1) }
 func (e *nameExpr) eval(s *state) (Value, error) { return s.lookup(e.name), s.step(1) }
 
 func (e *listExpr) eval(s *state) (Value, error) {
-	l := &list{items: make([]Value, len(e.items)), tuple: e.tuple}
+	l := &list{items: make([]Value, len(e.items))}
+	if e.tuple {
+		l.kind = isTuple
+	}
 	for i, item := range e.items {
 		var err error
 		if l.items[i], err = item.eval(s); err != nil {

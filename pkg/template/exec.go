@@ -249,9 +249,9 @@ func (s *state) callMacro(m *macro, a args) (Value, error) {
 		s.set("caller", caller)
 	}
 	if n := len(m.params); len(a.pos) > n {
-		s.set("varargs", &list{items: a.pos[n:], tuple: true})
+		s.set("varargs", &list{items: a.pos[n:], kind: isTuple})
 	} else {
-		s.set("varargs", &list{tuple: true})
+		s.set("varargs", &list{kind: isTuple})
 	}
 	rest := NewMap()
 	for i, name := range a.names {
@@ -308,7 +308,7 @@ func (l *loop) attr(name string) Value {
 		}}
 	case "changed":
 		return &function{"changed", func(s *state, a args) (Value, error) {
-			now := &list{items: a.pos, tuple: true}
+			now := &list{items: a.pos, kind: isTuple}
 			same := false
 			if l.asked {
 				var err error

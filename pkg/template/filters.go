@@ -55,9 +55,10 @@ func (s *state) filter(name string, v Value, a args) (Value, error) {
 	case "items":
 		switch m := v.(type) {
 		case *Map:
-			return s.pairs(m)
+			pairs, err := s.pairs(m)
+			return generator(pairs.items), err
 		case undefined:
-			return &list{}, nil
+			return generator(nil), nil
 		}
 		return nil, s.fail("items needs a mapping, not %s", typeName(v))
 	case "capitalize", "center", "e", "escape", "format", "indent", "lower", "replace", "safe", "string", "title", "trim", "truncate",
@@ -201,7 +202,9 @@ func (s *state) length(v Value) (Value, error) {
 	case str:
 		return int64(utf8.RuneCountInString(x.s)), s.step(len(x.s) / 64)
 	case *list:
-		return int64(len(x.items)), nil
+		if x.kind != isGenerator {
+			return int64(len(x.items)), nil
+		}
 	case *Map:
 		return int64(len(x.keys)), nil
 	}

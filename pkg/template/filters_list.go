@@ -15,9 +15,25 @@ func (s *state) listFilter(name string, v Value, a args) (Value, error) {
 	if t, ok := v.(str); ok && name == "reverse" {
 		return s.sliceStr(t, [3]*int64{nil, nil, ptr(-1)})
 	}
+	if l, ok := v.(*list); ok && l.kind == isGenerator {
+		switch {
+		case name == "first" && len(l.items) > 0:
+			first := l.items[0]
+			l.items = l.items[1:]
+			return first, nil
+		case name == "last":
+			return nil, s.fail("cannot go through a generator backwards")
+		}
+	}
 	items, err := s.iterate(v)
 	if err != nil {
 		return nil, err
+	}
+	if name == "first" {
+		if len(items) > 0 {
+			return items[0], nil
+		}
+		return undefined{"the first of nothing"}, nil
 	}
 	if err := s.alloc(16 * len(items)); err != nil {
 		return nil, err
@@ -25,11 +41,6 @@ func (s *state) listFilter(name string, v Value, a args) (Value, error) {
 	switch name {
 	case "list":
 		return &list{items: slices.Clone(items)}, nil
-	case "first":
-		if len(items) > 0 {
-			return items[0], nil
-		}
-		return undefined{"the first of nothing"}, nil
 	case "last":
 		if len(items) > 0 {
 			return items[len(items)-1], nil
@@ -38,7 +49,7 @@ func (s *state) listFilter(name string, v Value, a args) (Value, error) {
 	case "reverse":
 		out := slices.Clone(items)
 		slices.Reverse(out)
-		return &list{items: out}, nil
+		return generator(out), nil
 	case "join":
 		return s.join(items, a)
 	case "map":
@@ -143,7 +154,7 @@ func (s *state) mapItems(items []Value, a args) (Value, error) {
 				return nil, err
 			}
 		}
-		return &list{items: out}, nil
+		return generator(out), nil
 	}
 	for i, item := range items {
 		v, err := s.attribute(item, attr)
@@ -155,7 +166,7 @@ func (s *state) mapItems(items []Value, a args) (Value, error) {
 		}
 		out[i] = v
 	}
-	return &list{items: out}, nil
+	return generator(out), nil
 }
 
 func (s *state) selectItems(name string, items []Value, a args) (Value, error) {
@@ -193,7 +204,7 @@ func (s *state) selectItems(name string, items []Value, a args) (Value, error) {
 		}
 		test, rest = t.s, rest[1:]
 	}
-	out := &list{}
+	out := generator(nil)
 	for _, item := range items {
 		v, err := s.attribute(item, attr)
 		if err != nil {
@@ -300,7 +311,7 @@ func (s *state) dictsort(m *Map, a args) (Value, error) {
 	if by, ok := a.get(1, "by", str{s: "key"}).(str); ok && by.s == "value" {
 		at = 1
 	}
-	out, err := s.sorted(pairs.(*list).items, at, truth(a.get(0, "case_sensitive", false)), truth(a.get(2, "reverse", false)))
+	out, err := s.sorted(pairs.items, at, truth(a.get(0, "case_sensitive", false)), truth(a.get(2, "reverse", false)))
 	return &list{items: out}, err
 }
 
@@ -331,7 +342,7 @@ func (s *state) sum(items []Value, a args) (Value, error) {
 
 func (s *state) unique(items []Value, a args) (Value, error) {
 	seen := map[string]bool{}
-	out := &list{}
+	out := generator(nil)
 	for _, item := range items {
 		v, err := s.attribute(item, a.get(1, "attribute", nil))
 		if err != nil {
@@ -377,7 +388,7 @@ func (s *state) groupby(items []Value, a args) (Value, error) {
 		}
 		if !same {
 			group, last = &list{}, v
-			out.items = append(out.items, &list{items: []Value{v, group}, tuple: true})
+			out.items = append(out.items, &list{items: []Value{v, group}, kind: isTuple})
 		}
 		group.items = append(group.items, item)
 	}
@@ -390,7 +401,7 @@ func (s *state) batch(items []Value, a args) (Value, error) {
 		return nil, s.fail("batch needs a count")
 	}
 	fill := a.get(1, "fill_with", nil)
-	out := &list{}
+	out := generator(nil)
 	for part := range slices.Chunk(items, min(n, len(items)+1)) {
 		row := slices.Clone(part)
 		if fill != nil && len(row) < n {
@@ -416,7 +427,7 @@ func (s *state) slices(items []Value, a args) (Value, error) {
 		return nil, err
 	}
 	fill := a.get(1, "fill_with", nil)
-	out := &list{}
+	out := generator(nil)
 	size, extra := len(items)/n, len(items)%n
 	at := 0
 	for i := range n {

@@ -91,7 +91,7 @@ func (s *state) numbers(bounds []Value) (Value, error) {
 	if step == 0 {
 		return nil, s.fail("range cannot step by zero")
 	}
-	out := &list{}
+	out := &list{kind: isRange, from: from, to: to, by: step}
 	for i := from; step > 0 && i < to || step < 0 && i > to; i += step {
 		if err := s.alloc(64); err != nil {
 			return nil, err

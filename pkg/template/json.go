@@ -120,6 +120,9 @@ func (s *state) encodeJSON(b *marked, v Value, st *jsonStyle, depth int) error {
 	case str:
 		b.addLike(jsonQuote(x.s, st.ascii), x)
 	case *list:
+		if x.kind > isTuple {
+			return s.fail("cannot write %s as json", typeName(v))
+		}
 		return s.encodeItems(b, "[", "]", len(x.items), st, depth, func(i int) error {
 			return s.encodeJSON(b, x.items[i], st, depth+1)
 		})

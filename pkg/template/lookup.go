@@ -71,7 +71,7 @@ func (s *state) item(of, key Value) (Value, error) {
 			return v, nil
 		}
 	case *list:
-		if i, ok := index(key, len(x.items)); ok {
+		if i, ok := index(key, len(x.items)); ok && x.kind <= isRange {
 			return x.items[i], nil
 		}
 	case str:
@@ -146,9 +146,16 @@ func (e *sliceExpr) eval(s *state) (Value, error) {
 	case undefined:
 		return nil, s.fail("cannot slice %q, which is undefined", x.name)
 	case *list:
+		if x.kind > isRange {
+			return nil, s.fail("cannot slice %s", typeName(of))
+		}
 		var out []Value
 		err := s.slice(len(x.items), bounds, func(i int) { out = append(out, x.items[i]) })
-		return &list{items: out, tuple: x.tuple}, err
+		cut := &list{items: out, kind: x.kind}
+		if from, to, step := sliceBounds(len(x.items), bounds); x.kind == isRange {
+			cut.from, cut.to, cut.by = x.from+int64(from)*x.by, x.from+int64(to)*x.by, x.by*int64(step)
+		}
+		return cut, err
 	case str:
 		return s.sliceStr(x, bounds)
 	}

@@ -1,6 +1,7 @@
 package template
 
 import (
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -22,14 +23,17 @@ func mapMethod(m *Map, name string) Value {
 			return a.get(1, "default", nil), nil
 		})
 	case "items":
-		return method(name, func(s *state, _ args) (Value, error) { return s.pairs(m) })
+		return method(name, func(s *state, _ args) (Value, error) {
+			pairs, err := s.pairs(m)
+			return pairs, err
+		})
 	case "keys":
 		return method(name, func(s *state, _ args) (Value, error) {
-			return &list{items: append([]Value(nil), m.keys...)}, s.alloc(16 * len(m.keys))
+			return &list{items: slices.Clone(m.keys), kind: isKeys}, s.alloc(16 * len(m.keys))
 		})
 	case "values":
 		return method(name, func(s *state, _ args) (Value, error) {
-			return &list{items: append([]Value(nil), m.vals...)}, s.alloc(16 * len(m.vals))
+			return &list{items: slices.Clone(m.vals), kind: isValues}, s.alloc(16 * len(m.vals))
 		})
 	case "copy":
 		return method(name, func(s *state, _ args) (Value, error) {
@@ -69,17 +73,17 @@ func mapMethod(m *Map, name string) Value {
 }
 
 // pairs lists a mapping's keys with their values.
-func (s *state) pairs(m *Map) (Value, error) {
-	out := &list{items: make([]Value, len(m.keys))}
+func (s *state) pairs(m *Map) (*list, error) {
+	out := &list{items: make([]Value, len(m.keys)), kind: isItems}
 	for i, k := range m.keys {
-		out.items[i] = &list{items: []Value{k, m.vals[i]}, tuple: true}
+		out.items[i] = &list{items: []Value{k, m.vals[i]}, kind: isTuple}
 	}
 	return out, s.alloc(96 * len(m.keys))
 }
 
 // listMethod is a list's method, or nil.
 func listMethod(l *list, name string) Value {
-	if l.tuple && name != "index" && name != "count" {
+	if l.kind > isRange || l.kind != isList && name != "index" && name != "count" {
 		return nil
 	}
 	switch name {
@@ -376,7 +380,7 @@ func (s *state) partition(t str, name string, sep Value) (Value, error) {
 	if i >= 0 {
 		parts = []Value{t.cut(0, i), t.cut(i, i+len(x.s)), t.cut(i+len(x.s), len(t.s))}
 	}
-	return &list{items: parts, tuple: true}, s.alloc(len(t.s))
+	return &list{items: parts, kind: isTuple}, s.alloc(len(t.s))
 }
 
 func (s *state) replace(t str, old, with, most Value) (Value, error) {

@@ -129,7 +129,7 @@ func (s *state) arithmetic(op string, a, b Value) (Value, error) {
 		}
 		if op == "%" {
 			values := []Value{b}
-			if l, ok := b.(*list); ok && l.tuple {
+			if l, ok := b.(*list); ok && l.kind == isTuple {
 				values = l.items
 			}
 			return s.percent(x, values)
@@ -138,11 +138,11 @@ func (s *state) arithmetic(op string, a, b Value) (Value, error) {
 			return s.repeat(x, n)
 		}
 	case *list:
-		if y, ok := b.(*list); ok && op == "+" && x.tuple == y.tuple {
+		if y, ok := b.(*list); ok && op == "+" && x.kind == y.kind && x.kind <= isTuple {
 			items := make([]Value, 0, len(x.items)+len(y.items))
-			return &list{items: append(append(items, x.items...), y.items...), tuple: x.tuple}, s.alloc(32 * cap(items))
+			return &list{items: append(append(items, x.items...), y.items...), kind: x.kind}, s.alloc(32 * cap(items))
 		}
-		if n, ok := count(b); ok && op == "*" {
+		if n, ok := count(b); ok && op == "*" && x.kind <= isTuple {
 			if n > 0 && len(x.items) > s.memory/16/n {
 				return nil, s.alloc(s.memory + 1)
 			}
@@ -150,7 +150,7 @@ func (s *state) arithmetic(op string, a, b Value) (Value, error) {
 			for range n {
 				items = append(items, x.items...)
 			}
-			return &list{items: items, tuple: x.tuple}, s.alloc(16 * len(items))
+			return &list{items: items, kind: x.kind}, s.alloc(16 * len(items))
 		}
 	}
 	if n, ok := count(a); ok && op == "*" {

@@ -55,7 +55,9 @@ func (s *state) test(name string, v Value, a args) (bool, error) {
 		return ok && !m.namespace, nil
 	case "sequence", "iterable":
 		switch x := v.(type) {
-		case str, *list, undefined:
+		case *list:
+			return name == "iterable" || x.kind <= isRange, nil
+		case str, undefined:
 			return true, nil
 		case *Map:
 			return !x.namespace, nil

@@ -16,12 +16,6 @@ type Value any
 // undefined is a name that is not there, or what a lookup did not find.
 type undefined struct{ name string }
 
-// list is a list or, where tuple is set, a tuple.
-type list struct {
-	items []Value
-	tuple bool
-}
-
 // Map is a mapping that keeps the order in which keys were first set.
 type Map struct {
 	keys      []Value
@@ -112,7 +106,7 @@ func hashKey(key Value) (string, bool) {
 		}
 		return "f" + strconv.FormatFloat(f, 'g', -1, 64), true
 	case *list:
-		if !k.tuple {
+		if k.kind != isTuple {
 			return "", false
 		}
 		var b strings.Builder
@@ -194,10 +188,7 @@ func typeName(v Value) string {
 	case str:
 		return "string"
 	case *list:
-		if x.tuple {
-			return "tuple"
-		}
-		return "list"
+		return x.kind.String()
 	case *Map:
 		return "mapping"
 	default:
@@ -219,7 +210,7 @@ func truth(v Value) bool {
 	case str:
 		return x.s != ""
 	case *list:
-		return len(x.items) > 0
+		return x.kind == isGenerator || len(x.items) > 0
 	case *Map:
 		return x.namespace || len(x.keys) > 0
 	default:
@@ -274,7 +265,7 @@ func (s *state) equal(a, b Value) (bool, error) {
 		return ok && x.s == y.s, nil
 	case *list:
 		y, ok := b.(*list)
-		if !ok || x.tuple != y.tuple || len(x.items) != len(y.items) {
+		if !ok || x.kind != y.kind || x.kind == isGenerator && x != y || len(x.items) != len(y.items) {
 			return false, nil
 		}
 		for i := range x.items {
@@ -360,7 +351,7 @@ func (s *state) contains(in, v Value) (bool, error) {
 		}
 		return strings.Contains(x.s, y.s), s.step(1 + len(x.s)/64)
 	case *list:
-		for _, item := range x.items {
+		for _, item := range x.take() {
 			if same, err := s.equal(item, v); err != nil || same {
 				return same, err
 			}
@@ -415,14 +406,11 @@ func (s *state) repr(b *marked, v Value) error {
 	case str:
 		b.addLike(pythonQuote(x.s), x)
 	case *list:
-		open, end := "[", "]"
-		if x.tuple {
-			open, end = "(", ")"
-			if len(x.items) == 1 {
-				end = ",)"
-			}
-		}
+		open, end, whole := x.brackets()
 		b.add(open)
+		if whole {
+			return nil
+		}
 		for i, item := range x.items {
 			if i > 0 {
 				b.add(", ")
