@@ -78,7 +78,7 @@ func (s *Set) causalHead(seq, head int, t int, a kernel.Heads, backward bool) (*
 
 // pack makes panels of x's columns from..to-1 at depths k0..k0+depth-1.
 func (c *causal) pack(data []float32, x operand, to, k0, depth int) gemmPanels {
-	p := gemmPanels{data, 0, to, k0, depth}
+	p := gemmPanels{data: data, to: to, k0: k0, depth: depth}
 	p.pack(&c.gemm, x)
 	return p
 }

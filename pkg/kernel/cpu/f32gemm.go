@@ -1,17 +1,16 @@
 package cpu
 
-import "unsafe"
-
 // Products of float32 matrices. Every output is one chain of fused multiply-adds over
 // the reduction, in order, that starts from zero, a bias or what the output holds. So
 // its bits depend neither on tiles and blocks nor on threads, and adding two products
 // one after the other is one longer chain.
 
 const (
-	gemmDepth   = 256 // of the reduction, at most, in a packed block of the right side
-	gemmColumns = 512 // of a packed block, at most
-	gemmWidest  = 32  // columns of any family's panel
-	gemmTallest = 12  // rows of any family's tile
+	gemmDepth   = 256  // of the reduction, at most, in a packed block of the right side
+	gemmColumns = 512  // of a packed block, at most
+	gemmAlias   = 2048 // bytes between rows that meet on the same lines of a first cache
+	gemmWidest  = 32   // columns of any family's panel
+	gemmTallest = 12   // rows of any family's tile
 )
 
 // gemmTile computes c = init + a·b for as many rows and columns as it is made for.
@@ -28,6 +27,9 @@ type gemmOps struct {
 	// k rows; each row of a panel has room for lanes.
 	fromRows    func(dst *float32, ldd int, src *float32, lds, k int)
 	fromColumns func(dst *float32, ldd int, src *float32, lds, k, columns int)
+
+	// prefetch asks for lines of 64 bytes of rows ld bytes apart.
+	prefetch func(p uintptr, ld, rows, lines int)
 }
 
 // operand is a side of a product: element (i, k) is data[i*rs+k*cs], k being the
@@ -56,13 +58,14 @@ type gemmCall struct {
 type gemmScratch struct {
 	zero, bias [gemmWidest]float32
 	edge       [gemmTallest * gemmWidest]float32
-	a          [gemmDepth * lanes]float32
+	a          [(gemmDepth + lanes) * lanes]float32
 	b          []float32 // [columns][depth], by panels
+	next, near soon
 }
 
 // multiply spreads a product over the pool.
 func (s *Set) multiply(g *gemmCall) {
-	if g.m == 0 || g.n == 0 {
+	if g.m == 0 || g.n == 0 || g.k == 0 && g.add {
 		return
 	}
 	rows, columns := g.m, min(gemmColumns, roundUp(g.n, s.gemm.wide))
@@ -97,7 +100,8 @@ func (s *Set) multiplier() *gemmScratch {
 	return w
 }
 
-// block computes rows lo..hi-1 and columns from..to-1.
+// block computes rows lo..hi-1 and columns from..to-1. What the next strip and the next
+// depth need is asked for in between.
 func (g *gemmCall) block(o *gemmOps, w *gemmScratch, lo, hi, from, to int) {
 	depth := gemmDepth
 	if parts := (g.k + gemmDepth - 1) / gemmDepth; parts > 1 {
@@ -106,15 +110,36 @@ func (g *gemmCall) block(o *gemmOps, w *gemmScratch, lo, hi, from, to int) {
 	if need := roundUp(to-from, lanes) * min(depth, g.k); len(w.b) < need {
 		w.b = make([]float32, need)
 	}
-	tall, call := len(o.tiles)-1, *g
+	tall, call, across := len(o.tiles)-1, *g, (to-from+o.wide-1)/o.wide
 	for k := 0; k == 0 || k < g.k; k += depth {
-		p := gemmPanels{w.b, from, to, k, min(depth, g.k-k)}
-		p.pack(o, g.b)
+		p := gemmPanels{data: w.b, from: from, to: to, k0: k, depth: min(depth, g.k-k)}
+		if g.b.rs == 1 && p.depth > 0 && (to-from)%o.wide == 0 {
+			p.whole = g.b
+		} else {
+			p.pack(o, g.b)
+		}
+		w.next.reset()
+		if n := min(depth, g.k-k-depth); n > 0 {
+			w.next.add(g.b, from, to, k+depth, n)
+			if g.a.rs == 1 {
+				w.next.add(g.a, lo, hi, k+depth, n)
+			}
+		}
+		w.next.share((hi - lo + tall - 1) / tall * across)
 		for i := lo; i < hi; i += tall {
+			w.near.reset()
+			if end := min(i+2*tall, hi); end > i+tall {
+				if g.a.rs != 1 {
+					w.near.add(g.a, i+tall, end, k, p.depth)
+				}
+				w.near.add(rowsOf(g.c, g.ldc), i+tall, end, from, to-from)
+			}
+			w.near.share(across)
 			call.strip(o, w, &p, i, min(tall, hi-i), k, p.depth)
 		}
 		call.add = true
 	}
+	w.near.reset()
 }
 
 // gemmPanels are columns from..to-1 of a right side at depths k0 and on, packed. A panel
@@ -122,6 +147,7 @@ func (g *gemmCall) block(o *gemmOps, w *gemmScratch, lo, hi, from, to int) {
 type gemmPanels struct {
 	data                []float32
 	from, to, k0, depth int
+	whole               operand // instead of data: rows that already run along the columns
 }
 
 func (p *gemmPanels) pack(o *gemmOps, b operand) {
@@ -172,16 +198,30 @@ func (g *gemmCall) strip(o *gemmOps, w *gemmScratch, p *gemmPanels, i, rows, k0,
 	case g.a.rs == 1 && g.a.cs != 1 && !g.near:
 		o.fromColumns(&w.a[0], 4*lanes, &g.a.data[k0*g.a.cs+i], 4*g.a.cs, n, rows)
 		a, rs, cs = &w.a[0], 4, 4*lanes
+	case g.a.cs == 1 && rs%gemmAlias == 0 && n <= gemmDepth && p.to-p.from > lanes:
+		for r := range rows {
+			copy(w.a[r*(gemmDepth+lanes):], g.a.data[(i+r)*g.a.rs+k0:][:n])
+		}
+		a, rs = &w.a[0], 4*(gemmDepth+lanes)
 	default:
 		a = &g.a.data[i*g.a.rs+k0*g.a.cs]
 	}
-	panel := unsafe.SliceData(p.data)
+	panel := 0
 	for j := p.from; j < p.to; {
+		w.next.ask(o)
+		w.near.ask(o)
 		width, run := o.wide, o.tiles[rows]
 		if panelWidth(o, p.to-j) < o.wide {
 			width, run = lanes, o.narrow[rows]
 		}
-		b := at(panel, (k0-p.k0)*width)
+		b, ldb := &w.zero[0], 4*width
+		switch {
+		case n == 0:
+		case p.whole.data != nil:
+			b, ldb = &p.whole.data[k0*p.whole.cs+j], 4*p.whole.cs
+		default:
+			b = &p.data[panel+(k0-p.k0)*width]
+		}
 		if columns := min(width, p.to-j); columns < width {
 			g.edge(w, run, i, rows, j, columns, width, a, rs, cs, b, n)
 		} else {
@@ -192,9 +232,9 @@ func (g *gemmCall) strip(o *gemmOps, w *gemmScratch, p *gemmPanels, i, rows, k0,
 			case g.bias != nil:
 				init = &g.bias[j]
 			}
-			run(&g.c[i*g.ldc+j], 4*g.ldc, init, ldi, a, rs, cs, b, 4*width, n)
+			run(&g.c[i*g.ldc+j], 4*g.ldc, init, ldi, a, rs, cs, b, ldb, n)
 		}
-		panel = at(panel, width*p.depth)
+		panel += width * p.depth
 		j += width
 	}
 }
@@ -216,40 +256,4 @@ func (g *gemmCall) edge(w *gemmScratch, run gemmTile, i, rows, j, columns, width
 	for r := range rows {
 		copy(g.c[(i+r)*g.ldc+j:][:columns], w.edge[r*width:])
 	}
-}
-
-// gemmPortable are the loops in plain Go.
-func gemmPortable() gemmOps {
-	o := gemmOps{
-		wide: lanes, tiles: []gemmTile{nil},
-		fromRows: func(dst *float32, ldd int, src *float32, lds, k int) {
-			for c := range lanes {
-				for i, v := range unsafe.Slice(at(src, c*lds/4), k) {
-					*at(dst, i*ldd/4+c) = v
-				}
-			}
-		},
-		fromColumns: func(dst *float32, ldd int, src *float32, lds, k, columns int) {
-			for i := range k {
-				copy(unsafe.Slice(at(dst, i*ldd/4), columns), unsafe.Slice(at(src, i*lds/4), columns))
-			}
-		},
-	}
-	for rows := 1; rows <= 4; rows++ {
-		o.tiles = append(o.tiles, func(c *float32, ldc int, init *float32, ldi int, a *float32, rs, cs int, b *float32, ldb, k int) {
-			for i := range rows {
-				var acc [lanes]float32
-				copy(acc[:], unsafe.Slice(at(init, i*ldi/4), lanes))
-				for p := range k {
-					v := *at(a, (i*rs+p*cs)/4)
-					for j, w := range unsafe.Slice(at(b, p*ldb/4), lanes) {
-						acc[j] = fma32(v, w, acc[j])
-					}
-				}
-				copy(unsafe.Slice(at(c, i*ldc/4), lanes), acc[:])
-			}
-		})
-	}
-	o.narrow = o.tiles
-	return o
 }

@@ -2,7 +2,7 @@ package cpu
 
 func gemmAVX512() gemmOps {
 	return gemmOps{
-		wide: 2 * lanes, tiles: gemmTiles32(), narrow: gemmTiles16(), fromColumns: panelOfColumns,
+		wide: 2 * lanes, tiles: gemmTiles32(), narrow: gemmTiles16(), fromColumns: panelOfColumns, prefetch: prefetchRows,
 		fromRows: func(dst *float32, ldd int, src *float32, lds, k int) { panelOfRows(dst, ldd, src, lds, k/lanes) },
 	}
 }
@@ -10,7 +10,7 @@ func gemmAVX512() gemmOps {
 func gemmAVX2() gemmOps {
 	const half = lanes / 2
 	return gemmOps{
-		wide: lanes, tiles: gemmTiles16Wide(), narrow: gemmTiles16Wide(),
+		wide: lanes, tiles: gemmTiles16Wide(), narrow: gemmTiles16Wide(), prefetch: prefetchRows,
 		fromRows: func(dst *float32, ldd int, src *float32, lds, k int) {
 			panelOfRowsWide(dst, ldd, src, lds, k/half)
 			panelOfRowsWide(at(dst, half), ldd, at(src, half*lds/4), lds, k/half)

@@ -20,13 +20,15 @@ func trainAVX2(o *ops) trainOps {
 	t := trainOps{
 		scoreSlopes: func(dw, w *float32, n int, scale, lse, delta float32) {
 			scoreSlopesWide(dw, w, n, scale, lse, delta)
-			whole := n &^ (lanes - 1)
-			plain.scoreSlopes(at(dw, whole), at(w, whole), n-whole, scale, lse, delta)
+			if whole := n &^ (lanes - 1); whole < n {
+				plain.scoreSlopes(at(dw, whole), at(w, whole), n-whole, scale, lse, delta)
+			}
 		},
 		normSlopes: func(dx, x, dy, g *float32, n int, mean, inv, meanE, meanEN float32) {
 			normSlopesWide(dx, x, dy, g, n, mean, inv, meanE, meanEN)
-			whole := n &^ (lanes - 1)
-			plain.normSlopes(at(dx, whole), at(x, whole), at(dy, whole), at(g, whole), n-whole, mean, inv, meanE, meanEN)
+			if whole := n &^ (lanes - 1); whole < n {
+				plain.normSlopes(at(dx, whole), at(x, whole), at(dy, whole), at(g, whole), n-whole, mean, inv, meanE, meanEN)
+			}
 		},
 		normMeans: normMeansWide, normColumns: normColumnsWide, sumColumns: sumColumnsWide, sumSquares: sumSquaresWide,
 		adamw: func(p, m, v, grad *float32, groups int, k *adamwConstants) {
@@ -39,13 +41,15 @@ func trainAVX2(o *ops) trainOps {
 	}{kernel.SiLU: {siluGradWide, siluTimesGradWide}, kernel.GELUTanh: {geluGradWide, geluTimesGradWide}} {
 		t.actGrad[act] = func(dx, dy, x *float32, n int) {
 			loop.of(dx, dy, x, n)
-			whole := n &^ (lanes - 1)
-			gatedGrad(o, at(dx, whole), nil, at(dy, whole), at(x, whole), nil, n-whole, act)
+			if whole := n &^ (lanes - 1); whole < n {
+				gatedGrad(o, at(dx, whole), nil, at(dy, whole), at(x, whole), nil, n-whole, act)
+			}
 		}
 		t.gluGrad[act] = func(dx, dup, dy, x, up *float32, n int) {
 			loop.times(dx, dup, dy, x, up, n)
-			whole := n &^ (lanes - 1)
-			gatedGrad(o, at(dx, whole), at(dup, whole), at(dy, whole), at(x, whole), at(up, whole), n-whole, act)
+			if whole := n &^ (lanes - 1); whole < n {
+				gatedGrad(o, at(dx, whole), at(dup, whole), at(dy, whole), at(x, whole), at(up, whole), n-whole, act)
+			}
 		}
 	}
 	return t

@@ -104,6 +104,9 @@ func panelOfColumns(dst *float32, ldd int, src *float32, lds, rows, columns int)
 //go:noescape
 func panelOfColumnsWide(dst *float32, ldd int, src *float32, lds, rows int, mask *[8]uint32)
 
+//go:noescape
+func prefetchRows(p uintptr, ld, rows, lines int)
+
 // gemmTiles32 are tiles by their rows.
 func gemmTiles32() []gemmTile {
 	return []gemmTile{nil, gemm1x32, gemm2x32, gemm3x32, gemm4x32, gemm5x32, gemm6x32, gemm7x32, gemm8x32, gemm9x32, gemm10x32, gemm11x32, gemm12x32}

@@ -2384,3 +2384,22 @@ loop:
 	JNZ loop
 	VZEROUPPER
 	RET
+
+// func prefetchRows(p uintptr, ld, rows, lines int)
+TEXT ·prefetchRows(SB), NOSPLIT, $0-32
+	MOVQ p+0(FP), SI
+	MOVQ ld+8(FP), DX
+	MOVQ rows+16(FP), CX
+	MOVQ lines+24(FP), R8
+lines:
+	MOVQ SI, DI
+	MOVQ CX, R9
+rows:
+	PREFETCHT1 (DI)
+	ADDQ DX, DI
+	DECQ R9
+	JNZ rows
+	ADDQ $64, SI
+	DECQ R8
+	JNZ lines
+	RET

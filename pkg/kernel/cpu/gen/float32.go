@@ -26,6 +26,7 @@ func float32s(a *asm) {
 	a.panelOfRowsWide()
 	a.panelOfColumns()
 	a.panelOfColumnsWide()
+	a.prefetchRows()
 }
 
 func gemmName(rows, vectors, bits int) string {
@@ -231,4 +232,25 @@ func (a *asm) float32Declarations() []byte {
 		log.Fatal(err)
 	}
 	return out
+}
+
+// prefetchRows writes prefetchRows: lines of rows ld bytes apart, for soon.
+func (a *asm) prefetchRows() {
+	a.fn("prefetchRows", 32, "func prefetchRows(p uintptr, ld, rows, lines int)")
+	a.f("MOVQ p+0(FP), SI")
+	a.f("MOVQ ld+8(FP), DX")
+	a.f("MOVQ rows+16(FP), CX")
+	a.f("MOVQ lines+24(FP), R8")
+	a.label("lines")
+	a.f("MOVQ SI, DI")
+	a.f("MOVQ CX, R9")
+	a.label("rows")
+	a.f("PREFETCHT1 (DI)")
+	a.f("ADDQ DX, DI")
+	a.f("DECQ R9")
+	a.f("JNZ rows")
+	a.f("ADDQ $64, SI")
+	a.f("DECQ R8")
+	a.f("JNZ lines")
+	a.f("RET")
 }
