@@ -1,9 +1,7 @@
 package template
 
 import (
-	"fmt"
 	"math"
-	"net/url"
 	"strconv"
 	"strings"
 	"unicode"
@@ -13,10 +11,10 @@ import (
 // isFilter says whether a filter exists.
 func isFilter(name string) bool {
 	switch name {
-	case "abs", "attr", "batch", "capitalize", "center", "count", "d", "default", "dictsort", "e", "escape", "first", "float",
-		"format", "groupby", "indent", "int", "items", "join", "last", "length", "list", "lower", "map", "max", "min", "reject",
-		"rejectattr", "replace", "reverse", "round", "safe", "select", "selectattr", "slice", "sort", "string", "sum", "title",
-		"tojson", "trim", "truncate", "unique", "upper", "urlencode", "wordcount":
+	case "abs", "attr", "batch", "capitalize", "center", "count", "d", "default", "dictsort", "e", "escape", "filesizeformat", "first", "float",
+		"forceescape", "format", "groupby", "indent", "int", "items", "join", "last", "length", "list", "lower", "map", "max", "min", "pprint", "reject",
+		"rejectattr", "replace", "reverse", "round", "safe", "select", "selectattr", "slice", "sort", "string", "striptags", "sum", "title",
+		"tojson", "trim", "truncate", "unique", "upper", "urlencode", "wordcount", "wordwrap", "xmlattr":
 		return true
 	}
 	return false
@@ -51,6 +49,9 @@ func (s *state) filter(name string, v Value, a args) (Value, error) {
 		if !ok {
 			return nil, s.fail("attr needs a name")
 		}
+		if m, ok := v.(*Map); ok && !m.namespace && mapMethod(m, key.s) == nil {
+			return undefined{key.s}, nil
+		}
 		return s.attr(v, key.s)
 	case "items":
 		switch m := v.(type) {
@@ -61,8 +62,15 @@ func (s *state) filter(name string, v Value, a args) (Value, error) {
 			return generator(nil), nil
 		}
 		return nil, s.fail("items needs a mapping, not %s", typeName(v))
-	case "capitalize", "center", "e", "escape", "format", "indent", "lower", "replace", "safe", "string", "title", "trim", "truncate",
-		"upper", "urlencode", "wordcount":
+	case "filesizeformat":
+		return s.fileSize(v, a)
+	case "pprint":
+		out, err := s.quoted(v, false)
+		return out, err
+	case "xmlattr":
+		return s.xmlAttributes(v, a)
+	case "capitalize", "center", "e", "escape", "forceescape", "format", "indent", "lower", "replace", "safe", "string", "striptags", "title", "trim",
+		"truncate", "upper", "urlencode", "wordcount", "wordwrap":
 		return s.textFilter(name, v, a)
 	default:
 		return s.listFilter(name, v, a)
@@ -76,7 +84,7 @@ func (s *state) textFilter(name string, v Value, a args) (Value, error) {
 		return nil, err
 	}
 	switch name {
-	case "capitalize", "lower", "upper", "title", "e", "escape", "urlencode", "wordcount":
+	case "capitalize", "lower", "upper", "title", "striptags", "urlencode", "wordcount", "wordwrap":
 		if err := s.alloc(4 * len(t.s)); err != nil {
 			return nil, err
 		}
@@ -85,54 +93,55 @@ func (s *state) textFilter(name string, v Value, a args) (Value, error) {
 	case "capitalize":
 		return t.like(capitalize(t.s)), nil
 	case "lower":
-		return t.like(strings.ToLower(t.s)), nil
+		return t.like(lower(t.s)), nil
 	case "upper":
-		return t.like(strings.ToUpper(t.s)), nil
+		return t.like(upper(t.s)), nil
 	case "title":
-		return t.like(jinjaTitle(t.s)), nil
+		return t.plain().like(jinjaTitle(t.s)), nil
 	case "string":
 		return t, nil
 	case "safe":
 		t.safe = true
 		return t, nil
 	case "e", "escape":
-		out := t.like(strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;", `"`, "&#34;", "'", "&#39;").Replace(t.s))
-		out.safe = true
-		return out, s.alloc(len(out.s))
+		out, err := s.escape(t)
+		return out, err
+	case "forceescape":
+		out, err := s.escape(t.plain())
+		return out, err
+	case "striptags":
+		return t.plain().like(stripTags(t.s)), nil
+	case "wordwrap":
+		return s.wordwrap(t, a)
 	case "trim":
 		return s.strip(t, a.get(0, "chars", nil), true, true)
 	case "replace":
-		return s.replace(t, a.get(0, "old", nil), a.get(1, "new", nil), a.get(2, "count", int64(-1)))
+		return s.replace(t.plain(), a.get(0, "old", nil), a.get(1, "new", nil), a.get(2, "count", int64(-1)))
 	case "center":
 		return s.pad(t, name, a)
 	case "format":
-		return s.percent(t, a.pos)
+		if len(a.names) > 0 {
+			named, err := s.mapping(args{names: a.names, named: a.named})
+			if err != nil {
+				return nil, err
+			}
+			return s.percent(t, named)
+		}
+		return s.percent(t, &list{items: a.pos, kind: isTuple})
 	case "indent":
 		return s.indent(t, a)
 	case "truncate":
 		return s.truncate(t, a)
 	case "urlencode":
-		out := strings.ReplaceAll(strings.ReplaceAll(url.QueryEscape(t.s), "+", "%20"), "%2F", "/")
-		return t.like(out), s.alloc(len(out))
+		if m, ok := v.(*Map); ok {
+			return s.urlQuery(m)
+		}
+		return t.plain().like(urlQuote(t.s, false)), nil
 	default: // wordcount
 		return int64(len(strings.FieldsFunc(t.s, func(r rune) bool {
 			return r != '_' && !unicode.IsLetter(r) && !unicode.IsDigit(r)
 		}))), nil
 	}
-}
-
-// jinjaTitle raises the first letter after a space, a hyphen or an opening
-// bracket, and lowers the others.
-func jinjaTitle(x string) string {
-	first := true
-	return strings.Map(func(r rune) rune {
-		was := first
-		first = isSpace(r) || strings.ContainsRune("-({[<", r)
-		if was {
-			return unicode.ToUpper(r)
-		}
-		return unicode.ToLower(r)
-	}, x)
 }
 
 func (s *state) indent(t str, a args) (Value, error) {
@@ -192,7 +201,8 @@ func (s *state) truncate(t str, a args) (Value, error) {
 			cut = cut.cut(0, i)
 		}
 	}
-	return s.concat(cut, end)
+	out, err := s.concat(cut, end)
+	return out, err
 }
 
 func (s *state) length(v Value) (Value, error) {
@@ -215,8 +225,8 @@ func (s *state) tojson(v Value, a args) (Value, error) {
 	if u, ok := v.(undefined); ok {
 		return nil, s.fail("cannot write %q, which is undefined, as json", u.name)
 	}
-	st := &jsonStyle{ascii: truth(a.get(-1, "ensure_ascii", false)), sortKeys: truth(a.get(-1, "sort_keys", false)), item: ", ", key: ": "}
-	switch in := a.get(0, "indent", nil).(type) {
+	st := &jsonStyle{ascii: truth(a.get(0, "ensure_ascii", false)), sortKeys: truth(a.get(3, "sort_keys", false)), item: ", ", key: ": "}
+	switch in := a.get(1, "indent", nil).(type) {
 	case nil:
 	case str:
 		st.pretty, st.indent = true, in.s
@@ -233,7 +243,7 @@ func (s *state) tojson(v Value, a args) (Value, error) {
 	if st.pretty {
 		st.item = ","
 	}
-	if l, ok := a.get(-1, "separators", nil).(*list); ok {
+	if l, ok := a.get(2, "separators", nil).(*list); ok {
 		if len(l.items) != 2 {
 			return nil, s.fail("tojson needs two separators")
 		}
@@ -254,6 +264,8 @@ func (s *state) tojson(v Value, a args) (Value, error) {
 func (s *state) toInt(v Value, a args) (Value, error) {
 	other := a.get(0, "default", int64(0))
 	switch x := v.(type) {
+	case undefined:
+		return nil, s.fail("cannot make a number of %q, which is undefined", x.name)
 	case bool, int64:
 		_, i, _ := number(x)
 		return i, nil
@@ -291,6 +303,9 @@ func (s *state) toFloat(v Value, a args) (Value, error) {
 		f, _, _ := number(v)
 		return f, nil
 	}
+	if u, ok := v.(undefined); ok {
+		return nil, s.fail("cannot make a number of %q, which is undefined", u.name)
+	}
 	if x, ok := v.(str); ok && len(x.s) < 1000 {
 		if f, err := strconv.ParseFloat(strings.TrimFunc(x.s, isSpace), 64); err == nil {
 			return f, nil
@@ -314,24 +329,50 @@ func (s *state) round(v Value, a args) (Value, error) {
 	if !isNumber(v) {
 		return nil, s.fail("round needs a number, not %s", typeName(v))
 	}
-	f, _, _ := number(v)
-	digits, ok := count(a.get(0, "precision", int64(0)))
-	if !ok || digits > 15 {
-		return nil, s.fail("round needs a precision up to 15")
+	f, i, whole := number(v)
+	_, digits, exact := number(a.get(0, "precision", int64(0)))
+	if !exact || digits < -300 || digits > 300 {
+		return nil, s.fail("round needs a precision")
 	}
 	how, _ := a.get(1, "method", str{s: "common"}).(str)
 	scale := math.Pow(10, float64(digits))
-	switch how.s {
-	case "common":
-		r, err := strconv.ParseFloat(fmt.Sprintf("%.*f", digits, f), 64) // ties as the decimal digits fall, like Python
+	switch {
+	case how.s == "common" && whole:
+		return roundInteger(i, digits), nil
+	case how.s == "common" && digits < 0:
+		return math.RoundToEven(f*scale) / scale, nil
+	case how.s == "common": // ties as the decimal digits fall, like Python
+		r, err := strconv.ParseFloat(strconv.FormatFloat(f, 'f', int(digits), 64), 64)
 		if err != nil {
 			return nil, s.fail("cannot round %g", f)
 		}
 		return r, nil
-	case "ceil":
+	case how.s == "ceil":
 		return math.Ceil(f*scale) / scale, nil
-	case "floor":
+	case how.s == "floor":
 		return math.Floor(f*scale) / scale, nil
 	}
 	return nil, s.fail("round knows common, ceil and floor, not %q", how.s)
+}
+
+// roundInteger rounds to tens, hundreds and so on, ties to even.
+func roundInteger(i, digits int64) int64 {
+	if digits >= 0 {
+		return i
+	}
+	if digits < -18 {
+		return 0
+	}
+	unit := int64(1)
+	for ; digits < 0; digits++ {
+		unit *= 10
+	}
+	q, r := i/unit, i%unit
+	if r < 0 {
+		q, r = q-1, r+unit
+	}
+	if r > unit/2 || r == unit/2 && q%2 != 0 {
+		q++
+	}
+	return q * unit
 }

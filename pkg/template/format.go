@@ -1,193 +1,243 @@
 package template
 
 import (
-	"fmt"
 	"strconv"
 	"strings"
-	"time"
 )
 
-// format is Python's str.format with {}, {0} and {name}; it reaches no
-// attributes.
+// format is Python's str.format. A field names an argument and goes on by points
+// and brackets, which reach what a template reaches and nothing else.
 func (s *state) format(t str, a args) (Value, error) {
+	f := &formatter{s: s, args: a}
 	var m marked
-	next := 0
+	if err := f.fill(&m, t, 0); err != nil {
+		return nil, err
+	}
+	out := m.str()
+	out.safe = t.safe
+	return out, s.alloc(m.len() + 16*len(m.data))
+}
+
+type formatter struct {
+	s    *state
+	args args
+	next int // of the fields without a name
+}
+
+func (f *formatter) fill(m *marked, t str, depth int) error {
 	for at := 0; at < len(t.s); {
 		i := strings.IndexAny(t.s[at:], "{}")
 		if i < 0 {
 			m.addStr(t.cut(at, len(t.s)))
-			break
+			return nil
 		}
 		m.addStr(t.cut(at, at+i))
 		at += i
-		if at+1 < len(t.s) && t.s[at+1] == t.s[at] {
+		if at+1 < len(t.s) && t.s[at+1] == t.s[at] && depth == 0 {
 			m.addStr(t.cut(at, at+1))
 			at += 2
 			continue
 		}
-		end := strings.IndexByte(t.s[at:], '}')
-		if t.s[at] == '}' || end < 0 {
-			return nil, s.fail("format with a lone brace")
+		end := fieldEnd(t.s[at:])
+		if t.s[at] == '}' || end < 0 || depth > 1 {
+			return f.s.fail("format with a lone brace")
 		}
-		field := t.s[at+1 : at+end]
-		at += end + 1
-		var v Value = undefined{field}
-		if field == "" {
-			field = strconv.Itoa(next)
-			next++
-		}
-		if n, err := strconv.Atoi(field); err == nil && n >= 0 && n < len(a.pos) {
-			v = a.pos[n]
-		} else if v = a.get(-1, field, v); v == (undefined{field}) {
-			return nil, s.fail("format lacks a value for %q", field)
-		}
-		text, err := s.text(v)
-		if err != nil {
-			return nil, err
-		}
-		m.addStr(text)
-		if err := s.alloc(len(text.s) + 16); err != nil {
-			return nil, err
-		}
-	}
-	return m.str(), s.alloc(m.len() + 16*len(m.data))
-}
-
-// percent is Python's "%" on strings: %s %r %d %i %f %x %%, with a width and a
-// precision of at most two digits.
-func (s *state) percent(t str, values []Value) (Value, error) {
-	var m marked
-	for at := 0; at < len(t.s); {
-		i := strings.IndexByte(t.s[at:], '%')
-		if i < 0 {
-			m.addStr(t.cut(at, len(t.s)))
-			break
-		}
-		m.addStr(t.cut(at, at+i))
-		at += i + 1
-		end := at
-		for end < len(t.s) && end-at < 6 && strings.IndexByte("-+ 0123456789.", t.s[end]) >= 0 {
-			end++
-		}
-		if end == len(t.s) {
-			return nil, s.fail("format ends within a directive")
-		}
-		verb := t.s[end]
-		spec := "%" + t.s[at:end]
-		at = end + 1
-		if verb == '%' {
-			m.add("%")
-			continue
-		}
-		if len(values) == 0 {
-			return nil, s.fail("format lacks a value")
-		}
-		v := values[0]
-		values = values[1:]
-		if err := s.directive(&m, spec, verb, v); err != nil {
-			return nil, err
-		}
-	}
-	if len(values) > 0 {
-		return nil, s.fail("format has %d values too many", len(values))
-	}
-	return m.str(), s.alloc(m.len() + 16*len(m.data))
-}
-
-func (s *state) directive(m *marked, spec string, verb byte, v Value) error {
-	f, i, exact := number(v)
-	switch verb {
-	case 's', 'r':
-		text, err := s.text(v)
-		if err != nil {
+		if err := f.field(m, t.cut(at+1, at+end), depth, t.safe); err != nil {
 			return err
 		}
-		if verb == 'r' {
-			if x, ok := v.(str); ok {
-				text = x.like(pythonQuote(x.s))
-			}
+		at += end + 1
+		if err := f.s.alloc(16 + len(t.data)); err != nil {
+			return err
 		}
-		if spec == "%" {
-			m.addStr(text)
-			return s.alloc(len(text.s) + 16)
-		}
-		padded := fmt.Sprintf(spec+"s", text.s)
-		m.addLike(padded, text)
-		return s.alloc(len(padded))
-	case 'd', 'i', 'x':
-		if !isNumber(v) {
-			return s.fail("cannot format %s as a number", typeName(v))
-		}
-		if !exact {
-			i = int64(f)
-		}
-		if verb == 'i' {
-			verb = 'd'
-		}
-		padded := fmt.Sprintf(spec+string(verb), i)
-		m.add(padded)
-		return s.alloc(len(padded))
-	case 'f', 'g', 'e':
-		if !isNumber(v) {
-			return s.fail("cannot format %s as a number", typeName(v))
-		}
-		padded := fmt.Sprintf(spec+string(verb), f)
-		m.add(padded)
-		return s.alloc(len(padded))
-	default:
-		return s.fail("unknown directive %%%c", verb)
 	}
+	return nil
 }
 
-// strftime formats a time by C's directives.
-func strftime(t time.Time, format string) (string, error) {
-	layouts := map[byte]string{'Y': "2006", 'm': "01", 'd': "02", 'H': "15", 'I': "03", 'M': "04", 'S': "05", 'y': "06",
-		'B': "January", 'b': "Jan", 'h': "Jan", 'A': "Monday", 'a': "Mon", 'p': "PM", 'Z': "MST", 'z': "-0700", 'e': "_2",
-		'j': "002", 'F': "2006-01-02", 'T': "15:04:05", 'R': "15:04", 'D': "01/02/06", 'c': "Mon Jan _2 15:04:05 2006",
-		'x': "01/02/06", 'X': "15:04:05"}
-	var b strings.Builder
-	for i := 0; i < len(format); i++ {
-		if format[i] != '%' {
-			b.WriteByte(format[i])
-			continue
-		}
-		i++
-		bare := i < len(format) && format[i] == '-' // no leading zero
-		if bare {
-			i++
-		}
-		if i >= len(format) {
-			return "", fmt.Errorf("strftime format ends within a directive")
-		}
-		text := ""
-		switch c := format[i]; c {
-		case '%':
-			text = "%"
-		case 'n':
-			text = "\n"
-		case 't':
-			text = "\t"
-		case 'f':
-			text = fmt.Sprintf("%06d", t.Nanosecond()/1000)
-		case 'w':
-			text = strconv.Itoa(int(t.Weekday()))
-		case 'u':
-			text = strconv.Itoa((int(t.Weekday())+6)%7 + 1)
-		default:
-			layout, ok := layouts[c]
-			if !ok {
-				return "", fmt.Errorf("strftime directive %%%c is not supported", c)
-			}
-			text = t.Format(layout)
-		}
-		if bare {
-			if cut := strings.TrimLeft(text, "0 "); cut != "" {
-				text = cut
-			} else {
-				text = "0"
+// fieldEnd is where the brace that opens a field is closed.
+func fieldEnd(t string) int {
+	depth := 0
+	for i := range len(t) {
+		switch t[i] {
+		case '{':
+			depth++
+		case '}':
+			if depth--; depth == 0 {
+				return i
 			}
 		}
-		b.WriteString(text)
 	}
-	return b.String(), nil
+	return -1
+}
+
+// field writes one field: name, !conversion and :specification.
+func (f *formatter) field(m *marked, t str, depth int, safe bool) error {
+	s := f.s
+	end := strings.IndexAny(t.s, "!:")
+	if i := strings.IndexByte(t.s, '['); i >= 0 && i < end { // a key may hold either
+		end = len(t.s)
+		if j := strings.IndexByte(t.s[i:], ']'); j >= 0 {
+			if k := strings.IndexAny(t.s[i+j:], "!:"); k >= 0 {
+				end = i + j + k
+			}
+		}
+	}
+	if end < 0 {
+		end = len(t.s)
+	}
+	v, err := f.value(t.s[:end])
+	if err != nil {
+		return err
+	}
+	rest := t.cut(end, len(t.s))
+	conversion := byte(0)
+	if strings.HasPrefix(rest.s, "!") {
+		if len(rest.s) < 2 || strings.IndexByte("sra", rest.s[1]) < 0 || len(rest.s) > 2 && rest.s[2] != ':' {
+			return s.fail("format with a bad conversion in %q", t.s)
+		}
+		conversion, rest = rest.s[1], rest.cut(2, len(rest.s))
+	}
+	layout := ""
+	if strings.HasPrefix(rest.s, ":") {
+		var inner marked
+		if err := f.fill(&inner, rest.cut(1, len(rest.s)), depth+1); err != nil {
+			return err
+		}
+		layout = inner.b.String()
+	}
+	switch conversion {
+	case 's':
+		v, err = s.text(v)
+	case 'r', 'a':
+		v, err = s.quoted(v, conversion == 'a')
+	}
+	if err != nil {
+		return err
+	}
+	return s.layOut(m, v, layout, safe)
+}
+
+// value finds what a field names.
+func (f *formatter) value(name string) (Value, error) {
+	s := f.s
+	end := strings.IndexAny(name, ".[")
+	if end < 0 {
+		end = len(name)
+	}
+	first, rest := name[:end], name[end:]
+	if first == "" {
+		first = strconv.Itoa(f.next)
+		f.next++
+	}
+	var v Value
+	if n, err := strconv.Atoi(first); err == nil && n >= 0 {
+		if n >= len(f.args.pos) {
+			return nil, s.fail("format lacks value %d", n)
+		}
+		v = f.args.pos[n]
+	} else {
+		missing := undefined{first}
+		if v = f.args.get(-1, first, missing); v == Value(missing) {
+			return nil, s.fail("format lacks a value for %q", first)
+		}
+	}
+	for rest != "" {
+		var err error
+		if rest[0] == '[' {
+			end := strings.IndexByte(rest, ']')
+			if end < 0 {
+				return nil, s.fail("format with a bad field %q", name)
+			}
+			var key Value = str{s: rest[1:end]}
+			if i, err := strconv.ParseInt(rest[1:end], 10, 64); err == nil {
+				key = i
+			}
+			v, err = s.item(v, key)
+			rest = rest[end+1:]
+		} else if rest[0] == '.' {
+			end := strings.IndexAny(rest[1:], ".[") + 1
+			if end == 0 {
+				end = len(rest)
+			}
+			v, err = s.attr(v, rest[1:end])
+			rest = rest[end:]
+		} else {
+			err = s.fail("format with a bad field %q", name)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return v, nil
+}
+
+// quoted is Python's repr, or its ascii.
+func (s *state) quoted(v Value, ascii bool) (str, error) {
+	var b marked
+	if err := s.repr(&b, v); err != nil {
+		return str{}, err
+	}
+	out := b.str()
+	if ascii {
+		out = out.like(asciiOnly(out.s))
+	}
+	return out, s.alloc(len(out.s))
+}
+
+// layOut appends a value by Python's format().
+func (s *state) layOut(m *marked, v Value, layout string, escape bool) error {
+	p, ok := parseSpec(layout)
+	if !ok {
+		return s.fail("format with a bad specification %q", layout)
+	}
+	if err := s.alloc(p.width + max(0, p.precision) + 64); err != nil {
+		return err
+	}
+	if layout == "" {
+		text, err := s.text(v)
+		if err == nil && escape && !text.safe {
+			text, err = s.escape(text)
+		}
+		m.addStr(text)
+		return err
+	}
+	f, i, exact := number(v)
+	switch x := v.(type) {
+	case str:
+		if p.verb != 0 && p.verb != 's' || p.align == '=' || p.sign != 0 || p.group != 0 {
+			return s.fail("cannot format a string by %q", layout)
+		}
+		if p.zero && p.align == 0 {
+			p.fill, p.align = "0", '<'
+		}
+		s.laidOut(m, &p, x)
+		return s.alloc(len(x.s))
+	case bool, int64:
+		switch {
+		case p.verb == 's' || exact && p.precision >= 0 && strings.IndexByte("eEfFgG%", p.verb) <= 0 && p.verb != 'e':
+			return s.fail("cannot format a number by %q", layout)
+		case p.verb == 'c':
+			left, body, right := p.text(string(rune(i)))
+			m.add(left + body + right)
+		case p.verb != 0 && strings.IndexByte("eEfFgG%", p.verb) >= 0:
+			m.add(p.float(f))
+		default:
+			m.add(p.integer(i))
+		}
+		return nil
+	case float64:
+		if p.verb != 0 && strings.IndexByte("eEfFgGn%", p.verb) < 0 {
+			return s.fail("cannot format a float by %q", layout)
+		}
+		m.add(p.float(x))
+		return nil
+	}
+	return s.fail("cannot format %s by %q", typeName(v), layout)
+}
+
+// laidOut appends a string by a specification, with its marks.
+func (s *state) laidOut(m *marked, p *spec, x str) {
+	left, body, right := p.text(x.s)
+	m.add(left)
+	m.addStr(x.cut(0, len(body)))
+	m.add(right)
 }

@@ -91,7 +91,7 @@ func lex(src string) ([]token, error) {
 
 // leading is lstrip_blocks: blanks between the start of a line and a tag go.
 func (l *lexer) leading(text string, start, next int) string {
-	cut := strings.TrimRight(text, " \t")
+	cut := strings.TrimRightFunc(text, func(r rune) bool { return r != '\n' && isSpace(r) })
 	begin := next - (len(text) - len(cut))
 	if begin > 0 && l.src[begin-1] != '\n' {
 		return text
@@ -189,8 +189,6 @@ func (l *lexer) rawBody(end int) (strip, trim bool, err error) {
 				l.line += strings.Count(l.src[l.at:open], "\n")
 				if control == '-' {
 					text = strings.TrimLeftFunc(text, isSpace)
-				} else if control != '+' {
-					text = strings.TrimPrefix(text, "\n")
 				}
 				if l.src[open+2] == '-' {
 					text = strings.TrimRightFunc(text, isSpace)

@@ -254,24 +254,6 @@ func strMethod(t str, name string) Value {
 	return nil
 }
 
-func capitalize(x string) string {
-	_, n := utf8.DecodeRuneInString(x)
-	return strings.ToUpper(x[:n]) + strings.ToLower(x[n:])
-}
-
-// pythonTitle raises the first letter of each run of letters.
-func pythonTitle(x string) string {
-	inside := false
-	return strings.Map(func(r rune) rune {
-		was := inside
-		inside = unicode.IsLetter(r)
-		if was {
-			return unicode.ToLower(r)
-		}
-		return unicode.ToTitle(r)
-	}, x)
-}
-
 func (s *state) strip(t str, chars Value, left, right bool) (Value, error) {
 	switch c := chars.(type) {
 	case nil:

@@ -92,22 +92,23 @@ func (e *binaryExpr) eval(s *state) (Value, error) {
 	case "and", "or":
 		return b, s.step(1)
 	case "~":
-		return s.concat(a, b)
+		out, err := s.concat(a, b)
+		return out, err
 	}
 	return s.arithmetic(e.op, a, b)
 }
 
-func (s *state) concat(a, b Value) (Value, error) {
+func (s *state) concat(a, b Value) (str, error) {
 	x, err := s.text(a)
 	if err != nil {
-		return nil, err
+		return str{}, err
 	}
 	y, err := s.text(b)
 	if err != nil {
-		return nil, err
+		return str{}, err
 	}
 	if err := s.alloc(len(x.s) + len(y.s) + 16*(len(x.data)+len(y.data))); err != nil {
-		return nil, err
+		return str{}, err
 	}
 	var m marked
 	m.addStr(x)
@@ -125,14 +126,10 @@ func (s *state) arithmetic(op string, a, b Value) (Value, error) {
 	switch x := a.(type) {
 	case str:
 		if y, ok := b.(str); ok && op == "+" {
-			return s.concat(x, y)
+			return s.add(x, y)
 		}
 		if op == "%" {
-			values := []Value{b}
-			if l, ok := b.(*list); ok && l.kind == isTuple {
-				values = l.items
-			}
-			return s.percent(x, values)
+			return s.percent(x, b)
 		}
 		if n, ok := count(b); ok && op == "*" {
 			return s.repeat(x, n)
@@ -181,7 +178,7 @@ func (s *state) repeat(x str, n int) (Value, error) {
 		return nil, err
 	}
 	if len(x.data) == 0 {
-		return str{s: strings.Repeat(x.s, n)}, nil
+		return str{s: strings.Repeat(x.s, n), safe: x.safe}, nil
 	}
 	var m marked
 	for range n {

@@ -9,7 +9,7 @@ import (
 type str struct {
 	s    string
 	data [][2]int // ranges [start, end) in order and apart
-	safe bool     // marked by the filter safe; says nothing but "is escaped"
+	safe bool     // marked by the filters safe and escape
 }
 
 // userText is a string that is all data.
@@ -26,7 +26,7 @@ func Trusted(s string) Value { return str{s: s} }
 
 // cut is s[from:to] with its marks.
 func (t str) cut(from, to int) str {
-	out := str{s: t.s[from:to]}
+	out := str{s: t.s[from:to], safe: t.safe}
 	for _, r := range t.data {
 		if a, b := max(r[0], from), min(r[1], to); a < b {
 			out.data = append(out.data, [2]int{a - from, b - from})
@@ -37,10 +37,11 @@ func (t str) cut(from, to int) str {
 
 // like is a rewritten string: all data if any of t was.
 func (t str) like(s string) str {
-	if len(t.data) > 0 {
-		return userText(s)
+	out := str{s: s, safe: t.safe}
+	if len(t.data) > 0 && s != "" {
+		out.data = [][2]int{{0, len(s)}}
 	}
-	return str{s: s}
+	return out
 }
 
 // marked builds a string and keeps the marks.

@@ -1,0 +1,91 @@
+package template
+
+import (
+	"fmt"
+	"strings"
+	"unicode/utf8"
+)
+
+// escape replaces what HTML reads as markup, and marks the result safe. What is
+// added to a safe string by "+", "%" or a method is escaped too, as Python's
+// Markup does.
+func (s *state) escape(t str) (str, error) {
+	if t.safe {
+		return t, nil
+	}
+	if err := s.alloc(6 * len(t.s)); err != nil {
+		return str{}, err
+	}
+	out := t.like(strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;", `"`, "&#34;", "'", "&#39;").Replace(t.s))
+	out.safe = true
+	return out, nil
+}
+
+// plain is a string that is not marked safe.
+func (t str) plain() str {
+	t.safe = false
+	return t
+}
+
+// add is "+" on strings.
+func (s *state) add(x, y str) (Value, error) {
+	safe := x.safe || y.safe
+	if safe {
+		var err error
+		if x, err = s.escape(x); err != nil {
+			return nil, err
+		}
+		if y, err = s.escape(y); err != nil {
+			return nil, err
+		}
+	}
+	out, err := s.concat(x, y)
+	out.safe = safe
+	return out, err
+}
+
+// stripTags takes HTML's comments and tags out and makes one space of white space.
+func stripTags(x string) string {
+	var b strings.Builder
+	for x != "" {
+		i := strings.IndexByte(x, '<')
+		if i < 0 {
+			break
+		}
+		end, mark := -1, ">"
+		if strings.HasPrefix(x[i:], "<!--") {
+			mark = "-->"
+			if j := strings.Index(x[i+4:], mark); j >= 0 {
+				end = i + 4 + j
+			}
+		} else if j := strings.Index(x[i:], mark); j >= 0 {
+			end = i + j
+		}
+		if end < 0 {
+			break
+		}
+		b.WriteString(x[:i])
+		x = x[end+len(mark):]
+	}
+	b.WriteString(x)
+	plain := strings.Join(strings.FieldsFunc(b.String(), isSpace), " ")
+	return strings.NewReplacer("&amp;", "&", "&lt;", "<", "&gt;", ">", "&#34;", `"`, "&quot;", `"`, "&#39;", "'").Replace(plain)
+}
+
+// asciiOnly writes other characters as Python's ascii() does.
+func asciiOnly(x string) string {
+	var b strings.Builder
+	for _, r := range x {
+		switch {
+		case r < utf8.RuneSelf:
+			b.WriteRune(r)
+		case r < 0x100:
+			fmt.Fprintf(&b, `\x%02x`, r)
+		case r < 0x10000:
+			fmt.Fprintf(&b, `\u%04x`, r)
+		default:
+			fmt.Fprintf(&b, `\U%08x`, r)
+		}
+	}
+	return b.String()
+}
