@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"text/tabwriter"
 	"time"
 
@@ -40,7 +41,8 @@ type trainResult struct {
 	Tokens      int         `json:"tokens"`
 	Slots       int         `json:"slots"`
 	Parameters  int         `json:"parameters"`
-	StepMillis  float64     `json:"step_ms"`     // forward, backward, norm, clipping and update
+	StepMillis  float64     `json:"step_ms"` // forward, backward, norm, clipping and update
+	BestMillis  float64     `json:"step_ms_best"`
 	StepGflop   float64     `json:"step_gflop"`  // of matrices and attention, a multiply-add being two; nothing counted twice
 	Gflops      float64     `json:"gflops"`      // a second
 	Share       float64     `json:"share"`       // of the float32 peak
@@ -186,7 +188,7 @@ func (c *benchTrainCmd) time(e *env, t *benchTrainer, r *trainResult) error {
 		}
 		r.Loss = loss
 	}
-	r.StepMillis = median(times)
+	r.StepMillis, r.BestMillis = median(times), slices.Min(times)
 	if t.profile != nil {
 		r.Profile = t.profile.operations()
 	}
@@ -265,7 +267,7 @@ func (r *trainResult) print(e *env) error {
 	fmt.Fprintf(w, "MACHINE\t%s, %d cores, %s/%s\n", r.Machine.CPU, r.Machine.Cores, r.Machine.OS, r.Machine.Arch)
 	fmt.Fprintf(w, "SHAPE\t%s\t%d parameters, %d x %d tokens in %d slots\n", r.Shape, r.Parameters, r.Batch, r.Tokens, r.Slots)
 	fmt.Fprintf(w, "KERNELS\t%s, %d threads\n", r.KernelClass, r.Threads)
-	fmt.Fprintf(w, "STEP\t%.2f ms\t%.0f tokens/s, loss %.4f\n", r.StepMillis, r.TokensTPS, r.Loss)
+	fmt.Fprintf(w, "STEP\t%.2f ms\t%.0f tokens/s, loss %.4f; the fastest took %.2f ms\n", r.StepMillis, r.TokensTPS, r.Loss, r.BestMillis)
 	fmt.Fprintf(w, "WORK\t%.1f GFLOP/s\t%.2f GFLOP a step\n", r.Gflops, r.StepGflop)
 	if p := r.PeakGflops; p.Float32 > 0 {
 		fmt.Fprintf(w, "PEAK\t%.0f GFLOP/s\tfloat32, %.0f bfloat16; the step reaches %.0f %% of float32's\n", p.Float32, p.BFloat16, 100*r.Share)

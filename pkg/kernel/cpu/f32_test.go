@@ -181,3 +181,28 @@ func TestAttendCausal_LongSequences(t *testing.T) {
 		}
 	}
 }
+
+// BenchmarkAttendCausal is attention of nanoGPT's and GPT-2's shapes, forward and back.
+func BenchmarkAttendCausal(b *testing.B) {
+	for _, c := range []struct{ batch, rows, h, d int }{{12, 64, 4, 32}, {4, 64, 12, 64}, {1, 1024, 12, 64}} {
+		a := kernel.Heads{H: c.h, K: c.h, D: c.d, Scale: 0.2}
+		n := c.batch * c.rows * c.h * c.d
+		q, k, v, dy := random(1, n), random(2, n), random(3, n), random(4, n)
+		y, lse, dq, dk, dv := make([]float32, n), make([]float32, n/c.d), make([]float32, n), make([]float32, n), make([]float32, n)
+		s := cpu.New(1)
+		flops := 2 * 2 * float64(n) * float64(c.rows) // of two full products
+		b.Run(fmt.Sprintf("%+v/forward", c), func(b *testing.B) {
+			for b.Loop() {
+				s.AttendCausal(y, lse, q, k, v, c.batch, c.rows, a)
+			}
+			rate(b, flops/2, "GFLOP/s")
+		})
+		b.Run(fmt.Sprintf("%+v/backward", c), func(b *testing.B) {
+			for b.Loop() {
+				s.AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v, c.batch, c.rows, a)
+			}
+			rate(b, 5*flops/4, "GFLOP/s")
+		})
+		s.Close()
+	}
+}

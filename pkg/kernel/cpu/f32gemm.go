@@ -9,13 +9,16 @@ const (
 	gemmDepth   = 256  // of the reduction, at most, in a packed block of the right side
 	gemmColumns = 512  // of a packed block, at most
 	gemmAlias   = 2048 // bytes between rows that meet on the same lines of a first cache
+	gemmBurst   = 24   // lines that are asked for at once
 	gemmWidest  = 32   // columns of any family's panel
 	gemmTallest = 12   // rows of any family's tile
 )
 
-// gemmTile computes c = init + a·b for as many rows and columns as it is made for.
-// Element (i, k) of a lies i·rs + k·cs bytes on; rows of b lie ldb bytes apart.
-type gemmTile func(c *float32, ldc int, init *float32, ldi int, a *float32, rs, cs int, b *float32, ldb, k int)
+// gemmTile computes c = init + a·b for as many rows and columns as it is made for, and
+// for further panels, whose columns of c follow, whose b lie step bytes and whose init
+// istep bytes on. Element (i, k) of a lies i·rs + k·cs bytes on; rows of b lie ldb bytes
+// apart. k is at least 1.
+type gemmTile func(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
 
 // gemmOps are the loops of one instruction family.
 type gemmOps struct {
@@ -195,6 +198,7 @@ func (g *gemmCall) strip(o *gemmOps, w *gemmScratch, p *gemmPanels, i, rows, k0,
 	a, rs, cs := &w.zero[0], 4*g.a.rs, 4*g.a.cs
 	switch {
 	case n == 0:
+		rs, cs = 0, 0
 	case g.a.rs == 1 && g.a.cs != 1 && !g.near:
 		o.fromColumns(&w.a[0], 4*lanes, &g.a.data[k0*g.a.cs+i], 4*g.a.cs, n, rows)
 		a, rs, cs = &w.a[0], 4, 4*lanes
@@ -208,39 +212,42 @@ func (g *gemmCall) strip(o *gemmOps, w *gemmScratch, p *gemmPanels, i, rows, k0,
 	}
 	panel := 0
 	for j := p.from; j < p.to; {
-		w.next.ask(o)
-		w.near.ask(o)
-		width, run := o.wide, o.tiles[rows]
-		if panelWidth(o, p.to-j) < o.wide {
+		width, run, count := o.wide, o.tiles[rows], 1
+		if left := p.to - j; panelWidth(o, left) < o.wide {
 			width, run = lanes, o.narrow[rows]
+		} else {
+			count = max(1, min(gemmBurst/(1+w.next.quota+w.near.quota), left/width))
 		}
-		b, ldb := &w.zero[0], 4*width
+		w.next.ask(o, count)
+		w.near.ask(o, count)
+		b, ldb, step := &w.zero[0], 0, 0
 		switch {
-		case n == 0:
+		case n == 0: // one step that adds nothing
+			n = 1
 		case p.whole.data != nil:
-			b, ldb = &p.whole.data[k0*p.whole.cs+j], 4*p.whole.cs
+			b, ldb, step = &p.whole.data[k0*p.whole.cs+j], 4*p.whole.cs, 4*width
 		default:
-			b = &p.data[panel+(k0-p.k0)*width]
+			b, ldb, step = &p.data[panel+(k0-p.k0)*width], 4*width, 4*width*p.depth
 		}
 		if columns := min(width, p.to-j); columns < width {
-			g.edge(w, run, i, rows, j, columns, width, a, rs, cs, b, n)
+			g.edge(w, run, i, rows, j, columns, width, a, rs, cs, b, ldb, n)
 		} else {
-			init, ldi := &w.zero[0], 0
+			init, ldi, istep := &w.zero[0], 0, 0
 			switch {
 			case g.add:
-				init, ldi = &g.c[i*g.ldc+j], 4*g.ldc
+				init, ldi, istep = &g.c[i*g.ldc+j], 4*g.ldc, 4*width
 			case g.bias != nil:
-				init = &g.bias[j]
+				init, istep = &g.bias[j], 4*width
 			}
-			run(&g.c[i*g.ldc+j], 4*g.ldc, init, ldi, a, rs, cs, b, ldb, n)
+			run(&g.c[i*g.ldc+j], 4*g.ldc, init, ldi, istep, a, rs, cs, b, ldb, step, n, count)
 		}
-		panel += width * p.depth
-		j += width
+		panel += count * width * p.depth
+		j += count * width
 	}
 }
 
 // edge computes a tile of which only some columns exist, by way of scratch.
-func (g *gemmCall) edge(w *gemmScratch, run gemmTile, i, rows, j, columns, width int, a *float32, rs, cs int, b *float32, n int) {
+func (g *gemmCall) edge(w *gemmScratch, run gemmTile, i, rows, j, columns, width int, a *float32, rs, cs int, b *float32, ldb, n int) {
 	init, ldi := &w.zero[0], 0
 	switch {
 	case g.add:
@@ -252,7 +259,7 @@ func (g *gemmCall) edge(w *gemmScratch, run gemmTile, i, rows, j, columns, width
 		copy(w.bias[:], g.bias[j:j+columns])
 		init = &w.bias[0]
 	}
-	run(&w.edge[0], 4*width, init, ldi, a, rs, cs, b, 4*width, n)
+	run(&w.edge[0], 4*width, init, ldi, 0, a, rs, cs, b, ldb, 0, n, 1)
 	for r := range rows {
 		copy(g.c[(i+r)*g.ldc+j:][:columns], w.edge[r*width:])
 	}

@@ -20,17 +20,19 @@ func gemmPortable() gemmOps {
 		},
 	}
 	for rows := 1; rows <= 4; rows++ {
-		o.tiles = append(o.tiles, func(c *float32, ldc int, init *float32, ldi int, a *float32, rs, cs int, b *float32, ldb, k int) {
-			for i := range rows {
-				var acc [lanes]float32
-				copy(acc[:], unsafe.Slice(at(init, i*ldi/4), lanes))
-				for p := range k {
-					v := *at(a, (i*rs+p*cs)/4)
-					for j, w := range unsafe.Slice(at(b, p*ldb/4), lanes) {
-						acc[j] = fma32(v, w, acc[j])
+		o.tiles = append(o.tiles, func(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int) {
+			for panel := range panels {
+				for i := range rows {
+					var acc [lanes]float32
+					copy(acc[:], unsafe.Slice(at(init, (i*ldi+panel*istep)/4), lanes))
+					for p := range k {
+						v := *at(a, (i*rs+p*cs)/4)
+						for j, w := range unsafe.Slice(at(b, (p*ldb+panel*step)/4), lanes) {
+							acc[j] = fma32(v, w, acc[j])
+						}
 					}
+					copy(unsafe.Slice(at(c, i*ldc/4+panel*lanes), lanes), acc[:])
 				}
-				copy(unsafe.Slice(at(c, i*ldc/4), lanes), acc[:])
 			}
 		})
 	}

@@ -39,9 +39,9 @@ func (s *soon) share(calls int) {
 	s.quota = (total + calls - 1) / calls
 }
 
-// ask prefetches a part.
-func (s *soon) ask(o *gemmOps) {
-	left := s.quota
+// ask prefetches some parts.
+func (s *soon) ask(o *gemmOps, parts int) {
+	left := parts * s.quota
 	for s.n > 0 && left > 0 {
 		r := &s.regions[s.n-1]
 		rows, lines := min(r.rows-r.done, left), 1

@@ -3,94 +3,94 @@
 package cpu
 
 //go:noescape
-func gemm1x32(c *float32, ldc int, init *float32, ldi int, a *float32, rs, cs int, b *float32, ldb, k int)
+func gemm1x32(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
 
 //go:noescape
-func gemm2x32(c *float32, ldc int, init *float32, ldi int, a *float32, rs, cs int, b *float32, ldb, k int)
+func gemm2x32(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
 
 //go:noescape
-func gemm3x32(c *float32, ldc int, init *float32, ldi int, a *float32, rs, cs int, b *float32, ldb, k int)
+func gemm3x32(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
 
 //go:noescape
-func gemm4x32(c *float32, ldc int, init *float32, ldi int, a *float32, rs, cs int, b *float32, ldb, k int)
+func gemm4x32(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
 
 //go:noescape
-func gemm5x32(c *float32, ldc int, init *float32, ldi int, a *float32, rs, cs int, b *float32, ldb, k int)
+func gemm5x32(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
 
 //go:noescape
-func gemm6x32(c *float32, ldc int, init *float32, ldi int, a *float32, rs, cs int, b *float32, ldb, k int)
+func gemm6x32(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
 
 //go:noescape
-func gemm7x32(c *float32, ldc int, init *float32, ldi int, a *float32, rs, cs int, b *float32, ldb, k int)
+func gemm7x32(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
 
 //go:noescape
-func gemm8x32(c *float32, ldc int, init *float32, ldi int, a *float32, rs, cs int, b *float32, ldb, k int)
+func gemm8x32(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
 
 //go:noescape
-func gemm9x32(c *float32, ldc int, init *float32, ldi int, a *float32, rs, cs int, b *float32, ldb, k int)
+func gemm9x32(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
 
 //go:noescape
-func gemm10x32(c *float32, ldc int, init *float32, ldi int, a *float32, rs, cs int, b *float32, ldb, k int)
+func gemm10x32(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
 
 //go:noescape
-func gemm11x32(c *float32, ldc int, init *float32, ldi int, a *float32, rs, cs int, b *float32, ldb, k int)
+func gemm11x32(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
 
 //go:noescape
-func gemm12x32(c *float32, ldc int, init *float32, ldi int, a *float32, rs, cs int, b *float32, ldb, k int)
+func gemm12x32(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
 
 //go:noescape
-func gemm1x16(c *float32, ldc int, init *float32, ldi int, a *float32, rs, cs int, b *float32, ldb, k int)
+func gemm1x16(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
 
 //go:noescape
-func gemm2x16(c *float32, ldc int, init *float32, ldi int, a *float32, rs, cs int, b *float32, ldb, k int)
+func gemm2x16(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
 
 //go:noescape
-func gemm3x16(c *float32, ldc int, init *float32, ldi int, a *float32, rs, cs int, b *float32, ldb, k int)
+func gemm3x16(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
 
 //go:noescape
-func gemm4x16(c *float32, ldc int, init *float32, ldi int, a *float32, rs, cs int, b *float32, ldb, k int)
+func gemm4x16(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
 
 //go:noescape
-func gemm5x16(c *float32, ldc int, init *float32, ldi int, a *float32, rs, cs int, b *float32, ldb, k int)
+func gemm5x16(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
 
 //go:noescape
-func gemm6x16(c *float32, ldc int, init *float32, ldi int, a *float32, rs, cs int, b *float32, ldb, k int)
+func gemm6x16(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
 
 //go:noescape
-func gemm7x16(c *float32, ldc int, init *float32, ldi int, a *float32, rs, cs int, b *float32, ldb, k int)
+func gemm7x16(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
 
 //go:noescape
-func gemm8x16(c *float32, ldc int, init *float32, ldi int, a *float32, rs, cs int, b *float32, ldb, k int)
+func gemm8x16(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
 
 //go:noescape
-func gemm9x16(c *float32, ldc int, init *float32, ldi int, a *float32, rs, cs int, b *float32, ldb, k int)
+func gemm9x16(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
 
 //go:noescape
-func gemm10x16(c *float32, ldc int, init *float32, ldi int, a *float32, rs, cs int, b *float32, ldb, k int)
+func gemm10x16(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
 
 //go:noescape
-func gemm11x16(c *float32, ldc int, init *float32, ldi int, a *float32, rs, cs int, b *float32, ldb, k int)
+func gemm11x16(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
 
 //go:noescape
-func gemm12x16(c *float32, ldc int, init *float32, ldi int, a *float32, rs, cs int, b *float32, ldb, k int)
+func gemm12x16(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
 
 //go:noescape
-func gemm1x16Wide(c *float32, ldc int, init *float32, ldi int, a *float32, rs, cs int, b *float32, ldb, k int)
+func gemm1x16Wide(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
 
 //go:noescape
-func gemm2x16Wide(c *float32, ldc int, init *float32, ldi int, a *float32, rs, cs int, b *float32, ldb, k int)
+func gemm2x16Wide(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
 
 //go:noescape
-func gemm3x16Wide(c *float32, ldc int, init *float32, ldi int, a *float32, rs, cs int, b *float32, ldb, k int)
+func gemm3x16Wide(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
 
 //go:noescape
-func gemm4x16Wide(c *float32, ldc int, init *float32, ldi int, a *float32, rs, cs int, b *float32, ldb, k int)
+func gemm4x16Wide(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
 
 //go:noescape
-func gemm5x16Wide(c *float32, ldc int, init *float32, ldi int, a *float32, rs, cs int, b *float32, ldb, k int)
+func gemm5x16Wide(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
 
 //go:noescape
-func gemm6x16Wide(c *float32, ldc int, init *float32, ldi int, a *float32, rs, cs int, b *float32, ldb, k int)
+func gemm6x16Wide(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
 
 //go:noescape
 func panelOfRows(dst *float32, ldd int, src *float32, lds, sixteens int)

@@ -33,71 +33,86 @@ func gemmName(rows, vectors, bits int) string {
 	return fmt.Sprintf("gemm%dx%d%s", rows, vectors*bits/32, suffix(bits))
 }
 
-// gemmTile writes gemm<rows>x<columns>: c = init + a·b, element (i, k) of a being rs·i +
-// cs·k bytes on, rows of b ldb bytes apart.
+// gemmTile writes gemm<rows>x<columns>: c = init + a·b over panels one after the other,
+// each a tile's columns of c on and step bytes of b. Element (i, k) of a is rs·i + cs·k
+// bytes on, rows of b ldb bytes apart; init moves istep bytes from panel to panel. k is
+// at least 1.
 func (a *asm) gemmTile(rows, vectors, bits int) {
 	name, reg, size := gemmName(rows, vectors, bits), "Z", 64
 	if bits == 256 {
 		reg, size = "Y", 32
 	}
-	a.fn(name, 80, "func "+name+"(c *float32, ldc int, init *float32, ldi int, a *float32, rs, cs int, b *float32, ldb, k int)")
+	a.fn(name, 104, "func "+name+"(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)")
 	bases := []string{"R8", "R9", "R10", "R11"}[:(rows+2)/3]
 	acc := func(i, v int) int { return i*vectors + v }
+	a.f("MOVQ c+0(FP), DI")
 	a.f("MOVQ init+16(FP), SI")
+	a.f("MOVQ b+64(FP), R15")
+	a.f("MOVQ rs+48(FP), DX")
+	a.f("MOVQ cs+56(FP), R12")
+	a.f("MOVQ ldb+72(FP), R13")
+	a.label("panel")
+	a.f("MOVQ SI, BX")
 	a.f("MOVQ ldi+24(FP), AX")
 	for i := range rows {
 		for v := range vectors {
-			a.f("VMOVUPS %d(SI), %s%d", size*v, reg, acc(i, v))
+			a.f("VMOVUPS %d(BX), %s%d", size*v, reg, acc(i, v))
 		}
 		if i < rows-1 {
-			a.f("ADDQ AX, SI")
+			a.f("ADDQ AX, BX")
 		}
 	}
-	a.f("MOVQ a+32(FP), R8")
-	a.f("MOVQ rs+40(FP), DX")
-	a.f("MOVQ cs+48(FP), R12")
-	a.f("MOVQ b+56(FP), BX")
-	a.f("MOVQ ldb+64(FP), R13")
-	a.f("MOVQ k+72(FP), CX")
+	a.f("MOVQ a+40(FP), R8")
+	a.f("MOVQ R15, BX")
+	a.f("MOVQ k+88(FP), CX")
 	a.f("LEAQ (DX)(DX*2), AX")
 	for i := 1; i < len(bases); i++ {
 		a.f("LEAQ (%s)(AX*1), %s", bases[i-1], bases[i])
 	}
-	a.f("TESTQ CX, CX")
-	a.f("JZ done")
 	panel, free := rows*vectors, rows*vectors+vectors
 	most := 32
 	if bits == 256 {
 		most = 16
 	}
-	a.label("loop")
-	for v := range vectors {
-		a.f("VMOVUPS %d(BX), %s%d", size*v, reg, panel+v)
-	}
-	a.f("ADDQ R13, BX")
-	for i := range rows {
-		x := free + i%(most-free)
-		a.f("VBROADCASTSS (%s)%s, %s%d", bases[i/3], []string{"", "(DX*1)", "(DX*2)"}[i%3], reg, x)
+	step := func(row func(i int)) {
 		for v := range vectors {
-			a.f("VFMADD231PS %s%d, %s%d, %s%d", reg, panel+v, reg, x, reg, acc(i, v))
+			a.f("VMOVUPS %d(BX), %s%d", size*v, reg, panel+v)
+		}
+		for i := range rows {
+			x := free + i%(most-free)
+			a.f("VBROADCASTSS (%s)%s, %s%d", bases[i/3], []string{"", "(DX*1)", "(DX*2)"}[i%3], reg, x)
+			for v := range vectors {
+				a.f("VFMADD231PS %s%d, %s%d, %s%d", reg, panel+v, reg, x, reg, acc(i, v))
+			}
+			row(i)
 		}
 	}
+	a.f("DECQ CX")
+	a.f("JZ last")
+	a.label("loop")
+	step(func(int) {})
+	a.f("ADDQ R13, BX")
 	for _, r := range bases {
 		a.f("ADDQ R12, %s", r)
 	}
 	a.f("DECQ CX")
 	a.f("JNZ loop")
-	a.label("done")
-	a.f("MOVQ c+0(FP), DI")
+	a.label("last")
+	a.f("MOVQ DI, CX")
 	a.f("MOVQ ldc+8(FP), AX")
-	for i := range rows {
+	step(func(i int) {
 		for v := range vectors {
-			a.f("VMOVUPS %s%d, %d(DI)", reg, acc(i, v), size*v)
+			a.f("VMOVUPS %s%d, %d(CX)", reg, acc(i, v), size*v)
 		}
 		if i < rows-1 {
-			a.f("ADDQ AX, DI")
+			a.f("ADDQ AX, CX")
 		}
-	}
+	})
+	a.f("ADDQ $%d, DI", size*vectors)
+	a.f("ADDQ istep+32(FP), SI")
+	a.f("ADDQ step+80(FP), R15")
+	a.f("DECQ panels+96(FP)")
+	a.f("JNZ panel")
 	a.end()
 }
 
