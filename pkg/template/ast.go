@@ -87,7 +87,9 @@ type (
 		cond   expr // nil where left out
 		body   []stmt
 		other  []stmt
-		line   int
+		// recursive says that the body may call loop with another row.
+		recursive bool
+		line      int
 	}
 	setStmt struct {
 		target target
@@ -101,12 +103,14 @@ type (
 		params   []string
 		defaults []expr // nil where there is none
 		body     []stmt
+		takes    uses
 	}
 	callStmt struct {
 		params   []string
 		defaults []expr
 		call     *callExpr
 		body     []stmt
+		takes    uses
 		line     int
 	}
 	filterStmt struct {
@@ -119,10 +123,19 @@ type (
 		values []expr
 		body   []stmt
 	}
-	blockStmt    struct{ body []stmt } // generation … endgeneration
+	// blockStmt is a part with names of its own: generation … endgeneration, and
+	// block, whose text self.name() repeats.
+	blockStmt struct {
+		name string // empty for generation
+		body []stmt
+	}
 	breakStmt    struct{}
 	continueStmt struct{}
 )
+
+// uses says which of the special names a macro's body reads; without them it
+// refuses what they would hold.
+type uses struct{ varargs, kwargs, caller bool }
 
 // target is what set and for assign to: a name, an attribute of a name, or
 // several of them.

@@ -99,6 +99,10 @@ func (s *state) call(of Value, a args) (Value, error) {
 		return f.do(s, a)
 	case *macro:
 		return s.callMacro(f, a)
+	case *loop:
+		return s.callLoop(f, a)
+	case *counter:
+		return f.call(s)
 	case undefined:
 		return nil, s.fail("cannot call %q, which is undefined", f.name)
 	}
@@ -142,10 +146,11 @@ func (t str) char(from, to int) str {
 			hi = mid
 		}
 	}
+	c := str{s: t.s[from:to], safe: t.safe}
 	if lo < len(t.data) && t.data[lo][0] < to {
-		return userText(t.s[from:to])
+		c.data = [][2]int{{0, to - from}}
 	}
-	return str{s: t.s[from:to]}
+	return c
 }
 
 func (e *literal) eval(s *state) (Value, error)  { return e.v, s.step(1) }

@@ -252,7 +252,7 @@ func (s *state) sortBy(order []int, compare func(i, j int) (int, error)) error {
 // fold lowers a string for comparison where case does not count.
 func (s *state) fold(v Value, caseSensitive bool) (Value, error) {
 	if t, ok := v.(str); ok && !caseSensitive {
-		return t.like(strings.ToLower(t.s)), s.alloc(len(t.s))
+		return t.like(lower(t.s)), s.alloc(len(t.s))
 	}
 	return v, nil
 }
@@ -388,7 +388,7 @@ func (s *state) groupby(items []Value, a args) (Value, error) {
 		}
 		if !same {
 			group, last = &list{}, v
-			out.items = append(out.items, &list{items: []Value{v, group}, kind: isTuple})
+			out.items = append(out.items, &list{items: []Value{v, group}, kind: isTuple, group: true})
 		}
 		group.items = append(group.items, item)
 	}

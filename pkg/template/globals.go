@@ -13,6 +13,16 @@ func (s *state) globals(o Options) {
 		}
 		return m, err
 	})
+	define("cycler", func(s *state, a args) (Value, error) {
+		if len(a.pos) == 0 {
+			return nil, s.fail("cycler needs a value")
+		}
+		return &counter{items: a.pos}, s.alloc(16 * len(a.pos))
+	})
+	define("joiner", func(s *state, a args) (Value, error) {
+		sep, err := s.text(a.get(0, "sep", str{s: ", "}))
+		return &counter{items: []Value{sep}, joins: true}, err
+	})
 	define("dict", func(s *state, a args) (Value, error) { return s.mapping(a) })
 	define("raise_exception", func(s *state, a args) (Value, error) {
 		text, err := s.text(a.get(0, "message", str{}))
@@ -29,10 +39,7 @@ func (s *state) globals(o Options) {
 		if !ok || len(format.s) > 1000 {
 			return nil, s.fail("strftime_now needs a short string")
 		}
-		text, err := strftime(o.Now(), format.s)
-		if err != nil {
-			return nil, s.fail("%v", err)
-		}
+		text := strftime(o.Now(), format.s)
 		return format.like(text), s.alloc(len(text) + 1000)
 	})
 }
@@ -102,4 +109,63 @@ func (s *state) numbers(bounds []Value) (Value, error) {
 		}
 	}
 	return out, nil
+}
+
+// counter is a cycler, which deals its items out in turn, or a joiner, which gives
+// its separator from the second call on.
+type counter struct {
+	items []Value
+	at    int
+	joins bool
+}
+
+func (c *counter) call(s *state) (Value, error) {
+	if !c.joins {
+		return nil, s.fail("cannot call a cycler")
+	}
+	c.at++
+	if c.at == 1 {
+		return str{}, nil
+	}
+	return c.items[0], nil
+}
+
+func (c *counter) attr(name string) Value {
+	switch {
+	case c.joins:
+	case name == "current":
+		return c.items[c.at]
+	case name == "next":
+		return &function{name, func(*state, args) (Value, error) {
+			v := c.items[c.at]
+			c.at = (c.at + 1) % len(c.items)
+			return v, nil
+		}}
+	case name == "reset":
+		return &function{name, func(*state, args) (Value, error) {
+			c.at = 0
+			return nil, nil
+		}}
+	}
+	return undefined{name}
+}
+
+// self is what the template's blocks are called by.
+func (s *state) self(blocks map[string][]stmt) {
+	if len(blocks) == 0 {
+		return
+	}
+	m := NewMap()
+	m.namespace = true
+	for name, body := range blocks {
+		m.put(str{s: name}, &function{name, func(s *state, _ args) (Value, error) {
+			out := s.out
+			s.out = &marked{}
+			err := s.block(body)
+			text := s.out.str()
+			s.out = out
+			return text, err
+		}})
+	}
+	s.set("self", m)
 }

@@ -25,6 +25,7 @@ type list struct {
 	items        []Value
 	kind         listKind
 	from, to, by int64 // of a range
+	group        bool  // a pair of groupby: grouper and list
 }
 
 // generator is what a filter returns that Python evaluates lazily.

@@ -1,6 +1,9 @@
 package template
 
-import "unicode/utf8"
+import (
+	"strings"
+	"unicode/utf8"
+)
 
 func (e *attrExpr) eval(s *state) (Value, error) {
 	of, err := e.of.eval(s)
@@ -37,10 +40,13 @@ func (s *state) attr(of Value, name string) (Value, error) {
 		if m := listMethod(x, name); m != nil {
 			return m, nil
 		}
-	case *macro:
-		if name == "name" {
-			return str{s: x.name}, nil
+		if x.group && (name == "grouper" || name == "list") {
+			return x.items[strings.Index("gl", name[:1])], nil
 		}
+	case *macro:
+		return x.attr(name), nil
+	case *counter:
+		return x.attr(name), nil
 	}
 	return undefined{name}, nil
 }

@@ -1,11 +1,6 @@
 package template
 
-import (
-	"slices"
-	"strings"
-	"unicode"
-	"unicode/utf8"
-)
+import "slices"
 
 // method makes a function of a value's method.
 func method(name string, do func(s *state, a args) (Value, error)) *function {
@@ -55,6 +50,32 @@ func mapMethod(m *Map, name string) Value {
 				return a.pos[1], nil
 			}
 			return nil, s.fail("pop of a key that is not there")
+		})
+	case "setdefault":
+		return method(name, func(s *state, a args) (Value, error) {
+			key := a.get(0, "key", nil)
+			if v, ok := m.get(key); ok {
+				return v, nil
+			}
+			v := a.get(1, "default", nil)
+			if !m.put(key, v) {
+				return nil, s.fail("%s cannot be a key", typeName(key))
+			}
+			return v, s.alloc(64)
+		})
+	case "popitem":
+		return method(name, func(s *state, _ args) (Value, error) {
+			if len(m.keys) == 0 {
+				return nil, s.fail("popitem of an empty mapping")
+			}
+			key := m.keys[len(m.keys)-1]
+			v, _ := m.remove(key)
+			return &list{items: []Value{key, v}, kind: isTuple}, s.step(1 + len(m.keys)/8)
+		})
+	case "clear":
+		return method(name, func(*state, args) (Value, error) {
+			*m = *NewMap()
+			return nil, nil
 		})
 	case "update":
 		return method(name, func(s *state, a args) (Value, error) {
@@ -128,6 +149,38 @@ func listMethod(l *list, name string) Value {
 			l.items = append(l.items[:at], l.items[at+1:]...)
 			return v, s.step(1 + len(l.items)/8)
 		})
+	case "sort":
+		return method(name, func(s *state, a args) (Value, error) {
+			sorted, err := s.sorted(l.items, nil, true, truth(a.get(-1, "reverse", false)))
+			if err != nil {
+				return nil, err
+			}
+			l.items = sorted
+			return nil, s.alloc(16 * len(sorted))
+		})
+	case "remove":
+		return method(name, func(s *state, a args) (Value, error) {
+			for i, item := range l.items {
+				same, err := s.equal(item, a.get(0, "value", nil))
+				if err != nil {
+					return nil, err
+				}
+				if same {
+					l.items = slices.Delete(l.items, i, i+1)
+					return nil, s.step(1 + len(l.items)/8)
+				}
+			}
+			return nil, s.fail("remove of a value that is not there")
+		})
+	case "clear":
+		return method(name, func(*state, args) (Value, error) {
+			l.items = nil
+			return nil, nil
+		})
+	case "copy":
+		return method(name, func(s *state, _ args) (Value, error) {
+			return &list{items: slices.Clone(l.items)}, s.alloc(16 * len(l.items))
+		})
 	case "reverse":
 		return method(name, func(s *state, _ args) (Value, error) {
 			for i, j := 0, len(l.items)-1; i < j; i, j = i+1, j-1 {
@@ -157,301 +210,4 @@ func listMethod(l *list, name string) Value {
 		})
 	}
 	return nil
-}
-
-// strMethod is a string's method, or nil.
-func strMethod(t str, name string) Value {
-	rewrite := func(f func(string) string) Value {
-		return method(name, func(s *state, _ args) (Value, error) { return t.like(f(t.s)), s.alloc(4 * len(t.s)) })
-	}
-	is := func(f func(rune) bool) Value {
-		return method(name, func(s *state, _ args) (Value, error) {
-			return t.s != "" && strings.IndexFunc(t.s, func(r rune) bool { return !f(r) }) < 0, s.alloc(len(t.s))
-		})
-	}
-	switch name {
-	case "upper":
-		return rewrite(strings.ToUpper)
-	case "lower", "casefold":
-		return rewrite(strings.ToLower)
-	case "title":
-		return rewrite(pythonTitle)
-	case "capitalize":
-		return rewrite(capitalize)
-	case "swapcase":
-		return rewrite(func(x string) string {
-			return strings.Map(func(r rune) rune {
-				if unicode.IsUpper(r) {
-					return unicode.ToLower(r)
-				}
-				return unicode.ToUpper(r)
-			}, x)
-		})
-	case "strip", "lstrip", "rstrip":
-		return method(name, func(s *state, a args) (Value, error) {
-			return s.strip(t, a.get(0, "chars", nil), name != "rstrip", name != "lstrip")
-		})
-	case "startswith", "endswith":
-		return method(name, func(s *state, a args) (Value, error) { return s.affix(t, name, a) })
-	case "removeprefix", "removesuffix":
-		return method(name, func(s *state, a args) (Value, error) {
-			x, ok := a.get(0, "", nil).(str)
-			switch {
-			case !ok:
-				return nil, s.fail("%s needs a string", name)
-			case name == "removeprefix" && strings.HasPrefix(t.s, x.s):
-				return t.cut(len(x.s), len(t.s)), s.alloc(16)
-			case name == "removesuffix" && strings.HasSuffix(t.s, x.s):
-				return t.cut(0, len(t.s)-len(x.s)), s.alloc(16)
-			}
-			return t, nil
-		})
-	case "split", "rsplit":
-		return method(name, func(s *state, a args) (Value, error) {
-			return s.split(t, a.get(0, "sep", nil), a.get(1, "maxsplit", int64(-1)), name == "rsplit")
-		})
-	case "splitlines":
-		return method(name, func(s *state, a args) (Value, error) {
-			return s.lines(t, truth(a.get(0, "keepends", false)))
-		})
-	case "partition", "rpartition":
-		return method(name, func(s *state, a args) (Value, error) { return s.partition(t, name, a.get(0, "sep", nil)) })
-	case "replace":
-		return method(name, func(s *state, a args) (Value, error) {
-			return s.replace(t, a.get(0, "old", nil), a.get(1, "new", nil), a.get(2, "count", int64(-1)))
-		})
-	case "join":
-		return method(name, func(s *state, a args) (Value, error) {
-			items, err := s.iterate(a.get(0, "iterable", nil))
-			if err != nil {
-				return nil, err
-			}
-			return s.joinText(items, t)
-		})
-	case "find", "rfind", "index", "rindex", "count":
-		return method(name, func(s *state, a args) (Value, error) { return s.find(t, name, a.get(0, "sub", nil)) })
-	case "format":
-		return method(name, func(s *state, a args) (Value, error) { return s.format(t, a) })
-	case "zfill", "ljust", "rjust", "center":
-		return method(name, func(s *state, a args) (Value, error) { return s.pad(t, name, a) })
-	case "isdigit", "isdecimal", "isnumeric":
-		return is(unicode.IsDigit)
-	case "isalpha":
-		return is(unicode.IsLetter)
-	case "isalnum":
-		return is(func(r rune) bool { return unicode.IsLetter(r) || unicode.IsDigit(r) })
-	case "isspace":
-		return is(isSpace)
-	case "isupper":
-		return method(name, func(s *state, _ args) (Value, error) {
-			return t.s != strings.ToLower(t.s) && t.s == strings.ToUpper(t.s), s.alloc(len(t.s))
-		})
-	case "islower":
-		return method(name, func(s *state, _ args) (Value, error) {
-			return t.s != strings.ToUpper(t.s) && t.s == strings.ToLower(t.s), s.alloc(len(t.s))
-		})
-	}
-	return nil
-}
-
-func (s *state) strip(t str, chars Value, left, right bool) (Value, error) {
-	switch c := chars.(type) {
-	case nil:
-		out := t.trim(isSpace, left, right)
-		return out, s.step(1 + (len(t.s)-len(out.s))/8)
-	case str:
-		set := map[rune]bool{}
-		for _, r := range c.s {
-			set[r] = true
-		}
-		out := t.trim(func(r rune) bool { return set[r] }, left, right)
-		return out, s.step(1 + len(c.s)/2 + (len(t.s)-len(out.s))/4)
-	}
-	return nil, s.fail("cannot strip %s from a string", typeName(chars))
-}
-
-func (s *state) affix(t str, name string, a args) (Value, error) {
-	options := []Value{a.get(0, "prefix", nil)}
-	if l, ok := options[0].(*list); ok {
-		options = l.items
-	}
-	for _, o := range options {
-		x, ok := o.(str)
-		if !ok {
-			return nil, s.fail("%s needs a string, not %s", name, typeName(o))
-		}
-		if name == "startswith" && strings.HasPrefix(t.s, x.s) || name == "endswith" && strings.HasSuffix(t.s, x.s) {
-			return true, nil
-		}
-		if err := s.step(1 + len(x.s)/64); err != nil {
-			return nil, err
-		}
-	}
-	return false, nil
-}
-
-func (s *state) split(t str, sep, most Value, right bool) (Value, error) {
-	n, exact := -1, false
-	if _, i, ok := number(most); ok && isNumber(most) {
-		n, exact = int(max(-1, min(i, 1<<40))), true
-	}
-	if !exact {
-		return nil, s.fail("split needs an integer, not %s", typeName(most))
-	}
-	var parts []Value
-	switch x := sep.(type) {
-	case nil:
-		if right && n >= 0 {
-			return nil, s.fail("rsplit at white space with a limit is not supported")
-		}
-		if err := s.alloc(32 * len(t.s)); err != nil {
-			return nil, err
-		}
-		parts = t.fields(n)
-	case str:
-		if x.s == "" {
-			return nil, s.fail("split at an empty string")
-		}
-		if err := s.alloc(len(t.s) + 64*strings.Count(t.s, x.s)); err != nil {
-			return nil, err
-		}
-		if right {
-			parts = t.splitRight(x.s, n)
-		} else {
-			parts = t.split(x.s, n)
-		}
-	default:
-		return nil, s.fail("split needs a string, not %s", typeName(sep))
-	}
-	return &list{items: parts}, s.step(len(parts) * (1 + len(t.data)/8))
-}
-
-func (s *state) lines(t str, keep bool) (Value, error) {
-	if err := s.alloc(len(t.s) + 64*strings.Count(t.s, "\n")); err != nil {
-		return nil, err
-	}
-	out := &list{}
-	for at := 0; at < len(t.s); {
-		end, next := len(t.s), len(t.s)
-		if i := strings.IndexAny(t.s[at:], "\r\n"); i >= 0 {
-			end, next = at+i, at+i+1
-			if strings.HasPrefix(t.s[end:], "\r\n") {
-				next++
-			}
-		}
-		if keep {
-			end = next
-		}
-		out.items = append(out.items, t.cut(at, end))
-		at = next
-	}
-	return out, s.step(len(out.items) * (1 + len(t.data)/8))
-}
-
-func (s *state) partition(t str, name string, sep Value) (Value, error) {
-	x, ok := sep.(str)
-	if !ok || x.s == "" {
-		return nil, s.fail("%s needs a string", name)
-	}
-	i := strings.Index(t.s, x.s)
-	parts := []Value{t, str{}, str{}}
-	if name == "rpartition" {
-		i = strings.LastIndex(t.s, x.s)
-		parts = []Value{str{}, str{}, t}
-	}
-	if i >= 0 {
-		parts = []Value{t.cut(0, i), t.cut(i, i+len(x.s)), t.cut(i+len(x.s), len(t.s))}
-	}
-	return &list{items: parts, kind: isTuple}, s.alloc(len(t.s))
-}
-
-func (s *state) replace(t str, old, with, most Value) (Value, error) {
-	from, ok1 := old.(str)
-	to, err := s.text(with)
-	n := -1
-	if _, i, exact := number(most); exact && isNumber(most) {
-		n = int(max(-1, min(i, 1<<40)))
-	}
-	if err != nil {
-		return nil, err
-	}
-	if !ok1 {
-		if from, err = s.text(old); err != nil {
-			return nil, err
-		}
-	}
-	found := strings.Count(t.s, from.s)
-	if n >= 0 {
-		found = min(found, n)
-	}
-	if found > 0 && len(to.s) > s.memory/found {
-		return nil, s.alloc(s.memory + 1)
-	}
-	if err := s.alloc(len(t.s) + found*(len(to.s)+16*len(to.data)+16)); err != nil {
-		return nil, err
-	}
-	return t.replace(from, to, n), s.step(found * (1 + len(t.data)/8))
-}
-
-func (s *state) find(t str, name string, sub Value) (Value, error) {
-	x, ok := sub.(str)
-	if !ok {
-		return nil, s.fail("%s needs a string, not %s", name, typeName(sub))
-	}
-	if err := s.alloc(len(t.s)); err != nil {
-		return nil, err
-	}
-	if name == "count" {
-		return int64(strings.Count(t.s, x.s)), nil
-	}
-	i := strings.Index(t.s, x.s)
-	if name[0] == 'r' {
-		i = strings.LastIndex(t.s, x.s)
-	}
-	if i < 0 && strings.HasSuffix(name, "index") {
-		return nil, s.fail("%s of a string that is not there", name)
-	}
-	if i < 0 {
-		return int64(-1), nil
-	}
-	return int64(utf8.RuneCountInString(t.s[:i])), nil
-}
-
-// pad fills a string up to a width.
-func (s *state) pad(t str, name string, a args) (Value, error) {
-	width, _ := count(a.get(0, "width", int64(80)))
-	fill := str{s: " "}
-	if name == "zfill" {
-		fill.s = "0"
-	} else if f, ok := a.get(1, "fillchar", fill).(str); ok && utf8.RuneCountInString(f.s) == 1 {
-		fill = f
-	}
-	n := width - utf8.RuneCountInString(t.s)
-	if n <= 0 {
-		return t, s.alloc(len(t.s))
-	}
-	left := 0
-	switch name {
-	case "zfill", "rjust":
-		left = n
-	case "center":
-		left = n / 2
-	}
-	before, err := s.repeat(fill, left)
-	if err != nil {
-		return nil, err
-	}
-	after, err := s.repeat(fill, n-left)
-	if err != nil {
-		return nil, err
-	}
-	var m marked
-	if name == "zfill" && t.s != "" && (t.s[0] == '-' || t.s[0] == '+') {
-		m.addStr(t.cut(0, 1))
-		t = t.cut(1, len(t.s))
-	}
-	m.addStr(before.(str))
-	m.addStr(t)
-	m.addStr(after.(str))
-	return m.str(), s.alloc(m.len())
 }

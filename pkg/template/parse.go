@@ -4,7 +4,8 @@ import "fmt"
 
 // Template is a parsed template. It is immutable and safe for concurrent use.
 type Template struct {
-	body []stmt
+	body   []stmt
+	blocks map[string][]stmt
 }
 
 // maxSource bounds a template's length in bytes, maxChain the operators that
@@ -29,7 +30,7 @@ func Parse(src string) (*Template, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Template{body: body}, nil
+	return &Template{body: body, blocks: p.blocks}, nil
 }
 
 type parser struct {
@@ -37,6 +38,8 @@ type parser struct {
 	at     int
 	depth  int
 	loops  int
+	takes  uses // of the macro being parsed
+	blocks map[string][]stmt
 }
 
 func (p *parser) peek() token { return p.tokens[p.at] }
@@ -170,8 +173,15 @@ func (p *parser) statement(name string, line int) (stmt, error) {
 		if err := p.endBlock(); err != nil {
 			return nil, err
 		}
+		loops := p.loops
+		p.loops = 0
 		body, err := p.body("endgeneration")
-		return &blockStmt{body}, err
+		p.loops = loops
+		return &blockStmt{body: body}, err
+	case "block":
+		return p.blockStatement()
+	case "autoescape":
+		return p.autoescapeStatement()
 	case "break", "continue":
 		if p.loops == 0 {
 			return nil, p.errorf("%s outside a loop", name)
@@ -189,9 +199,6 @@ func (p *parser) body(end string) ([]stmt, error) {
 	body, _, err := p.block(end)
 	if err != nil {
 		return nil, err
-	}
-	if end == "endmacro" && p.peek().kind == tokenName {
-		p.at++ // {% endmacro name %}
 	}
 	return body, p.endBlock()
 }
@@ -242,9 +249,7 @@ func (p *parser) forStatement(line int) (stmt, error) {
 			return nil, err
 		}
 	}
-	if p.word("recursive") {
-		return nil, p.errorf("recursive loops are not supported")
-	}
+	s.recursive = p.skipWord("recursive")
 	if err := p.endBlock(); err != nil {
 		return nil, err
 	}
@@ -367,10 +372,11 @@ func (p *parser) macroStatement() (stmt, error) {
 	if err := p.endBlock(); err != nil {
 		return nil, err
 	}
-	loops := p.loops
-	p.loops = 0
+	loops, outer := p.loops, p.takes
+	p.loops, p.takes = 0, uses{}
 	s.body, err = p.body("endmacro")
-	p.loops = loops
+	s.takes = p.takes
+	p.loops, p.takes = loops, outer.and(s.takes)
 	return s, err
 }
 
@@ -394,10 +400,11 @@ func (p *parser) callStatement(line int) (stmt, error) {
 	if err := p.endBlock(); err != nil {
 		return nil, err
 	}
-	loops := p.loops
-	p.loops = 0
+	loops, outer := p.loops, p.takes
+	p.loops, p.takes = 0, uses{}
 	s.body, err = p.body("endcall")
-	p.loops = loops
+	s.takes = p.takes
+	p.loops, p.takes = loops, outer.and(s.takes)
 	return s, err
 }
 
@@ -413,6 +420,51 @@ func (p *parser) filterStatement(line int) (stmt, error) {
 	}
 	body, err := p.body("endfilter")
 	return &filterStmt{f, body, line}, err
+}
+
+func (p *parser) blockStatement() (stmt, error) {
+	name, err := p.name()
+	if err != nil {
+		return nil, err
+	}
+	for p.skipWord("scoped") || p.skipWord("required") {
+	}
+	if err := p.endBlock(); err != nil {
+		return nil, err
+	}
+	if _, ok := p.blocks[name]; ok {
+		return nil, p.errorf("block %q is defined twice", name)
+	}
+	loops := p.loops
+	p.loops = 0
+	body, _, err := p.block("endblock")
+	p.loops = loops
+	if err != nil {
+		return nil, err
+	}
+	p.skipWord(name)
+	if p.blocks == nil {
+		p.blocks = map[string][]stmt{}
+	}
+	p.blocks[name] = body
+	return &blockStmt{name, body}, p.endBlock()
+}
+
+// autoescapeStatement takes only what changes nothing: no chat template escapes.
+func (p *parser) autoescapeStatement() (stmt, error) {
+	if !p.skipWord("false") && !p.skipWord("False") {
+		return nil, p.errorf("autoescape knows false only")
+	}
+	if err := p.endBlock(); err != nil {
+		return nil, err
+	}
+	body, err := p.body("endautoescape")
+	return &withStmt{body: body}, err
+}
+
+// and joins what two bodies read.
+func (u uses) and(v uses) uses {
+	return uses{u.varargs || v.varargs, u.kwargs || v.kwargs, u.caller || v.caller}
 }
 
 func (p *parser) withStatement() (stmt, error) {

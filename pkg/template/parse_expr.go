@@ -395,6 +395,14 @@ func (p *parser) primary() (expr, error) {
 		case "none", "None":
 			return &literal{nil}, nil
 		}
+		switch t.text {
+		case "varargs":
+			p.takes.varargs = true
+		case "kwargs":
+			p.takes.kwargs = true
+		case "caller":
+			p.takes.caller = true
+		}
 		return &nameExpr{t.text}, nil
 	case tokenString:
 		var b strings.Builder

@@ -93,6 +93,8 @@ func (t *Template) Render(ctx context.Context, vars *Map, o Options) (Result, er
 			}
 		}
 	}
+	s.top = s.scope
+	s.self(t.blocks)
 	if err := s.run(t.body); err != nil {
 		return Result{}, err
 	}
@@ -109,8 +111,9 @@ type state struct {
 	ticks  int
 	out    *marked
 	scope  *scope
-	depth  int // of macro calls
-	nested int // of values within values
+	top    *scope // of the template
+	depth  int    // of macro calls
+	nested int    // of values within values
 	line   int
 }
 

@@ -189,3 +189,29 @@ func (t str) fields(n int) []Value {
 	}
 	return out
 }
+
+// fieldsRight is fields from the end, at most n times.
+func (t str) fieldsRight(n int) []Value {
+	out := []Value{}
+	for to := len(t.s); ; n-- {
+		to = len(strings.TrimRightFunc(t.s[:to], isSpace))
+		if to == 0 {
+			break
+		}
+		if n == 0 {
+			out = append(out, t.cut(0, to))
+			break
+		}
+		from := 0
+		if i := strings.LastIndexFunc(t.s[:to], isSpace); i >= 0 {
+			_, w := utf8.DecodeRuneInString(t.s[i:])
+			from = i + w
+		}
+		out = append(out, t.cut(from, to))
+		to = from
+	}
+	for i, j := 0, len(out)-1; i < j; i, j = i+1, j-1 {
+		out[i], out[j] = out[j], out[i]
+	}
+	return out
+}

@@ -1,6 +1,6 @@
 package template
 
-import "strings"
+import "unicode"
 
 // isTest says whether a test exists.
 func isTest(name string) bool {
@@ -27,7 +27,7 @@ func (s *state) test(name string, v Value, a args) (bool, error) {
 		return isBool, nil
 	case "callable":
 		switch v.(type) {
-		case *function, *macro:
+		case *function, *macro, *counter:
 			return true, nil
 		}
 		return false, nil
@@ -64,9 +64,9 @@ func (s *state) test(name string, v Value, a args) (bool, error) {
 		}
 		return false, nil
 	case "lower":
-		return isText && text.s == strings.ToLower(text.s) && text.s != strings.ToUpper(text.s), s.alloc(len(text.s))
+		return isText && onlyCase(text.s, unicode.IsLower, unicode.Other_Lowercase), s.alloc(len(text.s))
 	case "upper":
-		return isText && text.s == strings.ToUpper(text.s) && text.s != strings.ToLower(text.s), s.alloc(len(text.s))
+		return isText && onlyCase(text.s, unicode.IsUpper, unicode.Other_Uppercase), s.alloc(len(text.s))
 	case "even", "odd":
 		if !isNumber(v) {
 			return false, s.fail("%s needs a number, not %s", name, typeName(v))

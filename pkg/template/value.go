@@ -404,6 +404,10 @@ func (s *state) repr(b *marked, v Value) error {
 	case float64:
 		b.add(formatFloat(x))
 	case str:
+		if x.safe {
+			b.add("Markup(")
+			defer b.add(")")
+		}
 		b.addLike(pythonQuote(x.s), x)
 	case *list:
 		open, end, whole := x.brackets()
@@ -421,6 +425,10 @@ func (s *state) repr(b *marked, v Value) error {
 		}
 		b.add(end)
 	case *Map:
+		if x.namespace {
+			b.add("<Namespace ")
+			defer b.add(">")
+		}
 		b.add("{")
 		for i, k := range x.keys {
 			if i > 0 {
