@@ -41,6 +41,7 @@ type causal struct {
 	qw, kw     int // floats from row to row
 	qo, ko, lo int // offsets of the head's first row in q, k and lse
 	w          *gemmScratch
+	slim       gemmOps // of panels that are narrow, as scores end at a diagonal
 	causalScratch
 }
 
@@ -49,6 +50,8 @@ func (s *Set) causalHead(seq, head int, t int, a kernel.Heads, backward bool) (*
 	kv := head / (a.H / a.K)
 	c := &causal{Set: s, a: a, t: t, qw: a.H * a.D, kw: a.K * a.D, w: s.multiplier()}
 	c.qo, c.ko, c.lo = seq*t*c.qw+head*a.D, seq*t*c.kw+kv*a.D, seq*t*a.H+head
+	c.slim = s.gemm
+	c.slim.wide, c.slim.tiles = lanes, s.gemm.narrow
 	block, wide, d := s.causalBlock(t), roundUp(t, lanes), roundUp(a.D, lanes)
 	c.ld = wide + lanes // rows do not all fall on the same lines of a cache
 	sizes := []struct {
@@ -76,25 +79,24 @@ func (s *Set) causalHead(seq, head int, t int, a kernel.Heads, backward bool) (*
 	}
 }
 
-// pack makes panels of x's columns from..to-1 at depths k0..k0+depth-1.
-func (c *causal) pack(data []float32, x operand, to, k0, depth int) gemmPanels {
+// pack makes panels of x's first columns at depths k0..k0+depth-1.
+func pack(o *gemmOps, data []float32, x operand, to, k0, depth int) gemmPanels {
 	p := gemmPanels{data: data, to: to, k0: k0, depth: depth}
-	p.pack(&c.gemm, x)
+	p.pack(o, x)
 	return p
 }
 
 // scoresOf writes products of rows lo..hi-1 of x with the positions that they see, to
 // rows of out that count from lo.
 func (c *causal) scoresOf(out, x []float32, p gemmPanels, lo, hi int) {
-	tall, wide := len(c.gemm.tiles)-1, c.gemm.wide
+	tall := len(c.slim.tiles) - 1
 	g := gemmCall{c: out, ldc: c.ld, a: rowsOf(x[lo*c.qw:], c.qw)}
-	all := roundUp(p.to, lanes)
 	for i := lo; i < hi; i += tall {
 		rows := min(tall, hi-i)
 		seen := p
-		seen.from, seen.to = first(i, c.a)/wide*wide, min(roundUp(i+rows, wide), all)
+		seen.from, seen.to = first(i, c.a)&^(lanes-1), roundUp(i+rows, lanes)
 		seen.data = p.data[seen.from*p.depth:]
-		g.strip(&c.gemm, c.w, &seen, i-lo, rows, 0, p.depth)
+		g.strip(&c.slim, c.w, &seen, i-lo, rows, 0, p.depth)
 	}
 }
 
@@ -127,16 +129,16 @@ func (s *Set) AttendCausal(y, lse, q, k, v []float32, b, t int, a kernel.Heads) 
 
 // forward computes rows lo..hi-1.
 func (c *causal) forward(y, lse, q, k, v []float32, lo, hi int) {
-	c.scoresOf(c.scores, q, c.pack(c.keys, rowsOf(k, c.kw), hi, 0, c.a.D), lo, hi)
+	c.scoresOf(c.scores, q, pack(&c.slim, c.keys, rowsOf(k, c.kw), hi, 0, c.a.D), lo, hi)
 	scale := float32(c.a.Scale)
 	var sums [causalRows]float32
 	for p := lo; p < hi; p++ {
 		row, from := c.scores[(p-lo)*c.ld:][:c.ld], first(p, c.a)
 		best, sum := c.attend.weigh(&row[from], p+1-from, scale)
-		sums[p-lo], lse[p*c.a.H] = sum, best+float32(math.Log(float64(sum)))
+		sums[p-lo], lse[p*c.a.H] = sum, best
 		c.hide(row, p)
 	}
-	values := c.pack(c.across, columnsOf(v, c.kw), c.a.D, 0, hi)
+	values := pack(&c.gemm, c.across, columnsOf(v, c.kw), c.a.D, 0, hi)
 	g := gemmCall{c: y[lo*c.qw:], ldc: c.qw, a: rowsOf(c.scores, c.ld)}
 	tall := len(c.gemm.tiles) - 1
 	for i := lo; i < hi; i += tall {
@@ -146,7 +148,24 @@ func (c *causal) forward(y, lse, q, k, v []float32, lo, hi int) {
 	for p := lo; p < hi; p++ {
 		out := &y[p*c.qw]
 		c.element.scale(out, out, c.a.D, 1/sums[p-lo])
+		lse[p*c.a.H] += float32(logOf(float64(sums[p-lo])))
 	}
+}
+
+// logOf is the natural logarithm of a positive normal number, to within 1e-12: with m
+// within sqrt(2) of 1, log m is a series in (m-1)/(m+1).
+func logOf(x float64) float64 {
+	const least = 0x3fe6a09e667f3bcd // sqrt(1/2)
+	bits := math.Float64bits(x)
+	exponent := int64(bits-least) >> 52 // no branch: nobody could predict it
+	e, m := float64(exponent), math.Float64frombits(bits-uint64(exponent)<<52)
+	s := (m - 1) / (m + 1)
+	z := float64(s * s)
+	sum := 1.0 / 15
+	for _, c := range [...]float64{1.0 / 13, 1.0 / 11, 1.0 / 9, 1.0 / 7, 1.0 / 5, 1.0 / 3, 1} {
+		sum = float64(sum*z) + c
+	}
+	return float64(e*math.Ln2) + float64(2*s*sum)
 }
 
 // AttendCausalGrad adds to dq, dk, dv. The weights are computed again from the scores
@@ -169,9 +188,9 @@ func (s *Set) AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v []float32, b, t i
 	s.each(b*a.K, 5*b*t*t*a.H*a.D/2, func(i int) {
 		c, done := s.causalHead(i/a.K, i%a.K*group, t, a, true)
 		defer done()
-		keys := c.pack(c.keys, rowsOf(k[c.ko:], c.kw), t, 0, a.D)
-		values := c.pack(c.values, rowsOf(v[c.ko:], c.kw), t, 0, a.D)
-		across := c.pack(c.across, columnsOf(k[c.ko:], c.kw), a.D, 0, t)
+		keys := pack(&c.slim, c.keys, rowsOf(k[c.ko:], c.kw), t, 0, a.D)
+		values := pack(&c.slim, c.values, rowsOf(v[c.ko:], c.kw), t, 0, a.D)
+		across := pack(&c.gemm, c.across, columnsOf(k[c.ko:], c.kw), a.D, 0, t)
 		for range group {
 			for lo := 0; lo < t; lo += block {
 				hi := min(lo+block, t)
@@ -179,8 +198,8 @@ func (s *Set) AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v []float32, b, t i
 				c.scoresOf(c.slopes, dy[c.qo:], values, lo, hi)
 				c.slope(dy[c.qo:], y[c.qo:], lse[c.lo:], lo, hi)
 				c.queryGrad(dq[c.qo:], across, lo, hi)
-				c.keyGrad(dk[c.ko:], c.slopes, c.pack(c.queries, columnsOf(q[c.qo:], c.qw), a.D, lo, hi-lo), lo, hi)
-				c.keyGrad(dv[c.ko:], c.scores, c.pack(c.dys, columnsOf(dy[c.qo:], c.qw), a.D, lo, hi-lo), lo, hi)
+				c.keyGrad(dk[c.ko:], c.slopes, pack(&c.gemm, c.queries, columnsOf(q[c.qo:], c.qw), a.D, lo, hi-lo), lo, hi)
+				c.keyGrad(dv[c.ko:], c.scores, pack(&c.gemm, c.dys, columnsOf(dy[c.qo:], c.qw), a.D, lo, hi-lo), lo, hi)
 			}
 			c.qo += a.D
 			c.lo++

@@ -167,7 +167,7 @@ func (s *Set) CrossEntropy(loss []float64, dlogits, logits []float32, targets []
 		wanted := float64(x[target]) // dlogits may be logits
 		s.exp(&e[0], &x[0], v, 1, best)
 		sum := s.sum(&e[0], v)
-		loss[r] = float64(best) + math.Log(float64(sum)) - wanted
+		loss[r] = float64(best) + logOf(float64(sum)) - wanted
 		if dlogits != nil {
 			s.element.scale(&e[0], &e[0], v, float32(scale/float64(sum)))
 			e[target] -= float32(scale)
