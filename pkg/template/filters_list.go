@@ -12,6 +12,12 @@ func (s *state) listFilter(name string, v Value, a args) (Value, error) {
 	if m, ok := v.(*Map); ok && name == "dictsort" {
 		return s.dictsort(m, a)
 	}
+	switch name {
+	case "map", "select", "reject", "selectattr", "rejectattr":
+		if !truth(v) { // whatever it is
+			return generator(nil), nil
+		}
+	}
 	if t, ok := v.(str); ok && name == "reverse" {
 		return s.sliceStr(t, [3]*int64{nil, nil, ptr(-1)})
 	}
@@ -71,8 +77,10 @@ func (s *state) listFilter(name string, v Value, a args) (Value, error) {
 		return s.batch(items, a)
 	case "slice":
 		return s.slices(items, a)
+	case "dictsort":
+		return nil, s.fail("dictsort needs a mapping, not %s", typeName(v))
 	default:
-		return nil, s.fail("%s needs a mapping, not %s", name, typeName(v))
+		return nil, s.fail("unknown filter %q", name)
 	}
 }
 

@@ -30,6 +30,9 @@ func Parse(src string) (*Template, error) {
 	if err != nil {
 		return nil, err
 	}
+	if len(p.unknown) > 0 {
+		return nil, p.unknown[0]
+	}
 	return &Template{body: body, blocks: p.blocks}, nil
 }
 
@@ -40,6 +43,9 @@ type parser struct {
 	loops  int
 	takes  uses // of the macro being parsed
 	blocks map[string][]stmt
+	// unknown are the filters and tests that do not exist. Those under a condition
+	// fail when they are reached, the others when the template is parsed.
+	unknown []error
 }
 
 func (p *parser) peek() token { return p.tokens[p.at] }
@@ -205,6 +211,8 @@ func (p *parser) body(end string) ([]stmt, error) {
 
 func (p *parser) ifStatement() (stmt, error) {
 	s := &ifStmt{}
+	known := len(p.unknown)
+	defer func() { p.unknown = p.unknown[:known] }()
 	for {
 		cond, err := p.tuple(true)
 		if err != nil {

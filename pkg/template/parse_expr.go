@@ -47,6 +47,7 @@ func (p *parser) expression() (expr, error) {
 		return nil, err
 	}
 	defer p.leave()
+	known := len(p.unknown)
 	e, err := p.or()
 	if err != nil {
 		return nil, err
@@ -65,6 +66,7 @@ func (p *parser) expression() (expr, error) {
 				return nil, err
 			}
 		}
+		p.unknown = p.unknown[:known]
 		e = &condExpr{cond, e, no}
 	}
 	return e, nil
@@ -340,7 +342,7 @@ func (p *parser) filter(of expr) (expr, error) {
 		return nil, err
 	}
 	if !isFilter(name) {
-		return nil, p.errorf("unknown filter %q", name)
+		p.unknown = append(p.unknown, p.errorf("unknown filter %q", name))
 	}
 	f := &filterExpr{of: of, name: name, line: line}
 	if p.op("(") {
@@ -357,7 +359,7 @@ func (p *parser) test(of expr) (expr, error) {
 		return nil, err
 	}
 	if !isTest(t.name) {
-		return nil, p.errorf("unknown test %q", t.name)
+		p.unknown = append(p.unknown, p.errorf("unknown test %q", t.name))
 	}
 	if p.op("(") {
 		t.args, err = p.arguments()

@@ -81,6 +81,9 @@ func (s *state) test(name string, v Value, a args) (bool, error) {
 		}
 		return isText && isTest(text.s), nil
 	}
+	if !isTest(name) {
+		return false, s.fail("unknown test %q", name)
+	}
 	if len(a.pos) == 0 {
 		return false, s.fail("test %q needs an argument", name)
 	}
