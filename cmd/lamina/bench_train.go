@@ -291,9 +291,13 @@ func (r *trainResult) write(folder string) error {
 // trainProfile also times what only training does.
 type trainProfile struct{ *profile }
 
-func (p *trainProfile) MatMulGrad(dx, dw, dbias, dy, x []float32, w *kernel.Matrix[float32], t int) {
-	defer p.add(productName(w.Cols, w.Rows, w), time.Now())
-	p.Set.MatMulGrad(dx, dw, dbias, dy, x, w, t)
+func (p *trainProfile) MatMulGrad(dx, x []float32, t int, products ...kernel.ProductGrad[float32]) {
+	rows := 0
+	for _, q := range products {
+		rows += q.W.Rows
+	}
+	defer p.add(productName(products[0].W.Cols, rows, products[0].W), time.Now())
+	p.Set.MatMulGrad(dx, x, t, products...)
 }
 
 func (p *trainProfile) EmbedGrad(dw, dy []float32, ids []int32, c int) {

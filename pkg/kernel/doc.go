@@ -24,5 +24,6 @@
 // T rows (time), C width, H query heads, K key/value heads, D head size, F
 // feed-forward width, V vocabulary, N outputs and I inputs of a matrix. All
 // slices are row-major; x[T,C] has len T*C. Grad operations ADD into their d…
-// results; the caller zeroes them. A nil result slice is skipped.
+// results, and the caller zeroes them, unless they say that they overwrite. A nil
+// result slice is skipped.
 package kernel

@@ -19,6 +19,14 @@ type Product[F tensor.Float] struct {
 	Bias []F // [N], or nil
 }
 
+// ProductGrad is the gradient of a Product.
+type ProductGrad[F tensor.Float] struct {
+	DY    []F // [T,N]
+	W     *Matrix[F]
+	DW    []F // [N,I], added to; or nil
+	DBias []F // [N], added to; or nil
+}
+
 // Act is an elementwise activation.
 type Act uint8
 
@@ -103,8 +111,9 @@ type Set[F tensor.Float] interface {
 	MatMul(y, x []F, w *Matrix[F], bias []F, t int)
 	// MatMuls computes several products of one x[T,I], each as MatMul would.
 	MatMuls(x []F, t int, products ...Product[F])
-	// MatMulGrad adds dx[T,I] += dy[T,N]·W, dw[N,I] += dyᵀ·x, dbias[N] += Σ_t dy.
-	MatMulGrad(dx, dw, dbias, dy, x []F, w *Matrix[F], t int)
+	// MatMulGrad is the gradient of MatMuls: it overwrites dx[T,I] with Σ DY·W over the
+	// products, and adds DW += DYᵀ·x and DBias += Σ_t DY for each.
+	MatMulGrad(dx, x []F, t int, products ...ProductGrad[F])
 
 	// Embed copies row ids[t] of w[V,C] to y[T,C].
 	Embed(y []F, w *Matrix[F], ids []int32)
@@ -132,14 +141,16 @@ type Set[F tensor.Float] interface {
 	// y [B,T,H,D], k and v [B,T,K,D]. It keeps lse[B,T,H], the log-sum-exp of
 	// each row's scores, for the backward, and never a T×T matrix.
 	AttendCausal(y, lse, q, k, v []F, b, t int, a Heads)
-	// AttendCausalGrad adds to dq, dk, dv.
+	// AttendCausalGrad overwrites dq, dk, dv.
 	AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v []F, b, t int, a Heads)
 
 	// GLU computes y = act(gate)·up, elementwise.
 	GLU(y, gate, up []F, act Act)
+	// GLUGrad overwrites dgate and dup; one of them may be dy itself.
 	GLUGrad(dgate, dup, dy, gate, up []F, act Act)
 	// Activate computes y = act(x), elementwise.
 	Activate(y, x []F, act Act)
+	// ActivateGrad overwrites dx, which may be dy itself.
 	ActivateGrad(dx, dy, x []F, act Act)
 	// Add computes y += x, elementwise.
 	Add(y, x []F)

@@ -2,6 +2,7 @@ package model
 
 import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
+	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
 
@@ -24,8 +25,7 @@ func (s *Stage[F]) TrainBackward(tr *Trace[F], dOut []F, g *Params[F]) ([]F, err
 	if s.Last() {
 		clear(dx)
 		s.normalize(w.h, tr.last, &s.norm, n)
-		clear(w.dh)
-		s.set.MatMulGrad(w.dh, g.at(s.head.atW), nil, tr.dlogits, w.h, &s.head.Matrix, n)
+		s.linearGrad(w.dh, w.h, n, g, branch[F]{tr.dlogits, s.head})
 		s.normGrad(dx, w.dh, tr.last, &s.norm, g, n)
 	} else {
 		copy(dx, dOut)
@@ -46,7 +46,7 @@ func (s *Stage[F]) TrainBackward(tr *Trace[F], dOut []F, g *Params[F]) ([]F, err
 
 // grads is the scratch of a backward pass.
 type grads[F tensor.Float] struct {
-	h, dh, dq, dk, dv, datt, dgate, dup, act, dact []F
+	h, dh, dq, dk, dv, datt, dgate, act, dact []F
 }
 
 func (s *Stage[F]) gradients(t int) *grads[F] {
@@ -54,7 +54,7 @@ func (s *Stage[F]) gradients(t int) *grads[F] {
 	w := &grads[F]{
 		h: a.take(t * c.Width), dh: a.take(t * c.Width),
 		dq: a.take(t * c.Heads * c.HeadDim), dk: a.take(t * c.KVHeads * c.HeadDim), dv: a.take(t * c.KVHeads * c.HeadDim),
-		datt: a.take(t * c.Heads * c.HeadDim), dup: a.take(t * c.FF), act: a.take(t * c.FF), dact: a.take(t * c.FF),
+		datt: a.take(t * c.Heads * c.HeadDim), act: a.take(t * c.FF), dact: a.take(t * c.FF),
 	}
 	if c.GLU {
 		w.dgate = a.take(t * c.FF)
@@ -70,13 +70,24 @@ func (s *Stage[F]) normGrad(dx, dy, x []F, n *norm[F], g *Params[F], t int) {
 	s.set.RMSNormGrad(dx, g.at(n.atG), dy, x, n.gain, s.Config.NormEps, t, s.Config.Width)
 }
 
-// linearGrad adds the gradients of y = x·Wᵀ + b.
-func (s *Stage[F]) linearGrad(dx, dy, x []F, l *linear[F], g *Params[F], t int) {
-	var dbias []F
-	if l.hasB {
-		dbias = g.at(l.atB)
+// branch is a linear layer and the gradient of its output.
+type branch[F tensor.Float] struct {
+	dy []F
+	l  *linear[F]
+}
+
+// linearGrad overwrites dx with the gradient of what layers have in common as input, and
+// adds those of their weights.
+func (s *Stage[F]) linearGrad(dx, x []F, t int, g *Params[F], branches ...branch[F]) {
+	var products []kernel.ProductGrad[F]
+	for _, b := range branches {
+		p := kernel.ProductGrad[F]{DY: b.dy, W: &b.l.Matrix, DW: g.at(b.l.atW)}
+		if b.l.hasB {
+			p.DBias = g.at(b.l.atB)
+		}
+		products = append(products, p)
 	}
-	s.set.MatMulGrad(dx, g.at(l.atW), dbias, dy, x, &l.Matrix, t)
+	s.set.MatMulGrad(dx, x, t, products...)
 }
 
 // blockGrad takes dx[B*T,C] from the output of a layer's block to its input.
@@ -89,36 +100,25 @@ func (s *Stage[F]) blockGrad(layer int, blk *block[F], k *saved[F], dx []F, tr *
 	} else {
 		s.set.Activate(w.act, k.up, c.Act)
 	}
-	clear(w.dact)
-	s.linearGrad(w.dact, dx, w.act, &blk.down, g, n)
+	s.linearGrad(w.dact, w.act, n, g, branch[F]{dx, &blk.down})
 	s.normalize(w.h, k.mid, &blk.norm2, n)
-	clear(w.dh)
-	clear(w.dup)
-	if c.GLU {
-		clear(w.dgate)
-		s.set.GLUGrad(w.dgate, w.dup, w.dact, k.gate, k.up, c.Act)
-		s.linearGrad(w.dh, w.dgate, w.h, &blk.gate, g, n)
+	if dup := w.dact; c.GLU {
+		s.set.GLUGrad(w.dgate, dup, w.dact, k.gate, k.up, c.Act)
+		s.linearGrad(w.dh, w.h, n, g, branch[F]{w.dgate, &blk.gate}, branch[F]{dup, &blk.up})
 	} else {
-		s.set.ActivateGrad(w.dup, w.dact, k.up, c.Act)
+		s.set.ActivateGrad(dup, w.dact, k.up, c.Act)
+		s.linearGrad(w.dh, w.h, n, g, branch[F]{dup, &blk.up})
 	}
-	s.linearGrad(w.dh, w.dup, w.h, &blk.up, g, n)
 	s.normGrad(dx, w.dh, k.mid, &blk.norm2, g, n)
 
 	// mid = x + o(attend(q, k, v)).
-	clear(w.datt)
-	s.linearGrad(w.datt, dx, k.att, &blk.o, g, n)
-	clear(w.dq)
-	clear(w.dk)
-	clear(w.dv)
+	s.linearGrad(w.datt, k.att, n, g, branch[F]{dx, &blk.o})
 	s.set.AttendCausalGrad(w.dq, w.dk, w.dv, w.datt, k.att, k.lse, k.q, k.k, k.v, tr.in.B, tr.in.T, c.heads(layer))
 	if s.rotary != nil {
 		s.set.RotateGrad(w.dq, s.rotary, tr.pos, c.Heads, c.HeadDim)
 		s.set.RotateGrad(w.dk, s.rotary, tr.pos, c.KVHeads, c.HeadDim)
 	}
 	s.normalize(w.h, k.x, &blk.norm1, n)
-	clear(w.dh)
-	s.linearGrad(w.dh, w.dq, w.h, &blk.q, g, n)
-	s.linearGrad(w.dh, w.dk, w.h, &blk.k, g, n)
-	s.linearGrad(w.dh, w.dv, w.h, &blk.v, g, n)
+	s.linearGrad(w.dh, w.h, n, g, branch[F]{w.dq, &blk.q}, branch[F]{w.dk, &blk.k}, branch[F]{w.dv, &blk.v})
 	s.normGrad(dx, w.dh, k.x, &blk.norm1, g, n)
 }

@@ -150,9 +150,7 @@ func (s *Stage[F]) trainBlock(layer int, blk *block[F], x []F, tr *Trace[F], w *
 	}
 	k.lse = tr.mem.take(n * c.Heads)
 	s.normalize(w.h, x, &blk.norm1, n)
-	s.set.MatMul(k.q, w.h, &blk.q.Matrix, blk.q.bias, n)
-	s.set.MatMul(k.k, w.h, &blk.k.Matrix, blk.k.bias, n)
-	s.set.MatMul(k.v, w.h, &blk.v.Matrix, blk.v.bias, n)
+	s.set.MatMuls(w.h, n, blk.q.product(k.q), blk.k.product(k.k), blk.v.product(k.v))
 	if s.rotary != nil {
 		s.set.Rotate(k.q, s.rotary, tr.pos, c.Heads, c.HeadDim)
 		s.set.Rotate(k.k, s.rotary, tr.pos, c.KVHeads, c.HeadDim)
@@ -164,11 +162,11 @@ func (s *Stage[F]) trainBlock(layer int, blk *block[F], x []F, tr *Trace[F], w *
 		k.mid = tr.keep(x)
 	}
 	s.normalize(w.h, x, &blk.norm2, n)
-	s.set.MatMul(k.up, w.h, &blk.up.Matrix, blk.up.bias, n)
 	if c.GLU {
-		s.set.MatMul(k.gate, w.h, &blk.gate.Matrix, blk.gate.bias, n)
+		s.set.MatMuls(w.h, n, blk.gate.product(k.gate), blk.up.product(k.up))
 		s.set.GLU(w.act, k.gate, k.up, c.Act)
 	} else {
+		s.set.MatMul(k.up, w.h, &blk.up.Matrix, blk.up.bias, n)
 		s.set.Activate(w.act, k.up, c.Act)
 	}
 	s.set.MatMul(w.h, w.act, &blk.down.Matrix, blk.down.bias, n)

@@ -40,7 +40,7 @@ func BenchmarkMatMulGrad(b *testing.B) {
 			x, dy := random(2, t*k), random(3, t*rows)
 			dx, dw, db := make([]float32, t*k), make([]float32, rows*k), make([]float32, rows)
 			for b.Loop() {
-				s.MatMulGrad(dx, dw, db, dy, x, m, t)
+				s.MatMulGrad(dx, x, t, kernel.ProductGrad[float32]{DY: dy, W: m, DW: dw, DBias: db})
 			}
 			rate(b, 4*float64(t*k*rows), "GFLOP/s")
 		})

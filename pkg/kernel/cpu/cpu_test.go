@@ -54,7 +54,7 @@ func TestSet_ThreadsAndCompanyChangeNoBit(t *testing.T) {
 	run := func(s *cpu.Set) []float32 {
 		y, dx, dw := make([]float32, n*rows), make([]float32, n*cols), make([]float32, rows*cols)
 		s.MatMul(y, x, m, nil, n)
-		s.MatMulGrad(dx, dw, nil, dy, x, m, n)
+		s.MatMulGrad(dx, x, n, kernel.ProductGrad[float32]{DY: dy, W: m, DW: dw})
 		return slices.Concat(y, dx, dw)
 	}
 	one := cpu.New(1)

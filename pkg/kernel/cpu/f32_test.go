@@ -25,7 +25,7 @@ func TestMatMul_SameBitsOnAllInstructionsThreadsAndSplits(t *testing.T) {
 			for _, cut := range [][2]int{{0, split}, {split, rows}} {
 				lo, hi := cut[0], cut[1]
 				s.MatMul(y[lo*n:hi*n], x[lo*k:hi*k], m, bias, hi-lo)
-				s.MatMulGrad(dx[lo*k:hi*k], dw, db, dy[lo*n:hi*n], x[lo*k:hi*k], m, hi-lo)
+				s.MatMulGrad(dx[lo*k:hi*k], x[lo*k:hi*k], hi-lo, kernel.ProductGrad[float32]{DY: dy[lo*n : hi*n], W: m, DW: dw, DBias: db})
 			}
 			return slices.Concat(y, dx, dw, db)
 		}
@@ -66,8 +66,8 @@ func BenchmarkMatMul_Float32(b *testing.B) {
 				run  func()
 			}{
 				{"y", func() { s.MatMul(y, x, m, nil, rows) }},
-				{"dx", func() { s.MatMulGrad(dx, nil, nil, dy, x, m, rows) }},
-				{"dw", func() { s.MatMulGrad(nil, dw, nil, dy, x, m, rows) }},
+				{"dx", func() { s.MatMulGrad(dx, x, rows, kernel.ProductGrad[float32]{DY: dy, W: m}) }},
+				{"dw", func() { s.MatMulGrad(nil, x, rows, kernel.ProductGrad[float32]{DY: dy, W: m, DW: dw}) }},
 			} {
 				b.Run(fmt.Sprintf("%s/%dx%dx%d/%s", name, rows, n, k, kind.name), func(b *testing.B) {
 					for b.Loop() {

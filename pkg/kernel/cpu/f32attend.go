@@ -168,7 +168,7 @@ func logOf(x float64) float64 {
 	return float64(e*math.Ln2) + float64(2*s*sum)
 }
 
-// AttendCausalGrad adds to dq, dk, dv. The weights are computed again from the scores
+// AttendCausalGrad overwrites dq, dk, dv. The weights are computed again from the scores
 // and the kept log-sum-exp. Heads that share a key/value head are one piece of work, so
 // that their sums meet in one order.
 func (s *Set) AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v []float32, b, t int, a kernel.Heads) {
@@ -191,6 +191,12 @@ func (s *Set) AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v []float32, b, t i
 		keys := pack(&c.slim, c.keys, rowsOf(k[c.ko:], c.kw), t, 0, a.D)
 		values := pack(&c.slim, c.values, rowsOf(v[c.ko:], c.kw), t, 0, a.D)
 		across := pack(&c.gemm, c.across, columnsOf(k[c.ko:], c.kw), a.D, 0, t)
+		rows := [][]float32{dk[c.ko:], dv[c.ko:]}
+		for p := range t {
+			for _, x := range rows {
+				clear(x[p*c.kw:][:a.D])
+			}
+		}
 		for range group {
 			for lo := 0; lo < t; lo += block {
 				hi := min(lo+block, t)
@@ -222,10 +228,10 @@ func (c *causal) slope(dy, y, lse []float32, lo, hi int) {
 	}
 }
 
-// queryGrad adds the gradient of queries lo..hi-1.
+// queryGrad writes the gradient of queries lo..hi-1.
 func (c *causal) queryGrad(dq []float32, keys gemmPanels, lo, hi int) {
 	tall := len(c.gemm.tiles) - 1
-	g := gemmCall{c: dq[lo*c.qw:], ldc: c.qw, add: true, a: rowsOf(c.slopes, c.ld)}
+	g := gemmCall{c: dq[lo*c.qw:], ldc: c.qw, a: rowsOf(c.slopes, c.ld)}
 	for i := lo; i < hi; i += tall {
 		rows, from := min(tall, hi-i), first(i, c.a)
 		g.strip(&c.gemm, c.w, &keys, i-lo, rows, from, i+rows-from)

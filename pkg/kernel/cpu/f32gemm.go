@@ -55,6 +55,7 @@ type gemmCall struct {
 	a, b    operand
 	near    bool // a is in the caches: read it where it lies
 	m, n, k int
+	then    *gemmCall // a product of other sides that is added to the same c
 }
 
 // gemmScratch is a worker's.
@@ -63,36 +64,40 @@ type gemmScratch struct {
 	edge       [gemmTallest * gemmWidest]float32
 	a          [(gemmDepth + lanes) * lanes]float32
 	b          []float32 // [columns][depth], by panels
+	panels     []gemmPanels
 	next, near soon
 }
 
-// multiply spreads a product over the pool.
-func (s *Set) multiply(g *gemmCall) {
-	if g.m == 0 || g.n == 0 || g.k == 0 && g.add {
-		return
-	}
-	rows, columns := g.m, min(gemmColumns, roundUp(g.n, s.gemm.wide))
-	if parts := len(s.pool.parts); parts > 1 {
-		rows, columns = g.pieces(3*parts, s.gemm.wide, len(s.gemm.tiles)-1)
-	}
-	across := (g.n + columns - 1) / columns
-	s.each((g.m+rows-1)/rows*across, g.m*g.n*g.k, func(i int) {
-		w := s.multiplier()
-		defer s.multiplying.Put(w)
-		lo, from := i/across*rows, i%across*columns
-		g.block(&s.gemm, w, lo, min(lo+rows, g.m), from, min(from+columns, g.n))
-	})
+// gemmWork is rows lo..hi-1 of some columns of calls that share their left side.
+type gemmWork struct {
+	segments []gemmSegment
+	lo, hi   int
 }
 
-func roundUp(n, unit int) int { return (n + unit - 1) / unit * unit }
+// gemmSegment is columns from..to-1 of a call.
+type gemmSegment struct {
+	call     *gemmCall
+	from, to int
+}
 
-// pieces are the rows and columns of a piece of work, so that there are about count:
-// columns are cut first, since rows that are cut need the same panels.
-func (g *gemmCall) pieces(count, wide, tall int) (rows, columns int) {
-	columns = min(gemmColumns, max(2*wide, roundUp(g.n/count, wide)))
-	across := (g.n + columns - 1) / columns
-	down := max(1, min(count/across, g.m/(8*tall)))
-	return roundUp((g.m+down-1)/down, tall), columns
+// multiply spreads products over the pool. The calls of a group have the same left side
+// and no further products, or there is one.
+func (s *Set) multiply(groups ...[]gemmCall) {
+	var works []gemmWork
+	cost := 0
+	for _, calls := range groups {
+		works = s.gemm.cut(works, calls, len(s.pool.parts))
+		for i := range calls {
+			for g := &calls[i]; g != nil; g = g.then {
+				cost += calls[i].m * calls[i].n * g.k
+			}
+		}
+	}
+	s.each(len(works), cost, func(i int) {
+		w := s.multiplier()
+		defer s.multiplying.Put(w)
+		works[i].run(&s.gemm, w)
+	})
 }
 
 func (s *Set) multiplier() *gemmScratch {
@@ -103,46 +108,136 @@ func (s *Set) multiplier() *gemmScratch {
 	return w
 }
 
-// block computes rows lo..hi-1 and columns from..to-1. What the next strip and the next
-// depth need is asked for in between.
-func (g *gemmCall) block(o *gemmOps, w *gemmScratch, lo, hi, from, to int) {
-	depth := gemmDepth
-	if parts := (g.k + gemmDepth - 1) / gemmDepth; parts > 1 {
-		depth = roundUp((g.k+parts-1)/parts, lanes)
+func roundUp(n, unit int) int { return (n + unit - 1) / unit * unit }
+
+// cut appends pieces of a group, about three a thread where there are several. Columns
+// are cut first, since rows that are cut need the same panels.
+func (o *gemmOps) cut(works []gemmWork, calls []gemmCall, threads int) []gemmWork {
+	m, n, tall := calls[0].m, 0, len(o.tiles)-1
+	for i := range calls {
+		n += roundUp(calls[i].n, o.wide)
 	}
-	if need := roundUp(to-from, lanes) * min(depth, g.k); len(w.b) < need {
-		w.b = make([]float32, need)
+	if m == 0 || n == 0 || calls[0].k == 0 && calls[0].add {
+		return works
 	}
-	tall, call, across := len(o.tiles)-1, *g, (to-from+o.wide-1)/o.wide
-	for k := 0; k == 0 || k < g.k; k += depth {
-		p := gemmPanels{data: w.b, from: from, to: to, k0: k, depth: min(depth, g.k-k)}
-		if g.b.rs == 1 && p.depth > 0 && (to-from)%o.wide == 0 {
-			p.whole = g.b
-		} else {
-			p.pack(o, g.b)
+	rows, columns := m, min(gemmColumns, n)
+	if threads > 1 {
+		columns = min(gemmColumns, max(2*o.wide, roundUp(n/(3*threads), o.wide)))
+		down := max(1, min(3*threads*columns/n, m/(8*tall)))
+		rows = roundUp((m+down-1)/down, tall)
+	}
+	var segments []gemmSegment
+	left := columns
+	flush := func() {
+		for lo := 0; lo < m && len(segments) > 0; lo += rows {
+			works = append(works, gemmWork{segments, lo, min(lo+rows, m)})
 		}
-		w.next.reset()
-		if n := min(depth, g.k-k-depth); n > 0 {
-			w.next.add(g.b, from, to, k+depth, n)
-			if g.a.rs == 1 {
-				w.next.add(g.a, lo, hi, k+depth, n)
+		segments, left = nil, columns
+	}
+	for i := range calls {
+		for from := 0; from < calls[i].n; {
+			to := min(from+left, calls[i].n)
+			segments = append(segments, gemmSegment{&calls[i], from, to})
+			if left -= roundUp(to-from, o.wide); left == 0 {
+				flush()
 			}
+			from = to
 		}
-		w.next.share((hi - lo + tall - 1) / tall * across)
-		for i := lo; i < hi; i += tall {
-			w.near.reset()
-			if end := min(i+2*tall, hi); end > i+tall {
-				if g.a.rs != 1 {
-					w.near.add(g.a, i+tall, end, k, p.depth)
+	}
+	flush()
+	return works
+}
+
+// run computes a piece. What the next strip and the next depth need is asked for in
+// between.
+func (work *gemmWork) run(o *gemmOps, w *gemmScratch) {
+	tall, across := len(o.tiles)-1, 0
+	for _, s := range work.segments {
+		across += (s.to - s.from + o.wide - 1) / o.wide
+	}
+	first := true
+	for part := work.segments[0].call; part != nil; part = part.then {
+		depth := gemmDepth
+		if parts := (part.k + gemmDepth - 1) / gemmDepth; parts > 1 {
+			depth = roundUp((part.k+parts-1)/parts, lanes)
+		}
+		for k := 0; k == 0 || k < part.k; k += depth {
+			n := min(depth, part.k-k)
+			work.panels(o, w, part, k, n)
+			work.ahead(w, part, k+depth, min(depth, part.k-k-depth), (work.hi-work.lo+tall-1)/tall*across)
+			for i := work.lo; i < work.hi; i += tall {
+				work.beside(w, part, i+tall, min(i+2*tall, work.hi), k, n, across)
+				for j, s := range work.segments {
+					call := *s.call
+					call.a, call.near, call.add = part.a, part.near, call.add || !first
+					call.strip(o, w, &w.panels[j], i, min(tall, work.hi-i), k, n)
 				}
-				w.near.add(rowsOf(g.c, g.ldc), i+tall, end, from, to-from)
 			}
-			w.near.share(across)
-			call.strip(o, w, &p, i, min(tall, hi-i), k, p.depth)
+			first = false
 		}
-		call.add = true
 	}
 	w.near.reset()
+}
+
+// panels makes the panels of depths k..k+n-1.
+func (work *gemmWork) panels(o *gemmOps, w *gemmScratch, part *gemmCall, k, n int) {
+	need := 0
+	for _, s := range work.segments {
+		need += roundUp(s.to-s.from, o.wide) * n
+	}
+	if len(w.b) < need {
+		w.b = make([]float32, need)
+	}
+	w.panels = w.panels[:0]
+	rest := w.b
+	for _, s := range work.segments {
+		b := s.call.b
+		if len(work.segments) == 1 {
+			b = part.b
+		}
+		p := gemmPanels{data: rest, from: s.from, to: s.to, k0: k, depth: n}
+		if b.rs == 1 && n > 0 && (s.to-s.from)%o.wide == 0 {
+			p.whole = b
+		} else {
+			p.pack(o, b)
+			rest = rest[roundUp(s.to-s.from, o.wide)*n:]
+		}
+		w.panels = append(w.panels, p)
+	}
+}
+
+// ahead plans to ask, over calls of a tile, for what depths k..k+n-1 need.
+func (work *gemmWork) ahead(w *gemmScratch, part *gemmCall, k, n, calls int) {
+	w.next.reset()
+	if n <= 0 {
+		return
+	}
+	for _, s := range work.segments {
+		b := s.call.b
+		if len(work.segments) == 1 {
+			b = part.b
+		}
+		w.next.add(b, s.from, s.to, k, n)
+	}
+	if part.a.rs == 1 {
+		w.next.add(part.a, work.lo, work.hi, k, n)
+	}
+	w.next.share(calls)
+}
+
+// beside plans to ask for what rows lo..hi-1 need.
+func (work *gemmWork) beside(w *gemmScratch, part *gemmCall, lo, hi, k, n, calls int) {
+	w.near.reset()
+	if hi <= lo {
+		return
+	}
+	for _, s := range work.segments {
+		w.near.add(rowsOf(s.call.c, s.call.ldc), lo, hi, s.from, s.to-s.from)
+	}
+	if part.a.rs != 1 && n > 0 {
+		w.near.add(part.a, lo, hi, k, n)
+	}
+	w.near.share(calls)
 }
 
 // gemmPanels are columns from..to-1 of a right side at depths k0 and on, packed. A panel

@@ -91,7 +91,7 @@ func slope(v, q float32, act kernel.Act) float32 {
 	return q + float32(float64(v)*math.Exp(-float64(v)*float64(v)/2)/math.Sqrt(2*math.Pi))
 }
 
-// gatedGrad adds the gradient of an activation, or of one times up unless that is nil,
+// gatedGrad writes the gradient of an activation, or of one times up unless that is nil,
 // by way of the gate.
 func gatedGrad(o *ops, dx, dup, dy, x, up *float32, n int, act kernel.Act) {
 	var buf [lanes]float32
@@ -102,15 +102,14 @@ func gatedGrad(o *ops, dx, dup, dy, x, up *float32, n int, act kernel.Act) {
 		for j, v := range in {
 			d, q := *at(dy, i+j), buf[j]
 			if up != nil {
-				*at(dup, i+j) += float32(d * float32(v*q))
-				d *= *at(up, i+j)
+				d, *at(dup, i+j) = float32(d**at(up, i+j)), d*float32(v*q)
 			}
-			*at(dx, i+j) += float32(d * slope(v, q, act))
+			*at(dx, i+j) = d * slope(v, q, act)
 		}
 	}
 }
 
-// GLUGrad adds the gradients of GLU.
+// GLUGrad overwrites dgate and dup; one of them may be dy.
 func (s *Set) GLUGrad(dgate, dup, dy, gate, up []float32, act kernel.Act) {
 	must("glu grad", "dy", len(dy), len(gate))
 	must("glu grad", "up", len(up), len(gate))
@@ -125,7 +124,7 @@ func (s *Set) GLUGrad(dgate, dup, dy, gate, up []float32, act kernel.Act) {
 	})
 }
 
-// ActivateGrad adds the gradient of Activate.
+// ActivateGrad overwrites dx, which may be dy.
 func (s *Set) ActivateGrad(dx, dy, x []float32, act kernel.Act) {
 	must("activate grad", "dy", len(dy), len(x))
 	must("activate grad", "dx", len(dx), len(x))

@@ -4,11 +4,11 @@ import "unsafe"
 
 // soon is memory that will be read, to be asked for bit by bit.
 type soon struct {
-	regions  [2]region
-	n, quota int
+	regions []region
+	quota   int
 }
 
-func (s *soon) reset() { s.n, s.quota = 0, 0 }
+func (s *soon) reset() { s.regions, s.quota = s.regions[:0], 0 }
 
 // region is lines of 64 bytes of rows ld bytes apart.
 type region struct {
@@ -19,13 +19,13 @@ type region struct {
 // add asks for elements i0..i1-1 at depths k0..k0+n-1.
 func (s *soon) add(x operand, i0, i1, k0, n int) {
 	const line = 16
-	r := &s.regions[s.n]
-	s.n++
+	var r region
 	if x.rs == 1 {
-		*r = region{address(&x.data[k0*x.cs+i0]), 4 * x.cs, n, (i1 - i0 + line - 1) / line, 0}
+		r = region{address(&x.data[k0*x.cs+i0]), 4 * x.cs, n, (i1 - i0 + line - 1) / line, 0}
 	} else {
-		*r = region{address(&x.data[i0*x.rs+k0]), 4 * x.rs, i1 - i0, (n + line - 1) / line, 0}
+		r = region{address(&x.data[i0*x.rs+k0]), 4 * x.rs, i1 - i0, (n + line - 1) / line, 0}
 	}
+	s.regions = append(s.regions, r)
 }
 
 func address(p *float32) uintptr { return uintptr(unsafe.Pointer(p)) }
@@ -33,7 +33,7 @@ func address(p *float32) uintptr { return uintptr(unsafe.Pointer(p)) }
 // share cuts what is asked for into about calls parts.
 func (s *soon) share(calls int) {
 	total := 0
-	for _, r := range s.regions[:s.n] {
+	for _, r := range s.regions {
 		total += r.rows * r.lines
 	}
 	s.quota = (total + calls - 1) / calls
@@ -42,8 +42,8 @@ func (s *soon) share(calls int) {
 // ask prefetches some parts.
 func (s *soon) ask(o *gemmOps, parts int) {
 	left := parts * s.quota
-	for s.n > 0 && left > 0 {
-		r := &s.regions[s.n-1]
+	for len(s.regions) > 0 && left > 0 {
+		r := &s.regions[len(s.regions)-1]
 		rows, lines := min(r.rows-r.done, left), 1
 		if r.done == 0 && left >= 2*r.rows {
 			lines = min(r.lines, left/r.rows)
@@ -54,7 +54,7 @@ func (s *soon) ask(o *gemmOps, parts int) {
 			r.p, r.lines, r.done = r.p+uintptr(64*lines), r.lines-lines, 0
 		}
 		if r.lines == 0 {
-			s.n--
+			s.regions = s.regions[:len(s.regions)-1]
 		}
 	}
 }

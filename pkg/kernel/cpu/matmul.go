@@ -86,55 +86,77 @@ func transpose(out, x []float32, ldx, r, c int) {
 	}
 }
 
-// floats is a product over dense weights, or over a type that has no packing: those
+// floats are products over dense weights, or over a type that has no packing: those
 // rows are decoded first.
-func (s *Set) floats(y, x []float32, w *kernel.Matrix[float32], bias []float32, t int) {
-	weights := w.Dense
-	if m, ok := w.Packed.(*decoded); ok {
-		weights = m.dense
-	}
-	if weights != nil {
-		s.multiply(&gemmCall{c: y, ldc: w.Rows, bias: bias, a: rowsOf(x, w.Cols), b: rowsOf(weights, w.Cols), m: t, n: w.Rows, k: w.Cols})
-		return
-	}
-	s.each((w.Rows+rawRows-1)/rawRows, t*w.Rows*w.Cols, func(i int) {
-		lo, hi := i*rawRows, min((i+1)*rawRows, w.Rows)
-		b := s.buffer((hi - lo) * w.Cols)
-		defer s.give(b)
-		s.rows(*b, w, lo, hi)
-		g := gemmCall{c: y[lo:], ldc: w.Rows, a: rowsOf(x, w.Cols), b: rowsOf(*b, w.Cols), m: t, n: hi - lo, k: w.Cols}
-		if bias != nil {
-			g.bias = bias[lo:hi]
+func (s *Set) floats(x []float32, t int, products []kernel.Product[float32]) {
+	var calls []gemmCall
+	for _, p := range products {
+		weights := p.W.Dense
+		if m, ok := p.W.Packed.(*decoded); ok {
+			weights = m.dense
 		}
-		s.multiply(&g)
+		if weights == nil {
+			s.decodedFirst(x, t, &p)
+			continue
+		}
+		calls = append(calls, gemmCall{c: p.Y, ldc: p.W.Rows, bias: p.Bias, a: rowsOf(x, p.W.Cols), b: rowsOf(weights, p.W.Cols), m: t, n: p.W.Rows, k: p.W.Cols})
+	}
+	if len(calls) > 0 {
+		s.multiply(calls)
+	}
+}
+
+// decodedFirst decodes some rows of weights at a time.
+func (s *Set) decodedFirst(x []float32, t int, p *kernel.Product[float32]) {
+	n, k := p.W.Rows, p.W.Cols
+	s.each((n+rawRows-1)/rawRows, t*n*k, func(i int) {
+		lo, hi := i*rawRows, min((i+1)*rawRows, n)
+		b := s.buffer((hi - lo) * k)
+		defer s.give(b)
+		s.rows(*b, p.W, lo, hi)
+		g := gemmCall{c: p.Y[lo:], ldc: n, a: rowsOf(x, k), b: rowsOf(*b, k), m: t, n: hi - lo, k: k}
+		if p.Bias != nil {
+			g.bias = p.Bias[lo:hi]
+		}
+		s.multiply([]gemmCall{g})
 	})
 }
 
-// MatMulGrad adds dx[T,I] += dy[T,N]·W, dw[N,I] += dyᵀ·x, dbias[N] += Σ_t dy. The sums
-// run over outputs and over rows in order.
-func (s *Set) MatMulGrad(dx, dw, dbias, dy, x []float32, w *kernel.Matrix[float32], t int) {
-	must("matmul grad", "dy", len(dy), t*w.Rows)
-	n, k := w.Rows, w.Cols
-	if dx != nil {
-		must("matmul grad", "dx", len(dx), t*k)
-		weights := w.Dense
-		if weights == nil {
-			b := s.buffer(n * k)
-			defer s.give(b)
-			s.rows(*b, w, 0, n)
-			weights = *b
+// MatMulGrad overwrites dx[T,I] with Σ dy[T,N]·W over products of one x and adds
+// dw[N,I] += dyᵀ·x and dbias[N] += Σ_t dy. The sums run over the products' outputs and
+// over rows in order.
+func (s *Set) MatMulGrad(dx, x []float32, t int, products ...kernel.ProductGrad[float32]) {
+	var groups [][]gemmCall
+	var chain *gemmCall
+	for i := len(products) - 1; i >= 0; i-- {
+		p := &products[i]
+		n, k := p.W.Rows, p.W.Cols
+		must("matmul grad", "dy", len(p.DY), t*n)
+		if dx != nil {
+			must("matmul grad", "dx", len(dx), t*k)
+			weights := p.W.Dense
+			if weights == nil {
+				b := s.buffer(n * k)
+				defer s.give(b)
+				s.rows(*b, p.W, 0, n)
+				weights = *b
+			}
+			chain = &gemmCall{c: dx, ldc: k, a: rowsOf(p.DY, n), b: columnsOf(weights, k), m: t, n: k, k: n, then: chain}
 		}
-		s.multiply(&gemmCall{c: dx, ldc: k, add: true, a: rowsOf(dy, n), b: columnsOf(weights, k), m: t, n: k, k: n})
+		if p.DW != nil {
+			must("matmul grad", "x", len(x), t*k)
+			must("matmul grad", "dw", len(p.DW), n*k)
+			groups = append(groups, []gemmCall{{c: p.DW, ldc: k, add: true, a: columnsOf(p.DY, n), b: columnsOf(x, k), m: n, n: k, k: t}})
+		}
+		if p.DBias != nil {
+			must("matmul grad", "dbias", len(p.DBias), n)
+			s.columnSums(p.DBias, p.DY, t, n)
+		}
 	}
-	if dw != nil {
-		must("matmul grad", "x", len(x), t*k)
-		must("matmul grad", "dw", len(dw), n*k)
-		s.multiply(&gemmCall{c: dw, ldc: k, add: true, a: columnsOf(dy, n), b: columnsOf(x, k), m: n, n: k, k: t})
+	if chain != nil {
+		groups = append(groups, []gemmCall{*chain})
 	}
-	if dbias != nil {
-		must("matmul grad", "dbias", len(dbias), n)
-		s.columnSums(dbias, dy, t, n)
-	}
+	s.multiply(groups...)
 }
 
 // Embed copies rows of w[V,C].

@@ -12,7 +12,7 @@ func (s *Set) MatMul(y, x []float32, w *kernel.Matrix[float32], bias []float32, 
 // MatMuls computes several products of one x. Those over quantised weights quantise
 // it once and share one loop over all their panels.
 func (s *Set) MatMuls(x []float32, t int, products ...kernel.Product[float32]) {
-	var quantised, paired []kernel.Product[float32]
+	var quantised, paired, floats []kernel.Product[float32]
 	for _, p := range products {
 		must("matmul", "x", len(x), t*p.W.Cols)
 		must("matmul", "y", len(p.Y), t*p.W.Rows)
@@ -26,7 +26,7 @@ func (s *Set) MatMuls(x []float32, t int, products ...kernel.Product[float32]) {
 		case pairable(p.W):
 			paired = append(paired, p)
 		default:
-			s.floats(p.Y, x, p.W, p.Bias, t)
+			floats = append(floats, p)
 		}
 	}
 	if len(quantised) > 0 {
@@ -34,6 +34,9 @@ func (s *Set) MatMuls(x []float32, t int, products ...kernel.Product[float32]) {
 	}
 	if len(paired) > 0 {
 		s.paired(x, t, paired)
+	}
+	if len(floats) > 0 {
+		s.floats(x, t, floats)
 	}
 }
 

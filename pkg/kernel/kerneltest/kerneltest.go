@@ -131,8 +131,11 @@ func Cases() []Case {
 		}}, Case{name: fmt.Sprintf("matmul grad %v", n), run: func(s Set) [][]float32 {
 			in := source(2)
 			dx, dw, db := in(t*cols), in(rows*cols), in(rows)
-			s.MatMulGrad(dx, dw, db, in(t*rows), in(t*cols), &kernel.Matrix[float32]{Rows: rows, Cols: cols, Dense: in(rows * cols)}, t)
-			return [][]float32{dx, dw, db}
+			dw2 := in((rows + 3) * cols)
+			s.MatMulGrad(dx, in(t*cols), t,
+				kernel.ProductGrad[float32]{DY: in(t * rows), W: &kernel.Matrix[float32]{Rows: rows, Cols: cols, Dense: in(rows * cols)}, DW: dw, DBias: db},
+				kernel.ProductGrad[float32]{DY: in(t * (rows + 3)), W: &kernel.Matrix[float32]{Rows: rows + 3, Cols: cols, Dense: in((rows + 3) * cols)}, DW: dw2})
+			return [][]float32{dx, dw, db, dw2}
 		}})
 	}
 	for _, d := range []tensor.DType{tensor.F16, tensor.BF16, tensor.Q4_0, tensor.Q4_1, tensor.Q8_0, tensor.Q5_0} {
@@ -205,7 +208,10 @@ func elementwise() []Case {
 			s.Activate(y2, x, act)
 			s.ActivateGrad(dx, dy, x, act)
 			s.GLUGrad(dg, du, dy, x, up, act)
-			return [][]float32{y1, y2, dx, dg, du}
+			same, inPlace := slices.Clone(dy), slices.Clone(dy)
+			s.ActivateGrad(same, same, x, act)
+			s.GLUGrad(in(t*c), inPlace, inPlace, x, up, act)
+			return [][]float32{y1, y2, dx, dg, du, same, inPlace}
 		}})
 	}
 	return out

@@ -87,8 +87,8 @@ func (*Set[F]) AttendCausal(y, lse, q, k, v []F, b, t int, a kernel.Heads) {
 	})
 }
 
-// AttendCausalGrad: with w the softmax weights, dv += w·dy, ds = w·(dy·v - dy·y),
-// dq += scale·ds·k, dk += scale·ds·q.
+// AttendCausalGrad: with w the softmax weights, dv = Σ w·dy, ds = w·(dy·v - dy·y),
+// dq = Σ scale·ds·k, dk = Σ scale·ds·q.
 func (*Set[F]) AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v []F, b, t int, a kernel.Heads) {
 	must("attend causal grad", "dy", len(dy), b*t*a.H*a.D)
 	for seq := range b {
@@ -110,10 +110,16 @@ func (*Set[F]) AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v []F, b, t int, a
 						sumK[off+j] += ds * float64(qr[j])
 					}
 				}
-				addTo(dq[i*a.D:(i+1)*a.D], sumQ)
+				put(dq[i*a.D:(i+1)*a.D], sumQ)
 			}
 		}
-		addTo(dk[seq*t*a.K*a.D:(seq+1)*t*a.K*a.D], sumK)
-		addTo(dv[seq*t*a.K*a.D:(seq+1)*t*a.K*a.D], sumV)
+		put(dk[seq*t*a.K*a.D:(seq+1)*t*a.K*a.D], sumK)
+		put(dv[seq*t*a.K*a.D:(seq+1)*t*a.K*a.D], sumV)
+	}
+}
+
+func put[F tensor.Float](dst []F, sums []float64) {
+	for i, v := range sums {
+		dst[i] = F(v)
 	}
 }

@@ -70,7 +70,9 @@ func TestGradients_EveryOperationByCentralDifferences(t *testing.T) {
 	m := &kernel.Matrix[float64]{Rows: 4, Cols: 5, Dense: w}
 	check(t, "matmul", [][]float64{x, w, bias}, 12,
 		func(y []float64) { s.MatMul(y, x, m, bias, 3) },
-		func(g [][]float64, dy []float64) { s.MatMulGrad(g[0], g[1], g[2], dy, x, m, 3) })
+		func(g [][]float64, dy []float64) {
+			s.MatMulGrad(g[0], x, 3, kernel.ProductGrad[float64]{DY: dy, W: m, DW: g[1], DBias: g[2]})
+		})
 
 	table := in(6 * 5)
 	ids := []int32{2, 5, 2}

@@ -136,13 +136,12 @@ func (*Set[F]) GLU(y, gate, up []F, a kernel.Act) {
 	}
 }
 
-// GLUGrad adds the gradients of GLU.
+// GLUGrad writes the gradients of GLU.
 func (*Set[F]) GLUGrad(dgate, dup, dy, gate, up []F, a kernel.Act) {
 	must("glu grad", "dy", len(dy), len(gate))
 	for i := range dy {
 		v, d := act(float64(gate[i]), a)
-		dgate[i] += F(float64(dy[i]) * float64(up[i]) * d)
-		dup[i] += F(float64(dy[i]) * v)
+		dgate[i], dup[i] = F(float64(dy[i])*float64(up[i])*d), F(float64(dy[i])*v)
 	}
 }
 
@@ -155,11 +154,11 @@ func (*Set[F]) Activate(y, x []F, a kernel.Act) {
 	}
 }
 
-// ActivateGrad adds the gradient of Activate.
+// ActivateGrad writes the gradient of Activate.
 func (*Set[F]) ActivateGrad(dx, dy, x []F, a kernel.Act) {
 	must("activate grad", "dy", len(dy), len(x))
 	for i := range dy {
 		_, d := act(float64(x[i]), a)
-		dx[i] += F(float64(dy[i]) * d)
+		dx[i] = F(float64(dy[i]) * d)
 	}
 }

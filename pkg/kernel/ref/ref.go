@@ -111,48 +111,57 @@ func (s *Set[F]) MatMuls(x []F, t int, products ...kernel.Product[F]) {
 	}
 }
 
-// MatMulGrad adds the gradients of MatMul.
-func (*Set[F]) MatMulGrad(dx, dw, dbias, dy, x []F, w *kernel.Matrix[F], t int) {
-	must("matmul grad", "dy", len(dy), t*w.Rows)
+// MatMulGrad is the gradient of MatMuls.
+func (*Set[F]) MatMulGrad(dx, x []F, t int, products ...kernel.ProductGrad[F]) {
+	for _, p := range products {
+		must("matmul grad", "dy", len(p.DY), t*p.W.Rows)
+	}
 	if dx != nil {
-		must("matmul grad", "dx", len(dx), t*w.Cols)
+		cols := products[0].W.Cols
+		must("matmul grad", "dx", len(dx), t*cols)
 		each(t, func(r int) {
-			sums, buf := make([]float64, w.Cols), make([]F, w.Cols)
-			for n := range w.Rows {
-				g := float64(dy[r*w.Rows+n])
-				for i, v := range row(w, n, buf) {
-					sums[i] += g * float64(v)
+			sums, buf := make([]float64, cols), make([]F, cols)
+			for _, p := range products {
+				for n := range p.W.Rows {
+					g := float64(p.DY[r*p.W.Rows+n])
+					for i, v := range row(p.W, n, buf) {
+						sums[i] += g * float64(v)
+					}
 				}
 			}
-			for i, sum := range sums {
-				dx[r*w.Cols+i] += F(sum)
-			}
+			put(dx[r*cols:(r+1)*cols], sums)
 		})
 	}
-	if dw != nil {
-		must("matmul grad", "x", len(x), t*w.Cols)
-		must("matmul grad", "dw", len(dw), w.Rows*w.Cols)
-		each(w.Rows, func(n int) {
-			sums := make([]float64, w.Cols)
+	for _, p := range products {
+		weightGrad(&p, x, t)
+	}
+}
+
+// weightGrad adds the gradients of a product's weights and bias.
+func weightGrad[F tensor.Float](p *kernel.ProductGrad[F], x []F, t int) {
+	rows, cols := p.W.Rows, p.W.Cols
+	if p.DW != nil {
+		must("matmul grad", "x", len(x), t*cols)
+		must("matmul grad", "dw", len(p.DW), rows*cols)
+		each(rows, func(n int) {
+			sums := make([]float64, cols)
 			for r := range t {
-				g := float64(dy[r*w.Rows+n])
-				for i, v := range x[r*w.Cols : (r+1)*w.Cols] {
+				g := float64(p.DY[r*rows+n])
+				for i, v := range x[r*cols : (r+1)*cols] {
 					sums[i] += g * float64(v)
 				}
 			}
-			for i, sum := range sums {
-				dw[n*w.Cols+i] += F(sum)
-			}
+			addTo(p.DW[n*cols:(n+1)*cols], sums)
 		})
 	}
-	if dbias != nil {
-		must("matmul grad", "dbias", len(dbias), w.Rows)
-		for n := range w.Rows {
+	if p.DBias != nil {
+		must("matmul grad", "dbias", len(p.DBias), rows)
+		for n := range rows {
 			var sum float64
 			for r := range t {
-				sum += float64(dy[r*w.Rows+n])
+				sum += float64(p.DY[r*rows+n])
 			}
-			dbias[n] += F(sum)
+			p.DBias[n] += F(sum)
 		}
 	}
 }
