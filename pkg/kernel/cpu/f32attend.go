@@ -191,21 +191,15 @@ func (s *Set) AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v []float32, b, t i
 		keys := pack(&c.slim, c.keys, rowsOf(k[c.ko:], c.kw), t, 0, a.D)
 		values := pack(&c.slim, c.values, rowsOf(v[c.ko:], c.kw), t, 0, a.D)
 		across := pack(&c.gemm, c.across, columnsOf(k[c.ko:], c.kw), a.D, 0, t)
-		rows := [][]float32{dk[c.ko:], dv[c.ko:]}
-		for p := range t {
-			for _, x := range rows {
-				clear(x[p*c.kw:][:a.D])
-			}
-		}
-		for range group {
+		for turn := range group {
 			for lo := 0; lo < t; lo += block {
 				hi := min(lo+block, t)
 				c.scoresOf(c.scores, q[c.qo:], keys, lo, hi)
 				c.scoresOf(c.slopes, dy[c.qo:], values, lo, hi)
 				c.slope(dy[c.qo:], y[c.qo:], lse[c.lo:], lo, hi)
 				c.queryGrad(dq[c.qo:], across, lo, hi)
-				c.keyGrad(dk[c.ko:], c.slopes, pack(&c.gemm, c.queries, columnsOf(q[c.qo:], c.qw), a.D, lo, hi-lo), lo, hi)
-				c.keyGrad(dv[c.ko:], c.scores, pack(&c.gemm, c.dys, columnsOf(dy[c.qo:], c.qw), a.D, lo, hi-lo), lo, hi)
+				c.keyGrad(dk[c.ko:], c.slopes, pack(&c.gemm, c.queries, columnsOf(q[c.qo:], c.qw), a.D, lo, hi-lo), lo, hi, turn == 0)
+				c.keyGrad(dv[c.ko:], c.scores, pack(&c.gemm, c.dys, columnsOf(dy[c.qo:], c.qw), a.D, lo, hi-lo), lo, hi, turn == 0)
 			}
 			c.qo += a.D
 			c.lo++
@@ -239,11 +233,11 @@ func (c *causal) queryGrad(dq []float32, keys gemmPanels, lo, hi int) {
 }
 
 // keyGrad adds what queries lo..hi-1 give the positions they see: out[position] +=
-// Σ weight·x.
-func (c *causal) keyGrad(out, weights []float32, x gemmPanels, lo, hi int) {
+// Σ weight·x. The first head's block in which a position is has the first that see it.
+func (c *causal) keyGrad(out, weights []float32, x gemmPanels, lo, hi int, fresh bool) {
 	tall := len(c.gemm.tiles) - 1
 	x.k0 = 0 // weights count from lo, too
-	g := gemmCall{c: out, ldc: c.kw, add: true, near: true, a: columnsOf(weights, c.ld)}
+	g := gemmCall{c: out, ldc: c.kw, near: true, a: columnsOf(weights, c.ld)}
 	for i := first(lo, c.a) / tall * tall; i < hi; i += tall {
 		rows := min(tall, hi-i)
 		from, to := max(lo, i), hi
@@ -251,6 +245,7 @@ func (c *causal) keyGrad(out, weights []float32, x gemmPanels, lo, hi int) {
 			to = min(hi, i+rows-1+c.a.Window)
 		}
 		if from < to {
+			g.add = !fresh || i < lo
 			g.strip(&c.gemm, c.w, &x, i, rows, from-lo, to-from)
 		}
 	}
