@@ -115,7 +115,10 @@ func (s *state) iterate(v Value) ([]Value, error) {
 	case undefined:
 		return nil, nil
 	case *list:
-		items := x.take()
+		items, err := x.take()
+		if err != nil {
+			return nil, err
+		}
 		return items, s.step(len(items) / 8)
 	case *Map:
 		return x.keys, s.step(len(x.keys) / 8)

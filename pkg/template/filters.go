@@ -1,6 +1,7 @@
 package template
 
 import (
+	"errors"
 	"math"
 	"strconv"
 	"strings"
@@ -25,6 +26,15 @@ func (s *state) filter(name string, v Value, a args) (Value, error) {
 	if err := s.step(1); err != nil {
 		return nil, err
 	}
+	out, err := s.apply(name, v, a)
+	var render *RenderError
+	if isLazy(name) && errors.As(err, &render) {
+		return &list{kind: isGenerator, failed: err}, nil
+	}
+	return out, err
+}
+
+func (s *state) apply(name string, v Value, a args) (Value, error) {
 	switch name {
 	case "default", "d":
 		_, missing := v.(undefined)

@@ -290,7 +290,14 @@ func (s *state) sorted(items []Value, attr Value, caseSensitive, reverse bool) (
 	}
 	err := s.sortBy(order, func(i, j int) (int, error) {
 		for k := range keys[i] {
-			c, err := s.compare(keys[i][k], keys[j][k])
+			same, err := s.equal(keys[i][k], keys[j][k])
+			if err == nil && same {
+				continue
+			}
+			c := 0
+			if err == nil {
+				c, err = s.compare(keys[i][k], keys[j][k])
+			}
 			if err != nil || c != 0 {
 				if reverse {
 					c = -c

@@ -25,6 +25,7 @@ type list struct {
 	items        []Value
 	kind         listKind
 	from, to, by int64 // of a range
+	failed       error // of a generator: what going through it says
 	group        bool  // a pair of groupby: grouper and list
 }
 
@@ -32,12 +33,21 @@ type list struct {
 func generator(items []Value) *list { return &list{items: items, kind: isGenerator} }
 
 // take lists the items; a generator is empty afterwards.
-func (l *list) take() []Value {
-	items := l.items
+func (l *list) take() ([]Value, error) {
+	items, err := l.items, l.failed
 	if l.kind == isGenerator {
-		l.items = nil
+		l.items, l.failed = nil, nil
 	}
-	return items
+	return items, err
+}
+
+// isLazy says whether a filter fails only when what it returns is gone through.
+func isLazy(filter string) bool {
+	switch filter {
+	case "batch", "items", "map", "reject", "rejectattr", "select", "selectattr", "slice", "unique":
+		return true
+	}
+	return false
 }
 
 // brackets are what Python's repr puts around the items; whole says that open is

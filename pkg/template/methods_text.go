@@ -258,7 +258,7 @@ func (s *state) pad(t str, name string, a args) (Value, error) {
 	case "zfill", "rjust":
 		left = n
 	case "center":
-		left = n / 2
+		left = n/2 + n&width&1 // as Python shares an odd rest
 	}
 	before, err := s.repeat(fill, left)
 	if err != nil {

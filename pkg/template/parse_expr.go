@@ -365,6 +365,9 @@ func (p *parser) test(of expr) (expr, error) {
 		t.args, err = p.arguments()
 		return t, err
 	}
+	if p.word("is") {
+		return nil, p.errorf("a test of a test: give brackets")
+	}
 	next := p.peek()
 	word := next.kind == tokenName && next.text != "else" && next.text != "or" && next.text != "and" && next.text != "is" &&
 		next.text != "if" && next.text != "in" && next.text != "not"

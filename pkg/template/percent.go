@@ -14,7 +14,8 @@ func (s *state) percent(t str, of Value) (Value, error) {
 	} else {
 		d.values = []Value{of}
 		d.named, _ = of.(*Map)
-		d.spare = ok || d.named != nil
+		_, missing := of.(undefined)
+		d.spare = ok || missing || d.named != nil
 	}
 	var m marked
 	for at := 0; at < len(t.s); {

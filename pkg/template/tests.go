@@ -1,6 +1,9 @@
 package template
 
-import "unicode"
+import (
+	"math"
+	"unicode"
+)
 
 // isTest says whether a test exists.
 func isTest(name string) bool {
@@ -63,16 +66,24 @@ func (s *state) test(name string, v Value, a args) (bool, error) {
 			return !x.namespace, nil
 		}
 		return false, nil
-	case "lower":
-		return isText && onlyCase(text.s, unicode.IsLower, unicode.Other_Lowercase), s.alloc(len(text.s))
-	case "upper":
-		return isText && onlyCase(text.s, unicode.IsUpper, unicode.Other_Uppercase), s.alloc(len(text.s))
+	case "lower", "upper":
+		if !isText {
+			var err error
+			if text, err = s.text(v); err != nil {
+				return false, err
+			}
+		}
+		if name == "upper" {
+			return onlyCase(text.s, unicode.IsUpper, unicode.Other_Uppercase), s.alloc(len(text.s))
+		}
+		return onlyCase(text.s, unicode.IsLower, unicode.Other_Lowercase), s.alloc(len(text.s))
 	case "even", "odd":
 		if !isNumber(v) {
 			return false, s.fail("%s needs a number, not %s", name, typeName(v))
 		}
 		if !exact {
-			i = int64(f)
+			rest := math.Abs(math.Mod(f, 2))
+			return name == "even" && rest == 0 || name == "odd" && rest == 1, nil
 		}
 		return (i%2 == 0) == (name == "even"), nil
 	case "filter", "test":

@@ -351,7 +351,11 @@ func (s *state) contains(in, v Value) (bool, error) {
 		}
 		return strings.Contains(x.s, y.s), s.step(1 + len(x.s)/64)
 	case *list:
-		for _, item := range x.take() {
+		items, err := x.take()
+		if err != nil {
+			return false, err
+		}
+		for _, item := range items {
 			if same, err := s.equal(item, v); err != nil || same {
 				return same, err
 			}
