@@ -26,6 +26,7 @@ type benchTrainCmd struct {
 	Tokens  int    `help:"Tokens of a sequence." default:"64"`
 	Slots   int    `help:"Cut a step's sequences into this many micro-batches." default:"1"`
 	Repeat  int    `help:"Steps, of which the median is told; three more come first and are not counted." default:"20"`
+	BF16    bool   `name:"bf16" help:"Round both sides of products to bfloat16, as a manifest's precision does."`
 	Profile bool   `help:"Tell how long each operation takes."`
 	Results string `help:"Folder that the result is also written to, such as bench/results." type:"path"`
 	Format  string `help:"Output: text or json." enum:"text,json" default:"text"`
@@ -40,12 +41,13 @@ type trainResult struct {
 	Batch       int         `json:"batch"`
 	Tokens      int         `json:"tokens"`
 	Slots       int         `json:"slots"`
+	BF16        bool        `json:"bf16"`
 	Parameters  int         `json:"parameters"`
 	StepMillis  float64     `json:"step_ms"` // forward, backward, norm, clipping and update
 	BestMillis  float64     `json:"step_ms_best"`
 	StepGflop   float64     `json:"step_gflop"`  // of matrices and attention, a multiply-add being two; nothing counted twice
 	Gflops      float64     `json:"gflops"`      // a second
-	Share       float64     `json:"share"`       // of the float32 peak
+	Share       float64     `json:"share"`       // of the peak of float32, or of bfloat16 where products are
 	PeakGflops  cpu.Peaks   `json:"peak_gflops"` // what as many threads multiply in registers
 	TokensTPS   float64     `json:"tokens_tps"`
 	Loss        float64     `json:"loss"` // of the last step
@@ -80,11 +82,15 @@ func (c *benchTrainCmd) Run(e *env) error {
 		return err
 	}
 	defer closeSet()
+	fast, measured := set.(*cpu.Set)
+	if c.BF16 {
+		set = set.BFloat16()
+	}
 	r := &trainResult{
 		Shape: c.Shape, Kernels: set.Name(), KernelClass: set.Class(), Threads: cmp.Or(c.Threads, runtime.GOMAXPROCS(0)),
-		Batch: c.Batch, Tokens: c.Tokens, Slots: c.Slots, Machine: thisMachine(),
+		Batch: c.Batch, Tokens: c.Tokens, Slots: c.Slots, BF16: c.BF16, Machine: thisMachine(),
 	}
-	if fast, ok := set.(*cpu.Set); ok {
+	if measured {
 		r.PeakGflops = fast.Peaks(peakTime)
 	}
 	t, err := c.trainer(config, set)
@@ -97,8 +103,8 @@ func (c *benchTrainCmd) Run(e *env) error {
 	r.Parameters = t.parameters()
 	r.StepGflop = stepFlops(config, c.Batch, c.Tokens) / 1e9
 	r.Gflops, r.TokensTPS = r.StepGflop/r.StepMillis*1e3, float64(c.Batch*c.Tokens)/r.StepMillis*1e3
-	if r.PeakGflops.Float32 > 0 {
-		r.Share = r.Gflops / r.PeakGflops.Float32
+	if peak := r.peak(); peak > 0 {
+		r.Share = r.Gflops / peak
 	}
 	if c.Results != "" {
 		if err := r.write(c.Results); err != nil {
@@ -109,6 +115,14 @@ func (c *benchTrainCmd) Run(e *env) error {
 		return printJSON(e, r)
 	}
 	return r.print(e)
+}
+
+// peak is what the step's products could reach.
+func (r *trainResult) peak() float64 {
+	if r.BF16 {
+		return cmp.Or(r.PeakGflops.BFloat16, r.PeakGflops.Float32)
+	}
+	return r.PeakGflops.Float32
 }
 
 // stepFlops is the work of a step: six for each weight of a matrix and token, and
@@ -270,7 +284,7 @@ func (r *trainResult) print(e *env) error {
 	fmt.Fprintf(w, "STEP\t%.2f ms\t%.0f tokens/s, loss %.4f; the fastest took %.2f ms\n", r.StepMillis, r.TokensTPS, r.Loss, r.BestMillis)
 	fmt.Fprintf(w, "WORK\t%.1f GFLOP/s\t%.2f GFLOP a step\n", r.Gflops, r.StepGflop)
 	if p := r.PeakGflops; p.Float32 > 0 {
-		fmt.Fprintf(w, "PEAK\t%.0f GFLOP/s\tfloat32, %.0f bfloat16; the step reaches %.0f %% of float32's\n", p.Float32, p.BFloat16, 100*r.Share)
+		fmt.Fprintf(w, "PEAK\t%.0f GFLOP/s\tfloat32, %.0f bfloat16; the step reaches %.0f %% of what its products could\n", p.Float32, p.BFloat16, 100*r.Share)
 	}
 	if err := w.Flush(); err != nil {
 		return err
@@ -284,7 +298,11 @@ func (r *trainResult) write(folder string) error {
 	if err != nil {
 		return err
 	}
-	name := fmt.Sprintf("%s-train-%s-t%d-b%d-s%d.json", time.Now().Format(time.DateOnly), r.Shape, r.Threads, r.Batch, r.Slots)
+	kind := "f32"
+	if r.BF16 {
+		kind = "bf16"
+	}
+	name := fmt.Sprintf("%s-train-%s-%s-t%d-b%d-s%d.json", time.Now().Format(time.DateOnly), r.Shape, kind, r.Threads, r.Batch, r.Slots)
 	return os.WriteFile(filepath.Join(folder, name), append(text, '\n'), 0o644)
 }
 

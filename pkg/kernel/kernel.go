@@ -103,6 +103,10 @@ type Set[F tensor.Float] interface {
 	// "cpu/avx512/1".
 	Class() string
 
+	// BFloat16 is a set on the same workers whose products over dense matrices, forward
+	// and backward, round both sides to bfloat16 and sum in F. It ends with this set.
+	BFloat16() Set[F]
+
 	// Pack gives a raw matrix the form that the set multiplies fastest, if it has
 	// one. Raw is still read by Embed. A packed matrix must not be shared with another
 	// kind of set.

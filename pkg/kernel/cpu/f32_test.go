@@ -15,6 +15,49 @@ import (
 // f32Shapes are rows, outputs and inputs with tails everywhere, and more than a block.
 var f32Shapes = [][3]int{{1, 1, 1}, {1, 17, 300}, {3, 16, 15}, {13, 33, 65}, {25, 50, 270}, {14, 97, 530}}
 
+func TestBFloat16_SameBitsOnAllInstructionsAndThreads(t *testing.T) {
+	for _, shape := range append(slices.Clone(f32Shapes), [3]int{7, 70, 1100}) {
+		rows, n, k := shape[0], shape[1], shape[2]
+		x, w, bias, dy := random(1, rows*k), random(2, n*k), random(3, n), random(4, rows*n)
+		for i := range dy { // some rows have nothing but what is nearly nothing
+			if i/n%2 == 1 {
+				dy[i] *= 1e-36
+			}
+			if i%5 == 1 {
+				dy[i] = math.Float32frombits(uint32(i*7919) & 0x807fffff)
+			}
+		}
+		for i := range x {
+			if i%3 == 1 {
+				x[i] *= 1e-4
+			}
+		}
+		bias[0] = math.Float32frombits(0x80001234)
+		m := &kernel.Matrix[float32]{Rows: n, Cols: k, Dense: w}
+		var want []float32
+		for _, name := range cpu.Instructions() {
+			for _, threads := range []int{1, 3} {
+				s := open(t, threads, name)
+				half := s.BFloat16()
+				y, dx, dw, db := make([]float32, rows*n), make([]float32, rows*k), make([]float32, n*k), random(7, n)
+				half.MatMul(y, x, m, bias, rows)
+				half.MatMulGrad(dx, x, rows, kernel.ProductGrad[float32]{DY: dy, W: m, DW: dw, DBias: db})
+				got := slices.Concat(y, dx, dw, db)
+				if want == nil {
+					want = got
+				}
+				for i := range want {
+					if math.Float32bits(want[i]) != math.Float32bits(got[i]) {
+						t.Errorf("%v: element %d of %d is %x with %s and %d threads, want %x", shape, i, len(want), math.Float32bits(got[i]), name, threads, math.Float32bits(want[i]))
+						break
+					}
+				}
+				s.Close()
+			}
+		}
+	}
+}
+
 func TestMatMul_SameBitsOnAllInstructionsThreadsAndSplits(t *testing.T) {
 	for _, shape := range f32Shapes {
 		rows, n, k := shape[0], shape[1], shape[2]

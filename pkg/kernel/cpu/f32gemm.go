@@ -6,7 +6,7 @@ package cpu
 // one after the other is one longer chain.
 
 const (
-	gemmDepth   = 256  // of the reduction, at most, in a packed block of the right side
+	gemmDepth   = 256  // steps of the reduction, at most, in a packed block of the right side
 	gemmColumns = 512  // of a packed block, at most
 	gemmAlias   = 2048 // bytes between rows that meet on the same lines of a first cache
 	gemmBurst   = 24   // lines that are asked for at once
@@ -30,6 +30,12 @@ type gemmOps struct {
 	// k rows; each row of a panel has room for lanes.
 	fromRows    func(dst *float32, ldd int, src *float32, lds, k int)
 	fromColumns func(dst *float32, ldd int, src *float32, lds, k, columns int)
+
+	// fromRow, unless nil, makes k elements of a left side's row what the tiles take; all
+	// sides are converted then. unit is how many elements of the reduction a step of a
+	// tile takes.
+	fromRow func(dst, src *float32, k int)
+	unit    int
 
 	// prefetch asks for lines of 64 bytes of rows ld bytes apart.
 	prefetch func(p uintptr, ld, rows, lines int)
@@ -86,7 +92,7 @@ func (s *Set) multiply(groups ...[]gemmCall) {
 	var works []gemmWork
 	cost := 0
 	for _, calls := range groups {
-		works = s.gemm.cut(works, calls, len(s.pool.parts))
+		works = s.dense.cut(works, calls, len(s.pool.parts))
 		for i := range calls {
 			for g := &calls[i]; g != nil; g = g.then {
 				cost += calls[i].m * calls[i].n * g.k
@@ -96,7 +102,7 @@ func (s *Set) multiply(groups ...[]gemmCall) {
 	s.each(len(works), cost, func(i int) {
 		w := s.multiplier()
 		defer s.multiplying.Put(w)
-		works[i].run(&s.gemm, w)
+		works[i].run(s.dense, w)
 	})
 }
 
@@ -157,8 +163,8 @@ func (work *gemmWork) run(o *gemmOps, w *gemmScratch) {
 	}
 	first := true
 	for part := work.segments[0].call; part != nil; part = part.then {
-		depth := gemmDepth
-		if parts := (part.k + gemmDepth - 1) / gemmDepth; parts > 1 {
+		depth := gemmDepth * o.unit
+		if parts := (part.k + depth - 1) / depth; parts > 1 {
 			depth = roundUp((part.k+parts-1)/parts, lanes)
 		}
 		for k := 0; k == 0 || k < part.k; k += depth {
@@ -183,7 +189,7 @@ func (work *gemmWork) run(o *gemmOps, w *gemmScratch) {
 func (work *gemmWork) panels(o *gemmOps, w *gemmScratch, part *gemmCall, k, n int) {
 	need := 0
 	for _, s := range work.segments {
-		need += roundUp(s.to-s.from, o.wide) * n
+		need += roundUp(s.to-s.from, o.wide) * o.steps(n)
 	}
 	if len(w.b) < need {
 		w.b = make([]float32, need)
@@ -196,11 +202,11 @@ func (work *gemmWork) panels(o *gemmOps, w *gemmScratch, part *gemmCall, k, n in
 			b = part.b
 		}
 		p := gemmPanels{data: rest, from: s.from, to: s.to, k0: k, depth: n}
-		if b.rs == 1 && n > 0 && (s.to-s.from)%o.wide == 0 {
+		if b.rs == 1 && n > 0 && o.fromRow == nil && (s.to-s.from)%o.wide == 0 {
 			p.whole = b
 		} else {
 			p.pack(o, b)
-			rest = rest[roundUp(s.to-s.from, o.wide)*n:]
+			rest = rest[roundUp(s.to-s.from, o.wide)*o.steps(n):]
 		}
 		w.panels = append(w.panels, p)
 	}
@@ -248,6 +254,9 @@ type gemmPanels struct {
 	whole               operand // instead of data: rows that already run along the columns
 }
 
+// steps are those of n elements of the reduction.
+func (o *gemmOps) steps(n int) int { return (n + o.unit - 1) / o.unit }
+
 func (p *gemmPanels) pack(o *gemmOps, b operand) {
 	dst := p.data
 	for j := p.from; j < p.to && p.depth > 0; {
@@ -255,7 +264,7 @@ func (p *gemmPanels) pack(o *gemmOps, b operand) {
 		for part := 0; part < width && j+part < p.to; part += lanes {
 			packLanes(o, dst[part:], 4*width, b, j+part, min(lanes, p.to-j-part), p.k0, p.depth)
 		}
-		dst = dst[width*p.depth:]
+		dst = dst[width*o.steps(p.depth):]
 		j += width
 	}
 }
@@ -276,13 +285,23 @@ func packLanes(o *gemmOps, dst []float32, ldd int, b operand, j, columns, k0, n 
 	}
 	whole := 0
 	if columns == lanes {
-		if whole = n &^ (lanes - 1); whole > 0 {
+		if whole = n &^ (lanes*o.unit - 1); whole > 0 {
 			o.fromRows(&dst[0], ldd, &b.data[j*b.rs+k0], 4*b.rs, whole)
 		}
 	}
+	if whole == n {
+		return
+	}
+	var store [gemmDepth]float32
 	for c := range columns {
-		for k, v := range b.data[(j+c)*b.rs+k0+whole : (j+c)*b.rs+k0+n] {
-			dst[(whole+k)*ldd/4+c] = v
+		rest := b.data[(j+c)*b.rs+k0+whole:][:n-whole]
+		if o.fromRow != nil {
+			row := store[:o.steps(len(rest))]
+			o.fromRow(&row[0], &rest[0], len(rest))
+			rest = row
+		}
+		for k, v := range rest {
+			dst[(whole/o.unit+k)*ldd/4+c] = v
 		}
 	}
 }
@@ -297,6 +316,11 @@ func (g *gemmCall) strip(o *gemmOps, w *gemmScratch, p *gemmPanels, i, rows, k0,
 	case g.a.rs == 1 && g.a.cs != 1 && !g.near:
 		o.fromColumns(&w.a[0], 4*lanes, &g.a.data[k0*g.a.cs+i], 4*g.a.cs, n, rows)
 		a, rs, cs = &w.a[0], 4, 4*lanes
+	case o.fromRow != nil:
+		for r := range rows {
+			o.fromRow(&w.a[r*(gemmDepth+lanes)], &g.a.data[(i+r)*g.a.rs+k0], n)
+		}
+		a, rs, cs = &w.a[0], 4*(gemmDepth+lanes), 4
 	case g.a.cs == 1 && rs%gemmAlias == 0 && n <= gemmDepth && p.to-p.from > lanes:
 		for r := range rows {
 			copy(w.a[r*(gemmDepth+lanes):], g.a.data[(i+r)*g.a.rs+k0:][:n])
@@ -305,7 +329,7 @@ func (g *gemmCall) strip(o *gemmOps, w *gemmScratch, p *gemmPanels, i, rows, k0,
 	default:
 		a = &g.a.data[i*g.a.rs+k0*g.a.cs]
 	}
-	panel := 0
+	panel, steps := 0, o.steps(n)
 	for j := p.from; j < p.to; {
 		width, run, count := o.wide, o.tiles[rows], 1
 		if left := p.to - j; panelWidth(o, left) < o.wide {
@@ -318,14 +342,14 @@ func (g *gemmCall) strip(o *gemmOps, w *gemmScratch, p *gemmPanels, i, rows, k0,
 		b, ldb, step := &w.zero[0], 0, 0
 		switch {
 		case n == 0: // one step that adds nothing
-			n = 1
+			steps = 1
 		case p.whole.data != nil:
 			b, ldb, step = &p.whole.data[k0*p.whole.cs+j], 4*p.whole.cs, 4*width
 		default:
-			b, ldb, step = &p.data[panel+(k0-p.k0)*width], 4*width, 4*width*p.depth
+			b, ldb, step = &p.data[panel+(k0-p.k0)/o.unit*width], 4*width, 4*width*o.steps(p.depth)
 		}
 		if columns := min(width, p.to-j); columns < width {
-			g.edge(w, run, i, rows, j, columns, width, a, rs, cs, b, ldb, n)
+			g.edge(w, run, i, rows, j, columns, width, a, rs, cs, b, ldb, steps)
 		} else {
 			init, ldi, istep := &w.zero[0], 0, 0
 			switch {
@@ -334,9 +358,9 @@ func (g *gemmCall) strip(o *gemmOps, w *gemmScratch, p *gemmPanels, i, rows, k0,
 			case g.bias != nil:
 				init, istep = &g.bias[j], 4*width
 			}
-			run(&g.c[i*g.ldc+j], 4*g.ldc, init, ldi, istep, a, rs, cs, b, ldb, step, n, count)
+			run(&g.c[i*g.ldc+j], 4*g.ldc, init, ldi, istep, a, rs, cs, b, ldb, step, steps, count)
 		}
-		panel += count * width * p.depth
+		panel += count * width * o.steps(p.depth)
 		j += count * width
 	}
 }

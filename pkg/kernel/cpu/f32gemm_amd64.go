@@ -2,7 +2,7 @@ package cpu
 
 func gemmAVX512() gemmOps {
 	return gemmOps{
-		wide: 2 * lanes, tiles: gemmTiles32(), narrow: gemmTiles16(), fromColumns: panelOfColumns, prefetch: prefetchRows,
+		wide: 2 * lanes, unit: 1, tiles: gemmTiles32(), narrow: gemmTiles16(), fromColumns: panelOfColumns, prefetch: prefetchRows,
 		fromRows: func(dst *float32, ldd int, src *float32, lds, k int) { panelOfRows(dst, ldd, src, lds, k/lanes) },
 	}
 }
@@ -10,7 +10,7 @@ func gemmAVX512() gemmOps {
 func gemmAVX2() gemmOps {
 	const half = lanes / 2
 	return gemmOps{
-		wide: lanes, tiles: gemmTiles16Wide(), narrow: gemmTiles16Wide(), prefetch: prefetchRows,
+		wide: lanes, unit: 1, tiles: gemmTiles16Wide(), narrow: gemmTiles16Wide(), prefetch: prefetchRows,
 		fromRows: func(dst *float32, ldd int, src *float32, lds, k int) {
 			panelOfRowsWide(dst, ldd, src, lds, k/half)
 			panelOfRowsWide(at(dst, half), ldd, at(src, half*lds/4), lds, k/half)
@@ -25,4 +25,48 @@ func gemmAVX2() gemmOps {
 			}
 		},
 	}
+}
+
+// pairsAVX512 are the loops over pairs of bfloat16.
+func pairsAVX512() gemmOps {
+	return gemmOps{
+		wide: 2 * lanes, unit: 2, tiles: pairGemmTiles32(), narrow: pairGemmTiles16(), prefetch: prefetchRows,
+		fromRow: pairsOfRow, fromColumns: pairsOfColumns,
+		fromRows: func(dst *float32, ldd int, src *float32, lds, k int) { pairsOfRows(dst, ldd, src, lds, k/(2*lanes)) },
+	}
+}
+
+// pairsAVX2 are the loops over numbers that are rounded and change places.
+func pairsAVX2() gemmOps {
+	const half = lanes / 2
+	plain := gemmAVX2()
+	o := plain
+	o.tiles = flushGemmTiles16Wide()
+	o.narrow = o.tiles
+	o.fromRow = func(dst, src *float32, k int) {
+		whole := k &^ (half - 1)
+		if whole > 0 {
+			roundRowWide(dst, src, whole/half)
+		}
+		if whole < k {
+			roundRow(at(dst, whole), at(src, whole), k-whole)
+		}
+	}
+	rows := func(dst *float32, ldd, k int) {
+		if k > 1 {
+			roundRowsWide(dst, ldd, k/2)
+		}
+		if k%2 == 1 {
+			roundRows(at(dst, (k-1)*ldd/4), ldd, 1, lanes)
+		}
+	}
+	o.fromRows = func(dst *float32, ldd int, src *float32, lds, k int) {
+		plain.fromRows(dst, ldd, src, lds, k)
+		rows(dst, ldd, k)
+	}
+	o.fromColumns = func(dst *float32, ldd int, src *float32, lds, k, columns int) {
+		plain.fromColumns(dst, ldd, src, lds, k, columns)
+		rows(dst, ldd, k)
+	}
+	return o
 }

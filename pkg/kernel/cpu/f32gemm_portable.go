@@ -5,7 +5,7 @@ import "unsafe"
 // gemmPortable are the loops in plain Go.
 func gemmPortable() gemmOps {
 	o := gemmOps{
-		wide: lanes, tiles: []gemmTile{nil}, prefetch: func(uintptr, int, int, int) {},
+		wide: lanes, unit: 1, prefetch: func(uintptr, int, int, int) {},
 		fromRows: func(dst *float32, ldd int, src *float32, lds, k int) {
 			for c := range lanes {
 				for i, v := range unsafe.Slice(at(src, c*lds/4), k) {
@@ -19,8 +19,16 @@ func gemmPortable() gemmOps {
 			}
 		},
 	}
+	o.tiles = plainTiles(fma32)
+	o.narrow = o.tiles
+	return o
+}
+
+// plainTiles are tiles of up to four rows and lanes columns.
+func plainTiles(fma func(x, y, z float32) float32) []gemmTile {
+	tiles := []gemmTile{nil}
 	for rows := 1; rows <= 4; rows++ {
-		o.tiles = append(o.tiles, func(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int) {
+		tiles = append(tiles, func(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int) {
 			for panel := range panels {
 				for i := range rows {
 					var acc [lanes]float32
@@ -28,7 +36,7 @@ func gemmPortable() gemmOps {
 					for p := range k {
 						v := *at(a, (i*rs+p*cs)/4)
 						for j, w := range unsafe.Slice(at(b, (p*ldb+panel*step)/4), lanes) {
-							acc[j] = fma32(v, w, acc[j])
+							acc[j] = fma(v, w, acc[j])
 						}
 					}
 					copy(unsafe.Slice(at(c, i*ldc/4+panel*lanes), lanes), acc[:])
@@ -36,6 +44,5 @@ func gemmPortable() gemmOps {
 			}
 		})
 	}
-	o.narrow = o.tiles
-	return o
+	return tiles
 }

@@ -93,6 +93,96 @@ func gemm5x16Wide(c *float32, ldc int, init *float32, ldi, istep int, a *float32
 func gemm6x16Wide(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
 
 //go:noescape
+func pairGemm1x32(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
+func pairGemm2x32(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
+func pairGemm3x32(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
+func pairGemm4x32(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
+func pairGemm5x32(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
+func pairGemm6x32(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
+func pairGemm7x32(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
+func pairGemm8x32(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
+func pairGemm9x32(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
+func pairGemm10x32(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
+func pairGemm11x32(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
+func pairGemm12x32(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
+func pairGemm1x16(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
+func pairGemm2x16(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
+func pairGemm3x16(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
+func pairGemm4x16(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
+func pairGemm5x16(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
+func pairGemm6x16(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
+func pairGemm7x16(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
+func pairGemm8x16(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
+func pairGemm9x16(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
+func pairGemm10x16(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
+func pairGemm11x16(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
+func pairGemm12x16(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
+func flushGemm1x16Wide(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
+func flushGemm2x16Wide(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
+func flushGemm3x16Wide(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
+func flushGemm4x16Wide(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
+func flushGemm5x16Wide(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
+func flushGemm6x16Wide(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
 func panelOfRows(dst *float32, ldd int, src *float32, lds, sixteens int)
 
 //go:noescape
@@ -107,6 +197,21 @@ func panelOfColumnsWide(dst *float32, ldd int, src *float32, lds, rows int, mask
 //go:noescape
 func prefetchRows(p uintptr, ld, rows, lines int)
 
+//go:noescape
+func pairsOfRows(dst *float32, ldd int, src *float32, lds, thirtytwos int)
+
+//go:noescape
+func pairsOfColumns(dst *float32, ldd int, src *float32, lds, rows, columns int)
+
+//go:noescape
+func pairsOfRow(dst, src *float32, n int)
+
+//go:noescape
+func roundRowsWide(p *float32, ld, pairs int)
+
+//go:noescape
+func roundRowWide(dst, src *float32, eights int)
+
 // gemmTiles32 are tiles by their rows.
 func gemmTiles32() []gemmTile {
 	return []gemmTile{nil, gemm1x32, gemm2x32, gemm3x32, gemm4x32, gemm5x32, gemm6x32, gemm7x32, gemm8x32, gemm9x32, gemm10x32, gemm11x32, gemm12x32}
@@ -120,4 +225,19 @@ func gemmTiles16() []gemmTile {
 // gemmTiles16Wide are tiles by their rows.
 func gemmTiles16Wide() []gemmTile {
 	return []gemmTile{nil, gemm1x16Wide, gemm2x16Wide, gemm3x16Wide, gemm4x16Wide, gemm5x16Wide, gemm6x16Wide}
+}
+
+// pairGemmTiles32 are tiles by their rows.
+func pairGemmTiles32() []gemmTile {
+	return []gemmTile{nil, pairGemm1x32, pairGemm2x32, pairGemm3x32, pairGemm4x32, pairGemm5x32, pairGemm6x32, pairGemm7x32, pairGemm8x32, pairGemm9x32, pairGemm10x32, pairGemm11x32, pairGemm12x32}
+}
+
+// pairGemmTiles16 are tiles by their rows.
+func pairGemmTiles16() []gemmTile {
+	return []gemmTile{nil, pairGemm1x16, pairGemm2x16, pairGemm3x16, pairGemm4x16, pairGemm5x16, pairGemm6x16, pairGemm7x16, pairGemm8x16, pairGemm9x16, pairGemm10x16, pairGemm11x16, pairGemm12x16}
+}
+
+// flushGemmTiles16Wide are tiles by their rows.
+func flushGemmTiles16Wide() []gemmTile {
+	return []gemmTile{nil, flushGemm1x16Wide, flushGemm2x16Wide, flushGemm3x16Wide, flushGemm4x16Wide, flushGemm5x16Wide, flushGemm6x16Wide}
 }

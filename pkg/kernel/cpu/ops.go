@@ -21,6 +21,7 @@ type ops struct {
 	element elementOps
 	pair    pairOps
 	gemm    gemmOps
+	pairs   gemmOps // of numbers rounded to bfloat16
 	train   trainOps
 	probes  probes
 }

@@ -54,6 +54,7 @@ func portable() ops {
 		},
 	}
 	o.attend, o.element, o.gemm, o.train = attendPortable(), elementsPortable(), gemmPortable(), trainPortable()
+	o.pairs = pairsPortable()
 	o.attend.weigh = weighOf(&o)
 	return o
 }

@@ -14,6 +14,8 @@ import (
 // goroutines; each call spreads over the worker pool.
 type Set struct {
 	ops
+	dense   *gemmOps // products over dense matrices
+	class   string
 	pool    *pool
 	scratch sync.Pool // *[]float32
 	store   store
@@ -56,7 +58,13 @@ func newSet(threads int, o ops) *Set {
 	if threads <= 0 {
 		threads = runtime.GOMAXPROCS(0)
 	}
-	s := &Set{ops: o, pool: newPool(threads), tables: map[*kernel.Rotary]*table{}}
+	return newParts(o, newPool(threads))
+}
+
+// newParts is a set on a pool.
+func newParts(o ops, p *pool) *Set {
+	s := &Set{ops: o, class: "cpu/4", pool: p, tables: map[*kernel.Rotary]*table{}}
+	s.dense = &s.gemm
 	s.scratch.New = func() any { return new([]float32) }
 	return s
 }
@@ -70,7 +78,7 @@ func (s *Set) Close() {
 func (*Set) Name() string { return "cpu" }
 
 // Class names the revision of the order of sums; instructions do not change it.
-func (s *Set) Class() string { return "cpu/4" }
+func (s *Set) Class() string { return s.class }
 
 // small is how many multiply-adds are not worth waking a worker for.
 const small = 1 << 15

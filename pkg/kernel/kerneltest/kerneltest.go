@@ -136,6 +136,14 @@ func Cases() []Case {
 				kernel.ProductGrad[float32]{DY: in(t * rows), W: &kernel.Matrix[float32]{Rows: rows, Cols: cols, Dense: in(rows * cols)}, DW: dw, DBias: db},
 				kernel.ProductGrad[float32]{DY: in(t * (rows + 3)), W: &kernel.Matrix[float32]{Rows: rows + 3, Cols: cols, Dense: in((rows + 3) * cols)}, DW: dw2})
 			return [][]float32{dx, dw, db, dw2}
+		}}, Case{name: fmt.Sprintf("bfloat16 products %v", n), run: func(s Set) [][]float32 {
+			in := source(13)
+			s = s.BFloat16()
+			m := &kernel.Matrix[float32]{Rows: rows, Cols: cols, Dense: in(rows * cols)}
+			x, y, dx, dw, db := in(t*cols), make([]float32, t*rows), in(t*cols), in(rows*cols), in(rows)
+			s.MatMul(y, x, m, in(rows), t)
+			s.MatMulGrad(dx, x, t, kernel.ProductGrad[float32]{DY: in(t * rows), W: m, DW: dw, DBias: db})
+			return [][]float32{y, dx, dw, db}
 		}})
 	}
 	for _, d := range []tensor.DType{tensor.F16, tensor.BF16, tensor.Q4_0, tensor.Q4_1, tensor.Q8_0, tensor.Q5_0} {

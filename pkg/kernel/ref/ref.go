@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"math"
 	"runtime"
+	"slices"
 	"sync"
 
 	"github.com/lamina-mesh/lamina/pkg/kernel"
@@ -17,7 +18,7 @@ import (
 )
 
 // Set implements kernel.Set plainly. It has no state.
-type Set[F tensor.Float] struct{}
+type Set[F tensor.Float] struct{ half bool }
 
 // New returns the reference set.
 func New[F tensor.Float]() *Set[F] { return &Set[F]{} }
@@ -26,11 +27,38 @@ func New[F tensor.Float]() *Set[F] { return &Set[F]{} }
 func (*Set[F]) Name() string { return "ref" }
 
 // Class is "ref/1" over float32 and "ref64/1" over float64.
-func (*Set[F]) Class() string {
+func (s *Set[F]) Class() string {
+	class := "ref64/1"
 	if F(1)/3 == F(float32(1)/3) {
-		return "ref/1"
+		class = "ref/1"
 	}
-	return "ref64/1"
+	if s.half {
+		class += "+bf16"
+	}
+	return class
+}
+
+// BFloat16 is the reference of products that round both sides to bfloat16.
+func (*Set[F]) BFloat16() kernel.Set[F] { return &Set[F]{half: true} }
+
+// operand is x as products take it.
+func (s *Set[F]) operand(x []F) []F {
+	if !s.half {
+		return x
+	}
+	out := make([]F, len(x))
+	for i, v := range x {
+		out[i] = F(math.Float32frombits(uint32(tensor.BFloat16bits(float32(v))) << 16))
+	}
+	return out
+}
+
+// matrix is a dense matrix as products take it.
+func (s *Set[F]) matrix(w *kernel.Matrix[F]) *kernel.Matrix[F] {
+	if !s.half || w.Dense == nil {
+		return w
+	}
+	return &kernel.Matrix[F]{Rows: w.Rows, Cols: w.Cols, Dense: s.operand(w.Dense)}
 }
 
 // must panics with the operation's name unless a slice has the wanted length.
@@ -79,11 +107,14 @@ func dot[F tensor.Float](a, b []F) float64 {
 }
 
 // MatMul computes y = x·Wᵀ + bias.
-func (*Set[F]) MatMul(y, x []F, w *kernel.Matrix[F], bias []F, t int) {
+func (s *Set[F]) MatMul(y, x []F, w *kernel.Matrix[F], bias []F, t int) {
 	must("matmul", "x", len(x), t*w.Cols)
 	must("matmul", "y", len(y), t*w.Rows)
 	if bias != nil {
 		must("matmul", "bias", len(bias), w.Rows)
+	}
+	if w.Dense != nil {
+		x, w = s.operand(x), s.matrix(w)
 	}
 	const tile = 64
 	each((w.Rows+tile-1)/tile, func(i int) {
@@ -112,10 +143,17 @@ func (s *Set[F]) MatMuls(x []F, t int, products ...kernel.Product[F]) {
 }
 
 // MatMulGrad is the gradient of MatMuls.
-func (*Set[F]) MatMulGrad(dx, x []F, t int, products ...kernel.ProductGrad[F]) {
-	for _, p := range products {
+func (s *Set[F]) MatMulGrad(dx, x []F, t int, products ...kernel.ProductGrad[F]) {
+	products = slices.Clone(products)
+	for i := range products {
+		p := &products[i]
 		must("matmul grad", "dy", len(p.DY), t*p.W.Rows)
+		if p.DBias != nil {
+			biasGrad(p, t)
+		}
+		p.DY, p.W = s.operand(p.DY), s.matrix(p.W)
 	}
+	x = s.operand(x)
 	if dx != nil {
 		cols := products[0].W.Cols
 		must("matmul grad", "dx", len(dx), t*cols)
@@ -133,36 +171,39 @@ func (*Set[F]) MatMulGrad(dx, x []F, t int, products ...kernel.ProductGrad[F]) {
 		})
 	}
 	for _, p := range products {
-		weightGrad(&p, x, t)
+		if p.DW != nil {
+			weightGrad(&p, x, t)
+		}
 	}
 }
 
-// weightGrad adds the gradients of a product's weights and bias.
+// weightGrad adds the gradient of a product's weights.
 func weightGrad[F tensor.Float](p *kernel.ProductGrad[F], x []F, t int) {
 	rows, cols := p.W.Rows, p.W.Cols
-	if p.DW != nil {
-		must("matmul grad", "x", len(x), t*cols)
-		must("matmul grad", "dw", len(p.DW), rows*cols)
-		each(rows, func(n int) {
-			sums := make([]float64, cols)
-			for r := range t {
-				g := float64(p.DY[r*rows+n])
-				for i, v := range x[r*cols : (r+1)*cols] {
-					sums[i] += g * float64(v)
-				}
+	must("matmul grad", "x", len(x), t*cols)
+	must("matmul grad", "dw", len(p.DW), rows*cols)
+	each(rows, func(n int) {
+		sums := make([]float64, cols)
+		for r := range t {
+			g := float64(p.DY[r*rows+n])
+			for i, v := range x[r*cols : (r+1)*cols] {
+				sums[i] += g * float64(v)
 			}
-			addTo(p.DW[n*cols:(n+1)*cols], sums)
-		})
-	}
-	if p.DBias != nil {
-		must("matmul grad", "dbias", len(p.DBias), rows)
-		for n := range rows {
-			var sum float64
-			for r := range t {
-				sum += float64(p.DY[r*rows+n])
-			}
-			p.DBias[n] += F(sum)
 		}
+		addTo(p.DW[n*cols:(n+1)*cols], sums)
+	})
+}
+
+// biasGrad adds the gradient of a product's bias.
+func biasGrad[F tensor.Float](p *kernel.ProductGrad[F], t int) {
+	rows := p.W.Rows
+	must("matmul grad", "dbias", len(p.DBias), rows)
+	for n := range rows {
+		var sum float64
+		for r := range t {
+			sum += float64(p.DY[r*rows+n])
+		}
+		p.DBias[n] += F(sum)
 	}
 }
 

@@ -12,14 +12,36 @@ import (
 // element at a time through two strides, so that it may lie either way round; the right
 // side is rows of a panel as wide as the tile.
 
-// gemmTiles are the tiles of a family: the most rows, and the vectors in a row.
-var gemmTiles = []struct{ bits, rows, vectors int }{{512, 12, 2}, {512, 12, 1}, {256, 6, 2}}
+// gemmTiles are the tiles of a family: the most rows, and the vectors in a row. Those of
+// pairs multiply two bfloat16 a lane and step; those that flush round as they do.
+var gemmTiles = []gemmTile{
+	{bits: 512, rows: 12, vectors: 2}, {bits: 512, rows: 12, vectors: 1}, {bits: 256, rows: 6, vectors: 2},
+	{bits: 512, rows: 12, vectors: 2, pairs: true}, {bits: 512, rows: 12, vectors: 1, pairs: true}, {bits: 256, rows: 6, vectors: 2, flush: true},
+}
+
+type gemmTile struct {
+	bits, rows, vectors int
+	pairs, flush        bool
+}
+
+func (t gemmTile) name() string {
+	switch {
+	case t.pairs:
+		return "pairGemm"
+	case t.flush:
+		return "flushGemm"
+	}
+	return "gemm"
+}
+
+// columns are those of a tile, with the family.
+func (t gemmTile) columns() string { return fmt.Sprintf("%d%s", t.vectors*t.bits/32, suffix(t.bits)) }
 
 // float32s writes the loops.
 func float32s(a *asm) {
 	for _, t := range gemmTiles {
 		for rows := 1; rows <= t.rows; rows++ {
-			a.gemmTile(rows, t.vectors, t.bits)
+			a.gemmTile(t, rows)
 		}
 	}
 	a.panelOfRows()
@@ -27,24 +49,32 @@ func float32s(a *asm) {
 	a.panelOfColumns()
 	a.panelOfColumnsWide()
 	a.prefetchRows()
-}
-
-func gemmName(rows, vectors, bits int) string {
-	return fmt.Sprintf("gemm%dx%d%s", rows, vectors*bits/32, suffix(bits))
+	pairPanels(a)
 }
 
 // gemmTile writes gemm<rows>x<columns>: c = init + a·b over panels one after the other,
 // each a tile's columns of c on and step bytes of b. Element (i, k) of a is rs·i + cs·k
 // bytes on, rows of b ldb bytes apart; init moves istep bytes from panel to panel. k is
 // at least 1.
-func (a *asm) gemmTile(rows, vectors, bits int) {
-	name, reg, size := gemmName(rows, vectors, bits), "Z", 64
+func (a *asm) gemmTile(t gemmTile, rows int) {
+	vectors, bits := t.vectors, t.bits
+	name, reg, size := fmt.Sprintf("%s%dx%s", t.name(), rows, t.columns()), "Z", 64
 	if bits == 256 {
 		reg, size = "Y", 32
+	}
+	a.frame = 0
+	if t.flush {
+		a.frame = 8
 	}
 	a.fn(name, 104, "func "+name+"(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)")
 	bases := []string{"R8", "R9", "R10", "R11"}[:(rows+2)/3]
 	acc := func(i, v int) int { return i*vectors + v }
+	a.frame = 0
+	if t.flush { // subnormal numbers are zero, as they are to products of pairs
+		a.f("STMXCSR old-8(SP)")
+		a.f("MOVL $0x9FC0, new-4(SP)")
+		a.f("LDMXCSR new-4(SP)")
+	}
 	a.f("MOVQ c+0(FP), DI")
 	a.f("MOVQ init+16(FP), SI")
 	a.f("MOVQ b+64(FP), R15")
@@ -82,7 +112,11 @@ func (a *asm) gemmTile(rows, vectors, bits int) {
 			x := free + i%(most-free)
 			a.f("VBROADCASTSS (%s)%s, %s%d", bases[i/3], []string{"", "(DX*1)", "(DX*2)"}[i%3], reg, x)
 			for v := range vectors {
-				a.f("VFMADD231PS %s%d, %s%d, %s%d", reg, panel+v, reg, x, reg, acc(i, v))
+				if t.pairs {
+					a.dotPairsOf(x, panel+v, acc(i, v))
+				} else {
+					a.f("VFMADD231PS %s%d, %s%d, %s%d", reg, panel+v, reg, x, reg, acc(i, v))
+				}
 			}
 			row(i)
 		}
@@ -113,7 +147,17 @@ func (a *asm) gemmTile(rows, vectors, bits int) {
 	a.f("ADDQ step+80(FP), R15")
 	a.f("DECQ panels+96(FP)")
 	a.f("JNZ panel")
+	if t.flush {
+		a.f("LDMXCSR old-8(SP)")
+	}
 	a.end()
+}
+
+// dotPairsOf is VDPBF16PS zmm(acc), zmm(w), zmm(x) for any registers.
+func (a *asm) dotPairsOf(x, w, acc int) {
+	not := func(v, bit int) int { return v>>bit&1 ^ 1 }
+	a.f("BYTE $0x62; BYTE $0x%02x; BYTE $0x%02x; BYTE $0x%02x; BYTE $0x52; BYTE $0x%02x // VDPBF16PS Z%d, Z%d, Z%d",
+		not(acc, 3)<<7|not(x, 4)<<6|not(x, 3)<<5|not(acc, 4)<<4|2, (^w&15)<<3|1<<2|2, 2<<5|not(w, 4)<<3, 3<<6|acc&7<<3|x&7, x, w, acc)
 }
 
 // panelHead loads the arguments of the loops that make panels: DI and DX are the
@@ -235,10 +279,10 @@ func (a *asm) float32Declarations() []byte {
 		fmt.Fprintf(&b, "\n//go:noescape\n%s\n", d)
 	}
 	for _, t := range gemmTiles {
-		name := fmt.Sprintf("gemmTiles%d%s", t.vectors*t.bits/32, suffix(t.bits))
+		name := t.name() + "Tiles" + t.columns()
 		fmt.Fprintf(&b, "\n// %s are tiles by their rows.\nfunc %s() []gemmTile {\n\treturn []gemmTile{nil", name, name)
 		for rows := 1; rows <= t.rows; rows++ {
-			fmt.Fprintf(&b, ", %s", gemmName(rows, t.vectors, t.bits))
+			fmt.Fprintf(&b, ", %s%dx%s", t.name(), rows, t.columns())
 		}
 		b.WriteString("}\n}\n")
 	}

@@ -20,6 +20,7 @@ import (
 type asm struct {
 	bytes.Buffer
 	declarations []string // of functions whose comment is one
+	frame        int      // bytes that the next function keeps on the stack
 }
 
 func (a *asm) f(format string, args ...any) { fmt.Fprintf(a, "\t"+format+"\n", args...) }
@@ -28,7 +29,7 @@ func (a *asm) fn(name string, args int, comment string) {
 	if strings.HasPrefix(comment, "func ") {
 		a.declarations = append(a.declarations, comment)
 	}
-	fmt.Fprintf(a, "\n// %s\nTEXT ·%s(SB), NOSPLIT, $0-%d\n", comment, name, args)
+	fmt.Fprintf(a, "\n// %s\nTEXT ·%s(SB), NOSPLIT, $%d-%d\n", comment, name, a.frame, args)
 }
 
 // declarations are the Go sides of files that have many loops.
