@@ -108,7 +108,7 @@ func (s *Service) Train(stream trainServer) error {
 		}
 	}
 	err = r.send(&shardv1.TrainResponse{Frame: &shardv1.TrainResponse_Opened{Opened: &shardv1.TrainOpened{
-		Parameters: uint64(parameters), KernelClass: s.cfg.Kernels.Class(),
+		Parameters: uint64(parameters), KernelClass: r.stage.Kernels().Class(),
 	}}})
 	if err != nil {
 		return err
@@ -138,6 +138,8 @@ func checkTrainOpen(o *shardv1.TrainOpen) error {
 		return fault.Field("open.replica", "%d of %d replicas, %d slots", o.GetReplica(), o.GetReplicas(), o.GetSlots())
 	case o.GetSlotSequences() == 0 || o.GetSequenceLen() == 0 || o.GetSequenceLen() > maxPosition || uint64(o.GetSlotSequences())*uint64(o.GetSequenceLen()) > 1<<22:
 		return fault.Field("open.slot_sequences", "%d sequences of %d tokens", o.GetSlotSequences(), o.GetSequenceLen())
+	case o.GetPrecision() > shardv1.Precision_PRECISION_BFLOAT16 || o.GetPrecision() < 0:
+		return fault.Field("open.precision", "%d is none", o.GetPrecision())
 	case (o.GetNext() == "") != (o.GetStage() == o.GetStages()-1):
 		return fault.Field("open.next", "must be set on every stage but the last")
 	}
@@ -157,7 +159,11 @@ func (t *training) build(ctx context.Context, fail context.CancelCauseFunc, stre
 	if layers.Lo >= layers.Hi || layers.Hi > cfg.Layers || (layers.Lo == 0) != (o.GetStage() == 0) || (layers.Hi == cfg.Layers) != (o.GetStage() == o.GetStages()-1) {
 		return nil, fault.Field("open.lo", "layers %v of %d on stage %d of %d", layers, cfg.Layers, o.GetStage(), o.GetStages())
 	}
-	stage, err := model.Init(cfg, layers, t.service.cfg.Kernels, o.GetSeed())
+	kernels := t.service.cfg.Kernels
+	if o.GetPrecision() == shardv1.Precision_PRECISION_BFLOAT16 {
+		kernels = kernels.BFloat16()
+	}
+	stage, err := model.Init(cfg, layers, kernels, o.GetSeed())
 	if err != nil {
 		return nil, fault.Wrap(fault.Invalid, err, "build layers %v", layers)
 	}

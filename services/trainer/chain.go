@@ -17,6 +17,7 @@ import (
 	tensorv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tensor/v1"
 	"github.com/lamina-mesh/lamina/pkg/model"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
+	"github.com/lamina-mesh/lamina/pkg/tensor"
 	"github.com/lamina-mesh/lamina/pkg/wire"
 )
 
@@ -84,7 +85,10 @@ func openFleet(ctx context.Context, dialer Dialer, m *Manifest, c model.Config, 
 				Run: bus, Chain: id, Stage: uint32(i), Stages: uint32(layout.stages), Replica: uint32(r), Replicas: uint32(layout.replicas),
 				Lo: uint32(ranges[i].Lo), Hi: uint32(ranges[i].Hi), ConfigJson: config, Seed: m.Seed, Slots: uint32(m.Slots), Schedule: m.Schedule,
 				Adamw:         &shardv1.AdamW{Beta1: m.Betas[0], Beta2: m.Betas[1], Epsilon: m.Epsilon, Decay: m.Decay, DecayMatricesOnly: m.DecayMatricesOnly},
-				SlotSequences: uint32(m.SlotSequences), SequenceLen: uint32(m.SequenceLen),
+				SlotSequences: uint32(m.SlotSequences), SequenceLen: uint32(m.SequenceLen), Precision: shardv1.Precision_PRECISION_FLOAT32,
+			}
+			if m.Precision == tensor.BF16.String() {
+				open.Precision = shardv1.Precision_PRECISION_BFLOAT16
 			}
 			if i+1 < len(ranges) {
 				open.Next = ch.stages[i+1].addr

@@ -36,6 +36,8 @@ type Manifest struct {
 	DecayMatricesOnly bool         `json:"decay_matrices_only"` // leave norms and biases alone
 	Clip              float64      `json:"clip"`                // largest global gradient norm; 0 for none
 
+	Precision string `json:"precision"` // products take float32 ("F32", default) or what is rounded to bfloat16 ("BF16"); weights and sums stay float32
+
 	Seed            uint64 `json:"seed"`             // of weights and data order
 	Schedule        string `json:"schedule"`         // "1f1b" (default) or "gpipe"
 	EvaluateEvery   int    `json:"evaluate_every"`   // steps; 0 measures validation loss at the end alone
@@ -83,7 +85,7 @@ const maxSlotTokens = 1 << 19
 // ParseManifest reads a manifest. Unknown fields and values out of bounds are
 // refused by name.
 func ParseManifest(text []byte) (*Manifest, error) {
-	m := &Manifest{Betas: [2]float64{0.9, 0.95}, Epsilon: 1e-8, Schedule: "1f1b", CheckpointEvery: 500, DType: "F32"}
+	m := &Manifest{Betas: [2]float64{0.9, 0.95}, Epsilon: 1e-8, Schedule: "1f1b", CheckpointEvery: 500, DType: "F32", Precision: "F32"}
 	d := json.NewDecoder(bytes.NewReader(text))
 	d.DisallowUnknownFields()
 	if err := d.Decode(m); err != nil {
@@ -155,6 +157,9 @@ func (m *Manifest) check() error {
 	}
 	if m.DType != tensor.F32.String() && m.DType != tensor.BF16.String() {
 		return fault.Field("dtype", "%q is neither F32 nor BF16", m.DType)
+	}
+	if m.Precision != tensor.F32.String() && m.Precision != tensor.BF16.String() {
+		return fault.Field("precision", "%q is neither F32 nor BF16", m.Precision)
 	}
 	if _, err := template.Parse(m.ChatTemplate); err != nil {
 		return fault.Field("chat_template", "%v", err)

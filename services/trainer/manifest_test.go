@@ -76,6 +76,7 @@ func TestParseManifest_NamesTheFieldItRefuses(t *testing.T) {
 		{"model.context", 2, ""},
 		{"schedule", "zigzag", ""},
 		{"dtype", "F64", ""},
+		{"precision", "F16", ""},
 		{"chat_template", "{% for %}", ""},
 		{"evaluate_every", -3, ""},
 		{"stepz", 3, ""},

@@ -15,18 +15,26 @@ func TestTrain_TwoStagesByTwoReplicasEqualsOneByOne(t *testing.T) {
 	mesh := start(t, Layout{2, 2})
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
-	split := train(ctx, t, mesh, "count-2x2", 2, 2)
-	whole := train(ctx, t, mesh, "count-1x1", 1, 1)
-	if split.GetWeightsDigest() == "" || split.GetWeightsDigest() != whole.GetWeightsDigest() {
-		t.Errorf("weights over 2 stages x 2 replicas are %q, over 1 x 1 %q", split.GetWeightsDigest(), whole.GetWeightsDigest())
-	}
-	if split.GetLoss() > 2 {
-		t.Errorf("training loss ended at %.3f, want it well below ln(vocabulary)", split.GetLoss())
+	seen := map[string]string{}
+	for _, precision := range []string{"F32", "BF16"} {
+		split := train(ctx, t, mesh, "count-2x2-"+precision, precision, 2, 2)
+		whole := train(ctx, t, mesh, "count-1x1-"+precision, precision, 1, 1)
+		digest := split.GetWeightsDigest()
+		if digest == "" || digest != whole.GetWeightsDigest() {
+			t.Errorf("%s: weights over 2 stages x 2 replicas are %q, over 1 x 1 %q", precision, digest, whole.GetWeightsDigest())
+		}
+		if split.GetLoss() > 2 {
+			t.Errorf("%s: training loss ended at %.3f, want it well below ln(vocabulary)", precision, split.GetLoss())
+		}
+		if seen[digest] != "" {
+			t.Errorf("%s and %s give the same weights", precision, seen[digest])
+		}
+		seen[digest] = precision
 	}
 }
 
 // train runs a small run to its end.
-func train(ctx context.Context, t *testing.T, mesh *Mesh, name string, stages, replicas uint32) *trainerv1.Run {
+func train(ctx context.Context, t *testing.T, mesh *Mesh, name, precision string, stages, replicas uint32) *trainerv1.Run {
 	t.Helper()
 	manifest, err := json.Marshal(map[string]any{
 		"name":       name,
@@ -37,7 +45,7 @@ func train(ctx context.Context, t *testing.T, mesh *Mesh, name string, stages, r
 		},
 		"slots": 4, "slot_sequences": 2, "sequence_len": 32, "steps": 40,
 		"learning_rate": map[string]any{"max": 0.01, "min": 0.001, "warmup": 4},
-		"betas":         []float64{0.9, 0.99}, "decay": 0.1, "clip": 1, "seed": 7,
+		"betas":         []float64{0.9, 0.99}, "decay": 0.1, "clip": 1, "seed": 7, "precision": precision,
 	})
 	if err != nil {
 		t.Fatal(err)

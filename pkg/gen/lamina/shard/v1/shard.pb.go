@@ -25,6 +25,59 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Precision is what numbers are rounded to before they are multiplied.
+type Precision int32
+
+const (
+	// Not at all.
+	Precision_PRECISION_UNSPECIFIED Precision = 0
+	// Not at all.
+	Precision_PRECISION_FLOAT32 Precision = 1
+	// To the nearest bfloat16, ties to even.
+	Precision_PRECISION_BFLOAT16 Precision = 2
+)
+
+// Enum value maps for Precision.
+var (
+	Precision_name = map[int32]string{
+		0: "PRECISION_UNSPECIFIED",
+		1: "PRECISION_FLOAT32",
+		2: "PRECISION_BFLOAT16",
+	}
+	Precision_value = map[string]int32{
+		"PRECISION_UNSPECIFIED": 0,
+		"PRECISION_FLOAT32":     1,
+		"PRECISION_BFLOAT16":    2,
+	}
+)
+
+func (x Precision) Enum() *Precision {
+	p := new(Precision)
+	*p = x
+	return p
+}
+
+func (x Precision) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Precision) Descriptor() protoreflect.EnumDescriptor {
+	return file_lamina_shard_v1_shard_proto_enumTypes[0].Descriptor()
+}
+
+func (Precision) Type() protoreflect.EnumType {
+	return &file_lamina_shard_v1_shard_proto_enumTypes[0]
+}
+
+func (x Precision) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Precision.Descriptor instead.
+func (Precision) EnumDescriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{0}
+}
+
 // StateKind tells what a state tensor is to its parameter.
 type StateKind int32
 
@@ -66,11 +119,11 @@ func (x StateKind) String() string {
 }
 
 func (StateKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_lamina_shard_v1_shard_proto_enumTypes[0].Descriptor()
+	return file_lamina_shard_v1_shard_proto_enumTypes[1].Descriptor()
 }
 
 func (StateKind) Type() protoreflect.EnumType {
-	return &file_lamina_shard_v1_shard_proto_enumTypes[0]
+	return &file_lamina_shard_v1_shard_proto_enumTypes[1]
 }
 
 func (x StateKind) Number() protoreflect.EnumNumber {
@@ -79,7 +132,7 @@ func (x StateKind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use StateKind.Descriptor instead.
 func (StateKind) EnumDescriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{0}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{1}
 }
 
 // DescribeRequest asks a shard what it holds.
@@ -1389,7 +1442,10 @@ type TrainOpen struct {
 	// Sequences in a slot.
 	SlotSequences uint32 `protobuf:"varint,15,opt,name=slot_sequences,json=slotSequences,proto3" json:"slot_sequences,omitempty"`
 	// Tokens in a sequence.
-	SequenceLen   uint32 `protobuf:"varint,16,opt,name=sequence_len,json=sequenceLen,proto3" json:"sequence_len,omitempty"`
+	SequenceLen uint32 `protobuf:"varint,16,opt,name=sequence_len,json=sequenceLen,proto3" json:"sequence_len,omitempty"`
+	// What both sides of products are rounded to; sums and weights stay float32.
+	// Unspecified is float32.
+	Precision     Precision `protobuf:"varint,17,opt,name=precision,proto3,enum=lamina.shard.v1.Precision" json:"precision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1534,6 +1590,13 @@ func (x *TrainOpen) GetSequenceLen() uint32 {
 		return x.SequenceLen
 	}
 	return 0
+}
+
+func (x *TrainOpen) GetPrecision() Precision {
+	if x != nil {
+		return x.Precision
+	}
+	return Precision_PRECISION_UNSPECIFIED
 }
 
 // AdamW holds the optimizer's constants.
@@ -2506,7 +2569,7 @@ type Norm struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The parameter's name.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// Sum of the squares, in float64 and index order.
+	// Sum of the squares, in float64 and the kernel class's order.
 	SumSquares    float64 `protobuf:"fixed64,2,opt,name=sum_squares,json=sumSquares,proto3" json:"sum_squares,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3233,7 +3296,7 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x05apply\x18\a \x01(\v2\x16.lamina.shard.v1.ApplyH\x00R\x05apply\x124\n" +
 	"\adiscard\x18\b \x01(\v2\x18.lamina.shard.v1.DiscardH\x00R\adiscard\x12.\n" +
 	"\x05fetch\x18\t \x01(\v2\x16.lamina.shard.v1.FetchH\x00R\x05fetchB\a\n" +
-	"\x05frame\"\xaa\x03\n" +
+	"\x05frame\"\xe4\x03\n" +
 	"\tTrainOpen\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\tR\x03run\x12\x14\n" +
 	"\x05chain\x18\x02 \x01(\fR\x05chain\x12\x14\n" +
@@ -3252,7 +3315,8 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x04next\x18\r \x01(\tR\x04next\x12,\n" +
 	"\x05adamw\x18\x0e \x01(\v2\x16.lamina.shard.v1.AdamWR\x05adamw\x12%\n" +
 	"\x0eslot_sequences\x18\x0f \x01(\rR\rslotSequences\x12!\n" +
-	"\fsequence_len\x18\x10 \x01(\rR\vsequenceLen\"\x93\x01\n" +
+	"\fsequence_len\x18\x10 \x01(\rR\vsequenceLen\x128\n" +
+	"\tprecision\x18\x11 \x01(\x0e2\x1a.lamina.shard.v1.PrecisionR\tprecision\"\x93\x01\n" +
 	"\x05AdamW\x12\x14\n" +
 	"\x05beta1\x18\x01 \x01(\x01R\x05beta1\x12\x14\n" +
 	"\x05beta2\x18\x02 \x01(\x01R\x05beta2\x12\x18\n" +
@@ -3351,7 +3415,11 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x12ActivationGradient\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x12\n" +
 	"\x04slot\x18\x02 \x01(\rR\x04slot\x120\n" +
-	"\x06tensor\x18\x03 \x01(\v2\x18.lamina.tensor.v1.TensorR\x06tensor*n\n" +
+	"\x06tensor\x18\x03 \x01(\v2\x18.lamina.tensor.v1.TensorR\x06tensor*U\n" +
+	"\tPrecision\x12\x19\n" +
+	"\x15PRECISION_UNSPECIFIED\x10\x00\x12\x15\n" +
+	"\x11PRECISION_FLOAT32\x10\x01\x12\x16\n" +
+	"\x12PRECISION_BFLOAT16\x10\x02*n\n" +
 	"\tStateKind\x12\x1a\n" +
 	"\x16STATE_KIND_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11STATE_KIND_WEIGHT\x10\x01\x12\x16\n" +
@@ -3375,109 +3443,111 @@ func file_lamina_shard_v1_shard_proto_rawDescGZIP() []byte {
 	return file_lamina_shard_v1_shard_proto_rawDescData
 }
 
-var file_lamina_shard_v1_shard_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_lamina_shard_v1_shard_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
 var file_lamina_shard_v1_shard_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_lamina_shard_v1_shard_proto_goTypes = []any{
-	(StateKind)(0),             // 0: lamina.shard.v1.StateKind
-	(*DescribeRequest)(nil),    // 1: lamina.shard.v1.DescribeRequest
-	(*DescribeResponse)(nil),   // 2: lamina.shard.v1.DescribeResponse
-	(*Held)(nil),               // 3: lamina.shard.v1.Held
-	(*Hop)(nil),                // 4: lamina.shard.v1.Hop
-	(*InferRequest)(nil),       // 5: lamina.shard.v1.InferRequest
-	(*InferOpen)(nil),          // 6: lamina.shard.v1.InferOpen
-	(*Batch)(nil),              // 7: lamina.shard.v1.Batch
-	(*Entry)(nil),              // 8: lamina.shard.v1.Entry
-	(*Release)(nil),            // 9: lamina.shard.v1.Release
-	(*InferResponse)(nil),      // 10: lamina.shard.v1.InferResponse
-	(*Computed)(nil),           // 11: lamina.shard.v1.Computed
-	(*InferOpened)(nil),        // 12: lamina.shard.v1.InferOpened
-	(*Refused)(nil),            // 13: lamina.shard.v1.Refused
-	(*TrainRequest)(nil),       // 14: lamina.shard.v1.TrainRequest
-	(*TrainOpen)(nil),          // 15: lamina.shard.v1.TrainOpen
-	(*AdamW)(nil),              // 16: lamina.shard.v1.AdamW
-	(*State)(nil),              // 17: lamina.shard.v1.State
-	(*Load)(nil),               // 18: lamina.shard.v1.Load
-	(*Step)(nil),               // 19: lamina.shard.v1.Step
-	(*Microbatch)(nil),         // 20: lamina.shard.v1.Microbatch
-	(*Apply)(nil),              // 21: lamina.shard.v1.Apply
-	(*Discard)(nil),            // 22: lamina.shard.v1.Discard
-	(*Fetch)(nil),              // 23: lamina.shard.v1.Fetch
-	(*TrainResponse)(nil),      // 24: lamina.shard.v1.TrainResponse
-	(*TrainOpened)(nil),        // 25: lamina.shard.v1.TrainOpened
-	(*Loaded)(nil),             // 26: lamina.shard.v1.Loaded
-	(*Loss)(nil),               // 27: lamina.shard.v1.Loss
-	(*Folded)(nil),             // 28: lamina.shard.v1.Folded
-	(*Norm)(nil),               // 29: lamina.shard.v1.Norm
-	(*Applied)(nil),            // 30: lamina.shard.v1.Applied
-	(*Discarded)(nil),          // 31: lamina.shard.v1.Discarded
-	(*Fetched)(nil),            // 32: lamina.shard.v1.Fetched
-	(*ExchangeRequest)(nil),    // 33: lamina.shard.v1.ExchangeRequest
-	(*ExchangeOpen)(nil),       // 34: lamina.shard.v1.ExchangeOpen
-	(*Activation)(nil),         // 35: lamina.shard.v1.Activation
-	(*ExchangeResponse)(nil),   // 36: lamina.shard.v1.ExchangeResponse
-	(*ExchangeOpened)(nil),     // 37: lamina.shard.v1.ExchangeOpened
-	(*ActivationGradient)(nil), // 38: lamina.shard.v1.ActivationGradient
-	(*v1.Chunk)(nil),           // 39: lamina.tensor.v1.Chunk
-	(v1.ElementType)(0),        // 40: lamina.tensor.v1.ElementType
-	(*v1.Tensor)(nil),          // 41: lamina.tensor.v1.Tensor
+	(Precision)(0),             // 0: lamina.shard.v1.Precision
+	(StateKind)(0),             // 1: lamina.shard.v1.StateKind
+	(*DescribeRequest)(nil),    // 2: lamina.shard.v1.DescribeRequest
+	(*DescribeResponse)(nil),   // 3: lamina.shard.v1.DescribeResponse
+	(*Held)(nil),               // 4: lamina.shard.v1.Held
+	(*Hop)(nil),                // 5: lamina.shard.v1.Hop
+	(*InferRequest)(nil),       // 6: lamina.shard.v1.InferRequest
+	(*InferOpen)(nil),          // 7: lamina.shard.v1.InferOpen
+	(*Batch)(nil),              // 8: lamina.shard.v1.Batch
+	(*Entry)(nil),              // 9: lamina.shard.v1.Entry
+	(*Release)(nil),            // 10: lamina.shard.v1.Release
+	(*InferResponse)(nil),      // 11: lamina.shard.v1.InferResponse
+	(*Computed)(nil),           // 12: lamina.shard.v1.Computed
+	(*InferOpened)(nil),        // 13: lamina.shard.v1.InferOpened
+	(*Refused)(nil),            // 14: lamina.shard.v1.Refused
+	(*TrainRequest)(nil),       // 15: lamina.shard.v1.TrainRequest
+	(*TrainOpen)(nil),          // 16: lamina.shard.v1.TrainOpen
+	(*AdamW)(nil),              // 17: lamina.shard.v1.AdamW
+	(*State)(nil),              // 18: lamina.shard.v1.State
+	(*Load)(nil),               // 19: lamina.shard.v1.Load
+	(*Step)(nil),               // 20: lamina.shard.v1.Step
+	(*Microbatch)(nil),         // 21: lamina.shard.v1.Microbatch
+	(*Apply)(nil),              // 22: lamina.shard.v1.Apply
+	(*Discard)(nil),            // 23: lamina.shard.v1.Discard
+	(*Fetch)(nil),              // 24: lamina.shard.v1.Fetch
+	(*TrainResponse)(nil),      // 25: lamina.shard.v1.TrainResponse
+	(*TrainOpened)(nil),        // 26: lamina.shard.v1.TrainOpened
+	(*Loaded)(nil),             // 27: lamina.shard.v1.Loaded
+	(*Loss)(nil),               // 28: lamina.shard.v1.Loss
+	(*Folded)(nil),             // 29: lamina.shard.v1.Folded
+	(*Norm)(nil),               // 30: lamina.shard.v1.Norm
+	(*Applied)(nil),            // 31: lamina.shard.v1.Applied
+	(*Discarded)(nil),          // 32: lamina.shard.v1.Discarded
+	(*Fetched)(nil),            // 33: lamina.shard.v1.Fetched
+	(*ExchangeRequest)(nil),    // 34: lamina.shard.v1.ExchangeRequest
+	(*ExchangeOpen)(nil),       // 35: lamina.shard.v1.ExchangeOpen
+	(*Activation)(nil),         // 36: lamina.shard.v1.Activation
+	(*ExchangeResponse)(nil),   // 37: lamina.shard.v1.ExchangeResponse
+	(*ExchangeOpened)(nil),     // 38: lamina.shard.v1.ExchangeOpened
+	(*ActivationGradient)(nil), // 39: lamina.shard.v1.ActivationGradient
+	(*v1.Chunk)(nil),           // 40: lamina.tensor.v1.Chunk
+	(v1.ElementType)(0),        // 41: lamina.tensor.v1.ElementType
+	(*v1.Tensor)(nil),          // 42: lamina.tensor.v1.Tensor
 }
 var file_lamina_shard_v1_shard_proto_depIdxs = []int32{
-	3,  // 0: lamina.shard.v1.DescribeResponse.held:type_name -> lamina.shard.v1.Held
-	6,  // 1: lamina.shard.v1.InferRequest.open:type_name -> lamina.shard.v1.InferOpen
-	7,  // 2: lamina.shard.v1.InferRequest.batch:type_name -> lamina.shard.v1.Batch
-	39, // 3: lamina.shard.v1.InferRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	9,  // 4: lamina.shard.v1.InferRequest.release:type_name -> lamina.shard.v1.Release
-	4,  // 5: lamina.shard.v1.InferOpen.route:type_name -> lamina.shard.v1.Hop
-	40, // 6: lamina.shard.v1.InferOpen.hidden_type:type_name -> lamina.tensor.v1.ElementType
-	8,  // 7: lamina.shard.v1.Batch.entries:type_name -> lamina.shard.v1.Entry
-	41, // 8: lamina.shard.v1.Batch.hidden:type_name -> lamina.tensor.v1.Tensor
-	12, // 9: lamina.shard.v1.InferResponse.opened:type_name -> lamina.shard.v1.InferOpened
-	13, // 10: lamina.shard.v1.InferResponse.refused:type_name -> lamina.shard.v1.Refused
-	11, // 11: lamina.shard.v1.InferResponse.computed:type_name -> lamina.shard.v1.Computed
-	3,  // 12: lamina.shard.v1.InferOpened.stages:type_name -> lamina.shard.v1.Held
-	15, // 13: lamina.shard.v1.TrainRequest.open:type_name -> lamina.shard.v1.TrainOpen
-	17, // 14: lamina.shard.v1.TrainRequest.state:type_name -> lamina.shard.v1.State
-	39, // 15: lamina.shard.v1.TrainRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	18, // 16: lamina.shard.v1.TrainRequest.load:type_name -> lamina.shard.v1.Load
-	19, // 17: lamina.shard.v1.TrainRequest.step:type_name -> lamina.shard.v1.Step
-	20, // 18: lamina.shard.v1.TrainRequest.microbatch:type_name -> lamina.shard.v1.Microbatch
-	21, // 19: lamina.shard.v1.TrainRequest.apply:type_name -> lamina.shard.v1.Apply
-	22, // 20: lamina.shard.v1.TrainRequest.discard:type_name -> lamina.shard.v1.Discard
-	23, // 21: lamina.shard.v1.TrainRequest.fetch:type_name -> lamina.shard.v1.Fetch
-	16, // 22: lamina.shard.v1.TrainOpen.adamw:type_name -> lamina.shard.v1.AdamW
-	0,  // 23: lamina.shard.v1.State.kind:type_name -> lamina.shard.v1.StateKind
-	41, // 24: lamina.shard.v1.State.tensor:type_name -> lamina.tensor.v1.Tensor
-	25, // 25: lamina.shard.v1.TrainResponse.opened:type_name -> lamina.shard.v1.TrainOpened
-	26, // 26: lamina.shard.v1.TrainResponse.loaded:type_name -> lamina.shard.v1.Loaded
-	27, // 27: lamina.shard.v1.TrainResponse.loss:type_name -> lamina.shard.v1.Loss
-	28, // 28: lamina.shard.v1.TrainResponse.folded:type_name -> lamina.shard.v1.Folded
-	30, // 29: lamina.shard.v1.TrainResponse.applied:type_name -> lamina.shard.v1.Applied
-	31, // 30: lamina.shard.v1.TrainResponse.discarded:type_name -> lamina.shard.v1.Discarded
-	17, // 31: lamina.shard.v1.TrainResponse.state:type_name -> lamina.shard.v1.State
-	39, // 32: lamina.shard.v1.TrainResponse.chunk:type_name -> lamina.tensor.v1.Chunk
-	32, // 33: lamina.shard.v1.TrainResponse.fetched:type_name -> lamina.shard.v1.Fetched
-	29, // 34: lamina.shard.v1.Folded.norms:type_name -> lamina.shard.v1.Norm
-	34, // 35: lamina.shard.v1.ExchangeRequest.open:type_name -> lamina.shard.v1.ExchangeOpen
-	35, // 36: lamina.shard.v1.ExchangeRequest.activation:type_name -> lamina.shard.v1.Activation
-	39, // 37: lamina.shard.v1.ExchangeRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	41, // 38: lamina.shard.v1.Activation.tensor:type_name -> lamina.tensor.v1.Tensor
-	37, // 39: lamina.shard.v1.ExchangeResponse.opened:type_name -> lamina.shard.v1.ExchangeOpened
-	38, // 40: lamina.shard.v1.ExchangeResponse.gradient:type_name -> lamina.shard.v1.ActivationGradient
-	39, // 41: lamina.shard.v1.ExchangeResponse.chunk:type_name -> lamina.tensor.v1.Chunk
-	41, // 42: lamina.shard.v1.ActivationGradient.tensor:type_name -> lamina.tensor.v1.Tensor
-	1,  // 43: lamina.shard.v1.ShardService.Describe:input_type -> lamina.shard.v1.DescribeRequest
-	5,  // 44: lamina.shard.v1.ShardService.Infer:input_type -> lamina.shard.v1.InferRequest
-	14, // 45: lamina.shard.v1.ShardService.Train:input_type -> lamina.shard.v1.TrainRequest
-	33, // 46: lamina.shard.v1.ShardService.Exchange:input_type -> lamina.shard.v1.ExchangeRequest
-	2,  // 47: lamina.shard.v1.ShardService.Describe:output_type -> lamina.shard.v1.DescribeResponse
-	10, // 48: lamina.shard.v1.ShardService.Infer:output_type -> lamina.shard.v1.InferResponse
-	24, // 49: lamina.shard.v1.ShardService.Train:output_type -> lamina.shard.v1.TrainResponse
-	36, // 50: lamina.shard.v1.ShardService.Exchange:output_type -> lamina.shard.v1.ExchangeResponse
-	47, // [47:51] is the sub-list for method output_type
-	43, // [43:47] is the sub-list for method input_type
-	43, // [43:43] is the sub-list for extension type_name
-	43, // [43:43] is the sub-list for extension extendee
-	0,  // [0:43] is the sub-list for field type_name
+	4,  // 0: lamina.shard.v1.DescribeResponse.held:type_name -> lamina.shard.v1.Held
+	7,  // 1: lamina.shard.v1.InferRequest.open:type_name -> lamina.shard.v1.InferOpen
+	8,  // 2: lamina.shard.v1.InferRequest.batch:type_name -> lamina.shard.v1.Batch
+	40, // 3: lamina.shard.v1.InferRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	10, // 4: lamina.shard.v1.InferRequest.release:type_name -> lamina.shard.v1.Release
+	5,  // 5: lamina.shard.v1.InferOpen.route:type_name -> lamina.shard.v1.Hop
+	41, // 6: lamina.shard.v1.InferOpen.hidden_type:type_name -> lamina.tensor.v1.ElementType
+	9,  // 7: lamina.shard.v1.Batch.entries:type_name -> lamina.shard.v1.Entry
+	42, // 8: lamina.shard.v1.Batch.hidden:type_name -> lamina.tensor.v1.Tensor
+	13, // 9: lamina.shard.v1.InferResponse.opened:type_name -> lamina.shard.v1.InferOpened
+	14, // 10: lamina.shard.v1.InferResponse.refused:type_name -> lamina.shard.v1.Refused
+	12, // 11: lamina.shard.v1.InferResponse.computed:type_name -> lamina.shard.v1.Computed
+	4,  // 12: lamina.shard.v1.InferOpened.stages:type_name -> lamina.shard.v1.Held
+	16, // 13: lamina.shard.v1.TrainRequest.open:type_name -> lamina.shard.v1.TrainOpen
+	18, // 14: lamina.shard.v1.TrainRequest.state:type_name -> lamina.shard.v1.State
+	40, // 15: lamina.shard.v1.TrainRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	19, // 16: lamina.shard.v1.TrainRequest.load:type_name -> lamina.shard.v1.Load
+	20, // 17: lamina.shard.v1.TrainRequest.step:type_name -> lamina.shard.v1.Step
+	21, // 18: lamina.shard.v1.TrainRequest.microbatch:type_name -> lamina.shard.v1.Microbatch
+	22, // 19: lamina.shard.v1.TrainRequest.apply:type_name -> lamina.shard.v1.Apply
+	23, // 20: lamina.shard.v1.TrainRequest.discard:type_name -> lamina.shard.v1.Discard
+	24, // 21: lamina.shard.v1.TrainRequest.fetch:type_name -> lamina.shard.v1.Fetch
+	17, // 22: lamina.shard.v1.TrainOpen.adamw:type_name -> lamina.shard.v1.AdamW
+	0,  // 23: lamina.shard.v1.TrainOpen.precision:type_name -> lamina.shard.v1.Precision
+	1,  // 24: lamina.shard.v1.State.kind:type_name -> lamina.shard.v1.StateKind
+	42, // 25: lamina.shard.v1.State.tensor:type_name -> lamina.tensor.v1.Tensor
+	26, // 26: lamina.shard.v1.TrainResponse.opened:type_name -> lamina.shard.v1.TrainOpened
+	27, // 27: lamina.shard.v1.TrainResponse.loaded:type_name -> lamina.shard.v1.Loaded
+	28, // 28: lamina.shard.v1.TrainResponse.loss:type_name -> lamina.shard.v1.Loss
+	29, // 29: lamina.shard.v1.TrainResponse.folded:type_name -> lamina.shard.v1.Folded
+	31, // 30: lamina.shard.v1.TrainResponse.applied:type_name -> lamina.shard.v1.Applied
+	32, // 31: lamina.shard.v1.TrainResponse.discarded:type_name -> lamina.shard.v1.Discarded
+	18, // 32: lamina.shard.v1.TrainResponse.state:type_name -> lamina.shard.v1.State
+	40, // 33: lamina.shard.v1.TrainResponse.chunk:type_name -> lamina.tensor.v1.Chunk
+	33, // 34: lamina.shard.v1.TrainResponse.fetched:type_name -> lamina.shard.v1.Fetched
+	30, // 35: lamina.shard.v1.Folded.norms:type_name -> lamina.shard.v1.Norm
+	35, // 36: lamina.shard.v1.ExchangeRequest.open:type_name -> lamina.shard.v1.ExchangeOpen
+	36, // 37: lamina.shard.v1.ExchangeRequest.activation:type_name -> lamina.shard.v1.Activation
+	40, // 38: lamina.shard.v1.ExchangeRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	42, // 39: lamina.shard.v1.Activation.tensor:type_name -> lamina.tensor.v1.Tensor
+	38, // 40: lamina.shard.v1.ExchangeResponse.opened:type_name -> lamina.shard.v1.ExchangeOpened
+	39, // 41: lamina.shard.v1.ExchangeResponse.gradient:type_name -> lamina.shard.v1.ActivationGradient
+	40, // 42: lamina.shard.v1.ExchangeResponse.chunk:type_name -> lamina.tensor.v1.Chunk
+	42, // 43: lamina.shard.v1.ActivationGradient.tensor:type_name -> lamina.tensor.v1.Tensor
+	2,  // 44: lamina.shard.v1.ShardService.Describe:input_type -> lamina.shard.v1.DescribeRequest
+	6,  // 45: lamina.shard.v1.ShardService.Infer:input_type -> lamina.shard.v1.InferRequest
+	15, // 46: lamina.shard.v1.ShardService.Train:input_type -> lamina.shard.v1.TrainRequest
+	34, // 47: lamina.shard.v1.ShardService.Exchange:input_type -> lamina.shard.v1.ExchangeRequest
+	3,  // 48: lamina.shard.v1.ShardService.Describe:output_type -> lamina.shard.v1.DescribeResponse
+	11, // 49: lamina.shard.v1.ShardService.Infer:output_type -> lamina.shard.v1.InferResponse
+	25, // 50: lamina.shard.v1.ShardService.Train:output_type -> lamina.shard.v1.TrainResponse
+	37, // 51: lamina.shard.v1.ShardService.Exchange:output_type -> lamina.shard.v1.ExchangeResponse
+	48, // [48:52] is the sub-list for method output_type
+	44, // [44:48] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_lamina_shard_v1_shard_proto_init() }
@@ -3533,7 +3603,7 @@ func file_lamina_shard_v1_shard_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lamina_shard_v1_shard_proto_rawDesc), len(file_lamina_shard_v1_shard_proto_rawDesc)),
-			NumEnums:      1,
+			NumEnums:      2,
 			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   1,
