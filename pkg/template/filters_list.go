@@ -1,7 +1,6 @@
 package template
 
 import (
-	"errors"
 	"slices"
 	"strconv"
 	"strings"
@@ -139,206 +138,15 @@ func (s *state) joinText(items []Value, sep str) (Value, error) {
 		if err := s.alloc(len(t.s) + len(sep.s) + 16*(len(t.data)+len(sep.data))); err != nil {
 			return nil, err
 		}
+		if err := s.step(1); err != nil {
+			return nil, err
+		}
 		if i > 0 {
 			m.addStr(sep)
 		}
 		m.addStr(t)
 	}
 	return m.str(), nil
-}
-
-func (s *state) mapItems(items []Value, a args) (Value, error) {
-	out := make([]Value, len(items))
-	attr := a.get(-1, "attribute", nil)
-	if attr == nil {
-		name, ok := a.get(0, "", nil).(str)
-		if !ok || !isFilter(name.s) {
-			return nil, s.fail("map needs a filter or an attribute")
-		}
-		rest := args{pos: a.pos[1:], names: a.names, named: a.named}
-		for i, item := range items {
-			var err error
-			if out[i], err = s.filter(name.s, item, rest); err != nil {
-				return nil, err
-			}
-		}
-		return generator(out), nil
-	}
-	for i, item := range items {
-		v, err := s.attribute(item, attr)
-		if err != nil {
-			return nil, err
-		}
-		if _, missing := v.(undefined); missing {
-			v = a.get(-1, "default", v)
-		}
-		out[i] = v
-	}
-	return generator(out), nil
-}
-
-func (s *state) selectItems(name string, items []Value, a args) (Value, error) {
-	keep := strings.HasPrefix(name, "select")
-	var attr Value
-	rest := a.pos
-	if strings.HasSuffix(name, "attr") {
-		if len(rest) == 0 {
-			return nil, s.fail("%s needs an attribute", name)
-		}
-		attr, rest = rest[0], rest[1:]
-	}
-	test := ""
-	if len(rest) > 0 {
-		t, ok := rest[0].(str)
-		if !ok {
-			return nil, s.fail("%s needs the name of a test", name)
-		}
-		switch t.s {
-		case "==":
-			t.s = "eq"
-		case "!=":
-			t.s = "ne"
-		case "<":
-			t.s = "lt"
-		case "<=":
-			t.s = "le"
-		case ">":
-			t.s = "gt"
-		case ">=":
-			t.s = "ge"
-		}
-		if !isTest(t.s) {
-			return nil, s.fail("unknown test %q", t.s)
-		}
-		test, rest = t.s, rest[1:]
-	}
-	out := generator(nil)
-	for _, item := range items {
-		v, err := s.attribute(item, attr)
-		if err != nil {
-			return nil, err
-		}
-		ok := truth(v)
-		if test != "" {
-			if ok, err = s.test(test, v, args{pos: rest}); err != nil {
-				return nil, err
-			}
-		}
-		if ok == keep {
-			out.items = append(out.items, item)
-		}
-		if err := s.step(1); err != nil {
-			return nil, err
-		}
-	}
-	return out, nil
-}
-
-// sortFailed carries an error out of a sort.
-type sortFailed struct{ error }
-
-// sortBy sorts stably; it stops caring at the first error.
-func (s *state) sortBy(order []int, compare func(i, j int) (int, error)) error {
-	var failed error
-	slices.SortStableFunc(order, func(i, j int) int {
-		if failed != nil {
-			return 0
-		}
-		c, err := compare(i, j)
-		if err != nil {
-			failed = sortFailed{err}
-		}
-		return c
-	})
-	var inner sortFailed
-	if errors.As(failed, &inner) {
-		return inner.error
-	}
-	return failed
-}
-
-// fold lowers a string for comparison where case does not count.
-func (s *state) fold(v Value, caseSensitive bool) (Value, error) {
-	if t, ok := v.(str); ok && !caseSensitive {
-		return t.like(lower(t.s)), s.alloc(len(t.s))
-	}
-	return v, nil
-}
-
-func (s *state) sorted(items []Value, attr Value, caseSensitive, reverse bool) ([]Value, error) {
-	keys := make([][]Value, len(items))
-	paths := []Value{attr}
-	if t, ok := attr.(str); ok {
-		paths = nil
-		for part := range strings.SplitSeq(t.s, ",") {
-			paths = append(paths, str{s: part})
-		}
-	}
-	order := make([]int, len(items))
-	for i, item := range items {
-		order[i] = i
-		for _, path := range paths {
-			v, err := s.attribute(item, path)
-			if err != nil {
-				return nil, err
-			}
-			if v, err = s.fold(v, caseSensitive); err != nil {
-				return nil, err
-			}
-			keys[i] = append(keys[i], v)
-		}
-	}
-	err := s.sortBy(order, func(i, j int) (int, error) {
-		for k := range keys[i] {
-			same, err := s.equal(keys[i][k], keys[j][k])
-			if err == nil && same {
-				continue
-			}
-			c := 0
-			if err == nil {
-				c, err = s.compare(keys[i][k], keys[j][k])
-			}
-			if err != nil || c != 0 {
-				if reverse {
-					c = -c
-				}
-				return c, err
-			}
-		}
-		return 0, nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	out := make([]Value, len(items))
-	for k, i := range order {
-		out[k] = items[i]
-	}
-	return out, nil
-}
-
-func (s *state) dictsort(m *Map, a args) (Value, error) {
-	pairs, err := s.pairs(m)
-	if err != nil {
-		return nil, err
-	}
-	at := int64(0)
-	if by, ok := a.get(1, "by", str{s: "key"}).(str); ok && by.s == "value" {
-		at = 1
-	}
-	out, err := s.sorted(pairs.items, at, truth(a.get(0, "case_sensitive", false)), truth(a.get(2, "reverse", false)))
-	return &list{items: out}, err
-}
-
-func (s *state) extreme(name string, items []Value, a args) (Value, error) {
-	if len(items) == 0 {
-		return undefined{name + " of nothing"}, nil
-	}
-	sorted, err := s.sorted(items, a.get(1, "attribute", nil), truth(a.get(0, "case_sensitive", false)), name == "max")
-	if err != nil {
-		return nil, err
-	}
-	return sorted[0], nil
 }
 
 func (s *state) sum(items []Value, a args) (Value, error) {

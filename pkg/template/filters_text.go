@@ -59,7 +59,7 @@ func (s *state) wordwrap(t str, a args) (Value, error) {
 		end = e
 	}
 	hyphens := truth(a.get(3, "break_on_hyphens", true))
-	if err := s.alloc((len(t.s) + 1) * (len(end.s) + 1)); err != nil {
+	if err := s.alloc((len(t.s) + 1) * (len(end.s) + 8)); err != nil {
 		return nil, err
 	}
 	var lines []string

@@ -3,11 +3,13 @@ package template
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 )
 
 const maxDepth = 200 // of nesting, in data and in templates
@@ -43,8 +45,12 @@ func decode(d *json.Decoder, depth int) (Value, error) {
 	case string:
 		return userText(x), nil
 	case json.Number:
-		if i, err := strconv.ParseInt(x.String(), 10, 64); err == nil {
+		i, err := strconv.ParseInt(x.String(), 10, 64)
+		if err == nil {
 			return i, nil
+		}
+		if errors.Is(err, strconv.ErrRange) {
+			return bigInt(x.String()), nil
 		}
 		f, err := x.Float64()
 		return f, err
@@ -108,6 +114,9 @@ func (s *state) encodeJSON(b *marked, v Value, st *jsonStyle, depth int) error {
 		b.add(strconv.FormatBool(x))
 	case int64:
 		b.add(strconv.FormatInt(x, 10))
+	case bigInt:
+		b.add(string(x))
+		return s.step(len(x) / 64)
 	case float64:
 		switch {
 		case math.IsNaN(x):
@@ -119,6 +128,7 @@ func (s *state) encodeJSON(b *marked, v Value, st *jsonStyle, depth int) error {
 		}
 	case str:
 		b.addLike(jsonQuote(x.s, st.ascii), x)
+		return s.step(len(x.s) / 16)
 	case *list:
 		if x.kind > isTuple {
 			return s.fail("cannot write %s as json", typeName(v))
@@ -189,8 +199,16 @@ func (s *state) encodeKey(b *marked, k Value, st *jsonStyle) error {
 
 func jsonQuote(s string, ascii bool) string {
 	var b strings.Builder
+	b.Grow(len(s) + 2)
 	b.WriteByte('"')
-	for _, r := range s {
+	for s != "" {
+		if n := plainRun(s, '"'); n > 0 {
+			b.WriteString(s[:n])
+			s = s[n:]
+			continue
+		}
+		r, n := utf8.DecodeRuneInString(s)
+		s = s[n:]
 		switch {
 		case r == '"' || r == '\\':
 			b.WriteByte('\\')
@@ -216,4 +234,15 @@ func jsonQuote(s string, ascii bool) string {
 	}
 	b.WriteByte('"')
 	return b.String()
+}
+
+// plainRun is how many bytes at the start of a string are printed as they are:
+// ASCII that is no control character, backslash or the quote.
+func plainRun(s string, quote byte) int {
+	for i := range len(s) {
+		if c := s[i]; c < ' ' || c > '~' || c == '\\' || c == quote {
+			return i
+		}
+	}
+	return len(s)
 }

@@ -261,7 +261,10 @@ func TestChat_BadInputNamesTheField(t *testing.T) {
 func FuzzTemplate(f *testing.F) {
 	for _, src := range []string{chatML, "{{ x|tojson(indent=2) }}", "{%- set a, b = (1, x[::-1]) -%}{{ a ~ b }}", "{% raw %}{% endraw %}",
 		"{% macro f(a, b=2) %}{{ a }}{{ varargs }}{% endmacro %}{{ f(*[1,2,3], **{'b': x}) }}", "{{ {1: 2, (1,): 'x'}|dictsort }}",
-		"{{ messages|map(attribute='content')|select('string')|join('%s' % 1) }}", "{{ '{0}{}'.format(1) }}{{ -1 // 2 % 3 ** 2 }}"} {
+		"{{ messages|map(attribute='content')|select('string')|join('%s' % 1) }}", "{{ '{0}{}'.format(1) }}{{ -1 // 2 % 3 ** 2 }}",
+		"{% for i in m recursive %}{{ loop.depth }}{{ loop(i) }}{% endfor %}{% block a %}{{ self.a }}{% endblock %}", "{{ '%(a)05.2f%*d' % m }}",
+		"{{ '{a[0]:>{x}}{!r:^9}'.format(x, a=m) }}{{ x|wordwrap(2)|title|e|urlencode }}", "{% call(a) f() %}{% endcall %}{{ strftime_now('%-d%^b%_H%s') }}",
+		"{{ x|center(9)|striptags|xmlattr }}{{ 7|filesizeformat }}{{ x.expandtabs(3).rsplit(none, 1) }}"} {
 		f.Add(src)
 	}
 	vars := []byte(`{"x":"ab <s> é","messages":[{"role":"user","content":"hi","n":1.5}],"t":true,"m":{"a":[1,2,null]}}`)

@@ -25,6 +25,7 @@ func (s *state) test(name string, v Value, a args) (bool, error) {
 	_, isUndefined := v.(undefined)
 	f, i, exact := number(v)
 	_, isBool := v.(bool)
+	_, isBig := v.(bigInt)
 	switch name {
 	case "boolean":
 		return isBool, nil
@@ -48,9 +49,9 @@ func (s *state) test(name string, v Value, a args) (bool, error) {
 		_, ok := v.(float64)
 		return ok, nil
 	case "integer":
-		return exact && isNumber(v) && !isBool, nil
+		return exact && isNumber(v) && !isBool || isBig, nil
 	case "number":
-		return isNumber(v), nil
+		return isNumber(v) || isBig, nil
 	case "string":
 		return isText, nil
 	case "mapping":

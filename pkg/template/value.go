@@ -13,6 +13,10 @@ import (
 // as data.
 type Value any
 
+// bigInt is an integer that 64 bits do not hold, in digits: it can be compared for
+// equality and written, and nothing else.
+type bigInt string
+
 // undefined is a name that is not there, or what a lookup did not find.
 type undefined struct{ name string }
 
@@ -96,6 +100,8 @@ func hashKey(key Value) (string, bool) {
 		return "s" + k.s, true
 	case nil:
 		return "n", true
+	case bigInt:
+		return "i" + string(k), true
 	case bool, int64, float64:
 		f, i, isInt := number(k)
 		if isInt {
@@ -181,7 +187,7 @@ func typeName(v Value) string {
 		return "undefined"
 	case bool:
 		return "boolean"
-	case int64:
+	case int64, bigInt:
 		return "integer"
 	case float64:
 		return "float"
@@ -236,252 +242,4 @@ func formatFloat(f float64) string {
 		s += ".0"
 	}
 	return s
-}
-
-// equal is Python's ==.
-func (s *state) equal(a, b Value) (bool, error) {
-	if err := s.nest(); err != nil {
-		return false, err
-	}
-	defer s.unnest()
-	switch x := a.(type) {
-	case nil:
-		return b == nil, nil
-	case undefined:
-		_, ok := b.(undefined)
-		return ok, nil
-	case bool, int64, float64:
-		if !isNumber(b) {
-			return false, nil
-		}
-		f, i, exact := number(a)
-		g, j, exact2 := number(b)
-		if exact && exact2 {
-			return i == j, nil
-		}
-		return f == g, nil
-	case str:
-		y, ok := b.(str)
-		return ok && x.s == y.s, nil
-	case *list:
-		y, ok := b.(*list)
-		if !ok || x.kind != y.kind || x.kind == isGenerator && x != y || len(x.items) != len(y.items) {
-			return false, nil
-		}
-		for i := range x.items {
-			if same, err := s.equal(x.items[i], y.items[i]); err != nil || !same {
-				return false, err
-			}
-		}
-		return true, nil
-	case *Map:
-		y, ok := b.(*Map)
-		if !ok || len(x.keys) != len(y.keys) {
-			return false, nil
-		}
-		if x == y {
-			return true, nil
-		}
-		for i, k := range x.keys {
-			v, ok := y.get(k)
-			if !ok {
-				return false, nil
-			}
-			if same, err := s.equal(x.vals[i], v); err != nil || !same {
-				return false, err
-			}
-		}
-		return true, nil
-	}
-	return false, nil
-}
-
-// compare orders two values of a kind, as Python's < does.
-func (s *state) compare(a, b Value) (int, error) {
-	if err := s.nest(); err != nil {
-		return 0, err
-	}
-	defer s.unnest()
-	switch x := a.(type) {
-	case bool, int64, float64:
-		if isNumber(b) {
-			f, i, exact := number(a)
-			g, j, exact2 := number(b)
-			switch {
-			case exact && exact2 && i != j:
-				if i < j {
-					return -1, nil
-				}
-				return 1, nil
-			case exact && exact2 || f == g:
-				return 0, nil
-			case f < g:
-				return -1, nil
-			}
-			return 1, nil
-		}
-	case str:
-		if y, ok := b.(str); ok {
-			return strings.Compare(x.s, y.s), nil
-		}
-	case *list:
-		if y, ok := b.(*list); ok {
-			for i := range min(len(x.items), len(y.items)) {
-				if same, err := s.equal(x.items[i], y.items[i]); err != nil {
-					return 0, err
-				} else if !same {
-					return s.compare(x.items[i], y.items[i])
-				}
-			}
-			return len(x.items) - len(y.items), nil
-		}
-	}
-	return 0, s.fail("cannot order %s and %s", typeName(a), typeName(b))
-}
-
-// contains is Python's "in".
-func (s *state) contains(in, v Value) (bool, error) {
-	switch x := in.(type) {
-	case undefined:
-		return false, nil
-	case str:
-		y, ok := v.(str)
-		if !ok {
-			return false, s.fail("cannot look for %s in a string", typeName(v))
-		}
-		return strings.Contains(x.s, y.s), s.step(1 + len(x.s)/64)
-	case *list:
-		items, err := x.take()
-		if err != nil {
-			return false, err
-		}
-		for _, item := range items {
-			if same, err := s.equal(item, v); err != nil || same {
-				return same, err
-			}
-		}
-		return false, nil
-	case *Map:
-		_, ok := x.get(v)
-		return ok, nil
-	}
-	return false, s.fail("cannot look into %s", typeName(in))
-}
-
-// text is Python's str().
-func (s *state) text(v Value) (str, error) {
-	switch x := v.(type) {
-	case str:
-		return x, nil
-	case undefined:
-		return str{}, nil
-	}
-	var b marked
-	if err := s.repr(&b, v); err != nil {
-		return str{}, err
-	}
-	return b.str(), s.alloc(b.len())
-}
-
-// repr appends Python's repr().
-func (s *state) repr(b *marked, v Value) error {
-	if err := s.nest(); err != nil {
-		return err
-	}
-	defer s.unnest()
-	if b.len() > s.memory {
-		return s.alloc(b.len())
-	}
-	switch x := v.(type) {
-	case nil:
-		b.add("None")
-	case undefined:
-		b.add("Undefined")
-	case bool:
-		if x {
-			b.add("True")
-		} else {
-			b.add("False")
-		}
-	case int64:
-		b.add(strconv.FormatInt(x, 10))
-	case float64:
-		b.add(formatFloat(x))
-	case str:
-		if x.safe {
-			b.add("Markup(")
-			defer b.add(")")
-		}
-		b.addLike(pythonQuote(x.s), x)
-	case *list:
-		open, end, whole := x.brackets()
-		b.add(open)
-		if whole {
-			return nil
-		}
-		for i, item := range x.items {
-			if i > 0 {
-				b.add(", ")
-			}
-			if err := s.repr(b, item); err != nil {
-				return err
-			}
-		}
-		b.add(end)
-	case *Map:
-		if x.namespace {
-			b.add("<Namespace ")
-			defer b.add(">")
-		}
-		b.add("{")
-		for i, k := range x.keys {
-			if i > 0 {
-				b.add(", ")
-			}
-			if err := s.repr(b, k); err != nil {
-				return err
-			}
-			b.add(": ")
-			if err := s.repr(b, x.vals[i]); err != nil {
-				return err
-			}
-		}
-		b.add("}")
-	default:
-		b.add("<function>")
-	}
-	return nil
-}
-
-// pythonQuote quotes a string as Python's repr() does.
-func pythonQuote(s string) string {
-	quote := '\''
-	if strings.Contains(s, "'") && !strings.Contains(s, `"`) {
-		quote = '"'
-	}
-	var b strings.Builder
-	b.WriteRune(quote)
-	for _, r := range s {
-		switch {
-		case r == quote || r == '\\':
-			b.WriteByte('\\')
-			b.WriteRune(r)
-		case r == '\n':
-			b.WriteString(`\n`)
-		case r == '\r':
-			b.WriteString(`\r`)
-		case r == '\t':
-			b.WriteString(`\t`)
-		case strconv.IsPrint(r):
-			b.WriteRune(r)
-		case r < 0x100:
-			fmt.Fprintf(&b, `\x%02x`, r)
-		case r < 0x10000:
-			fmt.Fprintf(&b, `\u%04x`, r)
-		default:
-			fmt.Fprintf(&b, `\U%08x`, r)
-		}
-	}
-	b.WriteRune(quote)
-	return b.String()
 }
