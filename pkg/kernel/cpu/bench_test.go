@@ -70,7 +70,7 @@ func BenchmarkMatMulRaw(b *testing.B) {
 
 func BenchmarkAttend(b *testing.B) {
 	a := kernel.Heads{H: 9, K: 3, D: 64, Scale: 0.125}
-	for _, n := range [][2]int{{1, 511}, {1, 4095}, {256, 0}} {
+	for _, n := range [][2]int{{1, 63}, {1, 511}, {1, 4095}, {256, 0}} {
 		b.Run(fmt.Sprintf("%d rows at %d", n[0], n[1]), func(b *testing.B) {
 			s := cpu.New(1)
 			defer s.Close()

@@ -24,6 +24,7 @@ type causalScratch struct {
 	ld                   int
 	keys, values, across []float32 // panels of keys and values by positions, of either by components
 	queries, dys         []float32 // panels of a block by components
+	deltas               []float32 // of rows: dy·y
 }
 
 // causalBlock is how many rows share a block.
@@ -62,7 +63,7 @@ func (s *Set) causalHead(seq, head int, t int, a kernel.Heads, backward bool) (*
 		sizes = append(sizes, []struct {
 			to *[]float32
 			n  int
-		}{{&c.slopes, block * c.ld}, {&c.values, wide * a.D}, {&c.queries, block * d}, {&c.dys, block * d}}...)
+		}{{&c.slopes, block * c.ld}, {&c.values, wide * a.D}, {&c.queries, block * d}, {&c.dys, block * d}, {&c.deltas, block}}...)
 	}
 	total := 0
 	for _, p := range sizes {
@@ -79,10 +80,14 @@ func (s *Set) causalHead(seq, head int, t int, a kernel.Heads, backward bool) (*
 	}
 }
 
-// pack makes panels of x's first columns at depths k0..k0+depth-1.
-func pack(o *gemmOps, data []float32, x operand, to, k0, depth int) gemmPanels {
-	p := gemmPanels{data: data, to: to, k0: k0, depth: depth}
-	p.pack(o, x)
+// pack makes panels of x's first columns at the first depths.
+func pack(o *gemmOps, data []float32, x operand, to, depth int) gemmPanels {
+	p := gemmPanels{data: data, to: to, depth: depth}
+	if x.rs == 1 && to%o.wide == 0 {
+		p.whole = x
+	} else {
+		p.pack(o, x)
+	}
 	return p
 }
 
@@ -129,7 +134,7 @@ func (s *Set) AttendCausal(y, lse, q, k, v []float32, b, t int, a kernel.Heads) 
 
 // forward computes rows lo..hi-1.
 func (c *causal) forward(y, lse, q, k, v []float32, lo, hi int) {
-	c.scoresOf(c.scores, q, pack(&c.slim, c.keys, rowsOf(k, c.kw), hi, 0, c.a.D), lo, hi)
+	c.scoresOf(c.scores, q, pack(&c.slim, c.keys, rowsOf(k, c.kw), hi, c.a.D), lo, hi)
 	scale := float32(c.a.Scale)
 	var sums [causalRows]float32
 	for p := lo; p < hi; p++ {
@@ -138,7 +143,7 @@ func (c *causal) forward(y, lse, q, k, v []float32, lo, hi int) {
 		sums[p-lo], lse[p*c.a.H] = sum, best
 		c.hide(row, p)
 	}
-	values := pack(&c.gemm, c.across, columnsOf(v, c.kw), c.a.D, 0, hi)
+	values := pack(&c.gemm, c.across, columnsOf(v, c.kw), c.a.D, hi)
 	g := gemmCall{c: y[lo*c.qw:], ldc: c.qw, a: rowsOf(c.scores, c.ld)}
 	tall := len(c.gemm.tiles) - 1
 	for i := lo; i < hi; i += tall {
@@ -188,9 +193,9 @@ func (s *Set) AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v []float32, b, t i
 	s.each(b*a.K, 5*b*t*t*a.H*a.D/2, func(i int) {
 		c, done := s.causalHead(i/a.K, i%a.K*group, t, a, true)
 		defer done()
-		keys := pack(&c.slim, c.keys, rowsOf(k[c.ko:], c.kw), t, 0, a.D)
-		values := pack(&c.slim, c.values, rowsOf(v[c.ko:], c.kw), t, 0, a.D)
-		across := pack(&c.gemm, c.across, columnsOf(k[c.ko:], c.kw), a.D, 0, t)
+		keys := pack(&c.slim, c.keys, rowsOf(k[c.ko:], c.kw), t, a.D)
+		values := pack(&c.slim, c.values, rowsOf(v[c.ko:], c.kw), t, a.D)
+		across := pack(&c.gemm, c.across, columnsOf(k[c.ko:], c.kw), a.D, t)
 		for turn := range group {
 			for lo := 0; lo < t; lo += block {
 				hi := min(lo+block, t)
@@ -198,8 +203,8 @@ func (s *Set) AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v []float32, b, t i
 				c.scoresOf(c.slopes, dy[c.qo:], values, lo, hi)
 				c.slope(dy[c.qo:], y[c.qo:], lse[c.lo:], lo, hi)
 				c.queryGrad(dq[c.qo:], across, lo, hi)
-				c.keyGrad(dk[c.ko:], c.slopes, pack(&c.gemm, c.queries, columnsOf(q[c.qo:], c.qw), a.D, lo, hi-lo), lo, hi, turn == 0)
-				c.keyGrad(dv[c.ko:], c.scores, pack(&c.gemm, c.dys, columnsOf(dy[c.qo:], c.qw), a.D, lo, hi-lo), lo, hi, turn == 0)
+				c.keyGrad(dk[c.ko:], c.slopes, pack(&c.gemm, c.queries, columnsOf(q[c.qo+lo*c.qw:], c.qw), a.D, hi-lo), lo, hi, turn == 0)
+				c.keyGrad(dv[c.ko:], c.scores, pack(&c.gemm, c.dys, columnsOf(dy[c.qo+lo*c.qw:], c.qw), a.D, hi-lo), lo, hi, turn == 0)
 			}
 			c.qo += a.D
 			c.lo++
@@ -211,12 +216,13 @@ func (s *Set) AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v []float32, b, t i
 // w·(dy·v - dy·y)·scale.
 func (c *causal) slope(dy, y, lse []float32, lo, hi int) {
 	scale := float32(c.a.Scale)
+	deltas := c.deltas[:hi-lo]
+	c.train.rowDots(&deltas[0], &dy[lo*c.qw], 4*c.qw, &y[lo*c.qw], 4*c.qw, c.a.D, hi-lo)
 	for p := lo; p < hi; p++ {
 		weights, slopes := c.scores[(p-lo)*c.ld:][:c.ld], c.slopes[(p-lo)*c.ld:][:c.ld]
 		from := first(p, c.a)
 		n := p + 1 - from
-		delta := c.ops.dot(&dy[p*c.qw], &y[p*c.qw], c.a.D)
-		c.train.scoreSlopes(&slopes[from], &weights[from], n, scale, lse[p*c.a.H], delta)
+		c.train.scoreSlopes(&slopes[from], &weights[from], n, scale, lse[p*c.a.H], deltas[p-lo])
 		c.hide(weights, p)
 		c.hide(slopes, p)
 	}
@@ -236,7 +242,6 @@ func (c *causal) queryGrad(dq []float32, keys gemmPanels, lo, hi int) {
 // Σ weight·x. The first head's block in which a position is has the first that see it.
 func (c *causal) keyGrad(out, weights []float32, x gemmPanels, lo, hi int, fresh bool) {
 	tall := len(c.gemm.tiles) - 1
-	x.k0 = 0 // weights count from lo, too
 	g := gemmCall{c: out, ldc: c.kw, near: true, a: columnsOf(weights, c.ld)}
 	for i := first(lo, c.a) / tall * tall; i < hi; i += tall {
 		rows := min(tall, hi-i)

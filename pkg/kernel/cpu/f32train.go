@@ -21,6 +21,18 @@ type trainOps struct {
 	sumColumns  func(y, x *float32, ld, rows int)                                    // 16 columns: y += x
 	sumSquares  func(sums *float64, x *float32, groups int)                          // sums[16] += x²
 	adamw       func(p, m, v, grad *float32, groups int, constants *adamwConstants)
+
+	rowDots func(out, a *float32, lda int, b *float32, ldb, n, rows int) // of rows lda and ldb bytes apart
+	moments func(x *float32, n int) (mean, squares float32)              // squares about the mean; nil: by parts
+}
+
+// rowDotsOf makes dots of rows of an instruction family's dot.
+func rowDotsOf(o *ops) func(out, a *float32, lda int, b *float32, ldb, n, rows int) {
+	return func(out, a *float32, lda int, b *float32, ldb, n, rows int) {
+		for i := range rows {
+			*at(out, i) = o.dot(at(a, i*lda/4), at(b, i*ldb/4), n)
+		}
+	}
 }
 
 // adamwConstants are an AdamW step's, each of them lanes times.

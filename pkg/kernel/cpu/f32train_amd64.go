@@ -8,6 +8,7 @@ func trainAVX512() trainOps {
 		actGrad:     [acts]func(dx, dy, x *float32, n int){kernel.SiLU: siluGrad, kernel.GELUTanh: geluGrad},
 		gluGrad:     [acts]func(dx, dup, dy, x, up *float32, n int){kernel.SiLU: siluTimesGrad, kernel.GELUTanh: geluTimesGrad},
 		normSlopes:  normSlopes, normMeans: normMeans, normColumns: normColumns, sumColumns: sumColumns, sumSquares: sumSquares,
+		rowDots: rowDots, moments: rowMoments,
 		adamw: func(p, m, v, grad *float32, groups int, k *adamwConstants) {
 			adamwStep(p, m, v, grad, groups, (*[9][16]float32)(k))
 		},
@@ -52,5 +53,6 @@ func trainAVX2(o *ops) trainOps {
 			}
 		}
 	}
+	t.rowDots = rowDotsOf(o)
 	return t
 }

@@ -55,6 +55,7 @@ func portable() ops {
 	}
 	o.attend, o.element, o.gemm, o.train = attendPortable(), elementsPortable(), gemmPortable(), trainPortable()
 	o.pairs = pairsPortable()
+	o.train.rowDots = rowDotsOf(&o)
 	o.attend.weigh = weighOf(&o)
 	return o
 }

@@ -39,6 +39,12 @@ func normSlopes(dx, x, dy, gain *float32, n int, mean float32, inv float32, mean
 func normSlopesWide(dx, x, dy, gain *float32, n int, mean float32, inv float32, meanE float32, meanEN float32)
 
 //go:noescape
+func rowDots(out, a *float32, lda int, b *float32, ldb, n, rows int)
+
+//go:noescape
+func rowMoments(x *float32, n int) (mean, squares float32)
+
+//go:noescape
 func normMeans(lanes, x, dy, gain *float32, groups int, mean, inv float32)
 
 //go:noescape

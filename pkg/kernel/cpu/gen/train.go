@@ -62,6 +62,8 @@ func trains(a *asm) {
 		w.op("VADDPS", 0, 1, 1)
 		w.store(1, "DI")
 	})
+	a.rowDots()
+	a.rowMoments()
 	for _, bits := range []int{512, 256} {
 		a.normMeans(bits)
 		a.normColumns(bits)
@@ -104,6 +106,87 @@ func (w *wide) halves(body func(h int)) {
 		w.half = h
 		body(h)
 	}
+}
+
+// rowDots writes rowDots: out[i] = a·b of rows lda and ldb bytes apart, in canonical lanes.
+func (a *asm) rowDots() {
+	a.fn("rowDots", 56, "func rowDots(out, a *float32, lda int, b *float32, ldb, n, rows int)")
+	a.f("MOVQ n+40(FP), CX")
+	a.f("MOVQ CX, R10")
+	a.f("ANDQ $15, CX")
+	a.mask() // of the last lanes
+	a.f("SHRQ $4, R10")
+	a.f("MOVQ out+0(FP), DI")
+	a.f("MOVQ a+8(FP), SI")
+	a.f("MOVQ lda+16(FP), R8")
+	a.f("MOVQ b+24(FP), BX")
+	a.f("MOVQ ldb+32(FP), R9")
+	a.f("MOVQ rows+48(FP), R11")
+	a.label("row")
+	a.f("XORQ AX, AX")
+	a.f("MOVQ R10, CX")
+	a.f("VPXORD Z1, Z1, Z1")
+	a.f("TESTQ CX, CX")
+	a.f("JZ tail")
+	a.label("loop")
+	a.f("VMOVUPS (SI)(AX*1), Z0")
+	a.f("VFMADD231PS (BX)(AX*1), Z0, Z1")
+	a.f("ADDQ $64, AX")
+	a.f("DECQ CX")
+	a.f("JNZ loop")
+	a.label("tail")
+	a.f("VMOVUPS.Z (SI)(AX*1), K1, Z0")
+	a.f("VMOVUPS.Z (BX)(AX*1), K1, Z2")
+	a.f("VFMADD231PS Z2, Z0, Z1")
+	a.fold(1)
+	a.f("VMOVSS X1, (DI)")
+	a.f("ADDQ $4, DI")
+	a.f("ADDQ R8, SI")
+	a.f("ADDQ R9, BX")
+	a.f("DECQ R11")
+	a.f("JNZ row")
+	a.end()
+}
+
+// rowMoments writes rowMoments: a row's mean and the sum of the squares about it, both in
+// canonical lanes.
+func (a *asm) rowMoments() {
+	a.fn("rowMoments", 24, "func rowMoments(x *float32, n int) (mean, squares float32)")
+	a.f("MOVQ x+0(FP), SI")
+	a.f("MOVQ n+8(FP), CX")
+	a.f("VPXORD Z1, Z1, Z1")
+	a.each(func(load, _ string) {
+		a.f(load, "SI", "Z0")
+		a.f("VADDPS Z0, Z1, Z1")
+	})
+	a.fold(1)
+	a.f("VCVTSI2SSQ n+8(FP), X2, X2")
+	a.f("VDIVSS X2, X1, X1")
+	a.f("VMOVSS X1, mean+16(FP)")
+	a.f("VBROADCASTSS X1, Z1")
+	a.f("VPXORD Z2, Z2, Z2")
+	a.f("MOVQ n+8(FP), CX")
+	a.f("MOVQ CX, BX")
+	a.f("SHRQ $4, BX")
+	a.f("JZ rest")
+	a.label("squares")
+	a.f("VMOVUPS (SI), Z0")
+	a.f("VSUBPS Z1, Z0, Z0")
+	a.f("VFMADD231PS Z0, Z0, Z2")
+	a.f("ADDQ $64, SI")
+	a.f("DECQ BX")
+	a.f("JNZ squares")
+	a.label("rest")
+	a.f("ANDQ $15, CX")
+	a.f("JZ end")
+	a.mask()
+	a.f("VMOVUPS.Z (SI), K1, Z0")
+	a.f("VSUBPS.Z Z1, Z0, K1, Z0")
+	a.f("VFMADD231PS Z0, Z0, Z2")
+	a.label("end")
+	a.fold(2)
+	a.f("VMOVSS X2, squares+20(FP)")
+	a.end()
 }
 
 // normMeans writes normMeans: lanes += e and lanes[16:] += e·n over groups of 16, where
