@@ -44,6 +44,16 @@ type Rotary struct {
 	Interleaved bool      // pairs are (2i, 2i+1) if set, else (i, i+Dims/2)
 	Freq        []float64 // [Dims/2] radians per position
 	Scale       float64   // magnitude put on cos and sin (YaRN's attention factor); 1 otherwise
+	Far         []float64 // [Dims/2] radians per position from position From on (LongRoPE); nil: Freq
+	From        int
+}
+
+// At is the radians per position of pair i at a position.
+func (r *Rotary) At(pos, i int) float64 {
+	if r.Far != nil && pos >= r.From {
+		return r.Far[i]
+	}
+	return r.Freq[i]
 }
 
 // KV is one layer's view of one sequence in a paged cache. Position p is column
@@ -85,6 +95,7 @@ type Heads struct {
 	H, K, D int     // H query heads share K key/value heads of size D; K divides H
 	Scale   float64 // multiplies q·k; usually 1/sqrt(D)
 	Window  int     // 0: full causal; w: a position sees itself and the w-1 before it
+	Softcap float64 // bounds scaled scores: cap·tanh(score/cap); 0: not
 }
 
 // AdamW are the factors of an optimizer's step (Loshchilov and Hutter, arXiv

@@ -34,10 +34,11 @@ func (s *Stage[F]) TrainBackward(tr *Trace[F], dOut []F, g *Params[F]) ([]F, err
 		s.blockGrad(s.Range.Lo+i, &s.blocks[i], &tr.layers[i], dx, tr, g, w)
 	}
 	if s.First() {
-		s.set.EmbedGrad(g.at(s.embed.atW), dx, tr.in.IDs, c.Width)
 		if s.position != nil {
 			s.set.EmbedGrad(g.at(s.position.atW), dx, tr.pos, c.Width)
 		}
+		scale(dx, c.EmbedScale)
+		s.set.EmbedGrad(g.at(s.embed.atW), dx, tr.in.IDs, c.Width)
 		dx = nil
 	}
 	s.Drop(tr)
@@ -47,6 +48,9 @@ func (s *Stage[F]) TrainBackward(tr *Trace[F], dOut []F, g *Params[F]) ([]F, err
 // grads is the scratch of a backward pass.
 type grads[F tensor.Float] struct {
 	h, dh, dq, dk, dv, datt, dgate, act, dact []F
+
+	raw  []F // of queries or keys before their norms, with QKNorm
+	post []F // of what a part computed, with PostNorms
 }
 
 func (s *Stage[F]) gradients(t int) *grads[F] {
@@ -59,15 +63,40 @@ func (s *Stage[F]) gradients(t int) *grads[F] {
 	if c.GLU {
 		w.dgate = a.take(t * c.FF)
 	}
+	if c.QKNorm {
+		w.raw = a.take(t * c.Heads * c.HeadDim)
+	}
+	if c.PostNorms {
+		w.post = a.take(t * c.Width)
+	}
 	return w
 }
 
 func (s *Stage[F]) normGrad(dx, dy, x []F, n *norm[F], g *Params[F], t int) {
 	if s.Config.LayerNorm {
-		s.set.LayerNormGrad(dx, g.at(n.atG), g.at(n.atB), dy, x, n.gain, s.Config.NormEps, t, s.Config.Width)
+		s.set.LayerNormGrad(dx, g.at(n.atG), g.at(n.atB), dy, x, n.effective(), s.Config.NormEps, t, s.Config.Width)
 		return
 	}
-	s.set.RMSNormGrad(dx, g.at(n.atG), dy, x, n.gain, s.Config.NormEps, t, s.Config.Width)
+	s.set.RMSNormGrad(dx, g.at(n.atG), dy, x, n.effective(), s.Config.NormEps, t, s.Config.Width)
+}
+
+// postGrad is the gradient of what a block's part computed, x, from that of what was
+// added: behind the part's norm with PostNorms, else the same.
+func (s *Stage[F]) postGrad(dx, x []F, n *norm[F], g *Params[F], t int, w *grads[F]) []F {
+	if !s.Config.PostNorms {
+		return dx
+	}
+	clear(w.post)
+	s.normGrad(w.post, dx, x, n, g, t)
+	return w.post
+}
+
+// headsGrad takes the gradient of normed heads d[rows,D] in place to that of x.
+func (s *Stage[F]) headsGrad(d, x []F, n *norm[F], g *Params[F], w *grads[F]) {
+	raw, size := w.raw[:len(d)], s.Config.HeadDim
+	clear(raw)
+	s.set.RMSNormGrad(raw, g.at(n.atG), d, x, n.effective(), s.Config.NormEps, len(d)/size, size)
+	copy(d, raw)
 }
 
 // branch is a linear layer and the gradient of its output.
@@ -100,7 +129,7 @@ func (s *Stage[F]) blockGrad(layer int, blk *block[F], k *saved[F], dx []F, tr *
 	} else {
 		s.set.Activate(w.act, k.up, c.Act)
 	}
-	s.linearGrad(w.dact, w.act, n, g, branch[F]{dx, &blk.down})
+	s.linearGrad(w.dact, w.act, n, g, branch[F]{s.postGrad(dx, k.post2, &blk.post2, g, n, w), &blk.down})
 	s.normalize(w.h, k.mid, &blk.norm2, n)
 	if dup := w.dact; c.GLU {
 		s.set.GLUGrad(w.dgate, dup, w.dact, k.gate, k.up, c.Act)
@@ -112,11 +141,15 @@ func (s *Stage[F]) blockGrad(layer int, blk *block[F], k *saved[F], dx []F, tr *
 	s.normGrad(dx, w.dh, k.mid, &blk.norm2, g, n)
 
 	// mid = x + o(attend(q, k, v)).
-	s.linearGrad(w.datt, k.att, n, g, branch[F]{dx, &blk.o})
+	s.linearGrad(w.datt, k.att, n, g, branch[F]{s.postGrad(dx, k.post1, &blk.post1, g, n, w), &blk.o})
 	s.set.AttendCausalGrad(w.dq, w.dk, w.dv, w.datt, k.att, k.lse, k.q, k.k, k.v, tr.in.B, tr.in.T, c.heads(layer))
-	if s.rotary != nil {
-		s.set.RotateGrad(w.dq, s.rotary, tr.pos, c.Heads, c.HeadDim)
-		s.set.RotateGrad(w.dk, s.rotary, tr.pos, c.KVHeads, c.HeadDim)
+	if r := s.rotaries[layer-s.Range.Lo]; r != nil {
+		s.set.RotateGrad(w.dq, r, tr.pos, c.Heads, c.HeadDim)
+		s.set.RotateGrad(w.dk, r, tr.pos, c.KVHeads, c.HeadDim)
+	}
+	if c.QKNorm {
+		s.headsGrad(w.dq, k.rawQ, &blk.qNorm, g, w)
+		s.headsGrad(w.dk, k.rawK, &blk.kNorm, g, w)
 	}
 	s.normalize(w.h, k.x, &blk.norm1, n)
 	s.linearGrad(w.dh, w.h, n, g, branch[F]{w.dq, &blk.q}, branch[F]{w.dk, &blk.k}, branch[F]{w.dv, &blk.v})

@@ -10,7 +10,7 @@ import (
 
 // Config is a model's hyper-parameters, read from config.json or GGUF metadata.
 type Config struct {
-	Architecture string // "llama", "mistral", "qwen2", "gpt2"
+	Architecture string // "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "smollm3", "gpt2"
 	Layers       int    // L
 	Width        int    // C
 	Heads        int    // H
@@ -31,7 +31,16 @@ type Config struct {
 	Window       int    // sliding window; 0 for none
 	Full         []bool // [L] layers that attend in full despite Window; nil: none does
 	Rope         Rope
-	BOS, EOS     int // -1 where there is none
+	LocalRope    *Rope   // of layers with a window, where it differs
+	NoRope       []bool  // [L] layers without positions; nil: none
+	QKNorm       bool    // RMSNorm of each head of queries and keys, before positions
+	PostNorms    bool    // RMSNorm of what attention and feed-forward add, too
+	GainFromOne  bool    // norms of the width multiply by 1 plus the stored gain
+	EmbedScale   float64 // multiplies embeddings; 0 for none
+	QueryScale   float64 // multiplies scores; 0 means 1/sqrt(D)
+	AttnCap      float64 // bound of scores, cap·tanh(score/cap); 0 for none
+	LogitCap     float64 // bound of logits, likewise
+	BOS, EOS     int     // -1 where there is none
 }
 
 // Rope says how positions are rotated.
@@ -49,6 +58,7 @@ type Rope struct {
 	Attention   float64   // yarn: magnitude; 0 means the paper's
 	KeepRamp    bool      // yarn: do not round the ramp's ends
 	Factors     []float32 // divides each frequency, where a file gives them
+	Far         []float32 // longrope: divides them from position Original on
 }
 
 // UnsupportedError reports a model that this build cannot run.
@@ -109,13 +119,24 @@ func (c *Config) Validate() error {
 	if !c.Learned && !(c.Rope.Base > 1) {
 		return &FieldError{"rope base", fmt.Sprintf("%g is not above 1", c.Rope.Base)}
 	}
-	if c.Rope.Factors != nil && len(c.Rope.Factors) != c.Rope.Dims/2 {
-		return &FieldError{"rope factors", fmt.Sprintf("%d for %d frequencies", len(c.Rope.Factors), c.Rope.Dims/2)}
-	}
-	for i, f := range c.Rope.Factors {
-		if !(f > 0) || math.IsInf(float64(f), 0) {
-			return &FieldError{"rope factors", fmt.Sprintf("number %d is %g", i, f)}
+	for _, factors := range [][]float32{c.Rope.Factors, c.Rope.Far} {
+		if factors != nil && len(factors) != c.Rope.Dims/2 {
+			return &FieldError{"rope factors", fmt.Sprintf("%d for %d frequencies", len(factors), c.Rope.Dims/2)}
 		}
+		for i, f := range factors {
+			if !(f > 0) || math.IsInf(float64(f), 0) {
+				return &FieldError{"rope factors", fmt.Sprintf("number %d is %g", i, f)}
+			}
+		}
+	}
+	if l := c.LocalRope; l != nil && (!(l.Base > 1) || l.Dims%2 != 0 || l.Dims < 2 || l.Dims > c.HeadDim) {
+		return &FieldError{"local rope", fmt.Sprintf("base %g, %d of %d dimensions", l.Base, l.Dims, c.HeadDim)}
+	}
+	if c.NoRope != nil && len(c.NoRope) != c.Layers {
+		return &FieldError{"no_rope_layers", fmt.Sprintf("%d of %d layers", len(c.NoRope), c.Layers)}
+	}
+	if !(c.AttnCap >= 0 && c.LogitCap >= 0 && c.QueryScale >= 0 && c.EmbedScale >= 0) {
+		return &FieldError{"scales", fmt.Sprintf("caps %g and %g, query scale %g, embedding scale %g", c.AttnCap, c.LogitCap, c.QueryScale, c.EmbedScale)}
 	}
 	if c.Window < 0 || c.Full != nil && len(c.Full) != c.Layers {
 		return &FieldError{"sliding window", fmt.Sprintf("%d, with %d of %d layers described", c.Window, len(c.Full), c.Layers)}
@@ -125,16 +146,42 @@ func (c *Config) Validate() error {
 
 // heads shapes the attention of layer l.
 func (c *Config) heads(l int) kernel.Heads {
-	a := kernel.Heads{H: c.Heads, K: c.KVHeads, D: c.HeadDim, Scale: 1 / math.Sqrt(float64(c.HeadDim)), Window: c.Window}
+	a := kernel.Heads{H: c.Heads, K: c.KVHeads, D: c.HeadDim, Scale: c.QueryScale, Window: c.Window, Softcap: c.AttnCap}
+	if a.Scale == 0 {
+		a.Scale = 1 / math.Sqrt(float64(c.HeadDim))
+	}
 	if c.Full != nil && c.Full[l] {
 		a.Window = 0
 	}
 	return a
 }
 
+// rotaries are the rotations of the layers of a range, nil where there is none. Equal
+// ones are shared.
+func (c *Config) rotaries(layers Range) []*kernel.Rotary {
+	out := make([]*kernel.Rotary, layers.Len())
+	if c.Learned {
+		return out
+	}
+	whole := c.Rope.rotary()
+	local := whole
+	if c.LocalRope != nil {
+		local = c.LocalRope.rotary()
+	}
+	for i := range out {
+		switch l := layers.Lo + i; {
+		case c.NoRope != nil && c.NoRope[l]:
+		case c.heads(l).Window > 0:
+			out[i] = local
+		default:
+			out[i] = whole
+		}
+	}
+	return out
+}
+
 // rotary computes the rotation's frequencies.
-func (c *Config) rotary() *kernel.Rotary {
-	r := &c.Rope
+func (r *Rope) rotary() *kernel.Rotary {
 	out := &kernel.Rotary{Dims: r.Dims, Interleaved: r.Interleaved, Scale: 1, Freq: make([]float64, r.Dims/2)}
 	for i := range out.Freq {
 		out.Freq[i] = math.Pow(r.Base, -2*float64(i)/float64(r.Dims))
@@ -148,6 +195,15 @@ func (c *Config) rotary() *kernel.Rotary {
 		r.llama3(out.Freq)
 	case "yarn":
 		r.yarn(out)
+	case "longrope":
+		out.Scale = r.Attention
+		if out.Scale == 0 {
+			out.Scale = 1
+		}
+		out.From = r.Original
+		for i, f := range r.Far {
+			out.Far = append(out.Far, out.Freq[i]/float64(f))
+		}
 	}
 	for i, f := range r.Factors {
 		out.Freq[i] /= float64(f)

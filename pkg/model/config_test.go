@@ -68,7 +68,7 @@ func TestParseHF_WindowsOfLayers(t *testing.T) {
 func TestParseHF_RefusesWhatItCannotRun(t *testing.T) {
 	for text, code := range map[string]fault.Code{
 		`{"model_type":"mamba"}`: fault.Unimplemented,
-		llamaText + `,"rope_scaling":{"rope_type":"longrope","factor":2}}`: fault.Unimplemented,
+		llamaText + `,"rope_scaling":{"rope_type":"dynamic","factor":2}}`: fault.Unimplemented,
 		llamaText + `,"rope_scaling":{"rope_type":"linear","factor":0}}`:   fault.DataLoss,
 		llamaText + `,"num_attention_heads":0}`:                            fault.DataLoss,
 		llamaText + `,"num_key_value_heads":4}`:                            fault.DataLoss,

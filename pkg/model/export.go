@@ -20,7 +20,7 @@ func ConfigJSON(c Config) ([]byte, error) {
 	switch c.Architecture {
 	case "gpt2":
 		out = gpt2JSON(c)
-	case "llama", "mistral", "qwen2":
+	case "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "smollm3":
 		out, err = llamaJSON(c)
 	default:
 		err = &UnsupportedError{"architecture to write", c.Architecture, supported}

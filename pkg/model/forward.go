@@ -1,6 +1,8 @@
 package model
 
 import (
+	"math"
+
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/kvcache"
@@ -63,12 +65,7 @@ func (s *Stage[F]) Forward(b *Batch[F]) ([]F, error) {
 		}
 	}
 	if s.First() {
-		s.set.Embed(x, &s.embed.Matrix, b.IDs)
-		if s.position != nil {
-			p := s.scratch.take(rows * c.Width)
-			s.set.Embed(p, &s.position.Matrix, pos)
-			s.set.Add(x, p)
-		}
+		s.embedRows(x, b.IDs, pos)
 	} else {
 		copy(x, b.Hidden)
 	}
@@ -128,6 +125,38 @@ func (s *Stage[F]) check(b *Batch[F], rows int) error {
 	return nil
 }
 
+// embedRows looks up and scales embeddings, and adds those of learned positions.
+func (s *Stage[F]) embedRows(x []F, ids, pos []int32) {
+	s.set.Embed(x, &s.embed.Matrix, ids)
+	scale(x, s.Config.EmbedScale)
+	if s.position != nil {
+		p := s.scratch.take(len(x))
+		s.set.Embed(p, &s.position.Matrix, pos)
+		s.set.Add(x, p)
+	}
+}
+
+// scale multiplies x by by, unless that is 0.
+func scale[F tensor.Float](x []F, by float64) {
+	if by == 0 {
+		return
+	}
+	for i := range x {
+		x[i] *= F(by)
+	}
+}
+
+// bound applies the cap of logits.
+func (s *Stage[F]) bound(logits []F) {
+	most := s.Config.LogitCap
+	if most == 0 {
+		return
+	}
+	for i, v := range logits {
+		logits[i] = F(most * math.Tanh(float64(v)/most))
+	}
+}
+
 // workspace is the scratch of a forward pass over t rows.
 type workspace[F tensor.Float] struct {
 	h, q, k, v, att, gate, up, act []F
@@ -150,10 +179,25 @@ func (s *Stage[F]) workspace(t int) *workspace[F] {
 // normalize applies the architecture's norm to t rows.
 func (s *Stage[F]) normalize(y, x []F, n *norm[F], t int) {
 	if s.Config.LayerNorm {
-		s.set.LayerNorm(y, x, n.gain, n.bias, s.Config.NormEps, t, s.Config.Width)
+		s.set.LayerNorm(y, x, n.effective(), n.bias, s.Config.NormEps, t, s.Config.Width)
 		return
 	}
-	s.set.RMSNorm(y, x, n.gain, s.Config.NormEps, t, s.Config.Width)
+	s.set.RMSNorm(y, x, n.effective(), s.Config.NormEps, t, s.Config.Width)
+}
+
+// normHeads applies a norm of queries' or keys' heads to x[rows,D].
+func (s *Stage[F]) normHeads(y, x []F, n *norm[F]) {
+	d := s.Config.HeadDim
+	s.set.RMSNorm(y, x, n.effective(), s.Config.NormEps, len(x)/d, d)
+}
+
+// addBranch adds to x what a block's part computed, h, normed first with PostNorms. It
+// leaves h as that was added.
+func (s *Stage[F]) addBranch(x, h []F, post *norm[F], t int) {
+	if s.Config.PostNorms {
+		s.normalize(h, h, post, t)
+	}
+	s.set.Add(x, h)
 }
 
 // attend adds block i's attention to x[t,C].
@@ -161,9 +205,13 @@ func (s *Stage[F]) attend(i int, b *Batch[F], x []F, pos []int32, w *workspace[F
 	blk, c, t := &s.blocks[i], &s.Config, len(pos)
 	s.normalize(w.h, x, &blk.norm1, t)
 	s.set.MatMuls(w.h, t, blk.q.product(w.q), blk.k.product(w.k), blk.v.product(w.v))
-	if s.rotary != nil {
-		s.set.Rotate(w.q, s.rotary, pos, c.Heads, c.HeadDim)
-		s.set.Rotate(w.k, s.rotary, pos, c.KVHeads, c.HeadDim)
+	if c.QKNorm {
+		s.normHeads(w.q, w.q, &blk.qNorm)
+		s.normHeads(w.k, w.k, &blk.kNorm)
+	}
+	if r := s.rotaries[i]; r != nil {
+		s.set.Rotate(w.q, r, pos, c.Heads, c.HeadDim)
+		s.set.Rotate(w.k, r, pos, c.KVHeads, c.HeadDim)
 	}
 	w.spans = w.spans[:0]
 	row, width := 0, c.KVHeads*c.HeadDim
@@ -174,7 +222,7 @@ func (s *Stage[F]) attend(i int, b *Batch[F], x []F, pos []int32, w *workspace[F
 	}
 	s.set.Attend(w.att, w.q, w.spans, c.heads(s.Range.Lo+i))
 	s.set.MatMul(w.h, w.att, &blk.o.Matrix, blk.o.bias, t)
-	s.set.Add(x, w.h)
+	s.addBranch(x, w.h, &blk.post1, t)
 }
 
 // feedForward adds a block's feed-forward part to x[t,C].
@@ -188,7 +236,7 @@ func (s *Stage[F]) feedForward(blk *block[F], x []F, t int, w *workspace[F]) {
 		s.set.Activate(w.act, w.up, s.Config.Act)
 	}
 	s.set.MatMul(w.h, w.act, &blk.down.Matrix, blk.down.bias, t)
-	s.set.Add(x, w.h)
+	s.addBranch(x, w.h, &blk.post2, t)
 }
 
 // logits gathers the rows that want them and applies the final norm and the head.
@@ -204,6 +252,7 @@ func (s *Stage[F]) logits(b *Batch[F], x []F, n int) []F {
 	if n > 0 {
 		s.normalize(h, rows, &s.norm, n)
 		s.set.MatMul(out, h, &s.head.Matrix, nil, n)
+		s.bound(out)
 	}
 	return out
 }

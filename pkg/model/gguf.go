@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 
 	"github.com/lamina-mesh/lamina/pkg/kernel"
@@ -45,7 +46,7 @@ func (f *ggufFields) float(key string, otherwise float64) float64 {
 func ggufConfig(g *weights.GGUF) (Config, error) {
 	meta := g.Meta()
 	arch, _ := meta.String("general.architecture")
-	if arch != "llama" && arch != "qwen2" && arch != "gpt2" {
+	if !slices.Contains([]string{"llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "smollm3", "gpt2"}, arch) {
 		return Config{}, &UnsupportedError{"general.architecture", arch, supported}
 	}
 	f := &ggufFields{meta: meta, arch: arch}
@@ -82,9 +83,22 @@ func ggufConfig(g *weights.GGUF) (Config, error) {
 	c.NormEps, c.GLU, c.Act = f.float("attention.layer_norm_rms_epsilon", 1e-5), true, kernel.SiLU
 	c.BiasQKV, c.BiasO, c.BiasMLP = has("blk.0.attn_q.bias"), has("blk.0.attn_output.bias"), has("blk.0.ffn_up.bias")
 	c.Window = f.uint("attention.sliding_window", 0)
+	c.QKNorm = has("blk.0.attn_q_norm.weight")
+	switch arch {
+	case "smollm3":
+		c.NoRope = make([]bool, min(c.Layers, maxLayers))
+		for l := range c.NoRope {
+			c.NoRope[l] = (l+1)%4 == 0
+		}
+	case "gemma2", "gemma3":
+		ggufGemma(f, &c)
+	}
 	var err error
 	if c.Rope, err = ggufRope(g, f, c); err != nil {
 		return c, err
+	}
+	if arch == "gemma3" {
+		c.LocalRope = &Rope{Base: f.float("rope.freq_base_swa", 10000), Dims: c.Rope.Dims}
 	}
 	if experts := f.uint("expert_count", 0); experts > 0 {
 		return c, &UnsupportedError{arch + ".expert_count", fmt.Sprint(experts), "dense models are"}
@@ -92,8 +106,29 @@ func ggufConfig(g *weights.GGUF) (Config, error) {
 	return c, c.Validate()
 }
 
+// ggufGemma completes what Gemma 2 and 3 have beyond llama. Files hold gains with their
+// one added.
+func ggufGemma(f *ggufFields, c *Config) {
+	c.PostNorms, c.Act, c.EmbedScale = true, kernel.GELUTanh, float64(float32(math.Sqrt(float64(c.Width))))
+	pattern, largest := 2, 46
+	if f.arch == "gemma3" {
+		pattern, largest = 6, 62
+	} else {
+		c.AttnCap, c.LogitCap = f.float("attn_logit_softcapping", 50), f.float("final_logit_softcapping", 30)
+	}
+	if c.Layers == largest { // of the 27B, whose heads do not make up its width
+		c.QueryScale = 1 / math.Sqrt(float64(c.Width)/float64(c.Heads))
+	}
+	if c.Window > 0 && c.Layers <= maxLayers {
+		c.Full = make([]bool, c.Layers)
+		for l := range c.Full {
+			c.Full[l] = (l+1)%max(f.uint("attention.sliding_window_pattern", pattern), 1) == 0
+		}
+	}
+}
+
 func ggufRope(g *weights.GGUF, f *ggufFields, c Config) (Rope, error) {
-	r := Rope{Base: f.float("rope.freq_base", 10000), Dims: f.uint("rope.dimension_count", c.HeadDim), Interleaved: f.arch == "llama"}
+	r := Rope{Base: f.float("rope.freq_base", 10000), Dims: f.uint("rope.dimension_count", c.HeadDim), Interleaved: f.arch == "llama" || f.arch == "smollm3"}
 	kind, _ := f.meta.String(f.arch + ".rope.scaling.type")
 	switch kind {
 	case "", "none":
@@ -112,23 +147,40 @@ func ggufRope(g *weights.GGUF, f *ggufFields, c Config) (Rope, error) {
 	if r.Type != "" && !(r.Factor > 0) {
 		return r, &FieldError{"rope.scaling.factor", "is not positive"}
 	}
-	info, ok := g.Info("rope_freqs.weight")
+	var err error
+	if r.Factors, err = ggufFactors(g, "rope_freqs.weight"); err != nil || f.arch != "phi3" {
+		return r, err
+	}
+	if r.Factors, err = ggufFactors(g, "rope_factors_short.weight"); err != nil {
+		return r, err
+	}
+	if r.Far, err = ggufFactors(g, "rope_factors_long.weight"); err == nil && r.Far != nil {
+		r.Type, r.Original = "longrope", f.uint("rope.scaling.original_context_length", c.Context)
+		r.Attention = f.float("rope.scaling.attn_factor", 1)
+	}
+	return r, err
+}
+
+// ggufFactors reads a tensor of factors of frequencies; nil where there is none.
+func ggufFactors(g *weights.GGUF, name string) ([]float32, error) {
+	info, ok := g.Info(name)
 	if !ok {
-		return r, nil
+		return nil, nil
 	}
-	data, err := g.Data("rope_freqs.weight")
+	data, err := g.Data(name)
 	if err != nil || info.DType != tensor.F32 {
-		return r, &FieldError{"rope_freqs.weight", "is not F32"}
+		return nil, &FieldError{name, "is not F32"}
 	}
+	var out []float32
 	for ; len(data) > 0; data = data[4:] {
-		r.Factors = append(r.Factors, math.Float32frombits(binary.LittleEndian.Uint32(data)))
+		out = append(out, math.Float32frombits(binary.LittleEndian.Uint32(data)))
 	}
-	return r, nil
+	return out, nil
 }
 
 // ggufNaming maps parameter names to GGUF's.
-func ggufNaming() naming {
-	parts := strings.NewReplacer(
+func ggufNaming(c *Config) naming {
+	pairs := []string{
 		"model.layers.", "blk.", "transformer.h.", "blk.",
 		"model.embed_tokens.", "token_embd.", "transformer.wte.", "token_embd.", "transformer.wpe.", "position_embd.",
 		"model.norm.", "output_norm.", "transformer.ln_f.", "output_norm.", "lm_head.", "output.",
@@ -137,7 +189,14 @@ func ggufNaming() naming {
 		".self_attn.o_proj.", ".attn_output.", ".attn.c_attn.", ".attn_qkv.", ".attn.c_proj.", ".attn_output.",
 		".mlp.gate_proj.", ".ffn_gate.", ".mlp.up_proj.", ".ffn_up.", ".mlp.down_proj.", ".ffn_down.",
 		".mlp.c_fc.", ".ffn_up.", ".mlp.c_proj.", ".ffn_down.",
-	)
+		".self_attn.q_norm.", ".attn_q_norm.", ".self_attn.k_norm.", ".attn_k_norm.",
+		".self_attn.qkv_proj.", ".attn_qkv.", ".mlp.gate_up_proj.", ".ffn_up.",
+		".pre_feedforward_layernorm.", ".ffn_norm.", ".post_feedforward_layernorm.", ".post_ffw_norm.",
+	}
+	if c.PostNorms { // the first match counts
+		pairs = append([]string{".post_attention_layernorm.", ".post_attention_norm."}, pairs...)
+	}
+	parts := strings.NewReplacer(pairs...)
 	// Replacements may share a dot, so the layer's prefix goes first.
 	return naming{
 		file: func(name string) string {

@@ -34,7 +34,7 @@ func (h *hfConfig) gpt2() (Config, error) {
 	return c, err
 }
 
-func gpt2Names(l int) blockNames {
+func gpt2Names(_ *Config, l int) blockNames {
 	p := fmt.Sprintf("transformer.h.%d.", l)
 	return blockNames{
 		norm1: p + "ln_1", norm2: p + "ln_2", qkv: p + "attn.c_attn", o: p + "attn.c_proj", up: p + "mlp.c_fc", down: p + "mlp.c_proj",

@@ -3,6 +3,7 @@ package model
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"strings"
 
 	"github.com/lamina-mesh/lamina/pkg/kernel"
@@ -10,24 +11,28 @@ import (
 )
 
 // The architectures of config.json's model_type.
-const supported = "llama, mistral, qwen2 and gpt2 are"
+const supported = "llama, mistral, qwen2, qwen3, gemma2, gemma3, phi3, smollm3 and gpt2 are"
 
 // hfRope is rope_scaling, or rope_parameters with rope_theta inside.
 type hfRope struct {
-	Type       string   `json:"rope_type"`
-	OldType    string   `json:"type"`
-	Theta      *float64 `json:"rope_theta"`
-	Factor     float64  `json:"factor"`
-	LowFreq    float64  `json:"low_freq_factor"`
-	HighFreq   float64  `json:"high_freq_factor"`
-	Original   int      `json:"original_max_position_embeddings"`
-	BetaFast   *float64 `json:"beta_fast"`
-	BetaSlow   *float64 `json:"beta_slow"`
-	Attention  *float64 `json:"attention_factor"`
-	MScale     *float64 `json:"mscale"`
-	MScaleAll  *float64 `json:"mscale_all_dim"`
-	Truncate   *bool    `json:"truncate"`
-	PartialDim *float64 `json:"partial_rotary_factor"`
+	Type       string    `json:"rope_type"`
+	OldType    string    `json:"type"`
+	Theta      *float64  `json:"rope_theta"`
+	Factor     float64   `json:"factor"`
+	LowFreq    float64   `json:"low_freq_factor"`
+	HighFreq   float64   `json:"high_freq_factor"`
+	Original   int       `json:"original_max_position_embeddings"`
+	BetaFast   *float64  `json:"beta_fast"`
+	BetaSlow   *float64  `json:"beta_slow"`
+	Attention  *float64  `json:"attention_factor"`
+	MScale     *float64  `json:"mscale"`
+	MScaleAll  *float64  `json:"mscale_all_dim"`
+	Truncate   *bool     `json:"truncate"`
+	PartialDim *float64  `json:"partial_rotary_factor"`
+	Short      []float32 `json:"short_factor"`
+	Long       []float32 `json:"long_factor"`
+	Full       *hfRope   `json:"full_attention"` // by kind of layer
+	Sliding    *hfRope   `json:"sliding_attention"`
 }
 
 // hfConfig is what Lamina reads of config.json.
@@ -54,8 +59,21 @@ type hfConfig struct {
 	MaxWindow  *int            `json:"max_window_layers"`
 	LayerTypes []string        `json:"layer_types"`
 	UseWindow  *bool           `json:"use_sliding_window"`
-	BOS        *int            `json:"bos_token_id"`
-	EOS        json.RawMessage `json:"eos_token_id"`
+	Original   int             `json:"original_max_position_embeddings"` // phi3
+
+	NoRope      []int `json:"no_rope_layers"` // smollm3: 0 where there is none
+	NoRopeEvery *int  `json:"no_rope_layer_interval"`
+
+	// Gemma's.
+	Activation  string          `json:"hidden_activation"`
+	QueryScalar *float64        `json:"query_pre_attn_scalar"`
+	AttnCap     json.RawMessage `json:"attn_logit_softcapping"`
+	LogitCap    json.RawMessage `json:"final_logit_softcapping"`
+	LocalTheta  *float64        `json:"rope_local_base_freq"`
+	Pattern     *int            `json:"sliding_window_pattern"`
+	OldPattern  *int            `json:"_sliding_window_pattern"`
+	BOS         *int            `json:"bos_token_id"`
+	EOS         json.RawMessage `json:"eos_token_id"`
 
 	// GPT-2's names.
 	NEmbd    int      `json:"n_embd"`
@@ -79,7 +97,7 @@ func ParseHF(text []byte) (Config, error) {
 	var c Config
 	var err error
 	switch h.ModelType {
-	case "llama", "mistral", "qwen2":
+	case "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "smollm3":
 		c, err = h.llama()
 	case "gpt2":
 		c, err = h.gpt2()
@@ -89,7 +107,7 @@ func ParseHF(text []byte) (Config, error) {
 	if err != nil {
 		return Config{}, err
 	}
-	c.Architecture = h.ModelType
+	c.Architecture = strings.TrimSuffix(h.ModelType, "_text")
 	c.BOS, c.EOS = or(h.BOS, -1), firstID(h.EOS)
 	return c, c.Validate()
 }
@@ -133,11 +151,10 @@ func activationName(a kernel.Act) string {
 }
 
 // rope reads the rope settings, old and new.
-func (h *hfConfig) rope(headDim int) (Rope, error) {
+func (h *hfConfig) rope(headDim int, p *hfRope) (Rope, error) {
 	r := Rope{Base: 10000, Dims: headDim}
-	p := h.Parameters
-	if p == nil {
-		p = h.Scaling
+	if h.gemma3() {
+		r.Base = 1e6
 	}
 	if h.Theta != nil {
 		r.Base = *h.Theta
@@ -149,6 +166,9 @@ func (h *hfConfig) rope(headDim int) (Rope, error) {
 		}
 		if p.PartialDim != nil {
 			partial = p.PartialDim
+		}
+		if p.Original == 0 {
+			p.Original = h.Original
 		}
 		if err := r.scaling(p, h.Context); err != nil {
 			return r, err
@@ -174,6 +194,12 @@ func (r *Rope) scaling(p *hfRope, context int) error {
 	r.Factor, r.Original = p.Factor, p.Original
 	if r.Type == "yarn" && r.Factor == 0 && r.Original > 0 {
 		r.Factor = float64(context) / float64(r.Original)
+	}
+	if r.Type == "su" {
+		r.Type = "longrope"
+	}
+	if r.Type == "longrope" {
+		return r.longrope(p, context)
 	}
 	if !(r.Factor > 0) {
 		return &FieldError{"rope factor", fmt.Sprintf("%g is not positive", r.Factor)}
@@ -202,6 +228,25 @@ func (r *Rope) scaling(p *hfRope, context int) error {
 		return nil
 	}
 	return &UnsupportedError{"rope type", r.Type, "default, linear, llama3 and yarn are"}
+}
+
+// longrope is Phi-3's (LongRoPE, arXiv 2402.13753): frequencies are divided by one list
+// of factors within the original context and by another beyond, and magnitudes grow with
+// the logarithm of the extension.
+func (r *Rope) longrope(p *hfRope, context int) error {
+	if r.Original < 1 {
+		return &FieldError{"original_max_position_embeddings", "is missing, which longrope needs"}
+	}
+	r.Factors, r.Far = p.Short, p.Long
+	if r.Factors == nil || r.Far == nil {
+		return &FieldError{"rope scaling", "longrope needs short_factor and long_factor"}
+	}
+	r.Factor = float64(context) / float64(r.Original)
+	r.Attention = or(p.Attention, 1)
+	if p.Attention == nil && r.Factor > 1 {
+		r.Attention = math.Sqrt(1 + math.Log(r.Factor)/math.Log(float64(r.Original)))
+	}
+	return nil
 }
 
 // hfNaming finds a parameter under its own name, with or without the prefix that

@@ -12,7 +12,10 @@ import (
 )
 
 // The llama family: RMSNorm, rotary positions, grouped queries, SwiGLU. Mistral
-// adds a sliding window, Qwen2 biases on queries, keys and values.
+// adds a sliding window, Qwen2 biases on queries, keys and values, Qwen3 norms of
+// queries' and keys' heads, SmolLM3 layers without positions; Phi-3 fuses matrices, and
+// Gemma 2 and 3 have norms on both sides of a block's parts, gains counted from one and
+// windows in most layers, Gemma 2 bounds of scores and logits as well.
 
 const (
 	embedName = "model.embed_tokens.weight"
@@ -46,15 +49,129 @@ func (h *hfConfig) llama() (Config, error) {
 			c.Window, err = h.window()
 			c.Full, err = h.fullLayers(c.Window, err)
 		}
+	case "qwen3", "smollm3":
+		c.QKNorm = h.ModelType == "qwen3"
+		if or(h.UseWindow, false) {
+			c.Window, err = h.window()
+			c.Full, err = h.fullLayers(c.Window, err)
+		}
+		if h.ModelType == "smollm3" && err == nil {
+			c.NoRope, err = h.unrotated()
+		}
+	case "phi3":
+		if h.Window != nil {
+			c.Window, err = h.window()
+		}
+	case "gemma2", "gemma3", "gemma3_text":
+		err = h.gemma(&c)
 	}
 	if err != nil {
 		return c, err
 	}
-	if c.Act, err = activation(cmp.Or(h.Act, "silu")); err != nil {
+	if c.Act, err = activation(cmp.Or(h.Activation, h.Act, "silu")); err != nil {
 		return c, err
 	}
-	c.Rope, err = h.rope(c.HeadDim)
-	return c, err
+	global, local := h.parameters()
+	if c.Rope, err = h.rope(c.HeadDim, global); err != nil {
+		return c, err
+	}
+	if h.gemma3() {
+		r := Rope{Base: or(h.LocalTheta, 10000), Dims: c.HeadDim}
+		if local != nil {
+			if r, err = h.rope(c.HeadDim, local); err != nil {
+				return c, err
+			}
+		}
+		c.LocalRope = &r
+	}
+	return c, nil
+}
+
+func (h *hfConfig) gemma3() bool { return strings.HasPrefix(h.ModelType, "gemma3") }
+
+// gemma completes what Gemma 2 and 3 have beyond llama.
+func (h *hfConfig) gemma(c *Config) error {
+	c.PostNorms, c.GainFromOne, c.TiedHead, c.QKNorm = true, true, or(h.Tied, true), h.gemma3()
+	c.EmbedScale = float64(float32(math.Sqrt(float64(c.Width))))
+	if scalar := or(h.QueryScalar, 256); scalar > 0 {
+		c.QueryScale = 1 / math.Sqrt(scalar)
+	}
+	c.HeadDim = or(h.HeadDim, 256)
+	if h.Act == "" && h.Activation == "" {
+		h.Act = "gelu_pytorch_tanh"
+	}
+	c.AttnCap, c.LogitCap = h.caps()
+	var err error
+	if c.Window, err = h.window(); err != nil || c.Window == 0 {
+		return err
+	}
+	pattern := 2
+	if h.gemma3() {
+		pattern = or(h.Pattern, or(h.OldPattern, 6))
+	}
+	if h.LayerTypes == nil && h.Layers > 0 && h.Layers <= maxLayers && pattern > 0 {
+		for l := range h.Layers {
+			kind := "sliding_attention"
+			if (l+1)%pattern == 0 {
+				kind = "full_attention"
+			}
+			h.LayerTypes = append(h.LayerTypes, kind)
+		}
+	}
+	c.Full, err = h.fullLayers(c.Window, nil)
+	return err
+}
+
+// caps are the bounds of scores and logits: Gemma 2's own where the file says nothing,
+// none where it says null.
+func (h *hfConfig) caps() (attention, logits float64) {
+	read := func(raw json.RawMessage, otherwise float64) float64 {
+		if raw == nil {
+			return otherwise
+		}
+		var v *float64
+		if json.Unmarshal(raw, &v) != nil || v == nil {
+			return 0
+		}
+		return *v
+	}
+	if h.gemma3() {
+		return read(h.AttnCap, 0), read(h.LogitCap, 0)
+	}
+	return read(h.AttnCap, 50), read(h.LogitCap, 30)
+}
+
+// unrotated lists SmolLM3's layers without positions.
+func (h *hfConfig) unrotated() ([]bool, error) {
+	if h.Layers < 1 || h.Layers > maxLayers {
+		return nil, nil
+	}
+	out := make([]bool, h.Layers)
+	for l := range out {
+		out[l] = (l+1)%max(or(h.NoRopeEvery, 4), 1) == 0
+	}
+	if h.NoRope != nil {
+		if len(h.NoRope) != h.Layers {
+			return nil, &FieldError{"no_rope_layers", fmt.Sprintf("%d of %d layers", len(h.NoRope), h.Layers)}
+		}
+		for l, rotated := range h.NoRope {
+			out[l] = rotated == 0
+		}
+	}
+	return out, nil
+}
+
+// parameters are the rope settings of layers that see everything and of those with a
+// window; the latter nil where they are not given apart.
+func (h *hfConfig) parameters() (global, local *hfRope) {
+	global = h.Parameters
+	if global == nil {
+		return h.Scaling, nil
+	}
+	if global.Full != nil {
+		return global.Full, global.Sliding
+	}
+	return global, nil
 }
 
 // window is the sliding window: none where the file says null, the architecture's
@@ -103,25 +220,37 @@ func rotated(name string) bool {
 }
 
 // llamaNames names the tensors of layer l.
-func llamaNames(l int) blockNames {
+func llamaNames(c *Config, l int) blockNames {
 	p := fmt.Sprintf("model.layers.%d.", l)
-	return blockNames{
+	n := blockNames{
 		norm1: p + "input_layernorm", norm2: p + "post_attention_layernorm",
 		q: p + "self_attn.q_proj", k: p + "self_attn.k_proj", v: p + "self_attn.v_proj", o: p + "self_attn.o_proj",
 		gate: p + "mlp.gate_proj", up: p + "mlp.up_proj", down: p + "mlp.down_proj",
+		qNorm: p + "self_attn.q_norm", kNorm: p + "self_attn.k_norm",
 	}
+	if c.Architecture == "phi3" {
+		n.qkv, n.gateUp = p+"self_attn.qkv_proj", p+"mlp.gate_up_proj"
+	}
+	if c.PostNorms {
+		n.post1, n.norm2, n.post2 = n.norm2, p+"pre_feedforward_layernorm", p+"post_feedforward_layernorm"
+	}
+	return n
 }
 
-// llamaJSON is a config.json that Hugging Face's LlamaForCausalLM, or
-// MistralForCausalLM or Qwen2ForCausalLM where the blocks ask for it, loads.
+// llamaClasses are Hugging Face's classes of the family.
+var llamaClasses = map[string]string{
+	"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM",
+	"gemma2": "Gemma2ForCausalLM", "gemma3": "Gemma3ForCausalLM", "phi3": "Phi3ForCausalLM", "smollm3": "SmolLM3ForCausalLM",
+}
+
+// llamaJSON is a config.json that the family's class of Hugging Face loads.
 func llamaJSON(c Config) (map[string]any, error) {
 	kind := c.Architecture
 	if kind == "llama" && c.Window > 0 {
 		kind = "mistral" // as GGUF files name it
 	}
-	class := map[string]string{"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}[kind]
 	out := map[string]any{
-		"architectures": []string{class}, "model_type": kind,
+		"architectures": []string{llamaClasses[kind]}, "model_type": kind,
 		"hidden_size": c.Width, "num_hidden_layers": c.Layers, "num_attention_heads": c.Heads, "num_key_value_heads": c.KVHeads,
 		"head_dim": c.HeadDim, "intermediate_size": c.FF, "vocab_size": c.Vocab, "max_position_embeddings": c.Context,
 		"rms_norm_eps": c.NormEps, "hidden_act": activationName(c.Act), "tie_word_embeddings": c.TiedHead, "rope_theta": c.Rope.Base,
@@ -132,7 +261,7 @@ func llamaJSON(c Config) (map[string]any, error) {
 	if c.Rope.Type != "" {
 		out["rope_scaling"] = c.Rope.json()
 	}
-	biased := c.BiasQKV || c.BiasO || c.BiasMLP
+	biased, layered := c.BiasQKV || c.BiasO || c.BiasMLP, false
 	switch kind {
 	case "llama":
 		out["attention_bias"], out["mlp_bias"] = c.BiasQKV, c.BiasMLP
@@ -143,32 +272,90 @@ func llamaJSON(c Config) (map[string]any, error) {
 			out["sliding_window"] = c.Window
 		}
 	case "qwen2":
-		biased = !c.BiasQKV || c.BiasO || c.BiasMLP
-		out["use_sliding_window"], out["sliding_window"] = c.Window > 0, nil
-		if c.Window > 0 {
-			types := make([]string, c.Layers)
-			for l := range types {
-				types[l] = "sliding_attention"
-				if c.Full != nil && c.Full[l] {
-					types[l] = "full_attention"
+		biased, layered = !c.BiasQKV || c.BiasO || c.BiasMLP, true
+	case "qwen3", "smollm3":
+		out["attention_bias"], layered = c.BiasQKV, true
+		biased = c.BiasQKV != c.BiasO || c.BiasMLP && kind == "qwen3"
+		if kind == "smollm3" {
+			out["mlp_bias"] = c.BiasMLP
+			turned := make([]int, c.Layers)
+			for l := range turned {
+				if c.NoRope == nil || !c.NoRope[l] {
+					turned[l] = 1
 				}
 			}
-			out["sliding_window"], out["max_window_layers"], out["layer_types"] = c.Window, 0, types
+			out["no_rope_layers"] = turned
 		}
+	case "phi3":
+		out["sliding_window"], out["original_max_position_embeddings"] = nil, c.Context
+		if c.Window > 0 {
+			out["sliding_window"] = c.Window
+		}
+		if c.Rope.Original > 0 {
+			out["original_max_position_embeddings"] = c.Rope.Original
+		}
+	case "gemma2", "gemma3":
+		c.gemmaJSON(out)
+		layered = true
+	}
+	if layered && c.Window > 0 {
+		types := make([]string, c.Layers)
+		for l := range types {
+			types[l] = "sliding_attention"
+			if c.Full != nil && c.Full[l] {
+				types[l] = "full_attention"
+			}
+		}
+		out["sliding_window"], out["max_window_layers"], out["layer_types"] = c.Window, 0, types
+	}
+	if layered && !c.PostNorms {
+		out["use_sliding_window"] = c.Window > 0
+	}
+	if layered && c.Window == 0 {
+		out["sliding_window"] = nil
 	}
 	switch {
-	case c.Rope.Interleaved || c.Rope.Factors != nil:
+	case c.Rope.Interleaved || c.Rope.Factors != nil && c.Rope.Type != "longrope":
 		return nil, &UnsupportedError{"rope to write", "interleaved or with factors", "half-split default, linear, llama3 and yarn are"}
-	case biased || kind != "qwen2" && c.Full != nil:
+	case biased || !layered && c.Full != nil:
 		return nil, &UnsupportedError{"blocks to write", kind, "biases and windows as that architecture has them are"}
 	}
 	return out, nil
+}
+
+// gemmaJSON adds what Gemma 2 and 3 have beyond llama.
+func (c *Config) gemmaJSON(out map[string]any) {
+	scale := c.QueryScale
+	if scale == 0 {
+		scale = 1 / math.Sqrt(float64(c.HeadDim))
+	}
+	out["hidden_activation"], out["query_pre_attn_scalar"] = activationName(c.Act), math.Round(1e6/(scale*scale))/1e6
+	out["attn_logit_softcapping"], out["final_logit_softcapping"] = nil, nil
+	if c.AttnCap > 0 {
+		out["attn_logit_softcapping"] = c.AttnCap
+	}
+	if c.LogitCap > 0 {
+		out["final_logit_softcapping"] = c.LogitCap
+	}
+	if c.Architecture == "gemma3" {
+		out["model_type"] = "gemma3_text"
+		out["rope_local_base_freq"] = c.Rope.Base
+		if c.LocalRope != nil {
+			out["rope_local_base_freq"] = c.LocalRope.Base
+		}
+	}
 }
 
 // json is rope_scaling, in the classic spelling.
 func (r *Rope) json() map[string]any {
 	out := map[string]any{"rope_type": r.Type, "factor": r.Factor}
 	switch r.Type {
+	case "longrope":
+		delete(out, "factor")
+		out["short_factor"], out["long_factor"] = r.Factors, r.Far
+		if r.Attention != 0 {
+			out["attention_factor"] = r.Attention
+		}
 	case "llama3":
 		out["low_freq_factor"], out["high_freq_factor"], out["original_max_position_embeddings"] = r.LowFreq, r.HighFreq, r.Original
 	case "yarn":

@@ -94,7 +94,7 @@ func FromGGUF(g *weights.GGUF, path string) (*Files, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Files{Config: c, Path: path, Source: g, gguf: g, names: ggufNaming()}, nil
+	return &Files{Config: c, Path: path, Source: g, gguf: g, names: ggufNaming(&c)}, nil
 }
 
 // GGUF is the open GGUF file, or nil for a Hugging Face folder.

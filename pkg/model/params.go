@@ -71,6 +71,8 @@ type loader[F tensor.Float] struct {
 	files  *Files
 	dense  bool
 	unpair int // head size, where rows of queries and keys leave the interleaved order
+
+	fromOne bool // gains in the file are 1 more than they are to be
 }
 
 // raw finds a tensor and checks its shape, outermost first.
@@ -101,6 +103,11 @@ func (l *loader[F]) vector(name string, n int) ([]F, error) {
 	tensor.Dequantize(out, data, dtype)
 	if l.unpair > 0 && rotated(name) {
 		out = unpair(out, 1, l.unpair)
+	}
+	if l.fromOne && isGain(name) {
+		for i := range out {
+			out[i]--
+		}
 	}
 	return out, nil
 }

@@ -15,8 +15,8 @@ type Stage[F tensor.Float] struct {
 	Config Config
 	Range  Range
 
-	set    kernel.Set[F]
-	rotary *kernel.Rotary
+	set      kernel.Set[F]
+	rotaries []*kernel.Rotary // of the stage's layers; nil: no rotation
 
 	embed    *linear[F] // [V,C]; first stage
 	position *linear[F] // [Context,C]; first stage, learned positions
@@ -45,19 +45,34 @@ type slot struct{ index, from, len int }
 type norm[F tensor.Float] struct {
 	gain, bias []F
 	atG, atB   slot
+	fromOne    []F // scratch for 1 + gain, where that multiplies
+}
+
+// effective is what a norm multiplies by.
+func (n *norm[F]) effective() []F {
+	if n.fromOne == nil {
+		return n.gain
+	}
+	for i, g := range n.gain {
+		n.fromOne[i] = 1 + g
+	}
+	return n.fromOne
 }
 
 // block is one transformer layer.
 type block[F tensor.Float] struct {
 	norm1, norm2   norm[F]
+	post1, post2   norm[F] // of what attention and feed-forward add, with PostNorms
+	qNorm, kNorm   norm[F] // [D] each, with QKNorm
 	q, k, v, o     linear[F]
 	gate, up, down linear[F]
 }
 
 // blockNames names a layer's tensors, without ".weight" and ".bias". qkv stands for
-// q, k and v where they are fused.
+// q, k and v where they are fused, gateUp for gate and up.
 type blockNames struct {
-	norm1, norm2, q, k, v, qkv, o, gate, up, down string
+	norm1, norm2, q, k, v, qkv, o, gate, up, gateUp, down string
+	post1, post2, qNorm, kNorm                            string
 }
 
 // Last reports whether the stage ends in the head.
@@ -81,7 +96,8 @@ type LoadOptions struct {
 
 // Load builds a stage from an open model, touching its own tensors alone. Without
 // Dense they stay in the mapped file, so f must outlive the stage. With it, queries
-// and keys take Hugging Face's order whatever the file's: the stage's Config says so.
+// and keys take Hugging Face's order, and Gemma's gains its origin, whatever the file's:
+// the stage's Config says so.
 func Load[F tensor.Float](f *Files, r Range, set kernel.Set[F], o LoadOptions) (*Stage[F], error) {
 	c, l := f.Config, &loader[F]{files: f, dense: o.Dense}
 	if o.Dense && c.Rope.Interleaved {
@@ -89,6 +105,9 @@ func Load[F tensor.Float](f *Files, r Range, set kernel.Set[F], o LoadOptions) (
 			return nil, &UnsupportedError{"rotated dimensions", fmt.Sprint(c.Rope.Dims), "for training, whole heads are"}
 		}
 		c.Rope.Interleaved, l.unpair = false, c.HeadDim
+	}
+	if o.Dense && c.PostNorms && !c.GainFromOne {
+		c.GainFromOne, l.fromOne = true, true
 	}
 	return build(c, r, set, l)
 }
@@ -115,9 +134,7 @@ func build[F tensor.Float](c Config, r Range, set kernel.Set[F], fill filler[F])
 		return nil, fault.Field("layers", "build stage: %v is no range of %d layers", r, c.Layers)
 	}
 	s := &Stage[F]{Config: c, Range: r, set: set, dense: true}
-	if !c.Learned {
-		s.rotary = c.rotary()
-	}
+	s.rotaries = c.rotaries(r)
 	b := &builder[F]{stage: s, fill: fill}
 	names, embed, position, last := llamaNames, strings.TrimSuffix(embedName, ".weight"), "", "model.norm"
 	if c.Architecture == "gpt2" {
@@ -130,7 +147,7 @@ func build[F tensor.Float](c Config, r Range, set kernel.Set[F], fill filler[F])
 		}
 	}
 	for l := r.Lo; l < r.Hi; l++ {
-		s.blocks = append(s.blocks, b.block(names(l)))
+		s.blocks = append(s.blocks, b.block(names(&c, l)))
 	}
 	if s.Last() {
 		s.norm = b.norm(last)
@@ -214,13 +231,18 @@ func (b *builder[F]) linear(name string, rows, cols int, bias bool) linear[F] {
 	return l
 }
 
-func (b *builder[F]) norm(name string) norm[F] {
-	var n norm[F]
-	n.gain, n.atG = b.vector(name+".weight", b.stage.Config.Width)
+func (b *builder[F]) norm(name string) norm[F] { return b.normOf(name, b.stage.Config.Width) }
+
+func (b *builder[F]) normOf(name string, n int) norm[F] {
+	var out norm[F]
+	out.gain, out.atG = b.vector(name+".weight", n)
 	if b.stage.Config.LayerNorm {
-		n.bias, n.atB = b.vector(name+".bias", b.stage.Config.Width)
+		out.bias, out.atB = b.vector(name+".bias", n)
 	}
-	return n
+	if b.stage.Config.GainFromOne {
+		out.fromOne = make([]F, n)
+	}
+	return out
 }
 
 // rows cuts rows [lo,hi) out of l; gradients land in the same piece of the whole.
@@ -257,12 +279,30 @@ func (b *builder[F]) block(n blockNames) block[F] {
 		out.k = b.linear(n.k, keys, c.Width, c.BiasQKV)
 		out.v = b.linear(n.v, keys, c.Width, c.BiasQKV)
 	}
-	out.o = b.linear(n.o, c.Width, queries, c.BiasO)
-	out.norm2 = b.norm(n.norm2)
-	if c.GLU {
-		out.gate = b.linear(n.gate, c.FF, c.Width, c.BiasMLP)
+	if c.QKNorm {
+		out.qNorm, out.kNorm = b.normOf(n.qNorm, c.HeadDim), b.normOf(n.kNorm, c.HeadDim)
 	}
-	out.up = b.linear(n.up, c.FF, c.Width, c.BiasMLP)
+	out.o = b.linear(n.o, c.Width, queries, c.BiasO)
+	if c.PostNorms {
+		out.post1 = b.norm(n.post1)
+	}
+	out.norm2 = b.norm(n.norm2)
+	switch {
+	case n.gateUp != "":
+		whole := b.linear(n.gateUp, 2*c.FF, c.Width, c.BiasMLP)
+		if b.err != nil {
+			return out
+		}
+		out.gate, out.up = whole.rows(0, c.FF), whole.rows(c.FF, 2*c.FF)
+	case c.GLU:
+		out.gate = b.linear(n.gate, c.FF, c.Width, c.BiasMLP)
+		fallthrough
+	default:
+		out.up = b.linear(n.up, c.FF, c.Width, c.BiasMLP)
+	}
+	if c.PostNorms {
+		out.post2 = b.norm(n.post2)
+	}
 	out.down = b.linear(n.down, c.Width, c.FF, c.BiasMLP)
 	return out
 }

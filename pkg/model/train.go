@@ -32,6 +32,9 @@ type Trace[F tensor.Float] struct {
 // saved is one block's part of a trace. What is cheap to compute again is not kept.
 type saved[F tensor.Float] struct {
 	x, q, k, v, att, lse, mid, gate, up []F
+
+	rawQ, rawK   []F // before their norms, with QKNorm
+	post1, post2 []F // before theirs, with PostNorms
 }
 
 // TrainForward runs the stage over a micro-batch. The trace belongs to the caller
@@ -50,12 +53,7 @@ func (s *Stage[F]) TrainForward(in Micro[F]) (*Trace[F], error) {
 	s.scratch.reset()
 	x := s.scratch.take(n * c.Width)
 	if s.First() {
-		s.set.Embed(x, &s.embed.Matrix, in.IDs)
-		if s.position != nil {
-			p := s.scratch.take(n * c.Width)
-			s.set.Embed(p, &s.position.Matrix, tr.pos)
-			s.set.Add(x, p)
-		}
+		s.embedRows(x, in.IDs, tr.pos)
 	} else {
 		copy(x, in.Hidden)
 	}
@@ -71,11 +69,18 @@ func (s *Stage[F]) TrainForward(in Micro[F]) (*Trace[F], error) {
 	s.normalize(w.h, x, &s.norm, n)
 	logits := s.scratch.take(n * c.Vocab)
 	s.set.MatMul(logits, w.h, &s.head.Matrix, nil, n)
+	s.bound(logits)
 	tr.Loss = make([]float64, n)
 	if !in.ForwardOnly {
 		tr.dlogits = tr.mem.take(n * c.Vocab)
 	}
 	s.set.CrossEntropy(tr.Loss, tr.dlogits, logits, in.Targets, in.Scale, n, c.Vocab)
+	if most := c.LogitCap; most != 0 {
+		for i := range tr.dlogits {
+			v := float64(logits[i]) / most
+			tr.dlogits[i] *= F(1 - v*v)
+		}
+	}
 	return tr, nil
 }
 
@@ -151,13 +156,27 @@ func (s *Stage[F]) trainBlock(layer int, blk *block[F], x []F, tr *Trace[F], w *
 	k.lse = tr.mem.take(n * c.Heads)
 	s.normalize(w.h, x, &blk.norm1, n)
 	s.set.MatMuls(w.h, n, blk.q.product(k.q), blk.k.product(k.k), blk.v.product(k.v))
-	if s.rotary != nil {
-		s.set.Rotate(k.q, s.rotary, tr.pos, c.Heads, c.HeadDim)
-		s.set.Rotate(k.k, s.rotary, tr.pos, c.KVHeads, c.HeadDim)
+	keep := func(x []F) []F {
+		if tr.in.ForwardOnly {
+			return nil
+		}
+		return tr.keep(x)
+	}
+	if c.QKNorm {
+		k.rawQ, k.rawK = keep(k.q), keep(k.k)
+		s.normHeads(k.q, k.q, &blk.qNorm)
+		s.normHeads(k.k, k.k, &blk.kNorm)
+	}
+	if r := s.rotaries[layer-s.Range.Lo]; r != nil {
+		s.set.Rotate(k.q, r, tr.pos, c.Heads, c.HeadDim)
+		s.set.Rotate(k.k, r, tr.pos, c.KVHeads, c.HeadDim)
 	}
 	s.set.AttendCausal(k.att, k.lse, k.q, k.k, k.v, tr.in.B, tr.in.T, c.heads(layer))
 	s.set.MatMul(w.h, k.att, &blk.o.Matrix, blk.o.bias, n)
-	s.set.Add(x, w.h)
+	if c.PostNorms {
+		k.post1 = keep(w.h)
+	}
+	s.addBranch(x, w.h, &blk.post1, n)
 	if !tr.in.ForwardOnly {
 		k.mid = tr.keep(x)
 	}
@@ -170,6 +189,9 @@ func (s *Stage[F]) trainBlock(layer int, blk *block[F], x []F, tr *Trace[F], w *
 		s.set.Activate(w.act, k.up, c.Act)
 	}
 	s.set.MatMul(w.h, w.act, &blk.down.Matrix, blk.down.bias, n)
-	s.set.Add(x, w.h)
+	if c.PostNorms {
+		k.post2 = keep(w.h)
+	}
+	s.addBranch(x, w.h, &blk.post2, n)
 	return k
 }

@@ -258,6 +258,14 @@ func (s *Set) sumChunk(call *attendCall, t *attendTile, c int, w *attendScratch,
 	}
 	scale := float32(a.Scale)
 	for i := range t.n {
+		if a.Softcap != 0 && hi[i] > lo[i] {
+			s.softcap(w.scores[i*attendChunk+lo[i]:i*attendChunk+hi[i]], scale, float32(a.Softcap))
+		}
+	}
+	if a.Softcap != 0 {
+		scale = 1
+	}
+	for i := range t.n {
 		if hi[i] > lo[i] {
 			out.best[i], out.sum[i] = s.attend.weigh(&w.scores[i*attendChunk+lo[i]], hi[i]-lo[i], scale)
 		}
@@ -274,6 +282,14 @@ func (s *Set) sumChunk(call *attendCall, t *attendTile, c int, w *attendScratch,
 	s.addValues(w, out.acc, 0, t.n, shared, sharedEnd, a.D)
 	for i := range t.n {
 		s.addValues(w, out.acc, i, 1, sharedEnd, hi[i], a.D)
+	}
+}
+
+// softcap turns scores x into most·tanh(scale·x/most), by way of 1 - 2/(exp(2u)+1).
+func (s *Set) softcap(x []float32, scale, most float32) {
+	s.exp(&x[0], &x[0], len(x), 2*scale/most, 0)
+	for i, e := range x {
+		x[i] = most * (1 - 2/(e+1))
 	}
 }
 

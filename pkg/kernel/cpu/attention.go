@@ -26,8 +26,8 @@ func (s *Set) angles(r *kernel.Rotary, n int) *table {
 	size := max(256, 2*have, n)
 	grown := &table{make([]float32, size*half), make([]float32, size*half)}
 	for p := range size {
-		for i, f := range r.Freq {
-			sin, cos := math.Sincos(float64(p) * f)
+		for i := range r.Freq {
+			sin, cos := math.Sincos(float64(p) * r.At(p, i))
 			grown.sin[p*half+i], grown.cos[p*half+i] = float32(sin*r.Scale), float32(cos*r.Scale)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"math"
 
 	"github.com/lamina-mesh/lamina/pkg/kernel"
+	"github.com/lamina-mesh/lamina/pkg/kernel/ref"
 )
 
 // Attention in training. Rows of queries are worked on in blocks: their scores with all
@@ -114,6 +115,10 @@ func (c *causal) hide(row []float32, p int) {
 
 // AttendCausal is attention over whole sequences, a block of one head's rows at a time.
 func (s *Set) AttendCausal(y, lse, q, k, v []float32, b, t int, a kernel.Heads) {
+	if a.Softcap != 0 { // only the plain loops bound scores in training
+		ref.New[float32]().AttendCausal(y, lse, q, k, v, b, t, a)
+		return
+	}
 	must("attend causal", "q", len(q), b*t*a.H*a.D)
 	must("attend causal", "y", len(y), b*t*a.H*a.D)
 	must("attend causal", "k", len(k), b*t*a.K*a.D)
@@ -177,6 +182,10 @@ func logOf(x float64) float64 {
 // and the kept log-sum-exp. Heads that share a key/value head are one piece of work, so
 // that their sums meet in one order.
 func (s *Set) AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v []float32, b, t int, a kernel.Heads) {
+	if a.Softcap != 0 {
+		ref.New[float32]().AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v, b, t, a)
+		return
+	}
 	must("attend causal grad", "dy", len(dy), b*t*a.H*a.D)
 	must("attend causal grad", "y", len(y), b*t*a.H*a.D)
 	must("attend causal grad", "q", len(q), b*t*a.H*a.D)

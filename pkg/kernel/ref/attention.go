@@ -15,13 +15,21 @@ func from(p int, a kernel.Heads) int {
 	return 0
 }
 
+// capped bounds a score smoothly.
+func capped(score, most float64) float64 {
+	if most == 0 {
+		return score
+	}
+	return most * math.Tanh(score/most)
+}
+
 // attendRow is softmax attention of one head of one row: out[D] over positions
 // lo..p, key and value being that head's vectors. It returns the log-sum-exp.
-func attendRow[F tensor.Float](out, q []F, lo, p int, scale float64, key, value func(pos int) []F) float64 {
+func attendRow[F tensor.Float](out, q []F, lo, p int, a kernel.Heads, key, value func(pos int) []F) float64 {
 	scores := make([]float64, p+1-lo)
 	best := math.Inf(-1)
 	for i := range scores {
-		scores[i] = dot(q, key(lo+i)) * scale
+		scores[i] = capped(dot(q, key(lo+i))*a.Scale, a.Softcap)
 		best = max(best, scores[i])
 	}
 	var sum float64
@@ -64,7 +72,7 @@ func (*Set[F]) Attend(y, q []F, spans []kernel.Span[F], a kernel.Heads) {
 			}
 			values := func(pos int) []F { return s.KV.Values[pos/n][(kv*n+pos%n)*a.D:][:a.D] }
 			off := ((first+r)*a.H + head) * a.D
-			attendRow(y[off:off+a.D], q[off:off+a.D], from(s.Pos+r, a), s.Pos+r, a.Scale, keys, values)
+			attendRow(y[off:off+a.D], q[off:off+a.D], from(s.Pos+r, a), s.Pos+r, a, keys, values)
 		})
 		first += s.Rows
 	}
@@ -83,7 +91,7 @@ func (*Set[F]) AttendCausal(y, lse, q, k, v []F, b, t int, a kernel.Heads) {
 		at := func(x []F) func(int) []F {
 			return func(pos int) []F { return x[((seq*t+pos)*a.K+kv)*a.D:][:a.D] }
 		}
-		lse[i] = F(attendRow(y[i*a.D:(i+1)*a.D], q[i*a.D:(i+1)*a.D], from(p, a), p, a.Scale, at(k), at(v)))
+		lse[i] = F(attendRow(y[i*a.D:(i+1)*a.D], q[i*a.D:(i+1)*a.D], from(p, a), p, a, at(k), at(v)))
 	})
 }
 
@@ -102,8 +110,12 @@ func (*Set[F]) AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v []F, b, t int, a
 				for pos := from(p, a); pos <= p; pos++ {
 					off := (pos*a.K + kv) * a.D
 					kr, vr := k[seq*t*a.K*a.D+off:][:a.D], v[seq*t*a.K*a.D+off:][:a.D]
-					w := math.Exp(dot(qr, kr)*a.Scale - float64(lse[i]))
+					score := capped(dot(qr, kr)*a.Scale, a.Softcap)
+					w := math.Exp(score - float64(lse[i]))
 					ds := w * (dot(dyr, vr) - delta) * a.Scale
+					if a.Softcap != 0 {
+						ds *= 1 - score*score/(a.Softcap*a.Softcap)
+					}
 					for j := range a.D {
 						sumV[off+j] += w * float64(dyr[j])
 						sumQ[j] += ds * float64(kr[j])

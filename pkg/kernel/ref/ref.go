@@ -240,8 +240,8 @@ func rotate[F tensor.Float](x []F, r *kernel.Rotary, pos []int32, h, d int, dire
 	for t, p := range pos {
 		for head := range h {
 			v := x[(t*h+head)*d:][:d]
-			for i, freq := range r.Freq {
-				sin, cos := math.Sincos(float64(p) * freq)
+			for i := range r.Freq {
+				sin, cos := math.Sincos(float64(p) * r.At(int(p), i))
 				sin, cos = sin*r.Scale*direction, cos*r.Scale
 				a, b := i, i+r.Dims/2
 				if r.Interleaved {
