@@ -123,6 +123,14 @@ func (s *Stage[F]) linearGrad(dx, x []F, t int, g *Params[F], branches ...branch
 func (s *Stage[F]) blockGrad(layer int, blk *block[F], k *saved[F], dx []F, tr *Trace[F], g *Params[F], w *grads[F]) {
 	c, n := &s.Config, tr.in.B*tr.in.T
 
+	if blk.experts != nil {
+		s.normalize(w.h, k.mid, &blk.norm2, n)
+		s.expertsBackward(blk.experts, &k.experts, w.dh, s.postGrad(dx, k.post2, &blk.post2, g, n, w), w.h, n, g)
+		s.normGrad(dx, w.dh, k.mid, &blk.norm2, g, n)
+		s.attendGrad(layer, blk, k, dx, tr, g, w)
+		return
+	}
+
 	// x = mid + down(act(up(norm2(mid)))): dx flows to mid as it is and through the branch.
 	if c.GLU {
 		s.set.GLU(w.act, k.gate, k.up, c.Act)
@@ -140,7 +148,13 @@ func (s *Stage[F]) blockGrad(layer int, blk *block[F], k *saved[F], dx []F, tr *
 	}
 	s.normGrad(dx, w.dh, k.mid, &blk.norm2, g, n)
 
-	// mid = x + o(attend(q, k, v)).
+	s.attendGrad(layer, blk, k, dx, tr, g, w)
+}
+
+// attendGrad takes dx[B*T,C] from behind a block's attention, mid = x + o(attend(q, k, v)),
+// to its input.
+func (s *Stage[F]) attendGrad(layer int, blk *block[F], k *saved[F], dx []F, tr *Trace[F], g *Params[F], w *grads[F]) {
+	c, n := &s.Config, tr.in.B*tr.in.T
 	s.linearGrad(w.datt, k.att, n, g, branch[F]{s.postGrad(dx, k.post1, &blk.post1, g, n, w), &blk.o})
 	s.set.AttendCausalGrad(w.dq, w.dk, w.dv, w.datt, k.att, k.lse, k.q, k.k, k.v, tr.in.B, tr.in.T, c.heads(layer))
 	if r := s.rotaries[layer-s.Range.Lo]; r != nil {

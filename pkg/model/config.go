@@ -10,7 +10,7 @@ import (
 
 // Config is a model's hyper-parameters, read from config.json or GGUF metadata.
 type Config struct {
-	Architecture string // "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "smollm3", "gpt2"
+	Architecture string // "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "smollm3", "mixtral", "qwen3_moe", "gpt2"
 	Layers       int    // L
 	Width        int    // C
 	Heads        int    // H
@@ -40,6 +40,11 @@ type Config struct {
 	QueryScale   float64 // multiplies scores; 0 means 1/sqrt(D)
 	AttnCap      float64 // bound of scores, cap·tanh(score/cap); 0 for none
 	LogitCap     float64 // bound of logits, likewise
+	Experts      int     // E; 0: feed-forward without a router
+	TopK         int     // experts of a row
+	ExpertFF     int     // F of an expert
+	NormTopK     bool    // weights of the chosen add up to one
+	DenseFF      []bool  // [L] layers without a router despite Experts; nil: none
 	BOS, EOS     int     // -1 where there is none
 }
 
@@ -135,6 +140,12 @@ func (c *Config) Validate() error {
 	if c.NoRope != nil && len(c.NoRope) != c.Layers {
 		return &FieldError{"no_rope_layers", fmt.Sprintf("%d of %d layers", len(c.NoRope), c.Layers)}
 	}
+	if c.Experts < 0 || c.Experts > 1<<12 || c.Experts > 0 && (c.TopK < 1 || c.TopK > c.Experts || c.ExpertFF < 1 || c.ExpertFF > maxSize || !c.GLU) {
+		return &FieldError{"experts", fmt.Sprintf("%d of %d, %d wide", c.TopK, c.Experts, c.ExpertFF)}
+	}
+	if c.DenseFF != nil && len(c.DenseFF) != c.Layers {
+		return &FieldError{"layers without experts", fmt.Sprintf("%d of %d layers described", len(c.DenseFF), c.Layers)}
+	}
 	if !(c.AttnCap >= 0 && c.LogitCap >= 0 && c.QueryScale >= 0 && c.EmbedScale >= 0) {
 		return &FieldError{"scales", fmt.Sprintf("caps %g and %g, query scale %g, embedding scale %g", c.AttnCap, c.LogitCap, c.QueryScale, c.EmbedScale)}
 	}
@@ -143,6 +154,9 @@ func (c *Config) Validate() error {
 	}
 	return nil
 }
+
+// routes reports whether layer l has experts.
+func (c *Config) routes(l int) bool { return c.Experts > 0 && (c.DenseFF == nil || !c.DenseFF[l]) }
 
 // heads shapes the attention of layer l.
 func (c *Config) heads(l int) kernel.Heads {

@@ -69,13 +69,13 @@ func TestParseHF_RefusesWhatItCannotRun(t *testing.T) {
 	for text, code := range map[string]fault.Code{
 		`{"model_type":"mamba"}`: fault.Unimplemented,
 		llamaText + `,"rope_scaling":{"rope_type":"dynamic","factor":2}}`: fault.Unimplemented,
-		llamaText + `,"rope_scaling":{"rope_type":"linear","factor":0}}`:   fault.DataLoss,
-		llamaText + `,"num_attention_heads":0}`:                            fault.DataLoss,
-		llamaText + `,"num_key_value_heads":4}`:                            fault.DataLoss,
-		llamaText + `,"head_dim":7}`:                                       fault.DataLoss,
-		llamaText + `,"vocab_size":-3}`:                                    fault.DataLoss,
-		`{"model_type":"llama"`:                                            fault.DataLoss,
-		`{"model_type":"gpt2","n_embd":30,"n_head":4,"n_layer":1}`:         fault.DataLoss,
+		llamaText + `,"rope_scaling":{"rope_type":"linear","factor":0}}`:  fault.DataLoss,
+		llamaText + `,"num_attention_heads":0}`:                           fault.DataLoss,
+		llamaText + `,"num_key_value_heads":4}`:                           fault.DataLoss,
+		llamaText + `,"head_dim":7}`:                                      fault.DataLoss,
+		llamaText + `,"vocab_size":-3}`:                                   fault.DataLoss,
+		`{"model_type":"llama"`:                                           fault.DataLoss,
+		`{"model_type":"gpt2","n_embd":30,"n_head":4,"n_layer":1}`:        fault.DataLoss,
 	} {
 		_, err := model.ParseHF([]byte(text))
 		if err == nil || fault.CodeOf(err) != code {

@@ -8,6 +8,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 	"github.com/lamina-mesh/lamina/pkg/weights"
@@ -20,7 +21,7 @@ func ConfigJSON(c Config) ([]byte, error) {
 	switch c.Architecture {
 	case "gpt2":
 		out = gpt2JSON(c)
-	case "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "smollm3":
+	case "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "smollm3", "mixtral", "qwen3_moe":
 		out, err = llamaJSON(c)
 	default:
 		err = &UnsupportedError{"architecture to write", c.Architecture, supported}
@@ -61,6 +62,15 @@ func ExportHF(dir string, c Config, params []Param[float32], dtype tensor.DType)
 		if c.Architecture == "gpt2" && conv1D(p.Name) {
 			data, shape = transpose(data, shape[0], shape[1]), []int{shape[1], shape[0]}
 		}
+		if len(shape) == 3 {
+			for _, e := range expertParams(c, p) {
+				named = append(named, weights.Named{Name: e.Name, DType: dtype, Shape: e.Shape, Data: encode(e.Data, dtype)})
+			}
+			continue
+		}
+		if c.Architecture == "mixtral" {
+			p.Name = mixtralNames.Replace(p.Name)
+		}
 		named = append(named, weights.Named{Name: p.Name, DType: dtype, Shape: shape, Data: encode(data, dtype)})
 	}
 	if err := weights.WriteSafetensors(filepath.Join(dir, "model.safetensors"), named, map[string]string{"format": "pt"}); err != nil {
@@ -70,6 +80,28 @@ func ExportHF(dir string, c Config, params []Param[float32], dtype tensor.DType)
 		_, err := w.Write(append(config, '\n'))
 		return err
 	})
+}
+
+// expertParams cuts a stack of experts' matrices into those of files.
+func expertParams(c Config, p Param[float32]) []Param[float32] {
+	prefix, kind, _ := strings.Cut(p.Name, ".experts.")
+	parts := []string{kind}
+	if kind == "gate_up_proj" {
+		parts = []string{"gate_proj", "up_proj"}
+	}
+	rows, cols := p.Shape[1]/len(parts), p.Shape[2]
+	var out []Param[float32]
+	for e := range p.Shape[0] {
+		for i, part := range parts {
+			name := fmt.Sprintf("%s.experts.%d.%s.weight", prefix, e, part)
+			if c.Architecture == "mixtral" {
+				name = mixtralNames.Replace(name)
+			}
+			from := (e*len(parts) + i) * rows * cols
+			out = append(out, Param[float32]{Name: name, Shape: []int{rows, cols}, Data: p.Data[from : from+rows*cols]})
+		}
+	}
+	return out
 }
 
 func encode(x []float32, dtype tensor.DType) []byte {

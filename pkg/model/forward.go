@@ -168,8 +168,9 @@ func (s *Stage[F]) workspace(t int) *workspace[F] {
 	a := &s.scratch
 	w := &workspace[F]{
 		h: a.take(t * c.Width), q: a.take(t * c.Heads * c.HeadDim), k: a.take(t * c.KVHeads * c.HeadDim), v: a.take(t * c.KVHeads * c.HeadDim),
-		att: a.take(t * c.Heads * c.HeadDim), up: a.take(t * c.FF), act: a.take(t * c.FF),
+		att: a.take(t * c.Heads * c.HeadDim), up: a.take(t * c.FF), act: a.take(t * max(c.FF, c.Width)),
 	}
+	w.act = w.act[:t*c.FF]
 	if c.GLU {
 		w.gate = a.take(t * c.FF)
 	}
@@ -228,6 +229,12 @@ func (s *Stage[F]) attend(i int, b *Batch[F], x []F, pos []int32, w *workspace[F
 // feedForward adds a block's feed-forward part to x[t,C].
 func (s *Stage[F]) feedForward(blk *block[F], x []F, t int, w *workspace[F]) {
 	s.normalize(w.h, x, &blk.norm2, t)
+	if blk.experts != nil {
+		y := w.act[:t*s.Config.Width]
+		s.expertsForward(blk.experts, y, w.h, t)
+		s.addBranch(x, y, &blk.post2, t)
+		return
+	}
 	if s.Config.GLU {
 		s.set.MatMuls(w.h, t, blk.gate.product(w.gate), blk.up.product(w.up))
 		s.set.GLU(w.act, w.gate, w.up, s.Config.Act)

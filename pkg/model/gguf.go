@@ -46,7 +46,7 @@ func (f *ggufFields) float(key string, otherwise float64) float64 {
 func ggufConfig(g *weights.GGUF) (Config, error) {
 	meta := g.Meta()
 	arch, _ := meta.String("general.architecture")
-	if !slices.Contains([]string{"llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "smollm3", "gpt2"}, arch) {
+	if !slices.Contains([]string{"llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "smollm3", "qwen3moe", "gpt2"}, arch) {
 		return Config{}, &UnsupportedError{"general.architecture", arch, supported}
 	}
 	f := &ggufFields{meta: meta, arch: arch}
@@ -100,8 +100,21 @@ func ggufConfig(g *weights.GGUF) (Config, error) {
 	if arch == "gemma3" {
 		c.LocalRope = &Rope{Base: f.float("rope.freq_base_swa", 10000), Dims: c.Rope.Dims}
 	}
-	if experts := f.uint("expert_count", 0); experts > 0 {
-		return c, &UnsupportedError{arch + ".expert_count", fmt.Sprint(experts), "dense models are"}
+	if c.Experts = f.uint("expert_count", 0); c.Experts > 0 {
+		c.TopK, c.ExpertFF, c.NormTopK = f.uint("expert_used_count", 0), f.uint("expert_feed_forward_length", c.FF), true
+		plain := make([]bool, min(c.Layers, maxLayers))
+		for l := range plain {
+			plain[l] = !has(fmt.Sprintf("blk.%d.ffn_gate_inp.weight", l))
+		}
+		if slices.Contains(plain, true) {
+			c.DenseFF = plain
+		}
+		if arch == "llama" {
+			c.Architecture = "mixtral"
+		}
+	}
+	if arch == "qwen3moe" {
+		c.Architecture = "qwen3_moe"
 	}
 	return c, c.Validate()
 }
@@ -191,6 +204,8 @@ func ggufNaming(c *Config) naming {
 		".mlp.c_fc.", ".ffn_up.", ".mlp.c_proj.", ".ffn_down.",
 		".self_attn.q_norm.", ".attn_q_norm.", ".self_attn.k_norm.", ".attn_k_norm.",
 		".self_attn.qkv_proj.", ".attn_qkv.", ".mlp.gate_up_proj.", ".ffn_up.",
+		".mlp.gate.", ".ffn_gate_inp.", ".mlp.experts.gate_proj.", ".ffn_gate_exps.",
+		".mlp.experts.up_proj.", ".ffn_up_exps.", ".mlp.experts.down_proj.", ".ffn_down_exps.",
 		".pre_feedforward_layernorm.", ".ffn_norm.", ".post_feedforward_layernorm.", ".post_ffw_norm.",
 	}
 	if c.PostNorms { // the first match counts
@@ -209,5 +224,6 @@ func ggufNaming(c *Config) naming {
 			return parts.Replace(name)
 		},
 		transposed: func(string) bool { return false },
+		stacked:    true,
 	}
 }

@@ -11,7 +11,7 @@ import (
 )
 
 // The architectures of config.json's model_type.
-const supported = "llama, mistral, qwen2, qwen3, gemma2, gemma3, phi3, smollm3 and gpt2 are"
+const supported = "llama, mistral, qwen2, qwen3, gemma2, gemma3, phi3, smollm3, mixtral, qwen3_moe and gpt2 are"
 
 // hfRope is rope_scaling, or rope_parameters with rope_theta inside.
 type hfRope struct {
@@ -64,6 +64,15 @@ type hfConfig struct {
 	NoRope      []int `json:"no_rope_layers"` // smollm3: 0 where there is none
 	NoRopeEvery *int  `json:"no_rope_layer_interval"`
 
+	// Of mixtures.
+	Experts    *int  `json:"num_local_experts"`
+	OldExperts *int  `json:"num_experts"`
+	TopK       *int  `json:"num_experts_per_tok"`
+	ExpertFF   *int  `json:"moe_intermediate_size"`
+	NormTopK   *bool `json:"norm_topk_prob"`
+	SparseStep *int  `json:"decoder_sparse_step"`
+	MLPOnly    []int `json:"mlp_only_layers"`
+
 	// Gemma's.
 	Activation  string          `json:"hidden_activation"`
 	QueryScalar *float64        `json:"query_pre_attn_scalar"`
@@ -97,7 +106,7 @@ func ParseHF(text []byte) (Config, error) {
 	var c Config
 	var err error
 	switch h.ModelType {
-	case "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "smollm3":
+	case "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "smollm3", "mixtral", "qwen3_moe":
 		c, err = h.llama()
 	case "gpt2":
 		c, err = h.gpt2()
@@ -249,6 +258,10 @@ func (r *Rope) longrope(p *hfRope, context int) error {
 	return nil
 }
 
+// mixtralNames are the names that Mixtral's files have for mixtures' tensors.
+var mixtralNames = strings.NewReplacer(".mlp.gate.", ".block_sparse_moe.gate.", ".mlp.experts.", ".block_sparse_moe.experts.",
+	".gate_proj.", ".w1.", ".up_proj.", ".w3.", ".down_proj.", ".w2.")
+
 // hfNaming finds a parameter under its own name, with or without the prefix that
 // the file's author may have left out.
 func hfNaming(c Config, source weights.Source) naming {
@@ -262,6 +275,9 @@ func hfNaming(c Config, source weights.Source) naming {
 	}
 	return naming{
 		file: func(name string) string {
+			if c.Architecture == "mixtral" {
+				name = mixtralNames.Replace(name)
+			}
 			if bare := strings.TrimPrefix(name, prefix); !has(name) && has(bare) {
 				return bare
 			}

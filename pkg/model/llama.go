@@ -49,9 +49,17 @@ func (h *hfConfig) llama() (Config, error) {
 			c.Window, err = h.window()
 			c.Full, err = h.fullLayers(c.Window, err)
 		}
-	case "qwen3", "smollm3":
-		c.QKNorm = h.ModelType == "qwen3"
-		if or(h.UseWindow, false) {
+	case "mixtral":
+		c.Experts, c.TopK, c.ExpertFF, c.NormTopK = or(h.Experts, 8), or(h.TopK, 2), h.FF, true
+		if h.Window != nil {
+			c.Window, err = h.window()
+		}
+	case "qwen3", "qwen3_moe", "smollm3":
+		c.QKNorm = h.ModelType != "smollm3"
+		if h.ModelType == "qwen3_moe" {
+			err = h.sparse(&c)
+		}
+		if err == nil && or(h.UseWindow, false) {
 			c.Window, err = h.window()
 			c.Full, err = h.fullLayers(c.Window, err)
 		}
@@ -141,6 +149,22 @@ func (h *hfConfig) caps() (attention, logits float64) {
 	return read(h.AttnCap, 50), read(h.LogitCap, 30)
 }
 
+// sparse completes what Qwen3's mixtures have.
+func (h *hfConfig) sparse(c *Config) error {
+	c.Experts, c.TopK, c.ExpertFF, c.NormTopK = or(h.Experts, or(h.OldExperts, 128)), or(h.TopK, 8), or(h.ExpertFF, 768), or(h.NormTopK, false)
+	if h.Layers < 1 || h.Layers > maxLayers {
+		return nil
+	}
+	plain := make([]bool, h.Layers)
+	for l := range plain {
+		plain[l] = (l+1)%max(or(h.SparseStep, 1), 1) != 0 || slices.Contains(h.MLPOnly, l)
+	}
+	if slices.Contains(plain, true) {
+		c.DenseFF = plain
+	}
+	return nil
+}
+
 // unrotated lists SmolLM3's layers without positions.
 func (h *hfConfig) unrotated() ([]bool, error) {
 	if h.Layers < 1 || h.Layers > maxLayers {
@@ -226,6 +250,7 @@ func llamaNames(c *Config, l int) blockNames {
 		norm1: p + "input_layernorm", norm2: p + "post_attention_layernorm",
 		q: p + "self_attn.q_proj", k: p + "self_attn.k_proj", v: p + "self_attn.v_proj", o: p + "self_attn.o_proj",
 		gate: p + "mlp.gate_proj", up: p + "mlp.up_proj", down: p + "mlp.down_proj",
+		router: p + "mlp.gate", experts: p + "mlp.experts",
 		qNorm: p + "self_attn.q_norm", kNorm: p + "self_attn.k_norm",
 	}
 	if c.Architecture == "phi3" {
@@ -241,6 +266,7 @@ func llamaNames(c *Config, l int) blockNames {
 var llamaClasses = map[string]string{
 	"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM",
 	"gemma2": "Gemma2ForCausalLM", "gemma3": "Gemma3ForCausalLM", "phi3": "Phi3ForCausalLM", "smollm3": "SmolLM3ForCausalLM",
+	"mixtral": "MixtralForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM",
 }
 
 // llamaJSON is a config.json that the family's class of Hugging Face loads.
@@ -266,16 +292,29 @@ func llamaJSON(c Config) (map[string]any, error) {
 	case "llama":
 		out["attention_bias"], out["mlp_bias"] = c.BiasQKV, c.BiasMLP
 		biased = c.BiasQKV != c.BiasO
-	case "mistral":
+	case "mistral", "mixtral":
 		out["sliding_window"] = nil
 		if c.Window > 0 {
 			out["sliding_window"] = c.Window
 		}
+		if kind == "mixtral" {
+			out["num_local_experts"], out["num_experts_per_tok"] = c.Experts, c.TopK
+		}
 	case "qwen2":
 		biased, layered = !c.BiasQKV || c.BiasO || c.BiasMLP, true
-	case "qwen3", "smollm3":
+	case "qwen3", "qwen3_moe", "smollm3":
+		if kind == "qwen3_moe" {
+			out["num_experts"], out["num_experts_per_tok"], out["moe_intermediate_size"], out["norm_topk_prob"] = c.Experts, c.TopK, c.ExpertFF, c.NormTopK
+			plain := []int{}
+			for l := range c.Layers {
+				if !c.routes(l) {
+					plain = append(plain, l)
+				}
+			}
+			out["decoder_sparse_step"], out["mlp_only_layers"] = 1, plain
+		}
 		out["attention_bias"], layered = c.BiasQKV, true
-		biased = c.BiasQKV != c.BiasO || c.BiasMLP && kind == "qwen3"
+		biased = c.BiasQKV != c.BiasO || c.BiasMLP && kind != "smollm3"
 		if kind == "smollm3" {
 			out["mlp_bias"] = c.BiasMLP
 			turned := make([]int, c.Layers)

@@ -21,6 +21,7 @@ type Files struct {
 type naming struct {
 	file       func(name string) string
 	transposed func(name string) bool // [I,N] in the file
+	stacked    bool                   // experts' tensors are one [E,N,I] in the file
 }
 
 // Open reads a GGUF file or a Hugging Face folder. An architecture that this build

@@ -77,7 +77,13 @@ type loader[F tensor.Float] struct {
 
 // raw finds a tensor and checks its shape, outermost first.
 func (l *loader[F]) raw(name string, shape ...int) ([]byte, tensor.DType, error) {
-	file := l.files.names.file(name)
+	file, expert, stacked := l.files.names.file(name), 0, false
+	if l.files.names.stacked {
+		if layer, e, part, ok := expertPart(name); ok {
+			file, expert, stacked = l.files.names.file(layer+".mlp.experts."+part), e, true
+			shape = append([]int{l.files.Config.Experts}, shape...)
+		}
+	}
 	info, ok := l.files.Source.Info(file)
 	if !ok {
 		_, err := l.files.Source.Data(file) // the source's own words for it
@@ -91,6 +97,10 @@ func (l *loader[F]) raw(name string, shape ...int) ([]byte, tensor.DType, error)
 		return nil, 0, &UnsupportedError{"type of " + file, info.DType.String(), "float and block types are"}
 	}
 	data, err := l.files.Source.Data(file)
+	if err == nil && stacked {
+		size := len(data) / shape[0]
+		data = data[expert*size : (expert+1)*size]
+	}
 	return data, info.DType, err
 }
 

@@ -66,13 +66,14 @@ type block[F tensor.Float] struct {
 	qNorm, kNorm   norm[F] // [D] each, with QKNorm
 	q, k, v, o     linear[F]
 	gate, up, down linear[F]
+	experts        *experts[F] // in place of those, where the layer routes
 }
 
 // blockNames names a layer's tensors, without ".weight" and ".bias". qkv stands for
 // q, k and v where they are fused, gateUp for gate and up.
 type blockNames struct {
 	norm1, norm2, q, k, v, qkv, o, gate, up, gateUp, down string
-	post1, post2, qNorm, kNorm                            string
+	post1, post2, qNorm, kNorm, router, experts           string
 }
 
 // Last reports whether the stage ends in the head.
@@ -147,7 +148,7 @@ func build[F tensor.Float](c Config, r Range, set kernel.Set[F], fill filler[F])
 		}
 	}
 	for l := r.Lo; l < r.Hi; l++ {
-		s.blocks = append(s.blocks, b.block(names(&c, l)))
+		s.blocks = append(s.blocks, b.block(names(&c, l), c.routes(l)))
 	}
 	if s.Last() {
 		s.norm = b.norm(last)
@@ -165,8 +166,15 @@ func build[F tensor.Float](c Config, r Range, set kernel.Set[F], fill filler[F])
 func (s *Stage[F]) pack() {
 	for i := range s.blocks {
 		b := &s.blocks[i]
+		if b.experts != nil {
+			for _, m := range b.experts.packed() {
+				s.set.Pack(m)
+			}
+		}
 		for _, l := range []*linear[F]{&b.q, &b.k, &b.v, &b.o, &b.gate, &b.up, &b.down} {
-			s.set.Pack(&l.Matrix)
+			if l.Rows > 0 {
+				s.set.Pack(&l.Matrix)
+			}
 		}
 	}
 	if s.head != nil {
@@ -263,7 +271,7 @@ func (l linear[F]) rows(lo, hi int) linear[F] {
 	return out
 }
 
-func (b *builder[F]) block(n blockNames) block[F] {
+func (b *builder[F]) block(n blockNames, routes bool) block[F] {
 	c := &b.stage.Config
 	var out block[F]
 	queries, keys := c.Heads*c.HeadDim, c.KVHeads*c.HeadDim
@@ -287,6 +295,10 @@ func (b *builder[F]) block(n blockNames) block[F] {
 		out.post1 = b.norm(n.post1)
 	}
 	out.norm2 = b.norm(n.norm2)
+	if routes {
+		out.experts = b.experts(n)
+		return out
+	}
 	switch {
 	case n.gateUp != "":
 		whole := b.linear(n.gateUp, 2*c.FF, c.Width, c.BiasMLP)

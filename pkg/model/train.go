@@ -35,6 +35,7 @@ type saved[F tensor.Float] struct {
 
 	rawQ, rawK   []F // before their norms, with QKNorm
 	post1, post2 []F // before theirs, with PostNorms
+	experts      routed[F]
 }
 
 // TrainForward runs the stage over a micro-batch. The trace belongs to the caller
@@ -181,6 +182,15 @@ func (s *Stage[F]) trainBlock(layer int, blk *block[F], x []F, tr *Trace[F], w *
 		k.mid = tr.keep(x)
 	}
 	s.normalize(w.h, x, &blk.norm2, n)
+	if blk.experts != nil {
+		y := w.act[:n*c.Width]
+		k.experts = s.expertsForward(blk.experts, y, w.h, n)
+		if c.PostNorms {
+			k.post2 = keep(y)
+		}
+		s.addBranch(x, y, &blk.post2, n)
+		return k
+	}
 	if c.GLU {
 		s.set.MatMuls(w.h, n, blk.gate.product(k.gate), blk.up.product(k.up))
 		s.set.GLU(w.act, k.gate, k.up, c.Act)
