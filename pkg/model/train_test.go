@@ -96,7 +96,7 @@ func brief(all []string, names ...string) []string {
 	return all
 }
 
-var trainable = []string{"llama", "llama3-rope", "llama-yarn", "llama-linear-bias", "mistral", "qwen2", "gpt2"}
+var trainable = []string{"llama", "llama3-rope", "llama-yarn", "llama-linear-bias", "mistral", "qwen2", "qwen3", "phi3", "smollm3", "gemma2", "gemma3", "mixtral", "qwen3-moe", "gpt2"}
 
 func TestStage_LossAndGradientsOfTinyModels(t *testing.T) {
 	for _, name := range brief(trainable, "llama-linear-bias", "gpt2") {
