@@ -1,0 +1,117 @@
+package toolcall
+
+import "strings"
+
+// gemma: call:name{key:value,…} between markers. Strings stand between marks of
+// their own, keys without any.
+func gemma(open, end, quote string) func(p *Parser) {
+	return func(p *Parser) {
+		p.marks = append(p.marks, mark{open, func(p *Parser) {
+			p.begin(open)
+			p.state = func(p *Parser) bool {
+				body, ok := p.until(end)
+				if !ok {
+					return p.ended()
+				}
+				name, arguments, ok := gemmaCall(body, quote)
+				if !ok {
+					return p.fail()
+				}
+				p.name(name, "")
+				p.argue(arguments)
+				p.state = text
+				return true
+			}
+		}})
+	}
+}
+
+func gemmaCall(s, quote string) (name, arguments string, ok bool) {
+	s, ok = strings.CutPrefix(strings.TrimSpace(s), "call:")
+	name, _, braced := strings.Cut(s, "{")
+	if !ok || !braced || !isName(name) {
+		return "", "", false
+	}
+	l := gemmaLexer{pyLexer{s: s, at: len(name)}, quote}
+	arguments, ok = l.value(0)
+	l.space()
+	return name, arguments, ok && l.at == len(s)
+}
+
+type gemmaLexer struct {
+	pyLexer
+	quote string
+}
+
+func (l *gemmaLexer) value(depth int) (string, bool) {
+	l.space()
+	if depth > maxDepth {
+		return "", false
+	}
+	if rest, ok := strings.CutPrefix(l.s[l.at:], l.quote); ok {
+		inner, _, ok := strings.Cut(rest, l.quote)
+		if !ok {
+			return "", false
+		}
+		l.at += len(inner) + 2*len(l.quote)
+		return marshal(inner), true
+	}
+	switch {
+	case l.take('{'):
+		return l.row('}', depth)
+	case l.take('['):
+		return l.row(']', depth)
+	}
+	from := l.at
+	if v, ok := l.pyLexer.value(depth); ok {
+		if l.space(); l.at >= len(l.s) || strings.IndexByte(",]}", l.s[l.at]) >= 0 {
+			return v, true
+		}
+	}
+	l.at = from // a bare word is a string
+	n := strings.IndexAny(l.s[from:], ",]}")
+	if n <= 0 {
+		return "", false
+	}
+	l.at += n
+	return marshal(strings.TrimSpace(l.s[from:l.at])), true
+}
+
+// row reads a list's items, or a mapping's keys and values.
+func (l *gemmaLexer) row(end byte, depth int) (string, bool) {
+	var b strings.Builder
+	open := end - 2
+	b.WriteByte(open)
+	for n := 0; !l.take(end); n++ {
+		if n > 0 {
+			if !l.take(',') {
+				return "", false
+			}
+			b.WriteString(", ")
+		}
+		if end == '}' {
+			key, ok := "", true
+			if l.space(); strings.HasPrefix(l.s[l.at:], l.quote) {
+				key, ok = l.value(depth + 1)
+			} else {
+				i := strings.IndexByte(l.s[l.at:], ':')
+				if i <= 0 {
+					return "", false
+				}
+				key = marshal(strings.Trim(l.s[l.at:l.at+i], white+`"`))
+				l.at += i
+			}
+			if !ok || !l.take(':') {
+				return "", false
+			}
+			b.WriteString(key + ": ")
+		}
+		v, ok := l.value(depth + 1)
+		if !ok {
+			return "", false
+		}
+		b.WriteString(v)
+	}
+	b.WriteByte(end)
+	return b.String(), true
+}

@@ -1,0 +1,102 @@
+package toolcall
+
+import "strings"
+
+// llama: an answer that is an object with a known tool's name, or several with
+// semicolons between; <|python_tag|> and such an object, a built-in tool as
+// name.call(key=value), or Python.
+func llama(p *Parser) {
+	object := jsonCall{between: ";,", known: true}
+	p.marks = append(p.marks, mark{"<|python_tag|>", func(p *Parser) {
+		p.begin("<|python_tag|>")
+		p.state = pythonTag
+	}})
+	p.state = func(p *Parser) bool {
+		if !p.skipWhite() {
+			return p.bareEnd()
+		}
+		if p.buf[0] != '{' {
+			return p.fail()
+		}
+		p.json, p.state = object, jsonOpen
+		return true
+	}
+}
+
+// xlam: an answer that is an array of objects.
+func xlam(p *Parser) {
+	p.state = func(p *Parser) bool {
+		if !p.skipWhite() {
+			return p.bareEnd()
+		}
+		if p.buf[0] != '[' && p.buf[0] != '{' {
+			return p.fail()
+		}
+		p.json, p.state = jsonCall{between: ",", known: true}, jsonOpen
+		return true
+	}
+}
+
+// pythonTag is behind <|python_tag|>.
+func pythonTag(p *Parser) bool {
+	if !p.skipWhite() {
+		return p.ended()
+	}
+	if p.buf[0] == '{' {
+		p.json, p.state = jsonCall{between: ";,"}, jsonOpen
+		return true
+	}
+	const call = ".call("
+	i := strings.IndexFunc(p.buf, func(r rune) bool { return r >= 0x80 || r != '_' && !isAlnum(byte(r)) })
+	if (!p.final || p.cut) && (i < 0 || strings.HasPrefix(call, p.buf[i:]) && p.buf[i:] != call) {
+		return p.wait()
+	}
+	if i > 0 && strings.HasPrefix(p.buf[i:], call) {
+		p.state = builtin
+		return true
+	}
+	p.name(p.tools.interpreter(), "")
+	p.argue(`{"code": "`)
+	p.state = code
+	return true
+}
+
+// interpreter is the tool that runs Python.
+func (t toolset) interpreter() string {
+	for _, name := range []string{"python", "code_interpreter", "ipython"} {
+		if t.has(name) {
+			return name
+		}
+	}
+	return "python"
+}
+
+// builtin reads name.call(key=value, …).
+func builtin(p *Parser) bool {
+	n, ok := pyCallEnd(p.buf)
+	if !ok {
+		if p.final {
+			p.eat(len(p.buf))
+		}
+		return p.ended()
+	}
+	name, arguments, ok := pyCall(strings.Replace(p.eat(n), ".call(", "(", 1))
+	if !ok {
+		return p.fail()
+	}
+	p.name(name, "")
+	p.argue(arguments)
+	p.state = text
+	return true
+}
+
+// code passes Python on as a string to the text's end.
+func code(p *Parser) bool {
+	p.argue(quote(p.buf))
+	p.buf = ""
+	if p.final && !p.cut {
+		p.argue(`"}`)
+		p.state = done
+	}
+	return false
+}

@@ -1,0 +1,263 @@
+package toolcall
+
+import (
+	"encoding/json"
+	"strings"
+)
+
+// xmlSpec is how a family writes calls between tags, a parameter at a time.
+type xmlSpec struct {
+	opens             []string // what begins the calls
+	call, callName    string   // what begins one, and what ends its name
+	param, paramName  string   // the same of a parameter
+	value             string   // between a parameter's name and its value, after white space
+	paramEnd, callEnd string
+	ends              []string
+	lines             bool // values stand on lines of their own
+}
+
+// xmlCall is the state of calls between tags.
+type xmlCall struct {
+	spec   *xmlSpec
+	some   bool   // a parameter was read
+	name   string // of the call
+	key    string // of the parameter
+	kinds  kinds  // of the parameter
+	begun  bool   // the string's text began
+	held   string // of the value
+	quoted bool   // the value is a string that is passed on as it comes
+}
+
+func xmlFamily(spec xmlSpec) func(p *Parser) {
+	return func(p *Parser) {
+		for _, open := range spec.opens {
+			p.marks = append(p.marks, mark{open, func(p *Parser) {
+				p.begin(open)
+				p.xml, p.state = xmlCall{spec: &spec}, xmlBetween
+			}})
+		}
+		if strings.HasPrefix(spec.call, "<function") { // models forget what is around it
+			p.marks = append(p.marks, mark{spec.call, func(p *Parser) {
+				p.begin(spec.call)
+				p.xml, p.state = xmlCall{spec: &spec}, xmlName
+			}})
+		}
+	}
+}
+
+// xmlBetween expects a call, or the end of all.
+func xmlBetween(p *Parser) bool {
+	x := p.xml.spec
+	if !p.skipWhite() {
+		return p.ended()
+	}
+	end, mayEnd := 0, false
+	for _, e := range x.ends {
+		is, may := p.at(e)
+		if is {
+			end = len(e)
+		}
+		mayEnd = mayEnd || may
+	}
+	isCall, mayCall := p.at(x.call)
+	switch {
+	case end > 0:
+		p.eat(end)
+		p.head, p.state = "", text
+	case isCall && x.call != "":
+		p.eat(len(x.call))
+		if p.named {
+			p.begin(x.call)
+		}
+		p.state = xmlName
+	case x.call == "" && !p.named:
+		p.state = xmlName
+	case mayEnd || mayCall && x.call != "":
+		return p.wait()
+	case p.named:
+		p.state = text
+	default:
+		return p.fail()
+	}
+	return true
+}
+
+func xmlName(p *Parser) bool {
+	x := p.xml.spec
+	i := strings.Index(p.buf, x.callName)
+	if x.call == "" { // the name ends where anything else begins
+		i = strings.IndexAny(p.buf, "<\n")
+	}
+	if i < 0 {
+		if p.final {
+			p.eat(len(p.buf))
+		}
+		return p.ended()
+	}
+	name := strings.Trim(p.buf[:i], white+`"`)
+	if !isName(name) {
+		return p.fail()
+	}
+	p.eat(i)
+	if x.call != "" {
+		p.eat(len(x.callName))
+	}
+	p.name(name, "")
+	p.xml.name, p.xml.some = name, false
+	p.state = xmlBody
+	return true
+}
+
+// xmlBody is before the parameters, or an object that stands for them.
+func xmlBody(p *Parser) bool {
+	p.buf = strings.TrimLeft(p.buf, white)
+	switch {
+	case p.buf == "" && (!p.final || p.cut):
+		return false
+	case strings.HasPrefix(p.buf, "{"):
+		p.object(xmlClose)
+	default:
+		p.argue("{")
+		p.state = xmlParams
+	}
+	return true
+}
+
+// xmlClose passes over what follows an object up to the call's end.
+func xmlClose(p *Parser) bool {
+	x := p.xml.spec
+	_, i := p.findIn(append([]string{x.callEnd}, x.ends...))
+	if i < 0 {
+		return false
+	}
+	p.state = text
+	if i == 0 {
+		p.state = xmlBetween
+	}
+	return true
+}
+
+// xmlParams looks for the next parameter.
+func xmlParams(p *Parser) bool {
+	x := p.xml.spec
+	_, i := p.findIn(append([]string{x.param, x.callEnd}, x.ends...))
+	switch {
+	case i == 0:
+		p.state = xmlKey
+	case i == 1:
+		p.argue("}")
+		p.state = xmlBetween
+	case i > 1:
+		p.argue("}")
+		p.state = text
+	default:
+		if p.final && !p.cut { // the model forgot the end
+			p.argue("}")
+			p.state = done
+		}
+		return false
+	}
+	return true
+}
+
+func xmlKey(p *Parser) bool {
+	x := p.xml.spec
+	key, ok := p.until(x.paramName)
+	if !ok {
+		return false
+	}
+	p.xml.kinds = p.tools.kinds(p.xml.name, "")
+	if name, attrs, ok := strings.Cut(key, `" `); ok { // string="true"
+		key = name
+		p.xml.kinds = kinds{"string": strings.Contains(attrs, `"true"`), "json": true}
+	}
+	p.xml.key = strings.Trim(key, white+`"`)
+	if p.xml.kinds == nil {
+		p.xml.kinds = p.tools.kinds(p.xml.name, p.xml.key)
+	}
+	p.state = xmlValueBegin
+	return true
+}
+
+// xmlValueBegin is before a parameter's value.
+func xmlValueBegin(p *Parser) bool {
+	x := p.xml.spec
+	if x.value != "" {
+		p.buf = strings.TrimLeft(p.buf, white)
+		is, may := p.at(x.value)
+		if may || p.buf == "" {
+			return p.wait()
+		}
+		if is {
+			p.buf = p.buf[len(x.value):]
+		}
+	}
+	name, err := json.Marshal(p.xml.key)
+	if err != nil {
+		return p.fail()
+	}
+	if p.xml.some {
+		p.argue(", ")
+	}
+	p.argue(string(name) + ": ")
+	p.xml.some, p.xml.begun, p.xml.held = true, false, ""
+	p.xml.quoted = p.xml.kinds.onlyString()
+	if p.xml.quoted {
+		p.argue(`"`)
+	}
+	p.state = xmlValue
+	return true
+}
+
+// xmlValue reads a value: a string goes on as it comes, others when they are whole.
+func xmlValue(p *Parser) bool {
+	x := p.xml.spec
+	before, i := p.findIn([]string{x.paramEnd})
+	p.xml.held += before
+	if x.lines && !p.xml.begun && p.xml.held != "" {
+		p.xml.begun = true
+		p.xml.held = strings.TrimPrefix(p.xml.held, "\n")
+	}
+	whole := i == 0 || p.final && !p.cut
+	if p.xml.quoted {
+		s := p.xml.held
+		if x.lines && whole {
+			s = strings.TrimSuffix(s, "\n")
+		} else if x.lines && strings.HasSuffix(s, "\n") {
+			s = s[:len(s)-1]
+		}
+		p.xml.held = p.xml.held[len(s):]
+		p.argue(quote(s))
+	}
+	if !whole {
+		return false
+	}
+	if p.xml.quoted {
+		p.argue(`"`)
+	} else {
+		s := p.xml.held
+		if x.lines {
+			s = strings.TrimSuffix(s, "\n")
+		}
+		p.argue(p.xml.kinds.value(s))
+	}
+	p.xml.held, p.state = "", xmlParams
+	return true
+}
+
+// quote writes text as the inside of a JSON string.
+func quote(s string) string {
+	q := marshal(s)
+	return q[1 : len(q)-1]
+}
+
+// marshal is JSON as Python writes it: no characters of HTML are escaped.
+func marshal(v any) string {
+	var b strings.Builder
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	if err := e.Encode(v); err != nil {
+		return `""` // strings always can be written
+	}
+	return strings.TrimSuffix(b.String(), "\n")
+}
