@@ -95,6 +95,9 @@ type Heads struct {
 	H, K, D int     // H query heads share K key/value heads of size D; K divides H
 	Scale   float64 // multiplies q·k; usually 1/sqrt(D)
 	Window  int     // 0: full causal; w: a position sees itself and the w-1 before it
+	// Sinks, one a head, take part in the softmax of Attend as scores without values; nil:
+	// none. AttendCausal leaves them to its caller, who has the log-sum-exp.
+	Sinks   []float32
 	Softcap float64 // bounds scaled scores: cap·tanh(score/cap); 0: not
 }
 

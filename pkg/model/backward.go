@@ -156,6 +156,9 @@ func (s *Stage[F]) blockGrad(layer int, blk *block[F], k *saved[F], dx []F, tr *
 func (s *Stage[F]) attendGrad(layer int, blk *block[F], k *saved[F], dx []F, tr *Trace[F], g *Params[F], w *grads[F]) {
 	c, n := &s.Config, tr.in.B*tr.in.T
 	s.linearGrad(w.datt, k.att, n, g, branch[F]{s.postGrad(dx, k.post1, &blk.post1, g, n, w), &blk.o})
+	if c.Sinks {
+		s.sinkGrad(w.datt, k.att, k.lse, &blk.sinks, g)
+	}
 	s.set.AttendCausalGrad(w.dq, w.dk, w.dv, w.datt, k.att, k.lse, k.q, k.k, k.v, tr.in.B, tr.in.T, c.heads(layer))
 	if r := s.rotaries[layer-s.Range.Lo]; r != nil {
 		s.set.RotateGrad(w.dq, r, tr.pos, c.Heads, c.HeadDim)

@@ -10,7 +10,7 @@ import (
 
 // Config is a model's hyper-parameters, read from config.json or GGUF metadata.
 type Config struct {
-	Architecture string // "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "smollm3", "mixtral", "qwen3_moe", "gpt2"
+	Architecture string // "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "smollm3", "mixtral", "qwen3_moe", "gpt-oss", "gpt2"
 	Layers       int    // L
 	Width        int    // C
 	Heads        int    // H
@@ -45,6 +45,9 @@ type Config struct {
 	ExpertFF     int     // F of an expert
 	NormTopK     bool    // weights of the chosen add up to one
 	DenseFF      []bool  // [L] layers without a router despite Experts; nil: none
+	Sinks        bool    // each head's softmax has a score without a value
+	GLUAlpha     float64 // GPT-OSS's gate, g·sigmoid(alpha·g)·(up+1); 0: as Act says
+	GLULimit     float64 // and bound of g from above, of up on both sides
 	BOS, EOS     int     // -1 where there is none
 }
 

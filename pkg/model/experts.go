@@ -38,7 +38,8 @@ type routed[F tensor.Float] struct {
 // experts builds the part from per-expert tensors; as parameters they are stacked.
 func (b *builder[F]) experts(n blockNames) *experts[F] {
 	c := &b.stage.Config
-	x := &experts[F]{router: b.single(n.router, c.Experts, c.Width)}
+	router := b.linear(n.router, c.Experts, c.Width, c.GLUAlpha != 0)
+	x := &experts[F]{router: &router}
 	if b.err != nil {
 		return x
 	}
@@ -70,20 +71,115 @@ func (b *builder[F]) experts(n blockNames) *experts[F] {
 		}
 		return linear[F]{Matrix: m, atW: slot{index, from, rows * cols}}
 	}
+	biased, bothBias, downBias := c.GLUAlpha != 0, 0, 0
+	if biased {
+		bothBias = b.add(Param[F]{Name: n.experts + ".gate_up_proj_bias", Shape: []int{c.Experts, 2 * f}, Data: make([]F, c.Experts*2*f)})
+		downBias = b.add(Param[F]{Name: n.experts + ".down_proj_bias", Shape: []int{c.Experts, c.Width}, Data: make([]F, c.Experts*c.Width)})
+	}
+	bias := func(l linear[F], e int, name string, index, from int) linear[F] {
+		if !biased || b.err != nil {
+			return l
+		}
+		v, err := b.fill.vector(fmt.Sprintf("%s.%d.%s.bias", n.experts, e, name), l.Rows)
+		if err != nil {
+			b.err = err
+			return l
+		}
+		data := b.stage.params.Tensors[index].Data
+		l.bias, l.hasB, l.atB = data[from:from+copy(data[from:], v)], true, slot{index, from, l.Rows}
+		return l
+	}
 	for e := range c.Experts {
 		at := e * 2 * f * c.Width
-		x.gate = append(x.gate, piece(e, "gate_proj", f, c.Width, both, at))
-		x.up = append(x.up, piece(e, "up_proj", f, c.Width, both, at+f*c.Width))
-		x.down = append(x.down, piece(e, "down_proj", c.Width, f, down, e*f*c.Width))
+		x.gate = append(x.gate, bias(piece(e, "gate_proj", f, c.Width, both, at), e, "gate_proj", bothBias, 2*e*f))
+		x.up = append(x.up, bias(piece(e, "up_proj", f, c.Width, both, at+f*c.Width), e, "up_proj", bothBias, (2*e+1)*f))
+		x.down = append(x.down, bias(piece(e, "down_proj", c.Width, f, down, e*f*c.Width), e, "down_proj", downBias, e*c.Width))
 	}
 	return x
+}
+
+// gated computes the experts' activation. GPT-OSS's, g·sigmoid(alpha·g)·(up+1) of bounded
+// g and up, is SiLU's of alpha·g and (up+1)/alpha.
+func (s *Stage[F]) gated(y, gate, up []F) {
+	c := &s.Config
+	if c.GLUAlpha == 0 {
+		s.set.GLU(y, gate, up, c.Act)
+		return
+	}
+	g, u := s.bounded(gate, up)
+	s.set.GLU(y, g, u, kernel.SiLU)
+}
+
+// bounded are the arguments of SiLU's gate for GPT-OSS's.
+func (s *Stage[F]) bounded(gate, up []F) (g, u []F) {
+	alpha, limit := F(s.Config.GLUAlpha), F(s.Config.GLULimit)
+	g, u = make([]F, len(gate)), make([]F, len(up))
+	for i, v := range gate {
+		g[i] = min(v, limit) * alpha
+		u[i] = (min(max(up[i], -limit), limit) + 1) / alpha
+	}
+	return g, u
+}
+
+// gatedGrad overwrites dgate and dup, which may be dy.
+func (s *Stage[F]) gatedGrad(dgate, dup, dy, gate, up []F) {
+	c := &s.Config
+	if c.GLUAlpha == 0 {
+		s.set.GLUGrad(dgate, dup, dy, gate, up, c.Act)
+		return
+	}
+	alpha, limit := F(c.GLUAlpha), F(c.GLULimit)
+	g, u := s.bounded(gate, up)
+	s.set.GLUGrad(dgate, dup, dy, g, u, kernel.SiLU)
+	for i := range dgate {
+		dgate[i] *= alpha
+		if gate[i] > limit {
+			dgate[i] = 0
+		}
+		dup[i] /= alpha
+		if up[i] > limit || up[i] < -limit {
+			dup[i] = 0
+		}
+	}
+}
+
+// sink scales each head's output by its share of a softmax that the sink takes part in.
+func (s *Stage[F]) sink(att, lse []F, sinks *norm[F]) {
+	d := s.Config.HeadDim
+	for i, l := range lse {
+		share := F(1 / (1 + math.Exp(float64(sinks.gain[i%len(sinks.gain)])-float64(l))))
+		for j := range d {
+			att[i*d+j] *= share
+		}
+	}
+}
+
+// sinkGrad adds the sinks' gradient and scales datt in place, so that with att behind the
+// sinks attention's own gradient is that of all of it: the part of the log-sum-exp just
+// makes up for the part of the share.
+func (s *Stage[F]) sinkGrad(datt, att, lse []F, sinks *norm[F], g *Params[F]) {
+	d, into := s.Config.HeadDim, g.at(sinks.atG)
+	sums := make([]float64, len(into))
+	for i, l := range lse {
+		head := i % len(into)
+		share := 1 / (1 + math.Exp(float64(sinks.gain[head])-float64(l)))
+		var along float64
+		for j := i * d; j < (i+1)*d; j++ {
+			along += float64(datt[j]) * float64(att[j])
+			datt[j] *= F(share)
+		}
+		sums[head] -= along * (1 - share)
+	}
+	for i, v := range sums {
+		into[i] += F(v)
+	}
 }
 
 // route computes which experts the rows of h[T,C] go to.
 func (s *Stage[F]) route(x *experts[F], h []F, t int) routing[F] {
 	c := &s.Config
 	r := routing[F]{probs: make([]F, t*c.Experts), bounds: make([]int, c.Experts+1)}
-	s.set.MatMul(r.probs, h, &x.router.Matrix, nil, t)
+	s.set.MatMul(r.probs, h, &x.router.Matrix, x.router.bias, t)
 	chosen, weights := make([]bool, t*c.Experts), make([]F, t*c.Experts)
 	for row := range t {
 		p, w, in := r.probs[row*c.Experts:(row+1)*c.Experts], weights[row*c.Experts:], chosen[row*c.Experts:]
@@ -149,9 +245,9 @@ func (s *Stage[F]) expertsForward(x *experts[F], y, h []F, t int) routed[F] {
 		}
 		g, u, a := k.gate[lo*c.ExpertFF:hi*c.ExpertFF], k.up[lo*c.ExpertFF:hi*c.ExpertFF], act[lo*c.ExpertFF:hi*c.ExpertFF]
 		s.set.MatMuls(in[lo*c.Width:hi*c.Width], hi-lo, x.gate[e].product(g), x.up[e].product(u))
-		s.set.GLU(a, g, u, c.Act)
+		s.gated(a, g, u)
 		o := out[lo*c.Width : hi*c.Width]
-		s.set.MatMul(o, a, &x.down[e].Matrix, nil, hi-lo)
+		s.set.MatMul(o, a, &x.down[e].Matrix, x.down[e].bias, hi-lo)
 		for j := lo; j < hi; j++ {
 			to, w := y[k.rows[j]*c.Width:], k.weight[j]
 			for i, v := range o[(j-lo)*c.Width : (j-lo+1)*c.Width] {
@@ -186,8 +282,8 @@ func (s *Stage[F]) expertsBackward(x *experts[F], k *routed[F], dh, dy, h []F, t
 		}
 		wide := func(b []F) []F { return b[lo*c.ExpertFF : hi*c.ExpertFF] }
 		rows := func(b []F) []F { return b[lo*c.Width : hi*c.Width] }
-		s.set.GLU(wide(act), wide(k.gate), wide(k.up), c.Act)
-		s.set.MatMul(rows(out), wide(act), &x.down[e].Matrix, nil, hi-lo)
+		s.gated(wide(act), wide(k.gate), wide(k.up))
+		s.set.MatMul(rows(out), wide(act), &x.down[e].Matrix, x.down[e].bias, hi-lo)
 		for j := lo; j < hi; j++ {
 			var sum float64
 			d, o := dy[k.rows[j]*c.Width:][:c.Width], out[j*c.Width:]
@@ -200,7 +296,7 @@ func (s *Stage[F]) expertsBackward(x *experts[F], k *routed[F], dh, dy, h []F, t
 		}
 		s.linearGrad(wide(dact), wide(act), hi-lo, g, branch[F]{rows(dout), &x.down[e]})
 		dup := wide(dact)
-		s.set.GLUGrad(wide(dgate), dup, wide(dact), wide(k.gate), wide(k.up), c.Act)
+		s.gatedGrad(wide(dgate), dup, wide(dact), wide(k.gate), wide(k.up))
 		s.linearGrad(rows(din), rows(in), hi-lo, g, branch[F]{wide(dgate), &x.gate[e]}, branch[F]{dup, &x.up[e]})
 	}
 	s.linearGrad(dh, h, t, g, branch[F]{s.routerGrad(k, dweight, t), x.router})

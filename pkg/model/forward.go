@@ -221,7 +221,9 @@ func (s *Stage[F]) attend(i int, b *Batch[F], x []F, pos []int32, w *workspace[F
 		w.spans = append(w.spans, kernel.Span[F]{Rows: e.Rows, Pos: e.Pos, KV: e.Seq.View(i)})
 		row += e.Rows
 	}
-	s.set.Attend(w.att, w.q, w.spans, c.heads(s.Range.Lo+i))
+	heads := c.heads(s.Range.Lo + i)
+	heads.Sinks = blk.sinks32
+	s.set.Attend(w.att, w.q, w.spans, heads)
 	s.set.MatMul(w.h, w.att, &blk.o.Matrix, blk.o.bias, t)
 	s.addBranch(x, w.h, &blk.post1, t)
 }

@@ -46,7 +46,7 @@ func (f *ggufFields) float(key string, otherwise float64) float64 {
 func ggufConfig(g *weights.GGUF) (Config, error) {
 	meta := g.Meta()
 	arch, _ := meta.String("general.architecture")
-	if !slices.Contains([]string{"llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "smollm3", "qwen3moe", "gpt2"}, arch) {
+	if !slices.Contains([]string{"llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "smollm3", "qwen3moe", "gpt-oss", "gpt2"}, arch) {
 		return Config{}, &UnsupportedError{"general.architecture", arch, supported}
 	}
 	f := &ggufFields{meta: meta, arch: arch}
@@ -92,6 +92,14 @@ func ggufConfig(g *weights.GGUF) (Config, error) {
 		}
 	case "gemma2", "gemma3":
 		ggufGemma(f, &c)
+	case "gpt-oss":
+		c.Sinks, c.GLUAlpha, c.GLULimit = has("blk.0.attn_sinks.weight"), 1.702, 7
+		if c.Window > 0 && c.Layers <= maxLayers {
+			c.Full = make([]bool, c.Layers)
+			for l := range c.Full {
+				c.Full[l] = (l+1)%max(f.uint("attention.sliding_window_pattern", 2), 1) == 0
+			}
+		}
 	}
 	var err error
 	if c.Rope, err = ggufRope(g, f, c); err != nil {
@@ -150,6 +158,7 @@ func ggufRope(g *weights.GGUF, f *ggufFields, c Config) (Rope, error) {
 	case "yarn":
 		r.Type, r.Factor = "yarn", f.float("rope.scaling.factor", 1)
 		r.Original = f.uint("rope.scaling.original_context_length", c.Context)
+		r.KeepRamp = f.arch == "gpt-oss" // which is published so; files do not say
 		r.BetaFast, r.BetaSlow = f.float("rope.scaling.yarn_beta_fast", 32), f.float("rope.scaling.yarn_beta_slow", 1)
 		if a := f.float("rope.scaling.attn_factor", 1); a != 1 {
 			r.Attention = a * yarnScale(r.Factor, 1)
@@ -207,6 +216,9 @@ func ggufNaming(c *Config) naming {
 		".mlp.gate.", ".ffn_gate_inp.", ".mlp.experts.gate_proj.", ".ffn_gate_exps.",
 		".mlp.experts.up_proj.", ".ffn_up_exps.", ".mlp.experts.down_proj.", ".ffn_down_exps.",
 		".pre_feedforward_layernorm.", ".ffn_norm.", ".post_feedforward_layernorm.", ".post_ffw_norm.",
+	}
+	if c.Architecture == "gpt-oss" {
+		pairs = append([]string{".mlp.router.", ".ffn_gate_inp.", ".self_attn.sinks", ".attn_sinks.weight", ".post_attention_layernorm.", ".post_attention_norm."}, pairs...)
 	}
 	if c.PostNorms { // the first match counts
 		pairs = append([]string{".post_attention_layernorm.", ".post_attention_norm."}, pairs...)

@@ -11,7 +11,7 @@ import (
 )
 
 // The architectures of config.json's model_type.
-const supported = "llama, mistral, qwen2, qwen3, gemma2, gemma3, phi3, smollm3, mixtral, qwen3_moe and gpt2 are"
+const supported = "llama, mistral, qwen2, qwen3, gemma2, gemma3, phi3, smollm3, mixtral, qwen3_moe, gpt-oss and gpt2 are"
 
 // hfRope is rope_scaling, or rope_parameters with rope_theta inside.
 type hfRope struct {
@@ -48,7 +48,7 @@ type hfConfig struct {
 	Context    int             `json:"max_position_embeddings"`
 	RMSEps     *float64        `json:"rms_norm_eps"`
 	Act        string          `json:"hidden_act"`
-	AttnBias   bool            `json:"attention_bias"`
+	AttnBias   *bool           `json:"attention_bias"`
 	MLPBias    bool            `json:"mlp_bias"`
 	Tied       *bool           `json:"tie_word_embeddings"`
 	Theta      *float64        `json:"rope_theta"`
@@ -65,13 +65,15 @@ type hfConfig struct {
 	NoRopeEvery *int  `json:"no_rope_layer_interval"`
 
 	// Of mixtures.
-	Experts    *int  `json:"num_local_experts"`
-	OldExperts *int  `json:"num_experts"`
-	TopK       *int  `json:"num_experts_per_tok"`
-	ExpertFF   *int  `json:"moe_intermediate_size"`
-	NormTopK   *bool `json:"norm_topk_prob"`
-	SparseStep *int  `json:"decoder_sparse_step"`
-	MLPOnly    []int `json:"mlp_only_layers"`
+	Experts    *int     `json:"num_local_experts"`
+	OldExperts *int     `json:"num_experts"`
+	TopK       *int     `json:"num_experts_per_tok"`
+	ExpertFF   *int     `json:"moe_intermediate_size"`
+	NormTopK   *bool    `json:"norm_topk_prob"`
+	SparseStep *int     `json:"decoder_sparse_step"`
+	MLPOnly    []int    `json:"mlp_only_layers"`
+	GLUAlpha   *float64 `json:"swiglu_alpha"`
+	GLULimit   *float64 `json:"swiglu_limit"`
 
 	// Gemma's.
 	Activation  string          `json:"hidden_activation"`
@@ -106,7 +108,7 @@ func ParseHF(text []byte) (Config, error) {
 	var c Config
 	var err error
 	switch h.ModelType {
-	case "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "smollm3", "mixtral", "qwen3_moe":
+	case "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "smollm3", "mixtral", "qwen3_moe", "gpt_oss":
 		c, err = h.llama()
 	case "gpt2":
 		c, err = h.gpt2()
@@ -117,6 +119,9 @@ func ParseHF(text []byte) (Config, error) {
 		return Config{}, err
 	}
 	c.Architecture = strings.TrimSuffix(h.ModelType, "_text")
+	if c.Architecture == "gpt_oss" {
+		c.Architecture = "gpt-oss"
+	}
 	c.BOS, c.EOS = or(h.BOS, -1), firstID(h.EOS)
 	return c, c.Validate()
 }
@@ -283,6 +288,7 @@ func hfNaming(c Config, source weights.Source) naming {
 			}
 			return name
 		},
-		transposed: func(name string) bool { return c.Architecture == "gpt2" && conv1D(name) },
+		interleaved: c.Architecture == "gpt-oss",
+		transposed:  func(name string) bool { return c.Architecture == "gpt2" && conv1D(name) },
 	}
 }

@@ -33,7 +33,7 @@ func (h *hfConfig) llama() (Config, error) {
 	c := Config{
 		Layers: h.Layers, Width: h.Width, Heads: h.Heads, KVHeads: or(h.KVHeads, h.Heads), FF: h.FF,
 		Vocab: h.Vocab, Context: h.Context, NormEps: or(h.RMSEps, 1e-6), GLU: true,
-		BiasQKV: h.AttnBias, BiasO: h.AttnBias, BiasMLP: h.MLPBias, TiedHead: or(h.Tied, false),
+		BiasQKV: or(h.AttnBias, false), BiasO: or(h.AttnBias, false), BiasMLP: h.MLPBias, TiedHead: or(h.Tied, false),
 	}
 	if c.Heads < 1 || c.KVHeads < 1 {
 		return c, &FieldError{"num_attention_heads", fmt.Sprintf("%d heads, %d key/value heads", c.Heads, c.KVHeads)}
@@ -49,6 +49,8 @@ func (h *hfConfig) llama() (Config, error) {
 			c.Window, err = h.window()
 			c.Full, err = h.fullLayers(c.Window, err)
 		}
+	case "gpt_oss":
+		err = h.gptOSS(&c)
 	case "mixtral":
 		c.Experts, c.TopK, c.ExpertFF, c.NormTopK = or(h.Experts, 8), or(h.TopK, 2), h.FF, true
 		if h.Window != nil {
@@ -165,6 +167,33 @@ func (h *hfConfig) sparse(c *Config) error {
 	return nil
 }
 
+// gptOSS completes what GPT-OSS has: sinks, biases everywhere, a clamped gate, and a window
+// in every other layer.
+func (h *hfConfig) gptOSS(c *Config) error {
+	c.Experts, c.TopK, c.ExpertFF, c.NormTopK = or(h.Experts, 128), or(h.TopK, 4), h.FF, true
+	c.Sinks, c.BiasQKV, c.BiasO = true, or(h.AttnBias, true), or(h.AttnBias, true)
+	c.HeadDim = or(h.HeadDim, 64)
+	c.GLUAlpha, c.GLULimit = or(h.GLUAlpha, 1.702), or(h.GLULimit, 7)
+	w := 128
+	if h.Window != nil {
+		var err error
+		if w, err = h.window(); err != nil {
+			return err
+		}
+	}
+	if c.Window = w; w == 0 {
+		return nil
+	}
+	if h.LayerTypes == nil && h.Layers > 0 && h.Layers <= maxLayers {
+		for l := range h.Layers {
+			h.LayerTypes = append(h.LayerTypes, []string{"sliding_attention", "full_attention"}[l%2])
+		}
+	}
+	var err error
+	c.Full, err = h.fullLayers(c.Window, nil)
+	return err
+}
+
 // unrotated lists SmolLM3's layers without positions.
 func (h *hfConfig) unrotated() ([]bool, error) {
 	if h.Layers < 1 || h.Layers > maxLayers {
@@ -252,6 +281,9 @@ func llamaNames(c *Config, l int) blockNames {
 		gate: p + "mlp.gate_proj", up: p + "mlp.up_proj", down: p + "mlp.down_proj",
 		router: p + "mlp.gate", experts: p + "mlp.experts",
 		qNorm: p + "self_attn.q_norm", kNorm: p + "self_attn.k_norm",
+	}
+	if c.Architecture == "gpt-oss" {
+		n.router, n.sinks = p+"mlp.router", p+"self_attn.sinks"
 	}
 	if c.Architecture == "phi3" {
 		n.qkv, n.gateUp = p+"self_attn.qkv_proj", p+"mlp.gate_up_proj"

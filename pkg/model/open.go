@@ -22,6 +22,8 @@ type naming struct {
 	file       func(name string) string
 	transposed func(name string) bool // [I,N] in the file
 	stacked    bool                   // experts' tensors are one [E,N,I] in the file
+
+	interleaved bool // GPT-OSS's: gates and ups alternate in one tensor of all experts
 }
 
 // Open reads a GGUF file or a Hugging Face folder. An architecture that this build

@@ -3,6 +3,7 @@ package model
 import (
 	"fmt"
 	"math"
+	"strings"
 
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/tensor"
@@ -92,6 +93,13 @@ func (l *loader[F]) raw(name string, shape ...int) ([]byte, tensor.DType, error)
 	if fmt.Sprint(info.Shape) != fmt.Sprint(shape) {
 		return nil, 0, &FieldError{file, fmt.Sprintf("shape %v, want %v", info.Shape, shape)}
 	}
+	if strings.HasSuffix(file, "_blocks") || strings.HasSuffix(file, "_scales") {
+		if info.DType != tensor.U8 {
+			return nil, 0, &UnsupportedError{"type of " + file, info.DType.String(), "U8 is"}
+		}
+		data, err := l.files.Source.Data(file)
+		return data, info.DType, err
+	}
 	switch info.DType {
 	case tensor.I8, tensor.I16, tensor.I32, tensor.I64, tensor.U8, tensor.Bool:
 		return nil, 0, &UnsupportedError{"type of " + file, info.DType.String(), "float and block types are"}
@@ -105,6 +113,9 @@ func (l *loader[F]) raw(name string, shape ...int) ([]byte, tensor.DType, error)
 }
 
 func (l *loader[F]) vector(name string, n int) ([]F, error) {
+	if layer, e, part, ok := expertPart(name); ok && l.files.names.interleaved {
+		return l.fusedBias(layer, e, part, n)
+	}
 	data, dtype, err := l.raw(name, n)
 	if err != nil {
 		return nil, err
@@ -124,6 +135,9 @@ func (l *loader[F]) vector(name string, n int) ([]F, error) {
 
 func (l *loader[F]) matrix(name string, rows, cols int) (kernel.Matrix[F], error) {
 	m := kernel.Matrix[F]{Rows: rows, Cols: cols}
+	if layer, e, part, ok := expertPart(name); ok && l.files.names.interleaved {
+		return l.fusedExpert(layer, e, part, rows, cols)
+	}
 	transposed := l.files.names.transposed(name)
 	shape := []int{rows, cols}
 	if transposed {

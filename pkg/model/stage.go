@@ -66,6 +66,8 @@ type block[F tensor.Float] struct {
 	qNorm, kNorm   norm[F] // [D] each, with QKNorm
 	q, k, v, o     linear[F]
 	gate, up, down linear[F]
+	sinks          norm[F]     // [H] scores, as a gain
+	sinks32        []float32   // what attention takes
 	experts        *experts[F] // in place of those, where the layer routes
 }
 
@@ -73,7 +75,7 @@ type block[F tensor.Float] struct {
 // q, k and v where they are fused, gateUp for gate and up.
 type blockNames struct {
 	norm1, norm2, q, k, v, qkv, o, gate, up, gateUp, down string
-	post1, post2, qNorm, kNorm, router, experts           string
+	post1, post2, qNorm, kNorm, router, experts, sinks    string
 }
 
 // Last reports whether the stage ends in the head.
@@ -291,6 +293,12 @@ func (b *builder[F]) block(n blockNames, routes bool) block[F] {
 		out.qNorm, out.kNorm = b.normOf(n.qNorm, c.HeadDim), b.normOf(n.kNorm, c.HeadDim)
 	}
 	out.o = b.linear(n.o, c.Width, queries, c.BiasO)
+	if c.Sinks {
+		out.sinks.gain, out.sinks.atG = b.vector(n.sinks, c.Heads)
+		for _, v := range out.sinks.gain {
+			out.sinks32 = append(out.sinks32, float32(v))
+		}
+	}
 	if c.PostNorms {
 		out.post1 = b.norm(n.post1)
 	}

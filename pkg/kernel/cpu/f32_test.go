@@ -129,7 +129,7 @@ func BenchmarkMatMul_Float32(b *testing.B) {
 func TestTraining_SameBitsOnAllInstructionsAndThreads(t *testing.T) {
 	runs := map[string]func(s *cpu.Set) []float32{}
 	for _, a := range []kernel.Heads{
-		{H: 2, K: 1, D: 40, Scale: 0.3}, {H: 2, K: 2, D: 16, Scale: 0.2, Window: 37}, {H: 1, K: 1, D: 32, Scale: 0.1, Window: 1},
+		{H: 2, K: 1, D: 40, Scale: 0.3}, {H: 2, K: 2, D: 16, Scale: 0.2, Window: 37}, {H: 1, K: 1, D: 32, Scale: 0.1, Window: 1}, {H: 1, K: 1, D: 32, Scale: 0.2, Softcap: 3},
 	} {
 		for _, rows := range []int{1, 31, 205, 700} {
 			if rows == 700 && a.K > 1 {
@@ -204,7 +204,7 @@ func TestTraining_SameBitsOnAllInstructionsAndThreads(t *testing.T) {
 
 // TestAttendCausal_LongSequences compares blocks of rows with the reference.
 func TestAttendCausal_LongSequences(t *testing.T) {
-	for _, a := range []kernel.Heads{{H: 2, K: 1, D: 24, Scale: 0.3}, {H: 1, K: 1, D: 16, Scale: 0.3, Window: 50}} {
+	for _, a := range []kernel.Heads{{H: 2, K: 1, D: 24, Scale: 0.3}, {H: 1, K: 1, D: 16, Scale: 0.3, Window: 50}, {H: 2, K: 1, D: 16, Scale: 0.3, Softcap: 2}} {
 		const rows = 330
 		n, kn := rows*a.H*a.D, rows*a.K*a.D
 		run := func(s kernel.Set[float32]) []float32 {

@@ -4,7 +4,6 @@ import (
 	"math"
 
 	"github.com/lamina-mesh/lamina/pkg/kernel"
-	"github.com/lamina-mesh/lamina/pkg/kernel/ref"
 )
 
 // Attention in training. Rows of queries are worked on in blocks: their scores with all
@@ -115,10 +114,6 @@ func (c *causal) hide(row []float32, p int) {
 
 // AttendCausal is attention over whole sequences, a block of one head's rows at a time.
 func (s *Set) AttendCausal(y, lse, q, k, v []float32, b, t int, a kernel.Heads) {
-	if a.Softcap != 0 { // only the plain loops bound scores in training
-		ref.New[float32]().AttendCausal(y, lse, q, k, v, b, t, a)
-		return
-	}
 	must("attend causal", "q", len(q), b*t*a.H*a.D)
 	must("attend causal", "y", len(y), b*t*a.H*a.D)
 	must("attend causal", "k", len(k), b*t*a.K*a.D)
@@ -144,6 +139,10 @@ func (c *causal) forward(y, lse, q, k, v []float32, lo, hi int) {
 	var sums [causalRows]float32
 	for p := lo; p < hi; p++ {
 		row, from := c.scores[(p-lo)*c.ld:][:c.ld], first(p, c.a)
+		if c.a.Softcap != 0 {
+			c.softcap(row[from:p+1], float32(c.a.Scale), float32(c.a.Softcap))
+			scale = 1
+		}
 		best, sum := c.attend.weigh(&row[from], p+1-from, scale)
 		sums[p-lo], lse[p*c.a.H] = sum, best
 		c.hide(row, p)
@@ -182,10 +181,6 @@ func logOf(x float64) float64 {
 // and the kept log-sum-exp. Heads that share a key/value head are one piece of work, so
 // that their sums meet in one order.
 func (s *Set) AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v []float32, b, t int, a kernel.Heads) {
-	if a.Softcap != 0 {
-		ref.New[float32]().AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v, b, t, a)
-		return
-	}
 	must("attend causal grad", "dy", len(dy), b*t*a.H*a.D)
 	must("attend causal grad", "y", len(y), b*t*a.H*a.D)
 	must("attend causal grad", "q", len(q), b*t*a.H*a.D)
@@ -231,10 +226,26 @@ func (c *causal) slope(dy, y, lse []float32, lo, hi int) {
 		weights, slopes := c.scores[(p-lo)*c.ld:][:c.ld], c.slopes[(p-lo)*c.ld:][:c.ld]
 		from := first(p, c.a)
 		n := p + 1 - from
-		c.train.scoreSlopes(&slopes[from], &weights[from], n, scale, lse[p*c.a.H], deltas[p-lo])
+		if c.a.Softcap != 0 {
+			c.cappedSlopes(slopes[from:p+1], weights[from:p+1], scale, lse[p*c.a.H], deltas[p-lo])
+		} else {
+			c.train.scoreSlopes(&slopes[from], &weights[from], n, scale, lse[p*c.a.H], deltas[p-lo])
+		}
 		c.hide(weights, p)
 		c.hide(slopes, p)
 	}
+}
+
+// cappedSlopes does so where scores are bounded: the bound's derivative is one more
+// factor.
+func (c *causal) cappedSlopes(slopes, weights []float32, scale, lse, delta float32) {
+	most := float32(c.a.Softcap)
+	c.softcap(weights, scale, most)
+	for i, s := range weights {
+		u := float32(s / most)
+		slopes[i] = float32((slopes[i] - delta) * float32(scale*(1-float32(u*u))))
+	}
+	c.train.scoreSlopes(&slopes[0], &weights[0], len(weights), 1, lse, 0)
 }
 
 // queryGrad writes the gradient of queries lo..hi-1.

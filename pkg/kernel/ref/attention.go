@@ -72,7 +72,14 @@ func (*Set[F]) Attend(y, q []F, spans []kernel.Span[F], a kernel.Heads) {
 			}
 			values := func(pos int) []F { return s.KV.Values[pos/n][(kv*n+pos%n)*a.D:][:a.D] }
 			off := ((first+r)*a.H + head) * a.D
-			attendRow(y[off:off+a.D], q[off:off+a.D], from(s.Pos+r, a), s.Pos+r, a, keys, values)
+			out := y[off : off+a.D]
+			lse := attendRow(out, q[off:off+a.D], from(s.Pos+r, a), s.Pos+r, a, keys, values)
+			if a.Sinks != nil {
+				share := 1 / (1 + math.Exp(float64(a.Sinks[head])-lse))
+				for i, v := range out {
+					out[i] = F(float64(v) * share)
+				}
+			}
 		})
 		first += s.Rows
 	}
