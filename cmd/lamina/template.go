@@ -8,14 +8,14 @@ import (
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/template"
-	"github.com/lamina-mesh/lamina/pkg/vocab"
 	"github.com/lamina-mesh/lamina/services/tokenizer"
 )
 
 type templateCmd struct {
 	Model            string `short:"m" help:"GGUF file or Hugging Face folder whose chat template renders the messages on standard input." xor:"template"`
+	Name             string `help:"Which of the model's templates, for -m; by itself tool_use where there are tools, else default."`
 	Tools            string `help:"File with OpenAI's tool definitions, a JSON list, for -m."`
-	GenerationPrompt bool   `help:"Open the assistant's turn at the end, for -m." default:"true" negatable:""`
+	GenerationPrompt bool   `help:"Open the assistant's turn at the end, for -m, unless the input says." default:"true" negatable:""`
 	Template         string `help:"File with a template to render from --context." xor:"template"`
 	Context          string `help:"File with the variables of --template, a JSON object; standard input when absent."`
 }
@@ -44,35 +44,65 @@ func (c *templateCmd) chat(e *env) (template.Result, error) {
 	if c.Context != "" {
 		return template.Result{}, fault.Field("context", "it goes with --template; a model's template takes messages on standard input")
 	}
-	v, err := tokenizer.LoadVocab(c.Model)
+	files, err := tokenizer.LoadChat(c.Model)
 	if err != nil {
 		return template.Result{}, err
 	}
-	if v.ChatTemplate() == "" {
-		return template.Result{}, fault.New(fault.FailedPrecondition, "find a chat template: %s has none", c.Model)
-	}
-	t, err := template.Parse(v.ChatTemplate())
-	if err != nil {
-		return template.Result{}, fault.Wrap(fault.FailedPrecondition, err, "parse the chat template of %s", c.Model)
-	}
-	in := template.ChatInput{AddGenerationPrompt: c.GenerationPrompt, BOS: spelling(v, v.BOS), EOS: spelling(v, v.EOS)}
 	text, err := io.ReadAll(e.stdin)
 	if err != nil {
 		return template.Result{}, err
 	}
-	var messages []json.RawMessage
-	if err := json.Unmarshal(text, &messages); err != nil {
-		return template.Result{}, fault.Wrap(fault.Invalid, err, "parse standard input: want a JSON list of messages")
+	in, err := c.input(text)
+	if err != nil {
+		return template.Result{}, err
 	}
-	for _, m := range messages {
-		in.Messages = append(in.Messages, template.Message{JSON: m})
-	}
+	in.Special = files.Special
 	if c.Tools != "" {
 		if in.Tools, err = readInput(e, c.Tools); err != nil {
 			return template.Result{}, err
 		}
 	}
+	source, err := files.Pick(c.Name, len(in.Tools) > 0)
+	if err != nil {
+		return template.Result{}, err
+	}
+	t, err := template.Parse(source)
+	if err != nil {
+		return template.Result{}, fault.Wrap(fault.FailedPrecondition, err, "parse the chat template of %s", c.Model)
+	}
 	return t.Chat(e.ctx, in, template.Options{Now: time.Now})
+}
+
+// input reads a list of messages, or an object that holds them beside tools, the
+// generation prompt and further variables.
+func (c *templateCmd) input(text []byte) (template.ChatInput, error) {
+	in := template.ChatInput{AddGenerationPrompt: c.GenerationPrompt}
+	var messages []json.RawMessage
+	if json.Unmarshal(text, &messages) != nil {
+		var fields map[string]json.RawMessage
+		if json.Unmarshal(text, &fields) != nil || json.Unmarshal(fields["messages"], &messages) != nil {
+			return in, fault.New(fault.Invalid, "parse standard input: want a JSON list of messages, or an object with messages")
+		}
+		if raw, ok := fields["add_generation_prompt"]; ok {
+			if err := json.Unmarshal(raw, &in.AddGenerationPrompt); err != nil {
+				return in, fault.Field("add_generation_prompt", "want true or false")
+			}
+		}
+		if tools := fields["tools"]; string(tools) != "null" {
+			in.Tools = tools
+		}
+		for _, name := range []string{"messages", "tools", "add_generation_prompt"} {
+			delete(fields, name)
+		}
+		var err error
+		if in.Variables, err = json.Marshal(fields); err != nil {
+			return in, err
+		}
+	}
+	for _, m := range messages {
+		in.Messages = append(in.Messages, template.Message{JSON: m})
+	}
+	return in, nil
 }
 
 // render renders a template file from a file of variables.
@@ -102,17 +132,4 @@ func (c *templateCmd) render(e *env) (template.Result, error) {
 		return template.Result{}, fault.Field("context", "want a JSON object")
 	}
 	return t.Render(e.ctx, vars, template.Options{Now: time.Now})
-}
-
-// spelling is how a vocabulary spells a token that it may lack.
-func spelling(v *vocab.Vocab, token func() (int32, bool)) string {
-	id, ok := token()
-	if !ok {
-		return ""
-	}
-	text, err := v.Spelling(id)
-	if err != nil {
-		return ""
-	}
-	return text
 }

@@ -69,3 +69,28 @@ func writeFile(t testing.TB, dir, name, text string) string {
 	}
 	return path
 }
+
+func TestTemplate_FolderWithoutVocabulary(t *testing.T) {
+	dir := t.TempDir()
+	writeFile(t, dir, "tokenizer_config.json", `{"bos_token":{"content":"<s>"},"eos_token":"</s>","unk_token":null,"pad_token":"<pad>","chat_template":[
+		{"name":"default","template":"{{ bos_token }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}{{ pad_token }}{{ unk_token is defined }}{{ documents }}{{ x }}{{ add_generation_prompt }}"},
+		{"name":"tool_use","template":"{{ tools|length }}"},{"name":"rag","template":"{{ documents[0].text }}"}]}`)
+	for input, want := range map[string]string{
+		`[{"role":"user","content":"a"}]`: "<s>a</s><pad>FalseNoneTrue",
+		`{"messages":[{"role":"user","content":"a"}],"tools":null,"add_generation_prompt":false,"x":[1.50]}`: "<s>a</s><pad>FalseNone[1.5]False",
+		`{"messages":[{"role":"user","content":"a"}],"tools":[{"type":"function"}]}`:                         "1",
+		`{"messages":[],"tools":null,"documents":[],"bos_token":"B"}`:                                        "B<pad>False[]True",
+	} {
+		if got := verbOK(t, input, "template", "-m", dir); got != want {
+			t.Errorf("%s: %q, want %q", input, got, want)
+		}
+	}
+	if got := verbOK(t, `{"messages":[],"documents":[{"text":"doc"}]}`, "template", "-m", dir, "--name", "rag"); got != "doc" {
+		t.Errorf("rag: %q", got)
+	}
+	verbFails(t, 1, `"none": the model has default, rag, tool_use`, `[]`, "template", "-m", dir, "--name", "none")
+	writeFile(t, dir, "chat_template.jinja", "file{{ bos_token }}")
+	if got := verbOK(t, `[]`, "template", "-m", dir); got != "file<s>" {
+		t.Errorf("chat_template.jinja: %q", got)
+	}
+}

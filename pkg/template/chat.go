@@ -3,6 +3,7 @@ package template
 import (
 	"context"
 	"fmt"
+	"maps"
 )
 
 // Message is one turn of a chat.
@@ -20,7 +21,11 @@ type ChatInput struct {
 	Tools               []byte // OpenAI's tool definitions, a JSON array; empty for none
 	AddGenerationPrompt bool   // open the assistant's turn at the end
 	BOS, EOS            string // how the vocabulary spells its begin and end tokens
-	Variables           []byte // further variables, a JSON object; empty for none
+	// Special is how further special tokens are spelled, by the variable that the
+	// template reads: "unk_token". It stands instead of BOS and EOS where it has them;
+	// variables of these names stand instead of it, as data.
+	Special   map[string]string
+	Variables []byte // further variables, a JSON object; empty for none
 }
 
 // Chat renders a chat template as transformers does. Everything in the messages,
@@ -59,9 +64,7 @@ func (t *Template) Chat(ctx context.Context, in ChatInput, o Options) (Result, e
 		if err != nil {
 			return Result{}, &InputError{"tools", err}
 		}
-		if truth(v) {
-			tools = v
-		}
+		tools = v
 	}
 	vars.Set("messages", messages)
 	vars.Set("tools", tools)
@@ -69,11 +72,12 @@ func (t *Template) Chat(ctx context.Context, in ChatInput, o Options) (Result, e
 		vars.Set("documents", nil)
 	}
 	vars.Set("add_generation_prompt", in.AddGenerationPrompt)
-	if in.BOS != "" {
-		vars.Set("bos_token", Trusted(in.BOS))
-	}
-	if in.EOS != "" {
-		vars.Set("eos_token", Trusted(in.EOS))
+	special := map[string]string{"bos_token": in.BOS, "eos_token": in.EOS}
+	maps.Copy(special, in.Special)
+	for name, token := range special {
+		if _, own := vars.Get(name); !own && token != "" {
+			vars.Set(name, Trusted(token))
+		}
 	}
 	if o.Budget.Steps == 0 {
 		o.Budget.Steps = o.Budget.orDefault().Steps + in.steps()
