@@ -1,0 +1,20 @@
+package grammar
+
+// Bounds on what one grammar may cost, whatever its text. They are counts, not
+// times, so that a grammar is taken or refused alike everywhere.
+const (
+	maxSource       = 1 << 20 // bytes of a grammar, schema or regular expression
+	maxRules        = 20_000
+	maxInstructions = 150_000 // of the compiled program
+	maxClasses      = 4_000   // character classes of a grammar
+	maxClassStates  = 600     // of one character class
+	maxItems        = 4_000   // positions in the program that a state may stand for
+	maxConfigs      = 512     // ways to read a text at once
+	maxDepth        = 4_000   // open rules
+)
+
+const (
+	maxWork   = 4_000_000 // items looked at for one token or one mask
+	maxKept   = 12 << 20  // bytes of states and masks kept of a grammar
+	maxStacks = 100_000   // stacks kept of a grammar
+)

@@ -1,0 +1,7 @@
+package grammar
+
+type stateMask struct{}
+
+type maskCache struct{}
+
+func (c *maskCache) forget() {}

@@ -1,0 +1,226 @@
+package grammar
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+)
+
+// Compiled is a grammar ready for matching, with what it has learnt of a
+// vocabulary so far. It may be used by many goroutines, through Matchers of their
+// own.
+type Compiled struct {
+	m     *machine
+	vocab *Vocabulary
+	start position
+}
+
+// Compile makes g ready for matching, and for masks over v; a nil v is for bytes
+// alone. It returns an *UnsupportedError for left recursion or a language without
+// texts, and a *LimitError where g is larger than the bounds of this package.
+func Compile(g *Grammar, v *Vocabulary) (*Compiled, error) {
+	prog, err := compileProgram(g)
+	if err != nil {
+		return nil, err
+	}
+	m := newMachine(prog)
+	m.vocab = v
+	start, err := m.first(int32(g.root), m.stacks.bottom)
+	if err != nil {
+		return nil, err
+	}
+	c := &Compiled{m: m, vocab: v, start: start}
+	return c, nil
+}
+
+// Matcher follows one text through a grammar. It belongs to one goroutine at a
+// time.
+type Matcher struct {
+	c       *Compiled
+	past    []step // past[0] is the beginning
+	scratch positions
+	swap    position
+}
+
+// step is the position after one Accept or AcceptBytes.
+type step struct {
+	position
+	ended bool
+}
+
+// Matcher begins a text.
+func (c *Compiled) Matcher() *Matcher {
+	return &Matcher{c: c, past: []step{{position: c.start}}}
+}
+
+func (m *Matcher) now() *step { return &m.past[len(m.past)-1] }
+
+// Reset goes back to the beginning.
+func (m *Matcher) Reset() { m.past = m.past[:1] }
+
+// CanEnd says whether the text so far is a whole text of the grammar.
+func (m *Matcher) CanEnd() bool { return m.now().canEnd }
+
+// Done says whether the end has been accepted, or is all that can follow.
+func (m *Matcher) Done() bool {
+	now := m.now()
+	return now.ended || now.canEnd && len(now.configs) == 0
+}
+
+// Steps is how many calls of Accept and AcceptBytes Rollback can take back.
+func (m *Matcher) Steps() int { return len(m.past) - 1 }
+
+// Rollback takes back the last n successful calls of Accept and AcceptBytes.
+func (m *Matcher) Rollback(n int) error {
+	if n < 0 || n > m.Steps() {
+		return fault.New(fault.Invalid, "roll back %d steps: %d were made", n, m.Steps())
+	}
+	m.past = m.past[:len(m.past)-n]
+	return nil
+}
+
+// AcceptBytes goes on by text, as one step. Where some byte does not fit it returns
+// a *RejectError and changes nothing.
+func (m *Matcher) AcceptBytes(text []byte) error { return m.accept(-1, text) }
+
+// Accept goes on by a token, as one step: its bytes, or the end for a token that
+// ends a text. A token that does not fit gives a *RejectError and changes nothing.
+func (m *Matcher) Accept(id int32) error {
+	v := m.c.vocab
+	if v == nil || id < 0 || int(id) >= v.Size() {
+		return fault.New(fault.Invalid, "accept token %d: it is outside the vocabulary", id)
+	}
+	if v.ends(id) {
+		if now := m.now(); now.canEnd || now.ended {
+			m.past = append(m.past, step{position: position{canEnd: true}, ended: true})
+			return nil
+		}
+		return &RejectError{Token: id}
+	}
+	text := v.bytes(id)
+	if len(text) == 0 {
+		return &RejectError{Token: id}
+	}
+	return m.accept(id, text)
+}
+
+func (m *Matcher) accept(id int32, text []byte) error {
+	now := m.now()
+	if now.ended && len(text) > 0 {
+		return &RejectError{Token: id}
+	}
+	mach := m.c.m
+	mach.mu.Lock()
+	defer mach.mu.Unlock()
+	mach.refresh()
+	at := now.position
+	for i, b := range text {
+		next, err := mach.follow(&m.scratch, at, b)
+		if err != nil {
+			return err
+		}
+		if len(next.configs) == 0 && !next.canEnd {
+			return &RejectError{Token: id, Offset: i}
+		}
+		at = next
+	}
+	m.past = append(m.past, step{position: at})
+	return nil
+}
+
+// follow is the position after b.
+func (m *machine) follow(p *positions, from position, b byte) (position, error) {
+	m.advance(p, from.configs, b)
+	if p.failure != nil || m.spent > maxWork {
+		err := p.failure
+		p.failure = nil
+		if err == nil {
+			err = &LimitError{What: "steps for one token", Limit: maxWork}
+		}
+		return position{}, err
+	}
+	return p.take(), nil
+}
+
+// refresh begins an operation.
+func (m *machine) refresh() {
+	m.spent = 0
+	if m.bytes > maxKept || m.stacks.size() > maxStacks {
+		m.forget()
+	}
+}
+
+// Forced returns the bytes that are all that can follow, up to the first choice,
+// the end, or a bound of 4096. The matcher does not move.
+func (m *Matcher) Forced() []byte {
+	mach := m.c.m
+	mach.mu.Lock()
+	defer mach.mu.Unlock()
+	mach.refresh()
+	var out []byte
+	for at := m.now().position; !at.canEnd && len(out) < 4096; {
+		b, ok := mach.onlyByte(at)
+		if !ok {
+			break
+		}
+		next, err := mach.follow(&m.scratch, at, b)
+		if err != nil {
+			break
+		}
+		out = append(out, b)
+		at = next
+	}
+	return out
+}
+
+// onlyByte is the one byte that can follow, if it is one.
+func (m *machine) onlyByte(at position) (byte, bool) {
+	found, ok := byte(0), false
+	for _, c := range at.configs {
+		for _, it := range c.at.items {
+			in := &m.prog.code[it.pc]
+			if in.op != doChar {
+				continue
+			}
+			for _, e := range m.prog.classes[in.class].states[it.sub] {
+				if e.lo != e.hi || ok && e.lo != found {
+					return 0, false
+				}
+				found, ok = e.lo, true
+			}
+		}
+	}
+	return found, ok
+}
+
+// Bytes returns the bytes that can follow, in ascending order.
+func (m *Matcher) Bytes() []byte {
+	var out []byte
+	for b := range 256 {
+		if m.allows(byte(b)) {
+			out = append(out, byte(b))
+		}
+	}
+	return slices.Clip(out)
+}
+
+func (m *Matcher) allows(b byte) bool {
+	for _, c := range m.now().configs {
+		for _, it := range c.at.items {
+			in := &m.c.m.prog.code[it.pc]
+			if in.op != doChar {
+				continue
+			}
+			if _, ok := m.c.m.prog.classes[in.class].next(it.sub, b); ok {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// String says where the matcher stands, for people.
+func (m *Matcher) String() string {
+	return fmt.Sprintf("matcher after %d steps in %d configs, can end: %t", m.Steps(), len(m.now().configs), m.CanEnd())
+}
