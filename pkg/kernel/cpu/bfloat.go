@@ -65,8 +65,9 @@ func (s *Set) paired(x []float32, t int, products []kernel.Product[float32]) {
 	cols := products[0].W.Cols
 	acts := s.roundRows(x, t, cols)
 	defer s.give(acts)
-	var pieces []piece
-	cost := 0
+	list := s.cuts.Get().(*[]piece)
+	defer s.cuts.Put(list)
+	pieces, cost := (*list)[:0], 0
 	for i, p := range products {
 		m := newPairs(p.W)
 		step := 1
@@ -78,7 +79,9 @@ func (s *Set) paired(x []float32, t int, products []kernel.Product[float32]) {
 		}
 		cost += t * p.W.Rows * cols
 	}
+	*list = pieces
 	s.each(len(pieces), cost/4, func(i int) {
+		pieces := *list
 		p := &products[pieces[i].product]
 		m, _ := p.W.Packed.(*pairMatrix)
 		lo := pieces[i].lo
@@ -105,19 +108,15 @@ func (s *Set) paired(x []float32, t int, products []kernel.Product[float32]) {
 // pairPanel multiplies panel w by all rows: sixteen at a time, and then by powers of
 // two.
 func (s *Set) pairPanel(p *kernel.Product[float32], m *pairMatrix, w, acts []byte, t, panel int) {
-	var out [tileMost * panelRows]float32
-	n, col := m.rows, panel*panelRows
+	var sums spill
 	for row, rows := 0, tileMost; row < t; row += rows {
 		for rows > t-row {
 			rows /= 2
 		}
 		x := &acts[row*m.pairs*4]
-		if col+panelRows <= n {
-			s.pair.tile[rows](&p.Y[row*n+col], 4*n, &w[0], x, m.pairs)
-			continue
-		}
-		s.pair.tile[rows](&out[0], 4*panelRows, &w[0], x, m.pairs)
-		spill(p.Y, out[:], n, row, rows, panel)
+		y, ldy := sums.of(p.Y, m.rows, row, panel)
+		s.pair.tile[rows](y, ldy, &w[0], x, m.pairs)
+		sums.spill(p.Y, m.rows, row, rows, panel)
 	}
 }
 

@@ -12,32 +12,48 @@ func (s *Set) MatMul(y, x []float32, w *kernel.Matrix[float32], bias []float32, 
 // MatMuls computes several products of one x. Those over quantised weights quantise
 // it once and share one loop over all their panels.
 func (s *Set) MatMuls(x []float32, t int, products ...kernel.Product[float32]) {
-	var quantised, paired, floats []kernel.Product[float32]
 	for _, p := range products {
 		must("matmul", "x", len(x), t*p.W.Cols)
 		must("matmul", "y", len(p.Y), t*p.W.Rows)
 		if p.Bias != nil {
 			must("matmul", "bias", len(p.Bias), p.W.Rows)
 		}
-		switch {
-		case t == 0:
-		case packable(p.W):
-			quantised = append(quantised, p)
-		case pairable(p.W):
-			paired = append(paired, p)
-		default:
-			floats = append(floats, p)
+	}
+	if t == 0 {
+		return
+	}
+	for lo := 0; lo < len(products); {
+		multiply, hi := way(products[lo].W), lo+1
+		for hi < len(products) && way(products[hi].W) == multiply {
+			hi++
 		}
+		switch run := products[lo:hi]; multiply {
+		case byBlocks:
+			s.quantised(x, t, run)
+		case byPairs:
+			s.paired(x, t, run)
+		default:
+			s.floats(x, t, run)
+		}
+		lo = hi
 	}
-	if len(quantised) > 0 {
-		s.quantised(x, t, quantised)
+}
+
+// The ways to multiply.
+const (
+	byFloats = iota
+	byPairs
+	byBlocks
+)
+
+func way(w *kernel.Matrix[float32]) int {
+	switch {
+	case packable(w):
+		return byBlocks
+	case pairable(w):
+		return byPairs
 	}
-	if len(paired) > 0 {
-		s.paired(x, t, paired)
-	}
-	if len(floats) > 0 {
-		s.floats(x, t, floats)
-	}
+	return byFloats
 }
 
 // piece is a run of panels of one product.
@@ -55,8 +71,9 @@ func (s *Set) quantised(x []float32, t int, products []kernel.Product[float32]) 
 	cols := products[0].W.Cols
 	acts := s.activations(x, t, cols)
 	defer s.give(acts)
-	var pieces []piece
-	cost := 0
+	list := s.cuts.Get().(*[]piece)
+	defer s.cuts.Put(list)
+	pieces, cost := (*list)[:0], 0
 	for i, p := range products {
 		m, ok := p.W.Packed.(*packed)
 		if !ok {
@@ -71,7 +88,9 @@ func (s *Set) quantised(x []float32, t int, products []kernel.Product[float32]) 
 		}
 		cost += t * p.W.Rows * cols
 	}
+	*list = pieces
 	s.each(len(pieces), cost/8, func(i int) {
+		pieces := *list
 		p := &products[pieces[i].product]
 		m, _ := p.W.Packed.(*packed)
 		if m != nil {
@@ -107,14 +126,21 @@ func (s *Set) activations(x []float32, t, cols int) *[]float32 {
 
 // panels computes panels lo to hi, which begin at w, of one product.
 func (s *Set) panels(p *kernel.Product[float32], m *packed, w, acts []byte, t, lo, hi int) {
+	var sums spill
 	switch gemv, few := s.quant.gemv[m.dtype], s.quant.few[m.dtype]; {
 	case t == 1 && gemv != nil:
 		s.vector(p, m, w, acts, lo, hi)
-	case t < tileMost && few != nil:
-		var out [tileMost * panelRows]float32
+	case t < fewest && few != nil:
 		for panel := lo; panel < hi; panel++ {
-			few(&out[0], &w[(panel-lo)*m.stride], &acts[0], m.blocks, t)
-			spill(p.Y, out[:], m.rows, 0, t, panel)
+			for row := 0; row < t; {
+				group := row - row%tileMost // whose blocks lie interleaved
+				rows := min(tileMost, t-group)
+				n := share(group + rows - row)
+				y, ldy := sums.of(p.Y, m.rows, row, panel)
+				few(y, ldy, &w[(panel-lo)*m.stride], &acts[(group*m.blocks+row-group)*s.quant.act], m.blocks, n, rows*s.quant.act)
+				sums.spill(p.Y, m.rows, row, n, panel)
+				row += n
+			}
 		}
 	default:
 		s.matrix(p, m, w, acts, t, lo, hi)
@@ -142,32 +168,57 @@ func (s *Set) matrix(p *kernel.Product[float32], m *packed, w, acts []byte, t, l
 	b := s.buffer(m.blocks * s.quant.unpacked[kind] / 4)
 	defer s.give(b)
 	flat := &bytesOf(*b)[0]
-	var out [tileMost * panelRows]float32
+	var sums spill
 	for panel := lo; panel < hi; panel++ {
 		unpack(flat, &w[(panel-lo)*m.stride], m.blocks)
-		col := panel * panelRows
-		for row := 0; row < t; row += tileMost {
-			x := &acts[row*m.blocks*s.quant.act]
-			switch rows := min(tileMost, t-row); {
-			case rows < tileMost || tile == nil:
-				rest(&out[0], flat, x, m.blocks, rows, word)
-				spill(p.Y, out[:], n, row, rows, panel)
-			case col+panelRows <= n:
-				tile(&p.Y[row*n+col], 4*n, flat, x, m.blocks, word)
-			default:
-				tile(&out[0], 4*panelRows, flat, x, m.blocks, word)
-				spill(p.Y, out[:], n, row, rows, panel)
+		for first := 0; first < t; first += tileMost {
+			rows, x := min(tileMost, t-first), acts[first*m.blocks*s.quant.act:]
+			for row := 0; row < rows; {
+				y, ldy := sums.of(p.Y, n, first+row, panel)
+				size := rows
+				if rows == tileMost && tile != nil {
+					tile(y, ldy, flat, &x[0], m.blocks, word)
+				} else {
+					size = share(rows - row)
+					rest(y, ldy, flat, &x[row*s.quant.act], m.blocks, size, rows*s.quant.act, word)
+				}
+				sums.spill(p.Y, n, first+row, size, panel)
+				row += size
 			}
 		}
 	}
 }
 
-// spill copies sums[rows][16] of a panel to rows row on of y[T,N].
-func spill(y, sums []float32, n, row, rows, panel int) {
+// share is how many of some rows are taken next, so that parts of at most fewMost are
+// even.
+func share(rows int) int {
+	parts := (rows + fewMost - 1) / fewMost
+	return (rows + parts - 1) / parts
+}
+
+// spill is where a panel's sums go that has rows past a matrix's end.
+type spill []float32
+
+// of is where row on of y[T,n] has a panel's sums, or the spill, and the bytes between
+// rows.
+func (s *spill) of(y []float32, n, row, panel int) (*float32, int) {
+	if col := panel * panelRows; col+panelRows <= n {
+		return &y[row*n+col], 4 * n
+	}
+	if *s == nil {
+		*s = make(spill, tileMost*panelRows)
+	}
+	return &(*s)[0], 4 * panelRows
+}
+
+// spill copies the sums of rows that went to it to y.
+func (s spill) spill(y []float32, n, row, rows, panel int) {
 	col := panel * panelRows
-	cols := min(panelRows, n-col)
+	if col+panelRows <= n {
+		return
+	}
 	for r := range rows {
-		copy(y[(row+r)*n+col:][:cols], sums[r*panelRows:])
+		copy(y[(row+r)*n+col:(row+r+1)*n], s[r*panelRows:])
 	}
 }
 

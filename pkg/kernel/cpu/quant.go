@@ -21,6 +21,8 @@ const (
 	blockLen  = 32 // inputs of a block
 	superLen  = 8  // blocks of a super-block
 	tileMost  = 16 // rows of activations in one pass over a panel
+	fewMost   = 8  // of those that are not a tile
+	fewest    = 33 // rows from which a panel is unpacked first
 )
 
 // packing says how a type's panels are packed: for each super-block (or block) some
@@ -82,9 +84,9 @@ const (
 type (
 	unpackFunc func(dst, panel *byte, blocks int)
 	gemvFunc   func(y *float32, panels, x *byte, blocks, count int)
-	fewFunc    func(y *float32, panel, x *byte, blocks, rows int)
+	fewFunc    func(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
 	tileFunc   func(y *float32, ldy int, w, x *byte, blocks, word int)
-	restFunc   func(y *float32, w, x *byte, blocks, rows, word int)
+	restFunc   func(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
 )
 
 // quantOps are the loops over quantised weights of one instruction family.
@@ -94,7 +96,7 @@ type quantOps struct {
 	quantize func(dst *byte, stride int, x *float32, blocks int)
 	unpack   [dtypes]unpackFunc
 	gemv     [dtypes]gemvFunc // nil: unpack and rest
-	few      [dtypes]fewFunc  // nil: unpack and rest
+	few      [dtypes]fewFunc  // at most fewMost rows, stride bytes between their blocks; nil: unpack and rest
 	tile     [kinds]tileFunc  // tileMost rows; nil: rest
-	rest     [kinds]restFunc  // at most tileMost rows
+	rest     [kinds]restFunc  // at most fewMost rows
 }

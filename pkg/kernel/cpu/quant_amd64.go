@@ -14,7 +14,7 @@ func unpackQ4_0(dst, panel *byte, blocks int)
 func gemvQ4_0(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func fewQ4_0(y *float32, panel, x *byte, blocks, rows int)
+func fewQ4_0(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
 
 //go:noescape
 func unpackQ4_1(dst, panel *byte, blocks int)
@@ -23,7 +23,7 @@ func unpackQ4_1(dst, panel *byte, blocks int)
 func gemvQ4_1(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func fewQ4_1(y *float32, panel, x *byte, blocks, rows int)
+func fewQ4_1(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
 
 //go:noescape
 func unpackQ5_0(dst, panel *byte, blocks int)
@@ -32,7 +32,7 @@ func unpackQ5_0(dst, panel *byte, blocks int)
 func gemvQ5_0(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func fewQ5_0(y *float32, panel, x *byte, blocks, rows int)
+func fewQ5_0(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
 
 //go:noescape
 func unpackQ5_1(dst, panel *byte, blocks int)
@@ -41,7 +41,7 @@ func unpackQ5_1(dst, panel *byte, blocks int)
 func gemvQ5_1(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func fewQ5_1(y *float32, panel, x *byte, blocks, rows int)
+func fewQ5_1(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
 
 //go:noescape
 func unpackQ8_0(dst, panel *byte, blocks int)
@@ -50,7 +50,7 @@ func unpackQ8_0(dst, panel *byte, blocks int)
 func gemvQ8_0(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func fewQ8_0(y *float32, panel, x *byte, blocks, rows int)
+func fewQ8_0(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
 
 //go:noescape
 func unpackIQ4_NL(dst, panel *byte, blocks int)
@@ -59,7 +59,7 @@ func unpackIQ4_NL(dst, panel *byte, blocks int)
 func gemvIQ4_NL(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func fewIQ4_NL(y *float32, panel, x *byte, blocks, rows int)
+func fewIQ4_NL(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
 
 //go:noescape
 func unpackMXFP4(dst, panel *byte, blocks int)
@@ -68,7 +68,7 @@ func unpackMXFP4(dst, panel *byte, blocks int)
 func gemvMXFP4(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func fewMXFP4(y *float32, panel, x *byte, blocks, rows int)
+func fewMXFP4(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
 
 //go:noescape
 func unpackQ2_K(dst, panel *byte, blocks int)
@@ -77,7 +77,7 @@ func unpackQ2_K(dst, panel *byte, blocks int)
 func gemvQ2_K(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func fewQ2_K(y *float32, panel, x *byte, blocks, rows int)
+func fewQ2_K(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
 
 //go:noescape
 func unpackQ3_K(dst, panel *byte, blocks int)
@@ -86,7 +86,7 @@ func unpackQ3_K(dst, panel *byte, blocks int)
 func gemvQ3_K(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func fewQ3_K(y *float32, panel, x *byte, blocks, rows int)
+func fewQ3_K(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
 
 //go:noescape
 func unpackQ4_K(dst, panel *byte, blocks int)
@@ -95,7 +95,7 @@ func unpackQ4_K(dst, panel *byte, blocks int)
 func gemvQ4_K(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func fewQ4_K(y *float32, panel, x *byte, blocks, rows int)
+func fewQ4_K(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
 
 //go:noescape
 func unpackQ5_K(dst, panel *byte, blocks int)
@@ -104,7 +104,7 @@ func unpackQ5_K(dst, panel *byte, blocks int)
 func gemvQ5_K(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func fewQ5_K(y *float32, panel, x *byte, blocks, rows int)
+func fewQ5_K(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
 
 //go:noescape
 func unpackQ6_K(dst, panel *byte, blocks int)
@@ -113,7 +113,7 @@ func unpackQ6_K(dst, panel *byte, blocks int)
 func gemvQ6_K(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func fewQ6_K(y *float32, panel, x *byte, blocks, rows int)
+func fewQ6_K(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
 
 //go:noescape
 func unpackIQ4_XS(dst, panel *byte, blocks int)
@@ -122,31 +122,31 @@ func unpackIQ4_XS(dst, panel *byte, blocks int)
 func gemvIQ4_XS(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func fewIQ4_XS(y *float32, panel, x *byte, blocks, rows int)
+func fewIQ4_XS(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
 
 //go:noescape
 func tileSingle(y *float32, ldy int, w, x *byte, blocks, word int)
 
 //go:noescape
-func restSingle(y *float32, w, x *byte, blocks, rows, word int)
+func restSingle(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
 
 //go:noescape
 func tileMinimum(y *float32, ldy int, w, x *byte, blocks, word int)
 
 //go:noescape
-func restMinimum(y *float32, w, x *byte, blocks, rows, word int)
+func restMinimum(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
 
 //go:noescape
 func tileHalves(y *float32, ldy int, w, x *byte, blocks, word int)
 
 //go:noescape
-func restHalves(y *float32, w, x *byte, blocks, rows, word int)
+func restHalves(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
 
 //go:noescape
 func tileHalfMin(y *float32, ldy int, w, x *byte, blocks, word int)
 
 //go:noescape
-func restHalfMin(y *float32, w, x *byte, blocks, rows, word int)
+func restHalfMin(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
 
 //go:noescape
 func quantizeRowWide(dst *byte, stride int, x *float32, blocks int)
@@ -191,16 +191,16 @@ func unpackQ6_KWide(dst, panel *byte, blocks int)
 func unpackIQ4_XSWide(dst, panel *byte, blocks int)
 
 //go:noescape
-func restSingleWide(y *float32, w, x *byte, blocks, rows, word int)
+func restSingleWide(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
 
 //go:noescape
-func restMinimumWide(y *float32, w, x *byte, blocks, rows, word int)
+func restMinimumWide(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
 
 //go:noescape
-func restHalvesWide(y *float32, w, x *byte, blocks, rows, word int)
+func restHalvesWide(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
 
 //go:noescape
-func restHalfMinWide(y *float32, w, x *byte, blocks, rows, word int)
+func restHalfMinWide(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
 
 // quantAVX512 are the loops for processors with AVX-512 VNNI.
 func quantAVX512() quantOps {

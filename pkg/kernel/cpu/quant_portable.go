@@ -170,24 +170,24 @@ func scalesOf(d tensor.DType, s []byte, sub, r int) [4]float32 {
 // plainTile multiplies an unpacked panel by tileMost rows.
 func plainTile(k kind) tileFunc {
 	return func(y *float32, ldy int, w, x *byte, blocks, word int) {
-		plainRows(k, y, ldy, w, x, blocks, tileMost, word)
+		plainRows(k, y, ldy, w, x, blocks, tileMost, tileMost*plainAct, word)
 	}
 }
 
 // plainRest multiplies an unpacked panel by fewer rows.
 func plainRest(k kind) restFunc {
-	return func(y *float32, w, x *byte, blocks, rows, word int) {
-		plainRows(k, y, 4*panelRows, w, x, blocks, rows, word)
+	return func(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int) {
+		plainRows(k, y, ldy, w, x, blocks, rows, stride, word)
 	}
 }
 
-func plainRows(k kind, y *float32, ldy int, w, x *byte, blocks, rows, word int) {
+func plainRows(k kind, y *float32, ldy int, w, x *byte, blocks, rows, stride, word int) {
 	for t := range rows {
 		out := unsafe.Slice((*float32)(unsafe.Add(unsafe.Pointer(y), t*ldy)), panelRows)
 		var acc [panelRows]float32
 		for b := range blocks {
 			flat := unsafe.Slice((*byte)(unsafe.Add(unsafe.Pointer(w), b*plainFlat)), plainFlat)
-			act := unsafe.Slice((*byte)(unsafe.Add(unsafe.Pointer(x), (b*rows+t)*plainAct)), plainAct)
+			act := unsafe.Slice((*byte)(unsafe.Add(unsafe.Pointer(x), b*stride+t*plainAct)), plainAct)
 			for r := range acc {
 				acc[r] = plainBlock(k, acc[r], flat, act, r, word)
 			}

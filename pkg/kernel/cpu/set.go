@@ -18,6 +18,7 @@ type Set struct {
 	class   string
 	pool    *pool
 	scratch sync.Pool // *[]float32
+	cuts    sync.Pool // of *[]piece
 	store   store
 
 	attending   sync.Pool // *attendScratch
@@ -66,6 +67,7 @@ func newParts(o ops, p *pool) *Set {
 	s := &Set{ops: o, class: "cpu/4", pool: p, tables: map[*kernel.Rotary]*table{}}
 	s.dense = &s.gemm
 	s.scratch.New = func() any { return new([]float32) }
+	s.cuts.New = func() any { return new([]piece) }
 	return s
 }
 

@@ -446,45 +446,63 @@ func (a *asm) gemv(q *qtype) {
 	a.end()
 }
 
-// few writes few<type>: a packed panel times some rows of activations, whose blocks lie
-// interleaved. The sums y[rows][16] stay in cache.
+// fewRows is how many rows few and rest have in registers at most, from Z8 on.
+const fewRows = 8
+
+// few writes few<type>: a packed panel times 1 to 8 rows of activations, whose blocks
+// lie stride bytes apart.
 func (a *asm) few(q *qtype) {
-	a.fn("few"+q.name, 40, fmt.Sprintf("func few%s(y *float32, panel, x *byte, blocks, rows int)", q.name))
-	a.f("MOVQ panel+8(FP), DI")
-	a.f("MOVQ x+16(FP), BX")
-	a.f("MOVQ blocks+24(FP), CX")
+	a.fn("few"+q.name, 56, fmt.Sprintf("func few%s(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)", q.name))
+	a.f("MOVQ panel+16(FP), DI")
+	a.f("MOVQ x+24(FP), BX")
+	a.f("MOVQ blocks+32(FP), CX")
+	a.f("MOVQ rows+40(FP), R9")
+	a.f("MOVQ stride+48(FP), R10")
 	a.setup(q)
-	a.clearSums("y+0(FP)", "rows+32(FP)")
-	a.blocks(q, "loop", func() {
-		a.rows("rows", "y+0(FP)", "rows+32(FP)", q.kind, fmt.Sprintf("%d(BX)", q.word))
-	})
+	a.clearRows()
+	a.blocks(q, "loop", func() { a.rows(q.kind, "", q.word) })
+	a.storeRows()
+}
+
+func (a *asm) clearRows() {
+	a.f("ADDQ $%d, BX", fewMiddle)
+	for i := range fewRows {
+		a.f("VPXORD Z%d, Z%d, Z%d", 8+i, 8+i, 8+i)
+	}
+}
+
+// fewMiddle keeps the offsets of rows short.
+const fewMiddle = fewRows / 2 * actBytes
+
+// rows adds a block's products to the sums of R9 rows and moves BX to the next block.
+// The header word is a register and an offset.
+func (a *asm) rows(k kind, register string, word int) {
+	for i := range fewRows {
+		if i > 0 {
+			a.f("CMPQ R9, $%d", i)
+			a.f("JE next")
+		}
+		off := i*actBytes - fewMiddle
+		a.blockDot(k, off, fmt.Sprintf("%d(BX)%s", off+word, register), 8+i, i%2*2, 1+i%2*2)
+	}
+	a.label("next")
+	a.f("ADDQ R10, BX")
+}
+
+// storeRows writes the sums of R9 rows, ldy bytes apart.
+func (a *asm) storeRows() {
+	a.f("MOVQ y+0(FP), R8")
+	a.f("MOVQ ldy+8(FP), SI")
+	for i := range fewRows {
+		if i > 0 {
+			a.f("CMPQ R9, $%d", i)
+			a.f("JE done")
+			a.f("ADDQ SI, R8")
+		}
+		a.f("VMOVUPS Z%d, (R8)", 8+i)
+	}
+	a.label("done")
 	a.end()
-}
-
-// clearSums zeroes the sums of some rows.
-func (a *asm) clearSums(y, rows string) {
-	a.f("MOVQ %s, R8", y)
-	a.f("MOVQ %s, R9", rows)
-	a.f("VPXORD Z0, Z0, Z0")
-	a.label("clear")
-	a.f("VMOVUPS Z0, (R8)")
-	a.f("ADDQ $64, R8")
-	a.f("DECQ R9")
-	a.f("JNZ clear")
-}
-
-// rows adds a block's products to the sums of some rows and moves BX past them.
-func (a *asm) rows(label, y, rows string, k kind, word string) {
-	a.f("MOVQ %s, R8", y)
-	a.f("MOVQ %s, R9", rows)
-	a.label(label)
-	a.f("VMOVUPS (R8), Z0")
-	a.blockDot(k, 0, word, 0, 1, 2)
-	a.f("VMOVUPS Z0, (R8)")
-	a.f("ADDQ $64, R8")
-	a.f("ADDQ $%d, BX", actBytes)
-	a.f("DECQ R9")
-	a.f("JNZ %s", label)
 }
 
 // loadUnpacked brings an unpacked block at DI to Z16 on.
@@ -500,18 +518,20 @@ func (a *asm) loadUnpacked(k kind) {
 
 // rest writes rest<kind>: as few, of an unpacked panel.
 func (a *asm) rest(k kind) {
-	a.fn("rest"+k.String(), 48, fmt.Sprintf("func rest%s(y *float32, w, x *byte, blocks, rows, word int)", k))
-	a.f("MOVQ w+8(FP), DI")
-	a.f("MOVQ x+16(FP), BX")
-	a.f("MOVQ blocks+24(FP), CX")
-	a.f("MOVQ word+40(FP), DX")
-	a.clearSums("y+0(FP)", "rows+32(FP)")
+	a.fn("rest"+k.String(), 64, fmt.Sprintf("func rest%s(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)", k))
+	a.f("MOVQ w+16(FP), DI")
+	a.f("MOVQ x+24(FP), BX")
+	a.f("MOVQ blocks+32(FP), CX")
+	a.f("MOVQ rows+40(FP), R9")
+	a.f("MOVQ stride+48(FP), R10")
+	a.f("MOVQ word+56(FP), DX")
+	a.clearRows()
 	a.label("loop")
 	a.loadUnpacked(k)
-	a.rows("rows", "y+0(FP)", "rows+32(FP)", k, "(BX)(DX*1)")
+	a.rows(k, "(DX*1)", 0)
 	a.f("DECQ CX")
 	a.f("JNZ loop")
-	a.end()
+	a.storeRows()
 }
 
 // tile writes tile<kind>: an unpacked panel times 16 rows of activations, whose blocks
