@@ -131,5 +131,5 @@ func (c *templateCmd) render(e *env) (template.Result, error) {
 	if !ok {
 		return template.Result{}, fault.Field("context", "want a JSON object")
 	}
-	return t.Render(e.ctx, vars, template.Options{Now: time.Now})
+	return t.Render(e.ctx, vars, template.Options{Now: time.Now, Budget: template.BudgetFor(len(text))})
 }

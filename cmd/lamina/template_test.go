@@ -13,17 +13,17 @@ func TestTemplate_Vectors(t *testing.T) {
 		Name     string          `json:"name"`
 		Template string          `json:"template"`
 		Context  json.RawMessage `json:"context"`
-		Expected *string         `json:"expected"`
+		Expected string          `json:"expected"`
 	}
 	cases := readJSON[[]templateCase](t, sharedPath(t, "vectors/chat-templates/cases.json"))
 	dir := t.TempDir()
-	for i, c := range cases {
-		if i%7 != 0 || c.Expected == nil {
-			continue // pkg/template's tests go over them all
+	for _, c := range cases {
+		if c.Name == "test_array_methods/array.pop() with index" {
+			continue // the recorded context lacks what pop took out of it
 		}
 		got := verbOK(t, "", "template", "--template", writeFile(t, dir, "template", c.Template), "--context", writeFile(t, dir, "context", string(c.Context)))
-		if got != *c.Expected {
-			t.Errorf("%s: %q, want %q", c.Name, got, *c.Expected)
+		if got != c.Expected {
+			t.Errorf("%s: %q, want %q", c.Name, got, c.Expected)
 		}
 	}
 }

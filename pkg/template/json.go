@@ -128,7 +128,7 @@ func (s *state) encodeJSON(b *marked, v Value, st *jsonStyle, depth int) error {
 		}
 	case str:
 		b.addLike(jsonQuote(x.s, st.ascii), x)
-		return s.step(len(x.s) / 16)
+		return s.step(len(x.s) / 8)
 	case *list:
 		if x.kind > isTuple {
 			return s.fail("cannot write %s as json", typeName(v))

@@ -131,24 +131,37 @@ func TestTemplate_TwoHundredBombs(t *testing.T) {
 			if err != nil {
 				t.Fatalf("%s: %v", src, err)
 			}
-			start := time.Now()
-			_, err = tmpl.Render(context.Background(), nil, template.Options{})
-			took := time.Since(start)
+			took, err := fastest(tmpl)
 			slowest, total = max(slowest, took), total+1
 			var budget *template.BudgetError
 			var failed *template.RenderError
 			if !errors.As(err, &budget) && !errors.As(err, &failed) {
 				t.Errorf("%s: %v", src, err)
 			}
-			if took > 50*time.Millisecond {
-				t.Logf("%v %s %v", took, src[130:], err)
-			}
-			if took > time.Second { // 50 ms on an idle machine
+			if took > bombTime {
 				t.Errorf("%s: took %v", src, took)
 			}
 		}
 	}
 	t.Logf("%d bombs, the slowest %v", total, slowest)
+}
+
+// bombTime is the most that a hostile template may take, several times so where the
+// race detector slows everything.
+const bombTime = 50 * time.Millisecond * slowdown
+
+// fastest renders until it takes no longer than it may, or five times: others use
+// the machine, too.
+func fastest(tmpl *template.Template) (time.Duration, error) {
+	took, err := time.Duration(1<<62), error(nil)
+	for range 5 {
+		start := time.Now()
+		_, err = tmpl.Render(context.Background(), nil, template.Options{})
+		if took = min(took, time.Since(start)); took <= bombTime {
+			break
+		}
+	}
+	return took, err
 }
 
 func FuzzChat(f *testing.F) {

@@ -9,15 +9,23 @@ import (
 // Budget bounds what a template may use. Zero fields take the defaults, which
 // end a hostile template within 50 ms on an idle machine.
 type Budget struct {
-	Steps  int           // expressions, statements and elements looked at; default 150,000, more in Chat for long chats
+	Steps  int           // expressions, statements and elements looked at; default 100,000, more in Chat for long chats
 	Memory int           // bytes of strings and lists made; default 32 MiB
 	Output int           // bytes of the result; default 4 MiB
 	Time   time.Duration // a backstop for busy machines; default 1 s
 }
 
+// BudgetFor is the default budget for variables of n bytes of JSON: long chats are
+// granted more steps.
+func BudgetFor(n int) Budget {
+	b := Budget{}.orDefault()
+	b.Steps += 4 * n
+	return b
+}
+
 func (b Budget) orDefault() Budget {
 	if b.Steps == 0 {
-		b.Steps = 150_000
+		b.Steps = 100_000
 	}
 	if b.Memory == 0 {
 		b.Memory = 32 << 20
@@ -142,7 +150,7 @@ func (s *state) alloc(n int) error {
 		return &BudgetError{"memory", s.limit.Memory}
 	}
 	s.memory -= n
-	return s.step(n / 64)
+	return s.step(n / 32)
 }
 
 func (s *state) fail(format string, args ...any) error {

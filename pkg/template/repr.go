@@ -54,7 +54,7 @@ func (s *state) repr(b *marked, v Value) error {
 			defer b.add(")")
 		}
 		b.addLike(pythonQuote(x.s), x)
-		return s.step(len(x.s) / 16)
+		return s.step(len(x.s) / 8)
 	case *list:
 		open, end, whole := x.brackets()
 		b.add(open)
