@@ -10,6 +10,7 @@ type analysis struct {
 	size       []int // nodes, with the rules that are copied in
 	copied     []bool
 	work       int
+	settled    bool // nullable and productive will not change
 }
 
 const maxAnalysis = 20_000_000 // nodes looked at
@@ -37,6 +38,7 @@ func analyse(g *Grammar) (*analysis, error) {
 			return nil, &LimitError{What: "steps to analyse the rules", Limit: maxAnalysis}
 		}
 	}
+	a.settled = true
 	for _, id := range order {
 		a.size[id] = a.sizeOf(g.rules[id].body)
 		a.copied[id] = !a.recursive[id] && !g.rules[id].apart && (a.size[id] <= smallRule || a.uses[id] == 1)
@@ -47,10 +49,19 @@ func analyse(g *Grammar) (*analysis, error) {
 // calls calls yield with the index of every rule that e names.
 func calls(e *expr, yield func(int)) {
 	if e.op == opRule {
-		yield(e.rule)
+		yield(int(e.rule))
 	}
 	for _, s := range e.subs {
 		calls(s, yield)
+	}
+	if e.op == opGraph {
+		for _, s := range e.graph.states {
+			for _, edge := range s.edges {
+				if edge.on != nil {
+					calls(edge.on, yield)
+				}
+			}
+		}
 	}
 }
 
@@ -114,7 +125,22 @@ func (a *analysis) order() []int {
 	return order
 }
 
+// isNullable says whether e may be the empty text.
 func (a *analysis) isNullable(e *expr) bool {
+	if e.facts&knownNullable != 0 {
+		return e.facts&isNullable != 0
+	}
+	yes := a.findNullable(e)
+	if a.settled {
+		e.facts |= knownNullable
+		if yes {
+			e.facts |= isNullable
+		}
+	}
+	return yes
+}
+
+func (a *analysis) findNullable(e *expr) bool {
 	a.work++
 	switch e.op {
 	case opEmpty:
@@ -136,13 +162,32 @@ func (a *analysis) isNullable(e *expr) bool {
 		return e.min == 0 || a.isNullable(e.subs[0])
 	case opRule:
 		return a.nullable[e.rule]
-	case opAuto:
-		return len(e.auto.states) > 0 && e.auto.states[0].final
+	case opGraph:
+		for _, id := range e.graph.silent() {
+			if e.graph.states[id].final {
+				return true
+			}
+		}
 	}
 	return false
 }
 
+// isProductive says whether e is some text.
 func (a *analysis) isProductive(e *expr) bool {
+	if e.facts&knownProductive != 0 {
+		return e.facts&isProductive != 0
+	}
+	yes := a.findProductive(e)
+	if a.settled {
+		e.facts |= knownProductive
+		if yes {
+			e.facts |= isProductive
+		}
+	}
+	return yes
+}
+
+func (a *analysis) findProductive(e *expr) bool {
 	a.work++
 	switch e.op {
 	case opFail:
@@ -164,20 +209,59 @@ func (a *analysis) isProductive(e *expr) bool {
 		return e.min == 0 || a.isProductive(e.subs[0])
 	case opRule:
 		return a.productive[e.rule]
-	case opAuto:
-		return len(e.auto.states) > 0
+	case opGraph:
+		return a.ends(e.graph)[0]
 	}
 	return true
+}
+
+// ends says which states of g reach a final one.
+func (a *analysis) ends(g *graph) []bool {
+	before := make([][]int, len(g.states))
+	ends := make([]bool, len(g.states))
+	var work []int
+	for i, s := range g.states {
+		if s.final {
+			ends[i] = true
+			work = append(work, i)
+		}
+		for _, e := range s.edges {
+			if e.on == nil || a.isProductive(e.on) {
+				before[e.to] = append(before[e.to], i)
+			}
+		}
+		a.work += 1 + len(s.edges)
+	}
+	for len(work) > 0 {
+		i := work[len(work)-1]
+		work = work[:len(work)-1]
+		for _, b := range before[i] {
+			if !ends[b] {
+				ends[b] = true
+				work = append(work, b)
+			}
+		}
+	}
+	return ends
 }
 
 // sizeOf counts the nodes of e, the rules copied into it with all of theirs.
 func (a *analysis) sizeOf(e *expr) int {
 	n := 1
-	if e.op == opRule && a.copied[e.rule] {
+	switch {
+	case e.op == opRule && a.copied[e.rule]:
 		n = a.size[e.rule]
-	}
-	if e.op == opAuto {
-		n = len(e.auto.states)
+	case e.op == opText:
+		n = len(e.text)
+	case e.op == opGraph:
+		for _, s := range e.graph.states {
+			n++
+			for _, edge := range s.edges {
+				if edge.on != nil {
+					n += a.sizeOf(edge.on)
+				}
+			}
+		}
 	}
 	for _, s := range e.subs {
 		n += a.sizeOf(s)

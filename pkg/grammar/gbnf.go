@@ -202,7 +202,7 @@ func (p *gbnf) sequence(depth int) (*expr, error) {
 			if !ok {
 				break
 			}
-			if e.op == opRepeat && most >= 0 && e.max > maxRepeat/max(most, 1) {
+			if e.op == opRepeat && most >= 0 && int(e.max) > maxRepeat/max(most, 1) {
 				return nil, &LimitError{What: "repetitions", Limit: maxRepeat}
 			}
 			e = repeat(e, least, most)

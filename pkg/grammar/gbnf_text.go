@@ -64,20 +64,20 @@ func (p *gbnf) number() (int, error) {
 
 func (p *gbnf) literal() (*expr, error) {
 	p.at++
-	var subs []*expr
+	var text []byte
 	for {
 		if p.end() {
 			return nil, p.fail("end a literal: its closing quote is missing")
 		}
 		if p.peek() == '"' {
 			p.at++
-			return seq(subs...), nil
+			return lit(string(text)), nil
 		}
 		r, err := p.char()
 		if err != nil {
 			return nil, err
 		}
-		subs = append(subs, char(oneRune(r), plainUTF8))
+		text = utf8.AppendRune(text, r)
 	}
 }
 

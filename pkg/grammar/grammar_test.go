@@ -40,7 +40,7 @@ func readJSON[T any](t testing.TB, path string) T {
 
 // accepts says whether the whole text is in the language.
 func accepts(c *grammar.Compiled, text string) bool {
-	m := c.Matcher()
+	m := c.NewMatcher()
 	return m.AcceptBytes([]byte(text)) == nil && m.CanEnd()
 }
 
@@ -135,7 +135,7 @@ func TestCompile_Refuses(t *testing.T) {
 }
 
 func TestMatcher_RollsBackAndForces(t *testing.T) {
-	m := compileGBNF(t, `root ::= "value: " ("true" | "trust") "."`).Matcher()
+	m := compileGBNF(t, `root ::= "value: " ("true" | "trust") "."`).NewMatcher()
 	if got := string(m.Forced()); got != "value: tru" {
 		t.Fatalf("forced %q", got)
 	}

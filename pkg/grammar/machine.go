@@ -23,10 +23,13 @@ type machine struct {
 	bytes   int // what the states and masks kept take, about
 	spent   int // work of the operation under way
 
-	closing closure
-	key     []byte
-	vocab   *Vocabulary
-	masks   maskCache
+	closing   closure
+	gather    gathering
+	positions map[string]*position
+	returns   map[*stack]*position // see below
+	key       []byte
+
+	vocab *Vocabulary
 }
 
 // state is a set of places in one rule's program, closed under what needs no byte.
@@ -80,7 +83,7 @@ func (c *counters) push(n, below int32) int32 {
 
 func newMachine(p *program) *machine {
 	m := &machine{prog: p, stacks: newStacks(), states: map[string]*state{}, dead: &state{}, nextID: 1,
-		starts: make([]*state, len(p.starts))}
+		starts: make([]*state, len(p.starts)), positions: map[string]*position{}, returns: map[*stack]*position{}}
 	m.counts = counters{lists: make([]countList, 1), known: map[countList]int32{}}
 	m.closing.mark = make([]uint32, len(p.code))
 	m.closing.counted = map[uint64]bool{}
@@ -266,8 +269,12 @@ func (m *machine) forget() {
 		s.next, s.calls, s.called, s.mask = nil, nil, false, nil
 	}
 	clear(m.states)
+	for _, p := range m.positions {
+		p.next, p.mask = nil, nil
+	}
+	clear(m.positions)
+	clear(m.returns)
 	clear(m.starts)
 	m.stacks.forget()
-	m.masks.forget()
 	m.bytes = 0
 }

@@ -2,6 +2,4 @@ package grammar
 
 type stateMask struct{}
 
-type maskCache struct{}
-
-func (c *maskCache) forget() {}
+type positionMask struct{}

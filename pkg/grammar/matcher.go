@@ -2,7 +2,6 @@ package grammar
 
 import (
 	"fmt"
-	"slices"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 )
@@ -13,45 +12,47 @@ import (
 type Compiled struct {
 	m     *machine
 	vocab *Vocabulary
-	start position
+	start *position
 }
 
 // Compile makes g ready for matching, and for masks over v; a nil v is for bytes
 // alone. It returns an *UnsupportedError for left recursion or a language without
 // texts, and a *LimitError where g is larger than the bounds of this package.
 func Compile(g *Grammar, v *Vocabulary) (*Compiled, error) {
-	prog, err := compileProgram(g)
+	prog, err := g.program()
 	if err != nil {
 		return nil, err
 	}
 	m := newMachine(prog)
 	m.vocab = v
-	start, err := m.first(int32(g.root), m.stacks.bottom)
+	start, err := m.at(m.start(int32(g.root)), m.stacks.bottom)
 	if err != nil {
 		return nil, err
 	}
-	c := &Compiled{m: m, vocab: v, start: start}
-	return c, nil
+	return &Compiled{m: m, vocab: v, start: start}, nil
 }
 
 // Matcher follows one text through a grammar. It belongs to one goroutine at a
 // time.
 type Matcher struct {
-	c       *Compiled
-	past    []step // past[0] is the beginning
-	scratch positions
-	swap    position
+	c    *Compiled
+	past []step // past[0] is the beginning
 }
 
 // step is the position after one Accept or AcceptBytes.
 type step struct {
-	position
-	ended bool
+	*position
+	ended bool // the end itself was accepted
 }
 
-// Matcher begins a text.
-func (c *Compiled) Matcher() *Matcher {
+// NewMatcher begins a text.
+func (c *Compiled) NewMatcher() *Matcher {
 	return &Matcher{c: c, past: []step{{position: c.start}}}
+}
+
+// Clone is a matcher of its own at the same place, which can be rolled back as far.
+func (m *Matcher) Clone() *Matcher {
+	return &Matcher{c: m.c, past: append([]step(nil), m.past...)}
 }
 
 func (m *Matcher) now() *step { return &m.past[len(m.past)-1] }
@@ -92,17 +93,16 @@ func (m *Matcher) Accept(id int32) error {
 		return fault.New(fault.Invalid, "accept token %d: it is outside the vocabulary", id)
 	}
 	if v.ends(id) {
-		if now := m.now(); now.canEnd || now.ended {
-			m.past = append(m.past, step{position: position{canEnd: true}, ended: true})
+		if now := m.now(); now.canEnd {
+			m.past = append(m.past, step{now.position, true})
 			return nil
 		}
 		return &RejectError{Token: id}
 	}
-	text := v.bytes(id)
-	if len(text) == 0 {
+	if len(v.tokens[id]) == 0 {
 		return &RejectError{Token: id}
 	}
-	return m.accept(id, text)
+	return m.accept(id, v.tokens[id])
 }
 
 func (m *Matcher) accept(id int32, text []byte) error {
@@ -116,31 +116,17 @@ func (m *Matcher) accept(id int32, text []byte) error {
 	mach.refresh()
 	at := now.position
 	for i, b := range text {
-		next, err := mach.follow(&m.scratch, at, b)
+		next, err := mach.follow(at, b)
 		if err != nil {
 			return err
 		}
-		if len(next.configs) == 0 && !next.canEnd {
+		if next.dead() {
 			return &RejectError{Token: id, Offset: i}
 		}
 		at = next
 	}
 	m.past = append(m.past, step{position: at})
 	return nil
-}
-
-// follow is the position after b.
-func (m *machine) follow(p *positions, from position, b byte) (position, error) {
-	m.advance(p, from.configs, b)
-	if p.failure != nil || m.spent > maxWork {
-		err := p.failure
-		p.failure = nil
-		if err == nil {
-			err = &LimitError{What: "steps for one token", Limit: maxWork}
-		}
-		return position{}, err
-	}
-	return p.take(), nil
 }
 
 // refresh begins an operation.
@@ -151,20 +137,26 @@ func (m *machine) refresh() {
 	}
 }
 
+// maxForced bounds what Forced returns.
+const maxForced = 4096
+
 // Forced returns the bytes that are all that can follow, up to the first choice,
-// the end, or a bound of 4096. The matcher does not move.
+// a place where the text may end, or 4096 of them. The matcher does not move.
 func (m *Matcher) Forced() []byte {
 	mach := m.c.m
 	mach.mu.Lock()
 	defer mach.mu.Unlock()
 	mach.refresh()
+	if m.now().ended {
+		return nil
+	}
 	var out []byte
-	for at := m.now().position; !at.canEnd && len(out) < 4096; {
+	for at := m.now().position; !at.canEnd && len(out) < maxForced; {
 		b, ok := mach.onlyByte(at)
 		if !ok {
 			break
 		}
-		next, err := mach.follow(&m.scratch, at, b)
+		next, err := mach.follow(at, b)
 		if err != nil {
 			break
 		}
@@ -175,7 +167,7 @@ func (m *Matcher) Forced() []byte {
 }
 
 // onlyByte is the one byte that can follow, if it is one.
-func (m *machine) onlyByte(at position) (byte, bool) {
+func (m *machine) onlyByte(at *position) (byte, bool) {
 	found, ok := byte(0), false
 	for _, c := range at.configs {
 		for _, it := range c.at.items {
@@ -196,23 +188,27 @@ func (m *machine) onlyByte(at position) (byte, bool) {
 
 // Bytes returns the bytes that can follow, in ascending order.
 func (m *Matcher) Bytes() []byte {
+	now := m.now()
+	if now.ended {
+		return nil
+	}
 	var out []byte
 	for b := range 256 {
-		if m.allows(byte(b)) {
+		if m.c.m.allows(now.position, byte(b)) {
 			out = append(out, byte(b))
 		}
 	}
-	return slices.Clip(out)
+	return out
 }
 
-func (m *Matcher) allows(b byte) bool {
-	for _, c := range m.now().configs {
+func (m *machine) allows(p *position, b byte) bool {
+	for _, c := range p.configs {
 		for _, it := range c.at.items {
-			in := &m.c.m.prog.code[it.pc]
+			in := &m.prog.code[it.pc]
 			if in.op != doChar {
 				continue
 			}
-			if _, ok := m.c.m.prog.classes[in.class].next(it.sub, b); ok {
+			if _, ok := m.prog.classes[in.class].next(it.sub, b); ok {
 				return true
 			}
 		}

@@ -2,7 +2,9 @@ package grammar
 
 import (
 	"fmt"
+	"slices"
 	"strings"
+	"unicode/utf8"
 )
 
 type instrOp uint8
@@ -49,9 +51,15 @@ type emitter struct {
 	err      error
 }
 
+// program is g as instructions, made once.
+func (g *Grammar) program() (*program, error) {
+	g.once.Do(func() { g.prog, g.err = compileProgram(g) })
+	return g.prog, g.err
+}
+
 // compileProgram turns a grammar into a program, or says why it cannot be one.
 func compileProgram(g *Grammar) (*program, error) {
-	local := &Grammar{rules: append([]rule(nil), g.rules...), root: g.root, kind: g.kind}
+	local := &Grammar{rules: slices.Clone(g.rules), root: g.root, kind: g.kind}
 	a, err := analyse(local)
 	if err != nil {
 		return nil, err
@@ -103,6 +111,13 @@ func (e *emitter) emit(x *expr, next int32) int32 {
 		return e.failPC
 	}
 	switch x.op {
+	case opText:
+		for text := x.text; text != ""; {
+			r, n := utf8.DecodeLastRuneInString(text)
+			next = e.add(instr{op: doChar, class: e.class(oneRune(r), x.enc), x: next})
+			text = text[:len(text)-n]
+		}
+		return next
 	case opChar:
 		return e.add(instr{op: doChar, class: e.class(x.set, x.enc), x: next})
 	case opSeq:
@@ -121,10 +136,10 @@ func (e *emitter) emit(x *expr, next int32) int32 {
 		if e.copied[x.rule] {
 			return e.emit(e.g.rules[x.rule].body, next)
 		}
-		e.call(x.rule)
-		return e.add(instr{op: doCall, rule: int32(x.rule), x: next})
-	case opAuto:
-		return e.auto(x, next)
+		e.call(int(x.rule))
+		return e.add(instr{op: doCall, rule: x.rule, x: next})
+	case opGraph:
+		return e.graph(x, next)
 	}
 	return next
 }
@@ -161,27 +176,35 @@ func (e *emitter) repeat(x *expr, next int32) int32 {
 		}
 		return loop
 	}
-	loop := e.add(instr{op: doLoop, y: next, least: int32(least), most: int32(x.max)})
+	loop := e.add(instr{op: doLoop, y: next, least: least, most: x.max})
 	first := e.emit(body, loop)
 	e.code[loop].x = first
 	return e.add(instr{op: doEnter, x: loop})
 }
 
-func (e *emitter) auto(x *expr, next int32) int32 {
+func (e *emitter) graph(x *expr, next int32) int32 {
+	ends := e.ends(x.graph)
 	base := int32(len(e.code))
-	for range x.auto.states {
-		e.add(instr{op: doSplit})
+	for range x.graph.states {
+		e.add(instr{op: doFail})
 	}
-	for i, s := range x.auto.states {
+	for i, s := range x.graph.states {
 		at := e.failPC
 		if s.final {
 			at = next
 		}
-		for _, edge := range s.edges {
+		for _, edge := range slices.Backward(s.edges) {
 			if e.err != nil {
 				return e.failPC
 			}
-			at = e.split(e.add(instr{op: doChar, class: e.class(edge.set, x.enc), x: base + int32(edge.to)}), at)
+			if !ends[edge.to] {
+				continue
+			}
+			to := base + int32(edge.to)
+			if edge.on != nil {
+				to = e.emit(edge.on, to)
+			}
+			at = e.split(to, at)
 		}
 		e.code[base+int32(i)] = instr{op: doSplit, x: at, y: e.failPC}
 	}
@@ -207,12 +230,12 @@ func (e *emitter) withoutEmpty(x *expr) *expr {
 		}
 		return alt(subs...)
 	case opRepeat:
-		return repeat(e.withoutEmpty(x.subs[0]), 1, x.max)
+		return repeat(e.withoutEmpty(x.subs[0]), 1, int(x.max))
 	case opRule:
-		id, ok := e.nonEmpty[x.rule]
+		id, ok := e.nonEmpty[int(x.rule)]
 		if !ok {
 			id = len(e.g.rules)
-			e.nonEmpty[x.rule] = id
+			e.nonEmpty[int(x.rule)] = id
 			from := e.g.rules[x.rule]
 			e.g.rules = append(e.g.rules, rule{name: from.name, line: from.line})
 			e.starts = append(e.starts, -1)
@@ -222,27 +245,16 @@ func (e *emitter) withoutEmpty(x *expr) *expr {
 			e.productive[id] = e.isProductive(e.g.rules[id].body)
 		}
 		return ref(id)
-	case opAuto:
-		// A copy of the first state that is no end, before the others.
-		first := autoState{edges: x.auto.states[0].edges}
-		states := append([]autoState{first}, x.auto.states...)
-		shifted := make([]autoState, len(states))
-		for i, s := range states {
-			shifted[i].final = s.final
-			for _, edge := range s.edges {
-				shifted[i].edges = append(shifted[i].edges, autoEdge{edge.set, edge.to + 1})
-			}
-		}
-		if len(first.edges) == 0 {
-			return fail()
-		}
-		return auto(&runeAuto{states: shifted}, x.enc)
+	case opText, opChar:
+		return x
+	case opGraph:
+		return x.graph.withoutEmpty().expr()
 	}
 	return fail()
 }
 
 func (e *emitter) class(set runeSet, enc encoding) int32 {
-	key := classKey{fmt.Sprint(set), enc}
+	key := classKey{set.key(), enc}
 	if id, ok := e.known[key]; ok {
 		return id
 	}

@@ -2,6 +2,7 @@ package grammar
 
 import (
 	"cmp"
+	"encoding/binary"
 	"slices"
 	"unicode"
 )
@@ -50,6 +51,16 @@ func newRuneSet(spans ...span) runeSet {
 }
 
 func oneRune(r rune) runeSet { return runeSet{{r, r}} }
+
+// key tells sets apart.
+func (s runeSet) key() string {
+	b := make([]byte, 0, 8*len(s))
+	for _, p := range s {
+		b = binary.LittleEndian.AppendUint32(b, uint32(p.lo))
+		b = binary.LittleEndian.AppendUint32(b, uint32(p.hi))
+	}
+	return string(b)
+}
 
 // runesOf is the set of a text's characters.
 func runesOf(text string) runeSet {
