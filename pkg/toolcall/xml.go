@@ -70,10 +70,10 @@ func xmlBetween(p *Parser) bool {
 			p.begin(x.call)
 		}
 		p.state = xmlName
-	case x.call == "" && !p.named:
-		p.state = xmlName
 	case mayEnd || mayCall && x.call != "":
 		return p.wait()
+	case x.call == "" && !p.named:
+		p.state = xmlName
 	case p.named:
 		p.state = text
 	default:
