@@ -35,6 +35,7 @@ type cli struct {
 	Models   modelsCmd   `cmd:"" help:"List the models that can be asked."`
 
 	Tokenize   tokenizeCmd   `cmd:"" help:"Turn text on standard input into ids, or back."`
+	Grammar    grammarCmd    `cmd:"" help:"Say whether standard input is a text of a grammar, a JSON Schema or a regular expression."`
 	Template   templateCmd   `cmd:"" help:"Render messages on standard input by a chat template."`
 	Logits     logitsCmd     `cmd:"" help:"Print the logits, loss or gradients of a model over ids."`
 	Perplexity perplexityCmd `cmd:"" help:"Measure a model's perplexity on a text."`

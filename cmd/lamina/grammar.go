@@ -1,0 +1,223 @@
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	"github.com/lamina-mesh/lamina/pkg/grammar"
+	"github.com/lamina-mesh/lamina/pkg/vocab"
+	"github.com/lamina-mesh/lamina/services/tokenizer"
+)
+
+type grammarCmd struct {
+	GBNF   string  `name:"gbnf" help:"File with a grammar in llama.cpp's notation." xor:"source"`
+	Schema string  `help:"File with a JSON Schema, draft 2020-12 or draft 7." xor:"source"`
+	Regex  *string `help:"Regular expression; the whole text has to match." xor:"source"`
+	Many   bool    `help:"Read JSON lines with grammar, kind (gbnf, schema or regex) and text on standard input, and print a line for each: accept, reject, or refused: and why." xor:"source"`
+	Model  string  `short:"m" help:"GGUF file or Hugging Face folder: the text goes through the model's tokens and their masks."`
+}
+
+// Run says whether standard input is a text of the grammar: exit 0 where it is, 1
+// where it is not, 2 where the grammar is malformed or cannot be honoured.
+func (c *grammarCmd) Run(e *env) error {
+	check := &grammarCheck{}
+	if c.Model != "" {
+		var err error
+		if check.vocab, err = tokenizer.LoadVocab(c.Model); err != nil {
+			return err
+		}
+		if check.tokens, err = grammarVocabulary(check.vocab); err != nil {
+			return err
+		}
+	}
+	if c.Many {
+		return check.many(e)
+	}
+	kind, source, err := c.source()
+	if err != nil {
+		return err
+	}
+	if err := check.compile(kind, source); err != nil {
+		return err
+	}
+	text, err := io.ReadAll(e.stdin)
+	if err != nil {
+		return err
+	}
+	return check.text(string(text))
+}
+
+// source is the grammar that the flags name.
+func (c *grammarCmd) source() (kind, source string, err error) {
+	if c.Regex != nil {
+		return "regex", *c.Regex, nil
+	}
+	kind, path := "gbnf", c.GBNF
+	if c.Schema != "" {
+		kind, path = "schema", c.Schema
+	}
+	if path == "" {
+		return "", "", fault.Field("gbnf", "give --gbnf FILE, --schema FILE, --regex RE or --many")
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return "", "", fault.Wrap(fault.Invalid, err, "read the grammar")
+	}
+	return kind, string(data), nil
+}
+
+// grammarVocabulary is a model's vocabulary as masks want it: text tokens by their
+// bytes, control tokens without.
+func grammarVocabulary(v *vocab.Vocab) (*grammar.Vocabulary, error) {
+	tokens := make([][]byte, v.Size())
+	for id := range tokens {
+		text, kind, err := v.Token(int32(id))
+		if err != nil {
+			return nil, err
+		}
+		switch kind {
+		case vocab.KindNormal, vocab.KindUserDefined, vocab.KindByte:
+			tokens[id] = text
+		}
+	}
+	return grammar.NewVocabulary(tokens, v.EOG()...)
+}
+
+// grammarCheck holds texts against a grammar.
+type grammarCheck struct {
+	vocab    *vocab.Vocab        // or nil
+	tokens   *grammar.Vocabulary // or nil
+	kind     string
+	source   string
+	compiled *grammar.Compiled
+	err      error // why compiled is nil
+}
+
+// rejected says that a text is not in the grammar.
+type rejected struct{ cause error }
+
+func (r *rejected) Error() string {
+	if r.cause == nil {
+		return "reject the text: it ends too early"
+	}
+	return "reject the text: " + r.cause.Error()
+}
+
+// compile makes the grammar ready unless it is the one that is.
+func (c *grammarCheck) compile(kind, source string) error {
+	if c.kind == kind && c.source == source && (c.compiled != nil || c.err != nil) {
+		return c.err
+	}
+	c.kind, c.source, c.compiled = kind, source, nil
+	var g *grammar.Grammar
+	switch kind {
+	case "gbnf", "grammar":
+		g, c.err = grammar.GBNF(source)
+	default:
+		c.err = fault.Field("kind", "%q: want gbnf, schema or regex", kind)
+	}
+	if c.err == nil {
+		c.compiled, c.err = grammar.Compile(g, c.tokens)
+	}
+	return c.err
+}
+
+// text returns nil for a text of the grammar and *rejected for another.
+func (c *grammarCheck) text(text string) error {
+	m := c.compiled.NewMatcher()
+	var err error
+	if c.tokens == nil {
+		err = m.AcceptBytes([]byte(text))
+	} else {
+		err = c.walk(m, text)
+	}
+	var reject *grammar.RejectError
+	switch {
+	case errors.As(err, &reject):
+		return &rejected{err}
+	case err == nil && !m.CanEnd():
+		return &rejected{}
+	}
+	return err
+}
+
+// walk accepts the text's tokens.
+func (c *grammarCheck) walk(m *grammar.Matcher, text string) error {
+	ids, err := c.vocab.Encode(text, vocab.Options{})
+	if err != nil {
+		return fault.Wrap(fault.Invalid, err, "encode the text")
+	}
+	for _, id := range ids {
+		if err := m.Accept(id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// grammarLine is a line of --many. A schema may be a JSON value or a string of it.
+type grammarLine struct {
+	Grammar json.RawMessage `json:"grammar"`
+	Kind    string          `json:"kind"`
+	Text    *string         `json:"text"`
+}
+
+// many prints a verdict for every line.
+func (c *grammarCheck) many(e *env) error {
+	in := bufio.NewReader(e.stdin)
+	out := bufio.NewWriter(e.stdout)
+	for {
+		line, err := in.ReadString('\n')
+		if strings.TrimSpace(line) != "" {
+			fmt.Fprintln(out, c.verdict(line))
+		}
+		if err == io.EOF {
+			return out.Flush()
+		}
+		if err != nil {
+			return err
+		}
+		if in.Buffered() == 0 {
+			if err := out.Flush(); err != nil { // who asks line by line waits for it
+				return err
+			}
+		}
+	}
+}
+
+// verdict is "accept", "reject" or "refused: " and why.
+func (c *grammarCheck) verdict(line string) string {
+	refused := func(err error) string { return "refused: " + strings.ReplaceAll(err.Error(), "\n", " ") }
+	var in grammarLine
+	if err := json.Unmarshal([]byte(line), &in); err != nil {
+		return refused(fault.Wrap(fault.Invalid, err, "parse the line"))
+	}
+	if in.Grammar == nil || in.Text == nil {
+		return refused(fault.New(fault.Invalid, "parse the line: want grammar, kind and text"))
+	}
+	source := string(in.Grammar)
+	var text string
+	if json.Unmarshal(in.Grammar, &text) == nil {
+		source = text
+	} else if in.Kind != "schema" {
+		return refused(fault.Field("grammar", "want a string"))
+	}
+	if err := c.compile(in.Kind, source); err != nil {
+		return refused(err)
+	}
+	err := c.text(*in.Text)
+	var reject *rejected
+	switch {
+	case err == nil:
+		return "accept"
+	case errors.As(err, &reject):
+		return "reject"
+	}
+	return refused(err)
+}

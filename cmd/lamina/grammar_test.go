@@ -1,0 +1,55 @@
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// grammarFile writes a grammar and returns its path.
+func grammarFile(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "grammar")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestGrammar_ExitCodes(t *testing.T) {
+	path := grammarFile(t, `root ::= "a"+`)
+	verbOK(t, "aaa", "grammar", "--gbnf", path)
+	verbFails(t, 1, "byte 2 does not fit", "aab", "grammar", "--gbnf", path)
+	verbFails(t, 1, "ends too early", "", "grammar", "--gbnf", path)
+	verbFails(t, 2, "find rule a", "a", "grammar", "--gbnf", grammarFile(t, "root ::= a"))
+	verbFails(t, 2, "left recursion", "a", "grammar", "--gbnf", grammarFile(t, `root ::= root "a" | "b"`))
+	verbFails(t, 2, "give --gbnf", "a", "grammar")
+	verbFails(t, 2, "no such file", "a", "grammar", "--gbnf", "nowhere")
+}
+
+func TestGrammar_Many(t *testing.T) {
+	var in strings.Builder
+	for _, line := range []map[string]any{
+		{"grammar": `root ::= "a"+`, "kind": "gbnf", "text": "aa"},
+		{"grammar": `root ::= "a"+`, "kind": "gbnf", "text": "ab"},
+		{"grammar": `root ::= b`, "kind": "gbnf", "text": "ab"},
+		{"grammar": `root ::= "a"`, "kind": "ebnf", "text": "ab"},
+		{"grammar": `root ::= "a"`, "kind": "gbnf"},
+	} {
+		text, err := json.Marshal(line)
+		if err != nil {
+			t.Fatal(err)
+		}
+		in.Write(text)
+		in.WriteByte('\n')
+	}
+	in.WriteString("{")
+	out := strings.Split(strings.TrimSpace(verbOK(t, in.String(), "grammar", "--many")), "\n")
+	for i, want := range []string{"accept", "reject", "refused: parse gbnf: line 1: find rule b", "refused: kind", "refused: parse the line", "refused: parse the line"} {
+		if i >= len(out) || !strings.HasPrefix(out[i], want) {
+			t.Errorf("line %d: %q, want %q", i, out, want)
+		}
+	}
+}
