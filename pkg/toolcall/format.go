@@ -115,6 +115,7 @@ func detectCalls(has func(...string) bool) string {
 		{"granite-20b", []string{"<function_call>"}},
 		{"internlm", []string{"<|action_start|>"}},
 		{"gigachat", []string{"<|function_call|>"}},
+		{"gigachat", []string{"function call", "<|role_sep|>"}},
 		{"functools", []string{"functools["}},
 		{"functionary", []string{">>>all"}},
 		{"hermes", []string{"<tool_call>"}},

@@ -96,7 +96,7 @@ func jsonAfter(p *Parser) bool {
 			return p.wait()
 		}
 		if is {
-			p.buf, p.state = p.buf[len(end):], text
+			p.buf, p.state = p.buf[len(end):], jsonAgain
 			return true
 		}
 	}
@@ -105,6 +105,20 @@ func jsonAfter(p *Parser) bool {
 		return true
 	}
 	p.state = text
+	return true
+}
+
+// jsonAgain is behind the marker that ends calls: some models forget the one that
+// begins the next.
+func jsonAgain(p *Parser) bool {
+	p.begin("")
+	if !p.skipWhite() {
+		return p.ended()
+	}
+	if p.buf[0] != '{' {
+		return p.fail()
+	}
+	p.json.known, p.state = true, jsonOpen
 	return true
 }
 

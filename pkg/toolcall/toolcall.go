@@ -85,6 +85,9 @@ func New(f Format, o Options) *Parser {
 			p.state, p.trim = reasoning, true
 		}
 	}
+	if p.think.end != "" {
+		p.marks = append(p.marks, mark{p.think.end, closeReasoning})
+	}
 	for _, silent := range p.think.silent {
 		p.marks = append(p.marks, mark{silent, func(p *Parser) { p.trim = true }})
 	}
@@ -208,6 +211,16 @@ func openReasoning(p *Parser) {
 		return
 	}
 	p.space, p.state = "", reasoning
+}
+
+// closeReasoning passes over an end of reasoning that nothing opened, as the prompts
+// of some models have opened and closed it.
+func closeReasoning(p *Parser) {
+	if p.said || p.calls > 0 {
+		p.say(p.think.end)
+		return
+	}
+	p.space, p.trim, p.state = "", true, p.start
 }
 
 // reasoning reads up to the reasoning's end.
