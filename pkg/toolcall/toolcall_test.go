@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"math/rand/v2"
 	"reflect"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -255,4 +257,23 @@ func FuzzDetect(f *testing.F) {
 	f.Fuzz(func(t *testing.T, template, tools string) {
 		toolcall.New(toolcall.Detect(template), toolcall.Options{Tools: []byte(tools)}).Flush(false)
 	})
+}
+
+// Every marker that an example writes as a token of its own is among the format's.
+func TestFormat_Markers(t *testing.T) {
+	token := regexp.MustCompile(`<\|[^<>|]*\|>|<[|/]?[a-z_:]+(call|calls|think|tools?)[a-z_:]*\|?>|\[/?[A-Z_]{4,}\]|<｜[^<>]*｜>`)
+	for _, e := range examples() {
+		markers := e.format().Markers()
+		if len(e.want.Calls) == 0 && e.want.Reasoning == "" {
+			continue
+		}
+		for _, s := range token.FindAllString(e.text, -1) {
+			if s != "<|x|>" && !slices.Contains(markers, s) {
+				t.Errorf("%s, %s: %q is not among %q", e.calls, e.reasoning, s, markers)
+			}
+		}
+	}
+	if m := (toolcall.Format{}).Markers(); len(m) > 0 {
+		t.Errorf("plain: %q", m)
+	}
 }
