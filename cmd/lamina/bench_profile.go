@@ -116,6 +116,11 @@ func (p *profile) Rotate(x []float32, r *kernel.Rotary, pos []int32, h, d int) {
 	p.Set.Rotate(x, r, pos, h, d)
 }
 
+func (p *profile) Store(kv kernel.KV[float32], pos int, k, v []float32, heads, d int) {
+	defer p.add("store", time.Now())
+	p.Set.Store(kv, pos, k, v, heads, d)
+}
+
 func (p *profile) Attend(y, q []float32, spans []kernel.Span[float32], a kernel.Heads) {
 	defer p.add("attend", time.Now())
 	p.Set.Attend(y, q, spans, a)

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"cmp"
+
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/kernel/cpu"
@@ -14,20 +16,24 @@ func (f *kernelFlags) kernelSet() (kernel.Set[float32], func(), error) {
 	if f.Threads < 0 {
 		return nil, nil, fault.Field("threads", "%d threads: want one or more, or 0 for one a processor", f.Threads)
 	}
+	kv, ok := kernel.ParseKVType(cmp.Or(f.KVType, "f32"))
+	if !ok {
+		return nil, nil, fault.Field("kv-type", "caches cannot store %q: they can f32, f16 and q8", f.KVType)
+	}
 	switch {
 	case f.Kernels == "ref" && f.Instructions != "":
 		return nil, nil, fault.Field("instructions", "the reference set has none to choose")
 	case f.Kernels == "ref":
-		return ref.New[float32](), func() {}, nil
+		return ref.New[float32]().StoringKV(kv), func() {}, nil
 	case f.Kernels != "cpu":
 		return nil, nil, fault.Field("kernels", "no kernel set is called %q: cpu and ref are", f.Kernels)
 	case f.Instructions == "":
 		set := cpu.New(f.Threads)
-		return set, set.Close, nil
+		return set.StoringKV(kv), set.Close, nil
 	}
 	set, err := cpu.Open(f.Threads, f.Instructions)
 	if err != nil {
 		return nil, nil, fault.Field("instructions", "%v", err)
 	}
-	return set, set.Close, nil
+	return set.StoringKV(kv), set.Close, nil
 }

@@ -56,32 +56,6 @@ func (r *Rotary) At(pos, i int) float64 {
 	return r.Freq[i]
 }
 
-// KV is one layer's view of one sequence in a paged cache. Position p is column
-// p%PageLen of keys page [K, D, PageLen] and row p%PageLen of values page
-// [K, PageLen, D], page p/PageLen: scores run along positions, values along d.
-type KV[F tensor.Float] struct {
-	Keys, Values [][]F
-	PageLen      int
-}
-
-// Write stores keys and values k, v [rows, K*D] of consecutive positions from pos on,
-// for heads key/value heads.
-func (c KV[F]) Write(pos int, k, v []F, heads int) {
-	width := len(c.Keys[0]) / c.PageLen
-	d := width / heads
-	for row := 0; row < len(k); row += width {
-		page, at := pos/c.PageLen, pos%c.PageLen
-		for head := range heads {
-			keys, values := c.Keys[page][head*d*c.PageLen:], c.Values[page][(head*c.PageLen+at)*d:]
-			for i, x := range k[row+head*d : row+(head+1)*d] {
-				keys[i*c.PageLen+at] = x
-			}
-			copy(values, v[row+head*d:row+(head+1)*d])
-		}
-		pos++
-	}
-}
-
 // Span is a run of consecutive positions of one sequence inside a batch of rows:
 // Rows consecutive rows, the first at position Pos, over that sequence's KV.
 type Span[F tensor.Float] struct {
@@ -116,6 +90,8 @@ type Set[F tensor.Float] interface {
 	// Class names the family whose results are bit-identical, such as
 	// "cpu/avx512/1".
 	Class() string
+	// KV is what the set's caches store, part of its class.
+	KV() KVType
 
 	// BFloat16 is a set on the same workers whose products over dense matrices, forward
 	// and backward, round both sides to bfloat16 and sum in F. It ends with this set.
@@ -151,6 +127,9 @@ type Set[F tensor.Float] interface {
 	// RotateGrad is the transpose of Rotate, in place on dx[T,H,D].
 	RotateGrad(dx []F, r *Rotary, pos []int32, h, d int)
 
+	// Store writes keys and values k, v[rows, K*D] of consecutive positions from pos on,
+	// as KV.Write does.
+	Store(kv KV[F], pos int, k, v []F, heads, d int)
 	// Attend computes causal softmax attention of the rows of q[ΣRows,H*D] over
 	// each span's cache, which already holds the rows' own keys and values.
 	// y has the shape of q.

@@ -25,6 +25,7 @@ type Config struct {
 	Layers  int // of the stage
 	KVHeads int // K
 	HeadDim int // D
+	Type    kernel.KVType
 	PageLen int // positions in a page; 0 means DefaultPageLen
 	Pages   int // the limit
 }
@@ -32,6 +33,7 @@ type Config struct {
 // page holds the keys and values of PageLen positions in every layer.
 type page[F tensor.Float] struct {
 	keys, values [][]F // by layer, as kernel.KV says
+	packed       []kernel.KVPage
 }
 
 // Cache is a bounded pool of pages.
@@ -95,6 +97,13 @@ func (c *Cache[F]) take(n int) ([]*page[F], error) {
 
 func (c *Cache[F]) newPage() *page[F] {
 	size := c.cfg.PageLen * c.cfg.KVHeads * c.cfg.HeadDim
+	if c.cfg.Type != kernel.KVFull {
+		p := &page[F]{}
+		for range c.cfg.Layers {
+			p.packed = append(p.packed, kernel.NewKVPage(c.cfg.Type, size, c.cfg.HeadDim))
+		}
+		return p
+	}
 	store := make([]F, 2*c.cfg.Layers*size)
 	p := &page[F]{}
 	for range c.cfg.Layers {
@@ -181,6 +190,10 @@ func (s *Sequence[F]) Truncate(n int) {
 	s.pages = s.pages[:keep]
 	for l := range s.views {
 		v := &s.views[l]
+		if v.Type != kernel.KVFull {
+			v.Packed = v.Packed[:keep]
+			continue
+		}
 		v.Keys, v.Values = v.Keys[:keep], v.Values[:keep]
 	}
 }
@@ -197,7 +210,7 @@ func (s *Sequence[F]) View(layer int) kernel.KV[F] {
 	if s.views == nil {
 		s.views = make([]kernel.KV[F], s.cache.cfg.Layers)
 		for l := range s.views {
-			s.views[l] = extend(kernel.KV[F]{PageLen: s.cache.cfg.PageLen}, s.pages, l)
+			s.views[l] = extend(kernel.KV[F]{Type: s.cache.cfg.Type, PageLen: s.cache.cfg.PageLen}, s.pages, l)
 		}
 	}
 	return s.views[layer]
@@ -206,18 +219,12 @@ func (s *Sequence[F]) View(layer int) kernel.KV[F] {
 // extend adds a layer's part of pages to its view.
 func extend[F tensor.Float](v kernel.KV[F], pages []*page[F], layer int) kernel.KV[F] {
 	for _, p := range pages {
+		if v.Type != kernel.KVFull {
+			v.Packed = append(v.Packed, p.packed[layer])
+			continue
+		}
 		v.Keys = append(v.Keys, p.keys[layer])
 		v.Values = append(v.Values, p.values[layer])
 	}
 	return v
-}
-
-// Write stores keys and values k, v [rows, K*D] of consecutive positions from pos on,
-// which must be reserved.
-func (s *Sequence[F]) Write(layer, pos int, k, v []F) {
-	width, pageLen := s.cache.cfg.KVHeads*s.cache.cfg.HeadDim, s.cache.cfg.PageLen
-	if len(k) != len(v) || len(k)%width != 0 || pos+len(k)/width > len(s.pages)*pageLen {
-		panic(fmt.Sprintf("write KV: %d and %d elements at position %d, %d pages reserved", len(k), len(v), pos, len(s.pages)))
-	}
-	s.View(layer).Write(pos, k, v, s.cache.cfg.KVHeads)
 }

@@ -17,8 +17,8 @@ func TestSequence_ReadsBackWhatItWrote(t *testing.T) {
 	for i := range k {
 		k[i], v[i] = float32(i), float32(-i)
 	}
-	s.Write(1, 0, k[:6], v[:6]) // positions 0..2
-	s.Write(1, 3, k[6:], v[6:]) // 3..9, over two page borders
+	s.View(1).Write(0, k[:6], v[:6], 1, 2) // positions 0..2
+	s.View(1).Write(3, k[6:], v[6:], 1, 2) // 3..9, over two page borders
 	s.Extend(10)
 	view := s.View(1)
 	for pos := range 10 {

@@ -51,7 +51,7 @@ func TestCache_RandomLivesOfSequences(t *testing.T) {
 					k[e] = want[i][pos+e/width] + float64(l)/8
 					v[e] = -k[e]
 				}
-				s.Write(l, pos, k, v)
+				s.View(l).Write(pos, k, v, 1, width)
 			}
 			s.Extend(pos + rows)
 		}

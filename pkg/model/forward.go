@@ -217,8 +217,9 @@ func (s *Stage[F]) attend(i int, b *Batch[F], x []F, pos []int32, w *workspace[F
 	w.spans = w.spans[:0]
 	row, width := 0, c.KVHeads*c.HeadDim
 	for _, e := range b.Entries {
-		e.Seq.Write(i, e.Pos, w.k[row*width:(row+e.Rows)*width], w.v[row*width:(row+e.Rows)*width])
-		w.spans = append(w.spans, kernel.Span[F]{Rows: e.Rows, Pos: e.Pos, KV: e.Seq.View(i)})
+		kv, lo, hi := e.Seq.View(i), row*width, (row+e.Rows)*width
+		s.set.Store(kv, e.Pos, w.k[lo:hi], w.v[lo:hi], c.KVHeads, c.HeadDim)
+		w.spans = append(w.spans, kernel.Span[F]{Rows: e.Rows, Pos: e.Pos, KV: kv})
 		row += e.Rows
 	}
 	heads := c.heads(s.Range.Lo + i)

@@ -332,46 +332,6 @@ func (s *Set) addValues(w *attendScratch, acc []float32, i, n, lo, hi, d int) {
 	}
 }
 
-// viewBlocks points w's tables at the chunk's blocks of keys and values, whose first
-// position is from. Pages that do not hold whole blocks are gathered.
-func (s *Set) viewBlocks(call *attendCall, t *attendTile, from, block, end int, w *attendScratch) {
-	kv, d := &t.span.KV, call.a.D
-	if kv.PageLen%attendBlock == 0 {
-		for b := block; b < end; b++ {
-			pos := from + b*attendBlock
-			page, at := pos/kv.PageLen, pos%kv.PageLen
-			if kv.PageLen == attendBlock {
-				w.keys[b] = &kv.Keys[page][t.kv*d*attendBlock]
-			}
-			w.values[b] = &kv.Values[page][(t.kv*kv.PageLen+at)*d]
-		}
-		if kv.PageLen == attendBlock {
-			return
-		}
-	}
-	size := attendBlock * d
-	if len(w.blocks) < 2*attendChunk*d {
-		w.blocks = make([]float32, 2*attendChunk*d)
-	}
-	most := len(kv.Keys) * kv.PageLen
-	for b := block; b < end; b++ {
-		keys, values := w.blocks[2*b*size:(2*b+1)*size], w.blocks[(2*b+1)*size:(2*b+2)*size]
-		clear(keys)
-		for i := range attendBlock {
-			pos := from + b*attendBlock + i
-			if pos >= most {
-				break
-			}
-			page, at := pos/kv.PageLen, pos%kv.PageLen
-			for j := range d {
-				keys[j*attendBlock+i] = kv.Keys[page][(t.kv*d+j)*kv.PageLen+at]
-			}
-			copy(values[i*d:(i+1)*d], kv.Values[page][(t.kv*kv.PageLen+at)*d:])
-		}
-		w.keys[b], w.values[b] = &keys[0], &values[0]
-	}
-}
-
 // attendPortable are the loops in plain Go.
 func attendPortable() attendOps {
 	return attendOps{

@@ -19,7 +19,7 @@ func pagesOf(r *rand.Rand, n int, a kernel.Heads, pageLen int) (kernel.KV[float3
 		kv.Keys, kv.Values = append(kv.Keys, page()), append(kv.Values, page())
 	}
 	k, v := normal(r, n*a.K*a.D), normal(r, n*a.K*a.D)
-	kv.Write(0, k, v, a.K)
+	kv.Write(0, k, v, a.K, a.D)
 	return kv, k, v
 }
 
@@ -78,7 +78,7 @@ func TestAttend_OneResult(t *testing.T) {
 				for range n/pageLen + 1 {
 					other.Keys, other.Values = append(other.Keys, make([]float32, pageLen*a.K*a.D)), append(other.Values, make([]float32, pageLen*a.K*a.D))
 				}
-				other.Write(0, k, v, a.K)
+				other.Write(0, k, v, a.K, a.D)
 				for _, size := range []int{1, 2, 5, 64, 257} {
 					y := make([]float32, len(q))
 					for pos := 0; pos < n; pos += size {

@@ -19,6 +19,7 @@ type ops struct {
 	quant   quantOps
 	attend  attendOps
 	element elementOps
+	cache   cacheOps
 	pair    pairOps
 	gemm    gemmOps
 	pairs   gemmOps // of numbers rounded to bfloat16

@@ -54,6 +54,7 @@ func portable() ops {
 		},
 	}
 	o.attend, o.element, o.gemm, o.train = attendPortable(), elementsPortable(), gemmPortable(), trainPortable()
+	o.cache = cachePortable()
 	o.pairs = pairsPortable()
 	o.train.rowDots = rowDotsOf(&o)
 	o.attend.weigh = weighOf(&o)

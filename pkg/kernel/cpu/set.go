@@ -16,6 +16,7 @@ type Set struct {
 	ops
 	dense   *gemmOps // products over dense matrices
 	class   string
+	kv      kernel.KVType
 	pool    *pool
 	scratch sync.Pool // *[]float32
 	cuts    sync.Pool // of *[]piece
@@ -75,6 +76,16 @@ func newParts(o ops, p *pool) *Set {
 func (s *Set) Close() {
 	s.pool.close()
 }
+
+// StoringKV is a set on the same workers whose caches store t. It ends with this set.
+func (s *Set) StoringKV(t kernel.KVType) *Set {
+	other := newParts(s.ops, s.pool)
+	other.kv, other.class = t, other.class+t.Suffix()
+	return other
+}
+
+// KV is what caches store.
+func (s *Set) KV() kernel.KVType { return s.kv }
 
 // Name is "cpu".
 func (*Set) Name() string { return "cpu" }

@@ -238,23 +238,28 @@ func attention() []Case {
 			dq, dk, dv := in(len(q)), in(len(k)), in(len(v))
 			s.AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v, b, t, a)
 			return [][]float32{y, lse, dq, dk, dv}
-		}}, Case{name: fmt.Sprintf("paged attention, window %d", window), run: func(s Set) [][]float32 {
-			in := source(11)
-			q := in(13 * a.H * a.D)
-			y := make([]float32, len(q))
-			s.Attend(y, q, []kernel.Span[float32]{
-				{Rows: 12, Pos: 7, KV: paged(in(19*a.K*a.D), in(19*a.K*a.D), a, 4)},
-				{Rows: 1, Pos: 9, KV: paged(in(10*a.K*a.D), in(10*a.K*a.D), a, 4)},
-			}, a)
-			return [][]float32{y}
 		}})
+		for _, kind := range []kernel.KVType{kernel.KVFull, kernel.KVF16, kernel.KVQ8} {
+			for _, length := range []int{4, 16, 32} {
+				out = append(out, Case{name: fmt.Sprintf("paged attention, window %d, %v, pages of %d", window, kind, length), run: func(s Set) [][]float32 {
+					in := source(11)
+					q := in(13 * a.H * a.D)
+					y := make([]float32, len(q))
+					s.Attend(y, q, []kernel.Span[float32]{
+						{Rows: 12, Pos: 7, KV: paged(s, kind, in(19*a.K*a.D), in(19*a.K*a.D), a, length)},
+						{Rows: 1, Pos: 9, KV: paged(s, kind, in(10*a.K*a.D), in(10*a.K*a.D), a, length)},
+					}, a)
+					return [][]float32{y}
+				}})
+			}
+		}
 	}
 	return out
 }
 
-// paged cuts keys and values [n,K*D] into pages.
-func paged(k, v []float32, a kernel.Heads, pageLen int) kernel.KV[float32] {
-	kv := kernel.KV[float32]{PageLen: pageLen}
+// paged stores keys and values [n,K*D] in pages, the first five positions on their own.
+func paged(s Set, kind kernel.KVType, k, v []float32, a kernel.Heads, pageLen int) kernel.KV[float32] {
+	kv := kernel.KV[float32]{Type: kind, PageLen: pageLen}
 	size := pageLen * a.K * a.D
 	for range (len(k) + size - 1) / size {
 		stale := func() []float32 { // what nobody wrote must not be read
@@ -264,9 +269,22 @@ func paged(k, v []float32, a kernel.Heads, pageLen int) kernel.KV[float32] {
 			}
 			return page
 		}
-		kv.Keys, kv.Values = append(kv.Keys, stale()), append(kv.Values, stale())
+		if kind == kernel.KVFull {
+			kv.Keys, kv.Values = append(kv.Keys, stale()), append(kv.Values, stale())
+			continue
+		}
+		page := kernel.NewKVPage(kind, size, a.D)
+		for i := range page.Keys {
+			page.Keys[i], page.Values[i] = 0xff, 0xff // a half that is none
+		}
+		for i := range page.KeyScales {
+			page.KeyScales[i], page.ValueScales[i] = float32(math.NaN()), float32(math.NaN())
+		}
+		kv.Packed = append(kv.Packed, page)
 	}
-	kv.Write(0, k, v, a.K)
+	first := min(5*a.K*a.D, len(k))
+	s.Store(kv, 0, k[:first], v[:first], a.K, a.D)
+	s.Store(kv, 5, k[first:], v[first:], a.K, a.D)
 	return kv
 }
 
@@ -308,13 +326,13 @@ func chunks(t *testing.T, set Set) {
 	in := source(30)
 	q, k, v := in(n*a.H*a.D), in(n*a.K*a.D), in(n*a.K*a.D)
 	whole := make([]float32, len(q))
-	set.Attend(whole, q, []kernel.Span[float32]{{Rows: n, KV: paged(k, v, a, 16)}}, a)
+	set.Attend(whole, q, []kernel.Span[float32]{{Rows: n, KV: paged(set, kernel.KVFull, k, v, a, 16)}}, a)
 	for _, size := range []int{1, 3, 16, 40} {
 		for pos := 0; pos < n; pos += size {
 			rows := min(size, n-pos)
 			lo, hi := pos*a.H*a.D, (pos+rows)*a.H*a.D
 			got := make([]float32, hi-lo)
-			set.Attend(got, q[lo:hi], []kernel.Span[float32]{{Rows: rows, Pos: pos, KV: paged(k, v, a, 8)}}, a)
+			set.Attend(got, q[lo:hi], []kernel.Span[float32]{{Rows: rows, Pos: pos, KV: paged(set, kernel.KVFull, k, v, a, 8)}}, a)
 			if !slices.Equal(got, whole[lo:hi]) {
 				t.Fatalf("attention in chunks of %d differs at position %d", size, pos)
 			}

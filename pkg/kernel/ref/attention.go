@@ -49,6 +49,9 @@ func attendRow[F tensor.Float](out, q []F, lo, p int, a kernel.Heads, key, value
 	return best + math.Log(sum)
 }
 
+// Store writes keys and values to a paged cache.
+func (*Set[F]) Store(kv kernel.KV[F], pos int, k, v []F, heads, d int) { kv.Write(pos, k, v, heads, d) }
+
 // Attend is causal attention over paged caches.
 func (*Set[F]) Attend(y, q []F, spans []kernel.Span[F], a kernel.Heads) {
 	rows := 0
@@ -62,15 +65,9 @@ func (*Set[F]) Attend(y, q []F, spans []kernel.Span[F], a kernel.Heads) {
 		each(s.Rows*a.H, func(i int) {
 			r, head := i/a.H, i%a.H
 			kv := head / (a.H / a.K)
-			n, key := s.KV.PageLen, make([]F, a.D)
-			keys := func(pos int) []F {
-				page := s.KV.Keys[pos/n][kv*a.D*n:]
-				for i := range key {
-					key[i] = page[i*n+pos%n]
-				}
-				return key
-			}
-			values := func(pos int) []F { return s.KV.Values[pos/n][(kv*n+pos%n)*a.D:][:a.D] }
+			vector := make([]F, a.D)
+			keys := func(pos int) []F { s.KV.Key(vector, pos, kv); return vector }
+			values := func(pos int) []F { s.KV.Value(vector, pos, kv); return vector }
 			off := ((first+r)*a.H + head) * a.D
 			out := y[off : off+a.D]
 			lse := attendRow(out, q[off:off+a.D], from(s.Pos+r, a), s.Pos+r, a, keys, values)

@@ -18,10 +18,19 @@ import (
 )
 
 // Set implements kernel.Set plainly. It has no state.
-type Set[F tensor.Float] struct{ half bool }
+type Set[F tensor.Float] struct {
+	half bool
+	kv   kernel.KVType
+}
 
 // New returns the reference set.
 func New[F tensor.Float]() *Set[F] { return &Set[F]{} }
+
+// StoringKV is a set whose caches store t.
+func (s *Set[F]) StoringKV(t kernel.KVType) *Set[F] { return &Set[F]{half: s.half, kv: t} }
+
+// KV is what caches store.
+func (s *Set[F]) KV() kernel.KVType { return s.kv }
 
 // Name is "ref".
 func (*Set[F]) Name() string { return "ref" }
@@ -35,7 +44,7 @@ func (s *Set[F]) Class() string {
 	if s.half {
 		class += "+bf16"
 	}
-	return class
+	return class + s.kv.Suffix()
 }
 
 // BFloat16 is the reference of products that round both sides to bfloat16.

@@ -1,0 +1,74 @@
+package cpu
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"github.com/lamina-mesh/lamina/pkg/kernel"
+)
+
+// TestStore_WritesWhatWriteDoes compares pages written by every family with pages
+// written in plain Go, and attention over them with attention over the same numbers in
+// full pages.
+func TestStore_WritesWhatWriteDoes(t *testing.T) {
+	const n = 150
+	for _, a := range []kernel.Heads{{H: 6, K: 3, D: 64, Scale: 0.125}, {H: 2, K: 2, D: 24, Scale: 0.2}, {H: 4, K: 1, D: 20, Scale: 0.2, Window: 40}} {
+		for _, kind := range []kernel.KVType{kernel.KVF16, kernel.KVQ8} {
+			for _, length := range []int{16, 24} {
+				t.Run(fmt.Sprintf("%v, %d heads of %d, pages of %d", kind, a.K, a.D, length), func(t *testing.T) {
+					r := rand.New(rand.NewPCG(5, uint64(a.D)))
+					k, v, q := normal(r, n*a.K*a.D), normal(r, n*a.K*a.D), normal(r, n*a.H*a.D)
+					k[0], k[1], v[2] = 1e-9, 6.55e4, -3e-6 // near the limits of halves
+					want := pages(kind, n, length, a)
+					want.Write(0, k, v, a.K, a.D)
+					full := pages(kernel.KVFull, n, length, a)
+					key, value := make([]float32, a.D), make([]float32, a.D)
+					for pos := range n {
+						for head := range a.K {
+							want.Key(key, pos, head)
+							want.Value(value, pos, head)
+							copy(k[(pos*a.K+head)*a.D:], key)
+							copy(v[(pos*a.K+head)*a.D:], value)
+						}
+					}
+					full.Write(0, k, v, a.K, a.D)
+					for _, o := range families() {
+						s := newSet(2, o)
+						defer s.Close()
+						got := pages(kind, n, length, a)
+						s.Store(got, 0, k, v, a.K, a.D)
+						if kind == kernel.KVF16 { // already rounded: storing again changes nothing
+							for i := range got.Packed {
+								if !slices.Equal(got.Packed[i].Keys, want.Packed[i].Keys) || !slices.Equal(got.Packed[i].Values, want.Packed[i].Values) {
+									t.Fatalf("%s: page %d has other bytes", o.name, i)
+								}
+							}
+						}
+						y, same := make([]float32, len(q)), make([]float32, len(q))
+						s.Attend(y, q, []kernel.Span[float32]{{Rows: n, KV: want}}, a)
+						s.Attend(same, q, []kernel.Span[float32]{{Rows: n, KV: full}}, a)
+						if !slices.Equal(y, same) {
+							t.Errorf("%s: attention over packed pages has other bits than over what they hold", o.name)
+						}
+					}
+				})
+			}
+		}
+	}
+}
+
+// pages makes room for n positions.
+func pages(kind kernel.KVType, n, length int, a kernel.Heads) kernel.KV[float32] {
+	kv := kernel.KV[float32]{Type: kind, PageLen: length}
+	size := length * a.K * a.D
+	for range (n + length - 1) / length {
+		if kind == kernel.KVFull {
+			kv.Keys, kv.Values = append(kv.Keys, make([]float32, size)), append(kv.Values, make([]float32, size))
+			continue
+		}
+		kv.Packed = append(kv.Packed, kernel.NewKVPage(kind, size, a.D))
+	}
+	return kv
+}
