@@ -119,6 +119,8 @@ func (c *grammarCheck) compile(kind, source string) error {
 	switch kind {
 	case "gbnf", "grammar":
 		g, c.err = grammar.GBNF(source)
+	case "regex":
+		g, c.err = grammar.Regex(source)
 	default:
 		c.err = fault.Field("kind", "%q: want gbnf, schema or regex", kind)
 	}

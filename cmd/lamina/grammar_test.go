@@ -25,6 +25,9 @@ func TestGrammar_ExitCodes(t *testing.T) {
 	verbFails(t, 1, "ends too early", "", "grammar", "--gbnf", path)
 	verbFails(t, 2, "find rule a", "a", "grammar", "--gbnf", grammarFile(t, "root ::= a"))
 	verbFails(t, 2, "left recursion", "a", "grammar", "--gbnf", grammarFile(t, `root ::= root "a" | "b"`))
+	verbOK(t, "ABC-12", "grammar", "--regex", `^[A-Z]{3}-\d+$`)
+	verbFails(t, 1, "byte 3", "ABC:12", "grammar", "--regex", `[A-Z]{3}-\d+`)
+	verbFails(t, 2, "lookahead", "ab", "grammar", "--regex", `a(?=b)b`)
 	verbFails(t, 2, "give --gbnf", "a", "grammar")
 	verbFails(t, 2, "no such file", "a", "grammar", "--gbnf", "nowhere")
 }
