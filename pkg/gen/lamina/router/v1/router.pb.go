@@ -356,7 +356,20 @@ type ChatRequest struct {
 	// How many of the best candidates to report with each token; at most 20.
 	TopLogprobs uint32 `protobuf:"varint,6,opt,name=top_logprobs,json=topLogprobs,proto3" json:"top_logprobs,omitempty"`
 	// OpenAI tool definitions as a JSON array; empty for none.
-	ToolsJson     string `protobuf:"bytes,7,opt,name=tools_json,json=toolsJson,proto3" json:"tools_json,omitempty"`
+	ToolsJson string `protobuf:"bytes,7,opt,name=tools_json,json=toolsJson,proto3" json:"tools_json,omitempty"`
+	// Documents to answer from as a JSON array; empty for none.
+	DocumentsJson string `protobuf:"bytes,8,opt,name=documents_json,json=documentsJson,proto3" json:"documents_json,omitempty"`
+	// Further variables of the chat template as a JSON object; empty for none.
+	VariablesJson string `protobuf:"bytes,9,opt,name=variables_json,json=variablesJson,proto3" json:"variables_json,omitempty"`
+	// Which of the model's chat templates; empty for the usual one.
+	Template string `protobuf:"bytes,10,opt,name=template,proto3" json:"template,omitempty"`
+	// Do not open the assistant's turn at the end.
+	NoGenerationPrompt bool `protobuf:"varint,11,opt,name=no_generation_prompt,json=noGenerationPrompt,proto3" json:"no_generation_prompt,omitempty"`
+	// Go on with the last message's text; with no_generation_prompt only.
+	ContinueFinalMessage bool `protobuf:"varint,12,opt,name=continue_final_message,json=continueFinalMessage,proto3" json:"continue_final_message,omitempty"`
+	// Keep in the answer's text the control tokens that set tool calls and reasoning
+	// apart, for whoever parses it by `started.format`.
+	KeepMarkers   bool `protobuf:"varint,13,opt,name=keep_markers,json=keepMarkers,proto3" json:"keep_markers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -438,6 +451,48 @@ func (x *ChatRequest) GetToolsJson() string {
 		return x.ToolsJson
 	}
 	return ""
+}
+
+func (x *ChatRequest) GetDocumentsJson() string {
+	if x != nil {
+		return x.DocumentsJson
+	}
+	return ""
+}
+
+func (x *ChatRequest) GetVariablesJson() string {
+	if x != nil {
+		return x.VariablesJson
+	}
+	return ""
+}
+
+func (x *ChatRequest) GetTemplate() string {
+	if x != nil {
+		return x.Template
+	}
+	return ""
+}
+
+func (x *ChatRequest) GetNoGenerationPrompt() bool {
+	if x != nil {
+		return x.NoGenerationPrompt
+	}
+	return false
+}
+
+func (x *ChatRequest) GetContinueFinalMessage() bool {
+	if x != nil {
+		return x.ContinueFinalMessage
+	}
+	return false
+}
+
+func (x *ChatRequest) GetKeepMarkers() bool {
+	if x != nil {
+		return x.KeepMarkers
+	}
+	return false
 }
 
 // GenerateResponse is one event of a generation.
@@ -663,7 +718,12 @@ type Started struct {
 	Seed uint64 `protobuf:"varint,5,opt,name=seed,proto3" json:"seed,omitempty"`
 	// Model digest and kernel class: within one fingerprint equal requests give
 	// equal bytes.
-	Fingerprint   string `protobuf:"bytes,6,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
+	Fingerprint string `protobuf:"bytes,6,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
+	// Of a chat: how the model writes tool calls and reasoning.
+	Format *v1.ChatFormat `protobuf:"bytes,7,opt,name=format,proto3" json:"format,omitempty"`
+	// Of a chat: the end of the prompt's text, at most 1 KiB, for whoever parses the
+	// answer.
+	PromptEnd     string `protobuf:"bytes,8,opt,name=prompt_end,json=promptEnd,proto3" json:"prompt_end,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -736,6 +796,20 @@ func (x *Started) GetSeed() uint64 {
 func (x *Started) GetFingerprint() string {
 	if x != nil {
 		return x.Fingerprint
+	}
+	return ""
+}
+
+func (x *Started) GetFormat() *v1.ChatFormat {
+	if x != nil {
+		return x.Format
+	}
+	return nil
+}
+
+func (x *Started) GetPromptEnd() string {
+	if x != nil {
+		return x.PromptEnd
 	}
 	return ""
 }
@@ -1719,7 +1793,7 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\n" +
 	"ignore_end\x18\b \x01(\bR\tignoreEnd\x12\x18\n" +
 	"\aspecial\x18\t \x01(\bR\aspecialB\b\n" +
-	"\x06prompt\"\x8a\x02\n" +
+	"\x06prompt\"\xff\x03\n" +
 	"\vChatRequest\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x128\n" +
 	"\bmessages\x18\x02 \x03(\v2\x1c.lamina.tokenizer.v1.MessageR\bmessages\x12\x1d\n" +
@@ -1729,7 +1803,14 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\x04stop\x18\x05 \x03(\tR\x04stop\x12!\n" +
 	"\ftop_logprobs\x18\x06 \x01(\rR\vtopLogprobs\x12\x1d\n" +
 	"\n" +
-	"tools_json\x18\a \x01(\tR\ttoolsJson\"\xc2\x01\n" +
+	"tools_json\x18\a \x01(\tR\ttoolsJson\x12%\n" +
+	"\x0edocuments_json\x18\b \x01(\tR\rdocumentsJson\x12%\n" +
+	"\x0evariables_json\x18\t \x01(\tR\rvariablesJson\x12\x1a\n" +
+	"\btemplate\x18\n" +
+	" \x01(\tR\btemplate\x120\n" +
+	"\x14no_generation_prompt\x18\v \x01(\bR\x12noGenerationPrompt\x124\n" +
+	"\x16continue_final_message\x18\f \x01(\bR\x14continueFinalMessage\x12!\n" +
+	"\fkeep_markers\x18\r \x01(\bR\vkeepMarkers\"\xc2\x01\n" +
 	"\x10GenerateResponse\x125\n" +
 	"\astarted\x18\x01 \x01(\v2\x19.lamina.router.v1.StartedH\x00R\astarted\x124\n" +
 	"\x05token\x18\x02 \x01(\v2\x1c.lamina.router.v1.TokenEventH\x00R\x05token\x128\n" +
@@ -1739,7 +1820,7 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\astarted\x18\x01 \x01(\v2\x19.lamina.router.v1.StartedH\x00R\astarted\x124\n" +
 	"\x05token\x18\x02 \x01(\v2\x1c.lamina.router.v1.TokenEventH\x00R\x05token\x128\n" +
 	"\bfinished\x18\x03 \x01(\v2\x1a.lamina.router.v1.FinishedH\x00R\bfinishedB\a\n" +
-	"\x05event\"\xab\x01\n" +
+	"\x05event\"\x83\x02\n" +
 	"\aStarted\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x14\n" +
@@ -1748,7 +1829,10 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\n" +
 	"prompt_ids\x18\x04 \x03(\rR\tpromptIds\x12\x12\n" +
 	"\x04seed\x18\x05 \x01(\x04R\x04seed\x12 \n" +
-	"\vfingerprint\x18\x06 \x01(\tR\vfingerprint\"\x92\x01\n" +
+	"\vfingerprint\x18\x06 \x01(\tR\vfingerprint\x127\n" +
+	"\x06format\x18\a \x01(\v2\x1f.lamina.tokenizer.v1.ChatFormatR\x06format\x12\x1d\n" +
+	"\n" +
+	"prompt_end\x18\b \x01(\tR\tpromptEnd\"\x92\x01\n" +
 	"\n" +
 	"TokenEvent\x12\x12\n" +
 	"\x04text\x18\x01 \x01(\tR\x04text\x12\x0e\n" +
@@ -1855,9 +1939,10 @@ var file_lamina_router_v1_router_proto_goTypes = []any{
 	(*Pipeline)(nil),              // 21: lamina.router.v1.Pipeline
 	nil,                           // 22: lamina.router.v1.Sampling.LogitBiasEntry
 	(*v1.Message)(nil),            // 23: lamina.tokenizer.v1.Message
-	(v11.FinishReason)(0),         // 24: lamina.sampler.v1.FinishReason
-	(*v12.Held)(nil),              // 25: lamina.shard.v1.Held
-	(*v12.Hop)(nil),               // 26: lamina.shard.v1.Hop
+	(*v1.ChatFormat)(nil),         // 24: lamina.tokenizer.v1.ChatFormat
+	(v11.FinishReason)(0),         // 25: lamina.sampler.v1.FinishReason
+	(*v12.Held)(nil),              // 26: lamina.shard.v1.Held
+	(*v12.Hop)(nil),               // 27: lamina.shard.v1.Hop
 }
 var file_lamina_router_v1_router_proto_depIdxs = []int32{
 	22, // 0: lamina.router.v1.Sampling.logit_bias:type_name -> lamina.router.v1.Sampling.LogitBiasEntry
@@ -1871,32 +1956,33 @@ var file_lamina_router_v1_router_proto_depIdxs = []int32{
 	6,  // 8: lamina.router.v1.ChatResponse.started:type_name -> lamina.router.v1.Started
 	7,  // 9: lamina.router.v1.ChatResponse.token:type_name -> lamina.router.v1.TokenEvent
 	9,  // 10: lamina.router.v1.ChatResponse.finished:type_name -> lamina.router.v1.Finished
-	8,  // 11: lamina.router.v1.TokenEvent.top:type_name -> lamina.router.v1.TopCandidate
-	24, // 12: lamina.router.v1.Finished.finish_reason:type_name -> lamina.sampler.v1.FinishReason
-	10, // 13: lamina.router.v1.Finished.usage:type_name -> lamina.router.v1.Usage
-	11, // 14: lamina.router.v1.Finished.timings:type_name -> lamina.router.v1.Timings
-	14, // 15: lamina.router.v1.ListModelsResponse.models:type_name -> lamina.router.v1.Model
-	19, // 16: lamina.router.v1.TopologyResponse.mesh:type_name -> lamina.router.v1.Mesh
-	19, // 17: lamina.router.v1.WatchTopologyResponse.mesh:type_name -> lamina.router.v1.Mesh
-	20, // 18: lamina.router.v1.Mesh.members:type_name -> lamina.router.v1.Member
-	21, // 19: lamina.router.v1.Mesh.pipelines:type_name -> lamina.router.v1.Pipeline
-	25, // 20: lamina.router.v1.Member.held:type_name -> lamina.shard.v1.Held
-	26, // 21: lamina.router.v1.Pipeline.stages:type_name -> lamina.shard.v1.Hop
-	2,  // 22: lamina.router.v1.RouterService.Generate:input_type -> lamina.router.v1.GenerateRequest
-	3,  // 23: lamina.router.v1.RouterService.Chat:input_type -> lamina.router.v1.ChatRequest
-	12, // 24: lamina.router.v1.RouterService.ListModels:input_type -> lamina.router.v1.ListModelsRequest
-	15, // 25: lamina.router.v1.RouterService.Topology:input_type -> lamina.router.v1.TopologyRequest
-	17, // 26: lamina.router.v1.RouterService.WatchTopology:input_type -> lamina.router.v1.WatchTopologyRequest
-	4,  // 27: lamina.router.v1.RouterService.Generate:output_type -> lamina.router.v1.GenerateResponse
-	5,  // 28: lamina.router.v1.RouterService.Chat:output_type -> lamina.router.v1.ChatResponse
-	13, // 29: lamina.router.v1.RouterService.ListModels:output_type -> lamina.router.v1.ListModelsResponse
-	16, // 30: lamina.router.v1.RouterService.Topology:output_type -> lamina.router.v1.TopologyResponse
-	18, // 31: lamina.router.v1.RouterService.WatchTopology:output_type -> lamina.router.v1.WatchTopologyResponse
-	27, // [27:32] is the sub-list for method output_type
-	22, // [22:27] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	24, // 11: lamina.router.v1.Started.format:type_name -> lamina.tokenizer.v1.ChatFormat
+	8,  // 12: lamina.router.v1.TokenEvent.top:type_name -> lamina.router.v1.TopCandidate
+	25, // 13: lamina.router.v1.Finished.finish_reason:type_name -> lamina.sampler.v1.FinishReason
+	10, // 14: lamina.router.v1.Finished.usage:type_name -> lamina.router.v1.Usage
+	11, // 15: lamina.router.v1.Finished.timings:type_name -> lamina.router.v1.Timings
+	14, // 16: lamina.router.v1.ListModelsResponse.models:type_name -> lamina.router.v1.Model
+	19, // 17: lamina.router.v1.TopologyResponse.mesh:type_name -> lamina.router.v1.Mesh
+	19, // 18: lamina.router.v1.WatchTopologyResponse.mesh:type_name -> lamina.router.v1.Mesh
+	20, // 19: lamina.router.v1.Mesh.members:type_name -> lamina.router.v1.Member
+	21, // 20: lamina.router.v1.Mesh.pipelines:type_name -> lamina.router.v1.Pipeline
+	26, // 21: lamina.router.v1.Member.held:type_name -> lamina.shard.v1.Held
+	27, // 22: lamina.router.v1.Pipeline.stages:type_name -> lamina.shard.v1.Hop
+	2,  // 23: lamina.router.v1.RouterService.Generate:input_type -> lamina.router.v1.GenerateRequest
+	3,  // 24: lamina.router.v1.RouterService.Chat:input_type -> lamina.router.v1.ChatRequest
+	12, // 25: lamina.router.v1.RouterService.ListModels:input_type -> lamina.router.v1.ListModelsRequest
+	15, // 26: lamina.router.v1.RouterService.Topology:input_type -> lamina.router.v1.TopologyRequest
+	17, // 27: lamina.router.v1.RouterService.WatchTopology:input_type -> lamina.router.v1.WatchTopologyRequest
+	4,  // 28: lamina.router.v1.RouterService.Generate:output_type -> lamina.router.v1.GenerateResponse
+	5,  // 29: lamina.router.v1.RouterService.Chat:output_type -> lamina.router.v1.ChatResponse
+	13, // 30: lamina.router.v1.RouterService.ListModels:output_type -> lamina.router.v1.ListModelsResponse
+	16, // 31: lamina.router.v1.RouterService.Topology:output_type -> lamina.router.v1.TopologyResponse
+	18, // 32: lamina.router.v1.RouterService.WatchTopology:output_type -> lamina.router.v1.WatchTopologyResponse
+	28, // [28:33] is the sub-list for method output_type
+	23, // [23:28] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_lamina_router_v1_router_proto_init() }

@@ -23,6 +23,187 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Side is an end of a text.
+type Side int32
+
+const (
+	// The field's default.
+	Side_SIDE_UNSPECIFIED Side = 0
+	// The beginning.
+	Side_SIDE_LEFT Side = 1
+	// The end.
+	Side_SIDE_RIGHT Side = 2
+)
+
+// Enum value maps for Side.
+var (
+	Side_name = map[int32]string{
+		0: "SIDE_UNSPECIFIED",
+		1: "SIDE_LEFT",
+		2: "SIDE_RIGHT",
+	}
+	Side_value = map[string]int32{
+		"SIDE_UNSPECIFIED": 0,
+		"SIDE_LEFT":        1,
+		"SIDE_RIGHT":       2,
+	}
+)
+
+func (x Side) Enum() *Side {
+	p := new(Side)
+	*p = x
+	return p
+}
+
+func (x Side) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Side) Descriptor() protoreflect.EnumDescriptor {
+	return file_lamina_tokenizer_v1_tokenizer_proto_enumTypes[0].Descriptor()
+}
+
+func (Side) Type() protoreflect.EnumType {
+	return &file_lamina_tokenizer_v1_tokenizer_proto_enumTypes[0]
+}
+
+func (x Side) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Side.Descriptor instead.
+func (Side) EnumDescriptor() ([]byte, []int) {
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{0}
+}
+
+// Truncation bounds the ids of a text.
+type Truncation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Most ids, those of begin and end tokens included; at least 1.
+	MaxTokens uint32 `protobuf:"varint,1,opt,name=max_tokens,json=maxTokens,proto3" json:"max_tokens,omitempty"`
+	// Which side of the text goes; default right.
+	Side          Side `protobuf:"varint,2,opt,name=side,proto3,enum=lamina.tokenizer.v1.Side" json:"side,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Truncation) Reset() {
+	*x = Truncation{}
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Truncation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Truncation) ProtoMessage() {}
+
+func (x *Truncation) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Truncation.ProtoReflect.Descriptor instead.
+func (*Truncation) Descriptor() ([]byte, []int) {
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *Truncation) GetMaxTokens() uint32 {
+	if x != nil {
+		return x.MaxTokens
+	}
+	return 0
+}
+
+func (x *Truncation) GetSide() Side {
+	if x != nil {
+		return x.Side
+	}
+	return Side_SIDE_UNSPECIFIED
+}
+
+// Padding fills ids up, a batch's to one length.
+type Padding struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What to fill with; the vocabulary's pad token, else its end token, where absent.
+	Id *uint32 `protobuf:"varint,1,opt,name=id,proto3,oneof" json:"id,omitempty"`
+	// Where it goes; default right.
+	Side Side `protobuf:"varint,2,opt,name=side,proto3,enum=lamina.tokenizer.v1.Side" json:"side,omitempty"`
+	// The least length; the longest text of a batch may be longer.
+	Length uint32 `protobuf:"varint,3,opt,name=length,proto3" json:"length,omitempty"`
+	// Rounds the length up to a multiple; 0 means 1.
+	Multiple      uint32 `protobuf:"varint,4,opt,name=multiple,proto3" json:"multiple,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Padding) Reset() {
+	*x = Padding{}
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Padding) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Padding) ProtoMessage() {}
+
+func (x *Padding) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Padding.ProtoReflect.Descriptor instead.
+func (*Padding) Descriptor() ([]byte, []int) {
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Padding) GetId() uint32 {
+	if x != nil && x.Id != nil {
+		return *x.Id
+	}
+	return 0
+}
+
+func (x *Padding) GetSide() Side {
+	if x != nil {
+		return x.Side
+	}
+	return Side_SIDE_UNSPECIFIED
+}
+
+func (x *Padding) GetLength() uint32 {
+	if x != nil {
+		return x.Length
+	}
+	return 0
+}
+
+func (x *Padding) GetMultiple() uint32 {
+	if x != nil {
+		return x.Multiple
+	}
+	return 0
+}
+
 // EncodeRequest is text to be encoded.
 type EncodeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -33,14 +214,20 @@ type EncodeRequest struct {
 	// Read control tokens in the text as such. Off, they stay text.
 	Special bool `protobuf:"varint,3,opt,name=special,proto3" json:"special,omitempty"`
 	// Do not add the begin and end tokens that the vocabulary asks for.
-	NoBos         bool `protobuf:"varint,4,opt,name=no_bos,json=noBos,proto3" json:"no_bos,omitempty"`
+	NoBos bool `protobuf:"varint,4,opt,name=no_bos,json=noBos,proto3" json:"no_bos,omitempty"`
+	// Say where in the text each id stands.
+	Spans bool `protobuf:"varint,5,opt,name=spans,proto3" json:"spans,omitempty"`
+	// Leave out what is too long; absent for nothing.
+	Truncation *Truncation `protobuf:"bytes,6,opt,name=truncation,proto3" json:"truncation,omitempty"`
+	// Fill up to a length; absent for not at all.
+	Padding       *Padding `protobuf:"bytes,7,opt,name=padding,proto3" json:"padding,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *EncodeRequest) Reset() {
 	*x = EncodeRequest{}
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[0]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -52,7 +239,7 @@ func (x *EncodeRequest) String() string {
 func (*EncodeRequest) ProtoMessage() {}
 
 func (x *EncodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[0]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -65,7 +252,7 @@ func (x *EncodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EncodeRequest.ProtoReflect.Descriptor instead.
 func (*EncodeRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{0}
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *EncodeRequest) GetModel() string {
@@ -96,18 +283,48 @@ func (x *EncodeRequest) GetNoBos() bool {
 	return false
 }
 
+func (x *EncodeRequest) GetSpans() bool {
+	if x != nil {
+		return x.Spans
+	}
+	return false
+}
+
+func (x *EncodeRequest) GetTruncation() *Truncation {
+	if x != nil {
+		return x.Truncation
+	}
+	return nil
+}
+
+func (x *EncodeRequest) GetPadding() *Padding {
+	if x != nil {
+		return x.Padding
+	}
+	return nil
+}
+
 // EncodeResponse is the encoded text.
 type EncodeResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Token ids in order.
-	Ids           []uint32 `protobuf:"varint,1,rep,packed,name=ids,proto3" json:"ids,omitempty"`
+	Ids []uint32 `protobuf:"varint,1,rep,packed,name=ids,proto3" json:"ids,omitempty"`
+	// Where asked for: the byte of the text at which each id's piece begins. Ids that
+	// the text did not ask for, such as begin tokens and padding, stand for nothing.
+	Starts []uint32 `protobuf:"varint,2,rep,packed,name=starts,proto3" json:"starts,omitempty"`
+	// Where asked for: the byte past each id's piece.
+	Ends []uint32 `protobuf:"varint,3,rep,packed,name=ends,proto3" json:"ends,omitempty"`
+	// How many ids truncation left out.
+	LeftOut uint32 `protobuf:"varint,4,opt,name=left_out,json=leftOut,proto3" json:"left_out,omitempty"`
+	// How many of the ids are padding.
+	Padding       uint32 `protobuf:"varint,5,opt,name=padding,proto3" json:"padding,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *EncodeResponse) Reset() {
 	*x = EncodeResponse{}
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[1]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -119,7 +336,7 @@ func (x *EncodeResponse) String() string {
 func (*EncodeResponse) ProtoMessage() {}
 
 func (x *EncodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[1]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -132,12 +349,510 @@ func (x *EncodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EncodeResponse.ProtoReflect.Descriptor instead.
 func (*EncodeResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{1}
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *EncodeResponse) GetIds() []uint32 {
 	if x != nil {
 		return x.Ids
+	}
+	return nil
+}
+
+func (x *EncodeResponse) GetStarts() []uint32 {
+	if x != nil {
+		return x.Starts
+	}
+	return nil
+}
+
+func (x *EncodeResponse) GetEnds() []uint32 {
+	if x != nil {
+		return x.Ends
+	}
+	return nil
+}
+
+func (x *EncodeResponse) GetLeftOut() uint32 {
+	if x != nil {
+		return x.LeftOut
+	}
+	return 0
+}
+
+func (x *EncodeResponse) GetPadding() uint32 {
+	if x != nil {
+		return x.Padding
+	}
+	return 0
+}
+
+// EncodeBatchRequest is several texts to be encoded alike.
+type EncodeBatchRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The model's digest or name.
+	Model string `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	// UTF-8 texts.
+	Texts []string `protobuf:"bytes,2,rep,name=texts,proto3" json:"texts,omitempty"`
+	// Read control tokens in the texts as such. Off, they stay text.
+	Special bool `protobuf:"varint,3,opt,name=special,proto3" json:"special,omitempty"`
+	// Do not add the begin and end tokens that the vocabulary asks for.
+	NoBos bool `protobuf:"varint,4,opt,name=no_bos,json=noBos,proto3" json:"no_bos,omitempty"`
+	// Say where in its text each id stands.
+	Spans bool `protobuf:"varint,5,opt,name=spans,proto3" json:"spans,omitempty"`
+	// Leave out what is too long; absent for nothing.
+	Truncation *Truncation `protobuf:"bytes,6,opt,name=truncation,proto3" json:"truncation,omitempty"`
+	// Fill up to the longest; absent for not at all.
+	Padding       *Padding `protobuf:"bytes,7,opt,name=padding,proto3" json:"padding,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EncodeBatchRequest) Reset() {
+	*x = EncodeBatchRequest{}
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EncodeBatchRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EncodeBatchRequest) ProtoMessage() {}
+
+func (x *EncodeBatchRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EncodeBatchRequest.ProtoReflect.Descriptor instead.
+func (*EncodeBatchRequest) Descriptor() ([]byte, []int) {
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *EncodeBatchRequest) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *EncodeBatchRequest) GetTexts() []string {
+	if x != nil {
+		return x.Texts
+	}
+	return nil
+}
+
+func (x *EncodeBatchRequest) GetSpecial() bool {
+	if x != nil {
+		return x.Special
+	}
+	return false
+}
+
+func (x *EncodeBatchRequest) GetNoBos() bool {
+	if x != nil {
+		return x.NoBos
+	}
+	return false
+}
+
+func (x *EncodeBatchRequest) GetSpans() bool {
+	if x != nil {
+		return x.Spans
+	}
+	return false
+}
+
+func (x *EncodeBatchRequest) GetTruncation() *Truncation {
+	if x != nil {
+		return x.Truncation
+	}
+	return nil
+}
+
+func (x *EncodeBatchRequest) GetPadding() *Padding {
+	if x != nil {
+		return x.Padding
+	}
+	return nil
+}
+
+// EncodeBatchResponse is the encoded texts.
+type EncodeBatchResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One for each text, in order.
+	Encodings     []*EncodeResponse `protobuf:"bytes,1,rep,name=encodings,proto3" json:"encodings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EncodeBatchResponse) Reset() {
+	*x = EncodeBatchResponse{}
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EncodeBatchResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EncodeBatchResponse) ProtoMessage() {}
+
+func (x *EncodeBatchResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EncodeBatchResponse.ProtoReflect.Descriptor instead.
+func (*EncodeBatchResponse) Descriptor() ([]byte, []int) {
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *EncodeBatchResponse) GetEncodings() []*EncodeResponse {
+	if x != nil {
+		return x.Encodings
+	}
+	return nil
+}
+
+// EncodeStreamRequest is one frame of an encoding conversation.
+type EncodeStreamRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What the caller wants.
+	//
+	// Types that are valid to be assigned to Frame:
+	//
+	//	*EncodeStreamRequest_Open
+	//	*EncodeStreamRequest_Push
+	//	*EncodeStreamRequest_Flush
+	Frame         isEncodeStreamRequest_Frame `protobuf_oneof:"frame"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EncodeStreamRequest) Reset() {
+	*x = EncodeStreamRequest{}
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EncodeStreamRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EncodeStreamRequest) ProtoMessage() {}
+
+func (x *EncodeStreamRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EncodeStreamRequest.ProtoReflect.Descriptor instead.
+func (*EncodeStreamRequest) Descriptor() ([]byte, []int) {
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *EncodeStreamRequest) GetFrame() isEncodeStreamRequest_Frame {
+	if x != nil {
+		return x.Frame
+	}
+	return nil
+}
+
+func (x *EncodeStreamRequest) GetOpen() *EncodeOpen {
+	if x != nil {
+		if x, ok := x.Frame.(*EncodeStreamRequest_Open); ok {
+			return x.Open
+		}
+	}
+	return nil
+}
+
+func (x *EncodeStreamRequest) GetPush() *EncodePush {
+	if x != nil {
+		if x, ok := x.Frame.(*EncodeStreamRequest_Push); ok {
+			return x.Push
+		}
+	}
+	return nil
+}
+
+func (x *EncodeStreamRequest) GetFlush() *EncodeFlush {
+	if x != nil {
+		if x, ok := x.Frame.(*EncodeStreamRequest_Flush); ok {
+			return x.Flush
+		}
+	}
+	return nil
+}
+
+type isEncodeStreamRequest_Frame interface {
+	isEncodeStreamRequest_Frame()
+}
+
+type EncodeStreamRequest_Open struct {
+	// First frame, once.
+	Open *EncodeOpen `protobuf:"bytes,1,opt,name=open,proto3,oneof"`
+}
+
+type EncodeStreamRequest_Push struct {
+	// More text.
+	Push *EncodePush `protobuf:"bytes,2,opt,name=push,proto3,oneof"`
+}
+
+type EncodeStreamRequest_Flush struct {
+	// No more text will come.
+	Flush *EncodeFlush `protobuf:"bytes,3,opt,name=flush,proto3,oneof"`
+}
+
+func (*EncodeStreamRequest_Open) isEncodeStreamRequest_Frame() {}
+
+func (*EncodeStreamRequest_Push) isEncodeStreamRequest_Frame() {}
+
+func (*EncodeStreamRequest_Flush) isEncodeStreamRequest_Frame() {}
+
+// EncodeOpen holds the settings of an encoding conversation.
+type EncodeOpen struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The model's digest or name.
+	Model string `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	// Read control tokens in the text as such. Off, they stay text.
+	Special bool `protobuf:"varint,2,opt,name=special,proto3" json:"special,omitempty"`
+	// Do not add the begin and end tokens that the vocabulary asks for.
+	NoBos bool `protobuf:"varint,3,opt,name=no_bos,json=noBos,proto3" json:"no_bos,omitempty"`
+	// Say where in the text each id stands.
+	Spans         bool `protobuf:"varint,4,opt,name=spans,proto3" json:"spans,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EncodeOpen) Reset() {
+	*x = EncodeOpen{}
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EncodeOpen) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EncodeOpen) ProtoMessage() {}
+
+func (x *EncodeOpen) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EncodeOpen.ProtoReflect.Descriptor instead.
+func (*EncodeOpen) Descriptor() ([]byte, []int) {
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *EncodeOpen) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *EncodeOpen) GetSpecial() bool {
+	if x != nil {
+		return x.Special
+	}
+	return false
+}
+
+func (x *EncodeOpen) GetNoBos() bool {
+	if x != nil {
+		return x.NoBos
+	}
+	return false
+}
+
+func (x *EncodeOpen) GetSpans() bool {
+	if x != nil {
+		return x.Spans
+	}
+	return false
+}
+
+// EncodePush adds text.
+type EncodePush struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// UTF-8, which may be cut within a character.
+	Text          []byte `protobuf:"bytes,1,opt,name=text,proto3" json:"text,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EncodePush) Reset() {
+	*x = EncodePush{}
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EncodePush) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EncodePush) ProtoMessage() {}
+
+func (x *EncodePush) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EncodePush.ProtoReflect.Descriptor instead.
+func (*EncodePush) Descriptor() ([]byte, []int) {
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *EncodePush) GetText() []byte {
+	if x != nil {
+		return x.Text
+	}
+	return nil
+}
+
+// EncodeFlush ends the text.
+type EncodeFlush struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EncodeFlush) Reset() {
+	*x = EncodeFlush{}
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EncodeFlush) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EncodeFlush) ProtoMessage() {}
+
+func (x *EncodeFlush) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EncodeFlush.ProtoReflect.Descriptor instead.
+func (*EncodeFlush) Descriptor() ([]byte, []int) {
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{9}
+}
+
+// EncodeStreamResponse is the ids that became certain.
+type EncodeStreamResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Token ids in order, possibly none.
+	Ids []uint32 `protobuf:"varint,1,rep,packed,name=ids,proto3" json:"ids,omitempty"`
+	// Where asked for: the byte of the whole text at which each id's piece begins.
+	Starts []uint64 `protobuf:"varint,2,rep,packed,name=starts,proto3" json:"starts,omitempty"`
+	// Where asked for: the byte past each id's piece.
+	Ends          []uint64 `protobuf:"varint,3,rep,packed,name=ends,proto3" json:"ends,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EncodeStreamResponse) Reset() {
+	*x = EncodeStreamResponse{}
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EncodeStreamResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EncodeStreamResponse) ProtoMessage() {}
+
+func (x *EncodeStreamResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EncodeStreamResponse.ProtoReflect.Descriptor instead.
+func (*EncodeStreamResponse) Descriptor() ([]byte, []int) {
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *EncodeStreamResponse) GetIds() []uint32 {
+	if x != nil {
+		return x.Ids
+	}
+	return nil
+}
+
+func (x *EncodeStreamResponse) GetStarts() []uint64 {
+	if x != nil {
+		return x.Starts
+	}
+	return nil
+}
+
+func (x *EncodeStreamResponse) GetEnds() []uint64 {
+	if x != nil {
+		return x.Ends
 	}
 	return nil
 }
@@ -157,7 +872,7 @@ type DecodeRequest struct {
 
 func (x *DecodeRequest) Reset() {
 	*x = DecodeRequest{}
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[2]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -169,7 +884,7 @@ func (x *DecodeRequest) String() string {
 func (*DecodeRequest) ProtoMessage() {}
 
 func (x *DecodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[2]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -182,7 +897,7 @@ func (x *DecodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecodeRequest.ProtoReflect.Descriptor instead.
 func (*DecodeRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{2}
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *DecodeRequest) GetModel() string {
@@ -217,7 +932,7 @@ type DecodeResponse struct {
 
 func (x *DecodeResponse) Reset() {
 	*x = DecodeResponse{}
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[3]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -229,7 +944,7 @@ func (x *DecodeResponse) String() string {
 func (*DecodeResponse) ProtoMessage() {}
 
 func (x *DecodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[3]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -242,7 +957,7 @@ func (x *DecodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecodeResponse.ProtoReflect.Descriptor instead.
 func (*DecodeResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{3}
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *DecodeResponse) GetText() string {
@@ -269,7 +984,7 @@ type DecodeStreamRequest struct {
 
 func (x *DecodeStreamRequest) Reset() {
 	*x = DecodeStreamRequest{}
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[4]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -281,7 +996,7 @@ func (x *DecodeStreamRequest) String() string {
 func (*DecodeStreamRequest) ProtoMessage() {}
 
 func (x *DecodeStreamRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[4]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -294,7 +1009,7 @@ func (x *DecodeStreamRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecodeStreamRequest.ProtoReflect.Descriptor instead.
 func (*DecodeStreamRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{4}
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *DecodeStreamRequest) GetFrame() isDecodeStreamRequest_Frame {
@@ -365,14 +1080,17 @@ type DecodeOpen struct {
 	SkipSpecial bool `protobuf:"varint,2,opt,name=skip_special,json=skipSpecial,proto3" json:"skip_special,omitempty"`
 	// Ids that stand before the first pushed one; they shape spacing and are not
 	// decoded again.
-	Prefix        []uint32 `protobuf:"varint,3,rep,packed,name=prefix,proto3" json:"prefix,omitempty"`
+	Prefix []uint32 `protobuf:"varint,3,rep,packed,name=prefix,proto3" json:"prefix,omitempty"`
+	// Keep the control tokens by which the model's chats set tool calls and reasoning
+	// apart, whatever skip_special says.
+	KeepMarkers   bool `protobuf:"varint,4,opt,name=keep_markers,json=keepMarkers,proto3" json:"keep_markers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DecodeOpen) Reset() {
 	*x = DecodeOpen{}
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[5]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -384,7 +1102,7 @@ func (x *DecodeOpen) String() string {
 func (*DecodeOpen) ProtoMessage() {}
 
 func (x *DecodeOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[5]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -397,7 +1115,7 @@ func (x *DecodeOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecodeOpen.ProtoReflect.Descriptor instead.
 func (*DecodeOpen) Descriptor() ([]byte, []int) {
-	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{5}
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *DecodeOpen) GetModel() string {
@@ -421,6 +1139,13 @@ func (x *DecodeOpen) GetPrefix() []uint32 {
 	return nil
 }
 
+func (x *DecodeOpen) GetKeepMarkers() bool {
+	if x != nil {
+		return x.KeepMarkers
+	}
+	return false
+}
+
 // DecodePush adds ids.
 type DecodePush struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -432,7 +1157,7 @@ type DecodePush struct {
 
 func (x *DecodePush) Reset() {
 	*x = DecodePush{}
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[6]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -444,7 +1169,7 @@ func (x *DecodePush) String() string {
 func (*DecodePush) ProtoMessage() {}
 
 func (x *DecodePush) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[6]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -457,7 +1182,7 @@ func (x *DecodePush) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecodePush.ProtoReflect.Descriptor instead.
 func (*DecodePush) Descriptor() ([]byte, []int) {
-	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{6}
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *DecodePush) GetIds() []uint32 {
@@ -476,7 +1201,7 @@ type DecodeFlush struct {
 
 func (x *DecodeFlush) Reset() {
 	*x = DecodeFlush{}
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[7]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -488,7 +1213,7 @@ func (x *DecodeFlush) String() string {
 func (*DecodeFlush) ProtoMessage() {}
 
 func (x *DecodeFlush) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[7]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -501,7 +1226,7 @@ func (x *DecodeFlush) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecodeFlush.ProtoReflect.Descriptor instead.
 func (*DecodeFlush) Descriptor() ([]byte, []int) {
-	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{7}
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{16}
 }
 
 // DecodeStreamResponse is the text that became certain.
@@ -517,7 +1242,7 @@ type DecodeStreamResponse struct {
 
 func (x *DecodeStreamResponse) Reset() {
 	*x = DecodeStreamResponse{}
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[8]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -529,7 +1254,7 @@ func (x *DecodeStreamResponse) String() string {
 func (*DecodeStreamResponse) ProtoMessage() {}
 
 func (x *DecodeStreamResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[8]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -542,7 +1267,7 @@ func (x *DecodeStreamResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecodeStreamResponse.ProtoReflect.Descriptor instead.
 func (*DecodeStreamResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{8}
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *DecodeStreamResponse) GetText() string {
@@ -575,7 +1300,7 @@ type Message struct {
 
 func (x *Message) Reset() {
 	*x = Message{}
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[9]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -587,7 +1312,7 @@ func (x *Message) String() string {
 func (*Message) ProtoMessage() {}
 
 func (x *Message) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[9]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -600,7 +1325,7 @@ func (x *Message) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Message.ProtoReflect.Descriptor instead.
 func (*Message) Descriptor() ([]byte, []int) {
-	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{9}
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Message) GetRole() string {
@@ -637,13 +1362,21 @@ type ApplyChatTemplateRequest struct {
 	NoGenerationPrompt bool `protobuf:"varint,4,opt,name=no_generation_prompt,json=noGenerationPrompt,proto3" json:"no_generation_prompt,omitempty"`
 	// Further template variables as a JSON object; empty for none.
 	VariablesJson string `protobuf:"bytes,5,opt,name=variables_json,json=variablesJson,proto3" json:"variables_json,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// Documents to answer from as a JSON array; empty for none.
+	DocumentsJson string `protobuf:"bytes,6,opt,name=documents_json,json=documentsJson,proto3" json:"documents_json,omitempty"`
+	// Which of the model's templates; empty for "tool_use" where there are tools and
+	// such a template, else the default one.
+	Template string `protobuf:"bytes,7,opt,name=template,proto3" json:"template,omitempty"`
+	// End within the last message's text, so that the model goes on with it; with
+	// no_generation_prompt only.
+	ContinueFinalMessage bool `protobuf:"varint,8,opt,name=continue_final_message,json=continueFinalMessage,proto3" json:"continue_final_message,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
 }
 
 func (x *ApplyChatTemplateRequest) Reset() {
 	*x = ApplyChatTemplateRequest{}
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[10]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -655,7 +1388,7 @@ func (x *ApplyChatTemplateRequest) String() string {
 func (*ApplyChatTemplateRequest) ProtoMessage() {}
 
 func (x *ApplyChatTemplateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[10]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -668,7 +1401,7 @@ func (x *ApplyChatTemplateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyChatTemplateRequest.ProtoReflect.Descriptor instead.
 func (*ApplyChatTemplateRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{10}
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ApplyChatTemplateRequest) GetModel() string {
@@ -706,20 +1439,43 @@ func (x *ApplyChatTemplateRequest) GetVariablesJson() string {
 	return ""
 }
 
+func (x *ApplyChatTemplateRequest) GetDocumentsJson() string {
+	if x != nil {
+		return x.DocumentsJson
+	}
+	return ""
+}
+
+func (x *ApplyChatTemplateRequest) GetTemplate() string {
+	if x != nil {
+		return x.Template
+	}
+	return ""
+}
+
+func (x *ApplyChatTemplateRequest) GetContinueFinalMessage() bool {
+	if x != nil {
+		return x.ContinueFinalMessage
+	}
+	return false
+}
+
 // ApplyChatTemplateResponse is the rendered chat.
 type ApplyChatTemplateResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The prompt as text.
 	Text string `protobuf:"bytes,1,opt,name=text,proto3" json:"text,omitempty"`
 	// The prompt as ids.
-	Ids           []uint32 `protobuf:"varint,2,rep,packed,name=ids,proto3" json:"ids,omitempty"`
+	Ids []uint32 `protobuf:"varint,2,rep,packed,name=ids,proto3" json:"ids,omitempty"`
+	// How the model writes tool calls and reasoning.
+	Format        *ChatFormat `protobuf:"bytes,3,opt,name=format,proto3" json:"format,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ApplyChatTemplateResponse) Reset() {
 	*x = ApplyChatTemplateResponse{}
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[11]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -731,7 +1487,7 @@ func (x *ApplyChatTemplateResponse) String() string {
 func (*ApplyChatTemplateResponse) ProtoMessage() {}
 
 func (x *ApplyChatTemplateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[11]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -744,7 +1500,7 @@ func (x *ApplyChatTemplateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyChatTemplateResponse.ProtoReflect.Descriptor instead.
 func (*ApplyChatTemplateResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{11}
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ApplyChatTemplateResponse) GetText() string {
@@ -761,16 +1517,81 @@ func (x *ApplyChatTemplateResponse) GetIds() []uint32 {
 	return nil
 }
 
+func (x *ApplyChatTemplateResponse) GetFormat() *ChatFormat {
+	if x != nil {
+		return x.Format
+	}
+	return nil
+}
+
+// ChatFormat names how a model writes tool calls and reasoning, as pkg/toolcall
+// knows them; empty names for neither.
+type ChatFormat struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The family of calls.
+	Calls string `protobuf:"bytes,1,opt,name=calls,proto3" json:"calls,omitempty"`
+	// The family of reasoning.
+	Reasoning     string `protobuf:"bytes,2,opt,name=reasoning,proto3" json:"reasoning,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChatFormat) Reset() {
+	*x = ChatFormat{}
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChatFormat) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChatFormat) ProtoMessage() {}
+
+func (x *ChatFormat) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChatFormat.ProtoReflect.Descriptor instead.
+func (*ChatFormat) Descriptor() ([]byte, []int) {
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ChatFormat) GetCalls() string {
+	if x != nil {
+		return x.Calls
+	}
+	return ""
+}
+
+func (x *ChatFormat) GetReasoning() string {
+	if x != nil {
+		return x.Reasoning
+	}
+	return ""
+}
+
 // DescribeRequest asks for the vocabularies held.
 type DescribeRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only this model, by digest or name, loaded if need be; empty for all held.
+	Model         string `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DescribeRequest) Reset() {
 	*x = DescribeRequest{}
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[12]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -782,7 +1603,7 @@ func (x *DescribeRequest) String() string {
 func (*DescribeRequest) ProtoMessage() {}
 
 func (x *DescribeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[12]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -795,7 +1616,14 @@ func (x *DescribeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeRequest.ProtoReflect.Descriptor instead.
 func (*DescribeRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{12}
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *DescribeRequest) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
 }
 
 // DescribeResponse lists the vocabularies held.
@@ -809,7 +1637,7 @@ type DescribeResponse struct {
 
 func (x *DescribeResponse) Reset() {
 	*x = DescribeResponse{}
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[13]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -821,7 +1649,7 @@ func (x *DescribeResponse) String() string {
 func (*DescribeResponse) ProtoMessage() {}
 
 func (x *DescribeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[13]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -834,7 +1662,7 @@ func (x *DescribeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeResponse.ProtoReflect.Descriptor instead.
 func (*DescribeResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{13}
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *DescribeResponse) GetVocabularies() []*Vocabulary {
@@ -862,14 +1690,20 @@ type Vocabulary struct {
 	// Whether a chat template is present.
 	ChatTemplate bool `protobuf:"varint,7,opt,name=chat_template,json=chatTemplate,proto3" json:"chat_template,omitempty"`
 	// Whether the begin token is added to encoded text.
-	AddsBos       bool `protobuf:"varint,8,opt,name=adds_bos,json=addsBos,proto3" json:"adds_bos,omitempty"`
+	AddsBos bool `protobuf:"varint,8,opt,name=adds_bos,json=addsBos,proto3" json:"adds_bos,omitempty"`
+	// The names of the chat templates, sorted.
+	Templates []string `protobuf:"bytes,9,rep,name=templates,proto3" json:"templates,omitempty"`
+	// How the model writes tool calls and reasoning.
+	Format *ChatFormat `protobuf:"bytes,10,opt,name=format,proto3" json:"format,omitempty"`
+	// About how much memory it takes.
+	Bytes         uint64 `protobuf:"varint,11,opt,name=bytes,proto3" json:"bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Vocabulary) Reset() {
 	*x = Vocabulary{}
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[14]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -881,7 +1715,7 @@ func (x *Vocabulary) String() string {
 func (*Vocabulary) ProtoMessage() {}
 
 func (x *Vocabulary) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[14]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -894,7 +1728,7 @@ func (x *Vocabulary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Vocabulary.ProtoReflect.Descriptor instead.
 func (*Vocabulary) Descriptor() ([]byte, []int) {
-	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{14}
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Vocabulary) GetModel() string {
@@ -953,18 +1787,387 @@ func (x *Vocabulary) GetAddsBos() bool {
 	return false
 }
 
+func (x *Vocabulary) GetTemplates() []string {
+	if x != nil {
+		return x.Templates
+	}
+	return nil
+}
+
+func (x *Vocabulary) GetFormat() *ChatFormat {
+	if x != nil {
+		return x.Format
+	}
+	return nil
+}
+
+func (x *Vocabulary) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+// TrainVocabularyRequest asks for a vocabulary.
+type TrainVocabularyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "bpe" or "unigram".
+	Type string `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
+	// The number of ids.
+	Size uint32 `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
+	// UTF-8 texts, each cut on its own.
+	Texts []string `protobuf:"bytes,3,rep,name=texts,proto3" json:"texts,omitempty"`
+	// Files of the service's folder of texts, by their path in it; after `texts`.
+	Files []string `protobuf:"bytes,4,rep,name=files,proto3" json:"files,omitempty"`
+	// Control tokens; they get the first ids.
+	Special []string `protobuf:"bytes,5,rep,name=special,proto3" json:"special,omitempty"`
+	// The begin token among `special`; empty for none.
+	Bos string `protobuf:"bytes,6,opt,name=bos,proto3" json:"bos,omitempty"`
+	// The end token among `special`; empty for none.
+	Eos           string `protobuf:"bytes,7,opt,name=eos,proto3" json:"eos,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TrainVocabularyRequest) Reset() {
+	*x = TrainVocabularyRequest{}
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TrainVocabularyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TrainVocabularyRequest) ProtoMessage() {}
+
+func (x *TrainVocabularyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TrainVocabularyRequest.ProtoReflect.Descriptor instead.
+func (*TrainVocabularyRequest) Descriptor() ([]byte, []int) {
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *TrainVocabularyRequest) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *TrainVocabularyRequest) GetSize() uint32 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *TrainVocabularyRequest) GetTexts() []string {
+	if x != nil {
+		return x.Texts
+	}
+	return nil
+}
+
+func (x *TrainVocabularyRequest) GetFiles() []string {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
+func (x *TrainVocabularyRequest) GetSpecial() []string {
+	if x != nil {
+		return x.Special
+	}
+	return nil
+}
+
+func (x *TrainVocabularyRequest) GetBos() string {
+	if x != nil {
+		return x.Bos
+	}
+	return ""
+}
+
+func (x *TrainVocabularyRequest) GetEos() string {
+	if x != nil {
+		return x.Eos
+	}
+	return ""
+}
+
+// TrainVocabularyResponse is one event of a training.
+type TrainVocabularyResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What happened.
+	//
+	// Types that are valid to be assigned to Event:
+	//
+	//	*TrainVocabularyResponse_Progress
+	//	*TrainVocabularyResponse_File
+	Event         isTrainVocabularyResponse_Event `protobuf_oneof:"event"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TrainVocabularyResponse) Reset() {
+	*x = TrainVocabularyResponse{}
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TrainVocabularyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TrainVocabularyResponse) ProtoMessage() {}
+
+func (x *TrainVocabularyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TrainVocabularyResponse.ProtoReflect.Descriptor instead.
+func (*TrainVocabularyResponse) Descriptor() ([]byte, []int) {
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *TrainVocabularyResponse) GetEvent() isTrainVocabularyResponse_Event {
+	if x != nil {
+		return x.Event
+	}
+	return nil
+}
+
+func (x *TrainVocabularyResponse) GetProgress() *TrainProgress {
+	if x != nil {
+		if x, ok := x.Event.(*TrainVocabularyResponse_Progress); ok {
+			return x.Progress
+		}
+	}
+	return nil
+}
+
+func (x *TrainVocabularyResponse) GetFile() *TrainFile {
+	if x != nil {
+		if x, ok := x.Event.(*TrainVocabularyResponse_File); ok {
+			return x.File
+		}
+	}
+	return nil
+}
+
+type isTrainVocabularyResponse_Event interface {
+	isTrainVocabularyResponse_Event()
+}
+
+type TrainVocabularyResponse_Progress struct {
+	// It went on.
+	Progress *TrainProgress `protobuf:"bytes,1,opt,name=progress,proto3,oneof"`
+}
+
+type TrainVocabularyResponse_File struct {
+	// Part of the result.
+	File *TrainFile `protobuf:"bytes,2,opt,name=file,proto3,oneof"`
+}
+
+func (*TrainVocabularyResponse_Progress) isTrainVocabularyResponse_Event() {}
+
+func (*TrainVocabularyResponse_File) isTrainVocabularyResponse_Event() {}
+
+// TrainProgress says how far a training is.
+type TrainProgress struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Ids that exist.
+	Done uint32 `protobuf:"varint,1,opt,name=done,proto3" json:"done,omitempty"`
+	// Ids that are wanted.
+	Total         uint32 `protobuf:"varint,2,opt,name=total,proto3" json:"total,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TrainProgress) Reset() {
+	*x = TrainProgress{}
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TrainProgress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TrainProgress) ProtoMessage() {}
+
+func (x *TrainProgress) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TrainProgress.ProtoReflect.Descriptor instead.
+func (*TrainProgress) Descriptor() ([]byte, []int) {
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *TrainProgress) GetDone() uint32 {
+	if x != nil {
+		return x.Done
+	}
+	return 0
+}
+
+func (x *TrainProgress) GetTotal() uint32 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+// TrainFile is part of a file of the result.
+type TrainFile struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "tokenizer.json" or "tokenizer_config.json".
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Its next bytes, at most 1 MiB.
+	Data          []byte `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TrainFile) Reset() {
+	*x = TrainFile{}
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TrainFile) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TrainFile) ProtoMessage() {}
+
+func (x *TrainFile) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TrainFile.ProtoReflect.Descriptor instead.
+func (*TrainFile) Descriptor() ([]byte, []int) {
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *TrainFile) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *TrainFile) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
 var File_lamina_tokenizer_v1_tokenizer_proto protoreflect.FileDescriptor
 
 const file_lamina_tokenizer_v1_tokenizer_proto_rawDesc = "" +
 	"\n" +
-	"#lamina/tokenizer/v1/tokenizer.proto\x12\x13lamina.tokenizer.v1\"j\n" +
+	"#lamina/tokenizer/v1/tokenizer.proto\x12\x13lamina.tokenizer.v1\"Z\n" +
+	"\n" +
+	"Truncation\x12\x1d\n" +
+	"\n" +
+	"max_tokens\x18\x01 \x01(\rR\tmaxTokens\x12-\n" +
+	"\x04side\x18\x02 \x01(\x0e2\x19.lamina.tokenizer.v1.SideR\x04side\"\x88\x01\n" +
+	"\aPadding\x12\x13\n" +
+	"\x02id\x18\x01 \x01(\rH\x00R\x02id\x88\x01\x01\x12-\n" +
+	"\x04side\x18\x02 \x01(\x0e2\x19.lamina.tokenizer.v1.SideR\x04side\x12\x16\n" +
+	"\x06length\x18\x03 \x01(\rR\x06length\x12\x1a\n" +
+	"\bmultiple\x18\x04 \x01(\rR\bmultipleB\x05\n" +
+	"\x03_id\"\xf9\x01\n" +
 	"\rEncodeRequest\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x12\n" +
 	"\x04text\x18\x02 \x01(\tR\x04text\x12\x18\n" +
 	"\aspecial\x18\x03 \x01(\bR\aspecial\x12\x15\n" +
-	"\x06no_bos\x18\x04 \x01(\bR\x05noBos\"\"\n" +
+	"\x06no_bos\x18\x04 \x01(\bR\x05noBos\x12\x14\n" +
+	"\x05spans\x18\x05 \x01(\bR\x05spans\x12?\n" +
+	"\n" +
+	"truncation\x18\x06 \x01(\v2\x1f.lamina.tokenizer.v1.TruncationR\n" +
+	"truncation\x126\n" +
+	"\apadding\x18\a \x01(\v2\x1c.lamina.tokenizer.v1.PaddingR\apadding\"\x83\x01\n" +
 	"\x0eEncodeResponse\x12\x10\n" +
-	"\x03ids\x18\x01 \x03(\rR\x03ids\"Z\n" +
+	"\x03ids\x18\x01 \x03(\rR\x03ids\x12\x16\n" +
+	"\x06starts\x18\x02 \x03(\rR\x06starts\x12\x12\n" +
+	"\x04ends\x18\x03 \x03(\rR\x04ends\x12\x19\n" +
+	"\bleft_out\x18\x04 \x01(\rR\aleftOut\x12\x18\n" +
+	"\apadding\x18\x05 \x01(\rR\apadding\"\x80\x02\n" +
+	"\x12EncodeBatchRequest\x12\x14\n" +
+	"\x05model\x18\x01 \x01(\tR\x05model\x12\x14\n" +
+	"\x05texts\x18\x02 \x03(\tR\x05texts\x12\x18\n" +
+	"\aspecial\x18\x03 \x01(\bR\aspecial\x12\x15\n" +
+	"\x06no_bos\x18\x04 \x01(\bR\x05noBos\x12\x14\n" +
+	"\x05spans\x18\x05 \x01(\bR\x05spans\x12?\n" +
+	"\n" +
+	"truncation\x18\x06 \x01(\v2\x1f.lamina.tokenizer.v1.TruncationR\n" +
+	"truncation\x126\n" +
+	"\apadding\x18\a \x01(\v2\x1c.lamina.tokenizer.v1.PaddingR\apadding\"X\n" +
+	"\x13EncodeBatchResponse\x12A\n" +
+	"\tencodings\x18\x01 \x03(\v2#.lamina.tokenizer.v1.EncodeResponseR\tencodings\"\xc6\x01\n" +
+	"\x13EncodeStreamRequest\x125\n" +
+	"\x04open\x18\x01 \x01(\v2\x1f.lamina.tokenizer.v1.EncodeOpenH\x00R\x04open\x125\n" +
+	"\x04push\x18\x02 \x01(\v2\x1f.lamina.tokenizer.v1.EncodePushH\x00R\x04push\x128\n" +
+	"\x05flush\x18\x03 \x01(\v2 .lamina.tokenizer.v1.EncodeFlushH\x00R\x05flushB\a\n" +
+	"\x05frame\"i\n" +
+	"\n" +
+	"EncodeOpen\x12\x14\n" +
+	"\x05model\x18\x01 \x01(\tR\x05model\x12\x18\n" +
+	"\aspecial\x18\x02 \x01(\bR\aspecial\x12\x15\n" +
+	"\x06no_bos\x18\x03 \x01(\bR\x05noBos\x12\x14\n" +
+	"\x05spans\x18\x04 \x01(\bR\x05spans\" \n" +
+	"\n" +
+	"EncodePush\x12\x12\n" +
+	"\x04text\x18\x01 \x01(\fR\x04text\"\r\n" +
+	"\vEncodeFlush\"T\n" +
+	"\x14EncodeStreamResponse\x12\x10\n" +
+	"\x03ids\x18\x01 \x03(\rR\x03ids\x12\x16\n" +
+	"\x06starts\x18\x02 \x03(\x04R\x06starts\x12\x12\n" +
+	"\x04ends\x18\x03 \x03(\x04R\x04ends\"Z\n" +
 	"\rDecodeRequest\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x10\n" +
 	"\x03ids\x18\x02 \x03(\rR\x03ids\x12!\n" +
@@ -975,12 +2178,13 @@ const file_lamina_tokenizer_v1_tokenizer_proto_rawDesc = "" +
 	"\x04open\x18\x01 \x01(\v2\x1f.lamina.tokenizer.v1.DecodeOpenH\x00R\x04open\x125\n" +
 	"\x04push\x18\x02 \x01(\v2\x1f.lamina.tokenizer.v1.DecodePushH\x00R\x04push\x128\n" +
 	"\x05flush\x18\x03 \x01(\v2 .lamina.tokenizer.v1.DecodeFlushH\x00R\x05flushB\a\n" +
-	"\x05frame\"]\n" +
+	"\x05frame\"\x80\x01\n" +
 	"\n" +
 	"DecodeOpen\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12!\n" +
 	"\fskip_special\x18\x02 \x01(\bR\vskipSpecial\x12\x16\n" +
-	"\x06prefix\x18\x03 \x03(\rR\x06prefix\"\x1e\n" +
+	"\x06prefix\x18\x03 \x03(\rR\x06prefix\x12!\n" +
+	"\fkeep_markers\x18\x04 \x01(\bR\vkeepMarkers\"\x1e\n" +
 	"\n" +
 	"DecodePush\x12\x10\n" +
 	"\x03ids\x18\x01 \x03(\rR\x03ids\"\r\n" +
@@ -991,20 +2195,29 @@ const file_lamina_tokenizer_v1_tokenizer_proto_rawDesc = "" +
 	"\aMessage\x12\x12\n" +
 	"\x04role\x18\x01 \x01(\tR\x04role\x12\x18\n" +
 	"\acontent\x18\x02 \x01(\tR\acontent\x12\x12\n" +
-	"\x04json\x18\x03 \x01(\tR\x04json\"\xe2\x01\n" +
+	"\x04json\x18\x03 \x01(\tR\x04json\"\xdb\x02\n" +
 	"\x18ApplyChatTemplateRequest\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x128\n" +
 	"\bmessages\x18\x02 \x03(\v2\x1c.lamina.tokenizer.v1.MessageR\bmessages\x12\x1d\n" +
 	"\n" +
 	"tools_json\x18\x03 \x01(\tR\ttoolsJson\x120\n" +
 	"\x14no_generation_prompt\x18\x04 \x01(\bR\x12noGenerationPrompt\x12%\n" +
-	"\x0evariables_json\x18\x05 \x01(\tR\rvariablesJson\"A\n" +
+	"\x0evariables_json\x18\x05 \x01(\tR\rvariablesJson\x12%\n" +
+	"\x0edocuments_json\x18\x06 \x01(\tR\rdocumentsJson\x12\x1a\n" +
+	"\btemplate\x18\a \x01(\tR\btemplate\x124\n" +
+	"\x16continue_final_message\x18\b \x01(\bR\x14continueFinalMessage\"z\n" +
 	"\x19ApplyChatTemplateResponse\x12\x12\n" +
 	"\x04text\x18\x01 \x01(\tR\x04text\x12\x10\n" +
-	"\x03ids\x18\x02 \x03(\rR\x03ids\"\x11\n" +
-	"\x0fDescribeRequest\"W\n" +
+	"\x03ids\x18\x02 \x03(\rR\x03ids\x127\n" +
+	"\x06format\x18\x03 \x01(\v2\x1f.lamina.tokenizer.v1.ChatFormatR\x06format\"@\n" +
+	"\n" +
+	"ChatFormat\x12\x14\n" +
+	"\x05calls\x18\x01 \x01(\tR\x05calls\x12\x1c\n" +
+	"\treasoning\x18\x02 \x01(\tR\treasoning\"'\n" +
+	"\x0fDescribeRequest\x12\x14\n" +
+	"\x05model\x18\x01 \x01(\tR\x05model\"W\n" +
 	"\x10DescribeResponse\x12C\n" +
-	"\fvocabularies\x18\x01 \x03(\v2\x1f.lamina.tokenizer.v1.VocabularyR\fvocabularies\"\xda\x01\n" +
+	"\fvocabularies\x18\x01 \x03(\v2\x1f.lamina.tokenizer.v1.VocabularyR\fvocabularies\"\xc7\x02\n" +
 	"\n" +
 	"Vocabulary\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x16\n" +
@@ -1014,14 +2227,44 @@ const file_lamina_tokenizer_v1_tokenizer_proto_rawDesc = "" +
 	"\x03bos\x18\x05 \x01(\rH\x00R\x03bos\x88\x01\x01\x12\x17\n" +
 	"\aend_ids\x18\x06 \x03(\rR\x06endIds\x12#\n" +
 	"\rchat_template\x18\a \x01(\bR\fchatTemplate\x12\x19\n" +
-	"\badds_bos\x18\b \x01(\bR\aaddsBosB\x06\n" +
-	"\x04_bos2\xee\x03\n" +
+	"\badds_bos\x18\b \x01(\bR\aaddsBos\x12\x1c\n" +
+	"\ttemplates\x18\t \x03(\tR\ttemplates\x127\n" +
+	"\x06format\x18\n" +
+	" \x01(\v2\x1f.lamina.tokenizer.v1.ChatFormatR\x06format\x12\x14\n" +
+	"\x05bytes\x18\v \x01(\x04R\x05bytesB\x06\n" +
+	"\x04_bos\"\xaa\x01\n" +
+	"\x16TrainVocabularyRequest\x12\x12\n" +
+	"\x04type\x18\x01 \x01(\tR\x04type\x12\x12\n" +
+	"\x04size\x18\x02 \x01(\rR\x04size\x12\x14\n" +
+	"\x05texts\x18\x03 \x03(\tR\x05texts\x12\x14\n" +
+	"\x05files\x18\x04 \x03(\tR\x05files\x12\x18\n" +
+	"\aspecial\x18\x05 \x03(\tR\aspecial\x12\x10\n" +
+	"\x03bos\x18\x06 \x01(\tR\x03bos\x12\x10\n" +
+	"\x03eos\x18\a \x01(\tR\x03eos\"\x9a\x01\n" +
+	"\x17TrainVocabularyResponse\x12@\n" +
+	"\bprogress\x18\x01 \x01(\v2\".lamina.tokenizer.v1.TrainProgressH\x00R\bprogress\x124\n" +
+	"\x04file\x18\x02 \x01(\v2\x1e.lamina.tokenizer.v1.TrainFileH\x00R\x04fileB\a\n" +
+	"\x05event\"9\n" +
+	"\rTrainProgress\x12\x12\n" +
+	"\x04done\x18\x01 \x01(\rR\x04done\x12\x14\n" +
+	"\x05total\x18\x02 \x01(\rR\x05total\"3\n" +
+	"\tTrainFile\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data*;\n" +
+	"\x04Side\x12\x14\n" +
+	"\x10SIDE_UNSPECIFIED\x10\x00\x12\r\n" +
+	"\tSIDE_LEFT\x10\x01\x12\x0e\n" +
+	"\n" +
+	"SIDE_RIGHT\x10\x022\xa9\x06\n" +
 	"\x10TokenizerService\x12Q\n" +
-	"\x06Encode\x12\".lamina.tokenizer.v1.EncodeRequest\x1a#.lamina.tokenizer.v1.EncodeResponse\x12Q\n" +
+	"\x06Encode\x12\".lamina.tokenizer.v1.EncodeRequest\x1a#.lamina.tokenizer.v1.EncodeResponse\x12`\n" +
+	"\vEncodeBatch\x12'.lamina.tokenizer.v1.EncodeBatchRequest\x1a(.lamina.tokenizer.v1.EncodeBatchResponse\x12g\n" +
+	"\fEncodeStream\x12(.lamina.tokenizer.v1.EncodeStreamRequest\x1a).lamina.tokenizer.v1.EncodeStreamResponse(\x010\x01\x12Q\n" +
 	"\x06Decode\x12\".lamina.tokenizer.v1.DecodeRequest\x1a#.lamina.tokenizer.v1.DecodeResponse\x12g\n" +
 	"\fDecodeStream\x12(.lamina.tokenizer.v1.DecodeStreamRequest\x1a).lamina.tokenizer.v1.DecodeStreamResponse(\x010\x01\x12r\n" +
 	"\x11ApplyChatTemplate\x12-.lamina.tokenizer.v1.ApplyChatTemplateRequest\x1a..lamina.tokenizer.v1.ApplyChatTemplateResponse\x12W\n" +
-	"\bDescribe\x12$.lamina.tokenizer.v1.DescribeRequest\x1a%.lamina.tokenizer.v1.DescribeResponseBGZEgithub.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1;tokenizerv1b\x06proto3"
+	"\bDescribe\x12$.lamina.tokenizer.v1.DescribeRequest\x1a%.lamina.tokenizer.v1.DescribeResponse\x12n\n" +
+	"\x0fTrainVocabulary\x12+.lamina.tokenizer.v1.TrainVocabularyRequest\x1a,.lamina.tokenizer.v1.TrainVocabularyResponse0\x01BGZEgithub.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1;tokenizerv1b\x06proto3"
 
 var (
 	file_lamina_tokenizer_v1_tokenizer_proto_rawDescOnce sync.Once
@@ -1035,45 +2278,81 @@ func file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP() []byte {
 	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescData
 }
 
-var file_lamina_tokenizer_v1_tokenizer_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_lamina_tokenizer_v1_tokenizer_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_lamina_tokenizer_v1_tokenizer_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_lamina_tokenizer_v1_tokenizer_proto_goTypes = []any{
-	(*EncodeRequest)(nil),             // 0: lamina.tokenizer.v1.EncodeRequest
-	(*EncodeResponse)(nil),            // 1: lamina.tokenizer.v1.EncodeResponse
-	(*DecodeRequest)(nil),             // 2: lamina.tokenizer.v1.DecodeRequest
-	(*DecodeResponse)(nil),            // 3: lamina.tokenizer.v1.DecodeResponse
-	(*DecodeStreamRequest)(nil),       // 4: lamina.tokenizer.v1.DecodeStreamRequest
-	(*DecodeOpen)(nil),                // 5: lamina.tokenizer.v1.DecodeOpen
-	(*DecodePush)(nil),                // 6: lamina.tokenizer.v1.DecodePush
-	(*DecodeFlush)(nil),               // 7: lamina.tokenizer.v1.DecodeFlush
-	(*DecodeStreamResponse)(nil),      // 8: lamina.tokenizer.v1.DecodeStreamResponse
-	(*Message)(nil),                   // 9: lamina.tokenizer.v1.Message
-	(*ApplyChatTemplateRequest)(nil),  // 10: lamina.tokenizer.v1.ApplyChatTemplateRequest
-	(*ApplyChatTemplateResponse)(nil), // 11: lamina.tokenizer.v1.ApplyChatTemplateResponse
-	(*DescribeRequest)(nil),           // 12: lamina.tokenizer.v1.DescribeRequest
-	(*DescribeResponse)(nil),          // 13: lamina.tokenizer.v1.DescribeResponse
-	(*Vocabulary)(nil),                // 14: lamina.tokenizer.v1.Vocabulary
+	(Side)(0),                         // 0: lamina.tokenizer.v1.Side
+	(*Truncation)(nil),                // 1: lamina.tokenizer.v1.Truncation
+	(*Padding)(nil),                   // 2: lamina.tokenizer.v1.Padding
+	(*EncodeRequest)(nil),             // 3: lamina.tokenizer.v1.EncodeRequest
+	(*EncodeResponse)(nil),            // 4: lamina.tokenizer.v1.EncodeResponse
+	(*EncodeBatchRequest)(nil),        // 5: lamina.tokenizer.v1.EncodeBatchRequest
+	(*EncodeBatchResponse)(nil),       // 6: lamina.tokenizer.v1.EncodeBatchResponse
+	(*EncodeStreamRequest)(nil),       // 7: lamina.tokenizer.v1.EncodeStreamRequest
+	(*EncodeOpen)(nil),                // 8: lamina.tokenizer.v1.EncodeOpen
+	(*EncodePush)(nil),                // 9: lamina.tokenizer.v1.EncodePush
+	(*EncodeFlush)(nil),               // 10: lamina.tokenizer.v1.EncodeFlush
+	(*EncodeStreamResponse)(nil),      // 11: lamina.tokenizer.v1.EncodeStreamResponse
+	(*DecodeRequest)(nil),             // 12: lamina.tokenizer.v1.DecodeRequest
+	(*DecodeResponse)(nil),            // 13: lamina.tokenizer.v1.DecodeResponse
+	(*DecodeStreamRequest)(nil),       // 14: lamina.tokenizer.v1.DecodeStreamRequest
+	(*DecodeOpen)(nil),                // 15: lamina.tokenizer.v1.DecodeOpen
+	(*DecodePush)(nil),                // 16: lamina.tokenizer.v1.DecodePush
+	(*DecodeFlush)(nil),               // 17: lamina.tokenizer.v1.DecodeFlush
+	(*DecodeStreamResponse)(nil),      // 18: lamina.tokenizer.v1.DecodeStreamResponse
+	(*Message)(nil),                   // 19: lamina.tokenizer.v1.Message
+	(*ApplyChatTemplateRequest)(nil),  // 20: lamina.tokenizer.v1.ApplyChatTemplateRequest
+	(*ApplyChatTemplateResponse)(nil), // 21: lamina.tokenizer.v1.ApplyChatTemplateResponse
+	(*ChatFormat)(nil),                // 22: lamina.tokenizer.v1.ChatFormat
+	(*DescribeRequest)(nil),           // 23: lamina.tokenizer.v1.DescribeRequest
+	(*DescribeResponse)(nil),          // 24: lamina.tokenizer.v1.DescribeResponse
+	(*Vocabulary)(nil),                // 25: lamina.tokenizer.v1.Vocabulary
+	(*TrainVocabularyRequest)(nil),    // 26: lamina.tokenizer.v1.TrainVocabularyRequest
+	(*TrainVocabularyResponse)(nil),   // 27: lamina.tokenizer.v1.TrainVocabularyResponse
+	(*TrainProgress)(nil),             // 28: lamina.tokenizer.v1.TrainProgress
+	(*TrainFile)(nil),                 // 29: lamina.tokenizer.v1.TrainFile
 }
 var file_lamina_tokenizer_v1_tokenizer_proto_depIdxs = []int32{
-	5,  // 0: lamina.tokenizer.v1.DecodeStreamRequest.open:type_name -> lamina.tokenizer.v1.DecodeOpen
-	6,  // 1: lamina.tokenizer.v1.DecodeStreamRequest.push:type_name -> lamina.tokenizer.v1.DecodePush
-	7,  // 2: lamina.tokenizer.v1.DecodeStreamRequest.flush:type_name -> lamina.tokenizer.v1.DecodeFlush
-	9,  // 3: lamina.tokenizer.v1.ApplyChatTemplateRequest.messages:type_name -> lamina.tokenizer.v1.Message
-	14, // 4: lamina.tokenizer.v1.DescribeResponse.vocabularies:type_name -> lamina.tokenizer.v1.Vocabulary
-	0,  // 5: lamina.tokenizer.v1.TokenizerService.Encode:input_type -> lamina.tokenizer.v1.EncodeRequest
-	2,  // 6: lamina.tokenizer.v1.TokenizerService.Decode:input_type -> lamina.tokenizer.v1.DecodeRequest
-	4,  // 7: lamina.tokenizer.v1.TokenizerService.DecodeStream:input_type -> lamina.tokenizer.v1.DecodeStreamRequest
-	10, // 8: lamina.tokenizer.v1.TokenizerService.ApplyChatTemplate:input_type -> lamina.tokenizer.v1.ApplyChatTemplateRequest
-	12, // 9: lamina.tokenizer.v1.TokenizerService.Describe:input_type -> lamina.tokenizer.v1.DescribeRequest
-	1,  // 10: lamina.tokenizer.v1.TokenizerService.Encode:output_type -> lamina.tokenizer.v1.EncodeResponse
-	3,  // 11: lamina.tokenizer.v1.TokenizerService.Decode:output_type -> lamina.tokenizer.v1.DecodeResponse
-	8,  // 12: lamina.tokenizer.v1.TokenizerService.DecodeStream:output_type -> lamina.tokenizer.v1.DecodeStreamResponse
-	11, // 13: lamina.tokenizer.v1.TokenizerService.ApplyChatTemplate:output_type -> lamina.tokenizer.v1.ApplyChatTemplateResponse
-	13, // 14: lamina.tokenizer.v1.TokenizerService.Describe:output_type -> lamina.tokenizer.v1.DescribeResponse
-	10, // [10:15] is the sub-list for method output_type
-	5,  // [5:10] is the sub-list for method input_type
-	5,  // [5:5] is the sub-list for extension type_name
-	5,  // [5:5] is the sub-list for extension extendee
-	0,  // [0:5] is the sub-list for field type_name
+	0,  // 0: lamina.tokenizer.v1.Truncation.side:type_name -> lamina.tokenizer.v1.Side
+	0,  // 1: lamina.tokenizer.v1.Padding.side:type_name -> lamina.tokenizer.v1.Side
+	1,  // 2: lamina.tokenizer.v1.EncodeRequest.truncation:type_name -> lamina.tokenizer.v1.Truncation
+	2,  // 3: lamina.tokenizer.v1.EncodeRequest.padding:type_name -> lamina.tokenizer.v1.Padding
+	1,  // 4: lamina.tokenizer.v1.EncodeBatchRequest.truncation:type_name -> lamina.tokenizer.v1.Truncation
+	2,  // 5: lamina.tokenizer.v1.EncodeBatchRequest.padding:type_name -> lamina.tokenizer.v1.Padding
+	4,  // 6: lamina.tokenizer.v1.EncodeBatchResponse.encodings:type_name -> lamina.tokenizer.v1.EncodeResponse
+	8,  // 7: lamina.tokenizer.v1.EncodeStreamRequest.open:type_name -> lamina.tokenizer.v1.EncodeOpen
+	9,  // 8: lamina.tokenizer.v1.EncodeStreamRequest.push:type_name -> lamina.tokenizer.v1.EncodePush
+	10, // 9: lamina.tokenizer.v1.EncodeStreamRequest.flush:type_name -> lamina.tokenizer.v1.EncodeFlush
+	15, // 10: lamina.tokenizer.v1.DecodeStreamRequest.open:type_name -> lamina.tokenizer.v1.DecodeOpen
+	16, // 11: lamina.tokenizer.v1.DecodeStreamRequest.push:type_name -> lamina.tokenizer.v1.DecodePush
+	17, // 12: lamina.tokenizer.v1.DecodeStreamRequest.flush:type_name -> lamina.tokenizer.v1.DecodeFlush
+	19, // 13: lamina.tokenizer.v1.ApplyChatTemplateRequest.messages:type_name -> lamina.tokenizer.v1.Message
+	22, // 14: lamina.tokenizer.v1.ApplyChatTemplateResponse.format:type_name -> lamina.tokenizer.v1.ChatFormat
+	25, // 15: lamina.tokenizer.v1.DescribeResponse.vocabularies:type_name -> lamina.tokenizer.v1.Vocabulary
+	22, // 16: lamina.tokenizer.v1.Vocabulary.format:type_name -> lamina.tokenizer.v1.ChatFormat
+	28, // 17: lamina.tokenizer.v1.TrainVocabularyResponse.progress:type_name -> lamina.tokenizer.v1.TrainProgress
+	29, // 18: lamina.tokenizer.v1.TrainVocabularyResponse.file:type_name -> lamina.tokenizer.v1.TrainFile
+	3,  // 19: lamina.tokenizer.v1.TokenizerService.Encode:input_type -> lamina.tokenizer.v1.EncodeRequest
+	5,  // 20: lamina.tokenizer.v1.TokenizerService.EncodeBatch:input_type -> lamina.tokenizer.v1.EncodeBatchRequest
+	7,  // 21: lamina.tokenizer.v1.TokenizerService.EncodeStream:input_type -> lamina.tokenizer.v1.EncodeStreamRequest
+	12, // 22: lamina.tokenizer.v1.TokenizerService.Decode:input_type -> lamina.tokenizer.v1.DecodeRequest
+	14, // 23: lamina.tokenizer.v1.TokenizerService.DecodeStream:input_type -> lamina.tokenizer.v1.DecodeStreamRequest
+	20, // 24: lamina.tokenizer.v1.TokenizerService.ApplyChatTemplate:input_type -> lamina.tokenizer.v1.ApplyChatTemplateRequest
+	23, // 25: lamina.tokenizer.v1.TokenizerService.Describe:input_type -> lamina.tokenizer.v1.DescribeRequest
+	26, // 26: lamina.tokenizer.v1.TokenizerService.TrainVocabulary:input_type -> lamina.tokenizer.v1.TrainVocabularyRequest
+	4,  // 27: lamina.tokenizer.v1.TokenizerService.Encode:output_type -> lamina.tokenizer.v1.EncodeResponse
+	6,  // 28: lamina.tokenizer.v1.TokenizerService.EncodeBatch:output_type -> lamina.tokenizer.v1.EncodeBatchResponse
+	11, // 29: lamina.tokenizer.v1.TokenizerService.EncodeStream:output_type -> lamina.tokenizer.v1.EncodeStreamResponse
+	13, // 30: lamina.tokenizer.v1.TokenizerService.Decode:output_type -> lamina.tokenizer.v1.DecodeResponse
+	18, // 31: lamina.tokenizer.v1.TokenizerService.DecodeStream:output_type -> lamina.tokenizer.v1.DecodeStreamResponse
+	21, // 32: lamina.tokenizer.v1.TokenizerService.ApplyChatTemplate:output_type -> lamina.tokenizer.v1.ApplyChatTemplateResponse
+	24, // 33: lamina.tokenizer.v1.TokenizerService.Describe:output_type -> lamina.tokenizer.v1.DescribeResponse
+	27, // 34: lamina.tokenizer.v1.TokenizerService.TrainVocabulary:output_type -> lamina.tokenizer.v1.TrainVocabularyResponse
+	27, // [27:35] is the sub-list for method output_type
+	19, // [19:27] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_lamina_tokenizer_v1_tokenizer_proto_init() }
@@ -1081,24 +2360,35 @@ func file_lamina_tokenizer_v1_tokenizer_proto_init() {
 	if File_lamina_tokenizer_v1_tokenizer_proto != nil {
 		return
 	}
-	file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[4].OneofWrappers = []any{
+	file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[1].OneofWrappers = []any{}
+	file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[6].OneofWrappers = []any{
+		(*EncodeStreamRequest_Open)(nil),
+		(*EncodeStreamRequest_Push)(nil),
+		(*EncodeStreamRequest_Flush)(nil),
+	}
+	file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[13].OneofWrappers = []any{
 		(*DecodeStreamRequest_Open)(nil),
 		(*DecodeStreamRequest_Push)(nil),
 		(*DecodeStreamRequest_Flush)(nil),
 	}
-	file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[14].OneofWrappers = []any{}
+	file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[24].OneofWrappers = []any{}
+	file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[26].OneofWrappers = []any{
+		(*TrainVocabularyResponse_Progress)(nil),
+		(*TrainVocabularyResponse_File)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lamina_tokenizer_v1_tokenizer_proto_rawDesc), len(file_lamina_tokenizer_v1_tokenizer_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   15,
+			NumEnums:      1,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_lamina_tokenizer_v1_tokenizer_proto_goTypes,
 		DependencyIndexes: file_lamina_tokenizer_v1_tokenizer_proto_depIdxs,
+		EnumInfos:         file_lamina_tokenizer_v1_tokenizer_proto_enumTypes,
 		MessageInfos:      file_lamina_tokenizer_v1_tokenizer_proto_msgTypes,
 	}.Build()
 	File_lamina_tokenizer_v1_tokenizer_proto = out.File

@@ -22,10 +22,13 @@ const _ = grpc.SupportPackageIsVersion9
 
 const (
 	TokenizerService_Encode_FullMethodName            = "/lamina.tokenizer.v1.TokenizerService/Encode"
+	TokenizerService_EncodeBatch_FullMethodName       = "/lamina.tokenizer.v1.TokenizerService/EncodeBatch"
+	TokenizerService_EncodeStream_FullMethodName      = "/lamina.tokenizer.v1.TokenizerService/EncodeStream"
 	TokenizerService_Decode_FullMethodName            = "/lamina.tokenizer.v1.TokenizerService/Decode"
 	TokenizerService_DecodeStream_FullMethodName      = "/lamina.tokenizer.v1.TokenizerService/DecodeStream"
 	TokenizerService_ApplyChatTemplate_FullMethodName = "/lamina.tokenizer.v1.TokenizerService/ApplyChatTemplate"
 	TokenizerService_Describe_FullMethodName          = "/lamina.tokenizer.v1.TokenizerService/Describe"
+	TokenizerService_TrainVocabulary_FullMethodName   = "/lamina.tokenizer.v1.TokenizerService/TrainVocabulary"
 )
 
 // TokenizerServiceClient is the client API for TokenizerService service.
@@ -34,7 +37,23 @@ const (
 //
 // TokenizerService holds the vocabularies and chat templates of models; that is
 // all it knows of them. Requests name a model by digest or name; empty means the
-// only one it holds. An unknown model is NOT_FOUND.
+// only one it holds. A model that is not held is loaded where the service has a
+// library, and the one that was used longest ago may go; an unknown model is
+// NOT_FOUND.
+//
+// Control tokens in text are read as such only where the caller says `special`.
+//
+// EncodeStream is a conversation, for texts longer than a message:
+//
+//  1. The caller sends `open` once.
+//  2. For each `push` of bytes, cut anywhere, the service answers with exactly one
+//     response: the ids that became certain, often none. Joined, they are what
+//     Encode gives for the whole text.
+//  3. `flush` obliges one last response with the rest; the caller then closes its
+//     side.
+//
+// The service holds back the text since the last place where it may be cut; where
+// that is more than 4 MiB the stream ends with RESOURCE_EXHAUSTED.
 //
 // DecodeStream is a conversation:
 //
@@ -48,6 +67,10 @@ const (
 type TokenizerServiceClient interface {
 	// Encode turns text into ids.
 	Encode(ctx context.Context, in *EncodeRequest, opts ...grpc.CallOption) (*EncodeResponse, error)
+	// EncodeBatch turns several texts into ids, on several cores.
+	EncodeBatch(ctx context.Context, in *EncodeBatchRequest, opts ...grpc.CallOption) (*EncodeBatchResponse, error)
+	// EncodeStream turns a long text into ids, piece by piece.
+	EncodeStream(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[EncodeStreamRequest, EncodeStreamResponse], error)
 	// Decode turns ids into text.
 	Decode(ctx context.Context, in *DecodeRequest, opts ...grpc.CallOption) (*DecodeResponse, error)
 	// DecodeStream turns a growing sequence of ids into growing text.
@@ -56,8 +79,12 @@ type TokenizerServiceClient interface {
 	// encodes the result. Template text becomes control tokens; text that came
 	// with the messages never does.
 	ApplyChatTemplate(ctx context.Context, in *ApplyChatTemplateRequest, opts ...grpc.CallOption) (*ApplyChatTemplateResponse, error)
-	// Describe lists the vocabularies held.
+	// Describe lists the vocabularies held, or describes one.
 	Describe(ctx context.Context, in *DescribeRequest, opts ...grpc.CallOption) (*DescribeResponse, error)
+	// TrainVocabulary learns a vocabulary from texts. It sends `progress` as it comes,
+	// then one or more `file` for each file of the result, in order, and ends with OK;
+	// a reader that leaves what is sent untaken holds it up. Cancelling ends it.
+	TrainVocabulary(ctx context.Context, in *TrainVocabularyRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TrainVocabularyResponse], error)
 }
 
 type tokenizerServiceClient struct {
@@ -78,6 +105,29 @@ func (c *tokenizerServiceClient) Encode(ctx context.Context, in *EncodeRequest, 
 	return out, nil
 }
 
+func (c *tokenizerServiceClient) EncodeBatch(ctx context.Context, in *EncodeBatchRequest, opts ...grpc.CallOption) (*EncodeBatchResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(EncodeBatchResponse)
+	err := c.cc.Invoke(ctx, TokenizerService_EncodeBatch_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *tokenizerServiceClient) EncodeStream(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[EncodeStreamRequest, EncodeStreamResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &TokenizerService_ServiceDesc.Streams[0], TokenizerService_EncodeStream_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[EncodeStreamRequest, EncodeStreamResponse]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type TokenizerService_EncodeStreamClient = grpc.BidiStreamingClient[EncodeStreamRequest, EncodeStreamResponse]
+
 func (c *tokenizerServiceClient) Decode(ctx context.Context, in *DecodeRequest, opts ...grpc.CallOption) (*DecodeResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(DecodeResponse)
@@ -90,7 +140,7 @@ func (c *tokenizerServiceClient) Decode(ctx context.Context, in *DecodeRequest, 
 
 func (c *tokenizerServiceClient) DecodeStream(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[DecodeStreamRequest, DecodeStreamResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &TokenizerService_ServiceDesc.Streams[0], TokenizerService_DecodeStream_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &TokenizerService_ServiceDesc.Streams[1], TokenizerService_DecodeStream_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -121,13 +171,48 @@ func (c *tokenizerServiceClient) Describe(ctx context.Context, in *DescribeReque
 	return out, nil
 }
 
+func (c *tokenizerServiceClient) TrainVocabulary(ctx context.Context, in *TrainVocabularyRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TrainVocabularyResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &TokenizerService_ServiceDesc.Streams[2], TokenizerService_TrainVocabulary_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[TrainVocabularyRequest, TrainVocabularyResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type TokenizerService_TrainVocabularyClient = grpc.ServerStreamingClient[TrainVocabularyResponse]
+
 // TokenizerServiceServer is the server API for TokenizerService service.
 // All implementations must embed UnimplementedTokenizerServiceServer
 // for forward compatibility.
 //
 // TokenizerService holds the vocabularies and chat templates of models; that is
 // all it knows of them. Requests name a model by digest or name; empty means the
-// only one it holds. An unknown model is NOT_FOUND.
+// only one it holds. A model that is not held is loaded where the service has a
+// library, and the one that was used longest ago may go; an unknown model is
+// NOT_FOUND.
+//
+// Control tokens in text are read as such only where the caller says `special`.
+//
+// EncodeStream is a conversation, for texts longer than a message:
+//
+//  1. The caller sends `open` once.
+//  2. For each `push` of bytes, cut anywhere, the service answers with exactly one
+//     response: the ids that became certain, often none. Joined, they are what
+//     Encode gives for the whole text.
+//  3. `flush` obliges one last response with the rest; the caller then closes its
+//     side.
+//
+// The service holds back the text since the last place where it may be cut; where
+// that is more than 4 MiB the stream ends with RESOURCE_EXHAUSTED.
 //
 // DecodeStream is a conversation:
 //
@@ -141,6 +226,10 @@ func (c *tokenizerServiceClient) Describe(ctx context.Context, in *DescribeReque
 type TokenizerServiceServer interface {
 	// Encode turns text into ids.
 	Encode(context.Context, *EncodeRequest) (*EncodeResponse, error)
+	// EncodeBatch turns several texts into ids, on several cores.
+	EncodeBatch(context.Context, *EncodeBatchRequest) (*EncodeBatchResponse, error)
+	// EncodeStream turns a long text into ids, piece by piece.
+	EncodeStream(grpc.BidiStreamingServer[EncodeStreamRequest, EncodeStreamResponse]) error
 	// Decode turns ids into text.
 	Decode(context.Context, *DecodeRequest) (*DecodeResponse, error)
 	// DecodeStream turns a growing sequence of ids into growing text.
@@ -149,8 +238,12 @@ type TokenizerServiceServer interface {
 	// encodes the result. Template text becomes control tokens; text that came
 	// with the messages never does.
 	ApplyChatTemplate(context.Context, *ApplyChatTemplateRequest) (*ApplyChatTemplateResponse, error)
-	// Describe lists the vocabularies held.
+	// Describe lists the vocabularies held, or describes one.
 	Describe(context.Context, *DescribeRequest) (*DescribeResponse, error)
+	// TrainVocabulary learns a vocabulary from texts. It sends `progress` as it comes,
+	// then one or more `file` for each file of the result, in order, and ends with OK;
+	// a reader that leaves what is sent untaken holds it up. Cancelling ends it.
+	TrainVocabulary(*TrainVocabularyRequest, grpc.ServerStreamingServer[TrainVocabularyResponse]) error
 	mustEmbedUnimplementedTokenizerServiceServer()
 }
 
@@ -164,6 +257,12 @@ type UnimplementedTokenizerServiceServer struct{}
 func (UnimplementedTokenizerServiceServer) Encode(context.Context, *EncodeRequest) (*EncodeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Encode not implemented")
 }
+func (UnimplementedTokenizerServiceServer) EncodeBatch(context.Context, *EncodeBatchRequest) (*EncodeBatchResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method EncodeBatch not implemented")
+}
+func (UnimplementedTokenizerServiceServer) EncodeStream(grpc.BidiStreamingServer[EncodeStreamRequest, EncodeStreamResponse]) error {
+	return status.Error(codes.Unimplemented, "method EncodeStream not implemented")
+}
 func (UnimplementedTokenizerServiceServer) Decode(context.Context, *DecodeRequest) (*DecodeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Decode not implemented")
 }
@@ -175,6 +274,9 @@ func (UnimplementedTokenizerServiceServer) ApplyChatTemplate(context.Context, *A
 }
 func (UnimplementedTokenizerServiceServer) Describe(context.Context, *DescribeRequest) (*DescribeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Describe not implemented")
+}
+func (UnimplementedTokenizerServiceServer) TrainVocabulary(*TrainVocabularyRequest, grpc.ServerStreamingServer[TrainVocabularyResponse]) error {
+	return status.Error(codes.Unimplemented, "method TrainVocabulary not implemented")
 }
 func (UnimplementedTokenizerServiceServer) mustEmbedUnimplementedTokenizerServiceServer() {}
 func (UnimplementedTokenizerServiceServer) testEmbeddedByValue()                          {}
@@ -214,6 +316,31 @@ func _TokenizerService_Encode_Handler(srv interface{}, ctx context.Context, dec 
 	}
 	return interceptor(ctx, in, info, handler)
 }
+
+func _TokenizerService_EncodeBatch_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(EncodeBatchRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(TokenizerServiceServer).EncodeBatch(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: TokenizerService_EncodeBatch_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(TokenizerServiceServer).EncodeBatch(ctx, req.(*EncodeBatchRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _TokenizerService_EncodeStream_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(TokenizerServiceServer).EncodeStream(&grpc.GenericServerStream[EncodeStreamRequest, EncodeStreamResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type TokenizerService_EncodeStreamServer = grpc.BidiStreamingServer[EncodeStreamRequest, EncodeStreamResponse]
 
 func _TokenizerService_Decode_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(DecodeRequest)
@@ -276,6 +403,17 @@ func _TokenizerService_Describe_Handler(srv interface{}, ctx context.Context, de
 	return interceptor(ctx, in, info, handler)
 }
 
+func _TokenizerService_TrainVocabulary_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(TrainVocabularyRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(TokenizerServiceServer).TrainVocabulary(m, &grpc.GenericServerStream[TrainVocabularyRequest, TrainVocabularyResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type TokenizerService_TrainVocabularyServer = grpc.ServerStreamingServer[TrainVocabularyResponse]
+
 // TokenizerService_ServiceDesc is the grpc.ServiceDesc for TokenizerService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -286,6 +424,10 @@ var TokenizerService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Encode",
 			Handler:    _TokenizerService_Encode_Handler,
+		},
+		{
+			MethodName: "EncodeBatch",
+			Handler:    _TokenizerService_EncodeBatch_Handler,
 		},
 		{
 			MethodName: "Decode",
@@ -302,10 +444,21 @@ var TokenizerService_ServiceDesc = grpc.ServiceDesc{
 	},
 	Streams: []grpc.StreamDesc{
 		{
+			StreamName:    "EncodeStream",
+			Handler:       _TokenizerService_EncodeStream_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
+		},
+		{
 			StreamName:    "DecodeStream",
 			Handler:       _TokenizerService_DecodeStream_Handler,
 			ServerStreams: true,
 			ClientStreams: true,
+		},
+		{
+			StreamName:    "TrainVocabulary",
+			Handler:       _TokenizerService_TrainVocabulary_Handler,
+			ServerStreams: true,
 		},
 	},
 	Metadata: "lamina/tokenizer/v1/tokenizer.proto",
