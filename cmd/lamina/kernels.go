@@ -16,7 +16,7 @@ func (f *kernelFlags) kernelSet() (kernel.Set[float32], func(), error) {
 	if f.Threads < 0 {
 		return nil, nil, fault.Field("threads", "%d threads: want one or more, or 0 for one a processor", f.Threads)
 	}
-	kv, ok := kernel.ParseKVType(cmp.Or(f.KVType, "f32"))
+	kv, ok := kernel.ParseKVType(cmp.Or(f.KVType, map[string]string{"cpu": "f16"}[f.Kernels], "f32"))
 	if !ok {
 		return nil, nil, fault.Field("kv-type", "caches cannot store %q: they can f32, f16 and q8", f.KVType)
 	}

@@ -256,7 +256,17 @@ func (s *Set) sumChunk(call *attendCall, t *attendTile, c int, w *attendScratch,
 		return
 	}
 	block, end := least/attendBlock, (most+attendBlock-1)/attendBlock
+	once := t.span.Rows*call.group <= attendMost // no other tile reads these positions
+	if once {
+		if c == 0 {
+			s.expect(t, a.D, from, end, true)
+		}
+		s.expect(t, a.D, from, end, false)
+	}
 	s.viewBlocks(call, t, from, block, end, w)
+	if once {
+		s.expect(t, a.D, from+attendChunk, attendChunk/attendBlock, true)
+	}
 	for i := 0; i < t.n; {
 		for _, loop := range s.attend.scores {
 			if loop.n <= t.n-i {

@@ -131,3 +131,27 @@ func copyBlock(kv *kernel.KV[float32], keys, values []float32, pos, head, d int)
 		kv.Value(value, pos+i, head)
 	}
 }
+
+// expect asks for some blocks of keys, or of values, from a position on: they will be
+// read, and lie too far apart for processors to look ahead.
+func (s *Set) expect(t *attendTile, d, from, blocks int, keys bool) {
+	kv, size := &t.span.KV, attendBlock*d
+	if kv.PageLen != attendBlock {
+		return
+	}
+	bytes := size * [...]int{kernel.KVFull: 4, kernel.KVF16: 2, kernel.KVQ8: 1}[kv.Type]
+	for page := from / attendBlock; page < min(from/attendBlock+blocks, kv.Pages()); page++ {
+		var p unsafe.Pointer
+		switch full := kv.Type == kernel.KVFull; {
+		case full && keys:
+			p = unsafe.Pointer(&kv.Keys[page][t.kv*size])
+		case full:
+			p = unsafe.Pointer(&kv.Values[page][t.kv*size])
+		case keys:
+			p = unsafe.Pointer(&kv.Packed[page].Keys[t.kv*bytes])
+		default:
+			p = unsafe.Pointer(&kv.Packed[page].Values[t.kv*bytes])
+		}
+		s.gemm.prefetch(uintptr(p), 64, (bytes+63)/64, 1)
+	}
+}
