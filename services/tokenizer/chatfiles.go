@@ -267,7 +267,11 @@ func chatOf(v *vocab.Vocab) Chat {
 	return c
 }
 
-// modelName is a path's last part without ".gguf".
+// modelName is a path's last part without its ending.
 func modelName(path string) string {
-	return strings.TrimSuffix(filepath.Base(filepath.Clean(path)), ".gguf")
+	name := filepath.Base(filepath.Clean(path))
+	for _, ending := range []string{".gguf", ".tiktoken", ".model"} {
+		name = strings.TrimSuffix(name, ending)
+	}
+	return name
 }

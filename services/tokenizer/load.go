@@ -1,72 +1,186 @@
 package tokenizer
 
 import (
+	"bytes"
 	"errors"
+	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/vocab"
 	"github.com/lamina-mesh/lamina/pkg/weights"
 )
 
-// Load reads the vocabulary and chat template of a GGUF file or a Hugging Face
-// directory. An empty name becomes the path's last part without ".gguf"; an
-// empty digest is computed, which reads the whole model. The error is a
-// fault.Error: NotFound where there is no such file or no tokenizer in it,
-// Unimplemented for a tokenizer of a family not read here, Invalid for one that
-// is malformed.
+// maxVocab is the most bytes of a file that a vocabulary is read from whole.
+const maxVocab = 256 << 20
+
+// Load reads the vocabulary and chat templates of whatever LoadVocab reads. An
+// empty name becomes the path's last part without its ending; an empty digest is
+// computed, which reads the whole model. The error is a fault.Error: NotFound
+// where there is no such file or no tokenizer in it, Unimplemented for a tokenizer
+// of a family not read here, Invalid for one that is malformed.
 func Load(path, name, digest string) (Model, error) {
 	v, err := LoadVocab(path)
 	if err != nil {
 		return Model{}, err
 	}
 	if name == "" {
-		name = strings.TrimSuffix(filepath.Base(filepath.Clean(path)), ".gguf")
+		name = modelName(path)
 	}
 	if digest == "" {
 		if digest, err = weights.Digest(path); err != nil {
 			return Model{}, fault.Wrap(fault.Invalid, err, "compute the digest of %s", path)
 		}
 	}
-	return Model{Name: name, Digest: digest, Vocab: v}, nil
+	m := Model{Name: name, Digest: digest, Vocab: v}
+	if kind, err := kindOf(path); err == nil && (kind == kindFolder || kind == kindGGUF) {
+		if m.Chat, err = LoadChat(path); err != nil {
+			return Model{}, err
+		}
+	}
+	return m, nil
 }
 
-// LoadVocab is Load for the vocabulary alone.
-func LoadVocab(path string) (*vocab.Vocab, error) {
-	stat, err := os.Stat(path)
+// kind is what a path holds.
+type kind int
+
+const (
+	kindFolder kind = iota + 1
+	kindGGUF
+	kindJSON
+	kindTiktoken
+	kindSentencePiece
+)
+
+// kindOf tells by a file's first bytes.
+func kindOf(path string) (kind, error) {
+	file, err := os.Open(path)
 	if err != nil {
-		return nil, loadFault(path, err)
-	}
-	if stat.IsDir() {
-		v, err := vocab.FromHF(path)
-		if err != nil {
-			return nil, loadFault(path, err)
-		}
-		return v, nil
-	}
-	file, err := weights.OpenGGUF(path)
-	if err != nil {
-		return nil, loadFault(path, err)
+		return 0, err
 	}
 	defer file.Close()
-	if !file.Meta().Has("tokenizer.ggml.model") {
-		return nil, fault.New(fault.NotFound, "load the vocabulary of %s: the file holds no tokenizer", path)
+	stat, err := file.Stat()
+	if err != nil {
+		return 0, err
 	}
-	v, err := vocab.FromGGUF(file.Meta())
+	if stat.IsDir() {
+		return kindFolder, nil
+	}
+	head := make([]byte, 512)
+	n, err := io.ReadFull(file, head)
+	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
+		return 0, err
+	}
+	head = head[:n]
+	switch {
+	case bytes.HasPrefix(head, []byte("GGUF")):
+		return kindGGUF, nil
+	case bytes.HasPrefix(bytes.TrimLeft(head, " \t\r\n\ufeff"), []byte("{")):
+		return kindJSON, nil
+	case isRanks(head):
+		return kindTiktoken, nil
+	case len(head) > 0 && head[0] == '\n': // the first field of SentencePiece's message
+		return kindSentencePiece, nil
+	}
+	return 0, fault.New(fault.Invalid, "read %s: neither GGUF, tokenizer.json, SentencePiece nor tiktoken", path)
+}
+
+// isRanks says whether a file's beginning is a line of base64 and a number.
+func isRanks(head []byte) bool {
+	line, _, found := bytes.Cut(head, []byte("\n"))
+	token, rank, two := bytes.Cut(bytes.TrimRight(line, "\r"), []byte(" "))
+	return found && two && len(token) > 0 && len(rank) > 0 && len(bytes.Trim(rank, "0123456789")) == 0 &&
+		len(bytes.Trim(token, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=")) == 0
+}
+
+// LoadVocab reads a vocabulary: of a GGUF file, with or without tensors, a Hugging
+// Face folder or its tokenizer.json, a SentencePiece model, a tiktoken rank file,
+// or a folder that holds one of the last two.
+func LoadVocab(path string) (*vocab.Vocab, error) {
+	v, err := readVocab(path)
 	if err != nil {
 		return nil, loadFault(path, err)
 	}
 	return v, nil
 }
 
+func readVocab(path string) (*vocab.Vocab, error) {
+	kind, err := kindOf(path)
+	if err != nil {
+		return nil, err
+	}
+	switch kind {
+	case kindFolder:
+		v, err := vocab.FromHF(path)
+		if !errors.Is(err, fs.ErrNotExist) {
+			return v, err
+		}
+		for _, name := range []string{"tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tiktoken.model", "qwen.tiktoken"} {
+			if _, missing := os.Stat(filepath.Join(path, name)); missing == nil {
+				return readVocab(filepath.Join(path, name))
+			}
+		}
+		return nil, err
+	case kindGGUF:
+		return ggufVocab(path)
+	case kindJSON:
+		if filepath.Base(path) == "tokenizer.json" {
+			return vocab.FromHF(filepath.Dir(path))
+		}
+		return vocab.FromFS(oneFile{path})
+	}
+	data, err := readAll(path)
+	if err != nil {
+		return nil, err
+	}
+	if kind == kindTiktoken {
+		return vocab.FromTiktoken(data, vocab.TiktokenOptions{Name: vocab.TiktokenName(filepath.Base(path))})
+	}
+	return vocab.FromSentencePiece(data)
+}
+
+// oneFile is a folder of nothing but a tokenizer.json.
+type oneFile struct{ path string }
+
+// Open opens the file.
+func (f oneFile) Open(name string) (fs.File, error) {
+	if name != "tokenizer.json" {
+		return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
+	}
+	return os.Open(f.path)
+}
+
+func readAll(path string) ([]byte, error) {
+	stat, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if stat.Size() > maxVocab {
+		return nil, fmt.Errorf("longer than %d bytes", maxVocab)
+	}
+	return os.ReadFile(path)
+}
+
+func ggufVocab(path string) (*vocab.Vocab, error) {
+	file, err := weights.OpenGGUF(path)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	if !file.Meta().Has("tokenizer.ggml.model") {
+		return nil, fault.New(fault.NotFound, "the file holds no tokenizer")
+	}
+	return vocab.FromGGUF(file.Meta())
+}
+
 func loadFault(path string, err error) error {
 	var format *vocab.FormatError
 	code := fault.Invalid
 	switch {
-	case errors.Is(err, fs.ErrNotExist):
+	case errors.Is(err, fs.ErrNotExist), fault.CodeOf(err) == fault.NotFound:
 		code = fault.NotFound
 	case errors.As(err, &format) && format.Unsupported:
 		code = fault.Unimplemented

@@ -1,10 +1,12 @@
 package tokenizer_test
 
 import (
+	"encoding/base64"
 	"encoding/json"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -95,5 +97,47 @@ func TestLoad_Errors(t *testing.T) {
 		if _, err := tokenizer.Load(path, "", ""); fault.CodeOf(err) != code {
 			t.Errorf("%s: %v, want %v", path, err, code)
 		}
+	}
+}
+
+func TestLoadVocab_FilesOfEveryKind(t *testing.T) {
+	var ranks strings.Builder
+	for i := range 256 {
+		ranks.WriteString(base64.StdEncoding.EncodeToString([]byte{byte(i)}) + " " + strconv.Itoa(i) + "\n")
+	}
+	dir := t.TempDir()
+	write := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	// A SentencePiece model of two pieces: <unk>, then "a" of score -1.
+	piece := func(text string, more string) string {
+		body := "\x0a" + string(rune(len(text))) + text + "\x15\x00\x00\x80\xbf" + more
+		return "\x0a" + string(rune(len(body))) + body
+	}
+	hf := `{"model":{"type":"WordPiece","unk_token":"[UNK]","vocab":{"[UNK]":0,"a":1}}}`
+	for path, want := range map[string]struct {
+		family string
+		size   int
+	}{
+		write("x.tiktoken", ranks.String()):                         {"bpe", 256},
+		write("x.model", piece("<unk>", "\x18\x02")+piece("a", "")): {"unigram", 2},
+		write("some.json", hf):                                      {"wordpiece", 2},
+		filepath.Dir(write("tokenizer.json", hf)):                   {"wordpiece", 2},
+	} {
+		v, err := tokenizer.LoadVocab(path)
+		if err != nil {
+			t.Errorf("%s: %v", filepath.Base(path), err)
+			continue
+		}
+		if v.Family() != want.family || v.Size() < want.size {
+			t.Errorf("%s: a %s of %d, want %v", filepath.Base(path), v.Family(), v.Size(), want)
+		}
+	}
+	if _, err := tokenizer.LoadVocab(write("text.txt", "Once upon a time")); fault.CodeOf(err) != fault.Invalid {
+		t.Errorf("a text: %v", err)
 	}
 }

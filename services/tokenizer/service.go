@@ -25,8 +25,11 @@ type Model struct {
 	Name   string // how people call it
 	Digest string // "sha256:…" of its files
 	Vocab  *vocab.Vocab
-	// ChatTemplate stands instead of the vocabulary's own, unless empty.
+	// ChatTemplate stands instead of the model's own, unless empty.
 	ChatTemplate string
+	// Chat is what the model's files say of chats; the vocabulary's own template
+	// stands in where it has none.
+	Chat Chat
 }
 
 // Config is what a Service needs.
