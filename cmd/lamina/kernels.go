@@ -16,15 +16,15 @@ func (f *kernelFlags) kernelSet() (kernel.Set[float32], func(), error) {
 	if f.Threads < 0 {
 		return nil, nil, fault.Field("threads", "%d threads: want one or more, or 0 for one a processor", f.Threads)
 	}
-	kv, ok := kernel.ParseKVType(cmp.Or(f.KVType, map[string]string{"cpu": "f16"}[f.Kernels], "f32"))
+	kv, ok := kernel.ParseKVType(cmp.Or(f.KVType, "auto"))
 	if !ok {
-		return nil, nil, fault.Field("kv-type", "caches cannot store %q: they can f32, f16 and q8", f.KVType)
+		return nil, nil, fault.Field("kv-type", "caches cannot store %q: they can f32, f16, q8 and auto", f.KVType)
 	}
 	switch {
 	case f.Kernels == "ref" && f.Instructions != "":
 		return nil, nil, fault.Field("instructions", "the reference set has none to choose")
 	case f.Kernels == "ref":
-		return ref.New[float32]().StoringKV(kv), func() {}, nil
+		return ref.New[float32]().StoringKV(kv.For(0)), func() {}, nil
 	case f.Kernels != "cpu":
 		return nil, nil, fault.Field("kernels", "no kernel set is called %q: cpu and ref are", f.Kernels)
 	case f.Instructions == "":

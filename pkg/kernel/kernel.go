@@ -90,7 +90,7 @@ type Set[F tensor.Float] interface {
 	// Class names the family whose results are bit-identical, such as
 	// "cpu/avx512/1".
 	Class() string
-	// KV is what the set's caches store, part of its class.
+	// KV is what caches of the set store, part of its class.
 	KV() KVType
 
 	// BFloat16 is a set on the same workers whose products over dense matrices, forward

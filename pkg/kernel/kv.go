@@ -16,20 +16,28 @@ const (
 	KVFull KVType = iota // the element type of the set
 	KVF16                // float16, rounded to nearest even
 	KVQ8                 // bytes, and for each vector of D the scale max|x|/127
+	KVAuto               // what a set finds best for a model; no cache's own type
 )
 
-var kvTypes = [...]string{KVFull: "f32", KVF16: "f16", KVQ8: "q8"}
+var kvTypes = [...]string{KVFull: "f32", KVF16: "f16", KVQ8: "q8", KVAuto: "auto"}
+
+// narrow is the width below which a model's caches are so small that rounding would lose
+// precision and win nothing.
+const narrow = 512
+
+// For is the type that caches of a model of some width have.
+func (t KVType) For(width int) KVType {
+	switch {
+	case t != KVAuto:
+		return t
+	case width < narrow:
+		return KVFull
+	}
+	return KVF16
+}
 
 // String is the value of --kv-type.
 func (t KVType) String() string { return kvTypes[t] }
-
-// Suffix is what a set's class ends in that stores t.
-func (t KVType) Suffix() string {
-	if t == KVFull {
-		return ""
-	}
-	return "+" + t.String()
-}
 
 // ParseKVType is String's inverse; ok is false for anything else.
 func ParseKVType(name string) (t KVType, ok bool) {

@@ -86,7 +86,7 @@ func (s *Stage[F]) First() bool { return s.Range.Lo == 0 }
 
 // CacheConfig shapes a KV cache for the stage.
 func (s *Stage[F]) CacheConfig(pages int) kvcache.Config {
-	return kvcache.Config{Layers: s.Range.Len(), KVHeads: s.Config.KVHeads, HeadDim: s.Config.HeadDim, Type: s.set.KV(), Pages: pages}
+	return kvcache.Config{Layers: s.Range.Len(), KVHeads: s.Config.KVHeads, HeadDim: s.Config.HeadDim, Type: s.set.KV().For(s.Config.Width), Pages: pages}
 }
 
 // Kernels returns the kernel set the stage runs on.

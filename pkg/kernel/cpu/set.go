@@ -65,7 +65,7 @@ func newSet(threads int, o ops) *Set {
 
 // newParts is a set on a pool.
 func newParts(o ops, p *pool) *Set {
-	s := &Set{ops: o, class: "cpu/4", pool: p, tables: map[*kernel.Rotary]*table{}}
+	s := &Set{ops: o, class: "cpu/4", kv: kernel.KVAuto, pool: p, tables: map[*kernel.Rotary]*table{}}
 	s.dense = &s.gemm
 	s.scratch.New = func() any { return new([]float32) }
 	s.cuts.New = func() any { return new([]piece) }
@@ -80,7 +80,10 @@ func (s *Set) Close() {
 // StoringKV is a set on the same workers whose caches store t. It ends with this set.
 func (s *Set) StoringKV(t kernel.KVType) *Set {
 	other := newParts(s.ops, s.pool)
-	other.kv, other.class = t, other.class+t.Suffix()
+	other.kv = t
+	if t != kernel.KVAuto {
+		other.class += "+kv-" + t.String()
+	}
 	return other
 }
 

@@ -44,7 +44,10 @@ func (s *Set[F]) Class() string {
 	if s.half {
 		class += "+bf16"
 	}
-	return class + s.kv.Suffix()
+	if s.kv != kernel.KVFull {
+		class += "+kv-" + s.kv.String()
+	}
+	return class
 }
 
 // BFloat16 is the reference of products that round both sides to bfloat16.
