@@ -62,11 +62,11 @@ func (c *templateCmd) chat(e *env) (template.Result, error) {
 			return template.Result{}, err
 		}
 	}
-	source, err := files.Pick(c.Name, len(in.Tools) > 0)
+	name, err := files.Pick(c.Name, len(in.Tools) > 0)
 	if err != nil {
 		return template.Result{}, err
 	}
-	t, err := template.Parse(source)
+	t, err := template.Parse(files.Templates[name])
 	if err != nil {
 		return template.Result{}, fault.Wrap(fault.FailedPrecondition, err, "parse the chat template of %s", c.Model)
 	}

@@ -19,7 +19,9 @@ type Message struct {
 type ChatInput struct {
 	Messages            []Message
 	Tools               []byte // OpenAI's tool definitions, a JSON array; empty for none
+	Documents           []byte // documents to answer from, a JSON array; empty for none
 	AddGenerationPrompt bool   // open the assistant's turn at the end
+	Arguments           Arguments
 	BOS, EOS            string // how the vocabulary spells its begin and end tokens
 	// Special is how further special tokens are spelled, by the variable that the
 	// template reads: "unk_token". It stands instead of BOS and EOS where it has them;
@@ -51,25 +53,23 @@ func (t *Template) Chat(ctx context.Context, in ChatInput, o Options) (Result, e
 		if err != nil {
 			return Result{}, &InputError{fmt.Sprintf("messages[%d]", i), err}
 		}
+		if err := in.arguments(v); err != nil {
+			return Result{}, err
+		}
 		messages.items = append(messages.items, v)
 	}
-	tools := Value(nil)
-	if len(in.Tools) > 0 {
-		v, err := DecodeJSON(in.Tools)
-		if err == nil {
-			if _, ok := v.(*list); !ok && v != nil {
-				err = fmt.Errorf("expected an array, found %s", typeName(v))
-			}
-		}
-		if err != nil {
-			return Result{}, &InputError{"tools", err}
-		}
-		tools = v
+	tools, err := readList("tools", in.Tools)
+	if err != nil {
+		return Result{}, err
+	}
+	documents, err := readList("documents", in.Documents)
+	if err != nil {
+		return Result{}, err
 	}
 	vars.Set("messages", messages)
 	vars.Set("tools", tools)
-	if _, ok := vars.Get("documents"); !ok {
-		vars.Set("documents", nil)
+	if _, own := vars.Get("documents"); !own || documents != nil {
+		vars.Set("documents", documents)
 	}
 	vars.Set("add_generation_prompt", in.AddGenerationPrompt)
 	special := map[string]string{"bos_token": in.BOS, "eos_token": in.EOS}
@@ -85,9 +85,26 @@ func (t *Template) Chat(ctx context.Context, in ChatInput, o Options) (Result, e
 	return t.Render(ctx, vars, o)
 }
 
+// readList reads a JSON array, or null for none.
+func readList(field string, text []byte) (Value, error) {
+	if len(text) == 0 {
+		return nil, nil
+	}
+	v, err := DecodeJSON(text)
+	if err == nil && v != nil {
+		if _, ok := v.(*list); !ok {
+			err = fmt.Errorf("expected an array, found %s", typeName(v))
+		}
+	}
+	if err != nil {
+		return nil, &InputError{field, err}
+	}
+	return v, nil
+}
+
 // steps is what honest templates take for a chat of this size, and more.
 func (in *ChatInput) steps() int {
-	n := 250*len(in.Messages) + (len(in.Tools)+len(in.Variables))/4
+	n := 250*len(in.Messages) + (len(in.Tools)+len(in.Documents)+len(in.Variables))/4
 	for _, m := range in.Messages {
 		n += (len(m.Role) + len(m.Content) + len(m.JSON)) / 4
 	}

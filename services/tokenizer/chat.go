@@ -8,56 +8,78 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
 	"github.com/lamina-mesh/lamina/pkg/template"
+	"github.com/lamina-mesh/lamina/pkg/toolcall"
 	"github.com/lamina-mesh/lamina/pkg/vocab"
 )
 
 // ApplyChatTemplate renders messages by the model's chat template and encodes
 // the result. The template writes the begin token itself, so none is added.
 func (s *Service) ApplyChatTemplate(ctx context.Context, r *tokenizerv1.ApplyChatTemplateRequest) (*tokenizerv1.ApplyChatTemplateResponse, error) {
-	m, err := s.find(r.GetModel())
+	m, err := s.find(ctx, r.GetModel())
 	if err != nil {
 		return nil, err
 	}
+	c, err := m.chatOf(r.GetTemplate(), r.GetToolsJson() != "")
 	switch {
-	case m.chatErr != nil:
-		return nil, fault.Wrap(fault.FailedPrecondition, m.chatErr, "use the chat template of model %q", m.Name)
-	case m.chat == nil:
+	case err != nil && r.GetTemplate() != "":
+		return nil, &fault.Error{Code: fault.Invalid, Field: "template", Msg: fmt.Sprintf("choose a chat template of model %q", m.Name), Err: err}
+	case err != nil:
 		return nil, fault.New(fault.FailedPrecondition, "find a chat template: model %q has none", m.Name)
+	case c.err != nil:
+		return nil, fault.Wrap(fault.FailedPrecondition, c.err, "use the chat template of model %q", m.Name)
 	case len(r.GetMessages()) == 0:
 		return nil, fault.Field("messages", "a chat needs one message or more")
+	case r.GetContinueFinalMessage() && !r.GetNoGenerationPrompt():
+		return nil, fault.Field("continue_final_message", "it goes with no_generation_prompt")
 	}
-	in := template.ChatInput{
-		Tools: []byte(r.GetToolsJson()), Variables: []byte(r.GetVariablesJson()),
-		AddGenerationPrompt: !r.GetNoGenerationPrompt(),
-		BOS:                 m.spelling(m.Vocab.BOS()), EOS: m.spelling(m.Vocab.EOS()),
+	in, err := m.chatInput(r)
+	if err != nil {
+		return nil, err
 	}
-	for i, msg := range r.GetMessages() {
-		if msg.GetRole() == "" && msg.GetJson() == "" {
-			return nil, fault.Field(fmt.Sprintf("messages[%d].role", i), "a message needs a role")
-		}
-		in.Messages = append(in.Messages, template.Message{Role: msg.GetRole(), Content: msg.GetContent(), JSON: []byte(msg.GetJson())})
-	}
-	out, err := m.chat.Chat(ctx, in, template.Options{Budget: s.budget, Now: s.now})
+	o := template.Options{Budget: s.budget, Now: s.now}
+	c.argumentsAsTold(ctx, &in, o)
+	out, err := c.template.Chat(ctx, in, o)
 	if err != nil {
 		return nil, m.chatFault(err)
+	}
+	if r.GetContinueFinalMessage() {
+		if out, err = template.Continue(out, in.Messages[len(in.Messages)-1]); err != nil {
+			return nil, m.chatFault(err)
+		}
 	}
 	ids, err := m.encode("messages", out.Text, vocab.Options{Special: true, Plain: out.Data})
 	if err != nil {
 		return nil, err
 	}
-	return &tokenizerv1.ApplyChatTemplateResponse{Text: out.Text, Ids: ids}, nil
+	return &tokenizerv1.ApplyChatTemplateResponse{Text: out.Text, Ids: ids, Format: wireFormat(c.format)}, nil
 }
 
-// spelling is how the vocabulary spells a token that it may lack.
-func (m *model) spelling(id int32, ok bool) string {
-	if !ok {
-		return ""
-	}
-	text, err := m.Vocab.Spelling(id)
+// chatOf picks a template by Chat.Pick's rule.
+func (m *model) chatOf(name string, tools bool) (*chat, error) {
+	name, err := m.Chat.Pick(name, tools)
 	if err != nil {
-		return ""
+		return nil, err
 	}
-	return text
+	return m.chats[name], nil
+}
+
+func wireFormat(f toolcall.Format) *tokenizerv1.ChatFormat {
+	return &tokenizerv1.ChatFormat{Calls: f.Calls, Reasoning: f.Reasoning}
+}
+
+// chatInput is a request as the template's input.
+func (m *model) chatInput(r *tokenizerv1.ApplyChatTemplateRequest) (template.ChatInput, error) {
+	in := template.ChatInput{
+		Tools: []byte(r.GetToolsJson()), Documents: []byte(r.GetDocumentsJson()), Variables: []byte(r.GetVariablesJson()),
+		AddGenerationPrompt: !r.GetNoGenerationPrompt(), Special: m.Chat.Special,
+	}
+	for i, msg := range r.GetMessages() {
+		if msg.GetRole() == "" && msg.GetJson() == "" {
+			return in, fault.Field(fmt.Sprintf("messages[%d].role", i), "a message needs a role")
+		}
+		in.Messages = append(in.Messages, template.Message{Role: msg.GetRole(), Content: msg.GetContent(), JSON: []byte(msg.GetJson())})
+	}
+	return in, nil
 }
 
 // chatFault says what an error of the template means to the caller.

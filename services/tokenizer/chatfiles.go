@@ -30,7 +30,7 @@ type Chat struct {
 	Special map[string]string
 }
 
-// Pick chooses the template of a chat: the named one, or for an empty name
+// Pick chooses the name of the template of a chat: the named one, or for an empty name
 // "tool_use" where there are tools and such a template, else "default", else the
 // only one. The error is a fault.Error of code NotFound.
 func (c Chat) Pick(name string, tools bool) (string, error) {
@@ -43,8 +43,8 @@ func (c Chat) Pick(name string, tools bool) (string, error) {
 			name = names[0]
 		}
 	}
-	if t, ok := c.Templates[name]; ok {
-		return t, nil
+	if _, ok := c.Templates[name]; ok {
+		return name, nil
 	}
 	if len(names) == 0 {
 		return "", fault.New(fault.NotFound, "find a chat template: the model has none")

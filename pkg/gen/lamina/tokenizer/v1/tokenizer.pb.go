@@ -801,7 +801,9 @@ type EncodeStreamResponse struct {
 	// Where asked for: the byte of the whole text at which each id's piece begins.
 	Starts []uint64 `protobuf:"varint,2,rep,packed,name=starts,proto3" json:"starts,omitempty"`
 	// Where asked for: the byte past each id's piece.
-	Ends          []uint64 `protobuf:"varint,3,rep,packed,name=ends,proto3" json:"ends,omitempty"`
+	Ends []uint64 `protobuf:"varint,3,rep,packed,name=ends,proto3" json:"ends,omitempty"`
+	// Another response to the same frame follows.
+	More          bool `protobuf:"varint,4,opt,name=more,proto3" json:"more,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -855,6 +857,13 @@ func (x *EncodeStreamResponse) GetEnds() []uint64 {
 		return x.Ends
 	}
 	return nil
+}
+
+func (x *EncodeStreamResponse) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
 }
 
 // DecodeRequest is ids to be decoded.
@@ -2163,11 +2172,12 @@ const file_lamina_tokenizer_v1_tokenizer_proto_rawDesc = "" +
 	"\n" +
 	"EncodePush\x12\x12\n" +
 	"\x04text\x18\x01 \x01(\fR\x04text\"\r\n" +
-	"\vEncodeFlush\"T\n" +
+	"\vEncodeFlush\"h\n" +
 	"\x14EncodeStreamResponse\x12\x10\n" +
 	"\x03ids\x18\x01 \x03(\rR\x03ids\x12\x16\n" +
 	"\x06starts\x18\x02 \x03(\x04R\x06starts\x12\x12\n" +
-	"\x04ends\x18\x03 \x03(\x04R\x04ends\"Z\n" +
+	"\x04ends\x18\x03 \x03(\x04R\x04ends\x12\x12\n" +
+	"\x04more\x18\x04 \x01(\bR\x04more\"Z\n" +
 	"\rDecodeRequest\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x10\n" +
 	"\x03ids\x18\x02 \x03(\rR\x03ids\x12!\n" +

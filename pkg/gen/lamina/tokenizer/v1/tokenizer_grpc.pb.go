@@ -46,11 +46,10 @@ const (
 // EncodeStream is a conversation, for texts longer than a message:
 //
 //  1. The caller sends `open` once.
-//  2. For each `push` of bytes, cut anywhere, the service answers with exactly one
-//     response: the ids that became certain, often none. Joined, they are what
-//     Encode gives for the whole text.
-//  3. `flush` obliges one last response with the rest; the caller then closes its
-//     side.
+//  2. For each `push` of bytes, cut anywhere, the service answers with the ids that
+//     became certain, often none: one response, or several of which all but the
+//     last say `more`. Joined, they are what Encode gives for the whole text.
+//  3. `flush` obliges the same with the rest; the caller then closes its side.
 //
 // The service holds back the text since the last place where it may be cut; where
 // that is more than 4 MiB the stream ends with RESOURCE_EXHAUSTED.
@@ -205,11 +204,10 @@ type TokenizerService_TrainVocabularyClient = grpc.ServerStreamingClient[TrainVo
 // EncodeStream is a conversation, for texts longer than a message:
 //
 //  1. The caller sends `open` once.
-//  2. For each `push` of bytes, cut anywhere, the service answers with exactly one
-//     response: the ids that became certain, often none. Joined, they are what
-//     Encode gives for the whole text.
-//  3. `flush` obliges one last response with the rest; the caller then closes its
-//     side.
+//  2. For each `push` of bytes, cut anywhere, the service answers with the ids that
+//     became certain, often none: one response, or several of which all but the
+//     last say `more`. Joined, they are what Encode gives for the whole text.
+//  3. `flush` obliges the same with the rest; the caller then closes its side.
 //
 // The service holds back the text since the last place where it may be cut; where
 // that is more than 4 MiB the stream ends with RESOURCE_EXHAUSTED.

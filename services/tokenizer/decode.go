@@ -1,0 +1,141 @@
+package tokenizer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"strings"
+
+	"google.golang.org/grpc"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
+	"github.com/lamina-mesh/lamina/pkg/vocab"
+)
+
+// Decode turns ids into text.
+func (s *Service) Decode(ctx context.Context, r *tokenizerv1.DecodeRequest) (*tokenizerv1.DecodeResponse, error) {
+	m, err := s.find(ctx, r.GetModel())
+	if err != nil {
+		return nil, err
+	}
+	ids, err := m.ids("ids", r.GetIds())
+	if err != nil {
+		return nil, err
+	}
+	text, err := m.Vocab.Decode(ids, vocab.DecodeOptions{SkipSpecial: r.GetSkipSpecial()})
+	if err != nil {
+		return nil, &fault.Error{Code: fault.Invalid, Field: "ids", Msg: fmt.Sprintf("decode for model %q", m.Name), Err: err}
+	}
+	return &tokenizerv1.DecodeResponse{Text: text}, nil
+}
+
+// ids checks ids from the wire.
+func (m *model) ids(field string, wire []uint32) ([]int32, error) {
+	ids := make([]int32, len(wire))
+	for i, id := range wire {
+		if id > math.MaxInt32 || int(id) >= m.Vocab.Size() {
+			return nil, fault.Field(fmt.Sprintf("%s[%d]", field, i), "id %d is outside the vocabulary of %d", id, m.Vocab.Size())
+		}
+		ids[i] = int32(id)
+	}
+	return ids, nil
+}
+
+// DecodeStream turns a growing sequence of ids into growing text.
+func (s *Service) DecodeStream(stream grpc.BidiStreamingServer[tokenizerv1.DecodeStreamRequest, tokenizerv1.DecodeStreamResponse]) error {
+	frame, err := stream.Recv()
+	if errors.Is(err, io.EOF) {
+		return fault.Field("frame", "the conversation ended before open")
+	}
+	if err != nil {
+		return err
+	}
+	open := frame.GetOpen()
+	if open == nil {
+		return fault.Field("frame", "expected open first, got %T", frame.GetFrame())
+	}
+	m, err := s.find(stream.Context(), open.GetModel())
+	if err != nil {
+		return err
+	}
+	prefix, err := m.ids("open.prefix", open.GetPrefix())
+	if err != nil {
+		return err
+	}
+	d := m.newDecoder(open, prefix)
+	for {
+		frame, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		var reply *tokenizerv1.DecodeStreamResponse
+		switch f := frame.GetFrame().(type) {
+		case *tokenizerv1.DecodeStreamRequest_Push:
+			if reply, err = d.push(f.Push.GetIds()); err != nil {
+				return err
+			}
+		case *tokenizerv1.DecodeStreamRequest_Flush:
+			return stream.Send(&tokenizerv1.DecodeStreamResponse{Text: d.text.Flush()})
+		default:
+			return fault.Field("frame", "expected push or flush, got %T", f)
+		}
+		if err := stream.Send(reply); err != nil {
+			return err
+		}
+	}
+}
+
+// decoder is one decoding conversation.
+type decoder struct {
+	model *model
+	text  *vocab.Decoder
+	keep  map[int32]bool // the control tokens that leave text; nil for what text does
+}
+
+func (m *model) newDecoder(open *tokenizerv1.DecodeOpen, prefix []int32) *decoder {
+	d := &decoder{model: m}
+	skip := open.GetSkipSpecial()
+	if skip && open.GetKeepMarkers() {
+		skip, d.keep = false, map[int32]bool{}
+		for _, c := range m.chats {
+			for _, marker := range c.format.Markers() {
+				if id, ok := m.Vocab.ID(marker); ok {
+					d.keep[id] = true
+				}
+			}
+		}
+	}
+	d.text = m.Vocab.NewDecoder(vocab.DecodeOptions{SkipSpecial: skip, Prefix: prefix})
+	return d
+}
+
+func (d *decoder) push(wire []uint32) (*tokenizerv1.DecodeStreamResponse, error) {
+	if len(wire) == 0 {
+		return nil, fault.Field("push.ids", "a push needs one id or more")
+	}
+	ids, err := d.model.ids("push.ids", wire)
+	if err != nil {
+		return nil, err
+	}
+	reply := &tokenizerv1.DecodeStreamResponse{Pieces: make([]string, len(ids))}
+	for i, id := range ids {
+		if d.keep != nil && !d.keep[id] {
+			if _, kind, err := d.model.Vocab.Token(id); err == nil && (kind == vocab.KindControl || kind == vocab.KindUnknown) {
+				continue
+			}
+		}
+		piece, err := d.text.Push(id)
+		if err != nil {
+			return nil, fault.Wrap(fault.Invalid, err, "decode for model %q", d.model.Name)
+		}
+		reply.Pieces[i] = piece
+	}
+	reply.Text = strings.Join(reply.Pieces, "")
+	return reply, nil
+}

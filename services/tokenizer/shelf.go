@@ -1,0 +1,257 @@
+package tokenizer
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	"github.com/lamina-mesh/lamina/pkg/template"
+	"github.com/lamina-mesh/lamina/pkg/toolcall"
+	"github.com/lamina-mesh/lamina/pkg/vocab"
+)
+
+// Defaults of Config.
+const (
+	defaultModels = 64
+	defaultBytes  = 4 << 30
+)
+
+// shelf holds models by name and by digest. Those that were given stay; those that
+// were asked for come from the library and go again, the one used longest ago first.
+type shelf struct {
+	open   func(ctx context.Context, ref string) (Model, error) // nil for none
+	models int                                                  // most, those that stay included
+	bytes  int64                                                // about; most of them all
+
+	ticks   atomic.Uint64
+	mu      sync.RWMutex
+	held    []*model            // sorted by name
+	loading map[string]*loading // by what was asked for
+}
+
+// model is a Model made ready.
+type model struct {
+	Model
+	chats  map[string]*chat // by name
+	stays  bool
+	bytes  int64
+	used   atomic.Uint64 // the shelf's tick
+	cuts   sync.Once
+	cutter *cutter // of long texts
+}
+
+// chat is a chat template made ready.
+type chat struct {
+	template  *template.Template
+	err       error // why it did not parse
+	format    toolcall.Format
+	probe     sync.Once
+	arguments template.Arguments // how it wants them
+}
+
+// loading is a model on its way; done is closed when the rest stands.
+type loading struct {
+	done  chan struct{}
+	model *model
+	err   error
+}
+
+// ready parses a model's templates.
+func ready(m Model) (*model, error) {
+	if m.Name == "" || m.Vocab == nil {
+		return nil, fault.New(fault.Invalid, "add model %q: it needs a name and a vocabulary", m.Name)
+	}
+	own := chatOf(m.Vocab)
+	if len(m.Chat.Templates) == 0 {
+		m.Chat.Templates = own.Templates
+	}
+	if m.Chat.Special == nil {
+		m.Chat.Special = own.Special
+	}
+	if m.ChatTemplate != "" {
+		m.Chat.Templates = map[string]string{"default": m.ChatTemplate}
+	}
+	out := &model{Model: m, chats: map[string]*chat{}, bytes: footprint(m.Vocab)}
+	for name, source := range m.Chat.Templates {
+		c := &chat{format: toolcall.Detect(source)}
+		c.template, c.err = template.Parse(source)
+		out.chats[name] = c
+		out.bytes += int64(20 * len(source))
+	}
+	return out, nil
+}
+
+// footprint is about how much memory a vocabulary takes: its tokens' bytes and
+// spellings, entries of maps and merges.
+func footprint(v *vocab.Vocab) int64 {
+	n := int64(1 << 20)
+	for id := range v.Size() {
+		text, _, err := v.Token(int32(id))
+		if err == nil {
+			n += int64(3*len(text) + 160)
+		}
+	}
+	return n
+}
+
+// add takes a model in that stays, in place of the one of the same name and digest.
+func (s *shelf) add(m *model) error {
+	m.stays = true
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i, found := s.position(m.Name)
+	if !found {
+		s.held = slices.Insert(s.held, i, m)
+		return nil
+	}
+	if s.held[i].Digest != m.Digest {
+		return fault.New(fault.AlreadyExists, "add model %q: it is held with digest %s", m.Name, s.held[i].Digest)
+	}
+	s.held[i] = m
+	return nil
+}
+
+func (s *shelf) remove(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if i, found := s.position(name); found {
+		s.held = slices.Delete(s.held, i, i+1)
+	}
+}
+
+// all lists what is held, sorted by name.
+func (s *shelf) all() []*model {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return slices.Clone(s.held)
+}
+
+func (s *shelf) position(name string) (int, bool) {
+	return slices.BinarySearchFunc(s.held, name, func(m *model, name string) int { return cmp.Compare(m.Name, name) })
+}
+
+// find returns the model that a request names by digest or name, loading it if need
+// be.
+func (s *shelf) find(ctx context.Context, ref string) (*model, error) {
+	for {
+		s.mu.RLock()
+		m := s.lookup(ref)
+		held := len(s.held)
+		s.mu.RUnlock()
+		switch {
+		case m != nil:
+			m.used.Store(s.ticks.Add(1))
+			return m, nil
+		case ref == "":
+			return nil, fault.New(fault.NotFound, "find model: %d are held and the request names none", held)
+		case s.open == nil:
+			return nil, fault.New(fault.NotFound, "find model %q: it is not held here", ref)
+		}
+		m, err := s.load(ctx, ref)
+		if err == nil || ctx.Err() != nil || fault.CodeOf(err) != fault.Canceled {
+			return m, err
+		}
+		// Whoever loaded it went away; this request does not.
+	}
+}
+
+// lookup finds a model under the lock.
+func (s *shelf) lookup(ref string) *model {
+	if ref == "" {
+		if len(s.held) == 1 {
+			return s.held[0]
+		}
+		return nil
+	}
+	if i, found := s.position(ref); found {
+		return s.held[i]
+	}
+	for _, m := range s.held {
+		if m.Digest == ref {
+			return m
+		}
+	}
+	return nil
+}
+
+// load takes a model from the library, once for all who wait for it.
+func (s *shelf) load(ctx context.Context, ref string) (*model, error) {
+	s.mu.Lock()
+	if m := s.lookup(ref); m != nil {
+		s.mu.Unlock()
+		return m, nil
+	}
+	if l := s.loading[ref]; l != nil {
+		s.mu.Unlock()
+		select {
+		case <-l.done:
+			return l.model, l.err
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	l := &loading{done: make(chan struct{})}
+	if s.loading == nil {
+		s.loading = map[string]*loading{}
+	}
+	s.loading[ref] = l
+	s.mu.Unlock()
+
+	l.model, l.err = s.take(ctx, ref)
+	s.mu.Lock()
+	delete(s.loading, ref)
+	s.mu.Unlock()
+	close(l.done)
+	return l.model, l.err
+}
+
+// take opens a model and puts it on the shelf.
+func (s *shelf) take(ctx context.Context, ref string) (*model, error) {
+	given, err := s.open(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	m, err := ready(given)
+	if err != nil {
+		return nil, err
+	}
+	if m.bytes > s.bytes {
+		return nil, fault.New(fault.Exhausted, "hold model %q: it takes about %d bytes of %d", m.Name, m.bytes, s.bytes)
+	}
+	m.used.Store(s.ticks.Add(1))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i, found := s.position(m.Name)
+	switch {
+	case found && s.held[i].Digest == m.Digest: // another name of it came first
+		return s.held[i], nil
+	case found && s.held[i].stays:
+		return nil, fault.New(fault.AlreadyExists, "hold model %q: it is held with digest %s", m.Name, s.held[i].Digest)
+	case found:
+		s.held[i] = m
+	default:
+		s.held = slices.Insert(s.held, i, m)
+	}
+	s.makeRoom(m)
+	return m, nil
+}
+
+// makeRoom lets models go until what is held fits; requests that run keep theirs.
+func (s *shelf) makeRoom(newest *model) {
+	for {
+		total, oldest := int64(0), -1
+		for i, m := range s.held {
+			total += m.bytes
+			if m != newest && !m.stays && (oldest < 0 || m.used.Load() < s.held[oldest].used.Load()) {
+				oldest = i
+			}
+		}
+		if oldest < 0 || len(s.held) <= s.models && total <= s.bytes {
+			return
+		}
+		s.held = slices.Delete(s.held, oldest, oldest+1)
+	}
+}
