@@ -1,10 +1,14 @@
-// Package cpu is the fast kernel set for processors. Its inner loops are AVX-512
-// assembly (kernels_amd64.s, written by the generator in gen), with plain Go of the
-// same order where a machine has none; which one is chosen at run time.
+// Package cpu is the fast kernel set for processors: AVX-512 (VNNI, BF16), AVX2 and
+// plain Go, chosen at run time, all three with the same bits. The assembly is written
+// by the generator in gen.
 //
-// Every dot product is 16 lanes of fused multiply-adds in index order, folded in one
-// way, whatever the tile around it, so a matrix-vector product equals the row of a
-// matrix-matrix one bit for bit. Quantised rows are decoded to float32 in cache and
-// multiplied by the same loops: a quantised matrix gives the bits of its decoded
-// one. DESIGN.md says why and what it costs.
+// Quantised weights are multiplied as they are: Pack lays blocks of 16 rows side by
+// side, activations are rounded to bytes in blocks of 32, and a block's products are
+// summed in integers, which no instruction can round differently. 16-bit floats meet
+// activations rounded to bfloat16. Matrices of fewer than 512 inputs, and all that
+// training touches, are float32.
+//
+// Every sum has one order, given by the shape of the weights alone: not by how many rows
+// share a pass, by threads or by the family of instructions. DESIGN.md says which and
+// what that costs.
 package cpu
