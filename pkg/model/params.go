@@ -255,3 +255,7 @@ func hashName(name string) uint64 {
 	}
 	return h
 }
+
+func (l *loader[F]) packed() { l.files.Source.Relax() }
+
+func (r *random[F]) packed() {}

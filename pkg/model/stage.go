@@ -127,6 +127,7 @@ func Init[F tensor.Float](c Config, r Range, set kernel.Set[F], seed uint64) (*S
 type filler[F tensor.Float] interface {
 	matrix(name string, rows, cols int) (kernel.Matrix[F], error)
 	vector(name string, n int) ([]F, error)
+	packed() // some of the matrices have their own form now
 }
 
 func build[F tensor.Float](c Config, r Range, set kernel.Set[F], fill filler[F]) (*Stage[F], error) {
@@ -159,13 +160,13 @@ func build[F tensor.Float](c Config, r Range, set kernel.Set[F], fill filler[F])
 	if b.err != nil {
 		return nil, b.err
 	}
-	s.pack()
+	s.pack(fill.packed)
 	return s, nil
 }
 
-// pack gives raw matrices the kernel set's own form. The embedding keeps its own: rows
-// of it are looked up.
-func (s *Stage[F]) pack() {
+// pack gives raw matrices the kernel set's own form, and says so after each layer. The
+// embedding keeps its own: rows of it are looked up.
+func (s *Stage[F]) pack(packed func()) {
 	for i := range s.blocks {
 		b := &s.blocks[i]
 		if b.experts != nil {
@@ -178,9 +179,11 @@ func (s *Stage[F]) pack() {
 				s.set.Pack(&l.Matrix)
 			}
 		}
+		packed()
 	}
 	if s.head != nil {
 		s.set.Pack(&s.head.Matrix)
+		packed()
 	}
 }
 

@@ -222,7 +222,9 @@ func TestStage_RefusesMalformedBatches(t *testing.T) {
 type memory map[string]weights.Named
 
 func (m memory) Names() []string { return nil }
-func (m memory) Close() error    { return nil }
+func (memory) Relax()            {}
+
+func (m memory) Close() error { return nil }
 func (m memory) Info(name string) (weights.Info, bool) {
 	n, ok := m[name]
 	return weights.Info{Name: name, DType: n.DType, Shape: n.Shape, Bytes: int64(len(n.Data))}, ok

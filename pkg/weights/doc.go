@@ -49,6 +49,9 @@ type Source interface {
 	Info(name string) (Info, bool)
 	// Data is a read-only view of a tensor's bytes, valid until Close.
 	Data(name string) ([]byte, error)
+	// Relax gives back the memory of what has been read so far, where a mapping has any;
+	// what is looked at again is read again.
+	Relax()
 	// Close unmaps the files.
 	Close() error
 }

@@ -93,6 +93,9 @@ func (g *GGUF) Data(name string) ([]byte, error) {
 	return g.mapping.view(g.file, t.from, t.info.Bytes)
 }
 
+// Relax gives back memory.
+func (g *GGUF) Relax() { g.mapping.relax() }
+
 // Close unmaps the file.
 func (g *GGUF) Close() error { return g.mapping.close() }
 

@@ -66,6 +66,12 @@ func (m *mapping) close() error {
 	return unmap(bytes)
 }
 
+func (m *mapping) relax() {
+	if m.mapped && !m.closed {
+		forget(m.bytes)
+	}
+}
+
 // closeAll closes several mappings.
 func closeAll(mappings []*mapping) error {
 	var errs []error

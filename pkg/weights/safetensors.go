@@ -254,5 +254,12 @@ func (s *Safetensors) Data(name string) ([]byte, error) {
 	return t.mapping.view(t.file, t.from, t.info.Bytes)
 }
 
+// Relax gives back memory.
+func (s *Safetensors) Relax() {
+	for _, m := range s.mappings {
+		m.relax()
+	}
+}
+
 // Close unmaps the files.
 func (s *Safetensors) Close() error { return closeAll(s.mappings) }
