@@ -30,14 +30,17 @@ func (f *serviceFlags) config(e *env, listen string) app.ServiceConfig {
 
 type tokenizerCmd struct {
 	serviceFlags
-	Listen string `help:"gRPC address." default:"127.0.0.1:7071"`
-	Model  string `short:"m" required:"" help:"Model file (GGUF) or folder (Hugging Face)."`
-	Name   string `help:"The model's name; that of its file or folder when absent."`
+	Listen    string `help:"gRPC address." default:"127.0.0.1:7071"`
+	Model     string `short:"m" required:"" help:"Model file (GGUF) or folder (Hugging Face)."`
+	Name      string `help:"The model's name; that of its file or folder when absent."`
+	Library   string `help:"Folder of further models, whose vocabularies are loaded when they are asked for."`
+	MaxModels int    `help:"Vocabularies to hold at once." default:"64"`
+	Texts     string `help:"Folder of texts that vocabularies may be trained on; none when absent."`
 }
 
 // Run serves until interrupted.
 func (c *tokenizerCmd) Run(e *env) error {
-	return app.Tokenizer(e.ctx, c.config(e, c.Listen), c.Model, c.Name)
+	return app.Tokenizer(e.ctx, c.config(e, c.Listen), app.TokenizerConfig{Model: c.Model, Name: c.Name, Library: c.Library, Texts: c.Texts, Models: c.MaxModels})
 }
 
 type samplerCmd struct {

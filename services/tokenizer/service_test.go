@@ -34,7 +34,12 @@ func bpe(t *testing.T) *vocab.Vocab {
 
 func serve(t *testing.T, models ...tokenizer.Model) (*tokenizer.Service, tokenizerv1.TokenizerServiceClient) {
 	t.Helper()
-	s, err := tokenizer.New(tokenizer.Config{Models: models})
+	return serveWith(t, tokenizer.Config{Models: models})
+}
+
+func serveWith(t *testing.T, config tokenizer.Config) (*tokenizer.Service, tokenizerv1.TokenizerServiceClient) {
+	t.Helper()
+	s, err := tokenizer.New(config)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -149,7 +149,7 @@ func openModel(path, name string) (*model.Files, string, string, error) {
 
 // loadTokenizer makes the tokenizer service of one model. A model without tokenizer
 // files gets a vocabulary of ids, which refuses text and says so.
-func loadTokenizer(files *model.Files, name, digest string) (*tokenizer.Service, error) {
+func loadTokenizer(files *model.Files, name, digest string, c tokenizer.Config) (*tokenizer.Service, error) {
 	m, err := tokenizer.Load(files.Path, name, digest)
 	if fault.CodeOf(err) == fault.NotFound {
 		m = tokenizer.Model{Name: name, Digest: digest}
@@ -158,5 +158,6 @@ func loadTokenizer(files *model.Files, name, digest string) (*tokenizer.Service,
 	if err != nil {
 		return nil, err
 	}
-	return tokenizer.New(tokenizer.Config{Models: []tokenizer.Model{m}})
+	c.Models = []tokenizer.Model{m}
+	return tokenizer.New(c)
 }

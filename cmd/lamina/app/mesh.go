@@ -21,6 +21,7 @@ import (
 	"github.com/lamina-mesh/lamina/services/router"
 	"github.com/lamina-mesh/lamina/services/sampler"
 	"github.com/lamina-mesh/lamina/services/shard"
+	"github.com/lamina-mesh/lamina/services/tokenizer"
 	"github.com/lamina-mesh/lamina/services/trainer"
 )
 
@@ -170,7 +171,7 @@ func (m *Mesh) parts() ([]lifecycle.Part, func() error, error) {
 			return nil, cleanup, err
 		}
 		closers = append(closers, files.Close)
-		tok, err := loadTokenizer(files, name, digest)
+		tok, err := loadTokenizer(files, name, digest, tokenizer.Config{})
 		if err != nil {
 			return nil, cleanup, err
 		}

@@ -21,6 +21,7 @@ import (
 	"github.com/lamina-mesh/lamina/services/router"
 	"github.com/lamina-mesh/lamina/services/sampler"
 	"github.com/lamina-mesh/lamina/services/shard"
+	"github.com/lamina-mesh/lamina/services/tokenizer"
 	"github.com/lamina-mesh/lamina/services/trainer"
 )
 
@@ -96,18 +97,32 @@ func (b *base) metricsPart() lifecycle.Part {
 	}}
 }
 
-// Tokenizer serves the vocabulary of one model.
-func Tokenizer(ctx context.Context, c ServiceConfig, path, name string) error {
+// TokenizerConfig is what a tokenizer serves.
+type TokenizerConfig struct {
+	Model, Name string // the model that it holds for good
+	// Library is a folder of further models, loaded when they are asked for; Models is
+	// the most to hold. Texts is the folder that vocabularies are trained on. Empty
+	// folders are none.
+	Library, Texts string
+	Models         int
+}
+
+// Tokenizer serves vocabularies.
+func Tokenizer(ctx context.Context, c ServiceConfig, t TokenizerConfig) error {
 	b, err := newBase(c)
 	if err != nil {
 		return err
 	}
-	files, name, digest, err := openModel(path, name)
+	files, name, digest, err := openModel(t.Model, t.Name)
 	if err != nil {
 		return errors.Join(err, b.close())
 	}
 	b.closers = append(b.closers, files.Close)
-	s, err := loadTokenizer(files, name, digest)
+	config := tokenizer.Config{Texts: t.Texts, MaxModels: t.Models}
+	if t.Library != "" {
+		config.Open = tokenizer.NewLibrary(t.Library).Open
+	}
+	s, err := loadTokenizer(files, name, digest, config)
 	if err != nil {
 		return errors.Join(err, b.close())
 	}
