@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"time"
+	"unicode/utf8"
 
 	"google.golang.org/grpc"
 
@@ -80,10 +81,24 @@ func (s *Service) chat(ctx context.Context, r *routerv1.ChatRequest, send func(*
 			},
 		},
 	}
+	q.keepMarkers = r.GetKeepMarkers()
 	return q.run(ctx, func(ctx context.Context, t tokenizerv1.TokenizerServiceClient) ([]uint32, error) {
-		resp, err := t.ApplyChatTemplate(ctx, &tokenizerv1.ApplyChatTemplateRequest{Model: q.digest, Messages: r.GetMessages(), ToolsJson: r.GetToolsJson()})
+		resp, err := t.ApplyChatTemplate(ctx, &tokenizerv1.ApplyChatTemplateRequest{
+			Model: q.digest, Messages: r.GetMessages(), ToolsJson: r.GetToolsJson(), DocumentsJson: r.GetDocumentsJson(), VariablesJson: r.GetVariablesJson(),
+			Template: r.GetTemplate(), NoGenerationPrompt: r.GetNoGenerationPrompt(), ContinueFinalMessage: r.GetContinueFinalMessage(),
+		})
+		q.format, q.promptEnd = resp.GetFormat(), endOf(resp.GetText())
 		return resp.GetIds(), rpc.FromStatus(err)
 	})
+}
+
+// endOf is a text's last KiB of whole characters.
+func endOf(text string) string {
+	from := max(0, len(text)-1024)
+	for from < len(text) && !utf8.RuneStart(text[from]) {
+		from++
+	}
+	return text[from:]
 }
 
 // request is one generation, from admission to its end. Its goroutine is the call's.
@@ -96,6 +111,10 @@ type request struct {
 	top       uint32
 	ignoreEnd bool
 	sink      sink
+
+	keepMarkers bool                    // in the text
+	format      *tokenizerv1.ChatFormat // of a chat
+	promptEnd   string                  // likewise
 
 	id       string
 	digest   string
@@ -150,6 +169,7 @@ func (q *request) run(ctx context.Context, encode func(context.Context, tokenize
 	}
 	started := &routerv1.Started{
 		RequestId: q.id, Model: p.model(), Digest: q.digest, PromptIds: q.prompt, Seed: q.rules.GetSeed(), Fingerprint: q.digest + "/" + p.class,
+		Format: q.format, PromptEnd: q.promptEnd,
 	}
 	if err := q.sink.started(started); err != nil {
 		return err

@@ -50,6 +50,7 @@ type textOut struct {
 	tokenizers []tokenizerv1.TokenizerServiceClient
 	opened     int // conversations so far: tokenizers take turns
 	digest     string
+	markers    bool // are kept in the text
 	prompt     []uint32
 	ids        []uint32
 	had        int // bytes of their text
@@ -59,7 +60,7 @@ type textOut struct {
 }
 
 func openText(ctx context.Context, t []tokenizerv1.TokenizerServiceClient, q *request) (*textOut, error) {
-	o := &textOut{ctx: ctx, service: q.service, tokenizers: t, digest: q.digest, prompt: q.prompt, stopper: session.NewStopper(q.stop), pieces: map[uint32]string{}}
+	o := &textOut{ctx: ctx, service: q.service, tokenizers: t, digest: q.digest, markers: q.keepMarkers, prompt: q.prompt, stopper: session.NewStopper(q.stop), pieces: map[uint32]string{}}
 	_, err := o.persist("", o.open(), func() (string, error) { return "", o.open() })
 	return o, err
 }
@@ -73,7 +74,7 @@ func (o *textOut) open() error {
 		return rpc.FromStatus(err)
 	}
 	o.stream = stream
-	open := &tokenizerv1.DecodeOpen{Model: o.digest, SkipSpecial: true, Prefix: o.prompt}
+	open := &tokenizerv1.DecodeOpen{Model: o.digest, SkipSpecial: true, KeepMarkers: o.markers, Prefix: o.prompt}
 	if err := stream.Send(&tokenizerv1.DecodeStreamRequest{Frame: &tokenizerv1.DecodeStreamRequest_Open{Open: open}}); err != nil && !errors.Is(err, io.EOF) {
 		return rpc.FromStatus(err)
 	}
