@@ -1,12 +1,15 @@
 package openai
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
 	"strings"
 	"time"
+
+	"google.golang.org/protobuf/proto"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
@@ -15,12 +18,11 @@ import (
 
 type chatRequest struct {
 	common
+	templateFields
 	Messages            []json.RawMessage `json:"messages"`
 	MaxCompletionTokens *int64            `json:"max_completion_tokens"`
 	Logprobs            bool              `json:"logprobs"`
 	TopLogprobs         *int              `json:"top_logprobs"`
-	Tools               json.RawMessage   `json:"tools"`
-	ToolChoice          json.RawMessage   `json:"tool_choice"`
 }
 
 // message reads one message. Content is a string or a list of text parts; what says
@@ -39,11 +41,15 @@ func message(i int, raw json.RawMessage) (*tokenizerv1.Message, error) {
 	for name, v := range fields {
 		more = more || name != "role" && name != "content" && given(v)
 	}
-	content := fields["content"]
+	content, has := fields["content"]
+	changed := false
 	switch {
 	case !given(content):
 		if !more { // a turn of tool calls needs no text
 			return nil, fault.Field(field(".content"), "want a string or a list of text parts")
+		}
+		if !has { // templates ask whether it is none
+			fields["content"], changed = json.RawMessage("null"), true
 		}
 	case json.Unmarshal(content, &out.Content) != nil:
 		text, err := joinParts(field(".content"), content)
@@ -54,6 +60,13 @@ func message(i int, raw json.RawMessage) (*tokenizerv1.Message, error) {
 		if fields["content"], err = json.Marshal(text); err != nil {
 			return nil, fault.Field(field(".content"), "%v", err)
 		}
+		changed = true
+	}
+	if err := toolFields(field, out.GetRole(), fields); err != nil {
+		return nil, err
+	}
+	if nameReasoning(fields) || changed {
+		var err error
 		if raw, err = json.Marshal(fields); err != nil {
 			return nil, fault.Field(field(""), "%v", err)
 		}
@@ -62,6 +75,64 @@ func message(i int, raw json.RawMessage) (*tokenizerv1.Message, error) {
 		out.Json = string(raw)
 	}
 	return out, nil
+}
+
+// toolFields checks the calls of a turn, or whose result a turn is.
+func toolFields(field func(string) string, role string, fields map[string]json.RawMessage) error {
+	if raw := fields["tool_call_id"]; role == "tool" && given(raw) {
+		var id string
+		if json.Unmarshal(raw, &id) != nil {
+			return fault.Field(field(".tool_call_id"), "want a string")
+		}
+	}
+	raw := fields["tool_calls"]
+	if !given(raw) {
+		return nil
+	}
+	var calls []struct {
+		Function *struct {
+			Name      string          `json:"name"`
+			Arguments json.RawMessage `json:"arguments"`
+		} `json:"function"`
+	}
+	if json.Unmarshal(raw, &calls) != nil {
+		return fault.Field(field(".tool_calls"), "want a list of calls")
+	}
+	for j, c := range calls {
+		at := fmt.Sprintf(".tool_calls[%d].function", j)
+		if c.Function == nil || c.Function.Name == "" {
+			return fault.Field(field(at+".name"), "give one")
+		}
+		if a := bytes.TrimSpace(c.Function.Arguments); len(a) > 0 && a[0] != '"' && a[0] != '{' && string(a) != "null" {
+			return fault.Field(field(at+".arguments"), "want the text of a JSON object")
+		}
+	}
+	return nil
+}
+
+// nameReasoning gives a turn's reasoning every name that templates know it by, unless
+// the turn has text and calls, too: then some refuse it. It says whether it changed
+// the turn.
+func nameReasoning(fields map[string]json.RawMessage) bool {
+	names := []string{"reasoning_content", "reasoning", "thinking"}
+	var found json.RawMessage
+	var text string
+	for _, name := range names {
+		if raw := fields[name]; found == nil && json.Unmarshal(raw, &text) == nil && text != "" {
+			found = raw
+		}
+	}
+	var calls []json.RawMessage
+	if found == nil || json.Unmarshal(fields["tool_calls"], &calls) == nil && len(calls) > 0 && given(fields["content"]) && string(fields["content"]) != `""` {
+		return false
+	}
+	changed := false
+	for _, name := range names {
+		if !given(fields[name]) {
+			fields[name], changed = found, true
+		}
+	}
+	return changed
 }
 
 // joinParts puts the texts of content parts on lines of their own.
@@ -86,23 +157,12 @@ func joinParts(field string, raw json.RawMessage) (string, error) {
 	return strings.Join(texts, "\n"), nil
 }
 
-// toolsJSON is what the template is told of tools. No choice can be forced.
-func (c *chatRequest) toolsJSON() (string, error) {
-	choice := "auto"
-	if given(c.ToolChoice) {
-		if json.Unmarshal(c.ToolChoice, &choice) != nil || choice != "auto" && choice != "none" {
-			return "", fault.Field("tool_choice", "%s is not supported: auto and none are", c.ToolChoice)
-		}
-	}
-	if !given(c.Tools) || choice == "none" {
-		return "", nil
-	}
-	return string(c.Tools), nil
-}
-
 // request is what the choices share.
 func (c *chatRequest) request() (*routerv1.ChatRequest, error) {
-	out := &routerv1.ChatRequest{Model: c.Model, Stop: c.Stop}
+	out := &routerv1.ChatRequest{
+		Model: c.Model, Stop: c.Stop, KeepMarkers: true, ContinueFinalMessage: c.ContinueFinal,
+		NoGenerationPrompt: c.GenerationPrompt != nil && !*c.GenerationPrompt || c.GenerationPrompt == nil && c.ContinueFinal,
+	}
 	var err error
 	field, most := "max_tokens", c.MaxTokens
 	if c.MaxCompletionTokens != nil {
@@ -126,6 +186,15 @@ func (c *chatRequest) request() (*routerv1.ChatRequest, error) {
 	if out.ToolsJson, err = c.toolsJSON(); err != nil {
 		return nil, err
 	}
+	if out.DocumentsJson, err = c.documentsJSON(); err != nil {
+		return nil, err
+	}
+	if out.VariablesJson, err = c.variablesJSON(); err != nil {
+		return nil, err
+	}
+	if c.ContinueFinal && !out.GetNoGenerationPrompt() {
+		return nil, fault.Field("continue_final_message", "it does not go with add_generation_prompt")
+	}
 	if len(c.Messages) == 0 {
 		return nil, fault.Field("messages", "give at least one")
 	}
@@ -139,33 +208,35 @@ func (c *chatRequest) request() (*routerv1.ChatRequest, error) {
 	return out, nil
 }
 
-// chatJobs is one job for each choice.
-func (s *server) chatJobs(c *chatRequest) ([]job, error) {
+// chatJobs is one job for each choice, and how their text is read.
+func (s *server) chatJobs(c *chatRequest) ([]job, *parsing, error) {
 	n, err := c.check()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	base, err := c.request()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
+	}
+	reasoning, err := c.parsesReasoning()
+	if err != nil {
+		return nil, nil, err
 	}
 	jobs := make([]job, n)
 	for i := range jobs {
 		rules, err := c.sampling(i)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
-		req := &routerv1.ChatRequest{
-			Model: base.GetModel(), Messages: base.GetMessages(), MaxTokens: base.GetMaxTokens(), Sampling: rules,
-			Stop: base.GetStop(), TopLogprobs: base.GetTopLogprobs(), ToolsJson: base.GetToolsJson(),
-		}
+		req := proto.CloneOf(base)
+		req.Sampling = rules
 		jobs[i] = job{again: i > 0, run: func(ctx context.Context, send func(event) error) error {
 			return s.backend.Chat(ctx, req, func(e *routerv1.ChatResponse) error {
 				return send(event{e.GetStarted(), e.GetToken(), e.GetFinished()})
 			})
 		}}
 	}
-	return jobs, nil
+	return jobs, &parsing{tools: base.GetToolsJson(), reasoning: reasoning, one: c.ParallelToolCalls != nil && !*c.ParallelToolCalls}, nil
 }
 
 // candidate is a token with its log-probability and UTF-8 bytes.
@@ -209,34 +280,46 @@ func (s *server) chat(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, err)
 		return
 	}
-	jobs, err := s.chatJobs(&c)
+	jobs, reads, err := s.chatJobs(&c)
 	if err != nil {
 		s.fail(w, err)
 		return
 	}
+	readers := make([]*reader, len(jobs))
 	f := &shape{
 		prefix: "chatcmpl", whole: "chat.completion", part: "chat.completion.chunk", created: time.Now().Unix(), usage: c.usageWanted(),
-		choice: func(_ int, a *answer) map[string]any {
-			return map[string]any{
-				"message":  map[string]any{"role": "assistant", "content": a.text.String(), "refusal": nil},
-				"logprobs": c.logprobs(a.tokens...),
+		choice: func(i int, a *answer) map[string]any {
+			r := reads.reader(i, a.started)
+			for _, t := range a.tokens {
+				r.push(t.GetText())
 			}
+			r.end(a.finished)
+			readers[i] = r
+			return map[string]any{"message": r.message(), "logprobs": c.logprobs(a.tokens...)}
 		},
-		piece: func(_ int, e event) map[string]any {
+		piece: func(i int, e event) map[string]any {
 			delta, logprobs := map[string]any{}, any(nil)
+			if readers[i] == nil {
+				readers[i] = reads.reader(i, e.started)
+			}
 			switch {
 			case e.started != nil:
 				delta["role"], delta["content"] = "assistant", ""
 			case e.token != nil:
-				if e.token.GetText() == "" && !c.Logprobs {
+				d := readers[i].push(e.token.GetText())
+				if d.Empty() && !c.Logprobs {
 					return nil
 				}
-				delta["content"], logprobs = e.token.GetText(), c.logprobs(e.token)
-			case e.finished.GetText() != "":
-				delta["content"] = e.finished.GetText()
+				show(d, delta)
+				if logprobs = c.logprobs(e.token); len(delta) == 0 {
+					delta["content"] = ""
+				}
+			default:
+				show(readers[i].end(e.finished), delta)
 			}
 			return map[string]any{"delta": delta, "logprobs": logprobs}
 		},
+		reason: func(i int, f *routerv1.Finished) string { return readers[i].reason(f.GetFinishReason()) },
 	}
 	if c.Stream {
 		s.stream(w, r, jobs, f)

@@ -12,6 +12,13 @@
 // neither: a cut answer never looks whole. A reader that leaves an event untaken for
 // 30 seconds is cut.
 //
+// A chat's text is read by pkg/toolcall in the format that the backend names: tool
+// calls become tool_calls, reasoning becomes reasoning_content, in streams as they
+// come. Back in messages they are taken as they were given. documents,
+// chat_template_kwargs, reasoning_effort, add_generation_prompt and
+// continue_final_message go to the chat template; reasoning_format "none" leaves
+// reasoning in the content.
+//
 // What the mesh cannot do is refused by name, never dropped: answers of a given
 // shape (response_format), forced tools, text after the answer (suffix), the
 // log-probabilities of a prompt (echo with logprobs). Fields that are hints (user,

@@ -50,7 +50,7 @@ func unmarshal(body []byte, v any) error {
 	case errors.As(err, &syntax):
 		return fault.Field("body", "read JSON at byte %d: %v", syntax.Offset, err)
 	case errors.As(err, &kind):
-		field := strings.TrimPrefix(kind.Field, "common.")
+		field := strings.TrimPrefix(strings.TrimPrefix(kind.Field, "common."), "templateFields.")
 		if field == "" {
 			field = "body"
 		}

@@ -74,19 +74,25 @@ func TestCompletion_PromptForms(t *testing.T) {
 
 func TestChat_MessagesReachTheBackend(t *testing.T) {
 	b := &backend{failAt: -1}
-	call := `{"role":"assistant","tool_calls":[{"id":"1"}]}`
+	call := `{"role":"assistant","content":null,"tool_calls":[{"id":"1","type":"function","function":{"name":"f","arguments":"{}"}}]}`
+	noContent := `{"role":"assistant","tool_calls":[{"id":"1","function":{"name":"f"}}]}`
+	tools := `[{"type":"function","function":{"name":"f"}}]`
 	resp, text := post(t, serve(t, b).URL+"/v1/chat/completions", `{"messages":[
 		{"role":"system","content":"s","name":null},
 		{"role":"user","content":[{"type":"text","text":"a"},{"type":"text","text":"b"}]},
-		`+call+`,{"role":"tool","tool_call_id":"1","content":[{"type":"text","text":"c"}]}],
-		"max_completion_tokens":9,"max_tokens":7,"stop":"z","tools":[{"type":"function"}],"tool_choice":"auto"}`)
+		`+call+`,`+noContent+`,{"role":"assistant","content":"x","reasoning_content":"hm"},{"role":"tool","tool_call_id":"1","content":[{"type":"text","text":"c"}]}],
+		"max_completion_tokens":9,"max_tokens":7,"stop":"z","tools":`+tools+`,"tool_choice":"auto",
+		"documents":[{"title":"t"}],"chat_template_kwargs":{"enable_thinking":false},"reasoning_effort":"low","add_generation_prompt":false}`)
 	if resp.StatusCode != http.StatusOK || len(b.chats) != 1 {
 		t.Fatalf("%d %s", resp.StatusCode, text)
 	}
 	sameProto(t, b.chats[0], &routerv1.ChatRequest{
-		MaxTokens: 9, Stop: []string{"z"}, ToolsJson: `[{"type":"function"}]`, Sampling: &routerv1.Sampling{},
+		MaxTokens: 9, Stop: []string{"z"}, ToolsJson: tools, Sampling: &routerv1.Sampling{}, KeepMarkers: true, NoGenerationPrompt: true,
+		DocumentsJson: `[{"title":"t"}]`, VariablesJson: `{"enable_thinking":false,"reasoning_effort":"low"}`,
 		Messages: []*tokenizerv1.Message{
 			{Role: "system", Content: "s"}, {Role: "user", Content: "a\nb"}, {Role: "assistant", Json: call},
+			{Role: "assistant", Json: `{"content":null,"role":"assistant","tool_calls":[{"id":"1","function":{"name":"f"}}]}`},
+			{Role: "assistant", Content: "x", Json: `{"content":"x","reasoning":"hm","reasoning_content":"hm","role":"assistant","thinking":"hm"}`},
 			{Role: "tool", Content: "c", Json: `{"content":"c","role":"tool","tool_call_id":"1"}`},
 		},
 	})
@@ -123,6 +129,18 @@ func TestRequests_WhatCannotBeDoneIsNamed(t *testing.T) {
 		{"/v1/chat/completions", hello + `,"response_format":{"type":"json_object"}}`, "response_format"},
 		{"/v1/chat/completions", hello + `,"tool_choice":"required"}`, "tool_choice"},
 		{"/v1/chat/completions", hello + `,"tool_choice":{"type":"function"}}`, "tool_choice"},
+		{"/v1/chat/completions", hello + `,"tools":{}}`, "tools"},
+		{"/v1/chat/completions", hello + `,"tools":[{"type":"x"}]}`, "tools[0].type"},
+		{"/v1/chat/completions", hello + `,"tools":[{"type":"function"}]}`, "tools[0].function.name"},
+		{"/v1/chat/completions", hello + `,"documents":["x"]}`, "documents"},
+		{"/v1/chat/completions", hello + `,"chat_template_kwargs":[]}`, "chat_template_kwargs"},
+		{"/v1/chat/completions", hello + `,"reasoning_format":"x"}`, "reasoning_format"},
+		{"/v1/chat/completions", hello + `,"reasoning_effort":5}`, "reasoning_effort"},
+		{"/v1/chat/completions", hello + `,"continue_final_message":true,"add_generation_prompt":true}`, "continue_final_message"},
+		{"/v1/chat/completions", `{"messages":[{"role":"assistant","tool_calls":{}}]}`, "messages[0].tool_calls"},
+		{"/v1/chat/completions", `{"messages":[{"role":"assistant","tool_calls":[{}]}]}`, "messages[0].tool_calls[0].function.name"},
+		{"/v1/chat/completions", `{"messages":[{"role":"assistant","tool_calls":[{"function":{"name":"f","arguments":[1]}}]}]}`, "messages[0].tool_calls[0].function.arguments"},
+		{"/v1/chat/completions", `{"messages":[{"role":"tool","content":"x","tool_call_id":5}]}`, "messages[0].tool_call_id"},
 		{"/v1/chat/completions", hello + `,"max_completion_tokens":0}`, "max_completion_tokens"},
 		{"/v1/chat/completions", hello + `,"top_logprobs":3}`, "top_logprobs"},
 		{"/v1/chat/completions", hello + `,"logprobs":true,"top_logprobs":21}`, "top_logprobs"},

@@ -98,6 +98,16 @@ type shape struct {
 	// piece shows an event of choice i, less its index and finish reason; nil shows
 	// nothing. It is called for one event of a choice at a time.
 	piece func(i int, e event) map[string]any
+	// reason is why choice i ended; nil for what the backend says.
+	reason func(i int, f *routerv1.Finished) string
+}
+
+// why is a choice's finish reason.
+func (f *shape) why(i int, finished *routerv1.Finished) string {
+	if f.reason != nil {
+		return f.reason(i, finished)
+	}
+	return reason(finished.GetFinishReason())
 }
 
 // envelope is what choices travel in; first names the whole, own made these.
@@ -135,7 +145,7 @@ func (s *server) gather(w http.ResponseWriter, r *http.Request, jobs []job, f *s
 		a := &answers[i]
 		total.add(a.finished.GetUsage(), jobs[i].again)
 		choice := f.choice(i, a)
-		choice["index"], choice["finish_reason"] = i, reason(a.finished.GetFinishReason())
+		choice["index"], choice["finish_reason"] = i, f.why(i, a.finished)
 		choices[i] = choice
 	}
 	out := f.envelope(f.whole, answers[0].started, answers[0].started, choices)
@@ -169,7 +179,7 @@ func (s *server) stream(w http.ResponseWriter, r *http.Request, jobs []job, f *s
 		}
 		choice["index"], choice["finish_reason"] = i, nil
 		if e.finished != nil {
-			choice["finish_reason"] = reason(e.finished.GetFinishReason())
+			choice["finish_reason"] = f.why(i, e.finished)
 		}
 		v := f.envelope(f.part, head, own[i], []any{choice})
 		if f.usage {

@@ -1,0 +1,107 @@
+package openai
+
+import (
+	"encoding/json"
+	"fmt"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+)
+
+// templateFields are what a chat's template is told beyond its messages.
+type templateFields struct {
+	Tools             json.RawMessage `json:"tools"`
+	ToolChoice        json.RawMessage `json:"tool_choice"`
+	ParallelToolCalls *bool           `json:"parallel_tool_calls"`
+	Documents         json.RawMessage `json:"documents"`
+	Kwargs            json.RawMessage `json:"chat_template_kwargs"`
+	ReasoningEffort   *string         `json:"reasoning_effort"`
+	GenerationPrompt  *bool           `json:"add_generation_prompt"`
+	ContinueFinal     bool            `json:"continue_final_message"`
+	ReasoningFormat   *string         `json:"reasoning_format"`
+}
+
+// toolsJSON is what the template is told of tools; empty for none. No choice can be
+// forced.
+func (f *templateFields) toolsJSON() (string, error) {
+	choice := "auto"
+	if given(f.ToolChoice) {
+		if json.Unmarshal(f.ToolChoice, &choice) != nil || choice != "auto" && choice != "none" {
+			return "", fault.Field("tool_choice", "%s is not supported: auto and none are", f.ToolChoice)
+		}
+	}
+	if !given(f.Tools) {
+		return "", nil
+	}
+	var tools []struct {
+		Type     string `json:"type"`
+		Function *struct {
+			Name string `json:"name"`
+		} `json:"function"`
+	}
+	if json.Unmarshal(f.Tools, &tools) != nil {
+		return "", fault.Field("tools", "want a list of tools")
+	}
+	for i, t := range tools {
+		switch {
+		case t.Type != "function":
+			return "", fault.Field(fmt.Sprintf("tools[%d].type", i), "%q is not supported: function is", t.Type)
+		case t.Function == nil || t.Function.Name == "":
+			return "", fault.Field(fmt.Sprintf("tools[%d].function.name", i), "give one")
+		}
+	}
+	if len(tools) == 0 || choice == "none" {
+		return "", nil
+	}
+	return string(f.Tools), nil
+}
+
+// documentsJSON is a list of documents; empty for none.
+func (f *templateFields) documentsJSON() (string, error) {
+	if !given(f.Documents) {
+		return "", nil
+	}
+	var documents []map[string]any
+	if json.Unmarshal(f.Documents, &documents) != nil {
+		return "", fault.Field("documents", "want a list of objects")
+	}
+	return string(f.Documents), nil
+}
+
+// variablesJSON are further variables; empty for none.
+func (f *templateFields) variablesJSON() (string, error) {
+	vars := map[string]json.RawMessage{}
+	if given(f.Kwargs) {
+		if json.Unmarshal(f.Kwargs, &vars) != nil {
+			return "", fault.Field("chat_template_kwargs", "want an object")
+		}
+	}
+	if _, own := vars["reasoning_effort"]; !own && f.ReasoningEffort != nil {
+		text, err := json.Marshal(*f.ReasoningEffort)
+		if err != nil {
+			return "", fault.Field("reasoning_effort", "%v", err)
+		}
+		vars["reasoning_effort"] = text
+	}
+	if len(vars) == 0 {
+		return "", nil
+	}
+	text, err := json.Marshal(vars)
+	if err != nil {
+		return "", fault.Field("chat_template_kwargs", "%v", err)
+	}
+	return string(text), nil
+}
+
+// parsesReasoning says whether reasoning is told apart from content.
+func (f *templateFields) parsesReasoning() (bool, error) {
+	if f.ReasoningFormat == nil {
+		return true, nil
+	}
+	switch *f.ReasoningFormat {
+	case "auto", "deepseek":
+		return true, nil
+	case "none":
+		return false, nil
+	}
+	return false, fault.Field("reasoning_format", "%q is not supported: auto, deepseek and none are", *f.ReasoningFormat)
+}
