@@ -119,6 +119,8 @@ func (c *grammarCheck) compile(kind, source string) error {
 	switch kind {
 	case "gbnf", "grammar":
 		g, c.err = grammar.GBNF(source)
+	case "schema":
+		g, c.err = grammar.Schema([]byte(source))
 	case "regex":
 		g, c.err = grammar.Regex(source)
 	default:

@@ -25,6 +25,10 @@ func TestGrammar_ExitCodes(t *testing.T) {
 	verbFails(t, 1, "ends too early", "", "grammar", "--gbnf", path)
 	verbFails(t, 2, "find rule a", "a", "grammar", "--gbnf", grammarFile(t, "root ::= a"))
 	verbFails(t, 2, "left recursion", "a", "grammar", "--gbnf", grammarFile(t, `root ::= root "a" | "b"`))
+	schema := grammarFile(t, `{"type":"object","properties":{"a":{"type":"integer"}},"required":["a"]}`)
+	verbOK(t, `{"a": 1}`, "grammar", "--schema", schema)
+	verbFails(t, 1, "byte 6", `{"a": "x"}`, "grammar", "--schema", schema)
+	verbFails(t, 2, `honour schema format color at ""`, `1`, "grammar", "--schema", grammarFile(t, `{"format":"color"}`))
 	verbOK(t, "ABC-12", "grammar", "--regex", `^[A-Z]{3}-\d+$`)
 	verbFails(t, 1, "byte 3", "ABC:12", "grammar", "--regex", `[A-Z]{3}-\d+`)
 	verbFails(t, 2, "lookahead", "ab", "grammar", "--regex", `a(?=b)b`)
@@ -37,6 +41,8 @@ func TestGrammar_Many(t *testing.T) {
 	for _, line := range []map[string]any{
 		{"grammar": `root ::= "a"+`, "kind": "gbnf", "text": "aa"},
 		{"grammar": `root ::= "a"+`, "kind": "gbnf", "text": "ab"},
+		{"grammar": map[string]any{"type": "null"}, "kind": "schema", "text": "null"},
+		{"grammar": `{"type":"null"}`, "kind": "schema", "text": "true"},
 		{"grammar": `root ::= b`, "kind": "gbnf", "text": "ab"},
 		{"grammar": `root ::= "a"`, "kind": "ebnf", "text": "ab"},
 		{"grammar": `root ::= "a"`, "kind": "gbnf"},
@@ -50,7 +56,7 @@ func TestGrammar_Many(t *testing.T) {
 	}
 	in.WriteString("{")
 	out := strings.Split(strings.TrimSpace(verbOK(t, in.String(), "grammar", "--many")), "\n")
-	for i, want := range []string{"accept", "reject", "refused: parse gbnf: line 1: find rule b", "refused: kind", "refused: parse the line", "refused: parse the line"} {
+	for i, want := range []string{"accept", "reject", "accept", "reject", "refused: parse gbnf: line 1: find rule b", "refused: kind", "refused: parse the line", "refused: parse the line"} {
 		if i >= len(out) || !strings.HasPrefix(out[i], want) {
 			t.Errorf("line %d: %q, want %q", i, out, want)
 		}

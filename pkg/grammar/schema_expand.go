@@ -1,0 +1,383 @@
+package grammar
+
+import (
+	"slices"
+	"strconv"
+)
+
+// Bounds on taking a schema apart.
+const (
+	maxShapes = 300    // of one schema
+	maxMeets  = 60_000 // shapes met in all
+)
+
+// expander takes the schemas of a document apart into shapes.
+type expander struct {
+	doc   *document
+	memo  map[term][]shape
+	open  map[term]bool // being taken apart
+	none  *place        // the schema false
+	langs map[string]*lang
+	meets int
+}
+
+func newExpander(doc *document) (*expander, error) {
+	x := &expander{doc: doc, memo: map[term][]shape{}, open: map[term]bool{}, langs: map[string]*lang{}}
+	var err error
+	x.none, err = doc.add(&value{kind: isBool}, "false", documentBase, false)
+	return x, err
+}
+
+func is(p *place) term    { return term(2 * p.id) }
+func isNot(p *place) term { return term(2*p.id + 1) }
+
+// terms is the demand of one schema, or of its opposite. The schema true demands
+// nothing.
+func (x *expander) terms(p *place, not bool) terms {
+	if p.v.kind == isBool {
+		if p.v.flag != not {
+			return nil
+		}
+		return terms{is(x.none)}
+	}
+	if not {
+		return terms{isNot(p)}
+	}
+	return terms{is(p)}
+}
+
+// never says that no value meets t, by its looks.
+func (x *expander) never(t terms) bool { return slices.Contains(t, is(x.none)) }
+
+func (x *expander) fail(p *place, keyword, want string) error {
+	return &SyntaxError{Kind: "schema", Msg: "read " + keyword + " at " + strconv.Quote(p.path) + ": want " + want}
+}
+
+func (x *expander) refuse(p *place, feature, why string) error {
+	return &UnsupportedError{Kind: "schema", Feature: feature, Path: p.path, Why: why}
+}
+
+// child is the schema that v is, below p.
+func (x *expander) child(p *place, v *value, path string) (*place, error) {
+	if v.kind != isObject && v.kind != isBool {
+		return nil, &SyntaxError{Kind: "schema", Msg: "read a schema at " + strconv.Quote(p.path+"/"+path) + ": want an object, true or false"}
+	}
+	return x.doc.add(v, p.path+"/"+path, p.base, p.old)
+}
+
+// meet is what is in both unions.
+func (x *expander) meet(a, b []shape) ([]shape, error) {
+	var out []shape
+	for i := range a {
+		for j := range b {
+			if a[i].kind != b[j].kind {
+				continue
+			}
+			if x.meets++; x.meets > maxMeets {
+				return nil, &LimitError{What: "alternatives of schemas", Limit: maxMeets}
+			}
+			if s, ok := meetShapes(&a[i], &b[j]); ok {
+				out = append(out, s)
+			}
+		}
+	}
+	if len(out) > maxShapes {
+		return nil, &LimitError{What: "alternatives of a schema", Limit: maxShapes}
+	}
+	return out, nil
+}
+
+// shapes takes apart what all of t demand together.
+func (x *expander) shapes(t terms) ([]shape, error) {
+	out := everything()
+	for i, one := range t {
+		s, err := x.shapesOf(one)
+		if err != nil {
+			return nil, err
+		}
+		if i == 0 {
+			out = s
+			continue
+		}
+		if out, err = x.meet(out, s); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+func (x *expander) shapesOf(t term) ([]shape, error) {
+	if s, ok := x.memo[t]; ok {
+		return s, nil
+	}
+	p := x.doc.places[t>>1]
+	if x.open[t] || len(x.open) > maxNesting {
+		return nil, x.refuse(p, "$ref", "it leads back to itself without a value in between")
+	}
+	x.open[t] = true
+	defer delete(x.open, t)
+	var out []shape
+	var err error
+	switch {
+	case p.v.kind == isBool:
+		if p.v.flag == (t&1 == 0) {
+			out = everything()
+		}
+	case p.v.kind != isObject:
+		err = x.fail(p, "a schema", "an object, true or false")
+	case t&1 == 0:
+		out, err = x.positive(p)
+	default:
+		out, err = x.negative(p)
+	}
+	if err == nil {
+		x.memo[t] = out
+	}
+	return out, err
+}
+
+// keywords that are notes to people or programs, or that other keywords read.
+var silent = map[string]bool{
+	"$schema": true, "$id": true, "id": true, "$anchor": true, "$dynamicAnchor": true, "$comment": true, "$defs": true, "definitions": true,
+	"$vocabulary": true, "title": true, "description": true, "default": true, "examples": true, "deprecated": true,
+	"readOnly": true, "writeOnly": true, "contentEncoding": true, "contentMediaType": true, "contentSchema": true,
+	"then": true, "else": true, "minContains": true, "maxContains": true,
+}
+
+// positive is the shapes of what meets the schema at p.
+func (x *expander) positive(p *place) ([]shape, error) {
+	if ref := p.v.get("$ref"); ref != nil && p.old {
+		return x.reference(p, "$ref", ref)
+	}
+	out := everything()
+	own, err := x.own(p)
+	if err != nil {
+		return nil, err
+	}
+	if out, err = x.meet(out, own); err != nil {
+		return nil, err
+	}
+	for _, key := range p.v.keys {
+		s, ok, err := x.applied(p, key, p.v.fields[key])
+		if err != nil {
+			return nil, err
+		}
+		if ok {
+			if out, err = x.meet(out, s); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return x.unevaluated(p, out)
+}
+
+// applied is what a keyword that holds other schemas, or values, allows.
+func (x *expander) applied(p *place, key string, v *value) ([]shape, bool, error) {
+	var out []shape
+	var err error
+	switch key {
+	case "$ref":
+		out, err = x.reference(p, key, v)
+	case "$dynamicRef":
+		if x.doc.dynamic {
+			return nil, false, x.refuse(p, key, "what it names depends on who refers to it")
+		}
+		out, err = x.reference(p, key, v)
+	case "$recursiveRef":
+		out, err = x.reference(p, key, v)
+	case "enum":
+		if v.kind != isArray {
+			return nil, false, x.fail(p, key, "a list")
+		}
+		out, err = x.oneOfValues(p, v.list)
+	case "const":
+		out, err = x.oneOfValues(p, []*value{v})
+	case "allOf", "anyOf", "oneOf":
+		var subs []*place
+		if subs, err = x.list(p, key, v); err == nil {
+			out, err = x.combined(p, key, subs)
+		}
+	case "not":
+		var sub *place
+		if sub, err = x.child(p, v, key); err == nil {
+			out, err = x.shapes(x.terms(sub, true))
+		}
+	case "if":
+		out, err = x.conditional(p, v)
+	case "dependentRequired", "dependentSchemas", "dependencies":
+		out, err = x.dependent(p, key, v)
+	default:
+		return nil, false, nil
+	}
+	return out, true, err
+}
+
+func (x *expander) reference(p *place, keyword string, v *value) ([]shape, error) {
+	if v.kind != isString {
+		return nil, x.fail(p, keyword, "a string")
+	}
+	to, err := x.doc.resolve(p, keyword, v.text)
+	if err != nil {
+		return nil, err
+	}
+	return x.shapesOf(is(to))
+}
+
+func (x *expander) list(p *place, keyword string, v *value) ([]*place, error) {
+	if v.kind != isArray || len(v.list) == 0 {
+		return nil, x.fail(p, keyword, "a list of schemas")
+	}
+	out := make([]*place, len(v.list))
+	for i, s := range v.list {
+		var err error
+		if out[i], err = x.child(p, s, keyword+"/"+strconv.Itoa(i)); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+func (x *expander) combined(p *place, keyword string, subs []*place) ([]shape, error) {
+	if keyword == "allOf" {
+		var all terms
+		for _, s := range subs {
+			all = append(all, x.terms(s, false)...) // in the schema's order: members follow it
+		}
+		return x.shapes(slices.CompactFunc(all, func(a, b term) bool { return a == b }))
+	}
+	union := make([][]shape, len(subs))
+	for i, s := range subs {
+		var err error
+		if union[i], err = x.shapes(x.terms(s, false)); err != nil {
+			return nil, err
+		}
+	}
+	if keyword == "oneOf" {
+		return x.exactlyOne(p, subs, union)
+	}
+	out := slices.Concat(union...)
+	if len(out) > maxShapes {
+		return nil, &LimitError{What: "alternatives of a schema", Limit: maxShapes}
+	}
+	return out, nil
+}
+
+// exactlyOne is what one schema allows and the others do not.
+func (x *expander) exactlyOne(p *place, subs []*place, union [][]shape) ([]shape, error) {
+	var out []shape
+	for i := range union {
+		for k := range union[i] {
+			left := union[i][k : k+1]
+			for j := range union {
+				if i == j {
+					continue
+				}
+				apart, err := x.apart(left, union[j])
+				if err != nil {
+					return nil, err
+				}
+				if apart {
+					continue
+				}
+				not, err := x.shapes(x.terms(subs[j], true))
+				if err != nil {
+					return nil, inOneOf(err, p)
+				}
+				if left, err = x.meet(left, not); err != nil {
+					return nil, err
+				}
+			}
+			out = append(out, left...)
+		}
+	}
+	if len(out) > maxShapes {
+		return nil, &LimitError{What: "alternatives of a schema", Limit: maxShapes}
+	}
+	return out, nil
+}
+
+// inOneOf says of an error that it is because alternatives may overlap.
+func inOneOf(err error, p *place) error {
+	if u, ok := err.(*UnsupportedError); ok {
+		return &UnsupportedError{Kind: u.Kind, Feature: "oneOf", Path: p.path, Why: "its alternatives overlap, and the opposite of one cannot be had: " + u.Error()}
+	}
+	return err
+}
+
+// apart says that no value is known to be in both unions.
+func (x *expander) apart(a, b []shape) (bool, error) {
+	for i := range a {
+		for j := range b {
+			if x.meets++; x.meets > maxMeets {
+				return false, &LimitError{What: "alternatives of schemas", Limit: maxMeets}
+			}
+			s, ok := meetShapes(&a[i], &b[j])
+			if !ok {
+				continue
+			}
+			none, err := x.isEmpty(&s, 4)
+			if err != nil || !none {
+				return false, err
+			}
+		}
+	}
+	return true, nil
+}
+
+// isEmpty says that no value is in the shape; false may mean that it is not known.
+func (x *expander) isEmpty(s *shape, depth int) (bool, error) {
+	below := func(t terms) (bool, error) {
+		if x.never(t) {
+			return true, nil
+		}
+		if depth == 0 || len(t) < 2 {
+			return false, nil
+		}
+		shapes, err := x.shapes(t)
+		if err != nil {
+			return false, err
+		}
+		for i := range shapes {
+			if none, err := x.isEmpty(&shapes[i], depth-1); err != nil || !none {
+				return false, err
+			}
+		}
+		return true, nil
+	}
+	switch s.kind {
+	case isObject:
+		for _, name := range s.object.required {
+			var t terms
+			for _, g := range s.object.groups {
+				t = t.with(g.value(name)...)
+			}
+			if none, err := below(t); none || err != nil {
+				return none, err
+			}
+		}
+	case isArray:
+		for i := range min(s.array.min, 8) {
+			if none, err := below(s.array.item(i)); none || err != nil {
+				return none, err
+			}
+		}
+	case isString:
+		return x.emptyText(&s.text)
+	case isNumber:
+		return x.emptyNumber(&s.number)
+	}
+	return false, nil
+}
+
+// item is what the groups want of an item.
+func (a *arraySet) item(i int) terms {
+	var t terms
+	for _, g := range a.groups {
+		if i < len(g.prefix) {
+			t = t.with(g.prefix[i]...)
+		} else {
+			t = t.with(g.rest...)
+		}
+	}
+	return t
+}

@@ -1,0 +1,131 @@
+package grammar
+
+import "strings"
+
+// format is the language of a format, or nil where it says nothing of strings.
+func (x *expander) format(p *place) (*lang, error) {
+	v := p.v.get("format")
+	if v == nil {
+		return nil, nil
+	}
+	if v.kind != isString {
+		return nil, x.fail(p, "format", "a string")
+	}
+	switch v.text {
+	case "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float", "double", // of numbers
+		"password", "binary": // how to show or carry a string
+		return nil, nil
+	case "regex":
+		return nil, x.refuse(p, "format regex", "regular expressions are not a regular language")
+	}
+	source, ok := formatSource(v.text)
+	if !ok {
+		return nil, x.refuse(p, "format "+v.text, "it is not known here")
+	}
+	key := "format " + v.text
+	if l := x.langs[key]; l != nil {
+		return l, nil
+	}
+	n, err := parseRegex(source)
+	if err != nil {
+		return nil, err
+	}
+	l := &lang{key: key, node: n, whole: true}
+	x.langs[key] = l
+	return l, nil
+}
+
+// Parts of formats.
+const (
+	day    = `(?:0[1-9]|1[0-9]|2[0-8])`
+	leap   = `(?:[0-9][0-9](?:0[48]|[2468][048]|[13579][26])|(?:[02468][048]|[13579][26])00)`
+	clock  = `(?:[01][0-9]|2[0-3]):[0-5][0-9]`
+	moment = clock + `:[0-5][0-9](?:\.[0-9]{1,9})?(?:[Zz]|[-+]` + clock + `)`
+	octet  = `(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])`
+	ipv4   = octet + `(?:\.` + octet + `){3}`
+	atom   = "[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]"
+	label  = `[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?`
+	short  = `[A-Za-z0-9](?:[A-Za-z0-9-]{0,38}[A-Za-z0-9])?`
+	// Six labels of 40 characters are a domain of at most 245.
+	domain = short + `(?:\.` + short + `){0,5}`
+
+	hex     = `%[0-9A-Fa-f]{2}`
+	unres   = `[A-Za-z0-9._~!$&'()*+,;=-]`
+	segment = `(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|` + hex + `)`
+	query   = `(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|` + hex + `)*`
+	tail    = `(?:\?` + query + `)?(?:#` + query + `)?`
+	host    = `(?:(?:` + unres + `|` + hex + `)*|\[(?:` + `IPV6` + `)\])`
+	port    = `(?::[0-9]{0,5})?`
+	author  = `//(?:(?:[A-Za-z0-9._~!$&'()*+,;=:-]|` + hex + `)*@)?` + host + port + `(?:/` + segment + `*)*`
+	rooted  = `/(?:` + segment + `+(?:/` + segment + `*)*)?`
+	uri     = `[A-Za-z][A-Za-z0-9+.-]*:(?:` + author + `|` + rooted + `|` + segment + `+(?:/` + segment + `*)*)?` + tail
+	// A first segment with a colon would be a scheme.
+	relative = `(?:` + author + `|` + rooted + `|(?:` + unres + `|@|` + hex + `)+(?:/` + segment + `*)*)?` + tail
+
+	pointer = `(?:/(?:[^/~]|~[01])*)*`
+)
+
+const fullDate = `(?:[0-9]{4}-(?:(?:0[1-9]|1[0-2])-` + day + `|(?:0[13-9]|1[0-2])-(?:29|30)|(?:0[13578]|1[02])-31)|` + leap + `-02-29)`
+
+// ipv6 is RFC 4291's text: eight groups, or fewer around one ::, the last two of
+// which may be an IPv4 address.
+func ipv6() string {
+	const group = `[0-9A-Fa-f]{1,4}`
+	end := "(?:" + group + ":" + group + "|" + ipv4 + ")"
+	forms := []string{"(?:" + group + ":){6}" + end}
+	for before := range 8 {
+		left := ""
+		if before > 0 {
+			left = group + strings.Repeat(":"+group, before-1)
+		}
+		// After :: come at most 7 - before groups, :: standing for one at least.
+		after := []string{""}
+		for n := 1; n <= 7-before; n++ {
+			after = append(after, group+strings.Repeat(":"+group, n-1))
+			if n >= 2 {
+				after = append(after, strings.Repeat(group+":", n-2)+ipv4)
+			}
+		}
+		forms = append(forms, left+"::(?:"+strings.Join(after, "|")+")")
+	}
+	return strings.Join(forms, "|")
+}
+
+// formatSource is the expression of a format: all its strings, or where the whole
+// of it is out of proportion, those that are in use.
+func formatSource(name string) (string, bool) {
+	withIPv6 := func(s string) string { return strings.ReplaceAll(s, "IPV6", ipv6()) }
+	switch name {
+	case "date":
+		return fullDate, true
+	case "time":
+		return moment, true
+	case "date-time":
+		return fullDate + `[Tt]` + moment, true
+	case "duration":
+		return `P(?:[0-9]+W|(?:[0-9]+Y(?:[0-9]+M(?:[0-9]+D)?)?|[0-9]+M(?:[0-9]+D)?|[0-9]+D)(?:T(?:[0-9]+H(?:[0-9]+M(?:[0-9]+S)?)?|[0-9]+M(?:[0-9]+S)?|[0-9]+S))?|T(?:[0-9]+H(?:[0-9]+M(?:[0-9]+S)?)?|[0-9]+M(?:[0-9]+S)?|[0-9]+S))`, true
+	case "uuid":
+		return `[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{12}`, true
+	case "ipv4":
+		return ipv4, true
+	case "ipv6":
+		return ipv6(), true
+	case "hostname", "idn-hostname":
+		return `(?:` + label + `\.){0,2}` + label + `|` + domain, true
+	case "email", "idn-email":
+		return `(?:` + atom + `{1,64}|` + atom + `(?:\.?` + atom + `){0,31})@` + domain, true
+	case "uri", "iri":
+		return withIPv6(uri), true
+	case "uri-reference", "iri-reference":
+		return withIPv6(`(?:` + uri + `|` + relative + `)`), true
+	case "uri-template":
+		return `(?:[!#$&(-;=?-\[\]_a-z~A-Z]|` + hex + `|\{[+#./;?&=,!@|]?[A-Za-z0-9_]+(?::[1-9][0-9]{0,3}|\*)?(?:,[A-Za-z0-9_]+(?::[1-9][0-9]{0,3}|\*)?)*\})*`, true
+	case "json-pointer":
+		return pointer, true
+	case "relative-json-pointer":
+		return `(?:0|[1-9][0-9]*)(?:#|` + pointer + `)`, true
+	case "byte":
+		return `(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?`, true
+	}
+	return "", false
+}

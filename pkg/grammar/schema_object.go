@@ -1,0 +1,609 @@
+package grammar
+
+import (
+	"slices"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+)
+
+const (
+	maxFree   = 5  // members of an object that may come in any order
+	maxPieces = 64 // kinds of names that are told apart
+	maxExists = 6  // members that must exist whatever their name
+)
+
+// planned is a member of an object with a name known beforehand.
+type planned struct {
+	name     string
+	value    terms
+	required bool
+	free     bool // it may come at any time, not in its turn
+}
+
+// extra is the members whose names are not known beforehand, but all alike.
+type extra struct {
+	names  *dfa // nil is every string
+	value  terms
+	exists uint8 // which of objectSet.exists they may be
+}
+
+// objectPlan is an object as the graph of its members is drawn.
+type objectPlan struct {
+	set     *objectSet
+	members []planned
+	extras  []extra
+	exists  [][]int // of members: which of set.exists each may be
+}
+
+// object is "{", members and "}". Members with a name of their own come in the
+// order in which the schema lists them, others at any time.
+func (b *schemaBuilder) object(o *objectSet) (*expr, error) {
+	plan, ok, err := b.plan(o)
+	if err != nil {
+		return nil, err
+	}
+	if !ok {
+		return fail(), nil
+	}
+	inside, err := b.draw(plan)
+	if err != nil {
+		return nil, err
+	}
+	return seq(lit("{"), b.space, inside, lit("}")), nil
+}
+
+func (b *schemaBuilder) plan(o *objectSet) (*objectPlan, bool, error) {
+	if len(o.exists) > maxExists {
+		return nil, false, &LimitError{What: "members that must exist", Limit: maxExists}
+	}
+	var names []string
+	known := map[string]bool{}
+	tellers := 0 // groups that name members
+	for _, g := range o.groups {
+		if len(g.declared) > 0 {
+			tellers++
+		}
+		for _, d := range g.declared {
+			if !known[d.name] {
+				known[d.name] = true
+				names = append(names, d.name)
+			}
+		}
+	}
+	listed := len(names)
+	for _, name := range o.required {
+		if !known[name] {
+			known[name] = true
+			names = append(names, name)
+		}
+	}
+	allowed, err := b.nameShapes(o)
+	if err != nil {
+		return nil, false, err
+	}
+	plan := &objectPlan{set: o}
+	anyOrder := tellers > 1 && len(names) <= maxFree
+	for i, name := range names {
+		m := planned{name: name, required: slices.Contains(o.required, name)}
+		for _, g := range o.groups {
+			m.value = m.value.with(g.value(name)...)
+		}
+		if !fitsAny(allowed, name) {
+			m.value = terms{is(b.x.none)}
+		}
+		if b.x.never(m.value) {
+			if m.required {
+				return nil, false, nil
+			}
+			continue
+		}
+		m.free = anyOrder || i >= listed && len(names)-listed <= maxFree
+		plan.members = append(plan.members, m)
+	}
+	if plan.extras, err = b.extras(o, names, allowed); err != nil {
+		return nil, false, err
+	}
+	for _, m := range plan.members {
+		var may []int
+		for i, e := range o.exists {
+			is, err := b.mayBe(e, m.name)
+			if err != nil {
+				return nil, false, err
+			}
+			if is {
+				may = append(may, i)
+			}
+		}
+		plan.exists = append(plan.exists, may)
+	}
+	sure := len(plan.members)
+	if len(plan.extras) > 0 {
+		sure++
+	}
+	if o.min > sure && len(plan.extras) > 0 {
+		return nil, false, &UnsupportedError{Kind: "schema", Feature: "minProperties", Path: o.path, Why: "it wants more members than have a name, and others might repeat theirs"}
+	}
+	return plan, true, nil
+}
+
+// nameShapes is the strings that names may be, or nil for any.
+func (b *schemaBuilder) nameShapes(o *objectSet) ([]shape, error) {
+	if len(o.names) == 0 {
+		return nil, nil
+	}
+	shapes, err := b.x.shapes(o.names)
+	if err != nil {
+		return nil, err
+	}
+	out := []shape{}
+	for _, s := range shapes {
+		if s.kind == isString {
+			out = append(out, s)
+		}
+	}
+	return out, nil
+}
+
+func fitsAny(allowed []shape, name string) bool {
+	return allowed == nil || slices.ContainsFunc(allowed, func(s shape) bool {
+		return s.text.fits(name) && (!s.text.finite || slices.Contains(s.text.texts, name))
+	})
+}
+
+// mayBe says whether a member of that name can be the one that e wants.
+func (b *schemaBuilder) mayBe(e member, name string) (bool, error) {
+	switch {
+	case e.in != nil:
+		return e.in.accepts(name), nil
+	case e.outside != nil:
+		return !slices.ContainsFunc(e.outside.declared, func(d declared) bool { return d.name == name }) &&
+			!slices.ContainsFunc(e.outside.patterns, func(p patterned) bool { return p.name.accepts(name) }), nil
+	case e.name != nil:
+		allowed, err := b.nameShapes(&objectSet{names: e.name})
+		return fitsAny(allowed, name), err
+	}
+	return true, nil
+}
+
+// unionDFA is the strings of any of the shapes.
+func unionDFA(shapes []shape) (*dfa, error) {
+	d := &dfa{part: partitionOf(nil)}
+	for i := range shapes {
+		one, err := shapes[i].text.dfa()
+		if err != nil {
+			return nil, err
+		}
+		if d, err = uniteDFA(d, one); err != nil {
+			return nil, err
+		}
+	}
+	return d, nil
+}
+
+// extras tells names apart that are not known beforehand: by the patterns that
+// they match, and by what must exist.
+func (b *schemaBuilder) extras(o *objectSet, names []string, allowed []shape) ([]extra, error) {
+	type piece struct {
+		names *dfa
+		in    map[string]bool
+	}
+	pieces := []piece{{in: map[string]bool{}}}
+	if allowed != nil {
+		d, err := unionDFA(allowed)
+		if err != nil {
+			return nil, err
+		}
+		pieces[0].names = d
+	}
+	if len(names) > 0 {
+		known, err := textsDFA(names)
+		if err != nil {
+			return nil, err
+		}
+		from := pieces[0].names
+		if from == nil {
+			from = anyText()
+		}
+		if pieces[0].names, err = subtractDFA(from, known); err != nil {
+			return nil, err
+		}
+	}
+	criteria, err := b.criteria(o)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range criteria {
+		match, err := c.dfa()
+		if err != nil {
+			return nil, err
+		}
+		var split []piece
+		for _, p := range pieces {
+			from := p.names
+			if from == nil {
+				from = anyText()
+			}
+			in, err := intersectDFA(from, match)
+			if err != nil {
+				return nil, err
+			}
+			out, err := subtractDFA(from, match)
+			if err != nil {
+				return nil, err
+			}
+			if !in.isEmpty() {
+				matched := map[string]bool{c.key: true}
+				for k := range p.in {
+					matched[k] = true
+				}
+				split = append(split, piece{in, matched})
+			}
+			if !out.isEmpty() {
+				split = append(split, piece{out, p.in})
+			}
+		}
+		if pieces = split; len(pieces) > maxPieces {
+			return nil, &LimitError{What: "kinds of names", Limit: maxPieces}
+		}
+	}
+	var out []extra
+	for _, p := range pieces {
+		if p.names != nil && p.names.isEmpty() {
+			continue
+		}
+		e := extra{names: p.names}
+		for _, g := range o.groups {
+			known := false
+			for _, q := range g.patterns {
+				if p.in[q.name.key] {
+					e.value, known = e.value.with(q.value...), true
+				}
+			}
+			if !known {
+				e.value = e.value.with(g.rest...)
+			}
+		}
+		for i, want := range o.exists {
+			if b.pieceMayBe(want, p.in) {
+				e.exists |= 1 << i
+			}
+		}
+		if !b.x.never(e.value) {
+			out = append(out, e)
+		}
+	}
+	return out, nil
+}
+
+func (b *schemaBuilder) pieceMayBe(e member, in map[string]bool) bool {
+	switch {
+	case e.in != nil:
+		return in[e.in.key]
+	case e.outside != nil:
+		if l, err := outsideLang(e.outside); err == nil && l != nil && in[l.key] {
+			return false
+		}
+		return !slices.ContainsFunc(e.outside.patterns, func(p patterned) bool { return in[p.name.key] })
+	case e.name != nil:
+		return in[namesKey(e.name)]
+	}
+	return true
+}
+
+func namesKey(t terms) string { return "names " + string(termBytes(t)) }
+
+func termBytes(t terms) []byte {
+	var out []byte
+	for _, one := range t {
+		out = appendInt32(out, int32(one))
+	}
+	return out
+}
+
+// outsideLang is the names that a group declares, or nil where it declares none.
+func outsideLang(g *memberGroup) (*lang, error) {
+	if len(g.declared) == 0 {
+		return nil, nil
+	}
+	names := make([]string, len(g.declared))
+	for i, d := range g.declared {
+		names[i] = d.name
+	}
+	return textsLang(names)
+}
+
+// criteria lists the languages by which names are told apart.
+func (b *schemaBuilder) criteria(o *objectSet) ([]*lang, error) {
+	var out []*lang
+	add := func(l *lang) {
+		if l != nil && !slices.ContainsFunc(out, func(o *lang) bool { return o.key == l.key }) {
+			out = append(out, l)
+		}
+	}
+	for _, g := range o.groups {
+		for _, p := range g.patterns {
+			add(p.name)
+		}
+	}
+	for _, e := range o.exists {
+		switch {
+		case e.in != nil:
+			add(e.in)
+		case e.outside != nil:
+			l, err := outsideLang(e.outside)
+			if err != nil {
+				return nil, err
+			}
+			add(l)
+			for _, p := range e.outside.patterns {
+				add(p.name)
+			}
+		case e.name != nil:
+			allowed, err := b.nameShapes(&objectSet{names: e.name})
+			if err != nil {
+				return nil, err
+			}
+			d, err := unionDFA(allowed)
+			if err != nil {
+				return nil, err
+			}
+			add(&lang{key: namesKey(e.name), auto: d})
+		}
+	}
+	return out, nil
+}
+
+// plainName says that a name is spelled in one way alone.
+func plainName(name string) bool {
+	return !strings.ContainsFunc(name, func(r rune) bool { return r < 0x20 || r >= utf8.RuneSelf || r == '"' || r == '\\' })
+}
+
+// member is a name, a colon and a value.
+func (b *schemaBuilder) member(name *expr, value terms) (*expr, error) {
+	v, err := b.value(value)
+	if err != nil || v.op == opFail {
+		return v, err
+	}
+	return seq(name, b.space, lit(":"), b.space, v, b.space), nil
+}
+
+func (b *schemaBuilder) knownName(name string) *expr {
+	if plainName(name) {
+		return lit(`"` + name + `"`)
+	}
+	return seq(lit(`"`), literal(name, jsonCanonical), lit(`"`))
+}
+
+func (b *schemaBuilder) extraName(names *dfa) (*expr, error) {
+	if names == nil {
+		return b.anyString()
+	}
+	return seq(lit(`"`), names.minimal().graph(jsonCanonical), lit(`"`)), nil
+}
+
+// drawn is a place between the members of an object.
+type drawn struct {
+	next   int   // the first member that may still come in its turn
+	free   uint8 // which of those in any order have come
+	exists uint8 // which of those that must exist have
+	count  int   // members, as far as there is a bound
+	sure   int   // members of different names, as far as some are wanted
+	extra  bool  // one without a name of its own is among those
+}
+
+// drawing is the graph of an object's members in the making. A place between
+// members has up to three states: after a member, and before one, where the turn
+// of the members of fixed order may be passed on.
+type drawing struct {
+	b       *schemaBuilder
+	plan    *objectPlan
+	g       *graph
+	known   map[drawn]int // after a member
+	turns   map[drawn]int // where the member next may come, or a later one
+	order   []drawn
+	pairs   map[string]*expr
+	ordered []int // members that come in their turn
+	free    []int
+	counts  bool
+	sures   bool
+}
+
+func (b *schemaBuilder) draw(plan *objectPlan) (*expr, error) {
+	d := &drawing{b: b, plan: plan, g: &graph{}, known: map[drawn]int{}, turns: map[drawn]int{}, pairs: map[string]*expr{}}
+	required := 0
+	for i, m := range plan.members {
+		if m.free {
+			d.free = append(d.free, i)
+		} else {
+			d.ordered = append(d.ordered, i)
+		}
+		if m.required {
+			required++
+		}
+	}
+	d.counts = plan.set.max >= 0 && (len(plan.extras) > 0 || plan.set.max < len(plan.members))
+	d.sures = plan.set.min > required
+	start := d.g.add()
+	if err := d.before(start, drawn{}); err != nil {
+		return nil, err
+	}
+	if d.mayEnd(drawn{}) {
+		d.g.states[start].final = true
+	}
+	for i := 0; i < len(d.order); i++ {
+		s := d.order[i]
+		at := d.known[s]
+		d.g.states[at].final = d.mayEnd(s)
+		if d.counts && s.count >= plan.set.max {
+			continue
+		}
+		more := d.g.add()
+		d.g.edge(at, b.comma(), more)
+		if err := d.before(more, s); err != nil {
+			return nil, err
+		}
+		if len(d.g.states) > maxGraph {
+			return nil, &LimitError{What: "states of an object", Limit: maxGraph}
+		}
+	}
+	return d.g.expr(), nil
+}
+
+func (d *drawing) mayEnd(s drawn) bool {
+	for _, i := range d.ordered[s.next:] {
+		if d.plan.members[i].required {
+			return false
+		}
+	}
+	for j, i := range d.free {
+		if d.plan.members[i].required && s.free>>j&1 == 0 {
+			return false
+		}
+	}
+	return (!d.sures || s.sure >= d.plan.set.min) && s.exists == 1<<len(d.plan.set.exists)-1
+}
+
+// after is the state after a member that leads to s.
+func (d *drawing) after(s drawn) int {
+	id, ok := d.known[s]
+	if !ok {
+		id = d.g.add()
+		d.known[s] = id
+		d.order = append(d.order, s)
+	}
+	return id
+}
+
+func (d *drawing) counted(s drawn, extra bool) drawn {
+	if d.counts {
+		s.count++
+	}
+	if d.sures && !(extra && s.extra) {
+		s.sure = min(s.sure+1, d.plan.set.min)
+		s.extra = s.extra || extra
+	}
+	return s
+}
+
+// before adds the members that may come at s.
+func (d *drawing) before(from int, s drawn) error {
+	for i := range d.plan.extras {
+		if err := d.extra(from, s, i); err != nil {
+			return err
+		}
+	}
+	for j, i := range d.free {
+		if s.free>>j&1 == 0 {
+			next := s
+			next.free |= 1 << j
+			if err := d.named(from, next, i); err != nil {
+				return err
+			}
+		}
+	}
+	for s.next < len(d.ordered) {
+		here, made := d.turn(s)
+		d.g.edge(from, nil, here)
+		if !made {
+			return nil
+		}
+		i, next := d.ordered[s.next], s
+		next.next++
+		if err := d.named(here, next, i); err != nil {
+			return err
+		}
+		if d.plan.members[i].required {
+			return nil
+		}
+		from, s = here, next
+	}
+	return nil
+}
+
+// turn is the state at which the members of fixed order from s.next on may come.
+func (d *drawing) turn(s drawn) (id int, made bool) {
+	id, ok := d.turns[s]
+	if !ok {
+		id = d.g.add()
+		d.turns[s] = id
+	}
+	return id, !ok
+}
+
+// named adds a member with a name of its own, once as it is and once for each of
+// those that must exist and that it may be.
+func (d *drawing) named(from int, next drawn, i int) error {
+	m := d.plan.members[i]
+	next = d.counted(next, false)
+	add := func(value terms, next drawn) error {
+		pair, err := d.pair("="+m.name, func() (*expr, error) { return d.b.knownName(m.name), nil }, value)
+		if err == nil && pair.op != opFail {
+			d.g.edge(from, pair, d.after(next))
+		}
+		return err
+	}
+	if err := add(m.value, next); err != nil {
+		return err
+	}
+	for _, e := range d.plan.exists[i] {
+		if next.exists>>e&1 == 0 {
+			met := next
+			met.exists |= 1 << e
+			if err := add(m.value.with(d.plan.set.exists[e].value...), met); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (d *drawing) extra(from int, s drawn, index int) error {
+	e := d.plan.extras[index]
+	next := d.counted(s, true)
+	add := func(value terms, next drawn) error {
+		pair, err := d.pair(strconv.Itoa(index), func() (*expr, error) { return d.b.extraName(e.names) }, value)
+		if err == nil && pair.op != opFail {
+			d.g.edge(from, pair, d.after(next))
+		}
+		return err
+	}
+	if err := add(e.value, next); err != nil {
+		return err
+	}
+	for i, want := range d.plan.set.exists {
+		if e.exists>>i&1 == 1 && next.exists>>i&1 == 0 {
+			met := next
+			met.exists |= 1 << i
+			if err := add(e.value.with(want.value...), met); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// pair is a member as a rule of its own, made once.
+func (d *drawing) pair(name string, write func() (*expr, error), value terms) (*expr, error) {
+	key := name + "\x00" + string(termBytes(value))
+	if e, ok := d.pairs[key]; ok {
+		return e, nil
+	}
+	n, err := write()
+	if err != nil {
+		return nil, err
+	}
+	e, err := d.b.member(n, value)
+	if err != nil {
+		return nil, err
+	}
+	if e.op != opFail {
+		id, err := d.b.add("member "+name, e, false)
+		if err != nil {
+			return nil, err
+		}
+		e = ref(id)
+	}
+	d.pairs[key] = e
+	return e, nil
+}

@@ -1,0 +1,94 @@
+package grammar_test
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/lamina-mesh/lamina/pkg/grammar"
+)
+
+func compileSchema(t testing.TB, source string) *grammar.Compiled {
+	t.Helper()
+	g, err := grammar.Schema([]byte(source))
+	if err != nil {
+		t.Fatalf("%s: %v", source, err)
+	}
+	c, err := grammar.Compile(g, nil)
+	if err != nil {
+		t.Fatalf("%s: %v", source, err)
+	}
+	return c
+}
+
+func TestSchema_Texts(t *testing.T) {
+	for _, c := range []struct {
+		source   string
+		yes, not []string
+	}{
+		{`{"type":"object","properties":{"a":{},"b":{"type":"null"}},"additionalProperties":false}`,
+			[]string{`{}`, `{"a":1}`, `{"a":1,"b":null}`, `{ "b" : null }`}, []string{`{"b":null,"a":1}`, `{"c":1}`, `{"a":1,}`, `{,"a":1}`}},
+		{`{"properties":{"a":{"type":"integer"}},"required":["a"],"type":"object"}`,
+			[]string{`{"a":1}`, `{"x":2,"a":1,"aa":[]}`}, []string{`{"x":1}`, `{"a":""}`, `{"\u0061":""}`, `{"a":1,"a":""}`}},
+		{`{"type":"number","minimum":-1.5,"exclusiveMaximum":2}`, []string{"-1.5", "0", "-0.00", "1.999", "-1.4999999"}, []string{"-1.51", "2", "2.0", "-2", "1e0"}},
+		{`{"type":"integer","minimum":5,"multipleOf":3}`, []string{"6", "9", "6.0", "3000000000000"}, []string{"5", "3", "7", "6.5", "06"}},
+		{`{"type":"number","multipleOf":0.01}`, []string{"1", "1.25", "-0.50", "3.100"}, []string{"1.255", "1.001"}},
+		{`{"type":"number","not":{"type":"integer"}}`, []string{"1.5", "-0.001"}, []string{"1", "2.0", "0"}},
+		{`{"enum":["a",1,null,{"x":[1]}]}`, []string{`"a"`, "1", "null", `{"x": [1]}`, "1.0"}, []string{`"b"`, "2", `{}`, `{"x":[2]}`}},
+		{`{"type":"string","pattern":"^é+$","maxLength":2}`, []string{`"é"`, `"\u00e9é"`}, []string{`"ééé"`, `""`}},
+		{`{"type":"string","not":{"enum":["x","yy"]}}`, []string{`"y"`, `""`, `"xx"`}, []string{`"x"`, `"yy"`, "1"}},
+		{`{"anyOf":[{"type":"string"},{"minimum":3}],"type":["string","number"]}`, []string{`"x"`, "3", "4.5"}, []string{"2", "null"}},
+		{`{"oneOf":[{"type":"integer"},{"minimum":2}],"type":"number"}`, []string{"1", "2.5", "-7"}, []string{"3", "1.5"}},
+		{`{"allOf":[{"properties":{"a":{"type":"integer"}},"required":["a"]},{"properties":{"b":{"type":"null"}},"required":["b"]}],"type":"object"}`,
+			[]string{`{"a":1,"b":null}`, `{"b":null,"a":1}`}, []string{`{"a":1}`, `{"a":null,"b":null}`}},
+		{`{"$defs":{"n":{"type":"object","properties":{"next":{"$ref":"#/$defs/n"}},"additionalProperties":false}},"$ref":"#/$defs/n"}`,
+			[]string{`{}`, `{"next":{"next":{}}}`}, []string{`{"next":1}`}},
+		{`{"type":"array","prefixItems":[{"type":"integer"},{"type":"string"}],"items":false}`, []string{"[]", "[1]", `[1,"a"]`}, []string{`[1,"a",2]`, `["a"]`}},
+		{`{"type":"array","items":[{"type":"integer"}],"additionalItems":{"type":"null"},"minItems":1}`, []string{"[1]", "[1,null,null]"}, []string{"[]", "[1,2]"}},
+		{`{"type":"array","contains":{"type":"integer"},"minContains":2,"maxContains":3}`, []string{`[1,"a",2]`, "[1,2,3]", `[[],1,2]`}, []string{"[1]", "[1,2,3,4]", "[]"}},
+		{`{"type":"object","patternProperties":{"^s":{"type":"string"}},"additionalProperties":{"type":"integer"}}`,
+			[]string{`{"s1":"x","t":1}`, `{}`}, []string{`{"s1":1}`, `{"t":"x"}`, `{"\u0073":1}`}},
+		{`{"type":"object","propertyNames":{"pattern":"^[a-z]$"},"maxProperties":2,"minProperties":1}`, []string{`{"a":1}`, `{"a":1,"b":2}`}, []string{`{}`, `{"A":1}`, `{"a":1,"b":2,"c":3}`}},
+		{`{"if":{"properties":{"k":{"const":1}},"required":["k"]},"then":{"required":["x"]},"else":{"required":["y"]},"type":"object"}`,
+			[]string{`{"k":1,"x":0}`, `{"k":2,"y":0}`, `{"y":0}`}, []string{`{"k":1,"y":0}`, `{"x":0}`, `{"k":1}`}},
+		{`{"type":"object","dependentRequired":{"a":["b"]}}`, []string{`{}`, `{"a":1,"b":2}`, `{"b":1}`}, []string{`{"a":1}`}},
+		{`{"type":"object","properties":{"a":{}},"not":{"additionalProperties":{"type":"integer"}}}`, []string{`{"x":"s"}`, `{"a":"s"}`, `{"z":1,"x":"s"}`}, []string{`{"x":1}`, `{}`}},
+		{`{"type":"object","allOf":[{"properties":{"a":{}}}],"unevaluatedProperties":false}`, []string{`{"a":1}`, `{}`}, []string{`{"b":1}`}},
+		{`{"not":{"not":{"type":"string"}}}`, []string{`"a"`}, []string{"1"}},
+		{`true`, []string{"1", `{"a":[1,2e5,-0.5]}`, ` null`[1:]}, []string{"", " null", "01", "nul", "[1,]"}},
+	} {
+		g := compileSchema(t, c.source)
+		for _, text := range c.yes {
+			if !accepts(g, text) {
+				t.Errorf("%s refuses %.60s", c.source, text)
+			}
+		}
+		for _, text := range c.not {
+			if accepts(g, text) {
+				t.Errorf("%s accepts %.60s", c.source, text)
+			}
+		}
+	}
+}
+
+func TestSchema_Refuses(t *testing.T) {
+	var unsupported *grammar.UnsupportedError
+	for _, c := range []struct{ source, feature, path string }{
+		{`{"properties":{"a":{"$ref":"https://example.com/x"}}}`, "$ref https://example.com/x", "/properties/a/$ref"},
+		{`{"items":{"type":"string","format":"color"}}`, "format color", "/items"},
+		{`{"type":"string","pattern":"a(?=b)"}`, `pattern "a(?=b)"`, ""},
+		{`{"$ref":"#"}`, "$ref", ""},
+		{`{"type":"object","minProperties":2}`, "minProperties", ""},
+		{`{"$schema":"https://example.com/dialect"}`, "$schema https://example.com/dialect", ""},
+	} {
+		_, err := grammar.Schema([]byte(c.source))
+		if !errors.As(err, &unsupported) || unsupported.Feature != c.feature || unsupported.Path != c.path {
+			t.Errorf("%s: %v, want %s at %q", c.source, err, c.feature, c.path)
+		}
+	}
+	var syntax *grammar.SyntaxError
+	for _, source := range []string{"", "{", "1", `{"type":"text"}`, `{"properties":[]}`, `{"items":1}`, `{"minLength":-1}`, `{"enum":1}`, `{"anyOf":[]}`, "{} {}", `{"pattern":"("}`, "\"\xff\""} {
+		if _, err := grammar.Schema([]byte(source)); !errors.As(err, &syntax) {
+			t.Errorf("%s: %v, want a syntax error", source, err)
+		}
+	}
+}
