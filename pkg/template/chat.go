@@ -22,6 +22,7 @@ type ChatInput struct {
 	Documents           []byte // documents to answer from, a JSON array; empty for none
 	AddGenerationPrompt bool   // open the assistant's turn at the end
 	Arguments           Arguments
+	TextContent         bool   // messages whose content is null have an empty one
 	BOS, EOS            string // how the vocabulary spells its begin and end tokens
 	// Special is how further special tokens are spelled, by the variable that the
 	// template reads: "unk_token". It stands instead of BOS and EOS where it has them;
@@ -53,7 +54,7 @@ func (t *Template) Chat(ctx context.Context, in ChatInput, o Options) (Result, e
 		if err != nil {
 			return Result{}, &InputError{fmt.Sprintf("messages[%d]", i), err}
 		}
-		if err := in.arguments(v); err != nil {
+		if err := in.adapt(v); err != nil {
 			return Result{}, err
 		}
 		messages.items = append(messages.items, v)

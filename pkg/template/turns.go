@@ -18,10 +18,16 @@ const (
 	ArgumentsAsText                     // objects become their text
 )
 
-// arguments rewrites the arguments of a message's calls.
-func (in *ChatInput) arguments(message Value) error {
+// adapt rewrites a message's empty content and the arguments of its calls.
+func (in *ChatInput) adapt(message Value) error {
 	m, ok := message.(*Map)
-	if !ok || in.Arguments == ArgumentsAsGiven {
+	if !ok {
+		return nil
+	}
+	if content, has := m.Get("content"); in.TextContent && has && content == nil {
+		m.Set("content", "")
+	}
+	if in.Arguments == ArgumentsAsGiven {
 		return nil
 	}
 	calls, _ := m.Get("tool_calls")

@@ -37,7 +37,7 @@ func (s *Service) ApplyChatTemplate(ctx context.Context, r *tokenizerv1.ApplyCha
 		return nil, err
 	}
 	o := template.Options{Budget: s.budget, Now: s.now}
-	c.argumentsAsTold(ctx, &in, o)
+	c.asWanted(ctx, &in, o)
 	out, err := c.template.Chat(ctx, in, o)
 	if err != nil {
 		return nil, m.chatFault(err)
@@ -96,8 +96,7 @@ func (m *model) chatFault(err error) error {
 	case errors.As(err, &budget):
 		return fault.Wrap(fault.Exhausted, err, "apply the chat template of model %q", m.Name)
 	case errors.As(err, &render):
-		return &fault.Error{Code: fault.Invalid, Field: "messages",
-			Msg: fmt.Sprintf("apply the chat template of model %q", m.Name), Err: err}
+		return fault.Field("messages", "apply the chat template of model %q: %v", m.Name, err)
 	}
 	return fmt.Errorf("apply the chat template of model %q: %w", m.Name, err)
 }

@@ -89,3 +89,19 @@ func TestService_ChatGivesArgumentsAsTheTemplateExpectsThem(t *testing.T) {
 		}
 	}
 }
+
+// Messages with calls have null for content; a template that only knows text gets
+// empty text.
+func TestService_ChatGivesContentAsTheTemplateExpectsIt(t *testing.T) {
+	for template, want := range map[string]string{
+		"{% for m in messages %}{{ '<' + m.content + '>' }}{% endfor %}":                                          "<>",
+		"{% for m in messages %}{% if m.content is none %}none{% else %}<{{ m.content }}>{% endif %}{% endfor %}": "none",
+	} {
+		s, _ := serve(t, tokenizer.Model{Name: "m", Vocab: bpe(t), ChatTemplate: template})
+		r, err := s.ApplyChatTemplate(t.Context(), &tokenizerv1.ApplyChatTemplateRequest{Messages: []*tokenizerv1.Message{
+			{Json: `{"role":"assistant","content":null,"tool_calls":[{"id":"1","type":"function","function":{"name":"f","arguments":"{}"}}]}`}}})
+		if err != nil || r.GetText() != want {
+			t.Errorf("%s: %q, %v; want %q", template, r.GetText(), err, want)
+		}
+	}
+}

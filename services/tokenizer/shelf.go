@@ -45,11 +45,11 @@ type model struct {
 
 // chat is a chat template made ready.
 type chat struct {
-	template  *template.Template
-	err       error // why it did not parse
-	format    toolcall.Format
-	probe     sync.Once
-	arguments template.Arguments // how it wants them
+	template *template.Template
+	err      error // why it did not parse
+	format   toolcall.Format
+	probe    sync.Once
+	wants    wants
 }
 
 // loading is a model on its way; done is closed when the rest stands.
