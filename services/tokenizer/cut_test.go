@@ -1,0 +1,108 @@
+package tokenizer
+
+import (
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"github.com/lamina-mesh/lamina/pkg/vocab"
+)
+
+// vocabularies are those of the folder of test models.
+func vocabularies(t testing.TB) map[string]*cutter {
+	t.Helper()
+	root := os.Getenv("LAMINA_SHARED")
+	if root == "" {
+		root = filepath.Join("..", "..", "..", "shared")
+	}
+	out := map[string]*cutter{}
+	paths, err := filepath.Glob(filepath.Join(root, "vectors", "tokenizer", "*.gguf"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range append(paths, filepath.Join(root, "vectors", "tokenizer", "qwen3-hf")) {
+		v, err := LoadVocab(path)
+		if err != nil {
+			t.Skipf("%s is not there", path)
+		}
+		out[filepath.Base(path)] = newCutter(v)
+	}
+	return out
+}
+
+// everyCut cuts a text at each place where it may be cut and compares.
+func everyCut(t *testing.T, name string, c *cutter, text string, o vocab.Options) (cuts int) {
+	t.Helper()
+	whole, err := c.v.EncodeSpans(text, o)
+	if err != nil {
+		return 0
+	}
+	for at := 1; at < len(text); at++ {
+		if !utf8.RuneStart(text[at]) {
+			continue
+		}
+		place, ok := c.here(text, at)
+		if !ok {
+			continue
+		}
+		left, ok, err := c.part(text[:at], cut{}, place, o, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !ok || !c.joins(text[at:], place, o) {
+			continue
+		}
+		cuts++
+		right, ok, err := c.part(text[at:], place, cut{}, o, true)
+		if err != nil || !ok {
+			t.Fatalf("%s: %q does not join what is before %d: %v", name, text, at, err)
+		}
+		for i := range right.Spans {
+			right.Spans[i][0], right.Spans[i][1] = right.Spans[i][0]+at, right.Spans[i][1]+at
+		}
+		if !slices.Equal(slices.Concat(left.IDs, right.IDs), whole.IDs) || !slices.Equal(slices.Concat(left.Spans, right.Spans), whole.Spans) {
+			t.Fatalf("%s: %q cut at %d is\n%v %v, whole\n%v", name, text, at, left, right, whole)
+		}
+	}
+	return cuts
+}
+
+func TestCutter_EveryCutGivesTheSame(t *testing.T) {
+	words := []string{"the", " quick", " fox,", "\n", "\n\nBut", "\n\n  it's", " 12345", " é", "漢字", "한국", "\r\n", "  ", "'s", "\tx", "🦊", "e\u0301", "\u00a0", " \u3000a", "<|im_end|>", "<s>",
+		"_a", "X", "camelCase", " //", "();\n", " --", "…", "ﬁ", "\u200d", "İ", "ა", " ­", "7.5", "\n\u0301a", "A\n", "\nz ", " \u0301"}
+	r := rand.New(rand.NewPCG(3, 4))
+	for name, c := range vocabularies(t) {
+		if !c.lines || !c.spaces {
+			t.Errorf("%s: lines %v, spaces %v", name, c.lines, c.spaces)
+		}
+		cuts := 0
+		for range 60 {
+			var b strings.Builder
+			for range 1 + r.IntN(14) {
+				b.WriteString(words[r.IntN(len(words))])
+			}
+			cuts += everyCut(t, name, c, b.String(), vocab.Options{Special: r.IntN(2) == 0})
+		}
+		if cuts < 20 {
+			t.Errorf("%s: %d cuts", name, cuts)
+		}
+	}
+}
+
+func FuzzCutter(f *testing.F) {
+	f.Add("the quick\nbrown fox", false)
+	f.Add("a b <|im_end|>\nc", true)
+	all := vocabularies(f)
+	f.Fuzz(func(t *testing.T, text string, special bool) {
+		if len(text) > 300 || !utf8.ValidString(text) {
+			return
+		}
+		for name, c := range all {
+			everyCut(t, name, c, text, vocab.Options{Special: special})
+		}
+	})
+}
