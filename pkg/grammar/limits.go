@@ -7,7 +7,7 @@ const (
 	maxRules        = 20_000
 	maxInstructions = 150_000 // of the compiled program
 	maxClasses      = 4_000   // character classes of a grammar
-	maxClassStates  = 600     // of one character class
+	maxClassStates  = 8_000   // of one character class
 	maxItems        = 4_000   // positions in the program that a state may stand for
 	maxConfigs      = 512     // ways to read a text at once
 	maxDepth        = 4_000   // open rules

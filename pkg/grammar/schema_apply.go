@@ -42,7 +42,7 @@ func (x *expander) oneOfValues(p *place, values []*value) ([]shape, error) {
 			}
 			out = append(out, shape{kind: isArray, array: arraySet{groups: []*itemGroup{g}, min: len(v.list), max: len(v.list)}})
 		case isObject:
-			g := &memberGroup{rest: terms{is(x.none)}}
+			g := &memberGroup{rest: terms{is(x.none)}, unordered: true}
 			for _, name := range v.keys {
 				t, err := x.constant(p, v.fields[name])
 				if err != nil {
@@ -97,7 +97,7 @@ func (x *expander) conditional(p *place, v *value) ([]shape, error) {
 	if err != nil {
 		return nil, err
 	}
-	if yes == nil && no == nil {
+	if yes == nil && no == nil && p.v.get("unevaluatedProperties") == nil && p.v.get("unevaluatedItems") == nil {
 		return everything(), nil
 	}
 	branch := func(not bool, then *place) ([]shape, error) {
@@ -118,7 +118,40 @@ func (x *expander) conditional(p *place, v *value) ([]shape, error) {
 		}
 		return nil, err
 	}
+	if no == nil {
+		unmet = unseen(unmet)
+	}
 	return slices.Concat(met, unmet), nil
+}
+
+// unseen is the shapes of a schema that is under a not: what they name counts as
+// evaluated for nobody.
+func unseen(in []shape) []shape {
+	out := slices.Clone(in)
+	for i := range out {
+		s := &out[i]
+		for j, g := range s.object.groups {
+			if g.evaluates {
+				if &s.object.groups[0] == &in[i].object.groups[0] {
+					s.object.groups = slices.Clone(s.object.groups)
+				}
+				hidden := *g
+				hidden.evaluates = false
+				s.object.groups[j] = &hidden
+			}
+		}
+		for j, g := range s.array.groups {
+			if g.evaluates {
+				if &s.array.groups[0] == &in[i].array.groups[0] {
+					s.array.groups = slices.Clone(s.array.groups)
+				}
+				hidden := *g
+				hidden.evaluates = false
+				s.array.groups[j] = &hidden
+			}
+		}
+	}
+	return out
 }
 
 // withMember is the objects that have a member of that name, or have none.

@@ -23,6 +23,7 @@ type document struct {
 	byURI   map[string]*place // resources
 	anchors map[string]*place // URI#name
 	dynamic bool              // there are $dynamicAnchor besides the root's
+	older   bool              // it names no dialect, but keeps definitions as draft 7 does
 }
 
 const maxPlaces = 40_000
@@ -32,6 +33,7 @@ const documentBase = "schema:/"
 
 func newDocument(root *value) (*document, error) {
 	d := &document{of: map[*value]*place{}, byURI: map[string]*place{}, anchors: map[string]*place{}}
+	d.older = root.get("$schema") == nil && root.get("definitions") != nil && root.get("$defs") == nil
 	p, err := d.add(root, "", documentBase, false)
 	d.root = p
 	return d, err
@@ -120,7 +122,7 @@ func (d *document) identify(p *place) error {
 			return &UnsupportedError{Kind: "schema", Feature: "$schema " + s.text, Path: p.path, Why: "the dialect is not known here"}
 		}
 	}
-	if p.old && p.v.get("$ref") != nil {
+	if p.v.get("$ref") != nil && (p.old || d.older) {
 		return nil
 	}
 	id := p.v.get("$id")

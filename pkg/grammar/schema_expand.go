@@ -201,6 +201,7 @@ func (x *expander) applied(p *place, key string, v *value) ([]shape, bool, error
 		var sub *place
 		if sub, err = x.child(p, v, key); err == nil {
 			out, err = x.shapes(x.terms(sub, true))
+			out = unseen(out)
 		}
 	case "if":
 		out, err = x.conditional(p, v)
@@ -283,7 +284,7 @@ func (x *expander) exactlyOne(p *place, subs []*place, union [][]shape) ([]shape
 				if err != nil {
 					return nil, inOneOf(err, p)
 				}
-				if left, err = x.meet(left, not); err != nil {
+				if left, err = x.meet(left, unseen(not)); err != nil {
 					return nil, err
 				}
 			}

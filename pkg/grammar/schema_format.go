@@ -44,8 +44,12 @@ const (
 	octet  = `(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])`
 	ipv4   = octet + `(?:\.` + octet + `){3}`
 	atom   = "[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]"
-	label  = `[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?`
-	short  = `[A-Za-z0-9](?:[A-Za-z0-9-]{0,38}[A-Za-z0-9])?`
+	// Labels of up to 63 and 40 characters without the two hyphens after the second
+	// character that mark another alphabet, whose rules are no regular language.
+	label = `(?:` + an + `(?:` + ldh + `?` + an + `)?|` + an + ldh + `{2}` + an + `|` + an + ldh + `(?:` + an + ldh + `|-` + an + `)` + ldh + `{0,58}` + an + `)`
+	short = `(?:` + an + `(?:` + ldh + `?` + an + `)?|` + an + ldh + `{2}` + an + `|` + an + ldh + `(?:` + an + ldh + `|-` + an + `)` + ldh + `{0,35}` + an + `)`
+	an    = `[A-Za-z0-9]`
+	ldh   = `[A-Za-z0-9-]`
 	// Six labels of 40 characters are a domain of at most 245.
 	domain = short + `(?:\.` + short + `){0,5}`
 
@@ -91,6 +95,11 @@ func ipv6() string {
 	return strings.Join(forms, "|")
 }
 
+// beyondASCII lets RFC 3987's characters in wherever a URI has unreserved ones.
+func beyondASCII(source string) string {
+	return strings.ReplaceAll(source, "._~!", `._~\x{A0}-\x{D7FF}\x{F900}-\x{FDCF}\x{FDF0}-\x{FFEF}\x{10000}-\x{1FFFD}!`)
+}
+
 // formatSource is the expression of a format: all its strings, or where the whole
 // of it is out of proportion, those that are in use.
 func formatSource(name string) (string, bool) {
@@ -113,13 +122,21 @@ func formatSource(name string) (string, bool) {
 	case "hostname", "idn-hostname":
 		return `(?:` + label + `\.){0,2}` + label + `|` + domain, true
 	case "email", "idn-email":
+		atom := atom
+		if name == "idn-email" {
+			atom = atom[:len(atom)-1] + `\x{80}-\x{10FFFF}]`
+		}
 		return `(?:` + atom + `{1,64}|` + atom + `(?:\.?` + atom + `){0,31})@` + domain, true
-	case "uri", "iri":
+	case "uri":
 		return withIPv6(uri), true
-	case "uri-reference", "iri-reference":
+	case "uri-reference":
 		return withIPv6(`(?:` + uri + `|` + relative + `)`), true
+	case "iri":
+		return withIPv6(beyondASCII(uri)), true
+	case "iri-reference":
+		return withIPv6(beyondASCII(`(?:` + uri + `|` + relative + `)`)), true
 	case "uri-template":
-		return `(?:[!#$&(-;=?-\[\]_a-z~A-Z]|` + hex + `|\{[+#./;?&=,!@|]?[A-Za-z0-9_]+(?::[1-9][0-9]{0,3}|\*)?(?:,[A-Za-z0-9_]+(?::[1-9][0-9]{0,3}|\*)?)*\})*`, true
+		return `(?:[!#$&-;=?-\[\]_a-z~A-Z]|` + hex + `|\{[+#./;?&=,!@|]?[A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*(?::[1-9][0-9]{0,3}|\*)?(?:,[A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*(?::[1-9][0-9]{0,3}|\*)?)*\})*`, true
 	case "json-pointer":
 		return pointer, true
 	case "relative-json-pointer":

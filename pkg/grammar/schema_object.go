@@ -64,6 +64,9 @@ func (b *schemaBuilder) plan(o *objectSet) (*objectPlan, bool, error) {
 		if len(g.declared) > 0 {
 			tellers++
 		}
+		if g.unordered {
+			tellers += 2
+		}
 		for _, d := range g.declared {
 			if !known[d.name] {
 				known[d.name] = true
@@ -425,8 +428,10 @@ func (b *schemaBuilder) draw(plan *objectPlan) (*expr, error) {
 	d.counts = plan.set.max >= 0 && (len(plan.extras) > 0 || plan.set.max < len(plan.members))
 	d.sures = plan.set.min > required
 	start := d.g.add()
-	if err := d.before(start, drawn{}); err != nil {
-		return nil, err
+	if plan.set.max != 0 {
+		if err := d.before(start, drawn{}); err != nil {
+			return nil, err
+		}
 	}
 	if d.mayEnd(drawn{}) {
 		d.g.states[start].final = true

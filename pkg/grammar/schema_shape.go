@@ -100,6 +100,7 @@ type memberGroup struct {
 	rest      terms
 	evaluates bool
 	all       bool
+	unordered bool // its members are those of one value, whose order says nothing
 }
 
 type declared struct {
