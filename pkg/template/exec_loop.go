@@ -38,7 +38,7 @@ func (st *forStmt) over(s *state, in Value, depth int) error {
 			err = s.run(st.body)
 		}
 		s.pop()
-		if signal, ok := err.(loopSignal); ok {
+		if signal, ok := err.(loopSignal); ok { //nolint:errorlint // nothing wraps it
 			if signal.stop {
 				return nil
 			}

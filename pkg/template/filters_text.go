@@ -86,7 +86,7 @@ func wrapLine(line string, width int, long, hyphens bool) []string {
 	for _, word := range chunks(line, hyphens) {
 		n := utf8.RuneCountInString(word)
 		space := strings.TrimLeft(word, " \t") == ""
-		if size+n > width && size > 0 && !(long && n > width && !space) {
+		if size+n > width && size > 0 && (!long || n <= width || space) {
 			flush()
 		}
 		if space && size == 0 && len(out) > 0 {

@@ -142,7 +142,8 @@ func (f *formatter) value(name string) (Value, error) {
 	}
 	for rest != "" {
 		var err error
-		if rest[0] == '[' {
+		switch rest[0] {
+		case '[':
 			end := strings.IndexByte(rest, ']')
 			if end < 0 {
 				return nil, s.fail("format with a bad field %q", name)
@@ -153,14 +154,14 @@ func (f *formatter) value(name string) (Value, error) {
 			}
 			v, err = s.item(v, key)
 			rest = rest[end+1:]
-		} else if rest[0] == '.' {
+		case '.':
 			end := strings.IndexAny(rest[1:], ".[") + 1
 			if end == 0 {
 				end = len(rest)
 			}
 			v, err = s.attr(v, rest[1:end])
 			rest = rest[end:]
-		} else {
+		default:
 			err = s.fail("format with a bad field %q", name)
 		}
 		if err != nil {

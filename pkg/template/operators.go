@@ -236,7 +236,7 @@ func integers(op string, i, j int64) (r int64, ok bool) {
 			return 0, true
 		}
 		r = i * j
-		return r, r/j == i && !(i == -1 && j == math.MinInt64) && !(j == -1 && i == math.MinInt64)
+		return r, r/j == i && (i != -1 || j != math.MinInt64) && (j != -1 || i != math.MinInt64)
 	case "//":
 		if i == math.MinInt64 && j == -1 {
 			return 0, false

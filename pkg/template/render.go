@@ -2,6 +2,7 @@ package template
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 )
@@ -135,8 +136,9 @@ func (s *state) step(n int) error {
 	if s.ticks >= 512 {
 		s.ticks = 0
 		if s.ctx.Err() != nil {
-			if cause, ok := context.Cause(s.ctx).(*BudgetError); ok {
-				return cause
+			var budget *BudgetError
+			if errors.As(context.Cause(s.ctx), &budget) {
+				return budget
 			}
 			return fmt.Errorf("render template: %w", s.ctx.Err())
 		}

@@ -106,7 +106,7 @@ func (t toolset) kinds(tool, param string) kinds { return t[tool][param] }
 
 func (k kinds) onlyString() bool {
 	for name, ok := range k {
-		if ok != (name == "string") && !(name == "json" && k["string"]) {
+		if ok != (name == "string") && (name != "json" || !k["string"]) {
 			return false
 		}
 	}

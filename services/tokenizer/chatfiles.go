@@ -102,7 +102,8 @@ func chatGGUF(path string) (Chat, error) {
 		c.Templates["default"] = t
 	}
 	tokens, _ := meta.Strings("tokenizer.ggml.tokens")
-	for variable, id := range map[string]string{"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "sep_token": "seperator",
+	for variable, id := range map[string]string{"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown",
+		"sep_token": "seperator", //nolint:misspell // as writers spell it
 		"pad_token": "padding", "cls_token": "cls", "mask_token": "mask"} {
 		if i, ok := meta.Uint("tokenizer.ggml." + id + "_token_id"); ok && i < uint64(len(tokens)) {
 			c.Special[variable] = tokens[i]

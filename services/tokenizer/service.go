@@ -65,18 +65,18 @@ type Service struct {
 // fault.Error for a model without a name or vocabulary, or two of a name.
 func New(c Config) (*Service, error) {
 	s := &Service{now: c.Now, budget: c.Budget, texts: c.Texts, workers: c.Workers}
-	s.shelf.open, s.shelf.models, s.shelf.bytes = c.Open, c.MaxModels, c.MaxBytes
+	s.open, s.models, s.bytes = c.Open, c.MaxModels, c.MaxBytes
 	if s.now == nil {
 		s.now = time.Now
 	}
 	if s.workers <= 0 {
 		s.workers = runtime.GOMAXPROCS(0)
 	}
-	if s.shelf.models <= 0 {
-		s.shelf.models = defaultModels
+	if s.models <= 0 {
+		s.models = defaultModels
 	}
-	if s.shelf.bytes <= 0 {
-		s.shelf.bytes = defaultBytes
+	if s.bytes <= 0 {
+		s.bytes = defaultBytes
 	}
 	for _, m := range c.Models {
 		if err := s.Add(m); err != nil {

@@ -145,7 +145,13 @@ func sendVocab(v *vocab.Vocab, stream grpc.ServerStreamingServer[tokenizerv1.Tra
 	if err != nil {
 		return fault.Wrap(fault.Unavailable, err, "write the vocabulary")
 	}
-	defer os.RemoveAll(dir)
+	if err := sendFiles(v, dir, stream); err != nil {
+		return errors.Join(err, os.RemoveAll(dir))
+	}
+	return os.RemoveAll(dir)
+}
+
+func sendFiles(v *vocab.Vocab, dir string, stream grpc.ServerStreamingServer[tokenizerv1.TrainVocabularyResponse]) error {
 	if err := v.WriteHF(dir); err != nil {
 		return fault.Wrap(fault.Internal, err, "write the vocabulary")
 	}
