@@ -37,6 +37,7 @@ type cli struct {
 	Tokenize   tokenizeCmd   `cmd:"" help:"Turn text on standard input into ids, or back."`
 	Grammar    grammarCmd    `cmd:"" help:"Say whether standard input is a text of a grammar, a JSON Schema or a regular expression."`
 	Template   templateCmd   `cmd:"" help:"Render messages on standard input by a chat template."`
+	Sample     sampleCmd     `cmd:"" help:"Run a chain of sampling rules over a row of logits."`
 	Logits     logitsCmd     `cmd:"" help:"Print the logits, loss or gradients of a model over ids."`
 	Perplexity perplexityCmd `cmd:"" help:"Measure a model's perplexity on a text."`
 	Bench      benchGroup    `cmd:"" help:"Measure a model or another part."`

@@ -26,6 +26,15 @@ func lse(row []float32) float64 {
 	return math.Log(sum)
 }
 
+func picker(t testing.TB, r sample.Rules) *sample.Picker {
+	t.Helper()
+	p, err := sample.NewPicker(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
 func TestBest_OrdersByLogitThenID(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 1))
 	for range 200 {
@@ -62,16 +71,37 @@ func TestPick_CandidatesDecideAsTheWholeRowWould(t *testing.T) {
 		if r.IntN(2) == 0 {
 			rules.MinP = r.Float64()
 		}
-		h := sample.NewHistory(nil, nil)
-		whole, err := rules.Pick(sample.Best(x, len(x)), true, lse(x), h, i)
+		var prompt, emitted []int32
+		for range r.IntN(20) {
+			prompt, emitted = append(prompt, int32(r.IntN(len(x)))), append(emitted, int32(r.IntN(len(x))))
+		}
+		switch r.IntN(8) {
+		case 0:
+			rules.RepetitionPenalty = 0.8 + r.Float64()
+		case 1:
+			rules.FrequencyPenalty, rules.PresencePenalty = r.Float64()-0.2, r.Float64()-0.2
+		case 2:
+			rules.LogitBias = sample.LogitBias{int32(r.IntN(9)): r.Float64() - 0.7}
+		case 3:
+			rules.DRY = sample.DRY{Multiplier: 1, Base: 1.75, AllowedLength: 1, LastN: -1}
+		case 4:
+			rules.NoRepeatNGram, rules.BadWords = 1, sample.BadWords{{3}, {4}}
+		case 5:
+			rules.EpsilonCutoff, rules.XTC = 0.01, sample.XTC{Probability: 0.5, Threshold: 0.05}
+		case 6:
+			rules.Mirostat = sample.Mirostat{Version: 2, Tau: 3, Eta: 0.1}
+		}
+		h := sample.NewHistory(prompt, emitted)
+		p := picker(t, rules)
+		whole, err := p.PickWhole(x, lse(x), h, i)
 		if err != nil {
 			t.Fatal(err)
 		}
-		need := rules.Need(len(x))
+		need := p.Need(len(x), h.Len())
 		if need == 0 {
 			continue
 		}
-		some, err := rules.Pick(sample.Best(x, need), false, lse(x), h, i)
+		some, err := p.Pick(sample.Best(x, need), lse(x), h, i)
 		if errors.Is(err, sample.ErrTooFew) {
 			continue
 		}
@@ -87,11 +117,11 @@ func TestPick_CandidatesDecideAsTheWholeRowWould(t *testing.T) {
 
 func TestPick_DrawsByTheDistribution(t *testing.T) {
 	x := []float32{0, 1, 2, 3}
-	rules := sample.Rules{Temperature: 1, Seed: 9}
+	p := picker(t, sample.Rules{Temperature: 1, Seed: 9})
 	counts := make([]float64, 4)
 	const n = 100000
 	for pos := range n {
-		c, err := rules.Pick(sample.Best(x, 4), true, lse(x), sample.NewHistory(nil, nil), pos)
+		c, err := p.PickRow(x, lse(x), sample.NewHistory(nil, nil), pos)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -111,7 +141,7 @@ func TestPick_PenaltiesAndBiasMoveTheChoice(t *testing.T) {
 	x := []float32{5, 4, 3}
 	pick := func(r sample.Rules, prompt, emitted []int32) int32 {
 		t.Helper()
-		c, err := r.Pick(sample.Best(x, 3), true, lse(x), sample.NewHistory(prompt, emitted), 0)
+		c, err := picker(t, r).PickRow(x, lse(x), sample.NewHistory(prompt, emitted), 0)
 		if err != nil {
 			t.Fatal(err)
 		}

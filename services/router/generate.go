@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"encoding/hex"
+	"slices"
 	"time"
 	"unicode/utf8"
 
@@ -15,6 +16,7 @@ import (
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
 	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
+	"github.com/lamina-mesh/lamina/pkg/sample"
 )
 
 // Generate continues a prompt.
@@ -121,6 +123,8 @@ type request struct {
 	rules    *samplerv1.Rules
 	prompt   []uint32
 	log      []int32
+	logprobs []float32 // of those emitted
+	picker   *sample.Picker
 	text     *textOut
 	arrived  time.Time
 	admitted time.Time
@@ -200,7 +204,9 @@ func (q *request) admit(p *pipeline, info *modelInfo) error {
 		q.maxTokens = uint32(room)
 	}
 	q.rules = q.samplerRules(info)
-	return nil
+	var err error
+	q.picker, err = picker(q.rules)
+	return err
 }
 
 // generate submits the session to a pipeline, and to another when that one dies.
@@ -214,7 +220,7 @@ func (q *request) generate(ctx context.Context) error {
 		}
 		l := &live{
 			id: randomID(), log: append([]int32(nil), q.log...), emitted: len(q.log) - len(q.prompt), epoch: epoch, rules: q.rules,
-			candidates: need(q.rules, int(p.stages[0].GetVocab())), maxLen: len(q.prompt) + int(q.maxTokens), out: make(chan outcome, outLen+2),
+			logprobs: slices.Clone(q.logprobs), picker: q.picker, maxLen: len(q.prompt) + int(q.maxTokens), out: make(chan outcome, outLen+2),
 		}
 		if err := p.tell(event{submit: l}); err == nil {
 			finished, err := q.follow(ctx, p, l)
@@ -295,7 +301,7 @@ func (q *request) token(l *live, t *samplerv1.Token) (bool, error) {
 	q.last = now
 	q.service.m.tokens.Inc()
 	index := len(q.log) - len(q.prompt)
-	q.log = append(q.log, int32(t.GetId()))
+	q.log, q.logprobs = append(q.log, int32(t.GetId())), append(q.logprobs, t.GetLogprob())
 	show, stopped, err := q.text.push(t.GetId())
 	if err != nil {
 		return false, err

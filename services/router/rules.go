@@ -7,6 +7,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
 	"github.com/lamina-mesh/lamina/pkg/sample"
+	"github.com/lamina-mesh/lamina/pkg/samplerules"
 )
 
 // Bounds of a request's numbers.
@@ -68,7 +69,7 @@ func (q *request) samplerRules(info *modelInfo) *samplerv1.Rules {
 	r := &samplerv1.Rules{
 		Temperature: 1, TopK: s.GetTopK(), TopP: s.GetTopP(), MinP: s.GetMinP(), RepetitionPenalty: s.GetRepetitionPenalty(),
 		FrequencyPenalty: s.GetFrequencyPenalty(), PresencePenalty: s.GetPresencePenalty(), LogitBias: s.GetLogitBias(),
-		MaxTokens: q.maxTokens, TopLogprobs: q.top,
+		MaxTokens: q.maxTokens, TopLogprobs: q.top, Advanced: s.GetAdvanced(), Choice: s.GetChoice(),
 	}
 	if s != nil && s.Temperature != nil {
 		r.Temperature = s.GetTemperature()
@@ -87,15 +88,11 @@ func (q *request) samplerRules(info *modelInfo) *samplerv1.Rules {
 	return r
 }
 
-// need is how many candidates the last stage should send for rules.
-func need(r *samplerv1.Rules, vocab int) int {
-	rules := sample.Rules{
-		Temperature: float64(r.GetTemperature()), TopK: int(r.GetTopK()), TopP: float64(r.GetTopP()), MinP: float64(r.GetMinP()),
-		RepetitionPenalty: float64(r.GetRepetitionPenalty()), FrequencyPenalty: float64(r.GetFrequencyPenalty()),
-		PresencePenalty: float64(r.GetPresencePenalty()), TopLogprobs: int(r.GetTopLogprobs()),
+// picker checks the rules as the sampler will, and knows how many candidates they need.
+func picker(r *samplerv1.Rules) (*sample.Picker, error) {
+	rules, err := samplerules.Read("sampling.", r)
+	if err != nil {
+		return nil, err
 	}
-	if len(r.GetLogitBias()) > 0 {
-		return 0
-	}
-	return rules.Need(vocab)
+	return sample.NewPicker(rules)
 }

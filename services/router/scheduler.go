@@ -12,6 +12,7 @@ import (
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
+	"github.com/lamina-mesh/lamina/pkg/sample"
 	"github.com/lamina-mesh/lamina/pkg/session"
 )
 
@@ -29,13 +30,14 @@ const (
 
 // live is a session on a pipeline, as the request's goroutine submits it.
 type live struct {
-	id         []byte
-	log        []int32 // prompt and emitted tokens
-	emitted    int     // how many of the log are emitted
-	epoch      uint64
-	rules      *samplerv1.Rules
-	candidates int
-	maxLen     int // of the log, when the generation ends
+	id       []byte
+	log      []int32 // prompt and emitted tokens
+	emitted  int     // how many of the log are emitted
+	epoch    uint64
+	rules    *samplerv1.Rules
+	logprobs []float32 // of those emitted
+	picker   *sample.Picker
+	maxLen   int // of the log, when the generation ends
 
 	out chan outcome // what came of it; the last one has lost or err set, or a finish reason
 
@@ -191,7 +193,7 @@ func (s *scheduler) admit() {
 		prompt := len(ids) - l.emitted
 		// A broken stream shows at Recv.
 		_ = s.p.sample.Send(&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Add{Add: &samplerv1.AddSession{
-			Session: l.id, Epoch: l.epoch, Rules: l.rules, Prompt: ids[:prompt], Emitted: ids[prompt:],
+			Session: l.id, Epoch: l.epoch, Rules: l.rules, Prompt: ids[:prompt], Emitted: ids[prompt:], EmittedLogprobs: l.logprobs,
 		}}})
 	}
 }
@@ -238,7 +240,7 @@ func (s *scheduler) batch() *shardv1.Batch {
 		}
 		e := &shardv1.Entry{Session: l.id, Epoch: l.epoch, Position: uint32(rows.Pos), Rows: uint32(len(rows.IDs))}
 		if rows.Logits {
-			e.Logits, e.Candidates = 1, uint32(l.candidates)
+			e.Logits, e.Candidates = 1, uint32(l.picker.Need(int(s.p.stages[0].GetVocab()), rows.Pos+len(rows.IDs)))
 			if f.waiting == nil {
 				f.waiting = map[string]bool{}
 			}

@@ -132,7 +132,7 @@ func (u *push) candidates(r *samplerv1.Row) ([]sample.Candidate, bool, error) {
 		if len(u.logits) != u.vocab {
 			return nil, false, fault.Field("row.logits", "%d values, want the vocabulary's %d", len(u.logits), u.vocab)
 		}
-		return nil, true, nil // ordered when the rules are known
+		return nil, true, nil
 	}
 	if len(r.GetIds()) != len(u.logits) {
 		return nil, false, fault.Field("row.ids", "%d for %d logits", len(r.GetIds()), len(u.logits))
@@ -144,7 +144,15 @@ func (u *push) candidates(r *samplerv1.Row) ([]sample.Candidate, bool, error) {
 		}
 		out[i] = sample.Candidate{ID: int32(id), Logit: u.logits[i]}
 	}
-	return out, len(out) == u.vocab, nil
+	if len(out) < u.vocab {
+		return out, false, nil
+	}
+	row := make([]float32, u.vocab)
+	for _, c := range out {
+		row[c.ID] = c.Logit
+	}
+	u.logits = row
+	return nil, true, nil
 }
 
 // pick advances a session by one row. It returns the reply to the router, or that
@@ -154,20 +162,14 @@ func (p *pipeline) pick(r *samplerv1.Row, candidates []sample.Candidate, whole b
 	if n == nil || r.GetEpoch() < n.epoch || int64(r.GetPosition()) <= n.last {
 		return nil, false
 	}
-	if whole && candidates == nil {
-		// Without penalties only the best count, as far as the rules look.
-		k := n.rules.Need(len(row))
-		if k == 0 {
-			k = len(row)
-		}
-		if candidates = sample.Best(row, k); k < len(row) {
-			if choice, err := n.rules.Pick(candidates, false, r.GetLogSumExp(), n.history, int(r.GetPosition())+1); err == nil {
-				return n.token(r, choice), false
-			}
-			candidates = sample.Best(row, len(row))
-		}
+	position := int(r.GetPosition()) + 1
+	var choice sample.Choice
+	var err error
+	if whole {
+		choice, err = n.picker.PickRow(row, r.GetLogSumExp(), n.history, position)
+	} else {
+		choice, err = n.picker.Pick(candidates, r.GetLogSumExp(), n.history, position)
 	}
-	choice, err := n.rules.Pick(candidates, whole, r.GetLogSumExp(), n.history, int(r.GetPosition())+1)
 	if errors.Is(err, sample.ErrTooFew) && !whole {
 		return nil, true
 	}
@@ -184,7 +186,7 @@ func (p *pipeline) pick(r *samplerv1.Row, candidates []sample.Candidate, whole b
 func (n *session) token(r *samplerv1.Row, choice sample.Choice) *samplerv1.SampleResponse {
 	n.last = int64(r.GetPosition())
 	n.emitted++
-	n.history.Emit(choice.ID)
+	n.history.Emit(choice.ID, float64(float32(choice.Logprob))) // as whoever takes over is told
 	token := &samplerv1.Token{
 		Session: r.GetSession(), Epoch: n.epoch, Position: r.GetPosition() + 1, Id: uint32(choice.ID), Logprob: float32(choice.Logprob),
 	}

@@ -2,7 +2,6 @@ package sampler
 
 import (
 	"log/slog"
-	"math"
 	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -11,6 +10,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
 	"github.com/lamina-mesh/lamina/pkg/sample"
+	"github.com/lamina-mesh/lamina/pkg/samplerules"
 )
 
 // Config is what the service is given from outside.
@@ -71,7 +71,7 @@ type pipeline struct {
 type session struct {
 	name    []byte
 	epoch   uint64
-	rules   sample.Rules
+	picker  *sample.Picker
 	ends    map[int32]bool
 	limit   int
 	emitted int
@@ -168,13 +168,21 @@ func (p *pipeline) addSession(a *samplerv1.AddSession) error {
 	if len(a.GetSession()) != idLen {
 		return fault.Field("add.session", "%d bytes, want %d", len(a.GetSession()), idLen)
 	}
-	rules, err := parseRules(a.GetRules())
+	rules, err := samplerules.Read("add.rules.", a.GetRules())
 	if err != nil {
 		return err
 	}
+	picker, err := sample.NewPicker(rules)
+	if err != nil {
+		return err
+	}
+	logprobs := make([]float64, len(a.GetEmittedLogprobs()))
+	for i, v := range a.GetEmittedLogprobs() {
+		logprobs[i] = float64(v)
+	}
 	n := &session{
-		name: a.GetSession(), epoch: a.GetEpoch(), rules: rules, ends: map[int32]bool{}, limit: int(a.GetRules().GetMaxTokens()),
-		emitted: len(a.GetEmitted()), last: -1, history: sample.NewHistory(ids(a.GetPrompt()), ids(a.GetEmitted())),
+		name: a.GetSession(), epoch: a.GetEpoch(), picker: picker, ends: map[int32]bool{}, limit: int(a.GetRules().GetMaxTokens()),
+		emitted: len(a.GetEmitted()), last: -1, history: sample.NewHistory(ids(a.GetPrompt()), ids(a.GetEmitted()), logprobs...),
 	}
 	for _, id := range a.GetRules().GetEndIds() {
 		n.ends[int32(id)] = true
@@ -198,42 +206,4 @@ func ids(wire []uint32) []int32 {
 		out[i] = int32(id)
 	}
 	return out
-}
-
-// parseRules checks every number.
-func parseRules(r *samplerv1.Rules) (sample.Rules, error) {
-	for _, f := range []struct {
-		name     string
-		v        float32
-		min, max float64
-	}{
-		{"temperature", r.GetTemperature(), 0, 100}, {"top_p", r.GetTopP(), 0, 1}, {"min_p", r.GetMinP(), 0, 1},
-		{"repetition_penalty", r.GetRepetitionPenalty(), 0, 100},
-		{"frequency_penalty", r.GetFrequencyPenalty(), -100, 100}, {"presence_penalty", r.GetPresencePenalty(), -100, 100},
-	} {
-		if v := float64(f.v); !(v >= f.min && v <= f.max) {
-			return sample.Rules{}, fault.Field("rules."+f.name, "%v is not within %v..%v", f.v, f.min, f.max)
-		}
-	}
-	if r.GetTopLogprobs() > maxTop {
-		return sample.Rules{}, fault.Field("rules.top_logprobs", "%d is more than %d", r.GetTopLogprobs(), maxTop)
-	}
-	if r.GetTopK() > maxVocab || r.GetMaxTokens() > math.MaxInt32 {
-		return sample.Rules{}, fault.Field("rules", "top_k or max_tokens is out of range")
-	}
-	out := sample.Rules{
-		Temperature: float64(r.GetTemperature()), TopK: int(r.GetTopK()), TopP: float64(r.GetTopP()), MinP: float64(r.GetMinP()), Seed: r.GetSeed(),
-		RepetitionPenalty: float64(r.GetRepetitionPenalty()), FrequencyPenalty: float64(r.GetFrequencyPenalty()),
-		PresencePenalty: float64(r.GetPresencePenalty()), TopLogprobs: int(r.GetTopLogprobs()),
-	}
-	if len(r.GetLogitBias()) > 0 {
-		out.LogitBias = map[int32]float64{}
-	}
-	for id, bias := range r.GetLogitBias() {
-		if !(bias >= -100 && bias <= 100) {
-			return out, fault.Field("rules.logit_bias", "%v of id %d is not within -100..100", bias, id)
-		}
-		out.LogitBias[int32(id)] = float64(bias)
-	}
-	return out, nil
 }

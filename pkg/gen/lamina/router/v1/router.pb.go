@@ -9,9 +9,9 @@
 package routerv1
 
 import (
-	v11 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
+	v1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
 	v12 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
-	v1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
+	v11 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	reflect "reflect"
@@ -46,7 +46,11 @@ type Sampling struct {
 	// Subtracted once for every emitted id; -2 to 2.
 	PresencePenalty float32 `protobuf:"fixed32,8,opt,name=presence_penalty,json=presencePenalty,proto3" json:"presence_penalty,omitempty"`
 	// Added to the logits of single ids; -100 to 100.
-	LogitBias     map[uint32]float32 `protobuf:"bytes,9,rep,name=logit_bias,json=logitBias,proto3" json:"logit_bias,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"fixed32,2,opt,name=value"`
+	LogitBias map[uint32]float32 `protobuf:"bytes,9,rep,name=logit_bias,json=logitBias,proto3" json:"logit_bias,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"fixed32,2,opt,name=value"`
+	// Rules that few requests set.
+	Advanced *v1.Advanced `protobuf:"bytes,10,opt,name=advanced,proto3" json:"advanced,omitempty"`
+	// Which of several choices of one request this is: each draws on its own.
+	Choice        uint32 `protobuf:"varint,11,opt,name=choice,proto3" json:"choice,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -142,6 +146,20 @@ func (x *Sampling) GetLogitBias() map[uint32]float32 {
 		return x.LogitBias
 	}
 	return nil
+}
+
+func (x *Sampling) GetAdvanced() *v1.Advanced {
+	if x != nil {
+		return x.Advanced
+	}
+	return nil
+}
+
+func (x *Sampling) GetChoice() uint32 {
+	if x != nil {
+		return x.Choice
+	}
+	return 0
 }
 
 // TokenIds is a prompt given as ids.
@@ -346,7 +364,7 @@ type ChatRequest struct {
 	// A model's name or digest; empty for the only one.
 	Model string `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
 	// The turns so far; at least one.
-	Messages []*v1.Message `protobuf:"bytes,2,rep,name=messages,proto3" json:"messages,omitempty"`
+	Messages []*v11.Message `protobuf:"bytes,2,rep,name=messages,proto3" json:"messages,omitempty"`
 	// Most tokens to generate; 0 means as many as the context holds.
 	MaxTokens uint32 `protobuf:"varint,3,opt,name=max_tokens,json=maxTokens,proto3" json:"max_tokens,omitempty"`
 	// How tokens are picked.
@@ -411,7 +429,7 @@ func (x *ChatRequest) GetModel() string {
 	return ""
 }
 
-func (x *ChatRequest) GetMessages() []*v1.Message {
+func (x *ChatRequest) GetMessages() []*v11.Message {
 	if x != nil {
 		return x.Messages
 	}
@@ -720,7 +738,7 @@ type Started struct {
 	// equal bytes.
 	Fingerprint string `protobuf:"bytes,6,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
 	// Of a chat: how the model writes tool calls and reasoning.
-	Format *v1.ChatFormat `protobuf:"bytes,7,opt,name=format,proto3" json:"format,omitempty"`
+	Format *v11.ChatFormat `protobuf:"bytes,7,opt,name=format,proto3" json:"format,omitempty"`
 	// Of a chat: the end of the prompt's text, at most 1 KiB, for whoever parses the
 	// answer.
 	PromptEnd     string `protobuf:"bytes,8,opt,name=prompt_end,json=promptEnd,proto3" json:"prompt_end,omitempty"`
@@ -800,7 +818,7 @@ func (x *Started) GetFingerprint() string {
 	return ""
 }
 
-func (x *Started) GetFormat() *v1.ChatFormat {
+func (x *Started) GetFormat() *v11.ChatFormat {
 	if x != nil {
 		return x.Format
 	}
@@ -964,7 +982,7 @@ func (x *TopCandidate) GetLogprob() float32 {
 type Finished struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Why it ended; never unspecified.
-	FinishReason v11.FinishReason `protobuf:"varint,1,opt,name=finish_reason,json=finishReason,proto3,enum=lamina.sampler.v1.FinishReason" json:"finish_reason,omitempty"`
+	FinishReason v1.FinishReason `protobuf:"varint,1,opt,name=finish_reason,json=finishReason,proto3,enum=lamina.sampler.v1.FinishReason" json:"finish_reason,omitempty"`
 	// What it took.
 	Usage *Usage `protobuf:"bytes,2,opt,name=usage,proto3" json:"usage,omitempty"`
 	// How long it took.
@@ -1005,11 +1023,11 @@ func (*Finished) Descriptor() ([]byte, []int) {
 	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{9}
 }
 
-func (x *Finished) GetFinishReason() v11.FinishReason {
+func (x *Finished) GetFinishReason() v1.FinishReason {
 	if x != nil {
 		return x.FinishReason
 	}
-	return v11.FinishReason(0)
+	return v1.FinishReason(0)
 }
 
 func (x *Finished) GetUsage() *Usage {
@@ -1760,7 +1778,7 @@ var File_lamina_router_v1_router_proto protoreflect.FileDescriptor
 
 const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\n" +
-	"\x1dlamina/router/v1/router.proto\x12\x10lamina.router.v1\x1a\x1flamina/sampler/v1/sampler.proto\x1a\x1blamina/shard/v1/shard.proto\x1a#lamina/tokenizer/v1/tokenizer.proto\"\xdc\x03\n" +
+	"\x1dlamina/router/v1/router.proto\x12\x10lamina.router.v1\x1a\x1flamina/sampler/v1/sampler.proto\x1a\x1blamina/shard/v1/shard.proto\x1a#lamina/tokenizer/v1/tokenizer.proto\"\xad\x04\n" +
 	"\bSampling\x12%\n" +
 	"\vtemperature\x18\x01 \x01(\x02H\x00R\vtemperature\x88\x01\x01\x12\x13\n" +
 	"\x05top_k\x18\x02 \x01(\rR\x04topK\x12\x18\n" +
@@ -1771,7 +1789,10 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\x11frequency_penalty\x18\a \x01(\x02R\x10frequencyPenalty\x12)\n" +
 	"\x10presence_penalty\x18\b \x01(\x02R\x0fpresencePenalty\x12H\n" +
 	"\n" +
-	"logit_bias\x18\t \x03(\v2).lamina.router.v1.Sampling.LogitBiasEntryR\tlogitBias\x1a<\n" +
+	"logit_bias\x18\t \x03(\v2).lamina.router.v1.Sampling.LogitBiasEntryR\tlogitBias\x127\n" +
+	"\badvanced\x18\n" +
+	" \x01(\v2\x1b.lamina.sampler.v1.AdvancedR\badvanced\x12\x16\n" +
+	"\x06choice\x18\v \x01(\rR\x06choice\x1a<\n" +
 	"\x0eLogitBiasEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\rR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x02R\x05value:\x028\x01B\x0e\n" +
@@ -1938,51 +1959,53 @@ var file_lamina_router_v1_router_proto_goTypes = []any{
 	(*Member)(nil),                // 20: lamina.router.v1.Member
 	(*Pipeline)(nil),              // 21: lamina.router.v1.Pipeline
 	nil,                           // 22: lamina.router.v1.Sampling.LogitBiasEntry
-	(*v1.Message)(nil),            // 23: lamina.tokenizer.v1.Message
-	(*v1.ChatFormat)(nil),         // 24: lamina.tokenizer.v1.ChatFormat
-	(v11.FinishReason)(0),         // 25: lamina.sampler.v1.FinishReason
-	(*v12.Held)(nil),              // 26: lamina.shard.v1.Held
-	(*v12.Hop)(nil),               // 27: lamina.shard.v1.Hop
+	(*v1.Advanced)(nil),           // 23: lamina.sampler.v1.Advanced
+	(*v11.Message)(nil),           // 24: lamina.tokenizer.v1.Message
+	(*v11.ChatFormat)(nil),        // 25: lamina.tokenizer.v1.ChatFormat
+	(v1.FinishReason)(0),          // 26: lamina.sampler.v1.FinishReason
+	(*v12.Held)(nil),              // 27: lamina.shard.v1.Held
+	(*v12.Hop)(nil),               // 28: lamina.shard.v1.Hop
 }
 var file_lamina_router_v1_router_proto_depIdxs = []int32{
 	22, // 0: lamina.router.v1.Sampling.logit_bias:type_name -> lamina.router.v1.Sampling.LogitBiasEntry
-	1,  // 1: lamina.router.v1.GenerateRequest.token_ids:type_name -> lamina.router.v1.TokenIds
-	0,  // 2: lamina.router.v1.GenerateRequest.sampling:type_name -> lamina.router.v1.Sampling
-	23, // 3: lamina.router.v1.ChatRequest.messages:type_name -> lamina.tokenizer.v1.Message
-	0,  // 4: lamina.router.v1.ChatRequest.sampling:type_name -> lamina.router.v1.Sampling
-	6,  // 5: lamina.router.v1.GenerateResponse.started:type_name -> lamina.router.v1.Started
-	7,  // 6: lamina.router.v1.GenerateResponse.token:type_name -> lamina.router.v1.TokenEvent
-	9,  // 7: lamina.router.v1.GenerateResponse.finished:type_name -> lamina.router.v1.Finished
-	6,  // 8: lamina.router.v1.ChatResponse.started:type_name -> lamina.router.v1.Started
-	7,  // 9: lamina.router.v1.ChatResponse.token:type_name -> lamina.router.v1.TokenEvent
-	9,  // 10: lamina.router.v1.ChatResponse.finished:type_name -> lamina.router.v1.Finished
-	24, // 11: lamina.router.v1.Started.format:type_name -> lamina.tokenizer.v1.ChatFormat
-	8,  // 12: lamina.router.v1.TokenEvent.top:type_name -> lamina.router.v1.TopCandidate
-	25, // 13: lamina.router.v1.Finished.finish_reason:type_name -> lamina.sampler.v1.FinishReason
-	10, // 14: lamina.router.v1.Finished.usage:type_name -> lamina.router.v1.Usage
-	11, // 15: lamina.router.v1.Finished.timings:type_name -> lamina.router.v1.Timings
-	14, // 16: lamina.router.v1.ListModelsResponse.models:type_name -> lamina.router.v1.Model
-	19, // 17: lamina.router.v1.TopologyResponse.mesh:type_name -> lamina.router.v1.Mesh
-	19, // 18: lamina.router.v1.WatchTopologyResponse.mesh:type_name -> lamina.router.v1.Mesh
-	20, // 19: lamina.router.v1.Mesh.members:type_name -> lamina.router.v1.Member
-	21, // 20: lamina.router.v1.Mesh.pipelines:type_name -> lamina.router.v1.Pipeline
-	26, // 21: lamina.router.v1.Member.held:type_name -> lamina.shard.v1.Held
-	27, // 22: lamina.router.v1.Pipeline.stages:type_name -> lamina.shard.v1.Hop
-	2,  // 23: lamina.router.v1.RouterService.Generate:input_type -> lamina.router.v1.GenerateRequest
-	3,  // 24: lamina.router.v1.RouterService.Chat:input_type -> lamina.router.v1.ChatRequest
-	12, // 25: lamina.router.v1.RouterService.ListModels:input_type -> lamina.router.v1.ListModelsRequest
-	15, // 26: lamina.router.v1.RouterService.Topology:input_type -> lamina.router.v1.TopologyRequest
-	17, // 27: lamina.router.v1.RouterService.WatchTopology:input_type -> lamina.router.v1.WatchTopologyRequest
-	4,  // 28: lamina.router.v1.RouterService.Generate:output_type -> lamina.router.v1.GenerateResponse
-	5,  // 29: lamina.router.v1.RouterService.Chat:output_type -> lamina.router.v1.ChatResponse
-	13, // 30: lamina.router.v1.RouterService.ListModels:output_type -> lamina.router.v1.ListModelsResponse
-	16, // 31: lamina.router.v1.RouterService.Topology:output_type -> lamina.router.v1.TopologyResponse
-	18, // 32: lamina.router.v1.RouterService.WatchTopology:output_type -> lamina.router.v1.WatchTopologyResponse
-	28, // [28:33] is the sub-list for method output_type
-	23, // [23:28] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	23, // 1: lamina.router.v1.Sampling.advanced:type_name -> lamina.sampler.v1.Advanced
+	1,  // 2: lamina.router.v1.GenerateRequest.token_ids:type_name -> lamina.router.v1.TokenIds
+	0,  // 3: lamina.router.v1.GenerateRequest.sampling:type_name -> lamina.router.v1.Sampling
+	24, // 4: lamina.router.v1.ChatRequest.messages:type_name -> lamina.tokenizer.v1.Message
+	0,  // 5: lamina.router.v1.ChatRequest.sampling:type_name -> lamina.router.v1.Sampling
+	6,  // 6: lamina.router.v1.GenerateResponse.started:type_name -> lamina.router.v1.Started
+	7,  // 7: lamina.router.v1.GenerateResponse.token:type_name -> lamina.router.v1.TokenEvent
+	9,  // 8: lamina.router.v1.GenerateResponse.finished:type_name -> lamina.router.v1.Finished
+	6,  // 9: lamina.router.v1.ChatResponse.started:type_name -> lamina.router.v1.Started
+	7,  // 10: lamina.router.v1.ChatResponse.token:type_name -> lamina.router.v1.TokenEvent
+	9,  // 11: lamina.router.v1.ChatResponse.finished:type_name -> lamina.router.v1.Finished
+	25, // 12: lamina.router.v1.Started.format:type_name -> lamina.tokenizer.v1.ChatFormat
+	8,  // 13: lamina.router.v1.TokenEvent.top:type_name -> lamina.router.v1.TopCandidate
+	26, // 14: lamina.router.v1.Finished.finish_reason:type_name -> lamina.sampler.v1.FinishReason
+	10, // 15: lamina.router.v1.Finished.usage:type_name -> lamina.router.v1.Usage
+	11, // 16: lamina.router.v1.Finished.timings:type_name -> lamina.router.v1.Timings
+	14, // 17: lamina.router.v1.ListModelsResponse.models:type_name -> lamina.router.v1.Model
+	19, // 18: lamina.router.v1.TopologyResponse.mesh:type_name -> lamina.router.v1.Mesh
+	19, // 19: lamina.router.v1.WatchTopologyResponse.mesh:type_name -> lamina.router.v1.Mesh
+	20, // 20: lamina.router.v1.Mesh.members:type_name -> lamina.router.v1.Member
+	21, // 21: lamina.router.v1.Mesh.pipelines:type_name -> lamina.router.v1.Pipeline
+	27, // 22: lamina.router.v1.Member.held:type_name -> lamina.shard.v1.Held
+	28, // 23: lamina.router.v1.Pipeline.stages:type_name -> lamina.shard.v1.Hop
+	2,  // 24: lamina.router.v1.RouterService.Generate:input_type -> lamina.router.v1.GenerateRequest
+	3,  // 25: lamina.router.v1.RouterService.Chat:input_type -> lamina.router.v1.ChatRequest
+	12, // 26: lamina.router.v1.RouterService.ListModels:input_type -> lamina.router.v1.ListModelsRequest
+	15, // 27: lamina.router.v1.RouterService.Topology:input_type -> lamina.router.v1.TopologyRequest
+	17, // 28: lamina.router.v1.RouterService.WatchTopology:input_type -> lamina.router.v1.WatchTopologyRequest
+	4,  // 29: lamina.router.v1.RouterService.Generate:output_type -> lamina.router.v1.GenerateResponse
+	5,  // 30: lamina.router.v1.RouterService.Chat:output_type -> lamina.router.v1.ChatResponse
+	13, // 31: lamina.router.v1.RouterService.ListModels:output_type -> lamina.router.v1.ListModelsResponse
+	16, // 32: lamina.router.v1.RouterService.Topology:output_type -> lamina.router.v1.TopologyResponse
+	18, // 33: lamina.router.v1.RouterService.WatchTopology:output_type -> lamina.router.v1.WatchTopologyResponse
+	29, // [29:34] is the sub-list for method output_type
+	24, // [24:29] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_lamina_router_v1_router_proto_init() }

@@ -103,7 +103,11 @@ type Rules struct {
 	// Tokens after which FINISH_REASON_LENGTH ends the generation; 0 for no limit.
 	MaxTokens uint32 `protobuf:"varint,11,opt,name=max_tokens,json=maxTokens,proto3" json:"max_tokens,omitempty"`
 	// How many of the best candidates to report with each token; at most 20.
-	TopLogprobs   uint32 `protobuf:"varint,12,opt,name=top_logprobs,json=topLogprobs,proto3" json:"top_logprobs,omitempty"`
+	TopLogprobs uint32 `protobuf:"varint,12,opt,name=top_logprobs,json=topLogprobs,proto3" json:"top_logprobs,omitempty"`
+	// Rules that few requests set.
+	Advanced *Advanced `protobuf:"bytes,13,opt,name=advanced,proto3" json:"advanced,omitempty"`
+	// Which of a request's choices this is: each draws on its own.
+	Choice        uint32 `protobuf:"varint,14,opt,name=choice,proto3" json:"choice,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -222,6 +226,295 @@ func (x *Rules) GetTopLogprobs() uint32 {
 	return 0
 }
 
+func (x *Rules) GetAdvanced() *Advanced {
+	if x != nil {
+		return x.Advanced
+	}
+	return nil
+}
+
+func (x *Rules) GetChoice() uint32 {
+	if x != nil {
+		return x.Choice
+	}
+	return 0
+}
+
+// Ids is a sequence of token ids.
+type Ids struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In order; at least one.
+	Ids           []uint32 `protobuf:"varint,1,rep,packed,name=ids,proto3" json:"ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Ids) Reset() {
+	*x = Ids{}
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Ids) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Ids) ProtoMessage() {}
+
+func (x *Ids) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Ids.ProtoReflect.Descriptor instead.
+func (*Ids) Descriptor() ([]byte, []int) {
+	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Ids) GetIds() []uint32 {
+	if x != nil {
+		return x.Ids
+	}
+	return nil
+}
+
+// Advanced are rules that few requests set. Zero is off, unless said otherwise.
+type Advanced struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Keeps the ids whose surprise is nearest to the entropy, until their mass reaches p.
+	TypicalP float32 `protobuf:"fixed32,1,opt,name=typical_p,json=typicalP,proto3" json:"typical_p,omitempty"`
+	// Keeps what is within n standard deviations of the best logit.
+	TopNSigma float32 `protobuf:"fixed32,2,opt,name=top_n_sigma,json=topNSigma,proto3" json:"top_n_sigma,omitempty"`
+	// Drops what is less likely.
+	EpsilonCutoff float32 `protobuf:"fixed32,3,opt,name=epsilon_cutoff,json=epsilonCutoff,proto3" json:"epsilon_cutoff,omitempty"`
+	// Drops what is less likely than min(eta, sqrt(eta)·exp(-entropy)).
+	EtaCutoff float32 `protobuf:"fixed32,4,opt,name=eta_cutoff,json=etaCutoff,proto3" json:"eta_cutoff,omitempty"`
+	// How often XTC drops all but the last of the ids that reach its threshold.
+	XtcProbability float32 `protobuf:"fixed32,5,opt,name=xtc_probability,json=xtcProbability,proto3" json:"xtc_probability,omitempty"`
+	// XTC's threshold; 0 is 0.1.
+	XtcThreshold float32 `protobuf:"fixed32,6,opt,name=xtc_threshold,json=xtcThreshold,proto3" json:"xtc_threshold,omitempty"`
+	// How far the temperature moves with the entropy, either way.
+	DynamicRange float32 `protobuf:"fixed32,7,opt,name=dynamic_range,json=dynamicRange,proto3" json:"dynamic_range,omitempty"`
+	// The power of the entropy's share; 0 is 1.
+	DynamicExponent float32 `protobuf:"fixed32,8,opt,name=dynamic_exponent,json=dynamicExponent,proto3" json:"dynamic_exponent,omitempty"`
+	// Drops ids that would end an n-gram that has been.
+	NoRepeatNgram uint32 `protobuf:"varint,9,opt,name=no_repeat_ngram,json=noRepeatNgram,proto3" json:"no_repeat_ngram,omitempty"`
+	// Drops ids that would end one of these.
+	BadWords []*Ids `protobuf:"bytes,10,rep,name=bad_words,json=badWords,proto3" json:"bad_words,omitempty"`
+	// DRY's penalty for going on with a repetition.
+	DryMultiplier float32 `protobuf:"fixed32,11,opt,name=dry_multiplier,json=dryMultiplier,proto3" json:"dry_multiplier,omitempty"`
+	// By how much it grows with each id more; 0 is 1.75.
+	DryBase float32 `protobuf:"fixed32,12,opt,name=dry_base,json=dryBase,proto3" json:"dry_base,omitempty"`
+	// The longest repetition that is free; 0 is 2.
+	DryAllowedLength uint32 `protobuf:"varint,13,opt,name=dry_allowed_length,json=dryAllowedLength,proto3" json:"dry_allowed_length,omitempty"`
+	// How far DRY looks back, in ids; 0 is all.
+	DryLastN uint32 `protobuf:"varint,14,opt,name=dry_last_n,json=dryLastN,proto3" json:"dry_last_n,omitempty"`
+	// Sequences that no repetition reaches over.
+	DryBreakers []*Ids `protobuf:"bytes,15,rep,name=dry_breakers,json=dryBreakers,proto3" json:"dry_breakers,omitempty"`
+	// Mirostat's version, 1 or 2.
+	Mirostat uint32 `protobuf:"varint,16,opt,name=mirostat,proto3" json:"mirostat,omitempty"`
+	// The surprise that it aims at, in bits; 0 is 5.
+	MirostatTau float32 `protobuf:"fixed32,17,opt,name=mirostat_tau,json=mirostatTau,proto3" json:"mirostat_tau,omitempty"`
+	// How fast it gets there; 0 is 0.1.
+	MirostatEta float32 `protobuf:"fixed32,18,opt,name=mirostat_eta,json=mirostatEta,proto3" json:"mirostat_eta,omitempty"`
+	// Ends are dropped until so many tokens are out.
+	MinTokens uint32 `protobuf:"varint,19,opt,name=min_tokens,json=minTokens,proto3" json:"min_tokens,omitempty"`
+	// How far the repetition penalty looks back, in ids; 0 is all.
+	PenaltyLastN uint32 `protobuf:"varint,20,opt,name=penalty_last_n,json=penaltyLastN,proto3" json:"penalty_last_n,omitempty"`
+	// The names of the rules in the order in which they run. Every rule that is on must
+	// stand in it. Empty: min_tokens, logit_bias, bad_words, no_repeat_ngram,
+	// repetition_penalty, penalties, dry, temperature, top_n_sigma, top_k, typical_p,
+	// epsilon_cutoff, eta_cutoff, min_p, top_p, xtc, mirostat.
+	Order         []string `protobuf:"bytes,21,rep,name=order,proto3" json:"order,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Advanced) Reset() {
+	*x = Advanced{}
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Advanced) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Advanced) ProtoMessage() {}
+
+func (x *Advanced) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Advanced.ProtoReflect.Descriptor instead.
+func (*Advanced) Descriptor() ([]byte, []int) {
+	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Advanced) GetTypicalP() float32 {
+	if x != nil {
+		return x.TypicalP
+	}
+	return 0
+}
+
+func (x *Advanced) GetTopNSigma() float32 {
+	if x != nil {
+		return x.TopNSigma
+	}
+	return 0
+}
+
+func (x *Advanced) GetEpsilonCutoff() float32 {
+	if x != nil {
+		return x.EpsilonCutoff
+	}
+	return 0
+}
+
+func (x *Advanced) GetEtaCutoff() float32 {
+	if x != nil {
+		return x.EtaCutoff
+	}
+	return 0
+}
+
+func (x *Advanced) GetXtcProbability() float32 {
+	if x != nil {
+		return x.XtcProbability
+	}
+	return 0
+}
+
+func (x *Advanced) GetXtcThreshold() float32 {
+	if x != nil {
+		return x.XtcThreshold
+	}
+	return 0
+}
+
+func (x *Advanced) GetDynamicRange() float32 {
+	if x != nil {
+		return x.DynamicRange
+	}
+	return 0
+}
+
+func (x *Advanced) GetDynamicExponent() float32 {
+	if x != nil {
+		return x.DynamicExponent
+	}
+	return 0
+}
+
+func (x *Advanced) GetNoRepeatNgram() uint32 {
+	if x != nil {
+		return x.NoRepeatNgram
+	}
+	return 0
+}
+
+func (x *Advanced) GetBadWords() []*Ids {
+	if x != nil {
+		return x.BadWords
+	}
+	return nil
+}
+
+func (x *Advanced) GetDryMultiplier() float32 {
+	if x != nil {
+		return x.DryMultiplier
+	}
+	return 0
+}
+
+func (x *Advanced) GetDryBase() float32 {
+	if x != nil {
+		return x.DryBase
+	}
+	return 0
+}
+
+func (x *Advanced) GetDryAllowedLength() uint32 {
+	if x != nil {
+		return x.DryAllowedLength
+	}
+	return 0
+}
+
+func (x *Advanced) GetDryLastN() uint32 {
+	if x != nil {
+		return x.DryLastN
+	}
+	return 0
+}
+
+func (x *Advanced) GetDryBreakers() []*Ids {
+	if x != nil {
+		return x.DryBreakers
+	}
+	return nil
+}
+
+func (x *Advanced) GetMirostat() uint32 {
+	if x != nil {
+		return x.Mirostat
+	}
+	return 0
+}
+
+func (x *Advanced) GetMirostatTau() float32 {
+	if x != nil {
+		return x.MirostatTau
+	}
+	return 0
+}
+
+func (x *Advanced) GetMirostatEta() float32 {
+	if x != nil {
+		return x.MirostatEta
+	}
+	return 0
+}
+
+func (x *Advanced) GetMinTokens() uint32 {
+	if x != nil {
+		return x.MinTokens
+	}
+	return 0
+}
+
+func (x *Advanced) GetPenaltyLastN() uint32 {
+	if x != nil {
+		return x.PenaltyLastN
+	}
+	return 0
+}
+
+func (x *Advanced) GetOrder() []string {
+	if x != nil {
+		return x.Order
+	}
+	return nil
+}
+
 // SampleRequest is a frame from the router.
 type SampleRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -239,7 +532,7 @@ type SampleRequest struct {
 
 func (x *SampleRequest) Reset() {
 	*x = SampleRequest{}
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[1]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -251,7 +544,7 @@ func (x *SampleRequest) String() string {
 func (*SampleRequest) ProtoMessage() {}
 
 func (x *SampleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[1]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -264,7 +557,7 @@ func (x *SampleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SampleRequest.ProtoReflect.Descriptor instead.
 func (*SampleRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{1}
+	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *SampleRequest) GetFrame() isSampleRequest_Frame {
@@ -337,7 +630,7 @@ type SampleOpen struct {
 
 func (x *SampleOpen) Reset() {
 	*x = SampleOpen{}
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[2]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -349,7 +642,7 @@ func (x *SampleOpen) String() string {
 func (*SampleOpen) ProtoMessage() {}
 
 func (x *SampleOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[2]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -362,7 +655,7 @@ func (x *SampleOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SampleOpen.ProtoReflect.Descriptor instead.
 func (*SampleOpen) Descriptor() ([]byte, []int) {
-	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{2}
+	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *SampleOpen) GetPipeline() []byte {
@@ -384,14 +677,16 @@ type AddSession struct {
 	// The prompt's ids.
 	Prompt []uint32 `protobuf:"varint,4,rep,packed,name=prompt,proto3" json:"prompt,omitempty"`
 	// Ids emitted before, when a session moves.
-	Emitted       []uint32 `protobuf:"varint,5,rep,packed,name=emitted,proto3" json:"emitted,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Emitted []uint32 `protobuf:"varint,5,rep,packed,name=emitted,proto3" json:"emitted,omitempty"`
+	// Their log-probabilities, as reported; what only mirostat wants.
+	EmittedLogprobs []float32 `protobuf:"fixed32,6,rep,packed,name=emitted_logprobs,json=emittedLogprobs,proto3" json:"emitted_logprobs,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *AddSession) Reset() {
 	*x = AddSession{}
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[3]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -403,7 +698,7 @@ func (x *AddSession) String() string {
 func (*AddSession) ProtoMessage() {}
 
 func (x *AddSession) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[3]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -416,7 +711,7 @@ func (x *AddSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddSession.ProtoReflect.Descriptor instead.
 func (*AddSession) Descriptor() ([]byte, []int) {
-	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{3}
+	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *AddSession) GetSession() []byte {
@@ -454,6 +749,13 @@ func (x *AddSession) GetEmitted() []uint32 {
 	return nil
 }
 
+func (x *AddSession) GetEmittedLogprobs() []float32 {
+	if x != nil {
+		return x.EmittedLogprobs
+	}
+	return nil
+}
+
 // RemoveSession ends a session.
 type RemoveSession struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -465,7 +767,7 @@ type RemoveSession struct {
 
 func (x *RemoveSession) Reset() {
 	*x = RemoveSession{}
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[4]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -477,7 +779,7 @@ func (x *RemoveSession) String() string {
 func (*RemoveSession) ProtoMessage() {}
 
 func (x *RemoveSession) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[4]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -490,7 +792,7 @@ func (x *RemoveSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveSession.ProtoReflect.Descriptor instead.
 func (*RemoveSession) Descriptor() ([]byte, []int) {
-	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{4}
+	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *RemoveSession) GetSession() []byte {
@@ -518,7 +820,7 @@ type SampleResponse struct {
 
 func (x *SampleResponse) Reset() {
 	*x = SampleResponse{}
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[5]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -530,7 +832,7 @@ func (x *SampleResponse) String() string {
 func (*SampleResponse) ProtoMessage() {}
 
 func (x *SampleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[5]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -543,7 +845,7 @@ func (x *SampleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SampleResponse.ProtoReflect.Descriptor instead.
 func (*SampleResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{5}
+	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *SampleResponse) GetFrame() isSampleResponse_Frame {
@@ -630,7 +932,7 @@ type SampleOpened struct {
 
 func (x *SampleOpened) Reset() {
 	*x = SampleOpened{}
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[6]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -642,7 +944,7 @@ func (x *SampleOpened) String() string {
 func (*SampleOpened) ProtoMessage() {}
 
 func (x *SampleOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[6]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -655,7 +957,7 @@ func (x *SampleOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SampleOpened.ProtoReflect.Descriptor instead.
 func (*SampleOpened) Descriptor() ([]byte, []int) {
-	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{6}
+	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{8}
 }
 
 // SessionAdded says that a session is known.
@@ -669,7 +971,7 @@ type SessionAdded struct {
 
 func (x *SessionAdded) Reset() {
 	*x = SessionAdded{}
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[7]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -681,7 +983,7 @@ func (x *SessionAdded) String() string {
 func (*SessionAdded) ProtoMessage() {}
 
 func (x *SessionAdded) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[7]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -694,7 +996,7 @@ func (x *SessionAdded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionAdded.ProtoReflect.Descriptor instead.
 func (*SessionAdded) Descriptor() ([]byte, []int) {
-	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{7}
+	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *SessionAdded) GetSession() []byte {
@@ -727,7 +1029,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[8]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -739,7 +1041,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[8]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -752,7 +1054,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{8}
+	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Token) GetSession() []byte {
@@ -817,7 +1119,7 @@ type Candidate struct {
 
 func (x *Candidate) Reset() {
 	*x = Candidate{}
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[9]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -829,7 +1131,7 @@ func (x *Candidate) String() string {
 func (*Candidate) ProtoMessage() {}
 
 func (x *Candidate) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[9]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -842,7 +1144,7 @@ func (x *Candidate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Candidate.ProtoReflect.Descriptor instead.
 func (*Candidate) Descriptor() ([]byte, []int) {
-	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{9}
+	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Candidate) GetId() uint32 {
@@ -874,7 +1176,7 @@ type SessionFailed struct {
 
 func (x *SessionFailed) Reset() {
 	*x = SessionFailed{}
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[10]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -886,7 +1188,7 @@ func (x *SessionFailed) String() string {
 func (*SessionFailed) ProtoMessage() {}
 
 func (x *SessionFailed) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[10]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -899,7 +1201,7 @@ func (x *SessionFailed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionFailed.ProtoReflect.Descriptor instead.
 func (*SessionFailed) Descriptor() ([]byte, []int) {
-	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{10}
+	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *SessionFailed) GetSession() []byte {
@@ -940,7 +1242,7 @@ type PushRequest struct {
 
 func (x *PushRequest) Reset() {
 	*x = PushRequest{}
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[11]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -952,7 +1254,7 @@ func (x *PushRequest) String() string {
 func (*PushRequest) ProtoMessage() {}
 
 func (x *PushRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[11]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -965,7 +1267,7 @@ func (x *PushRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PushRequest.ProtoReflect.Descriptor instead.
 func (*PushRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{11}
+	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *PushRequest) GetFrame() isPushRequest_Frame {
@@ -1040,7 +1342,7 @@ type PushOpen struct {
 
 func (x *PushOpen) Reset() {
 	*x = PushOpen{}
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[12]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1052,7 +1354,7 @@ func (x *PushOpen) String() string {
 func (*PushOpen) ProtoMessage() {}
 
 func (x *PushOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[12]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1065,7 +1367,7 @@ func (x *PushOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PushOpen.ProtoReflect.Descriptor instead.
 func (*PushOpen) Descriptor() ([]byte, []int) {
-	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{12}
+	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *PushOpen) GetPipeline() []byte {
@@ -1093,7 +1395,7 @@ type Rows struct {
 
 func (x *Rows) Reset() {
 	*x = Rows{}
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[13]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1105,7 +1407,7 @@ func (x *Rows) String() string {
 func (*Rows) ProtoMessage() {}
 
 func (x *Rows) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[13]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1118,7 +1420,7 @@ func (x *Rows) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rows.ProtoReflect.Descriptor instead.
 func (*Rows) Descriptor() ([]byte, []int) {
-	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{13}
+	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Rows) GetRows() []*Row {
@@ -1150,7 +1452,7 @@ type Row struct {
 
 func (x *Row) Reset() {
 	*x = Row{}
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[14]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1162,7 +1464,7 @@ func (x *Row) String() string {
 func (*Row) ProtoMessage() {}
 
 func (x *Row) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[14]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1175,7 +1477,7 @@ func (x *Row) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Row.ProtoReflect.Descriptor instead.
 func (*Row) Descriptor() ([]byte, []int) {
-	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{14}
+	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Row) GetSession() []byte {
@@ -1236,7 +1538,7 @@ type PushResponse struct {
 
 func (x *PushResponse) Reset() {
 	*x = PushResponse{}
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[15]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1248,7 +1550,7 @@ func (x *PushResponse) String() string {
 func (*PushResponse) ProtoMessage() {}
 
 func (x *PushResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[15]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1261,7 +1563,7 @@ func (x *PushResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PushResponse.ProtoReflect.Descriptor instead.
 func (*PushResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{15}
+	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *PushResponse) GetFrame() isPushResponse_Frame {
@@ -1316,7 +1618,7 @@ type PushOpened struct {
 
 func (x *PushOpened) Reset() {
 	*x = PushOpened{}
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[16]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1328,7 +1630,7 @@ func (x *PushOpened) String() string {
 func (*PushOpened) ProtoMessage() {}
 
 func (x *PushOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[16]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1341,7 +1643,7 @@ func (x *PushOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PushOpened.ProtoReflect.Descriptor instead.
 func (*PushOpened) Descriptor() ([]byte, []int) {
-	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{16}
+	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{18}
 }
 
 // RowWanted asks for a whole row.
@@ -1357,7 +1659,7 @@ type RowWanted struct {
 
 func (x *RowWanted) Reset() {
 	*x = RowWanted{}
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[17]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1369,7 +1671,7 @@ func (x *RowWanted) String() string {
 func (*RowWanted) ProtoMessage() {}
 
 func (x *RowWanted) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[17]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1382,7 +1684,7 @@ func (x *RowWanted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RowWanted.ProtoReflect.Descriptor instead.
 func (*RowWanted) Descriptor() ([]byte, []int) {
-	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{17}
+	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RowWanted) GetSession() []byte {
@@ -1403,7 +1705,7 @@ var File_lamina_sampler_v1_sampler_proto protoreflect.FileDescriptor
 
 const file_lamina_sampler_v1_sampler_proto_rawDesc = "" +
 	"\n" +
-	"\x1flamina/sampler/v1/sampler.proto\x12\x11lamina.sampler.v1\x1a\x1dlamina/tensor/v1/tensor.proto\"\xe4\x03\n" +
+	"\x1flamina/sampler/v1/sampler.proto\x12\x11lamina.sampler.v1\x1a\x1dlamina/tensor/v1/tensor.proto\"\xb5\x04\n" +
 	"\x05Rules\x12 \n" +
 	"\vtemperature\x18\x01 \x01(\x02R\vtemperature\x12\x13\n" +
 	"\x05top_k\x18\x02 \x01(\rR\x04topK\x12\x13\n" +
@@ -1419,10 +1721,40 @@ const file_lamina_sampler_v1_sampler_proto_rawDesc = "" +
 	" \x03(\rR\x06endIds\x12\x1d\n" +
 	"\n" +
 	"max_tokens\x18\v \x01(\rR\tmaxTokens\x12!\n" +
-	"\ftop_logprobs\x18\f \x01(\rR\vtopLogprobs\x1a<\n" +
+	"\ftop_logprobs\x18\f \x01(\rR\vtopLogprobs\x127\n" +
+	"\badvanced\x18\r \x01(\v2\x1b.lamina.sampler.v1.AdvancedR\badvanced\x12\x16\n" +
+	"\x06choice\x18\x0e \x01(\rR\x06choice\x1a<\n" +
 	"\x0eLogitBiasEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\rR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x02R\x05value:\x028\x01\"\xbc\x01\n" +
+	"\x05value\x18\x02 \x01(\x02R\x05value:\x028\x01\"\x17\n" +
+	"\x03Ids\x12\x10\n" +
+	"\x03ids\x18\x01 \x03(\rR\x03ids\"\x8e\x06\n" +
+	"\bAdvanced\x12\x1b\n" +
+	"\ttypical_p\x18\x01 \x01(\x02R\btypicalP\x12\x1e\n" +
+	"\vtop_n_sigma\x18\x02 \x01(\x02R\ttopNSigma\x12%\n" +
+	"\x0eepsilon_cutoff\x18\x03 \x01(\x02R\repsilonCutoff\x12\x1d\n" +
+	"\n" +
+	"eta_cutoff\x18\x04 \x01(\x02R\tetaCutoff\x12'\n" +
+	"\x0fxtc_probability\x18\x05 \x01(\x02R\x0extcProbability\x12#\n" +
+	"\rxtc_threshold\x18\x06 \x01(\x02R\fxtcThreshold\x12#\n" +
+	"\rdynamic_range\x18\a \x01(\x02R\fdynamicRange\x12)\n" +
+	"\x10dynamic_exponent\x18\b \x01(\x02R\x0fdynamicExponent\x12&\n" +
+	"\x0fno_repeat_ngram\x18\t \x01(\rR\rnoRepeatNgram\x123\n" +
+	"\tbad_words\x18\n" +
+	" \x03(\v2\x16.lamina.sampler.v1.IdsR\bbadWords\x12%\n" +
+	"\x0edry_multiplier\x18\v \x01(\x02R\rdryMultiplier\x12\x19\n" +
+	"\bdry_base\x18\f \x01(\x02R\adryBase\x12,\n" +
+	"\x12dry_allowed_length\x18\r \x01(\rR\x10dryAllowedLength\x12\x1c\n" +
+	"\n" +
+	"dry_last_n\x18\x0e \x01(\rR\bdryLastN\x129\n" +
+	"\fdry_breakers\x18\x0f \x03(\v2\x16.lamina.sampler.v1.IdsR\vdryBreakers\x12\x1a\n" +
+	"\bmirostat\x18\x10 \x01(\rR\bmirostat\x12!\n" +
+	"\fmirostat_tau\x18\x11 \x01(\x02R\vmirostatTau\x12!\n" +
+	"\fmirostat_eta\x18\x12 \x01(\x02R\vmirostatEta\x12\x1d\n" +
+	"\n" +
+	"min_tokens\x18\x13 \x01(\rR\tminTokens\x12$\n" +
+	"\x0epenalty_last_n\x18\x14 \x01(\rR\fpenaltyLastN\x12\x14\n" +
+	"\x05order\x18\x15 \x03(\tR\x05order\"\xbc\x01\n" +
 	"\rSampleRequest\x123\n" +
 	"\x04open\x18\x01 \x01(\v2\x1d.lamina.sampler.v1.SampleOpenH\x00R\x04open\x121\n" +
 	"\x03add\x18\x02 \x01(\v2\x1d.lamina.sampler.v1.AddSessionH\x00R\x03add\x12:\n" +
@@ -1430,14 +1762,15 @@ const file_lamina_sampler_v1_sampler_proto_rawDesc = "" +
 	"\x05frame\"(\n" +
 	"\n" +
 	"SampleOpen\x12\x1a\n" +
-	"\bpipeline\x18\x01 \x01(\fR\bpipeline\"\x9e\x01\n" +
+	"\bpipeline\x18\x01 \x01(\fR\bpipeline\"\xc9\x01\n" +
 	"\n" +
 	"AddSession\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12.\n" +
 	"\x05rules\x18\x03 \x01(\v2\x18.lamina.sampler.v1.RulesR\x05rules\x12\x16\n" +
 	"\x06prompt\x18\x04 \x03(\rR\x06prompt\x12\x18\n" +
-	"\aemitted\x18\x05 \x03(\rR\aemitted\")\n" +
+	"\aemitted\x18\x05 \x03(\rR\aemitted\x12)\n" +
+	"\x10emitted_logprobs\x18\x06 \x03(\x02R\x0femittedLogprobs\")\n" +
 	"\rRemoveSession\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\"\xfb\x01\n" +
 	"\x0eSampleResponse\x129\n" +
@@ -1512,59 +1845,64 @@ func file_lamina_sampler_v1_sampler_proto_rawDescGZIP() []byte {
 }
 
 var file_lamina_sampler_v1_sampler_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_lamina_sampler_v1_sampler_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_lamina_sampler_v1_sampler_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_lamina_sampler_v1_sampler_proto_goTypes = []any{
 	(FinishReason)(0),      // 0: lamina.sampler.v1.FinishReason
 	(*Rules)(nil),          // 1: lamina.sampler.v1.Rules
-	(*SampleRequest)(nil),  // 2: lamina.sampler.v1.SampleRequest
-	(*SampleOpen)(nil),     // 3: lamina.sampler.v1.SampleOpen
-	(*AddSession)(nil),     // 4: lamina.sampler.v1.AddSession
-	(*RemoveSession)(nil),  // 5: lamina.sampler.v1.RemoveSession
-	(*SampleResponse)(nil), // 6: lamina.sampler.v1.SampleResponse
-	(*SampleOpened)(nil),   // 7: lamina.sampler.v1.SampleOpened
-	(*SessionAdded)(nil),   // 8: lamina.sampler.v1.SessionAdded
-	(*Token)(nil),          // 9: lamina.sampler.v1.Token
-	(*Candidate)(nil),      // 10: lamina.sampler.v1.Candidate
-	(*SessionFailed)(nil),  // 11: lamina.sampler.v1.SessionFailed
-	(*PushRequest)(nil),    // 12: lamina.sampler.v1.PushRequest
-	(*PushOpen)(nil),       // 13: lamina.sampler.v1.PushOpen
-	(*Rows)(nil),           // 14: lamina.sampler.v1.Rows
-	(*Row)(nil),            // 15: lamina.sampler.v1.Row
-	(*PushResponse)(nil),   // 16: lamina.sampler.v1.PushResponse
-	(*PushOpened)(nil),     // 17: lamina.sampler.v1.PushOpened
-	(*RowWanted)(nil),      // 18: lamina.sampler.v1.RowWanted
-	nil,                    // 19: lamina.sampler.v1.Rules.LogitBiasEntry
-	(*v1.Chunk)(nil),       // 20: lamina.tensor.v1.Chunk
-	(*v1.Tensor)(nil),      // 21: lamina.tensor.v1.Tensor
+	(*Ids)(nil),            // 2: lamina.sampler.v1.Ids
+	(*Advanced)(nil),       // 3: lamina.sampler.v1.Advanced
+	(*SampleRequest)(nil),  // 4: lamina.sampler.v1.SampleRequest
+	(*SampleOpen)(nil),     // 5: lamina.sampler.v1.SampleOpen
+	(*AddSession)(nil),     // 6: lamina.sampler.v1.AddSession
+	(*RemoveSession)(nil),  // 7: lamina.sampler.v1.RemoveSession
+	(*SampleResponse)(nil), // 8: lamina.sampler.v1.SampleResponse
+	(*SampleOpened)(nil),   // 9: lamina.sampler.v1.SampleOpened
+	(*SessionAdded)(nil),   // 10: lamina.sampler.v1.SessionAdded
+	(*Token)(nil),          // 11: lamina.sampler.v1.Token
+	(*Candidate)(nil),      // 12: lamina.sampler.v1.Candidate
+	(*SessionFailed)(nil),  // 13: lamina.sampler.v1.SessionFailed
+	(*PushRequest)(nil),    // 14: lamina.sampler.v1.PushRequest
+	(*PushOpen)(nil),       // 15: lamina.sampler.v1.PushOpen
+	(*Rows)(nil),           // 16: lamina.sampler.v1.Rows
+	(*Row)(nil),            // 17: lamina.sampler.v1.Row
+	(*PushResponse)(nil),   // 18: lamina.sampler.v1.PushResponse
+	(*PushOpened)(nil),     // 19: lamina.sampler.v1.PushOpened
+	(*RowWanted)(nil),      // 20: lamina.sampler.v1.RowWanted
+	nil,                    // 21: lamina.sampler.v1.Rules.LogitBiasEntry
+	(*v1.Chunk)(nil),       // 22: lamina.tensor.v1.Chunk
+	(*v1.Tensor)(nil),      // 23: lamina.tensor.v1.Tensor
 }
 var file_lamina_sampler_v1_sampler_proto_depIdxs = []int32{
-	19, // 0: lamina.sampler.v1.Rules.logit_bias:type_name -> lamina.sampler.v1.Rules.LogitBiasEntry
-	3,  // 1: lamina.sampler.v1.SampleRequest.open:type_name -> lamina.sampler.v1.SampleOpen
-	4,  // 2: lamina.sampler.v1.SampleRequest.add:type_name -> lamina.sampler.v1.AddSession
-	5,  // 3: lamina.sampler.v1.SampleRequest.remove:type_name -> lamina.sampler.v1.RemoveSession
-	1,  // 4: lamina.sampler.v1.AddSession.rules:type_name -> lamina.sampler.v1.Rules
-	7,  // 5: lamina.sampler.v1.SampleResponse.opened:type_name -> lamina.sampler.v1.SampleOpened
-	8,  // 6: lamina.sampler.v1.SampleResponse.added:type_name -> lamina.sampler.v1.SessionAdded
-	9,  // 7: lamina.sampler.v1.SampleResponse.token:type_name -> lamina.sampler.v1.Token
-	11, // 8: lamina.sampler.v1.SampleResponse.failed:type_name -> lamina.sampler.v1.SessionFailed
-	10, // 9: lamina.sampler.v1.Token.top:type_name -> lamina.sampler.v1.Candidate
-	0,  // 10: lamina.sampler.v1.Token.finish_reason:type_name -> lamina.sampler.v1.FinishReason
-	13, // 11: lamina.sampler.v1.PushRequest.open:type_name -> lamina.sampler.v1.PushOpen
-	14, // 12: lamina.sampler.v1.PushRequest.rows:type_name -> lamina.sampler.v1.Rows
-	20, // 13: lamina.sampler.v1.PushRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	15, // 14: lamina.sampler.v1.Rows.rows:type_name -> lamina.sampler.v1.Row
-	21, // 15: lamina.sampler.v1.Row.logits:type_name -> lamina.tensor.v1.Tensor
-	17, // 16: lamina.sampler.v1.PushResponse.opened:type_name -> lamina.sampler.v1.PushOpened
-	18, // 17: lamina.sampler.v1.PushResponse.row_wanted:type_name -> lamina.sampler.v1.RowWanted
-	2,  // 18: lamina.sampler.v1.SamplerService.Sample:input_type -> lamina.sampler.v1.SampleRequest
-	12, // 19: lamina.sampler.v1.SamplerService.Push:input_type -> lamina.sampler.v1.PushRequest
-	6,  // 20: lamina.sampler.v1.SamplerService.Sample:output_type -> lamina.sampler.v1.SampleResponse
-	16, // 21: lamina.sampler.v1.SamplerService.Push:output_type -> lamina.sampler.v1.PushResponse
-	20, // [20:22] is the sub-list for method output_type
-	18, // [18:20] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	21, // 0: lamina.sampler.v1.Rules.logit_bias:type_name -> lamina.sampler.v1.Rules.LogitBiasEntry
+	3,  // 1: lamina.sampler.v1.Rules.advanced:type_name -> lamina.sampler.v1.Advanced
+	2,  // 2: lamina.sampler.v1.Advanced.bad_words:type_name -> lamina.sampler.v1.Ids
+	2,  // 3: lamina.sampler.v1.Advanced.dry_breakers:type_name -> lamina.sampler.v1.Ids
+	5,  // 4: lamina.sampler.v1.SampleRequest.open:type_name -> lamina.sampler.v1.SampleOpen
+	6,  // 5: lamina.sampler.v1.SampleRequest.add:type_name -> lamina.sampler.v1.AddSession
+	7,  // 6: lamina.sampler.v1.SampleRequest.remove:type_name -> lamina.sampler.v1.RemoveSession
+	1,  // 7: lamina.sampler.v1.AddSession.rules:type_name -> lamina.sampler.v1.Rules
+	9,  // 8: lamina.sampler.v1.SampleResponse.opened:type_name -> lamina.sampler.v1.SampleOpened
+	10, // 9: lamina.sampler.v1.SampleResponse.added:type_name -> lamina.sampler.v1.SessionAdded
+	11, // 10: lamina.sampler.v1.SampleResponse.token:type_name -> lamina.sampler.v1.Token
+	13, // 11: lamina.sampler.v1.SampleResponse.failed:type_name -> lamina.sampler.v1.SessionFailed
+	12, // 12: lamina.sampler.v1.Token.top:type_name -> lamina.sampler.v1.Candidate
+	0,  // 13: lamina.sampler.v1.Token.finish_reason:type_name -> lamina.sampler.v1.FinishReason
+	15, // 14: lamina.sampler.v1.PushRequest.open:type_name -> lamina.sampler.v1.PushOpen
+	16, // 15: lamina.sampler.v1.PushRequest.rows:type_name -> lamina.sampler.v1.Rows
+	22, // 16: lamina.sampler.v1.PushRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	17, // 17: lamina.sampler.v1.Rows.rows:type_name -> lamina.sampler.v1.Row
+	23, // 18: lamina.sampler.v1.Row.logits:type_name -> lamina.tensor.v1.Tensor
+	19, // 19: lamina.sampler.v1.PushResponse.opened:type_name -> lamina.sampler.v1.PushOpened
+	20, // 20: lamina.sampler.v1.PushResponse.row_wanted:type_name -> lamina.sampler.v1.RowWanted
+	4,  // 21: lamina.sampler.v1.SamplerService.Sample:input_type -> lamina.sampler.v1.SampleRequest
+	14, // 22: lamina.sampler.v1.SamplerService.Push:input_type -> lamina.sampler.v1.PushRequest
+	8,  // 23: lamina.sampler.v1.SamplerService.Sample:output_type -> lamina.sampler.v1.SampleResponse
+	18, // 24: lamina.sampler.v1.SamplerService.Push:output_type -> lamina.sampler.v1.PushResponse
+	23, // [23:25] is the sub-list for method output_type
+	21, // [21:23] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_lamina_sampler_v1_sampler_proto_init() }
@@ -1572,23 +1910,23 @@ func file_lamina_sampler_v1_sampler_proto_init() {
 	if File_lamina_sampler_v1_sampler_proto != nil {
 		return
 	}
-	file_lamina_sampler_v1_sampler_proto_msgTypes[1].OneofWrappers = []any{
+	file_lamina_sampler_v1_sampler_proto_msgTypes[3].OneofWrappers = []any{
 		(*SampleRequest_Open)(nil),
 		(*SampleRequest_Add)(nil),
 		(*SampleRequest_Remove)(nil),
 	}
-	file_lamina_sampler_v1_sampler_proto_msgTypes[5].OneofWrappers = []any{
+	file_lamina_sampler_v1_sampler_proto_msgTypes[7].OneofWrappers = []any{
 		(*SampleResponse_Opened)(nil),
 		(*SampleResponse_Added)(nil),
 		(*SampleResponse_Token)(nil),
 		(*SampleResponse_Failed)(nil),
 	}
-	file_lamina_sampler_v1_sampler_proto_msgTypes[11].OneofWrappers = []any{
+	file_lamina_sampler_v1_sampler_proto_msgTypes[13].OneofWrappers = []any{
 		(*PushRequest_Open)(nil),
 		(*PushRequest_Rows)(nil),
 		(*PushRequest_Chunk)(nil),
 	}
-	file_lamina_sampler_v1_sampler_proto_msgTypes[15].OneofWrappers = []any{
+	file_lamina_sampler_v1_sampler_proto_msgTypes[17].OneofWrappers = []any{
 		(*PushResponse_Opened)(nil),
 		(*PushResponse_RowWanted)(nil),
 	}
@@ -1598,7 +1936,7 @@ func file_lamina_sampler_v1_sampler_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lamina_sampler_v1_sampler_proto_rawDesc), len(file_lamina_sampler_v1_sampler_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   19,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1,0 +1,39 @@
+package main
+
+import (
+	"encoding/json"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	"github.com/lamina-mesh/lamina/pkg/sample"
+)
+
+type sampleCmd struct {
+	Rules string `required:"" help:"File with {\"logits\" or \"probs\": [...], \"history\": [ids], \"chain\": [{rule: value}, ...]}, JSON; - is standard input."`
+}
+
+// sampleResult is what a chain leaves, best first.
+type sampleResult struct {
+	IDs           []int32   `json:"ids"`
+	Probabilities []float64 `json:"probabilities"`
+}
+
+// Run prints what a chain of rules leaves of a row.
+func (c *sampleCmd) Run(e *env) error {
+	text, err := readInput(e, c.Rules)
+	if err != nil {
+		return err
+	}
+	q, err := sample.ParseQuestion(text)
+	if err != nil {
+		return err
+	}
+	left, err := q.Chain.Leave(q.Logits, q.History, q.Seed)
+	if err != nil {
+		return fault.Wrap(fault.Invalid, err, "run chain")
+	}
+	r := sampleResult{IDs: []int32{}, Probabilities: []float64{}}
+	for _, l := range left {
+		r.IDs, r.Probabilities = append(r.IDs, l.ID), append(r.Probabilities, l.Probability)
+	}
+	return json.NewEncoder(e.stdout).Encode(r)
+}

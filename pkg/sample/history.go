@@ -1,0 +1,70 @@
+package sample
+
+import "math"
+
+// History is a generation's tokens: the prompt's ids and the emitted ones. With the
+// rules it is all the state that a sampler has.
+type History struct {
+	ids      []int32 // prompt, then emitted
+	prompt   int     // how many are the prompt's
+	seen     map[int32]int
+	emitted  map[int32]int
+	surprise []float64 // of emitted ids, bits
+}
+
+// NewHistory takes a prompt and the ids emitted after it. logprobs are the emitted
+// tokens' (Choice.Logprob), which only mirostat wants; missing ones count for nothing.
+func NewHistory(prompt, emitted []int32, logprobs ...float64) *History {
+	h := &History{seen: map[int32]int{}, emitted: map[int32]int{}, prompt: len(prompt)}
+	for _, id := range prompt {
+		h.ids = append(h.ids, id)
+		h.seen[id]++
+	}
+	for i, id := range emitted {
+		if i < len(logprobs) {
+			h.Emit(id, logprobs[i])
+		} else {
+			h.add(id)
+		}
+	}
+	return h
+}
+
+func (h *History) add(id int32) {
+	h.ids = append(h.ids, id)
+	h.seen[id]++
+	h.emitted[id]++
+}
+
+// Emit adds an emitted id and its log-probability under the model.
+func (h *History) Emit(id int32, logprob float64) {
+	h.add(id)
+	h.surprise = append(h.surprise, -logprob/math.Ln2)
+}
+
+// Len is how many ids there are.
+func (h *History) Len() int { return len(h.ids) }
+
+// Emitted is how many ids were emitted.
+func (h *History) Emitted() int { return len(h.ids) - h.prompt }
+
+// window returns the last n ids, all for a negative n.
+func (h *History) window(n int) []int32 {
+	if n < 0 || n >= len(h.ids) {
+		return h.ids
+	}
+	return h.ids[len(h.ids)-n:]
+}
+
+// counts returns how often each id stands in the last n ids, all for a negative n. The
+// map is not to be changed.
+func (h *History) counts(n int) map[int32]int {
+	if n < 0 || n >= len(h.ids) {
+		return h.seen
+	}
+	out := make(map[int32]int, n)
+	for _, id := range h.window(n) {
+		out[id]++
+	}
+	return out
+}

@@ -1,0 +1,60 @@
+package sample
+
+import "math"
+
+// Mirostat keeps the surprise near Tau bits: a bound that starts at 2·Tau and moves by
+// Eta times the last token's error decides what is drawn from.
+type Mirostat struct {
+	Version  int // 1 estimates a top-k from the Zipf exponent of the best; 2 drops what surprises more
+	Tau, Eta float64
+}
+
+// Name is mirostat.
+func (Mirostat) Name() string { return "mirostat" }
+
+// zipf is how many of the best tell the exponent.
+const zipf = 100
+
+// bound is what the surprises so far have made of it.
+func (m Mirostat) bound(h *History) float64 {
+	bound := 2 * m.Tau
+	for _, s := range h.surprise {
+		bound -= m.Eta * (s - m.Tau)
+	}
+	return bound
+}
+
+func (m Mirostat) apply(s *state) error {
+	total, known := s.mass()
+	if !known {
+		return ErrTooFew
+	}
+	top, bound := s.top(), m.bound(s.history)
+	if m.Version == 2 {
+		floor := top + math.Log(total) - bound*math.Ln2
+		if floor >= top {
+			return s.keep(1)
+		}
+		return s.filter(floor, func(e entry) bool { return e.logit >= floor })
+	}
+	if s.tail {
+		return ErrTooFew
+	}
+	s.sort(zipf)
+	var tb, tt float64
+	for i := 0; i+1 < min(zipf, len(s.kept)); i++ {
+		t := math.Log(float64(i+2) / float64(i+1))
+		tb += t * (s.kept[i].logit - s.kept[i+1].logit)
+		tt += t * t
+	}
+	if tt == 0 {
+		return nil
+	}
+	exponent := tb / tt
+	over := exponent - 1
+	k := math.Pow(over*math.Pow(2, bound)/(1-math.Pow(float64(len(s.kept)), -over)), 1/exponent)
+	if math.IsNaN(k) {
+		k = 1
+	}
+	return s.keep(int(max(1, min(k, float64(len(s.kept))))))
+}

@@ -1,0 +1,35 @@
+package sample
+
+// Uniform is a number in [0,1) that (seed, position) decides: two rounds of
+// SplitMix64's finalizer, the top 53 bits.
+func Uniform(seed, position uint64) float64 {
+	return unit(mix(mix(seed+golden) ^ (position+1)*0xd1342543de82ef95))
+}
+
+const golden = 0x9e3779b97f4a7c15
+
+// uniform is Uniform for one of several choices and one of several uses. Choice 0's
+// draw is Uniform's number.
+func uniform(seed uint64, position int, choice uint32, use uint64) float64 {
+	if choice == 0 && use == 0 {
+		return Uniform(seed, uint64(position))
+	}
+	key := mix(seed + golden)
+	key = mix(key ^ (uint64(choice)+1)*0xaef17502108ef2d9)
+	key = mix(key ^ use*golden)
+	return unit(mix(key ^ (uint64(position)+1)*0xd1342543de82ef95))
+}
+
+// Uses of randomness besides the draw.
+const (
+	useDraw = iota
+	useXTC
+)
+
+func unit(x uint64) float64 { return float64(x>>11) / (1 << 53) }
+
+func mix(x uint64) uint64 {
+	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
+	x = (x ^ x>>27) * 0x94d049bb133111eb
+	return x ^ x>>31
+}

@@ -1,0 +1,309 @@
+package sample
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+)
+
+// Rules say how a token is picked. The zero value is greedy.
+type Rules struct {
+	Temperature       float64
+	DynamicRange      float64 // 0: the temperature is fixed
+	DynamicExponent   float64 // 0 is 1
+	TopK              int     // 0 keeps all
+	TopP              float64 // 0 or 1 keeps all
+	MinP              float64 // 0 drops none
+	TypicalP          float64 // 0 or 1 keeps all
+	TopNSigma         float64 // 0 keeps all
+	XTC               XTC
+	EpsilonCutoff     float64
+	EtaCutoff         float64
+	RepetitionPenalty float64 // over prompt and emitted ids; 0 or 1 is off
+	FrequencyPenalty  float64 // over emitted ids
+	PresencePenalty   float64 // over emitted ids
+	PenaltyLastN      int     // ids that the repetition penalty looks back at; 0: all
+	DRY               DRY
+	NoRepeatNGram     int
+	BadWords          BadWords
+	LogitBias         LogitBias
+	Mirostat          Mirostat
+	Min               MinTokens
+	Order             []string // names of rules, in which they run; the default when empty
+	Seed              uint64
+	Choice            uint32 // which of a request's choices: each has its own randomness
+	TopLogprobs       int    // candidates to report
+}
+
+var defaultOrder = []string{
+	"min_tokens", "logit_bias", "bad_words", "no_repeat_ngram", "repetition_penalty", "penalties", "dry",
+	"temperature", "top_n_sigma", "top_k", "typical_p", "epsilon_cutoff", "eta_cutoff", "min_p", "top_p", "xtc", "mirostat",
+}
+
+// DefaultOrder is the order of the rules of a request that names none.
+func DefaultOrder() []string { return slices.Clone(defaultOrder) }
+
+// step is the rule of a name; nil if it is off.
+func (r *Rules) step(name string) (Step, error) {
+	on := func(is bool, s Step) (Step, error) {
+		if is {
+			return s, nil
+		}
+		return nil, nil
+	}
+	switch name {
+	case "min_tokens":
+		return on(r.Min.N > 0 && len(r.Min.Ends) > 0, r.Min)
+	case "logit_bias":
+		return on(len(r.LogitBias) > 0, r.LogitBias)
+	case "bad_words":
+		return on(len(r.BadWords) > 0, r.BadWords)
+	case "no_repeat_ngram":
+		return on(r.NoRepeatNGram > 0, NoRepeatNGram(r.NoRepeatNGram))
+	case "repetition_penalty":
+		if r.PenaltyLastN > 0 {
+			return on(r.RepetitionPenalty != 0 && r.RepetitionPenalty != 1, Penalties{Repeat: r.RepetitionPenalty, LastN: r.PenaltyLastN})
+		}
+		return on(r.RepetitionPenalty != 0 && r.RepetitionPenalty != 1, RepetitionPenalty(r.RepetitionPenalty))
+	case "penalties":
+		p := Penalties{Frequency: r.FrequencyPenalty, Presence: r.PresencePenalty, EmittedOnly: true}
+		return on(!p.off(), p)
+	case "dry":
+		return on(r.DRY.Multiplier != 0, r.DRY)
+	case "temperature":
+		if r.DynamicRange > 0 {
+			return DynamicTemperature{r.Temperature, r.DynamicRange, cmp.Or(r.DynamicExponent, 1)}, nil
+		}
+		return on(r.Temperature != 1, Temperature(r.Temperature))
+	case "top_n_sigma":
+		return on(r.TopNSigma > 0, TopNSigma(r.TopNSigma))
+	case "top_k":
+		return on(r.TopK > 0, TopK(r.TopK))
+	case "typical_p":
+		return on(r.TypicalP > 0 && r.TypicalP < 1, TypicalP(r.TypicalP))
+	case "epsilon_cutoff":
+		return on(r.EpsilonCutoff > 0, EpsilonCutoff(r.EpsilonCutoff))
+	case "eta_cutoff":
+		return on(r.EtaCutoff > 0, EtaCutoff(r.EtaCutoff))
+	case "min_p":
+		return on(r.MinP > 0, MinP(r.MinP))
+	case "top_p":
+		return on(r.TopP > 0 && r.TopP < 1, TopP(r.TopP))
+	case "xtc":
+		return on(r.XTC.Probability > 0, r.XTC)
+	case "mirostat":
+		return on(r.Mirostat.Version > 0, r.Mirostat)
+	}
+	return nil, fmt.Errorf("no rule is called %q", name)
+}
+
+// Chain is the rules in their order, those that are off left out. An order that does not
+// name a rule that is on is refused, and so is one that names a rule twice.
+func (r *Rules) Chain() (Chain, error) {
+	order := r.Order
+	if len(order) == 0 {
+		order = defaultOrder
+	}
+	var chain Chain
+	for i, name := range order {
+		step, err := r.step(name)
+		if err != nil {
+			return nil, err
+		}
+		if slices.Contains(order[:i], name) {
+			return nil, fmt.Errorf("%s stands twice in the order", name)
+		}
+		if step != nil {
+			chain = append(chain, step)
+		}
+	}
+	for _, name := range defaultOrder {
+		if step, _ := r.step(name); step != nil && !slices.Contains(order, name) {
+			if name == "min_tokens" {
+				chain = append(Chain{step}, chain...)
+				continue
+			}
+			return nil, fmt.Errorf("%s is on and not in the order", name)
+		}
+	}
+	return chain, nil
+}
+
+// Chain is rules one after another.
+type Chain []Step
+
+func (c Chain) run(s *state) error {
+	for _, step := range c {
+		if len(s.kept) == 0 {
+			return ErrNone
+		}
+		if err := step.apply(s); err != nil {
+			return err
+		}
+	}
+	if len(s.kept) == 0 {
+		return ErrNone
+	}
+	return nil
+}
+
+// firstTry is how many candidates are sent where probabilities decide how many count,
+// and mostNeeded how many are before the whole row is less trouble.
+const (
+	firstTry   = 256
+	mostNeeded = 2048
+)
+
+// need is how many of the best candidates decide, in all likelihood, after so many ids;
+// 0 means the whole row.
+func (c Chain) need(ids int) int {
+	changed, pristine := 0, true // ids that the steps so far may lower
+	for _, step := range c {
+		switch r := step.(type) {
+		case MinTokens:
+			changed += len(r.Ends)
+		case BadWords:
+			changed += len(r)
+		case LogitBias:
+			for _, v := range r {
+				if v > 0 {
+					return 0
+				}
+			}
+			changed += len(r)
+		case RepetitionPenalty:
+			if r < 1 {
+				return 0
+			}
+			changed += ids
+		case Penalties:
+			if r.raises() {
+				return 0
+			}
+			changed += ids
+		case DRY:
+			if r.Multiplier < 0 {
+				return 0
+			}
+			changed += ids
+		case NoRepeatNGram:
+			changed += ids
+		case Temperature:
+			if r <= 0 {
+				return 1 + changed
+			}
+			pristine = false
+			continue
+		case TopK:
+			return int(r) + changed
+		case MinP:
+			return firstTry + changed
+		case TopP, XTC, EpsilonCutoff:
+			if !pristine {
+				return 0
+			}
+		case Mirostat:
+			if !pristine || r.Version != 2 {
+				return 0
+			}
+		default: // knows nothing less than the whole row
+			return 0
+		}
+		pristine = pristine && changed == 0
+	}
+	if !pristine {
+		return 0
+	}
+	return firstTry
+}
+
+// Choice is a picked token.
+type Choice struct {
+	ID      int32
+	Logprob float64     // under the model, before any rule
+	Top     []Candidate // the best before any rule, Logit being their log-probability
+}
+
+// Picker picks by rules. It keeps memory from one pick to the next, and nothing else:
+// one goroutine may use it at a time.
+type Picker struct {
+	rules Rules
+	chain Chain
+	state state
+}
+
+// NewPicker checks the rules' order.
+func NewPicker(r Rules) (*Picker, error) {
+	chain, err := r.Chain()
+	if err != nil {
+		return nil, err
+	}
+	return &Picker{rules: r, chain: chain, state: state{seed: r.Seed, choice: r.Choice}}, nil
+}
+
+// Need is how many of the best candidates to ask for first once a generation has so many
+// ids; 0 means the whole row.
+func (p *Picker) Need(vocab, ids int) int {
+	n := p.chain.need(ids)
+	if n == 0 {
+		return 0
+	}
+	if n = max(n, p.rules.TopLogprobs); n > mostNeeded || n >= vocab/2 {
+		return 0
+	}
+	return n
+}
+
+// Pick chooses the token for a position from the best of its row, in the order that Best
+// gives, and the row's exact log-sum-exp. It is what PickRow would choose, or
+// ErrTooFew.
+func (p *Picker) Pick(candidates []Candidate, lse float64, h *History, position int) (Choice, error) {
+	if len(candidates) == 0 || len(candidates) < p.rules.TopLogprobs {
+		return Choice{}, ErrTooFew
+	}
+	p.state.best(candidates, lse)
+	id, err := p.draw(h, position)
+	if err != nil {
+		return Choice{}, err
+	}
+	choice := Choice{ID: id, Top: p.top(candidates, lse)}
+	at := slices.IndexFunc(candidates, func(c Candidate) bool { return c.ID == id })
+	choice.Logprob = float64(candidates[at].Logit) - lse
+	return choice, nil
+}
+
+// PickRow chooses the token for a position from its whole row.
+func (p *Picker) PickRow(row []float32, lse float64, h *History, position int) (Choice, error) {
+	if n := p.Need(len(row), h.Len()); n > 0 { // looking at fewer is faster
+		if c, err := p.Pick(Best(row, n), lse, h, position); err == nil {
+			return c, nil
+		}
+	}
+	return p.PickWhole(row, lse, h, position)
+}
+
+// PickWhole is PickRow without a look at fewer first.
+func (p *Picker) PickWhole(row []float32, lse float64, h *History, position int) (Choice, error) {
+	p.state.row(row, lse)
+	id, err := p.draw(h, position)
+	if err != nil {
+		return Choice{}, err
+	}
+	return Choice{ID: id, Logprob: float64(row[id]) - lse, Top: p.top(Best(row, p.rules.TopLogprobs), lse)}, nil
+}
+
+func (p *Picker) draw(h *History, position int) (int32, error) {
+	p.state.history, p.state.position = h, position
+	if err := p.chain.run(&p.state); err != nil {
+		return 0, err
+	}
+	return p.state.draw()
+}
+
+func (p *Picker) top(best []Candidate, lse float64) []Candidate {
+	var out []Candidate
+	for _, c := range best[:min(p.rules.TopLogprobs, len(best))] {
+		out = append(out, Candidate{c.ID, float32(float64(c.Logit) - lse)})
+	}
+	return out
+}

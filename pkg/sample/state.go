@@ -1,0 +1,287 @@
+package sample
+
+import (
+	"cmp"
+	"errors"
+	"math"
+	"slices"
+)
+
+// ErrTooFew says that the candidates do not decide; the whole row is needed.
+var ErrTooFew = errors.New("pick token: the candidates are too few for the rules")
+
+// ErrNone says that the rules leave no id to pick.
+var ErrNone = errors.New("pick token: the rules leave no id")
+
+// entry is an id and its logit as the chain has left it.
+type entry struct {
+	id    int32
+	logit float64
+}
+
+func (a entry) better(b entry) bool { return a.logit > b.logit || a.logit == b.logit && a.id < b.id }
+
+func byRank(a, b entry) int {
+	if a.logit != b.logit {
+		return cmp.Compare(b.logit, a.logit)
+	}
+	return cmp.Compare(a.id, b.id)
+}
+
+// state is what a chain works on. While tail is set, ids besides the kept ones are left,
+// none of them better than bound.
+type state struct {
+	kept   []entry
+	sorted int // so many of the first are the best, in order
+	tail   bool
+	bound  entry
+
+	pristine bool    // no logit has been changed and no id dropped:
+	lse      float64 // this is log Σ exp over all that are left
+
+	history  *History
+	seed     uint64
+	choice   uint32
+	position int
+}
+
+func (s *state) begin(lse float64) {
+	s.kept, s.sorted, s.tail, s.pristine, s.lse = s.kept[:0], 0, false, true, lse
+}
+
+// row fills the state with a whole row.
+func (s *state) row(row []float32, lse float64) {
+	s.begin(lse)
+	s.kept = slices.Grow(s.kept, len(row))
+	for id, logit := range row {
+		if !math.IsInf(float64(logit), -1) {
+			s.kept = append(s.kept, entry{int32(id), float64(logit)})
+		}
+	}
+}
+
+// best fills it with a row's best candidates.
+func (s *state) best(candidates []Candidate, lse float64) {
+	s.begin(lse)
+	for _, c := range candidates {
+		s.kept = append(s.kept, entry{c.ID, float64(c.Logit)})
+	}
+	s.sorted, s.tail = len(s.kept), true
+	s.bound = s.kept[len(s.kept)-1]
+}
+
+// sort puts the n best first, in order.
+func (s *state) sort(n int) {
+	n = min(n, len(s.kept))
+	if n <= s.sorted {
+		return
+	}
+	rest := s.kept[s.sorted:]
+	if n = max(n, 4*s.sorted, 32) - s.sorted; n < len(rest) {
+		nthElement(rest, n)
+	} else {
+		n = len(rest)
+	}
+	slices.SortFunc(rest[:n], byRank)
+	s.sorted += n
+}
+
+// nthElement moves the n best to the front, by Hoare's selection.
+func nthElement(x []entry, n int) {
+	for len(x) > 16 && n > 0 && n < len(x) {
+		a, b, c := x[0], x[len(x)/2], x[len(x)-1]
+		if b.better(a) {
+			a, b = b, a
+		}
+		if c.better(b) {
+			b = c
+			if b.better(a) {
+				b = a
+			}
+		}
+		i, j := 0, len(x)-1
+		for i <= j {
+			for x[i].better(b) {
+				i++
+			}
+			for b.better(x[j]) {
+				j--
+			}
+			if i <= j {
+				x[i], x[j] = x[j], x[i]
+				i, j = i+1, j-1
+			}
+		}
+		switch {
+		case n <= j+1:
+			x = x[:j+1]
+		case n > i:
+			x, n = x[i:], n-i
+		default:
+			return
+		}
+	}
+	slices.SortFunc(x, byRank)
+}
+
+// keep leaves the n best.
+func (s *state) keep(n int) error {
+	if n > len(s.kept) && s.tail {
+		return ErrTooFew
+	}
+	if n = min(n, len(s.kept)); n == 0 {
+		return ErrNone
+	}
+	if n == len(s.kept) && !s.tail {
+		return nil
+	}
+	s.sort(n)
+	s.kept, s.sorted, s.tail, s.pristine = s.kept[:n], n, false, false
+	return nil
+}
+
+// filter leaves what a test passes, which must pass the best if it passes any. floor is
+// a logit below which it passes none.
+func (s *state) filter(floor float64, pass func(e entry) bool) error {
+	if s.tail && s.bound.logit >= floor {
+		return ErrTooFew
+	}
+	n := len(s.kept)
+	s.kept = slices.DeleteFunc(s.kept, func(e entry) bool { return !pass(e) })
+	if s.tail || len(s.kept) < n {
+		s.pristine = false
+	}
+	s.tail, s.sorted = false, 0
+	if len(s.kept) == 0 {
+		return ErrNone
+	}
+	s.sort(len(s.kept)) // sums over it do not show how it came to be
+	return nil
+}
+
+// change gives the ids that affected says other logits. raises says that the change can
+// make one greater.
+func (s *state) change(affected map[int32]bool, raises bool, f func(e entry) float64) error {
+	if len(affected) == 0 {
+		return nil
+	}
+	found := 0
+	for i, e := range s.kept {
+		if affected[e.id] {
+			s.kept[i].logit = f(e)
+			found++
+		}
+	}
+	s.pristine = false
+	if s.tail && raises && found < len(affected) {
+		return ErrTooFew // one that is not at hand may now be the best
+	}
+	return s.settle()
+}
+
+// settle restores what holds after logits have been changed.
+func (s *state) settle() error {
+	s.sorted = 0
+	s.kept = slices.DeleteFunc(s.kept, func(e entry) bool {
+		return math.IsInf(e.logit, -1) || s.tail && s.bound.better(e)
+	})
+	if len(s.kept) > 0 {
+		return nil
+	}
+	if s.tail {
+		return ErrTooFew
+	}
+	return ErrNone
+}
+
+// ban drops ids.
+func (s *state) ban(ids map[int32]bool) error {
+	return s.change(ids, false, func(entry) float64 { return math.Inf(-1) })
+}
+
+// scale divides all logits by t > 0.
+func (s *state) scale(t float64) {
+	if t == 1 {
+		return
+	}
+	s.pristine = false
+	for i := range s.kept {
+		s.kept[i].logit /= t
+	}
+	s.bound.logit /= t
+}
+
+// top is the best of what is left.
+func (s *state) top() float64 {
+	s.sort(1)
+	return s.kept[0].logit
+}
+
+// mass is Σ exp(logit - top) over all that is left; false if that is not known.
+func (s *state) mass() (float64, bool) {
+	top := s.top()
+	if s.pristine {
+		return math.Exp(s.lse - top), true
+	}
+	if s.tail {
+		return 0, false
+	}
+	var sum float64
+	for _, e := range s.kept {
+		sum += math.Exp(e.logit - top)
+	}
+	return sum, true
+}
+
+// reach is how many of the best it takes for their mass to pass goal, in the scale of
+// mass; strictly if over. All of them if they do not.
+func (s *state) reach(goal float64, over bool) (int, bool) {
+	top := s.top()
+	var sum float64
+	for i := 0; i < len(s.kept); i++ {
+		if i == s.sorted {
+			s.sort(i + 1)
+		}
+		if sum += math.Exp(s.kept[i].logit - top); sum > goal || !over && sum >= goal {
+			return i + 1, true
+		}
+	}
+	return len(s.kept), !s.tail
+}
+
+// entropy is that of a state without a tail, in nats.
+func (s *state) entropy() float64 {
+	top, total := s.top(), 0.0
+	var sum float64
+	for _, e := range s.kept {
+		x := math.Exp(e.logit - top)
+		total += x
+		if x > 0 {
+			sum += x * (e.logit - top)
+		}
+	}
+	return math.Log(total) - sum/total
+}
+
+// logTotal is log Σ exp over a state without a tail.
+func (s *state) logTotal() float64 {
+	top := s.top()
+	var sum float64
+	for _, e := range s.kept {
+		sum += math.Exp(e.logit - top)
+	}
+	return top + math.Log(sum)
+}
+
+// draw picks by the cumulative distribution, best first.
+func (s *state) draw() (int32, error) {
+	total, known := s.mass()
+	if !known {
+		return 0, ErrTooFew
+	}
+	n, reached := s.reach(uniform(s.seed, s.position, s.choice, useDraw)*total, true)
+	if !reached {
+		return 0, ErrTooFew
+	}
+	return s.kept[n-1].id, nil
+}

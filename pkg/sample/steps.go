@@ -1,0 +1,224 @@
+package sample
+
+import (
+	"math"
+	"slices"
+)
+
+// Step is one rule of a chain.
+type Step interface {
+	// Name is the rule's name in requests.
+	Name() string
+	apply(s *state) error
+}
+
+// Temperature divides the logits; 0 leaves the best alone.
+type Temperature float64
+
+// DynamicTemperature is a temperature between Temperature-Range and Temperature+Range,
+// by the entropy's share of the greatest possible one, to the power of Exponent.
+type DynamicTemperature struct{ Temperature, Range, Exponent float64 }
+
+// TopK leaves the k best; 0 leaves all.
+type TopK int
+
+// TopP leaves the fewest best whose mass reaches p.
+type TopP float64
+
+// MinP drops what is less likely than p times the best.
+type MinP float64
+
+// TypicalP leaves the ids whose surprise is nearest to the entropy, until their mass
+// reaches p; equally near ones stay together.
+type TypicalP float64
+
+// TopNSigma leaves what is within n standard deviations of the best logit; 0 leaves all.
+type TopNSigma float64
+
+// XTC drops, with a probability, all but the last of the ids that reach a threshold.
+type XTC struct{ Probability, Threshold float64 }
+
+// EpsilonCutoff drops what is less likely than epsilon, but not the best.
+type EpsilonCutoff float64
+
+// EtaCutoff is an epsilon cut-off of min(eta, sqrt(eta)·exp(-entropy)).
+type EtaCutoff float64
+
+// The names of the rules.
+func (Temperature) Name() string        { return "temperature" }
+func (DynamicTemperature) Name() string { return "dynamic_temperature" }
+func (TopK) Name() string               { return "top_k" }
+func (TopP) Name() string               { return "top_p" }
+func (MinP) Name() string               { return "min_p" }
+func (TypicalP) Name() string           { return "typical_p" }
+func (TopNSigma) Name() string          { return "top_n_sigma" }
+func (XTC) Name() string                { return "xtc" }
+func (EpsilonCutoff) Name() string      { return "epsilon_cutoff" }
+func (EtaCutoff) Name() string          { return "eta_cutoff" }
+
+func (t Temperature) apply(s *state) error {
+	if t <= 0 {
+		return s.keep(1)
+	}
+	s.scale(float64(t))
+	return nil
+}
+
+func (d DynamicTemperature) apply(s *state) error {
+	t := d.Temperature
+	if d.Range > 0 {
+		if s.tail {
+			return ErrTooFew
+		}
+		n := len(s.kept)
+		if n < 2 {
+			return nil
+		}
+		low, high := max(0, d.Temperature-d.Range), d.Temperature+d.Range
+		t = low + (high-low)*math.Pow(max(0, s.entropy())/math.Log(float64(n)), d.Exponent)
+	}
+	return Temperature(t).apply(s)
+}
+
+func (k TopK) apply(s *state) error {
+	if k <= 0 {
+		return nil
+	}
+	if !s.tail {
+		k = min(k, TopK(len(s.kept)))
+	}
+	return s.keep(int(k))
+}
+
+func (p TopP) apply(s *state) error {
+	if p >= 1 {
+		return nil
+	}
+	total, known := s.mass()
+	if !known {
+		return ErrTooFew
+	}
+	n, reached := s.reach(float64(p)*total, false)
+	if !reached {
+		return ErrTooFew
+	}
+	return s.keep(n)
+}
+
+func (p MinP) apply(s *state) error {
+	if p <= 0 {
+		return nil
+	}
+	floor := s.top() + math.Log(float64(p)) - rounding
+	return s.filter(floor, func(e entry) bool { return e.logit >= floor })
+}
+
+// rounding is how far a logarithm may be from its number's: shares that are equal but for
+// it are equal.
+const rounding = 1e-9
+
+func (p TypicalP) apply(s *state) error {
+	if p >= 1 {
+		return nil
+	}
+	if s.tail {
+		return ErrTooFew
+	}
+	s.sort(len(s.kept))
+	entropy, total := s.entropy(), s.logTotal()
+	distance := func(e entry) float64 { return math.Abs(total - e.logit - entropy) }
+	near := slices.Clone(s.kept)
+	slices.SortStableFunc(near, func(a, b entry) int {
+		if x, y := distance(a), distance(b); x < y {
+			return -1
+		} else if x > y {
+			return 1
+		}
+		return 0
+	})
+	last, sum := distance(near[len(near)-1]), 0.0
+	for _, e := range near {
+		if sum += math.Exp(e.logit - total); sum >= float64(p) {
+			last = distance(e)
+			break
+		}
+	}
+	return s.filter(math.Inf(1), func(e entry) bool { return distance(e) <= last })
+}
+
+func (n TopNSigma) apply(s *state) error {
+	if n <= 0 {
+		return nil
+	}
+	if s.tail {
+		return ErrTooFew
+	}
+	var mean, spread float64
+	for _, e := range s.kept {
+		mean += e.logit
+	}
+	mean /= float64(len(s.kept))
+	for _, e := range s.kept {
+		spread += (e.logit - mean) * (e.logit - mean)
+	}
+	floor := s.top() - float64(n)*math.Sqrt(spread/float64(len(s.kept)))
+	return s.filter(floor, func(e entry) bool { return e.logit >= floor })
+}
+
+// Bounds of XTC's threshold: above a half, no more than one id can reach it.
+const xtcMost = 0.5
+
+func (x XTC) apply(s *state) error {
+	if x.Probability <= 0 || x.Threshold > xtcMost || uniform(s.seed, s.position, s.choice, useXTC) >= x.Probability {
+		return nil
+	}
+	total, known := s.mass()
+	if !known {
+		return ErrTooFew
+	}
+	top, n := s.top(), 0
+	for ; n < len(s.kept); n++ {
+		if s.sort(n + 1); math.Exp(s.kept[n].logit-top)/total < x.Threshold {
+			break
+		}
+	}
+	if n == len(s.kept) && s.tail {
+		return ErrTooFew
+	}
+	if n < 2 {
+		return nil
+	}
+	dropped := make(map[int32]bool, n-1)
+	for _, e := range s.kept[:n-1] {
+		dropped[e.id] = true
+	}
+	return s.ban(dropped)
+}
+
+// atLeast drops what is less likely than p, but not the best.
+func (s *state) atLeast(p float64) error {
+	total, known := s.mass()
+	if !known {
+		return ErrTooFew
+	}
+	top := s.top()
+	best := s.kept[0].id
+	return s.filter(top+math.Log(p*total)-rounding, func(e entry) bool { return e.id == best || math.Exp(e.logit-top)/total >= p })
+}
+
+func (e EpsilonCutoff) apply(s *state) error {
+	if e <= 0 {
+		return nil
+	}
+	return s.atLeast(float64(e))
+}
+
+func (e EtaCutoff) apply(s *state) error {
+	if e <= 0 {
+		return nil
+	}
+	if s.tail {
+		return ErrTooFew
+	}
+	return s.atLeast(min(float64(e), math.Sqrt(float64(e))*math.Exp(-s.entropy())))
+}
