@@ -223,7 +223,7 @@ func (n NoRepeatNGram) apply(s *state) error {
 func (b BadWords) apply(s *state) error {
 	ids, banned := s.history.ids, map[int32]bool{}
 	for _, word := range b {
-		if n := len(word) - 1; n == 0 || n > 0 && len(word) <= len(ids) && equal(word[:n], ids[len(ids)-n:]) {
+		if n := len(word) - 1; n == 0 || n > 0 && n <= len(ids) && equal(word[:n], ids[len(ids)-n:]) {
 			banned[word[n]] = true
 		}
 	}
