@@ -4,4 +4,6 @@ package main
 type benchGroup struct {
 	Model benchCmd      `cmd:"" default:"withargs" help:"Measure a model's prefill, decode and this machine's limits."`
 	Train benchTrainCmd `cmd:"" help:"Measure training steps and how near they come to the machine's peak."`
+
+	Tokenizer benchTokenizerCmd `cmd:"" help:"Measure how fast vocabularies encode and decode a text."`
 }

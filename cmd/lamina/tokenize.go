@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"io"
+	"strings"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/vocab"
@@ -10,10 +11,13 @@ import (
 )
 
 type tokenizeCmd struct {
-	Model     string `short:"m" required:"" help:"GGUF file or Hugging Face folder."`
+	Model     string `short:"m" required:"" help:"GGUF file (a vocabulary alone will do), Hugging Face folder or tokenizer.json, SentencePiece .model or tiktoken rank file."`
 	NoSpecial bool   `help:"Leave special tokens alone: control-looking text stays text and no begin or end token is added; with --decode, control tokens leave no text."`
 	NoBOS     bool   `name:"no-bos" help:"Add no begin or end token."`
 	Decode    bool   `help:"Turn a JSON list of ids on standard input back into text."`
+	InputList string `help:"File with many texts instead of standard input; one JSON list of ids a line comes out. They are plain text: see --special."`
+	Separator string `help:"The line between the texts of --input-list." default:"__ggml_vocab_test__"`
+	Special   bool   `help:"With --input-list: special tokens in the texts are tokens, and begin and end tokens are added."`
 }
 
 // Run turns standard input into ids, or ids into text.
@@ -21,6 +25,9 @@ func (c *tokenizeCmd) Run(e *env) error {
 	v, err := tokenizer.LoadVocab(c.Model)
 	if err != nil {
 		return err
+	}
+	if c.InputList != "" {
+		return c.list(e, v)
 	}
 	input, err := io.ReadAll(e.stdin)
 	if err != nil {
@@ -37,6 +44,53 @@ func (c *tokenizeCmd) Run(e *env) error {
 		ids = []int32{}
 	}
 	return printJSON(e, ids)
+}
+
+// list encodes the texts of a file.
+func (c *tokenizeCmd) list(e *env, v *vocab.Vocab) error {
+	if c.Decode {
+		return fault.Field("input-list", "holds texts, which --decode does not take")
+	}
+	if c.Separator == "" || strings.Contains(c.Separator, "\n") {
+		return fault.Field("separator", "%q is no line", c.Separator)
+	}
+	input, err := readInput(e, c.InputList)
+	if err != nil {
+		return fault.Wrap(fault.NotFound, err, "read texts")
+	}
+	o := vocab.Options{Special: c.Special && !c.NoSpecial, BOS: c.Special && !c.NoSpecial && !c.NoBOS}
+	out := json.NewEncoder(e.stdout)
+	for i, text := range texts(string(input), c.Separator) {
+		ids, err := v.Encode(text, o)
+		if err != nil {
+			return fault.Wrap(fault.Invalid, err, "encode text %d", i)
+		}
+		if ids == nil {
+			ids = []int32{}
+		}
+		if err := out.Encode(ids); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// texts are what stands between lines of a separator, which may also stand at the end.
+func texts(input, separator string) []string {
+	if input == "" {
+		return nil
+	}
+	input = strings.TrimSuffix(input, "\n")
+	if rest, ok := strings.CutSuffix(input, "\n"+separator); ok {
+		input = rest
+	} else if input == separator {
+		return []string{""}
+	}
+	var out []string
+	if rest, ok := strings.CutPrefix(input, separator+"\n"); ok {
+		out, input = append(out, ""), rest
+	}
+	return append(out, strings.Split(input, "\n"+separator+"\n")...)
 }
 
 // decode is the reverse: the begin token that encoding adds leaves no text.

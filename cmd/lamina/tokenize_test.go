@@ -76,3 +76,42 @@ func TestTokenize_BadInput(t *testing.T) {
 	verbFails(t, 2, "invalid utf-8 at byte 1", "a\xffb", "tokenize", "-m", path)
 	verbFails(t, 1, "nowhere", "", "tokenize", "-m", "nowhere")
 }
+
+func TestTokenize_InputList(t *testing.T) {
+	for _, name := range []string{"llama-spm", "gpt-2", "qwen2", "starcoder", "deepseek-coder", "phi-3"} {
+		path := sharedPath(t, "vectors/tokenizer", "ggml-vocab-"+name+".gguf")
+		output, err := os.ReadFile(path + ".out")
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := strings.Split(strings.TrimRight(string(output), "\n"), "\n")
+		got := strings.Split(strings.TrimRight(verbOK(t, "", "tokenize", "-m", path, "--input-list", path+".inp"), "\n"), "\n")
+		if len(got) != len(want) {
+			t.Fatalf("%s: %d lists, want %d", name, len(got), len(want))
+		}
+		for i := range want {
+			if list := "[" + strings.Join(strings.Fields(want[i]), ",") + "]"; got[i] != list {
+				t.Errorf("%s: text %d is %s, want %s", name, i, got[i], list)
+			}
+		}
+	}
+}
+
+func TestTokenize_SeparatorOfTheCallers(t *testing.T) {
+	path := sharedPath(t, "vectors/tokenizer/ggml-vocab-gpt-2.gguf")
+	list := t.TempDir() + "/list"
+	for input, want := range map[string]string{
+		"a\n--\nb\n":       "[64]\n[65]\n",
+		"a\n--\nb":         "[64]\n[65]\n",
+		"a\n--\n\n--\nb\n": "[64]\n[]\n[65]\n",
+		"a\nb\n":           "[64,198,65]\n",
+		"":                 "",
+	} {
+		if err := os.WriteFile(list, []byte(input), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := verbOK(t, "", "tokenize", "-m", path, "--input-list", list, "--separator", "--"); got != want {
+			t.Errorf("%q gives %q, want %q", input, got, want)
+		}
+	}
+}

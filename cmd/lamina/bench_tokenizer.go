@@ -1,0 +1,134 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"text/tabwriter"
+	"time"
+	"unicode/utf8"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	"github.com/lamina-mesh/lamina/pkg/vocab"
+	"github.com/lamina-mesh/lamina/services/tokenizer"
+)
+
+type benchTokenizerCmd struct {
+	Models  []string `short:"m" name:"model" required:"" sep:"none" help:"Vocabulary, of the kinds that tokenize takes; give the flag once for each."`
+	File    string   `short:"f" required:"" help:"Plain text."`
+	Size    int      `help:"Bytes of a document." default:"10000"`
+	Threads int      `help:"Documents encoded at once." default:"1"`
+	Repeat  int      `help:"Passes over the file, of which the median is told; the first, whose caches of words are empty, is told as well." default:"5"`
+	Format  string   `help:"Output: text or json." enum:"text,json" default:"text"`
+}
+
+// tokenizerResult is what --format json prints for each vocabulary, in 10⁶ bytes a
+// second.
+type tokenizerResult struct {
+	Model   string  `json:"model"`
+	Family  string  `json:"family"`
+	Threads int     `json:"threads"`
+	Tokens  int     `json:"tokens"`
+	Cold    float64 `json:"cold_mbps"`
+	Warm    float64 `json:"warm_mbps"`
+	Decode  float64 `json:"decode_mbps"`
+	Load    float64 `json:"load_ms"`
+}
+
+// Run encodes a text in documents with each vocabulary.
+func (c *benchTokenizerCmd) Run(e *env) error {
+	if c.Size < 1 || c.Threads < 1 || c.Repeat < 1 {
+		return fault.Field("repeat", "--size, --threads and --repeat want one or more")
+	}
+	text, err := os.ReadFile(c.File)
+	if err != nil {
+		return fault.Wrap(fault.NotFound, err, "read text")
+	}
+	documents := cutDocuments(string(text), c.Size)
+	var results []tokenizerResult
+	for _, path := range c.Models {
+		r, err := c.measure(path, documents, len(text))
+		if err != nil {
+			return err
+		}
+		results = append(results, r)
+	}
+	if c.Format == "json" {
+		return printJSON(e, results)
+	}
+	w := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "VOCABULARY\tFAMILY\tCOLD MB/s\tWARM MB/s\tDECODE MB/s\tTOKENS\tLOAD ms")
+	for _, r := range results {
+		fmt.Fprintf(w, "%s\t%s\t%.1f\t%.1f\t%.1f\t%d\t%.0f\n", filepath.Base(r.Model), r.Family, r.Cold, r.Warm, r.Decode, r.Tokens, r.Load)
+	}
+	return w.Flush()
+}
+
+// cutDocuments cuts a text into pieces of about size bytes, between characters.
+func cutDocuments(text string, size int) []string {
+	var out []string
+	for len(text) > 0 {
+		n := min(size, len(text))
+		for n < len(text) && !utf8.RuneStart(text[n]) {
+			n++
+		}
+		out, text = append(out, text[:n]), text[n:]
+	}
+	return out
+}
+
+func (c *benchTokenizerCmd) measure(path string, documents []string, size int) (tokenizerResult, error) {
+	began := time.Now()
+	v, err := tokenizer.LoadVocab(path)
+	if err != nil {
+		return tokenizerResult{}, err
+	}
+	r := tokenizerResult{Model: path, Family: v.Family(), Threads: c.Threads, Load: float64(time.Since(began).Microseconds()) / 1e3}
+	ids := make([][]int32, len(documents))
+	pass := func(body func(i int) error) (float64, error) {
+		began := time.Now()
+		errs := make([]error, c.Threads)
+		var wg sync.WaitGroup
+		for t := range c.Threads {
+			wg.Go(func() {
+				for i := t; i < len(documents) && errs[t] == nil; i += c.Threads {
+					errs[t] = body(i)
+				}
+			})
+		}
+		wg.Wait()
+		for _, err := range errs {
+			if err != nil {
+				return 0, err
+			}
+		}
+		return float64(size) / 1e6 / time.Since(began).Seconds(), nil
+	}
+	encode := func(i int) (err error) {
+		ids[i], err = v.Encode(documents[i], vocab.Options{})
+		return err
+	}
+	if r.Cold, err = pass(encode); err != nil {
+		return r, err
+	}
+	rates := []float64{r.Cold}
+	for range c.Repeat - 1 {
+		rate, err := pass(encode)
+		if err != nil {
+			return r, err
+		}
+		rates = append(rates, rate)
+	}
+	slices.Sort(rates)
+	r.Warm = rates[len(rates)/2]
+	for _, document := range ids {
+		r.Tokens += len(document)
+	}
+	r.Decode, err = pass(func(i int) error {
+		_, err := v.Decode(ids[i], vocab.DecodeOptions{})
+		return err
+	})
+	return r, err
+}
