@@ -110,7 +110,7 @@ func TestTokenize_SeparatorOfTheCallers(t *testing.T) {
 		if err := os.WriteFile(list, []byte(input), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if got := verbOK(t, "", "tokenize", "-m", path, "--input-list", list, "--separator", "--"); got != want {
+		if got := verbOK(t, "", "tokenize", "-m", path, "--input-list", list, "--separator=--"); got != want {
 			t.Errorf("%q gives %q, want %q", input, got, want)
 		}
 	}
