@@ -2,6 +2,8 @@ package grammar
 
 import (
 	"encoding/binary"
+	"iter"
+	"math/bits"
 	"slices"
 	"unicode/utf8"
 )
@@ -11,6 +13,7 @@ import (
 // another.
 type class struct {
 	states [][]byteEdge
+	plain  runeSet // the characters that may be spelled as themselves
 }
 
 // byteEdge leads bytes lo to hi to a state, or to classEnd.
@@ -36,6 +39,20 @@ type byteSet [4]uint64
 
 func (s *byteSet) add(b byte)      { s[b>>6] |= 1 << (b & 63) }
 func (s *byteSet) has(b byte) bool { return s[b>>6]>>(b&63)&1 != 0 }
+
+// all lists the bytes, ascending.
+func (s *byteSet) all() iter.Seq[byte] {
+	return func(yield func(byte) bool) {
+		for i, w := range s {
+			for ; w != 0; w &= w - 1 {
+				if !yield(byte(64*i + bits.TrailingZeros64(w))) {
+					return
+				}
+			}
+		}
+	}
+}
+
 func byteRange(lo, hi byte) (s byteSet) {
 	for b := int(lo); b <= int(hi); b++ {
 		s.add(byte(b))
@@ -184,6 +201,9 @@ var shortEscapes = [...]struct {
 	b byte
 }{{'"', '"'}, {'\\', '\\'}, {'/', '/'}, {'\b', 'b'}, {'\f', 'f'}, {'\n', 'n'}, {'\r', 'r'}, {'\t', 't'}}
 
+// mustEscape is the characters that JSON's strings do not hold as they are.
+func mustEscape() runeSet { return runeSet{{0, 0x1F}, {'"', '"'}, {'\\', '\\'}} }
+
 // spell lists how the characters of set are written.
 func spell(set runeSet, enc encoding) spellings {
 	var s spellings
@@ -193,7 +213,7 @@ func spell(set runeSet, enc encoding) spellings {
 		}
 		return s
 	}
-	must := newRuneSet(span{0, 0x1F}, span{'"', '"'}, span{'\\', '\\'})
+	must := mustEscape()
 	for _, p := range set.intersect(must.negate()) {
 		s.addUTF8(p)
 	}
@@ -230,7 +250,11 @@ type classBuilder struct {
 
 // newClass builds the automaton of set's spellings, or a LimitError.
 func newClass(set runeSet, enc encoding, limit int) (*class, error) {
-	b := &classBuilder{c: &class{}, suffixes: make([]suffix, 1), known: map[suffix]int32{}, states: map[string]int16{}, limit: limit}
+	plain := set
+	if enc != plainUTF8 {
+		plain = set.intersect(mustEscape().negate())
+	}
+	b := &classBuilder{c: &class{plain: plain}, suffixes: make([]suffix, 1), known: map[suffix]int32{}, states: map[string]int16{}, limit: limit}
 	var first []int32
 	for _, seq := range spell(set, enc) {
 		rest := int32(0)

@@ -14,11 +14,13 @@ type machine struct {
 	prog    *program
 	classOf [256]uint8 // bytes that no class tells apart share a number
 	someOf  []byte     // a byte of each number
+	bytesOf [][]byte   // all of them
 	stacks  *stacks
 	states  map[string]*state
 	nextID  uint32
 	dead    *state
-	starts  []*state // of each rule, or nil
+	nowhere *position // what no text leads to
+	starts  []*state  // of each rule, or nil
 	counts  counters
 	bytes   int // what the states and masks kept take, about
 	spent   int // work of the operation under way
@@ -29,7 +31,10 @@ type machine struct {
 	returns   map[*stack]*position // see below
 	key       []byte
 
-	vocab *Vocabulary
+	vocab     *Vocabulary
+	ids       []int32               // of the mask in the making
+	alike     map[string]*stateMask // of states that differ in far-off counts alone
+	relations map[string][]relation // by the key of a set and the class
 }
 
 // state is a set of places in one rule's program, closed under what needs no byte.
@@ -42,6 +47,8 @@ type state struct {
 	done   bool // the rule may end here
 	reads  bool // some item reads a byte
 	mask   *stateMask
+	alone  *position // s above a stack of which nothing is known
+	run    uniform
 }
 
 // item is a place: at a doChar after some bytes of a character, at a doCall, or
@@ -82,8 +89,9 @@ func (c *counters) push(n, below int32) int32 {
 }
 
 func newMachine(p *program) *machine {
-	m := &machine{prog: p, stacks: newStacks(), states: map[string]*state{}, dead: &state{}, nextID: 1,
-		starts: make([]*state, len(p.starts)), positions: map[string]*position{}, returns: map[*stack]*position{}}
+	m := &machine{prog: p, stacks: newStacks(), states: map[string]*state{}, dead: &state{}, nowhere: &position{}, nextID: 1,
+		starts: make([]*state, len(p.starts)), positions: map[string]*position{}, returns: map[*stack]*position{},
+		alike: map[string]*stateMask{}, relations: map[string][]relation{}}
 	m.counts = counters{lists: make([]countList, 1), known: map[countList]int32{}}
 	m.closing.mark = make([]uint32, len(p.code))
 	m.closing.counted = map[uint64]bool{}
@@ -98,8 +106,11 @@ func newMachine(p *program) *machine {
 	for b := range 256 {
 		if b == 0 || cuts[b] {
 			m.someOf = append(m.someOf, byte(b))
+			m.bytesOf = append(m.bytesOf, nil)
 		}
-		m.classOf[b] = uint8(len(m.someOf) - 1)
+		number := len(m.someOf) - 1
+		m.classOf[b] = uint8(number)
+		m.bytesOf[number] = append(m.bytesOf[number], byte(b))
 	}
 	return m
 }
@@ -266,7 +277,7 @@ func (m *machine) callsOf(s *state) []callEdge {
 // keeps to its memory however long it runs.
 func (m *machine) forget() {
 	for _, s := range m.states {
-		s.next, s.calls, s.called, s.mask = nil, nil, false, nil
+		s.next, s.calls, s.called, s.mask, s.alone, s.run = nil, nil, false, nil, nil, uniform{}
 	}
 	clear(m.states)
 	for _, p := range m.positions {
@@ -274,6 +285,8 @@ func (m *machine) forget() {
 	}
 	clear(m.positions)
 	clear(m.returns)
+	clear(m.alike)
+	clear(m.relations)
 	clear(m.starts)
 	m.stacks.forget()
 	m.bytes = 0

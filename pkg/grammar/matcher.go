@@ -29,6 +29,9 @@ func Compile(g *Grammar, v *Vocabulary) (*Compiled, error) {
 	if err != nil {
 		return nil, err
 	}
+	if v != nil {
+		m.prepare(start)
+	}
 	return &Compiled{m: m, vocab: v, start: start}, nil
 }
 
@@ -120,7 +123,7 @@ func (m *Matcher) accept(id int32, text []byte) error {
 		if err != nil {
 			return err
 		}
-		if next.dead() {
+		if next == mach.nowhere {
 			return &RejectError{Token: id, Offset: i}
 		}
 		at = next

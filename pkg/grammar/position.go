@@ -16,6 +16,7 @@ type position struct {
 	popped  bool     // a way leads below a stack of which nothing is known
 	next    []*position
 	mask    *positionMask
+	allow   *byteSet // bytes that may come
 }
 
 // config is one state with the stacks that it may lie above.
@@ -23,8 +24,6 @@ type config struct {
 	at    *state
 	above *stack
 }
-
-func (p *position) dead() bool { return len(p.configs) == 0 && !p.canEnd && !p.popped }
 
 // gathering is a position in the making.
 type gathering struct {
@@ -132,6 +131,9 @@ func (m *machine) take() (*position, error) {
 	m.key = key
 	if p := m.positions[string(key)]; p != nil {
 		return p, nil
+	}
+	if len(key) == 1 && flags == 0 {
+		return m.nowhere, nil
 	}
 	p := &position{canEnd: g.canEnd, popped: g.popped}
 	for _, c := range g.list {

@@ -25,6 +25,7 @@ type instr struct {
 	class, rule int32
 	x, y        int32
 	least, most int32
+	loop        int32 // the doLoop around it, or -1
 }
 
 // program is a grammar as instructions. Every instruction but doFail reaches the
@@ -48,6 +49,7 @@ type emitter struct {
 	nonEmpty map[int]int // rule -> the rule that is its texts but the empty one
 	todo     []int
 	failPC   int32
+	loop     int32 // the doLoop that is being written, or -1
 	err      error
 }
 
@@ -67,7 +69,7 @@ func compileProgram(g *Grammar) (*program, error) {
 	if !a.productive[g.root] {
 		return nil, &UnsupportedError{Kind: g.kind, Feature: "a language without texts", Why: "nothing would ever be accepted"}
 	}
-	e := &emitter{analysis: a, known: map[classKey]int32{}, nonEmpty: map[int]int{}}
+	e := &emitter{analysis: a, known: map[classKey]int32{}, nonEmpty: map[int]int{}, loop: -1}
 	e.starts = make([]int32, len(local.rules))
 	for i := range e.starts {
 		e.starts[i] = -1
@@ -93,6 +95,7 @@ func (e *emitter) add(i instr) int32 {
 		e.err = &LimitError{What: "instructions", Limit: maxInstructions}
 		return 0
 	}
+	i.loop = e.loop
 	e.code = append(e.code, i)
 	return int32(len(e.code) - 1)
 }
@@ -177,7 +180,10 @@ func (e *emitter) repeat(x *expr, next int32) int32 {
 		return loop
 	}
 	loop := e.add(instr{op: doLoop, y: next, least: least, most: x.max})
+	outer := e.loop
+	e.loop = loop
 	first := e.emit(body, loop)
+	e.loop = outer
 	e.code[loop].x = first
 	return e.add(instr{op: doEnter, x: loop})
 }

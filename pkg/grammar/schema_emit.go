@@ -136,9 +136,9 @@ func (b *schemaBuilder) number(n *numberSet) (*expr, error) {
 	integer := seq(optional(lit("-")), alt(lit("0"), seq(digit('1', '9'), repeat(digit('0', '9'), 0, wholeDigits-1))))
 	switch {
 	case plain && n.whole:
-		return b.shared("integer", true, func() (*expr, error) { return seq(integer, optional(lit(".0"))), nil })
+		return b.shared("integer", false, func() (*expr, error) { return seq(integer, optional(lit(".0"))), nil })
 	case plain:
-		return b.shared("number", true, func() (*expr, error) {
+		return b.shared("number", false, func() (*expr, error) {
 			// As far as every number is one of a double's.
 			exponent := alt(repeat(digit('0', '9'), 1, 2), seq(lit("1"), repeat(digit('0', '9'), 2, 2)), seq(lit("2"), digit('0', '8'), digit('0', '9')))
 			return seq(integer, optional(seq(lit("."), repeat(digit('0', '9'), 1, fractionDigits))),
@@ -189,7 +189,7 @@ func (n *numberSet) key() string {
 
 // anyString is the rule of every string, with its quotes.
 func (b *schemaBuilder) anyString() (*expr, error) {
-	return b.shared("string", true, func() (*expr, error) {
+	return b.shared("string", false, func() (*expr, error) {
 		return seq(lit(`"`), star(char(anyRune(), jsonAny)), lit(`"`)), nil
 	})
 }

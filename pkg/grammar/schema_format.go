@@ -52,19 +52,20 @@ const (
 	ldh   = `[A-Za-z0-9-]`
 	// Six labels of 40 characters are a domain of at most 245.
 	domain = short + `(?:\.` + short + `){0,5}`
+	mail   = an + `(?:` + ldh + `{0,38}` + an + `)?`
 
 	hex     = `%[0-9A-Fa-f]{2}`
 	unres   = `[A-Za-z0-9._~!$&'()*+,;=-]`
 	segment = `(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|` + hex + `)`
 	query   = `(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|` + hex + `)*`
-	tail    = `(?:\?` + query + `)?(?:#` + query + `)?`
+	uriTail = `(?:\?` + query + `)?(?:#` + query + `)?`
 	host    = `(?:(?:` + unres + `|` + hex + `)*|\[(?:` + `IPV6` + `)\])`
 	port    = `(?::[0-9]{0,5})?`
 	author  = `//(?:(?:[A-Za-z0-9._~!$&'()*+,;=:-]|` + hex + `)*@)?` + host + port + `(?:/` + segment + `*)*`
 	rooted  = `/(?:` + segment + `+(?:/` + segment + `*)*)?`
-	uri     = `[A-Za-z][A-Za-z0-9+.-]*:(?:` + author + `|` + rooted + `|` + segment + `+(?:/` + segment + `*)*)?` + tail
+	uri     = `[A-Za-z][A-Za-z0-9+.-]*:(?:` + author + `|` + rooted + `|` + segment + `+(?:/` + segment + `*)*)?` + uriTail
 	// A first segment with a colon would be a scheme.
-	relative = `(?:` + author + `|` + rooted + `|(?:` + unres + `|@|` + hex + `)+(?:/` + segment + `*)*)?` + tail
+	relative = `(?:` + author + `|` + rooted + `|(?:` + unres + `|@|` + hex + `)+(?:/` + segment + `*)*)?` + uriTail
 
 	pointer = `(?:/(?:[^/~]|~[01])*)*`
 )
@@ -126,7 +127,7 @@ func formatSource(name string) (string, bool) {
 		if name == "idn-email" {
 			atom = atom[:len(atom)-1] + `\x{80}-\x{10FFFF}]`
 		}
-		return `(?:` + atom + `{1,64}|` + atom + `(?:\.?` + atom + `){0,31})@` + domain, true
+		return `(?:` + atom + `{1,64}|` + atom + `(?:\.?` + atom + `){0,31})@` + mail + `(?:\.` + mail + `){0,5}`, true
 	case "uri":
 		return withIPv6(uri), true
 	case "uri-reference":

@@ -2,35 +2,91 @@ package grammar
 
 import (
 	"slices"
+	"sync"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 )
 
-// Vocabulary is the bytes of a model's tokens, laid out for masks. It never changes
-// and may be shared by any number of grammars and goroutines.
+// Vocabulary is the bytes of a model's tokens, laid out for masks. It may be shared
+// by any number of grammars and goroutines. What it learns of how tokens go through
+// character classes it keeps for all of them.
 type Vocabulary struct {
-	tokens [][]byte
-	end    []int32 // ids, ascending
+	tokens  [][]byte
+	end     []int32 // ids, ascending
+	all     *trie
+	weights [256]int // nodes under each first byte
+	longest int      // bytes of the longest token
+
+	mu   sync.Mutex
+	runs map[string]*runs
+	used []string // keys of runs, the last used last
 }
+
+// maxRuns bounds the character classes that a vocabulary remembers.
+const maxRuns = 8
 
 // NewVocabulary takes the bytes of every id and the ids that end a text. Ids
 // without bytes (control tokens, holes) never fit a grammar, and neither do the
 // bytes of ids that end a text. The slices stay the caller's to read, not to change.
 func NewVocabulary(tokens [][]byte, ends ...int32) (*Vocabulary, error) {
-	v := &Vocabulary{tokens: tokens, end: slices.Clone(ends)}
+	v := &Vocabulary{tokens: tokens, end: slices.Clone(ends), runs: map[string]*runs{}}
 	slices.Sort(v.end)
+	v.end = slices.Compact(v.end)
 	for _, id := range v.end {
 		if id < 0 || int(id) >= len(tokens) {
 			return nil, fault.New(fault.Invalid, "lay out vocabulary: end token %d is not among %d ids", id, len(tokens))
 		}
 	}
-	return v, nil
+	list := make([]spelled, 0, len(tokens))
+	for id, text := range tokens {
+		if len(text) > 0 && !v.ends(int32(id)) {
+			list = append(list, spelled{text, int32(id)})
+			v.longest = max(v.longest, len(text))
+		}
+	}
+	v.all = newTrie(list)
+	for i := int32(0); i < v.all.size(); i = v.all.skip[i] {
+		v.weights[v.all.b[i]] = int(v.all.skip[i] - i)
+	}
+	return v, v.learn()
+}
+
+// learn looks beforehand at how tokens go through the strings of JSON, which most
+// grammars hold.
+func (v *Vocabulary) learn() error {
+	g, err := Schema([]byte(`{"type":"object","properties":{"a":{"type":"string","maxLength":64},"b":{"format":"email"},"c":{"type":"string"}}}`))
+	if err != nil {
+		return err
+	}
+	_, err = Compile(g, v)
+	return err
 }
 
 // Size is the number of ids.
 func (v *Vocabulary) Size() int { return len(v.tokens) }
 
+// Words is the length of a mask: a bit for every id, 64 to a word.
+func (v *Vocabulary) Words() int { return (len(v.tokens) + 63) / 64 }
+
 func (v *Vocabulary) ends(id int32) bool {
 	_, found := slices.BinarySearch(v.end, id)
 	return found
+}
+
+// runsOf is how tokens go through a class of characters.
+func (v *Vocabulary) runsOf(set runeSet, key string) *runs {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if i := slices.Index(v.used, key); i >= 0 {
+		v.used = append(slices.Delete(v.used, i, i+1), key)
+		return v.runs[key]
+	}
+	if len(v.used) >= maxRuns {
+		delete(v.runs, v.used[0])
+		v.used = slices.Delete(v.used, 0, 1)
+	}
+	r := newRuns(v.all, 0, set, v.Words())
+	v.runs[key] = r
+	v.used = append(v.used, key)
+	return r
 }
