@@ -65,6 +65,9 @@ func (v *Vocabulary) learn() error {
 // Size is the number of ids.
 func (v *Vocabulary) Size() int { return len(v.tokens) }
 
+// Token is the bytes of an id, not to be changed; none for a control token.
+func (v *Vocabulary) Token(id int32) []byte { return v.tokens[id] }
+
 // Words is the length of a mask: a bit for every id, 64 to a word.
 func (v *Vocabulary) Words() int { return (len(v.tokens) + 63) / 64 }
 
