@@ -143,8 +143,9 @@ func wordAfter(s string, i int) bool {
 	return n > 0 && isWord(r)
 }
 
+// isWord is \w as Unicode's technical standard 18 has it: it joins what joiners join.
 func isWord(r rune) bool {
-	return classOf(r)&classWord != 0
+	return classOf(r)&classWord != 0 || r == 0x200c || r == 0x200d || unicode.In(r, unicode.Nl, unicode.Other_Alphabetic)
 }
 
 // plainSpans walks through Options.Plain as the scan moves forward. back, unless

@@ -174,7 +174,7 @@ func hfPretokenizer(c *hfComponent) (hfSteps, error) {
 		}
 		return splitting(field, findingClass(isPunctuation), b, false)
 	case "Whitespace":
-		return one(&splitter{find: findingPattern(mustCompile(`\w+|[^\w\s]+`)), behavior: removed, invert: true})
+		return one(&splitter{find: findingRuns, behavior: removed, invert: true})
 	case "WhitespaceSplit":
 		return one(&splitter{find: findingClass(isSpace), behavior: removed})
 	case "BertPreTokenizer":
@@ -202,6 +202,34 @@ func hfPretokenizer(c *hfComponent) (hfSteps, error) {
 		return hfSplit(c)
 	default:
 		return hfSteps{}, unsupported(field, "type %q", c.Type)
+	}
+}
+
+// findingRuns finds runs of word characters and runs of others that are no spaces.
+func findingRuns(s string, found func(start, end int) bool) {
+	const spaces, words, others = 0, 1, 2
+	kind := func(r rune) int {
+		switch {
+		case isWord(r):
+			return words
+		case isSpace(r):
+			return spaces
+		}
+		return others
+	}
+	start, last := 0, spaces
+	for i, r := range s {
+		k := kind(r)
+		if k == last {
+			continue
+		}
+		if last != spaces && !found(start, i) {
+			return
+		}
+		start, last = i, k
+	}
+	if last != spaces {
+		found(start, len(s))
 	}
 }
 
@@ -286,10 +314,13 @@ func cutScripts(p piece, emit func(piece) error) error {
 			start = i
 		}
 		if script != common {
+			if last == unknown {
+				start = i // what stands before is lost
+			}
 			last = script
 		}
 	}
-	if start < len(p.text) {
+	if last != unknown && start < len(p.text) {
 		return emit(p.part(start, len(p.text)))
 	}
 	return nil

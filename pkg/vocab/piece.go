@@ -220,7 +220,7 @@ func (c *spelled) cut(p piece, emit func(piece) error) error {
 
 // spaceFirst puts a space before a text that does not begin with one.
 func spaceFirst(p piece, emit func(piece) error) error {
-	if r, _ := utf8.DecodeRuneInString(p.text); isSpace(r) {
+	if strings.HasPrefix(p.text, " ") {
 		return emit(p)
 	}
 	ed := &edits{}
