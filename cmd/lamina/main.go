@@ -39,6 +39,7 @@ type cli struct {
 	Template   templateCmd   `cmd:"" help:"Render messages on standard input by a chat template."`
 	Sample     sampleCmd     `cmd:"" help:"Run a chain of sampling rules over a row of logits."`
 	Logits     logitsCmd     `cmd:"" help:"Print the logits, loss or gradients of a model over ids."`
+	Beams      beamsCmd      `cmd:"" help:"Search the most likely continuations of ids."`
 	Perplexity perplexityCmd `cmd:"" help:"Measure a model's perplexity on a text."`
 	Bench      benchGroup    `cmd:"" help:"Measure a model or another part."`
 	Inspect    inspectCmd    `cmd:"" help:"Show what a model file or folder says."`

@@ -1,0 +1,117 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	"github.com/lamina-mesh/lamina/pkg/kernel"
+	"github.com/lamina-mesh/lamina/pkg/model"
+	"github.com/lamina-mesh/lamina/pkg/sample"
+)
+
+type beamsCmd struct {
+	kernelFlags
+	Model         string  `short:"m" required:"" help:"GGUF file or Hugging Face folder; no tokenizer is needed."`
+	IDs           string  `name:"ids" required:"" help:"The prompt's ids, separated by commas."`
+	Beams         int     `help:"Beams." default:"4"`
+	MaxTokens     int     `help:"Most new ids of a sequence." default:"16"`
+	LengthPenalty float64 `help:"Power of the length that a sequence's log-probability is divided by." default:"1"`
+	EndID         []int32 `name:"end-id" help:"An id that ends a sequence; may be given more than once."`
+	Stages        int     `help:"Cut the model into this many stages." default:"1"`
+	Format        string  `help:"Output: text or json." enum:"text,json" default:"text"`
+}
+
+// beamsResult is what --format json prints, best first.
+type beamsResult struct {
+	Sequences [][]int32 `json:"sequences"` // new ids
+	Scores    []float64 `json:"scores"`
+}
+
+// Run searches the most likely continuations.
+func (c *beamsCmd) Run(e *env) error {
+	parsed, err := parseIDs(c.IDs)
+	if err != nil {
+		return err
+	}
+	prompt := make([]int32, len(parsed))
+	for i, id := range parsed {
+		prompt[i] = int32(id)
+	}
+	if c.Beams < 1 || c.Beams > 256 || c.MaxTokens < 1 {
+		return fault.Field("beams", "%d beams of %d ids: want 1 to 256, and one id or more", c.Beams, c.MaxTokens)
+	}
+	r := beamsResult{}
+	err = withModel(c.Model, c.kernelFlags, func(f *model.Files, set kernel.Set[float32]) error {
+		if err := checkIDs(prompt, f); err != nil {
+			return err
+		}
+		if n := len(prompt) + c.MaxTokens; n > f.Config.Context {
+			return fault.Field("max-tokens", "%d ids in all: the context of %s is %d", n, f.Path, f.Config.Context)
+		}
+		chain, err := loadChain(f, c.Stages, 2*c.Beams, len(prompt)+c.MaxTokens, set, model.LoadOptions{})
+		if err != nil {
+			return err
+		}
+		beams := sample.NewBeams(c.Beams, c.MaxTokens, c.LengthPenalty, c.EndID)
+		if err := search(chain, beams, prompt); err != nil {
+			return err
+		}
+		for _, b := range beams.Done() {
+			r.Sequences, r.Scores = append(r.Sequences, b.IDs), append(r.Scores, b.Score)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if c.Format == "json" {
+		return printJSON(e, r)
+	}
+	for i, ids := range r.Sequences {
+		fmt.Fprintf(e.stdout, "%.5f\t%v\n", r.Scores[i], ids)
+	}
+	return nil
+}
+
+// search runs beams to their end. A beam goes on in the cache of the one it came from;
+// further ones from the same are computed anew, to the same bits.
+func search(chain *stageChain, beams *sample.Beams, prompt []int32) error {
+	caches := []sequence{chain.newSequence()}
+	defer func() {
+		for _, s := range caches {
+			s.free()
+		}
+	}()
+	for len(beams.Live()) > 0 {
+		live := beams.Live()
+		next, taken := make([]sequence, len(live)), make([]bool, len(caches))
+		for i, b := range live {
+			if !taken[b.From] {
+				next[i], taken[b.From] = caches[b.From], true
+			} else {
+				next[i] = chain.newSequence()
+			}
+		}
+		for i, s := range caches {
+			if !taken[i] {
+				s.free()
+			}
+		}
+		caches = next
+		entries := make([]entry, len(live))
+		for i, b := range live {
+			ids := append(append([]int32(nil), prompt...), b.IDs...)
+			entries[i] = entry{seq: caches[i], ids: ids[caches[i].len():], logits: 1}
+		}
+		logits, err := chain.forward(entries...)
+		if err != nil {
+			return err
+		}
+		rows, vocab := make([][]float32, len(live)), len(logits)/len(live)
+		for i := range rows {
+			rows[i] = logits[i*vocab : (i+1)*vocab]
+		}
+		beams.Advance(rows)
+	}
+	return nil
+}

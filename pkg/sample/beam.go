@@ -1,0 +1,115 @@
+package sample
+
+import (
+	"cmp"
+	"math"
+	"slices"
+)
+
+// Beams is a beam search: the best sequences by the sum of their log-probabilities
+// divided by their length to a power. Step after step, the caller gives the rows of the
+// live beams and learns which of them go on, and with which id.
+type Beams struct {
+	width   int
+	most    int // new ids of a sequence
+	penalty float64
+	end     map[int32]bool
+
+	live []Beam
+	done []Beam // best first, at most width
+	step int
+}
+
+// Beam is a sequence of new ids.
+type Beam struct {
+	IDs   []int32
+	Sum   float64 // of log-probabilities
+	Score float64 // Sum / len(IDs)^penalty
+	From  int     // which live beam of the step before it went on from
+	// Ended says that its last id is an end.
+	Ended bool
+}
+
+// NewBeams begins with one beam without ids.
+func NewBeams(width, most int, penalty float64, ends []int32) *Beams {
+	b := &Beams{width: width, most: most, penalty: penalty, end: map[int32]bool{}, live: []Beam{{}}}
+	for _, id := range ends {
+		b.end[id] = true
+	}
+	return b
+}
+
+// Live are the beams whose next rows Advance wants, best first. There are none when the
+// search is over.
+func (b *Beams) Live() []Beam { return b.live }
+
+// Advance takes the rows of the live beams, in their order.
+func (b *Beams) Advance(rows [][]float32) {
+	b.step++
+	// Enough that as many as there are beams go on, however many of them end.
+	look := max(2, 1+len(b.end)) * b.width
+	var next []Beam
+	for from, row := range rows {
+		best := Best(row, min(look, len(row)))
+		top := float64(best[0].Logit)
+		var total float64
+		for _, v := range row {
+			total += math.Exp(float64(v) - top)
+		}
+		lse := top + math.Log(total)
+		for _, c := range best {
+			next = append(next, Beam{IDs: []int32{c.ID}, Sum: b.live[from].Sum + float64(c.Logit) - lse, From: from, Ended: b.end[c.ID]})
+		}
+	}
+	slices.SortStableFunc(next, func(x, y Beam) int {
+		if c := cmp.Compare(y.Sum, x.Sum); c != 0 {
+			return c
+		}
+		if c := cmp.Compare(x.From, y.From); c != 0 {
+			return c
+		}
+		return cmp.Compare(x.IDs[0], y.IDs[0])
+	})
+	var live []Beam
+	last := b.step == b.most
+	for rank, n := range next[:min(look, len(next))] {
+		if len(live) == b.width {
+			break
+		}
+		n.IDs = append(slices.Clone(b.live[n.From].IDs), n.IDs[0])
+		n.Score = n.Sum / math.Pow(float64(len(n.IDs)), b.penalty)
+		switch {
+		case !n.Ended:
+			live = append(live, n)
+		case rank < b.width: // an end among the best
+			b.finish(n)
+		}
+	}
+	b.live = live
+	if last {
+		for _, n := range live {
+			b.finish(n)
+		}
+		b.live = nil
+		return
+	}
+	if len(b.done) == b.width && len(live) > 0 {
+		// No live beam can still become better than the worst that is done.
+		if attainable := live[0].Sum / math.Pow(float64(b.step), b.penalty); b.done[b.width-1].Score >= attainable {
+			b.live = nil
+		}
+	}
+}
+
+// finish adds a sequence, best first.
+func (b *Beams) finish(n Beam) {
+	at, _ := slices.BinarySearchFunc(b.done, n, func(x, y Beam) int { return cmp.Compare(y.Score, x.Score) })
+	for at < len(b.done) && b.done[at].Score == n.Score {
+		at++ // the earlier of equals is the better
+	}
+	b.done = slices.Insert(b.done, at, n)
+	b.done = b.done[:min(len(b.done), b.width)]
+}
+
+// Done are the sequences that have ended, best first.
+func (b *Beams) Done() []Beam { return b.done }
