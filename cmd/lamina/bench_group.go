@@ -7,4 +7,5 @@ type benchGroup struct {
 
 	Grammar   benchGrammarCmd   `cmd:"" help:"Measure how fast grammars compile and make masks."`
 	Tokenizer benchTokenizerCmd `cmd:"" help:"Measure how fast vocabularies encode and decode a text."`
+	Sampler   benchSamplerCmd   `cmd:"" help:"Measure how long each rule takes for a token."`
 }

@@ -1,9 +1,6 @@
 package sample
 
-import (
-	"math"
-	"slices"
-)
+import "math"
 
 // Step is one rule of a chain.
 type Step interface {
@@ -124,22 +121,17 @@ func (p TypicalP) apply(s *state) error {
 	if s.tail {
 		return ErrTooFew
 	}
-	s.sort(len(s.kept))
 	entropy, total := s.entropy(), s.logTotal()
 	distance := func(e entry) float64 { return math.Abs(total - e.logit - entropy) }
-	near := slices.Clone(s.kept)
-	slices.SortStableFunc(near, func(a, b entry) int {
-		if x, y := distance(a), distance(b); x < y {
-			return -1
-		} else if x > y {
-			return 1
-		}
-		return 0
-	})
-	last, sum := distance(near[len(near)-1]), 0.0
-	for _, e := range near {
-		if sum += math.Exp(e.logit - total); sum >= float64(p) {
-			last = distance(e)
+	near := state{kept: make([]entry, len(s.kept))} // places, ranked by minus their distance
+	for i, e := range s.kept {
+		near.kept[i] = entry{int32(i), -distance(e)}
+	}
+	last, sum := math.Inf(1), 0.0
+	for i := range near.kept {
+		near.sort(i + 1)
+		if sum += math.Exp(s.kept[near.kept[i].id].logit - total); sum >= float64(p) {
+			last = -near.kept[i].logit
 			break
 		}
 	}
