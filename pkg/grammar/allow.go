@@ -27,7 +27,7 @@ func (m *Matcher) Mask(dst []uint64) error {
 	}
 	mach := m.c.m
 	mach.mu.Lock()
-	mask, err := mach.maskAt(now.position)
+	mask, err := mach.maskAt(now.position, m.text)
 	mach.mu.Unlock()
 	if err != nil {
 		clear(dst)
@@ -55,6 +55,9 @@ func (p *positionMask) write(dst []uint64) {
 	for _, ids := range p.lists {
 		setBits(dst, ids)
 	}
+	for _, id := range p.not {
+		dst[id>>6] &^= 1 << (id & 63)
+	}
 }
 
 // Allowed counts the tokens of a mask.
@@ -67,13 +70,29 @@ func Allowed(mask []uint64) int {
 }
 
 // maskAt is the mask of a position, made when it is first asked for.
-func (m *machine) maskAt(p *position) (*positionMask, error) {
+func (m *machine) maskAt(p *position, text []byte) (*positionMask, error) {
 	if p.mask != nil {
 		return p.mask, nil
 	}
 	m.refresh()
 	out := &positionMask{}
 	for _, k := range p.kernels {
+		if k.mem != nil {
+			m.attend(text)
+			whole := !k.mem.inside || k.mem.like != nil && len(p.kernels) > 1
+			if whole {
+				if err := m.wholeMask(out, k); err != nil {
+					return nil, err
+				}
+				continue
+			}
+			if k.mem.like != nil {
+				var err error
+				if out.not, err = m.repeats(k); err != nil {
+					return nil, err
+				}
+			}
+		}
 		mask, err := m.maskOf(k.at)
 		if err != nil {
 			return nil, err
@@ -103,13 +122,30 @@ func (m *machine) maskAt(p *position) (*positionMask, error) {
 	return out, nil
 }
 
+// wholeMask adds the tokens that may come at a config, looked at one by one.
+func (m *machine) wholeMask(out *positionMask, k config) error {
+	p, err := m.at(k.at, k.above, k.mem)
+	if err != nil {
+		return err
+	}
+	w := &walker{m: m, out: &stateMask{}, ids: m.ids[:0]}
+	err = w.walk(m.vocab.all, 0, m.vocab.all.size(), p)
+	m.ids = w.ids
+	w.finish()
+	out.sets = append(out.sets, w.out.sets...)
+	out.lists = append(out.lists, w.out.lists...)
+	m.spent += w.steps / 8
+	return err
+}
+
 // beyond is the tokens that end the rule of a config's state and go on with what
 // lies below it.
 func (m *machine) beyond(mask *stateMask, k config) ([]int32, error) {
 	if len(mask.pops) == 0 && !mask.loose {
 		return nil, nil
 	}
-	below, err := m.below(k.above)
+	m.exact = false
+	below, err := m.below(k.above, k.mem)
 	if err != nil || len(below.configs) == 0 {
 		return nil, err
 	}
@@ -118,7 +154,7 @@ func (m *machine) beyond(mask *stateMask, k config) ([]int32, error) {
 	}
 	w := &walker{m: m, out: &stateMask{}, ids: m.ids[:0]}
 	if mask.loose {
-		p, err := m.at(k.at, k.above)
+		p, err := m.at(k.at, k.above, k.mem)
 		if err == nil {
 			err = w.walk(m.vocab.all, 0, m.vocab.all.size(), p)
 		}

@@ -222,6 +222,10 @@ func spell(set runeSet, enc encoding) spellings {
 			s.add(escape(byteRange(e.b, e.b))...)
 		}
 	}
+	if enc == jsonUnique {
+		s.addControls(set)
+		return s
+	}
 	hex := set
 	if enc == jsonCanonical {
 		hex = set.intersect(must.union(runeSet{{0x80, maxRune}}))
@@ -230,6 +234,27 @@ func spell(set runeSet, enc encoding) spellings {
 		s.addHex(p)
 	}
 	return s
+}
+
+// addControls adds \u00xx for the control characters of set that have no shorter
+// escape.
+func (s *spellings) addControls(set runeSet) {
+	short := func(r rune) bool {
+		for _, e := range shortEscapes {
+			if e.r == r {
+				return true
+			}
+		}
+		return false
+	}
+	const hex = "0123456789abcdef"
+	zero, u := byteRange('0', '0'), byteRange('u', 'u')
+	for r := rune(0); r < 0x20; r++ {
+		if set.contains(r) && !short(r) {
+			high, low := hex[r>>4], hex[r&15]
+			s.add(escape(u, zero, zero, byteRange(high, high), byteRange(low, low))...)
+		}
+	}
 }
 
 // suffix is the rest of a spelling: a place and what follows it, by index.

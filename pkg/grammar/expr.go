@@ -23,6 +23,7 @@ type rule struct {
 	// apart keeps the rule from being copied into its callers, so that all of
 	// them share its states and their masks.
 	apart bool
+	role  role
 }
 
 type exprOp uint8
@@ -47,6 +48,9 @@ const (
 	// jsonCanonical is the inside of a JSON string: plain where JSON allows it,
 	// else the short escape or \u00XX; characters from U+0080 also as \uXXXX.
 	jsonCanonical
+	// jsonUnique is the inside of a JSON string with one spelling a character: plain
+	// where JSON allows it, else the short escape or \u00xx.
+	jsonUnique
 	// jsonAny is the inside of a JSON string with every spelling JSON has.
 	jsonAny
 )

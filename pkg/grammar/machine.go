@@ -28,7 +28,10 @@ type machine struct {
 	closing   closure
 	gather    gathering
 	positions map[string]*position
-	returns   map[*stack]*position // see below
+	returns   map[returnKey]*position // see below
+	memories  memories
+	text      []byte // read so far, where items must differ
+	exact     bool   // text is all of it, not only what a mask looks at
 	key       []byte
 
 	vocab     *Vocabulary
@@ -90,7 +93,7 @@ func (c *counters) push(n, below int32) int32 {
 
 func newMachine(p *program) *machine {
 	m := &machine{prog: p, stacks: newStacks(), states: map[string]*state{}, dead: &state{}, nowhere: &position{}, nextID: 1,
-		starts: make([]*state, len(p.starts)), positions: map[string]*position{}, returns: map[*stack]*position{},
+		starts: make([]*state, len(p.starts)), positions: map[string]*position{}, returns: map[returnKey]*position{}, memories: memories{known: map[memoryKey]*memory{}},
 		alike: map[string]*stateMask{}, relations: map[string][]relation{}}
 	m.counts = counters{lists: make([]countList, 1), known: map[countList]int32{}}
 	m.closing.mark = make([]uint32, len(p.code))
@@ -289,5 +292,7 @@ func (m *machine) forget() {
 	clear(m.relations)
 	clear(m.starts)
 	m.stacks.forget()
+	clear(m.memories.known)
+	m.memories.bytes = 0
 	m.bytes = 0
 }

@@ -26,6 +26,7 @@ type pop struct {
 type positionMask struct {
 	sets  [][]uint64
 	lists [][]int32
+	not   []int32 // taken from those
 }
 
 // walker finds the tokens of tries that lead from a position to another.
@@ -64,7 +65,10 @@ func (w *walker) walk(t *trie, from, to int32, p *position) error {
 			w.out.pops = append(w.out.pops, pop{t, i})
 		}
 		if len(q.configs) > 0 {
-			if err := w.walk(t, i+1, t.skip[i], q); err != nil {
+			m.heard(t.b[i])
+			err := w.walk(t, i+1, t.skip[i], q)
+			m.unheard()
+			if err != nil {
 				return err
 			}
 		}
@@ -97,7 +101,7 @@ func (w *walker) finish() {
 func (m *machine) alone(s *state) (*position, error) {
 	if s.alone == nil {
 		var err error
-		if s.alone, err = m.at(s, m.stacks.unknown); err != nil {
+		if s.alone, err = m.at(s, m.stacks.unknown, nil); err != nil {
 			return nil, err
 		}
 	}
@@ -116,6 +120,7 @@ func (m *machine) maskOf(s *state) (*stateMask, error) {
 			return mask, nil
 		}
 	}
+	m.exact = false
 	w := &walker{m: m, out: &stateMask{}, ids: m.ids[:0]}
 	err := w.state(s)
 	m.ids = w.ids
@@ -153,7 +158,7 @@ func (m *machine) place(s *state, above *stack) (*position, error) {
 	if above == m.stacks.unknown {
 		return m.alone(s)
 	}
-	return m.at(s, above)
+	return m.at(s, above, nil)
 }
 
 // uniform walks the tokens of r from s above a stack, where the characters of a

@@ -2,6 +2,7 @@ package grammar
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 )
@@ -25,7 +26,7 @@ func Compile(g *Grammar, v *Vocabulary) (*Compiled, error) {
 	}
 	m := newMachine(prog)
 	m.vocab = v
-	start, err := m.at(m.start(int32(g.root)), m.stacks.bottom)
+	start, err := m.at(m.start(int32(g.root)), m.stacks.bottom, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -40,12 +41,14 @@ func Compile(g *Grammar, v *Vocabulary) (*Compiled, error) {
 type Matcher struct {
 	c    *Compiled
 	past []step // past[0] is the beginning
+	text []byte // accepted so far, where items must differ
 }
 
 // step is the position after one Accept or AcceptBytes.
 type step struct {
 	*position
 	ended bool // the end itself was accepted
+	text  int  // bytes up to here, where items must differ
 }
 
 // NewMatcher begins a text.
@@ -55,13 +58,13 @@ func (c *Compiled) NewMatcher() *Matcher {
 
 // Clone is a matcher of its own at the same place, which can be rolled back as far.
 func (m *Matcher) Clone() *Matcher {
-	return &Matcher{c: m.c, past: append([]step(nil), m.past...)}
+	return &Matcher{c: m.c, past: slices.Clone(m.past), text: slices.Clone(m.text)}
 }
 
 func (m *Matcher) now() *step { return &m.past[len(m.past)-1] }
 
 // Reset goes back to the beginning.
-func (m *Matcher) Reset() { m.past = m.past[:1] }
+func (m *Matcher) Reset() { m.past, m.text = m.past[:1], m.text[:0] }
 
 // CanEnd says whether the text so far is a whole text of the grammar.
 func (m *Matcher) CanEnd() bool { return m.now().canEnd }
@@ -81,6 +84,7 @@ func (m *Matcher) Rollback(n int) error {
 		return fault.New(fault.Invalid, "roll back %d steps: %d were made", n, m.Steps())
 	}
 	m.past = m.past[:len(m.past)-n]
+	m.text = m.text[:m.now().text]
 	return nil
 }
 
@@ -97,7 +101,7 @@ func (m *Matcher) Accept(id int32) error {
 	}
 	if v.ends(id) {
 		if now := m.now(); now.canEnd {
-			m.past = append(m.past, step{now.position, true})
+			m.past = append(m.past, step{now.position, true, now.text})
 			return nil
 		}
 		return &RejectError{Token: id}
@@ -117,6 +121,7 @@ func (m *Matcher) accept(id int32, text []byte) error {
 	mach.mu.Lock()
 	defer mach.mu.Unlock()
 	mach.refresh()
+	mach.attend(m.text)
 	at := now.position
 	for i, b := range text {
 		next, err := mach.follow(at, b)
@@ -127,15 +132,40 @@ func (m *Matcher) accept(id int32, text []byte) error {
 			return &RejectError{Token: id, Offset: i}
 		}
 		at = next
+		mach.heard(b)
 	}
-	m.past = append(m.past, step{position: at})
+	if mach.prog.unique {
+		m.text = append(m.text, text...)
+	}
+	m.past = append(m.past, step{position: at, text: len(m.text)})
 	return nil
+}
+
+// attend takes over the text of a matcher, where items must differ.
+func (m *machine) attend(text []byte) {
+	if m.prog.unique {
+		m.text, m.exact = append(m.text[:0], text...), true
+	}
+}
+
+// heard adds a byte to the text.
+func (m *machine) heard(b byte) {
+	if m.prog.unique {
+		m.text = append(m.text, b)
+	}
+}
+
+// unheard takes it back.
+func (m *machine) unheard() {
+	if m.prog.unique {
+		m.text = m.text[:len(m.text)-1]
+	}
 }
 
 // refresh begins an operation.
 func (m *machine) refresh() {
 	m.spent = 0
-	if m.bytes > maxKept || m.stacks.size() > maxStacks {
+	if m.bytes+m.memories.bytes > maxKept || m.stacks.size() > maxStacks {
 		m.forget()
 	}
 }
@@ -150,6 +180,7 @@ func (m *Matcher) Forced() []byte {
 	mach.mu.Lock()
 	defer mach.mu.Unlock()
 	mach.refresh()
+	mach.attend(m.text)
 	if m.now().ended {
 		return nil
 	}
@@ -163,6 +194,10 @@ func (m *Matcher) Forced() []byte {
 		if err != nil {
 			break
 		}
+		if next == mach.nowhere {
+			break
+		}
+		mach.heard(b)
 		out = append(out, b)
 		at = next
 	}
@@ -195,28 +230,18 @@ func (m *Matcher) Bytes() []byte {
 	if now.ended {
 		return nil
 	}
+	mach := m.c.m
+	mach.mu.Lock()
+	defer mach.mu.Unlock()
+	mach.refresh()
+	mach.attend(m.text)
 	var out []byte
-	for b := range 256 {
-		if m.c.m.allows(now.position, byte(b)) {
-			out = append(out, byte(b))
+	for b := range mach.allowed(now.position).all() {
+		if next, err := mach.follow(now.position, b); err == nil && next != mach.nowhere {
+			out = append(out, b)
 		}
 	}
 	return out
-}
-
-func (m *machine) allows(p *position, b byte) bool {
-	for _, c := range p.configs {
-		for _, it := range c.at.items {
-			in := &m.prog.code[it.pc]
-			if in.op != doChar {
-				continue
-			}
-			if _, ok := m.prog.classes[in.class].next(it.sub, b); ok {
-				return true
-			}
-		}
-	}
-	return false
 }
 
 // String says where the matcher stands, for people.

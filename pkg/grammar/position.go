@@ -17,12 +17,14 @@ type position struct {
 	next    []*position
 	mask    *positionMask
 	allow   *byteSet // bytes that may come
+	hope    hope
 }
 
 // config is one state with the stacks that it may lie above.
 type config struct {
 	at    *state
 	above *stack
+	mem   *memory // of the array around it whose items must differ, or nil
 }
 
 // gathering is a position in the making.
@@ -31,6 +33,7 @@ type gathering struct {
 	work    []int
 	canEnd  bool
 	popped  bool
+	event   bool // an array whose items differ began, or an item began or ended
 	failure error
 }
 
@@ -42,15 +45,15 @@ type gathered struct {
 
 func (g *gathering) reset() {
 	g.list, g.work = g.list[:0], g.work[:0]
-	g.canEnd, g.popped, g.failure = false, false, nil
+	g.canEnd, g.popped, g.event, g.failure = false, false, false, nil
 }
 
 // put adds a config and queues it where that says something new.
-func (m *machine) put(s *state, above *stack, called bool) {
+func (m *machine) put(s *state, above *stack, mem *memory, called bool) {
 	g := &m.gather
 	m.spent += 1 + len(g.list)/8
 	for i := range g.list {
-		if c := &g.list[i]; c.at == s {
+		if c := &g.list[i]; c.at == s && c.mem == mem {
 			c.called = c.called && called
 			if u := m.stacks.union(c.above, above); u != c.above {
 				c.above = u
@@ -63,7 +66,7 @@ func (m *machine) put(s *state, above *stack, called bool) {
 		g.failure = &LimitError{What: "ways to read a text at once", Limit: maxConfigs}
 		return
 	}
-	g.list = append(g.list, gathered{config{s, above}, called})
+	g.list = append(g.list, gathered{config{s, above, mem}, called})
 	g.work = append(g.work, len(g.list)-1)
 }
 
@@ -80,20 +83,31 @@ func (m *machine) expand() {
 			return
 		}
 		for _, call := range m.callsOf(c.at) {
-			if ret := call.ret; ret.done && len(ret.items) == 1 {
-				m.put(m.start(call.rule), c.above, true) // nothing to come back for
+			role := m.prog.roles[call.rule]
+			if ret := call.ret; ret.done && len(ret.items) == 1 && role == noRole {
+				m.put(m.start(call.rule), c.above, c.mem, true) // nothing to come back for
 				continue
 			}
 			if c.above.depth >= maxDepth {
 				g.failure = &LimitError{What: "open rules", Limit: maxDepth}
 				return
 			}
-			m.put(m.start(call.rule), m.stacks.push(call.ret, c.above), true)
+			mem := c.mem
+			switch role {
+			case uniqueArray:
+				mem = m.opened()
+			case uniqueItem:
+				if mem = m.begun(mem); mem == nil {
+					g.popped = true // what came before is not known
+					g.event = true
+					continue
+				}
+			}
+			g.event = g.event || role != noRole
+			m.put(m.start(call.rule), m.stacks.push(call.ret, c.above, role), mem, true)
 		}
 		if c.at.done {
-			for _, f := range c.above.frames {
-				m.put(f.ret, f.below, false)
-			}
+			m.pop(c.config)
 			g.canEnd = g.canEnd || c.above.ends&endsText != 0
 			g.popped = g.popped || c.above.ends&endsUnknown != 0
 		}
@@ -107,7 +121,9 @@ func (m *machine) take() (*position, error) {
 		return nil, g.failure
 	}
 	if len(g.list) > 1 {
-		slices.SortFunc(g.list, func(a, b gathered) int { return cmp.Compare(a.at.id, b.at.id) })
+		slices.SortFunc(g.list, func(a, b gathered) int {
+			return cmp.Or(cmp.Compare(a.at.id, b.at.id), cmp.Compare(memoryID(a.mem), memoryID(b.mem)))
+		})
 	}
 	flags := byte(0)
 	if g.canEnd {
@@ -127,6 +143,9 @@ func (m *machine) take() (*position, error) {
 		}
 		key = binary.LittleEndian.AppendUint32(append(key, flags), c.at.id)
 		key = binary.LittleEndian.AppendUint32(key, c.above.id)
+		if m.prog.unique {
+			key = binary.LittleEndian.AppendUint32(key, memoryID(c.mem))
+		}
 	}
 	m.key = key
 	if p := m.positions[string(key)]; p != nil {
@@ -149,52 +168,113 @@ func (m *machine) take() (*position, error) {
 	return p, nil
 }
 
+func memoryID(m *memory) uint32 {
+	if m == nil {
+		return 0
+	}
+	return m.id
+}
+
+// pop adds what follows the rule of a config that may end.
+func (m *machine) pop(c config) {
+	for _, f := range c.above.frames {
+		mem := c.mem
+		switch f.role {
+		case uniqueArray:
+			mem = nil
+		case uniqueItem:
+			m.gather.event = true
+			if mem = m.ended(mem); mem == nil {
+				continue // it was there before
+			}
+		}
+		m.put(f.ret, f.below, mem, false)
+	}
+}
+
 // at is the position of being in s above a stack.
-func (m *machine) at(s *state, above *stack) (*position, error) {
+func (m *machine) at(s *state, above *stack, mem *memory) (*position, error) {
 	m.gather.reset()
-	m.put(s, above, false)
+	m.put(s, above, mem, false)
 	m.expand()
 	return m.take()
 }
 
-// below is the position after the rule on top of above has ended.
-func (m *machine) below(above *stack) (*position, error) {
-	if p := m.returns[above]; p != nil {
+type returnKey struct {
+	above *stack
+	mem   *memory
+}
+
+// below is the position after the rule on top of above has ended, if no item was
+// repeated.
+func (m *machine) below(above *stack, mem *memory) (*position, error) {
+	key := returnKey{above, m.strange(mem)}
+	if p := m.returns[key]; p != nil {
 		return p, nil
 	}
 	m.gather.reset()
-	for _, f := range above.frames {
-		m.put(f.ret, f.below, false)
-	}
+	m.pop(config{above: above, mem: key.mem})
 	m.gather.canEnd = above.ends&endsText != 0
 	m.gather.popped = above.ends&endsUnknown != 0
 	m.expand()
 	p, err := m.take()
 	if err == nil {
-		m.returns[above] = p
+		m.returns[key] = p
 	}
 	return p, err
 }
 
-// follow is the position after b, which may be dead.
+// follow is the position after b, or nowhere. Where items must differ, m.text is
+// the text up to b.
 func (m *machine) follow(from *position, b byte) (*position, error) {
+	if from.next != nil {
+		if p := from.next[m.classOf[b]]; p != nil {
+			return p, nil
+		}
+	}
+	p, err := m.raw(from, b)
+	if err != nil || !m.prog.unique {
+		return p, err
+	}
+	none, err := m.hopeless(p)
+	if none {
+		p = m.nowhere
+	}
+	return p, err
+}
+
+// raw is follow whether or not there is hope for an item.
+func (m *machine) raw(from *position, b byte) (*position, error) {
 	number := m.classOf[b]
+	g := &m.gather
+	g.reset()
+	if m.prog.unique {
+		m.text = append(m.text, b)
+	}
+	keep := true
+	for _, c := range from.configs {
+		n := m.step(c.at, b)
+		if n == m.dead {
+			continue
+		}
+		if c.mem != nil && c.mem.like != nil {
+			keep = false // one byte of a number may be like what was seen, and another not
+		}
+		m.put(n, c.above, m.read(c.mem, b), false)
+	}
+	m.expand()
+	if m.prog.unique {
+		m.text = m.text[:len(m.text)-1]
+	}
+	keep = keep && !g.event
+	p, err := m.take()
+	if err != nil || !keep {
+		return p, err
+	}
 	if from.next == nil {
 		from.next = make([]*position, len(m.someOf))
 		m.bytes += 8 * len(m.someOf)
-	} else if p := from.next[number]; p != nil {
-		return p, nil
 	}
-	m.gather.reset()
-	for _, c := range from.configs {
-		if n := m.step(c.at, b); n != m.dead {
-			m.put(n, c.above, false)
-		}
-	}
-	m.expand()
-	p, err := m.take()
-	if err == nil {
-		from.next[number] = p
-	}
-	return p, err
+	from.next[number] = p
+	return p, nil
 }

@@ -34,6 +34,8 @@ type program struct {
 	code    []instr
 	classes []*class
 	starts  []int32 // of each rule, or -1 while it is not called
+	roles   []role  // of each rule
+	unique  bool    // some rule has a role
 }
 
 type classKey struct {
@@ -86,6 +88,10 @@ func compileProgram(g *Grammar) (*program, error) {
 	}
 	if err := e.leftRecursion(); err != nil {
 		return nil, err
+	}
+	for _, r := range e.g.rules {
+		e.roles = append(e.roles, r.role)
+		e.unique = e.unique || r.role != noRole
 	}
 	return &e.program, nil
 }

@@ -42,5 +42,8 @@ func Schema(source []byte) (*Grammar, error) {
 	if err := b.finish(); err != nil {
 		return nil, err
 	}
+	if err := b.countItems(); err != nil {
+		return nil, err
+	}
 	return &Grammar{rules: b.rules, root: root, kind: "schema"}, nil
 }

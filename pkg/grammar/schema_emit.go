@@ -17,11 +17,17 @@ type schemaBuilder struct {
 	byTerms map[string]int
 	byKey   map[string]int // rules shared by their text: numbers, strings
 	todo    []pending
+	// strict spells every value in one way alone, as items that must differ are.
+	strict bool
+	unique string // where it says that they must differ
+	counts []itemCount
 }
 
 type pending struct {
-	rule int
-	want terms
+	rule   int
+	want   terms
+	strict bool
+	unique string
 }
 
 func (b *schemaBuilder) add(name string, body *expr, apart bool) (int, error) {
@@ -37,7 +43,10 @@ func (b *schemaBuilder) value(t terms) (*expr, error) {
 	if b.x.never(t) {
 		return fail(), nil
 	}
-	key := make([]byte, 0, 4*len(t))
+	key := make([]byte, 0, 4*len(t)+1)
+	if b.strict {
+		key = append(key, 1)
+	}
 	for _, one := range t {
 		key = binary.LittleEndian.AppendUint32(key, uint32(one))
 	}
@@ -53,7 +62,7 @@ func (b *schemaBuilder) value(t terms) (*expr, error) {
 		return nil, err
 	}
 	b.byTerms[string(key)] = id
-	b.todo = append(b.todo, pending{id, t})
+	b.todo = append(b.todo, pending{id, t, b.strict, b.unique})
 	return ref(id), nil
 }
 
@@ -62,6 +71,7 @@ func (b *schemaBuilder) finish() error {
 	for len(b.todo) > 0 {
 		next := b.todo[len(b.todo)-1]
 		b.todo = b.todo[:len(b.todo)-1]
+		b.strict, b.unique = next.strict, next.unique
 		shapes, err := b.x.shapes(next.want)
 		if err != nil {
 			return err
@@ -133,6 +143,9 @@ func digit(lo, hi rune) *expr { return char(runeSet{{lo, hi}}, plainUTF8) }
 
 func (b *schemaBuilder) number(n *numberSet) (*expr, error) {
 	plain := n.low == nil && n.high == nil && len(n.multiple)+len(n.unlike)+len(n.not) == 0 && !n.broken
+	if b.strict {
+		return b.strictNumber(n)
+	}
 	integer := seq(optional(lit("-")), alt(lit("0"), seq(digit('1', '9'), repeat(digit('0', '9'), 0, wholeDigits-1))))
 	switch {
 	case plain && n.whole:
@@ -199,11 +212,15 @@ func (b *schemaBuilder) text(t *textSet) (*expr, error) {
 	if t.isEmpty() {
 		return fail(), nil
 	}
+	anyWay, canonical := jsonAny, jsonCanonical
+	if b.strict {
+		anyWay, canonical = jsonUnique, jsonUnique
+	}
 	switch {
 	case t.finite && len(t.texts) <= 8:
 		subs := make([]*expr, len(t.texts))
 		for i, text := range t.texts {
-			subs[i] = literal(text, jsonCanonical)
+			subs[i] = literal(text, canonical)
 		}
 		return alt(subs...), nil
 	case t.finite:
@@ -211,19 +228,19 @@ func (b *schemaBuilder) text(t *textSet) (*expr, error) {
 		if err != nil {
 			return nil, err
 		}
-		return d.graph(jsonCanonical), nil
-	case len(t.in)+len(t.out) == 0 && t.min == 0 && t.max < 0:
+		return d.graph(canonical), nil
+	case len(t.in)+len(t.out) == 0 && t.min == 0 && t.max < 0 && !b.strict:
 		return b.anyString()
 	case len(t.in)+len(t.out) == 0:
-		return repeat(char(anyRune(), jsonAny), t.min, t.max), nil
+		return repeat(char(anyRune(), anyWay), t.min, t.max), nil
 	case len(t.in) == 1 && len(t.out) == 0 && t.min == 0 && t.max < 0:
-		return t.in[0].expr(jsonCanonical)
+		return t.in[0].expr(canonical)
 	}
 	d, err := t.dfa()
 	if err != nil {
 		return nil, err
 	}
-	return d.graph(jsonCanonical), nil
+	return d.graph(canonical), nil
 }
 
 // dfa is the strings of t.
@@ -272,13 +289,31 @@ func (x *expander) emptyText(t *textSet) (bool, error) {
 	return d.isEmpty(), nil
 }
 
-func (b *schemaBuilder) comma() *expr { return seq(lit(","), b.space) }
+func (b *schemaBuilder) comma() *expr {
+	if b.strict {
+		return lit(", ")
+	}
+	return seq(lit(","), b.space)
+}
+
+// gap is what may be around the tokens of JSON but after a comma or a colon.
+func (b *schemaBuilder) gap() *expr {
+	if b.strict {
+		return empty()
+	}
+	return b.space
+}
 
 // array is "[", items and "]".
 func (b *schemaBuilder) array(a *arraySet) (*expr, error) {
 	if a.unique && (a.max < 0 || a.max > 1) {
-		return nil, &UnsupportedError{Kind: "schema", Feature: "uniqueItems", Why: "items of an unbounded kind are not compared yet"}
+		return b.differing(a)
 	}
+	return b.items(a, b.value)
+}
+
+// items is an array whose items are written by value.
+func (b *schemaBuilder) items(a *arraySet, value func(terms) (*expr, error)) (*expr, error) {
 	prefix := 0
 	for _, g := range a.groups {
 		prefix = max(prefix, len(g.prefix))
@@ -287,11 +322,11 @@ func (b *schemaBuilder) array(a *arraySet) (*expr, error) {
 		prefix = min(prefix, a.max)
 	}
 	if len(a.contains) > 0 {
-		return b.containing(a, prefix)
+		return b.containing(a, prefix, value)
 	}
 	item := func(i int) (*expr, error) {
-		v, err := b.value(a.item(i))
-		return seq(v, b.space), err
+		v, err := value(a.item(i))
+		return seq(v, b.gap()), err
 	}
 	rest, err := item(prefix)
 	if err != nil {
@@ -345,11 +380,11 @@ func (b *schemaBuilder) array(a *arraySet) (*expr, error) {
 			tail = alt(tail, empty())
 		}
 	}
-	return seq(lit("["), b.space, tail, lit("]")), nil
+	return seq(lit("["), b.gap(), tail, lit("]")), nil
 }
 
 // containing is an array in which some items meet further schemas.
-func (b *schemaBuilder) containing(a *arraySet, prefix int) (*expr, error) {
+func (b *schemaBuilder) containing(a *arraySet, prefix int, value func(terms) (*expr, error)) (*expr, error) {
 	if len(a.contains) > 3 {
 		return nil, &LimitError{What: "contains that hold together", Limit: 3}
 	}
@@ -422,18 +457,18 @@ func (b *schemaBuilder) containing(a *arraySet, prefix int) (*expr, error) {
 			if !ok || b.x.never(want) {
 				continue
 			}
-			v, err := b.value(want)
+			v, err := value(want)
 			if err != nil {
 				return nil, err
 			}
-			v = seq(v, b.space)
+			v = seq(v, b.gap())
 			if s.items > 0 {
 				v = seq(b.comma(), v)
 			}
 			g.edge(from, v, state(next))
 		}
 	}
-	return seq(lit("["), b.space, g.expr(), lit("]")), nil
+	return seq(lit("["), b.gap(), g.expr(), lit("]")), nil
 }
 
 const maxGraph = 5000 // states of an array or an object

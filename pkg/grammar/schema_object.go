@@ -50,7 +50,7 @@ func (b *schemaBuilder) object(o *objectSet) (*expr, error) {
 	if err != nil {
 		return nil, err
 	}
-	return seq(lit("{"), b.space, inside, lit("}")), nil
+	return seq(lit("{"), b.gap(), inside, lit("}")), nil
 }
 
 func (b *schemaBuilder) plan(o *objectSet) (*objectPlan, bool, error) {
@@ -101,7 +101,7 @@ func (b *schemaBuilder) plan(o *objectSet) (*objectPlan, bool, error) {
 			}
 			continue
 		}
-		m.free = anyOrder || i >= listed && len(names)-listed <= maxFree
+		m.free = !b.strict && (anyOrder || i >= listed && len(names)-listed <= maxFree)
 		plan.members = append(plan.members, m)
 	}
 	if plan.extras, err = b.extras(o, names, allowed); err != nil {
@@ -119,6 +119,9 @@ func (b *schemaBuilder) plan(o *objectSet) (*objectPlan, bool, error) {
 			}
 		}
 		plan.exists = append(plan.exists, may)
+	}
+	if b.strict && len(plan.extras) > 0 {
+		return nil, false, &UnsupportedError{Kind: "schema", Feature: "uniqueItems", Path: b.unique, Why: "items hold an object with members of any name, so that equal ones may look different"}
 	}
 	sure := len(plan.members)
 	if len(plan.extras) > 0 {
@@ -368,12 +371,18 @@ func (b *schemaBuilder) member(name *expr, value terms) (*expr, error) {
 	if err != nil || v.op == opFail {
 		return v, err
 	}
+	if b.strict {
+		return seq(name, lit(": "), v), nil
+	}
 	return seq(name, b.space, lit(":"), b.space, v, b.space), nil
 }
 
 func (b *schemaBuilder) knownName(name string) *expr {
 	if plainName(name) {
 		return lit(`"` + name + `"`)
+	}
+	if b.strict {
+		return seq(lit(`"`), literal(name, jsonUnique), lit(`"`))
 	}
 	return seq(lit(`"`), literal(name, jsonCanonical), lit(`"`))
 }

@@ -203,6 +203,7 @@ func (x *expander) pattern(p *place, keyword, source string) (*lang, error) {
 
 func (x *expander) array(p *place, a *arraySet) error {
 	var err error
+	a.path = p.path
 	if a.min, err = x.count(p, "minItems", 0); err != nil {
 		return err
 	}

@@ -54,6 +54,13 @@ func TestSchema_Texts(t *testing.T) {
 		{`{"type":"object","properties":{"a":{}},"not":{"additionalProperties":{"type":"integer"}}}`, []string{`{"x":"s"}`, `{"a":"s"}`, `{"z":1,"x":"s"}`}, []string{`{"x":1}`, `{}`}},
 		{`{"type":"object","allOf":[{"properties":{"a":{}}}],"unevaluatedProperties":false}`, []string{`{"a":1}`, `{}`}, []string{`{"b":1}`}},
 		{`{"not":{"not":{"type":"string"}}}`, []string{`"a"`}, []string{"1"}},
+		{`{"type":"array","items":{"type":"string"},"uniqueItems":true}`, []string{`[]`, `["a"]`, `["a","ab", "b"]`, `["é","\n"]`}, []string{`["a","a"]`, `["a","b","a"]`, `["a","\u0061"]`, `["é","\u00e9"]`}},
+		{`{"type":"array","items":{"type":"integer"},"uniqueItems":true}`, []string{`[1,12,2]`, `[12,1]`, `[-1,1,0]`}, []string{`[1,1]`, `[0,-0]`, `[1,1.0]`, `[12,3,12]`}},
+		{`{"type":"array","items":{"type":"boolean"},"uniqueItems":true,"minItems":2}`, []string{`[true,false]`, `[false, true]`}, []string{`[true]`, `[true,true]`, `[true,false,true]`}},
+		{`{"type":"array","items":{"type":"object","properties":{"a":{"type":"array","items":{"type":"number"}}},"additionalProperties":false},"uniqueItems":true}`,
+			[]string{`[{"a": [1]}, {"a": [1, 2]}, {}]`, `[{"a": [0.5]}]`}, []string{`[{"a": [1]}, {"a": [1]}]`, `[{},{}]`, `[{"a":[1]}, {"a": [1]}]`}},
+		{`{"type":"array","prefixItems":[{"type":"integer"},{"type":"integer"}],"items":{"enum":[1,2]},"uniqueItems":true,"maxItems":4}`, []string{`[3,4,1,2]`, `[1,2]`}, []string{`[1,1]`, `[1,3,1]`}},
+		{`{"type":"object","additionalProperties":{"type":"array","items":{"enum":["a","b"]},"uniqueItems":true}}`, []string{`{"x":["a","b"],"y":["b","a"]}`}, []string{`{"x":["a","a"]}`}},
 		{`true`, []string{"1", `{"a":[1,2e5,-0.5]}`, ` null`[1:]}, []string{"", " null", "01", "nul", "[1,]"}},
 	} {
 		g := compileSchema(t, c.source)
@@ -78,6 +85,7 @@ func TestSchema_Refuses(t *testing.T) {
 		{`{"type":"string","pattern":"a(?=b)"}`, `pattern "a(?=b)"`, ""},
 		{`{"$ref":"#"}`, "$ref", ""},
 		{`{"type":"object","minProperties":2}`, "minProperties", ""},
+		{`{"properties":{"a":{"type":"array","uniqueItems":true}}}`, "uniqueItems", "/properties/a"},
 		{`{"$schema":"https://example.com/dialect"}`, "$schema https://example.com/dialect", ""},
 	} {
 		_, err := grammar.Schema([]byte(c.source))

@@ -21,6 +21,7 @@ type stack struct {
 type frame struct {
 	ret   *state
 	below *stack
+	role  role // of the called rule
 }
 
 const (
@@ -28,7 +29,10 @@ const (
 	endsUnknown             // what lies below is not known
 )
 
-type pushKey struct{ ret, below uint32 }
+type pushKey struct {
+	ret, below uint32
+	role       role
+}
 
 // stacks keeps each stack once.
 type stacks struct {
@@ -58,12 +62,12 @@ func (s *stacks) forget() {
 
 func (s *stacks) size() int { return len(s.pushed) + len(s.merged) }
 
-func (s *stacks) push(ret *state, below *stack) *stack {
-	key := pushKey{ret.id, below.id}
+func (s *stacks) push(ret *state, below *stack, role role) *stack {
+	key := pushKey{ret.id, below.id, role}
 	if t := s.pushed[key]; t != nil {
 		return t
 	}
-	t := &stack{id: s.next, frames: []frame{{ret, below}}, depth: below.depth + 1}
+	t := &stack{id: s.next, frames: []frame{{ret, below, role}}, depth: below.depth + 1}
 	s.next++
 	s.pushed[key] = t
 	return t
@@ -77,7 +81,7 @@ func (s *stacks) union(a, b *stack) *stack {
 	frames := make([]frame, 0, len(a.frames)+len(b.frames))
 	i, j := 0, 0
 	for i < len(a.frames) && j < len(b.frames) {
-		switch cmp.Compare(a.frames[i].ret.id, b.frames[j].ret.id) {
+		switch cmp.Or(cmp.Compare(a.frames[i].ret.id, b.frames[j].ret.id), cmp.Compare(a.frames[i].role, b.frames[j].role)) {
 		case -1:
 			frames = append(frames, a.frames[i])
 			i++
@@ -85,7 +89,7 @@ func (s *stacks) union(a, b *stack) *stack {
 			frames = append(frames, b.frames[j])
 			j++
 		default:
-			frames = append(frames, frame{a.frames[i].ret, s.union(a.frames[i].below, b.frames[j].below)})
+			frames = append(frames, frame{a.frames[i].ret, s.union(a.frames[i].below, b.frames[j].below), a.frames[i].role})
 			i++
 			j++
 		}
@@ -98,7 +102,7 @@ func (s *stacks) union(a, b *stack) *stack {
 	case len(frames) == 0 && ends == endsUnknown:
 		return s.unknown
 	case len(frames) == 1 && ends == 0:
-		return s.push(frames[0].ret, frames[0].below)
+		return s.push(frames[0].ret, frames[0].below, frames[0].role)
 	case ends == a.ends && slices.Equal(frames, a.frames):
 		return a
 	case ends == b.ends && slices.Equal(frames, b.frames):
@@ -107,7 +111,7 @@ func (s *stacks) union(a, b *stack) *stack {
 	key := []byte{ends}
 	depth := int32(0)
 	for _, f := range frames {
-		key = binary.LittleEndian.AppendUint32(key, f.ret.id)
+		key = binary.LittleEndian.AppendUint32(append(key, byte(f.role)), f.ret.id)
 		key = binary.LittleEndian.AppendUint32(key, f.below.id)
 		depth = max(depth, f.below.depth+1)
 	}
