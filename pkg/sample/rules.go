@@ -33,6 +33,7 @@ type Rules struct {
 	Seed              uint64
 	Choice            uint32 // which of a request's choices: each has its own randomness
 	TopLogprobs       int    // candidates to report
+	Masked            bool   // every pick is held to a mask: see Picker.Allow
 }
 
 var defaultOrder = []string{
@@ -156,8 +157,11 @@ const (
 
 // need is how many of the best candidates decide, in all likelihood, after so many ids;
 // 0 means the whole row.
-func (c Chain) need(ids int) int {
-	changed, pristine := 0, true // ids that the steps so far may lower
+func (c Chain) need(ids int, masked bool) int {
+	changed, pristine := 0, !masked // ids that the steps so far may lower
+	if masked {
+		changed = firstTry
+	}
 	for _, step := range c {
 		switch r := step.(type) {
 		case MinTokens:
@@ -230,6 +234,7 @@ type Picker struct {
 	rules Rules
 	chain Chain
 	state state
+	mask  []uint64
 }
 
 // NewPicker checks the rules' order.
@@ -241,10 +246,14 @@ func NewPicker(r Rules) (*Picker, error) {
 	return &Picker{rules: r, chain: chain, state: state{seed: r.Seed, choice: r.Choice}}, nil
 }
 
+// Allow sets the mask that holds for the picks to come, bit id%64 of word id/64; it is
+// read when they are made. Rules.Masked must be set.
+func (p *Picker) Allow(mask []uint64) { p.mask = mask }
+
 // Need is how many of the best candidates to ask for first once a generation has so many
 // ids; 0 means the whole row.
 func (p *Picker) Need(vocab, ids int) int {
-	n := p.chain.need(ids)
+	n := p.chain.need(ids, p.rules.Masked)
 	if n == 0 {
 		return 0
 	}
@@ -294,6 +303,11 @@ func (p *Picker) PickWhole(row []float32, lse float64, h *History, position int)
 
 func (p *Picker) draw(h *History, position int) (int32, error) {
 	p.state.history, p.state.position = h, position
+	if p.rules.Masked {
+		if err := p.state.allow(p.mask); err != nil {
+			return 0, err
+		}
+	}
 	if err := p.chain.run(&p.state); err != nil {
 		return 0, err
 	}

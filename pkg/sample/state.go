@@ -159,6 +159,25 @@ func (s *state) filter(floor float64, pass func(e entry) bool) error {
 	return nil
 }
 
+// allow leaves what a mask has: bit id%64 of word id/64.
+func (s *state) allow(mask []uint64) error {
+	s.kept = slices.DeleteFunc(s.kept, func(e entry) bool {
+		word := int(e.id >> 6)
+		return word >= len(mask) || mask[word]>>(e.id&63)&1 == 0
+	})
+	s.pristine, s.sorted = false, 0
+	switch {
+	case s.tail:
+		s.sorted = len(s.kept)
+		if s.sorted == 0 {
+			return ErrTooFew
+		}
+	case len(s.kept) == 0:
+		return ErrNone
+	}
+	return nil
+}
+
 // change gives the ids that affected says other logits. raises says that the change can
 // make one greater.
 func (s *state) change(affected map[int32]bool, raises bool, f func(e entry) float64) error {

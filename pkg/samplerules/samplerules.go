@@ -10,6 +10,7 @@ import (
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
+	"github.com/lamina-mesh/lamina/pkg/grammar"
 	"github.com/lamina-mesh/lamina/pkg/sample"
 )
 
@@ -20,6 +21,7 @@ const (
 	maxBiases  = 1 << 16
 	maxPhrases = 4096 // bad words, breakers
 	maxPhrase  = 64   // ids of one
+	maxGrammar = 1 << 20
 )
 
 // Read checks every number; errors name the field, below prefix.
@@ -73,6 +75,7 @@ func Read(prefix string, r *samplerv1.Rules) (sample.Rules, error) {
 			AllowedLength: int(cmp.Or(a.GetDryAllowedLength(), 2)), LastN: cmp.Or(int(a.GetDryLastN()), -1),
 		},
 		Mirostat: sample.Mirostat{Version: int(a.GetMirostat()), Tau: cmp.Or(wide(a.GetMirostatTau()), 5), Eta: cmp.Or(wide(a.GetMirostatEta()), 0.1)},
+		Masked:   r.GetGrammar() != nil,
 		Min:      sample.MinTokens{N: int(a.GetMinTokens()), Ends: ids(r.GetEndIds())},
 	}
 	var err error
@@ -101,6 +104,33 @@ func Read(prefix string, r *samplerv1.Rules) (sample.Rules, error) {
 
 // wide is a request's number.
 func wide(v float32) float64 { return float64(v) }
+
+// Grammar reads what a text is held to, nil for nothing. What cannot be honoured is an
+// error that names it.
+func Grammar(field string, g *samplerv1.Grammar) (*grammar.Grammar, error) {
+	if g == nil {
+		return nil, nil
+	}
+	if len(g.GetSource()) > maxGrammar {
+		return nil, fault.Field(field+".source", "%d bytes are more than %d", len(g.GetSource()), maxGrammar)
+	}
+	var out *grammar.Grammar
+	var err error
+	switch g.GetKind() {
+	case samplerv1.GrammarKind_GRAMMAR_KIND_GBNF:
+		out, err = grammar.GBNF(g.GetSource())
+	case samplerv1.GrammarKind_GRAMMAR_KIND_JSON_SCHEMA:
+		out, err = grammar.Schema([]byte(g.GetSource()))
+	case samplerv1.GrammarKind_GRAMMAR_KIND_REGEX:
+		out, err = grammar.Regex(g.GetSource())
+	default:
+		return nil, fault.Field(field+".kind", "%v is no kind of grammar", g.GetKind())
+	}
+	if err != nil {
+		return nil, fault.Field(field+".source", "%v", err)
+	}
+	return out, nil
+}
 
 func ids(wire []uint32) []int32 {
 	out := make([]int32, len(wire))

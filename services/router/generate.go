@@ -125,6 +125,7 @@ type request struct {
 	log      []int32
 	logprobs []float32 // of those emitted
 	picker   *sample.Picker
+	tokens   [][]byte // of the vocabulary, where there is a grammar
 	text     *textOut
 	arrived  time.Time
 	admitted time.Time
@@ -165,6 +166,11 @@ func (q *request) run(ctx context.Context, encode func(context.Context, tokenize
 	}
 	if err := q.admit(p, info); err != nil {
 		return err
+	}
+	if q.rules.GetGrammar() != nil {
+		if q.tokens, err = q.service.tokens(ctx, q.digest, tokenizers); err != nil {
+			return err
+		}
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -220,7 +226,7 @@ func (q *request) generate(ctx context.Context) error {
 		}
 		l := &live{
 			id: randomID(), log: append([]int32(nil), q.log...), emitted: len(q.log) - len(q.prompt), epoch: epoch, rules: q.rules,
-			logprobs: slices.Clone(q.logprobs), picker: q.picker, maxLen: len(q.prompt) + int(q.maxTokens), out: make(chan outcome, outLen+2),
+			logprobs: slices.Clone(q.logprobs), picker: q.picker, tokens: q.tokens, maxLen: len(q.prompt) + int(q.maxTokens), out: make(chan outcome, outLen+2),
 		}
 		if err := p.tell(event{submit: l}); err == nil {
 			finished, err := q.follow(ctx, p, l)

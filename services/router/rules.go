@@ -55,6 +55,9 @@ func (q *request) bounds() error {
 			return fault.Field(fmt.Sprintf("stop[%d]", i), "%d bytes are not within 1..%d", len(stop), maxStopLen)
 		}
 	}
+	if _, err := samplerules.Grammar("sampling.grammar", s.GetGrammar()); err != nil {
+		return err
+	}
 	for id, bias := range s.GetLogitBias() {
 		if !(bias >= -100 && bias <= 100) {
 			return fault.Field("sampling.logit_bias", "%v of id %d is not within -100..100", bias, id)
@@ -69,7 +72,7 @@ func (q *request) samplerRules(info *modelInfo) *samplerv1.Rules {
 	r := &samplerv1.Rules{
 		Temperature: 1, TopK: s.GetTopK(), TopP: s.GetTopP(), MinP: s.GetMinP(), RepetitionPenalty: s.GetRepetitionPenalty(),
 		FrequencyPenalty: s.GetFrequencyPenalty(), PresencePenalty: s.GetPresencePenalty(), LogitBias: s.GetLogitBias(),
-		MaxTokens: q.maxTokens, TopLogprobs: q.top, Advanced: s.GetAdvanced(), Choice: s.GetChoice(),
+		MaxTokens: q.maxTokens, TopLogprobs: q.top, Advanced: s.GetAdvanced(), Choice: s.GetChoice(), Grammar: s.GetGrammar(),
 	}
 	if s != nil && s.Temperature != nil {
 		r.Temperature = s.GetTemperature()

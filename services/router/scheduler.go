@@ -37,7 +37,8 @@ type live struct {
 	rules    *samplerv1.Rules
 	logprobs []float32 // of those emitted
 	picker   *sample.Picker
-	maxLen   int // of the log, when the generation ends
+	tokens   [][]byte // of the vocabulary, where the rules have a grammar
+	maxLen   int      // of the log, when the generation ends
 
 	out chan outcome // what came of it; the last one has lost or err set, or a finish reason
 
@@ -67,21 +68,22 @@ type flight struct {
 
 // scheduler owns a pipeline's sessions and batches.
 type scheduler struct {
-	p        *pipeline
-	live     map[string]*live
-	queue    []*live // waiting for KV pages
-	order    []*live // admitted, oldest first
-	flights  map[uint64]*flight
-	step     uint64
-	pageLen  int
-	pages    int // free
-	total    int // pages in all
-	steps    int
-	worst    float64 // decaying worst seconds a step
-	perRow   float64 // decaying worst seconds a row
-	tokens   int
-	since    time.Time
-	released [][]byte
+	p          *pipeline
+	live       map[string]*live
+	queue      []*live // waiting for KV pages
+	order      []*live // admitted, oldest first
+	flights    map[uint64]*flight
+	step       uint64
+	pageLen    int
+	pages      int // free
+	total      int // pages in all
+	steps      int
+	worst      float64 // decaying worst seconds a step
+	perRow     float64 // decaying worst seconds a row
+	tokens     int
+	since      time.Time
+	released   [][]byte
+	toldTokens bool // the sampler has the vocabulary
 }
 
 func newScheduler(p *pipeline) *scheduler {
@@ -191,9 +193,10 @@ func (s *scheduler) admit() {
 			ids[i] = uint32(id)
 		}
 		prompt := len(ids) - l.emitted
+		s.tellTokens(s.p.chain.Digest(), l.tokens)
 		// A broken stream shows at Recv.
 		_ = s.p.sample.Send(&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Add{Add: &samplerv1.AddSession{
-			Session: l.id, Epoch: l.epoch, Rules: l.rules, Prompt: ids[:prompt], Emitted: ids[prompt:], EmittedLogprobs: l.logprobs,
+			Session: l.id, Epoch: l.epoch, Rules: l.rules, Prompt: ids[:prompt], Emitted: ids[prompt:], EmittedLogprobs: l.logprobs, Vocabulary: s.p.chain.Digest(),
 		}}})
 	}
 }

@@ -58,16 +58,17 @@ type Service struct {
 	log *slog.Logger
 	m   *metrics
 
-	mu        sync.Mutex
-	instances map[string][]discovery.Instance          // by service
-	held      map[string]described                     // shards by id
-	vocabs    map[string]*tokenizerv1.DescribeResponse // tokenizers by address
-	models    map[string]*modelInfo                    // by digest, from vocabs
-	asking    map[string]bool                          // addresses being described
-	pipelines map[string]*pipeline                     // by id
-	building  map[string]plan.Chain                    // chains that are opened or run, by their text
-	tries     int                                      // chains opened so far: samplers take turns
-	changed   chan struct{}                            // closed and renewed when any of these change
+	mu         sync.Mutex
+	instances  map[string][]discovery.Instance          // by service
+	held       map[string]described                     // shards by id
+	vocabs     map[string]*tokenizerv1.DescribeResponse // tokenizers by address
+	tokenLists map[string][][]byte                      // vocabularies by digest, for grammars
+	models     map[string]*modelInfo                    // by digest, from vocabs
+	asking     map[string]bool                          // addresses being described
+	pipelines  map[string]*pipeline                     // by id
+	building   map[string]plan.Chain                    // chains that are opened or run, by their text
+	tries      int                                      // chains opened so far: samplers take turns
+	changed    chan struct{}                            // closed and renewed when any of these change
 }
 
 // modelInfo is what the router knows of a model besides its layers.
@@ -80,7 +81,7 @@ type modelInfo struct {
 func New(c Config) *Service {
 	s := &Service{
 		cfg: c, log: c.Log, m: newMetrics(c.Metrics), instances: map[string][]discovery.Instance{}, held: map[string]described{},
-		vocabs: map[string]*tokenizerv1.DescribeResponse{}, asking: map[string]bool{}, models: map[string]*modelInfo{}, pipelines: map[string]*pipeline{}, building: map[string]plan.Chain{}, changed: make(chan struct{}),
+		vocabs: map[string]*tokenizerv1.DescribeResponse{}, asking: map[string]bool{}, models: map[string]*modelInfo{}, tokenLists: map[string][][]byte{}, pipelines: map[string]*pipeline{}, building: map[string]plan.Chain{}, changed: make(chan struct{}),
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)

@@ -165,9 +165,14 @@ func (p *pipeline) pick(r *samplerv1.Row, candidates []sample.Candidate, whole b
 	position := int(r.GetPosition()) + 1
 	var choice sample.Choice
 	var err error
-	if whole {
+	if n.matcher != nil {
+		err = n.allow()
+	}
+	switch {
+	case err != nil:
+	case whole:
 		choice, err = n.picker.PickRow(row, r.GetLogSumExp(), n.history, position)
-	} else {
+	default:
 		choice, err = n.picker.Pick(candidates, r.GetLogSumExp(), n.history, position)
 	}
 	if errors.Is(err, sample.ErrTooFew) && !whole {
@@ -175,11 +180,27 @@ func (p *pipeline) pick(r *samplerv1.Row, candidates []sample.Candidate, whole b
 	}
 	if err != nil {
 		delete(p.sessions, string(r.GetSession()))
-		return &samplerv1.SampleResponse{Frame: &samplerv1.SampleResponse_Failed{Failed: &samplerv1.SessionFailed{
-			Session: r.GetSession(), Code: uint32(rpc.Code(fault.CodeOf(err))), Message: err.Error(),
-		}}}, false
+		return failed(r, err), false
+	}
+	if n.matcher != nil && !n.ends[choice.ID] {
+		if err = n.matcher.Accept(choice.ID); err != nil {
+			delete(p.sessions, string(r.GetSession()))
+			return failed(r, err), false
+		}
 	}
 	return n.token(r, choice), false
+}
+
+func failed(r *samplerv1.Row, err error) *samplerv1.SampleResponse {
+	return &samplerv1.SampleResponse{Frame: &samplerv1.SampleResponse_Failed{Failed: &samplerv1.SessionFailed{
+		Session: r.GetSession(), Code: uint32(rpc.Code(fault.CodeOf(err))), Message: err.Error(),
+	}}}
+}
+
+// allow holds the next pick to the session's grammar.
+func (n *session) allow() error {
+	n.picker.Allow(n.mask)
+	return n.matcher.Mask(n.mask)
 }
 
 // token books a choice and makes the reply.
@@ -194,7 +215,7 @@ func (n *session) token(r *samplerv1.Row, choice sample.Choice) *samplerv1.Sampl
 		token.Top = append(token.Top, &samplerv1.Candidate{Id: uint32(c.ID), Logprob: c.Logit})
 	}
 	switch {
-	case n.ends[choice.ID]:
+	case n.ends[choice.ID], n.matcher != nil && len(n.ends) == 0 && n.matcher.Done():
 		token.FinishReason = samplerv1.FinishReason_FINISH_REASON_STOP
 	case n.limit > 0 && n.emitted >= n.limit:
 		token.FinishReason = samplerv1.FinishReason_FINISH_REASON_LENGTH

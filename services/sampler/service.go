@@ -9,6 +9,7 @@ import (
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
+	"github.com/lamina-mesh/lamina/pkg/grammar"
 	"github.com/lamina-mesh/lamina/pkg/sample"
 	"github.com/lamina-mesh/lamina/pkg/samplerules"
 )
@@ -34,6 +35,8 @@ type Service struct {
 	log    *slog.Logger
 	tokens prometheus.Counter
 	rows   prometheus.Counter
+
+	library library
 
 	mu        sync.Mutex
 	pipelines map[string]*pipeline
@@ -72,6 +75,8 @@ type session struct {
 	name    []byte
 	epoch   uint64
 	picker  *sample.Picker
+	matcher *grammar.Matcher // nil: the text is held to nothing
+	mask    []uint64
 	ends    map[int32]bool
 	limit   int
 	emitted int
@@ -134,6 +139,7 @@ func (s *Service) remove(name string, p *pipeline) {
 
 // receive takes the router's frames until it closes its side.
 func (s *Service) receive(stream grpc.BidiStreamingServer[samplerv1.SampleRequest, samplerv1.SampleResponse], p *pipeline) error {
+	parts := map[string][][]byte{} // vocabularies that have not come to their end
 	for {
 		req, err := stream.Recv()
 		if err != nil {
@@ -141,10 +147,14 @@ func (s *Service) receive(stream grpc.BidiStreamingServer[samplerv1.SampleReques
 		}
 		switch frame := req.GetFrame().(type) {
 		case *samplerv1.SampleRequest_Add:
-			if err := p.addSession(frame.Add); err != nil {
+			if err := p.addSession(frame.Add, &s.library); err != nil {
 				return err
 			}
 			p.reply(&samplerv1.SampleResponse{Frame: &samplerv1.SampleResponse_Added{Added: &samplerv1.SessionAdded{Session: frame.Add.GetSession()}}})
+		case *samplerv1.SampleRequest_Tokens:
+			if err := s.library.take(parts, frame.Tokens); err != nil {
+				return err
+			}
 		case *samplerv1.SampleRequest_Remove:
 			p.mu.Lock()
 			delete(p.sessions, string(frame.Remove.GetSession()))
@@ -164,7 +174,7 @@ func (p *pipeline) reply(r *samplerv1.SampleResponse) {
 	}
 }
 
-func (p *pipeline) addSession(a *samplerv1.AddSession) error {
+func (p *pipeline) addSession(a *samplerv1.AddSession, l *library) error {
 	if len(a.GetSession()) != idLen {
 		return fault.Field("add.session", "%d bytes, want %d", len(a.GetSession()), idLen)
 	}
@@ -176,13 +186,17 @@ func (p *pipeline) addSession(a *samplerv1.AddSession) error {
 	if err != nil {
 		return err
 	}
+	matcher, words, err := l.matcher(a)
+	if err != nil {
+		return err
+	}
 	logprobs := make([]float64, len(a.GetEmittedLogprobs()))
 	for i, v := range a.GetEmittedLogprobs() {
 		logprobs[i] = float64(v)
 	}
 	n := &session{
 		name: a.GetSession(), epoch: a.GetEpoch(), picker: picker, ends: map[int32]bool{}, limit: int(a.GetRules().GetMaxTokens()),
-		emitted: len(a.GetEmitted()), last: -1, history: sample.NewHistory(ids(a.GetPrompt()), ids(a.GetEmitted()), logprobs...),
+		emitted: len(a.GetEmitted()), last: -1, matcher: matcher, mask: make([]uint64, words), history: sample.NewHistory(ids(a.GetPrompt()), ids(a.GetEmitted()), logprobs...),
 	}
 	for _, id := range a.GetRules().GetEndIds() {
 		n.ends[int32(id)] = true

@@ -114,6 +114,7 @@ type common struct {
 	LogitBias         map[string]float32 `json:"logit_bias"`
 	IgnoreEnd         bool               `json:"ignore_end"`
 	ResponseFormat    json.RawMessage    `json:"response_format"`
+	shapes
 }
 
 type streamOptions struct {
@@ -122,16 +123,8 @@ type streamOptions struct {
 
 // check refuses what both endpoints cannot do, and returns n.
 func (c *common) check() (int, error) {
-	if given(c.ResponseFormat) {
-		var format struct {
-			Type string `json:"type"`
-		}
-		if err := json.Unmarshal(c.ResponseFormat, &format); err != nil {
-			return 0, fault.Field("response_format", "want an object with a type")
-		}
-		if format.Type != "text" {
-			return 0, fault.Field("response_format", "type %q is not supported: text is", format.Type)
-		}
+	if _, err := c.grammar(); err != nil {
+		return 0, err
 	}
 	if c.N == nil {
 		return 1, nil
@@ -158,6 +151,10 @@ func (c *common) sampling(i int) (*routerv1.Sampling, error) {
 	out := &routerv1.Sampling{
 		Temperature: c.Temperature, TopP: c.TopP, MinP: c.MinP, RepetitionPenalty: c.RepetitionPenalty,
 		PresencePenalty: c.PresencePenalty, FrequencyPenalty: c.FrequencyPenalty,
+	}
+	var err error
+	if out.Grammar, err = c.grammar(); err != nil {
+		return nil, err
 	}
 	if c.TopK != nil && *c.TopK != -1 { // a common spelling of "all"
 		if *c.TopK < 0 || *c.TopK > maxInteger {

@@ -50,7 +50,9 @@ type Sampling struct {
 	// Rules that few requests set.
 	Advanced *v1.Advanced `protobuf:"bytes,10,opt,name=advanced,proto3" json:"advanced,omitempty"`
 	// Which of several choices of one request this is: each draws on its own.
-	Choice        uint32 `protobuf:"varint,11,opt,name=choice,proto3" json:"choice,omitempty"`
+	Choice uint32 `protobuf:"varint,11,opt,name=choice,proto3" json:"choice,omitempty"`
+	// What the text is held to, if anything.
+	Grammar       *v1.Grammar `protobuf:"bytes,12,opt,name=grammar,proto3" json:"grammar,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -160,6 +162,13 @@ func (x *Sampling) GetChoice() uint32 {
 		return x.Choice
 	}
 	return 0
+}
+
+func (x *Sampling) GetGrammar() *v1.Grammar {
+	if x != nil {
+		return x.Grammar
+	}
+	return nil
 }
 
 // TokenIds is a prompt given as ids.
@@ -1778,7 +1787,7 @@ var File_lamina_router_v1_router_proto protoreflect.FileDescriptor
 
 const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\n" +
-	"\x1dlamina/router/v1/router.proto\x12\x10lamina.router.v1\x1a\x1flamina/sampler/v1/sampler.proto\x1a\x1blamina/shard/v1/shard.proto\x1a#lamina/tokenizer/v1/tokenizer.proto\"\xad\x04\n" +
+	"\x1dlamina/router/v1/router.proto\x12\x10lamina.router.v1\x1a\x1flamina/sampler/v1/sampler.proto\x1a\x1blamina/shard/v1/shard.proto\x1a#lamina/tokenizer/v1/tokenizer.proto\"\xe3\x04\n" +
 	"\bSampling\x12%\n" +
 	"\vtemperature\x18\x01 \x01(\x02H\x00R\vtemperature\x88\x01\x01\x12\x13\n" +
 	"\x05top_k\x18\x02 \x01(\rR\x04topK\x12\x18\n" +
@@ -1792,7 +1801,8 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"logit_bias\x18\t \x03(\v2).lamina.router.v1.Sampling.LogitBiasEntryR\tlogitBias\x127\n" +
 	"\badvanced\x18\n" +
 	" \x01(\v2\x1b.lamina.sampler.v1.AdvancedR\badvanced\x12\x16\n" +
-	"\x06choice\x18\v \x01(\rR\x06choice\x1a<\n" +
+	"\x06choice\x18\v \x01(\rR\x06choice\x124\n" +
+	"\agrammar\x18\f \x01(\v2\x1a.lamina.sampler.v1.GrammarR\agrammar\x1a<\n" +
 	"\x0eLogitBiasEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\rR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x02R\x05value:\x028\x01B\x0e\n" +
@@ -1960,52 +1970,54 @@ var file_lamina_router_v1_router_proto_goTypes = []any{
 	(*Pipeline)(nil),              // 21: lamina.router.v1.Pipeline
 	nil,                           // 22: lamina.router.v1.Sampling.LogitBiasEntry
 	(*v1.Advanced)(nil),           // 23: lamina.sampler.v1.Advanced
-	(*v11.Message)(nil),           // 24: lamina.tokenizer.v1.Message
-	(*v11.ChatFormat)(nil),        // 25: lamina.tokenizer.v1.ChatFormat
-	(v1.FinishReason)(0),          // 26: lamina.sampler.v1.FinishReason
-	(*v12.Held)(nil),              // 27: lamina.shard.v1.Held
-	(*v12.Hop)(nil),               // 28: lamina.shard.v1.Hop
+	(*v1.Grammar)(nil),            // 24: lamina.sampler.v1.Grammar
+	(*v11.Message)(nil),           // 25: lamina.tokenizer.v1.Message
+	(*v11.ChatFormat)(nil),        // 26: lamina.tokenizer.v1.ChatFormat
+	(v1.FinishReason)(0),          // 27: lamina.sampler.v1.FinishReason
+	(*v12.Held)(nil),              // 28: lamina.shard.v1.Held
+	(*v12.Hop)(nil),               // 29: lamina.shard.v1.Hop
 }
 var file_lamina_router_v1_router_proto_depIdxs = []int32{
 	22, // 0: lamina.router.v1.Sampling.logit_bias:type_name -> lamina.router.v1.Sampling.LogitBiasEntry
 	23, // 1: lamina.router.v1.Sampling.advanced:type_name -> lamina.sampler.v1.Advanced
-	1,  // 2: lamina.router.v1.GenerateRequest.token_ids:type_name -> lamina.router.v1.TokenIds
-	0,  // 3: lamina.router.v1.GenerateRequest.sampling:type_name -> lamina.router.v1.Sampling
-	24, // 4: lamina.router.v1.ChatRequest.messages:type_name -> lamina.tokenizer.v1.Message
-	0,  // 5: lamina.router.v1.ChatRequest.sampling:type_name -> lamina.router.v1.Sampling
-	6,  // 6: lamina.router.v1.GenerateResponse.started:type_name -> lamina.router.v1.Started
-	7,  // 7: lamina.router.v1.GenerateResponse.token:type_name -> lamina.router.v1.TokenEvent
-	9,  // 8: lamina.router.v1.GenerateResponse.finished:type_name -> lamina.router.v1.Finished
-	6,  // 9: lamina.router.v1.ChatResponse.started:type_name -> lamina.router.v1.Started
-	7,  // 10: lamina.router.v1.ChatResponse.token:type_name -> lamina.router.v1.TokenEvent
-	9,  // 11: lamina.router.v1.ChatResponse.finished:type_name -> lamina.router.v1.Finished
-	25, // 12: lamina.router.v1.Started.format:type_name -> lamina.tokenizer.v1.ChatFormat
-	8,  // 13: lamina.router.v1.TokenEvent.top:type_name -> lamina.router.v1.TopCandidate
-	26, // 14: lamina.router.v1.Finished.finish_reason:type_name -> lamina.sampler.v1.FinishReason
-	10, // 15: lamina.router.v1.Finished.usage:type_name -> lamina.router.v1.Usage
-	11, // 16: lamina.router.v1.Finished.timings:type_name -> lamina.router.v1.Timings
-	14, // 17: lamina.router.v1.ListModelsResponse.models:type_name -> lamina.router.v1.Model
-	19, // 18: lamina.router.v1.TopologyResponse.mesh:type_name -> lamina.router.v1.Mesh
-	19, // 19: lamina.router.v1.WatchTopologyResponse.mesh:type_name -> lamina.router.v1.Mesh
-	20, // 20: lamina.router.v1.Mesh.members:type_name -> lamina.router.v1.Member
-	21, // 21: lamina.router.v1.Mesh.pipelines:type_name -> lamina.router.v1.Pipeline
-	27, // 22: lamina.router.v1.Member.held:type_name -> lamina.shard.v1.Held
-	28, // 23: lamina.router.v1.Pipeline.stages:type_name -> lamina.shard.v1.Hop
-	2,  // 24: lamina.router.v1.RouterService.Generate:input_type -> lamina.router.v1.GenerateRequest
-	3,  // 25: lamina.router.v1.RouterService.Chat:input_type -> lamina.router.v1.ChatRequest
-	12, // 26: lamina.router.v1.RouterService.ListModels:input_type -> lamina.router.v1.ListModelsRequest
-	15, // 27: lamina.router.v1.RouterService.Topology:input_type -> lamina.router.v1.TopologyRequest
-	17, // 28: lamina.router.v1.RouterService.WatchTopology:input_type -> lamina.router.v1.WatchTopologyRequest
-	4,  // 29: lamina.router.v1.RouterService.Generate:output_type -> lamina.router.v1.GenerateResponse
-	5,  // 30: lamina.router.v1.RouterService.Chat:output_type -> lamina.router.v1.ChatResponse
-	13, // 31: lamina.router.v1.RouterService.ListModels:output_type -> lamina.router.v1.ListModelsResponse
-	16, // 32: lamina.router.v1.RouterService.Topology:output_type -> lamina.router.v1.TopologyResponse
-	18, // 33: lamina.router.v1.RouterService.WatchTopology:output_type -> lamina.router.v1.WatchTopologyResponse
-	29, // [29:34] is the sub-list for method output_type
-	24, // [24:29] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	24, // 2: lamina.router.v1.Sampling.grammar:type_name -> lamina.sampler.v1.Grammar
+	1,  // 3: lamina.router.v1.GenerateRequest.token_ids:type_name -> lamina.router.v1.TokenIds
+	0,  // 4: lamina.router.v1.GenerateRequest.sampling:type_name -> lamina.router.v1.Sampling
+	25, // 5: lamina.router.v1.ChatRequest.messages:type_name -> lamina.tokenizer.v1.Message
+	0,  // 6: lamina.router.v1.ChatRequest.sampling:type_name -> lamina.router.v1.Sampling
+	6,  // 7: lamina.router.v1.GenerateResponse.started:type_name -> lamina.router.v1.Started
+	7,  // 8: lamina.router.v1.GenerateResponse.token:type_name -> lamina.router.v1.TokenEvent
+	9,  // 9: lamina.router.v1.GenerateResponse.finished:type_name -> lamina.router.v1.Finished
+	6,  // 10: lamina.router.v1.ChatResponse.started:type_name -> lamina.router.v1.Started
+	7,  // 11: lamina.router.v1.ChatResponse.token:type_name -> lamina.router.v1.TokenEvent
+	9,  // 12: lamina.router.v1.ChatResponse.finished:type_name -> lamina.router.v1.Finished
+	26, // 13: lamina.router.v1.Started.format:type_name -> lamina.tokenizer.v1.ChatFormat
+	8,  // 14: lamina.router.v1.TokenEvent.top:type_name -> lamina.router.v1.TopCandidate
+	27, // 15: lamina.router.v1.Finished.finish_reason:type_name -> lamina.sampler.v1.FinishReason
+	10, // 16: lamina.router.v1.Finished.usage:type_name -> lamina.router.v1.Usage
+	11, // 17: lamina.router.v1.Finished.timings:type_name -> lamina.router.v1.Timings
+	14, // 18: lamina.router.v1.ListModelsResponse.models:type_name -> lamina.router.v1.Model
+	19, // 19: lamina.router.v1.TopologyResponse.mesh:type_name -> lamina.router.v1.Mesh
+	19, // 20: lamina.router.v1.WatchTopologyResponse.mesh:type_name -> lamina.router.v1.Mesh
+	20, // 21: lamina.router.v1.Mesh.members:type_name -> lamina.router.v1.Member
+	21, // 22: lamina.router.v1.Mesh.pipelines:type_name -> lamina.router.v1.Pipeline
+	28, // 23: lamina.router.v1.Member.held:type_name -> lamina.shard.v1.Held
+	29, // 24: lamina.router.v1.Pipeline.stages:type_name -> lamina.shard.v1.Hop
+	2,  // 25: lamina.router.v1.RouterService.Generate:input_type -> lamina.router.v1.GenerateRequest
+	3,  // 26: lamina.router.v1.RouterService.Chat:input_type -> lamina.router.v1.ChatRequest
+	12, // 27: lamina.router.v1.RouterService.ListModels:input_type -> lamina.router.v1.ListModelsRequest
+	15, // 28: lamina.router.v1.RouterService.Topology:input_type -> lamina.router.v1.TopologyRequest
+	17, // 29: lamina.router.v1.RouterService.WatchTopology:input_type -> lamina.router.v1.WatchTopologyRequest
+	4,  // 30: lamina.router.v1.RouterService.Generate:output_type -> lamina.router.v1.GenerateResponse
+	5,  // 31: lamina.router.v1.RouterService.Chat:output_type -> lamina.router.v1.ChatResponse
+	13, // 32: lamina.router.v1.RouterService.ListModels:output_type -> lamina.router.v1.ListModelsResponse
+	16, // 33: lamina.router.v1.RouterService.Topology:output_type -> lamina.router.v1.TopologyResponse
+	18, // 34: lamina.router.v1.RouterService.WatchTopology:output_type -> lamina.router.v1.WatchTopologyResponse
+	30, // [30:35] is the sub-list for method output_type
+	25, // [25:30] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_lamina_router_v1_router_proto_init() }

@@ -24,6 +24,63 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// GrammarKind says how a grammar is written.
+type GrammarKind int32
+
+const (
+	// Not said.
+	GrammarKind_GRAMMAR_KIND_UNSPECIFIED GrammarKind = 0
+	// llama.cpp's notation.
+	GrammarKind_GRAMMAR_KIND_GBNF GrammarKind = 1
+	// JSON Schema, draft 2020-12 or 7.
+	GrammarKind_GRAMMAR_KIND_JSON_SCHEMA GrammarKind = 2
+	// A regular expression that the whole text matches.
+	GrammarKind_GRAMMAR_KIND_REGEX GrammarKind = 3
+)
+
+// Enum value maps for GrammarKind.
+var (
+	GrammarKind_name = map[int32]string{
+		0: "GRAMMAR_KIND_UNSPECIFIED",
+		1: "GRAMMAR_KIND_GBNF",
+		2: "GRAMMAR_KIND_JSON_SCHEMA",
+		3: "GRAMMAR_KIND_REGEX",
+	}
+	GrammarKind_value = map[string]int32{
+		"GRAMMAR_KIND_UNSPECIFIED": 0,
+		"GRAMMAR_KIND_GBNF":        1,
+		"GRAMMAR_KIND_JSON_SCHEMA": 2,
+		"GRAMMAR_KIND_REGEX":       3,
+	}
+)
+
+func (x GrammarKind) Enum() *GrammarKind {
+	p := new(GrammarKind)
+	*p = x
+	return p
+}
+
+func (x GrammarKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (GrammarKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_lamina_sampler_v1_sampler_proto_enumTypes[0].Descriptor()
+}
+
+func (GrammarKind) Type() protoreflect.EnumType {
+	return &file_lamina_sampler_v1_sampler_proto_enumTypes[0]
+}
+
+func (x GrammarKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use GrammarKind.Descriptor instead.
+func (GrammarKind) EnumDescriptor() ([]byte, []int) {
+	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{0}
+}
+
 // FinishReason says why a generation ended.
 type FinishReason int32
 
@@ -61,11 +118,11 @@ func (x FinishReason) String() string {
 }
 
 func (FinishReason) Descriptor() protoreflect.EnumDescriptor {
-	return file_lamina_sampler_v1_sampler_proto_enumTypes[0].Descriptor()
+	return file_lamina_sampler_v1_sampler_proto_enumTypes[1].Descriptor()
 }
 
 func (FinishReason) Type() protoreflect.EnumType {
-	return &file_lamina_sampler_v1_sampler_proto_enumTypes[0]
+	return &file_lamina_sampler_v1_sampler_proto_enumTypes[1]
 }
 
 func (x FinishReason) Number() protoreflect.EnumNumber {
@@ -74,7 +131,7 @@ func (x FinishReason) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use FinishReason.Descriptor instead.
 func (FinishReason) EnumDescriptor() ([]byte, []int) {
-	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{0}
+	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{1}
 }
 
 // Rules say how a token is picked. The zero value is greedy without an end.
@@ -107,7 +164,9 @@ type Rules struct {
 	// Rules that few requests set.
 	Advanced *Advanced `protobuf:"bytes,13,opt,name=advanced,proto3" json:"advanced,omitempty"`
 	// Which of a request's choices this is: each draws on its own.
-	Choice        uint32 `protobuf:"varint,14,opt,name=choice,proto3" json:"choice,omitempty"`
+	Choice uint32 `protobuf:"varint,14,opt,name=choice,proto3" json:"choice,omitempty"`
+	// What the text is held to, if anything.
+	Grammar       *Grammar `protobuf:"bytes,15,opt,name=grammar,proto3" json:"grammar,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -240,6 +299,68 @@ func (x *Rules) GetChoice() uint32 {
 	return 0
 }
 
+func (x *Rules) GetGrammar() *Grammar {
+	if x != nil {
+		return x.Grammar
+	}
+	return nil
+}
+
+// Grammar is a language.
+type Grammar struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How it is written.
+	Kind GrammarKind `protobuf:"varint,1,opt,name=kind,proto3,enum=lamina.sampler.v1.GrammarKind" json:"kind,omitempty"`
+	// The text of it.
+	Source        string `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Grammar) Reset() {
+	*x = Grammar{}
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Grammar) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Grammar) ProtoMessage() {}
+
+func (x *Grammar) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Grammar.ProtoReflect.Descriptor instead.
+func (*Grammar) Descriptor() ([]byte, []int) {
+	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Grammar) GetKind() GrammarKind {
+	if x != nil {
+		return x.Kind
+	}
+	return GrammarKind_GRAMMAR_KIND_UNSPECIFIED
+}
+
+func (x *Grammar) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
 // Ids is a sequence of token ids.
 type Ids struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -251,7 +372,7 @@ type Ids struct {
 
 func (x *Ids) Reset() {
 	*x = Ids{}
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[1]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -263,7 +384,7 @@ func (x *Ids) String() string {
 func (*Ids) ProtoMessage() {}
 
 func (x *Ids) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[1]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -276,7 +397,7 @@ func (x *Ids) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ids.ProtoReflect.Descriptor instead.
 func (*Ids) Descriptor() ([]byte, []int) {
-	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{1}
+	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Ids) GetIds() []uint32 {
@@ -340,7 +461,7 @@ type Advanced struct {
 
 func (x *Advanced) Reset() {
 	*x = Advanced{}
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[2]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -352,7 +473,7 @@ func (x *Advanced) String() string {
 func (*Advanced) ProtoMessage() {}
 
 func (x *Advanced) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[2]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -365,7 +486,7 @@ func (x *Advanced) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Advanced.ProtoReflect.Descriptor instead.
 func (*Advanced) Descriptor() ([]byte, []int) {
-	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{2}
+	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Advanced) GetTypicalP() float32 {
@@ -525,6 +646,7 @@ type SampleRequest struct {
 	//	*SampleRequest_Open
 	//	*SampleRequest_Add
 	//	*SampleRequest_Remove
+	//	*SampleRequest_Tokens
 	Frame         isSampleRequest_Frame `protobuf_oneof:"frame"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -532,7 +654,7 @@ type SampleRequest struct {
 
 func (x *SampleRequest) Reset() {
 	*x = SampleRequest{}
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[3]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -544,7 +666,7 @@ func (x *SampleRequest) String() string {
 func (*SampleRequest) ProtoMessage() {}
 
 func (x *SampleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[3]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -557,7 +679,7 @@ func (x *SampleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SampleRequest.ProtoReflect.Descriptor instead.
 func (*SampleRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{3}
+	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *SampleRequest) GetFrame() isSampleRequest_Frame {
@@ -594,6 +716,15 @@ func (x *SampleRequest) GetRemove() *RemoveSession {
 	return nil
 }
 
+func (x *SampleRequest) GetTokens() *Tokens {
+	if x != nil {
+		if x, ok := x.Frame.(*SampleRequest_Tokens); ok {
+			return x.Tokens
+		}
+	}
+	return nil
+}
+
 type isSampleRequest_Frame interface {
 	isSampleRequest_Frame()
 }
@@ -613,11 +744,18 @@ type SampleRequest_Remove struct {
 	Remove *RemoveSession `protobuf:"bytes,3,opt,name=remove,proto3,oneof"`
 }
 
+type SampleRequest_Tokens struct {
+	// Tokens of the model's vocabulary, before the first session with a grammar.
+	Tokens *Tokens `protobuf:"bytes,4,opt,name=tokens,proto3,oneof"`
+}
+
 func (*SampleRequest_Open) isSampleRequest_Frame() {}
 
 func (*SampleRequest_Add) isSampleRequest_Frame() {}
 
 func (*SampleRequest_Remove) isSampleRequest_Frame() {}
+
+func (*SampleRequest_Tokens) isSampleRequest_Frame() {}
 
 // SampleOpen names the pipeline.
 type SampleOpen struct {
@@ -630,7 +768,7 @@ type SampleOpen struct {
 
 func (x *SampleOpen) Reset() {
 	*x = SampleOpen{}
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[4]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -642,7 +780,7 @@ func (x *SampleOpen) String() string {
 func (*SampleOpen) ProtoMessage() {}
 
 func (x *SampleOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[4]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -655,12 +793,86 @@ func (x *SampleOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SampleOpen.ProtoReflect.Descriptor instead.
 func (*SampleOpen) Descriptor() ([]byte, []int) {
-	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{4}
+	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *SampleOpen) GetPipeline() []byte {
 	if x != nil {
 		return x.Pipeline
+	}
+	return nil
+}
+
+// Tokens is a part of a vocabulary. Parts come in order; the sampler takes the
+// vocabulary up when it has size of them.
+type Tokens struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "sha256:…" of the model's files.
+	Digest string `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	// Tokens of the whole vocabulary.
+	Size uint32 `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
+	// The id of the first token here.
+	First uint32 `protobuf:"varint,3,opt,name=first,proto3" json:"first,omitempty"`
+	// The bytes of each; empty for one that is no text.
+	Tokens        [][]byte `protobuf:"bytes,4,rep,name=tokens,proto3" json:"tokens,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Tokens) Reset() {
+	*x = Tokens{}
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Tokens) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Tokens) ProtoMessage() {}
+
+func (x *Tokens) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Tokens.ProtoReflect.Descriptor instead.
+func (*Tokens) Descriptor() ([]byte, []int) {
+	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Tokens) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *Tokens) GetSize() uint32 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *Tokens) GetFirst() uint32 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+func (x *Tokens) GetTokens() [][]byte {
+	if x != nil {
+		return x.Tokens
 	}
 	return nil
 }
@@ -680,13 +892,15 @@ type AddSession struct {
 	Emitted []uint32 `protobuf:"varint,5,rep,packed,name=emitted,proto3" json:"emitted,omitempty"`
 	// Their log-probabilities, as reported; what only mirostat wants.
 	EmittedLogprobs []float32 `protobuf:"fixed32,6,rep,packed,name=emitted_logprobs,json=emittedLogprobs,proto3" json:"emitted_logprobs,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// The digest of the vocabulary that the rules' grammar reads.
+	Vocabulary    string `protobuf:"bytes,7,opt,name=vocabulary,proto3" json:"vocabulary,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AddSession) Reset() {
 	*x = AddSession{}
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[5]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -698,7 +912,7 @@ func (x *AddSession) String() string {
 func (*AddSession) ProtoMessage() {}
 
 func (x *AddSession) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[5]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -711,7 +925,7 @@ func (x *AddSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddSession.ProtoReflect.Descriptor instead.
 func (*AddSession) Descriptor() ([]byte, []int) {
-	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{5}
+	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *AddSession) GetSession() []byte {
@@ -756,6 +970,13 @@ func (x *AddSession) GetEmittedLogprobs() []float32 {
 	return nil
 }
 
+func (x *AddSession) GetVocabulary() string {
+	if x != nil {
+		return x.Vocabulary
+	}
+	return ""
+}
+
 // RemoveSession ends a session.
 type RemoveSession struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -767,7 +988,7 @@ type RemoveSession struct {
 
 func (x *RemoveSession) Reset() {
 	*x = RemoveSession{}
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[6]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -779,7 +1000,7 @@ func (x *RemoveSession) String() string {
 func (*RemoveSession) ProtoMessage() {}
 
 func (x *RemoveSession) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[6]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -792,7 +1013,7 @@ func (x *RemoveSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveSession.ProtoReflect.Descriptor instead.
 func (*RemoveSession) Descriptor() ([]byte, []int) {
-	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{6}
+	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *RemoveSession) GetSession() []byte {
@@ -820,7 +1041,7 @@ type SampleResponse struct {
 
 func (x *SampleResponse) Reset() {
 	*x = SampleResponse{}
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[7]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -832,7 +1053,7 @@ func (x *SampleResponse) String() string {
 func (*SampleResponse) ProtoMessage() {}
 
 func (x *SampleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[7]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -845,7 +1066,7 @@ func (x *SampleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SampleResponse.ProtoReflect.Descriptor instead.
 func (*SampleResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{7}
+	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *SampleResponse) GetFrame() isSampleResponse_Frame {
@@ -932,7 +1153,7 @@ type SampleOpened struct {
 
 func (x *SampleOpened) Reset() {
 	*x = SampleOpened{}
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[8]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -944,7 +1165,7 @@ func (x *SampleOpened) String() string {
 func (*SampleOpened) ProtoMessage() {}
 
 func (x *SampleOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[8]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -957,7 +1178,7 @@ func (x *SampleOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SampleOpened.ProtoReflect.Descriptor instead.
 func (*SampleOpened) Descriptor() ([]byte, []int) {
-	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{8}
+	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{10}
 }
 
 // SessionAdded says that a session is known.
@@ -971,7 +1192,7 @@ type SessionAdded struct {
 
 func (x *SessionAdded) Reset() {
 	*x = SessionAdded{}
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[9]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -983,7 +1204,7 @@ func (x *SessionAdded) String() string {
 func (*SessionAdded) ProtoMessage() {}
 
 func (x *SessionAdded) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[9]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -996,7 +1217,7 @@ func (x *SessionAdded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionAdded.ProtoReflect.Descriptor instead.
 func (*SessionAdded) Descriptor() ([]byte, []int) {
-	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{9}
+	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *SessionAdded) GetSession() []byte {
@@ -1029,7 +1250,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[10]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1041,7 +1262,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[10]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1054,7 +1275,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{10}
+	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Token) GetSession() []byte {
@@ -1119,7 +1340,7 @@ type Candidate struct {
 
 func (x *Candidate) Reset() {
 	*x = Candidate{}
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[11]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1131,7 +1352,7 @@ func (x *Candidate) String() string {
 func (*Candidate) ProtoMessage() {}
 
 func (x *Candidate) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[11]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1144,7 +1365,7 @@ func (x *Candidate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Candidate.ProtoReflect.Descriptor instead.
 func (*Candidate) Descriptor() ([]byte, []int) {
-	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{11}
+	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Candidate) GetId() uint32 {
@@ -1176,7 +1397,7 @@ type SessionFailed struct {
 
 func (x *SessionFailed) Reset() {
 	*x = SessionFailed{}
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[12]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1188,7 +1409,7 @@ func (x *SessionFailed) String() string {
 func (*SessionFailed) ProtoMessage() {}
 
 func (x *SessionFailed) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[12]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1201,7 +1422,7 @@ func (x *SessionFailed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionFailed.ProtoReflect.Descriptor instead.
 func (*SessionFailed) Descriptor() ([]byte, []int) {
-	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{12}
+	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SessionFailed) GetSession() []byte {
@@ -1242,7 +1463,7 @@ type PushRequest struct {
 
 func (x *PushRequest) Reset() {
 	*x = PushRequest{}
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[13]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1254,7 +1475,7 @@ func (x *PushRequest) String() string {
 func (*PushRequest) ProtoMessage() {}
 
 func (x *PushRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[13]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1267,7 +1488,7 @@ func (x *PushRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PushRequest.ProtoReflect.Descriptor instead.
 func (*PushRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{13}
+	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *PushRequest) GetFrame() isPushRequest_Frame {
@@ -1342,7 +1563,7 @@ type PushOpen struct {
 
 func (x *PushOpen) Reset() {
 	*x = PushOpen{}
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[14]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1354,7 +1575,7 @@ func (x *PushOpen) String() string {
 func (*PushOpen) ProtoMessage() {}
 
 func (x *PushOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[14]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1367,7 +1588,7 @@ func (x *PushOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PushOpen.ProtoReflect.Descriptor instead.
 func (*PushOpen) Descriptor() ([]byte, []int) {
-	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{14}
+	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *PushOpen) GetPipeline() []byte {
@@ -1395,7 +1616,7 @@ type Rows struct {
 
 func (x *Rows) Reset() {
 	*x = Rows{}
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[15]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1407,7 +1628,7 @@ func (x *Rows) String() string {
 func (*Rows) ProtoMessage() {}
 
 func (x *Rows) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[15]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1420,7 +1641,7 @@ func (x *Rows) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rows.ProtoReflect.Descriptor instead.
 func (*Rows) Descriptor() ([]byte, []int) {
-	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{15}
+	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Rows) GetRows() []*Row {
@@ -1452,7 +1673,7 @@ type Row struct {
 
 func (x *Row) Reset() {
 	*x = Row{}
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[16]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1464,7 +1685,7 @@ func (x *Row) String() string {
 func (*Row) ProtoMessage() {}
 
 func (x *Row) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[16]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1477,7 +1698,7 @@ func (x *Row) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Row.ProtoReflect.Descriptor instead.
 func (*Row) Descriptor() ([]byte, []int) {
-	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{16}
+	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Row) GetSession() []byte {
@@ -1538,7 +1759,7 @@ type PushResponse struct {
 
 func (x *PushResponse) Reset() {
 	*x = PushResponse{}
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[17]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1550,7 +1771,7 @@ func (x *PushResponse) String() string {
 func (*PushResponse) ProtoMessage() {}
 
 func (x *PushResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[17]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1563,7 +1784,7 @@ func (x *PushResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PushResponse.ProtoReflect.Descriptor instead.
 func (*PushResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{17}
+	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PushResponse) GetFrame() isPushResponse_Frame {
@@ -1618,7 +1839,7 @@ type PushOpened struct {
 
 func (x *PushOpened) Reset() {
 	*x = PushOpened{}
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[18]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1630,7 +1851,7 @@ func (x *PushOpened) String() string {
 func (*PushOpened) ProtoMessage() {}
 
 func (x *PushOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[18]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1643,7 +1864,7 @@ func (x *PushOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PushOpened.ProtoReflect.Descriptor instead.
 func (*PushOpened) Descriptor() ([]byte, []int) {
-	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{18}
+	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{20}
 }
 
 // RowWanted asks for a whole row.
@@ -1659,7 +1880,7 @@ type RowWanted struct {
 
 func (x *RowWanted) Reset() {
 	*x = RowWanted{}
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[19]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1671,7 +1892,7 @@ func (x *RowWanted) String() string {
 func (*RowWanted) ProtoMessage() {}
 
 func (x *RowWanted) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[19]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1684,7 +1905,7 @@ func (x *RowWanted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RowWanted.ProtoReflect.Descriptor instead.
 func (*RowWanted) Descriptor() ([]byte, []int) {
-	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{19}
+	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RowWanted) GetSession() []byte {
@@ -1705,7 +1926,7 @@ var File_lamina_sampler_v1_sampler_proto protoreflect.FileDescriptor
 
 const file_lamina_sampler_v1_sampler_proto_rawDesc = "" +
 	"\n" +
-	"\x1flamina/sampler/v1/sampler.proto\x12\x11lamina.sampler.v1\x1a\x1dlamina/tensor/v1/tensor.proto\"\xb5\x04\n" +
+	"\x1flamina/sampler/v1/sampler.proto\x12\x11lamina.sampler.v1\x1a\x1dlamina/tensor/v1/tensor.proto\"\xeb\x04\n" +
 	"\x05Rules\x12 \n" +
 	"\vtemperature\x18\x01 \x01(\x02R\vtemperature\x12\x13\n" +
 	"\x05top_k\x18\x02 \x01(\rR\x04topK\x12\x13\n" +
@@ -1723,10 +1944,14 @@ const file_lamina_sampler_v1_sampler_proto_rawDesc = "" +
 	"max_tokens\x18\v \x01(\rR\tmaxTokens\x12!\n" +
 	"\ftop_logprobs\x18\f \x01(\rR\vtopLogprobs\x127\n" +
 	"\badvanced\x18\r \x01(\v2\x1b.lamina.sampler.v1.AdvancedR\badvanced\x12\x16\n" +
-	"\x06choice\x18\x0e \x01(\rR\x06choice\x1a<\n" +
+	"\x06choice\x18\x0e \x01(\rR\x06choice\x124\n" +
+	"\agrammar\x18\x0f \x01(\v2\x1a.lamina.sampler.v1.GrammarR\agrammar\x1a<\n" +
 	"\x0eLogitBiasEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\rR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x02R\x05value:\x028\x01\"\x17\n" +
+	"\x05value\x18\x02 \x01(\x02R\x05value:\x028\x01\"U\n" +
+	"\aGrammar\x122\n" +
+	"\x04kind\x18\x01 \x01(\x0e2\x1e.lamina.sampler.v1.GrammarKindR\x04kind\x12\x16\n" +
+	"\x06source\x18\x02 \x01(\tR\x06source\"\x17\n" +
 	"\x03Ids\x12\x10\n" +
 	"\x03ids\x18\x01 \x03(\rR\x03ids\"\x8e\x06\n" +
 	"\bAdvanced\x12\x1b\n" +
@@ -1754,15 +1979,21 @@ const file_lamina_sampler_v1_sampler_proto_rawDesc = "" +
 	"\n" +
 	"min_tokens\x18\x13 \x01(\rR\tminTokens\x12$\n" +
 	"\x0epenalty_last_n\x18\x14 \x01(\rR\fpenaltyLastN\x12\x14\n" +
-	"\x05order\x18\x15 \x03(\tR\x05order\"\xbc\x01\n" +
+	"\x05order\x18\x15 \x03(\tR\x05order\"\xf1\x01\n" +
 	"\rSampleRequest\x123\n" +
 	"\x04open\x18\x01 \x01(\v2\x1d.lamina.sampler.v1.SampleOpenH\x00R\x04open\x121\n" +
 	"\x03add\x18\x02 \x01(\v2\x1d.lamina.sampler.v1.AddSessionH\x00R\x03add\x12:\n" +
-	"\x06remove\x18\x03 \x01(\v2 .lamina.sampler.v1.RemoveSessionH\x00R\x06removeB\a\n" +
+	"\x06remove\x18\x03 \x01(\v2 .lamina.sampler.v1.RemoveSessionH\x00R\x06remove\x123\n" +
+	"\x06tokens\x18\x04 \x01(\v2\x19.lamina.sampler.v1.TokensH\x00R\x06tokensB\a\n" +
 	"\x05frame\"(\n" +
 	"\n" +
 	"SampleOpen\x12\x1a\n" +
-	"\bpipeline\x18\x01 \x01(\fR\bpipeline\"\xc9\x01\n" +
+	"\bpipeline\x18\x01 \x01(\fR\bpipeline\"b\n" +
+	"\x06Tokens\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x12\n" +
+	"\x04size\x18\x02 \x01(\rR\x04size\x12\x14\n" +
+	"\x05first\x18\x03 \x01(\rR\x05first\x12\x16\n" +
+	"\x06tokens\x18\x04 \x03(\fR\x06tokens\"\xe9\x01\n" +
 	"\n" +
 	"AddSession\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x14\n" +
@@ -1770,7 +2001,10 @@ const file_lamina_sampler_v1_sampler_proto_rawDesc = "" +
 	"\x05rules\x18\x03 \x01(\v2\x18.lamina.sampler.v1.RulesR\x05rules\x12\x16\n" +
 	"\x06prompt\x18\x04 \x03(\rR\x06prompt\x12\x18\n" +
 	"\aemitted\x18\x05 \x03(\rR\aemitted\x12)\n" +
-	"\x10emitted_logprobs\x18\x06 \x03(\x02R\x0femittedLogprobs\")\n" +
+	"\x10emitted_logprobs\x18\x06 \x03(\x02R\x0femittedLogprobs\x12\x1e\n" +
+	"\n" +
+	"vocabulary\x18\a \x01(\tR\n" +
+	"vocabulary\")\n" +
 	"\rRemoveSession\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\"\xfb\x01\n" +
 	"\x0eSampleResponse\x129\n" +
@@ -1823,7 +2057,12 @@ const file_lamina_sampler_v1_sampler_proto_rawDesc = "" +
 	"PushOpened\"A\n" +
 	"\tRowWanted\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x1a\n" +
-	"\bposition\x18\x02 \x01(\rR\bposition*_\n" +
+	"\bposition\x18\x02 \x01(\rR\bposition*x\n" +
+	"\vGrammarKind\x12\x1c\n" +
+	"\x18GRAMMAR_KIND_UNSPECIFIED\x10\x00\x12\x15\n" +
+	"\x11GRAMMAR_KIND_GBNF\x10\x01\x12\x1c\n" +
+	"\x18GRAMMAR_KIND_JSON_SCHEMA\x10\x02\x12\x16\n" +
+	"\x12GRAMMAR_KIND_REGEX\x10\x03*_\n" +
 	"\fFinishReason\x12\x1d\n" +
 	"\x19FINISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12FINISH_REASON_STOP\x10\x01\x12\x18\n" +
@@ -1844,65 +2083,71 @@ func file_lamina_sampler_v1_sampler_proto_rawDescGZIP() []byte {
 	return file_lamina_sampler_v1_sampler_proto_rawDescData
 }
 
-var file_lamina_sampler_v1_sampler_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_lamina_sampler_v1_sampler_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_lamina_sampler_v1_sampler_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_lamina_sampler_v1_sampler_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_lamina_sampler_v1_sampler_proto_goTypes = []any{
-	(FinishReason)(0),      // 0: lamina.sampler.v1.FinishReason
-	(*Rules)(nil),          // 1: lamina.sampler.v1.Rules
-	(*Ids)(nil),            // 2: lamina.sampler.v1.Ids
-	(*Advanced)(nil),       // 3: lamina.sampler.v1.Advanced
-	(*SampleRequest)(nil),  // 4: lamina.sampler.v1.SampleRequest
-	(*SampleOpen)(nil),     // 5: lamina.sampler.v1.SampleOpen
-	(*AddSession)(nil),     // 6: lamina.sampler.v1.AddSession
-	(*RemoveSession)(nil),  // 7: lamina.sampler.v1.RemoveSession
-	(*SampleResponse)(nil), // 8: lamina.sampler.v1.SampleResponse
-	(*SampleOpened)(nil),   // 9: lamina.sampler.v1.SampleOpened
-	(*SessionAdded)(nil),   // 10: lamina.sampler.v1.SessionAdded
-	(*Token)(nil),          // 11: lamina.sampler.v1.Token
-	(*Candidate)(nil),      // 12: lamina.sampler.v1.Candidate
-	(*SessionFailed)(nil),  // 13: lamina.sampler.v1.SessionFailed
-	(*PushRequest)(nil),    // 14: lamina.sampler.v1.PushRequest
-	(*PushOpen)(nil),       // 15: lamina.sampler.v1.PushOpen
-	(*Rows)(nil),           // 16: lamina.sampler.v1.Rows
-	(*Row)(nil),            // 17: lamina.sampler.v1.Row
-	(*PushResponse)(nil),   // 18: lamina.sampler.v1.PushResponse
-	(*PushOpened)(nil),     // 19: lamina.sampler.v1.PushOpened
-	(*RowWanted)(nil),      // 20: lamina.sampler.v1.RowWanted
-	nil,                    // 21: lamina.sampler.v1.Rules.LogitBiasEntry
-	(*v1.Chunk)(nil),       // 22: lamina.tensor.v1.Chunk
-	(*v1.Tensor)(nil),      // 23: lamina.tensor.v1.Tensor
+	(GrammarKind)(0),       // 0: lamina.sampler.v1.GrammarKind
+	(FinishReason)(0),      // 1: lamina.sampler.v1.FinishReason
+	(*Rules)(nil),          // 2: lamina.sampler.v1.Rules
+	(*Grammar)(nil),        // 3: lamina.sampler.v1.Grammar
+	(*Ids)(nil),            // 4: lamina.sampler.v1.Ids
+	(*Advanced)(nil),       // 5: lamina.sampler.v1.Advanced
+	(*SampleRequest)(nil),  // 6: lamina.sampler.v1.SampleRequest
+	(*SampleOpen)(nil),     // 7: lamina.sampler.v1.SampleOpen
+	(*Tokens)(nil),         // 8: lamina.sampler.v1.Tokens
+	(*AddSession)(nil),     // 9: lamina.sampler.v1.AddSession
+	(*RemoveSession)(nil),  // 10: lamina.sampler.v1.RemoveSession
+	(*SampleResponse)(nil), // 11: lamina.sampler.v1.SampleResponse
+	(*SampleOpened)(nil),   // 12: lamina.sampler.v1.SampleOpened
+	(*SessionAdded)(nil),   // 13: lamina.sampler.v1.SessionAdded
+	(*Token)(nil),          // 14: lamina.sampler.v1.Token
+	(*Candidate)(nil),      // 15: lamina.sampler.v1.Candidate
+	(*SessionFailed)(nil),  // 16: lamina.sampler.v1.SessionFailed
+	(*PushRequest)(nil),    // 17: lamina.sampler.v1.PushRequest
+	(*PushOpen)(nil),       // 18: lamina.sampler.v1.PushOpen
+	(*Rows)(nil),           // 19: lamina.sampler.v1.Rows
+	(*Row)(nil),            // 20: lamina.sampler.v1.Row
+	(*PushResponse)(nil),   // 21: lamina.sampler.v1.PushResponse
+	(*PushOpened)(nil),     // 22: lamina.sampler.v1.PushOpened
+	(*RowWanted)(nil),      // 23: lamina.sampler.v1.RowWanted
+	nil,                    // 24: lamina.sampler.v1.Rules.LogitBiasEntry
+	(*v1.Chunk)(nil),       // 25: lamina.tensor.v1.Chunk
+	(*v1.Tensor)(nil),      // 26: lamina.tensor.v1.Tensor
 }
 var file_lamina_sampler_v1_sampler_proto_depIdxs = []int32{
-	21, // 0: lamina.sampler.v1.Rules.logit_bias:type_name -> lamina.sampler.v1.Rules.LogitBiasEntry
-	3,  // 1: lamina.sampler.v1.Rules.advanced:type_name -> lamina.sampler.v1.Advanced
-	2,  // 2: lamina.sampler.v1.Advanced.bad_words:type_name -> lamina.sampler.v1.Ids
-	2,  // 3: lamina.sampler.v1.Advanced.dry_breakers:type_name -> lamina.sampler.v1.Ids
-	5,  // 4: lamina.sampler.v1.SampleRequest.open:type_name -> lamina.sampler.v1.SampleOpen
-	6,  // 5: lamina.sampler.v1.SampleRequest.add:type_name -> lamina.sampler.v1.AddSession
-	7,  // 6: lamina.sampler.v1.SampleRequest.remove:type_name -> lamina.sampler.v1.RemoveSession
-	1,  // 7: lamina.sampler.v1.AddSession.rules:type_name -> lamina.sampler.v1.Rules
-	9,  // 8: lamina.sampler.v1.SampleResponse.opened:type_name -> lamina.sampler.v1.SampleOpened
-	10, // 9: lamina.sampler.v1.SampleResponse.added:type_name -> lamina.sampler.v1.SessionAdded
-	11, // 10: lamina.sampler.v1.SampleResponse.token:type_name -> lamina.sampler.v1.Token
-	13, // 11: lamina.sampler.v1.SampleResponse.failed:type_name -> lamina.sampler.v1.SessionFailed
-	12, // 12: lamina.sampler.v1.Token.top:type_name -> lamina.sampler.v1.Candidate
-	0,  // 13: lamina.sampler.v1.Token.finish_reason:type_name -> lamina.sampler.v1.FinishReason
-	15, // 14: lamina.sampler.v1.PushRequest.open:type_name -> lamina.sampler.v1.PushOpen
-	16, // 15: lamina.sampler.v1.PushRequest.rows:type_name -> lamina.sampler.v1.Rows
-	22, // 16: lamina.sampler.v1.PushRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	17, // 17: lamina.sampler.v1.Rows.rows:type_name -> lamina.sampler.v1.Row
-	23, // 18: lamina.sampler.v1.Row.logits:type_name -> lamina.tensor.v1.Tensor
-	19, // 19: lamina.sampler.v1.PushResponse.opened:type_name -> lamina.sampler.v1.PushOpened
-	20, // 20: lamina.sampler.v1.PushResponse.row_wanted:type_name -> lamina.sampler.v1.RowWanted
-	4,  // 21: lamina.sampler.v1.SamplerService.Sample:input_type -> lamina.sampler.v1.SampleRequest
-	14, // 22: lamina.sampler.v1.SamplerService.Push:input_type -> lamina.sampler.v1.PushRequest
-	8,  // 23: lamina.sampler.v1.SamplerService.Sample:output_type -> lamina.sampler.v1.SampleResponse
-	18, // 24: lamina.sampler.v1.SamplerService.Push:output_type -> lamina.sampler.v1.PushResponse
-	23, // [23:25] is the sub-list for method output_type
-	21, // [21:23] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	24, // 0: lamina.sampler.v1.Rules.logit_bias:type_name -> lamina.sampler.v1.Rules.LogitBiasEntry
+	5,  // 1: lamina.sampler.v1.Rules.advanced:type_name -> lamina.sampler.v1.Advanced
+	3,  // 2: lamina.sampler.v1.Rules.grammar:type_name -> lamina.sampler.v1.Grammar
+	0,  // 3: lamina.sampler.v1.Grammar.kind:type_name -> lamina.sampler.v1.GrammarKind
+	4,  // 4: lamina.sampler.v1.Advanced.bad_words:type_name -> lamina.sampler.v1.Ids
+	4,  // 5: lamina.sampler.v1.Advanced.dry_breakers:type_name -> lamina.sampler.v1.Ids
+	7,  // 6: lamina.sampler.v1.SampleRequest.open:type_name -> lamina.sampler.v1.SampleOpen
+	9,  // 7: lamina.sampler.v1.SampleRequest.add:type_name -> lamina.sampler.v1.AddSession
+	10, // 8: lamina.sampler.v1.SampleRequest.remove:type_name -> lamina.sampler.v1.RemoveSession
+	8,  // 9: lamina.sampler.v1.SampleRequest.tokens:type_name -> lamina.sampler.v1.Tokens
+	2,  // 10: lamina.sampler.v1.AddSession.rules:type_name -> lamina.sampler.v1.Rules
+	12, // 11: lamina.sampler.v1.SampleResponse.opened:type_name -> lamina.sampler.v1.SampleOpened
+	13, // 12: lamina.sampler.v1.SampleResponse.added:type_name -> lamina.sampler.v1.SessionAdded
+	14, // 13: lamina.sampler.v1.SampleResponse.token:type_name -> lamina.sampler.v1.Token
+	16, // 14: lamina.sampler.v1.SampleResponse.failed:type_name -> lamina.sampler.v1.SessionFailed
+	15, // 15: lamina.sampler.v1.Token.top:type_name -> lamina.sampler.v1.Candidate
+	1,  // 16: lamina.sampler.v1.Token.finish_reason:type_name -> lamina.sampler.v1.FinishReason
+	18, // 17: lamina.sampler.v1.PushRequest.open:type_name -> lamina.sampler.v1.PushOpen
+	19, // 18: lamina.sampler.v1.PushRequest.rows:type_name -> lamina.sampler.v1.Rows
+	25, // 19: lamina.sampler.v1.PushRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	20, // 20: lamina.sampler.v1.Rows.rows:type_name -> lamina.sampler.v1.Row
+	26, // 21: lamina.sampler.v1.Row.logits:type_name -> lamina.tensor.v1.Tensor
+	22, // 22: lamina.sampler.v1.PushResponse.opened:type_name -> lamina.sampler.v1.PushOpened
+	23, // 23: lamina.sampler.v1.PushResponse.row_wanted:type_name -> lamina.sampler.v1.RowWanted
+	6,  // 24: lamina.sampler.v1.SamplerService.Sample:input_type -> lamina.sampler.v1.SampleRequest
+	17, // 25: lamina.sampler.v1.SamplerService.Push:input_type -> lamina.sampler.v1.PushRequest
+	11, // 26: lamina.sampler.v1.SamplerService.Sample:output_type -> lamina.sampler.v1.SampleResponse
+	21, // 27: lamina.sampler.v1.SamplerService.Push:output_type -> lamina.sampler.v1.PushResponse
+	26, // [26:28] is the sub-list for method output_type
+	24, // [24:26] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_lamina_sampler_v1_sampler_proto_init() }
@@ -1910,23 +2155,24 @@ func file_lamina_sampler_v1_sampler_proto_init() {
 	if File_lamina_sampler_v1_sampler_proto != nil {
 		return
 	}
-	file_lamina_sampler_v1_sampler_proto_msgTypes[3].OneofWrappers = []any{
+	file_lamina_sampler_v1_sampler_proto_msgTypes[4].OneofWrappers = []any{
 		(*SampleRequest_Open)(nil),
 		(*SampleRequest_Add)(nil),
 		(*SampleRequest_Remove)(nil),
+		(*SampleRequest_Tokens)(nil),
 	}
-	file_lamina_sampler_v1_sampler_proto_msgTypes[7].OneofWrappers = []any{
+	file_lamina_sampler_v1_sampler_proto_msgTypes[9].OneofWrappers = []any{
 		(*SampleResponse_Opened)(nil),
 		(*SampleResponse_Added)(nil),
 		(*SampleResponse_Token)(nil),
 		(*SampleResponse_Failed)(nil),
 	}
-	file_lamina_sampler_v1_sampler_proto_msgTypes[13].OneofWrappers = []any{
+	file_lamina_sampler_v1_sampler_proto_msgTypes[15].OneofWrappers = []any{
 		(*PushRequest_Open)(nil),
 		(*PushRequest_Rows)(nil),
 		(*PushRequest_Chunk)(nil),
 	}
-	file_lamina_sampler_v1_sampler_proto_msgTypes[17].OneofWrappers = []any{
+	file_lamina_sampler_v1_sampler_proto_msgTypes[19].OneofWrappers = []any{
 		(*PushResponse_Opened)(nil),
 		(*PushResponse_RowWanted)(nil),
 	}
@@ -1935,8 +2181,8 @@ func file_lamina_sampler_v1_sampler_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lamina_sampler_v1_sampler_proto_rawDesc), len(file_lamina_sampler_v1_sampler_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   21,
+			NumEnums:      2,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

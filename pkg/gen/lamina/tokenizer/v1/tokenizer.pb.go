@@ -1589,6 +1589,107 @@ func (x *ChatFormat) GetReasoning() string {
 	return ""
 }
 
+// TokensRequest asks for a vocabulary's tokens.
+type TokensRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The model, by digest or name; empty for the only one.
+	Model         string `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TokensRequest) Reset() {
+	*x = TokensRequest{}
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TokensRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TokensRequest) ProtoMessage() {}
+
+func (x *TokensRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TokensRequest.ProtoReflect.Descriptor instead.
+func (*TokensRequest) Descriptor() ([]byte, []int) {
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *TokensRequest) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+// TokensResponse is some of a vocabulary's tokens.
+type TokensResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The id of the first.
+	First uint32 `protobuf:"varint,1,opt,name=first,proto3" json:"first,omitempty"`
+	// The bytes that each decodes to; empty for control tokens and gaps.
+	Tokens        [][]byte `protobuf:"bytes,2,rep,name=tokens,proto3" json:"tokens,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TokensResponse) Reset() {
+	*x = TokensResponse{}
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TokensResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TokensResponse) ProtoMessage() {}
+
+func (x *TokensResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TokensResponse.ProtoReflect.Descriptor instead.
+func (*TokensResponse) Descriptor() ([]byte, []int) {
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *TokensResponse) GetFirst() uint32 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+func (x *TokensResponse) GetTokens() [][]byte {
+	if x != nil {
+		return x.Tokens
+	}
+	return nil
+}
+
 // DescribeRequest asks for the vocabularies held.
 type DescribeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1600,7 +1701,7 @@ type DescribeRequest struct {
 
 func (x *DescribeRequest) Reset() {
 	*x = DescribeRequest{}
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[22]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1612,7 +1713,7 @@ func (x *DescribeRequest) String() string {
 func (*DescribeRequest) ProtoMessage() {}
 
 func (x *DescribeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[22]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1625,7 +1726,7 @@ func (x *DescribeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeRequest.ProtoReflect.Descriptor instead.
 func (*DescribeRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{22}
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *DescribeRequest) GetModel() string {
@@ -1646,7 +1747,7 @@ type DescribeResponse struct {
 
 func (x *DescribeResponse) Reset() {
 	*x = DescribeResponse{}
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[23]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1658,7 +1759,7 @@ func (x *DescribeResponse) String() string {
 func (*DescribeResponse) ProtoMessage() {}
 
 func (x *DescribeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[23]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1671,7 +1772,7 @@ func (x *DescribeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeResponse.ProtoReflect.Descriptor instead.
 func (*DescribeResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{23}
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *DescribeResponse) GetVocabularies() []*Vocabulary {
@@ -1712,7 +1813,7 @@ type Vocabulary struct {
 
 func (x *Vocabulary) Reset() {
 	*x = Vocabulary{}
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[24]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1724,7 +1825,7 @@ func (x *Vocabulary) String() string {
 func (*Vocabulary) ProtoMessage() {}
 
 func (x *Vocabulary) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[24]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1737,7 +1838,7 @@ func (x *Vocabulary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Vocabulary.ProtoReflect.Descriptor instead.
 func (*Vocabulary) Descriptor() ([]byte, []int) {
-	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{24}
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Vocabulary) GetModel() string {
@@ -1840,7 +1941,7 @@ type TrainVocabularyRequest struct {
 
 func (x *TrainVocabularyRequest) Reset() {
 	*x = TrainVocabularyRequest{}
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[25]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1852,7 +1953,7 @@ func (x *TrainVocabularyRequest) String() string {
 func (*TrainVocabularyRequest) ProtoMessage() {}
 
 func (x *TrainVocabularyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[25]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1865,7 +1966,7 @@ func (x *TrainVocabularyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainVocabularyRequest.ProtoReflect.Descriptor instead.
 func (*TrainVocabularyRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{25}
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *TrainVocabularyRequest) GetType() string {
@@ -1933,7 +2034,7 @@ type TrainVocabularyResponse struct {
 
 func (x *TrainVocabularyResponse) Reset() {
 	*x = TrainVocabularyResponse{}
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[26]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1945,7 +2046,7 @@ func (x *TrainVocabularyResponse) String() string {
 func (*TrainVocabularyResponse) ProtoMessage() {}
 
 func (x *TrainVocabularyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[26]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1958,7 +2059,7 @@ func (x *TrainVocabularyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainVocabularyResponse.ProtoReflect.Descriptor instead.
 func (*TrainVocabularyResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{26}
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *TrainVocabularyResponse) GetEvent() isTrainVocabularyResponse_Event {
@@ -2017,7 +2118,7 @@ type TrainProgress struct {
 
 func (x *TrainProgress) Reset() {
 	*x = TrainProgress{}
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[27]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2029,7 +2130,7 @@ func (x *TrainProgress) String() string {
 func (*TrainProgress) ProtoMessage() {}
 
 func (x *TrainProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[27]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2042,7 +2143,7 @@ func (x *TrainProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainProgress.ProtoReflect.Descriptor instead.
 func (*TrainProgress) Descriptor() ([]byte, []int) {
-	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{27}
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *TrainProgress) GetDone() uint32 {
@@ -2072,7 +2173,7 @@ type TrainFile struct {
 
 func (x *TrainFile) Reset() {
 	*x = TrainFile{}
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[28]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2084,7 +2185,7 @@ func (x *TrainFile) String() string {
 func (*TrainFile) ProtoMessage() {}
 
 func (x *TrainFile) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[28]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2097,7 +2198,7 @@ func (x *TrainFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainFile.ProtoReflect.Descriptor instead.
 func (*TrainFile) Descriptor() ([]byte, []int) {
-	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{28}
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *TrainFile) GetName() string {
@@ -2223,7 +2324,12 @@ const file_lamina_tokenizer_v1_tokenizer_proto_rawDesc = "" +
 	"\n" +
 	"ChatFormat\x12\x14\n" +
 	"\x05calls\x18\x01 \x01(\tR\x05calls\x12\x1c\n" +
-	"\treasoning\x18\x02 \x01(\tR\treasoning\"'\n" +
+	"\treasoning\x18\x02 \x01(\tR\treasoning\"%\n" +
+	"\rTokensRequest\x12\x14\n" +
+	"\x05model\x18\x01 \x01(\tR\x05model\">\n" +
+	"\x0eTokensResponse\x12\x14\n" +
+	"\x05first\x18\x01 \x01(\rR\x05first\x12\x16\n" +
+	"\x06tokens\x18\x02 \x03(\fR\x06tokens\"'\n" +
 	"\x0fDescribeRequest\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\"W\n" +
 	"\x10DescribeResponse\x12C\n" +
@@ -2265,14 +2371,15 @@ const file_lamina_tokenizer_v1_tokenizer_proto_rawDesc = "" +
 	"\x10SIDE_UNSPECIFIED\x10\x00\x12\r\n" +
 	"\tSIDE_LEFT\x10\x01\x12\x0e\n" +
 	"\n" +
-	"SIDE_RIGHT\x10\x022\xa9\x06\n" +
+	"SIDE_RIGHT\x10\x022\xfe\x06\n" +
 	"\x10TokenizerService\x12Q\n" +
 	"\x06Encode\x12\".lamina.tokenizer.v1.EncodeRequest\x1a#.lamina.tokenizer.v1.EncodeResponse\x12`\n" +
 	"\vEncodeBatch\x12'.lamina.tokenizer.v1.EncodeBatchRequest\x1a(.lamina.tokenizer.v1.EncodeBatchResponse\x12g\n" +
 	"\fEncodeStream\x12(.lamina.tokenizer.v1.EncodeStreamRequest\x1a).lamina.tokenizer.v1.EncodeStreamResponse(\x010\x01\x12Q\n" +
 	"\x06Decode\x12\".lamina.tokenizer.v1.DecodeRequest\x1a#.lamina.tokenizer.v1.DecodeResponse\x12g\n" +
 	"\fDecodeStream\x12(.lamina.tokenizer.v1.DecodeStreamRequest\x1a).lamina.tokenizer.v1.DecodeStreamResponse(\x010\x01\x12r\n" +
-	"\x11ApplyChatTemplate\x12-.lamina.tokenizer.v1.ApplyChatTemplateRequest\x1a..lamina.tokenizer.v1.ApplyChatTemplateResponse\x12W\n" +
+	"\x11ApplyChatTemplate\x12-.lamina.tokenizer.v1.ApplyChatTemplateRequest\x1a..lamina.tokenizer.v1.ApplyChatTemplateResponse\x12S\n" +
+	"\x06Tokens\x12\".lamina.tokenizer.v1.TokensRequest\x1a#.lamina.tokenizer.v1.TokensResponse0\x01\x12W\n" +
 	"\bDescribe\x12$.lamina.tokenizer.v1.DescribeRequest\x1a%.lamina.tokenizer.v1.DescribeResponse\x12n\n" +
 	"\x0fTrainVocabulary\x12+.lamina.tokenizer.v1.TrainVocabularyRequest\x1a,.lamina.tokenizer.v1.TrainVocabularyResponse0\x01BGZEgithub.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1;tokenizerv1b\x06proto3"
 
@@ -2289,7 +2396,7 @@ func file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP() []byte {
 }
 
 var file_lamina_tokenizer_v1_tokenizer_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_lamina_tokenizer_v1_tokenizer_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_lamina_tokenizer_v1_tokenizer_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_lamina_tokenizer_v1_tokenizer_proto_goTypes = []any{
 	(Side)(0),                         // 0: lamina.tokenizer.v1.Side
 	(*Truncation)(nil),                // 1: lamina.tokenizer.v1.Truncation
@@ -2314,13 +2421,15 @@ var file_lamina_tokenizer_v1_tokenizer_proto_goTypes = []any{
 	(*ApplyChatTemplateRequest)(nil),  // 20: lamina.tokenizer.v1.ApplyChatTemplateRequest
 	(*ApplyChatTemplateResponse)(nil), // 21: lamina.tokenizer.v1.ApplyChatTemplateResponse
 	(*ChatFormat)(nil),                // 22: lamina.tokenizer.v1.ChatFormat
-	(*DescribeRequest)(nil),           // 23: lamina.tokenizer.v1.DescribeRequest
-	(*DescribeResponse)(nil),          // 24: lamina.tokenizer.v1.DescribeResponse
-	(*Vocabulary)(nil),                // 25: lamina.tokenizer.v1.Vocabulary
-	(*TrainVocabularyRequest)(nil),    // 26: lamina.tokenizer.v1.TrainVocabularyRequest
-	(*TrainVocabularyResponse)(nil),   // 27: lamina.tokenizer.v1.TrainVocabularyResponse
-	(*TrainProgress)(nil),             // 28: lamina.tokenizer.v1.TrainProgress
-	(*TrainFile)(nil),                 // 29: lamina.tokenizer.v1.TrainFile
+	(*TokensRequest)(nil),             // 23: lamina.tokenizer.v1.TokensRequest
+	(*TokensResponse)(nil),            // 24: lamina.tokenizer.v1.TokensResponse
+	(*DescribeRequest)(nil),           // 25: lamina.tokenizer.v1.DescribeRequest
+	(*DescribeResponse)(nil),          // 26: lamina.tokenizer.v1.DescribeResponse
+	(*Vocabulary)(nil),                // 27: lamina.tokenizer.v1.Vocabulary
+	(*TrainVocabularyRequest)(nil),    // 28: lamina.tokenizer.v1.TrainVocabularyRequest
+	(*TrainVocabularyResponse)(nil),   // 29: lamina.tokenizer.v1.TrainVocabularyResponse
+	(*TrainProgress)(nil),             // 30: lamina.tokenizer.v1.TrainProgress
+	(*TrainFile)(nil),                 // 31: lamina.tokenizer.v1.TrainFile
 }
 var file_lamina_tokenizer_v1_tokenizer_proto_depIdxs = []int32{
 	0,  // 0: lamina.tokenizer.v1.Truncation.side:type_name -> lamina.tokenizer.v1.Side
@@ -2338,28 +2447,30 @@ var file_lamina_tokenizer_v1_tokenizer_proto_depIdxs = []int32{
 	17, // 12: lamina.tokenizer.v1.DecodeStreamRequest.flush:type_name -> lamina.tokenizer.v1.DecodeFlush
 	19, // 13: lamina.tokenizer.v1.ApplyChatTemplateRequest.messages:type_name -> lamina.tokenizer.v1.Message
 	22, // 14: lamina.tokenizer.v1.ApplyChatTemplateResponse.format:type_name -> lamina.tokenizer.v1.ChatFormat
-	25, // 15: lamina.tokenizer.v1.DescribeResponse.vocabularies:type_name -> lamina.tokenizer.v1.Vocabulary
+	27, // 15: lamina.tokenizer.v1.DescribeResponse.vocabularies:type_name -> lamina.tokenizer.v1.Vocabulary
 	22, // 16: lamina.tokenizer.v1.Vocabulary.format:type_name -> lamina.tokenizer.v1.ChatFormat
-	28, // 17: lamina.tokenizer.v1.TrainVocabularyResponse.progress:type_name -> lamina.tokenizer.v1.TrainProgress
-	29, // 18: lamina.tokenizer.v1.TrainVocabularyResponse.file:type_name -> lamina.tokenizer.v1.TrainFile
+	30, // 17: lamina.tokenizer.v1.TrainVocabularyResponse.progress:type_name -> lamina.tokenizer.v1.TrainProgress
+	31, // 18: lamina.tokenizer.v1.TrainVocabularyResponse.file:type_name -> lamina.tokenizer.v1.TrainFile
 	3,  // 19: lamina.tokenizer.v1.TokenizerService.Encode:input_type -> lamina.tokenizer.v1.EncodeRequest
 	5,  // 20: lamina.tokenizer.v1.TokenizerService.EncodeBatch:input_type -> lamina.tokenizer.v1.EncodeBatchRequest
 	7,  // 21: lamina.tokenizer.v1.TokenizerService.EncodeStream:input_type -> lamina.tokenizer.v1.EncodeStreamRequest
 	12, // 22: lamina.tokenizer.v1.TokenizerService.Decode:input_type -> lamina.tokenizer.v1.DecodeRequest
 	14, // 23: lamina.tokenizer.v1.TokenizerService.DecodeStream:input_type -> lamina.tokenizer.v1.DecodeStreamRequest
 	20, // 24: lamina.tokenizer.v1.TokenizerService.ApplyChatTemplate:input_type -> lamina.tokenizer.v1.ApplyChatTemplateRequest
-	23, // 25: lamina.tokenizer.v1.TokenizerService.Describe:input_type -> lamina.tokenizer.v1.DescribeRequest
-	26, // 26: lamina.tokenizer.v1.TokenizerService.TrainVocabulary:input_type -> lamina.tokenizer.v1.TrainVocabularyRequest
-	4,  // 27: lamina.tokenizer.v1.TokenizerService.Encode:output_type -> lamina.tokenizer.v1.EncodeResponse
-	6,  // 28: lamina.tokenizer.v1.TokenizerService.EncodeBatch:output_type -> lamina.tokenizer.v1.EncodeBatchResponse
-	11, // 29: lamina.tokenizer.v1.TokenizerService.EncodeStream:output_type -> lamina.tokenizer.v1.EncodeStreamResponse
-	13, // 30: lamina.tokenizer.v1.TokenizerService.Decode:output_type -> lamina.tokenizer.v1.DecodeResponse
-	18, // 31: lamina.tokenizer.v1.TokenizerService.DecodeStream:output_type -> lamina.tokenizer.v1.DecodeStreamResponse
-	21, // 32: lamina.tokenizer.v1.TokenizerService.ApplyChatTemplate:output_type -> lamina.tokenizer.v1.ApplyChatTemplateResponse
-	24, // 33: lamina.tokenizer.v1.TokenizerService.Describe:output_type -> lamina.tokenizer.v1.DescribeResponse
-	27, // 34: lamina.tokenizer.v1.TokenizerService.TrainVocabulary:output_type -> lamina.tokenizer.v1.TrainVocabularyResponse
-	27, // [27:35] is the sub-list for method output_type
-	19, // [19:27] is the sub-list for method input_type
+	23, // 25: lamina.tokenizer.v1.TokenizerService.Tokens:input_type -> lamina.tokenizer.v1.TokensRequest
+	25, // 26: lamina.tokenizer.v1.TokenizerService.Describe:input_type -> lamina.tokenizer.v1.DescribeRequest
+	28, // 27: lamina.tokenizer.v1.TokenizerService.TrainVocabulary:input_type -> lamina.tokenizer.v1.TrainVocabularyRequest
+	4,  // 28: lamina.tokenizer.v1.TokenizerService.Encode:output_type -> lamina.tokenizer.v1.EncodeResponse
+	6,  // 29: lamina.tokenizer.v1.TokenizerService.EncodeBatch:output_type -> lamina.tokenizer.v1.EncodeBatchResponse
+	11, // 30: lamina.tokenizer.v1.TokenizerService.EncodeStream:output_type -> lamina.tokenizer.v1.EncodeStreamResponse
+	13, // 31: lamina.tokenizer.v1.TokenizerService.Decode:output_type -> lamina.tokenizer.v1.DecodeResponse
+	18, // 32: lamina.tokenizer.v1.TokenizerService.DecodeStream:output_type -> lamina.tokenizer.v1.DecodeStreamResponse
+	21, // 33: lamina.tokenizer.v1.TokenizerService.ApplyChatTemplate:output_type -> lamina.tokenizer.v1.ApplyChatTemplateResponse
+	24, // 34: lamina.tokenizer.v1.TokenizerService.Tokens:output_type -> lamina.tokenizer.v1.TokensResponse
+	26, // 35: lamina.tokenizer.v1.TokenizerService.Describe:output_type -> lamina.tokenizer.v1.DescribeResponse
+	29, // 36: lamina.tokenizer.v1.TokenizerService.TrainVocabulary:output_type -> lamina.tokenizer.v1.TrainVocabularyResponse
+	28, // [28:37] is the sub-list for method output_type
+	19, // [19:28] is the sub-list for method input_type
 	19, // [19:19] is the sub-list for extension type_name
 	19, // [19:19] is the sub-list for extension extendee
 	0,  // [0:19] is the sub-list for field type_name
@@ -2381,8 +2492,8 @@ func file_lamina_tokenizer_v1_tokenizer_proto_init() {
 		(*DecodeStreamRequest_Push)(nil),
 		(*DecodeStreamRequest_Flush)(nil),
 	}
-	file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[24].OneofWrappers = []any{}
-	file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[26].OneofWrappers = []any{
+	file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[26].OneofWrappers = []any{}
+	file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[28].OneofWrappers = []any{
 		(*TrainVocabularyResponse_Progress)(nil),
 		(*TrainVocabularyResponse_File)(nil),
 	}
@@ -2392,7 +2503,7 @@ func file_lamina_tokenizer_v1_tokenizer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lamina_tokenizer_v1_tokenizer_proto_rawDesc), len(file_lamina_tokenizer_v1_tokenizer_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   29,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

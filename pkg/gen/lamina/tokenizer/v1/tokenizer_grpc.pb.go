@@ -27,6 +27,7 @@ const (
 	TokenizerService_Decode_FullMethodName            = "/lamina.tokenizer.v1.TokenizerService/Decode"
 	TokenizerService_DecodeStream_FullMethodName      = "/lamina.tokenizer.v1.TokenizerService/DecodeStream"
 	TokenizerService_ApplyChatTemplate_FullMethodName = "/lamina.tokenizer.v1.TokenizerService/ApplyChatTemplate"
+	TokenizerService_Tokens_FullMethodName            = "/lamina.tokenizer.v1.TokenizerService/Tokens"
 	TokenizerService_Describe_FullMethodName          = "/lamina.tokenizer.v1.TokenizerService/Describe"
 	TokenizerService_TrainVocabulary_FullMethodName   = "/lamina.tokenizer.v1.TokenizerService/TrainVocabulary"
 )
@@ -78,6 +79,8 @@ type TokenizerServiceClient interface {
 	// encodes the result. Template text becomes control tokens; text that came
 	// with the messages never does.
 	ApplyChatTemplate(ctx context.Context, in *ApplyChatTemplateRequest, opts ...grpc.CallOption) (*ApplyChatTemplateResponse, error)
+	// Tokens lists a vocabulary's tokens in the order of their ids, some at a time.
+	Tokens(ctx context.Context, in *TokensRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TokensResponse], error)
 	// Describe lists the vocabularies held, or describes one.
 	Describe(ctx context.Context, in *DescribeRequest, opts ...grpc.CallOption) (*DescribeResponse, error)
 	// TrainVocabulary learns a vocabulary from texts. It sends `progress` as it comes,
@@ -160,6 +163,25 @@ func (c *tokenizerServiceClient) ApplyChatTemplate(ctx context.Context, in *Appl
 	return out, nil
 }
 
+func (c *tokenizerServiceClient) Tokens(ctx context.Context, in *TokensRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TokensResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &TokenizerService_ServiceDesc.Streams[2], TokenizerService_Tokens_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[TokensRequest, TokensResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type TokenizerService_TokensClient = grpc.ServerStreamingClient[TokensResponse]
+
 func (c *tokenizerServiceClient) Describe(ctx context.Context, in *DescribeRequest, opts ...grpc.CallOption) (*DescribeResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(DescribeResponse)
@@ -172,7 +194,7 @@ func (c *tokenizerServiceClient) Describe(ctx context.Context, in *DescribeReque
 
 func (c *tokenizerServiceClient) TrainVocabulary(ctx context.Context, in *TrainVocabularyRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TrainVocabularyResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &TokenizerService_ServiceDesc.Streams[2], TokenizerService_TrainVocabulary_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &TokenizerService_ServiceDesc.Streams[3], TokenizerService_TrainVocabulary_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -236,6 +258,8 @@ type TokenizerServiceServer interface {
 	// encodes the result. Template text becomes control tokens; text that came
 	// with the messages never does.
 	ApplyChatTemplate(context.Context, *ApplyChatTemplateRequest) (*ApplyChatTemplateResponse, error)
+	// Tokens lists a vocabulary's tokens in the order of their ids, some at a time.
+	Tokens(*TokensRequest, grpc.ServerStreamingServer[TokensResponse]) error
 	// Describe lists the vocabularies held, or describes one.
 	Describe(context.Context, *DescribeRequest) (*DescribeResponse, error)
 	// TrainVocabulary learns a vocabulary from texts. It sends `progress` as it comes,
@@ -269,6 +293,9 @@ func (UnimplementedTokenizerServiceServer) DecodeStream(grpc.BidiStreamingServer
 }
 func (UnimplementedTokenizerServiceServer) ApplyChatTemplate(context.Context, *ApplyChatTemplateRequest) (*ApplyChatTemplateResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ApplyChatTemplate not implemented")
+}
+func (UnimplementedTokenizerServiceServer) Tokens(*TokensRequest, grpc.ServerStreamingServer[TokensResponse]) error {
+	return status.Error(codes.Unimplemented, "method Tokens not implemented")
 }
 func (UnimplementedTokenizerServiceServer) Describe(context.Context, *DescribeRequest) (*DescribeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Describe not implemented")
@@ -383,6 +410,17 @@ func _TokenizerService_ApplyChatTemplate_Handler(srv interface{}, ctx context.Co
 	return interceptor(ctx, in, info, handler)
 }
 
+func _TokenizerService_Tokens_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(TokensRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(TokenizerServiceServer).Tokens(m, &grpc.GenericServerStream[TokensRequest, TokensResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type TokenizerService_TokensServer = grpc.ServerStreamingServer[TokensResponse]
+
 func _TokenizerService_Describe_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(DescribeRequest)
 	if err := dec(in); err != nil {
@@ -452,6 +490,11 @@ var TokenizerService_ServiceDesc = grpc.ServiceDesc{
 			Handler:       _TokenizerService_DecodeStream_Handler,
 			ServerStreams: true,
 			ClientStreams: true,
+		},
+		{
+			StreamName:    "Tokens",
+			Handler:       _TokenizerService_Tokens_Handler,
+			ServerStreams: true,
 		},
 		{
 			StreamName:    "TrainVocabulary",

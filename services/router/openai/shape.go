@@ -1,0 +1,124 @@
+package openai
+
+import (
+	"encoding/json"
+	"regexp"
+	"strings"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
+	"github.com/lamina-mesh/lamina/pkg/samplerules"
+)
+
+// shapes are the other spellings, of llama.cpp's and vLLM's servers, of what a text is
+// held to. One at most may be given.
+type shapes struct {
+	Grammar       string          `json:"grammar"`        // GBNF
+	JSONSchema    json.RawMessage `json:"json_schema"`    // a schema
+	GuidedJSON    json.RawMessage `json:"guided_json"`    // a schema, or one in a string
+	GuidedRegex   string          `json:"guided_regex"`   //
+	GuidedChoice  []string        `json:"guided_choice"`  // one of these texts
+	GuidedGrammar string          `json:"guided_grammar"` // GBNF
+}
+
+// anyObject is the schema of response_format's json_object.
+const anyObject = `{"type":"object"}`
+
+// grammar is what the answer is held to, nil for nothing.
+func (c *common) grammar() (*samplerv1.Grammar, error) {
+	var out *samplerv1.Grammar
+	field := ""
+	set := func(name string, kind samplerv1.GrammarKind, source string) error {
+		if out != nil {
+			return fault.Field(name, "stands beside %s: want one of them", field)
+		}
+		field, out = name, &samplerv1.Grammar{Kind: kind, Source: source}
+		return nil
+	}
+	const schema, gbnf, regex = samplerv1.GrammarKind_GRAMMAR_KIND_JSON_SCHEMA, samplerv1.GrammarKind_GRAMMAR_KIND_GBNF, samplerv1.GrammarKind_GRAMMAR_KIND_REGEX
+	var errs []error
+	if given(c.ResponseFormat) {
+		source, err := responseSchema(c.ResponseFormat)
+		if err == nil && source != "" {
+			err = set("response_format", schema, source)
+		}
+		errs = append(errs, err)
+	}
+	for _, s := range []struct {
+		name   string
+		kind   samplerv1.GrammarKind
+		source string
+	}{
+		{"grammar", gbnf, c.Grammar}, {"guided_grammar", gbnf, c.GuidedGrammar}, {"guided_regex", regex, c.GuidedRegex},
+		{"json_schema", schema, unquote(c.JSONSchema)}, {"guided_json", schema, unquote(c.GuidedJSON)}, {"guided_choice", regex, choices(c.GuidedChoice)},
+	} {
+		if s.source != "" {
+			errs = append(errs, set(s.name, s.kind, s.source))
+		}
+	}
+	for _, err := range errs {
+		if err != nil {
+			return nil, err
+		}
+	}
+	if _, err := samplerules.Grammar(field, out); err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// responseSchema is the schema that a response_format asks for, empty for text.
+func responseSchema(raw json.RawMessage) (string, error) {
+	var format struct {
+		Type       string          `json:"type"`
+		Schema     json.RawMessage `json:"schema"` // llama.cpp's
+		JSONSchema *struct {
+			Schema json.RawMessage `json:"schema"`
+		} `json:"json_schema"`
+	}
+	if err := json.Unmarshal(raw, &format); err != nil {
+		return "", fault.Field("response_format", "want an object with a type")
+	}
+	switch format.Type {
+	case "text":
+		return "", nil
+	case "json_object":
+		if given(format.Schema) {
+			return string(format.Schema), nil
+		}
+		return anyObject, nil
+	case "json_schema":
+		if given(format.Schema) {
+			return string(format.Schema), nil
+		}
+		if format.JSONSchema == nil || !given(format.JSONSchema.Schema) {
+			return "", fault.Field("response_format.json_schema.schema", "is missing")
+		}
+		return string(format.JSONSchema.Schema), nil
+	}
+	return "", fault.Field("response_format.type", "%q is not supported: text, json_object and json_schema are", format.Type)
+}
+
+// unquote is a schema as it stands or within a JSON string.
+func unquote(raw json.RawMessage) string {
+	if !given(raw) {
+		return ""
+	}
+	var text string
+	if json.Unmarshal(raw, &text) == nil {
+		return text
+	}
+	return string(raw)
+}
+
+// choices is the regular expression of one of some texts.
+func choices(texts []string) string {
+	if len(texts) == 0 {
+		return ""
+	}
+	quoted := make([]string, len(texts))
+	for i, t := range texts {
+		quoted[i] = regexp.QuoteMeta(t)
+	}
+	return "(?:" + strings.Join(quoted, "|") + ")"
+}
