@@ -34,6 +34,9 @@ type machine struct {
 	exact     bool   // text is all of it, not only what a mask looks at
 	key       []byte
 
+	costs  *costs
+	depths map[*stack]int64
+
 	vocab     *Vocabulary
 	ids       []int32               // of the mask in the making
 	alike     map[string]*stateMask // of states that differ in far-off counts alone
@@ -52,6 +55,7 @@ type state struct {
 	mask   *stateMask
 	alone  *position // s above a stack of which nothing is known
 	run    uniform
+	cost   int64 // see completion.go; one more than it is, or 0 while it is not known
 }
 
 // item is a place: at a doChar after some bytes of a character, at a doCall, or
@@ -93,7 +97,7 @@ func (c *counters) push(n, below int32) int32 {
 
 func newMachine(p *program) *machine {
 	m := &machine{prog: p, stacks: newStacks(), states: map[string]*state{}, dead: &state{}, nowhere: &position{}, nextID: 1,
-		starts: make([]*state, len(p.starts)), positions: map[string]*position{}, returns: map[returnKey]*position{}, memories: memories{known: map[memoryKey]*memory{}},
+		starts: make([]*state, len(p.starts)), positions: map[string]*position{}, returns: map[returnKey]*position{}, memories: memories{known: map[memoryKey]*memory{}, added: map[addedKey]*seen{}},
 		alike: map[string]*stateMask{}, relations: map[string][]relation{}}
 	m.counts = counters{lists: make([]countList, 1), known: map[countList]int32{}}
 	m.closing.mark = make([]uint32, len(p.code))
@@ -288,11 +292,13 @@ func (m *machine) forget() {
 	}
 	clear(m.positions)
 	clear(m.returns)
+	clear(m.depths)
 	clear(m.alike)
 	clear(m.relations)
 	clear(m.starts)
 	m.stacks.forget()
 	clear(m.memories.known)
+	clear(m.memories.added)
 	m.memories.bytes = 0
 	m.bytes = 0
 }

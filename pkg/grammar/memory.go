@@ -23,17 +23,14 @@ const (
 // object.
 type memory struct {
 	id     uint32
-	seen   *seen // items before the last one, or nil
-	start  int32 // where the last one began, in the text so far
-	end    int32 // where it ended; -1 while it is read, unknown where it was not followed
+	seen   *seen // items that have ended, or nil
 	inside bool  // an item is being read
+	start  int32 // where it began, in the text so far; -1 before its first byte
 	like   *seen // what follows it among those seen, or nil
 	// blind says that an item before the one being read is not known. Then whether
 	// this one is new is not known either, and it does not end.
 	blind bool
 }
-
-const unknownEnd = -2
 
 // seen is a set of texts as a tree of bytes. It is never changed.
 type seen struct {
@@ -60,13 +57,20 @@ func (s *seen) child(b byte) *seen {
 
 type memoryKey struct {
 	seen, like    uint32
-	start, end    int32
+	start         int32
 	inside, blind bool
+}
+
+// addedKey is a set and a text that joins it.
+type addedKey struct {
+	to   uint32
+	text string
 }
 
 // memories keeps each memory once.
 type memories struct {
 	known map[memoryKey]*memory
+	added map[addedKey]*seen
 	ids   uint32
 	nodes uint32
 	bytes int
@@ -80,7 +84,7 @@ func idOf(s *seen) uint32 {
 }
 
 func (m *memories) keep(want memory) *memory {
-	key := memoryKey{idOf(want.seen), idOf(want.like), want.start, want.end, want.inside, want.blind}
+	key := memoryKey{idOf(want.seen), idOf(want.like), want.start, want.inside, want.blind}
 	if known := m.known[key]; known != nil {
 		return known
 	}
@@ -91,7 +95,18 @@ func (m *memories) keep(want memory) *memory {
 	return &want
 }
 
-// with is s and one more text.
+// add is s and one more text, kept once.
+func (m *memories) add(s *seen, text []byte) *seen {
+	key := addedKey{idOf(s), string(text)}
+	out := m.added[key]
+	if out == nil {
+		out = m.with(s, text)
+		m.added[key] = out
+		m.bytes += 80 + len(text)
+	}
+	return out
+}
+
 func (m *memories) with(s *seen, text []byte) *seen {
 	m.nodes++
 	out := &seen{id: m.nodes}
@@ -115,43 +130,39 @@ func (m *memories) with(s *seen, text []byte) *seen {
 }
 
 // opened is the memory of an array that begins.
-func (m *machine) opened() *memory { return m.memories.keep(memory{end: -1}) }
+func (m *machine) opened() *memory { return m.memories.keep(memory{}) }
 
-// begun is the memory once another item begins.
+// begun is the memory once another item begins, or nil outside the arrays.
 func (m *machine) begun(of *memory) *memory {
 	if of == nil || of.inside {
-		return nil // not one of its arrays' places
+		return nil
 	}
-	items, blind := of.seen, of.blind
-	switch {
-	case of.end == unknownEnd:
-		blind = true
-	case of.end >= 0:
-		items = m.memories.with(of.seen, m.text[of.start:of.end])
-	}
-	return m.memories.keep(memory{seen: items, start: int32(len(m.text)), end: -1, inside: true, like: items, blind: blind})
+	return m.memories.keep(memory{seen: of.seen, inside: true, start: -1, like: of.seen, blind: of.blind})
 }
 
 // ended is the memory once the item ends, or nil where it is like one before.
 func (m *machine) ended(of *memory) *memory {
-	if of == nil || of.blind || of.like != nil && of.like.final {
+	switch {
+	case of == nil || of.blind || of.like != nil && of.like.final:
 		return nil
+	case !m.exact:
+		return m.memories.keep(memory{seen: of.seen, blind: true})
 	}
-	end := int32(len(m.text))
-	if !m.exact {
-		end = unknownEnd
-	}
-	return m.memories.keep(memory{seen: of.seen, start: of.start, end: end})
+	return m.memories.keep(memory{seen: m.memories.add(of.seen, m.text[of.start:])})
 }
 
-// read is the memory after b.
-func (m *machine) read(of *memory, b byte) *memory {
-	if of == nil || of.like == nil {
-		return of
+// read is the memory after b, the last byte of m.text, and whether it depends on
+// where that is or which of its class it is.
+func (m *machine) read(of *memory, b byte) (*memory, bool) {
+	if of == nil || !of.inside || of.like == nil && of.start >= 0 {
+		return of, false
 	}
 	next := *of
 	next.like = of.like.child(b)
-	return m.memories.keep(next)
+	if next.start < 0 {
+		next.start = int32(len(m.text)) - 1
+	}
+	return m.memories.keep(next), true
 }
 
 // strange is the memory of an item that is unlike all before.
@@ -164,38 +175,6 @@ func (m *machine) strange(of *memory) *memory {
 	return m.memories.keep(next)
 }
 
-// hopeless says that all ways from p lead to an item that was there before.
-func (m *machine) hopeless(p *position) (bool, error) {
-	if p.hope != unknownHope {
-		return p.hope == noHope, nil
-	}
-	p.hope = someHope
-	for _, c := range p.configs {
-		if c.mem == nil || !c.mem.inside || c.mem.like == nil {
-			return false, nil
-		}
-	}
-	if p.canEnd || p.popped || len(p.configs) == 0 {
-		return false, nil
-	}
-	for b := range m.allowed(p).all() {
-		next, err := m.raw(p, b)
-		if err != nil {
-			p.hope = unknownHope
-			return false, err
-		}
-		if next == m.nowhere {
-			continue
-		}
-		none, err := m.hopeless(next)
-		if err != nil || !none {
-			return false, err
-		}
-	}
-	p.hope = noHope
-	return true, nil
-}
-
 // hope is whether an item can still come out unlike those before.
 type hope uint8
 
@@ -204,6 +183,103 @@ const (
 	someHope
 	noHope
 )
+
+const maxHope = 5000 // positions looked at for an item that is new
+
+// hopeless says that all ways from p lead to an item that was there before.
+func (m *machine) hopeless(p *position) (bool, error) {
+	if p.hope != unknownHope {
+		return p.hope == noHope, nil
+	}
+	var looked []*position
+	var search func(p *position) (bool, error)
+	search = func(p *position) (bool, error) {
+		switch {
+		case p.hope != unknownHope:
+			return p.hope == someHope, nil
+		case m.hopeful(p):
+			p.hope = someHope
+			return true, nil
+		case len(looked) >= maxHope:
+			return false, &LimitError{What: "steps to find a new item", Limit: maxHope}
+		}
+		p.hope = noHope // until something else is found
+		looked = append(looked, p)
+		for b := range m.allowed(p).all() {
+			next, err := m.raw(p, b)
+			if err != nil {
+				return false, err
+			}
+			if next == m.nowhere {
+				continue
+			}
+			m.heard(b)
+			some, err := search(next)
+			m.unheard()
+			if some || err != nil {
+				return some, err
+			}
+		}
+		return false, nil
+	}
+	some, err := search(p)
+	if some || err != nil {
+		for _, q := range looked {
+			q.hope = unknownHope
+		}
+	}
+	if some {
+		p.hope = someHope
+	}
+	return !some && err == nil, err
+}
+
+// hopeful says that p itself shows that an item may come out new, or that none has
+// to come.
+func (m *machine) hopeful(p *position) bool {
+	if p.canEnd || p.popped {
+		return true
+	}
+	for _, c := range p.configs {
+		switch {
+		case c.mem == nil, c.mem.inside && c.mem.like == nil && (!c.mem.blind || m.several(c.at)):
+			return true
+		case !c.mem.inside:
+			for _, it := range c.at.items {
+				if m.prog.leaves[it.pc] {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
+// several says that the text goes on in two ways at least from s, so that one that
+// is not known cannot be all that is left.
+func (m *machine) several(s *state) bool {
+	n := 0
+	if s.done {
+		n = 1
+	}
+	first := -1
+	for _, it := range s.items {
+		in := &m.prog.code[it.pc]
+		if in.op != doChar {
+			continue
+		}
+		for _, e := range m.prog.classes[in.class].states[it.sub] {
+			if e.lo != e.hi || first >= 0 && int(e.lo) != first {
+				return true
+			}
+			first = int(e.lo)
+		}
+	}
+	if first >= 0 {
+		n++
+	}
+	return n > 1
+}
 
 // repeats lists the tokens that would repeat an item, or lead to nothing else, from
 // a config whose item is like one before so far.

@@ -134,7 +134,7 @@ func (m *machine) take() (*position, error) {
 	}
 	key := append(m.key[:0], flags)
 	for _, c := range g.list {
-		if c.called && !c.at.reads {
+		if !c.at.reads && (c.called || len(c.at.calls) == 0) {
 			continue
 		}
 		flags := byte(0)
@@ -257,10 +257,9 @@ func (m *machine) raw(from *position, b byte) (*position, error) {
 		if n == m.dead {
 			continue
 		}
-		if c.mem != nil && c.mem.like != nil {
-			keep = false // one byte of a number may be like what was seen, and another not
-		}
-		m.put(n, c.above, m.read(c.mem, b), false)
+		mem, depends := m.read(c.mem, b)
+		keep = keep && !depends
+		m.put(n, c.above, mem, false)
 	}
 	m.expand()
 	if m.prog.unique {

@@ -36,6 +36,7 @@ type program struct {
 	starts  []int32 // of each rule, or -1 while it is not called
 	roles   []role  // of each rule
 	unique  bool    // some rule has a role
+	leaves  []bool  // where the end of the rule is reached without a uniqueItem
 }
 
 type classKey struct {
@@ -92,6 +93,9 @@ func compileProgram(g *Grammar) (*program, error) {
 	for _, r := range e.g.rules {
 		e.roles = append(e.roles, r.role)
 		e.unique = e.unique || r.role != noRole
+	}
+	if e.unique {
+		e.leave()
 	}
 	return &e.program, nil
 }
@@ -218,7 +222,7 @@ func (e *emitter) graph(x *expr, next int32) int32 {
 			}
 			at = e.split(to, at)
 		}
-		e.code[base+int32(i)] = instr{op: doSplit, x: at, y: e.failPC}
+		e.code[base+int32(i)] = instr{op: doSplit, x: at, y: e.failPC, loop: e.loop}
 	}
 	return base
 }
@@ -349,6 +353,35 @@ func (e *emitter) leftRecursion() error {
 		}
 	}
 	return nil
+}
+
+// leave finds from where rules may end without calling one for a uniqueItem.
+func (e *emitter) leave() {
+	e.leaves = make([]bool, len(e.code))
+	for changed := true; changed; {
+		changed = false
+		for pc := range e.code {
+			if e.leaves[pc] {
+				continue
+			}
+			yes := false
+			switch in := &e.code[pc]; in.op {
+			case doDone:
+				yes = true
+			case doChar, doEnter:
+				yes = e.leaves[in.x]
+			case doCall:
+				yes = e.roles[in.rule] != uniqueItem && e.leaves[in.x]
+			case doSplit:
+				yes = e.leaves[in.x] || e.leaves[in.y]
+			case doLoop:
+				yes = e.leaves[in.y]
+			}
+			if yes {
+				e.leaves[pc], changed = true, true
+			}
+		}
+	}
 }
 
 func leftRecursionAt(r rule) string {
