@@ -1,0 +1,301 @@
+package grammar
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"unicode/utf8"
+)
+
+// Tag is a part of a text that a grammar holds: once Begin has been written, a text
+// of Body follows, and then End.
+type Tag struct {
+	Begin string
+	Body  *Grammar
+	End   string
+}
+
+// TagOptions says how tags stand in the text around them.
+type TagOptions struct {
+	// Triggers are texts that open a tag: what is free never holds one of them, and
+	// once one is written it has to go on as the Begin of some tag. Each Begin begins
+	// with one of them. Without any, the Begins are their own.
+	Triggers []string
+	// Required asks for one tag at least.
+	Required bool
+	// Single ends the text with the first tag.
+	Single bool
+	// Only leaves no free text: tags, with Separator between them.
+	Only      bool
+	Separator string
+}
+
+// Tags is free text with tags in it, such as a model's calls of tools: free text as
+// long as it holds no trigger, then what the tags allow, then free text again. It
+// returns a *SyntaxError for tags that contradict the options, and a *LimitError.
+func Tags(tags []Tag, o TagOptions) (*Grammar, error) {
+	if err := checkTags(tags, o); err != nil {
+		return nil, err
+	}
+	out := &Grammar{rules: []rule{{name: "root"}}, kind: "tags"}
+	bodies := map[*Grammar]int{}
+	for _, t := range tags {
+		if _, ok := bodies[t.Body]; ok {
+			continue
+		}
+		base := len(out.rules)
+		for _, r := range t.Body.rules {
+			r.body = shifted(r.body, base)
+			out.rules = append(out.rules, r)
+		}
+		bodies[t.Body] = base + t.Body.root
+		if len(out.rules) > maxRules {
+			return nil, &LimitError{What: "rules", Limit: maxRules}
+		}
+	}
+	root, err := drawTags(tags, o, bodies)
+	if err != nil {
+		return nil, err
+	}
+	out.rules[0].body = root
+	return out, nil
+}
+
+func checkTags(tags []Tag, o TagOptions) error {
+	fail := func(format string, args ...any) error {
+		return &SyntaxError{Kind: "tags", Msg: fmt.Sprintf(format, args...)}
+	}
+	if len(tags) == 0 {
+		return fail("list tags: there are none")
+	}
+	for i, t := range tags {
+		switch {
+		case t.Begin == "":
+			return fail("read tag %d: its beginning is empty", i)
+		case t.Body == nil:
+			return fail("read tag %d: it has no body", i)
+		case !utf8.ValidString(t.Begin) || !utf8.ValidString(t.End):
+			return fail("read tag %d: it is not valid UTF-8", i)
+		}
+	}
+	for i, trigger := range o.Triggers {
+		if trigger == "" || !utf8.ValidString(trigger) {
+			return fail("read trigger %d: want text", i)
+		}
+	}
+	if !utf8.ValidString(o.Separator) {
+		return fail("read the separator: it is not valid UTF-8")
+	}
+	return nil
+}
+
+// shifted is a copy of e in which the rules that it names are further on by base.
+func shifted(e *expr, base int) *expr {
+	if e == nil {
+		return nil
+	}
+	// Facts are left out: whoever compiles e may be writing them.
+	out := &expr{op: e.op, enc: e.enc, min: e.min, max: e.max, rule: e.rule, text: e.text, set: e.set}
+	switch e.op {
+	case opRule:
+		out.rule += int32(base)
+	case opSeq, opAlt, opRepeat:
+		out.subs = make([]*expr, len(e.subs))
+		for i, s := range e.subs {
+			out.subs[i] = shifted(s, base)
+		}
+	case opGraph:
+		g := &graph{states: make([]graphState, len(e.graph.states))}
+		for i, s := range e.graph.states {
+			g.states[i].final = s.final
+			g.states[i].edges = make([]graphEdge, len(s.edges))
+			for j, edge := range s.edges {
+				g.states[i].edges[j] = graphEdge{shifted(edge.on, base), edge.to}
+			}
+		}
+		out.graph = g
+	}
+	return out
+}
+
+// drawTags is the text around the bodies. While the text is free, its states are
+// those of an automaton that looks for triggers (Aho and Corasick 1975).
+func drawTags(tags []Tag, o TagOptions, bodies map[*Grammar]int) (*expr, error) {
+	if o.Only {
+		return onlyTags(tags, o, bodies), nil
+	}
+	triggers := o.Triggers
+	if len(triggers) == 0 {
+		for _, t := range tags {
+			triggers = append(triggers, t.Begin)
+		}
+	}
+	for _, t := range tags {
+		if !slices.ContainsFunc(triggers, func(trigger string) bool { return strings.HasPrefix(t.Begin, trigger) }) {
+			return nil, &SyntaxError{Kind: "tags", Msg: fmt.Sprintf("open tag %q: it begins with no trigger", t.Begin)}
+		}
+	}
+	a, err := newSearch(triggers)
+	if err != nil {
+		return nil, err
+	}
+	g := &graph{}
+	free := func(final bool) []int { // the states of free text
+		ids := make([]int, len(a.nodes))
+		for i, n := range a.nodes {
+			ids[i] = g.add()
+			g.states[ids[i]].final = final && len(n.found) == 0
+		}
+		return ids
+	}
+	draw := func(states []int, to int) {
+		for i, n := range a.nodes {
+			for _, found := range n.found {
+				for _, t := range tags {
+					if rest, ok := strings.CutPrefix(t.Begin, found); ok {
+						g.edge(states[i], seq(lit(rest), ref(bodies[t.Body]), lit(t.End)), to)
+					}
+				}
+			}
+			if len(n.found) > 0 {
+				continue
+			}
+			for _, s := range a.steps(i) {
+				g.edge(states[i], char(s.set, plainUTF8), states[s.to])
+			}
+		}
+	}
+	before := free(!o.Required)
+	switch {
+	case o.Single:
+		end := g.add()
+		g.states[end].final = true
+		draw(before, end)
+	case o.Required:
+		after := free(true)
+		draw(before, after[0])
+		draw(after, after[0])
+	default:
+		draw(before, before[0])
+	}
+	return g.expr(), nil
+}
+
+// onlyTags is tags without free text.
+func onlyTags(tags []Tag, o TagOptions, bodies map[*Grammar]int) *expr {
+	subs := make([]*expr, len(tags))
+	for i, t := range tags {
+		subs[i] = seq(lit(t.Begin), ref(bodies[t.Body]), lit(t.End))
+	}
+	one := alt(subs...)
+	out := one
+	if !o.Single {
+		out = seq(one, star(seq(lit(o.Separator), one)))
+	}
+	if !o.Required {
+		out = optional(out)
+	}
+	return out
+}
+
+// search is the automaton that finds triggers in a text.
+type search struct {
+	nodes []searchNode
+	runes []rune // that triggers hold, ascending
+}
+
+type searchNode struct {
+	next  map[rune]int
+	fall  int      // the longest end of what was read that begins a trigger
+	found []string // triggers that end here
+}
+
+// searchStep is the characters that lead to a node.
+type searchStep struct {
+	set runeSet
+	to  int
+}
+
+const maxSearch = 100_000 // nodes times characters of triggers
+
+func newSearch(triggers []string) (*search, error) {
+	a := &search{nodes: []searchNode{{next: map[rune]int{}}}}
+	for _, trigger := range triggers {
+		at := 0
+		for _, r := range trigger {
+			a.runes = append(a.runes, r)
+			to, ok := a.nodes[at].next[r]
+			if !ok {
+				to = len(a.nodes)
+				a.nodes = append(a.nodes, searchNode{next: map[rune]int{}})
+				a.nodes[at].next[r] = to
+			}
+			at = to
+		}
+		if !slices.Contains(a.nodes[at].found, trigger) {
+			a.nodes[at].found = append(a.nodes[at].found, trigger)
+		}
+	}
+	slices.Sort(a.runes)
+	a.runes = slices.Compact(a.runes)
+	if len(a.nodes)*len(a.runes) > maxSearch {
+		return nil, &LimitError{What: "characters of triggers", Limit: maxSearch}
+	}
+	order := []int{0}
+	for i := 0; i < len(order); i++ {
+		at := order[i]
+		for _, r := range a.runes {
+			to, ok := a.nodes[at].next[r]
+			if !ok {
+				continue
+			}
+			order = append(order, to)
+			if at != 0 {
+				a.nodes[to].fall = a.step(a.nodes[at].fall, r)
+			}
+			for _, found := range a.nodes[a.nodes[to].fall].found {
+				if !slices.Contains(a.nodes[to].found, found) {
+					a.nodes[to].found = append(a.nodes[to].found, found)
+				}
+			}
+		}
+	}
+	return a, nil
+}
+
+// step is the node after r.
+func (a *search) step(at int, r rune) int {
+	for {
+		if to, ok := a.nodes[at].next[r]; ok {
+			return to
+		}
+		if at == 0 {
+			return 0
+		}
+		at = a.nodes[at].fall
+	}
+}
+
+// steps is where every character leads from a node.
+func (a *search) steps(at int) []searchStep {
+	var special []span
+	over := map[int][]span{}
+	var order []int
+	for _, r := range a.runes {
+		special = append(special, span{r, r})
+		to := a.step(at, r)
+		if over[to] == nil {
+			order = append(order, to)
+		}
+		over[to] = append(over[to], span{r, r})
+	}
+	if over[0] == nil {
+		order = append(order, 0)
+	}
+	over[0] = append(over[0], newRuneSet(special...).negate()...)
+	out := make([]searchStep, len(order))
+	for i, to := range order {
+		out[i] = searchStep{newRuneSet(over[to]...), to}
+	}
+	return out
+}
