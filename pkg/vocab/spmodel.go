@@ -292,12 +292,10 @@ func (m *spmModel) model(v *Vocab) error {
 		return nil
 	case spmWord, spmChar:
 		v.family = FamilyWord
-		model := &wordLevel{ids: pieces, unk: v.unk}
+		model := &fusedWords{wordLevel{ids: pieces, unk: v.unk}, markScan(wordMark)}
 		if m.kind == spmChar {
 			v.family = FamilyChar
-			v.steps = []step{scan{fixedLength(1)}}
-		} else {
-			v.steps = []step{scan{markScan(wordMark)}}
+			model.cut = fixedLength(1)
 		}
 		v.normalized = newMatcher(user)
 		v.model = model

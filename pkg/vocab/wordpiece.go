@@ -80,3 +80,31 @@ func (m *wordLevel) encode(piece string, k *sink) error {
 	k.emit(id, 0, len(piece))
 	return nil
 }
+
+// fusedWords is a word-level model that cuts its text itself and gives unknown words
+// that follow one another one token.
+type fusedWords struct {
+	wordLevel
+	cut scanner
+}
+
+func (m *fusedWords) encode(piece string, k *sink) error {
+	unknown := false // the last token is
+	for i := 0; i < len(piece); {
+		end := m.cut.next(piece, i, len(piece))
+		id, ok := m.ids[piece[i:end]]
+		switch {
+		case ok:
+			k.emit(id, i, end)
+		case m.unk < 0:
+			return &TextError{Piece: shorten(piece[i:end]), Reason: "the vocabulary lacks a word and has no unknown token that stands"}
+		case !unknown:
+			k.emit(m.unk, i, end)
+		case k.record:
+			k.spans[len(k.spans)-1][1] = end
+		}
+		unknown = !ok
+		i = end
+	}
+	return nil
+}
