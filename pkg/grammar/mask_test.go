@@ -82,6 +82,9 @@ func randomVocabulary(t testing.TB, r *rand.Rand, size int) ([][]byte, *grammar.
 	t.Helper()
 	parts := []string{"a", "b", "0", "1", "é", "è", "\xc3", "\xa9", "\"", "\\", "u", "{", "}", "[", "]", ":", ",", " ", "-", ".", "e", "true", "null", "\n", "\u65e5", "\xe6", "\\u00", "@", "x"}
 	tokens := [][]byte{nil, []byte("</s>")}
+	for b := range 256 {
+		tokens = append(tokens, []byte{byte(b)})
+	}
 	for _, p := range parts {
 		tokens = append(tokens, []byte(p))
 	}

@@ -99,7 +99,7 @@ func (p *reParser) member() (runeSet, error) {
 		return p.escape(true)
 	case p.has("[:"):
 		end := strings.Index(p.text[p.at:], ":]")
-		if end > 0 {
+		if end > 1 {
 			name, negated := strings.CutPrefix(p.text[p.at+2:p.at+end], "^")
 			set, ok := posixClass(name)
 			if ok {

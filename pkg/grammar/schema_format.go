@@ -52,7 +52,8 @@ const (
 	ldh   = `[A-Za-z0-9-]`
 	// Six labels of 40 characters are a domain of at most 245.
 	domain = short + `(?:\.` + short + `){0,5}`
-	mail   = an + `(?:` + ldh + `{0,38}` + an + `)?`
+	// Six of 30 leave 64 characters for the name before them, of 254 in all.
+	mail = an + `(?:` + ldh + `{0,28}` + an + `)?`
 
 	hex     = `%[0-9A-Fa-f]{2}`
 	unres   = `[A-Za-z0-9._~!$&'()*+,;=-]`
