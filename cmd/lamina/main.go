@@ -35,6 +35,7 @@ type cli struct {
 	Models   modelsCmd   `cmd:"" help:"List the models that can be asked."`
 
 	Tokenize   tokenizeCmd   `cmd:"" help:"Turn text on standard input into ids, or back."`
+	Vocab      vocabGroup    `cmd:"" help:"Train vocabularies."`
 	Grammar    grammarCmd    `cmd:"" help:"Say whether standard input is a text of a grammar, a JSON Schema or a regular expression."`
 	Template   templateCmd   `cmd:"" help:"Render messages on standard input by a chat template."`
 	Sample     sampleCmd     `cmd:"" help:"Run a chain of sampling rules over a row of logits."`

@@ -68,13 +68,14 @@ type layout struct {
 	special   []string
 	merges    [][2]string
 	byteLevel bool
+	scores    []float64 // of a unigram model; nil for BPE
 	bos, eos  string
 }
 
 // vocab writes the layout down and reads it back, so that what is served is
 // what the files say.
 func (l *layout) vocab() (*Vocab, error) {
-	vocab, err := l.vocabJSON()
+	model, err := l.model()
 	if err != nil {
 		return nil, err
 	}
@@ -91,6 +92,10 @@ func (l *layout) vocab() (*Vocab, error) {
 		step := object{"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true}
 		pre, decoder = step, step
 	}
+	if l.scores != nil {
+		step := object{"type": "Metaspace", "replacement": wordMark, "prepend_scheme": "always", "split": true}
+		pre, decoder = step, step
+	}
 	tokenizer, err := marshal(struct {
 		Version       string    `json:"version"`
 		Truncation    any       `json:"truncation"`
@@ -102,19 +107,7 @@ func (l *layout) vocab() (*Vocab, error) {
 		Decoder       any       `json:"decoder"`
 		Model         any       `json:"model"`
 	}{
-		Version: "1.0", AddedTokens: append([]hfAdded{}, added...), PreTokenizer: pre, Decoder: decoder,
-		Model: struct {
-			Type          string          `json:"type"`
-			Dropout       any             `json:"dropout"`
-			UnkToken      any             `json:"unk_token"`
-			SubwordPrefix any             `json:"continuing_subword_prefix"`
-			WordSuffix    any             `json:"end_of_word_suffix"`
-			FuseUnk       bool            `json:"fuse_unk"`
-			ByteFallback  bool            `json:"byte_fallback"`
-			IgnoreMerges  bool            `json:"ignore_merges"`
-			Vocab         json.RawMessage `json:"vocab"`
-			Merges        [][2]string     `json:"merges"`
-		}{Type: "BPE", Vocab: vocab, Merges: append([][2]string{}, l.merges...)},
+		Version: "1.0", AddedTokens: append([]hfAdded{}, added...), PreTokenizer: pre, Decoder: decoder, Model: model,
 	})
 	if err != nil {
 		return nil, err
@@ -133,6 +126,38 @@ func (l *layout) vocab() (*Vocab, error) {
 		return nil, err
 	}
 	return parseHF(tokenizer, config)
+}
+
+// model is the part of tokenizer.json that cuts words.
+func (l *layout) model() (any, error) {
+	if l.scores != nil {
+		pieces := make([][2]any, len(l.tokens))
+		for i, t := range l.tokens {
+			pieces[i] = [2]any{t, l.scores[i]}
+		}
+		return struct {
+			Type         string   `json:"type"`
+			UnkID        int      `json:"unk_id"`
+			Vocab        [][2]any `json:"vocab"`
+			ByteFallback bool     `json:"byte_fallback"`
+		}{Type: "Unigram", Vocab: pieces}, nil
+	}
+	vocab, err := l.vocabJSON()
+	if err != nil {
+		return nil, err
+	}
+	return struct {
+		Type          string          `json:"type"`
+		Dropout       any             `json:"dropout"`
+		UnkToken      any             `json:"unk_token"`
+		SubwordPrefix any             `json:"continuing_subword_prefix"`
+		WordSuffix    any             `json:"end_of_word_suffix"`
+		FuseUnk       bool            `json:"fuse_unk"`
+		ByteFallback  bool            `json:"byte_fallback"`
+		IgnoreMerges  bool            `json:"ignore_merges"`
+		Vocab         json.RawMessage `json:"vocab"`
+		Merges        [][2]string     `json:"merges"`
+	}{Type: "BPE", Vocab: vocab, Merges: append([][2]string{}, l.merges...)}, nil
 }
 
 // vocabJSON writes the tokens in order of their ids.

@@ -49,7 +49,7 @@ func TrainBPE(ctx context.Context, texts iter.Seq[string], size int, o TrainOpti
 	if size < len(l.tokens) || size > maxTokens {
 		return nil, fmt.Errorf("train vocabulary: size %d is outside %d to %d", size, len(l.tokens), maxTokens)
 	}
-	counts, err := countPieces(ctx, texts, max(1, o.Workers))
+	counts, err := countWords(ctx, texts, max(1, o.Workers), gpt2Words)
 	if err != nil {
 		return nil, err
 	}
@@ -87,8 +87,18 @@ func TrainBPE(ctx context.Context, texts iter.Seq[string], size int, o TrainOpti
 	return l.vocab()
 }
 
-// countPieces counts the pre-tokenizer's pieces.
-func countPieces(ctx context.Context, texts iter.Seq[string], workers int) (map[string]int64, error) {
+// gpt2Words cuts a text by GPT-2's pattern.
+func gpt2Words(text string, yield func(word string)) {
+	st := styleGPT2()
+	for i := 0; i < len(text); {
+		e := st.next(text, i, len(text))
+		yield(text[i:e])
+		i = e
+	}
+}
+
+// countWords counts what texts are cut into.
+func countWords(ctx context.Context, texts iter.Seq[string], workers int, cut func(text string, yield func(word string))) (map[string]int64, error) {
 	const batch = 256
 	feed := make(chan []string)
 	parts := make([]map[string]int64, workers)
@@ -96,14 +106,9 @@ func countPieces(ctx context.Context, texts iter.Seq[string], workers int) (map[
 	for w := range workers {
 		parts[w] = map[string]int64{}
 		wg.Go(func() {
-			st := styleGPT2()
 			for texts := range feed {
 				for _, text := range texts {
-					for i := 0; i < len(text); {
-						e := st.next(text, i, len(text))
-						parts[w][text[i:e]]++
-						i = e
-					}
+					cut(text, func(word string) { parts[w][word]++ })
 				}
 			}
 		})

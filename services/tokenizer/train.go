@@ -80,8 +80,10 @@ func trainer(kind string) (trainFunc, error) {
 	switch kind {
 	case "bpe":
 		return vocab.TrainBPE, nil
+	case "unigram":
+		return vocab.TrainUnigram, nil
 	}
-	return nil, fault.Field("type", "%q is not supported: bpe is", kind)
+	return nil, fault.Field("type", "%q is not supported: bpe and unigram are", kind)
 }
 
 // trainTexts is a request's texts, then those of its files, which are read below the

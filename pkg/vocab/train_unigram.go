@@ -1,0 +1,435 @@
+package vocab
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"iter"
+	"math"
+	"slices"
+	"strings"
+	"sync"
+	"unicode/utf8"
+)
+
+// Constants of unigram training, as SentencePiece has them.
+const (
+	unigramUnk     = "<unk>"
+	maxPiece       = 16      // characters of a token
+	maxSeeds       = 500_000 // tokens that training begins with
+	subIterations  = 2       // of expectation and maximization between prunings
+	shrink         = 0.75    // of the tokens that a pruning leaves
+	leastExpected  = 0.5     // a token that is expected less often is dropped
+	unigramParts   = 16      // of the words; sums are theirs in order, whoever works on them
+	beforeTheLast  = 1.1     // times the wanted size: pruning ends there
+	penaltyOfChars = 1e-4    // by which characters that were dropped fall below the worst
+)
+
+// TrainUnigram learns a unigram vocabulary (T. Kudo, 2018) of size ids from texts, each
+// cut before its spaces, which become "▁"; one comes first. Ids: <unk>, special tokens,
+// then pieces, the likeliest first. Every character of the texts is a piece. The
+// vocabulary is smaller than size where the texts have no more pieces. It returns ctx's
+// error when ctx ends, and an error for a size that does not hold the characters.
+func TrainUnigram(ctx context.Context, texts iter.Seq[string], size int, o TrainOptions) (*Vocab, error) {
+	special := []string{unigramUnk}
+	for _, s := range o.Special {
+		if s == "" || s != unigramUnk && slices.Contains(special, s) {
+			return nil, fmt.Errorf("train vocabulary: special token %q is empty or given twice", s)
+		}
+		if s != unigramUnk {
+			special = append(special, s)
+		}
+	}
+	for _, s := range []string{o.BOS, o.EOS} {
+		if s != "" && !slices.Contains(special, s) {
+			return nil, fmt.Errorf("train vocabulary: token %q is not among the special ones", s)
+		}
+	}
+	counts, err := countWords(ctx, texts, max(1, o.Workers), markWords)
+	if err != nil {
+		return nil, err
+	}
+	t := &unigramTrainer{workers: max(1, o.Workers)}
+	for _, word := range sorted(counts) {
+		t.words, t.counts = append(t.words, word), append(t.counts, float64(counts[word]))
+	}
+	t.seed()
+	wanted := size - len(special)
+	if wanted < len(t.chars) || size > maxTokens {
+		return nil, fmt.Errorf("train vocabulary: size %d is outside %d to %d: the texts have %d characters", size, len(special)+len(t.chars), maxTokens, len(t.chars))
+	}
+	last := int(float64(wanted) * beforeTheLast)
+	begin := len(t.pieces)
+	for {
+		for range subIterations {
+			if err := ctx.Err(); err != nil {
+				return nil, fmt.Errorf("train vocabulary: %w", err)
+			}
+			t.maximize(t.expect())
+		}
+		if o.Progress != nil {
+			done := 1.0
+			if begin > last {
+				done = math.Log(float64(begin)/float64(len(t.pieces))) / math.Log(float64(begin)/float64(last))
+			}
+			o.Progress(int(min(1, done)*float64(size)), size)
+		}
+		if len(t.pieces) <= last {
+			break
+		}
+		before := len(t.pieces)
+		t.prune(max(last, int(shrink*float64(before))))
+		if len(t.pieces) == before {
+			break
+		}
+	}
+	return t.finish(wanted, special, o)
+}
+
+// markWords cuts a text before its spaces, as Metaspace does.
+func markWords(text string, yield func(word string)) {
+	text = strings.ReplaceAll(text, " ", wordMark)
+	if !strings.HasPrefix(text, wordMark) {
+		text = wordMark + text
+	}
+	cut := markScan(wordMark)
+	for i := 0; i < len(text); {
+		e := cut.next(text, i, len(text))
+		yield(text[i:e])
+		i = e
+	}
+}
+
+type scored struct {
+	text  string
+	score float64 // log-probability
+}
+
+type unigramTrainer struct {
+	workers int
+	words   []string
+	counts  []float64
+	chars   map[string]float64
+	pieces  []scored
+}
+
+// seed begins with all characters and the substrings that cover most text.
+func (t *unigramTrainer) seed() {
+	t.chars = map[string]float64{}
+	level := map[string]float64{} // substrings of one length that are found twice
+	for i, word := range t.words {
+		for k, r := range word {
+			t.chars[word[k:k+utf8.RuneLen(r)]] += t.counts[i]
+		}
+	}
+	for c, n := range t.chars {
+		level[c] = n
+	}
+	var seeds []scored
+	for length := 2; length <= maxPiece && len(level) > 0; length++ {
+		next := map[string]float64{}
+		for i, word := range t.words {
+			starts := append(runeStarts(word), len(word))
+			for k := 0; k+length < len(starts); k++ {
+				// Both the substring without its end and that without its beginning must
+				// be frequent.
+				if level[word[starts[k]:starts[k+length-1]]] >= 2 && level[word[starts[k+1]:starts[k+length]]] >= 2 {
+					next[word[starts[k]:starts[k+length]]] += t.counts[i]
+				}
+			}
+		}
+		for text, n := range next {
+			if n < 2 {
+				delete(next, text)
+				continue
+			}
+			seeds = append(seeds, scored{text, n * float64(length)})
+		}
+		level = next
+	}
+	slices.SortFunc(seeds, byScore)
+	seeds = seeds[:min(len(seeds), maxSeeds)]
+	for _, c := range sorted(t.chars) {
+		t.pieces = append(t.pieces, scored{c, t.chars[c]})
+	}
+	t.pieces = append(t.pieces, seeds...)
+	var total float64
+	for _, p := range t.pieces {
+		total += p.score
+	}
+	for i := range t.pieces {
+		t.pieces[i].score = math.Log(t.pieces[i].score) - math.Log(total)
+	}
+}
+
+func runeStarts(s string) []int {
+	starts := make([]int, 0, len(s)+1)
+	for i := range s {
+		starts = append(starts, i)
+	}
+	return starts
+}
+
+func byScore(a, b scored) int {
+	if a.score != b.score {
+		return cmp.Compare(b.score, a.score)
+	}
+	return cmp.Compare(a.text, b.text)
+}
+
+// arc is a piece that covers bytes from..to of a word.
+type arc struct {
+	from, to, id int32
+}
+
+// arcs lists the pieces within a word, by where they begin.
+func (t *unigramTrainer) arcs(trie *trie, word string, out []arc) []arc {
+	for i := range word {
+		node := int32(0)
+		for e := i; e < len(word); e++ {
+			if node = trie.step(node, word[e]); node < 0 {
+				break
+			}
+			if id := trie.ids[node]; id >= 0 {
+				out = append(out, arc{int32(i), int32(e + 1), id})
+			}
+		}
+	}
+	return out
+}
+
+func (t *unigramTrainer) trie() *trie {
+	texts, ids := make([]string, len(t.pieces)), make([]int32, len(t.pieces))
+	for i, p := range t.pieces {
+		texts[i], ids[i] = p.text, int32(i)
+	}
+	return newTrie(texts, ids)
+}
+
+// inParts calls body for parts of the words, several at once.
+func (t *unigramTrainer) inParts(body func(part, lo, hi int)) {
+	var wg sync.WaitGroup
+	for w := range min(t.workers, unigramParts) {
+		wg.Go(func() {
+			for part := w; part < unigramParts; part += min(t.workers, unigramParts) {
+				body(part, part*len(t.words)/unigramParts, (part+1)*len(t.words)/unigramParts)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// addLog is log(exp(a)+exp(b)).
+func addLog(a, b float64) float64 {
+	if a < b {
+		a, b = b, a
+	}
+	if math.IsInf(b, -1) {
+		return a
+	}
+	return a + math.Log1p(math.Exp(b-a))
+}
+
+// expect is how often each piece is expected over all ways to cut the words.
+func (t *unigramTrainer) expect() []float64 {
+	trie, parts := t.trie(), make([][]float64, unigramParts)
+	t.inParts(func(part, lo, hi int) {
+		expected := make([]float64, len(t.pieces))
+		var arcs []arc
+		var forward, backward []float64
+		for w := lo; w < hi; w++ {
+			word := t.words[w]
+			arcs = t.arcs(trie, word, arcs[:0])
+			forward, backward = nothing(forward, len(word)+1), nothing(backward, len(word)+1)
+			forward[0], backward[len(word)] = 0, 0
+			for _, a := range arcs {
+				forward[a.to] = addLog(forward[a.to], forward[a.from]+t.pieces[a.id].score)
+			}
+			for i := len(arcs) - 1; i >= 0; i-- {
+				a := arcs[i]
+				backward[a.from] = addLog(backward[a.from], backward[a.to]+t.pieces[a.id].score)
+			}
+			total := forward[len(word)]
+			for _, a := range arcs {
+				expected[a.id] += t.counts[w] * math.Exp(forward[a.from]+t.pieces[a.id].score+backward[a.to]-total)
+			}
+		}
+		parts[part] = expected
+	})
+	for _, p := range parts[1:] {
+		for i, v := range p {
+			parts[0][i] += v
+		}
+	}
+	return parts[0]
+}
+
+func nothing(x []float64, n int) []float64 {
+	x = slices.Grow(x[:0], n)[:n]
+	for i := range x {
+		x[i] = math.Inf(-1)
+	}
+	return x
+}
+
+// maximize makes scores of expectations, by the variational form of Dirichlet's prior,
+// which favours few pieces. Characters stay.
+func (t *unigramTrainer) maximize(expected []float64) {
+	var kept []scored
+	var total float64
+	for i, p := range t.pieces {
+		if _, char := t.chars[p.text]; expected[i] >= leastExpected || char {
+			p.score = max(expected[i], leastExpected)
+			total += p.score
+			kept = append(kept, p)
+		}
+	}
+	for i := range kept {
+		kept[i].score = digamma(kept[i].score) - digamma(total)
+	}
+	t.pieces = kept
+}
+
+// digamma is the logarithmic derivative of the gamma function, for x > 0.
+func digamma(x float64) float64 {
+	var r float64
+	for ; x < 7; x++ {
+		r -= 1 / x
+	}
+	x -= 0.5
+	xx := 1 / (x * x)
+	return r + math.Log(x) + xx*(1.0/24-xx*(7.0/960-xx*(31.0/8064-xx*127.0/30720)))
+}
+
+// best cuts a word the likeliest way, without the piece that is not: its ids.
+func (t *unigramTrainer) best(arcs []arc, word string, not int32, score []float64, from []int32) []int32 {
+	for i := range len(word) + 1 {
+		score[i], from[i] = math.Inf(-1), -1
+	}
+	score[0] = 0
+	for k, a := range arcs {
+		if a.id == not {
+			continue
+		}
+		if s := score[a.from] + t.pieces[a.id].score; s > score[a.to] {
+			score[a.to], from[a.to] = s, int32(k)
+		}
+	}
+	var ids []int32
+	for at := int32(len(word)); at > 0; {
+		if from[at] < 0 {
+			return nil
+		}
+		ids = append(ids, arcs[from[at]].id)
+		at = arcs[from[at]].from
+	}
+	slices.Reverse(ids)
+	return ids
+}
+
+// prune leaves at most so many pieces: those without which the texts' likelihood would
+// fall the most, and characters.
+func (t *unigramTrainer) prune(most int) {
+	trie := t.trie()
+	counts, holding := make([][]float64, unigramParts), make([][]float64, unigramParts)
+	t.inParts(func(part, lo, hi int) {
+		counts[part], holding[part] = make([]float64, len(t.pieces)), make([]float64, len(t.pieces))
+		var arcs []arc
+		var score []float64
+		var from []int32
+		for w := lo; w < hi; w++ {
+			word := t.words[w]
+			arcs = t.arcs(trie, word, arcs[:0])
+			score, from = slices.Grow(score[:0], len(word)+1)[:len(word)+1], slices.Grow(from[:0], len(word)+1)[:len(word)+1]
+			ids := t.best(arcs, word, -1, score, from)
+			for i, id := range ids {
+				counts[part][id] += t.counts[w]
+				if !slices.Contains(ids[:i], id) {
+					holding[part][id] += t.counts[w]
+				}
+			}
+		}
+	})
+	for p := range counts[1:] {
+		for i := range t.pieces {
+			counts[0][i] += counts[p+1][i]
+			holding[0][i] += holding[p+1][i]
+		}
+	}
+	count, held := counts[0], holding[0]
+	var total, words float64
+	for i := range t.pieces {
+		total += count[i]
+	}
+	for _, n := range t.counts {
+		words += n
+	}
+	var kept, others []scored
+	var index []int // of others
+	var score []float64
+	var from []int32
+	for i, p := range t.pieces {
+		if _, char := t.chars[p.text]; char {
+			kept = append(kept, p)
+			continue
+		}
+		arcs := t.arcs(trie, p.text, nil)
+		score, from = slices.Grow(score[:0], len(p.text)+1)[:len(p.text)+1], slices.Grow(from[:0], len(p.text)+1)[:len(p.text)+1]
+		if whole := t.best(arcs, p.text, -1, score, from); count[i] == 0 || len(whole) != 1 {
+			continue // never used
+		}
+		instead := t.best(arcs, p.text, int32(i), score, from)
+		with := math.Log(count[i]) - math.Log(total)
+		sum := math.Log(total + count[i]*float64(len(instead)-1))
+		without := 0.0
+		for _, id := range instead {
+			without += math.Log(count[id]+count[i]) - sum
+		}
+		others, index = append(others, scored{p.text, held[i] / words * (with - without)}), append(index, i)
+	}
+	order := make([]int, len(others))
+	for k := range order {
+		order[k] = k
+	}
+	slices.SortFunc(order, func(a, b int) int { return byScore(others[a], others[b]) })
+	for _, k := range order[:max(0, min(len(order), most-len(kept)))] {
+		kept = append(kept, t.pieces[index[k]])
+	}
+	t.pieces = kept
+}
+
+// finish takes all characters and the likeliest others.
+func (t *unigramTrainer) finish(wanted int, special []string, o TrainOptions) (*Vocab, error) {
+	slices.SortFunc(t.pieces, byScore)
+	worst, left := 0.0, wanted-len(t.chars)
+	var pieces []scored
+	var chars []scored
+	for _, p := range t.pieces {
+		_, char := t.chars[p.text]
+		switch {
+		case char:
+			chars = append(chars, p)
+		case left > 0:
+			left--
+			pieces = append(pieces, p)
+			worst = min(worst, p.score)
+		}
+	}
+	for _, c := range chars {
+		if c.score = max(c.score, worst-1-penaltyOfChars); c.score < worst {
+			worst -= penaltyOfChars
+			c.score = worst
+		}
+		pieces = append(pieces, c)
+	}
+	slices.SortStableFunc(pieces, byScore)
+	l := layout{special: special, bos: o.BOS, eos: o.EOS, scores: make([]float64, len(special))}
+	l.tokens = append(l.tokens, special...)
+	for _, p := range pieces {
+		if slices.Contains(special, p.text) {
+			continue
+		}
+		l.tokens, l.scores = append(l.tokens, p.text), append(l.scores, p.score)
+	}
+	return l.vocab()
+}
