@@ -60,10 +60,20 @@ func (c *completionRequest) prompts() ([]prompt, error) {
 	return out, nil
 }
 
-// check refuses what cannot be done, and returns n and the candidates to report.
+// check refuses what cannot be done, and returns how many choices are run and the
+// candidates to report.
 func (c *completionRequest) check() (n, top int, err error) {
 	if n, err = c.common.check(); err != nil {
 		return 0, 0, err
+	}
+	if c.BestOf != nil {
+		switch {
+		case *c.BestOf < n || *c.BestOf > maxChoices:
+			return 0, 0, fault.Field("best_of", "%d is not within n, %d, to %d", *c.BestOf, n, maxChoices)
+		case *c.BestOf > n && c.Stream:
+			return 0, 0, fault.Field("best_of", "%d is more than n, %d, and a stream shows all", *c.BestOf, n)
+		}
+		n = *c.BestOf
 	}
 	if c.Logprobs != nil {
 		top = *c.Logprobs
@@ -71,8 +81,6 @@ func (c *completionRequest) check() (n, top int, err error) {
 	switch {
 	case top < 0 || top > maxTop:
 		return 0, 0, fault.Field("logprobs", "%d is not within 0..%d", top, maxTop)
-	case c.BestOf != nil && *c.BestOf != n:
-		return 0, 0, fault.Field("best_of", "%d is not supported: only n, which is %d, is", *c.BestOf, n)
 	case c.Suffix != nil && *c.Suffix != "":
 		return 0, 0, fault.Field("suffix", "is not supported")
 	case c.Echo && c.Logprobs != nil:
@@ -165,9 +173,13 @@ func (s *server) completions(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, err)
 		return
 	}
+	var keep func([]answer) []int
+	if n, _ := c.common.check(); c.BestOf != nil && *c.BestOf > n {
+		keep = func(answers []answer) []int { return bestOf(answers, *c.BestOf, n) }
+	}
 	offsets := make([]int, len(jobs)) // of a stream's next token
 	f := &shape{
-		prefix: "cmpl", whole: "text_completion", part: "text_completion", created: time.Now().Unix(), usage: c.usageWanted(),
+		prefix: "cmpl", whole: "text_completion", part: "text_completion", created: time.Now().Unix(), usage: c.usageWanted(), keep: keep,
 		choice: func(i int, a *answer) map[string]any {
 			return map[string]any{"text": echoes[i] + a.text.String(), "logprobs": c.logprobs(0, a.tokens...)}
 		},

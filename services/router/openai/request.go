@@ -115,6 +115,7 @@ type common struct {
 	IgnoreEnd         bool               `json:"ignore_end"`
 	ResponseFormat    json.RawMessage    `json:"response_format"`
 	shapes
+	rules
 }
 
 type streamOptions struct {
@@ -155,6 +156,12 @@ func (c *common) sampling(i int) (*routerv1.Sampling, error) {
 	var err error
 	if out.Grammar, err = c.grammar(); err != nil {
 		return nil, err
+	}
+	if out.Advanced, err = c.advanced(); err != nil {
+		return nil, err
+	}
+	if out.RepetitionPenalty == nil {
+		out.RepetitionPenalty = c.RepeatPenalty
 	}
 	if c.TopK != nil && *c.TopK != -1 { // a common spelling of "all"
 		if *c.TopK < 0 || *c.TopK > maxInteger {

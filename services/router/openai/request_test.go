@@ -112,7 +112,7 @@ func TestRequests_WhatCannotBeDoneIsNamed(t *testing.T) {
 		{"/v1/completions", `{"prompt":"x","logprobs":-1}`, "logprobs"},
 		{"/v1/completions", `{"prompt":"x","logprobs":0,"echo":true}`, "echo"},
 		{"/v1/completions", `{"prompt":[1],"echo":true}`, "echo"},
-		{"/v1/completions", `{"prompt":"x","best_of":2}`, "best_of"},
+		{"/v1/completions", `{"prompt":"x","best_of":0}`, "best_of"},
 		{"/v1/completions", `{"prompt":"x","suffix":"y"}`, "suffix"},
 		{"/v1/completions", `{"prompt":"x","max_tokens":-1}`, "max_tokens"},
 		{"/v1/completions", `{"prompt":"x","max_tokens":16777217}`, "max_tokens"},

@@ -98,6 +98,8 @@ type shape struct {
 	// piece shows an event of choice i, less its index and finish reason; nil shows
 	// nothing. It is called for one event of a choice at a time.
 	piece func(i int, e event) map[string]any
+	// keep is the places of the answers that are shown; nil shows all.
+	keep func(answers []answer) []int
 	// reason is why choice i ended; nil for what the backend says.
 	reason func(i int, f *routerv1.Finished) string
 }
@@ -140,13 +142,19 @@ func (s *server) gather(w http.ResponseWriter, r *http.Request, jobs []job, f *s
 		return
 	}
 	var total usage
-	choices := make([]any, len(jobs))
+	var shown []int
 	for i := range answers {
-		a := &answers[i]
-		total.add(a.finished.GetUsage(), jobs[i].again)
-		choice := f.choice(i, a)
-		choice["index"], choice["finish_reason"] = i, f.why(i, a.finished)
-		choices[i] = choice
+		total.add(answers[i].finished.GetUsage(), jobs[i].again)
+		shown = append(shown, i)
+	}
+	if f.keep != nil {
+		shown = f.keep(answers)
+	}
+	choices := make([]any, len(shown))
+	for at, i := range shown {
+		choice := f.choice(i, &answers[i])
+		choice["index"], choice["finish_reason"] = at, f.why(i, answers[i].finished)
+		choices[at] = choice
 	}
 	out := f.envelope(f.whole, answers[0].started, answers[0].started, choices)
 	out["usage"] = total

@@ -1,0 +1,157 @@
+package openai
+
+import (
+	"fmt"
+	"slices"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
+)
+
+// rules are the sampling fields beyond OpenAI's, as llama.cpp's and vLLM's servers spell
+// them.
+type rules struct {
+	TypicalP         float32    `json:"typical_p"`
+	TopNSigma        float32    `json:"top_n_sigma"`
+	EpsilonCutoff    float32    `json:"epsilon_cutoff"`
+	EtaCutoff        float32    `json:"eta_cutoff"`
+	XTCProbability   float32    `json:"xtc_probability"`
+	XTCThreshold     float32    `json:"xtc_threshold"`
+	DynamicRange     float32    `json:"dynatemp_range"`
+	DynamicExponent  float32    `json:"dynatemp_exponent"`
+	NoRepeatNGram    *int64     `json:"no_repeat_ngram_size"`
+	BadWordIDs       [][]uint32 `json:"bad_words_ids"`
+	DRYMultiplier    float32    `json:"dry_multiplier"`
+	DRYBase          float32    `json:"dry_base"`
+	DRYAllowedLength *int64     `json:"dry_allowed_length"`
+	DRYLastN         *int64     `json:"dry_penalty_last_n"` // -1: all; 0: off
+	DRYBreakerIDs    [][]uint32 `json:"dry_sequence_breaker_ids"`
+	Mirostat         *int64     `json:"mirostat"`
+	MirostatTau      float32    `json:"mirostat_tau"`
+	MirostatEta      float32    `json:"mirostat_eta"`
+	MinTokens        *int64     `json:"min_tokens"`
+	RepeatLastN      *int64     `json:"repeat_last_n"` // -1: all
+	RepeatPenalty    *float32   `json:"repeat_penalty"`
+	Samplers         []string   `json:"samplers"`
+}
+
+// count reads a whole number that may be -1 for all, which is 0 on the wire.
+func count(field string, v *int64, least int64) (uint32, error) {
+	if v == nil {
+		return 0, nil
+	}
+	if *v < least || *v > maxInteger {
+		return 0, fault.Field(field, "%d is not within %d..%d", *v, least, maxInteger)
+	}
+	return uint32(max(*v, 0)), nil
+}
+
+// advanced puts them on the wire; nil if none is given.
+func (r *rules) advanced() (*samplerv1.Advanced, error) {
+	out := &samplerv1.Advanced{
+		TypicalP: r.TypicalP, TopNSigma: r.TopNSigma, EpsilonCutoff: r.EpsilonCutoff, EtaCutoff: r.EtaCutoff,
+		XtcProbability: r.XTCProbability, XtcThreshold: r.XTCThreshold, DynamicRange: r.DynamicRange, DynamicExponent: r.DynamicExponent,
+		BadWords: phrases(r.BadWordIDs), DryMultiplier: r.DRYMultiplier, DryBase: r.DRYBase, DryBreakers: phrases(r.DRYBreakerIDs),
+		MirostatTau: r.MirostatTau, MirostatEta: r.MirostatEta,
+	}
+	for _, f := range []struct {
+		name  string
+		v     *int64
+		least int64
+		to    *uint32
+	}{
+		{"no_repeat_ngram_size", r.NoRepeatNGram, 0, &out.NoRepeatNgram}, {"dry_allowed_length", r.DRYAllowedLength, 0, &out.DryAllowedLength},
+		{"dry_penalty_last_n", r.DRYLastN, -1, &out.DryLastN}, {"mirostat", r.Mirostat, 0, &out.Mirostat},
+		{"min_tokens", r.MinTokens, 0, &out.MinTokens}, {"repeat_last_n", r.RepeatLastN, -1, &out.PenaltyLastN},
+	} {
+		n, err := count(f.name, f.v, f.least)
+		if err != nil {
+			return nil, err
+		}
+		*f.to = n
+	}
+	if r.DRYLastN != nil && *r.DRYLastN == 0 {
+		out.DryMultiplier = 0
+	}
+	var err error
+	if out.Order, err = order(r.Samplers); err != nil {
+		return nil, err
+	}
+	if proto.Equal(out, &samplerv1.Advanced{}) {
+		return nil, nil
+	}
+	return out, nil
+}
+
+func phrases(lists [][]uint32) []*samplerv1.Ids {
+	var out []*samplerv1.Ids
+	for _, ids := range lists {
+		out = append(out, &samplerv1.Ids{Ids: ids})
+	}
+	return out
+}
+
+// order translates names of samplers. What changes single ids comes first unless the
+// list says otherwise.
+func order(samplers []string) ([]string, error) {
+	if len(samplers) == 0 {
+		return nil, nil
+	}
+	var out []string
+	for i, name := range samplers {
+		names := []string{name}
+		switch name {
+		case "penalties":
+			names = []string{"repetition_penalty", "penalties"}
+		case "typ_p", "typical":
+			names = []string{"typical_p"}
+		case "temp", "dynatemp":
+			names = []string{"temperature"}
+		}
+		for _, n := range names {
+			if slices.Contains(out, n) {
+				return nil, fault.Field(fmt.Sprintf("samplers[%d]", i), "%s stands in the list twice", n)
+			}
+			out = append(out, n)
+		}
+	}
+	var first []string
+	for _, name := range []string{"min_tokens", "logit_bias", "bad_words", "no_repeat_ngram"} {
+		if !slices.Contains(out, name) {
+			first = append(first, name)
+		}
+	}
+	return append(first, out...), nil
+}
+
+// bestOf ranks the answers of each prompt, m of them, by the mean of their tokens'
+// log-probabilities and returns the places of the n best of each.
+func bestOf(answers []answer, m, n int) []int {
+	mean := func(i int) float64 {
+		var sum float64
+		for _, t := range answers[i].tokens {
+			sum += float64(t.GetLogprob())
+		}
+		return sum / float64(max(1, len(answers[i].tokens)))
+	}
+	var out []int
+	for from := 0; from < len(answers); from += m {
+		places := make([]int, m)
+		for i := range places {
+			places[i] = from + i
+		}
+		slices.SortStableFunc(places, func(a, b int) int {
+			switch x, y := mean(a), mean(b); {
+			case x > y:
+				return -1
+			case x < y:
+				return 1
+			}
+			return 0
+		})
+		out = append(out, places[:n]...)
+	}
+	return out
+}
