@@ -110,7 +110,7 @@ func randomWeights(data []byte, d tensor.DType, key string) {
 	var seed [32]byte
 	copy(seed[:], key)
 	random := rand.NewChaCha8(seed)
-	random.Read(data) // never fails
+	_, _ = random.Read(data) // never fails
 	const exponent = -5
 	switch d {
 	case tensor.F32:

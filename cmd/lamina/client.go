@@ -207,7 +207,7 @@ func (c *chatCmd) converse(e *env, router routerv1.RouterServiceClient) error {
 			continue
 		}
 		messages = append(messages, &tokenizerv1.Message{Role: "user", Content: line})
-		stream, err := router.Chat(e.ctx, &routerv1.ChatRequest{Messages: messages, MaxTokens: c.MaxTokens, Sampling: c.samplingFlags.proto()})
+		stream, err := router.Chat(e.ctx, &routerv1.ChatRequest{Messages: messages, MaxTokens: c.MaxTokens, Sampling: c.proto()})
 		if err != nil {
 			return rpc.FromStatus(err)
 		}

@@ -111,12 +111,12 @@ func (c *generateCmd) ask(e *env, router routerv1.RouterServiceClient) (func() (
 			return nil, err
 		}
 		stream, err := router.Chat(e.ctx, &routerv1.ChatRequest{
-			Messages: messages, MaxTokens: c.MaxTokens, Sampling: c.samplingFlags.proto(), Stop: c.Stop,
+			Messages: messages, MaxTokens: c.MaxTokens, Sampling: c.proto(), Stop: c.Stop,
 		})
 		return func() (event, error) { return stream.Recv() }, err
 	}
 	req := &routerv1.GenerateRequest{
-		MaxTokens: c.MaxTokens, Sampling: c.samplingFlags.proto(), Stop: c.Stop, IgnoreEnd: c.IgnoreEnd,
+		MaxTokens: c.MaxTokens, Sampling: c.proto(), Stop: c.Stop, IgnoreEnd: c.IgnoreEnd,
 	}
 	switch {
 	case c.IDs != "":

@@ -84,7 +84,7 @@ func openGGUF(path string) (*Files, error) {
 	}
 	f, err := FromGGUF(g, path)
 	if err != nil {
-		g.Close()
+		_ = g.Close()
 		return nil, err
 	}
 	return f, nil

@@ -94,7 +94,7 @@ func listenUnix(path string) (net.Listener, error) {
 	}
 	conn, dialed := net.DialTimeout("unix", path, time.Second)
 	if dialed == nil {
-		conn.Close()
+		_ = conn.Close()
 	}
 	if !errors.Is(dialed, syscall.ECONNREFUSED) {
 		return nil, fault.Wrap(fault.Unavailable, err, "listen on unix:%s: another process does", path)

@@ -3,6 +3,7 @@ package rpc_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"strings"
@@ -204,7 +205,7 @@ func TestServe_HasHealthAndReflection(t *testing.T) {
 	if err := stream.CloseSend(); err != nil {
 		t.Error(err)
 	}
-	if _, err := stream.Recv(); err != io.EOF {
+	if _, err := stream.Recv(); !errors.Is(err, io.EOF) {
 		t.Errorf("reflection ends with %v", err)
 	}
 }
@@ -250,7 +251,7 @@ func TestServe_CutsCallsThatDoNotFinish(t *testing.T) {
 	if err := stop(); err != nil {
 		t.Error(err)
 	}
-	if _, err := stream.Recv(); err == nil || err == io.EOF {
+	if _, err := stream.Recv(); err == nil || errors.Is(err, io.EOF) {
 		t.Errorf("a cut stream ends with %v", err)
 	}
 }

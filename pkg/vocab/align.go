@@ -25,7 +25,7 @@ func (e *edits) add(out, in int, same bool) {
 	if e == nil || out == 0 && in == 0 {
 		return
 	}
-	if n := len(e.parts); !(same && n > 0 && e.parts[n-1].same) {
+	if n := len(e.parts); !same || n == 0 || !e.parts[n-1].same {
 		e.parts = append(e.parts, edit{e.out, e.in, same})
 	}
 	e.out, e.in = e.out+out, e.in+in

@@ -17,7 +17,7 @@ func newByteLevel() *byteLevel {
 	next := rune(0x100)
 	for c := rune(0); c < 256; c++ {
 		r := c
-		if !(c >= '!' && c <= '~' || c >= 0xa1 && c <= 0xac || c >= 0xae) {
+		if shown := c >= '!' && c <= '~' || c >= 0xa1 && c <= 0xac || c >= 0xae; !shown {
 			r = next
 			next++
 		}

@@ -1,7 +1,6 @@
 package vocab
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"strings"
@@ -204,13 +203,4 @@ func hangul(a, b rune) bool {
 		return trail(b)
 	}
 	return false
-}
-
-// charsmapOf reads a table whose bytes came as signed or unsigned numbers.
-func charsmapOf(numbers []int64) []byte {
-	var b bytes.Buffer
-	for _, n := range numbers {
-		b.WriteByte(byte(n))
-	}
-	return b.Bytes()
 }

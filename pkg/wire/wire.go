@@ -218,9 +218,9 @@ func NewDigest() *Digest { return &Digest{xxh3.New()} }
 
 // Add appends a tensor: its name, a zero byte, and its values.
 func (d *Digest) Add(name string, x []float32) {
-	d.h.Write([]byte(name))
-	d.h.Write([]byte{0})
-	d.h.Write(view(x))
+	_, _ = d.h.Write([]byte(name))
+	_, _ = d.h.Write([]byte{0})
+	_, _ = d.h.Write(view(x))
 }
 
 // Sum returns the digest.

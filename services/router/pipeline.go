@@ -177,7 +177,7 @@ func (p *pipeline) run(ctx context.Context) error {
 		p.cancel(err)
 		return err
 	})
-	g.Wait()
+	_ = g.Wait()
 	p.lose()
 	close(p.done)
 	if ctx.Err() != nil {

@@ -233,7 +233,7 @@ func (n *toNext) send(step uint64, slot int, x []float32, width int) error {
 
 // close ends the exchange and joins its reader.
 func (n *toNext) close() {
-	n.stream.CloseSend()
+	_ = n.stream.CloseSend()
 	n.cancel()
 	<-n.done
 }

@@ -67,8 +67,7 @@ type trainRun struct {
 	grads []*gradient // spare
 	meets *meeting    // with the other replicas and the tied end
 
-	loading *shardv1.State
-	loaded  map[string]int
+	loaded map[string]int
 }
 
 // paramState is a parameter with its moments.

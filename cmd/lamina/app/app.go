@@ -138,7 +138,7 @@ func openModel(path, name string) (*model.Files, string, string, error) {
 	}
 	digest, err := files.Digest()
 	if err != nil {
-		files.Close()
+		_ = files.Close()
 		return nil, "", "", err
 	}
 	if name == "" {

@@ -134,7 +134,7 @@ func slow(ctx context.Context, t *testing.T, r discovery.Registry, serve func(*t
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer g.Deregister(context.WithoutCancel(ctx))
+		defer func() { _ = g.Deregister(context.WithoutCancel(ctx)) }()
 	}
 	await(t, seen, "t-1", "t-2", "t-3") // all are known; ch was never read
 	await(t, ch, "t-1", "t-2", "t-3")

@@ -57,7 +57,7 @@ func subscribe(ctx context.Context, t *testing.T, b gradbus.Bus, part string, fr
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { s.Close() })
+	t.Cleanup(func() { _ = s.Close() })
 	return s
 }
 
@@ -167,7 +167,7 @@ func invalid(ctx context.Context, t *testing.T, b gradbus.Bus) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { s.Close() })
+	t.Cleanup(func() { _ = s.Close() })
 	expect(ctx, t, s, worst)
 	gone, cancel := context.WithCancel(ctx)
 	cancel()
@@ -215,7 +215,7 @@ func apart(ctx context.Context, t *testing.T, b gradbus.Bus) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { kept.Close() })
+	t.Cleanup(func() { _ = kept.Close() })
 	expect(ctx, t, kept, other)
 }
 

@@ -19,7 +19,6 @@ const (
 
 // causalScratch is what a block of rows needs.
 type causalScratch struct {
-	store                []float32
 	scores, slopes       []float32 // [rows][ld]
 	ld                   int
 	keys, values, across []float32 // panels of keys and values by positions, of either by components

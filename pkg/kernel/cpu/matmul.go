@@ -10,57 +10,6 @@ const (
 	rawRows = 32 // of weights that are decoded at a time
 )
 
-// gemm computes y[i*ldy+j] = Σ_k x[i*ldx+k]·w[j*ldw+k] for i < t, j < n. With
-// accumulate the sum is added to y instead.
-func (s *Set) dotsGemm(y []float32, ldy int, x []float32, ldx int, w []float32, ldw, t, n, k int, accumulate bool) {
-	if t == 0 || n == 0 {
-		return
-	}
-	if k == 0 {
-		if !accumulate {
-			for i := range t {
-				clear(y[i*ldy : i*ldy+n])
-			}
-		}
-		return
-	}
-	var out [tile * tile]float32
-	put := func(i, j, rows, cols int) {
-		for a := range rows {
-			dst := y[(i+a)*ldy+j:][:cols]
-			for b := range dst {
-				if accumulate {
-					dst[b] += out[a*cols+b]
-				} else {
-					dst[b] = out[a*cols+b]
-				}
-			}
-		}
-	}
-	for i := 0; i < t; {
-		rows := 1
-		if i+tile <= t {
-			rows = tile
-		}
-		j := 0
-		for ; j+tile <= n; j += tile {
-			if rows == tile {
-				s.dots4x4(&out[0], &x[i*ldx], 4*ldx, &w[j*ldw], 4*ldw, k)
-			} else {
-				s.dots1x4(&out[0], &x[i*ldx], 4*ldx, &w[j*ldw], 4*ldw, k)
-			}
-			put(i, j, rows, tile)
-		}
-		for ; j < n; j++ {
-			for a := range rows {
-				s.dots1x1(&out[0], &x[(i+a)*ldx], 4*ldx, &w[j*ldw], 4*ldw, k)
-				put(i+a, j, 1, 1)
-			}
-		}
-		i += rows
-	}
-}
-
 // rows decodes rows lo..hi of a raw matrix into dst.
 func (s *Set) rows(dst []float32, w *kernel.Matrix[float32], lo, hi int) {
 	size := w.DType.RowBytes(w.Cols)
@@ -70,20 +19,6 @@ func (s *Set) rows(dst []float32, w *kernel.Matrix[float32], lo, hi int) {
 		return
 	}
 	tensor.Dequantize(dst, src, w.DType)
-}
-
-// transpose writes x[r,c], rows ldx apart, to out[c,r].
-func transpose(out, x []float32, ldx, r, c int) {
-	const block = 16
-	for i0 := 0; i0 < r; i0 += block {
-		for j0 := 0; j0 < c; j0 += block {
-			for i := i0; i < min(i0+block, r); i++ {
-				for j := j0; j < min(j0+block, c); j++ {
-					out[j*r+i] = x[i*ldx+j]
-				}
-			}
-		}
-	}
 }
 
 // floats are products over dense weights, or over a type that has no packing: those

@@ -98,7 +98,7 @@ func packPanel(m *packed, dst []byte, w *kernel.Matrix[float32], i int) {
 					read(&p.codes[r], row, b)
 				}
 			}
-			m.packing.codes(&p, dst[:m.size], b)
+			m.codes(&p, dst[:m.size], b)
 			dst = dst[m.size:]
 		}
 	}

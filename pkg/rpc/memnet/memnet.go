@@ -181,7 +181,7 @@ func (l *link) join(raw net.Conn) net.Conn {
 	cut := l.faults.cut
 	l.mu.Unlock()
 	if cut { // while it was dialed
-		c.Close()
+		_ = c.Close()
 	}
 	return c
 }
@@ -194,7 +194,7 @@ func (l *link) breakAll() {
 	}
 	l.mu.Unlock()
 	for _, c := range broken {
-		c.Close()
+		_ = c.Close()
 	}
 }
 

@@ -2,7 +2,6 @@ package pattern_test
 
 import (
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"regexp"
 	"slices"
@@ -143,7 +142,7 @@ func FuzzCompile(f *testing.F) {
 		last := 0
 		p.Matcher(text).All(func(s, e int) bool {
 			if s < last || e < s || e > len(text) {
-				t.Fatal(fmt.Sprintf("%q on %q: match %d to %d after %d", src, text, s, e, last))
+				t.Fatalf("%q on %q: match %d to %d after %d", src, text, s, e, last)
 			}
 			last = e
 			return true
