@@ -181,8 +181,8 @@ func (m *machine) beyond(mask *stateMask, k config) ([]int32, error) {
 
 // Bounds on what Compile makes beforehand.
 const (
-	maxPrepared     = 4000    // states
-	maxPrepareSteps = 700_000 // nodes looked at
+	maxPrepared    = 4000   // states
+	maxPrepareWork = 90_000 // items looked at, or eight nodes of the vocabulary
 )
 
 // prepare makes the masks of the states that are reached first, as far as that is
@@ -199,7 +199,9 @@ func (m *machine) prepare(start *position) {
 	for _, k := range start.kernels {
 		visit(k.at)
 	}
-	for i := 0; i < len(order) && i < maxPrepared && m.spent < maxPrepareSteps/8 && m.bytes < maxKept/2; i++ {
+	m.limit = min(m.limit, m.spent+maxPrepareWork)
+	defer func() { m.limit = m.credit }()
+	for i := 0; i < len(order) && i < maxPrepared && m.spent < m.limit && m.bytes < maxKept/2; i++ {
 		s := order[i]
 		if _, err := m.maskOf(s); err != nil {
 			return // it will come again when it matters

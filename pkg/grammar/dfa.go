@@ -211,7 +211,10 @@ func (d *dfa) withLength(least, most int) (*dfa, error) {
 	}, func(at counted) bool { return d.final[at.s] && at.n >= least })
 }
 
-// minimal is d with the fewest states (Moore 1956), or d where it is large.
+// maxRounds bounds the rounds of minimal.
+const maxRounds = 64
+
+// minimal is d with the fewest states (Moore 1956), or d where that takes long.
 func (d *dfa) minimal() *dfa {
 	n := d.size()
 	if n < 2 || n > 4000 {
@@ -225,7 +228,10 @@ func (d *dfa) minimal() *dfa {
 		}
 	}
 	key := make([]byte, 0, 4*(d.part.count+1))
-	for {
+	for round := 0; ; round++ {
+		if round == maxRounds {
+			return d
+		}
 		known := make(map[string]int32, count)
 		refined := make([]int32, n)
 		for s := range n {

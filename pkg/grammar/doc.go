@@ -18,6 +18,21 @@
 // a function of (grammar, vocabulary, accepted tokens) alone, so that any process
 // can take a text over by accepting its tokens again.
 //
+// # Use
+//
+//	v, err := grammar.NewVocabulary(tokens, ends...) // once for a model: bytes of every id, ids that end a text
+//	g, err := grammar.Schema(source)                 // or GBNF, Regex, Choices, Tags
+//	c, err := grammar.Compile(g, v)                  // once for a grammar; sequences share it
+//	m := c.NewMatcher()                              // for each sequence
+//	mask := make([]uint64, v.Words())
+//	err = m.Mask(mask)                               // a bit for each id that may come
+//	err = m.Accept(id)
+//
+// Forced is the text that is all that can follow, for jumping over it. Rollback
+// takes back the last tokens, and Clone follows several ways, for speculation. With
+// few tokens left, a token after which Shortest is more than those is rolled back,
+// and what Completion says is emitted instead, so that a text never ends cut off.
+//
 // Costs are bounded by counts, never by clocks (limits.go), so that a grammar is
 // taken or refused alike everywhere. The package knows no model, no tokenizer and
 // no service: a vocabulary is a list of byte strings.

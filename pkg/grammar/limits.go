@@ -5,7 +5,7 @@ package grammar
 const (
 	maxSource       = 1 << 20 // bytes of a grammar, schema or regular expression
 	maxRules        = 20_000
-	maxInstructions = 150_000 // of the compiled program
+	maxInstructions = 100_000 // of the compiled program
 	maxClasses      = 4_000   // character classes of a grammar
 	maxClassStates  = 8_000   // of one character class
 	maxItems        = 4_000   // positions in the program that a state may stand for
@@ -13,8 +13,15 @@ const (
 	maxDepth        = 4_000   // open rules
 )
 
+// What a grammar may cost while it runs, in items looked at: so many at first, and
+// more with every token, so that no grammar holds up those who share its sampler.
 const (
-	maxWork   = 4_000_000 // items looked at for one token or one mask
-	maxKept   = 12 << 20  // bytes of states and masks kept of a grammar
-	maxStacks = 100_000   // stacks kept of a grammar
+	firstWork = 1_500_000
+	tokenWork = 60_000
+	maxWork   = 3_000_000
+)
+
+const (
+	maxKept   = 12 << 20 // bytes of states and masks kept of a grammar
+	maxStacks = 100_000  // stacks kept of a grammar
 )

@@ -1,7 +1,6 @@
 package grammar
 
 import (
-	"cmp"
 	"encoding/binary"
 	"slices"
 	"sync"
@@ -24,6 +23,8 @@ type machine struct {
 	counts  counters
 	bytes   int // what the states and masks kept take, about
 	spent   int // work of the operation under way
+	limit   int // of that
+	credit  int // work that the operations to come may do
 
 	closing   closure
 	gather    gathering
@@ -67,7 +68,13 @@ type item struct {
 }
 
 func compareItems(a, b item) int {
-	return cmp.Or(cmp.Compare(a.pc, b.pc), cmp.Compare(a.count, b.count), cmp.Compare(a.sub, b.sub))
+	switch {
+	case a.pc != b.pc:
+		return int(a.pc) - int(b.pc)
+	case a.count != b.count:
+		return int(a.count) - int(b.count)
+	}
+	return int(a.sub) - int(b.sub)
 }
 
 // callEdge is a rule that is called and where to go on after it.
@@ -99,6 +106,8 @@ func newMachine(p *program) *machine {
 	m := &machine{prog: p, stacks: newStacks(), states: map[string]*state{}, dead: &state{}, nowhere: &position{}, nextID: 1,
 		starts: make([]*state, len(p.starts)), positions: map[string]*position{}, returns: map[returnKey]*position{}, memories: memories{known: map[memoryKey]*memory{}, added: map[addedKey]*seen{}},
 		alike: map[string]*stateMask{}, relations: map[string][]relation{}}
+	m.credit = firstWork
+	m.refresh()
 	m.counts = counters{lists: make([]countList, 1), known: map[countList]int32{}}
 	m.closing.mark = make([]uint32, len(p.code))
 	m.closing.counted = map[uint64]bool{}
@@ -189,6 +198,10 @@ func (m *machine) finish() *state {
 		return m.dead
 	}
 	if len(items) > 1 {
+		m.spent += len(items) / 2
+		if len(items) > maxItems {
+			m.gather.failure = &LimitError{What: "places in a grammar at once", Limit: maxItems}
+		}
 		slices.SortFunc(items, compareItems)
 		items = slices.Compact(items)
 	}
@@ -213,7 +226,7 @@ func (m *machine) finish() *state {
 	}
 	m.states[string(m.key)] = s
 	m.bytes += 160 + 26*len(items) + 8*len(m.someOf)
-	m.spent += 20
+	m.spent += 20 + len(items)
 	return s
 }
 

@@ -37,7 +37,7 @@ type walker struct {
 	steps int
 }
 
-const maxMaskSteps = 40_000_000 // nodes looked at for one mask
+const maxMaskSteps = 4_000_000 // nodes looked at for one mask
 
 // walk looks at the nodes of t in a range, siblings at first, from p.
 func (w *walker) walk(t *trie, from, to int32, p *position) error {

@@ -120,6 +120,7 @@ func (m *Matcher) accept(id int32, text []byte) error {
 	mach := m.c.m
 	mach.mu.Lock()
 	defer mach.mu.Unlock()
+	mach.credit += tokenWork
 	mach.refresh()
 	mach.attend(m.text)
 	at := now.position
@@ -164,7 +165,8 @@ func (m *machine) unheard() {
 
 // refresh begins an operation.
 func (m *machine) refresh() {
-	m.spent = 0
+	m.credit = min(m.credit-m.spent, maxWork)
+	m.spent, m.limit = 0, m.credit
 	if m.bytes+m.memories.bytes > maxKept || m.stacks.size() > maxStacks {
 		m.forget()
 	}

@@ -78,8 +78,8 @@ func (m *machine) expand() {
 		c := g.list[g.work[len(g.work)-1]]
 		g.work = g.work[:len(g.work)-1]
 		m.spent++
-		if m.spent > maxWork {
-			g.failure = &LimitError{What: "steps for one token", Limit: maxWork}
+		if m.spent > m.limit {
+			g.failure = &LimitError{What: "steps for so many tokens", Limit: m.limit}
 			return
 		}
 		for _, call := range m.callsOf(c.at) {

@@ -39,6 +39,11 @@ type program struct {
 	leaves  []bool  // where the end of the rule is reached without a uniqueItem
 }
 
+type spelledRune struct {
+	r   rune
+	enc encoding
+}
+
 type classKey struct {
 	set string
 	enc encoding
@@ -49,6 +54,7 @@ type emitter struct {
 	*analysis
 	program
 	known    map[classKey]int32
+	single   map[spelledRune]int32
 	nonEmpty map[int]int // rule -> the rule that is its texts but the empty one
 	todo     []int
 	failPC   int32
@@ -72,7 +78,7 @@ func compileProgram(g *Grammar) (*program, error) {
 	if !a.productive[g.root] {
 		return nil, &UnsupportedError{Kind: g.kind, Feature: "a language without texts", Why: "nothing would ever be accepted"}
 	}
-	e := &emitter{analysis: a, known: map[classKey]int32{}, nonEmpty: map[int]int{}, loop: -1}
+	e := &emitter{analysis: a, known: map[classKey]int32{}, single: map[spelledRune]int32{}, nonEmpty: map[int]int{}, loop: -1}
 	e.starts = make([]int32, len(local.rules))
 	for i := range e.starts {
 		e.starts[i] = -1
@@ -127,7 +133,7 @@ func (e *emitter) emit(x *expr, next int32) int32 {
 	case opText:
 		for text := x.text; text != ""; {
 			r, n := utf8.DecodeLastRuneInString(text)
-			next = e.add(instr{op: doChar, class: e.class(oneRune(r), x.enc), x: next})
+			next = e.add(instr{op: doChar, class: e.one(r, x.enc), x: next})
 			text = text[:len(text)-n]
 		}
 		return next
@@ -267,6 +273,17 @@ func (e *emitter) withoutEmpty(x *expr) *expr {
 		return x.graph.withoutEmpty().expr()
 	}
 	return fail()
+}
+
+// one is the class of one character.
+func (e *emitter) one(r rune, enc encoding) int32 {
+	key := spelledRune{r, enc}
+	id, ok := e.single[key]
+	if !ok {
+		id = e.class(oneRune(r), enc)
+		e.single[key] = id
+	}
+	return id
 }
 
 func (e *emitter) class(set runeSet, enc encoding) int32 {
