@@ -105,14 +105,7 @@ func (b *schemaBuilder) shape(s *shape) (*expr, error) {
 	case isNumber:
 		return b.number(&s.number)
 	case isString:
-		inner, err := b.text(&s.text)
-		if err != nil {
-			return nil, err
-		}
-		if inner.op == opRule {
-			return inner, nil // quotes and all
-		}
-		return seq(lit(`"`), inner, lit(`"`)), nil
+		return b.text(&s.text)
 	case isArray:
 		return b.array(&s.array)
 	}

@@ -87,7 +87,7 @@ type numberState struct {
 	fraction  uint8 // after it
 	low, high int8  // how the digits so far compare with the bounds
 	broken    bool  // a digit after the point is not zero
-	rest      int32 // of the digits divided by the modulus; -1 is no multiple whatever comes
+	rest      int32 // of the digits divided by the modulus
 }
 
 // numberDFA is the texts of a set's numbers. A wholeCap of 0 is any number of
@@ -126,7 +126,7 @@ func numberDFA(n *numberSet, wholeCap, fractionCap int) (*dfa, error) {
 		}
 		r.modulus, r.places = int32(of.Int64()), places
 		r.fractionCap = max(r.fractionCap, places)
-		if r.modulus > 500 && n.low == nil && n.high == nil {
+		if r.modulus > 50 && n.low == nil && n.high == nil {
 			r.wholeCap = 0 // counting digits as well would be too much
 		}
 	}
@@ -209,17 +209,17 @@ func (r *numberReader) step(s numberState, c rune) (numberState, bool) {
 	}
 	s.low = s.fractionDigit(r.target(&r.low, s), s.low, byte(c))
 	s.high = s.fractionDigit(r.target(&r.high, s), s.high, byte(c))
-	if r.modulus > 0 && s.rest >= 0 {
+	if r.modulus > 0 {
 		switch {
 		case int(s.fraction) < r.places:
 			s.rest = int32((int64(s.rest)*10 + int64(d)) % int64(r.modulus))
 		case d != 0:
-			s.rest = -1
+			return s, false // the unit is coarser
 		}
 	}
 	s.phase, s.broken = numberFraction, s.broken || d != 0
 	s.fraction++
-	return s, true
+	return s, r.modulus == 0 || int(s.fraction) < r.places || s.rest == 0
 }
 
 func (r *numberReader) target(t *[2]target, s numberState) *target {

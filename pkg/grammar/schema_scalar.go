@@ -74,7 +74,9 @@ func (b *schemaBuilder) anyString() (*expr, error) {
 	})
 }
 
-// text is the inside of a string, or a rule with the quotes.
+func quoted(inner *expr) *expr { return seq(lit(`"`), inner, lit(`"`)) }
+
+// text is a string with its quotes.
 func (b *schemaBuilder) text(t *textSet) (*expr, error) {
 	if t.isEmpty() {
 		return fail(), nil
@@ -89,25 +91,42 @@ func (b *schemaBuilder) text(t *textSet) (*expr, error) {
 		for i, text := range t.texts {
 			subs[i] = literal(text, canonical)
 		}
-		return alt(subs...), nil
+		return quoted(alt(subs...)), nil
 	case t.finite:
 		d, err := textsDFA(t.texts)
 		if err != nil {
 			return nil, err
 		}
-		return d.graph(canonical), nil
+		return quoted(d.graph(canonical)), nil
 	case len(t.in)+len(t.out) == 0 && t.min == 0 && t.max < 0 && !b.strict:
 		return b.anyString()
 	case len(t.in)+len(t.out) == 0:
-		return repeat(char(anyRune(), anyWay), t.min, t.max), nil
-	case len(t.in) == 1 && len(t.out) == 0 && t.min == 0 && t.max < 0:
-		return t.in[0].expr(canonical)
+		return quoted(repeat(char(anyRune(), anyWay), t.min, t.max)), nil
 	}
-	d, err := t.dfa()
-	if err != nil {
-		return nil, err
+	return b.shared(fmt.Sprintf("%s, spelled %d", t.key(), canonical), false, func() (*expr, error) {
+		if len(t.in) == 1 && len(t.out) == 0 && t.min == 0 && t.max < 0 {
+			inner, err := t.in[0].expr(canonical)
+			return quoted(inner), err
+		}
+		d, err := t.dfa()
+		if err != nil {
+			return nil, err
+		}
+		return quoted(d.graph(canonical)), nil
+	})
+}
+
+// key is equal for equal sets that are not finite.
+func (t *textSet) key() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "string of %d to %d", t.min, t.max)
+	for _, l := range t.in {
+		b.WriteString(", " + l.key)
 	}
-	return d.graph(canonical), nil
+	for _, l := range t.out {
+		b.WriteString(", no " + l.key)
+	}
+	return b.String()
 }
 
 // dfa is the strings of t.
