@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/lamina-mesh/lamina/cmd/lamina/app"
+	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/gradbus/nats"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 )
@@ -81,11 +82,27 @@ type routerCmd struct {
 	serviceFlags
 	Listen string `help:"gRPC address." default:"127.0.0.1:7070"`
 	HTTP   string `name:"http" help:"Address of the HTTP face and the console; empty for none." default:"127.0.0.1:8080"`
+	speculateFlag
+}
+
+// speculateFlag is how far a router guesses ahead.
+type speculateFlag struct {
+	Speculate int `help:"Most ids guessed ahead of each token, by what followed the same ids before; their rows are computed with the token's. The text is the same." default:"0"`
+}
+
+func (f speculateFlag) check() error {
+	if f.Speculate < 0 || f.Speculate > 16 {
+		return fault.Field("speculate", "%d is not within 0..16", f.Speculate)
+	}
+	return nil
 }
 
 // Run serves until interrupted.
 func (c *routerCmd) Run(e *env) error {
-	return app.Router(e.ctx, c.config(e, c.Listen), c.HTTP, func(addr string) { fmt.Fprintf(e.stdout, "http %s\n", addr) })
+	if err := c.check(); err != nil {
+		return err
+	}
+	return app.Router(e.ctx, c.config(e, c.Listen), c.HTTP, c.Speculate, func(addr string) { fmt.Fprintf(e.stdout, "http %s\n", addr) })
 }
 
 type trainerCmd struct {

@@ -46,6 +46,7 @@ type upCmd struct {
 	KVPositions    int    `name:"kv-positions" help:"Positions in each shard's KV cache." default:"16384"`
 	Runs           string `help:"Folder of training runs." default:"runs"`
 	InsecureListen bool   `help:"Let addresses be reachable from other machines without TLS."`
+	speculateFlag
 }
 
 // Run serves until interrupted.
@@ -53,13 +54,16 @@ func (c *upCmd) Run(e *env) error {
 	if c.Model == "" {
 		c.Model = bundledModel()
 	}
+	if err := c.check(); err != nil {
+		return err
+	}
 	kernels, end, err := c.set()
 	if err != nil {
 		return err
 	}
 	defer end()
 	mesh, err := app.Start(e.ctx, app.MeshConfig{
-		Log: e.log, Kernels: kernels, Model: c.Model, Name: c.Name, Stages: c.Stages, Replicas: c.Replicas, KVPositions: c.KVPositions,
+		Log: e.log, Kernels: kernels, Model: c.Model, Name: c.Name, Stages: c.Stages, Replicas: c.Replicas, KVPositions: c.KVPositions, Speculate: c.Speculate,
 		Train: true, RunsDir: c.Runs, GRPC: c.GRPC, HTTP: c.HTTP, Insecure: c.InsecureListen,
 	})
 	if err != nil {

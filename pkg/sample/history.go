@@ -42,6 +42,14 @@ func (h *History) Emit(id int32, logprob float64) {
 	h.surprise = append(h.surprise, -logprob/math.Ln2)
 }
 
+// Last is the last id, or -1.
+func (h *History) Last() int32 {
+	if len(h.ids) == 0 {
+		return -1
+	}
+	return h.ids[len(h.ids)-1]
+}
+
 // Len is how many ids there are.
 func (h *History) Len() int { return len(h.ids) }
 

@@ -1,12 +1,12 @@
 package sample
 
-// Propose looks the last ids up in what came before: where an earlier stretch of n ids or
-// fewer equals the end, what followed it, at most k ids, is likely to follow again. The
+// Propose looks the last ids up in what came before: where an earlier stretch of least to
+// n ids equals the end, what followed it, at most k ids, is likely to follow again. The
 // longest stretch counts, of equals the latest.
-func Propose(ids []int32, n, k int) []int32 {
+func Propose(ids []int32, least, n, k int) []int32 {
 	best, at := 0, 0
 	for i, length := range suffixes(ids) {
-		if length = min(length, n); length > 0 && length >= best && i+1 < len(ids) {
+		if length = min(length, n); length >= max(least, 1) && length >= best && i+1 < len(ids) {
 			best, at = length, i+1
 		}
 	}

@@ -109,15 +109,18 @@ func TestPicker_VerifyIsPickingOneByOne(t *testing.T) {
 
 func TestPropose_WhatFollowedTheLongestEnd(t *testing.T) {
 	for _, c := range []struct {
+		least     int
 		ids, want []int32
 	}{
-		{nil, nil},
-		{[]int32{1, 2, 3}, nil},
-		{[]int32{1, 2, 3, 9, 1, 2}, []int32{3, 9}},
-		{[]int32{1, 2, 3, 5, 2, 7, 1, 2}, []int32{3, 5}},
-		{[]int32{2, 7, 2, 8, 2}, []int32{8, 2}},
+		{1, nil, nil},
+		{1, []int32{1, 2, 3}, nil},
+		{1, []int32{1, 2, 3, 9, 1, 2}, []int32{3, 9}},
+		{1, []int32{1, 2, 3, 5, 2, 7, 1, 2}, []int32{3, 5}},
+		{1, []int32{2, 7, 2, 8, 2}, []int32{8, 2}},
+		{2, []int32{2, 7, 2, 8, 2}, nil},
+		{2, []int32{1, 2, 3, 9, 1, 2}, []int32{3, 9}},
 	} {
-		if got := sample.Propose(c.ids, 3, 2); !slices.Equal(got, c.want) {
+		if got := sample.Propose(c.ids, c.least, 3, 2); !slices.Equal(got, c.want) {
 			t.Errorf("%v proposes %v, want %v", c.ids, got, c.want)
 		}
 	}

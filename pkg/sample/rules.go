@@ -221,6 +221,25 @@ func (c Chain) need(ids int, masked bool) int {
 	return firstTry
 }
 
+// decides reports whether as many candidates as need says always decide: nothing but
+// what stands among the best counts.
+func (c Chain) decides() bool {
+	for _, step := range c {
+		switch r := step.(type) {
+		case MinTokens, BadWords, LogitBias, RepetitionPenalty, Penalties, DRY, NoRepeatNGram:
+		case Temperature:
+			if r <= 0 {
+				return true
+			}
+		case TopK:
+			return true
+		default:
+			return false
+		}
+	}
+	return false
+}
+
 // Choice is a picked token.
 type Choice struct {
 	ID      int32
@@ -261,6 +280,12 @@ func (p *Picker) Need(vocab, ids int) int {
 		return 0
 	}
 	return n
+}
+
+// Decides reports whether as many candidates as Need says always decide, so that no pick
+// ends in ErrTooFew.
+func (p *Picker) Decides(vocab, ids int) bool {
+	return !p.rules.Masked && p.chain.decides() && p.Need(vocab, ids) > 0
 }
 
 // Pick chooses the token for a position from the best of its row, in the order that Best

@@ -10,8 +10,9 @@ package session
 // Session feeds a token log to a pipeline.
 type Session struct {
 	log     []int32
-	sent    int  // positions sent to the pipeline
-	waiting bool // a row that wants logits is on its way
+	sent    int     // positions sent to the pipeline
+	waiting bool    // a row that wants logits is on its way
+	ahead   []int32 // ids sent beyond the log, which may be its next
 	ended   bool
 }
 
@@ -24,6 +25,7 @@ type Rows struct {
 	Pos    int
 	IDs    []int32
 	Logits bool // the last row wants logits: it ends the log
+	Ahead  int  // how many of the ids are guesses beyond the log; their rows want logits as well
 }
 
 // Prefilling reports whether more than one position is still to be sent.
@@ -44,19 +46,43 @@ func (s *Session) Next(n int) (Rows, bool) {
 	return rows, true
 }
 
+// NextAhead is Next where one position is due, with guesses of what follows it behind:
+// if they are right, their rows give the tokens after them. Elsewhere it is Next.
+func (s *Session) NextAhead(n int, guesses []int32) (Rows, bool) {
+	rows, ok := s.Next(n)
+	if !ok || !rows.Logits || len(rows.IDs) != 1 || len(guesses) == 0 {
+		return rows, ok
+	}
+	s.ahead = append([]int32(nil), guesses...)
+	rows.IDs, rows.Ahead = append([]int32{rows.IDs[0]}, s.ahead...), len(s.ahead)
+	return rows, true
+}
+
+// Waiting reports whether a token is on its way.
+func (s *Session) Waiting() bool { return s.waiting && !s.ended }
+
 // Token takes the token for a position. It reports false for one that was not
-// waited for: a repetition, or one from before the session moved.
+// waited for: a repetition, or one from before the session moved. After a token that
+// was guessed the next one is on its way.
 func (s *Session) Token(pos int, id int32) bool {
 	if s.ended || !s.waiting || pos != len(s.log) {
 		return false
 	}
 	s.log = append(s.log, id)
-	s.waiting = false
+	if len(s.ahead) > 0 && s.ahead[0] == id {
+		s.ahead = s.ahead[1:]
+		s.sent++
+		return true
+	}
+	s.waiting, s.ahead = false, nil
 	return true
 }
 
 // End stops the session: nothing more is sent or taken.
 func (s *Session) End() { s.ended = true }
+
+// Log is the tokens so far, not to be changed.
+func (s *Session) Log() []int32 { return s.log }
 
 // Len is the length of the log.
 func (s *Session) Len() int { return len(s.log) }

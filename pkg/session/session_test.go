@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -55,6 +56,24 @@ func play(t *testing.T, s **session.Session, words []string) string {
 		return fmt.Sprintf("pos %d ids %v logits %v", rows.Pos, rows.IDs, rows.Logits)
 	case "token":
 		return fmt.Sprint((*s).Token(a, int32(b)))
+	case "ahead":
+		var guesses []int32
+		for _, word := range words[2:] {
+			id, err := strconv.Atoi(word)
+			if err != nil {
+				t.Fatal(err)
+			}
+			guesses = append(guesses, int32(id))
+		}
+		rows, ok := (*s).NextAhead(a, guesses)
+		if !ok {
+			return "nothing"
+		}
+		return fmt.Sprintf("pos %d ids %v logits %v ahead %d", rows.Pos, rows.IDs, rows.Logits, rows.Ahead)
+	case "ready":
+		return fmt.Sprint((*s).Ready())
+	case "waiting":
+		return fmt.Sprint((*s).Waiting())
 	case "end":
 		(*s).End()
 		return ""

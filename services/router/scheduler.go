@@ -237,13 +237,18 @@ func (s *scheduler) batch() *shardv1.Batch {
 	f := &flight{sent: time.Now(), decode: true}
 	budget := s.p.service.cfg.BatchRows
 	add := func(l *live, n int) {
-		rows, ok := l.feed.Next(n)
+		rows, ok := l.feed.NextAhead(n, s.guesses(l, min(n, budget)-1))
 		if !ok {
 			return
 		}
 		e := &shardv1.Entry{Session: l.id, Epoch: l.epoch, Position: uint32(rows.Pos), Rows: uint32(len(rows.IDs))}
 		if rows.Logits {
-			e.Logits, e.Candidates = 1, uint32(l.picker.Need(int(s.p.stages[0].GetVocab()), rows.Pos+len(rows.IDs)))
+			e.Logits = uint32(1 + rows.Ahead)
+			for _, id := range rows.IDs[len(rows.IDs)-rows.Ahead:] {
+				e.Guesses = append(e.Guesses, uint32(id))
+			}
+			s.p.service.m.guessed.Add(float64(rows.Ahead))
+			e.Candidates = uint32(l.picker.Need(int(s.p.stages[0].GetVocab()), rows.Pos+len(rows.IDs)))
 			if f.waiting == nil {
 				f.waiting = map[string]bool{}
 			}
@@ -277,6 +282,22 @@ func (s *scheduler) batch() *shardv1.Batch {
 	return b
 }
 
+// So many of the last ids, at least and at most, are looked up for what followed them.
+const (
+	guessLeast = 2
+	guessMost  = 4
+)
+
+// guesses are at most n ids that may follow a session's log, by what followed its end
+// earlier in it. They are made where candidates always decide a pick.
+func (s *scheduler) guesses(l *live, n int) []int32 {
+	n = min(n, s.p.service.cfg.Speculate, l.maxLen-l.feed.Len()-1)
+	if n < 1 || l.feed.Prefilling() || !l.picker.Decides(int(s.p.stages[0].GetVocab()), l.feed.Len()+n) {
+		return nil
+	}
+	return sample.Propose(l.feed.Log(), guessLeast, guessMost, n)
+}
+
 // landed notes that a session's part of a batch is done.
 func (s *scheduler) landed(l *live) {
 	f := s.flights[l.flying]
@@ -302,12 +323,16 @@ func (s *scheduler) token(t *samplerv1.Token) error {
 	if l == nil || t.GetEpoch() != l.epoch || !l.feed.Token(int(t.GetPosition()), int32(t.GetId())) {
 		return nil
 	}
-	s.landed(l)
+	if l.feed.Waiting() {
+		s.p.service.m.right.Inc()
+	} else {
+		s.landed(l)
+	}
 	s.tokens++
 	if t.GetFinishReason() == samplerv1.FinishReason_FINISH_REASON_UNSPECIFIED && l.feed.Len() >= l.maxLen {
 		t.FinishReason = samplerv1.FinishReason_FINISH_REASON_LENGTH
 	}
-	l.out <- outcome{token: t} // never blocks: one token is asked for at a time
+	l.out <- outcome{token: t} // never blocks: few tokens are asked for at a time
 	if t.GetFinishReason() != samplerv1.FinishReason_FINISH_REASON_UNSPECIFIED {
 		return s.remove(l)
 	}

@@ -36,6 +36,9 @@ type Config struct {
 	BatchRows int
 	// ChunkRows is the most rows of one prompt in a batch; 0 means 256.
 	ChunkRows int
+	// Speculate is how many ids are guessed at most after each token, by what followed
+	// the same ids before. Tokens are the same with and without; 0 guesses none.
+	Speculate int
 	// Queue is the most requests waiting for admission to a pipeline; 0 means 256.
 	Queue int
 	// ReadLimit is how long a client may leave its stream full before it is cut; 0
@@ -174,6 +177,8 @@ type metrics struct {
 	first    prometheus.Histogram
 	between  prometheus.Histogram
 	moves    prometheus.Counter
+	guessed  prometheus.Counter
+	right    prometheus.Counter
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -186,10 +191,12 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		between: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "lamina_router_inter_token_seconds", Help: "Between tokens of a request.", Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16),
 		}),
-		moves: prometheus.NewCounter(prometheus.CounterOpts{Name: "lamina_router_moves_total", Help: "Sessions moved to another pipeline."}),
+		guessed: prometheus.NewCounter(prometheus.CounterOpts{Name: "lamina_router_guessed_tokens_total", Help: "Ids guessed ahead."}),
+		right:   prometheus.NewCounter(prometheus.CounterOpts{Name: "lamina_router_guessed_right_total", Help: "Of those, the ones that were picked."}),
+		moves:   prometheus.NewCounter(prometheus.CounterOpts{Name: "lamina_router_moves_total", Help: "Sessions moved to another pipeline."}),
 	}
 	if r != nil {
-		r.MustRegister(m.requests, m.tokens, m.first, m.between, m.moves)
+		r.MustRegister(m.requests, m.tokens, m.first, m.between, m.moves, m.guessed, m.right)
 	}
 	return m
 }

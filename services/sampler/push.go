@@ -162,6 +162,9 @@ func (p *pipeline) pick(r *samplerv1.Row, candidates []sample.Candidate, whole b
 	if n == nil || r.GetEpoch() < n.epoch || int64(r.GetPosition()) <= n.last {
 		return nil, false
 	}
+	if r.Guess != nil && (int64(r.GetPosition()) != n.last+1 || n.history.Last() != int32(r.GetGuess())) {
+		return nil, false // computed for nothing
+	}
 	position := int(r.GetPosition()) + 1
 	var choice sample.Choice
 	var err error

@@ -234,6 +234,8 @@ func (p *pipeline) check(b *shardv1.Batch) error {
 			return fault.Field(fmt.Sprintf("batch.entries[%d].rows", i), "%d are not within 1..%d", e.GetRows(), maxRows)
 		case e.GetLogits() > e.GetRows():
 			return fault.Field(fmt.Sprintf("batch.entries[%d].logits", i), "%d of %d rows", e.GetLogits(), e.GetRows())
+		case len(e.GetGuesses()) > 0 && len(e.GetGuesses()) != int(e.GetLogits())-1:
+			return fault.Field(fmt.Sprintf("batch.entries[%d].guesses", i), "%d for %d rows that want logits", len(e.GetGuesses()), e.GetLogits())
 		case uint64(e.GetPosition())+uint64(e.GetRows()) > uint64(p.held.positions()):
 			return fault.Field(fmt.Sprintf("batch.entries[%d].position", i), "%d and %d rows exceed the %d that fit", e.GetPosition(), e.GetRows(), p.held.positions())
 		}

@@ -34,6 +34,7 @@ type MeshConfig struct {
 	Stages      int    // of each pipeline; 0 means 1
 	Replicas    int    // pipelines; 0 means 1
 	KVPositions int    // of each shard's cache; 0 for its default
+	Speculate   int    // ids guessed ahead at most; 0 for none
 	Train       bool   // run NATS and the trainer, and let the shards train
 	Trainers    int    // shards without a model that only train
 	RunsDir     string // the trainer's folder
@@ -205,7 +206,7 @@ func (m *Mesh) parts() ([]lifecycle.Part, func() error, error) {
 	if t != nil {
 		users = append(users, t)
 	}
-	r := router.New(router.Config{Log: c.Log, Metrics: metrics, Dialer: m.dialer, Registry: m.registry})
+	r := router.New(router.Config{Log: c.Log, Metrics: metrics, Dialer: m.dialer, Registry: m.registry, Speculate: c.Speculate})
 	parts = append(parts, runPart("router pipelines", r.Run), m.part("router", "router", r, nil))
 	public := rpc.ListenOptions{Insecure: c.Insecure}
 	if c.Model != "" {

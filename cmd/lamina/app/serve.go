@@ -212,13 +212,14 @@ func Shard(ctx context.Context, c ServiceConfig, sc ShardConfig) error {
 	return b.run(ctx, "shard", s, meta)
 }
 
-// Router serves the gRPC API, and the HTTP face and console at the http address.
-func Router(ctx context.Context, c ServiceConfig, http string, bound func(string)) error {
+// Router serves the gRPC API, and the HTTP face and console at the http address. It
+// guesses at most speculate ids ahead.
+func Router(ctx context.Context, c ServiceConfig, http string, speculate int, bound func(string)) error {
 	b, err := newBase(c)
 	if err != nil {
 		return err
 	}
-	s := router.New(router.Config{Log: c.Log, Metrics: b.server.Metrics, Dialer: b.dialer, Registry: b.registry})
+	s := router.New(router.Config{Log: c.Log, Metrics: b.server.Metrics, Dialer: b.dialer, Registry: b.registry, Speculate: speculate})
 	before := []lifecycle.Part{runPart("pipelines", s.Run)}
 	if http != "" {
 		before = append(before, httpPart(http, b.listen, c.Log, s, b.metrics, bound))

@@ -1666,7 +1666,10 @@ type Row struct {
 	// the logits are the whole row in id order.
 	Ids []uint32 `protobuf:"varint,5,rep,packed,name=ids,proto3" json:"ids,omitempty"`
 	// Logits [len(ids)] or [vocab], f32.
-	Logits        *v1.Tensor `protobuf:"bytes,6,opt,name=logits,proto3" json:"logits,omitempty"`
+	Logits *v1.Tensor `protobuf:"bytes,6,opt,name=logits,proto3" json:"logits,omitempty"`
+	// The id that was guessed for this row's position: unless it has just been picked,
+	// the row is for nothing.
+	Guess         *uint32 `protobuf:"varint,7,opt,name=guess,proto3,oneof" json:"guess,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1741,6 +1744,13 @@ func (x *Row) GetLogits() *v1.Tensor {
 		return x.Logits
 	}
 	return nil
+}
+
+func (x *Row) GetGuess() uint32 {
+	if x != nil && x.Guess != nil {
+		return *x.Guess
+	}
+	return 0
 }
 
 // PushResponse is a frame to the last stage.
@@ -2040,14 +2050,16 @@ const file_lamina_sampler_v1_sampler_proto_rawDesc = "" +
 	"\bpipeline\x18\x01 \x01(\fR\bpipeline\x12\x14\n" +
 	"\x05vocab\x18\x02 \x01(\rR\x05vocab\"2\n" +
 	"\x04Rows\x12*\n" +
-	"\x04rows\x18\x01 \x03(\v2\x16.lamina.sampler.v1.RowR\x04rows\"\xb5\x01\n" +
+	"\x04rows\x18\x01 \x03(\v2\x16.lamina.sampler.v1.RowR\x04rows\"\xda\x01\n" +
 	"\x03Row\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1a\n" +
 	"\bposition\x18\x03 \x01(\rR\bposition\x12\x1e\n" +
 	"\vlog_sum_exp\x18\x04 \x01(\x01R\tlogSumExp\x12\x10\n" +
 	"\x03ids\x18\x05 \x03(\rR\x03ids\x120\n" +
-	"\x06logits\x18\x06 \x01(\v2\x18.lamina.tensor.v1.TensorR\x06logits\"\x8f\x01\n" +
+	"\x06logits\x18\x06 \x01(\v2\x18.lamina.tensor.v1.TensorR\x06logits\x12\x19\n" +
+	"\x05guess\x18\a \x01(\rH\x00R\x05guess\x88\x01\x01B\b\n" +
+	"\x06_guess\"\x8f\x01\n" +
 	"\fPushResponse\x127\n" +
 	"\x06opened\x18\x01 \x01(\v2\x1d.lamina.sampler.v1.PushOpenedH\x00R\x06opened\x12=\n" +
 	"\n" +
@@ -2172,6 +2184,7 @@ func file_lamina_sampler_v1_sampler_proto_init() {
 		(*PushRequest_Rows)(nil),
 		(*PushRequest_Chunk)(nil),
 	}
+	file_lamina_sampler_v1_sampler_proto_msgTypes[18].OneofWrappers = []any{}
 	file_lamina_sampler_v1_sampler_proto_msgTypes[19].OneofWrappers = []any{
 		(*PushResponse_Opened)(nil),
 		(*PushResponse_RowWanted)(nil),

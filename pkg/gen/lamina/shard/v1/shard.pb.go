@@ -790,7 +790,10 @@ type Entry struct {
 	// How many of the last rows want logits; 0 in the midst of a prefill.
 	Logits uint32 `protobuf:"varint,5,opt,name=logits,proto3" json:"logits,omitempty"`
 	// How many of the best candidates to send for each such row; 0 for the whole row.
-	Candidates    uint32 `protobuf:"varint,6,opt,name=candidates,proto3" json:"candidates,omitempty"`
+	Candidates uint32 `protobuf:"varint,6,opt,name=candidates,proto3" json:"candidates,omitempty"`
+	// Guesses of the ids that follow the first row that wants logits: the ids of the rows
+	// after it. The sampler drops the rows behind the first wrong one.
+	Guesses       []uint32 `protobuf:"varint,7,rep,packed,name=guesses,proto3" json:"guesses,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -865,6 +868,13 @@ func (x *Entry) GetCandidates() uint32 {
 		return x.Candidates
 	}
 	return 0
+}
+
+func (x *Entry) GetGuesses() []uint32 {
+	if x != nil {
+		return x.Guesses
+	}
+	return nil
 }
 
 // Release names sessions to be freed.
@@ -3256,7 +3266,7 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"deadlineMs\x120\n" +
 	"\aentries\x18\x03 \x03(\v2\x16.lamina.shard.v1.EntryR\aentries\x12\x10\n" +
 	"\x03ids\x18\x04 \x03(\rR\x03ids\x120\n" +
-	"\x06hidden\x18\x05 \x01(\v2\x18.lamina.tensor.v1.TensorR\x06hidden\"\x9f\x01\n" +
+	"\x06hidden\x18\x05 \x01(\v2\x18.lamina.tensor.v1.TensorR\x06hidden\"\xb9\x01\n" +
 	"\x05Entry\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1a\n" +
@@ -3265,7 +3275,8 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x06logits\x18\x05 \x01(\rR\x06logits\x12\x1e\n" +
 	"\n" +
 	"candidates\x18\x06 \x01(\rR\n" +
-	"candidates\"%\n" +
+	"candidates\x12\x18\n" +
+	"\aguesses\x18\a \x03(\rR\aguesses\"%\n" +
 	"\aRelease\x12\x1a\n" +
 	"\bsessions\x18\x01 \x03(\fR\bsessions\"\xbf\x01\n" +
 	"\rInferResponse\x126\n" +

@@ -1,0 +1,67 @@
+package app_test
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/lamina-mesh/lamina/cmd/lamina/app"
+	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
+	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
+)
+
+// TestMesh_GuessingChangesNoToken generates with and without guesses ahead, several
+// requests at once: greedy, drawn, punished and held to a grammar.
+func TestMesh_GuessingChangesNoToken(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	zero, warm := float32(0), float32(0.8)
+	rules := []*routerv1.Sampling{
+		{Temperature: &zero},
+		{Temperature: &warm, TopK: 8, Seed: new(uint64)},
+		{Temperature: &zero, FrequencyPenalty: 0.3},
+		{Temperature: &warm, Seed: new(uint64)},
+		{Temperature: &zero, Grammar: &samplerv1.Grammar{Kind: samplerv1.GrammarKind_GRAMMAR_KIND_REGEX, Source: `( ?[a-z]+){20}`}},
+	}
+	var want [][]uint32
+	for _, c := range []app.MeshConfig{{Stages: 1}, {Stages: 1, Speculate: 4}, {Stages: 3, Speculate: 7}} {
+		c.Model = shared(t, "models/stories260K/stories260K-f32.gguf")
+		got := make([][]uint32, len(rules))
+		t.Run(fmt.Sprintf("%d stages, %d guesses", c.Stages, c.Speculate), func(t *testing.T) { generateAll(t, mesh(t, c), rules, got) })
+		if want == nil {
+			want = got
+		}
+		for i := range rules {
+			if len(got[i]) == 0 || !slices.Equal(got[i], want[i]) {
+				t.Errorf("%d stages, %d guesses, request %d: %v, want %v", c.Stages, c.Speculate, i, got[i], want[i])
+			}
+		}
+	}
+}
+
+// generateAll runs a request for each rules at once and keeps the ids.
+func generateAll(t *testing.T, router routerv1.RouterServiceClient, rules []*routerv1.Sampling, got [][]uint32) {
+	var wg sync.WaitGroup
+	for i, r := range rules {
+		wg.Go(func() {
+			stream, err := router.Generate(t.Context(), &routerv1.GenerateRequest{
+				Prompt:    &routerv1.GenerateRequest_Text{Text: "Lily had a cat. The cat had a hat. Lily had a cat. The cat had a"},
+				MaxTokens: 60, Sampling: r, IgnoreEnd: true,
+			})
+			for err == nil {
+				var event *routerv1.GenerateResponse
+				if event, err = stream.Recv(); err == nil && event.GetToken() != nil {
+					got[i] = append(got[i], event.GetToken().GetId())
+				}
+			}
+			if !errors.Is(err, io.EOF) {
+				t.Errorf("request %d: %v", i, err)
+			}
+		})
+	}
+	wg.Wait()
+}
