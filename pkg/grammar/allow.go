@@ -58,6 +58,12 @@ func (p *positionMask) write(dst []uint64) {
 	for _, id := range p.not {
 		dst[id>>6] &^= 1 << (id & 63)
 	}
+	for _, ids := range p.also {
+		setBits(dst, ids)
+	}
+	for _, id := range p.never {
+		dst[id>>6] &^= 1 << (id & 63)
+	}
 }
 
 // Allowed counts the tokens of a mask.
@@ -88,7 +94,7 @@ func (m *machine) maskAt(p *position, text []byte) (*positionMask, error) {
 			}
 			if k.mem.like != nil {
 				var err error
-				if out.not, err = m.repeats(k); err != nil {
+				if out.never, err = m.repeats(k); err != nil {
 					return nil, err
 				}
 			}
@@ -97,14 +103,24 @@ func (m *machine) maskAt(p *position, text []byte) (*positionMask, error) {
 		if err != nil {
 			return nil, err
 		}
-		out.sets = append(out.sets, mask.sets...)
-		out.lists = append(out.lists, mask.lists...)
+		switch {
+		case len(mask.not) == 0:
+			out.sets = append(out.sets, mask.sets...)
+			out.lists = append(append(out.lists, mask.lists...), mask.also...)
+		case len(p.kernels) == 1:
+			out.sets, out.lists, out.not, out.also = mask.sets, mask.lists, mask.not, mask.also
+		default:
+			set := make([]uint64, m.vocab.Words())
+			(&positionMask{sets: mask.sets, lists: mask.lists, not: mask.not, also: mask.also}).write(set)
+			out.sets = append(out.sets, set)
+			m.bytes += 8 * len(set)
+		}
 		ids, err := m.beyond(mask, k)
 		if err != nil {
 			return nil, err
 		}
 		if len(ids) > 0 {
-			out.lists = append(out.lists, ids)
+			out.also = append(slices.Clip(out.also), ids)
 		}
 	}
 	if len(out.sets) > 2 {
@@ -162,9 +178,16 @@ func (m *machine) beyond(mask *stateMask, k config) ([]int32, error) {
 			return nil, err
 		}
 	} else {
-		for _, pop := range mask.pops {
+		for i, pop := range mask.pops {
+			from := len(w.ids)
 			if err := w.walk(pop.t, pop.node+1, pop.t.skip[pop.node], below); err != nil {
 				return nil, err
+			}
+			if i < mask.lent && len(mask.except) > 0 {
+				w.ids = append(w.ids[:from], slices.DeleteFunc(w.ids[from:], func(id int32) bool {
+					_, found := slices.BinarySearch(mask.except, id)
+					return found
+				})...)
 			}
 		}
 	}
@@ -182,7 +205,7 @@ func (m *machine) beyond(mask *stateMask, k config) ([]int32, error) {
 // Bounds on what Compile makes beforehand.
 const (
 	maxPrepared    = 4000   // states
-	maxPrepareWork = 90_000 // items looked at, or eight nodes of the vocabulary
+	maxPrepareWork = 150_000 // items looked at, or eight nodes of the vocabulary
 )
 
 // prepare makes the masks of the states that are reached first, as far as that is

@@ -41,6 +41,8 @@ type machine struct {
 	vocab     *Vocabulary
 	ids       []int32               // of the mask in the making
 	alike     map[string]*stateMask // of states that differ in far-off counts alone
+	asked     map[string]int        // states that asked for the runs of a set
+	seldom    int                   // of those, how many go without
 	relations map[string][]relation // by the key of a set and the class
 }
 
@@ -105,7 +107,7 @@ func (c *counters) push(n, below int32) int32 {
 func newMachine(p *program) *machine {
 	m := &machine{prog: p, stacks: newStacks(), states: map[string]*state{}, dead: &state{}, nowhere: &position{}, nextID: 1,
 		starts: make([]*state, len(p.starts)), positions: map[string]*position{}, returns: map[returnKey]*position{}, memories: memories{known: map[memoryKey]*memory{}, added: map[addedKey]*seen{}},
-		alike: map[string]*stateMask{}, relations: map[string][]relation{}}
+		alike: map[string]*stateMask{}, relations: map[string][]relation{}, asked: map[string]int{}}
 	m.credit = firstWork
 	m.refresh()
 	m.counts = counters{lists: make([]countList, 1), known: map[countList]int32{}}

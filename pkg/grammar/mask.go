@@ -8,7 +8,13 @@ import "slices"
 type stateMask struct {
 	sets  [][]uint64 // shared, not to be changed
 	lists [][]int32
+	not   []int32   // taken from those
+	also  [][]int32 // added once that is done
 	pops  []pop
+	// lent is how many of pops come from another state's mask, and except the tokens
+	// below them that go another way from here, ascending.
+	lent   int
+	except []int32
 	// loose says that tokens may leave the rule after any character of a class;
 	// then the whole is looked at where what is open matters.
 	loose bool
@@ -26,7 +32,9 @@ type pop struct {
 type positionMask struct {
 	sets  [][]uint64
 	lists [][]int32
-	not   []int32 // taken from those
+	not   []int32   // taken from those
+	also  [][]int32 // added once that is done
+	never []int32   // taken at the end
 }
 
 // walker finds the tokens of tries that lead from a position to another.
@@ -141,9 +149,15 @@ func (m *machine) maskOf(s *state) (*stateMask, error) {
 func (w *walker) state(s *state) error {
 	m := w.m
 	if u := m.uniformOf(s); u.next != nil {
-		done, err := w.uniform(m.vocab.runsOf(u.set, u.key), s, m.stacks.unknown, u, true)
-		if done || err != nil {
+		if done, err := w.like(s, u.next); done || err != nil {
 			return err
+		}
+		// Where a class is seldom asked for, learning it costs more than it spares.
+		m.asked[u.key]++
+		if r := m.vocab.runsOf(u.set, u.key, m.asked[u.key] > m.seldom); r != nil {
+			if done, err := w.uniform(r, s, m.stacks.unknown, u, true); done || err != nil {
+				return err
+			}
 		}
 	}
 	p, err := m.alone(s)
@@ -151,6 +165,92 @@ func (w *walker) state(s *state) error {
 		return err
 	}
 	return w.walk(m.vocab.all, 0, m.vocab.all.size(), p)
+}
+
+// seldom is how many states walk the whole vocabulary before a class is learnt.
+const seldom = 4
+
+// like takes the mask of another state, to which almost all characters lead from s,
+// and looks at the tokens alone that go another way from s than from there. It says
+// false, having done nothing, where the other state does not read its class on and
+// on, or where tokens may leave the rule.
+func (w *walker) like(s, other *state) (bool, error) {
+	m := w.m
+	if other == s || m.uniformOf(other).next != other {
+		return false, nil
+	}
+	mask, err := m.maskOf(other)
+	if err != nil || mask.loose || mask.lent > 0 || len(mask.not)+len(mask.also) > 0 {
+		return false, err
+	}
+	p, err := m.alone(s)
+	if err != nil {
+		return false, err
+	}
+	q, err := m.alone(other)
+	if err != nil {
+		return false, err
+	}
+	d := difference{m: m, t: m.vocab.all}
+	if err := d.walk(0, d.t.size(), p, q); err != nil {
+		return false, err
+	}
+	w.out.sets, w.out.lists, w.out.not = mask.sets, mask.lists, d.not
+	w.out.also = [][]int32{d.also}
+	w.out.pops, w.out.lent = append(slices.Clip(mask.pops), d.pops...), len(mask.pops)
+	if len(mask.pops) > 0 {
+		w.out.except = d.except
+		slices.Sort(w.out.except)
+	}
+	w.steps += d.steps
+	m.bytes += 4 * (len(d.not) + len(d.also))
+	return true, nil
+}
+
+// difference finds the tokens that go another way from one position than from
+// another.
+type difference struct {
+	m      *machine
+	t      *trie
+	not    []int32 // tokens that one does not take
+	also   []int32 // that it does
+	except []int32 // tokens for which what the other does after its rule says nothing
+	pops   []pop
+	steps  int
+}
+
+func (d *difference) walk(from, to int32, p, q *position) error {
+	t := d.t
+	for i := from; i < to; i = t.skip[i] {
+		d.steps++
+		pn, err := d.m.follow(p, t.b[i])
+		if err != nil {
+			return err
+		}
+		qn, err := d.m.follow(q, t.b[i])
+		if err != nil {
+			return err
+		}
+		switch {
+		case pn == qn:
+			continue
+		case pn == d.m.nowhere:
+			d.not = append(d.not, t.ids[t.first[i]:t.first[t.skip[i]]]...)
+			d.except = append(d.except, t.ids[t.first[i]:t.first[t.skip[i]]]...)
+			continue
+		}
+		if qn.popped {
+			d.except = append(d.except, t.ids[t.first[i]:t.first[t.skip[i]]]...)
+		}
+		if pn.popped && i+1 < t.skip[i] {
+			d.pops = append(d.pops, pop{t, i})
+		}
+		d.also = append(d.also, t.at(i)...)
+		if err := d.walk(i+1, t.skip[i], pn, qn); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // place is the position of being in s above a stack.

@@ -85,7 +85,7 @@ func randomVocabulary(t testing.TB, r *rand.Rand, size int) ([][]byte, *grammar.
 	for b := range 256 {
 		tokens = append(tokens, []byte{byte(b)})
 	}
-	for _, p := range parts {
+	for _, p := range append(parts, "1x.", "1x.:", "1x.,", "1x.:a", "a-:", "a-:0", "a-,", "bx:", "bx,") {
 		tokens = append(tokens, []byte(p))
 	}
 	for len(tokens) < size {
@@ -127,6 +127,8 @@ func TestMask_AgreesWithBytes(t *testing.T) {
 		{"schema", `{"type":"string","minLength":3,"maxLength":5}`},
 		{"schema", `{"type":"array","items":{"type":"string","pattern":"^[abx]{2,9}(-[ab01]+)?$"}}`},
 		{"schema", `{"type":"object","properties":{"a":{"type":"string","format":"email"},"abx":{"type":"string","minLength":2}},"required":["a"]}`},
+		{"schema", `{"type":"array","items":{"type":"object","properties":{"abx":{"type":"null"},"b0":{},"":{"type":"string","maxLength":2}}}}`},
+		{"gbnf", "root ::= (key \":\" key \",\")*\nkey ::= \"0\" (\"abx.\" | \"a-\" | \"bx\" | \"1x.:\" | [^ab1] [^.]* \".\")"},
 		{"schema", `{"type":"object","patternProperties":{"^a":{"type":"number"}},"additionalProperties":{"type":"string","maxLength":3}}`},
 		{"schema", `{"$defs":{"n":{"type":"object","properties":{"a":{"type":"string"},"b":{"type":"array","items":{"$ref":"#/$defs/n"}}},"required":["a","b"],"additionalProperties":false}},"$ref":"#/$defs/n"}`},
 		{"schema", `{"type":"array","items":{"enum":["a","ab","abx",1,10,100]},"minItems":2,"maxItems":4}`},

@@ -19,13 +19,16 @@ type Compiled struct {
 // Compile makes g ready for matching, and for masks over v; a nil v is for bytes
 // alone. It returns an *UnsupportedError for left recursion or a language without
 // texts, and a *LimitError where g is larger than the bounds of this package.
-func Compile(g *Grammar, v *Vocabulary) (*Compiled, error) {
+func Compile(g *Grammar, v *Vocabulary) (*Compiled, error) { return compile(g, v, seldom) }
+
+// compile is Compile where classes are learnt once more than so many states ask.
+func compile(g *Grammar, v *Vocabulary, seldom int) (*Compiled, error) {
 	prog, err := g.program()
 	if err != nil {
 		return nil, err
 	}
 	m := newMachine(prog)
-	m.vocab = v
+	m.vocab, m.seldom = v, seldom
 	start, err := m.at(m.start(int32(g.root)), m.stacks.bottom, nil)
 	if err != nil {
 		return nil, err

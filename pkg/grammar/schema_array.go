@@ -99,7 +99,7 @@ func (b *schemaBuilder) containing(a *arraySet, prefix int, value func(terms) (*
 	if len(a.contains) > 3 {
 		return nil, &LimitError{What: "contains that hold together", Limit: 3}
 	}
-	last := max(prefix, a.min) // from here on items are alike, unless they are counted
+	last := max(1, prefix, a.min) // from here on items are alike, unless they are counted
 	if a.max >= 0 {
 		last = max(last, a.max)
 	}

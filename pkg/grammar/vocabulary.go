@@ -23,7 +23,7 @@ type Vocabulary struct {
 }
 
 // maxRuns bounds the character classes that a vocabulary remembers.
-const maxRuns = 8
+const maxRuns = 16
 
 // NewVocabulary takes the bytes of every id and the ids that end a text. Ids
 // without bytes (control tokens, holes) never fit a grammar, and neither do the
@@ -58,7 +58,7 @@ func (v *Vocabulary) learn() error {
 	if err != nil {
 		return err
 	}
-	_, err = Compile(g, v)
+	_, err = compile(g, v, 0)
 	return err
 }
 
@@ -76,13 +76,17 @@ func (v *Vocabulary) ends(id int32) bool {
 	return found
 }
 
-// runsOf is how tokens go through a class of characters.
-func (v *Vocabulary) runsOf(set runeSet, key string) *runs {
+// runsOf is how tokens go through a class of characters, or nil where that is not
+// known yet and learn does not say that it is to be.
+func (v *Vocabulary) runsOf(set runeSet, key string, learn bool) *runs {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if i := slices.Index(v.used, key); i >= 0 {
 		v.used = append(slices.Delete(v.used, i, i+1), key)
 		return v.runs[key]
+	}
+	if !learn {
+		return nil
 	}
 	if len(v.used) >= maxRuns {
 		delete(v.runs, v.used[0])
