@@ -192,16 +192,14 @@ func (w *walker) like(s, other *state) (bool, error) {
 		return false, err
 	}
 	d := difference{m: m, t: m.vocab.all}
-	if err := d.walk(0, d.t.size(), p, q); err != nil {
+	if err := d.walk(0, d.t.size(), p, q, len(mask.pops) == 0); err != nil || d.large() {
 		return false, err
 	}
 	w.out.sets, w.out.lists, w.out.not = mask.sets, mask.lists, d.not
 	w.out.also = [][]int32{d.also}
 	w.out.pops, w.out.lent = append(slices.Clip(mask.pops), d.pops...), len(mask.pops)
-	if len(mask.pops) > 0 {
-		w.out.except = d.except
-		slices.Sort(w.out.except)
-	}
+	w.out.except = d.except
+	slices.Sort(w.out.except)
 	w.steps += d.steps
 	m.bytes += 4 * (len(d.not) + len(d.also))
 	return true, nil
@@ -219,9 +217,14 @@ type difference struct {
 	steps  int
 }
 
-func (d *difference) walk(from, to int32, p, q *position) error {
+// large says that the difference is not worth the while.
+func (d *difference) large() bool { return len(d.not)+len(d.also)+len(d.except) > 20_000 }
+
+// walk looks at the nodes of a range. excepted says that all below is in except, or
+// that nothing needs to be.
+func (d *difference) walk(from, to int32, p, q *position, excepted bool) error {
 	t := d.t
-	for i := from; i < to; i = t.skip[i] {
+	for i := from; i < to && !d.large(); i = t.skip[i] {
 		d.steps++
 		pn, err := d.m.follow(p, t.b[i])
 		if err != nil {
@@ -235,18 +238,23 @@ func (d *difference) walk(from, to int32, p, q *position) error {
 		case pn == qn:
 			continue
 		case pn == d.m.nowhere:
-			d.not = append(d.not, t.ids[t.first[i]:t.first[t.skip[i]]]...)
-			d.except = append(d.except, t.ids[t.first[i]:t.first[t.skip[i]]]...)
+			below := t.ids[t.first[i]:t.first[t.skip[i]]]
+			d.not = append(d.not, below...)
+			if !excepted {
+				d.except = append(d.except, below...)
+			}
 			continue
 		}
-		if qn.popped {
+		below := excepted
+		if qn.popped && !below {
+			below = true
 			d.except = append(d.except, t.ids[t.first[i]:t.first[t.skip[i]]]...)
 		}
 		if pn.popped && i+1 < t.skip[i] {
 			d.pops = append(d.pops, pop{t, i})
 		}
 		d.also = append(d.also, t.at(i)...)
-		if err := d.walk(i+1, t.skip[i], pn, qn); err != nil {
+		if err := d.walk(i+1, t.skip[i], pn, qn, below); err != nil {
 			return err
 		}
 	}
