@@ -155,40 +155,79 @@ func quantizeRowWide(dst *byte, stride int, x *float32, blocks int)
 func unpackQ4_0Wide(dst, panel *byte, blocks int)
 
 //go:noescape
+func gemvQ4_0Wide(y *float32, panels, x *byte, blocks, count int)
+
+//go:noescape
 func unpackQ4_1Wide(dst, panel *byte, blocks int)
+
+//go:noescape
+func gemvQ4_1Wide(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
 func unpackQ5_0Wide(dst, panel *byte, blocks int)
 
 //go:noescape
+func gemvQ5_0Wide(y *float32, panels, x *byte, blocks, count int)
+
+//go:noescape
 func unpackQ5_1Wide(dst, panel *byte, blocks int)
+
+//go:noescape
+func gemvQ5_1Wide(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
 func unpackQ8_0Wide(dst, panel *byte, blocks int)
 
 //go:noescape
+func gemvQ8_0Wide(y *float32, panels, x *byte, blocks, count int)
+
+//go:noescape
 func unpackIQ4_NLWide(dst, panel *byte, blocks int)
+
+//go:noescape
+func gemvIQ4_NLWide(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
 func unpackMXFP4Wide(dst, panel *byte, blocks int)
 
 //go:noescape
+func gemvMXFP4Wide(y *float32, panels, x *byte, blocks, count int)
+
+//go:noescape
 func unpackQ2_KWide(dst, panel *byte, blocks int)
+
+//go:noescape
+func gemvQ2_KWide(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
 func unpackQ3_KWide(dst, panel *byte, blocks int)
 
 //go:noescape
+func gemvQ3_KWide(y *float32, panels, x *byte, blocks, count int)
+
+//go:noescape
 func unpackQ4_KWide(dst, panel *byte, blocks int)
+
+//go:noescape
+func gemvQ4_KWide(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
 func unpackQ5_KWide(dst, panel *byte, blocks int)
 
 //go:noescape
+func gemvQ5_KWide(y *float32, panels, x *byte, blocks, count int)
+
+//go:noescape
 func unpackQ6_KWide(dst, panel *byte, blocks int)
 
 //go:noescape
+func gemvQ6_KWide(y *float32, panels, x *byte, blocks, count int)
+
+//go:noescape
 func unpackIQ4_XSWide(dst, panel *byte, blocks int)
+
+//go:noescape
+func gemvIQ4_XSWide(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
 func restSingleWide(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
@@ -259,7 +298,7 @@ func quantAVX512() quantOps {
 // quantAVX2 are the loops for processors with AVX2.
 func quantAVX2() quantOps {
 	return quantOps{
-		act: 96, unpacked: [kinds]int{1088, 1152, 1152, 1280}, quantize: quantizeRowWide,
+		act: 128, unpacked: [kinds]int{1088, 1152, 1152, 1280}, quantize: quantizeRowWide,
 		unpack: [dtypes]unpackFunc{
 			tensor.Q4_0:   unpackQ4_0Wide,
 			tensor.Q4_1:   unpackQ4_1Wide,
@@ -274,6 +313,21 @@ func quantAVX2() quantOps {
 			tensor.Q5_K:   unpackQ5_KWide,
 			tensor.Q6_K:   unpackQ6_KWide,
 			tensor.IQ4_XS: unpackIQ4_XSWide,
+		},
+		gemv: [dtypes]gemvFunc{
+			tensor.Q4_0:   gemvQ4_0Wide,
+			tensor.Q4_1:   gemvQ4_1Wide,
+			tensor.Q5_0:   gemvQ5_0Wide,
+			tensor.Q5_1:   gemvQ5_1Wide,
+			tensor.Q8_0:   gemvQ8_0Wide,
+			tensor.IQ4_NL: gemvIQ4_NLWide,
+			tensor.MXFP4:  gemvMXFP4Wide,
+			tensor.Q2_K:   gemvQ2_KWide,
+			tensor.Q3_K:   gemvQ3_KWide,
+			tensor.Q4_K:   gemvQ4_KWide,
+			tensor.Q5_K:   gemvQ5_KWide,
+			tensor.Q6_K:   gemvQ6_KWide,
+			tensor.IQ4_XS: gemvIQ4_XSWide,
 		},
 		rest: [kinds]restFunc{restSingleWide, restMinimumWide, restHalvesWide, restHalfMinWide},
 	}

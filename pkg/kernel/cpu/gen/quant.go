@@ -110,7 +110,7 @@ func (a *asm) quantDeclarations() []byte {
 	b.WriteString("\n// quantAVX2 are the loops for processors with AVX2.\nfunc quantAVX2() quantOps {\n\treturn quantOps{\n")
 	fmt.Fprintf(&b, "act: %d, unpacked: [kinds]int{%d, %d, %d, %d}, quantize: quantizeRowWide,\n",
 		wideActBytes, single.wideStride(), minimum.wideStride(), halves.wideStride(), halfMin.wideStride())
-	b.WriteString(byType("unpack", "Wide") + byKind("rest", "Wide") + "}\n}\n")
+	b.WriteString(byType("unpack", "Wide") + byType("gemv", "Wide") + byKind("rest", "Wide") + "}\n}\n")
 	out, err := format.Source(b.Bytes())
 	if err != nil {
 		log.Fatal(err)

@@ -6,9 +6,11 @@ import "fmt"
 // of a row in each 32-bit lane, and VPMADDWD multiplies them with two broadcast
 // activations: no sum can saturate.
 
-// Offsets in this family's activation block: 32 signed words and the common header.
+// Offsets in this family's activation block: 32 signed words, the common header, and the
+// same numbers as bytes.
 const (
-	wideActBytes = 96
+	wideActBytes = 128
+	wideBytes    = 96
 	wideHeader   = 64 - actScale // what the header's offsets are moved by
 
 	wideScale = 1024 // unpacked: sixteen pairs of inputs, then vectors of f32
@@ -27,6 +29,7 @@ func quantAVX2(a *asm) {
 	a.quantizeWide()
 	for i := range qtypes {
 		a.unpackWide(&qtypes[i])
+		a.gemvWide(&qtypes[i])
 	}
 	for _, k := range []kind{single, minimum, halves, halfMin} {
 		a.restWide(k)
@@ -183,9 +186,9 @@ func (a *asm) superWide(q *qtype) {
 	a.f("ADDQ $%d, SI", step)
 }
 
-// scalesWide writes a block's factors at SI to the unpacked block at BX.
-func (a *asm) scalesWide(q *qtype) {
-	put := func(factor, h int) { a.f("VMOVUPS Y3, %d(BX)", wideScale+64*factor+32*h) }
+// scalesWide writes a block's factors at SI to memory, off bytes from a register.
+func (a *asm) scalesWide(q *qtype, register string, off int) {
+	put := func(factor, h int) { a.f("VMOVUPS Y3, %d(%s)", off+64*factor+32*h, register) }
 	times := func(load string, at, super, factor int) {
 		for h := range 2 {
 			a.f("%s %d(SI), Y3", load, at+8*h)
@@ -257,7 +260,7 @@ func (a *asm) unpackWide(q *qtype) {
 		a.f("MOVQ $8, DX")
 		a.label("sub")
 	}
-	a.scalesWide(q)
+	a.scalesWide(q, "BX", wideScale)
 	for h := range 2 {
 		for j := range 8 {
 			a.codesWide(q, j, h)
@@ -281,6 +284,129 @@ func (a *asm) unpackWide(q *qtype) {
 	}
 	a.f("JNZ loop")
 	a.end()
+}
+
+// most is the greatest of a type's unsigned codes; 255 stands for those that are
+// multiplied as signed numbers.
+func (q *qtype) most() int {
+	if q.codes == "lut" && q.word == actLess16 {
+		return 28
+	}
+	return map[string]int{"4": 15, "lut": 255, "5": 31, "6": 63, "8": 255, "2": 3, "3": 56}[q.codes]
+}
+
+// gemvWide writes gemv<type>Wide: panels of packed weights times one row of activations.
+// VPMADDUBSW multiplies bytes; as many of its 16-bit sums are added as cannot overflow.
+func (a *asm) gemvWide(q *qtype) {
+	const scales = 256 // bytes of factors on the stack
+	a.frame = scales
+	a.fn("gemv"+q.name+"Wide", 40, fmt.Sprintf("func gemv%sWide(y *float32, panels, x *byte, blocks, count int)", q.name))
+	a.frame = 0
+	a.f("MOVQ y+0(FP), R8")
+	a.f("MOVQ panels+8(FP), DI")
+	a.f("MOVQ x+16(FP), R12")
+	a.f("MOVQ count+32(FP), R13")
+	a.f("LEAQ scales-%d(SP), R11", scales)
+	a.setupWide(q)
+	signed := q.most() > 127
+	a.constant256(0x00010001, 12)
+	if signed {
+		a.constant256(0x80808080, 14)
+	}
+	a.label("panels")
+	a.f("MOVQ R12, BX")
+	a.f("MOVQ blocks+24(FP), CX")
+	a.f("VXORPS Y0, Y0, Y0")
+	a.f("VXORPS Y1, Y1, Y1")
+	a.label("loop")
+	a.f("MOVQ DI, SI")
+	a.f("ADDQ $%d, DI", q.scaleBytes())
+	if q.super() {
+		a.superWide(q)
+		a.f("MOVQ $8, DX")
+		a.label("sub")
+	}
+	a.scalesWide(q, "R11", 0)
+	for h := range 2 {
+		a.dotWide(q, h, signed)
+	}
+	a.f("ADDQ $%d, DI", q.codeBytes())
+	a.f("ADDQ $%d, BX", wideActBytes)
+	if q.super() {
+		a.f("DECQ DX")
+		a.f("JNZ sub")
+		a.f("SUBQ $8, CX")
+	} else {
+		a.f("DECQ CX")
+	}
+	a.f("JNZ loop")
+	a.f("VMOVUPS Y0, (R8)")
+	a.f("VMOVUPS Y1, 32(R8)")
+	a.f("ADDQ $64, R8")
+	a.f("DECQ R13")
+	a.f("JNZ panels")
+	a.end()
+}
+
+// dotWide adds a block of eight rows (half h) to Y0 or Y1. Its factors are at R11.
+func (a *asm) dotWide(q *qtype, h int, signed bool) {
+	word := func(off, y int) { a.f("VPBROADCASTD %d(BX), Y%d", wideHeader+off, y) }
+	parts := 1 // sums of a block
+	if q.kind == halves || q.kind == halfMin {
+		parts = 2
+	}
+	for part := range parts {
+		switch {
+		case q.kind == halves:
+			word(actLow+4*part, 11)
+		case q.kind == single && !signed:
+			word(q.word, 11)
+		default:
+			a.f("VPXOR Y11, Y11, Y11")
+		}
+		group := 0 // products in Y13
+		for j := part * 8 / parts; j < (part+1)*8/parts; j++ {
+			a.codesWide(q, j, h)
+			if signed {
+				a.f("VPXOR Y14, Y3, Y3")
+			}
+			a.f("VPBROADCASTD %d(BX), Y4", wideBytes+4*j)
+			last := j+1 == (part+1)*8/parts
+			switch {
+			case signed:
+				a.f("VPABSB Y3, Y13")
+				a.f("VPSIGNB Y3, Y4, Y4")
+				a.f("VPMADDUBSW Y4, Y13, Y13")
+				group = 1
+			case group == 0:
+				a.f("VPMADDUBSW Y4, Y3, Y13")
+				group = 1
+			default:
+				a.f("VPMADDUBSW Y4, Y3, Y4")
+				a.f("VPADDW Y4, Y13, Y13")
+				group++
+			}
+			if signed || last || (group+1)*q.most()*127*2 > 32767 {
+				a.f("VPMADDWD Y12, Y13, Y13")
+				a.f("VPADDD Y13, Y11, Y11")
+				group = 0
+			}
+		}
+		a.f("VCVTDQ2PS Y11, Y11")
+		a.f("VBROADCASTSS %d(BX), Y4", wideHeader+actScale)
+		a.f("VMULPS %d(R11), Y4, Y3", 64*part+32*h)
+		a.f("VFMADD231PS Y11, Y3, Y%d", h)
+		switch q.kind {
+		case minimum:
+			a.f("VBROADCASTSS %d(BX), Y4", wideHeader+actSum)
+			a.f("VFMADD231PS %d(R11), Y4, Y%d", 64+32*h, h)
+		case halfMin:
+			word(actLow+4*part, 3)
+			a.f("VCVTDQ2PS Y3, Y3")
+			a.f("VMULPS Y4, Y3, Y3")
+			a.f("VFMADD231PS %d(R11), Y3, Y%d", 64*(2+part)+32*h, h)
+		}
+	}
 }
 
 // restWide writes rest<kind>Wide: an unpacked panel times some rows.
@@ -414,6 +540,9 @@ func (a *asm) quantizeWide() {
 		a.f("VPERMQ $0xD8, Y%d, Y%d", lo, lo)
 		a.f("VMOVDQU Y%d, %d(DI)", lo, 32*i)
 	}
+	a.f("VPACKSSWB Y2, Y0, Y10")
+	a.f("VPERMQ $0xD8, Y10, Y10")
+	a.f("VMOVDQU Y10, %d(DI)", wideBytes)
 	a.f("VPHADDD Y9, Y8, Y8")
 	a.f("VPHADDD Y8, Y8, Y8")
 	a.f("VEXTRACTI128 $1, Y8, X9")
