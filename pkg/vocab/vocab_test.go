@@ -364,8 +364,12 @@ func TestVocab_EncodingIsLinear(t *testing.T) {
 				}
 				return best
 			}
-			// a quadratic encoder takes 16 times as long for 4 times the text
+			// A quadratic encoder takes 16 times as long for 4 times the text. A machine
+			// that was busy gets more tries.
 			short, long := measure(n/4), measure(n)
+			for try := 0; try < 5 && long > 9*short+20*time.Millisecond; try++ {
+				long = min(long, measure(n))
+			}
 			if long > 9*short+20*time.Millisecond {
 				t.Errorf("%s, %s: %v for %d characters, %v for %d", vname, name, short, n/4, long, n)
 			}
