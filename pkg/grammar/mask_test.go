@@ -161,7 +161,11 @@ func TestMask_AgreesWithBytes(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for range 6 {
+		walks := 6
+		if testing.Short() {
+			walks = 2
+		}
+		for range walks {
 			m, plain := fast.NewMatcher(), slow.NewMatcher()
 			for step := range 12 {
 				if err := m.Mask(mask); err != nil {
