@@ -205,7 +205,7 @@ func (m *machine) beyond(mask *stateMask, k config) ([]int32, error) {
 // Bounds on what Compile makes beforehand.
 const (
 	maxPrepared    = 4000    // states
-	maxPrepareWork = 120_000 // items looked at, or eight nodes of the vocabulary
+	maxPrepareWork = 100_000 // items looked at, or eight nodes of the vocabulary
 )
 
 // prepare makes the masks of the states that are reached first, as far as that is
