@@ -165,7 +165,8 @@ type byteBPE struct {
 	merges *merges
 	bytes  [256]int32       // the id of each byte, -1 where there is none
 	words  map[string]int32 // tokens by their bytes, where whole words go unmerged
-	unk    int32
+	unk    int32            // for a byte that is none; -1 refuses it
+	drop   bool             // such a byte goes, as it does elsewhere: the unknown token is a control token
 }
 
 func (m *byteBPE) encode(piece string, k *sink) error {
@@ -179,6 +180,9 @@ func (m *byteBPE) encode(piece string, k *sink) error {
 	for i := 0; i < len(piece); i++ {
 		id := m.bytes[piece[i]]
 		if id < 0 {
+			if m.drop {
+				continue
+			}
 			if m.unk < 0 {
 				return &TextError{Offset: i, Piece: shorten(piece), Reason: "the vocabulary lacks a byte that stands"}
 			}

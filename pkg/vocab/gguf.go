@@ -162,7 +162,7 @@ func (v *Vocab) byteBPE(field string, pairs [][2]string) (*byteBPE, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &byteBPE{merges: table, unk: v.unk}
+	m := &byteBPE{merges: table, unk: v.unk, drop: v.unk >= 0 && v.tokens[v.unk].kind == KindControl}
 	for c, s := range alphabet.spell {
 		m.bytes[c] = -1
 		if id, ok := v.ids[s]; ok && v.tokens[id].kind == KindNormal {
