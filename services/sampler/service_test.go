@@ -1,0 +1,307 @@
+package sampler_test
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/test/bufconn"
+
+	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
+	tensorv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tensor/v1"
+	"github.com/lamina-mesh/lamina/pkg/sample"
+	"github.com/lamina-mesh/lamina/pkg/wire"
+	"github.com/lamina-mesh/lamina/services/sampler"
+)
+
+const vocab = 300
+
+// both are the two conversations of one pipeline.
+type both struct {
+	t      *testing.T
+	router grpc.BidiStreamingClient[samplerv1.SampleRequest, samplerv1.SampleResponse]
+	stage  grpc.BidiStreamingClient[samplerv1.PushRequest, samplerv1.PushResponse]
+	mu     sync.Mutex // of sending to it
+}
+
+// open serves a sampler and opens a pipeline on it.
+func open(t *testing.T) *both {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	t.Cleanup(cancel)
+	l, server := bufconn.Listen(1<<20), grpc.NewServer()
+	sampler.New(sampler.Config{}).Register(server)
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = server.Serve(l) })
+	conn, err := grpc.NewClient("passthrough:///bufconn", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close(); server.Stop(); wg.Wait() })
+	b := &both{t: t}
+	client, name := samplerv1.NewSamplerServiceClient(conn), id(0)
+	if b.router, err = client.Sample(ctx); err != nil {
+		t.Fatal(err)
+	}
+	b.tell(&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Open{Open: &samplerv1.SampleOpen{Pipeline: name}}})
+	b.hear()
+	if b.stage, err = client.Push(ctx); err != nil {
+		t.Fatal(err)
+	}
+	b.push(&samplerv1.PushRequest{Frame: &samplerv1.PushRequest_Open{Open: &samplerv1.PushOpen{Pipeline: name, Vocab: vocab}}})
+	if _, err := b.stage.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func id(n int) []byte { return fmt.Appendf(nil, "%016d", n) }
+
+func (b *both) tell(r *samplerv1.SampleRequest) {
+	b.t.Helper()
+	if err := b.router.Send(r); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+func (b *both) hear() *samplerv1.SampleResponse {
+	b.t.Helper()
+	r, err := b.router.Recv()
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return r
+}
+
+func (b *both) push(r *samplerv1.PushRequest) {
+	b.t.Helper()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err := b.stage.Send(r); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// add brings a session and waits until it is known.
+func (b *both) add(a *samplerv1.AddSession) {
+	b.t.Helper()
+	b.tell(&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Add{Add: a}})
+	if b.hear().GetAdded() == nil {
+		b.t.Fatal("the session is not added")
+	}
+}
+
+// rows sends rows in one frame.
+func (b *both) rows(rows ...*samplerv1.Row) {
+	b.t.Helper()
+	b.push(&samplerv1.PushRequest{Frame: &samplerv1.PushRequest_Rows{Rows: &samplerv1.Rows{Rows: rows}}})
+}
+
+// row is a row of a session, of its best candidates if there are so many.
+func row(session, position int, logits []float32, candidates int) *samplerv1.Row {
+	var total float64
+	for _, v := range logits {
+		total += math.Exp(float64(v))
+	}
+	r := &samplerv1.Row{Session: id(session), Epoch: 1, Position: uint32(position), LogSumExp: math.Log(total)}
+	if candidates > 0 {
+		best := sample.Best(logits, candidates)
+		logits = nil
+		for _, c := range best {
+			r.Ids, logits = append(r.Ids, uint32(c.ID)), append(logits, c.Logit)
+		}
+	}
+	r.Logits, _ = wire.Encode(tensorv1.ElementType_ELEMENT_TYPE_F32, []int{len(logits)}, logits)
+	return r
+}
+
+func logits(seed, position int) []float32 {
+	r := rand.New(rand.NewPCG(uint64(seed), uint64(position)))
+	out := make([]float32, vocab)
+	for i := range out {
+		out[i] = float32(3 * r.NormFloat64())
+	}
+	return out
+}
+
+// everyRule is rules of several kinds.
+func everyRule() []*samplerv1.Rules {
+	return []*samplerv1.Rules{
+		{},
+		{Temperature: 1, Seed: 3},
+		{Temperature: 0.7, TopK: 20, TopP: 0.9, Seed: 4, RepetitionPenalty: 1.2},
+		{Temperature: 1, Seed: 5, Advanced: &samplerv1.Advanced{Mirostat: 2, MirostatTau: 3}},
+		{Temperature: 1, Seed: 6, Advanced: &samplerv1.Advanced{Mirostat: 1, MirostatTau: 3}},
+		{Temperature: 1, Seed: 7, TopK: 40, Advanced: &samplerv1.Advanced{DryMultiplier: 1, DryAllowedLength: 1}},
+		{Temperature: 1, Seed: 8, Advanced: &samplerv1.Advanced{TypicalP: 0.8, XtcProbability: 0.5}},
+		{Temperature: 1, Seed: 9, FrequencyPenalty: 0.5, Advanced: &samplerv1.Advanced{NoRepeatNgram: 2, Order: []string{"no_repeat_ngram", "penalties", "temperature"}}},
+	}
+}
+
+// TestSample_AnySamplerTakesOver generates with one sampler, and the second half of the
+// same with another, which is given what was emitted.
+func TestSample_AnySamplerTakesOver(t *testing.T) {
+	const length, moved = 12, 5
+	for i, rules := range everyRule() {
+		b := open(t)
+		b.add(&samplerv1.AddSession{Session: id(1), Epoch: 1, Rules: rules, Prompt: []uint32{1, 2, 3}})
+		var ids []uint32
+		var logprobs []float32
+		for at := range length {
+			b.rows(row(1, 2+at, logits(i, at), 0))
+			token := b.hear().GetToken()
+			if token.GetPosition() != uint32(3+at) {
+				t.Fatalf("rules %d: a token for position %d", i, token.GetPosition())
+			}
+			ids, logprobs = append(ids, token.GetId()), append(logprobs, token.GetLogprob())
+		}
+		other := open(t)
+		other.add(&samplerv1.AddSession{Session: id(1), Epoch: 1, Rules: rules, Prompt: []uint32{1, 2, 3}, Emitted: ids[:moved], EmittedLogprobs: logprobs[:moved]})
+		for at := moved; at < length; at++ {
+			other.rows(row(1, 2+at, logits(i, at), 0))
+			if got := other.hear().GetToken().GetId(); got != ids[at] {
+				t.Errorf("rules %d: token %d is %d after the move, was %d", i, at, got, ids[at])
+			}
+		}
+	}
+}
+
+// TestPush_CandidatesGiveTheRowsToken sends few candidates, and the row where it is
+// asked for.
+func TestPush_CandidatesGiveTheRowsToken(t *testing.T) {
+	asked := 0
+	for i, rules := range everyRule() {
+		b := open(t)
+		for session := range 2 {
+			b.add(&samplerv1.AddSession{Session: id(1 + session), Epoch: 1, Rules: rules, Prompt: []uint32{7}})
+		}
+		var answering sync.WaitGroup
+		answering.Go(func() {
+			for {
+				r, err := b.stage.Recv()
+				if err != nil {
+					return
+				}
+				asked++
+				at := int(r.GetRowWanted().GetPosition())
+				b.rows(row(2, at, logits(i, at), 0))
+			}
+		})
+		for at := range 10 {
+			b.rows(row(1, at, logits(i, at), 0))
+			want := b.hear().GetToken()
+			b.rows(row(2, at, logits(i, at), 30))
+			if got := b.hear().GetToken(); got.GetId() != want.GetId() || got.GetLogprob() != want.GetLogprob() {
+				t.Errorf("rules %d: position %d is %v from candidates, %v from the row", i, at, got, want)
+			}
+		}
+		if err := b.stage.CloseSend(); err != nil {
+			t.Fatal(err)
+		}
+		answering.Wait()
+	}
+	if asked == 0 {
+		t.Error("no row was ever asked for")
+	}
+}
+
+func TestPush_ManySessionsInAFrame(t *testing.T) {
+	b, rows := open(t), []*samplerv1.Row(nil)
+	for s := range 256 {
+		b.add(&samplerv1.AddSession{Session: id(s), Epoch: 1, Rules: &samplerv1.Rules{}})
+		rows = append(rows, row(s, 4, logits(s, 0), 5))
+	}
+	b.rows(rows...)
+	for s := range 256 {
+		token := b.hear().GetToken()
+		if want := sample.Best(logits(s, 0), 1)[0].ID; !slices.Equal(token.GetSession(), id(s)) || token.GetId() != uint32(want) {
+			t.Fatalf("session %d gets %v, want %d", s, token, want)
+		}
+	}
+}
+
+func TestPush_RowsForNothing(t *testing.T) {
+	b := open(t)
+	b.add(&samplerv1.AddSession{Session: id(1), Epoch: 2, Rules: &samplerv1.Rules{}})
+	x := logits(1, 1)
+	best := uint32(sample.Best(x, 1)[0].ID)
+	stale, unknown, wrong, right := row(1, 3, x, 2), row(9, 3, x, 2), row(1, 5, x, 2), row(1, 5, logits(1, 2), 2)
+	other := best + 1
+	wrong.Epoch, wrong.Guess = 2, &other
+	right.Epoch, right.Guess = 2, &best
+	first := row(1, 4, x, 2)
+	first.Epoch = 2
+	// An earlier epoch, a session that nobody added, a guess that was wrong: no token.
+	b.rows(stale, unknown, first, wrong, right)
+	for _, position := range []uint32{5, 6} {
+		if token := b.hear().GetToken(); token.GetPosition() != position {
+			t.Fatalf("a token for position %d, want %d", token.GetPosition(), position)
+		}
+	}
+}
+
+func TestSample_EndsAndMinimum(t *testing.T) {
+	b := open(t)
+	x := logits(2, 2)
+	end := uint32(sample.Best(x, 1)[0].ID)
+	b.add(&samplerv1.AddSession{Session: id(1), Epoch: 1, Rules: &samplerv1.Rules{EndIds: []uint32{end}, Advanced: &samplerv1.Advanced{MinTokens: 2}}})
+	for at := range 3 {
+		b.rows(row(1, at, x, 10))
+		token := b.hear().GetToken()
+		stopped := token.GetFinishReason() == samplerv1.FinishReason_FINISH_REASON_STOP
+		if (token.GetId() == end) != (at == 2) || stopped != (at == 2) {
+			t.Errorf("token %d is %d, %v", at, token.GetId(), token.GetFinishReason())
+		}
+	}
+}
+
+func TestSample_BadRulesAreNamed(t *testing.T) {
+	for field, rules := range map[string]*samplerv1.Rules{
+		"temperature": {Temperature: -1}, "top_p": {TopP: 2}, "advanced.mirostat": {Advanced: &samplerv1.Advanced{Mirostat: 3}},
+		"advanced.order": {TopK: 3, Advanced: &samplerv1.Advanced{Order: []string{"min_p"}}}, "top_logprobs": {TopLogprobs: 21},
+	} {
+		b := open(t)
+		b.tell(&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Add{Add: &samplerv1.AddSession{Session: id(1), Epoch: 1, Rules: rules}}})
+		if _, err := b.router.Recv(); err == nil || !strings.Contains(err.Error(), field) {
+			t.Errorf("%s: %v", field, err)
+		}
+	}
+}
+
+// TestSample_HoldsTextToAGrammar gives a vocabulary of single characters and rows that
+// would rather have something else.
+func TestSample_HoldsTextToAGrammar(t *testing.T) {
+	b := open(t)
+	tokens := make([][]byte, vocab)
+	for c := range 128 {
+		tokens[c] = []byte{byte(c)}
+	}
+	tokens[200], tokens[201] = []byte("12"), []byte("-3")
+	b.tell(&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Tokens{Tokens: &samplerv1.Tokens{Digest: "d", Size: vocab, Tokens: tokens[:150]}}})
+	b.tell(&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Tokens{Tokens: &samplerv1.Tokens{Digest: "d", Size: vocab, First: 150, Tokens: tokens[150:]}}})
+	b.add(&samplerv1.AddSession{Session: id(1), Epoch: 1, Vocabulary: "d", Rules: &samplerv1.Rules{
+		EndIds: []uint32{299}, Grammar: &samplerv1.Grammar{Kind: samplerv1.GrammarKind_GRAMMAR_KIND_REGEX, Source: `[0-9]{3}-[0-9]{2}`},
+	}})
+	var text []byte
+	for at := range 10 {
+		b.rows(row(1, at, logits(3, at), 0))
+		token := b.hear().GetToken()
+		if token.GetFinishReason() == samplerv1.FinishReason_FINISH_REASON_STOP {
+			break
+		}
+		text = append(text, tokens[token.GetId()]...)
+	}
+	if len(text) != 6 || text[3] != '-' || strings.Trim(string(text), "0123456789-") != "" {
+		t.Errorf("the text is %q", text)
+	}
+}
