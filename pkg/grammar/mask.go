@@ -234,10 +234,10 @@ func (d *difference) walk(from, to int32, p, q *position, excepted bool) error {
 		if err != nil {
 			return err
 		}
-		switch {
-		case pn == qn:
+		switch pn {
+		case qn:
 			continue
-		case pn == d.m.nowhere:
+		case d.m.nowhere:
 			below := t.ids[t.first[i]:t.first[t.skip[i]]]
 			d.not = append(d.not, below...)
 			if !excepted {
@@ -387,8 +387,8 @@ func (w *walker) exits(r *runs, places []*position, round int) error {
 				}
 				to++
 			}
-			switch {
-			case to == last, to == round:
+			switch to {
+			case last, round:
 				err = w.tail(r.tail(b, count, -1), q)
 				count = len(places)
 			default:

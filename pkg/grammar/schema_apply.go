@@ -1,6 +1,7 @@
 package grammar
 
 import (
+	"errors"
 	"math/big"
 	"slices"
 	"strconv"
@@ -113,7 +114,8 @@ func (x *expander) conditional(p *place, v *value) ([]shape, error) {
 	}
 	unmet, err := branch(true, no)
 	if err != nil {
-		if u, ok := err.(*UnsupportedError); ok {
+		var u *UnsupportedError
+		if errors.As(err, &u) {
 			return nil, x.refuse(p, "if", "its opposite cannot be had: "+u.Error())
 		}
 		return nil, err

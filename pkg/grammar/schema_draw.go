@@ -139,7 +139,7 @@ func (d *drawing) counted(s drawn, extra bool) drawn {
 	if d.counts {
 		s.count++
 	}
-	if d.sures && !(extra && s.extra) {
+	if d.sures && (!extra || !s.extra) {
 		s.sure = min(s.sure+1, d.plan.set.min)
 		s.extra = s.extra || extra
 	}

@@ -1,6 +1,7 @@
 package grammar
 
 import (
+	"errors"
 	"slices"
 	"strconv"
 )
@@ -134,14 +135,6 @@ func (x *expander) shapesOf(t term) ([]shape, error) {
 		x.memo[t] = out
 	}
 	return out, err
-}
-
-// keywords that are notes to people or programs, or that other keywords read.
-var silent = map[string]bool{
-	"$schema": true, "$id": true, "id": true, "$anchor": true, "$dynamicAnchor": true, "$comment": true, "$defs": true, "definitions": true,
-	"$vocabulary": true, "title": true, "description": true, "default": true, "examples": true, "deprecated": true,
-	"readOnly": true, "writeOnly": true, "contentEncoding": true, "contentMediaType": true, "contentSchema": true,
-	"then": true, "else": true, "minContains": true, "maxContains": true,
 }
 
 // positive is the shapes of what meets the schema at p.
@@ -299,7 +292,8 @@ func (x *expander) exactlyOne(p *place, subs []*place, union [][]shape) ([]shape
 
 // inOneOf says of an error that it is because alternatives may overlap.
 func inOneOf(err error, p *place) error {
-	if u, ok := err.(*UnsupportedError); ok {
+	var u *UnsupportedError
+	if errors.As(err, &u) {
 		return &UnsupportedError{Kind: u.Kind, Feature: "oneOf", Path: p.path, Why: "its alternatives overlap, and the opposite of one cannot be had: " + u.Error()}
 	}
 	return err

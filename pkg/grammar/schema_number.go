@@ -180,7 +180,7 @@ func (r *numberReader) step(s numberState, c rune) (numberState, bool) {
 	case c < '0' || c > '9':
 		return s, false
 	}
-	d := int32(c - '0')
+	d := c - '0'
 	switch s.phase {
 	case numberZero:
 		return s, false

@@ -1,6 +1,7 @@
 package grammar
 
 import (
+	"errors"
 	"math/big"
 	"slices"
 	"strconv"
@@ -14,7 +15,7 @@ func (x *expander) own(p *place) ([]shape, error) {
 	}
 	var out []shape
 	for _, s := range everything() {
-		if types != nil && !slices.Contains(types, kindNames[s.kind]) && !(s.kind == isNumber && slices.Contains(types, "integer")) {
+		if types != nil && !slices.Contains(types, kindNames[s.kind]) && (s.kind != isNumber || !slices.Contains(types, "integer")) {
 			continue
 		}
 		ok := true
@@ -189,11 +190,13 @@ func (x *expander) pattern(p *place, keyword, source string) (*lang, error) {
 	}
 	l, err := patternLang(source)
 	if err != nil {
-		switch e := err.(type) {
-		case *UnsupportedError:
-			return nil, x.refuse(p, keyword+" "+strconv.Quote(source), e.Feature+": "+e.Why)
-		case *SyntaxError:
-			return nil, x.fail(p, keyword, "a regular expression: "+e.Error())
+		var refused *UnsupportedError
+		var malformed *SyntaxError
+		switch {
+		case errors.As(err, &refused):
+			return nil, x.refuse(p, keyword+" "+strconv.Quote(source), refused.Feature+": "+refused.Why)
+		case errors.As(err, &malformed):
+			return nil, x.fail(p, keyword, "a regular expression: "+malformed.Error())
 		}
 		return nil, err
 	}

@@ -175,15 +175,15 @@ func isFlag(r rune) bool { return r >= 0x1f1e6 && r <= 0x1f1ff }
 
 func isPictograph(r rune) bool {
 	return r == 0xa9 || r == 0xae || r == 0x203c || r == 0x2049 || r == 0x2122 || r == 0x2139 || r >= 0x2190 && r <= 0x2bff && unicode.Is(unicode.So, r) ||
-		r == 0x3030 || r == 0x303d || r == 0x3297 || r == 0x3299 || r >= 0x1f000 && r <= 0x1fbff && !(r >= 0x1f3fb && r <= 0x1f3ff) && !isFlag(r)
+		r == 0x3030 || r == 0x303d || r == 0x3297 || r == 0x3299 || r >= 0x1f000 && r <= 0x1fbff && (r < 0x1f3fb || r > 0x1f3ff) && !isFlag(r)
 }
 
 // extends says that a character never begins a cluster.
 func extends(r rune) bool {
 	return r == 0x200c || r == 0x200d || r >= 0x1f3fb && r <= 0x1f3ff || r >= 0xff9e && r <= 0xff9f || r >= 0xe0020 && r <= 0xe007f ||
 		unicode.In(r, unicode.Mn, unicode.Me) ||
-		unicode.Is(unicode.Mc, r) && r != 0x102b && r != 0x102c && r != 0x1038 && !(r >= 0x1062 && r <= 0x1064) && !(r >= 0x1067 && r <= 0x106d) &&
-			r != 0x1083 && !(r >= 0x1087 && r <= 0x108c) && r != 0x108f && !(r >= 0x109a && r <= 0x109c) && r != 0x1a61 && r != 0x1a63 && r != 0x1a64 ||
+		unicode.Is(unicode.Mc, r) && r != 0x102b && r != 0x102c && r != 0x1038 && (r < 0x1062 || r > 0x1064) && (r < 0x1067 || r > 0x106d) &&
+			r != 0x1083 && (r < 0x1087 || r > 0x108c) && r != 0x108f && (r < 0x109a || r > 0x109c) && r != 0x1a61 && r != 0x1a63 && r != 0x1a64 ||
 		r == 0xe33 || r == 0xeb3
 }
 

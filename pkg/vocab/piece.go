@@ -128,7 +128,7 @@ func (c *splitter) cut(p piece, emit func(piece) error) error {
 			held.end = x.end
 			return true
 		}
-		if some && held.end > held.start && !(c.behavior == removed && held.match) {
+		if some && held.end > held.start && (c.behavior != removed || !held.match) {
 			if err = emit(p.part(held.start, held.end)); err != nil {
 				return false
 			}
@@ -149,7 +149,7 @@ func (c *splitter) cut(p piece, emit func(piece) error) error {
 	}
 	if err == nil {
 		put(stretch{len(p.text), len(p.text), !was})
-		if err == nil && some && held.end > held.start && !(c.behavior == removed && held.match) {
+		if err == nil && some && held.end > held.start && (c.behavior != removed || !held.match) {
 			err = emit(p.part(held.start, held.end))
 		}
 	}

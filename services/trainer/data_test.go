@@ -37,7 +37,7 @@ func TestCorpus_CutsByCharacters(t *testing.T) {
 	}
 	for at, ids := range map[string][]int32{"ghij": c.train[896:], "0123": c.validation[:4]} {
 		text, err := c.vocab.Decode(ids, vocab.DecodeOptions{})
-		if err != nil || string(text) != at {
+		if err != nil || text != at {
 			t.Errorf("cut at %q, want %q (%v)", text, at, err)
 		}
 	}
