@@ -192,6 +192,10 @@ func (c *chatCmd) converse(e *env, router routerv1.RouterServiceClient) error {
 	if c.System != "" {
 		messages = append(messages, &tokenizerv1.Message{Role: "system", Content: c.System})
 	}
+	sampling, err := c.sampling(e)
+	if err != nil {
+		return err
+	}
 	lines := newLines(e.stdin)
 	for {
 		fmt.Fprint(e.stdout, "> ")
@@ -207,7 +211,7 @@ func (c *chatCmd) converse(e *env, router routerv1.RouterServiceClient) error {
 			continue
 		}
 		messages = append(messages, &tokenizerv1.Message{Role: "user", Content: line})
-		stream, err := router.Chat(e.ctx, &routerv1.ChatRequest{Messages: messages, MaxTokens: c.MaxTokens, Sampling: c.proto()})
+		stream, err := router.Chat(e.ctx, &routerv1.ChatRequest{Messages: messages, MaxTokens: c.MaxTokens, Sampling: sampling})
 		if err != nil {
 			return rpc.FromStatus(err)
 		}

@@ -24,13 +24,35 @@ type samplingFlags struct {
 	MinP              float32 `help:"Drop candidates less likely than this share of the best."`
 	RepetitionPenalty float32 `help:"Penalty on ids seen before; 1 is off." default:"1"`
 	Seed              *uint64 `help:"Keys the randomness; drawn when absent."`
+	Schema            string  `help:"File with a JSON Schema that the text is held to." xor:"grammar"`
+	GBNF              string  `name:"gbnf" help:"File with a grammar that the text is held to." xor:"grammar"`
+	Regex             string  `help:"Regular expression that the text is held to." xor:"grammar"`
 }
 
-func (f *samplingFlags) proto() *routerv1.Sampling {
+func (f *samplingFlags) sampling(e *env) (*routerv1.Sampling, error) {
+	grammar, err := f.grammar(e)
 	return &routerv1.Sampling{
 		Temperature: &f.Temp, TopK: f.TopK, TopP: &f.TopP, MinP: f.MinP,
-		RepetitionPenalty: &f.RepetitionPenalty, Seed: f.Seed,
+		RepetitionPenalty: &f.RepetitionPenalty, Seed: f.Seed, Grammar: grammar,
+	}, err
+}
+
+// grammar is what the text is held to, nil for nothing.
+func (f *samplingFlags) grammar(e *env) (*samplerv1.Grammar, error) {
+	kind, path := samplerv1.GrammarKind_GRAMMAR_KIND_JSON_SCHEMA, f.Schema
+	switch {
+	case f.Regex != "":
+		return &samplerv1.Grammar{Kind: samplerv1.GrammarKind_GRAMMAR_KIND_REGEX, Source: f.Regex}, nil
+	case f.GBNF != "":
+		kind, path = samplerv1.GrammarKind_GRAMMAR_KIND_GBNF, f.GBNF
+	case path == "":
+		return nil, nil
 	}
+	source, err := readInput(e, path)
+	if err != nil {
+		return nil, fault.Wrap(fault.NotFound, err, "read grammar")
+	}
+	return &samplerv1.Grammar{Kind: kind, Source: string(source)}, nil
 }
 
 type generateCmd struct {
@@ -105,18 +127,22 @@ func (c *generateCmd) Run(e *env) error {
 
 // ask opens the stream that the flags ask for and returns its receiver.
 func (c *generateCmd) ask(e *env, router routerv1.RouterServiceClient) (func() (event, error), error) {
+	sampling, err := c.sampling(e)
+	if err != nil {
+		return nil, err
+	}
 	if c.Messages != "" {
 		messages, err := readMessages(e, c.Messages)
 		if err != nil {
 			return nil, err
 		}
 		stream, err := router.Chat(e.ctx, &routerv1.ChatRequest{
-			Messages: messages, MaxTokens: c.MaxTokens, Sampling: c.proto(), Stop: c.Stop,
+			Messages: messages, MaxTokens: c.MaxTokens, Sampling: sampling, Stop: c.Stop,
 		})
 		return func() (event, error) { return stream.Recv() }, err
 	}
 	req := &routerv1.GenerateRequest{
-		MaxTokens: c.MaxTokens, Sampling: c.proto(), Stop: c.Stop, IgnoreEnd: c.IgnoreEnd,
+		MaxTokens: c.MaxTokens, Sampling: sampling, Stop: c.Stop, IgnoreEnd: c.IgnoreEnd,
 	}
 	switch {
 	case c.IDs != "":

@@ -81,6 +81,7 @@ type meshFlags struct {
 	Model  string `short:"m" help:"Model file (GGUF) or folder (Hugging Face), served in this process."`
 	Stages int    `help:"Stages of the pipeline in this process." default:"1"`
 	Router string `help:"Ask this router instead of a mesh in this process." env:"LAMINA_ROUTER"`
+	speculateFlag
 }
 
 // dial returns a router to ask and the function that ends what was started for it.
@@ -99,11 +100,14 @@ func (f *meshFlags) dial(e *env) (routerv1.RouterServiceClient, func() error, er
 	if f.Stages < 1 {
 		return nil, nil, fault.Field("stages", "%d: want one or more", f.Stages)
 	}
+	if err := f.check(); err != nil {
+		return nil, nil, err
+	}
 	kernels, end, err := f.set()
 	if err != nil {
 		return nil, nil, err
 	}
-	mesh, err := app.Start(e.ctx, app.MeshConfig{Log: e.log, Kernels: kernels, Model: f.Model, Stages: f.Stages})
+	mesh, err := app.Start(e.ctx, app.MeshConfig{Log: e.log, Kernels: kernels, Model: f.Model, Stages: f.Stages, Speculate: f.Speculate})
 	if err != nil {
 		end()
 		return nil, nil, err
