@@ -125,7 +125,8 @@ type request struct {
 	log      []int32
 	logprobs []float32 // of those emitted
 	picker   *sample.Picker
-	tokens   [][]byte // of the vocabulary, where there is a grammar
+	badWords []*samplerv1.Ids // the request's texts
+	tokens   [][]byte         // of the vocabulary, where there is a grammar
 	text     *textOut
 	arrived  time.Time
 	admitted time.Time
@@ -157,7 +158,10 @@ func (q *request) run(ctx context.Context, encode func(context.Context, tokenize
 		return err
 	}
 	for _, t := range tokenizers { // one that cannot be reached is no reason to fail
-		if q.prompt, err = encode(ctx, t); fault.CodeOf(err) != fault.Unavailable {
+		if q.prompt, err = encode(ctx, t); err == nil {
+			err = q.encodeBadWords(ctx, t)
+		}
+		if fault.CodeOf(err) != fault.Unavailable {
 			break
 		}
 	}

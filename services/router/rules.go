@@ -1,11 +1,18 @@
 package router
 
 import (
+	"context"
 	"fmt"
 	"math"
+	"slices"
+	"strings"
+
+	"google.golang.org/protobuf/proto"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
+	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
+	"github.com/lamina-mesh/lamina/pkg/rpc"
 	"github.com/lamina-mesh/lamina/pkg/sample"
 	"github.com/lamina-mesh/lamina/pkg/samplerules"
 )
@@ -18,6 +25,9 @@ const (
 	maxBiases    = 1024
 	maxTokensCap = 1 << 24
 	maxTopK      = 1 << 24
+	maxBadWords  = 256
+	maxBadText   = 256 // bytes of one
+	maxBadIDs    = 64  // ids of one
 )
 
 // bounds checks every number of a request and names the field that is out of them.
@@ -50,6 +60,14 @@ func (q *request) bounds() error {
 	case len(s.GetLogitBias()) > maxBiases:
 		return fault.Field("sampling.logit_bias", "%d entries are more than %d", len(s.GetLogitBias()), maxBiases)
 	}
+	if n := len(s.GetBadWords()); n > maxBadWords {
+		return fault.Field("sampling.bad_words", "%d texts are more than %d", n, maxBadWords)
+	}
+	for i, word := range s.GetBadWords() {
+		if word == "" || len(word) > maxBadText {
+			return fault.Field(fmt.Sprintf("sampling.bad_words[%d]", i), "%d bytes are not within 1..%d", len(word), maxBadText)
+		}
+	}
 	for i, stop := range q.stop {
 		if stop == "" || len(stop) > maxStopLen {
 			return fault.Field(fmt.Sprintf("stop[%d]", i), "%d bytes are not within 1..%d", len(stop), maxStopLen)
@@ -66,6 +84,45 @@ func (q *request) bounds() error {
 	return nil
 }
 
+// encodeBadWords finds the ids of the bad words that are texts, as they are at the
+// start of a word and within one.
+func (q *request) encodeBadWords(ctx context.Context, t tokenizerv1.TokenizerServiceClient) error {
+	words := q.sampling.GetBadWords()
+	if len(words) == 0 {
+		return nil
+	}
+	var texts []string
+	var of []int // the word of each
+	for i, word := range words {
+		forms := []string{word}
+		if bare := strings.TrimLeft(word, " "); bare != "" {
+			forms = []string{bare, " " + bare}
+		}
+		for _, form := range forms {
+			texts, of = append(texts, form), append(of, i)
+		}
+	}
+	resp, err := t.EncodeBatch(ctx, &tokenizerv1.EncodeBatchRequest{Model: q.digest, Texts: texts, NoBos: true})
+	if err != nil {
+		return rpc.FromStatus(err)
+	}
+	if len(resp.GetEncodings()) != len(texts) {
+		return fault.New(fault.Internal, "encode bad words: %d encodings of %d texts", len(resp.GetEncodings()), len(texts))
+	}
+	q.badWords = nil
+	for i, e := range resp.GetEncodings() {
+		ids := e.GetIds()
+		if len(ids) == 0 || len(ids) > maxBadIDs {
+			return fault.Field(fmt.Sprintf("sampling.bad_words[%d]", of[i]), "%q is %d ids, not within 1..%d", texts[i], len(ids), maxBadIDs)
+		}
+		same := func(w *samplerv1.Ids) bool { return slices.Equal(w.GetIds(), ids) }
+		if !slices.ContainsFunc(q.badWords, same) {
+			q.badWords = append(q.badWords, &samplerv1.Ids{Ids: ids})
+		}
+	}
+	return nil
+}
+
 // samplerRules fills in the defaults.
 func (q *request) samplerRules(info *modelInfo) *samplerv1.Rules {
 	s := q.sampling
@@ -73,6 +130,11 @@ func (q *request) samplerRules(info *modelInfo) *samplerv1.Rules {
 		Temperature: 1, TopK: s.GetTopK(), TopP: s.GetTopP(), MinP: s.GetMinP(), RepetitionPenalty: s.GetRepetitionPenalty(),
 		FrequencyPenalty: s.GetFrequencyPenalty(), PresencePenalty: s.GetPresencePenalty(), LogitBias: s.GetLogitBias(),
 		MaxTokens: q.maxTokens, TopLogprobs: q.top, Advanced: s.GetAdvanced(), Choice: s.GetChoice(), Grammar: s.GetGrammar(),
+	}
+	if len(q.badWords) > 0 {
+		r.Advanced = &samplerv1.Advanced{}
+		proto.Merge(r.GetAdvanced(), s.GetAdvanced())
+		r.Advanced.BadWords = append(r.Advanced.BadWords, q.badWords...)
 	}
 	if s != nil && s.Temperature != nil {
 		r.Temperature = s.GetTemperature()

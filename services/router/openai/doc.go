@@ -3,9 +3,10 @@
 // stock OpenAI clients expect. It translates; the backend decides and checks: this
 // package bounds only what it must count or convert itself (n, prompts, integers).
 //
-// A request becomes one job for each choice; the jobs run at once, the seed of
-// choice i is the request's plus i. The jobs share a context that ends when the
-// client goes away, when a write fails, or when one of them fails.
+// A request becomes one job for each choice; the jobs run at once, with one seed,
+// each drawing on its own. The jobs share a context that ends when the client goes
+// away, when a write fails, or when one of them fails. With best_of more choices run
+// than are shown: those whose tokens are likeliest on average, under the model.
 //
 // A streamed answer is a row of server-sent events, each flushed by itself. It ends
 // with a finish reason for every choice and [DONE], or with an error event and
@@ -19,11 +20,28 @@
 // continue_final_message go to the chat template; reasoning_format "none" leaves
 // reasoning in the content.
 //
-// What the mesh cannot do is refused by name, never dropped: answers of a given
-// shape (response_format), forced tools, text after the answer (suffix), the
-// log-probabilities of a prompt (echo with logprobs). Fields that are hints (user,
-// store, metadata) are passed over. Beyond OpenAI's it reads top_k, min_p,
-// repetition_penalty and, for completions, ignore_end.
+// What the mesh cannot do is refused by name, never dropped: forced tools, text after
+// the answer (suffix), the log-probabilities of a prompt (echo with logprobs), DRY's
+// breakers as texts. Fields that are hints (user, store, metadata) are passed over.
+//
+// # Fields beyond OpenAI's
+//
+// As llama.cpp's and vLLM's servers spell them, and by default off:
+//
+//   - top_k, min_p, typical_p, top_n_sigma, epsilon_cutoff, eta_cutoff;
+//   - xtc_probability, xtc_threshold; dynatemp_range, dynatemp_exponent;
+//   - repetition_penalty or repeat_penalty, repeat_last_n (how far it looks back; -1,
+//     the default, is all), no_repeat_ngram_size;
+//   - dry_multiplier, dry_base, dry_allowed_length, dry_penalty_last_n (-1, the default,
+//     is all), dry_sequence_breakers (lists of ids);
+//   - mirostat (1 or 2), mirostat_tau, mirostat_eta;
+//   - bad_words (texts, or lists of ids), bad_words_ids; min_tokens; for completions
+//     ignore_end;
+//   - samplers, the names of the rules in their order, ours or llama.cpp's. A rule that
+//     is on and not in the list is refused; min_tokens, logit_bias, bad_words and
+//     no_repeat_ngram need not be in it and come first, mirostat comes last.
+//   - response_format, grammar, json_schema, guided_json, guided_regex, guided_choice or
+//     guided_grammar hold the text to a shape.
 //
 // It is not the router: it holds no state between requests and knows no shard. Who
 // mounts it owns the listener, its header timeouts and who may ask.

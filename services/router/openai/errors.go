@@ -33,7 +33,7 @@ func toAPIError(err error) (int, apiError) {
 	var f *fault.Error
 	for e := err; errors.As(e, &f); e = f.Err { // the outermost that says so
 		if param == "" {
-			param = strings.TrimPrefix(f.Field, "sampling.")
+			param = spelled(f.Field)
 		}
 	}
 	switch {

@@ -24,7 +24,7 @@ type backend struct {
 	failAt   int // after so many words; -1 never
 	failWith error
 	canceled chan struct{}
-	seeds    chan uint64
+	drawn    chan [2]uint64 // seed and choice
 	top      []*routerv1.TopCandidate
 	endless  bool // ends without a finished event
 
@@ -35,8 +35,8 @@ type backend struct {
 }
 
 func (b *backend) play(ctx context.Context, s *routerv1.Sampling, send func(*routerv1.Started, *routerv1.TokenEvent, *routerv1.Finished) error) error {
-	if b.seeds != nil {
-		b.seeds <- s.GetSeed()
+	if b.drawn != nil {
+		b.drawn <- [2]uint64{s.GetSeed(), uint64(s.GetChoice())}
 	}
 	if b.failAt == 0 {
 		return b.failWith
@@ -204,15 +204,15 @@ func TestErrors_HaveOpenAIsShapeStatusAndParam(t *testing.T) {
 	}
 }
 
-func TestChoices_HaveSeedsOfTheirOwn(t *testing.T) {
-	b := &backend{words: []string{"a"}, failAt: -1, seeds: make(chan uint64, 3)}
+func TestChoices_DrawOnTheirOwnUnderOneSeed(t *testing.T) {
+	b := &backend{words: []string{"a"}, failAt: -1, drawn: make(chan [2]uint64, 3)}
 	_, text := post(t, serve(t, b).URL+"/v1/completions", `{"prompt":"x","n":3,"seed":10,"echo":true}`)
-	seen := map[uint64]bool{}
+	seen := map[[2]uint64]bool{}
 	for range 3 {
-		seen[<-b.seeds] = true
+		seen[<-b.drawn] = true
 	}
-	if !seen[10] || !seen[11] || !seen[12] || strings.Count(text, `"text":"xa!"`) != 3 {
-		t.Errorf("seeds %v, answer %s", seen, text)
+	if !seen[[2]uint64{10, 0}] || !seen[[2]uint64{10, 1}] || !seen[[2]uint64{10, 2}] || strings.Count(text, `"text":"xa!"`) != 3 {
+		t.Errorf("seeds and choices %v, answer %s", seen, text)
 	}
 }
 

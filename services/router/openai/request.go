@@ -50,7 +50,10 @@ func unmarshal(body []byte, v any) error {
 	case errors.As(err, &syntax):
 		return fault.Field("body", "read JSON at byte %d: %v", syntax.Offset, err)
 	case errors.As(err, &kind):
-		field := strings.TrimPrefix(strings.TrimPrefix(kind.Field, "common."), "templateFields.")
+		field := kind.Field
+		for _, embedded := range []string{"common.", "templateFields.", "shapes.", "rules."} {
+			field = strings.TrimPrefix(field, embedded)
+		}
 		if field == "" {
 			field = "body"
 		}
@@ -147,11 +150,12 @@ func limit(field string, v *int64) (uint32, error) {
 	return uint32(*v), nil
 }
 
-// sampling is the rules of choice i.
+// sampling is the rules of choice i. All have one seed: the choice keys the randomness,
+// too, and choice 0 is what a request for one gets.
 func (c *common) sampling(i int) (*routerv1.Sampling, error) {
 	out := &routerv1.Sampling{
 		Temperature: c.Temperature, TopP: c.TopP, MinP: c.MinP, RepetitionPenalty: c.RepetitionPenalty,
-		PresencePenalty: c.PresencePenalty, FrequencyPenalty: c.FrequencyPenalty,
+		PresencePenalty: c.PresencePenalty, FrequencyPenalty: c.FrequencyPenalty, Choice: uint32(i), BadWords: c.badTexts(),
 	}
 	var err error
 	if out.Grammar, err = c.grammar(); err != nil {
@@ -163,6 +167,9 @@ func (c *common) sampling(i int) (*routerv1.Sampling, error) {
 	if out.RepetitionPenalty == nil {
 		out.RepetitionPenalty = c.RepeatPenalty
 	}
+	if c.RepeatLastN != nil && *c.RepeatLastN == 0 { // it looks back at nothing
+		out.RepetitionPenalty = nil
+	}
 	if c.TopK != nil && *c.TopK != -1 { // a common spelling of "all"
 		if *c.TopK < 0 || *c.TopK > maxInteger {
 			return nil, fault.Field("top_k", "%d is not within 0..%d", *c.TopK, maxInteger)
@@ -170,7 +177,7 @@ func (c *common) sampling(i int) (*routerv1.Sampling, error) {
 		out.TopK = uint32(*c.TopK)
 	}
 	if c.Seed != nil {
-		seed := uint64(*c.Seed) + uint64(i)
+		seed := uint64(*c.Seed)
 		out.Seed = &seed
 	}
 	for key, bias := range c.LogitBias {

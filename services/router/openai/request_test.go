@@ -13,6 +13,7 @@ import (
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
+	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
 	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
 	"github.com/lamina-mesh/lamina/services/router/openai"
 )
@@ -53,6 +54,22 @@ func TestCompletion_EveryFieldReachesTheBackend(t *testing.T) {
 			FrequencyPenalty: -1, PresencePenalty: 1, LogitBias: map[uint32]float32{7: -100},
 		},
 	})
+}
+
+func TestCompletion_RulesReachTheBackend(t *testing.T) {
+	b := &backend{failAt: -1}
+	resp, text := post(t, serve(t, b).URL+"/v1/completions", `{"prompt":"x","bad_words":["a b",[4,5]],"typical_p":0.5,"repeat_penalty":1.5,"samplers":["penalties","typ_p"]}`)
+	if resp.StatusCode != http.StatusOK || len(b.generations) != 1 {
+		t.Fatalf("%d %s", resp.StatusCode, text)
+	}
+	sameProto(t, b.generations[0].GetSampling(), &routerv1.Sampling{
+		RepetitionPenalty: proto.Float32(1.5), BadWords: []string{"a b"}, Advanced: &samplerv1.Advanced{
+			TypicalP: 0.5, BadWords: []*samplerv1.Ids{{Ids: []uint32{4, 5}}},
+			Order: []string{"min_tokens", "logit_bias", "bad_words", "no_repeat_ngram", "repetition_penalty", "penalties", "typical_p"},
+		},
+	})
+	post(t, serve(t, b).URL+"/v1/completions", `{"prompt":"x","repeat_penalty":1.5,"repeat_last_n":0}`)
+	sameProto(t, b.generations[1].GetSampling(), &routerv1.Sampling{})
 }
 
 func TestCompletion_AbsentFieldsStayAbsent(t *testing.T) {
@@ -114,6 +131,11 @@ func TestRequests_WhatCannotBeDoneIsNamed(t *testing.T) {
 		{"/v1/completions", `{"prompt":[1],"echo":true}`, "echo"},
 		{"/v1/completions", `{"prompt":"x","best_of":0}`, "best_of"},
 		{"/v1/completions", `{"prompt":"x","suffix":"y"}`, "suffix"},
+		{"/v1/completions", `{"prompt":"x","best_of":2,"n":3}`, "best_of"},
+		{"/v1/completions", `{"prompt":"x","best_of":2,"stream":true}`, "best_of"},
+		{"/v1/completions", `{"prompt":"x","bad_words":[1]}`, "bad_words[0]"},
+		{"/v1/completions", `{"prompt":"x","typical_p":"x"}`, "typical_p"},
+		{"/v1/completions", `{"prompt":"x","samplers":["best"]}`, "samplers[0]"},
 		{"/v1/completions", `{"prompt":"x","max_tokens":-1}`, "max_tokens"},
 		{"/v1/completions", `{"prompt":"x","max_tokens":16777217}`, "max_tokens"},
 		{"/v1/completions", `{"prompt":"x","top_k":-2}`, "top_k"},

@@ -1,40 +1,44 @@
 package openai
 
 import (
+	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 
 	"google.golang.org/protobuf/proto"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
+	"github.com/lamina-mesh/lamina/pkg/sample"
 )
 
 // rules are the sampling fields beyond OpenAI's, as llama.cpp's and vLLM's servers spell
 // them.
 type rules struct {
-	TypicalP         float32    `json:"typical_p"`
-	TopNSigma        float32    `json:"top_n_sigma"`
-	EpsilonCutoff    float32    `json:"epsilon_cutoff"`
-	EtaCutoff        float32    `json:"eta_cutoff"`
-	XTCProbability   float32    `json:"xtc_probability"`
-	XTCThreshold     float32    `json:"xtc_threshold"`
-	DynamicRange     float32    `json:"dynatemp_range"`
-	DynamicExponent  float32    `json:"dynatemp_exponent"`
-	NoRepeatNGram    *int64     `json:"no_repeat_ngram_size"`
-	BadWordIDs       [][]uint32 `json:"bad_words_ids"`
-	DRYMultiplier    float32    `json:"dry_multiplier"`
-	DRYBase          float32    `json:"dry_base"`
-	DRYAllowedLength *int64     `json:"dry_allowed_length"`
-	DRYLastN         *int64     `json:"dry_penalty_last_n"` // -1: all; 0: off
-	DRYBreakerIDs    [][]uint32 `json:"dry_sequence_breaker_ids"`
-	Mirostat         *int64     `json:"mirostat"`
-	MirostatTau      float32    `json:"mirostat_tau"`
-	MirostatEta      float32    `json:"mirostat_eta"`
-	MinTokens        *int64     `json:"min_tokens"`
-	RepeatLastN      *int64     `json:"repeat_last_n"` // -1: all
-	RepeatPenalty    *float32   `json:"repeat_penalty"`
-	Samplers         []string   `json:"samplers"`
+	TypicalP         float32           `json:"typical_p"`
+	TopNSigma        float32           `json:"top_n_sigma"`
+	EpsilonCutoff    float32           `json:"epsilon_cutoff"`
+	EtaCutoff        float32           `json:"eta_cutoff"`
+	XTCProbability   float32           `json:"xtc_probability"`
+	XTCThreshold     float32           `json:"xtc_threshold"`
+	DynamicRange     float32           `json:"dynatemp_range"`
+	DynamicExponent  float32           `json:"dynatemp_exponent"`
+	NoRepeatNGram    *int64            `json:"no_repeat_ngram_size"`
+	BadWords         []json.RawMessage `json:"bad_words"` // texts or lists of ids
+	BadWordIDs       [][]uint32        `json:"bad_words_ids"`
+	DRYMultiplier    float32           `json:"dry_multiplier"`
+	DRYBase          float32           `json:"dry_base"`
+	DRYAllowedLength *int64            `json:"dry_allowed_length"`
+	DRYLastN         *int64            `json:"dry_penalty_last_n"`    // -1: all; 0: off
+	DRYBreakers      []json.RawMessage `json:"dry_sequence_breakers"` // ids alone: a text's breaks are a matter of tokens
+	Mirostat         *int64            `json:"mirostat"`
+	MirostatTau      float32           `json:"mirostat_tau"`
+	MirostatEta      float32           `json:"mirostat_eta"`
+	MinTokens        *int64            `json:"min_tokens"`
+	RepeatLastN      *int64            `json:"repeat_last_n"` // -1: all
+	RepeatPenalty    *float32          `json:"repeat_penalty"`
+	Samplers         []string          `json:"samplers"`
 }
 
 // count reads a whole number that may be -1 for all, which is 0 on the wire.
@@ -53,7 +57,7 @@ func (r *rules) advanced() (*samplerv1.Advanced, error) {
 	out := &samplerv1.Advanced{
 		TypicalP: r.TypicalP, TopNSigma: r.TopNSigma, EpsilonCutoff: r.EpsilonCutoff, EtaCutoff: r.EtaCutoff,
 		XtcProbability: r.XTCProbability, XtcThreshold: r.XTCThreshold, DynamicRange: r.DynamicRange, DynamicExponent: r.DynamicExponent,
-		BadWords: phrases(r.BadWordIDs), DryMultiplier: r.DRYMultiplier, DryBase: r.DRYBase, DryBreakers: phrases(r.DRYBreakerIDs),
+		BadWords: phrases(r.BadWordIDs), DryMultiplier: r.DRYMultiplier, DryBase: r.DRYBase,
 		MirostatTau: r.MirostatTau, MirostatEta: r.MirostatEta,
 	}
 	for _, f := range []struct {
@@ -75,14 +79,44 @@ func (r *rules) advanced() (*samplerv1.Advanced, error) {
 	if r.DRYLastN != nil && *r.DRYLastN == 0 {
 		out.DryMultiplier = 0
 	}
+	for i, raw := range r.BadWords {
+		var text string
+		if given(raw) && json.Unmarshal(raw, &text) == nil {
+			continue // the backend encodes it
+		}
+		var ids []uint32
+		if json.Unmarshal(raw, &ids) != nil || len(ids) == 0 {
+			return nil, fault.Field(fmt.Sprintf("bad_words[%d]", i), "want a text or a list of ids")
+		}
+		out.BadWords = append(out.BadWords, &samplerv1.Ids{Ids: ids})
+	}
+	for i, raw := range r.DRYBreakers {
+		var ids []uint32
+		if json.Unmarshal(raw, &ids) != nil || len(ids) == 0 {
+			return nil, fault.Field(fmt.Sprintf("dry_sequence_breakers[%d]", i), "want a list of ids: texts are not supported")
+		}
+		out.DryBreakers = append(out.DryBreakers, &samplerv1.Ids{Ids: ids})
+	}
 	var err error
-	if out.Order, err = order(r.Samplers); err != nil {
+	if out.Order, err = order(r.Samplers, out.GetMirostat() != 0); err != nil {
 		return nil, err
 	}
 	if proto.Equal(out, &samplerv1.Advanced{}) {
 		return nil, nil
 	}
 	return out, nil
+}
+
+// badTexts are the bad words that are texts.
+func (r *rules) badTexts() []string {
+	var out []string
+	for _, raw := range r.BadWords {
+		var text string
+		if given(raw) && json.Unmarshal(raw, &text) == nil {
+			out = append(out, text)
+		}
+	}
+	return out
 }
 
 func phrases(lists [][]uint32) []*samplerv1.Ids {
@@ -93,25 +127,30 @@ func phrases(lists [][]uint32) []*samplerv1.Ids {
 	return out
 }
 
-// order translates names of samplers. What changes single ids comes first unless the
-// list says otherwise.
-func order(samplers []string) ([]string, error) {
+// order translates names of samplers. What changes single ids comes first and mirostat,
+// which llama.cpp's lists do not have, last, unless the list says otherwise.
+func order(samplers []string, mirostat bool) ([]string, error) {
 	if len(samplers) == 0 {
 		return nil, nil
 	}
 	var out []string
 	for i, name := range samplers {
-		names := []string{name}
-		switch name {
+		names := []string{strings.ReplaceAll(name, "-", "_")}
+		switch names[0] {
 		case "penalties":
 			names = []string{"repetition_penalty", "penalties"}
-		case "typ_p", "typical":
+		case "typ_p", "typical", "typ":
 			names = []string{"typical_p"}
+		case "nucleus":
+			names = []string{"top_p"}
 		case "temp", "dynatemp":
 			names = []string{"temperature"}
 		}
 		for _, n := range names {
-			if slices.Contains(out, n) {
+			switch {
+			case !slices.Contains(sample.DefaultOrder(), n):
+				return nil, fault.Field(fmt.Sprintf("samplers[%d]", i), "no sampler is called %q", name)
+			case slices.Contains(out, n):
 				return nil, fault.Field(fmt.Sprintf("samplers[%d]", i), "%s stands in the list twice", n)
 			}
 			out = append(out, n)
@@ -123,7 +162,39 @@ func order(samplers []string) ([]string, error) {
 			first = append(first, name)
 		}
 	}
+	if mirostat && !slices.Contains(out, "mirostat") {
+		out = append(out, "mirostat")
+	}
 	return append(first, out...), nil
+}
+
+// spelled is this face's name of a field of the backend's.
+func spelled(field string) string {
+	field, ok := strings.CutPrefix(strings.TrimPrefix(field, "sampling."), "advanced.")
+	if !ok {
+		return field
+	}
+	name, index, list := strings.Cut(field, "[")
+	switch name {
+	case "dynamic_range":
+		name = "dynatemp_range"
+	case "dynamic_exponent":
+		name = "dynatemp_exponent"
+	case "no_repeat_ngram":
+		name = "no_repeat_ngram_size"
+	case "dry_breakers":
+		name = "dry_sequence_breakers"
+	case "dry_last_n":
+		name = "dry_penalty_last_n"
+	case "penalty_last_n":
+		name = "repeat_last_n"
+	case "order":
+		name = "samplers"
+	}
+	if list {
+		name += "[" + index
+	}
+	return name
 }
 
 // bestOf ranks the answers of each prompt, m of them, by the mean of their tokens'

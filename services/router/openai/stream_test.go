@@ -71,7 +71,7 @@ func TestChoices_RunAtOnceAndOneFailureEndsAll(t *testing.T) {
 		case <-time.After(10 * time.Second):
 			return fault.New(fault.Internal, "run alone: %d of %d choices run", running.Load(), n)
 		}
-		if r.GetSampling().GetSeed() == 2 {
+		if r.GetSampling().GetChoice() == 2 {
 			return fault.New(fault.DataLoss, "lose choice 2")
 		}
 		select {

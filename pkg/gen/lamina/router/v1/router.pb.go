@@ -52,7 +52,10 @@ type Sampling struct {
 	// Which of several choices of one request this is: each draws on its own.
 	Choice uint32 `protobuf:"varint,11,opt,name=choice,proto3" json:"choice,omitempty"`
 	// What the text is held to, if anything.
-	Grammar       *v1.Grammar `protobuf:"bytes,12,opt,name=grammar,proto3" json:"grammar,omitempty"`
+	Grammar *v1.Grammar `protobuf:"bytes,12,opt,name=grammar,proto3" json:"grammar,omitempty"`
+	// Texts that no answer has: their ids, at the start of a word and within one, become
+	// bad words. At most 256 of at most 256 bytes each.
+	BadWords      []string `protobuf:"bytes,13,rep,name=bad_words,json=badWords,proto3" json:"bad_words,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -167,6 +170,13 @@ func (x *Sampling) GetChoice() uint32 {
 func (x *Sampling) GetGrammar() *v1.Grammar {
 	if x != nil {
 		return x.Grammar
+	}
+	return nil
+}
+
+func (x *Sampling) GetBadWords() []string {
+	if x != nil {
+		return x.BadWords
 	}
 	return nil
 }
@@ -1787,7 +1797,7 @@ var File_lamina_router_v1_router_proto protoreflect.FileDescriptor
 
 const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\n" +
-	"\x1dlamina/router/v1/router.proto\x12\x10lamina.router.v1\x1a\x1flamina/sampler/v1/sampler.proto\x1a\x1blamina/shard/v1/shard.proto\x1a#lamina/tokenizer/v1/tokenizer.proto\"\xe3\x04\n" +
+	"\x1dlamina/router/v1/router.proto\x12\x10lamina.router.v1\x1a\x1flamina/sampler/v1/sampler.proto\x1a\x1blamina/shard/v1/shard.proto\x1a#lamina/tokenizer/v1/tokenizer.proto\"\x80\x05\n" +
 	"\bSampling\x12%\n" +
 	"\vtemperature\x18\x01 \x01(\x02H\x00R\vtemperature\x88\x01\x01\x12\x13\n" +
 	"\x05top_k\x18\x02 \x01(\rR\x04topK\x12\x18\n" +
@@ -1802,7 +1812,8 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\badvanced\x18\n" +
 	" \x01(\v2\x1b.lamina.sampler.v1.AdvancedR\badvanced\x12\x16\n" +
 	"\x06choice\x18\v \x01(\rR\x06choice\x124\n" +
-	"\agrammar\x18\f \x01(\v2\x1a.lamina.sampler.v1.GrammarR\agrammar\x1a<\n" +
+	"\agrammar\x18\f \x01(\v2\x1a.lamina.sampler.v1.GrammarR\agrammar\x12\x1b\n" +
+	"\tbad_words\x18\r \x03(\tR\bbadWords\x1a<\n" +
 	"\x0eLogitBiasEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\rR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x02R\x05value:\x028\x01B\x0e\n" +
