@@ -6,6 +6,7 @@ import (
 	"math"
 
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
@@ -59,6 +60,7 @@ func (s *Service) Push(stream grpc.BidiStreamingServer[samplerv1.PushRequest, sa
 		if err != nil {
 			return eof(err)
 		}
+		s.bytes.Add(float64(proto.Size(req)))
 		switch frame := req.GetFrame().(type) {
 		case *samplerv1.PushRequest_Rows:
 			for _, row := range frame.Rows.GetRows() {

@@ -35,6 +35,7 @@ type Service struct {
 	log    *slog.Logger
 	tokens prometheus.Counter
 	rows   prometheus.Counter
+	bytes  prometheus.Counter
 
 	library library
 
@@ -48,12 +49,13 @@ func New(c Config) *Service {
 		log: c.Log, pipelines: map[string]*pipeline{},
 		tokens: prometheus.NewCounter(prometheus.CounterOpts{Name: "lamina_sampler_tokens_total", Help: "Tokens picked."}),
 		rows:   prometheus.NewCounter(prometheus.CounterOpts{Name: "lamina_sampler_whole_rows_total", Help: "Whole rows asked for because candidates were too few."}),
+		bytes:  prometheus.NewCounter(prometheus.CounterOpts{Name: "lamina_sampler_row_bytes_total", Help: "Bytes of the rows that last stages sent, as messages."}),
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
 	if c.Metrics != nil {
-		c.Metrics.MustRegister(s.tokens, s.rows)
+		c.Metrics.MustRegister(s.tokens, s.rows, s.bytes)
 	}
 	return s
 }

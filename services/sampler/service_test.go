@@ -12,9 +12,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/test/bufconn"
+	"google.golang.org/protobuf/proto"
 
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
 	tensorv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tensor/v1"
@@ -36,10 +38,15 @@ type both struct {
 // open serves a sampler and opens a pipeline on it.
 func open(t *testing.T) *both {
 	t.Helper()
+	return openOn(t, sampler.New(sampler.Config{}))
+}
+
+func openOn(t *testing.T, s *sampler.Service) *both {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	t.Cleanup(cancel)
 	l, server := bufconn.Listen(1<<20), grpc.NewServer()
-	sampler.New(sampler.Config{}).Register(server)
+	s.Register(server)
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = server.Serve(l) })
 	conn, err := grpc.NewClient("passthrough:///bufconn", grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -125,27 +132,47 @@ func row(session, position int, logits []float32, candidates int) *samplerv1.Row
 	return r
 }
 
+// logits are alike at all positions of a seed, so that ids come again.
 func logits(seed, position int) []float32 {
-	r := rand.New(rand.NewPCG(uint64(seed), uint64(position)))
+	base, r := rand.New(rand.NewPCG(uint64(seed), 0)), rand.New(rand.NewPCG(uint64(seed), uint64(1+position)))
 	out := make([]float32, vocab)
 	for i := range out {
-		out[i] = float32(3 * r.NormFloat64())
+		out[i] = float32(3*base.NormFloat64() + 0.5*r.NormFloat64())
 	}
 	return out
 }
 
-// everyRule is rules of several kinds.
+// everyRule is rules of every kind, each by itself and some together.
 func everyRule() []*samplerv1.Rules {
-	return []*samplerv1.Rules{
+	out := []*samplerv1.Rules{
 		{},
-		{Temperature: 1, Seed: 3},
-		{Temperature: 0.7, TopK: 20, TopP: 0.9, Seed: 4, RepetitionPenalty: 1.2},
-		{Temperature: 1, Seed: 5, Advanced: &samplerv1.Advanced{Mirostat: 2, MirostatTau: 3}},
-		{Temperature: 1, Seed: 6, Advanced: &samplerv1.Advanced{Mirostat: 1, MirostatTau: 3}},
-		{Temperature: 1, Seed: 7, TopK: 40, Advanced: &samplerv1.Advanced{DryMultiplier: 1, DryAllowedLength: 1}},
-		{Temperature: 1, Seed: 8, Advanced: &samplerv1.Advanced{TypicalP: 0.8, XtcProbability: 0.5}},
-		{Temperature: 1, Seed: 9, FrequencyPenalty: 0.5, Advanced: &samplerv1.Advanced{NoRepeatNgram: 2, Order: []string{"no_repeat_ngram", "penalties", "temperature"}}},
+		{Temperature: 1},
+		{Temperature: 0.7, TopK: 20, TopP: 0.9, RepetitionPenalty: 1.2},
+		{Temperature: 1, TopP: 0.6},
+		{Temperature: 1.5, MinP: 0.05},
+		{TopK: 40, Temperature: 1, LogitBias: map[uint32]float32{4: -3, 9: 5}},
+		{RepetitionPenalty: 1.5},
+		{FrequencyPenalty: 1, PresencePenalty: 1, TopLogprobs: 3},
 	}
+	for _, a := range []*samplerv1.Advanced{
+		{Mirostat: 2, MirostatTau: 1, MirostatEta: 0.5}, {Mirostat: 1, MirostatTau: 1, MirostatEta: 0.5}, {DryMultiplier: 2, DryAllowedLength: 1}, {TypicalP: 0.8}, {XtcProbability: 0.5, XtcThreshold: 0.05},
+		{TopNSigma: 1.5}, {EpsilonCutoff: 0.02}, {EtaCutoff: 0.02}, {DynamicRange: 0.5}, {NoRepeatNgram: 1}, {MinTokens: 7},
+		{BadWords: []*samplerv1.Ids{{Ids: []uint32{3}}, {Ids: []uint32{3, 4}}}}, {PenaltyLastN: 3},
+	} {
+		out = append(out, &samplerv1.Rules{Temperature: 1, EndIds: []uint32{299}, Advanced: a})
+	}
+	out[len(out)-1].RepetitionPenalty = 2
+	out = append(out,
+		&samplerv1.Rules{Advanced: &samplerv1.Advanced{DryMultiplier: 2, DryAllowedLength: 1}},
+		&samplerv1.Rules{Temperature: 1, TopK: 40, Advanced: &samplerv1.Advanced{DryMultiplier: 1, DryAllowedLength: 1}},
+		&samplerv1.Rules{Temperature: 1, Advanced: &samplerv1.Advanced{TypicalP: 0.8, XtcProbability: 0.5}},
+		&samplerv1.Rules{Temperature: 0.8, Advanced: &samplerv1.Advanced{Mirostat: 2, DryMultiplier: 1, XtcProbability: 0.3, MinTokens: 3}, Choice: 2},
+		&samplerv1.Rules{Temperature: 1, FrequencyPenalty: 0.5, Advanced: &samplerv1.Advanced{NoRepeatNgram: 2, Order: []string{"no_repeat_ngram", "penalties", "temperature"}}},
+	)
+	for i, r := range out {
+		r.Seed = uint64(i)
+	}
+	return out
 }
 
 // TestSample_AnySamplerTakesOver generates with one sampler, and the second half of the
@@ -227,6 +254,32 @@ func TestPush_ManySessionsInAFrame(t *testing.T) {
 		if want := sample.Best(logits(s, 0), 1)[0].ID; !slices.Equal(token.GetSession(), id(s)) || token.GetId() != uint32(want) {
 			t.Fatalf("session %d gets %v, want %d", s, token, want)
 		}
+	}
+}
+
+// TestPush_BytesAreCounted compares the counter with what was sent.
+func TestPush_BytesAreCounted(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	b := openOn(t, sampler.New(sampler.Config{Metrics: registry}))
+	b.add(&samplerv1.AddSession{Session: id(1), Epoch: 1, Rules: &samplerv1.Rules{}})
+	want, tokens := 0.0, 0.0
+	for at, candidates := range []int{1, 20, 0} {
+		r := row(1, at, logits(1, at), candidates)
+		want += float64(proto.Size(&samplerv1.PushRequest{Frame: &samplerv1.PushRequest_Rows{Rows: &samplerv1.Rows{Rows: []*samplerv1.Row{r}}}}))
+		tokens++
+		b.rows(r)
+		b.hear()
+	}
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]float64{}
+	for _, f := range families {
+		got[f.GetName()] = f.GetMetric()[0].GetCounter().GetValue()
+	}
+	if got["lamina_sampler_row_bytes_total"] != want || got["lamina_sampler_tokens_total"] != tokens {
+		t.Errorf("counted %v, want %v bytes and %v tokens", got, want, tokens)
 	}
 }
 
