@@ -232,6 +232,9 @@ func (q *request) generate(ctx context.Context) error {
 			id: randomID(), log: append([]int32(nil), q.log...), emitted: len(q.log) - len(q.prompt), epoch: epoch, rules: q.rules,
 			logprobs: slices.Clone(q.logprobs), picker: q.picker, tokens: q.tokens, maxLen: len(q.prompt) + int(q.maxTokens), out: make(chan outcome, outLen+2),
 		}
+		if n := q.service.cfg.Speculate; n > 0 {
+			l.guesser = newGuesser(n, lookup{lookupLeast})
+		}
 		if err := p.tell(event{submit: l}); err == nil {
 			finished, err := q.follow(ctx, p, l)
 			if finished || err != nil {

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 
@@ -35,6 +36,7 @@ type pipeline struct {
 	sampler string
 	stages  []*shardv1.Held
 	class   string
+	steps   prometheus.Counter
 
 	ctx    context.Context
 	cancel context.CancelCauseFunc
@@ -61,6 +63,7 @@ type event struct {
 	failed   *samplerv1.SessionFailed
 	refused  *shardv1.Refused
 	computed uint64
+	guessed  *guessed
 }
 
 func (p *pipeline) model() string { return p.stages[0].GetModel() }
@@ -81,6 +84,7 @@ func randomID() []byte {
 func (s *Service) open(ctx context.Context, chain plan.Chain, sampler string) (*pipeline, error) {
 	p := &pipeline{service: s, name: randomID(), chain: chain, sampler: sampler, class: chain[0].Class, events: make(chan event, eventsLen), done: make(chan struct{})}
 	p.id = hex.EncodeToString(p.name)
+	p.steps = s.m.steps.WithLabelValues("answer")
 	p.ctx, p.cancel = context.WithCancelCause(ctx)
 	limit := time.AfterFunc(openLimit, func() {
 		p.cancel(fault.New(fault.DeadlineExceeded, "open pipeline %s: it did not open in %v", p.id, openLimit))

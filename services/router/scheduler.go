@@ -44,6 +44,7 @@ type live struct {
 
 	// The scheduler's own.
 	feed    *session.Session
+	guesser guesser
 	pages   int
 	added   bool // the sampler knows it
 	flying  uint64
@@ -158,6 +159,8 @@ func (s *scheduler) take(e event) error {
 		return s.fail(e.failed.GetSession(), e.failed.GetCode(), e.failed.GetMessage())
 	case e.refused != nil:
 		return s.fail(e.refused.GetSession(), e.refused.GetCode(), e.refused.GetMessage())
+	case e.guessed != nil:
+		s.guessed(e.guessed)
 	case e.computed != 0:
 		delete(s.flights, e.computed)
 	}
@@ -214,6 +217,7 @@ func (s *scheduler) send() error {
 		if err := s.p.infer.Send(&shardv1.InferRequest{Frame: &shardv1.InferRequest_Batch{Batch: batch}}); err != nil {
 			return streamEnd("chain", err)
 		}
+		s.p.steps.Inc()
 	}
 	return s.release()
 }
@@ -237,7 +241,11 @@ func (s *scheduler) batch() *shardv1.Batch {
 	f := &flight{sent: time.Now(), decode: true}
 	budget := s.p.service.cfg.BatchRows
 	add := func(l *live, n int) {
-		rows, ok := l.feed.NextAhead(n, s.guesses(l, min(n, budget)-1))
+		ids, decides, wait := s.guess(l, min(n, budget)-1)
+		if wait {
+			return
+		}
+		rows, ok := l.feed.NextAhead(n, ids)
 		if !ok {
 			return
 		}
@@ -247,8 +255,10 @@ func (s *scheduler) batch() *shardv1.Batch {
 			for _, id := range rows.IDs[len(rows.IDs)-rows.Ahead:] {
 				e.Guesses = append(e.Guesses, uint32(id))
 			}
-			s.p.service.m.guessed.Add(float64(rows.Ahead))
-			e.Candidates = uint32(l.picker.Need(int(s.p.stages[0].GetVocab()), rows.Pos+len(rows.IDs)))
+			s.sentGuesses(l, rows.IDs[len(rows.IDs)-rows.Ahead:])
+			if rows.Ahead == 0 || decides {
+				e.Candidates = uint32(l.picker.Need(int(s.p.stages[0].GetVocab()), rows.Pos+len(rows.IDs)))
+			}
 			if f.waiting == nil {
 				f.waiting = map[string]bool{}
 			}
@@ -282,22 +292,6 @@ func (s *scheduler) batch() *shardv1.Batch {
 	return b
 }
 
-// So many of the last ids, at least and at most, are looked up for what followed them.
-const (
-	guessLeast = 2
-	guessMost  = 4
-)
-
-// guesses are at most n ids that may follow a session's log, by what followed its end
-// earlier in it. They are made where candidates always decide a pick.
-func (s *scheduler) guesses(l *live, n int) []int32 {
-	n = min(n, s.p.service.cfg.Speculate, l.maxLen-l.feed.Len()-1)
-	if n < 1 || l.feed.Prefilling() || !l.picker.Decides(int(s.p.stages[0].GetVocab()), l.feed.Len()+n) {
-		return nil
-	}
-	return sample.Propose(l.feed.Log(), guessLeast, guessMost, n)
-}
-
 // landed notes that a session's part of a batch is done.
 func (s *scheduler) landed(l *live) {
 	f := s.flights[l.flying]
@@ -324,9 +318,10 @@ func (s *scheduler) token(t *samplerv1.Token) error {
 		return nil
 	}
 	if l.feed.Waiting() {
-		s.p.service.m.right.Inc()
+		s.rightGuess(l)
 	} else {
 		s.landed(l)
+		l.guesser.verified(l.feed.Len(), s.stepTime())
 	}
 	s.tokens++
 	if t.GetFinishReason() == samplerv1.FinishReason_FINISH_REASON_UNSPECIFIED && l.feed.Len() >= l.maxLen {

@@ -177,8 +177,9 @@ type metrics struct {
 	first    prometheus.Histogram
 	between  prometheus.Histogram
 	moves    prometheus.Counter
-	guessed  prometheus.Counter
-	right    prometheus.Counter
+	guessed  *prometheus.CounterVec
+	right    *prometheus.CounterVec
+	steps    *prometheus.CounterVec
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -191,12 +192,13 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		between: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "lamina_router_inter_token_seconds", Help: "Between tokens of a request.", Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16),
 		}),
-		guessed: prometheus.NewCounter(prometheus.CounterOpts{Name: "lamina_router_guessed_tokens_total", Help: "Ids guessed ahead."}),
-		right:   prometheus.NewCounter(prometheus.CounterOpts{Name: "lamina_router_guessed_right_total", Help: "Of those, the ones that were picked."}),
+		guessed: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "lamina_router_guessed_tokens_total", Help: "Ids guessed ahead."}, []string{"proposer"}),
+		right:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "lamina_router_guessed_right_total", Help: "Of those, the ones that were picked."}, []string{"proposer"}),
+		steps:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "lamina_router_steps_total", Help: "Batches sent, by what their pipelines are for: answer or draft."}, []string{"pipeline"}),
 		moves:   prometheus.NewCounter(prometheus.CounterOpts{Name: "lamina_router_moves_total", Help: "Sessions moved to another pipeline."}),
 	}
 	if r != nil {
-		r.MustRegister(m.requests, m.tokens, m.first, m.between, m.moves, m.guessed, m.right)
+		r.MustRegister(m.requests, m.tokens, m.first, m.between, m.moves, m.guessed, m.right, m.steps)
 	}
 	return m
 }
