@@ -82,27 +82,33 @@ type routerCmd struct {
 	serviceFlags
 	Listen string `help:"gRPC address." default:"127.0.0.1:7070"`
 	HTTP   string `name:"http" help:"Address of the HTTP face and the console; empty for none." default:"127.0.0.1:8080"`
-	speculateFlag
+	speculateFlags
+	Draft string `help:"Name or digest of a smaller model on the mesh that guesses ahead; it needs the same vocabulary, and a name of its own."`
 }
 
-// speculateFlag is how far a router guesses ahead.
-type speculateFlag struct {
-	Speculate int `help:"Most ids guessed ahead of each token, by what followed the same ids before; their rows are computed with the token's. The text is the same." default:"0"`
+// speculateFlags are how a router guesses ahead.
+type speculateFlags struct {
+	Speculate  int     `help:"Most ids guessed ahead of each token, by what followed the same ids before, else by --draft; their rows are computed with the token's. The text is the same." default:"0"`
+	DraftLeast float64 `help:"Probability that a pick of --draft must have to be a guess." default:"0.4"`
 }
 
-func (f speculateFlag) check() error {
+func (f speculateFlags) speculation(draft string) (app.Speculation, error) {
 	if f.Speculate < 0 || f.Speculate > 16 {
-		return fault.Field("speculate", "%d is not within 0..16", f.Speculate)
+		return app.Speculation{}, fault.Field("speculate", "%d is not within 0..16", f.Speculate)
 	}
-	return nil
+	if !(f.DraftLeast >= 0 && f.DraftLeast < 1) {
+		return app.Speculation{}, fault.Field("draft-least", "%v is not within 0..1", f.DraftLeast)
+	}
+	return app.Speculation{IDs: f.Speculate, Draft: draft, Least: f.DraftLeast}, nil
 }
 
 // Run serves until interrupted.
 func (c *routerCmd) Run(e *env) error {
-	if err := c.check(); err != nil {
+	guess, err := c.speculation(c.Draft)
+	if err != nil {
 		return err
 	}
-	return app.Router(e.ctx, c.config(e, c.Listen), c.HTTP, c.Speculate, func(addr string) { fmt.Fprintf(e.stdout, "http %s\n", addr) })
+	return app.Router(e.ctx, c.config(e, c.Listen), c.HTTP, guess, func(addr string) { fmt.Fprintf(e.stdout, "http %s\n", addr) })
 }
 
 type trainerCmd struct {

@@ -46,7 +46,8 @@ type upCmd struct {
 	KVPositions    int    `name:"kv-positions" help:"Positions in each shard's KV cache." default:"16384"`
 	Runs           string `help:"Folder of training runs." default:"runs"`
 	InsecureListen bool   `help:"Let addresses be reachable from other machines without TLS."`
-	speculateFlag
+	speculateFlags
+	Draft string `help:"Smaller model of the same vocabulary, file or folder, that guesses ahead (5 ids where --speculate says nothing)."`
 }
 
 // Run serves until interrupted.
@@ -54,7 +55,8 @@ func (c *upCmd) Run(e *env) error {
 	if c.Model == "" {
 		c.Model = bundledModel()
 	}
-	if err := c.check(); err != nil {
+	guess, err := c.speculation(c.Draft)
+	if err != nil {
 		return err
 	}
 	kernels, end, err := c.set()
@@ -63,7 +65,7 @@ func (c *upCmd) Run(e *env) error {
 	}
 	defer end()
 	mesh, err := app.Start(e.ctx, app.MeshConfig{
-		Log: e.log, Kernels: kernels, Model: c.Model, Name: c.Name, Stages: c.Stages, Replicas: c.Replicas, KVPositions: c.KVPositions, Speculate: c.Speculate,
+		Log: e.log, Kernels: kernels, Model: c.Model, Name: c.Name, Stages: c.Stages, Replicas: c.Replicas, KVPositions: c.KVPositions, Speculation: guess,
 		Train: true, RunsDir: c.Runs, GRPC: c.GRPC, HTTP: c.HTTP, Insecure: c.InsecureListen,
 	})
 	if err != nil {
@@ -81,7 +83,8 @@ type meshFlags struct {
 	Model  string `short:"m" help:"Model file (GGUF) or folder (Hugging Face), served in this process."`
 	Stages int    `help:"Stages of the pipeline in this process." default:"1"`
 	Router string `help:"Ask this router instead of a mesh in this process." env:"LAMINA_ROUTER"`
-	speculateFlag
+	speculateFlags
+	Draft string `help:"Smaller model of the same vocabulary, file or folder, that guesses ahead (5 ids where --speculate says nothing)."`
 }
 
 // dial returns a router to ask and the function that ends what was started for it.
@@ -100,14 +103,15 @@ func (f *meshFlags) dial(e *env) (routerv1.RouterServiceClient, func() error, er
 	if f.Stages < 1 {
 		return nil, nil, fault.Field("stages", "%d: want one or more", f.Stages)
 	}
-	if err := f.check(); err != nil {
+	guess, err := f.speculation(f.Draft)
+	if err != nil {
 		return nil, nil, err
 	}
 	kernels, end, err := f.set()
 	if err != nil {
 		return nil, nil, err
 	}
-	mesh, err := app.Start(e.ctx, app.MeshConfig{Log: e.log, Kernels: kernels, Model: f.Model, Stages: f.Stages, Speculate: f.Speculate})
+	mesh, err := app.Start(e.ctx, app.MeshConfig{Log: e.log, Kernels: kernels, Model: f.Model, Stages: f.Stages, Speculation: guess})
 	if err != nil {
 		end()
 		return nil, nil, err

@@ -78,6 +78,18 @@ func (s *Session) Token(pos int, id int32) bool {
 	return true
 }
 
+// Rewind makes log, of at least one token, the session's log. What the pipeline was
+// sent of it counts as sent, but for the last position, whose row is due. A token on
+// its way is not waited for any longer.
+func (s *Session) Rewind(log []int32) {
+	same := 0
+	for same < min(s.sent, len(log)-1) && s.log[same] == log[same] {
+		same++
+	}
+	s.log = append(s.log[:same], log[same:]...)
+	s.sent, s.waiting, s.ahead = same, false, nil
+}
+
 // End stops the session: nothing more is sent or taken.
 func (s *Session) End() { s.ended = true }
 

@@ -54,6 +54,14 @@ func play(t *testing.T, s **session.Session, words []string) string {
 			return "nothing"
 		}
 		return fmt.Sprintf("pos %d ids %v logits %v", rows.Pos, rows.IDs, rows.Logits)
+	case "rewind":
+		var log []int32
+		for _, w := range words[1:] {
+			id, _ := strconv.Atoi(w)
+			log = append(log, int32(id))
+		}
+		(*s).Rewind(log)
+		return ""
 	case "token":
 		return fmt.Sprint((*s).Token(a, int32(b)))
 	case "ahead":

@@ -232,16 +232,17 @@ func (q *request) generate(ctx context.Context) error {
 			id: randomID(), log: append([]int32(nil), q.log...), emitted: len(q.log) - len(q.prompt), epoch: epoch, rules: q.rules,
 			logprobs: slices.Clone(q.logprobs), picker: q.picker, tokens: q.tokens, maxLen: len(q.prompt) + int(q.maxTokens), out: make(chan outcome, outLen+2),
 		}
-		if n := q.service.cfg.Speculate; n > 0 {
-			l.guesser = newGuesser(n, lookup{lookupLeast})
-		}
+		guessing, stop := context.WithCancel(ctx)
+		l.guesser = q.guesser(guessing, p)
 		if err := p.tell(event{submit: l}); err == nil {
 			finished, err := q.follow(ctx, p, l)
 			if finished || err != nil {
+				stop()
 				p.assigned.Add(-1)
 				return err
 			}
 		}
+		stop()
 		p.assigned.Add(-1)
 		if idle++; len(q.log) > had {
 			idle = 0
@@ -252,6 +253,18 @@ func (q *request) generate(ctx context.Context) error {
 		q.service.m.moves.Inc()
 		q.service.log.Info("move session", "request", q.id, "tokens", len(q.log), "epoch", epoch+1)
 	}
+}
+
+// guesser is what guesses for the request on a pipeline, until ctx ends.
+func (q *request) guesser(ctx context.Context, p *pipeline) guesser {
+	n := q.service.cfg.Speculate
+	if n < 1 {
+		return guesser{}
+	}
+	if d := q.startDraft(ctx, p); d != nil {
+		return newGuesser(n, lookup{lookupLeastDraft}, d)
+	}
+	return newGuesser(n, lookup{lookupLeast})
 }
 
 // follow takes a session's outcomes until it ends or its pipeline is lost.

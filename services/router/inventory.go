@@ -175,8 +175,9 @@ func (s *Service) remodel() {
 	}
 }
 
-// spans lists what the shards hold, without those in use; mu is held.
-func (s *Service) spans(free bool) []plan.Span {
+// spans lists what the shards hold and keep takes, without those in use where free is
+// asked for; mu is held.
+func (s *Service) spans(free bool, keep func(*shardv1.Held) bool) []plan.Span {
 	inUse := map[plan.Span]bool{}
 	if free {
 		for _, chain := range s.building {
@@ -192,7 +193,7 @@ func (s *Service) spans(free bool) []plan.Span {
 				Shard: id, Addr: d.addr, Digest: h.GetDigest(), Class: d.resp.GetKernelClass(),
 				Lo: int(h.GetLo()), Hi: int(h.GetHi()), Layers: int(h.GetLayers()),
 			}
-			if !inUse[span] { // a shard may hold more than one model
+			if !inUse[span] && keep(h) { // a shard may hold more than one model
 				out = append(out, span)
 			}
 		}
@@ -208,7 +209,10 @@ func (s *Service) build(ctx context.Context, wg *sync.WaitGroup) {
 	if len(samplers) == 0 {
 		return
 	}
-	for _, chain := range plan.Chains(s.spans(true)) {
+	// A draft may be the model that it guesses for: the two share no chain.
+	answer := plan.Chains(s.spans(true, func(h *shardv1.Held) bool { return !s.isDraft(h.GetModel(), h.GetDigest()) }))
+	draft := plan.Chains(s.spans(true, func(h *shardv1.Held) bool { return s.isDraft(h.GetModel(), h.GetDigest()) }))
+	for _, chain := range slices.Concat(answer, draft) {
 		key := chain.String()
 		if s.models[chain.Digest()] == nil {
 			continue // without a tokenizer a model cannot be asked
@@ -243,6 +247,7 @@ func (s *Service) runPipeline(ctx context.Context, chain plan.Chain, sampler str
 	delete(s.pipelines, p.id)
 	s.touch()
 	s.mu.Unlock()
+	p.drafters.Wait()
 	if ctx.Err() == nil {
 		s.log.Warn("pipeline is lost", "pipeline", p.id, "chain", chain.String(), "error", err)
 		s.forget(chain)
@@ -260,14 +265,14 @@ func (s *Service) forget(chain plan.Chain) {
 
 // whyNone says why a model has no pipeline; mu is held.
 func (s *Service) whyNone(name string) error {
-	digest, known := "", name == "" && len(s.models) > 0
+	digest, known := "", false
 	for d, m := range s.models {
-		if name == "" || d == name || m.vocabulary.GetModel() == name {
+		if name == "" && !s.isDraft(m.vocabulary.GetModel(), d) || d == name || name != "" && m.vocabulary.GetModel() == name {
 			digest, known = d, true
 		}
 	}
 	if !known && name != "" {
 		return fault.New(fault.NotFound, "find model %q: nobody knows it", name)
 	}
-	return fault.New(fault.Unavailable, "find a pipeline for model %q: %s", name, plan.Missing(s.spans(false), digest)).After(time.Second)
+	return fault.New(fault.Unavailable, "find a pipeline for model %q: %s", name, plan.Missing(s.spans(false, func(*shardv1.Held) bool { return true }), digest)).After(time.Second)
 }

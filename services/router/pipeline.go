@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"io"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -36,6 +37,7 @@ type pipeline struct {
 	sampler string
 	stages  []*shardv1.Held
 	class   string
+	draft   bool // it guesses for the others
 	steps   prometheus.Counter
 
 	ctx    context.Context
@@ -45,7 +47,8 @@ type pipeline struct {
 	events chan event
 	done   chan struct{} // closed when the pipeline has told its sessions that it is lost
 
-	assigned atomic.Int64 // sessions sent here that have not left, counted at once
+	drafters sync.WaitGroup // added to while the pipeline is listed
+	assigned atomic.Int64   // sessions sent here that have not left, counted at once
 	running  atomic.Int64
 	waiting  atomic.Int64
 	rate     atomic.Uint64 // tokens a second, by 1000
@@ -64,6 +67,7 @@ type event struct {
 	refused  *shardv1.Refused
 	computed uint64
 	guessed  *guessed
+	draw     *draw
 }
 
 func (p *pipeline) model() string { return p.stages[0].GetModel() }
@@ -84,7 +88,6 @@ func randomID() []byte {
 func (s *Service) open(ctx context.Context, chain plan.Chain, sampler string) (*pipeline, error) {
 	p := &pipeline{service: s, name: randomID(), chain: chain, sampler: sampler, class: chain[0].Class, events: make(chan event, eventsLen), done: make(chan struct{})}
 	p.id = hex.EncodeToString(p.name)
-	p.steps = s.m.steps.WithLabelValues("answer")
 	p.ctx, p.cancel = context.WithCancelCause(ctx)
 	limit := time.AfterFunc(openLimit, func() {
 		p.cancel(fault.New(fault.DeadlineExceeded, "open pipeline %s: it did not open in %v", p.id, openLimit))
@@ -98,6 +101,11 @@ func (s *Service) open(ctx context.Context, chain plan.Chain, sampler string) (*
 		p.cancel(err)
 		return nil, err
 	}
+	role := "answer"
+	if p.draft = s.isDraft(p.model(), chain.Digest()); p.draft {
+		role = "draft"
+	}
+	p.steps = s.m.steps.WithLabelValues(role)
 	p.scheduler = newScheduler(p)
 	return p, nil
 }

@@ -45,6 +45,7 @@ type live struct {
 	// The scheduler's own.
 	feed    *session.Session
 	guesser guesser
+	drawing *drawing // of a draft's session
 	pages   int
 	added   bool // the sampler knows it
 	flying  uint64
@@ -54,8 +55,9 @@ type live struct {
 // outcome is a token, or the end.
 type outcome struct {
 	token *samplerv1.Token
-	lost  bool  // the pipeline died: go on elsewhere
-	err   error // the session cannot go on
+	round uint64 // of a draft's session
+	lost  bool   // the pipeline died: go on elsewhere
+	err   error  // the session cannot go on
 }
 
 // flight is a batch that the chain has and that is not done.
@@ -159,6 +161,8 @@ func (s *scheduler) take(e event) error {
 		return s.fail(e.failed.GetSession(), e.failed.GetCode(), e.failed.GetMessage())
 	case e.refused != nil:
 		return s.fail(e.refused.GetSession(), e.refused.GetCode(), e.refused.GetMessage())
+	case e.draw != nil:
+		s.draw(e.draw)
 	case e.guessed != nil:
 		s.guessed(e.guessed)
 	case e.computed != 0:
@@ -191,17 +195,24 @@ func (s *scheduler) admit() {
 		s.pages -= l.pages
 		s.order = append(s.order, l)
 		l.started = time.Now()
+		s.tellTokens(s.p.chain.Digest(), l.tokens)
+		s.add(l)
+	}
+}
+
+// add makes a session known to the sampler. A draft's is picked for by no history.
+func (s *scheduler) add(l *live) {
+	a := &samplerv1.AddSession{Session: l.id, Epoch: l.epoch, Rules: l.rules, EmittedLogprobs: l.logprobs, Vocabulary: s.p.chain.Digest()}
+	if l.drawing == nil {
 		ids := make([]uint32, len(l.log))
 		for i, id := range l.log {
 			ids[i] = uint32(id)
 		}
 		prompt := len(ids) - l.emitted
-		s.tellTokens(s.p.chain.Digest(), l.tokens)
-		// A broken stream shows at Recv.
-		_ = s.p.sample.Send(&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Add{Add: &samplerv1.AddSession{
-			Session: l.id, Epoch: l.epoch, Rules: l.rules, Prompt: ids[:prompt], Emitted: ids[prompt:], EmittedLogprobs: l.logprobs, Vocabulary: s.p.chain.Digest(),
-		}}})
+		a.Prompt, a.Emitted = ids[:prompt], ids[prompt:]
 	}
+	// A broken stream shows at Recv.
+	_ = s.p.sample.Send(&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Add{Add: a}})
 }
 
 // send forms batches while the chain has room: one batch in flight a stage.
@@ -264,6 +275,9 @@ func (s *scheduler) batch() *shardv1.Batch {
 			}
 			f.waiting[string(l.id)] = true
 			l.flying = s.step + 1
+			if l.drawing != nil {
+				l.drawing.picked = rows.Pos + len(rows.IDs) - 1
+			}
 		}
 		b.Entries = append(b.Entries, e)
 		for _, id := range rows.IDs {
@@ -276,7 +290,7 @@ func (s *scheduler) batch() *shardv1.Batch {
 	for _, prefill := range []bool{false, true} {
 		for _, l := range s.order {
 			// A request that is slow to read gets no further token until it has read.
-			if budget <= 0 || len(b.GetEntries()) == maxEntries || !l.added || !l.feed.Ready() || l.feed.Prefilling() != prefill || len(l.out) > outLen/2 {
+			if budget <= 0 || len(b.GetEntries()) == maxEntries || !l.added || !l.feed.Ready() || l.feed.Prefilling() != prefill || len(l.out) > outLen/2 || l.drawing != nil && l.drawing.paused {
 				continue
 			}
 			f.decode = f.decode && !prefill
@@ -324,6 +338,10 @@ func (s *scheduler) token(t *samplerv1.Token) error {
 		l.guesser.verified(l.feed.Len(), s.stepTime())
 	}
 	s.tokens++
+	if l.drawing != nil {
+		s.drawn(l, t)
+		return nil
+	}
 	if t.GetFinishReason() == samplerv1.FinishReason_FINISH_REASON_UNSPECIFIED && l.feed.Len() >= l.maxLen {
 		t.FinishReason = samplerv1.FinishReason_FINISH_REASON_LENGTH
 	}

@@ -36,9 +36,17 @@ type Config struct {
 	BatchRows int
 	// ChunkRows is the most rows of one prompt in a batch; 0 means 256.
 	ChunkRows int
-	// Speculate is how many ids are guessed at most after each token, by what followed
-	// the same ids before. Tokens are the same with and without; 0 guesses none.
+	// Speculate is how many ids are guessed at most after each token: by what followed
+	// the same ids before, else by the draft model. Tokens are the same with and without;
+	// 0 guesses none.
 	Speculate int
+	// Draft is the name or digest of a model whose pipelines guess for the others, which
+	// have its vocabulary. It answers only requests that name it. Empty is none. Where
+	// the model that is served drafts for itself, the draft needs a name of its own.
+	Draft string
+	// DraftLeast is the probability that a draft's pick must have to be a guess; 0 asks
+	// for none.
+	DraftLeast float64
 	// Queue is the most requests waiting for admission to a pipeline; 0 means 256.
 	Queue int
 	// ReadLimit is how long a client may leave its stream full before it is cut; 0
@@ -70,6 +78,7 @@ type Service struct {
 	asking     map[string]bool                          // addresses being described
 	pipelines  map[string]*pipeline                     // by id
 	building   map[string]plan.Chain                    // chains that are opened or run, by their text
+	fits       map[string]error                         // whether a draft's vocabulary is a model's, by both digests
 	tries      int                                      // chains opened so far: samplers take turns
 	changed    chan struct{}                            // closed and renewed when any of these change
 }
@@ -84,7 +93,7 @@ type modelInfo struct {
 func New(c Config) *Service {
 	s := &Service{
 		cfg: c, log: c.Log, m: newMetrics(c.Metrics), instances: map[string][]discovery.Instance{}, held: map[string]described{},
-		vocabs: map[string]*tokenizerv1.DescribeResponse{}, asking: map[string]bool{}, models: map[string]*modelInfo{}, tokenLists: map[string][][]byte{}, pipelines: map[string]*pipeline{}, building: map[string]plan.Chain{}, changed: make(chan struct{}),
+		vocabs: map[string]*tokenizerv1.DescribeResponse{}, asking: map[string]bool{}, models: map[string]*modelInfo{}, tokenLists: map[string][][]byte{}, fits: map[string]error{}, pipelines: map[string]*pipeline{}, building: map[string]plan.Chain{}, changed: make(chan struct{}),
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -146,17 +155,23 @@ func (s *Service) assign(ctx context.Context, name string, wait time.Duration) (
 	}
 }
 
-// best finds the least loaded pipeline of a model; mu is held.
+// best finds the least loaded pipeline of a model, a draft's only where it is named and
+// there is no other; mu is held.
 func (s *Service) best(name string) (*pipeline, error) {
 	digests := map[string]bool{}
 	var best *pipeline
-	for _, p := range s.pipelines {
-		if p.dead() || name != "" && p.chain.Digest() != name && p.model() != name {
-			continue
+	for _, draft := range []bool{false, true} {
+		if draft && (name == "" || best != nil) {
+			break
 		}
-		digests[p.chain.Digest()] = true
-		if best == nil || p.load() < best.load() || p.load() == best.load() && p.id < best.id {
-			best = p
+		for _, p := range s.pipelines {
+			if p.draft != draft || p.dead() || name != "" && p.chain.Digest() != name && p.model() != name {
+				continue
+			}
+			digests[p.chain.Digest()] = true
+			if best == nil || p.load() < best.load() || p.load() == best.load() && p.id < best.id {
+				best = p
+			}
 		}
 	}
 	switch {
@@ -180,6 +195,8 @@ type metrics struct {
 	guessed  *prometheus.CounterVec
 	right    *prometheus.CounterVec
 	steps    *prometheus.CounterVec
+	dropped  *prometheus.CounterVec
+	drafting prometheus.Histogram
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -195,10 +212,14 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		guessed: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "lamina_router_guessed_tokens_total", Help: "Ids guessed ahead."}, []string{"proposer"}),
 		right:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "lamina_router_guessed_right_total", Help: "Of those, the ones that were picked."}, []string{"proposer"}),
 		steps:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "lamina_router_steps_total", Help: "Batches sent, by what their pipelines are for: answer or draft."}, []string{"pipeline"}),
-		moves:   prometheus.NewCounter(prometheus.CounterOpts{Name: "lamina_router_moves_total", Help: "Sessions moved to another pipeline."}),
+		dropped: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "lamina_router_drafts_dropped_total", Help: "Requests whose draft was given up, by why."}, []string{"code"}),
+		drafting: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "lamina_router_draft_seconds", Help: "From a request's question to its draft's guesses.", Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16),
+		}),
+		moves: prometheus.NewCounter(prometheus.CounterOpts{Name: "lamina_router_moves_total", Help: "Sessions moved to another pipeline."}),
 	}
 	if r != nil {
-		r.MustRegister(m.requests, m.tokens, m.first, m.between, m.moves, m.guessed, m.right, m.steps)
+		r.MustRegister(m.requests, m.tokens, m.first, m.between, m.moves, m.guessed, m.right, m.steps, m.dropped, m.drafting)
 	}
 	return m
 }

@@ -27,6 +27,9 @@ func (s *Service) list() []*routerv1.Model {
 	defer s.mu.Unlock()
 	byDigest := map[string]*routerv1.Model{}
 	for _, p := range s.pipelines {
+		if p.draft {
+			continue
+		}
 		digest, h := p.chain.Digest(), p.stages[0]
 		m := byDigest[digest]
 		if m == nil {

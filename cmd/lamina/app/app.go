@@ -147,17 +147,19 @@ func openModel(path, name string) (*model.Files, string, string, error) {
 	return files, name, digest, nil
 }
 
-// loadTokenizer makes the tokenizer service of one model. A model without tokenizer
-// files gets a vocabulary of ids, which refuses text and says so.
-func loadTokenizer(files *model.Files, name, digest string, c tokenizer.Config) (*tokenizer.Service, error) {
+// loadTokenizer makes the tokenizer service of models.
+func loadTokenizer(c tokenizer.Config, models ...tokenizer.Model) (*tokenizer.Service, error) {
+	c.Models = models
+	return tokenizer.New(c)
+}
+
+// loadModel reads what a tokenizer knows of a model. A model without tokenizer files
+// gets a vocabulary of ids, which refuses text and says so.
+func loadModel(files *model.Files, name, digest string) (tokenizer.Model, error) {
 	m, err := tokenizer.Load(files.Path, name, digest)
 	if fault.CodeOf(err) == fault.NotFound {
 		m = tokenizer.Model{Name: name, Digest: digest}
 		m.Vocab, err = vocab.NewIDs(files.Config.Vocab, int32(files.Config.EOS))
 	}
-	if err != nil {
-		return nil, err
-	}
-	c.Models = []tokenizer.Model{m}
-	return tokenizer.New(c)
+	return m, err
 }

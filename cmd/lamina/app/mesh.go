@@ -34,7 +34,7 @@ type MeshConfig struct {
 	Stages      int    // of each pipeline; 0 means 1
 	Replicas    int    // pipelines; 0 means 1
 	KVPositions int    // of each shard's cache; 0 for its default
-	Speculate   int    // ids guessed ahead at most; 0 for none
+	Speculation Speculation
 	Train       bool   // run NATS and the trainer, and let the shards train
 	Trainers    int    // shards without a model that only train
 	RunsDir     string // the trainer's folder
@@ -166,13 +166,30 @@ func (m *Mesh) parts() ([]lifecycle.Part, func() error, error) {
 		}
 		bus = b
 	}
+	draft := "" // the model that guesses
 	if c.Model != "" {
 		files, name, digest, err := openModel(c.Model, c.Name)
 		if err != nil {
 			return nil, cleanup, err
 		}
 		closers = append(closers, files.Close)
-		tok, err := loadTokenizer(files, name, digest, tokenizer.Config{})
+		known, err := loadModel(files, name, digest)
+		if err != nil {
+			return nil, cleanup, err
+		}
+		models := []tokenizer.Model{known}
+		if c.Speculation.Draft != "" {
+			d, err := m.draft(known, &closers)
+			if err != nil {
+				return nil, cleanup, err
+			}
+			draft = d.model.Name
+			if d.model.Digest != digest {
+				models = append(models, d.model)
+			}
+			parts = append(parts, d.shard)
+		}
+		tok, err := loadTokenizer(tokenizer.Config{}, models...)
 		if err != nil {
 			return nil, cleanup, err
 		}
@@ -206,7 +223,10 @@ func (m *Mesh) parts() ([]lifecycle.Part, func() error, error) {
 	if t != nil {
 		users = append(users, t)
 	}
-	r := router.New(router.Config{Log: c.Log, Metrics: metrics, Dialer: m.dialer, Registry: m.registry, Speculate: c.Speculate})
+	r := router.New(router.Config{
+		Log: c.Log, Metrics: metrics, Dialer: m.dialer, Registry: m.registry,
+		Speculate: c.Speculation.ids(), Draft: draft, DraftLeast: c.Speculation.Least,
+	})
 	parts = append(parts, runPart("router pipelines", r.Run), m.part("router", "router", r, nil))
 	public := rpc.ListenOptions{Insecure: c.Insecure}
 	if c.Model != "" {
@@ -238,7 +258,11 @@ func (m *Mesh) shard(bus shard.Bus) *shard.Service {
 // serving is ready when every pipeline stands.
 func (m *Mesh) serving(r *router.Service) lifecycle.Part {
 	return lifecycle.Part{Name: "pipelines", Run: func(ctx context.Context, ready func()) error {
-		if err := r.AwaitPipelines(ctx, m.cfg.Replicas); err != nil {
+		n := m.cfg.Replicas
+		if m.cfg.Speculation.Draft != "" {
+			n++
+		}
+		if err := r.AwaitPipelines(ctx, n); err != nil {
 			return err
 		}
 		ready()

@@ -122,7 +122,11 @@ func Tokenizer(ctx context.Context, c ServiceConfig, t TokenizerConfig) error {
 	if t.Library != "" {
 		config.Open = tokenizer.NewLibrary(t.Library).Open
 	}
-	s, err := loadTokenizer(files, name, digest, config)
+	m, err := loadModel(files, name, digest)
+	if err != nil {
+		return errors.Join(err, b.close())
+	}
+	s, err := loadTokenizer(config, m)
 	if err != nil {
 		return errors.Join(err, b.close())
 	}
@@ -212,14 +216,33 @@ func Shard(ctx context.Context, c ServiceConfig, sc ShardConfig) error {
 	return b.run(ctx, "shard", s, meta)
 }
 
-// Router serves the gRPC API, and the HTTP face and console at the http address. It
-// guesses at most speculate ids ahead.
-func Router(ctx context.Context, c ServiceConfig, http string, speculate int, bound func(string)) error {
+// Speculation is how a router guesses ahead.
+type Speculation struct {
+	IDs   int     // guessed after each token at most; 0 for none
+	Draft string  // the model that guesses: a path to a mesh, a name or digest to a router; empty for none
+	Least float64 // probability that its picks must have; 0 for any
+}
+
+// draftIDs is how many ids a draft guesses at most where nothing else is said.
+const draftIDs = 5
+
+func (s Speculation) ids() int {
+	if s.IDs == 0 && s.Draft != "" {
+		return draftIDs
+	}
+	return s.IDs
+}
+
+// Router serves the gRPC API, and the HTTP face and console at the http address.
+func Router(ctx context.Context, c ServiceConfig, http string, guess Speculation, bound func(string)) error {
 	b, err := newBase(c)
 	if err != nil {
 		return err
 	}
-	s := router.New(router.Config{Log: c.Log, Metrics: b.server.Metrics, Dialer: b.dialer, Registry: b.registry, Speculate: speculate})
+	s := router.New(router.Config{
+		Log: c.Log, Metrics: b.server.Metrics, Dialer: b.dialer, Registry: b.registry,
+		Speculate: guess.ids(), Draft: guess.Draft, DraftLeast: guess.Least,
+	})
 	before := []lifecycle.Part{runPart("pipelines", s.Run)}
 	if http != "" {
 		before = append(before, httpPart(http, b.listen, c.Log, s, b.metrics, bound))

@@ -28,16 +28,16 @@ func TestMesh_GuessingChangesNoToken(t *testing.T) {
 		{Temperature: &zero, Grammar: &samplerv1.Grammar{Kind: samplerv1.GrammarKind_GRAMMAR_KIND_REGEX, Source: `( ?[a-z]+){20}`}},
 	}
 	var want [][]uint32
-	for _, c := range []app.MeshConfig{{Stages: 1}, {Stages: 1, Speculate: 4}, {Stages: 3, Speculate: 7}} {
+	for _, c := range []app.MeshConfig{{Stages: 1}, {Stages: 1, Speculation: app.Speculation{IDs: 4}}, {Stages: 3, Speculation: app.Speculation{IDs: 7}}} {
 		c.Model = shared(t, "models/stories260K/stories260K-f32.gguf")
 		got := make([][]uint32, len(rules))
-		t.Run(fmt.Sprintf("%d stages, %d guesses", c.Stages, c.Speculate), func(t *testing.T) { generateAll(t, mesh(t, c), rules, got) })
+		t.Run(fmt.Sprintf("%d stages, %d guesses", c.Stages, c.Speculation.IDs), func(t *testing.T) { generateAll(t, mesh(t, c), rules, got) })
 		if want == nil {
 			want = got
 		}
 		for i := range rules {
 			if len(got[i]) == 0 || !slices.Equal(got[i], want[i]) {
-				t.Errorf("%d stages, %d guesses, request %d: %v, want %v", c.Stages, c.Speculate, i, got[i], want[i])
+				t.Errorf("%d stages, %d guesses, request %d: %v, want %v", c.Stages, c.Speculation.IDs, i, got[i], want[i])
 			}
 		}
 	}

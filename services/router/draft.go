@@ -1,0 +1,282 @@
+package router
+
+import (
+	"context"
+	"math"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
+	"github.com/lamina-mesh/lamina/pkg/sample"
+)
+
+// drafter guesses by a smaller model's greedy choice. It keeps a session on a draft
+// pipeline for one request: each round catches up with the request's log, which drops
+// what the cache holds of wrong guesses, and draws ids until one is unlikely. Whatever
+// goes wrong ends the drafter, not the request. Its goroutine belongs to the draft
+// pipeline.
+type drafter struct {
+	service *Service
+	request string
+	target  *pipeline
+	vocab   uint32 // ids that the request's model knows
+	ends    []uint32
+
+	mu   sync.Mutex
+	open bool
+	asks chan question
+}
+
+// question asks a drafter for at most n ids after a log.
+type question struct {
+	l     *live
+	log   []int32
+	n     int
+	round uint64
+	limit time.Duration
+}
+
+// draw is an event: a draft session is to go on after another log.
+type draw struct {
+	l     *live
+	log   []int32
+	upto  int // length of the log at which it pauses
+	round uint64
+}
+
+// drawing is what only a draft's session has.
+type drawing struct {
+	least  float64 // log-probability below which it pauses
+	upto   int
+	round  uint64
+	paused bool
+	picked int // the last position that the sampler may have picked for; -1 for none
+}
+
+// source names it in metrics.
+func (*drafter) source() string { return "draft" }
+
+func (d *drafter) propose(l *live, n int, limit time.Duration) ([]int32, bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.open {
+		return nil, false
+	}
+	// There is room: a session asks once and waits.
+	d.asks <- question{l: l, log: slices.Clone(l.feed.Log()), n: n, round: l.guesser.round, limit: limit}
+	return nil, true
+}
+
+// startDraft gives a request a drafter, if a draft pipeline stands. It ends with ctx.
+func (q *request) startDraft(ctx context.Context, target *pipeline) *drafter {
+	s := q.service
+	if s.cfg.Draft == "" || s.cfg.Speculate < 1 {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.bestDraft(target)
+	if p == nil {
+		return nil
+	}
+	d := &drafter{
+		service: s, request: q.id, target: target, vocab: target.stages[0].GetVocab(), ends: q.rules.GetEndIds(), asks: make(chan question, 1),
+	}
+	if info := s.models[q.digest]; info != nil {
+		d.vocab, d.ends = min(d.vocab, info.vocabulary.GetSize()), info.vocabulary.GetEndIds()
+	}
+	log, most := slices.Clone(q.log), min(len(q.prompt)+int(q.maxTokens), p.capacity())
+	p.assigned.Add(1)
+	p.drafters.Go(func() { // while the pipeline is listed, so before it is waited for
+		defer p.assigned.Add(-1)
+		d.run(ctx, p, log, most)
+	})
+	return d
+}
+
+// bestDraft finds the least loaded draft pipeline other than one; mu is held.
+func (s *Service) bestDraft(other *pipeline) *pipeline {
+	var best *pipeline
+	for _, p := range s.pipelines {
+		if p == other || !p.draft || p.dead() {
+			continue
+		}
+		if best == nil || p.load() < best.load() || p.load() == best.load() && p.id < best.id {
+			best = p
+		}
+	}
+	return best
+}
+
+// run answers questions until ctx ends or something goes wrong.
+func (d *drafter) run(ctx context.Context, p *pipeline, log []int32, most int) {
+	err := d.draft(ctx, p, log, most)
+	d.mu.Lock()
+	d.open = false
+	d.mu.Unlock()
+	select {
+	case a := <-d.asks:
+		d.answer(a, nil)
+	default:
+	}
+	code := fault.CodeOf(err)
+	if err == nil || ctx.Err() != nil || code == fault.Canceled {
+		return
+	}
+	d.service.m.dropped.WithLabelValues(code.String()).Inc()
+	d.service.log.Warn("drop draft", "request", d.request, "model", d.target.model(), "draft", p.model(), "error", err)
+}
+
+// draft holds the session on the draft pipeline.
+func (d *drafter) draft(ctx context.Context, p *pipeline, log []int32, most int) error {
+	if err := d.service.draftFits(ctx, d.target, p); err != nil {
+		return err
+	}
+	if len(log) >= most {
+		return fault.New(fault.Exhausted, "draft request %s: %d tokens leave no room in the draft's context of %d", d.request, len(log), most)
+	}
+	picker, err := sample.NewPicker(sample.Rules{})
+	if err != nil {
+		return err
+	}
+	l := &live{
+		id: randomID(), log: log, epoch: 1, rules: &samplerv1.Rules{}, picker: picker, maxLen: most, out: make(chan outcome, outLen+2),
+		drawing: &drawing{least: d.service.leastLogprob(), upto: len(log) + 1, picked: -1},
+	}
+	if err := p.tell(event{submit: l}); err != nil {
+		return err
+	}
+	defer func() { _ = p.tell(event{drop: l}) }() // a pipeline that is gone holds nothing
+	// The prompt is read while the target reads it; nobody waits for that.
+	if _, err := d.collect(ctx, p, question{n: 1}, l, nil); err != nil || ctx.Err() != nil {
+		return err
+	}
+	d.mu.Lock()
+	d.open = true
+	d.mu.Unlock()
+	for {
+		select {
+		case a := <-d.asks:
+			ids, err := d.round(ctx, p, a, l)
+			d.answer(a, ids)
+			if err != nil {
+				return err
+			}
+		case o := <-l.out: // what a round that was cut short still gave
+			if o.lost || o.err != nil {
+				return d.lost(o)
+			}
+		case <-p.ctx.Done():
+			return context.Cause(p.ctx)
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// round works one question out. It may return ids and an error.
+func (d *drafter) round(ctx context.Context, p *pipeline, a question, l *live) ([]int32, error) {
+	defer func(start time.Time) { d.service.m.drafting.Observe(time.Since(start).Seconds()) }(time.Now())
+	if a.n = min(a.n, l.maxLen-len(a.log)); a.n < 1 {
+		return nil, fault.New(fault.Exhausted, "draft request %s: %d tokens fill the draft's context", d.request, len(a.log))
+	}
+	limit := time.NewTimer(a.limit)
+	defer limit.Stop()
+	select {
+	case p.events <- event{draw: &draw{l: l, log: a.log, upto: len(a.log) + a.n, round: a.round}}:
+	case <-p.ctx.Done():
+		return nil, context.Cause(p.ctx)
+	case <-ctx.Done():
+		return nil, nil
+	case <-limit.C:
+		return nil, d.late(a)
+	}
+	return d.collect(ctx, p, a, l, limit.C)
+}
+
+// collect takes a round's ids, as far as they are likely, until there are enough. Those
+// that came within the limit count; none at all is an error.
+func (d *drafter) collect(ctx context.Context, p *pipeline, a question, l *live, limit <-chan time.Time) (ids []int32, err error) {
+	for {
+		select {
+		case o := <-l.out:
+			switch {
+			case o.lost || o.err != nil:
+				return ids, d.lost(o)
+			case o.round != a.round:
+				continue
+			case o.token.GetId() >= d.vocab:
+				return ids, fault.New(fault.Internal, "draft request %s: id %d is outside the vocabulary of %d", d.request, o.token.GetId(), d.vocab)
+			case !(float64(o.token.GetLogprob()) >= l.drawing.least):
+				return ids, nil
+			}
+			ids = append(ids, int32(o.token.GetId()))
+			if len(ids) == a.n || slices.Contains(d.ends, o.token.GetId()) {
+				return ids, nil
+			}
+		case <-p.done:
+			return ids, context.Cause(p.ctx)
+		case <-ctx.Done():
+			return nil, nil
+		case <-limit:
+			if len(ids) == 0 {
+				return nil, d.late(a)
+			}
+			return ids, nil
+		}
+	}
+}
+
+func (d *drafter) late(a question) error {
+	return fault.New(fault.DeadlineExceeded, "draft request %s: no id in %v", d.request, a.limit)
+}
+
+func (d *drafter) lost(o outcome) error {
+	if o.err != nil {
+		return o.err
+	}
+	return fault.New(fault.Unavailable, "draft request %s: the draft's pipeline is lost", d.request)
+}
+
+// answer hands guesses to the session that waits for them; one whose pipeline is lost
+// does not.
+func (d *drafter) answer(a question, ids []int32) {
+	_ = d.target.tell(event{guessed: &guessed{l: a.l, round: a.round, ids: ids}})
+}
+
+// leastLogprob is the log-probability that a draft's pick has to reach.
+func (s *Service) leastLogprob() float64 {
+	if s.cfg.DraftLeast <= 0 {
+		return math.Inf(-1)
+	}
+	return math.Log(s.cfg.DraftLeast)
+}
+
+// draw sends a draft's session on after another log.
+func (s *scheduler) draw(e *draw) {
+	l := e.l
+	if s.live[string(l.id)] != l {
+		return // it has failed, and said so
+	}
+	if l.feed.Waiting() {
+		s.landed(l) // a row of a round that was cut short
+	}
+	l.feed.Rewind(e.log)
+	l.drawing.upto, l.drawing.round, l.drawing.paused = e.upto, e.round, false
+	if len(e.log)-1 <= l.drawing.picked { // the sampler picks once for a position of an epoch
+		l.drawing.picked = -1
+		l.epoch++
+		l.added = false
+		l.started = time.Now()
+		s.add(l)
+	}
+}
+
+// drawn takes a draft session's token and pauses it at the end of its round.
+func (s *scheduler) drawn(l *live, t *samplerv1.Token) {
+	d := l.drawing
+	d.paused = l.feed.Len() >= d.upto || !(float64(t.GetLogprob()) >= d.least)
+	l.out <- outcome{token: t, round: d.round} // never blocks: few tokens are asked for at a time
+}
