@@ -18,13 +18,17 @@ const (
 	attendMost  = 12  // queries of a tile
 )
 
-// attendOps are the loops of one instruction family, tiles of many queries first.
+// attendOps are the loops of one instruction family.
 type attendOps struct {
+	full, half attendLoops // over blocks of float32, and of float16 where a family has them
+	weigh      func(x *float32, n int, scale float32) (best, sum float32)
+	join       func(y, x *float32, n int, a, b float32) // y = a·y + b·x, the sum fused
+}
+
+// attendLoops are loops over blocks of one type, tiles of many queries first.
+type attendLoops struct {
 	scores []scoresLoop
-	groups int // of 16 components in values' wide loops
 	values []valuesLoop
-	weigh  func(x *float32, n int, scale float32) (best, sum float32)
-	join   func(y, x *float32, n int, a, b float32) // y = a·y + b·x, the sum fused
 }
 
 // scoresLoop writes the scores of n queries, [D][ldq/4], with whole blocks of keys.
@@ -36,7 +40,7 @@ type scoresLoop struct {
 // valuesLoop adds weighted values of n positions, from row at of the first block on, to
 // queries' sums: groups·16 components, or 16, from col bytes on.
 type valuesLoop struct {
-	n         int
+	n, groups int
 	wide, one func(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
 }
 
@@ -64,7 +68,8 @@ type attendPart struct {
 
 // attendScratch is a worker's.
 type attendScratch struct {
-	keys, values [attendChunk / attendBlock]*float32
+	keys, values [attendChunk / attendBlock]*float32 // of elements of the type that half says
+	half         bool
 	run, part    attendPart
 	q            []float32                         // [D][attendMost]
 	scores       [attendMost * attendChunk]float32 // [n][attendChunk]
@@ -268,7 +273,7 @@ func (s *Set) sumChunk(call *attendCall, t *attendTile, c int, w *attendScratch,
 		s.expect(t, a.D, from+attendChunk, attendChunk/attendBlock, true)
 	}
 	for i := 0; i < t.n; {
-		for _, loop := range s.attend.scores {
+		for _, loop := range s.loops(w).scores {
 			if loop.n <= t.n-i {
 				loop.run(&w.scores[i*attendChunk+block*attendBlock], 4*attendChunk, &w.q[i], 4*attendMost, &w.keys[block], a.D, end-block)
 				i += loop.n
@@ -305,6 +310,14 @@ func (s *Set) sumChunk(call *attendCall, t *attendTile, c int, w *attendScratch,
 	}
 }
 
+// loops are those for the blocks that w points at.
+func (s *Set) loops(w *attendScratch) *attendLoops {
+	if w.half {
+		return &s.attend.half
+	}
+	return &s.attend.full
+}
+
 // softcap turns scores x into most·tanh(scale·x/most), by way of 1 - 2/(exp(2u)+1).
 func (s *Set) softcap(x []float32, scale, most float32) {
 	s.exp(&x[0], &x[0], len(x), 2*scale/most, 0)
@@ -319,17 +332,21 @@ func (s *Set) addValues(w *attendScratch, acc []float32, i, n, lo, hi, d int) {
 		return
 	}
 	blocks, at := &w.values[lo/attendBlock], lo%attendBlock
+	size := 4
+	if w.half {
+		size = 2
+	}
 	for end := i + n; i < end; {
-		for _, loop := range s.attend.values {
+		for _, loop := range s.loops(w).values {
 			if loop.n > end-i {
 				continue
 			}
 			weights, col := &w.scores[i*attendChunk+lo], 0
-			for ; col+attendBlock*s.attend.groups <= d; col += attendBlock * s.attend.groups {
-				loop.wide(&acc[i*d+col], 4*d, weights, 4*attendChunk, blocks, 4*d, 4*col, at, hi-lo)
+			for ; col+attendBlock*loop.groups <= d; col += attendBlock * loop.groups {
+				loop.wide(&acc[i*d+col], 4*d, weights, 4*attendChunk, blocks, size*d, size*col, at, hi-lo)
 			}
 			for ; col+attendBlock <= d; col += attendBlock {
-				loop.one(&acc[i*d+col], 4*d, weights, 4*attendChunk, blocks, 4*d, 4*col, at, hi-lo)
+				loop.one(&acc[i*d+col], 4*d, weights, 4*attendChunk, blocks, size*d, size*col, at, hi-lo)
 			}
 			for q := range loop.n {
 				if col < d {
@@ -344,7 +361,7 @@ func (s *Set) addValues(w *attendScratch, acc []float32, i, n, lo, hi, d int) {
 
 // attendPortable are the loops in plain Go.
 func attendPortable() attendOps {
-	return attendOps{
+	return attendOps{full: attendLoops{
 		scores: []scoresLoop{{1, func(out *float32, _ int, q *float32, ldq int, keys **float32, d, blocks int) {
 			to := unsafe.Slice(out, blocks*attendBlock)
 			for b, key := range unsafe.Slice(keys, blocks) {
@@ -358,10 +375,8 @@ func attendPortable() attendOps {
 				}
 			}
 		}}},
-		groups: 1,
-		values: []valuesLoop{{1, portableValues, portableValues}},
-		join:   plainJoin,
-	}
+		values: []valuesLoop{{1, 1, portableValues, portableValues}},
+	}, join: plainJoin}
 }
 
 func portableValues(y *float32, _ int, w *float32, _ int, blocks **float32, ldv, col, at, n int) {

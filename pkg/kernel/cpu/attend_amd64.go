@@ -33,6 +33,12 @@ func scores2Wide(out *float32, ldo int, q *float32, ldq int, keys **float32, d, 
 func scores1Wide(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
 
 //go:noescape
+func values12x2(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
+
+//go:noescape
+func values12x1(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
+
+//go:noescape
 func values6x4(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
 
 //go:noescape
@@ -81,6 +87,84 @@ func values1x2Wide(y *float32, ldy int, w *float32, ldw int, blocks **float32, l
 func values1x1Wide(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
 
 //go:noescape
+func scores12Half(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
+
+//go:noescape
+func scores6Half(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
+
+//go:noescape
+func scores4Half(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
+
+//go:noescape
+func scores3Half(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
+
+//go:noescape
+func scores2Half(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
+
+//go:noescape
+func scores1Half(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
+
+//go:noescape
+func scores6HalfWide(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
+
+//go:noescape
+func scores3HalfWide(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
+
+//go:noescape
+func scores2HalfWide(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
+
+//go:noescape
+func scores1HalfWide(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
+
+//go:noescape
+func values6x4Half(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
+
+//go:noescape
+func values6x1Half(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
+
+//go:noescape
+func values4x4Half(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
+
+//go:noescape
+func values4x1Half(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
+
+//go:noescape
+func values3x4Half(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
+
+//go:noescape
+func values3x1Half(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
+
+//go:noescape
+func values2x4Half(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
+
+//go:noescape
+func values2x1Half(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
+
+//go:noescape
+func values1x4Half(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
+
+//go:noescape
+func values1x1Half(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
+
+//go:noescape
+func values3x2HalfWide(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
+
+//go:noescape
+func values3x1HalfWide(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
+
+//go:noescape
+func values2x2HalfWide(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
+
+//go:noescape
+func values2x1HalfWide(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
+
+//go:noescape
+func values1x2HalfWide(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
+
+//go:noescape
+func values1x1HalfWide(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
+
+//go:noescape
 func weighScores(x *float32, n int, scale float32) (best, sum float32)
 
 //go:noescape
@@ -92,17 +176,27 @@ func joinSumsWide(y, x *float32, groups int, a, b float32)
 // attendAVX512 are attention's loops for AVX512.
 func attendAVX512() attendOps {
 	return attendOps{
-		scores: []scoresLoop{{12, scores12}, {6, scores6}, {4, scores4}, {3, scores3}, {2, scores2}, {1, scores1}},
-		groups: 4,
-		values: []valuesLoop{{6, values6x4, values6x1}, {4, values4x4, values4x1}, {3, values3x4, values3x1}, {2, values2x4, values2x1}, {1, values1x4, values1x1}},
+		full: attendLoops{
+			scores: []scoresLoop{{12, scores12}, {6, scores6}, {4, scores4}, {3, scores3}, {2, scores2}, {1, scores1}},
+			values: []valuesLoop{{12, 2, values12x2, values12x1}, {6, 4, values6x4, values6x1}, {4, 4, values4x4, values4x1}, {3, 4, values3x4, values3x1}, {2, 4, values2x4, values2x1}, {1, 4, values1x4, values1x1}},
+		},
+		half: attendLoops{
+			scores: []scoresLoop{{12, scores12Half}, {6, scores6Half}, {4, scores4Half}, {3, scores3Half}, {2, scores2Half}, {1, scores1Half}},
+			values: []valuesLoop{{6, 4, values6x4Half, values6x1Half}, {4, 4, values4x4Half, values4x1Half}, {3, 4, values3x4Half, values3x1Half}, {2, 4, values2x4Half, values2x1Half}, {1, 4, values1x4Half, values1x1Half}},
+		},
 	}
 }
 
 // attendAVX2 are attention's loops for AVX2.
 func attendAVX2() attendOps {
 	return attendOps{
-		scores: []scoresLoop{{6, scores6Wide}, {3, scores3Wide}, {2, scores2Wide}, {1, scores1Wide}},
-		groups: 2,
-		values: []valuesLoop{{3, values3x2Wide, values3x1Wide}, {2, values2x2Wide, values2x1Wide}, {1, values1x2Wide, values1x1Wide}},
+		full: attendLoops{
+			scores: []scoresLoop{{6, scores6Wide}, {3, scores3Wide}, {2, scores2Wide}, {1, scores1Wide}},
+			values: []valuesLoop{{3, 2, values3x2Wide, values3x1Wide}, {2, 2, values2x2Wide, values2x1Wide}, {1, 2, values1x2Wide, values1x1Wide}},
+		},
+		half: attendLoops{
+			scores: []scoresLoop{{6, scores6HalfWide}, {3, scores3HalfWide}, {2, scores2HalfWide}, {1, scores1HalfWide}},
+			values: []valuesLoop{{3, 2, values3x2HalfWide, values3x1HalfWide}, {2, 2, values2x2HalfWide, values2x1HalfWide}, {1, 2, values1x2HalfWide, values1x1HalfWide}},
+		},
 	}
 }

@@ -85,14 +85,21 @@ func (s *Set) storeHalves(kv kernel.KV[float32], pos int, k, v []float32, heads,
 }
 
 // viewBlocks points w's tables at blocks block to end-1 of keys and values, which count
-// from position from. Those that are packed, or in pages that do not hold whole blocks,
-// are copied.
+// from position from. Those that no loop reads as they are, or in pages that do not hold
+// whole blocks, are copied.
 func (s *Set) viewBlocks(call *attendCall, t *attendTile, from, block, end int, w *attendScratch) {
 	kv, d := &t.span.KV, call.a.D
 	size := attendBlock * d
+	whole := kv.PageLen == attendBlock && d%lanes == 0
+	w.half = whole && kv.Type == kernel.KVF16 && s.attend.half.scores != nil
 	for b := block; b < end; b++ {
 		pos := from + b*attendBlock
 		page := pos / kv.PageLen
+		if w.half {
+			p := &kv.Packed[page]
+			w.keys[b], w.values[b] = (*float32)(unsafe.Pointer(&p.Keys[2*t.kv*size])), (*float32)(unsafe.Pointer(&p.Values[2*t.kv*size]))
+			continue
+		}
 		if kv.Type == kernel.KVFull && kv.PageLen == attendBlock {
 			w.keys[b], w.values[b] = &kv.Keys[page][t.kv*size], &kv.Values[page][t.kv*size]
 			continue
@@ -102,7 +109,7 @@ func (s *Set) viewBlocks(call *attendCall, t *attendTile, from, block, end int, 
 		}
 		keys, values := w.blocks[2*b*size:(2*b+1)*size], w.blocks[(2*b+1)*size:(2*b+2)*size]
 		w.keys[b], w.values[b] = &keys[0], &values[0]
-		if kv.PageLen != attendBlock || d%lanes != 0 {
+		if !whole {
 			copyBlock(kv, keys, values, pos, t.kv, d)
 			continue
 		}

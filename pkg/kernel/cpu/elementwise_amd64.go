@@ -16,23 +16,27 @@ func elementsAVX2(o *ops) elementOps {
 	e := elementOps{
 		norm: func(y, x, g *float32, n int, s float32) {
 			scaleTimesWide(y, x, g, n, s)
-			whole := n &^ (lanes - 1)
-			plain.norm(at(y, whole), at(x, whole), at(g, whole), n-whole, s)
+			if whole := n &^ (lanes - 1); whole < n {
+				plain.norm(at(y, whole), at(x, whole), at(g, whole), n-whole, s)
+			}
 		},
 		shift: func(y, x *float32, n int, s float32) {
 			shiftToWide(y, x, n, s)
-			whole := n &^ (lanes - 1)
-			plain.shift(at(y, whole), at(x, whole), n-whole, s)
+			if whole := n &^ (lanes - 1); whole < n {
+				plain.shift(at(y, whole), at(x, whole), n-whole, s)
+			}
 		},
 		scale: func(y, x *float32, n int, s float32) {
 			scaleToWide(y, x, n, s)
-			whole := n &^ (lanes - 1)
-			plain.scale(at(y, whole), at(x, whole), n-whole, s)
+			if whole := n &^ (lanes - 1); whole < n {
+				plain.scale(at(y, whole), at(x, whole), n-whole, s)
+			}
 		},
 		turn: func(lo, hi, sin, cos *float32, n int, forward float32) {
 			turnWide(lo, hi, sin, cos, n, forward)
-			whole := n &^ (lanes - 1)
-			plain.turn(at(lo, whole), at(hi, whole), at(sin, whole), at(cos, whole), n-whole, forward)
+			if whole := n &^ (lanes - 1); whole < n {
+				plain.turn(at(lo, whole), at(hi, whole), at(sin, whole), at(cos, whole), n-whole, forward)
+			}
 		},
 	}
 	for act, loop := range map[kernel.Act]struct {
@@ -41,13 +45,15 @@ func elementsAVX2(o *ops) elementOps {
 	}{kernel.SiLU: {siluOfWide, siluTimesWide}, kernel.GELUTanh: {geluOfWide, geluTimesWide}} {
 		e.act[act] = func(y, x *float32, n int) {
 			loop.of(y, x, n)
-			whole := n &^ (lanes - 1)
-			gated(o, at(y, whole), at(x, whole), nil, n-whole, act)
+			if whole := n &^ (lanes - 1); whole < n {
+				gated(o, at(y, whole), at(x, whole), nil, n-whole, act)
+			}
 		}
 		e.glu[act] = func(y, x, up *float32, n int) {
 			loop.times(y, x, up, n)
-			whole := n &^ (lanes - 1)
-			gated(o, at(y, whole), at(x, whole), at(up, whole), n-whole, act)
+			if whole := n &^ (lanes - 1); whole < n {
+				gated(o, at(y, whole), at(x, whole), at(up, whole), n-whole, act)
+			}
 		}
 	}
 	return e

@@ -20,7 +20,8 @@ func maxWide(lanes, x *float32, groups int)
 //go:noescape
 func expWide(dst, src *float32, groups int, s, sub float32)
 
-// at is the element i after p.
+// at is the element i after p. There must be one: a pointer past the end of a slice may
+// point at nothing that the garbage collector knows.
 func at(p *float32, i int) *float32 { return (*float32)(unsafe.Add(unsafe.Pointer(p), 4*i)) }
 
 // vectorAVX2 puts the AVX2 loops in place of the plain ones, which do the tails.
@@ -30,22 +31,25 @@ func vectorAVX2(o *ops) {
 		if n >= lanes {
 			axpyWide(y, x, n/lanes, s)
 		}
-		whole := n &^ (lanes - 1)
-		plain.axpy(at(y, whole), at(x, whole), n-whole, s)
+		if whole := n &^ (lanes - 1); whole < n {
+			plain.axpy(at(y, whole), at(x, whole), n-whole, s)
+		}
 	}
 	o.add = func(y, x *float32, n int) {
 		if n >= lanes {
 			addWide(y, x, n/lanes)
 		}
-		whole := n &^ (lanes - 1)
-		plain.add(at(y, whole), at(x, whole), n-whole)
+		if whole := n &^ (lanes - 1); whole < n {
+			plain.add(at(y, whole), at(x, whole), n-whole)
+		}
 	}
 	o.exp = func(dst, src *float32, n int, s, sub float32) {
 		if n >= lanes {
 			expWide(dst, src, n/lanes, s, sub)
 		}
-		whole := n &^ (lanes - 1)
-		plain.exp(at(dst, whole), at(src, whole), n-whole, s, sub)
+		if whole := n &^ (lanes - 1); whole < n {
+			plain.exp(at(dst, whole), at(src, whole), n-whole, s, sub)
+		}
 	}
 	o.sum = func(x *float32, n int) float32 {
 		var acc [lanes]float32
@@ -85,6 +89,7 @@ func joinAVX2(y, x *float32, n int, a, b float32) {
 	if n >= lanes {
 		joinSumsWide(y, x, n/lanes, a, b)
 	}
-	whole := n &^ (lanes - 1)
-	plainJoin(at(y, whole), at(x, whole), n-whole, a, b)
+	if whole := n &^ (lanes - 1); whole < n {
+		plainJoin(at(y, whole), at(x, whole), n-whole, a, b)
+	}
 }

@@ -8,7 +8,7 @@ import (
 )
 
 // Attention over blocks of 16 positions. A block of keys is [D][16], of values
-// [16][D]. Scores are one chain of fused multiply-adds over d, a lane a position; sums
+// [16][D], both in float32 or in float16. Scores are one chain of fused multiply-adds over d, a lane a position; sums
 // of values are one chain over positions, a lane a component. No order depends on how
 // many queries share a pass.
 
@@ -16,25 +16,46 @@ import (
 var (
 	scoreTiles     = []int{12, 6, 4, 3, 2, 1}
 	scoreTilesWide = []int{6, 3, 2, 1}
-	valueTiles     = []int{6, 4, 3, 2, 1}
+	valueTiles     = []int{12, 6, 4, 3, 2, 1}
 	valueTilesWide = []int{3, 2, 1}
 )
 
+// halfValueTiles reads rows of halves whole: that pays more than reading them once.
+var halfValueTiles = valueTiles[1:]
+
+// valueGroups is how many groups of 16 components n queries take in a pass.
+func valueGroups(n, bits int) int {
+	if n > 6 || bits == 256 {
+		return 2
+	}
+	return 4
+}
+
 // attention writes the loops.
 func attention(a *asm) {
-	for _, n := range scoreTiles {
-		a.scores(n, map[int]int{12: 2, 6: 4, 4: 4, 3: 4, 2: 4, 1: 4}[n], 512)
-	}
-	for _, n := range scoreTilesWide {
-		a.scores(n, map[int]int{6: 1, 3: 1, 2: 2, 1: 4}[n], 256)
-	}
-	for _, n := range valueTiles {
-		a.values(n, 4, 512)
-		a.values(n, 1, 512)
-	}
-	for _, n := range valueTilesWide {
-		a.values(n, 2, 256)
-		a.values(n, 1, 256)
+	for _, half := range []bool{false, true} {
+		for _, n := range scoreTiles {
+			a.scores(n, map[int]int{12: 2, 6: 4, 4: 4, 3: 4, 2: 4, 1: 4}[n], 512, half)
+		}
+		for _, n := range scoreTilesWide {
+			nb := map[int]int{6: 1, 3: 1, 2: 2, 1: 4}[n]
+			if half {
+				nb = min(nb, 2) // a register for each vector of keys
+			}
+			a.scores(n, nb, 256, half)
+		}
+		tiles := valueTiles
+		if half {
+			tiles = halfValueTiles
+		}
+		for _, n := range tiles {
+			a.values(n, valueGroups(n, 512), 512, half)
+			a.values(n, 1, 512, half)
+		}
+		for _, n := range valueTilesWide {
+			a.values(n, valueGroups(n, 256), 256, half)
+			a.values(n, 1, 256, half)
+		}
 	}
 	a.weigh()
 	a.join()
@@ -47,10 +68,20 @@ func suffix(bits int) string {
 	return ""
 }
 
+// source is the size of 16 stored elements, how a vector of them is loaded, and what
+// names of loops say of it.
+func source(half bool) (size int, load, name string) {
+	if half {
+		return 32, "VCVTPH2PS", "Half"
+	}
+	return 64, "VMOVUPS", ""
+}
+
 // scores writes scores<n>: out[n][16·blocks] = q·k of n queries and whole blocks, nb
 // blocks at a time. Queries lie as [D][n].
-func (a *asm) scores(n, nb, bits int) {
-	name, reg, words := fmt.Sprintf("scores%d%s", n, suffix(bits)), "Z", 1
+func (a *asm) scores(n, nb, bits int, half bool) {
+	stored, load, of := source(half)
+	name, reg, words := fmt.Sprintf("scores%d%s%s", n, of, suffix(bits)), "Z", 1
 	if bits == 256 {
 		reg, words = "Y", 2
 	}
@@ -61,7 +92,7 @@ func (a *asm) scores(n, nb, bits int) {
 	a.f("MOVQ ldq+24(FP), R9")
 	a.f("MOVQ keys+32(FP), SI")
 	a.f("MOVQ d+40(FP), R10")
-	a.f("SHLQ $6, R10")
+	a.f("IMULQ $%d, R10", stored)
 	a.f("MOVQ blocks+48(FP), CX")
 	keys := []string{"R11", "R12", "R13", "R15"}
 	pass := func(nb int, label, next string) {
@@ -84,10 +115,10 @@ func (a *asm) scores(n, nb, bits int) {
 		a.f("XORQ AX, AX")
 		a.label(label + "d")
 		key := n * vectors
-		direct := n == 1 // a key is used once: multiply from memory
+		direct := n == 1 && !half // a key is used once: multiply from memory
 		if !direct {
 			for v := range vectors {
-				a.f("VMOVUPS %d(%s)(AX*1), %s%d", v%words*32, keys[v/words], reg, key+v)
+				a.f("%s %d(%s)(AX*1), %s%d", load, v%words*stored/2, keys[v/words], reg, key+v)
 			}
 		}
 		free := key
@@ -110,7 +141,7 @@ func (a *asm) scores(n, nb, bits int) {
 			}
 		}
 		a.f("ADDQ R9, DX")
-		a.f("ADDQ $64, AX")
+		a.f("ADDQ $%d, AX", stored)
 		a.f("CMPQ AX, R10")
 		a.f("JLT %sd", label)
 		a.f("MOVQ DI, DX")
@@ -138,19 +169,19 @@ func (a *asm) scores(n, nb, bits int) {
 // values writes values<n>x<groups>: y[n][16·groups] += w·v over n positions of a run of
 // blocks, the first at row at of its block. Rows of v are ldv bytes apart and begin col
 // bytes after a block's start.
-func (a *asm) values(n, groups, bits int) {
-	name := fmt.Sprintf("values%dx%d%s", n, groups, suffix(bits))
+func (a *asm) values(n, groups, bits int, half bool) {
+	stored, load, of := source(half)
+	name := fmt.Sprintf("values%dx%d%s%s", n, groups, of, suffix(bits))
 	reg, vectors, size := "Z", groups, 64
 	if bits == 256 {
-		reg, vectors, size = "Y", 2*groups, 32
+		reg, vectors, size, stored = "Y", 2*groups, 32, stored/2
 	}
 	a.fn(name, 72, "func "+name+"(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)")
 	a.f("MOVQ y+0(FP), DI")
 	a.f("MOVQ ldy+8(FP), R9")
 	a.f("MOVQ w+16(FP), BX")
 	a.f("MOVQ ldw+24(FP), R8")
-	a.f("LEAQ (R8)(R8*2), R12")
-	a.f("ADDQ BX, R12")
+	weightRows := []string{"BX", "R12", "R15", "AX"}[:(n+2)/3] // of three queries each
 	a.f("MOVQ blocks+32(FP), SI")
 	a.f("MOVQ ldv+40(FP), R10")
 	a.f("MOVQ at+56(FP), DX")
@@ -170,44 +201,66 @@ func (a *asm) values(n, groups, bits int) {
 			a.f("VMOVUPS %d(AX), %s%d", size*v, reg, acc(i, v))
 		}
 	})
+	for i, r := range weightRows[1:] {
+		a.f("LEAQ (%s)(R8*2), %s", weightRows[i], r)
+		a.f("ADDQ R8, %s", r)
+	}
 	a.label("block")
 	a.f("TESTQ CX, CX")
 	a.f("JLE done")
 	a.f("MOVQ (SI), R11")
 	a.f("ADDQ col+48(FP), R11")
-	a.f("MOVQ DX, AX")
-	a.f("IMULQ R10, AX")
-	a.f("ADDQ AX, R11")
 	a.f("MOVQ $16, R13") // rows of this block
 	a.f("SUBQ DX, R13")
+	a.f("IMULQ R10, DX")
+	a.f("ADDQ DX, R11")
 	a.f("CMPQ R13, CX")
 	a.f("CMOVQGT CX, R13")
 	a.f("SUBQ R13, CX")
 	a.f("XORQ DX, DX")
 	a.f("ADDQ $8, SI")
 	a.label("row")
-	weights, total := n*vectors, 32
+	total := 32
 	if bits == 256 {
 		total = 16
 	}
-	for i := range n {
-		a.f("VBROADCASTSS (%s)%s, %s%d", []string{"BX", "R12"}[i/3], []string{"", "(R8*1)", "(R8*2)"}[i%3], reg, weights+i)
+	broadcast := func(i, to int) {
+		a.f("VBROADCASTSS (%s)%s, %s%d", weightRows[i/3], []string{"", "(R8*1)", "(R8*2)"}[i%3], reg, to)
 	}
-	free := weights + n
-	for v := range vectors {
-		if n == 1 {
-			a.f("VFMADD231PS %d(R11), %s%d, %s%d", size*v, reg, weights, reg, v)
-			continue
+	row := n * vectors
+	switch weights := row + vectors; {
+	case n == 1 && !half: // a value is used once: multiply from memory
+		broadcast(0, row)
+		for v := range vectors {
+			a.f("VFMADD231PS %d(R11), %s%d, %s%d", stored*v, reg, row, reg, v)
 		}
-		row := free + v%(total-free)
-		a.f("VMOVUPS %d(R11), %s%d", size*v, reg, row)
+	case weights < total:
+		for v := range vectors {
+			a.f("%s %d(R11), %s%d", load, stored*v, reg, row+v)
+		}
 		for i := range n {
-			a.f("VFMADD231PS %s%d, %s%d, %s%d", reg, row, reg, weights+i, reg, acc(i, v))
+			w := weights + i%(total-weights)
+			broadcast(i, w)
+			for v := range vectors {
+				a.f("VFMADD231PS %s%d, %s%d, %s%d", reg, row+v, reg, w, reg, acc(i, v))
+			}
+		}
+	default: // few registers are left for values
+		for i := range n {
+			broadcast(i, row+i)
+		}
+		for v := range vectors {
+			to := row + n + v%(total-row-n)
+			a.f("%s %d(R11), %s%d", load, stored*v, reg, to)
+			for i := range n {
+				a.f("VFMADD231PS %s%d, %s%d, %s%d", reg, to, reg, row+i, reg, acc(i, v))
+			}
 		}
 	}
 	a.f("ADDQ R10, R11")
-	a.f("ADDQ $4, BX")
-	a.f("ADDQ $4, R12")
+	for _, r := range weightRows {
+		a.f("ADDQ $4, %s", r)
+	}
 	a.f("DECQ R13")
 	a.f("JNZ row")
 	a.f("JMP block")
@@ -338,19 +391,27 @@ func (a *asm) attentionDeclarations() []byte {
 	for _, d := range a.declarations {
 		fmt.Fprintf(&b, "\n//go:noescape\n%s\n", d)
 	}
-	table := func(family, suffix string, scores, values []int, groups int) {
-		fmt.Fprintf(&b, "\n// attend%s are attention's loops for %s.\nfunc attend%s() attendOps {\n\treturn attendOps{\n\t\tscores: []scoresLoop{", family, family, family)
+	loops := func(suffix, of string, scores, values []int, bits int) {
+		fmt.Fprint(&b, "attendLoops{\n\t\tscores: []scoresLoop{")
 		for _, n := range scores {
-			fmt.Fprintf(&b, "{%d, scores%d%s}, ", n, n, suffix)
+			fmt.Fprintf(&b, "{%d, scores%d%s%s}, ", n, n, of, suffix)
 		}
-		fmt.Fprintf(&b, "},\n\t\tgroups: %d,\n\t\tvalues: []valuesLoop{", groups)
+		fmt.Fprint(&b, "},\n\t\tvalues: []valuesLoop{")
 		for _, n := range values {
-			fmt.Fprintf(&b, "{%d, values%dx%d%s, values%dx1%s}, ", n, n, groups, suffix, n, suffix)
+			groups := valueGroups(n, bits)
+			fmt.Fprintf(&b, "{%d, %d, values%dx%d%s%s, values%dx1%s%s}, ", n, groups, n, groups, of, suffix, n, of, suffix)
 		}
-		b.WriteString("},\n\t}\n}\n")
+		fmt.Fprint(&b, "},\n},\n")
 	}
-	table("AVX512", "", scoreTiles, valueTiles, 4)
-	table("AVX2", "Wide", scoreTilesWide, valueTilesWide, 2)
+	table := func(family, suffix string, scores, values, halfValues []int, bits int) {
+		fmt.Fprintf(&b, "\n// attend%s are attention's loops for %s.\nfunc attend%s() attendOps {\n\treturn attendOps{\n\t\tfull: ", family, family, family)
+		loops(suffix, "", scores, values, bits)
+		fmt.Fprint(&b, "half: ")
+		loops(suffix, "Half", scores, halfValues, bits)
+		b.WriteString("\t}\n}\n")
+	}
+	table("AVX512", "", scoreTiles, valueTiles, halfValueTiles, 512)
+	table("AVX2", "Wide", scoreTilesWide, valueTilesWide, valueTilesWide, 256)
 	out, err := format.Source(b.Bytes())
 	if err != nil {
 		log.Fatal(err)
