@@ -207,10 +207,14 @@ func mustEscape() runeSet { return runeSet{{0, 0x1F}, {'"', '"'}, {'\\', '\\'}} 
 // spell lists how the characters of set are written.
 func spell(set runeSet, enc encoding) spellings {
 	var s spellings
-	if enc == plainUTF8 {
+	switch enc {
+	case plainUTF8:
 		for _, p := range set {
 			s.addUTF8(p)
 		}
+		return s
+	case signOnly:
+		s.add(byteRange(controlSign, controlSign))
 		return s
 	}
 	must := mustEscape()
@@ -276,7 +280,9 @@ type classBuilder struct {
 // newClass builds the automaton of set's spellings, or a LimitError.
 func newClass(set runeSet, enc encoding, limit int) (*class, error) {
 	plain := set
-	if enc != plainUTF8 {
+	if enc == signOnly {
+		plain = nil
+	} else if enc != plainUTF8 {
 		plain = set.intersect(mustEscape().negate())
 	}
 	b := &classBuilder{c: &class{plain: plain}, suffixes: make([]suffix, 1), known: map[suffix]int32{}, states: map[string]int16{}, limit: limit}

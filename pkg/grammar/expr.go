@@ -53,6 +53,8 @@ const (
 	jsonUnique
 	// jsonAny is the inside of a JSON string with every spelling JSON has.
 	jsonAny
+	// signOnly is the sign around a control token's spelling, whatever the character.
+	signOnly
 )
 
 // expr is a node of a rule's body.

@@ -38,27 +38,38 @@ func Tags(tags []Tag, o TagOptions) (*Grammar, error) {
 		return nil, err
 	}
 	out := &Grammar{rules: []rule{{name: "root"}}, kind: "tags"}
-	bodies := map[*Grammar]int{}
-	for _, t := range tags {
-		if _, ok := bodies[t.Body]; ok {
-			continue
+	bodies := map[*Grammar]*expr{}
+	drawn := make([]drawnTag, len(tags))
+	for i, t := range tags {
+		body, ok := bodies[t.Body]
+		if !ok {
+			var err error
+			if body, err = out.embed(t.Body); err != nil {
+				return nil, err
+			}
+			bodies[t.Body] = body
 		}
-		base := len(out.rules)
-		for _, r := range t.Body.rules {
-			r.body = shifted(r.body, base)
-			out.rules = append(out.rules, r)
-		}
-		bodies[t.Body] = base + t.Body.root
-		if len(out.rules) > maxRules {
-			return nil, &LimitError{What: "rules", Limit: maxRules}
-		}
+		drawn[i] = drawnTag{begin: t.Begin, rest: seq(body, lit(t.End))}
 	}
-	root, err := drawTags(tags, o, bodies)
+	root, err := drawTags(drawn, o)
 	if err != nil {
 		return nil, err
 	}
 	out.rules[0].body = root
 	return out, nil
+}
+
+// embed makes body's rules g's own, too, and returns what reads body.
+func (g *Grammar) embed(body *Grammar) (*expr, error) {
+	base := len(g.rules)
+	if base+len(body.rules) > maxRules {
+		return nil, &LimitError{What: "rules", Limit: maxRules}
+	}
+	for _, r := range body.rules {
+		r.body = shifted(r.body, base)
+		g.rules = append(g.rules, r)
+	}
+	return ref(base + body.root), nil
 }
 
 func checkTags(tags []Tag, o TagOptions) error {
@@ -118,21 +129,37 @@ func shifted(e *expr, base int) *expr {
 	return out
 }
 
+// drawnTag is a tag as it is drawn.
+type drawnTag struct {
+	begin   string
+	control bool  // begin spells a control token: it triggers by itself
+	rest    *expr // the body and the end
+}
+
+func (t *drawnTag) whole() *expr {
+	if t.control {
+		return seq(control(t.begin), t.rest)
+	}
+	return seq(lit(t.begin), t.rest)
+}
+
 // drawTags is the text around the bodies. While the text is free, its states are
 // those of an automaton that looks for triggers (Aho and Corasick 1975).
-func drawTags(tags []Tag, o TagOptions, bodies map[*Grammar]int) (*expr, error) {
+func drawTags(tags []drawnTag, o TagOptions) (*expr, error) {
 	if o.Only {
-		return onlyTags(tags, o, bodies), nil
+		return onlyTags(tags, o), nil
 	}
 	triggers := o.Triggers
 	if len(triggers) == 0 {
 		for _, t := range tags {
-			triggers = append(triggers, t.Begin)
+			if !t.control {
+				triggers = append(triggers, t.begin)
+			}
 		}
 	}
 	for _, t := range tags {
-		if !slices.ContainsFunc(triggers, func(trigger string) bool { return strings.HasPrefix(t.Begin, trigger) }) {
-			return nil, &SyntaxError{Kind: "tags", Msg: fmt.Sprintf("open tag %q: it begins with no trigger", t.Begin)}
+		if !t.control && !slices.ContainsFunc(triggers, func(trigger string) bool { return strings.HasPrefix(t.begin, trigger) }) {
+			return nil, &SyntaxError{Kind: "tags", Msg: fmt.Sprintf("open tag %q: it begins with no trigger", t.begin)}
 		}
 	}
 	a, err := newSearch(triggers)
@@ -149,16 +176,25 @@ func drawTags(tags []Tag, o TagOptions, bodies map[*Grammar]int) (*expr, error) 
 		return ids
 	}
 	draw := func(states []int, to int) {
+		open := g.add() // where a control token may come
+		for _, t := range tags {
+			if t.control {
+				g.edge(open, t.whole(), to)
+			}
+		}
 		for i, n := range a.nodes {
 			for _, found := range n.found {
 				for _, t := range tags {
-					if rest, ok := strings.CutPrefix(t.Begin, found); ok {
-						g.edge(states[i], seq(lit(rest), ref(bodies[t.Body]), lit(t.End)), to)
+					if rest, ok := strings.CutPrefix(t.begin, found); ok && !t.control {
+						g.edge(states[i], seq(lit(rest), t.rest), to)
 					}
 				}
 			}
 			if len(n.found) > 0 {
 				continue
+			}
+			if len(g.states[open].edges) > 0 {
+				g.edge(states[i], nil, open)
 			}
 			for _, s := range a.steps(i) {
 				g.edge(states[i], char(s.set, plainUTF8), states[s.to])
@@ -182,10 +218,10 @@ func drawTags(tags []Tag, o TagOptions, bodies map[*Grammar]int) (*expr, error) 
 }
 
 // onlyTags is tags without free text.
-func onlyTags(tags []Tag, o TagOptions, bodies map[*Grammar]int) *expr {
+func onlyTags(tags []drawnTag, o TagOptions) *expr {
 	subs := make([]*expr, len(tags))
 	for i, t := range tags {
-		subs[i] = seq(lit(t.Begin), ref(bodies[t.Body]), lit(t.End))
+		subs[i] = t.whole()
 	}
 	one := alt(subs...)
 	out := one

@@ -26,9 +26,11 @@ type Vocabulary struct {
 const maxRuns = 16
 
 // NewVocabulary takes the bytes of every id and the ids that end a text. Ids
-// without bytes (control tokens, holes) never fit a grammar, and neither do the
-// bytes of ids that end a text. The slices stay the caller's to read, not to change.
+// without bytes never fit a grammar, and neither do the bytes of ids that end a text.
+// Control tokens have no bytes, or those of ControlBytes for grammars that ask for them
+// by name. The slices stay the caller's to read, not to change.
 func NewVocabulary(tokens [][]byte, ends ...int32) (*Vocabulary, error) {
+	tokens = withoutSigns(tokens)
 	v := &Vocabulary{tokens: tokens, end: slices.Clone(ends), runs: map[string]*runs{}}
 	slices.Sort(v.end)
 	v.end = slices.Compact(v.end)
@@ -65,7 +67,8 @@ func (v *Vocabulary) learn() error {
 // Size is the number of ids.
 func (v *Vocabulary) Size() int { return len(v.tokens) }
 
-// Token is the bytes of an id, not to be changed; none for a control token.
+// Token is the bytes of an id, not to be changed; those of a control token are none or
+// what ControlBytes gives.
 func (v *Vocabulary) Token(id int32) []byte { return v.tokens[id] }
 
 // Words is the length of a mask: a bit for every id, 64 to a word.
