@@ -29,6 +29,9 @@ type drafter struct {
 	asks chan question
 }
 
+// graceFactor is how many limits a draft that is late has to give an id after all.
+const graceFactor = 8
+
 // question asks a drafter for at most n ids after a log.
 type question struct {
 	l     *live
@@ -78,7 +81,7 @@ func (q *request) startDraft(ctx context.Context, target *pipeline) *drafter {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p := s.bestDraft(target)
-	if p == nil {
+	if p == nil || s.fits[fitKey(target, p)] != nil {
 		return nil
 	}
 	d := &drafter{
@@ -110,19 +113,24 @@ func (s *Service) bestDraft(other *pipeline) *pipeline {
 	return best
 }
 
+// take lets questions be asked, or none.
+func (d *drafter) take(open bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.open = open
+}
+
 // run answers questions until ctx ends or something goes wrong.
 func (d *drafter) run(ctx context.Context, p *pipeline, log []int32, most int) {
 	err := d.draft(ctx, p, log, most)
-	d.mu.Lock()
-	d.open = false
-	d.mu.Unlock()
+	d.take(false)
 	select {
 	case a := <-d.asks:
 		d.answer(a, nil)
 	default:
 	}
 	code := fault.CodeOf(err)
-	if err == nil || ctx.Err() != nil || code == fault.Canceled {
+	if err == nil || ctx.Err() != nil && code != fault.DeadlineExceeded || code == fault.Canceled {
 		return
 	}
 	d.service.m.dropped.WithLabelValues(code.String()).Inc()
@@ -153,15 +161,11 @@ func (d *drafter) draft(ctx context.Context, p *pipeline, log []int32, most int)
 	if _, err := d.collect(ctx, p, question{n: 1}, l, nil); err != nil || ctx.Err() != nil {
 		return err
 	}
-	d.mu.Lock()
-	d.open = true
-	d.mu.Unlock()
+	d.take(true)
 	for {
 		select {
 		case a := <-d.asks:
-			ids, err := d.round(ctx, p, a, l)
-			d.answer(a, ids)
-			if err != nil {
+			if err := d.round(ctx, p, a, l); err != nil {
 				return err
 			}
 		case o := <-l.out: // what a round that was cut short still gave
@@ -176,9 +180,39 @@ func (d *drafter) draft(ctx context.Context, p *pipeline, log []int32, most int)
 	}
 }
 
-// round works one question out. It may return ids and an error.
-func (d *drafter) round(ctx context.Context, p *pipeline, a question, l *live) ([]int32, error) {
-	defer func(start time.Time) { d.service.m.drafting.Observe(time.Since(start).Seconds()) }(time.Now())
+// round works one question out and answers it within its limit. A draft that has given
+// nothing by then is asked no more until it does, and not for ever.
+func (d *drafter) round(ctx context.Context, p *pipeline, a question, l *live) error {
+	start := time.Now()
+	ids, err := d.within(ctx, p, a, l)
+	d.service.m.drafting.Observe(time.Since(start).Seconds())
+	late := fault.CodeOf(err) == fault.DeadlineExceeded
+	if late {
+		d.take(false)
+	}
+	d.answer(a, ids)
+	if !late {
+		return err
+	}
+	grace := time.NewTimer(graceFactor * a.limit)
+	defer grace.Stop()
+	select {
+	case o := <-l.out:
+		if o.lost || o.err != nil {
+			return d.lost(o)
+		}
+		d.take(true)
+		return nil
+	case <-p.done:
+		return context.Cause(p.ctx)
+	case <-grace.C:
+	case <-ctx.Done():
+	}
+	return err
+}
+
+// within works one question out until its limit. It may return ids and an error.
+func (d *drafter) within(ctx context.Context, p *pipeline, a question, l *live) ([]int32, error) {
 	if a.n = min(a.n, l.maxLen-len(a.log)); a.n < 1 {
 		return nil, fault.New(fault.Exhausted, "draft request %s: %d tokens fill the draft's context", d.request, len(a.log))
 	}

@@ -25,6 +25,8 @@ func registerTokenizer(r grpc.ServiceRegistrar) {
 func (fakeTokenizer) Describe(context.Context, *tokenizerv1.DescribeRequest) (*tokenizerv1.DescribeResponse, error) {
 	return &tokenizerv1.DescribeResponse{Vocabularies: []*tokenizerv1.Vocabulary{
 		{Model: "fake", Digest: digest, Kind: "char", Size: vocab, EndIds: []uint32{endID}},
+		{Model: "like", Digest: "sha256:like", Kind: "char", Size: vocab, EndIds: []uint32{endID}},
+		{Model: "other", Digest: "sha256:other", Kind: "char", Size: vocab, EndIds: []uint32{endID}},
 	}}, nil
 }
 
@@ -66,6 +68,18 @@ func (fakeTokenizer) DecodeStream(stream grpc.BidiStreamingServer[tokenizerv1.De
 	}
 }
 
+// Tokens lists the bytes; of the vocabulary "sha256:other" one is another.
+func (fakeTokenizer) Tokens(r *tokenizerv1.TokensRequest, stream grpc.ServerStreamingServer[tokenizerv1.TokensResponse]) error {
+	part := &tokenizerv1.TokensResponse{}
+	for b := range vocab {
+		part.Tokens = append(part.Tokens, []byte{byte(b)})
+	}
+	if r.GetModel() == "sha256:other" {
+		part.Tokens[100] = []byte("other")
+	}
+	return stream.Send(part)
+}
+
 // fakeSampler takes the best candidate.
 type fakeSampler struct {
 	samplerv1.UnimplementedSamplerServiceServer
@@ -78,6 +92,12 @@ type fakeSampling struct {
 	stream grpc.BidiStreamingServer[samplerv1.SampleRequest, samplerv1.SampleResponse]
 	adds   map[string]*samplerv1.AddSession
 	counts map[string]int
+	last   map[string]fakePick
+}
+
+// fakePick is what was picked last for a session.
+type fakePick struct {
+	position, id uint32
 }
 
 func registerSampler(r grpc.ServiceRegistrar) {
@@ -90,7 +110,7 @@ func (s *fakeSampler) Sample(stream grpc.BidiStreamingServer[samplerv1.SampleReq
 		return err
 	}
 	name := string(first.GetOpen().GetPipeline())
-	p := &fakeSampling{stream: stream, adds: map[string]*samplerv1.AddSession{}, counts: map[string]int{}}
+	p := &fakeSampling{stream: stream, adds: map[string]*samplerv1.AddSession{}, counts: map[string]int{}, last: map[string]fakePick{}}
 	s.mu.Lock()
 	s.pipelines[name] = p
 	s.mu.Unlock()
@@ -123,6 +143,7 @@ func (p *fakeSampling) take(r *samplerv1.SampleRequest) error {
 	case *samplerv1.SampleRequest_Add:
 		name := f.Add.GetSession()
 		p.adds[string(name)], p.counts[string(name)] = f.Add, len(f.Add.GetEmitted())
+		delete(p.last, string(name))
 		return p.stream.Send(&samplerv1.SampleResponse{Frame: &samplerv1.SampleResponse_Added{Added: &samplerv1.SessionAdded{Session: name}}})
 	case *samplerv1.SampleRequest_Remove:
 		delete(p.adds, string(f.Remove.GetSession()))
@@ -168,7 +189,15 @@ func (p *fakeSampling) pick(row *samplerv1.Row) error {
 	if add == nil || row.GetEpoch() < add.GetEpoch() {
 		return nil
 	}
-	id := picked(row.GetIds()[0], p.counts[name])
+	last, had := p.last[name]
+	if had && row.GetPosition() <= last.position || row.Guess != nil && (row.GetPosition() != last.position+1 || row.GetGuess() != last.id) {
+		return nil
+	}
+	id := row.GetIds()[0]
+	if len(add.GetPrompt()) > 0 { // a draft's has none
+		id = picked(id, p.counts[name])
+	}
+	p.last[name] = fakePick{row.GetPosition(), id}
 	p.counts[name]++
 	t := &samplerv1.Token{Session: row.GetSession(), Epoch: row.GetEpoch(), Position: row.GetPosition() + 1, Id: id, Logprob: -0.5}
 	if limit := add.GetRules().GetMaxTokens(); limit > 0 && p.counts[name] >= int(limit) {

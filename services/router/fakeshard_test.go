@@ -5,6 +5,7 @@ import (
 	"sync"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
@@ -19,8 +20,11 @@ import (
 type fakeShard struct {
 	shardv1.UnimplementedShardServiceServer
 	dialer *rpc.Dialer
+	model  string
+	digest string
 	lo, hi uint32
 	pages  uint32
+	answer func(log []uint32) uint32 // the best candidate after a log
 
 	mu       sync.Mutex
 	cache    map[string][]uint32
@@ -30,12 +34,13 @@ type fakeShard struct {
 	fault    func()          // what goes wrong, once
 	at       int             // in which batch
 	silent   bool            // takes frames and answers none
+	refuse   bool            // every entry
 	struck   int             // sessions here when it went wrong
 	faults   []string        // what the router did against the conversation
 }
 
 func newFakeShard(d *rpc.Dialer, lo, hi int) *fakeShard {
-	return &fakeShard{dialer: d, lo: uint32(lo), hi: uint32(hi), pages: 1024, cache: map[string][]uint32{}, released: map[string]bool{}}
+	return &fakeShard{dialer: d, model: "fake", digest: digest, lo: uint32(lo), hi: uint32(hi), pages: 1024, answer: next, cache: map[string][]uint32{}, released: map[string]bool{}}
 }
 
 func (s *fakeShard) register(r grpc.ServiceRegistrar) { shardv1.RegisterShardServiceServer(r, s) }
@@ -86,7 +91,7 @@ func (s *fakeShard) held() *shardv1.Held {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return &shardv1.Held{
-		Model: "fake", Digest: digest, Lo: s.lo, Hi: s.hi, Layers: 2, Width: 1, Vocab: vocab, Context: contextLen, Positions: contextLen, KvPages: s.pages, KvPageLen: pageLen, Sessions: uint32(len(s.cache)),
+		Model: s.model, Digest: s.digest, Lo: s.lo, Hi: s.hi, Layers: 2, Width: 1, Vocab: vocab, Context: contextLen, Positions: contextLen, KvPages: s.pages, KvPageLen: pageLen, Sessions: uint32(len(s.cache)),
 	}
 }
 
@@ -251,6 +256,9 @@ func (p *fakePipeline) take(ctx context.Context, r *shardv1.InferRequest) error 
 		return ctx.Err()
 	}
 	b := r.GetBatch()
+	if refused, err := p.refuse(b); refused || err != nil {
+		return err
+	}
 	ids := b.GetIds()
 	if b.GetHidden() != nil {
 		hidden, err := wire.Whole(b.GetHidden(), nil)
@@ -279,6 +287,23 @@ func (p *fakePipeline) take(ctx context.Context, r *shardv1.InferRequest) error 
 	return p.push.Send(&samplerv1.PushRequest{Frame: &samplerv1.PushRequest_Rows{Rows: &samplerv1.Rows{Rows: rows}}})
 }
 
+// refuse turns a batch's entries away where the shard is to.
+func (p *fakePipeline) refuse(b *shardv1.Batch) (bool, error) {
+	p.shard.mu.Lock()
+	refuse := p.shard.refuse
+	p.shard.mu.Unlock()
+	if !refuse {
+		return false, nil
+	}
+	for _, e := range b.GetEntries() {
+		r := &shardv1.Refused{Session: e.GetSession(), Step: b.GetStep(), Code: uint32(codes.ResourceExhausted), Message: "no pages"}
+		if err := p.answer(&shardv1.InferResponse{Frame: &shardv1.InferResponse_Refused{Refused: r}}); err != nil {
+			return true, err
+		}
+	}
+	return true, nil
+}
+
 // compute puts a batch's ids into the cache and, on the last stage, picks what
 // follows. It notes what a real stage would refuse.
 func (p *fakePipeline) compute(b *shardv1.Batch, ids []uint32) ([]*samplerv1.Row, error) {
@@ -302,11 +327,19 @@ func (p *fakePipeline) compute(b *shardv1.Batch, ids []uint32) ([]*samplerv1.Row
 		ids = ids[n:]
 		p.names[name] = true
 		s.cache[name] = log
-		if s.hi == 2 && e.GetLogits() > 0 {
+		for i := range int(e.GetLogits()) {
+			if s.hi < 2 {
+				break
+			}
+			end := len(log) - int(e.GetLogits()) + i + 1
 			head, _ := wire.Encode(tensorv1.ElementType_ELEMENT_TYPE_F32, []int{1}, []float32{1})
-			rows = append(rows, &samplerv1.Row{
-				Session: e.GetSession(), Epoch: e.GetEpoch(), Position: uint32(len(log) - 1), LogSumExp: 1.5, Ids: []uint32{next(log)}, Logits: head,
-			})
+			row := &samplerv1.Row{
+				Session: e.GetSession(), Epoch: e.GetEpoch(), Position: uint32(end - 1), LogSumExp: 1.5, Ids: []uint32{s.answer(log[:end])}, Logits: head,
+			}
+			if i > 0 {
+				row.Guess = &e.GetGuesses()[i-1]
+			}
+			rows = append(rows, row)
 		}
 	}
 	return rows, nil

@@ -239,6 +239,7 @@ func (s *Service) runPipeline(ctx context.Context, chain plan.Chain, sampler str
 	}
 	s.mu.Lock()
 	s.pipelines[p.id] = p
+	s.checkDrafts(p)
 	s.touch()
 	s.mu.Unlock()
 	s.log.Info("pipeline stands", "pipeline", p.id, "chain", chain.String(), "sampler", sampler)

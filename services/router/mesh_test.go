@@ -93,6 +93,16 @@ func newMesh(t *testing.T, stages, replicas int, cfg router.Config) *mesh {
 			m.serve(ctx, &wg, "shard", name, s.register)
 		}
 	}
+	if cfg.Draft != "" {
+		s := newFakeShard(m.dialer, 0, 2)
+		s.model = cfg.Draft
+		if cfg.Draft != "copy" { // of the same files
+			s.digest = "sha256:" + cfg.Draft
+		}
+		m.shards["draft"] = s
+		m.serve(ctx, &wg, "shard", "draft", s.register)
+		replicas++
+	}
 	cfg.Dialer, cfg.Registry = m.dialer, m.registry
 	m.service = router.New(cfg)
 	wg.Go(func() {

@@ -47,7 +47,7 @@ type pipeline struct {
 	events chan event
 	done   chan struct{} // closed when the pipeline has told its sessions that it is lost
 
-	drafters sync.WaitGroup // added to while the pipeline is listed
+	drafters sync.WaitGroup // what uses it as a draft; added to while the pipeline is listed
 	assigned atomic.Int64   // sessions sent here that have not left, counted at once
 	running  atomic.Int64
 	waiting  atomic.Int64

@@ -64,10 +64,10 @@ type judged struct {
 // guesses, so many were right. A round may have no guess, or have taken too long.
 func (j *judged) learn(sent, right int, slow bool, length int) {
 	switch {
-	case sent == 0:
-		j.rate -= unsureFade * j.rate
 	case slow:
 		j.rate -= rateFade * j.rate
+	case sent == 0:
+		j.rate -= unsureFade * j.rate
 	default:
 		j.rate += rateFade * (float64(right)/float64(sent) - j.rate)
 	}
@@ -146,21 +146,25 @@ func (g *guesser) next(l *live, n int, limit time.Duration) (ids []int32, wait b
 }
 
 // take takes guesses that were waited for; others are too late.
-func (g *guesser) take(e *guessed, length int) {
+func (g *guesser) take(e *guessed, length int, step time.Duration) {
 	if !g.waiting || e.round != g.round {
 		return
 	}
 	g.waiting, g.came, g.ids, g.took = false, true, e.ids, time.Since(g.asked)
 	if len(e.ids) == 0 {
-		g.by.learn(0, 0, false, length)
+		g.by.learn(0, 0, g.slow(0, step), length)
 	}
+}
+
+// slow reports whether a round took longer than its right guesses were worth.
+func (g *guesser) slow(right int, step time.Duration) bool {
+	return step > 0 && g.took > max(slowFloor, slowRound*time.Duration(right+1)*step)
 }
 
 // verified books the round whose last token has come.
 func (g *guesser) verified(length int, step time.Duration) {
 	if g.sent > 0 {
-		slow := step > 0 && g.took > max(slowFloor, slowRound*time.Duration(g.right+1)*step)
-		g.by.learn(g.sent, g.right, slow, length)
+		g.by.learn(g.sent, g.right, g.slow(g.right, step), length)
 	}
 	g.sent, g.right = 0, 0
 }
@@ -177,8 +181,8 @@ const (
 	wholeBytes = 2 << 20
 	// A proposer may take as long as so many of the steps that it can save.
 	guessFactor = 4
-	guessFloor  = time.Second
-	guessCold   = 5 * time.Second // while steps have not been measured
+	guessFloor  = 250 * time.Millisecond
+	guessCold   = time.Second // while steps have not been measured
 )
 
 // guess finds ids to send after the row that is due for a session, with at most budget
@@ -229,6 +233,6 @@ func (s *scheduler) rightGuess(l *live) {
 // guessed takes guesses that come later, unless the session has gone.
 func (s *scheduler) guessed(e *guessed) {
 	if slices.Contains(s.order, e.l) {
-		e.l.guesser.take(e, e.l.feed.Len())
+		e.l.guesser.take(e, e.l.feed.Len(), s.stepTime())
 	}
 }

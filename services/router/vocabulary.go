@@ -34,13 +34,33 @@ func SameVocabulary(model, draft string, tokens, drafts [][]byte) error {
 	return nil
 }
 
+// fitKey is what two models' fit is remembered by.
+func fitKey(target, draft *pipeline) string {
+	return target.chain.Digest() + " " + draft.chain.Digest()
+}
+
+// checkDrafts checks a pipeline that has just been listed against those it drafts for,
+// or that draft for it; mu is held. What cannot be checked now is when it is used.
+func (s *Service) checkDrafts(p *pipeline) {
+	for _, o := range s.pipelines {
+		if o.draft == p.draft {
+			continue
+		}
+		target, draft := p, o
+		if p.draft {
+			target, draft = o, p
+		}
+		p.drafters.Go(func() { _ = s.draftFits(p.ctx, target, draft) })
+	}
+}
+
 // draftFits checks once for each two models that one may guess for the other.
 func (s *Service) draftFits(ctx context.Context, target, draft *pipeline) error {
 	model, other := target.chain.Digest(), draft.chain.Digest()
 	if model == other {
 		return nil
 	}
-	key := model + " " + other
+	key := fitKey(target, draft)
 	s.mu.Lock()
 	err, known := s.fits[key]
 	s.mu.Unlock()

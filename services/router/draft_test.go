@@ -1,0 +1,221 @@
+package router_test
+
+import (
+	"bytes"
+	"fmt"
+	"log/slog"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
+	"github.com/lamina-mesh/lamina/services/router"
+)
+
+// counts reads a router's counters, summed over the labels that are not given.
+func counts(t *testing.T, r *prometheus.Registry, name string, labels ...string) int {
+	t.Helper()
+	families, err := r.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0.0
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			has := map[string]bool{}
+			for _, l := range m.GetLabel() {
+				has[l.GetValue()] = true
+			}
+			fits := f.GetName() == name
+			for _, l := range labels {
+				fits = fits && has[l]
+			}
+			if fits {
+				n += m.GetCounter().GetValue()
+			}
+		}
+	}
+	return int(n)
+}
+
+// draftMesh is a mesh with a draft that guesses right, for prompts of that length,
+// but for one log in wrong; 0 is always right.
+func draftMesh(t *testing.T, stages, prompt, wrong int, cfg router.Config) (*mesh, *prometheus.Registry) {
+	t.Helper()
+	r := prometheus.NewRegistry()
+	cfg.Metrics, cfg.Speculate = r, max(cfg.Speculate, 4)
+	if cfg.Draft == "" {
+		cfg.Draft = "copy"
+	}
+	m := newMesh(t, stages, 1, cfg)
+	d := m.shards["draft"]
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.answer = func(log []uint32) uint32 {
+		best := next(log)
+		if wrong > 0 && best%uint32(wrong) == 0 {
+			return '?'
+		}
+		return picked(best, len(log)-prompt)
+	}
+	return m, r
+}
+
+func TestService_RightDraft_GivesTheTokensInFewerSteps(t *testing.T) {
+	for _, name := range []string{"copy", "like"} {
+		m, r := draftMesh(t, 2, len("right"), 0, router.Config{Draft: name})
+		const n = 200
+		a, err := m.generate(t.Context(), greedy("right", n), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := expect("right", n); a.text != want {
+			t.Errorf("text %q, want %q", a.text, want)
+		}
+		if steps := counts(t, r, "lamina_router_steps_total", "answer"); steps > n/4 {
+			t.Errorf("draft %s: %d steps for %d tokens with 4 guesses each", name, steps, n)
+		}
+		guessed, right := counts(t, r, "lamina_router_guessed_tokens_total", "draft"), counts(t, r, "lamina_router_guessed_right_total", "draft")
+		if guessed < n/2 || right < guessed-4 {
+			t.Errorf("draft %s: %d of %d guesses were right", name, right, guessed)
+		}
+		if d := counts(t, r, "lamina_router_drafts_dropped_total"); d != 0 {
+			t.Errorf("draft %s: %d were dropped", name, d)
+		}
+		eventually(t, "the release of every session", func() bool { return m.used() == 0 })
+		m.check()
+	}
+}
+
+func TestService_DraftRightNowAndThen_ChangesNoText(t *testing.T) {
+	for _, wrong := range []int{1, 2, 3, 5, 11} {
+		t.Run(fmt.Sprintf("one in %d wrong", wrong), func(t *testing.T) {
+			m, r := draftMesh(t, 2, len("stream 0"), wrong, router.Config{Speculate: 1 + wrong%7})
+			m.streams(9, 150)
+			guessed, right := counts(t, r, "lamina_router_guessed_tokens_total"), counts(t, r, "lamina_router_guessed_right_total")
+			if guessed == 0 || right >= guessed || wrong > 1 && right == 0 {
+				t.Errorf("%d of %d guesses were right", right, guessed)
+			}
+			if wrong == 1 && guessed > 9*150/4 { // '?' every time: it rests
+				t.Errorf("%d guesses though all are wrong", guessed)
+			}
+			eventually(t, "the release of every session", func() bool { return m.used() == 0 })
+			m.check()
+		})
+	}
+}
+
+// Whatever a draft does, the text is the same and in time.
+func TestService_BrokenDraft_IsDroppedAndTheTextGoesOn(t *testing.T) {
+	for _, c := range []struct {
+		name, code string
+		spoil      func(m *mesh, d *fakeShard)
+	}{
+		{"lost", "unavailable", func(m *mesh, d *fakeShard) {
+			d.strike(20, func() { m.network.Cut("draft", true) })
+		}},
+		{"lost at once", "unavailable", func(m *mesh, d *fakeShard) {
+			d.strike(1, func() { m.network.Cut("draft", true) })
+		}},
+		{"hung", "deadline exceeded", func(_ *mesh, d *fakeShard) { d.freeze(21) }},
+		{"hung within a round", "deadline exceeded", func(_ *mesh, d *fakeShard) { d.freeze(24) }},
+		{"refusing", "exhausted", func(_ *mesh, d *fakeShard) {
+			d.strike(20, func() {
+				d.mu.Lock()
+				defer d.mu.Unlock()
+				d.refuse = true
+			})
+		}},
+		{"beyond the vocabulary", "internal", func(_ *mesh, d *fakeShard) {
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			right := d.answer
+			d.answer = func(log []uint32) uint32 {
+				if len(log) > 60 {
+					return vocab + 1000
+				}
+				return right(log)
+			}
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var log syncBuffer
+			m, r := draftMesh(t, 1, len("stream 0"), 0, router.Config{Log: slog.New(slog.NewTextHandler(&log, nil))})
+			c.spoil(m, m.shards["draft"])
+			start := time.Now()
+			m.streams(1, 200)
+			if took := time.Since(start); took > 8*time.Second {
+				t.Errorf("the stream took %v", took)
+			}
+			eventually(t, "the drop of the draft", func() bool { return counts(t, r, "lamina_router_drafts_dropped_total", c.code) == 1 })
+			if n := counts(t, r, "lamina_router_drafts_dropped_total"); n != 1 {
+				t.Errorf("%d drops", n)
+			}
+			if !log.has("drop draft") {
+				t.Errorf("the log has no word of it: %s", log.String())
+			}
+			if guessed := counts(t, r, "lamina_router_guessed_tokens_total", "draft"); guessed > 150 {
+				t.Errorf("%d guesses", guessed)
+			}
+		})
+	}
+}
+
+func TestService_BrokenDraft_HurtsNoneOfManyStreams(t *testing.T) {
+	m, _ := draftMesh(t, 2, len("stream 0"), 3, router.Config{})
+	m.shards["draft"].strike(30, func() {
+		m.network.Cut("draft", true)
+		m.network.Cut("draft", false)
+	})
+	m.streams(9, 150)
+	m.struck("draft")
+	m.streams(9, 50) // the draft is back, or not yet
+}
+
+func TestService_DraftOfAnotherVocabulary_IsRefusedAndSaysSo(t *testing.T) {
+	var log syncBuffer
+	m, r := draftMesh(t, 1, len("stream 0"), 0, router.Config{Draft: "other", Log: slog.New(slog.NewTextHandler(&log, nil))})
+	eventually(t, "the refusal, by both names", func() bool { return log.has("refuse draft") && log.has("model=fake draft=other") })
+	m.streams(3, 40)
+	if n := counts(t, r, "lamina_router_guessed_tokens_total", "draft"); n != 0 {
+		t.Errorf("%d guesses of a draft whose ids mean other tokens", n)
+	}
+}
+
+func TestService_Draft_AnswersOnlyWhoNamesIt(t *testing.T) {
+	m, _ := draftMesh(t, 1, 0, 0, router.Config{Draft: "like"})
+	for name, want := range map[string]string{"": digest, "fake": digest, "like": "sha256:like"} {
+		r := greedy("who", 3)
+		r.Model = name
+		a, err := m.generate(t.Context(), r, nil)
+		if err != nil || a.started.GetDigest() != want {
+			t.Errorf("model %q is %s, want %s: %v", name, a.started.GetDigest(), want, err)
+		}
+	}
+	list, err := m.client.ListModels(t.Context(), &routerv1.ListModelsRequest{})
+	if err != nil || len(list.GetModels()) != 1 || list.GetModels()[0].GetName() != "fake" {
+		t.Errorf("models %v, %v: want the one that answers", list.GetModels(), err)
+	}
+}
+
+// syncBuffer is a log that can be read while it is written.
+type syncBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *syncBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *syncBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}
+
+func (s *syncBuffer) has(text string) bool { return bytes.Contains([]byte(s.String()), []byte(text)) }
