@@ -19,7 +19,8 @@ type grammarCmd struct {
 	GBNF   string  `name:"gbnf" help:"File with a grammar in llama.cpp's notation." xor:"source"`
 	Schema string  `help:"File with a JSON Schema, draft 2020-12 or draft 7." xor:"source"`
 	Regex  *string `help:"Regular expression; the whole text has to match." xor:"source"`
-	Many   bool    `help:"Read JSON lines with grammar, kind (gbnf, schema or regex) and text on standard input, and print a line for each: accept, reject, or refused: and why." xor:"source"`
+	Tags   string  `help:"File with structural tags, as JSON." xor:"source"`
+	Many   bool    `help:"Read JSON lines with grammar, kind (gbnf, schema, regex or tags) and text on standard input, and print a line for each: accept, reject, or refused: and why." xor:"source"`
 	Model  string  `short:"m" help:"GGUF file or Hugging Face folder: the text goes through the model's tokens and their masks."`
 }
 
@@ -59,11 +60,14 @@ func (c *grammarCmd) source() (kind, source string, err error) {
 		return "regex", *c.Regex, nil
 	}
 	kind, path := "gbnf", c.GBNF
-	if c.Schema != "" {
+	switch {
+	case c.Schema != "":
 		kind, path = "schema", c.Schema
+	case c.Tags != "":
+		kind, path = "tags", c.Tags
 	}
 	if path == "" {
-		return "", "", fault.Field("gbnf", "give --gbnf FILE, --schema FILE, --regex RE or --many")
+		return "", "", fault.Field("gbnf", "give --gbnf FILE, --schema FILE, --regex RE, --tags FILE or --many")
 	}
 	data, err := os.ReadFile(path)
 	if err != nil {
@@ -72,8 +76,7 @@ func (c *grammarCmd) source() (kind, source string, err error) {
 	return kind, string(data), nil
 }
 
-// grammarVocabulary is a model's vocabulary as masks want it: text tokens by their
-// bytes, control tokens without.
+// grammarVocabulary is a model's vocabulary as masks want it.
 func grammarVocabulary(v *vocab.Vocab) (*grammar.Vocabulary, error) {
 	tokens := make([][]byte, v.Size())
 	for id := range tokens {
@@ -84,6 +87,8 @@ func grammarVocabulary(v *vocab.Vocab) (*grammar.Vocabulary, error) {
 		switch kind {
 		case vocab.KindNormal, vocab.KindUserDefined, vocab.KindByte:
 			tokens[id] = text
+		case vocab.KindControl:
+			tokens[id] = grammar.ControlBytes(string(text))
 		}
 	}
 	return grammar.NewVocabulary(tokens, v.EOG()...)
@@ -123,8 +128,10 @@ func (c *grammarCheck) compile(kind, source string) error {
 		g, c.err = grammar.Schema([]byte(source))
 	case "regex":
 		g, c.err = grammar.Regex(source)
+	case "tags":
+		g, c.err = grammar.Structure([]byte(source))
 	default:
-		c.err = fault.Field("kind", "%q: want gbnf, schema or regex", kind)
+		c.err = fault.Field("kind", "%q: want gbnf, schema, regex or tags", kind)
 	}
 	if c.err == nil {
 		c.compiled, c.err = grammar.Compile(g, c.tokens)
@@ -151,9 +158,9 @@ func (c *grammarCheck) text(text string) error {
 	return err
 }
 
-// walk accepts the text's tokens.
+// walk accepts the text's tokens; for tags, control tokens among them.
 func (c *grammarCheck) walk(m *grammar.Matcher, text string) error {
-	ids, err := c.vocab.Encode(text, vocab.Options{})
+	ids, err := c.vocab.Encode(text, vocab.Options{Special: c.kind == "tags"})
 	if err != nil {
 		return fault.Wrap(fault.Invalid, err, "encode the text")
 	}
@@ -209,7 +216,7 @@ func (c *grammarCheck) verdict(line string) string {
 	var text string
 	if json.Unmarshal(in.Grammar, &text) == nil {
 		source = text
-	} else if in.Kind != "schema" {
+	} else if in.Kind != "schema" && in.Kind != "tags" {
 		return refused(fault.Field("grammar", "want a string"))
 	}
 	if err := c.compile(in.Kind, source); err != nil {

@@ -32,6 +32,11 @@ func TestGrammar_ExitCodes(t *testing.T) {
 	verbOK(t, "ABC-12", "grammar", "--regex", `^[A-Z]{3}-\d+$`)
 	verbFails(t, 1, "byte 3", "ABC:12", "grammar", "--regex", `[A-Z]{3}-\d+`)
 	verbFails(t, 2, "lookahead", "ab", "grammar", "--regex", `a(?=b)b`)
+	tags := grammarFile(t, `{"triggers":["<f"],"tags":[{"begin":"<f>","schema":{"type":"integer"},"end":"</f>"}],"at_least_one":true}`)
+	verbOK(t, "so: <f>12</f>.", "grammar", "--tags", tags)
+	verbFails(t, 1, "byte 7", "so: <f>x</f>.", "grammar", "--tags", tags)
+	verbFails(t, 1, "ends too early", "so", "grammar", "--tags", tags)
+	verbFails(t, 2, "honour tags y: tags[0]", "a", "grammar", "--tags", grammarFile(t, `{"tags":[{"begin":"<","schema":{},"y":1}]}`))
 	verbFails(t, 2, "give --gbnf", "a", "grammar")
 	verbFails(t, 2, "no such file", "a", "grammar", "--gbnf", "nowhere")
 }
@@ -46,6 +51,7 @@ func TestGrammar_Many(t *testing.T) {
 		{"grammar": `root ::= b`, "kind": "gbnf", "text": "ab"},
 		{"grammar": `root ::= "a"`, "kind": "ebnf", "text": "ab"},
 		{"grammar": `root ::= "a"`, "kind": "gbnf"},
+		{"grammar": map[string]any{"type": "const_string", "value": "x"}, "kind": "tags", "text": "x"},
 	} {
 		text, err := json.Marshal(line)
 		if err != nil {
@@ -56,7 +62,7 @@ func TestGrammar_Many(t *testing.T) {
 	}
 	in.WriteString("{")
 	out := strings.Split(strings.TrimSpace(verbOK(t, in.String(), "grammar", "--many")), "\n")
-	for i, want := range []string{"accept", "reject", "accept", "reject", "refused: parse gbnf: line 1: find rule b", "refused: kind", "refused: parse the line", "refused: parse the line"} {
+	for i, want := range []string{"accept", "reject", "accept", "reject", "refused: parse gbnf: line 1: find rule b", "refused: kind", "refused: parse the line", "accept", "refused: parse the line"} {
 		if i >= len(out) || !strings.HasPrefix(out[i], want) {
 			t.Errorf("line %d: %q, want %q", i, out, want)
 		}
@@ -76,5 +82,8 @@ func TestBenchGrammar_WalksTheSchemas(t *testing.T) {
 		}
 	}
 	verbOK(t, `{"name": "Ada", "age": 36}`, "grammar", "-m", model, "--schema", grammarFile(t, `{"type":"object","properties":{"name":{"type":"string"},"age":{"type":"integer"}}}`))
+	control := grammarFile(t, `{"type":"sequence","elements":[{"type":"any_text"},{"type":"token","token":"<|im_start|>"},{"type":"any_text"}]}`)
+	verbOK(t, "a<|im_start|>b", "grammar", "-m", model, "--tags", control)
+	verbFails(t, 1, "does not fit", "a<|im_start|>b<|im_start|>", "grammar", "-m", model, "--tags", control)
 	verbFails(t, 1, "does not fit", `{"name": 36}`, "grammar", "-m", model, "--schema", grammarFile(t, `{"type":"object","properties":{"name":{"type":"string"},"age":{"type":"integer"}}}`))
 }

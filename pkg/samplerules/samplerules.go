@@ -123,6 +123,8 @@ func Grammar(field string, g *samplerv1.Grammar) (*grammar.Grammar, error) {
 		out, err = grammar.Schema([]byte(g.GetSource()))
 	case samplerv1.GrammarKind_GRAMMAR_KIND_REGEX:
 		out, err = grammar.Regex(g.GetSource())
+	case samplerv1.GrammarKind_GRAMMAR_KIND_TAGS:
+		out, err = grammar.Structure([]byte(g.GetSource()))
 	default:
 		return nil, fault.Field(field+".kind", "%v is no kind of grammar", g.GetKind())
 	}

@@ -4,6 +4,7 @@ import (
 	"google.golang.org/grpc"
 
 	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
+	"github.com/lamina-mesh/lamina/pkg/grammar"
 	"github.com/lamina-mesh/lamina/pkg/vocab"
 )
 
@@ -24,7 +25,10 @@ func (s *Service) Tokens(r *tokenizerv1.TokensRequest, stream grpc.ServerStreami
 			if err != nil {
 				return err
 			}
-			if kind == vocab.KindControl || kind == vocab.KindUnspecified {
+			switch kind {
+			case vocab.KindControl:
+				text = grammar.ControlBytes(string(text))
+			case vocab.KindUnspecified:
 				text = nil
 			}
 			part.Tokens = append(part.Tokens, text)

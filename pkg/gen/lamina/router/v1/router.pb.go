@@ -26,6 +26,67 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// ToolChoiceMode is a way to choose tools, as OpenAI's `tool_choice` has them.
+type ToolChoiceMode int32
+
+const (
+	// As AUTO.
+	ToolChoiceMode_TOOL_CHOICE_MODE_UNSPECIFIED ToolChoiceMode = 0
+	// "none": the model is not told of tools, and no text is a call.
+	ToolChoiceMode_TOOL_CHOICE_MODE_NONE ToolChoiceMode = 1
+	// "auto": an answer, or calls, as the model likes.
+	ToolChoiceMode_TOOL_CHOICE_MODE_AUTO ToolChoiceMode = 2
+	// "required": calls, one at least. The model may reason before them.
+	ToolChoiceMode_TOOL_CHOICE_MODE_REQUIRED ToolChoiceMode = 3
+	// {"type": "function", "function": {"name": ..}}: calls of that tool, one at least.
+	ToolChoiceMode_TOOL_CHOICE_MODE_FUNCTION ToolChoiceMode = 4
+)
+
+// Enum value maps for ToolChoiceMode.
+var (
+	ToolChoiceMode_name = map[int32]string{
+		0: "TOOL_CHOICE_MODE_UNSPECIFIED",
+		1: "TOOL_CHOICE_MODE_NONE",
+		2: "TOOL_CHOICE_MODE_AUTO",
+		3: "TOOL_CHOICE_MODE_REQUIRED",
+		4: "TOOL_CHOICE_MODE_FUNCTION",
+	}
+	ToolChoiceMode_value = map[string]int32{
+		"TOOL_CHOICE_MODE_UNSPECIFIED": 0,
+		"TOOL_CHOICE_MODE_NONE":        1,
+		"TOOL_CHOICE_MODE_AUTO":        2,
+		"TOOL_CHOICE_MODE_REQUIRED":    3,
+		"TOOL_CHOICE_MODE_FUNCTION":    4,
+	}
+)
+
+func (x ToolChoiceMode) Enum() *ToolChoiceMode {
+	p := new(ToolChoiceMode)
+	*p = x
+	return p
+}
+
+func (x ToolChoiceMode) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ToolChoiceMode) Descriptor() protoreflect.EnumDescriptor {
+	return file_lamina_router_v1_router_proto_enumTypes[0].Descriptor()
+}
+
+func (ToolChoiceMode) Type() protoreflect.EnumType {
+	return &file_lamina_router_v1_router_proto_enumTypes[0]
+}
+
+func (x ToolChoiceMode) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ToolChoiceMode.Descriptor instead.
+func (ToolChoiceMode) EnumDescriptor() ([]byte, []int) {
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{0}
+}
+
 // Sampling says how tokens are picked. Absent fields take the stated defaults.
 type Sampling struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -392,7 +453,10 @@ type ChatRequest struct {
 	Stop []string `protobuf:"bytes,5,rep,name=stop,proto3" json:"stop,omitempty"`
 	// How many of the best candidates to report with each token; at most 20.
 	TopLogprobs uint32 `protobuf:"varint,6,opt,name=top_logprobs,json=topLogprobs,proto3" json:"top_logprobs,omitempty"`
-	// OpenAI tool definitions as a JSON array; empty for none.
+	// OpenAI tool definitions as a JSON array; empty for none. Once the model opens a
+	// call, its name is one of these and its arguments follow the tool's schema: always
+	// where the tool says `strict`, else as far as the schema can be honoured (where it
+	// cannot, they are any JSON object).
 	ToolsJson string `protobuf:"bytes,7,opt,name=tools_json,json=toolsJson,proto3" json:"tools_json,omitempty"`
 	// Documents to answer from as a JSON array; empty for none.
 	DocumentsJson string `protobuf:"bytes,8,opt,name=documents_json,json=documentsJson,proto3" json:"documents_json,omitempty"`
@@ -406,9 +470,13 @@ type ChatRequest struct {
 	ContinueFinalMessage bool `protobuf:"varint,12,opt,name=continue_final_message,json=continueFinalMessage,proto3" json:"continue_final_message,omitempty"`
 	// Keep in the answer's text the control tokens that set tool calls and reasoning
 	// apart, for whoever parses it by `started.format`.
-	KeepMarkers   bool `protobuf:"varint,13,opt,name=keep_markers,json=keepMarkers,proto3" json:"keep_markers,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	KeepMarkers bool `protobuf:"varint,13,opt,name=keep_markers,json=keepMarkers,proto3" json:"keep_markers,omitempty"`
+	// Whether tools are called; absent for TOOL_CHOICE_MODE_AUTO. It goes with tools.
+	ToolChoice *ToolChoice `protobuf:"bytes,14,opt,name=tool_choice,json=toolChoice,proto3" json:"tool_choice,omitempty"`
+	// False for one call at most; absent is true.
+	ParallelToolCalls *bool `protobuf:"varint,15,opt,name=parallel_tool_calls,json=parallelToolCalls,proto3,oneof" json:"parallel_tool_calls,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *ChatRequest) Reset() {
@@ -532,6 +600,76 @@ func (x *ChatRequest) GetKeepMarkers() bool {
 	return false
 }
 
+func (x *ChatRequest) GetToolChoice() *ToolChoice {
+	if x != nil {
+		return x.ToolChoice
+	}
+	return nil
+}
+
+func (x *ChatRequest) GetParallelToolCalls() bool {
+	if x != nil && x.ParallelToolCalls != nil {
+		return *x.ParallelToolCalls
+	}
+	return false
+}
+
+// ToolChoice says whether tools are called.
+type ToolChoice struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which way.
+	Mode ToolChoiceMode `protobuf:"varint,1,opt,name=mode,proto3,enum=lamina.router.v1.ToolChoiceMode" json:"mode,omitempty"`
+	// For TOOL_CHOICE_MODE_FUNCTION the name of the tool, one of those offered; empty
+	// for the others.
+	Function      string `protobuf:"bytes,2,opt,name=function,proto3" json:"function,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ToolChoice) Reset() {
+	*x = ToolChoice{}
+	mi := &file_lamina_router_v1_router_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ToolChoice) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ToolChoice) ProtoMessage() {}
+
+func (x *ToolChoice) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_router_v1_router_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ToolChoice.ProtoReflect.Descriptor instead.
+func (*ToolChoice) Descriptor() ([]byte, []int) {
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ToolChoice) GetMode() ToolChoiceMode {
+	if x != nil {
+		return x.Mode
+	}
+	return ToolChoiceMode_TOOL_CHOICE_MODE_UNSPECIFIED
+}
+
+func (x *ToolChoice) GetFunction() string {
+	if x != nil {
+		return x.Function
+	}
+	return ""
+}
+
 // GenerateResponse is one event of a generation.
 type GenerateResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -549,7 +687,7 @@ type GenerateResponse struct {
 
 func (x *GenerateResponse) Reset() {
 	*x = GenerateResponse{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[4]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -561,7 +699,7 @@ func (x *GenerateResponse) String() string {
 func (*GenerateResponse) ProtoMessage() {}
 
 func (x *GenerateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[4]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -574,7 +712,7 @@ func (x *GenerateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerateResponse.ProtoReflect.Descriptor instead.
 func (*GenerateResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{4}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *GenerateResponse) GetEvent() isGenerateResponse_Event {
@@ -653,7 +791,7 @@ type ChatResponse struct {
 
 func (x *ChatResponse) Reset() {
 	*x = ChatResponse{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[5]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -665,7 +803,7 @@ func (x *ChatResponse) String() string {
 func (*ChatResponse) ProtoMessage() {}
 
 func (x *ChatResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[5]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -678,7 +816,7 @@ func (x *ChatResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChatResponse.ProtoReflect.Descriptor instead.
 func (*ChatResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{5}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ChatResponse) GetEvent() isChatResponse_Event {
@@ -767,7 +905,7 @@ type Started struct {
 
 func (x *Started) Reset() {
 	*x = Started{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[6]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -779,7 +917,7 @@ func (x *Started) String() string {
 func (*Started) ProtoMessage() {}
 
 func (x *Started) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[6]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -792,7 +930,7 @@ func (x *Started) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Started.ProtoReflect.Descriptor instead.
 func (*Started) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{6}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Started) GetRequestId() string {
@@ -870,7 +1008,7 @@ type TokenEvent struct {
 
 func (x *TokenEvent) Reset() {
 	*x = TokenEvent{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[7]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -882,7 +1020,7 @@ func (x *TokenEvent) String() string {
 func (*TokenEvent) ProtoMessage() {}
 
 func (x *TokenEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[7]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -895,7 +1033,7 @@ func (x *TokenEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenEvent.ProtoReflect.Descriptor instead.
 func (*TokenEvent) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{7}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *TokenEvent) GetText() string {
@@ -948,7 +1086,7 @@ type TopCandidate struct {
 
 func (x *TopCandidate) Reset() {
 	*x = TopCandidate{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[8]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -960,7 +1098,7 @@ func (x *TopCandidate) String() string {
 func (*TopCandidate) ProtoMessage() {}
 
 func (x *TopCandidate) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[8]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -973,7 +1111,7 @@ func (x *TopCandidate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopCandidate.ProtoReflect.Descriptor instead.
 func (*TopCandidate) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{8}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *TopCandidate) GetId() uint32 {
@@ -1014,7 +1152,7 @@ type Finished struct {
 
 func (x *Finished) Reset() {
 	*x = Finished{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[9]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1026,7 +1164,7 @@ func (x *Finished) String() string {
 func (*Finished) ProtoMessage() {}
 
 func (x *Finished) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[9]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1039,7 +1177,7 @@ func (x *Finished) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finished.ProtoReflect.Descriptor instead.
 func (*Finished) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{9}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Finished) GetFinishReason() v1.FinishReason {
@@ -1083,7 +1221,7 @@ type Usage struct {
 
 func (x *Usage) Reset() {
 	*x = Usage{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[10]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1095,7 +1233,7 @@ func (x *Usage) String() string {
 func (*Usage) ProtoMessage() {}
 
 func (x *Usage) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[10]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1108,7 +1246,7 @@ func (x *Usage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Usage.ProtoReflect.Descriptor instead.
 func (*Usage) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{10}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Usage) GetPromptTokens() uint32 {
@@ -1140,7 +1278,7 @@ type Timings struct {
 
 func (x *Timings) Reset() {
 	*x = Timings{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[11]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1152,7 +1290,7 @@ func (x *Timings) String() string {
 func (*Timings) ProtoMessage() {}
 
 func (x *Timings) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[11]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1165,7 +1303,7 @@ func (x *Timings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Timings.ProtoReflect.Descriptor instead.
 func (*Timings) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{11}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Timings) GetQueueUs() uint64 {
@@ -1198,7 +1336,7 @@ type ListModelsRequest struct {
 
 func (x *ListModelsRequest) Reset() {
 	*x = ListModelsRequest{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[12]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1210,7 +1348,7 @@ func (x *ListModelsRequest) String() string {
 func (*ListModelsRequest) ProtoMessage() {}
 
 func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[12]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1223,7 +1361,7 @@ func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsRequest.ProtoReflect.Descriptor instead.
 func (*ListModelsRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{12}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{13}
 }
 
 // ListModelsResponse lists the models.
@@ -1237,7 +1375,7 @@ type ListModelsResponse struct {
 
 func (x *ListModelsResponse) Reset() {
 	*x = ListModelsResponse{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[13]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1249,7 +1387,7 @@ func (x *ListModelsResponse) String() string {
 func (*ListModelsResponse) ProtoMessage() {}
 
 func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[13]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1262,7 +1400,7 @@ func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsResponse.ProtoReflect.Descriptor instead.
 func (*ListModelsResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{13}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ListModelsResponse) GetModels() []*Model {
@@ -1297,7 +1435,7 @@ type Model struct {
 
 func (x *Model) Reset() {
 	*x = Model{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[14]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1309,7 +1447,7 @@ func (x *Model) String() string {
 func (*Model) ProtoMessage() {}
 
 func (x *Model) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[14]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1322,7 +1460,7 @@ func (x *Model) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Model.ProtoReflect.Descriptor instead.
 func (*Model) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{14}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Model) GetName() string {
@@ -1390,7 +1528,7 @@ type TopologyRequest struct {
 
 func (x *TopologyRequest) Reset() {
 	*x = TopologyRequest{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[15]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1402,7 +1540,7 @@ func (x *TopologyRequest) String() string {
 func (*TopologyRequest) ProtoMessage() {}
 
 func (x *TopologyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[15]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1415,7 +1553,7 @@ func (x *TopologyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopologyRequest.ProtoReflect.Descriptor instead.
 func (*TopologyRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{15}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{16}
 }
 
 // TopologyResponse is the topology at one moment.
@@ -1429,7 +1567,7 @@ type TopologyResponse struct {
 
 func (x *TopologyResponse) Reset() {
 	*x = TopologyResponse{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[16]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1441,7 +1579,7 @@ func (x *TopologyResponse) String() string {
 func (*TopologyResponse) ProtoMessage() {}
 
 func (x *TopologyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[16]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1454,7 +1592,7 @@ func (x *TopologyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopologyResponse.ProtoReflect.Descriptor instead.
 func (*TopologyResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{16}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *TopologyResponse) GetMesh() *Mesh {
@@ -1473,7 +1611,7 @@ type WatchTopologyRequest struct {
 
 func (x *WatchTopologyRequest) Reset() {
 	*x = WatchTopologyRequest{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[17]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1485,7 +1623,7 @@ func (x *WatchTopologyRequest) String() string {
 func (*WatchTopologyRequest) ProtoMessage() {}
 
 func (x *WatchTopologyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[17]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1498,7 +1636,7 @@ func (x *WatchTopologyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchTopologyRequest.ProtoReflect.Descriptor instead.
 func (*WatchTopologyRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{17}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{18}
 }
 
 // WatchTopologyResponse is the topology after a change.
@@ -1512,7 +1650,7 @@ type WatchTopologyResponse struct {
 
 func (x *WatchTopologyResponse) Reset() {
 	*x = WatchTopologyResponse{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[18]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1524,7 +1662,7 @@ func (x *WatchTopologyResponse) String() string {
 func (*WatchTopologyResponse) ProtoMessage() {}
 
 func (x *WatchTopologyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[18]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1537,7 +1675,7 @@ func (x *WatchTopologyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchTopologyResponse.ProtoReflect.Descriptor instead.
 func (*WatchTopologyResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{18}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *WatchTopologyResponse) GetMesh() *Mesh {
@@ -1560,7 +1698,7 @@ type Mesh struct {
 
 func (x *Mesh) Reset() {
 	*x = Mesh{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[19]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1572,7 +1710,7 @@ func (x *Mesh) String() string {
 func (*Mesh) ProtoMessage() {}
 
 func (x *Mesh) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[19]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1585,7 +1723,7 @@ func (x *Mesh) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mesh.ProtoReflect.Descriptor instead.
 func (*Mesh) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{19}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Mesh) GetMembers() []*Member {
@@ -1619,7 +1757,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[20]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1631,7 +1769,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[20]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1644,7 +1782,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{20}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Member) GetId() string {
@@ -1702,7 +1840,7 @@ type Pipeline struct {
 
 func (x *Pipeline) Reset() {
 	*x = Pipeline{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[21]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1714,7 +1852,7 @@ func (x *Pipeline) String() string {
 func (*Pipeline) ProtoMessage() {}
 
 func (x *Pipeline) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[21]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1727,7 +1865,7 @@ func (x *Pipeline) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pipeline.ProtoReflect.Descriptor instead.
 func (*Pipeline) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{21}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Pipeline) GetId() string {
@@ -1835,7 +1973,7 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\n" +
 	"ignore_end\x18\b \x01(\bR\tignoreEnd\x12\x18\n" +
 	"\aspecial\x18\t \x01(\bR\aspecialB\b\n" +
-	"\x06prompt\"\xff\x03\n" +
+	"\x06prompt\"\x8b\x05\n" +
 	"\vChatRequest\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x128\n" +
 	"\bmessages\x18\x02 \x03(\v2\x1c.lamina.tokenizer.v1.MessageR\bmessages\x12\x1d\n" +
@@ -1852,7 +1990,15 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	" \x01(\tR\btemplate\x120\n" +
 	"\x14no_generation_prompt\x18\v \x01(\bR\x12noGenerationPrompt\x124\n" +
 	"\x16continue_final_message\x18\f \x01(\bR\x14continueFinalMessage\x12!\n" +
-	"\fkeep_markers\x18\r \x01(\bR\vkeepMarkers\"\xc2\x01\n" +
+	"\fkeep_markers\x18\r \x01(\bR\vkeepMarkers\x12=\n" +
+	"\vtool_choice\x18\x0e \x01(\v2\x1c.lamina.router.v1.ToolChoiceR\n" +
+	"toolChoice\x123\n" +
+	"\x13parallel_tool_calls\x18\x0f \x01(\bH\x00R\x11parallelToolCalls\x88\x01\x01B\x16\n" +
+	"\x14_parallel_tool_calls\"^\n" +
+	"\n" +
+	"ToolChoice\x124\n" +
+	"\x04mode\x18\x01 \x01(\x0e2 .lamina.router.v1.ToolChoiceModeR\x04mode\x12\x1a\n" +
+	"\bfunction\x18\x02 \x01(\tR\bfunction\"\xc2\x01\n" +
 	"\x10GenerateResponse\x125\n" +
 	"\astarted\x18\x01 \x01(\v2\x19.lamina.router.v1.StartedH\x00R\astarted\x124\n" +
 	"\x05token\x18\x02 \x01(\v2\x1c.lamina.router.v1.TokenEventH\x00R\x05token\x128\n" +
@@ -1934,7 +2080,13 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\awaiting\x18\x06 \x01(\rR\awaiting\x12*\n" +
 	"\x11tokens_per_second\x18\a \x01(\x02R\x0ftokensPerSecond\x12\x18\n" +
 	"\asampler\x18\b \x01(\tR\asampler\x12\x17\n" +
-	"\astep_ms\x18\t \x01(\x02R\x06stepMs2\xbd\x03\n" +
+	"\astep_ms\x18\t \x01(\x02R\x06stepMs*\xa6\x01\n" +
+	"\x0eToolChoiceMode\x12 \n" +
+	"\x1cTOOL_CHOICE_MODE_UNSPECIFIED\x10\x00\x12\x19\n" +
+	"\x15TOOL_CHOICE_MODE_NONE\x10\x01\x12\x19\n" +
+	"\x15TOOL_CHOICE_MODE_AUTO\x10\x02\x12\x1d\n" +
+	"\x19TOOL_CHOICE_MODE_REQUIRED\x10\x03\x12\x1d\n" +
+	"\x19TOOL_CHOICE_MODE_FUNCTION\x10\x042\xbd\x03\n" +
 	"\rRouterService\x12S\n" +
 	"\bGenerate\x12!.lamina.router.v1.GenerateRequest\x1a\".lamina.router.v1.GenerateResponse0\x01\x12G\n" +
 	"\x04Chat\x12\x1d.lamina.router.v1.ChatRequest\x1a\x1e.lamina.router.v1.ChatResponse0\x01\x12W\n" +
@@ -1955,80 +2107,85 @@ func file_lamina_router_v1_router_proto_rawDescGZIP() []byte {
 	return file_lamina_router_v1_router_proto_rawDescData
 }
 
-var file_lamina_router_v1_router_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_lamina_router_v1_router_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_lamina_router_v1_router_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_lamina_router_v1_router_proto_goTypes = []any{
-	(*Sampling)(nil),              // 0: lamina.router.v1.Sampling
-	(*TokenIds)(nil),              // 1: lamina.router.v1.TokenIds
-	(*GenerateRequest)(nil),       // 2: lamina.router.v1.GenerateRequest
-	(*ChatRequest)(nil),           // 3: lamina.router.v1.ChatRequest
-	(*GenerateResponse)(nil),      // 4: lamina.router.v1.GenerateResponse
-	(*ChatResponse)(nil),          // 5: lamina.router.v1.ChatResponse
-	(*Started)(nil),               // 6: lamina.router.v1.Started
-	(*TokenEvent)(nil),            // 7: lamina.router.v1.TokenEvent
-	(*TopCandidate)(nil),          // 8: lamina.router.v1.TopCandidate
-	(*Finished)(nil),              // 9: lamina.router.v1.Finished
-	(*Usage)(nil),                 // 10: lamina.router.v1.Usage
-	(*Timings)(nil),               // 11: lamina.router.v1.Timings
-	(*ListModelsRequest)(nil),     // 12: lamina.router.v1.ListModelsRequest
-	(*ListModelsResponse)(nil),    // 13: lamina.router.v1.ListModelsResponse
-	(*Model)(nil),                 // 14: lamina.router.v1.Model
-	(*TopologyRequest)(nil),       // 15: lamina.router.v1.TopologyRequest
-	(*TopologyResponse)(nil),      // 16: lamina.router.v1.TopologyResponse
-	(*WatchTopologyRequest)(nil),  // 17: lamina.router.v1.WatchTopologyRequest
-	(*WatchTopologyResponse)(nil), // 18: lamina.router.v1.WatchTopologyResponse
-	(*Mesh)(nil),                  // 19: lamina.router.v1.Mesh
-	(*Member)(nil),                // 20: lamina.router.v1.Member
-	(*Pipeline)(nil),              // 21: lamina.router.v1.Pipeline
-	nil,                           // 22: lamina.router.v1.Sampling.LogitBiasEntry
-	(*v1.Advanced)(nil),           // 23: lamina.sampler.v1.Advanced
-	(*v1.Grammar)(nil),            // 24: lamina.sampler.v1.Grammar
-	(*v11.Message)(nil),           // 25: lamina.tokenizer.v1.Message
-	(*v11.ChatFormat)(nil),        // 26: lamina.tokenizer.v1.ChatFormat
-	(v1.FinishReason)(0),          // 27: lamina.sampler.v1.FinishReason
-	(*v12.Held)(nil),              // 28: lamina.shard.v1.Held
-	(*v12.Hop)(nil),               // 29: lamina.shard.v1.Hop
+	(ToolChoiceMode)(0),           // 0: lamina.router.v1.ToolChoiceMode
+	(*Sampling)(nil),              // 1: lamina.router.v1.Sampling
+	(*TokenIds)(nil),              // 2: lamina.router.v1.TokenIds
+	(*GenerateRequest)(nil),       // 3: lamina.router.v1.GenerateRequest
+	(*ChatRequest)(nil),           // 4: lamina.router.v1.ChatRequest
+	(*ToolChoice)(nil),            // 5: lamina.router.v1.ToolChoice
+	(*GenerateResponse)(nil),      // 6: lamina.router.v1.GenerateResponse
+	(*ChatResponse)(nil),          // 7: lamina.router.v1.ChatResponse
+	(*Started)(nil),               // 8: lamina.router.v1.Started
+	(*TokenEvent)(nil),            // 9: lamina.router.v1.TokenEvent
+	(*TopCandidate)(nil),          // 10: lamina.router.v1.TopCandidate
+	(*Finished)(nil),              // 11: lamina.router.v1.Finished
+	(*Usage)(nil),                 // 12: lamina.router.v1.Usage
+	(*Timings)(nil),               // 13: lamina.router.v1.Timings
+	(*ListModelsRequest)(nil),     // 14: lamina.router.v1.ListModelsRequest
+	(*ListModelsResponse)(nil),    // 15: lamina.router.v1.ListModelsResponse
+	(*Model)(nil),                 // 16: lamina.router.v1.Model
+	(*TopologyRequest)(nil),       // 17: lamina.router.v1.TopologyRequest
+	(*TopologyResponse)(nil),      // 18: lamina.router.v1.TopologyResponse
+	(*WatchTopologyRequest)(nil),  // 19: lamina.router.v1.WatchTopologyRequest
+	(*WatchTopologyResponse)(nil), // 20: lamina.router.v1.WatchTopologyResponse
+	(*Mesh)(nil),                  // 21: lamina.router.v1.Mesh
+	(*Member)(nil),                // 22: lamina.router.v1.Member
+	(*Pipeline)(nil),              // 23: lamina.router.v1.Pipeline
+	nil,                           // 24: lamina.router.v1.Sampling.LogitBiasEntry
+	(*v1.Advanced)(nil),           // 25: lamina.sampler.v1.Advanced
+	(*v1.Grammar)(nil),            // 26: lamina.sampler.v1.Grammar
+	(*v11.Message)(nil),           // 27: lamina.tokenizer.v1.Message
+	(*v11.ChatFormat)(nil),        // 28: lamina.tokenizer.v1.ChatFormat
+	(v1.FinishReason)(0),          // 29: lamina.sampler.v1.FinishReason
+	(*v12.Held)(nil),              // 30: lamina.shard.v1.Held
+	(*v12.Hop)(nil),               // 31: lamina.shard.v1.Hop
 }
 var file_lamina_router_v1_router_proto_depIdxs = []int32{
-	22, // 0: lamina.router.v1.Sampling.logit_bias:type_name -> lamina.router.v1.Sampling.LogitBiasEntry
-	23, // 1: lamina.router.v1.Sampling.advanced:type_name -> lamina.sampler.v1.Advanced
-	24, // 2: lamina.router.v1.Sampling.grammar:type_name -> lamina.sampler.v1.Grammar
-	1,  // 3: lamina.router.v1.GenerateRequest.token_ids:type_name -> lamina.router.v1.TokenIds
-	0,  // 4: lamina.router.v1.GenerateRequest.sampling:type_name -> lamina.router.v1.Sampling
-	25, // 5: lamina.router.v1.ChatRequest.messages:type_name -> lamina.tokenizer.v1.Message
-	0,  // 6: lamina.router.v1.ChatRequest.sampling:type_name -> lamina.router.v1.Sampling
-	6,  // 7: lamina.router.v1.GenerateResponse.started:type_name -> lamina.router.v1.Started
-	7,  // 8: lamina.router.v1.GenerateResponse.token:type_name -> lamina.router.v1.TokenEvent
-	9,  // 9: lamina.router.v1.GenerateResponse.finished:type_name -> lamina.router.v1.Finished
-	6,  // 10: lamina.router.v1.ChatResponse.started:type_name -> lamina.router.v1.Started
-	7,  // 11: lamina.router.v1.ChatResponse.token:type_name -> lamina.router.v1.TokenEvent
-	9,  // 12: lamina.router.v1.ChatResponse.finished:type_name -> lamina.router.v1.Finished
-	26, // 13: lamina.router.v1.Started.format:type_name -> lamina.tokenizer.v1.ChatFormat
-	8,  // 14: lamina.router.v1.TokenEvent.top:type_name -> lamina.router.v1.TopCandidate
-	27, // 15: lamina.router.v1.Finished.finish_reason:type_name -> lamina.sampler.v1.FinishReason
-	10, // 16: lamina.router.v1.Finished.usage:type_name -> lamina.router.v1.Usage
-	11, // 17: lamina.router.v1.Finished.timings:type_name -> lamina.router.v1.Timings
-	14, // 18: lamina.router.v1.ListModelsResponse.models:type_name -> lamina.router.v1.Model
-	19, // 19: lamina.router.v1.TopologyResponse.mesh:type_name -> lamina.router.v1.Mesh
-	19, // 20: lamina.router.v1.WatchTopologyResponse.mesh:type_name -> lamina.router.v1.Mesh
-	20, // 21: lamina.router.v1.Mesh.members:type_name -> lamina.router.v1.Member
-	21, // 22: lamina.router.v1.Mesh.pipelines:type_name -> lamina.router.v1.Pipeline
-	28, // 23: lamina.router.v1.Member.held:type_name -> lamina.shard.v1.Held
-	29, // 24: lamina.router.v1.Pipeline.stages:type_name -> lamina.shard.v1.Hop
-	2,  // 25: lamina.router.v1.RouterService.Generate:input_type -> lamina.router.v1.GenerateRequest
-	3,  // 26: lamina.router.v1.RouterService.Chat:input_type -> lamina.router.v1.ChatRequest
-	12, // 27: lamina.router.v1.RouterService.ListModels:input_type -> lamina.router.v1.ListModelsRequest
-	15, // 28: lamina.router.v1.RouterService.Topology:input_type -> lamina.router.v1.TopologyRequest
-	17, // 29: lamina.router.v1.RouterService.WatchTopology:input_type -> lamina.router.v1.WatchTopologyRequest
-	4,  // 30: lamina.router.v1.RouterService.Generate:output_type -> lamina.router.v1.GenerateResponse
-	5,  // 31: lamina.router.v1.RouterService.Chat:output_type -> lamina.router.v1.ChatResponse
-	13, // 32: lamina.router.v1.RouterService.ListModels:output_type -> lamina.router.v1.ListModelsResponse
-	16, // 33: lamina.router.v1.RouterService.Topology:output_type -> lamina.router.v1.TopologyResponse
-	18, // 34: lamina.router.v1.RouterService.WatchTopology:output_type -> lamina.router.v1.WatchTopologyResponse
-	30, // [30:35] is the sub-list for method output_type
-	25, // [25:30] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	24, // 0: lamina.router.v1.Sampling.logit_bias:type_name -> lamina.router.v1.Sampling.LogitBiasEntry
+	25, // 1: lamina.router.v1.Sampling.advanced:type_name -> lamina.sampler.v1.Advanced
+	26, // 2: lamina.router.v1.Sampling.grammar:type_name -> lamina.sampler.v1.Grammar
+	2,  // 3: lamina.router.v1.GenerateRequest.token_ids:type_name -> lamina.router.v1.TokenIds
+	1,  // 4: lamina.router.v1.GenerateRequest.sampling:type_name -> lamina.router.v1.Sampling
+	27, // 5: lamina.router.v1.ChatRequest.messages:type_name -> lamina.tokenizer.v1.Message
+	1,  // 6: lamina.router.v1.ChatRequest.sampling:type_name -> lamina.router.v1.Sampling
+	5,  // 7: lamina.router.v1.ChatRequest.tool_choice:type_name -> lamina.router.v1.ToolChoice
+	0,  // 8: lamina.router.v1.ToolChoice.mode:type_name -> lamina.router.v1.ToolChoiceMode
+	8,  // 9: lamina.router.v1.GenerateResponse.started:type_name -> lamina.router.v1.Started
+	9,  // 10: lamina.router.v1.GenerateResponse.token:type_name -> lamina.router.v1.TokenEvent
+	11, // 11: lamina.router.v1.GenerateResponse.finished:type_name -> lamina.router.v1.Finished
+	8,  // 12: lamina.router.v1.ChatResponse.started:type_name -> lamina.router.v1.Started
+	9,  // 13: lamina.router.v1.ChatResponse.token:type_name -> lamina.router.v1.TokenEvent
+	11, // 14: lamina.router.v1.ChatResponse.finished:type_name -> lamina.router.v1.Finished
+	28, // 15: lamina.router.v1.Started.format:type_name -> lamina.tokenizer.v1.ChatFormat
+	10, // 16: lamina.router.v1.TokenEvent.top:type_name -> lamina.router.v1.TopCandidate
+	29, // 17: lamina.router.v1.Finished.finish_reason:type_name -> lamina.sampler.v1.FinishReason
+	12, // 18: lamina.router.v1.Finished.usage:type_name -> lamina.router.v1.Usage
+	13, // 19: lamina.router.v1.Finished.timings:type_name -> lamina.router.v1.Timings
+	16, // 20: lamina.router.v1.ListModelsResponse.models:type_name -> lamina.router.v1.Model
+	21, // 21: lamina.router.v1.TopologyResponse.mesh:type_name -> lamina.router.v1.Mesh
+	21, // 22: lamina.router.v1.WatchTopologyResponse.mesh:type_name -> lamina.router.v1.Mesh
+	22, // 23: lamina.router.v1.Mesh.members:type_name -> lamina.router.v1.Member
+	23, // 24: lamina.router.v1.Mesh.pipelines:type_name -> lamina.router.v1.Pipeline
+	30, // 25: lamina.router.v1.Member.held:type_name -> lamina.shard.v1.Held
+	31, // 26: lamina.router.v1.Pipeline.stages:type_name -> lamina.shard.v1.Hop
+	3,  // 27: lamina.router.v1.RouterService.Generate:input_type -> lamina.router.v1.GenerateRequest
+	4,  // 28: lamina.router.v1.RouterService.Chat:input_type -> lamina.router.v1.ChatRequest
+	14, // 29: lamina.router.v1.RouterService.ListModels:input_type -> lamina.router.v1.ListModelsRequest
+	17, // 30: lamina.router.v1.RouterService.Topology:input_type -> lamina.router.v1.TopologyRequest
+	19, // 31: lamina.router.v1.RouterService.WatchTopology:input_type -> lamina.router.v1.WatchTopologyRequest
+	6,  // 32: lamina.router.v1.RouterService.Generate:output_type -> lamina.router.v1.GenerateResponse
+	7,  // 33: lamina.router.v1.RouterService.Chat:output_type -> lamina.router.v1.ChatResponse
+	15, // 34: lamina.router.v1.RouterService.ListModels:output_type -> lamina.router.v1.ListModelsResponse
+	18, // 35: lamina.router.v1.RouterService.Topology:output_type -> lamina.router.v1.TopologyResponse
+	20, // 36: lamina.router.v1.RouterService.WatchTopology:output_type -> lamina.router.v1.WatchTopologyResponse
+	32, // [32:37] is the sub-list for method output_type
+	27, // [27:32] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_lamina_router_v1_router_proto_init() }
@@ -2041,12 +2198,13 @@ func file_lamina_router_v1_router_proto_init() {
 		(*GenerateRequest_Text)(nil),
 		(*GenerateRequest_TokenIds)(nil),
 	}
-	file_lamina_router_v1_router_proto_msgTypes[4].OneofWrappers = []any{
+	file_lamina_router_v1_router_proto_msgTypes[3].OneofWrappers = []any{}
+	file_lamina_router_v1_router_proto_msgTypes[5].OneofWrappers = []any{
 		(*GenerateResponse_Started)(nil),
 		(*GenerateResponse_Token)(nil),
 		(*GenerateResponse_Finished)(nil),
 	}
-	file_lamina_router_v1_router_proto_msgTypes[5].OneofWrappers = []any{
+	file_lamina_router_v1_router_proto_msgTypes[6].OneofWrappers = []any{
 		(*ChatResponse_Started)(nil),
 		(*ChatResponse_Token)(nil),
 		(*ChatResponse_Finished)(nil),
@@ -2056,13 +2214,14 @@ func file_lamina_router_v1_router_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lamina_router_v1_router_proto_rawDesc), len(file_lamina_router_v1_router_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   23,
+			NumEnums:      1,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_lamina_router_v1_router_proto_goTypes,
 		DependencyIndexes: file_lamina_router_v1_router_proto_depIdxs,
+		EnumInfos:         file_lamina_router_v1_router_proto_enumTypes,
 		MessageInfos:      file_lamina_router_v1_router_proto_msgTypes,
 	}.Build()
 	File_lamina_router_v1_router_proto = out.File

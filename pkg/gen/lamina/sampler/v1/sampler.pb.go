@@ -36,6 +36,13 @@ const (
 	GrammarKind_GRAMMAR_KIND_JSON_SCHEMA GrammarKind = 2
 	// A regular expression that the whole text matches.
 	GrammarKind_GRAMMAR_KIND_REGEX GrammarKind = 3
+	// Structural tags: a JSON object that says what a text is put together of. The
+	// common shape is {"triggers": ["<f"], "tags": [{"begin": "<f=a>", "schema": {..},
+	// "end": "</f>"}], "at_least_one": true, "stop_after_first": true}: free text until a
+	// trigger, then a begin, an instance of its schema, its end, and free text again.
+	// begin and end may be {"type": "token", "token": ".."}, a control token by its
+	// spelling. All parts that there are: lamina's pkg/grammar, Structure.
+	GrammarKind_GRAMMAR_KIND_TAGS GrammarKind = 4
 )
 
 // Enum value maps for GrammarKind.
@@ -45,12 +52,14 @@ var (
 		1: "GRAMMAR_KIND_GBNF",
 		2: "GRAMMAR_KIND_JSON_SCHEMA",
 		3: "GRAMMAR_KIND_REGEX",
+		4: "GRAMMAR_KIND_TAGS",
 	}
 	GrammarKind_value = map[string]int32{
 		"GRAMMAR_KIND_UNSPECIFIED": 0,
 		"GRAMMAR_KIND_GBNF":        1,
 		"GRAMMAR_KIND_JSON_SCHEMA": 2,
 		"GRAMMAR_KIND_REGEX":       3,
+		"GRAMMAR_KIND_TAGS":        4,
 	}
 )
 
@@ -813,7 +822,8 @@ type Tokens struct {
 	Size uint32 `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
 	// The id of the first token here.
 	First uint32 `protobuf:"varint,3,opt,name=first,proto3" json:"first,omitempty"`
-	// The bytes of each; empty for one that is no text.
+	// The bytes of each; empty for one that is no text, and for a control token its
+	// spelling between two bytes 0xFF, which no text has.
 	Tokens        [][]byte `protobuf:"bytes,4,rep,name=tokens,proto3" json:"tokens,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2069,12 +2079,13 @@ const file_lamina_sampler_v1_sampler_proto_rawDesc = "" +
 	"PushOpened\"A\n" +
 	"\tRowWanted\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x1a\n" +
-	"\bposition\x18\x02 \x01(\rR\bposition*x\n" +
+	"\bposition\x18\x02 \x01(\rR\bposition*\x8f\x01\n" +
 	"\vGrammarKind\x12\x1c\n" +
 	"\x18GRAMMAR_KIND_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11GRAMMAR_KIND_GBNF\x10\x01\x12\x1c\n" +
 	"\x18GRAMMAR_KIND_JSON_SCHEMA\x10\x02\x12\x16\n" +
-	"\x12GRAMMAR_KIND_REGEX\x10\x03*_\n" +
+	"\x12GRAMMAR_KIND_REGEX\x10\x03\x12\x15\n" +
+	"\x11GRAMMAR_KIND_TAGS\x10\x04*_\n" +
 	"\fFinishReason\x12\x1d\n" +
 	"\x19FINISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12FINISH_REASON_STOP\x10\x01\x12\x18\n" +

@@ -1640,7 +1640,8 @@ type TokensResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The id of the first.
 	First uint32 `protobuf:"varint,1,opt,name=first,proto3" json:"first,omitempty"`
-	// The bytes that each decodes to; empty for control tokens and gaps.
+	// The bytes that each decodes to; empty for gaps. A control token's are its spelling
+	// between two bytes 0xFF, which no text has.
 	Tokens        [][]byte `protobuf:"bytes,2,rep,name=tokens,proto3" json:"tokens,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
