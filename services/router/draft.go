@@ -29,6 +29,9 @@ type drafter struct {
 	asks chan question
 }
 
+// leastDrafted is how many tokens must be to come for a draft to read the prompt.
+const leastDrafted = 4
+
 // graceFactor is how many limits a draft that is late has to give an id after all.
 const graceFactor = 8
 
@@ -67,15 +70,18 @@ func (d *drafter) propose(l *live, n int, limit time.Duration) ([]int32, bool) {
 	if !d.open {
 		return nil, false
 	}
-	// There is room: a session asks once and waits.
-	d.asks <- question{l: l, log: slices.Clone(l.feed.Log()), n: n, round: l.guesser.round, limit: limit}
-	return nil, true
+	select {
+	case d.asks <- question{l: l, log: slices.Clone(l.feed.Log()), n: n, round: l.guesser.round, limit: limit}:
+		return nil, true
+	default: // cannot be: a session asks once and waits
+		return nil, false
+	}
 }
 
 // startDraft gives a request a drafter, if a draft pipeline stands. It ends with ctx.
 func (q *request) startDraft(ctx context.Context, target *pipeline) *drafter {
 	s := q.service
-	if s.cfg.Draft == "" || s.cfg.Speculate < 1 {
+	if s.cfg.Draft == "" || len(q.prompt)+int(q.maxTokens)-len(q.log) < leastDrafted {
 		return nil
 	}
 	s.mu.Lock()

@@ -212,9 +212,9 @@ func (s *Service) build(ctx context.Context, wg *sync.WaitGroup) {
 	// A draft may be the model that it guesses for: the two share no chain.
 	answer := plan.Chains(s.spans(true, func(h *shardv1.Held) bool { return !s.isDraft(h.GetModel(), h.GetDigest()) }))
 	draft := plan.Chains(s.spans(true, func(h *shardv1.Held) bool { return s.isDraft(h.GetModel(), h.GetDigest()) }))
-	for _, chain := range slices.Concat(answer, draft) {
+	for i, chain := range slices.Concat(answer, draft) {
 		key := chain.String()
-		if s.models[chain.Digest()] == nil {
+		if s.models[chain.Digest()] == nil && i < len(answer) {
 			continue // without a tokenizer a model cannot be asked
 		}
 		s.building[key] = chain

@@ -44,9 +44,9 @@ const (
 	ratePoorer = 0.5 // the same where another proposer is asked after it
 	napFirst   = 16  // tokens of the first rest; each further one is twice as long
 	napLast    = 256
-	// A round that took so many times longer than the steps that it saved was for nothing.
-	slowRound = 2
-	slowFloor = 2 * time.Millisecond
+	// A round that took so much longer than steps for the tokens that it gave was for nothing.
+	slowRound = 1.25
+	slowFloor = 5 * time.Millisecond
 )
 
 // judged is a proposer with what came of its guesses for one session.
@@ -158,7 +158,7 @@ func (g *guesser) take(e *guessed, length int, step time.Duration) {
 
 // slow reports whether a round took longer than its right guesses were worth.
 func (g *guesser) slow(right int, step time.Duration) bool {
-	return step > 0 && g.took > max(slowFloor, slowRound*time.Duration(right+1)*step)
+	return step > 0 && g.took > max(slowFloor, time.Duration(slowRound*float64(right+1)*float64(step)))
 }
 
 // verified books the round whose last token has come.
@@ -195,7 +195,7 @@ func (s *scheduler) guess(l *live, budget int) (ids []int32, decides, wait bool)
 	vocab, n := int(s.p.stages[0].GetVocab()), min(budget, s.p.service.cfg.Speculate, l.maxLen-l.feed.Len()-1)
 	// A row behind one whose candidates are too few would be dropped: whole rows never are.
 	if n > 0 && !l.picker.Decides(vocab, l.feed.Len()+n) && l.picker.Need(vocab, l.feed.Len()) > 0 {
-		n = min(n, wholeBytes/(4*vocab)-1)
+		n = min(n, wholeBytes/(4*max(vocab, 1))-1)
 	}
 	ids, wait = l.guesser.next(l, n, s.guessLimit(n))
 	return ids, l.picker.Decides(vocab, l.feed.Len()+len(ids)), wait
