@@ -89,7 +89,7 @@ type routerCmd struct {
 // speculateFlags are how a router guesses ahead.
 type speculateFlags struct {
 	Speculate  int     `help:"Most ids guessed ahead of each token, by what followed the same ids before, else by --draft; their rows are computed with the token's. The text is the same." default:"0"`
-	DraftLeast float64 `help:"Probability that a pick of --draft must have to be a guess." default:"0.4"`
+	DraftLeast float64 `help:"Probability of a pick of --draft below which it guesses no further." default:"0.4"`
 }
 
 func (f speculateFlags) speculation(draft string) (app.Speculation, error) {

@@ -14,7 +14,7 @@ import (
 
 // drafter guesses by a smaller model's greedy choice. It keeps a session on a draft
 // pipeline for one request: each round catches up with the request's log, which drops
-// what the cache holds of wrong guesses, and draws ids until one is unlikely. Whatever
+// what the cache holds of wrong guesses, and draws ids up to one that is unlikely. Whatever
 // goes wrong ends the drafter, not the request. Its goroutine belongs to the draft
 // pipeline.
 type drafter struct {
@@ -24,10 +24,18 @@ type drafter struct {
 	vocab   uint32 // ids that the request's model knows
 	ends    []uint32
 
-	mu   sync.Mutex
-	open bool
-	asks chan question
+	mu     sync.Mutex
+	open   bool
+	asks   chan question
+	unsure bool    // the last guess that was answered with was unlikely
+	trust  float64 // moving share of such guesses that were right
 }
+
+// A draft's unlikely guesses end its rounds until more than trusted of them are right.
+const (
+	trustFirst = 0.4
+	trusted    = 0.6
+)
 
 // leastDrafted is how many tokens must be to come for a draft to read the prompt.
 const leastDrafted = 4
@@ -41,6 +49,7 @@ type question struct {
 	log   []int32
 	n     int
 	round uint64
+	least float64 // log-probability of an id after which no more are wanted
 	limit time.Duration
 }
 
@@ -48,14 +57,15 @@ type question struct {
 type draw struct {
 	l     *live
 	log   []int32
-	upto  int // length of the log at which it pauses
+	upto  int     // length of the log at which it pauses
+	least float64 // or the log-probability of an id below which it does
 	round uint64
 }
 
 // drawing is what only a draft's session has.
 type drawing struct {
-	least  float64 // log-probability below which it pauses
 	upto   int
+	least  float64
 	round  uint64
 	paused bool
 	picked int // the last position that the sampler may have picked for; -1 for none
@@ -70,11 +80,30 @@ func (d *drafter) propose(l *live, n int, limit time.Duration) ([]int32, bool) {
 	if !d.open {
 		return nil, false
 	}
+	least := d.service.leastLogprob()
+	if d.trust > trusted {
+		least = math.Inf(-1)
+	}
 	select {
-	case d.asks <- question{l: l, log: slices.Clone(l.feed.Log()), n: n, round: l.guesser.round, limit: limit}:
+	case d.asks <- question{l: l, log: slices.Clone(l.feed.Log()), n: n, round: l.guesser.round, least: least, limit: limit}:
 		return nil, true
 	default: // cannot be: a session asks once and waits
 		return nil, false
+	}
+}
+
+// verified learns whether guesses that the draft was unsure of are right as well, as
+// where the two models are much alike.
+func (d *drafter) verified(sent, right int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch {
+	case d.trust > trusted && right < sent:
+		d.trust = trusted
+	case d.unsure && right == sent:
+		d.trust += rateFade * (1 - d.trust)
+	case d.unsure && right == sent-1:
+		d.trust -= rateFade * d.trust
 	}
 }
 
@@ -91,7 +120,7 @@ func (q *request) startDraft(ctx context.Context, target *pipeline) *drafter {
 		return nil
 	}
 	d := &drafter{
-		service: s, request: q.id, target: target, vocab: target.stages[0].GetVocab(), ends: q.rules.GetEndIds(), asks: make(chan question, 1),
+		service: s, request: q.id, target: target, vocab: target.stages[0].GetVocab(), ends: q.rules.GetEndIds(), asks: make(chan question, 1), trust: trustFirst,
 	}
 	if info := s.models[q.digest]; info != nil {
 		d.vocab, d.ends = min(d.vocab, info.vocabulary.GetSize()), info.vocabulary.GetEndIds()
@@ -157,7 +186,7 @@ func (d *drafter) draft(ctx context.Context, p *pipeline, log []int32, most int)
 	}
 	l := &live{
 		id: randomID(), log: log, epoch: 1, rules: &samplerv1.Rules{}, picker: picker, maxLen: most, out: make(chan outcome, outLen+2),
-		drawing: &drawing{least: d.service.leastLogprob(), upto: len(log) + 1, picked: -1},
+		drawing: &drawing{upto: len(log) + 1, picked: -1},
 	}
 	if err := p.tell(event{submit: l}); err != nil {
 		return err
@@ -225,7 +254,7 @@ func (d *drafter) within(ctx context.Context, p *pipeline, a question, l *live) 
 	limit := time.NewTimer(a.limit)
 	defer limit.Stop()
 	select {
-	case p.events <- event{draw: &draw{l: l, log: a.log, upto: len(a.log) + a.n, round: a.round}}:
+	case p.events <- event{draw: &draw{l: l, log: a.log, upto: len(a.log) + a.n, least: a.least, round: a.round}}:
 	case <-p.ctx.Done():
 		return nil, context.Cause(p.ctx)
 	case <-ctx.Done():
@@ -249,11 +278,13 @@ func (d *drafter) collect(ctx context.Context, p *pipeline, a question, l *live,
 				continue
 			case o.token.GetId() >= d.vocab:
 				return ids, fault.New(fault.Internal, "draft request %s: id %d is outside the vocabulary of %d", d.request, o.token.GetId(), d.vocab)
-			case !(float64(o.token.GetLogprob()) >= l.drawing.least):
-				return ids, nil
 			}
 			ids = append(ids, int32(o.token.GetId()))
-			if len(ids) == a.n || slices.Contains(d.ends, o.token.GetId()) {
+			unsure := !(float64(o.token.GetLogprob()) >= a.least)
+			if unsure || len(ids) == a.n || slices.Contains(d.ends, o.token.GetId()) {
+				d.mu.Lock()
+				d.unsure = unsure
+				d.mu.Unlock()
 				return ids, nil
 			}
 		case <-p.done:
@@ -264,6 +295,9 @@ func (d *drafter) collect(ctx context.Context, p *pipeline, a question, l *live,
 			if len(ids) == 0 {
 				return nil, d.late(a)
 			}
+			d.mu.Lock()
+			d.unsure = false
+			d.mu.Unlock()
 			return ids, nil
 		}
 	}
@@ -304,7 +338,7 @@ func (s *scheduler) draw(e *draw) {
 		s.landed(l) // a row of a round that was cut short
 	}
 	l.feed.Rewind(e.log)
-	l.drawing.upto, l.drawing.round, l.drawing.paused = e.upto, e.round, false
+	l.drawing.upto, l.drawing.least, l.drawing.round, l.drawing.paused = e.upto, e.least, e.round, false
 	if len(e.log)-1 <= l.drawing.picked { // the sampler picks once for a position of an epoch
 		l.drawing.picked = -1
 		l.epoch++

@@ -44,8 +44,8 @@ type Config struct {
 	// have its vocabulary. It answers only requests that name it. Empty is none. Where
 	// the model that is served drafts for itself, the draft needs a name of its own.
 	Draft string
-	// DraftLeast is the probability that a draft's pick must have to be a guess; 0 asks
-	// for none.
+	// DraftLeast is the probability of a draft's pick below which it guesses no further;
+	// 0 asks for none.
 	DraftLeast float64
 	// Queue is the most requests waiting for admission to a pipeline; 0 means 256.
 	Queue int

@@ -16,6 +16,8 @@ type proposer interface {
 	// out come later, within about the limit, as a guessed event of l's round; the
 	// session waits for it. It is called by the scheduler's goroutine and returns at once.
 	propose(l *live, n int, limit time.Duration) (ids []int32, later bool)
+	// verified is told of how many of its guesses were right, by the same goroutine.
+	verified(sent, right int)
 }
 
 // So many of the last ids, at least and at most, are looked up for what followed them.
@@ -34,6 +36,8 @@ func (lookup) source() string { return "lookup" }
 func (p lookup) propose(l *live, n int, _ time.Duration) ([]int32, bool) {
 	return sample.Propose(l.feed.Log(), p.least, lookupMost, n), false
 }
+
+func (lookup) verified(int, int) {}
 
 // How a proposer's guesses are judged.
 const (
@@ -164,6 +168,7 @@ func (g *guesser) slow(right int, step time.Duration) bool {
 // verified books the round whose last token has come.
 func (g *guesser) verified(length int, step time.Duration) {
 	if g.sent > 0 {
+		g.by.verified(g.sent, g.right)
 		g.by.learn(g.sent, g.right, g.slow(g.right, step), length)
 	}
 	g.sent, g.right = 0, 0

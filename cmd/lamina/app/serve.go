@@ -220,7 +220,7 @@ func Shard(ctx context.Context, c ServiceConfig, sc ShardConfig) error {
 type Speculation struct {
 	IDs   int     // guessed after each token at most; 0 for none
 	Draft string  // the model that guesses: a path to a mesh, a name or digest to a router; empty for none
-	Least float64 // probability that its picks must have; 0 for any
+	Least float64 // probability of a pick of its below which it guesses no further; 0 for none
 }
 
 // draftIDs is how many ids a draft guesses at most where nothing else is said.
