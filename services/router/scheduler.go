@@ -66,6 +66,7 @@ type flight struct {
 	rows    int
 	prompts int // rows beyond one a session
 	decode  bool
+	guesses int
 	waiting map[string]bool // sessions whose token is to come; nil: computed is to come
 }
 
@@ -83,6 +84,7 @@ type scheduler struct {
 	steps      int
 	worst      float64 // decaying worst seconds a step
 	perRow     float64 // decaying worst seconds a row
+	plain      float64 // moving mean seconds of a decode step without guesses
 	tokens     int
 	since      time.Time
 	released   [][]byte
@@ -286,6 +288,7 @@ func (s *scheduler) batch() *shardv1.Batch {
 		budget -= len(rows.IDs)
 		f.rows += len(rows.IDs)
 		f.prompts += len(rows.IDs) - 1
+		f.guesses += rows.Ahead
 	}
 	for _, prefill := range []bool{false, true} {
 		for _, l := range s.order {
@@ -323,6 +326,9 @@ func (s *scheduler) landed(l *live) {
 	s.perRow = max(took/float64(f.rows), s.perRow*0.999)
 	if f.decode {
 		s.p.stepUS.Store(int64(took * 1e6))
+		if f.guesses == 0 {
+			s.stepped(took)
+		}
 	}
 }
 

@@ -48,8 +48,11 @@ const (
 	ratePoorer = 0.5 // the same where another proposer is asked after it
 	napFirst   = 16  // tokens of the first rest; each further one is twice as long
 	napLast    = 256
-	// A round that took so much longer than steps for the tokens that it gave was for nothing.
+	plainFade  = 0.2
+	// A round that took so much longer than steps without guesses was for nothing. One
+	// without a wrong guess may take longer: it leaves the pipeline to other requests.
 	slowRound = 1.25
+	slowRight = 3
 	slowFloor = 5 * time.Millisecond
 )
 
@@ -99,10 +102,9 @@ type guesser struct {
 	waiting bool      // guesses are to come
 	came    bool      // they have, and were not sent yet
 	ids     []int32   // what came
-	asked   time.Time
-	took    time.Duration
-	sent    int // guesses that are being verified
-	right   int // of those, so far
+	asked   time.Time // when by was
+	sent    int       // guesses that are being verified
+	right   int       // of those, so far
 }
 
 // newGuesser asks each proposer for at most n ids, in the order given.
@@ -136,7 +138,7 @@ func (g *guesser) next(l *live, n int, limit time.Duration) (ids []int32, wait b
 			continue
 		}
 		g.round++
-		g.by, g.asked, g.took = j, time.Now(), 0
+		g.by, g.asked = j, time.Now()
 		ids, later := j.propose(l, min(n, j.n), limit)
 		if later {
 			g.waiting = true
@@ -154,22 +156,26 @@ func (g *guesser) take(e *guessed, length int, step time.Duration) {
 	if !g.waiting || e.round != g.round {
 		return
 	}
-	g.waiting, g.came, g.ids, g.took = false, true, e.ids, time.Since(g.asked)
+	g.waiting, g.came, g.ids = false, true, e.ids
 	if len(e.ids) == 0 {
-		g.by.learn(0, 0, g.slow(0, step), length)
+		g.by.learn(0, 0, g.slow(slowRound, step), length)
 	}
 }
 
-// slow reports whether a round took longer than its right guesses were worth.
-func (g *guesser) slow(right int, step time.Duration) bool {
-	return step > 0 && g.took > max(slowFloor, time.Duration(slowRound*float64(right+1)*float64(step)))
+// slow reports whether a round has taken longer than so many steps.
+func (g *guesser) slow(steps float64, step time.Duration) bool {
+	return step > 0 && time.Since(g.asked) > max(slowFloor, time.Duration(steps*float64(step)))
 }
 
 // verified books the round whose last token has come.
 func (g *guesser) verified(length int, step time.Duration) {
 	if g.sent > 0 {
 		g.by.verified(g.sent, g.right)
-		g.by.learn(g.sent, g.right, g.slow(g.right, step), length)
+		steps := slowRound * float64(g.right+1)
+		if g.right == g.sent {
+			steps = slowRight * float64(g.right+1)
+		}
+		g.by.learn(g.sent, g.right, g.slow(steps, step), length)
 	}
 	g.sent, g.right = 0, 0
 }
@@ -215,9 +221,17 @@ func (s *scheduler) guessLimit(n int) time.Duration {
 	return max(guessFloor, guessFactor*time.Duration(n+1)*step)
 }
 
-// stepTime is what a decode step takes lately; 0 before the first.
+// stepTime is what a decode step without guesses takes lately; 0 before the first.
 func (s *scheduler) stepTime() time.Duration {
-	return time.Duration(s.p.stepUS.Load()) * time.Microsecond
+	return time.Duration(s.plain * float64(time.Second))
+}
+
+// stepped takes the time of a decode step without guesses.
+func (s *scheduler) stepped(seconds float64) {
+	if s.plain == 0 {
+		s.plain = seconds
+	}
+	s.plain += plainFade * (seconds - s.plain)
 }
 
 // sentGuesses notes the guesses that go out with a session's row.
