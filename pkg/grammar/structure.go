@@ -18,14 +18,16 @@ import (
 //   - token: token, the control token of that spelling, as one token;
 //   - json_schema: json_schema, a text that Schema allows;
 //   - regex: pattern; grammar: grammar, a GBNF;
-//   - any_text: any text that holds none of excludes, and within a tag not its end;
+//   - any_text: any text that holds none of excludes, and within a tag not its end. It
+//     does not begin with a character of not_first, nor does it after white space;
 //   - sequence, or: elements, one after the other or one of them;
 //   - optional, star, plus, repeat: content, as often; repeat has min and max;
 //   - tag: begin, content, end. begin and end are texts or tokens, and end may be a
 //     list of them. schema instead of content is short for a json_schema;
 //   - triggered_tags: triggers, tags, at_least_one, stop_after_first. As Tags has it: what
 //     is free holds no trigger, and after one the text goes on as a tag. Without
-//     triggers, the tags' begins are their own. A token as a begin triggers by itself;
+//     triggers, the tags' begins are their own. A token as a begin triggers by itself.
+//     not_first is as in any_text;
 //   - tags_with_separator: tags, separator, at_least_one, stop_after_first. No free text.
 //
 // Around the whole there may be {"type": "structural_tag", "format": ..}. A whole
@@ -184,8 +186,9 @@ func (b *structure) draw(n *part, depth int, not []string) (out *expr, err error
 		out, err = b.inner(n, "grammar", fromText(GBNF))
 	case "any_text":
 		var excludes []string
-		if err = n.read("excludes", &excludes, "a list of strings"); err == nil {
-			out, err = anyTextBut(n, append(slices.Clone(not), excludes...))
+		var notFirst string
+		if err = errors.Join(n.read("excludes", &excludes, "a list of strings"), n.read("not_first", &notFirst, "a string")); err == nil {
+			out, err = anyTextBut(n, append(slices.Clone(not), excludes...), notFirst)
 		}
 	case "sequence", "or":
 		out, err = b.elements(n, depth, not)
@@ -263,8 +266,8 @@ func (b *structure) inner(n *part, field string, front func(json.RawMessage) (*G
 }
 
 // anyTextBut is the texts that hold none of some.
-func anyTextBut(n *part, excludes []string) (*expr, error) {
-	if len(excludes) == 0 {
+func anyTextBut(n *part, excludes []string, notFirst string) (*expr, error) {
+	if len(excludes) == 0 && notFirst == "" {
 		return star(char(anyRune(), plainUTF8)), nil
 	}
 	if slices.Contains(excludes, "") {
@@ -274,15 +277,23 @@ func anyTextBut(n *part, excludes []string) (*expr, error) {
 	if err != nil {
 		return nil, err
 	}
-	g := &graph{states: make([]graphState, len(a.nodes))}
+	g := &graph{states: make([]graphState, 1+len(a.nodes))} // state 0 is the beginning
 	for i, node := range a.nodes {
 		if len(node.found) > 0 {
 			continue
 		}
-		g.states[i].final = true
+		g.states[1+i].final = true
 		for _, s := range a.steps(i) {
-			g.edge(i, char(s.set, plainUTF8), s.to)
+			g.edge(1+i, char(s.set, plainUTF8), 1+s.to)
 		}
+	}
+	if notFirst == "" {
+		g.edge(0, nil, 1)
+		return g.expr(), nil
+	}
+	g.states[0].final = true
+	for _, s := range a.firstSteps(notFirst) {
+		g.edge(0, char(s.set, plainUTF8), 1+s.to)
 	}
 	return g.expr(), nil
 }

@@ -120,7 +120,7 @@ func (b *structure) tags(n *part, depth int) (*expr, error) {
 	if o.Only {
 		err = n.read("separator", &o.Separator, "a string")
 	} else {
-		err = n.read("triggers", &o.Triggers, "a list of strings")
+		err = errors.Join(n.read("triggers", &o.Triggers, "a list of strings"), n.read("not_first", &o.NotFirst, "a string"))
 	}
 	if err != nil {
 		return nil, err

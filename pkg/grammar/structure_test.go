@@ -20,6 +20,8 @@ func TestStructure_Parts(t *testing.T) {
 		{`{"type":"grammar","grammar":"root ::= \"x\" root?"}`, []string{"x", "xx"}, []string{"", "y"}},
 		{`{"type":"any_text"}`, []string{"", "any\n日本"}, []string{"\xff"}},
 		{`{"type":"any_text","excludes":["ab","<"]}`, []string{"", "a", "ba", "aa b"}, []string{"ab", "xaabx", "<"}},
+		{`{"type":"any_text","excludes":["ab"],"not_first":"{["}`, []string{"", "x{", "a{", " \n", "\nx ["}, []string{"{", " {", "[x", "ab", "xab"}},
+		{`{"triggers":["<"],"not_first":"{","stop_after_first":true,"tags":[{"begin":"<a","content":{"type":"const_string","value":""}}]}`, []string{"", "<a", " x{<a", " <a"}, []string{"{", " {<a", "<", "<a<a"}},
 		{`{"type":"sequence","elements":[{"type":"any_text","excludes":["."]},{"type":"const_string","value":"."},{"type":"optional","content":{"type":"const_string","value":"!"}}]}`,
 			[]string{".", "a.", "a.!"}, []string{"a", "a..", "!"}},
 		{`{"type":"or","elements":[{"type":"const_string","value":"a"},{"type":"plus","content":{"type":"regex","pattern":"[b-d]"}}]}`, []string{"a", "b", "bcd"}, []string{"", "ab"}},

@@ -28,6 +28,9 @@ type TagOptions struct {
 	// Only leaves no free text: tags, with Separator between them.
 	Only      bool
 	Separator string
+	// NotFirst are characters with which the free text does not begin, nor after white
+	// space.
+	NotFirst string
 }
 
 // Tags is free text with tags in it, such as a model's calls of tools: free text as
@@ -167,6 +170,11 @@ func drawTags(tags []drawnTag, o TagOptions) (*expr, error) {
 		return nil, err
 	}
 	g := &graph{}
+	start := -1
+	if o.NotFirst != "" {
+		start = g.add()
+		g.states[start].final = !o.Required
+	}
 	free := func(final bool) []int { // the states of free text
 		ids := make([]int, len(a.nodes))
 		for i, n := range a.nodes {
@@ -175,8 +183,8 @@ func drawTags(tags []drawnTag, o TagOptions) (*expr, error) {
 		}
 		return ids
 	}
-	draw := func(states []int, to int) {
-		open := g.add() // where a control token may come
+	draw := func(states []int, to int) (open int) {
+		open = g.add() // where a control token may come
 		for _, t := range tags {
 			if t.control {
 				g.edge(open, t.whole(), to)
@@ -200,19 +208,33 @@ func drawTags(tags []drawnTag, o TagOptions) (*expr, error) {
 				g.edge(states[i], char(s.set, plainUTF8), states[s.to])
 			}
 		}
+		return open
 	}
 	before := free(!o.Required)
+	if start >= 0 {
+		for _, s := range a.firstSteps(o.NotFirst) {
+			to := start
+			if s.to >= 0 {
+				to = before[s.to]
+			}
+			g.edge(start, char(s.set, plainUTF8), to)
+		}
+	}
+	open := 0
 	switch {
 	case o.Single:
 		end := g.add()
 		g.states[end].final = true
-		draw(before, end)
+		open = draw(before, end)
 	case o.Required:
 		after := free(true)
-		draw(before, after[0])
+		open = draw(before, after[0])
 		draw(after, after[0])
 	default:
-		draw(before, before[0])
+		open = draw(before, before[0])
+	}
+	if start >= 0 && len(g.states[open].edges) > 0 {
+		g.edge(start, nil, open)
 	}
 	return g.expr(), nil
 }
@@ -310,6 +332,30 @@ func (a *search) step(at int, r rune) int {
 		}
 		at = a.nodes[at].fall
 	}
+}
+
+// firstSteps is where the characters lead with which a text may begin: as from node 0,
+// without those of not. White space leads to where it came from, which is -1.
+func (a *search) firstSteps(not string) []searchStep {
+	spans := make([]span, 0, len(not))
+	for _, r := range not {
+		spans = append(spans, span{r, r})
+	}
+	white := runesOf(" \t\n\r")
+	var out []searchStep
+	for _, s := range a.steps(0) {
+		set := s.set.intersect(newRuneSet(spans...).negate())
+		if s.to == 0 {
+			if over := set.intersect(white); len(over) > 0 {
+				out = append(out, searchStep{over, -1})
+			}
+			set = set.intersect(white.negate())
+		}
+		if len(set) > 0 {
+			out = append(out, searchStep{set, s.to})
+		}
+	}
+	return out
 }
 
 // steps is where every character leads from a node.

@@ -8,14 +8,32 @@ func gemma(open, end, quote string) func(p *Parser) {
 	return func(p *Parser) {
 		p.marks = append(p.marks, mark{open, func(p *Parser) {
 			p.begin(open)
+			looked := 0 // at what ends a call
 			p.state = func(p *Parser) bool {
-				body, ok := p.until(end)
-				if !ok {
-					return p.ended()
+				var name, arguments string
+				found := false
+				for !found { // a string may have the marker, too
+					i := strings.Index(p.buf[looked:], end)
+					if i < 0 {
+						break
+					}
+					if name, arguments, found = gemmaCall(p.buf[:looked+i], quote, true); found {
+						p.eat(looked + i + len(end))
+					} else {
+						looked += i + len(end)
+					}
 				}
-				name, arguments, ok := gemmaCall(body, quote)
-				if !ok {
-					return p.fail()
+				if !found {
+					if !p.final {
+						return false
+					}
+					body, ok := p.until(end)
+					if !ok {
+						return p.ended()
+					}
+					if name, arguments, ok = gemmaCall(body, quote, false); !ok {
+						return p.fail()
+					}
 				}
 				p.name(name, "")
 				p.argue(arguments)
@@ -26,13 +44,14 @@ func gemma(open, end, quote string) func(p *Parser) {
 	}
 }
 
-func gemmaCall(s, quote string) (name, arguments string, ok bool) {
+// gemmaCall reads a call. Where it is strict a word without quotes begins with none.
+func gemmaCall(s, quote string, strict bool) (name, arguments string, ok bool) {
 	s, ok = strings.CutPrefix(strings.TrimSpace(s), "call:")
 	name, _, braced := strings.Cut(s, "{")
 	if !ok || !braced || !isName(name) {
 		return "", "", false
 	}
-	l := gemmaLexer{pyLexer{s: s, at: len(name)}, quote}
+	l := gemmaLexer{pyLexer{s: s, at: len(name)}, quote, strict}
 	arguments, ok = l.value(0)
 	l.space()
 	return name, arguments, ok && l.at == len(s)
@@ -40,7 +59,8 @@ func gemmaCall(s, quote string) (name, arguments string, ok bool) {
 
 type gemmaLexer struct {
 	pyLexer
-	quote string
+	quote  string
+	strict bool
 }
 
 func (l *gemmaLexer) value(depth int) (string, bool) {
@@ -70,7 +90,7 @@ func (l *gemmaLexer) value(depth int) (string, bool) {
 	}
 	l.at = from // a bare word is a string
 	n := strings.IndexAny(l.s[from:], ",]}")
-	if n <= 0 {
+	if n <= 0 || l.strict && l.s[from] == '"' {
 		return "", false
 	}
 	l.at += n
@@ -93,6 +113,9 @@ func (l *gemmaLexer) row(end byte, depth int) (string, bool) {
 			key, ok := "", true
 			if l.space(); strings.HasPrefix(l.s[l.at:], l.quote) {
 				key, ok = l.value(depth + 1)
+			} else if l.at < len(l.s) && l.s[l.at] == '"' {
+				key, ok = l.text()
+				key = marshal(key)
 			} else {
 				i := strings.IndexByte(l.s[l.at:], ':')
 				if i <= 0 {

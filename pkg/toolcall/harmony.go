@@ -79,6 +79,25 @@ func (p *Parser) openMessage(header string) {
 		p.musing = "\n"
 	}
 	p.state = harmonyBody
+	if m.tool {
+		p.state = harmonyArguments
+	}
+}
+
+// harmonyArguments reads a call's object, in which a marker is text like any other.
+func harmonyArguments(p *Parser) bool {
+	text := strings.TrimLeft(p.buf, white)
+	switch {
+	case text == "" && !p.final:
+		return false
+	case strings.HasPrefix(text, "{"):
+		p.argue(p.buf[:len(p.buf)-len(text)])
+		p.buf = text
+		p.object(harmonyBody)
+	default:
+		p.state = harmonyBody
+	}
+	return true
 }
 
 // harmonyBody reads to the message's end.

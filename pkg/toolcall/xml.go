@@ -214,6 +214,10 @@ func xmlValue(p *Parser) bool {
 	x := p.xml.spec
 	before, i := p.findIn([]string{x.paramEnd})
 	p.xml.held += before
+	if i == 0 && !p.xml.quoted && len(p.xml.kinds) > 0 && !p.xml.kinds["string"] && withinString(p.xml.held) {
+		p.xml.held += x.paramEnd
+		return true
+	}
 	if x.lines && !p.xml.begun && p.xml.held != "" {
 		p.xml.begun = true
 		p.xml.held = strings.TrimPrefix(p.xml.held, "\n")
@@ -243,6 +247,17 @@ func xmlValue(p *Parser) bool {
 	}
 	p.xml.held, p.state = "", xmlParams
 	return true
+}
+
+// withinString says whether a value of JSON, cut here, is cut within a string.
+func withinString(s string) bool {
+	s = strings.TrimLeft(s, white)
+	if s == "" || strings.IndexByte(`{["`, s[0]) < 0 {
+		return false
+	}
+	var c scan
+	_, _, whole, ok := c.feed(s)
+	return ok && !whole && c.quoted
 }
 
 // quote writes text as the inside of a JSON string.

@@ -1,0 +1,164 @@
+package toolcall
+
+import "strings"
+
+// spelling is how a family's calls are written.
+type spelling struct {
+	// open is the marker that calls begin with. Where bare is set they may also begin
+	// without, at the beginning of the answer, which then has none of notFirst there.
+	open     string
+	bare     bool
+	notFirst string
+	// known are further markers that the parser takes for the beginning of calls.
+	known []string
+	// each says that every call stands between head and tail and has its own open;
+	// otherwise they stand around all calls.
+	each       bool
+	head, tail part
+	between    part
+	call       func(t offered) (part, error)
+	// said is what content begins with where the prompt ends with open.
+	said string
+}
+
+// calls are all calls: what follows open, and the whole without it where calls are bare.
+func (w *writer) calls(s *spelling, open string) (part, error) {
+	var all []part
+	for _, t := range w.tools {
+		one, err := s.call(t)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, one)
+	}
+	one := either(all...)
+	if s.each {
+		one = row(s.head, one, s.tail)
+	}
+	out := []part{w.mark(open)}
+	if !s.each {
+		out = append(out, s.head)
+	}
+	out = append(out, one)
+	if !w.o.Single {
+		more := []part{s.between, one}
+		if s.each && !s.bare {
+			more = []part{s.between, w.mark(s.open), one}
+		}
+		out = append(out, many(row(more...)))
+	}
+	if !s.each {
+		out = append(out, s.tail)
+	}
+	return row(out...), nil
+}
+
+// white may stand before calls.
+func white4() part { return pattern(`[ \t\n]{0,4}`) }
+
+// answer is the reasoning, and then content, or calls, or both.
+func (w *writer) answer(s *spelling) (part, error) {
+	begin, rest := w.trigger(s.open)
+	after, err := w.calls(s, rest)
+	if err != nil {
+		return nil, err
+	}
+	whole := row(w.mark(s.open), after)
+	if s.bare {
+		whole = after
+		if s.open != "" {
+			whole = row(maybe(row(w.mark(s.open), white4())), after)
+		}
+	}
+	calls := row(white4(), whole)
+	begun := s.said != "" && strings.HasSuffix(w.o.Prompt, s.open)
+	if begun {
+		if calls, err = w.calls(s, ""); err != nil {
+			return nil, err
+		}
+	}
+	switch {
+	case begun && w.o.Required:
+		return calls, nil
+	case begun && w.o.Content != nil:
+		return either(calls, row(constant(s.said), w.content())), nil
+	case begun:
+		return either(calls, row(constant(s.said), w.free(s, begin, after))), nil
+	case w.o.Required:
+		return row(w.reasoning(s), calls), nil
+	case w.o.Content != nil:
+		return row(w.reasoning(s), either(calls, row(white4(), w.content()))), nil
+	}
+	free := w.free(s, begin, after)
+	if len(w.think.silent) > 0 { // around what is said
+		var silent []part
+		for _, m := range w.think.silent {
+			silent = append(silent, w.mark(m))
+		}
+		free = row(maybe(either(silent...)), free, maybe(row(either(silent...), maybe(calls))))
+	}
+	if s.bare {
+		free = either(calls, free)
+	}
+	return row(w.reasoning(s), free), nil
+}
+
+// free is any text, and calls behind it.
+func (w *writer) free(s *spelling, begin any, calls part) part {
+	out := part{"type": "any_text", "excludes": w.markers(s)}
+	if s.open != "" {
+		out = part{"type": "triggered_tags", "triggers": w.markers(s), "stop_after_first": true,
+			"tags": []part{{"begin": begin, "content": calls}}}
+	}
+	if s.notFirst != "" {
+		out["not_first"] = s.notFirst
+	}
+	return out
+}
+
+// content is what the answer is held to where it is no call.
+func (w *writer) content() part {
+	return part{"type": "sequence", "elements": []rawPart{rawPart(w.o.Content)}}
+}
+
+// rawPart is a part that is written already.
+type rawPart []byte
+
+// MarshalJSON is the part as it stands.
+func (r rawPart) MarshalJSON() ([]byte, error) { return r, nil }
+
+// markers are the texts that what is free has none of.
+func (w *writer) markers(s *spelling) []string {
+	var out []string
+	for _, m := range append([]string{s.open, w.think.open, w.think.end}, s.known...) {
+		if m = strings.Trim(m, white); m != "" {
+			out = append(out, m)
+		}
+	}
+	return out
+}
+
+// reasoning is what comes before the answer; nil where the format has none. It holds
+// no marker of calls either, so that it can be read as content.
+func (w *writer) reasoning(s *spelling) part {
+	t := w.think
+	if t.end == "" {
+		return nil
+	}
+	not := []string{t.end}
+	for _, m := range append([]string{s.open}, s.known...) {
+		if m != "" {
+			not = append(not, m)
+		}
+	}
+	inside := row(anyBut(not...), w.mark(t.end))
+	if w.opened() {
+		return inside
+	}
+	return maybe(row(white4(), w.mark(t.open), inside))
+}
+
+// opened says whether the prompt ends within the reasoning, as New has it.
+func (w *writer) opened() bool {
+	return w.think.open != "" && strings.HasSuffix(strings.TrimRight(w.o.Prompt, " \n"), strings.TrimRight(w.think.open, "\n"))
+}

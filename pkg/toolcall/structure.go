@@ -1,0 +1,197 @@
+package toolcall
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+)
+
+// Offer is what a model may call, and how.
+type Offer struct {
+	// Tools are OpenAI's tool definitions, a JSON array; one at least.
+	Tools []byte
+	// Function is the one tool that may be called; empty for any.
+	Function string
+	// Required leaves no answer but calls, one at least, after the reasoning.
+	Required bool
+	// Single allows one call at most.
+	Single bool
+	// Prompt is the rendered chat, or its end, as in Options.
+	Prompt string
+	// Content is the structure that an answer without calls is held to; nil is any text.
+	Content []byte
+	// Control says whether the vocabulary has a control token of that spelling; nil for
+	// none. Where it has, that token alone stands for a marker.
+	Control func(spelling string) bool
+	// Ends says whether such a token ends the text; nil for none.
+	Ends func(spelling string) bool
+	// Honours says why a schema cannot be held to; nil says that every one can.
+	Honours func(schema []byte) error
+}
+
+// Structure is the inverse of a Parser: the texts in which a model of the format answers
+// or calls the tools of an offer, as JSON that grammar.Structure takes. What the Parser
+// reads of such a text are calls of offered tools, whose arguments are valid.
+//
+// A call's arguments follow the tool's schema: always where the tool says "strict",
+// else where the schema can be honoured, and are any object where it cannot. Members
+// that the schema neither names nor speaks of are not written. Behind the first call
+// there are only calls. Text around them holds no marker of the format.
+//
+// Errors name a field below tools: a name that the format cannot write, a strict schema
+// that cannot be honoured, Function where no tool has its name. A format without calls
+// is an error, too.
+func (f Format) Structure(o Offer) ([]byte, error) {
+	w := &writer{o: o, think: reasonings(f.Reasoning)}
+	var err error
+	if w.tools, err = w.offered(); err != nil {
+		return nil, err
+	}
+	var out any
+	if f.Calls == "harmony" {
+		out, err = w.harmony()
+	} else {
+		var s *spelling
+		if s, err = w.spelling(f.Calls); err == nil {
+			out, err = w.answer(s)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	text, err := json.Marshal(out)
+	if err != nil {
+		return nil, fault.Wrap(fault.Internal, err, "write a structure of calls")
+	}
+	return text, nil
+}
+
+// writer makes one structure.
+type writer struct {
+	o     Offer
+	think thinking
+	tools []offered
+}
+
+// offered is a tool that may be called.
+type offered struct {
+	at     string // its field
+	name   string
+	strict bool
+	schema json.RawMessage // of the arguments, an object's
+}
+
+// offered reads the tools.
+func (w *writer) offered() ([]offered, error) {
+	type function struct {
+		Name       string          `json:"name"`
+		Strict     bool            `json:"strict"`
+		Parameters json.RawMessage `json:"parameters"`
+	}
+	var items []struct {
+		function
+		Function *function `json:"function"`
+	}
+	if json.Unmarshal(w.o.Tools, &items) != nil {
+		return nil, fault.Field("tools", "want a list of tools")
+	}
+	var out []offered
+	seen := map[string]bool{}
+	for i, item := range items {
+		t, at := item.function, fmt.Sprintf("tools[%d]", i)
+		if item.Function != nil {
+			t, at = *item.Function, at+".function"
+		}
+		if !isName(t.Name) {
+			return nil, fault.Field(at+".name", "%q is no name for a tool: want letters, digits and _-./:$, at most 256", t.Name)
+		}
+		if seen[t.Name] {
+			return nil, fault.Field(at+".name", "%q is there already", t.Name)
+		}
+		seen[t.Name] = true
+		if w.o.Function != "" && w.o.Function != t.Name {
+			continue
+		}
+		schema, err := objectSchema(t.Parameters)
+		if err == nil && w.o.Honours != nil {
+			err = w.o.Honours(schema)
+		}
+		if err != nil {
+			if t.Strict {
+				return nil, fault.Field(at+".parameters", "%v", err)
+			}
+			schema = json.RawMessage(`{"type":"object"}`)
+		}
+		out = append(out, offered{at: at, name: t.Name, strict: t.Strict, schema: schema})
+	}
+	switch {
+	case len(items) == 0:
+		return nil, fault.Field("tools", "give one at least")
+	case len(out) == 0:
+		return nil, fault.Field("tool_choice", "no tool is named %q", w.o.Function)
+	}
+	return out, nil
+}
+
+// objectSchema is a schema's objects. Members that it neither names nor speaks of are
+// left out.
+func objectSchema(raw json.RawMessage) (json.RawMessage, error) {
+	if len(raw) == 0 || string(raw) == "null" {
+		return json.RawMessage(`{"type":"object","additionalProperties":false}`), nil
+	}
+	if string(raw) == "true" {
+		return json.RawMessage(`{"type":"object"}`), nil
+	}
+	var s map[string]json.RawMessage
+	if json.Unmarshal(raw, &s) != nil || s == nil {
+		return nil, fault.New(fault.Invalid, "want the schema of an object")
+	}
+	changed := false
+	var one string
+	var many []string
+	switch {
+	case json.Unmarshal(s["type"], &one) == nil && one != "":
+		if one != "object" {
+			return nil, fault.New(fault.Invalid, "arguments are an object, not %s", one)
+		}
+	case json.Unmarshal(s["type"], &many) == nil && len(many) > 0 && !slices.Contains(many, "object"):
+		return nil, fault.New(fault.Invalid, "arguments are an object, not %s", strings.Join(many, " or "))
+	default:
+		s["type"], changed = json.RawMessage(`"object"`), true
+	}
+	if closes(s) {
+		s["additionalProperties"], changed = json.RawMessage("false"), true
+	}
+	if !changed {
+		return raw, nil
+	}
+	out, err := ordered(raw, s)
+	if err != nil {
+		return nil, fault.Wrap(fault.Invalid, err, "read the schema")
+	}
+	return out, nil
+}
+
+// closes says whether a schema names every member that it speaks of, and leaves others
+// open without a word.
+func closes(s map[string]json.RawMessage) bool {
+	for name := range s {
+		switch name {
+		case "type", "properties", "required", "title", "description", "$schema", "$id", "$defs", "definitions", "default", "examples", "$comment":
+		default:
+			return false
+		}
+	}
+	var properties map[string]json.RawMessage
+	var required []string
+	if json.Unmarshal(s["properties"], &properties) != nil || len(properties) == 0 {
+		return false
+	}
+	if raw := s["required"]; raw != nil && json.Unmarshal(raw, &required) != nil {
+		return false
+	}
+	return !slices.ContainsFunc(required, func(name string) bool { return properties[name] == nil })
+}

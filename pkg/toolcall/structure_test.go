@@ -1,0 +1,239 @@
+package toolcall_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"github.com/santhosh-tekuri/jsonschema/v6"
+
+	"github.com/lamina-mesh/lamina/pkg/grammar"
+	"github.com/lamina-mesh/lamina/pkg/toolcall"
+)
+
+// offers are tools of all kinds that families write in ways of their own.
+const offers = `[
+	{"type":"function","function":{"name":"weather","strict":true,"parameters":{"type":"object","properties":{
+		"city":{"type":"string"},"unit":{"type":"string","enum":["C","F","new York, {\"x\"}"]},"days":{"type":"integer","minimum":1,"maximum":14},"exact":{"type":"boolean"}},
+		"required":["city","days"],"additionalProperties":false}}},
+	{"type":"function","function":{"name":"go-to","parameters":{"type":"object","properties":{
+		"at":{"type":"array","items":{"type":"number"},"maxItems":3},"to":{"type":["string","null"]},"by":{"$ref":"#/$defs/way"},"of":{"type":"object","properties":{"a:b":{"type":"string"}}}},
+		"$defs":{"way":{"type":"object","properties":{"kind":{"const":"foot"},"n":{"anyOf":[{"type":"number"},{"type":"null"}]}},"required":["kind"],"additionalProperties":false}}}}},
+	{"type":"function","function":{"name":"now"}},
+	{"type":"function","function":{"name":"set.text","parameters":{"properties":{"id":{"type":"string","pattern":"^[a-z]{2}-[0-9]+$"},"text":{"type":"string","minLength":1}},"required":["id"]}}}
+]`
+
+func judges(t testing.TB, tools string) map[string]*jsonschema.Schema {
+	t.Helper()
+	var list []struct {
+		Function struct {
+			Name       string
+			Parameters json.RawMessage
+		}
+	}
+	if err := json.Unmarshal([]byte(tools), &list); err != nil {
+		t.Fatal(err)
+	}
+	out := map[string]*jsonschema.Schema{}
+	for _, tool := range list {
+		source := string(tool.Function.Parameters)
+		if source == "" {
+			source = `{"type":"object","maxProperties":0}`
+		}
+		doc, err := jsonschema.UnmarshalJSON(strings.NewReader(source))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := jsonschema.NewCompiler()
+		if err := c.AddResource("s.json", doc); err != nil {
+			t.Fatal(err)
+		}
+		if out[tool.Function.Name], err = c.Compile("s.json"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return out
+}
+
+func allFamilies() []string {
+	return []string{"hermes", "granite", "phi", "granite-20b", "nemotron", "tool-calls", "apertus", "internlm", "gigachat", "functools", "command", "command-r", "mistral", "llama",
+		"llama-xml", "xlam", "functionary", "deepseek", "kimi", "harmony", "gemma", "functiongemma", "pythonic", "lfm2", "olmo", "tool-code", "qwen-xml", "seed", "minimax", "dsml", "glm"}
+}
+
+// wander makes a random text of a grammar: single bytes, and fragments where they fit.
+func wander(t testing.TB, r *rand.Rand, c *grammar.Compiled, fragments []string, length int) string {
+	t.Helper()
+	m := c.NewMatcher()
+	var out []byte
+	accept := func(s []byte) bool {
+		if m.AcceptBytes(s) != nil {
+			return false
+		}
+		out = append(out, s...)
+		return true
+	}
+	for len(out) < length {
+		if m.CanEnd() && r.IntN(40) == 0 {
+			return string(out)
+		}
+		if forced := m.Forced(); len(forced) > 0 {
+			accept(forced)
+			continue
+		}
+		if r.IntN(3) == 0 && accept([]byte(fragments[r.IntN(len(fragments))])) {
+			continue
+		}
+		can := m.Bytes()
+		if len(can) == 0 {
+			break
+		}
+		b := can[r.IntN(len(can))]
+		for range 3 { // mostly what is readable
+			if b < 0x80 && b > ' ' {
+				break
+			}
+			b = can[r.IntN(len(can))]
+		}
+		accept([]byte{b})
+	}
+	rest, err := m.Completion()
+	if err != nil {
+		t.Fatalf("%q: %v", out, err)
+	}
+	return string(append(out, rest...))
+}
+
+// offerCase is one offer to one family.
+type offerCase struct {
+	format   toolcall.Format
+	prompt   string
+	control  bool // every marker is a control token
+	required bool
+	single   bool
+	function string
+}
+
+// TestStructure_ParsesBack: of whatever the structure of a family allows, the parser
+// reads calls of offered tools whose arguments are valid.
+func TestStructure_ParsesBack(t *testing.T) {
+	rounds := 40
+	if testing.Short() {
+		rounds = 10
+	}
+	for _, family := range allFamilies() {
+		t.Run(family, func(t *testing.T) {
+			t.Parallel()
+			r := rand.New(rand.NewPCG(7, uint64(len(family))))
+			free := 0
+			for i := range 16 {
+				c := offerCase{format: toolcall.Format{Calls: family}, control: i&1 != 0, required: i&2 != 0, single: i&4 != 0}
+				if i&8 != 0 && family != "harmony" {
+					c.format.Reasoning = "think"
+				}
+				switch i {
+				case 3:
+					c.function = "go-to"
+				case 8, 11:
+					c.prompt = "<think>\n"
+				}
+				if family == "functionary" && i%3 != 0 {
+					c.prompt += ">>>"
+				}
+				if family == "harmony" && i%3 != 0 {
+					c.prompt = "<|start|>assistant"
+				}
+				if found := c.check(t, r, rounds); c.required && found < rounds {
+					t.Errorf("%+v: %d calls in %d texts", c, found, rounds)
+				} else if !c.required {
+					free += found
+				}
+			}
+			if free == 0 {
+				t.Error("no call in any text that need not have one")
+			}
+		})
+	}
+}
+
+func (c *offerCase) compile(t testing.TB) *grammar.Compiled {
+	t.Helper()
+	markers := c.format.Markers()
+	o := toolcall.Offer{Tools: []byte(offers), Function: c.function, Required: c.required, Single: c.single, Prompt: c.prompt,
+		Honours: func(schema []byte) error { _, err := grammar.Schema(schema); return err }}
+	if c.control {
+		o.Control = func(s string) bool { return slices.Contains(markers, s) }
+	}
+	source, err := c.format.Structure(o)
+	if err != nil {
+		t.Fatalf("%+v: %v", c, err)
+	}
+	g, err := grammar.Structure(source)
+	if err != nil {
+		t.Fatalf("%+v: %s: %v", c, source, err)
+	}
+	compiled, err := grammar.Compile(g, nil)
+	if err != nil {
+		t.Fatalf("%+v: %s: %v", c, source, err)
+	}
+	return compiled
+}
+
+func (c *offerCase) check(t *testing.T, r *rand.Rand, rounds int) (found int) {
+	t.Helper()
+	compiled, judge := c.compile(t), judges(t, offers)
+	fragments := append([]string{`{"name": "weather", "arguments": {"city": "`, `{"name": "nothing", "parameters": {}}`, "weather(", "[weather(city=", "{", "}", "\n", " ", `"`, `\"`, "'", ",", "<", "</", "|>", "```", "<think>", "</think>", "city", "1e999", "-0", "é", "to=weather", "functools", "Action: ```json", "<function=", ">>>", "all\n", "```tool_code", "function call<|role_sep|>\n"}, c.format.Markers()...)
+	for _, m := range c.format.Markers() {
+		fragments = append(fragments, string(grammar.ControlBytes(m)), m[:len(m)/2])
+	}
+	for range rounds {
+		raw := wander(t, r, compiled, fragments, r.IntN(300))
+		text := strings.ReplaceAll(raw, "\xff", "")
+		if !utf8.ValidString(text) {
+			t.Fatalf("%+v: %q is no text", c, text)
+		}
+		got := read(t, c.format, toolcall.Options{Tools: []byte(offers), Prompt: c.prompt}, false, text)
+		var pieces []string
+		for rest := []rune(text); len(rest) > 0; {
+			n := 1 + r.IntN(min(9, len(rest)))
+			pieces, rest = append(pieces, string(rest[:n])), rest[n:]
+		}
+		if again := read(t, c.format, toolcall.Options{Tools: []byte(offers), Prompt: c.prompt}, false, pieces...); !reflect.DeepEqual(again, got) {
+			t.Fatalf("%+v: in pieces %q\n%+v\nwhole\n%+v", c, pieces, again, got)
+		}
+		if err := c.wrong(got, judge); err != nil {
+			t.Fatalf("%+v: %v\n%q\n%+v", c, err, raw, got)
+		}
+		found += len(got.Calls)
+	}
+	return found
+}
+
+func (c *offerCase) wrong(got answer, judge map[string]*jsonschema.Schema) error {
+	switch {
+	case c.required && len(got.Calls) == 0:
+		return fmt.Errorf("no call")
+	case c.required && strings.TrimSpace(got.Content) != "":
+		return fmt.Errorf("content beside what is required: %q", got.Content)
+	case c.single && len(got.Calls) > 1:
+		return fmt.Errorf("%d calls", len(got.Calls))
+	}
+	for _, call := range got.Calls {
+		s := judge[call.Name]
+		if s == nil || c.function != "" && call.Name != c.function {
+			return fmt.Errorf("%q is not offered", call.Name)
+		}
+		v, err := jsonschema.UnmarshalJSON(strings.NewReader(call.Arguments))
+		if err != nil {
+			return fmt.Errorf("arguments are no JSON: %v", err)
+		}
+		if err := s.Validate(v); err != nil {
+			return err
+		}
+	}
+	return nil
+}
