@@ -11,7 +11,7 @@ type family struct {
 func families(name string) (family, bool) {
 	f := family{always: name == "harmony" || name == "functionary"}
 	switch name {
-	case "hermes":
+	case "hermes", "hermes-pro":
 		f.begin = jsonFamily(jsonCall{closes: []string{"</tool_call>"}, between: ","}, "<tool_call>")
 	case "granite":
 		f.begin = jsonFamily(jsonCall{closes: []string{"<|/tool_call|>", "</tool_call>"}, between: ","}, "<|tool_call|>", "<tool_call>")
@@ -35,7 +35,7 @@ func families(name string) (family, bool) {
 		f.begin = jsonFamily(jsonCall{closes: []string{"<|END_ACTION|>"}, between: ",", ignoreIDs: true}, "<|START_ACTION|>")
 	case "command-r":
 		f.begin = jsonFamily(jsonCall{closes: []string{"```"}, between: ","}, "Action: ```json", "Action:```json", "Action:\n```json")
-	case "mistral":
+	case "mistral", "mistral-args":
 		f.begin = mistral
 	case "llama":
 		f.begin = llama

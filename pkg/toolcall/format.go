@@ -90,6 +90,7 @@ func detectCalls(has func(...string) bool) string {
 		parts  []string
 	}{
 		{"harmony", []string{"<|channel|>", "<|message|>"}},
+		{"mistral-args", []string{"[TOOL_CALLS]", "[ARGS]"}},
 		{"mistral", []string{"[TOOL_CALLS]"}},
 		{"dsml", []string{"DSML｜"}},
 		{"deepseek", []string{"<｜tool▁call▁begin｜>"}},
@@ -118,6 +119,7 @@ func detectCalls(has func(...string) bool) string {
 		{"gigachat", []string{"function call", "<|role_sep|>"}},
 		{"functools", []string{"functools["}},
 		{"functionary", []string{">>>all"}},
+		{"hermes-pro", []string{"<tool_call>", `["arguments", "name"]`}},
 		{"hermes", []string{"<tool_call>"}},
 		{"llama-xml", []string{"<function=", "python_tag"}},
 		{"llama-xml", []string{"<function=", "</function>"}},

@@ -31,7 +31,7 @@ func callMarkers(family string) []string {
 		return out
 	}
 	switch family {
-	case "hermes":
+	case "hermes", "hermes-pro":
 		return []string{"<tool_call>", "</tool_call>"}
 	case "granite", "phi":
 		return []string{"<|tool_call|>", "<|/tool_call|>", "<tool_call>", "</tool_call>"}
@@ -49,7 +49,7 @@ func callMarkers(family string) []string {
 		return []string{"<|function_call|>", "<|role_sep|>"}
 	case "command":
 		return []string{"<|START_ACTION|>", "<|END_ACTION|>"}
-	case "mistral":
+	case "mistral", "mistral-args":
 		return []string{"[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"}
 	case "llama", "llama-xml":
 		return []string{"<|python_tag|>"}

@@ -226,7 +226,7 @@ func (w *writer) xmlMembers(t offered, family string, x xmlSpec, named string, g
 			}
 			attribute = ` string="true"`
 		case len(p.kinds) > 0 && !p.kinds["string"], family == "dsml":
-			value, attribute = schema(p.schema), ` string="false"`
+			value, attribute = literalOf(p.schema), ` string="false"`
 		default:
 			return nil, false
 		}
@@ -260,13 +260,7 @@ func (w *writer) gemma(open, end, quote string) *spelling {
 				ok = false
 				break
 			}
-			value := schema(p.schema)
-			if p.kinds.onlyString() {
-				if s, simple := simpleString(p.schema, quote, end); simple {
-					value = row(w.mark(quote), s, w.mark(quote))
-				}
-			}
-			list = append(list, member{row(constant(p.name+":"), value), p.required})
+			list = append(list, member{row(constant(p.name+":"), w.gemmaValue(p, 0, quote, end)), p.required})
 		}
 		if !ok {
 			return row(head, schema(t.schema)), nil
@@ -274,6 +268,78 @@ func (w *writer) gemma(open, end, quote string) *spelling {
 		return row(head, constant("{"), members(list, constant(",")), constant("}")), nil
 	}
 	return &spelling{open: open, each: true, tail: w.mark(end), between: pattern(`\n?`), call: call}
+}
+
+// gemmaValue is a value as the family writes it, or as JSON where that is not known.
+func (w *writer) gemmaValue(p property, depth int, quote, end string) part {
+	if p.kinds.onlyString() {
+		if s, simple := simpleString(p.schema, quote, end); simple {
+			return row(w.mark(quote), s, w.mark(quote))
+		}
+		return schema(p.schema)
+	}
+	var s struct {
+		Type  string          `json:"type"`
+		Items json.RawMessage `json:"items"`
+		Min   int             `json:"minItems"`
+		Max   *int            `json:"maxItems"`
+	}
+	var all map[string]json.RawMessage
+	if depth > 8 || json.Unmarshal(p.schema, &s) != nil || json.Unmarshal(p.schema, &all) != nil {
+		return schema(p.schema)
+	}
+	switch s.Type {
+	case "array":
+		for name := range all {
+			switch name {
+			case "type", "items", "minItems", "maxItems", "title", "description", "default", "examples", "$schema", "$defs", "definitions", "$comment":
+			default:
+				return schema(p.schema)
+			}
+		}
+		item, ok := alone(s.Items, all)
+		if !ok || len(item) == 0 || s.Max != nil && *s.Max < max(1, s.Min) || s.Min > 64 {
+			return schema(p.schema)
+		}
+		in := property{schema: item, kinds: kinds{}}
+		in.kinds.read(item, 0)
+		one := w.gemmaValue(in, depth+1, quote, end)
+		more := part{"type": "repeat", "min": max(0, s.Min-1), "content": row(constant(","), one)}
+		if s.Max != nil {
+			more["max"] = *s.Max - 1
+		}
+		list := row(one, more)
+		if s.Min == 0 {
+			list = maybe(list)
+		}
+		return row(constant("["), list, constant("]"))
+	case "object":
+		closed, err := objectSchema(p.schema)
+		if err != nil {
+			return schema(p.schema)
+		}
+		properties, ok := w.properties(offered{schema: closed})
+		var list []member
+		for _, in := range properties {
+			if ok = ok && isWord(in.name); !ok {
+				break
+			}
+			list = append(list, member{row(constant(in.name+":"), w.gemmaValue(in, depth+1, quote, end)), in.required})
+		}
+		if ok {
+			return row(constant("{"), members(list, constant(",")), constant("}"))
+		}
+	}
+	return schema(p.schema)
+}
+
+// literalOf is a value as JSON has it, and what Python calls true and false.
+func literalOf(raw json.RawMessage) part {
+	var s map[string]json.RawMessage
+	if json.Unmarshal(raw, &s) == nil && string(s["type"]) == `"boolean"` && s["enum"] == nil && s["const"] == nil && s["not"] == nil && s["allOf"] == nil && s["anyOf"] == nil && s["oneOf"] == nil {
+		return pattern("true|false|True|False")
+	}
+	return schema(raw)
 }
 
 // python writes name(key=value, …).
@@ -296,7 +362,7 @@ func (w *writer) python(t offered) (part, error) {
 			}
 			continue
 		}
-		list = append(list, member{row(pattern(quoted(p.name)+" ?= ?"), schema(p.schema)), p.required})
+		list = append(list, member{row(pattern(quoted(p.name)+" ?= ?"), literalOf(p.schema)), p.required})
 	}
 	return row(constant(t.name+"("), members(list, pattern(`, ?`)), constant(")")), nil
 }

@@ -27,7 +27,12 @@ func (w *writer) spelling(family string) (*spelling, error) {
 		return &spelling{open: open, known: known, head: pattern(`\n? ?\[`), tail: row(constant("]"), line, w.mark(end)), between: comma, call: object}
 	}
 	switch family {
-	case "hermes":
+	case "hermes", "hermes-pro":
+		if family == "hermes-pro" { // the name comes last
+			object = func(t offered) (part, error) {
+				return row(pattern(`\{ ?"arguments": ?`), schema(t.schema), pattern(`, ?"name": ?`+quoted(marshal(t.name))+`\}`)), nil
+			}
+		}
 		return &spelling{open: "<tool_call>", each: true, head: line, tail: row(line, w.mark("</tool_call>")), between: line, call: object}, nil
 	case "granite":
 		return list("<|tool_call|>", "", "<tool_call>"), nil
@@ -67,8 +72,8 @@ func (w *writer) spelling(family string) (*spelling, error) {
 		}
 		return &spelling{open: "Action: ```json", known: []string{"Action:```json", "Action:\n```json"}, head: pattern(`\n?\[[ \n]{0,9}`), tail: pattern("[ \n]{0,9}\\]\n?```"),
 			between: pattern(`,[ \n]{0,9}`), call: call}, nil
-	case "mistral":
-		return w.mistral(), nil
+	case "mistral", "mistral-args":
+		return w.mistral(family), nil
 	case "llama":
 		return &spelling{open: "<|python_tag|>", bare: true, notFirst: "{", between: pattern(`; ?`), call: jsonObject(`(?:"type": ?"function", ?)?`, "name", "parameters")}, nil
 	case "llama-xml":
@@ -106,19 +111,18 @@ func (w *writer) spelling(family string) (*spelling, error) {
 	return w.xml(family, spec), nil
 }
 
-// mistral is an array of objects, or names and arguments where the vocabulary has a
-// token between them.
-func (w *writer) mistral() *spelling {
-	named := func(t offered) (part, error) {
-		return row(pattern(" ?"+quoted(t.name)), maybe(row(w.mark("[CALL_ID]"), pattern("[a-zA-Z0-9]{9}"))), w.mark("[ARGS]"), schema(t.schema)), nil
+// mistral is an array of objects, or names and arguments with a marker between them.
+func (w *writer) mistral(family string) *spelling {
+	const id = `"id": ?"[a-zA-Z0-9]{9}"`
+	if family == "mistral-args" {
+		return &spelling{open: "[TOOL_CALLS]", each: true, call: func(t offered) (part, error) {
+			return row(pattern(" ?"+quoted(t.name)), maybe(row(w.mark("[CALL_ID]"), pattern("[a-zA-Z0-9]{9}"))), w.mark("[ARGS]"), schema(t.schema)), nil
+		}}
 	}
-	if c := w.o.Control; c != nil && c("[ARGS]") {
-		return &spelling{open: "[TOOL_CALLS]", each: true, call: named}
+	call := func(t offered) (part, error) {
+		return row(pattern(`\{ ?(?:`+id+`, ?)?"name": ?`+quoted(marshal(t.name))+`, ?"arguments": ?`), schema(t.schema), pattern(`(?:, ?`+id+`)?\}`)), nil
 	}
-	object := func(t offered) (part, error) {
-		return row(pattern(`\{ ?"name": ?`+quoted(marshal(t.name))+`, ?"arguments": ?`), schema(t.schema), pattern(`(?:, ?"id": ?"[a-zA-Z0-9]{9}")?\}`)), nil
-	}
-	return &spelling{open: "[TOOL_CALLS]", head: pattern(` ?\[`), tail: constant("]"), between: pattern(`, ?`), call: object}
+	return &spelling{open: "[TOOL_CALLS]", head: pattern(` ?\[`), tail: constant("]"), between: pattern(`, ?`), call: call}
 }
 
 // deepseek is a type, a name and a fenced object, or a name and an object.

@@ -187,7 +187,7 @@ func closes(s map[string]json.RawMessage) bool {
 	}
 	var properties map[string]json.RawMessage
 	var required []string
-	if json.Unmarshal(s["properties"], &properties) != nil || len(properties) == 0 {
+	if json.Unmarshal(s["properties"], &properties) != nil || properties == nil {
 		return false
 	}
 	if raw := s["required"]; raw != nil && json.Unmarshal(raw, &required) != nil {

@@ -22,7 +22,7 @@ const offers = `[
 		"city":{"type":"string"},"unit":{"type":"string","enum":["C","F","new York, {\"x\"}"]},"days":{"type":"integer","minimum":1,"maximum":14},"exact":{"type":"boolean"}},
 		"required":["city","days"],"additionalProperties":false}}},
 	{"type":"function","function":{"name":"go-to","parameters":{"type":"object","properties":{
-		"at":{"type":"array","items":{"type":"number"},"maxItems":3},"to":{"type":["string","null"]},"by":{"$ref":"#/$defs/way"},"of":{"type":"object","properties":{"a:b":{"type":"string"}}}},
+		"at":{"type":"array","items":{"type":"number"},"maxItems":3},"to":{"type":["string","null"]},"by":{"$ref":"#/$defs/way"},"with":{"type":"array","minItems":1,"items":{"type":"object","properties":{"who":{"type":"string"},"ok":{"type":"boolean"}},"required":["who"]}},"of":{"type":"object","properties":{"a:b":{"type":"string"}}}},
 		"$defs":{"way":{"type":"object","properties":{"kind":{"const":"foot"},"n":{"anyOf":[{"type":"number"},{"type":"null"}]}},"required":["kind"],"additionalProperties":false}}}}},
 	{"type":"function","function":{"name":"now"}},
 	{"type":"function","function":{"name":"set.text","parameters":{"properties":{"id":{"type":"string","pattern":"^[a-z]{2}-[0-9]+$"},"text":{"type":"string","minLength":1}},"required":["id"]}}}
@@ -61,7 +61,7 @@ func judges(t testing.TB, tools string) map[string]*jsonschema.Schema {
 }
 
 func allFamilies() []string {
-	return []string{"hermes", "granite", "phi", "granite-20b", "nemotron", "tool-calls", "apertus", "internlm", "gigachat", "functools", "command", "command-r", "mistral", "llama",
+	return []string{"hermes", "hermes-pro", "granite", "phi", "granite-20b", "nemotron", "tool-calls", "apertus", "internlm", "gigachat", "functools", "command", "command-r", "mistral", "mistral-args", "llama",
 		"llama-xml", "xlam", "functionary", "deepseek", "kimi", "harmony", "gemma", "functiongemma", "pythonic", "lfm2", "olmo", "tool-code", "qwen-xml", "seed", "minimax", "dsml", "glm"}
 }
 
