@@ -28,7 +28,8 @@ import (
 //     is free holds no trigger, and after one the text goes on as a tag. Without
 //     triggers, the tags' begins are their own. A token as a begin triggers by itself.
 //     not_first is as in any_text;
-//   - tags_with_separator: tags, separator, at_least_one, stop_after_first. No free text.
+//   - tags_with_separator: tags, separator, at_least_one, stop_after_first. No free text;
+//   - structure: structure, a whole.
 //
 // Around the whole there may be {"type": "structural_tag", "format": ..}. A whole
 // without a type is triggered_tags. What is none of this is refused by name: a
@@ -42,7 +43,17 @@ func Structure(source []byte) (*Grammar, error) {
 		return nil, &SyntaxError{Kind: "tags", Msg: "read JSON: it is not valid UTF-8"}
 	}
 	b := &structure{out: &Grammar{rules: []rule{{name: "root"}}, kind: "tags"}, known: map[string]*expr{}}
-	n, err := b.node("", source)
+	root, err := b.whole("", source, 0)
+	if err != nil {
+		return nil, err
+	}
+	b.out.rules[0].body = root
+	return b.out, nil
+}
+
+// whole is a structure with what may be around it.
+func (b *structure) whole(at string, source []byte, depth int) (*expr, error) {
+	n, err := b.node(at, source)
 	if err != nil {
 		return nil, err
 	}
@@ -52,16 +63,13 @@ func Structure(source []byte) (*Grammar, error) {
 		if err := n.done(); err != nil {
 			return nil, err
 		}
-		if n, err = b.node("format", format); err != nil {
+		if n, err = b.node(n.place("format"), format); err != nil {
 			return nil, err
 		}
 	} else if kind == "" || kind == "structural_tag" {
 		n.kind = "triggered_tags"
 	}
-	if b.out.rules[0].body, err = b.draw(n, 0, nil); err != nil {
-		return nil, err
-	}
-	return b.out, nil
+	return b.draw(n, depth, nil)
 }
 
 const (
@@ -189,6 +197,11 @@ func (b *structure) draw(n *part, depth int, not []string) (out *expr, err error
 		var notFirst string
 		if err = errors.Join(n.read("excludes", &excludes, "a list of strings"), n.read("not_first", &notFirst, "a string")); err == nil {
 			out, err = anyTextBut(n, append(slices.Clone(not), excludes...), notFirst)
+		}
+	case "structure":
+		var raw json.RawMessage
+		if err = n.must("structure", &raw, "an object"); err == nil {
+			out, err = b.whole(n.place("structure"), raw, depth+1)
 		}
 	case "sequence", "or":
 		out, err = b.elements(n, depth, not)

@@ -105,6 +105,9 @@ func (w *writer) offered() ([]offered, error) {
 		if item.Function != nil {
 			t, at = *item.Function, at+".function"
 		}
+		if t.Name == "" { // no function
+			continue
+		}
 		if !isName(t.Name) {
 			return nil, fault.Field(at+".name", "%q is no name for a tool: want letters, digits and _-./:$, at most 256", t.Name)
 		}
@@ -128,8 +131,8 @@ func (w *writer) offered() ([]offered, error) {
 		out = append(out, offered{at: at, name: t.Name, strict: t.Strict, schema: schema})
 	}
 	switch {
-	case len(items) == 0:
-		return nil, fault.Field("tools", "give one at least")
+	case len(seen) == 0:
+		return nil, fault.Field("tools", "give one at least that is a function with a name")
 	case len(out) == 0:
 		return nil, fault.Field("tool_choice", "no tool is named %q", w.o.Function)
 	}

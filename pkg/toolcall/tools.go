@@ -86,6 +86,15 @@ func (k kinds) read(schema json.RawMessage, depth int) {
 	}
 }
 
+// Names are the names of OpenAI's tool definitions, a JSON array.
+func Names(tools []byte) map[string]bool {
+	out := map[string]bool{}
+	for name := range readTools(tools) {
+		out[name] = true
+	}
+	return out
+}
+
 func (t toolset) has(name string) bool {
 	_, ok := t[name]
 	return ok

@@ -83,10 +83,17 @@ func (s *Service) chat(ctx context.Context, r *routerv1.ChatRequest, send func(*
 			},
 		},
 	}
+	use, err := readToolUse(r)
+	if err != nil {
+		return err
+	}
 	q.keepMarkers = r.GetKeepMarkers()
+	q.hold = func(ctx context.Context, info *modelInfo, from []tokenizerv1.TokenizerServiceClient) error {
+		return q.holdCalls(ctx, use, info, from)
+	}
 	return q.run(ctx, func(ctx context.Context, t tokenizerv1.TokenizerServiceClient) ([]uint32, error) {
 		resp, err := t.ApplyChatTemplate(ctx, &tokenizerv1.ApplyChatTemplateRequest{
-			Model: q.digest, Messages: r.GetMessages(), ToolsJson: r.GetToolsJson(), DocumentsJson: r.GetDocumentsJson(), VariablesJson: r.GetVariablesJson(),
+			Model: q.digest, Messages: q.tellTools(use, r.GetMessages()), ToolsJson: use.tools, DocumentsJson: r.GetDocumentsJson(), VariablesJson: r.GetVariablesJson(),
 			Template: r.GetTemplate(), NoGenerationPrompt: r.GetNoGenerationPrompt(), ContinueFinalMessage: r.GetContinueFinalMessage(),
 		})
 		q.format, q.promptEnd = resp.GetFormat(), endOf(resp.GetText())
@@ -117,6 +124,8 @@ type request struct {
 	keepMarkers bool                    // in the text
 	format      *tokenizerv1.ChatFormat // of a chat
 	promptEnd   string                  // likewise
+	// hold holds the text to what follows from the prompt, before admission; nil for nothing.
+	hold func(context.Context, *modelInfo, []tokenizerv1.TokenizerServiceClient) error
 
 	id       string
 	digest   string
@@ -167,6 +176,11 @@ func (q *request) run(ctx context.Context, encode func(context.Context, tokenize
 	}
 	if err != nil {
 		return err
+	}
+	if q.hold != nil {
+		if err := q.hold(ctx, info, tokenizers); err != nil {
+			return err
+		}
 	}
 	if err := q.admit(p, info); err != nil {
 		return err

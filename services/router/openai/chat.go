@@ -183,7 +183,7 @@ func (c *chatRequest) request() (*routerv1.ChatRequest, error) {
 		}
 		out.TopLogprobs = uint32(*top)
 	}
-	if out.ToolsJson, err = c.toolsJSON(); err != nil {
+	if err = c.readTools(out); err != nil {
 		return nil, err
 	}
 	if out.DocumentsJson, err = c.documentsJSON(); err != nil {

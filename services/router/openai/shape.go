@@ -38,9 +38,13 @@ func (c *common) grammar() (*samplerv1.Grammar, error) {
 	const schema, gbnf, regex = samplerv1.GrammarKind_GRAMMAR_KIND_JSON_SCHEMA, samplerv1.GrammarKind_GRAMMAR_KIND_GBNF, samplerv1.GrammarKind_GRAMMAR_KIND_REGEX
 	var errs []error
 	if given(c.ResponseFormat) {
+		kind := schema
 		source, err := responseSchema(c.ResponseFormat)
+		if source == string(c.ResponseFormat) {
+			kind = samplerv1.GrammarKind_GRAMMAR_KIND_TAGS
+		}
 		if err == nil && source != "" {
-			err = set("response_format", schema, source)
+			err = set("response_format", kind, source)
 		}
 		errs = append(errs, err)
 	}
@@ -67,7 +71,8 @@ func (c *common) grammar() (*samplerv1.Grammar, error) {
 	return out, nil
 }
 
-// responseSchema is the schema that a response_format asks for, empty for text.
+// responseSchema is the schema that a response_format asks for, empty for text; the
+// whole of it where it is a structure.
 func responseSchema(raw json.RawMessage) (string, error) {
 	var format struct {
 		Type       string          `json:"type"`
@@ -82,6 +87,8 @@ func responseSchema(raw json.RawMessage) (string, error) {
 	switch format.Type {
 	case "text":
 		return "", nil
+	case "structural_tag":
+		return string(raw), nil
 	case "json_object":
 		if given(format.Schema) {
 			return string(format.Schema), nil
@@ -96,7 +103,7 @@ func responseSchema(raw json.RawMessage) (string, error) {
 		}
 		return string(format.JSONSchema.Schema), nil
 	}
-	return "", fault.Field("response_format.type", "%q is not supported: text, json_object and json_schema are", format.Type)
+	return "", fault.Field("response_format.type", "%q is not supported: text, json_object, json_schema and structural_tag are", format.Type)
 }
 
 // unquote is a schema as it stands or within a JSON string.

@@ -5,6 +5,8 @@ import (
 	"fmt"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
+	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
+	"github.com/lamina-mesh/lamina/pkg/toolcall"
 )
 
 // templateFields are what a chat's template is told beyond its messages.
@@ -20,15 +22,64 @@ type templateFields struct {
 	ReasoningFormat   *string         `json:"reasoning_format"`
 }
 
-// toolsJSON is what the template is told of tools; empty for none. No choice can be
-// forced.
-func (f *templateFields) toolsJSON() (string, error) {
-	choice := "auto"
-	if given(f.ToolChoice) {
-		if json.Unmarshal(f.ToolChoice, &choice) != nil || choice != "auto" && choice != "none" {
-			return "", fault.Field("tool_choice", "%s is not supported: auto and none are", f.ToolChoice)
-		}
+// toolChoice is how tools are to be used; nil for as the model likes.
+func (f *templateFields) toolChoice() (*routerv1.ToolChoice, error) {
+	if !given(f.ToolChoice) {
+		return nil, nil
 	}
+	var mode string
+	if json.Unmarshal(f.ToolChoice, &mode) == nil {
+		switch mode {
+		case "none":
+			return &routerv1.ToolChoice{Mode: routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_NONE}, nil
+		case "auto":
+			return nil, nil
+		case "required":
+			return &routerv1.ToolChoice{Mode: routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_REQUIRED}, nil
+		}
+		return nil, fault.Field("tool_choice", "%q is not supported: none, auto, required and a function are", mode)
+	}
+	var choice struct {
+		Type     string `json:"type"`
+		Function *struct {
+			Name string `json:"name"`
+		} `json:"function"`
+	}
+	switch {
+	case json.Unmarshal(f.ToolChoice, &choice) != nil:
+		return nil, fault.Field("tool_choice", "want none, auto, required or an object with a type and a function")
+	case choice.Type != "function":
+		return nil, fault.Field("tool_choice", "type %q is not supported: function is", choice.Type)
+	case choice.Function == nil || choice.Function.Name == "":
+		return nil, fault.Field("tool_choice", "give function.name")
+	}
+	return &routerv1.ToolChoice{Mode: routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_FUNCTION, Function: choice.Function.Name}, nil
+}
+
+// readTools gives a request its tools and how they are to be used.
+func (f *templateFields) readTools(out *routerv1.ChatRequest) (err error) {
+	if out.ToolChoice, err = f.toolChoice(); err != nil {
+		return err
+	}
+	if out.ToolsJson, err = f.toolsJSON(); err != nil {
+		return err
+	}
+	out.ParallelToolCalls = f.ParallelToolCalls
+	choice := out.GetToolChoice()
+	switch mode := choice.GetMode(); {
+	case mode == routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_NONE:
+		out.ToolsJson = ""
+	case mode != routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_REQUIRED && mode != routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_FUNCTION:
+	case out.GetToolsJson() == "":
+		return fault.Field("tool_choice", "%s goes with tools", f.ToolChoice)
+	case mode == routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_FUNCTION && !toolcall.Names([]byte(out.GetToolsJson()))[choice.GetFunction()]:
+		return fault.Field("tool_choice", "no tool is named %q", choice.GetFunction())
+	}
+	return nil
+}
+
+// toolsJSON is the tools that are offered; empty for none.
+func (f *templateFields) toolsJSON() (string, error) {
 	if !given(f.Tools) {
 		return "", nil
 	}
@@ -49,7 +100,7 @@ func (f *templateFields) toolsJSON() (string, error) {
 			return "", fault.Field(fmt.Sprintf("tools[%d].function.name", i), "give one")
 		}
 	}
-	if len(tools) == 0 || choice == "none" {
+	if len(tools) == 0 {
 		return "", nil
 	}
 	return string(f.Tools), nil

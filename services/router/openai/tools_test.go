@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"google.golang.org/protobuf/proto"
+
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
 	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
@@ -187,5 +189,33 @@ func TestChat_CallsHaveIDsOfTheirOwn(t *testing.T) {
 	}
 	if len(seen) != 4 {
 		t.Errorf("%d ids of 4 differ: %s", len(seen), text)
+	}
+}
+
+func TestChat_ToolChoiceGoesOn(t *testing.T) {
+	for text, want := range map[string]*routerv1.ToolChoice{
+		``:                      nil,
+		`,"tool_choice":null`:   nil,
+		`,"tool_choice":"auto"`: nil,
+		`,"tool_choice":"none"`: {Mode: routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_NONE},
+		`,"tool_choice":"required","parallel_tool_calls":false`:                                       {Mode: routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_REQUIRED},
+		`,"tool_choice":{"type":"function","function":{"name":"weather"}},"parallel_tool_calls":true`: {Mode: routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_FUNCTION, Function: "weather"},
+	} {
+		b := &backend{words: []string{"x"}}
+		s := serve(t, b)
+		if _, answer := post(t, s.URL+"/v1/chat/completions", hello+callTools+text+`}`); len(b.chats) != 1 {
+			t.Errorf("%s: %s", text, answer)
+			continue
+		}
+		got := b.chats[0]
+		if !proto.Equal(got.GetToolChoice(), want) {
+			t.Errorf("%s: %v, want %v", text, got.GetToolChoice(), want)
+		}
+		if none := strings.Contains(text, "none"); (got.GetToolsJson() == "") != none {
+			t.Errorf("%s: tools are %q", text, got.GetToolsJson())
+		}
+		if p := got.ParallelToolCalls; (p != nil) != strings.Contains(text, "parallel") || got.GetParallelToolCalls() != strings.Contains(text, "true") {
+			t.Errorf("%s: parallel_tool_calls is %v", text, p)
+		}
 	}
 }

@@ -1,0 +1,199 @@
+package router
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"slices"
+	"strings"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
+	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
+	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
+	"github.com/lamina-mesh/lamina/pkg/grammar"
+	"github.com/lamina-mesh/lamina/pkg/toolcall"
+)
+
+// plainCalls is how a model whose template knows no calls writes those that it must.
+const plainCalls = "hermes"
+
+// toolUse is what a chat says of its tools.
+type toolUse struct {
+	tools    string // OpenAI's definitions; empty for none, or none now
+	function string // the only one
+	forced   bool   // there has to be a call
+	single   bool
+}
+
+// readToolUse checks a chat's tools and its choice.
+func readToolUse(r *routerv1.ChatRequest) (*toolUse, error) {
+	u := &toolUse{tools: r.GetToolsJson(), single: r.ParallelToolCalls != nil && !r.GetParallelToolCalls()}
+	choice := r.GetToolChoice()
+	switch choice.GetMode() {
+	case routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_UNSPECIFIED, routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_AUTO:
+	case routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_NONE:
+		u.tools = ""
+	case routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_REQUIRED:
+		u.forced = true
+	case routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_FUNCTION:
+		u.forced = true
+		if u.function = choice.GetFunction(); u.function == "" {
+			return nil, fault.Field("tool_choice.function", "name one of tools_json")
+		}
+	default:
+		return nil, fault.Field("tool_choice.mode", "%v is not known", choice.GetMode())
+	}
+	if choice.GetFunction() != "" && u.function == "" {
+		return nil, fault.Field("tool_choice.function", "it goes with TOOL_CHOICE_MODE_FUNCTION")
+	}
+	var list []json.RawMessage
+	if u.tools != "" && json.Unmarshal([]byte(u.tools), &list) != nil {
+		return nil, fault.Field("tools_json", "want a JSON array of tools")
+	}
+	if len(list) == 0 {
+		if u.forced {
+			return nil, fault.Field("tool_choice", "it goes with tools: tools_json lists none")
+		}
+		u.tools = ""
+	}
+	if names := toolcall.Names([]byte(u.tools)); u.function != "" && !names[u.function] {
+		return nil, fault.Field("tool_choice.function", "no tool of tools_json is named %q", u.function)
+	}
+	return u, nil
+}
+
+// tellTools tells a model of tools that it must call though its template knows none: at
+// the beginning of the last turn that is the user's.
+func (q *request) tellTools(u *toolUse, messages []*tokenizerv1.Message) []*tokenizerv1.Message {
+	q.service.mu.Lock()
+	info := q.service.models[q.digest]
+	q.service.mu.Unlock()
+	if !u.forced || info == nil || info.vocabulary.GetFormat().GetCalls() != "" {
+		return messages
+	}
+	var tools []json.RawMessage
+	if json.Unmarshal([]byte(u.tools), &tools) != nil {
+		return messages
+	}
+	var b strings.Builder
+	b.WriteString("You can call these tools, one a line:\n")
+	for _, tool := range tools {
+		var line bytes.Buffer
+		if json.Compact(&line, tool) == nil {
+			b.WriteString(line.String() + "\n")
+		}
+	}
+	b.WriteString("To call one, write <tool_call>\n{\"name\": its name, \"arguments\": {its arguments}}\n</tool_call>\n\n")
+	for i, m := range slices.Backward(messages) {
+		if m.GetRole() == "user" && m.GetJson() == "" {
+			told := slices.Clone(messages)
+			told[i] = &tokenizerv1.Message{Role: m.GetRole(), Content: b.String() + m.GetContent()}
+			return told
+		}
+	}
+	return messages
+}
+
+// holdCalls holds a chat's text to calls of its tools, once its prompt is known.
+func (q *request) holdCalls(ctx context.Context, u *toolUse, info *modelInfo, from []tokenizerv1.TokenizerServiceClient) error {
+	if u.tools == "" {
+		return nil
+	}
+	if q.format.GetCalls() == "" {
+		if !u.forced {
+			return nil // nothing that this model writes is a call
+		}
+		q.format = &tokenizerv1.ChatFormat{Calls: plainCalls, Reasoning: q.format.GetReasoning()}
+	}
+	tokens, err := q.service.tokens(ctx, q.digest, from)
+	if err != nil {
+		return err
+	}
+	control, ends := controlTokens(tokens, info.vocabulary.GetEndIds())
+	content, err := contentPart(q.sampling.GetGrammar())
+	if err != nil {
+		return err
+	}
+	offer := toolcall.Offer{
+		Tools: []byte(u.tools), Function: u.function, Required: u.forced, Single: u.single, Prompt: q.promptEnd, Content: content,
+		Control: func(s string) bool { return control[s] }, Ends: func(s string) bool { return ends[s] },
+		Honours: func(schema []byte) error { _, err := grammar.Schema(schema); return err },
+	}
+	format := toolcall.Format{Calls: q.format.GetCalls(), Reasoning: q.format.GetReasoning()}
+	source, err := format.Structure(offer)
+	if err != nil {
+		return err
+	}
+	if err = compiles(source); err != nil { // all of it is too much: leave what need not be followed
+		offer.Honours = func([]byte) error { return err }
+		if source, err = format.Structure(offer); err == nil {
+			err = compiles(source)
+		}
+		if err != nil {
+			return fault.Field("tools_json", "%v", err)
+		}
+	}
+	held := &routerv1.Sampling{}
+	if q.sampling != nil {
+		held = proto.CloneOf(q.sampling)
+	}
+	held.Grammar = &samplerv1.Grammar{Kind: samplerv1.GrammarKind_GRAMMAR_KIND_TAGS, Source: string(source)}
+	q.sampling = held
+	return nil
+}
+
+// compiles says why a structure is none that a sampler takes.
+func compiles(source []byte) error {
+	g, err := grammar.Structure(source)
+	if err != nil {
+		return err
+	}
+	_, err = grammar.Compile(g, nil)
+	return err
+}
+
+// controlTokens are the spellings of a vocabulary's control tokens, and of those that
+// end a text.
+func controlTokens(tokens [][]byte, endIDs []uint32) (control, ends map[string]bool) {
+	control, ends = map[string]bool{}, map[string]bool{}
+	for _, token := range tokens {
+		if spelling, ok := grammar.ControlSpelling(token); ok {
+			control[spelling] = true
+		}
+	}
+	for _, id := range endIDs {
+		if int(id) < len(tokens) {
+			if spelling, ok := grammar.ControlSpelling(tokens[id]); ok {
+				ends[spelling] = true
+			}
+		}
+	}
+	return control, ends
+}
+
+// contentPart is what an answer without calls is held to, as a part of a structure;
+// nil for nothing.
+func contentPart(g *samplerv1.Grammar) ([]byte, error) {
+	part := map[string]any{}
+	switch g.GetKind() {
+	case samplerv1.GrammarKind_GRAMMAR_KIND_JSON_SCHEMA:
+		part["type"], part["json_schema"] = "json_schema", json.RawMessage(g.GetSource())
+	case samplerv1.GrammarKind_GRAMMAR_KIND_GBNF:
+		part["type"], part["grammar"] = "grammar", g.GetSource()
+	case samplerv1.GrammarKind_GRAMMAR_KIND_REGEX:
+		part["type"], part["pattern"] = "regex", g.GetSource()
+	case samplerv1.GrammarKind_GRAMMAR_KIND_TAGS:
+		part["type"], part["structure"] = "structure", json.RawMessage(g.GetSource())
+	default:
+		return nil, nil
+	}
+	text, err := json.Marshal(part)
+	if err != nil {
+		return nil, errors.Join(fault.Field("sampling.grammar.source", "read JSON"), err)
+	}
+	return text, nil
+}
