@@ -69,7 +69,7 @@ type mesh struct {
 
 // newMesh starts replicas of a two-layer model, cut into stages, and waits for the
 // pipelines.
-func newMesh(t *testing.T, stages, replicas int, cfg router.Config) *mesh {
+func newMesh(t *testing.T, stages, replicas int, cfg router.Config, draftPages ...uint32) *mesh {
 	t.Helper()
 	m := &mesh{t: t, network: memnet.New(), registry: discovery.NewMemory(), shards: map[string]*fakeShard{}}
 	m.dialer = rpc.NewDialer(rpc.DialOptions{Net: m.network})
@@ -96,6 +96,9 @@ func newMesh(t *testing.T, stages, replicas int, cfg router.Config) *mesh {
 	if cfg.Draft != "" {
 		s := newFakeShard(m.dialer, 0, 2)
 		s.model = cfg.Draft
+		for _, n := range draftPages {
+			s.pages = n
+		}
 		if cfg.Draft != "copy" { // of the same files
 			s.digest = "sha256:" + cfg.Draft
 		}

@@ -326,9 +326,7 @@ func (s *scheduler) landed(l *live) {
 	s.perRow = max(took/float64(f.rows), s.perRow*0.999)
 	if f.decode {
 		s.p.stepUS.Store(int64(took * 1e6))
-		if f.guesses == 0 {
-			s.stepped(took)
-		}
+		s.stepped(took, f.guesses)
 	}
 }
 

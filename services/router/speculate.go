@@ -226,12 +226,17 @@ func (s *scheduler) stepTime() time.Duration {
 	return time.Duration(s.plain * float64(time.Second))
 }
 
-// stepped takes the time of a decode step without guesses.
-func (s *scheduler) stepped(seconds float64) {
-	if s.plain == 0 {
+// stepped takes the time of a decode step. One with guesses takes no less than one
+// without would have.
+func (s *scheduler) stepped(seconds float64, guesses int) {
+	switch {
+	case guesses > 0:
+		s.plain = min(s.plain, seconds)
+	case s.plain == 0:
 		s.plain = seconds
+	default:
+		s.plain += plainFade * (seconds - s.plain)
 	}
-	s.plain += plainFade * (seconds - s.plain)
 }
 
 // sentGuesses notes the guesses that go out with a session's row.
