@@ -90,6 +90,9 @@ type meshFlags struct {
 // dial returns a router to ask and the function that ends what was started for it.
 func (f *meshFlags) dial(e *env) (routerv1.RouterServiceClient, func() error, error) {
 	if f.Router != "" {
+		if f.Draft != "" {
+			return nil, nil, fault.Field("draft", "%q cannot be given to the router at %s: it has its own", f.Draft, f.Router)
+		}
 		dialer := rpc.NewDialer(rpc.DialOptions{})
 		conn, err := dialer.Dial(f.Router)
 		if err != nil {

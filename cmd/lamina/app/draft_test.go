@@ -17,6 +17,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
+	"github.com/lamina-mesh/lamina/pkg/kernel/cpu"
 	"github.com/lamina-mesh/lamina/pkg/kernel/ref"
 )
 
@@ -31,7 +32,9 @@ func measure(t *testing.T, c app.MeshConfig) *measured {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	t.Cleanup(cancel)
-	c.Kernels, c.HTTP = app.Kernels{Set: ref.New[float32](), Threads: 2}, "127.0.0.1:0"
+	set := cpu.New(2)
+	t.Cleanup(set.Close)
+	c.Kernels, c.HTTP = app.Kernels{Set: set, Threads: 2}, "127.0.0.1:0"
 	m, err := app.Start(ctx, c)
 	if err != nil {
 		t.Fatal(err)
@@ -104,7 +107,7 @@ func TestMesh_ModelAsItsOwnDraft_TakesFewerSteps(t *testing.T) {
 		n           int
 	}{
 		{"models/stories260K/stories260K-f32.gguf", "Once upon a time", 120},
-		{"models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf", "The history of Paris", 24},
+		{"models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf", "The history of Paris", 96},
 	} {
 		t.Run(c.model, func(t *testing.T) {
 			path := shared(t, c.model)

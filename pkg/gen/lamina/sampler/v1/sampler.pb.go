@@ -896,7 +896,7 @@ type AddSession struct {
 	Epoch uint64 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	// Its rules.
 	Rules *Rules `protobuf:"bytes,3,opt,name=rules,proto3" json:"rules,omitempty"`
-	// The prompt's ids.
+	// The prompt's ids; they may be left out where no rule looks back.
 	Prompt []uint32 `protobuf:"varint,4,rep,packed,name=prompt,proto3" json:"prompt,omitempty"`
 	// Ids emitted before, when a session moves.
 	Emitted []uint32 `protobuf:"varint,5,rep,packed,name=emitted,proto3" json:"emitted,omitempty"`
