@@ -152,9 +152,11 @@ func (w *walker) state(s *state) error {
 		if done, err := w.like(s, u.next); done || err != nil {
 			return err
 		}
-		// Where a class is seldom asked for, learning it costs more than it spares.
+		// Where a class is seldom asked for, learning it costs more than it spares. Free
+		// text is asked for again by the next grammar.
 		m.asked[u.key]++
-		if r := m.vocab.runsOf(u.set, u.key, m.asked[u.key] > m.seldom); r != nil {
+		free := 2*m.vocab.worth(u.set) > int(m.vocab.all.size()) && u.next == s
+		if r := m.vocab.runsOf(u.set, u.key, free || m.asked[u.key] > m.seldom); r != nil {
 			if done, err := w.uniform(r, s, m.stacks.unknown, u, true); done || err != nil {
 				return err
 			}
@@ -173,14 +175,14 @@ const seldom = 4
 // like takes the mask of another state, to which almost all characters lead from s,
 // and looks at the tokens alone that go another way from s than from there. It says
 // false, having done nothing, where the other state does not read its class on and
-// on, or where tokens may leave the rule.
+// on.
 func (w *walker) like(s, other *state) (bool, error) {
 	m := w.m
 	if other == s || m.uniformOf(other).next != other {
 		return false, nil
 	}
 	mask, err := m.maskOf(other)
-	if err != nil || mask.loose || mask.lent > 0 || len(mask.not)+len(mask.also) > 0 {
+	if err != nil || mask.lent > 0 || len(mask.not)+len(mask.also) > 0 {
 		return false, err
 	}
 	p, err := m.alone(s)
@@ -192,9 +194,10 @@ func (w *walker) like(s, other *state) (bool, error) {
 		return false, err
 	}
 	d := difference{m: m, t: m.vocab.all}
-	if err := d.walk(0, d.t.size(), p, q, len(mask.pops) == 0); err != nil || d.large() {
+	if err := d.walk(0, d.t.size(), p, q, mask.loose || len(mask.pops) == 0); err != nil || d.large() {
 		return false, err
 	}
+	w.out.loose = mask.loose
 	w.out.sets, w.out.lists, w.out.not = mask.sets, mask.lists, d.not
 	w.out.also = [][]int32{d.also}
 	w.out.pops, w.out.lent = append(slices.Clip(mask.pops), d.pops...), len(mask.pops)

@@ -1,11 +1,13 @@
 package grammar_test
 
 import (
+	"bytes"
 	"errors"
 	"strings"
 	"testing"
 
 	"github.com/lamina-mesh/lamina/pkg/grammar"
+	"github.com/lamina-mesh/lamina/pkg/vocab"
 )
 
 func TestStructure_Parts(t *testing.T) {
@@ -182,4 +184,68 @@ func FuzzStructure(f *testing.F) {
 		g, err := grammar.Structure([]byte(source))
 		explore(t, v, g, err)
 	})
+}
+
+// The masks around free text say what Accept says, also where a tag's body or another
+// rule may follow at once.
+func TestStructure_MasksAreExact(t *testing.T) {
+	v, words := qwenVocabulary(t)
+	const tags = `"triggers":["<tool_call>","<think>","</think>"],"stop_after_first":true,"tags":[{"begin":"<tool_call>","content":{"type":"regex","pattern":"[a-z ]+"},"end":"</tool_call>"}]`
+	think := `{"type":"optional","content":{"type":"sequence","elements":[{"type":"const_string","value":"<think>"},{"type":"any_text","excludes":["</think>","<tool_call>"]},{"type":"const_string","value":"</think>"}]}}`
+	free := `{"type":"triggered_tags",` + tags + `}`
+	const own = `{"type":"regex","pattern":"(?:[^<]|<(?:[^t<]|t(?:[^o<]|o[^o<]|oo[^o<]|ooo[^o<]|oooo[^o<]|ooooo[^o<])))*"}`
+	for _, source := range []string{
+		free,
+		`{"type":"sequence","elements":[` + think + `,` + free + `]}`,
+		`{"type":"triggered_tags","not_first":"{[",` + tags + `}`,
+		`{"type":"sequence","elements":[` + free + `,{"type":"regex","pattern":"( END)*"}]}`,
+		// The regular expression is a rule of its own, which may end after any character.
+		`{"type":"sequence","elements":[` + own + `,{"type":"or","elements":[{"type":"const_string","value":"<top>"},{"type":"const_string","value":" a b"}]},` + own + `]}`,
+		`{"type":"tag","begin":"","content":{"type":"or","elements":[` + free + `,{"type":"json_schema","json_schema":{"type":"object"}}]},"end":"!"}`,
+	} {
+		g, err := grammar.Structure([]byte(source))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := grammar.Compile(g, v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		mask := make([]uint64, v.Words())
+		for _, text := range []string{"", " ", "<", "<t", "<think>a", "<think>a</", "Hello", "Hello <tool_c", "Hello</th", "a <tool_call>b", "a <tool_call>b</tool_call>", "{", "a END", "a <x<", "a <to"} {
+			ids, err := words.Encode(text, vocab.Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			m := c.NewMatcher()
+			fits := true
+			for _, id := range ids {
+				fits = fits && m.Accept(id) == nil
+			}
+			if !fits {
+				continue
+			}
+			if err := m.Mask(mask); err != nil {
+				t.Fatal(err)
+			}
+			wrong := 0
+			for id := range int32(v.Size()) {
+				token := v.Token(id)
+				if id%23 != 0 && !bytes.ContainsAny(token, "<[{! \n") {
+					continue
+				}
+				err := m.Accept(id)
+				if err == nil {
+					if err := m.Rollback(1); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if has(mask, id) != (err == nil) {
+					if wrong++; wrong < 4 {
+						t.Errorf("%s after %q: %q is masked in: %v, accepted: %v", source, text, token, has(mask, id), err)
+					}
+				}
+			}
+		}
+	}
 }

@@ -155,7 +155,7 @@ func (w *writer) reasoning(s *spelling) part {
 	if w.opened() {
 		return inside
 	}
-	return maybe(row(white4(), w.mark(t.open), inside))
+	return maybe(row(w.mark(t.open), inside))
 }
 
 // opened says whether the prompt ends within the reasoning, as New has it.

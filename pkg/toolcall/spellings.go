@@ -8,7 +8,7 @@ import (
 // regular expression.
 func jsonObject(first, name, arguments string) func(t offered) (part, error) {
 	return func(t offered) (part, error) {
-		return row(pattern(`\{ ?`+first+`"`+name+`": ?`+quoted(marshal(t.name))+`, ?"`+arguments+`": ?`), schema(t.schema), constant("}")), nil
+		return row(constant("{"), pattern(` ?`+first+`"`+name+`": ?`+quoted(marshal(t.name))+`, ?"`+arguments+`": ?`), schema(t.schema), constant("}")), nil
 	}
 }
 
@@ -30,7 +30,7 @@ func (w *writer) spelling(family string) (*spelling, error) {
 	case "hermes", "hermes-pro":
 		if family == "hermes-pro" { // the name comes last
 			object = func(t offered) (part, error) {
-				return row(pattern(`\{ ?"arguments": ?`), schema(t.schema), pattern(`, ?"name": ?`+quoted(marshal(t.name))+`\}`)), nil
+				return row(constant("{"), pattern(` ?"arguments": ?`), schema(t.schema), pattern(`, ?"name": ?`+quoted(marshal(t.name))+`\}`)), nil
 			}
 		}
 		return &spelling{open: "<tool_call>", each: true, head: line, tail: row(line, w.mark("</tool_call>")), between: line, call: object}, nil
@@ -49,7 +49,7 @@ func (w *writer) spelling(family string) (*spelling, error) {
 	case "apertus":
 		s := list("<|tools_prefix|>", "<|tools_suffix|>")
 		s.call = func(t offered) (part, error) {
-			return row(pattern(`\{ ?`+quoted(marshal(t.name))+`: ?`), schema(t.schema), constant("}")), nil
+			return row(constant("{"), pattern(` ?`+quoted(marshal(t.name))+`: ?`), schema(t.schema), constant("}")), nil
 		}
 		return s, nil
 	case "internlm":
@@ -68,7 +68,7 @@ func (w *writer) spelling(family string) (*spelling, error) {
 		return s, nil
 	case "command-r":
 		call := func(t offered) (part, error) {
-			return row(pattern(`\{[ \n]{0,9}"tool_name": ?`+quoted(marshal(t.name))+`,[ \n]{0,9}"parameters": ?`), schema(t.schema), pattern(`[ \n]{0,9}\}`)), nil
+			return row(constant("{"), pattern(`[ \n]{0,9}"tool_name": ?`+quoted(marshal(t.name))+`,[ \n]{0,9}"parameters": ?`), schema(t.schema), pattern(`[ \n]{0,9}\}`)), nil
 		}
 		return &spelling{open: "Action: ```json", known: []string{"Action:```json", "Action:\n```json"}, head: pattern(`\n?\[[ \n]{0,9}`), tail: pattern("[ \n]{0,9}\\]\n?```"),
 			between: pattern(`,[ \n]{0,9}`), call: call}, nil
@@ -120,7 +120,7 @@ func (w *writer) mistral(family string) *spelling {
 		}}
 	}
 	call := func(t offered) (part, error) {
-		return row(pattern(`\{ ?(?:`+id+`, ?)?"name": ?`+quoted(marshal(t.name))+`, ?"arguments": ?`), schema(t.schema), pattern(`(?:, ?`+id+`)?\}`)), nil
+		return row(constant("{"), pattern(` ?(?:`+id+`, ?)?"name": ?`+quoted(marshal(t.name))+`, ?"arguments": ?`), schema(t.schema), pattern(`(?:, ?`+id+`)?\}`)), nil
 	}
 	return &spelling{open: "[TOOL_CALLS]", head: pattern(` ?\[`), tail: constant("]"), between: pattern(`, ?`), call: call}
 }

@@ -121,9 +121,9 @@ type offerCase struct {
 // TestStructure_ParsesBack: of whatever the structure of a family allows, the parser
 // reads calls of offered tools whose arguments are valid.
 func TestStructure_ParsesBack(t *testing.T) {
-	rounds := 40
+	rounds := 20
 	if testing.Short() {
-		rounds = 10
+		rounds = 6
 	}
 	for _, family := range allFamilies() {
 		t.Run(family, func(t *testing.T) {
@@ -236,4 +236,80 @@ func (c *offerCase) wrong(got answer, judge map[string]*jsonschema.Schema) error
 		}
 	}
 	return nil
+}
+
+func TestStructure_RefusesByField(t *testing.T) {
+	const f = `{"type":"function","function":{"name":"f"}}`
+	refuses := func(schema []byte) error { _, err := grammar.Schema(schema); return err }
+	for _, c := range []struct {
+		family string
+		o      toolcall.Offer
+		names  string
+	}{
+		{"hermes", toolcall.Offer{Tools: []byte(`{}`)}, "tools: want a list"},
+		{"hermes", toolcall.Offer{Tools: []byte(`[]`)}, "tools: give one"},
+		{"hermes", toolcall.Offer{Tools: []byte(`[{"type":"web_search"}]`)}, "tools: give one"},
+		{"hermes", toolcall.Offer{Tools: []byte(`[{"function":{"name":"a b"}}]`)}, "tools[0].function.name"},
+		{"hermes", toolcall.Offer{Tools: []byte(`[` + f + `,` + f + `]`)}, "tools[1].function.name"},
+		{"hermes", toolcall.Offer{Tools: []byte(`[` + f + `]`), Function: "g"}, `tool_choice: no tool is named "g"`},
+		{"hermes", toolcall.Offer{Tools: []byte(`[{"name":"f","strict":true,"parameters":{"properties":{"a":{"format":"never"}}}}]`), Honours: refuses}, "tools[0].parameters"},
+		{"hermes", toolcall.Offer{Tools: []byte(`[{"name":"f","strict":true,"parameters":{"type":"array"}}]`)}, "tools[0].parameters"},
+		{"pythonic", toolcall.Offer{Tools: []byte(`[{"name":"f","strict":true,"parameters":{"oneOf":[{},{}]}}]`)}, "tools[0].parameters"},
+		{"pythonic", toolcall.Offer{Tools: []byte(`[{"name":"f","parameters":{"properties":{"a b":{}},"required":["a b"]}}]`)}, "tools[0].parameters"},
+		{"pythonic", toolcall.Offer{Tools: []byte(`[{"name":"print"}]`)}, "tools[0].name"},
+		{"functionary", toolcall.Offer{Tools: []byte(`[{"name":"all"}]`)}, "tools[0].name"},
+		{"", toolcall.Offer{Tools: []byte(`[` + f + `]`)}, "knows no calls"},
+		{"nonsense", toolcall.Offer{Tools: []byte(`[` + f + `]`)}, `"nonsense"`},
+	} {
+		if _, err := (toolcall.Format{Calls: c.family}).Structure(c.o); err == nil || !strings.Contains(err.Error(), c.names) {
+			t.Errorf("%s, %s: %v, want %q in it", c.family, c.o.Tools, err, c.names)
+		}
+	}
+}
+
+// texts says which texts an offer to a family allows.
+func texts(t *testing.T, f toolcall.Format, o toolcall.Offer, yes, not []string) {
+	t.Helper()
+	source, err := f.Structure(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g, err := grammar.Structure(source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := grammar.Compile(g, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, text := range append(slices.Clone(yes), not...) {
+		m := c.NewMatcher()
+		if fits := m.AcceptBytes([]byte(text)) == nil && m.CanEnd(); fits != (i < len(yes)) {
+			t.Errorf("%+v: %q fits: %v", f, text, fits)
+		}
+	}
+}
+
+func TestStructure_OffersOfEveryKind(t *testing.T) {
+	const call = `<tool_call>{"name": "now", "arguments": {}}</tool_call>`
+	hermes := toolcall.Format{Calls: "hermes"}
+	texts(t, hermes, toolcall.Offer{Tools: []byte(offers)}, []string{"", "Hi.", call, "Hi.\n" + call, call + call}, []string{"<tool_call>", "Hi. <tool_call>x", call + "Hi.", `<tool_call>{"name": "nix", "arguments": {}}</tool_call>`})
+	texts(t, hermes, toolcall.Offer{Tools: []byte(offers), Required: true}, []string{call, call + "\n" + call}, []string{"", "Hi.", "Hi.\n" + call})
+	texts(t, hermes, toolcall.Offer{Tools: []byte(offers), Single: true}, []string{"", "Hi.", "Hi. " + call}, []string{call + call})
+	texts(t, hermes, toolcall.Offer{Tools: []byte(offers), Function: "go-to"}, []string{"Hi."}, []string{call})
+	texts(t, hermes, toolcall.Offer{Tools: []byte(offers), Content: []byte(`{"type":"regex","pattern":"[0-9]+"}`)}, []string{"12", call, "\n" + call}, []string{"", "Hi.", "12" + call})
+	// A schema that cannot be honoured is followed no further than to an object.
+	odd := []byte(`[{"function":{"name":"odd","parameters":{"properties":{"a":{"format":"never"}}}}}]`)
+	texts(t, hermes, toolcall.Offer{Tools: odd, Honours: func(schema []byte) error { _, err := grammar.Schema(schema); return err }},
+		[]string{`<tool_call>{"name": "odd", "arguments": {"b":[1]}}</tool_call>`}, []string{`<tool_call>{"name": "odd", "arguments": []}</tool_call>`})
+	// The reasoning, opened by the prompt or not.
+	thinks := toolcall.Format{Calls: "hermes", Reasoning: "think"}
+	texts(t, thinks, toolcall.Offer{Tools: []byte(offers), Required: true}, []string{call, "<think>hm</think>\n\n" + call}, []string{"<think>hm</think>", "hm</think>" + call, "<think>" + call})
+	texts(t, thinks, toolcall.Offer{Tools: []byte(offers), Required: true, Prompt: "<think>\n"}, []string{"hm</think>\n\n" + call}, []string{call, "<think>hm</think>" + call + "</think>"})
+	// Markers that are control tokens, and one that ends the text.
+	control := func(s string) string { return string(grammar.ControlBytes(s)) }
+	o := toolcall.Offer{Tools: []byte(offers), Required: true, Control: func(s string) bool { return strings.HasPrefix(s, "<|") && strings.HasSuffix(s, "|>") && !strings.Contains(s[1:], "<") },
+		Ends: func(s string) bool { return s == "<|call|>" }}
+	head := control("<|channel|>") + "commentary to=functions.now " + control("<|constrain|>") + "json" + control("<|message|>") + "{}"
+	texts(t, toolcall.Format{Calls: "harmony"}, o, []string{head, head + control("<|call|>")}, []string{"<|channel|>commentary to=functions.now <|constrain|>json<|message|>{}", control("<|channel|>") + "final" + control("<|message|>") + "Hi."})
 }
