@@ -27,6 +27,7 @@ type samplingFlags struct {
 	Schema            string  `help:"File with a JSON Schema that the text is held to." xor:"grammar"`
 	GBNF              string  `name:"gbnf" help:"File with a grammar that the text is held to." xor:"grammar"`
 	Regex             string  `help:"Regular expression that the text is held to." xor:"grammar"`
+	Tags              string  `help:"File with structural tags, as JSON, that the text is held to." xor:"grammar"`
 }
 
 func (f *samplingFlags) sampling(e *env) (*routerv1.Sampling, error) {
@@ -45,6 +46,8 @@ func (f *samplingFlags) grammar(e *env) (*samplerv1.Grammar, error) {
 		return &samplerv1.Grammar{Kind: samplerv1.GrammarKind_GRAMMAR_KIND_REGEX, Source: f.Regex}, nil
 	case f.GBNF != "":
 		kind, path = samplerv1.GrammarKind_GRAMMAR_KIND_GBNF, f.GBNF
+	case f.Tags != "":
+		kind, path = samplerv1.GrammarKind_GRAMMAR_KIND_TAGS, f.Tags
 	case path == "":
 		return nil, nil
 	}
@@ -58,6 +61,7 @@ func (f *samplingFlags) grammar(e *env) (*samplerv1.Grammar, error) {
 type generateCmd struct {
 	meshFlags
 	samplingFlags
+	toolFlags
 	Prompt     *string  `short:"p" help:"Plain text to continue: control-looking text stays text." xor:"prompt"`
 	IDs        string   `name:"ids" help:"Token ids to continue, separated by commas." xor:"prompt"`
 	Messages   string   `help:"File with OpenAI's message list, rendered by the model's chat template; - is standard input." xor:"prompt"`
@@ -78,6 +82,9 @@ type generated struct {
 	Model        string   `json:"model"`
 	Fingerprint  string   `json:"fingerprint"`
 	Timings      timings  `json:"timings"`
+	ToolCalls    []called `json:"tool_calls,omitempty"`
+
+	started *routerv1.Started
 }
 
 type timings struct {
@@ -119,6 +126,7 @@ func (c *generateCmd) Run(e *env) error {
 		return err
 	}
 	if c.Format == "json" {
+		result.ToolCalls = c.calls(result.started, result.Text, result.FinishReason == "length")
 		return json.NewEncoder(e.stdout).Encode(result)
 	}
 	fmt.Fprintln(e.stdout)
@@ -136,10 +144,15 @@ func (c *generateCmd) ask(e *env, router routerv1.RouterServiceClient) (func() (
 		if err != nil {
 			return nil, err
 		}
-		stream, err := router.Chat(e.ctx, &routerv1.ChatRequest{
-			Messages: messages, MaxTokens: c.MaxTokens, Sampling: sampling, Stop: c.Stop,
-		})
+		req := &routerv1.ChatRequest{Messages: messages, MaxTokens: c.MaxTokens, Sampling: sampling, Stop: c.Stop}
+		if err := c.offer(e, req); err != nil {
+			return nil, err
+		}
+		stream, err := router.Chat(e.ctx, req)
 		return func() (event, error) { return stream.Recv() }, err
+	}
+	if c.Tools != "" {
+		return nil, fault.Field("tools", "they are for a chat: give --messages FILE")
 	}
 	req := &routerv1.GenerateRequest{
 		MaxTokens: c.MaxTokens, Sampling: sampling, Stop: c.Stop, IgnoreEnd: c.IgnoreEnd,
@@ -173,6 +186,7 @@ func collect(recv func() (event, error), out io.Writer) (*generated, error) {
 			return g, rpc.FromStatus(err)
 		}
 		if s := ev.GetStarted(); s != nil {
+			g.started = s
 			g.PromptIDs, g.Seed, g.Model, g.Fingerprint = s.GetPromptIds(), s.GetSeed(), s.GetModel(), s.GetFingerprint()
 		}
 		if t := ev.GetToken(); t != nil {

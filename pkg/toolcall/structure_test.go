@@ -308,7 +308,9 @@ func TestStructure_OffersOfEveryKind(t *testing.T) {
 	texts(t, thinks, toolcall.Offer{Tools: []byte(offers), Required: true, Prompt: "<think>\n"}, []string{"hm</think>\n\n" + call}, []string{call, "<think>hm</think>" + call + "</think>"})
 	// Markers that are control tokens, and one that ends the text.
 	control := func(s string) string { return string(grammar.ControlBytes(s)) }
-	o := toolcall.Offer{Tools: []byte(offers), Required: true, Control: func(s string) bool { return strings.HasPrefix(s, "<|") && strings.HasSuffix(s, "|>") && !strings.Contains(s[1:], "<") },
+	o := toolcall.Offer{Tools: []byte(offers), Required: true, Control: func(s string) bool {
+		return strings.HasPrefix(s, "<|") && strings.HasSuffix(s, "|>") && !strings.Contains(s[1:], "<")
+	},
 		Ends: func(s string) bool { return s == "<|call|>" }}
 	head := control("<|channel|>") + "commentary to=functions.now " + control("<|constrain|>") + "json" + control("<|message|>") + "{}"
 	texts(t, toolcall.Format{Calls: "harmony"}, o, []string{head, head + control("<|call|>")}, []string{"<|channel|>commentary to=functions.now <|constrain|>json<|message|>{}", control("<|channel|>") + "final" + control("<|message|>") + "Hi."})

@@ -1,0 +1,62 @@
+package main
+
+import (
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
+	"github.com/lamina-mesh/lamina/pkg/toolcall"
+)
+
+// toolFlags are the tools of a chat.
+type toolFlags struct {
+	Tools             string `help:"File with OpenAI's tool definitions, for --messages."`
+	ToolChoice        string `help:"none, auto, required (one call at least), or the name of the tool that must be called." default:"auto"`
+	ParallelToolCalls bool   `help:"Take several calls in one answer." default:"true" negatable:""`
+
+	tools []byte // what the file says
+}
+
+// offer puts the tools into a request.
+func (f *toolFlags) offer(e *env, r *routerv1.ChatRequest) error {
+	switch f.ToolChoice {
+	case "auto":
+	case "none":
+		r.ToolChoice = &routerv1.ToolChoice{Mode: routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_NONE}
+	case "required":
+		r.ToolChoice = &routerv1.ToolChoice{Mode: routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_REQUIRED}
+	default:
+		r.ToolChoice = &routerv1.ToolChoice{Mode: routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_FUNCTION, Function: f.ToolChoice}
+	}
+	if f.Tools == "" {
+		return nil
+	}
+	var err error
+	if f.tools, err = readInput(e, f.Tools); err != nil {
+		return fault.Wrap(fault.NotFound, err, "read tools")
+	}
+	r.ToolsJson, r.KeepMarkers, r.ParallelToolCalls = string(f.tools), true, &f.ParallelToolCalls
+	return nil
+}
+
+// called is a call that an answer holds.
+type called struct {
+	Name      string `json:"name"`
+	Arguments string `json:"arguments"`
+}
+
+// calls reads the calls of a chat's text.
+func (f *toolFlags) calls(s *routerv1.Started, text string, cut bool) []called {
+	if len(f.tools) == 0 || f.ToolChoice == "none" {
+		return nil
+	}
+	p := toolcall.New(toolcall.Format{Calls: s.GetFormat().GetCalls(), Reasoning: s.GetFormat().GetReasoning()}, toolcall.Options{Tools: f.tools, Prompt: s.GetPromptEnd()})
+	var out []called
+	for _, d := range []toolcall.Delta{p.Push(text), p.Flush(cut)} {
+		for _, c := range d.Calls {
+			if c.Index == len(out) {
+				out = append(out, called{Name: c.Name})
+			}
+			out[c.Index].Arguments += c.Arguments
+		}
+	}
+	return out
+}
