@@ -242,6 +242,21 @@ func TestService_BrokenDraft_HurtsNoneOfManyStreams(t *testing.T) {
 	m.streams(9, 50) // the draft is back, or not yet
 }
 
+func TestService_LostShard_MovesSessionsWithTheirDraft(t *testing.T) {
+	r := prometheus.NewRegistry()
+	m := newMesh(t, 2, 2, router.Config{Metrics: r, Speculate: 3, Draft: "copy"})
+	d := m.shards["draft"]
+	d.mu.Lock()
+	d.answer = func(log []uint32) uint32 { return picked(next(log), len(log)-len("stream 0")) }
+	d.mu.Unlock()
+	m.shards["shard-0-1"].strike(30, func() { m.network.Cut("shard-0-1", true) })
+	m.streams(8, 300)
+	m.struck("shard-0-1")
+	if moves, guessed := counts(t, r, "lamina_router_moves_total"), counts(t, r, "lamina_router_guessed_right_total", "draft"); moves == 0 || guessed == 0 {
+		t.Errorf("%d moves, %d right guesses", moves, guessed)
+	}
+}
+
 func TestService_DraftOfAnotherVocabulary_IsRefusedAndSaysSo(t *testing.T) {
 	var log syncBuffer
 	m, r := draftMesh(t, 1, len("stream 0"), 0, router.Config{Draft: "other", Log: slog.New(slog.NewTextHandler(&log, nil))})

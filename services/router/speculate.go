@@ -190,6 +190,9 @@ type guessed struct {
 const (
 	// wholeBytes bounds the rows that are sent whole because candidates might not decide.
 	wholeBytes = 2 << 20
+	// sharedGuesses is how many guesses the sessions of a pipeline share, evenly: rows of
+	// a wide batch cost more than they save.
+	sharedGuesses = 24
 	// A proposer may take as long as so many of the steps that it can save.
 	guessFactor = 4
 	guessFloor  = 250 * time.Millisecond
@@ -203,7 +206,7 @@ func (s *scheduler) guess(l *live, budget int) (ids []int32, decides, wait bool)
 	if len(l.guesser.sources) == 0 || l.feed.Prefilling() {
 		return nil, false, false
 	}
-	vocab, n := int(s.p.stages[0].GetVocab()), min(budget, s.p.service.cfg.Speculate, l.maxLen-l.feed.Len()-1)
+	vocab, n := int(s.p.stages[0].GetVocab()), min(budget, s.p.service.cfg.Speculate, l.maxLen-l.feed.Len()-1, sharedGuesses/len(s.order))
 	// A row behind one whose candidates are too few would be dropped: whole rows never are.
 	if n > 0 && !l.picker.Decides(vocab, l.feed.Len()+n) && l.picker.Need(vocab, l.feed.Len()) > 0 {
 		n = min(n, wholeBytes/(4*max(vocab, 1))-1)
