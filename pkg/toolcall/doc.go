@@ -9,6 +9,11 @@
 // Delta: what became certain. Deltas are added up by the caller: contents and
 // reasonings are joined, arguments are joined for each call's index.
 //
+// Format.Structure is the way back: the texts that a model may write so that what the
+// Parser reads are calls of offered tools with valid arguments, as JSON for pkg/grammar.
+// A family's spelling there (spellings.go, native.go, channels.go) and its states here
+// are one contract, which structure_test.go holds to by random texts.
+//
 // # What holds
 //
 // The deltas of a text add up to the same whatever pieces it comes in. No piece of

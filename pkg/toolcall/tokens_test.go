@@ -40,7 +40,9 @@ func TestStructure_OpensCallsWithControlTokens(t *testing.T) {
 		t.Run(family, func(t *testing.T) {
 			t.Parallel()
 			f := toolcall.Format{Calls: family}
-			markers := slices.DeleteFunc(f.Markers(), func(m string) bool { return m == ">" || m == `">` || strings.HasPrefix(m, "<function") || strings.HasPrefix(m, "<param") })
+			markers := slices.DeleteFunc(f.Markers(), func(m string) bool {
+				return m == ">" || m == `">` || strings.HasPrefix(m, "<function") || strings.HasPrefix(m, "<param")
+			})
 			v, tokens := controlVocabulary(t, markers)
 			c := offerCase{format: f, required: true, prompt: "<|start|>assistant"}
 			source, err := f.Structure(toolcall.Offer{Tools: []byte(offers), Required: true, Prompt: c.prompt, Control: func(s string) bool { return slices.Contains(markers, s) }})

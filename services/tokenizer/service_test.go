@@ -1,7 +1,10 @@
 package tokenizer_test
 
 import (
+	"bytes"
 	"context"
+	"errors"
+	"io"
 	"net"
 	"slices"
 	"strings"
@@ -15,6 +18,7 @@ import (
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
+	"github.com/lamina-mesh/lamina/pkg/grammar"
 	"github.com/lamina-mesh/lamina/pkg/vocab"
 	"github.com/lamina-mesh/lamina/services/tokenizer"
 )
@@ -219,5 +223,40 @@ func TestService_Describe(t *testing.T) {
 	s.Remove("m")
 	if r, err = c.Describe(t.Context(), &tokenizerv1.DescribeRequest{}); err != nil || len(r.GetVocabularies()) != 1 {
 		t.Errorf("%v, %v", r, err)
+	}
+}
+
+// Grammars open tool calls with control tokens, by their spelling.
+func TestTokens_ControlTokensByTheirSpelling(t *testing.T) {
+	v := bpe(t)
+	_, client := serve(t, tokenizer.Model{Name: "m", Digest: "sha256:1", Vocab: v})
+	stream, err := client.Tokens(t.Context(), &tokenizerv1.TokensRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var tokens [][]byte
+	for {
+		part, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		tokens = append(tokens, part.GetTokens()...)
+	}
+	if len(tokens) != v.Size() {
+		t.Fatalf("%d tokens of %d", len(tokens), v.Size())
+	}
+	var control []string
+	for id, token := range tokens {
+		if s, ok := grammar.ControlSpelling(token); ok {
+			control = append(control, s)
+		} else if text, _, err := v.Token(int32(id)); err != nil || !bytes.Equal(text, token) {
+			t.Errorf("token %d is %q, want %q: %v", id, token, text, err)
+		}
+	}
+	if !slices.Equal(control, []string{"<|im_start|>", "<|im_end|>"}) {
+		t.Errorf("control tokens are %q", control)
 	}
 }

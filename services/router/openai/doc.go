@@ -20,8 +20,17 @@
 // continue_final_message go to the chat template; reasoning_format "none" leaves
 // reasoning in the content.
 //
-// What the mesh cannot do is refused by name, never dropped: forced tools, text after
-// the answer (suffix), the log-probabilities of a prompt (echo with logprobs), DRY's
+// tool_choice is "none" (the model is not told of tools), "auto", "required" (calls and
+// nothing else, after the reasoning) or {"type": "function", "function": {"name": ..}};
+// parallel_tool_calls false takes one call at most. Once a call is opened its name is
+// one of the tools' and its arguments fit their schema: always where the tool says
+// strict, else as far as the schema can be honoured, and any object where it cannot. A
+// strict schema that cannot be honoured is refused. response_format and its like hold
+// the content, and say nothing where calls are required. A model whose chat template
+// knows no tools is told of those that it must call in the user's turn. A call that
+// max_tokens cuts off is cut off: its choice ends with "length".
+//
+// What the mesh cannot do is refused by name, never dropped: text after the answer (suffix), the log-probabilities of a prompt (echo with logprobs), DRY's
 // breakers as texts. Fields that are hints (user, store, metadata) are passed over.
 //
 // # Fields beyond OpenAI's
@@ -40,7 +49,8 @@
 //   - samplers, the names of the rules in their order, ours or llama.cpp's. A rule that
 //     is on and not in the list is refused; min_tokens, logit_bias, bad_words and
 //     no_repeat_ngram need not be in it and come first, mirostat comes last.
-//   - response_format, grammar, json_schema, guided_json, guided_regex, guided_choice or
+//   - response_format (json_object, json_schema, or structural_tag with what
+//     grammar.Structure takes), grammar, json_schema, guided_json, guided_regex, guided_choice or
 //     guided_grammar hold the text to a shape.
 //
 // It is not the router: it holds no state between requests and knows no shard. Who

@@ -150,6 +150,7 @@ func TestRequests_WhatCannotBeDoneIsNamed(t *testing.T) {
 		{"/v1/completions", ``, "body"},
 		{"/v1/chat/completions", hello + `,"response_format":{"type":"xml"}}`, "response_format.type"},
 		{"/v1/chat/completions", hello + `,"response_format":{"type":"json_schema","json_schema":{}}}`, "response_format.json_schema.schema"},
+		{"/v1/chat/completions", hello + `,"response_format":{"type":"structural_tag","format":{"type":"nonsense"}}}`, "response_format.source"},
 		{"/v1/chat/completions", hello + `,"guided_json":{"type":"strange"}}`, "guided_json.source"},
 		{"/v1/chat/completions", hello + `,"guided_regex":"a","guided_choice":["b"]}`, "guided_choice"},
 		{"/v1/chat/completions", hello + `,"tool_choice":"required"}`, "tool_choice"},

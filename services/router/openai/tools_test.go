@@ -219,3 +219,15 @@ func TestChat_ToolChoiceGoesOn(t *testing.T) {
 		}
 	}
 }
+
+func TestChat_StructuralTagsGoOn(t *testing.T) {
+	b := &backend{words: []string{"x"}}
+	const format = `{"type":"structural_tag","triggers":["<f"],"structures":[{"begin":"<f>","schema":{"type":"integer"},"end":"</f>"}]}`
+	_, text := post(t, serve(t, b).URL+"/v1/chat/completions", hello+`,"response_format":`+format+`}`)
+	if len(b.chats) != 1 {
+		t.Fatal(text)
+	}
+	if g := b.chats[0].GetSampling().GetGrammar(); g.GetKind() != samplerv1.GrammarKind_GRAMMAR_KIND_TAGS || g.GetSource() != format {
+		t.Errorf("the grammar is %v", g)
+	}
+}
