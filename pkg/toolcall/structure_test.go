@@ -121,9 +121,9 @@ type offerCase struct {
 // TestStructure_ParsesBack: of whatever the structure of a family allows, the parser
 // reads calls of offered tools whose arguments are valid.
 func TestStructure_ParsesBack(t *testing.T) {
-	rounds := 20
+	rounds := 12
 	if testing.Short() {
-		rounds = 6
+		rounds = 4
 	}
 	for _, family := range allFamilies() {
 		t.Run(family, func(t *testing.T) {

@@ -1,6 +1,7 @@
 package toolcall_test
 
 import (
+	"errors"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -103,4 +104,26 @@ func TestStructure_OpensCallsWithControlTokens(t *testing.T) {
 			}
 		})
 	}
+}
+
+func FuzzStructure(f *testing.F) {
+	for i, tools := range []string{offers, tools, ownTools, `[{"name":"f","parameters":{"properties":{"a":{"type":"array","items":{"$ref":"#/$defs/x"}}},"$defs":{"x":{"enum":["a"]}}}}]`} {
+		f.Add(tools, "<think>\n", uint8(i))
+	}
+	families := allFamilies()
+	f.Fuzz(func(t *testing.T, tools, prompt string, n uint8) {
+		if len(tools) > 4096 {
+			return
+		}
+		format := toolcall.Format{Calls: families[int(n)%len(families)], Reasoning: "think"}
+		source, err := format.Structure(toolcall.Offer{Tools: []byte(tools), Prompt: prompt, Required: n&1 != 0, Control: func(s string) bool { return n&2 != 0 && len(s) == 3 },
+			Honours: func(schema []byte) error { _, err := grammar.Schema(schema); return err }})
+		if err != nil {
+			return
+		}
+		var limit *grammar.LimitError
+		if _, err := grammar.Structure(source); err != nil && !errors.As(err, &limit) {
+			t.Fatalf("%s: %v", source, err)
+		}
+	})
 }

@@ -27,11 +27,12 @@ type toolUse struct {
 	function string // the only one
 	forced   bool   // there has to be a call
 	single   bool
+	begun    bool // the prompt does not open the turn: what the text begins within is not known
 }
 
 // readToolUse checks a chat's tools and its choice.
 func readToolUse(r *routerv1.ChatRequest) (*toolUse, error) {
-	u := &toolUse{tools: r.GetToolsJson(), single: r.ParallelToolCalls != nil && !r.GetParallelToolCalls()}
+	u := &toolUse{tools: r.GetToolsJson(), single: r.ParallelToolCalls != nil && !r.GetParallelToolCalls(), begun: r.GetNoGenerationPrompt()}
 	choice := r.GetToolChoice()
 	switch choice.GetMode() {
 	case routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_UNSPECIFIED, routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_AUTO:
@@ -100,7 +101,7 @@ func (q *request) tellTools(u *toolUse, messages []*tokenizerv1.Message) []*toke
 
 // holdCalls holds a chat's text to calls of its tools, once its prompt is known.
 func (q *request) holdCalls(ctx context.Context, u *toolUse, info *modelInfo, from []tokenizerv1.TokenizerServiceClient) error {
-	if u.tools == "" {
+	if u.tools == "" || u.begun && !u.forced {
 		return nil
 	}
 	if q.format.GetCalls() == "" {
