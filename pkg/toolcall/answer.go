@@ -127,10 +127,15 @@ type rawPart []byte
 // MarshalJSON is the part as it stands.
 func (r rawPart) MarshalJSON() ([]byte, error) { return r, nil }
 
-// markers are the texts that what is free has none of.
+// markers are the texts that what is free has none of. An end of reasoning that nothing
+// opened may come: some models open it in their minds.
 func (w *writer) markers(s *spelling) []string {
 	var out []string
-	for _, m := range append([]string{s.open, w.think.open, w.think.end}, s.known...) {
+	list := append([]string{s.open, w.think.open}, s.known...)
+	if s.notFirst != "" { // what follows it would be a beginning
+		list = append(list, w.think.end)
+	}
+	for _, m := range list {
 		if m = strings.Trim(m, white); m != "" {
 			out = append(out, m)
 		}

@@ -306,6 +306,7 @@ func TestStructure_OffersOfEveryKind(t *testing.T) {
 	thinks := toolcall.Format{Calls: "hermes", Reasoning: "think"}
 	texts(t, thinks, toolcall.Offer{Tools: []byte(offers), Required: true}, []string{call, "<think>hm</think>\n\n" + call}, []string{"<think>hm</think>", "hm</think>" + call, "<think>" + call})
 	texts(t, thinks, toolcall.Offer{Tools: []byte(offers), Required: true, Prompt: "<think>\n"}, []string{"hm</think>\n\n" + call}, []string{call, "<think>hm</think>" + call + "</think>"})
+	texts(t, thinks, toolcall.Offer{Tools: []byte(offers)}, []string{"hm</think>Hi.", "<think>hm</think>" + call, "hm</think>" + call}, []string{"Hi.<think>", "<think>" + call})
 	// Markers that are control tokens, and one that ends the text.
 	control := func(s string) string { return string(grammar.ControlBytes(s)) }
 	o := toolcall.Offer{Tools: []byte(offers), Required: true, Control: func(s string) bool {
