@@ -13,7 +13,11 @@ package grammar
 // Nothing that a schema demands is left out: what cannot be honoured is an
 // *UnsupportedError with the keyword and a JSON pointer. Malformed JSON or keywords
 // are a *SyntaxError, and what is too large a *LimitError.
-func Schema(source []byte) (*Grammar, error) {
+func Schema(source []byte) (*Grammar, error) { return schemaWith(source, -1) }
+
+// schemaWith is Schema with at most so many characters of white space in one place; a
+// negative number is no bound.
+func schemaWith(source []byte, white int) (*Grammar, error) {
 	v, err := parseValue(source)
 	if err != nil {
 		return nil, err
@@ -26,7 +30,7 @@ func Schema(source []byte) (*Grammar, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &schemaBuilder{x: x, space: star(char(runesOf(" \t\n\r"), plainUTF8)), byTerms: map[string]int{}, byKey: map[string]int{}}
+	b := &schemaBuilder{x: x, space: repeat(char(runesOf(" \t\n\r"), plainUTF8), 0, white), byTerms: map[string]int{}, byKey: map[string]int{}}
 	if v.kind != isObject && v.kind != isBool {
 		return nil, x.fail(doc.root, "a schema", "an object, true or false")
 	}

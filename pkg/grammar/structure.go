@@ -16,7 +16,8 @@ import (
 //
 //   - const_string: value, that text;
 //   - token: token, the control token of that spelling, as one token;
-//   - json_schema: json_schema, a text that Schema allows;
+//   - json_schema: json_schema, a text that Schema allows, with at most max_whitespace
+//     characters of white space in one place;
 //   - regex: pattern; grammar: grammar, a GBNF;
 //   - any_text: any text that holds none of excludes, and within a tag not its end. It
 //     does not begin with a character of not_first, nor does it after white space;
@@ -75,6 +76,7 @@ func (b *structure) whole(at string, source []byte, depth int) (*expr, error) {
 const (
 	maxParts     = 20_000 // of a structure
 	maxPartDepth = 64
+	maxWhite     = 1000
 	maxPartsRead = 8 << 20
 )
 
@@ -187,11 +189,17 @@ func (b *structure) draw(n *part, depth int, not []string) (out *expr, err error
 	case "token":
 		out, err = n.token()
 	case "json_schema":
-		out, err = b.inner(n, "json_schema", func(raw json.RawMessage) (*Grammar, error) { return Schema(raw) })
+		white := -1
+		if err = n.read("max_whitespace", &white, "a whole number"); err == nil {
+			if white < -1 || white > maxWhite {
+				return nil, n.fail("max_whitespace", "%d is not within 0..%d", white, maxWhite)
+			}
+			out, err = b.inner(n, "json_schema", fmt.Sprint(white), func(raw json.RawMessage) (*Grammar, error) { return schemaWith(raw, white) })
+		}
 	case "regex":
-		out, err = b.inner(n, "pattern", fromText(Regex))
+		out, err = b.inner(n, "pattern", "", fromText(Regex))
 	case "grammar":
-		out, err = b.inner(n, "grammar", fromText(GBNF))
+		out, err = b.inner(n, "grammar", "", fromText(GBNF))
 	case "any_text":
 		var excludes []string
 		var notFirst string
@@ -253,13 +261,14 @@ func fromText(front func(string) (*Grammar, error)) func(json.RawMessage) (*Gram
 
 var errNoText = fault.New(fault.Invalid, "want a string")
 
-// inner is what another front end makes of a field; equal ones are one.
-func (b *structure) inner(n *part, field string, front func(json.RawMessage) (*Grammar, error)) (*expr, error) {
+// inner is what another front end makes of a field; equal ones with equal options are
+// one.
+func (b *structure) inner(n *part, field, options string, front func(json.RawMessage) (*Grammar, error)) (*expr, error) {
 	var raw json.RawMessage
 	if err := n.must(field, &raw, "one"); err != nil {
 		return nil, err
 	}
-	key := n.kind + " " + string(raw)
+	key := n.kind + " " + options + " " + string(raw)
 	if e, ok := b.known[key]; ok {
 		return e, nil
 	}

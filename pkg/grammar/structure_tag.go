@@ -93,7 +93,7 @@ func (b *structure) tag(n *part, depth int) (t drawnTag, err error) {
 	}
 	var body *expr
 	if n.has("schema") && !n.has("content") {
-		body, err = b.inner(n, "schema", func(raw json.RawMessage) (*Grammar, error) { return Schema(raw) })
+		body, err = b.inner(n, "schema", "", func(raw json.RawMessage) (*Grammar, error) { return Schema(raw) })
 	} else {
 		body, err = b.content(n, depth, not)
 	}

@@ -18,6 +18,8 @@ func TestStructure_Parts(t *testing.T) {
 	}{
 		{`{"type":"const_string","value":"a\"b"}`, []string{`a"b`}, []string{"", "a"}},
 		{`{"type":"json_schema","json_schema":` + x + `}`, []string{`{"x":1}`}, []string{`{"x":"1"}`, ""}},
+		{`{"type":"json_schema","max_whitespace":1,"json_schema":` + x + `}`, []string{`{"x":1}`, `{ "x" : 1 }`}, []string{`{"x":  1}`}},
+		{`{"type":"json_schema","max_whitespace":0,"json_schema":` + x + `}`, []string{`{"x":1}`}, []string{`{"x": 1}`}},
 		{`{"type":"regex","pattern":"a+|b"}`, []string{"a", "aa", "b"}, []string{"ab", ""}},
 		{`{"type":"grammar","grammar":"root ::= \"x\" root?"}`, []string{"x", "xx"}, []string{"", "y"}},
 		{`{"type":"any_text"}`, []string{"", "any\n日本"}, []string{"\xff"}},
@@ -56,6 +58,7 @@ func TestStructure_RefusesByName(t *testing.T) {
 		`{"type":"const_string","value":1}`: "value: want a string",
 		`{"type":"const_string","value":"a","x":1}`:                                      "honour tags x",
 		`{"type":"json_schema","json_schema":{"$dynamicRef":"#x"}}`:                      "$dynamicRef",
+		`{"type":"json_schema","max_whitespace":-2,"json_schema":{}}`:                    "max_whitespace",
 		`{"type":"regex","pattern":"("}`:                                                 "read tags at pattern",
 		`{"type":"regex","pattern":1}`:                                                   "pattern: want a string",
 		`{"type":"grammar","grammar":"x"}`:                                               "read tags at grammar",

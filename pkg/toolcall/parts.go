@@ -14,7 +14,11 @@ func constant(s string) part { return part{"type": "const_string", "value": s} }
 
 func pattern(re string) part { return part{"type": "regex", "pattern": re} }
 
-func schema(raw json.RawMessage) part { return part{"type": "json_schema", "json_schema": raw} }
+// schema is an instance of a schema. White space is bounded: a model that wants none of
+// what may come would write it for ever.
+func schema(raw json.RawMessage) part {
+	return part{"type": "json_schema", "json_schema": raw, "max_whitespace": 20}
+}
 
 func anyBut(markers ...string) part { return part{"type": "any_text", "excludes": markers} }
 

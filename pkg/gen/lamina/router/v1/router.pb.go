@@ -471,7 +471,8 @@ type ChatRequest struct {
 	// Keep in the answer's text the control tokens that set tool calls and reasoning
 	// apart, for whoever parses it by `started.format`.
 	KeepMarkers bool `protobuf:"varint,13,opt,name=keep_markers,json=keepMarkers,proto3" json:"keep_markers,omitempty"`
-	// Whether tools are called; absent for TOOL_CHOICE_MODE_AUTO. It goes with tools.
+	// Whether tools are called; absent for TOOL_CHOICE_MODE_AUTO. It goes with tools. With
+	// no_generation_prompt the answer is held to calls only where they are required.
 	ToolChoice *ToolChoice `protobuf:"bytes,14,opt,name=tool_choice,json=toolChoice,proto3" json:"tool_choice,omitempty"`
 	// False for one call at most; absent is true.
 	ParallelToolCalls *bool `protobuf:"varint,15,opt,name=parallel_tool_calls,json=parallelToolCalls,proto3,oneof" json:"parallel_tool_calls,omitempty"`
