@@ -50,6 +50,9 @@ func native() []ops {
 	var out []ops
 	x := &cpu.X86
 	if x.HasAVX512F && x.HasAVX512BW && x.HasAVX512DQ && x.HasAVX512VL && x.HasAVX512VNNI && x.HasAVX512BF16 && x.HasFMA {
+		if x.HasAMXTile && x.HasAMXInt8 && grantTiles() {
+			out = append(out, amx())
+		}
 		out = append(out, avx512())
 	}
 	if x.HasAVX2 && x.HasFMA && x.HasAVX { // every such processor has F16C
@@ -79,6 +82,13 @@ func avx512() ops {
 	o.pairs = pairsAVX512()
 	o.cache = cacheOps{halvesOf, ofHalves, keysOfBytes, valueOfBytes}
 	o.attend.weigh, o.attend.join = weighScores, joinSums
+	return o
+}
+
+// amx are avx512 with AMX tiles for products of blocks with many rows.
+func amx() ops {
+	o := avx512()
+	o.name, o.quant = "amx", quantAMX()
 	return o
 }
 

@@ -108,11 +108,14 @@ func (s *Set) quantised(x []float32, t int, products []kernel.Product[float32]) 
 	})
 }
 
+// actMargin is how far past its last row a loop may read a group of activations.
+const actMargin = tileMost * 128
+
 // activations quantises x[T,cols] in groups of tileMost rows and a last one of the
 // rest. The blocks of a group's rows lie interleaved.
 func (s *Set) activations(x []float32, t, cols int) *[]float32 {
 	size, blocks := s.quant.act, cols/blockLen
-	b := s.buffer(t * blocks * size / 4)
+	b := s.buffer((t*blocks*size + actMargin) / 4)
 	out := bytesOf(*b)
 	s.each((t+tileMost-1)/tileMost, t*cols, func(i int) {
 		row := i * tileMost
@@ -130,7 +133,7 @@ func (s *Set) panels(p *kernel.Product[float32], m *packed, w, acts []byte, t, l
 	switch gemv, few := s.quant.gemv[m.dtype], s.quant.few[m.dtype]; {
 	case t == 1 && gemv != nil:
 		s.vector(p, m, w, acts, lo, hi)
-	case t < fewest && few != nil:
+	case t < s.quant.fewest() && few != nil:
 		for panel := lo; panel < hi; panel++ {
 			for row := 0; row < t; {
 				group := row - row%tileMost // whose blocks lie interleaved
@@ -142,6 +145,8 @@ func (s *Set) panels(p *kernel.Product[float32], m *packed, w, acts []byte, t, l
 				row += n
 			}
 		}
+	case s.quant.tiles[m.kind] != nil:
+		s.tiled(p, m, w, acts, t, lo, hi)
 	default:
 		s.matrix(p, m, w, acts, t, lo, hi)
 	}
@@ -185,6 +190,28 @@ func (s *Set) matrix(p *kernel.Product[float32], m *packed, w, acts []byte, t, l
 				sums.spill(p.Y, n, first+row, size, panel)
 				row += size
 			}
+		}
+	}
+}
+
+// tiled is matrix by AMX tiles, which take all whole groups of rows in one call.
+func (s *Set) tiled(p *kernel.Product[float32], m *packed, w, acts []byte, t, lo, hi int) {
+	unpack, tiles, flat := s.quant.unpack[m.dtype], s.quant.tiles[m.kind], m.blocks*s.quant.unpacked[m.kind]
+	b := s.buffer((flat + tileScratch) / 4)
+	defer s.give(b)
+	codes, scratch := &bytesOf(*b)[0], &bytesOf(*b)[flat]
+	var sums spill
+	for panel := lo; panel < hi; panel++ {
+		unpack(codes, &w[(panel-lo)*m.stride], m.blocks)
+		for row := 0; row < t; {
+			rows, groups := min(tileMost, t-row), 1
+			y, ldy := sums.of(p.Y, m.rows, row, panel)
+			if sums == nil {
+				groups = max(1, (t-row)/tileMost)
+			}
+			tiles(y, ldy, codes, &acts[row*m.blocks*s.quant.act], scratch, m.blocks, rows, groups)
+			sums.spill(p.Y, m.rows, row, rows, panel)
+			row += rows * groups
 		}
 	}
 }

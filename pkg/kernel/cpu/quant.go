@@ -23,6 +23,9 @@ const (
 	tileMost  = 16 // rows of activations in one pass over a panel
 	fewMost   = 8  // of those that are not a tile
 	fewest    = 33 // rows from which a panel is unpacked first
+	tilesFrom = 12 // the same where there are AMX tiles
+
+	tileScratch = 4 << 10 // bytes of sums that tiles leave for the vectors
 )
 
 // packing says how a type's panels are packed: for each super-block (or block) some
@@ -87,7 +90,16 @@ type (
 	fewFunc    func(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
 	tileFunc   func(y *float32, ldy int, w, x *byte, blocks, word int)
 	restFunc   func(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
+	tilesFunc  func(y *float32, ldy int, w, x, scratch *byte, blocks, rows, groups int)
 )
+
+// fewest is the number of rows from which a panel is unpacked first.
+func (q *quantOps) fewest() int {
+	if q.tiles[kindSingle] != nil {
+		return tilesFrom
+	}
+	return fewest
+}
 
 // quantOps are the loops over quantised weights of one instruction family.
 type quantOps struct {
@@ -99,4 +111,5 @@ type quantOps struct {
 	few      [dtypes]fewFunc  // at most fewMost rows, stride bytes between their blocks; nil: unpack and rest
 	tile     [kinds]tileFunc  // tileMost rows; nil: rest
 	rest     [kinds]restFunc  // at most fewMost rows
+	tiles    [kinds]tilesFunc // groups of at most tileMost rows, from codes less their offset; nil: tile and rest
 }

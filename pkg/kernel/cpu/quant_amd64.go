@@ -11,6 +11,9 @@ func quantizeRow(dst *byte, stride int, x *float32, blocks int)
 func unpackQ4_0(dst, panel *byte, blocks int)
 
 //go:noescape
+func unpackQ4_0Signed(dst, panel *byte, blocks int)
+
+//go:noescape
 func gemvQ4_0(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
@@ -27,6 +30,9 @@ func fewQ4_1(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
 
 //go:noescape
 func unpackQ5_0(dst, panel *byte, blocks int)
+
+//go:noescape
+func unpackQ5_0Signed(dst, panel *byte, blocks int)
 
 //go:noescape
 func gemvQ5_0(y *float32, panels, x *byte, blocks, count int)
@@ -47,6 +53,9 @@ func fewQ5_1(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
 func unpackQ8_0(dst, panel *byte, blocks int)
 
 //go:noescape
+func unpackQ8_0Signed(dst, panel *byte, blocks int)
+
+//go:noescape
 func gemvQ8_0(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
@@ -56,6 +65,9 @@ func fewQ8_0(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
 func unpackIQ4_NL(dst, panel *byte, blocks int)
 
 //go:noescape
+func unpackIQ4_NLSigned(dst, panel *byte, blocks int)
+
+//go:noescape
 func gemvIQ4_NL(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
@@ -63,6 +75,9 @@ func fewIQ4_NL(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
 
 //go:noescape
 func unpackMXFP4(dst, panel *byte, blocks int)
+
+//go:noescape
+func unpackMXFP4Signed(dst, panel *byte, blocks int)
 
 //go:noescape
 func gemvMXFP4(y *float32, panels, x *byte, blocks, count int)
@@ -81,6 +96,9 @@ func fewQ2_K(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
 
 //go:noescape
 func unpackQ3_K(dst, panel *byte, blocks int)
+
+//go:noescape
+func unpackQ3_KSigned(dst, panel *byte, blocks int)
 
 //go:noescape
 func gemvQ3_K(y *float32, panels, x *byte, blocks, count int)
@@ -110,6 +128,9 @@ func fewQ5_K(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
 func unpackQ6_K(dst, panel *byte, blocks int)
 
 //go:noescape
+func unpackQ6_KSigned(dst, panel *byte, blocks int)
+
+//go:noescape
 func gemvQ6_K(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
@@ -117,6 +138,9 @@ func fewQ6_K(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
 
 //go:noescape
 func unpackIQ4_XS(dst, panel *byte, blocks int)
+
+//go:noescape
+func unpackIQ4_XSSigned(dst, panel *byte, blocks int)
 
 //go:noescape
 func gemvIQ4_XS(y *float32, panels, x *byte, blocks, count int)
@@ -131,10 +155,16 @@ func tileSingle(y *float32, ldy int, w, x *byte, blocks, word int)
 func restSingle(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
 
 //go:noescape
+func tilesSingle(y *float32, ldy int, w, x, scratch *byte, blocks, rows, groups int)
+
+//go:noescape
 func tileMinimum(y *float32, ldy int, w, x *byte, blocks, word int)
 
 //go:noescape
 func restMinimum(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
+
+//go:noescape
+func tilesMinimum(y *float32, ldy int, w, x, scratch *byte, blocks, rows, groups int)
 
 //go:noescape
 func tileHalves(y *float32, ldy int, w, x *byte, blocks, word int)
@@ -143,10 +173,16 @@ func tileHalves(y *float32, ldy int, w, x *byte, blocks, word int)
 func restHalves(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
 
 //go:noescape
+func tilesHalves(y *float32, ldy int, w, x, scratch *byte, blocks, rows, groups int)
+
+//go:noescape
 func tileHalfMin(y *float32, ldy int, w, x *byte, blocks, word int)
 
 //go:noescape
 func restHalfMin(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
+
+//go:noescape
+func tilesHalfMin(y *float32, ldy int, w, x, scratch *byte, blocks, rows, groups int)
 
 //go:noescape
 func quantizeRowWide(dst *byte, stride int, x *float32, blocks int)
@@ -293,6 +329,21 @@ func quantAVX512() quantOps {
 		tile: [kinds]tileFunc{tileSingle, tileMinimum, tileHalves, tileHalfMin},
 		rest: [kinds]restFunc{restSingle, restMinimum, restHalves, restHalfMin},
 	}
+}
+
+// quantAMX are quantAVX512 with tiles in place of tile and rest.
+func quantAMX() quantOps {
+	q := quantAVX512()
+	q.unpack[tensor.Q4_0] = unpackQ4_0Signed
+	q.unpack[tensor.Q5_0] = unpackQ5_0Signed
+	q.unpack[tensor.Q8_0] = unpackQ8_0Signed
+	q.unpack[tensor.IQ4_NL] = unpackIQ4_NLSigned
+	q.unpack[tensor.MXFP4] = unpackMXFP4Signed
+	q.unpack[tensor.Q3_K] = unpackQ3_KSigned
+	q.unpack[tensor.Q6_K] = unpackQ6_KSigned
+	q.unpack[tensor.IQ4_XS] = unpackIQ4_XSSigned
+	q.tiles = [kinds]tilesFunc{tilesSingle, tilesMinimum, tilesHalves, tilesHalfMin}
+	return q
 }
 
 // quantAVX2 are the loops for processors with AVX2.

@@ -44,7 +44,7 @@ func Open(threads int, instructions string) (*Set, error) {
 	return nil, fmt.Errorf("open cpu kernels: no instructions %q here (%s)", instructions, strings.Join(Instructions(), ", "))
 }
 
-// Instructions names what the machine can run, the fastest first: "avx512", "avx2", and
+// Instructions names what the machine can run, the fastest first: "amx", "avx512", "avx2", and
 // always "portable", which is plain Go to be compared with. All give the same bits.
 func Instructions() []string {
 	var names []string

@@ -85,13 +85,17 @@ func quant(a *asm) {
 	a.tables()
 	a.quantize()
 	for i := range qtypes {
-		a.unpack(&qtypes[i])
+		a.unpack(&qtypes[i], "")
+		if qtypes[i].offset() != 0 {
+			a.unpack(&qtypes[i], signedSuffix)
+		}
 		a.gemv(&qtypes[i])
 		a.few(&qtypes[i])
 	}
 	for _, k := range []kind{single, minimum, halves, halfMin} {
 		a.tile(k)
 		a.rest(k)
+		a.tiles(k)
 	}
 	quantAVX2(a)
 }
@@ -107,6 +111,13 @@ func (a *asm) quantDeclarations() []byte {
 	fmt.Fprintf(&b, "act: %d, unpacked: [kinds]int{%d, %d, %d, %d}, quantize: quantizeRow,\n",
 		actBytes, single.stride(), minimum.stride(), halves.stride(), halfMin.stride())
 	b.WriteString(byType("unpack", "") + byType("gemv", "") + byType("few", "") + byKind("tile", "") + byKind("rest", "") + "}\n}\n")
+	b.WriteString("\n// quantAMX are quantAVX512 with tiles in place of tile and rest.\nfunc quantAMX() quantOps {\nq := quantAVX512()\n")
+	for _, q := range qtypes {
+		if q.offset() != 0 {
+			fmt.Fprintf(&b, "q.unpack[tensor.%s] = unpack%s%s\n", q.name, q.name, signedSuffix)
+		}
+	}
+	b.WriteString("q.tiles = " + strings.TrimPrefix(strings.TrimSuffix(byKind("tiles", ""), ",\n"), "tiles: ") + "\nreturn q\n}\n")
 	b.WriteString("\n// quantAVX2 are the loops for processors with AVX2.\nfunc quantAVX2() quantOps {\n\treturn quantOps{\n")
 	fmt.Fprintf(&b, "act: %d, unpacked: [kinds]int{%d, %d, %d, %d}, quantize: quantizeRowWide,\n",
 		wideActBytes, single.wideStride(), minimum.wideStride(), halves.wideStride(), halfMin.wideStride())
@@ -355,15 +366,23 @@ func (a *asm) blocks(q *qtype, label string, body func()) {
 	a.f("JNZ %s", label)
 }
 
-// unpack writes unpack<type>: a panel's codes and scales as the tiles want them.
-func (a *asm) unpack(q *qtype) {
-	a.fn("unpack"+q.name, 24, fmt.Sprintf("func unpack%s(dst, panel *byte, blocks int)", q.name))
+// unpack writes unpack<type>: a panel's codes and scales as the tiles want them. Signed
+// codes are less their offset.
+func (a *asm) unpack(q *qtype, suffix string) {
+	name := "unpack" + q.name + suffix
+	a.fn(name, 24, fmt.Sprintf("func %s(dst, panel *byte, blocks int)", name))
 	a.f("MOVQ dst+0(FP), BX")
 	a.f("MOVQ panel+8(FP), DI")
 	a.f("MOVQ blocks+16(FP), CX")
 	a.setup(q)
+	if suffix == signedSuffix {
+		a.constant(uint32(q.offset())*0x01010101, 26)
+	}
 	a.blocks(q, "loop", func() {
 		for j := range 8 {
+			if suffix == signedSuffix {
+				a.f("VPSUBB Z26, Z%d, Z%d", 16+j, 16+j)
+			}
 			a.f("VMOVDQU32 Z%d, %d(BX)", 16+j, 64*j)
 		}
 		for j := range [...]int{single: 1, minimum: 2, halves: 2, halfMin: 4}[q.kind] {
