@@ -1,4 +1,4 @@
-// Package cpu is the fast kernel set for processors: AVX-512 (VNNI, BF16), AVX2 and
+// Package cpu is the fast kernel set for processors: AMX, AVX-512 (VNNI, BF16), AVX2 and
 // plain Go, chosen at run time, all three with the same bits. The assembly is written
 // by the generator in gen.
 //
