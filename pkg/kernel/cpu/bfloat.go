@@ -47,16 +47,34 @@ func newPairs(w *kernel.Matrix[float32]) *pairMatrix {
 }
 
 // packPairs writes panel i of w.
-func packPairs(dst []byte, w *kernel.Matrix[float32], i int) {
+func (s *Set) packPairs(dst []byte, w *kernel.Matrix[float32], i int) {
+	line := s.buffer(2 * w.Cols)
+	defer s.give(line)
+	wide, row := (*line)[:w.Cols], bytesOf((*line)[w.Cols:])[:2*w.Cols]
 	for r := range min(panelRows, w.Rows-i*panelRows) {
-		row := w.Raw[(i*panelRows+r)*2*w.Cols:][:2*w.Cols]
-		for k := range w.Cols {
-			v := binary.LittleEndian.Uint16(row[2*k:])
-			if w.DType == tensor.F16 {
-				v = tensor.BFloat16bits(float32(tensor.Float16(v)))
-			}
-			binary.LittleEndian.PutUint16(dst[64*(k/2)+4*r+k%2*2:], v)
+		raw := w.Raw[(i*panelRows+r)*2*w.Cols:][:2*w.Cols]
+		if w.DType == tensor.F16 {
+			s.widen(wide, raw)
+			s.pair.round((*uint16)(unsafe.Pointer(&row[0])), &wide[0], w.Cols)
+			raw = row
 		}
+		at := 4 * r
+		for ; len(raw) >= 4; raw = raw[4:] {
+			binary.LittleEndian.PutUint32(dst[at:], binary.LittleEndian.Uint32(raw))
+			at += 4 * panelRows
+		}
+		copy(dst[min(at, len(dst)):], raw) // an odd last input
+	}
+}
+
+// widen converts halves to float32.
+func (s *Set) widen(dst []float32, src []byte) {
+	whole := len(dst) / lanes
+	if whole > 0 {
+		s.cache.ofHalves(&dst[0], &src[0], whole)
+	}
+	for i := whole * lanes; i < len(dst); i++ {
+		dst[i] = tensor.Float16(binary.LittleEndian.Uint16(src[2*i:]))
 	}
 }
 
@@ -97,7 +115,7 @@ func (s *Set) paired(x []float32, t int, products []kernel.Product[float32]) {
 			shape := newPairs(p.W) // not packed at load
 			b := s.buffer(shape.stride / 4)
 			clear(*b)
-			packPairs(bytesOf(*b), p.W, panel)
+			s.packPairs(bytesOf(*b), p.W, panel)
 			s.pairPanel(p, shape, bytesOf(*b), bytesOf(*acts), t, panel)
 			s.give(b)
 		}

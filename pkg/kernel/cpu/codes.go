@@ -39,10 +39,33 @@ func codeReader(d tensor.DType) func(dst *[blockLen]byte, row []byte, b int) {
 	return nil
 }
 
+// eight is 8 codes from byte at on; everyEighth times a byte is that byte in each.
+func eight(b []byte, at int) uint64 { return binary.LittleEndian.Uint64(b[at:]) }
+
+const everyEighth = 0x0101010101010101
+
+func put(dst *[blockLen]byte, at int, v uint64) { binary.LittleEndian.PutUint64(dst[at:], v) }
+
 // spread writes the low nibbles of 16 bytes and then the high ones.
 func spread(dst *[blockLen]byte, q []byte) {
-	for i, v := range q[:16] {
-		dst[i], dst[16+i] = v&15, v>>4
+	for i := 0; i < 16; i += 8 {
+		v := eight(q, i)
+		put(dst, i, v&(15*everyEighth))
+		put(dst, 16+i, v>>4&(15*everyEighth))
+	}
+}
+
+// field writes the bits of mask of 32 bytes, shifted right.
+func field(dst *[blockLen]byte, q []byte, shift int, mask uint64) {
+	for i := 0; i < blockLen; i += 8 {
+		put(dst, i, eight(q, i)>>shift&(mask*everyEighth))
+	}
+}
+
+// above adds the bits of mask of 32 bytes, shifted right, as bits from top on.
+func above(dst *[blockLen]byte, q []byte, shift int, mask uint64, top int) {
+	for i := 0; i < blockLen; i += 8 {
+		put(dst, i, eight(dst[:], i)|eight(q, i)>>shift&(mask*everyEighth)<<top)
 	}
 }
 
@@ -55,30 +78,34 @@ func fiveAt(size, at int) func(*[blockLen]byte, []byte, int) {
 		block := row[b*size+at:]
 		high := binary.LittleEndian.Uint32(block)
 		spread(dst, block[4:])
-		for i := range dst {
-			dst[i] |= byte(high>>i&1) << 4
+		for i := 0; i < blockLen; i += 8 {
+			put(dst, i, eight(dst[:], i)|bitsOf(high>>i)<<4)
 		}
 	}
 }
 
+// bitsOf puts bit i of the low byte into byte i.
+func bitsOf(v uint32) uint64 {
+	spread := uint64(v&0xff) * everyEighth & 0x8040201008040201
+	return (spread + 0x7f7f7f7f7f7f7f7f) >> 7 & everyEighth
+}
+
 func codesQ8(dst *[blockLen]byte, row []byte, b int) {
-	for i, v := range row[b*34+2 : b*34+34] {
-		dst[i] = v ^ 0x80
+	block := row[b*34+2 : b*34+34]
+	for i := 0; i < blockLen; i += 8 {
+		put(dst, i, eight(block, i)^0x80*everyEighth)
 	}
 }
 
 func codesQ2K(dst *[blockLen]byte, row []byte, b int) {
 	block, sub := row[b/superLen*84+16:], b%superLen
-	for i := range dst {
-		dst[i] = block[32*(sub/4)+i] >> (2 * (sub % 4)) & 3
-	}
+	field(dst, block[32*(sub/4):], 2*(sub%4), 3)
 }
 
 func codesQ3K(dst *[blockLen]byte, row []byte, b int) {
 	block, sub := row[b/superLen*110:], b%superLen
-	for i := range dst {
-		dst[i] = block[32+32*(sub/4)+i]>>(2*(sub%4))&3 | block[i]>>sub&1<<2
-	}
+	field(dst, block[32+32*(sub/4):], 2*(sub%4), 3)
+	above(dst, block, sub, 1, 2)
 }
 
 // scaleQ3K is the scale of sub-block j, of 16 inputs.
@@ -90,16 +117,13 @@ func scaleQ3K(s []byte, j int) int8 {
 
 func codesQ4K(dst *[blockLen]byte, row []byte, b int) {
 	block, sub := row[b/superLen*144+16:], b%superLen
-	for i := range dst {
-		dst[i] = block[32*(sub/2)+i] >> (4 * (sub % 2)) & 15
-	}
+	field(dst, block[32*(sub/2):], 4*(sub%2), 15)
 }
 
 func codesQ5K(dst *[blockLen]byte, row []byte, b int) {
 	block, sub := row[b/superLen*176+16:], b%superLen
-	for i := range dst {
-		dst[i] = block[32+32*(sub/2)+i]>>(4*(sub%2))&15 | block[i]>>sub&1<<4
-	}
+	field(dst, block[32+32*(sub/2):], 4*(sub%2), 15)
+	above(dst, block, sub, 1, 4)
 }
 
 // scaleQ4K is the scale and the minimum of sub-block j of Q4_K and Q5_K.
@@ -112,12 +136,9 @@ func scaleQ4K(s []byte, j int) (scale, low byte) {
 
 func codesQ6K(dst *[blockLen]byte, row []byte, b int) {
 	block, sub := row[b/superLen*210:], b%superLen
-	part, within := sub/4, sub%4*32
-	for i := range dst {
-		e := within + i
-		low := block[64*part+e%64] >> (4 * (e / 64)) & 15
-		dst[i] = low | block[128+32*part+i]>>(2*(sub%4))&3<<4
-	}
+	part, within := sub/4, sub%4
+	field(dst, block[64*part+within%2*32:], within/2*4, 15)
+	above(dst, block[128+32*part:], 2*within, 3, 4)
 }
 
 func codesIQ4XS(dst *[blockLen]byte, row []byte, b int) {

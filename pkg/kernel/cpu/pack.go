@@ -66,7 +66,7 @@ func (s *Set) Pack(w *kernel.Matrix[float32]) {
 		m := newPairs(w)
 		m.data, m.owner = s.store.take(m.panels * m.stride)
 		s.each(m.panels, w.Rows*w.Cols, func(i int) {
-			packPairs(m.data[i*m.stride:(i+1)*m.stride], w, i)
+			s.packPairs(m.data[i*m.stride:(i+1)*m.stride], w, i)
 		})
 		w.Packed = m
 	}
@@ -104,14 +104,19 @@ func packPanel(m *packed, dst []byte, w *kernel.Matrix[float32], i int) {
 	}
 }
 
+// word is inputs 4j..4j+3 of row r, a byte each.
+func (p *packer) word(r, j int) uint32 { return binary.LittleEndian.Uint32(p.codes[r][4*j:]) }
+
+// everyByte times a byte is that byte in each place.
+const everyByte = 0x01010101
+
 // packNibbles packs inputs 8i+k in the low and 8i+4+k in the high half of byte k.
 func packNibbles(p *packer, dst []byte, _ int) {
 	for i := range 4 {
+		out := dst[64*i : 64*i+64]
 		for r := range panelRows {
-			c, out := p.codes[r][8*i:8*i+8], dst[64*i+4*r:64*i+4*r+4]
-			for k := range 4 {
-				out[k] = c[k]&15 | c[4+k]<<4
-			}
+			v := p.word(r, 2*i)&(15*everyByte) | p.word(r, 2*i+1)&(15*everyByte)<<4
+			binary.LittleEndian.PutUint32(out[4*r:], v)
 		}
 	}
 }
@@ -119,17 +124,15 @@ func packNibbles(p *packer, dst []byte, _ int) {
 // bitPlanes gathers bits (from shift on, width of them) of inputs 4j+k into byte k:
 // field j%n of plane j/n, where n fields fit a byte.
 func bitPlanes(p *packer, dst []byte, shift, width int) {
-	n, mask := 8/width, byte(1<<width-1)
-	for r := range panelRows {
-		for plane := range 8 / n {
-			out := dst[64*plane+4*r : 64*plane+4*r+4]
-			for k := range out {
-				var v byte
-				for f := range n {
-					v |= p.codes[r][4*(plane*n+f)+k] >> shift & mask << (f * width)
-				}
-				out[k] = v
+	n, mask := 8/width, uint32(1<<width-1)*everyByte
+	for plane := range 8 / n {
+		out := dst[64*plane : 64*plane+64]
+		for r := range panelRows {
+			var v uint32
+			for f := range n {
+				v |= p.word(r, plane*n+f) >> shift & mask << (f * width)
 			}
+			binary.LittleEndian.PutUint32(out[4*r:], v)
 		}
 	}
 }
@@ -146,8 +149,9 @@ func packSix(p *packer, dst []byte, b int) {
 
 func packEight(p *packer, dst []byte, _ int) {
 	for j := range 8 {
+		out := dst[64*j : 64*j+64]
 		for r := range panelRows {
-			copy(dst[64*j+4*r:], p.codes[r][4*j:4*j+4])
+			binary.LittleEndian.PutUint32(out[4*r:], p.word(r, j))
 		}
 	}
 }

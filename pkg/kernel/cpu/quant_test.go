@@ -165,3 +165,21 @@ func BenchmarkMatMulPacked(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkPack says how fast a model's weights are put into panels at load.
+func BenchmarkPack(b *testing.B) {
+	for _, d := range []tensor.DType{tensor.Q4_0, tensor.Q4_1, tensor.Q8_0, tensor.Q4_K, tensor.Q6_K, tensor.MXFP4, tensor.F16} {
+		for _, threads := range []int{1, 2} {
+			b.Run(fmt.Sprintf("%v/threads=%d", d, threads), func(b *testing.B) {
+				s := open(b, threads, cpu.Instructions()[0])
+				defer s.Close()
+				m := rawMatrix(1, d, 4096, 4096)
+				for b.Loop() {
+					m.Packed = nil
+					s.Pack(m)
+				}
+				rate(b, float64(len(m.Raw)), "GB/s")
+			})
+		}
+	}
+}
