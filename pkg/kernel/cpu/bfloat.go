@@ -35,6 +35,13 @@ type pairOps struct {
 
 type pairFunc func(y *float32, ldy int, w, x *byte, pairs int)
 
+// pairBytes are a pair of inputs of a panel's rows.
+const pairBytes = 4 * panelRows
+
+// swapsFrom is how many rows are worth widening a panel where pairs of fused multiply-adds
+// are faster than products of pairs.
+const swapsFrom = 8
+
 // pairable reports whether a matrix is multiplied as 16-bit floats.
 func pairable(w *kernel.Matrix[float32]) bool {
 	return w.Dense == nil && w.Cols >= narrow && (w.DType == tensor.F16 || w.DType == tensor.BF16)
@@ -42,7 +49,7 @@ func pairable(w *kernel.Matrix[float32]) bool {
 
 func newPairs(w *kernel.Matrix[float32]) *pairMatrix {
 	m := &pairMatrix{rows: w.Rows, pairs: (w.Cols + 1) / 2, panels: (w.Rows + panelRows - 1) / panelRows}
-	m.stride = m.pairs * panelRows * 4
+	m.stride = m.pairs * pairBytes
 	return m
 }
 
@@ -81,6 +88,10 @@ func (s *Set) widen(dst []float32, src []byte) {
 // paired computes products over 16-bit floats.
 func (s *Set) paired(x []float32, t int, products []kernel.Product[float32]) {
 	cols := products[0].W.Cols
+	if s.pairs.fromPairs != nil && t >= swapsFrom && cols%2 == 0 && packedPairs(products) {
+		s.swapped(x, t, products)
+		return
+	}
 	acts := s.roundRows(x, t, cols)
 	defer s.give(acts)
 	list := s.cuts.Get().(*[]piece)
@@ -121,6 +132,35 @@ func (s *Set) paired(x []float32, t int, products []kernel.Product[float32]) {
 		}
 		s.bias(p, t, pieces[i].lo*panelRows, min(pieces[i].hi*panelRows, p.W.Rows))
 	})
+}
+
+// packedPairs reports whether all weights are packed.
+func packedPairs(products []kernel.Product[float32]) bool {
+	for _, p := range products {
+		if m, _ := p.W.Packed.(*pairMatrix); m == nil {
+			return false
+		}
+	}
+	return true
+}
+
+// swapped is paired by fused multiply-adds: rows are rounded and widened once, panels as
+// they are needed.
+func (s *Set) swapped(x []float32, t int, products []kernel.Product[float32]) {
+	cols := products[0].W.Cols
+	acts := s.buffer(t * cols)
+	defer s.give(acts)
+	s.each(t, t*cols/2, func(i int) { s.pairs.fromRow(&(*acts)[i*cols], &x[i*cols], cols) })
+	o := s.pairs
+	o.fromRow = nil
+	var calls []gemmCall
+	for _, p := range products {
+		calls = append(calls, gemmCall{c: p.Y, ldc: p.W.Rows, a: rowsOf(*acts, cols), pairs: p.W.Packed.(*pairMatrix), m: t, n: p.W.Rows, k: cols})
+	}
+	s.multiply(&o, calls)
+	for _, p := range products {
+		s.bias(&p, t, 0, p.W.Rows)
+	}
 }
 
 // pairPanel multiplies panel w by all rows: sixteen at a time, and then by powers of

@@ -85,7 +85,7 @@ func pack(o *gemmOps, data []float32, x operand, to, depth int) gemmPanels {
 	if x.rs == 1 && to%o.wide == 0 {
 		p.whole = x
 	} else {
-		p.pack(o, x)
+		p.pack(o, x, nil)
 	}
 	return p
 }

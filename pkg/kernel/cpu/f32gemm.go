@@ -37,6 +37,9 @@ type gemmOps struct {
 	fromRow func(dst, src *float32, k int)
 	unit    int
 
+	// fromPairs, unless nil, makes rows of a panel, two each, of pairs that are packed as 16 columns.
+	fromPairs func(dst *float32, ldd int, src *byte, pairs int)
+
 	// prefetch asks for lines of 64 bytes of rows ld bytes apart.
 	prefetch func(p uintptr, ld, rows, lines int)
 }
@@ -59,7 +62,8 @@ type gemmCall struct {
 	add     bool      // start from what c holds
 	bias    []float32 // or from this [n], if it is not nil; else from zero
 	a, b    operand
-	near    bool // a is in the caches: read it where it lies
+	pairs   *pairMatrix // b instead, packed; the family widens them
+	near    bool        // a is in the caches: read it where it lies
 	m, n, k int
 	then    *gemmCall // a product of other sides that is added to the same c
 }
@@ -88,11 +92,11 @@ type gemmSegment struct {
 
 // multiply spreads products over the pool. The calls of a group have the same left side
 // and no further products, or there is one.
-func (s *Set) multiply(groups ...[]gemmCall) {
+func (s *Set) multiply(o *gemmOps, groups ...[]gemmCall) {
 	var works []gemmWork
 	cost := 0
 	for _, calls := range groups {
-		works = s.dense.cut(works, calls, len(s.pool.parts))
+		works = o.cut(works, calls, len(s.pool.parts))
 		for i := range calls {
 			for g := &calls[i]; g != nil; g = g.then {
 				cost += calls[i].m * calls[i].n * g.k
@@ -102,7 +106,7 @@ func (s *Set) multiply(groups ...[]gemmCall) {
 	s.each(len(works), cost, func(i int) {
 		w := s.multiplier()
 		defer s.multiplying.Put(w)
-		works[i].run(s.dense, w)
+		works[i].run(o, w)
 	})
 }
 
@@ -205,7 +209,7 @@ func (work *gemmWork) panels(o *gemmOps, w *gemmScratch, part *gemmCall, k, n in
 		if b.rs == 1 && n > 0 && o.fromRow == nil && (s.to-s.from)%o.wide == 0 {
 			p.whole = b
 		} else {
-			p.pack(o, b)
+			p.pack(o, b, s.call.pairs)
 			rest = rest[roundUp(s.to-s.from, o.wide)*o.steps(n):]
 		}
 		w.panels = append(w.panels, p)
@@ -223,7 +227,9 @@ func (work *gemmWork) ahead(w *gemmScratch, part *gemmCall, k, n, calls int) {
 		if len(work.segments) == 1 {
 			b = part.b
 		}
-		w.next.add(b, s.from, s.to, k, n)
+		if s.call.pairs == nil {
+			w.next.add(b, s.from, s.to, k, n)
+		}
 	}
 	if part.a.rs == 1 {
 		w.next.add(part.a, work.lo, work.hi, k, n)
@@ -257,11 +263,15 @@ type gemmPanels struct {
 // steps are those of n elements of the reduction.
 func (o *gemmOps) steps(n int) int { return (n + o.unit - 1) / o.unit }
 
-func (p *gemmPanels) pack(o *gemmOps, b operand) {
+func (p *gemmPanels) pack(o *gemmOps, b operand, pairs *pairMatrix) {
 	dst := p.data
 	for j := p.from; j < p.to && p.depth > 0; {
 		width := panelWidth(o, p.to-j)
 		for part := 0; part < width && j+part < p.to; part += lanes {
+			if pairs != nil {
+				o.fromPairs(&dst[part], 4*width, &pairs.data[(j+part)/panelRows*pairs.stride+p.k0/2*pairBytes], p.depth/2)
+				continue
+			}
 			packLanes(o, dst[part:], 4*width, b, j+part, min(lanes, p.to-j-part), p.k0, p.depth)
 		}
 		dst = dst[width*o.steps(p.depth):]

@@ -36,6 +36,23 @@ func pairsAVX512() gemmOps {
 	}
 }
 
+// swapsAVX512 are the loops over numbers that are rounded and change places.
+func swapsAVX512() gemmOps {
+	o := gemmAVX512()
+	o.tiles, o.narrow, o.fromColumns, o.fromPairs = flushGemmTiles32(), flushGemmTiles16(), swapOfColumns, swapOfPairs
+	o.fromRow = func(dst, src *float32, k int) {
+		whole := k &^ (lanes - 1)
+		if whole > 0 {
+			swapOfRow(dst, src, whole/lanes)
+		}
+		if whole < k {
+			roundRow(at(dst, whole), at(src, whole), k-whole)
+		}
+	}
+	o.fromRows = func(dst *float32, ldd int, src *float32, lds, k int) { swapOfRows(dst, ldd, src, lds, k/lanes) }
+	return o
+}
+
 // pairsAVX2 are the loops over numbers that are rounded and change places.
 func pairsAVX2() gemmOps {
 	const half = lanes / 2

@@ -165,6 +165,78 @@ func pairGemm11x16(c *float32, ldc int, init *float32, ldi, istep int, a *float3
 func pairGemm12x16(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
 
 //go:noescape
+func flushGemm1x32(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
+func flushGemm2x32(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
+func flushGemm3x32(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
+func flushGemm4x32(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
+func flushGemm5x32(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
+func flushGemm6x32(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
+func flushGemm7x32(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
+func flushGemm8x32(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
+func flushGemm9x32(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
+func flushGemm10x32(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
+func flushGemm11x32(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
+func flushGemm12x32(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
+func flushGemm1x16(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
+func flushGemm2x16(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
+func flushGemm3x16(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
+func flushGemm4x16(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
+func flushGemm5x16(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
+func flushGemm6x16(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
+func flushGemm7x16(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
+func flushGemm8x16(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
+func flushGemm9x16(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
+func flushGemm10x16(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
+func flushGemm11x16(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
+func flushGemm12x16(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+
+//go:noescape
 func flushGemm1x16Wide(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
 
 //go:noescape
@@ -212,6 +284,18 @@ func roundRowsWide(p *float32, ld, pairs int)
 //go:noescape
 func roundRowWide(dst, src *float32, eights int)
 
+//go:noescape
+func swapOfRows(dst *float32, ldd int, src *float32, lds, sixteens int)
+
+//go:noescape
+func swapOfColumns(dst *float32, ldd int, src *float32, lds, rows, columns int)
+
+//go:noescape
+func swapOfRow(dst, src *float32, sixteens int)
+
+//go:noescape
+func swapOfPairs(dst *float32, ldd int, src *byte, pairs int)
+
 // gemmTiles32 are tiles by their rows.
 func gemmTiles32() []gemmTile {
 	return []gemmTile{nil, gemm1x32, gemm2x32, gemm3x32, gemm4x32, gemm5x32, gemm6x32, gemm7x32, gemm8x32, gemm9x32, gemm10x32, gemm11x32, gemm12x32}
@@ -235,6 +319,16 @@ func pairGemmTiles32() []gemmTile {
 // pairGemmTiles16 are tiles by their rows.
 func pairGemmTiles16() []gemmTile {
 	return []gemmTile{nil, pairGemm1x16, pairGemm2x16, pairGemm3x16, pairGemm4x16, pairGemm5x16, pairGemm6x16, pairGemm7x16, pairGemm8x16, pairGemm9x16, pairGemm10x16, pairGemm11x16, pairGemm12x16}
+}
+
+// flushGemmTiles32 are tiles by their rows.
+func flushGemmTiles32() []gemmTile {
+	return []gemmTile{nil, flushGemm1x32, flushGemm2x32, flushGemm3x32, flushGemm4x32, flushGemm5x32, flushGemm6x32, flushGemm7x32, flushGemm8x32, flushGemm9x32, flushGemm10x32, flushGemm11x32, flushGemm12x32}
+}
+
+// flushGemmTiles16 are tiles by their rows.
+func flushGemmTiles16() []gemmTile {
+	return []gemmTile{nil, flushGemm1x16, flushGemm2x16, flushGemm3x16, flushGemm4x16, flushGemm5x16, flushGemm6x16, flushGemm7x16, flushGemm8x16, flushGemm9x16, flushGemm10x16, flushGemm11x16, flushGemm12x16}
 }
 
 // flushGemmTiles16Wide are tiles by their rows.

@@ -37,7 +37,7 @@ func (s *Set) floats(x []float32, t int, products []kernel.Product[float32]) {
 		calls = append(calls, gemmCall{c: p.Y, ldc: p.W.Rows, bias: p.Bias, a: rowsOf(x, p.W.Cols), b: rowsOf(weights, p.W.Cols), m: t, n: p.W.Rows, k: p.W.Cols})
 	}
 	if len(calls) > 0 {
-		s.multiply(calls)
+		s.multiply(s.dense, calls)
 	}
 }
 
@@ -53,7 +53,7 @@ func (s *Set) decodedFirst(x []float32, t int, p *kernel.Product[float32]) {
 		if p.Bias != nil {
 			g.bias = p.Bias[lo:hi]
 		}
-		s.multiply([]gemmCall{g})
+		s.multiply(s.dense, []gemmCall{g})
 	})
 }
 
@@ -91,7 +91,7 @@ func (s *Set) MatMulGrad(dx, x []float32, t int, products ...kernel.ProductGrad[
 	if chain != nil {
 		groups = append(groups, []gemmCall{*chain})
 	}
-	s.multiply(groups...)
+	s.multiply(s.dense, groups...)
 }
 
 // Embed copies rows of w[V,C].

@@ -1,6 +1,9 @@
 package cpu
 
 import (
+	"math"
+	"time"
+
 	"golang.org/x/sys/cpu"
 
 	"github.com/lamina-mesh/lamina/pkg/tensor"
@@ -80,9 +83,28 @@ func avx512() ops {
 	}
 	o.attend, o.element, o.gemm, o.train = attendAVX512(), elementsAVX512(), gemmAVX512(), trainAVX512()
 	o.pairs = pairsAVX512()
+	if swapsAreFaster() {
+		o.pairs = swapsAVX512()
+	}
 	o.cache = cacheOps{halvesOf, ofHalves, keysOfBytes, valueOfBytes}
 	o.attend.weigh, o.attend.join = weighScores, joinSums
 	return o
+}
+
+// swapsAreFaster reports whether two fused multiply-adds take less time than the product
+// of pairs that they stand for: processors differ, the bits do not. It takes some
+// microseconds.
+func swapsAreFaster() bool {
+	const rounds = 256
+	swaps, pairs := time.Duration(math.MaxInt64), time.Duration(math.MaxInt64)
+	for range 8 {
+		start := time.Now()
+		probeFMA512(2 * rounds)
+		middle := time.Now()
+		probePairs512(rounds)
+		swaps, pairs = min(swaps, middle.Sub(start)), min(pairs, time.Since(middle))
+	}
+	return swaps < pairs
 }
 
 // amx are avx512 with AMX tiles for products of blocks with many rows.

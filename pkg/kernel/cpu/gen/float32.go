@@ -16,7 +16,8 @@ import (
 // pairs multiply two bfloat16 a lane and step; those that flush round as they do.
 var gemmTiles = []gemmTile{
 	{bits: 512, rows: 12, vectors: 2}, {bits: 512, rows: 12, vectors: 1}, {bits: 256, rows: 6, vectors: 2},
-	{bits: 512, rows: 12, vectors: 2, pairs: true}, {bits: 512, rows: 12, vectors: 1, pairs: true}, {bits: 256, rows: 6, vectors: 2, flush: true},
+	{bits: 512, rows: 12, vectors: 2, pairs: true}, {bits: 512, rows: 12, vectors: 1, pairs: true},
+	{bits: 512, rows: 12, vectors: 2, flush: true}, {bits: 512, rows: 12, vectors: 1, flush: true}, {bits: 256, rows: 6, vectors: 2, flush: true},
 }
 
 type gemmTile struct {

@@ -106,6 +106,7 @@ func pairPanels(a *asm) {
 	a.end()
 
 	a.roundSwap()
+	a.swaps()
 }
 
 // roundTwo is VCVTNE2PS2BF16 zmm(out): bfloat16 of vector low and then of vector high.
@@ -171,6 +172,108 @@ func (a *asm) roundSwap() {
 	a.f("VMOVUPS Y0, (DI)")
 	a.f("ADDQ $32, SI")
 	a.f("ADDQ $32, DI")
+	a.f("DECQ CX")
+	a.f("JNZ loop")
+	a.end()
+}
+
+// roundOne rounds vector z to bfloat16 and widens it again: VCVTNEPS2BF16 makes a half of
+// t, whose words go to the upper halves of z's lanes.
+func (a *asm) roundOne(z, t int) {
+	not := func(v, bit int) int { return v>>bit&1 ^ 1 }
+	a.f("BYTE $0x62; BYTE $0x%02x; BYTE $0x7e; BYTE $0x48; BYTE $0x72; BYTE $0x%02x // VCVTNEPS2BF16 Z%d, Y%d",
+		not(t, 3)<<7|not(z, 4)<<6|not(z, 3)<<5|not(t, 4)<<4|2, 3<<6|t&7<<3|z&7, z, t)
+	a.f("VPMOVZXWD Y%d, Z%d", t, z)
+	a.f("VPSLLD $16, Z%d, Z%d", z, z)
+}
+
+// swaps writes loops for processors with AVX-512 on which two fused multiply-adds are
+// faster than a product of pairs: rounded numbers stay float32 and those of each pair
+// change places. swapOfRows, swapOfColumns and swapOfRow make sides of products,
+// swapOfPairs widens packed pairs.
+func (a *asm) swaps() {
+	a.panelHead("swapOfRows", "sixteens")
+	a.f("LEAQ (R8)(R8*2), R10")
+	a.label("loop")
+	a.f("MOVQ SI, AX")
+	for i := 0; i < 16; i += 4 {
+		for j := range 4 {
+			a.f("VMOVUPS (AX)%s, Z%d", []string{"", "(R8*1)", "(R8*2)", "(R10*1)"}[j], i+j)
+			a.roundOne(i+j, 16+i+j)
+		}
+		if i < 12 {
+			a.f("LEAQ (AX)(R8*4), AX")
+		}
+	}
+	a.transpose()
+	for i := range 16 {
+		a.f("VMOVUPS Z%d, (DI)", i^1)
+		a.f("ADDQ DX, DI")
+	}
+	a.f("ADDQ $64, SI")
+	a.f("DECQ CX")
+	a.f("JNZ loop")
+	a.end()
+
+	a.fn("swapOfColumns", 48, "func swapOfColumns(dst *float32, ldd int, src *float32, lds, rows, columns int)")
+	a.f("MOVQ columns+40(FP), CX")
+	a.mask()
+	a.f("MOVQ dst+0(FP), DI")
+	a.f("MOVQ ldd+8(FP), DX")
+	a.f("MOVQ src+16(FP), SI")
+	a.f("MOVQ lds+24(FP), R8")
+	a.f("MOVQ rows+32(FP), CX")
+	a.label("loop")
+	a.f("CMPQ CX, $2")
+	a.f("JLT tail")
+	a.f("VMOVUPS.Z (SI), K1, Z0")
+	a.f("VMOVUPS.Z (SI)(R8*1), K1, Z1")
+	a.roundOne(0, 2)
+	a.roundOne(1, 3)
+	a.f("VMOVUPS Z1, (DI)")
+	a.f("VMOVUPS Z0, (DI)(DX*1)")
+	a.f("LEAQ (SI)(R8*2), SI")
+	a.f("LEAQ (DI)(DX*2), DI")
+	a.f("SUBQ $2, CX")
+	a.f("JMP loop")
+	a.label("tail")
+	a.f("TESTQ CX, CX")
+	a.f("JZ done")
+	a.f("VMOVUPS.Z (SI), K1, Z0")
+	a.roundOne(0, 2)
+	a.f("VMOVUPS Z0, (DI)")
+	a.label("done")
+	a.end()
+
+	a.fn("swapOfRow", 24, "func swapOfRow(dst, src *float32, sixteens int)")
+	a.f("MOVQ dst+0(FP), DI")
+	a.f("MOVQ src+8(FP), SI")
+	a.f("MOVQ sixteens+16(FP), CX")
+	a.label("loop")
+	a.f("VMOVUPS (SI), Z0")
+	a.roundOne(0, 1)
+	a.f("VPSHUFD $0xB1, Z0, Z0")
+	a.f("VMOVUPS Z0, (DI)")
+	a.f("ADDQ $64, SI")
+	a.f("ADDQ $64, DI")
+	a.f("DECQ CX")
+	a.f("JNZ loop")
+	a.end()
+
+	a.fn("swapOfPairs", 32, "func swapOfPairs(dst *float32, ldd int, src *byte, pairs int)")
+	a.f("MOVQ dst+0(FP), DI")
+	a.f("MOVQ ldd+8(FP), DX")
+	a.f("MOVQ src+16(FP), SI")
+	a.f("MOVQ pairs+24(FP), CX")
+	a.constant(0xffff0000, 31)
+	a.label("loop")
+	a.f("VMOVDQU32 (SI), Z0")
+	a.f("VPANDD Z31, Z0, Z1")
+	a.f("VPSLLD $16, Z0, Z0")
+	a.f("VMOVUPS Z1, (DI)")
+	a.f("VMOVUPS Z0, (DI)(DX*1)")
+	a.f("LEAQ (DI)(DX*2), DI")
+	a.f("ADDQ $64, SI")
 	a.f("DECQ CX")
 	a.f("JNZ loop")
 	a.end()
