@@ -38,6 +38,7 @@ type Config struct {
 	GainFromOne  bool    // norms of the width multiply by 1 plus the stored gain
 	EmbedScale   float64 // multiplies embeddings; 0 for none
 	QueryScale   float64 // multiplies scores; 0 means 1/sqrt(D)
+	ScaleByLayer bool    // and divides those of layer l by l+1
 	AttnCap      float64 // bound of scores, cap·tanh(score/cap); 0 for none
 	LogitCap     float64 // bound of logits, likewise
 	Experts      int     // E; 0: feed-forward without a router
@@ -56,7 +57,7 @@ type Rope struct {
 	Base        float64
 	Dims        int       // rotated components of a head
 	Interleaved bool      // pairs (2i, 2i+1), as GGUF's llama has them
-	Type        string    // "", "linear", "llama3", "yarn"
+	Type        string    // "", "linear", "dynamic", "llama3", "yarn", "longrope"
 	Factor      float64   // context extension
 	Original    int       // context before the extension
 	LowFreq     float64   // llama3
@@ -166,6 +167,9 @@ func (c *Config) heads(l int) kernel.Heads {
 	a := kernel.Heads{H: c.Heads, K: c.KVHeads, D: c.HeadDim, Scale: c.QueryScale, Window: c.Window, Softcap: c.AttnCap}
 	if a.Scale == 0 {
 		a.Scale = 1 / math.Sqrt(float64(c.HeadDim))
+	}
+	if c.ScaleByLayer {
+		a.Scale /= float64(l + 1)
 	}
 	if c.Full != nil && c.Full[l] {
 		a.Window = 0

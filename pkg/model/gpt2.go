@@ -15,13 +15,14 @@ import (
 const gpt2EmbedName = "transformer.wte.weight"
 
 func (h *hfConfig) gpt2() (Config, error) {
-	if h.ByLayer || !or(h.Scaled, true) {
-		return Config{}, &UnsupportedError{"attention scaling", "by layer or none", "the plain 1/sqrt(D) is"}
-	}
 	c := Config{
-		Layers: h.NLayer, Width: h.NEmbd, Heads: h.NHead, KVHeads: h.NHead, FF: or(h.NInner, 4*h.NEmbd),
-		Vocab: h.Vocab, Context: h.NPos, NormEps: or(h.LNEps, 1e-5), LayerNorm: true, Learned: true,
-		BiasQKV: true, BiasO: true, BiasMLP: true, TiedHead: or(h.Tied, true),
+		Layers: cmp.Or(h.NLayer, h.Layers), Width: cmp.Or(h.NEmbd, h.Width), Heads: cmp.Or(h.NHead, h.Heads),
+		Vocab: h.Vocab, Context: cmp.Or(h.NPos, h.Context), NormEps: or(h.LNEps, 1e-5), LayerNorm: true, Learned: true,
+		BiasQKV: true, BiasO: true, BiasMLP: true, TiedHead: or(h.Tied, true), ScaleByLayer: h.ByLayer,
+	}
+	c.KVHeads, c.FF = c.Heads, or(h.NInner, 4*c.Width)
+	if !or(h.Scaled, true) {
+		c.QueryScale = 1
 	}
 	if c.Heads < 1 || c.Width%c.Heads != 0 {
 		return c, &FieldError{"n_head", fmt.Sprintf("%d does not divide n_embd %d", c.Heads, c.Width)}
@@ -52,7 +53,7 @@ func gpt2JSON(c Config) map[string]any {
 		"architectures": []string{"GPT2LMHeadModel"}, "model_type": "gpt2",
 		"n_embd": c.Width, "n_layer": c.Layers, "n_head": c.Heads, "n_inner": c.FF, "n_positions": c.Context, "n_ctx": c.Context,
 		"vocab_size": c.Vocab, "layer_norm_epsilon": c.NormEps, "activation_function": activationName(c.Act),
-		"tie_word_embeddings": c.TiedHead, "attn_pdrop": 0, "embd_pdrop": 0, "resid_pdrop": 0,
+		"tie_word_embeddings": c.TiedHead, "scale_attn_weights": c.QueryScale == 0, "scale_attn_by_inverse_layer_idx": c.ScaleByLayer, "attn_pdrop": 0, "embd_pdrop": 0, "resid_pdrop": 0,
 	}
 	return out
 }

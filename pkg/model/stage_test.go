@@ -170,6 +170,59 @@ func TestStage_StepsMayBeRunAgain(t *testing.T) {
 	}
 }
 
+// TestStage_ScaleByLayer compares scores divided by l+1 with queries divided by it.
+func TestStage_ScaleByLayer(t *testing.T) {
+	set := kernel.Set[float32](ref.New[float32]())
+	logits := func(byLayer bool) []float32 {
+		c := model.NewGPT2(small(model.Config{ScaleByLayer: byLayer}))
+		s, err := model.Init(c, whole(c), set, 5)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for l := range c.Layers {
+			p, _ := s.Params().Get("transformer.h." + string(rune('0'+l)) + ".attn.c_attn.weight")
+			for i := range p.Data[:c.Width*c.Width] {
+				p.Data[i] *= 50 // sharper than the first weights
+				if !byLayer {
+					p.Data[i] /= float32(l + 1)
+				}
+			}
+		}
+		ch := &chain[float32]{stages: []*model.Stage[float32]{s}, caches: []*kvcache.Cache[float32]{kvcache.New[float32](s.CacheConfig(1))}}
+		return ch.run(t, part[float32]{ch.sequence(), []int32{1, 2, 3, 5, 8, 13}, 0})
+	}
+	var want []float64
+	for _, v := range logits(false) {
+		want = append(want, float64(v))
+	}
+	near(t, logits(true), want, 1e-6)
+}
+
+// TestStage_DynamicRopeWithinItsContext turns as without scaling, and no further.
+func TestStage_DynamicRopeWithinItsContext(t *testing.T) {
+	set := kernel.Set[float32](ref.New[float32]())
+	run := func(rope model.Rope, n int) ([]float32, error) {
+		c := model.NewLlama(small(model.Config{Rope: rope}))
+		s, err := model.Init(c, whole(c), set, 5)
+		if err != nil {
+			t.Fatal(err)
+		}
+		seq := kvcache.New[float32](s.CacheConfig(2)).NewSequence()
+		return s.Forward(&model.Batch[float32]{IDs: make([]int32, n), Entries: []model.Entry[float32]{{Seq: seq, Rows: n, Logits: 1}}})
+	}
+	dynamic := model.Rope{Type: "dynamic", Factor: 4}
+	want, err := run(model.Rope{}, 16)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := run(dynamic, 16); err != nil || !slices.Equal(got, want) {
+		t.Errorf("the logits differ from those without scaling (%v)", err)
+	}
+	if _, err := run(dynamic, 17); fault.CodeOf(err) != fault.Invalid {
+		t.Errorf("a position beyond the context: %v", err)
+	}
+}
+
 func TestStage_RefusesMalformedBatches(t *testing.T) {
 	files := open(t, shared(t, "models/tiny/gpt2"))
 	set := kernel.Set[float32](ref.New[float32]())
