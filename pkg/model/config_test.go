@@ -58,6 +58,11 @@ func TestParseHF_WindowsOfLayers(t *testing.T) {
 		qwen + `,"sliding_window":9,"use_sliding_window":true,"max_window_layers":2}`: {9, []bool{true, true, false}},
 		qwen + `,"sliding_window":9,"use_sliding_window":true,"max_window_layers":0}`: {9, nil},
 		qwen + `,"sliding_window":9,"use_sliding_window":true,"layer_types":["sliding_attention","full_attention","sliding_attention"]}`: {9, []bool{false, true, false}},
+		as("qwen3_moe") + `,"sliding_window":9,"use_sliding_window":true}`:                                                               {9, nil},
+		as("smollm3") + `,"use_sliding_window":true,"no_rope_layer_interval":2}`:                                                         {0, nil},
+		as("smollm3") + `,"sliding_window":9,"use_sliding_window":true,"no_rope_layer_interval":2}`:                                      {9, []bool{true, false, true}},
+		as("smollm3") + `,"sliding_window":9,"no_rope_layers":[0,0,0,1]}`:                                                                {0, nil},
+		as("smollm3") + `,"sliding_window":9,"layer_types":["sliding_attention","full_attention","full_attention"]}`:                     {9, []bool{false, true, true}},
 	} {
 		if c := parse(t, text); c.Window != want.window || !reflect.DeepEqual(c.Full, want.full) {
 			t.Errorf("%s has window %d, full layers %v; want %d, %v", text, c.Window, c.Full, want.window, want.full)
@@ -65,17 +70,119 @@ func TestParseHF_WindowsOfLayers(t *testing.T) {
 	}
 }
 
+// as is llamaText of another architecture.
+func as(kind string) string { return strings.Replace(llamaText, `"llama"`, `"`+kind+`"`, 1) }
+
+func TestParseHF_WhatFilesLeaveUnsaid(t *testing.T) {
+	bare := func(kind string) string {
+		return strings.Replace(as(kind), `"rms_norm_eps":1e-5,`, "", 1) + "}"
+	}
+	for kind, want := range map[string]struct {
+		base, eps float64
+		headDim   int
+		tied      bool
+	}{
+		"llama":       {1e4, 1e-6, 8, false},
+		"mistral":     {1e4, 1e-6, 8, false},
+		"qwen2":       {1e4, 1e-6, 8, false},
+		"qwen3":       {1e4, 1e-6, 128, false},
+		"qwen3_moe":   {1e4, 1e-6, 8, false},
+		"mixtral":     {1e6, 1e-5, 8, false},
+		"phi3":        {1e4, 1e-5, 8, false},
+		"smollm3":     {2e6, 1e-6, 8, true},
+		"gemma2":      {1e4, 1e-6, 256, true},
+		"gemma3_text": {1e6, 1e-6, 256, true},
+		"gpt_oss":     {150000, 1e-5, 64, false},
+	} {
+		c := parse(t, bare(kind))
+		if c.Rope.Base != want.base || c.NormEps != want.eps || c.HeadDim != want.headDim || c.TiedHead != want.tied {
+			t.Errorf("%s has base %g, epsilon %g, head size %d, tied head %v; want %+v", kind, c.Rope.Base, c.NormEps, c.HeadDim, c.TiedHead, want)
+		}
+		if kind == "gpt_oss" && (c.Rope.Type != "yarn" || c.Rope.Factor != 32 || c.Rope.Original != 4096 || !c.Rope.KeepRamp) {
+			t.Errorf("gpt_oss rotates by %+v", c.Rope)
+		}
+	}
+}
+
+// TestParseHF_FieldsThatDoNotCount has fields that an architecture's own code passes over.
+func TestParseHF_FieldsThatDoNotCount(t *testing.T) {
+	for _, pair := range [][2]string{
+		{as("llama"), `,"partial_rotary_factor":0.5`},
+		{as("llama"), `,"rope_scaling":{}`},
+		{as("mistral"), `,"attention_bias":true,"mlp_bias":true`},
+		{as("mixtral"), `,"attention_bias":true`},
+		{as("phi3"), `,"attention_bias":true`},
+		{as("qwen2"), `,"attention_bias":false,"mlp_bias":true`},
+		{as("qwen3"), `,"mlp_bias":true`},
+		{as("gemma2"), `,"hidden_act":"silu"`},
+		{as("gemma3_text"), `,"attn_logit_softcapping":9`},
+		{as("gemma3_text"), `,"rope_parameters":{"rope_type":"linear","factor":2,"rope_theta":77}`},
+		{as("gpt_oss"), `,"hidden_act":"gelu"`},
+		{as("qwen3_moe") + `,"use_sliding_window":true,"sliding_window":9`, `,"max_window_layers":2`},
+	} {
+		if got, want := parse(t, pair[0]+pair[1]+"}"), parse(t, pair[0]+"}"); !reflect.DeepEqual(got, want) {
+			t.Errorf("%s%s reads as %+v, without as %+v", pair[0], pair[1], got, want)
+		}
+	}
+}
+
+func TestParseHF_RopesOfGemma3(t *testing.T) {
+	for text, want := range map[string][2]model.Rope{
+		`,"rope_theta":5e5,"rope_local_base_freq":300,"rope_scaling":{"rope_type":"linear","factor":8}`: {
+			{Base: 5e5, Dims: 256, Type: "linear", Factor: 8}, {Base: 300, Dims: 256}},
+		`,"rope_theta":5e5,"rope_parameters":{"full_attention":{"rope_type":"linear","factor":8},"sliding_attention":{"rope_type":"default"}}`: {
+			{Base: 5e5, Dims: 256, Type: "linear", Factor: 8}, {Base: 1e4, Dims: 256}},
+		`,"rope_parameters":{"sliding_attention":{"rope_type":"default","rope_theta":700}}`: {
+			{Base: 1e6, Dims: 256}, {Base: 700, Dims: 256}},
+		`,"rope_scaling":{"rope_type":"linear","factor":8},"rope_parameters":{"full_attention":{"rope_theta":500}}`: {
+			{Base: 500, Dims: 256, Type: "linear", Factor: 8}, {Base: 1e4, Dims: 256}},
+	} {
+		c := parse(t, as("gemma3_text")+text+"}")
+		if c.LocalRope == nil || !reflect.DeepEqual([2]model.Rope{c.Rope, *c.LocalRope}, want) {
+			t.Errorf("%s rotates by %+v and %+v, want %+v", text, c.Rope, c.LocalRope, want)
+		}
+	}
+}
+
+// TestParseHF_ContextsBeforeTheExtension tells whose word counts on it.
+func TestParseHF_ContextsBeforeTheExtension(t *testing.T) {
+	const yarn, long = `,"rope_scaling":{"rope_type":"yarn","factor":4`, `,"rope_scaling":{"rope_type":"longrope","short_factor":[1,1,1,1],"long_factor":[2,2,2,2]`
+	for text, want := range map[string]struct {
+		original int
+		factor   float64
+	}{
+		as("llama") + yarn + `}`: {128, 4},
+		as("llama") + yarn + `,"original_max_position_embeddings":32}`:               {32, 4},
+		as("llama") + yarn + `},"original_max_position_embeddings":64`:               {64, 4},
+		as("llama") + long + `,"factor":3}`:                                          {128, 3},
+		as("llama") + long + `,"original_max_position_embeddings":32}`:               {32, 4},
+		as("phi3") + long + `},"original_max_position_embeddings":64`:                {64, 2},
+		as("phi3") + long + `,"original_max_position_embeddings":32}`:                {4096, 1. / 32},
+		as("phi3") + strings.Replace(long, "longrope", "yarn", 1) + `,"factor":0.5}`: {4096, 0.5},
+	} {
+		if r := parse(t, text+"}").Rope; r.Original != want.original || r.Factor != want.factor {
+			t.Errorf("%s extends %d positions by %g, want %+v", text, r.Original, r.Factor, want)
+		}
+	}
+	if r := parse(t, as("phi3")+`,"head_dim":20,"partial_rotary_factor":0.35}`).Rope; r.Dims != 8 || r.Base <= 1e4 {
+		t.Errorf("an odd part of a head rotates by %+v", r)
+	}
+}
+
 func TestParseHF_RefusesWhatItCannotRun(t *testing.T) {
 	for text, code := range map[string]fault.Code{
 		`{"model_type":"mamba"}`: fault.Unimplemented,
-		llamaText + `,"rope_scaling":{"rope_type":"dynamic","factor":2}}`: fault.Unimplemented,
-		llamaText + `,"rope_scaling":{"rope_type":"linear","factor":0}}`:  fault.DataLoss,
-		llamaText + `,"num_attention_heads":0}`:                           fault.DataLoss,
-		llamaText + `,"num_key_value_heads":4}`:                           fault.DataLoss,
-		llamaText + `,"head_dim":7}`:                                      fault.DataLoss,
-		llamaText + `,"vocab_size":-3}`:                                   fault.DataLoss,
-		`{"model_type":"llama"`:                                           fault.DataLoss,
-		`{"model_type":"gpt2","n_embd":30,"n_head":4,"n_layer":1}`:        fault.DataLoss,
+		llamaText + `,"rope_scaling":{"rope_type":"axial","factor":2}}`:  fault.Unimplemented,
+		llamaText + `,"rope_scaling":{"rope_type":"dynamic"}}`:           fault.DataLoss,
+		as("gemma3_text") + `,"use_bidirectional_attention":true}`:       fault.Unimplemented,
+		as("smollm3") + `,"no_rope_layers":[1,0]}`:                       fault.DataLoss,
+		llamaText + `,"rope_scaling":{"rope_type":"linear","factor":0}}`: fault.DataLoss,
+		llamaText + `,"num_attention_heads":0}`:                          fault.DataLoss,
+		llamaText + `,"num_key_value_heads":4}`:                          fault.DataLoss,
+		llamaText + `,"head_dim":7}`:                                     fault.DataLoss,
+		llamaText + `,"vocab_size":-3}`:                                  fault.DataLoss,
+		`{"model_type":"llama"`:                                          fault.DataLoss,
+		`{"model_type":"gpt2","n_embd":30,"n_head":4,"n_layer":1}`:       fault.DataLoss,
 	} {
 		_, err := model.ParseHF([]byte(text))
 		if err == nil || fault.CodeOf(err) != code {
@@ -91,7 +198,11 @@ func TestParseHF_RefusesWhatItCannotRun(t *testing.T) {
 
 func TestConfigJSON_ReadsBackEqual(t *testing.T) {
 	configs := map[string]model.Config{
-		"tanh llama":  parse(t, strings.Replace(llamaText, "silu", "gelu_pytorch_tanh", 1)+`,"partial_rotary_factor":0.5}`),
+		"tanh llama":  parse(t, strings.Replace(llamaText, "silu", "gelu_pytorch_tanh", 1)+`}`),
+		"longrope":    parse(t, llamaText+`,"rope_scaling":{"type":"longrope","original_max_position_embeddings":32,"short_factor":[1,1,1,1],"long_factor":[2,2,2,2]}}`),
+		"dynamic":     parse(t, llamaText+`,"rope_scaling":{"type":"dynamic","factor":4}}`),
+		"part":        parse(t, as("phi3")+`,"partial_rotary_factor":0.5}`),
+		"gpt2 scales": parse(t, `{"model_type":"gpt2","hidden_size":32,"num_attention_heads":4,"num_hidden_layers":2,"max_position_embeddings":8,"vocab_size":9,"n_inner":7,"scale_attn_weights":false,"scale_attn_by_inverse_layer_idx":true}`),
 		"qwen window": parse(t, strings.Replace(llamaText, `"llama"`, `"qwen2"`, 1)+`,"sliding_window":9,"use_sliding_window":true,"max_window_layers":2,"eos_token_id":[5,6]}`),
 		"yarn":        parse(t, llamaText+`,"rope_scaling":{"type":"yarn","factor":4,"mscale":2,"mscale_all_dim":1,"truncate":false}}`),
 	}

@@ -118,7 +118,7 @@ func (s *Stage[F]) check(b *Batch[F], rows int) error {
 		if e.Pos > e.Seq.Len() {
 			return fault.New(fault.FailedPrecondition, "run stage %v: entry %d starts at position %d, its sequence holds %d", s.Range, i, e.Pos, e.Seq.Len())
 		}
-		if s.position != nil && e.Pos+e.Rows > s.Config.Context {
+		if (s.position != nil || s.Config.Rope.Type == "dynamic") && e.Pos+e.Rows > s.Config.Context {
 			return fault.New(fault.Invalid, "run stage %v: position %d is beyond the context of %d", s.Range, e.Pos+e.Rows-1, s.Config.Context)
 		}
 	}

@@ -2,8 +2,6 @@ package model
 
 import (
 	"encoding/json"
-	"fmt"
-	"math"
 	"strings"
 
 	"github.com/lamina-mesh/lamina/pkg/kernel"
@@ -12,28 +10,6 @@ import (
 
 // The architectures of config.json's model_type.
 const supported = "llama, mistral, qwen2, qwen3, gemma2, gemma3, phi3, smollm3, mixtral, qwen3_moe, gpt-oss and gpt2 are"
-
-// hfRope is rope_scaling, or rope_parameters with rope_theta inside.
-type hfRope struct {
-	Type       string    `json:"rope_type"`
-	OldType    string    `json:"type"`
-	Theta      *float64  `json:"rope_theta"`
-	Factor     float64   `json:"factor"`
-	LowFreq    float64   `json:"low_freq_factor"`
-	HighFreq   float64   `json:"high_freq_factor"`
-	Original   int       `json:"original_max_position_embeddings"`
-	BetaFast   *float64  `json:"beta_fast"`
-	BetaSlow   *float64  `json:"beta_slow"`
-	Attention  *float64  `json:"attention_factor"`
-	MScale     *float64  `json:"mscale"`
-	MScaleAll  *float64  `json:"mscale_all_dim"`
-	Truncate   *bool     `json:"truncate"`
-	PartialDim *float64  `json:"partial_rotary_factor"`
-	Short      []float32 `json:"short_factor"`
-	Long       []float32 `json:"long_factor"`
-	Full       *hfRope   `json:"full_attention"` // by kind of layer
-	Sliding    *hfRope   `json:"sliding_attention"`
-}
 
 // hfConfig is what Lamina reads of config.json.
 type hfConfig struct {
@@ -76,15 +52,15 @@ type hfConfig struct {
 	GLULimit   *float64 `json:"swiglu_limit"`
 
 	// Gemma's.
-	Activation  string          `json:"hidden_activation"`
-	QueryScalar *float64        `json:"query_pre_attn_scalar"`
-	AttnCap     json.RawMessage `json:"attn_logit_softcapping"`
-	LogitCap    json.RawMessage `json:"final_logit_softcapping"`
-	LocalTheta  *float64        `json:"rope_local_base_freq"`
-	Pattern     *int            `json:"sliding_window_pattern"`
-	OldPattern  *int            `json:"_sliding_window_pattern"`
-	BOS         *int            `json:"bos_token_id"`
-	EOS         json.RawMessage `json:"eos_token_id"`
+	Activation    string          `json:"hidden_activation"`
+	QueryScalar   *float64        `json:"query_pre_attn_scalar"`
+	AttnCap       json.RawMessage `json:"attn_logit_softcapping"`
+	LogitCap      json.RawMessage `json:"final_logit_softcapping"`
+	LocalTheta    *float64        `json:"rope_local_base_freq"`
+	Pattern       *int            `json:"sliding_window_pattern"`
+	Bidirectional *bool           `json:"use_bidirectional_attention"`
+	BOS           *int            `json:"bos_token_id"`
+	EOS           json.RawMessage `json:"eos_token_id"`
 
 	// GPT-2's names.
 	NEmbd    int      `json:"n_embd"`
@@ -151,9 +127,9 @@ func activation(name string) (kernel.Act, error) {
 	switch name {
 	case "", "silu", "swish":
 		return kernel.SiLU, nil
-	case "gelu_new", "gelu_pytorch_tanh", "gelu_fast":
+	case "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_python_tanh", "gelu_accurate":
 		return kernel.GELUTanh, nil
-	case "gelu":
+	case "gelu", "gelu_python":
 		return kernel.GELU, nil
 	}
 	return 0, &UnsupportedError{"activation", name, "silu, gelu, gelu_new and gelu_pytorch_tanh are"}
@@ -162,105 +138,6 @@ func activation(name string) (kernel.Act, error) {
 // activationName is activation's inverse.
 func activationName(a kernel.Act) string {
 	return map[kernel.Act]string{kernel.SiLU: "silu", kernel.GELUTanh: "gelu_pytorch_tanh", kernel.GELU: "gelu"}[a]
-}
-
-// rope reads the rope settings, old and new.
-func (h *hfConfig) rope(headDim int, p *hfRope) (Rope, error) {
-	r := Rope{Base: 10000, Dims: headDim}
-	if h.gemma3() {
-		r.Base = 1e6
-	}
-	if h.Theta != nil {
-		r.Base = *h.Theta
-	}
-	partial := h.Partial
-	if p != nil {
-		if p.Theta != nil {
-			r.Base = *p.Theta
-		}
-		if p.PartialDim != nil {
-			partial = p.PartialDim
-		}
-		if p.Original == 0 {
-			p.Original = h.Original
-		}
-		if err := r.scaling(p, h.Context); err != nil {
-			return r, err
-		}
-	}
-	if partial != nil {
-		r.Dims = int(float64(headDim) * *partial)
-	}
-	return r, nil
-}
-
-func (r *Rope) scaling(p *hfRope, context int) error {
-	r.Type = p.Type
-	if r.Type == "" {
-		r.Type = p.OldType
-	}
-	if r.Type == "default" {
-		r.Type = ""
-	}
-	if r.Type == "" {
-		return nil
-	}
-	r.Factor, r.Original = p.Factor, p.Original
-	if r.Type == "yarn" && r.Factor == 0 && r.Original > 0 {
-		r.Factor = float64(context) / float64(r.Original)
-	}
-	if r.Type == "su" {
-		r.Type = "longrope"
-	}
-	if r.Type == "longrope" {
-		return r.longrope(p, context)
-	}
-	if !(r.Factor > 0) {
-		return &FieldError{"rope factor", fmt.Sprintf("%g is not positive", r.Factor)}
-	}
-	switch r.Type {
-	case "linear":
-		return nil
-	case "llama3":
-		r.LowFreq, r.HighFreq = p.LowFreq, p.HighFreq
-		if !(r.LowFreq > 0 && r.HighFreq > r.LowFreq && r.Original > 0) {
-			return &FieldError{"rope scaling", "llama3 needs low_freq_factor < high_freq_factor and original_max_position_embeddings"}
-		}
-		return nil
-	case "yarn":
-		r.BetaFast, r.BetaSlow = or(p.BetaFast, 32), or(p.BetaSlow, 1)
-		r.KeepRamp = !or(p.Truncate, true)
-		if r.Original == 0 {
-			r.Original = context
-		}
-		switch {
-		case p.Attention != nil:
-			r.Attention = *p.Attention
-		case p.MScale != nil && p.MScaleAll != nil && *p.MScale != 0 && *p.MScaleAll != 0:
-			r.Attention = yarnScale(r.Factor, *p.MScale) / yarnScale(r.Factor, *p.MScaleAll)
-		}
-		return nil
-	}
-	return &UnsupportedError{"rope type", r.Type, "default, linear, llama3 and yarn are"}
-}
-
-// longrope is Phi-3's (LongRoPE, arXiv 2402.13753): frequencies are divided by one list
-// of factors within the original context and by another beyond, and magnitudes grow with
-// the logarithm of the extension.
-func (r *Rope) longrope(p *hfRope, context int) error {
-	if r.Original < 1 {
-		return &FieldError{"original_max_position_embeddings", "is missing, which longrope needs"}
-	}
-	r.Factors, r.Far = p.Short, p.Long
-	if r.Factors == nil || r.Far == nil {
-		return &FieldError{"rope scaling", "longrope needs short_factor and long_factor"}
-	}
-	r.Factor = float64(context) / float64(r.Original)
-	r.Attention = or(p.Attention, 1)
-	if p.Attention == nil && r.Factor > 1 {
-		r.Attention = math.Sqrt(1 + math.Log(r.Factor)/math.Log(float64(r.Original)))
-	}
-	return nil
 }
 
 // mixtralNames are the names that Mixtral's files have for mixtures' tensors.

@@ -30,10 +30,14 @@ func yarnScale(factor, m float64) float64 {
 }
 
 func (h *hfConfig) llama() (Config, error) {
+	eps := 1e-6
+	if slices.Contains([]string{"mixtral", "phi3", "gpt_oss"}, h.ModelType) {
+		eps = 1e-5
+	}
 	c := Config{
 		Layers: h.Layers, Width: h.Width, Heads: h.Heads, KVHeads: or(h.KVHeads, h.Heads), FF: h.FF,
-		Vocab: h.Vocab, Context: h.Context, NormEps: or(h.RMSEps, 1e-6), GLU: true,
-		BiasQKV: or(h.AttnBias, false), BiasO: or(h.AttnBias, false), BiasMLP: h.MLPBias, TiedHead: or(h.Tied, false),
+		Vocab: h.Vocab, Context: h.Context, NormEps: or(h.RMSEps, eps), GLU: true,
+		BiasQKV: or(h.AttnBias, false), BiasO: or(h.AttnBias, false), TiedHead: or(h.Tied, h.ModelType == "smollm3"),
 	}
 	if c.Heads < 1 || c.KVHeads < 1 {
 		return c, &FieldError{"num_attention_heads", fmt.Sprintf("%d heads, %d key/value heads", c.Heads, c.KVHeads)}
@@ -41,7 +45,10 @@ func (h *hfConfig) llama() (Config, error) {
 	c.HeadDim = or(h.HeadDim, c.Width/c.Heads)
 	var err error
 	switch h.ModelType {
+	case "llama":
+		c.BiasMLP = h.MLPBias
 	case "mistral":
+		c.BiasQKV, c.BiasO = false, false
 		c.Window, err = h.window()
 	case "qwen2":
 		c.BiasQKV, c.BiasO = true, false
@@ -52,23 +59,27 @@ func (h *hfConfig) llama() (Config, error) {
 	case "gpt_oss":
 		err = h.gptOSS(&c)
 	case "mixtral":
-		c.Experts, c.TopK, c.ExpertFF, c.NormTopK = or(h.Experts, 8), or(h.TopK, 2), h.FF, true
+		c.Experts, c.TopK, c.ExpertFF, c.NormTopK = or(h.Experts, or(h.OldExperts, 8)), or(h.TopK, 2), h.FF, true
+		c.BiasQKV, c.BiasO = false, false
 		if h.Window != nil {
 			c.Window, err = h.window()
 		}
-	case "qwen3", "qwen3_moe", "smollm3":
-		c.QKNorm = h.ModelType != "smollm3"
-		if h.ModelType == "qwen3_moe" {
-			err = h.sparse(&c)
-		}
-		if err == nil && or(h.UseWindow, false) {
+	case "qwen3":
+		c.QKNorm, c.HeadDim = true, or(h.HeadDim, 128)
+		if or(h.UseWindow, false) {
 			c.Window, err = h.window()
 			c.Full, err = h.fullLayers(c.Window, err)
 		}
-		if h.ModelType == "smollm3" && err == nil {
-			c.NoRope, err = h.unrotated()
+	case "qwen3_moe":
+		c.QKNorm = true
+		h.sparse(&c)
+		if or(h.UseWindow, false) { // in every layer
+			c.Window, err = h.window()
 		}
+	case "smollm3":
+		err = h.smolLM3(&c)
 	case "phi3":
+		c.BiasQKV, c.BiasO = false, false
 		if h.Window != nil {
 			c.Window, err = h.window()
 		}
@@ -78,23 +89,18 @@ func (h *hfConfig) llama() (Config, error) {
 	if err != nil {
 		return c, err
 	}
-	if c.Act, err = activation(cmp.Or(h.Activation, h.Act, "silu")); err != nil {
+	act := cmp.Or(h.Act, "silu")
+	switch {
+	case c.GainFromOne:
+		act = cmp.Or(h.Activation, "gelu_pytorch_tanh")
+	case c.GLUAlpha != 0:
+		act = "silu" // and more, whatever the file says
+	}
+	if c.Act, err = activation(act); err != nil {
 		return c, err
 	}
-	global, local := h.parameters()
-	if c.Rope, err = h.rope(c.HeadDim, global); err != nil {
-		return c, err
-	}
-	if h.gemma3() {
-		r := Rope{Base: or(h.LocalTheta, 10000), Dims: c.HeadDim}
-		if local != nil {
-			if r, err = h.rope(c.HeadDim, local); err != nil {
-				return c, err
-			}
-		}
-		c.LocalRope = &r
-	}
-	return c, nil
+	c.Rope, c.LocalRope, err = h.ropes(c.HeadDim)
+	return c, err
 }
 
 func (h *hfConfig) gemma3() bool { return strings.HasPrefix(h.ModelType, "gemma3") }
@@ -107,8 +113,8 @@ func (h *hfConfig) gemma(c *Config) error {
 		c.QueryScale = 1 / math.Sqrt(scalar)
 	}
 	c.HeadDim = or(h.HeadDim, 256)
-	if h.Act == "" && h.Activation == "" {
-		h.Act = "gelu_pytorch_tanh"
+	if h.gemma3() && or(h.Bidirectional, false) {
+		return &UnsupportedError{"use_bidirectional_attention", "true", "causal attention is"}
 	}
 	c.AttnCap, c.LogitCap = h.caps()
 	var err error
@@ -117,7 +123,7 @@ func (h *hfConfig) gemma(c *Config) error {
 	}
 	pattern := 2
 	if h.gemma3() {
-		pattern = or(h.Pattern, or(h.OldPattern, 6))
+		pattern = or(h.Pattern, 6)
 	}
 	if h.LayerTypes == nil && h.Layers > 0 && h.Layers <= maxLayers && pattern > 0 {
 		for l := range h.Layers {
@@ -133,7 +139,7 @@ func (h *hfConfig) gemma(c *Config) error {
 }
 
 // caps are the bounds of scores and logits: Gemma 2's own where the file says nothing,
-// none where it says null.
+// none where it says null. Gemma 3 has one of logits at most.
 func (h *hfConfig) caps() (attention, logits float64) {
 	read := func(raw json.RawMessage, otherwise float64) float64 {
 		if raw == nil {
@@ -146,16 +152,16 @@ func (h *hfConfig) caps() (attention, logits float64) {
 		return *v
 	}
 	if h.gemma3() {
-		return read(h.AttnCap, 0), read(h.LogitCap, 0)
+		return 0, read(h.LogitCap, 0)
 	}
 	return read(h.AttnCap, 50), read(h.LogitCap, 30)
 }
 
 // sparse completes what Qwen3's mixtures have.
-func (h *hfConfig) sparse(c *Config) error {
+func (h *hfConfig) sparse(c *Config) {
 	c.Experts, c.TopK, c.ExpertFF, c.NormTopK = or(h.Experts, or(h.OldExperts, 128)), or(h.TopK, 8), or(h.ExpertFF, 768), or(h.NormTopK, false)
 	if h.Layers < 1 || h.Layers > maxLayers {
-		return nil
+		return
 	}
 	plain := make([]bool, h.Layers)
 	for l := range plain {
@@ -164,13 +170,12 @@ func (h *hfConfig) sparse(c *Config) error {
 	if slices.Contains(plain, true) {
 		c.DenseFF = plain
 	}
-	return nil
 }
 
 // gptOSS completes what GPT-OSS has: sinks, biases everywhere, a clamped gate, and a window
 // in every other layer.
 func (h *hfConfig) gptOSS(c *Config) error {
-	c.Experts, c.TopK, c.ExpertFF, c.NormTopK = or(h.Experts, 128), or(h.TopK, 4), h.FF, true
+	c.Experts, c.TopK, c.ExpertFF, c.NormTopK = or(h.Experts, or(h.OldExperts, 128)), or(h.TopK, 4), h.FF, true
 	c.Sinks, c.BiasQKV, c.BiasO = true, or(h.AttnBias, true), or(h.AttnBias, true)
 	c.HeadDim = or(h.HeadDim, 64)
 	c.GLUAlpha, c.GLULimit = or(h.GLUAlpha, 1.702), or(h.GLULimit, 7)
@@ -194,7 +199,32 @@ func (h *hfConfig) gptOSS(c *Config) error {
 	return err
 }
 
-// unrotated lists SmolLM3's layers without positions.
+// smolLM3 completes what SmolLM3 has: layers without positions, which are those with a
+// window if there is one, unless layer_types says which are.
+func (h *hfConfig) smolLM3(c *Config) error {
+	c.BiasMLP = h.MLPBias
+	var err error
+	if c.NoRope, err = h.unrotated(); err != nil || h.Window == nil || h.LayerTypes == nil && !or(h.UseWindow, false) {
+		return err
+	}
+	if c.Window, err = h.window(); err != nil {
+		return err
+	}
+	if h.LayerTypes == nil {
+		for _, none := range c.NoRope {
+			kind := "full_attention"
+			if none {
+				kind = "sliding_attention"
+			}
+			h.LayerTypes = append(h.LayerTypes, kind)
+		}
+	}
+	c.Full, err = h.fullLayers(c.Window, nil)
+	return err
+}
+
+// unrotated lists SmolLM3's layers without positions. The file may describe more layers
+// than there are.
 func (h *hfConfig) unrotated() ([]bool, error) {
 	if h.Layers < 1 || h.Layers > maxLayers {
 		return nil, nil
@@ -204,27 +234,14 @@ func (h *hfConfig) unrotated() ([]bool, error) {
 		out[l] = (l+1)%max(or(h.NoRopeEvery, 4), 1) == 0
 	}
 	if h.NoRope != nil {
-		if len(h.NoRope) != h.Layers {
+		if len(h.NoRope) < h.Layers {
 			return nil, &FieldError{"no_rope_layers", fmt.Sprintf("%d of %d layers", len(h.NoRope), h.Layers)}
 		}
-		for l, rotated := range h.NoRope {
-			out[l] = rotated == 0
+		for l := range out {
+			out[l] = h.NoRope[l] == 0
 		}
 	}
 	return out, nil
-}
-
-// parameters are the rope settings of layers that see everything and of those with a
-// window; the latter nil where they are not given apart.
-func (h *hfConfig) parameters() (global, local *hfRope) {
-	global = h.Parameters
-	if global == nil {
-		return h.Scaling, nil
-	}
-	if global.Full != nil {
-		return global.Full, global.Sliding
-	}
-	return global, nil
 }
 
 // window is the sliding window: none where the file says null, the architecture's
@@ -315,6 +332,9 @@ func llamaJSON(c Config) (map[string]any, error) {
 	}
 	if c.Rope.Dims != c.HeadDim {
 		out["partial_rotary_factor"] = float64(c.Rope.Dims) / float64(c.HeadDim)
+		if kind != "phi3" {
+			return nil, &UnsupportedError{"rotated dimensions to write", fmt.Sprintf("%d of %d", c.Rope.Dims, c.HeadDim), "whole heads and phi3's are"}
+		}
 	}
 	if c.Rope.Type != "" {
 		out["rope_scaling"] = c.Rope.json()
@@ -387,7 +407,7 @@ func llamaJSON(c Config) (map[string]any, error) {
 	}
 	switch {
 	case c.Rope.Interleaved || c.Rope.Factors != nil && c.Rope.Type != "longrope":
-		return nil, &UnsupportedError{"rope to write", "interleaved or with factors", "half-split default, linear, llama3 and yarn are"}
+		return nil, &UnsupportedError{"rope to write", "interleaved or with factors", "half-split ones without factors or by longrope are"}
 	case biased || !layered && c.Full != nil:
 		return nil, &UnsupportedError{"blocks to write", kind, "biases and windows as that architecture has them are"}
 	}
@@ -415,28 +435,6 @@ func (c *Config) gemmaJSON(out map[string]any) {
 			out["rope_local_base_freq"] = c.LocalRope.Base
 		}
 	}
-}
-
-// json is rope_scaling, in the classic spelling.
-func (r *Rope) json() map[string]any {
-	out := map[string]any{"rope_type": r.Type, "factor": r.Factor}
-	switch r.Type {
-	case "longrope":
-		delete(out, "factor")
-		out["short_factor"], out["long_factor"] = r.Factors, r.Far
-		if r.Attention != 0 {
-			out["attention_factor"] = r.Attention
-		}
-	case "llama3":
-		out["low_freq_factor"], out["high_freq_factor"], out["original_max_position_embeddings"] = r.LowFreq, r.HighFreq, r.Original
-	case "yarn":
-		out["beta_fast"], out["beta_slow"], out["original_max_position_embeddings"] = r.BetaFast, r.BetaSlow, r.Original
-		out["truncate"] = !r.KeepRamp
-		if r.Attention != 0 {
-			out["attention_factor"] = r.Attention
-		}
-	}
-	return out
 }
 
 // NewLlama completes the hyper-parameters of a llama to be trained from scratch.
