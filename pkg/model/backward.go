@@ -160,7 +160,7 @@ func (s *Stage[F]) attendGrad(layer int, blk *block[F], k *saved[F], dx []F, tr 
 		s.sinkGrad(w.datt, k.att, k.lse, &blk.sinks, g)
 	}
 	s.set.AttendCausalGrad(w.dq, w.dk, w.dv, w.datt, k.att, k.lse, k.q, k.k, k.v, tr.in.B, tr.in.T, c.heads(layer))
-	if r := s.rotaries[layer-s.Range.Lo]; r != nil {
+	if r := s.rotary(layer, tr.in.T); r != nil {
 		s.set.RotateGrad(w.dq, r, tr.pos, c.Heads, c.HeadDim)
 		s.set.RotateGrad(w.dk, r, tr.pos, c.KVHeads, c.HeadDim)
 	}

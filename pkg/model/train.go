@@ -2,6 +2,7 @@ package model
 
 import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
+	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
 
@@ -137,6 +138,18 @@ func (tr *Trace[F]) keep(x []F) []F {
 	return out
 }
 
+// rotary is the rotation of a layer in sequences of t tokens. LongRoPE turns all of one
+// by its far frequencies, or none: of a whole sequence that is known.
+func (s *Stage[F]) rotary(layer, t int) *kernel.Rotary {
+	r := s.rotaries[layer-s.Range.Lo]
+	if r == nil || r.Far == nil || t <= r.From {
+		return r
+	}
+	far := *r
+	far.Freq, far.Far = r.Far, nil
+	return &far
+}
+
 // trainBlock adds the block of a layer to x[B*T,C] and returns what its backward needs.
 func (s *Stage[F]) trainBlock(layer int, blk *block[F], x []F, tr *Trace[F], w *workspace[F]) saved[F] {
 	c, n := &s.Config, tr.in.B*tr.in.T
@@ -168,7 +181,7 @@ func (s *Stage[F]) trainBlock(layer int, blk *block[F], x []F, tr *Trace[F], w *
 		s.normHeads(k.q, k.q, &blk.qNorm)
 		s.normHeads(k.k, k.k, &blk.kNorm)
 	}
-	if r := s.rotaries[layer-s.Range.Lo]; r != nil {
+	if r := s.rotary(layer, tr.in.T); r != nil {
 		s.set.Rotate(k.q, r, tr.pos, c.Heads, c.HeadDim)
 		s.set.Rotate(k.k, r, tr.pos, c.KVHeads, c.HeadDim)
 	}

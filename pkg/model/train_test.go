@@ -253,6 +253,42 @@ func TestStage_TwelveAdamWSteps(t *testing.T) {
 	}
 }
 
+// TestStage_LongRopeOfWholeSequences trains sequences on both sides of the original
+// context: as if either list of factors were all there is.
+func TestStage_LongRopeOfWholeSequences(t *testing.T) {
+	set := kernel.Set[float32](ref.New[float32]())
+	short, long := []float32{1, 2, 1.5, 3}, []float32{5, 2, 7, 3}
+	run := func(near, far []float32, n int) ([]float64, []float32) {
+		c := model.NewLlama(small(model.Config{Rope: model.Rope{Type: "longrope", Original: 8, Factors: near, Far: far}}))
+		s, err := model.Init(c, whole(c), set, 5)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range s.Params().Tensors {
+			for i := range p.Data {
+				p.Data[i] *= 10 // sharper than the first weights
+			}
+		}
+		ids := []int32{1, 2, 3, 5, 8, 13, 21, 4, 6, 9, 15}[:n]
+		tr, err := s.TrainForward(model.Micro[float32]{B: 1, T: n, IDs: ids, Targets: ids, Scale: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		loss, g := slices.Clone(tr.Loss), s.NewGrads()
+		if _, err := s.TrainBackward(tr, nil, g); err != nil {
+			t.Fatal(err)
+		}
+		return loss, g.Tensors[2].Data
+	}
+	for n, want := range map[int][]float32{8: short, 9: long, 11: long} {
+		loss, grad := run(short, long, n)
+		wantLoss, wantGrad := run(want, want, n)
+		if !slices.Equal(loss, wantLoss) || !slices.Equal(grad, wantGrad) {
+			t.Errorf("%d tokens do not turn by the factors %v", n, want)
+		}
+	}
+}
+
 // TestStage_DirectionalDerivative compares the gradient with central differences of
 // the loss along random directions, in float64.
 func TestStage_DirectionalDerivative(t *testing.T) {
