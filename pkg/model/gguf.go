@@ -78,6 +78,9 @@ func ggufConfig(g *weights.GGUF) (Config, error) {
 	if arch == "gpt2" {
 		c.NormEps, c.LayerNorm, c.Learned, c.Act = f.float("attention.layer_norm_epsilon", 1e-5), true, true, kernel.GELUTanh
 		c.BiasQKV, c.BiasO, c.BiasMLP = true, true, true
+		if up, ok := g.Info("blk.0.ffn_up.weight"); ok && len(up.Shape) == 2 {
+			c.FF = up.Shape[0] // files say 4C, whatever n_inner was
+		}
 		return c, c.Validate()
 	}
 	c.NormEps, c.GLU, c.Act = f.float("attention.layer_norm_rms_epsilon", 1e-5), true, kernel.SiLU
@@ -94,12 +97,7 @@ func ggufConfig(g *weights.GGUF) (Config, error) {
 		ggufGemma(f, &c)
 	case "gpt-oss":
 		c.Sinks, c.GLUAlpha, c.GLULimit = has("blk.0.attn_sinks.weight"), 1.702, 7
-		if c.Window > 0 && c.Layers <= maxLayers {
-			c.Full = make([]bool, c.Layers)
-			for l := range c.Full {
-				c.Full[l] = (l+1)%max(f.uint("attention.sliding_window_pattern", 2), 1) == 0
-			}
-		}
+		c.Full = f.full(&c, 2)
 	}
 	var err error
 	if c.Rope, err = ggufRope(g, f, c); err != nil {
@@ -134,18 +132,35 @@ func ggufGemma(f *ggufFields, c *Config) {
 	pattern, largest := 2, 46
 	if f.arch == "gemma3" {
 		pattern, largest = 6, 62
+		c.LogitCap = f.float("final_logit_softcapping", 0)
 	} else {
 		c.AttnCap, c.LogitCap = f.float("attn_logit_softcapping", 50), f.float("final_logit_softcapping", 30)
+		c.Window = f.uint("attention.sliding_window", 4096)
 	}
 	if c.Layers == largest { // of the 27B, whose heads do not make up its width
 		c.QueryScale = 1 / math.Sqrt(float64(c.Width)/float64(c.Heads))
 	}
-	if c.Window > 0 && c.Layers <= maxLayers {
-		c.Full = make([]bool, c.Layers)
-		for l := range c.Full {
-			c.Full[l] = (l+1)%max(f.uint("attention.sliding_window_pattern", pattern), 1) == 0
+	c.Full = f.full(c, pattern)
+}
+
+// full lists the layers without the window: those that the file marks as such, or every
+// pattern-th one.
+func (f *ggufFields) full(c *Config, pattern int) []bool {
+	if c.Window == 0 || c.Layers > maxLayers {
+		return nil
+	}
+	marks, _ := f.meta.Bools(f.arch + ".attention.sliding_window_pattern")
+	pattern = f.uint("attention.sliding_window_pattern", pattern)
+	full := make([]bool, c.Layers)
+	for l := range full {
+		switch {
+		case len(marks) >= c.Layers:
+			full[l] = !marks[l]
+		case pattern > 0:
+			full[l] = (l+1)%pattern == 0
 		}
 	}
+	return full
 }
 
 func ggufRope(g *weights.GGUF, f *ggufFields, c Config) (Rope, error) {
@@ -153,6 +168,10 @@ func ggufRope(g *weights.GGUF, f *ggufFields, c Config) (Rope, error) {
 	kind, _ := f.meta.String(f.arch + ".rope.scaling.type")
 	switch kind {
 	case "", "none":
+	case "longrope": // whose factors are tensors
+		if f.arch != "phi3" {
+			return r, &UnsupportedError{"rope.scaling.type", kind, "of phi3 alone it is"}
+		}
 	case "linear":
 		r.Type, r.Factor = "linear", f.float("rope.scaling.factor", 1)
 	case "yarn":
@@ -160,8 +179,14 @@ func ggufRope(g *weights.GGUF, f *ggufFields, c Config) (Rope, error) {
 		r.Original = f.uint("rope.scaling.original_context_length", c.Context)
 		r.KeepRamp = f.arch == "gpt-oss" // which is published so; files do not say
 		r.BetaFast, r.BetaSlow = f.float("rope.scaling.yarn_beta_fast", 32), f.float("rope.scaling.yarn_beta_slow", 1)
-		if a := f.float("rope.scaling.attn_factor", 1); a != 1 {
-			r.Attention = a * yarnScale(r.Factor, 1)
+		scale := yarnScale(r.Factor, 1)
+		if m := f.float("rope.scaling.yarn_log_multiplier", 0); m != 0 {
+			scale /= yarnScale(r.Factor, m)
+		}
+		// The one multiplies the paper's magnitude, the other is config.json's in its place.
+		scale = f.float("rope.scaling.yarn_attn_factor", scale*f.float("rope.scaling.attn_factor", 1))
+		if scale != yarnScale(r.Factor, 1) {
+			r.Attention = scale
 		}
 	default:
 		return r, &UnsupportedError{"rope.scaling.type", kind, "none, linear and yarn are"}

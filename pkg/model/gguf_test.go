@@ -1,0 +1,131 @@
+package model_test
+
+import (
+	"encoding/binary"
+	"maps"
+	"math"
+	"reflect"
+	"slices"
+	"testing"
+
+	"github.com/lamina-mesh/lamina/pkg/model"
+	"github.com/lamina-mesh/lamina/pkg/weights"
+)
+
+// ggufText is a GGUF file of metadata and of F32 tensors of zeros, shapes outermost first.
+func ggufText(meta map[string]any, tensors map[string][]int) []byte {
+	le := binary.LittleEndian
+	text := func(b []byte, s string) []byte { return append(le.AppendUint64(b, uint64(len(s))), s...) }
+	b := le.AppendUint32([]byte("GGUF"), 3)
+	b = le.AppendUint64(le.AppendUint64(b, uint64(len(tensors))), uint64(len(meta)))
+	for _, key := range slices.Sorted(maps.Keys(meta)) {
+		b = text(b, key)
+		switch v := meta[key].(type) {
+		case int:
+			b = le.AppendUint32(le.AppendUint32(b, 4), uint32(v))
+		case float64:
+			b = le.AppendUint32(le.AppendUint32(b, 6), math.Float32bits(float32(v)))
+		case string:
+			b = text(le.AppendUint32(b, 8), v)
+		case []bool:
+			b = le.AppendUint64(le.AppendUint32(le.AppendUint32(b, 9), 7), uint64(len(v)))
+			for _, x := range v {
+				b = append(b, map[bool]byte{true: 1}[x])
+			}
+		}
+	}
+	size := 0
+	for _, name := range slices.Sorted(maps.Keys(tensors)) {
+		shape := tensors[name]
+		b = le.AppendUint32(text(b, name), uint32(len(shape)))
+		n := 4
+		for i := range shape {
+			b = le.AppendUint64(b, uint64(shape[len(shape)-1-i]))
+			n *= shape[i]
+		}
+		b = le.AppendUint64(le.AppendUint32(b, 0), uint64(size))
+		size += (n + 31) / 32 * 32
+	}
+	return append(b, make([]byte, 32-len(b)%32+size)...)
+}
+
+// ggufConfig reads the hyper-parameters of an architecture's small file with some more
+// metadata, whose keys lack the architecture.
+func ggufConfig(t *testing.T, arch string, more map[string]any, tensors map[string][]int) model.Config {
+	t.Helper()
+	meta := map[string]any{"general.architecture": arch}
+	for key, v := range map[string]any{"block_count": 3, "embedding_length": 32, "attention.head_count": 4, "feed_forward_length": 128, "context_length": 64} {
+		meta[arch+"."+key] = v
+	}
+	for key, v := range more {
+		meta[arch+"."+key] = v
+	}
+	all := map[string][]int{"token_embd.weight": {40, 32}}
+	maps.Copy(all, tensors)
+	g, err := weights.ParseGGUF(arch, ggufText(meta, all))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := model.FromGGUF(g, arch)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f.Config
+}
+
+func TestFromGGUF_WindowsOfLayers(t *testing.T) {
+	for _, c := range []struct {
+		arch   string
+		meta   map[string]any
+		window int
+		full   []bool
+	}{
+		{"gemma2", nil, 4096, []bool{false, true, false}},
+		{"gemma2", map[string]any{"attention.sliding_window": 9}, 9, []bool{false, true, false}},
+		{"gemma3", nil, 0, nil},
+		{"gemma3", map[string]any{"attention.sliding_window": 9}, 9, []bool{false, false, false}},
+		{"gemma3", map[string]any{"attention.sliding_window": 9, "attention.sliding_window_pattern": 3}, 9, []bool{false, false, true}},
+		{"gpt-oss", map[string]any{"attention.sliding_window": 9, "attention.sliding_window_pattern": []bool{false, true, true}}, 9, []bool{true, false, false}},
+	} {
+		if got := ggufConfig(t, c.arch, c.meta, nil); got.Window != c.window || !reflect.DeepEqual(got.Full, c.full) {
+			t.Errorf("%s with %v has window %d, full layers %v; want %d, %v", c.arch, c.meta, got.Window, got.Full, c.window, c.full)
+		}
+	}
+}
+
+func TestFromGGUF_MagnitudesOfYaRN(t *testing.T) {
+	paper := 0.1*math.Log(4) + 1
+	for _, c := range []struct {
+		more map[string]any
+		want float64
+	}{
+		{nil, 0}, // the paper's
+		{map[string]any{"rope.scaling.attn_factor": 0.5}, 0.5 * paper},
+		{map[string]any{"rope.scaling.yarn_attn_factor": 0.75}, 0.75},
+		{map[string]any{"rope.scaling.yarn_log_multiplier": 2.0}, paper / (0.2*math.Log(4) + 1)},
+	} {
+		meta := map[string]any{"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 16}
+		maps.Copy(meta, c.more)
+		if r := ggufConfig(t, "qwen2", meta, nil).Rope; math.Abs(r.Attention-c.want) > 1e-9 || r.Original != 16 {
+			t.Errorf("%v gives magnitude %g, want %g", c.more, r.Attention, c.want)
+		}
+	}
+}
+
+func TestFromGGUF_WhatElseTheFileSays(t *testing.T) {
+	if c := ggufConfig(t, "gemma3", map[string]any{"final_logit_softcapping": 3.0}, nil); c.LogitCap != 3 || c.AttnCap != 0 {
+		t.Errorf("gemma3 bounds logits by %g, scores by %g; want 3 and none", c.LogitCap, c.AttnCap)
+	}
+	if c := ggufConfig(t, "gpt2", nil, map[string][]int{"blk.0.ffn_up.weight": {77, 32}}); c.FF != 77 {
+		t.Errorf("gpt2's feed-forward is %d wide, its matrix 77", c.FF)
+	}
+	meta := map[string]any{"general.architecture": "phi3", "phi3.rope.scaling.type": "longrope", "phi3.block_count": 1, "phi3.embedding_length": 32,
+		"phi3.attention.head_count": 4, "phi3.feed_forward_length": 8, "phi3.context_length": 8}
+	g, err := weights.ParseGGUF("phi3", ggufText(meta, map[string][]int{"token_embd.weight": {4, 32}, "rope_factors_short.weight": {4}, "rope_factors_long.weight": {4}}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := model.FromGGUF(g, "phi3"); err == nil || err.Error() != "read model: rope factors: number 0 is 0" { // of zeros, but read
+		t.Errorf("phi3's longrope: %v", err)
+	}
+}
