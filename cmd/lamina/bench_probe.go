@@ -1,17 +1,15 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
-	"github.com/lamina-mesh/lamina/pkg/fault"
+	"github.com/lamina-mesh/lamina/pkg/kernel/cpu"
 )
 
 // machine says where a measurement was made.
@@ -94,7 +92,7 @@ func cacheBytes() int64 {
 const (
 	probeLeast  = 256 << 20
 	probeMost   = 2 << 30
-	probeTime   = 600 * time.Millisecond
+	probeTime   = 200 * time.Millisecond
 	probePasses = 3
 )
 
@@ -107,44 +105,14 @@ func probeSize() int {
 // in 10⁹ bytes a second: the best of several passes, so that a neighbour's burst
 // does not count.
 func readGBps(ctx context.Context, threads, size int) (float64, error) {
-	buffer := make([]byte, size)
-	parts := make([][]byte, threads)
-	for i := range parts {
-		parts[i] = buffer[i*size/threads : (i+1)*size/threads]
-	}
-	each(parts, func(part []byte) bool { // pages that nobody wrote are all one page
-		for i := range part {
-			part[i] = 1
-		}
-		return true
-	})
+	set := cpu.New(threads)
+	defer set.Close()
 	var best float64
-	for pass, began := 0, time.Now(); pass < probePasses || time.Since(began) < probeTime; pass++ {
+	for range probePasses {
 		if err := ctx.Err(); err != nil {
 			return 0, err
 		}
-		from := time.Now()
-		// The search finds nothing; it is the standard library's vector loop.
-		if !each(parts, func(part []byte) bool { return bytes.IndexByte(part, 0) < 0 }) {
-			return 0, fault.New(fault.Internal, "probe memory: the buffer has changed")
-		}
-		best = max(best, float64(size)/time.Since(from).Seconds()/1e9)
+		best = max(best, set.ReadRate(size, probeTime))
 	}
 	return best, nil
-}
-
-// each runs body on every part at once and reports whether all said yes.
-func each(parts [][]byte, body func([]byte) bool) bool {
-	yes := make([]bool, len(parts))
-	var wg sync.WaitGroup
-	for i, part := range parts {
-		wg.Go(func() { yes[i] = body(part) })
-	}
-	wg.Wait()
-	for _, y := range yes {
-		if !y {
-			return false
-		}
-	}
-	return true
 }

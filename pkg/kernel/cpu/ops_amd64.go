@@ -68,7 +68,7 @@ func native() []ops {
 func avx512() ops {
 	o := ops{
 		name: "avx512", quant: quantAVX512(), pair: pairAVX512(),
-		probes:  probes{probeFMA512, probeVNNI512, probePairs512, 12 * 16 * 2, 12 * 64 * 2, 12 * 32 * 2},
+		probes:  probes{probeFMA512, probeVNNI512, probePairs512, 12 * 16 * 2, 12 * 64 * 2, 12 * 32 * 2, probeRead512},
 		dots4x4: dots4x4, dots1x4: dots1x4, dots1x1: dots1x1, axpy: axpy, add: addTo,
 		dot: func(a, b *float32, n int) float32 {
 			var out float32
@@ -123,6 +123,6 @@ func avx2() ops {
 	o.cache = cacheOps{halvesOfWide, ofHalvesWide, keysOfBytesWide, valueOfBytesWide}
 	o.pairs = pairsAVX2()
 	o.attend.weigh, o.attend.join = weighOf(&o), joinAVX2
-	o.probes = probes{float32: probeFMA256, int8: probeWords256, floats: 12 * 8 * 2, bytes: 12 * 16 * 2}
+	o.probes = probes{float32: probeFMA256, int8: probeWords256, floats: 12 * 8 * 2, bytes: 12 * 16 * 2, read: probeRead256}
 	return o
 }

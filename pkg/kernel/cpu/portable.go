@@ -11,7 +11,7 @@ const lanes = 16
 
 func portable() ops {
 	o := ops{
-		name: "portable", quant: quantPortable(), pair: pairPortable(), dots4x4: plainDots(4, 4), dots1x4: plainDots(1, 4), dots1x1: plainDots(1, 1),
+		name: "portable", probes: probes{read: readPortable}, quant: quantPortable(), pair: pairPortable(), dots4x4: plainDots(4, 4), dots1x4: plainDots(1, 4), dots1x1: plainDots(1, 1),
 		axpy: func(y, x *float32, n int, s float32) {
 			out := unsafe.Slice(y, n)
 			for i, v := range unsafe.Slice(x, n) {

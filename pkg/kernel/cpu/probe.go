@@ -1,6 +1,10 @@
 package cpu
 
-import "time"
+import (
+	"runtime"
+	"time"
+	"unsafe"
+)
 
 // Peaks are the rates of loops that do nothing but multiply and add in registers, on
 // all of a set's threads at once, in 10⁹ operations a second; a multiply-add is two. Zero
@@ -15,6 +19,8 @@ type Peaks struct {
 type probes struct {
 	float32, int8, bfloat16 func(n int)
 	floats, bytes, pairs    float64
+
+	read func(p *byte, quads int) // lines of 64 bytes, four at a time
 }
 
 // probeRounds is a piece of a probe, some tens of microseconds.
@@ -24,6 +30,39 @@ const probeRounds = 1 << 14
 func (s *Set) Peaks(each time.Duration) Peaks {
 	p := s.probes
 	return Peaks{s.rate(p.float32, p.floats, each), s.rate(p.int8, p.bytes, each), s.rate(p.bfloat16, p.pairs, each)}
+}
+
+// readPiece is what a thread reads at a time.
+const readPiece = 1 << 20
+
+// ReadRate is how fast all threads together stream size bytes of memory, 2 MiB or more, each
+// its own part from end to end and in huge pages, as products read weights: 10⁹ bytes
+// a second, the best of passes that take about the given time.
+func (s *Set) ReadRate(size int, each time.Duration) float64 {
+	pieces := size / readPiece
+	data, free := mapHuge((size + hugePage - 1) &^ (hugePage - 1))
+	defer free()
+	s.pool.each(pieces, func(i int) { // pages that nobody wrote are all one page
+		for at := i * readPiece; at < (i+1)*readPiece; at += 1 << 12 {
+			data[at] = 1
+		}
+	})
+	var best float64
+	for began := time.Now(); time.Since(began) < each; {
+		from := time.Now()
+		s.pool.each(pieces, func(i int) { s.probes.read(&data[i*readPiece], readPiece/256) })
+		best = max(best, float64(pieces*readPiece)/float64(time.Since(from).Nanoseconds()))
+	}
+	return best
+}
+
+// readPortable reads words.
+func readPortable(p *byte, quads int) {
+	var all uint64
+	for _, v := range unsafe.Slice((*uint64)(unsafe.Pointer(p)), 32*quads) {
+		all |= v
+	}
+	runtime.KeepAlive(all)
 }
 
 // rate is the best of several rounds on all threads.

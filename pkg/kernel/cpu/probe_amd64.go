@@ -9,3 +9,9 @@ func probeVNNI512(n int)
 func probeWords256(n int)
 
 func probePairs512(n int)
+
+//go:noescape
+func probeRead512(p *byte, quads int)
+
+//go:noescape
+func probeRead256(p *byte, quads int)

@@ -156,6 +156,40 @@ loop:
 	VZEROUPPER
 	RET
 
+// func probeRead512(p *byte, quads int)
+TEXT ·probeRead512(SB), NOSPLIT, $0-16
+	MOVQ p+0(FP), SI
+	MOVQ quads+8(FP), CX
+loop:
+	VPORD 0(SI), Z0, Z0
+	VPORD 64(SI), Z1, Z1
+	VPORD 128(SI), Z2, Z2
+	VPORD 192(SI), Z3, Z3
+	ADDQ $256, SI
+	DECQ CX
+	JNZ loop
+	VZEROUPPER
+	RET
+
+// func probeRead256(p *byte, quads int)
+TEXT ·probeRead256(SB), NOSPLIT, $0-16
+	MOVQ p+0(FP), SI
+	MOVQ quads+8(FP), CX
+loop:
+	VPOR 0(SI), Y0, Y0
+	VPOR 32(SI), Y1, Y1
+	VPOR 64(SI), Y2, Y2
+	VPOR 96(SI), Y3, Y3
+	VPOR 128(SI), Y4, Y4
+	VPOR 160(SI), Y5, Y5
+	VPOR 192(SI), Y6, Y6
+	VPOR 224(SI), Y7, Y7
+	ADDQ $256, SI
+	DECQ CX
+	JNZ loop
+	VZEROUPPER
+	RET
+
 // func probePairs512(n int)
 TEXT ·probePairs512(SB), NOSPLIT, $0-8
 	MOVQ n+0(FP), CX

@@ -28,6 +28,22 @@ func probe(a *asm) {
 		a.f("VPMADDWD Y12, Y13, Y14")
 		a.f("VPADDD Y14, Y%d, Y%d", i, i)
 	})
+	for _, v := range []struct {
+		name, reg, or string
+		size          int
+	}{{"512", "Z", "VPORD", 64}, {"256", "Y", "VPOR", 32}} {
+		a.fn("probeRead"+v.name, 16, fmt.Sprintf("func probeRead%s(p *byte, quads int)", v.name)) // four lines of 64 bytes each
+		a.f("MOVQ p+0(FP), SI")
+		a.f("MOVQ quads+8(FP), CX")
+		a.label("loop")
+		for i := range 256 / v.size {
+			a.f("%s %d(SI), %s%d, %s%d", v.or, i*v.size, v.reg, i, v.reg, i)
+		}
+		a.f("ADDQ $256, SI")
+		a.f("DECQ CX")
+		a.f("JNZ loop")
+		a.end()
+	}
 	write("probePairs512", func(i int) { a.dotPairsRegister(12, 13, i) })
 }
 
