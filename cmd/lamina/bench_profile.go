@@ -196,7 +196,7 @@ func typePeak(f *model.Files, p cpu.Peaks) float64 {
 	case sizes[2] > sizes[1] && sizes[2] > sizes[0]:
 		return p.Int8
 	case sizes[1] > sizes[0]:
-		return cmp.Or(p.BFloat16, p.Float32)
+		return max(p.BFloat16, p.Float32)
 	}
 	return p.Float32
 }

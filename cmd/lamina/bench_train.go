@@ -120,7 +120,7 @@ func (c *benchTrainCmd) Run(e *env) error {
 // peak is what the step's products could reach.
 func (r *trainResult) peak() float64 {
 	if r.BF16 {
-		return cmp.Or(r.PeakGflops.BFloat16, r.PeakGflops.Float32)
+		return max(r.PeakGflops.BFloat16, r.PeakGflops.Float32)
 	}
 	return r.PeakGflops.Float32
 }

@@ -9,12 +9,13 @@ import (
 // elementOps are loops over elements of one instruction family. Each rounds every
 // operation as it is written.
 type elementOps struct {
-	act   [acts]func(y, x *float32, n int)                        // act(x); nil: by way of its gate
-	glu   [acts]func(y, x, up *float32, n int)                    // act(x)·up; nil as well
-	norm  func(y, x, g *float32, n int, s float32)                // (x·s)·g
-	shift func(y, x *float32, n int, s float32)                   // x - s
-	scale func(y, x *float32, n int, s float32)                   // x·s
-	turn  func(lo, hi, sin, cos *float32, n int, forward float32) // pairs by their angles; forward is 1 or -1
+	act    [acts]func(y, x *float32, n int)                        // act(x); nil: by way of its gate
+	glu    [acts]func(y, x, up *float32, n int)                    // act(x)·up; nil as well
+	norm   func(y, x, g *float32, n int, s float32)                // (x·s)·g
+	shift  func(y, x *float32, n int, s float32)                   // x - s
+	centre func(y, x, g, b *float32, n int, mean, inv float32)     // ((x-mean)·inv)·g + b
+	scale  func(y, x *float32, n int, s float32)                   // x·s
+	turn   func(lo, hi, sin, cos *float32, n int, forward float32) // pairs by their angles; forward is 1 or -1
 }
 
 // acts is one more than the last activation.
@@ -32,6 +33,12 @@ func elementsPortable() elementOps {
 			out := unsafe.Slice(y, n)
 			for i, v := range unsafe.Slice(x, n) {
 				out[i] = v - s
+			}
+		},
+		centre: func(y, x, g, b *float32, n int, mean, inv float32) {
+			out, gains, biases := unsafe.Slice(y, n), unsafe.Slice(g, n), unsafe.Slice(b, n)
+			for i, v := range unsafe.Slice(x, n) {
+				out[i] = float32(float32((v-mean)*inv)*gains[i]) + biases[i]
 			}
 		},
 		scale: func(y, x *float32, n int, s float32) {

@@ -6,7 +6,7 @@ func elementsAVX512() elementOps {
 	return elementOps{
 		act:  [acts]func(y, x *float32, n int){kernel.SiLU: siluOf, kernel.GELUTanh: geluOf},
 		glu:  [acts]func(y, x, up *float32, n int){kernel.SiLU: siluTimes, kernel.GELUTanh: geluTimes},
-		norm: scaleTimes, shift: shiftTo, scale: scaleTo, turn: turn,
+		norm: scaleTimes, shift: shiftTo, centre: centreTo, scale: scaleTo, turn: turn,
 	}
 }
 
@@ -24,6 +24,12 @@ func elementsAVX2(o *ops) elementOps {
 			shiftToWide(y, x, n, s)
 			if whole := n &^ (lanes - 1); whole < n {
 				plain.shift(at(y, whole), at(x, whole), n-whole, s)
+			}
+		},
+		centre: func(y, x, g, b *float32, n int, mean, inv float32) {
+			centreToWide(y, x, g, b, n, mean, inv)
+			if whole := n &^ (lanes - 1); whole < n {
+				plain.centre(at(y, whole), at(x, whole), at(g, whole), at(b, whole), n-whole, mean, inv)
 			}
 		},
 		scale: func(y, x *float32, n int, s float32) {

@@ -21,11 +21,7 @@ func (s *Set) LayerNormGrad(dx, dg, db, dy, x, g []float32, eps float64, t, c in
 	must("layernorm grad", "dy", len(dy), t*c)
 	must("layernorm grad", "x", len(x), t*c)
 	s.normGrad(dx, dg, db, dy, x, g, t, c, func(in []float32) (mean, inv float32) {
-		if s.train.moments == nil {
-			return s.moments(in, eps)
-		}
-		mean, squares := s.train.moments(&in[0], c)
-		return mean, float32(1 / math.Sqrt(float64(squares)/float64(c)+eps))
+		return s.moments(in, eps)
 	}, true)
 }
 

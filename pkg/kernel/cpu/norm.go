@@ -24,6 +24,10 @@ func (s *Set) RMSNorm(y, x, g []float32, eps float64, t, c int) {
 
 // moments are a row's mean and the inverse of its standard deviation.
 func (s *Set) moments(x []float32, eps float64) (float32, float32) {
+	if s.train.moments != nil {
+		mean, squares := s.train.moments(&x[0], len(x))
+		return mean, float32(1 / math.Sqrt(float64(squares)/float64(len(x))+eps))
+	}
 	mean := s.sum(&x[0], len(x)) / float32(len(x))
 	b := s.buffer(len(x))
 	defer s.give(b)
@@ -39,11 +43,12 @@ func (s *Set) LayerNorm(y, x, g, b []float32, eps float64, t, c int) {
 	s.each(t, t*c*8, func(r int) {
 		in, out := x[r*c:(r+1)*c], y[r*c:(r+1)*c]
 		mean, inv := s.moments(in, eps)
+		if b != nil {
+			s.element.centre(&out[0], &in[0], &g[0], &b[0], c, mean, inv)
+			return
+		}
 		s.element.shift(&out[0], &in[0], c, mean)
 		s.element.norm(&out[0], &out[0], &g[0], c, inv)
-		if b != nil {
-			s.add(&out[0], &b[0], c)
-		}
 	})
 }
 

@@ -33,6 +33,12 @@ func scaleTimes(y, x, gain *float32, n int, s float32)
 func scaleTimesWide(y, x, gain *float32, n int, s float32)
 
 //go:noescape
+func centreTo(y, x, gain, bias *float32, n int, mean float32, inv float32)
+
+//go:noescape
+func centreToWide(y, x, gain, bias *float32, n int, mean float32, inv float32)
+
+//go:noescape
 func shiftTo(y, x *float32, n int, s float32)
 
 //go:noescape

@@ -986,6 +986,89 @@ tail:
 	VZEROUPPER
 	RET
 
+// func centreTo(y, x, gain, bias *float32, n int, mean float32, inv float32)
+TEXT ·centreTo(SB), NOSPLIT, $0-48
+	MOVQ y+0(FP), DI
+	MOVQ x+8(FP), SI
+	MOVQ gain+16(FP), DX
+	MOVQ bias+24(FP), R8
+	MOVQ n+32(FP), CX
+	VBROADCASTSS mean+40(FP), Z12
+	VBROADCASTSS inv+44(FP), Z13
+loop:
+	CMPQ CX, $16
+	JLT tail
+	VMOVUPS 0(SI), Z0
+	VSUBPS Z12, Z0, Z0
+	VMULPS Z13, Z0, Z0
+	VMOVUPS 0(DX), Z1
+	VMULPS Z1, Z0, Z0
+	VMOVUPS 0(R8), Z1
+	VADDPS Z1, Z0, Z0
+	VMOVUPS Z0, 0(DI)
+	ADDQ $64, DI
+	ADDQ $64, SI
+	ADDQ $64, DX
+	ADDQ $64, R8
+	SUBQ $16, CX
+	JMP loop
+tail:
+	TESTQ CX, CX
+	JZ done
+	MOVL $1, AX
+	SHLL CX, AX
+	DECL AX
+	KMOVW AX, K1
+	VMOVUPS.Z (SI), K1, Z0
+	VSUBPS Z12, Z0, Z0
+	VMULPS Z13, Z0, Z0
+	VMOVUPS.Z (DX), K1, Z1
+	VMULPS Z1, Z0, Z0
+	VMOVUPS.Z (R8), K1, Z1
+	VADDPS Z1, Z0, Z0
+	VMOVUPS Z0, K1, (DI)
+done:
+	VZEROUPPER
+	RET
+
+// func centreToWide(y, x, gain, bias *float32, n int, mean float32, inv float32)
+TEXT ·centreToWide(SB), NOSPLIT, $0-48
+	MOVQ y+0(FP), DI
+	MOVQ x+8(FP), SI
+	MOVQ gain+16(FP), DX
+	MOVQ bias+24(FP), R8
+	MOVQ n+32(FP), CX
+	VBROADCASTSS mean+40(FP), Y12
+	VBROADCASTSS inv+44(FP), Y13
+loop:
+	CMPQ CX, $16
+	JLT tail
+	VMOVUPS 0(SI), Y0
+	VSUBPS Y12, Y0, Y0
+	VMULPS Y13, Y0, Y0
+	VMOVUPS 0(DX), Y1
+	VMULPS Y1, Y0, Y0
+	VMOVUPS 0(R8), Y1
+	VADDPS Y1, Y0, Y0
+	VMOVUPS Y0, 0(DI)
+	VMOVUPS 32(SI), Y0
+	VSUBPS Y12, Y0, Y0
+	VMULPS Y13, Y0, Y0
+	VMOVUPS 32(DX), Y1
+	VMULPS Y1, Y0, Y0
+	VMOVUPS 32(R8), Y1
+	VADDPS Y1, Y0, Y0
+	VMOVUPS Y0, 32(DI)
+	ADDQ $64, DI
+	ADDQ $64, SI
+	ADDQ $64, DX
+	ADDQ $64, R8
+	SUBQ $16, CX
+	JMP loop
+tail:
+	VZEROUPPER
+	RET
+
 // func shiftTo(y, x *float32, n int, s float32)
 TEXT ·shiftTo(SB), NOSPLIT, $0-28
 	MOVQ y+0(FP), DI

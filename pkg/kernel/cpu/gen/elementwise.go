@@ -207,6 +207,16 @@ func elementwise(a *asm) {
 		w.op("VMULPS", 1, 0, 0)
 		w.store(0, "DI")
 	})
+	a.loop("centreTo", []string{"y", "x", "gain", "bias"}, []string{"mean", "inv"}, func(w *wide) { // ((x-mean)·inv)·g + b
+		w.load("SI", 0)
+		w.op("VSUBPS", 12, 0, 0)
+		w.op("VMULPS", 13, 0, 0)
+		w.load("DX", 1)
+		w.op("VMULPS", 1, 0, 0)
+		w.load("R8", 1)
+		w.op("VADDPS", 1, 0, 0)
+		w.store(0, "DI")
+	})
 	a.loop("shiftTo", []string{"y", "x"}, []string{"s"}, func(w *wide) { // x - s
 		w.load("SI", 0)
 		w.op("VSUBPS", 12, 0, 0)
