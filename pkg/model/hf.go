@@ -157,7 +157,7 @@ func hfNaming(c Config, source weights.Source) naming {
 	}
 	return naming{
 		file: func(name string) string {
-			if c.Architecture == "mixtral" {
+			if c.Architecture == "mixtral" && !has(name) {
 				name = mixtralNames.Replace(name)
 			}
 			if bare := strings.TrimPrefix(name, prefix); !has(name) && has(bare) {

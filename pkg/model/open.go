@@ -44,9 +44,13 @@ func Open(path string) (*Files, error) {
 	if err != nil {
 		return nil, err
 	}
-	source, err := weights.OpenSafetensors(path)
+	tensors, err := weights.OpenSafetensors(path)
 	if err != nil {
 		return nil, err
+	}
+	source := weights.Source(tensors)
+	if cfg.Experts > 0 && cfg.Architecture != "gpt-oss" {
+		source = stacked{source}
 	}
 	f := &Files{Config: cfg, Path: path, Source: source, names: hfNaming(cfg, source)}
 	if f.Config.TiedHead && ownHead(f) {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -14,6 +15,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/model"
 	"github.com/lamina-mesh/lamina/pkg/optim"
 	"github.com/lamina-mesh/lamina/pkg/tensor"
+	"github.com/lamina-mesh/lamina/pkg/weights"
 )
 
 // trainer is a dense model split into stages, with gradients.
@@ -337,6 +339,38 @@ func TestStage_DirectionalDerivative(t *testing.T) {
 			numeric := (4*narrow - wide) / 3
 			if err := math.Abs(numeric-along) / math.Abs(along); err > 1e-6 {
 				t.Errorf("%s try %d: derivative %.12g, by differences %.12g (relative error %.2g)", name, try, along, numeric, err)
+			}
+		}
+	}
+}
+
+// TestOpen_StackedExperts reads a layer's experts from two tensors, as parameters have
+// them, and from one a matrix.
+func TestOpen_StackedExperts(t *testing.T) {
+	for _, name := range []string{"mixtral", "qwen3-moe"} {
+		files := open(t, shared(t, "models/tiny", name))
+		set := kernel.Set[float32](ref.New[float32]())
+		want := load(t, files, set, 1).stages[0].Params()
+		var named []weights.Named
+		for _, p := range want.Tensors {
+			data := make([]byte, 4*len(p.Data))
+			tensor.Encode(data, p.Data, tensor.F32)
+			named = append(named, weights.Named{Name: p.Name, DType: tensor.F32, Shape: p.Shape, Data: data})
+		}
+		dir := t.TempDir()
+		if err := weights.WriteSafetensors(filepath.Join(dir, "model.safetensors"), named, nil); err != nil {
+			t.Fatal(err)
+		}
+		config, err := os.ReadFile(filepath.Join(files.Path, "config.json"))
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, "config.json"), config, 0o644)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, p := range load(t, open(t, dir), set, 1).stages[0].Params().Tensors {
+			if w := want.Tensors[i]; p.Name != w.Name || !slices.Equal(p.Data, w.Data) {
+				t.Errorf("%s: %s differs from %s of experts one by one", name, p.Name, w.Name)
 			}
 		}
 	}
