@@ -95,7 +95,7 @@ func (s *Set) Attend(y, q []float32, spans []kernel.Span[float32], a kernel.Head
 			}
 		}
 		seen := sp.Pos + sp.Rows - first(sp.Pos, a)
-		cost += sp.Rows * a.H * a.D * seen / 4
+		cost += sp.Rows * a.H * a.D * seen
 		chunks += len(tiles) * (seen/attendChunk + 1)
 		row += sp.Rows
 	}
