@@ -13,7 +13,7 @@ import (
 type kernelFlags struct {
 	Kernels string `help:"Kernel set: cpu or ref." enum:"cpu,ref" default:"cpu"`
 	Threads int    `help:"Threads of the kernel set; 0 is one a processor." default:"0"`
-	KVType  string `name:"kv-type" help:"What caches store keys and values as: f32, f16, q8 or auto: on cpu f16, but f32 for models narrower than 512." enum:"auto,f32,f16,q8" default:"auto"`
+	KVType  string `name:"kv-type" help:"What caches store keys and values as: f32, f16, q8 or auto: on cpu f16, but f32 for models narrower than 576." enum:"auto,f32,f16,q8" default:"auto"`
 	// All instructions give the same bits: the flag is for comparing them.
 	Instructions string `help:"Instructions of the cpu set: amx, avx512, avx2 or portable; the fastest that the machine has when absent."`
 }

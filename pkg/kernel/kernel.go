@@ -9,6 +9,7 @@ type Matrix[F tensor.Float] struct {
 	DType      tensor.DType // type of Raw
 	Raw        []byte       // [N, RowBytes(I)], often memory-mapped; never written
 	Dense      []F          // [N,I]; what training updates
+	Plain      bool         // to be multiplied in F however it is stored: a Narrow model's
 	Packed     any          // the set's own form of Raw, made by Pack; nil before
 }
 

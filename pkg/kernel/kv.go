@@ -21,16 +21,16 @@ const (
 
 var kvTypes = [...]string{KVFull: "f32", KVF16: "f16", KVQ8: "q8", KVAuto: "auto"}
 
-// narrow is the width below which a model's caches are so small that rounding would lose
-// precision and win nothing.
-const narrow = 512
+// Narrow is the width below which a model is so small that to round its activations or
+// what its caches store would lose precision and win nothing.
+const Narrow = 576
 
 // For is the type that caches of a model of some width have.
 func (t KVType) For(width int) KVType {
 	switch {
 	case t != KVAuto:
 		return t
-	case width < narrow:
+	case width < Narrow:
 		return KVFull
 	}
 	return KVF16

@@ -167,22 +167,26 @@ func build[F tensor.Float](c Config, r Range, set kernel.Set[F], fill filler[F])
 // pack gives raw matrices the kernel set's own form, and says so after each layer. The
 // embedding keeps its own: rows of it are looked up.
 func (s *Stage[F]) pack(packed func()) {
+	pack := func(m *kernel.Matrix[F]) {
+		m.Plain = s.Config.Width < kernel.Narrow
+		s.set.Pack(m)
+	}
 	for i := range s.blocks {
 		b := &s.blocks[i]
 		if b.experts != nil {
 			for _, m := range b.experts.packed() {
-				s.set.Pack(m)
+				pack(m)
 			}
 		}
 		for _, l := range []*linear[F]{&b.q, &b.k, &b.v, &b.o, &b.gate, &b.up, &b.down} {
 			if l.Rows > 0 {
-				s.set.Pack(&l.Matrix)
+				pack(&l.Matrix)
 			}
 		}
 		packed()
 	}
 	if s.head != nil {
-		s.set.Pack(&s.head.Matrix)
+		pack(&s.head.Matrix)
 		packed()
 	}
 }

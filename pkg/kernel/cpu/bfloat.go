@@ -44,7 +44,7 @@ const swapsFrom = 8
 
 // pairable reports whether a matrix is multiplied as 16-bit floats.
 func pairable(w *kernel.Matrix[float32]) bool {
-	return w.Dense == nil && w.Cols >= narrow && (w.DType == tensor.F16 || w.DType == tensor.BF16)
+	return w.Dense == nil && !plain(w) && (w.DType == tensor.F16 || w.DType == tensor.BF16)
 }
 
 func newPairs(w *kernel.Matrix[float32]) *pairMatrix {

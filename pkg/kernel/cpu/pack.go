@@ -22,16 +22,18 @@ type packed struct {
 }
 
 // narrow is the number of inputs below which weights are decoded and multiplied in
-// float32. Such matrices live in the caches, so that rounding activations would lose
-// precision and win nothing.
+// float32, as all of a narrow model's are.
 const narrow = 512
 
-// decoded is a narrow matrix in float32.
+// decoded is a plain matrix in float32.
 type decoded struct{ dense []float32 } // [N,I]
+
+// plain reports whether a matrix is multiplied in float32.
+func plain(w *kernel.Matrix[float32]) bool { return w.Plain || w.Cols < narrow }
 
 // packable reports whether a matrix is multiplied as it is.
 func packable(w *kernel.Matrix[float32]) bool {
-	if w.Dense != nil || w.Cols < narrow {
+	if w.Dense != nil || plain(w) {
 		return false
 	}
 	p := &packings[w.DType]
@@ -47,11 +49,11 @@ func newPacked(w *kernel.Matrix[float32]) *packed {
 }
 
 // Pack puts a matrix of blocks or of 16-bit floats into panels of 16 rows, and decodes a
-// narrow one.
+// plain one.
 func (s *Set) Pack(w *kernel.Matrix[float32]) {
 	switch {
 	case w.Packed != nil, w.Dense != nil, w.Rows == 0:
-	case w.Cols < narrow:
+	case plain(w):
 		m := &decoded{make([]float32, w.Rows*w.Cols)}
 		s.rows(m.dense, w, 0, w.Rows)
 		w.Packed = m

@@ -183,3 +183,27 @@ func BenchmarkPack(b *testing.B) {
 		}
 	}
 }
+
+// TestMatMul_PlainMatricesAreNotRounded compares with the product over decoded weights.
+func TestMatMul_PlainMatricesAreNotRounded(t *testing.T) {
+	for _, d := range []tensor.DType{tensor.Q4_0, tensor.Q6_K, tensor.F16, tensor.BF16} {
+		const rows, cols, n = 37, 1024, 3
+		m, x := rawMatrix(1, d, rows, cols), random(2, n*cols)
+		dense := &kernel.Matrix[float32]{Rows: rows, Cols: cols, Dense: make([]float32, rows*cols)}
+		tensor.Dequantize(dense.Dense, m.Raw, d)
+		m.Plain = true
+		s := cpu.New(2)
+		want, got := make([]float32, n*rows), make([]float32, n*rows)
+		s.MatMul(want, x, dense, nil, n)
+		s.MatMul(got, x, m, nil, n)
+		if !slices.Equal(got, want) {
+			t.Errorf("%v: other bits before packing", d)
+		}
+		s.Pack(m)
+		s.MatMul(got, x, m, nil, n)
+		if !slices.Equal(got, want) {
+			t.Errorf("%v: other bits", d)
+		}
+		s.Close()
+	}
+}

@@ -65,7 +65,7 @@ func newSet(threads int, o ops) *Set {
 
 // newParts is a set on a pool.
 func newParts(o ops, p *pool) *Set {
-	s := &Set{ops: o, class: "cpu/4", kv: kernel.KVAuto, pool: p, tables: map[*kernel.Rotary]*table{}}
+	s := &Set{ops: o, class: "cpu/5", kv: kernel.KVAuto, pool: p, tables: map[*kernel.Rotary]*table{}}
 	s.dense = &s.gemm
 	s.scratch.New = func() any { return new([]float32) }
 	s.cuts.New = func() any { return new([]piece) }
