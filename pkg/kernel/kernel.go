@@ -97,6 +97,13 @@ type Set[F tensor.Float] interface {
 	// BFloat16 is a set on the same workers whose products over dense matrices, forward
 	// and backward, round both sides to bfloat16 and sum in F. It ends with this set.
 	BFloat16() Set[F]
+	// Halves reports whether the set is such a one. What training keeps between its passes
+	// is then stored in bfloat16.
+	Halves() bool
+	// Halve rounds x in place to bfloat16, to the nearest, ties to even, and writes it to h,
+	// of the same length. Widen is its inverse.
+	Halve(h []uint16, x []F)
+	Widen(x []F, h []uint16)
 
 	// Pack gives a raw matrix the form that the set multiplies fastest, if it has
 	// one. Raw is still read by Embed. A packed matrix must not be shared with another

@@ -25,7 +25,13 @@ func (s *Stage[F]) TrainBackward(tr *Trace[F], dOut []F, g *Params[F]) ([]F, err
 	if s.Last() {
 		clear(dx)
 		s.normalize(w.h, tr.last, &s.norm, n)
-		s.linearGrad(w.dh, w.h, n, g, branch[F]{tr.dlogits, s.head})
+		dlogits := tr.dlogits
+		if h := tr.halfDlogits; h != nil {
+			s.block.reset()
+			dlogits = s.block.take(len(h))
+			s.set.Widen(dlogits, h)
+		}
+		s.linearGrad(w.dh, w.h, n, g, branch[F]{dlogits, s.head})
 		s.normGrad(dx, w.dh, tr.last, &s.norm, g, n)
 	} else {
 		copy(dx, dOut)
@@ -122,7 +128,7 @@ func (s *Stage[F]) linearGrad(dx, x []F, t int, g *Params[F], branches ...branch
 // blockGrad takes dx[B*T,C] from the output of a layer's block to its input.
 func (s *Stage[F]) blockGrad(layer int, blk *block[F], k *saved[F], dx []F, tr *Trace[F], g *Params[F], w *grads[F]) {
 	c, n := &s.Config, tr.in.B*tr.in.T
-
+	s.widen(k)
 	if blk.experts != nil {
 		s.normalize(w.h, k.mid, &blk.norm2, n)
 		s.expertsBackward(blk.experts, &k.experts, w.dh, s.postGrad(dx, k.post2, &blk.post2, g, n, w), w.h, n, g)

@@ -268,7 +268,7 @@ func (s *Stage[F]) logits(b *Batch[F], x []F, n int) []F {
 }
 
 // arena hands out scratch that the next reset takes back.
-type arena[F tensor.Float] struct {
+type arena[F any] struct {
 	store []F
 	used  int
 	spill int

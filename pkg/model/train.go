@@ -28,6 +28,9 @@ type Trace[F tensor.Float] struct {
 	last    []F // input of the final norm
 	dlogits []F
 	mem     arena[F]
+
+	halves      arena[uint16] // with kernels of Halves: what stands for the rest
+	halfDlogits []uint16
 }
 
 // saved is one block's part of a trace. What is cheap to compute again is not kept.
@@ -37,6 +40,58 @@ type saved[F tensor.Float] struct {
 	rawQ, rawK   []F // before their norms, with QKNorm
 	post1, post2 []F // before theirs, with PostNorms
 	experts      routed[F]
+
+	halves [savedParts][]uint16 // of parts, with kernels of Halves: those are nil then
+}
+
+// savedParts is the number of tensors that parts lists.
+const savedParts = 12
+
+// parts are the tensors that may be kept in bfloat16, in the order of halves. What experts
+// keep is not among them.
+func (k *saved[F]) parts() [savedParts]*[]F {
+	return [...]*[]F{&k.x, &k.q, &k.k, &k.v, &k.att, &k.mid, &k.gate, &k.up, &k.rawQ, &k.rawK, &k.post1, &k.post2}
+}
+
+// halve keeps in bfloat16 what a block's forward has left, and lets the rest go.
+func (s *Stage[F]) halve(k *saved[F], tr *Trace[F]) {
+	for i, p := range k.parts() {
+		if *p != nil {
+			k.halves[i] = tr.halves.take(len(*p))
+			s.set.Halve(k.halves[i], *p)
+			*p = nil
+		}
+	}
+}
+
+// widen brings back what halve has kept.
+func (s *Stage[F]) widen(k *saved[F]) {
+	s.block.reset()
+	for i, p := range k.parts() {
+		if h := k.halves[i]; h != nil {
+			*p = s.block.take(len(h))
+			s.set.Widen(*p, h)
+		}
+	}
+}
+
+// round rounds to bfloat16, with kernels of Halves, what is kept of a block and used
+// again, so that the backward sees what the forward saw.
+func (s *Stage[F]) round(parts ...[]F) {
+	if !s.set.Halves() {
+		return
+	}
+	for _, x := range parts {
+		s.set.Halve(s.rounding(len(x)), x)
+	}
+}
+
+// rounding is room for n halves that nobody reads.
+func (s *Stage[F]) rounding(n int) []uint16 {
+	if len(s.halves) < n {
+		s.halves = make([]uint16, n)
+	}
+	return s.halves[:n]
 }
 
 // TrainForward runs the stage over a micro-batch. The trace belongs to the caller
@@ -74,7 +129,7 @@ func (s *Stage[F]) TrainForward(in Micro[F]) (*Trace[F], error) {
 	s.bound(logits)
 	tr.Loss = make([]float64, n)
 	if !in.ForwardOnly {
-		tr.dlogits = tr.mem.take(n * c.Vocab)
+		tr.dlogits = s.traced(tr).take(n * c.Vocab)
 	}
 	s.set.CrossEntropy(tr.Loss, tr.dlogits, logits, in.Targets, in.Scale, n, c.Vocab)
 	if most := c.LogitCap; most != 0 {
@@ -82,6 +137,11 @@ func (s *Stage[F]) TrainForward(in Micro[F]) (*Trace[F], error) {
 			v := float64(logits[i]) / most
 			tr.dlogits[i] *= F(1 - v*v)
 		}
+	}
+	if s.set.Halves() && !in.ForwardOnly {
+		tr.halfDlogits = tr.halves.take(len(tr.dlogits))
+		s.set.Halve(tr.halfDlogits, tr.dlogits)
+		tr.dlogits = nil
 	}
 	return tr, nil
 }
@@ -126,16 +186,29 @@ func (s *Stage[F]) trace() *Trace[F] {
 // Drop takes a trace back without a backward.
 func (s *Stage[F]) Drop(tr *Trace[F]) {
 	tr.mem.reset()
+	tr.halves.reset()
 	tr.layers = tr.layers[:0]
-	tr.Out, tr.Loss, tr.last, tr.dlogits, tr.in = nil, nil, nil, nil, Micro[F]{}
+	tr.Out, tr.Loss, tr.last, tr.dlogits, tr.halfDlogits, tr.in = nil, nil, nil, nil, nil, Micro[F]{}
 	s.micro = append(s.micro, tr)
 }
 
 // keep copies x into the trace's own memory.
-func (tr *Trace[F]) keep(x []F) []F {
-	out := tr.mem.take(len(x))
+func (tr *Trace[F]) keep(x []F) []F { return copied(&tr.mem, x) }
+
+func copied[F any](a *arena[F], x []F) []F {
+	out := a.take(len(x))
 	copy(out, x)
 	return out
+}
+
+// traced is where a block's forward puts what its backward needs: the trace's own memory,
+// or scratch that is halved.
+func (s *Stage[F]) traced(tr *Trace[F]) *arena[F] {
+	if !s.set.Halves() {
+		return &tr.mem
+	}
+	s.block.reset()
+	return &s.block
 }
 
 // rotary is the rotation of a layer in sequences of t tokens. LongRoPE turns all of one
@@ -154,15 +227,20 @@ func (s *Stage[F]) rotary(layer, t int) *kernel.Rotary {
 func (s *Stage[F]) trainBlock(layer int, blk *block[F], x []F, tr *Trace[F], w *workspace[F]) saved[F] {
 	c, n := &s.Config, tr.in.B*tr.in.T
 	var k saved[F]
+	mem := s.traced(tr)
 	hold := func(scratch []F) []F {
 		if tr.in.ForwardOnly {
 			return scratch
 		}
-		return tr.mem.take(len(scratch))
+		return mem.take(len(scratch))
 	}
-	if !tr.in.ForwardOnly {
-		k.x = tr.keep(x)
+	keep := func(x []F) []F {
+		if tr.in.ForwardOnly {
+			return nil
+		}
+		return copied(mem, x)
 	}
+	k.x = keep(x)
 	k.q, k.k, k.v, k.att, k.up = hold(w.q), hold(w.k), hold(w.v), hold(w.att), hold(w.up)
 	if c.GLU {
 		k.gate = hold(w.gate)
@@ -170,12 +248,6 @@ func (s *Stage[F]) trainBlock(layer int, blk *block[F], x []F, tr *Trace[F], w *
 	k.lse = tr.mem.take(n * c.Heads)
 	s.normalize(w.h, x, &blk.norm1, n)
 	s.set.MatMuls(w.h, n, blk.q.product(k.q), blk.k.product(k.k), blk.v.product(k.v))
-	keep := func(x []F) []F {
-		if tr.in.ForwardOnly {
-			return nil
-		}
-		return tr.keep(x)
-	}
 	if c.QKNorm {
 		k.rawQ, k.rawK = keep(k.q), keep(k.k)
 		s.normHeads(k.q, k.q, &blk.qNorm)
@@ -185,18 +257,18 @@ func (s *Stage[F]) trainBlock(layer int, blk *block[F], x []F, tr *Trace[F], w *
 		s.set.Rotate(k.q, r, tr.pos, c.Heads, c.HeadDim)
 		s.set.Rotate(k.k, r, tr.pos, c.KVHeads, c.HeadDim)
 	}
+	s.round(k.q, k.k, k.v)
 	s.set.AttendCausal(k.att, k.lse, k.q, k.k, k.v, tr.in.B, tr.in.T, c.heads(layer))
 	if c.Sinks {
 		s.sink(k.att, k.lse, &blk.sinks)
 	}
+	s.round(k.att)
 	s.set.MatMul(w.h, k.att, &blk.o.Matrix, blk.o.bias, n)
 	if c.PostNorms {
 		k.post1 = keep(w.h)
 	}
 	s.addBranch(x, w.h, &blk.post1, n)
-	if !tr.in.ForwardOnly {
-		k.mid = tr.keep(x)
-	}
+	k.mid = keep(x)
 	s.normalize(w.h, x, &blk.norm2, n)
 	if blk.experts != nil {
 		y := w.act[:n*c.Width]
@@ -205,13 +277,15 @@ func (s *Stage[F]) trainBlock(layer int, blk *block[F], x []F, tr *Trace[F], w *
 			k.post2 = keep(y)
 		}
 		s.addBranch(x, y, &blk.post2, n)
-		return k
+		return s.done(&k, tr)
 	}
 	if c.GLU {
 		s.set.MatMuls(w.h, n, blk.gate.product(k.gate), blk.up.product(k.up))
+		s.round(k.gate, k.up)
 		s.set.GLU(w.act, k.gate, k.up, c.Act)
 	} else {
 		s.set.MatMul(k.up, w.h, &blk.up.Matrix, blk.up.bias, n)
+		s.round(k.up)
 		s.set.Activate(w.act, k.up, c.Act)
 	}
 	s.set.MatMul(w.h, w.act, &blk.down.Matrix, blk.down.bias, n)
@@ -219,5 +293,13 @@ func (s *Stage[F]) trainBlock(layer int, blk *block[F], x []F, tr *Trace[F], w *
 		k.post2 = keep(w.h)
 	}
 	s.addBranch(x, w.h, &blk.post2, n)
-	return k
+	return s.done(&k, tr)
+}
+
+// done is what a block's forward returns.
+func (s *Stage[F]) done(k *saved[F], tr *Trace[F]) saved[F] {
+	if s.set.Halves() && !tr.in.ForwardOnly {
+		s.halve(k, tr)
+	}
+	return *k
 }

@@ -5,6 +5,7 @@ import (
 	"unsafe"
 
 	"github.com/lamina-mesh/lamina/pkg/kernel"
+	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
 
 // Products of matrices rounded to bfloat16, to the nearest, ties to even. They are what
@@ -17,8 +18,38 @@ import (
 // It shares the workers, and ends with the set it is made of.
 func (s *Set) BFloat16() kernel.Set[float32] {
 	half := newParts(s.ops, s.pool)
-	half.dense, half.class = &half.pairs, half.class+"+bf16"
+	half.dense, half.class = &half.pairs, half.class+"+bf16/2"
 	return half
+}
+
+// Halves reports whether the set is what BFloat16 returns.
+func (s *Set) Halves() bool { return s.dense == &s.pairs }
+
+// Halve rounds x to bfloat16 and writes it to h as well.
+func (s *Set) Halve(h []uint16, x []float32) {
+	must("halve", "h", len(h), len(x))
+	s.pieces(len(x), func(lo, hi int) {
+		s.pair.round(&h[lo], &x[lo], hi-lo)
+		s.widenHalves(x[lo:hi], h[lo:hi])
+	})
+}
+
+// Widen is the inverse of Halve.
+func (s *Set) Widen(x []float32, h []uint16) {
+	must("widen", "x", len(x), len(h))
+	s.pieces(len(x), func(lo, hi int) { s.widenHalves(x[lo:hi], h[lo:hi]) })
+}
+
+func (s *Set) widenHalves(x []float32, h []uint16) {
+	whole := 0
+	if d, ok := s.decode[tensor.BF16]; ok {
+		if whole = len(x) / d.group * d.group; whole > 0 {
+			d.run(&x[0], (*byte)(unsafe.Pointer(&h[0])), whole/d.group)
+		}
+	}
+	for i := whole; i < len(x); i++ {
+		x[i] = math.Float32frombits(uint32(h[i]) << 16)
+	}
 }
 
 // pairsPortable are the loops in plain Go.

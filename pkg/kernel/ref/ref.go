@@ -42,7 +42,7 @@ func (s *Set[F]) Class() string {
 		class = "ref/1"
 	}
 	if s.half {
-		class += "+bf16"
+		class += "+bf16/2"
 	}
 	if s.kv != kernel.KVFull {
 		class += "+kv-" + s.kv.String()
@@ -52,6 +52,26 @@ func (s *Set[F]) Class() string {
 
 // BFloat16 is the reference of products that round both sides to bfloat16.
 func (*Set[F]) BFloat16() kernel.Set[F] { return &Set[F]{half: true} }
+
+// Halves reports whether the set is what BFloat16 returns.
+func (s *Set[F]) Halves() bool { return s.half }
+
+// Halve rounds x to bfloat16 and writes it to h as well.
+func (s *Set[F]) Halve(h []uint16, x []F) {
+	must("halve", "h", len(h), len(x))
+	for i, v := range x {
+		h[i] = tensor.BFloat16bits(float32(v))
+	}
+	s.Widen(x, h)
+}
+
+// Widen is the inverse of Halve.
+func (*Set[F]) Widen(x []F, h []uint16) {
+	must("widen", "x", len(x), len(h))
+	for i, v := range h {
+		x[i] = F(math.Float32frombits(uint32(v) << 16))
+	}
+}
 
 // operand is x as products take it.
 func (s *Set[F]) operand(x []F) []F {
