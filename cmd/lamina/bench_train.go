@@ -26,7 +26,7 @@ type benchTrainCmd struct {
 	Tokens  int    `help:"Tokens of a sequence." default:"64"`
 	Slots   int    `help:"Cut a step's sequences into this many micro-batches." default:"1"`
 	Repeat  int    `help:"Steps, of which the median is told; three more come first and are not counted." default:"20"`
-	BF16    bool   `name:"bf16" help:"Round both sides of products to bfloat16, as a manifest's precision does."`
+	BF16    bool   `name:"bf16" help:"Round both sides of products to bfloat16 and keep activations in it, as a manifest's precision does."`
 	Profile bool   `help:"Tell how long each operation takes."`
 	Results string `help:"Folder that the result is also written to, such as bench/results." type:"path"`
 	Format  string `help:"Output: text or json." enum:"text,json" default:"text"`

@@ -36,7 +36,7 @@ type Manifest struct {
 	DecayMatricesOnly bool         `json:"decay_matrices_only"` // leave norms and biases alone
 	Clip              float64      `json:"clip"`                // largest global gradient norm; 0 for none
 
-	Precision string `json:"precision"` // products take float32 ("F32", default) or what is rounded to bfloat16 ("BF16"); weights and sums stay float32
+	Precision string `json:"precision"` // "F32" (default), or "BF16": products take what is rounded to bfloat16, which activations are kept in; weights and sums stay float32
 
 	Seed            uint64 `json:"seed"`             // of weights and data order
 	Schedule        string `json:"schedule"`         // "1f1b" (default) or "gpipe"

@@ -25,7 +25,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Precision is what numbers are rounded to before they are multiplied.
+// Precision is what numbers are rounded to before they are multiplied or kept.
 type Precision int32
 
 const (
@@ -1453,8 +1453,8 @@ type TrainOpen struct {
 	SlotSequences uint32 `protobuf:"varint,15,opt,name=slot_sequences,json=slotSequences,proto3" json:"slot_sequences,omitempty"`
 	// Tokens in a sequence.
 	SequenceLen uint32 `protobuf:"varint,16,opt,name=sequence_len,json=sequenceLen,proto3" json:"sequence_len,omitempty"`
-	// What both sides of products are rounded to; sums and weights stay float32.
-	// Unspecified is float32.
+	// What both sides of products are rounded to, and what a stage keeps between its
+	// passes is stored in; sums and weights stay float32. Unspecified is float32.
 	Precision     Precision `protobuf:"varint,17,opt,name=precision,proto3,enum=lamina.shard.v1.Precision" json:"precision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
