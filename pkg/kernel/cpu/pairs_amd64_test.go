@@ -31,6 +31,11 @@ func TestBFloat16_BothWaysAgree(t *testing.T) {
 		return x
 	}
 	x, w, dy := draw(rows*k), draw(n*k), draw(rows*n)
+	for i := range dy { // sums of these are nearly nothing as well
+		if i/n%2 == 1 {
+			dy[i] *= 1e-36
+		}
+	}
 	raw := make([]byte, 2*n*k)
 	for i, v := range w {
 		h := tensor.BFloat16bits(v)
