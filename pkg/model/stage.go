@@ -18,6 +18,8 @@ type Stage[F tensor.Float] struct {
 	set      kernel.Set[F]
 	rotaries []*kernel.Rotary // of the stage's layers; nil: no rotation
 
+	farRotaries map[*kernel.Rotary]*kernel.Rotary // what stands for them in long sequences of training
+
 	embed    *linear[F] // [V,C]; first stage
 	position *linear[F] // [Context,C]; first stage, learned positions
 	blocks   []block[F]

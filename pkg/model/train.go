@@ -218,9 +218,16 @@ func (s *Stage[F]) rotary(layer, t int) *kernel.Rotary {
 	if r == nil || r.Far == nil || t <= r.From {
 		return r
 	}
-	far := *r
-	far.Freq, far.Far = r.Far, nil
-	return &far
+	far := s.farRotaries[r]
+	if far == nil {
+		far = new(*r)
+		far.Freq, far.Far = r.Far, nil
+		if s.farRotaries == nil {
+			s.farRotaries = map[*kernel.Rotary]*kernel.Rotary{}
+		}
+		s.farRotaries[r] = far // kernels keep tables by the pointer
+	}
+	return far
 }
 
 // trainBlock adds the block of a layer to x[B*T,C] and returns what its backward needs.
