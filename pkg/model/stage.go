@@ -31,7 +31,6 @@ type Stage[F tensor.Float] struct {
 	scratch arena[F]
 	micro   []*Trace[F] // spare traces
 	block   arena[F]    // of a block in training, with kernels of Halves
-	halves  []uint16    // what rounding in place leaves
 }
 
 // linear is a matrix with an optional bias, and where they stand in Params.

@@ -1,6 +1,8 @@
 package model
 
 import (
+	"slices"
+
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/tensor"
@@ -53,13 +55,16 @@ func (k *saved[F]) parts() [savedParts]*[]F {
 	return [...]*[]F{&k.x, &k.q, &k.k, &k.v, &k.att, &k.mid, &k.gate, &k.up, &k.rawQ, &k.rawK, &k.post1, &k.post2}
 }
 
-// halve keeps in bfloat16 what a block's forward has left, and lets the rest go.
-func (s *Stage[F]) halve(k *saved[F], tr *Trace[F]) {
+// halve rounds parts to bfloat16, with kernels of Halves, and keeps them so. Those that the
+// forward uses again are halved before it does, so that the backward sees what it saw.
+func (s *Stage[F]) halve(k *saved[F], tr *Trace[F], parts ...*[]F) {
+	if !s.set.Halves() {
+		return
+	}
 	for i, p := range k.parts() {
-		if *p != nil {
+		if slices.Contains(parts, p) && *p != nil && k.halves[i] == nil {
 			k.halves[i] = tr.halves.take(len(*p))
 			s.set.Halve(k.halves[i], *p)
-			*p = nil
 		}
 	}
 }
@@ -73,25 +78,6 @@ func (s *Stage[F]) widen(k *saved[F]) {
 			s.set.Widen(*p, h)
 		}
 	}
-}
-
-// round rounds to bfloat16, with kernels of Halves, what is kept of a block and used
-// again, so that the backward sees what the forward saw.
-func (s *Stage[F]) round(parts ...[]F) {
-	if !s.set.Halves() {
-		return
-	}
-	for _, x := range parts {
-		s.set.Halve(s.rounding(len(x)), x)
-	}
-}
-
-// rounding is room for n halves that nobody reads.
-func (s *Stage[F]) rounding(n int) []uint16 {
-	if len(s.halves) < n {
-		s.halves = make([]uint16, n)
-	}
-	return s.halves[:n]
 }
 
 // TrainForward runs the stage over a micro-batch. The trace belongs to the caller
@@ -264,12 +250,12 @@ func (s *Stage[F]) trainBlock(layer int, blk *block[F], x []F, tr *Trace[F], w *
 		s.set.Rotate(k.q, r, tr.pos, c.Heads, c.HeadDim)
 		s.set.Rotate(k.k, r, tr.pos, c.KVHeads, c.HeadDim)
 	}
-	s.round(k.q, k.k, k.v)
+	s.halve(&k, tr, &k.q, &k.k, &k.v)
 	s.set.AttendCausal(k.att, k.lse, k.q, k.k, k.v, tr.in.B, tr.in.T, c.heads(layer))
 	if c.Sinks {
 		s.sink(k.att, k.lse, &blk.sinks)
 	}
-	s.round(k.att)
+	s.halve(&k, tr, &k.att)
 	s.set.MatMul(w.h, k.att, &blk.o.Matrix, blk.o.bias, n)
 	if c.PostNorms {
 		k.post1 = keep(w.h)
@@ -288,11 +274,11 @@ func (s *Stage[F]) trainBlock(layer int, blk *block[F], x []F, tr *Trace[F], w *
 	}
 	if c.GLU {
 		s.set.MatMuls(w.h, n, blk.gate.product(k.gate), blk.up.product(k.up))
-		s.round(k.gate, k.up)
+		s.halve(&k, tr, &k.gate, &k.up)
 		s.set.GLU(w.act, k.gate, k.up, c.Act)
 	} else {
 		s.set.MatMul(k.up, w.h, &blk.up.Matrix, blk.up.bias, n)
-		s.round(k.up)
+		s.halve(&k, tr, &k.up)
 		s.set.Activate(w.act, k.up, c.Act)
 	}
 	s.set.MatMul(w.h, w.act, &blk.down.Matrix, blk.down.bias, n)
@@ -303,10 +289,15 @@ func (s *Stage[F]) trainBlock(layer int, blk *block[F], x []F, tr *Trace[F], w *
 	return s.done(&k, tr)
 }
 
-// done is what a block's forward returns.
+// done is what a block's forward returns: with kernels of Halves, those alone.
 func (s *Stage[F]) done(k *saved[F], tr *Trace[F]) saved[F] {
-	if s.set.Halves() && !tr.in.ForwardOnly {
-		s.halve(k, tr)
+	if !s.set.Halves() || tr.in.ForwardOnly {
+		return *k
+	}
+	parts := k.parts()
+	s.halve(k, tr, parts[:]...)
+	for _, p := range parts {
+		*p = nil
 	}
 	return *k
 }
