@@ -45,7 +45,7 @@ func float32s(a *asm) {
 			a.gemmTile(t, rows)
 		}
 	}
-	a.panelOfRows()
+	a.panelOfRows("panelOfRows", 0, func(int) {})
 	a.panelOfRowsWide()
 	a.panelOfColumns()
 	a.panelOfColumnsWide()
@@ -172,15 +172,17 @@ func (a *asm) panelHead(name, count string) {
 	a.f("MOVQ %s+32(FP), CX", count)
 }
 
-// panelOfRows writes panelOfRows: sixteen rows of the source become columns.
-func (a *asm) panelOfRows() {
-	a.panelHead("panelOfRows", "sixteens")
+// panelOfRows writes a loop in which sixteen rows of the source become columns: each does
+// something to a register of a row, column i goes where column i^swap would.
+func (a *asm) panelOfRows(name string, swap int, each func(z int)) {
+	a.panelHead(name, "sixteens")
 	a.f("LEAQ (R8)(R8*2), R10")
 	a.label("loop")
 	a.f("MOVQ SI, AX")
 	for i := 0; i < 16; i += 4 {
 		for j := range 4 {
 			a.f("VMOVUPS (AX)%s, Z%d", []string{"", "(R8*1)", "(R8*2)", "(R10*1)"}[j], i+j)
+			each(i + j)
 		}
 		if i < 12 {
 			a.f("LEAQ (AX)(R8*4), AX")
@@ -188,7 +190,7 @@ func (a *asm) panelOfRows() {
 	}
 	a.transpose()
 	for i := range 16 {
-		a.f("VMOVUPS Z%d, (DI)", i)
+		a.f("VMOVUPS Z%d, (DI)", i^swap)
 		a.f("ADDQ DX, DI")
 	}
 	a.f("ADDQ $64, SI")

@@ -192,28 +192,7 @@ func (a *asm) roundOne(z, t int) {
 // change places. swapOfRows, swapOfColumns and swapOfRow make sides of products,
 // swapOfPairs widens packed pairs.
 func (a *asm) swaps() {
-	a.panelHead("swapOfRows", "sixteens")
-	a.f("LEAQ (R8)(R8*2), R10")
-	a.label("loop")
-	a.f("MOVQ SI, AX")
-	for i := 0; i < 16; i += 4 {
-		for j := range 4 {
-			a.f("VMOVUPS (AX)%s, Z%d", []string{"", "(R8*1)", "(R8*2)", "(R10*1)"}[j], i+j)
-			a.roundOne(i+j, 16+i+j)
-		}
-		if i < 12 {
-			a.f("LEAQ (AX)(R8*4), AX")
-		}
-	}
-	a.transpose()
-	for i := range 16 {
-		a.f("VMOVUPS Z%d, (DI)", i^1)
-		a.f("ADDQ DX, DI")
-	}
-	a.f("ADDQ $64, SI")
-	a.f("DECQ CX")
-	a.f("JNZ loop")
-	a.end()
+	a.panelOfRows("swapOfRows", 1, func(z int) { a.roundOne(z, 16+z) })
 
 	a.fn("swapOfColumns", 48, "func swapOfColumns(dst *float32, ldd int, src *float32, lds, rows, columns int)")
 	a.f("MOVQ columns+40(FP), CX")

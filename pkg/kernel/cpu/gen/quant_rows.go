@@ -1,0 +1,127 @@
+package main
+
+import "fmt"
+
+// Products of a panel and several rows of activations: few rows with packed codes, more with
+// a panel that was unpacked first.
+
+// fewRows is how many rows few and rest have in registers at most, from Z8 on.
+const fewRows = 8
+
+// few writes few<type>: a packed panel times 1 to 8 rows of activations, whose blocks
+// lie stride bytes apart.
+func (a *asm) few(q *qtype) {
+	a.fn("few"+q.name, 56, fmt.Sprintf("func few%s(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)", q.name))
+	a.f("MOVQ panel+16(FP), DI")
+	a.f("MOVQ x+24(FP), BX")
+	a.f("MOVQ blocks+32(FP), CX")
+	a.f("MOVQ rows+40(FP), R9")
+	a.f("MOVQ stride+48(FP), R10")
+	a.setup(q)
+	a.clearRows()
+	a.blocks(q, "loop", func() { a.rows(q.kind, "", q.word) })
+	a.storeRows()
+}
+
+func (a *asm) clearRows() {
+	a.f("ADDQ $%d, BX", fewMiddle)
+	for i := range fewRows {
+		a.f("VPXORD Z%d, Z%d, Z%d", 8+i, 8+i, 8+i)
+	}
+}
+
+// fewMiddle keeps the offsets of rows short.
+const fewMiddle = fewRows / 2 * actBytes
+
+// rows adds a block's products to the sums of R9 rows and moves BX to the next block.
+// The header word is a register and an offset.
+func (a *asm) rows(k kind, register string, word int) {
+	for i := range fewRows {
+		if i > 0 {
+			a.f("CMPQ R9, $%d", i)
+			a.f("JE next")
+		}
+		off := i*actBytes - fewMiddle
+		a.blockDot(k, off, fmt.Sprintf("%d(BX)%s", off+word, register), 8+i, i%2*2, 1+i%2*2)
+	}
+	a.label("next")
+	a.f("ADDQ R10, BX")
+}
+
+// storeRows writes the sums of R9 rows, ldy bytes apart.
+func (a *asm) storeRows() {
+	a.f("MOVQ y+0(FP), R8")
+	a.f("MOVQ ldy+8(FP), SI")
+	for i := range fewRows {
+		if i > 0 {
+			a.f("CMPQ R9, $%d", i)
+			a.f("JE done")
+			a.f("ADDQ SI, R8")
+		}
+		a.f("VMOVUPS Z%d, (R8)", 8+i)
+	}
+	a.label("done")
+	a.end()
+}
+
+// loadUnpacked brings an unpacked block at DI to Z16 on.
+func (a *asm) loadUnpacked(k kind) {
+	for j := range 8 {
+		a.f("VMOVDQU32 %d(DI), Z%d", 64*j, 16+j)
+	}
+	for j := range [...]int{single: 1, minimum: 2, halves: 2, halfMin: 4}[k] {
+		a.f("VMOVUPS %d(DI), Z%d", unpackedScale+64*j, 24+j)
+	}
+	a.f("ADDQ $%d, DI", k.stride())
+}
+
+// rest writes rest<kind>: as few, of an unpacked panel.
+func (a *asm) rest(k kind) {
+	a.fn("rest"+k.String(), 64, fmt.Sprintf("func rest%s(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)", k))
+	a.f("MOVQ w+16(FP), DI")
+	a.f("MOVQ x+24(FP), BX")
+	a.f("MOVQ blocks+32(FP), CX")
+	a.f("MOVQ rows+40(FP), R9")
+	a.f("MOVQ stride+48(FP), R10")
+	a.f("MOVQ word+56(FP), DX")
+	a.clearRows()
+	a.label("loop")
+	a.loadUnpacked(k)
+	a.rows(k, "(DX*1)", 0)
+	a.f("DECQ CX")
+	a.f("JNZ loop")
+	a.storeRows()
+}
+
+// tile writes tile<kind>: an unpacked panel times 16 rows of activations, whose blocks
+// lie interleaved.
+func (a *asm) tile(k kind) {
+	a.fn("tile"+k.String(), 48, fmt.Sprintf("func tile%s(y *float32, ldy int, w, x *byte, blocks, word int)", k))
+	a.f("MOVQ w+16(FP), DI")
+	a.f("MOVQ x+24(FP), BX")
+	a.f("MOVQ blocks+32(FP), CX")
+	a.f("MOVQ word+40(FP), DX")
+	const middle = tileRows / 2 * actBytes // so that every offset is a short one
+	a.f("ADDQ $%d, BX", middle)
+	for i := range tileRows {
+		a.f("VPXORD Z%d, Z%d, Z%d", i, i, i)
+	}
+	a.label("loop")
+	a.loadUnpacked(k)
+	for i := range tileRows {
+		off := i*actBytes - middle
+		a.blockDot(k, off, fmt.Sprintf("%d(BX)(DX*1)", off), i, 28+i%2*2, 29+i%2*2)
+	}
+	a.f("ADDQ $%d, BX", tileRows*actBytes)
+	a.f("DECQ CX")
+	a.f("JNZ loop")
+	a.f("MOVQ y+0(FP), DI")
+	a.f("MOVQ ldy+8(FP), SI")
+	for i := range tileRows {
+		a.f("VMOVUPS Z%d, (DI)", i)
+		if i < tileRows-1 {
+			a.f("ADDQ SI, DI")
+		}
+	}
+	a.end()
+}
