@@ -21,15 +21,15 @@ type packed struct {
 	owner  *chunk // of data
 }
 
-// narrow is the number of inputs below which weights are decoded and multiplied in
-// float32, as all of a narrow model's are.
-const narrow = 512
+// fewInputs is the number below which weights are decoded and multiplied in float32, as
+// all of a narrow model's are.
+const fewInputs = 512
 
 // decoded is a plain matrix in float32.
 type decoded struct{ dense []float32 } // [N,I]
 
 // plain reports whether a matrix is multiplied in float32.
-func plain(w *kernel.Matrix[float32]) bool { return w.Plain || w.Cols < narrow }
+func plain(w *kernel.Matrix[float32]) bool { return w.Plain || w.Cols < fewInputs }
 
 // packable reports whether a matrix is multiplied as it is.
 func packable(w *kernel.Matrix[float32]) bool {
