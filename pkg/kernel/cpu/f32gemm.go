@@ -6,12 +6,13 @@ package cpu
 // one after the other is one longer chain.
 
 const (
-	gemmDepth   = 256  // steps of the reduction, at most, in a packed block of the right side
-	gemmColumns = 512  // of a packed block, at most
-	gemmAlias   = 2048 // bytes between rows that meet on the same lines of a first cache
-	gemmBurst   = 24   // lines that are asked for at once
-	gemmWidest  = 32   // columns of any family's panel
-	gemmTallest = 12   // rows of any family's tile
+	gemmDepth   = 256     // steps of the reduction, at most, in a packed block of the right side
+	gemmColumns = 512     // of a packed block, at most
+	gemmSmall   = 1 << 20 // elements
+	gemmAlias   = 2048    // bytes between rows that meet on the same lines of a first cache
+	gemmBurst   = 24      // lines that are asked for at once
+	gemmWidest  = 32      // columns of any family's panel
+	gemmTallest = 12      // rows of any family's tile
 )
 
 // gemmTile computes c = init + a·b for as many rows and columns as it is made for, and
@@ -219,7 +220,7 @@ func (work *gemmWork) panels(o *gemmOps, w *gemmScratch, part *gemmCall, k, n in
 // ahead plans to ask, over calls of a tile, for what depths k..k+n-1 need.
 func (work *gemmWork) ahead(w *gemmScratch, part *gemmCall, k, n, calls int) {
 	w.next.reset()
-	if n <= 0 {
+	if n <= 0 || part.small() {
 		return
 	}
 	for _, s := range work.segments {
@@ -237,10 +238,13 @@ func (work *gemmWork) ahead(w *gemmScratch, part *gemmCall, k, n, calls int) {
 	w.next.share(calls)
 }
 
+// small reports whether what a product reads and writes is likely to be in a core's cache.
+func (g *gemmCall) small() bool { return g.m*g.k+g.n*g.k+g.m*g.n < gemmSmall }
+
 // beside plans to ask for what rows lo..hi-1 need.
 func (work *gemmWork) beside(w *gemmScratch, part *gemmCall, lo, hi, k, n, calls int) {
 	w.near.reset()
-	if hi <= lo {
+	if hi <= lo || part.small() {
 		return
 	}
 	for _, s := range work.segments {

@@ -122,15 +122,31 @@ func (a *asm) gemmTile(t gemmTile, rows int) {
 			row(i)
 		}
 	}
-	a.f("DECQ CX")
-	a.f("JZ last")
-	a.label("loop")
-	step(func(int) {})
-	a.f("ADDQ R13, BX")
-	for _, r := range bases {
-		a.f("ADDQ R12, %s", r)
+	advance := func() {
+		a.f("ADDQ R13, BX")
+		for _, r := range bases {
+			a.f("ADDQ R12, %s", r)
+		}
+		a.f("DECQ CX")
 	}
 	a.f("DECQ CX")
+	a.f("JZ last")
+	a.f("CMPQ CX, $%d", rows)
+	a.f("JLE loop")
+	a.f("MOVQ $%d, R14", rows)
+	a.f("LEAQ %d(DI), AX", size*vectors)
+	a.label("ask") // for the next panel's outputs, a row a step
+	step(func(int) {})
+	for line := 0; line < size*vectors; line += 64 {
+		a.f("BYTE $0x0f; BYTE $0x0d; BYTE $0x48; BYTE $%d // PREFETCHW %d(AX)", line, line)
+	}
+	a.f("ADDQ ldc+8(FP), AX")
+	advance()
+	a.f("DECQ R14")
+	a.f("JNZ ask")
+	a.label("loop")
+	step(func(int) {})
+	advance()
 	a.f("JNZ loop")
 	a.label("last")
 	a.f("MOVQ DI, CX")
