@@ -348,14 +348,14 @@ func (p *trainProfile) AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v []float3
 	p.Set.AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v, b, t, a)
 }
 
-func (p *trainProfile) GLUGrad(dgate, dup, dy, gate, up []float32, act kernel.Act) {
+func (p *trainProfile) GLUGrad(dgate, dup, y, dy, gate, up []float32, act kernel.Act) {
 	defer p.add("activate grad", time.Now())
-	p.Set.GLUGrad(dgate, dup, dy, gate, up, act)
+	p.Set.GLUGrad(dgate, dup, y, dy, gate, up, act)
 }
 
-func (p *trainProfile) ActivateGrad(dx, dy, x []float32, act kernel.Act) {
+func (p *trainProfile) ActivateGrad(dx, y, dy, x []float32, act kernel.Act) {
 	defer p.add("activate grad", time.Now())
-	p.Set.ActivateGrad(dx, dy, x, act)
+	p.Set.ActivateGrad(dx, y, dy, x, act)
 }
 
 func (p *trainProfile) CrossEntropy(loss []float64, dlogits, logits []float32, targets []int32, scale float64, t, v int) {

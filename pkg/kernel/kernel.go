@@ -114,7 +114,8 @@ type Set[F tensor.Float] interface {
 	// MatMuls computes several products of one x[T,I], each as MatMul would.
 	MatMuls(x []F, t int, products ...Product[F])
 	// MatMulGrad is the gradient of MatMuls: it overwrites dx[T,I] with Σ DY·W over the
-	// products, and adds DW += DYᵀ·x and DBias += Σ_t DY for each.
+	// products, and adds DW += DYᵀ·x and DBias += Σ_t DY for each. A nil dx is not wanted;
+	// without any DW, x may be nil.
 	MatMulGrad(dx, x []F, t int, products ...ProductGrad[F])
 
 	// Embed copies row ids[t] of w[V,C] to y[T,C].
@@ -151,12 +152,14 @@ type Set[F tensor.Float] interface {
 
 	// GLU computes y = act(gate)·up, elementwise.
 	GLU(y, gate, up []F, act Act)
-	// GLUGrad overwrites dgate and dup; one of them may be dy itself.
-	GLUGrad(dgate, dup, dy, gate, up []F, act Act)
+	// GLUGrad overwrites dgate and dup, one of which may be dy itself, and y, unless that is
+	// nil, as GLU does.
+	GLUGrad(dgate, dup, y, dy, gate, up []F, act Act)
 	// Activate computes y = act(x), elementwise.
 	Activate(y, x []F, act Act)
-	// ActivateGrad overwrites dx, which may be dy itself.
-	ActivateGrad(dx, dy, x []F, act Act)
+	// ActivateGrad overwrites dx, which may be dy itself, and y, unless that is nil, as
+	// Activate does.
+	ActivateGrad(dx, y, dy, x []F, act Act)
 	// Add computes y += x, elementwise.
 	Add(y, x []F)
 

@@ -138,20 +138,19 @@ func (s *Stage[F]) blockGrad(layer int, blk *block[F], k *saved[F], dx []F, tr *
 	}
 
 	// x = mid + down(act(up(norm2(mid)))): dx flows to mid as it is and through the branch.
+	// What act made comes again with its gradient.
+	down, dup := branch[F]{s.postGrad(dx, k.post2, &blk.post2, g, n, w), &blk.down}, w.dact
+	s.set.MatMulGrad(w.dact, nil, n, kernel.ProductGrad[F]{DY: down.dy, W: &down.l.Matrix})
+	inner := []branch[F]{{dup, &blk.up}}
 	if c.GLU {
-		s.set.GLU(w.act, k.gate, k.up, c.Act)
+		s.set.GLUGrad(w.dgate, dup, w.act, w.dact, k.gate, k.up, c.Act)
+		inner = []branch[F]{{w.dgate, &blk.gate}, {dup, &blk.up}}
 	} else {
-		s.set.Activate(w.act, k.up, c.Act)
+		s.set.ActivateGrad(dup, w.act, w.dact, k.up, c.Act)
 	}
-	s.linearGrad(w.dact, w.act, n, g, branch[F]{s.postGrad(dx, k.post2, &blk.post2, g, n, w), &blk.down})
+	s.linearGrad(nil, w.act, n, g, down)
 	s.normalize(w.h, k.mid, &blk.norm2, n)
-	if dup := w.dact; c.GLU {
-		s.set.GLUGrad(w.dgate, dup, w.dact, k.gate, k.up, c.Act)
-		s.linearGrad(w.dh, w.h, n, g, branch[F]{w.dgate, &blk.gate}, branch[F]{dup, &blk.up})
-	} else {
-		s.set.ActivateGrad(dup, w.dact, k.up, c.Act)
-		s.linearGrad(w.dh, w.h, n, g, branch[F]{dup, &blk.up})
-	}
+	s.linearGrad(w.dh, w.h, n, g, inner...)
 	s.normGrad(dx, w.dh, k.mid, &blk.norm2, g, n)
 
 	s.attendGrad(layer, blk, k, dx, tr, g, w)

@@ -125,12 +125,12 @@ func (s *Stage[F]) bounded(gate, up []F) (g, u []F) {
 func (s *Stage[F]) gatedGrad(dgate, dup, dy, gate, up []F) {
 	c := &s.Config
 	if c.GLUAlpha == 0 {
-		s.set.GLUGrad(dgate, dup, dy, gate, up, c.Act)
+		s.set.GLUGrad(dgate, dup, nil, dy, gate, up, c.Act)
 		return
 	}
 	alpha, limit := F(c.GLUAlpha), F(c.GLULimit)
 	g, u := s.bounded(gate, up)
-	s.set.GLUGrad(dgate, dup, dy, g, u, kernel.SiLU)
+	s.set.GLUGrad(dgate, dup, nil, dy, g, u, kernel.SiLU)
 	for i := range dgate {
 		dgate[i] *= alpha
 		if gate[i] > limit {

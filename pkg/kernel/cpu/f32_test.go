@@ -159,9 +159,10 @@ func TestTraining_SameBitsOnAllInstructionsAndThreads(t *testing.T) {
 		runs[fmt.Sprintf("activation %d", act)] = func(s *cpu.Set) []float32 {
 			x, up, dy := random(1, rows*c), random(2, rows*c), random(3, rows*c)
 			dx, dg, du := random(4, rows*c), random(5, rows*c), random(6, rows*c)
-			s.ActivateGrad(dx, dy, x, act)
-			s.GLUGrad(dg, du, dy, x, up, act)
-			return slices.Concat(dx, dg, du)
+			y, z := random(7, rows*c), random(8, rows*c)
+			s.ActivateGrad(dx, y, dy, x, act)
+			s.GLUGrad(dg, du, z, dy, x, up, act)
+			return slices.Concat(dx, dg, du, y, z)
 		}
 	}
 	runs["loss and update"] = func(s *cpu.Set) []float32 {

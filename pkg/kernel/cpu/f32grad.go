@@ -93,9 +93,9 @@ func slope(v, q float32, act kernel.Act) float32 {
 	return q + float32(float64(v)*math.Exp(-float64(v)*float64(v)/2)/math.Sqrt(2*math.Pi))
 }
 
-// gatedGrad writes the gradient of an activation, or of one times up unless that is nil,
-// by way of the gate.
-func gatedGrad(o *ops, dx, dup, dy, x, up *float32, n int, act kernel.Act) {
+// gatedGrad writes an activation, times up unless that is nil, and its gradient, by way of
+// the gate.
+func gatedGrad(o *ops, dx, dup, y, dy, x, up *float32, n int, act kernel.Act) {
 	var buf [lanes]float32
 	for i := 0; i < n; i += lanes {
 		part := min(lanes, n-i)
@@ -103,39 +103,57 @@ func gatedGrad(o *ops, dx, dup, dy, x, up *float32, n int, act kernel.Act) {
 		o.gate(buf[:part], in, act)
 		for j, v := range in {
 			d, q := *at(dy, i+j), buf[j]
+			out := float32(v * q)
 			if up != nil {
-				d, *at(dup, i+j) = float32(d**at(up, i+j)), d*float32(v*q)
+				factor := *at(up, i+j)
+				d, *at(dup, i+j) = float32(d*factor), d*out
+				out *= factor
 			}
+			*at(y, i+j) = out
 			*at(dx, i+j) = d * slope(v, q, act)
 		}
 	}
 }
 
-// GLUGrad overwrites dgate and dup; one of them may be dy.
-func (s *Set) GLUGrad(dgate, dup, dy, gate, up []float32, act kernel.Act) {
+// GLUGrad overwrites dgate and dup, one of which may be dy, and y unless it is nil.
+func (s *Set) GLUGrad(dgate, dup, y, dy, gate, up []float32, act kernel.Act) {
 	must("glu grad", "dy", len(dy), len(gate))
 	must("glu grad", "up", len(up), len(gate))
 	must("glu grad", "dgate", len(dgate), len(gate))
 	must("glu grad", "dup", len(dup), len(gate))
-	s.pieces(len(dy), func(lo, hi int) {
+	s.activated("glu grad", y, len(gate), func(y *float32, lo, n int) {
 		if loop := s.train.gluGrad[act]; loop != nil {
-			loop(&dgate[lo], &dup[lo], &dy[lo], &gate[lo], &up[lo], hi-lo)
+			loop(&dgate[lo], &dup[lo], y, &dy[lo], &gate[lo], &up[lo], n)
 			return
 		}
-		gatedGrad(&s.ops, &dgate[lo], &dup[lo], &dy[lo], &gate[lo], &up[lo], hi-lo, act)
+		gatedGrad(&s.ops, &dgate[lo], &dup[lo], y, &dy[lo], &gate[lo], &up[lo], n, act)
 	})
 }
 
-// ActivateGrad overwrites dx, which may be dy.
-func (s *Set) ActivateGrad(dx, dy, x []float32, act kernel.Act) {
+// ActivateGrad overwrites dx, which may be dy, and y unless it is nil.
+func (s *Set) ActivateGrad(dx, y, dy, x []float32, act kernel.Act) {
 	must("activate grad", "dy", len(dy), len(x))
 	must("activate grad", "dx", len(dx), len(x))
-	s.pieces(len(dy), func(lo, hi int) {
+	s.activated("activate grad", y, len(x), func(y *float32, lo, n int) {
 		if loop := s.train.actGrad[act]; loop != nil {
-			loop(&dx[lo], &dy[lo], &x[lo], hi-lo)
+			loop(&dx[lo], y, &dy[lo], &x[lo], n)
 			return
 		}
-		gatedGrad(&s.ops, &dx[lo], nil, &dy[lo], &x[lo], nil, hi-lo, act)
+		gatedGrad(&s.ops, &dx[lo], nil, y, &dy[lo], &x[lo], nil, n, act)
+	})
+}
+
+// activated calls body for pieces of n elements with where their activations go: to y or,
+// if that is nil, nowhere.
+func (s *Set) activated(op string, y []float32, n int, body func(y *float32, lo, n int)) {
+	if y != nil {
+		must(op, "y", len(y), n)
+		s.pieces(n, func(lo, hi int) { body(&y[lo], lo, hi-lo) })
+		return
+	}
+	s.pieces(n, func(lo, hi int) {
+		var unwanted [pieceLen]float32
+		body(&unwanted[0], lo, hi-lo)
 	})
 }
 

@@ -13,8 +13,8 @@ import (
 type trainOps struct {
 	// scoreSlopes: w = exp(w·scale - lse), dw = w·(dw - delta)·scale.
 	scoreSlopes func(dw, w *float32, n int, scale, lse, delta float32)
-	actGrad     [acts]func(dx, dy, x *float32, n int)                                // nil: by way of the gate
-	gluGrad     [acts]func(dx, dup, dy, x, up *float32, n int)                       // nil as well
+	actGrad     [acts]func(dx, y, dy, x *float32, n int)                             // nil: by way of the gate
+	gluGrad     [acts]func(dx, dup, y, dy, x, up *float32, n int)                    // nil as well
 	normSlopes  func(dx, x, dy, g *float32, n int, mean, inv, meanE, meanEN float32) // dx += inv·(e - meanE - n·meanEN)
 	normMeans   func(sums, x, dy, g *float32, groups int, mean, inv float32)         // sums[16] += e, sums[16:] += e·n
 	normColumns func(dg, db, x, dy *float32, ld, rows int, stats *float32)           // 16 columns: dg += dy·n, db += dy

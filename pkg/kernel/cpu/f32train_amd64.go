@@ -5,8 +5,8 @@ import "github.com/lamina-mesh/lamina/pkg/kernel"
 func trainAVX512() trainOps {
 	return trainOps{
 		scoreSlopes: scoreSlopes,
-		actGrad:     [acts]func(dx, dy, x *float32, n int){kernel.SiLU: siluGrad, kernel.GELUTanh: geluGrad},
-		gluGrad:     [acts]func(dx, dup, dy, x, up *float32, n int){kernel.SiLU: siluTimesGrad, kernel.GELUTanh: geluTimesGrad},
+		actGrad:     [acts]func(dx, y, dy, x *float32, n int){kernel.SiLU: siluGrad, kernel.GELUTanh: geluGrad},
+		gluGrad:     [acts]func(dx, dup, y, dy, x, up *float32, n int){kernel.SiLU: siluTimesGrad, kernel.GELUTanh: geluTimesGrad},
 		normSlopes:  normSlopes, normMeans: normMeans, normColumns: normColumns, sumColumns: sumColumns, sumSquares: sumSquares,
 		rowDots: rowDots, moments: rowMoments,
 		adamw: func(p, m, v, grad *float32, groups int, k *adamwConstants) {
@@ -37,19 +37,19 @@ func trainAVX2(o *ops) trainOps {
 		},
 	}
 	for act, loop := range map[kernel.Act]struct {
-		of    func(dx, dy, x *float32, n int)
-		times func(dx, dup, dy, x, up *float32, n int)
+		of    func(dx, y, dy, x *float32, n int)
+		times func(dx, dup, y, dy, x, up *float32, n int)
 	}{kernel.SiLU: {siluGradWide, siluTimesGradWide}, kernel.GELUTanh: {geluGradWide, geluTimesGradWide}} {
-		t.actGrad[act] = func(dx, dy, x *float32, n int) {
-			loop.of(dx, dy, x, n)
+		t.actGrad[act] = func(dx, y, dy, x *float32, n int) {
+			loop.of(dx, y, dy, x, n)
 			if whole := n &^ (lanes - 1); whole < n {
-				gatedGrad(o, at(dx, whole), nil, at(dy, whole), at(x, whole), nil, n-whole, act)
+				gatedGrad(o, at(dx, whole), nil, at(y, whole), at(dy, whole), at(x, whole), nil, n-whole, act)
 			}
 		}
-		t.gluGrad[act] = func(dx, dup, dy, x, up *float32, n int) {
-			loop.times(dx, dup, dy, x, up, n)
+		t.gluGrad[act] = func(dx, dup, y, dy, x, up *float32, n int) {
+			loop.times(dx, dup, y, dy, x, up, n)
 			if whole := n &^ (lanes - 1); whole < n {
-				gatedGrad(o, at(dx, whole), at(dup, whole), at(dy, whole), at(x, whole), at(up, whole), n-whole, act)
+				gatedGrad(o, at(dx, whole), at(dup, whole), at(y, whole), at(dy, whole), at(x, whole), at(up, whole), n-whole, act)
 			}
 		}
 	}

@@ -9,28 +9,28 @@ func scoreSlopes(dw, w *float32, n int, scale float32, lse float32, delta float3
 func scoreSlopesWide(dw, w *float32, n int, scale float32, lse float32, delta float32)
 
 //go:noescape
-func siluGrad(dx, dy, x *float32, n int)
+func siluGrad(dx, y, dy, x *float32, n int)
 
 //go:noescape
-func siluGradWide(dx, dy, x *float32, n int)
+func siluGradWide(dx, y, dy, x *float32, n int)
 
 //go:noescape
-func siluTimesGrad(dx, dup, dy, x, up *float32, n int)
+func siluTimesGrad(dx, dup, y, dy, x, up *float32, n int)
 
 //go:noescape
-func siluTimesGradWide(dx, dup, dy, x, up *float32, n int)
+func siluTimesGradWide(dx, dup, y, dy, x, up *float32, n int)
 
 //go:noescape
-func geluGrad(dx, dy, x *float32, n int)
+func geluGrad(dx, y, dy, x *float32, n int)
 
 //go:noescape
-func geluGradWide(dx, dy, x *float32, n int)
+func geluGradWide(dx, y, dy, x *float32, n int)
 
 //go:noescape
-func geluTimesGrad(dx, dup, dy, x, up *float32, n int)
+func geluTimesGrad(dx, dup, y, dy, x, up *float32, n int)
 
 //go:noescape
-func geluTimesGradWide(dx, dup, dy, x, up *float32, n int)
+func geluTimesGradWide(dx, dup, y, dy, x, up *float32, n int)
 
 //go:noescape
 func normSlopes(dx, x, dy, gain *float32, n int, mean float32, inv float32, meanE float32, meanEN float32)

@@ -482,187 +482,13 @@ tail:
 	VZEROUPPER
 	RET
 
-// func siluGrad(dx, dy, x *float32, n int)
-TEXT ·siluGrad(SB), NOSPLIT, $0-32
+// func siluGrad(dx, y, dy, x *float32, n int)
+TEXT ·siluGrad(SB), NOSPLIT, $0-40
 	MOVQ dx+0(FP), DI
-	MOVQ dy+8(FP), SI
-	MOVQ x+16(FP), DX
-	MOVQ n+24(FP), CX
-loop:
-	CMPQ CX, $16
-	JLT tail
-	VMOVUPS 0(DX), Z4
-	VMOVAPS Z4, Z0
-	VMULPS minusOne<>(SB), Z0, Z0
-	VCMPPS $5, expLeast<>(SB), Z0, K2
-	VMOVUPS expMost<>(SB), Z1
-	VMINPS Z0, Z1, Z0
-	VMULPS expLog2<>(SB), Z0, Z1
-	VRNDSCALEPS $8, Z1, Z1
-	VFNMADD231PS expLn2a<>(SB), Z1, Z0
-	VFNMADD231PS expLn2b<>(SB), Z1, Z0
-	VMOVUPS expPoly0<>(SB), Z2
-	VFMADD213PS expPoly1<>(SB), Z0, Z2
-	VFMADD213PS expPoly2<>(SB), Z0, Z2
-	VFMADD213PS expPoly3<>(SB), Z0, Z2
-	VFMADD213PS expPoly4<>(SB), Z0, Z2
-	VFMADD213PS expPoly5<>(SB), Z0, Z2
-	VFMADD213PS expPoly6<>(SB), Z0, Z2
-	VFMADD213PS expPoly7<>(SB), Z0, Z2
-	VCVTPS2DQ Z1, Z1
-	VPSLLD $23, Z1, Z1
-	VPADDD.Z Z1, Z2, K2, Z2
-	VADDPS expOne<>(SB), Z2, Z2
-	VMOVUPS expOne<>(SB), Z1
-	VDIVPS Z2, Z1, Z2
-	VMOVUPS expOne<>(SB), Z0
-	VSUBPS Z2, Z0, Z0
-	VMULPS Z4, Z0, Z0
-	VADDPS expOne<>(SB), Z0, Z0
-	VMULPS Z2, Z0, Z0
-	VMOVUPS 0(SI), Z5
-	VMULPS Z5, Z0, Z0
-	VMOVUPS Z0, 0(DI)
-	ADDQ $64, DI
-	ADDQ $64, SI
-	ADDQ $64, DX
-	SUBQ $16, CX
-	JMP loop
-tail:
-	TESTQ CX, CX
-	JZ done
-	MOVL $1, AX
-	SHLL CX, AX
-	DECL AX
-	KMOVW AX, K1
-	VMOVUPS.Z (DX), K1, Z4
-	VMOVAPS Z4, Z0
-	VMULPS minusOne<>(SB), Z0, Z0
-	VCMPPS $5, expLeast<>(SB), Z0, K2
-	VMOVUPS expMost<>(SB), Z1
-	VMINPS Z0, Z1, Z0
-	VMULPS expLog2<>(SB), Z0, Z1
-	VRNDSCALEPS $8, Z1, Z1
-	VFNMADD231PS expLn2a<>(SB), Z1, Z0
-	VFNMADD231PS expLn2b<>(SB), Z1, Z0
-	VMOVUPS expPoly0<>(SB), Z2
-	VFMADD213PS expPoly1<>(SB), Z0, Z2
-	VFMADD213PS expPoly2<>(SB), Z0, Z2
-	VFMADD213PS expPoly3<>(SB), Z0, Z2
-	VFMADD213PS expPoly4<>(SB), Z0, Z2
-	VFMADD213PS expPoly5<>(SB), Z0, Z2
-	VFMADD213PS expPoly6<>(SB), Z0, Z2
-	VFMADD213PS expPoly7<>(SB), Z0, Z2
-	VCVTPS2DQ Z1, Z1
-	VPSLLD $23, Z1, Z1
-	VPADDD.Z Z1, Z2, K2, Z2
-	VADDPS expOne<>(SB), Z2, Z2
-	VMOVUPS expOne<>(SB), Z1
-	VDIVPS Z2, Z1, Z2
-	VMOVUPS expOne<>(SB), Z0
-	VSUBPS Z2, Z0, Z0
-	VMULPS Z4, Z0, Z0
-	VADDPS expOne<>(SB), Z0, Z0
-	VMULPS Z2, Z0, Z0
-	VMOVUPS.Z (SI), K1, Z5
-	VMULPS Z5, Z0, Z0
-	VMOVUPS Z0, K1, (DI)
-done:
-	VZEROUPPER
-	RET
-
-// func siluGradWide(dx, dy, x *float32, n int)
-TEXT ·siluGradWide(SB), NOSPLIT, $0-32
-	MOVQ dx+0(FP), DI
-	MOVQ dy+8(FP), SI
-	MOVQ x+16(FP), DX
-	MOVQ n+24(FP), CX
-loop:
-	CMPQ CX, $16
-	JLT tail
-	VMOVUPS 0(DX), Y4
-	VMOVAPS Y4, Y0
-	VMULPS minusOne<>(SB), Y0, Y0
-	VCMPPS $1, expLeast<>(SB), Y0, Y3
-	VMOVUPS expMost<>(SB), Y1
-	VMINPS Y0, Y1, Y0
-	VMULPS expLog2<>(SB), Y0, Y1
-	VROUNDPS $8, Y1, Y1
-	VFNMADD231PS expLn2a<>(SB), Y1, Y0
-	VFNMADD231PS expLn2b<>(SB), Y1, Y0
-	VMOVUPS expPoly0<>(SB), Y2
-	VFMADD213PS expPoly1<>(SB), Y0, Y2
-	VFMADD213PS expPoly2<>(SB), Y0, Y2
-	VFMADD213PS expPoly3<>(SB), Y0, Y2
-	VFMADD213PS expPoly4<>(SB), Y0, Y2
-	VFMADD213PS expPoly5<>(SB), Y0, Y2
-	VFMADD213PS expPoly6<>(SB), Y0, Y2
-	VFMADD213PS expPoly7<>(SB), Y0, Y2
-	VCVTPS2DQ Y1, Y1
-	VPSLLD $23, Y1, Y1
-	VPADDD Y1, Y2, Y2
-	VANDNPS Y2, Y3, Y2
-	VADDPS expOne<>(SB), Y2, Y2
-	VMOVUPS expOne<>(SB), Y1
-	VDIVPS Y2, Y1, Y2
-	VMOVUPS expOne<>(SB), Y0
-	VSUBPS Y2, Y0, Y0
-	VMULPS Y4, Y0, Y0
-	VADDPS expOne<>(SB), Y0, Y0
-	VMULPS Y2, Y0, Y0
-	VMOVUPS 0(SI), Y5
-	VMULPS Y5, Y0, Y0
-	VMOVUPS Y0, 0(DI)
-	VMOVUPS 32(DX), Y4
-	VMOVAPS Y4, Y0
-	VMULPS minusOne<>(SB), Y0, Y0
-	VCMPPS $1, expLeast<>(SB), Y0, Y3
-	VMOVUPS expMost<>(SB), Y1
-	VMINPS Y0, Y1, Y0
-	VMULPS expLog2<>(SB), Y0, Y1
-	VROUNDPS $8, Y1, Y1
-	VFNMADD231PS expLn2a<>(SB), Y1, Y0
-	VFNMADD231PS expLn2b<>(SB), Y1, Y0
-	VMOVUPS expPoly0<>(SB), Y2
-	VFMADD213PS expPoly1<>(SB), Y0, Y2
-	VFMADD213PS expPoly2<>(SB), Y0, Y2
-	VFMADD213PS expPoly3<>(SB), Y0, Y2
-	VFMADD213PS expPoly4<>(SB), Y0, Y2
-	VFMADD213PS expPoly5<>(SB), Y0, Y2
-	VFMADD213PS expPoly6<>(SB), Y0, Y2
-	VFMADD213PS expPoly7<>(SB), Y0, Y2
-	VCVTPS2DQ Y1, Y1
-	VPSLLD $23, Y1, Y1
-	VPADDD Y1, Y2, Y2
-	VANDNPS Y2, Y3, Y2
-	VADDPS expOne<>(SB), Y2, Y2
-	VMOVUPS expOne<>(SB), Y1
-	VDIVPS Y2, Y1, Y2
-	VMOVUPS expOne<>(SB), Y0
-	VSUBPS Y2, Y0, Y0
-	VMULPS Y4, Y0, Y0
-	VADDPS expOne<>(SB), Y0, Y0
-	VMULPS Y2, Y0, Y0
-	VMOVUPS 32(SI), Y5
-	VMULPS Y5, Y0, Y0
-	VMOVUPS Y0, 32(DI)
-	ADDQ $64, DI
-	ADDQ $64, SI
-	ADDQ $64, DX
-	SUBQ $16, CX
-	JMP loop
-tail:
-	VZEROUPPER
-	RET
-
-// func siluTimesGrad(dx, dup, dy, x, up *float32, n int)
-TEXT ·siluTimesGrad(SB), NOSPLIT, $0-48
-	MOVQ dx+0(FP), DI
-	MOVQ dup+8(FP), SI
+	MOVQ y+8(FP), SI
 	MOVQ dy+16(FP), DX
 	MOVQ x+24(FP), R8
-	MOVQ up+32(FP), R9
-	MOVQ n+40(FP), CX
+	MOVQ n+32(FP), CX
 loop:
 	CMPQ CX, $16
 	JLT tail
@@ -696,18 +522,14 @@ loop:
 	VADDPS expOne<>(SB), Z0, Z0
 	VMULPS Z2, Z0, Z0
 	VMOVUPS 0(DX), Z5
-	VMULPS Z2, Z4, Z7
-	VMULPS Z5, Z7, Z7
-	VMOVUPS 0(R9), Z6
-	VMULPS Z5, Z6, Z6
-	VMULPS Z0, Z6, Z6
-	VMOVUPS Z7, 0(SI)
-	VMOVUPS Z6, 0(DI)
+	VMULPS Z2, Z4, Z2
+	VMULPS Z5, Z0, Z0
+	VMOVUPS Z2, 0(SI)
+	VMOVUPS Z0, 0(DI)
 	ADDQ $64, DI
 	ADDQ $64, SI
 	ADDQ $64, DX
 	ADDQ $64, R8
-	ADDQ $64, R9
 	SUBQ $16, CX
 	JMP loop
 tail:
@@ -747,25 +569,21 @@ tail:
 	VADDPS expOne<>(SB), Z0, Z0
 	VMULPS Z2, Z0, Z0
 	VMOVUPS.Z (DX), K1, Z5
-	VMULPS Z2, Z4, Z7
-	VMULPS Z5, Z7, Z7
-	VMOVUPS.Z (R9), K1, Z6
-	VMULPS Z5, Z6, Z6
-	VMULPS Z0, Z6, Z6
-	VMOVUPS Z7, K1, (SI)
-	VMOVUPS Z6, K1, (DI)
+	VMULPS Z2, Z4, Z2
+	VMULPS Z5, Z0, Z0
+	VMOVUPS Z2, K1, (SI)
+	VMOVUPS Z0, K1, (DI)
 done:
 	VZEROUPPER
 	RET
 
-// func siluTimesGradWide(dx, dup, dy, x, up *float32, n int)
-TEXT ·siluTimesGradWide(SB), NOSPLIT, $0-48
+// func siluGradWide(dx, y, dy, x *float32, n int)
+TEXT ·siluGradWide(SB), NOSPLIT, $0-40
 	MOVQ dx+0(FP), DI
-	MOVQ dup+8(FP), SI
+	MOVQ y+8(FP), SI
 	MOVQ dy+16(FP), DX
 	MOVQ x+24(FP), R8
-	MOVQ up+32(FP), R9
-	MOVQ n+40(FP), CX
+	MOVQ n+32(FP), CX
 loop:
 	CMPQ CX, $16
 	JLT tail
@@ -800,13 +618,10 @@ loop:
 	VADDPS expOne<>(SB), Y0, Y0
 	VMULPS Y2, Y0, Y0
 	VMOVUPS 0(DX), Y5
-	VMULPS Y2, Y4, Y7
-	VMULPS Y5, Y7, Y7
-	VMOVUPS 0(R9), Y6
-	VMULPS Y5, Y6, Y6
-	VMULPS Y0, Y6, Y6
-	VMOVUPS Y7, 0(SI)
-	VMOVUPS Y6, 0(DI)
+	VMULPS Y2, Y4, Y2
+	VMULPS Y5, Y0, Y0
+	VMOVUPS Y2, 0(SI)
+	VMOVUPS Y0, 0(DI)
 	VMOVUPS 32(R8), Y4
 	VMOVAPS Y4, Y0
 	VMULPS minusOne<>(SB), Y0, Y0
@@ -838,39 +653,35 @@ loop:
 	VADDPS expOne<>(SB), Y0, Y0
 	VMULPS Y2, Y0, Y0
 	VMOVUPS 32(DX), Y5
-	VMULPS Y2, Y4, Y7
-	VMULPS Y5, Y7, Y7
-	VMOVUPS 32(R9), Y6
-	VMULPS Y5, Y6, Y6
-	VMULPS Y0, Y6, Y6
-	VMOVUPS Y7, 32(SI)
-	VMOVUPS Y6, 32(DI)
+	VMULPS Y2, Y4, Y2
+	VMULPS Y5, Y0, Y0
+	VMOVUPS Y2, 32(SI)
+	VMOVUPS Y0, 32(DI)
 	ADDQ $64, DI
 	ADDQ $64, SI
 	ADDQ $64, DX
 	ADDQ $64, R8
-	ADDQ $64, R9
 	SUBQ $16, CX
 	JMP loop
 tail:
 	VZEROUPPER
 	RET
 
-// func geluGrad(dx, dy, x *float32, n int)
-TEXT ·geluGrad(SB), NOSPLIT, $0-32
+// func siluTimesGrad(dx, dup, y, dy, x, up *float32, n int)
+TEXT ·siluTimesGrad(SB), NOSPLIT, $0-56
 	MOVQ dx+0(FP), DI
-	MOVQ dy+8(FP), SI
-	MOVQ x+16(FP), DX
-	MOVQ n+24(FP), CX
+	MOVQ dup+8(FP), SI
+	MOVQ y+16(FP), DX
+	MOVQ dy+24(FP), R8
+	MOVQ x+32(FP), R9
+	MOVQ up+40(FP), R10
+	MOVQ n+48(FP), CX
 loop:
 	CMPQ CX, $16
 	JLT tail
-	VMOVUPS 0(DX), Z4
-	VMULPS Z4, Z4, Z0
-	VMULPS geluCube<>(SB), Z0, Z0
-	VADDPS expOne<>(SB), Z0, Z0
-	VMULPS Z4, Z0, Z0
-	VMULPS minusGelu<>(SB), Z0, Z0
+	VMOVUPS 0(R9), Z4
+	VMOVAPS Z4, Z0
+	VMULPS minusOne<>(SB), Z0, Z0
 	VCMPPS $5, expLeast<>(SB), Z0, K2
 	VMOVUPS expMost<>(SB), Z1
 	VMINPS Z0, Z1, Z0
@@ -892,22 +703,27 @@ loop:
 	VADDPS expOne<>(SB), Z2, Z2
 	VMOVUPS expOne<>(SB), Z1
 	VDIVPS Z2, Z1, Z2
-	VMULPS Z4, Z4, Z1
-	VMULPS geluSlope<>(SB), Z1, Z1
-	VADDPS expOne<>(SB), Z1, Z1
-	VMULPS geluTwice<>(SB), Z1, Z1
 	VMOVUPS expOne<>(SB), Z0
 	VSUBPS Z2, Z0, Z0
-	VMULPS Z2, Z0, Z0
 	VMULPS Z4, Z0, Z0
-	VMULPS Z1, Z0, Z0
-	VADDPS Z2, Z0, Z0
-	VMOVUPS 0(SI), Z5
-	VMULPS Z5, Z0, Z0
-	VMOVUPS Z0, 0(DI)
+	VADDPS expOne<>(SB), Z0, Z0
+	VMULPS Z2, Z0, Z0
+	VMOVUPS 0(R8), Z5
+	VMULPS Z2, Z4, Z7
+	VMOVUPS 0(R10), Z6
+	VMULPS Z6, Z7, Z2
+	VMULPS Z5, Z7, Z7
+	VMULPS Z5, Z6, Z6
+	VMULPS Z0, Z6, Z6
+	VMOVUPS Z2, 0(DX)
+	VMOVUPS Z7, 0(SI)
+	VMOVUPS Z6, 0(DI)
 	ADDQ $64, DI
 	ADDQ $64, SI
 	ADDQ $64, DX
+	ADDQ $64, R8
+	ADDQ $64, R9
+	ADDQ $64, R10
 	SUBQ $16, CX
 	JMP loop
 tail:
@@ -917,12 +733,9 @@ tail:
 	SHLL CX, AX
 	DECL AX
 	KMOVW AX, K1
-	VMOVUPS.Z (DX), K1, Z4
-	VMULPS Z4, Z4, Z0
-	VMULPS geluCube<>(SB), Z0, Z0
-	VADDPS expOne<>(SB), Z0, Z0
-	VMULPS Z4, Z0, Z0
-	VMULPS minusGelu<>(SB), Z0, Z0
+	VMOVUPS.Z (R9), K1, Z4
+	VMOVAPS Z4, Z0
+	VMULPS minusOne<>(SB), Z0, Z0
 	VCMPPS $5, expLeast<>(SB), Z0, K2
 	VMOVUPS expMost<>(SB), Z1
 	VMINPS Z0, Z1, Z0
@@ -944,38 +757,40 @@ tail:
 	VADDPS expOne<>(SB), Z2, Z2
 	VMOVUPS expOne<>(SB), Z1
 	VDIVPS Z2, Z1, Z2
-	VMULPS Z4, Z4, Z1
-	VMULPS geluSlope<>(SB), Z1, Z1
-	VADDPS expOne<>(SB), Z1, Z1
-	VMULPS geluTwice<>(SB), Z1, Z1
 	VMOVUPS expOne<>(SB), Z0
 	VSUBPS Z2, Z0, Z0
-	VMULPS Z2, Z0, Z0
 	VMULPS Z4, Z0, Z0
-	VMULPS Z1, Z0, Z0
-	VADDPS Z2, Z0, Z0
-	VMOVUPS.Z (SI), K1, Z5
-	VMULPS Z5, Z0, Z0
-	VMOVUPS Z0, K1, (DI)
+	VADDPS expOne<>(SB), Z0, Z0
+	VMULPS Z2, Z0, Z0
+	VMOVUPS.Z (R8), K1, Z5
+	VMULPS Z2, Z4, Z7
+	VMOVUPS.Z (R10), K1, Z6
+	VMULPS Z6, Z7, Z2
+	VMULPS Z5, Z7, Z7
+	VMULPS Z5, Z6, Z6
+	VMULPS Z0, Z6, Z6
+	VMOVUPS Z2, K1, (DX)
+	VMOVUPS Z7, K1, (SI)
+	VMOVUPS Z6, K1, (DI)
 done:
 	VZEROUPPER
 	RET
 
-// func geluGradWide(dx, dy, x *float32, n int)
-TEXT ·geluGradWide(SB), NOSPLIT, $0-32
+// func siluTimesGradWide(dx, dup, y, dy, x, up *float32, n int)
+TEXT ·siluTimesGradWide(SB), NOSPLIT, $0-56
 	MOVQ dx+0(FP), DI
-	MOVQ dy+8(FP), SI
-	MOVQ x+16(FP), DX
-	MOVQ n+24(FP), CX
+	MOVQ dup+8(FP), SI
+	MOVQ y+16(FP), DX
+	MOVQ dy+24(FP), R8
+	MOVQ x+32(FP), R9
+	MOVQ up+40(FP), R10
+	MOVQ n+48(FP), CX
 loop:
 	CMPQ CX, $16
 	JLT tail
-	VMOVUPS 0(DX), Y4
-	VMULPS Y4, Y4, Y0
-	VMULPS geluCube<>(SB), Y0, Y0
-	VADDPS expOne<>(SB), Y0, Y0
-	VMULPS Y4, Y0, Y0
-	VMULPS minusGelu<>(SB), Y0, Y0
+	VMOVUPS 0(R9), Y4
+	VMOVAPS Y4, Y0
+	VMULPS minusOne<>(SB), Y0, Y0
 	VCMPPS $1, expLeast<>(SB), Y0, Y3
 	VMOVUPS expMost<>(SB), Y1
 	VMINPS Y0, Y1, Y0
@@ -998,25 +813,24 @@ loop:
 	VADDPS expOne<>(SB), Y2, Y2
 	VMOVUPS expOne<>(SB), Y1
 	VDIVPS Y2, Y1, Y2
-	VMULPS Y4, Y4, Y1
-	VMULPS geluSlope<>(SB), Y1, Y1
-	VADDPS expOne<>(SB), Y1, Y1
-	VMULPS geluTwice<>(SB), Y1, Y1
 	VMOVUPS expOne<>(SB), Y0
 	VSUBPS Y2, Y0, Y0
-	VMULPS Y2, Y0, Y0
 	VMULPS Y4, Y0, Y0
-	VMULPS Y1, Y0, Y0
-	VADDPS Y2, Y0, Y0
-	VMOVUPS 0(SI), Y5
-	VMULPS Y5, Y0, Y0
-	VMOVUPS Y0, 0(DI)
-	VMOVUPS 32(DX), Y4
-	VMULPS Y4, Y4, Y0
-	VMULPS geluCube<>(SB), Y0, Y0
 	VADDPS expOne<>(SB), Y0, Y0
-	VMULPS Y4, Y0, Y0
-	VMULPS minusGelu<>(SB), Y0, Y0
+	VMULPS Y2, Y0, Y0
+	VMOVUPS 0(R8), Y5
+	VMULPS Y2, Y4, Y7
+	VMOVUPS 0(R10), Y6
+	VMULPS Y6, Y7, Y2
+	VMULPS Y5, Y7, Y7
+	VMULPS Y5, Y6, Y6
+	VMULPS Y0, Y6, Y6
+	VMOVUPS Y2, 0(DX)
+	VMOVUPS Y7, 0(SI)
+	VMOVUPS Y6, 0(DI)
+	VMOVUPS 32(R9), Y4
+	VMOVAPS Y4, Y0
+	VMULPS minusOne<>(SB), Y0, Y0
 	VCMPPS $1, expLeast<>(SB), Y0, Y3
 	VMOVUPS expMost<>(SB), Y1
 	VMINPS Y0, Y1, Y0
@@ -1039,36 +853,40 @@ loop:
 	VADDPS expOne<>(SB), Y2, Y2
 	VMOVUPS expOne<>(SB), Y1
 	VDIVPS Y2, Y1, Y2
-	VMULPS Y4, Y4, Y1
-	VMULPS geluSlope<>(SB), Y1, Y1
-	VADDPS expOne<>(SB), Y1, Y1
-	VMULPS geluTwice<>(SB), Y1, Y1
 	VMOVUPS expOne<>(SB), Y0
 	VSUBPS Y2, Y0, Y0
-	VMULPS Y2, Y0, Y0
 	VMULPS Y4, Y0, Y0
-	VMULPS Y1, Y0, Y0
-	VADDPS Y2, Y0, Y0
-	VMOVUPS 32(SI), Y5
-	VMULPS Y5, Y0, Y0
-	VMOVUPS Y0, 32(DI)
+	VADDPS expOne<>(SB), Y0, Y0
+	VMULPS Y2, Y0, Y0
+	VMOVUPS 32(R8), Y5
+	VMULPS Y2, Y4, Y7
+	VMOVUPS 32(R10), Y6
+	VMULPS Y6, Y7, Y2
+	VMULPS Y5, Y7, Y7
+	VMULPS Y5, Y6, Y6
+	VMULPS Y0, Y6, Y6
+	VMOVUPS Y2, 32(DX)
+	VMOVUPS Y7, 32(SI)
+	VMOVUPS Y6, 32(DI)
 	ADDQ $64, DI
 	ADDQ $64, SI
 	ADDQ $64, DX
+	ADDQ $64, R8
+	ADDQ $64, R9
+	ADDQ $64, R10
 	SUBQ $16, CX
 	JMP loop
 tail:
 	VZEROUPPER
 	RET
 
-// func geluTimesGrad(dx, dup, dy, x, up *float32, n int)
-TEXT ·geluTimesGrad(SB), NOSPLIT, $0-48
+// func geluGrad(dx, y, dy, x *float32, n int)
+TEXT ·geluGrad(SB), NOSPLIT, $0-40
 	MOVQ dx+0(FP), DI
-	MOVQ dup+8(FP), SI
+	MOVQ y+8(FP), SI
 	MOVQ dy+16(FP), DX
 	MOVQ x+24(FP), R8
-	MOVQ up+32(FP), R9
-	MOVQ n+40(FP), CX
+	MOVQ n+32(FP), CX
 loop:
 	CMPQ CX, $16
 	JLT tail
@@ -1110,18 +928,14 @@ loop:
 	VMULPS Z1, Z0, Z0
 	VADDPS Z2, Z0, Z0
 	VMOVUPS 0(DX), Z5
-	VMULPS Z2, Z4, Z7
-	VMULPS Z5, Z7, Z7
-	VMOVUPS 0(R9), Z6
-	VMULPS Z5, Z6, Z6
-	VMULPS Z0, Z6, Z6
-	VMOVUPS Z7, 0(SI)
-	VMOVUPS Z6, 0(DI)
+	VMULPS Z2, Z4, Z2
+	VMULPS Z5, Z0, Z0
+	VMOVUPS Z2, 0(SI)
+	VMOVUPS Z0, 0(DI)
 	ADDQ $64, DI
 	ADDQ $64, SI
 	ADDQ $64, DX
 	ADDQ $64, R8
-	ADDQ $64, R9
 	SUBQ $16, CX
 	JMP loop
 tail:
@@ -1169,25 +983,21 @@ tail:
 	VMULPS Z1, Z0, Z0
 	VADDPS Z2, Z0, Z0
 	VMOVUPS.Z (DX), K1, Z5
-	VMULPS Z2, Z4, Z7
-	VMULPS Z5, Z7, Z7
-	VMOVUPS.Z (R9), K1, Z6
-	VMULPS Z5, Z6, Z6
-	VMULPS Z0, Z6, Z6
-	VMOVUPS Z7, K1, (SI)
-	VMOVUPS Z6, K1, (DI)
+	VMULPS Z2, Z4, Z2
+	VMULPS Z5, Z0, Z0
+	VMOVUPS Z2, K1, (SI)
+	VMOVUPS Z0, K1, (DI)
 done:
 	VZEROUPPER
 	RET
 
-// func geluTimesGradWide(dx, dup, dy, x, up *float32, n int)
-TEXT ·geluTimesGradWide(SB), NOSPLIT, $0-48
+// func geluGradWide(dx, y, dy, x *float32, n int)
+TEXT ·geluGradWide(SB), NOSPLIT, $0-40
 	MOVQ dx+0(FP), DI
-	MOVQ dup+8(FP), SI
+	MOVQ y+8(FP), SI
 	MOVQ dy+16(FP), DX
 	MOVQ x+24(FP), R8
-	MOVQ up+32(FP), R9
-	MOVQ n+40(FP), CX
+	MOVQ n+32(FP), CX
 loop:
 	CMPQ CX, $16
 	JLT tail
@@ -1230,13 +1040,10 @@ loop:
 	VMULPS Y1, Y0, Y0
 	VADDPS Y2, Y0, Y0
 	VMOVUPS 0(DX), Y5
-	VMULPS Y2, Y4, Y7
-	VMULPS Y5, Y7, Y7
-	VMOVUPS 0(R9), Y6
-	VMULPS Y5, Y6, Y6
-	VMULPS Y0, Y6, Y6
-	VMOVUPS Y7, 0(SI)
-	VMOVUPS Y6, 0(DI)
+	VMULPS Y2, Y4, Y2
+	VMULPS Y5, Y0, Y0
+	VMOVUPS Y2, 0(SI)
+	VMOVUPS Y0, 0(DI)
 	VMOVUPS 32(R8), Y4
 	VMULPS Y4, Y4, Y0
 	VMULPS geluCube<>(SB), Y0, Y0
@@ -1276,11 +1083,251 @@ loop:
 	VMULPS Y1, Y0, Y0
 	VADDPS Y2, Y0, Y0
 	VMOVUPS 32(DX), Y5
+	VMULPS Y2, Y4, Y2
+	VMULPS Y5, Y0, Y0
+	VMOVUPS Y2, 32(SI)
+	VMOVUPS Y0, 32(DI)
+	ADDQ $64, DI
+	ADDQ $64, SI
+	ADDQ $64, DX
+	ADDQ $64, R8
+	SUBQ $16, CX
+	JMP loop
+tail:
+	VZEROUPPER
+	RET
+
+// func geluTimesGrad(dx, dup, y, dy, x, up *float32, n int)
+TEXT ·geluTimesGrad(SB), NOSPLIT, $0-56
+	MOVQ dx+0(FP), DI
+	MOVQ dup+8(FP), SI
+	MOVQ y+16(FP), DX
+	MOVQ dy+24(FP), R8
+	MOVQ x+32(FP), R9
+	MOVQ up+40(FP), R10
+	MOVQ n+48(FP), CX
+loop:
+	CMPQ CX, $16
+	JLT tail
+	VMOVUPS 0(R9), Z4
+	VMULPS Z4, Z4, Z0
+	VMULPS geluCube<>(SB), Z0, Z0
+	VADDPS expOne<>(SB), Z0, Z0
+	VMULPS Z4, Z0, Z0
+	VMULPS minusGelu<>(SB), Z0, Z0
+	VCMPPS $5, expLeast<>(SB), Z0, K2
+	VMOVUPS expMost<>(SB), Z1
+	VMINPS Z0, Z1, Z0
+	VMULPS expLog2<>(SB), Z0, Z1
+	VRNDSCALEPS $8, Z1, Z1
+	VFNMADD231PS expLn2a<>(SB), Z1, Z0
+	VFNMADD231PS expLn2b<>(SB), Z1, Z0
+	VMOVUPS expPoly0<>(SB), Z2
+	VFMADD213PS expPoly1<>(SB), Z0, Z2
+	VFMADD213PS expPoly2<>(SB), Z0, Z2
+	VFMADD213PS expPoly3<>(SB), Z0, Z2
+	VFMADD213PS expPoly4<>(SB), Z0, Z2
+	VFMADD213PS expPoly5<>(SB), Z0, Z2
+	VFMADD213PS expPoly6<>(SB), Z0, Z2
+	VFMADD213PS expPoly7<>(SB), Z0, Z2
+	VCVTPS2DQ Z1, Z1
+	VPSLLD $23, Z1, Z1
+	VPADDD.Z Z1, Z2, K2, Z2
+	VADDPS expOne<>(SB), Z2, Z2
+	VMOVUPS expOne<>(SB), Z1
+	VDIVPS Z2, Z1, Z2
+	VMULPS Z4, Z4, Z1
+	VMULPS geluSlope<>(SB), Z1, Z1
+	VADDPS expOne<>(SB), Z1, Z1
+	VMULPS geluTwice<>(SB), Z1, Z1
+	VMOVUPS expOne<>(SB), Z0
+	VSUBPS Z2, Z0, Z0
+	VMULPS Z2, Z0, Z0
+	VMULPS Z4, Z0, Z0
+	VMULPS Z1, Z0, Z0
+	VADDPS Z2, Z0, Z0
+	VMOVUPS 0(R8), Z5
+	VMULPS Z2, Z4, Z7
+	VMOVUPS 0(R10), Z6
+	VMULPS Z6, Z7, Z2
+	VMULPS Z5, Z7, Z7
+	VMULPS Z5, Z6, Z6
+	VMULPS Z0, Z6, Z6
+	VMOVUPS Z2, 0(DX)
+	VMOVUPS Z7, 0(SI)
+	VMOVUPS Z6, 0(DI)
+	ADDQ $64, DI
+	ADDQ $64, SI
+	ADDQ $64, DX
+	ADDQ $64, R8
+	ADDQ $64, R9
+	ADDQ $64, R10
+	SUBQ $16, CX
+	JMP loop
+tail:
+	TESTQ CX, CX
+	JZ done
+	MOVL $1, AX
+	SHLL CX, AX
+	DECL AX
+	KMOVW AX, K1
+	VMOVUPS.Z (R9), K1, Z4
+	VMULPS Z4, Z4, Z0
+	VMULPS geluCube<>(SB), Z0, Z0
+	VADDPS expOne<>(SB), Z0, Z0
+	VMULPS Z4, Z0, Z0
+	VMULPS minusGelu<>(SB), Z0, Z0
+	VCMPPS $5, expLeast<>(SB), Z0, K2
+	VMOVUPS expMost<>(SB), Z1
+	VMINPS Z0, Z1, Z0
+	VMULPS expLog2<>(SB), Z0, Z1
+	VRNDSCALEPS $8, Z1, Z1
+	VFNMADD231PS expLn2a<>(SB), Z1, Z0
+	VFNMADD231PS expLn2b<>(SB), Z1, Z0
+	VMOVUPS expPoly0<>(SB), Z2
+	VFMADD213PS expPoly1<>(SB), Z0, Z2
+	VFMADD213PS expPoly2<>(SB), Z0, Z2
+	VFMADD213PS expPoly3<>(SB), Z0, Z2
+	VFMADD213PS expPoly4<>(SB), Z0, Z2
+	VFMADD213PS expPoly5<>(SB), Z0, Z2
+	VFMADD213PS expPoly6<>(SB), Z0, Z2
+	VFMADD213PS expPoly7<>(SB), Z0, Z2
+	VCVTPS2DQ Z1, Z1
+	VPSLLD $23, Z1, Z1
+	VPADDD.Z Z1, Z2, K2, Z2
+	VADDPS expOne<>(SB), Z2, Z2
+	VMOVUPS expOne<>(SB), Z1
+	VDIVPS Z2, Z1, Z2
+	VMULPS Z4, Z4, Z1
+	VMULPS geluSlope<>(SB), Z1, Z1
+	VADDPS expOne<>(SB), Z1, Z1
+	VMULPS geluTwice<>(SB), Z1, Z1
+	VMOVUPS expOne<>(SB), Z0
+	VSUBPS Z2, Z0, Z0
+	VMULPS Z2, Z0, Z0
+	VMULPS Z4, Z0, Z0
+	VMULPS Z1, Z0, Z0
+	VADDPS Z2, Z0, Z0
+	VMOVUPS.Z (R8), K1, Z5
+	VMULPS Z2, Z4, Z7
+	VMOVUPS.Z (R10), K1, Z6
+	VMULPS Z6, Z7, Z2
+	VMULPS Z5, Z7, Z7
+	VMULPS Z5, Z6, Z6
+	VMULPS Z0, Z6, Z6
+	VMOVUPS Z2, K1, (DX)
+	VMOVUPS Z7, K1, (SI)
+	VMOVUPS Z6, K1, (DI)
+done:
+	VZEROUPPER
+	RET
+
+// func geluTimesGradWide(dx, dup, y, dy, x, up *float32, n int)
+TEXT ·geluTimesGradWide(SB), NOSPLIT, $0-56
+	MOVQ dx+0(FP), DI
+	MOVQ dup+8(FP), SI
+	MOVQ y+16(FP), DX
+	MOVQ dy+24(FP), R8
+	MOVQ x+32(FP), R9
+	MOVQ up+40(FP), R10
+	MOVQ n+48(FP), CX
+loop:
+	CMPQ CX, $16
+	JLT tail
+	VMOVUPS 0(R9), Y4
+	VMULPS Y4, Y4, Y0
+	VMULPS geluCube<>(SB), Y0, Y0
+	VADDPS expOne<>(SB), Y0, Y0
+	VMULPS Y4, Y0, Y0
+	VMULPS minusGelu<>(SB), Y0, Y0
+	VCMPPS $1, expLeast<>(SB), Y0, Y3
+	VMOVUPS expMost<>(SB), Y1
+	VMINPS Y0, Y1, Y0
+	VMULPS expLog2<>(SB), Y0, Y1
+	VROUNDPS $8, Y1, Y1
+	VFNMADD231PS expLn2a<>(SB), Y1, Y0
+	VFNMADD231PS expLn2b<>(SB), Y1, Y0
+	VMOVUPS expPoly0<>(SB), Y2
+	VFMADD213PS expPoly1<>(SB), Y0, Y2
+	VFMADD213PS expPoly2<>(SB), Y0, Y2
+	VFMADD213PS expPoly3<>(SB), Y0, Y2
+	VFMADD213PS expPoly4<>(SB), Y0, Y2
+	VFMADD213PS expPoly5<>(SB), Y0, Y2
+	VFMADD213PS expPoly6<>(SB), Y0, Y2
+	VFMADD213PS expPoly7<>(SB), Y0, Y2
+	VCVTPS2DQ Y1, Y1
+	VPSLLD $23, Y1, Y1
+	VPADDD Y1, Y2, Y2
+	VANDNPS Y2, Y3, Y2
+	VADDPS expOne<>(SB), Y2, Y2
+	VMOVUPS expOne<>(SB), Y1
+	VDIVPS Y2, Y1, Y2
+	VMULPS Y4, Y4, Y1
+	VMULPS geluSlope<>(SB), Y1, Y1
+	VADDPS expOne<>(SB), Y1, Y1
+	VMULPS geluTwice<>(SB), Y1, Y1
+	VMOVUPS expOne<>(SB), Y0
+	VSUBPS Y2, Y0, Y0
+	VMULPS Y2, Y0, Y0
+	VMULPS Y4, Y0, Y0
+	VMULPS Y1, Y0, Y0
+	VADDPS Y2, Y0, Y0
+	VMOVUPS 0(R8), Y5
 	VMULPS Y2, Y4, Y7
+	VMOVUPS 0(R10), Y6
+	VMULPS Y6, Y7, Y2
 	VMULPS Y5, Y7, Y7
-	VMOVUPS 32(R9), Y6
 	VMULPS Y5, Y6, Y6
 	VMULPS Y0, Y6, Y6
+	VMOVUPS Y2, 0(DX)
+	VMOVUPS Y7, 0(SI)
+	VMOVUPS Y6, 0(DI)
+	VMOVUPS 32(R9), Y4
+	VMULPS Y4, Y4, Y0
+	VMULPS geluCube<>(SB), Y0, Y0
+	VADDPS expOne<>(SB), Y0, Y0
+	VMULPS Y4, Y0, Y0
+	VMULPS minusGelu<>(SB), Y0, Y0
+	VCMPPS $1, expLeast<>(SB), Y0, Y3
+	VMOVUPS expMost<>(SB), Y1
+	VMINPS Y0, Y1, Y0
+	VMULPS expLog2<>(SB), Y0, Y1
+	VROUNDPS $8, Y1, Y1
+	VFNMADD231PS expLn2a<>(SB), Y1, Y0
+	VFNMADD231PS expLn2b<>(SB), Y1, Y0
+	VMOVUPS expPoly0<>(SB), Y2
+	VFMADD213PS expPoly1<>(SB), Y0, Y2
+	VFMADD213PS expPoly2<>(SB), Y0, Y2
+	VFMADD213PS expPoly3<>(SB), Y0, Y2
+	VFMADD213PS expPoly4<>(SB), Y0, Y2
+	VFMADD213PS expPoly5<>(SB), Y0, Y2
+	VFMADD213PS expPoly6<>(SB), Y0, Y2
+	VFMADD213PS expPoly7<>(SB), Y0, Y2
+	VCVTPS2DQ Y1, Y1
+	VPSLLD $23, Y1, Y1
+	VPADDD Y1, Y2, Y2
+	VANDNPS Y2, Y3, Y2
+	VADDPS expOne<>(SB), Y2, Y2
+	VMOVUPS expOne<>(SB), Y1
+	VDIVPS Y2, Y1, Y2
+	VMULPS Y4, Y4, Y1
+	VMULPS geluSlope<>(SB), Y1, Y1
+	VADDPS expOne<>(SB), Y1, Y1
+	VMULPS geluTwice<>(SB), Y1, Y1
+	VMOVUPS expOne<>(SB), Y0
+	VSUBPS Y2, Y0, Y0
+	VMULPS Y2, Y0, Y0
+	VMULPS Y4, Y0, Y0
+	VMULPS Y1, Y0, Y0
+	VADDPS Y2, Y0, Y0
+	VMOVUPS 32(R8), Y5
+	VMULPS Y2, Y4, Y7
+	VMOVUPS 32(R10), Y6
+	VMULPS Y6, Y7, Y2
+	VMULPS Y5, Y7, Y7
+	VMULPS Y5, Y6, Y6
+	VMULPS Y0, Y6, Y6
+	VMOVUPS Y2, 32(DX)
 	VMOVUPS Y7, 32(SI)
 	VMOVUPS Y6, 32(DI)
 	ADDQ $64, DI
@@ -1288,6 +1335,7 @@ loop:
 	ADDQ $64, DX
 	ADDQ $64, R8
 	ADDQ $64, R9
+	ADDQ $64, R10
 	SUBQ $16, CX
 	JMP loop
 tail:

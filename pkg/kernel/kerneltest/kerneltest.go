@@ -222,12 +222,13 @@ func elementwise() []Case {
 			y1, y2, dx, dg, du := make([]float32, t*c), make([]float32, t*c), in(t*c), in(t*c), in(t*c)
 			s.GLU(y1, x, up, act)
 			s.Activate(y2, x, act)
-			s.ActivateGrad(dx, dy, x, act)
-			s.GLUGrad(dg, du, dy, x, up, act)
+			again1, again2 := in(t*c), in(t*c)
+			s.ActivateGrad(dx, again1, dy, x, act)
+			s.GLUGrad(dg, du, again2, dy, x, up, act)
 			same, inPlace := slices.Clone(dy), slices.Clone(dy)
-			s.ActivateGrad(same, same, x, act)
-			s.GLUGrad(in(t*c), inPlace, inPlace, x, up, act)
-			return [][]float32{y1, y2, dx, dg, du, same, inPlace}
+			s.ActivateGrad(same, nil, same, x, act)
+			s.GLUGrad(in(t*c), inPlace, nil, inPlace, x, up, act)
+			return [][]float32{y1, y2, dx, dg, du, again1, again2, same, inPlace}
 		}})
 	}
 	return out

@@ -113,10 +113,10 @@ func TestGradients_EveryOperationByCentralDifferences(t *testing.T) {
 	for _, act := range []kernel.Act{kernel.SiLU, kernel.GELUTanh, kernel.GELU} {
 		check(t, "glu", [][]float64{x, up}, 15,
 			func(y []float64) { s.GLU(y, x, up, act) },
-			func(g [][]float64, dy []float64) { s.GLUGrad(g[0], g[1], dy, x, up, act) })
+			func(g [][]float64, dy []float64) { s.GLUGrad(g[0], g[1], nil, dy, x, up, act) })
 		check(t, "activate", [][]float64{x}, 15,
 			func(y []float64) { s.Activate(y, x, act) },
-			func(g [][]float64, dy []float64) { s.ActivateGrad(g[0], dy, x, act) })
+			func(g [][]float64, dy []float64) { s.ActivateGrad(g[0], nil, dy, x, act) })
 	}
 
 	targets := []int32{1, -1, 4}

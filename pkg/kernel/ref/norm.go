@@ -136,11 +136,14 @@ func (*Set[F]) GLU(y, gate, up []F, a kernel.Act) {
 	}
 }
 
-// GLUGrad writes the gradients of GLU.
-func (*Set[F]) GLUGrad(dgate, dup, dy, gate, up []F, a kernel.Act) {
+// GLUGrad writes the gradients of GLU and, unless y is nil, what it computes.
+func (*Set[F]) GLUGrad(dgate, dup, y, dy, gate, up []F, a kernel.Act) {
 	must("glu grad", "dy", len(dy), len(gate))
 	for i := range dy {
 		v, d := act(float64(gate[i]), a)
+		if y != nil {
+			y[i] = F(v * float64(up[i]))
+		}
 		dgate[i], dup[i] = F(float64(dy[i])*float64(up[i])*d), F(float64(dy[i])*v)
 	}
 }
@@ -154,11 +157,14 @@ func (*Set[F]) Activate(y, x []F, a kernel.Act) {
 	}
 }
 
-// ActivateGrad writes the gradient of Activate.
-func (*Set[F]) ActivateGrad(dx, dy, x []F, a kernel.Act) {
+// ActivateGrad writes the gradient of Activate and, unless y is nil, what it computes.
+func (*Set[F]) ActivateGrad(dx, y, dy, x []F, a kernel.Act) {
 	must("activate grad", "dy", len(dy), len(x))
 	for i := range dy {
-		_, d := act(float64(x[i]), a)
+		v, d := act(float64(x[i]), a)
+		if y != nil {
+			y[i] = F(v)
+		}
 		dx[i] = F(float64(dy[i]) * d)
 	}
 }

@@ -113,7 +113,7 @@ func (a *asm) data(name string, bits uint32) {
 // loop writes a loop over slices, which are loaded and stored by body, for both
 // families. Arguments after the count are broadcast to vectors 12 and on.
 func (a *asm) loop(name string, slices, scalars []string, body func(w *wide)) {
-	regs := []string{"DI", "SI", "DX", "R8", "R9"}
+	regs := []string{"DI", "SI", "DX", "R8", "R9", "R10"}
 	for _, bits := range []int{512, 256} {
 		w := &wide{asm: a, bits: bits}
 		full := name + suffix(bits)

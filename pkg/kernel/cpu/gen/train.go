@@ -25,24 +25,28 @@ func trains(a *asm) {
 		name        string
 		emit, slope func(w *wide)
 	}{{"silu", (*wide).silu, (*wide).siluSlope}, {"gelu", (*wide).gelu, (*wide).geluSlope}} {
-		a.loop(act.name+"Grad", []string{"dx", "dy", "x"}, nil, func(w *wide) {
-			w.load("DX", 4)
-			act.emit(w)
-			act.slope(w)
-			w.load("SI", 5)
-			w.op("VMULPS", 5, 0, 0)
-			w.store(0, "DI")
-		})
-		a.loop(act.name+"TimesGrad", []string{"dx", "dup", "dy", "x", "up"}, nil, func(w *wide) {
+		a.loop(act.name+"Grad", []string{"dx", "y", "dy", "x"}, nil, func(w *wide) {
 			w.load("R8", 4)
 			act.emit(w)
 			act.slope(w)
 			w.load("DX", 5)
+			w.op("VMULPS", 2, 4, 2)
+			w.op("VMULPS", 5, 0, 0)
+			w.store(2, "SI")
+			w.store(0, "DI")
+		})
+		a.loop(act.name+"TimesGrad", []string{"dx", "dup", "y", "dy", "x", "up"}, nil, func(w *wide) {
+			w.load("R9", 4)
+			act.emit(w)
+			act.slope(w)
+			w.load("R8", 5)
 			w.op("VMULPS", 2, 4, 7) // act(x)
+			w.load("R10", 6)
+			w.op("VMULPS", 6, 7, 2)
 			w.op("VMULPS", 5, 7, 7)
-			w.load("R9", 6)
 			w.op("VMULPS", 5, 6, 6)
 			w.op("VMULPS", 0, 6, 6)
+			w.store(2, "DX")
 			w.store(7, "SI")
 			w.store(6, "DI")
 		})
