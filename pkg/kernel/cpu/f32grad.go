@@ -11,8 +11,11 @@ import (
 func (s *Set) RMSNormGrad(dx, dg, dy, x, g []float32, eps float64, t, c int) {
 	must("rmsnorm grad", "dy", len(dy), t*c)
 	must("rmsnorm grad", "x", len(x), t*c)
-	s.normGrad(dx, dg, nil, dy, x, g, t, c, func(in []float32) (mean, inv float32) {
-		return 0, float32(1 / math.Sqrt(float64(s.dot(in, in))/float64(c)+eps))
+	s.normGrad(dx, dg, nil, dy, x, g, t, c, func(stats, x []float32) {
+		for i := 0; i < len(stats); i += 2 {
+			in := x[i/2*c:][:c]
+			stats[i], stats[i+1] = 0, float32(1/math.Sqrt(float64(s.dot(in, in))/float64(c)+eps))
+		}
 	}, false)
 }
 
@@ -20,27 +23,25 @@ func (s *Set) RMSNormGrad(dx, dg, dy, x, g []float32, eps float64, t, c int) {
 func (s *Set) LayerNormGrad(dx, dg, db, dy, x, g []float32, eps float64, t, c int) {
 	must("layernorm grad", "dy", len(dy), t*c)
 	must("layernorm grad", "x", len(x), t*c)
-	s.normGrad(dx, dg, db, dy, x, g, t, c, func(in []float32) (mean, inv float32) {
-		return s.moments(in, eps)
-	}, true)
+	s.normGrad(dx, dg, db, dy, x, g, t, c, func(stats, x []float32) { s.moments(stats, x, eps, c) }, true)
 }
 
 // normGrad adds gradients: dx row by row, and then dg and db over the rows in order.
-func (s *Set) normGrad(dx, dg, db, dy, x, g []float32, t, c int, moments func(in []float32) (mean, inv float32), centred bool) {
-	const rows = 16 // of a piece of work
-	pieces := (t + rows - 1) / rows
+func (s *Set) normGrad(dx, dg, db, dy, x, g []float32, t, c int, moments func(stats, x []float32), centred bool) {
+	pieces := (t + normRows - 1) / normRows
 	b := s.buffer(2*t + 2*lanes*pieces)
 	defer s.give(b)
 	stats := (*b)[:2*t]
 	s.each(pieces, t*c*8, func(i int) {
 		sums := (*b)[2*t+2*lanes*i:][:2*lanes]
-		for r := i * rows; r < min((i+1)*rows, t); r++ {
+		lo, hi := i*normRows, min((i+1)*normRows, t)
+		moments(stats[2*lo:2*hi], x[lo*c:hi*c])
+		if dx == nil {
+			return
+		}
+		for r := lo; r < hi; r++ {
 			in, grad := x[r*c:(r+1)*c], dy[r*c:(r+1)*c]
-			mean, inv := moments(in)
-			stats[2*r], stats[2*r+1] = mean, inv
-			if dx == nil {
-				continue
-			}
+			mean, inv := stats[2*r], stats[2*r+1]
 			meanE, meanEN := s.meansOf(sums, in, grad, g, mean, inv)
 			if !centred {
 				meanE = 0
@@ -77,7 +78,7 @@ func (s *Set) meansOf(sums, x, dy, g []float32, mean, inv float32) (e, en float3
 	}
 	plainMeans(sums, &x[0], &dy[0], &g[0], groups*lanes, len(x), mean, inv)
 	n := float32(len(x))
-	return fold((*[lanes]float32)(sums)) / n, fold((*[lanes]float32)(sums[lanes:])) / n
+	return s.sum(&sums[0], lanes) / n, s.sum(&sums[lanes], lanes) / n
 }
 
 // slope is the activation's derivative at v, whose gate is q.

@@ -23,7 +23,20 @@ type trainOps struct {
 	adamw       func(p, m, v, grad *float32, groups int, constants *adamwConstants)
 
 	rowDots func(out, a *float32, lda int, b *float32, ldb, n, rows int) // of rows lda and ldb bytes apart
-	moments func(x *float32, n int) (mean, squares float32)              // squares about the mean; nil: by parts
+	moments func(stats, x *float32, ld, n, rows int)                     // pairs of a mean and the sum of squares about it; ld in bytes
+}
+
+// momentsOf makes moments of an instruction family's sums.
+func momentsOf(o *ops) func(stats, x *float32, ld, n, rows int) {
+	return func(stats, x *float32, ld, n, rows int) {
+		centred := make([]float32, n)
+		for r := range rows {
+			in := at(x, r*ld/4)
+			mean := o.sum(in, n) / float32(n)
+			o.element.shift(&centred[0], in, n, mean)
+			*at(stats, 2*r), *at(stats, 2*r+1) = mean, o.dot(&centred[0], &centred[0], n)
+		}
+	}
 }
 
 // rowDotsOf makes dots of rows of an instruction family's dot.

@@ -53,6 +53,6 @@ func trainAVX2(o *ops) trainOps {
 			}
 		}
 	}
-	t.rowDots = rowDotsOf(o)
+	t.rowDots, t.moments = rowDotsOf(o), momentsOf(o)
 	return t
 }

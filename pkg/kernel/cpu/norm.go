@@ -22,17 +22,16 @@ func (s *Set) RMSNorm(y, x, g []float32, eps float64, t, c int) {
 	})
 }
 
-// moments are a row's mean and the inverse of its standard deviation.
-func (s *Set) moments(x []float32, eps float64) (float32, float32) {
-	if s.train.moments != nil {
-		mean, squares := s.train.moments(&x[0], len(x))
-		return mean, float32(1 / math.Sqrt(float64(squares)/float64(len(x))+eps))
+// normRows is how many rows of a norm share a piece of work.
+const normRows = 16
+
+// moments writes the means of rows of c elements and the inverses of their standard
+// deviations, in pairs.
+func (s *Set) moments(stats, x []float32, eps float64, c int) {
+	s.train.moments(&stats[0], &x[0], 4*c, c, len(x)/c)
+	for i := 1; i < len(stats); i += 2 {
+		stats[i] = float32(1 / math.Sqrt(float64(stats[i])/float64(c)+eps))
 	}
-	mean := s.sum(&x[0], len(x)) / float32(len(x))
-	b := s.buffer(len(x))
-	defer s.give(b)
-	s.element.shift(&(*b)[0], &x[0], len(x), mean)
-	return mean, float32(1 / math.Sqrt(float64(s.dot(*b, *b))/float64(len(x))+eps))
 }
 
 // LayerNorm centres each row, scales it to unit variance and applies g and b.
@@ -40,15 +39,20 @@ func (s *Set) LayerNorm(y, x, g, b []float32, eps float64, t, c int) {
 	must("layernorm", "x", len(x), t*c)
 	must("layernorm", "y", len(y), t*c)
 	must("layernorm", "g", len(g), c)
-	s.each(t, t*c*8, func(r int) {
-		in, out := x[r*c:(r+1)*c], y[r*c:(r+1)*c]
-		mean, inv := s.moments(in, eps)
-		if b != nil {
-			s.element.centre(&out[0], &in[0], &g[0], &b[0], c, mean, inv)
-			return
+	s.each((t+normRows-1)/normRows, t*c*8, func(i int) {
+		lo, hi := i*normRows, min((i+1)*normRows, t)
+		var room [2 * normRows]float32
+		stats := room[:2*(hi-lo)]
+		s.moments(stats, x[lo*c:hi*c], eps, c)
+		for r := lo; r < hi; r++ {
+			in, out, mean, inv := &x[r*c], &y[r*c], stats[2*(r-lo)], stats[2*(r-lo)+1]
+			if b != nil {
+				s.element.centre(out, in, &g[0], &b[0], c, mean, inv)
+				continue
+			}
+			s.element.shift(out, in, c, mean)
+			s.element.norm(out, out, &g[0], c, inv)
 		}
-		s.element.shift(&out[0], &in[0], c, mean)
-		s.element.norm(&out[0], &out[0], &g[0], c, inv)
 	})
 }
 

@@ -56,7 +56,7 @@ func portable() ops {
 	o.attend, o.element, o.gemm, o.train = attendPortable(), elementsPortable(), gemmPortable(), trainPortable()
 	o.cache = cachePortable()
 	o.pairs = pairsPortable()
-	o.train.rowDots = rowDotsOf(&o)
+	o.train.rowDots, o.train.moments = rowDotsOf(&o), momentsOf(&o)
 	o.attend.weigh = weighOf(&o)
 	return o
 }

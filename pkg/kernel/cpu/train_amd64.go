@@ -42,7 +42,7 @@ func normSlopesWide(dx, x, dy, gain *float32, n int, mean float32, inv float32, 
 func rowDots(out, a *float32, lda int, b *float32, ldb, n, rows int)
 
 //go:noescape
-func rowMoments(x *float32, n int) (mean, squares float32)
+func rowMoments(stats, x *float32, ld, n, rows int)
 
 //go:noescape
 func normMeans(lanes, x, dy, gain *float32, groups int, mean, inv float32)

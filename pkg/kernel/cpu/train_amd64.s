@@ -1498,30 +1498,37 @@ tail:
 	VZEROUPPER
 	RET
 
-// func rowMoments(x *float32, n int) (mean, squares float32)
-TEXT ·rowMoments(SB), NOSPLIT, $0-24
-	MOVQ x+0(FP), SI
-	MOVQ n+8(FP), CX
-	VPXORD Z1, Z1, Z1
-	XORQ AX, AX
-loop:
-	CMPQ CX, $16
-	JLT tail
-	VMOVUPS (SI)(AX*1), Z0
-	VADDPS Z0, Z1, Z1
-	ADDQ $64, AX
-	SUBQ $16, CX
-	JMP loop
-tail:
-	TESTQ CX, CX
-	JZ done
+// func rowMoments(stats, x *float32, ld, n, rows int)
+TEXT ·rowMoments(SB), NOSPLIT, $0-40
+	MOVQ stats+0(FP), DI
+	MOVQ x+8(FP), SI
+	MOVQ ld+16(FP), R8
+	MOVQ n+24(FP), CX
+	MOVQ rows+32(FP), R9
+	VXORPS X4, X4, X4
+	VCVTSI2SSQ CX, X4, X4
+	MOVQ CX, R10
+	SHRQ $4, R10
+	ANDQ $15, CX
 	MOVL $1, DX
 	SHLL CX, DX
 	DECL DX
 	KMOVW DX, K1
-	VMOVUPS.Z (SI)(AX*1), K1, Z0
+row:
+	VPXORD Z1, Z1, Z1
+	MOVQ SI, DX
+	MOVQ R10, BX
+	TESTQ BX, BX
+	JZ sumRest
+sum:
+	VMOVUPS (DX), Z0
 	VADDPS Z0, Z1, Z1
-done:
+	ADDQ $64, DX
+	DECQ BX
+	JNZ sum
+sumRest:
+	VMOVUPS.Z (DX), K1, Z0
+	VADDPS Z0, Z1, Z1
 	VEXTRACTF64X4 $1, Z1, Y31
 	VADDPS Y31, Y1, Y1
 	VEXTRACTF32X4 $1, Y1, X31
@@ -1530,33 +1537,25 @@ done:
 	VADDPS X31, X1, X1
 	VPERMILPS $0x55, X1, X31
 	VADDSS X31, X1, X1
-	VCVTSI2SSQ n+8(FP), X2, X2
-	VDIVSS X2, X1, X1
-	VMOVSS X1, mean+16(FP)
+	VDIVSS X4, X1, X1
+	VMOVSS X1, (DI)
 	VBROADCASTSS X1, Z1
 	VPXORD Z2, Z2, Z2
-	MOVQ n+8(FP), CX
-	MOVQ CX, BX
-	SHRQ $4, BX
-	JZ rest
+	MOVQ SI, DX
+	MOVQ R10, BX
+	TESTQ BX, BX
+	JZ squaresRest
 squares:
-	VMOVUPS (SI), Z0
+	VMOVUPS (DX), Z0
 	VSUBPS Z1, Z0, Z0
 	VFMADD231PS Z0, Z0, Z2
-	ADDQ $64, SI
+	ADDQ $64, DX
 	DECQ BX
 	JNZ squares
-rest:
-	ANDQ $15, CX
-	JZ end
-	MOVL $1, DX
-	SHLL CX, DX
-	DECL DX
-	KMOVW DX, K1
-	VMOVUPS.Z (SI), K1, Z0
+squaresRest:
+	VMOVUPS.Z (DX), K1, Z0
 	VSUBPS.Z Z1, Z0, K1, Z0
 	VFMADD231PS Z0, Z0, Z2
-end:
 	VEXTRACTF64X4 $1, Z2, Y31
 	VADDPS Y31, Y2, Y2
 	VEXTRACTF32X4 $1, Y2, X31
@@ -1565,7 +1564,11 @@ end:
 	VADDPS X31, X2, X2
 	VPERMILPS $0x55, X2, X31
 	VADDSS X31, X2, X2
-	VMOVSS X2, squares+20(FP)
+	VMOVSS X2, 4(DI)
+	ADDQ $8, DI
+	ADDQ R8, SI
+	DECQ R9
+	JNZ row
 	VZEROUPPER
 	RET
 
