@@ -19,11 +19,12 @@ const (
 
 // causalScratch is what a block of rows needs.
 type causalScratch struct {
+	room                 []float32 // of what follows
 	scores, slopes       []float32 // [rows][ld]
 	ld                   int
 	keys, values, across []float32 // panels of keys and values by positions, of either by components
 	queries, dys         []float32 // panels of a block by components
-	deltas               []float32 // of rows: dy·y
+	deltas, sums         []float32 // of rows: dy·y, and the sum of weights
 }
 
 // causalBlock is how many rows share a block.
@@ -45,38 +46,39 @@ type causal struct {
 	causalScratch
 }
 
-// causalHead lends scratch for a head; backward says what for.
-func (s *Set) causalHead(seq, head int, t int, a kernel.Heads, backward bool) (*causal, func()) {
+// causalHead lends scratch for a head until done; backward says what for.
+func (s *Set) causalHead(seq, head int, t int, a kernel.Heads, backward bool) *causal {
 	kv := head / (a.H / a.K)
-	c := &causal{Set: s, a: a, t: t, qw: a.H * a.D, kw: a.K * a.D, w: s.multiplier()}
+	c, _ := s.causals.Get().(*causal)
+	if c == nil {
+		c = &causal{}
+	}
+	*c = causal{Set: s, a: a, t: t, qw: a.H * a.D, kw: a.K * a.D, w: s.multiplier(), slim: s.gemm, causalScratch: causalScratch{room: c.room}}
 	c.qo, c.ko, c.lo = seq*t*c.qw+head*a.D, seq*t*c.kw+kv*a.D, seq*t*a.H+head
-	c.slim = s.gemm
 	c.slim.wide, c.slim.tiles = lanes, s.gemm.narrow
 	block, wide, d := s.causalBlock(t), roundUp(t, lanes), roundUp(a.D, lanes)
 	c.ld = wide + lanes // rows do not all fall on the same lines of a cache
-	sizes := []struct {
-		to *[]float32
-		n  int
-	}{{&c.scores, block * c.ld}, {&c.keys, wide * a.D}, {&c.across, t * d}}
+	total := 2*block*c.ld + 2*wide*a.D + t*d + 2*block*d + 2*block
+	if len(c.room) < total {
+		c.room = make([]float32, total)
+	}
+	rest := c.room
+	take := func(n int) []float32 {
+		out := rest[:n]
+		rest = rest[n:]
+		return out
+	}
+	c.scores, c.keys, c.across, c.sums = take(block*c.ld), take(wide*a.D), take(t*d), take(block)
 	if backward {
-		sizes = append(sizes, []struct {
-			to *[]float32
-			n  int
-		}{{&c.slopes, block * c.ld}, {&c.values, wide * a.D}, {&c.queries, block * d}, {&c.dys, block * d}, {&c.deltas, block}}...)
+		c.slopes, c.values, c.queries, c.dys, c.deltas = take(block*c.ld), take(wide*a.D), take(block*d), take(block*d), take(block)
 	}
-	total := 0
-	for _, p := range sizes {
-		total += p.n
-	}
-	b := s.buffer(total)
-	rest := *b
-	for _, p := range sizes {
-		*p.to, rest = rest[:p.n], rest[p.n:]
-	}
-	return c, func() {
-		s.multiplying.Put(c.w)
-		s.give(b)
-	}
+	return c
+}
+
+func (c *causal) done() {
+	s := c.Set
+	s.multiplying.Put(c.w)
+	s.causals.Put(c)
 }
 
 // pack makes panels of x's first columns at the first depths.
@@ -125,8 +127,8 @@ func (s *Set) AttendCausal(y, lse, q, k, v []float32, b, t int, a kernel.Heads) 
 	blocks := (t + block - 1) / block
 	s.each(b*a.H*blocks, b*t*t*a.H*a.D, func(i int) {
 		head, lo := i/blocks, i%blocks*block
-		c, done := s.causalHead(head/a.H, head%a.H, t, a, false)
-		defer done()
+		c := s.causalHead(head/a.H, head%a.H, t, a, false)
+		defer c.done()
 		c.forward(y[c.qo:], lse[c.lo:], q[c.qo:], k[c.ko:], v[c.ko:], lo, min(lo+block, t))
 	})
 }
@@ -135,7 +137,7 @@ func (s *Set) AttendCausal(y, lse, q, k, v []float32, b, t int, a kernel.Heads) 
 func (c *causal) forward(y, lse, q, k, v []float32, lo, hi int) {
 	c.scoresOf(c.scores, q, pack(&c.slim, c.keys, rowsOf(k, c.kw), hi, c.a.D), lo, hi)
 	scale := float32(c.a.Scale)
-	var sums [causalRows]float32
+	sums := c.sums
 	for p := lo; p < hi; p++ {
 		row, from := c.scores[(p-lo)*c.ld:][:c.ld], first(p, c.a)
 		if c.a.Softcap != 0 {
@@ -194,8 +196,8 @@ func (s *Set) AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v []float32, b, t i
 	}
 	group, block := a.H/a.K, s.causalBlock(t)
 	s.each(b*a.K, 5*b*t*t*a.H*a.D/2, func(i int) {
-		c, done := s.causalHead(i/a.K, i%a.K*group, t, a, true)
-		defer done()
+		c := s.causalHead(i/a.K, i%a.K*group, t, a, true)
+		defer c.done()
 		keys := pack(&c.slim, c.keys, rowsOf(k[c.ko:], c.kw), t, a.D)
 		values := pack(&c.slim, c.values, rowsOf(v[c.ko:], c.kw), t, a.D)
 		across := pack(&c.gemm, c.across, columnsOf(k[c.ko:], c.kw), a.D, t)

@@ -52,20 +52,22 @@ func (s *Set) normGrad(dx, dg, db, dy, x, g []float32, t, c int, moments func(st
 	if dg == nil && db == nil || t == 0 {
 		return
 	}
-	s.columns(c, t*c*4, func(lo, columns int) {
-		var spare [2][lanes]float32
-		gains, biases := &spare[0][0], &spare[1][0]
-		if dg != nil {
-			gains = &dg[lo]
+	s.shares(c, t*c*4, func(lo, hi int) {
+		var spare [2 * lanes]float32
+		for ; lo < hi; lo += lanes {
+			gains, biases := &spare[0], &spare[lanes]
+			if dg != nil {
+				gains = &dg[lo]
+			}
+			if db != nil {
+				biases = &db[lo]
+			}
+			if lo+lanes <= hi {
+				s.train.normColumns(gains, biases, &x[lo], &dy[lo], 4*c, t, &stats[0])
+			} else {
+				plainColumns(gains, biases, &x[lo], &dy[lo], 4*c, t, hi-lo, &stats[0])
+			}
 		}
-		if db != nil {
-			biases = &db[lo]
-		}
-		if columns == lanes {
-			s.train.normColumns(gains, biases, &x[lo], &dy[lo], 4*c, t, &stats[0])
-			return
-		}
-		plainColumns(gains, biases, &x[lo], &dy[lo], 4*c, t, columns, &stats[0])
 	})
 }
 

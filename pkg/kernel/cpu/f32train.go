@@ -19,6 +19,7 @@ type trainOps struct {
 	normMeans   func(sums, x, dy, g *float32, groups int, mean, inv float32)         // sums[16] += e, sums[16:] += e·n
 	normColumns func(dg, db, x, dy *float32, ld, rows int, stats *float32)           // 16 columns: dg += dy·n, db += dy
 	sumColumns  func(y, x *float32, ld, rows int)                                    // 16 columns: y += x
+	sumShares   func(y, x *float32, ld, rows int)                                    // columnShare columns
 	sumSquares  func(sums *float64, x *float32, groups int)                          // sums[16] += x²
 	adamw       func(p, m, v, grad *float32, groups int, constants *adamwConstants)
 
@@ -75,6 +76,7 @@ func trainPortable() trainOps {
 			plainColumns(dg, db, x, dy, ld, rows, lanes, stats)
 		},
 		sumColumns: func(y, x *float32, ld, rows int) { plainSums(y, x, ld, rows, lanes) },
+		sumShares:  func(y, x *float32, ld, rows int) { plainSums(y, x, ld, rows, columnShare) },
 		sumSquares: func(sums *float64, x *float32, groups int) {
 			plainSquares(unsafe.Slice(sums, lanes), unsafe.Slice(x, groups*lanes))
 		},
@@ -185,21 +187,24 @@ func (s *Set) columnSums(y, x []float32, t, n int) {
 	if t == 0 {
 		return
 	}
-	s.columns(n, t*n*4, func(lo, columns int) {
-		if columns == lanes {
-			s.train.sumColumns(&y[lo], &x[lo], 4*n, t)
+	s.shares(n, t*n*4, func(lo, hi int) {
+		if hi-lo == columnShare {
+			s.train.sumShares(&y[lo], &x[lo], 4*n, t)
 			return
 		}
-		plainSums(&y[lo], &x[lo], 4*n, t, columns)
+		for ; lo+lanes <= hi; lo += lanes {
+			s.train.sumColumns(&y[lo], &x[lo], 4*n, t)
+		}
+		if lo < hi {
+			plainSums(&y[lo], &x[lo], 4*n, t, hi-lo)
+		}
 	})
 }
 
-// columns calls body for groups of lanes columns, and what is left, of n.
-func (s *Set) columns(n, cost int, body func(lo, columns int)) {
-	const share = 8 * lanes
-	s.each((n+share-1)/share, cost, func(i int) {
-		for lo := i * share; lo < min((i+1)*share, n); lo += lanes {
-			body(lo, min(lanes, n-lo))
-		}
-	})
+// columnShare is how many columns share a piece of work.
+const columnShare = 8 * lanes
+
+// shares calls body for shares of n columns.
+func (s *Set) shares(n, cost int, body func(lo, hi int)) {
+	s.each((n+columnShare-1)/columnShare, cost, func(i int) { body(i*columnShare, min((i+1)*columnShare, n)) })
 }

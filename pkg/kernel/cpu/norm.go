@@ -41,8 +41,9 @@ func (s *Set) LayerNorm(y, x, g, b []float32, eps float64, t, c int) {
 	must("layernorm", "g", len(g), c)
 	s.each((t+normRows-1)/normRows, t*c*8, func(i int) {
 		lo, hi := i*normRows, min((i+1)*normRows, t)
-		var room [2 * normRows]float32
-		stats := room[:2*(hi-lo)]
+		room := s.buffer(2 * (hi - lo))
+		defer s.give(room)
+		stats := *room
 		s.moments(stats, x[lo*c:hi*c], eps, c)
 		for r := lo; r < hi; r++ {
 			in, out, mean, inv := &x[r*c], &y[r*c], stats[2*(r-lo)], stats[2*(r-lo)+1]

@@ -24,6 +24,7 @@ type Set struct {
 
 	attending   sync.Pool // *attendScratch
 	multiplying sync.Pool // *gemmScratch
+	causals     sync.Pool // *causal
 
 	mu     sync.Mutex
 	tables map[*kernel.Rotary]*table

@@ -51,7 +51,10 @@ func normMeans(lanes, x, dy, gain *float32, groups int, mean, inv float32)
 func normColumns(dg, db, x, dy *float32, ld, rows int, stats *float32)
 
 //go:noescape
-func sumColumns(y, x *float32, ld, rows int)
+func sumColumns16(y, x *float32, ld, rows int)
+
+//go:noescape
+func sumColumns128(y, x *float32, ld, rows int)
 
 //go:noescape
 func sumSquares(lanes *float64, x *float32, groups int)
@@ -66,7 +69,10 @@ func normMeansWide(lanes, x, dy, gain *float32, groups int, mean, inv float32)
 func normColumnsWide(dg, db, x, dy *float32, ld, rows int, stats *float32)
 
 //go:noescape
-func sumColumnsWide(y, x *float32, ld, rows int)
+func sumColumns16Wide(y, x *float32, ld, rows int)
+
+//go:noescape
+func sumColumns128Wide(y, x *float32, ld, rows int)
 
 //go:noescape
 func sumSquaresWide(lanes *float64, x *float32, groups int)

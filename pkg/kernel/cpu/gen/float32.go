@@ -197,7 +197,9 @@ func (a *asm) panelOfRows(name string, swap int, each func(z int)) {
 	a.f("MOVQ SI, AX")
 	for i := 0; i < 16; i += 4 {
 		for j := range 4 {
-			a.f("VMOVUPS (AX)%s, Z%d", []string{"", "(R8*1)", "(R8*2)", "(R10*1)"}[j], i+j)
+			at := "(AX)" + []string{"", "(R8*1)", "(R8*2)", "(R10*1)"}[j]
+			a.f("VMOVUPS %s, Z%d", at, i+j)
+			a.f("PREFETCHT0 128%s", at)
 			each(i + j)
 		}
 		if i < 12 {
@@ -262,6 +264,7 @@ func (a *asm) panelOfColumns() {
 	a.f("MOVQ rows+32(FP), CX")
 	a.label("loop")
 	a.f("VMOVUPS.Z (SI), K1, Z0")
+	a.f("PREFETCHT0 96(SI)") // for the next ones
 	a.f("VMOVUPS Z0, (DI)")
 	a.f("ADDQ R8, SI")
 	a.f("ADDQ DX, DI")

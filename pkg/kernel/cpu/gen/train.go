@@ -71,7 +71,8 @@ func trains(a *asm) {
 	for _, bits := range []int{512, 256} {
 		a.normMeans(bits)
 		a.normColumns(bits)
-		a.sumColumns(bits)
+		a.sumColumns(bits, 1)
+		a.sumColumns(bits, 8)
 		a.sumSquares(bits)
 		a.adamw(bits)
 	}
@@ -174,6 +175,9 @@ func (a *asm) rowMoments() {
 		a.f("JZ %sRest", name)
 		a.label(name)
 		step("VMOVUPS (DX), Z0")
+		if name == "sum" {
+			a.f("PREFETCHT0 2048(DX)")
+		}
 		a.f("ADDQ $64, DX")
 		a.f("DECQ BX")
 		a.f("JNZ %s", name)
@@ -289,22 +293,30 @@ func (a *asm) normColumns(bits int) {
 	a.end()
 }
 
-// sumColumns writes sumColumns: 16 columns of y += x over rows ld bytes apart.
-func (a *asm) sumColumns(bits int) {
+// sumColumns writes sumColumns: as many groups of 16 columns of y += x over rows ld bytes
+// apart. Several groups are read from end to end of a row, as processors look ahead.
+func (a *asm) sumColumns(bits, groups int) {
 	w := &wide{asm: a, bits: bits}
-	name := "sumColumns" + suffix(bits)
+	name := fmt.Sprintf("sumColumns%d%s", 16*groups, suffix(bits))
 	a.fn(name, 32, "func "+name+"(y, x *float32, ld, rows int)")
 	a.f("MOVQ y+0(FP), DI")
 	a.f("MOVQ x+8(FP), SI")
 	a.f("MOVQ ld+16(FP), R8")
 	a.f("MOVQ rows+24(FP), CX")
-	w.halves(func(h int) { w.load("DI", h) })
+	vectors := 16 * groups * 32 / bits
+	for v := range vectors {
+		a.f("VMOVUPS %d(DI), %s", bits/8*v, w.reg(v))
+	}
 	a.label("loop")
-	w.halves(func(h int) { a.f("VADDPS %d(SI), %s, %s", 32*h, w.reg(h), w.reg(h)) })
+	for v := range vectors {
+		a.f("VADDPS %d(SI), %s, %s", bits/8*v, w.reg(v), w.reg(v))
+	}
 	a.f("ADDQ R8, SI")
 	a.f("DECQ CX")
 	a.f("JNZ loop")
-	w.halves(func(h int) { w.store(h, "DI") })
+	for v := range vectors {
+		a.f("VMOVUPS %s, %d(DI)", w.reg(v), bits/8*v)
+	}
 	a.end()
 }
 
