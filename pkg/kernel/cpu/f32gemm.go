@@ -1,5 +1,7 @@
 package cpu
 
+import "github.com/klauspost/cpuid/v2"
+
 // Products of float32 matrices. Every output is one chain of fused multiply-adds over
 // the reduction, in order, that starts from zero, a bias or what the output holds. So
 // its bits depend neither on tiles and blocks nor on threads, and adding two products
@@ -9,11 +11,15 @@ const (
 	gemmDepth   = 256     // steps of the reduction, at most, in a packed block of the right side
 	gemmColumns = 512     // of a packed block, at most
 	gemmSmall   = 1 << 20 // elements
-	gemmAlias   = 2048    // bytes between rows that meet on the same lines of a first cache
+	gemmAlias   = 2048    // bytes between rows that meet in few sets of a first cache
 	gemmBurst   = 24      // lines that are asked for at once
 	gemmWidest  = 32      // columns of any family's panel
 	gemmTallest = 12      // rows of any family's tile
 )
+
+// fewWays says of the machine that lines which meet in a set soon drive each other out: a
+// first cache of 32 KiB has 8 ways, one of 48 has 12.
+var fewWays = cpuid.CPU.Cache.L1D <= 32<<10
 
 // gemmTile computes c = init + a·b for as many rows and columns as it is made for, and
 // for further panels, whose columns of c follow, whose b lie step bytes and whose init
@@ -335,7 +341,7 @@ func (g *gemmCall) strip(o *gemmOps, w *gemmScratch, p *gemmPanels, i, rows, k0,
 			o.fromRow(&w.a[r*(gemmDepth+lanes)], &g.a.data[(i+r)*g.a.rs+k0], n)
 		}
 		a, rs, cs = &w.a[0], 4*(gemmDepth+lanes), 4
-	case g.a.cs == 1 && rs%gemmAlias == 0 && n <= gemmDepth && p.to-p.from > lanes:
+	case fewWays && g.a.cs == 1 && rs%gemmAlias == 0 && n <= gemmDepth && p.to-p.from > lanes:
 		for r := range rows {
 			copy(w.a[r*(gemmDepth+lanes):], g.a.data[(i+r)*g.a.rs+k0:][:n])
 		}
