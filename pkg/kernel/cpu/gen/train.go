@@ -4,6 +4,9 @@ import "fmt"
 
 // Loops that only training needs, for both families as elementwise.go writes them.
 
+// farAhead is how many bytes ahead loops that stream through memory ask.
+const farAhead = 2048
+
 // trains writes the loops.
 func trains(a *asm) {
 	a.expData()
@@ -176,7 +179,7 @@ func (a *asm) rowMoments() {
 		a.label(name)
 		step("VMOVUPS (DX), Z0")
 		if name == "sum" {
-			a.f("PREFETCHT0 2048(DX)")
+			a.f("PREFETCHT0 %d(DX)", farAhead)
 		}
 		a.f("ADDQ $64, DX")
 		a.f("DECQ BX")
@@ -336,6 +339,7 @@ func (a *asm) sumSquares(bits int) {
 		a.f("VMOVUPD %d(DI), %s", size*v, w.reg(v))
 	}
 	a.label("loop")
+	a.f("PREFETCHT0 %d(SI)", farAhead)
 	for v := range vectors {
 		a.f("VMOVUPS %d(SI), %s%d", size/2*v, part, 4+v)
 		a.f("VCVTPS2PD %s%d, %s", part, 4+v, w.reg(4+v))
@@ -366,6 +370,9 @@ func (a *asm) adamw(bits int) {
 		a.f("%s %d(R9), %s, %s", op, 64*i, w.reg(b), w.reg(out))
 	}
 	a.label("loop")
+	for _, r := range []string{"DI", "SI", "DX", "R8"} {
+		a.f("PREFETCHT0 %d(%s)", farAhead, r)
+	}
 	w.halves(func(int) {
 		w.load("R8", 0)
 		constant("VMULPS", 0, 0, 0)
