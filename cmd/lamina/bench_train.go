@@ -142,6 +142,7 @@ type benchTrainer struct {
 	profile *profile
 	stage   *model.Stage[float32]
 	grads   *model.Params[float32]
+	part    *model.Params[float32] // of a slot after the first
 	m, v    []float32
 	adamw   optim.AdamW
 	step    int
@@ -159,6 +160,9 @@ func (c *benchTrainCmd) trainer(config model.Config, set kernel.Set[float32]) (*
 		return nil, err
 	}
 	t.grads = t.stage.NewGrads()
+	if c.Slots > 1 {
+		t.part = t.stage.NewGrads()
+	}
 	t.m, t.v = make([]float32, t.stage.Params().Len()), make([]float32, t.stage.Params().Len())
 	n := c.Batch / c.Slots
 	for slot := range c.Slots {
@@ -211,12 +215,8 @@ func (c *benchTrainCmd) time(e *env, t *benchTrainer, r *trainResult) error {
 
 // run is a step; it returns the mean loss before it.
 func (t *benchTrainer) run() (float64, error) {
-	began := time.Now()
-	t.phase("update")
-	t.grads.Zero()
-	t.count("clear", began)
 	var loss float64
-	for _, in := range t.micro {
+	for slot, in := range t.micro {
 		t.phase("forward")
 		tr, err := t.stage.TrainForward(in)
 		if err != nil {
@@ -226,8 +226,17 @@ func (t *benchTrainer) run() (float64, error) {
 			loss += l * in.Scale
 		}
 		t.phase("backward")
-		if _, err := t.stage.TrainBackward(tr, nil, t.grads); err != nil {
+		grads := t.grads
+		if slot > 0 {
+			grads = t.part
+		}
+		if _, err := t.stage.TrainBackward(tr, nil, grads); err != nil {
 			return 0, err
+		}
+		if slot > 0 {
+			for i, g := range grads.Tensors {
+				t.set.Add(t.grads.Tensors[i].Data, g.Data)
+			}
 		}
 	}
 	t.phase("update")

@@ -24,8 +24,9 @@ type Product[F tensor.Float] struct {
 type ProductGrad[F tensor.Float] struct {
 	DY    []F // [T,N]
 	W     *Matrix[F]
-	DW    []F // [N,I], added to; or nil
-	DBias []F // [N], added to; or nil
+	DW    []F  // [N,I], added to; or nil
+	DBias []F  // [N], added to; or nil
+	Fresh bool // DW is overwritten instead, as if it had been zero
 }
 
 // Act is an elementwise activation.

@@ -6,7 +6,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
 
-// TrainBackward adds the micro-batch's gradients into g, as NewGrads makes it, and
+// TrainBackward overwrites g, as NewGrads makes it, with the micro-batch's gradients, and
 // returns the gradient of the stage's input [B*T,C], nil on the first stage. dOut
 // is the gradient of Trace.Out; the last stage starts from its loss and ignores it.
 // The result is the stage's scratch and stands until the next call; the trace is
@@ -18,6 +18,11 @@ func (s *Stage[F]) TrainBackward(tr *Trace[F], dOut []F, g *Params[F]) ([]F, err
 	}
 	if !s.Last() && len(dOut) != n*c.Width {
 		return nil, fault.New(fault.Invalid, "train stage %v: %d gradient values for %d rows", s.Range, len(dOut), n)
+	}
+	for i, t := range g.Tensors {
+		if !s.written[i] {
+			clear(t.Data)
+		}
 	}
 	s.scratch.reset()
 	dx := s.scratch.take(n * c.Width)
@@ -112,11 +117,11 @@ type branch[F tensor.Float] struct {
 }
 
 // linearGrad overwrites dx with the gradient of what layers have in common as input, and
-// adds those of their weights.
+// writes those of their weights, or adds them where a batch's rows come in several products.
 func (s *Stage[F]) linearGrad(dx, x []F, t int, g *Params[F], branches ...branch[F]) {
 	var products []kernel.ProductGrad[F]
 	for _, b := range branches {
-		p := kernel.ProductGrad[F]{DY: b.dy, W: &b.l.Matrix, DW: g.at(b.l.atW)}
+		p := kernel.ProductGrad[F]{DY: b.dy, W: &b.l.Matrix, DW: g.at(b.l.atW), Fresh: s.written[b.l.atW.index]}
 		if b.l.hasB {
 			p.DBias = g.at(b.l.atB)
 		}

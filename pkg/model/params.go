@@ -39,13 +39,6 @@ func (p *Params[F]) Len() int {
 	return n
 }
 
-// Zero clears every tensor.
-func (p *Params[F]) Zero() {
-	for _, t := range p.Tensors {
-		clear(t.Data)
-	}
-}
-
 // at is a piece of a tensor.
 func (p *Params[F]) at(s slot) []F { return p.Tensors[s.index].Data[s.from : s.from+s.len] }
 

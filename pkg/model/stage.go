@@ -27,6 +27,7 @@ type Stage[F tensor.Float] struct {
 	head     *linear[F] // [V,C]; last stage
 
 	params  Params[F]
+	written []bool // of params: a backward's products write its gradient whole
 	dense   bool
 	scratch arena[F]
 	micro   []*Trace[F] // spare traces
@@ -163,8 +164,32 @@ func build[F tensor.Float](c Config, r Range, set kernel.Set[F], fill filler[F])
 	if b.err != nil {
 		return nil, b.err
 	}
+	s.written = s.products()
 	s.pack(fill.packed)
 	return s, nil
+}
+
+// products marks the parameters all of whose rows are in a product of every row of a batch.
+func (s *Stage[F]) products() []bool {
+	out := make([]bool, len(s.params.Tensors))
+	mark := func(linears ...*linear[F]) {
+		for _, l := range linears {
+			if l.Rows > 0 {
+				out[l.atW.index] = true
+			}
+		}
+	}
+	for i := range s.blocks {
+		b := &s.blocks[i]
+		mark(&b.q, &b.k, &b.v, &b.o)
+		if b.experts == nil {
+			mark(&b.gate, &b.up, &b.down)
+		}
+	}
+	if s.head != nil {
+		mark(s.head)
+	}
+	return out
 }
 
 // pack gives raw matrices the kernel set's own form, and says so after each layer. The

@@ -34,12 +34,11 @@ type gradient struct {
 	params *model.Params[float32]
 }
 
-// takeGradient returns a zeroed gradient, a spare one if there is one.
+// takeGradient returns a gradient of unspecified value, a spare one if there is one.
 func (r *trainRun) takeGradient() *gradient {
 	if n := len(r.grads); n > 0 {
 		g := r.grads[n-1]
 		r.grads = r.grads[:n-1]
-		clear(g.flat)
 		return g
 	}
 	total := 0

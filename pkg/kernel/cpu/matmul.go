@@ -81,7 +81,7 @@ func (s *Set) MatMulGrad(dx, x []float32, t int, products ...kernel.ProductGrad[
 		if p.DW != nil {
 			must("matmul grad", "x", len(x), t*k)
 			must("matmul grad", "dw", len(p.DW), n*k)
-			groups = append(groups, []gemmCall{{c: p.DW, ldc: k, add: true, a: columnsOf(p.DY, n), b: columnsOf(x, k), m: n, n: k, k: t}})
+			groups = append(groups, []gemmCall{{c: p.DW, ldc: k, add: !p.Fresh, a: columnsOf(p.DY, n), b: columnsOf(x, k), m: n, n: k, k: t}})
 		}
 		if p.DBias != nil {
 			must("matmul grad", "dbias", len(p.DBias), n)

@@ -131,11 +131,12 @@ func Cases() []Case {
 		}}, Case{name: fmt.Sprintf("matmul grad %v", n), run: func(s Set) [][]float32 {
 			in := source(2)
 			dx, dw, db := in(t*cols), in(rows*cols), in(rows)
-			dw2 := in((rows + 3) * cols)
+			dw2, fresh := in((rows+3)*cols), in((rows+1)*cols)
 			s.MatMulGrad(dx, in(t*cols), t,
 				kernel.ProductGrad[float32]{DY: in(t * rows), W: &kernel.Matrix[float32]{Rows: rows, Cols: cols, Dense: in(rows * cols)}, DW: dw, DBias: db},
-				kernel.ProductGrad[float32]{DY: in(t * (rows + 3)), W: &kernel.Matrix[float32]{Rows: rows + 3, Cols: cols, Dense: in((rows + 3) * cols)}, DW: dw2})
-			return [][]float32{dx, dw, db, dw2}
+				kernel.ProductGrad[float32]{DY: in(t * (rows + 3)), W: &kernel.Matrix[float32]{Rows: rows + 3, Cols: cols, Dense: in((rows + 3) * cols)}, DW: dw2},
+				kernel.ProductGrad[float32]{DY: in(t * (rows + 1)), W: &kernel.Matrix[float32]{Rows: rows + 1, Cols: cols, Dense: in((rows + 1) * cols)}, DW: fresh, Fresh: true})
+			return [][]float32{dx, dw, db, dw2, fresh}
 		}}, Case{name: fmt.Sprintf("bfloat16 products %v", n), run: func(s Set) [][]float32 {
 			in := source(13)
 			s = s.BFloat16()

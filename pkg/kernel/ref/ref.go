@@ -214,6 +214,9 @@ func weightGrad[F tensor.Float](p *kernel.ProductGrad[F], x []F, t int) {
 	rows, cols := p.W.Rows, p.W.Cols
 	must("matmul grad", "x", len(x), t*cols)
 	must("matmul grad", "dw", len(p.DW), rows*cols)
+	if p.Fresh {
+		clear(p.DW)
+	}
 	each(rows, func(n int) {
 		sums := make([]float64, cols)
 		for r := range t {
