@@ -27,6 +27,11 @@ panel:
 	JLE loop
 	MOVQ $1, R14
 	LEAQ 128(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $1, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z2
 	VMOVUPS 64(BX), Z3
@@ -95,6 +100,11 @@ panel:
 	JLE loop
 	MOVQ $2, R14
 	LEAQ 128(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $2, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z4
 	VMOVUPS 64(BX), Z5
@@ -178,6 +188,11 @@ panel:
 	JLE loop
 	MOVQ $3, R14
 	LEAQ 128(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $3, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z6
 	VMOVUPS 64(BX), Z7
@@ -277,6 +292,11 @@ panel:
 	JLE loop
 	MOVQ $4, R14
 	LEAQ 128(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $4, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z8
 	VMOVUPS 64(BX), Z9
@@ -393,6 +413,11 @@ panel:
 	JLE loop
 	MOVQ $5, R14
 	LEAQ 128(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $5, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z10
 	VMOVUPS 64(BX), Z11
@@ -524,6 +549,11 @@ panel:
 	JLE loop
 	MOVQ $6, R14
 	LEAQ 128(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $6, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z12
 	VMOVUPS 64(BX), Z13
@@ -671,6 +701,11 @@ panel:
 	JLE loop
 	MOVQ $7, R14
 	LEAQ 128(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $7, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z14
 	VMOVUPS 64(BX), Z15
@@ -835,6 +870,11 @@ panel:
 	JLE loop
 	MOVQ $8, R14
 	LEAQ 128(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $8, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z16
 	VMOVUPS 64(BX), Z17
@@ -1014,6 +1054,11 @@ panel:
 	JLE loop
 	MOVQ $9, R14
 	LEAQ 128(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $9, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z18
 	VMOVUPS 64(BX), Z19
@@ -1209,6 +1254,11 @@ panel:
 	JLE loop
 	MOVQ $10, R14
 	LEAQ 128(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $10, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z20
 	VMOVUPS 64(BX), Z21
@@ -1421,6 +1471,11 @@ panel:
 	JLE loop
 	MOVQ $11, R14
 	LEAQ 128(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $11, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z22
 	VMOVUPS 64(BX), Z23
@@ -1648,6 +1703,11 @@ panel:
 	JLE loop
 	MOVQ $12, R14
 	LEAQ 128(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $12, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z24
 	VMOVUPS 64(BX), Z25
@@ -1850,6 +1910,11 @@ panel:
 	JLE loop
 	MOVQ $1, R14
 	LEAQ 64(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $1, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z1
 	VBROADCASTSS (R8), Z2
@@ -1908,6 +1973,11 @@ panel:
 	JLE loop
 	MOVQ $2, R14
 	LEAQ 64(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $2, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z2
 	VBROADCASTSS (R8), Z3
@@ -1976,6 +2046,11 @@ panel:
 	JLE loop
 	MOVQ $3, R14
 	LEAQ 64(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $3, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z3
 	VBROADCASTSS (R8), Z4
@@ -2055,6 +2130,11 @@ panel:
 	JLE loop
 	MOVQ $4, R14
 	LEAQ 64(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $4, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z4
 	VBROADCASTSS (R8), Z5
@@ -2146,6 +2226,11 @@ panel:
 	JLE loop
 	MOVQ $5, R14
 	LEAQ 64(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $5, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z5
 	VBROADCASTSS (R8), Z6
@@ -2247,6 +2332,11 @@ panel:
 	JLE loop
 	MOVQ $6, R14
 	LEAQ 64(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $6, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z6
 	VBROADCASTSS (R8), Z7
@@ -2359,6 +2449,11 @@ panel:
 	JLE loop
 	MOVQ $7, R14
 	LEAQ 64(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $7, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z7
 	VBROADCASTSS (R8), Z8
@@ -2483,6 +2578,11 @@ panel:
 	JLE loop
 	MOVQ $8, R14
 	LEAQ 64(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $8, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z8
 	VBROADCASTSS (R8), Z9
@@ -2617,6 +2717,11 @@ panel:
 	JLE loop
 	MOVQ $9, R14
 	LEAQ 64(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $9, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z9
 	VBROADCASTSS (R8), Z10
@@ -2762,6 +2867,11 @@ panel:
 	JLE loop
 	MOVQ $10, R14
 	LEAQ 64(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $10, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z10
 	VBROADCASTSS (R8), Z11
@@ -2919,6 +3029,11 @@ panel:
 	JLE loop
 	MOVQ $11, R14
 	LEAQ 64(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $11, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z11
 	VBROADCASTSS (R8), Z12
@@ -3086,6 +3201,11 @@ panel:
 	JLE loop
 	MOVQ $12, R14
 	LEAQ 64(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $12, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z12
 	VBROADCASTSS (R8), Z13
@@ -3237,6 +3357,11 @@ panel:
 	JLE loop
 	MOVQ $1, R14
 	LEAQ 64(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $1, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Y2
 	VMOVUPS 32(BX), Y3
@@ -3304,6 +3429,11 @@ panel:
 	JLE loop
 	MOVQ $2, R14
 	LEAQ 64(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $2, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Y4
 	VMOVUPS 32(BX), Y5
@@ -3386,6 +3516,11 @@ panel:
 	JLE loop
 	MOVQ $3, R14
 	LEAQ 64(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $3, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Y6
 	VMOVUPS 32(BX), Y7
@@ -3484,6 +3619,11 @@ panel:
 	JLE loop
 	MOVQ $4, R14
 	LEAQ 64(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $4, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Y8
 	VMOVUPS 32(BX), Y9
@@ -3599,6 +3739,11 @@ panel:
 	JLE loop
 	MOVQ $5, R14
 	LEAQ 64(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $5, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Y10
 	VMOVUPS 32(BX), Y11
@@ -3729,6 +3874,11 @@ panel:
 	JLE loop
 	MOVQ $6, R14
 	LEAQ 64(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $6, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Y12
 	VMOVUPS 32(BX), Y13
@@ -3855,6 +4005,11 @@ panel:
 	JLE loop
 	MOVQ $1, R14
 	LEAQ 128(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $1, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z2
 	VMOVUPS 64(BX), Z3
@@ -3923,6 +4078,11 @@ panel:
 	JLE loop
 	MOVQ $2, R14
 	LEAQ 128(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $2, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z4
 	VMOVUPS 64(BX), Z5
@@ -4006,6 +4166,11 @@ panel:
 	JLE loop
 	MOVQ $3, R14
 	LEAQ 128(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $3, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z6
 	VMOVUPS 64(BX), Z7
@@ -4105,6 +4270,11 @@ panel:
 	JLE loop
 	MOVQ $4, R14
 	LEAQ 128(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $4, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z8
 	VMOVUPS 64(BX), Z9
@@ -4221,6 +4391,11 @@ panel:
 	JLE loop
 	MOVQ $5, R14
 	LEAQ 128(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $5, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z10
 	VMOVUPS 64(BX), Z11
@@ -4352,6 +4527,11 @@ panel:
 	JLE loop
 	MOVQ $6, R14
 	LEAQ 128(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $6, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z12
 	VMOVUPS 64(BX), Z13
@@ -4499,6 +4679,11 @@ panel:
 	JLE loop
 	MOVQ $7, R14
 	LEAQ 128(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $7, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z14
 	VMOVUPS 64(BX), Z15
@@ -4663,6 +4848,11 @@ panel:
 	JLE loop
 	MOVQ $8, R14
 	LEAQ 128(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $8, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z16
 	VMOVUPS 64(BX), Z17
@@ -4842,6 +5032,11 @@ panel:
 	JLE loop
 	MOVQ $9, R14
 	LEAQ 128(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $9, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z18
 	VMOVUPS 64(BX), Z19
@@ -5037,6 +5232,11 @@ panel:
 	JLE loop
 	MOVQ $10, R14
 	LEAQ 128(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $10, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z20
 	VMOVUPS 64(BX), Z21
@@ -5249,6 +5449,11 @@ panel:
 	JLE loop
 	MOVQ $11, R14
 	LEAQ 128(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $11, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z22
 	VMOVUPS 64(BX), Z23
@@ -5476,6 +5681,11 @@ panel:
 	JLE loop
 	MOVQ $12, R14
 	LEAQ 128(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $12, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z24
 	VMOVUPS 64(BX), Z25
@@ -5678,6 +5888,11 @@ panel:
 	JLE loop
 	MOVQ $1, R14
 	LEAQ 64(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $1, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z1
 	VBROADCASTSS (R8), Z2
@@ -5736,6 +5951,11 @@ panel:
 	JLE loop
 	MOVQ $2, R14
 	LEAQ 64(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $2, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z2
 	VBROADCASTSS (R8), Z3
@@ -5804,6 +6024,11 @@ panel:
 	JLE loop
 	MOVQ $3, R14
 	LEAQ 64(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $3, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z3
 	VBROADCASTSS (R8), Z4
@@ -5883,6 +6108,11 @@ panel:
 	JLE loop
 	MOVQ $4, R14
 	LEAQ 64(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $4, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z4
 	VBROADCASTSS (R8), Z5
@@ -5974,6 +6204,11 @@ panel:
 	JLE loop
 	MOVQ $5, R14
 	LEAQ 64(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $5, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z5
 	VBROADCASTSS (R8), Z6
@@ -6075,6 +6310,11 @@ panel:
 	JLE loop
 	MOVQ $6, R14
 	LEAQ 64(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $6, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z6
 	VBROADCASTSS (R8), Z7
@@ -6187,6 +6427,11 @@ panel:
 	JLE loop
 	MOVQ $7, R14
 	LEAQ 64(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $7, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z7
 	VBROADCASTSS (R8), Z8
@@ -6311,6 +6556,11 @@ panel:
 	JLE loop
 	MOVQ $8, R14
 	LEAQ 64(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $8, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z8
 	VBROADCASTSS (R8), Z9
@@ -6445,6 +6695,11 @@ panel:
 	JLE loop
 	MOVQ $9, R14
 	LEAQ 64(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $9, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z9
 	VBROADCASTSS (R8), Z10
@@ -6590,6 +6845,11 @@ panel:
 	JLE loop
 	MOVQ $10, R14
 	LEAQ 64(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $10, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z10
 	VBROADCASTSS (R8), Z11
@@ -6747,6 +7007,11 @@ panel:
 	JLE loop
 	MOVQ $11, R14
 	LEAQ 64(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $11, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z11
 	VBROADCASTSS (R8), Z12
@@ -6914,6 +7179,11 @@ panel:
 	JLE loop
 	MOVQ $12, R14
 	LEAQ 64(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $12, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z12
 	VBROADCASTSS (R8), Z13
@@ -7068,6 +7338,11 @@ panel:
 	JLE loop
 	MOVQ $1, R14
 	LEAQ 128(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $1, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z2
 	VMOVUPS 64(BX), Z3
@@ -7140,6 +7415,11 @@ panel:
 	JLE loop
 	MOVQ $2, R14
 	LEAQ 128(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $2, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z4
 	VMOVUPS 64(BX), Z5
@@ -7227,6 +7507,11 @@ panel:
 	JLE loop
 	MOVQ $3, R14
 	LEAQ 128(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $3, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z6
 	VMOVUPS 64(BX), Z7
@@ -7330,6 +7615,11 @@ panel:
 	JLE loop
 	MOVQ $4, R14
 	LEAQ 128(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $4, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z8
 	VMOVUPS 64(BX), Z9
@@ -7450,6 +7740,11 @@ panel:
 	JLE loop
 	MOVQ $5, R14
 	LEAQ 128(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $5, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z10
 	VMOVUPS 64(BX), Z11
@@ -7585,6 +7880,11 @@ panel:
 	JLE loop
 	MOVQ $6, R14
 	LEAQ 128(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $6, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z12
 	VMOVUPS 64(BX), Z13
@@ -7736,6 +8036,11 @@ panel:
 	JLE loop
 	MOVQ $7, R14
 	LEAQ 128(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $7, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z14
 	VMOVUPS 64(BX), Z15
@@ -7904,6 +8209,11 @@ panel:
 	JLE loop
 	MOVQ $8, R14
 	LEAQ 128(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $8, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z16
 	VMOVUPS 64(BX), Z17
@@ -8087,6 +8397,11 @@ panel:
 	JLE loop
 	MOVQ $9, R14
 	LEAQ 128(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $9, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z18
 	VMOVUPS 64(BX), Z19
@@ -8286,6 +8601,11 @@ panel:
 	JLE loop
 	MOVQ $10, R14
 	LEAQ 128(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $10, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z20
 	VMOVUPS 64(BX), Z21
@@ -8502,6 +8822,11 @@ panel:
 	JLE loop
 	MOVQ $11, R14
 	LEAQ 128(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $11, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z22
 	VMOVUPS 64(BX), Z23
@@ -8733,6 +9058,11 @@ panel:
 	JLE loop
 	MOVQ $12, R14
 	LEAQ 128(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $12, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z24
 	VMOVUPS 64(BX), Z25
@@ -8939,6 +9269,11 @@ panel:
 	JLE loop
 	MOVQ $1, R14
 	LEAQ 64(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $1, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z1
 	VBROADCASTSS (R8), Z2
@@ -9001,6 +9336,11 @@ panel:
 	JLE loop
 	MOVQ $2, R14
 	LEAQ 64(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $2, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z2
 	VBROADCASTSS (R8), Z3
@@ -9073,6 +9413,11 @@ panel:
 	JLE loop
 	MOVQ $3, R14
 	LEAQ 64(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $3, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z3
 	VBROADCASTSS (R8), Z4
@@ -9156,6 +9501,11 @@ panel:
 	JLE loop
 	MOVQ $4, R14
 	LEAQ 64(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $4, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z4
 	VBROADCASTSS (R8), Z5
@@ -9251,6 +9601,11 @@ panel:
 	JLE loop
 	MOVQ $5, R14
 	LEAQ 64(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $5, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z5
 	VBROADCASTSS (R8), Z6
@@ -9356,6 +9711,11 @@ panel:
 	JLE loop
 	MOVQ $6, R14
 	LEAQ 64(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $6, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z6
 	VBROADCASTSS (R8), Z7
@@ -9472,6 +9832,11 @@ panel:
 	JLE loop
 	MOVQ $7, R14
 	LEAQ 64(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $7, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z7
 	VBROADCASTSS (R8), Z8
@@ -9600,6 +9965,11 @@ panel:
 	JLE loop
 	MOVQ $8, R14
 	LEAQ 64(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $8, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z8
 	VBROADCASTSS (R8), Z9
@@ -9738,6 +10108,11 @@ panel:
 	JLE loop
 	MOVQ $9, R14
 	LEAQ 64(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $9, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z9
 	VBROADCASTSS (R8), Z10
@@ -9887,6 +10262,11 @@ panel:
 	JLE loop
 	MOVQ $10, R14
 	LEAQ 64(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $10, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z10
 	VBROADCASTSS (R8), Z11
@@ -10048,6 +10428,11 @@ panel:
 	JLE loop
 	MOVQ $11, R14
 	LEAQ 64(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $11, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z11
 	VBROADCASTSS (R8), Z12
@@ -10219,6 +10604,11 @@ panel:
 	JLE loop
 	MOVQ $12, R14
 	LEAQ 64(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $12, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Z12
 	VBROADCASTSS (R8), Z13
@@ -10374,6 +10764,11 @@ panel:
 	JLE loop
 	MOVQ $1, R14
 	LEAQ 64(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $1, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Y2
 	VMOVUPS 32(BX), Y3
@@ -10445,6 +10840,11 @@ panel:
 	JLE loop
 	MOVQ $2, R14
 	LEAQ 64(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $2, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Y4
 	VMOVUPS 32(BX), Y5
@@ -10531,6 +10931,11 @@ panel:
 	JLE loop
 	MOVQ $3, R14
 	LEAQ 64(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $3, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Y6
 	VMOVUPS 32(BX), Y7
@@ -10633,6 +11038,11 @@ panel:
 	JLE loop
 	MOVQ $4, R14
 	LEAQ 64(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $4, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Y8
 	VMOVUPS 32(BX), Y9
@@ -10752,6 +11162,11 @@ panel:
 	JLE loop
 	MOVQ $5, R14
 	LEAQ 64(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $5, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Y10
 	VMOVUPS 32(BX), Y11
@@ -10886,6 +11301,11 @@ panel:
 	JLE loop
 	MOVQ $6, R14
 	LEAQ 64(DI), AX
+	CMPQ panels+96(FP), $1
+	JNE ask
+	MOVQ ldc+8(FP), AX
+	IMUL3Q $6, AX, AX
+	ADDQ c+0(FP), AX
 ask:
 	VMOVUPS 0(BX), Y12
 	VMOVUPS 32(BX), Y13

@@ -135,7 +135,12 @@ func (a *asm) gemmTile(t gemmTile, rows int) {
 	a.f("JLE loop")
 	a.f("MOVQ $%d, R14", rows)
 	a.f("LEAQ %d(DI), AX", size*vectors)
-	a.label("ask") // for the next panel's outputs, a row a step
+	a.f("CMPQ panels+96(FP), $1")
+	a.f("JNE ask")
+	a.f("MOVQ ldc+8(FP), AX")
+	a.f("IMUL3Q $%d, AX, AX", rows)
+	a.f("ADDQ c+0(FP), AX")
+	a.label("ask") // for the outputs of the next panel, or of the next rows' first, a row a step
 	step(func(int) {})
 	for line := 0; line < size*vectors; line += 64 {
 		a.f("BYTE $0x0f; BYTE $0x0d; BYTE $0x48; BYTE $%d // PREFETCHW %d(AX)", line, line)
