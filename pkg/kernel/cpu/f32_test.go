@@ -131,7 +131,7 @@ func TestTraining_SameBitsOnAllInstructionsAndThreads(t *testing.T) {
 	for _, a := range []kernel.Heads{
 		{H: 2, K: 1, D: 40, Scale: 0.3}, {H: 2, K: 2, D: 16, Scale: 0.2, Window: 37}, {H: 1, K: 1, D: 32, Scale: 0.1, Window: 1}, {H: 1, K: 1, D: 32, Scale: 0.2, Softcap: 3},
 	} {
-		for _, rows := range []int{1, 31, 205, 700} {
+		for _, rows := range []int{1, 31, 64, 205, 700} {
 			if rows == 700 && a.K > 1 {
 				continue
 			}

@@ -24,7 +24,8 @@ type causalScratch struct {
 	ld                   int
 	keys, values, across []float32 // panels of keys and values by positions, of either by components
 	queries, dys         []float32 // panels of a block by components
-	deltas, sums         []float32 // of rows: dy·y, and the sum of weights
+	sums, bests, logs    []float32 // of rows: of weights, the greatest score, and of sums
+	deltas               []float32 // of rows: dy·y
 }
 
 // causalBlock is how many rows share a block.
@@ -32,6 +33,14 @@ func (s *Set) causalBlock(t int) int {
 	tall := len(s.gemm.tiles) - 1
 	rows := max(tall, min(causalRows, causalFloat/t)/tall*tall)
 	return min(rows, t)
+}
+
+// causalOps are loops over rows of scores, ld bytes apart, of which the first has n
+// positions and each one more than the one before. What they hide beyond a row is clear.
+type causalOps struct {
+	weigh  func(x *float32, ld, n, rows int, best, sum *float32, scale float32)
+	slopes func(dw, w *float32, ld, n, rows int, lse *float32, step int, delta *float32, scale float32)
+	logs   func(y, x *float32, n int)
 }
 
 // causal is one key/value head of a sequence.
@@ -58,7 +67,7 @@ func (s *Set) causalHead(seq, head int, t int, a kernel.Heads, backward bool) *c
 	c.slim.wide, c.slim.tiles = lanes, s.gemm.narrow
 	block, wide, d := s.causalBlock(t), roundUp(t, lanes), roundUp(a.D, lanes)
 	c.ld = wide + lanes // rows do not all fall on the same lines of a cache
-	total := 2*block*c.ld + 2*wide*a.D + t*d + 2*block*d + 2*block
+	total := 2*block*c.ld + 2*wide*a.D + t*d + 2*block*d + 4*block
 	if len(c.room) < total {
 		c.room = make([]float32, total)
 	}
@@ -68,7 +77,7 @@ func (s *Set) causalHead(seq, head int, t int, a kernel.Heads, backward bool) *c
 		rest = rest[n:]
 		return out
 	}
-	c.scores, c.keys, c.across, c.sums = take(block*c.ld), take(wide*a.D), take(t*d), take(block)
+	c.scores, c.keys, c.across, c.sums, c.bests, c.logs = take(block*c.ld), take(wide*a.D), take(t*d), take(block), take(block), take(block)
 	if backward {
 		c.slopes, c.values, c.queries, c.dys, c.deltas = take(block*c.ld), take(wide*a.D), take(block*d), take(block*d), take(block)
 	}
@@ -136,18 +145,7 @@ func (s *Set) AttendCausal(y, lse, q, k, v []float32, b, t int, a kernel.Heads) 
 // forward computes rows lo..hi-1.
 func (c *causal) forward(y, lse, q, k, v []float32, lo, hi int) {
 	c.scoresOf(c.scores, q, pack(&c.slim, c.keys, rowsOf(k, c.kw), hi, c.a.D), lo, hi)
-	scale := float32(c.a.Scale)
-	sums := c.sums
-	for p := lo; p < hi; p++ {
-		row, from := c.scores[(p-lo)*c.ld:][:c.ld], first(p, c.a)
-		if c.a.Softcap != 0 {
-			c.softcap(row[from:p+1], float32(c.a.Scale), float32(c.a.Softcap))
-			scale = 1
-		}
-		best, sum := c.attend.weigh(&row[from], p+1-from, scale)
-		sums[p-lo], lse[p*c.a.H] = sum, best
-		c.hide(row, p)
-	}
+	c.weighRows(lo, hi)
 	values := pack(&c.gemm, c.across, columnsOf(v, c.kw), c.a.D, hi)
 	g := gemmCall{c: y[lo*c.qw:], ldc: c.qw, a: rowsOf(c.scores, c.ld)}
 	tall := len(c.gemm.tiles) - 1
@@ -155,11 +153,49 @@ func (c *causal) forward(y, lse, q, k, v []float32, lo, hi int) {
 		rows, from := min(tall, hi-i), first(i, c.a)
 		g.strip(&c.gemm, c.w, &values, i-lo, rows, from, i+rows-from)
 	}
+	logs := c.logsOf(hi - lo)
 	for p := lo; p < hi; p++ {
 		out := &y[p*c.qw]
-		c.element.scale(out, out, c.a.D, 1/sums[p-lo])
-		lse[p*c.a.H] += float32(logOf(float64(sums[p-lo])))
+		c.element.scale(out, out, c.a.D, 1/c.sums[p-lo])
+		lse[p*c.a.H] = c.bests[p-lo] + logs[p-lo]
 	}
+}
+
+// together reports whether rows up to hi-1 can be done together: all see from the first
+// position on.
+func (c *causal) together(hi int) bool {
+	return c.train.rows != nil && c.a.Softcap == 0 && (c.a.Window == 0 || hi <= c.a.Window)
+}
+
+// weighRows turns rows of scores into weights that are still to be divided by their sums.
+func (c *causal) weighRows(lo, hi int) {
+	scale := float32(c.a.Scale)
+	if c.together(hi) {
+		c.train.rows.weigh(&c.scores[0], 4*c.ld, lo+1, hi-lo, &c.bests[0], &c.sums[0], scale)
+		return
+	}
+	for p := lo; p < hi; p++ {
+		row, from := c.scores[(p-lo)*c.ld:][:c.ld], first(p, c.a)
+		if c.a.Softcap != 0 {
+			c.softcap(row[from:p+1], float32(c.a.Scale), float32(c.a.Softcap))
+			scale = 1
+		}
+		c.bests[p-lo], c.sums[p-lo] = c.attend.weigh(&row[from], p+1-from, scale)
+		c.hide(row, p)
+	}
+}
+
+// logsOf are the logarithms of the rows' sums.
+func (c *causal) logsOf(rows int) []float32 {
+	logs := c.logs[:rows]
+	if ops := c.train.rows; ops != nil {
+		ops.logs(&logs[0], &c.sums[0], rows)
+		return logs
+	}
+	for i := range logs {
+		logs[i] = float32(logOf(float64(c.sums[i])))
+	}
+	return logs
 }
 
 // logOf is the natural logarithm of a positive normal number, to within 1e-12: with m
@@ -223,6 +259,10 @@ func (c *causal) slope(dy, y, lse []float32, lo, hi int) {
 	scale := float32(c.a.Scale)
 	deltas := c.deltas[:hi-lo]
 	c.train.rowDots(&deltas[0], &dy[lo*c.qw], 4*c.qw, &y[lo*c.qw], 4*c.qw, c.a.D, hi-lo)
+	if c.together(hi) {
+		c.train.rows.slopes(&c.slopes[0], &c.scores[0], 4*c.ld, lo+1, hi-lo, &lse[lo*c.a.H], 4*c.a.H, &deltas[0], scale)
+		return
+	}
 	for p := lo; p < hi; p++ {
 		weights, slopes := c.scores[(p-lo)*c.ld:][:c.ld], c.slopes[(p-lo)*c.ld:][:c.ld]
 		from := first(p, c.a)

@@ -23,6 +23,9 @@ type trainOps struct {
 	sumSquares  func(sums *float64, x *float32, groups int)                          // sums[16] += x²
 	adamw       func(p, m, v, grad *float32, groups int, constants *adamwConstants)
 
+	// rows is nil where a row is done at a time.
+	rows *causalOps
+
 	rowDots func(out, a *float32, lda int, b *float32, ldb, n, rows int) // of rows lda and ldb bytes apart
 	moments func(stats, x *float32, ld, n, rows int)                     // pairs of a mean and the sum of squares about it; ld in bytes
 }

@@ -8,7 +8,7 @@ func trainAVX512() trainOps {
 		actGrad:     [acts]func(dx, y, dy, x *float32, n int){kernel.SiLU: siluGrad, kernel.GELUTanh: geluGrad},
 		gluGrad:     [acts]func(dx, dup, y, dy, x, up *float32, n int){kernel.SiLU: siluTimesGrad, kernel.GELUTanh: geluTimesGrad},
 		normSlopes:  normSlopes, normMeans: normMeans, normColumns: normColumns, sumColumns: sumColumns16, sumShares: sumColumns128, sumSquares: sumSquares,
-		rowDots: rowDots, moments: rowMoments,
+		rowDots: rowDots, moments: rowMoments, rows: &causalOps{causalWeights, causalSlopes, logsOf},
 		adamw: func(p, m, v, grad *float32, groups int, k *adamwConstants) {
 			adamwStep(p, m, v, grad, groups, (*[9][16]float32)(k))
 		},

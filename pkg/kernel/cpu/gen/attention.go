@@ -273,6 +273,14 @@ func (a *asm) values(n, groups, bits int, half bool) {
 	a.end()
 }
 
+// foldMost leaves the greatest lane of z in all of them, with Z0 as scratch.
+func (a *asm) foldMost(z int) {
+	for _, step := range []string{"VSHUFF64X2 $0x4E, Z%d, Z%[1]d, Z0", "VSHUFF64X2 $0xB1, Z%d, Z%[1]d, Z0", "VPERMILPS $0x4E, Z%d, Z0", "VPERMILPS $0xB1, Z%d, Z0"} {
+		a.f(step, z)
+		a.f("VMAXPS Z0, Z%d, Z%d", z, z)
+	}
+}
+
 // weigh writes weighScores: x = exp(scale·x - best) with best the greatest scale·x, and
 // the sum of that in canonical lanes.
 func (a *asm) weigh() {
@@ -302,10 +310,7 @@ func (a *asm) weigh() {
 	a.f("VMOVAPS Z9, Z0")
 	a.f("VMOVUPS (DI), K1, Z0")
 	a.f("VMAXPS Z0, Z9, Z9")
-	for _, step := range []string{"VSHUFF64X2 $0x4E, Z9, Z9, Z0", "VSHUFF64X2 $0xB1, Z9, Z9, Z0", "VPERMILPS $0x4E, Z9, Z0", "VPERMILPS $0xB1, Z9, Z0"} {
-		a.f("%s", step)
-		a.f("VMAXPS Z0, Z9, Z9")
-	}
+	a.foldMost(9)
 	a.f("VMULPS Z8, Z9, Z9")
 	a.f("VMOVSS X9, best+24(FP)")
 	a.f("VPXORD Z7, Z7, Z7")
