@@ -12,6 +12,7 @@ const (
 	gemmColumns = 512     // of a packed block, at most
 	gemmSmall   = 1 << 20 // elements
 	gemmAlias   = 2048    // bytes between rows that meet in few sets of a first cache
+	gemmReuse   = 384     // rows that make it worth packing columns that lie so
 	gemmBurst   = 24      // lines that are asked for at once
 	gemmWidest  = 32      // columns of any family's panel
 	gemmTallest = 12      // rows of any family's tile
@@ -213,7 +214,7 @@ func (work *gemmWork) panels(o *gemmOps, w *gemmScratch, part *gemmCall, k, n in
 			b = part.b
 		}
 		p := gemmPanels{data: rest, from: s.from, to: s.to, k0: k, depth: n}
-		if b.rs == 1 && n > 0 && o.fromRow == nil && (s.to-s.from)%o.wide == 0 {
+		if b.rs == 1 && n > 0 && o.fromRow == nil && (s.to-s.from)%o.wide == 0 && (4*b.cs%gemmAlias != 0 || work.hi-work.lo < gemmReuse) {
 			p.whole = b
 		} else {
 			p.pack(o, b, s.call.pairs)
