@@ -207,6 +207,8 @@ func (a *asm) swaps() {
 	a.f("JLT tail")
 	a.f("VMOVUPS.Z (SI), K1, Z0")
 	a.f("VMOVUPS.Z (SI)(R8*1), K1, Z1")
+	a.f("PREFETCHT0 96(SI)") // for the next ones
+	a.f("PREFETCHT0 96(SI)(R8*1)")
 	a.roundOne(0, 2)
 	a.roundOne(1, 3)
 	a.f("VMOVUPS Z1, (DI)")
