@@ -30,13 +30,7 @@ func (s *Stage[F]) TrainBackward(tr *Trace[F], dOut []F, g *Params[F]) ([]F, err
 	if s.Last() {
 		clear(dx)
 		s.normalize(w.h, tr.last, &s.norm, n)
-		dlogits := tr.dlogits
-		if h := tr.halfDlogits; h != nil {
-			s.block.reset()
-			dlogits = s.block.take(len(h))
-			s.set.Widen(dlogits, h)
-		}
-		s.linearGrad(w.dh, w.h, n, g, branch[F]{dlogits, s.head})
+		s.linearGrad(w.dh, w.h, n, g, branch[F]{tr.dlogits, s.head})
 		s.normGrad(dx, w.dh, tr.last, &s.norm, g, n)
 	} else {
 		copy(dx, dOut)

@@ -31,8 +31,7 @@ type Trace[F tensor.Float] struct {
 	dlogits []F
 	mem     arena[F]
 
-	halves      arena[uint16] // with kernels of Halves: what stands for the rest
-	halfDlogits []uint16
+	halves arena[uint16] // with kernels of Halves: what stands for layers' part
 }
 
 // saved is one block's part of a trace. What is cheap to compute again is not kept.
@@ -115,7 +114,7 @@ func (s *Stage[F]) TrainForward(in Micro[F]) (*Trace[F], error) {
 	s.bound(logits)
 	tr.Loss = make([]float64, n)
 	if !in.ForwardOnly {
-		tr.dlogits = s.traced(tr).take(n * c.Vocab)
+		tr.dlogits = tr.mem.take(n * c.Vocab)
 	}
 	s.set.CrossEntropy(tr.Loss, tr.dlogits, logits, in.Targets, in.Scale, n, c.Vocab)
 	if most := c.LogitCap; most != 0 {
@@ -123,11 +122,6 @@ func (s *Stage[F]) TrainForward(in Micro[F]) (*Trace[F], error) {
 			v := float64(logits[i]) / most
 			tr.dlogits[i] *= F(1 - v*v)
 		}
-	}
-	if s.set.Halves() && !in.ForwardOnly {
-		tr.halfDlogits = tr.halves.take(len(tr.dlogits))
-		s.set.Halve(tr.halfDlogits, tr.dlogits)
-		tr.dlogits = nil
 	}
 	return tr, nil
 }
@@ -174,7 +168,7 @@ func (s *Stage[F]) Drop(tr *Trace[F]) {
 	tr.mem.reset()
 	tr.halves.reset()
 	tr.layers = tr.layers[:0]
-	tr.Out, tr.Loss, tr.last, tr.dlogits, tr.halfDlogits, tr.in = nil, nil, nil, nil, nil, Micro[F]{}
+	tr.Out, tr.Loss, tr.last, tr.dlogits, tr.in = nil, nil, nil, nil, Micro[F]{}
 	s.micro = append(s.micro, tr)
 }
 
