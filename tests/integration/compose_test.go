@@ -59,7 +59,7 @@ func (c *compose) Start(ctx context.Context, t *testing.T, l Layout, texts strin
 		if t.Failed() {
 			t.Log(c.run(context.Background(), t, env, "logs", "--tail=40"))
 		}
-		c.run(context.Background(), t, env, "down", "-v", "--remove-orphans", "-t", "5")
+		c.down(t, env)
 	})
 	c.run(ctx, t, env, "up", "-d")
 	return &Mesh{
@@ -69,13 +69,37 @@ func (c *compose) Start(ctx context.Context, t *testing.T, l Layout, texts strin
 	}
 }
 
+// down removes the mesh. When a container dies in the middle of its health check the engine
+// may forget to release its end of a network, which then cannot be removed; whoever comes
+// next takes that network over. That is no failure as long as no container is left.
+func (c *compose) down(t *testing.T, env []string) {
+	t.Helper()
+	ctx := context.Background()
+	out, err := c.try(ctx, t, env, "down", "-v", "--remove-orphans", "-t", "5")
+	if err == nil {
+		return
+	}
+	left, psErr := exec.Command("docker", "ps", "-aq", "--filter", "label=com.docker.compose.project="+composeProject).CombinedOutput()
+	if strings.Contains(out, "has active endpoints") && psErr == nil && len(left) == 0 {
+		t.Logf("docker-compose down: a network stays behind: %v", err)
+		return
+	}
+	t.Errorf("docker-compose down: %v\n%s", err, out)
+}
+
 func (c *compose) run(ctx context.Context, t *testing.T, env []string, args ...string) string {
+	t.Helper()
+	out, err := c.try(ctx, t, env, args...)
+	if err != nil {
+		t.Errorf("docker-compose %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return out
+}
+
+func (c *compose) try(ctx context.Context, t *testing.T, env []string, args ...string) (string, error) {
 	t.Helper()
 	cmd := exec.CommandContext(ctx, "docker-compose", append([]string{"-p", composeProject}, args...)...)
 	cmd.Dir, cmd.Env = root(t), env
 	out, err := cmd.CombinedOutput()
-	if err != nil {
-		t.Errorf("docker-compose %s: %v\n%s", strings.Join(args, " "), err, out)
-	}
-	return string(out)
+	return string(out), err
 }
