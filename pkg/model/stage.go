@@ -164,13 +164,13 @@ func build[F tensor.Float](c Config, r Range, set kernel.Set[F], fill filler[F])
 	if b.err != nil {
 		return nil, b.err
 	}
-	s.written = s.products()
+	s.written = s.writtenWhole()
 	s.pack(fill.packed)
 	return s, nil
 }
 
-// products marks the parameters all of whose rows are in a product of every row of a batch.
-func (s *Stage[F]) products() []bool {
+// writtenWhole marks the parameters all of whose rows are in a product of every row of a batch.
+func (s *Stage[F]) writtenWhole() []bool {
 	out := make([]bool, len(s.params.Tensors))
 	mark := func(linears ...*linear[F]) {
 		for _, l := range linears {

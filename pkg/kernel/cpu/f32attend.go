@@ -36,7 +36,7 @@ func (s *Set) causalBlock(t int) int {
 }
 
 // causalOps are loops over rows of scores, ld bytes apart, of which the first has n
-// positions and each one more than the one before. What they hide beyond a row is clear.
+// positions and each one more than the one before. They clear what tiles read beyond a row.
 type causalOps struct {
 	weigh  func(x *float32, ld, n, rows int, best, sum *float32, scale float32)
 	slopes func(dw, w *float32, ld, n, rows int, lse *float32, step int, delta *float32, scale float32)

@@ -45,6 +45,15 @@ func rowDots(out, a *float32, lda int, b *float32, ldb, n, rows int)
 func rowMoments(stats, x *float32, ld, n, rows int)
 
 //go:noescape
+func causalWeights(x *float32, ldx, n, rows int, best, sum *float32, scale float32)
+
+//go:noescape
+func causalSlopes(dw, w *float32, ld, n, rows int, lse *float32, step int, delta *float32, scale float32)
+
+//go:noescape
+func logsOf(y, x *float32, n int)
+
+//go:noescape
 func normMeans(lanes, x, dy, gain *float32, groups int, mean, inv float32)
 
 //go:noescape

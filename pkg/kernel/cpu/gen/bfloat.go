@@ -91,10 +91,6 @@ func (a *asm) pairs(t int) {
 	a.end()
 }
 
-// pairsAhead is how far ahead of its loads pairVector asks for memory: some processors do
-// not look far enough ahead along four streams.
-const pairsAhead = 2048
-
 // pairVector writes pairVector: panels in fours times one row, so that four sums hide
 // each other's latency.
 func (a *asm) pairVector() {
@@ -115,7 +111,7 @@ func (a *asm) pairVector() {
 	}
 	a.label("loop")
 	for i, r := range []string{"DI", "R10", "R11", "R12"} {
-		a.f("PREFETCHT0 %d(%s)", pairsAhead, r)
+		a.f("PREFETCHT0 %d(%s)", farAhead, r)
 		a.f("VMOVDQU32 (%s), Z%d", r, 16+i)
 		a.f("ADDQ $64, %s", r)
 	}

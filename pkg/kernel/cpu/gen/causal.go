@@ -9,8 +9,8 @@ import (
 // than the first, and what its tiles read beyond it becomes zero. Other families do a
 // row at a time.
 
+// causals writes the loops.
 func causals(a *asm) {
-	a.expData()
 	a.causalWeights()
 	a.causalSlopes()
 	a.logs()

@@ -167,20 +167,7 @@ func (a *asm) loop(name string, slices, scalars []string, body func(w *wide)) {
 
 // elementwise writes the loops.
 func elementwise(a *asm) {
-	names := []string{"expLog2", "expLn2a", "expLn2b"}
-	for i, c := range expConstants {
-		name := fmt.Sprintf("expPoly%d", i-3)
-		if i < 3 {
-			name = names[i]
-		}
-		a.data(name, c)
-	}
-	a.data("expLeast", expLeast)
-	a.data("expMost", expMost)
-	a.data("expOne", 0x3f800000)
-	a.data("minusOne", 0xbf800000)
-	a.data("geluCube", 0x3d372713)  // 0.044715
-	a.data("minusGelu", 0xbfcc422a) // -2·sqrt(2/π)
+	a.expData()
 	for _, act := range []struct {
 		name string
 		emit func(w *wide)

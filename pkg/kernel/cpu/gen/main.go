@@ -39,7 +39,6 @@ var declarations = map[string]func(*asm) []byte{
 	"wide_amd64.s":    (*asm).plainDeclarations,
 	"float32_amd64.s": (*asm).float32Declarations,
 	"train_amd64.s":   (*asm).plainDeclarations,
-	"causal_amd64.s":  (*asm).plainDeclarations,
 	"cache_amd64.s":   (*asm).plainDeclarations,
 }
 
@@ -56,7 +55,6 @@ func main() {
 		"wide_amd64.s":    elementwise,
 		"float32_amd64.s": float32s,
 		"train_amd64.s":   trains,
-		"causal_amd64.s":  causals,
 		"cache_amd64.s":   caches,
 	} {
 		a := &asm{}

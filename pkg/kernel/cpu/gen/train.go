@@ -4,7 +4,8 @@ import "fmt"
 
 // Loops that only training needs, for both families as elementwise.go writes them.
 
-// farAhead is how many bytes ahead loops that stream through memory ask.
+// farAhead is how many bytes ahead loops that stream through memory ask: some processors do
+// not look far enough ahead along several streams.
 const farAhead = 2048
 
 // trains writes the loops.
@@ -71,6 +72,7 @@ func trains(a *asm) {
 	})
 	a.rowDots()
 	a.rowMoments()
+	causals(a)
 	for _, bits := range []int{512, 256} {
 		a.normMeans(bits)
 		a.normColumns(bits)
@@ -167,30 +169,16 @@ func (a *asm) rowMoments() {
 	a.f("MOVQ rows+32(FP), R9")
 	a.f("VXORPS X4, X4, X4")
 	a.f("VCVTSI2SSQ CX, X4, X4")
-	a.f("MOVQ CX, R10")
-	a.f("SHRQ $4, R10")
+	a.f("MOVQ CX, BX")
+	a.f("SHRQ $4, BX")
 	a.f("ANDQ $15, CX")
 	a.mask() // of the last lanes
-	pass := func(name string, step func(load string)) {
-		a.f("MOVQ SI, DX")
-		a.f("MOVQ R10, BX")
-		a.f("TESTQ BX, BX")
-		a.f("JZ %sRest", name)
-		a.label(name)
-		step("VMOVUPS (DX), Z0")
-		if name == "sum" {
-			a.f("PREFETCHT0 %d(DX)", farAhead)
-		}
-		a.f("ADDQ $64, DX")
-		a.f("DECQ BX")
-		a.f("JNZ %s", name)
-		a.label(name + "Rest")
-	}
 	a.label("row")
 	a.f("VPXORD Z1, Z1, Z1")
-	pass("sum", func(load string) {
-		a.f(load)
-		a.f("VADDPS Z0, Z1, Z1")
+	a.f("MOVQ SI, DX")
+	a.wholeVectors("sum", []string{"DX"}, func() {
+		a.f("PREFETCHT0 %d(DX)", farAhead)
+		a.f("VADDPS (DX), Z1, Z1")
 	})
 	a.f("VMOVUPS.Z (DX), K1, Z0")
 	a.f("VADDPS Z0, Z1, Z1")
@@ -199,8 +187,9 @@ func (a *asm) rowMoments() {
 	a.f("VMOVSS X1, (DI)")
 	a.f("VBROADCASTSS X1, Z1")
 	a.f("VPXORD Z2, Z2, Z2")
-	pass("squares", func(load string) {
-		a.f(load)
+	a.f("MOVQ SI, DX")
+	a.wholeVectors("squares", []string{"DX"}, func() {
+		a.f("VMOVUPS (DX), Z0")
 		a.f("VSUBPS Z1, Z0, Z0")
 		a.f("VFMADD231PS Z0, Z0, Z2")
 	})
