@@ -49,7 +49,7 @@ type Config struct {
 	Sinks        bool    // each head's softmax has a score without a value
 	GLUAlpha     float64 // GPT-OSS's gate, g·sigmoid(alpha·g)·(up+1); 0: as Act says
 	GLULimit     float64 // and bound of g from above, of up on both sides
-	BOS, EOS     int     // -1 where there is none
+	BOS, EOS     []int32 // ids that begin and that end a text; nil where the file names none
 }
 
 // Rope says how positions are rotated.

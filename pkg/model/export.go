@@ -29,11 +29,14 @@ func ConfigJSON(c Config) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if c.BOS >= 0 {
-		out["bos_token_id"] = c.BOS
-	}
-	if c.EOS >= 0 {
-		out["eos_token_id"] = c.EOS
+	for name, ids := range map[string][]int32{"bos_token_id": c.BOS, "eos_token_id": c.EOS} {
+		switch len(ids) {
+		case 0:
+		case 1:
+			out[name] = ids[0]
+		default:
+			out[name] = ids
+		}
 	}
 	out["torch_dtype"] = "float32"
 	return json.MarshalIndent(out, "", "  ")

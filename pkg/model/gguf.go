@@ -52,7 +52,7 @@ func ggufConfig(g *weights.GGUF) (Config, error) {
 	f := &ggufFields{meta: meta, arch: arch}
 	c := Config{
 		Architecture: arch, Layers: f.need("block_count"), Width: f.need("embedding_length"), Heads: f.need("attention.head_count"),
-		FF: f.need("feed_forward_length"), Context: f.need("context_length"), BOS: -1, EOS: -1,
+		FF: f.need("feed_forward_length"), Context: f.need("context_length"),
 	}
 	if f.err != nil {
 		return c, f.err
@@ -69,11 +69,8 @@ func ggufConfig(g *weights.GGUF) (Config, error) {
 	c.Vocab = embedding.Shape[0]
 	_, head := g.Info("output.weight")
 	c.TiedHead = !head
-	for key, id := range map[string]*int{"bos": &c.BOS, "eos": &c.EOS} {
-		if v, ok := meta.Uint("tokenizer.ggml." + key + "_token_id"); ok && v < uint64(c.Vocab) {
-			*id = int(v)
-		}
-	}
+	c.BOS = ggufIDs(meta, c.Vocab, "bos")
+	c.EOS = ggufIDs(meta, c.Vocab, "eos", "eot", "eom")
 	has := func(name string) bool { _, ok := g.Info(name); return ok }
 	if arch == "gpt2" {
 		c.NormEps, c.LayerNorm, c.Learned, c.Act = f.float("attention.layer_norm_epsilon", 1e-5), true, true, kernel.GELUTanh
@@ -123,6 +120,18 @@ func ggufConfig(g *weights.GGUF) (Config, error) {
 		c.Architecture = "qwen3_moe"
 	}
 	return c, c.Validate()
+}
+
+// ggufIDs reads the token ids of the given keys, without repetition.
+func ggufIDs(meta weights.Meta, vocab int, keys ...string) []int32 {
+	var ids []int32
+	for _, key := range keys {
+		v, ok := meta.Uint("tokenizer.ggml." + key + "_token_id")
+		if ok && v < uint64(vocab) && !slices.Contains(ids, int32(v)) {
+			ids = append(ids, int32(v))
+		}
+	}
+	return ids
 }
 
 // ggufGemma completes what Gemma 2 and 3 have beyond llama. Files hold gains with their

@@ -72,6 +72,5 @@ func NewGPT2(c Config) Config {
 	if c.NormEps == 0 {
 		c.NormEps = 1e-5
 	}
-	c.BOS, c.EOS = -1, -1
 	return c
 }

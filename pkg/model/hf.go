@@ -2,6 +2,11 @@ package model
 
 import (
 	"encoding/json"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/lamina-mesh/lamina/pkg/kernel"
@@ -59,7 +64,7 @@ type hfConfig struct {
 	LocalTheta    *float64        `json:"rope_local_base_freq"`
 	Pattern       *int            `json:"sliding_window_pattern"`
 	Bidirectional *bool           `json:"use_bidirectional_attention"`
-	BOS           *int            `json:"bos_token_id"`
+	BOS           json.RawMessage `json:"bos_token_id"`
 	EOS           json.RawMessage `json:"eos_token_id"`
 
 	// GPT-2's names.
@@ -98,21 +103,50 @@ func ParseHF(text []byte) (Config, error) {
 	if c.Architecture == "gpt_oss" {
 		c.Architecture = "gpt-oss"
 	}
-	c.BOS, c.EOS = or(h.BOS, -1), firstID(h.EOS)
+	c.BOS, c.EOS = readIDs(h.BOS, c.Vocab), readIDs(h.EOS, c.Vocab)
 	return c, c.Validate()
 }
 
-// firstID reads an id, or the first of a list of ids.
-func firstID(raw json.RawMessage) int {
-	var id *int
-	var list []int
-	switch {
-	case json.Unmarshal(raw, &id) == nil && id != nil:
-		return *id
-	case json.Unmarshal(raw, &list) == nil && len(list) > 0:
-		return list[0]
+// readIDs reads a token id or a list of token ids. Ids outside the vocabulary are left out.
+func readIDs(raw json.RawMessage, vocab int) []int32 {
+	var id *int32
+	var ids []int32
+	if json.Unmarshal(raw, &id) == nil && id != nil {
+		ids = []int32{*id}
+	} else if json.Unmarshal(raw, &ids) != nil {
+		return nil
 	}
-	return -1
+	ids = slices.DeleteFunc(ids, func(id int32) bool { return id < 0 || int(id) >= vocab })
+	if len(ids) == 0 {
+		return nil
+	}
+	return ids
+}
+
+// generationIDs takes the ids that generation_config.json gives in place of those of
+// config.json, as transformers does. A folder may lack the file.
+func (c *Config) generationIDs(folder string) error {
+	text, err := os.ReadFile(filepath.Join(folder, "generation_config.json"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var g struct {
+		BOS json.RawMessage `json:"bos_token_id"`
+		EOS json.RawMessage `json:"eos_token_id"`
+	}
+	if err := json.Unmarshal(text, &g); err != nil {
+		return &FieldError{"generation_config.json", err.Error()}
+	}
+	if ids := readIDs(g.BOS, c.Vocab); ids != nil {
+		c.BOS = ids
+	}
+	if ids := readIDs(g.EOS, c.Vocab); ids != nil {
+		c.EOS = ids
+	}
+	return nil
 }
 
 func or[T any](p *T, otherwise T) T {

@@ -453,6 +453,5 @@ func NewLlama(c Config) Config {
 		c.Rope.Base = 10000
 	}
 	c.Rope.Dims = c.HeadDim
-	c.BOS, c.EOS = -1, -1
 	return c
 }

@@ -44,6 +44,9 @@ func Open(path string) (*Files, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := cfg.generationIDs(path); err != nil {
+		return nil, err
+	}
 	tensors, err := weights.OpenSafetensors(path)
 	if err != nil {
 		return nil, err

@@ -113,7 +113,7 @@ func (r *run) train(ctx context.Context) (stopped bool, err error) {
 		return false, err
 	}
 	if bos, ok := data.vocab.BOS(); ok {
-		config.BOS, config.EOS = int(bos), int(bos)
+		config.BOS, config.EOS = []int32{bos}, []int32{bos}
 	}
 	if err := os.MkdirAll(r.dir, 0o755); err != nil {
 		return false, err
