@@ -95,16 +95,17 @@ type Set[F tensor.Float] interface {
 	// KV is what caches of the set store, part of its class.
 	KV() KVType
 
-	// BFloat16 is a set on the same workers whose products over dense matrices, forward
-	// and backward, round both sides to bfloat16 and sum in F. It ends with this set.
+	// BFloat16 returns a set on the same workers whose products over dense matrices, forward
+	// and backward, round both operands to bfloat16 and accumulate in F. Closing this set
+	// closes it too.
 	BFloat16() Set[F]
-	// Halves reports whether the set is such a one. What training keeps between its passes
-	// is then stored in bfloat16.
-	Halves() bool
-	// Halve rounds x in place to bfloat16, to the nearest, ties to even, and writes it to h,
-	// of the same length. Widen is its inverse.
-	Halve(h []uint16, x []F)
-	Widen(x []F, h []uint16)
+	// UsesBFloat16 reports whether the set was made by BFloat16. Training then stores the
+	// activations it saves for the backward pass in bfloat16.
+	UsesBFloat16() bool
+	// RoundBF16 rounds x in place to bfloat16, to nearest even, and writes the bits to h,
+	// which has the same length. WidenBF16 converts h back to x.
+	RoundBF16(h []uint16, x []F)
+	WidenBF16(x []F, h []uint16)
 
 	// Pack gives a raw matrix the form that the set multiplies fastest, if it has
 	// one. Raw is still read by Embed. A packed matrix must not be shared with another

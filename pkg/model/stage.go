@@ -31,7 +31,7 @@ type Stage[F tensor.Float] struct {
 	dense   bool
 	scratch arena[F]
 	micro   []*Trace[F] // spare traces
-	block   arena[F]    // of a block in training, with kernels of Halves
+	block   arena[F]    // of a block in training, with a bfloat16 kernel set
 }
 
 // linear is a matrix with an optional bias, and where they stand in Params.

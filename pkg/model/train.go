@@ -31,7 +31,7 @@ type Trace[F tensor.Float] struct {
 	dlogits []F
 	mem     arena[F]
 
-	halves arena[uint16] // with kernels of Halves: what stands for layers' part
+	halves arena[uint16] // with a bfloat16 kernel set: what stands for layers' part
 }
 
 // saved is one block's part of a trace. What is cheap to compute again is not kept.
@@ -42,7 +42,7 @@ type saved[F tensor.Float] struct {
 	post1, post2 []F // before theirs, with PostNorms
 	experts      routed[F]
 
-	halves [savedParts][]uint16 // of parts, with kernels of Halves: those are nil then
+	halves [savedParts][]uint16 // of parts, with a bfloat16 kernel set: those are nil then
 }
 
 // savedParts is the number of tensors that parts lists.
@@ -54,16 +54,16 @@ func (k *saved[F]) parts() [savedParts]*[]F {
 	return [...]*[]F{&k.x, &k.q, &k.k, &k.v, &k.att, &k.mid, &k.gate, &k.up, &k.rawQ, &k.rawK, &k.post1, &k.post2}
 }
 
-// halve rounds parts to bfloat16, with kernels of Halves, and keeps them so. Those that the
+// halve rounds parts to bfloat16, with a bfloat16 kernel set, and keeps them so. Those that the
 // forward uses again are halved before it does, so that the backward sees what it saw.
 func (s *Stage[F]) halve(k *saved[F], tr *Trace[F], parts ...*[]F) {
-	if !s.set.Halves() {
+	if !s.set.UsesBFloat16() {
 		return
 	}
 	for i, p := range k.parts() {
 		if slices.Contains(parts, p) && *p != nil && k.halves[i] == nil {
 			k.halves[i] = tr.halves.take(len(*p))
-			s.set.Halve(k.halves[i], *p)
+			s.set.RoundBF16(k.halves[i], *p)
 		}
 	}
 }
@@ -74,7 +74,7 @@ func (s *Stage[F]) widen(k *saved[F]) {
 	for i, p := range k.parts() {
 		if h := k.halves[i]; h != nil {
 			*p = s.block.take(len(h))
-			s.set.Widen(*p, h)
+			s.set.WidenBF16(*p, h)
 		}
 	}
 }
@@ -184,7 +184,7 @@ func copied[F any](a *arena[F], x []F) []F {
 // traced is where a block's forward puts what its backward needs: the trace's own memory,
 // or scratch that is halved.
 func (s *Stage[F]) traced(tr *Trace[F]) *arena[F] {
-	if !s.set.Halves() {
+	if !s.set.UsesBFloat16() {
 		return &tr.mem
 	}
 	s.block.reset()
@@ -283,9 +283,9 @@ func (s *Stage[F]) trainBlock(layer int, blk *block[F], x []F, tr *Trace[F], w *
 	return s.done(&k, tr)
 }
 
-// done is what a block's forward returns: with kernels of Halves, those alone.
+// done is what a block's forward returns: with a bfloat16 kernel set, those alone.
 func (s *Stage[F]) done(k *saved[F], tr *Trace[F]) saved[F] {
-	if !s.set.Halves() || tr.in.ForwardOnly {
+	if !s.set.UsesBFloat16() || tr.in.ForwardOnly {
 		return *k
 	}
 	parts := k.parts()

@@ -22,25 +22,25 @@ func (s *Set) BFloat16() kernel.Set[float32] {
 	return half
 }
 
-// Halves reports whether the set is what BFloat16 returns.
-func (s *Set) Halves() bool { return s.dense == &s.pairs }
+// UsesBFloat16 reports whether the set was made by BFloat16.
+func (s *Set) UsesBFloat16() bool { return s.dense == &s.pairs }
 
-// Halve rounds x to bfloat16 and writes it to h as well.
-func (s *Set) Halve(h []uint16, x []float32) {
-	must("halve", "h", len(h), len(x))
+// RoundBF16 rounds x in place to bfloat16 and writes the bits to h.
+func (s *Set) RoundBF16(h []uint16, x []float32) {
+	must("round bfloat16", "h", len(h), len(x))
 	s.pieces(len(x), func(lo, hi int) {
 		s.pair.round(&h[lo], &x[lo], hi-lo)
-		s.widenHalves(x[lo:hi], h[lo:hi])
+		s.widenBF16(x[lo:hi], h[lo:hi])
 	})
 }
 
-// Widen is the inverse of Halve.
-func (s *Set) Widen(x []float32, h []uint16) {
-	must("widen", "x", len(x), len(h))
-	s.pieces(len(x), func(lo, hi int) { s.widenHalves(x[lo:hi], h[lo:hi]) })
+// WidenBF16 converts the bfloat16 bits h to x.
+func (s *Set) WidenBF16(x []float32, h []uint16) {
+	must("widen bfloat16", "x", len(x), len(h))
+	s.pieces(len(x), func(lo, hi int) { s.widenBF16(x[lo:hi], h[lo:hi]) })
 }
 
-func (s *Set) widenHalves(x []float32, h []uint16) {
+func (s *Set) widenBF16(x []float32, h []uint16) {
 	whole := 0
 	if d, ok := s.decode[tensor.BF16]; ok {
 		if whole = len(x) / d.group * d.group; whole > 0 {

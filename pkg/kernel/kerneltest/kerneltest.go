@@ -207,12 +207,12 @@ func elementwise() []Case {
 		}
 		return [][]float32{l, d, {float32(s.LogSumExp(logits))}}
 	}})
-	out = append(out, Case{name: "halves", run: func(s Set) [][]float32 {
+	out = append(out, Case{name: "bfloat16", run: func(s Set) [][]float32 {
 		x := source(12)(t*c + 5)
 		x[0], x[1], x[2], x[3] = 1+1.0/256, 1+3.0/256, -3e38, 1e-40 // two ties, near the end of the range, nearly nothing
 		h, back := make([]uint16, len(x)), make([]float32, len(x))
-		s.Halve(h, x)
-		s.Widen(back, h)
+		s.RoundBF16(h, x)
+		s.WidenBF16(back, h)
 		return [][]float32{x, back}
 	}})
 	for _, act := range []kernel.Act{kernel.SiLU, kernel.GELUTanh, kernel.GELU} {

@@ -19,15 +19,15 @@ import (
 
 // Set implements kernel.Set plainly. It has no state.
 type Set[F tensor.Float] struct {
-	half bool
-	kv   kernel.KVType
+	bfloat16 bool // products round both operands to bfloat16
+	kv       kernel.KVType
 }
 
 // New returns the reference set.
 func New[F tensor.Float]() *Set[F] { return &Set[F]{} }
 
 // StoringKV is a set whose caches store t.
-func (s *Set[F]) StoringKV(t kernel.KVType) *Set[F] { return &Set[F]{half: s.half, kv: t} }
+func (s *Set[F]) StoringKV(t kernel.KVType) *Set[F] { return &Set[F]{bfloat16: s.bfloat16, kv: t} }
 
 // KV is what caches store.
 func (s *Set[F]) KV() kernel.KVType { return s.kv }
@@ -41,7 +41,7 @@ func (s *Set[F]) Class() string {
 	if F(1)/3 == F(float32(1)/3) {
 		class = "ref/1"
 	}
-	if s.half {
+	if s.bfloat16 {
 		class += "+bf16/2"
 	}
 	if s.kv != kernel.KVFull {
@@ -51,23 +51,23 @@ func (s *Set[F]) Class() string {
 }
 
 // BFloat16 is the reference of products that round both sides to bfloat16.
-func (*Set[F]) BFloat16() kernel.Set[F] { return &Set[F]{half: true} }
+func (*Set[F]) BFloat16() kernel.Set[F] { return &Set[F]{bfloat16: true} }
 
-// Halves reports whether the set is what BFloat16 returns.
-func (s *Set[F]) Halves() bool { return s.half }
+// UsesBFloat16 reports whether the set was made by BFloat16.
+func (s *Set[F]) UsesBFloat16() bool { return s.bfloat16 }
 
-// Halve rounds x to bfloat16 and writes it to h as well.
-func (s *Set[F]) Halve(h []uint16, x []F) {
-	must("halve", "h", len(h), len(x))
+// RoundBF16 rounds x in place to bfloat16 and writes the bits to h.
+func (s *Set[F]) RoundBF16(h []uint16, x []F) {
+	must("round bfloat16", "h", len(h), len(x))
 	for i, v := range x {
 		h[i] = tensor.BFloat16bits(float32(v))
 	}
-	s.Widen(x, h)
+	s.WidenBF16(x, h)
 }
 
-// Widen is the inverse of Halve.
-func (*Set[F]) Widen(x []F, h []uint16) {
-	must("widen", "x", len(x), len(h))
+// WidenBF16 converts the bfloat16 bits h to x.
+func (*Set[F]) WidenBF16(x []F, h []uint16) {
+	must("widen bfloat16", "x", len(x), len(h))
 	for i, v := range h {
 		x[i] = F(math.Float32frombits(uint32(v) << 16))
 	}
@@ -75,7 +75,7 @@ func (*Set[F]) Widen(x []F, h []uint16) {
 
 // operand is x as products take it.
 func (s *Set[F]) operand(x []F) []F {
-	if !s.half {
+	if !s.bfloat16 {
 		return x
 	}
 	out := make([]F, len(x))
@@ -87,7 +87,7 @@ func (s *Set[F]) operand(x []F) []F {
 
 // matrix is a dense matrix as products take it.
 func (s *Set[F]) matrix(w *kernel.Matrix[F]) *kernel.Matrix[F] {
-	if !s.half || w.Dense == nil {
+	if !s.bfloat16 || w.Dense == nil {
 		return w
 	}
 	return &kernel.Matrix[F]{Rows: w.Rows, Cols: w.Cols, Dense: s.operand(w.Dense)}
