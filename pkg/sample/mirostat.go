@@ -31,11 +31,11 @@ func (m Mirostat) apply(s *state) error {
 	}
 	top, bound := s.top(), m.bound(s.history)
 	if m.Version == 2 {
-		floor := top + math.Log(total) - bound*math.Ln2
-		if floor >= top {
-			return s.keep(1)
-		}
-		return s.filter(floor, func(e entry) bool { return e.logit >= floor })
+		logTotal := top + math.Log(total)
+		best := s.kept[0].id // stays, however surprising it is
+		return s.filter(min(top, logTotal-bound*math.Ln2*(1+slack)), func(e entry) bool {
+			return e.id == best || reaches(bound, (logTotal-e.logit)/math.Ln2)
+		})
 	}
 	if s.tail {
 		return ErrTooFew
@@ -56,5 +56,6 @@ func (m Mirostat) apply(s *state) error {
 	if math.IsNaN(k) {
 		k = 1
 	}
-	return s.keep(int(max(1, min(k, float64(len(s.kept))))))
+	// The fraction of k is dropped, but not that of a k that misses a whole number by rounding.
+	return s.keep(int(max(1, min(k*(1+rounding), float64(len(s.kept))))))
 }

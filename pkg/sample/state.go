@@ -147,7 +147,7 @@ func (s *state) filter(floor float64, pass func(e entry) bool) error {
 		return ErrTooFew
 	}
 	n := len(s.kept)
-	s.kept = slices.DeleteFunc(s.kept, func(e entry) bool { return !pass(e) })
+	s.kept = slices.DeleteFunc(s.kept, func(e entry) bool { return e.logit < floor || !pass(e) })
 	if s.tail || len(s.kept) < n {
 		s.pristine = false
 	}
@@ -252,16 +252,22 @@ func (s *state) mass() (float64, bool) {
 	return sum, true
 }
 
-// reach is how many of the best it takes for their mass to pass goal, in the scale of
-// mass; strictly if over. All of them if they do not.
-func (s *state) reach(goal float64, over bool) (int, bool) {
+// nucleus returns the size of the smallest set of best entries whose probability reaches
+// p, where total is the mass of all that is left. It returns all entries if they do not
+// reach p; false then means that entries beyond them are left.
+func (s *state) nucleus(p, total float64) (int, bool) {
+	return s.reach(func(sum float64) bool { return reaches(sum/total, p) })
+}
+
+// reach returns how many of the best entries it takes until enough holds for their mass.
+func (s *state) reach(enough func(sum float64) bool) (int, bool) {
 	top := s.top()
 	var sum float64
 	for i := 0; i < len(s.kept); i++ {
 		if i == s.sorted {
 			s.sort(i + 1)
 		}
-		if sum += math.Exp(s.kept[i].logit - top); sum > goal || !over && sum >= goal {
+		if sum += math.Exp(s.kept[i].logit - top); enough(sum) {
 			return i + 1, true
 		}
 	}
@@ -298,7 +304,8 @@ func (s *state) draw() (int32, error) {
 	if !known {
 		return 0, ErrTooFew
 	}
-	n, reached := s.reach(uniform(s.seed, s.position, s.choice, useDraw)*total, true)
+	goal := uniform(s.seed, s.position, s.choice, useDraw) * total
+	n, reached := s.reach(func(sum float64) bool { return sum > goal })
 	if !reached {
 		return 0, ErrTooFew
 	}

@@ -26,7 +26,8 @@ type TopP float64
 type MinP float64
 
 // TypicalP leaves the ids whose surprise is nearest to the entropy, until their mass
-// reaches p; equally near ones stay together.
+// reaches p; equally near ones stay together. This is transformers' border: llama.cpp
+// wants the mass to exceed p.
 type TypicalP float64
 
 // TopNSigma leaves what is within n standard deviations of the best logit; 0 leaves all.
@@ -95,7 +96,7 @@ func (p TopP) apply(s *state) error {
 	if !known {
 		return ErrTooFew
 	}
-	n, reached := s.reach(float64(p)*total, false)
+	n, reached := s.nucleus(float64(p), total)
 	if !reached {
 		return ErrTooFew
 	}
@@ -106,13 +107,26 @@ func (p MinP) apply(s *state) error {
 	if p <= 0 {
 		return nil
 	}
-	floor := s.top() + math.Log(float64(p)) - rounding
-	return s.filter(floor, func(e entry) bool { return e.logit >= floor })
+	top := s.top()
+	return s.filter(top+math.Log(float64(p))-slack, func(e entry) bool {
+		return reaches(math.Exp(e.logit-top), float64(p))
+	})
 }
 
-// rounding is how far a logarithm may be from its number's: shares that are equal but for
-// it are equal.
-const rounding = 1e-9
+// reaches reports whether a value is at least its threshold. All peers let a value pass
+// that equals its threshold, and compute both in float32. A value that would equal the
+// threshold without rounding must pass too: 0.4 + 0.3 reaches 0.7, also if the logits were
+// rounded to float32 before. So a value passes that misses its threshold by rounding alone.
+func reaches(value, threshold float64) bool { return value >= threshold*(1-rounding) }
+
+// rounding is the relative error of a probability that is computed in float32, or from
+// float32 logits: a few units in the last place.
+const rounding = 0x1p-21
+
+// slack widens the floor of a filter, in nats, so that every entry that reaches its
+// threshold is above the floor. A candidate list that ends within the slack does not
+// decide, and the whole row is used.
+const slack = 2 * rounding
 
 func (p TypicalP) apply(s *state) error {
 	if p >= 1 {
@@ -130,12 +144,12 @@ func (p TypicalP) apply(s *state) error {
 	last, sum := math.Inf(1), 0.0
 	for i := range near.kept {
 		near.sort(i + 1)
-		if sum += math.Exp(s.kept[near.kept[i].id].logit - total); sum >= float64(p) {
+		if sum += math.Exp(s.kept[near.kept[i].id].logit - total); reaches(sum, float64(p)) {
 			last = -near.kept[i].logit
 			break
 		}
 	}
-	return s.filter(math.Inf(1), func(e entry) bool { return distance(e) <= last })
+	return s.filter(math.Inf(-1), func(e entry) bool { return distance(e) <= last+rounding })
 }
 
 func (n TopNSigma) apply(s *state) error {
@@ -153,8 +167,8 @@ func (n TopNSigma) apply(s *state) error {
 	for _, e := range s.kept {
 		spread += (e.logit - mean) * (e.logit - mean)
 	}
-	floor := s.top() - float64(n)*math.Sqrt(spread/float64(len(s.kept)))
-	return s.filter(floor, func(e entry) bool { return e.logit >= floor })
+	top, most := s.top(), float64(n)*math.Sqrt(spread/float64(len(s.kept)))
+	return s.filter(math.Inf(-1), func(e entry) bool { return reaches(most, top-e.logit) })
 }
 
 // Bounds of XTC's threshold: above a half, no more than one id can reach it.
@@ -170,7 +184,7 @@ func (x XTC) apply(s *state) error {
 	}
 	top, n := s.top(), 0
 	for ; n < len(s.kept); n++ {
-		if s.sort(n + 1); math.Exp(s.kept[n].logit-top)/total < x.Threshold {
+		if s.sort(n + 1); !reaches(math.Exp(s.kept[n].logit-top)/total, x.Threshold) {
 			break
 		}
 	}
@@ -195,7 +209,9 @@ func (s *state) atLeast(p float64) error {
 	}
 	top := s.top()
 	best := s.kept[0].id
-	return s.filter(top+math.Log(p*total)-rounding, func(e entry) bool { return e.id == best || math.Exp(e.logit-top)/total >= p })
+	return s.filter(min(top, top+math.Log(p*total)-slack), func(e entry) bool {
+		return e.id == best || reaches(math.Exp(e.logit-top)/total, p)
+	})
 }
 
 func (e EpsilonCutoff) apply(s *state) error {
