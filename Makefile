@@ -1,6 +1,8 @@
 # Lamina's targets. `make help` lists them.
 SHELL := /bin/bash
 GO    ?= go
+# The standard library of older releases has known holes (docs/SECURITY.md). The module proxy serves toolchains.
+export GOTOOLCHAIN := go1.26.10+auto
 BUF   := $(GO) tool -modfile=tools/go.mod buf
 # The race detector needs a C compiler; without one the tests run plainly.
 RACE  := $(shell command -v gcc >/dev/null 2>&1 && echo -race)

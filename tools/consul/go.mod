@@ -2,14 +2,14 @@ module github.com/lamina-mesh/lamina/tools/consul
 
 go 1.26
 
+toolchain go1.26.10
+
 exclude (
 	github.com/hashicorp/go-msgpack v1.1.5
 	github.com/hashicorp/go-msgpack v1.1.6
 )
 
-tool (
-	github.com/hashicorp/consul
-)
+tool github.com/hashicorp/consul
 
 require (
 	cel.dev/expr v0.25.1 // indirect

@@ -2,6 +2,8 @@ module github.com/lamina-mesh/lamina/tools/nats
 
 go 1.26.0
 
+toolchain go1.26.10
+
 tool github.com/nats-io/nats-server/v2
 
 require (

@@ -1,3 +1,5 @@
 module github.com/lamina-mesh/lamina/pkg/kernel/cpu/gen
 
 go 1.26
+
+toolchain go1.26.10
