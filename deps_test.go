@@ -15,7 +15,7 @@ import (
 
 const module = "github.com/lamina-mesh/lamina/"
 
-// pkg is what the rules need to know of a package.
+// pkg holds what the rules below check about a package.
 type pkg struct {
 	ImportPath   string
 	Dir          string
@@ -46,7 +46,7 @@ func load(t *testing.T) []pkg {
 	}
 }
 
-// under reports whether path is one of the prefixes or lies below one.
+// under reports whether path is one of the prefixes or is below one of them.
 func under(path string, prefixes ...string) bool {
 	for _, prefix := range prefixes {
 		if path == prefix || strings.HasPrefix(path, strings.TrimSuffix(prefix, "/")+"/") {
@@ -56,8 +56,8 @@ func under(path string, prefixes ...string) bool {
 	return false
 }
 
-// rule forbids imports. from and to are prefixes, of this module's paths or, in
-// to, of foreign ones.
+// rule forbids the packages in from, except some, to import those in to, except what
+// allow lists. All are prefixes of import paths; those of this module are relative to it.
 type rule struct {
 	from, except []string
 	to, allow    []string
@@ -71,25 +71,25 @@ var pure = []string{"pkg/plan", "pkg/session", "pkg/schedule", "pkg/sample", "pk
 var rules = []rule{
 	{
 		from: []string{"pkg/tensor"}, to: []string{"pkg"}, allow: []string{"pkg/tensor"},
-		reason: "tensor is the bottom: it imports the standard library alone",
+		reason: "tensor is the lowest layer: it imports only the standard library",
 	},
 	{
 		from: []string{"pkg/kernel"}, to: []string{"pkg"}, allow: []string{"pkg/tensor", "pkg/kernel"},
-		reason: "kernels multiply; files, caches and models build on them",
+		reason: "files, caches and models build on kernels, not the other way round",
 	},
 	{
 		from: compute, to: []string{"pkg/gen", "google.golang.org", "github.com/hashicorp", "github.com/nats-io", "log", "log/slog", "pkg/rpc", "pkg/obs"},
-		reason: "compute packages know nothing of wires, vendors or logs",
+		reason: "compute packages do not know about gRPC, vendors or logs",
 	},
 	{
 		from: pure, to: []string{"pkg", "google.golang.org", "github.com/hashicorp", "github.com/nats-io", "net", "log/slog", "time/rate"},
 		allow:  append([]string{"pkg/tensor", "pkg/fault", "net/url"}, pure...),
-		reason: "the part that can be wrong in interesting ways stays pure",
+		reason: "logic that is hard to get right stays pure, so that tests can cover it",
 	},
 	{
 		from: []string{"pkg/plan", "pkg/session", "pkg/schedule", "pkg/sample"}, to: []string{"os", "time", "sync", "net"},
 		allow:  []string{"time"},
-		reason: "no clock, no I/O and no goroutine where decisions are made (time.Duration as a value is fine)",
+		reason: "decisions use no clock, no I/O and no goroutines (time.Duration as a value is fine)",
 	},
 	{
 		from: []string{"pkg"}, to: []string{"services", "cmd", "tests"},
@@ -97,7 +97,7 @@ var rules = []rule{
 	},
 	{
 		from: []string{"services"}, to: []string{"cmd", "tests", "pkg/discovery/consul", "pkg/gradbus/nats"},
-		reason: "vendor adapters are wired in cmd/lamina and the harness alone",
+		reason: "vendor adapters are wired only in cmd/lamina and the test harness",
 	},
 	{
 		from: []string{"pkg", "services", "tests"}, except: []string{"tests/integration"}, to: []string{"flag", "github.com/alecthomas/kong"},
@@ -105,7 +105,7 @@ var rules = []rule{
 	},
 }
 
-func TestImports_FollowTheRooms(t *testing.T) {
+func TestImports_FollowTheArchitecture(t *testing.T) {
 	for _, p := range load(t) {
 		for _, r := range rules {
 			if !under(p.path(), r.from...) || under(p.path(), r.except...) {
@@ -121,7 +121,7 @@ func TestImports_FollowTheRooms(t *testing.T) {
 	}
 }
 
-func TestServices_MeetAsProtosOnly(t *testing.T) {
+func TestServices_ShareOnlyProtocols(t *testing.T) {
 	for _, p := range load(t) {
 		if !under(p.path(), "services") {
 			continue
@@ -129,13 +129,13 @@ func TestServices_MeetAsProtosOnly(t *testing.T) {
 		own := strings.Join(strings.Split(p.path(), "/")[:2], "/")
 		for _, imported := range append(append(p.Imports, p.TestImports...), p.XTestImports...) {
 			if local := strings.TrimPrefix(imported, module); under(local, "services") && !under(local, own) {
-				t.Errorf("%s imports %s: services meet as protos", p.path(), local)
+				t.Errorf("%s imports %s: services share protocols only", p.path(), local)
 			}
 		}
 	}
 }
 
-func TestWire_AloneKnowsTensorsAndProtos(t *testing.T) {
+func TestWire_IsTheOnlyImporterOfTensorAndGen(t *testing.T) {
 	for _, p := range load(t) {
 		if !under(p.path(), "pkg") || p.path() == "pkg/wire" {
 			continue
@@ -146,12 +146,12 @@ func TestWire_AloneKnowsTensorsAndProtos(t *testing.T) {
 			gen = gen || strings.HasPrefix(imported, module+"pkg/gen/")
 		}
 		if tensor && gen {
-			t.Errorf("%s imports tensor and gen: within pkg only wire translates between them", p.path())
+			t.Errorf("%s imports tensor and gen: within pkg only wire converts between them", p.path())
 		}
 	}
 }
 
-func TestProgram_IsOne(t *testing.T) {
+func TestPrograms_AreLaminaAndExamples(t *testing.T) {
 	for _, p := range load(t) {
 		if len(p.GoFiles) > 0 {
 			file := p.GoFiles[0]
@@ -159,14 +159,14 @@ func TestProgram_IsOne(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if parsed.Name.Name == "main" && p.path() != "cmd/lamina" {
-				t.Errorf("%s is package main: cmd/lamina is the only program", p.path())
+			if parsed.Name.Name == "main" && p.path() != "cmd/lamina" && !under(p.path(), "examples") {
+				t.Errorf("%s is package main: cmd/lamina and examples are the only programs", p.path())
 			}
 		}
 	}
 }
 
-func TestPackages_SayWhatTheyAreFor(t *testing.T) {
+func TestPackages_HaveAComment(t *testing.T) {
 	for _, p := range load(t) {
 		if under(p.path(), "pkg/gen") {
 			continue
@@ -180,7 +180,7 @@ func TestPackages_SayWhatTheyAreFor(t *testing.T) {
 			documented = documented || parsed.Doc != nil
 		}
 		if !documented {
-			t.Errorf("%s has no package comment: whoever opens it should know in a minute what it is for", p.path())
+			t.Errorf("%s has no package comment: readers should learn in a minute what the package is for", p.path())
 		}
 	}
 }
@@ -218,13 +218,13 @@ func TestPackages_HaveNoInit(t *testing.T) {
 				t.Fatal(err)
 			}
 			if strings.Contains(string(text), "\nfunc init()") {
-				t.Errorf("%s/%s registers in init: wiring is one boring place, cmd/lamina", p.path(), file)
+				t.Errorf("%s/%s has an init function: all wiring is in cmd/lamina", p.path(), file)
 			}
 		}
 	}
 }
 
-func TestArchitecture_FitsInAHead(t *testing.T) {
+func TestArchitecture_StaysShort(t *testing.T) {
 	text, err := os.ReadFile("ARCHITECTURE.md")
 	if err != nil {
 		t.Fatal(err)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds one pinned tool from its module in tools/NAME into bin/, through a cache
-# keyed by the module's go.mod and go.sum. Consul takes minutes cold.
+# Builds PACKAGE from the module tools/NAME, which pins its version, and copies it to bin/.
+# Binaries are cached in CACHE, keyed by go.mod and go.sum. Consul takes minutes without the cache.
 #
 #   deploy/tool.sh NAME PACKAGE CACHE
 set -euo pipefail

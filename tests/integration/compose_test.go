@@ -12,9 +12,9 @@ import (
 	trainerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/trainer/v1"
 )
 
-// compose lays each layout on docker-compose.yml's fleet of four shards: two stages
-// by two replicas, or one stage on each, or four stages. The project has a name and
-// networks of its own, so a mesh that `make compose-up` started is left alone.
+// compose deploys each layout on the four shards of docker-compose.yml; shards that a
+// layout does not need hold no layers. The project has its own name and networks, so a
+// deployment that `make compose-up` started is not touched.
 type compose struct{ env []string }
 
 const (
@@ -32,7 +32,7 @@ func newCompose(t *testing.T) *compose {
 	return &compose{env: append(os.Environ(), "LAMINA_SUBNET=10.78", "LAMINA_GRPC_PORT="+composeGRPC, "LAMINA_HTTP_PORT="+composeHTTP, "LAMINA_TRAINER_PORT="+composeTrainer)}
 }
 
-// layers says what each of the four shards holds.
+// layers returns which layers each of the four shards holds.
 func (l Layout) layers(t *testing.T) []string {
 	t.Helper()
 	switch l {
@@ -69,9 +69,9 @@ func (c *compose) Start(ctx context.Context, t *testing.T, l Layout, texts strin
 	}
 }
 
-// down removes the mesh. When a container dies in the middle of its health check the engine
-// may forget to release its end of a network, which then cannot be removed; whoever comes
-// next takes that network over. That is no failure as long as no container is left.
+// down removes the deployment. When a container exits during its health check, the Docker engine
+// may fail to release its network endpoint, and the network cannot be removed; the next run
+// reuses it. This is not a failure as long as no container is left.
 func (c *compose) down(t *testing.T, env []string) {
 	t.Helper()
 	ctx := context.Background()

@@ -1,10 +1,10 @@
-// Package integration holds the scenarios that every deployment of Lamina must
-// play alike, and one harness with three runners:
+// Package integration holds scenarios that every deployment of Lamina must pass, and
+// one harness with three runners:
 //
-//	go test ./tests/integration/...                  inproc: one process (default)
-//	go test ./tests/integration/... -runner=procs    a process a service, real Consul and NATS
+//	go test ./tests/integration/...                  inproc: everything in one process (default)
+//	go test ./tests/integration/... -runner=procs    one process per service, with real Consul and NATS
 //	go test ./tests/integration/... -runner=compose  docker compose
 //
-// A scenario sees a Mesh alone: the router's and trainer's gRPC APIs and the HTTP
-// face. What it asks of one runner it asks of all.
+// A scenario only uses a Mesh: the gRPC APIs of router and trainer, and the HTTP API.
+// Every scenario runs on every runner.
 package integration

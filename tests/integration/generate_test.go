@@ -16,7 +16,7 @@ import (
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
 )
 
-// answer is a whole generation.
+// answer is a complete generation.
 type answer struct {
 	text   string
 	ids    []uint32
@@ -134,7 +134,7 @@ func TestGenerate_ManyStreamsShareTheBatch(t *testing.T) {
 		if errs[i] != nil {
 			t.Errorf("stream %d: %v", i, errs[i])
 		} else if fmt.Sprint(together[i]) != fmt.Sprint(alone[i]) {
-			t.Errorf("stream %d is %q in company, %q alone", i, together[i].text, alone[i].text)
+			t.Errorf("stream %d is %q in a batch, %q alone", i, together[i].text, alone[i].text)
 		}
 	}
 }

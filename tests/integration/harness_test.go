@@ -14,26 +14,24 @@ import (
 
 var runnerName = flag.String("runner", "inproc", "where the scenarios run: inproc, procs or compose")
 
-// Layout is how a model lies on the fleet.
+// Layout says how many stages and replicas a model is deployed on.
 type Layout struct {
 	Stages   int
 	Replicas int
 }
 
-// Mesh is a running deployment, as its users see it.
+// Mesh is a running deployment as its users see it.
 type Mesh struct {
 	Router  routerv1.RouterServiceClient
 	Trainer trainerv1.TrainerServiceClient
-	HTTP    string // base URL of the HTTP face
-	// TextDir is the folder of training texts as the trainer sees it; the
-	// scenario's texts are there.
+	HTTP    string // base URL of the HTTP API
+	// TextDir is the folder of the training texts, as the trainer sees it.
 	TextDir string
 }
 
-// runner starts deployments. A fleet is kept between calls where starting anew
-// is dear; layouts are laid on it in turn.
+// runner starts deployments.
 type runner interface {
-	// Start lays the bundled model out and returns when a request can be served.
+	// Start deploys the bundled model and returns when it can serve a request.
 	Start(ctx context.Context, t *testing.T, l Layout, texts string) *Mesh
 }
 
@@ -61,10 +59,10 @@ func root(t *testing.T) string {
 	return dir
 }
 
-// bundled is the model that comes with the repository.
+// bundled is the path of the model that comes with the repository.
 func bundled(t *testing.T) string { return filepath.Join(root(t), "models", "lamina-tolstoy") }
 
-// need finds a binary that `make build tools` leaves in bin/.
+// need returns the path of a binary that `make build tools` builds in bin/.
 func need(t *testing.T, name string) string {
 	t.Helper()
 	path := filepath.Join(root(t), "bin", name)
@@ -74,7 +72,7 @@ func need(t *testing.T, name string) string {
 	return path
 }
 
-// start lays a layout out and waits until the router serves the model over it.
+// start deploys a layout and waits until the router serves the model over it.
 func start(t *testing.T, l Layout) *Mesh {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
@@ -84,7 +82,7 @@ func start(t *testing.T, l Layout) *Mesh {
 	return mesh
 }
 
-// waitTopology waits until the pipelines that stand are those of the layout.
+// waitTopology waits until the router has the pipelines of the layout.
 func waitTopology(ctx context.Context, t *testing.T, mesh *Mesh, l Layout) {
 	t.Helper()
 	var last *routerv1.Mesh
@@ -103,13 +101,13 @@ func waitTopology(ctx context.Context, t *testing.T, mesh *Mesh, l Layout) {
 		}
 		select {
 		case <-ctx.Done():
-			t.Fatalf("no %d pipelines of %d stages in time; last error %v, last topology %v", l.Replicas, l.Stages, err, last)
+			t.Fatalf("want %d pipelines of %d stages in time; last error %v, last topology %v", l.Replicas, l.Stages, err, last)
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
 }
 
-// writeTexts writes the scenarios' training text: counting in words, which a tiny
+// writeTexts writes the training text: numbers spelled digit by digit, which a tiny
 // model learns in a few steps.
 func writeTexts(t *testing.T) string {
 	t.Helper()
@@ -123,7 +121,7 @@ func writeTexts(t *testing.T) string {
 		text = append(text, '\n')
 	}
 	dir := t.TempDir()
-	// The containers read the folder as another user may see it.
+	// Containers may read the folder as another user.
 	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}

@@ -10,7 +10,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/kernel/cpu"
 )
 
-// inproc runs the whole mesh in the test's process.
+// inproc runs all services in the test's process.
 type inproc struct{}
 
 func (inproc) Start(_ context.Context, t *testing.T, l Layout, texts string) *Mesh {

@@ -20,8 +20,7 @@ import (
 	trainerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/trainer/v1"
 )
 
-// procs runs a process a service on loopback, with a Consul agent and a NATS server
-// of its own.
+// procs runs one process per service on loopback, with its own Consul agent and NATS server.
 type procs struct{ binary, consul, nats string }
 
 func (p *procs) Start(ctx context.Context, t *testing.T, l Layout, texts string) *Mesh {
@@ -81,11 +80,11 @@ func (p *procs) service(t *testing.T, kind string, args ...string) map[string]st
 	return addresses
 }
 
-// run starts a process that the test's end stops.
+// run starts a process that is stopped when the test ends.
 func run(t *testing.T, binary string, args ...string) { begin(t, exec.Command(binary, args...)) }
 
-// begin starts a command and returns what it writes to standard error. The test's
-// end asks it to stop, and kills it if it does not.
+// begin starts a command and returns what it writes to standard error. When the test
+// ends, the command gets SIGTERM, and SIGKILL if it does not exit in time.
 func begin(t *testing.T, cmd *exec.Cmd) *strings.Builder {
 	t.Helper()
 	log := &strings.Builder{}
@@ -137,10 +136,10 @@ func waitPort(ctx context.Context, t *testing.T, addr string) {
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
-	t.Fatalf("nobody listens on %s", addr)
+	t.Fatalf("no process listens on %s", addr)
 }
 
-// waitConsul waits until the agent has elected itself.
+// waitConsul waits until the agent has elected a leader.
 func waitConsul(ctx context.Context, t *testing.T, addr string) {
 	t.Helper()
 	for ctx.Err() == nil {
@@ -153,7 +152,7 @@ func waitConsul(ctx context.Context, t *testing.T, addr string) {
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
-	t.Fatal("consul elected nobody")
+	t.Fatal("consul has no leader")
 }
 
 func dial(t *testing.T, addr string) *grpc.ClientConn {

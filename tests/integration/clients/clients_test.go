@@ -20,13 +20,13 @@ const (
 	maxTokens = "24"
 )
 
-// answer is what every client prints.
+// answer is the output of every client.
 type answer struct {
 	Text     string   `json:"text"`
 	TokenIDs []uint32 `json:"token_ids"`
 }
 
-func TestClients_SayWhatTheBinarySays(t *testing.T) {
+func TestClients_AgreeWithTheCommandLine(t *testing.T) {
 	if os.Getenv("LAMINA_CLIENTS") == "" {
 		t.Skip("clients in other languages install packages: run `make clients-test`")
 	}
@@ -43,7 +43,7 @@ func TestClients_SayWhatTheBinarySays(t *testing.T) {
 	out := command(t, root, nil, filepath.Join(root, "bin/lamina"), "generate", "--router", grpc, "-p", prompt, "-n", maxTokens, "--format", "json")
 	decode(t, out, &want)
 	if want.Text == "" || len(want.TokenIDs) != 24 {
-		t.Fatalf("the binary says %q with %d ids", want.Text, len(want.TokenIDs))
+		t.Fatalf("lamina generate printed %q with %d ids", want.Text, len(want.TokenIDs))
 	}
 	check := func(t *testing.T, out string) {
 		t.Helper()
@@ -71,7 +71,7 @@ func TestClients_SayWhatTheBinarySays(t *testing.T) {
 		}
 		decode(t, command(t, root, nil, python, filepath.Join(clients, "python/chat.py"), http+"/v1", prompt, maxTokens), &got)
 		if got.Text == "" || got.Reason == "" {
-			t.Errorf("the chat says %+v", got)
+			t.Errorf("chat.py printed %+v", got)
 		}
 	})
 	t.Run("TypeScript", func(t *testing.T) {
@@ -148,7 +148,7 @@ func decode(t *testing.T, text string, v any) {
 	}
 }
 
-// venv makes a Python environment with the requirements and returns its python.
+// venv creates a Python environment with the requirements and returns its interpreter.
 func venv(t *testing.T, work, requirements string) string {
 	t.Helper()
 	dir := filepath.Join(work, "venv")
@@ -176,7 +176,7 @@ func mkdir(t *testing.T, dir string) {
 	}
 }
 
-// copyDir copies a folder's own files, so that nothing is built in the repository.
+// copyDir copies a folder, so that nothing is built inside the repository.
 func copyDir(t *testing.T, from, to string) {
 	t.Helper()
 	if err := os.CopyFS(to, os.DirFS(from)); err != nil && !os.IsExist(err) {
