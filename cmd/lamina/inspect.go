@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"math"
 	"os"
@@ -91,16 +90,21 @@ func (c *inspectCmd) Run(e *env) error {
 	return r.print(e.stdout)
 }
 
-// inspectPath opens a model file or folder by what it is, so that one of an
-// architecture that this build does not run can be looked at as well.
+// inspectPath opens a model file or folder by what it holds, so that a model of an
+// architecture that this build does not run can be inspected too.
 func inspectPath(path string) (*inspection, error) {
-	format, err := modelFormat(path)
+	at, err := weights.Locate(path)
 	if err != nil {
 		return nil, err
 	}
-	r := &inspection{Path: path, Format: format, Types: map[string]int{}}
-	switch format {
-	case "gguf":
+	stat, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	r := &inspection{Path: path, Format: "safetensors", Types: map[string]int{}}
+	switch {
+	case at.Format == weights.FormatGGUF:
+		r.Format = "gguf"
 		g, err := weights.OpenGGUF(path)
 		if err != nil {
 			return nil, err
@@ -115,7 +119,8 @@ func inspectPath(path string) (*inspection, error) {
 			r.readVocab(path)
 		}
 		return r, errors.Join(r.readTensors(g), g.Close())
-	case "huggingface":
+	case stat.IsDir():
+		r.Format = "huggingface"
 		if text, err := os.ReadFile(filepath.Join(path, "config.json")); err == nil {
 			r.readConfig(text)
 		} else if !errors.Is(err, fs.ErrNotExist) {
@@ -133,25 +138,6 @@ func inspectPath(path string) (*inspection, error) {
 		r.setMeta(key, value)
 	}
 	return r, errors.Join(r.readTensors(s), s.Close())
-}
-
-// modelFormat tells a folder, a GGUF file and a safetensors file apart.
-func modelFormat(path string) (string, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	if stat, err := f.Stat(); err != nil {
-		return "", err
-	} else if stat.IsDir() {
-		return "huggingface", nil
-	}
-	var magic [4]byte
-	if _, err := io.ReadFull(f, magic[:]); err == nil && string(magic[:]) == "GGUF" {
-		return "gguf", nil
-	}
-	return "safetensors", nil
 }
 
 func (r *inspection) readConfig(text []byte) {

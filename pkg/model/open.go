@@ -2,6 +2,7 @@ package model
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
 
@@ -26,14 +27,15 @@ type naming struct {
 	interleaved bool // GPT-OSS's: gates and ups alternate in one tensor of all experts
 }
 
-// Open reads a GGUF file or a Hugging Face folder. An architecture that this build
-// does not run is an *UnsupportedError.
+// Open reads a GGUF model (a file, any part of a split one, or a folder that holds
+// one) or a Hugging Face folder. An architecture that this build does not run is an
+// *UnsupportedError.
 func Open(path string) (*Files, error) {
-	stat, err := os.Stat(path)
+	at, err := weights.Locate(path)
 	if err != nil {
 		return nil, err
 	}
-	if !stat.IsDir() {
+	if stat, err := os.Stat(path); err != nil || !stat.IsDir() || at.Format == weights.FormatGGUF {
 		return openGGUF(path)
 	}
 	text, err := os.ReadFile(filepath.Join(path, "config.json"))
@@ -41,11 +43,11 @@ func Open(path string) (*Files, error) {
 		return nil, err
 	}
 	cfg, err := ParseHF(text)
-	if err != nil {
-		return nil, err
+	if err == nil {
+		err = cfg.generationIDs(path)
 	}
-	if err := cfg.generationIDs(path); err != nil {
-		return nil, err
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
 	tensors, err := weights.OpenSafetensors(path)
 	if err != nil {
@@ -92,7 +94,7 @@ func openGGUF(path string) (*Files, error) {
 	f, err := FromGGUF(g, path)
 	if err != nil {
 		_ = g.Close()
-		return nil, err
+		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
 	return f, nil
 }
@@ -113,18 +115,9 @@ func (f *Files) GGUF() *weights.GGUF { return f.gguf }
 // Digest names the model by its content.
 func (f *Files) Digest() (string, error) { return weights.Digest(f.Path) }
 
-// Name is the model's name: that of its folder, or of its file without ".gguf".
-func (f *Files) Name() string {
-	abs, err := filepath.Abs(f.Path)
-	if err != nil {
-		abs = f.Path
-	}
-	base := filepath.Base(abs)
-	if f.gguf != nil && filepath.Ext(base) == ".gguf" {
-		return base[:len(base)-len(".gguf")]
-	}
-	return base
-}
+// Name is the model's name: that of its folder, or of its file without ".gguf" and
+// the number of a part.
+func (f *Files) Name() string { return weights.ModelName(f.Path) }
 
 // Close unmaps the files; stages loaded without Dense must be gone by then.
 func (f *Files) Close() error { return f.Source.Close() }

@@ -10,38 +10,22 @@ import (
 	"path/filepath"
 )
 
-// Digest names a model by its content: "sha256:" and the hash of a file, or, for a
-// Hugging Face folder, of the names, sizes and contents of the files that decide
-// what the model says.
+// Digest names a model by its content: "sha256:" and the hash of its file or, for a
+// model of several files (Files lists them), of their names, sizes and contents.
+// Any part of a split GGUF file, and a folder that holds one, give the same digest.
 func Digest(path string) (string, error) {
 	h := sha256.New()
-	stat, err := os.Stat(path)
+	files, err := Files(path)
 	if err != nil {
 		return "", err
 	}
-	if !stat.IsDir() {
-		if err := hashFile(h, path); err != nil {
+	if at, err := Locate(path); err != nil {
+		return "", err
+	} else if len(files) == 1 && (files[0] == path || at.Format == FormatGGUF) {
+		if err := hashFile(h, files[0]); err != nil {
 			return "", err
 		}
 		return "sha256:" + hex.EncodeToString(h.Sum(nil)), nil
-	}
-	entries, err := os.ReadDir(path)
-	if err != nil {
-		return "", err
-	}
-	var files []string // sorted, as the folder's entries are
-	for _, e := range entries {
-		switch name := e.Name(); name {
-		case "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", indexFile:
-			files = append(files, filepath.Join(path, name))
-		default:
-			if filepath.Ext(name) == ".safetensors" {
-				files = append(files, filepath.Join(path, name))
-			}
-		}
-	}
-	if len(files) == 0 {
-		return "", &FormatError{File: path, Offset: -1, Field: "folder", Msg: "it holds no model files"}
 	}
 	for _, file := range files {
 		stat, err := os.Stat(file)

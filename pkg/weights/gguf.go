@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"os"
 	"slices"
 	"unicode/utf8"
 
@@ -34,45 +35,68 @@ const (
 	tensorCost = 320
 )
 
-// GGUF is an open GGUF file.
+// ggufMagic begins every GGUF file.
+const ggufMagic = "GGUF"
+
+// GGUF is an open GGUF model: one file, or all parts of a split one.
 type GGUF struct {
-	file    string
-	mapping *mapping
-	meta    Meta
+	file    string // the file, or the first part
+	parts   []ggufPart
+	meta    Meta // of the first part
 	names   []string
 	tensors map[string]located
 }
 
-// located is a tensor and where its bytes are.
+// ggufPart is one file of a model.
+type ggufPart struct {
+	file    string
+	mapping *mapping
+	meta    Meta
+	names   []string // sorted
+	tensors map[string]located
+}
+
+// located is a tensor, where its bytes begin in its file, and which part that is.
 type located struct {
 	info Info
 	from int64
+	part int
 }
 
-// OpenGGUF maps a file and reads its header.
+// OpenGGUF maps a GGUF file and reads its header. The path may also name any part of
+// a split file, or a folder with one model, whole or split: all parts are opened,
+// and a tensor is read from the part that holds it. The error is a *PartError for a
+// missing part and an *AmbiguousError for a folder with several models.
 func OpenGGUF(path string) (*GGUF, error) {
-	m, err := mapFile(path)
-	if err != nil {
-		return nil, err
+	if stat, err := os.Stat(path); err == nil && stat.IsDir() {
+		at, err := Locate(path)
+		if err != nil {
+			return nil, err
+		}
+		path = at.Path
 	}
-	g := &GGUF{file: path, mapping: m}
-	if err := g.parse(); err != nil {
-		return nil, errors.Join(err, m.close())
+	g := &GGUF{file: path}
+	if err := g.open(path); err != nil {
+		return nil, errors.Join(err, g.Close())
 	}
 	return g, nil
 }
 
-// ParseGGUF reads a file that is in memory. The result keeps data, which must not
-// change; name is what errors call it.
+// ParseGGUF reads a GGUF file, or one part of a split one, that is in memory. The
+// result keeps data, which must not change; name is what errors call it.
 func ParseGGUF(name string, data []byte) (*GGUF, error) {
-	g := &GGUF{file: name, mapping: &mapping{bytes: data}}
-	if err := g.parse(); err != nil {
+	p := ggufPart{file: name, mapping: &mapping{bytes: data}}
+	if err := p.parse(); err != nil {
 		return nil, err
 	}
-	return g, nil
+	g := &GGUF{file: name, parts: []ggufPart{p}}
+	return g, g.join()
 }
 
-// Meta returns the metadata.
+// Parts is the number of files: 1, or that of a split model's parts.
+func (g *GGUF) Parts() int { return len(g.parts) }
+
+// Meta returns the metadata, of a split model that of its first part.
 func (g *GGUF) Meta() Meta { return g.meta }
 
 // Names lists the tensors, sorted.
@@ -90,14 +114,25 @@ func (g *GGUF) Data(name string) ([]byte, error) {
 	if !ok {
 		return nil, &NotFoundError{g.file, name}
 	}
-	return g.mapping.view(g.file, t.from, t.info.Bytes)
+	p := &g.parts[t.part]
+	return p.mapping.view(p.file, t.from, t.info.Bytes)
 }
 
-// Relax gives back memory.
-func (g *GGUF) Relax() { g.mapping.relax() }
+// Relax gives back the memory of what was read.
+func (g *GGUF) Relax() {
+	for _, p := range g.parts {
+		p.mapping.relax()
+	}
+}
 
-// Close unmaps the file.
-func (g *GGUF) Close() error { return g.mapping.close() }
+// Close unmaps the files.
+func (g *GGUF) Close() error {
+	var errs []error
+	for _, p := range g.parts {
+		errs = append(errs, p.mapping.close())
+	}
+	return errors.Join(errs...)
+}
 
 // reader walks a header; the first error stays and stops it.
 type reader struct {
@@ -186,9 +221,9 @@ func (r *reader) name(field string) string {
 	return string(b)
 }
 
-func (g *GGUF) parse() error {
-	r := &reader{file: g.file, b: g.mapping.bytes, budget: newBudget(len(g.mapping.bytes))}
-	if magic := r.take("magic", 4); r.err == nil && string(magic) != "GGUF" {
+func (p *ggufPart) parse() error {
+	r := &reader{file: p.file, b: p.mapping.bytes, budget: newBudget(len(p.mapping.bytes))}
+	if magic := r.take("magic", 4); r.err == nil && string(magic) != ggufMagic {
 		r.failAt(0, "magic", "%q is not GGUF", magic)
 	}
 	switch v := r.u32("version"); {
@@ -206,11 +241,11 @@ func (g *GGUF) parse() error {
 	if !r.charge("metadata count", keys, keyCost) || !r.charge("tensor count", tensors, tensorCost) {
 		return r.err
 	}
-	g.meta = Meta{values: make(map[string]any, keys)}
+	p.meta = Meta{values: make(map[string]any, keys)}
 	for range keys {
 		at := r.at
 		key := r.name("metadata key")
-		if _, twice := g.meta.values[key]; twice {
+		if _, twice := p.meta.values[key]; twice {
 			r.failAt(at, clip(key), "the key occurs twice")
 		}
 		shown := clip(key)
@@ -218,30 +253,30 @@ func (g *GGUF) parse() error {
 		if r.err != nil {
 			return r.err
 		}
-		g.meta.values[key] = value
+		p.meta.values[key] = value
 	}
-	return g.parseTensors(r, tensors)
+	return p.parseTensors(r, tensors)
 }
 
 // alignment is the step of data offsets.
-func (g *GGUF) alignment(r *reader) uint64 {
+func (p *ggufPart) alignment(r *reader) uint64 {
 	const key = "general.alignment"
-	if !g.meta.Has(key) {
+	if !p.meta.Has(key) {
 		return 32
 	}
-	align, ok := g.meta.Uint(key)
+	align, ok := p.meta.Uint(key)
 	if !ok || align == 0 || align&(align-1) != 0 || align > 1<<20 {
-		value, _ := g.meta.Value(key)
+		value, _ := p.meta.Value(key)
 		r.fail(key, "%.40q is not a power of two up to a mebibyte", fmt.Sprint(value))
 		return 32
 	}
 	return align
 }
 
-func (g *GGUF) parseTensors(r *reader, count uint64) error {
-	align := g.alignment(r)
-	g.tensors = make(map[string]located, count)
-	g.names = make([]string, 0, count)
+func (p *ggufPart) parseTensors(r *reader, count uint64) error {
+	align := p.alignment(r)
+	p.tensors = make(map[string]located, count)
+	p.names = make([]string, 0, count)
 	entries := make([]int64, 0, count) // where each entry stands in the file
 	for range count {
 		at := r.at
@@ -252,20 +287,20 @@ func (g *GGUF) parseTensors(r *reader, count uint64) error {
 		if r.err == nil && offset > math.MaxInt64/2 {
 			r.failAt(at, clip(info.Name), "data offset %d is outside the file", offset)
 		}
-		if _, twice := g.tensors[info.Name]; twice {
+		if _, twice := p.tensors[info.Name]; twice {
 			r.failAt(at, clip(info.Name), "the tensor occurs twice")
 		}
 		if r.err != nil {
 			return r.err
 		}
-		g.tensors[info.Name] = located{info, int64(offset)}
-		g.names = append(g.names, info.Name)
+		p.tensors[info.Name] = located{info: info, from: int64(offset)}
+		p.names = append(p.names, info.Name)
 		entries = append(entries, at)
 	}
 	start := (r.at + int64(align) - 1) / int64(align) * int64(align)
 	size := int64(len(r.b))
-	for i, name := range g.names {
-		t := g.tensors[name]
+	for i, name := range p.names {
+		t := p.tensors[name]
 		from := start + t.from
 		switch {
 		case t.info.Bytes == 0:
@@ -274,19 +309,19 @@ func (g *GGUF) parseTensors(r *reader, count uint64) error {
 			r.failAt(entries[i], clip(name), "its %d bytes at byte %d lie outside the file of %d", t.info.Bytes, from, size)
 			return r.err
 		}
-		g.tensors[name] = located{t.info, from}
+		p.tensors[name] = located{info: t.info, from: from}
 	}
-	g.checkOverlap(r)
-	slices.Sort(g.names)
+	p.checkOverlap(r)
+	slices.Sort(p.names)
 	return r.err
 }
 
 // checkOverlap refuses tensors that share bytes. It leaves names in the order of the data.
-func (g *GGUF) checkOverlap(r *reader) {
-	slices.SortFunc(g.names, func(a, b string) int { return cmp.Compare(g.tensors[a].from, g.tensors[b].from) })
+func (p *ggufPart) checkOverlap(r *reader) {
+	slices.SortFunc(p.names, func(a, b string) int { return cmp.Compare(p.tensors[a].from, p.tensors[b].from) })
 	end, last := int64(0), ""
-	for _, name := range g.names {
-		t := g.tensors[name]
+	for _, name := range p.names {
+		t := p.tensors[name]
 		if t.info.Bytes == 0 {
 			continue
 		}

@@ -195,7 +195,7 @@ func (s *Safetensors) parse(file string, m *mapping) error {
 		if _, twice := s.tensors[e.name]; twice {
 			return e.bad(file, "", "the tensor occurs twice")
 		}
-		s.tensors[e.name] = shardTensor{located{info, start + e.from}, file, m}
+		s.tensors[e.name] = shardTensor{located{info: info, from: start + e.from}, file, m}
 	}
 	if end != size-start {
 		return &FormatError{File: file, Offset: start, Field: "data", Msg: fmt.Sprintf("the header describes %d bytes, the file holds %d", end, size-start)}

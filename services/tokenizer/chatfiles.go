@@ -9,7 +9,6 @@ import (
 	"maps"
 	"os"
 	"path"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -58,15 +57,15 @@ func (c Chat) Pick(name string, tools bool) (string, error) {
 // tokenizer_config.json, else chat_template.json. Errors are as Load's; a model
 // without templates is no error.
 func LoadChat(path string) (Chat, error) {
-	stat, err := os.Stat(path)
+	kind, file, err := kindOf(path)
 	if err != nil {
 		return Chat{}, chatFault(path, err)
 	}
 	var c Chat
-	if stat.IsDir() {
+	if kind == kindFolder {
 		c, err = chatFS(os.DirFS(path))
 	} else {
-		c, err = chatGGUF(path)
+		c, err = chatGGUF(file)
 	}
 	if err != nil {
 		return Chat{}, chatFault(path, err)
@@ -268,10 +267,10 @@ func chatOf(v *vocab.Vocab) Chat {
 	return c
 }
 
-// modelName is a path's last part without its ending.
+// modelName is a path's last part without its ending and the number of a part.
 func modelName(path string) string {
-	name := filepath.Base(filepath.Clean(path))
-	for _, ending := range []string{".gguf", ".tiktoken", ".model"} {
+	name := weights.ModelName(path)
+	for _, ending := range []string{".tiktoken", ".model"} {
 		name = strings.TrimSuffix(name, ending)
 	}
 	return name

@@ -36,7 +36,7 @@ func Load(path, name, digest string) (Model, error) {
 		}
 	}
 	m := Model{Name: name, Digest: digest, Vocab: v}
-	if kind, err := kindOf(path); err == nil && (kind == kindFolder || kind == kindGGUF) {
+	if kind, _, err := kindOf(path); err == nil && (kind == kindFolder || kind == kindGGUF) {
 		if m.Chat, err = LoadChat(path); err != nil {
 			return Model{}, err
 		}
@@ -55,37 +55,45 @@ const (
 	kindSentencePiece
 )
 
-// kindOf tells by a file's first bytes.
-func kindOf(path string) (kind, error) {
+// kindOf tells by a file's first bytes. Of a folder that holds one GGUF model, it
+// returns that model's file; a tokenizer.json beside several models wins over them.
+func kindOf(path string) (kind, string, error) {
 	file, err := os.Open(path)
 	if err != nil {
-		return 0, err
+		return 0, "", err
 	}
 	defer file.Close()
 	stat, err := file.Stat()
 	if err != nil {
-		return 0, err
+		return 0, "", err
 	}
 	if stat.IsDir() {
-		return kindFolder, nil
+		at, err := weights.Locate(path)
+		switch _, missing := os.Stat(filepath.Join(path, "tokenizer.json")); {
+		case err != nil && missing != nil:
+			return 0, "", err
+		case err == nil && at.Format == weights.FormatGGUF:
+			return kindGGUF, at.Path, nil
+		}
+		return kindFolder, path, nil
 	}
 	head := make([]byte, 512)
 	n, err := io.ReadFull(file, head)
 	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
-		return 0, err
+		return 0, "", err
 	}
 	head = head[:n]
 	switch {
 	case bytes.HasPrefix(head, []byte("GGUF")):
-		return kindGGUF, nil
+		return kindGGUF, path, nil
 	case bytes.HasPrefix(bytes.TrimLeft(head, " \t\r\n\ufeff"), []byte("{")):
-		return kindJSON, nil
+		return kindJSON, path, nil
 	case isRanks(head):
-		return kindTiktoken, nil
+		return kindTiktoken, path, nil
 	case len(head) > 0 && head[0] == '\n': // the first field of SentencePiece's message
-		return kindSentencePiece, nil
+		return kindSentencePiece, path, nil
 	}
-	return 0, fault.New(fault.Invalid, "read %s: neither GGUF, tokenizer.json, SentencePiece nor tiktoken", path)
+	return 0, "", fault.New(fault.Invalid, "read %s: neither GGUF, tokenizer.json, SentencePiece nor tiktoken", path)
 }
 
 // isRanks says whether a file's beginning is a line of base64 and a number.
@@ -96,9 +104,9 @@ func isRanks(head []byte) bool {
 		len(bytes.Trim(token, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=")) == 0
 }
 
-// LoadVocab reads a vocabulary: of a GGUF file, with or without tensors, a Hugging
-// Face folder or its tokenizer.json, a SentencePiece model, a tiktoken rank file,
-// or a folder that holds one of the last two.
+// LoadVocab reads a vocabulary: of a GGUF file (with or without tensors, or a part
+// of a split one), a Hugging Face folder or its tokenizer.json, a SentencePiece
+// model, a tiktoken rank file, or a folder that holds one of those.
 func LoadVocab(path string) (*vocab.Vocab, error) {
 	v, err := readVocab(path)
 	if err != nil {
@@ -108,7 +116,7 @@ func LoadVocab(path string) (*vocab.Vocab, error) {
 }
 
 func readVocab(path string) (*vocab.Vocab, error) {
-	kind, err := kindOf(path)
+	kind, file, err := kindOf(path)
 	if err != nil {
 		return nil, err
 	}
@@ -125,7 +133,14 @@ func readVocab(path string) (*vocab.Vocab, error) {
 		}
 		return nil, err
 	case kindGGUF:
-		return ggufVocab(path)
+		v, err := ggufVocab(file)
+		if file != path && fault.CodeOf(err) == fault.NotFound {
+			// A GGUF model without a vocabulary may have its tokenizer beside it.
+			if beside, err := vocab.FromHF(path); !errors.Is(err, fs.ErrNotExist) {
+				return beside, err
+			}
+		}
+		return v, err
 	case kindJSON:
 		if filepath.Base(path) == "tokenizer.json" {
 			return vocab.FromHF(filepath.Dir(path))
@@ -170,7 +185,7 @@ func ggufVocab(path string) (*vocab.Vocab, error) {
 		return nil, err
 	}
 	defer file.Close()
-	if !file.Meta().Has("tokenizer.ggml.model") {
+	if name, ok := file.Meta().String("tokenizer.ggml.model"); !ok || name == "none" || name == "no_vocab" {
 		return nil, fault.New(fault.NotFound, "the file holds no tokenizer")
 	}
 	return vocab.FromGGUF(file.Meta())
@@ -182,7 +197,7 @@ func loadFault(path string, err error) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist), fault.CodeOf(err) == fault.NotFound:
 		code = fault.NotFound
-	case errors.As(err, &format) && format.Unsupported:
+	case errors.As(err, &format) && format.Unsupported, fault.CodeOf(err) == fault.Unimplemented:
 		code = fault.Unimplemented
 	}
 	return fault.Wrap(code, err, "load the vocabulary of %s", path)

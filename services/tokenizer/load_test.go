@@ -92,7 +92,8 @@ func TestLoad_Errors(t *testing.T) {
 		t.Fatal(err)
 	}
 	for path, code := range map[string]fault.Code{
-		filepath.Join(dir, "none"): fault.NotFound, dir: fault.NotFound, bad: fault.Invalid, other: fault.Unimplemented,
+		filepath.Join(dir, "none"): fault.NotFound, t.TempDir(): fault.NotFound, other: fault.Unimplemented,
+		bad: fault.Invalid, dir: fault.Invalid, // the folder's one model is the bad file
 	} {
 		if _, err := tokenizer.Load(path, "", ""); fault.CodeOf(err) != code {
 			t.Errorf("%s: %v, want %v", path, err, code)
