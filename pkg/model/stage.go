@@ -116,7 +116,11 @@ func Load[F tensor.Float](f *Files, r Range, set kernel.Set[F], o LoadOptions) (
 	if o.Dense && c.PostNorms && !c.GainFromOne {
 		c.GainFromOne, l.fromOne = true, true
 	}
-	return build(c, r, set, l)
+	s, err := build(c, r, set, l)
+	if err != nil {
+		return nil, fmt.Errorf("load %s: %w", f.Path, err)
+	}
+	return s, nil
 }
 
 // Init builds a stage with random weights for training from scratch: normal with
