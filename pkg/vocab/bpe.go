@@ -201,7 +201,7 @@ type charBPE struct {
 	merges  *merges
 	chars   map[string]int32
 	ascii   [utf8.RuneSelf]int32 // chars of one byte, -1 where there is none
-	bytes   *[256]int32          // byte tokens, nil where there is no byte fallback
+	bytes   *[256]int32          // byte tokens, -1 where one is missing; nil where there is no byte fallback
 	words   map[string]int32
 	unk     int32
 	fuseUnk bool
@@ -258,7 +258,9 @@ func (m *charBPE) encode(piece string, k *sink) error {
 			syms = append(syms, symbol{id, int32(i), int32(i + n)})
 		case m.bytes != nil:
 			for b := i; b < i+n; b++ {
-				syms = append(syms, symbol{m.bytes[piece[b]], int32(b), int32(b + 1)})
+				if id := m.bytes[piece[b]]; id >= 0 { // a byte without a token goes, as it does in llama.cpp
+					syms = append(syms, symbol{id, int32(b), int32(b + 1)})
+				}
 			}
 		case m.unk >= 0:
 			if m.fuseUnk && unknown {

@@ -70,32 +70,56 @@ func FromGGUF(meta Meta) (*Vocab, error) {
 	v.unk = v.metaID(meta, "tokenizer.ggml.unknown_token_id")
 	v.chatTemplate, _ = meta.String("tokenizer.chat_template")
 
+	// What is added around a text unless the file says otherwise.
+	addBOS, addEOS := false, false
 	var err error
-	addBOS := false
 	switch name {
-	case "gpt2":
+	case "gpt2", "gemma4":
 		pre, _ := meta.String(keyPre)
-		addBOS = pre == "llama-bpe" || pre == "llama3" || pre == "llama-v3"
-		err = v.ggufBPE(meta, pre)
+		if name == "gemma4" {
+			pre = name // whatever the file says
+		}
+		var c ggufPre
+		if c, err = ggufCut(pre); err == nil {
+			addBOS = c.addBOS
+			if c.raw {
+				err = v.ggufRawBPE(meta, c)
+			} else {
+				err = v.ggufBPE(meta, c)
+			}
+		}
 	case "llama":
 		addBOS = true
 		err = v.ggufSPM(meta)
+	case "bert":
+		addBOS, addEOS = true, true
+		if v.bos < 0 {
+			v.bos = v.defaultID(101)
+		}
+		if v.eos = v.metaID(meta, "tokenizer.ggml.seperator_token_id"); v.eos < 0 { //nolint:misspell // as files spell it
+			v.eos = v.defaultID(102)
+		}
+		err = v.ggufWordPiece(meta)
+	case "t5":
+		addEOS = true
+		template := v.chatTemplate
+		if v, err = ggufUnigram(meta, v); err == nil {
+			v.chatTemplate = template
+		}
+	case "rwkv", "plamo2", "plamo3", "hybriddna", "whitespace":
+		err = unsupported(keyModel, "%q vocabularies are not supported (gpt2, llama, bert, t5 and gemma4 are)", name)
+	case "none", "no_vocab":
+		err = unsupported(keyModel, "%q: the file has no vocabulary", name)
 	default:
-		err = unsupported(keyModel, "tokenizer model %q", name)
+		err = unsupported(keyModel, "unknown tokenizer model %q (gpt2, llama, bert, t5 and gemma4 are supported)", name)
 	}
 	if err != nil {
 		return nil, err
 	}
-	v.ggufAdded(meta)
-	if add, ok := meta.Bool("tokenizer.ggml.add_bos_token"); ok {
-		addBOS = add
+	if name != "t5" {
+		v.ggufAdded(meta)
 	}
-	if addBOS && v.bos >= 0 {
-		v.prefix = []int32{v.bos}
-	}
-	if add, _ := meta.Bool("tokenizer.ggml.add_eos_token"); add && v.eos >= 0 {
-		v.suffix = []int32{v.eos}
-	}
+	v.around(meta, addBOS, addEOS)
 	var eog []int32
 	for _, key := range []string{"tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"} {
 		if id := v.metaID(meta, key); id >= 0 {
@@ -107,6 +131,31 @@ func FromGGUF(meta Meta) (*Vocab, error) {
 	return v, nil
 }
 
+// around sets what is put before and after a text.
+func (v *Vocab) around(meta Meta, addBOS, addEOS bool) {
+	if add, ok := meta.Bool("tokenizer.ggml.add_bos_token"); ok && !v.forceBOS(meta) {
+		addBOS = add
+	}
+	if add, ok := meta.Bool("tokenizer.ggml.add_eos_token"); ok {
+		addEOS = add
+	}
+	v.prefix, v.suffix = nil, nil
+	if addBOS && v.bos >= 0 {
+		v.prefix = []int32{v.bos}
+	}
+	if addEOS && v.eos >= 0 {
+		v.suffix = []int32{v.eos}
+	}
+}
+
+// forceBOS reports whether the begin token is added whatever the file says: BERT
+// always has [CLS] and [SEP], and some files of Gemma 4 deny the token wrongly.
+func (v *Vocab) forceBOS(meta Meta) bool {
+	name, _ := meta.String(keyModel)
+	pre, _ := meta.String(keyPre)
+	return name == "bert" || name == "gemma4" || name == "gpt2" && (pre == "gemma4" || pre == "granite-embed-multi-311m")
+}
+
 // metaID reads an id; writers put 2^32-1 for none.
 func (v *Vocab) metaID(meta Meta, key string) int32 {
 	id, ok := meta.Uint(key)
@@ -116,17 +165,13 @@ func (v *Vocab) metaID(meta Meta, key string) int32 {
 	return int32(id)
 }
 
-func (v *Vocab) ggufBPE(meta Meta, pre string) error {
-	v.family = FamilyBPE
+// ggufMerges reads the merges, each of two tokens with a space between. The first
+// token is not empty, so that it may itself begin with a space.
+func ggufMerges(meta Meta) ([][2]string, error) {
 	lines, ok := meta.Strings(keyMerges)
 	if !ok {
-		return malformed(keyMerges, "missing")
+		return nil, malformed(keyMerges, "missing")
 	}
-	c, ok := ggufCut(pre)
-	if !ok {
-		return unsupported(keyPre, "pre-tokenizer %q", pre)
-	}
-	v.steps = c.steps
 	pairs := make([][2]string, len(lines))
 	for i, line := range lines {
 		n := -1
@@ -134,9 +179,19 @@ func (v *Vocab) ggufBPE(meta Meta, pre string) error {
 			n = strings.IndexByte(line[1:], ' ') + 1
 		}
 		if n <= 0 {
-			return malformed(keyMerges, "merge %d is not two tokens", i)
+			return nil, malformed(keyMerges, "merge %d is not two tokens", i)
 		}
 		pairs[i] = [2]string{line[:n], line[n+1:]}
+	}
+	return pairs, nil
+}
+
+func (v *Vocab) ggufBPE(meta Meta, c ggufPre) error {
+	v.family = FamilyBPE
+	v.steps = c.steps
+	pairs, err := ggufMerges(meta)
+	if err != nil {
+		return err
 	}
 	m, err := v.byteBPE(keyMerges, pairs)
 	if err != nil {

@@ -4,8 +4,9 @@ package vocab
 type ggufPre struct {
 	steps      []step
 	wholeWords bool // a piece that is a token is that token, whatever the merges make of it
+	wholeLines bool // the same of a run of line ends
+	raw        bool // tokens are spelled in UTF-8 with "▁" for a space, not in GPT-2's alphabet of bytes
 	addBOS     bool // unless the file says otherwise
-	addSep     bool
 }
 
 // Patterns that no scanner of this package knows, from the tokenizers' authors.
@@ -21,11 +22,13 @@ const (
 	patternSuperDigits     = `(?=(\d{3})+(?!\d))`
 	patternJais2           = `(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s{512}(?!\S)|\s{256}(?!\S)|\s{128}(?!\S)|\s{64}(?!\S)|\s{32}(?!\S)|\s{16}(?!\S)|\s{8}(?!\S)|\s{4}(?!\S)|\s{1,2}(?!\S)|\s{1}`
 	patternSeedCoder       = `(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+`
+	patternSpark           = `[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_\x60{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+|[\r\n]|\s+(?!\S)|\s+`
 	patternExaoneMoe       = `(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+`
 )
 
-// ggufCut returns the pre-tokenizer that GGUF names for byte-level BPE.
-func ggufCut(name string) (p ggufPre, ok bool) {
+// ggufCut returns the pre-tokenizer that a GGUF file names in tokenizer.ggml.pre. The
+// names are those that llama.cpp knows; the error names any other.
+func ggufCut(name string) (p ggufPre, err error) {
 	scanners := func(s ...scanner) {
 		for _, x := range s {
 			p.steps = append(p.steps, scan{x})
@@ -46,14 +49,11 @@ func ggufCut(name string) (p ggufPre, ok bool) {
 	case "", "default":
 		scanners(newIsolate(runs(classPunct, "$+<=>^~|", 0, 0)), styles(styleGPT2()), number(0), newIsolate(threeDigits))
 	case "gpt-2", "gpt2", "phi-2", "mpt", "olmo", "jais", "trillion", "jina-es", "jina-de", "jina-v2-es", "jina-v2-de", "gigachat",
-		"a.x-4.0", "exaone4", "granite-docling", "mellum", "modern-bert":
-		scanners(styles(styleGPT2()))
-	case "roberta-bpe", "jina-v1-en", "jina-v2-code":
-		p.addSep = true
+		"a.x-4.0", "exaone4", "granite-docling", "mellum", "modern-bert", "roberta-bpe", "jina-v1-en", "jina-v2-code":
 		scanners(styles(styleGPT2()))
 	case "smollm", "starcoder", "refact", "command-r", "cohere2_moe", "codeshell", "exaone", "minerva-7b", "mellum2":
 		scanners(number(1), styles(styleGPT2()))
-	case "llama3", "llama-v3", "llama-bpe", "laguna", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano":
+	case "llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano":
 		p.wholeWords, p.addBOS = true, true
 		scanners(styles(styleLlama3()))
 	case "dbrx", "smaug-bpe", "chatglm-bpe", "glm4":
@@ -62,9 +62,29 @@ func ggufCut(name string) (p ggufPre, ok bool) {
 		scanners(styles(styleQwen2()))
 	case "bailingmoe", "bailingmoe2", "llada-moe":
 		scanners(styles(styleQwen2()))
+	case "laguna":
+		scanners(newIsolate(lineEnds), styles(styleQwen2()))
+	case "ufakzeka": // Turkish: suffixes stay joined to an apostrophe
+		st := styleQwen2()
+		st.contractions = false
+		scanners(styles(st))
+	case "minicpm5":
+		p.wholeWords = true
+		st := styleQwen2()
+		st.digits = 0
+		scanners(number(3), styles(st))
+	case "gemma4", "granite-embed-multi-311m":
+		p.raw, p.wholeLines, p.addBOS = true, true, true
+		scanners(newIsolate(lineEnds))
+	case "sarvam-moe":
+		p.raw = true
+		scanners(newIsolate(lineEnds))
 	case "qwen35":
 		scanners(styles(styleQwen35()))
-	case "gpt-4o", "llama4", "kanana2", "o200k", "minimax-m2":
+	case "gpt-4o", "llama4", "kanana2", "o200k", "minimax-m2", "talkie":
+		scanners(styles(styleO200k()))
+	case "granite-embed-multi-97m":
+		p.wholeWords = true
 		scanners(styles(styleO200k()))
 	case "tekken":
 		p.wholeWords, p.addBOS = true, true
@@ -77,8 +97,12 @@ func ggufCut(name string) (p ggufPre, ok bool) {
 		patterns(`[\r\n]`, patternDeepSeekLetters, patternDeepSeekMarks, `\s+$`, patternDeepSeekHan, `\p{N}+`)
 	case "deepseek-coder":
 		patterns(`[\r\n]`, `\s?\p{L}+`, `\s?\p{P}+`, patternDeepSeekHan, `\p{N}`)
-	case "deepseek-v3", "hunyuan-dense", "joyai-llm":
+	case "deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4":
 		scanners(number(3), newIsolate(between([2]rune{0x4e00, 0x9fa5}, [2]rune{0x3040, 0x30ff})), styles(styleDeepSeek3()))
+	case "spark2_5":
+		scanners(number(3), newIsolate(between([2]rune{0x4e00, 0x9fa5}, [2]rune{0x3040, 0x30ff})))
+		patterns(patternSpark)
+		scanners(number(1))
 	case "youtu":
 		p.wholeWords = true
 		st := styleO200k()
@@ -91,7 +115,7 @@ func ggufCut(name string) (p ggufPre, ok bool) {
 		patterns(patternBloom, `\p{N}`)
 	case "jais-2":
 		patterns(patternJais2)
-	case "tiny_aya":
+	case "tiny_aya", "cohere2moe":
 		patterns(patternAyaDigits)
 		scanners(styles(styleO200k()))
 	case "superbpe":
@@ -108,7 +132,7 @@ func ggufCut(name string) (p ggufPre, ok bool) {
 		patterns(`<sentinel:[0-9]+>`, `(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z`, `([\t\n]|    |  )`, `\p{N}`, "[\\p{P}!-/:-@\\[-`{-~]")
 		scanners(styles(styleGPT2()))
 	default:
-		return p, false
+		return p, unsupported(keyPre, "unknown pre-tokenizer %q", name)
 	}
-	return p, true
+	return p, nil
 }

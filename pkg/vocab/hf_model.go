@@ -26,14 +26,21 @@ func (f *hfFile) model(v *Vocab, byteLevel bool) error {
 		return f.unigram(v)
 	case "WordPiece":
 		v.family = FamilyWordPiece
-		prefix, longest := "##", 100
+		prefix, longest := "##", longestWord
 		if m.SubwordPrefix != nil {
 			prefix = *m.SubwordPrefix
 		}
 		if m.MaxChars != nil {
 			longest = *m.MaxChars
 		}
-		v.model = newWordPiece(f.modelIDs(v), prefix, v.unk, longest)
+		heads, tails := f.modelIDs(v), map[string]int32{}
+		delete(heads, "")
+		for text, id := range heads { // a token with the prefix may begin a word too, as in Hugging Face
+			if rest, ok := strings.CutPrefix(text, prefix); ok && rest != "" {
+				tails[rest] = id
+			}
+		}
+		v.model = newWordPiece(heads, tails, v.unk, longest)
 		return nil
 	case "WordLevel":
 		v.family = FamilyWord
@@ -169,19 +176,26 @@ func (f *hfFile) bpe(v *Vocab, byteLevel bool) error {
 	return nil
 }
 
+// spellBytes reports whether a merge joins tokens of bytes, whose spelling is not the
+// text they stand for.
+func spellBytes(pairs [][2]string) bool {
+	for _, p := range pairs {
+		for _, token := range p {
+			if _, ok := byteToken(token); ok {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // glue cuts text that no pre-tokenizer cuts where no merge can reach across.
 func (f *hfFile) glue(v *Vocab, m *charBPE, pairs [][2]string) {
 	if m.bytes == nil && m.fuseUnk {
 		return // unknown characters side by side are one token
 	}
-	if m.bytes != nil {
-		for _, p := range pairs { // bytes are not spelled as what they stand for
-			for _, half := range p {
-				if _, ok := byteToken(half); ok {
-					return
-				}
-			}
-		}
+	if m.bytes != nil && spellBytes(pairs) {
+		return
 	}
 	v.steps = append(v.steps, scan{newGlue(func(yield func(string) bool) {
 		for _, p := range pairs {

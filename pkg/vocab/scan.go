@@ -106,3 +106,11 @@ func threeDigits(s string, i, end int) int {
 	}
 	return i + 3
 }
+
+// lineEnds matches a run of line feeds.
+func lineEnds(s string, i, end int) int {
+	for i < end && s[i] == '\n' {
+		i++
+	}
+	return i
+}

@@ -39,7 +39,7 @@ func newCharIDs() charIDs {
 }
 
 func (c *charIDs) add(text string, id int32) {
-	if len(text) == 1 {
+	if len(text) == 1 && text[0] < utf8.RuneSelf { // a byte that is not UTF-8 stands alone too
 		c.ascii[text[0]] = id
 		return
 	}
@@ -47,7 +47,7 @@ func (c *charIDs) add(text string, id int32) {
 }
 
 func (c *charIDs) find(text string) int32 {
-	if len(text) == 1 {
+	if len(text) == 1 && text[0] < utf8.RuneSelf {
 		return c.ascii[text[0]]
 	}
 	if id, ok := c.rest[text]; ok {

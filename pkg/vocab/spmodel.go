@@ -16,6 +16,9 @@ const (
 	spmChar    = 4
 )
 
+// unknownSurface is what the unknown token decodes to unless a model says otherwise.
+const unknownSurface = " \u2047 "
+
 // spmModel is a SentencePiece .model file: a protobuf message ModelProto.
 type spmModel struct {
 	texts  []string
@@ -39,7 +42,7 @@ type spmModel struct {
 // FromSentencePiece reads a SentencePiece .model file. It returns a *FormatError
 // for one that is malformed or of a kind not read here.
 func FromSentencePiece(data []byte) (*Vocab, error) {
-	m := &spmModel{kind: spmUnigram, bos: 1, eos: 2, unkSurface: " \u2047 ", dummy: true, squeeze: true, escape: true}
+	m := &spmModel{kind: spmUnigram, bos: 1, eos: 2, unkSurface: unknownSurface, dummy: true, squeeze: true, escape: true}
 	if err := m.read(data); err != nil {
 		return nil, err
 	}

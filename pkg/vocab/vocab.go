@@ -174,7 +174,7 @@ func endings() []string {
 	return []string{
 		"<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<|endoftext|>",
 		"<|end_of_text|>", "<|eom_id|>", "<EOT>", "_<EOT>", "<|eot|>", "<|END_OF_TURN_TOKEN|>",
-		"<|end_of_turn|>", "<｜end▁of▁sentence｜>", "[EOS]",
+		"<|end_of_turn|>", "<｜end▁of▁sentence｜>", "[EOS]", "[EOT]", "<turn|>", "<|tool_response>", "<end_of_utterance>",
 	}
 }
 

@@ -1,7 +1,6 @@
 package vocab
 
 import (
-	"strings"
 	"unicode/utf8"
 )
 
@@ -14,19 +13,21 @@ type wordPiece struct {
 	longest int // characters of a word; longer ones are unknown
 }
 
-func newWordPiece(ids map[string]int32, prefix string, unk int32, longest int) *wordPiece {
-	var heads, tails []string
-	var headIDs, tailIDs []int32
-	for _, text := range sorted(ids) {
-		if text == "" {
-			continue
+// longestWord is how many characters a word may have in BERT.
+const longestWord = 100
+
+// newWordPiece makes the model of the tokens that begin a word and of those inside
+// one, the latter without their prefix.
+func newWordPiece(heads, tails map[string]int32, unk int32, longest int) *wordPiece {
+	of := func(ids map[string]int32) *trie {
+		texts := sorted(ids)
+		list := make([]int32, len(texts))
+		for i, text := range texts {
+			list[i] = ids[text]
 		}
-		heads, headIDs = append(heads, text), append(headIDs, ids[text])
-		if rest, ok := strings.CutPrefix(text, prefix); ok && rest != "" {
-			tails, tailIDs = append(tails, rest), append(tailIDs, ids[text])
-		}
+		return newTrie(texts, list)
 	}
-	return &wordPiece{head: newTrie(heads, headIDs), tail: newTrie(tails, tailIDs), unk: unk, longest: longest}
+	return &wordPiece{head: of(heads), tail: of(tails), unk: unk, longest: longest}
 }
 
 func (m *wordPiece) encode(piece string, k *sink) error {
