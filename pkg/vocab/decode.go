@@ -9,6 +9,8 @@ import (
 type DecodeOptions struct {
 	// SkipSpecial leaves control tokens out of the text.
 	SkipSpecial bool
+	// Keep holds control tokens that SkipSpecial leaves in.
+	Keep map[int32]bool
 	// Prefix holds ids that stand before the first one. They shape spacing and
 	// are not decoded again.
 	Prefix []int32
@@ -45,16 +47,20 @@ func (v *Vocab) Decode(ids []int32, o DecodeOptions) (string, error) {
 type Decoder struct {
 	v     *Vocab
 	skip  bool
-	start bool   // no text yet
-	held  []byte // the beginning of a character
-	space bool   // a space that waits for another token
-	last  int32  // the id before, -1 for none
+	keep  map[int32]bool // not nil: of the special tokens only these are text
+	start bool           // no text yet
+	held  []byte         // the beginning of a character
+	space bool           // a space that waits for another token
+	last  int32          // the id before, -1 for none
 }
 
 // NewDecoder begins a decoding. Ids of o.Prefix outside the vocabulary count as
 // text.
 func (v *Vocab) NewDecoder(o DecodeOptions) *Decoder {
 	d := &Decoder{v: v, skip: o.SkipSpecial, start: true, last: -1}
+	if o.SkipSpecial && o.Keep != nil {
+		d.skip, d.keep = false, o.Keep
+	}
 	for _, id := range o.Prefix {
 		if id < 0 || int(id) >= len(v.tokens) || !v.silent(id, true) {
 			d.start = false
@@ -70,6 +76,12 @@ func (v *Vocab) silent(id int32, skip bool) bool {
 	return skip && (k == KindControl || k == KindUnknown && v.unk == id)
 }
 
+// structural says that a token is not text.
+func (v *Vocab) structural(id int32) bool {
+	k := v.tokens[id].kind
+	return k == KindControl || k == KindUnknown
+}
+
 // Push adds an id and returns the text that became certain, possibly empty, or
 // a *TokenError.
 func (d *Decoder) Push(id int32) (string, error) {
@@ -77,7 +89,7 @@ func (d *Decoder) Push(id int32) (string, error) {
 	if id < 0 || int(id) >= len(v.tokens) {
 		return "", &TokenError{ID: int64(id), Size: len(v.tokens)}
 	}
-	if v.silent(id, d.skip) {
+	if v.silent(id, d.skip) || d.keep != nil && !d.keep[id] && v.structural(id) {
 		return "", nil
 	}
 	if v.decoding.once {

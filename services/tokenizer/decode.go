@@ -95,24 +95,28 @@ func (s *Service) DecodeStream(stream grpc.BidiStreamingServer[tokenizerv1.Decod
 type decoder struct {
 	model *model
 	text  *vocab.Decoder
-	keep  map[int32]bool // the control tokens that leave text; nil for what text does
 }
 
 func (m *model) newDecoder(open *tokenizerv1.DecodeOpen, prefix []int32) *decoder {
-	d := &decoder{model: m}
-	skip := open.GetSkipSpecial()
-	if skip && open.GetKeepMarkers() {
-		skip, d.keep = false, map[int32]bool{}
-		for _, c := range m.chats {
-			for _, marker := range c.format.Markers() {
-				if id, ok := m.Vocab.ID(marker); ok {
-					d.keep[id] = true
-				}
+	o := vocab.DecodeOptions{SkipSpecial: open.GetSkipSpecial(), Prefix: prefix}
+	if open.GetKeepMarkers() {
+		o.Keep = m.markers()
+	}
+	return &decoder{m, m.Vocab.NewDecoder(o)}
+}
+
+// markers are the control tokens by which the model's chats set tool calls and reasoning
+// apart.
+func (m *model) markers() map[int32]bool {
+	out := map[int32]bool{}
+	for _, c := range m.chats {
+		for _, marker := range c.format.Markers() {
+			if id, ok := m.Vocab.ID(marker); ok {
+				out[id] = true
 			}
 		}
 	}
-	d.text = m.Vocab.NewDecoder(vocab.DecodeOptions{SkipSpecial: skip, Prefix: prefix})
-	return d
+	return out
 }
 
 func (d *decoder) push(wire []uint32) (*tokenizerv1.DecodeStreamResponse, error) {
@@ -125,11 +129,6 @@ func (d *decoder) push(wire []uint32) (*tokenizerv1.DecodeStreamResponse, error)
 	}
 	reply := &tokenizerv1.DecodeStreamResponse{Pieces: make([]string, len(ids))}
 	for i, id := range ids {
-		if d.keep != nil && !d.keep[id] {
-			if _, kind, err := d.model.Vocab.Token(id); err == nil && (kind == vocab.KindControl || kind == vocab.KindUnknown) {
-				continue
-			}
-		}
 		piece, err := d.text.Push(id)
 		if err != nil {
 			return nil, fault.Wrap(fault.Invalid, err, "decode for model %q", d.model.Name)

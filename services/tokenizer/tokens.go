@@ -11,31 +11,50 @@ import (
 // tokensPart is how many tokens one message of Tokens has.
 const tokensPart = 8192
 
-// Tokens lists a vocabulary's tokens.
+// Tokens lists a vocabulary's tokens, with what is needed to decode ids as Decode does.
 func (s *Service) Tokens(r *tokenizerv1.TokensRequest, stream grpc.ServerStreamingServer[tokenizerv1.TokensResponse]) error {
 	m, err := s.find(stream.Context(), r.GetModel())
 	if err != nil {
 		return err
 	}
-	size := m.Vocab.Size()
+	size, markers := m.Vocab.Size(), m.markers()
 	for first := 0; first < size; first += tokensPart {
 		part := &tokenizerv1.TokensResponse{First: uint32(first)}
-		for id := first; id < min(first+tokensPart, size); id++ {
-			text, kind, err := m.Vocab.Token(int32(id))
-			if err != nil {
-				return err
-			}
-			switch kind {
+		if first == 0 {
+			part.Joining = joining(m.Vocab.Joining())
+		}
+		for id := int32(first); id < int32(min(first+tokensPart, size)); id++ {
+			piece := m.Vocab.Piece(id)
+			text := []byte(piece.Bytes)
+			irregular := &tokenizerv1.Irregular{Id: uint32(id), Kind: tokenizerv1.TokenKind(piece.Kind), Added: piece.Added, Marker: markers[id]}
+			switch piece.Kind {
 			case vocab.KindControl:
-				text = grammar.ControlBytes(string(text))
+				text = grammar.ControlBytes(piece.Bytes)
 			case vocab.KindUnspecified:
-				text = nil
+				text, irregular.Hidden = nil, text
+			}
+			if piece.Headed {
+				irregular.Head = []byte(piece.Head) // never nil
 			}
 			part.Tokens = append(part.Tokens, text)
+			if piece.Kind != vocab.KindNormal || piece.Added || piece.Headed || markers[id] {
+				part.Irregular = append(part.Irregular, irregular)
+			}
 		}
 		if err := stream.Send(part); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func joining(j vocab.Joining) *tokenizerv1.Joining {
+	out := &tokenizerv1.Joining{
+		StripSpace: j.StripSpace, StripAll: j.StripAll, JoinSpace: j.JoinSpace, HeldSpace: j.HeldSpace, Once: j.Once,
+	}
+	if j.Unknown >= 0 {
+		id := uint32(j.Unknown)
+		out.Unknown = &id
+	}
+	return out
 }

@@ -158,11 +158,12 @@ type Rules struct {
 	Seed uint64 `protobuf:"varint,5,opt,name=seed,proto3" json:"seed,omitempty"`
 	// Divides positive and multiplies negative logits of seen ids; 0 or 1 is off.
 	RepetitionPenalty float32 `protobuf:"fixed32,6,opt,name=repetition_penalty,json=repetitionPenalty,proto3" json:"repetition_penalty,omitempty"`
-	// Subtracted from the logit of an emitted id, once for each time it was emitted.
+	// Subtracted from the logit of an emitted id, once for each time it was emitted;
+	// -2 to 2.
 	FrequencyPenalty float32 `protobuf:"fixed32,7,opt,name=frequency_penalty,json=frequencyPenalty,proto3" json:"frequency_penalty,omitempty"`
-	// Subtracted from the logit of every emitted id.
+	// Subtracted from the logit of every emitted id; -2 to 2.
 	PresencePenalty float32 `protobuf:"fixed32,8,opt,name=presence_penalty,json=presencePenalty,proto3" json:"presence_penalty,omitempty"`
-	// Added to the logits of single ids.
+	// Added to the logits of single ids; -100 to 100.
 	LogitBias map[uint32]float32 `protobuf:"bytes,9,rep,name=logit_bias,json=logitBias,proto3" json:"logit_bias,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"fixed32,2,opt,name=value"`
 	// Ids that end the generation; the ending id is reported and then FINISH_REASON_STOP.
 	EndIds []uint32 `protobuf:"varint,10,rep,packed,name=end_ids,json=endIds,proto3" json:"end_ids,omitempty"`
@@ -1142,7 +1143,7 @@ type SampleResponse_Token struct {
 }
 
 type SampleResponse_Failed struct {
-	// A session that cannot go on.
+	// A session is refused, or cannot go on.
 	Failed *SessionFailed `protobuf:"bytes,4,opt,name=failed,proto3,oneof"`
 }
 
@@ -1399,8 +1400,13 @@ type SessionFailed struct {
 	Session []byte `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
 	// A google.rpc.Code.
 	Code uint32 `protobuf:"varint,2,opt,name=code,proto3" json:"code,omitempty"`
-	// For people.
-	Message       string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
+	// What went wrong, for people.
+	Message string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
+	// With INVALID_ARGUMENT: the field at fault, as its path in Rules, such as
+	// "grammar.source"; empty where it is none of them.
+	Field string `protobuf:"bytes,4,opt,name=field,proto3" json:"field,omitempty"`
+	// The session's epoch.
+	Epoch         uint64 `protobuf:"varint,5,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1454,6 +1460,20 @@ func (x *SessionFailed) GetMessage() string {
 		return x.Message
 	}
 	return ""
+}
+
+func (x *SessionFailed) GetField() string {
+	if x != nil {
+		return x.Field
+	}
+	return ""
+}
+
+func (x *SessionFailed) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
 }
 
 // PushRequest is a frame from the last stage.
@@ -2046,11 +2066,13 @@ const file_lamina_sampler_v1_sampler_proto_rawDesc = "" +
 	"\rfinish_reason\x18\a \x01(\x0e2\x1f.lamina.sampler.v1.FinishReasonR\ffinishReason\"5\n" +
 	"\tCandidate\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x18\n" +
-	"\alogprob\x18\x02 \x01(\x02R\alogprob\"W\n" +
+	"\alogprob\x18\x02 \x01(\x02R\alogprob\"\x83\x01\n" +
 	"\rSessionFailed\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x12\n" +
 	"\x04code\x18\x02 \x01(\rR\x04code\x12\x18\n" +
-	"\amessage\x18\x03 \x01(\tR\amessage\"\xa9\x01\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\x12\x14\n" +
+	"\x05field\x18\x04 \x01(\tR\x05field\x12\x14\n" +
+	"\x05epoch\x18\x05 \x01(\x04R\x05epoch\"\xa9\x01\n" +
 	"\vPushRequest\x121\n" +
 	"\x04open\x18\x01 \x01(\v2\x1b.lamina.sampler.v1.PushOpenH\x00R\x04open\x12-\n" +
 	"\x04rows\x18\x02 \x01(\v2\x17.lamina.sampler.v1.RowsH\x00R\x04rows\x12/\n" +

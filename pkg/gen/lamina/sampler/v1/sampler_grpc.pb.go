@@ -30,31 +30,44 @@ const (
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
 // SamplerService stands between the last stage and the router. Its state is a
-// function of a request's rules and of the tokens emitted so far, so any sampler
-// can take a session up from those.
+// function of a request's sampling parameters and of the tokens emitted so far, so any
+// sampler can take over a session from those.
 //
 // # Sample: the router's side
 //
-//  1. The router sends `open` with the pipeline's name; the answer is `opened`.
+//  1. The router sends `open` with the pipeline's name; the sampler answers `opened`.
 //     The router does this before it opens the chain of stages.
-//  2. `add` brings a session and its rules and is answered by `added`; only then
-//     may the router send the session's first batch to the chain.
-//  3. Each row that the last stage pushes for the session's next position is
-//     answered here by one `token`, or by `failed`, which ends the session.
-//  4. `remove` forgets a session; it obliges no reply, and rows that still come
-//     for it are dropped.
-//  5. The router closes its side; the sampler forgets the pipeline.
+//  2. `tokens` carries the vocabulary, in parts, before the first session with a
+//     grammar. It obliges no reply. Parts that do not fit together are dropped, and
+//     sessions that need them are refused.
+//  3. `add` brings a session and its rules and is answered by exactly one of `added` and
+//     `failed`, in any order among sessions: a grammar takes time to compile. Only after
+//     `added` may the router send the session's first batch to the chain.
+//  4. Each row that the last stage pushes for the session's next position is answered
+//     here by one `token`, or by `failed`, which ends the session.
+//  5. `remove` forgets a session, also one whose `add` is not answered yet. It obliges no
+//     reply, and rows that still arrive for the session are dropped.
+//  6. The router closes its side; the sampler forgets the pipeline.
 //
 // # Push: the last stage's side
 //
 //  1. The stage sends `open` with the pipeline's name. A pipeline that no router
-//     has opened is FAILED_PRECONDITION. The answer is `opened`.
-//  2. `rows` carries logits. A row that is larger than one chunk stands alone in
-//     its message and is followed by `chunk`s.
+//     has opened is FAILED_PRECONDITION. The sampler answers `opened`.
+//  2. `rows` carries logits. A row that is larger than one chunk is the last of its
+//     message and is followed by `chunk`s.
 //  3. `row_wanted` asks for the whole row of a session's position, when the
-//     candidates were too few for the rules; the stage keeps the last row of each
+//     candidates were too few for the rules. The stage keeps the last row of each
 //     session until its next one and answers with `rows`.
 //  4. The stage closes its side when its pipeline ends.
+//
+// # Errors
+//
+// An error belongs to the smallest thing that it is about. Rules, a grammar or a row that
+// the sampler cannot work with end one session by `failed`; its code says whose fault it
+// was: INVALID_ARGUMENT is the request's own, RESOURCE_EXHAUSTED asks to come back later,
+// and FAILED_PRECONDITION or ABORTED mean that the session may be replayed elsewhere.
+// Only frames out of order, and tensors whose bytes cannot be told apart any longer, end
+// the stream.
 //
 // A token is picked by (seed, position): the same rules, tokens and logits give
 // the same token on every sampler.
@@ -104,31 +117,44 @@ type SamplerService_PushClient = grpc.BidiStreamingClient[PushRequest, PushRespo
 // for forward compatibility.
 //
 // SamplerService stands between the last stage and the router. Its state is a
-// function of a request's rules and of the tokens emitted so far, so any sampler
-// can take a session up from those.
+// function of a request's sampling parameters and of the tokens emitted so far, so any
+// sampler can take over a session from those.
 //
 // # Sample: the router's side
 //
-//  1. The router sends `open` with the pipeline's name; the answer is `opened`.
+//  1. The router sends `open` with the pipeline's name; the sampler answers `opened`.
 //     The router does this before it opens the chain of stages.
-//  2. `add` brings a session and its rules and is answered by `added`; only then
-//     may the router send the session's first batch to the chain.
-//  3. Each row that the last stage pushes for the session's next position is
-//     answered here by one `token`, or by `failed`, which ends the session.
-//  4. `remove` forgets a session; it obliges no reply, and rows that still come
-//     for it are dropped.
-//  5. The router closes its side; the sampler forgets the pipeline.
+//  2. `tokens` carries the vocabulary, in parts, before the first session with a
+//     grammar. It obliges no reply. Parts that do not fit together are dropped, and
+//     sessions that need them are refused.
+//  3. `add` brings a session and its rules and is answered by exactly one of `added` and
+//     `failed`, in any order among sessions: a grammar takes time to compile. Only after
+//     `added` may the router send the session's first batch to the chain.
+//  4. Each row that the last stage pushes for the session's next position is answered
+//     here by one `token`, or by `failed`, which ends the session.
+//  5. `remove` forgets a session, also one whose `add` is not answered yet. It obliges no
+//     reply, and rows that still arrive for the session are dropped.
+//  6. The router closes its side; the sampler forgets the pipeline.
 //
 // # Push: the last stage's side
 //
 //  1. The stage sends `open` with the pipeline's name. A pipeline that no router
-//     has opened is FAILED_PRECONDITION. The answer is `opened`.
-//  2. `rows` carries logits. A row that is larger than one chunk stands alone in
-//     its message and is followed by `chunk`s.
+//     has opened is FAILED_PRECONDITION. The sampler answers `opened`.
+//  2. `rows` carries logits. A row that is larger than one chunk is the last of its
+//     message and is followed by `chunk`s.
 //  3. `row_wanted` asks for the whole row of a session's position, when the
-//     candidates were too few for the rules; the stage keeps the last row of each
+//     candidates were too few for the rules. The stage keeps the last row of each
 //     session until its next one and answers with `rows`.
 //  4. The stage closes its side when its pipeline ends.
+//
+// # Errors
+//
+// An error belongs to the smallest thing that it is about. Rules, a grammar or a row that
+// the sampler cannot work with end one session by `failed`; its code says whose fault it
+// was: INVALID_ARGUMENT is the request's own, RESOURCE_EXHAUSTED asks to come back later,
+// and FAILED_PRECONDITION or ABORTED mean that the session may be replayed elsewhere.
+// Only frames out of order, and tensors whose bytes cannot be told apart any longer, end
+// the stream.
 //
 // A token is picked by (seed, position): the same rules, tokens and logits give
 // the same token on every sampler.

@@ -699,7 +699,8 @@ type Batch struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Numbers the pipeline's batches from 1.
 	Step uint64 `protobuf:"varint,1,opt,name=step,proto3" json:"step,omitempty"`
-	// Milliseconds after which nobody waits for the result; 0 for none.
+	// Milliseconds from its arrival after which nobody waits for the batch's result; a
+	// stage that has not begun it by then drops it without an answer. 0 for no limit.
 	DeadlineMs uint32 `protobuf:"varint,2,opt,name=deadline_ms,json=deadlineMs,proto3" json:"deadline_ms,omitempty"`
 	// What the rows are, in row order.
 	Entries []*Entry `protobuf:"bytes,3,rep,name=entries,proto3" json:"entries,omitempty"`
@@ -1017,7 +1018,7 @@ type InferResponse_Refused struct {
 }
 
 type InferResponse_Computed struct {
-	// A batch without logits is done.
+	// A batch is done, of which no row wants logits or no entry is left.
 	Computed *Computed `protobuf:"bytes,3,opt,name=computed,proto3,oneof"`
 }
 
@@ -1027,8 +1028,8 @@ func (*InferResponse_Refused) isInferResponse_Frame() {}
 
 func (*InferResponse_Computed) isInferResponse_Frame() {}
 
-// Computed says that the last stage is done with a batch of which no row wants
-// logits.
+// Computed says that a batch of which no row wants logits has been computed by the last
+// stage, or that no entry of a batch is left.
 type Computed struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The batch's step.
@@ -1136,10 +1137,11 @@ type Refused struct {
 	Session []byte `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
 	// The batch's step.
 	Step uint64 `protobuf:"varint,2,opt,name=step,proto3" json:"step,omitempty"`
-	// A google.rpc.Code: RESOURCE_EXHAUSTED (KV memory), ABORTED (epoch),
-	// FAILED_PRECONDITION (position beyond the cache), DEADLINE_EXCEEDED.
+	// A google.rpc.Code: RESOURCE_EXHAUSTED (no KV memory, or a position beyond the cache's
+	// end), ABORTED (epoch), FAILED_PRECONDITION (position beyond the cached length),
+	// INVALID_ARGUMENT (the entry itself).
 	Code uint32 `protobuf:"varint,3,opt,name=code,proto3" json:"code,omitempty"`
-	// For people.
+	// What went wrong, for people.
 	Message string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
 	// The stage's first layer.
 	Lo            uint32 `protobuf:"varint,5,opt,name=lo,proto3" json:"lo,omitempty"`

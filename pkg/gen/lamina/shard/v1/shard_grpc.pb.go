@@ -49,16 +49,21 @@ const (
 //     stage to the sampler as rows of logits; a batch in which no row wants
 //     logits obliges the last stage to answer `computed`, relayed to the router.
 //     Batches are worked on and passed on in the order they came.
-//  3. An entry that this stage refuses (no KV memory, an epoch below the highest
-//     seen, a position beyond the cache's end) leaves the batch, and `refused`
-//     goes upstream, relayed by every stage to the router; the batch's other
-//     entries go on untouched.
+//  3. An entry that this stage refuses leaves the batch, and `refused` goes upstream,
+//     relayed by every stage to the router; the batch's other entries go on untouched.
+//     Reasons are no KV memory, an epoch below the highest seen, a position beyond the
+//     cached length or the cache's end, an id outside the vocabulary, and a session
+//     that occurs twice. A stage that refuses all entries of a batch answers `computed`
+//     after the `refused`s, so that no batch is waited for in vain.
 //  4. `release` frees sessions here and is passed on downstream, in order with
 //     the batches. It obliges no reply and releasing twice is no error.
 //  5. Upstream closes its side to end the pipeline: the stage frees the
 //     pipeline's sessions, closes its downstream side, waits for its end, and
-//     returns OK. A stream error means the pipeline is gone: each stage frees the
-//     pipeline's sessions, cancels downstream and reports the error upstream.
+//     returns OK.
+//  6. A stream error means the pipeline is gone: each stage frees the pipeline's
+//     sessions, cancels downstream and reports the error upstream. Only what breaks the
+//     stream itself is one: frames out of order, a tensor whose shape or bytes do not
+//     fit its batch, a kernel that fails. What is wrong with one session never is.
 //
 // A session belongs to the pipeline that first named it. Positions are explicit:
 // an entry at position p with p below the cached length drops what stood from p
@@ -180,16 +185,21 @@ type ShardService_ExchangeClient = grpc.BidiStreamingClient[ExchangeRequest, Exc
 //     stage to the sampler as rows of logits; a batch in which no row wants
 //     logits obliges the last stage to answer `computed`, relayed to the router.
 //     Batches are worked on and passed on in the order they came.
-//  3. An entry that this stage refuses (no KV memory, an epoch below the highest
-//     seen, a position beyond the cache's end) leaves the batch, and `refused`
-//     goes upstream, relayed by every stage to the router; the batch's other
-//     entries go on untouched.
+//  3. An entry that this stage refuses leaves the batch, and `refused` goes upstream,
+//     relayed by every stage to the router; the batch's other entries go on untouched.
+//     Reasons are no KV memory, an epoch below the highest seen, a position beyond the
+//     cached length or the cache's end, an id outside the vocabulary, and a session
+//     that occurs twice. A stage that refuses all entries of a batch answers `computed`
+//     after the `refused`s, so that no batch is waited for in vain.
 //  4. `release` frees sessions here and is passed on downstream, in order with
 //     the batches. It obliges no reply and releasing twice is no error.
 //  5. Upstream closes its side to end the pipeline: the stage frees the
 //     pipeline's sessions, closes its downstream side, waits for its end, and
-//     returns OK. A stream error means the pipeline is gone: each stage frees the
-//     pipeline's sessions, cancels downstream and reports the error upstream.
+//     returns OK.
+//  6. A stream error means the pipeline is gone: each stage frees the pipeline's
+//     sessions, cancels downstream and reports the error upstream. Only what breaks the
+//     stream itself is one: frames out of order, a tensor whose shape or bytes do not
+//     fit its batch, a kernel that fails. What is wrong with one session never is.
 //
 // A session belongs to the pipeline that first named it. Positions are explicit:
 // an entry at position p with p below the cached length drops what stood from p

@@ -76,6 +76,75 @@ func (Side) EnumDescriptor() ([]byte, []int) {
 	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{0}
 }
 
+// TokenKind says what a token stands for. The values are GGUF's.
+type TokenKind int32
+
+const (
+	// The vocabulary does not say.
+	TokenKind_TOKEN_KIND_UNSPECIFIED TokenKind = 0
+	// A piece of text.
+	TokenKind_TOKEN_KIND_NORMAL TokenKind = 1
+	// Text outside the vocabulary.
+	TokenKind_TOKEN_KIND_UNKNOWN TokenKind = 2
+	// Structure, never text: begin, end, turn marks.
+	TokenKind_TOKEN_KIND_CONTROL TokenKind = 3
+	// Text that is always one token.
+	TokenKind_TOKEN_KIND_USER_DEFINED TokenKind = 4
+	// A gap.
+	TokenKind_TOKEN_KIND_UNUSED TokenKind = 5
+	// One byte of text outside the vocabulary.
+	TokenKind_TOKEN_KIND_BYTE TokenKind = 6
+)
+
+// Enum value maps for TokenKind.
+var (
+	TokenKind_name = map[int32]string{
+		0: "TOKEN_KIND_UNSPECIFIED",
+		1: "TOKEN_KIND_NORMAL",
+		2: "TOKEN_KIND_UNKNOWN",
+		3: "TOKEN_KIND_CONTROL",
+		4: "TOKEN_KIND_USER_DEFINED",
+		5: "TOKEN_KIND_UNUSED",
+		6: "TOKEN_KIND_BYTE",
+	}
+	TokenKind_value = map[string]int32{
+		"TOKEN_KIND_UNSPECIFIED":  0,
+		"TOKEN_KIND_NORMAL":       1,
+		"TOKEN_KIND_UNKNOWN":      2,
+		"TOKEN_KIND_CONTROL":      3,
+		"TOKEN_KIND_USER_DEFINED": 4,
+		"TOKEN_KIND_UNUSED":       5,
+		"TOKEN_KIND_BYTE":         6,
+	}
+)
+
+func (x TokenKind) Enum() *TokenKind {
+	p := new(TokenKind)
+	*p = x
+	return p
+}
+
+func (x TokenKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (TokenKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_lamina_tokenizer_v1_tokenizer_proto_enumTypes[1].Descriptor()
+}
+
+func (TokenKind) Type() protoreflect.EnumType {
+	return &file_lamina_tokenizer_v1_tokenizer_proto_enumTypes[1]
+}
+
+func (x TokenKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use TokenKind.Descriptor instead.
+func (TokenKind) EnumDescriptor() ([]byte, []int) {
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{1}
+}
+
 // Truncation bounds the ids of a text.
 type Truncation struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1635,14 +1704,20 @@ func (x *TokensRequest) GetModel() string {
 	return ""
 }
 
-// TokensResponse is some of a vocabulary's tokens.
+// TokensResponse is some of a vocabulary's tokens. All of them together are what
+// pkg/vocab needs to decode ids exactly as Decode and DecodeStream do.
 type TokensResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The id of the first.
 	First uint32 `protobuf:"varint,1,opt,name=first,proto3" json:"first,omitempty"`
 	// The bytes that each decodes to; empty for gaps. A control token's are its spelling
 	// between two bytes 0xFF, which no text has.
-	Tokens        [][]byte `protobuf:"bytes,2,rep,name=tokens,proto3" json:"tokens,omitempty"`
+	Tokens [][]byte `protobuf:"bytes,2,rep,name=tokens,proto3" json:"tokens,omitempty"`
+	// What else decoding needs of those tokens that are not plain text everywhere, in the
+	// order of their ids.
+	Irregular []*Irregular `protobuf:"bytes,3,rep,name=irregular,proto3" json:"irregular,omitempty"`
+	// In the first response: how tokens join into text.
+	Joining       *Joining `protobuf:"bytes,4,opt,name=joining,proto3" json:"joining,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1691,6 +1766,202 @@ func (x *TokensResponse) GetTokens() [][]byte {
 	return nil
 }
 
+func (x *TokensResponse) GetIrregular() []*Irregular {
+	if x != nil {
+		return x.Irregular
+	}
+	return nil
+}
+
+func (x *TokensResponse) GetJoining() *Joining {
+	if x != nil {
+		return x.Joining
+	}
+	return nil
+}
+
+// Irregular is a token that is not plain text everywhere.
+type Irregular struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its id.
+	Id uint32 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	// What it stands for.
+	Kind TokenKind `protobuf:"varint,2,opt,name=kind,proto3,enum=lamina.tokenizer.v1.TokenKind" json:"kind,omitempty"`
+	// It is matched in text before the model sees it.
+	Added bool `protobuf:"varint,3,opt,name=added,proto3" json:"added,omitempty"`
+	// The bytes that it decodes to at the beginning of a text, where they differ.
+	Head []byte `protobuf:"bytes,4,opt,name=head,proto3,oneof" json:"head,omitempty"`
+	// The bytes that it decodes to where `tokens` has none.
+	Hidden []byte `protobuf:"bytes,5,opt,name=hidden,proto3" json:"hidden,omitempty"`
+	// It is a control token by which the model's chats set tool calls or reasoning apart.
+	Marker        bool `protobuf:"varint,6,opt,name=marker,proto3" json:"marker,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Irregular) Reset() {
+	*x = Irregular{}
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Irregular) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Irregular) ProtoMessage() {}
+
+func (x *Irregular) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Irregular.ProtoReflect.Descriptor instead.
+func (*Irregular) Descriptor() ([]byte, []int) {
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *Irregular) GetId() uint32 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Irregular) GetKind() TokenKind {
+	if x != nil {
+		return x.Kind
+	}
+	return TokenKind_TOKEN_KIND_UNSPECIFIED
+}
+
+func (x *Irregular) GetAdded() bool {
+	if x != nil {
+		return x.Added
+	}
+	return false
+}
+
+func (x *Irregular) GetHead() []byte {
+	if x != nil {
+		return x.Head
+	}
+	return nil
+}
+
+func (x *Irregular) GetHidden() []byte {
+	if x != nil {
+		return x.Hidden
+	}
+	return nil
+}
+
+func (x *Irregular) GetMarker() bool {
+	if x != nil {
+		return x.Marker
+	}
+	return false
+}
+
+// Joining is how tokens join into text.
+type Joining struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The text's first character, where it is a space, was added by encoding.
+	StripSpace bool `protobuf:"varint,1,opt,name=strip_space,json=stripSpace,proto3" json:"strip_space,omitempty"`
+	// So were the spaces after it, until other text comes.
+	StripAll bool `protobuf:"varint,2,opt,name=strip_all,json=stripAll,proto3" json:"strip_all,omitempty"`
+	// Tokens are words, joined by spaces.
+	JoinSpace bool `protobuf:"varint,3,opt,name=join_space,json=joinSpace,proto3" json:"join_space,omitempty"`
+	// A space at the end of a token is written only before another token.
+	HeldSpace bool `protobuf:"varint,4,opt,name=held_space,json=heldSpace,proto3" json:"held_space,omitempty"`
+	// A token that occurs several times in a row is written once.
+	Once bool `protobuf:"varint,5,opt,name=once,proto3" json:"once,omitempty"`
+	// The id that stands for text outside the vocabulary, if there is one.
+	Unknown       *uint32 `protobuf:"varint,6,opt,name=unknown,proto3,oneof" json:"unknown,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Joining) Reset() {
+	*x = Joining{}
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Joining) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Joining) ProtoMessage() {}
+
+func (x *Joining) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Joining.ProtoReflect.Descriptor instead.
+func (*Joining) Descriptor() ([]byte, []int) {
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *Joining) GetStripSpace() bool {
+	if x != nil {
+		return x.StripSpace
+	}
+	return false
+}
+
+func (x *Joining) GetStripAll() bool {
+	if x != nil {
+		return x.StripAll
+	}
+	return false
+}
+
+func (x *Joining) GetJoinSpace() bool {
+	if x != nil {
+		return x.JoinSpace
+	}
+	return false
+}
+
+func (x *Joining) GetHeldSpace() bool {
+	if x != nil {
+		return x.HeldSpace
+	}
+	return false
+}
+
+func (x *Joining) GetOnce() bool {
+	if x != nil {
+		return x.Once
+	}
+	return false
+}
+
+func (x *Joining) GetUnknown() uint32 {
+	if x != nil && x.Unknown != nil {
+		return *x.Unknown
+	}
+	return 0
+}
+
 // DescribeRequest asks for the vocabularies held.
 type DescribeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1702,7 +1973,7 @@ type DescribeRequest struct {
 
 func (x *DescribeRequest) Reset() {
 	*x = DescribeRequest{}
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[24]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1714,7 +1985,7 @@ func (x *DescribeRequest) String() string {
 func (*DescribeRequest) ProtoMessage() {}
 
 func (x *DescribeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[24]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1727,7 +1998,7 @@ func (x *DescribeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeRequest.ProtoReflect.Descriptor instead.
 func (*DescribeRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{24}
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *DescribeRequest) GetModel() string {
@@ -1748,7 +2019,7 @@ type DescribeResponse struct {
 
 func (x *DescribeResponse) Reset() {
 	*x = DescribeResponse{}
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[25]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1760,7 +2031,7 @@ func (x *DescribeResponse) String() string {
 func (*DescribeResponse) ProtoMessage() {}
 
 func (x *DescribeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[25]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1773,7 +2044,7 @@ func (x *DescribeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeResponse.ProtoReflect.Descriptor instead.
 func (*DescribeResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{25}
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *DescribeResponse) GetVocabularies() []*Vocabulary {
@@ -1814,7 +2085,7 @@ type Vocabulary struct {
 
 func (x *Vocabulary) Reset() {
 	*x = Vocabulary{}
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[26]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1826,7 +2097,7 @@ func (x *Vocabulary) String() string {
 func (*Vocabulary) ProtoMessage() {}
 
 func (x *Vocabulary) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[26]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1839,7 +2110,7 @@ func (x *Vocabulary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Vocabulary.ProtoReflect.Descriptor instead.
 func (*Vocabulary) Descriptor() ([]byte, []int) {
-	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{26}
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Vocabulary) GetModel() string {
@@ -1942,7 +2213,7 @@ type TrainVocabularyRequest struct {
 
 func (x *TrainVocabularyRequest) Reset() {
 	*x = TrainVocabularyRequest{}
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[27]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1954,7 +2225,7 @@ func (x *TrainVocabularyRequest) String() string {
 func (*TrainVocabularyRequest) ProtoMessage() {}
 
 func (x *TrainVocabularyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[27]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1967,7 +2238,7 @@ func (x *TrainVocabularyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainVocabularyRequest.ProtoReflect.Descriptor instead.
 func (*TrainVocabularyRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{27}
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *TrainVocabularyRequest) GetType() string {
@@ -2035,7 +2306,7 @@ type TrainVocabularyResponse struct {
 
 func (x *TrainVocabularyResponse) Reset() {
 	*x = TrainVocabularyResponse{}
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[28]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2047,7 +2318,7 @@ func (x *TrainVocabularyResponse) String() string {
 func (*TrainVocabularyResponse) ProtoMessage() {}
 
 func (x *TrainVocabularyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[28]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2060,7 +2331,7 @@ func (x *TrainVocabularyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainVocabularyResponse.ProtoReflect.Descriptor instead.
 func (*TrainVocabularyResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{28}
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *TrainVocabularyResponse) GetEvent() isTrainVocabularyResponse_Event {
@@ -2119,7 +2390,7 @@ type TrainProgress struct {
 
 func (x *TrainProgress) Reset() {
 	*x = TrainProgress{}
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[29]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2131,7 +2402,7 @@ func (x *TrainProgress) String() string {
 func (*TrainProgress) ProtoMessage() {}
 
 func (x *TrainProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[29]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2144,7 +2415,7 @@ func (x *TrainProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainProgress.ProtoReflect.Descriptor instead.
 func (*TrainProgress) Descriptor() ([]byte, []int) {
-	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{29}
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *TrainProgress) GetDone() uint32 {
@@ -2174,7 +2445,7 @@ type TrainFile struct {
 
 func (x *TrainFile) Reset() {
 	*x = TrainFile{}
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[30]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2186,7 +2457,7 @@ func (x *TrainFile) String() string {
 func (*TrainFile) ProtoMessage() {}
 
 func (x *TrainFile) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[30]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2199,7 +2470,7 @@ func (x *TrainFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainFile.ProtoReflect.Descriptor instead.
 func (*TrainFile) Descriptor() ([]byte, []int) {
-	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{30}
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *TrainFile) GetName() string {
@@ -2327,10 +2598,32 @@ const file_lamina_tokenizer_v1_tokenizer_proto_rawDesc = "" +
 	"\x05calls\x18\x01 \x01(\tR\x05calls\x12\x1c\n" +
 	"\treasoning\x18\x02 \x01(\tR\treasoning\"%\n" +
 	"\rTokensRequest\x12\x14\n" +
-	"\x05model\x18\x01 \x01(\tR\x05model\">\n" +
+	"\x05model\x18\x01 \x01(\tR\x05model\"\xb4\x01\n" +
 	"\x0eTokensResponse\x12\x14\n" +
 	"\x05first\x18\x01 \x01(\rR\x05first\x12\x16\n" +
-	"\x06tokens\x18\x02 \x03(\fR\x06tokens\"'\n" +
+	"\x06tokens\x18\x02 \x03(\fR\x06tokens\x12<\n" +
+	"\tirregular\x18\x03 \x03(\v2\x1e.lamina.tokenizer.v1.IrregularR\tirregular\x126\n" +
+	"\ajoining\x18\x04 \x01(\v2\x1c.lamina.tokenizer.v1.JoiningR\ajoining\"\xb7\x01\n" +
+	"\tIrregular\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\rR\x02id\x122\n" +
+	"\x04kind\x18\x02 \x01(\x0e2\x1e.lamina.tokenizer.v1.TokenKindR\x04kind\x12\x14\n" +
+	"\x05added\x18\x03 \x01(\bR\x05added\x12\x17\n" +
+	"\x04head\x18\x04 \x01(\fH\x00R\x04head\x88\x01\x01\x12\x16\n" +
+	"\x06hidden\x18\x05 \x01(\fR\x06hidden\x12\x16\n" +
+	"\x06marker\x18\x06 \x01(\bR\x06markerB\a\n" +
+	"\x05_head\"\xc4\x01\n" +
+	"\aJoining\x12\x1f\n" +
+	"\vstrip_space\x18\x01 \x01(\bR\n" +
+	"stripSpace\x12\x1b\n" +
+	"\tstrip_all\x18\x02 \x01(\bR\bstripAll\x12\x1d\n" +
+	"\n" +
+	"join_space\x18\x03 \x01(\bR\tjoinSpace\x12\x1d\n" +
+	"\n" +
+	"held_space\x18\x04 \x01(\bR\theldSpace\x12\x12\n" +
+	"\x04once\x18\x05 \x01(\bR\x04once\x12\x1d\n" +
+	"\aunknown\x18\x06 \x01(\rH\x00R\aunknown\x88\x01\x01B\n" +
+	"\n" +
+	"\b_unknown\"'\n" +
 	"\x0fDescribeRequest\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\"W\n" +
 	"\x10DescribeResponse\x12C\n" +
@@ -2372,7 +2665,15 @@ const file_lamina_tokenizer_v1_tokenizer_proto_rawDesc = "" +
 	"\x10SIDE_UNSPECIFIED\x10\x00\x12\r\n" +
 	"\tSIDE_LEFT\x10\x01\x12\x0e\n" +
 	"\n" +
-	"SIDE_RIGHT\x10\x022\xfe\x06\n" +
+	"SIDE_RIGHT\x10\x02*\xb7\x01\n" +
+	"\tTokenKind\x12\x1a\n" +
+	"\x16TOKEN_KIND_UNSPECIFIED\x10\x00\x12\x15\n" +
+	"\x11TOKEN_KIND_NORMAL\x10\x01\x12\x16\n" +
+	"\x12TOKEN_KIND_UNKNOWN\x10\x02\x12\x16\n" +
+	"\x12TOKEN_KIND_CONTROL\x10\x03\x12\x1b\n" +
+	"\x17TOKEN_KIND_USER_DEFINED\x10\x04\x12\x15\n" +
+	"\x11TOKEN_KIND_UNUSED\x10\x05\x12\x13\n" +
+	"\x0fTOKEN_KIND_BYTE\x10\x062\xfe\x06\n" +
 	"\x10TokenizerService\x12Q\n" +
 	"\x06Encode\x12\".lamina.tokenizer.v1.EncodeRequest\x1a#.lamina.tokenizer.v1.EncodeResponse\x12`\n" +
 	"\vEncodeBatch\x12'.lamina.tokenizer.v1.EncodeBatchRequest\x1a(.lamina.tokenizer.v1.EncodeBatchResponse\x12g\n" +
@@ -2396,85 +2697,91 @@ func file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP() []byte {
 	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescData
 }
 
-var file_lamina_tokenizer_v1_tokenizer_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_lamina_tokenizer_v1_tokenizer_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_lamina_tokenizer_v1_tokenizer_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_lamina_tokenizer_v1_tokenizer_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_lamina_tokenizer_v1_tokenizer_proto_goTypes = []any{
 	(Side)(0),                         // 0: lamina.tokenizer.v1.Side
-	(*Truncation)(nil),                // 1: lamina.tokenizer.v1.Truncation
-	(*Padding)(nil),                   // 2: lamina.tokenizer.v1.Padding
-	(*EncodeRequest)(nil),             // 3: lamina.tokenizer.v1.EncodeRequest
-	(*EncodeResponse)(nil),            // 4: lamina.tokenizer.v1.EncodeResponse
-	(*EncodeBatchRequest)(nil),        // 5: lamina.tokenizer.v1.EncodeBatchRequest
-	(*EncodeBatchResponse)(nil),       // 6: lamina.tokenizer.v1.EncodeBatchResponse
-	(*EncodeStreamRequest)(nil),       // 7: lamina.tokenizer.v1.EncodeStreamRequest
-	(*EncodeOpen)(nil),                // 8: lamina.tokenizer.v1.EncodeOpen
-	(*EncodePush)(nil),                // 9: lamina.tokenizer.v1.EncodePush
-	(*EncodeFlush)(nil),               // 10: lamina.tokenizer.v1.EncodeFlush
-	(*EncodeStreamResponse)(nil),      // 11: lamina.tokenizer.v1.EncodeStreamResponse
-	(*DecodeRequest)(nil),             // 12: lamina.tokenizer.v1.DecodeRequest
-	(*DecodeResponse)(nil),            // 13: lamina.tokenizer.v1.DecodeResponse
-	(*DecodeStreamRequest)(nil),       // 14: lamina.tokenizer.v1.DecodeStreamRequest
-	(*DecodeOpen)(nil),                // 15: lamina.tokenizer.v1.DecodeOpen
-	(*DecodePush)(nil),                // 16: lamina.tokenizer.v1.DecodePush
-	(*DecodeFlush)(nil),               // 17: lamina.tokenizer.v1.DecodeFlush
-	(*DecodeStreamResponse)(nil),      // 18: lamina.tokenizer.v1.DecodeStreamResponse
-	(*Message)(nil),                   // 19: lamina.tokenizer.v1.Message
-	(*ApplyChatTemplateRequest)(nil),  // 20: lamina.tokenizer.v1.ApplyChatTemplateRequest
-	(*ApplyChatTemplateResponse)(nil), // 21: lamina.tokenizer.v1.ApplyChatTemplateResponse
-	(*ChatFormat)(nil),                // 22: lamina.tokenizer.v1.ChatFormat
-	(*TokensRequest)(nil),             // 23: lamina.tokenizer.v1.TokensRequest
-	(*TokensResponse)(nil),            // 24: lamina.tokenizer.v1.TokensResponse
-	(*DescribeRequest)(nil),           // 25: lamina.tokenizer.v1.DescribeRequest
-	(*DescribeResponse)(nil),          // 26: lamina.tokenizer.v1.DescribeResponse
-	(*Vocabulary)(nil),                // 27: lamina.tokenizer.v1.Vocabulary
-	(*TrainVocabularyRequest)(nil),    // 28: lamina.tokenizer.v1.TrainVocabularyRequest
-	(*TrainVocabularyResponse)(nil),   // 29: lamina.tokenizer.v1.TrainVocabularyResponse
-	(*TrainProgress)(nil),             // 30: lamina.tokenizer.v1.TrainProgress
-	(*TrainFile)(nil),                 // 31: lamina.tokenizer.v1.TrainFile
+	(TokenKind)(0),                    // 1: lamina.tokenizer.v1.TokenKind
+	(*Truncation)(nil),                // 2: lamina.tokenizer.v1.Truncation
+	(*Padding)(nil),                   // 3: lamina.tokenizer.v1.Padding
+	(*EncodeRequest)(nil),             // 4: lamina.tokenizer.v1.EncodeRequest
+	(*EncodeResponse)(nil),            // 5: lamina.tokenizer.v1.EncodeResponse
+	(*EncodeBatchRequest)(nil),        // 6: lamina.tokenizer.v1.EncodeBatchRequest
+	(*EncodeBatchResponse)(nil),       // 7: lamina.tokenizer.v1.EncodeBatchResponse
+	(*EncodeStreamRequest)(nil),       // 8: lamina.tokenizer.v1.EncodeStreamRequest
+	(*EncodeOpen)(nil),                // 9: lamina.tokenizer.v1.EncodeOpen
+	(*EncodePush)(nil),                // 10: lamina.tokenizer.v1.EncodePush
+	(*EncodeFlush)(nil),               // 11: lamina.tokenizer.v1.EncodeFlush
+	(*EncodeStreamResponse)(nil),      // 12: lamina.tokenizer.v1.EncodeStreamResponse
+	(*DecodeRequest)(nil),             // 13: lamina.tokenizer.v1.DecodeRequest
+	(*DecodeResponse)(nil),            // 14: lamina.tokenizer.v1.DecodeResponse
+	(*DecodeStreamRequest)(nil),       // 15: lamina.tokenizer.v1.DecodeStreamRequest
+	(*DecodeOpen)(nil),                // 16: lamina.tokenizer.v1.DecodeOpen
+	(*DecodePush)(nil),                // 17: lamina.tokenizer.v1.DecodePush
+	(*DecodeFlush)(nil),               // 18: lamina.tokenizer.v1.DecodeFlush
+	(*DecodeStreamResponse)(nil),      // 19: lamina.tokenizer.v1.DecodeStreamResponse
+	(*Message)(nil),                   // 20: lamina.tokenizer.v1.Message
+	(*ApplyChatTemplateRequest)(nil),  // 21: lamina.tokenizer.v1.ApplyChatTemplateRequest
+	(*ApplyChatTemplateResponse)(nil), // 22: lamina.tokenizer.v1.ApplyChatTemplateResponse
+	(*ChatFormat)(nil),                // 23: lamina.tokenizer.v1.ChatFormat
+	(*TokensRequest)(nil),             // 24: lamina.tokenizer.v1.TokensRequest
+	(*TokensResponse)(nil),            // 25: lamina.tokenizer.v1.TokensResponse
+	(*Irregular)(nil),                 // 26: lamina.tokenizer.v1.Irregular
+	(*Joining)(nil),                   // 27: lamina.tokenizer.v1.Joining
+	(*DescribeRequest)(nil),           // 28: lamina.tokenizer.v1.DescribeRequest
+	(*DescribeResponse)(nil),          // 29: lamina.tokenizer.v1.DescribeResponse
+	(*Vocabulary)(nil),                // 30: lamina.tokenizer.v1.Vocabulary
+	(*TrainVocabularyRequest)(nil),    // 31: lamina.tokenizer.v1.TrainVocabularyRequest
+	(*TrainVocabularyResponse)(nil),   // 32: lamina.tokenizer.v1.TrainVocabularyResponse
+	(*TrainProgress)(nil),             // 33: lamina.tokenizer.v1.TrainProgress
+	(*TrainFile)(nil),                 // 34: lamina.tokenizer.v1.TrainFile
 }
 var file_lamina_tokenizer_v1_tokenizer_proto_depIdxs = []int32{
 	0,  // 0: lamina.tokenizer.v1.Truncation.side:type_name -> lamina.tokenizer.v1.Side
 	0,  // 1: lamina.tokenizer.v1.Padding.side:type_name -> lamina.tokenizer.v1.Side
-	1,  // 2: lamina.tokenizer.v1.EncodeRequest.truncation:type_name -> lamina.tokenizer.v1.Truncation
-	2,  // 3: lamina.tokenizer.v1.EncodeRequest.padding:type_name -> lamina.tokenizer.v1.Padding
-	1,  // 4: lamina.tokenizer.v1.EncodeBatchRequest.truncation:type_name -> lamina.tokenizer.v1.Truncation
-	2,  // 5: lamina.tokenizer.v1.EncodeBatchRequest.padding:type_name -> lamina.tokenizer.v1.Padding
-	4,  // 6: lamina.tokenizer.v1.EncodeBatchResponse.encodings:type_name -> lamina.tokenizer.v1.EncodeResponse
-	8,  // 7: lamina.tokenizer.v1.EncodeStreamRequest.open:type_name -> lamina.tokenizer.v1.EncodeOpen
-	9,  // 8: lamina.tokenizer.v1.EncodeStreamRequest.push:type_name -> lamina.tokenizer.v1.EncodePush
-	10, // 9: lamina.tokenizer.v1.EncodeStreamRequest.flush:type_name -> lamina.tokenizer.v1.EncodeFlush
-	15, // 10: lamina.tokenizer.v1.DecodeStreamRequest.open:type_name -> lamina.tokenizer.v1.DecodeOpen
-	16, // 11: lamina.tokenizer.v1.DecodeStreamRequest.push:type_name -> lamina.tokenizer.v1.DecodePush
-	17, // 12: lamina.tokenizer.v1.DecodeStreamRequest.flush:type_name -> lamina.tokenizer.v1.DecodeFlush
-	19, // 13: lamina.tokenizer.v1.ApplyChatTemplateRequest.messages:type_name -> lamina.tokenizer.v1.Message
-	22, // 14: lamina.tokenizer.v1.ApplyChatTemplateResponse.format:type_name -> lamina.tokenizer.v1.ChatFormat
-	27, // 15: lamina.tokenizer.v1.DescribeResponse.vocabularies:type_name -> lamina.tokenizer.v1.Vocabulary
-	22, // 16: lamina.tokenizer.v1.Vocabulary.format:type_name -> lamina.tokenizer.v1.ChatFormat
-	30, // 17: lamina.tokenizer.v1.TrainVocabularyResponse.progress:type_name -> lamina.tokenizer.v1.TrainProgress
-	31, // 18: lamina.tokenizer.v1.TrainVocabularyResponse.file:type_name -> lamina.tokenizer.v1.TrainFile
-	3,  // 19: lamina.tokenizer.v1.TokenizerService.Encode:input_type -> lamina.tokenizer.v1.EncodeRequest
-	5,  // 20: lamina.tokenizer.v1.TokenizerService.EncodeBatch:input_type -> lamina.tokenizer.v1.EncodeBatchRequest
-	7,  // 21: lamina.tokenizer.v1.TokenizerService.EncodeStream:input_type -> lamina.tokenizer.v1.EncodeStreamRequest
-	12, // 22: lamina.tokenizer.v1.TokenizerService.Decode:input_type -> lamina.tokenizer.v1.DecodeRequest
-	14, // 23: lamina.tokenizer.v1.TokenizerService.DecodeStream:input_type -> lamina.tokenizer.v1.DecodeStreamRequest
-	20, // 24: lamina.tokenizer.v1.TokenizerService.ApplyChatTemplate:input_type -> lamina.tokenizer.v1.ApplyChatTemplateRequest
-	23, // 25: lamina.tokenizer.v1.TokenizerService.Tokens:input_type -> lamina.tokenizer.v1.TokensRequest
-	25, // 26: lamina.tokenizer.v1.TokenizerService.Describe:input_type -> lamina.tokenizer.v1.DescribeRequest
-	28, // 27: lamina.tokenizer.v1.TokenizerService.TrainVocabulary:input_type -> lamina.tokenizer.v1.TrainVocabularyRequest
-	4,  // 28: lamina.tokenizer.v1.TokenizerService.Encode:output_type -> lamina.tokenizer.v1.EncodeResponse
-	6,  // 29: lamina.tokenizer.v1.TokenizerService.EncodeBatch:output_type -> lamina.tokenizer.v1.EncodeBatchResponse
-	11, // 30: lamina.tokenizer.v1.TokenizerService.EncodeStream:output_type -> lamina.tokenizer.v1.EncodeStreamResponse
-	13, // 31: lamina.tokenizer.v1.TokenizerService.Decode:output_type -> lamina.tokenizer.v1.DecodeResponse
-	18, // 32: lamina.tokenizer.v1.TokenizerService.DecodeStream:output_type -> lamina.tokenizer.v1.DecodeStreamResponse
-	21, // 33: lamina.tokenizer.v1.TokenizerService.ApplyChatTemplate:output_type -> lamina.tokenizer.v1.ApplyChatTemplateResponse
-	24, // 34: lamina.tokenizer.v1.TokenizerService.Tokens:output_type -> lamina.tokenizer.v1.TokensResponse
-	26, // 35: lamina.tokenizer.v1.TokenizerService.Describe:output_type -> lamina.tokenizer.v1.DescribeResponse
-	29, // 36: lamina.tokenizer.v1.TokenizerService.TrainVocabulary:output_type -> lamina.tokenizer.v1.TrainVocabularyResponse
-	28, // [28:37] is the sub-list for method output_type
-	19, // [19:28] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	2,  // 2: lamina.tokenizer.v1.EncodeRequest.truncation:type_name -> lamina.tokenizer.v1.Truncation
+	3,  // 3: lamina.tokenizer.v1.EncodeRequest.padding:type_name -> lamina.tokenizer.v1.Padding
+	2,  // 4: lamina.tokenizer.v1.EncodeBatchRequest.truncation:type_name -> lamina.tokenizer.v1.Truncation
+	3,  // 5: lamina.tokenizer.v1.EncodeBatchRequest.padding:type_name -> lamina.tokenizer.v1.Padding
+	5,  // 6: lamina.tokenizer.v1.EncodeBatchResponse.encodings:type_name -> lamina.tokenizer.v1.EncodeResponse
+	9,  // 7: lamina.tokenizer.v1.EncodeStreamRequest.open:type_name -> lamina.tokenizer.v1.EncodeOpen
+	10, // 8: lamina.tokenizer.v1.EncodeStreamRequest.push:type_name -> lamina.tokenizer.v1.EncodePush
+	11, // 9: lamina.tokenizer.v1.EncodeStreamRequest.flush:type_name -> lamina.tokenizer.v1.EncodeFlush
+	16, // 10: lamina.tokenizer.v1.DecodeStreamRequest.open:type_name -> lamina.tokenizer.v1.DecodeOpen
+	17, // 11: lamina.tokenizer.v1.DecodeStreamRequest.push:type_name -> lamina.tokenizer.v1.DecodePush
+	18, // 12: lamina.tokenizer.v1.DecodeStreamRequest.flush:type_name -> lamina.tokenizer.v1.DecodeFlush
+	20, // 13: lamina.tokenizer.v1.ApplyChatTemplateRequest.messages:type_name -> lamina.tokenizer.v1.Message
+	23, // 14: lamina.tokenizer.v1.ApplyChatTemplateResponse.format:type_name -> lamina.tokenizer.v1.ChatFormat
+	26, // 15: lamina.tokenizer.v1.TokensResponse.irregular:type_name -> lamina.tokenizer.v1.Irregular
+	27, // 16: lamina.tokenizer.v1.TokensResponse.joining:type_name -> lamina.tokenizer.v1.Joining
+	1,  // 17: lamina.tokenizer.v1.Irregular.kind:type_name -> lamina.tokenizer.v1.TokenKind
+	30, // 18: lamina.tokenizer.v1.DescribeResponse.vocabularies:type_name -> lamina.tokenizer.v1.Vocabulary
+	23, // 19: lamina.tokenizer.v1.Vocabulary.format:type_name -> lamina.tokenizer.v1.ChatFormat
+	33, // 20: lamina.tokenizer.v1.TrainVocabularyResponse.progress:type_name -> lamina.tokenizer.v1.TrainProgress
+	34, // 21: lamina.tokenizer.v1.TrainVocabularyResponse.file:type_name -> lamina.tokenizer.v1.TrainFile
+	4,  // 22: lamina.tokenizer.v1.TokenizerService.Encode:input_type -> lamina.tokenizer.v1.EncodeRequest
+	6,  // 23: lamina.tokenizer.v1.TokenizerService.EncodeBatch:input_type -> lamina.tokenizer.v1.EncodeBatchRequest
+	8,  // 24: lamina.tokenizer.v1.TokenizerService.EncodeStream:input_type -> lamina.tokenizer.v1.EncodeStreamRequest
+	13, // 25: lamina.tokenizer.v1.TokenizerService.Decode:input_type -> lamina.tokenizer.v1.DecodeRequest
+	15, // 26: lamina.tokenizer.v1.TokenizerService.DecodeStream:input_type -> lamina.tokenizer.v1.DecodeStreamRequest
+	21, // 27: lamina.tokenizer.v1.TokenizerService.ApplyChatTemplate:input_type -> lamina.tokenizer.v1.ApplyChatTemplateRequest
+	24, // 28: lamina.tokenizer.v1.TokenizerService.Tokens:input_type -> lamina.tokenizer.v1.TokensRequest
+	28, // 29: lamina.tokenizer.v1.TokenizerService.Describe:input_type -> lamina.tokenizer.v1.DescribeRequest
+	31, // 30: lamina.tokenizer.v1.TokenizerService.TrainVocabulary:input_type -> lamina.tokenizer.v1.TrainVocabularyRequest
+	5,  // 31: lamina.tokenizer.v1.TokenizerService.Encode:output_type -> lamina.tokenizer.v1.EncodeResponse
+	7,  // 32: lamina.tokenizer.v1.TokenizerService.EncodeBatch:output_type -> lamina.tokenizer.v1.EncodeBatchResponse
+	12, // 33: lamina.tokenizer.v1.TokenizerService.EncodeStream:output_type -> lamina.tokenizer.v1.EncodeStreamResponse
+	14, // 34: lamina.tokenizer.v1.TokenizerService.Decode:output_type -> lamina.tokenizer.v1.DecodeResponse
+	19, // 35: lamina.tokenizer.v1.TokenizerService.DecodeStream:output_type -> lamina.tokenizer.v1.DecodeStreamResponse
+	22, // 36: lamina.tokenizer.v1.TokenizerService.ApplyChatTemplate:output_type -> lamina.tokenizer.v1.ApplyChatTemplateResponse
+	25, // 37: lamina.tokenizer.v1.TokenizerService.Tokens:output_type -> lamina.tokenizer.v1.TokensResponse
+	29, // 38: lamina.tokenizer.v1.TokenizerService.Describe:output_type -> lamina.tokenizer.v1.DescribeResponse
+	32, // 39: lamina.tokenizer.v1.TokenizerService.TrainVocabulary:output_type -> lamina.tokenizer.v1.TrainVocabularyResponse
+	31, // [31:40] is the sub-list for method output_type
+	22, // [22:31] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_lamina_tokenizer_v1_tokenizer_proto_init() }
@@ -2493,8 +2800,10 @@ func file_lamina_tokenizer_v1_tokenizer_proto_init() {
 		(*DecodeStreamRequest_Push)(nil),
 		(*DecodeStreamRequest_Flush)(nil),
 	}
-	file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[26].OneofWrappers = []any{}
-	file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[28].OneofWrappers = []any{
+	file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[24].OneofWrappers = []any{}
+	file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[25].OneofWrappers = []any{}
+	file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[28].OneofWrappers = []any{}
+	file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[30].OneofWrappers = []any{
 		(*TrainVocabularyResponse_Progress)(nil),
 		(*TrainVocabularyResponse_File)(nil),
 	}
@@ -2503,8 +2812,8 @@ func file_lamina_tokenizer_v1_tokenizer_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lamina_tokenizer_v1_tokenizer_proto_rawDesc), len(file_lamina_tokenizer_v1_tokenizer_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   31,
+			NumEnums:      2,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

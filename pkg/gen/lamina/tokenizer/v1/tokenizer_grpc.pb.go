@@ -63,7 +63,9 @@ const (
 //  3. `flush` obliges one last response with whatever is left (an unfinished
 //     character becomes U+FFFD); the caller then closes its side.
 //
-// An error ends the stream; nothing sent before it is withdrawn.
+// Each stream is one text's own, so an error ends it and touches no other; nothing sent
+// before it is withdrawn. A router decodes where it keeps the ids, by what Tokens lists,
+// and needs no DecodeStream.
 type TokenizerServiceClient interface {
 	// Encode turns text into ids.
 	Encode(ctx context.Context, in *EncodeRequest, opts ...grpc.CallOption) (*EncodeResponse, error)
@@ -242,7 +244,9 @@ type TokenizerService_TrainVocabularyClient = grpc.ServerStreamingClient[TrainVo
 //  3. `flush` obliges one last response with whatever is left (an unfinished
 //     character becomes U+FFFD); the caller then closes its side.
 //
-// An error ends the stream; nothing sent before it is withdrawn.
+// Each stream is one text's own, so an error ends it and touches no other; nothing sent
+// before it is withdrawn. A router decodes where it keeps the ids, by what Tokens lists,
+// and needs no DecodeStream.
 type TokenizerServiceServer interface {
 	// Encode turns text into ids.
 	Encode(context.Context, *EncodeRequest) (*EncodeResponse, error)
