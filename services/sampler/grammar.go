@@ -1,6 +1,8 @@
 package sampler
 
 import (
+	"context"
+	"runtime"
 	"slices"
 	"sync"
 
@@ -10,18 +12,34 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/samplerules"
 )
 
-// Bounds of what a sampler keeps of vocabularies and grammars, by count: the last used
-// stay.
+// Bounds of what a sampler keeps of vocabularies and grammars, by count; the least
+// recently used is evicted.
 const (
 	maxVocabularies = 8
 	maxCompiled     = 64
 )
 
-// library is the vocabularies and the grammars compiled for them.
+// library is the vocabularies and the grammars compiled for them. Compiling takes up to a
+// quarter of a second of CPU, so it is done without the lock: nobody waits for a grammar
+// but the sessions that need it, and as many compile at once as slots allow.
 type library struct {
+	slots chan struct{}
+
 	mu     sync.Mutex
 	vocabs []entry[string, *vocabulary]
-	held   []entry[compiledKey, *grammar.Compiled]
+	held   []entry[compiledKey, *compiling]
+}
+
+func newLibrary() *library {
+	return &library{slots: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2))}
+}
+
+// compiling is a grammar that is compiled, or about to be; done is closed when it is.
+type compiling struct {
+	done     chan struct{}
+	compiled *grammar.Compiled
+	words    int // of a token mask
+	err      error
 }
 
 type entry[K comparable, V any] struct {
@@ -29,10 +47,32 @@ type entry[K comparable, V any] struct {
 	value V
 }
 
-// vocabulary is a model's tokens and what grammars make of them, by the ends of a text.
+// vocabulary is a model's tokens, and what grammars know of them for each set of ids that
+// end a text.
 type vocabulary struct {
 	tokens [][]byte
-	laid   map[string]*grammar.Vocabulary
+
+	mu   sync.Mutex // held while one is laid out
+	laid map[string]*grammar.Vocabulary
+}
+
+// layout prepares the vocabulary for grammars whose texts end by any of the given ids.
+func (v *vocabulary) layout(key string, ends []int32) (*grammar.Vocabulary, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if known := v.laid[key]; known != nil {
+		return known, nil
+	}
+	inside := slices.DeleteFunc(slices.Clone(ends), func(id int32) bool { return int(id) >= len(v.tokens) })
+	laid, err := grammar.NewVocabulary(v.tokens, inside...)
+	if err != nil {
+		return nil, err
+	}
+	if len(v.laid) == maxVocabularies {
+		clear(v.laid)
+	}
+	v.laid[key] = laid
+	return laid, nil
 }
 
 type compiledKey struct {
@@ -64,18 +104,27 @@ func put[K comparable, V any](list []entry[K, V], key K, v V, most int) []entry[
 	return append(list, entry[K, V]{key, v})
 }
 
-// take adds a part of a vocabulary to what a pipeline has of it.
-func (l *library) take(parts map[string][][]byte, t *samplerv1.Tokens) error {
+// incoming is the vocabularies of which a pipeline has sent some parts but not all.
+type incoming map[string][][]byte
+
+// take adds a part of a vocabulary to what a pipeline has sent of it. A part that does not
+// fit is an error and drops the vocabulary.
+func (l *library) take(parts incoming, t *samplerv1.Tokens) error {
 	have := parts[t.GetDigest()]
+	var err error
 	switch n := len(have) + len(t.GetTokens()); {
-	case t.GetSize() == 0 || t.GetSize() > maxVocab:
-		return fault.Field("tokens.size", "%d is not within 1..%d", t.GetSize(), maxVocab)
+	case t.GetSize() == 0 || t.GetSize() > samplerules.MaxVocab:
+		err = fault.Field("tokens.size", "%d is not within 1..%d", t.GetSize(), samplerules.MaxVocab)
 	case int(t.GetFirst()) != len(have):
-		return fault.Field("tokens.first", "%d, but %d have come", t.GetFirst(), len(have))
+		err = fault.Field("tokens.first", "got %d, want %d", t.GetFirst(), len(have))
 	case n > int(t.GetSize()):
-		return fault.Field("tokens.tokens", "%d are more than size, %d", n, t.GetSize())
+		err = fault.Field("tokens.tokens", "%d tokens are more than the size of %d", n, t.GetSize())
 	case len(parts) >= maxVocabularies && have == nil:
-		return fault.New(fault.Exhausted, "take vocabulary %s: %d others have not come to their end", t.GetDigest(), len(parts))
+		err = fault.New(fault.Exhausted, "take vocabulary %s: %d others are incomplete", t.GetDigest(), len(parts))
+	}
+	if err != nil {
+		delete(parts, t.GetDigest())
+		return err
 	}
 	have = append(have, t.GetTokens()...)
 	if len(have) < int(t.GetSize()) {
@@ -86,65 +135,84 @@ func (l *library) take(parts map[string][][]byte, t *samplerv1.Tokens) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if _, ok := get(l.vocabs, t.GetDigest()); !ok {
-		l.vocabs = put(l.vocabs, t.GetDigest(), &vocabulary{have, map[string]*grammar.Vocabulary{}}, maxVocabularies)
+		l.vocabs = put(l.vocabs, t.GetDigest(), &vocabulary{tokens: have, laid: map[string]*grammar.Vocabulary{}}, maxVocabularies)
 	}
 	return nil
 }
 
-// matcher compiles a session's grammar, or finds it compiled, and follows what was
-// emitted. The count is of a mask's words.
-func (l *library) matcher(a *samplerv1.AddSession) (*grammar.Matcher, int, error) {
+// matcher compiles a session's grammar, or finds it compiled, and advances a matcher by
+// what was emitted. It also makes the mask of the next token, so that a grammar that no
+// token can follow is refused here and not at the first row; the grammar keeps that mask.
+func (l *library) matcher(ctx context.Context, a *samplerv1.AddSession) (m *grammar.Matcher, mask []uint64, err error) {
 	wire := a.GetRules().GetGrammar()
 	if wire == nil {
-		return nil, 0, nil
+		return nil, nil, nil
 	}
 	ends := ids(a.GetRules().GetEndIds())
 	slices.Sort(ends)
-	key := compiledKey{a.GetVocabulary(), spell(ends), wire.GetKind(), wire.GetSource()}
-	compiled, words, err := l.compiled(key, wire, ends)
+	c, err := l.compile(ctx, compiledKey{a.GetVocabulary(), spell(ends), wire.GetKind(), wire.GetSource()}, wire, ends)
 	if err != nil {
-		return nil, 0, err
+		return nil, nil, err
 	}
-	m := compiled.NewMatcher()
+	m, mask = c.compiled.NewMatcher(), make([]uint64, c.words)
 	for i, id := range a.GetEmitted() {
 		if err := m.Accept(int32(id)); err != nil {
-			return nil, 0, fault.Field("add.emitted", "id %d at %d: %v", id, i, err)
+			return nil, nil, fault.New(fault.Internal, "replay emitted id %d at %d: %v", id, i, err)
 		}
 	}
-	return m, words, nil
+	if err := m.Mask(mask); err != nil {
+		return nil, nil, fault.Field("grammar.source", "%v", err)
+	}
+	if grammar.Allowed(mask) == 0 {
+		return nil, nil, fault.Field("grammar.source", "no token of the vocabulary fits the grammar after %d tokens", len(a.GetEmitted()))
+	}
+	return m, mask, nil
 }
 
-func (l *library) compiled(key compiledKey, wire *samplerv1.Grammar, ends []int32) (*grammar.Compiled, int, error) {
+// compile returns a grammar compiled for a vocabulary. Of those who ask for the same one at
+// once the first compiles it and the others wait.
+func (l *library) compile(ctx context.Context, key compiledKey, wire *samplerv1.Grammar, ends []int32) (c *compiling, err error) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	v, ok := get(l.vocabs, key.vocabulary)
 	if !ok {
-		return nil, 0, fault.New(fault.FailedPrecondition, "add session: the tokens of vocabulary %q have not come", key.vocabulary)
+		l.mu.Unlock()
+		return nil, fault.New(fault.FailedPrecondition, "find vocabulary %q: its tokens have not been sent", key.vocabulary)
 	}
-	laid := v.laid[key.ends]
-	if laid == nil {
-		var err error
-		if laid, err = grammar.NewVocabulary(v.tokens, slices.DeleteFunc(slices.Clone(ends), func(id int32) bool { return int(id) >= len(v.tokens) })...); err != nil {
-			return nil, 0, err
+	known := false
+	c, known = get(l.held, key)
+	if !known {
+		c = &compiling{done: make(chan struct{})}
+		l.held = put(l.held, key, c, maxCompiled)
+	}
+	l.mu.Unlock()
+	if known {
+		select {
+		case <-c.done:
+			return c, c.err
+		case <-ctx.Done():
+			return nil, ctx.Err()
 		}
-		if len(v.laid) == maxVocabularies {
-			clear(v.laid)
+	}
+	defer func() {
+		if r := recover(); r != nil {
+			c.err = fault.New(fault.Internal, "compile grammar: %v", r)
 		}
-		v.laid[key.ends] = laid
+		err = c.err
+		if c.err != nil { // it must not evict one that compiles
+			l.mu.Lock()
+			l.held = slices.DeleteFunc(l.held, func(e entry[compiledKey, *compiling]) bool { return e.value == c })
+			l.mu.Unlock()
+		}
+		close(c.done)
+	}()
+	l.slots <- struct{}{} // whoever holds one gives it back within bounded CPU time
+	defer func() { <-l.slots }()
+	var laid *grammar.Vocabulary
+	if laid, c.err = v.layout(key.ends, ends); c.err == nil {
+		c.words = laid.Words()
+		c.compiled, c.err = samplerules.Compile("grammar", wire, laid)
 	}
-	if c, ok := get(l.held, key); ok {
-		return c, laid.Words(), nil
-	}
-	g, err := samplerules.Grammar("add.rules.grammar", wire)
-	if err != nil {
-		return nil, 0, err
-	}
-	c, err := grammar.Compile(g, laid)
-	if err != nil {
-		return nil, 0, fault.Field("add.rules.grammar.source", "%v", err)
-	}
-	l.held = put(l.held, key, c, maxCompiled)
-	return c, laid.Words(), nil
+	return c, nil
 }
 
 // spell makes a key of ids.

@@ -10,8 +10,8 @@ import (
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
-	"github.com/lamina-mesh/lamina/pkg/rpc"
 	"github.com/lamina-mesh/lamina/pkg/sample"
+	"github.com/lamina-mesh/lamina/pkg/samplerules"
 	"github.com/lamina-mesh/lamina/pkg/wire"
 )
 
@@ -41,7 +41,7 @@ func (s *Service) Push(stream grpc.BidiStreamingServer[samplerv1.PushRequest, sa
 		return err
 	}
 	open := first.GetOpen()
-	if open == nil || open.GetVocab() == 0 || open.GetVocab() > maxVocab {
+	if open == nil || open.GetVocab() == 0 || open.GetVocab() > samplerules.MaxVocab {
 		return fault.Field("open", "the first frame must name a pipeline and the vocabulary's size")
 	}
 	s.mu.Lock()
@@ -82,19 +82,36 @@ func (s *Service) Push(stream grpc.BidiStreamingServer[samplerv1.PushRequest, sa
 	}
 }
 
+// row begins a row, whose bytes may be followed by chunks.
 func (u *push) row(r *samplerv1.Row) error {
 	if r.GetLogits() == nil {
-		return fault.Field("row.logits", "is missing")
+		u.drop(r, fault.New(fault.Internal, "read row: it has no logits"))
+		return nil
 	}
 	done, err := u.tensors.Start(r.GetLogits())
 	if err != nil {
-		return err
+		return err // it is not known how many bytes follow
 	}
 	u.pending = r
 	if done {
 		return u.finish()
 	}
 	return nil
+}
+
+// drop ends the session of a row that cannot be used.
+func (u *push) drop(r *samplerv1.Row, err error) {
+	p := u.pipeline
+	p.mu.Lock()
+	n := p.sessions[string(r.GetSession())]
+	stale := n == nil || r.GetEpoch() < n.epoch || int64(r.GetPosition()) <= n.last
+	if !stale {
+		delete(p.sessions, string(r.GetSession()))
+	}
+	p.mu.Unlock()
+	if !stale {
+		p.reply(failed(r.GetSession(), r.GetEpoch(), err))
+	}
 }
 
 // finish picks from the pending row, which is whole now.
@@ -107,11 +124,10 @@ func (u *push) finish() error {
 	}
 	candidates, whole, err := u.candidates(r)
 	if err != nil {
-		return err
+		u.drop(r, err)
+		return nil
 	}
-	u.pipeline.mu.Lock()
 	reply, wanted := u.pipeline.pick(r, candidates, whole, u.logits)
-	u.pipeline.mu.Unlock()
 	if wanted {
 		u.service.rows.Inc()
 		return u.stream.Send(&samplerv1.PushResponse{Frame: &samplerv1.PushResponse_RowWanted{
@@ -119,30 +135,36 @@ func (u *push) finish() error {
 		}})
 	}
 	if reply != nil {
-		u.service.tokens.Inc()
+		if reply.GetToken() != nil {
+			u.service.tokens.Inc()
+		}
 		u.pipeline.reply(reply)
 	}
 	return nil
 }
 
-// candidates checks a row and orders it.
+// candidates checks a row and orders it. What is wrong with one is the stage's fault or its
+// model's, never the request's, and ends the row's session alone.
 func (u *push) candidates(r *samplerv1.Row) ([]sample.Candidate, bool, error) {
+	bad := func(format string, args ...any) error {
+		return fault.New(fault.Internal, "read row at position %d: "+format, append([]any{r.GetPosition()}, args...)...)
+	}
 	if lse := r.GetLogSumExp(); math.IsNaN(lse) || math.IsInf(lse, 0) {
-		return nil, false, fault.Field("row.log_sum_exp", "%v is not finite", lse)
+		return nil, false, bad("log_sum_exp %v is not finite", lse)
 	}
 	if len(r.GetIds()) == 0 {
 		if len(u.logits) != u.vocab {
-			return nil, false, fault.Field("row.logits", "%d values, want the vocabulary's %d", len(u.logits), u.vocab)
+			return nil, false, bad("%d logits, want the vocabulary's %d", len(u.logits), u.vocab)
 		}
 		return nil, true, nil
 	}
 	if len(r.GetIds()) != len(u.logits) {
-		return nil, false, fault.Field("row.ids", "%d for %d logits", len(r.GetIds()), len(u.logits))
+		return nil, false, bad("%d ids for %d logits", len(r.GetIds()), len(u.logits))
 	}
 	out := make([]sample.Candidate, len(u.logits))
 	for i, id := range r.GetIds() {
-		if int(id) >= u.vocab {
-			return nil, false, fault.Field("row.ids", "%d is outside the vocabulary of %d", id, u.vocab)
+		if int64(id) >= int64(u.vocab) {
+			return nil, false, bad("id %d is outside the vocabulary of %d", id, u.vocab)
 		}
 		out[i] = sample.Candidate{ID: int32(id), Logit: u.logits[i]}
 	}
@@ -158,48 +180,63 @@ func (u *push) candidates(r *samplerv1.Row) ([]sample.Candidate, bool, error) {
 }
 
 // pick advances a session by one row. It returns the reply to the router, or that
-// the whole row is wanted, or neither for a row that nobody waits for. mu is held.
-func (p *pipeline) pick(r *samplerv1.Row, candidates []sample.Candidate, whole bool, row []float32) (*samplerv1.SampleResponse, bool) {
+// the whole row is wanted, or neither for a row that nobody waits for. A panic ends the
+// session and not the stream that all share.
+func (p *pipeline) pick(r *samplerv1.Row, candidates []sample.Candidate, whole bool, row []float32) (reply *samplerv1.SampleResponse, wanted bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	n := p.sessions[string(r.GetSession())]
 	if n == nil || r.GetEpoch() < n.epoch || int64(r.GetPosition()) <= n.last {
 		return nil, false
 	}
 	if r.Guess != nil && (int64(r.GetPosition()) != n.last+1 || n.history.Last() != int32(r.GetGuess())) {
-		return nil, false // computed for nothing
+		return nil, false // it follows a draft token that was rejected
 	}
-	position := int(r.GetPosition()) + 1
-	var choice sample.Choice
-	var err error
-	if n.matcher != nil {
-		err = n.allow()
-	}
-	switch {
-	case err != nil:
-	case whole:
-		choice, err = n.picker.PickRow(row, r.GetLogSumExp(), n.history, position)
-	default:
-		choice, err = n.picker.Pick(candidates, r.GetLogSumExp(), n.history, position)
-	}
-	if errors.Is(err, sample.ErrTooFew) && !whole {
-		return nil, true
-	}
-	if err != nil {
-		delete(p.sessions, string(r.GetSession()))
-		return failed(r, err), false
-	}
-	if n.matcher != nil && !n.ends[choice.ID] {
-		if err = n.matcher.Accept(choice.ID); err != nil {
+	defer func() {
+		if c := recover(); c != nil {
 			delete(p.sessions, string(r.GetSession()))
-			return failed(r, err), false
+			reply, wanted = failed(r.GetSession(), r.GetEpoch(), fault.New(fault.Internal, "pick token: %v", c)), false
 		}
+	}()
+	choice, err := n.pick(r, candidates, whole, row)
+	switch {
+	case errors.Is(err, sample.ErrTooFew) && !whole:
+		return nil, true
+	case err != nil:
+		delete(p.sessions, string(r.GetSession()))
+		return failed(r.GetSession(), r.GetEpoch(), err), false
 	}
 	return n.token(r, choice), false
 }
 
-func failed(r *samplerv1.Row, err error) *samplerv1.SampleResponse {
-	return &samplerv1.SampleResponse{Frame: &samplerv1.SampleResponse_Failed{Failed: &samplerv1.SessionFailed{
-		Session: r.GetSession(), Code: uint32(rpc.Code(fault.CodeOf(err))), Message: err.Error(),
-	}}}
+// pick applies the session's grammar and rules to a row. An error that names a field is the
+// request's own fault.
+func (n *session) pick(r *samplerv1.Row, candidates []sample.Candidate, whole bool, row []float32) (choice sample.Choice, err error) {
+	if n.matcher != nil {
+		if err := n.allow(); err != nil {
+			return choice, fault.Field("grammar.source", "%v", err)
+		}
+	}
+	position := int(r.GetPosition()) + 1
+	if whole {
+		choice, err = n.picker.PickRow(row, r.GetLogSumExp(), n.history, position)
+	} else {
+		choice, err = n.picker.Pick(candidates, r.GetLogSumExp(), n.history, position)
+	}
+	switch {
+	case errors.Is(err, sample.ErrNone) && n.matcher != nil:
+		return choice, fault.Field("grammar.source", "the grammar and the other rules leave no token at position %d", position)
+	case errors.Is(err, sample.ErrNone):
+		return choice, fault.Field("advanced", "the rules leave no token at position %d", position)
+	case err != nil:
+		return choice, err
+	}
+	if n.matcher != nil && !n.ends[choice.ID] {
+		if err := n.matcher.Accept(choice.ID); err != nil {
+			return choice, fault.Field("grammar.source", "%v", err)
+		}
+	}
+	return choice, nil
 }
 
 // allow holds the next pick to the session's grammar.

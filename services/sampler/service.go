@@ -1,6 +1,8 @@
 package sampler
 
 import (
+	"context"
+	"errors"
 	"log/slog"
 	"sync"
 
@@ -10,6 +12,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
 	"github.com/lamina-mesh/lamina/pkg/grammar"
+	"github.com/lamina-mesh/lamina/pkg/rpc"
 	"github.com/lamina-mesh/lamina/pkg/sample"
 	"github.com/lamina-mesh/lamina/pkg/samplerules"
 )
@@ -25,8 +28,6 @@ const (
 	idLen       = 16   // bytes of pipeline and session names
 	maxSessions = 4096 // of one pipeline
 	queueLen    = 256  // replies waiting for a slow reader
-	maxTop      = 20
-	maxVocab    = 1 << 24
 )
 
 // Service implements lamina.sampler.v1.SamplerService.
@@ -37,7 +38,7 @@ type Service struct {
 	rows   prometheus.Counter
 	bytes  prometheus.Counter
 
-	library library
+	library *library
 
 	mu        sync.Mutex
 	pipelines map[string]*pipeline
@@ -46,7 +47,7 @@ type Service struct {
 // New returns a sampler without pipelines.
 func New(c Config) *Service {
 	s := &Service{
-		log: c.Log, pipelines: map[string]*pipeline{},
+		log: c.Log, pipelines: map[string]*pipeline{}, library: newLibrary(),
 		tokens: prometheus.NewCounter(prometheus.CounterOpts{Name: "lamina_sampler_tokens_total", Help: "Tokens picked."}),
 		rows:   prometheus.NewCounter(prometheus.CounterOpts{Name: "lamina_sampler_whole_rows_total", Help: "Whole rows asked for because candidates were too few."}),
 		bytes:  prometheus.NewCounter(prometheus.CounterOpts{Name: "lamina_sampler_row_bytes_total", Help: "Bytes of the rows that last stages sent, as messages."}),
@@ -68,13 +69,16 @@ type pipeline struct {
 	replies chan *samplerv1.SampleResponse // to the router
 	done    chan struct{}                  // closed when the router's side ends
 
+	adding sync.WaitGroup // sessions in pending; added to while not closed
+
 	mu       sync.Mutex
+	closed   bool
 	sessions map[string]*session
+	pending  map[string]*samplerv1.AddSession // not answered yet, since a grammar takes time
 }
 
 // session is one generation.
 type session struct {
-	name    []byte
 	epoch   uint64
 	picker  *sample.Picker
 	matcher *grammar.Matcher // nil: the text is held to nothing
@@ -96,10 +100,11 @@ func (s *Service) Sample(stream grpc.BidiStreamingServer[samplerv1.SampleRequest
 	if open == nil || len(open.GetPipeline()) != idLen {
 		return fault.Field("open.pipeline", "the first frame must name a pipeline by %d bytes", idLen)
 	}
-	p := &pipeline{replies: make(chan *samplerv1.SampleResponse, queueLen), done: make(chan struct{}), sessions: map[string]*session{}}
+	p := &pipeline{replies: make(chan *samplerv1.SampleResponse, queueLen), done: make(chan struct{}), sessions: map[string]*session{}, pending: map[string]*samplerv1.AddSession{}}
 	if err := s.add(string(open.GetPipeline()), p); err != nil {
 		return err
 	}
+	defer p.adding.Wait() // bounded by the CPU time of a grammar
 	defer s.remove(string(open.GetPipeline()), p)
 
 	received := make(chan error, 1)
@@ -137,11 +142,15 @@ func (s *Service) remove(name string, p *pipeline) {
 	defer s.mu.Unlock()
 	delete(s.pipelines, name)
 	close(p.done)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closed = true
 }
 
-// receive takes the router's frames until it closes its side.
+// receive takes the router's frames until it closes its side. What is wrong with a session
+// or a vocabulary is answered by `failed` for the sessions concerned.
 func (s *Service) receive(stream grpc.BidiStreamingServer[samplerv1.SampleRequest, samplerv1.SampleResponse], p *pipeline) error {
-	parts := map[string][][]byte{} // vocabularies that have not come to their end
+	parts := incoming{}
 	for {
 		req, err := stream.Recv()
 		if err != nil {
@@ -149,16 +158,14 @@ func (s *Service) receive(stream grpc.BidiStreamingServer[samplerv1.SampleReques
 		}
 		switch frame := req.GetFrame().(type) {
 		case *samplerv1.SampleRequest_Add:
-			if err := p.addSession(frame.Add, &s.library); err != nil {
-				return err
-			}
-			p.reply(&samplerv1.SampleResponse{Frame: &samplerv1.SampleResponse_Added{Added: &samplerv1.SessionAdded{Session: frame.Add.GetSession()}}})
+			p.add(stream.Context(), frame.Add, s.library)
 		case *samplerv1.SampleRequest_Tokens:
 			if err := s.library.take(parts, frame.Tokens); err != nil {
-				return err
+				s.log.Warn("drop vocabulary", "digest", frame.Tokens.GetDigest(), "error", err)
 			}
 		case *samplerv1.SampleRequest_Remove:
 			p.mu.Lock()
+			delete(p.pending, string(frame.Remove.GetSession()))
 			delete(p.sessions, string(frame.Remove.GetSession()))
 			p.mu.Unlock()
 		default:
@@ -176,44 +183,125 @@ func (p *pipeline) reply(r *samplerv1.SampleResponse) {
 	}
 }
 
-func (p *pipeline) addSession(a *samplerv1.AddSession, l *library) error {
-	if len(a.GetSession()) != idLen {
-		return fault.Field("add.session", "%d bytes, want %d", len(a.GetSession()), idLen)
+// add makes a session known and answers for it. A session with a grammar is answered from
+// a goroutine of its own, so that nobody else waits while the grammar is compiled.
+func (p *pipeline) add(ctx context.Context, a *samplerv1.AddSession, l *library) {
+	if err := p.expect(a); err != nil {
+		p.reply(refused(a, err))
+		return
 	}
-	rules, err := samplerules.Read("add.rules.", a.GetRules())
+	finish := func() {
+		defer p.adding.Done()
+		p.finishAdd(ctx, a, l)
+	}
+	if a.GetRules().GetGrammar() == nil {
+		finish()
+		return
+	}
+	go finish()
+}
+
+// expect notes that a session is about to be added.
+func (p *pipeline) expect(a *samplerv1.AddSession) error {
+	name := string(a.GetSession())
+	if len(name) != idLen {
+		return fault.New(fault.Internal, "add session: a name of %d bytes, want %d", len(name), idLen)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	old, waiting := p.sessions[name], p.pending[name]
+	if epoch := a.GetEpoch(); old != nil && old.epoch > epoch || waiting.GetEpoch() > epoch {
+		return fault.New(fault.Aborted, "add session %x: epoch %d is below %d", name, epoch, max(waiting.GetEpoch(), old.lastEpoch()))
+	}
+	if old == nil && waiting == nil && len(p.sessions)+len(p.pending) >= maxSessions {
+		return fault.New(fault.Exhausted, "add session %x: the pipeline has %d", name, maxSessions)
+	}
+	if p.closed {
+		return fault.New(fault.Canceled, "add session %x: the pipeline has ended", name)
+	}
+	p.pending[name] = a
+	p.adding.Add(1)
+	return nil
+}
+
+// finishAdd makes the session and answers, unless it was removed or added anew meanwhile.
+func (p *pipeline) finishAdd(ctx context.Context, a *samplerv1.AddSession, l *library) {
+	name := string(a.GetSession())
+	n, err := newSession(ctx, a, l)
+	p.mu.Lock()
+	current := p.pending[name] == a
+	if current {
+		delete(p.pending, name)
+		if err == nil {
+			p.sessions[name] = n
+		}
+	}
+	p.mu.Unlock()
+	switch {
+	case !current:
+	case err != nil:
+		p.reply(refused(a, err))
+	default:
+		added := &samplerv1.SessionAdded{Session: a.GetSession()}
+		p.reply(&samplerv1.SampleResponse{Frame: &samplerv1.SampleResponse_Added{Added: added}})
+	}
+}
+
+// newSession reads a session's rules. A panic is the session's own end, not the stream's.
+func newSession(ctx context.Context, a *samplerv1.AddSession, l *library) (n *session, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			n, err = nil, fault.New(fault.Internal, "add session %x: %v", a.GetSession(), r)
+		}
+	}()
+	rules, err := samplerules.Read("", a.GetRules())
 	if err != nil {
-		return err
+		return nil, err
 	}
 	picker, err := sample.NewPicker(rules)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	matcher, words, err := l.matcher(a)
+	matcher, mask, err := l.matcher(ctx, a)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	logprobs := make([]float64, len(a.GetEmittedLogprobs()))
 	for i, v := range a.GetEmittedLogprobs() {
 		logprobs[i] = float64(v)
 	}
-	n := &session{
-		name: a.GetSession(), epoch: a.GetEpoch(), picker: picker, ends: map[int32]bool{}, limit: int(a.GetRules().GetMaxTokens()),
-		emitted: len(a.GetEmitted()), last: -1, matcher: matcher, mask: make([]uint64, words), history: sample.NewHistory(ids(a.GetPrompt()), ids(a.GetEmitted()), logprobs...),
+	n = &session{
+		epoch: a.GetEpoch(), picker: picker, ends: map[int32]bool{}, limit: int(a.GetRules().GetMaxTokens()),
+		emitted: len(a.GetEmitted()), last: -1, matcher: matcher, mask: mask,
+		history: sample.NewHistory(ids(a.GetPrompt()), ids(a.GetEmitted()), logprobs...),
 	}
 	for _, id := range a.GetRules().GetEndIds() {
 		n.ends[int32(id)] = true
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	old := p.sessions[string(n.name)]
-	if old != nil && old.epoch > n.epoch {
-		return fault.New(fault.Aborted, "add session %x: epoch %d is below %d", n.name, n.epoch, old.epoch)
+	return n, nil
+}
+
+// lastEpoch is the epoch of a session, 0 for none.
+func (n *session) lastEpoch() uint64 {
+	if n == nil {
+		return 0
 	}
-	if old == nil && len(p.sessions) >= maxSessions {
-		return fault.New(fault.Exhausted, "add session %x: the pipeline has %d", n.name, maxSessions)
+	return n.epoch
+}
+
+// refused is the answer to a session that is not added.
+func refused(a *samplerv1.AddSession, err error) *samplerv1.SampleResponse {
+	return failed(a.GetSession(), a.GetEpoch(), err)
+}
+
+// failed says that a session is refused or cannot go on, and whose fault that is.
+func failed(name []byte, epoch uint64, err error) *samplerv1.SampleResponse {
+	f := &samplerv1.SessionFailed{Session: name, Epoch: epoch, Code: uint32(rpc.Code(fault.CodeOf(err))), Message: err.Error()}
+	var named *fault.Error
+	if errors.As(err, &named) && named.Field != "" {
+		f.Field, f.Message = named.Field, named.Msg
 	}
-	p.sessions[string(n.name)] = n
-	return nil
+	return &samplerv1.SampleResponse{Frame: &samplerv1.SampleResponse_Failed{Failed: f}}
 }
 
 func ids(wire []uint32) []int32 {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/proto"
@@ -318,15 +319,113 @@ func TestSample_EndsAndMinimum(t *testing.T) {
 	}
 }
 
-func TestSample_BadRulesAreNamed(t *testing.T) {
-	for field, rules := range map[string]*samplerv1.Rules{
+// refusals are sessions that the sampler cannot take, with the field at fault.
+func refusals() map[string]*samplerv1.Rules {
+	gbnf := func(source string) *samplerv1.Rules {
+		return &samplerv1.Rules{Grammar: &samplerv1.Grammar{Kind: samplerv1.GrammarKind_GRAMMAR_KIND_GBNF, Source: source}}
+	}
+	regex := gbnf(`(a+)+$(a+)+$`)
+	regex.Grammar.Kind = samplerv1.GrammarKind_GRAMMAR_KIND_REGEX
+	foreign := gbnf(`root ::= "\u00e9"`) // no token has these bytes
+	kind := gbnf("")
+	kind.Grammar.Kind = 99
+	return map[string]*samplerv1.Rules{
 		"temperature": {Temperature: -1}, "top_p": {TopP: 2}, "advanced.mirostat": {Advanced: &samplerv1.Advanced{Mirostat: 3}},
 		"advanced.order": {TopK: 3, Advanced: &samplerv1.Advanced{Order: []string{"min_p"}}}, "top_logprobs": {TopLogprobs: 21},
-	} {
-		b := open(t)
-		b.tell(&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Add{Add: &samplerv1.AddSession{Session: id(1), Epoch: 1, Rules: rules}}})
-		if _, err := b.router.Recv(); err == nil || !strings.Contains(err.Error(), field) {
-			t.Errorf("%s: %v", field, err)
+		"logit_bias": {LogitBias: map[uint32]float32{1 << 31: 1}}, "end_ids": {EndIds: []uint32{math.MaxUint32}},
+		"advanced.bad_words[0]": {Advanced: &samplerv1.Advanced{BadWords: []*samplerv1.Ids{{}}}},
+		"grammar.source":        regex, "grammar.source ": foreign, "grammar.source  ": gbnf("root ::= root"), "grammar.kind": kind,
+	}
+}
+
+// TestSample_RefusesOneSessionAndGoesOn brings sessions that cannot be taken between
+// others, on one stream.
+func TestSample_RefusesOneSessionAndGoesOn(t *testing.T) {
+	b := open(t)
+	tokens := make([][]byte, vocab)
+	for c := range 128 {
+		tokens[c] = []byte{byte(c)}
+	}
+	b.tell(&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Tokens{Tokens: &samplerv1.Tokens{Digest: "d", Size: vocab, Tokens: tokens}}})
+	n := 1
+	for field, rules := range refusals() {
+		add := &samplerv1.AddSession{Session: id(n), Epoch: 7, Rules: rules, Vocabulary: "d"}
+		b.tell(&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Add{Add: add}})
+		f := b.hear().GetFailed()
+		if got := codes.Code(f.GetCode()); got != codes.InvalidArgument || f.GetField() != strings.TrimSpace(field) || f.GetEpoch() != 7 || !slices.Equal(f.GetSession(), id(n)) {
+			t.Errorf("%s: %v", field, f)
+		}
+		b.add(&samplerv1.AddSession{Session: id(n + 1), Epoch: 1, Rules: &samplerv1.Rules{}})
+		b.rows(row(n+1, 3, logits(n, 3), 5))
+		if b.hear().GetToken() == nil {
+			t.Fatalf("after %s a session gets no token", field)
+		}
+		n += 2
+	}
+	add := &samplerv1.AddSession{Session: id(n), Epoch: 1, Rules: &samplerv1.Rules{Grammar: &samplerv1.Grammar{Kind: 1, Source: `root ::= "a"`}}, Vocabulary: "unknown"}
+	b.tell(&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Add{Add: add}})
+	if f := b.hear().GetFailed(); codes.Code(f.GetCode()) != codes.FailedPrecondition {
+		t.Errorf("a vocabulary that was not sent: %v", f)
+	}
+}
+
+// TestSample_DropsTokensThatDoNotFit sends a part of a vocabulary that leaves a gap.
+func TestSample_DropsTokensThatDoNotFit(t *testing.T) {
+	b := open(t)
+	b.tell(&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Tokens{Tokens: &samplerv1.Tokens{Digest: "d", Size: vocab, First: 5, Tokens: [][]byte{{1}}}}})
+	b.add(&samplerv1.AddSession{Session: id(1), Epoch: 1, Rules: &samplerv1.Rules{}})
+}
+
+// TestSample_RemovedWhileItsGrammarCompiles_IsNotAdded removes a session at once.
+func TestSample_RemovedWhileItsGrammarCompiles_IsNotAdded(t *testing.T) {
+	b := open(t)
+	b.tell(&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Tokens{Tokens: &samplerv1.Tokens{Digest: "d", Size: 1, Tokens: [][]byte{[]byte("a")}}}})
+	for n := range 50 {
+		source := fmt.Sprintf(`root ::= "a"{1,%d}`, 100+n)
+		b.tell(&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Add{Add: &samplerv1.AddSession{
+			Session: id(1), Epoch: 1, Vocabulary: "d", Rules: &samplerv1.Rules{Grammar: &samplerv1.Grammar{Kind: 1, Source: source}},
+		}}})
+		b.tell(&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Remove{Remove: &samplerv1.RemoveSession{Session: id(1)}}})
+	}
+	b.tell(&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Add{Add: &samplerv1.AddSession{Session: id(2), Epoch: 1}}})
+	for {
+		r := b.hear()
+		if name := r.GetAdded().GetSession(); slices.Equal(name, id(2)) {
+			break
+		} else if !slices.Equal(name, id(1)) { // it was compiled before its removal came
+			t.Fatalf("got %v", r)
+		}
+	}
+	b.rows(row(1, 3, logits(1, 3), 5), row(2, 3, logits(1, 3), 5))
+	if got := b.hear().GetToken().GetSession(); !slices.Equal(got, id(2)) {
+		t.Errorf("a token for %s", got)
+	}
+}
+
+// TestPush_BadRowEndsItsSessionAlone sends rows that cannot be read between others.
+func TestPush_BadRowEndsItsSessionAlone(t *testing.T) {
+	b := open(t)
+	bad := map[string]*samplerv1.Row{}
+	for _, name := range []string{"not a number", "no logits", "short row", "foreign id", "ids without logits"} {
+		bad[name] = row(1, 3, logits(1, 3), 5)
+	}
+	bad["not a number"].LogSumExp = math.NaN()
+	bad["no logits"].Logits = nil
+	bad["short row"].Ids = nil
+	bad["foreign id"].Ids[2] = math.MaxUint32
+	bad["ids without logits"].Ids = append(bad["ids without logits"].Ids, 7)
+	for name, r := range bad {
+		b.add(&samplerv1.AddSession{Session: id(1), Epoch: 1, Rules: &samplerv1.Rules{}})
+		b.add(&samplerv1.AddSession{Session: id(2), Epoch: 1, Rules: &samplerv1.Rules{}})
+		b.rows(r, row(2, 3, logits(2, 3), 5))
+		if f := b.hear().GetFailed(); codes.Code(f.GetCode()) != codes.Internal || !slices.Equal(f.GetSession(), id(1)) {
+			t.Errorf("%s: %v", name, f)
+		}
+		if got := b.hear().GetToken().GetSession(); !slices.Equal(got, id(2)) {
+			t.Errorf("%s: a token for %s", name, got)
+		}
+		for n := 1; n <= 2; n++ {
+			b.tell(&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Remove{Remove: &samplerv1.RemoveSession{Session: id(n)}}})
 		}
 	}
 }
