@@ -138,7 +138,7 @@ const rowsSize = wire.ChunkSize / 2
 // batch sends each wanted row's candidates, or the whole row.
 func (t *toSampler) batch(b *shardv1.Batch, accepted []*shardv1.Entry, logits []float32) error {
 	if len(logits) == 0 {
-		return t.pipeline.send(&shardv1.InferResponse{Frame: &shardv1.InferResponse_Computed{Computed: &shardv1.Computed{Step: b.GetStep()}}})
+		return t.pipeline.computed(b.GetStep())
 	}
 	vocab := t.pipeline.held.stage.Config.Vocab
 	var rows []*samplerv1.Row

@@ -39,8 +39,15 @@ type pipeline struct {
 // work is a frame whose tensor is whole.
 type work struct {
 	batch   *shardv1.Batch
+	arrived time.Time // the batch, for its deadline
 	hidden  []float32
 	release [][]byte
+}
+
+// late reports whether nobody waits for the batch any longer.
+func (w *work) late(now time.Time) bool {
+	limit := time.Duration(w.batch.GetDeadlineMs()) * time.Millisecond
+	return limit > 0 && now.Sub(w.arrived) > limit
 }
 
 // downstream is where results go: the next stage, or the sampler.
@@ -208,6 +215,7 @@ func (p *pipeline) receive(ctx context.Context) error {
 		default:
 			return fault.Field("frame", "%T is not allowed after open", frame)
 		}
+		w.arrived = time.Now()
 		select {
 		case p.work <- w:
 		case <-ctx.Done():
@@ -216,48 +224,53 @@ func (p *pipeline) receive(ctx context.Context) error {
 	}
 }
 
-// check refuses a batch that is malformed; it ends the stream.
+// check reports what makes the whole batch unreadable, which ends the stream: its rows
+// cannot be told apart. What is wrong with a single entry is for refusal to say.
 func (p *pipeline) check(b *shardv1.Batch) error {
-	c := &p.held.stage.Config
 	if n := len(b.GetEntries()); n == 0 || n > maxEntries {
 		return fault.Field("batch.entries", "%d are not within 1..%d", n, maxEntries)
 	}
 	rows := 0
-	seen := make(map[string]bool, len(b.GetEntries()))
 	for i, e := range b.GetEntries() {
-		switch {
-		case len(e.GetSession()) != idLen:
-			return fault.Field(fmt.Sprintf("batch.entries[%d].session", i), "%d bytes, want %d", len(e.GetSession()), idLen)
-		case seen[string(e.GetSession())]:
-			return fault.Field(fmt.Sprintf("batch.entries[%d].session", i), "occurs twice in the batch")
-		case e.GetRows() == 0 || e.GetRows() > maxRows:
-			return fault.Field(fmt.Sprintf("batch.entries[%d].rows", i), "%d are not within 1..%d", e.GetRows(), maxRows)
-		case e.GetLogits() > e.GetRows():
-			return fault.Field(fmt.Sprintf("batch.entries[%d].logits", i), "%d of %d rows", e.GetLogits(), e.GetRows())
-		case len(e.GetGuesses()) > 0 && len(e.GetGuesses()) != int(e.GetLogits())-1:
-			return fault.Field(fmt.Sprintf("batch.entries[%d].guesses", i), "%d for %d rows that want logits", len(e.GetGuesses()), e.GetLogits())
-		case uint64(e.GetPosition())+uint64(e.GetRows()) > uint64(p.held.positions()):
-			return fault.Field(fmt.Sprintf("batch.entries[%d].position", i), "%d and %d rows exceed the %d that fit", e.GetPosition(), e.GetRows(), p.held.positions())
+		if e.GetRows() > maxRows {
+			return fault.Field(fmt.Sprintf("batch.entries[%d].rows", i), "%d are more than %d", e.GetRows(), maxRows)
 		}
-		seen[string(e.GetSession())] = true
 		rows += int(e.GetRows())
 	}
 	if rows > maxRows {
-		return fault.Field("batch.entries", "%d rows, more than %d", rows, maxRows)
+		return fault.Field("batch.entries", "%d rows are more than %d", rows, maxRows)
 	}
-	if !p.held.stage.First() {
-		shape := b.GetHidden().GetShape()
-		if len(shape) != 2 || int(shape[0]) != rows || int(shape[1]) != c.Width {
-			return fault.Field("batch.hidden", "shape %v, want [%d %d]", shape, rows, c.Width)
+	if p.held.stage.First() {
+		if len(b.GetIds()) != rows {
+			return fault.Field("batch.ids", "%d for %d rows", len(b.GetIds()), rows)
 		}
 		return nil
 	}
-	if len(b.GetIds()) != rows {
-		return fault.Field("batch.ids", "%d for %d rows", len(b.GetIds()), rows)
+	shape, width := b.GetHidden().GetShape(), p.held.stage.Config.Width
+	if len(shape) != 2 || int(shape[0]) != rows || int(shape[1]) != width {
+		return fault.Field("batch.hidden", "shape %v, want [%d %d]", shape, rows, width)
 	}
-	for i, id := range b.GetIds() {
-		if int(id) >= c.Vocab {
-			return fault.Field(fmt.Sprintf("batch.ids[%d]", i), "%d is outside the vocabulary of %d", id, c.Vocab)
+	return nil
+}
+
+// refusal says why an entry cannot be computed, whatever its session; nil if it can. ids
+// are the first stage's token ids of the entry's rows.
+func (p *pipeline) refusal(e *shardv1.Entry, ids []uint32) error {
+	switch end := uint64(e.GetPosition()) + uint64(e.GetRows()); {
+	case len(e.GetSession()) != idLen:
+		return fault.New(fault.Invalid, "a session's name of %d bytes, want %d", len(e.GetSession()), idLen)
+	case e.GetRows() == 0:
+		return fault.New(fault.Invalid, "no rows at position %d", e.GetPosition())
+	case e.GetLogits() > e.GetRows():
+		return fault.New(fault.Invalid, "logits of %d rows at position %d, which has %d", e.GetLogits(), e.GetPosition(), e.GetRows())
+	case len(e.GetGuesses()) > 0 && len(e.GetGuesses()) != int(e.GetLogits())-1:
+		return fault.New(fault.Invalid, "%d draft tokens for %d rows that want logits", len(e.GetGuesses()), e.GetLogits())
+	case end > uint64(p.held.positions()):
+		return fault.New(fault.Exhausted, "%d rows at position %d exceed the %d positions of the cache", e.GetRows(), e.GetPosition(), p.held.positions())
+	}
+	for i, id := range ids {
+		if int64(id) >= int64(p.held.stage.Config.Vocab) {
+			return fault.New(fault.Invalid, "id %d at position %d is outside the vocabulary of %d", id, int(e.GetPosition())+i, p.held.stage.Config.Vocab)
 		}
 	}
 	return nil
@@ -282,10 +295,11 @@ func (p *pipeline) compute(ctx context.Context) (err error) {
 		if ctx.Err() != nil || !open {
 			return ctx.Err()
 		}
-		if w.batch == nil {
+		switch {
+		case w.batch == nil:
 			p.free(w.release)
 			err = p.down.release(w.release)
-		} else {
+		case !w.late(time.Now()):
 			err = p.batch(w)
 		}
 		if err != nil {

@@ -15,9 +15,22 @@ func (p *pipeline) batch(w work) error {
 	b := &model.Batch[float32]{Hidden: p.scratch[:0], IDs: p.ids[:0]}
 	var accepted []*shardv1.Entry
 	row, width := 0, h.stage.Config.Width
+	seen := make(map[string]bool, len(w.batch.GetEntries()))
 	for _, e := range w.batch.GetEntries() {
 		n := int(e.GetRows())
-		s, err := p.admit(e)
+		var ids []uint32
+		if h.stage.First() {
+			ids = w.batch.GetIds()[row : row+n]
+		}
+		err := p.refusal(e, ids)
+		if err == nil && seen[string(e.GetSession())] {
+			err = fault.New(fault.Invalid, "session %x occurs twice in step %d", e.GetSession(), w.batch.GetStep())
+		}
+		seen[string(e.GetSession())] = true
+		var s *session
+		if err == nil {
+			s, err = p.admit(e)
+		}
 		if err != nil {
 			if err := p.refuse(w.batch, e, err); err != nil {
 				return err
@@ -28,7 +41,7 @@ func (p *pipeline) batch(w work) error {
 		accepted = append(accepted, e)
 		b.Entries = append(b.Entries, model.Entry[float32]{Seq: s.seq, Pos: int(e.GetPosition()), Rows: n, Logits: int(e.GetLogits())})
 		if h.stage.First() {
-			for _, id := range w.batch.GetIds()[row : row+n] {
+			for _, id := range ids {
 				b.IDs = append(b.IDs, int32(id))
 			}
 		} else {
@@ -37,8 +50,8 @@ func (p *pipeline) batch(w work) error {
 		row += n
 	}
 	p.scratch, p.ids = b.Hidden, b.IDs
-	if len(accepted) == 0 {
-		return nil
+	if len(accepted) == 0 { // nothing goes on, so the answer has to come from here
+		return p.computed(w.batch.GetStep())
 	}
 	h.compute.Lock()
 	defer h.compute.Unlock()
@@ -85,6 +98,11 @@ func (p *pipeline) admit(e *shardv1.Entry) (*session, error) {
 	}
 	h.sessions[string(e.GetSession())] = s
 	return s, nil
+}
+
+// computed tells upstream that a step is done and no row of logits will come of it.
+func (p *pipeline) computed(step uint64) error {
+	return p.send(&shardv1.InferResponse{Frame: &shardv1.InferResponse_Computed{Computed: &shardv1.Computed{Step: step}}})
 }
 
 // refuse tells upstream that an entry left its batch.
