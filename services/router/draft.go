@@ -204,7 +204,7 @@ func (d *drafter) draft(ctx context.Context, p *pipeline, log []int32, most int)
 				return err
 			}
 		case o := <-l.out: // what a round that was cut short still gave
-			if o.lost || o.err != nil {
+			if o.lost != nil || o.err != nil {
 				return d.lost(o)
 			}
 		case <-p.ctx.Done():
@@ -233,7 +233,7 @@ func (d *drafter) round(ctx context.Context, p *pipeline, a question, l *live) e
 	defer grace.Stop()
 	select {
 	case o := <-l.out:
-		if o.lost || o.err != nil {
+		if o.lost != nil || o.err != nil {
 			return d.lost(o)
 		}
 		d.take(true)
@@ -272,7 +272,7 @@ func (d *drafter) collect(ctx context.Context, p *pipeline, a question, l *live,
 		select {
 		case o := <-l.out:
 			switch {
-			case o.lost || o.err != nil:
+			case o.lost != nil || o.err != nil:
 				return ids, d.lost(o)
 			case o.round != a.round:
 				continue

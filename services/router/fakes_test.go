@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"sync"
+	"sync/atomic"
 
 	"google.golang.org/grpc"
 
@@ -16,10 +17,11 @@ import (
 // fakeTokenizer knows bytes.
 type fakeTokenizer struct {
 	tokenizerv1.UnimplementedTokenizerServiceServer
+	calls *atomic.Int64 // other than Describe
 }
 
-func registerTokenizer(r grpc.ServiceRegistrar) {
-	tokenizerv1.RegisterTokenizerServiceServer(r, fakeTokenizer{})
+func (f fakeTokenizer) register(r grpc.ServiceRegistrar) {
+	tokenizerv1.RegisterTokenizerServiceServer(r, f)
 }
 
 func (fakeTokenizer) Describe(context.Context, *tokenizerv1.DescribeRequest) (*tokenizerv1.DescribeResponse, error) {
@@ -30,7 +32,8 @@ func (fakeTokenizer) Describe(context.Context, *tokenizerv1.DescribeRequest) (*t
 	}}, nil
 }
 
-func (fakeTokenizer) Encode(_ context.Context, r *tokenizerv1.EncodeRequest) (*tokenizerv1.EncodeResponse, error) {
+func (f fakeTokenizer) Encode(_ context.Context, r *tokenizerv1.EncodeRequest) (*tokenizerv1.EncodeResponse, error) {
+	f.calls.Add(1)
 	out := &tokenizerv1.EncodeResponse{}
 	for _, b := range []byte(r.GetText()) {
 		out.Ids = append(out.Ids, uint32(b))
@@ -38,38 +41,9 @@ func (fakeTokenizer) Encode(_ context.Context, r *tokenizerv1.EncodeRequest) (*t
 	return out, nil
 }
 
-func text(ids []uint32) string {
-	b := make([]byte, len(ids))
-	for i, id := range ids {
-		b[i] = byte(id)
-	}
-	return string(b)
-}
-
-func (fakeTokenizer) Decode(_ context.Context, r *tokenizerv1.DecodeRequest) (*tokenizerv1.DecodeResponse, error) {
-	return &tokenizerv1.DecodeResponse{Text: text(r.GetIds())}, nil
-}
-
-func (fakeTokenizer) DecodeStream(stream grpc.BidiStreamingServer[tokenizerv1.DecodeStreamRequest, tokenizerv1.DecodeStreamResponse]) error {
-	for {
-		r, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if r.GetOpen() != nil {
-			continue
-		}
-		if err := stream.Send(&tokenizerv1.DecodeStreamResponse{Text: text(r.GetPush().GetIds())}); err != nil || r.GetFlush() != nil {
-			return err
-		}
-	}
-}
-
 // Tokens lists the bytes; of the vocabulary "sha256:other" one is another.
-func (fakeTokenizer) Tokens(r *tokenizerv1.TokensRequest, stream grpc.ServerStreamingServer[tokenizerv1.TokensResponse]) error {
+func (f fakeTokenizer) Tokens(r *tokenizerv1.TokensRequest, stream grpc.ServerStreamingServer[tokenizerv1.TokensResponse]) error {
+	f.calls.Add(1)
 	part := &tokenizerv1.TokensResponse{}
 	for b := range vocab {
 		part.Tokens = append(part.Tokens, []byte{byte(b)})
@@ -85,6 +59,7 @@ type fakeSampler struct {
 	samplerv1.UnimplementedSamplerServiceServer
 	mu        sync.Mutex
 	pipelines map[string]*fakeSampling
+	refuse    func(*samplerv1.AddSession) *samplerv1.SessionFailed // nil refuses none
 }
 
 type fakeSampling struct {
@@ -100,9 +75,9 @@ type fakePick struct {
 	position, id uint32
 }
 
-func registerSampler(r grpc.ServiceRegistrar) {
-	samplerv1.RegisterSamplerServiceServer(r, &fakeSampler{pipelines: map[string]*fakeSampling{}})
-}
+func newFakeSampler() *fakeSampler { return &fakeSampler{pipelines: map[string]*fakeSampling{}} }
+
+func (s *fakeSampler) register(r grpc.ServiceRegistrar) { samplerv1.RegisterSamplerServiceServer(r, s) }
 
 func (s *fakeSampler) Sample(stream grpc.BidiStreamingServer[samplerv1.SampleRequest, samplerv1.SampleResponse]) error {
 	first, err := stream.Recv()
@@ -129,6 +104,21 @@ func (s *fakeSampler) Sample(stream grpc.BidiStreamingServer[samplerv1.SampleReq
 		}
 		if err != nil {
 			return err
+		}
+		s.mu.Lock()
+		refuse := s.refuse
+		s.mu.Unlock()
+		if add := r.GetAdd(); add != nil && refuse != nil {
+			if f := refuse(add); f != nil {
+				f.Session, f.Epoch = add.GetSession(), add.GetEpoch()
+				p.mu.Lock()
+				err := stream.Send(&samplerv1.SampleResponse{Frame: &samplerv1.SampleResponse_Failed{Failed: f}})
+				p.mu.Unlock()
+				if err != nil {
+					return err
+				}
+				continue
+			}
 		}
 		if err := p.take(r); err != nil {
 			return err

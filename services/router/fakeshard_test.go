@@ -2,6 +2,7 @@ package router_test
 
 import (
 	"context"
+	"slices"
 	"sync"
 
 	"google.golang.org/grpc"
@@ -35,6 +36,7 @@ type fakeShard struct {
 	at       int             // in which batch
 	silent   bool            // takes frames and answers none
 	refuse   bool            // every entry
+	poison   uint32          // an id that ends the stream of whoever sends it; 0 for none
 	struck   int             // sessions here when it went wrong
 	faults   []string        // what the router did against the conversation
 }
@@ -260,6 +262,12 @@ func (p *fakePipeline) take(ctx context.Context, r *shardv1.InferRequest) error 
 		return err
 	}
 	ids := b.GetIds()
+	s.mu.Lock()
+	poison := s.poison
+	s.mu.Unlock()
+	if poison != 0 && slices.Contains(ids, poison) {
+		return fault.New(fault.Internal, "compute: poison")
+	}
 	if b.GetHidden() != nil {
 		hidden, err := wire.Whole(b.GetHidden(), nil)
 		if err != nil {
@@ -301,7 +309,7 @@ func (p *fakePipeline) refuse(b *shardv1.Batch) (bool, error) {
 			return true, err
 		}
 	}
-	return true, nil
+	return true, p.answer(&shardv1.InferResponse{Frame: &shardv1.InferResponse_Computed{Computed: &shardv1.Computed{Step: b.GetStep()}}})
 }
 
 // compute puts a batch's ids into the cache and, on the last stage, picks what

@@ -17,6 +17,7 @@ import (
 	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 	"github.com/lamina-mesh/lamina/pkg/sample"
+	"github.com/lamina-mesh/lamina/pkg/samplerules"
 )
 
 // Generate continues a prompt.
@@ -124,6 +125,7 @@ type request struct {
 	keepMarkers bool                    // in the text
 	format      *tokenizerv1.ChatFormat // of a chat
 	promptEnd   string                  // likewise
+	heldToTools bool                    // the grammar was made from the tools
 	// hold holds the text to what follows from the prompt, before admission; nil for nothing.
 	hold func(context.Context, *modelInfo, []tokenizerv1.TokenizerServiceClient) error
 
@@ -137,6 +139,8 @@ type request struct {
 	badWords []*samplerv1.Ids // the request's texts
 	tokens   [][]byte         // of the vocabulary, where there is a grammar
 	text     *textOut
+	started  *routerv1.Started // sent when a pipeline has admitted the request; nil after
+	strikes  strikes
 	arrived  time.Time
 	admitted time.Time
 	first    time.Time
@@ -149,6 +153,9 @@ func (q *request) run(ctx context.Context, encode func(context.Context, tokenize
 	q.id = hex.EncodeToString(randomID()[:8])
 	defer func() { q.service.m.requests.WithLabelValues(fault.CodeOf(err).String()).Inc() }()
 	if err := q.bounds(); err != nil {
+		return err
+	}
+	if err := q.service.grammars.check(ctx, "sampling.grammar", q.sampling.GetGrammar()); err != nil {
 		return err
 	}
 	p, err := q.service.pick(q.model)
@@ -185,22 +192,17 @@ func (q *request) run(ctx context.Context, encode func(context.Context, tokenize
 	if err := q.admit(p, info); err != nil {
 		return err
 	}
-	if q.rules.GetGrammar() != nil {
-		if q.tokens, err = q.service.tokens(ctx, q.digest, tokenizers); err != nil {
-			return err
-		}
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	if q.text, err = openText(ctx, tokenizers, q); err != nil {
+	v, err := q.service.vocabulary(ctx, q.digest, tokenizers)
+	if err != nil {
 		return err
 	}
-	started := &routerv1.Started{
+	if q.rules.GetGrammar() != nil {
+		q.tokens = v.tokens
+	}
+	q.text = newTextOut(v, q.prompt, q.stop, q.keepMarkers)
+	q.started = &routerv1.Started{
 		RequestId: q.id, Model: p.model(), Digest: q.digest, PromptIds: q.prompt, Seed: q.rules.GetSeed(), Fingerprint: q.digest + "/" + p.class,
 		Format: q.format, PromptEnd: q.promptEnd,
-	}
-	if err := q.sink.started(started); err != nil {
-		return err
 	}
 	return q.generate(ctx)
 }
@@ -228,14 +230,19 @@ func (q *request) admit(p *pipeline, info *modelInfo) error {
 		q.maxTokens = uint32(room)
 	}
 	q.rules = q.samplerRules(info)
+	if err := samplerules.CheckIDs("sampling.", q.rules, int(max(vocab, p.stages[0].GetVocab()))); err != nil {
+		return err
+	}
 	var err error
 	q.picker, err = picker(q.rules)
 	return err
 }
 
-// generate submits the session to a pipeline, and to another when that one dies.
+// generate submits the session to a pipeline, and to another one when that dies or loses
+// the session. A request that is in flight on two pipelines in a row when they die is set
+// aside, since it may be the cause.
 func (q *request) generate(ctx context.Context) error {
-	idle := 0 // pipelines lost since the last token
+	moves := 0 // since the last token
 	for epoch := uint64(1); ; epoch++ {
 		had := len(q.log)
 		p, err := q.service.assign(ctx, q.digest, moveLimit)
@@ -244,28 +251,38 @@ func (q *request) generate(ctx context.Context) error {
 		}
 		l := &live{
 			id: randomID(), log: append([]int32(nil), q.log...), emitted: len(q.log) - len(q.prompt), epoch: epoch, rules: q.rules,
-			logprobs: slices.Clone(q.logprobs), picker: q.picker, tokens: q.tokens, maxLen: len(q.prompt) + int(q.maxTokens), out: make(chan outcome, outLen+2),
+			logprobs: slices.Clone(q.logprobs), picker: q.picker, tokens: q.tokens, maxLen: len(q.prompt) + int(q.maxTokens), out: make(chan outcome, outLen+3),
+			suspect: q.strikes.count > 0,
 		}
 		guessing, stop := context.WithCancel(ctx)
 		l.guesser = q.guesser(guessing, p)
-		if err := p.tell(event{submit: l}); err == nil {
-			finished, err := q.follow(ctx, p, l)
-			if finished || err != nil {
+		var end outcome
+		if err := p.tell(event{submit: l}); err != nil {
+			end.lost = err
+		} else {
+			end, err = q.follow(ctx, p, l)
+			if end.lost == nil || err != nil {
 				stop()
 				p.assigned.Add(-1)
-				return err
+				return q.own(err)
 			}
 		}
 		stop()
 		p.assigned.Add(-1)
-		if idle++; len(q.log) > had {
-			idle = 0
+		if end.blamed {
+			q.strikes.add(len(q.log) > had, end.lost)
 		}
-		if idle > idleMoves { // perhaps it is this request that ends them
-			return fault.New(fault.Unavailable, "run request %s: %d pipelines were lost without a token", q.id, idle).After(time.Second)
+		if err := q.strikes.verdict(q.id); err != nil {
+			return err
+		}
+		if moves++; len(q.log) > had {
+			moves = 0
+		}
+		if moves > maxMoves {
+			return fault.New(fault.Unavailable, "run request %s: %d pipelines were lost before it had a token", q.id, moves).After(time.Second)
 		}
 		q.service.m.moves.Inc()
-		q.service.log.Info("move session", "request", q.id, "tokens", len(q.log), "epoch", epoch+1)
+		q.service.log.Info("move session", "request", q.id, "tokens", len(q.log), "epoch", epoch+1, "error", end.lost)
 	}
 }
 
@@ -281,52 +298,66 @@ func (q *request) guesser(ctx context.Context, p *pipeline) guesser {
 	return newGuesser(n, lookup{lookupLeast})
 }
 
-// follow takes a session's outcomes until it ends or its pipeline is lost.
-func (q *request) follow(ctx context.Context, p *pipeline, l *live) (finished bool, err error) {
+// follow takes a session's outcomes until it ends. The outcome returned says whether it is
+// lost and has to move; else it has ended, by err or with its last token.
+func (q *request) follow(ctx context.Context, p *pipeline, l *live) (end outcome, err error) {
 	defer func() {
 		if err != nil || ctx.Err() != nil {
 			_ = p.tell(event{drop: l}) // a pipeline that is gone holds nothing
 		}
 	}()
 	for {
-		var o outcome
-		select {
-		case o = <-l.out:
-		default:
-			select {
-			case o = <-l.out:
-			case <-ctx.Done():
-				return false, ctx.Err()
-			case <-p.done:
-				select {
-				case o = <-l.out: // what was told before it died
-				default:
-					return false, nil
-				}
-			}
-		}
+		o, err := l.next(ctx, p)
 		switch {
-		case o.lost:
-			return false, nil
+		case err != nil:
+			return outcome{}, err
+		case o.lost != nil:
+			return o, nil
 		case o.err != nil:
-			return false, o.err
+			return outcome{}, o.err
+		case o.admitted:
+			if q.started != nil { // not after a move
+				if err := q.sink.started(q.started); err != nil {
+					return outcome{}, err
+				}
+				q.started = nil
+			}
+			continue
 		}
-		if finished, err = q.token(l, o.token); err != nil {
-			return false, err
+		finished, err := q.token(l, o.token)
+		if err != nil {
+			return outcome{}, err
 		}
 		if finished {
 			if o.token.GetFinishReason() == samplerv1.FinishReason_FINISH_REASON_UNSPECIFIED {
-				return true, p.drop(l) // a stop text: the pipeline does not know yet
+				_ = p.tell(event{drop: l}) // a stop string, of which the pipeline does not know
 			}
-			return true, nil
+			return outcome{}, nil
 		}
 	}
 }
 
-// drop ends a session that the pipeline still runs; one that is gone needs no word.
-func (p *pipeline) drop(l *live) error {
-	_ = p.tell(event{drop: l})
-	return nil
+// next waits for a session's next outcome. What was told before the pipeline ended comes
+// first.
+func (l *live) next(ctx context.Context, p *pipeline) (outcome, error) {
+	select {
+	case o := <-l.out:
+		return o, nil
+	default:
+	}
+	select {
+	case o := <-l.out:
+		return o, nil
+	case <-ctx.Done():
+		return outcome{}, ctx.Err()
+	case <-p.done:
+	}
+	select {
+	case o := <-l.out:
+		return o, nil
+	default: // it was submitted too late to be told
+		return outcome{lost: context.Cause(p.ctx)}, nil
+	}
 }
 
 // token shows a token and says whether it was the last.
@@ -362,9 +393,7 @@ func (q *request) token(l *live, t *samplerv1.Token) (bool, error) {
 	}
 	rest := ""
 	if !stopped {
-		if rest, err = q.text.flush(); err != nil {
-			return false, err
-		}
+		rest = q.text.flush()
 	}
 	return true, q.sink.finished(&routerv1.Finished{
 		FinishReason: reason, Text: rest,

@@ -2,77 +2,76 @@ package router
 
 import (
 	"context"
-	"errors"
-	"io"
+	"crypto/sha256"
+	"encoding/binary"
+	"runtime"
+	"sync"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
-	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
-	"github.com/lamina-mesh/lamina/pkg/rpc"
+	"github.com/lamina-mesh/lamina/pkg/samplerules"
 )
 
-// maxTokenLists bounds the vocabularies whose tokens a router keeps for samplers.
-const maxTokenLists = 8
+// maxVerdicts bounds the grammars of which a router remembers whether they compile.
+const maxVerdicts = 1024
 
-// tokensPart is how many tokens one frame to a sampler has.
-const tokensPart = 8192
+// grammarChecker compiles grammars before their requests are admitted, with the code and
+// the limits of the sampler. A compilation takes at most a quarter of a second of CPU;
+// only a few run at once, so that a flood of hostile grammars leaves cores to the others.
+type grammarChecker struct {
+	slots chan struct{}
 
-// tokens are the bytes of a vocabulary's tokens, which grammars read.
-func (s *Service) tokens(ctx context.Context, digest string, from []tokenizerv1.TokenizerServiceClient) ([][]byte, error) {
-	s.mu.Lock()
-	list := s.tokenLists[digest]
-	s.mu.Unlock()
-	if list != nil {
-		return list, nil
-	}
-	var err error = fault.New(fault.Unavailable, "list tokens of %s: no tokenizer is known", digest)
-	for _, t := range from { // one that cannot be reached is no reason to fail
-		if list, err = listTokens(ctx, t, digest); fault.CodeOf(err) != fault.Unavailable {
-			break
-		}
-	}
-	if err != nil {
-		return nil, err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(s.tokenLists) >= maxTokenLists {
-		clear(s.tokenLists)
-	}
-	s.tokenLists[digest] = list
-	return list, nil
+	mu       sync.Mutex
+	verdicts map[[sha256.Size]byte]error
 }
 
-func listTokens(ctx context.Context, t tokenizerv1.TokenizerServiceClient, digest string) ([][]byte, error) {
-	stream, err := t.Tokens(ctx, &tokenizerv1.TokensRequest{Model: digest})
-	if err != nil {
-		return nil, rpc.FromStatus(err)
-	}
-	var list [][]byte
-	for {
-		part, err := stream.Recv()
-		switch {
-		case errors.Is(err, io.EOF):
-			return list, nil
-		case err != nil:
-			return nil, rpc.FromStatus(err)
-		case int(part.GetFirst()) != len(list):
-			return nil, fault.New(fault.Internal, "list tokens of %s: a part begins at %d, not %d", digest, part.GetFirst(), len(list))
-		}
-		list = append(list, part.GetTokens()...)
-	}
+func newGrammarChecker() *grammarChecker {
+	return &grammarChecker{slots: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)), verdicts: map[[sha256.Size]byte]error{}}
 }
 
-// tellTokens gives the sampler the vocabulary before the first session with a grammar.
-func (s *scheduler) tellTokens(digest string, list [][]byte) {
-	if s.toldTokens || list == nil {
-		return
+// check reports why a sampler would refuse a grammar; the error names field.
+func (c *grammarChecker) check(ctx context.Context, field string, g *samplerv1.Grammar) error {
+	if g == nil {
+		return nil
 	}
-	s.toldTokens = true
-	for first := 0; first < len(list); first += tokensPart {
-		// A broken stream shows at Recv.
-		_ = s.p.sample.Send(&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Tokens{Tokens: &samplerv1.Tokens{
-			Digest: digest, Size: uint32(len(list)), First: uint32(first), Tokens: list[first:min(first+tokensPart, len(list))],
-		}}})
+	var kind [4]byte
+	binary.LittleEndian.PutUint32(kind[:], uint32(g.GetKind()))
+	key := sha256.Sum256(append(append(kind[:], field...), "\x00"+g.GetSource()...))
+	c.mu.Lock()
+	err, known := c.verdicts[key]
+	c.mu.Unlock()
+	if known {
+		return err
 	}
+	err = c.bounded(ctx, func() error {
+		_, err := samplerules.Compile(field, g, nil)
+		return err
+	})
+	if ctx.Err() != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.verdicts) >= maxVerdicts {
+		clear(c.verdicts)
+	}
+	c.verdicts[key] = err
+	return err
+}
+
+// bounded runs work that takes CPU once there is a slot for it. A panic is an error of the
+// request that brought the grammar.
+func (c *grammarChecker) bounded(ctx context.Context, work func() error) (err error) {
+	select {
+	case c.slots <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() {
+		<-c.slots
+		if r := recover(); r != nil {
+			err = fault.New(fault.Internal, "compile grammar: %v", r)
+		}
+	}()
+	return work()
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -65,13 +66,15 @@ type mesh struct {
 	service  *router.Service
 	client   routerv1.RouterServiceClient
 	shards   map[string]*fakeShard
+	sampler  *fakeSampler
+	calls    atomic.Int64 // of tokenizers
 }
 
 // newMesh starts replicas of a two-layer model, cut into stages, and waits for the
 // pipelines.
 func newMesh(t *testing.T, stages, replicas int, cfg router.Config, draftPages ...uint32) *mesh {
 	t.Helper()
-	m := &mesh{t: t, network: memnet.New(), registry: discovery.NewMemory(), shards: map[string]*fakeShard{}}
+	m := &mesh{t: t, network: memnet.New(), registry: discovery.NewMemory(), shards: map[string]*fakeShard{}, sampler: newFakeSampler()}
 	m.dialer = rpc.NewDialer(rpc.DialOptions{Net: m.network})
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
@@ -82,9 +85,9 @@ func newMesh(t *testing.T, stages, replicas int, cfg router.Config, draftPages .
 			t.Error(err)
 		}
 	})
-	m.serve(ctx, &wg, "tokenizer", "tokenizer", registerTokenizer)
-	m.serve(ctx, &wg, "tokenizer", "tokenizer-b", registerTokenizer)
-	m.serve(ctx, &wg, "sampler", "sampler", registerSampler)
+	m.serve(ctx, &wg, "tokenizer", "tokenizer", fakeTokenizer{calls: &m.calls}.register)
+	m.serve(ctx, &wg, "tokenizer", "tokenizer-b", fakeTokenizer{calls: &m.calls}.register)
+	m.serve(ctx, &wg, "sampler", "sampler", m.sampler.register)
 	for r := range replicas {
 		for i := range stages {
 			name := fmt.Sprintf("shard-%d-%d", r, i)

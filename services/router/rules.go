@@ -17,71 +17,34 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/samplerules"
 )
 
-// Bounds of a request's numbers.
-const (
-	maxStops     = 16
-	maxStopLen   = 1024
-	maxTop       = 20
-	maxBiases    = 1024
-	maxTokensCap = 1 << 24
-	maxTopK      = 1 << 24
-	maxBadWords  = 256
-	maxBadText   = 256 // bytes of one
-	maxBadIDs    = 64  // ids of one
-)
-
-// bounds checks every number of a request and names the field that is out of them.
+// bounds checks all that is known of a request before its model is: every number, list and
+// text, by the table of pkg/samplerules. An error names the field.
 func (q *request) bounds() error {
 	s := q.sampling
-	for _, f := range []struct {
-		name     string
-		v        float32
-		min, max float64
-	}{
-		{"sampling.temperature", s.GetTemperature(), 0, 100}, {"sampling.top_p", s.GetTopP(), 0, 1}, {"sampling.min_p", s.GetMinP(), 0, 1},
-		{"sampling.repetition_penalty", s.GetRepetitionPenalty(), 0, 100},
-		{"sampling.frequency_penalty", s.GetFrequencyPenalty(), -2, 2}, {"sampling.presence_penalty", s.GetPresencePenalty(), -2, 2},
-	} {
-		if v := float64(f.v); !(v >= f.min && v <= f.max) {
-			return fault.Field(f.name, "%v is not within %v..%v", f.v, f.min, f.max)
-		}
-	}
 	switch {
 	case s != nil && s.RepetitionPenalty != nil && s.GetRepetitionPenalty() == 0:
-		return fault.Field("sampling.repetition_penalty", "0 divides nothing; 1 is off")
-	case q.maxTokens > maxTokensCap:
-		return fault.Field("max_tokens", "%d is more than %d", q.maxTokens, maxTokensCap)
-	case s.GetTopK() > maxTopK:
-		return fault.Field("sampling.top_k", "%d is more than %d", s.GetTopK(), maxTopK)
-	case q.top > maxTop:
-		return fault.Field("top_logprobs", "%d is more than %d", q.top, maxTop)
-	case len(q.stop) > maxStops:
-		return fault.Field("stop", "%d texts are more than %d", len(q.stop), maxStops)
-	case len(s.GetLogitBias()) > maxBiases:
-		return fault.Field("sampling.logit_bias", "%d entries are more than %d", len(s.GetLogitBias()), maxBiases)
-	}
-	if n := len(s.GetBadWords()); n > maxBadWords {
-		return fault.Field("sampling.bad_words", "%d texts are more than %d", n, maxBadWords)
+		return fault.Field("sampling.repetition_penalty", "0 cannot divide a logit; 1 turns the penalty off")
+	case q.maxTokens > samplerules.MaxTokens:
+		return fault.Field("max_tokens", "%d is more than %d", q.maxTokens, samplerules.MaxTokens)
+	case q.top > samplerules.MaxTopLogprobs:
+		return fault.Field("top_logprobs", "%d is more than %d", q.top, samplerules.MaxTopLogprobs)
+	case len(q.stop) > samplerules.MaxStops:
+		return fault.Field("stop", "%d texts are more than %d", len(q.stop), samplerules.MaxStops)
+	case len(s.GetBadWords()) > samplerules.MaxBadTexts:
+		return fault.Field("sampling.bad_words", "%d texts are more than %d", len(s.GetBadWords()), samplerules.MaxBadTexts)
 	}
 	for i, word := range s.GetBadWords() {
-		if word == "" || len(word) > maxBadText {
-			return fault.Field(fmt.Sprintf("sampling.bad_words[%d]", i), "%d bytes are not within 1..%d", len(word), maxBadText)
+		if word == "" || len(word) > samplerules.MaxBadBytes {
+			return fault.Field(fmt.Sprintf("sampling.bad_words[%d]", i), "%d bytes are not within 1..%d", len(word), samplerules.MaxBadBytes)
 		}
 	}
 	for i, stop := range q.stop {
-		if stop == "" || len(stop) > maxStopLen {
-			return fault.Field(fmt.Sprintf("stop[%d]", i), "%d bytes are not within 1..%d", len(stop), maxStopLen)
+		if stop == "" || len(stop) > samplerules.MaxStopBytes {
+			return fault.Field(fmt.Sprintf("stop[%d]", i), "%d bytes are not within 1..%d", len(stop), samplerules.MaxStopBytes)
 		}
 	}
-	if _, err := samplerules.Grammar("sampling.grammar", s.GetGrammar()); err != nil {
-		return err
-	}
-	for id, bias := range s.GetLogitBias() {
-		if !(bias >= -100 && bias <= 100) {
-			return fault.Field("sampling.logit_bias", "%v of id %d is not within -100..100", bias, id)
-		}
-	}
-	return nil
+	_, err := picker(q.samplerRules(&modelInfo{}))
+	return err
 }
 
 // encodeBadWords finds the ids of the bad words that are texts, as they are at the
@@ -112,8 +75,8 @@ func (q *request) encodeBadWords(ctx context.Context, t tokenizerv1.TokenizerSer
 	q.badWords = nil
 	for i, e := range resp.GetEncodings() {
 		ids := e.GetIds()
-		if len(ids) == 0 || len(ids) > maxBadIDs {
-			return fault.Field(fmt.Sprintf("sampling.bad_words[%d]", of[i]), "%q is %d ids, not within 1..%d", texts[i], len(ids), maxBadIDs)
+		if len(ids) == 0 || len(ids) > samplerules.MaxPhraseIDs {
+			return fault.Field(fmt.Sprintf("sampling.bad_words[%d]", of[i]), "%q is %d ids, not within 1..%d", texts[i], len(ids), samplerules.MaxPhraseIDs)
 		}
 		same := func(w *samplerv1.Ids) bool { return slices.Equal(w.GetIds(), ids) }
 		if !slices.ContainsFunc(q.badWords, same) {

@@ -6,12 +6,9 @@ import (
 	"slices"
 	"time"
 
-	"google.golang.org/grpc/codes"
-
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
-	"github.com/lamina-mesh/lamina/pkg/rpc"
 	"github.com/lamina-mesh/lamina/pkg/sample"
 	"github.com/lamina-mesh/lamina/pkg/session"
 )
@@ -40,6 +37,8 @@ type live struct {
 	tokens   [][]byte // of the vocabulary, where the rules have a grammar
 	maxLen   int      // of the log, when the generation ends
 
+	suspect bool // it was in flight on a pipeline that died, and had no token since
+
 	out chan outcome // what came of it; the last one has lost or err set, or a finish reason
 
 	// The scheduler's own.
@@ -52,12 +51,14 @@ type live struct {
 	started time.Time // admitted
 }
 
-// outcome is a token, or the end.
+// outcome is what the scheduler tells a session: that it is admitted, a token, or the end.
 type outcome struct {
-	token *samplerv1.Token
-	round uint64 // of a draft's session
-	lost  bool   // the pipeline died: go on elsewhere
-	err   error  // the session cannot go on
+	admitted bool // the sampler has accepted its rules
+	token    *samplerv1.Token
+	round    uint64 // of a draft's session
+	lost     error  // why the session has to go on elsewhere, by its token log
+	blamed   bool   // with lost: it was being computed when its pipeline died
+	err      error  // the session cannot go on
 }
 
 // flight is a batch that the chain has and that is not done.
@@ -68,6 +69,8 @@ type flight struct {
 	decode  bool
 	guesses int
 	waiting map[string]bool // sessions whose token is to come; nil: computed is to come
+	members []string        // all of its sessions
+	alone   bool            // a suspect's, beside which nothing else is in flight
 }
 
 // scheduler owns a pipeline's sessions and batches.
@@ -89,6 +92,7 @@ type scheduler struct {
 	since      time.Time
 	released   [][]byte
 	toldTokens bool // the sampler has the vocabulary
+	turn       bool // the next batch may be a suspect's
 }
 
 func newScheduler(p *pipeline) *scheduler {
@@ -154,15 +158,21 @@ func (s *scheduler) take(e event) error {
 	case e.drop != nil:
 		return s.remove(e.drop)
 	case e.added != nil:
-		if l := s.live[string(e.added)]; l != nil {
+		if l := s.live[string(e.added)]; l != nil && !l.added {
 			l.added = true
+			if l.drawing == nil {
+				l.out <- outcome{admitted: true}
+			}
 		}
 	case e.token != nil:
 		return s.token(e.token)
 	case e.failed != nil:
-		return s.fail(e.failed.GetSession(), e.failed.GetCode(), e.failed.GetMessage())
+		if l := s.live[string(e.failed.GetSession())]; l == nil || e.failed.GetEpoch() < l.epoch {
+			return nil
+		}
+		return s.fail(e.failed.GetSession(), e.failed.GetCode(), e.failed.GetField(), e.failed.GetMessage())
 	case e.refused != nil:
-		return s.fail(e.refused.GetSession(), e.refused.GetCode(), e.refused.GetMessage())
+		return s.fail(e.refused.GetSession(), e.refused.GetCode(), "", e.refused.GetMessage())
 	case e.draw != nil:
 		s.draw(e.draw)
 	case e.guessed != nil:
@@ -253,6 +263,11 @@ func (s *scheduler) batch() *shardv1.Batch {
 	b := &shardv1.Batch{}
 	f := &flight{sent: time.Now(), decode: true}
 	budget := s.p.service.cfg.BatchRows
+	suspect, wait := s.probation()
+	if wait {
+		return nil
+	}
+	f.alone = suspect != nil
 	add := func(l *live, n int) {
 		ids, decides, wait := s.guess(l, min(n, budget)-1)
 		if wait {
@@ -282,6 +297,7 @@ func (s *scheduler) batch() *shardv1.Batch {
 			}
 		}
 		b.Entries = append(b.Entries, e)
+		f.members = append(f.members, string(l.id))
 		for _, id := range rows.IDs {
 			b.Ids = append(b.Ids, uint32(id))
 		}
@@ -293,7 +309,7 @@ func (s *scheduler) batch() *shardv1.Batch {
 	for _, prefill := range []bool{false, true} {
 		for _, l := range s.order {
 			// A request that is slow to read gets no further token until it has read.
-			if budget <= 0 || len(b.GetEntries()) == maxEntries || !l.added || !l.feed.Ready() || l.feed.Prefilling() != prefill || len(l.out) > outLen/2 || l.drawing != nil && l.drawing.paused {
+			if budget <= 0 || len(b.GetEntries()) == maxEntries || !l.ready() || l.feed.Prefilling() != prefill || l.suspect && l != suspect || suspect != nil && l != suspect {
 				continue
 			}
 			f.decode = f.decode && !prefill
@@ -304,9 +320,43 @@ func (s *scheduler) batch() *shardv1.Batch {
 		return nil
 	}
 	s.step++
-	b.Step = s.step
+	b.Step, b.DeadlineMs = s.step, uint32(s.limit(f).Milliseconds())
 	s.flights[s.step] = f
+	s.turn = !f.alone
 	return b
+}
+
+// ready reports whether a session has rows to send and a reader for what comes of them: one
+// that is slow to read gets no further token until it has read.
+func (l *live) ready() bool {
+	return l.added && l.feed.Ready() && len(l.out) <= outLen/2 && (l.drawing == nil || !l.drawing.paused)
+}
+
+// probation chooses a suspect whose rows are to be the next batch, all by themselves. A
+// suspect was in flight on a pipeline that died. Until it has had a token, nothing else is
+// in flight beside it, so that if this pipeline dies as well nobody else is blamed. Batches
+// of the others take turns with those of suspects. It reports that the next batch has to
+// wait until what is in flight is done.
+func (s *scheduler) probation() (suspect *live, wait bool) {
+	for _, f := range s.flights {
+		if f.alone {
+			return nil, true
+		}
+	}
+	others := false
+	for _, l := range s.order {
+		switch {
+		case !l.ready():
+		case !l.suspect:
+			others = true
+		case suspect == nil:
+			suspect = l
+		}
+	}
+	if suspect == nil || others && !s.turn {
+		return nil, false
+	}
+	return suspect, len(s.flights) > 0
 }
 
 // landed notes that a session's part of a batch is done.
@@ -342,6 +392,7 @@ func (s *scheduler) token(t *samplerv1.Token) error {
 		l.guesser.verified(l.feed.Len(), s.stepTime())
 	}
 	s.tokens++
+	l.suspect = false
 	if l.drawing != nil {
 		s.drawn(l, t)
 		return nil
@@ -356,13 +407,18 @@ func (s *scheduler) token(t *samplerv1.Token) error {
 	return nil
 }
 
-func (s *scheduler) fail(id []byte, code uint32, message string) error {
+// fail ends a session that the sampler or a stage refused.
+func (s *scheduler) fail(id []byte, code uint32, field, message string) error {
 	l := s.live[string(id)]
 	if l == nil {
 		return nil
 	}
 	s.landed(l)
-	l.out <- outcome{err: fault.New(rpc.FaultCode(codes.Code(code)), "run session %x: %s", id, message).After(time.Second)}
+	if err, replay := refusal(id, code, field, message); replay {
+		l.out <- outcome{lost: err, blamed: true}
+	} else {
+		l.out <- outcome{err: err}
+	}
 	return s.remove(l)
 }
 
@@ -388,16 +444,20 @@ func (s *scheduler) remove(l *live) error {
 	return nil
 }
 
-// overdue finds a batch that nobody may wait for any longer.
-func (s *scheduler) overdue(now time.Time) error {
+// limit is the step deadline of a batch: several times the slowest step lately, and more
+// for rows of prompts, which take their time on a slow machine.
+func (s *scheduler) limit(f *flight) time.Duration {
 	limit := coldDeadline
 	if s.steps >= coldSteps {
 		limit = max(stepFloor, time.Duration(stepFactor*s.worst*float64(time.Second)))
 	}
-	// Rows of prompts take their time, however slow this machine is.
-	row := max(rowFloor, time.Duration(2*s.perRow*float64(time.Second)))
+	return limit + time.Duration(f.prompts)*max(rowFloor, time.Duration(2*s.perRow*float64(time.Second)))
+}
+
+// overdue finds a batch that nobody may wait for any longer.
+func (s *scheduler) overdue(now time.Time) error {
 	for step, f := range s.flights {
-		if late := now.Sub(f.sent); late > limit+time.Duration(f.prompts)*row {
+		if late := now.Sub(f.sent); late > s.limit(f) {
 			return fault.New(fault.Unavailable, "run step %d: no answer in %v", step, late.Round(time.Millisecond))
 		}
 	}
@@ -416,17 +476,28 @@ func (s *scheduler) measure(now time.Time) {
 	}
 }
 
-// lose tells every session that the pipeline is gone, those included whose submit
-// was still on its way.
+// lose tells every session that the pipeline is gone, including those whose submit was
+// still on its way. Sessions that were being computed, or added to the sampler, are blamed:
+// one of them may be the cause.
 func (p *pipeline) lose() {
+	cause := context.Cause(p.ctx)
+	blamed := map[string]bool{}
+	for _, f := range p.flights {
+		for _, name := range f.members {
+			blamed[name] = f.waiting == nil || f.waiting[name] || blamed[name]
+		}
+	}
+	for _, l := range p.order {
+		blamed[string(l.id)] = blamed[string(l.id)] || !l.added
+	}
 	for _, l := range p.live {
-		l.out <- outcome{lost: true}
+		l.out <- outcome{lost: cause, blamed: blamed[string(l.id)]}
 	}
 	for {
 		select {
 		case e := <-p.events:
 			if e.submit != nil {
-				e.submit.out <- outcome{lost: true}
+				e.submit.out <- outcome{lost: cause}
 			}
 		default:
 			return

@@ -58,7 +58,7 @@ const (
 	describeLimit = 3 * time.Second        // for a service to describe itself
 	rebuildAfter  = 500 * time.Millisecond // between tries to build pipelines
 	moveLimit     = 20 * time.Second       // for a session to find another pipeline
-	idleMoves     = 4                      // pipelines a session may lose without a token
+	maxMoves      = 8                      // pipelines that a session may lose without a token
 	readLimit     = 30 * time.Second       // of Config.ReadLimit
 )
 
@@ -69,18 +69,20 @@ type Service struct {
 	log *slog.Logger
 	m   *metrics
 
-	mu         sync.Mutex
-	instances  map[string][]discovery.Instance          // by service
-	held       map[string]described                     // shards by id
-	vocabs     map[string]*tokenizerv1.DescribeResponse // tokenizers by address
-	tokenLists map[string][][]byte                      // vocabularies by digest, for grammars
-	models     map[string]*modelInfo                    // by digest, from vocabs
-	asking     map[string]bool                          // addresses being described
-	pipelines  map[string]*pipeline                     // by id
-	building   map[string]plan.Chain                    // chains that are opened or run, by their text
-	fits       map[string]error                         // whether a draft's vocabulary is a model's, by both digests
-	tries      int                                      // chains opened so far: samplers take turns
-	changed    chan struct{}                            // closed and renewed when any of these change
+	grammars *grammarChecker
+
+	mu           sync.Mutex
+	instances    map[string][]discovery.Instance          // by service
+	held         map[string]described                     // shards by id
+	vocabs       map[string]*tokenizerv1.DescribeResponse // tokenizers by address
+	vocabularies map[string]*vocabulary                   // by digest
+	models       map[string]*modelInfo                    // by digest, from vocabs
+	asking       map[string]bool                          // addresses being described
+	pipelines    map[string]*pipeline                     // by id
+	building     map[string]plan.Chain                    // chains that are opened or run, by their text
+	fits         map[string]error                         // whether a draft's vocabulary is a model's, by both digests
+	tries        int                                      // chains opened so far: samplers take turns
+	changed      chan struct{}                            // closed and renewed when any of these change
 }
 
 // modelInfo is what the router knows of a model besides its layers.
@@ -92,8 +94,8 @@ type modelInfo struct {
 // New returns a router that sees nobody until Run.
 func New(c Config) *Service {
 	s := &Service{
-		cfg: c, log: c.Log, m: newMetrics(c.Metrics), instances: map[string][]discovery.Instance{}, held: map[string]described{},
-		vocabs: map[string]*tokenizerv1.DescribeResponse{}, asking: map[string]bool{}, models: map[string]*modelInfo{}, tokenLists: map[string][][]byte{}, fits: map[string]error{}, pipelines: map[string]*pipeline{}, building: map[string]plan.Chain{}, changed: make(chan struct{}),
+		cfg: c, log: c.Log, m: newMetrics(c.Metrics), grammars: newGrammarChecker(), instances: map[string][]discovery.Instance{}, held: map[string]described{},
+		vocabs: map[string]*tokenizerv1.DescribeResponse{}, asking: map[string]bool{}, models: map[string]*modelInfo{}, vocabularies: map[string]*vocabulary{}, fits: map[string]error{}, pipelines: map[string]*pipeline{}, building: map[string]plan.Chain{}, changed: make(chan struct{}),
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)

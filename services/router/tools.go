@@ -15,6 +15,7 @@ import (
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
 	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
 	"github.com/lamina-mesh/lamina/pkg/grammar"
+	"github.com/lamina-mesh/lamina/pkg/samplerules"
 	"github.com/lamina-mesh/lamina/pkg/toolcall"
 )
 
@@ -54,6 +55,9 @@ func readToolUse(r *routerv1.ChatRequest) (*toolUse, error) {
 	var list []json.RawMessage
 	if u.tools != "" && json.Unmarshal([]byte(u.tools), &list) != nil {
 		return nil, fault.Field("tools_json", "want a JSON array of tools")
+	}
+	if len(list) > samplerules.MaxTools {
+		return nil, fault.Field("tools_json", "%d tools are more than %d", len(list), samplerules.MaxTools)
 	}
 	if len(list) == 0 {
 		if u.forced {
@@ -110,11 +114,11 @@ func (q *request) holdCalls(ctx context.Context, u *toolUse, info *modelInfo, fr
 		}
 		q.format = &tokenizerv1.ChatFormat{Calls: plainCalls, Reasoning: q.format.GetReasoning()}
 	}
-	tokens, err := q.service.tokens(ctx, q.digest, from)
+	v, err := q.service.vocabulary(ctx, q.digest, from)
 	if err != nil {
 		return err
 	}
-	control, ends := controlTokens(tokens, info.vocabulary.GetEndIds())
+	control, ends := controlTokens(v.tokens, info.vocabulary.GetEndIds())
 	content, err := contentPart(q.sampling.GetGrammar())
 	if err != nil {
 		return err
@@ -122,7 +126,12 @@ func (q *request) holdCalls(ctx context.Context, u *toolUse, info *modelInfo, fr
 	offer := toolcall.Offer{
 		Tools: []byte(u.tools), Function: u.function, Required: u.forced, Single: u.single, Prompt: q.promptEnd, Content: content,
 		Control: func(s string) bool { return control[s] }, Ends: func(s string) bool { return ends[s] },
-		Honours: func(schema []byte) error { _, err := grammar.Schema(schema); return err },
+		Honours: func(schema []byte) error {
+			return q.service.grammars.bounded(ctx, func() error { _, err := grammar.Schema(schema); return err })
+		},
+	}
+	compiles := func(source []byte) error {
+		return q.service.grammars.check(ctx, "tools_json", &samplerv1.Grammar{Kind: samplerv1.GrammarKind_GRAMMAR_KIND_TAGS, Source: string(source)})
 	}
 	format := toolcall.Format{Calls: q.format.GetCalls(), Reasoning: q.format.GetReasoning()}
 	source, err := format.Structure(offer)
@@ -143,18 +152,8 @@ func (q *request) holdCalls(ctx context.Context, u *toolUse, info *modelInfo, fr
 		held = proto.CloneOf(q.sampling)
 	}
 	held.Grammar = &samplerv1.Grammar{Kind: samplerv1.GrammarKind_GRAMMAR_KIND_TAGS, Source: string(source)}
-	q.sampling = held
+	q.sampling, q.heldToTools = held, true
 	return nil
-}
-
-// compiles says why a structure is none that a sampler takes.
-func compiles(source []byte) error {
-	g, err := grammar.Structure(source)
-	if err != nil {
-		return err
-	}
-	_, err = grammar.Compile(g, nil)
-	return err
 }
 
 // controlTokens are the spellings of a vocabulary's control tokens, and of those that

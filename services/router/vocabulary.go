@@ -1,91 +1,137 @@
 package router
 
 import (
-	"bytes"
 	"context"
+	"errors"
+	"io"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
+	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
+	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
+	"github.com/lamina-mesh/lamina/pkg/grammar"
+	"github.com/lamina-mesh/lamina/pkg/rpc"
+	"github.com/lamina-mesh/lamina/pkg/vocab"
 )
 
-// isDraft reports whether a model is the one that guesses for the others.
-func (s *Service) isDraft(model, digest string) bool {
-	return s.cfg.Draft != "" && (model == s.cfg.Draft || digest == s.cfg.Draft)
+// maxVocabularies bounds the vocabularies that a router keeps.
+const maxVocabularies = 8
+
+// tokensPart is how many tokens one frame to a sampler has.
+const tokensPart = 8192
+
+// vocabulary is a model's tokens, fetched once: by it the router decodes what it generates
+// without a hop, and samplers are told of it for grammars.
+type vocabulary struct {
+	tokens  [][]byte // as grammars read them
+	pieces  *vocab.Pieces
+	markers map[int32]bool // control tokens that set tool calls and reasoning apart
 }
 
-// SameVocabulary reports as a failed precondition, which names both models, that a
-// draft's ids do not mean what a model's do. The tokens are in the order of their ids,
-// empty ones for what is no text; how many of those stand at the end does not matter.
-func SameVocabulary(model, draft string, tokens, drafts [][]byte) error {
-	a, b := len(tokens), len(drafts)
-	for a > 0 && len(tokens[a-1]) == 0 {
-		a--
-	}
-	for b > 0 && len(drafts[b-1]) == 0 {
-		b--
-	}
-	if a != b || a == 0 && len(tokens) != len(drafts) {
-		return fault.New(fault.FailedPrecondition, "draft for model %q by %q: their vocabularies differ: %d tokens and %d", model, draft, len(tokens), len(drafts))
-	}
-	for id := range a {
-		if !bytes.Equal(tokens[id], drafts[id]) {
-			return fault.New(fault.FailedPrecondition, "draft for model %q by %q: their vocabularies differ: token %d is %q and %q", model, draft, id, tokens[id], drafts[id])
-		}
-	}
-	return nil
-}
-
-// fitKey is what two models' fit is remembered by.
-func fitKey(target, draft *pipeline) string {
-	return target.chain.Digest() + " " + draft.chain.Digest()
-}
-
-// checkDrafts checks a pipeline that has just been listed against those it drafts for,
-// or that draft for it; mu is held. What cannot be checked now is when it is used.
-func (s *Service) checkDrafts(p *pipeline) {
-	for _, o := range s.pipelines {
-		if o.draft == p.draft {
-			continue
-		}
-		target, draft := p, o
-		if p.draft {
-			target, draft = o, p
-		}
-		p.drafters.Go(func() { _ = s.draftFits(p.ctx, target, draft) })
-	}
-}
-
-// draftFits checks once for each two models that one may guess for the other.
-func (s *Service) draftFits(ctx context.Context, target, draft *pipeline) error {
-	model, other := target.chain.Digest(), draft.chain.Digest()
-	if model == other {
-		return nil
-	}
-	key := fitKey(target, draft)
+// vocabulary returns a model's tokens, from a tokenizer the first time.
+func (s *Service) vocabulary(ctx context.Context, digest string, from []tokenizerv1.TokenizerServiceClient) (*vocabulary, error) {
 	s.mu.Lock()
-	err, known := s.fits[key]
+	v := s.vocabularies[digest]
 	s.mu.Unlock()
-	if known {
-		return err
+	if v != nil {
+		return v, nil
 	}
-	var lists [2][][]byte
-	for i, digest := range []string{model, other} {
-		from, err := s.tokenizers(digest)
-		if err != nil {
-			return err
-		}
-		if lists[i], err = s.tokens(ctx, digest, from); err != nil {
-			return err
+	var err error = fault.New(fault.Unavailable, "list tokens of %s: no tokenizer is known", digest)
+	for _, t := range from { // one that cannot be reached is no reason to fail
+		if v, err = fetchVocabulary(ctx, t, digest); fault.CodeOf(err) != fault.Unavailable {
+			break
 		}
 	}
-	err = SameVocabulary(target.model(), draft.model(), lists[0], lists[1])
+	if err != nil {
+		return nil, err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if _, known := s.fits[key]; !known && err != nil {
-		s.log.Error("refuse draft", "model", target.model(), "draft", draft.model(), "error", err)
+	if known := s.vocabularies[digest]; known != nil { // another request was faster
+		return known, nil
 	}
-	if len(s.fits) >= maxTokenLists*maxTokenLists {
-		clear(s.fits)
+	if len(s.vocabularies) >= maxVocabularies {
+		clear(s.vocabularies)
 	}
-	s.fits[key] = err
-	return err
+	s.vocabularies[digest] = v
+	return v, nil
+}
+
+func fetchVocabulary(ctx context.Context, t tokenizerv1.TokenizerServiceClient, digest string) (*vocabulary, error) {
+	stream, err := t.Tokens(ctx, &tokenizerv1.TokensRequest{Model: digest})
+	if err != nil {
+		return nil, rpc.FromStatus(err)
+	}
+	v := &vocabulary{markers: map[int32]bool{}}
+	var pieces []vocab.Piece
+	joining := vocab.Joining{Unknown: -1}
+	for {
+		part, err := stream.Recv()
+		switch {
+		case errors.Is(err, io.EOF):
+			v.pieces = vocab.NewPieces(pieces, joining)
+			return v, nil
+		case err != nil:
+			return nil, rpc.FromStatus(err)
+		case int(part.GetFirst()) != len(v.tokens):
+			return nil, fault.New(fault.Internal, "list tokens of %s: a part begins at %d, want %d", digest, part.GetFirst(), len(v.tokens))
+		}
+		if j := part.GetJoining(); j != nil {
+			joining = readJoining(j)
+		}
+		v.tokens = append(v.tokens, part.GetTokens()...)
+		for _, token := range part.GetTokens() {
+			pieces = append(pieces, vocab.Piece{Bytes: string(token), Kind: vocab.KindNormal})
+		}
+		for _, irregular := range part.GetIrregular() {
+			id := irregular.GetId()
+			if int64(id) < int64(part.GetFirst()) || int64(id) >= int64(len(pieces)) {
+				return nil, fault.New(fault.Internal, "list tokens of %s: id %d is not in its part", digest, id)
+			}
+			pieces[id] = readPiece(pieces[id].Bytes, irregular)
+			if irregular.GetMarker() {
+				v.markers[int32(id)] = true
+			}
+		}
+	}
+}
+
+func readJoining(j *tokenizerv1.Joining) vocab.Joining {
+	out := vocab.Joining{
+		StripSpace: j.GetStripSpace(), StripAll: j.GetStripAll(), JoinSpace: j.GetJoinSpace(), HeldSpace: j.GetHeldSpace(), Once: j.GetOnce(), Unknown: -1,
+	}
+	if j.Unknown != nil {
+		out.Unknown = int32(j.GetUnknown())
+	}
+	return out
+}
+
+// readPiece completes a token of which the list says more than its bytes.
+func readPiece(listed string, irregular *tokenizerv1.Irregular) vocab.Piece {
+	p := vocab.Piece{
+		Bytes: listed, Kind: vocab.Kind(irregular.GetKind()), Added: irregular.GetAdded(),
+		Headed: irregular.Head != nil, Head: string(irregular.GetHead()),
+	}
+	switch p.Kind {
+	case vocab.KindControl: // the list has its spelling between signs
+		if spelling, ok := grammar.ControlSpelling([]byte(listed)); ok {
+			p.Bytes = spelling
+		}
+	case vocab.KindUnspecified:
+		p.Bytes = string(irregular.GetHidden())
+	}
+	return p
+}
+
+// tellTokens gives the sampler the vocabulary before the first session with a grammar.
+func (s *scheduler) tellTokens(digest string, list [][]byte) {
+	if s.toldTokens || list == nil {
+		return
+	}
+	s.toldTokens = true
+	for first := 0; first < len(list); first += tokensPart {
+		// A broken stream shows at Recv.
+		_ = s.p.sample.Send(&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Tokens{Tokens: &samplerv1.Tokens{
+			Digest: digest, Size: uint32(len(list)), First: uint32(first), Tokens: list[first:min(first+tokensPart, len(list))],
+		}}})
+	}
 }

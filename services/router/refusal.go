@@ -1,0 +1,82 @@
+package router
+
+import (
+	"errors"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc/codes"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	"github.com/lamina-mesh/lamina/pkg/rpc"
+)
+
+// A sampler or a stage may refuse a session, or fail it later. Whose fault that was decides
+// what becomes of the request:
+//
+//   - The request's own (INVALID_ARGUMENT): it ends with that error, under the name that
+//     the field has in the request. It is never tried again.
+//   - The pipeline's state of this session is gone or overtaken (ABORTED,
+//     FAILED_PRECONDITION, UNAVAILABLE, DEADLINE_EXCEEDED): the session is replayed from its
+//     token log, as when the whole pipeline dies.
+//   - Anything else, such as RESOURCE_EXHAUSTED or INTERNAL, ends the request with that code.
+func refusal(id []byte, code uint32, field, message string) (err *fault.Error, replay bool) {
+	switch c := rpc.FaultCode(codes.Code(code)); c {
+	case fault.Invalid:
+		return &fault.Error{Code: c, Field: field, Msg: message}, false
+	case fault.Exhausted:
+		return fault.New(c, "run session %x: %s", id, message).After(time.Second), false
+	case fault.Aborted, fault.FailedPrecondition, fault.Unavailable, fault.DeadlineExceeded:
+		return fault.New(c, "run session %x: %s", id, message), true
+	default:
+		return fault.New(c, "run session %x: %s", id, message), false
+	}
+}
+
+// own renames the field of a refusal from its path in the sampler's rules to that in the
+// request. A grammar that was made from the request's tools is theirs.
+func (q *request) own(err error) error {
+	var f *fault.Error
+	if !errors.As(err, &f) || f.Code != fault.Invalid {
+		return err
+	}
+	field := f.Field
+	switch {
+	case field == "max_tokens", field == "top_logprobs":
+	case q.heldToTools && strings.HasPrefix(field, "grammar"):
+		field = "tools_json"
+	case field == "":
+		field = "prompt"
+	default:
+		field = "sampling." + field
+	}
+	return &fault.Error{Code: fault.Invalid, Field: field, Msg: f.Msg}
+}
+
+// maxStrikes is how many pipelines may die while a request is in flight on them, without a
+// token of it in between, before the request is set aside: it may be what ends them.
+const maxStrikes = 2
+
+// strikes counts the pipelines that died under a request.
+type strikes struct {
+	count  int
+	causes []string
+}
+
+// add counts a death. A request that had a token meanwhile begins anew.
+func (s *strikes) add(progress bool, cause error) {
+	if progress {
+		*s = strikes{}
+	}
+	s.count++
+	s.causes = append(s.causes, cause.Error())
+}
+
+// verdict is the error of a request that is set aside, or nil.
+func (s *strikes) verdict(request string) error {
+	if s.count < maxStrikes {
+		return nil
+	}
+	return fault.New(fault.Aborted, "run request %s: set aside, since %d pipelines died one after another while computing it (%s)",
+		request, s.count, strings.Join(s.causes, "; "))
+}
