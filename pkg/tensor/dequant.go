@@ -103,6 +103,13 @@ func blockDecoder[F Float](d DType) func(dst []F, b []byte) {
 		return tq2_0[F]
 	case MXFP4:
 		return mxfp4[F]
+	case NVFP4:
+		return nvfp4[F]
+	case Q1_0:
+		return q1_0[F]
+	}
+	if c := CodebookOf(d); c != nil {
+		return codebookBlock[F](c)
 	}
 	return nil
 }
@@ -182,6 +189,42 @@ func mxfp4[F Float](dst []F, b []byte) {
 	for i, q := range b[1:17] {
 		dst[i] = F(d * mxfp4Values[q&15])
 		dst[i+16] = F(d * mxfp4Values[q>>4])
+	}
+}
+
+// NVFP4: four scale bytes, one for each 16 elements, then 8 bytes of nibbles for each: low nibbles are
+// the first eight elements.
+func nvfp4[F Float](dst []F, b []byte) {
+	for sub, scale := range b[:4] {
+		d := unsignedE4M3(scale) / 2 // the levels are doubled
+		for i, q := range b[4+8*sub:][:8] {
+			dst[16*sub+i] = F(d * mxfp4Values[q&15])
+			dst[16*sub+8+i] = F(d * mxfp4Values[q>>4])
+		}
+	}
+}
+
+// unsignedE4M3 returns the value of a float of 4 exponent bits (bias 7) and 3 fraction bits without a
+// sign. 0x7f is NaN in the standard and zero in the format.
+func unsignedE4M3(x byte) float32 {
+	exponent, fraction := x>>3&15, float32(x&7)
+	switch {
+	case x == 0x7f:
+		return 0
+	case exponent == 0:
+		return fraction * 0x1p-9
+	}
+	return (8 + fraction) * math.Float32frombits(uint32(exponent+127-10)<<23)
+}
+
+// Q1_0: f16 d, 16 bytes of signs: a set bit is d, a clear one -d.
+func q1_0[F Float](dst []F, b []byte) {
+	d := half(b)
+	for i := range dst {
+		dst[i] = F(-d)
+		if b[2+i/8]>>(i%8)&1 == 1 {
+			dst[i] = F(d)
+		}
 	}
 }
 

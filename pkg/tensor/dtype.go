@@ -39,6 +39,15 @@ const (
 	TQ1_0
 	TQ2_0
 	MXFP4
+	IQ1_S
+	IQ1_M
+	IQ2_XXS
+	IQ2_XS
+	IQ2_S
+	IQ3_XXS
+	IQ3_S
+	NVFP4
+	Q1_0
 	numDTypes
 )
 
@@ -75,6 +84,15 @@ var layouts = [numDTypes]layout{
 	TQ1_0:   {"TQ1_0", 256, 54},
 	TQ2_0:   {"TQ2_0", 256, 66},
 	MXFP4:   {"MXFP4", 32, 17},
+	IQ1_S:   {"IQ1_S", 256, 50},
+	IQ1_M:   {"IQ1_M", 256, 56},
+	IQ2_XXS: {"IQ2_XXS", 256, 66},
+	IQ2_XS:  {"IQ2_XS", 256, 74},
+	IQ2_S:   {"IQ2_S", 256, 82},
+	IQ3_XXS: {"IQ3_XXS", 256, 98},
+	IQ3_S:   {"IQ3_S", 256, 110},
+	NVFP4:   {"NVFP4", 64, 36},
+	Q1_0:    {"Q1_0", 128, 18},
 }
 
 // String returns the type's name as files and log lines spell it.

@@ -19,6 +19,15 @@ var ggufTypes = map[uint32]tensor.DType{
 	10: tensor.Q2_K, 11: tensor.Q3_K, 12: tensor.Q4_K, 13: tensor.Q5_K, 14: tensor.Q6_K, 20: tensor.IQ4_NL,
 	23: tensor.IQ4_XS, 24: tensor.I8, 25: tensor.I16, 26: tensor.I32, 27: tensor.I64, 28: tensor.F64,
 	30: tensor.BF16, 34: tensor.TQ1_0, 35: tensor.TQ2_0, 39: tensor.MXFP4,
+	16: tensor.IQ2_XXS, 17: tensor.IQ2_XS, 18: tensor.IQ3_XXS, 19: tensor.IQ1_S, 21: tensor.IQ3_S, 22: tensor.IQ2_S,
+	29: tensor.IQ1_M, 40: tensor.NVFP4, 41: tensor.Q1_0,
+}
+
+// unreadTypes names the other type numbers that llama.cpp has given out: formats that it has removed,
+// formats of activations, which are in no file, and those that this package does not read yet.
+var unreadTypes = map[uint32]string{
+	4: "Q4_2", 5: "Q4_3", 9: "Q8_1", 15: "Q8_K", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8",
+	36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8", 42: "Q2_0",
 }
 
 // Limits of a header. The string limit is the format's own for keys.
@@ -363,6 +372,10 @@ func (r *reader) tensorInfo() (Info, uint64) {
 		return info, 0
 	}
 	dtype, ok := ggufTypes[kind]
+	if name, known := unreadTypes[kind]; known {
+		r.unsupported(shown, "tensor type %s (%d) is not supported", name, kind)
+		return info, 0
+	}
 	if !ok {
 		r.unsupported(shown, "tensor type %d is not supported", kind)
 		return info, 0
