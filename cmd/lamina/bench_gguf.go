@@ -97,7 +97,9 @@ func ggufType(d tensor.DType) (uint32, bool) {
 	id, ok := map[tensor.DType]uint32{
 		tensor.F32: 0, tensor.F16: 1, tensor.Q4_0: 2, tensor.Q4_1: 3, tensor.Q5_0: 6, tensor.Q5_1: 7, tensor.Q8_0: 8,
 		tensor.Q2_K: 10, tensor.Q3_K: 11, tensor.Q4_K: 12, tensor.Q5_K: 13, tensor.Q6_K: 14, tensor.IQ4_NL: 20, tensor.IQ4_XS: 23,
-		tensor.BF16: 30, tensor.TQ1_0: 34, tensor.TQ2_0: 35, tensor.MXFP4: 39,
+		tensor.BF16: 30, tensor.TQ1_0: 34, tensor.TQ2_0: 35, tensor.MXFP4: 39, tensor.NVFP4: 40, tensor.Q1_0: 41,
+		tensor.IQ2_XXS: 16, tensor.IQ2_XS: 17, tensor.IQ3_XXS: 18, tensor.IQ1_S: 19, tensor.IQ3_S: 21, tensor.IQ2_S: 22,
+		tensor.IQ1_M: 29,
 	}[d]
 	return id, ok
 }

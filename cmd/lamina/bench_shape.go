@@ -158,9 +158,15 @@ func blockScaleOf(d tensor.DType) blockScale {
 // scaleBlocks gives random blocks a scale that brings their values to some 0.05.
 func scaleBlocks(data []byte, d tensor.DType) {
 	size := d.BlockBytes()
-	if d == tensor.MXFP4 { // its scale is a power of two
+	switch d {
+	case tensor.MXFP4: // its scale is a power of two
 		for i := 0; i < len(data); i += size {
 			data[i] = 127 - 6
+		}
+		return
+	case tensor.NVFP4: // its scales are 8-bit floats with 3 fraction bits: 2^-6
+		for i := 0; i < len(data); i += size {
+			copy(data[i:], []byte{8, 8, 8, 8})
 		}
 		return
 	}
@@ -171,6 +177,13 @@ func scaleBlocks(data []byte, d tensor.DType) {
 	}
 	at := blockScaleOf(d)
 	set := func(block []byte, scale float64) {
+		if d == tensor.IQ1_M { // a quarter of the float16 is in the top bits of each of four words
+			for i := range 4 {
+				top := &block[49+2*i]
+				*top = *top&15 | byte(tensor.Float16bits(float32(scale))>>(4*i))<<4
+			}
+			return
+		}
 		binary.LittleEndian.PutUint16(block[at.scale:], tensor.Float16bits(float32(scale)))
 		if at.offset >= 0 {
 			binary.LittleEndian.PutUint16(block[at.offset:], tensor.Float16bits(float32(scale*at.centre)))

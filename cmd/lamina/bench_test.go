@@ -2,8 +2,11 @@ package main
 
 import (
 	"math"
+	"slices"
 	"testing"
 
+	"github.com/lamina-mesh/lamina/pkg/kernel"
+	"github.com/lamina-mesh/lamina/pkg/kernel/cpu"
 	"github.com/lamina-mesh/lamina/pkg/kernel/ref"
 	"github.com/lamina-mesh/lamina/pkg/model"
 	"github.com/lamina-mesh/lamina/pkg/tensor"
@@ -52,16 +55,75 @@ func TestBench_BadInput(t *testing.T) {
 	}
 }
 
-func TestShape_EveryQuantRuns(t *testing.T) {
-	quants := []tensor.DType{
-		tensor.F32, tensor.F16, tensor.BF16, tensor.Q4_0, tensor.Q4_1, tensor.Q5_0, tensor.Q5_1, tensor.Q8_0, tensor.Q2_K, tensor.Q3_K,
-		tensor.Q4_K, tensor.Q5_K, tensor.Q6_K, tensor.IQ4_NL, tensor.IQ4_XS, tensor.TQ1_0, tensor.TQ2_0, tensor.MXFP4,
+// quants are the element types that matrices of a GGUF file may have.
+func quants() []tensor.DType {
+	var out []tensor.DType
+	for d := tensor.F32; d.Valid(); d++ {
+		if _, ok := ggufType(d); ok {
+			out = append(out, d)
+		}
 	}
+	return out
+}
+
+// TestShape_EveryQuantAgreesWithTheReference compares the logits of random models of each type, on
+// the processor's kernels with every family of instructions, with those of the reference kernels. The
+// models are wide enough for quantised products.
+func TestShape_EveryQuantAgreesWithTheReference(t *testing.T) {
+	s := shape{arch: "llama", layers: 1, width: 768, heads: 12, kvHeads: 4, ff: 1024, vocab: 64, context: 32, ropeBase: 1e4}
+	for _, d := range quants() {
+		t.Run(d.String(), func(t *testing.T) {
+			f, err := s.open("random", d)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			run := func(set kernel.Set[float32]) []float32 {
+				chain, err := loadChain(f, 1, 1, 4, set, model.LoadOptions{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				logits, err := chain.forward(entry{seq: chain.newSequence(), ids: []int32{1, 2, 3, 60, 5}, logits: 5})
+				if err != nil {
+					t.Fatal(err)
+				}
+				return slices.Clone(logits)
+			}
+			want := run(ref.New[float32]())
+			var first []float32
+			for _, instructions := range cpu.Instructions() {
+				set, err := cpu.Open(2, instructions)
+				if err != nil {
+					t.Fatal(err)
+				}
+				got := run(set)
+				set.Close()
+				if first == nil {
+					first = got
+				}
+				if !slices.Equal(got, first) {
+					t.Errorf("%s has other bits than %s", instructions, cpu.Instructions()[0])
+				}
+				var off, size float64
+				for i := range want {
+					off += math.Pow(float64(got[i]-want[i]), 2)
+					size += math.Pow(float64(want[i]), 2)
+				}
+				// Activations are rounded to bytes or to bfloat16 in five products one after another.
+				if ratio := math.Sqrt(off / size); !(ratio < 0.03) {
+					t.Errorf("%s: logits are off by %.3g of their size", instructions, ratio)
+				}
+			}
+		})
+	}
+}
+
+func TestShape_EveryQuantRuns(t *testing.T) {
 	shapes := []shape{
 		{arch: "llama", layers: 2, width: 256, heads: 4, kvHeads: 2, ff: 512, vocab: 64, context: 32, ropeBase: 1e4},
 		{arch: "gpt2", layers: 2, width: 256, heads: 4, kvHeads: 4, ff: 512, vocab: 64, context: 32},
 	}
-	for _, d := range quants {
+	for _, d := range quants() {
 		for _, s := range shapes {
 			t.Run(s.arch+"/"+d.String(), func(t *testing.T) {
 				f, err := s.open("random", d)

@@ -76,14 +76,16 @@ func (s *Set) Pack(w *kernel.Matrix[float32]) {
 
 // packer packs one panel.
 type packer struct {
-	rows  [panelRows][]byte // nil past the matrix's end
-	dtype tensor.DType
-	codes [panelRows][blockLen]byte
+	rows   [panelRows][]byte // nil past the matrix's end
+	offset int               // of the codes
+	dtype  tensor.DType
+	codes  [panelRows][blockLen]byte
+	super  [panelRows][superLen * blockLen / 8]uint64 // of a codebook type: the codes of a super-block
 }
 
 // packPanel writes panel i of w.
 func packPanel(m *packed, dst []byte, w *kernel.Matrix[float32], i int) {
-	p := packer{dtype: w.DType}
+	p := packer{dtype: w.DType, offset: m.offset}
 	size := w.DType.RowBytes(w.Cols)
 	for r := range p.rows {
 		if n := i*panelRows + r; n < w.Rows {
@@ -96,8 +98,14 @@ func packPanel(m *packed, dst []byte, w *kernel.Matrix[float32], i int) {
 		dst = dst[m.scale:]
 		for b := super * m.super; b < (super+1)*m.super; b++ {
 			for r, row := range p.rows {
-				if row != nil {
+				switch {
+				case row == nil:
+				case read != nil:
 					read(&p.codes[r], row, b)
+				default: // packCodebook has read them
+					for i, eight := range p.super[r][b%superLen*blockLen/8:][:blockLen/8] {
+						put(&p.codes[r], 8*i, eight)
+					}
 				}
 			}
 			m.codes(&p, dst[:m.size], b)
@@ -240,6 +248,33 @@ func packIQ4XS(p *packer, dst []byte, b int) {
 		copy(dst[2*r:2*r+2], block)
 		for sub := range 8 {
 			dst[32+16*sub+r] = byte(scaleIQ4XS(block, sub))
+		}
+	})
+}
+
+// Offsets in the scales of a super-block of a codebook type: after 16 float16 scales there are the
+// type's levels, moved to unsigned bytes, and the power of two that the scales are multiplied by, as
+// a float32. The integer scales of the groups follow, 16 rows to each group.
+const (
+	codebookLevels = 32
+	codebookFactor = 48
+	codebookScales = 64
+)
+
+// packCodebook packs the scales of super-block b and keeps its codes for packNibbles. The value of a
+// code is exactly that of the dequantised weight: float16 × factor × integer × level.
+func packCodebook(p *packer, dst []byte, b int) {
+	book := tensor.CodebookOf(p.dtype)
+	groups := superLen * blockLen / book.Group
+	for i, level := range book.Levels {
+		dst[codebookLevels+i] = byte(int(level) + p.offset)
+	}
+	putFloat(dst[codebookFactor:], book.Factor)
+	p.each(b, func(r int, block []byte) {
+		var scales [16]uint8
+		binary.LittleEndian.PutUint16(dst[2*r:], book.Read(block, &p.super[r], &scales))
+		for i, scale := range scales[:groups] {
+			dst[codebookScales+panelRows*i+r] = scale
 		}
 	})
 }

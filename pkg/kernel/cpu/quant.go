@@ -2,16 +2,17 @@ package cpu
 
 import "github.com/lamina-mesh/lamina/pkg/tensor"
 
-// kind says how a block of 32 inputs becomes a part of a sum. With x the activation
-// block (bytes q, scale d), w the weight block (codes c, scale s, minimum m) and every
-// line one fused multiply-add:
+// kind says how a block of 32 inputs is added to an output. The activation block has bytes q and a
+// scale d; the weight block has codes c above an offset o, a scale s and a minimum m. Each assignment
+// is one fused multiply-add:
 type kind int
 
 const (
-	kindSingle  kind = iota // sum = s·d · Σ(c-o)·q + sum
-	kindMinimum             // sum = s·d · Σc·q + sum; sum = m · d·Σq + sum
-	kindHalves              // as single, first for 16 inputs and then for the other 16
-	kindHalfMin             // as minimum, the same way
+	kindOneScale     kind = iota // sum = s·d · Σ(c-o)·q + sum
+	kindOneScaleMin              // sum = s·d · Σc·q + sum; sum = m · d·Σq + sum
+	kindTwoScales                // as kindOneScale, for the first 16 inputs and then for the other 16; o is 32
+	kindTwoScalesMin             // as kindOneScaleMin, for the first 16 inputs and then for the other 16
+	kindTwoScales64              // as kindTwoScales; o is 64
 	kinds
 )
 
@@ -46,19 +47,27 @@ const dtypes = 64
 
 // packings lists the types that are multiplied as they are.
 var packings = [dtypes]packing{
-	tensor.Q4_0:   {kindSingle, packNibbles, 256, packHalf, 32, 1, 8, 1},
-	tensor.Q4_1:   {kindMinimum, packNibbles, 256, packHalfMin, 64, 1, 0, 1},
-	tensor.Q5_0:   {kindSingle, packFive, 320, packHalf, 32, 1, 16, 1},
-	tensor.Q5_1:   {kindMinimum, packFive, 320, packHalfMin, 64, 1, 0, 1},
-	tensor.Q8_0:   {kindSingle, packEight, 512, packHalf, 32, 1, 128, 1},
-	tensor.IQ4_NL: {kindSingle, packNibbles, 256, packHalf, 32, 1, 128, 1},
-	tensor.MXFP4:  {kindSingle, packNibbles, 256, packExponent, 16, 1, 16, 1},
-	tensor.Q2_K:   {kindHalfMin, packTwo, 128, packQ2K, 320, superLen, 0, 1},
-	tensor.Q3_K:   {kindHalves, packThree, 192, packQ3K, 288, superLen, 32, 8},
-	tensor.Q4_K:   {kindMinimum, packNibbles, 256, packQ4K, 320, superLen, 0, 1},
-	tensor.Q5_K:   {kindMinimum, packFive, 320, packQ4K, 320, superLen, 0, 1},
-	tensor.Q6_K:   {kindHalves, packSix, 384, packQ6K, 288, superLen, 32, 1},
-	tensor.IQ4_XS: {kindSingle, packNibbles, 256, packIQ4XS, 160, superLen, 128, 1},
+	tensor.Q4_0:   {kindOneScale, packNibbles, 256, packHalf, 32, 1, 8, 1},
+	tensor.Q4_1:   {kindOneScaleMin, packNibbles, 256, packHalfMin, 64, 1, 0, 1},
+	tensor.Q5_0:   {kindOneScale, packFive, 320, packHalf, 32, 1, 16, 1},
+	tensor.Q5_1:   {kindOneScaleMin, packFive, 320, packHalfMin, 64, 1, 0, 1},
+	tensor.Q8_0:   {kindOneScale, packEight, 512, packHalf, 32, 1, 128, 1},
+	tensor.IQ4_NL: {kindOneScale, packNibbles, 256, packHalf, 32, 1, 128, 1},
+	tensor.MXFP4:  {kindOneScale, packNibbles, 256, packExponent, 16, 1, 16, 1},
+	tensor.Q2_K:   {kindTwoScalesMin, packTwo, 128, packQ2K, 320, superLen, 0, 1},
+	tensor.Q3_K:   {kindTwoScales, packThree, 192, packQ3K, 288, superLen, 32, 8},
+	tensor.Q4_K:   {kindOneScaleMin, packNibbles, 256, packQ4K, 320, superLen, 0, 1},
+	tensor.Q5_K:   {kindOneScaleMin, packFive, 320, packQ4K, 320, superLen, 0, 1},
+	tensor.Q6_K:   {kindTwoScales, packSix, 384, packQ6K, 288, superLen, 32, 1},
+	tensor.IQ4_XS: {kindOneScale, packNibbles, 256, packIQ4XS, 160, superLen, 128, 1},
+
+	tensor.IQ1_S:   {kindOneScale, packNibbles, 256, packCodebook, 192, superLen, 128, 1},
+	tensor.IQ1_M:   {kindTwoScales64, packNibbles, 256, packCodebook, 320, superLen, 64, 1},
+	tensor.IQ2_XXS: {kindOneScale, packNibbles, 256, packCodebook, 192, superLen, 128, 1},
+	tensor.IQ2_XS:  {kindTwoScales64, packNibbles, 256, packCodebook, 320, superLen, 64, 1},
+	tensor.IQ2_S:   {kindTwoScales64, packNibbles, 256, packCodebook, 320, superLen, 64, 1},
+	tensor.IQ3_XXS: {kindOneScale, packNibbles, 256, packCodebook, 192, superLen, 128, 1},
+	tensor.IQ3_S:   {kindOneScale, packNibbles, 256, packCodebook, 192, superLen, 128, 1},
 }
 
 // word is where an activation block's header has minus the offset times the sum.
@@ -95,7 +104,7 @@ type (
 
 // fewest is the number of rows from which a panel is unpacked first.
 func (q *quantOps) fewest() int {
-	if q.tiles[kindSingle] != nil {
+	if q.tiles[kindOneScale] != nil {
 		return tilesFrom
 	}
 	return fewest

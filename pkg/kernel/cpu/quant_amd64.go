@@ -149,40 +149,70 @@ func gemvIQ4_XS(y *float32, panels, x *byte, blocks, count int)
 func fewIQ4_XS(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
 
 //go:noescape
-func tileSingle(y *float32, ldy int, w, x *byte, blocks, word int)
+func unpackCodebook32(dst, panel *byte, blocks int)
 
 //go:noescape
-func restSingle(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
+func unpackCodebook32Signed(dst, panel *byte, blocks int)
 
 //go:noescape
-func tilesSingle(y *float32, ldy int, w, x, scratch *byte, blocks, rows, groups int)
+func gemvCodebook32(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func tileMinimum(y *float32, ldy int, w, x *byte, blocks, word int)
+func fewCodebook32(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
 
 //go:noescape
-func restMinimum(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
+func unpackCodebook16(dst, panel *byte, blocks int)
 
 //go:noescape
-func tilesMinimum(y *float32, ldy int, w, x, scratch *byte, blocks, rows, groups int)
+func unpackCodebook16Signed(dst, panel *byte, blocks int)
 
 //go:noescape
-func tileHalves(y *float32, ldy int, w, x *byte, blocks, word int)
+func gemvCodebook16(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func restHalves(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
+func fewCodebook16(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
 
 //go:noescape
-func tilesHalves(y *float32, ldy int, w, x, scratch *byte, blocks, rows, groups int)
+func tileOneScale(y *float32, ldy int, w, x *byte, blocks, word int)
 
 //go:noescape
-func tileHalfMin(y *float32, ldy int, w, x *byte, blocks, word int)
+func restOneScale(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
 
 //go:noescape
-func restHalfMin(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
+func tilesOneScale(y *float32, ldy int, w, x, scratch *byte, blocks, rows, groups int)
 
 //go:noescape
-func tilesHalfMin(y *float32, ldy int, w, x, scratch *byte, blocks, rows, groups int)
+func tileOneScaleMin(y *float32, ldy int, w, x *byte, blocks, word int)
+
+//go:noescape
+func restOneScaleMin(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
+
+//go:noescape
+func tilesOneScaleMin(y *float32, ldy int, w, x, scratch *byte, blocks, rows, groups int)
+
+//go:noescape
+func tileTwoScales(y *float32, ldy int, w, x *byte, blocks, word int)
+
+//go:noescape
+func restTwoScales(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
+
+//go:noescape
+func tilesTwoScales(y *float32, ldy int, w, x, scratch *byte, blocks, rows, groups int)
+
+//go:noescape
+func tileTwoScalesMin(y *float32, ldy int, w, x *byte, blocks, word int)
+
+//go:noescape
+func restTwoScalesMin(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
+
+//go:noescape
+func tilesTwoScalesMin(y *float32, ldy int, w, x, scratch *byte, blocks, rows, groups int)
+
+//go:noescape
+func tileTwoScales64(y *float32, ldy int, w, x *byte, blocks, word int)
+
+//go:noescape
+func restTwoScales64(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
 
 //go:noescape
 func quantizeRowWide(dst *byte, stride int, x *float32, blocks int)
@@ -266,68 +296,101 @@ func unpackIQ4_XSWide(dst, panel *byte, blocks int)
 func gemvIQ4_XSWide(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func restSingleWide(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
+func unpackCodebook32Wide(dst, panel *byte, blocks int)
 
 //go:noescape
-func restMinimumWide(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
+func gemvCodebook32Wide(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func restHalvesWide(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
+func unpackCodebook16Wide(dst, panel *byte, blocks int)
 
 //go:noescape
-func restHalfMinWide(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
+func gemvCodebook16Wide(y *float32, panels, x *byte, blocks, count int)
+
+//go:noescape
+func restOneScaleWide(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
+
+//go:noescape
+func restOneScaleMinWide(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
+
+//go:noescape
+func restTwoScalesWide(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
+
+//go:noescape
+func restTwoScalesMinWide(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
 
 // quantAVX512 are the loops for processors with AVX-512 VNNI.
 func quantAVX512() quantOps {
 	return quantOps{
-		act: 64, unpacked: [kinds]int{640, 640, 640, 768}, quantize: quantizeRow,
+		act: 64, unpacked: [kinds]int{640, 640, 640, 768, 640}, quantize: quantizeRow,
 		unpack: [dtypes]unpackFunc{
-			tensor.Q4_0:   unpackQ4_0,
-			tensor.Q4_1:   unpackQ4_1,
-			tensor.Q5_0:   unpackQ5_0,
-			tensor.Q5_1:   unpackQ5_1,
-			tensor.Q8_0:   unpackQ8_0,
-			tensor.IQ4_NL: unpackIQ4_NL,
-			tensor.MXFP4:  unpackMXFP4,
-			tensor.Q2_K:   unpackQ2_K,
-			tensor.Q3_K:   unpackQ3_K,
-			tensor.Q4_K:   unpackQ4_K,
-			tensor.Q5_K:   unpackQ5_K,
-			tensor.Q6_K:   unpackQ6_K,
-			tensor.IQ4_XS: unpackIQ4_XS,
+			tensor.Q4_0:    unpackQ4_0,
+			tensor.Q4_1:    unpackQ4_1,
+			tensor.Q5_0:    unpackQ5_0,
+			tensor.Q5_1:    unpackQ5_1,
+			tensor.Q8_0:    unpackQ8_0,
+			tensor.IQ4_NL:  unpackIQ4_NL,
+			tensor.MXFP4:   unpackMXFP4,
+			tensor.Q2_K:    unpackQ2_K,
+			tensor.Q3_K:    unpackQ3_K,
+			tensor.Q4_K:    unpackQ4_K,
+			tensor.Q5_K:    unpackQ5_K,
+			tensor.Q6_K:    unpackQ6_K,
+			tensor.IQ4_XS:  unpackIQ4_XS,
+			tensor.IQ1_S:   unpackCodebook32,
+			tensor.IQ2_XXS: unpackCodebook32,
+			tensor.IQ3_XXS: unpackCodebook32,
+			tensor.IQ3_S:   unpackCodebook32,
+			tensor.IQ1_M:   unpackCodebook16,
+			tensor.IQ2_XS:  unpackCodebook16,
+			tensor.IQ2_S:   unpackCodebook16,
 		},
 		gemv: [dtypes]gemvFunc{
-			tensor.Q4_0:   gemvQ4_0,
-			tensor.Q4_1:   gemvQ4_1,
-			tensor.Q5_0:   gemvQ5_0,
-			tensor.Q5_1:   gemvQ5_1,
-			tensor.Q8_0:   gemvQ8_0,
-			tensor.IQ4_NL: gemvIQ4_NL,
-			tensor.MXFP4:  gemvMXFP4,
-			tensor.Q2_K:   gemvQ2_K,
-			tensor.Q3_K:   gemvQ3_K,
-			tensor.Q4_K:   gemvQ4_K,
-			tensor.Q5_K:   gemvQ5_K,
-			tensor.Q6_K:   gemvQ6_K,
-			tensor.IQ4_XS: gemvIQ4_XS,
+			tensor.Q4_0:    gemvQ4_0,
+			tensor.Q4_1:    gemvQ4_1,
+			tensor.Q5_0:    gemvQ5_0,
+			tensor.Q5_1:    gemvQ5_1,
+			tensor.Q8_0:    gemvQ8_0,
+			tensor.IQ4_NL:  gemvIQ4_NL,
+			tensor.MXFP4:   gemvMXFP4,
+			tensor.Q2_K:    gemvQ2_K,
+			tensor.Q3_K:    gemvQ3_K,
+			tensor.Q4_K:    gemvQ4_K,
+			tensor.Q5_K:    gemvQ5_K,
+			tensor.Q6_K:    gemvQ6_K,
+			tensor.IQ4_XS:  gemvIQ4_XS,
+			tensor.IQ1_S:   gemvCodebook32,
+			tensor.IQ2_XXS: gemvCodebook32,
+			tensor.IQ3_XXS: gemvCodebook32,
+			tensor.IQ3_S:   gemvCodebook32,
+			tensor.IQ1_M:   gemvCodebook16,
+			tensor.IQ2_XS:  gemvCodebook16,
+			tensor.IQ2_S:   gemvCodebook16,
 		},
 		few: [dtypes]fewFunc{
-			tensor.Q4_0:   fewQ4_0,
-			tensor.Q4_1:   fewQ4_1,
-			tensor.Q5_0:   fewQ5_0,
-			tensor.Q5_1:   fewQ5_1,
-			tensor.Q8_0:   fewQ8_0,
-			tensor.IQ4_NL: fewIQ4_NL,
-			tensor.MXFP4:  fewMXFP4,
-			tensor.Q2_K:   fewQ2_K,
-			tensor.Q3_K:   fewQ3_K,
-			tensor.Q4_K:   fewQ4_K,
-			tensor.Q5_K:   fewQ5_K,
-			tensor.Q6_K:   fewQ6_K,
-			tensor.IQ4_XS: fewIQ4_XS,
+			tensor.Q4_0:    fewQ4_0,
+			tensor.Q4_1:    fewQ4_1,
+			tensor.Q5_0:    fewQ5_0,
+			tensor.Q5_1:    fewQ5_1,
+			tensor.Q8_0:    fewQ8_0,
+			tensor.IQ4_NL:  fewIQ4_NL,
+			tensor.MXFP4:   fewMXFP4,
+			tensor.Q2_K:    fewQ2_K,
+			tensor.Q3_K:    fewQ3_K,
+			tensor.Q4_K:    fewQ4_K,
+			tensor.Q5_K:    fewQ5_K,
+			tensor.Q6_K:    fewQ6_K,
+			tensor.IQ4_XS:  fewIQ4_XS,
+			tensor.IQ1_S:   fewCodebook32,
+			tensor.IQ2_XXS: fewCodebook32,
+			tensor.IQ3_XXS: fewCodebook32,
+			tensor.IQ3_S:   fewCodebook32,
+			tensor.IQ1_M:   fewCodebook16,
+			tensor.IQ2_XS:  fewCodebook16,
+			tensor.IQ2_S:   fewCodebook16,
 		},
-		tile: [kinds]tileFunc{tileSingle, tileMinimum, tileHalves, tileHalfMin},
-		rest: [kinds]restFunc{restSingle, restMinimum, restHalves, restHalfMin},
+		tile: [kinds]tileFunc{tileOneScale, tileOneScaleMin, tileTwoScales, tileTwoScalesMin, tileTwoScales64},
+		rest: [kinds]restFunc{restOneScale, restOneScaleMin, restTwoScales, restTwoScalesMin, restTwoScales64},
 	}
 }
 
@@ -342,44 +405,65 @@ func quantAMX() quantOps {
 	q.unpack[tensor.Q3_K] = unpackQ3_KSigned
 	q.unpack[tensor.Q6_K] = unpackQ6_KSigned
 	q.unpack[tensor.IQ4_XS] = unpackIQ4_XSSigned
-	q.tiles = [kinds]tilesFunc{tilesSingle, tilesMinimum, tilesHalves, tilesHalfMin}
+	q.unpack[tensor.IQ1_S] = unpackCodebook32Signed
+	q.unpack[tensor.IQ2_XXS] = unpackCodebook32Signed
+	q.unpack[tensor.IQ3_XXS] = unpackCodebook32Signed
+	q.unpack[tensor.IQ3_S] = unpackCodebook32Signed
+	q.unpack[tensor.IQ1_M] = unpackCodebook16Signed
+	q.unpack[tensor.IQ2_XS] = unpackCodebook16Signed
+	q.unpack[tensor.IQ2_S] = unpackCodebook16Signed
+	q.tiles = [kinds]tilesFunc{tilesOneScale, tilesOneScaleMin, tilesTwoScales, tilesTwoScalesMin, tilesTwoScales}
 	return q
 }
 
 // quantAVX2 are the loops for processors with AVX2.
 func quantAVX2() quantOps {
 	return quantOps{
-		act: 128, unpacked: [kinds]int{1088, 1152, 1152, 1280}, quantize: quantizeRowWide,
+		act: 128, unpacked: [kinds]int{1088, 1152, 1152, 1280, 1152}, quantize: quantizeRowWide,
 		unpack: [dtypes]unpackFunc{
-			tensor.Q4_0:   unpackQ4_0Wide,
-			tensor.Q4_1:   unpackQ4_1Wide,
-			tensor.Q5_0:   unpackQ5_0Wide,
-			tensor.Q5_1:   unpackQ5_1Wide,
-			tensor.Q8_0:   unpackQ8_0Wide,
-			tensor.IQ4_NL: unpackIQ4_NLWide,
-			tensor.MXFP4:  unpackMXFP4Wide,
-			tensor.Q2_K:   unpackQ2_KWide,
-			tensor.Q3_K:   unpackQ3_KWide,
-			tensor.Q4_K:   unpackQ4_KWide,
-			tensor.Q5_K:   unpackQ5_KWide,
-			tensor.Q6_K:   unpackQ6_KWide,
-			tensor.IQ4_XS: unpackIQ4_XSWide,
+			tensor.Q4_0:    unpackQ4_0Wide,
+			tensor.Q4_1:    unpackQ4_1Wide,
+			tensor.Q5_0:    unpackQ5_0Wide,
+			tensor.Q5_1:    unpackQ5_1Wide,
+			tensor.Q8_0:    unpackQ8_0Wide,
+			tensor.IQ4_NL:  unpackIQ4_NLWide,
+			tensor.MXFP4:   unpackMXFP4Wide,
+			tensor.Q2_K:    unpackQ2_KWide,
+			tensor.Q3_K:    unpackQ3_KWide,
+			tensor.Q4_K:    unpackQ4_KWide,
+			tensor.Q5_K:    unpackQ5_KWide,
+			tensor.Q6_K:    unpackQ6_KWide,
+			tensor.IQ4_XS:  unpackIQ4_XSWide,
+			tensor.IQ1_S:   unpackCodebook32Wide,
+			tensor.IQ2_XXS: unpackCodebook32Wide,
+			tensor.IQ3_XXS: unpackCodebook32Wide,
+			tensor.IQ3_S:   unpackCodebook32Wide,
+			tensor.IQ1_M:   unpackCodebook16Wide,
+			tensor.IQ2_XS:  unpackCodebook16Wide,
+			tensor.IQ2_S:   unpackCodebook16Wide,
 		},
 		gemv: [dtypes]gemvFunc{
-			tensor.Q4_0:   gemvQ4_0Wide,
-			tensor.Q4_1:   gemvQ4_1Wide,
-			tensor.Q5_0:   gemvQ5_0Wide,
-			tensor.Q5_1:   gemvQ5_1Wide,
-			tensor.Q8_0:   gemvQ8_0Wide,
-			tensor.IQ4_NL: gemvIQ4_NLWide,
-			tensor.MXFP4:  gemvMXFP4Wide,
-			tensor.Q2_K:   gemvQ2_KWide,
-			tensor.Q3_K:   gemvQ3_KWide,
-			tensor.Q4_K:   gemvQ4_KWide,
-			tensor.Q5_K:   gemvQ5_KWide,
-			tensor.Q6_K:   gemvQ6_KWide,
-			tensor.IQ4_XS: gemvIQ4_XSWide,
+			tensor.Q4_0:    gemvQ4_0Wide,
+			tensor.Q4_1:    gemvQ4_1Wide,
+			tensor.Q5_0:    gemvQ5_0Wide,
+			tensor.Q5_1:    gemvQ5_1Wide,
+			tensor.Q8_0:    gemvQ8_0Wide,
+			tensor.IQ4_NL:  gemvIQ4_NLWide,
+			tensor.MXFP4:   gemvMXFP4Wide,
+			tensor.Q2_K:    gemvQ2_KWide,
+			tensor.Q3_K:    gemvQ3_KWide,
+			tensor.Q4_K:    gemvQ4_KWide,
+			tensor.Q5_K:    gemvQ5_KWide,
+			tensor.Q6_K:    gemvQ6_KWide,
+			tensor.IQ4_XS:  gemvIQ4_XSWide,
+			tensor.IQ1_S:   gemvCodebook32Wide,
+			tensor.IQ2_XXS: gemvCodebook32Wide,
+			tensor.IQ3_XXS: gemvCodebook32Wide,
+			tensor.IQ3_S:   gemvCodebook32Wide,
+			tensor.IQ1_M:   gemvCodebook16Wide,
+			tensor.IQ2_XS:  gemvCodebook16Wide,
+			tensor.IQ2_S:   gemvCodebook16Wide,
 		},
-		rest: [kinds]restFunc{restSingleWide, restMinimumWide, restHalvesWide, restHalfMinWide},
+		rest: [kinds]restFunc{restOneScaleWide, restOneScaleMinWide, restTwoScalesWide, restTwoScalesMinWide, restTwoScalesWide},
 	}
 }

@@ -19,7 +19,7 @@ const (
 
 func quantPortable() quantOps {
 	q := quantOps{
-		act: plainAct, unpacked: [kinds]int{plainFlat, plainFlat, plainFlat, plainFlat},
+		act: plainAct, unpacked: [kinds]int{plainFlat, plainFlat, plainFlat, plainFlat, plainFlat},
 		quantize: plainQuantize,
 	}
 	for d, p := range packings {
@@ -92,7 +92,7 @@ func plainUnpack(d tensor.DType, p packing) unpackFunc {
 		for b := range blocks {
 			out := unsafe.Slice((*byte)(unsafe.Add(unsafe.Pointer(dst), b*plainFlat)), plainFlat)
 			s := from[b/p.super*size:][:size]
-			expand(d, out, s[p.scale+b%p.super*p.size:][:p.size])
+			expand(d, out, s[p.scale+b%p.super*p.size:][:p.size], s)
 			for r := range panelRows {
 				for i, v := range scalesOf(d, s, b%p.super, r) {
 					putFloat(out[plainCodes+4*(panelRows*i+r):], v)
@@ -102,8 +102,8 @@ func plainUnpack(d tensor.DType, p packing) unpackFunc {
 	}
 }
 
-// expand writes 512 codes, [8][16 rows][4 inputs], from a packed block.
-func expand(d tensor.DType, out, in []byte) {
+// expand writes 512 codes, [8][16 rows][4 inputs], from a packed block. scales are its super-block's.
+func expand(d tensor.DType, out, in, scales []byte) {
 	field := func(at, j, e, width int) byte { // bits of byte e of group j in planes at
 		n := 8 / width
 		return in[at+64*(j/n)+e] >> (j % n * width) & (1<<width - 1)
@@ -128,6 +128,8 @@ func expand(d tensor.DType, out, in []byte) {
 				*c = field(0, j, e, 2)<<3 | field(128, j, e, 1)<<5
 			case tensor.IQ4_NL, tensor.IQ4_XS:
 				*c = byte(levelsIQ4Plain[nibble] + 128)
+			case tensor.IQ1_S, tensor.IQ1_M, tensor.IQ2_XXS, tensor.IQ2_XS, tensor.IQ2_S, tensor.IQ3_XXS, tensor.IQ3_S:
+				*c = scales[codebookLevels+nibble]
 			case tensor.MXFP4:
 				*c = byte(levelsFP4Plain[nibble] + 16)
 			default:
@@ -159,6 +161,11 @@ func scalesOf(d tensor.DType, s []byte, sub, r int) [4]float32 {
 		return [4]float32{float32(int8(s[32+32*sub+r])) * d, float32(int8(s[48+32*sub+r])) * d}
 	case tensor.IQ4_XS:
 		return [4]float32{float32(int8(s[32+16*sub+r])) * half(0)}
+	case tensor.IQ1_S, tensor.IQ2_XXS, tensor.IQ3_XXS, tensor.IQ3_S:
+		return [4]float32{float32(int8(s[codebookScales+16*sub+r])) * (half(0) * getFloat(s[codebookFactor:]))}
+	case tensor.IQ1_M, tensor.IQ2_XS, tensor.IQ2_S:
+		d, at := half(0)*getFloat(s[codebookFactor:]), codebookScales+32*sub+r
+		return [4]float32{float32(int8(s[at])) * d, float32(int8(s[at+16])) * d}
 	case tensor.Q2_K:
 		d, m := half(0), half(32)*0.03125
 		a, b := s[64+32*sub+r], s[80+32*sub+r]
@@ -209,14 +216,18 @@ func plainBlock(k kind, sum float32, flat, act []byte, r, word int) float32 {
 	}
 	d := getFloat(act[actScale:])
 	switch k {
-	case kindSingle:
+	case kindOneScale:
 		return fma32(dot(0, 8, getInt(act[word:])), factor(0)*d, sum)
-	case kindMinimum:
+	case kindOneScaleMin:
 		sum = fma32(dot(0, 8, 0), factor(0)*d, sum)
 		return fma32(getFloat(act[actSum:]), factor(1), sum)
-	case kindHalves:
-		sum = fma32(dot(0, 4, getInt(act[actLow:])), factor(0)*d, sum)
-		return fma32(dot(4, 8, getInt(act[actHigh:])), factor(1)*d, sum)
+	case kindTwoScales, kindTwoScales64:
+		low, high := getInt(act[actLow:]), getInt(act[actHigh:])
+		if k == kindTwoScales64 {
+			low, high = 2*low, 2*high
+		}
+		sum = fma32(dot(0, 4, low), factor(0)*d, sum)
+		return fma32(dot(4, 8, high), factor(1)*d, sum)
 	}
 	sum = fma32(dot(0, 4, 0), factor(0)*d, sum)
 	sum = fma32(float32(getInt(act[actLow:]))*d, factor(2), sum)

@@ -18,6 +18,7 @@ import (
 var quantTypes = []tensor.DType{
 	tensor.Q4_0, tensor.Q4_1, tensor.Q5_0, tensor.Q5_1, tensor.Q8_0, tensor.IQ4_NL, tensor.MXFP4,
 	tensor.Q2_K, tensor.Q3_K, tensor.Q4_K, tensor.Q5_K, tensor.Q6_K, tensor.IQ4_XS,
+	tensor.IQ1_S, tensor.IQ1_M, tensor.IQ2_XXS, tensor.IQ2_XS, tensor.IQ2_S, tensor.IQ3_XXS, tensor.IQ3_S,
 }
 
 // rawMatrix makes random blocks with scales near 0.01.
@@ -46,6 +47,14 @@ func rawMatrix(seed uint64, d tensor.DType, rows, cols int) *kernel.Matrix[float
 	for block := 0; block < len(m.Raw); block += d.BlockBytes() {
 		if d == tensor.MXFP4 {
 			m.Raw[block] = byte(118 + r.IntN(4))
+			continue
+		}
+		if d == tensor.IQ1_M { // its float16 is in the top bits of four words
+			h := tensor.Float16bits(float32(r.NormFloat64() * 0.01))
+			for i := range 4 {
+				top := &m.Raw[block+49+2*i]
+				*top = *top&15 | byte(h>>(4*i))<<4
+			}
 			continue
 		}
 		for _, off := range at {
@@ -147,7 +156,9 @@ func TestMatMul_SameBitsHoweverComputed(t *testing.T) {
 }
 
 func BenchmarkMatMulPacked(b *testing.B) {
-	for _, d := range []tensor.DType{tensor.Q4_0, tensor.Q4_1, tensor.Q8_0, tensor.Q5_0, tensor.Q4_K, tensor.Q6_K, tensor.F16} {
+	for _, d := range []tensor.DType{
+		tensor.Q4_0, tensor.Q4_1, tensor.Q8_0, tensor.Q5_0, tensor.Q4_K, tensor.Q6_K, tensor.IQ4_XS, tensor.IQ2_XXS, tensor.IQ2_S, tensor.F16,
+	} {
 		for _, n := range []int{1, 8, 128} {
 			b.Run(fmt.Sprintf("%v/%d", d, n), func(b *testing.B) {
 				s := open(b, 1, cmp.Or(os.Getenv("INSTRUCTIONS"), cpu.Instructions()[0]))
@@ -168,7 +179,7 @@ func BenchmarkMatMulPacked(b *testing.B) {
 
 // BenchmarkPack says how fast a model's weights are put into panels at load.
 func BenchmarkPack(b *testing.B) {
-	for _, d := range []tensor.DType{tensor.Q4_0, tensor.Q4_1, tensor.Q8_0, tensor.Q4_K, tensor.Q6_K, tensor.MXFP4, tensor.F16} {
+	for _, d := range []tensor.DType{tensor.Q4_0, tensor.Q4_1, tensor.Q8_0, tensor.Q4_K, tensor.Q6_K, tensor.MXFP4, tensor.IQ2_S, tensor.F16} {
 		for _, threads := range []int{1, 2} {
 			b.Run(fmt.Sprintf("%v/threads=%d", d, threads), func(b *testing.B) {
 				s := open(b, threads, cpu.Instructions()[0])

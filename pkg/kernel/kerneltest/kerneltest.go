@@ -107,14 +107,47 @@ func raw(seed uint64, d tensor.DType, rows, cols int) kernel.Matrix[float32] {
 			m.Raw[i] = byte(r.Uint32())
 		}
 		for at := 0; at < len(m.Raw); at += d.BlockBytes() {
-			scale := tensor.Float16bits(0.01)
-			m.Raw[at], m.Raw[at+1] = byte(scale), byte(scale>>8)
-			if d == tensor.Q4_1 {
-				m.Raw[at+2], m.Raw[at+3] = byte(scale), byte(scale>>8)
-			}
+			scaleBlock(m.Raw[at:at+d.BlockBytes()], d)
 		}
 	}
 	return m
+}
+
+// blockTypes are the quantised types, each of which a set multiplies and embeds.
+var blockTypes = []tensor.DType{
+	tensor.Q4_0, tensor.Q4_1, tensor.Q5_0, tensor.Q5_1, tensor.Q8_0, tensor.Q2_K, tensor.Q3_K, tensor.Q4_K, tensor.Q5_K, tensor.Q6_K,
+	tensor.IQ1_S, tensor.IQ1_M, tensor.IQ2_XXS, tensor.IQ2_XS, tensor.IQ2_S, tensor.IQ3_XXS, tensor.IQ3_S, tensor.IQ4_NL,
+	tensor.IQ4_XS, tensor.TQ1_0, tensor.TQ2_0, tensor.MXFP4, tensor.NVFP4, tensor.Q1_0,
+}
+
+// scaleBlock gives a block of random bytes a scale of 0.01 or near it.
+func scaleBlock(b []byte, d tensor.DType) {
+	scale := tensor.Float16bits(0.01)
+	half := func(offsets ...int) {
+		for _, at := range offsets {
+			b[at], b[at+1] = byte(scale), byte(scale>>8)
+		}
+	}
+	switch d {
+	case tensor.Q4_1, tensor.Q5_1, tensor.Q4_K, tensor.Q5_K:
+		half(0, 2)
+	case tensor.Q2_K:
+		half(80, 82)
+	case tensor.Q3_K, tensor.Q6_K, tensor.TQ1_0, tensor.TQ2_0:
+		half(d.BlockBytes() - 2)
+	case tensor.MXFP4: // an exponent
+		b[0] = 127 - 6
+	case tensor.NVFP4: // 8-bit floats
+		for i := range 4 {
+			b[i] &= 0x0f
+		}
+	case tensor.IQ1_M: // a quarter of the float16 in the top bits of each of four words
+		for i := range 4 {
+			b[49+2*i] = b[49+2*i]&15 | byte(scale>>(4*i))<<4
+		}
+	default:
+		half(0)
+	}
 }
 
 // Cases lists operations with sizes that are odd, even, smaller and larger than
@@ -147,14 +180,22 @@ func Cases() []Case {
 			return [][]float32{y, dx, dw, db}
 		}})
 	}
-	for _, d := range []tensor.DType{tensor.F16, tensor.BF16, tensor.Q4_0, tensor.Q4_1, tensor.Q8_0, tensor.Q5_0} {
-		out = append(out, Case{name: "matmul " + d.String(), tolerance: quantised, run: func(s Set) [][]float32 {
-			m := raw(3, d, 37, 96)
-			y, e := make([]float32, 5*37), make([]float32, 2*96)
-			s.MatMul(y, source(4)(5*96), &m, nil, 5)
-			s.Embed(e, &m, []int32{36, 0})
-			return [][]float32{y, e}
-		}})
+	for _, d := range append([]tensor.DType{tensor.F16, tensor.BF16}, blockTypes...) {
+		for _, cols := range []int{256, 768} {
+			out = append(out, Case{name: fmt.Sprintf("matmul %v, %d inputs", d, cols), tolerance: quantised, run: func(s Set) [][]float32 {
+				m := raw(3, d, 37, cols)
+				y, one, packed, e := make([]float32, 5*37), make([]float32, 37), make([]float32, 5*37), make([]float32, 2*cols)
+				x, bias := source(4)(5*cols), source(5)(37)
+				s.MatMul(y, x, &m, bias, 5)
+				s.MatMul(one, x[:cols], &m, nil, 1)
+				s.Pack(&m)
+				s.MatMul(packed, x, &m, bias, 5)
+				s.Embed(e, &m, []int32{36, 0})
+				dx := make([]float32, 5*cols)
+				s.MatMulGrad(dx, nil, 5, kernel.ProductGrad[float32]{DY: source(6)(5 * 37), W: &m})
+				return [][]float32{y, one, packed, e, dx}
+			}})
+		}
 	}
 	return append(append(out, elementwise()...), attention()...)
 }
@@ -302,7 +343,10 @@ func paged(s Set, kind kernel.KVType, k, v []float32, a kernel.Heads, pageLen in
 func rowsStandAlone(t *testing.T, set Set) {
 	const rows, cols, most = 70, 77, 37
 	in := source(20)
-	matrices := []kernel.Matrix[float32]{{Rows: rows, Cols: cols, Dense: in(rows * cols)}, raw(21, tensor.Q4_1, rows, 96), raw(22, tensor.BF16, rows, 48)}
+	matrices := []kernel.Matrix[float32]{
+		{Rows: rows, Cols: cols, Dense: in(rows * cols)}, raw(21, tensor.Q4_1, rows, 96), raw(22, tensor.BF16, rows, 48),
+		raw(23, tensor.IQ2_XS, rows, 512), raw(24, tensor.IQ3_XXS, rows, 512), raw(25, tensor.NVFP4, rows, 64),
+	}
 	for _, m := range matrices {
 		x := in(most * m.Cols)
 		for _, n := range []int{1, 2, 4, 7, most} {

@@ -29,36 +29,52 @@ const (
 type kind int
 
 const (
-	single  kind = iota // one scale; the integer sum starts at a header word
-	minimum             // one scale and one minimum
-	halves              // a scale for each 16 inputs; sums start at the header's low and high
-	halfMin             // a scale and a minimum for each 16 inputs
+	oneScale     kind = iota // one scale; the integer sum starts at a header word
+	oneScaleMin              // one scale and one minimum
+	twoScales                // a scale for each 16 inputs; codes have offset 32, sums start at the header's low and high
+	twoScalesMin             // a scale and a minimum for each 16 inputs
+	twoScales64              // as twoScales, but codes have offset 64: sums start at twice the header's low and high
 )
 
-// qtype is a weight type: how its codes and scales are packed.
+// kinds lists them.
+var kinds = []kind{oneScale, oneScaleMin, twoScales, twoScalesMin, twoScales64}
+
+// qtype is a packed form of weights: how its codes and scales are packed.
 type qtype struct {
 	name   string
 	kind   kind
-	word   int    // header word of single
-	codes  string // "4", "5", "6", "8", "2", "3", "lut"
-	scales string // "h", "hm", "e8" a block; "k4", "k6", "k3", "k2", "kx" a super-block of 8
-	table  string // of "lut"
+	word   int      // header word of oneScale
+	codes  string   // "4", "5", "6", "8", "2", "3", "lut"
+	scales string   // "h", "hm", "e8" a block; "k4", "k6", "k3", "k2", "kx", "b1", "b2" a super-block of 8
+	table  string   // of "lut"; "" if super-blocks hold it ("b1", "b2")
+	types  []string // the element types that have this form; nil: the one called name
 }
 
 var qtypes = []qtype{
-	{"Q4_0", single, actLess8, "4", "h", ""},
-	{"Q4_1", minimum, 0, "4", "hm", ""},
-	{"Q5_0", single, actLess16, "5", "h", ""},
-	{"Q5_1", minimum, 0, "5", "hm", ""},
-	{"Q8_0", single, actLess128, "8", "h", ""},
-	{"IQ4_NL", single, actLess128, "lut", "h", "levelsIQ4"},
-	{"MXFP4", single, actLess16, "lut", "e8", "levelsFP4"},
-	{"Q2_K", halfMin, 0, "2", "k2", ""},
-	{"Q3_K", halves, 0, "3", "k3", ""},
-	{"Q4_K", minimum, 0, "4", "k4", ""},
-	{"Q5_K", minimum, 0, "5", "k4", ""},
-	{"Q6_K", halves, 0, "6", "k6", ""},
-	{"IQ4_XS", single, actLess128, "lut", "kx", "levelsIQ4"},
+	{"Q4_0", oneScale, actLess8, "4", "h", "", nil},
+	{"Q4_1", oneScaleMin, 0, "4", "hm", "", nil},
+	{"Q5_0", oneScale, actLess16, "5", "h", "", nil},
+	{"Q5_1", oneScaleMin, 0, "5", "hm", "", nil},
+	{"Q8_0", oneScale, actLess128, "8", "h", "", nil},
+	{"IQ4_NL", oneScale, actLess128, "lut", "h", "levelsIQ4", nil},
+	{"MXFP4", oneScale, actLess16, "lut", "e8", "levelsFP4", nil},
+	{"Q2_K", twoScalesMin, 0, "2", "k2", "", nil},
+	{"Q3_K", twoScales, 0, "3", "k3", "", nil},
+	{"Q4_K", oneScaleMin, 0, "4", "k4", "", nil},
+	{"Q5_K", oneScaleMin, 0, "5", "k4", "", nil},
+	{"Q6_K", twoScales, 0, "6", "k6", "", nil},
+	{"IQ4_XS", oneScale, actLess128, "lut", "kx", "levelsIQ4", nil},
+	// The types with codebooks: 4-bit codes, each super-block with its type's levels.
+	{"Codebook32", oneScale, actLess128, "lut", "b1", "", []string{"IQ1_S", "IQ2_XXS", "IQ3_XXS", "IQ3_S"}},
+	{"Codebook16", twoScales64, 0, "lut", "b2", "", []string{"IQ1_M", "IQ2_XS", "IQ2_S"}},
+}
+
+// dtypes are the names of the element types that have the form.
+func (q *qtype) dtypes() []string {
+	if q.types == nil {
+		return []string{q.name}
+	}
+	return q.types
 }
 
 // codeBytes is the size of a packed block's codes.
@@ -69,10 +85,10 @@ func (q *qtype) codeBytes() int {
 // scaleBytes is the size of a block's scales, or of a super-block's, which stand before
 // the codes.
 func (q *qtype) scaleBytes() int {
-	return map[string]int{"h": 32, "hm": 64, "e8": 16, "k4": 320, "k6": 288, "k3": 288, "k2": 320, "kx": 160}[q.scales]
+	return map[string]int{"h": 32, "hm": 64, "e8": 16, "k4": 320, "k6": 288, "k3": 288, "k2": 320, "kx": 160, "b1": 192, "b2": 320}[q.scales]
 }
 
-func (q *qtype) super() bool { return q.scales[0] == 'k' }
+func (q *qtype) super() bool { return q.scales[0] == 'k' || q.scales[0] == 'b' }
 
 // quant writes the loops over quantised weights.
 func quant(a *asm) {
@@ -86,10 +102,12 @@ func quant(a *asm) {
 		a.gemv(&qtypes[i])
 		a.few(&qtypes[i])
 	}
-	for _, k := range []kind{single, minimum, halves, halfMin} {
+	for _, k := range kinds {
 		a.tile(k)
 		a.rest(k)
-		a.tiles(k)
+		if k != twoScales64 { // its signed codes are those of twoScales
+			a.tiles(k)
+		}
 	}
 	quantAVX2(a)
 }
@@ -97,7 +115,9 @@ func quant(a *asm) {
 // tileRows is how many rows one pass over an unpacked panel has.
 const tileRows = 16
 
-func (k kind) String() string { return [...]string{"Single", "Minimum", "Halves", "HalfMin"}[k] }
+func (k kind) String() string {
+	return [...]string{"OneScale", "OneScaleMin", "TwoScales", "TwoScalesMin", "TwoScales64"}[k]
+}
 
 // tables writes the levels of the uneven types, moved to unsigned bytes.
 func (a *asm) tables() {
@@ -237,6 +257,11 @@ func (a *asm) loadSuper(q *qtype) {
 	case "k3": // the codes are eight times too large
 		a.constant(0x3e000000, 2)
 		a.f("VMULPS Z2, Z28, Z28")
+	case "b1", "b2": // the type's levels, and a power of two that its scales are multiplied by
+		a.f("VBROADCASTI32X4 32(SI), Z27")
+		a.f("VMULPS.BCST 48(SI), Z28, Z28")
+		a.f("ADDQ $64, SI")
+		return
 	}
 	a.f("ADDQ $32, SI")
 }
@@ -267,11 +292,11 @@ func (a *asm) loadScales(q *qtype) {
 		floats("VPMOVZXBD", 0, 24, 28)
 		floats("VPMOVZXBD", 16, 25, 29)
 		step = 32
-	case "k6", "k3":
+	case "k6", "k3", "b2":
 		floats("VPMOVSXBD", 0, 24, 28)
 		floats("VPMOVSXBD", 16, 25, 28)
 		step = 32
-	case "kx":
+	case "kx", "b1":
 		floats("VPMOVSXBD", 0, 24, 28)
 		step = 16
 	case "k2":
@@ -331,7 +356,7 @@ func (a *asm) unpack(q *qtype, suffix string) {
 			}
 			a.f("VMOVDQU32 Z%d, %d(BX)", 16+j, 64*j)
 		}
-		for j := range [...]int{single: 1, minimum: 2, halves: 2, halfMin: 4}[q.kind] {
+		for j := range q.kind.factors() {
 			a.f("VMOVUPS Z%d, %d(BX)", 24+j, unpackedScale+64*j)
 		}
 		a.f("ADDQ $%d, BX", q.kind.stride())
@@ -340,7 +365,7 @@ func (a *asm) unpack(q *qtype, suffix string) {
 }
 
 func (k kind) stride() int {
-	if k == halfMin {
+	if k == twoScalesMin {
 		return unpackedWide
 	}
 	return unpackedBytes
@@ -360,22 +385,25 @@ func (a *asm) blockDot(k kind, off int, word string, acc, t0, t1 int) {
 		a.f("VFMADD231PS Z%d, Z%d, Z%d", z, t1, acc)
 	}
 	switch k {
-	case single:
+	case oneScale:
 		a.f("VPBROADCASTD %s, Z%d", word, t0)
 		products(0, 8, t0)
 		scaled(t0, 24)
-	case minimum:
+	case oneScaleMin:
 		a.f("VPXORD Z%d, Z%d, Z%d", t0, t0, t0)
 		products(0, 8, t0)
 		scaled(t0, 24)
 		a.f("VFMADD231PS.BCST %d(BX), Z25, Z%d", off+actSum, acc)
-	case halves:
+	case twoScales, twoScales64:
 		for h := range 2 {
 			a.f("VPBROADCASTD %d(BX), Z%d", off+actLow+4*h, t0)
+			if k == twoScales64 {
+				a.f("VPADDD Z%d, Z%d, Z%d", t0, t0, t0)
+			}
 			products(4*h, 4*h+4, t0)
 			scaled(t0, 24+h)
 		}
-	case halfMin:
+	case twoScalesMin:
 		for h := range 2 {
 			a.f("VPXORD Z%d, Z%d, Z%d", t0, t0, t0)
 			products(4*h, 4*h+4, t0)

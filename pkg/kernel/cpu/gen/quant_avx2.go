@@ -21,7 +21,9 @@ func (k kind) wideStride() int {
 }
 
 // factors is how many scales and minima a block has.
-func (k kind) factors() int { return [...]int{single: 1, minimum: 2, halves: 2, halfMin: 4}[k] }
+func (k kind) factors() int {
+	return [...]int{oneScale: 1, oneScaleMin: 2, twoScales: 2, twoScalesMin: 4, twoScales64: 2}[k]
+}
 
 // quantAVX2 writes the loops.
 func quantAVX2(a *asm) {
@@ -31,8 +33,10 @@ func quantAVX2(a *asm) {
 		a.unpackWide(&qtypes[i])
 		a.gemvWide(&qtypes[i])
 	}
-	for _, k := range []kind{single, minimum, halves, halfMin} {
-		a.restWide(k)
+	for _, k := range kinds {
+		if k != twoScales64 { // its signed codes are those of twoScales
+			a.restWide(k)
+		}
 	}
 }
 
@@ -63,9 +67,11 @@ func (a *asm) constant256(value uint32, y int) {
 // up.
 func (q *qtype) offset() int {
 	switch {
-	case q.kind == halves:
+	case q.kind == twoScales:
 		return 32
-	case q.kind != single:
+	case q.kind == twoScales64:
+		return 64
+	case q.kind != oneScale:
 		return 0
 	}
 	return map[int]int{actLess8: 8, actLess16: 16, actLess128: 128}[q.word]
@@ -180,6 +186,14 @@ func (a *asm) superWide(q *qtype) {
 		step = 64
 	case "k3":
 		halvesOf(0, 6, 0x3e000000)
+	case "b1", "b2":
+		halvesOf(0, 6, 0)
+		a.f("VBROADCASTI128 32(SI), Y10")
+		a.f("VBROADCASTSS 48(SI), Y4")
+		for h := range 2 {
+			a.f("VMULPS Y4, Y%d, Y%d", 6+h, 6+h)
+		}
+		step = 64
 	default:
 		halvesOf(0, 6, 0)
 	}
@@ -216,11 +230,11 @@ func (a *asm) scalesWide(q *qtype, register string, off int) {
 		times("VPMOVZXBD", 0, 6, 0)
 		times("VPMOVZXBD", 16, 8, 1)
 		step = 32
-	case "k6", "k3":
+	case "k6", "k3", "b2":
 		times("VPMOVSXBD", 0, 6, 0)
 		times("VPMOVSXBD", 16, 6, 1)
 		step = 32
-	case "kx":
+	case "kx", "b1":
 		times("VPMOVSXBD", 0, 6, 0)
 		step = 16
 	case "k2":
@@ -289,8 +303,11 @@ func (a *asm) unpackWide(q *qtype) {
 // most is the greatest of a type's unsigned codes; 255 stands for those that are
 // multiplied as signed numbers.
 func (q *qtype) most() int {
-	if q.codes == "lut" && q.word == actLess16 {
+	switch {
+	case q.codes == "lut" && q.word == actLess16:
 		return 28
+	case q.kind == twoScales64:
+		return 43 + 64
 	}
 	return map[string]int{"4": 15, "lut": 255, "5": 31, "6": 63, "8": 255, "2": 3, "3": 56}[q.codes]
 }
@@ -352,14 +369,17 @@ func (a *asm) gemvWide(q *qtype) {
 func (a *asm) dotWide(q *qtype, h int, signed bool) {
 	word := func(off, y int) { a.f("VPBROADCASTD %d(BX), Y%d", wideHeader+off, y) }
 	parts := 1 // sums of a block
-	if q.kind == halves || q.kind == halfMin {
+	if q.kind == twoScales || q.kind == twoScalesMin || q.kind == twoScales64 {
 		parts = 2
 	}
 	for part := range parts {
 		switch {
-		case q.kind == halves:
+		case q.kind == twoScales:
 			word(actLow+4*part, 11)
-		case q.kind == single && !signed:
+		case q.kind == twoScales64:
+			word(actLow+4*part, 11)
+			a.f("VPADDD Y11, Y11, Y11")
+		case q.kind == oneScale && !signed:
 			word(q.word, 11)
 		default:
 			a.f("VPXOR Y11, Y11, Y11")
@@ -397,10 +417,10 @@ func (a *asm) dotWide(q *qtype, h int, signed bool) {
 		a.f("VMULPS %d(R11), Y4, Y3", 64*part+32*h)
 		a.f("VFMADD231PS Y11, Y3, Y%d", h)
 		switch q.kind {
-		case minimum:
+		case oneScaleMin:
 			a.f("VBROADCASTSS %d(BX), Y4", wideHeader+actSum)
 			a.f("VFMADD231PS %d(R11), Y4, Y%d", 64+32*h, h)
-		case halfMin:
+		case twoScalesMin:
 			word(actLow+4*part, 3)
 			a.f("VCVTDQ2PS Y3, Y3")
 			a.f("VMULPS Y4, Y3, Y3")
@@ -463,20 +483,20 @@ func (a *asm) restWide(k kind) {
 		}
 	}
 	switch k {
-	case single:
+	case oneScale:
 		products(0, 16)
 		scaled(0)
-	case minimum:
+	case oneScaleMin:
 		products(0, 16)
 		scaled(0)
 		a.f("VBROADCASTSS %d(BX), Y4", wideHeader+actSum)
 		least(4, 1)
-	case halves:
+	case twoScales:
 		for h := range 2 {
 			products(8*h, 8*h+8)
 			scaled(h)
 		}
-	case halfMin:
+	case twoScalesMin:
 		for h := range 2 {
 			products(8*h, 8*h+8)
 			scaled(h)

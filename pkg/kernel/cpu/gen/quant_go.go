@@ -16,19 +16,19 @@ func (a *asm) quantDeclarations() []byte {
 		fmt.Fprintf(&b, "\n//go:noescape\n%s\n", d)
 	}
 	b.WriteString("\n// quantAVX512 are the loops for processors with AVX-512 VNNI.\nfunc quantAVX512() quantOps {\n\treturn quantOps{\n")
-	fmt.Fprintf(&b, "act: %d, unpacked: [kinds]int{%d, %d, %d, %d}, quantize: quantizeRow,\n",
-		actBytes, single.stride(), minimum.stride(), halves.stride(), halfMin.stride())
+	fmt.Fprintf(&b, "act: %d, unpacked: %s, quantize: quantizeRow,\n", actBytes, byKindSize(kind.stride))
 	b.WriteString(byType("unpack", "") + byType("gemv", "") + byType("few", "") + byKind("tile", "") + byKind("rest", "") + "}\n}\n")
 	b.WriteString("\n// quantAMX are quantAVX512 with tiles in place of tile and rest.\nfunc quantAMX() quantOps {\nq := quantAVX512()\n")
 	for _, q := range qtypes {
 		if q.offset() != 0 {
-			fmt.Fprintf(&b, "q.unpack[tensor.%s] = unpack%s%s\n", q.name, q.name, signedSuffix)
+			for _, d := range q.dtypes() {
+				fmt.Fprintf(&b, "q.unpack[tensor.%s] = unpack%s%s\n", d, q.name, signedSuffix)
+			}
 		}
 	}
 	b.WriteString("q.tiles = " + strings.TrimPrefix(strings.TrimSuffix(byKind("tiles", ""), ",\n"), "tiles: ") + "\nreturn q\n}\n")
 	b.WriteString("\n// quantAVX2 are the loops for processors with AVX2.\nfunc quantAVX2() quantOps {\n\treturn quantOps{\n")
-	fmt.Fprintf(&b, "act: %d, unpacked: [kinds]int{%d, %d, %d, %d}, quantize: quantizeRowWide,\n",
-		wideActBytes, single.wideStride(), minimum.wideStride(), halves.wideStride(), halfMin.wideStride())
+	fmt.Fprintf(&b, "act: %d, unpacked: %s, quantize: quantizeRowWide,\n", wideActBytes, byKindSize(kind.wideStride))
 	b.WriteString(byType("unpack", "Wide") + byType("gemv", "Wide") + byKind("rest", "Wide") + "}\n}\n")
 	out, err := format.Source(b.Bytes())
 	if err != nil {
@@ -42,7 +42,9 @@ func byType(field, suffix string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s: [dtypes]%sFunc{\n", field, field)
 	for _, q := range qtypes {
-		fmt.Fprintf(&b, "tensor.%s: %s%s%s,\n", q.name, field, q.name, suffix)
+		for _, d := range q.dtypes() {
+			fmt.Fprintf(&b, "tensor.%s: %s%s%s,\n", d, field, q.name, suffix)
+		}
 	}
 	return b.String() + "},\n"
 }
@@ -50,8 +52,20 @@ func byType(field, suffix string) string {
 func byKind(field, suffix string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s: [kinds]%sFunc{", field, field)
-	for _, k := range []kind{single, minimum, halves, halfMin} {
+	for _, k := range kinds {
+		if k == twoScales64 && (field == "tiles" || suffix == "Wide") { // they take signed codes
+			k = twoScales
+		}
 		fmt.Fprintf(&b, "%s%s%s, ", field, k, suffix)
 	}
 	return b.String() + "},\n"
+}
+
+// byKindSize lists a size of each kind.
+func byKindSize(size func(kind) int) string {
+	var sizes []string
+	for _, k := range kinds {
+		sizes = append(sizes, fmt.Sprint(size(k)))
+	}
+	return "[kinds]int{" + strings.Join(sizes, ", ") + "}"
 }

@@ -69,7 +69,7 @@ func (a *asm) loadUnpacked(k kind) {
 	for j := range 8 {
 		a.f("VMOVDQU32 %d(DI), Z%d", 64*j, 16+j)
 	}
-	for j := range [...]int{single: 1, minimum: 2, halves: 2, halfMin: 4}[k] {
+	for j := range k.factors() {
 		a.f("VMOVUPS %d(DI), Z%d", unpackedScale+64*j, 24+j)
 	}
 	a.f("ADDQ $%d, DI", k.stride())

@@ -46,7 +46,7 @@ func (a *asm) dotTiles(sums, x, w int) { a.tileOp(0x03|(15^w)<<3, 0x5E, 0xC0|sum
 
 // parts is how many separate sums a block has.
 func (k kind) parts() int {
-	if k == halves || k == halfMin {
+	if k == twoScales || k == twoScalesMin || k == twoScales64 {
 		return 2
 	}
 	return 1
@@ -151,7 +151,7 @@ func (a *asm) issue(k kind) {
 // scaleSums adds the sums at R9 of the block at R10 and R11 to Z0..Z15. Rows past the
 // group's last are of no account.
 func (a *asm) scaleSums(k kind) {
-	for j := range [...]int{single: 1, minimum: 2, halves: 2, halfMin: 4}[k] {
+	for j := range k.factors() {
 		a.f("VMOVUPS %d(R10), Z%d", unpackedScale+64*j, 24+j)
 	}
 	for i := range tileRows {
@@ -162,10 +162,10 @@ func (a *asm) scaleSums(k kind) {
 			a.f("VFMADD231PS Z%d, Z%d, Z%d", t0, t1, i)
 		}
 		switch k {
-		case minimum:
+		case oneScaleMin:
 			scaled(0)
 			a.f("VFMADD231PS.BCST %d(R11), Z25, Z%d", at+actSum, i)
-		case halfMin:
+		case twoScalesMin:
 			for h := range 2 {
 				scaled(h)
 				a.f("VPBROADCASTD %d(R11), Z%d", at+actLow+4*h, t0)
