@@ -14,7 +14,7 @@ type lang struct {
 
 // patternLang is the strings in which a pattern is found.
 func patternLang(pattern string) (*lang, error) {
-	n, err := parseRegex(pattern)
+	n, err := parseDialect(pattern, true)
 	return &lang{key: "pattern " + pattern, node: n}, err
 }
 

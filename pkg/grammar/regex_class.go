@@ -40,6 +40,7 @@ func (p *reParser) class() (runeSet, error) {
 			break
 		}
 		switch {
+		case p.ecma: // one dialect alone: nothing is in doubt
 		case p.has(`\s`):
 			also = append(also, reNotSpace.negate()...)
 		case p.has(`\S`):
@@ -165,6 +166,9 @@ func (p *reParser) escape(inClass bool) (runeSet, error) {
 	case 'W':
 		return reWords.negate(), nil
 	case 's':
+		if p.ecma {
+			return reNotSpace.negate(), nil
+		}
 		return reSpace, nil
 	case 'S':
 		return reNotSpace, nil

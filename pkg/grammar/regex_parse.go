@@ -48,6 +48,7 @@ type reParser struct {
 	depth int
 	nodes int
 	fold  bool // (?i)
+	ecma  bool // the dialect is ECMA-262 alone
 	dot   runeSet
 }
 
@@ -65,14 +66,16 @@ const maxRegexNodes = 50_000
 
 // parseRegex reads source, or returns a *SyntaxError, an *UnsupportedError or a
 // *LimitError.
-func parseRegex(source string) (*re, error) {
+func parseRegex(source string) (*re, error) { return parseDialect(source, false) }
+
+func parseDialect(source string, ecma bool) (*re, error) {
 	if len(source) > maxSource {
 		return nil, &LimitError{What: "source bytes", Limit: maxSource}
 	}
 	if !utf8.ValidString(source) {
 		return nil, &SyntaxError{Kind: "regex", Msg: "read text: it is not valid UTF-8"}
 	}
-	p := &reParser{text: source, dot: reDot}
+	p := &reParser{text: source, dot: reDot, ecma: ecma}
 	n, err := p.alternatives()
 	if err != nil {
 		return nil, err

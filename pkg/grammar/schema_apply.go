@@ -69,7 +69,7 @@ func (x *expander) oneOfValues(p *place, values []*value) ([]shape, error) {
 // constant is the demand to be v.
 func (x *expander) constant(p *place, v *value) (terms, error) {
 	made := &value{kind: isObject, keys: []string{"const"}, fields: map[string]*value{"const": v}}
-	sub, err := x.doc.add(made, p.path, p.base, false)
+	sub, err := x.doc.add(made, p.path, p.base, draft2020)
 	if err != nil {
 		return nil, err
 	}
@@ -98,7 +98,7 @@ func (x *expander) conditional(p *place, v *value) ([]shape, error) {
 	if err != nil {
 		return nil, err
 	}
-	if yes == nil && no == nil && p.v.get("unevaluatedProperties") == nil && p.v.get("unevaluatedItems") == nil {
+	if yes == nil && no == nil && !x.doc.unevaluated {
 		return everything(), nil
 	}
 	branch := func(not bool, then *place) ([]shape, error) {
@@ -152,6 +152,7 @@ func unseen(in []shape) []shape {
 				s.array.groups[j] = &hidden
 			}
 		}
+		s.array.found = nil
 	}
 	return out
 }
@@ -222,25 +223,16 @@ func (x *expander) unevaluated(p *place, in []shape) ([]shape, error) {
 	for i := range out {
 		switch s := &out[i]; {
 		case s.kind == isObject && members != nil:
-			g := &memberGroup{rest: x.terms(members, false), evaluates: true, all: true}
-			skip := false
-			for _, o := range s.object.groups {
-				if !o.evaluates {
-					continue
-				}
-				skip = skip || o.all
-				for _, d := range o.declared {
-					g.declared = append(g.declared, declared{name: d.name})
-				}
-				for _, n := range o.patterns {
-					g.patterns = append(g.patterns, patterned{name: n.name})
-				}
-			}
-			if !skip {
+			if g := unevaluatedMembers(s); g != nil {
+				g.rest = x.terms(members, false)
 				s.object.groups = append(slices.Clone(s.object.groups), g)
 			}
 		case s.kind == isArray && items != nil:
-			g := &itemGroup{rest: x.terms(items, false), evaluates: true, all: true}
+			rest, err := x.unfound(p, s.array.found, items)
+			if err != nil {
+				return nil, err
+			}
+			g := &itemGroup{rest: rest, evaluates: true, all: true}
 			skip, n := false, 0
 			for _, o := range s.array.groups {
 				if o.evaluates {
@@ -255,6 +247,51 @@ func (x *expander) unevaluated(p *place, in []shape) ([]shape, error) {
 		}
 	}
 	return out, nil
+}
+
+// unevaluatedMembers is a group that names the members that s evaluates and demands
+// nothing of them, or nil where s evaluates all of them.
+func unevaluatedMembers(s *shape) *memberGroup {
+	g := &memberGroup{evaluates: true, all: true}
+	for _, o := range s.object.groups {
+		if !o.evaluates {
+			continue
+		}
+		if o.all {
+			return nil
+		}
+		for _, d := range o.declared {
+			g.declared = append(g.declared, declared{name: d.name})
+		}
+		for _, n := range o.patterns {
+			g.patterns = append(g.patterns, patterned{name: n.name})
+		}
+	}
+	return g
+}
+
+// unfound is the demand on an item that no keyword has evaluated by its place: to meet
+// one of the contains that mark what they find as evaluated, or unevaluatedItems.
+func (x *expander) unfound(p *place, found []*place, items *place) (terms, error) {
+	if len(found) == 0 {
+		return x.terms(items, false), nil
+	}
+	either := &value{kind: isArray}
+	for _, f := range append(slices.Clone(found), items) {
+		if f.scope != p.scope {
+			return nil, x.refuse(p, "unevaluatedItems", "a contains beside it is in another dynamic scope")
+		}
+		either.list = append(either.list, f.v)
+	}
+	made := &value{kind: isObject, keys: []string{"anyOf"}, fields: map[string]*value{"anyOf": either}}
+	sub, err := x.doc.add(made, p.path+"/unevaluatedItems", p.base, p.draft)
+	if err != nil {
+		return nil, err
+	}
+	if sub, err = x.doc.enter(sub, p.scope); err != nil {
+		return nil, err
+	}
+	return x.terms(sub, false), nil
 }
 
 // numberFormat reads the formats that are about numbers.

@@ -18,6 +18,9 @@ type schemaBuilder struct {
 	strict bool
 	unique string // where it says that they must differ
 	counts []itemCount
+	// wholeCap and fractionCap are the most digits of a number before and after the
+	// point, or 0 for any number.
+	wholeCap, fractionCap int
 }
 
 type pending struct {

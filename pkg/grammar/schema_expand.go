@@ -25,7 +25,7 @@ type expander struct {
 func newExpander(doc *document) (*expander, error) {
 	x := &expander{doc: doc, memo: map[term][]shape{}, open: map[term]bool{}, langs: map[string]*lang{}}
 	var err error
-	x.none, err = doc.add(&value{kind: isBool}, "false", documentBase, false)
+	x.none, err = doc.add(&value{kind: isBool}, "false", documentBase, draft2020)
 	return x, err
 }
 
@@ -63,7 +63,11 @@ func (x *expander) child(p *place, v *value, path string) (*place, error) {
 	if v.kind != isObject && v.kind != isBool {
 		return nil, &SyntaxError{Kind: "schema", Msg: "read a schema at " + strconv.Quote(p.path+"/"+path) + ": want an object, true or false"}
 	}
-	return x.doc.add(v, p.path+"/"+path, p.base, p.old)
+	sub, err := x.doc.add(v, p.path+"/"+path, p.base, p.draft)
+	if err != nil {
+		return nil, err
+	}
+	return x.doc.enter(sub, p.scope)
 }
 
 // meet is what is in both unions.
@@ -139,9 +143,19 @@ func (x *expander) shapesOf(t term) ([]shape, error) {
 
 // positive is the shapes of what meets the schema at p.
 func (x *expander) positive(p *place) ([]shape, error) {
-	if ref := p.v.get("$ref"); ref != nil && p.old {
-		return x.reference(p, "$ref", ref)
+	if ref := p.v.get("$ref"); ref != nil && p.draft == draft7 {
+		return x.reference(p, "$ref", ref, false)
 	}
+	out, err := x.evaluated(p)
+	if err != nil {
+		return nil, err
+	}
+	return x.unevaluated(p, out)
+}
+
+// evaluated is the shapes of what meets every keyword of p but unevaluatedProperties
+// and unevaluatedItems.
+func (x *expander) evaluated(p *place) ([]shape, error) {
 	out := everything()
 	own, err := x.own(p)
 	if err != nil {
@@ -161,7 +175,7 @@ func (x *expander) positive(p *place) ([]shape, error) {
 			}
 		}
 	}
-	return x.unevaluated(p, out)
+	return out, nil
 }
 
 // applied is what a keyword that holds other schemas, or values, allows.
@@ -169,15 +183,8 @@ func (x *expander) applied(p *place, key string, v *value) ([]shape, bool, error
 	var out []shape
 	var err error
 	switch key {
-	case "$ref":
-		out, err = x.reference(p, key, v)
-	case "$dynamicRef":
-		if x.doc.dynamic {
-			return nil, false, x.refuse(p, key, "what it names depends on who refers to it")
-		}
-		out, err = x.reference(p, key, v)
-	case "$recursiveRef":
-		out, err = x.reference(p, key, v)
+	case "$ref", "$dynamicRef", "$recursiveRef":
+		out, err = x.reference(p, key, v, false)
 	case "enum":
 		if v.kind != isArray {
 			return nil, false, x.fail(p, key, "a list")
@@ -206,13 +213,26 @@ func (x *expander) applied(p *place, key string, v *value) ([]shape, bool, error
 	return out, true, err
 }
 
-func (x *expander) reference(p *place, keyword string, v *value) ([]shape, error) {
+// reference is the shapes of what a reference names, or of its opposite.
+func (x *expander) reference(p *place, keyword string, v *value, not bool) ([]shape, error) {
 	if v.kind != isString {
 		return nil, x.fail(p, keyword, "a string")
 	}
-	to, err := x.doc.resolve(p, keyword, v.text)
+	var to *place
+	var err error
+	if keyword == "$dynamicRef" {
+		to, err = x.doc.resolveDynamic(p, v.text)
+	} else {
+		to, err = x.doc.resolve(p, keyword, v.text)
+	}
 	if err != nil {
 		return nil, err
+	}
+	if to, err = x.doc.enter(to, p.scope); err != nil {
+		return nil, err
+	}
+	if not {
+		return x.shapesOf(isNot(to))
 	}
 	return x.shapesOf(is(to))
 }
@@ -249,11 +269,51 @@ func (x *expander) combined(p *place, keyword string, subs []*place) ([]shape, e
 	if keyword == "oneOf" {
 		return x.exactlyOne(p, subs, union)
 	}
+	if x.doc.unevaluated {
+		return x.together(union)
+	}
 	out := slices.Concat(union...)
 	if len(out) > maxShapes {
 		return nil, &LimitError{What: "alternatives of a schema", Limit: maxShapes}
 	}
 	return out, nil
+}
+
+// together is the union of the alternatives, and what several of them allow at once
+// where each evaluates members or items: unevaluatedProperties counts what all of those
+// that hold have evaluated, so that a value may pass by two of them and by neither alone.
+func (x *expander) together(union [][]shape) ([]shape, error) {
+	var out []shape
+	for _, shapes := range union {
+		for _, s := range shapes {
+			before := len(out)
+			out = append(out, s)
+			if !s.evaluates() {
+				continue
+			}
+			for i := range before {
+				if out[i].kind != s.kind || !out[i].evaluates() {
+					continue
+				}
+				if x.meets++; x.meets > maxMeets {
+					return nil, &LimitError{What: "alternatives of schemas", Limit: maxMeets}
+				}
+				if both, ok := meetShapes(&out[i], &s); ok {
+					out = append(out, both)
+				}
+			}
+			if len(out) > maxShapes {
+				return nil, &LimitError{What: "alternatives of a schema", Limit: maxShapes}
+			}
+		}
+	}
+	return out, nil
+}
+
+// evaluates says that s marks members or items as evaluated.
+func (s *shape) evaluates() bool {
+	return slices.ContainsFunc(s.object.groups, func(g *memberGroup) bool { return g.evaluates }) ||
+		slices.ContainsFunc(s.array.groups, func(g *itemGroup) bool { return g.evaluates }) || len(s.array.found) > 0
 }
 
 // exactlyOne is what one schema allows and the others do not.

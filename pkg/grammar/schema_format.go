@@ -2,7 +2,13 @@ package grammar
 
 import "strings"
 
-// format is the language of a format, or nil where it says nothing of strings.
+// isAsserted says whether a format is a demand on strings, not only an annotation.
+func isAsserted(format string) bool {
+	_, ok := formatSource(format)
+	return ok
+}
+
+// format is the language of a format, or nil where it demands nothing of strings.
 func (x *expander) format(p *place) (*lang, error) {
 	v := p.v.get("format")
 	if v == nil {
@@ -11,16 +17,9 @@ func (x *expander) format(p *place) (*lang, error) {
 	if v.kind != isString {
 		return nil, x.fail(p, "format", "a string")
 	}
-	switch v.text {
-	case "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float", "double", // of numbers
-		"password", "binary": // how to show or carry a string
-		return nil, nil
-	case "regex":
-		return nil, x.refuse(p, "format regex", "regular expressions are not a regular language")
-	}
 	source, ok := formatSource(v.text)
 	if !ok {
-		return nil, x.refuse(p, "format "+v.text, "it is not known here")
+		return nil, nil // of numbers, or not known here: an annotation
 	}
 	key := "format " + v.text
 	if l := x.langs[key]; l != nil {
@@ -37,10 +36,11 @@ func (x *expander) format(p *place) (*lang, error) {
 
 // Parts of formats.
 const (
-	day    = `(?:0[1-9]|1[0-9]|2[0-8])`
-	leap   = `(?:[0-9][0-9](?:0[48]|[2468][048]|[13579][26])|(?:[02468][048]|[13579][26])00)`
-	clock  = `(?:[01][0-9]|2[0-3]):[0-5][0-9]`
-	moment = clock + `:[0-5][0-9](?:\.[0-9]{1,9})?(?:[Zz]|[-+]` + clock + `)`
+	day   = `(?:0[1-9]|1[0-9]|2[0-8])`
+	leap  = `(?:[0-9][0-9](?:0[48]|[2468][048]|[13579][26])|(?:[02468][048]|[13579][26])00)`
+	clock = `(?:[01][0-9]|2[0-3]):[0-5][0-9]`
+	// Leap seconds are those of UTC: with another offset they would be at other hours.
+	moment = `(?:` + clock + `:[0-5][0-9](?:\.[0-9]+)?(?:[Zz]|[-+]` + clock + `)|23:59:60(?:\.[0-9]+)?(?:[Zz]|[-+]00:00))`
 	octet  = `(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])`
 	ipv4   = octet + `(?:\.` + octet + `){3}`
 	atom   = "[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]"
@@ -50,6 +50,9 @@ const (
 	short = `(?:` + an + `(?:` + ldh + `?` + an + `)?|` + an + ldh + `{2}` + an + `|` + an + ldh + `(?:` + an + ldh + `|-` + an + `)` + ldh + `{0,35}` + an + `)`
 	an    = `[A-Za-z0-9]`
 	ldh   = `[A-Za-z0-9-]`
+	// Labels beyond ASCII of characters that are allowed whatever stands beside them, short
+	// enough for 63 bytes of Punycode.
+	international = `(?:[0-9a-z\x{DF}-\x{F6}\x{F8}-\x{FF}\x{3B1}-\x{3C9}\x{430}-\x{45F}\x{3041}-\x{3096}\x{30A1}-\x{30FA}\x{4E00}-\x{9FFF}\x{AC00}-\x{D7A3}]{1,14})`
 	// Six labels of 40 characters are a domain of at most 245.
 	domain = short + `(?:\.` + short + `){0,5}`
 	// Six of 30 leave 64 characters for the name before them, of 254 in all.
@@ -60,7 +63,8 @@ const (
 	segment = `(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|` + hex + `)`
 	query   = `(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|` + hex + `)*`
 	uriTail = `(?:\?` + query + `)?(?:#` + query + `)?`
-	host    = `(?:(?:` + unres + `|` + hex + `)*|\[(?:` + `IPV6` + `)\])`
+	future  = `[Vv][0-9A-Fa-f]+\.` + `[A-Za-z0-9._~!$&'()*+,;=:-]+`
+	host    = `(?:(?:` + unres + `|` + hex + `)*|\[(?:` + `IPV6|` + future + `)\])`
 	port    = `(?::[0-9]{0,5})?`
 	author  = `//(?:(?:[A-Za-z0-9._~!$&'()*+,;=:-]|` + hex + `)*@)?` + host + port + `(?:/` + segment + `*)*`
 	rooted  = `/(?:` + segment + `+(?:/` + segment + `*)*)?`
@@ -122,13 +126,22 @@ func formatSource(name string) (string, bool) {
 	case "ipv6":
 		return ipv6(), true
 	case "hostname", "idn-hostname":
-		return `(?:` + label + `\.){0,2}` + label + `|` + domain, true
-	case "email", "idn-email":
-		atom := atom
-		if name == "idn-email" {
-			atom = atom[:len(atom)-1] + `\x{80}-\x{10FFFF}]`
+		ascii := `(?:` + label + `\.){0,2}` + label + `|` + domain
+		if name == "hostname" {
+			return ascii, true
 		}
-		return `(?:` + atom + `{1,64}|` + atom + `(?:\.?` + atom + `){0,31})@` + mail + `(?:\.` + mail + `){0,5}`, true
+		return ascii + `|(?:` + international + `[.\x{3002}\x{FF0E}\x{FF61}]){0,6}` + international, true
+	case "email", "idn-email":
+		atom, domain := atom, mail
+		if name == "idn-email" {
+			atom = atom[:len(atom)-2] + `\x{80}-\x{10FFFF}-]`
+		}
+		quoted := `"(?:[ !#-\[\]-~]|\\[ -~]){0,62}"`
+		if name == "idn-email" {
+			quoted = `"(?:[ !#-\[\]-~\x{80}-\x{10FFFF}]|\\[ -~]){0,62}"`
+			domain = `(?:` + international + `\.){0,4}` + international + `|` + mail
+		}
+		return withIPv6(`(?:` + atom + `{1,64}|` + atom + `(?:\.?` + atom + `){0,31}|` + quoted + `)@(?:` + domain + `(?:\.` + mail + `){0,5}|\[(?:` + ipv4 + `|IPv6:(?:IPV6))\])`), true
 	case "uri":
 		return withIPv6(uri), true
 	case "uri-reference":
@@ -138,13 +151,36 @@ func formatSource(name string) (string, bool) {
 	case "iri-reference":
 		return withIPv6(beyondASCII(`(?:` + uri + `|` + relative + `)`)), true
 	case "uri-template":
-		return `(?:[!#$&-;=?-\[\]_a-z~A-Z]|` + hex + `|\{[+#./;?&=,!@|]?[A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*(?::[1-9][0-9]{0,3}|\*)?(?:,[A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*(?::[1-9][0-9]{0,3}|\*)?)*\})*`, true
+		const character = `(?:[A-Za-z0-9_]|` + hex + `)`
+		const variable = character + `+(?:\.` + character + `+)*(?::[1-9][0-9]{0,3}|\*)?`
+		return `(?:[!#$&-;=?-\[\]_a-z~A-Z\x{A0}-\x{D7FF}\x{F900}-\x{FDCF}\x{FDF0}-\x{FFEF}\x{10000}-\x{1FFFD}]|` + hex + `|\{[+#./;?&=,!@|]?` + variable + `(?:,` + variable + `)*\})*`, true
 	case "json-pointer":
 		return pointer, true
 	case "relative-json-pointer":
 		return `(?:0|[1-9][0-9]*)(?:#|` + pointer + `)`, true
+	case "regex":
+		return expression(3), true
 	case "byte":
 		return `(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?`, true
 	}
 	return "", false
+}
+
+// expression is the regular expressions of ECMA-262 (with its u flag) with at most so
+// many groups within groups, and without named groups, backreferences by name, \p, and
+// ranges whose order an automaton would have to compare.
+func expression(depth int) string {
+	const (
+		escape = `\\(?:[dDsSwWfnrtv]|c[A-Za-z]|x[0-9A-Fa-f]{2}|u[0-9A-Ca-cEFef][0-9A-Fa-f]{3}|u[Dd][0-7][0-9A-Fa-f]{2}|[\^$\\.*+?()\[\]{}|/])`
+		class  = `\[\^?(?:a-[b-z]|a-f|A-Z|A-F|0-[1-9]|[^\\\]-]|` + escape + `|\\[b-])*-?\]`
+		counts = `[*+?]|\{(?:[0-9]{1,3},?|0,[0-9]{1,3}|[1-9],[1-9][0-9]{1,2})\}`
+	)
+	atom := `[^\^$\\.*+?()\[\]{}|]|\.|` + escape + `|` + class
+	body := `(?:(?:` + atom + `)(?:(?:` + counts + `)\??)?|[\^$]|\\[bB]|\|)*`
+	for range depth {
+		group := `\((?:\?:)?` + body + `\)`
+		look := `\(\?<?[=!]` + body + `\)`
+		body = `(?:(?:` + atom + `|` + group + `)(?:(?:` + counts + `)\??)?|` + look + `|[\^$]|\\[bB]|\|)*`
+	}
+	return body
 }

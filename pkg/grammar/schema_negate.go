@@ -8,18 +8,21 @@ import (
 // negative is the shapes of what does not meet the schema at p: of what breaks one
 // of its keywords.
 func (x *expander) negative(p *place) ([]shape, error) {
-	if ref := p.v.get("$ref"); ref != nil && p.old {
-		return x.notReference(p, "$ref", ref)
+	if ref := p.v.get("$ref"); ref != nil && p.draft == draft7 {
+		return x.reference(p, "$ref", ref, true)
 	}
-	for _, keyword := range []string{"unevaluatedProperties", "unevaluatedItems", "format"} {
-		if p.v.get(keyword) != nil {
-			return nil, x.refuse(p, "the opposite of "+keyword, "it is not to be had exactly")
-		}
+	if v := p.v.get("format"); v != nil && isAsserted(v.text) {
+		return nil, x.refuse(p, "the opposite of format", "it is not to be had exactly")
 	}
 	out, err := x.brokenOwn(p)
 	if err != nil {
 		return nil, err
 	}
+	unevaluated, err := x.brokenUnevaluated(p)
+	if err != nil {
+		return nil, err
+	}
+	out = append(out, unevaluated...)
 	for _, key := range p.v.keys {
 		s, err := x.brokenApplied(p, key, p.v.fields[key])
 		if err != nil {
@@ -33,15 +36,48 @@ func (x *expander) negative(p *place) ([]shape, error) {
 	return out, nil
 }
 
-func (x *expander) notReference(p *place, keyword string, v *value) ([]shape, error) {
-	if v.kind != isString {
-		return nil, x.fail(p, keyword, "a string")
-	}
-	to, err := x.doc.resolve(p, keyword, v.text)
+// brokenUnevaluated is what breaks unevaluatedProperties or unevaluatedItems and no other
+// keyword of p: a member or an item that p leaves unevaluated and that does not meet it.
+// Which those are must not depend on the alternative by which a value meets the rest.
+func (x *expander) brokenUnevaluated(p *place) ([]shape, error) {
+	members, err := x.optionalChild(p, "unevaluatedProperties")
 	if err != nil {
 		return nil, err
 	}
-	return x.shapesOf(isNot(to))
+	items, err := x.optionalChild(p, "unevaluatedItems")
+	if err != nil || members == nil && items == nil {
+		return nil, err
+	}
+	if (members == nil || len(x.terms(members, false)) == 0) && (items == nil || len(x.terms(items, false)) == 0) {
+		return nil, nil // they demand nothing
+	}
+	if items != nil {
+		return nil, x.refuse(p, "the opposite of unevaluatedItems", "it is not to be had exactly")
+	}
+	rest, err := x.evaluated(p)
+	if err != nil {
+		return nil, err
+	}
+	var out []shape
+	for i := range rest {
+		s := &rest[i]
+		if s.kind != isObject {
+			continue
+		}
+		if len(out) > 0 {
+			return nil, x.refuse(p, "the opposite of unevaluatedProperties", "what is evaluated depends on the alternative that holds")
+		}
+		g := unevaluatedMembers(s)
+		if g == nil {
+			continue
+		}
+		for _, not := range x.opposites(x.terms(members, false)) {
+			broken := *s
+			broken.object.exists = append(slices.Clone(s.object.exists), member{outside: g, value: not})
+			out = append(out, broken)
+		}
+	}
+	return out, nil
 }
 
 // brokenOwn is what breaks a keyword about one type.
@@ -212,13 +248,8 @@ func (x *expander) brokenObject(o *objectSet) []shape {
 // brokenApplied is what breaks a keyword that holds other schemas, or values.
 func (x *expander) brokenApplied(p *place, key string, v *value) ([]shape, error) {
 	switch key {
-	case "$ref", "$recursiveRef":
-		return x.notReference(p, key, v)
-	case "$dynamicRef":
-		if x.doc.dynamic {
-			return nil, x.refuse(p, key, "what it names depends on who refers to it")
-		}
-		return x.notReference(p, key, v)
+	case "$ref", "$recursiveRef", "$dynamicRef":
+		return x.reference(p, key, v, true)
 	case "enum", "const":
 		values := []*value{v}
 		if key == "enum" {

@@ -5,13 +5,11 @@ import (
 	"strings"
 )
 
-// Numbers are written without an exponent where anything is demanded of them, with
-// at most as many digits as these, or as a bound has.
+// Numbers are written without an exponent where anything is demanded of them.
 const (
-	wholeDigits    = 16
-	fractionDigits = 16
-	maxNumberText  = 60     // digits of a bound on either side of the point
-	maxModulus     = 20_000 // of multipleOf, in units of its last place
+	boundedDigits = 16     // on either side of the point, where SchemaOptions.Bounded is set
+	maxNumberText = 60     // digits of a bound on either side of the point
+	maxModulus    = 20_000 // of multipleOf, in units of its last place
 )
 
 // target is a magnitude that digits are compared with as they come.
@@ -64,8 +62,12 @@ type numberReader struct {
 	low, high   [2]target // for magnitudes of numbers from 0, and below
 	modulus     int32     // or 0
 	places      int       // of modulus
-	wholeCap    int       // digits before the point, or 0 for any number
-	fractionCap int
+	wholeCap    int       // the most digits before the point, or 0 for any number
+	fractionCap int       // and after it
+	// Digits are told apart as far as a bound or multipleOf has some: before the point
+	// to one more than those, after it likewise.
+	wholeSeen    uint8
+	fractionSeen uint8
 }
 
 type numberPhase uint8
@@ -90,11 +92,12 @@ type numberState struct {
 	rest      int32 // of the digits divided by the modulus
 }
 
-// numberDFA is the texts of a set's numbers. A wholeCap of 0 is any number of
-// digits.
+// numberDFA is the texts of a set's numbers, with at most wholeCap digits before the
+// point and fractionCap after it; 0 is any number. A bound that has more raises them.
 func numberDFA(n *numberSet, wholeCap, fractionCap int) (*dfa, error) {
 	r := &numberReader{set: n, wholeCap: wholeCap, fractionCap: fractionCap}
 	tooLong := &LimitError{What: "digits of a number's bound", Limit: maxNumberText}
+	var wholeSeen, fractionSeen int
 	for _, end := range []struct {
 		b  *bound
 		to *[2]target
@@ -109,10 +112,7 @@ func numberDFA(n *numberSet, wholeCap, fractionCap int) (*dfa, error) {
 			return nil, tooLong
 		}
 		for _, t := range end.to {
-			if r.wholeCap > 0 {
-				r.wholeCap = max(r.wholeCap, len(t.whole)+1)
-			}
-			r.fractionCap = max(r.fractionCap, len(t.rest))
+			wholeSeen, fractionSeen = max(wholeSeen, len(t.whole)), max(fractionSeen, len(t.rest))
 		}
 	}
 	if len(n.multiple) > 0 {
@@ -125,11 +125,19 @@ func numberDFA(n *numberSet, wholeCap, fractionCap int) (*dfa, error) {
 			return nil, &LimitError{What: "units of multipleOf", Limit: maxModulus}
 		}
 		r.modulus, r.places = int32(of.Int64()), places
-		r.fractionCap = max(r.fractionCap, places)
+		fractionSeen = max(fractionSeen, places)
 		if r.modulus > 50 && n.low == nil && n.high == nil {
 			r.wholeCap = 0 // counting digits as well would be too much
 		}
 	}
+	if r.wholeCap > 0 {
+		r.wholeCap = max(r.wholeCap, wholeSeen+1)
+	}
+	if r.fractionCap > 0 {
+		r.fractionCap = max(r.fractionCap, fractionSeen)
+	}
+	r.wholeSeen = uint8(max(wholeSeen, r.wholeCap) + 1)
+	r.fractionSeen = uint8(max(fractionSeen, r.fractionCap) + 1)
 	sets := []runeSet{oneRune('-'), oneRune('.')}
 	for d := '0'; d <= '9'; d++ {
 		sets = append(sets, oneRune(d))
@@ -146,7 +154,7 @@ func numberDFA(n *numberSet, wholeCap, fractionCap int) (*dfa, error) {
 		return nil, err
 	}
 	for _, m := range n.unlike {
-		same, err := numberDFA(&numberSet{multiple: []*big.Rat{m}}, 0, r.fractionCap)
+		same, err := numberDFA(&numberSet{multiple: []*big.Rat{m}}, 0, 0)
 		if err != nil {
 			return nil, err
 		}
@@ -155,7 +163,7 @@ func numberDFA(n *numberSet, wholeCap, fractionCap int) (*dfa, error) {
 		}
 	}
 	for _, not := range n.not {
-		same, err := numberDFA(&numberSet{low: &bound{at: not}, high: &bound{at: not}}, 0, r.fractionCap)
+		same, err := numberDFA(&numberSet{low: &bound{at: not}, high: &bound{at: not}}, 0, 0)
 		if err != nil {
 			return nil, err
 		}
@@ -194,7 +202,7 @@ func (r *numberReader) step(s numberState, c rune) (numberState, bool) {
 			}
 		}
 		if r.wholeCap > 0 || r.set.low != nil || r.set.high != nil {
-			s.digits = min(s.digits+1, uint8(max(r.wholeCap, maxNumberText)+2))
+			s.digits = min(s.digits+1, r.wholeSeen)
 		}
 		if r.wholeCap > 0 && int(s.digits) > r.wholeCap {
 			return s, false
@@ -204,7 +212,7 @@ func (r *numberReader) step(s numberState, c rune) (numberState, bool) {
 		}
 		return s, true
 	}
-	if r.set.whole && (s.fraction > 0 || d != 0) || int(s.fraction) >= r.fractionCap {
+	if r.set.whole && (s.fraction > 0 || d != 0) || r.fractionCap > 0 && int(s.fraction) >= r.fractionCap {
 		return s, false
 	}
 	s.low = s.fractionDigit(r.target(&r.low, s), s.low, byte(c))
@@ -218,7 +226,7 @@ func (r *numberReader) step(s numberState, c rune) (numberState, bool) {
 		}
 	}
 	s.phase, s.broken = numberFraction, s.broken || d != 0
-	s.fraction++
+	s.fraction = min(s.fraction+1, r.fractionSeen)
 	return s, r.modulus == 0 || int(s.fraction) < r.places || s.rest == 0
 }
 
@@ -318,7 +326,7 @@ func (x *expander) emptyNumber(n *numberSet) (bool, error) {
 	if n.low == nil && n.high == nil && n.multiple == nil {
 		return false, nil
 	}
-	d, err := numberDFA(n, wholeDigits, fractionDigits)
+	d, err := numberDFA(n, 0, 0)
 	if err != nil {
 		return false, nil // not known
 	}

@@ -222,6 +222,9 @@ func (x *expander) array(p *place, a *arraySet) error {
 	g := &itemGroup{evaluates: true}
 	prefix, rest, restName := p.v.get("prefixItems"), p.v.get("items"), "items"
 	prefixName := "prefixItems"
+	if p.draft != draft2020 {
+		prefix = nil // it came with 2020-12
+	}
 	if rest != nil && rest.kind == isArray { // draft 7
 		prefix, prefixName = rest, "items"
 		rest, restName = p.v.get("additionalItems"), "additionalItems"
@@ -270,6 +273,9 @@ func (x *expander) contains(p *place, a *arraySet) error {
 	if c.min > 0 || c.max >= 0 {
 		a.contains = append(a.contains, c)
 		a.min = max(a.min, c.min)
+	}
+	if x.doc.unevaluated && p.draft == draft2020 {
+		a.found = append(a.found, sub)
 	}
 	return nil
 }

@@ -13,7 +13,7 @@ func (b *schemaBuilder) number(n *numberSet) (*expr, error) {
 	if b.strict {
 		return b.strictNumber(n)
 	}
-	integer := seq(optional(lit("-")), alt(lit("0"), seq(digit('1', '9'), repeat(digit('0', '9'), 0, wholeDigits-1))))
+	integer := seq(optional(lit("-")), alt(lit("0"), seq(digit('1', '9'), repeat(digit('0', '9'), 0, b.wholeCap-1))))
 	switch {
 	case plain && n.whole:
 		return b.shared("integer", false, func() (*expr, error) { return seq(integer, optional(lit(".0"))), nil })
@@ -21,7 +21,11 @@ func (b *schemaBuilder) number(n *numberSet) (*expr, error) {
 		return b.shared("number", false, func() (*expr, error) {
 			// As far as every number is one of a double's.
 			exponent := alt(repeat(digit('0', '9'), 1, 2), seq(lit("1"), repeat(digit('0', '9'), 2, 2)), seq(lit("2"), digit('0', '8'), digit('0', '9')))
-			return seq(integer, optional(seq(lit("."), repeat(digit('0', '9'), 1, fractionDigits))),
+			fraction := repeat(digit('0', '9'), 1, -1)
+			if b.fractionCap > 0 {
+				fraction = repeat(digit('0', '9'), 1, b.fractionCap)
+			}
+			return seq(integer, optional(seq(lit("."), fraction)),
 				optional(seq(char(runesOf("eE"), plainUTF8), optional(char(runesOf("+-"), plainUTF8)), exponent))), nil
 		})
 	}
@@ -39,7 +43,7 @@ func (b *schemaBuilder) number(n *numberSet) (*expr, error) {
 		return lit(text), nil
 	}
 	return b.shared("number "+n.key(), false, func() (*expr, error) {
-		d, err := numberDFA(n, wholeDigits, fractionDigits)
+		d, err := numberDFA(n, b.wholeCap, b.fractionCap)
 		if err != nil {
 			return nil, err
 		}

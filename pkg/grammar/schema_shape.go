@@ -65,7 +65,8 @@ type arraySet struct {
 	min, max int
 	unique   bool
 	contains []containing
-	path     string // for errors
+	found    []*place // contains whose finds count as evaluated
+	path     string   // for errors
 }
 
 // itemGroup is what one schema says of items by their place.
@@ -221,7 +222,7 @@ func meetShapes(a, b *shape) (shape, bool) {
 		x, y := &a.array, &b.array
 		out.array = arraySet{
 			groups: slices.Concat(x.groups, y.groups), min: max(x.min, y.min), max: least(x.max, y.max),
-			unique: x.unique || y.unique, contains: slices.Concat(x.contains, y.contains), path: cmp.Or(x.path, y.path),
+			unique: x.unique || y.unique, contains: slices.Concat(x.contains, y.contains), found: slices.Concat(x.found, y.found), path: cmp.Or(x.path, y.path),
 		}
 		return out, out.array.max < 0 || out.array.min <= out.array.max
 	case isObject:

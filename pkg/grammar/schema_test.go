@@ -2,6 +2,7 @@ package grammar_test
 
 import (
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/lamina-mesh/lamina/pkg/grammar"
@@ -61,6 +62,20 @@ func TestSchema_Texts(t *testing.T) {
 			[]string{`[{"a": [1]}, {"a": [1, 2]}, {}]`, `[{"a": [0.5]}]`}, []string{`[{"a": [1]}, {"a": [1]}]`, `[{},{}]`, `[{"a":[1]}, {"a": [1]}]`}},
 		{`{"type":"array","prefixItems":[{"type":"integer"},{"type":"integer"}],"items":{"enum":[1,2]},"uniqueItems":true,"maxItems":4}`, []string{`[3,4,1,2]`, `[1,2]`}, []string{`[1,1]`, `[1,3,1]`}},
 		{`{"type":"object","additionalProperties":{"type":"array","items":{"enum":["a","b"]},"uniqueItems":true}}`, []string{`{"x":["a","b"],"y":["b","a"]}`}, []string{`{"x":["a","a"]}`}},
+		{`{"type":"string","format":"color"}`, []string{`"red"`}, []string{"1"}},
+		{`{"type":"integer"}`, []string{"98249283749234923498293171823948729348710298301928331"}, []string{"1e3", "00"}},
+		{`{"type":"integer","minimum":3,"multipleOf":2}`, []string{"98249283749234923498293171823948729348710298301928332"}, []string{"2", "98249283749234923498293171823948729348710298301928331"}},
+		{`{"type":"number","minimum":0.5}`, []string{"0.500000000000000000000000000001", "1"}, []string{"0.499999999999999999999999999999", "-1"}},
+		{`{"type":"string","pattern":"^\\s$"}`, []string{`"\u2003"`, `" "`, `"\u000b"`}, []string{`"a"`}},
+		{`{"type":"array","prefixItems":[true],"contains":{"type":"string"},"unevaluatedItems":false}`, []string{`[1,"a"]`, `["a"]`}, []string{`[1,2,"a"]`, `[1]`}},
+		{`{"type":"object","anyOf":[{"properties":{"a":{"const":1}},"required":["a"]},{"properties":{"b":{"const":2}},"required":["b"]}],"unevaluatedProperties":false}`,
+			[]string{`{"a":1}`, `{"b":2}`, `{"a":1,"b":2}`}, []string{`{"a":1,"b":3}`, `{"a":1,"c":2}`}},
+		{`{"oneOf":[{"type":"object","properties":{"a":{}},"unevaluatedProperties":false},{"type":"object","properties":{"a":{"type":"integer"},"b":{}}}]}`,
+			[]string{`{"a":"x"}`, `{"a":1,"b":2}`, `{"c":1}`}, []string{`{"a":1}`, `{"a":"x","b":2}`}},
+		{`{"$id":"s:/tree","$dynamicAnchor":"node","type":"object","properties":{"v":{},"c":{"type":"array","items":{"$dynamicRef":"#node"}}},"additionalProperties":false}`,
+			[]string{`{"v":1,"c":[{"v":2}]}`}, []string{`{"c":[{"w":1}]}`, `{"c":[1]}`}},
+		{`{"$id":"s:/strict","$dynamicAnchor":"node","$ref":"tree","unevaluatedProperties":false,"$defs":{"t":{"$id":"tree","$dynamicAnchor":"node","type":"object","properties":{"c":{"type":"array","items":{"$dynamicRef":"#node"}}}}}}`,
+			[]string{`{"c":[{"c":[]}]}`}, []string{`{"c":[{"x":1}]}`, `{"x":1}`}},
 		{`true`, []string{"1", `{"a":[1,2e5,-0.5]}`, ` null`[1:]}, []string{"", " null", "01", "nul", "[1,]"}},
 	} {
 		g := compileSchema(t, c.source)
@@ -77,11 +92,32 @@ func TestSchema_Texts(t *testing.T) {
 	}
 }
 
+func TestSchemaWith_Documents(t *testing.T) {
+	source := []byte(`{"$id":"https://example.com/a","type":"object","properties":{"x":{"$ref":"b#/$defs/n"}},"required":["x"],"additionalProperties":false}`)
+	documents := map[string][]byte{"https://example.com/b": []byte(`{"$defs":{"n":{"$ref":"#i"},"i":{"$anchor":"i","type":"integer"}}}`)}
+	g, err := grammar.SchemaWith(source, grammar.SchemaOptions{Documents: documents})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := grammar.Compile(g, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !accepts(c, `{"x":1}`) || accepts(c, `{"x":"a"}`) {
+		t.Error("x is not held to what the other document says")
+	}
+	documents["https://example.com/b"] = []byte(`{"$defs":{"n":{"type":"text"}}}`)
+	var syntax *grammar.SyntaxError
+	if _, err := grammar.SchemaWith(source, grammar.SchemaOptions{Documents: documents}); !errors.As(err, &syntax) || !strings.Contains(err.Error(), "https://example.com/b#/$defs/n") {
+		t.Errorf("%v, want a syntax error that names the other document", err)
+	}
+}
+
 func TestSchema_Refuses(t *testing.T) {
 	var unsupported *grammar.UnsupportedError
 	for _, c := range []struct{ source, feature, path string }{
 		{`{"properties":{"a":{"$ref":"https://example.com/x"}}}`, "$ref https://example.com/x", "/properties/a/$ref"},
-		{`{"items":{"type":"string","format":"color"}}`, "format color", "/items"},
+
 		{`{"type":"string","pattern":"a(?=b)"}`, `pattern "a(?=b)"`, ""},
 		{`{"$ref":"#"}`, "$ref", ""},
 		{`{"type":"object","minProperties":2}`, "minProperties", ""},

@@ -136,7 +136,7 @@ func (b *schemaBuilder) strictNumber(n *numberSet) (*expr, error) {
 		if err != nil {
 			return nil, err
 		}
-		d, err := numberDFA(n, wholeDigits, fractionDigits)
+		d, err := numberDFA(n, b.wholeCap, b.fractionCap)
 		if err != nil {
 			return nil, err
 		}

@@ -194,7 +194,9 @@ func (b *structure) draw(n *part, depth int, not []string) (out *expr, err error
 			if white < -1 || white > maxWhite {
 				return nil, n.fail("max_whitespace", "%d is not within 0..%d", white, maxWhite)
 			}
-			out, err = b.inner(n, "json_schema", fmt.Sprint(white), func(raw json.RawMessage) (*Grammar, error) { return schemaWith(raw, white) })
+			out, err = b.inner(n, "json_schema", fmt.Sprint(white), func(raw json.RawMessage) (*Grammar, error) {
+				return SchemaWith(raw, SchemaOptions{Bounded: white >= 0, MaxWhitespace: white})
+			})
 		}
 	case "regex":
 		out, err = b.inner(n, "pattern", "", fromText(Regex))
