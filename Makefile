@@ -47,6 +47,10 @@ fuzz: ## Fuzz every parser for FUZZTIME each.
 	  for t in $$(sed -nE 's/^func (Fuzz[A-Za-z0-9_]*)\(.*/\1/p' $$f); do \
 	    echo "fuzz $$(dirname $$f) $$t"; $(GO) test -run '^$$' -fuzz "^$$t$$" -fuzztime $(FUZZTIME) ./$$(dirname $$f); done; done
 
+.PHONY: json-schema-suite
+json-schema-suite: ## Run the JSON Schema Test Suite checked out at SUITE.
+	LAMINA_JSON_SCHEMA_SUITE=$(abspath $(SUITE)) $(GO) test -count=1 -v -run TestSchema_Suite ./pkg/grammar
+
 .PHONY: lint
 lint: ## Check formatting, vet, proto style and golangci-lint's rules.
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }
