@@ -9,6 +9,8 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+
+	"github.com/lamina-mesh/lamina/pkg/pyjson"
 )
 
 const maxFile = 256 << 20 // bytes of a tokenizer file that are read
@@ -106,7 +108,7 @@ func (v *Vocab) endings(ids hfIDs) bool {
 }
 
 func parseJSON(name string, data []byte, into any) error {
-	if err := json.Unmarshal(data, into); err != nil {
+	if err := pyjson.Unmarshal(data, into); err != nil {
 		return malformed(name, "%v", err)
 	}
 	return nil

@@ -10,8 +10,6 @@ import (
 // hfFile is a tokenizer.json.
 type hfFile struct {
 	Version       string       `json:"version"`
-	Truncation    any          `json:"truncation"`
-	Padding       any          `json:"padding"`
 	AddedTokens   []hfAdded    `json:"added_tokens"`
 	Normalizer    *hfComponent `json:"normalizer"`
 	PreTokenizer  *hfComponent `json:"pre_tokenizer"`
@@ -123,18 +121,23 @@ func (m *hfMerge) UnmarshalJSON(data []byte) error {
 // hfIDs is an id or a list of them.
 type hfIDs []int64
 
-// UnmarshalJSON reads either, and null.
+// UnmarshalJSON reads either, and null. A number may stand in quotes.
 func (ids *hfIDs) UnmarshalJSON(data []byte) error {
-	if bytes.HasPrefix(data, []byte("[")) {
-		return json.Unmarshal(data, (*[]int64)(ids))
-	}
-	var id *int64
-	if err := json.Unmarshal(data, &id); err != nil {
-		return err
-	}
 	*ids = nil
-	if id != nil {
-		*ids = hfIDs{*id}
+	list := []json.RawMessage{data}
+	if bytes.HasPrefix(data, []byte("[")) {
+		if err := json.Unmarshal(data, &list); err != nil {
+			return err
+		}
+	}
+	for _, x := range list {
+		var id *int64
+		if err := json.Unmarshal(bytes.Trim(x, `"`), &id); err != nil {
+			return fmt.Errorf("want a token id, got %.40s", x)
+		}
+		if id != nil {
+			*ids = append(*ids, *id)
+		}
 	}
 	return nil
 }

@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
+	"github.com/lamina-mesh/lamina/pkg/pyjson"
 	"github.com/lamina-mesh/lamina/pkg/vocab"
 	"github.com/lamina-mesh/lamina/pkg/weights"
 )
@@ -226,7 +227,7 @@ func readConfig(fsys fs.FS, name string) (fields map[string]json.RawMessage, fou
 	if err != nil {
 		return nil, false, err
 	}
-	if err := json.Unmarshal(text, &fields); err != nil {
+	if err := pyjson.Unmarshal(text, &fields); err != nil {
 		return nil, false, fmt.Errorf("parse %s: %w", name, err)
 	}
 	if fields == nil {
