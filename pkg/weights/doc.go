@@ -1,18 +1,19 @@
 // Package weights reads model files: GGUF (versions 2 and 3) and Hugging Face's
-// safetensors, whole or sharded. It checks every count, size and offset against
-// the file before it allocates or slices, maps files into memory, and touches a
-// tensor's bytes only when they are asked for, so a shard pays for its own layers
-// alone. It writes safetensors, the format of checkpoints and trained models.
+// safetensors, whole or sharded. It checks every count, size and offset against the
+// file before it allocates or slices. Files are memory-mapped, and a tensor's bytes
+// are read only when they are used, so a shard pays for its own layers alone. A model
+// is one file, a folder, or a GGUF file split into parts: Locate tells which. The
+// package writes safetensors, the format of checkpoints and trained models.
 //
 // It does not know architectures (pkg/model) or what the bytes mean (pkg/tensor).
 //
-// Model files come from strangers. A malformed one is a *FormatError that names
-// the file, the offset and the field; what a header decodes to never takes more
-// memory than the file's size and 32 MiB; two tensors never share bytes. The file
-// must not shrink while it is open, as with any mapped file.
+// Model files are untrusted. A malformed one is a *FormatError that names the file,
+// the offset and the field. A decoded header takes at most the file's size plus
+// 32 MiB of memory, and two tensors never share bytes. As with any mapped file, the
+// file must not shrink while it is open.
 //
-// A Source may be read from many goroutines. Data views are read-only and valid
-// until Close, which the caller calls when none is in use any more.
+// A Source is safe for concurrent reads. Data views are read-only and valid until
+// Close; the caller must not call Close while a view is in use.
 package weights
 
 import (
@@ -49,8 +50,8 @@ type Source interface {
 	Info(name string) (Info, bool)
 	// Data is a read-only view of a tensor's bytes, valid until Close.
 	Data(name string) ([]byte, error)
-	// Relax gives back the memory of what has been read so far, where a mapping has any;
-	// what is looked at again is read again.
+	// Relax lets the operating system drop the mapped pages that were read so far.
+	// Reading a tensor again loads its pages again.
 	Relax()
 	// Close unmaps the files.
 	Close() error
@@ -90,7 +91,7 @@ func (e *NotFoundError) Error() string { return fmt.Sprintf("read %s: no tensor 
 // FaultCode is NotFound.
 func (e *NotFoundError) FaultCode() fault.Code { return fault.NotFound }
 
-// clip makes a name from a file fit for an error: printable and not long.
+// clip shortens and quotes a name from a file so that an error can show it.
 func clip(name string) string {
 	const most = 96
 	if len(name) > most {
@@ -104,10 +105,10 @@ func clip(name string) string {
 	return name
 }
 
-// headerSlack is what a header may take in memory beyond its file's size.
+// headerSlack is how much memory a header may take beyond its file's size.
 const headerSlack = 32 << 20
 
-// budget counts down the memory that a header may still take.
+// budget is how much memory a header may still take.
 type budget int64
 
 func newBudget(fileSize int) *budget {
@@ -115,7 +116,7 @@ func newBudget(fileSize int) *budget {
 	return &b
 }
 
-// charge takes n*each bytes from the budget, or reports that they are not there.
+// charge takes n*each bytes from the budget and reports whether they were left.
 func (b *budget) charge(n, each uint64) bool {
 	if left := uint64(*b); each > 0 && n > left/each {
 		return false

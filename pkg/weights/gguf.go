@@ -37,8 +37,8 @@ const (
 	maxName  = 1<<16 - 1
 )
 
-// What the tables of metadata and tensors take in memory for an entry, with the
-// slack of a map that has just grown.
+// Memory per entry of the metadata and tensor tables, including the spare room of a
+// map that has just grown.
 const (
 	keyCost    = 160
 	tensorCost = 320
@@ -65,7 +65,7 @@ type ggufPart struct {
 	tensors map[string]located
 }
 
-// located is a tensor, where its bytes begin in its file, and which part that is.
+// located is a tensor, the offset of its bytes in its file, and the part it is in.
 type located struct {
 	info Info
 	from int64
@@ -102,10 +102,10 @@ func ParseGGUF(name string, data []byte) (*GGUF, error) {
 	return g, g.join()
 }
 
-// Parts is the number of files: 1, or that of a split model's parts.
+// Parts is the number of files: 1 unless the model is split.
 func (g *GGUF) Parts() int { return len(g.parts) }
 
-// Meta returns the metadata, of a split model that of its first part.
+// Meta returns the metadata. A split model's metadata is that of its first part.
 func (g *GGUF) Meta() Meta { return g.meta }
 
 // Names lists the tensors, sorted.
@@ -127,7 +127,7 @@ func (g *GGUF) Data(name string) ([]byte, error) {
 	return p.mapping.view(p.file, t.from, t.info.Bytes)
 }
 
-// Relax gives back the memory of what was read.
+// Relax lets the operating system drop the pages that were read.
 func (g *GGUF) Relax() {
 	for _, p := range g.parts {
 		p.mapping.relax()
@@ -143,7 +143,7 @@ func (g *GGUF) Close() error {
 	return errors.Join(errs...)
 }
 
-// reader walks a header; the first error stays and stops it.
+// reader reads a header. It keeps the first error and reads nothing after it.
 type reader struct {
 	file   string
 	b      []byte
@@ -166,13 +166,13 @@ func (r *reader) unsupported(field, format string, args ...any) {
 	}
 }
 
-// left is how many bytes follow.
+// left is the number of bytes not read yet.
 func (r *reader) left() uint64 { return uint64(len(r.b)) - uint64(r.at) }
 
-// charge reports whether n things of that size may be allocated.
+// charge takes n*each bytes from the memory budget and reports whether they were left.
 func (r *reader) charge(field string, n, each uint64) bool {
 	if r.err == nil && !r.budget.charge(n, each) {
-		r.fail(field, "%d entries would take more memory than the file's %d bytes warrant", n, len(r.b))
+		r.fail(field, "%d entries would take too much memory for a file of %d bytes", n, len(r.b))
 	}
 	return r.err == nil
 }
@@ -180,7 +180,7 @@ func (r *reader) charge(field string, n, each uint64) bool {
 // take returns the next n bytes, or nil after an error.
 func (r *reader) take(field string, n uint64) []byte {
 	if r.err == nil && n > r.left() {
-		r.fail(field, "%d bytes wanted, %d left", n, r.left())
+		r.fail(field, "want %d bytes, %d are left", n, r.left())
 	}
 	if r.err != nil {
 		return nil
@@ -218,7 +218,7 @@ func (r *reader) name(field string) string {
 	at := r.at
 	n := r.u64(field)
 	if n == 0 || n > maxName {
-		r.failAt(at, field, "its length %d is not from 1 to %d", n, maxName)
+		r.failAt(at, field, "want a length from 1 to %d, got %d", maxName, n)
 	}
 	b := r.take(field, n)
 	if r.err == nil && !utf8.Valid(b) {
@@ -245,7 +245,7 @@ func (p *ggufPart) parse() error {
 	tensors, keys := r.u64("tensor count"), r.u64("metadata count")
 	// A tensor's entry takes at least 24 bytes, a key's at least 13.
 	if r.err == nil && (tensors > r.left()/24 || keys > r.left()/13) {
-		r.fail("counts", "%d tensors and %d keys cannot be in %d bytes", tensors, keys, r.left())
+		r.fail("counts", "%d tensors and %d keys do not fit in %d bytes", tensors, keys, r.left())
 	}
 	if !r.charge("metadata count", keys, keyCost) || !r.charge("tensor count", tensors, tensorCost) {
 		return r.err
@@ -267,7 +267,7 @@ func (p *ggufPart) parse() error {
 	return p.parseTensors(r, tensors)
 }
 
-// alignment is the step of data offsets.
+// alignment is what every data offset is a multiple of.
 func (p *ggufPart) alignment(r *reader) uint64 {
 	const key = "general.alignment"
 	if !p.meta.Has(key) {
@@ -276,7 +276,7 @@ func (p *ggufPart) alignment(r *reader) uint64 {
 	align, ok := p.meta.Uint(key)
 	if !ok || align == 0 || align&(align-1) != 0 || align > 1<<20 {
 		value, _ := p.meta.Value(key)
-		r.fail(key, "%.40q is not a power of two up to a mebibyte", fmt.Sprint(value))
+		r.fail(key, "want a power of two up to 2^20, got %.40q", fmt.Sprint(value))
 		return 32
 	}
 	return align
@@ -286,7 +286,7 @@ func (p *ggufPart) parseTensors(r *reader, count uint64) error {
 	align := p.alignment(r)
 	p.tensors = make(map[string]located, count)
 	p.names = make([]string, 0, count)
-	entries := make([]int64, 0, count) // where each entry stands in the file
+	entries := make([]int64, 0, count) // offsets of the table entries in the file
 	for range count {
 		at := r.at
 		info, offset := r.tensorInfo()
@@ -315,7 +315,7 @@ func (p *ggufPart) parseTensors(r *reader, count uint64) error {
 		case t.info.Bytes == 0:
 			from = 0
 		case from > size || t.info.Bytes > size-from:
-			r.failAt(entries[i], clip(name), "its %d bytes at byte %d lie outside the file of %d", t.info.Bytes, from, size)
+			r.failAt(entries[i], clip(name), "%d bytes at byte %d lie outside the file of %d bytes", t.info.Bytes, from, size)
 			return r.err
 		}
 		p.tensors[name] = located{info: t.info, from: from}
@@ -325,7 +325,7 @@ func (p *ggufPart) parseTensors(r *reader, count uint64) error {
 	return r.err
 }
 
-// checkOverlap refuses tensors that share bytes. It leaves names in the order of the data.
+// checkOverlap rejects tensors that share bytes. It sorts names by data offset.
 func (p *ggufPart) checkOverlap(r *reader) {
 	slices.SortFunc(p.names, func(a, b string) int { return cmp.Compare(p.tensors[a].from, p.tensors[b].from) })
 	end, last := int64(0), ""
@@ -335,7 +335,7 @@ func (p *ggufPart) checkOverlap(r *reader) {
 			continue
 		}
 		if t.from < end {
-			r.failAt(t.from, clip(name), "its data overlap those of %s", clip(last))
+			r.failAt(t.from, clip(name), "the data overlap those of %s", clip(last))
 			return
 		}
 		end, last = t.from+t.info.Bytes, name
@@ -348,7 +348,7 @@ func (r *reader) tensorInfo() (Info, uint64) {
 	shown := clip(info.Name)
 	dims := r.u32(shown)
 	if r.err == nil && dims > maxDims {
-		r.fail(shown, "%d dimensions, more than %d", dims, maxDims)
+		r.fail(shown, "want at most %d dimensions, got %d", maxDims, dims)
 	}
 	if r.err != nil {
 		return info, 0
@@ -358,7 +358,7 @@ func (r *reader) tensorInfo() (Info, uint64) {
 	for i := range info.Shape {
 		d := r.u64(shown)
 		if r.err == nil && (d > math.MaxInt/8 || d > 0 && elements > math.MaxInt/8/d) {
-			r.fail(shown, "dimension %d makes it too large", d)
+			r.fail(shown, "dimension %d makes the tensor too large", d)
 		}
 		if r.err != nil {
 			return info, 0

@@ -14,13 +14,13 @@ type mapping struct {
 	closed bool
 }
 
-// mapFile maps a regular file, or reads it where mapping is not to be had.
+// mapFile maps a regular file, or reads it on systems without memory mapping.
 func mapFile(path string) (*mapping, error) {
-	// Look before opening: opening a pipe waits for its other end.
+	// Check before opening: opening a pipe waits for its other end.
 	if stat, err := os.Stat(path); err != nil {
 		return nil, err
 	} else if !stat.Mode().IsRegular() {
-		return nil, &FormatError{File: path, Offset: -1, Field: "file", Msg: "is not a regular file"}
+		return nil, &FormatError{File: path, Offset: -1, Field: "file", Msg: "want a regular file"}
 	}
 	f, err := os.Open(path)
 	if err != nil {
@@ -34,7 +34,8 @@ func mapFile(path string) (*mapping, error) {
 	size := stat.Size()
 	switch {
 	case int64(int(size)) != size:
-		return nil, &FormatError{File: path, Offset: -1, Field: "file", Msg: fmt.Sprintf("%d bytes do not fit an address space", size), Unsupported: true}
+		return nil, &FormatError{File: path, Offset: -1, Field: "file", Unsupported: true,
+			Msg: fmt.Sprintf("%d bytes do not fit in the address space", size)}
 	case size == 0:
 		return &mapping{}, nil
 	}
@@ -45,7 +46,7 @@ func mapFile(path string) (*mapping, error) {
 	return m, nil
 }
 
-// view is bytes from..from+n.
+// view returns bytes [from, from+n).
 func (m *mapping) view(file string, from, n int64) ([]byte, error) {
 	if m.closed {
 		return nil, fmt.Errorf("read %s: %w", file, fs.ErrClosed)

@@ -16,7 +16,7 @@ func mapOpen(f *os.File, size int) (*mapping, error) {
 	return &mapping{bytes: bytes, mapped: true}, nil
 }
 
-// forget drops the pages of a mapping. A system that refuses keeps them, no more.
+// forget drops the pages of a mapping. Failure is harmless: the pages stay in memory.
 func forget(bytes []byte) { _ = unix.Madvise(bytes, unix.MADV_DONTNEED) }
 
 func unmap(bytes []byte) error { return unix.Munmap(bytes) }

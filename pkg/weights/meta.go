@@ -7,8 +7,8 @@ import (
 	"slices"
 )
 
-// Meta is a GGUF file's metadata. Getters report false where the key is missing or
-// of another kind.
+// Meta is a GGUF file's metadata. Getters report false for a missing key and for a
+// value of another type.
 type Meta struct{ values map[string]any }
 
 // Keys lists the keys, sorted.
@@ -56,13 +56,13 @@ func (m Meta) Strings(key string) ([]string, bool) { return get[[]string](m, key
 // Bools returns a list of bools.
 func (m Meta) Bools(key string) ([]bool, bool) { return get[[]bool](m, key) }
 
-// Ints returns a list of integers of any width; one above int64's range wraps.
+// Ints returns a list of integers of any width; uint64 values above MaxInt64 wrap.
 func (m Meta) Ints(key string) ([]int64, bool) { return get[[]int64](m, key) }
 
 // Floats returns a list of floats of either width.
 func (m Meta) Floats(key string) ([]float32, bool) { return get[[]float32](m, key) }
 
-// The kinds of metadata values.
+// The types of metadata values.
 const (
 	kindU8 = iota
 	kindI8
@@ -79,7 +79,7 @@ const (
 	kindF64
 )
 
-// width is a scalar kind's size in bytes, 0 for the others.
+// width is the size of a scalar type in bytes, 0 for strings and arrays.
 func width(kind uint32) uint64 {
 	switch kind {
 	case kindU8, kindI8, kindBool:
@@ -94,7 +94,7 @@ func width(kind uint32) uint64 {
 	return 0
 }
 
-// value reads a value, as Meta.Value describes it. The key is fit for errors.
+// value reads a value as Meta.Value describes it. key is what errors call it.
 func (r *reader) value(key string, kind uint32, depth int) any {
 	switch {
 	case r.err != nil:
@@ -104,7 +104,7 @@ func (r *reader) value(key string, kind uint32, depth int) any {
 	case kind == kindArray:
 		return r.array(key, depth)
 	case width(kind) == 0:
-		r.fail(key, "value kind %d is unknown", kind)
+		r.fail(key, "unknown value type %d", kind)
 		return nil
 	}
 	b := r.take(key, width(kind))
@@ -169,9 +169,9 @@ func (r *reader) array(key string, depth int) any {
 	}
 	switch {
 	case least == 0:
-		r.failAt(at, key, "element kind %d is unknown", kind)
+		r.failAt(at, key, "unknown element type %d", kind)
 	case count > r.left()/least:
-		r.failAt(at, key, "%d elements cannot be in the %d bytes left", count, r.left())
+		r.failAt(at, key, "%d elements do not fit in the %d bytes left", count, r.left())
 	case kind == kindString:
 		return r.stringArray(key, count)
 	case kind == kindArray:
@@ -182,7 +182,7 @@ func (r *reader) array(key string, depth int) any {
 	return nil
 }
 
-// stringArray reads strings that share one copy of their bytes, so that a large
+// stringArray reads strings. They share one copy of their bytes, so a large
 // vocabulary costs one allocation.
 func (r *reader) stringArray(key string, count uint64) any {
 	from := r.at
@@ -206,7 +206,7 @@ func (r *reader) stringArray(key string, count uint64) any {
 	return out
 }
 
-// arrays reads arrays in an array.
+// arrays reads an array of arrays.
 func (r *reader) arrays(key string, count uint64, depth int) any {
 	if !r.charge(key, count, 64) { // an interface, a slice and its smallest allocation
 		return nil

@@ -24,19 +24,19 @@ var safetensorsTypes = map[string]tensor.DType{
 	"I64": tensor.I64, "I32": tensor.I32, "I16": tensor.I16, "I8": tensor.I8, "U8": tensor.U8, "BOOL": tensor.Bool,
 }
 
-// Limits of a header and an index. The header's is that of the format's own reader.
+// Limits of a header and an index. maxHeader is the limit of the reference reader.
 const (
 	maxHeader    = 100 << 20
 	maxIndex     = 64 << 20
 	maxShape     = 8
-	entryCost    = 384 // what a tensor's entry takes in memory
+	entryCost    = 384 // bytes of memory per tensor entry
 	metadataCost = 128
-	unescapeCost = 512 // what unescaping a string leaves behind
+	unescapeCost = 512 // bytes of garbage per unescaped string
 )
 
 const indexFile = "model.safetensors.index.json"
 
-// Safetensors is an open safetensors file, or a folder of them.
+// Safetensors is an open safetensors file, or all shards of a model folder.
 type Safetensors struct {
 	path     string
 	mappings []*mapping
@@ -95,8 +95,8 @@ func newSafetensors(path string) *Safetensors {
 	return &Safetensors{path: path, tensors: map[string]shardTensor{}, metadata: map[string]string{}}
 }
 
-// shardFiles lists the weight files of a model folder, and which holds what where
-// an index says so.
+// shardFiles lists the weight files of a model folder. weightMap maps tensors to
+// files; it is nil for a folder without an index.
 func shardFiles(dir string) (files []string, weightMap map[string]string, err error) {
 	index := filepath.Join(dir, indexFile)
 	m, err := mapFile(index)
@@ -123,10 +123,10 @@ func parseIndex(index string, text []byte) (map[string]string, error) {
 		return &FormatError{File: index, Offset: -1, Field: field, Msg: fmt.Sprintf(format, args...)}
 	}
 	if len(text) > maxIndex {
-		return nil, bad("index", "it has %d bytes, more than %d", len(text), maxIndex)
+		return nil, bad("index", "want at most %d bytes, got %d", maxIndex, len(text))
 	}
 	if entries := bytes.Count(text, []byte{':'}); !newBudget(len(text)).charge(uint64(entries), metadataCost) {
-		return nil, bad("index", "%d entries are too many", entries)
+		return nil, bad("index", "%d entries would take too much memory", entries)
 	}
 	var parsed struct {
 		WeightMap map[string]string `json:"weight_map"`
@@ -135,7 +135,7 @@ func parseIndex(index string, text []byte) (map[string]string, error) {
 		return nil, bad("index", "%.200s", err)
 	}
 	if len(parsed.WeightMap) == 0 {
-		return nil, bad("weight_map", "it is missing or empty")
+		return nil, bad("weight_map", "missing or empty")
 	}
 	for _, name := range slices.Sorted(maps.Keys(parsed.WeightMap)) {
 		file := parsed.WeightMap[name]
@@ -146,7 +146,7 @@ func parseIndex(index string, text []byte) (map[string]string, error) {
 	return parsed.WeightMap, nil
 }
 
-// checkIndex holds an index to what the files hold.
+// checkIndex checks that each tensor is in the file that the index names.
 func (s *Safetensors) checkIndex(weightMap map[string]string) error {
 	for _, name := range slices.Sorted(maps.Keys(weightMap)) {
 		file := filepath.Join(s.path, weightMap[name])
@@ -165,11 +165,11 @@ func (s *Safetensors) parse(file string, m *mapping) error {
 		return &FormatError{File: file, Offset: 0, Field: "header length", Msg: fmt.Sprintf(format, args...)}
 	}
 	if size < 8 {
-		return bad("the file has %d bytes, fewer than 8", size)
+		return bad("want at least 8 bytes, the file has %d", size)
 	}
 	length := binary.LittleEndian.Uint64(m.bytes)
 	if length > uint64(size-8) || length > maxHeader {
-		return bad("%d bytes cannot be in a file of %d", length, size)
+		return bad("a header of %d bytes does not fit in a file of %d bytes", length, size)
 	}
 	p := &headerParser{file: file, b: m.bytes[8 : 8+length], budget: newBudget(len(m.bytes))}
 	start := int64(8 + length)
@@ -189,7 +189,7 @@ func (s *Safetensors) parse(file string, m *mapping) error {
 			return err
 		}
 		if e.from != end {
-			return e.bad(file, "data_offsets", "its data start at %d where those before end at %d", e.from, end)
+			return e.bad(file, "data_offsets", "the data begin at %d, but the previous tensor's end at %d", e.from, end)
 		}
 		end = e.to
 		if _, twice := s.tensors[e.name]; twice {
@@ -198,7 +198,8 @@ func (s *Safetensors) parse(file string, m *mapping) error {
 		s.tensors[e.name] = shardTensor{located{info: info, from: start + e.from}, file, m}
 	}
 	if end != size-start {
-		return &FormatError{File: file, Offset: start, Field: "data", Msg: fmt.Sprintf("the header describes %d bytes, the file holds %d", end, size-start)}
+		return &FormatError{File: file, Offset: start, Field: "data",
+			Msg: fmt.Sprintf("the header describes %d bytes of data, the file holds %d", end, size-start)}
 	}
 	return nil
 }
@@ -220,7 +221,8 @@ func (e headerEntry) info(file string, size int64) (Info, error) {
 	}
 	bytes := elements * int64(dtype.BlockBytes())
 	if e.to < e.from || e.to > size || e.to-e.from != bytes {
-		return Info{}, e.bad(file, "data_offsets", "%d to %d do not hold %d bytes inside the file", e.from, e.to, bytes)
+		return Info{}, e.bad(file, "data_offsets", "want a range of %d bytes inside the file, got %d to %d",
+			bytes, e.from, e.to)
 	}
 	return Info{e.name, dtype, shape, bytes}, nil
 }
@@ -254,7 +256,7 @@ func (s *Safetensors) Data(name string) ([]byte, error) {
 	return t.mapping.view(t.file, t.from, t.info.Bytes)
 }
 
-// Relax gives back memory.
+// Relax lets the operating system drop the pages that were read.
 func (s *Safetensors) Relax() {
 	for _, m := range s.mappings {
 		m.relax()

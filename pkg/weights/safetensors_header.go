@@ -8,10 +8,10 @@ import (
 	"unicode/utf8"
 )
 
-// headerParser reads the JSON header of a safetensors file. The header is JSON of
-// one shape, an object of objects of strings and short integer arrays, so a
-// parser of that shape alone needs no more memory than the tensors it finds; a
-// general one can be made to build anything.
+// headerParser reads the JSON header of a safetensors file. A header is an
+// object of objects of strings and short integer arrays. A parser of that shape
+// alone needs memory in proportion to the tensors it finds; a general JSON parser
+// would build whatever an attacker wrote.
 type headerParser struct {
 	file     string
 	b        []byte // the header, which starts at byte 8 of the file
@@ -28,8 +28,8 @@ type headerEntry struct {
 	name     string
 	dtype    string
 	shape    []int64
-	from, to int64 // from the end of the header
-	at       int64 // where in the file the entry stands
+	from, to int64 // byte range of the data, counted from the end of the header
+	at       int64 // offset of the entry in the file
 }
 
 func (p *headerParser) fail(field, format string, args ...any) {
@@ -38,8 +38,8 @@ func (p *headerParser) fail(field, format string, args ...any) {
 	}
 }
 
-// peek skips white space and returns the next byte, or 0 at the end and after an
-// error.
+// peek skips white space and returns the next byte. It returns 0 at the end and
+// after an error.
 func (p *headerParser) peek() byte {
 	for p.err == nil && p.at < len(p.b) {
 		switch c := p.b[p.at]; c {
@@ -52,7 +52,7 @@ func (p *headerParser) peek() byte {
 	return 0
 }
 
-// accept takes c if it comes next.
+// accept consumes c if it comes next.
 func (p *headerParser) accept(c byte) bool {
 	if p.peek() != c || p.err != nil {
 		return false
@@ -63,7 +63,7 @@ func (p *headerParser) accept(c byte) bool {
 
 func (p *headerParser) expect(field string, c byte) {
 	if !p.accept(c) {
-		p.fail(field, "%q is missing", c)
+		p.fail(field, "want %q", c)
 	}
 }
 
@@ -84,7 +84,7 @@ func (p *headerParser) str(field string) string {
 		if p.b[p.at] == '"' {
 			break
 		}
-		p.at = min(p.at+2, len(p.b)) // a backslash and what it escapes
+		p.at = min(p.at+2, len(p.b)) // a backslash and the character it escapes
 	}
 	p.expect(field, '"')
 	if p.err != nil {
@@ -99,7 +99,7 @@ func (p *headerParser) str(field string) string {
 		cost += unescapeCost
 	}
 	if !p.budget.charge(1, cost) {
-		p.fail(field, "a string of %d bytes takes more memory than the file warrants", len(raw))
+		p.fail(field, "a string of %d bytes takes too much memory", len(raw))
 		return ""
 	}
 	if !utf8.Valid(raw) {
@@ -116,16 +116,16 @@ func (p *headerParser) str(field string) string {
 	return out
 }
 
-// integers reads an array of at most most integers that are not negative.
-func (p *headerParser) integers(field string, most int) []int64 {
+// integers reads an array of non-negative integers with at most limit elements.
+func (p *headerParser) integers(field string, limit int) []int64 {
 	p.expect(field, '[')
 	out := []int64{}
 	if p.accept(']') {
 		return out
 	}
 	for p.err == nil {
-		if len(out) == most {
-			p.fail(field, "more than %d numbers", most)
+		if len(out) == limit {
+			p.fail(field, "want at most %d numbers", limit)
 		}
 		out = append(out, p.integer(field))
 		if p.accept(']') {
@@ -146,12 +146,12 @@ func (p *headerParser) integer(field string) int64 {
 	v, err := strconv.ParseInt(text, 10, 64)
 	if err != nil || len(text) > 1 && text[0] == '0' {
 		p.at = from
-		p.fail(field, "a number from 0 to 2^63-1 is missing")
+		p.fail(field, "want a number from 0 to 2^63-1")
 	}
 	return v
 }
 
-// object reads an object, calling member for each key once the colon is taken.
+// object reads an object. It calls member for each key, after the colon.
 func (p *headerParser) object(field string, member func(key string, at int)) {
 	p.expect(field, '{')
 	if p.accept('}') {
@@ -173,7 +173,7 @@ func (p *headerParser) object(field string, member func(key string, at int)) {
 	}
 }
 
-// header reads it all: entries stay in the header's order.
+// header reads the whole header. Entries keep its order.
 func (p *headerParser) header() {
 	p.seen, p.metadata = map[string]bool{}, map[string]string{}
 	p.object("header", func(name string, at int) {
@@ -183,7 +183,7 @@ func (p *headerParser) header() {
 			return
 		}
 		if !p.budget.charge(1, entryCost) {
-			p.fail("header", "its entries would take more memory than the file warrants")
+			p.fail("header", "the entries would take too much memory")
 			return
 		}
 		p.seen[name] = true
@@ -195,14 +195,14 @@ func (p *headerParser) header() {
 	})
 	p.peek()
 	if p.err == nil && p.at < len(p.b) {
-		p.fail("header", "bytes follow its end")
+		p.fail("header", "bytes follow the end of the object")
 	}
 }
 
 func (p *headerParser) readMetadata(field string) {
 	p.object(field, func(key string, _ int) {
 		if !p.budget.charge(1, metadataCost) {
-			p.fail(field, "its entries would take more memory than the file warrants")
+			p.fail(field, "the entries would take too much memory")
 			return
 		}
 		if _, twice := p.metadata[key]; twice {
@@ -237,14 +237,14 @@ func (p *headerParser) entry(name string, at int) {
 			if both := p.integers(shown+".data_offsets", 2); len(both) == 2 {
 				e.from, e.to = both[0], both[1]
 			} else {
-				p.fail(shown+".data_offsets", "two numbers are wanted")
+				p.fail(shown+".data_offsets", "want two numbers")
 			}
 		default:
-			p.fail(shown+"."+clip(key), "the field is unknown")
+			p.fail(shown+"."+clip(key), "unknown field")
 		}
 	})
 	if p.err == nil && found != dtype|shape|offsets {
-		p.fail(shown, "it lacks dtype, shape or data_offsets")
+		p.fail(shown, "dtype, shape or data_offsets is missing")
 	}
 	p.entries = append(p.entries, e)
 }

@@ -26,10 +26,10 @@ type Named struct {
 	Data  []byte
 }
 
-// WriteSafetensors writes tensors to path: the header sorted by name, the data by
-// falling element size and then name so that every tensor is aligned to its
-// elements, the same bytes for the same input. The file appears whole or not at
-// all: it is written beside its place, synced and renamed, and the folder synced.
+// WriteSafetensors writes tensors to path. The header is sorted by name, the data by
+// decreasing element size and then by name, which aligns every tensor to its
+// elements. The same input gives the same bytes. The file appears whole or not at
+// all, as WriteFile describes.
 func WriteSafetensors(path string, tensors []Named, metadata map[string]string) error {
 	return WriteFile(path, func(w io.Writer) error { return EncodeSafetensors(w, tensors, metadata) })
 }
@@ -40,7 +40,7 @@ func EncodeSafetensors(w io.Writer, tensors []Named, metadata map[string]string)
 	if err := checkAll(tensors, metadata); err != nil {
 		return err
 	}
-	order := make([]int, len(tensors)) // of the data
+	order := make([]int, len(tensors)) // order of the data
 	for i := range order {
 		order[i] = i
 	}
@@ -94,19 +94,20 @@ func encodeHeader(tensors []Named, starts []int, metadata map[string]string) ([]
 		if err != nil {
 			return nil, err
 		}
-		fmt.Fprintf(&header, `%s:{"dtype":%q,"shape":%s,"data_offsets":[%d,%d]}`, name, t.DType, shape, starts[i], starts[i]+len(t.Data))
+		fmt.Fprintf(&header, `%s:{"dtype":%q,"shape":%s,"data_offsets":[%d,%d]}`,
+			name, t.DType, shape, starts[i], starts[i]+len(t.Data))
 	}
 	header.WriteByte('}')
 	for header.Len()%8 != 0 {
 		header.WriteByte(' ')
 	}
 	if header.Len() > maxHeader {
-		return nil, fmt.Errorf("write safetensors: a header of %d bytes is more than %d", header.Len(), maxHeader)
+		return nil, fmt.Errorf("write safetensors: want a header of at most %d bytes, got %d", maxHeader, header.Len())
 	}
 	return header.Bytes(), nil
 }
 
-// checkAll refuses what the format cannot hold. The tensors are sorted.
+// checkAll rejects tensors that the format cannot hold. The tensors are sorted.
 func checkAll(tensors []Named, metadata map[string]string) error {
 	for key, value := range metadata {
 		if !utf8.ValidString(key) || !utf8.ValidString(value) {
@@ -118,7 +119,7 @@ func checkAll(tensors []Named, metadata map[string]string) error {
 			return fmt.Errorf("write safetensors: tensor %q occurs twice", t.Name)
 		}
 		if !utf8.ValidString(t.Name) || t.Name == "__metadata__" {
-			return fmt.Errorf("write safetensors: %q cannot be a tensor's name", t.Name)
+			return fmt.Errorf("write safetensors: %q is no valid tensor name", t.Name)
 		}
 		if _, ok := safetensorsTypes[t.DType.String()]; !ok {
 			return fmt.Errorf("write safetensors: tensor %q: the format has no type %v", t.Name, t.DType)
@@ -131,7 +132,7 @@ func checkAll(tensors []Named, metadata map[string]string) error {
 			elements *= d
 		}
 		if len(t.Shape) > maxShape {
-			return fmt.Errorf("write safetensors: tensor %q: %d dimensions, more than %d", t.Name, len(t.Shape), maxShape)
+			return fmt.Errorf("write safetensors: tensor %q: want at most %d dimensions, got %d", t.Name, maxShape, len(t.Shape))
 		}
 		if want := elements * t.DType.BlockBytes(); want != len(t.Data) {
 			return fmt.Errorf("write safetensors: tensor %q: %d bytes for shape %v of %v", t.Name, len(t.Data), t.Shape, t.DType)
@@ -140,8 +141,8 @@ func checkAll(tensors []Named, metadata map[string]string) error {
 	return nil
 }
 
-// WriteFile writes a file whole or not at all: a temporary file beside it, fsync,
-// rename, fsync of the folder.
+// WriteFile writes a file whole or not at all: it writes a temporary file in the same
+// folder, syncs it, renames it to its name, and syncs the folder.
 func WriteFile(path string, write func(w io.Writer) error) error {
 	dir := filepath.Dir(path)
 	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*")

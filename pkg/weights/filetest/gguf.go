@@ -77,7 +77,8 @@ func (b *binaryFile) render(edits []edit) []byte {
 		}
 		largest := uint64(1)<<(min(s.size, 8)*8-1) - 1
 		own := b.number(s)
-		values := [numbers]uint64{0, 1, ^uint64(0), largest, largest + 1, own + 1, own - 1, uint64(len(b.data)), uint64(len(b.data)) + 1}
+		size := uint64(len(b.data))
+		values := [numbers]uint64{0, 1, ^uint64(0), largest, largest + 1, own + 1, own - 1, size, size + 1}
 		v := uint64(0)
 		if e.value < b.values(e.field) {
 			v = values[e.value]

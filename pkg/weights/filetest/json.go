@@ -171,7 +171,8 @@ func parseSafetensors(file []byte) (*jsonFile, error) {
 	j.wrap = func(text []byte, edits []edit) []byte {
 		length := uint64(len(text))
 		if e := edits[0]; (e.field+e.value)%5 == 0 {
-			lengths := []uint64{0, 1, ^uint64(0), 1<<63 - 1, 1 << 63, length + 1, length - 1, length + uint64(len(data)), length + uint64(len(data)) + 1}
+			all := length + uint64(len(data))
+			lengths := []uint64{0, 1, ^uint64(0), 1<<63 - 1, 1 << 63, length + 1, length - 1, all, all + 1}
 			length = lengths[(e.field+e.value)/5%len(lengths)]
 		}
 		return append(append(binary.LittleEndian.AppendUint64(nil, length), text...), data...)

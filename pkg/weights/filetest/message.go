@@ -34,8 +34,11 @@ type part struct {
 }
 
 // messageValues are what a number may become.
-var messageValues = []uint64{0, 1, math.MaxUint64, math.MaxInt64, math.MaxInt64 + 1, math.MaxInt32, math.MaxInt32 + 1, math.MaxUint32,
-	uint64(math.Float32bits(float32(math.NaN()))), uint64(math.Float32bits(float32(math.Inf(1)))), uint64(math.Float32bits(math.MaxFloat32))}
+var messageValues = []uint64{
+	0, 1, math.MaxUint64, math.MaxInt64, math.MaxInt64 + 1, math.MaxInt32, math.MaxInt32 + 1, math.MaxUint32,
+	uint64(math.Float32bits(float32(math.NaN()))), uint64(math.Float32bits(float32(math.Inf(1)))),
+	uint64(math.Float32bits(math.MaxFloat32)),
+}
 
 func (m *messageFile) fields() (n, main int) { return len(m.all), m.main }
 
