@@ -8,7 +8,7 @@ import (
 
 // threadTime is the CPU time that the calling thread has used; the caller has locked its
 // goroutine to it.
-func threadTime(t *testing.T) time.Duration {
+func threadTime(t testing.TB) time.Duration {
 	t.Helper()
 	const thread = 1 // RUSAGE_THREAD
 	var usage syscall.Rusage

@@ -8,4 +8,4 @@ import (
 )
 
 // threadTime is the time of the clock where a thread's CPU time cannot be had.
-func threadTime(*testing.T) time.Duration { return time.Duration(time.Now().UnixNano()) }
+func threadTime(testing.TB) time.Duration { return time.Duration(time.Now().UnixNano()) }

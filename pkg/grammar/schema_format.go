@@ -132,16 +132,12 @@ func formatSource(name string) (string, bool) {
 		}
 		return ascii + `|(?:` + international + `[.\x{3002}\x{FF0E}\x{FF61}]){0,6}` + international, true
 	case "email", "idn-email":
-		atom, domain := atom, mail
+		atom, domain := atom, mail+`(?:\.`+mail+`){0,5}`
 		if name == "idn-email" {
 			atom = atom[:len(atom)-2] + `\x{80}-\x{10FFFF}-]`
+			domain = `(?:(?:` + international + `\.){0,4}` + international + `|` + domain + `)`
 		}
-		quoted := `"(?:[ !#-\[\]-~]|\\[ -~]){0,62}"`
-		if name == "idn-email" {
-			quoted = `"(?:[ !#-\[\]-~\x{80}-\x{10FFFF}]|\\[ -~]){0,62}"`
-			domain = `(?:` + international + `\.){0,4}` + international + `|` + mail
-		}
-		return withIPv6(`(?:` + atom + `{1,64}|` + atom + `(?:\.?` + atom + `){0,31}|` + quoted + `)@(?:` + domain + `(?:\.` + mail + `){0,5}|\[(?:` + ipv4 + `|IPv6:(?:IPV6))\])`), true
+		return `(?:` + atom + `{1,64}|` + atom + `(?:\.?` + atom + `){0,31})@` + domain, true
 	case "uri":
 		return withIPv6(uri), true
 	case "uri-reference":

@@ -1,0 +1,50 @@
+package grammar_test
+
+import (
+	"encoding/json"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"runtime"
+	"testing"
+
+	"github.com/lamina-mesh/lamina/pkg/grammar"
+)
+
+// BenchmarkCompile compiles the bench schemas over random tokens. cpu-us/op is the thread's
+// CPU time, which other load on the machine changes little.
+func BenchmarkCompile(b *testing.B) {
+	shared := os.Getenv("LAMINA_SHARED")
+	if shared == "" {
+		b.Skip("skip: LAMINA_SHARED is not set")
+	}
+	data, err := os.ReadFile(filepath.Join(shared, "vectors/grammar/bench-schemas.json"))
+	if err != nil {
+		b.Skipf("skip: %v", err)
+	}
+	var cases []struct {
+		Name   string
+		Schema json.RawMessage
+	}
+	if err := json.Unmarshal(data, &cases); err != nil {
+		b.Fatal(err)
+	}
+	_, v := randomVocabulary(b, rand.New(rand.NewPCG(1, 2)), 50_000)
+	for _, one := range cases {
+		b.Run(one.Name, func(b *testing.B) {
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+			began := threadTime(b)
+			for b.Loop() {
+				g, err := grammar.Schema(one.Schema)
+				if err != nil {
+					b.Fatal(err)
+				}
+				if _, err := grammar.Compile(g, v); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(float64((threadTime(b)-began).Microseconds())/float64(b.N), "cpu-us/op")
+		})
+	}
+}
