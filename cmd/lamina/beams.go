@@ -45,8 +45,8 @@ func (c *beamsCmd) Run(e *env) error {
 		if err := checkIDs(prompt, f); err != nil {
 			return err
 		}
-		if n := len(prompt) + c.MaxTokens; n > f.Config.Context {
-			return fault.Field("max-tokens", "%d ids in all: the context of %s is %d", n, f.Path, f.Config.Context)
+		if n := len(prompt) + c.MaxTokens; n > f.Spec.Context {
+			return fault.Field("max-tokens", "%d ids in all: the context of %s is %d", n, f.Path, f.Spec.Context)
 		}
 		chain, err := loadChain(f, c.Stages, 2*c.Beams, len(prompt)+c.MaxTokens, set, model.LoadOptions{})
 		if err != nil {

@@ -152,8 +152,8 @@ func (c *benchCmd) measure(ctx context.Context, r *benchResult) error {
 		return err
 	}
 	err = func() error {
-		if n := c.PromptTokens + c.GenTokens; n > f.Config.Context {
-			return fault.Field("prompt-tokens", "%d ids with those generated: the context of %s is %d", n, f.Path, f.Config.Context)
+		if n := c.PromptTokens + c.GenTokens; n > f.Spec.Context {
+			return fault.Field("prompt-tokens", "%d ids with those generated: the context of %s is %d", n, f.Path, f.Spec.Context)
 		}
 		chain, err := loadChain(f, c.Stages, c.Batch, c.PromptTokens+c.GenTokens, set, model.LoadOptions{})
 		if err != nil {
@@ -210,7 +210,7 @@ func (c *benchCmd) once(ctx context.Context, chain *stageChain, p *profile) (pro
 		entries[i].seq = chain.newSequence()
 		defer entries[i].seq.free()
 	}
-	vocab := chain.stages[0].Config.Vocab
+	vocab := chain.stages[0].Spec.Vocab
 	p.begin("prefill")
 	began := time.Now()
 	rows := max(1, benchRows/c.Batch)
@@ -261,14 +261,14 @@ func benchIDs(from, n, vocab int) []int32 {
 // every tensor but those of which it looks up a row.
 func stepBytes(f *model.Files) int64 {
 	var sum int64
-	conv1D := f.Config.Architecture == "gpt2" && f.GGUF() == nil // decoded when loaded
+	conv1D := f.Spec.Architecture == "gpt2" && f.GGUF() == nil // decoded when loaded
 	for _, name := range f.Source.Names() {
 		info, ok := f.Source.Info(name)
 		head := name == "lm_head.weight" || name == "output.weight"
 		embedding := name == "token_embd.weight" || strings.HasSuffix(name, "embed_tokens.weight") || strings.HasSuffix(name, "wte.weight")
 		positions := name == "position_embd.weight" || strings.HasSuffix(name, "wpe.weight")
 		switch {
-		case !ok, len(info.Shape) > 2, positions, embedding && !f.Config.TiedHead, head && f.Config.TiedHead:
+		case !ok, len(info.Shape) > 2, positions, embedding && !f.Spec.Head.Tied, head && f.Spec.Head.Tied:
 		case len(info.Shape) < 2, info.DType == tensor.F64, conv1D && !embedding && !head:
 			sum += 4 * int64(info.Elements())
 		default:

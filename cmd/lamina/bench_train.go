@@ -56,11 +56,11 @@ type trainResult struct {
 }
 
 // trainShape is a configuration and its batch.
-func (c *benchTrainCmd) shape() (model.Config, int) {
+func (c *benchTrainCmd) shape() (model.Spec, int) {
 	if c.Shape == "gpt2-124m" {
-		return model.NewGPT2(model.Config{Layers: 12, Width: 768, Heads: 12, Vocab: 50257, Context: max(1024, c.Tokens)}), 4
+		return model.NewGPT2(model.Shape{Layers: 12, Width: 768, Heads: 12, Vocab: 50257, Context: max(1024, c.Tokens)}), 4
 	}
-	return model.NewGPT2(model.Config{Layers: 4, Width: 128, Heads: 4, Vocab: 65, Context: max(64, c.Tokens)}), 12
+	return model.NewGPT2(model.Shape{Layers: 4, Width: 128, Heads: 4, Vocab: 65, Context: max(64, c.Tokens)}), 12
 }
 
 // Run measures training steps.
@@ -127,13 +127,18 @@ func (r *trainResult) peak() float64 {
 
 // stepFlops is the work of a step: six for each weight of a matrix and token, and
 // twelve for each position, component and token of attention, as nanoGPT counts.
-func stepFlops(c model.Config, batch, tokens int) float64 {
-	width := c.Heads * c.HeadDim
-	matrices := c.Layers*(c.Width*(2*width+2*c.KVHeads*c.HeadDim)+2*c.Width*c.FF) + c.Vocab*c.Width
-	if c.GLU {
-		matrices += c.Layers * c.Width * c.FF
+func stepFlops(s model.Spec, batch, tokens int) float64 {
+	matrices, attention := s.Vocab*s.Width, 0
+	for i := range s.Layers {
+		a, f := &s.Layers[i].Attention, &s.Layers[i].FFN
+		queries, keys := a.Heads*a.HeadDim, a.KVHeads*a.HeadDim
+		attention += queries
+		matrices += s.Width * (2*queries + 2*keys + 2*f.Width)
+		if f.Gated() {
+			matrices += s.Width * f.Width
+		}
 	}
-	return float64(batch*tokens) * (6*float64(matrices) + 12*float64(c.Layers*width*tokens))
+	return float64(batch*tokens) * (6*float64(matrices) + 12*float64(attention*tokens))
 }
 
 // benchTrainer is a model in training without a service around it.
@@ -149,14 +154,14 @@ type benchTrainer struct {
 	micro   []model.Micro[float32]
 }
 
-func (c *benchTrainCmd) trainer(config model.Config, set kernel.Set[float32]) (*benchTrainer, error) {
+func (c *benchTrainCmd) trainer(config model.Spec, set kernel.Set[float32]) (*benchTrainer, error) {
 	t := &benchTrainer{set: set, adamw: optim.AdamW{Beta1: 0.9, Beta2: 0.99, Epsilon: 1e-8, Decay: 0.1}}
 	if c.Profile {
 		t.profile = newProfile(set)
 		t.set = &trainProfile{t.profile}
 	}
 	var err error
-	if t.stage, err = model.Init(config, model.Range{Hi: config.Layers}, t.set, 1337); err != nil {
+	if t.stage, err = model.Init(config, model.Range{Hi: len(config.Layers)}, t.set, 1337); err != nil {
 		return nil, err
 	}
 	t.grads = t.stage.NewGrads()
@@ -178,7 +183,7 @@ func (c *benchTrainCmd) trainer(config model.Config, set kernel.Set[float32]) (*
 func (t *benchTrainer) parameters() int {
 	n := 0
 	for _, p := range t.stage.Params().Tensors {
-		if p.TiedTo == "" {
+		if !p.Tied() {
 			n += len(p.Data)
 		}
 	}
@@ -258,17 +263,9 @@ func (t *benchTrainer) update() {
 	params := t.stage.Params()
 	began := time.Now()
 	var squares float64
-	for i, g := range t.grads.Tensors {
-		if g.TiedTo != "" { // its half meets the other's
-			for j, p := range params.Tensors {
-				if p.Name == g.TiedTo {
-					t.set.Add(t.grads.Tensors[j].Data, t.grads.Tensors[i].Data)
-				}
-			}
-		}
-	}
+	t.grads.FoldTied(t.set.Add)
 	for _, g := range t.grads.Tensors {
-		if g.TiedTo == "" {
+		if !g.Tied() {
 			squares += t.set.SumSquares(g.Data)
 		}
 	}
@@ -276,7 +273,7 @@ func (t *benchTrainer) update() {
 	began = time.Now()
 	scale, at := optim.ClipScale(math.Sqrt(squares), 1), 0
 	for i, p := range params.Tensors {
-		if n := len(p.Data); p.TiedTo == "" {
+		if n := len(p.Data); !p.Tied() {
 			t.adamw.Step(t.set, p.Data, t.m[at:at+n], t.v[at:at+n], t.grads.Tensors[i].Data, scale, 1e-3, t.step, len(p.Shape) > 1)
 			at += n
 		}

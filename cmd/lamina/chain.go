@@ -28,11 +28,11 @@ type stageChain struct {
 // loadChain cuts an open model into stages. Positions is how many the caches hold,
 // over all sequences, each of which starts a page of its own.
 func loadChain(f *model.Files, stages, sequences, positions int, set kernel.Set[float32], o model.LoadOptions) (*stageChain, error) {
-	if stages < 1 || stages > f.Config.Layers {
-		return nil, fault.Field("stages", "%d stages: %s has %d layers, a stage takes one or more", stages, f.Path, f.Config.Layers)
+	if stages < 1 || stages > len(f.Spec.Layers) {
+		return nil, fault.Field("stages", "%d stages: %s has %d layers, a stage takes one or more", stages, f.Path, len(f.Spec.Layers))
 	}
 	c := &stageChain{}
-	for _, r := range model.Split(f.Config.Layers, stages) {
+	for _, r := range model.Split(len(f.Spec.Layers), stages) {
 		s, err := model.Load(f, r, set, o)
 		if err != nil {
 			return nil, err
@@ -99,12 +99,12 @@ func (c *stageChain) forward(entries ...entry) ([]float32, error) {
 // checkIDs reports the first id that the model lacks, and more ids than it has
 // positions for.
 func checkIDs(ids []int32, f *model.Files) error {
-	if len(ids) > f.Config.Context {
-		return fault.Field("ids", "%d ids: the context of %s is %d", len(ids), f.Path, f.Config.Context)
+	if len(ids) > f.Spec.Context {
+		return fault.Field("ids", "%d ids: the context of %s is %d", len(ids), f.Path, f.Spec.Context)
 	}
 	for i, id := range ids {
-		if int(id) >= f.Config.Vocab {
-			return fault.Field("ids", "id %d at %d: the vocabulary of %s has %d", id, i, f.Path, f.Config.Vocab)
+		if int(id) >= f.Spec.Vocab {
+			return fault.Field("ids", "id %d at %d: the vocabulary of %s has %d", id, i, f.Path, f.Spec.Vocab)
 		}
 	}
 	return nil

@@ -40,20 +40,21 @@ type inspection struct {
 }
 
 type inspectConfig struct {
-	Architecture string  `json:"architecture"`
-	Layers       int     `json:"layers"`
-	Width        int     `json:"width"`
-	Heads        int     `json:"heads"`
-	KVHeads      int     `json:"kv_heads"`
-	HeadDim      int     `json:"head_dim"`
-	FF           int     `json:"ff"`
-	Vocab        int     `json:"vocab"`
-	Context      int     `json:"context"`
-	NormEps      float64 `json:"norm_eps"`
-	TiedHead     bool    `json:"tied_head"`
-	Positions    string  `json:"positions"` // "learned", or the rope's type
-	RopeBase     float64 `json:"rope_base,omitempty"`
-	Window       int     `json:"window,omitempty"`
+	Architecture string   `json:"architecture"`
+	Layers       int      `json:"layers"`
+	Width        int      `json:"width"`
+	Heads        int      `json:"heads"`
+	KVHeads      int      `json:"kv_heads"`
+	HeadDim      int      `json:"head_dim"`
+	FF           int      `json:"ff"`
+	Vocab        int      `json:"vocab"`
+	Context      int      `json:"context"`
+	NormEps      float64  `json:"norm_eps"`
+	TiedHead     bool     `json:"tied_head"`
+	Positions    string   `json:"positions"` // "learned", "none", or the rope's type
+	RopeBase     float64  `json:"rope_base,omitempty"`
+	Window       int      `json:"window,omitempty"`
+	Unused       []string `json:"unused,omitempty"` // parts of a multimodal model that are not loaded
 }
 
 type inspectVocab struct {
@@ -113,7 +114,7 @@ func inspectPath(path string) (*inspection, error) {
 		if f, err := model.FromGGUF(g, path); err != nil {
 			r.ConfigError = err.Error()
 		} else {
-			r.Config = describeConfig(f.Config)
+			r.Config = describeConfig(f.Spec)
 		}
 		if g.Meta().Has("tokenizer.ggml.model") {
 			r.readVocab(path)
@@ -206,15 +207,19 @@ func (r *inspection) readTensors(s weights.Source) error {
 	return nil
 }
 
-func describeConfig(c model.Config) *inspectConfig {
+func describeConfig(c model.Spec) *inspectConfig {
+	a, f := &c.Layers[0].Attention, &c.Layers[0].FFN
 	out := &inspectConfig{
-		Architecture: c.Architecture, Layers: c.Layers, Width: c.Width, Heads: c.Heads, KVHeads: c.KVHeads, HeadDim: c.HeadDim,
-		FF: c.FF, Vocab: c.Vocab, Context: c.Context, NormEps: c.NormEps, TiedHead: c.TiedHead, Window: c.Window,
+		Architecture: c.Architecture, Layers: len(c.Layers), Width: c.Width, Heads: a.Heads, KVHeads: a.KVHeads, HeadDim: a.HeadDim,
+		FF: f.Width, Vocab: c.Vocab, Context: c.Context, NormEps: c.Norm.Eps, TiedHead: c.Head.Tied, Window: c.Window(), Unused: c.Unused,
 	}
-	if c.Learned {
+	switch rope := c.Rope(); {
+	case c.Embedding.Positions.Param != "":
 		out.Positions = "learned"
-		return out
+	case rope == nil:
+		out.Positions = "none"
+	default:
+		out.Positions, out.RopeBase = cmp.Or(rope.Type, "rope"), min(rope.Base, math.MaxFloat64) // JSON has no infinity
 	}
-	out.Positions, out.RopeBase = cmp.Or(c.Rope.Type, "rope"), min(c.Rope.Base, math.MaxFloat64) // JSON has no infinity
 	return out
 }

@@ -33,6 +33,9 @@ func (r *inspection) print(out io.Writer) error {
 		if c.Window > 0 {
 			fmt.Fprintf(w, "WINDOW\t%d\n", c.Window)
 		}
+		if len(c.Unused) > 0 {
+			fmt.Fprintf(w, "NOT USED\t%s: the language model alone is loaded\n", strings.Join(c.Unused, ", "))
+		}
 	case r.ConfigError != "":
 		fmt.Fprintf(w, "MODEL\t%s\n", quoted(r.ConfigError))
 	}

@@ -60,8 +60,8 @@ func (c *perplexityCmd) Run(e *env) error {
 	r := perplexityResult{Tokens: len(ids)}
 	began := time.Now()
 	err = withModel(c.Model, c.kernelFlags, func(f *model.Files, set kernel.Set[float32]) error {
-		if c.Ctx > f.Config.Context {
-			return fault.Field("ctx", "windows of %d ids: the context of %s is %d", c.Ctx, f.Path, f.Config.Context)
+		if c.Ctx > f.Spec.Context {
+			return fault.Field("ctx", "windows of %d ids: the context of %s is %d", c.Ctx, f.Path, f.Spec.Context)
 		}
 		if err := checkVocab(v, f); err != nil {
 			return err
@@ -143,8 +143,8 @@ func (c *stageChain) score(set kernel.Set[float32], window []int32, first, batch
 
 // checkVocab reports a vocabulary with ids that the model has no logits for.
 func checkVocab(v *vocab.Vocab, f *model.Files) error {
-	if v.Size() > f.Config.Vocab {
-		return fault.New(fault.DataLoss, "match %s to its vocabulary: the model has %d ids, the vocabulary %d", f.Path, f.Config.Vocab, v.Size())
+	if v.Size() > f.Spec.Vocab {
+		return fault.New(fault.DataLoss, "match %s to its vocabulary: the model has %d ids, the vocabulary %d", f.Path, f.Spec.Vocab, v.Size())
 	}
 	return nil
 }

@@ -12,11 +12,11 @@ import (
 // The result is the stage's scratch and stands until the next call; the trace is
 // taken back.
 func (s *Stage[F]) TrainBackward(tr *Trace[F], dOut []F, g *Params[F]) ([]F, error) {
-	c, n := &s.Config, tr.in.B*tr.in.T
+	width, n := s.Spec.Width, tr.in.B*tr.in.T
 	if tr.in.ForwardOnly {
 		return nil, fault.New(fault.Invalid, "train stage %v: the forward kept nothing for a backward", s.Range)
 	}
-	if !s.Last() && len(dOut) != n*c.Width {
+	if !s.Last() && len(dOut) != n*width {
 		return nil, fault.New(fault.Invalid, "train stage %v: %d gradient values for %d rows", s.Range, len(dOut), n)
 	}
 	for i, t := range g.Tensors {
@@ -25,7 +25,7 @@ func (s *Stage[F]) TrainBackward(tr *Trace[F], dOut []F, g *Params[F]) ([]F, err
 		}
 	}
 	s.scratch.reset()
-	dx := s.scratch.take(n * c.Width)
+	dx := s.scratch.take(n * width)
 	w := s.gradients(n)
 	if s.Last() {
 		clear(dx)
@@ -36,14 +36,14 @@ func (s *Stage[F]) TrainBackward(tr *Trace[F], dOut []F, g *Params[F]) ([]F, err
 		copy(dx, dOut)
 	}
 	for i := len(s.blocks) - 1; i >= 0; i-- {
-		s.blockGrad(s.Range.Lo+i, &s.blocks[i], &tr.layers[i], dx, tr, g, w)
+		s.blockGrad(&s.blocks[i], &tr.layers[i], dx, tr, g, w)
 	}
 	if s.First() {
 		if s.position != nil {
-			s.set.EmbedGrad(g.at(s.position.atW), dx, tr.pos, c.Width)
+			s.set.EmbedGrad(g.at(s.position.atW), dx, tr.pos, width)
 		}
-		scale(dx, c.EmbedScale)
-		s.set.EmbedGrad(g.at(s.embed.atW), dx, tr.in.IDs, c.Width)
+		scale(dx, s.Spec.Embedding.Scale)
+		s.set.EmbedGrad(g.at(s.embed.atW), dx, tr.in.IDs, width)
 		dx = nil
 	}
 	s.Drop(tr)
@@ -54,41 +54,46 @@ func (s *Stage[F]) TrainBackward(tr *Trace[F], dOut []F, g *Params[F]) ([]F, err
 type grads[F tensor.Float] struct {
 	h, dh, dq, dk, dv, datt, dgate, act, dact []F
 
-	raw  []F // of queries or keys before their norms, with QKNorm
-	post []F // of what a part computed, with PostNorms
+	raw  []F // of queries or keys before their norms, where heads are normed
+	post []F // of what a part computed, where that is normed
 }
 
 func (s *Stage[F]) gradients(t int) *grads[F] {
-	c, a := &s.Config, &s.scratch
+	a, z, width := &s.scratch, &s.sizes, s.Spec.Width
 	w := &grads[F]{
-		h: a.take(t * c.Width), dh: a.take(t * c.Width),
-		dq: a.take(t * c.Heads * c.HeadDim), dk: a.take(t * c.KVHeads * c.HeadDim), dv: a.take(t * c.KVHeads * c.HeadDim),
-		datt: a.take(t * c.Heads * c.HeadDim), act: a.take(t * c.FF), dact: a.take(t * c.FF),
+		h: a.take(t * width), dh: a.take(t * width), dq: a.take(t * z.q), dk: a.take(t * z.kv), dv: a.take(t * z.kv), datt: a.take(t * z.q),
+		act: a.take(t * z.ff), dact: a.take(t * z.ff), dgate: a.take(t * z.gate),
 	}
-	if c.GLU {
-		w.dgate = a.take(t * c.FF)
-	}
-	if c.QKNorm {
-		w.raw = a.take(t * c.Heads * c.HeadDim)
-	}
-	if c.PostNorms {
-		w.post = a.take(t * c.Width)
+	for i := range s.blocks {
+		if blk := &s.blocks[i]; w.raw == nil && blk.Attention.QNorm.Kind != NoNorm {
+			w.raw = a.take(t * z.q)
+		}
+		if blk := &s.blocks[i]; w.post == nil && (blk.Attention.PostNorm.Kind != NoNorm || blk.FFN.PostNorm.Kind != NoNorm) {
+			w.post = a.take(t * width)
+		}
 	}
 	return w
 }
 
+// of are the parts of the scratch that a layer's attention uses.
+func (w *grads[F]) of(blk *block[F], t int) (dq, dk, dv, datt []F) {
+	a := &blk.Attention
+	queries, keys := t*a.Heads*a.HeadDim, t*a.KVHeads*a.HeadDim
+	return w.dq[:queries], w.dk[:keys], w.dv[:keys], w.datt[:queries]
+}
+
 func (s *Stage[F]) normGrad(dx, dy, x []F, n *norm[F], g *Params[F], t int) {
-	if s.Config.LayerNorm {
-		s.set.LayerNormGrad(dx, g.at(n.atG), g.at(n.atB), dy, x, n.effective(), s.Config.NormEps, t, s.Config.Width)
+	if n.Kind == LayerNorm {
+		s.set.LayerNormGrad(dx, g.at(n.atG), g.at(n.atB), dy, x, n.effective(), n.Eps, t, len(n.gain))
 		return
 	}
-	s.set.RMSNormGrad(dx, g.at(n.atG), dy, x, n.effective(), s.Config.NormEps, t, s.Config.Width)
+	s.set.RMSNormGrad(dx, g.at(n.atG), dy, x, n.effective(), n.Eps, t, len(n.gain))
 }
 
 // postGrad is the gradient of what a block's part computed, x, from that of what was
-// added: behind the part's norm with PostNorms, else the same.
+// added: behind the part's norm if there is one, else the same.
 func (s *Stage[F]) postGrad(dx, x []F, n *norm[F], g *Params[F], t int, w *grads[F]) []F {
-	if !s.Config.PostNorms {
+	if n.Kind == NoNorm {
 		return dx
 	}
 	clear(w.post)
@@ -98,9 +103,9 @@ func (s *Stage[F]) postGrad(dx, x []F, n *norm[F], g *Params[F], t int, w *grads
 
 // headsGrad takes the gradient of normed heads d[rows,D] in place to that of x.
 func (s *Stage[F]) headsGrad(d, x []F, n *norm[F], g *Params[F], w *grads[F]) {
-	raw, size := w.raw[:len(d)], s.Config.HeadDim
+	raw := w.raw[:len(d)]
 	clear(raw)
-	s.set.RMSNormGrad(raw, g.at(n.atG), d, x, n.effective(), s.Config.NormEps, len(d)/size, size)
+	s.normGrad(raw, d, x, n, g, len(d)/len(n.gain))
 	copy(d, raw)
 }
 
@@ -125,54 +130,58 @@ func (s *Stage[F]) linearGrad(dx, x []F, t int, g *Params[F], branches ...branch
 }
 
 // blockGrad takes dx[B*T,C] from the output of a layer's block to its input.
-func (s *Stage[F]) blockGrad(layer int, blk *block[F], k *saved[F], dx []F, tr *Trace[F], g *Params[F], w *grads[F]) {
-	c, n := &s.Config, tr.in.B*tr.in.T
+func (s *Stage[F]) blockGrad(blk *block[F], k *saved[F], dx []F, tr *Trace[F], g *Params[F], w *grads[F]) {
+	n, act := tr.in.B*tr.in.T, blk.FFN.Act
 	s.widen(k)
 	if blk.experts != nil {
 		s.normalize(w.h, k.mid, &blk.norm2, n)
-		s.expertsBackward(blk.experts, &k.experts, w.dh, s.postGrad(dx, k.post2, &blk.post2, g, n, w), w.h, n, g)
+		s.expertsBackward(blk, &k.experts, w.dh, s.postGrad(dx, k.post2, &blk.post2, g, n, w), w.h, n, g)
 		s.normGrad(dx, w.dh, k.mid, &blk.norm2, g, n)
-		s.attendGrad(layer, blk, k, dx, tr, g, w)
+		s.attendGrad(blk, k, dx, tr, g, w)
 		return
 	}
 
 	// x = mid + down(act(up(norm2(mid)))): dx flows to mid as it is and through the branch.
 	// What act made comes again with its gradient.
-	down, dup := branch[F]{s.postGrad(dx, k.post2, &blk.post2, g, n, w), &blk.down}, w.dact
-	s.set.MatMulGrad(w.dact, nil, n, kernel.ProductGrad[F]{DY: down.dy, W: &down.l.Matrix})
-	inner := []branch[F]{{dup, &blk.up}}
-	if c.GLU {
-		s.set.GLUGrad(w.dgate, dup, w.act, w.dact, k.gate, k.up, c.Act)
-		inner = []branch[F]{{w.dgate, &blk.gate}, {dup, &blk.up}}
+	inner := n * blk.FFN.Width
+	made, dup := w.act[:inner], w.dact[:inner]
+	down := branch[F]{s.postGrad(dx, k.post2, &blk.post2, g, n, w), &blk.down}
+	s.set.MatMulGrad(dup, nil, n, kernel.ProductGrad[F]{DY: down.dy, W: &down.l.Matrix})
+	branches := []branch[F]{{dup, &blk.up}}
+	if blk.gated {
+		dgate := w.dgate[:inner]
+		s.set.GLUGrad(dgate, dup, made, dup, k.gate, k.up, act)
+		branches = []branch[F]{{dgate, &blk.gate}, {dup, &blk.up}}
 	} else {
-		s.set.ActivateGrad(dup, w.act, w.dact, k.up, c.Act)
+		s.set.ActivateGrad(dup, made, dup, k.up, act)
 	}
-	s.linearGrad(nil, w.act, n, g, down)
+	s.linearGrad(nil, made, n, g, down)
 	s.normalize(w.h, k.mid, &blk.norm2, n)
-	s.linearGrad(w.dh, w.h, n, g, inner...)
+	s.linearGrad(w.dh, w.h, n, g, branches...)
 	s.normGrad(dx, w.dh, k.mid, &blk.norm2, g, n)
 
-	s.attendGrad(layer, blk, k, dx, tr, g, w)
+	s.attendGrad(blk, k, dx, tr, g, w)
 }
 
 // attendGrad takes dx[B*T,C] from behind a block's attention, mid = x + o(attend(q, k, v)),
 // to its input.
-func (s *Stage[F]) attendGrad(layer int, blk *block[F], k *saved[F], dx []F, tr *Trace[F], g *Params[F], w *grads[F]) {
-	c, n := &s.Config, tr.in.B*tr.in.T
-	s.linearGrad(w.datt, k.att, n, g, branch[F]{s.postGrad(dx, k.post1, &blk.post1, g, n, w), &blk.o})
-	if c.Sinks {
-		s.sinkGrad(w.datt, k.att, k.lse, &blk.sinks, g)
+func (s *Stage[F]) attendGrad(blk *block[F], k *saved[F], dx []F, tr *Trace[F], g *Params[F], w *grads[F]) {
+	a, n := &blk.Attention, tr.in.B*tr.in.T
+	dq, dk, dv, datt := w.of(blk, n)
+	s.linearGrad(datt, k.att, n, g, branch[F]{s.postGrad(dx, k.post1, &blk.post1, g, n, w), &blk.o})
+	if blk.sinks32 != nil {
+		s.sinkGrad(datt, k.att, k.lse, &blk.sinks, a.HeadDim, g)
 	}
-	s.set.AttendCausalGrad(w.dq, w.dk, w.dv, w.datt, k.att, k.lse, k.q, k.k, k.v, tr.in.B, tr.in.T, c.heads(layer))
-	if r := s.rotary(layer, tr.in.T); r != nil {
-		s.set.RotateGrad(w.dq, r, tr.pos, c.Heads, c.HeadDim)
-		s.set.RotateGrad(w.dk, r, tr.pos, c.KVHeads, c.HeadDim)
+	s.set.AttendCausalGrad(dq, dk, dv, datt, k.att, k.lse, k.q, k.k, k.v, tr.in.B, tr.in.T, blk.heads)
+	if r := s.rotary(blk, tr.in.T); r != nil {
+		s.set.RotateGrad(dq, r, tr.pos, a.Heads, a.HeadDim)
+		s.set.RotateGrad(dk, r, tr.pos, a.KVHeads, a.HeadDim)
 	}
-	if c.QKNorm {
-		s.headsGrad(w.dq, k.rawQ, &blk.qNorm, g, w)
-		s.headsGrad(w.dk, k.rawK, &blk.kNorm, g, w)
+	if a.QNorm.Kind != NoNorm {
+		s.headsGrad(dq, k.rawQ, &blk.qNorm, g, w)
+		s.headsGrad(dk, k.rawK, &blk.kNorm, g, w)
 	}
 	s.normalize(w.h, k.x, &blk.norm1, n)
-	s.linearGrad(w.dh, w.h, n, g, branch[F]{w.dq, &blk.q}, branch[F]{w.dk, &blk.k}, branch[F]{w.dv, &blk.v})
+	s.linearGrad(w.dh, w.h, n, g, branch[F]{dq, &blk.q}, branch[F]{dk, &blk.k}, branch[F]{dv, &blk.v})
 	s.normGrad(dx, w.dh, k.x, &blk.norm1, g, n)
 }

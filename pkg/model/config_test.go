@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -17,7 +18,7 @@ import (
 const llamaText = `{"model_type":"llama","hidden_size":48,"num_hidden_layers":3,"num_attention_heads":6,"num_key_value_heads":2,
 "intermediate_size":80,"vocab_size":90,"max_position_embeddings":128,"rms_norm_eps":1e-5,"hidden_act":"silu"`
 
-func parse(t *testing.T, text string) model.Config {
+func parse(t *testing.T, text string) model.Spec {
 	t.Helper()
 	c, err := model.ParseHF([]byte(text))
 	if err != nil {
@@ -38,7 +39,7 @@ func TestParseHF_BothSpellingsOfRope(t *testing.T) {
 	} {
 		classic, modern := parse(t, llamaText+","+pair[0]+"}"), parse(t, llamaText+","+pair[1]+"}")
 		if !reflect.DeepEqual(classic, modern) {
-			t.Errorf("%s reads as %+v, %s as %+v", pair[0], classic.Rope, pair[1], modern.Rope)
+			t.Errorf("%s reads as %+v, %s as %+v", pair[0], classic.Rope(), pair[1], modern.Rope())
 		}
 	}
 }
@@ -64,10 +65,30 @@ func TestParseHF_WindowsOfLayers(t *testing.T) {
 		as("smollm3") + `,"sliding_window":9,"no_rope_layers":[0,0,0,1]}`:                                                                {0, nil},
 		as("smollm3") + `,"sliding_window":9,"layer_types":["sliding_attention","full_attention","full_attention"]}`:                     {9, []bool{false, true, true}},
 	} {
-		if c := parse(t, text); c.Window != want.window || !reflect.DeepEqual(c.Full, want.full) {
-			t.Errorf("%s has window %d, full layers %v; want %d, %v", text, c.Window, c.Full, want.window, want.full)
+		if got, want := windows(parse(t, text)), windowed(3, want.window, want.full); !slices.Equal(got, want) {
+			t.Errorf("%s has windows %v, want %v", text, got, want)
 		}
 	}
+}
+
+// windows are those of a model's layers.
+func windows(s model.Spec) []int {
+	var out []int
+	for l := range s.Layers {
+		out = append(out, s.Layers[l].Attention.Window)
+	}
+	return out
+}
+
+// windowed are the windows of layers that all have one, but those with full attention.
+func windowed(layers, window int, full []bool) []int {
+	out := make([]int, layers)
+	for l := range out {
+		if full == nil || !full[l] {
+			out[l] = window
+		}
+	}
+	return out
 }
 
 // as is llamaText of another architecture.
@@ -94,12 +115,16 @@ func TestParseHF_WhatFilesLeaveUnsaid(t *testing.T) {
 		"gemma3_text": {1e6, 1e-6, 256, true},
 		"gpt_oss":     {150000, 1e-5, 64, false},
 	} {
-		c := parse(t, bare(kind))
-		if c.Rope.Base != want.base || c.NormEps != want.eps || c.HeadDim != want.headDim || c.TiedHead != want.tied {
-			t.Errorf("%s has base %g, epsilon %g, head size %d, tied head %v; want %+v", kind, c.Rope.Base, c.NormEps, c.HeadDim, c.TiedHead, want)
+		if kind == "gemma3_text" {
+			kind += `","layer_types":["full_attention","full_attention","full_attention"],"x":"`
 		}
-		if kind == "gpt_oss" && (c.Rope.Type != "yarn" || c.Rope.Factor != 32 || c.Rope.Original != 4096 || !c.Rope.KeepRamp) {
-			t.Errorf("gpt_oss rotates by %+v", c.Rope)
+		c := parse(t, bare(kind))
+		r, headDim := c.Rope(), c.Layers[0].Attention.HeadDim
+		if r.Base != want.base || c.Norm.Eps != want.eps || headDim != want.headDim || c.Head.Tied != want.tied {
+			t.Errorf("%s has base %g, epsilon %g, head size %d, tied head %v; want %+v", kind, r.Base, c.Norm.Eps, headDim, c.Head.Tied, want)
+		}
+		if kind == "gpt_oss" && (r.Type != "yarn" || r.Factor != 32 || r.Original != 4096 || !r.KeepRamp) {
+			t.Errorf("gpt_oss rotates by %+v", r)
 		}
 	}
 }
@@ -137,9 +162,9 @@ func TestParseHF_RopesOfGemma3(t *testing.T) {
 		`,"rope_scaling":{"rope_type":"linear","factor":8},"rope_parameters":{"full_attention":{"rope_theta":500}}`: {
 			{Base: 500, Dims: 256, Type: "linear", Factor: 8}, {Base: 1e4, Dims: 256}},
 	} {
-		c := parse(t, as("gemma3_text")+text+"}")
-		if c.LocalRope == nil || !reflect.DeepEqual([2]model.Rope{c.Rope, *c.LocalRope}, want) {
-			t.Errorf("%s rotates by %+v and %+v, want %+v", text, c.Rope, c.LocalRope, want)
+		c := parse(t, as("gemma3_text")+text+`,"sliding_window_pattern":3}`)
+		if got := [2]model.Rope{*c.Layers[2].Attention.Rope, *c.Layers[1].Attention.Rope}; !reflect.DeepEqual(got, want) {
+			t.Errorf("%s rotates by %+v, want %+v", text, got, want)
 		}
 	}
 }
@@ -160,11 +185,11 @@ func TestParseHF_ContextsBeforeTheExtension(t *testing.T) {
 		as("phi3") + long + `,"original_max_position_embeddings":32}`:                {4096, 1. / 32},
 		as("phi3") + strings.Replace(long, "longrope", "yarn", 1) + `,"factor":0.5}`: {4096, 0.5},
 	} {
-		if r := parse(t, text+"}").Rope; r.Original != want.original || r.Factor != want.factor {
+		if r := new(parse(t, text+"}")).Rope(); r.Original != want.original || r.Factor != want.factor {
 			t.Errorf("%s extends %d positions by %g, want %+v", text, r.Original, r.Factor, want)
 		}
 	}
-	if r := parse(t, as("phi3")+`,"head_dim":20,"partial_rotary_factor":0.35}`).Rope; r.Dims != 8 || r.Base <= 1e4 {
+	if r := new(parse(t, as("phi3")+`,"head_dim":20,"partial_rotary_factor":0.35}`)).Rope(); r.Dims != 8 || r.Base <= 1e4 {
 		t.Errorf("an odd part of a head rotates by %+v", r)
 	}
 }
@@ -197,7 +222,7 @@ func TestParseHF_RefusesWhatItCannotRun(t *testing.T) {
 }
 
 func TestConfigJSON_ReadsBackEqual(t *testing.T) {
-	configs := map[string]model.Config{
+	configs := map[string]model.Spec{
 		"tanh llama":  parse(t, strings.Replace(llamaText, "silu", "gelu_pytorch_tanh", 1)+`}`),
 		"longrope":    parse(t, llamaText+`,"rope_scaling":{"type":"longrope","original_max_position_embeddings":32,"short_factor":[1,1,1,1],"long_factor":[2,2,2,2]}}`),
 		"dynamic":     parse(t, llamaText+`,"rope_scaling":{"type":"dynamic","factor":4}}`),
@@ -225,7 +250,7 @@ func TestConfigJSON_ReadsBackEqual(t *testing.T) {
 		}
 	}
 	odd := configs["yarn"]
-	odd.Rope.Interleaved = true
+	odd.Rope().Interleaved = true
 	if _, err := model.ConfigJSON(odd); fault.CodeOf(err) != fault.Unimplemented {
 		t.Errorf("a rotation that config.json cannot say is written: %v", err)
 	}
@@ -249,8 +274,8 @@ func TestSplit_CoversLayersInOrder(t *testing.T) {
 }
 
 func TestNewLlama_IsValid(t *testing.T) {
-	c := model.NewLlama(model.Config{Layers: 2, Width: 24, Heads: 4, KVHeads: 2, FF: 40, Vocab: 50, Context: 32})
-	if err := c.Validate(); err != nil || c.Act != kernel.SiLU || c.HeadDim != 6 {
+	c := model.NewLlama(model.Shape{Layers: 2, Width: 24, Heads: 4, KVHeads: 2, FF: 40, Vocab: 50, Context: 32})
+	if err := c.Validate(); err != nil || c.Layers[1].FFN.Act != kernel.SiLU || c.Layers[1].Attention.HeadDim != 6 {
 		t.Errorf("%+v: %v", c, err)
 	}
 }

@@ -1,9 +1,7 @@
 package model
 
 import (
-	"fmt"
 	"math"
-	"strings"
 
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/tensor"
@@ -36,9 +34,9 @@ type routed[F tensor.Float] struct {
 }
 
 // experts builds the part from per-expert tensors; as parameters they are stacked.
-func (b *builder[F]) experts(n blockNames) *experts[F] {
-	c := &b.stage.Config
-	router := b.linear(n.router, c.Experts, c.Width, c.GLUAlpha != 0)
+func (b *builder[F]) experts(ffn *FeedForward) *experts[F] {
+	spec, width := ffn.Experts, b.stage.Spec.Width
+	router := b.linear(&spec.Router, spec.Count, width, plainTensor)
 	x := &experts[F]{router: &router}
 	if b.err != nil {
 		return x
@@ -48,71 +46,83 @@ func (b *builder[F]) experts(n blockNames) *experts[F] {
 		tensor.Dequantize(m.Dense, m.Raw, m.DType)
 		m.Raw = nil
 	}
-	f := c.ExpertFF
-	both := b.add(Param[F]{Name: n.experts + ".gate_up_proj", Shape: []int{c.Experts, 2 * f, c.Width}})
-	down := b.add(Param[F]{Name: n.experts + ".down_proj", Shape: []int{c.Experts, c.Width, f}})
-	piece := func(e int, name string, rows, cols, index, from int) linear[F] {
-		if b.err != nil {
-			return linear[F]{}
-		}
-		m, err := b.fill.matrix(fmt.Sprintf("%s.%d.%s.weight", n.experts, e, name), rows, cols)
-		if err != nil {
-			b.err = err
-			return linear[F]{}
-		}
-		if m.Dense == nil {
-			b.stage.dense = false
-		} else {
-			p := &b.stage.params.Tensors[index]
-			if p.Data == nil {
-				p.Data = make([]F, p.Shape[0]*p.Shape[1]*p.Shape[2])
-			}
-			m.Dense = p.Data[from : from+copy(p.Data[from:], m.Dense)]
-		}
-		return linear[F]{Matrix: m, atW: slot{index, from, rows * cols}}
+	f := spec.Width
+	both := b.add(Param[F]{Name: spec.Stack + ".gate_up_proj", Shape: []int{spec.Count, 2 * f, width}})
+	down := b.add(Param[F]{Name: spec.Stack + ".down_proj", Shape: []int{spec.Count, width, f}})
+	bothBias, downBias := 0, 0
+	if spec.Bias {
+		bothBias = b.add(Param[F]{Name: spec.Stack + ".gate_up_proj_bias", Shape: []int{spec.Count, 2 * f}, Data: make([]F, spec.Count*2*f)})
+		downBias = b.add(Param[F]{Name: spec.Stack + ".down_proj_bias", Shape: []int{spec.Count, width}, Data: make([]F, spec.Count*width)})
 	}
-	biased, bothBias, downBias := c.GLUAlpha != 0, 0, 0
-	if biased {
-		bothBias = b.add(Param[F]{Name: n.experts + ".gate_up_proj_bias", Shape: []int{c.Experts, 2 * f}, Data: make([]F, c.Experts*2*f)})
-		downBias = b.add(Param[F]{Name: n.experts + ".down_proj_bias", Shape: []int{c.Experts, c.Width}, Data: make([]F, c.Experts*c.Width)})
-	}
-	bias := func(l linear[F], e int, name string, index, from int) linear[F] {
-		if !biased || b.err != nil {
-			return l
+	piece := func(e int, p expertPart, rows, cols int, weight, bias slot) linear[F] {
+		l := b.expert(spec, e, p, rows, cols, weight)
+		if spec.Bias {
+			b.expertBias(&l, spec, e, p, bias)
 		}
-		v, err := b.fill.vector(fmt.Sprintf("%s.%d.%s.bias", n.experts, e, name), l.Rows)
-		if err != nil {
-			b.err = err
-			return l
-		}
-		data := b.stage.params.Tensors[index].Data
-		l.bias, l.hasB, l.atB = data[from:from+copy(data[from:], v)], true, slot{index, from, l.Rows}
 		return l
 	}
-	for e := range c.Experts {
-		at := e * 2 * f * c.Width
-		x.gate = append(x.gate, bias(piece(e, "gate_proj", f, c.Width, both, at), e, "gate_proj", bothBias, 2*e*f))
-		x.up = append(x.up, bias(piece(e, "up_proj", f, c.Width, both, at+f*c.Width), e, "up_proj", bothBias, (2*e+1)*f))
-		x.down = append(x.down, bias(piece(e, "down_proj", c.Width, f, down, e*f*c.Width), e, "down_proj", downBias, e*c.Width))
+	n := f * width
+	for e := range spec.Count {
+		x.gate = append(x.gate, piece(e, gatePart, f, width, slot{both, 2 * e * n, n}, slot{bothBias, 2 * e * f, f}))
+		x.up = append(x.up, piece(e, upPart, f, width, slot{both, (2*e + 1) * n, n}, slot{bothBias, (2*e + 1) * f, f}))
+		x.down = append(x.down, piece(e, downPart, width, f, slot{down, e * n, n}, slot{downBias, e * width, width}))
 	}
 	return x
 }
 
-// gated computes the experts' activation. GPT-OSS's, g·sigmoid(alpha·g)·(up+1) of bounded
-// g and up, is SiLU's of alpha·g and (up+1)/alpha.
-func (s *Stage[F]) gated(y, gate, up []F) {
-	c := &s.Config
-	if c.GLUAlpha == 0 {
-		s.set.GLU(y, gate, up, c.Act)
+// expert fills an expert's matrix; a decoded one moves to its piece of the stack.
+func (b *builder[F]) expert(x *Experts, e int, p expertPart, rows, cols int, at slot) linear[F] {
+	if b.err != nil {
+		return linear[F]{}
+	}
+	w := wanted{end: ".weight", rows: rows, cols: cols}
+	if p == downPart {
+		w.role = residualTensor
+	}
+	m, err := b.fill.expert(x, e, p, w)
+	if err != nil {
+		b.err = err
+		return linear[F]{}
+	}
+	if m.Dense == nil {
+		b.stage.dense = false
+	} else {
+		stack := &b.stage.params.Tensors[at.index]
+		if stack.Data == nil {
+			stack.Data = make([]F, stack.Shape[0]*stack.Shape[1]*stack.Shape[2])
+		}
+		m.Dense = stack.Data[at.from : at.from+copy(stack.Data[at.from:], m.Dense)]
+	}
+	return linear[F]{Matrix: m, atW: at}
+}
+
+func (b *builder[F]) expertBias(l *linear[F], x *Experts, e int, p expertPart, at slot) {
+	if b.err != nil {
 		return
 	}
-	g, u := s.bounded(gate, up)
+	v, err := b.fill.expertBias(x, e, p, wanted{end: ".bias", rows: l.Rows})
+	if err != nil {
+		b.err = err
+		return
+	}
+	data := b.stage.params.Tensors[at.index].Data
+	l.bias, l.hasB, l.atB = data[at.from:at.from+copy(data[at.from:], v)], true, at
+}
+
+// gated computes the experts' activation. GPT-OSS's, g·sigmoid(alpha·g)·(up+1) of bounded
+// g and up, is SiLU's of alpha·g and (up+1)/alpha.
+func (s *Stage[F]) gated(f *FeedForward, y, gate, up []F) {
+	if f.Experts.Alpha == 0 {
+		s.set.GLU(y, gate, up, f.Act)
+		return
+	}
+	g, u := clamped(f.Experts, gate, up)
 	s.set.GLU(y, g, u, kernel.SiLU)
 }
 
-// bounded are the arguments of SiLU's gate for GPT-OSS's.
-func (s *Stage[F]) bounded(gate, up []F) (g, u []F) {
-	alpha, limit := F(s.Config.GLUAlpha), F(s.Config.GLULimit)
+// clamped are the arguments of SiLU's gate for GPT-OSS's.
+func clamped[F tensor.Float](x *Experts, gate, up []F) (g, u []F) {
+	alpha, limit := F(x.Alpha), F(x.Limit)
 	g, u = make([]F, len(gate)), make([]F, len(up))
 	for i, v := range gate {
 		g[i] = min(v, limit) * alpha
@@ -122,14 +132,14 @@ func (s *Stage[F]) bounded(gate, up []F) (g, u []F) {
 }
 
 // gatedGrad overwrites dgate and dup, which may be dy.
-func (s *Stage[F]) gatedGrad(dgate, dup, dy, gate, up []F) {
-	c := &s.Config
-	if c.GLUAlpha == 0 {
-		s.set.GLUGrad(dgate, dup, nil, dy, gate, up, c.Act)
+func (s *Stage[F]) gatedGrad(f *FeedForward, dgate, dup, dy, gate, up []F) {
+	x := f.Experts
+	if x.Alpha == 0 {
+		s.set.GLUGrad(dgate, dup, nil, dy, gate, up, f.Act)
 		return
 	}
-	alpha, limit := F(c.GLUAlpha), F(c.GLULimit)
-	g, u := s.bounded(gate, up)
+	alpha, limit := F(x.Alpha), F(x.Limit)
+	g, u := clamped(x, gate, up)
 	s.set.GLUGrad(dgate, dup, nil, dy, g, u, kernel.SiLU)
 	for i := range dgate {
 		dgate[i] *= alpha
@@ -144,8 +154,7 @@ func (s *Stage[F]) gatedGrad(dgate, dup, dy, gate, up []F) {
 }
 
 // sink scales each head's output by its share of a softmax that the sink takes part in.
-func (s *Stage[F]) sink(att, lse []F, sinks *norm[F]) {
-	d := s.Config.HeadDim
+func (s *Stage[F]) sink(att, lse []F, sinks *norm[F], d int) {
 	for i, l := range lse {
 		share := F(1 / (1 + math.Exp(float64(sinks.gain[i%len(sinks.gain)])-float64(l))))
 		for j := range d {
@@ -157,8 +166,8 @@ func (s *Stage[F]) sink(att, lse []F, sinks *norm[F]) {
 // sinkGrad adds the sinks' gradient and scales datt in place, so that with att behind the
 // sinks attention's own gradient is that of all of it: the part of the log-sum-exp just
 // makes up for the part of the share.
-func (s *Stage[F]) sinkGrad(datt, att, lse []F, sinks *norm[F], g *Params[F]) {
-	d, into := s.Config.HeadDim, g.at(sinks.atG)
+func (s *Stage[F]) sinkGrad(datt, att, lse []F, sinks *norm[F], d int, g *Params[F]) {
+	into := g.at(sinks.atG)
 	sums := make([]float64, len(into))
 	for i, l := range lse {
 		head := i % len(into)
@@ -176,13 +185,13 @@ func (s *Stage[F]) sinkGrad(datt, att, lse []F, sinks *norm[F], g *Params[F]) {
 }
 
 // route computes which experts the rows of h[T,C] go to.
-func (s *Stage[F]) route(x *experts[F], h []F, t int) routing[F] {
-	c := &s.Config
-	r := routing[F]{probs: make([]F, t*c.Experts), bounds: make([]int, c.Experts+1)}
+func (s *Stage[F]) route(blk *block[F], h []F, t int) routing[F] {
+	c, x := blk.FFN.Experts, blk.experts
+	r := routing[F]{probs: make([]F, t*c.Count), bounds: make([]int, c.Count+1)}
 	s.set.MatMul(r.probs, h, &x.router.Matrix, x.router.bias, t)
-	chosen, weights := make([]bool, t*c.Experts), make([]F, t*c.Experts)
+	chosen, weights := make([]bool, t*c.Count), make([]F, t*c.Count)
 	for row := range t {
-		p, w, in := r.probs[row*c.Experts:(row+1)*c.Experts], weights[row*c.Experts:], chosen[row*c.Experts:]
+		p, w, in := r.probs[row*c.Count:(row+1)*c.Count], weights[row*c.Count:], chosen[row*c.Count:]
 		softmax(p)
 		var sum float64
 		for range c.TopK {
@@ -196,18 +205,18 @@ func (s *Stage[F]) route(x *experts[F], h []F, t int) routing[F] {
 			sum += float64(p[best])
 			r.bounds[best+1]++
 		}
-		if !c.NormTopK {
+		if !c.Normalize {
 			sum = 1
 		}
 		for e, v := range p {
 			w[e] = F(float64(v) / sum)
 		}
 	}
-	for e := range c.Experts {
+	for e := range c.Count {
 		r.bounds[e+1] += r.bounds[e]
 		for row := range t {
-			if chosen[row*c.Experts+e] {
-				r.rows, r.weight = append(r.rows, row), append(r.weight, weights[row*c.Experts+e])
+			if chosen[row*c.Count+e] {
+				r.rows, r.weight = append(r.rows, row), append(r.weight, weights[row*c.Count+e])
 			}
 		}
 	}
@@ -230,27 +239,27 @@ func softmax[F tensor.Float](x []F) {
 }
 
 // expertsForward overwrites y[T,C] with what the experts make of h[T,C].
-func (s *Stage[F]) expertsForward(x *experts[F], y, h []F, t int) routed[F] {
-	c := &s.Config
-	k := routed[F]{routing: s.route(x, h, t)}
+func (s *Stage[F]) expertsForward(blk *block[F], y, h []F, t int) routed[F] {
+	x, ff, width := blk.experts, blk.FFN.Experts.Width, s.Spec.Width
+	k := routed[F]{routing: s.route(blk, h, t)}
 	n := len(k.rows)
-	k.gate, k.up = make([]F, n*c.ExpertFF), make([]F, n*c.ExpertFF)
-	in, act, out := make([]F, n*c.Width), make([]F, n*c.ExpertFF), make([]F, n*c.Width)
-	k.gather(in, h, c.Width)
+	k.gate, k.up = make([]F, n*ff), make([]F, n*ff)
+	in, act, out := make([]F, n*width), make([]F, n*ff), make([]F, n*width)
+	k.gather(in, h, width)
 	clear(y)
 	for e := range x.gate {
 		lo, hi := k.bounds[e], k.bounds[e+1]
 		if lo == hi {
 			continue
 		}
-		g, u, a := k.gate[lo*c.ExpertFF:hi*c.ExpertFF], k.up[lo*c.ExpertFF:hi*c.ExpertFF], act[lo*c.ExpertFF:hi*c.ExpertFF]
-		s.set.MatMuls(in[lo*c.Width:hi*c.Width], hi-lo, x.gate[e].product(g), x.up[e].product(u))
-		s.gated(a, g, u)
-		o := out[lo*c.Width : hi*c.Width]
+		g, u, a := k.gate[lo*ff:hi*ff], k.up[lo*ff:hi*ff], act[lo*ff:hi*ff]
+		s.set.MatMuls(in[lo*width:hi*width], hi-lo, x.gate[e].product(g), x.up[e].product(u))
+		s.gated(&blk.FFN, a, g, u)
+		o := out[lo*width : hi*width]
 		s.set.MatMul(o, a, &x.down[e].Matrix, x.down[e].bias, hi-lo)
 		for j := lo; j < hi; j++ {
-			to, w := y[k.rows[j]*c.Width:], k.weight[j]
-			for i, v := range o[(j-lo)*c.Width : (j-lo+1)*c.Width] {
+			to, w := y[k.rows[j]*width:], k.weight[j]
+			for i, v := range o[(j-lo)*width : (j-lo+1)*width] {
 				to[i] += F(w * v)
 			}
 		}
@@ -267,61 +276,60 @@ func (r *routing[F]) gather(dst, h []F, width int) {
 
 // expertsBackward overwrites dh[T,C] with the gradient of h from that of what the experts
 // made, dy[T,C], and adds their weights' to g.
-func (s *Stage[F]) expertsBackward(x *experts[F], k *routed[F], dh, dy, h []F, t int, g *Params[F]) {
-	c := &s.Config
+func (s *Stage[F]) expertsBackward(blk *block[F], k *routed[F], dh, dy, h []F, t int, g *Params[F]) {
+	x, count, ff, width := blk.experts, blk.FFN.Experts.Count, blk.FFN.Experts.Width, s.Spec.Width
 	n := len(k.rows)
-	in, dout, out := make([]F, n*c.Width), make([]F, n*c.Width), make([]F, n*c.Width)
-	act, dact := make([]F, n*c.ExpertFF), make([]F, n*c.ExpertFF)
-	dgate, din := make([]F, n*c.ExpertFF), make([]F, n*c.Width)
-	k.gather(in, h, c.Width)
-	dweight := make([]float64, t*c.Experts) // of the chosen
+	in, dout, out := make([]F, n*width), make([]F, n*width), make([]F, n*width)
+	act, dact := make([]F, n*ff), make([]F, n*ff)
+	dgate, din := make([]F, n*ff), make([]F, n*width)
+	k.gather(in, h, width)
+	dweight := make([]float64, t*count) // of the chosen
 	for e := range x.gate {
 		lo, hi := k.bounds[e], k.bounds[e+1]
 		if lo == hi {
 			continue
 		}
-		wide := func(b []F) []F { return b[lo*c.ExpertFF : hi*c.ExpertFF] }
-		rows := func(b []F) []F { return b[lo*c.Width : hi*c.Width] }
-		s.gated(wide(act), wide(k.gate), wide(k.up))
+		wide := func(b []F) []F { return b[lo*ff : hi*ff] }
+		rows := func(b []F) []F { return b[lo*width : hi*width] }
+		s.gated(&blk.FFN, wide(act), wide(k.gate), wide(k.up))
 		s.set.MatMul(rows(out), wide(act), &x.down[e].Matrix, x.down[e].bias, hi-lo)
 		for j := lo; j < hi; j++ {
 			var sum float64
-			d, o := dy[k.rows[j]*c.Width:][:c.Width], out[j*c.Width:]
-			to := dout[j*c.Width:]
+			d, o := dy[k.rows[j]*width:][:width], out[j*width:]
+			to := dout[j*width:]
 			for i, v := range d {
 				sum += float64(v) * float64(o[i])
 				to[i] = F(v * k.weight[j])
 			}
-			dweight[k.rows[j]*c.Experts+e] = sum
+			dweight[k.rows[j]*count+e] = sum
 		}
 		s.linearGrad(wide(dact), wide(act), hi-lo, g, branch[F]{rows(dout), &x.down[e]})
 		dup := wide(dact)
-		s.gatedGrad(wide(dgate), dup, wide(dact), wide(k.gate), wide(k.up))
+		s.gatedGrad(&blk.FFN, wide(dgate), dup, wide(dact), wide(k.gate), wide(k.up))
 		s.linearGrad(rows(din), rows(in), hi-lo, g, branch[F]{wide(dgate), &x.gate[e]}, branch[F]{dup, &x.up[e]})
 	}
-	s.linearGrad(dh, h, t, g, branch[F]{s.routerGrad(k, dweight, t), x.router})
+	s.linearGrad(dh, h, t, g, branch[F]{routerGrad(blk.FFN.Experts, k, dweight, t), x.router})
 	for j, row := range k.rows {
-		to := dh[row*c.Width:]
-		for i, v := range din[j*c.Width : (j+1)*c.Width] {
+		to := dh[row*width:]
+		for i, v := range din[j*width : (j+1)*width] {
 			to[i] += v
 		}
 	}
 }
 
 // routerGrad is the gradient of the router's logits from that of the chosen weights.
-func (s *Stage[F]) routerGrad(k *routed[F], dweight []float64, t int) []F {
-	c := &s.Config
-	chosen := make([]bool, t*c.Experts)
-	for e := range c.Experts {
+func routerGrad[F tensor.Float](c *Experts, k *routed[F], dweight []float64, t int) []F {
+	chosen := make([]bool, t*c.Count)
+	for e := range c.Count {
 		for j := k.bounds[e]; j < k.bounds[e+1]; j++ {
-			chosen[k.rows[j]*c.Experts+e] = true
+			chosen[k.rows[j]*c.Count+e] = true
 		}
 	}
-	out := make([]F, t*c.Experts)
+	out := make([]F, t*c.Count)
 	for row := range t {
-		lo, hi := row*c.Experts, (row+1)*c.Experts
+		lo, hi := row*c.Count, (row+1)*c.Count
 		p, dw, in := k.probs[lo:hi], dweight[lo:hi], chosen[lo:hi]
-		if c.NormTopK {
+		if c.Normalize {
 			var sum, mean float64
 			for e, v := range p {
 				if in[e] {
@@ -357,18 +365,4 @@ func (x *experts[F]) packed() []*kernel.Matrix[F] {
 		out = append(out, &x.gate[e].Matrix, &x.up[e].Matrix, &x.down[e].Matrix)
 	}
 	return out
-}
-
-// expertPart splits the name of an expert's tensor: what precedes ".mlp.experts.", the
-// expert, and what follows.
-func expertPart(name string) (layer string, expert int, part string, ok bool) {
-	layer, rest, found := strings.Cut(name, ".mlp.experts.")
-	if !found {
-		return "", 0, "", false
-	}
-	number, part, found := strings.Cut(rest, ".")
-	if _, err := fmt.Sscanf(number, "%d", &expert); err != nil || !found {
-		return "", 0, "", false
-	}
-	return layer, expert, part, true
 }

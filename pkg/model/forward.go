@@ -55,9 +55,8 @@ func (s *Stage[F]) Forward(b *Batch[F]) ([]F, error) {
 			return nil, err
 		}
 	}
-	c := &s.Config
 	s.scratch.reset()
-	x := s.scratch.take(rows * c.Width)
+	x := s.scratch.take(rows * s.Spec.Width)
 	pos := make([]int32, 0, rows)
 	for _, e := range b.Entries {
 		for r := range e.Rows {
@@ -88,7 +87,7 @@ func (s *Stage[F]) Forward(b *Batch[F]) ([]F, error) {
 	}
 	if b.Observe != nil {
 		s.normalize(w.h, x, &s.norm, rows)
-		b.Observe(c.Layers, w.h)
+		b.Observe(len(s.Spec.Layers), w.h)
 	}
 	return s.logits(b, x, logits), nil
 }
@@ -107,19 +106,19 @@ func (s *Stage[F]) check(b *Batch[F], rows int) error {
 			return fault.New(fault.Invalid, "run stage %v: %d ids for %d rows", s.Range, len(b.IDs), rows)
 		}
 		for i, id := range b.IDs {
-			if id < 0 || int(id) >= s.Config.Vocab {
-				return fault.New(fault.Invalid, "run stage %v: id %d of row %d is outside the vocabulary of %d", s.Range, id, i, s.Config.Vocab)
+			if id < 0 || int(id) >= s.Spec.Vocab {
+				return fault.New(fault.Invalid, "run stage %v: id %d of row %d is outside the vocabulary of %d", s.Range, id, i, s.Spec.Vocab)
 			}
 		}
-	} else if len(b.Hidden) != rows*s.Config.Width {
-		return fault.New(fault.Invalid, "run stage %v: %d hidden values for %d rows of %d", s.Range, len(b.Hidden), rows, s.Config.Width)
+	} else if len(b.Hidden) != rows*s.Spec.Width {
+		return fault.New(fault.Invalid, "run stage %v: %d hidden values for %d rows of %d", s.Range, len(b.Hidden), rows, s.Spec.Width)
 	}
 	for i, e := range b.Entries {
 		if e.Pos > e.Seq.Len() {
 			return fault.New(fault.FailedPrecondition, "run stage %v: entry %d starts at position %d, its sequence holds %d", s.Range, i, e.Pos, e.Seq.Len())
 		}
-		if (s.position != nil || s.Config.Rope.Type == "dynamic") && e.Pos+e.Rows > s.Config.Context {
-			return fault.New(fault.Invalid, "run stage %v: position %d is beyond the context of %d", s.Range, e.Pos+e.Rows-1, s.Config.Context)
+		if s.bounded && e.Pos+e.Rows > s.Spec.Context {
+			return fault.New(fault.Invalid, "run stage %v: position %d is beyond the context of %d", s.Range, e.Pos+e.Rows-1, s.Spec.Context)
 		}
 	}
 	return nil
@@ -128,7 +127,7 @@ func (s *Stage[F]) check(b *Batch[F], rows int) error {
 // embedRows looks up and scales embeddings, and adds those of learned positions.
 func (s *Stage[F]) embedRows(x []F, ids, pos []int32) {
 	s.set.Embed(x, &s.embed.Matrix, ids)
-	scale(x, s.Config.EmbedScale)
+	scale(x, s.Spec.Embedding.Scale)
 	if s.position != nil {
 		p := s.scratch.take(len(x))
 		s.set.Embed(p, &s.position.Matrix, pos)
@@ -148,7 +147,7 @@ func scale[F tensor.Float](x []F, by float64) {
 
 // bound applies the cap of logits.
 func (s *Stage[F]) bound(logits []F) {
-	most := s.Config.LogitCap
+	most := s.Spec.Head.Softcap
 	if most == 0 {
 		return
 	}
@@ -164,38 +163,45 @@ type workspace[F tensor.Float] struct {
 }
 
 func (s *Stage[F]) workspace(t int) *workspace[F] {
-	c := &s.Config
-	a := &s.scratch
-	w := &workspace[F]{
-		h: a.take(t * c.Width), q: a.take(t * c.Heads * c.HeadDim), k: a.take(t * c.KVHeads * c.HeadDim), v: a.take(t * c.KVHeads * c.HeadDim),
-		att: a.take(t * c.Heads * c.HeadDim), up: a.take(t * c.FF), act: a.take(t * max(c.FF, c.Width)),
+	a, z, width := &s.scratch, &s.sizes, s.Spec.Width
+	return &workspace[F]{
+		h: a.take(t * width), q: a.take(t * z.q), k: a.take(t * z.kv), v: a.take(t * z.kv), att: a.take(t * z.q),
+		up: a.take(t * z.ff), act: a.take(t * max(z.ff, width)), gate: a.take(t * z.gate),
 	}
-	w.act = w.act[:t*c.FF]
-	if c.GLU {
-		w.gate = a.take(t * c.FF)
+}
+
+// of are the parts of the workspace that a layer uses.
+func (w *workspace[F]) of(blk *block[F], t int) (q, k, v, att, gate, up, act []F) {
+	a, f := &blk.Attention, &blk.FFN
+	queries, keys, inner := t*a.Heads*a.HeadDim, t*a.KVHeads*a.HeadDim, t*f.Width
+	q, k, v, att = w.q[:queries], w.k[:keys], w.v[:keys], w.att[:queries]
+	if blk.experts != nil {
+		return q, k, v, att, nil, nil, nil
 	}
-	return w
+	if blk.gated {
+		gate = w.gate[:inner]
+	}
+	return q, k, v, att, gate, w.up[:inner], w.act[:inner]
 }
 
 // normalize applies the architecture's norm to t rows.
 func (s *Stage[F]) normalize(y, x []F, n *norm[F], t int) {
-	if s.Config.LayerNorm {
-		s.set.LayerNorm(y, x, n.effective(), n.bias, s.Config.NormEps, t, s.Config.Width)
+	if n.Kind == LayerNorm {
+		s.set.LayerNorm(y, x, n.effective(), n.bias, n.Eps, t, len(n.gain))
 		return
 	}
-	s.set.RMSNorm(y, x, n.effective(), s.Config.NormEps, t, s.Config.Width)
+	s.set.RMSNorm(y, x, n.effective(), n.Eps, t, len(n.gain))
 }
 
 // normHeads applies a norm of queries' or keys' heads to x[rows,D].
 func (s *Stage[F]) normHeads(y, x []F, n *norm[F]) {
-	d := s.Config.HeadDim
-	s.set.RMSNorm(y, x, n.effective(), s.Config.NormEps, len(x)/d, d)
+	s.normalize(y, x, n, len(x)/len(n.gain))
 }
 
 // addBranch adds to x what a block's part computed, h, normed first with PostNorms. It
 // leaves h as that was added.
 func (s *Stage[F]) addBranch(x, h []F, post *norm[F], t int) {
-	if s.Config.PostNorms {
+	if post.Kind != NoNorm {
 		s.normalize(h, h, post, t)
 	}
 	s.set.Add(x, h)
@@ -203,29 +209,31 @@ func (s *Stage[F]) addBranch(x, h []F, post *norm[F], t int) {
 
 // attend adds block i's attention to x[t,C].
 func (s *Stage[F]) attend(i int, b *Batch[F], x []F, pos []int32, w *workspace[F]) {
-	blk, c, t := &s.blocks[i], &s.Config, len(pos)
+	blk, t := &s.blocks[i], len(pos)
+	a := &blk.Attention
+	q, k, v, att, _, _, _ := w.of(blk, t)
 	s.normalize(w.h, x, &blk.norm1, t)
-	s.set.MatMuls(w.h, t, blk.q.product(w.q), blk.k.product(w.k), blk.v.product(w.v))
-	if c.QKNorm {
-		s.normHeads(w.q, w.q, &blk.qNorm)
-		s.normHeads(w.k, w.k, &blk.kNorm)
+	s.set.MatMuls(w.h, t, blk.q.product(q), blk.k.product(k), blk.v.product(v))
+	if a.QNorm.Kind != NoNorm {
+		s.normHeads(q, q, &blk.qNorm)
+		s.normHeads(k, k, &blk.kNorm)
 	}
-	if r := s.rotaries[i]; r != nil {
-		s.set.Rotate(w.q, r, pos, c.Heads, c.HeadDim)
-		s.set.Rotate(w.k, r, pos, c.KVHeads, c.HeadDim)
+	if blk.rotary != nil {
+		s.set.Rotate(q, blk.rotary, pos, a.Heads, a.HeadDim)
+		s.set.Rotate(k, blk.rotary, pos, a.KVHeads, a.HeadDim)
 	}
 	w.spans = w.spans[:0]
-	row, width := 0, c.KVHeads*c.HeadDim
+	row, width := 0, a.KVHeads*a.HeadDim
 	for _, e := range b.Entries {
 		kv, lo, hi := e.Seq.View(i), row*width, (row+e.Rows)*width
-		s.set.Store(kv, e.Pos, w.k[lo:hi], w.v[lo:hi], c.KVHeads, c.HeadDim)
+		s.set.Store(kv, e.Pos, k[lo:hi], v[lo:hi], a.KVHeads, a.HeadDim)
 		w.spans = append(w.spans, kernel.Span[F]{Rows: e.Rows, Pos: e.Pos, KV: kv})
 		row += e.Rows
 	}
-	heads := c.heads(s.Range.Lo + i)
+	heads := blk.heads
 	heads.Sinks = blk.sinks32
-	s.set.Attend(w.att, w.q, w.spans, heads)
-	s.set.MatMul(w.h, w.att, &blk.o.Matrix, blk.o.bias, t)
+	s.set.Attend(att, q, w.spans, heads)
+	s.set.MatMul(w.h, att, &blk.o.Matrix, blk.o.bias, t)
 	s.addBranch(x, w.h, &blk.post1, t)
 }
 
@@ -233,32 +241,33 @@ func (s *Stage[F]) attend(i int, b *Batch[F], x []F, pos []int32, w *workspace[F
 func (s *Stage[F]) feedForward(blk *block[F], x []F, t int, w *workspace[F]) {
 	s.normalize(w.h, x, &blk.norm2, t)
 	if blk.experts != nil {
-		y := w.act[:t*s.Config.Width]
-		s.expertsForward(blk.experts, y, w.h, t)
+		y := w.act[:t*s.Spec.Width]
+		s.expertsForward(blk, y, w.h, t)
 		s.addBranch(x, y, &blk.post2, t)
 		return
 	}
-	if s.Config.GLU {
-		s.set.MatMuls(w.h, t, blk.gate.product(w.gate), blk.up.product(w.up))
-		s.set.GLU(w.act, w.gate, w.up, s.Config.Act)
+	_, _, _, _, gate, up, act := w.of(blk, t)
+	if blk.gated {
+		s.set.MatMuls(w.h, t, blk.gate.product(gate), blk.up.product(up))
+		s.set.GLU(act, gate, up, blk.FFN.Act)
 	} else {
-		s.set.MatMul(w.up, w.h, &blk.up.Matrix, blk.up.bias, t)
-		s.set.Activate(w.act, w.up, s.Config.Act)
+		s.set.MatMul(up, w.h, &blk.up.Matrix, blk.up.bias, t)
+		s.set.Activate(act, up, blk.FFN.Act)
 	}
-	s.set.MatMul(w.h, w.act, &blk.down.Matrix, blk.down.bias, t)
+	s.set.MatMul(w.h, act, &blk.down.Matrix, blk.down.bias, t)
 	s.addBranch(x, w.h, &blk.post2, t)
 }
 
 // logits gathers the rows that want them and applies the final norm and the head.
 func (s *Stage[F]) logits(b *Batch[F], x []F, n int) []F {
-	c := s.Config.Width
+	c := s.Spec.Width
 	rows := s.scratch.take(n * c)
 	at, row := 0, 0
 	for _, e := range b.Entries {
 		row += e.Rows
 		at += copy(rows[at:], x[(row-e.Logits)*c:row*c])
 	}
-	h, out := s.scratch.take(n*c), s.scratch.take(n*s.Config.Vocab)
+	h, out := s.scratch.take(n*c), s.scratch.take(n*s.Spec.Vocab)
 	if n > 0 {
 		s.normalize(h, rows, &s.norm, n)
 		s.set.MatMul(out, h, &s.head.Matrix, nil, n)

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"maps"
 	"math"
-	"reflect"
 	"slices"
 	"testing"
 
@@ -51,7 +50,7 @@ func ggufText(meta map[string]any, tensors map[string][]int) []byte {
 
 // ggufConfig reads the hyper-parameters of an architecture's small file with some more
 // metadata, whose keys lack the architecture.
-func ggufConfig(t *testing.T, arch string, more map[string]any, tensors map[string][]int) model.Config {
+func ggufConfig(t *testing.T, arch string, more map[string]any, tensors map[string][]int) model.Spec {
 	t.Helper()
 	meta := map[string]any{"general.architecture": arch}
 	for key, v := range map[string]any{"block_count": 3, "embedding_length": 32, "attention.head_count": 4, "feed_forward_length": 128, "context_length": 64} {
@@ -70,7 +69,7 @@ func ggufConfig(t *testing.T, arch string, more map[string]any, tensors map[stri
 	if err != nil {
 		t.Fatal(err)
 	}
-	return f.Config
+	return f.Spec
 }
 
 func TestFromGGUF_WindowsOfLayers(t *testing.T) {
@@ -87,8 +86,13 @@ func TestFromGGUF_WindowsOfLayers(t *testing.T) {
 		{"gemma3", map[string]any{"attention.sliding_window": 9, "attention.sliding_window_pattern": 3}, 9, []bool{false, false, true}},
 		{"gpt-oss", map[string]any{"attention.sliding_window": 9, "attention.sliding_window_pattern": []bool{false, true, true}}, 9, []bool{true, false, false}},
 	} {
-		if got := ggufConfig(t, c.arch, c.meta, nil); got.Window != c.window || !reflect.DeepEqual(got.Full, c.full) {
-			t.Errorf("%s with %v has window %d, full layers %v; want %d, %v", c.arch, c.meta, got.Window, got.Full, c.window, c.full)
+		meta := c.meta
+		if c.arch == "gpt-oss" {
+			meta = maps.Clone(meta)
+			meta["expert_count"], meta["expert_used_count"] = 4, 2
+		}
+		if got, want := windows(ggufConfig(t, c.arch, meta, nil)), windowed(3, c.window, c.full); !slices.Equal(got, want) {
+			t.Errorf("%s with %v has windows %v, want %v", c.arch, c.meta, got, want)
 		}
 	}
 }
@@ -106,18 +110,18 @@ func TestFromGGUF_MagnitudesOfYaRN(t *testing.T) {
 	} {
 		meta := map[string]any{"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 16}
 		maps.Copy(meta, c.more)
-		if r := ggufConfig(t, "qwen2", meta, nil).Rope; math.Abs(r.Attention-c.want) > 1e-9 || r.Original != 16 {
+		if r := new(ggufConfig(t, "qwen2", meta, nil)).Rope(); math.Abs(r.Attention-c.want) > 1e-9 || r.Original != 16 {
 			t.Errorf("%v gives magnitude %g, want %g", c.more, r.Attention, c.want)
 		}
 	}
 }
 
 func TestFromGGUF_WhatElseTheFileSays(t *testing.T) {
-	if c := ggufConfig(t, "gemma3", map[string]any{"final_logit_softcapping": 3.0}, nil); c.LogitCap != 3 || c.AttnCap != 0 {
-		t.Errorf("gemma3 bounds logits by %g, scores by %g; want 3 and none", c.LogitCap, c.AttnCap)
+	if c := ggufConfig(t, "gemma3", map[string]any{"final_logit_softcapping": 3.0}, nil); c.Head.Softcap != 3 || c.Layers[0].Attention.Softcap != 0 {
+		t.Errorf("gemma3 bounds logits by %g, scores by %g; want 3 and none", c.Head.Softcap, c.Layers[0].Attention.Softcap)
 	}
-	if c := ggufConfig(t, "gpt2", nil, map[string][]int{"blk.0.ffn_up.weight": {77, 32}}); c.FF != 77 {
-		t.Errorf("gpt2's feed-forward is %d wide, its matrix 77", c.FF)
+	if c := ggufConfig(t, "gpt2", nil, map[string][]int{"blk.0.ffn_up.weight": {77, 32}}); c.Layers[2].FFN.Width != 77 {
+		t.Errorf("gpt2's feed-forward is %d wide, its matrix 77", c.Layers[2].FFN.Width)
 	}
 	meta := map[string]any{"general.architecture": "phi3", "phi3.rope.scaling.type": "longrope", "phi3.block_count": 1, "phi3.embedding_length": 32,
 		"phi3.attention.head_count": 4, "phi3.feed_forward_length": 8, "phi3.context_length": 8}

@@ -39,7 +39,7 @@ func TestOpen_GenerationConfigIDs(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(dir, "generation_config.json"), []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		if c := open(t, dir).Config; !slices.Equal(c.BOS, want.bos) || !slices.Equal(c.EOS, want.eos) {
+		if c := open(t, dir).Spec; !slices.Equal(c.BOS, want.bos) || !slices.Equal(c.EOS, want.eos) {
 			t.Errorf("%s gives %v and %v, want %+v", text, c.BOS, c.EOS, want)
 		}
 	}

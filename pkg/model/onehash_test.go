@@ -42,7 +42,7 @@ func TestStage_ChatModelHasOneHash(t *testing.T) {
 					t.Fatal(err)
 				}
 				pos += len(ids)
-				logits = logits[len(logits)-files.Config.Vocab:]
+				logits = logits[len(logits)-files.Spec.Vocab:]
 				ids = []int32{int32(slices.Index(logits, slices.Max(logits)))}
 			}
 			if got := hex.EncodeToString(hash.Sum(nil)); got != chatHash {

@@ -81,7 +81,7 @@ func TestStage_OneResult(t *testing.T) {
 func random(r *rand.Rand, f *model.Files, n int) []int32 {
 	ids := make([]int32, n)
 	for i := range ids {
-		ids[i] = int32(r.IntN(f.Config.Vocab))
+		ids[i] = int32(r.IntN(f.Spec.Vocab))
 	}
 	return ids
 }

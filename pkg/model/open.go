@@ -5,26 +5,17 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/lamina-mesh/lamina/pkg/weights"
 )
 
 // Files is an open model: what its folder or file says, before a weight is touched.
 type Files struct {
-	Config Config
+	Spec   Spec
 	Path   string
 	Source weights.Source
-	names  naming
 	gguf   *weights.GGUF
-}
-
-// naming maps parameter names to the file's, and says how matrices lie in it.
-type naming struct {
-	file       func(name string) string
-	transposed func(name string) bool // [I,N] in the file
-	stacked    bool                   // experts' tensors are one [E,N,I] in the file
-
-	interleaved bool // GPT-OSS's: gates and ups alternate in one tensor of all experts
 }
 
 // Open reads a GGUF model (a file, any part of a split one, or a folder that holds
@@ -42,48 +33,41 @@ func Open(path string) (*Files, error) {
 	if err != nil {
 		return nil, err
 	}
-	cfg, err := ParseHF(text)
+	spec, err := ParseHF(text)
 	if err == nil {
-		err = cfg.generationIDs(path)
+		err = spec.generationIDs(path)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
-	tensors, err := weights.OpenSafetensors(path)
+	source, err := weights.OpenSafetensors(path)
 	if err != nil {
 		return nil, err
 	}
-	source := weights.Source(tensors)
-	if cfg.Experts > 0 && cfg.Architecture != "gpt-oss" {
-		source = stacked{source}
-	}
-	f := &Files{Config: cfg, Path: path, Source: source, names: hfNaming(cfg, source)}
-	if f.Config.TiedHead && ownHead(f) {
-		f.Config.TiedHead = false // whatever the flag says
+	f := NewFiles(spec, path, source)
+	f.Spec = spec.biasesOf(f.has)
+	if f.Spec.Head.Tied && f.ownHead() {
+		f.Spec.Head.Tied = false // whatever the setting says
 	}
 	return f, nil
 }
 
 // ownHead reports whether a file that calls its head tied holds another one. Equal
 // copies are common, in GPT-2 files above all.
-func ownHead(f *Files) bool {
-	embed := embedName
-	if f.Config.Architecture == "gpt2" {
-		embed = gpt2EmbedName
-	}
-	head, err := f.Source.Data(f.names.file(headName))
+func (f *Files) ownHead() bool {
+	head, err := f.Source.Data(f.tensor(f.Spec.Head.Name, ".weight"))
 	if err != nil {
 		return false
 	}
-	tied, err := f.Source.Data(f.names.file(embed))
+	tied, err := f.Source.Data(f.tensor(f.Spec.Embedding.Tokens, ".weight"))
 	return err == nil && !bytes.Equal(head, tied)
 }
 
 // NewFiles is a model whose tensors, under their Hugging Face names, come from a
 // source of the caller's making, such as random weights of a given type. Path is
 // what errors call it.
-func NewFiles(c Config, path string, source weights.Source) *Files {
-	return &Files{Config: c, Path: path, Source: source, names: hfNaming(c, source)}
+func NewFiles(s Spec, path string, source weights.Source) *Files {
+	return &Files{Spec: s, Path: path, Source: source}
 }
 
 func openGGUF(path string) (*Files, error) {
@@ -102,11 +86,44 @@ func openGGUF(path string) (*Files, error) {
 // FromGGUF is a model of an open GGUF file, which Close closes. Path is what errors
 // call it.
 func FromGGUF(g *weights.GGUF, path string) (*Files, error) {
-	c, err := ggufConfig(g)
+	s, err := specOfGGUF(g)
 	if err != nil {
 		return nil, err
 	}
-	return &Files{Config: c, Path: path, Source: g, gguf: g, names: ggufNaming(&c)}, nil
+	return &Files{Spec: s, Path: path, Source: g, gguf: g}, nil
+}
+
+// tensor is the name that a parameter has in the model's files. Hugging Face's may leave
+// out the prefix of the whole model, or put that of a multimodal model before it.
+func (f *Files) tensor(n Name, end string) string {
+	if f.gguf != nil {
+		return n.GGUF + end
+	}
+	for _, name := range []string{n.Param, n.HF} {
+		if name == "" {
+			continue
+		}
+		bare := strings.TrimPrefix(strings.TrimPrefix(name, "model."), "transformer.")
+		for _, candidate := range []string{
+			name, bare, "language_model." + name, "model.language_model." + bare, "language_model." + bare, "model.text_model." + bare,
+		} {
+			if _, ok := f.Source.Info(candidate + end); ok {
+				return candidate + end
+			}
+		}
+	}
+	return n.Param + end
+}
+
+// has reports whether the model's files hold a parameter. A %d in its name is expert 0.
+func (f *Files) has(n Name, end string) bool {
+	_, ok := f.Source.Info(f.tensor(n.expert(0), end))
+	return ok
+}
+
+// expert is the name of one of several experts' tensors.
+func (n Name) expert(e int) Name {
+	return Name{Param: expertName(n.Param, e), HF: expertName(n.HF, e), GGUF: n.GGUF}
 }
 
 // GGUF is the open GGUF file, or nil for a Hugging Face folder.

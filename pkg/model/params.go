@@ -1,11 +1,10 @@
 package model
 
 import (
-	"fmt"
-	"math"
+	"cmp"
+	"slices"
 	"strings"
 
-	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
 
@@ -60,195 +59,108 @@ func (s *Stage[F]) NewGrads() *Params[F] {
 	return g
 }
 
-// loader fills a stage from files.
-type loader[F tensor.Float] struct {
-	files  *Files
-	dense  bool
-	unpair int // head size, where rows of queries and keys leave the interleaved order
+// Owner is the name under which the weight is stepped and stored: that of the embedding
+// for a tied head.
+func (p *Param[F]) Owner() string { return cmp.Or(p.TiedTo, p.Name) }
 
-	fromOne bool // gains in the file are 1 more than they are to be
-}
-
-// raw finds a tensor and checks its shape, outermost first.
-func (l *loader[F]) raw(name string, shape ...int) ([]byte, tensor.DType, error) {
-	file, expert, stacked := l.files.names.file(name), 0, false
-	if l.files.names.stacked {
-		if layer, e, part, ok := expertPart(name); ok {
-			file, expert, stacked = l.files.names.file(layer+".mlp.experts."+part), e, true
-			shape = append([]int{l.files.Config.Experts}, shape...)
+// Stepped lists the parameters whose weights the stage's optimizer steps, by name. A tied
+// head is among them only on a stage without the embedding, where it is a copy.
+func (s *Stage[F]) Stepped() []Param[F] {
+	var out []Param[F]
+	for _, p := range s.params.Tensors {
+		if p.TiedTo == "" || !s.First() {
+			out = append(out, p)
 		}
 	}
-	info, ok := l.files.Source.Info(file)
-	if !ok {
-		_, err := l.files.Source.Data(file) // the source's own words for it
-		return nil, 0, err
-	}
-	if fmt.Sprint(info.Shape) != fmt.Sprint(shape) {
-		return nil, 0, &FieldError{file, fmt.Sprintf("shape %v, want %v", info.Shape, shape)}
-	}
-	if strings.HasSuffix(file, "_blocks") || strings.HasSuffix(file, "_scales") {
-		if info.DType != tensor.U8 {
-			return nil, 0, &UnsupportedError{"type of " + file, info.DType.String(), "U8 is"}
-		}
-		data, err := l.files.Source.Data(file)
-		return data, info.DType, err
-	}
-	switch info.DType {
-	case tensor.I8, tensor.I16, tensor.I32, tensor.I64, tensor.U8, tensor.Bool:
-		return nil, 0, &UnsupportedError{"type of " + file, info.DType.String(), "float and block types are"}
-	}
-	data, err := l.files.Source.Data(file)
-	if err == nil && stacked {
-		size := len(data) / shape[0]
-		data = data[expert*size : (expert+1)*size]
-	}
-	return data, info.DType, err
-}
-
-func (l *loader[F]) vector(name string, n int) ([]F, error) {
-	if layer, e, part, ok := expertPart(name); ok && l.files.names.interleaved {
-		return l.fusedBias(layer, e, part, n)
-	}
-	data, dtype, err := l.raw(name, n)
-	if err != nil {
-		return nil, err
-	}
-	out := make([]F, n)
-	tensor.Dequantize(out, data, dtype)
-	if l.unpair > 0 && rotated(name) {
-		out = unpair(out, 1, l.unpair)
-	}
-	if l.fromOne && isGain(name) {
-		for i := range out {
-			out[i]--
-		}
-	}
-	return out, nil
-}
-
-func (l *loader[F]) matrix(name string, rows, cols int) (kernel.Matrix[F], error) {
-	m := kernel.Matrix[F]{Rows: rows, Cols: cols}
-	if layer, e, part, ok := expertPart(name); ok && l.files.names.interleaved {
-		return l.fusedExpert(layer, e, part, rows, cols)
-	}
-	transposed := l.files.names.transposed(name)
-	shape := []int{rows, cols}
-	if transposed {
-		shape = []int{cols, rows}
-	}
-	data, dtype, err := l.raw(name, shape...)
-	if err != nil {
-		return m, err
-	}
-	if !l.dense && !transposed && dtype != tensor.F32 && dtype != tensor.F64 {
-		m.Raw, m.DType = data, dtype
-		return m, nil
-	}
-	m.Dense = make([]F, rows*cols)
-	tensor.Dequantize(m.Dense, data, dtype)
-	if transposed {
-		m.Dense = transpose(m.Dense, cols, rows)
-	}
-	if l.unpair > 0 && rotated(name) {
-		m.Dense = unpair(m.Dense, cols, l.unpair)
-	}
-	return m, nil
-}
-
-// unpair reorders the rows of each head from interleaved pairs (2i, 2i+1) to halves
-// (i, i+D/2). Rows have cols elements.
-func unpair[F tensor.Float](w []F, cols, headDim int) []F {
-	out := make([]F, len(w))
-	for r := range len(w) / cols {
-		head, d := r/headDim*headDim, r%headDim
-		to := head + d/2 + d%2*(headDim/2)
-		copy(out[to*cols:(to+1)*cols], w[r*cols:(r+1)*cols])
-	}
+	slices.SortFunc(out, func(a, b Param[F]) int { return cmp.Compare(a.Name, b.Name) })
 	return out
 }
 
-// transpose turns x[r,c] into [c,r].
-func transpose[F tensor.Float](x []F, r, c int) []F {
-	out := make([]F, len(x))
-	for i := range r {
-		for j := range c {
-			out[j*r+i] = x[i*c+j]
+// Tied reports whether the parameter shares another one's weight. A stage does not count
+// or store it and reports no norm of its gradient: the owner's stage does.
+func (p *Param[F]) Tied() bool { return p.TiedTo != "" }
+
+// TiedEnd is the parameter whose gradient is half of a tied weight's, if the other half is
+// on another stage: the embedding on the first stage, the head on the last.
+func (s *Stage[F]) TiedEnd() (name string, ok bool) {
+	if !s.Spec.Head.Tied || s.First() == s.Last() {
+		return "", false
+	}
+	if s.First() {
+		return s.Spec.Embedding.Tokens.Param + ".weight", true
+	}
+	return s.Spec.Head.Param + ".weight", true
+}
+
+// FoldTied adds the head's half of a tied weight's gradient to the embedding's, where p
+// has both, by add(embedding, head).
+func (p *Params[F]) FoldTied(add func(dst, src []F)) {
+	for _, t := range p.Tensors {
+		if owner, ok := p.Get(t.TiedTo); ok && t.TiedTo != "" {
+			add(owner.Data, t.Data)
 		}
 	}
-	return out
 }
 
-// random fills a stage with initial weights.
-type random[F tensor.Float] struct {
-	seed   uint64
-	layers int
-}
-
-func (r *random[F]) vector(name string, n int) ([]F, error) {
-	out := make([]F, n)
-	if isGain(name) {
-		for i := range out {
-			out[i] = 1
+// Holders lists the stages that hold a parameter, given the stages' ranges in order: one,
+// or the first and the last for a tied embedding. It is nil for a name that the model lacks.
+func (s *Spec) Holders(param string, stages []Range) []int {
+	last := len(stages) - 1
+	base, end := splitParam(param)
+	weight := end == ".weight"
+	switch {
+	case weight && base == s.Embedding.Tokens.Param && s.Head.Tied && last > 0:
+		return []int{0, last}
+	case weight && (base == s.Embedding.Tokens.Param || base == s.Embedding.Positions.Param):
+		return []int{0}
+	case s.Norm.holds(base, end), weight && base == s.Head.Param:
+		return []int{last}
+	}
+	for l := range s.Layers {
+		if s.Layers[l].holds(base, end) {
+			i := slices.IndexFunc(stages, func(r Range) bool { return l >= r.Lo && l < r.Hi })
+			if i < 0 {
+				return nil
+			}
+			return []int{i}
 		}
 	}
-	return out, nil
+	return nil
 }
 
-// isGain reports whether a vector is a norm's gain, which starts at 1.
-func isGain(name string) bool { return len(name) > 7 && name[len(name)-7:] == ".weight" }
-
-func (r *random[F]) matrix(name string, rows, cols int) (kernel.Matrix[F], error) {
-	std := 0.02
-	if residual(name) {
-		std /= math.Sqrt(2 * float64(r.layers))
+// splitParam splits a parameter's name into that of its Name and the ending.
+func splitParam(param string) (base, end string) {
+	for _, end := range []string{".weight", ".bias"} {
+		if base, ok := strings.CutSuffix(param, end); ok {
+			return base, end
+		}
 	}
-	m := kernel.Matrix[F]{Rows: rows, Cols: cols, Dense: make([]F, rows*cols)}
-	key := mix(r.seed ^ hashName(name))
-	for i := range m.Dense {
-		m.Dense[i] = F(std * normal(mix(key+uint64(i)*0x9e3779b97f4a7c15)))
-	}
-	return m, nil
+	return param, ""
 }
 
-// residual reports whether a matrix adds to the residual stream.
-func residual(name string) bool {
-	for _, end := range []string{"o_proj.weight", "down_proj.weight", "c_proj.weight"} {
-		if len(name) > len(end) && name[len(name)-len(end):] == end {
+// holds reports whether a parameter is the layer's.
+func (l *Layer) holds(base, end string) bool {
+	a, f := &l.Attention, &l.FFN
+	for _, m := range l.linears() {
+		if m.Param == base && (end == ".weight" || end == ".bias" && m.Bias) {
 			return true
 		}
 	}
-	return false
-}
-
-// normal maps 64 random bits to a nearly normal variable: the centred sum of four
-// uniform ones, scaled to variance 1. It uses no function whose last bit could
-// differ between machines.
-func normal(bits uint64) float64 {
-	var sum int64
-	for range 4 {
-		sum += int64(bits & 0xffff)
-		bits >>= 16
+	for _, n := range []*Norm{&a.Norm, &a.PostNorm, &a.QNorm, &a.KNorm, &f.Norm, &f.PostNorm} {
+		if n.holds(base, end) {
+			return true
+		}
 	}
-	const scale = 1.7320508075688772 / 65536 // sqrt(3) over the unit
-	return float64(sum-2*65535) * scale
-}
-
-// mix is SplitMix64's finalizer (Steele, Lea and Flood, 2014).
-func mix(x uint64) uint64 {
-	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
-	x = (x ^ x>>27) * 0x94d049bb133111eb
-	return x ^ x>>31
-}
-
-// hashName is FNV-1a over a tensor's name.
-func hashName(name string) uint64 {
-	h := uint64(14695981039346656037)
-	for i := range len(name) {
-		h = (h ^ uint64(name[i])) * 1099511628211
+	if x := f.Experts; x != nil {
+		part, ok := strings.CutPrefix(base, x.Stack+".")
+		name, bias := strings.CutSuffix(part, "_bias")
+		if ok && end == "" && (name == "gate_up_proj" || name == "down_proj") {
+			return x.Bias || !bias
+		}
 	}
-	return h
+	return base != "" && end == "" && a.Sinks.Param == base
 }
 
-func (l *loader[F]) packed() { l.files.Source.Relax() }
-
-func (r *random[F]) packed() {}
+func (n *Norm) holds(base, end string) bool {
+	return n.Kind != NoNorm && n.Param == base && (end == ".weight" || end == ".bias" && n.Kind == LayerNorm)
+}

@@ -108,7 +108,7 @@ type chain[F tensor.Float] struct {
 func newChain[F tensor.Float](t testing.TB, f *model.Files, set kernel.Set[F], stages int) *chain[F] {
 	t.Helper()
 	c := &chain[F]{}
-	for _, r := range model.Split(f.Config.Layers, stages) {
+	for _, r := range model.Split(len(f.Spec.Layers), stages) {
 		s, err := model.Load(f, r, set, model.LoadOptions{})
 		if err != nil {
 			t.Fatal(err)
@@ -205,7 +205,7 @@ func TestStage_HiddenStatesLayerByLayer(t *testing.T) {
 		if err := seq[0].Reserve(len(want.IDs)); err != nil {
 			t.Fatal(err)
 		}
-		width, layers := files.Config.Width, files.Config.Layers
+		width, layers := files.Spec.Width, len(files.Spec.Layers)
 		_, err := c.stages[0].Forward(&model.Batch[float32]{
 			IDs: want.IDs, Entries: []model.Entry[float32]{{Seq: seq[0], Rows: len(want.IDs), Logits: 1}},
 			Observe: func(layer int, hidden []float32) {
@@ -248,7 +248,7 @@ func TestStage_ChunksAndBatchesChangeNoBit(t *testing.T) {
 			c := newChain(t, files, set, 2)
 			ids, other := want.Cases[0].IDs, want.Cases[1].IDs
 			whole := c.run(t, part[float32]{c.sequence(), ids, 0})
-			vocab := files.Config.Vocab
+			vocab := files.Spec.Vocab
 			for _, chunk := range []int{1, 7, 16, 40} {
 				seq, company := c.sequence(), c.sequence()
 				var got []float32

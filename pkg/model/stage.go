@@ -2,7 +2,6 @@ package model
 
 import (
 	"fmt"
-	"strings"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/kernel"
@@ -12,12 +11,10 @@ import (
 
 // Stage is a range of a model's layers on one kernel set.
 type Stage[F tensor.Float] struct {
-	Config Config
-	Range  Range
+	Spec  Spec
+	Range Range
 
-	set      kernel.Set[F]
-	rotaries []*kernel.Rotary // of the stage's layers; nil: no rotation
-
+	set         kernel.Set[F]
 	farRotaries map[*kernel.Rotary]*kernel.Rotary // what stands for them in long sequences of training
 
 	embed    *linear[F] // [V,C]; first stage
@@ -25,14 +22,19 @@ type Stage[F tensor.Float] struct {
 	blocks   []block[F]
 	norm     norm[F]    // last stage
 	head     *linear[F] // [V,C]; last stage
+	sizes    sizes
 
 	params  Params[F]
 	written []bool // of params: a backward's products write its gradient whole
 	dense   bool
+	bounded bool // no position beyond the context length is computed
 	scratch arena[F]
 	micro   []*Trace[F] // spare traces
 	block   arena[F]    // of a block in training, with a bfloat16 kernel set
 }
+
+// sizes are the largest widths of the stage's layers, which share scratch.
+type sizes struct{ q, kv, ff, gate int }
 
 // linear is a matrix with an optional bias, and where they stand in Params.
 type linear[F tensor.Float] struct {
@@ -47,6 +49,7 @@ type slot struct{ index, from, len int }
 
 // norm is a gain with an optional bias.
 type norm[F tensor.Float] struct {
+	*Norm
 	gain, bias []F
 	atG, atB   slot
 	fromOne    []F // scratch for 1 + gain, where that multiplies
@@ -63,34 +66,32 @@ func (n *norm[F]) effective() []F {
 	return n.fromOne
 }
 
-// block is one transformer layer.
+// block is one transformer layer: what its Spec describes, filled.
 type block[F tensor.Float] struct {
+	*Layer
+	heads          kernel.Heads
+	rotary         *kernel.Rotary // nil: no rotation
+	gated          bool
 	norm1, norm2   norm[F]
-	post1, post2   norm[F] // of what attention and feed-forward add, with PostNorms
-	qNorm, kNorm   norm[F] // [D] each, with QKNorm
+	post1, post2   norm[F]
+	qNorm, kNorm   norm[F]
 	q, k, v, o     linear[F]
 	gate, up, down linear[F]
 	sinks          norm[F]     // [H] scores, as a gain
 	sinks32        []float32   // what attention takes
-	experts        *experts[F] // in place of those, where the layer routes
-}
-
-// blockNames names a layer's tensors, without ".weight" and ".bias". qkv stands for
-// q, k and v where they are fused, gateUp for gate and up.
-type blockNames struct {
-	norm1, norm2, q, k, v, qkv, o, gate, up, gateUp, down string
-	post1, post2, qNorm, kNorm, router, experts, sinks    string
+	experts        *experts[F] // in place of gate, up and down
 }
 
 // Last reports whether the stage ends in the head.
-func (s *Stage[F]) Last() bool { return s.Range.Hi == s.Config.Layers }
+func (s *Stage[F]) Last() bool { return s.Range.Hi == len(s.Spec.Layers) }
 
 // First reports whether the stage begins with the embedding.
 func (s *Stage[F]) First() bool { return s.Range.Lo == 0 }
 
 // CacheConfig shapes a KV cache for the stage.
 func (s *Stage[F]) CacheConfig(pages int) kvcache.Config {
-	return kvcache.Config{Layers: s.Range.Len(), KVHeads: s.Config.KVHeads, HeadDim: s.Config.HeadDim, Type: s.set.KV().For(s.Config.Width), Pages: pages}
+	a := &s.Spec.Layers[0].Attention // all have the same
+	return kvcache.Config{Layers: s.Range.Len(), KVHeads: a.KVHeads, HeadDim: a.HeadDim, Type: s.set.KV().For(s.Spec.Width), Pages: pages}
 }
 
 // Kernels returns the kernel set the stage runs on.
@@ -103,20 +104,29 @@ type LoadOptions struct {
 
 // Load builds a stage from an open model, touching its own tensors alone. Without
 // Dense they stay in the mapped file, so f must outlive the stage. With it, queries
-// and keys take Hugging Face's order, and Gemma's gains its origin, whatever the file's:
-// the stage's Config says so.
+// and keys take Hugging Face's order, and Gemma's gains count from one, whatever the
+// file's: the stage's Spec says so.
 func Load[F tensor.Float](f *Files, r Range, set kernel.Set[F], o LoadOptions) (*Stage[F], error) {
-	c, l := f.Config, &loader[F]{files: f, dense: o.Dense}
-	if o.Dense && c.Rope.Interleaved {
-		if c.Rope.Dims != c.HeadDim {
-			return nil, &UnsupportedError{"rotated dimensions", fmt.Sprint(c.Rope.Dims), "for training, whole heads are"}
+	spec, l := f.Spec, &loader[F]{files: f, dense: o.Dense}
+	if o.Dense && f.gguf != nil {
+		a, _ := architectureOf(spec.Architecture)
+		if l.minusOne = a.addedGGUF; a.addedGGUF {
+			spec = spec.onePlus(true)
 		}
-		c.Rope.Interleaved, l.unpair = false, c.HeadDim
 	}
-	if o.Dense && c.PostNorms && !c.GainFromOne {
-		c.GainFromOne, l.fromOne = true, true
+	if rope := spec.Rope(); o.Dense && rope != nil && rope.Interleaved {
+		headDim := spec.Layers[0].Attention.HeadDim
+		if rope.Dims != headDim {
+			return nil, &UnsupportedError{"rotated dimensions", fmt.Sprint(rope.Dims), "for training, whole heads"}
+		}
+		l.unpair = headDim
+		spec = spec.clone(func(_ *Layer, r *Rope) {
+			if r != nil {
+				r.Interleaved = false
+			}
+		})
 	}
-	s, err := build(c, r, set, l)
+	s, err := build(spec, r, set, l)
 	if err != nil {
 		return nil, fmt.Errorf("load %s: %w", f.Path, err)
 	}
@@ -127,43 +137,31 @@ func Load[F tensor.Float](f *Files, r Range, set kernel.Set[F], o LoadOptions) (
 // standard deviation 0.02, residual projections divided by sqrt(2L), gains 1 and
 // biases 0. Each weight is keyed by (seed, tensor name, index), so any split of the
 // model has the same.
-func Init[F tensor.Float](c Config, r Range, set kernel.Set[F], seed uint64) (*Stage[F], error) {
-	return build(c, r, set, &random[F]{seed: seed, layers: c.Layers})
+func Init[F tensor.Float](s Spec, r Range, set kernel.Set[F], seed uint64) (*Stage[F], error) {
+	return build(s, r, set, &random[F]{seed: seed, layers: len(s.Layers)})
 }
 
-// filler provides tensors to build.
-type filler[F tensor.Float] interface {
-	matrix(name string, rows, cols int) (kernel.Matrix[F], error)
-	vector(name string, n int) ([]F, error)
-	packed() // some of the matrices have their own form now
-}
-
-func build[F tensor.Float](c Config, r Range, set kernel.Set[F], fill filler[F]) (*Stage[F], error) {
-	if err := c.Validate(); err != nil {
+func build[F tensor.Float](spec Spec, r Range, set kernel.Set[F], fill filler[F]) (*Stage[F], error) {
+	if err := spec.Validate(); err != nil {
 		return nil, err
 	}
-	if r.Lo < 0 || r.Hi > c.Layers || r.Lo >= r.Hi {
-		return nil, fault.Field("layers", "build stage: %v is no range of %d layers", r, c.Layers)
+	if r.Lo < 0 || r.Hi > len(spec.Layers) || r.Lo >= r.Hi {
+		return nil, fault.Field("layers", "build stage: %v is no range of %d layers", r, len(spec.Layers))
 	}
-	s := &Stage[F]{Config: c, Range: r, set: set, dense: true}
-	s.rotaries = c.rotaries(r)
-	b := &builder[F]{stage: s, fill: fill}
-	names, embed, position, last := llamaNames, strings.TrimSuffix(embedName, ".weight"), "", "model.norm"
-	if c.Architecture == "gpt2" {
-		names, embed, position, last = gpt2Names, strings.TrimSuffix(gpt2EmbedName, ".weight"), "transformer.wpe", "transformer.ln_f"
-	}
+	s := &Stage[F]{Spec: spec, Range: r, set: set, dense: true, bounded: spec.Bounded()}
+	b := &builder[F]{stage: s, fill: fill, rotaries: map[*Rope]*kernel.Rotary{}}
 	if s.First() {
-		s.embed = b.single(embed, c.Vocab, c.Width)
-		if c.Learned {
-			s.position = b.single(position, c.Context, c.Width)
+		s.embed = b.single(spec.Embedding.Tokens, spec.Vocab)
+		if spec.Embedding.Positions.Param != "" {
+			s.position = b.single(spec.Embedding.Positions, spec.Context)
 		}
 	}
 	for l := r.Lo; l < r.Hi; l++ {
-		s.blocks = append(s.blocks, b.block(names(&c, l), c.routes(l)))
+		s.blocks = append(s.blocks, b.block(&spec.Layers[l]))
 	}
 	if s.Last() {
-		s.norm = b.norm(last)
-		s.head = b.head(embed)
+		s.norm = b.norm(&s.Spec.Norm, spec.Width)
+		s.head = b.head()
 	}
 	if b.err != nil {
 		return nil, b.err
@@ -200,7 +198,7 @@ func (s *Stage[F]) writtenWhole() []bool {
 // embedding keeps its own: rows of it are looked up.
 func (s *Stage[F]) pack(packed func()) {
 	pack := func(m *kernel.Matrix[F]) {
-		m.Plain = s.Config.Width < kernel.Narrow
+		m.Plain = s.Spec.Width < kernel.Narrow
 		s.set.Pack(m)
 	}
 	for i := range s.blocks {
@@ -230,9 +228,10 @@ func (l *linear[F]) product(y []F) kernel.Product[F] {
 
 // builder gathers a stage's parameters; the first error stays.
 type builder[F tensor.Float] struct {
-	stage *Stage[F]
-	fill  filler[F]
-	err   error
+	stage    *Stage[F]
+	fill     filler[F]
+	rotaries map[*Rope]*kernel.Rotary // kernels keep tables by the pointer, so layers share it
+	err      error
 }
 
 func (b *builder[F]) add(p Param[F]) int {
@@ -240,55 +239,60 @@ func (b *builder[F]) add(p Param[F]) int {
 	return len(b.stage.params.Tensors) - 1
 }
 
-// matrix adds name.weight [rows,cols] and returns it with its index.
-func (b *builder[F]) matrix(name string, rows, cols int) (kernel.Matrix[F], int) {
+// matrix adds a parameter [rows,cols] and returns its matrix.
+func (b *builder[F]) matrix(w wanted) linear[F] {
+	out := linear[F]{Matrix: kernel.Matrix[F]{Rows: w.rows, Cols: w.cols}}
 	if b.err != nil {
-		return kernel.Matrix[F]{Rows: rows, Cols: cols}, 0
+		return out
 	}
-	m, err := b.fill.matrix(name+".weight", rows, cols)
-	if err != nil {
-		b.err = err
-		return m, 0
+	w.end = ".weight"
+	if out.Matrix, b.err = b.fill.matrix(w); b.err != nil {
+		return out
 	}
-	b.stage.dense = b.stage.dense && m.Dense != nil
-	return m, b.add(Param[F]{Name: name + ".weight", Shape: []int{rows, cols}, Data: m.Dense})
+	b.stage.dense = b.stage.dense && out.Dense != nil
+	index := b.add(Param[F]{Name: w.Param + w.end, Shape: []int{w.rows, w.cols}, Data: out.Dense})
+	out.atW = slot{index, 0, w.rows * w.cols}
+	return out
 }
 
-func (b *builder[F]) vector(name string, n int) ([]F, slot) {
+func (b *builder[F]) vector(w wanted) ([]F, slot) {
 	if b.err != nil {
 		return nil, slot{}
 	}
-	data, err := b.fill.vector(name, n)
+	data, err := b.fill.vector(w)
 	if err != nil {
 		b.err = err
 		return nil, slot{}
 	}
-	return data, slot{b.add(Param[F]{Name: name, Shape: []int{n}, Data: data}), 0, n}
+	return data, slot{b.add(Param[F]{Name: w.Param + w.end, Shape: []int{w.rows}, Data: data}), 0, w.rows}
 }
 
-func (b *builder[F]) single(name string, rows, cols int) *linear[F] {
-	m, index := b.matrix(name, rows, cols)
-	return &linear[F]{Matrix: m, atW: slot{index, 0, rows * cols}}
+// single adds a matrix [rows,C] without a bias.
+func (b *builder[F]) single(n Name, rows int) *linear[F] {
+	return new(b.matrix(wanted{Name: n, rows: rows, cols: b.stage.Spec.Width}))
 }
 
-func (b *builder[F]) linear(name string, rows, cols int, bias bool) linear[F] {
-	l := *b.single(name, rows, cols)
-	if bias {
-		l.bias, l.atB = b.vector(name+".bias", rows)
+// linear adds a matrix [rows,cols] and its bias, if it has one.
+func (b *builder[F]) linear(m *Linear, rows, cols int, r role) linear[F] {
+	l := b.matrix(wanted{Name: m.Name, rows: rows, cols: cols, role: r, conv1D: m.Conv1D})
+	if m.Bias {
+		l.bias, l.atB = b.vector(wanted{Name: m.Name, end: ".bias", rows: rows, role: r})
 		l.hasB = true
 	}
 	return l
 }
 
-func (b *builder[F]) norm(name string) norm[F] { return b.normOf(name, b.stage.Config.Width) }
-
-func (b *builder[F]) normOf(name string, n int) norm[F] {
-	var out norm[F]
-	out.gain, out.atG = b.vector(name+".weight", n)
-	if b.stage.Config.LayerNorm {
-		out.bias, out.atB = b.vector(name+".bias", n)
+// norm adds a norm of n components, or nothing where there is none.
+func (b *builder[F]) norm(m *Norm, n int) norm[F] {
+	out := norm[F]{Norm: m}
+	if m.Kind == NoNorm {
+		return out
 	}
-	if b.stage.Config.GainFromOne {
+	out.gain, out.atG = b.vector(wanted{Name: m.Name, end: ".weight", rows: n, role: gainTensor})
+	if m.Kind == LayerNorm {
+		out.bias, out.atB = b.vector(wanted{Name: m.Name, end: ".bias", rows: n})
+	}
+	if m.OnePlus {
 		out.fromOne = make([]F, n)
 	}
 	return out
@@ -298,92 +302,97 @@ func (b *builder[F]) normOf(name string, n int) norm[F] {
 func (l linear[F]) rows(lo, hi int) linear[F] {
 	out := l
 	out.Rows = hi - lo
-	if l.Dense != nil {
+	switch {
+	case l.Dense != nil:
 		out.Dense = l.Dense[lo*l.Cols : hi*l.Cols]
-	} else {
+	case l.Raw != nil:
 		size := l.DType.RowBytes(l.Cols)
 		out.Raw = l.Raw[lo*size : hi*size]
 	}
 	out.atW = slot{l.atW.index, l.atW.from + lo*l.Cols, (hi - lo) * l.Cols}
-	if l.hasB {
+	if l.bias != nil {
 		out.bias = l.bias[lo:hi]
 		out.atB = slot{l.atB.index, l.atB.from + lo, hi - lo}
 	}
 	return out
 }
 
-func (b *builder[F]) block(n blockNames, routes bool) block[F] {
-	c := &b.stage.Config
-	var out block[F]
-	queries, keys := c.Heads*c.HeadDim, c.KVHeads*c.HeadDim
-	out.norm1 = b.norm(n.norm1)
-	if n.qkv != "" {
-		whole := b.linear(n.qkv, queries+2*keys, c.Width, c.BiasQKV)
-		if b.err != nil {
-			return out
-		}
+// block adds a layer's parameters, in the order that checkpoints have them.
+func (b *builder[F]) block(l *Layer) block[F] {
+	a, f, width, size := &l.Attention, &l.FFN, b.stage.Spec.Width, &b.stage.sizes
+	out := block[F]{Layer: l, heads: a.heads(), rotary: b.rotary(a.Rope), gated: f.Gated()}
+	queries, keys := a.Heads*a.HeadDim, a.KVHeads*a.HeadDim
+	size.q, size.kv = max(size.q, queries), max(size.kv, keys)
+	out.norm1 = b.norm(&a.Norm, width)
+	if a.QKV.Param != "" {
+		whole := b.linear(&a.QKV, queries+2*keys, width, plainTensor)
 		out.q, out.k, out.v = whole.rows(0, queries), whole.rows(queries, queries+keys), whole.rows(queries+keys, queries+2*keys)
 	} else {
-		out.q = b.linear(n.q, queries, c.Width, c.BiasQKV)
-		out.k = b.linear(n.k, keys, c.Width, c.BiasQKV)
-		out.v = b.linear(n.v, keys, c.Width, c.BiasQKV)
+		out.q = b.linear(&a.Q, queries, width, rotatedTensor)
+		out.k = b.linear(&a.K, keys, width, rotatedTensor)
+		out.v = b.linear(&a.V, keys, width, plainTensor)
 	}
-	if c.QKNorm {
-		out.qNorm, out.kNorm = b.normOf(n.qNorm, c.HeadDim), b.normOf(n.kNorm, c.HeadDim)
-	}
-	out.o = b.linear(n.o, c.Width, queries, c.BiasO)
-	if c.Sinks {
-		out.sinks.gain, out.sinks.atG = b.vector(n.sinks, c.Heads)
+	out.qNorm, out.kNorm = b.norm(&a.QNorm, a.HeadDim), b.norm(&a.KNorm, a.HeadDim)
+	out.o = b.linear(&a.O, width, queries, residualTensor)
+	if a.Sinks.Param != "" {
+		out.sinks.gain, out.sinks.atG = b.vector(wanted{Name: a.Sinks, rows: a.Heads})
 		for _, v := range out.sinks.gain {
 			out.sinks32 = append(out.sinks32, float32(v))
 		}
 	}
-	if c.PostNorms {
-		out.post1 = b.norm(n.post1)
-	}
-	out.norm2 = b.norm(n.norm2)
-	if routes {
-		out.experts = b.experts(n)
+	out.post1, out.norm2 = b.norm(&a.PostNorm, width), b.norm(&f.Norm, width)
+	if f.Experts != nil {
+		out.experts = b.experts(f)
+		out.post2 = b.norm(&f.PostNorm, width)
 		return out
 	}
+	size.ff = max(size.ff, f.Width)
+	if out.gated {
+		size.gate = max(size.gate, f.Width)
+	}
 	switch {
-	case n.gateUp != "":
-		whole := b.linear(n.gateUp, 2*c.FF, c.Width, c.BiasMLP)
-		if b.err != nil {
-			return out
-		}
-		out.gate, out.up = whole.rows(0, c.FF), whole.rows(c.FF, 2*c.FF)
-	case c.GLU:
-		out.gate = b.linear(n.gate, c.FF, c.Width, c.BiasMLP)
+	case f.GateUp.Param != "":
+		whole := b.linear(&f.GateUp, 2*f.Width, width, plainTensor)
+		out.gate, out.up = whole.rows(0, f.Width), whole.rows(f.Width, 2*f.Width)
+	case f.Gate.Param != "":
+		out.gate = b.linear(&f.Gate, f.Width, width, plainTensor)
 		fallthrough
 	default:
-		out.up = b.linear(n.up, c.FF, c.Width, c.BiasMLP)
+		out.up = b.linear(&f.Up, f.Width, width, plainTensor)
 	}
-	if c.PostNorms {
-		out.post2 = b.norm(n.post2)
-	}
-	out.down = b.linear(n.down, c.Width, c.FF, c.BiasMLP)
+	out.post2 = b.norm(&f.PostNorm, width)
+	out.down = b.linear(&f.Down, width, f.Width, residualTensor)
 	return out
+}
+
+func (b *builder[F]) rotary(r *Rope) *kernel.Rotary {
+	if r == nil {
+		return nil
+	}
+	if b.rotaries[r] == nil {
+		b.rotaries[r] = r.rotary()
+	}
+	return b.rotaries[r]
 }
 
 // head is a matrix of its own, or the embedding's: shared on a lone stage, a copy on
 // the last of several.
-func (b *builder[F]) head(embed string) *linear[F] {
-	c, s := &b.stage.Config, b.stage
-	if !c.TiedHead {
-		return b.single("lm_head", c.Vocab, c.Width)
+func (b *builder[F]) head() *linear[F] {
+	s := b.stage
+	if !s.Spec.Head.Tied {
+		return b.single(s.Spec.Head.Name, s.Spec.Vocab)
 	}
 	if b.err != nil {
 		return nil
 	}
-	var m kernel.Matrix[F]
+	m, tokens := kernel.Matrix[F]{}, s.Spec.Embedding.Tokens
 	if s.First() {
 		m = s.embed.Matrix
-	} else if m, b.err = b.fill.matrix(embed+".weight", c.Vocab, c.Width); b.err != nil {
+	} else if m, b.err = b.fill.matrix(wanted{Name: tokens, end: ".weight", rows: s.Spec.Vocab, cols: s.Spec.Width}); b.err != nil {
 		return nil
 	}
-	index := b.add(Param[F]{Name: headName, Shape: []int{c.Vocab, c.Width}, Data: m.Dense, TiedTo: embed + ".weight"})
-	return &linear[F]{Matrix: m, atW: slot{index, 0, c.Vocab * c.Width}}
+	p := Param[F]{Name: s.Spec.Head.Param + ".weight", Shape: []int{m.Rows, m.Cols}, Data: m.Dense, TiedTo: tokens.Param + ".weight"}
+	return &linear[F]{Matrix: m, atW: slot{b.add(p), 0, m.Rows * m.Cols}}
 }
 
 // ErrNotDense reports training on weights that are held as they are in the file.

@@ -18,7 +18,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/weights"
 )
 
-func whole(c model.Config) model.Range { return model.Range{Hi: c.Layers} }
+func whole(c model.Spec) model.Range { return model.Range{Hi: len(c.Layers)} }
 
 func TestStage_SmolLM2FirstLogits(t *testing.T) {
 	if testing.Short() {
@@ -69,7 +69,7 @@ func TestStage_EveryQuantisedType(t *testing.T) {
 		ids := []int32{1, 2, 3, 5, 8, 13}
 		logits := make([][]float32, 2)
 		for i, dense := range []bool{false, true} {
-			s, err := model.Load(files, whole(files.Config), set, model.LoadOptions{Dense: dense})
+			s, err := model.Load(files, whole(files.Spec), set, model.LoadOptions{Dense: dense})
 			if err != nil {
 				t.Fatalf("%s: %v", filepath.Base(path), err)
 			}
@@ -106,7 +106,7 @@ func FuzzFromGGUF(f *testing.F) {
 			}
 			return
 		}
-		if err := files.Config.Validate(); err != nil {
+		if err := files.Spec.Validate(); err != nil {
 			t.Errorf("accepted what is not valid: %v", err)
 		}
 	})
@@ -122,7 +122,7 @@ func TestLoad_DenseFilesAgree(t *testing.T) {
 			continue
 		}
 		load := func(form string) *model.Stage[float32] {
-			s, err := model.Load(all[form], whole(all[form].Config), set, model.LoadOptions{Dense: true})
+			s, err := model.Load(all[form], whole(all[form].Spec), set, model.LoadOptions{Dense: true})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -134,7 +134,7 @@ func TestLoad_DenseFilesAgree(t *testing.T) {
 				t.Errorf("%s: %s differs from the GGUF file's %s", name, p.Name, q.Name)
 			}
 		}
-		if b.Config.Rope.Interleaved {
+		if r := b.Spec.Rope(); r != nil && r.Interleaved {
 			t.Errorf("%s: dense weights still say interleaved", name)
 		}
 		if name == "llama3-rope" {
@@ -144,7 +144,7 @@ func TestLoad_DenseFilesAgree(t *testing.T) {
 			continue // is not written
 		}
 		dir := t.TempDir()
-		if err := model.ExportHF(dir, b.Config, b.Params().Tensors, tensor.BF16); err != nil {
+		if err := model.ExportHF(dir, b.Spec, b.Params().Tensors, tensor.BF16); err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
@@ -174,7 +174,13 @@ func TestStage_StepsMayBeRunAgain(t *testing.T) {
 func TestStage_ScaleByLayer(t *testing.T) {
 	set := kernel.Set[float32](ref.New[float32]())
 	logits := func(byLayer bool) []float32 {
-		c := model.NewGPT2(small(model.Config{ScaleByLayer: byLayer}))
+		c := model.NewGPT2(small(model.Shape{}))
+		if byLayer {
+			for l := range c.Layers {
+				a := &c.Layers[l].Attention
+				a.Scale = 1 / math.Sqrt(float64(a.HeadDim)) / float64(l+1)
+			}
+		}
 		s, err := model.Init(c, whole(c), set, 5)
 		if err != nil {
 			t.Fatal(err)
@@ -202,7 +208,7 @@ func TestStage_ScaleByLayer(t *testing.T) {
 func TestStage_DynamicRopeWithinItsContext(t *testing.T) {
 	set := kernel.Set[float32](ref.New[float32]())
 	run := func(rope model.Rope, n int) ([]float32, error) {
-		c := model.NewLlama(small(model.Config{Rope: rope}))
+		c := model.NewLlama(small(model.Shape{Rope: rope}))
 		s, err := model.Init(c, whole(c), set, 5)
 		if err != nil {
 			t.Fatal(err)
@@ -289,13 +295,13 @@ func (m memory) Data(name string) ([]byte, error) {
 	return nil, &weights.NotFoundError{File: "memory", Tensor: name}
 }
 
-func small(c model.Config) model.Config {
+func small(c model.Shape) model.Shape {
 	c.Layers, c.Width, c.Heads, c.FF, c.Vocab, c.Context = 2, 16, 2, 24, 30, 16
 	return c
 }
 
 // exported writes a new model to a source in memory.
-func exported(t *testing.T, c model.Config) memory {
+func exported(t *testing.T, c model.Spec) memory {
 	t.Helper()
 	s, err := model.Init(c, whole(c), kernel.Set[float32](ref.New[float32]()), 7)
 	if err != nil {
@@ -314,7 +320,7 @@ func exported(t *testing.T, c model.Config) memory {
 }
 
 func TestLoad_NamesTheTensorThatDoesNotFit(t *testing.T) {
-	c := model.NewLlama(small(model.Config{}))
+	c := model.NewLlama(small(model.Shape{}))
 	set := kernel.Set[float32](ref.New[float32]())
 	const name = "model.layers.1.mlp.up_proj.weight"
 	for what, change := range map[string]func(m memory){
@@ -335,7 +341,7 @@ func TestLoad_NamesTheTensorThatDoesNotFit(t *testing.T) {
 }
 
 func TestOpen_HeadThatDiffersIsItsOwn(t *testing.T) {
-	c := model.NewLlama(small(model.Config{TiedHead: true}))
+	c := model.NewLlama(small(model.Shape{TiedHead: true}))
 	config, err := model.ConfigJSON(c)
 	if err != nil {
 		t.Fatal(err)
@@ -360,7 +366,7 @@ func TestOpen_HeadThatDiffersIsItsOwn(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(dir, "config.json"), config, 0o644); err != nil {
 			t.Fatal(err)
 		}
-		if got := open(t, dir).Config.TiedHead; got == own {
+		if got := open(t, dir).Spec.Head.Tied; got == own {
 			t.Errorf("a head of its own: %v; tied: %v", own, got)
 		}
 	}
@@ -368,16 +374,16 @@ func TestOpen_HeadThatDiffersIsItsOwn(t *testing.T) {
 
 func TestInit_SameWeightsWhateverTheSplit(t *testing.T) {
 	set := kernel.Set[float32](ref.New[float32]())
-	for _, c := range []model.Config{
-		model.NewLlama(model.Config{Layers: 4, Width: 64, Heads: 4, KVHeads: 2, FF: 128, Vocab: 300, Context: 64, TiedHead: true}),
-		model.NewGPT2(model.Config{Layers: 4, Width: 64, Heads: 4, Vocab: 300, Context: 64}),
+	for _, c := range []model.Spec{
+		model.NewLlama(model.Shape{Layers: 4, Width: 64, Heads: 4, KVHeads: 2, FF: 128, Vocab: 300, Context: 64, TiedHead: true}),
+		model.NewGPT2(model.Shape{Layers: 4, Width: 64, Heads: 4, Vocab: 300, Context: 64}),
 	} {
 		one, err := model.Init(c, whole(c), set, 11)
 		if err != nil {
 			t.Fatal(err)
 		}
 		var split []model.Param[float32]
-		for _, r := range model.Split(c.Layers, 3) {
+		for _, r := range model.Split(len(c.Layers), 3) {
 			s, err := model.Init(c, r, set, 11)
 			if err != nil {
 				t.Fatal(err)

@@ -38,8 +38,8 @@ type Trace[F tensor.Float] struct {
 type saved[F tensor.Float] struct {
 	x, q, k, v, att, lse, mid, gate, up []F
 
-	rawQ, rawK   []F // before their norms, with QKNorm
-	post1, post2 []F // before theirs, with PostNorms
+	rawQ, rawK   []F // before their norms, where heads are normed
+	post1, post2 []F // before theirs, where there are some
 	experts      routed[F]
 
 	halves [savedParts][]uint16 // of parts, with a bfloat16 kernel set: those are nil then
@@ -85,7 +85,7 @@ func (s *Stage[F]) TrainForward(in Micro[F]) (*Trace[F], error) {
 	if err := s.checkMicro(&in); err != nil {
 		return nil, err
 	}
-	c, n := &s.Config, in.B*in.T
+	width, vocab, n := s.Spec.Width, s.Spec.Vocab, in.B*in.T
 	tr := s.trace()
 	tr.in = in
 	tr.pos = tr.pos[:0]
@@ -93,7 +93,7 @@ func (s *Stage[F]) TrainForward(in Micro[F]) (*Trace[F], error) {
 		tr.pos = append(tr.pos, int32(i%in.T))
 	}
 	s.scratch.reset()
-	x := s.scratch.take(n * c.Width)
+	x := s.scratch.take(n * width)
 	if s.First() {
 		s.embedRows(x, in.IDs, tr.pos)
 	} else {
@@ -101,7 +101,7 @@ func (s *Stage[F]) TrainForward(in Micro[F]) (*Trace[F], error) {
 	}
 	w := s.workspace(n)
 	for i := range s.blocks {
-		tr.layers = append(tr.layers, s.trainBlock(s.Range.Lo+i, &s.blocks[i], x, tr, w))
+		tr.layers = append(tr.layers, s.trainBlock(&s.blocks[i], x, tr, w))
 	}
 	if !s.Last() {
 		tr.Out = tr.keep(x)
@@ -109,15 +109,15 @@ func (s *Stage[F]) TrainForward(in Micro[F]) (*Trace[F], error) {
 	}
 	tr.last = tr.keep(x)
 	s.normalize(w.h, x, &s.norm, n)
-	logits := s.scratch.take(n * c.Vocab)
+	logits := s.scratch.take(n * vocab)
 	s.set.MatMul(logits, w.h, &s.head.Matrix, nil, n)
 	s.bound(logits)
 	tr.Loss = make([]float64, n)
 	if !in.ForwardOnly {
-		tr.dlogits = tr.mem.take(n * c.Vocab)
+		tr.dlogits = tr.mem.take(n * vocab)
 	}
-	s.set.CrossEntropy(tr.Loss, tr.dlogits, logits, in.Targets, in.Scale, n, c.Vocab)
-	if most := c.LogitCap; most != 0 {
+	s.set.CrossEntropy(tr.Loss, tr.dlogits, logits, in.Targets, in.Scale, n, vocab)
+	if most := s.Spec.Head.Softcap; most != 0 {
 		for i := range tr.dlogits {
 			v := float64(logits[i]) / most
 			tr.dlogits[i] *= F(1 - v*v)
@@ -127,7 +127,7 @@ func (s *Stage[F]) TrainForward(in Micro[F]) (*Trace[F], error) {
 }
 
 func (s *Stage[F]) checkMicro(in *Micro[F]) error {
-	c, n := &s.Config, in.B*in.T
+	c, n := &s.Spec, in.B*in.T
 	switch {
 	case !s.dense:
 		return ErrNotDense
@@ -193,8 +193,8 @@ func (s *Stage[F]) traced(tr *Trace[F]) *arena[F] {
 
 // rotary is the rotation of a layer in sequences of t tokens. LongRoPE turns all of one
 // by its far frequencies, or none: of a whole sequence that is known.
-func (s *Stage[F]) rotary(layer, t int) *kernel.Rotary {
-	r := s.rotaries[layer-s.Range.Lo]
+func (s *Stage[F]) rotary(blk *block[F], t int) *kernel.Rotary {
+	r := blk.rotary
 	if r == nil || r.Far == nil || t <= r.From {
 		return r
 	}
@@ -211,8 +211,9 @@ func (s *Stage[F]) rotary(layer, t int) *kernel.Rotary {
 }
 
 // trainBlock adds the block of a layer to x[B*T,C] and returns what its backward needs.
-func (s *Stage[F]) trainBlock(layer int, blk *block[F], x []F, tr *Trace[F], w *workspace[F]) saved[F] {
-	c, n := &s.Config, tr.in.B*tr.in.T
+func (s *Stage[F]) trainBlock(blk *block[F], x []F, tr *Trace[F], w *workspace[F]) saved[F] {
+	a, n := &blk.Attention, tr.in.B*tr.in.T
+	q, key, v, att, gate, up, act := w.of(blk, n)
 	var k saved[F]
 	mem := s.traced(tr)
 	hold := func(scratch []F) []F {
@@ -228,55 +229,54 @@ func (s *Stage[F]) trainBlock(layer int, blk *block[F], x []F, tr *Trace[F], w *
 		return copied(mem, x)
 	}
 	k.x = keep(x)
-	k.q, k.k, k.v, k.att, k.up = hold(w.q), hold(w.k), hold(w.v), hold(w.att), hold(w.up)
-	if c.GLU {
-		k.gate = hold(w.gate)
-	}
-	k.lse = tr.mem.take(n * c.Heads)
+	k.q, k.k, k.v, k.att = hold(q), hold(key), hold(v), hold(att)
+	k.lse = tr.mem.take(n * a.Heads)
 	s.normalize(w.h, x, &blk.norm1, n)
 	s.set.MatMuls(w.h, n, blk.q.product(k.q), blk.k.product(k.k), blk.v.product(k.v))
-	if c.QKNorm {
+	if a.QNorm.Kind != NoNorm {
 		k.rawQ, k.rawK = keep(k.q), keep(k.k)
 		s.normHeads(k.q, k.q, &blk.qNorm)
 		s.normHeads(k.k, k.k, &blk.kNorm)
 	}
-	if r := s.rotary(layer, tr.in.T); r != nil {
-		s.set.Rotate(k.q, r, tr.pos, c.Heads, c.HeadDim)
-		s.set.Rotate(k.k, r, tr.pos, c.KVHeads, c.HeadDim)
+	if r := s.rotary(blk, tr.in.T); r != nil {
+		s.set.Rotate(k.q, r, tr.pos, a.Heads, a.HeadDim)
+		s.set.Rotate(k.k, r, tr.pos, a.KVHeads, a.HeadDim)
 	}
 	s.halve(&k, tr, &k.q, &k.k, &k.v)
-	s.set.AttendCausal(k.att, k.lse, k.q, k.k, k.v, tr.in.B, tr.in.T, c.heads(layer))
-	if c.Sinks {
-		s.sink(k.att, k.lse, &blk.sinks)
+	s.set.AttendCausal(k.att, k.lse, k.q, k.k, k.v, tr.in.B, tr.in.T, blk.heads)
+	if blk.sinks32 != nil {
+		s.sink(k.att, k.lse, &blk.sinks, a.HeadDim)
 	}
 	s.halve(&k, tr, &k.att)
 	s.set.MatMul(w.h, k.att, &blk.o.Matrix, blk.o.bias, n)
-	if c.PostNorms {
+	if a.PostNorm.Kind != NoNorm {
 		k.post1 = keep(w.h)
 	}
 	s.addBranch(x, w.h, &blk.post1, n)
 	k.mid = keep(x)
 	s.normalize(w.h, x, &blk.norm2, n)
 	if blk.experts != nil {
-		y := w.act[:n*c.Width]
-		k.experts = s.expertsForward(blk.experts, y, w.h, n)
-		if c.PostNorms {
+		y := w.act[:n*s.Spec.Width]
+		k.experts = s.expertsForward(blk, y, w.h, n)
+		if blk.FFN.PostNorm.Kind != NoNorm {
 			k.post2 = keep(y)
 		}
 		s.addBranch(x, y, &blk.post2, n)
 		return s.done(&k, tr)
 	}
-	if c.GLU {
+	k.up = hold(up)
+	if blk.gated {
+		k.gate = hold(gate)
 		s.set.MatMuls(w.h, n, blk.gate.product(k.gate), blk.up.product(k.up))
 		s.halve(&k, tr, &k.gate, &k.up)
-		s.set.GLU(w.act, k.gate, k.up, c.Act)
+		s.set.GLU(act, k.gate, k.up, blk.FFN.Act)
 	} else {
 		s.set.MatMul(k.up, w.h, &blk.up.Matrix, blk.up.bias, n)
 		s.halve(&k, tr, &k.up)
-		s.set.Activate(w.act, k.up, c.Act)
+		s.set.Activate(act, k.up, blk.FFN.Act)
 	}
-	s.set.MatMul(w.h, w.act, &blk.down.Matrix, blk.down.bias, n)
-	if c.PostNorms {
+	s.set.MatMul(w.h, act, &blk.down.Matrix, blk.down.bias, n)
+	if blk.FFN.PostNorm.Kind != NoNorm {
 		k.post2 = keep(w.h)
 	}
 	s.addBranch(x, w.h, &blk.post2, n)

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -27,7 +28,7 @@ type trainer[F tensor.Float] struct {
 func load[F tensor.Float](t testing.TB, f *model.Files, set kernel.Set[F], stages int) *trainer[F] {
 	t.Helper()
 	tr := &trainer[F]{}
-	for _, r := range model.Split(f.Config.Layers, stages) {
+	for _, r := range model.Split(len(f.Spec.Layers), stages) {
 		s, err := model.Load(f, r, set, model.LoadOptions{Dense: true})
 		if err != nil {
 			t.Fatal(err)
@@ -123,7 +124,7 @@ func TestStage_LossAndGradientsOfTinyModels(t *testing.T) {
 								t.Errorf("gradient of %s over %d stages has norm %g, want %g", tensor, stages, norm, w.L2)
 							}
 							for i, v := range w.First {
-								if g := firstValue(files.Config, tr, tensor, got[tensor], i); math.Abs(g-v) > 1e-4+1e-3*w.L2 {
+								if g := firstValue(files.Spec, tr, tensor, got[tensor], i); math.Abs(g-v) > 1e-4+1e-3*w.L2 {
 									t.Errorf("gradient of %s element %d is %g, want %g", tensor, i, g, v)
 								}
 							}
@@ -139,7 +140,7 @@ func TestStage_LossAndGradientsOfTinyModels(t *testing.T) {
 }
 
 // firstValue is element i of a gradient as the architecture's own file lays it out.
-func firstValue(c model.Config, tr *trainer[float32], name string, grad []float32, i int) float64 {
+func firstValue(c model.Spec, tr *trainer[float32], name string, grad []float32, i int) float64 {
 	if c.Architecture == "gpt2" && strings.Contains(name, ".c_") && strings.HasSuffix(name, ".weight") {
 		for _, g := range tr.grads {
 			if p, ok := g.Get(name); ok {
@@ -147,7 +148,8 @@ func firstValue(c model.Config, tr *trainer[float32], name string, grad []float3
 			}
 		}
 	}
-	if f := c.ExpertFF; c.Architecture == "gpt-oss" { // gates and ups alternate there, inputs come first
+	if x := c.Layers[0].FFN.Experts; c.Architecture == "gpt-oss" { // gates and ups alternate there, inputs come first
+		f := x.Width
 		switch name[strings.LastIndex(name, ".")+1:] {
 		case "gate_up_proj":
 			i = (i%2*f + i/2) * c.Width
@@ -168,7 +170,7 @@ func TestStage_RowsOfAMicroBatchDoNotMeet(t *testing.T) {
 		ids := readExpectation(t, name).Cases[0].IDs[:40]
 		files := open(t, shared(t, "models/tiny", name))
 		for kernels, set := range sets(t) {
-			s, err := model.Load(files, model.Range{Hi: files.Config.Layers}, set, model.LoadOptions{Dense: true})
+			s, err := model.Load(files, model.Range{Hi: len(files.Spec.Layers)}, set, model.LoadOptions{Dense: true})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -263,7 +265,7 @@ func TestStage_LongRopeOfWholeSequences(t *testing.T) {
 	set := kernel.Set[float32](ref.New[float32]())
 	short, long := []float32{1, 2, 1.5, 3}, []float32{5, 2, 7, 3}
 	run := func(near, far []float32, n int) ([]float64, []float32) {
-		c := model.NewLlama(small(model.Config{Rope: model.Rope{Type: "longrope", Original: 8, Factors: near, Far: far}}))
+		c := model.NewLlama(small(model.Shape{Rope: model.Rope{Type: "longrope", Original: 8, Factors: near, Far: far}}))
 		s, err := model.Init(c, whole(c), set, 5)
 		if err != nil {
 			t.Fatal(err)
@@ -379,14 +381,14 @@ func TestOpen_StackedExperts(t *testing.T) {
 }
 
 func TestExportHF_ReadsBackTheSame(t *testing.T) {
-	for _, c := range []model.Config{
-		model.NewLlama(model.Config{Layers: 3, Width: 24, Heads: 4, KVHeads: 2, FF: 40, Vocab: 50, Context: 32, TiedHead: true}),
-		model.NewLlama(model.Config{Layers: 2, Width: 16, Heads: 2, FF: 20, Vocab: 30, Context: 16}),
-		model.NewGPT2(model.Config{Layers: 2, Width: 16, Heads: 2, Vocab: 30, Context: 16}),
+	for _, c := range []model.Spec{
+		model.NewLlama(model.Shape{Layers: 3, Width: 24, Heads: 4, KVHeads: 2, FF: 40, Vocab: 50, Context: 32, TiedHead: true}),
+		model.NewLlama(model.Shape{Layers: 2, Width: 16, Heads: 2, FF: 20, Vocab: 30, Context: 16}),
+		model.NewGPT2(model.Shape{Layers: 2, Width: 16, Heads: 2, Vocab: 30, Context: 16}),
 	} {
 		set := kernel.Set[float32](ref.New[float32]())
 		var split []model.Param[float32]
-		for _, r := range model.Split(c.Layers, 2) {
+		for _, r := range model.Split(len(c.Layers), 2) {
 			s, err := model.Init(c, r, set, 42)
 			if err != nil {
 				t.Fatal(err)
@@ -397,15 +399,15 @@ func TestExportHF_ReadsBackTheSame(t *testing.T) {
 		if err := model.ExportHF(dir, c, split, tensor.F32); err != nil {
 			t.Fatal(err)
 		}
-		whole, err := model.Init(c, model.Range{Hi: c.Layers}, set, 42)
+		whole, err := model.Init(c, model.Range{Hi: len(c.Layers)}, set, 42)
 		if err != nil {
 			t.Fatal(err)
 		}
 		files := open(t, dir)
-		if fmt.Sprint(files.Config) != fmt.Sprint(c) {
-			t.Errorf("config comes back as %+v, want %+v", files.Config, c)
+		if !reflect.DeepEqual(files.Spec, c) {
+			t.Errorf("config comes back as %+v, want %+v", files.Spec, c)
 		}
-		read, err := model.Load(files, model.Range{Hi: c.Layers}, set, model.LoadOptions{Dense: true})
+		read, err := model.Load(files, model.Range{Hi: len(c.Layers)}, set, model.LoadOptions{Dense: true})
 		if err != nil {
 			t.Fatal(err)
 		}

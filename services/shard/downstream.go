@@ -51,7 +51,7 @@ func dialStage(ctx context.Context, p *pipeline, open *shardv1.InferOpen) (*next
 }
 
 func (n *nextStage) batch(b *shardv1.Batch, accepted []*shardv1.Entry, result []float32) error {
-	width := n.pipeline.held.stage.Config.Width
+	width := n.pipeline.held.stage.Spec.Width
 	head, chunks := wire.Encode(n.pipeline.hidden, []int{len(result) / width, width}, result)
 	out := &shardv1.Batch{Step: b.GetStep(), DeadlineMs: b.GetDeadlineMs(), Entries: accepted, Hidden: head}
 	if err := n.send(&shardv1.InferRequest{Frame: &shardv1.InferRequest_Batch{Batch: out}}); err != nil {
@@ -118,7 +118,7 @@ func dialSampler(ctx context.Context, p *pipeline, open *shardv1.InferOpen) (*to
 	if err != nil {
 		return nil, rpc.FromStatus(err)
 	}
-	hello := &samplerv1.PushOpen{Pipeline: open.GetPipeline(), Vocab: uint32(p.held.stage.Config.Vocab)}
+	hello := &samplerv1.PushOpen{Pipeline: open.GetPipeline(), Vocab: uint32(p.held.stage.Spec.Vocab)}
 	if err := stream.Send(&samplerv1.PushRequest{Frame: &samplerv1.PushRequest_Open{Open: hello}}); err != nil && !errors.Is(err, io.EOF) {
 		return nil, rpc.FromStatus(err)
 	}
@@ -140,7 +140,7 @@ func (t *toSampler) batch(b *shardv1.Batch, accepted []*shardv1.Entry, logits []
 	if len(logits) == 0 {
 		return t.pipeline.computed(b.GetStep())
 	}
-	vocab := t.pipeline.held.stage.Config.Vocab
+	vocab := t.pipeline.held.stage.Spec.Vocab
 	var rows []*samplerv1.Row
 	size := 0
 	for _, e := range accepted {

@@ -245,15 +245,8 @@ func (m *meeting) add(a, b *gradient) *gradient {
 func (m *meeting) foldTied() error {
 	r := m.run
 	first, last := r.stage.First(), r.stage.Last()
-	if !r.stage.Config.TiedHead || !first && !last {
-		return nil
-	}
-	if first && last {
-		for _, p := range m.folded.params.Tensors {
-			if p.TiedTo != "" {
-				r.service.cfg.Kernels.Add(m.folded.tensor(p.TiedTo), p.Data)
-			}
-		}
+	if r.tied == "" {
+		m.folded.params.FoldTied(r.service.cfg.Kernels.Add) // if both ends are here
 		return nil
 	}
 	own, mine, theirs := m.folded.tensor(r.tied), tiedEmbedding, tiedHead
@@ -284,7 +277,7 @@ func (m *meeting) foldTied() error {
 func (m *meeting) norms() ([]*shardv1.Norm, error) {
 	var out []*shardv1.Norm
 	for _, p := range m.run.state {
-		if p.TiedTo != "" {
+		if p.Tied() {
 			continue
 		}
 		sum := m.run.service.cfg.Kernels.SumSquares(m.folded.tensor(p.Name))

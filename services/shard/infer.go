@@ -100,7 +100,7 @@ func (p *pipeline) connect(ctx context.Context, fail context.CancelCauseFunc, op
 	opened := &shardv1.InferOpened{Stages: []*shardv1.Held{p.held.describe()}, KernelClasses: []string{p.service.cfg.Kernels.Class()}}
 	last := p.held.stage.Last()
 	if last != (len(open.GetRoute()) == 1) {
-		return nil, fault.Field("open.route", "%d hops from layers %v of %d", len(open.GetRoute()), p.held.stage.Range, p.held.stage.Config.Layers)
+		return nil, fault.Field("open.route", "%d hops from layers %v of %d", len(open.GetRoute()), p.held.stage.Range, len(p.held.stage.Spec.Layers))
 	}
 	if last {
 		down, err := dialSampler(ctx, p, open)
@@ -165,7 +165,7 @@ func (p *pipeline) send(r *shardv1.InferResponse) error {
 
 // receive takes frames from upstream and queues work.
 func (p *pipeline) receive(ctx context.Context) error {
-	tensors := wire.NewAssembler(4 * maxRows * p.held.stage.Config.Width)
+	tensors := wire.NewAssembler(4 * maxRows * p.held.stage.Spec.Width)
 	var pending *shardv1.Batch
 	for {
 		req, err := p.up.Recv()
@@ -246,7 +246,7 @@ func (p *pipeline) check(b *shardv1.Batch) error {
 		}
 		return nil
 	}
-	shape, width := b.GetHidden().GetShape(), p.held.stage.Config.Width
+	shape, width := b.GetHidden().GetShape(), p.held.stage.Spec.Width
 	if len(shape) != 2 || int(shape[0]) != rows || int(shape[1]) != width {
 		return fault.Field("batch.hidden", "shape %v, want [%d %d]", shape, rows, width)
 	}
@@ -269,8 +269,8 @@ func (p *pipeline) refusal(e *shardv1.Entry, ids []uint32) error {
 		return fault.New(fault.Exhausted, "%d rows at position %d exceed the %d positions of the cache", e.GetRows(), e.GetPosition(), p.held.positions())
 	}
 	for i, id := range ids {
-		if int64(id) >= int64(p.held.stage.Config.Vocab) {
-			return fault.New(fault.Invalid, "id %d at position %d is outside the vocabulary of %d", id, int(e.GetPosition())+i, p.held.stage.Config.Vocab)
+		if int64(id) >= int64(p.held.stage.Spec.Vocab) {
+			return fault.New(fault.Invalid, "id %d at position %d is outside the vocabulary of %d", id, int(e.GetPosition())+i, p.held.stage.Spec.Vocab)
 		}
 	}
 	return nil

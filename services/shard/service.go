@@ -153,19 +153,19 @@ func (s *Service) find(digest string, hop *shardv1.Hop) (*held, error) {
 // context they were made for, as far as the cache does.
 func (h *held) positions() int {
 	c := h.cache.Config()
-	if h.stage.Config.Learned {
-		return min(h.stage.Config.Context, c.Pages*c.PageLen)
+	if h.stage.Spec.Bounded() {
+		return min(h.stage.Spec.Context, c.Pages*c.PageLen)
 	}
 	return c.Pages * c.PageLen
 }
 
 // describe says what a held range is and how it has been doing.
 func (h *held) describe() *shardv1.Held {
-	c := &h.stage.Config
+	c := &h.stage.Spec
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return &shardv1.Held{
-		Model: h.name, Digest: h.digest, Lo: uint32(h.stage.Range.Lo), Hi: uint32(h.stage.Range.Hi), Layers: uint32(c.Layers),
+		Model: h.name, Digest: h.digest, Lo: uint32(h.stage.Range.Lo), Hi: uint32(h.stage.Range.Hi), Layers: uint32(len(c.Layers)),
 		Width: uint32(c.Width), Vocab: uint32(c.Vocab), Context: uint32(c.Context), Architecture: c.Architecture, Positions: uint32(h.positions()),
 		KvPages: uint32(h.cache.Config().Pages), KvPageLen: uint32(h.cache.Config().PageLen), KvPagesUsed: uint32(h.cache.Used()),
 		Sessions: uint32(len(h.sessions)), Rows: h.rows, ComputeUs: h.computeUS,

@@ -14,7 +14,7 @@ func (p *pipeline) batch(w work) error {
 	h := p.held
 	b := &model.Batch[float32]{Hidden: p.scratch[:0], IDs: p.ids[:0]}
 	var accepted []*shardv1.Entry
-	row, width := 0, h.stage.Config.Width
+	row, width := 0, h.stage.Spec.Width
 	seen := make(map[string]bool, len(w.batch.GetEntries()))
 	for _, e := range w.batch.GetEntries() {
 		n := int(e.GetRows())

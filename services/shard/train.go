@@ -102,7 +102,7 @@ func (s *Service) Train(stream trainServer) error {
 	defer r.close()
 	parameters := 0
 	for _, p := range r.state {
-		if p.TiedTo == "" {
+		if !p.Tied() {
 			parameters += len(p.Data)
 		}
 	}
@@ -150,19 +150,19 @@ func checkTrainOpen(o *shardv1.TrainOpen) error {
 
 // build makes the stage and its optimizer state, and announces it to Exchange.
 func (t *training) build(ctx context.Context, fail context.CancelCauseFunc, stream trainServer, o *shardv1.TrainOpen) (*trainRun, error) {
-	cfg, err := model.ParseHF(o.GetConfigJson())
+	spec, err := model.ParseHF(o.GetConfigJson())
 	if err != nil {
 		return nil, fault.Wrap(fault.Invalid, err, "open.config_json")
 	}
 	layers := model.Range{Lo: int(o.GetLo()), Hi: int(o.GetHi())}
-	if layers.Lo >= layers.Hi || layers.Hi > cfg.Layers || (layers.Lo == 0) != (o.GetStage() == 0) || (layers.Hi == cfg.Layers) != (o.GetStage() == o.GetStages()-1) {
-		return nil, fault.Field("open.lo", "layers %v of %d on stage %d of %d", layers, cfg.Layers, o.GetStage(), o.GetStages())
+	if layers.Lo >= layers.Hi || layers.Hi > len(spec.Layers) || (layers.Lo == 0) != (o.GetStage() == 0) || (layers.Hi == len(spec.Layers)) != (o.GetStage() == o.GetStages()-1) {
+		return nil, fault.Field("open.lo", "layers %v of %d on stage %d of %d", layers, len(spec.Layers), o.GetStage(), o.GetStages())
 	}
 	kernels := t.service.cfg.Kernels
 	if o.GetPrecision() == shardv1.Precision_PRECISION_BFLOAT16 {
 		kernels = kernels.BFloat16()
 	}
-	stage, err := model.Init(cfg, layers, kernels, o.GetSeed())
+	stage, err := model.Init(spec, layers, kernels, o.GetSeed())
 	if err != nil {
 		return nil, fault.Wrap(fault.Invalid, err, "build layers %v", layers)
 	}
@@ -172,19 +172,10 @@ func (t *training) build(ctx context.Context, fail context.CancelCauseFunc, stre
 		adamw:  optim.AdamW{Beta1: a.GetBeta1(), Beta2: a.GetBeta2(), Epsilon: a.GetEpsilon(), Decay: a.GetDecay()},
 		loaded: map[string]int{},
 	}
-	for _, p := range sorted(stage.Params().Tensors) {
-		if p.TiedTo != "" && stage.First() {
-			continue // the embedding's own entry stands for both
-		}
+	for _, p := range stage.Stepped() {
 		r.state = append(r.state, &paramState{Param: p, m: make([]float32, len(p.Data)), v: make([]float32, len(p.Data))})
 	}
-	if cfg.TiedHead && o.GetStages() > 1 {
-		for _, p := range stage.Params().Tensors {
-			if stage.First() && (p.Name == "model.embed_tokens.weight" || p.Name == "transformer.wte.weight") || p.TiedTo != "" {
-				r.tied = p.Name
-			}
-		}
-	}
+	r.tied, _ = stage.TiedEnd()
 	if o.GetStage() > 0 {
 		r.prev = newFromPrev()
 	}
@@ -207,7 +198,7 @@ func (t *training) remove(r *trainRun) {
 
 // activationBytes is the size of a whole slot's hidden state.
 func (r *trainRun) activationBytes() int {
-	return 4 * int(r.open.GetSlotSequences()) * int(r.open.GetSequenceLen()) * r.stage.Config.Width
+	return 4 * int(r.open.GetSlotSequences()) * int(r.open.GetSequenceLen()) * r.stage.Spec.Width
 }
 
 // connect joins the next stage.
@@ -316,7 +307,7 @@ func (r *trainRun) apply(a *shardv1.Apply) error {
 func (r *trainRun) digest() uint64 {
 	d := wire.NewDigest()
 	for _, p := range r.state {
-		if p.TiedTo == "" {
+		if !p.Tied() {
 			d.Add(p.Name, p.Data)
 		}
 	}

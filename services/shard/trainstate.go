@@ -21,7 +21,7 @@ func sorted(params []model.Param[float32]) []model.Param[float32] {
 // param finds the parameter of a state tensor; the tied copy goes by its owner's name.
 func (r *trainRun) param(name string) *paramState {
 	for _, p := range r.state {
-		if p.Name == name && p.TiedTo == "" || p.TiedTo == name {
+		if p.Owner() == name {
 			return p
 		}
 	}
@@ -97,7 +97,7 @@ func (r *trainRun) fetch(f *shardv1.Fetch) error {
 		kinds = kinds[:1]
 	}
 	for _, p := range r.state {
-		if p.TiedTo != "" {
+		if p.Tied() {
 			continue
 		}
 		for _, kind := range kinds {

@@ -101,7 +101,7 @@ func (s *stepRun) forward(slot int) error {
 		}
 		in.Hidden = a
 		if !s.stage.Last() { // the first and the last stage know the shape from their microbatch
-			in.B = len(a) / s.stage.Config.Width / in.T
+			in.B = len(a) / s.stage.Spec.Width / in.T
 		}
 	}
 	tr, err := s.stage.TrainForward(in)
@@ -109,7 +109,7 @@ func (s *stepRun) forward(slot int) error {
 		return fault.Wrap(fault.Invalid, err, "run slot %d of step %d", slot, s.step.GetStep())
 	}
 	if s.next != nil {
-		if err := s.next.send(s.step.GetStep(), slot, tr.Out, s.stage.Config.Width); err != nil {
+		if err := s.next.send(s.step.GetStep(), slot, tr.Out, s.stage.Spec.Width); err != nil {
 			return err
 		}
 	} else if err := s.loss(slot, tr, in.Targets); err != nil {
@@ -173,7 +173,7 @@ func (s *stepRun) backward(slot int) error {
 	delete(s.traces, slot)
 	s.meets.keep(s.grads, slot, g)
 	if s.prev != nil {
-		return s.prev.send(s.step.GetStep(), slot, dIn, s.stage.Config.Width)
+		return s.prev.send(s.step.GetStep(), slot, dIn, s.stage.Spec.Width)
 	}
 	return nil
 }

@@ -6,8 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strconv"
-	"strings"
+	"slices"
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
@@ -51,7 +50,7 @@ type chain struct {
 type fleet struct {
 	ctx        context.Context
 	fail       context.CancelCauseFunc
-	config     model.Config
+	spec       model.Spec
 	chains     []*chain
 	parameters uint64
 	class      string // of every stage's kernels
@@ -60,16 +59,16 @@ type fleet struct {
 
 // openFleet opens every chain over the shards' addresses, a shard taking several
 // stages if there are too few.
-func openFleet(ctx context.Context, dialer Dialer, m *Manifest, c model.Config, layout layout, addrs []string) (*fleet, error) {
-	f := &fleet{config: c}
+func openFleet(ctx context.Context, dialer Dialer, m *Manifest, spec model.Spec, layout layout, addrs []string) (*fleet, error) {
+	f := &fleet{spec: spec}
 	f.ctx, f.fail = context.WithCancelCause(ctx)
-	config, err := model.ConfigJSON(c)
+	config, err := model.ConfigJSON(spec)
 	if err != nil {
 		return nil, fault.Wrap(fault.Invalid, err, "model")
 	}
-	ranges := model.Split(c.Layers, layout.stages)
+	ranges := model.Split(len(spec.Layers), layout.stages)
 	if len(ranges) != layout.stages {
-		return nil, fault.Field("stages", "%d stages for %d layers", layout.stages, c.Layers)
+		return nil, fault.Field("stages", "%d stages for %d layers", layout.stages, len(spec.Layers))
 	}
 	// A run that starts over must not meet its former events.
 	bus := fmt.Sprintf("%.*s-%x", busName, m.Name, randomBytes(6))
@@ -220,40 +219,21 @@ func (f *fleet) feed(c *chain, step *shardv1.Step, data []*shardv1.Microbatch) e
 	return nil
 }
 
-// stageOf lists the places in a chain of stages that hold a parameter: a tied
-// embedding is on the first and on the last.
-func (f *fleet) stageOf(name string) []int {
-	ranges := f.chains[0].stages
-	last := len(ranges) - 1
-	for _, prefix := range []string{"model.layers.", "transformer.h."} {
-		if rest, ok := strings.CutPrefix(name, prefix); ok {
-			number, _, _ := strings.Cut(rest, ".")
-			layer, err := strconv.Atoi(number)
-			for i, s := range ranges {
-				if err == nil && layer >= s.layers.Lo && layer < s.layers.Hi {
-					return []int{i}
-				}
-			}
-			return nil
-		}
+// ranges are the layers of a chain's stages, in order.
+func (f *fleet) ranges() []model.Range {
+	var out []model.Range
+	for _, s := range f.chains[0].stages {
+		out = append(out, s.layers)
 	}
-	switch name {
-	case "model.embed_tokens.weight", "transformer.wte.weight":
-		if f.config.TiedHead && last > 0 {
-			return []int{0, last}
-		}
-		return []int{0}
-	case "transformer.wpe.weight":
-		return []int{0}
-	}
-	return []int{last}
+	return out
 }
 
 // load sends a checkpoint's state to every stage.
 func (f *fleet) load(state *state) error {
+	ranges := f.ranges()
 	return f.each(func(_ *chain, i int, s *stage) error {
 		for _, t := range state.tensors {
-			if !contains(f.stageOf(t.name), i) {
+			if !slices.Contains(f.spec.Holders(t.name, ranges), i) {
 				continue
 			}
 			head, chunks := wire.Encode(tensorv1.ElementType_ELEMENT_TYPE_F32, t.shape, t.values)
@@ -275,15 +255,6 @@ func (f *fleet) load(state *state) error {
 		}
 		return err
 	})
-}
-
-func contains(list []int, v int) bool {
-	for _, x := range list {
-		if x == v {
-			return true
-		}
-	}
-	return false
 }
 
 // fetch reads the state of the first chain.

@@ -167,31 +167,32 @@ func (m *Manifest) check() error {
 	if m.Data.Text == "" {
 		return fault.Field("data.text", "name a text file")
 	}
-	_, err := m.config(257)
+	_, err := m.spec(257)
 	return err
 }
 
-// config is the model's hyper-parameters over a vocabulary.
-func (m *Manifest) config(vocab int) (model.Config, error) {
-	c := model.Config{
+// spec describes the model over a vocabulary.
+func (m *Manifest) spec(vocab int) (model.Spec, error) {
+	d := model.Shape{
 		Layers: m.Model.Layers, Width: m.Model.Width, Heads: m.Model.Heads, KVHeads: m.Model.KVHeads, FF: m.Model.FF, Vocab: vocab,
 		Context: m.Model.Context, TiedHead: m.Model.Tied, Rope: model.Rope{Base: m.Model.RopeBase},
 	}
+	var s model.Spec
 	switch m.Model.Architecture {
 	case "llama":
-		c = model.NewLlama(c)
+		s = model.NewLlama(d)
 	case "gpt2":
-		c = model.NewGPT2(c)
+		s = model.NewGPT2(d)
 	default:
-		return c, fault.Field("model.architecture", "%q is neither llama nor gpt2", m.Model.Architecture)
+		return s, fault.Field("model.architecture", "%q is neither llama nor gpt2", m.Model.Architecture)
 	}
-	if err := c.Validate(); err != nil {
-		return c, fault.Wrap(fault.Invalid, err, "model")
+	if err := s.Validate(); err != nil {
+		return s, fault.Wrap(fault.Invalid, err, "model")
 	}
-	if c.Width%c.Heads != 0 {
-		return c, fault.Field("model.heads", "%d do not divide width %d", c.Heads, c.Width)
+	if d.Width%d.Heads != 0 {
+		return s, fault.Field("model.heads", "%d do not divide width %d", d.Heads, d.Width)
 	}
-	return c, nil
+	return s, nil
 }
 
 // rate is the learning-rate schedule.

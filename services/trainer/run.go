@@ -108,12 +108,12 @@ func (r *run) train(ctx context.Context) (stopped bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	config, err := r.manifest.config(data.vocab.Size())
+	spec, err := r.manifest.spec(data.vocab.Size())
 	if err != nil {
 		return false, err
 	}
 	if bos, ok := data.vocab.BOS(); ok {
-		config.BOS, config.EOS = []int32{bos}, []int32{bos}
+		spec.BOS, spec.EOS = []int32{bos}, []int32{bos}
 	}
 	if err := os.MkdirAll(r.dir, 0o755); err != nil {
 		return false, err
@@ -130,7 +130,7 @@ func (r *run) train(ctx context.Context) (stopped bool, err error) {
 	} else if err := dropOld(checkpoints, 0); err != nil {
 		return false, err
 	}
-	t := &training{run: r, data: data, config: config, last: last, checkpoints: checkpoints}
+	t := &training{run: r, data: data, spec: spec, last: last, checkpoints: checkpoints}
 	for broken := 0; ; broken++ {
 		before := t.step()
 		stopped, err = t.attempt(ctx)
@@ -167,7 +167,7 @@ func retryable(err error) bool {
 type training struct {
 	run         *run
 	data        *corpus
-	config      model.Config
+	spec        model.Spec
 	last        *state // committed; nil before the first checkpoint
 	checkpoints string
 	metrics     *metricsFile
@@ -194,7 +194,7 @@ func (t *training) attempt(ctx context.Context) (stopped bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	f, err := openFleet(ctx, r.service.cfg.Dialer, m, t.config, r.layout, addrs)
+	f, err := openFleet(ctx, r.service.cfg.Dialer, m, t.spec, r.layout, addrs)
 	if err != nil {
 		return false, err
 	}
@@ -441,7 +441,7 @@ func (t *training) export() error {
 	if err != nil {
 		return err
 	}
-	if err := model.ExportHF(dir, t.config, t.last.params(), dtype); err != nil {
+	if err := model.ExportHF(dir, t.spec, t.last.params(), dtype); err != nil {
 		return fault.Wrap(fault.Internal, err, "export model")
 	}
 	if err := t.data.vocab.WriteHF(dir); err != nil {

@@ -186,7 +186,7 @@ func openModel(path string) error {
 	defer f.Close()
 	set := cpu.New(1)
 	defer set.Close()
-	s, err := model.Load[float32](f, model.Range{Hi: f.Config.Layers}, set, model.LoadOptions{})
+	s, err := model.Load[float32](f, model.Range{Hi: len(f.Spec.Layers)}, set, model.LoadOptions{})
 	if err != nil {
 		return err
 	}
@@ -194,7 +194,7 @@ func openModel(path string) error {
 	if err := seq.Reserve(3); err != nil {
 		return fault.Wrap(fault.Internal, err, "reserve 3 positions for %s", path)
 	}
-	ids := []int32{0, 1, int32(f.Config.Vocab) - 1}
+	ids := []int32{0, 1, int32(f.Spec.Vocab) - 1}
 	_, err = s.Forward(&model.Batch[float32]{IDs: ids, Entries: []model.Entry[float32]{{Seq: seq, Rows: 3, Logits: 1}}})
 	if err != nil {
 		return fault.Wrap(fault.Invalid, err, "run %s", path)

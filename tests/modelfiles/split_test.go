@@ -39,7 +39,7 @@ func logits(t *testing.T, path, text string) []float32 {
 	}
 	set := cpu.New(1)
 	defer set.Close()
-	s, err := model.Load[float32](f, model.Range{Hi: f.Config.Layers}, set, model.LoadOptions{})
+	s, err := model.Load[float32](f, model.Range{Hi: len(f.Spec.Layers)}, set, model.LoadOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

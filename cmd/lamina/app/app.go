@@ -159,7 +159,7 @@ func loadModel(files *model.Files, name, digest string) (tokenizer.Model, error)
 	m, err := tokenizer.Load(files.Path, name, digest)
 	if fault.CodeOf(err) == fault.NotFound {
 		m = tokenizer.Model{Name: name, Digest: digest}
-		m.Vocab, err = vocab.NewIDs(files.Config.Vocab, files.Config.BOS, files.Config.EOS)
+		m.Vocab, err = vocab.NewIDs(files.Spec.Vocab, files.Spec.BOS, files.Spec.EOS)
 	}
 	return m, err
 }

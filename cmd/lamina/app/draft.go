@@ -36,7 +36,7 @@ func (m *Mesh) draft(of tokenizer.Model, closers *[]func() error) (draft, error)
 		return draft{}, err
 	}
 	s := m.shard(nil)
-	if err := s.Hold(name, digest, files, model.Range{Lo: 0, Hi: files.Config.Layers}); err != nil {
+	if err := s.Hold(name, digest, files, model.Range{Lo: 0, Hi: len(files.Spec.Layers)}); err != nil {
 		return draft{}, err
 	}
 	d.shard = m.part("shard", "shard-draft", s, nil)

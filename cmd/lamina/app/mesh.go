@@ -194,11 +194,11 @@ func (m *Mesh) parts() ([]lifecycle.Part, func() error, error) {
 			return nil, cleanup, err
 		}
 		parts = append(parts, m.part("tokenizer", "tokenizer", tok, nil))
-		if c.Stages > files.Config.Layers {
-			return nil, cleanup, fault.Field("stages", "%d are more than the model's %d layers", c.Stages, files.Config.Layers)
+		if c.Stages > len(files.Spec.Layers) {
+			return nil, cleanup, fault.Field("stages", "%d are more than the model's %d layers", c.Stages, len(files.Spec.Layers))
 		}
 		for r := range c.Replicas {
-			for i, layers := range model.Split(files.Config.Layers, c.Stages) {
+			for i, layers := range model.Split(len(files.Spec.Layers), c.Stages) {
 				s := m.shard(bus)
 				if err := s.Hold(name, digest, files, layers); err != nil {
 					return nil, cleanup, err

@@ -204,7 +204,7 @@ func Shard(ctx context.Context, c ServiceConfig, sc ShardConfig) error {
 			return errors.Join(err, b.close())
 		}
 		b.closers = append(b.closers, files.Close)
-		layers, err := ParseLayers(sc.Layers, files.Config.Layers)
+		layers, err := ParseLayers(sc.Layers, len(files.Spec.Layers))
 		if err == nil {
 			err = s.Hold(name, digest, files, layers)
 		}

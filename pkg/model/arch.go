@@ -1,0 +1,202 @@
+package model
+
+import (
+	"encoding/json"
+	"reflect"
+	"slices"
+	"strings"
+)
+
+// architecture is what an architecture's file says of it.
+type architecture struct {
+	name       string   // Spec.Architecture
+	modelTypes []string // model_type in config.json
+	gguf       []string // general.architecture in GGUF files
+	class      string   // of transformers
+	usual      map[string]int
+
+	readHF   func(h *hfFields) (Spec, error)
+	readGGUF func(g *ggufFields) (Spec, error) // nil where gguf is empty
+	writeHF  func(s *Spec) map[string]any      // config.json; nil: not written
+
+	// How GGUF files hold what Hugging Face's hold in another way.
+	interleavedGGUF bool // rows of queries and keys are ordered for rotated pairs (2i, 2i+1)
+	addedGGUF       bool // gains of norms with OnePlus have their one added
+}
+
+// architectures lists every architecture. One more is a file of its own and a line here.
+func architectures() []architecture {
+	return []architecture{
+		llama(), mistral(), mixtral(), qwen2(), qwen3(), qwen3MoE(), gemma2(), gemma3(), phi3(), smolLM3(), gptOSS(), gpt2(),
+	}
+}
+
+// supported lists the architectures' names.
+func supported() string {
+	var names []string
+	for _, a := range architectures() {
+		names = append(names, a.name)
+	}
+	return strings.Join(names, ", ")
+}
+
+func architectureOf(name string) (architecture, bool) {
+	all := architectures()
+	i := slices.IndexFunc(all, func(a architecture) bool { return a.name == name })
+	if i < 0 {
+		return architecture{}, false
+	}
+	return all[i], true
+}
+
+// languageOf says which model_type the text_config of a multimodal model has where it
+// names none. Models with other attention over text than causal are not here.
+func languageOf() map[string]string {
+	return map[string]string{
+		"gemma3": "gemma3_text", "mistral3": "mistral", "qwen2_vl": "qwen2", "qwen2_5_vl": "qwen2", "qwen3_vl": "qwen3",
+		"llava": "llama", "llava_next": "llama", "llava_onevision": "qwen2", "internvl": "qwen2", "idefics3": "llama", "smolvlm": "llama",
+		"voxtral": "llama",
+	}
+}
+
+// language finds the settings of the language model: those of text_config in multimodal
+// models, else h's own.
+func (h *hfFields) language() (*hfFields, string) {
+	kind := h.text("model_type", "")
+	otherwise, multimodal := languageOf()[kind]
+	if !multimodal {
+		return h, kind
+	}
+	if text := h.object("text_config"); text != nil {
+		text.outer = h
+		return text, text.text("model_type", otherwise)
+	}
+	return h, otherwise
+}
+
+// ParseHF reads the hyper-parameters of a config.json, with either spelling of the
+// rope settings. Of a multimodal model it reads the language model.
+func ParseHF(text []byte) (Spec, error) {
+	top, err := readHF("config.json", text)
+	if err != nil {
+		return Spec{}, err
+	}
+	h, kind := top.language()
+	all := architectures()
+	i := slices.IndexFunc(all, func(a architecture) bool { return slices.Contains(a.modelTypes, kind) })
+	if i < 0 {
+		return Spec{}, &UnsupportedError{"model_type", kind, supported()}
+	}
+	h.usual = all[i].usual
+	s, err := all[i].readHF(h)
+	if err != nil {
+		return Spec{}, err
+	}
+	for name, ids := range map[string]*[]int32{"bos_token_id": &s.BOS, "eos_token_id": &s.EOS} {
+		if *ids = h.ids(name, s.Vocab); *ids == nil && h.outer != nil {
+			*ids = h.outer.ids(name, s.Vocab)
+		}
+	}
+	for _, name := range []string{"vision_config", "audio_config"} {
+		if top.values[name] != nil {
+			s.Unused = append(s.Unused, name)
+		}
+	}
+	if h.err() != nil {
+		return Spec{}, h.err()
+	}
+	return s, s.Validate()
+}
+
+// ConfigJSON is a config.json in Hugging Face's form that ParseHF reads back equal. A model
+// whose settings its architecture's config.json cannot say is an *UnsupportedError.
+func ConfigJSON(s Spec) ([]byte, error) {
+	if s.Architecture == "llama" && s.Window() > 0 {
+		s.Architecture = "mistral" // GGUF files call it llama
+	}
+	a, ok := architectureOf(s.Architecture)
+	if !ok || a.writeHF == nil {
+		return nil, &UnsupportedError{"architecture to write", s.Architecture, supported()}
+	}
+	out := a.writeHF(&s)
+	out["architectures"], out["torch_dtype"] = []string{a.class}, "float32"
+	for name, ids := range map[string][]int32{"bos_token_id": s.BOS, "eos_token_id": s.EOS} {
+		switch len(ids) {
+		case 0:
+		case 1:
+			out[name] = ids[0]
+		default:
+			out[name] = ids
+		}
+	}
+	text, err := json.MarshalIndent(out, "", "  ")
+	if err != nil {
+		return nil, err
+	}
+	if again, err := ParseHF(text); err != nil || !again.same(&s) {
+		return nil, &UnsupportedError{"model to write", s.Architecture, "settings that its config.json can say"}
+	}
+	return text, nil
+}
+
+// same reports whether two specs compute the same from the same weights.
+func (s *Spec) same(t *Spec) bool {
+	if len(s.Layers) != len(t.Layers) {
+		return false
+	}
+	for l := range s.Layers {
+		a, b := s.Layers[l].Attention.Rope, t.Layers[l].Attention.Rope
+		if (a == nil) != (b == nil) {
+			return false
+		}
+		if a != nil && ((a.Type == "dynamic") != (b.Type == "dynamic") || !reflect.DeepEqual(a.rotary(), b.rotary())) {
+			return false
+		}
+	}
+	plain := func(s *Spec) Spec {
+		out := s.clone(func(l *Layer, _ *Rope) { l.Attention.Rope, l.Attention.Scale = nil, l.Attention.heads().Scale })
+		out.Unused = nil
+		return out
+	}
+	return reflect.DeepEqual(plain(s), plain(t))
+}
+
+// decoderJSON is the part of config.json that the llama family shares.
+func (s *Spec) decoderJSON(modelType string) map[string]any {
+	first := &s.Layers[0]
+	a, f := &first.Attention, &first.FFN
+	out := map[string]any{
+		"model_type":  modelType,
+		"hidden_size": s.Width, "num_hidden_layers": len(s.Layers), "num_attention_heads": a.Heads, "num_key_value_heads": a.KVHeads,
+		"head_dim": a.HeadDim, "intermediate_size": f.Width, "vocab_size": s.Vocab, "max_position_embeddings": s.Context,
+		"rms_norm_eps": s.Norm.Eps, "hidden_act": activationName(f.Act), "tie_word_embeddings": s.Head.Tied,
+	}
+	if r := s.Rope(); r != nil {
+		out["rope_theta"] = r.Base
+		if r.Dims != a.HeadDim {
+			out["partial_rotary_factor"] = float64(r.Dims) / float64(a.HeadDim)
+		}
+		if r.Type != "" {
+			out["rope_scaling"] = r.json()
+		}
+	}
+	return out
+}
+
+// NewLlama is a llama to be trained from scratch. Sizes that d leaves out follow from the others.
+func NewLlama(d Shape) Spec {
+	if d.HeadDim == 0 && d.Heads > 0 {
+		d.HeadDim = d.Width / d.Heads
+	}
+	if d.KVHeads == 0 {
+		d.KVHeads = d.Heads
+	}
+	if d.NormEps == 0 {
+		d.NormEps = 1e-5
+	}
+	if d.Rope.Base == 0 {
+		d.Rope.Base = 10000
+	}
+	d.Rope.Dims = d.HeadDim
+	return decoder("llama", d)
+}

@@ -1,0 +1,372 @@
+package model
+
+import (
+	"fmt"
+	"math"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	"github.com/lamina-mesh/lamina/pkg/kernel"
+)
+
+// Spec describes a model as data: its layers in order, each with its settings and the
+// names of its tensors. An architecture's file builds it from config.json or GGUF
+// metadata; loading, forward and backward walk it.
+type Spec struct {
+	Architecture string // a name in the table of arch.go: "llama", "gpt2", ...
+	Width        int    // C
+	Vocab        int    // V
+	Context      int    // context length in positions
+	Embedding    Embedding
+	Layers       []Layer // L
+	Norm         Norm    // before the head
+	Head         Head
+	BOS, EOS     []int32  // ids that begin and that end a text; nil where the files name none
+	Unused       []string // settings of parts that are not loaded, such as "vision_config"
+}
+
+// Embedding is the lookup of token ids, and of positions where those are learned.
+type Embedding struct {
+	Tokens    Name    // [V,C]
+	Positions Name    // [Context,C]; no name: positions are rotary
+	Scale     float64 // multiplies embeddings; 0: no scaling
+}
+
+// Layer is a transformer block: attention, then feed-forward, each added to the residual.
+type Layer struct {
+	Attention Attention
+	FFN       FeedForward
+}
+
+// Attention describes causal self-attention with grouped queries.
+type Attention struct {
+	Norm, PostNorm          Norm // before attention; of its output, if named
+	Heads, KVHeads, HeadDim int  // H, K, D
+	Q, K, V                 Linear
+	QKV                     Linear // named: one matrix in place of Q, K and V
+	O                       Linear
+	QNorm, KNorm            Norm    // of each head before rotation, if named
+	Rope                    *Rope   // nil: queries and keys are not rotated
+	Window                  int     // sliding window in positions; 0: full attention
+	Scale                   float64 // multiplies scores; 0: 1/sqrt(D)
+	Softcap                 float64 // bounds scores by cap·tanh(score/cap); 0: no bound
+	Sinks                   Name    // [H] scores without a value, if named
+}
+
+// FeedForward describes the gated or plain feed-forward part of a layer, or its experts.
+type FeedForward struct {
+	Norm, PostNorm Norm // before the part; of its output, if named
+	Width          int  // F
+	Act            kernel.Act
+	Gate, Up, Down Linear   // down(act(gate)·up), or down(act(up)) without a gate
+	GateUp         Linear   // named: one matrix in place of Gate and Up
+	Experts        *Experts // in place of the matrices; nil: a dense layer
+}
+
+// Experts describes a mixture of experts.
+type Experts struct {
+	Count, TopK   int     // E, and experts of a row
+	Width         int     // F of an expert
+	Normalize     bool    // the weights of the chosen experts sum to one
+	Bias          bool    // of every expert's matrices
+	Alpha, Limit  float64 // GPT-OSS's gate g·sigmoid(alpha·g)·(up+1), with g and up clamped; 0: FeedForward.Act
+	Router        Linear
+	Stack         string // prefix of the parameters, which stack all experts: gate_up_proj [E,2F,C], down_proj [E,C,F]
+	Gate, Up      Name   // of one expert, %d its index; in GGUF of all experts
+	Down          Name
+	InterleavedHF bool // Hugging Face's files alternate rows of gate and up
+}
+
+// Name says what a parameter is called, without the ending ".weight" or ".bias".
+type Name struct {
+	Param string // in Params and in checkpoints: as transformers names it
+	HF    string // in safetensors files that use another name than Param
+	GGUF  string
+}
+
+// Linear is a matrix [N,I], row n the weights of output n.
+type Linear struct {
+	Name
+	Bias   bool // [N]
+	Conv1D bool // Hugging Face's files hold the matrix transposed
+}
+
+// NormKind is a kind of normalization.
+type NormKind int
+
+// The kinds of normalization.
+const (
+	NoNorm NormKind = iota
+	RMSNorm
+	LayerNorm // with bias
+)
+
+// Norm is a normalization with a gain.
+type Norm struct {
+	Name
+	Kind    NormKind
+	Eps     float64
+	OnePlus bool // multiplies by 1 plus the gain
+}
+
+// Head computes logits from the normalized hidden state.
+type Head struct {
+	Name            // [V,C]
+	Tied    bool    // shares the weight of the token embedding
+	Softcap float64 // bounds logits by cap·tanh(logit/cap); 0: no bound
+}
+
+// Shape is the size of a decoder and what else its layers have in common.
+type Shape struct {
+	Layers, Width, Heads, KVHeads, HeadDim, FF, Vocab, Context int
+
+	NormEps  float64
+	TiedHead bool
+	Rope     Rope
+}
+
+// Limits of hyper-parameters: far above any model, and small enough that products
+// of three do not overflow.
+const (
+	maxSize   = 1 << 24
+	maxLayers = 4096
+)
+
+// check reports the first size that is out of bounds.
+func (d *Shape) check() error {
+	for _, f := range []struct {
+		name  string
+		value int
+	}{
+		{"layers", d.Layers}, {"width", d.Width}, {"heads", d.Heads}, {"key/value heads", d.KVHeads}, {"head size", d.HeadDim},
+		{"feed-forward width", d.FF}, {"vocabulary", d.Vocab}, {"context", d.Context},
+	} {
+		if err := checkSize(f.name, f.value); err != nil {
+			return err
+		}
+	}
+	if d.Layers > maxLayers {
+		return &FieldError{"layers", fmt.Sprintf("want at most %d, got %d", maxLayers, d.Layers)}
+	}
+	return nil
+}
+
+func checkSize(name string, value int) error {
+	if value < 1 || value > maxSize {
+		return &FieldError{name, fmt.Sprintf("want 1..%d, got %d", maxSize, value)}
+	}
+	return nil
+}
+
+// Validate reports the first setting that is out of bounds.
+func (s *Spec) Validate() error {
+	if n := len(s.Layers); n < 1 || n > maxLayers {
+		return &FieldError{"layers", fmt.Sprintf("want 1..%d, got %d", maxLayers, n)}
+	}
+	first := &s.Layers[0].Attention
+	for l := range s.Layers {
+		if err := s.Layers[l].validate(s, first); err != nil {
+			return err
+		}
+	}
+	if !(s.Head.Softcap >= 0 && s.Embedding.Scale >= 0) {
+		return &FieldError{"scales", fmt.Sprintf("want no negative number, got logit cap %g, embedding scale %g", s.Head.Softcap, s.Embedding.Scale)}
+	}
+	return s.Norm.validate()
+}
+
+func (l *Layer) validate(s *Spec, first *Attention) error {
+	a, f := &l.Attention, &l.FFN
+	d := Shape{
+		Layers: 1, Width: s.Width, Heads: a.Heads, KVHeads: a.KVHeads, HeadDim: a.HeadDim, FF: f.Width, Vocab: s.Vocab, Context: s.Context,
+	}
+	if err := d.check(); err != nil {
+		return err
+	}
+	if a.Heads%a.KVHeads != 0 {
+		return &FieldError{"key/value heads", fmt.Sprintf("%d do not divide %d heads", a.KVHeads, a.Heads)}
+	}
+	if a.KVHeads != first.KVHeads || a.HeadDim != first.HeadDim {
+		return &FieldError{"key/value heads", "want the same number and size in every layer"} // the KV cache has one shape
+	}
+	for _, n := range []*Norm{&a.Norm, &a.PostNorm, &a.QNorm, &a.KNorm, &f.Norm, &f.PostNorm} {
+		if err := n.validate(); err != nil {
+			return err
+		}
+	}
+	if a.Rope != nil {
+		if err := a.Rope.validate(a.HeadDim); err != nil {
+			return err
+		}
+	}
+	if !(a.Softcap >= 0 && a.Scale >= 0) {
+		return &FieldError{"scales", fmt.Sprintf("want no negative number, got score cap %g, score scale %g", a.Softcap, a.Scale)}
+	}
+	if a.Window < 0 {
+		return &FieldError{"sliding window", fmt.Sprintf("want a length, got %d", a.Window)}
+	}
+	if x := f.Experts; x != nil && (x.Count < 1 || x.Count > 1<<12 || x.TopK < 1 || x.TopK > x.Count || x.Width < 1 || x.Width > maxSize) {
+		return &FieldError{"experts", fmt.Sprintf("%d of %d, %d wide", x.TopK, x.Count, x.Width)}
+	}
+	return nil
+}
+
+func (n *Norm) validate() error {
+	if n.Kind != NoNorm && !(n.Eps >= 0 && n.Eps < 1) {
+		return &FieldError{"norm epsilon", fmt.Sprintf("want a number from 0 to 1, got %g", n.Eps)}
+	}
+	return nil
+}
+
+// Gated reports whether the part multiplies by a gate.
+func (f *FeedForward) Gated() bool { return f.Gate.Param != "" || f.GateUp.Param != "" }
+
+// heads shapes the attention for the kernels.
+func (a *Attention) heads() kernel.Heads {
+	out := kernel.Heads{H: a.Heads, K: a.KVHeads, D: a.HeadDim, Scale: a.Scale, Window: a.Window, Softcap: a.Softcap}
+	if out.Scale == 0 {
+		out.Scale = 1 / math.Sqrt(float64(a.HeadDim))
+	}
+	return out
+}
+
+// Bounded reports whether the model computes no position beyond its context length:
+// learned positions end there, and so do those of a rotation that changes with the length.
+func (s *Spec) Bounded() bool {
+	if s.Embedding.Positions.Param != "" {
+		return true
+	}
+	for i := range s.Layers {
+		if r := s.Layers[i].Attention.Rope; r != nil && r.Type == "dynamic" {
+			return true
+		}
+	}
+	return false
+}
+
+// Rope is the rotation of the layers with full attention, or else of any; nil where no
+// layer rotates.
+func (s *Spec) Rope() *Rope {
+	var any *Rope
+	for i := range s.Layers {
+		switch a := &s.Layers[i].Attention; {
+		case a.Rope == nil:
+		case a.Window == 0:
+			return a.Rope
+		case any == nil:
+			any = a.Rope
+		}
+	}
+	return any
+}
+
+// Window is the longest sliding window of the layers, 0 where there is none.
+func (s *Spec) Window() int {
+	w := 0
+	for i := range s.Layers {
+		w = max(w, s.Layers[i].Attention.Window)
+	}
+	return w
+}
+
+// clone returns the spec with layers and ropes of its own, changed by edit. Ropes that
+// layers share stay shared.
+func (s Spec) clone(edit func(l *Layer, r *Rope)) Spec {
+	ropes := map[*Rope]*Rope{nil: nil}
+	layers := make([]Layer, len(s.Layers))
+	for i, l := range s.Layers {
+		r := l.Attention.Rope
+		if ropes[r] == nil && r != nil {
+			ropes[r] = new(*r)
+		}
+		l.Attention.Rope = ropes[r]
+		if x := l.FFN.Experts; x != nil {
+			l.FFN.Experts = new(*x)
+		}
+		edit(&l, ropes[r])
+		layers[i] = l
+	}
+	s.Layers = layers
+	return s
+}
+
+// linears lists the layer's matrices that may have a bias, experts aside.
+func (l *Layer) linears() []*Linear {
+	a, f := &l.Attention, &l.FFN
+	all := []*Linear{&a.Q, &a.K, &a.V, &a.QKV, &a.O, &f.Gate, &f.Up, &f.GateUp, &f.Down}
+	if f.Experts != nil {
+		all = append(all, &f.Experts.Router)
+	}
+	var named []*Linear
+	for _, m := range all {
+		if m.Param != "" {
+			named = append(named, m)
+		}
+	}
+	return named
+}
+
+// biasesOf gives biases to the matrices that have one in the model's files, and to no
+// others: files may have them in some layers or on some matrices alone.
+func (s Spec) biasesOf(has func(n Name, end string) bool) Spec {
+	return s.clone(func(l *Layer, _ *Rope) {
+		for _, m := range l.linears() {
+			m.Bias = has(m.Name, ".bias")
+		}
+		if x := l.FFN.Experts; x != nil {
+			x.Bias = has(x.Gate, ".bias") || has(Name{Param: x.Stack + ".gate_up_proj_bias"}, "")
+		}
+	})
+}
+
+// onePlus says of every norm whether it multiplies by 1 plus the gain.
+func (s Spec) onePlus(on bool) Spec {
+	s.Norm.OnePlus = on
+	return s.clone(func(l *Layer, _ *Rope) {
+		for _, n := range []*Norm{&l.Attention.Norm, &l.Attention.PostNorm, &l.Attention.QNorm, &l.Attention.KNorm, &l.FFN.Norm, &l.FFN.PostNorm} {
+			n.OnePlus = on && n.Kind != NoNorm
+		}
+	})
+}
+
+// UnsupportedError reports a model that this build cannot run.
+type UnsupportedError struct {
+	Field, Value string
+	Supported    string
+}
+
+// Error names the field and what would be supported.
+func (e *UnsupportedError) Error() string {
+	return fmt.Sprintf("read model: %s %q is not supported (supported: %s)", e.Field, e.Value, e.Supported)
+}
+
+// FieldError reports a setting that is missing or impossible.
+type FieldError struct{ Field, Msg string }
+
+// FaultCode is Unimplemented.
+func (e *UnsupportedError) FaultCode() fault.Code { return fault.Unimplemented }
+
+// FaultCode is DataLoss: the model's files are damaged.
+func (e *FieldError) FaultCode() fault.Code { return fault.DataLoss }
+
+// Error names the field.
+func (e *FieldError) Error() string { return fmt.Sprintf("read model: %s: %s", e.Field, e.Msg) }
+
+// Range is the layers [Lo, Hi).
+type Range struct{ Lo, Hi int }
+
+// Len is the number of layers.
+func (r Range) Len() int { return r.Hi - r.Lo }
+
+// String is "lo-hi", as log lines and event parts spell it.
+func (r Range) String() string { return fmt.Sprintf("%d-%d", r.Lo, r.Hi) }
+
+// Split cuts layers into stages as evenly as possible. Every stage has at least one
+// layer, so there are at most as many stages as layers.
+func Split(layers, stages int) []Range {
+	stages = min(max(stages, 1), layers)
+	out := make([]Range, stages)
+	for i := range out {
+		out[i] = Range{i * layers / stages, (i + 1) * layers / stages}
+	}
+	return out
+}
