@@ -73,7 +73,7 @@ func TestTokenize_BadInput(t *testing.T) {
 	path := sharedPath(t, "models/stories260K/stories260K-f32.gguf")
 	verbFails(t, 2, "JSON list", "1 2 3", "tokenize", "-m", path, "--decode")
 	verbFails(t, 2, "4000", "[1, 4000]", "tokenize", "-m", path, "--decode")
-	verbFails(t, 2, "invalid utf-8 at byte 1", "a\xffb", "tokenize", "-m", path)
+	verbFails(t, 2, "invalid UTF-8 at byte 1", "a\xffb", "tokenize", "-m", path)
 	verbFails(t, 1, "nowhere", "", "tokenize", "-m", "nowhere")
 }
 

@@ -6,24 +6,25 @@ import (
 	"unicode/utf8"
 )
 
-// addedToken is a token found in text before the model sees it.
+// addedToken is a token that is matched in text before the model runs.
 type addedToken struct {
 	id         int32
 	text       string
-	control    bool // found only where Options.Special allows
-	lstrip     bool // takes the white space before it along
-	rstrip     bool // and after it
-	singleWord bool // only between characters that are no part of a word
+	control    bool // matched only with Options.Special
+	lstrip     bool // swallows the white space before it
+	rstrip     bool // swallows the white space after it
+	singleWord bool // matched only between non-word characters
 }
 
-// matcher finds added tokens in text: the leftmost, and the longest there.
+// matcher finds added tokens in text: the leftmost one, and of several that begin
+// there the longest.
 type matcher struct {
 	nodes   []node
 	tokens  []addedToken
 	first   [256]bool
-	only    byte // the one byte that all begin with, where single
+	only    byte // the first byte of all tokens, if single
 	single  bool
-	control bool // some are control tokens
+	control bool // some tokens are control tokens
 }
 
 type node struct {
@@ -63,9 +64,9 @@ func newMatcher(tokens []addedToken) *matcher {
 	return m
 }
 
-// found is one added token in a text: the bytes [start, end) it takes, and where
-// the search for the next one goes on. White space that a token takes along may
-// itself hold the next token.
+// found is an added token in a text: the bytes [start, end) that it covers, and where
+// the search for the next one continues. White space that a token swallows may
+// itself contain the next token.
 type found struct {
 	start, end, resume int
 	id                 int32
@@ -143,20 +144,20 @@ func wordAfter(s string, i int) bool {
 	return n > 0 && isWord(r)
 }
 
-// isWord is \w as Unicode's technical standard 18 has it: it joins what joiners join.
+// isWord is \w as in Unicode Technical Standard 18, including join controls.
 func isWord(r rune) bool {
 	return classOf(r)&classWord != 0 || r == 0x200c || r == 0x200d || unicode.In(r, unicode.Nl, unicode.Other_Alphabetic)
 }
 
 // plainSpans walks through Options.Plain as the scan moves forward. back, unless
-// nil, leads from a place in the scanned text to one in the text as it came.
+// nil, maps a position in the scanned text to one in the input text.
 type plainSpans struct {
 	ranges [][2]int
 	back   func(start, end int) (int, int)
 }
 
-// overlap says whether [start, end) touches a plain range. start never goes
-// back between calls.
+// overlap reports whether [start, end) overlaps a plain range. start never decreases
+// between calls.
 func (p *plainSpans) overlap(start, end int) bool {
 	if len(p.ranges) == 0 {
 		return false

@@ -6,21 +6,21 @@ import (
 	"unicode/utf8"
 )
 
-// edits says how a text was rewritten, stretch by stretch: which bytes of the
-// result came from which bytes of the source. A nil *edits records nothing.
+// edits records how a text was rewritten: which bytes of the result came from which
+// bytes of the source, as a list of segments. A nil *edits records nothing.
 type edits struct {
 	parts   []edit
 	out, in int // lengths so far
 }
 
-// edit is one stretch: it begins at out in the result and at in in the source.
-// same says that the bytes are equal one for one.
+// edit is one segment: it begins at out in the result and at in in the source. same
+// means that the bytes are equal one for one.
 type edit struct {
 	out, in int
 	same    bool
 }
 
-// add appends a stretch of out bytes made from in bytes.
+// add appends a segment of out bytes made from in bytes.
 func (e *edits) add(out, in int, same bool) {
 	if e == nil || out == 0 && in == 0 {
 		return
@@ -31,7 +31,7 @@ func (e *edits) add(out, in int, same bool) {
 	e.out, e.in = e.out+out, e.in+in
 }
 
-// drop takes bytes off the end of the result.
+// drop removes bytes from the end of the result.
 func (e *edits) drop(n int) {
 	if e == nil || n == 0 {
 		return
@@ -42,15 +42,15 @@ func (e *edits) drop(n int) {
 	}
 }
 
-// back returns the stretch of the source that made the bytes [start, end) of the
-// result.
+// back returns the range of the source that the bytes [start, end) of the result
+// were made from.
 func (e *edits) back(start, end int) (int, int) {
 	s := e.source(start, false)
 	return s, max(s, e.source(end, true))
 }
 
 func (e *edits) source(pos int, end bool) int {
-	// The stretch that holds the byte before an end, or the byte at a start.
+	// An end belongs to the segment of the byte before it, a start to that of its byte.
 	i := sort.Search(len(e.parts), func(i int) bool {
 		if end {
 			return e.parts[i].out >= pos
@@ -72,7 +72,7 @@ func (e *edits) source(pos int, end bool) int {
 	return e.in
 }
 
-// replaced replaces every old, which is not empty, by new.
+// replaced replaces every occurrence of old, which is not empty, with new.
 func replaced(s, old, new string, ed *edits) string {
 	if ed != nil {
 		for rest := s; ; {
@@ -89,11 +89,11 @@ func replaced(s, old, new string, ed *edits) string {
 	return strings.ReplaceAll(s, old, new)
 }
 
-// mapped rewrites a text character by character. f returns the bytes that stand
-// for a character, or says that it stays.
+// mapped rewrites a text character by character. f returns the replacement of a
+// character, or false to keep it.
 func mapped(s string, ed *edits, f func(r rune) (text string, changed bool)) string {
 	var b strings.Builder
-	from := 0 // what stays since here is not written yet
+	from := 0 // start of the kept text that is not written yet
 	for i := 0; i < len(s); {
 		r, n := utf8.DecodeRuneInString(s[i:])
 		text, changed := f(r)

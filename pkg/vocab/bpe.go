@@ -4,11 +4,11 @@ import (
 	"unicode/utf8"
 )
 
-// sink gathers what an encoding makes, and holds what it reuses from piece to
-// piece.
+// sink collects the ids of an encoding. It also holds the scratch buffers that are
+// reused from piece to piece.
 type sink struct {
 	ids    []int32
-	spans  [][2]int // of each id: bytes of the piece; only where record is set
+	spans  [][2]int // byte range of each id in the piece, if record is set
 	record bool
 
 	syms  []symbol
@@ -17,7 +17,8 @@ type sink struct {
 	lattice
 }
 
-// symbol is what a piece begins as: ids with the bytes they came from.
+// symbol is an id and the bytes of the piece that it stands for. A piece begins as one
+// symbol per byte or character.
 type symbol struct {
 	id         int32
 	start, end int32
@@ -37,7 +38,7 @@ func (k *sink) emitAll(syms []symbol) {
 	}
 }
 
-// room is an empty list with space for n links.
+// room returns an empty list with capacity for n links.
 func (k *sink) room(n int) []link {
 	if cap(k.links) < n {
 		k.links = make([]link, 0, n)
@@ -49,19 +50,27 @@ func (k *sink) room(n int) []link {
 type link struct {
 	id         int32
 	prev, next int32
-	rank       uint32 // how soon this symbol and the next one merge; noMerge where they do not
+	rank       uint32 // rank of the merge of this symbol with the next; noMerge if there is none
 	start, end int32  // bytes of the piece
 }
 
 const noMerge = ^uint32(0)
 
-// few is the length up to which looking through all pairs beats a heap.
-const few = 32
+// linearLimit is the number of symbols up to which a linear search for the best pair beats a
+// heap.
+const linearLimit = 32
 
-// apply merges the symbols of one piece, the smallest rank first and the
-// leftmost among equals, and returns what is left. syms is overwritten.
+// apply merges the symbols of one piece, the smallest rank first and the leftmost of
+// equals, until no pair merges. It returns the symbols that remain; syms is
+// overwritten.
+//
+// The symbols form a doubly linked list, and a queue holds the mergeable pairs by
+// (priority, position). A merge changes at most two neighbouring pairs. Instead of
+// removing their old entries from the queue, apply pushes new ones and drops an
+// entry when it comes up if its pair has changed since, so the whole takes
+// O(n log n) time.
 func (m *merges) apply(syms []symbol, k *sink) []symbol {
-	if len(syms) <= few {
+	if len(syms) <= linearLimit {
 		return m.applyFew(syms)
 	}
 	links, q := k.room(len(syms)), &k.queue
@@ -70,7 +79,7 @@ func (m *merges) apply(syms []symbol, k *sink) []symbol {
 		l := link{id: s.id, prev: int32(i) - 1, next: int32(i) + 1, rank: noMerge, start: s.start, end: s.end}
 		if i+1 < len(syms) {
 			if l.rank = m.rank(s.id, syms[i+1].id); l.rank != noMerge {
-				q.push(uint64(m.turn(l.rank))<<32 | uint64(i))
+				q.push(uint64(m.priority(l.rank))<<32 | uint64(i))
 			}
 		} else {
 			l.next = -1
@@ -84,7 +93,7 @@ func (m *merges) apply(syms []symbol, k *sink) []symbol {
 			return
 		}
 		if l.rank = m.rank(l.id, links[l.next].id); l.rank != noMerge {
-			q.push(uint64(m.turn(l.rank))<<32 | uint64(uint32(i)))
+			q.push(uint64(m.priority(l.rank))<<32 | uint64(uint32(i)))
 		}
 	}
 	for {
@@ -94,7 +103,7 @@ func (m *merges) apply(syms []symbol, k *sink) []symbol {
 		}
 		i := int32(uint32(top))
 		l := &links[i]
-		if l.id < 0 || l.rank == noMerge || m.turn(l.rank) != uint32(top>>32) {
+		if l.id < 0 || l.rank == noMerge || m.priority(l.rank) != uint32(top>>32) {
 			continue // the pair changed since it was queued
 		}
 		r := &links[l.next]
@@ -108,7 +117,7 @@ func (m *merges) apply(syms []symbol, k *sink) []symbol {
 			pair(l.prev)
 		}
 	}
-	out := syms[:0] // never longer than what it overwrites
+	out := syms[:0] // never longer than the symbols it overwrites
 	for i := int32(0); i >= 0; i = links[i].next {
 		out = append(out, symbol{links[i].id, links[i].start, links[i].end})
 	}
@@ -117,7 +126,7 @@ func (m *merges) apply(syms []symbol, k *sink) []symbol {
 }
 
 func (m *merges) applyFew(syms []symbol) []symbol {
-	var ranks [few + 1]uint32
+	var ranks [linearLimit + 1]uint32
 	n := len(syms)
 	if n < 2 {
 		return syms
@@ -160,13 +169,13 @@ func (m *merges) applyFew(syms []symbol) []symbol {
 	}
 }
 
-// byteBPE is byte-level BPE: a piece starts as its bytes.
+// byteBPE is byte-level BPE: merging starts from the bytes of a piece.
 type byteBPE struct {
 	merges *merges
 	bytes  [256]int32       // the id of each byte, -1 where there is none
-	words  map[string]int32 // tokens by their bytes, where whole words go unmerged
-	unk    int32            // for a byte that is none; -1 refuses it
-	drop   bool             // such a byte goes, as it does elsewhere: the unknown token is a control token
+	words  map[string]int32 // tokens by their bytes, if a piece that is a token is not merged; else nil
+	unk    int32            // replaces a byte without a token; -1 makes such a byte an error
+	drop   bool             // drop such a byte, as Hugging Face does: the unknown token is a control token
 }
 
 func (m *byteBPE) encode(piece string, k *sink) error {
@@ -184,7 +193,7 @@ func (m *byteBPE) encode(piece string, k *sink) error {
 				continue
 			}
 			if m.unk < 0 {
-				return &TextError{Offset: i, Piece: shorten(piece), Reason: "the vocabulary lacks a byte that stands"}
+				return &TextError{Offset: i, Piece: shorten(piece), Reason: "the vocabulary has no token for a byte"}
 			}
 			id = m.unk
 		}
@@ -195,22 +204,22 @@ func (m *byteBPE) encode(piece string, k *sink) error {
 	return nil
 }
 
-// charBPE starts from the characters of a piece; those outside the vocabulary
-// become bytes, or the unknown token, or nothing.
+// charBPE is BPE over characters. A character outside the vocabulary becomes its byte
+// tokens, or the unknown token, or is dropped.
 type charBPE struct {
 	merges  *merges
 	chars   map[string]int32
-	ascii   [utf8.RuneSelf]int32 // chars of one byte, -1 where there is none
+	ascii   [utf8.RuneSelf]int32 // ids of ASCII characters, -1 if not a token
 	bytes   *[256]int32          // byte tokens, -1 where one is missing; nil where there is no byte fallback
 	words   map[string]int32
 	unk     int32
 	fuseUnk bool
-	strict  bool   // refuse a character outside the vocabulary
-	prefix  string // before every character but a piece's first
-	suffix  string // after a piece's last character
+	strict  bool   // a character outside the vocabulary is an error
+	prefix  string // put before every character of a piece but the first
+	suffix  string // put after the last character of a piece
 }
 
-// index fills in ascii.
+// index fills ascii.
 func (m *charBPE) index() {
 	for c := range m.ascii {
 		m.ascii[c] = -1
@@ -258,7 +267,7 @@ func (m *charBPE) encode(piece string, k *sink) error {
 			syms = append(syms, symbol{id, int32(i), int32(i + n)})
 		case m.bytes != nil:
 			for b := i; b < i+n; b++ {
-				if id := m.bytes[piece[b]]; id >= 0 { // a byte without a token goes, as it does in llama.cpp
+				if id := m.bytes[piece[b]]; id >= 0 { // llama.cpp drops a byte without a token too
 					syms = append(syms, symbol{id, int32(b), int32(b + 1)})
 				}
 			}
@@ -269,7 +278,7 @@ func (m *charBPE) encode(piece string, k *sink) error {
 				syms = append(syms, symbol{m.unk, int32(i), int32(i + n)})
 			}
 		case m.strict:
-			return &TextError{Offset: i, Piece: shorten(piece), Reason: "the vocabulary lacks a character that stands"}
+			return &TextError{Offset: i, Piece: shorten(piece), Reason: "the vocabulary has no token for a character"}
 		}
 		unknown = !ok && m.bytes == nil
 		i += n
@@ -279,7 +288,7 @@ func (m *charBPE) encode(piece string, k *sink) error {
 	return nil
 }
 
-// shorten keeps an error's quotation readable.
+// shorten limits the text that an error quotes.
 func shorten(s string) string {
 	const most = 40
 	if len(s) <= most {

@@ -5,8 +5,8 @@ import (
 	"unicode/utf8"
 )
 
-// byteLevel is GPT-2's spelling of bytes as printable characters: a byte that
-// prints in Latin-1 is itself, the others follow from U+0100 on.
+// byteLevel is GPT-2's mapping of bytes to printable characters: a byte that is
+// printable in Latin-1 maps to itself, the others to the characters from U+0100 on.
 type byteLevel struct {
 	spell [256]string
 	byte  map[rune]byte
@@ -27,8 +27,8 @@ func newByteLevel() *byteLevel {
 	return b
 }
 
-// decode returns the bytes that a spelling stands for; a spelling with other
-// characters stands for itself.
+// decode returns the bytes that a spelling stands for. A spelling with other
+// characters is returned as it is.
 func (b *byteLevel) decode(spelling string) string {
 	out := make([]byte, 0, len(spelling))
 	for _, r := range spelling {

@@ -1,28 +1,26 @@
 package vocab
 
-// wordCache remembers what short pieces became. It is direct-mapped: a newer
-// piece takes the place of an older one, so it never grows. It belongs to one
-// encoding at a time.
+// wordCache caches the ids of short pieces. It is direct-mapped: a new piece replaces
+// the one in its slot, so the cache never grows. One encoding uses it at a time.
 type wordCache struct {
 	slots []cached
 }
 
 const (
 	cacheSlots = 1 << 15 // 1.5 MiB
-	maxWord    = 23      // longest piece in bytes
-	maxIDs     = 5       // most ids of a piece
+	maxWord    = 23      // maximum length of a piece in bytes
+	maxIDs     = 5       // maximum number of ids
 )
 
 // cached is a piece, its length in the last byte of the key, and its ids.
 type cached struct {
 	key [3]uint64
 	ids [maxIDs]int32
-	n   int32 // 0: the slot is free
+	n   int32 // number of ids; 0 means a free slot
 }
 
-// wordKey packs the bytes of a piece of at most maxWord bytes. text is what the
-// piece lies in, from its beginning on; where it goes on far enough the bytes are
-// taken eight at a time.
+// wordKey packs the bytes of a piece of at most maxWord bytes. text begins with the
+// piece; if enough bytes follow, they are loaded eight at a time.
 func wordKey(text string, n int) (key [3]uint64) {
 	if len(text) < 24 {
 		return shortKey(text[:n])

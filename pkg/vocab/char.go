@@ -7,14 +7,14 @@ import (
 
 // NewChar makes a vocabulary of a text's characters: first the special tokens
 // as control tokens, then the distinct characters in order of code point.
-// Encoding refuses a character that is not among them. It returns an error for
-// text that is empty or not UTF-8.
+// Encoding any other character is an error. NewChar returns an error for text that is
+// empty or not UTF-8.
 func NewChar(text string, special ...string) (*Vocab, error) {
 	if text == "" {
 		return nil, fmt.Errorf("make character vocabulary: empty text")
 	}
 	if n := invalidAt(text); n < len(text) {
-		return nil, &TextError{Offset: n, Reason: "invalid utf-8"}
+		return nil, &TextError{Offset: n, Reason: "invalid UTF-8"}
 	}
 	seen := map[rune]bool{}
 	for _, r := range text {

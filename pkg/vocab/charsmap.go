@@ -8,25 +8,30 @@ import (
 	"unicode/utf8"
 )
 
-// charsmap is SentencePiece's compiled table of replacements: a double-array
-// trie (J. Aoe, 1989; the layout is that of Darts-clone) from bytes to places in
-// a pool of texts that end in NUL.
+// charsmap is SentencePiece's precompiled table of replacements: a double-array trie
+// (J. Aoe, 1989, in the layout of Darts-clone) that maps byte strings to offsets in
+// a pool of NUL-terminated texts.
+//
+// A unit of the trie is 32 bits. The low 8 bits are the label, the byte that leads to
+// the node; bit 31 marks a leaf; bit 8 says that a value follows; the rest, shifted by 8
+// if bit 9 is set, is an offset. The children of the node at position p with offset o
+// lie at p^o^byte, and its value at p^o: the child with the label 0.
 type charsmap struct {
 	units []uint32
 	pool  string
-	plain [utf8.RuneSelf]bool // ASCII that no rule begins with
+	plain [utf8.RuneSelf]bool // ASCII characters that no rule begins with
 }
 
-// newCharsmap reads the table; an empty one replaces nothing.
+// newCharsmap reads the table. An empty table replaces nothing.
 func newCharsmap(blob []byte) (*charsmap, error) {
 	m := &charsmap{}
 	if len(blob) > 0 {
 		if len(blob) < 4 {
-			return nil, errors.New("shorter than its size field")
+			return nil, errors.New("the table is shorter than its size field")
 		}
 		size := binary.LittleEndian.Uint32(blob)
 		if size%4 != 0 || uint64(size) > uint64(len(blob)-4) {
-			return nil, errors.New("trie longer than the table")
+			return nil, errors.New("the trie is longer than the table")
 		}
 		m.units = make([]uint32, size/4)
 		for i := range m.units {
@@ -34,7 +39,7 @@ func newCharsmap(blob []byte) (*charsmap, error) {
 		}
 		m.pool = string(blob[4+size:])
 		if !utf8.ValidString(m.pool) {
-			return nil, errors.New("replacements are not utf-8")
+			return nil, errors.New("the replacements are not UTF-8")
 		}
 	}
 	for c := range m.plain {
@@ -53,7 +58,8 @@ func (m *charsmap) root() uint32 {
 
 func unitOffset(u uint32) uint32 { return u >> 10 << (u >> 6 & 8) }
 
-// step follows a byte from the place at; it returns the place of the node.
+// step follows a byte from the position at. It returns the position of the node, which
+// is there only if its label is that byte.
 func (m *charsmap) step(at uint32, c byte) (node uint32, ok bool) {
 	node = at ^ uint32(c)
 	if int64(node) >= int64(len(m.units)) || m.units[node]&(1<<31|0xff) != uint32(c) {
@@ -62,8 +68,8 @@ func (m *charsmap) step(at uint32, c byte) (node uint32, ok bool) {
 	return node, true
 }
 
-// find looks the prefixes of s up. It returns the replacement of the shortest or
-// the longest one and that prefix's length, or ok false.
+// find looks up the prefixes of s. It returns the replacement and the length of the
+// shortest prefix with a rule, or of the longest; ok is false if there is none.
 func (m *charsmap) find(s string, longest bool) (text string, n int, ok bool) {
 	at := m.root()
 	for i := 0; i < len(s); i++ {
@@ -95,9 +101,9 @@ func (m *charsmap) find(s string, longest bool) (text string, n int, ok bool) {
 	return text, n, ok
 }
 
-// graphemes is the normalizer as Hugging Face applies it: a short cluster of
-// characters is replaced whole where a rule matches its beginning, else each
-// character alone.
+// graphemes is the normalizer as Hugging Face applies it: a grapheme cluster of fewer
+// than 6 bytes is replaced as a whole if a rule matches its beginning; otherwise each
+// character is replaced on its own.
 func (m *charsmap) graphemes(s string, _ bool, ed *edits) string {
 	var b strings.Builder
 	from := 0
@@ -137,8 +143,8 @@ func (m *charsmap) graphemes(s string, _ bool, ed *edits) string {
 	return b.String()
 }
 
-// clusterLength is the bytes of the first extended grapheme cluster (Unicode
-// Standard Annex 29), as far as marks, joiners, Hangul and flags make one.
+// clusterLength is the length in bytes of the first extended grapheme cluster (Unicode
+// Standard Annex 29) as far as marks, joiners, Hangul and flags are concerned.
 func clusterLength(s string) int {
 	r, n := utf8.DecodeRuneInString(s)
 	if r == '\r' && strings.HasPrefix(s[n:], "\n") {
@@ -174,20 +180,25 @@ func clusterLength(s string) int {
 func isFlag(r rune) bool { return r >= 0x1f1e6 && r <= 0x1f1ff }
 
 func isPictograph(r rune) bool {
-	return r == 0xa9 || r == 0xae || r == 0x203c || r == 0x2049 || r == 0x2122 || r == 0x2139 || r >= 0x2190 && r <= 0x2bff && unicode.Is(unicode.So, r) ||
-		r == 0x3030 || r == 0x303d || r == 0x3297 || r == 0x3299 || r >= 0x1f000 && r <= 0x1fbff && (r < 0x1f3fb || r > 0x1f3ff) && !isFlag(r)
+	return r == 0xa9 || r == 0xae || r == 0x203c || r == 0x2049 || r == 0x2122 || r == 0x2139 ||
+		r >= 0x2190 && r <= 0x2bff && unicode.Is(unicode.So, r) ||
+		r == 0x3030 || r == 0x303d || r == 0x3297 || r == 0x3299 ||
+		r >= 0x1f000 && r <= 0x1fbff && (r < 0x1f3fb || r > 0x1f3ff) && !isFlag(r)
 }
 
-// extends says that a character never begins a cluster.
+// extends reports whether a character never begins a cluster.
 func extends(r rune) bool {
-	return r == 0x200c || r == 0x200d || r >= 0x1f3fb && r <= 0x1f3ff || r >= 0xff9e && r <= 0xff9f || r >= 0xe0020 && r <= 0xe007f ||
+	return r == 0x200c || r == 0x200d || r >= 0x1f3fb && r <= 0x1f3ff || r >= 0xff9e && r <= 0xff9f ||
+		r >= 0xe0020 && r <= 0xe007f ||
 		unicode.In(r, unicode.Mn, unicode.Me) ||
-		unicode.Is(unicode.Mc, r) && r != 0x102b && r != 0x102c && r != 0x1038 && (r < 0x1062 || r > 0x1064) && (r < 0x1067 || r > 0x106d) &&
-			r != 0x1083 && (r < 0x1087 || r > 0x108c) && r != 0x108f && (r < 0x109a || r > 0x109c) && r != 0x1a61 && r != 0x1a63 && r != 0x1a64 ||
+		unicode.Is(unicode.Mc, r) && r != 0x102b && r != 0x102c && r != 0x1038 &&
+			(r < 0x1062 || r > 0x1064) && (r < 0x1067 || r > 0x106d) && r != 0x1083 &&
+			(r < 0x1087 || r > 0x108c) && r != 0x108f && (r < 0x109a || r > 0x109c) &&
+			r != 0x1a61 && r != 0x1a63 && r != 0x1a64 ||
 		r == 0xe33 || r == 0xeb3
 }
 
-// hangul says that two jamo belong to one syllable.
+// hangul reports whether two jamo belong to one syllable.
 func hangul(a, b rune) bool {
 	lead := func(r rune) bool { return r >= 0x1100 && r <= 0x115f || r >= 0xa960 && r <= 0xa97c }
 	vowel := func(r rune) bool { return r >= 0x1160 && r <= 0x11a7 || r >= 0xd7b0 && r <= 0xd7c6 }

@@ -5,7 +5,7 @@ import (
 	"unicode/utf8"
 )
 
-// class is a set of Unicode properties that pre-tokenizers ask about.
+// class is a set of Unicode properties that pre-tokenizers test.
 type class uint16
 
 const (
@@ -16,18 +16,18 @@ const (
 	classMark                      // \p{M}
 	classPunct                     // \p{P}
 	classSymbol                    // \p{S}
-	classUpper                     // Lu, Lt, Lm, Lo, M: what may begin a cased word
-	classLower                     // Ll, Lm, Lo, M: what may end one
+	classUpper                     // Lu, Lt, Lm, Lo, M: may begin a cased word
+	classLower                     // Ll, Lm, Lo, M: may end one
 	classHan                       // \p{Han}
 	classDigit                     // \d, Nd
 	classWord                      // \w: Alphabetic, marks, Nd, Pc, join controls
-	classControl                   // Cc, Cf, Co, Cn: what BERT drops
+	classControl                   // Cc, Cf, Co, Cn: dropped by BERT
 	classASCII                     // A to Z and a to z
 )
 
-// classBin is the class of every character: a page number for each 256 code
-// points, then the pages, 16 bits a character, little-endian. It is Unicode 16.0,
-// which Hugging Face's engine follows; package unicode may be a version behind.
+// classBin holds the class of every character: a page number per 256 code points,
+// then the pages with 16 bits per character, little-endian. It is Unicode 16.0, the
+// version of Hugging Face's engine; package unicode may be older.
 //
 //go:embed class.bin
 var classBin string

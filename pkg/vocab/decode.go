@@ -5,28 +5,28 @@ import (
 	"unicode/utf8"
 )
 
-// DecodeOptions shapes a decoding.
+// DecodeOptions sets how ids are decoded.
 type DecodeOptions struct {
 	// SkipSpecial leaves control tokens out of the text.
 	SkipSpecial bool
 	// Keep holds control tokens that SkipSpecial leaves in.
 	Keep map[int32]bool
-	// Prefix holds ids that stand before the first one. They shape spacing and
-	// are not decoded again.
+	// Prefix holds the ids before the first one. They affect spacing and are not
+	// decoded again.
 	Prefix []int32
 }
 
 // decoding is how tokens join into text.
 type decoding struct {
-	stripSpace bool // the text's first character, where it is a space, was put there by encoding
-	stripAll   bool // and so were those after it, as long as no other text came
-	joinSpace  bool // tokens are words, joined by spaces
+	stripSpace bool // remove the space that encoding put before the text
+	stripAll   bool // remove all spaces before the first other text
+	joinSpace  bool // tokens are words and are joined by spaces
 	heldSpace  bool // a space at the end of a token is written only before another token
-	once       bool // a token that stands several times in a row is written once
+	once       bool // a token repeated in a row is written once
 }
 
-// Decode turns ids into text. Bytes that form no character become U+FFFD. It
-// returns a *TokenError for an id outside the vocabulary.
+// Decode returns the text of ids. Invalid UTF-8 becomes U+FFFD. The error is a
+// *TokenError for an id outside the vocabulary.
 func (v *Vocab) Decode(ids []int32, o DecodeOptions) (string, error) {
 	d := v.NewDecoder(o)
 	var b strings.Builder
@@ -41,21 +41,20 @@ func (v *Vocab) Decode(ids []int32, o DecodeOptions) (string, error) {
 	return b.String(), nil
 }
 
-// Decoder turns a growing sequence of ids into growing text. What it has given
-// out it never takes back, and it never gives out part of a character. It
-// belongs to one goroutine.
+// Decoder decodes a stream of ids to text. Text that it has returned never changes, and
+// it never returns part of a character. It belongs to one goroutine.
 type Decoder struct {
 	v     *Vocab
 	skip  bool
 	keep  map[int32]bool // not nil: of the special tokens only these are text
 	start bool           // no text yet
-	held  []byte         // the beginning of a character
-	space bool           // a space that waits for another token
-	last  int32          // the id before, -1 for none
+	held  []byte         // the bytes of an incomplete character
+	space bool           // a space that is written only before another token
+	last  int32          // the previous id, -1 if there is none
 }
 
-// NewDecoder begins a decoding. Ids of o.Prefix outside the vocabulary count as
-// text.
+// NewDecoder returns a Decoder. Ids in o.Prefix that are outside the vocabulary count
+// as text.
 func (v *Vocab) NewDecoder(o DecodeOptions) *Decoder {
 	d := &Decoder{v: v, skip: o.SkipSpecial, start: true, last: -1}
 	if o.SkipSpecial && o.Keep != nil {
@@ -70,7 +69,7 @@ func (v *Vocab) NewDecoder(o DecodeOptions) *Decoder {
 	return d
 }
 
-// silent says that a token adds nothing to the text.
+// silent reports whether a token adds nothing to the text.
 func (v *Vocab) silent(id int32, skip bool) bool {
 	k := v.tokens[id].kind
 	return skip && (k == KindControl || k == KindUnknown && v.unk == id)
@@ -82,8 +81,8 @@ func (v *Vocab) structural(id int32) bool {
 	return k == KindControl || k == KindUnknown
 }
 
-// Push adds an id and returns the text that became certain, possibly empty, or
-// a *TokenError.
+// Push adds an id and returns the text that is complete now, which may be empty. The
+// error is a *TokenError.
 func (d *Decoder) Push(id int32) (string, error) {
 	v := d.v
 	if id < 0 || int(id) >= len(v.tokens) {
@@ -125,10 +124,10 @@ func (d *Decoder) Push(id int32) (string, error) {
 	return d.take(false), nil
 }
 
-// Flush ends the text: a character that never came whole becomes U+FFFD.
+// Flush ends the text. An incomplete character becomes U+FFFD.
 func (d *Decoder) Flush() string { return d.take(true) }
 
-// take gives out what is certain of the held bytes; all of them at the end.
+// take returns the complete characters of the held bytes, and at the end all of them.
 func (d *Decoder) take(end bool) string {
 	var b strings.Builder
 	h := d.held
@@ -149,8 +148,8 @@ func (d *Decoder) take(end bool) string {
 	return b.String()
 }
 
-// brokenLength is how many bytes of an ill-formed sequence one U+FFFD replaces:
-// the longest beginning of a character (Unicode, section 3.9, "maximal subpart").
+// brokenLength is how many bytes of an ill-formed sequence one U+FFFD replaces: its
+// maximal subpart (Unicode Standard, section 3.9).
 func brokenLength(h []byte) int {
 	for n := min(len(h), 3); n > 1; n-- {
 		if !utf8.FullRune(h[:n]) {

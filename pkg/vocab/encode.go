@@ -4,50 +4,50 @@ import (
 	"unicode/utf8"
 )
 
-// Options shapes an encoding.
+// Options sets how text is encoded.
 type Options struct {
-	// Special reads control tokens in the text as such. Off, they stay text.
+	// Special recognises control tokens in the text. Without it they stay text.
 	Special bool
-	// Plain lists byte ranges [start, end) of the text, in order and apart, that
-	// hold no control token whatever Special says: what came from a user.
+	// Plain lists byte ranges [start, end) of the text, in order and disjoint, in which
+	// no control token is recognised even with Special: text that came from a user.
 	Plain [][2]int
 	// BOS adds the begin and end tokens that the vocabulary asks for.
 	BOS bool
-	// Limit is the most ids that come out, those of BOS included; 0 is any number.
-	// What goes is at the end of the text, or at its beginning where KeepEnd is set.
+	// Limit is the maximum number of ids, including those of BOS; 0 means no limit. Ids
+	// are dropped at the end of the text, or at its beginning with KeepEnd.
 	Limit   int
 	KeepEnd bool
-	// Workers share out a long text; 0 means one. Their number changes nothing but
-	// the time.
+	// Workers is how many goroutines encode a long text; 0 means one. The ids do not
+	// depend on it.
 	Workers int
 }
 
-// Encoding is a text as ids.
+// Encoding is an encoded text.
 type Encoding struct {
 	IDs []int32
 	// Spans are the bytes [start, end) of the text that each id stands for. Ids that
-	// the text did not ask for, such as begin and end tokens, have an empty span.
-	// Where a normalizer rewrote the text, a span is as narrow as is known.
+	// were added to the text, such as begin and end tokens, have an empty span. Where a
+	// normalizer rewrote the text, a span is as narrow as the rewriting allows.
 	Spans [][2]int
-	// Left counts the ids that Options.Limit left out.
-	Left int
+	// Truncated is the number of ids that Options.Limit dropped.
+	Truncated int
 }
 
-// Encode turns text, which must be valid UTF-8, into ids. It returns a
-// *TextError for text that is not, or that the vocabulary cannot spell.
+// Encode returns the ids of a text. The error is a *TextError for text that is not
+// valid UTF-8 or has characters that the vocabulary cannot represent.
 func (v *Vocab) Encode(text string, o Options) ([]int32, error) {
 	e, err := v.encode(text, &o, false)
 	return e.IDs, err
 }
 
-// EncodeSpans is Encode with the place of every id in the text.
+// EncodeSpans is Encode that also returns the span of every id.
 func (v *Vocab) EncodeSpans(text string, o Options) (Encoding, error) {
 	return v.encode(text, &o, true)
 }
 
 func (v *Vocab) encode(text string, o *Options, spans bool) (Encoding, error) {
 	if !utf8.ValidString(text) {
-		return Encoding{}, &TextError{Offset: invalidAt(text), Reason: "invalid utf-8"}
+		return Encoding{}, &TextError{Offset: invalidAt(text), Reason: "invalid UTF-8"}
 	}
 	end := 0
 	for _, r := range o.Plain {
@@ -70,7 +70,8 @@ func (v *Vocab) encode(text string, o *Options, spans bool) (Encoding, error) {
 	return out, nil
 }
 
-// finish cuts to the limit and adds what the vocabulary puts around a text.
+// finish truncates to the limit and adds the tokens that the vocabulary puts around a
+// text.
 func (e *Encoding) finish(v *Vocab, o *Options, length int) {
 	var prefix, suffix []int32
 	if o.BOS {
@@ -78,10 +79,10 @@ func (e *Encoding) finish(v *Vocab, o *Options, length int) {
 	}
 	if room := o.Limit - len(prefix) - len(suffix); o.Limit > 0 && len(e.IDs) > room {
 		room = max(room, 0)
-		e.Left = len(e.IDs) - room
+		e.Truncated = len(e.IDs) - room
 		from, to := 0, room
 		if o.KeepEnd {
-			from, to = e.Left, len(e.IDs)
+			from, to = e.Truncated, len(e.IDs)
 		}
 		e.IDs = e.IDs[from:to]
 		if e.Spans != nil {
@@ -107,7 +108,7 @@ func (e *Encoding) finish(v *Vocab, o *Options, length int) {
 	e.Spans = all[:len(e.IDs)]
 }
 
-// encoder is one encoding at work.
+// encoder is the state of one encoding.
 type encoder struct {
 	v     *Vocab
 	o     *Options
@@ -116,7 +117,7 @@ type encoder struct {
 	cache wordCache
 }
 
-// text cuts at the added tokens that stand in the text as it came.
+// text splits the input text at added tokens.
 func (e *encoder) text(text string) error {
 	at, from := 0, 0
 	if e.v.raw != nil {
@@ -135,13 +136,13 @@ func (e *encoder) text(text string) error {
 	return e.between(text[at:], at)
 }
 
-// between normalizes what lies between added tokens and cuts at those that are
-// sought in normalized text. base is where the text stands.
+// between normalizes the text between added tokens and splits it at those added tokens
+// that are matched after normalization. base is the offset of the text.
 func (e *encoder) between(text string, base int) error {
 	if text == "" {
 		return nil
 	}
-	// Positions are needed for spans, and to know what is plain after normalizing.
+	// Edits are recorded to compute spans and to map Options.Plain to normalized text.
 	record := e.k.record || e.v.normalized != nil && e.v.normalized.control && len(e.o.Plain) > 0
 	var back []*edits
 	if len(e.v.normalize) > 0 {
@@ -161,7 +162,7 @@ func (e *encoder) between(text string, base int) error {
 	return nil
 }
 
-// normal encodes normalized text; spans are places in it.
+// normal encodes normalized text. Spans are positions in it.
 func (e *encoder) normal(text string, base int, back []*edits) error {
 	if e.v.normalized == nil {
 		return e.pieces(text, 0, base == 0)
@@ -187,7 +188,7 @@ func (e *encoder) normal(text string, base int, back []*edits) error {
 	}
 }
 
-// pieces cuts normalized text that stands at off and encodes the pieces.
+// pieces splits normalized text, which begins at off, and encodes the pieces.
 func (e *encoder) pieces(text string, off int, first bool) error {
 	if text == "" {
 		return nil
@@ -211,8 +212,8 @@ func (e *encoder) pieces(text string, off int, first bool) error {
 	})
 }
 
-// scan cuts the view s[:end] by the first scanner and what it gives by the
-// others, and encodes the pieces that begin in s[i:stop].
+// scan splits s[:end] with the first scanner, splits its pieces with the others, and
+// encodes the pieces that begin in s[i:stop].
 func (e *encoder) scan(scanners []scanner, s string, i, end, stop int) error {
 	if len(scanners) > 1 {
 		for i < stop {
@@ -225,7 +226,7 @@ func (e *encoder) scan(scanners []scanner, s string, i, end, stop int) error {
 		return nil
 	}
 	c := scanners[0]
-	if st, ok := c.(*style); ok { // spares an indirect call a piece
+	if st, ok := c.(*style); ok { // saves an indirect call per piece
 		for i < stop {
 			next := st.next(s, i, end)
 			if err := e.word(s, i, next); err != nil {
@@ -245,7 +246,7 @@ func (e *encoder) scan(scanners []scanner, s string, i, end, stop int) error {
 	return nil
 }
 
-// word encodes one piece, from memory if it can.
+// word encodes one piece, from the cache if possible.
 func (e *encoder) word(s string, i, end int) error {
 	n := end - i
 	if n > maxWord {

@@ -6,8 +6,8 @@ import (
 	"sync"
 )
 
-// encoders keeps encoders, whose memory of words is worth keeping: as many as
-// there are processors, and no more.
+// encoders is a free list of encoders, whose word caches are worth keeping. It holds
+// at most one encoder per processor.
 type encoders struct {
 	mu   sync.Mutex
 	free []*encoder
@@ -28,7 +28,7 @@ func (p *encoders) get(v *Vocab) *encoder {
 	return e
 }
 
-// largeScratch is how much memory an encoder may keep for long pieces.
+// largeScratch is the capacity up to which an encoder keeps its scratch buffers.
 const largeScratch = 1 << 16
 
 func (p *encoders) put(e *encoder) {
@@ -43,11 +43,11 @@ func (p *encoders) put(e *encoder) {
 	}
 }
 
-// parallelChunk is the bytes of a text that one worker takes at a time.
+// parallelChunk is how many bytes of a text a worker takes at a time.
 const parallelChunk = 1 << 16
 
-// parallel is scan by several workers: the text is cut where a piece begins
-// whatever stands before, and the ids are put together in order.
+// parallel is scan with several workers. The text is split where a piece begins
+// whatever precedes it, and the ids are joined in order.
 func (e *encoder) parallel(text string) error {
 	var cuts []int
 	for at := 0; at < len(text); {
@@ -87,8 +87,8 @@ func (e *encoder) parallel(text string) error {
 	return nil
 }
 
-// safeCut returns the first place from at on where an ASCII letter follows a line
-// end, or the text's end. Every style begins a piece there.
+// safeCut returns the first position from at on where an ASCII letter follows a line
+// feed, or the end of the text. Every style begins a piece there.
 func safeCut(text string, at int) int {
 	for at < len(text) {
 		if text[at-1] == '\n' && asciiKinds[text[at]] == kindLetter {
@@ -99,25 +99,25 @@ func safeCut(text string, at int) int {
 	return len(text)
 }
 
-// Padding makes the encodings of a batch equally long.
+// Padding makes all encodings of a batch the same length.
 type Padding struct {
-	// ID fills up.
+	// ID is the padding token.
 	ID int32
-	// Left puts it before the text instead of after it.
+	// Left puts the padding before the text instead of after it.
 	Left bool
-	// Multiple rounds the length up; 0 means one.
+	// Multiple is what the length is rounded up to a multiple of; 0 means one.
 	Multiple int
-	// Length is the least length.
+	// Length is the minimum length.
 	Length int
 }
 
-// EncodeBatch encodes texts, several at once as o.Workers says, and pads them
-// unless pad is nil. It returns the first text's error, or ctx's.
+// EncodeBatch encodes texts on o.Workers goroutines and pads them unless pad is nil.
+// It returns the error of the first text that fails, or that of ctx.
 func (v *Vocab) EncodeBatch(ctx context.Context, texts []string, o Options, pad *Padding) ([]Encoding, error) {
 	return v.batch(ctx, texts, o, pad, false)
 }
 
-// EncodeBatchSpans is EncodeBatch with the place of every id.
+// EncodeBatchSpans is EncodeBatch that also returns the span of every id.
 func (v *Vocab) EncodeBatchSpans(ctx context.Context, texts []string, o Options, pad *Padding) ([]Encoding, error) {
 	return v.batch(ctx, texts, o, pad, true)
 }

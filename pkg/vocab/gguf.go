@@ -26,7 +26,7 @@ const (
 	keyMerges = "tokenizer.ggml.merges"
 )
 
-// Bounds on what a file may ask for: ids, and bytes of one token.
+// Limits of a file: the number of ids, and the bytes of a token.
 const (
 	maxTokens = 1 << 22
 	maxToken  = 1 << 14
@@ -60,7 +60,7 @@ func FromGGUF(meta Meta) (*Vocab, error) {
 			k = Kind(types[i])
 		}
 		if k == KindUserDefined && slices.Contains(endings(), text) {
-			k = KindControl // converters mistake ends of turns for text
+			k = KindControl // some converters mark end-of-turn tokens as text
 		}
 		v.tokens[i] = token{text: text, bytes: text, kind: k}
 		v.ids[text] = int32(i)
@@ -70,7 +70,7 @@ func FromGGUF(meta Meta) (*Vocab, error) {
 	v.unk = v.metaID(meta, "tokenizer.ggml.unknown_token_id")
 	v.chatTemplate, _ = meta.String("tokenizer.chat_template")
 
-	// What is added around a text unless the file says otherwise.
+	// Defaults for files that do not say whether to add the begin and end tokens.
 	addBOS, addEOS := false, false
 	var err error
 	switch name {
@@ -80,7 +80,7 @@ func FromGGUF(meta Meta) (*Vocab, error) {
 			pre = name // whatever the file says
 		}
 		var c ggufPre
-		if c, err = ggufCut(pre); err == nil {
+		if c, err = ggufPreTokenizer(pre); err == nil {
 			addBOS = c.addBOS
 			if c.raw {
 				err = v.ggufRawBPE(meta, c)
@@ -131,7 +131,7 @@ func FromGGUF(meta Meta) (*Vocab, error) {
 	return v, nil
 }
 
-// around sets what is put before and after a text.
+// around sets the tokens that are put before and after a text.
 func (v *Vocab) around(meta Meta, addBOS, addEOS bool) {
 	if add, ok := meta.Bool("tokenizer.ggml.add_bos_token"); ok && !v.forceBOS(meta) {
 		addBOS = add
@@ -148,15 +148,16 @@ func (v *Vocab) around(meta Meta, addBOS, addEOS bool) {
 	}
 }
 
-// forceBOS reports whether the begin token is added whatever the file says: BERT
-// always has [CLS] and [SEP], and some files of Gemma 4 deny the token wrongly.
+// forceBOS reports whether the begin token is added even if add_bos_token is false:
+// BERT always has [CLS] and [SEP], and some Gemma 4 files have the wrong value.
 func (v *Vocab) forceBOS(meta Meta) bool {
 	name, _ := meta.String(keyModel)
 	pre, _ := meta.String(keyPre)
 	return name == "bert" || name == "gemma4" || name == "gpt2" && (pre == "gemma4" || pre == "granite-embed-multi-311m")
 }
 
-// metaID reads an id; writers put 2^32-1 for none.
+// metaID reads a token id. It returns -1 for a missing id and for one outside the
+// vocabulary; some writers use 2^32-1 for none.
 func (v *Vocab) metaID(meta Meta, key string) int32 {
 	id, ok := meta.Uint(key)
 	if !ok || id >= uint64(len(v.tokens)) {
@@ -165,8 +166,8 @@ func (v *Vocab) metaID(meta Meta, key string) int32 {
 	return int32(id)
 }
 
-// ggufMerges reads the merges, each of two tokens with a space between. The first
-// token is not empty, so that it may itself begin with a space.
+// ggufMerges reads the merges, each of two tokens separated by a space. The first byte
+// belongs to the first token even if it is a space.
 func ggufMerges(meta Meta) ([][2]string, error) {
 	lines, ok := meta.Strings(keyMerges)
 	if !ok {
@@ -204,8 +205,8 @@ func (v *Vocab) ggufBPE(meta Meta, c ggufPre) error {
 	return nil
 }
 
-// byteBPE builds the model of a byte-level vocabulary and sets the bytes of its
-// normal tokens.
+// byteBPE builds the model of a byte-level vocabulary and sets the bytes that its
+// normal tokens decode to.
 func (v *Vocab) byteBPE(field string, pairs [][2]string) (*byteBPE, error) {
 	alphabet := newByteLevel()
 	for i := range v.tokens {
@@ -227,8 +228,8 @@ func (v *Vocab) byteBPE(field string, pairs [][2]string) (*byteBPE, error) {
 	return m, nil
 }
 
-// merges lists merges. inner is what tokens that do not begin a word are spelled
-// with; it goes when they are joined to what stands before.
+// merges builds the table of merges. inner is the prefix of tokens inside a word; it
+// is removed when such a token is joined to the one before.
 func (v *Vocab) merges(field string, pairs [][2]string, inner string) (*merges, error) {
 	table := newMerges(len(pairs), len(v.tokens))
 	for rank, p := range pairs {
@@ -239,7 +240,7 @@ func (v *Vocab) merges(field string, pairs [][2]string, inner string) (*merges, 
 			return nil, malformed(field, "merge %d of %q and %q names a token outside the vocabulary", rank, p[0], p[1])
 		}
 		if k := v.tokens[made].kind; k == KindControl || k == KindUnknown {
-			continue // text never becomes a control token
+			continue // text must never become a control token
 		}
 		table.add(left, right, uint32(rank), made)
 	}
@@ -301,11 +302,11 @@ func (v *Vocab) ggufSPM(meta Meta) error {
 	}
 	v.decoding.stripSpace = prefix
 	v.normalize = spaceMarks(prefix)
-	v.cutByGlue(pieces, m.bytes[:])
+	v.addMergeBoundaries(pieces, m.bytes[:])
 	return nil
 }
 
-// ggufAdded collects the tokens that are found in text before the model sees it.
+// ggufAdded collects the tokens that are matched in text before the model runs.
 func (v *Vocab) ggufAdded(meta Meta) {
 	name, _ := meta.String("general.name")
 	name = strings.ToLower(name)
@@ -320,7 +321,7 @@ func (v *Vocab) ggufAdded(meta Meta) {
 		}
 		t.added = true
 		a := addedToken{id: int32(i), text: t.text, control: t.kind != KindUserDefined}
-		if phi3 { // Phi-3's turn marks take the white space after them along
+		if phi3 { // Phi-3's turn markers swallow the white space after them
 			a.rstrip = t.text != "<unk>" && t.text != "<s>" && t.text != "<|endoftext|>"
 		}
 		added = append(added, a)
@@ -328,7 +329,8 @@ func (v *Vocab) ggufAdded(meta Meta) {
 	v.raw = newMatcher(added)
 }
 
-// spaceMarks writes spaces as SentencePiece does, after one in front.
+// spaceMarks replaces spaces with SentencePiece's mark "▁". With prefix, a space is
+// put before the text first.
 func spaceMarks(prefix bool) normalizers {
 	marks := normalizer(func(s string, _ bool, ed *edits) string { return replaced(s, " ", wordMark, ed) })
 	if !prefix {
@@ -337,18 +339,19 @@ func spaceMarks(prefix bool) normalizers {
 	return normalizers{prepend(" "), marks}
 }
 
-// cutByGlue lets text be cut between characters that no token holds side by
-// side, where every character that is no token becomes its bytes.
-func (v *Vocab) cutByGlue(pieces map[string]int32, bytes []int32) {
+// addMergeBoundaries splits text between characters that no token contains side by
+// side. That keeps the ids only with byte fallback, where a character without a token
+// becomes byte tokens.
+func (v *Vocab) addMergeBoundaries(pieces map[string]int32, bytes []int32) {
 	for _, id := range bytes {
 		if id < 0 {
 			return
 		}
 	}
-	v.steps = append(v.steps, scan{newGlue(maps.Keys(pieces))})
+	v.steps = append(v.steps, scan{newMergeBoundary(maps.Keys(pieces))})
 }
 
-// ready finds out which fast paths the vocabulary can take.
+// ready finds out which fast paths the vocabulary allows.
 func (v *Vocab) ready() {
 	var scanners []scanner
 	v.restart = true
@@ -360,8 +363,8 @@ func (v *Vocab) ready() {
 		scanners = append(scanners, c.scanner)
 		switch c := c.scanner.(type) {
 		case *style, *isolate:
-		case *glue:
-			v.restart = v.restart && c.apartAtLines()
+		case *mergeBoundary:
+			v.restart = v.restart && c.splitsAtLines()
 		default:
 			v.restart = false
 		}

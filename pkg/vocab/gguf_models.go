@@ -58,7 +58,7 @@ func (v *Vocab) ggufRawBPE(meta Meta, c ggufPre) error {
 	if known == len(byteIDs) && !spellBytes(pairs) {
 		// Long lines are cut further where no merge reaches across, but never inside
 		// a run of line ends.
-		v.steps = append(v.steps, scan{newGlue(func(yield func(string) bool) {
+		v.steps = append(v.steps, scan{newMergeBoundary(func(yield func(string) bool) {
 			for _, p := range pairs {
 				if !yield(p[0] + p[1]) {
 					return
@@ -124,7 +124,8 @@ func ggufUnigram(meta Meta, v *Vocab) (*Vocab, error) {
 	if !ok || len(scores) != len(v.tokens) {
 		return nil, malformed(keyScores, "%d scores for %d tokens", len(scores), len(v.tokens))
 	}
-	m := &spmModel{kind: spmUnigram, scores: scores, bos: int64(v.bos), eos: int64(v.eos), unkSurface: unknownSurface, escape: true}
+	m := &spmModel{kind: spmUnigram, scores: scores, bos: int64(v.bos), eos: int64(v.eos),
+		unkSurface: unknownSurface, escape: true}
 	if m.eos < 0 {
 		m.eos = 1
 	}

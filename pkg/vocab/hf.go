@@ -13,13 +13,12 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/pyjson"
 )
 
-const maxFile = 256 << 20 // bytes of a tokenizer file that are read
+const maxFile = 256 << 20 // maximum size of a tokenizer file in bytes
 
-// FromHF reads the vocabulary of a Hugging Face model directory: tokenizer.json
-// and, where they are there, tokenizer_config.json, generation_config.json,
-// config.json and chat_template.jinja. It returns a *FormatError for a file that
-// is malformed or of a kind not read here, and an error that wraps
-// fs.ErrNotExist where there is no tokenizer.json.
+// FromHF reads the vocabulary of a Hugging Face model folder: tokenizer.json and, if
+// they exist, tokenizer_config.json, generation_config.json, config.json and
+// chat_template.jinja. The error is a *FormatError for a malformed or unsupported
+// file, and wraps fs.ErrNotExist if there is no tokenizer.json.
 func FromHF(dir string) (*Vocab, error) { return FromFS(os.DirFS(dir)) }
 
 // FromFS is FromHF on a file system.
@@ -88,8 +87,8 @@ func parseHF(tokenizer, config []byte) (*Vocab, error) {
 	return v, nil
 }
 
-// endings adds the end tokens that a model's configuration names; it says
-// whether there were any.
+// endings adds the end tokens that a model's configuration lists and reports whether
+// there were any.
 func (v *Vocab) endings(ids hfIDs) bool {
 	var eog []int32
 	for _, id := range ids {
@@ -162,9 +161,8 @@ func (n *hfName) UnmarshalJSON(data []byte) error {
 	return nil
 }
 
-// special reads the begin and end tokens. add_bos_token and add_eos_token,
-// where they are given, override the post-processor, as they do for their
-// authors.
+// special reads the begin and end tokens. add_bos_token and add_eos_token override the
+// post-processor if they are set, as in transformers.
 func (v *Vocab) special(c *hfConfig) {
 	if id, ok := v.ids[string(c.BOS)]; ok && c.BOS != "" {
 		v.bos = id
@@ -189,8 +187,8 @@ func (v *Vocab) special(c *hfConfig) {
 	}
 }
 
-// template reads the chat template: a string, or a list of named ones of which
-// "default" is taken. A chat_template.jinja beside it goes first.
+// template reads the chat template: a string, or a list of named templates, of which
+// "default" is used. A file chat_template.jinja overrides it.
 func (v *Vocab) template(c *hfConfig) error {
 	if len(c.ChatTemplate) == 0 || json.Unmarshal(c.ChatTemplate, &v.chatTemplate) == nil {
 		return nil

@@ -6,8 +6,8 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/vocab/pattern"
 )
 
-// decoding reads the decoder and spells out what each token becomes: at the
-// beginning of a text, and further on.
+// decoding reads the decoder and computes the text of each token, at the beginning of
+// a text and elsewhere.
 func (f *hfFile) decoding(v *Vocab) error {
 	if f.Decoder == nil {
 		v.decoding.joinSpace = true
@@ -35,7 +35,7 @@ func (f *hfFile) decoding(v *Vocab) error {
 		}
 		t.set(first, later)
 	}
-	for i := range v.tokens { // added tokens keep their text, but words are still joined
+	for i := range v.tokens { // added tokens keep their text, but are still joined as words
 		t := &v.tokens[i]
 		if !t.added {
 			continue
@@ -49,7 +49,7 @@ func (f *hfFile) decoding(v *Vocab) error {
 	return nil
 }
 
-// set says what the token becomes.
+// set sets the text of a token at the beginning of a text and elsewhere.
 func (t *token) set(first, later string) {
 	t.bytes, t.headed, t.head = later, first != later, ""
 	if t.headed {
@@ -57,11 +57,11 @@ func (t *token) set(first, later string) {
 	}
 }
 
-// hfDecoding is a decoder as operations on one token; the flag says that it is
-// the text's first.
+// hfDecoding is a decoder as a list of operations on one token. first says that the
+// token begins the text.
 type hfDecoding struct {
 	ops       []func(s string, first bool) string
-	joins     []func(s string, first bool) string // those of ops that apply to added tokens
+	joins     []func(s string, first bool) string // the operations that apply to added tokens too
 	byteLevel bool
 	bytes     bool
 	fused     bool
@@ -178,10 +178,10 @@ func (d *hfDecoding) replace(c *hfComponent, field string) error {
 	return nil
 }
 
-// cleanUp takes back the spaces before English punctuation and contractions.
+// cleanUp removes the spaces before English punctuation and contractions.
 func cleanUp(s string) string {
-	for _, r := range [...][2]string{{" .", "."}, {" ?", "?"}, {" !", "!"}, {" ,", ","}, {" ' ", "'"}, {" n't", "n't"}, {" 'm", "'m"},
-		{" do not", " don't"}, {" 's", "'s"}, {" 've", "'ve"}, {" 're", "'re"}} {
+	for _, r := range [...][2]string{{" .", "."}, {" ?", "?"}, {" !", "!"}, {" ,", ","}, {" ' ", "'"},
+		{" n't", "n't"}, {" 'm", "'m"}, {" do not", " don't"}, {" 's", "'s"}, {" 've", "'ve"}, {" 're", "'re"}} {
 		s = strings.ReplaceAll(s, r[0], r[1])
 	}
 	return s

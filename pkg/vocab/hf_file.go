@@ -43,11 +43,11 @@ type hfModel struct {
 	MaxChars      *int      `json:"max_input_chars_per_word"`
 }
 
-// hfTokens is the tokens of a model: their ids, and of a unigram model their
-// scores in order of ids.
+// hfTokens holds the ids of a model's tokens and, for a unigram model, their scores in
+// the order of ids.
 type hfTokens struct {
 	ids    map[string]int64
-	scores []float64 // nil where they have none
+	scores []float64 // nil for other models
 }
 
 // UnmarshalJSON reads {"token": id, …} or [["token", score], …].
@@ -64,7 +64,7 @@ func (t *hfTokens) UnmarshalJSON(data []byte) error {
 		t.ids[x.text], t.scores[i] = int64(i), x.score
 	}
 	if len(t.ids) != len(list) {
-		return fmt.Errorf("%d of %d tokens are given twice", len(list)-len(t.ids), len(list))
+		return fmt.Errorf("%d of %d tokens are duplicates", len(list)-len(t.ids), len(list))
 	}
 	return nil
 }
@@ -82,7 +82,7 @@ func (x *hfScored) UnmarshalJSON(data []byte) error {
 		return err
 	}
 	if len(parts) != 2 {
-		return fmt.Errorf("token of %d parts", len(parts))
+		return fmt.Errorf("want [token, score], got %d elements", len(parts))
 	}
 	if err := json.Unmarshal(parts[0], &x.text); err != nil {
 		return err
@@ -101,7 +101,7 @@ func (m *hfMerge) UnmarshalJSON(data []byte) error {
 			return err
 		}
 		if len(pair) != 2 {
-			return fmt.Errorf("merge of %d tokens", len(pair))
+			return fmt.Errorf("want a merge of two tokens, got %d", len(pair))
 		}
 		*m = hfMerge{pair[0], pair[1]}
 		return nil
@@ -121,7 +121,7 @@ func (m *hfMerge) UnmarshalJSON(data []byte) error {
 // hfIDs is an id or a list of them.
 type hfIDs []int64
 
-// UnmarshalJSON reads either, and null. A number may stand in quotes.
+// UnmarshalJSON reads either, and null. A number may be quoted.
 func (ids *hfIDs) UnmarshalJSON(data []byte) error {
 	*ids = nil
 	list := []json.RawMessage{data}
@@ -142,7 +142,7 @@ func (ids *hfIDs) UnmarshalJSON(data []byte) error {
 	return nil
 }
 
-// vocab builds the vocabulary, all but what tokenizer_config.json says.
+// vocab builds the vocabulary, except for what tokenizer_config.json adds.
 func (f *hfFile) vocab() (*Vocab, error) {
 	v := &Vocab{bos: -1, eos: -1, unk: -1}
 	if err := f.fill(v); err != nil {
@@ -225,8 +225,8 @@ func (f *hfFile) fill(v *Vocab) error {
 	return nil
 }
 
-// byteTokens finds the 256 tokens of a byte fallback; nil where one is missing,
-// as then none is used.
+// byteTokens finds the 256 tokens of a byte fallback. It returns nil if one is
+// missing: Hugging Face then uses none of them.
 func (v *Vocab) byteTokens() (*[256]int32, error) {
 	var ids [256]int32
 	n := 0
@@ -244,7 +244,7 @@ func (v *Vocab) byteTokens() (*[256]int32, error) {
 	return &ids, nil
 }
 
-// byteSpellings makes bytes of the tokens that are spelled like one.
+// byteSpellings marks the tokens that are spelled like bytes as byte tokens.
 func (v *Vocab) byteSpellings() {
 	for i := range v.tokens {
 		t := &v.tokens[i]
@@ -270,7 +270,7 @@ func (f *hfFile) matchers(v *Vocab) {
 	v.raw, v.normalized = newMatcher(raw), newMatcher(normalized)
 }
 
-// template reads what the post-processor puts around a text.
+// template reads the tokens that the post-processor puts around a text.
 func (f *hfFile) template(v *Vocab) error {
 	var walk func(c *hfComponent) error
 	walk = func(c *hfComponent) error {

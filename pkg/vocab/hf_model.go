@@ -6,7 +6,7 @@ import "strings"
 func (f *hfFile) model(v *Vocab, byteLevel bool) error {
 	m := &f.Model
 	kind := m.Type
-	if kind == "" { // older files leave it out
+	if kind == "" { // missing in older files
 		switch {
 		case m.Merges != nil:
 			kind = "BPE"
@@ -17,7 +17,7 @@ func (f *hfFile) model(v *Vocab, byteLevel bool) error {
 		}
 	}
 	if (kind == "Unigram") != (m.Vocab.scores != nil) {
-		return unsupported("tokenizer.json: model", "type %q with such a vocabulary", m.Type)
+		return unsupported("tokenizer.json: model", "type %q does not fit the form of the vocabulary", m.Type)
 	}
 	switch kind {
 	case "BPE":
@@ -35,7 +35,7 @@ func (f *hfFile) model(v *Vocab, byteLevel bool) error {
 		}
 		heads, tails := f.modelIDs(v), map[string]int32{}
 		delete(heads, "")
-		for text, id := range heads { // a token with the prefix may begin a word too, as in Hugging Face
+		for text, id := range heads { // as in Hugging Face, a token with the prefix may begin a word too
 			if rest, ok := strings.CutPrefix(text, prefix); ok && rest != "" {
 				tails[rest] = id
 			}
@@ -50,8 +50,8 @@ func (f *hfFile) model(v *Vocab, byteLevel bool) error {
 	return unsupported("tokenizer.json: model", "type %q", m.Type)
 }
 
-// modelIDs are the tokens that text may become: all of the model's but control
-// tokens.
+// modelIDs returns the tokens that text can become: all of the model's tokens except
+// control tokens.
 func (f *hfFile) modelIDs(v *Vocab) map[string]int32 {
 	ids := make(map[string]int32, len(f.Model.Vocab.ids))
 	for text, id := range f.Model.Vocab.ids {
@@ -122,7 +122,7 @@ func (f *hfFile) bpe(v *Vocab, byteLevel bool) error {
 		v.model = model
 		return nil
 	}
-	if byteLevel { // the affixes are spelled, so the bytes are too
+	if byteLevel { // affixes are part of spellings, so pieces are spelled as well
 		alphabet := newByteLevel()
 		v.steps = append(v.steps, stepFunc(func(p piece, emit func(piece) error) error {
 			ed := &edits{}
@@ -136,7 +136,8 @@ func (f *hfFile) bpe(v *Vocab, byteLevel bool) error {
 	if err != nil {
 		return err
 	}
-	model := &charBPE{merges: table, chars: map[string]int32{}, unk: v.unk, fuseUnk: m.FuseUnk, prefix: prefix, suffix: suffix}
+	model := &charBPE{merges: table, chars: map[string]int32{}, unk: v.unk, fuseUnk: m.FuseUnk,
+		prefix: prefix, suffix: suffix}
 	longest := 0
 	for text, id := range v.ids {
 		if k := v.tokens[id].kind; k != KindNormal && k != KindUserDefined {
@@ -171,7 +172,7 @@ func (f *hfFile) bpe(v *Vocab, byteLevel bool) error {
 	}
 	v.model = model
 	if model.words == nil && prefix == "" && suffix == "" && !strings.HasPrefix(v.family, FamilyChar) {
-		f.glue(v, model, pairs)
+		f.addMergeBoundaries(v, model, pairs)
 	}
 	return nil
 }
@@ -189,15 +190,15 @@ func spellBytes(pairs [][2]string) bool {
 	return false
 }
 
-// glue cuts text that no pre-tokenizer cuts where no merge can reach across.
-func (f *hfFile) glue(v *Vocab, m *charBPE, pairs [][2]string) {
+// addMergeBoundaries splits text further, where no merge can reach across.
+func (f *hfFile) addMergeBoundaries(v *Vocab, m *charBPE, pairs [][2]string) {
 	if m.bytes == nil && m.fuseUnk {
-		return // unknown characters side by side are one token
+		return // adjacent unknown characters are one token, so they must stay in one piece
 	}
 	if m.bytes != nil && spellBytes(pairs) {
 		return
 	}
-	v.steps = append(v.steps, scan{newGlue(func(yield func(string) bool) {
+	v.steps = append(v.steps, scan{newMergeBoundary(func(yield func(string) bool) {
 		for _, p := range pairs {
 			if !yield(p[0] + p[1]) {
 				return

@@ -11,7 +11,7 @@ import (
 )
 
 // hfComponent is a normalizer, pre-tokenizer, post-processor or decoder of a
-// tokenizer.json: a type and that type's settings.
+// tokenizer.json: a type and its settings.
 type hfComponent struct {
 	Type          string        `json:"type"`
 	Normalizers   []hfComponent `json:"normalizers"`
@@ -48,7 +48,7 @@ type hfComponent struct {
 	Sep            hfPair    `json:"sep"`
 	Cls            hfPair    `json:"cls"`
 
-	Content string `json:"-"` // of Replace and Strip; elsewhere the field has another shape
+	Content string `json:"-"` // of Replace and Strip; other types use the field for something else
 
 	Single []struct {
 		SpecialToken *struct {
@@ -106,7 +106,8 @@ type hfPair struct {
 	ID    int64
 }
 
-// UnmarshalJSON reads ["token", id]; anything else belongs to another component.
+// UnmarshalJSON reads ["token", id] and ignores other values, which belong to other
+// components.
 func (p *hfPair) UnmarshalJSON(data []byte) error {
 	if !bytes.HasPrefix(data, []byte("[")) {
 		return nil
@@ -121,7 +122,8 @@ func (p *hfPair) UnmarshalJSON(data []byte) error {
 	return json.Unmarshal(parts[1], &p.ID)
 }
 
-// hfSteps is a pre-tokenizer and whether its pieces are byte-level.
+// hfSteps is a pre-tokenizer. byteLevel says that its pieces are spelled in GPT-2's
+// byte alphabet.
 type hfSteps struct {
 	steps     []step
 	byteLevel bool
@@ -172,26 +174,27 @@ func hfPretokenizer(c *hfComponent) (hfSteps, error) {
 		if b == "" {
 			b = isolated
 		}
-		return splitting(field, findingClass(isPunctuation), b, false)
+		return splitting(field, findClass(isPunctuation), b, false)
 	case "Whitespace":
-		return one(&splitter{find: findingRuns, behavior: removed, invert: true})
+		return one(&splitter{find: findRuns, behavior: removed, invert: true})
 	case "WhitespaceSplit":
-		return one(&splitter{find: findingClass(isSpace), behavior: removed})
+		return one(&splitter{find: findClass(isSpace), behavior: removed})
 	case "BertPreTokenizer":
-		return one(&splitter{find: findingClass(isSpace), behavior: removed}, &splitter{find: findingClass(isPunctuation), behavior: isolated})
+		return one(&splitter{find: findClass(isSpace), behavior: removed},
+			&splitter{find: findClass(isPunctuation), behavior: isolated})
 	case "CharDelimiterSplit":
 		d, n := utf8.DecodeRuneInString(c.Delimiter)
 		if n == 0 || n != len(c.Delimiter) {
 			return hfSteps{}, malformed(field, "delimiter %q is not one character", c.Delimiter)
 		}
-		return one(&splitter{find: findingClass(func(r rune) bool { return r == d }), behavior: removed})
+		return one(&splitter{find: findClass(func(r rune) bool { return r == d }), behavior: removed})
 	case "FixedLength":
 		n := c.Length
 		if n == 0 {
 			n = 5
 		}
 		if n < 0 {
-			return hfSteps{}, malformed(field, "length %d", n)
+			return hfSteps{}, malformed(field, "want a positive length, got %d", n)
 		}
 		return one(scan{fixedLength(n)})
 	case "UnicodeScripts":
@@ -205,8 +208,8 @@ func hfPretokenizer(c *hfComponent) (hfSteps, error) {
 	}
 }
 
-// findingRuns finds runs of word characters and runs of others that are no spaces.
-func findingRuns(s string, found func(start, end int) bool) {
+// findRuns finds runs of word characters and runs of other characters except spaces.
+func findRuns(s string, found func(start, end int) bool) {
 	const spaces, words, others = 0, 1, 2
 	kind := func(r rune) int {
 		switch {
@@ -233,13 +236,13 @@ func findingRuns(s string, found func(start, end int) bool) {
 	}
 }
 
-// isPunctuation is BERT's notion: \p{P}, and every ASCII symbol.
+// isPunctuation is punctuation as BERT defines it: \p{P} and the ASCII symbols.
 func isPunctuation(r rune) bool {
 	c := classOf(r)
 	return c&classPunct != 0 || r < utf8.RuneSelf && c&classSymbol != 0
 }
 
-// mustCompile is for patterns that this package wrote.
+// mustCompile compiles a pattern that this package contains.
 func mustCompile(src string) *pattern.Pattern {
 	p, err := pattern.Compile(src)
 	if err != nil {
@@ -248,7 +251,7 @@ func mustCompile(src string) *pattern.Pattern {
 	return p
 }
 
-// fixedLength cuts after so many characters.
+// fixedLength splits after every n characters.
 type fixedLength int
 
 func (n fixedLength) next(s string, i, end int) int {
@@ -286,7 +289,7 @@ func hfMetaspace(c *hfComponent) (hfSteps, error) {
 	return hfSteps{steps: steps}, nil
 }
 
-// markScan cuts before each mark.
+// markScan splits before each mark.
 type markScan string
 
 func (m markScan) next(s string, i, end int) int {
@@ -297,8 +300,8 @@ func (m markScan) next(s string, i, end int) int {
 	return end
 }
 
-// cutScripts cuts where the script changes; spaces and the like go with what
-// stands before them, and the scripts of Japanese are one.
+// cutScripts splits where the Unicode script changes. Characters common to all scripts
+// stay with the text before them, and the scripts of Japanese count as one.
 func cutScripts(p piece, emit func(piece) error) error {
 	const unknown, common = "", "any"
 	last, start := unknown, 0
@@ -315,7 +318,7 @@ func cutScripts(p piece, emit func(piece) error) error {
 		}
 		if script != common {
 			if last == unknown {
-				start = i // what stands before is lost
+				start = i // Hugging Face drops the text before
 			}
 			last = script
 		}
@@ -343,7 +346,7 @@ func scriptOf(r rune) string {
 	return "Unknown"
 }
 
-// splitting makes a split step.
+// splitting returns a Split step.
 func splitting(field string, find func(string, func(int, int) bool), behavior string, invert bool) (hfSteps, error) {
 	switch behavior {
 	case removed, isolated, toPrevious, toNext, contiguous:
@@ -358,18 +361,20 @@ func hfSplit(c *hfComponent) (hfSteps, error) {
 	switch {
 	case c.Pattern.String != nil:
 		if *c.Pattern.String == "" {
-			return hfSteps{}, malformed(field, "split at nothing")
+			return hfSteps{}, malformed(field, "the pattern is empty")
 		}
-		return splitting(field, finding(*c.Pattern.String), c.Behavior, c.Invert)
+		return splitting(field, findString(*c.Pattern.String), c.Behavior, c.Invert)
 	case c.Pattern.Regex != nil:
-		if sc := knownPattern(*c.Pattern.Regex); sc != nil && (c.Behavior == isolated && !c.Invert || c.Behavior == removed && c.Invert && covers(sc)) {
-			return hfSteps{steps: []step{scan{sc}}}, nil
+		if sc := knownPattern(*c.Pattern.Regex); sc != nil {
+			if c.Behavior == isolated && !c.Invert || c.Behavior == removed && c.Invert && covers(sc) {
+				return hfSteps{steps: []step{scan{sc}}}, nil
+			}
 		}
 		p, err := pattern.Compile(*c.Pattern.Regex)
 		if err != nil {
 			return hfSteps{}, unsupported(field, "%v", err)
 		}
-		return splitting(field, findingPattern(p), c.Behavior, c.Invert)
+		return splitting(field, findPattern(p), c.Behavior, c.Invert)
 	}
-	return hfSteps{}, malformed(field, "split without a pattern")
+	return hfSteps{}, malformed(field, "the pattern is missing")
 }

@@ -10,19 +10,19 @@ import (
 	"slices"
 )
 
-// hfSource is a vocabulary as Hugging Face's files spell it.
+// hfSource is the text of the Hugging Face files of a vocabulary.
 type hfSource struct {
 	tokenizer []byte // tokenizer.json
-	config    []byte // tokenizer_config.json, nil where there is none
+	config    []byte // tokenizer_config.json, nil if there is none
 }
 
 // WriteHF writes tokenizer.json and tokenizer_config.json into dir, which must
-// exist. FromHF and Hugging Face's libraries read them back. A vocabulary that
-// came from GGUF is refused with a *FormatError. Each file appears whole or not
-// at all.
+// exist. FromHF and Hugging Face's libraries read them back. For a
+// vocabulary read from GGUF the error is a *FormatError. Each file appears whole or
+// not at all.
 func (v *Vocab) WriteHF(dir string) error {
 	if v.source == nil {
-		return unsupported("write", "a vocabulary read from gguf has no tokenizer.json")
+		return unsupported("write", "a vocabulary read from GGUF has no tokenizer.json")
 	}
 	if err := writeFile(filepath.Join(dir, "tokenizer.json"), v.source.tokenizer); err != nil {
 		return err
@@ -62,7 +62,7 @@ func writeFile(path string, data []byte) (err error) {
 	return nil
 }
 
-// layout is a vocabulary that this package made, before it is written.
+// layout describes a vocabulary that this package trained.
 type layout struct {
 	tokens    []string // by id
 	special   []string
@@ -72,8 +72,8 @@ type layout struct {
 	bos, eos  string
 }
 
-// vocab writes the layout down and reads it back, so that what is served is
-// what the files say.
+// vocab writes the layout as Hugging Face files and reads them back, so that a trained
+// vocabulary behaves as its files say.
 func (l *layout) vocab() (*Vocab, error) {
 	model, err := l.model()
 	if err != nil {
@@ -128,7 +128,7 @@ func (l *layout) vocab() (*Vocab, error) {
 	return parseHF(tokenizer, config)
 }
 
-// model is the part of tokenizer.json that cuts words.
+// model is the model section of tokenizer.json.
 func (l *layout) model() (any, error) {
 	if l.scores != nil {
 		pieces := make([][2]any, len(l.tokens))

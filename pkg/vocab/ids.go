@@ -8,8 +8,8 @@ import (
 // FamilyIDs is the family of a model without tokenizer files.
 const FamilyIDs = "ids"
 
-// NewIDs returns the vocabulary of a model that has no tokenizer files: ids stand for
-// themselves. Every token decodes to no text, and encoding text is a *TextError. bos and
+// NewIDs returns the vocabulary of a model without tokenizer files, which works on ids
+// alone. Every token decodes to no text, and encoding text is a *TextError. bos and
 // eos list the ids that begin and that end a text; the first of each is BOS and EOS, and
 // every id of eos ends a generation.
 func NewIDs(size int, bos, eos []int32) (*Vocab, error) {
@@ -38,7 +38,7 @@ func NewIDs(size int, bos, eos []int32) (*Vocab, error) {
 	return v, nil
 }
 
-// idsOnly refuses text.
+// idsOnly is a model that rejects all text.
 type idsOnly struct{}
 
 func (idsOnly) encode(piece string, _ *sink) error {

@@ -32,7 +32,7 @@ func TestMerges_AgreeWithDefinition(t *testing.T) {
 		for rank := range 40 {
 			m.add(int32(r.IntN(12)), int32(r.IntN(12)), uint32(rank), int32(r.IntN(12)))
 		}
-		n := []int{r.IntN(few + 1), few + 1 + r.IntN(400), longPiece + 1 + r.IntN(50)}[round%3]
+		n := []int{r.IntN(linearLimit + 1), linearLimit + 1 + r.IntN(400), longPiece + 1 + r.IntN(50)}[round%3]
 		ids := make([]int32, n)
 		syms := func() (out []symbol) {
 			for i, id := range ids {

@@ -11,16 +11,15 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/vocab/pattern"
 )
 
-// normalizer rewrites text before it is cut and records how in ed, unless ed is
-// nil. first says that the text stands at the very start of what is being
-// encoded. A nil normalizer changes nothing.
+// normalizer rewrites text before it is split and records the edits in ed, unless ed
+// is nil. first says that the text is at the start of the input. A nil normalizer
+// changes nothing.
 type normalizer func(text string, first bool, ed *edits) string
 
-// then is one normalizer after another; edits records both as one. It is the
-// list that Vocab.normalize holds, so that each step has edits of its own.
+// normalizers are applied one after another. Each records its own edits.
 type normalizers []normalizer
 
-// apply rewrites text and, where record is true, returns the edits of each step.
+// apply rewrites text and, if record is set, returns the edits of each step.
 func (n normalizers) apply(text string, first, record bool) (string, []*edits) {
 	var all []*edits
 	for _, step := range n {
@@ -168,8 +167,8 @@ func plainASCII(s string) bool {
 	return true
 }
 
-// lowercase follows the full case mapping: İ becomes two characters. A final
-// sigma is not told apart, as each character is mapped alone.
+// lowercase applies the full case mapping: İ becomes two characters. A final sigma is
+// not special, since each character is mapped on its own.
 func lowercase(s string, _ bool, ed *edits) string {
 	return mapped(s, ed, func(r rune) (string, bool) {
 		if r == 'İ' {
@@ -182,7 +181,7 @@ func lowercase(s string, _ bool, ed *edits) string {
 	})
 }
 
-// stripMarks drops the marks that do not take space.
+// stripMarks removes combining marks.
 func stripMarks(s string, _ bool, ed *edits) string {
 	return mapped(s, ed, func(r rune) (string, bool) { return "", unicode.Is(unicode.M, r) })
 }
@@ -202,8 +201,8 @@ func strip(s string, left, right bool, ed *edits) string {
 	return trimmed
 }
 
-// nmt is SentencePiece's cleaning for machine translation: control characters
-// go, spaces of every kind become one.
+// nmt is SentencePiece's clean-up for machine translation: it removes control
+// characters and replaces spaces of every kind with a plain space.
 func nmt(s string, _ bool, ed *edits) string {
 	return mapped(s, ed, func(r rune) (string, bool) {
 		switch {
@@ -219,8 +218,8 @@ func nmt(s string, _ bool, ed *edits) string {
 
 func isSpace(r rune) bool { return unicode.IsSpace(r) }
 
-// bert is BERT's cleaning, in its order: control characters, spaces around
-// Chinese characters, accents, case.
+// bert is BERT's normalization, in BERT's order: remove control characters, put spaces
+// around Chinese characters, strip accents, convert to lower case.
 func (c *hfComponent) bert() normalizer {
 	lower := c.Lowercase == nil || *c.Lowercase
 	accents := lower
@@ -280,11 +279,16 @@ func bertChinese(r rune) (string, bool) {
 }
 
 func isChinese(r rune) bool {
-	return r >= 0x4e00 && r <= 0x9fff || r >= 0x3400 && r <= 0x4dbf || r >= 0x20000 && r <= 0x2a6df || r >= 0x2a700 && r <= 0x2b73f ||
-		r >= 0x2b740 && r <= 0x2b81f || r >= 0x2b820 && r <= 0x2ceaf || r >= 0xf900 && r <= 0xfaff || r >= 0x2f800 && r <= 0x2fa1f
+	return r >= 0x4e00 && r <= 0x9fff || r >= 0x3400 && r <= 0x4dbf || r >= 0x20000 && r <= 0x2a6df ||
+		r >= 0x2a700 && r <= 0x2b73f || r >= 0x2b740 && r <= 0x2b81f || r >= 0x2b820 && r <= 0x2ceaf ||
+		r >= 0xf900 && r <= 0xfaff || r >= 0x2f800 && r <= 0x2fa1f
 }
 
-// joinEdits is what a and then b did, as one.
+// joinEdits composes edits: the result is a followed by b.
+//
+// Every segment of b covers a range of b's source, which is a's result. A segment that b
+// rewrote maps to the source that a made its range from. A segment that b copied is cut
+// at the segments of a, and each part maps as a's segment does.
 func joinEdits(a, b edits) edits {
 	var out edits
 	for i, p := range b.parts {

@@ -2,15 +2,15 @@ package vocab
 
 import "math/bits"
 
-// merges is an open-addressed table from a pair of adjacent ids to the rank of
-// its merge. Rank 0 merges first. Where ids and ranks are small enough, as in
-// every vocabulary known, an entry is one word: 20 bits an id, 24 the rank.
+// merges is an open-addressed hash table from a pair of adjacent ids to the rank of
+// its merge; rank 0 merges first. If ids and ranks are small enough, as in every known
+// vocabulary, an entry is one 64-bit word: 20 bits per id and 24 for the rank.
 type merges struct {
 	small []uint64 // left<<44 | right<<24 | rank, plus one; 0 is free
 	wide  map[[2]int32]uint32
 	mask  uint64
-	made  []int32  // by rank: what the pair becomes
-	order []uint32 // by rank: which merge first, where several go alike; nil: by rank
+	made  []int32  // by rank: the id that the pair becomes
+	order []uint32 // by rank: the priority of the merge, if several merges share one; nil if it is the rank
 	n     int
 }
 
@@ -31,7 +31,7 @@ func newMerges(n, size int) *merges {
 	return m
 }
 
-// grow makes room for n pairs in all, where several pairs share a rank.
+// grow makes room for n pairs in total; several pairs may share a rank.
 func (m *merges) grow(n int) {
 	if m.wide != nil || uint64(n)*2 <= uint64(len(m.small)) {
 		return
@@ -46,7 +46,7 @@ func (m *merges) grow(n int) {
 	}
 }
 
-// place puts an entry whose pair is not there yet.
+// place inserts an entry whose pair is not in the table yet.
 func (m *merges) place(x uint64) {
 	i := m.at((x - 1) >> 24)
 	for m.small[i] != 0 {
@@ -63,7 +63,7 @@ func smallKey(left, right int32) uint64 { return uint64(uint32(left))<<20 | uint
 
 func (m *merges) at(key uint64) uint64 { return key * 0x9e3779b97f4a7c15 >> 24 & m.mask }
 
-// add records a merge; the first of two for the same pair stays.
+// add records a merge. A second merge of the same pair is ignored.
 func (m *merges) add(left, right int32, rank uint32, made int32) {
 	m.made[rank] = made
 	if m.wide != nil {
@@ -109,8 +109,8 @@ func (m *merges) rank(left, right int32) uint32 {
 	}
 }
 
-// turn is when the merge of a rank comes.
-func (m *merges) turn(rank uint32) uint32 {
+// priority is the order of the merge of a rank among all merges.
+func (m *merges) priority(rank uint32) uint32 {
 	if m.order == nil {
 		return rank
 	}

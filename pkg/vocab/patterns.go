@@ -2,7 +2,7 @@ package vocab
 
 import "strings"
 
-// indexFrom is strings.Index from a place on.
+// indexFrom is strings.Index from an offset on.
 func indexFrom(s, sub string, from int) int {
 	if n := strings.Index(s[from:], sub); n >= 0 {
 		return from + n
@@ -10,9 +10,8 @@ func indexFrom(s, sub string, from int) int {
 	return -1
 }
 
-// knownPattern returns the scanner for a regular expression, where there is one.
-// The alternatives of the family that style describes are known one by one, as
-// each is spelled in several ways in the wild.
+// knownPattern returns the scanner for a regular expression, or nil. The alternatives
+// of a style are recognised one by one, since real files spell each in several ways.
 func knownPattern(p string) scanner {
 	switch p {
 	case `\p{N}`, `\d`:
@@ -47,14 +46,14 @@ func numberOf(p string) class {
 	return classNumber
 }
 
-// covers says that a scanner's pattern matches all text, so that nothing lies
-// between matches.
+// covers reports whether a scanner's pattern matches all text, so that there is no
+// text between matches.
 func covers(s scanner) bool {
 	st, ok := s.(*style)
 	return ok && !st.symbols
 }
 
-// alternativesOf cuts a pattern at its outermost bars.
+// alternativesOf splits a pattern at its top-level bars.
 func alternativesOf(p string) []string {
 	var out []string
 	depth, class, from := 0, false, 0
@@ -110,13 +109,13 @@ const (
 	stageSpace
 )
 
-// knownStyle composes a style of alternatives; nil where it does not know one, or
-// where their order is another.
+// knownStyle builds a style from alternatives. It returns nil if one is unknown or if
+// they are in another order.
 func knownStyle(alts []string) *style {
 	if len(alts) > 40 {
 		return nil
 	}
-	// Contractions of GPT-2 are alternatives of their own.
+	// GPT-2's contractions are separate alternatives.
 	plain := []string{"'s", "'t", "'re", "'ve", "'m", "'ll", "'d"}
 	st := style{digits: -1}
 	last := stage(-1)
@@ -146,7 +145,7 @@ func knownStyle(alts []string) *style {
 	return &st
 }
 
-// alternative adds one alternative to the style and says where it belongs.
+// alternative adds one alternative to the style and returns its place in the order.
 func (st *style) alternative(a string, alts []string, i int) (stage, bool) {
 	raw := a
 	if raw == asciiSet {
@@ -158,7 +157,8 @@ func (st *style) alternative(a string, alts []string, i int) (stage, bool) {
 		return 0, false
 	}
 	words := func(a string) (string, bool) { // with and without the optional contraction
-		for _, c := range []string{`(?i:'s|'t|'re|'ve|'m|'ll|'d)?`, `(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?`} {
+		for _, c := range []string{`(?i:'s|'t|'re|'ve|'m|'ll|'d)?`,
+			`(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?`} {
 			if rest, ok := strings.CutSuffix(a, c); ok {
 				return rest, true
 			}
@@ -166,7 +166,8 @@ func (st *style) alternative(a string, alts []string, i int) (stage, bool) {
 		return a, false
 	}
 	switch a {
-	case `(?i:'s|'t|'re|'ve|'m|'ll|'d)`, `(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])`, `'(?i:[sdmt]|ll|ve|re)`,
+	case `(?i:'s|'t|'re|'ve|'m|'ll|'d)`, `(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])`,
+		`'(?i:[sdmt]|ll|ve|re)`,
 		`'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])`, `(?i:'(?:[sdmt]|ll|ve|re))`:
 		st.contractions, st.fold = true, true
 		return stageContraction, true
@@ -223,12 +224,12 @@ func (st *style) alternative(a string, alts []string, i int) (stage, bool) {
 	case `\s+$`:
 		st.atEnd = true
 		return stageEnd, raw == `\s++$`
-	case `\s*[\r\n]+`, `\s*[\r\n]`: // the same, as \s takes line ends too
+	case `\s*[\r\n]+`, `\s*[\r\n]`: // the same, since \s matches line ends too
 		st.newlines = true
 		return stageNewline, true
 	case `\s+(?!\S)`:
 		return stageTrailing, true
-	case `\s+`, `\s`: // the alternative before leaves one character
+	case `\s+`, `\s`: // the alternative before it leaves one character
 		return stageSpace, true
 	}
 	if rest, suffix := words(a); true {
@@ -249,8 +250,8 @@ func (st *style) alternative(a string, alts []string, i int) (stage, bool) {
 	return 0, false
 }
 
-// unpossessive drops the possessive marks of a pattern whose alternatives never
-// give anything back anyway.
+// unpossessive removes the possessive marks of a pattern. The alternatives of a style
+// never backtrack, so the marks change nothing.
 func unpossessive(a string) string {
 	a = strings.ReplaceAll(a, "++", "+")
 	a = strings.ReplaceAll(a, "?+", "?")

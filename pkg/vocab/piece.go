@@ -7,23 +7,23 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/vocab/pattern"
 )
 
-// piece is part of a normalized text on its way to the model. text stands at off
-// of the normalized text, or, where a step rewrote it, of what that step wrote.
+// piece is a part of a normalized text on its way to the model. off is the offset of
+// text in the normalized text or, if a step rewrote it, in the output of that step.
 type piece struct {
 	text  string
 	off   int
-	from  *rewrite // nil where no step rewrote the piece
-	first bool     // at the very start of what is being encoded
+	from  *rewrite // nil if no step rewrote the piece
+	first bool     // at the start of the input
 }
 
-// rewrite leads from what a step wrote back to the piece that it got.
+// rewrite maps the output of a step back to its input.
 type rewrite struct {
 	edits *edits
 	off   int
 	from  *rewrite
 }
 
-// back is the place of bytes [start, end) of the piece in the normalized text.
+// back maps bytes [start, end) of the piece to the normalized text.
 func (p *piece) back(start, end int) (int, int) {
 	start, end = start+p.off, end+p.off
 	for r := p.from; r != nil; r = r.from {
@@ -33,29 +33,28 @@ func (p *piece) back(start, end int) (int, int) {
 	return start, end
 }
 
-// part is bytes [start, end) of the piece.
+// part returns bytes [start, end) of the piece.
 func (p *piece) part(start, end int) piece {
 	return piece{text: p.text[start:end], off: p.off + start, from: p.from, first: p.first && start == 0}
 }
 
-// rewritten is the piece with another text.
+// rewritten returns the piece with another text.
 func (p *piece) rewritten(text string, ed *edits) piece {
 	return piece{text: text, from: &rewrite{edits: ed, off: p.off, from: p.from}, first: p.first}
 }
 
-// step is one step of pre-tokenizing: it cuts a piece into smaller ones.
+// step is a step of a pre-tokenizer: it splits a piece into smaller ones.
 type step interface {
 	cut(p piece, emit func(piece) error) error
 }
 
-// scanner is a step that only cuts, and leaves nothing out. next returns the end
-// of the piece that begins at s[i], which is before s[end]; s[end:] is not looked
-// at.
+// scanner is a step that splits text without dropping or rewriting any. next returns
+// the end of the piece that begins at s[i], with i < end. It does not look at s[end:].
 type scanner interface {
 	next(s string, i, end int) int
 }
 
-// scan makes a step of a scanner.
+// scan is the step of a scanner.
 type scan struct{ scanner }
 
 func (c scan) cut(p piece, emit func(piece) error) error {
@@ -69,12 +68,12 @@ func (c scan) cut(p piece, emit func(piece) error) error {
 	return nil
 }
 
-// stepFunc makes a step of a function.
+// stepFunc is a function as a step.
 type stepFunc func(p piece, emit func(piece) error) error
 
 func (f stepFunc) cut(p piece, emit func(piece) error) error { return f(p, emit) }
 
-// cutAll applies steps one after the other, each to the pieces of the one before.
+// cutAll applies steps one after another, each to the pieces of the previous one.
 func cutAll(steps []step, p piece, emit func(piece) error) error {
 	switch {
 	case p.text == "":
@@ -85,13 +84,13 @@ func cutAll(steps []step, p piece, emit func(piece) error) error {
 	return steps[0].cut(p, func(p piece) error { return cutAll(steps[1:], p, emit) })
 }
 
-// stretch is part of a text and whether a pattern matched it.
-type stretch struct {
+// segment is a part of a text and whether a pattern matched it.
+type segment struct {
 	start, end int
 	match      bool
 }
 
-// How a split treats what matched.
+// How a split treats matches. The names are Hugging Face's.
 const (
 	removed    = "Removed"
 	isolated   = "Isolated"
@@ -100,8 +99,8 @@ const (
 	contiguous = "Contiguous"
 )
 
-// splitter cuts at matches and treats them as behavior says. find calls yield
-// with the matches in order.
+// splitter splits at matches and treats them as behavior says. find calls yield with
+// the matches in order.
 type splitter struct {
 	find     func(s string, yield func(start, end int) bool)
 	behavior string
@@ -109,11 +108,11 @@ type splitter struct {
 }
 
 func (c *splitter) cut(p piece, emit func(piece) error) error {
-	var held stretch
+	var held segment
 	some := false
-	was := false // whether the stretch before was a match
+	was := false // whether the previous segment was a match
 	var err error
-	put := func(x stretch) bool {
+	put := func(x segment) bool {
 		join := false
 		switch c.behavior {
 		case contiguous:
@@ -138,17 +137,17 @@ func (c *splitter) cut(p piece, emit func(piece) error) error {
 	}
 	at := 0
 	c.find(p.text, func(start, end int) bool {
-		if start > at && !put(stretch{at, start, c.invert}) {
+		if start > at && !put(segment{at, start, c.invert}) {
 			return false
 		}
 		at = end
-		return put(stretch{start, end, !c.invert})
+		return put(segment{start, end, !c.invert})
 	})
 	if err == nil && at < len(p.text) {
-		put(stretch{at, len(p.text), c.invert})
+		put(segment{at, len(p.text), c.invert})
 	}
 	if err == nil {
-		put(stretch{len(p.text), len(p.text), !was})
+		put(segment{len(p.text), len(p.text), !was})
 		if err == nil && some && held.end > held.start && (c.behavior != removed || !held.match) {
 			err = emit(p.part(held.start, held.end))
 		}
@@ -156,8 +155,8 @@ func (c *splitter) cut(p piece, emit func(piece) error) error {
 	return err
 }
 
-// finding looks for a string.
-func finding(sub string) func(string, func(int, int) bool) {
+// findString finds a string.
+func findString(sub string) func(string, func(int, int) bool) {
 	return func(s string, yield func(int, int) bool) {
 		for at := 0; ; {
 			n := strings.Index(s[at:], sub)
@@ -169,8 +168,8 @@ func finding(sub string) func(string, func(int, int) bool) {
 	}
 }
 
-// findingClass looks for single characters.
-func findingClass(is func(r rune) bool) func(string, func(int, int) bool) {
+// findClass finds single characters.
+func findClass(is func(r rune) bool) func(string, func(int, int) bool) {
 	return func(s string, yield func(int, int) bool) {
 		for i := 0; i < len(s); {
 			r, n := utf8.DecodeRuneInString(s[i:])
@@ -182,13 +181,13 @@ func findingClass(is func(r rune) bool) func(string, func(int, int) bool) {
 	}
 }
 
-// findingPattern looks for matches of a compiled pattern.
-func findingPattern(p *pattern.Pattern) func(string, func(int, int) bool) {
+// findPattern finds matches of a compiled pattern.
+func findPattern(p *pattern.Pattern) func(string, func(int, int) bool) {
 	return func(s string, yield func(int, int) bool) { p.Matcher(s).All(yield) }
 }
 
-// spelled runs steps on the byte-level spelling of a piece, as Hugging Face does
-// with steps that follow ByteLevel, and gives the bytes out.
+// spelled runs steps on the byte-level spelling of a piece, as Hugging Face does with
+// steps after ByteLevel, and maps their pieces back to bytes.
 type spelled struct {
 	steps    []step
 	alphabet *byteLevel
@@ -196,7 +195,7 @@ type spelled struct {
 
 func (c *spelled) cut(p piece, emit func(piece) error) error {
 	text := c.alphabet.encode(p.text)
-	starts := make([]int, 0, len(p.text)+1) // where each byte's spelling begins
+	starts := make([]int, 0, len(p.text)+1) // offset of each byte's spelling
 	at := 0
 	for i := 0; i < len(p.text); i++ {
 		starts = append(starts, at)
@@ -218,7 +217,7 @@ func (c *spelled) cut(p piece, emit func(piece) error) error {
 	})
 }
 
-// spaceFirst puts a space before a text that does not begin with one.
+// spaceFirst puts a space before a piece that does not begin with one.
 func spaceFirst(p piece, emit func(piece) error) error {
 	if strings.HasPrefix(p.text, " ") {
 		return emit(p)
@@ -229,8 +228,8 @@ func spaceFirst(p piece, emit func(piece) error) error {
 	return emit(p.rewritten(" "+p.text, ed))
 }
 
-// metaspace writes spaces as mark and puts one before the text as the scheme
-// says.
+// metaspace replaces spaces with mark and puts a mark before the piece if the scheme
+// says so.
 func metaspace(mark, scheme string) stepFunc {
 	return func(p piece, emit func(piece) error) error {
 		ed := &edits{}

@@ -53,6 +53,7 @@ func (v *Vocab) Piece(id int32) Piece {
 func (v *Vocab) Joining() Joining {
 	d := &v.decoding
 	return Joining{
-		StripSpace: d.stripSpace, StripAll: d.stripAll, JoinSpace: d.joinSpace, HeldSpace: d.heldSpace, Once: d.once, Unknown: v.unk,
+		StripSpace: d.stripSpace, StripAll: d.stripAll, JoinSpace: d.joinSpace, HeldSpace: d.heldSpace,
+		Once: d.once, Unknown: v.unk,
 	}
 }

@@ -1,18 +1,21 @@
 package vocab
 
-// queue holds the pairs of a piece that may merge, as rank<<32|position, and
-// gives out the smallest. A heap does for short pieces. In long ones positions
-// are kept by rank: they mostly come in order, so taking one costs the same
-// however many there are, and memory is walked from front to back.
+// queue is a priority queue of the mergeable pairs of a piece, as rank<<32|position.
+// For short pieces it is a binary heap. For long pieces it keeps the positions of each
+// rank in a bucket: they arrive mostly in ascending order, so they are appended and
+// taken in constant time and memory is read sequentially, where a heap would take
+// O(log n) random accesses. Positions that arrive out of order go to a small heap
+// beside the bucket.
 type queue struct {
 	heap    heap
 	byRank  bool
-	ranks   heap // ranks that have positions, possibly more than once
+	ranks   heap // ranks with positions; a rank may be listed twice
 	buckets map[uint32]*bucket
 	free    []*bucket
 }
 
-// bucket is the positions of one rank: those that came in order, and the rest.
+// bucket holds the positions of one rank: those that arrived in ascending order, and
+// the late ones.
 type bucket struct {
 	inOrder []uint32
 	taken   int
@@ -61,7 +64,7 @@ func (q *queue) push(x uint64) {
 	}
 }
 
-// pop returns the smallest entry; ok is false when there is none.
+// pop returns the smallest entry. ok is false if the queue is empty.
 func (q *queue) pop() (x uint64, ok bool) {
 	if !q.byRank {
 		if len(q.heap) == 0 {

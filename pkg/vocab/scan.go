@@ -2,17 +2,16 @@ package vocab
 
 import "strings"
 
-// isolate makes each match, and each stretch between matches, a piece. match
-// returns the end of a match that begins at s[i], or i; it begins with one of the
-// bytes in first.
+// isolate makes each match, and each text between matches, a piece. match returns the
+// end of the match that begins at s[i], or i if there is none. first holds the bytes
+// that a match may begin with.
 type isolate struct {
 	match func(s string, i, end int) int
 	first [256]bool
 }
 
-// newIsolate finds the bytes that a match may begin with by trying: every class
-// that matches one character of ASCII is tried alone and before a letter, and
-// other characters always may.
+// newIsolate finds the bytes that a match may begin with by trial: each ASCII
+// character is tried alone and before some others. Any other byte may begin a match.
 func newIsolate(match func(s string, i, end int) int) *isolate {
 	c := &isolate{match: match}
 	for b := range c.first {
@@ -48,8 +47,8 @@ func (c *isolate) next(s string, i, end int) int {
 	}
 }
 
-// runs matches up to limit (0: any number of) characters of a class or among
-// the given ones, after one optional character of the class lead.
+// runs matches at most limit characters (0 means any number) that are in a class or in
+// among, after an optional character of the class lead.
 func runs(set class, among string, lead class, limit int) func(string, int, int) int {
 	return func(s string, i, end int) int {
 		s = s[:end]
@@ -68,7 +67,7 @@ func runs(set class, among string, lead class, limit int) func(string, int, int)
 			e += n
 		}
 		if e == b {
-			if lead != 0 && set&lead != 0 && b > i { // the lead is itself of the class
+			if lead != 0 && set&lead != 0 && b > i { // the lead itself is in the class
 				return b
 			}
 			return i

@@ -7,24 +7,24 @@ import (
 	"unicode/utf8"
 )
 
-// spm is SentencePiece's BPE: adjacent symbols merge into the token with the
-// best score, the leftmost among equals, until none can (T. Kudo and J.
+// spm is SentencePiece's BPE: adjacent symbols merge into the token with the best
+// score, the leftmost of equals, until no pair makes a token (T. Kudo and J.
 // Richardson, 2018).
 //
-// A token is made of a pair of symbols, so the pairs that make it are listed once
-// and merging goes by pairs of ids. Characters that are no token but stand in one
-// get ids of their own beyond the vocabulary's.
+// SentencePiece looks up the joined text of a pair. newSPM lists once which pairs of
+// ids make which token, so that merging needs no strings. Characters that are no token
+// but occur in one get ids beyond the vocabulary's.
 type spm struct {
 	chars  charIDs
-	merges *merges // by order of scores
+	merges *merges // ordered by score
 	size   int32
 	bytes  [256]int32
 	unk    int32
-	fuse   bool // unknown characters side by side are one token
+	fuse   bool // adjacent unknown characters are one token
 	unused map[int32][]int32
 }
 
-// charIDs finds the id of a character.
+// charIDs maps characters to ids.
 type charIDs struct {
 	ascii [utf8.RuneSelf]int32
 	rest  map[string]int32
@@ -39,7 +39,7 @@ func newCharIDs() charIDs {
 }
 
 func (c *charIDs) add(text string, id int32) {
-	if len(text) == 1 && text[0] < utf8.RuneSelf { // a byte that is not UTF-8 stands alone too
+	if len(text) == 1 && text[0] < utf8.RuneSelf { // one byte beyond ASCII is a character of an invalid piece
 		c.ascii[text[0]] = id
 		return
 	}
@@ -56,15 +56,15 @@ func (c *charIDs) find(text string) int32 {
 	return -1
 }
 
-// newSPM lists the merges. pieces are the tokens that text may become; scores
-// has an entry for each token.
+// newSPM builds the table of merges. pieces are the tokens that text can become;
+// scores has an entry for each token.
 func newSPM(pieces map[string]int32, scores []float32, bytes [256]int32, unk int32) (*spm, error) {
 	m := &spm{chars: newCharIDs(), size: int32(len(scores)), bytes: bytes, unk: unk}
 	texts := make([]string, 0, len(pieces))
 	next := m.size
 	for _, text := range sorted(pieces) {
 		if s := scores[pieces[text]]; math.IsNaN(float64(s)) {
-			return nil, malformed("scores", "token %d has no number", pieces[text])
+			return nil, malformed("scores", "the score of token %d is not a number", pieces[text])
 		}
 		if singleRune(text) {
 			m.chars.add(text, pieces[text])
@@ -72,7 +72,8 @@ func newSPM(pieces map[string]int32, scores []float32, bytes [256]int32, unk int
 			texts = append(texts, text)
 		}
 	}
-	// Best score first; equal scores keep the leftmost merge first, which ranks tells.
+	// The best score comes first. Tokens with equal scores keep their order; order below
+	// gives them one priority, so that the leftmost of their merges comes first.
 	slices.SortStableFunc(texts, func(a, b string) int { return cmp.Compare(scores[pieces[b]], scores[pieces[a]]) })
 	for _, text := range texts {
 		for i := 0; i < len(text); {
@@ -106,8 +107,8 @@ func newSPM(pieces map[string]int32, scores []float32, bytes [256]int32, unk int
 			}
 		}
 	}
-	// Pairs that make one token come alike. Where scores tell all tokens apart, the
-	// rank is the token's place.
+	// All pairs that make one token have one priority. If all scores differ, the rank of
+	// a token in the list is that priority and order is not needed.
 	m.merges = newMerges(len(pairs)+1, int(next))
 	apart := true
 	for i := 1; i < len(pairs); i++ {
@@ -162,7 +163,7 @@ func (m *spm) encode(piece string, k *sink) error {
 			}
 			n := 1
 			if !m.fuse {
-				n = int(s.end - s.start) // as many as it has bytes
+				n = int(s.end - s.start) // one token per byte
 			}
 			for b := range n {
 				end := int(s.end)
@@ -180,7 +181,7 @@ func (m *spm) encode(piece string, k *sink) error {
 				id = m.unk
 			}
 			if id < 0 {
-				return &TextError{Offset: int(b), Piece: shorten(piece), Reason: "the vocabulary lacks a character that stands"}
+				return &TextError{Offset: int(b), Piece: shorten(piece), Reason: "the vocabulary has no token for a character"}
 			}
 			k.emit(id, int(b), int(b+1))
 		}
@@ -188,16 +189,16 @@ func (m *spm) encode(piece string, k *sink) error {
 	return nil
 }
 
-// parts emits the tokens that an unused one falls into; their bytes are not told
-// apart.
+// parts emits the tokens that an unused token is split into. They all get the span of
+// the whole.
 func (m *spm) parts(ids []int32, s symbol, k *sink) {
 	for _, id := range ids {
 		k.emit(id, int(s.start), int(s.end))
 	}
 }
 
-// split emits the tokens that the last merge of an unused token took together,
-// down to tokens that may stand.
+// split splits an unused token into the two tokens of its last merge, recursively,
+// down to tokens that text can become.
 func (m *spm) split(v *Vocab, text string, k *sink) {
 	id, ok := v.ids[text]
 	if ok && v.tokens[id].kind != KindUnused || utf8.RuneCountInString(text) < 2 {

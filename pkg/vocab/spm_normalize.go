@@ -5,18 +5,18 @@ import (
 	"unicode/utf8"
 )
 
-// spmNormalizer is SentencePiece's normalizer: rules of a table, then white
-// space.
+// spmNormalizer is SentencePiece's normalizer: the rules of a table, then the treatment
+// of white space.
 type spmNormalizer struct {
 	rules   *charsmap
-	own     *trie // tokens that rules leave alone, nil for none
+	own     *trie // user-defined tokens, which no rule changes; nil if there are none
 	dummy   bool
 	squeeze bool
 	escape  bool
 	suffix  bool
 }
 
-// prefix returns what the beginning of s becomes, and how long it is.
+// prefix normalizes the beginning of s. width is how many bytes of s it covers.
 func (n *spmNormalizer) prefix(s string) (text string, width int) {
 	if n.own != nil {
 		node, end := int32(0), 0

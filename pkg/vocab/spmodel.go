@@ -26,7 +26,7 @@ type spmModel struct {
 	kinds  []Kind
 
 	kind       int
-	suffix     bool // spaces stand behind words
+	suffix     bool // treat_whitespace_as_suffix
 	bytes      bool
 	unk        int64
 	bos        int64
@@ -34,13 +34,13 @@ type spmModel struct {
 	unkSurface string
 
 	charsmap []byte
-	dummy    bool // a space is put before the text
-	squeeze  bool // runs of spaces are one, those around the text none
-	escape   bool // spaces are spelled ▁
+	dummy    bool // add_dummy_prefix: a space is put before the text
+	squeeze  bool // remove_extra_whitespaces: runs of spaces become one, spaces around the text go
+	escape   bool // escape_whitespaces: spaces become ▁
 }
 
-// FromSentencePiece reads a SentencePiece .model file. It returns a *FormatError
-// for one that is malformed or of a kind not read here.
+// FromSentencePiece reads a SentencePiece .model file. The error is a *FormatError
+// for a malformed or unsupported file.
 func FromSentencePiece(data []byte) (*Vocab, error) {
 	m := &spmModel{kind: spmUnigram, bos: 1, eos: 2, unkSurface: unknownSurface, dummy: true, squeeze: true, escape: true}
 	if err := m.read(data); err != nil {
@@ -61,7 +61,7 @@ func fields(name string, data []byte, yield func(f field) error) error {
 	for at := 0; at < len(data); {
 		key, n := binary.Uvarint(data[at:])
 		if n <= 0 || key>>3 == 0 || key>>3 > 1<<29 {
-			return malformed(name, "no field at byte %d", at)
+			return malformed(name, "want a field at byte %d", at)
 		}
 		at += n
 		f := field{number: int(key >> 3)}
@@ -70,7 +70,7 @@ func fields(name string, data []byte, yield func(f field) error) error {
 		case 0:
 			v, n := binary.Uvarint(data[at:])
 			if n <= 0 {
-				return malformed(name, "cut number at byte %d", at)
+				return malformed(name, "the number at byte %d is incomplete", at)
 			}
 			f.value, at = v, at+n
 		case 1:
@@ -86,10 +86,10 @@ func fields(name string, data []byte, yield func(f field) error) error {
 		case 5:
 			size = 4
 		default:
-			return malformed(name, "wire type %d at byte %d", key&7, at)
+			return malformed(name, "unknown wire type %d at byte %d", key&7, at)
 		}
 		if size > len(data)-at {
-			return malformed(name, "field %d at byte %d is cut", f.number, at)
+			return malformed(name, "field %d at byte %d is incomplete", f.number, at)
 		}
 		if key&7 == 5 {
 			f.value = uint64(binary.LittleEndian.Uint32(data[at:]))
@@ -156,7 +156,7 @@ func (m *spmModel) piece(data []byte) error {
 			score = math.Float32frombits(uint32(f.value))
 		case 3:
 			if f.value < 1 || f.value > uint64(KindByte) {
-				return malformed("sentencepiece piece", "token %d is of type %d", len(m.texts), f.value)
+				return malformed("sentencepiece piece", "token %d has unknown type %d", len(m.texts), f.value)
 			}
 			kind = Kind(f.value)
 		}
@@ -166,10 +166,10 @@ func (m *spmModel) piece(data []byte) error {
 		return err
 	}
 	if len(text) > maxToken || len(m.texts) >= maxTokens || !utf8.ValidString(text) {
-		return malformed("sentencepiece piece", "token %d is too long, not utf-8, or one too many", len(m.texts))
+		return malformed("sentencepiece piece", "token %d is too long, not UTF-8, or one too many", len(m.texts))
 	}
 	if s := float64(score); math.IsNaN(s) || math.IsInf(s, 0) {
-		return malformed("sentencepiece piece", "token %d has no score", len(m.texts))
+		return malformed("sentencepiece piece", "the score of token %d is not finite", len(m.texts))
 	}
 	m.texts, m.scores, m.kinds = append(m.texts, text), append(m.scores, score), append(m.kinds, kind)
 	return nil
@@ -182,7 +182,7 @@ func (m *spmModel) vocab() (*Vocab, error) {
 	v := &Vocab{tokens: make([]token, len(m.texts)), ids: make(map[string]int32, len(m.texts)), bos: -1, eos: -1, unk: -1}
 	for i, text := range m.texts {
 		if _, ok := v.ids[text]; ok {
-			return nil, malformed("sentencepiece piece", "token %q is given twice", shorten(text))
+			return nil, malformed("sentencepiece piece", "duplicate token %q", shorten(text))
 		}
 		v.ids[text] = int32(i)
 		t := token{text: text, bytes: text, kind: m.kinds[i]}
@@ -190,7 +190,7 @@ func (m *spmModel) vocab() (*Vocab, error) {
 		case KindUnknown:
 			t.bytes = m.unkSurface
 			if v.unk >= 0 {
-				return nil, malformed("sentencepiece piece", "tokens %d and %d are both unknown", v.unk, i)
+				return nil, malformed("sentencepiece piece", "tokens %d and %d are both the unknown token", v.unk, i)
 			}
 			v.unk = int32(i)
 		case KindControl:
@@ -213,7 +213,7 @@ func (m *spmModel) vocab() (*Vocab, error) {
 		return -1
 	}
 	v.bos, v.eos = id(m.bos), id(m.eos)
-	if v.bos >= 0 { // as every model that reads these files wants
+	if v.bos >= 0 { // every model with these files wants it
 		v.prefix = []int32{v.bos}
 	}
 	v.decoding.stripSpace = m.dummy || m.squeeze
@@ -284,7 +284,7 @@ func (m *spmModel) model(v *Vocab) error {
 		v.normalized = newMatcher(user)
 		v.model = model
 		if all {
-			v.steps = append(v.steps, scan{newGlue(func(yield func(string) bool) {
+			v.steps = append(v.steps, scan{newMergeBoundary(func(yield func(string) bool) {
 				for _, t := range v.tokens {
 					if (t.kind == KindNormal || t.kind == KindUserDefined || t.kind == KindUnused) && !yield(t.text) {
 						return
@@ -304,7 +304,7 @@ func (m *spmModel) model(v *Vocab) error {
 		v.model = model
 		return nil
 	}
-	return unsupported("sentencepiece trainer", "model type %d", m.kind)
+	return unsupported("sentencepiece trainer", "unknown model type %d", m.kind)
 }
 
 func (m *spmModel) unigram(v *Vocab, texts []string, ids []int32, bytes [256]int32, all bool) error {
@@ -320,7 +320,7 @@ func (m *spmModel) unigram(v *Vocab, texts []string, ids []int32, bytes [256]int
 		worst, best = 0, 0
 	}
 	for i, t := range v.tokens {
-		if t.kind == KindUserDefined { // better than any pieces it might fall into
+		if t.kind == KindUserDefined { // so that it beats every way to split it
 			scores[i] = float64(float32(len(t.text))*best) - 0.1
 		}
 	}
@@ -337,7 +337,8 @@ func (m *spmModel) unigram(v *Vocab, texts []string, ids []int32, bytes [256]int
 	return nil
 }
 
-// unused finds what tokens fall into that merge but may not stand.
+// unused finds how to split the unused tokens: they take part in merges, but text never
+// becomes one.
 func (m *spmModel) unused(v *Vocab, model *spm) map[int32][]int32 {
 	var out map[int32][]int32
 	var k sink

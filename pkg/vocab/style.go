@@ -5,22 +5,21 @@ import (
 	"unicode/utf8"
 )
 
-// style describes one pattern of the family that GPT-2 began: contractions,
-// words with one optional character before them, numbers, punctuation, white
-// space. Every such pattern covers all text, so pieces follow one another
-// without gaps.
+// style is a scanner for one pattern of the family that began with GPT-2: contractions,
+// words with an optional character before them, numbers, punctuation, white space.
+// Every pattern of the family matches all text, so there is no text between pieces.
 type style struct {
-	contractions  bool  // 's 't 're 've 'm 'll 'd as pieces of their own
-	fold          bool  // contractions in any case
-	suffix        bool  // contractions end a word instead of standing alone
-	cased         bool  // words are upper-case letters followed by lower-case ones
-	noHan         bool  // of a cased style: Chinese characters are pieces of their own, not parts of words
+	contractions  bool  // 's 't 're 've 'm 'll 'd are separate pieces
+	fold          bool  // contractions are matched in any case
+	suffix        bool  // contractions are part of the word before them
+	cased         bool  // a word is upper-case letters followed by lower-case ones
+	noHan         bool  // with cased: runs of Chinese characters are separate pieces
 	joined        bool  // an ASCII punctuation mark with ASCII letters after it is a piece
-	symbols       bool  // punctuation is \p{P} and \p{S} alone
-	letters       class // what words are made of
-	prefix        class // a word may begin with any one character but these; 0: with a space
-	digits        int   // longest number, 0 for any length, -1 for no numbers
-	spacedNumbers bool  // numbers, too, may begin with a space
+	symbols       bool  // punctuation is only \p{P} and \p{S}
+	letters       class // characters of a word
+	prefix        class // a word may begin with one character outside this class; 0 means with a space
+	digits        int   // maximum length of a number; 0 means any, -1 that numbers are no pieces
+	spacedNumbers bool  // numbers may begin with a space too
 	tail          string
 	oneTail       bool // at most one character of tail
 	newlines      bool // white space up to a line end is a piece
@@ -34,7 +33,8 @@ func styleGPT2() style {
 }
 
 func styleLlama3() style {
-	return style{contractions: true, fold: true, letters: classLetter, prefix: notPrefix, digits: 3, tail: "\r\n", newlines: true}
+	return style{contractions: true, fold: true, letters: classLetter, prefix: notPrefix, digits: 3,
+		tail: "\r\n", newlines: true}
 }
 
 func styleQwen2() style {
@@ -50,7 +50,8 @@ func styleQwen35() style {
 }
 
 func styleO200k() style {
-	return style{suffix: true, fold: true, cased: true, letters: classLetter, prefix: notPrefix, digits: 3, tail: "\r\n/", newlines: true}
+	return style{suffix: true, fold: true, cased: true, letters: classLetter, prefix: notPrefix, digits: 3,
+		tail: "\r\n/", newlines: true}
 }
 
 func styleTekken() style {
@@ -65,18 +66,19 @@ func styleKimi() style {
 	return s
 }
 
-// styleDeepSeek3 is the last of DeepSeek-V3's three patterns. It leaves out
-// numbers and control characters, which become pieces between the others.
+// styleDeepSeek3 is the last of DeepSeek-V3's three patterns. It does not match numbers
+// and control characters, which become pieces between the matches.
 func styleDeepSeek3() style {
-	return style{joined: true, symbols: true, letters: classLetter | classMark, prefix: classNewline | classLetter | classPunct | classSymbol,
+	return style{joined: true, symbols: true, letters: classLetter | classMark,
+		prefix: classNewline | classLetter | classPunct | classSymbol,
 		digits: -1, tail: "\r\n", newlines: true}
 }
 
-// kinds of ASCII characters, for the common cases.
+// Kinds of ASCII characters, for the fast paths.
 const (
 	kindLetter = 1 << iota
 	kindSpace
-	kindOther // neither letter, number, space nor beyond ASCII
+	kindOther // an ASCII character that is no letter, number or space
 )
 
 // asciiKinds is the kind of every byte.
@@ -92,7 +94,7 @@ const zeros64 = "\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x0
 // next returns the end of the piece that begins at s[i].
 func (st *style) next(s string, i, end int) int {
 	s = s[:end]
-	// An ASCII word, alone or behind a space, is by far the commonest piece.
+	// An ASCII word, alone or after a space, is by far the most common piece.
 	if !st.cased {
 		e := i
 		if s[e] == ' ' && e+1 < len(s) {
@@ -203,7 +205,7 @@ func (st *style) ending(s string, e int) int {
 	return e
 }
 
-// caseAt is classAt, where Chinese characters are no letters if the style says so.
+// caseAt is classAt, except that with noHan Chinese characters have no case.
 func (st *style) caseAt(s string, i int) (class, int) {
 	c, n := classAt(s, i)
 	if st.noHan && c&classHan != 0 {
@@ -212,9 +214,9 @@ func (st *style) caseAt(s string, i int) (class, int) {
 	return c, n
 }
 
-// upperLower matches upper* lower+ as a backtracking engine would: where no
-// lower-case letter follows the longest run, it gives back up to the last
-// character that can be either.
+// upperLower matches upper* lower+ as a backtracking engine does: if no lower-case
+// letter follows the longest run of upper-case letters, the match ends at the last
+// character that is both upper and lower case.
 func (st *style) upperLower(s string, i int) int {
 	both := -1
 	e := i
@@ -286,8 +288,8 @@ func (st *style) number(s string, i int) int {
 	return e
 }
 
-// punctuation matches an optional space, everything that is neither space,
-// letter nor number, and the tail characters after it.
+// punctuation matches an optional space, a run of characters that are no space, letter
+// or number, and the tail characters after it.
 func (st *style) punctuation(s string, i int) int {
 	b := i
 	if s[i] == ' ' {
@@ -318,8 +320,8 @@ func (st *style) punctuation(s string, i int) int {
 	return e
 }
 
-// space matches white space: up to its last line end where the style says so,
-// else all of it but the last character when text follows.
+// space matches white space: with newlines up to its last line end, otherwise all of
+// it, except the last character if text follows.
 func (st *style) space(s string, i int) int {
 	e, last, newline := i, i, -1
 	for {
@@ -347,7 +349,7 @@ func (st *style) space(s string, i int) int {
 	}
 }
 
-// gap returns the end of what no alternative matches.
+// gap returns the end of the text that no alternative matches.
 func (st *style) gap(s string, i int) int {
 	for {
 		_, n := utf8.DecodeRuneInString(s[i:])
@@ -376,7 +378,7 @@ func contraction(s string, fold bool) int {
 	}
 	a, n := s[1], 1
 	if fold {
-		if strings.HasPrefix(s[1:], "ſ") { // folds to s
+		if strings.HasPrefix(s[1:], "ſ") { // case-folds to s
 			return 1 + len("ſ")
 		}
 		a |= 0x20

@@ -74,7 +74,7 @@ func TestKnownPattern_ScannersAgreeWithTheEngine(t *testing.T) {
 		for range 4000 {
 			text := randomText(r)
 			got := collect(scan{sc}, text)
-			want := collect(&splitter{find: findingPattern(p), behavior: isolated}, text)
+			want := collect(&splitter{find: findPattern(p), behavior: isolated}, text)
 			if !slices.Equal(got, want) {
 				t.Errorf("%s on %q:\n%q, want\n%q", src, text, got, want)
 				break
@@ -104,10 +104,10 @@ const preTokenizers = ` default minicpm5 llama3 llama-v3 llama-bpe falcon3 falco
 	talkie granite-embed-multi-97m tiny_aya cohere2moe superbpe trillion granite-docling bailingmoe bailingmoe2 llada-moe
 	seed-coder hunyuan hunyuan-dense hy_v4 joyai-llm kimi-k2 ufakzeka grok-2 afmoe laguna minimax-m2 solar-open mellum2`
 
-func TestGGUFCut_EveryNameCovers(t *testing.T) {
+func TestGGUFPreTokenizer_EveryNameCovers(t *testing.T) {
 	r := rand.New(rand.NewPCG(9, 8))
 	for _, name := range append(strings.Fields(preTokenizers), "") {
-		c, err := ggufCut(name)
+		c, err := ggufPreTokenizer(name)
 		if err != nil {
 			t.Errorf("%s is not known", name)
 		}
@@ -127,7 +127,7 @@ func TestGGUFCut_EveryNameCovers(t *testing.T) {
 	}
 	for _, name := range []string{"nope", "whitespace"} { // jina-embeddings-v2-base-zh's is refused by name
 		var format *FormatError
-		if _, err := ggufCut(name); !errors.As(err, &format) || !format.Unsupported || !strings.Contains(err.Error(), name) {
+		if _, err := ggufPreTokenizer(name); !errors.As(err, &format) || !format.Unsupported || !strings.Contains(err.Error(), name) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

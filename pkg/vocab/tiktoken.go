@@ -10,23 +10,23 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/vocab/pattern"
 )
 
-// TiktokenOptions says what a rank file leaves out.
+// TiktokenOptions holds what a rank file does not say.
 type TiktokenOptions struct {
-	// Name is an encoding whose pattern and special tokens are known: "r50k_base"
+	// Name is a known encoding, which sets the pattern and the special tokens: "r50k_base"
 	// ("gpt2"), "p50k_base", "p50k_edit", "cl100k_base", "o200k_base",
-	// "o200k_harmony", "llama3", "qwen" or "kimi-k2". Empty goes by the number of
-	// ranks; one that no encoding has is cut like cl100k_base.
+	// "o200k_harmony", "llama3", "qwen" or "kimi-k2". If it is empty,
+	// the number of ranks tells the encoding; an unknown number means cl100k_base.
 	Name string
-	// Pattern is a regular expression that stands instead, unless empty.
+	// Pattern replaces the pattern of the encoding unless it is empty.
 	Pattern string
-	// Special are further special tokens and their ids.
+	// Special holds additional special tokens and their ids.
 	Special map[string]int32
 }
 
-// tiktokenEncoding is what is known of an encoding.
+// tiktokenEncoding describes a known encoding.
 type tiktokenEncoding struct {
 	name    string
-	ranks   int // of its file
+	ranks   int // number of ranks in its file
 	style   style
 	special map[string]int32
 	eos     string
@@ -78,8 +78,8 @@ func tiktokenEncodings() []tiktokenEncoding {
 	}
 }
 
-// FromTiktoken reads a rank file: a line a token, its bytes in base64 and its
-// rank. It returns a *FormatError for one that is malformed.
+// FromTiktoken reads a rank file: one token per line, its bytes in base64 and its rank.
+// The error is a *FormatError for a malformed file.
 func FromTiktoken(data []byte, o TiktokenOptions) (*Vocab, error) {
 	texts := map[string]int32{}
 	size := int32(0)
@@ -174,7 +174,7 @@ func (o *TiktokenOptions) encoding(ranks int) (tiktokenEncoding, error) {
 		}
 	}
 	if o.Name != "" {
-		return fallback, unsupported("tiktoken encoding", "name %q", o.Name)
+		return fallback, unsupported("tiktoken encoding", "unknown encoding %q", o.Name)
 	}
 	return fallback, nil
 }
@@ -192,12 +192,12 @@ func (e *tiktokenEncoding) cut(v *Vocab, src string) error {
 	if err != nil {
 		return unsupported("tiktoken pattern", "%v", err)
 	}
-	v.steps = []step{&splitter{find: findingPattern(p), behavior: removed, invert: true}}
+	v.steps = []step{&splitter{find: findPattern(p), behavior: removed, invert: true}}
 	return nil
 }
 
-// tiktokenModel lists the merges: two tokens merge where together they are one,
-// the smallest rank first.
+// tiktokenModel builds the table of merges: two tokens merge if their concatenation is
+// a token, the smallest rank first.
 func (v *Vocab) tiktokenModel(texts map[string]int32) error {
 	m := &byteBPE{unk: -1, words: texts}
 	for c := range m.bytes {
@@ -235,7 +235,7 @@ func (v *Vocab) tiktokenModel(texts map[string]int32) error {
 	return nil
 }
 
-// TiktokenName guesses the encoding from a file's name; empty for none.
+// TiktokenName guesses the encoding by a file's name. It returns "" for an unknown name.
 func TiktokenName(file string) string {
 	file = strings.ToLower(file)
 	for _, e := range tiktokenEncodings() {

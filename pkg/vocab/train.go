@@ -8,38 +8,38 @@ import (
 	"sync"
 )
 
-// TrainOptions shapes a training.
+// TrainOptions sets how a vocabulary is trained.
 type TrainOptions struct {
-	// Workers cut and count text; 0 means one. Their number changes nothing but
-	// the time.
+	// Workers is how many goroutines split and count text; 0 means one. The vocabulary
+	// does not depend on it.
 	Workers int
 	// Special lists control tokens; they get the first ids, in this order.
 	Special []string
 	// BOS and EOS name the begin and end tokens among Special, or are empty.
 	BOS, EOS string
-	// Progress, if set, hears how many of the wanted tokens exist. It is called
-	// from the goroutine that called TrainBPE.
+	// Progress, if set, is called with the number of tokens so far and the wanted number,
+	// on the goroutine that called TrainBPE.
 	Progress func(done, total int)
 }
 
-// TrainBPE learns a byte-level BPE vocabulary of size ids from texts, each cut
-// on its own by GPT-2's pattern. Ids: special tokens, the 256 bytes ordered by
-// the character that spells them, then merges. The most frequent pair merges
-// first, among equals the one with the smaller left and then right id (R.
-// Sennrich et al., 2016). The vocabulary is smaller than size where the texts
-// have no more pairs. It returns ctx's error when ctx ends, and an error for a
-// size that does not hold the special tokens and the bytes.
+// TrainBPE trains a byte-level BPE vocabulary of size ids from texts, each split on its
+// own by GPT-2's pattern. The ids are the special tokens, the 256 bytes ordered by the
+// character that spells them, and the merges. The most frequent pair merges first, of
+// equals the one with the smaller left and then the smaller right id (R. Sennrich et
+// al., 2016). The vocabulary is smaller than size if the texts run out of pairs.
+// TrainBPE returns the error of ctx when ctx ends, and an error if size is too small for
+// the special tokens and the bytes.
 func TrainBPE(ctx context.Context, texts iter.Seq[string], size int, o TrainOptions) (*Vocab, error) {
 	l := layout{special: o.Special, byteLevel: true, bos: o.BOS, eos: o.EOS}
 	for _, s := range o.Special {
 		if s == "" || slices.Contains(l.tokens, s) {
-			return nil, fmt.Errorf("train vocabulary: special token %q is empty or given twice", s)
+			return nil, fmt.Errorf("train vocabulary: special token %q is empty or a duplicate", s)
 		}
 		l.tokens = append(l.tokens, s)
 	}
 	for _, s := range []string{o.BOS, o.EOS} {
 		if s != "" && !slices.Contains(o.Special, s) {
-			return nil, fmt.Errorf("train vocabulary: token %q is not among the special ones", s)
+			return nil, fmt.Errorf("train vocabulary: token %q is not a special token", s)
 		}
 	}
 	alphabet := newByteLevel()
@@ -87,7 +87,7 @@ func TrainBPE(ctx context.Context, texts iter.Seq[string], size int, o TrainOpti
 	return l.vocab()
 }
 
-// gpt2Words cuts a text by GPT-2's pattern.
+// gpt2Words splits a text by GPT-2's pattern.
 func gpt2Words(text string, yield func(word string)) {
 	st := styleGPT2()
 	for i := 0; i < len(text); {
@@ -97,8 +97,9 @@ func gpt2Words(text string, yield func(word string)) {
 	}
 }
 
-// countWords counts what texts are cut into.
-func countWords(ctx context.Context, texts iter.Seq[string], workers int, cut func(text string, yield func(word string))) (map[string]int64, error) {
+// countWords counts the words of texts.
+func countWords(ctx context.Context, texts iter.Seq[string], workers int,
+	cut func(text string, yield func(word string))) (map[string]int64, error) {
 	const batch = 256
 	feed := make(chan []string)
 	parts := make([]map[string]int64, workers)
@@ -141,7 +142,10 @@ func countWords(ctx context.Context, texts iter.Seq[string], workers int, cut fu
 	return total, nil
 }
 
-// trainer keeps the count of every pair of adjacent ids, and where it stands.
+// trainer keeps the count of every pair of adjacent ids and the words that contain it.
+// A merge then rewrites only those words. Counts in the heap may be out of date: a pair
+// that lost occurrences is pushed again with its new count when it comes up, and a pair
+// that gained some is pushed when that happens.
 type trainer struct {
 	words  [][]int32
 	counts []int64
@@ -154,8 +158,7 @@ type pairCount struct {
 	words []int32 // indices of words that may hold the pair
 }
 
-// ranked is a pair in the heap with the count it had when it was put there; a
-// count that fell since is mended when the pair comes up.
+// ranked is a pair in the heap with its count at the time it was pushed.
 type ranked struct {
 	n    int64
 	pair uint64
@@ -215,7 +218,7 @@ func (t *trainer) best() (left, right int32, ok bool) {
 	return 0, 0, false
 }
 
-// merge writes made for every left followed by right.
+// merge replaces every left followed by right with made.
 func (t *trainer) merge(left, right, made int32) {
 	pair := pairKey(left, right)
 	where := t.pairs[pair].words

@@ -14,27 +14,33 @@ import (
 
 // Constants of unigram training, as SentencePiece has them.
 const (
-	unigramUnk     = "<unk>"
-	maxPiece       = 16      // characters of a token
-	maxSeeds       = 500_000 // tokens that training begins with
-	subIterations  = 2       // of expectation and maximization between prunings
-	shrink         = 0.75    // of the tokens that a pruning leaves
-	leastExpected  = 0.5     // a token that is expected less often is dropped
-	unigramParts   = 16      // of the words; sums are theirs in order, whoever works on them
-	beforeTheLast  = 1.1     // times the wanted size: pruning ends there
-	penaltyOfChars = 1e-4    // by which characters that were dropped fall below the worst
+	unigramUnk    = "<unk>"
+	maxPiece      = 16      // maximum length of a piece in characters
+	maxSeeds      = 500_000 // maximum number of pieces that training begins with
+	subIterations = 2       // EM steps between two prunings
+	shrink        = 0.75    // fraction of the pieces that a pruning keeps
+	minExpected   = 0.5     // a piece with a lower expected count is dropped
+	unigramParts  = 16      // parts of the words; sums are added part by part, so they do not depend on the workers
+	overshoot     = 1.1     // pruning ends at this multiple of the wanted size
+	charPenalty   = 1e-4    // score step between characters that pruning dropped
 )
 
-// TrainUnigram learns a unigram vocabulary (T. Kudo, 2018) of size ids from texts, each
-// cut before its spaces, which become "▁"; one comes first. Ids: <unk>, special tokens,
-// then pieces, the likeliest first. Every character of the texts is a piece. The
-// vocabulary is smaller than size where the texts have no more pieces. It returns ctx's
-// error when ctx ends, and an error for a size that does not hold the characters.
+// TrainUnigram trains a unigram vocabulary (T. Kudo, 2018) of size ids from texts. Each
+// text gets a space in front and is split before its spaces, which become "▁". The ids
+// are <unk>, the special tokens, and the pieces by decreasing probability. Every
+// character of the texts is a piece. The vocabulary is smaller than size if the texts
+// have too few pieces. TrainUnigram returns the error of ctx when ctx ends, and an error
+// if size is too small for the characters.
+//
+// Training starts from many frequent substrings. EM steps estimate the probability of
+// each piece: expect computes expected counts over all segmentations of the words, and
+// maximize turns them into scores. After every few steps prune drops the pieces whose
+// loss costs the least likelihood, until about the wanted number is left.
 func TrainUnigram(ctx context.Context, texts iter.Seq[string], size int, o TrainOptions) (*Vocab, error) {
 	special := []string{unigramUnk}
 	for _, s := range o.Special {
 		if s == "" || s != unigramUnk && slices.Contains(special, s) {
-			return nil, fmt.Errorf("train vocabulary: special token %q is empty or given twice", s)
+			return nil, fmt.Errorf("train vocabulary: special token %q is empty or a duplicate", s)
 		}
 		if s != unigramUnk {
 			special = append(special, s)
@@ -42,7 +48,7 @@ func TrainUnigram(ctx context.Context, texts iter.Seq[string], size int, o Train
 	}
 	for _, s := range []string{o.BOS, o.EOS} {
 		if s != "" && !slices.Contains(special, s) {
-			return nil, fmt.Errorf("train vocabulary: token %q is not among the special ones", s)
+			return nil, fmt.Errorf("train vocabulary: token %q is not a special token", s)
 		}
 	}
 	counts, err := countWords(ctx, texts, max(1, o.Workers), markWords)
@@ -56,9 +62,10 @@ func TrainUnigram(ctx context.Context, texts iter.Seq[string], size int, o Train
 	t.seed()
 	wanted := size - len(special)
 	if wanted < len(t.chars) || size > maxTokens {
-		return nil, fmt.Errorf("train vocabulary: size %d is outside %d to %d: the texts have %d characters", size, len(special)+len(t.chars), maxTokens, len(t.chars))
+		return nil, fmt.Errorf("train vocabulary: size %d is outside %d to %d: the texts have %d characters",
+			size, len(special)+len(t.chars), maxTokens, len(t.chars))
 	}
-	last := int(float64(wanted) * beforeTheLast)
+	last := int(float64(wanted) * overshoot)
 	begin := len(t.pieces)
 	for {
 		for range subIterations {
@@ -86,7 +93,7 @@ func TrainUnigram(ctx context.Context, texts iter.Seq[string], size int, o Train
 	return t.finish(wanted, special, o)
 }
 
-// markWords cuts a text before its spaces, as Metaspace does.
+// markWords splits a text before its spaces, as Metaspace does.
 func markWords(text string, yield func(word string)) {
 	text = strings.ReplaceAll(text, " ", wordMark)
 	if !strings.HasPrefix(text, wordMark) {
@@ -113,10 +120,14 @@ type unigramTrainer struct {
 	pieces  []scored
 }
 
-// seed begins with all characters and the substrings that cover most text.
+// seed fills pieces with all characters and the substrings that cover the most text.
+//
+// Substrings are counted length by length. A substring can occur twice only if the two
+// substrings without its last and without its first character do, so each length
+// considers few candidates and needs no suffix array.
 func (t *unigramTrainer) seed() {
 	t.chars = map[string]float64{}
-	level := map[string]float64{} // substrings of one length that are found twice
+	level := map[string]float64{} // counts of the substrings of one length that occur at least twice
 	for i, word := range t.words {
 		for k, r := range word {
 			t.chars[word[k:k+utf8.RuneLen(r)]] += t.counts[i]
@@ -131,8 +142,7 @@ func (t *unigramTrainer) seed() {
 		for i, word := range t.words {
 			starts := append(runeStarts(word), len(word))
 			for k := 0; k+length < len(starts); k++ {
-				// Both the substring without its end and that without its beginning must
-				// be frequent.
+				// Both shorter substrings must occur twice.
 				if level[word[starts[k]:starts[k+length-1]]] >= 2 && level[word[starts[k+1]:starts[k+length]]] >= 2 {
 					next[word[starts[k]:starts[k+length]]] += t.counts[i]
 				}
@@ -182,7 +192,7 @@ type arc struct {
 	from, to, id int32
 }
 
-// arcs lists the pieces within a word, by where they begin.
+// arcs lists the pieces within a word, ordered by where they begin.
 func (t *unigramTrainer) arcs(trie *trie, word string, out []arc) []arc {
 	for i := range word {
 		node := int32(0)
@@ -206,7 +216,7 @@ func (t *unigramTrainer) trie() *trie {
 	return newTrie(texts, ids)
 }
 
-// inParts calls body for parts of the words, several at once.
+// inParts calls body for each part of the words on the workers.
 func (t *unigramTrainer) inParts(body func(part, lo, hi int)) {
 	var wg sync.WaitGroup
 	for w := range min(t.workers, unigramParts) {
@@ -230,7 +240,11 @@ func addLog(a, b float64) float64 {
 	return a + math.Log1p(math.Exp(b-a))
 }
 
-// expect is how often each piece is expected over all ways to cut the words.
+// expect computes the expected count of each piece over all segmentations of the words
+// (the E step), with the forward-backward algorithm: forward[i] is the log of the summed
+// probability of all ways to segment the first i bytes of a word, backward[i] that of
+// the rest. A piece from i to j has the posterior probability
+// exp(forward[i] + score + backward[j] - forward[len]).
 func (t *unigramTrainer) expect() []float64 {
 	trie, parts := t.trie(), make([][]float64, unigramParts)
 	t.inParts(func(part, lo, hi int) {
@@ -240,7 +254,7 @@ func (t *unigramTrainer) expect() []float64 {
 		for w := lo; w < hi; w++ {
 			word := t.words[w]
 			arcs = t.arcs(trie, word, arcs[:0])
-			forward, backward = nothing(forward, len(word)+1), nothing(backward, len(word)+1)
+			forward, backward = allLogZero(forward, len(word)+1), allLogZero(backward, len(word)+1)
 			forward[0], backward[len(word)] = 0, 0
 			for _, a := range arcs {
 				forward[a.to] = addLog(forward[a.to], forward[a.from]+t.pieces[a.id].score)
@@ -264,7 +278,8 @@ func (t *unigramTrainer) expect() []float64 {
 	return parts[0]
 }
 
-func nothing(x []float64, n int) []float64 {
+// allLogZero returns n logarithms of zero, in the memory of x if it has room.
+func allLogZero(x []float64, n int) []float64 {
 	x = slices.Grow(x[:0], n)[:n]
 	for i := range x {
 		x[i] = math.Inf(-1)
@@ -272,14 +287,15 @@ func nothing(x []float64, n int) []float64 {
 	return x
 }
 
-// maximize makes scores of expectations, by the variational form of Dirichlet's prior,
-// which favours few pieces. Characters stay.
+// maximize computes scores from expected counts (the M step) and drops pieces with low
+// counts, except characters. The digamma function instead of the logarithm is the
+// variational Bayes estimate under a Dirichlet prior; it favours few pieces.
 func (t *unigramTrainer) maximize(expected []float64) {
 	var kept []scored
 	var total float64
 	for i, p := range t.pieces {
-		if _, char := t.chars[p.text]; expected[i] >= leastExpected || char {
-			p.score = max(expected[i], leastExpected)
+		if _, char := t.chars[p.text]; expected[i] >= minExpected || char {
+			p.score = max(expected[i], minExpected)
 			total += p.score
 			kept = append(kept, p)
 		}
@@ -301,7 +317,9 @@ func digamma(x float64) float64 {
 	return r + math.Log(x) + xx*(1.0/24-xx*(7.0/960-xx*(31.0/8064-xx*127.0/30720)))
 }
 
-// best cuts a word the likeliest way, without the piece that is not: its ids.
+// best returns the ids of the most likely segmentation of a word that does not use the
+// piece not, or nil if there is none (Viterbi). score[i] is the best log-probability of
+// the first i bytes and from[i] the last arc of that segmentation.
 func (t *unigramTrainer) best(arcs []arc, word string, not int32, score []float64, from []int32) []int32 {
 	for i := range len(word) + 1 {
 		score[i], from[i] = math.Inf(-1), -1
@@ -327,8 +345,12 @@ func (t *unigramTrainer) best(arcs []arc, word string, not int32, score []float6
 	return ids
 }
 
-// prune leaves at most so many pieces: those without which the texts' likelihood would
-// fall the most, and characters.
+// prune keeps at most a number of pieces: the characters, and the pieces whose removal
+// would cost the most likelihood.
+//
+// Removing a piece replaces each of its occurrences with its second-best segmentation.
+// The change of the log-likelihood is estimated from the counts of the best
+// segmentations of all words, weighted by the share of words that use the piece.
 func (t *unigramTrainer) prune(most int) {
 	trie := t.trie()
 	counts, holding := make([][]float64, unigramParts), make([][]float64, unigramParts)
@@ -365,7 +387,7 @@ func (t *unigramTrainer) prune(most int) {
 		words += n
 	}
 	var kept, others []scored
-	var index []int // of others
+	var index []int // of others in t.pieces
 	var score []float64
 	var from []int32
 	for i, p := range t.pieces {
@@ -374,7 +396,8 @@ func (t *unigramTrainer) prune(most int) {
 			continue
 		}
 		arcs := t.arcs(trie, p.text, nil)
-		score, from = slices.Grow(score[:0], len(p.text)+1)[:len(p.text)+1], slices.Grow(from[:0], len(p.text)+1)[:len(p.text)+1]
+		n := len(p.text) + 1
+		score, from = slices.Grow(score[:0], n)[:n], slices.Grow(from[:0], n)[:n]
 		if whole := t.best(arcs, p.text, -1, score, from); count[i] == 0 || len(whole) != 1 {
 			continue // never used
 		}
@@ -398,7 +421,9 @@ func (t *unigramTrainer) prune(most int) {
 	t.pieces = kept
 }
 
-// finish takes all characters and the likeliest others.
+// finish builds the vocabulary of all characters and the most likely other pieces. A
+// character that scores below all pieces is put just below them, so that it is used
+// only where no piece fits.
 func (t *unigramTrainer) finish(wanted int, special []string, o TrainOptions) (*Vocab, error) {
 	slices.SortFunc(t.pieces, byScore)
 	worst, left := 0.0, wanted-len(t.chars)
@@ -416,8 +441,8 @@ func (t *unigramTrainer) finish(wanted int, special []string, o TrainOptions) (*
 		}
 	}
 	for _, c := range chars {
-		if c.score = max(c.score, worst-1-penaltyOfChars); c.score < worst {
-			worst -= penaltyOfChars
+		if c.score = max(c.score, worst-1-charPenalty); c.score < worst {
+			worst -= charPenalty
 			c.score = worst
 		}
 		pieces = append(pieces, c)

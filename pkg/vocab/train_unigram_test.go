@@ -69,7 +69,7 @@ func TestTrainUnigram_BadInput(t *testing.T) {
 			_, err := vocab.TrainUnigram(t.Context(), texts, 50, vocab.TrainOptions{Special: []string{"x", "x"}})
 			return err
 		},
-		"not among": func() error {
+		"not a special token": func() error {
 			_, err := vocab.TrainUnigram(t.Context(), texts, 50, vocab.TrainOptions{BOS: "<s>"})
 			return err
 		},

@@ -2,16 +2,16 @@ package vocab
 
 import "math/bits"
 
-// trie finds the tokens that begin at a place in a text. Edges lie in one
-// open-addressed table keyed by node and byte.
+// trie finds the tokens that a text begins with. All edges are in one open-addressed
+// hash table keyed by node and byte.
 type trie struct {
 	keys  []uint32 // node<<8 | byte, plus one; 0 is free
 	next  []int32
-	ids   []int32 // by node, -1 where no token ends
+	ids   []int32 // by node, -1 if no token ends there
 	shift uint
 }
 
-// newTrie holds texts, which are not empty; ids are theirs.
+// newTrie builds the trie of texts, which are not empty, and their ids.
 func newTrie(texts []string, ids []int32) *trie {
 	bytes := 1
 	for _, t := range texts {
@@ -49,7 +49,7 @@ func (t *trie) slot(node int32, c byte) uint64 {
 	return i
 }
 
-// step follows a byte from a node; -1 where no token goes on so.
+// step follows a byte from a node. It returns -1 if no token continues with it.
 func (t *trie) step(node int32, c byte) int32 {
 	i := t.slot(node, c)
 	if t.keys[i] == 0 {

@@ -5,19 +5,19 @@ import (
 	"unicode/utf8"
 )
 
-// unigram is SentencePiece's unigram model: of all ways to cut a piece into
-// tokens, the one whose scores have the greatest sum (T. Kudo, 2018).
+// unigram is SentencePiece's unigram model: it picks the segmentation of a piece whose
+// tokens have the greatest sum of scores (T. Kudo, 2018).
 type unigram struct {
 	trie    *trie
 	scores  []float64 // by id
 	unk     int32
-	unkCost float64 // the score of a character that no token is
+	unkCost float64 // the score of a character without a token
 	bytes   *[256]int32
 	fuseUnk bool
-	single  bool // sums are float32, as SentencePiece's are
+	single  bool // add scores in float32, as SentencePiece does
 }
 
-// lattice is the best way to reach each byte of a piece.
+// lattice holds the best segmentation up to each byte of a piece.
 type lattice struct {
 	best []reached
 	way  []symbol
@@ -29,17 +29,17 @@ type reached struct {
 	start int32 // -1: not reached
 }
 
-// unkPenalty is how much worse than the worst token an unknown character is.
+// unkPenalty is how far the score of an unknown character is below the worst token's.
 const unkPenalty = 10
 
-// newUnigram makes the model. texts are the tokens that text may become, ids are
-// theirs, scores has an entry for each id of the vocabulary.
+// newUnigram builds the model. texts and ids are the tokens that text can become;
+// scores has an entry for each id of the vocabulary.
 func newUnigram(texts []string, ids []int32, scores []float64, unk int32) (*unigram, error) {
 	worst := math.Inf(1)
 	for i := range texts {
 		s := scores[ids[i]]
 		if math.IsNaN(s) || math.IsInf(s, 0) {
-			return nil, malformed("scores", "token %d has no number", ids[i])
+			return nil, malformed("scores", "the score of token %d is not a finite number", ids[i])
 		}
 		worst = min(worst, s)
 	}
@@ -49,6 +49,11 @@ func newUnigram(texts []string, ids []int32, scores []float64, unk int32) (*unig
 	return &unigram{trie: newTrie(texts, ids), scores: scores, unk: unk, unkCost: worst - unkPenalty}, nil
 }
 
+// encode finds the best segmentation with the Viterbi algorithm. best[e] is the best
+// score of a segmentation of the first e bytes and its last token; every token that
+// begins at a reached byte may improve the entry at its end. A character that is no
+// token by itself can always be skipped as unknown, so every character boundary is
+// reached. The tokens are then read backwards from the end.
 func (m *unigram) encode(piece string, k *sink) error {
 	if cap(k.best) < len(piece)+1 {
 		k.best = make([]reached, len(piece)+1)
@@ -97,7 +102,7 @@ func (m *unigram) encode(piece string, k *sink) error {
 				k.emit(m.bytes[piece[b]], int(b), int(b+1))
 			}
 		case m.unk < 0:
-			return &TextError{Offset: int(w.start), Piece: shorten(piece), Reason: "the vocabulary lacks a character that stands"}
+			return &TextError{Offset: int(w.start), Piece: shorten(piece), Reason: "the vocabulary has no token for a character"}
 		default:
 			if m.fuseUnk {
 				for i > 0 && way[i-1].id == m.unk {

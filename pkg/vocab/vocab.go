@@ -5,17 +5,17 @@ import (
 	"slices"
 )
 
-// Kind says what a token stands for. The values are GGUF's.
+// Kind is the type of a token. The values are those of GGUF.
 type Kind uint8
 
 // Kinds of tokens.
 const (
 	KindUnspecified Kind = iota
 	KindNormal           // a piece of text
-	KindUnknown          // stands for text outside the vocabulary
-	KindControl          // structure, never text: begin, end, turn marks
-	KindUserDefined      // text that is always one token
-	KindUnused           // a hole
+	KindUnknown          // replaces text outside the vocabulary
+	KindControl          // structure, never text: begin, end, turn markers
+	KindUserDefined      // text that is always matched as one token
+	KindUnused           // an id without a token
 	KindByte             // one byte of text outside the vocabulary
 )
 
@@ -23,57 +23,57 @@ const (
 const (
 	FamilyBPE  = "bpe"  // byte-level byte-pair encoding
 	FamilySPM  = "spm"  // SentencePiece BPE with byte fallback
-	FamilyChar = "char" // one token a character
+	FamilyChar = "char" // one token per character
 
 	FamilyUnigram   = "unigram"   // SentencePiece's unigram model
 	FamilyWordPiece = "wordpiece" // BERT's longest match within words
-	FamilyWord      = "word"      // one token a word
+	FamilyWord      = "word"      // one token per word
 )
 
 // Vocab is one model's vocabulary. It is immutable and safe for concurrent use.
 type Vocab struct {
 	family string
 	tokens []token
-	ids    map[string]int32 // by the token's text as the vocabulary spells it
+	ids    map[string]int32 // by spelling
 
-	raw        *matcher // added tokens sought in the text as it came
-	normalized *matcher // added tokens sought after normalization
+	raw        *matcher // added tokens matched in the input text
+	normalized *matcher // added tokens matched after normalization
 
 	normalize normalizers
-	steps     []step    // how normalized text is cut
-	scanners  []scanner // steps, where all of them are scanners
-	restart   bool      // scanners may begin anew where a line begins with a letter
+	steps     []step    // the pre-tokenizer
+	scanners  []scanner // the steps, if all of them are scanners
+	restart   bool      // a piece begins wherever a line begins with an ASCII letter
 	model     model
 	decoding  decoding
 	encoders  encoders
 
-	bos, eos     int32 // -1 where there is none
+	bos, eos     int32 // -1 if there is none
 	eog          []int32
-	prefix       []int32 // added before and after a text when Options.BOS
+	prefix       []int32 // added before and after a text with Options.BOS
 	suffix       []int32
 	unk          int32
 	chatTemplate string
 
-	source *hfSource // what WriteHF needs, nil for vocabularies it cannot write
+	source *hfSource // what WriteHF writes; nil if it cannot write the vocabulary
 }
 
 // token is one entry of a vocabulary.
 type token struct {
-	text  string // as the vocabulary spells it
+	text  string // its spelling in the vocabulary
 	bytes string // the bytes it decodes to
 	kind  Kind
-	added bool // matched in text before the model sees it
+	added bool // matched in text before the model runs
 
-	headed bool // at the beginning of a text it decodes to head instead
+	headed bool // at the beginning of a text it decodes to head, not to bytes
 	head   string
 }
 
-// model cuts one normalized, pre-tokenized piece of text into ids.
+// model encodes one normalized, pre-tokenized piece of text.
 type model interface {
 	encode(piece string, k *sink) error
 }
 
-// TokenError reports an id or a token that the vocabulary lacks.
+// TokenError reports an id or a token that is not in the vocabulary.
 type TokenError struct {
 	ID   int64 // the id, or -1
 	Size int   // the vocabulary's size
@@ -86,12 +86,12 @@ func (e *TokenError) Error() string {
 
 // TextError reports text that cannot be encoded.
 type TextError struct {
-	Offset int    // byte offset into the text, or into the piece where Piece is set
+	Offset int    // byte offset in the text, or in the piece if Piece is set
 	Piece  string // the piece of text, shortened
 	Reason string
 }
 
-// Error names the place and the reason.
+// Error gives the position and the reason.
 func (e *TextError) Error() string {
 	if e.Piece != "" {
 		return fmt.Sprintf("encode text: %s at byte %d of %q", e.Reason, e.Offset, e.Piece)
@@ -99,12 +99,11 @@ func (e *TextError) Error() string {
 	return fmt.Sprintf("encode text: %s at byte %d", e.Reason, e.Offset)
 }
 
-// FormatError reports a vocabulary file that is malformed or of a kind this
-// package does not read.
+// FormatError reports a vocabulary file that is malformed or not supported.
 type FormatError struct {
 	Field       string // the file's field
 	Reason      string
-	Unsupported bool // well formed, as far as can be told, but not read here
+	Unsupported bool // as far as can be told well formed, but not supported
 }
 
 // Error names the field and the reason.
@@ -155,11 +154,11 @@ func (v *Vocab) BOS() (int32, bool) { return v.bos, v.bos >= 0 }
 // EOS is the token that ends a text, if there is one.
 func (v *Vocab) EOS() (int32, bool) { return v.eos, v.eos >= 0 }
 
-// EOG lists, in ascending order, every id that ends a generation: end of text,
-// end of turn, end of message.
+// EOG lists all ids that end a generation in ascending order: end of text, end of
+// turn, end of message.
 func (v *Vocab) EOG() []int32 { return slices.Clone(v.eog) }
 
-// AddBOS says whether Options.BOS puts the begin token before a text.
+// AddBOS reports whether Options.BOS puts the begin token before a text.
 func (v *Vocab) AddBOS() bool {
 	return v.bos >= 0 && len(v.prefix) > 0 && v.prefix[0] == v.bos
 }
@@ -167,19 +166,19 @@ func (v *Vocab) AddBOS() bool {
 // ChatTemplate is the model's chat template, or empty.
 func (v *Vocab) ChatTemplate() string { return v.chatTemplate }
 
-// endings are the spellings that end a turn or a text in the families known
-// today; a control token so spelled ends a generation even where the file's
-// metadata does not say so.
+// endings lists the spellings of known end-of-text and end-of-turn tokens. A control
+// token with such a spelling ends a generation even if the metadata does not say so.
 func endings() []string {
 	return []string{
 		"<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<|endoftext|>",
 		"<|end_of_text|>", "<|eom_id|>", "<EOT>", "_<EOT>", "<|eot|>", "<|END_OF_TURN_TOKEN|>",
-		"<|end_of_turn|>", "<｜end▁of▁sentence｜>", "[EOS]", "[EOT]", "<turn|>", "<|tool_response>", "<end_of_utterance>",
+		"<|end_of_turn|>", "<｜end▁of▁sentence｜>", "[EOS]", "[EOT]", "<turn|>",
+		"<|tool_response>", "<end_of_utterance>",
 	}
 }
 
-// finish sets the ids that end a generation: those given, the end token and the
-// control tokens spelled like an ending, sorted and without repeats.
+// finish sets the ids that end a generation: the given ones, the end token and the
+// control tokens spelled like an ending, sorted and without duplicates.
 func (v *Vocab) finish(eog []int32) {
 	for _, name := range endings() {
 		if id, ok := v.ids[name]; ok && v.tokens[id].kind == KindControl {
@@ -191,7 +190,8 @@ func (v *Vocab) finish(eog []int32) {
 	}
 	slices.Sort(eog)
 	eog = slices.Compact(eog)
-	// Harmony's <|end|> closes a message, not the answer: <|return|> and <|call|> do.
+	// In the Harmony format <|end|> ends a message but not the answer; <|return|> and
+	// <|call|> end the answer.
 	_, ret := v.ids["<|return|>"]
 	_, call := v.ids["<|call|>"]
 	if end, ok := v.ids["<|end|>"]; ok && ret && call {

@@ -4,20 +4,24 @@ import (
 	"unicode/utf8"
 )
 
-// wordPiece cuts a word into the longest tokens from the left; tokens inside a
-// word are spelled with a prefix. A word that cannot be cut so is unknown.
+// wordPiece splits a word into tokens from the left, always the longest that fits;
+// tokens inside a word are spelled with a prefix. If no token fits, the whole word
+// becomes the unknown token.
 type wordPiece struct {
 	head    *trie // tokens that may begin a word
 	tail    *trie // tokens inside a word, without their prefix
 	unk     int32
-	longest int // characters of a word; longer ones are unknown
+	longest int // maximum number of characters of a word; longer ones are unknown
 }
 
-// longestWord is how many characters a word may have in BERT.
+// noWord is the reason of a *TextError for a word that cannot be encoded.
+const noWord = "the vocabulary has neither a token for the word nor an unknown token"
+
+// longestWord is the maximum number of characters of a word in BERT.
 const longestWord = 100
 
-// newWordPiece makes the model of the tokens that begin a word and of those inside
-// one, the latter without their prefix.
+// newWordPiece builds the model from the tokens that begin a word and those inside one,
+// the latter without their prefix.
 func newWordPiece(heads, tails map[string]int32, unk int32, longest int) *wordPiece {
 	of := func(ids map[string]int32) *trie {
 		texts := sorted(ids)
@@ -59,13 +63,13 @@ func (m *wordPiece) encode(piece string, k *sink) error {
 
 func (m *wordPiece) unknown(piece string, k *sink) error {
 	if m.unk < 0 {
-		return &TextError{Piece: shorten(piece), Reason: "the vocabulary lacks a word and has no unknown token that stands"}
+		return &TextError{Piece: shorten(piece), Reason: noWord}
 	}
 	k.emit(m.unk, 0, len(piece))
 	return nil
 }
 
-// wordLevel has one token a word.
+// wordLevel has one token per word.
 type wordLevel struct {
 	ids map[string]int32
 	unk int32
@@ -75,22 +79,22 @@ func (m *wordLevel) encode(piece string, k *sink) error {
 	id, ok := m.ids[piece]
 	if !ok {
 		if id = m.unk; id < 0 {
-			return &TextError{Piece: shorten(piece), Reason: "the vocabulary lacks a word and has no unknown token that stands"}
+			return &TextError{Piece: shorten(piece), Reason: noWord}
 		}
 	}
 	k.emit(id, 0, len(piece))
 	return nil
 }
 
-// fusedWords is a word-level model that cuts its text itself and gives unknown words
-// that follow one another one token.
+// fusedWords is a word-level model that splits its text itself and encodes adjacent
+// unknown words as one token.
 type fusedWords struct {
 	wordLevel
 	cut scanner
 }
 
 func (m *fusedWords) encode(piece string, k *sink) error {
-	unknown := false // the last token is
+	unknown := false // the previous token is the unknown token
 	for i := 0; i < len(piece); {
 		end := m.cut.next(piece, i, len(piece))
 		id, ok := m.ids[piece[i:end]]
@@ -98,7 +102,7 @@ func (m *fusedWords) encode(piece string, k *sink) error {
 		case ok:
 			k.emit(id, i, end)
 		case m.unk < 0:
-			return &TextError{Piece: shorten(piece[i:end]), Reason: "the vocabulary lacks a word and has no unknown token that stands"}
+			return &TextError{Piece: shorten(piece[i:end]), Reason: noWord}
 		case !unknown:
 			k.emit(m.unk, i, end)
 		case k.record:

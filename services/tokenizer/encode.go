@@ -206,7 +206,7 @@ func (p *padding) around(values, fill []uint32) []uint32 {
 }
 
 func wireEncoding(e *vocab.Encoding, spans bool) *tokenizerv1.EncodeResponse {
-	out := &tokenizerv1.EncodeResponse{Ids: wireIDs(e.IDs), LeftOut: uint32(e.Left)}
+	out := &tokenizerv1.EncodeResponse{Ids: wireIDs(e.IDs), LeftOut: uint32(e.Truncated)}
 	if spans {
 		out.Starts, out.Ends = make([]uint32, len(e.Spans)), make([]uint32, len(e.Spans))
 		for i, span := range e.Spans {

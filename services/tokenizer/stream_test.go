@@ -181,7 +181,7 @@ func TestEncodeStream_Refuses(t *testing.T) {
 	one := func(p string) func(func([]byte) bool) {
 		return func(yield func([]byte) bool) { yield([]byte(p)) }
 	}
-	if _, _, _, err := encodeStream(t, c, &tokenizerv1.EncodeOpen{}, one("x\xff")); err == nil || !strings.Contains(err.Error(), "utf-8") {
+	if _, _, _, err := encodeStream(t, c, &tokenizerv1.EncodeOpen{}, one("x\xff")); err == nil || !strings.Contains(err.Error(), "UTF-8") {
 		t.Errorf("no UTF-8: %v", err)
 	}
 	if _, _, _, err := encodeStream(t, c, &tokenizerv1.EncodeOpen{Model: "z"}, one("x")); err == nil || !strings.Contains(err.Error(), `"z"`) {
