@@ -74,12 +74,12 @@ func (p *profile) operations() []operation {
 	return out
 }
 
-func (p *profile) MatMul(y, x []float32, w *kernel.Matrix[float32], bias []float32, t int) {
+func (p *profile) MatMul(y, x kernel.Buffer[float32], w *kernel.Matrix[float32], bias kernel.Buffer[float32], t int) {
 	defer p.add(productName(w.Cols, w.Rows, w), time.Now())
 	p.Set.MatMul(y, x, w, bias, t)
 }
 
-func (p *profile) MatMuls(x []float32, t int, products ...kernel.Product[float32]) {
+func (p *profile) MatMuls(x kernel.Buffer[float32], t int, products ...kernel.Product[float32]) {
 	rows := 0
 	for _, q := range products {
 		rows += q.W.Rows
@@ -96,47 +96,47 @@ func productName(cols, rows int, w *kernel.Matrix[float32]) string {
 	return fmt.Sprintf("product %d to %d, %v", cols, rows, d)
 }
 
-func (p *profile) Embed(y []float32, w *kernel.Matrix[float32], ids []int32) {
+func (p *profile) Embed(y kernel.Buffer[float32], w *kernel.Matrix[float32], ids []int32) {
 	defer p.add("embed", time.Now())
 	p.Set.Embed(y, w, ids)
 }
 
-func (p *profile) RMSNorm(y, x, g []float32, eps float64, t, c int) {
+func (p *profile) RMSNorm(y, x, g kernel.Buffer[float32], eps float64, t, c int) {
 	defer p.add("norm", time.Now())
 	p.Set.RMSNorm(y, x, g, eps, t, c)
 }
 
-func (p *profile) LayerNorm(y, x, g, b []float32, eps float64, t, c int) {
+func (p *profile) LayerNorm(y, x, g, b kernel.Buffer[float32], eps float64, t, c int) {
 	defer p.add("norm", time.Now())
 	p.Set.LayerNorm(y, x, g, b, eps, t, c)
 }
 
-func (p *profile) Rotate(x []float32, r *kernel.Rotary, pos []int32, h, d int) {
+func (p *profile) Rotate(x kernel.Buffer[float32], r *kernel.Rotary, pos []int32, h, d int) {
 	defer p.add("rotate", time.Now())
 	p.Set.Rotate(x, r, pos, h, d)
 }
 
-func (p *profile) Store(kv kernel.KV[float32], pos int, k, v []float32, heads, d int) {
+func (p *profile) Store(kv kernel.KV[float32], pos int, k, v kernel.Buffer[float32], heads, d int) {
 	defer p.add("store", time.Now())
 	p.Set.Store(kv, pos, k, v, heads, d)
 }
 
-func (p *profile) Attend(y, q []float32, spans []kernel.Span[float32], a kernel.Heads) {
+func (p *profile) Attend(y, q kernel.Buffer[float32], spans []kernel.Span[float32], a kernel.Heads) {
 	defer p.add("attend", time.Now())
 	p.Set.Attend(y, q, spans, a)
 }
 
-func (p *profile) GLU(y, gate, up []float32, act kernel.Act) {
+func (p *profile) GLU(y, gate, up kernel.Buffer[float32], act kernel.Act) {
 	defer p.add("activate", time.Now())
 	p.Set.GLU(y, gate, up, act)
 }
 
-func (p *profile) Activate(y, x []float32, act kernel.Act) {
+func (p *profile) Activate(y, x kernel.Buffer[float32], act kernel.Act) {
 	defer p.add("activate", time.Now())
 	p.Set.Activate(y, x, act)
 }
 
-func (p *profile) Add(y, x []float32) {
+func (p *profile) Add(y, x kernel.Buffer[float32]) {
 	defer p.add("add", time.Now())
 	p.Set.Add(y, x)
 }

@@ -315,7 +315,7 @@ func (r *trainResult) write(folder string) error {
 // trainProfile also times what only training does.
 type trainProfile struct{ *profile }
 
-func (p *trainProfile) MatMulGrad(dx, x []float32, t int, products ...kernel.ProductGrad[float32]) {
+func (p *trainProfile) MatMulGrad(dx, x kernel.Buffer[float32], t int, products ...kernel.ProductGrad[float32]) {
 	rows := 0
 	for _, q := range products {
 		rows += q.W.Rows
@@ -324,47 +324,47 @@ func (p *trainProfile) MatMulGrad(dx, x []float32, t int, products ...kernel.Pro
 	p.Set.MatMulGrad(dx, x, t, products...)
 }
 
-func (p *trainProfile) EmbedGrad(dw, dy []float32, ids []int32, c int) {
+func (p *trainProfile) EmbedGrad(dw, dy kernel.Buffer[float32], ids []int32, c int) {
 	defer p.add("embed", time.Now())
 	p.Set.EmbedGrad(dw, dy, ids, c)
 }
 
-func (p *trainProfile) RMSNormGrad(dx, dg, dy, x, g []float32, eps float64, t, c int) {
+func (p *trainProfile) RMSNormGrad(dx, dg, dy, x, g kernel.Buffer[float32], eps float64, t, c int) {
 	defer p.add("norm grad", time.Now())
 	p.Set.RMSNormGrad(dx, dg, dy, x, g, eps, t, c)
 }
 
-func (p *trainProfile) LayerNormGrad(dx, dg, db, dy, x, g []float32, eps float64, t, c int) {
+func (p *trainProfile) LayerNormGrad(dx, dg, db, dy, x, g kernel.Buffer[float32], eps float64, t, c int) {
 	defer p.add("norm grad", time.Now())
 	p.Set.LayerNormGrad(dx, dg, db, dy, x, g, eps, t, c)
 }
 
-func (p *trainProfile) RotateGrad(dx []float32, r *kernel.Rotary, pos []int32, h, d int) {
+func (p *trainProfile) RotateGrad(dx kernel.Buffer[float32], r *kernel.Rotary, pos []int32, h, d int) {
 	defer p.add("rotate", time.Now())
 	p.Set.RotateGrad(dx, r, pos, h, d)
 }
 
-func (p *trainProfile) AttendCausal(y, lse, q, k, v []float32, b, t int, a kernel.Heads) {
+func (p *trainProfile) AttendCausal(y, lse, q, k, v kernel.Buffer[float32], b, t int, a kernel.Heads) {
 	defer p.add("attend", time.Now())
 	p.Set.AttendCausal(y, lse, q, k, v, b, t, a)
 }
 
-func (p *trainProfile) AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v []float32, b, t int, a kernel.Heads) {
+func (p *trainProfile) AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v kernel.Buffer[float32], b, t int, a kernel.Heads) {
 	defer p.add("attend", time.Now())
 	p.Set.AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v, b, t, a)
 }
 
-func (p *trainProfile) GLUGrad(dgate, dup, y, dy, gate, up []float32, act kernel.Act) {
+func (p *trainProfile) GLUGrad(dgate, dup, y, dy, gate, up kernel.Buffer[float32], act kernel.Act) {
 	defer p.add("activate grad", time.Now())
 	p.Set.GLUGrad(dgate, dup, y, dy, gate, up, act)
 }
 
-func (p *trainProfile) ActivateGrad(dx, y, dy, x []float32, act kernel.Act) {
+func (p *trainProfile) ActivateGrad(dx, y, dy, x kernel.Buffer[float32], act kernel.Act) {
 	defer p.add("activate grad", time.Now())
 	p.Set.ActivateGrad(dx, y, dy, x, act)
 }
 
-func (p *trainProfile) CrossEntropy(loss []float64, dlogits, logits []float32, targets []int32, scale float64, t, v int) {
+func (p *trainProfile) CrossEntropy(loss []float64, dlogits, logits kernel.Buffer[float32], targets []int32, scale float64, t, v int) {
 	defer p.add("cross entropy", time.Now())
 	p.Set.CrossEntropy(loss, dlogits, logits, targets, scale, t, v)
 }

@@ -39,7 +39,7 @@ func loadChain(f *model.Files, stages, sequences, positions int, set kernel.Set[
 		}
 		c.stages = append(c.stages, s)
 		pages := sequences * ((positions + kvcache.DefaultPageLen - 1) / kvcache.DefaultPageLen)
-		c.caches = append(c.caches, kvcache.New[float32](s.CacheConfig(pages)))
+		c.caches = append(c.caches, kvcache.New(s.CacheConfig(pages), s.Kernels()))
 	}
 	return c, nil
 }

@@ -13,6 +13,11 @@
 // (or one set on two instruction families) may differ from each other; Class
 // names the family within which bits are equal.
 //
+// # Buffers
+//
+// Operations read and write buffers of the set's device (Buffer, Memory). The host sees their elements
+// only through Upload, Download and Host; ids, positions and row numbers are host slices.
+//
 // # Misuse
 //
 // A shape that does not fit is a programmer's error: the kernel panics with a

@@ -8,25 +8,25 @@ type Matrix[F tensor.Float] struct {
 	Rows, Cols int          // N, I
 	DType      tensor.DType // type of Raw
 	Raw        []byte       // [N, RowBytes(I)], often memory-mapped; never written
-	Dense      []F          // [N,I]; what training updates
+	Dense      Buffer[F]    // [N,I]; what training updates
 	Plain      bool         // to be multiplied in F however it is stored: a Narrow model's
 	Packed     any          // the set's own form of Raw, made by Pack; nil before
 }
 
 // Product is one of several products with the same input.
 type Product[F tensor.Float] struct {
-	Y    []F // [T,N]
+	Y    Buffer[F] // [T,N]
 	W    *Matrix[F]
-	Bias []F // [N], or nil
+	Bias Buffer[F] // [N], or nil
 }
 
 // ProductGrad is the gradient of a Product.
 type ProductGrad[F tensor.Float] struct {
-	DY    []F // [T,N]
+	DY    Buffer[F] // [T,N]
 	W     *Matrix[F]
-	DW    []F  // [N,I], added to; or nil
-	DBias []F  // [N], added to; or nil
-	Fresh bool // DW is overwritten instead, as if it had been zero
+	DW    Buffer[F] // [N,I], added to; or nil
+	DBias Buffer[F] // [N], added to; or nil
+	Fresh bool      // DW is overwritten instead, as if it had been zero
 }
 
 // Act is an elementwise activation.
@@ -87,6 +87,8 @@ type AdamW struct {
 // Set is a complete implementation of the operations over element type F.
 // Methods may be called from several goroutines at once.
 type Set[F tensor.Float] interface {
+	Memory[F]
+
 	// Name is the value of --kernels that selects the set: "ref", "cpu".
 	Name() string
 	// Class names the family whose results are bit-identical, such as
@@ -104,76 +106,113 @@ type Set[F tensor.Float] interface {
 	UsesBFloat16() bool
 	// RoundBF16 rounds x in place to bfloat16, to nearest even, and writes the bits to h,
 	// which has the same length. WidenBF16 converts h back to x.
-	RoundBF16(h []uint16, x []F)
-	WidenBF16(x []F, h []uint16)
+	RoundBF16(h []uint16, x Buffer[F])
+	WidenBF16(x Buffer[F], h []uint16)
 
 	// Pack gives a raw matrix the form that the set multiplies fastest, if it has
 	// one. Raw is still read by Embed. A packed matrix must not be shared with another
 	// kind of set.
 	Pack(w *Matrix[F])
 	// MatMul computes y[T,N] = x[T,I]·Wᵀ + bias[N]; a nil bias is zero.
-	MatMul(y, x []F, w *Matrix[F], bias []F, t int)
+	MatMul(y, x Buffer[F], w *Matrix[F], bias Buffer[F], t int)
 	// MatMuls computes several products of one x[T,I], each as MatMul would.
-	MatMuls(x []F, t int, products ...Product[F])
+	MatMuls(x Buffer[F], t int, products ...Product[F])
 	// MatMulGrad is the gradient of MatMuls: it overwrites dx[T,I] with Σ DY·W over the
 	// products, and adds DW += DYᵀ·x and DBias += Σ_t DY for each. A nil dx is not wanted;
 	// without any DW, x may be nil.
-	MatMulGrad(dx, x []F, t int, products ...ProductGrad[F])
+	MatMulGrad(dx, x Buffer[F], t int, products ...ProductGrad[F])
 
 	// Embed copies row ids[t] of w[V,C] to y[T,C].
-	Embed(y []F, w *Matrix[F], ids []int32)
+	Embed(y Buffer[F], w *Matrix[F], ids []int32)
 	// EmbedGrad adds row t of dy[T,C] to row ids[t] of dw[V,C], t ascending.
-	EmbedGrad(dw, dy []F, ids []int32, c int)
+	EmbedGrad(dw, dy Buffer[F], ids []int32, c int)
 
 	// RMSNorm computes y = x/sqrt(mean(x²)+eps)·g over each row of x[T,C].
-	RMSNorm(y, x, g []F, eps float64, t, c int)
-	RMSNormGrad(dx, dg, dy, x, g []F, eps float64, t, c int)
+	RMSNorm(y, x, g Buffer[F], eps float64, t, c int)
+	RMSNormGrad(dx, dg, dy, x, g Buffer[F], eps float64, t, c int)
 	// LayerNorm computes y = (x-mean)/sqrt(var+eps)·g + b over each row of x[T,C].
-	LayerNorm(y, x, g, b []F, eps float64, t, c int)
-	LayerNormGrad(dx, dg, db, dy, x, g []F, eps float64, t, c int)
+	LayerNorm(y, x, g, b Buffer[F], eps float64, t, c int)
+	LayerNormGrad(dx, dg, db, dy, x, g Buffer[F], eps float64, t, c int)
 
 	// Rotate turns each head of x[T,H,D] in place to its row's position pos[T].
 	// Angles are computed in float64 from the position alone.
-	Rotate(x []F, r *Rotary, pos []int32, h, d int)
+	Rotate(x Buffer[F], r *Rotary, pos []int32, h, d int)
 	// RotateGrad is the transpose of Rotate, in place on dx[T,H,D].
-	RotateGrad(dx []F, r *Rotary, pos []int32, h, d int)
+	RotateGrad(dx Buffer[F], r *Rotary, pos []int32, h, d int)
 
 	// Store writes keys and values k, v[rows, K*D] of consecutive positions from pos on,
 	// as KV.Write does.
-	Store(kv KV[F], pos int, k, v []F, heads, d int)
+	Store(kv KV[F], pos int, k, v Buffer[F], heads, d int)
 	// Attend computes causal softmax attention of the rows of q[ΣRows,H*D] over
 	// each span's cache, which already holds the rows' own keys and values.
 	// y has the shape of q.
-	Attend(y, q []F, spans []Span[F], a Heads)
+	Attend(y, q Buffer[F], spans []Span[F], a Heads)
 	// AttendCausal is attention in training: B sequences of T rows, q and
 	// y [B,T,H,D], k and v [B,T,K,D]. It keeps lse[B,T,H], the log-sum-exp of
 	// each row's scores, for the backward, and never a T×T matrix.
-	AttendCausal(y, lse, q, k, v []F, b, t int, a Heads)
+	AttendCausal(y, lse, q, k, v Buffer[F], b, t int, a Heads)
 	// AttendCausalGrad overwrites dq, dk, dv.
-	AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v []F, b, t int, a Heads)
+	AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v Buffer[F], b, t int, a Heads)
 
 	// GLU computes y = act(gate)·up, elementwise.
-	GLU(y, gate, up []F, act Act)
+	GLU(y, gate, up Buffer[F], act Act)
 	// GLUGrad overwrites dgate and dup, one of which may be dy itself, and y, unless that is
 	// nil, as GLU does.
-	GLUGrad(dgate, dup, y, dy, gate, up []F, act Act)
+	GLUGrad(dgate, dup, y, dy, gate, up Buffer[F], act Act)
 	// Activate computes y = act(x), elementwise.
-	Activate(y, x []F, act Act)
+	Activate(y, x Buffer[F], act Act)
 	// ActivateGrad overwrites dx, which may be dy itself, and y, unless that is nil, as
 	// Activate does.
-	ActivateGrad(dx, y, dy, x []F, act Act)
+	ActivateGrad(dx, y, dy, x Buffer[F], act Act)
 	// Add computes y += x, elementwise.
-	Add(y, x []F)
+	Add(y, x Buffer[F])
+	// Scale computes x *= by, elementwise.
+	Scale(x Buffer[F], by float64)
+	// Shift computes y = x + by, elementwise.
+	Shift(y, x Buffer[F], by float64)
+	// Softcap computes x = limit·tanh(x/limit) in place, elementwise.
+	Softcap(x Buffer[F], limit float64)
+	// SoftcapGrad takes dy in place to the gradient of Softcap's input, from its output y.
+	SoftcapGrad(dy, y Buffer[F], limit float64)
+	// ClampedGate computes the arguments of SiLU's GLU for the gate of GPT-OSS, which is
+	// g·sigmoid(alpha·g)·(u+1) of a gate bounded by limit above and an up bounded by limit both ways:
+	// g = alpha·min(gate, limit), u = (clamp(up)+1)/alpha.
+	ClampedGate(g, u, gate, up Buffer[F], alpha, limit float64)
+	// ClampedGateGrad takes the gradients of g and u in place to those of gate and up.
+	ClampedGateGrad(dg, du, gate, up Buffer[F], alpha, limit float64)
+
+	// Sink scales each head of att[T,H,D] by its share of a softmax that the head's sink takes part
+	// in, given the log-sum-exp lse[T,H] of the other scores.
+	Sink(att, lse, sinks Buffer[F], h, d int)
+	// SinkGrad adds to dsinks[H] and scales datt in place. With att the output of Sink, datt is then
+	// what AttendCausalGrad takes: the part of the log-sum-exp makes up for the part of the share.
+	SinkGrad(datt, dsinks, att, lse, sinks Buffer[F], h, d int)
+
+	// Route turns a router's logits[T,E] into probabilities in place and chooses the topK experts of
+	// each row; of equal ones the first. A row's weights are the probabilities of its experts,
+	// divided by their sum if normalize is set.
+	Route(logits Buffer[F], t, e, topK int, normalize bool) Routing[F]
+	// RouteGrad overwrites dlogits[T,E] with the gradient of Route's logits, from r.DWeight.
+	RouteGrad(dlogits Buffer[F], r *Routing[F], t, e int, normalize bool)
+	// Dispatch copies rows of x[T,C] to dst[T*TopK,C] in grouped order.
+	Dispatch(dst, x Buffer[F], r *Routing[F], c int)
+	// DispatchGrad adds d[T*TopK,C] to dx[T,C], grouped indices ascending.
+	DispatchGrad(dx, d Buffer[F], r *Routing[F], c int)
+	// Combine adds the output x[hi-lo,C] of grouped indices lo to hi, times their weights, to y[T,C].
+	Combine(y, x Buffer[F], r *Routing[F], lo, hi, c int)
+	// CombineGrad overwrites dx[hi-lo,C] with the gradient of Combine's x and keeps that of the
+	// weights in r.
+	CombineGrad(dx, dy, x Buffer[F], r *Routing[F], lo, hi, c int)
 
 	// LogSumExp returns log Σ exp(x) of one row, in float64.
-	LogSumExp(x []F) float64
+	LogSumExp(x Buffer[F]) float64
 	// CrossEntropy writes loss[T], the negative log-likelihood of targets[T]
 	// under logits[T,V] (0 where the target is negative: a masked row), and,
 	// unless dlogits is nil, overwrites dlogits[T,V] with scale·(softmax-onehot).
-	CrossEntropy(loss []float64, dlogits, logits []F, targets []int32, scale float64, t, v int)
+	CrossEntropy(loss []float64, dlogits, logits Buffer[F], targets []int32, scale float64, t, v int)
 
 	// SumSquares adds the squares of x in float64.
-	SumSquares(x []F) float64
+	SumSquares(x Buffer[F]) float64
 	// AdamW steps weights p and their moments m and v by gradient g, all of one length.
-	AdamW(p, m, v, g []F, o AdamW)
+	AdamW(p, m, v, g Buffer[F], o AdamW)
 }

@@ -31,14 +31,12 @@ type Config struct {
 }
 
 // page holds the keys and values of PageLen positions in every layer.
-type page[F tensor.Float] struct {
-	keys, values [][]F // by layer, as kernel.KV says
-	packed       []kernel.KVPage
-}
+type page[F tensor.Float] struct{ layers []kernel.KVPage[F] }
 
 // Cache is a bounded pool of pages.
 type Cache[F tensor.Float] struct {
-	cfg Config
+	cfg    Config
+	memory kernel.Memory[F]
 
 	mu   sync.Mutex
 	free []*page[F] // made before and given back
@@ -46,12 +44,13 @@ type Cache[F tensor.Float] struct {
 	used int
 }
 
-// New returns an empty cache; pages are made when first needed.
-func New[F tensor.Float](cfg Config) *Cache[F] {
+// New returns an empty cache. Its pages are in the memory of a kernel set and are allocated when first
+// needed.
+func New[F tensor.Float](cfg Config, memory kernel.Memory[F]) *Cache[F] {
 	if cfg.PageLen == 0 {
 		cfg.PageLen = DefaultPageLen
 	}
-	return &Cache[F]{cfg: cfg}
+	return &Cache[F]{cfg: cfg, memory: memory}
 }
 
 // Config returns the cache's shape.
@@ -97,21 +96,7 @@ func (c *Cache[F]) take(n int) ([]*page[F], error) {
 
 func (c *Cache[F]) newPage() *page[F] {
 	size := c.cfg.PageLen * c.cfg.KVHeads * c.cfg.HeadDim
-	if c.cfg.Type != kernel.KVFull {
-		p := &page[F]{}
-		for range c.cfg.Layers {
-			p.packed = append(p.packed, kernel.NewKVPage(c.cfg.Type, size, c.cfg.HeadDim))
-		}
-		return p
-	}
-	store := make([]F, 2*c.cfg.Layers*size)
-	p := &page[F]{}
-	for range c.cfg.Layers {
-		p.keys = append(p.keys, store[:size:size])
-		p.values = append(p.values, store[size:2*size:2*size])
-		store = store[2*size:]
-	}
-	return p
+	return &page[F]{c.memory.NewKVPages(c.cfg.Layers, c.cfg.Type, size, c.cfg.HeadDim)}
 }
 
 func (c *Cache[F]) give(pages []*page[F]) {
@@ -189,12 +174,7 @@ func (s *Sequence[F]) Truncate(n int) {
 	s.cache.give(s.pages[keep:])
 	s.pages = s.pages[:keep]
 	for l := range s.views {
-		v := &s.views[l]
-		if v.Type != kernel.KVFull {
-			v.Packed = v.Packed[:keep]
-			continue
-		}
-		v.Keys, v.Values = v.Keys[:keep], v.Values[:keep]
+		s.views[l].Pages = s.views[l].Pages[:keep]
 	}
 }
 
@@ -219,12 +199,7 @@ func (s *Sequence[F]) View(layer int) kernel.KV[F] {
 // extend adds a layer's part of pages to its view.
 func extend[F tensor.Float](v kernel.KV[F], pages []*page[F], layer int) kernel.KV[F] {
 	for _, p := range pages {
-		if v.Type != kernel.KVFull {
-			v.Packed = append(v.Packed, p.packed[layer])
-			continue
-		}
-		v.Keys = append(v.Keys, p.keys[layer])
-		v.Values = append(v.Values, p.values[layer])
+		v.Pages = append(v.Pages, p.layers[layer])
 	}
 	return v
 }

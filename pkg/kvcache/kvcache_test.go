@@ -4,11 +4,12 @@ import (
 	"testing"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
+	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/kvcache"
 )
 
 func TestSequence_ReadsBackWhatItWrote(t *testing.T) {
-	c := kvcache.New[float32](kvcache.Config{Layers: 2, KVHeads: 1, HeadDim: 2, PageLen: 4, Pages: 5})
+	c := kvcache.New(kvcache.Config{Layers: 2, KVHeads: 1, HeadDim: 2, PageLen: 4, Pages: 5}, kernel.HostOps[float32]{})
 	s := c.NewSequence()
 	if err := s.Reserve(10); err != nil {
 		t.Fatal(err)
@@ -23,10 +24,10 @@ func TestSequence_ReadsBackWhatItWrote(t *testing.T) {
 	view := s.View(1)
 	for pos := range 10 {
 		for d := range 2 {
-			if got := view.Keys[pos/4][d*4+pos%4]; got != k[2*pos+d] {
+			if got := view.Pages[pos/4].Keys[d*4+pos%4]; got != k[2*pos+d] {
 				t.Errorf("key of position %d is %v, want %v", pos, got, k[2*pos+d])
 			}
-			if got := view.Values[pos/4][pos%4*2+d]; got != v[2*pos+d] {
+			if got := view.Pages[pos/4].Values[pos%4*2+d]; got != v[2*pos+d] {
 				t.Errorf("value of position %d is %v, want %v", pos, got, v[2*pos+d])
 			}
 		}
@@ -42,7 +43,7 @@ func TestSequence_ReadsBackWhatItWrote(t *testing.T) {
 }
 
 func TestSequence_FullCacheRefusesAndKeepsCount(t *testing.T) {
-	c := kvcache.New[float32](kvcache.Config{Layers: 1, KVHeads: 1, HeadDim: 1, PageLen: 4, Pages: 3})
+	c := kvcache.New(kvcache.Config{Layers: 1, KVHeads: 1, HeadDim: 1, PageLen: 4, Pages: 3}, kernel.HostOps[float32]{})
 	a, b := c.NewSequence(), c.NewSequence()
 	if err := a.Reserve(8); err != nil {
 		t.Fatal(err)

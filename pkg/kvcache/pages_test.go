@@ -4,6 +4,7 @@ import (
 	"math/rand/v2"
 	"testing"
 
+	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/kvcache"
 )
 
@@ -11,7 +12,7 @@ import (
 // and compares every view with a plain map of what was written.
 func TestCache_RandomLivesOfSequences(t *testing.T) {
 	const layers, width = 2, 3
-	c := kvcache.New[float64](kvcache.Config{Layers: layers, KVHeads: 1, HeadDim: width, PageLen: 4, Pages: 10})
+	c := kvcache.New(kvcache.Config{Layers: layers, KVHeads: 1, HeadDim: width, PageLen: 4, Pages: 10}, kernel.HostOps[float64]{})
 	r := rand.New(rand.NewPCG(1, 2))
 	seqs := make([]*kvcache.Sequence[float64], 4)
 	want := make([][]float64, len(seqs)) // by sequence and position: the mark written there
@@ -62,7 +63,7 @@ func TestCache_RandomLivesOfSequences(t *testing.T) {
 			for l := range layers {
 				view := s.View(l)
 				for pos, m := range want[j] {
-					k, v := view.Keys[pos/4][4+pos%4], view.Values[pos/4][pos%4*width+1]
+					k, v := view.Pages[pos/4].Keys[4+pos%4], view.Pages[pos/4].Values[pos%4*width+1]
 					if k != m+float64(l)/8 || v != -k {
 						t.Fatalf("sequence %d layer %d position %d holds %g and %g, want %g", j, l, pos, k, v, m+float64(l)/8)
 					}

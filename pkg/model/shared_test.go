@@ -114,7 +114,7 @@ func newChain[F tensor.Float](t testing.TB, f *model.Files, set kernel.Set[F], s
 			t.Fatal(err)
 		}
 		c.stages = append(c.stages, s)
-		c.caches = append(c.caches, kvcache.New[F](s.CacheConfig(1024)))
+		c.caches = append(c.caches, kvcache.New(s.CacheConfig(1024), s.Kernels()))
 	}
 	return c
 }

@@ -73,7 +73,7 @@ func TestStage_EveryQuantisedType(t *testing.T) {
 			if err != nil {
 				t.Fatalf("%s: %v", filepath.Base(path), err)
 			}
-			c := &chain[float32]{stages: []*model.Stage[float32]{s}, caches: []*kvcache.Cache[float32]{kvcache.New[float32](s.CacheConfig(1))}}
+			c := &chain[float32]{stages: []*model.Stage[float32]{s}, caches: []*kvcache.Cache[float32]{kvcache.New(s.CacheConfig(1), s.Kernels())}}
 			logits[i] = c.run(t, part[float32]{c.sequence(), ids, 0})
 		}
 		var want []float64
@@ -194,7 +194,7 @@ func TestStage_ScaleByLayer(t *testing.T) {
 				}
 			}
 		}
-		ch := &chain[float32]{stages: []*model.Stage[float32]{s}, caches: []*kvcache.Cache[float32]{kvcache.New[float32](s.CacheConfig(1))}}
+		ch := &chain[float32]{stages: []*model.Stage[float32]{s}, caches: []*kvcache.Cache[float32]{kvcache.New(s.CacheConfig(1), s.Kernels())}}
 		return ch.run(t, part[float32]{ch.sequence(), []int32{1, 2, 3, 5, 8, 13}, 0})
 	}
 	var want []float64
@@ -213,7 +213,7 @@ func TestStage_DynamicRopeWithinItsContext(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		seq := kvcache.New[float32](s.CacheConfig(2)).NewSequence()
+		seq := kvcache.New(s.CacheConfig(2), s.Kernels()).NewSequence()
 		return s.Forward(&model.Batch[float32]{IDs: make([]int32, n), Entries: []model.Entry[float32]{{Seq: seq, Rows: n, Logits: 1}}})
 	}
 	dynamic := model.Rope{Type: "dynamic", Factor: 4}
@@ -236,7 +236,7 @@ func TestStage_RefusesMalformedBatches(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	seq := kvcache.New[float32](s.CacheConfig(64)).NewSequence()
+	seq := kvcache.New(s.CacheConfig(64), s.Kernels()).NewSequence()
 	if err := seq.Reserve(300); err != nil {
 		t.Fatal(err)
 	}
@@ -256,7 +256,7 @@ func TestStage_RefusesMalformedBatches(t *testing.T) {
 		"empty":    {},
 	} {
 		if name == "pages" {
-			b.Entries[0].Seq = kvcache.New[float32](s.CacheConfig(0)).NewSequence()
+			b.Entries[0].Seq = kvcache.New(s.CacheConfig(0), s.Kernels()).NewSequence()
 		}
 		want := map[string]fault.Code{"gap": fault.FailedPrecondition, "pages": fault.Exhausted}[name]
 		if want == fault.Unspecified {

@@ -131,7 +131,7 @@ func (s *Service) Hold(name, digest string, files *model.Files, r model.Range) e
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.held = append(s.held, &held{
-		name: name, digest: digest, stage: stage, cache: kvcache.New[float32](stage.CacheConfig(pages)), sessions: map[string]*session{},
+		name: name, digest: digest, stage: stage, cache: kvcache.New(stage.CacheConfig(pages), stage.Kernels()), sessions: map[string]*session{},
 	})
 	s.log.Info("hold layers", "model", name, "layers", r.String(), "digest", digest)
 	return nil

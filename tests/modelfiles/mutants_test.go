@@ -190,7 +190,7 @@ func openModel(path string) error {
 	if err != nil {
 		return err
 	}
-	seq := kvcache.New[float32](s.CacheConfig(2)).NewSequence()
+	seq := kvcache.New(s.CacheConfig(2), s.Kernels()).NewSequence()
 	if err := seq.Reserve(3); err != nil {
 		return fault.Wrap(fault.Internal, err, "reserve 3 positions for %s", path)
 	}

@@ -43,7 +43,7 @@ func logits(t *testing.T, path, text string) []float32 {
 	if err != nil {
 		t.Fatal(err)
 	}
-	seq := kvcache.New[float32](s.CacheConfig(8)).NewSequence()
+	seq := kvcache.New(s.CacheConfig(8), s.Kernels()).NewSequence()
 	if err := seq.Reserve(len(ids)); err != nil {
 		t.Fatal(err)
 	}

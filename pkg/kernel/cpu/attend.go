@@ -77,7 +77,7 @@ type attendScratch struct {
 }
 
 // Attend is causal attention over paged caches.
-func (s *Set) Attend(y, q []float32, spans []kernel.Span[float32], a kernel.Heads) {
+func (s *Set) Attend(y, q kernel.Buffer[float32], spans []kernel.Span[float32], a kernel.Heads) {
 	rows := 0
 	for _, sp := range spans {
 		rows += sp.Rows

@@ -42,12 +42,12 @@ func (s *Set) angles(r *kernel.Rotary, n int) *table {
 const maxTables = 64
 
 // Rotate turns each head of x[T,H,D] to its row's position.
-func (s *Set) Rotate(x []float32, r *kernel.Rotary, pos []int32, h, d int) {
+func (s *Set) Rotate(x kernel.Buffer[float32], r *kernel.Rotary, pos []int32, h, d int) {
 	s.rotate(x, r, pos, h, d, 1)
 }
 
 // RotateGrad turns gradients back.
-func (s *Set) RotateGrad(dx []float32, r *kernel.Rotary, pos []int32, h, d int) {
+func (s *Set) RotateGrad(dx kernel.Buffer[float32], r *kernel.Rotary, pos []int32, h, d int) {
 	s.rotate(dx, r, pos, h, d, -1)
 }
 

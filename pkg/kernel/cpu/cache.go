@@ -50,7 +50,7 @@ func cachePortable() cacheOps {
 const storeRows = 64
 
 // Store writes keys and values to a paged cache.
-func (s *Set) Store(kv kernel.KV[float32], pos int, k, v []float32, heads, d int) {
+func (s *Set) Store(kv kernel.KV[float32], pos int, k, v kernel.Buffer[float32], heads, d int) {
 	width := heads * d
 	rows := len(k) / width
 	s.each((rows+storeRows-1)/storeRows, 4*len(k), func(i int) {
@@ -72,13 +72,13 @@ func (s *Set) storeHalves(kv kernel.KV[float32], pos int, k, v []float32, heads,
 	s.cache.halves(&values[0], &v[0], len(v)/lanes)
 	n := kv.PageLen
 	for ; len(keys) > 0; pos++ {
-		p, col := &kv.Packed[pos/n], pos%n
+		p, col := &kv.Pages[pos/n], pos%n
 		for head := range heads {
-			to, key := p.Keys[2*(head*d*n+col):], keys[2*head*d:2*(head+1)*d]
+			to, key := p.KeyCodes[2*(head*d*n+col):], keys[2*head*d:2*(head+1)*d]
 			for i := 0; i < len(key); i += 2 {
 				to[i*n], to[i*n+1] = key[i], key[i+1]
 			}
-			copy(p.Values[2*(head*n+col)*d:], values[2*head*d:2*(head+1)*d])
+			copy(p.ValueCodes[2*(head*n+col)*d:], values[2*head*d:2*(head+1)*d])
 		}
 		keys, values = keys[2*heads*d:], values[2*heads*d:]
 	}
@@ -96,12 +96,12 @@ func (s *Set) viewBlocks(call *attendCall, t *attendTile, from, block, end int, 
 		pos := from + b*attendBlock
 		page := pos / kv.PageLen
 		if w.half {
-			p := &kv.Packed[page]
-			w.keys[b], w.values[b] = (*float32)(unsafe.Pointer(&p.Keys[2*t.kv*size])), (*float32)(unsafe.Pointer(&p.Values[2*t.kv*size]))
+			p := &kv.Pages[page]
+			w.keys[b], w.values[b] = (*float32)(unsafe.Pointer(&p.KeyCodes[2*t.kv*size])), (*float32)(unsafe.Pointer(&p.ValueCodes[2*t.kv*size]))
 			continue
 		}
 		if kv.Type == kernel.KVFull && kv.PageLen == attendBlock {
-			w.keys[b], w.values[b] = &kv.Keys[page][t.kv*size], &kv.Values[page][t.kv*size]
+			w.keys[b], w.values[b] = &kv.Pages[page].Keys[t.kv*size], &kv.Pages[page].Values[t.kv*size]
 			continue
 		}
 		if len(w.blocks) < 2*attendChunk*d {
@@ -113,14 +113,14 @@ func (s *Set) viewBlocks(call *attendCall, t *attendTile, from, block, end int, 
 			copyBlock(kv, keys, values, pos, t.kv, d)
 			continue
 		}
-		switch p := &kv.Packed[page]; kv.Type {
+		switch p := &kv.Pages[page]; kv.Type {
 		case kernel.KVF16:
-			s.cache.ofHalves(&keys[0], &p.Keys[2*t.kv*size], d)
-			s.cache.ofHalves(&values[0], &p.Values[2*t.kv*size], d)
+			s.cache.ofHalves(&keys[0], &p.KeyCodes[2*t.kv*size], d)
+			s.cache.ofHalves(&values[0], &p.ValueCodes[2*t.kv*size], d)
 		default:
-			s.cache.keys(&keys[0], &p.Keys[t.kv*size], d, &p.KeyScales[t.kv*attendBlock])
+			s.cache.keys(&keys[0], &p.KeyCodes[t.kv*size], d, &p.KeyScales[t.kv*attendBlock])
 			for i := range attendBlock {
-				s.cache.value(&values[i*d], &p.Values[t.kv*size+i*d], d/lanes, &p.ValueScales[t.kv*attendBlock+i])
+				s.cache.value(&values[i*d], &p.ValueCodes[t.kv*size+i*d], d/lanes, &p.ValueScales[t.kv*attendBlock+i])
 			}
 		}
 	}
@@ -129,7 +129,7 @@ func (s *Set) viewBlocks(call *attendCall, t *attendTile, from, block, end int, 
 // copyBlock reads the block of keys [D,16] and values [16,D] at position pos.
 func copyBlock(kv *kernel.KV[float32], keys, values []float32, pos, head, d int) {
 	clear(keys)
-	for i := range min(attendBlock, kv.Pages()*kv.PageLen-pos) {
+	for i := range min(attendBlock, len(kv.Pages)*kv.PageLen-pos) {
 		value := values[i*d : (i+1)*d]
 		kv.Key(value, pos+i, head)
 		for j, v := range value {
@@ -147,17 +147,17 @@ func (s *Set) expect(t *attendTile, d, from, blocks int, keys bool) {
 		return
 	}
 	bytes := size * [...]int{kernel.KVFull: 4, kernel.KVF16: 2, kernel.KVQ8: 1}[kv.Type]
-	for page := from / attendBlock; page < min(from/attendBlock+blocks, kv.Pages()); page++ {
+	for page := from / attendBlock; page < min(from/attendBlock+blocks, len(kv.Pages)); page++ {
 		var p unsafe.Pointer
 		switch full := kv.Type == kernel.KVFull; {
 		case full && keys:
-			p = unsafe.Pointer(&kv.Keys[page][t.kv*size])
+			p = unsafe.Pointer(&kv.Pages[page].Keys[t.kv*size])
 		case full:
-			p = unsafe.Pointer(&kv.Values[page][t.kv*size])
+			p = unsafe.Pointer(&kv.Pages[page].Values[t.kv*size])
 		case keys:
-			p = unsafe.Pointer(&kv.Packed[page].Keys[t.kv*bytes])
+			p = unsafe.Pointer(&kv.Pages[page].KeyCodes[t.kv*bytes])
 		default:
-			p = unsafe.Pointer(&kv.Packed[page].Values[t.kv*bytes])
+			p = unsafe.Pointer(&kv.Pages[page].ValueCodes[t.kv*bytes])
 		}
 		s.gemm.prefetch(uintptr(p), 64, (bytes+63)/64, 1)
 	}

@@ -40,8 +40,8 @@ func TestStore_WritesWhatWriteDoes(t *testing.T) {
 						got := pages(kind, n, length, a)
 						s.Store(got, 0, k, v, a.K, a.D)
 						if kind == kernel.KVF16 { // already rounded: storing again changes nothing
-							for i := range got.Packed {
-								if !slices.Equal(got.Packed[i].Keys, want.Packed[i].Keys) || !slices.Equal(got.Packed[i].Values, want.Packed[i].Values) {
+							for i := range got.Pages {
+								if !slices.Equal(got.Pages[i].KeyCodes, want.Pages[i].KeyCodes) || !slices.Equal(got.Pages[i].ValueCodes, want.Pages[i].ValueCodes) {
 									t.Fatalf("%s: page %d has other bytes", o.name, i)
 								}
 							}
@@ -61,14 +61,6 @@ func TestStore_WritesWhatWriteDoes(t *testing.T) {
 
 // pages makes room for n positions.
 func pages(kind kernel.KVType, n, length int, a kernel.Heads) kernel.KV[float32] {
-	kv := kernel.KV[float32]{Type: kind, PageLen: length}
-	size := length * a.K * a.D
-	for range (n + length - 1) / length {
-		if kind == kernel.KVFull {
-			kv.Keys, kv.Values = append(kv.Keys, make([]float32, size)), append(kv.Values, make([]float32, size))
-			continue
-		}
-		kv.Packed = append(kv.Packed, kernel.NewKVPage(kind, size, a.D))
-	}
-	return kv
+	pages := kernel.HostOps[float32]{}.NewKVPages((n+length-1)/length, kind, length*a.K*a.D, a.D)
+	return kernel.KV[float32]{Type: kind, PageLen: length, Pages: pages}
 }

@@ -123,7 +123,7 @@ func (c *causal) hide(row []float32, p int) {
 }
 
 // AttendCausal is attention over whole sequences, a block of one head's rows at a time.
-func (s *Set) AttendCausal(y, lse, q, k, v []float32, b, t int, a kernel.Heads) {
+func (s *Set) AttendCausal(y, lse, q, k, v kernel.Buffer[float32], b, t int, a kernel.Heads) {
 	must("attend causal", "q", len(q), b*t*a.H*a.D)
 	must("attend causal", "y", len(y), b*t*a.H*a.D)
 	must("attend causal", "k", len(k), b*t*a.K*a.D)
@@ -217,7 +217,7 @@ func logOf(x float64) float64 {
 // AttendCausalGrad overwrites dq, dk, dv. The weights are computed again from the scores
 // and the kept log-sum-exp. Heads that share a key/value head are one piece of work, so
 // that their sums meet in one order.
-func (s *Set) AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v []float32, b, t int, a kernel.Heads) {
+func (s *Set) AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v kernel.Buffer[float32], b, t int, a kernel.Heads) {
 	must("attend causal grad", "dy", len(dy), b*t*a.H*a.D)
 	must("attend causal grad", "y", len(y), b*t*a.H*a.D)
 	must("attend causal grad", "q", len(q), b*t*a.H*a.D)

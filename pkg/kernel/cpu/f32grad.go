@@ -8,7 +8,7 @@ import (
 )
 
 // RMSNormGrad adds the gradients of RMSNorm: LayerNorm's with means of zero.
-func (s *Set) RMSNormGrad(dx, dg, dy, x, g []float32, eps float64, t, c int) {
+func (s *Set) RMSNormGrad(dx, dg, dy, x, g kernel.Buffer[float32], eps float64, t, c int) {
 	must("rmsnorm grad", "dy", len(dy), t*c)
 	must("rmsnorm grad", "x", len(x), t*c)
 	s.normGrad(dx, dg, nil, dy, x, g, t, c, func(stats, x []float32) {
@@ -20,7 +20,7 @@ func (s *Set) RMSNormGrad(dx, dg, dy, x, g []float32, eps float64, t, c int) {
 }
 
 // LayerNormGrad adds the gradients of LayerNorm.
-func (s *Set) LayerNormGrad(dx, dg, db, dy, x, g []float32, eps float64, t, c int) {
+func (s *Set) LayerNormGrad(dx, dg, db, dy, x, g kernel.Buffer[float32], eps float64, t, c int) {
 	must("layernorm grad", "dy", len(dy), t*c)
 	must("layernorm grad", "x", len(x), t*c)
 	s.normGrad(dx, dg, db, dy, x, g, t, c, func(stats, x []float32) { s.moments(stats, x, eps, c) }, true)
@@ -119,7 +119,7 @@ func gatedGrad(o *ops, dx, dup, y, dy, x, up *float32, n int, act kernel.Act) {
 }
 
 // GLUGrad overwrites dgate and dup, one of which may be dy, and y unless it is nil.
-func (s *Set) GLUGrad(dgate, dup, y, dy, gate, up []float32, act kernel.Act) {
+func (s *Set) GLUGrad(dgate, dup, y, dy, gate, up kernel.Buffer[float32], act kernel.Act) {
 	must("glu grad", "dy", len(dy), len(gate))
 	must("glu grad", "up", len(up), len(gate))
 	must("glu grad", "dgate", len(dgate), len(gate))
@@ -134,7 +134,7 @@ func (s *Set) GLUGrad(dgate, dup, y, dy, gate, up []float32, act kernel.Act) {
 }
 
 // ActivateGrad overwrites dx, which may be dy, and y unless it is nil.
-func (s *Set) ActivateGrad(dx, y, dy, x []float32, act kernel.Act) {
+func (s *Set) ActivateGrad(dx, y, dy, x kernel.Buffer[float32], act kernel.Act) {
 	must("activate grad", "dy", len(dy), len(x))
 	must("activate grad", "dx", len(dx), len(x))
 	s.activated("activate grad", y, len(x), func(y *float32, lo, n int) {
@@ -161,7 +161,7 @@ func (s *Set) activated(op string, y []float32, n int, body func(y *float32, lo,
 }
 
 // CrossEntropy is the negative log-likelihood and its gradient.
-func (s *Set) CrossEntropy(loss []float64, dlogits, logits []float32, targets []int32, scale float64, t, v int) {
+func (s *Set) CrossEntropy(loss []float64, dlogits, logits kernel.Buffer[float32], targets []int32, scale float64, t, v int) {
 	must("cross entropy", "logits", len(logits), t*v)
 	must("cross entropy", "targets", len(targets), t)
 	must("cross entropy", "loss", len(loss), t)

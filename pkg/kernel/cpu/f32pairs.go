@@ -26,7 +26,7 @@ func (s *Set) BFloat16() kernel.Set[float32] {
 func (s *Set) UsesBFloat16() bool { return s.dense == &s.pairs }
 
 // RoundBF16 rounds x in place to bfloat16 and writes the bits to h.
-func (s *Set) RoundBF16(h []uint16, x []float32) {
+func (s *Set) RoundBF16(h []uint16, x kernel.Buffer[float32]) {
 	must("round bfloat16", "h", len(h), len(x))
 	s.pieces(len(x), func(lo, hi int) {
 		s.pair.round(&h[lo], &x[lo], hi-lo)
@@ -35,7 +35,7 @@ func (s *Set) RoundBF16(h []uint16, x []float32) {
 }
 
 // WidenBF16 converts the bfloat16 bits h to x.
-func (s *Set) WidenBF16(x []float32, h []uint16) {
+func (s *Set) WidenBF16(x kernel.Buffer[float32], h []uint16) {
 	must("widen bfloat16", "x", len(x), len(h))
 	s.pieces(len(x), func(lo, hi int) { s.widenBF16(x[lo:hi], h[lo:hi]) })
 }

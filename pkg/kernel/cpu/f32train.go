@@ -141,7 +141,7 @@ const sumLen = 1 << 16
 
 // SumSquares adds squares in float64: lanes of sumLen elements, folded, and then those
 // parts in order.
-func (s *Set) SumSquares(x []float32) float64 {
+func (s *Set) SumSquares(x kernel.Buffer[float32]) float64 {
 	parts := make([]float64, (len(x)+sumLen-1)/sumLen)
 	s.each(len(parts), len(x), func(i int) {
 		part := x[i*sumLen : min((i+1)*sumLen, len(x))]
@@ -166,7 +166,7 @@ func (s *Set) SumSquares(x []float32) float64 {
 }
 
 // AdamW steps weights in one pass over them, their moments and their gradient.
-func (s *Set) AdamW(p, m, v, grad []float32, o kernel.AdamW) {
+func (s *Set) AdamW(p, m, v, grad kernel.Buffer[float32], o kernel.AdamW) {
 	must("adamw", "m", len(m), len(p))
 	must("adamw", "v", len(v), len(p))
 	must("adamw", "grad", len(grad), len(p))

@@ -60,7 +60,7 @@ func (s *Set) decodedFirst(x []float32, t int, p *kernel.Product[float32]) {
 // MatMulGrad overwrites dx[T,I] with Σ dy[T,N]·W over products of one x and adds
 // dw[N,I] += dyᵀ·x and dbias[N] += Σ_t dy. The sums run over the products' outputs and
 // over rows in order.
-func (s *Set) MatMulGrad(dx, x []float32, t int, products ...kernel.ProductGrad[float32]) {
+func (s *Set) MatMulGrad(dx, x kernel.Buffer[float32], t int, products ...kernel.ProductGrad[float32]) {
 	var groups [][]gemmCall
 	var chain *gemmCall
 	for i := len(products) - 1; i >= 0; i-- {
@@ -95,7 +95,7 @@ func (s *Set) MatMulGrad(dx, x []float32, t int, products ...kernel.ProductGrad[
 }
 
 // Embed copies rows of w[V,C].
-func (s *Set) Embed(y []float32, w *kernel.Matrix[float32], ids []int32) {
+func (s *Set) Embed(y kernel.Buffer[float32], w *kernel.Matrix[float32], ids []int32) {
 	must("embed", "y", len(y), len(ids)*w.Cols)
 	for t, id := range ids {
 		out := y[t*w.Cols : (t+1)*w.Cols]
@@ -108,7 +108,7 @@ func (s *Set) Embed(y []float32, w *kernel.Matrix[float32], ids []int32) {
 }
 
 // EmbedGrad adds rows of dy to rows of dw.
-func (s *Set) EmbedGrad(dw, dy []float32, ids []int32, c int) {
+func (s *Set) EmbedGrad(dw, dy kernel.Buffer[float32], ids []int32, c int) {
 	must("embed grad", "dy", len(dy), len(ids)*c)
 	for t, id := range ids {
 		s.add(&dw[int(id)*c], &dy[t*c], c)
@@ -116,7 +116,7 @@ func (s *Set) EmbedGrad(dw, dy []float32, ids []int32, c int) {
 }
 
 // Add computes y += x.
-func (s *Set) Add(y, x []float32) {
+func (s *Set) Add(y, x kernel.Buffer[float32]) {
 	must("add", "x", len(x), len(y))
 	s.pieces(len(y), func(lo, hi int) { s.add(&y[lo], &x[lo], hi-lo) })
 }

@@ -11,7 +11,7 @@ import (
 func (s *Set) dot(a, b []float32) float32 { return s.ops.dot(&a[0], &b[0], len(a)) }
 
 // RMSNorm divides each row by its root mean square.
-func (s *Set) RMSNorm(y, x, g []float32, eps float64, t, c int) {
+func (s *Set) RMSNorm(y, x, g kernel.Buffer[float32], eps float64, t, c int) {
 	must("rmsnorm", "x", len(x), t*c)
 	must("rmsnorm", "y", len(y), t*c)
 	must("rmsnorm", "g", len(g), c)
@@ -35,7 +35,7 @@ func (s *Set) moments(stats, x []float32, eps float64, c int) {
 }
 
 // LayerNorm centres each row, scales it to unit variance and applies g and b.
-func (s *Set) LayerNorm(y, x, g, b []float32, eps float64, t, c int) {
+func (s *Set) LayerNorm(y, x, g, b kernel.Buffer[float32], eps float64, t, c int) {
 	must("layernorm", "x", len(x), t*c)
 	must("layernorm", "y", len(y), t*c)
 	must("layernorm", "g", len(g), c)
@@ -111,7 +111,7 @@ func gated(o *ops, y, x, up *float32, n int, act kernel.Act) {
 }
 
 // GLU computes act(gate)·up.
-func (s *Set) GLU(y, gate, up []float32, act kernel.Act) {
+func (s *Set) GLU(y, gate, up kernel.Buffer[float32], act kernel.Act) {
 	must("glu", "gate", len(gate), len(y))
 	must("glu", "up", len(up), len(y))
 	s.pieces(len(y), func(lo, hi int) {
@@ -124,7 +124,7 @@ func (s *Set) GLU(y, gate, up []float32, act kernel.Act) {
 }
 
 // Activate computes act(x).
-func (s *Set) Activate(y, x []float32, act kernel.Act) {
+func (s *Set) Activate(y, x kernel.Buffer[float32], act kernel.Act) {
 	must("activate", "x", len(x), len(y))
 	s.pieces(len(y), func(lo, hi int) {
 		if loop := s.element.act[act]; loop != nil {
@@ -136,7 +136,7 @@ func (s *Set) Activate(y, x []float32, act kernel.Act) {
 }
 
 // LogSumExp returns log Σ exp(x).
-func (s *Set) LogSumExp(x []float32) float64 {
+func (s *Set) LogSumExp(x kernel.Buffer[float32]) float64 {
 	b := s.buffer(len(x))
 	defer s.give(b)
 	best := s.max(&x[0], len(x))

@@ -5,13 +5,13 @@ import (
 )
 
 // MatMul computes y[T,N] = x[T,I]·Wᵀ + bias[N].
-func (s *Set) MatMul(y, x []float32, w *kernel.Matrix[float32], bias []float32, t int) {
+func (s *Set) MatMul(y, x kernel.Buffer[float32], w *kernel.Matrix[float32], bias kernel.Buffer[float32], t int) {
 	s.MatMuls(x, t, kernel.Product[float32]{Y: y, W: w, Bias: bias})
 }
 
 // MatMuls computes several products of one x. Those over quantised weights quantise
 // it once and share one loop over all their panels.
-func (s *Set) MatMuls(x []float32, t int, products ...kernel.Product[float32]) {
+func (s *Set) MatMuls(x kernel.Buffer[float32], t int, products ...kernel.Product[float32]) {
 	for _, p := range products {
 		must("matmul", "x", len(x), t*p.W.Cols)
 		must("matmul", "y", len(p.Y), t*p.W.Rows)

@@ -13,6 +13,7 @@ import (
 // Set implements kernel.Set[float32]. Its methods may be called from several
 // goroutines; each call spreads over the worker pool.
 type Set struct {
+	kernel.HostOps[float32]
 	ops
 	dense   *gemmOps // products over dense matrices
 	class   string

@@ -34,6 +34,10 @@ func Run(t *testing.T, set Set) {
 			}
 		}
 	})
+	t.Run("Memory", func(t *testing.T) { memory(t, set) })
+	t.Run("Formulas", func(t *testing.T) { formulas(t, set) })
+	t.Run("Sinks", func(t *testing.T) { sinks(t, set) })
+	t.Run("Experts", func(t *testing.T) { experts(t, set) })
 	t.Run("RowsStandAlone", func(t *testing.T) { rowsStandAlone(t, set) })
 	t.Run("AttentionOfChunks", func(t *testing.T) { chunks(t, set) })
 	t.Run("RepeatsItself", func(t *testing.T) {
@@ -310,28 +314,18 @@ func attention() []Case {
 
 // paged stores keys and values [n,K*D] in pages, the first five positions on their own.
 func paged(s Set, kind kernel.KVType, k, v []float32, a kernel.Heads, pageLen int) kernel.KV[float32] {
-	kv := kernel.KV[float32]{Type: kind, PageLen: pageLen}
 	size := pageLen * a.K * a.D
-	for range (len(k) + size - 1) / size {
-		stale := func() []float32 { // what nobody wrote must not be read
-			page := make([]float32, size)
-			for i := range page {
-				page[i] = float32(math.NaN())
-			}
-			return page
-		}
-		if kind == kernel.KVFull {
-			kv.Keys, kv.Values = append(kv.Keys, stale()), append(kv.Values, stale())
-			continue
-		}
-		page := kernel.NewKVPage(kind, size, a.D)
+	kv := kernel.KV[float32]{Type: kind, PageLen: pageLen, Pages: s.NewKVPages((len(k)+size-1)/size, kind, size, a.D)}
+	for _, page := range kv.Pages { // positions that nobody has written must not be read
 		for i := range page.Keys {
-			page.Keys[i], page.Values[i] = 0xff, 0xff // a half that is none
+			page.Keys[i], page.Values[i] = float32(math.NaN()), float32(math.NaN())
+		}
+		for i := range page.KeyCodes {
+			page.KeyCodes[i], page.ValueCodes[i] = 0xff, 0xff // a float16 that is not a number
 		}
 		for i := range page.KeyScales {
 			page.KeyScales[i], page.ValueScales[i] = float32(math.NaN()), float32(math.NaN())
 		}
-		kv.Packed = append(kv.Packed, page)
 	}
 	first := min(5*a.K*a.D, len(k))
 	s.Store(kv, 0, k[:first], v[:first], a.K, a.D)

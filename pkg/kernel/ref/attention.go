@@ -50,10 +50,12 @@ func attendRow[F tensor.Float](out, q []F, lo, p int, a kernel.Heads, key, value
 }
 
 // Store writes keys and values to a paged cache.
-func (*Set[F]) Store(kv kernel.KV[F], pos int, k, v []F, heads, d int) { kv.Write(pos, k, v, heads, d) }
+func (*Set[F]) Store(kv kernel.KV[F], pos int, k, v kernel.Buffer[F], heads, d int) {
+	kv.Write(pos, k, v, heads, d)
+}
 
 // Attend is causal attention over paged caches.
-func (*Set[F]) Attend(y, q []F, spans []kernel.Span[F], a kernel.Heads) {
+func (*Set[F]) Attend(y, q kernel.Buffer[F], spans []kernel.Span[F], a kernel.Heads) {
 	rows := 0
 	for _, s := range spans {
 		rows += s.Rows
@@ -83,7 +85,7 @@ func (*Set[F]) Attend(y, q []F, spans []kernel.Span[F], a kernel.Heads) {
 }
 
 // AttendCausal is attention over whole sequences.
-func (*Set[F]) AttendCausal(y, lse, q, k, v []F, b, t int, a kernel.Heads) {
+func (*Set[F]) AttendCausal(y, lse, q, k, v kernel.Buffer[F], b, t int, a kernel.Heads) {
 	must("attend causal", "q", len(q), b*t*a.H*a.D)
 	must("attend causal", "y", len(y), b*t*a.H*a.D)
 	must("attend causal", "k", len(k), b*t*a.K*a.D)
@@ -101,7 +103,7 @@ func (*Set[F]) AttendCausal(y, lse, q, k, v []F, b, t int, a kernel.Heads) {
 
 // AttendCausalGrad: with w the softmax weights, dv = Σ w·dy, ds = w·(dy·v - dy·y),
 // dq = Σ scale·ds·k, dk = Σ scale·ds·q.
-func (*Set[F]) AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v []F, b, t int, a kernel.Heads) {
+func (*Set[F]) AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v kernel.Buffer[F], b, t int, a kernel.Heads) {
 	must("attend causal grad", "dy", len(dy), b*t*a.H*a.D)
 	for seq := range b {
 		sumK, sumV := make([]float64, t*a.K*a.D), make([]float64, t*a.K*a.D)

@@ -8,7 +8,7 @@ import (
 )
 
 // RMSNorm divides each row by its root mean square.
-func (*Set[F]) RMSNorm(y, x, g []F, eps float64, t, c int) {
+func (*Set[F]) RMSNorm(y, x, g kernel.Buffer[F], eps float64, t, c int) {
 	must("rmsnorm", "x", len(x), t*c)
 	must("rmsnorm", "y", len(y), t*c)
 	must("rmsnorm", "g", len(g), c)
@@ -22,7 +22,7 @@ func (*Set[F]) RMSNorm(y, x, g []F, eps float64, t, c int) {
 }
 
 // RMSNormGrad: with n = x·inv, dx = inv·(dy·g - n·mean(dy·g·n)) and dg = Σ dy·n.
-func (*Set[F]) RMSNormGrad(dx, dg, dy, x, g []F, eps float64, t, c int) {
+func (*Set[F]) RMSNormGrad(dx, dg, dy, x, g kernel.Buffer[F], eps float64, t, c int) {
 	must("rmsnorm grad", "dy", len(dy), t*c)
 	must("rmsnorm grad", "x", len(x), t*c)
 	sums := make([]float64, c)
@@ -46,7 +46,7 @@ func (*Set[F]) RMSNormGrad(dx, dg, dy, x, g []F, eps float64, t, c int) {
 }
 
 // LayerNorm centres each row, scales it to unit variance and applies g and b.
-func (*Set[F]) LayerNorm(y, x, g, b []F, eps float64, t, c int) {
+func (*Set[F]) LayerNorm(y, x, g, b kernel.Buffer[F], eps float64, t, c int) {
 	must("layernorm", "x", len(x), t*c)
 	must("layernorm", "y", len(y), t*c)
 	for r := range t {
@@ -64,7 +64,7 @@ func (*Set[F]) LayerNorm(y, x, g, b []F, eps float64, t, c int) {
 
 // LayerNormGrad: with n the normalised row and e = dy·g,
 // dx = inv·(e - mean(e) - n·mean(e·n)), dg = Σ dy·n, db = Σ dy.
-func (*Set[F]) LayerNormGrad(dx, dg, db, dy, x, g []F, eps float64, t, c int) {
+func (*Set[F]) LayerNormGrad(dx, dg, db, dy, x, g kernel.Buffer[F], eps float64, t, c int) {
 	must("layernorm grad", "dy", len(dy), t*c)
 	must("layernorm grad", "x", len(x), t*c)
 	sumsG, sumsB := make([]float64, c), make([]float64, c)
@@ -127,7 +127,7 @@ func act(x float64, a kernel.Act) (y, dy float64) {
 }
 
 // GLU computes act(gate)·up.
-func (*Set[F]) GLU(y, gate, up []F, a kernel.Act) {
+func (*Set[F]) GLU(y, gate, up kernel.Buffer[F], a kernel.Act) {
 	must("glu", "gate", len(gate), len(y))
 	must("glu", "up", len(up), len(y))
 	for i := range y {
@@ -137,7 +137,7 @@ func (*Set[F]) GLU(y, gate, up []F, a kernel.Act) {
 }
 
 // GLUGrad writes the gradients of GLU and, unless y is nil, what it computes.
-func (*Set[F]) GLUGrad(dgate, dup, y, dy, gate, up []F, a kernel.Act) {
+func (*Set[F]) GLUGrad(dgate, dup, y, dy, gate, up kernel.Buffer[F], a kernel.Act) {
 	must("glu grad", "dy", len(dy), len(gate))
 	for i := range dy {
 		v, d := act(float64(gate[i]), a)
@@ -149,7 +149,7 @@ func (*Set[F]) GLUGrad(dgate, dup, y, dy, gate, up []F, a kernel.Act) {
 }
 
 // Activate computes act(x).
-func (*Set[F]) Activate(y, x []F, a kernel.Act) {
+func (*Set[F]) Activate(y, x kernel.Buffer[F], a kernel.Act) {
 	must("activate", "x", len(x), len(y))
 	for i := range y {
 		v, _ := act(float64(x[i]), a)
@@ -158,7 +158,7 @@ func (*Set[F]) Activate(y, x []F, a kernel.Act) {
 }
 
 // ActivateGrad writes the gradient of Activate and, unless y is nil, what it computes.
-func (*Set[F]) ActivateGrad(dx, y, dy, x []F, a kernel.Act) {
+func (*Set[F]) ActivateGrad(dx, y, dy, x kernel.Buffer[F], a kernel.Act) {
 	must("activate grad", "dy", len(dy), len(x))
 	for i := range dy {
 		v, d := act(float64(x[i]), a)

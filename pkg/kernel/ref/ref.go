@@ -19,6 +19,7 @@ import (
 
 // Set implements kernel.Set plainly. It has no state.
 type Set[F tensor.Float] struct {
+	kernel.HostOps[F]
 	bfloat16 bool // products round both operands to bfloat16
 	kv       kernel.KVType
 }
@@ -57,7 +58,7 @@ func (*Set[F]) BFloat16() kernel.Set[F] { return &Set[F]{bfloat16: true} }
 func (s *Set[F]) UsesBFloat16() bool { return s.bfloat16 }
 
 // RoundBF16 rounds x in place to bfloat16 and writes the bits to h.
-func (s *Set[F]) RoundBF16(h []uint16, x []F) {
+func (s *Set[F]) RoundBF16(h []uint16, x kernel.Buffer[F]) {
 	must("round bfloat16", "h", len(h), len(x))
 	for i, v := range x {
 		h[i] = tensor.BFloat16bits(float32(v))
@@ -66,7 +67,7 @@ func (s *Set[F]) RoundBF16(h []uint16, x []F) {
 }
 
 // WidenBF16 converts the bfloat16 bits h to x.
-func (*Set[F]) WidenBF16(x []F, h []uint16) {
+func (*Set[F]) WidenBF16(x kernel.Buffer[F], h []uint16) {
 	must("widen bfloat16", "x", len(x), len(h))
 	for i, v := range h {
 		x[i] = F(math.Float32frombits(uint32(v) << 16))
@@ -139,7 +140,7 @@ func dot[F tensor.Float](a, b []F) float64 {
 }
 
 // MatMul computes y = x·Wᵀ + bias.
-func (s *Set[F]) MatMul(y, x []F, w *kernel.Matrix[F], bias []F, t int) {
+func (s *Set[F]) MatMul(y, x kernel.Buffer[F], w *kernel.Matrix[F], bias kernel.Buffer[F], t int) {
 	must("matmul", "x", len(x), t*w.Cols)
 	must("matmul", "y", len(y), t*w.Rows)
 	if bias != nil {
@@ -168,14 +169,14 @@ func (s *Set[F]) MatMul(y, x []F, w *kernel.Matrix[F], bias []F, t int) {
 func (*Set[F]) Pack(*kernel.Matrix[F]) {}
 
 // MatMuls computes one product after another.
-func (s *Set[F]) MatMuls(x []F, t int, products ...kernel.Product[F]) {
+func (s *Set[F]) MatMuls(x kernel.Buffer[F], t int, products ...kernel.Product[F]) {
 	for _, p := range products {
 		s.MatMul(p.Y, x, p.W, p.Bias, t)
 	}
 }
 
 // MatMulGrad is the gradient of MatMuls.
-func (s *Set[F]) MatMulGrad(dx, x []F, t int, products ...kernel.ProductGrad[F]) {
+func (s *Set[F]) MatMulGrad(dx, x kernel.Buffer[F], t int, products ...kernel.ProductGrad[F]) {
 	products = slices.Clone(products)
 	for i := range products {
 		p := &products[i]
@@ -243,7 +244,7 @@ func biasGrad[F tensor.Float](p *kernel.ProductGrad[F], t int) {
 }
 
 // Embed copies rows of w.
-func (*Set[F]) Embed(y []F, w *kernel.Matrix[F], ids []int32) {
+func (*Set[F]) Embed(y kernel.Buffer[F], w *kernel.Matrix[F], ids []int32) {
 	must("embed", "y", len(y), len(ids)*w.Cols)
 	for t, id := range ids {
 		out := y[t*w.Cols : (t+1)*w.Cols]
@@ -252,7 +253,7 @@ func (*Set[F]) Embed(y []F, w *kernel.Matrix[F], ids []int32) {
 }
 
 // EmbedGrad adds rows of dy to rows of dw.
-func (*Set[F]) EmbedGrad(dw, dy []F, ids []int32, c int) {
+func (*Set[F]) EmbedGrad(dw, dy kernel.Buffer[F], ids []int32, c int) {
 	must("embed grad", "dy", len(dy), len(ids)*c)
 	for t, id := range ids {
 		for i, g := range dy[t*c : (t+1)*c] {
@@ -262,10 +263,12 @@ func (*Set[F]) EmbedGrad(dw, dy []F, ids []int32, c int) {
 }
 
 // Rotate turns each head to its position.
-func (*Set[F]) Rotate(x []F, r *kernel.Rotary, pos []int32, h, d int) { rotate(x, r, pos, h, d, 1) }
+func (*Set[F]) Rotate(x kernel.Buffer[F], r *kernel.Rotary, pos []int32, h, d int) {
+	rotate(x, r, pos, h, d, 1)
+}
 
 // RotateGrad turns gradients back.
-func (*Set[F]) RotateGrad(dx []F, r *kernel.Rotary, pos []int32, h, d int) {
+func (*Set[F]) RotateGrad(dx kernel.Buffer[F], r *kernel.Rotary, pos []int32, h, d int) {
 	rotate(dx, r, pos, h, d, -1)
 }
 
@@ -290,7 +293,7 @@ func rotate[F tensor.Float](x []F, r *kernel.Rotary, pos []int32, h, d int, dire
 }
 
 // Add computes y += x.
-func (*Set[F]) Add(y, x []F) {
+func (*Set[F]) Add(y, x kernel.Buffer[F]) {
 	must("add", "x", len(x), len(y))
 	for i, v := range x {
 		y[i] += v
@@ -298,7 +301,7 @@ func (*Set[F]) Add(y, x []F) {
 }
 
 // LogSumExp returns log Σ exp(x).
-func (*Set[F]) LogSumExp(x []F) float64 {
+func (*Set[F]) LogSumExp(x kernel.Buffer[F]) float64 {
 	best := math.Inf(-1)
 	for _, v := range x {
 		best = max(best, float64(v))
@@ -311,7 +314,7 @@ func (*Set[F]) LogSumExp(x []F) float64 {
 }
 
 // CrossEntropy is the negative log-likelihood and its gradient.
-func (s *Set[F]) CrossEntropy(loss []float64, dlogits, logits []F, targets []int32, scale float64, t, v int) {
+func (s *Set[F]) CrossEntropy(loss []float64, dlogits, logits kernel.Buffer[F], targets []int32, scale float64, t, v int) {
 	must("cross entropy", "logits", len(logits), t*v)
 	must("cross entropy", "targets", len(targets), t)
 	must("cross entropy", "loss", len(loss), t)
@@ -339,10 +342,10 @@ func (s *Set[F]) CrossEntropy(loss []float64, dlogits, logits []F, targets []int
 }
 
 // SumSquares adds squares in index order.
-func (*Set[F]) SumSquares(x []F) float64 { return dot(x, x) }
+func (*Set[F]) SumSquares(x kernel.Buffer[F]) float64 { return dot(x, x) }
 
 // AdamW steps weights, one rounding an operation.
-func (*Set[F]) AdamW(p, m, v, g []F, o kernel.AdamW) {
+func (*Set[F]) AdamW(p, m, v, g kernel.Buffer[F], o kernel.AdamW) {
 	must("adamw", "m", len(m), len(p))
 	must("adamw", "v", len(v), len(p))
 	must("adamw", "g", len(g), len(p))
