@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
 
@@ -94,7 +95,7 @@ func (s *Stage[F]) TiedEnd() (name string, ok bool) {
 
 // FoldTied adds the head's half of a tied weight's gradient to the embedding's, where p
 // has both, by add(embedding, head).
-func (p *Params[F]) FoldTied(add func(dst, src []F)) {
+func (p *Params[F]) FoldTied(add func(dst, src kernel.Buffer[F])) {
 	for _, t := range p.Tensors {
 		if owner, ok := p.Get(t.TiedTo); ok && t.TiedTo != "" {
 			add(owner.Data, t.Data)
