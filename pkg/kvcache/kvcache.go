@@ -39,9 +39,10 @@ type Cache[F tensor.Float] struct {
 	memory kernel.Memory[F]
 
 	mu   sync.Mutex
-	free []*page[F] // made before and given back
+	free []*page[F] // made before and given back; the last is taken first
 	made int
 	used int
+	idle int // the first pages of free that nobody has taken since the last Trim
 }
 
 // New returns an empty cache. Its pages are in the memory of a kernel set and are allocated when first
@@ -85,6 +86,7 @@ func (c *Cache[F]) take(n int) ([]*page[F], error) {
 		if last := len(c.free) - 1; last >= 0 {
 			out = append(out, c.free[last])
 			c.free = c.free[:last]
+			c.idle = min(c.idle, last)
 			continue
 		}
 		out = append(out, c.newPage())
@@ -104,6 +106,26 @@ func (c *Cache[F]) give(pages []*page[F]) {
 	defer c.mu.Unlock()
 	c.free = append(c.free, pages...)
 	c.used -= len(pages)
+}
+
+// Trim releases the memory of free pages that no sequence has needed since the last
+// Trim. A caller that trims at intervals gives back what a burst of load has taken, and
+// keeps what the steady load needs. It returns the number of pages released.
+func (c *Cache[F]) Trim() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	rest := make([]*page[F], len(c.free)-c.idle) // a new list: the old one is as long as the burst
+	copy(rest, c.free[c.idle:])
+	released := c.idle
+	c.free, c.made, c.idle = rest, c.made-released, len(rest)
+	return released
+}
+
+// Made returns the number of pages that have memory, in use or free.
+func (c *Cache[F]) Made() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.made
 }
 
 // Check reports pages that were lost or given back twice. It holds at any time.

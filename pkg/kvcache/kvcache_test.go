@@ -62,3 +62,40 @@ func TestSequence_FullCacheRefusesAndKeepsCount(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestCache_TrimReleasesWhatABurstLeft(t *testing.T) {
+	c := kvcache.New[float32](kvcache.Config{Layers: 1, KVHeads: 1, HeadDim: 1, PageLen: 4, Pages: 100})
+	steady, burst := c.NewSequence(), c.NewSequence()
+	for _, err := range []error{steady.Reserve(8), burst.Reserve(4 * 90)} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	burst.Free()
+	want := func(made int) {
+		t.Helper()
+		if c.Made() != made {
+			t.Errorf("%d pages have memory, want %d", c.Made(), made)
+		}
+		if err := c.Check(); err != nil {
+			t.Error(err)
+		}
+	}
+	want(92)
+	c.Trim() // the burst was within this interval
+	want(92)
+	if err := burst.Reserve(12); err != nil {
+		t.Fatal(err)
+	}
+	burst.Free()
+	c.Trim()
+	want(5) // two in use, three that the interval needed
+	steady.Free()
+	c.Trim()
+	want(2) // the two that this interval gave back
+	c.Trim()
+	want(0)
+	if err := steady.Reserve(400); err != nil || c.Available() != 0 {
+		t.Errorf("after trimming: %v, %d pages are available", err, c.Available())
+	}
+}

@@ -276,14 +276,31 @@ func (s *Stage[F]) logits(b *Batch[F], x []F, n int) []F {
 	return out
 }
 
+// Trim releases the scratch memory of Forward if there was no Forward since the last
+// Trim, and reports whether it did. It must not run beside Forward.
+func (s *Stage[F]) Trim() bool { return s.scratch.trim() }
+
 // arena hands out scratch that the next reset takes back.
 type arena[F any] struct {
-	store []F
-	used  int
-	spill int
+	store  []F
+	used   int
+	spill  int
+	active bool // used since the last trim
+}
+
+// trim releases the memory if it has not been used since the last trim. Slices that were
+// taken stay valid.
+func (a *arena[F]) trim() bool {
+	released := !a.active && len(a.store) > 0
+	if released {
+		a.store, a.used, a.spill = nil, 0, 0
+	}
+	a.active = false
+	return released
 }
 
 func (a *arena[F]) reset() {
+	a.active = true
 	if a.spill > 0 {
 		a.store = make([]F, a.used+a.spill)
 	}

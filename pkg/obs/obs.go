@@ -116,10 +116,21 @@ func Handler(r prometheus.Gatherer, ready func() error) http.Handler {
 	return mux
 }
 
+// socketBuffer is what the kernel keeps of answers that a client has not read, in bytes;
+// Linux doubles it. Left to itself a socket takes megabytes for a client that has stopped
+// reading, and hides from the write deadlines that it has.
+const socketBuffer = 64 << 10
+
 // ServeHTTP serves a handler until ctx ends, with limits on slow headers; answers
 // being written get drain to finish and are cut then. It closes the listener.
 func ServeHTTP(ctx context.Context, l net.Listener, h http.Handler, drain time.Duration) error {
 	s := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10}
+	s.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
+		if tcp, ok := c.(*net.TCPConn); ok {
+			_ = tcp.SetWriteBuffer(socketBuffer) // a connection that is closed already needs none
+		}
+		return ctx
+	}
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(l) }()
 	select {

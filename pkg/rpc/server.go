@@ -22,11 +22,17 @@ import (
 const (
 	// MaxMessage caps a message; tensors come in chunks of a quarter of it.
 	MaxMessage = 4 << 20
-	// bufferSize is that of a connection's read and write buffers.
-	bufferSize = 256 << 10
-	// streamWindow and connWindow are HTTP/2's, fixed so that they are not probed.
+	// bufferSize is that of a connection's read and write buffers between services.
+	bufferSize = 64 << 10
+	// streamWindow and connWindow are HTTP/2's between services. They are fixed, so that
+	// gRPC does not measure the bandwidth.
 	streamWindow = 4 << 20
 	connWindow   = 16 << 20
+	// The same for the connections of clients: one that stops reading or writing holds
+	// this much and no more.
+	clientBuffer       = 32 << 10
+	clientStreamWindow = 128 << 10
+	clientConnWindow   = 256 << 10
 	// maxStreams is how many calls one connection may have open.
 	maxStreams = 1024
 )
@@ -36,6 +42,7 @@ type ServerOptions struct {
 	Log     *slog.Logger          // nil logs nothing
 	Metrics prometheus.Registerer // nil measures nothing
 	TLS     *tls.Config           // nil for plaintext: loopback, or said so by the operator
+	Public  bool                  // for many clients: small buffers instead of large ones
 }
 
 // NewServer returns a server with Lamina's limits and interceptors. Handlers return
@@ -49,10 +56,14 @@ func NewServer(o ServerOptions) *grpc.Server {
 		o.Log.Error("recover from panic", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
 		return fault.New(fault.Internal, "recover from panic: %v", p)
 	})
+	buffer, window, all := bufferSize, streamWindow, connWindow
+	if o.Public {
+		buffer, window, all = clientBuffer, clientStreamWindow, clientConnWindow
+	}
 	options := []grpc.ServerOption{
-		grpc.ReadBufferSize(bufferSize), grpc.WriteBufferSize(bufferSize),
+		grpc.ReadBufferSize(buffer), grpc.WriteBufferSize(buffer), grpc.SharedWriteBuffer(true),
 		grpc.MaxRecvMsgSize(MaxMessage), grpc.MaxSendMsgSize(MaxMessage),
-		grpc.StaticStreamWindowSize(streamWindow), grpc.StaticConnWindowSize(connWindow),
+		grpc.StaticStreamWindowSize(int32(window)), grpc.StaticConnWindowSize(int32(all)),
 		grpc.MaxConcurrentStreams(maxStreams), grpc.ConnectionTimeout(10 * time.Second),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),

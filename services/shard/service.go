@@ -3,6 +3,7 @@ package shard
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -147,6 +148,24 @@ func (s *Service) find(digest string, hop *shardv1.Hop) (*held, error) {
 		}
 	}
 	return nil, fault.New(fault.NotFound, "open pipeline: layers %d-%d of %s are not held here", hop.GetLo(), hop.GetHi(), digest)
+}
+
+// Trim releases memory that the load of the last interval did not need: free KV pages
+// and scratch. A process calls it at intervals. It reports whether anything was released,
+// which a garbage collection then finds.
+func (s *Service) Trim() bool {
+	released := false
+	s.mu.Lock()
+	held := slices.Clone(s.held)
+	s.mu.Unlock()
+	for _, h := range held {
+		released = h.cache.Trim() > 0 || released
+		if h.compute.TryLock() { // a stage that computes is not idle
+			released = h.stage.Trim() || released
+			h.compute.Unlock()
+		}
+	}
+	return released
 }
 
 // positions is how many positions can be computed: rotary models go beyond the

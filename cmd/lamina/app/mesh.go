@@ -1,12 +1,14 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc"
 
@@ -41,6 +43,8 @@ type MeshConfig struct {
 	GRPC        string // public address of the router's and trainer's APIs; empty for none
 	HTTP        string // HTTP face's address; empty for none
 	Insecure    bool   // public listeners may be reachable from elsewhere
+	// TrimInterval is how often the memory of a past load is looked for; 0 means 10 s.
+	TrimInterval time.Duration
 }
 
 // Mesh is all services of Lamina in this process, on an in-memory network. Only the
@@ -166,6 +170,7 @@ func (m *Mesh) parts() ([]lifecycle.Part, func() error, error) {
 		}
 		bus = b
 	}
+	var trimmers []trimmer
 	draft := "" // the model that guesses
 	if c.Model != "" {
 		files, name, digest, err := openModel(c.Model, c.Name)
@@ -200,6 +205,7 @@ func (m *Mesh) parts() ([]lifecycle.Part, func() error, error) {
 		for r := range c.Replicas {
 			for i, layers := range model.Split(len(files.Spec.Layers), c.Stages) {
 				s := m.shard(bus)
+				trimmers = append(trimmers, s)
 				if err := s.Hold(name, digest, files, layers); err != nil {
 					return nil, cleanup, err
 				}
@@ -233,9 +239,10 @@ func (m *Mesh) parts() ([]lifecycle.Part, func() error, error) {
 		parts = append(parts, m.serving(r))
 	}
 	if c.GRPC != "" {
-		public := grpcPart("router grpc", c.GRPC, rpc.ServerOptions{Log: c.Log, Metrics: metrics}, public, append(users, r), discovery.NewMemory(), discovery.Instance{ID: "public", Service: "router"}, m.set(&m.grpcAddr))
+		public := grpcPart("router grpc", c.GRPC, rpc.ServerOptions{Log: c.Log, Metrics: metrics, Public: true}, public, append(users, r), discovery.NewMemory(), discovery.Instance{ID: "public", Service: "router"}, m.set(&m.grpcAddr))
 		parts = append(parts, public)
 	}
+	parts = append(parts, memoryPart(cmp.Or(c.TrimInterval, trimInterval), trimmers))
 	if c.HTTP != "" {
 		parts = append(parts, httpPart(c.HTTP, public, c.Log, r, metrics, m.set(&m.httpAddr)))
 	}

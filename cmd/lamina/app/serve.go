@@ -46,6 +46,7 @@ type base struct {
 	server   rpc.ServerOptions
 	metrics  *prometheus.Registry
 	listen   rpc.ListenOptions
+	trimmers []trimmer
 	closers  []func() error
 }
 
@@ -68,7 +69,7 @@ func newBase(c ServiceConfig) (*base, error) {
 
 // run serves a service, and whatever parts come before it, until ctx ends.
 func (b *base) run(ctx context.Context, kind string, s registerable, meta map[string]string, before ...lifecycle.Part) error {
-	parts := before
+	parts := append(before, memoryPart(trimInterval, b.trimmers))
 	if b.Metrics != "" {
 		parts = append(parts, b.metricsPart())
 	}
@@ -198,6 +199,7 @@ func Shard(ctx context.Context, c ServiceConfig, sc ShardConfig) error {
 		meta[trainer.TrainsMeta] = "true"
 	}
 	s := shard.New(cfg)
+	b.trimmers = append(b.trimmers, s)
 	if sc.Model != "" && sc.Layers != "none" {
 		files, name, digest, err := openModel(sc.Model, sc.Name)
 		if err != nil {
@@ -239,6 +241,7 @@ func Router(ctx context.Context, c ServiceConfig, http string, guess Speculation
 	if err != nil {
 		return err
 	}
+	b.server.Public = true
 	s := router.New(router.Config{
 		Log: c.Log, Metrics: b.server.Metrics, Dialer: b.dialer, Registry: b.registry,
 		Speculate: guess.ids(), Draft: guess.Draft, DraftLeast: guess.Least,
@@ -256,6 +259,7 @@ func Trainer(ctx context.Context, c ServiceConfig, dir string) error {
 	if err != nil {
 		return err
 	}
+	b.server.Public = true
 	s := trainer.New(trainer.Config{Log: c.Log, Dialer: b.dialer, Registry: b.registry, Dir: dir})
 	return b.run(ctx, "trainer", s, nil, runPart("runs", s.Run))
 }

@@ -21,7 +21,7 @@ import (
 )
 
 // pipeSize is each direction's buffer.
-const pipeSize = 256 << 10
+const pipeSize = 64 << 10
 
 // Network is a set of named listeners and the state of the links to them. It is
 // safe for concurrent use. The zero value is not usable; see New.

@@ -1,0 +1,78 @@
+package app_test
+
+import (
+	"context"
+	"runtime"
+	"runtime/metrics"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/lamina-mesh/lamina/cmd/lamina/app"
+	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
+	"github.com/lamina-mesh/lamina/pkg/kernel/cpu"
+)
+
+// heapMiB is the memory that Go's heap holds from the operating system, in MiB.
+func heapMiB() float64 {
+	samples := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/memory/classes/heap/free:bytes"}, {Name: "/memory/classes/heap/unused:bytes"}}
+	metrics.Read(samples)
+	var sum uint64
+	for _, s := range samples {
+		sum += s.Value.Uint64()
+	}
+	return float64(sum) / (1 << 20)
+}
+
+func TestMesh_GivesTheMemoryOfALoadBack(t *testing.T) {
+	set := cpu.New(2)
+	defer set.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	m, err := app.Start(ctx, app.MeshConfig{
+		Kernels: app.Kernels{Set: set, Threads: 2}, Model: "../../../models/lamina-tolstoy", Stages: 2, TrimInterval: 100 * time.Millisecond,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	conn, err := m.Router()
+	if err != nil {
+		t.Fatal(err)
+	}
+	router := routerv1.NewRouterServiceClient(conn)
+	// A request and a collection show what a mesh at rest holds.
+	generateText(t, router, "The prince", 8)
+	runtime.GC()
+	before := heapMiB()
+	var streams sync.WaitGroup
+	for range 60 {
+		streams.Go(func() { generateText(t, router, "The prince said that he would come back", 24) })
+	}
+	peak := 0.0
+	done := make(chan struct{})
+	go func() { streams.Wait(); close(done) }()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for loaded := true; loaded; {
+		select {
+		case <-tick.C:
+			peak = max(peak, heapMiB())
+		case <-done:
+			loaded = false
+		}
+	}
+	if peak < 1.5*before {
+		t.Fatalf("the load takes the heap from %.0f to %.0f MiB only: it shows nothing", before, peak)
+	}
+	after := heapMiB()
+	for after > 1.3*before {
+		select {
+		case <-tick.C:
+			after = heapMiB()
+		case <-ctx.Done():
+			t.Fatalf("the heap holds %.0f MiB, %.0f at its peak and %.0f before the load", after, peak, before)
+		}
+	}
+	t.Logf("heap: %.0f MiB before, %.0f at the peak, %.0f after", before, peak, after)
+}
