@@ -64,7 +64,7 @@ func TestSequence_FullCacheRefusesAndKeepsCount(t *testing.T) {
 }
 
 func TestCache_TrimReleasesWhatABurstLeft(t *testing.T) {
-	c := kvcache.New[float32](kvcache.Config{Layers: 1, KVHeads: 1, HeadDim: 1, PageLen: 4, Pages: 100})
+	c := kvcache.New(kvcache.Config{Layers: 1, KVHeads: 1, HeadDim: 1, PageLen: 4, Pages: 100}, kernel.HostOps[float32]{})
 	steady, burst := c.NewSequence(), c.NewSequence()
 	for _, err := range []error{steady.Reserve(8), burst.Reserve(4 * 90)} {
 		if err != nil {
