@@ -66,7 +66,7 @@ type rule struct {
 
 var compute = []string{"pkg/tensor", "pkg/kernel", "pkg/kvcache", "pkg/model", "pkg/optim", "pkg/weights"}
 
-var pure = []string{"pkg/plan", "pkg/session", "pkg/schedule", "pkg/sample", "pkg/vocab", "pkg/template"}
+var pure = []string{"pkg/plan", "pkg/session", "pkg/schedule", "pkg/sample", "pkg/grammar", "pkg/vocab", "pkg/template"}
 
 var rules = []rule{
 	{
@@ -90,6 +90,20 @@ var rules = []rule{
 		from: []string{"pkg/plan", "pkg/session", "pkg/schedule", "pkg/sample"}, to: []string{"os", "time", "sync", "net"},
 		allow:  []string{"time"},
 		reason: "decisions use no clock, no I/O and no goroutines (time.Duration as a value is fine)",
+	},
+	{
+		from: []string{"pkg/grammar/charset", "pkg/grammar/ast", "pkg/grammar/regex"}, to: []string{"pkg/grammar"},
+		allow:  []string{"pkg/grammar/charset", "pkg/grammar/ast"},
+		reason: "character sets, expressions and the parser of regular expressions know no automaton; vocabularies use them",
+	},
+	{
+		from:   []string{"pkg/grammar/spelling", "pkg/grammar/automaton", "pkg/grammar/mask"},
+		to:     []string{"pkg/grammar/gbnf", "pkg/grammar/jsonschema", "pkg/grammar/language", "pkg/grammar/tags"},
+		reason: "automata and masks run rules, whatever notation they were written in",
+	},
+	{
+		from: []string{"pkg/grammar/gbnf", "pkg/grammar/jsonschema", "pkg/grammar/language", "pkg/grammar/tags"}, to: []string{"pkg/grammar/mask"},
+		reason: "a notation knows no tokens",
 	},
 	{
 		from: []string{"pkg"}, to: []string{"services", "cmd", "tests"},

@@ -1,0 +1,292 @@
+package ast
+
+import (
+	"github.com/lamina-mesh/lamina/pkg/grammar/charset"
+)
+
+import "sync"
+
+// Grammar is a language: rules of which one is the root. It is what the front
+// ends make (GBNF, Schema, Regex, Choices, Tags) and what Compile takes. It never
+// changes once made, and may be compiled by many goroutines.
+type Grammar struct {
+	Rules []Rule
+	Root  int
+	Kind  string // the front end, for errors
+
+	once sync.Once
+	made any
+	err  error
+}
+
+// Compiled returns what make makes of the grammar; it is made once.
+func (g *Grammar) Compiled(make func(*Grammar) (any, error)) (any, error) {
+	g.once.Do(func() { g.made, g.err = make(g) })
+	return g.made, g.err
+}
+
+// Rule is a named expression. line is where it stands in the source, or 0.
+type Rule struct {
+	Name string
+	Body *Expr
+	Line int
+	// apart keeps the rule from being copied into its callers, so that all of
+	// them share its states and their masks.
+	Apart bool
+	Role  Role
+}
+
+type Op uint8
+
+const (
+	OpEmpty  Op = iota // the empty text
+	OpFail             // nothing
+	OpText             // text, spelled as enc says
+	OpChar             // one character of set, spelled as enc says
+	OpSeq              // subs one after the other
+	OpAlt              // one of subs
+	OpRepeat           // subs[0] from min to max times; max < 0 is no bound
+	OpRule             // the rule of that index
+	OpGraph            // a way through a graph
+)
+
+// Encoding is how a character is spelled in bytes.
+type Encoding uint8
+
+const (
+	PlainUTF8 Encoding = iota
+	// JsonCanonical is the inside of a JSON string: plain where JSON allows it,
+	// else the short escape or \u00XX; characters from U+0080 also as \uXXXX.
+	JsonCanonical
+	// JsonUnique is the inside of a JSON string with one spelling a character: plain
+	// where JSON allows it, else the short escape or \u00xx.
+	JsonUnique
+	// JsonAny is the inside of a JSON string with every spelling JSON has.
+	JsonAny
+	// SignOnly is the sign around a control token's spelling, whatever the character.
+	SignOnly
+)
+
+// Expr is a node of a rule's body.
+type Expr struct {
+	Op       Op
+	Enc      Encoding
+	Facts    facts
+	Min, Max int32
+	Rule     int32
+	Text     string
+	Set      charset.Set
+	Subs     []*Expr
+	Graph    *Graph
+}
+
+// facts are what is known of an expression once its grammar is analysed.
+type facts uint8
+
+const (
+	KnownNullable facts = 1 << iota
+	IsNullable
+	KnownProductive
+	IsProductive
+)
+
+// Graph is an automaton whose edges read an expression that is never empty, or
+// nothing where on is nil. State 0 is the first.
+type Graph struct {
+	States []GraphState
+}
+
+type GraphState struct {
+	Edges []graphEdge
+	Final bool
+}
+
+type graphEdge struct {
+	On *Expr
+	To int
+}
+
+// Add makes a state.
+func (g *Graph) Add() int {
+	g.States = append(g.States, GraphState{})
+	return len(g.States) - 1
+}
+
+// Edge leads from one state to another; on is nil or never empty.
+func (g *Graph) Edge(from int, on *Expr, to int) {
+	g.States[from].Edges = append(g.States[from].Edges, graphEdge{on, to})
+}
+
+func (g *Graph) Expr() *Expr { return &Expr{Op: OpGraph, Graph: g} }
+
+// Silent lists what is reached from state 0 without reading.
+func (g *Graph) Silent() []int {
+	seen := make([]bool, len(g.States))
+	seen[0] = true
+	order := []int{0}
+	for i := 0; i < len(order); i++ {
+		for _, e := range g.States[order[i]].Edges {
+			if e.On == nil && !seen[e.To] {
+				seen[e.To] = true
+				order = append(order, e.To)
+			}
+		}
+	}
+	return order
+}
+
+// WithoutEmpty is the graph's texts but the empty one.
+func (g *Graph) WithoutEmpty() *Graph {
+	out := &Graph{States: make([]GraphState, 1, len(g.States)+1)}
+	for _, s := range g.States {
+		edges := make([]graphEdge, len(s.Edges))
+		for i, e := range s.Edges {
+			edges[i] = graphEdge{e.On, e.To + 1}
+		}
+		out.States = append(out.States, GraphState{edges, s.Final})
+	}
+	for _, id := range g.Silent() {
+		for _, e := range out.States[id+1].Edges {
+			if e.On != nil {
+				out.States[0].Edges = append(out.States[0].Edges, e)
+			}
+		}
+	}
+	return out
+}
+
+func Empty() *Expr { return &Expr{Op: OpEmpty} }
+
+func Fail() *Expr { return &Expr{Op: OpFail} }
+
+func Char(set charset.Set, enc Encoding) *Expr {
+	if len(set) == 0 {
+		return Fail()
+	}
+	return &Expr{Op: OpChar, Set: set, Enc: enc}
+}
+
+// Literal is a text, each character spelled as enc says.
+func Literal(text string, enc Encoding) *Expr {
+	if text == "" {
+		return Empty()
+	}
+	return &Expr{Op: OpText, Text: text, Enc: enc}
+}
+
+// Text is a text as it stands.
+func Text(text string) *Expr { return Literal(text, PlainUTF8) }
+
+func Seq(subs ...*Expr) *Expr {
+	var out []*Expr
+	for _, s := range subs {
+		switch s.Op {
+		case OpEmpty:
+		case OpFail:
+			return Fail()
+		case OpSeq:
+			out = append(out, s.Subs...)
+		default:
+			out = append(out, s)
+		}
+	}
+	switch len(out) {
+	case 0:
+		return Empty()
+	case 1:
+		return out[0]
+	}
+	return &Expr{Op: OpSeq, Subs: out}
+}
+
+func Alt(subs ...*Expr) *Expr {
+	var out []*Expr
+	for _, s := range subs {
+		switch s.Op {
+		case OpFail:
+		case OpAlt:
+			out = append(out, s.Subs...)
+		default:
+			out = append(out, s)
+		}
+	}
+	switch len(out) {
+	case 0:
+		return Fail()
+	case 1:
+		return out[0]
+	}
+	return &Expr{Op: OpAlt, Subs: out}
+}
+
+// Repeat is e from least to most times; most < 0 is no bound.
+func Repeat(e *Expr, least, most int) *Expr {
+	switch {
+	case most == 0 || e.Op == OpEmpty:
+		return Empty()
+	case e.Op == OpFail && least == 0:
+		return Empty()
+	case e.Op == OpFail:
+		return e
+	case least == 1 && most == 1:
+		return e
+	}
+	return &Expr{Op: OpRepeat, Subs: []*Expr{e}, Min: int32(least), Max: int32(most)}
+}
+
+func Optional(e *Expr) *Expr { return Repeat(e, 0, 1) }
+
+func Star(e *Expr) *Expr { return Repeat(e, 0, -1) }
+
+func Ref(rule int) *Expr { return &Expr{Op: OpRule, Rule: int32(rule)} }
+
+// Embed makes body's rules g's own, too, and returns what reads body.
+func (g *Grammar) Embed(body *Grammar) (*Expr, error) {
+	base := len(g.Rules)
+	if base+len(body.Rules) > MaxRules {
+		return nil, &LimitError{What: "rules", Limit: MaxRules}
+	}
+	for _, r := range body.Rules {
+		r.Body = shifted(r.Body, base)
+		g.Rules = append(g.Rules, r)
+	}
+	return Ref(base + body.Root), nil
+}
+
+// shifted is a copy of e in which the rules that it names are further on by base.
+func shifted(e *Expr, base int) *Expr {
+	if e == nil {
+		return nil
+	}
+	// Facts are left out: whoever compiles e may be writing them.
+	out := &Expr{Op: e.Op, Enc: e.Enc, Min: e.Min, Max: e.Max, Rule: e.Rule, Text: e.Text, Set: e.Set}
+	switch e.Op {
+	case OpRule:
+		out.Rule += int32(base)
+	case OpSeq, OpAlt, OpRepeat:
+		out.Subs = make([]*Expr, len(e.Subs))
+		for i, s := range e.Subs {
+			out.Subs[i] = shifted(s, base)
+		}
+	case OpGraph:
+		g := &Graph{States: make([]GraphState, len(e.Graph.States))}
+		for i, s := range e.Graph.States {
+			g.States[i].Final = s.Final
+			g.States[i].Edges = make([]graphEdge, len(s.Edges))
+			for j, edge := range s.Edges {
+				g.States[i].Edges[j] = graphEdge{shifted(edge.On, base), edge.To}
+			}
+		}
+		out.Graph = g
+	}
+	return out
+}
+
+// Role is what a rule is to an array whose items must differ.
+type Role uint8
+
+const (
+	NoRole Role = iota
+	UniqueArray
+	UniqueItem
+)

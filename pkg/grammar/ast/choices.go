@@ -1,0 +1,57 @@
+package ast
+
+import (
+	"github.com/lamina-mesh/lamina/pkg/grammar/charset"
+)
+
+import (
+	"fmt"
+	"unicode/utf8"
+)
+
+// Choices is the given texts and no others. It returns a *SyntaxError for a text that
+// is not UTF-8 or where there is none, and a *LimitError where they are too long
+// together.
+func Choices(texts []string) (*Grammar, error) {
+	if len(texts) == 0 {
+		return nil, &SyntaxError{Kind: "choices", Msg: "list choices: there are none"}
+	}
+	total := 0
+	for i, text := range texts {
+		if !utf8.ValidString(text) {
+			return nil, &SyntaxError{Kind: "choices", Msg: fmt.Sprintf("read choice %d: it is not valid UTF-8", i)}
+		}
+		if total += len(text); total > MaxSource {
+			return nil, &LimitError{What: "source bytes", Limit: MaxSource}
+		}
+	}
+	return &Grammar{Rules: []Rule{{Name: "root", Body: choices(texts)}}, Kind: "choices"}, nil
+}
+
+// choices is one of texts, beginnings that they share written once.
+func choices(texts []string) *Expr {
+	type node struct {
+		next map[rune]int
+	}
+	g := &Graph{}
+	g.Add()
+	nodes := []node{{}}
+	for _, text := range texts {
+		at := 0
+		for _, r := range text {
+			to, ok := nodes[at].next[r]
+			if !ok {
+				if nodes[at].next == nil {
+					nodes[at].next = map[rune]int{}
+				}
+				to = g.Add()
+				nodes = append(nodes, node{})
+				nodes[at].next[r] = to
+				g.Edge(at, Char(charset.Single(r), PlainUTF8), to)
+			}
+			at = to
+		}
+		g.States[at].Final = true
+	}
+	return g.Expr()
+}

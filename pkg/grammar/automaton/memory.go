@@ -1,0 +1,317 @@
+package automaton
+
+import (
+	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
+)
+
+import (
+	"cmp"
+	"slices"
+)
+
+// An array whose items must differ needs to know what came before. Its rule and
+// those of its items have a role, and what is open carries a memory: the items
+// seen, and how far the item being read is like one of them. Items are spelled in
+// one way alone, so that equal values are equal texts.
+
+// memory is what such an array knows. It never changes, and equal ones are one
+// object.
+type memory struct {
+	id     uint32
+	seen   *Seen // items that have ended, or nil
+	Inside bool  // an item is being read
+	start  int32 // where it began, in the text so far; -1 before its first byte
+	Like   *Seen // what follows it among those seen, or nil
+	// blind says that an item before the one being read is not known. Then whether
+	// this one is new is not known either, and it does not end.
+	blind bool
+}
+
+// Seen is a set of texts as a tree of bytes. It is never changed.
+type Seen struct {
+	id    uint32
+	Final bool
+	next  []seenNext // by byte
+}
+
+type seenNext struct {
+	b  byte
+	to *Seen
+}
+
+func (s *Seen) Child(b byte) *Seen {
+	if s == nil {
+		return nil
+	}
+	i, found := slices.BinarySearchFunc(s.next, b, func(n seenNext, b byte) int { return cmp.Compare(n.b, b) })
+	if !found {
+		return nil
+	}
+	return s.next[i].to
+}
+
+type memoryKey struct {
+	seen, like    uint32
+	start         int32
+	inside, blind bool
+}
+
+// addedKey is a set and a text that joins it.
+type addedKey struct {
+	to   uint32
+	text string
+}
+
+// memories keeps each memory once.
+type memories struct {
+	known map[memoryKey]*memory
+	added map[addedKey]*Seen
+	ids   uint32
+	nodes uint32
+	bytes int
+}
+
+func idOf(s *Seen) uint32 {
+	if s == nil {
+		return 0
+	}
+	return s.id
+}
+
+func (m *memories) keep(want memory) *memory {
+	key := memoryKey{idOf(want.seen), idOf(want.Like), want.start, want.Inside, want.blind}
+	if known := m.known[key]; known != nil {
+		return known
+	}
+	m.ids++
+	want.id = m.ids
+	m.known[key] = &want
+	m.bytes += 120
+	return &want
+}
+
+// add is s and one more text, kept once.
+func (m *memories) add(s *Seen, text []byte) *Seen {
+	key := addedKey{idOf(s), string(text)}
+	out := m.added[key]
+	if out == nil {
+		out = m.with(s, text)
+		m.added[key] = out
+		m.bytes += 80 + len(text)
+	}
+	return out
+}
+
+func (m *memories) with(s *Seen, text []byte) *Seen {
+	m.nodes++
+	out := &Seen{id: m.nodes}
+	if s != nil {
+		out.Final, out.next = s.Final, s.next
+	}
+	m.bytes += 48 + 16*len(out.next)
+	if len(text) == 0 {
+		out.Final = true
+		return out
+	}
+	below := m.with(s.Child(text[0]), text[1:])
+	out.next = slices.Clone(out.next)
+	i, found := slices.BinarySearchFunc(out.next, text[0], func(n seenNext, b byte) int { return cmp.Compare(n.b, b) })
+	if found {
+		out.next[i].to = below
+	} else {
+		out.next = slices.Insert(out.next, i, seenNext{text[0], below})
+	}
+	return out
+}
+
+// opened is the memory of an array that begins.
+func (m *Machine) opened() *memory { return m.memories.keep(memory{}) }
+
+// begun is the memory once another item begins, or nil outside the arrays.
+func (m *Machine) begun(of *memory) *memory {
+	if of == nil || of.Inside {
+		return nil
+	}
+	return m.memories.keep(memory{seen: of.seen, Inside: true, start: -1, Like: of.seen, blind: of.blind})
+}
+
+// ended is the memory once the item ends, or nil where it is like one before.
+func (m *Machine) ended(of *memory) *memory {
+	switch {
+	case of == nil || of.blind || of.Like != nil && of.Like.Final:
+		return nil
+	case !m.Exact:
+		return m.memories.keep(memory{seen: of.seen, blind: true})
+	}
+	return m.memories.keep(memory{seen: m.memories.add(of.seen, m.Text[of.start:])})
+}
+
+// read is the memory after b, the last byte of m.text, and whether it depends on
+// where that is or which of its class it is.
+func (m *Machine) read(of *memory, b byte) (*memory, bool) {
+	if of == nil || !of.Inside || of.Like == nil && of.start >= 0 {
+		return of, false
+	}
+	next := *of
+	next.Like = of.Like.Child(b)
+	if next.start < 0 {
+		next.start = int32(len(m.Text)) - 1
+	}
+	return m.memories.keep(next), true
+}
+
+// strange is the memory of an item that is unlike all before.
+func (m *Machine) strange(of *memory) *memory {
+	if of == nil || of.Like == nil {
+		return of
+	}
+	next := *of
+	next.Like = nil
+	return m.memories.keep(next)
+}
+
+// hope is whether an item can still come out unlike those before.
+type hope uint8
+
+const (
+	unknownHope hope = iota
+	someHope
+	noHope
+)
+
+const maxHope = 5000 // positions looked at for an item that is new
+
+// hopeless says that all ways from p lead to an item that was there before.
+func (m *Machine) hopeless(p *Position) (bool, error) {
+	if p.hope != unknownHope {
+		return p.hope == noHope, nil
+	}
+	var looked []*Position
+	var search func(p *Position) (bool, error)
+	search = func(p *Position) (bool, error) {
+		switch {
+		case p.hope != unknownHope:
+			return p.hope == someHope, nil
+		case m.hopeful(p):
+			p.hope = someHope
+			return true, nil
+		case len(looked) >= maxHope:
+			return false, &ast.LimitError{What: "steps to find a new item", Limit: maxHope}
+		}
+		p.hope = noHope // until something else is found
+		looked = append(looked, p)
+		for b := range m.Allowed(p).All() {
+			next, err := m.raw(p, b)
+			if err != nil {
+				return false, err
+			}
+			if next == m.Nowhere {
+				continue
+			}
+			m.Heard(b)
+			some, err := search(next)
+			m.Unheard()
+			if some || err != nil {
+				return some, err
+			}
+		}
+		return false, nil
+	}
+	some, err := search(p)
+	if some || err != nil {
+		for _, q := range looked {
+			q.hope = unknownHope
+		}
+	}
+	if some {
+		p.hope = someHope
+	}
+	return !some && err == nil, err
+}
+
+// hopeful says that p itself shows that an item may come out new, or that none has
+// to come.
+func (m *Machine) hopeful(p *Position) bool {
+	if p.CanEnd || p.Popped {
+		return true
+	}
+	for _, c := range p.Configs {
+		switch {
+		case c.Mem == nil, c.Mem.Inside && c.Mem.Like == nil && (!c.Mem.blind || m.several(c.At)):
+			return true
+		case !c.Mem.Inside:
+			for _, it := range c.At.Items {
+				if m.Prog.leaves[it.Pc] {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
+// several says that the text goes on in two ways at least from s, so that one that
+// is not known cannot be all that is left.
+func (m *Machine) several(s *State) bool {
+	n := 0
+	if s.Done {
+		n = 1
+	}
+	first := -1
+	for _, it := range s.Items {
+		in := &m.Prog.Code[it.Pc]
+		if in.Op != OpChar {
+			continue
+		}
+		for _, e := range m.Prog.Classes[in.Class].States[it.Sub] {
+			if e.Lo != e.Hi || first >= 0 && int(e.Lo) != first {
+				return true
+			}
+			first = int(e.Lo)
+		}
+	}
+	if first >= 0 {
+		n++
+	}
+	return n > 1
+}
+
+// MaxDifferent bounds how many different texts are counted.
+const MaxDifferent = 1000
+
+// Different counts the texts of a rule up to want, and says whether those are all.
+// It goes on from a number of beginnings at a time, so that it may miss some.
+func (m *Machine) Different(rule int32, want int) (n int, all bool, err error) {
+	p, err := m.At(m.Start(rule), m.Stacks.Bottom, nil)
+	if err != nil {
+		return 0, false, err
+	}
+	all = true
+	beam := []*Position{p}
+	for depth := 0; len(beam) > 0 && n < want; depth++ {
+		if depth > 10*MaxDifferent {
+			return n, false, nil
+		}
+		var next []*Position
+		for _, p := range beam {
+			if p.CanEnd {
+				n++
+			}
+			for b := range m.Allowed(p).All() {
+				if len(next) > 4*want {
+					all = false
+					break
+				}
+				q, err := m.raw(p, b)
+				if err != nil {
+					return n, false, err
+				}
+				if q != m.Nowhere {
+					next = append(next, q)
+				}
+			}
+		}
+		beam = next
+	}
+	return n, all, nil
+}

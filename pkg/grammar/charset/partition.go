@@ -1,0 +1,151 @@
+package charset
+
+import "slices"
+
+// Partition cuts the code points into classes that an automaton does not tell
+// apart. starts are where intervals begin, the first at 0; class is of each.
+type Partition struct {
+	starts []rune
+	class  []int32
+	Count  int
+}
+
+// NewPartition is the coarsest partition of which every set is a union.
+func NewPartition(sets []Set) *Partition {
+	cuts := []rune{0}
+	for _, s := range sets {
+		for _, p := range s {
+			cuts = append(cuts, p.Lo, p.Hi+1)
+		}
+	}
+	slices.Sort(cuts)
+	cuts = slices.Compact(cuts)
+	if cuts[len(cuts)-1] > MaxRune {
+		cuts = cuts[:len(cuts)-1]
+	}
+	// Refine by one set after another: two intervals stay together while every
+	// set holds both or neither.
+	class := make([]int32, len(cuts))
+	count := int32(1)
+	for _, s := range sets {
+		split := make(map[int32]int32, count)
+		for _, p := range s {
+			i, _ := slices.BinarySearch(cuts, p.Lo)
+			for ; i < len(cuts) && cuts[i] <= p.Hi; i++ {
+				to, ok := split[class[i]]
+				if !ok {
+					to = count
+					count++
+					split[class[i]] = to
+				}
+				class[i] = to
+			}
+		}
+	}
+	return joined(cuts, class)
+}
+
+// joined renumbers classes without gaps and joins neighbours.
+func joined(starts []rune, class []int32) *Partition {
+	p := &Partition{}
+	number := map[int32]int32{}
+	for i, c := range class {
+		if at := starts[i]; at >= 0xD800 && at <= 0xDFFF { // surrogates go with whoever comes before
+			if i+1 < len(starts) && starts[i+1] <= 0xE000 {
+				continue
+			}
+			starts[i] = 0xE000
+		}
+		id, ok := number[c]
+		if !ok {
+			id = int32(len(number))
+			number[c] = id
+		}
+		if n := len(p.class); n > 0 && p.class[n-1] == id {
+			continue
+		}
+		p.starts = append(p.starts, starts[i])
+		p.class = append(p.class, id)
+	}
+	p.Count = len(number)
+	return p
+}
+
+// Of is the class of r.
+func (p *Partition) Of(r rune) int32 {
+	i, found := slices.BinarySearch(p.starts, r)
+	if !found {
+		i--
+	}
+	return p.class[i]
+}
+
+// Sets lists the characters of every class.
+func (p *Partition) Sets() []Set {
+	spans := make([][]Span, p.Count)
+	for i, c := range p.class {
+		hi := rune(MaxRune)
+		if i+1 < len(p.starts) {
+			hi = p.starts[i+1] - 1
+		}
+		spans[c] = append(spans[c], Span{p.starts[i], hi})
+	}
+	out := make([]Set, p.Count)
+	for c, s := range spans {
+		out[c] = New(s...)
+	}
+	return out
+}
+
+// ClassesOf lists the classes that make up s.
+func (p *Partition) ClassesOf(s Set) []int32 {
+	var out []int32
+	for _, q := range s {
+		i, found := slices.BinarySearch(p.starts, q.Lo)
+		if !found {
+			i--
+		}
+		for ; i < len(p.starts) && p.starts[i] <= q.Hi; i++ {
+			out = append(out, p.class[i])
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// Meet is the coarsest partition finer than both, with the classes of each that
+// its classes lie in.
+func Meet(a, b *Partition) (m *Partition, inA, inB []int32) {
+	type pair struct{ a, b int32 }
+	number := map[pair]int32{}
+	m = &Partition{}
+	for i, j := 0, 0; i < len(a.starts) || j < len(b.starts); {
+		var at rune
+		switch {
+		case j == len(b.starts) || i < len(a.starts) && a.starts[i] < b.starts[j]:
+			at = a.starts[i]
+			i++
+		case i == len(a.starts) || b.starts[j] < a.starts[i]:
+			at = b.starts[j]
+			j++
+		default:
+			at = a.starts[i]
+			i++
+			j++
+		}
+		key := pair{a.class[i-1], b.class[j-1]}
+		id, ok := number[key]
+		if !ok {
+			id = int32(len(number))
+			number[key] = id
+			inA, inB = append(inA, key.a), append(inB, key.b)
+		}
+		if n := len(m.class); n > 0 && m.class[n-1] == id {
+			continue
+		}
+		m.starts = append(m.starts, at)
+		m.class = append(m.class, id)
+	}
+	m.Count = len(number)
+	return m, inA, inB
+}

@@ -1,0 +1,2 @@
+// Package gbnf parses GBNF, llama.cpp's grammar notation, to a Grammar.
+package gbnf

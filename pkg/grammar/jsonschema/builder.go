@@ -1,0 +1,137 @@
+package jsonschema
+
+import (
+	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
+)
+
+import (
+	"encoding/binary"
+	"maps"
+	"slices"
+)
+
+// schemaBuilder writes the rules of a schema: one for every demand on a value.
+type schemaBuilder struct {
+	x       *expander
+	space   *ast.Expr // between tokens of JSON
+	rules   []ast.Rule
+	byTerms map[string]int
+	byKey   map[string]int // rules shared by their text: numbers, strings
+	todo    []pending
+	// strict spells every value in one way alone, as items that must differ are.
+	strict bool
+	unique string // where it says that they must differ
+	counts []itemCount
+	// wholeCap and fractionCap are the most digits of a number before and after the
+	// point, or 0 for any number.
+	wholeCap, fractionCap int
+}
+
+type pending struct {
+	rule   int
+	want   terms
+	strict bool
+	unique string
+}
+
+func (b *schemaBuilder) add(name string, body *ast.Expr, apart bool) (int, error) {
+	if len(b.rules) >= ast.MaxRules {
+		return 0, &ast.LimitError{What: "rules", Limit: ast.MaxRules}
+	}
+	b.rules = append(b.rules, ast.Rule{Name: name, Body: body, Apart: apart})
+	return len(b.rules) - 1, nil
+}
+
+// value is a value that meets t.
+func (b *schemaBuilder) value(t terms) (*ast.Expr, error) {
+	if b.x.never(t) {
+		return ast.Fail(), nil
+	}
+	key := make([]byte, 0, 4*len(t)+1)
+	if b.strict {
+		key = append(key, 1)
+	}
+	for _, one := range t {
+		key = binary.LittleEndian.AppendUint32(key, uint32(one))
+	}
+	if id, ok := b.byTerms[string(key)]; ok {
+		return ast.Ref(id), nil
+	}
+	name := "value"
+	if len(t) > 0 {
+		name = "#" + b.x.doc.places[t[0]>>1].path
+	}
+	id, err := b.add(name, nil, false)
+	if err != nil {
+		return nil, err
+	}
+	b.byTerms[string(key)] = id
+	b.todo = append(b.todo, pending{id, t, b.strict, b.unique})
+	return ast.Ref(id), nil
+}
+
+// finish writes the rules that are still to be written.
+func (b *schemaBuilder) finish() error {
+	for len(b.todo) > 0 {
+		next := b.todo[len(b.todo)-1]
+		b.todo = b.todo[:len(b.todo)-1]
+		b.strict, b.unique = next.strict, next.unique
+		shapes, err := b.x.shapes(next.want)
+		if err != nil {
+			return err
+		}
+		subs := make([]*ast.Expr, len(shapes))
+		for i := range shapes {
+			if subs[i], err = b.shape(&shapes[i]); err != nil {
+				return err
+			}
+		}
+		b.rules[next.rule].Body = ast.Alt(subs...)
+	}
+	for _, key := range slices.Sorted(maps.Keys(b.x.langs)) {
+		if err := b.x.langs[key].Err; err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *schemaBuilder) shape(s *shape) (*ast.Expr, error) {
+	switch s.kind {
+	case isNull:
+		return ast.Text("null"), nil
+	case isBool:
+		out := ast.Fail()
+		if s.no {
+			out = ast.Text("false")
+		}
+		if s.yes {
+			out = ast.Alt(ast.Text("true"), out)
+		}
+		return out, nil
+	case isNumber:
+		return b.number(&s.number)
+	case isString:
+		return b.text(&s.text)
+	case isArray:
+		return b.array(&s.array)
+	}
+	return b.object(&s.object)
+}
+
+// shared is the rule of that key, made where it is not there yet.
+func (b *schemaBuilder) shared(key string, apart bool, body func() (*ast.Expr, error)) (*ast.Expr, error) {
+	if id, ok := b.byKey[key]; ok {
+		return ast.Ref(id), nil
+	}
+	e, err := body()
+	if err != nil {
+		return nil, err
+	}
+	id, err := b.add(key, e, apart)
+	if err != nil {
+		return nil, err
+	}
+	b.byKey[key] = id
+	return ast.Ref(id), nil
+}

@@ -1,0 +1,274 @@
+package jsonschema
+
+import (
+	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
+	"github.com/lamina-mesh/lamina/pkg/grammar/language"
+)
+
+import (
+	"strconv"
+	"strings"
+	"unicode/utf8"
+)
+
+// plainName says that a name is spelled in one way alone.
+func plainName(name string) bool {
+	return !strings.ContainsFunc(name, func(r rune) bool { return r < 0x20 || r >= utf8.RuneSelf || r == '"' || r == '\\' })
+}
+
+// member is a name, a colon and a value.
+func (b *schemaBuilder) member(name *ast.Expr, value terms) (*ast.Expr, error) {
+	v, err := b.value(value)
+	if err != nil || v.Op == ast.OpFail {
+		return v, err
+	}
+	if b.strict {
+		return ast.Seq(name, ast.Text(": "), v), nil
+	}
+	return ast.Seq(name, b.space, ast.Text(":"), b.space, v, b.space), nil
+}
+
+func (b *schemaBuilder) knownName(name string) *ast.Expr {
+	if plainName(name) {
+		return ast.Text(`"` + name + `"`)
+	}
+	if b.strict {
+		return ast.Seq(ast.Text(`"`), ast.Literal(name, ast.JsonUnique), ast.Text(`"`))
+	}
+	return ast.Seq(ast.Text(`"`), ast.Literal(name, ast.JsonCanonical), ast.Text(`"`))
+}
+
+func (b *schemaBuilder) extraName(names *language.DFA) (*ast.Expr, error) {
+	if names == nil {
+		return b.anyString()
+	}
+	return ast.Seq(ast.Text(`"`), names.Minimal().Graph(ast.JsonCanonical), ast.Text(`"`)), nil
+}
+
+// drawn is a place between the members of an object.
+type drawn struct {
+	next   int   // the first member that may still come in its turn
+	free   uint8 // which of those in any order have come
+	exists uint8 // which of those that must exist have
+	count  int   // members, as far as there is a bound
+	sure   int   // members of different names, as far as some are wanted
+	extra  bool  // one without a name of its own is among those
+}
+
+// drawing is the graph of an object's members in the making. A place between
+// members has up to three states: after a member, and before one, where the turn
+// of the members of fixed order may be passed on.
+type drawing struct {
+	b       *schemaBuilder
+	plan    *objectPlan
+	g       *ast.Graph
+	known   map[drawn]int // after a member
+	turns   map[drawn]int // where the member next may come, or a later one
+	order   []drawn
+	pairs   map[string]*ast.Expr
+	ordered []int // members that come in their turn
+	free    []int
+	counts  bool
+	sures   bool
+}
+
+func (b *schemaBuilder) draw(plan *objectPlan) (*ast.Expr, error) {
+	d := &drawing{b: b, plan: plan, g: &ast.Graph{}, known: map[drawn]int{}, turns: map[drawn]int{}, pairs: map[string]*ast.Expr{}}
+	required := 0
+	for i, m := range plan.members {
+		if m.free {
+			d.free = append(d.free, i)
+		} else {
+			d.ordered = append(d.ordered, i)
+		}
+		if m.required {
+			required++
+		}
+	}
+	d.counts = plan.set.max >= 0 && (len(plan.extras) > 0 || plan.set.max < len(plan.members))
+	d.sures = plan.set.min > required
+	start := d.g.Add()
+	if plan.set.max != 0 {
+		if err := d.before(start, drawn{}); err != nil {
+			return nil, err
+		}
+	}
+	if d.mayEnd(drawn{}) {
+		d.g.States[start].Final = true
+	}
+	for i := 0; i < len(d.order); i++ {
+		s := d.order[i]
+		at := d.known[s]
+		d.g.States[at].Final = d.mayEnd(s)
+		if d.counts && s.count >= plan.set.max {
+			continue
+		}
+		more := d.g.Add()
+		d.g.Edge(at, b.comma(), more)
+		if err := d.before(more, s); err != nil {
+			return nil, err
+		}
+		if len(d.g.States) > maxGraph {
+			return nil, &ast.LimitError{What: "states of an object", Limit: maxGraph}
+		}
+	}
+	return d.g.Expr(), nil
+}
+
+func (d *drawing) mayEnd(s drawn) bool {
+	for _, i := range d.ordered[s.next:] {
+		if d.plan.members[i].required {
+			return false
+		}
+	}
+	for j, i := range d.free {
+		if d.plan.members[i].required && s.free>>j&1 == 0 {
+			return false
+		}
+	}
+	return (!d.sures || s.sure >= d.plan.set.min) && s.exists == 1<<len(d.plan.set.exists)-1
+}
+
+// after is the state after a member that leads to s.
+func (d *drawing) after(s drawn) int {
+	id, ok := d.known[s]
+	if !ok {
+		id = d.g.Add()
+		d.known[s] = id
+		d.order = append(d.order, s)
+	}
+	return id
+}
+
+func (d *drawing) counted(s drawn, extra bool) drawn {
+	if d.counts {
+		s.count++
+	}
+	if d.sures && (!extra || !s.extra) {
+		s.sure = min(s.sure+1, d.plan.set.min)
+		s.extra = s.extra || extra
+	}
+	return s
+}
+
+// before adds the members that may come at s.
+func (d *drawing) before(from int, s drawn) error {
+	for i := range d.plan.extras {
+		if err := d.extra(from, s, i); err != nil {
+			return err
+		}
+	}
+	for j, i := range d.free {
+		if s.free>>j&1 == 0 {
+			next := s
+			next.free |= 1 << j
+			if err := d.named(from, next, i); err != nil {
+				return err
+			}
+		}
+	}
+	for s.next < len(d.ordered) {
+		here, made := d.turn(s)
+		d.g.Edge(from, nil, here)
+		if !made {
+			return nil
+		}
+		i, next := d.ordered[s.next], s
+		next.next++
+		if err := d.named(here, next, i); err != nil {
+			return err
+		}
+		if d.plan.members[i].required {
+			return nil
+		}
+		from, s = here, next
+	}
+	return nil
+}
+
+// turn is the state at which the members of fixed order from s.next on may come.
+func (d *drawing) turn(s drawn) (id int, made bool) {
+	id, ok := d.turns[s]
+	if !ok {
+		id = d.g.Add()
+		d.turns[s] = id
+	}
+	return id, !ok
+}
+
+// named adds a member with a name of its own, once as it is and once for each of
+// those that must exist and that it may be.
+func (d *drawing) named(from int, next drawn, i int) error {
+	m := d.plan.members[i]
+	next = d.counted(next, false)
+	add := func(value terms, next drawn) error {
+		pair, err := d.pair("="+m.name, func() (*ast.Expr, error) { return d.b.knownName(m.name), nil }, value)
+		if err == nil && pair.Op != ast.OpFail {
+			d.g.Edge(from, pair, d.after(next))
+		}
+		return err
+	}
+	if err := add(m.value, next); err != nil {
+		return err
+	}
+	for _, e := range d.plan.exists[i] {
+		if next.exists>>e&1 == 0 {
+			met := next
+			met.exists |= 1 << e
+			if err := add(m.value.with(d.plan.set.exists[e].value...), met); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (d *drawing) extra(from int, s drawn, index int) error {
+	e := d.plan.extras[index]
+	next := d.counted(s, true)
+	add := func(value terms, next drawn) error {
+		pair, err := d.pair(strconv.Itoa(index), func() (*ast.Expr, error) { return d.b.extraName(e.names) }, value)
+		if err == nil && pair.Op != ast.OpFail {
+			d.g.Edge(from, pair, d.after(next))
+		}
+		return err
+	}
+	if err := add(e.value, next); err != nil {
+		return err
+	}
+	for i, want := range d.plan.set.exists {
+		if e.exists>>i&1 == 1 && next.exists>>i&1 == 0 {
+			met := next
+			met.exists |= 1 << i
+			if err := add(e.value.with(want.value...), met); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// pair is a member as a rule of its own, made once.
+func (d *drawing) pair(name string, write func() (*ast.Expr, error), value terms) (*ast.Expr, error) {
+	key := name + "\x00" + string(termBytes(value))
+	if e, ok := d.pairs[key]; ok {
+		return e, nil
+	}
+	n, err := write()
+	if err != nil {
+		return nil, err
+	}
+	e, err := d.b.member(n, value)
+	if err != nil {
+		return nil, err
+	}
+	if e.Op != ast.OpFail {
+		id, err := d.b.add("member "+name, e, false)
+		if err != nil {
+			return nil, err
+		}
+		e = ast.Ref(id)
+	}
+	d.pairs[key] = e
+	return e, nil
+}

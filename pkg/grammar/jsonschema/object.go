@@ -1,0 +1,362 @@
+package jsonschema
+
+import (
+	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
+	"github.com/lamina-mesh/lamina/pkg/grammar/charset"
+	"github.com/lamina-mesh/lamina/pkg/grammar/language"
+)
+
+import "slices"
+
+const (
+	maxFree   = 5  // members of an object that may come in any order
+	maxPieces = 32 // kinds of names that are told apart
+	maxExists = 6  // members that must exist whatever their name
+)
+
+// planned is a member of an object with a name known beforehand.
+type planned struct {
+	name     string
+	value    terms
+	required bool
+	free     bool // it may come at any time, not in its turn
+}
+
+// extra is the members whose names are not known beforehand, but all alike.
+type extra struct {
+	names  *language.DFA // nil is every string
+	value  terms
+	exists uint8 // which of objectSet.exists they may be
+}
+
+// objectPlan is an object as the graph of its members is drawn.
+type objectPlan struct {
+	set     *objectSet
+	members []planned
+	extras  []extra
+	exists  [][]int // of members: which of set.exists each may be
+}
+
+// object is "{", members and "}". Members with a name of their own come in the
+// order in which the schema lists them, others at any time.
+func (b *schemaBuilder) object(o *objectSet) (*ast.Expr, error) {
+	plan, ok, err := b.plan(o)
+	if err != nil {
+		return nil, err
+	}
+	if !ok {
+		return ast.Fail(), nil
+	}
+	inside, err := b.draw(plan)
+	if err != nil {
+		return nil, err
+	}
+	return ast.Seq(ast.Text("{"), b.gap(), inside, ast.Text("}")), nil
+}
+
+func (b *schemaBuilder) plan(o *objectSet) (*objectPlan, bool, error) {
+	if len(o.exists) > maxExists {
+		return nil, false, &ast.LimitError{What: "members that must exist", Limit: maxExists}
+	}
+	var names []string
+	known := map[string]bool{}
+	tellers := 0 // groups that name members
+	for _, g := range o.groups {
+		if len(g.declared) > 0 {
+			tellers++
+		}
+		if g.unordered {
+			tellers += 2
+		}
+		for _, d := range g.declared {
+			if !known[d.name] {
+				known[d.name] = true
+				names = append(names, d.name)
+			}
+		}
+	}
+	listed := len(names)
+	for _, name := range o.required {
+		if !known[name] {
+			known[name] = true
+			names = append(names, name)
+		}
+	}
+	allowed, err := b.nameShapes(o)
+	if err != nil {
+		return nil, false, err
+	}
+	plan := &objectPlan{set: o}
+	anyOrder := tellers > 1 && len(names) <= maxFree
+	for i, name := range names {
+		m := planned{name: name, required: slices.Contains(o.required, name)}
+		for _, g := range o.groups {
+			m.value = m.value.with(g.value(name)...)
+		}
+		if !fitsAny(allowed, name) {
+			m.value = terms{is(b.x.none)}
+		}
+		if b.x.never(m.value) {
+			if m.required {
+				return nil, false, nil
+			}
+			continue
+		}
+		m.free = !b.strict && (anyOrder || i >= listed && len(names)-listed <= maxFree)
+		plan.members = append(plan.members, m)
+	}
+	if plan.extras, err = b.extras(o, names, allowed); err != nil {
+		return nil, false, err
+	}
+	for _, m := range plan.members {
+		var may []int
+		for i, e := range o.exists {
+			is, err := b.mayBe(e, m.name)
+			if err != nil {
+				return nil, false, err
+			}
+			if is {
+				may = append(may, i)
+			}
+		}
+		plan.exists = append(plan.exists, may)
+	}
+	if b.strict && len(plan.extras) > 0 {
+		return nil, false, &ast.UnsupportedError{Kind: "schema", Feature: "uniqueItems", Path: b.unique, Why: "items hold an object with members of any name, so that equal ones may look different"}
+	}
+	sure := len(plan.members)
+	if len(plan.extras) > 0 {
+		sure++
+	}
+	if o.min > sure && len(plan.extras) > 0 {
+		return nil, false, &ast.UnsupportedError{Kind: "schema", Feature: "minProperties", Path: o.path, Why: "it wants more members than have a name, and others might repeat theirs"}
+	}
+	return plan, true, nil
+}
+
+// nameShapes is the strings that names may be, or nil for any.
+func (b *schemaBuilder) nameShapes(o *objectSet) ([]shape, error) {
+	if len(o.names) == 0 {
+		return nil, nil
+	}
+	shapes, err := b.x.shapes(o.names)
+	if err != nil {
+		return nil, err
+	}
+	out := []shape{}
+	for _, s := range shapes {
+		if s.kind == isString {
+			out = append(out, s)
+		}
+	}
+	return out, nil
+}
+
+func fitsAny(allowed []shape, name string) bool {
+	return allowed == nil || slices.ContainsFunc(allowed, func(s shape) bool {
+		return s.text.fits(name) && (!s.text.finite || slices.Contains(s.text.texts, name))
+	})
+}
+
+// mayBe says whether a member of that name can be the one that e wants.
+func (b *schemaBuilder) mayBe(e member, name string) (bool, error) {
+	switch {
+	case e.in != nil:
+		return e.in.Accepts(name), nil
+	case e.outside != nil:
+		return !slices.ContainsFunc(e.outside.declared, func(d declared) bool { return d.name == name }) &&
+			!slices.ContainsFunc(e.outside.patterns, func(p patterned) bool { return p.name.Accepts(name) }), nil
+	case e.name != nil:
+		allowed, err := b.nameShapes(&objectSet{names: e.name})
+		return fitsAny(allowed, name), err
+	}
+	return true, nil
+}
+
+// unionDFA is the strings of any of the shapes.
+func unionDFA(shapes []shape) (*language.DFA, error) {
+	d := &language.DFA{Part: charset.NewPartition(nil)}
+	for i := range shapes {
+		one, err := shapes[i].text.dfa()
+		if err != nil {
+			return nil, err
+		}
+		if d, err = language.Union(d, one); err != nil {
+			return nil, err
+		}
+	}
+	return d, nil
+}
+
+// extras tells names apart that are not known beforehand: by the patterns that
+// they match, and by what must exist.
+func (b *schemaBuilder) extras(o *objectSet, names []string, allowed []shape) ([]extra, error) {
+	type piece struct {
+		names *language.DFA
+		in    map[string]bool
+	}
+	pieces := []piece{{in: map[string]bool{}}}
+	if allowed != nil {
+		d, err := unionDFA(allowed)
+		if err != nil {
+			return nil, err
+		}
+		pieces[0].names = d
+	}
+	if len(names) > 0 {
+		known, err := language.Texts(names)
+		if err != nil {
+			return nil, err
+		}
+		from := pieces[0].names
+		if from == nil {
+			from = language.Any()
+		}
+		if pieces[0].names, err = language.Subtract(from, known); err != nil {
+			return nil, err
+		}
+	}
+	criteria, err := b.criteria(o)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range criteria {
+		match, err := c.DFA()
+		if err != nil {
+			return nil, err
+		}
+		var split []piece
+		for _, p := range pieces {
+			from := p.names
+			if from == nil {
+				from = language.Any()
+			}
+			in, err := language.Intersect(from, match)
+			if err != nil {
+				return nil, err
+			}
+			out, err := language.Subtract(from, match)
+			if err != nil {
+				return nil, err
+			}
+			if !in.IsEmpty() {
+				matched := map[string]bool{c.Key: true}
+				for k := range p.in {
+					matched[k] = true
+				}
+				split = append(split, piece{in, matched})
+			}
+			if !out.IsEmpty() {
+				split = append(split, piece{out, p.in})
+			}
+		}
+		if pieces = split; len(pieces) > maxPieces {
+			return nil, &ast.LimitError{What: "kinds of names", Limit: maxPieces}
+		}
+	}
+	var out []extra
+	for _, p := range pieces {
+		if p.names != nil && p.names.IsEmpty() {
+			continue
+		}
+		e := extra{names: p.names}
+		for _, g := range o.groups {
+			known := false
+			for _, q := range g.patterns {
+				if p.in[q.name.Key] {
+					e.value, known = e.value.with(q.value...), true
+				}
+			}
+			if !known {
+				e.value = e.value.with(g.rest...)
+			}
+		}
+		for i, want := range o.exists {
+			if b.pieceMayBe(want, p.in) {
+				e.exists |= 1 << i
+			}
+		}
+		if !b.x.never(e.value) {
+			out = append(out, e)
+		}
+	}
+	return out, nil
+}
+
+func (b *schemaBuilder) pieceMayBe(e member, in map[string]bool) bool {
+	switch {
+	case e.in != nil:
+		return in[e.in.Key]
+	case e.outside != nil:
+		if l, err := outsideLang(e.outside); err == nil && l != nil && in[l.Key] {
+			return false
+		}
+		return !slices.ContainsFunc(e.outside.patterns, func(p patterned) bool { return in[p.name.Key] })
+	case e.name != nil:
+		return in[namesKey(e.name)]
+	}
+	return true
+}
+
+func namesKey(t terms) string { return "names " + string(termBytes(t)) }
+
+func termBytes(t terms) []byte {
+	var out []byte
+	for _, one := range t {
+		out = language.AppendInt32(out, int32(one))
+	}
+	return out
+}
+
+// outsideLang is the names that a group declares, or nil where it declares none.
+func outsideLang(g *memberGroup) (*language.Language, error) {
+	if len(g.declared) == 0 {
+		return nil, nil
+	}
+	names := make([]string, len(g.declared))
+	for i, d := range g.declared {
+		names[i] = d.name
+	}
+	return language.OfTexts(names)
+}
+
+// criteria lists the languages by which names are told apart.
+func (b *schemaBuilder) criteria(o *objectSet) ([]*language.Language, error) {
+	var out []*language.Language
+	add := func(l *language.Language) {
+		if l != nil && !slices.ContainsFunc(out, func(o *language.Language) bool { return o.Key == l.Key }) {
+			out = append(out, l)
+		}
+	}
+	for _, g := range o.groups {
+		for _, p := range g.patterns {
+			add(p.name)
+		}
+	}
+	for _, e := range o.exists {
+		switch {
+		case e.in != nil:
+			add(e.in)
+		case e.outside != nil:
+			l, err := outsideLang(e.outside)
+			if err != nil {
+				return nil, err
+			}
+			add(l)
+			for _, p := range e.outside.patterns {
+				add(p.name)
+			}
+		case e.name != nil:
+			allowed, err := b.nameShapes(&objectSet{names: e.name})
+			if err != nil {
+				return nil, err
+			}
+			d, err := unionDFA(allowed)
+			if err != nil {
+				return nil, err
+			}
+			add(&language.Language{Key: namesKey(e.name), Auto: d})
+		}
+	}
+	return out, nil
+}

@@ -1,0 +1,263 @@
+package mask
+
+import (
+	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
+	"github.com/lamina-mesh/lamina/pkg/grammar/automaton"
+	"github.com/lamina-mesh/lamina/pkg/grammar/spelling"
+)
+
+import (
+	"slices"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+)
+
+// costs is how many bytes are needed, at least, from every instruction of a program
+// to the end of what is around it: the turn of its innermost loop that counts, or
+// its rule.
+type costs struct {
+	code  []int64
+	rules []int64
+	class [][]int64 // of each class's states, to the end of the character
+}
+
+const noCost = int64(1) << 40
+
+func newCosts(p *automaton.Program) *costs {
+	c := &costs{code: make([]int64, len(p.Code)), rules: make([]int64, len(p.Starts)), class: make([][]int64, len(p.Classes))}
+	for i, class := range p.Classes {
+		c.class[i] = classCosts(class)
+	}
+	for i := range c.code {
+		c.code[i] = noCost
+	}
+	for i := range c.rules {
+		c.rules[i] = noCost
+	}
+	for changed := true; changed; {
+		changed = false
+		for pc := range p.Code {
+			if n := c.instruction(p, int32(pc)); n < c.code[pc] {
+				c.code[pc], changed = n, true
+			}
+		}
+		for id, start := range p.Starts {
+			if start >= 0 && c.code[start] < c.rules[id] {
+				c.rules[id], changed = c.code[start], true
+			}
+		}
+	}
+	return c
+}
+
+func classCosts(class *spelling.Class) []int64 {
+	out := make([]int64, len(class.States))
+	for i := range out {
+		out[i] = noCost
+	}
+	for changed := true; changed; {
+		changed = false
+		for i, edges := range class.States {
+			for _, e := range edges {
+				n := int64(1)
+				if e.To != spelling.End {
+					n += out[e.To]
+				}
+				if n < out[i] {
+					out[i], changed = n, true
+				}
+			}
+		}
+	}
+	return out
+}
+
+// to is the cost from pc on, in the turn of a loop.
+func (c *costs) to(pc, loop int32) int64 {
+	if pc == loop {
+		return 0
+	}
+	return c.code[pc]
+}
+
+func (c *costs) instruction(p *automaton.Program, pc int32) int64 {
+	in := &p.Code[pc]
+	n := noCost
+	switch in.Op {
+	case automaton.OpDone:
+		return 0
+	case automaton.OpChar:
+		n = c.class[in.Class][0] + c.to(in.X, in.Loop)
+	case automaton.OpCall:
+		n = c.rules[in.Rule] + c.to(in.X, in.Loop)
+	case automaton.OpSplit:
+		n = min(c.to(in.X, in.Loop), c.to(in.Y, in.Loop))
+	case automaton.OpEnter:
+		loop := &p.Code[in.X]
+		n = c.to(loop.Y, in.Loop)
+		if loop.Least > 0 {
+			n += int64(loop.Least) * c.to(loop.X, in.X)
+		}
+	}
+	return min(n, noCost)
+}
+
+// item is the cost from a place on to the end of its rule.
+func (c *costs) item(m *engine, it automaton.Item) int64 {
+	in := &m.Prog.Code[it.Pc]
+	n := c.code[it.Pc]
+	if in.Op == automaton.OpChar && it.Sub != 0 {
+		n = c.class[in.Class][it.Sub] + c.to(in.X, in.Loop)
+	}
+	for loop, count := in.Loop, it.Count; count != 0; {
+		l := &m.Prog.Code[loop]
+		list := m.Counts.Lists[count]
+		if left := int64(l.Least) - int64(list.N); left > 0 { // n counts this turn
+			n += left * c.to(l.X, loop)
+		}
+		n += c.to(l.Y, l.Loop)
+		loop, count = l.Loop, list.Below
+	}
+	return min(n, noCost)
+}
+
+// cost is the bytes that are needed, at least, from a state to the end of its rule.
+func (m *engine) cost(s *automaton.State) int64 {
+	known := notes(s)
+	if known.cost == 0 {
+		n := noCost
+		for _, it := range s.Items {
+			n = min(n, m.costs.item(m, it))
+		}
+		known.cost = n + 1
+	}
+	return known.cost - 1
+}
+
+// depthCost is the bytes that are needed, at least, to end all that is open.
+func (m *engine) depthCost(s *automaton.Stack) int64 {
+	if s.Ends&automaton.EndsText != 0 {
+		return 0
+	}
+	if n, ok := m.depths[s]; ok {
+		return n
+	}
+	n := noCost
+	for _, f := range s.Frames {
+		n = min(n, m.cost(f.Ret)+m.depthCost(f.Below))
+	}
+	m.depths[s] = n
+	return n
+}
+
+// ending is the bytes that are needed, at least, to end a text at p.
+func (m *engine) ending(p *automaton.Position) int64 {
+	if m.costs == nil {
+		m.costs = newCosts(m.Prog)
+	}
+	if m.depths == nil {
+		m.depths = map[*automaton.Stack]int64{}
+	}
+	if p.CanEnd {
+		return 0
+	}
+	n := noCost
+	for _, k := range p.Kernels {
+		n = min(n, m.cost(k.At)+m.depthCost(k.Above))
+	}
+	return n
+}
+
+// Shortest is how many bytes, and so how many tokens at the most, the shortest end
+// of the text needs: 0 where it may end now. Where items of an array must differ it
+// may need more.
+func (m *Matcher) Shortest() int {
+	if m.now().ended {
+		return 0
+	}
+	mach := m.c.m
+	mach.Mu.Lock()
+	defer mach.Mu.Unlock()
+	mach.refresh()
+	return int(mach.ending(m.now().Position))
+}
+
+// Bounds on looking for a completion.
+const (
+	maxCompletion = 1 << 20 // bytes
+	maxNearer     = 20_000  // positions looked at for the next step
+)
+
+// Completion returns a short text that ends the text so far, the shortest unless
+// items of an array must differ; nothing where it may end now. The matcher does not
+// move. A sampler that has only so many tokens left forces it in time, so that what
+// it emits is whole.
+func (m *Matcher) Completion() ([]byte, error) {
+	if m.now().ended {
+		return nil, nil
+	}
+	mach := m.c.m
+	mach.Mu.Lock()
+	defer mach.Mu.Unlock()
+	mach.refresh()
+	mach.Attend(m.text)
+	at := m.now().Position
+	var out []byte
+	for !at.CanEnd {
+		more, next, err := mach.nearer(at)
+		if err != nil {
+			return nil, err
+		}
+		if out = append(out, more...); len(out) > maxCompletion {
+			return nil, &ast.LimitError{What: "bytes to end a text", Limit: maxCompletion}
+		}
+		for _, b := range more {
+			mach.Heard(b)
+		}
+		at = next
+	}
+	return out, nil
+}
+
+// nearer is the fewest bytes that bring the end of a text nearer.
+func (m *engine) nearer(p *automaton.Position) ([]byte, *automaton.Position, error) {
+	type way struct {
+		to   *automaton.Position
+		text []byte
+	}
+	from := m.ending(p)
+	looked := map[*automaton.Position]bool{p: true}
+	base := len(m.Text)
+	for work := []way{{to: p}}; len(work) > 0; work = work[1:] {
+		w := work[0]
+		if m.Prog.Unique {
+			m.Text = append(m.Text[:base], w.text...)
+		}
+		tried := [256]bool{}
+		for b := range m.Allowed(w.to).All() {
+			if number := m.ClassOf[b]; tried[number] && !m.Prog.Unique {
+				continue
+			} else {
+				tried[number] = true
+			}
+			next, err := m.Follow(w.to, b)
+			if err != nil {
+				return nil, nil, err
+			}
+			if next == m.Nowhere || looked[next] {
+				continue
+			}
+			looked[next] = true
+			text := append(slices.Clip(w.text), b)
+			if m.ending(next) < from {
+				m.Text = m.Text[:base]
+				return text, next, nil
+			}
+			if len(looked) > maxNearer {
+				return nil, nil, &ast.LimitError{What: "steps to end a text", Limit: maxNearer}
+			}
+			work = append(work, way{next, text})
+		}
+	}
+	return nil, nil, fault.New(fault.Internal, "end a text: nothing ends it")
+}
