@@ -28,7 +28,7 @@ func TestGrammar_ExitCodes(t *testing.T) {
 	schema := grammarFile(t, `{"type":"object","properties":{"a":{"type":"integer"}},"required":["a"]}`)
 	verbOK(t, `{"a": 1}`, "grammar", "--schema", schema)
 	verbFails(t, 1, "byte 6", `{"a": "x"}`, "grammar", "--schema", schema)
-	verbFails(t, 2, `honour schema format color at ""`, `1`, "grammar", "--schema", grammarFile(t, `{"format":"color"}`))
+	verbFails(t, 2, `honour schema pattern "(?=x)" at ""`, `1`, "grammar", "--schema", grammarFile(t, `{"pattern":"(?=x)"}`))
 	verbOK(t, "ABC-12", "grammar", "--regex", `^[A-Z]{3}-\d+$`)
 	verbFails(t, 1, "byte 3", "ABC:12", "grammar", "--regex", `[A-Z]{3}-\d+`)
 	verbFails(t, 2, "lookahead", "ab", "grammar", "--regex", `a(?=b)b`)

@@ -252,7 +252,7 @@ func TestStructure_RefusesByField(t *testing.T) {
 		{"hermes", toolcall.Offer{Tools: []byte(`[{"function":{"name":"a b"}}]`)}, "tools[0].function.name"},
 		{"hermes", toolcall.Offer{Tools: []byte(`[` + f + `,` + f + `]`)}, "tools[1].function.name"},
 		{"hermes", toolcall.Offer{Tools: []byte(`[` + f + `]`), Function: "g"}, `tool_choice: no tool is named "g"`},
-		{"hermes", toolcall.Offer{Tools: []byte(`[{"name":"f","strict":true,"parameters":{"properties":{"a":{"format":"never"}}}}]`), Honours: refuses}, "tools[0].parameters"},
+		{"hermes", toolcall.Offer{Tools: []byte(`[{"name":"f","strict":true,"parameters":{"properties":{"a":{"pattern":"(?=x)"}}}}]`), Honours: refuses}, "tools[0].parameters"},
 		{"hermes", toolcall.Offer{Tools: []byte(`[{"name":"f","strict":true,"parameters":{"type":"array"}}]`)}, "tools[0].parameters"},
 		{"pythonic", toolcall.Offer{Tools: []byte(`[{"name":"f","strict":true,"parameters":{"oneOf":[{},{}]}}]`)}, "tools[0].parameters"},
 		{"pythonic", toolcall.Offer{Tools: []byte(`[{"name":"f","parameters":{"properties":{"a b":{}},"required":["a b"]}}]`)}, "tools[0].parameters"},
@@ -299,7 +299,7 @@ func TestStructure_OffersOfEveryKind(t *testing.T) {
 	texts(t, hermes, toolcall.Offer{Tools: []byte(offers), Function: "go-to"}, []string{"Hi."}, []string{call})
 	texts(t, hermes, toolcall.Offer{Tools: []byte(offers), Content: []byte(`{"type":"regex","pattern":"[0-9]+"}`)}, []string{"12", call, "\n" + call}, []string{"", "Hi.", "12" + call})
 	// A schema that cannot be honoured is followed no further than to an object.
-	odd := []byte(`[{"function":{"name":"odd","parameters":{"properties":{"a":{"format":"never"}}}}}]`)
+	odd := []byte(`[{"function":{"name":"odd","parameters":{"properties":{"a":{"pattern":"(?=x)"}}}}}]`)
 	texts(t, hermes, toolcall.Offer{Tools: odd, Honours: func(schema []byte) error { _, err := grammar.Schema(schema); return err }},
 		[]string{`<tool_call>{"name": "odd", "arguments": {"b":[1]}}</tool_call>`}, []string{`<tool_call>{"name": "odd", "arguments": []}</tool_call>`})
 	// The reasoning, opened by the prompt or not.
