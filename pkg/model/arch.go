@@ -7,31 +7,31 @@ import (
 	"strings"
 )
 
-// architecture is what an architecture's file says of it.
+// architecture is what the file of an architecture provides.
 type architecture struct {
-	name       string   // Spec.Architecture
-	modelTypes []string // model_type in config.json
-	gguf       []string // general.architecture in GGUF files
-	class      string   // of transformers
-	usual      map[string]int
+	name       string         // Spec.Architecture
+	modelTypes []string       // model_type in config.json
+	gguf       []string       // general.architecture in GGUF files
+	class      string         // its class in transformers
+	usual      map[string]int // see hfFields
 
 	readHF   func(h *hfFields) (Spec, error)
 	readGGUF func(g *ggufFields) (Spec, error) // nil where gguf is empty
 	writeHF  func(s *Spec) map[string]any      // config.json; nil: not written
 
-	// How GGUF files hold what Hugging Face's hold in another way.
-	interleavedGGUF bool // rows of queries and keys are ordered for rotated pairs (2i, 2i+1)
-	addedGGUF       bool // gains of norms with OnePlus have their one added
+	// Differences of GGUF files from Hugging Face's.
+	interleavedGGUF bool // rows of queries and keys are ordered for rotating pairs (2i, 2i+1)
+	addedGGUF       bool // gains of norms with OnePlus are stored as 1 + gain
 }
 
-// architectures lists every architecture. One more is a file of its own and a line here.
+// architectures lists all architectures. A new one is a new file and an entry here.
 func architectures() []architecture {
 	return []architecture{
 		llama(), mistral(), mixtral(), qwen2(), qwen3(), qwen3MoE(), gemma2(), gemma3(), phi3(), smolLM3(), gptOSS(), gpt2(),
 	}
 }
 
-// supported lists the architectures' names.
+// supported lists the names of the architectures.
 func supported() string {
 	var names []string
 	for _, a := range architectures() {
@@ -49,8 +49,9 @@ func architectureOf(name string) (architecture, bool) {
 	return all[i], true
 }
 
-// languageOf says which model_type the text_config of a multimodal model has where it
-// names none. Models with other attention over text than causal are not here.
+// languageOf maps the model_type of multimodal models to that of their language model, for
+// a text_config without a model_type. Models whose attention over text is not causal are
+// left out.
 func languageOf() map[string]string {
 	return map[string]string{
 		"gemma3": "gemma3_text", "mistral3": "mistral", "qwen2_vl": "qwen2", "qwen2_5_vl": "qwen2", "qwen3_vl": "qwen3",
@@ -59,8 +60,8 @@ func languageOf() map[string]string {
 	}
 }
 
-// language finds the settings of the language model: those of text_config in multimodal
-// models, else h's own.
+// language returns the settings and the model_type of the language model: those of
+// text_config for multimodal models that have one.
 func (h *hfFields) language() (*hfFields, string) {
 	kind := h.text("model_type", "")
 	otherwise, multimodal := languageOf()[kind]
@@ -74,8 +75,8 @@ func (h *hfFields) language() (*hfFields, string) {
 	return h, otherwise
 }
 
-// ParseHF reads the hyper-parameters of a config.json, with either spelling of the
-// rope settings. Of a multimodal model it reads the language model.
+// ParseHF reads a config.json, with the rope settings in either form. For a multimodal model
+// it describes the language model.
 func ParseHF(text []byte) (Spec, error) {
 	top, err := readHF("config.json", text)
 	if err != nil {
@@ -108,8 +109,8 @@ func ParseHF(text []byte) (Spec, error) {
 	return s, s.Validate()
 }
 
-// ConfigJSON is a config.json in Hugging Face's form that ParseHF reads back equal. A model
-// whose settings its architecture's config.json cannot say is an *UnsupportedError.
+// ConfigJSON returns a config.json that ParseHF reads back as an equal model. If the
+// architecture's config.json cannot express the model, the error is an *UnsupportedError.
 func ConfigJSON(s Spec) ([]byte, error) {
 	if s.Architecture == "llama" && s.Window() > 0 {
 		s.Architecture = "mistral" // GGUF files call it llama
@@ -134,7 +135,7 @@ func ConfigJSON(s Spec) ([]byte, error) {
 		return nil, err
 	}
 	if again, err := ParseHF(text); err != nil || !again.same(&s) {
-		return nil, &UnsupportedError{"model to write", s.Architecture, "settings that its config.json can say"}
+		return nil, &UnsupportedError{"model to write", s.Architecture, "settings that its config.json can express"}
 	}
 	return text, nil
 }
@@ -161,7 +162,7 @@ func (s *Spec) same(t *Spec) bool {
 	return reflect.DeepEqual(plain(s), plain(t))
 }
 
-// decoderJSON is the part of config.json that the llama family shares.
+// decoderJSON returns the settings of config.json that the llama family shares.
 func (s *Spec) decoderJSON(modelType string) map[string]any {
 	first := &s.Layers[0]
 	a, f := &first.Attention, &first.FFN
@@ -183,7 +184,8 @@ func (s *Spec) decoderJSON(modelType string) map[string]any {
 	return out
 }
 
-// NewLlama is a llama to be trained from scratch. Sizes that d leaves out follow from the others.
+// NewLlama describes a llama to train from scratch. Sizes that are 0 in d are derived from
+// the others.
 func NewLlama(d Shape) Spec {
 	if d.HeadDim == 0 && d.Heads > 0 {
 		d.HeadDim = d.Width / d.Heads

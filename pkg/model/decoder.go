@@ -6,8 +6,9 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 )
 
-// decoder is the stack that the llama family shares: RMSNorm before attention and before
-// a gated feed-forward, rotary positions, no biases. Architectures change its layers.
+// decoder returns the model that the llama family shares: RMSNorm before attention and
+// before a gated feed-forward part, rotary positions, no biases. Architectures start from it
+// and change its layers.
 func decoder(architecture string, d Shape) Spec {
 	s := Spec{
 		Architecture: architecture, Width: d.Width, Vocab: d.Vocab, Context: d.Context,
@@ -37,21 +38,22 @@ func decoder(architecture string, d Shape) Spec {
 	return s
 }
 
-// layerNames names the tensors of layer l under a prefix of Hugging Face's.
+// layerNames returns a function that names the tensors of layer l. prefix is that of all
+// layers in Hugging Face's files.
 func layerNames(prefix string, l int) func(hf, gguf string) Name {
 	return func(hf, gguf string) Name {
 		return Name{Param: fmt.Sprintf("%s.%d.%s", prefix, l, hf), GGUF: fmt.Sprintf("blk.%d.%s", l, gguf)}
 	}
 }
 
-// normHeads gives attention a norm of each head of queries and keys.
+// normHeads adds norms of the heads of queries and keys in layer l.
 func (a *Attention) normHeads(l int) {
 	name := layerNames("model.layers", l)
 	a.QNorm = Norm{Name: name("self_attn.q_norm", "attn_q_norm"), Kind: RMSNorm, Eps: a.Norm.Eps}
 	a.KNorm = Norm{Name: name("self_attn.k_norm", "attn_k_norm"), Kind: RMSNorm, Eps: a.Norm.Eps}
 }
 
-// route replaces the matrices of layer l by experts of the given sizes.
+// route replaces the matrices of layer l by experts with the given settings.
 func (f *FeedForward) route(l int, sizes Experts) {
 	name := layerNames("model.layers", l)
 	x := sizes
@@ -62,7 +64,7 @@ func (f *FeedForward) route(l int, sizes Experts) {
 	f.Experts, f.Gate, f.Up, f.Down = &x, Linear{}, Linear{}, Linear{}
 }
 
-// setBiases says which of the attention's and the feed-forward's matrices have biases.
+// setBiases says which matrices of every layer have biases.
 func (s *Spec) setBiases(qkv, o, ffn bool) {
 	for i := range s.Layers {
 		a, f := &s.Layers[i].Attention, &s.Layers[i].FFN
@@ -71,7 +73,7 @@ func (s *Spec) setBiases(qkv, o, ffn bool) {
 	}
 }
 
-// setWindow gives every layer a sliding window, but those that attend in full.
+// setWindow gives a sliding window to every layer for which full does not report true.
 func (s *Spec) setWindow(window int, full func(l int) bool) {
 	for l := range s.Layers {
 		if s.Layers[l].Attention.Window = window; full != nil && full(l) {

@@ -7,10 +7,10 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
 
-// Mixtures of experts. A router's softmax over all experts chooses TopK of them for a
-// row, ties to the lower; what they compute is added by their weights, experts in
-// ascending order. Rows of one expert go through it together: no row's result depends on
-// the others.
+// Mixtures of experts. For each row a router takes the softmax over all experts and chooses
+// the TopK most probable ones; of equal ones the lower index wins. The row's output is the
+// weighted sum of their outputs, added in ascending order of experts. All rows of an expert
+// go through it in one product, and still no row's result depends on other rows.
 
 // experts is the feed-forward part of a layer with a router.
 type experts[F tensor.Float] struct {
@@ -18,8 +18,8 @@ type experts[F tensor.Float] struct {
 	gate, up, down []linear[F]
 }
 
-// routing is which rows go where. Grouped index j stands for row rows[j] at expert e,
-// bounds[e] <= j < bounds[e+1].
+// routing says which rows go to which expert. Rows are grouped by expert: index j, with
+// bounds[e] <= j < bounds[e+1], stands for row rows[j] at expert e.
 type routing[F tensor.Float] struct {
 	probs  []F // [T,E]
 	bounds []int
@@ -27,13 +27,14 @@ type routing[F tensor.Float] struct {
 	weight []F // [T*TopK] by grouped index
 }
 
-// routed is what a backward needs of a layer's experts.
+// routed is what the backward pass needs of a layer's experts.
 type routed[F tensor.Float] struct {
 	routing[F]
 	gate, up []F // [T*TopK, F] by grouped index
 }
 
-// experts builds the part from per-expert tensors; as parameters they are stacked.
+// experts builds the experts of a layer. Files hold one tensor an expert; parameters stack
+// the tensors of all experts.
 func (b *builder[F]) experts(ffn *FeedForward) *experts[F] {
 	spec, width := ffn.Experts, b.stage.Spec.Width
 	router := b.linear(&spec.Router, spec.Count, width, plainTensor)
@@ -70,7 +71,7 @@ func (b *builder[F]) experts(ffn *FeedForward) *experts[F] {
 	return x
 }
 
-// expert fills an expert's matrix; a decoded one moves to its piece of the stack.
+// expert fills an expert's matrix. A decoded matrix is copied to its piece of the stack.
 func (b *builder[F]) expert(x *Experts, e int, p expertPart, rows, cols int, at slot) linear[F] {
 	if b.err != nil {
 		return linear[F]{}
@@ -109,8 +110,9 @@ func (b *builder[F]) expertBias(l *linear[F], x *Experts, e int, p expertPart, a
 	l.bias, l.hasB, l.atB = data[at.from:at.from+copy(data[at.from:], v)], true, at
 }
 
-// gated computes the experts' activation. GPT-OSS's, g·sigmoid(alpha·g)·(up+1) of bounded
-// g and up, is SiLU's of alpha·g and (up+1)/alpha.
+// gated computes the activation of experts. GPT-OSS's is g·sigmoid(alpha·g)·(up+1) with
+// clamped g and up. As SiLU(x) = x·sigmoid(x), that is SiLU(alpha·g)·(up+1)/alpha: the gated
+// SiLU of alpha·g and (up+1)/alpha.
 func (s *Stage[F]) gated(f *FeedForward, y, gate, up []F) {
 	if f.Experts.Alpha == 0 {
 		s.set.GLU(y, gate, up, f.Act)
@@ -120,7 +122,7 @@ func (s *Stage[F]) gated(f *FeedForward, y, gate, up []F) {
 	s.set.GLU(y, g, u, kernel.SiLU)
 }
 
-// clamped are the arguments of SiLU's gate for GPT-OSS's.
+// clamped returns the arguments of the gated SiLU that computes GPT-OSS's activation.
 func clamped[F tensor.Float](x *Experts, gate, up []F) (g, u []F) {
 	alpha, limit := F(x.Alpha), F(x.Limit)
 	g, u = make([]F, len(gate)), make([]F, len(up))
@@ -131,7 +133,7 @@ func clamped[F tensor.Float](x *Experts, gate, up []F) (g, u []F) {
 	return g, u
 }
 
-// gatedGrad overwrites dgate and dup, which may be dy.
+// gatedGrad overwrites dgate and dup with the gradients of gate and up. dup may be dy.
 func (s *Stage[F]) gatedGrad(f *FeedForward, dgate, dup, dy, gate, up []F) {
 	x := f.Experts
 	if x.Alpha == 0 {
@@ -153,7 +155,8 @@ func (s *Stage[F]) gatedGrad(f *FeedForward, dgate, dup, dy, gate, up []F) {
 	}
 }
 
-// sink scales each head's output by its share of a softmax that the sink takes part in.
+// sink scales each head's output att to that of a softmax in which the sink takes part: by
+// exp(lse) / (exp(lse) + exp(sink)), where lse is the log-sum-exp of the other scores.
 func (s *Stage[F]) sink(att, lse []F, sinks *norm[F], d int) {
 	for i, l := range lse {
 		share := F(1 / (1 + math.Exp(float64(sinks.gain[i%len(sinks.gain)])-float64(l))))
@@ -163,9 +166,14 @@ func (s *Stage[F]) sink(att, lse []F, sinks *norm[F], d int) {
 	}
 }
 
-// sinkGrad adds the sinks' gradient and scales datt in place, so that with att behind the
-// sinks attention's own gradient is that of all of it: the part of the log-sum-exp just
-// makes up for the part of the share.
+// sinkGrad adds the gradient of the sinks to g and scales datt in place to the gradient of
+// attention's output before the sink.
+//
+// The output is out = share·a with share = exp(lse) / (exp(lse) + exp(sink)), so that
+// da = share·dout. Attention's backward computes the gradient of a score with probability p
+// and value v as p·(da·v - da·a). The share adds p·share·(1-share)·dout·a, because it depends
+// on lse. The sum is p·(da·v - da·out): the same formula with out in place of a. Attention's
+// backward is therefore given out as its output, and computes the whole gradient.
 func (s *Stage[F]) sinkGrad(datt, att, lse []F, sinks *norm[F], d int, g *Params[F]) {
 	into := g.at(sinks.atG)
 	sums := make([]float64, len(into))
@@ -184,7 +192,7 @@ func (s *Stage[F]) sinkGrad(datt, att, lse []F, sinks *norm[F], d int, g *Params
 	}
 }
 
-// route computes which experts the rows of h[T,C] go to.
+// route chooses the experts of every row of h[T,C].
 func (s *Stage[F]) route(blk *block[F], h []F, t int) routing[F] {
 	c, x := blk.FFN.Experts, blk.experts
 	r := routing[F]{probs: make([]F, t*c.Count), bounds: make([]int, c.Count+1)}
@@ -194,7 +202,7 @@ func (s *Stage[F]) route(blk *block[F], h []F, t int) routing[F] {
 		p, w, in := r.probs[row*c.Count:(row+1)*c.Count], weights[row*c.Count:], chosen[row*c.Count:]
 		softmax(p)
 		var sum float64
-		for range c.TopK {
+		for range c.TopK { // > keeps the lower index of equal probabilities
 			best := -1
 			for e, v := range p {
 				if !in[e] && (best < 0 || v > p[best]) {
@@ -238,7 +246,7 @@ func softmax[F tensor.Float](x []F) {
 	}
 }
 
-// expertsForward overwrites y[T,C] with what the experts make of h[T,C].
+// expertsForward overwrites y[T,C] with the output of the experts for h[T,C].
 func (s *Stage[F]) expertsForward(blk *block[F], y, h []F, t int) routed[F] {
 	x, ff, width := blk.experts, blk.FFN.Experts.Width, s.Spec.Width
 	k := routed[F]{routing: s.route(blk, h, t)}
@@ -267,15 +275,15 @@ func (s *Stage[F]) expertsForward(blk *block[F], y, h []F, t int) routed[F] {
 	return k
 }
 
-// gather copies rows of h in grouped order.
+// gather copies the rows of h in grouped order.
 func (r *routing[F]) gather(dst, h []F, width int) {
 	for j, row := range r.rows {
 		copy(dst[j*width:(j+1)*width], h[row*width:])
 	}
 }
 
-// expertsBackward overwrites dh[T,C] with the gradient of h from that of what the experts
-// made, dy[T,C], and adds their weights' to g.
+// expertsBackward overwrites dh[T,C] with the gradient of h, given the gradient dy[T,C] of
+// the experts' output, and adds the gradients of their weights to g.
 func (s *Stage[F]) expertsBackward(blk *block[F], k *routed[F], dh, dy, h []F, t int, g *Params[F]) {
 	x, count, ff, width := blk.experts, blk.FFN.Experts.Count, blk.FFN.Experts.Width, s.Spec.Width
 	n := len(k.rows)
@@ -283,7 +291,7 @@ func (s *Stage[F]) expertsBackward(blk *block[F], k *routed[F], dh, dy, h []F, t
 	act, dact := make([]F, n*ff), make([]F, n*ff)
 	dgate, din := make([]F, n*ff), make([]F, n*width)
 	k.gather(in, h, width)
-	dweight := make([]float64, t*count) // of the chosen
+	dweight := make([]float64, t*count) // gradients of the weights of chosen experts
 	for e := range x.gate {
 		lo, hi := k.bounds[e], k.bounds[e+1]
 		if lo == hi {
@@ -317,7 +325,8 @@ func (s *Stage[F]) expertsBackward(blk *block[F], k *routed[F], dh, dy, h []F, t
 	}
 }
 
-// routerGrad is the gradient of the router's logits from that of the chosen weights.
+// routerGrad returns the gradient of the router's logits [T,E], given the gradients of the
+// weights of the chosen experts.
 func routerGrad[F tensor.Float](c *Experts, k *routed[F], dweight []float64, t int) []F {
 	chosen := make([]bool, t*c.Count)
 	for e := range c.Count {
@@ -329,7 +338,7 @@ func routerGrad[F tensor.Float](c *Experts, k *routed[F], dweight []float64, t i
 	for row := range t {
 		lo, hi := row*c.Count, (row+1)*c.Count
 		p, dw, in := k.probs[lo:hi], dweight[lo:hi], chosen[lo:hi]
-		if c.Normalize {
+		if c.Normalize { // weights are p/sum: first the gradient of that quotient
 			var sum, mean float64
 			for e, v := range p {
 				if in[e] {
@@ -347,7 +356,7 @@ func routerGrad[F tensor.Float](c *Experts, k *routed[F], dweight []float64, t i
 				}
 			}
 		}
-		var mean float64
+		var mean float64 // then that of the softmax: p·(dp - Σ p·dp)
 		for e, v := range p {
 			mean += dw[e] * float64(v)
 		}
@@ -358,7 +367,7 @@ func routerGrad[F tensor.Float](c *Experts, k *routed[F], dweight []float64, t i
 	return out
 }
 
-// packed are the matrices to pack.
+// packed lists the matrices that the kernel set packs.
 func (x *experts[F]) packed() []*kernel.Matrix[F] {
 	var out []*kernel.Matrix[F]
 	for e := range x.gate {

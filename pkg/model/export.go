@@ -13,9 +13,9 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/weights"
 )
 
-// ExportHF writes config.json and model.safetensors into dir, as Hugging Face's
-// libraries read them. params holds every tensor of the model; tied ones are left
-// out. dtype is F32, or BF16 (rounded to nearest even).
+// ExportHF writes config.json and model.safetensors into dir, in the form that Hugging
+// Face's libraries read. params holds all parameters of the model; tied ones are not
+// written. dtype is F32, or BF16 (rounded to nearest even).
 func ExportHF(dir string, s Spec, params []Param[float32], dtype tensor.DType) error {
 	if dtype != tensor.F32 && dtype != tensor.BF16 {
 		return fmt.Errorf("export model: want type F32 or BF16, got %v", dtype)
@@ -63,11 +63,11 @@ func ExportHF(dir string, s Spec, params []Param[float32], dtype tensor.DType) e
 	})
 }
 
-// hfForm is how Hugging Face's files hold a parameter that they do not hold as it is.
+// hfForm describes a parameter that Hugging Face's files hold in another form.
 type hfForm struct {
 	name   string
 	conv1D bool
-	parts  []string // of every expert, %d its index
+	parts  []string // names of each expert's tensors, %d in place of its index
 }
 
 // hfLayout lists the parameters that Hugging Face's files hold in another form.

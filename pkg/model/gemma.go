@@ -7,9 +7,10 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 )
 
-// Gemma 2 and 3 have norms on both sides of a layer's parts, gains counted from one, scaled
-// embeddings and windows in most layers. Gemma 2 bounds scores and logits, too; Gemma 3
-// has norms of each head's queries and keys and another rotation in layers with a window.
+// Gemma 2 and 3 normalize the input and the output of attention and feed-forward, by
+// 1 + gain, scale embeddings, and have a sliding window in most layers. Gemma 2 also caps
+// scores and logits. Gemma 3 normalizes the heads of queries and keys and has another
+// rotation in layers with a window.
 func gemma2() architecture {
 	return architecture{
 		name: "gemma2", modelTypes: []string{"gemma2"}, gguf: []string{"gemma2"}, class: "Gemma2ForCausalLM", addedGGUF: true,
@@ -90,7 +91,7 @@ func gemma3() architecture {
 	}
 }
 
-// gemmaShape gives the layers what Gemma 2 and 3 share.
+// gemmaShape changes the layers to those of Gemma 2 and 3.
 func (s *Spec) gemmaShape() {
 	s.Embedding.Scale = float64(float32(math.Sqrt(float64(s.Width))))
 	s.Norm.OnePlus = true
@@ -104,8 +105,8 @@ func (s *Spec) gemmaShape() {
 	}
 }
 
-// gemma reads what Gemma 2 and 3 share; full names the layers without a window where
-// layer_types does not.
+// gemma reads what Gemma 2 and 3 share. full selects the layers with full attention if
+// there is no setting layer_types.
 func (h *hfFields) gemma(name string, o hfDefaults, full func(l int) bool) (Spec, error) {
 	s, err := h.decoder(name, o)
 	if err != nil {
@@ -124,8 +125,8 @@ func (h *hfFields) gemma(name string, o hfDefaults, full func(l int) bool) (Spec
 	return s, h.err()
 }
 
-// gemmaCap is a bound of scores or logits: otherwise where the file says nothing, none
-// where it says null.
+// gemmaCap reads a cap of scores or logits: null means none, and without the setting it is
+// otherwise.
 func (h *hfFields) gemmaCap(name string, otherwise float64) float64 {
 	if h.has(name) {
 		otherwise = 0
@@ -133,8 +134,9 @@ func (h *hfFields) gemmaCap(name string, otherwise float64) float64 {
 	return h.float(name, otherwise)
 }
 
-// gemma3Ropes reads the rotations of layers with full attention and of those with a window.
-// What stands beside the kinds of layers in rope_parameters does not count.
+// gemma3Ropes reads the rotation of layers with full attention (global) and of layers with a
+// window (local). Settings of rope_parameters outside the two kinds of layers are ignored,
+// as in transformers.
 func (h *hfFields) gemma3Ropes(headDim int) (global, local Rope) {
 	kinds := h.ropeFields("rope_parameters")
 	if kinds == nil {
@@ -149,7 +151,7 @@ func (h *hfFields) gemma3Ropes(headDim int) (global, local Rope) {
 	rope := func(p *ropeFields, base float64) Rope {
 		original := 0
 		if p != nil {
-			p.truncate = true // transformers does not pass it on
+			p.truncate = true // transformers ignores the setting here
 			original = cmp.Or(p.original, h.size("max_position_embeddings", 0))
 		}
 		return h.ropeOf(headDim, base, p, original)
@@ -157,8 +159,8 @@ func (h *hfFields) gemma3Ropes(headDim int) (global, local Rope) {
 	return rope(kinds.full, h.float("rope_theta", 1e6)), rope(kinds.sliding, h.float("rope_local_base_freq", 10000))
 }
 
-// gemma reads what GGUF files of Gemma 2 and 3 share. The largest model of either, known by
-// its number of layers, has another scale of scores.
+// gemma reads what GGUF files of Gemma 2 and 3 share. The 27B models, which are recognized
+// by their number of layers, have another scale of scores.
 func (g *ggufFields) gemma(name string, largest, window, pattern int) (Spec, error) {
 	s, err := g.decoder(name)
 	if err != nil {

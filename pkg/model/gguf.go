@@ -10,8 +10,8 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/weights"
 )
 
-// ggufFields reads metadata of a GGUF file under its architecture's prefix; the first
-// missing field stays as the error.
+// ggufFields reads metadata of a GGUF file under the prefix of its architecture. err is the
+// first error.
 type ggufFields struct {
 	file *weights.GGUF
 	arch string // general.architecture
@@ -42,7 +42,7 @@ func (g *ggufFields) float(key string, otherwise float64) float64 {
 
 func (g *ggufFields) has(tensor string) bool { _, ok := g.file.Info(tensor); return ok }
 
-// ids reads the token ids of the given keys, without repetition.
+// ids reads the token ids of the given keys, each id once.
 func (g *ggufFields) ids(vocab int, keys ...string) []int32 {
 	var ids []int32
 	for _, key := range keys {
@@ -54,7 +54,7 @@ func (g *ggufFields) ids(vocab int, keys ...string) []int32 {
 	return ids
 }
 
-// specOfGGUF reads the hyper-parameters of a GGUF file.
+// specOfGGUF reads what a GGUF file says of its model.
 func specOfGGUF(file *weights.GGUF) (Spec, error) {
 	arch, _ := file.Meta().String("general.architecture")
 	all := architectures()
@@ -107,8 +107,8 @@ func (g *ggufFields) shape() (Shape, error) {
 	return d, d.check()
 }
 
-// decoder reads what files of the llama family share. Norms of heads and experts are in
-// the layers whose tensors the file has.
+// decoder reads what files of the llama family share. A layer has norms of heads, or
+// experts, if the file has their tensors.
 func (g *ggufFields) decoder(name string) (Spec, error) {
 	d, err := g.shape()
 	if err != nil {
@@ -134,8 +134,8 @@ func (g *ggufFields) decoder(name string) (Spec, error) {
 	return s, nil
 }
 
-// full names the layers without the window: those that the file marks, or every
-// pattern-th one.
+// full selects the layers with full attention: those that the file marks or, without marks,
+// every pattern-th layer.
 func (g *ggufFields) full(layers, pattern int) func(l int) bool {
 	marks, _ := g.file.Meta().Bools(g.arch + ".attention.sliding_window_pattern")
 	if len(marks) >= layers {
@@ -149,7 +149,7 @@ func (g *ggufFields) rope(d *Shape) (Rope, error) {
 	kind, _ := g.file.Meta().String(g.arch + ".rope.scaling.type")
 	switch kind {
 	case "", "none":
-	case "longrope": // its factors are tensors
+	case "longrope": // the factors are tensors, read below
 		if g.arch != "phi3" {
 			return r, &UnsupportedError{"rope.scaling.type", kind, "longrope of phi3"}
 		}
@@ -185,15 +185,15 @@ func (g *ggufFields) yarn(r *Rope, d *Shape) {
 	if m := g.float("rope.scaling.yarn_log_multiplier", 0); m != 0 {
 		scale /= yarnScale(r.Factor, m)
 	}
-	// attn_factor multiplies the paper's magnitude; yarn_attn_factor is config.json's
-	// attention_factor, in its place.
+	// attn_factor multiplies the paper's scale. yarn_attn_factor replaces it, as
+	// attention_factor in config.json does.
 	scale = g.float("rope.scaling.yarn_attn_factor", scale*g.float("rope.scaling.attn_factor", 1))
 	if scale != yarnScale(r.Factor, 1) {
 		r.Attention = scale
 	}
 }
 
-// factors reads a tensor of factors of frequencies; nil where there is none.
+// factors reads a tensor of frequency factors, or returns nil if the file has none.
 func (g *ggufFields) factors(name string) ([]float32, error) {
 	info, ok := g.file.Info(name)
 	if !ok {

@@ -129,7 +129,7 @@ func TestFromGGUF_WhatElseTheFileSays(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := model.FromGGUF(g, "phi3"); err == nil || err.Error() != "read model: rope factors: number 0 is 0" { // of zeros, but read
+	if _, err := model.FromGGUF(g, "phi3"); err == nil || err.Error() != "read model: rope factors: want positive numbers, got 0 at index 0" { // of zeros, but read
 		t.Errorf("phi3's longrope: %v", err)
 	}
 }

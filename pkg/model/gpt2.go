@@ -49,7 +49,7 @@ func gpt2() architecture {
 			}
 			d.NormEps = g.float("attention.layer_norm_epsilon", 1e-5)
 			if up, ok := g.file.Info("blk.0.ffn_up.weight"); ok && len(up.Shape) == 2 {
-				d.FF = up.Shape[0] // files say 4C, whatever n_inner was
+				d.FF = up.Shape[0] // the metadata says 4C even if n_inner was another size
 			}
 			return gpt2Spec(d), d.check()
 		},
@@ -97,7 +97,8 @@ func gpt2Spec(d Shape) Spec {
 	return s
 }
 
-// NewGPT2 is a GPT-2 to be trained from scratch. Sizes that d leaves out follow from the others.
+// NewGPT2 describes a GPT-2 to train from scratch. Sizes that are 0 in d are derived from the
+// others.
 func NewGPT2(d Shape) Spec {
 	d.KVHeads, d.TiedHead = d.Heads, true
 	if d.Heads > 0 {

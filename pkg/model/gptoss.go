@@ -1,7 +1,7 @@
 package model
 
-// GPT-OSS: experts with a clamped gate in every layer, biases everywhere, a score without a
-// value in each head's softmax, and a window in every other layer.
+// GPT-OSS has experts with a clamped activation in every layer, biases on all matrices, an
+// attention sink for each head, and a sliding window in every other layer.
 func gptOSS() architecture {
 	return architecture{
 		name: "gpt-oss", modelTypes: []string{"gpt_oss"}, gguf: []string{"gpt-oss"}, class: "GptOssForCausalLM",
@@ -40,7 +40,7 @@ func gptOSS() architecture {
 			})
 			for l := range s.Layers {
 				a := &s.Layers[l].Attention
-				if a.Rope.KeepRamp = a.Rope.Type == "yarn"; !sinks { // KeepRamp: published so; files do not say
+				if a.Rope.KeepRamp = a.Rope.Type == "yarn"; !sinks { // KeepRamp: as published; the metadata does not say so
 					a.Sinks = Name{}
 				}
 			}
@@ -50,7 +50,7 @@ func gptOSS() architecture {
 	}
 }
 
-// gptOSSLayers gives the layers what GPT-OSS has beyond llama.
+// gptOSSLayers changes the layers to those of GPT-OSS.
 func (s *Spec) gptOSSLayers(sizes Experts) {
 	for l := range s.Layers {
 		a, f, name := &s.Layers[l].Attention, &s.Layers[l].FFN, layerNames("model.layers", l)

@@ -1,12 +1,10 @@
 package model
 
 import (
-	"bytes"
 	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"math"
 	"os"
@@ -15,64 +13,25 @@ import (
 	"strings"
 
 	"github.com/lamina-mesh/lamina/pkg/kernel"
+	"github.com/lamina-mesh/lamina/pkg/pyjson"
 )
 
 // hfFields reads settings of config.json by name. A setting that is missing or null takes
-// the default; one of another type is an error. The first error stays, for err to return.
+// the default; one of another type is an error. err returns the first error.
 type hfFields struct {
-	values map[string]any // numbers are json.Number
-	outer  *hfFields      // of the multimodal model that holds this language model; nil: none
-	usual  map[string]int // sizes that text_config may leave out, as transformers has them
+	values map[string]any
+	outer  *hfFields      // settings around text_config; nil if these are not text_config
+	usual  map[string]int // defaults that transformers has for sizes that text_config leaves out
 	first  *error
 }
 
 // readHF reads the text of config.json or generation_config.json. file is what errors call it.
 func readHF(file string, text []byte) (*hfFields, error) {
-	d := json.NewDecoder(bytes.NewReader(plainJSON(text)))
-	d.UseNumber()
 	h := &hfFields{first: new(error)}
-	if err := d.Decode(&h.values); err != nil {
+	if err := pyjson.Unmarshal(text, &h.values); err != nil {
 		return nil, &FieldError{file, err.Error()}
 	}
-	if _, err := d.Token(); err != io.EOF {
-		return nil, &FieldError{file, fmt.Sprintf("text follows the object, at byte %d", d.InputOffset())}
-	}
 	return h, nil
-}
-
-// plainJSON is text without a byte-order mark, and with quotes around the numbers that
-// Python writes and JSON lacks: Infinity, -Infinity and NaN.
-func plainJSON(text []byte) []byte {
-	text = bytes.TrimPrefix(text, []byte("\xef\xbb\xbf"))
-	if !bytes.Contains(text, []byte("Infinity")) && !bytes.Contains(text, []byte("NaN")) {
-		return text
-	}
-	var out []byte
-	for i, quoted := 0, false; i < len(text); {
-		switch c := text[i]; {
-		case quoted && c == '\\' && i+1 < len(text):
-			out = append(out, c, text[i+1])
-			i += 2
-			continue
-		case c == '"':
-			quoted = !quoted
-		case !quoted:
-			word := ""
-			for _, w := range []string{"-Infinity", "Infinity", "NaN"} {
-				if word == "" && bytes.HasPrefix(text[i:], []byte(w)) {
-					word = w
-				}
-			}
-			if word != "" {
-				out = append(append(append(out, '"'), word...), '"')
-				i += len(word)
-				continue
-			}
-		}
-		out = append(out, text[i])
-		i++
-	}
-	return out
 }
 
 func (h *hfFields) err() error { return *h.first }
@@ -95,20 +54,19 @@ func jsonText(v any) string {
 	return string(text)
 }
 
-// has reports whether the file names a setting, if only as null.
+// has reports whether the file has a setting, even if it is null.
 func (h *hfFields) has(name string) bool { _, ok := h.values[name]; return ok }
 
-// number parses a number, or a string that holds one.
+// number reads a number, or a string that spells one.
 func number(v any) (float64, bool) {
-	text := ""
 	switch v := v.(type) {
-	case json.Number:
-		text = v.String()
+	case float64:
+		return v, true
 	case string:
-		text = strings.TrimSpace(v)
+		f, err := strconv.ParseFloat(strings.TrimSpace(v), 64)
+		return f, err == nil || errors.Is(err, strconv.ErrRange)
 	}
-	f, err := strconv.ParseFloat(text, 64)
-	return f, err == nil || errors.Is(err, strconv.ErrRange)
+	return 0, false
 }
 
 func integer(v any) (int, bool) {
@@ -131,7 +89,7 @@ func (h *hfFields) int(name string, otherwise int) int {
 	return n
 }
 
-// size is a size that text_config may leave out, otherwise where there is none at all.
+// size reads a size that text_config may leave out. If there is no default, it is otherwise.
 func (h *hfFields) size(name string, otherwise int) int {
 	if n, ok := h.usual[name]; ok && h.outer != nil {
 		otherwise = n
@@ -139,7 +97,7 @@ func (h *hfFields) size(name string, otherwise int) int {
 	return h.int(name, otherwise)
 }
 
-// need is a size without a default.
+// need reads a size that must be there.
 func (h *hfFields) need(name string) int {
 	n := h.size(name, 0)
 	if n == 0 && h.values[name] == nil {
@@ -160,7 +118,7 @@ func (h *hfFields) float(name string, otherwise float64) float64 {
 	return f
 }
 
-// maybe is a number, nil where there is none.
+// maybe reads a number, or returns nil if there is none.
 func (h *hfFields) maybe(name string) *float64 {
 	if h.values[name] == nil {
 		return nil
@@ -190,7 +148,7 @@ func (h *hfFields) text(name, otherwise string) string {
 	return otherwise
 }
 
-// list reads an array, nil where there is none.
+// list reads an array, or returns nil if there is none.
 func list[T any](h *hfFields, name, want string, read func(v any) (T, bool)) []T {
 	v := h.values[name]
 	if v == nil {
@@ -220,7 +178,7 @@ func (h *hfFields) floats(name string) []float32 {
 	return list(h, name, "numbers", func(v any) (float32, bool) { f, ok := number(v); return float32(f), ok })
 }
 
-// object reads settings within a setting, nil where there are none.
+// object reads a setting that holds settings, or returns nil if there is none.
 func (h *hfFields) object(name string) *hfFields {
 	switch v := h.values[name].(type) {
 	case nil:
@@ -232,7 +190,7 @@ func (h *hfFields) object(name string) *hfFields {
 	return nil
 }
 
-// ids reads a token id or a list of token ids. Ids outside the vocabulary are left out.
+// ids reads a token id or a list of token ids. It leaves out ids outside the vocabulary.
 func (h *hfFields) ids(name string, vocab int) []int32 {
 	var ids []int
 	if _, ok := h.values[name].([]any); ok {
@@ -249,8 +207,8 @@ func (h *hfFields) ids(name string, vocab int) []int32 {
 	return out
 }
 
-// generationIDs takes the ids that generation_config.json gives in place of those of
-// config.json, as transformers does. A folder may lack the file.
+// generationIDs replaces BOS and EOS by those of generation_config.json, if the folder has
+// that file and the file names them, as transformers does.
 func (s *Spec) generationIDs(folder string) error {
 	text, err := os.ReadFile(filepath.Join(folder, "generation_config.json"))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -272,7 +230,7 @@ func (s *Spec) generationIDs(folder string) error {
 	return h.err()
 }
 
-// hfDefaults are what an architecture assumes where config.json says nothing.
+// hfDefaults are what an architecture assumes for settings that config.json lacks.
 type hfDefaults struct {
 	eps, base float64 // 0: 1e-6 and 10000
 	headDim   int     // 0: hidden_size over heads
@@ -312,8 +270,8 @@ func (h *hfFields) decoder(architecture string, o hfDefaults) (Spec, error) {
 	return s, h.err()
 }
 
-// tied reports whether the head shares the embedding's weight. The setting may stand
-// beside text_config.
+// tied reports whether the head shares the embedding's weight. Multimodal models may say so
+// outside text_config.
 func (h *hfFields) tied(otherwise bool) bool {
 	const name = "tie_word_embeddings"
 	if !h.has(name) && h.outer != nil {
@@ -349,7 +307,7 @@ func activationName(a kernel.Act) string {
 	return map[kernel.Act]string{kernel.SiLU: "silu", kernel.GELUTanh: "gelu_pytorch_tanh", kernel.GELU: "gelu"}[a]
 }
 
-// window is the sliding window: none where the file says null, otherwise where it says nothing.
+// window reads the sliding window: null means none, and without the setting it is otherwise.
 func (h *hfFields) window(otherwise int) int {
 	if !h.has("sliding_window") {
 		return otherwise
@@ -361,8 +319,8 @@ func (h *hfFields) window(otherwise int) int {
 	return w
 }
 
-// setWindow gives the layers a window: those that layer_types says, or else those that
-// full does not name.
+// setWindow gives a window to the layers that layer_types names or, without that setting,
+// to those for which full does not report true.
 func (h *hfFields) setWindow(s *Spec, window int, full func(l int) bool) {
 	if window == 0 {
 		return
@@ -377,8 +335,7 @@ func (h *hfFields) setWindow(s *Spec, window int, full func(l int) bool) {
 	s.setWindow(window, full)
 }
 
-// layerTypes is layer_types as config.json has it, written where layers differ or the
-// architecture asks for it.
+// layerTypes is the setting layer_types of config.json.
 func (s *Spec) layerTypes() []string {
 	out := make([]string, len(s.Layers))
 	for l := range out {
@@ -390,7 +347,7 @@ func (s *Spec) layerTypes() []string {
 	return out
 }
 
-// windowJSON is sliding_window: null for none.
+// windowJSON is the setting sliding_window of config.json.
 func (s *Spec) windowJSON() any {
 	if w := s.Window(); w > 0 {
 		return w
@@ -398,13 +355,13 @@ func (s *Spec) windowJSON() any {
 	return nil
 }
 
-// fullBelow are Qwen's layers without the window: the first max_window_layers.
+// fullBelow selects Qwen's layers with full attention: the first max_window_layers.
 func (h *hfFields) fullBelow() func(l int) bool {
 	most := h.int("max_window_layers", 28)
 	return func(l int) bool { return l < most }
 }
 
-// every names each n-th layer.
+// every selects every n-th layer.
 func every(n int) func(l int) bool {
 	return func(l int) bool { return n > 0 && (l+1)%n == 0 }
 }

@@ -5,7 +5,7 @@ import (
 	"math"
 )
 
-// ropeFields are rope_scaling, or rope_parameters with rope_theta inside.
+// ropeFields are the settings of rope_scaling, or of rope_parameters, which also has rope_theta.
 type ropeFields struct {
 	kind               string
 	theta, partial     *float64
@@ -17,7 +17,7 @@ type ropeFields struct {
 	mscale, mscaleAll  *float64
 	truncate           bool
 	short, long        []float32
-	full, sliding      *ropeFields // by kind of layer
+	full, sliding      *ropeFields // of layers with full attention and with a window
 }
 
 func (h *hfFields) ropeFields(name string) *ropeFields {
@@ -35,12 +35,12 @@ func (h *hfFields) ropeFields(name string) *ropeFields {
 	}
 }
 
-// empty reports settings that say nothing, as {} does.
+// empty reports whether the settings say nothing, as {} does.
 func (p *ropeFields) empty() bool {
 	return p == nil || p.kind == "" && p.theta == nil && p.partial == nil && p.full == nil && p.sliding == nil
 }
 
-// ropeSettings are the settings in the old spelling or, where that says nothing, the new one.
+// ropeSettings reads rope_scaling or, if that says nothing, its newer form rope_parameters.
 func (h *hfFields) ropeSettings() *ropeFields {
 	p := h.ropeFields("rope_scaling")
 	if p.empty() {
@@ -52,14 +52,14 @@ func (h *hfFields) ropeSettings() *ropeFields {
 	return p
 }
 
-// rope reads the rotation of an architecture that rotates whole heads. base is the
-// default of rope_theta; 0: 10000.
+// rope reads the rotation of an architecture that rotates whole heads. base is the default
+// of rope_theta, or 0 for 10000.
 func (h *hfFields) rope(headDim int, base float64) Rope {
 	p := h.ropeSettings()
 	return h.ropeOf(headDim, h.float("rope_theta", cmp.Or(base, 10000)), p, h.originalContext(p))
 }
 
-// originalContext is the context length before an extension.
+// originalContext reads the context length before the extension.
 func (h *hfFields) originalContext(p *ropeFields) int {
 	if p == nil {
 		return 0
@@ -67,7 +67,7 @@ func (h *hfFields) originalContext(p *ropeFields) int {
 	return cmp.Or(h.int("original_max_position_embeddings", 0), p.original, h.size("max_position_embeddings", 0))
 }
 
-// ropeOf is the rotation that settings describe, nil for the plain one.
+// ropeOf returns the rotation that p describes, or the plain one if p is nil.
 func (h *hfFields) ropeOf(headDim int, base float64, p *ropeFields, original int) Rope {
 	r := Rope{Base: base, Dims: headDim}
 	if p == nil {
@@ -80,8 +80,9 @@ func (h *hfFields) ropeOf(headDim int, base float64, p *ropeFields, original int
 	return r
 }
 
-// scaleRope reads an extension of the context. Type mrope gives text, images and video
-// positions of three components; of text they are equal, so that it rotates as without.
+// scaleRope reads how the context is extended. Type mrope gives every token positions in
+// time, height and width. Those of text tokens are equal, so mrope rotates them as the
+// plain rope does.
 func (h *hfFields) scaleRope(r *Rope, p *ropeFields, original int) {
 	switch p.kind {
 	case "", "default", "mrope":
@@ -123,9 +124,9 @@ func (h *hfFields) scaleRope(r *Rope, p *ropeFields, original int) {
 	}
 }
 
-// longrope is LongRoPE (arXiv 2402.13753), as Phi-3 has it: frequencies are divided by one
-// list of factors within the original context and by another beyond, and magnitudes grow
-// with the logarithm of the extension.
+// longrope reads Phi-3's LongRoPE (arXiv 2402.13753). Frequencies are divided by one list of
+// factors within the original context and by another one beyond it, and queries and keys
+// are scaled by the square root of a logarithm of the extension.
 func (h *hfFields) longrope(r *Rope, p *ropeFields) {
 	r.Factors, r.Far = p.short, p.long
 	if r.Factors == nil || r.Far == nil {
@@ -141,7 +142,7 @@ func (h *hfFields) longrope(r *Rope, p *ropeFields) {
 	}
 }
 
-// json is rope_scaling, in the classic spelling.
+// json is the setting rope_scaling of config.json.
 func (r *Rope) json() map[string]any {
 	out := map[string]any{"rope_type": r.Type, "factor": r.Factor}
 	switch r.Type {

@@ -7,7 +7,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
 
-// random fills a stage with initial weights.
+// random fills a stage with random initial weights.
 type random[F tensor.Float] struct {
 	seed   uint64
 	layers int

@@ -1,6 +1,6 @@
 package model
 
-// Llama: RMSNorm, rotary positions, grouped queries, SwiGLU; biases where the file says so.
+// Llama has RMSNorm, rotary positions, grouped queries, SwiGLU and optional biases.
 func llama() architecture {
 	return architecture{
 		name: "llama", modelTypes: []string{"llama"}, gguf: []string{"llama"}, class: "LlamaForCausalLM", interleavedGGUF: true,

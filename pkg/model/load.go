@@ -9,32 +9,32 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
 
-// filler provides a stage's tensors to build: from files, or random ones.
+// filler provides the tensors of a stage, from files or at random.
 type filler[F tensor.Float] interface {
 	matrix(m wanted) (kernel.Matrix[F], error)
 	vector(v wanted) ([]F, error)
 	expert(x *Experts, e int, p expertPart, m wanted) (kernel.Matrix[F], error)
 	expertBias(x *Experts, e int, p expertPart, v wanted) ([]F, error)
-	packed() // some of the matrices have their own form now
+	packed() // called when the kernel set has packed the matrices of a layer
 }
 
-// wanted is a tensor to fill: a matrix [rows,cols] or a vector [rows].
+// wanted describes a tensor to fill: a matrix [rows,cols] or a vector [rows].
 type wanted struct {
 	Name
 	end        string // ".weight", ".bias" or nothing
 	rows, cols int
 	role       role
-	conv1D     bool
+	conv1D     bool // see Linear
 }
 
-// role is what fillers must know of a tensor beside its shape.
+// role is what else fillers must know of a tensor.
 type role int
 
 const (
 	plainTensor role = iota
 	gainTensor
 	rotatedTensor  // rows of queries or keys
-	residualTensor // adds to the residual
+	residualTensor // its product is added to the residual stream
 )
 
 // expertPart is one of an expert's matrices.
@@ -49,8 +49,8 @@ const (
 // name is the part's name in the architecture's files.
 func (x *Experts) name(p expertPart) Name { return [...]Name{x.Gate, x.Up, x.Down}[p] }
 
-// stack is the parameter that holds the part of all experts, how many parts share it and
-// which of them this one is.
+// stack returns the parameter that holds the part of all experts, the number of parts in
+// that parameter and the index of this one.
 func (x *Experts) stack(p expertPart) (param string, parts, which int) {
 	if p == downPart {
 		return x.Stack + ".down_proj", 1, 0
@@ -67,11 +67,12 @@ func expertName(pattern string, e int) string {
 type loader[F tensor.Float] struct {
 	files    *Files
 	dense    bool
-	unpair   int  // head size, where rows of queries and keys leave the interleaved order
-	minusOne bool // gains in the file are 1 more than they are to be
+	unpair   int  // head size, if rows of queries and keys must leave the interleaved order; else 0
+	minusOne bool // the file stores 1 + gain for every gain
 }
 
-// raw finds a tensor of the model's files and checks its shape, outermost first.
+// raw returns the bytes of a tensor of float or block type, after checking its shape,
+// outermost dimension first.
 func (l *loader[F]) raw(file string, shape ...int) ([]byte, tensor.DType, error) {
 	data, dtype, err := l.bytes(file, shape...)
 	switch dtype {
@@ -81,7 +82,7 @@ func (l *loader[F]) raw(file string, shape ...int) ([]byte, tensor.DType, error)
 	return data, dtype, err
 }
 
-// bytes is raw for tensors of any type.
+// bytes is like raw, but takes any type.
 func (l *loader[F]) bytes(file string, shape ...int) ([]byte, tensor.DType, error) {
 	info, ok := l.files.Source.Info(file)
 	if !ok {
@@ -89,7 +90,7 @@ func (l *loader[F]) bytes(file string, shape ...int) ([]byte, tensor.DType, erro
 		return nil, tensor.F32, err
 	}
 	if fmt.Sprint(info.Shape) != fmt.Sprint(shape) {
-		return nil, tensor.F32, &FieldError{file, fmt.Sprintf("shape %v, want %v", info.Shape, shape)}
+		return nil, tensor.F32, &FieldError{file, fmt.Sprintf("want shape %v, got %v", shape, info.Shape)}
 	}
 	data, err := l.files.Source.Data(file)
 	return data, info.DType, err
@@ -135,7 +136,8 @@ func (l *loader[F]) matrix(m wanted) (kernel.Matrix[F], error) {
 	return out, nil
 }
 
-// hold is a matrix as it lies in the file or, if it is float32 there or is to be dense, decoded.
+// hold returns a matrix as it is in the file. It decodes float32 and float64 matrices, and
+// for training all.
 func (l *loader[F]) hold(rows, cols int, data []byte, dtype tensor.DType) kernel.Matrix[F] {
 	if !l.dense && dtype != tensor.F32 && dtype != tensor.F64 {
 		return kernel.Matrix[F]{Rows: rows, Cols: cols, Raw: data, DType: dtype}
@@ -149,9 +151,9 @@ func (l *loader[F]) decoded(rows, cols int, data []byte, dtype tensor.DType) ker
 	return m
 }
 
-// expert finds an expert's matrix in one of four forms: by itself; in GGUF files, a part of
-// all experts in one tensor; as transformers keeps parameters, with gates and ups of all
-// experts in one tensor; or GPT-OSS's (gptossfiles.go).
+// expert finds an expert's matrix in one of four forms: one tensor a matrix; in GGUF files,
+// one tensor for the part of all experts; one tensor for gate and up of all experts, as
+// transformers stacks them; or that of GPT-OSS (gptossfiles.go).
 func (l *loader[F]) expert(x *Experts, e int, p expertPart, m wanted) (kernel.Matrix[F], error) {
 	if l.files.gguf == nil && x.InterleavedHF {
 		return l.interleavedExpert(x, e, p, m)
@@ -201,7 +203,7 @@ func (l *loader[F]) expertBias(x *Experts, e int, p expertPart, v wanted) ([]F, 
 
 func (l *loader[F]) packed() { l.files.Source.Relax() }
 
-// unpair reorders the rows of each head from interleaved pairs (2i, 2i+1) to halves
+// unpair reorders the rows of each head so that the rotated pairs (2i, 2i+1) become pairs
 // (i, i+D/2). Rows have cols elements.
 func unpair[F tensor.Float](w []F, cols, headDim int) []F {
 	out := make([]F, len(w))

@@ -1,6 +1,6 @@
 package model
 
-// Mistral: llama with a sliding window in every layer. GGUF files call it llama.
+// Mistral is a llama with a sliding window in every layer. GGUF files call it llama.
 func mistral() architecture {
 	return architecture{
 		name: "mistral", modelTypes: []string{"mistral"}, class: "MistralForCausalLM",

@@ -2,7 +2,7 @@ package model
 
 import "strings"
 
-// Mixtral: Mistral with experts in every layer. GGUF files call it llama, with experts.
+// Mixtral is a Mistral with experts in every layer. GGUF files call it llama.
 func mixtral() architecture {
 	return architecture{
 		name: "mixtral", modelTypes: []string{"mixtral"}, class: "MixtralForCausalLM", interleavedGGUF: true,

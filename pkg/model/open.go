@@ -10,7 +10,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/weights"
 )
 
-// Files is an open model: what its folder or file says, before a weight is touched.
+// Files is an open model whose weights have not been read yet.
 type Files struct {
 	Spec   Spec
 	Path   string
@@ -47,13 +47,13 @@ func Open(path string) (*Files, error) {
 	f := NewFiles(spec, path, source)
 	f.Spec = spec.biasesOf(f.has)
 	if f.Spec.Head.Tied && f.ownHead() {
-		f.Spec.Head.Tied = false // whatever the setting says
+		f.Spec.Head.Tied = false // the weights count, not the setting
 	}
 	return f, nil
 }
 
-// ownHead reports whether a file that calls its head tied holds another one. Equal
-// copies are common, in GPT-2 files above all.
+// ownHead reports whether the files of a model with a tied head hold a head that differs
+// from the embedding. Equal copies are common, for GPT-2 above all.
 func (f *Files) ownHead() bool {
 	head, err := f.Source.Data(f.tensor(f.Spec.Head.Name, ".weight"))
 	if err != nil {
@@ -63,9 +63,8 @@ func (f *Files) ownHead() bool {
 	return err == nil && !bytes.Equal(head, tied)
 }
 
-// NewFiles is a model whose tensors, under their Hugging Face names, come from a
-// source of the caller's making, such as random weights of a given type. Path is
-// what errors call it.
+// NewFiles returns a model whose tensors come from the caller's source, under their Hugging
+// Face names. Errors call it path.
 func NewFiles(s Spec, path string, source weights.Source) *Files {
 	return &Files{Spec: s, Path: path, Source: source}
 }
@@ -83,8 +82,8 @@ func openGGUF(path string) (*Files, error) {
 	return f, nil
 }
 
-// FromGGUF is a model of an open GGUF file, which Close closes. Path is what errors
-// call it.
+// FromGGUF returns the model of an open GGUF file. Close closes the file. Errors call the
+// model path.
 func FromGGUF(g *weights.GGUF, path string) (*Files, error) {
 	s, err := specOfGGUF(g)
 	if err != nil {
@@ -93,8 +92,8 @@ func FromGGUF(g *weights.GGUF, path string) (*Files, error) {
 	return &Files{Spec: s, Path: path, Source: g, gguf: g}, nil
 }
 
-// tensor is the name that a parameter has in the model's files. Hugging Face's may leave
-// out the prefix of the whole model, or put that of a multimodal model before it.
+// tensor returns the name of a parameter in the model's files. Hugging Face's files may
+// leave out the prefix "model.", or put the prefix of a multimodal model in front.
 func (f *Files) tensor(n Name, end string) string {
 	if f.gguf != nil {
 		return n.GGUF + end
@@ -115,26 +114,27 @@ func (f *Files) tensor(n Name, end string) string {
 	return n.Param + end
 }
 
-// has reports whether the model's files hold a parameter. A %d in its name is expert 0.
+// has reports whether the model's files hold a parameter. A %d in its name stands for
+// expert 0.
 func (f *Files) has(n Name, end string) bool {
 	_, ok := f.Source.Info(f.tensor(n.expert(0), end))
 	return ok
 }
 
-// expert is the name of one of several experts' tensors.
+// expert returns the name with the index of an expert in place of %d.
 func (n Name) expert(e int) Name {
 	return Name{Param: expertName(n.Param, e), HF: expertName(n.HF, e), GGUF: n.GGUF}
 }
 
-// GGUF is the open GGUF file, or nil for a Hugging Face folder.
+// GGUF returns the open GGUF file, or nil for a Hugging Face folder.
 func (f *Files) GGUF() *weights.GGUF { return f.gguf }
 
-// Digest names the model by its content.
+// Digest computes a digest of the model's content.
 func (f *Files) Digest() (string, error) { return weights.Digest(f.Path) }
 
 // Name is the model's name: that of its folder, or of its file without ".gguf" and
 // the number of a part.
 func (f *Files) Name() string { return weights.ModelName(f.Path) }
 
-// Close unmaps the files; stages loaded without Dense must be gone by then.
+// Close unmaps the files. Stages loaded without Dense must not be used afterwards.
 func (f *Files) Close() error { return f.Source.Close() }

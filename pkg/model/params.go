@@ -17,7 +17,7 @@ type Param[F tensor.Float] struct {
 	TiedTo string // the parameter whose weight this one shares, if any
 }
 
-// Params is a stage's parameters in the model's order.
+// Params are the parameters of a stage in the order of its layers, or their gradients.
 type Params[F tensor.Float] struct{ Tensors []Param[F] }
 
 // Get finds a tensor by name.
@@ -30,7 +30,7 @@ func (p *Params[F]) Get(name string) (Param[F], bool) {
 	return Param[F]{}, false
 }
 
-// Len is the number of elements, gradients of tied tensors counted apart.
+// Len is the number of elements. A tied head counts as well as its embedding.
 func (p *Params[F]) Len() int {
 	n := 0
 	for _, t := range p.Tensors {
@@ -39,12 +39,12 @@ func (p *Params[F]) Len() int {
 	return n
 }
 
-// at is a piece of a tensor.
+// at returns a piece of a tensor.
 func (p *Params[F]) at(s slot) []F { return p.Tensors[s.index].Data[s.from : s.from+s.len] }
 
-// Params returns the live weights. A lone stage's tied head has the embedding's own
-// slice for Data; the last of several stages holds a copy, kept equal by whoever
-// steps both.
+// Params returns the weights themselves, not a copy. A tied head shares the slice of the
+// embedding if both are on this stage. Otherwise it is a copy, and whoever steps the two
+// keeps them equal.
 func (s *Stage[F]) Params() *Params[F] { return &s.params }
 
 // NewGrads returns zeroed gradients for every parameter.
@@ -60,8 +60,7 @@ func (s *Stage[F]) NewGrads() *Params[F] {
 	return g
 }
 
-// Owner is the name under which the weight is stepped and stored: that of the embedding
-// for a tied head.
+// Owner is the name under which the weight is stored: for a tied head, that of the embedding.
 func (p *Param[F]) Owner() string { return cmp.Or(p.TiedTo, p.Name) }
 
 // Stepped lists the parameters whose weights the stage's optimizer steps, by name. A tied
@@ -77,12 +76,13 @@ func (s *Stage[F]) Stepped() []Param[F] {
 	return out
 }
 
-// Tied reports whether the parameter shares another one's weight. A stage does not count
-// or store it and reports no norm of its gradient: the owner's stage does.
+// Tied reports whether the parameter shares the weight of another one. Only the stage of
+// the other one counts and stores the weight and reports the norm of its gradient.
 func (p *Param[F]) Tied() bool { return p.TiedTo != "" }
 
-// TiedEnd is the parameter whose gradient is half of a tied weight's, if the other half is
-// on another stage: the embedding on the first stage, the head on the last.
+// TiedEnd returns this stage's end of a tied weight if the other end is on another stage:
+// the embedding on the first stage, the head on the last one. Each end has one of the two
+// halves of the weight's gradient.
 func (s *Stage[F]) TiedEnd() (name string, ok bool) {
 	if !s.Spec.Head.Tied || s.First() == s.Last() {
 		return "", false
@@ -93,8 +93,8 @@ func (s *Stage[F]) TiedEnd() (name string, ok bool) {
 	return s.Spec.Head.Param + ".weight", true
 }
 
-// FoldTied adds the head's half of a tied weight's gradient to the embedding's, where p
-// has both, by add(embedding, head).
+// FoldTied adds the gradient of a tied head to that of the embedding, by
+// add(embedding, head), if p has both.
 func (p *Params[F]) FoldTied(add func(dst, src kernel.Buffer[F])) {
 	for _, t := range p.Tensors {
 		if owner, ok := p.Get(t.TiedTo); ok && t.TiedTo != "" {
@@ -103,8 +103,8 @@ func (p *Params[F]) FoldTied(add func(dst, src kernel.Buffer[F])) {
 	}
 }
 
-// Holders lists the stages that hold a parameter, given the stages' ranges in order: one,
-// or the first and the last for a tied embedding. It is nil for a name that the model lacks.
+// Holders lists the stages that hold a parameter. A tied embedding is on the first and the
+// last stage, any other parameter on one, and a parameter that the model lacks on none.
 func (s *Spec) Holders(param string, stages []Range) []int {
 	last := len(stages) - 1
 	base, end := splitParam(param)

@@ -5,8 +5,8 @@ import (
 	"math"
 )
 
-// Phi-3: llama with one matrix for queries, keys and values and one for gate and up. It may
-// rotate a part of each head, and extends its context by LongRoPE.
+// Phi-3 is a llama with one matrix for queries, keys and values and one for gate and up. It
+// may rotate only part of each head, and extends its context by LongRoPE.
 func phi3() architecture {
 	return architecture{
 		name: "phi3", modelTypes: []string{"phi3"}, gguf: []string{"phi3"}, class: "Phi3ForCausalLM",
@@ -39,7 +39,7 @@ func phi3() architecture {
 	}
 }
 
-// fuse gives the layers Phi-3's matrices.
+// fuse replaces the matrices of all layers by Phi-3's.
 func (s *Spec) fuse() {
 	for l := range s.Layers {
 		a, f, name := &s.Layers[l].Attention, &s.Layers[l].FFN, layerNames("model.layers", l)
@@ -64,7 +64,7 @@ func (h *hfFields) phi3Rope(headDim int) Rope {
 		return r
 	}
 	r.Dims = int(float64(headDim) * partial)
-	if r.Dims%2 != 0 && r.Dims > 0 { // transformers then rotates a pair more, by frequencies of a pair less
+	if r.Dims%2 != 0 && r.Dims > 0 { // transformers rounds up, but computes the frequencies with the odd number
 		r.Base = math.Pow(r.Base, float64(r.Dims+1)/float64(r.Dims))
 		r.Dims++
 	}

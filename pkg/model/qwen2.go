@@ -1,7 +1,8 @@
 package model
 
-// Qwen2: llama with biases on queries, keys and values, and a sliding window in the layers
-// from max_window_layers on. The language models of Qwen2-VL and Qwen2.5-VL are Qwen2's.
+// Qwen2 is a llama with biases on queries, keys and values. It may have a sliding window in
+// the layers from max_window_layers on. The language models of Qwen2-VL and Qwen2.5-VL have
+// the same layers.
 func qwen2() architecture {
 	return architecture{
 		name: "qwen2", modelTypes: []string{"qwen2", "qwen2_vl_text", "qwen2_5_vl_text"}, gguf: []string{"qwen2", "qwen2vl"}, class: "Qwen2ForCausalLM",
@@ -26,7 +27,7 @@ func qwen2() architecture {
 	}
 }
 
-// qwenWindowJSON writes the window as Qwen's config.json says it.
+// qwenWindowJSON adds the settings of the sliding window in the form of Qwen's config.json.
 func (s *Spec) qwenWindowJSON(out map[string]any) {
 	out["sliding_window"], out["use_sliding_window"] = s.windowJSON(), s.Window() > 0
 	if s.Window() > 0 {

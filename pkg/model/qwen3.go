@@ -2,8 +2,8 @@ package model
 
 import "slices"
 
-// Qwen3: llama with norms of each head's queries and keys. The language model of Qwen3-VL
-// is Qwen3's. Qwen3 MoE has experts in place of most layers' feed-forward part.
+// Qwen3 is a llama that normalizes the heads of queries and keys. The language model of
+// Qwen3-VL has the same layers. Qwen3 MoE has experts in some or all layers.
 func qwen3() architecture {
 	return architecture{
 		name: "qwen3", modelTypes: []string{"qwen3", "qwen3_vl_text"}, gguf: []string{"qwen3", "qwen3vl"}, class: "Qwen3ForCausalLM",

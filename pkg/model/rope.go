@@ -7,22 +7,22 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 )
 
-// Rope says how positions are rotated.
+// Rope says how queries and keys are rotated by their positions.
 type Rope struct {
 	Base        float64
 	Dims        int       // rotated components of a head
-	Interleaved bool      // pairs (2i, 2i+1), as GGUF's llama has them
+	Interleaved bool      // pairs (2i, 2i+1), as GGUF files of llama have them; else (i, i+Dims/2)
 	Type        string    // "", "linear", "dynamic", "llama3", "yarn", "longrope"
 	Factor      float64   // context extension
-	Original    int       // context before the extension
+	Original    int       // context length before the extension
 	LowFreq     float64   // llama3
 	HighFreq    float64   // llama3
 	BetaFast    float64   // yarn
 	BetaSlow    float64   // yarn
-	Attention   float64   // yarn: magnitude; 0 means the paper's
-	KeepRamp    bool      // yarn: do not round the ramp's ends
-	Factors     []float32 // divides each frequency, where a file gives them
-	Far         []float32 // longrope: divides them from position Original on
+	Attention   float64   // yarn and longrope: scale of queries and keys; 0: the paper's
+	KeepRamp    bool      // yarn: do not round the ends of the ramp
+	Factors     []float32 // divide the frequencies, if the file has them
+	Far         []float32 // longrope: divide them from position Original on
 }
 
 // validate reports the first setting that is out of bounds for heads of headDim.
@@ -35,11 +35,11 @@ func (r *Rope) validate(headDim int) error {
 	}
 	for _, factors := range [][]float32{r.Factors, r.Far} {
 		if factors != nil && len(factors) != r.Dims/2 {
-			return &FieldError{"rope factors", fmt.Sprintf("%d for %d frequencies", len(factors), r.Dims/2)}
+			return &FieldError{"rope factors", fmt.Sprintf("want one for each of %d frequencies, got %d", r.Dims/2, len(factors))}
 		}
 		for i, f := range factors {
 			if !(f > 0) || math.IsInf(float64(f), 0) {
-				return &FieldError{"rope factors", fmt.Sprintf("number %d is %g", i, f)}
+				return &FieldError{"rope factors", fmt.Sprintf("want positive numbers, got %g at index %d", f, i)}
 			}
 		}
 	}
@@ -77,9 +77,9 @@ func (r *Rope) rotary() *kernel.Rotary {
 	return out
 }
 
-// llama3 slows the frequencies whose wavelength exceeds the original context, as
-// Llama 3.1 does: unchanged below Original/HighFreq, divided by Factor above
-// Original/LowFreq, blended between.
+// llama3 lowers the frequencies of long wavelengths, as Llama 3.1 does. Those with a
+// wavelength below Original/HighFreq stay, those above Original/LowFreq are divided by
+// Factor, and those between are interpolated.
 func (r *Rope) llama3(freq []float64) {
 	low, high := float64(r.Original)/r.LowFreq, float64(r.Original)/r.HighFreq
 	for i, f := range freq {

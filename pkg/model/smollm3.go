@@ -1,7 +1,7 @@
 package model
 
-// SmolLM3: llama with layers that do not rotate, every fourth one unless the file says
-// otherwise. Where there is a sliding window, those layers have it.
+// SmolLM3 is a llama in which some layers do not rotate queries and keys: every fourth one
+// by default. If there is a sliding window, it is in those layers.
 func smolLM3() architecture {
 	return architecture{
 		name: "smollm3", modelTypes: []string{"smollm3"}, gguf: []string{"smollm3"}, class: "SmolLM3ForCausalLM", interleavedGGUF: true,
@@ -40,7 +40,7 @@ func smolLM3() architecture {
 	}
 }
 
-// smolLM3Rotates lists the layers that rotate. The file may describe more layers than there are.
+// smolLM3Rotates says which layers rotate. no_rope_layers may be longer than the model.
 func (h *hfFields) smolLM3Rotates(layers int) []bool {
 	none, out := every(max(h.int("no_rope_layer_interval", 4), 1)), make([]bool, layers)
 	for l := range out {
@@ -60,7 +60,7 @@ func (h *hfFields) smolLM3Rotates(layers int) []bool {
 	return out
 }
 
-// unrotate takes the rotation from the layers that none names.
+// unrotate removes the rotation of the layers for which none reports true.
 func (s *Spec) unrotate(none func(l int) bool) {
 	for l := range s.Layers {
 		if none(l) {

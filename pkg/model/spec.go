@@ -20,14 +20,14 @@ type Spec struct {
 	Layers       []Layer // L
 	Norm         Norm    // before the head
 	Head         Head
-	BOS, EOS     []int32  // ids that begin and that end a text; nil where the files name none
-	Unused       []string // settings of parts that are not loaded, such as "vision_config"
+	BOS, EOS     []int32  // begin-of-text and end-of-text ids; nil if the files name none
+	Unused       []string // settings of model parts that are not loaded, such as "vision_config"
 }
 
 // Embedding is the lookup of token ids, and of positions where those are learned.
 type Embedding struct {
 	Tokens    Name    // [V,C]
-	Positions Name    // [Context,C]; no name: positions are rotary
+	Positions Name    // [Context,C] learned positions; without a name there are none
 	Scale     float64 // multiplies embeddings; 0: no scaling
 }
 
@@ -39,47 +39,47 @@ type Layer struct {
 
 // Attention describes causal self-attention with grouped queries.
 type Attention struct {
-	Norm, PostNorm          Norm // before attention; of its output, if named
+	Norm, PostNorm          Norm // of the input; of the output, if it has a name
 	Heads, KVHeads, HeadDim int  // H, K, D
 	Q, K, V                 Linear
-	QKV                     Linear // named: one matrix in place of Q, K and V
+	QKV                     Linear // if it has a name: one matrix in place of Q, K and V
 	O                       Linear
-	QNorm, KNorm            Norm    // of each head before rotation, if named
+	QNorm, KNorm            Norm    // of every head, before rotation, if they have names
 	Rope                    *Rope   // nil: queries and keys are not rotated
 	Window                  int     // sliding window in positions; 0: full attention
 	Scale                   float64 // multiplies scores; 0: 1/sqrt(D)
 	Softcap                 float64 // bounds scores by cap·tanh(score/cap); 0: no bound
-	Sinks                   Name    // [H] scores without a value, if named
+	Sinks                   Name    // [H] extra scores in the softmax that have no value, if it has a name
 }
 
 // FeedForward describes the gated or plain feed-forward part of a layer, or its experts.
 type FeedForward struct {
-	Norm, PostNorm Norm // before the part; of its output, if named
+	Norm, PostNorm Norm // of the input; of the output, if it has a name
 	Width          int  // F
 	Act            kernel.Act
 	Gate, Up, Down Linear   // down(act(gate)·up), or down(act(up)) without a gate
-	GateUp         Linear   // named: one matrix in place of Gate and Up
-	Experts        *Experts // in place of the matrices; nil: a dense layer
+	GateUp         Linear   // if it has a name: one matrix in place of Gate and Up
+	Experts        *Experts // in place of the matrices; nil for a dense layer
 }
 
 // Experts describes a mixture of experts.
 type Experts struct {
-	Count, TopK   int     // E, and experts of a row
+	Count, TopK   int     // E, and how many of them compute a row
 	Width         int     // F of an expert
-	Normalize     bool    // the weights of the chosen experts sum to one
-	Bias          bool    // of every expert's matrices
-	Alpha, Limit  float64 // GPT-OSS's gate g·sigmoid(alpha·g)·(up+1), with g and up clamped; 0: FeedForward.Act
+	Normalize     bool    // scale the weights of the chosen experts so that they sum to one
+	Bias          bool    // the experts' matrices have biases
+	Alpha, Limit  float64 // of GPT-OSS's activation (see gated); 0: FeedForward.Act is used
 	Router        Linear
-	Stack         string // prefix of the parameters, which stack all experts: gate_up_proj [E,2F,C], down_proj [E,C,F]
-	Gate, Up      Name   // of one expert, %d its index; in GGUF of all experts
+	Stack         string // prefix of the parameters gate_up_proj [E,2F,C] and down_proj [E,C,F]
+	Gate, Up      Name   // tensors of one expert, %d in place of its index; in GGUF, of all experts
 	Down          Name
-	InterleavedHF bool // Hugging Face's files alternate rows of gate and up
+	InterleavedHF bool // rows of gate and up alternate in Hugging Face's files
 }
 
 // Name says what a parameter is called, without the ending ".weight" or ".bias".
 type Name struct {
-	Param string // in Params and in checkpoints: as transformers names it
-	HF    string // in safetensors files that use another name than Param
+	Param string // in Params and checkpoints, and in safetensors files
+	HF    string // in safetensors files that use a name of their own
 	GGUF  string
 }
 
@@ -105,7 +105,7 @@ type Norm struct {
 	Name
 	Kind    NormKind
 	Eps     float64
-	OnePlus bool // multiplies by 1 plus the gain
+	OnePlus bool // multiply by 1 + gain
 }
 
 // Head computes logits from the normalized hidden state.
@@ -115,7 +115,7 @@ type Head struct {
 	Softcap float64 // bounds logits by cap·tanh(logit/cap); 0: no bound
 }
 
-// Shape is the size of a decoder and what else its layers have in common.
+// Shape is the sizes of a decoder and the settings that all its layers share.
 type Shape struct {
 	Layers, Width, Heads, KVHeads, HeadDim, FF, Vocab, Context int
 
@@ -124,8 +124,8 @@ type Shape struct {
 	Rope     Rope
 }
 
-// Limits of hyper-parameters: far above any model, and small enough that products
-// of three do not overflow.
+// Limits of sizes. They are far above those of any model, and the product of three sizes
+// does not overflow.
 const (
 	maxSize   = 1 << 24
 	maxLayers = 4096
@@ -183,7 +183,7 @@ func (l *Layer) validate(s *Spec, first *Attention) error {
 		return err
 	}
 	if a.Heads%a.KVHeads != 0 {
-		return &FieldError{"key/value heads", fmt.Sprintf("%d do not divide %d heads", a.KVHeads, a.Heads)}
+		return &FieldError{"key/value heads", fmt.Sprintf("want a divisor of %d heads, got %d", a.Heads, a.KVHeads)}
 	}
 	if a.KVHeads != first.KVHeads || a.HeadDim != first.HeadDim {
 		return &FieldError{"key/value heads", "want the same number and size in every layer"} // the KV cache has one shape
@@ -205,7 +205,7 @@ func (l *Layer) validate(s *Spec, first *Attention) error {
 		return &FieldError{"sliding window", fmt.Sprintf("want a length, got %d", a.Window)}
 	}
 	if x := f.Experts; x != nil && (x.Count < 1 || x.Count > 1<<12 || x.TopK < 1 || x.TopK > x.Count || x.Width < 1 || x.Width > maxSize) {
-		return &FieldError{"experts", fmt.Sprintf("%d of %d, %d wide", x.TopK, x.Count, x.Width)}
+		return &FieldError{"experts", fmt.Sprintf("want at most %d experts, and sizes that fit, got %d of %d experts of width %d", 1<<12, x.TopK, x.Count, x.Width)}
 	}
 	return nil
 }
@@ -229,8 +229,8 @@ func (a *Attention) heads() kernel.Heads {
 	return out
 }
 
-// Bounded reports whether the model computes no position beyond its context length:
-// learned positions end there, and so do those of a rotation that changes with the length.
+// Bounded reports whether the model cannot compute positions beyond its context length:
+// learned positions end there, and a dynamic rotation would change with the length.
 func (s *Spec) Bounded() bool {
 	if s.Embedding.Positions.Param != "" {
 		return true
@@ -243,23 +243,23 @@ func (s *Spec) Bounded() bool {
 	return false
 }
 
-// Rope is the rotation of the layers with full attention, or else of any; nil where no
-// layer rotates.
+// Rope is the rotation of the layers with full attention. If they have none, it is that of
+// the first layer that has one, or nil.
 func (s *Spec) Rope() *Rope {
-	var any *Rope
+	var first *Rope
 	for i := range s.Layers {
 		switch a := &s.Layers[i].Attention; {
 		case a.Rope == nil:
 		case a.Window == 0:
 			return a.Rope
-		case any == nil:
-			any = a.Rope
+		case first == nil:
+			first = a.Rope
 		}
 	}
-	return any
+	return first
 }
 
-// Window is the longest sliding window of the layers, 0 where there is none.
+// Window is the longest sliding window of the layers, or 0 if none has one.
 func (s *Spec) Window() int {
 	w := 0
 	for i := range s.Layers {
@@ -268,8 +268,8 @@ func (s *Spec) Window() int {
 	return w
 }
 
-// clone returns the spec with layers and ropes of its own, changed by edit. Ropes that
-// layers share stay shared.
+// clone returns a copy of the spec whose layers and ropes edit has changed. Layers that
+// share a rope share its copy.
 func (s Spec) clone(edit func(l *Layer, r *Rope)) Spec {
 	ropes := map[*Rope]*Rope{nil: nil}
 	layers := make([]Layer, len(s.Layers))
@@ -305,8 +305,8 @@ func (l *Layer) linears() []*Linear {
 	return named
 }
 
-// biasesOf gives biases to the matrices that have one in the model's files, and to no
-// others: files may have them in some layers or on some matrices alone.
+// biasesOf returns the spec with biases on exactly the matrices that have one in the model's
+// files. Files may have biases in some layers, or on some matrices, only.
 func (s Spec) biasesOf(has func(n Name, end string) bool) Spec {
 	return s.clone(func(l *Layer, _ *Rope) {
 		for _, m := range l.linears() {
@@ -318,7 +318,7 @@ func (s Spec) biasesOf(has func(n Name, end string) bool) Spec {
 	})
 }
 
-// onePlus says of every norm whether it multiplies by 1 plus the gain.
+// onePlus sets OnePlus of every norm.
 func (s Spec) onePlus(on bool) Spec {
 	s.Norm.OnePlus = on
 	return s.clone(func(l *Layer, _ *Rope) {

@@ -15,7 +15,7 @@ type Stage[F tensor.Float] struct {
 	Range Range
 
 	set         kernel.Set[F]
-	farRotaries map[*kernel.Rotary]*kernel.Rotary // what stands for them in long sequences of training
+	farRotaries map[*kernel.Rotary]*kernel.Rotary // for long sequences in training; see rotary
 
 	embed    *linear[F] // [V,C]; first stage
 	position *linear[F] // [Context,C]; first stage, learned positions
@@ -25,18 +25,18 @@ type Stage[F tensor.Float] struct {
 	sizes    sizes
 
 	params  Params[F]
-	written []bool // of params: a backward's products write its gradient whole
+	written []bool // for each parameter: the backward pass overwrites its whole gradient
 	dense   bool
-	bounded bool // no position beyond the context length is computed
+	bounded bool // see Spec.Bounded
 	scratch arena[F]
 	micro   []*Trace[F] // spare traces
-	block   arena[F]    // of a block in training, with a bfloat16 kernel set
+	block   arena[F]    // scratch of a block in training, with a bfloat16 kernel set
 }
 
-// sizes are the largest widths of the stage's layers, which share scratch.
+// sizes are the largest widths of the stage's layers. Layers share scratch of these sizes.
 type sizes struct{ q, kv, ff, gate int }
 
-// linear is a matrix with an optional bias, and where they stand in Params.
+// linear is a matrix with an optional bias, and their places in Params.
 type linear[F tensor.Float] struct {
 	kernel.Matrix[F]
 	bias     []F
@@ -44,7 +44,7 @@ type linear[F tensor.Float] struct {
 	hasB     bool
 }
 
-// slot finds a piece of a parameter: its index in Params and its offset.
+// slot is the place of a piece of a parameter: its index in Params, offset and length.
 type slot struct{ index, from, len int }
 
 // norm is a gain with an optional bias.
@@ -52,10 +52,10 @@ type norm[F tensor.Float] struct {
 	*Norm
 	gain, bias []F
 	atG, atB   slot
-	fromOne    []F // scratch for 1 + gain, where that multiplies
+	fromOne    []F // scratch for 1 + gain, with OnePlus
 }
 
-// effective is what a norm multiplies by.
+// effective returns what the norm multiplies by.
 func (n *norm[F]) effective() []F {
 	if n.fromOne == nil {
 		return n.gain
@@ -66,7 +66,7 @@ func (n *norm[F]) effective() []F {
 	return n.fromOne
 }
 
-// block is one transformer layer: what its Spec describes, filled.
+// block is one transformer layer: its description and its tensors.
 type block[F tensor.Float] struct {
 	*Layer
 	heads          kernel.Heads
@@ -77,8 +77,8 @@ type block[F tensor.Float] struct {
 	qNorm, kNorm   norm[F]
 	q, k, v, o     linear[F]
 	gate, up, down linear[F]
-	sinks          norm[F]     // [H] scores, as a gain
-	sinks32        []float32   // what attention takes
+	sinks          norm[F]     // [H], stored as a gain
+	sinks32        []float32   // the same, as kernels take them
 	experts        *experts[F] // in place of gate, up and down
 }
 
@@ -94,18 +94,18 @@ func (s *Stage[F]) CacheConfig(pages int) kvcache.Config {
 	return kvcache.Config{Layers: s.Range.Len(), KVHeads: a.KVHeads, HeadDim: a.HeadDim, Type: s.set.KV().For(s.Spec.Width), Pages: pages}
 }
 
-// Kernels returns the kernel set the stage runs on.
+// Kernels returns the kernel set that the stage runs on.
 func (s *Stage[F]) Kernels() kernel.Set[F] { return s.set }
 
 // LoadOptions says how weights are held.
 type LoadOptions struct {
-	Dense bool // decoded to F, for training; else as they are in the file
+	Dense bool // decode the weights to F, for training; else keep them as they are in the file
 }
 
-// Load builds a stage from an open model, touching its own tensors alone. Without
-// Dense they stay in the mapped file, so f must outlive the stage. With it, queries
-// and keys take Hugging Face's order, and Gemma's gains count from one, whatever the
-// file's: the stage's Spec says so.
+// Load builds a stage from an open model. It reads the stage's own tensors only. Without
+// Dense they stay in the mapped file, so f must stay open as long as the stage is used.
+// With Dense, queries and keys are in Hugging Face's order and Gemma's norms have OnePlus
+// even if the file is GGUF; Stage.Spec says so.
 func Load[F tensor.Float](f *Files, r Range, set kernel.Set[F], o LoadOptions) (*Stage[F], error) {
 	spec, l := f.Spec, &loader[F]{files: f, dense: o.Dense}
 	if o.Dense && f.gguf != nil {
@@ -133,10 +133,10 @@ func Load[F tensor.Float](f *Files, r Range, set kernel.Set[F], o LoadOptions) (
 	return s, nil
 }
 
-// Init builds a stage with random weights for training from scratch: normal with
-// standard deviation 0.02, residual projections divided by sqrt(2L), gains 1 and
-// biases 0. Each weight is keyed by (seed, tensor name, index), so any split of the
-// model has the same.
+// Init builds a stage with random weights for training from scratch: normal with standard
+// deviation 0.02, divided by sqrt(2L) for projections to the residual stream; gains are 1 and
+// biases 0. A weight depends on the seed, the tensor's name and the index only, so it is the
+// same however the model is split into stages.
 func Init[F tensor.Float](s Spec, r Range, set kernel.Set[F], seed uint64) (*Stage[F], error) {
 	return build(s, r, set, &random[F]{seed: seed, layers: len(s.Layers)})
 }
@@ -146,7 +146,7 @@ func build[F tensor.Float](spec Spec, r Range, set kernel.Set[F], fill filler[F]
 		return nil, err
 	}
 	if r.Lo < 0 || r.Hi > len(spec.Layers) || r.Lo >= r.Hi {
-		return nil, fault.Field("layers", "build stage: %v is no range of %d layers", r, len(spec.Layers))
+		return nil, fault.Field("layers", "build stage: range %v is not within the %d layers", r, len(spec.Layers))
 	}
 	s := &Stage[F]{Spec: spec, Range: r, set: set, dense: true, bounded: spec.Bounded()}
 	b := &builder[F]{stage: s, fill: fill, rotaries: map[*Rope]*kernel.Rotary{}}
@@ -171,7 +171,8 @@ func build[F tensor.Float](spec Spec, r Range, set kernel.Set[F], fill filler[F]
 	return s, nil
 }
 
-// writtenWhole marks the parameters all of whose rows are in a product of every row of a batch.
+// writtenWhole marks the matrices that every row of a batch is multiplied by. Their gradients
+// are products that overwrite; the others (embeddings, experts) are sums that start at zero.
 func (s *Stage[F]) writtenWhole() []bool {
 	out := make([]bool, len(s.params.Tensors))
 	mark := func(linears ...*linear[F]) {
@@ -194,8 +195,8 @@ func (s *Stage[F]) writtenWhole() []bool {
 	return out
 }
 
-// pack gives raw matrices the kernel set's own form, and says so after each layer. The
-// embedding keeps its own: rows of it are looked up.
+// pack has the kernel set pack the raw matrices, and calls packed after each layer. The
+// embedding is not packed, because its rows are looked up.
 func (s *Stage[F]) pack(packed func()) {
 	pack := func(m *kernel.Matrix[F]) {
 		m.Plain = s.Spec.Width < kernel.Narrow
@@ -221,16 +222,16 @@ func (s *Stage[F]) pack(packed func()) {
 	}
 }
 
-// product is one of the products with an input: its result goes to y.
+// product describes a product of the matrix with an input; y receives the result.
 func (l *linear[F]) product(y []F) kernel.Product[F] {
 	return kernel.Product[F]{Y: y, W: &l.Matrix, Bias: l.bias}
 }
 
-// builder gathers a stage's parameters; the first error stays.
+// builder collects the parameters of a stage. err is the first error.
 type builder[F tensor.Float] struct {
 	stage    *Stage[F]
 	fill     filler[F]
-	rotaries map[*Rope]*kernel.Rotary // kernels keep tables by the pointer, so layers share it
+	rotaries map[*Rope]*kernel.Rotary // layers share them, since kernels cache tables by pointer
 	err      error
 }
 
@@ -282,7 +283,7 @@ func (b *builder[F]) linear(m *Linear, rows, cols int, r role) linear[F] {
 	return l
 }
 
-// norm adds a norm of n components, or nothing where there is none.
+// norm adds a norm of n components, unless its kind is NoNorm.
 func (b *builder[F]) norm(m *Norm, n int) norm[F] {
 	out := norm[F]{Norm: m}
 	if m.Kind == NoNorm {
@@ -298,7 +299,7 @@ func (b *builder[F]) norm(m *Norm, n int) norm[F] {
 	return out
 }
 
-// rows cuts rows [lo,hi) out of l; gradients land in the same piece of the whole.
+// rows returns rows [lo,hi) of l. Their gradients go to the same piece of the parameter.
 func (l linear[F]) rows(lo, hi int) linear[F] {
 	out := l
 	out.Rows = hi - lo
@@ -317,7 +318,7 @@ func (l linear[F]) rows(lo, hi int) linear[F] {
 	return out
 }
 
-// block adds a layer's parameters, in the order that checkpoints have them.
+// block adds the parameters of a layer. Their order is that of Params.
 func (b *builder[F]) block(l *Layer) block[F] {
 	a, f, width, size := &l.Attention, &l.FFN, b.stage.Spec.Width, &b.stage.sizes
 	out := block[F]{Layer: l, heads: a.heads(), rotary: b.rotary(a.Rope), gated: f.Gated()}
@@ -375,8 +376,8 @@ func (b *builder[F]) rotary(r *Rope) *kernel.Rotary {
 	return b.rotaries[r]
 }
 
-// head is a matrix of its own, or the embedding's: shared on a lone stage, a copy on
-// the last of several.
+// head adds the head. A tied head shares the embedding's matrix if the stage has that, and is
+// a copy of it otherwise.
 func (b *builder[F]) head() *linear[F] {
 	s := b.stage
 	if !s.Spec.Head.Tied {
@@ -395,5 +396,5 @@ func (b *builder[F]) head() *linear[F] {
 	return &linear[F]{Matrix: m, atW: slot{b.add(p), 0, m.Rows * m.Cols}}
 }
 
-// ErrNotDense reports training on weights that are held as they are in the file.
+// ErrNotDense reports training on weights that were loaded without Dense.
 var ErrNotDense error = fault.New(fault.FailedPrecondition, "train stage: its weights were loaded without Dense")

@@ -8,18 +8,18 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
 
-// Micro is one micro-batch: B sequences of T tokens, from position 0.
+// Micro is one micro-batch: B sequences of T tokens, each from position 0.
 type Micro[F tensor.Float] struct {
 	B, T    int
-	IDs     []int32 // [B,T], to the first stage
-	Hidden  []F     // [B*T,C], to the others; kept until the backward
-	Targets []int32 // [B,T], to the last stage; negative masks a position
-	Scale   float64 // to the last stage: multiplies the loss's gradient
-	// ForwardOnly keeps nothing for a backward.
+	IDs     []int32 // [B,T], for the first stage
+	Hidden  []F     // [B*T,C], for the other stages; must stay unchanged until the backward
+	Targets []int32 // [B,T], for the last stage; a negative target masks its position
+	Scale   float64 // for the last stage: multiplies the gradient of the loss
+	// ForwardOnly keeps nothing for a backward pass.
 	ForwardOnly bool
 }
 
-// Trace is what a micro-batch's forward leaves for its backward.
+// Trace is what the forward pass of a micro-batch keeps for its backward pass.
 type Trace[F tensor.Float] struct {
 	Out  []F       // [B*T,C]: the hidden state that leaves the stage; nil on the last
 	Loss []float64 // [B*T]: negative log-likelihoods, on the last stage
@@ -31,48 +31,49 @@ type Trace[F tensor.Float] struct {
 	dlogits []F
 	mem     arena[F]
 
-	halves arena[uint16] // with a bfloat16 kernel set: what stands for layers' part
+	bf16 arena[uint16] // what layers keep with a bfloat16 kernel set
 }
 
-// saved is one block's part of a trace. What is cheap to compute again is not kept.
+// saved is one block's part of a trace. Tensors that are cheap to recompute are not kept.
 type saved[F tensor.Float] struct {
 	x, q, k, v, att, lse, mid, gate, up []F
 
-	rawQ, rawK   []F // before their norms, where heads are normed
-	post1, post2 []F // before theirs, where there are some
+	rawQ, rawK   []F // queries and keys before their norms, if heads are normalized
+	post1, post2 []F // outputs of attention and feed-forward before their norms, if they have any
 	experts      routed[F]
 
-	halves [savedParts][]uint16 // of parts, with a bfloat16 kernel set: those are nil then
+	bf16 [savedParts][]uint16 // parts in bfloat16, with a bfloat16 kernel set; parts are nil then
 }
 
 // savedParts is the number of tensors that parts lists.
 const savedParts = 12
 
-// parts are the tensors that may be kept in bfloat16, in the order of halves. What experts
-// keep is not among them.
+// parts lists the tensors that may be kept in bfloat16, in the order of k.bf16. Tensors of
+// experts stay in F.
 func (k *saved[F]) parts() [savedParts]*[]F {
 	return [...]*[]F{&k.x, &k.q, &k.k, &k.v, &k.att, &k.mid, &k.gate, &k.up, &k.rawQ, &k.rawK, &k.post1, &k.post2}
 }
 
-// halve rounds parts to bfloat16, with a bfloat16 kernel set, and keeps them so. Those that the
-// forward uses again are halved before it does, so that the backward sees what it saw.
-func (s *Stage[F]) halve(k *saved[F], tr *Trace[F], parts ...*[]F) {
+// keepBF16 keeps parts in bfloat16 if the kernel set asks for it. It is called before the
+// forward pass uses a part again, and rounds the part itself, too, so that forward and
+// backward compute with the same values.
+func (s *Stage[F]) keepBF16(k *saved[F], tr *Trace[F], parts ...*[]F) {
 	if !s.set.UsesBFloat16() {
 		return
 	}
 	for i, p := range k.parts() {
-		if slices.Contains(parts, p) && *p != nil && k.halves[i] == nil {
-			k.halves[i] = tr.halves.take(len(*p))
-			s.set.RoundBF16(k.halves[i], *p)
+		if slices.Contains(parts, p) && *p != nil && k.bf16[i] == nil {
+			k.bf16[i] = tr.bf16.take(len(*p))
+			s.set.RoundBF16(k.bf16[i], *p)
 		}
 	}
 }
 
-// widen brings back what halve has kept.
+// widen restores the parts that keepBF16 has kept.
 func (s *Stage[F]) widen(k *saved[F]) {
 	s.block.reset()
 	for i, p := range k.parts() {
-		if h := k.halves[i]; h != nil {
+		if h := k.bf16[i]; h != nil {
 			*p = s.block.take(len(h))
 			s.set.WidenBF16(*p, h)
 		}
@@ -153,7 +154,7 @@ func (s *Stage[F]) checkMicro(in *Micro[F]) error {
 	return nil
 }
 
-// trace takes a spare trace or makes one.
+// trace returns a spare trace, or a new one.
 func (s *Stage[F]) trace() *Trace[F] {
 	if n := len(s.micro); n > 0 {
 		tr := s.micro[n-1]
@@ -163,16 +164,16 @@ func (s *Stage[F]) trace() *Trace[F] {
 	return &Trace[F]{}
 }
 
-// Drop takes a trace back without a backward.
+// Drop takes a trace back without a backward pass.
 func (s *Stage[F]) Drop(tr *Trace[F]) {
 	tr.mem.reset()
-	tr.halves.reset()
+	tr.bf16.reset()
 	tr.layers = tr.layers[:0]
 	tr.Out, tr.Loss, tr.last, tr.dlogits, tr.in = nil, nil, nil, nil, Micro[F]{}
 	s.micro = append(s.micro, tr)
 }
 
-// keep copies x into the trace's own memory.
+// keep copies x into memory of the trace.
 func (tr *Trace[F]) keep(x []F) []F { return copied(&tr.mem, x) }
 
 func copied[F any](a *arena[F], x []F) []F {
@@ -181,8 +182,8 @@ func copied[F any](a *arena[F], x []F) []F {
 	return out
 }
 
-// traced is where a block's forward puts what its backward needs: the trace's own memory,
-// or scratch that is halved.
+// traced is the memory for what a block's backward needs: the trace's own, or, with a
+// bfloat16 kernel set, scratch whose contents are then kept in bfloat16.
 func (s *Stage[F]) traced(tr *Trace[F]) *arena[F] {
 	if !s.set.UsesBFloat16() {
 		return &tr.mem
@@ -191,8 +192,9 @@ func (s *Stage[F]) traced(tr *Trace[F]) *arena[F] {
 	return &s.block
 }
 
-// rotary is the rotation of a layer in sequences of t tokens. LongRoPE turns all of one
-// by its far frequencies, or none: of a whole sequence that is known.
+// rotary is the rotation of a layer in sequences of t tokens. LongRoPE rotates a whole
+// sequence by its far frequencies if it is longer than the original context. Inference
+// decides that by position, but in training the length is known.
 func (s *Stage[F]) rotary(blk *block[F], t int) *kernel.Rotary {
 	r := blk.rotary
 	if r == nil || r.Far == nil || t <= r.From {
@@ -205,12 +207,12 @@ func (s *Stage[F]) rotary(blk *block[F], t int) *kernel.Rotary {
 		if s.farRotaries == nil {
 			s.farRotaries = map[*kernel.Rotary]*kernel.Rotary{}
 		}
-		s.farRotaries[r] = far // kernels keep tables by the pointer
+		s.farRotaries[r] = far // kernels cache tables by pointer
 	}
 	return far
 }
 
-// trainBlock adds the block of a layer to x[B*T,C] and returns what its backward needs.
+// trainBlock adds a block's output to x[B*T,C] and returns what its backward pass needs.
 func (s *Stage[F]) trainBlock(blk *block[F], x []F, tr *Trace[F], w *workspace[F]) saved[F] {
 	a, n := &blk.Attention, tr.in.B*tr.in.T
 	q, key, v, att, gate, up, act := w.of(blk, n)
@@ -242,12 +244,12 @@ func (s *Stage[F]) trainBlock(blk *block[F], x []F, tr *Trace[F], w *workspace[F
 		s.set.Rotate(k.q, r, tr.pos, a.Heads, a.HeadDim)
 		s.set.Rotate(k.k, r, tr.pos, a.KVHeads, a.HeadDim)
 	}
-	s.halve(&k, tr, &k.q, &k.k, &k.v)
+	s.keepBF16(&k, tr, &k.q, &k.k, &k.v)
 	s.set.AttendCausal(k.att, k.lse, k.q, k.k, k.v, tr.in.B, tr.in.T, blk.heads)
 	if blk.sinks32 != nil {
 		s.sink(k.att, k.lse, &blk.sinks, a.HeadDim)
 	}
-	s.halve(&k, tr, &k.att)
+	s.keepBF16(&k, tr, &k.att)
 	s.set.MatMul(w.h, k.att, &blk.o.Matrix, blk.o.bias, n)
 	if a.PostNorm.Kind != NoNorm {
 		k.post1 = keep(w.h)
@@ -268,11 +270,11 @@ func (s *Stage[F]) trainBlock(blk *block[F], x []F, tr *Trace[F], w *workspace[F
 	if blk.gated {
 		k.gate = hold(gate)
 		s.set.MatMuls(w.h, n, blk.gate.product(k.gate), blk.up.product(k.up))
-		s.halve(&k, tr, &k.gate, &k.up)
+		s.keepBF16(&k, tr, &k.gate, &k.up)
 		s.set.GLU(act, k.gate, k.up, blk.FFN.Act)
 	} else {
 		s.set.MatMul(k.up, w.h, &blk.up.Matrix, blk.up.bias, n)
-		s.halve(&k, tr, &k.up)
+		s.keepBF16(&k, tr, &k.up)
 		s.set.Activate(act, k.up, blk.FFN.Act)
 	}
 	s.set.MatMul(w.h, act, &blk.down.Matrix, blk.down.bias, n)
@@ -283,13 +285,14 @@ func (s *Stage[F]) trainBlock(blk *block[F], x []F, tr *Trace[F], w *workspace[F
 	return s.done(&k, tr)
 }
 
-// done is what a block's forward returns: with a bfloat16 kernel set, those alone.
+// done completes what a block's forward pass keeps. With a bfloat16 kernel set only the
+// bfloat16 copies stay.
 func (s *Stage[F]) done(k *saved[F], tr *Trace[F]) saved[F] {
 	if !s.set.UsesBFloat16() || tr.in.ForwardOnly {
 		return *k
 	}
 	parts := k.parts()
-	s.halve(k, tr, parts[:]...)
+	s.keepBF16(k, tr, parts[:]...)
 	for _, p := range parts {
 		*p = nil
 	}

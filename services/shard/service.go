@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -134,6 +135,9 @@ func (s *Service) Hold(name, digest string, files *model.Files, r model.Range) e
 	s.held = append(s.held, &held{
 		name: name, digest: digest, stage: stage, cache: kvcache.New(stage.CacheConfig(pages), stage.Kernels()), sessions: map[string]*session{},
 	})
+	if unused := files.Spec.Unused; len(unused) > 0 {
+		s.log.Info("load the language model only", "model", name, "unused", strings.Join(unused, ", "))
+	}
 	s.log.Info("hold layers", "model", name, "layers", r.String(), "digest", digest)
 	return nil
 }

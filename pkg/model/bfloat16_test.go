@@ -12,8 +12,8 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
 
-// halvesConfigs have every kind of tensor that a trace keeps.
-func halvesConfigs(t *testing.T) map[string]model.Spec {
+// bfloat16Specs have every kind of tensor that a trace keeps.
+func bfloat16Specs(t *testing.T) map[string]model.Spec {
 	t.Helper()
 	out := map[string]model.Spec{"gpt2": model.NewGPT2(model.Shape{Layers: 3, Width: 48, Heads: 3, Vocab: 70, Context: 32})}
 	for name, text := range map[string]string{
@@ -59,30 +59,30 @@ func apart[F, G tensor.Float](a map[string][]F, b map[string][]G) float64 {
 	return math.Sqrt(off / all)
 }
 
-func TestTrain_HalvesAreNear(t *testing.T) {
+func TestTrain_BFloat16IsNearFloat32(t *testing.T) {
 	ids := []int32{5, 9, 2, 61, 33, 7, 7, 48, 20, 1, 69, 13, 40}
 	fast := cpu.New(2)
 	defer fast.Close()
-	for name, c := range halvesConfigs(t) {
+	for name, c := range bfloat16Specs(t) {
 		t.Run(name, func(t *testing.T) {
 			full := drawn(t, c, ref.New[float64](), 1)
 			want := full.step(t, ids)
 			plain := drawn(t, c, ref.New[float64]().BFloat16(), 1)
-			halves := drawn(t, c, fast.BFloat16(), 1)
-			loss, reference := halves.step(t, ids), plain.step(t, ids)
-			if d := apart(halves.merged(), full.merged()); d == 0 || d > 0.05 || math.Abs(loss-want) > 1e-3 {
-				t.Errorf("loss %.6f, want %.6f; gradients %.4f apart", loss, want, d)
+			rounded := drawn(t, c, fast.BFloat16(), 1)
+			loss, reference := rounded.step(t, ids), plain.step(t, ids)
+			if d := apart(rounded.merged(), full.merged()); d == 0 || d > 0.05 || math.Abs(loss-want) > 1e-3 {
+				t.Errorf("loss %.6f, want %.6f; gradients a distance of %.4f", loss, want, d)
 			}
-			if d := apart(halves.merged(), plain.merged()); d > 0.01 || math.Abs(loss-reference) > 2e-4 {
-				t.Errorf("loss %.6f, the reference has %.6f; gradients %.4f apart", loss, reference, d)
+			if d := apart(rounded.merged(), plain.merged()); d > 0.01 || math.Abs(loss-reference) > 2e-4 {
+				t.Errorf("loss %.6f, the reference has %.6f; gradients a distance of %.4f", loss, reference, d)
 			}
 		})
 	}
 }
 
-func TestTrain_HalvesHaveOneResult(t *testing.T) {
+func TestTrain_BFloat16HasOneResult(t *testing.T) {
 	ids := []int32{5, 9, 2, 61, 33, 7, 7, 48, 20, 1, 69, 13, 40}
-	for name, c := range halvesConfigs(t) {
+	for name, c := range bfloat16Specs(t) {
 		var want map[string][]float32
 		for _, instructions := range cpu.Instructions() {
 			set, err := cpu.Open(2, instructions)
@@ -96,7 +96,7 @@ func TestTrain_HalvesHaveOneResult(t *testing.T) {
 				for _, s := range tr.stages {
 					tr.grads = append(tr.grads, s.NewGrads())
 				}
-				tr.step(t, ids) // over memory that has been used
+				tr.step(t, ids) // over memory that an earlier step has used
 				got := tr.merged()
 				if want == nil {
 					want = got
