@@ -7,7 +7,7 @@ import (
 	"unicode/utf8"
 )
 
-// escape reads a backslash and what follows it.
+// escape parses an escape sequence.
 func (p *parser) escape() (ranges, error) {
 	p.at++
 	if !p.more() {
@@ -47,7 +47,7 @@ func (p *parser) escape() (ranges, error) {
 		if p.take("{") {
 			end := strings.IndexByte(p.src[p.at:], '}')
 			if end < 0 {
-				return nil, p.fail("open property name")
+				return nil, p.fail("unclosed property name")
 			}
 			name = p.src[p.at : p.at+end]
 			p.at += end + 1
@@ -67,32 +67,32 @@ func (p *parser) escape() (ranges, error) {
 		return p.code(r)
 	}
 	if r < utf8.RuneSelf && (r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '1' && r <= '9') {
-		return nil, p.fail("escape \\%c", r)
+		return nil, p.fail("unknown escape \\%c", r)
 	}
 	return one(r)
 }
 
-// code reads the digits of \x, \u and \U.
+// code parses the digits of \x, \u and \U.
 func (p *parser) code(kind rune) (ranges, error) {
 	digits := ""
 	if p.take("{") {
 		end := strings.IndexByte(p.src[p.at:], '}')
 		if end < 0 {
-			return nil, p.fail("open code point")
+			return nil, p.fail("unclosed code point")
 		}
 		digits = p.src[p.at : p.at+end]
 		p.at += end + 1
 	} else {
 		n := map[rune]int{'x': 2, 'u': 4, 'U': 8}[kind]
 		if p.at+n > len(p.src) {
-			return nil, p.fail("short code point")
+			return nil, p.fail("incomplete code point")
 		}
 		digits = p.src[p.at : p.at+n]
 		p.at += n
 	}
 	c, err := strconv.ParseUint(digits, 16, 32)
 	if err != nil || c > unicode.MaxRune {
-		return nil, p.fail("code point %q", digits)
+		return nil, p.fail("invalid code point %q", digits)
 	}
 	return ranges{{rune(c), rune(c)}}, nil
 }
@@ -104,11 +104,11 @@ func negate(r ranges, not bool) ranges {
 	return r
 }
 
-// class reads a bracketed class: ranges, escapes, classes within, and && between
-// sets that must all hold.
+// class parses a bracketed class: ranges, escapes, nested classes, and intersections
+// with &&.
 func (p *parser) class() (ranges, error) {
 	if p.depth++; p.depth > maxDepth {
-		return nil, p.fail("nesting beyond %d", maxDepth)
+		return nil, p.fail("classes nest more than %d deep", maxDepth)
 	}
 	defer func() { p.depth-- }()
 	p.at++
@@ -129,7 +129,7 @@ func (p *parser) class() (ranges, error) {
 	}
 	for first := true; ; first = false {
 		if !p.more() {
-			return nil, p.fail("open class")
+			return nil, p.fail("unclosed class")
 		}
 		if p.peek() == ']' && !first {
 			p.at++
@@ -153,7 +153,7 @@ func (p *parser) class() (ranges, error) {
 			}
 			if one {
 				if hi[0][0] < item[0][0] {
-					return nil, p.fail("range runs backwards")
+					return nil, p.fail("range out of order")
 				}
 				item = ranges{{item[0][0], hi[0][0]}}
 			} else {
@@ -166,7 +166,7 @@ func (p *parser) class() (ranges, error) {
 	return negate(all, not), nil
 }
 
-// item reads one member of a class; single says that it is one character.
+// item parses one member of a class. single says that it is one character.
 func (p *parser) item() (r ranges, single bool, err error) {
 	switch c := p.peek(); {
 	case c == '[' && strings.HasPrefix(p.src[p.at:], "[:"):

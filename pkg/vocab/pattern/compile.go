@@ -15,20 +15,20 @@ const (
 	opFail
 )
 
-// inst is one instruction. next is where it goes on; of a split, alt is the
-// second choice and choice its number among all.
+// inst is one instruction. next is the following instruction. For a split, alt is the
+// second choice and choice is the number of the split.
 type inst struct {
 	op     op
 	assert byte
 	not    bool
-	behind int // of a lookbehind: how many characters back; else 0
+	behind int // the width of a look-behind in characters, else 0
 	next   int32
-	alt    int32 // of a look or an atomic group: where its own program begins
+	alt    int32 // for a look-around or an atomic group: the start of its program
 	choice int32
 	set    *set
 }
 
-// Pattern is a compiled pattern; it never changes and may be shared.
+// Pattern is a compiled pattern. It is immutable and safe for concurrent use.
 type Pattern struct {
 	prog    []inst
 	start   int32
@@ -38,10 +38,10 @@ type Pattern struct {
 	empty   bool      // a match may be empty
 }
 
-// maxProgram bounds a compiled pattern.
+// maxProgram is the maximum number of instructions of a pattern.
 const maxProgram = 20_000
 
-// Compile reads a pattern, or returns an *Error.
+// Compile compiles a pattern. The error is an *Error.
 func Compile(src string) (*Pattern, error) {
 	p := &parser{src: src}
 	n, err := p.alternatives()
@@ -87,8 +87,9 @@ func (c *compiler) choice() int32 {
 	return int32(c.choices - 1)
 }
 
-// node compiles what n matches before going on at next, and returns where that
-// begins.
+// node compiles n so that it continues at next, and returns its first instruction.
+// Programs are built from the end backwards, which needs no patching of jumps except in
+// loops.
 func (c *compiler) node(n *node, next int32) int32 {
 	if c.err != nil {
 		return 0
@@ -187,8 +188,8 @@ func (c *compiler) repeat(n *node, next int32) int32 {
 	return at
 }
 
-// width returns the least and the greatest number of characters that n matches;
-// the greatest is -1 where there is none.
+// width returns the minimum and maximum number of characters that n matches. The
+// maximum is -1 if there is none.
 func width(n *node) (lo, hi int) {
 	switch n.kind {
 	case kindSet:
@@ -226,7 +227,7 @@ func width(n *node) (lo, hi int) {
 	return lo, hi
 }
 
-// begin fills in the bytes that a match may begin with.
+// begin computes the bytes that a match may begin with.
 func (c *compiler) begin(n *node) {
 	r, maybe := firsts(n)
 	c.empty = maybe
@@ -242,7 +243,8 @@ func (c *compiler) begin(n *node) {
 	}
 }
 
-// firsts returns what n may begin with, and whether it may match nothing.
+// firsts returns the characters that n may begin with, and whether n may match the
+// empty string.
 func firsts(n *node) (r ranges, empty bool) {
 	switch n.kind {
 	case kindSet:

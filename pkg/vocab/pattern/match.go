@@ -5,24 +5,24 @@ import (
 	"unicode/utf8"
 )
 
-// Matcher finds a pattern's matches in one text. It belongs to one goroutine.
+// Matcher finds the matches of a pattern in one text. It belongs to one goroutine.
 type Matcher struct {
 	p     *Pattern
 	text  string
-	bad   []uint64 // a bit a choice and position: tried, and led to no match
-	good  []uint64 // the same within lookaheads: led to a match
+	bad   []uint64 // one bit per choice and position: tried without a match
+	good  []uint64 // the same within look-aheads: tried with a match
 	stack []frame
 	path  []int
-	runs  [][2]int // of each possessive run: where the last one stood
+	runs  [][2]int // the last position of each possessive run
 }
 
-// frame is a choice that was put off.
+// frame is a choice to come back to.
 type frame struct {
 	at, pos int32
 	path    int32
 }
 
-// Matcher begins with a text, which must be valid UTF-8.
+// Matcher returns a matcher for a text, which must be valid UTF-8.
 func (p *Pattern) Matcher(text string) *Matcher {
 	words := (p.choices*(len(text)+1) + 63) / 64
 	m := &Matcher{p: p, text: text, bad: make([]uint64, words), runs: make([][2]int, p.runs)}
@@ -35,7 +35,7 @@ func (p *Pattern) Matcher(text string) *Matcher {
 	return m
 }
 
-// Next returns the first match that begins at byte from or later.
+// Next returns the first match that begins at or after byte from.
 func (m *Matcher) Next(from int) (start, end int, ok bool) {
 	for i := from; i <= len(m.text); {
 		if m.p.empty || i < len(m.text) && m.p.first[m.text[i]] {
@@ -52,9 +52,8 @@ func (m *Matcher) Next(from int) (start, end int, ok bool) {
 	return 0, 0, false
 }
 
-// All calls yield with every match in order, as find-all loops do: after an
-// empty match the search moves on by a character, and no empty match stands
-// right behind another match.
+// All calls yield with every match in order. After an empty match the search moves on
+// by one character, and an empty match directly after another match is skipped.
 func (m *Matcher) All(yield func(start, end int) bool) {
 	last := -1
 	for at := 0; at <= len(m.text); {
@@ -78,8 +77,11 @@ func (m *Matcher) All(yield func(start, end int) bool) {
 	}
 }
 
-// run returns the end of the match of a program at pos, or -1. In a look only
-// whether there is one counts, and successes are remembered.
+// run returns the end of the match of a program at pos, or -1. In a look-ahead only the
+// existence of a match counts, so successful choices are recorded as well.
+//
+// walk marks each choice it takes as bad in advance and lists it in path. When a match
+// is found, the choices on the path are unmarked: they did not fail.
 func (m *Matcher) run(at int32, pos int, look bool) int {
 	base, basePath := len(m.stack), len(m.path)
 	defer func() { m.stack, m.path = m.stack[:base], m.path[:basePath] }()
@@ -104,7 +106,7 @@ func (m *Matcher) run(at int32, pos int, look bool) int {
 	}
 }
 
-// walk follows first choices until a match or a dead end.
+// walk takes first choices until it finds a match or a dead end.
 func (m *Matcher) walk(at int32, from *int, look bool) int {
 	pos := *from
 	for {
@@ -159,7 +161,7 @@ func (m *Matcher) walk(at int32, from *int, look bool) int {
 	}
 }
 
-// look answers a lookahead or lookbehind, once for each position.
+// look evaluates a look-ahead or look-behind, at most once per position.
 func (m *Matcher) look(i *inst, pos int) bool {
 	bit := int(i.choice)*(len(m.text)+1) + pos
 	word, mask := bit>>6, uint64(1)<<(bit&63)

@@ -25,21 +25,21 @@ type node struct {
 	kind     kind
 	set      ranges
 	subs     []*node
-	min, max int // of a repeat; max -1 is any number
+	min, max int // of a repeat; a max of -1 means no limit
 	lazy     bool
-	not      bool // a look that must not match
+	not      bool // a negative look-around
 	behind   bool
 	assert   byte // ^ $ A z Z b B
 }
 
-// Error reports a pattern that cannot be read.
+// Error reports a pattern that is malformed or not supported.
 type Error struct {
 	Pattern string
 	Offset  int
 	Reason  string
 }
 
-// Error names the place and the reason.
+// Error gives the position and the reason.
 func (e *Error) Error() string {
 	return fmt.Sprintf("compile pattern: %s at byte %d of %q", e.Reason, e.Offset, e.Pattern)
 }
@@ -51,10 +51,10 @@ type parser struct {
 	fold    bool
 	dotAll  bool
 	lines   bool // ^ and $ match at line ends
-	extends bool // white space in the pattern is nothing
+	extends bool // white space in the pattern is ignored
 }
 
-// maxDepth bounds nesting.
+// maxDepth is the maximum nesting of groups and classes.
 const maxDepth = 200
 
 func (p *parser) fail(reason string, args ...any) error {
@@ -84,10 +84,10 @@ func (p *parser) rune() rune {
 	return r
 }
 
-// alternatives reads up to a closing parenthesis or the end.
+// alternatives parses up to a closing parenthesis or the end.
 func (p *parser) alternatives() (*node, error) {
 	if p.depth++; p.depth > maxDepth {
-		return nil, p.fail("nesting beyond %d", maxDepth)
+		return nil, p.fail("groups nest more than %d deep", maxDepth)
 	}
 	defer func() { p.depth-- }()
 	fold, dotAll, lines, extends := p.fold, p.dotAll, p.lines, p.extends
@@ -113,7 +113,7 @@ func (p *parser) alternatives() (*node, error) {
 	return &node{kind: kindAlt, subs: append(alts, cat)}, nil
 }
 
-// piece reads an atom and its repeats.
+// piece parses an atom and its repeats.
 func (p *parser) piece() (*node, error) {
 	if p.extends {
 		switch c := p.peek(); {
@@ -148,7 +148,7 @@ func (p *parser) piece() (*node, error) {
 				return n, nil
 			}
 			if lo > maxCount || hi > maxCount || hi >= 0 && hi < lo {
-				return nil, p.fail("repeat of %d to %d", lo, hi)
+				return nil, p.fail("invalid repeat from %d to %d", lo, hi)
 			}
 		default:
 			return n, nil
@@ -158,7 +158,7 @@ func (p *parser) piece() (*node, error) {
 		switch {
 		case p.take("?"):
 			n.lazy = true
-		case !interval && p.take("+"): // a{2}+ repeats a repeat, as in Oniguruma
+		case !interval && p.take("+"): // a{2}+ is a repeat of a repeat, as in Oniguruma
 			n = &node{kind: kindAtomic, subs: []*node{n}}
 		}
 	}
@@ -167,7 +167,7 @@ func (p *parser) piece() (*node, error) {
 
 const maxCount = 1000
 
-// counts reads {n}, {n,}, {,m} or {n,m}; ok is false where it is none of them.
+// counts parses {n}, {n,}, {,m} or {n,m}. ok is false for anything else.
 func (p *parser) counts() (lo, hi int, ok bool) {
 	at := p.at + 1
 	number := func() (int, bool) {
@@ -222,7 +222,7 @@ func (p *parser) atom() (*node, error) {
 		}
 		return &node{kind: kindAssert, assert: c}, nil
 	case '*', '+', '?':
-		return nil, p.fail("%q repeats nothing", c)
+		return nil, p.fail("nothing to repeat before %q", c)
 	case '\\':
 		if p.at+1 < len(p.src) {
 			switch c := p.src[p.at+1]; c {
@@ -266,14 +266,14 @@ func (p *parser) group() (*node, error) {
 	case p.take("?#"):
 		end := strings.IndexByte(p.src[p.at:], ')')
 		if end < 0 {
-			return nil, p.fail("open comment")
+			return nil, p.fail("unclosed comment")
 		}
 		p.at += end + 1
 		return nil, nil
 	case strings.HasPrefix(p.src[p.at:], "?P<"), strings.HasPrefix(p.src[p.at:], "?<"):
 		end := strings.IndexByte(p.src[p.at:], '>')
 		if end < 0 {
-			return nil, p.fail("open group name")
+			return nil, p.fail("unclosed group name")
 		}
 		p.at += end + 1
 	case p.take("?"):
@@ -282,14 +282,14 @@ func (p *parser) group() (*node, error) {
 	return p.close(n)
 }
 
-// close reads the rest of a group.
+// close parses the rest of a group.
 func (p *parser) close(n *node) (*node, error) {
 	sub, err := p.alternatives()
 	if err != nil {
 		return nil, err
 	}
 	if !p.take(")") {
-		return nil, p.fail("open group")
+		return nil, p.fail("unclosed group")
 	}
 	if n.kind == kindEmpty {
 		return sub, nil
@@ -298,7 +298,7 @@ func (p *parser) close(n *node) (*node, error) {
 	return n, nil
 }
 
-// flags reads (?i) and (?i:…) and their like.
+// flags parses inline flags: (?i), (?i:…) and so on.
 func (p *parser) flags() (*node, error) {
 	fold, dotAll, lines, extends := p.fold, p.dotAll, p.lines, p.extends
 	on := true
@@ -327,9 +327,9 @@ func (p *parser) flags() (*node, error) {
 			p.fold, p.dotAll, p.lines, p.extends = was.fold, was.dotAll, was.lines, was.extends
 			return n, err
 		default:
-			return nil, p.fail("group flag %q", c)
+			return nil, p.fail("unknown group flag %q", c)
 		}
 		p.at++
 	}
-	return nil, p.fail("open group")
+	return nil, p.fail("unclosed group")
 }

@@ -8,7 +8,7 @@ import (
 	"unicode/utf8"
 )
 
-// ranges is a set of characters: sorted, apart and not adjacent.
+// ranges is a set of characters: sorted ranges that neither overlap nor touch.
 type ranges [][2]rune
 
 func (r ranges) normal() ranges {
@@ -58,11 +58,11 @@ func (r ranges) and(o ranges) ranges {
 	return out
 }
 
-// foldable is how far case folding looks into one range; nobody folds more than
-// the cased scripts.
+// foldable is how many characters of a range case folding looks at. All cased scripts
+// are far smaller.
 const foldable = 0x3000
 
-// fold adds every character that differs from one in the set by case alone.
+// fold adds every character that differs from one in the set only by case.
 func (r ranges) fold() ranges {
 	out := slices.Clone(r)
 	for _, x := range r {
@@ -96,7 +96,7 @@ func appendStride(out ranges, lo, hi, stride rune) ranges {
 	return out
 }
 
-// property finds a \p name.
+// property returns the characters of a \p property.
 func property(name string) (ranges, bool) {
 	for _, p := range []string{"Script=", "sc=", "scx=", "General_Category=", "gc="} {
 		name = strings.TrimPrefix(name, p)
@@ -163,10 +163,10 @@ func word() ranges {
 	return w.normal()
 }
 
-// set is ranges made for asking.
+// set is a set of characters with a fast lookup.
 type set struct {
 	low  [128]bool
-	rest ranges // beyond ASCII
+	rest ranges // characters beyond ASCII
 }
 
 func newSet(r ranges) *set {
@@ -190,8 +190,8 @@ func (s *set) has(r rune) bool {
 	return i < len(s.rest) && s.rest[i][0] <= r
 }
 
-// width returns how many bytes the character at text[i:] takes if it is in the
-// set, else 0.
+// width returns the length in bytes of the character at text[i:] if it is in the set,
+// else 0.
 func (s *set) width(text string, i int) int {
 	if i >= len(text) {
 		return 0
