@@ -1,6 +1,6 @@
-// Package optim holds what turns gradients into weights: AdamW, the learning-rate
-// schedule and clipping. All are pure functions over one shard's parameters, and equal
-// input gives equal bits.
+// Package optim updates weights by gradients: AdamW, the learning-rate schedule and
+// gradient clipping. All are pure functions of one shard's parameters: equal input gives
+// equal bits.
 package optim
 
 import (
@@ -10,7 +10,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
 
-// AdamW holds the constants of Loshchilov and Hutter's AdamW (arXiv 1711.05101):
+// AdamW is the constants of Loshchilov and Hutter's AdamW (arXiv 1711.05101):
 // decoupled weight decay, bias-corrected moments.
 type AdamW struct {
 	Beta1, Beta2 float64 // decay of the first and second moment
@@ -18,9 +18,9 @@ type AdamW struct {
 	Decay        float64 // decoupled weight decay, times the learning rate
 }
 
-// Step updates weights p and moments m, v by gradient g scaled by scale, at the
-// t-th optimizer step (from 1) with learning rate lr, on a kernel set. All slices have
-// one length. decay false leaves the weights' size alone.
+// Step updates the weights p and the moments m and v by the gradient g times scale. t is the
+// number of the optimizer step, from 1, and lr its learning rate. All slices have the same
+// length. Without decay there is no weight decay.
 func (a AdamW) Step(set kernel.Set[float32], p, m, v, g []float32, scale, lr float64, t int, decay bool) {
 	o := kernel.AdamW{
 		Scale: scale, Beta1: a.Beta1, Beta2: a.Beta2, Epsilon: a.Epsilon, Keep: 1,
@@ -52,8 +52,8 @@ func (c Cosine) At(step int) float64 {
 	return c.Min + (c.Max-c.Min)*(1+math.Cos(math.Pi*done))/2
 }
 
-// SumSquares adds the squares of x in float64, in index order: the plain form of a
-// kernel set's.
+// SumSquares adds the squares of x in float64, in index order. It is the reference for the
+// SumSquares of kernel sets.
 func SumSquares[F tensor.Float](x []F) float64 {
 	var sum float64
 	for _, v := range x {
@@ -62,8 +62,8 @@ func SumSquares[F tensor.Float](x []F) float64 {
 	return sum
 }
 
-// ClipScale is what gradients of the given global norm are multiplied by so that
-// the norm is at most limit; a limit of 0 clips nothing.
+// ClipScale returns the factor for gradients of the given global norm after which the norm
+// is at most limit. A limit of 0 means no clipping.
 func ClipScale(norm, limit float64) float64 {
 	if limit > 0 && norm > limit {
 		return limit / norm

@@ -1,6 +1,6 @@
-// Package schedule orders the work of a training step over pipeline stages: for
-// each stage the list of forward and backward passes it makes, in order. It is pure;
-// Simulate finds deadlock and counts the bubble.
+// Package schedule orders the work of a training step over pipeline stages: it lists the
+// forward and backward passes of each stage, in order. It is pure. Simulate finds deadlocks
+// and measures the bubble.
 package schedule
 
 import "fmt"
@@ -14,7 +14,7 @@ const (
 	Backward                 // run it backward
 )
 
-// Action is one pass of one micro-batch.
+// Action is a forward or backward pass of a micro-batch.
 type Action struct {
 	Kind  Kind
 	Micro int
@@ -31,7 +31,7 @@ func (a Action) String() string {
 // New returns a stage's actions under a schedule: "1f1b" or "gpipe".
 func New(name string, stage, stages, micro int) ([]Action, error) {
 	if stage < 0 || stage >= stages || micro < 0 {
-		return nil, fmt.Errorf("schedule stage %d of %d with %d micro-batches", stage, stages, micro)
+		return nil, fmt.Errorf("schedule stage %d of %d with %d micro-batches: numbers out of range", stage, stages, micro)
 	}
 	switch name {
 	case "1f1b":
@@ -39,12 +39,12 @@ func New(name string, stage, stages, micro int) ([]Action, error) {
 	case "gpipe":
 		return GPipe(micro), nil
 	}
-	return nil, fmt.Errorf("schedule %q is unknown (1f1b and gpipe are known)", name)
+	return nil, fmt.Errorf("unknown schedule %q (want 1f1b or gpipe)", name)
 }
 
-// OneFOneB (Narayanan et al., PipeDream-Flush): a warm-up of forwards as long as the
-// way to the last stage, then one forward and one backward in turn, then the rest of
-// the backwards. A stage holds at most stages-stage micro-batches' activations.
+// OneFOneB is PipeDream-Flush (Narayanan et al.). A stage first runs one forward pass for
+// each stage behind it, then alternates forward and backward passes, then runs the remaining
+// backward passes. It holds the activations of at most stages-stage micro-batches.
 func OneFOneB(stage, stages, micro int) []Action {
 	warm := min(stages-stage-1, micro)
 	var out []Action
@@ -60,7 +60,7 @@ func OneFOneB(stage, stages, micro int) []Action {
 	return out
 }
 
-// GPipe (Huang et al.) makes all forwards, then all backwards.
+// GPipe (Huang et al.) runs all forward passes, then all backward passes.
 func GPipe(micro int) []Action {
 	var out []Action
 	for i := range micro {
@@ -72,16 +72,16 @@ func GPipe(micro int) []Action {
 	return out
 }
 
-// Result is what a simulation found.
+// Result is the result of a simulation.
 type Result struct {
-	Makespan float64 // until the last action has ended
-	Bubble   float64 // share of the stages' time spent waiting
-	Held     []int   // most micro-batches held between forward and backward, by stage
+	Makespan float64 // time at which the last action ends
+	Bubble   float64 // share of the stages' time that is spent waiting
+	Held     []int   // for each stage, the most micro-batches held between forward and backward
 }
 
-// Simulate plays the stages' lists with the given costs of a forward and a backward.
-// An action waits for its neighbour's: a forward for the previous stage's, a backward
-// for the next one's. Lists that wait for each other are an error.
+// Simulate runs the lists of all stages, with the given costs of a forward and a backward
+// pass. A forward pass waits for that of the previous stage, a backward pass for that of the
+// next stage. A deadlock is an error.
 func Simulate(lists [][]Action, forward, backward float64) (Result, error) {
 	type key struct {
 		stage int
@@ -128,7 +128,7 @@ func Simulate(lists [][]Action, forward, backward float64) (Result, error) {
 		if left && !moved {
 			for s, list := range lists {
 				if at[s] < len(list) {
-					return r, fmt.Errorf("simulate schedule: stage %d waits for ever before %v", s, list[at[s]])
+					return r, fmt.Errorf("simulate schedule: deadlock: stage %d waits before %v", s, list[at[s]])
 				}
 			}
 		}
@@ -147,13 +147,14 @@ func has[K comparable](m map[K]float64, k K) bool {
 	return ok
 }
 
-// Node is a node of the fixed tree over slots: those of [Lo, Hi).
+// Node is a node of the fixed tree over slots. It covers the slots [Lo, Hi).
 type Node struct{ Lo, Hi int }
 
 // Leaf reports whether the node is one slot.
 func (n Node) Leaf() bool { return n.Hi-n.Lo == 1 }
 
-// Children cuts a node where lamina.event.v1 says: the left one is not the smaller.
+// Children splits a node as lamina.event.v1 defines: of an odd number of slots the left child
+// has one more.
 func (n Node) Children() (Node, Node) {
 	mid := n.Lo + (n.Hi-n.Lo+1)/2
 	return Node{n.Lo, mid}, Node{mid, n.Hi}
@@ -181,7 +182,7 @@ func Cover(slots, lo, hi int) []Node {
 	return out
 }
 
-// Slots is the range of slots that a replica computes.
+// Slots returns the range of slots that a replica computes.
 func Slots(slots, replica, replicas int) (lo, hi int) {
 	return slots * replica / replicas, slots * (replica + 1) / replicas
 }

@@ -22,17 +22,17 @@ import (
 
 type trainStream = grpc.BidiStreamingClient[shardv1.TrainRequest, shardv1.TrainResponse]
 
-// repliesLen is how many replies of a stage may wait to be read.
+// repliesLen bounds the replies of a stage that wait to be read.
 const repliesLen = 4096
 
-// busName is how much of a run's name stands in its name on the gradient bus, which
-// takes 64 bytes.
+// busName bounds the part of a run's name that is in its name on the gradient bus, which may
+// have 64 bytes.
 const busName = 48
 
 // maxTensor bounds a state tensor in bytes.
 const maxTensor = 8 << 30
 
-// stage is the trainer's end of one stage's conversation.
+// stage is the trainer's end of the Train stream of a stage.
 type stage struct {
 	addr    string
 	layers  model.Range
@@ -40,25 +40,25 @@ type stage struct {
 	replies chan *shardv1.TrainResponse
 }
 
-// chain is one replica's stages.
+// chain is the stages of one replica.
 type chain struct {
 	replica int
 	stages  []*stage
 }
 
-// fleet is all chains of a run. It lives until its context ends or a stage fails.
+// fleet is all chains of a run. It works until its context ends or a stage fails.
 type fleet struct {
 	ctx        context.Context
 	fail       context.CancelCauseFunc
 	spec       model.Spec
 	chains     []*chain
 	parameters uint64
-	class      string // of every stage's kernels
+	class      string // kernel class of every stage
 	readers    errgroup.Group
 }
 
-// openFleet opens every chain over the shards' addresses, a shard taking several
-// stages if there are too few.
+// openFleet opens all chains. If there are fewer shards than stages, shards take several
+// stages.
 func openFleet(ctx context.Context, dialer Dialer, m *Manifest, spec model.Spec, layout layout, addrs []string) (*fleet, error) {
 	f := &fleet{spec: spec}
 	f.ctx, f.fail = context.WithCancelCause(ctx)
@@ -70,7 +70,7 @@ func openFleet(ctx context.Context, dialer Dialer, m *Manifest, spec model.Spec,
 	if len(ranges) != layout.stages {
 		return nil, fault.Field("stages", "%d stages for %d layers", layout.stages, len(spec.Layers))
 	}
-	// A run that starts over must not meet its former events.
+	// The random suffix keeps a restarted run from reading its earlier events.
 	bus := fmt.Sprintf("%.*s-%x", busName, m.Name, randomBytes(6))
 	for r := range layout.replicas {
 		ch := &chain{replica: r}
@@ -107,7 +107,7 @@ func randomBytes(n int) []byte {
 	return b
 }
 
-// open starts one stage's conversation and its reader.
+// open opens the Train stream of a stage and starts its reader.
 func (f *fleet) open(dialer Dialer, s *stage, open *shardv1.TrainOpen) error {
 	conn, err := dialer.Dial(s.addr)
 	if err != nil {
@@ -127,8 +127,8 @@ func (f *fleet) open(dialer Dialer, s *stage, open *shardv1.TrainOpen) error {
 	if f.class == "" {
 		f.class = class
 	}
-	if class != f.class { // equal bits need equal kernels
-		return fault.New(fault.FailedPrecondition, "open layers %v at %s: its kernels are %s, the other shards' are %s", s.layers, s.addr, class, f.class)
+	if class != f.class { // equal bits need one kernel class
+		return fault.New(fault.FailedPrecondition, "open layers %v at %s: kernel class %s differs from %s of the other shards", s.layers, s.addr, class, f.class)
 	}
 	if open.GetReplica() == 0 {
 		f.parameters += resp.GetOpened().GetParameters()
@@ -150,7 +150,7 @@ func (f *fleet) open(dialer Dialer, s *stage, open *shardv1.TrainOpen) error {
 	return nil
 }
 
-// close ends every conversation and joins the readers.
+// close ends all streams and waits for the readers.
 func (f *fleet) close() {
 	for _, c := range f.chains {
 		for _, s := range c.stages {
@@ -165,13 +165,13 @@ func (f *fleet) close() {
 
 func (f *fleet) send(s *stage, r *shardv1.TrainRequest) error {
 	if err := s.stream.Send(r); err != nil {
-		<-f.ctx.Done() // the reader finds the cause
+		<-f.ctx.Done() // the reader sets the cause
 		return context.Cause(f.ctx)
 	}
 	return nil
 }
 
-// reply waits for a stage's next frame.
+// reply waits for the next frame of a stage.
 func (f *fleet) reply(s *stage) (*shardv1.TrainResponse, error) {
 	select {
 	case r := <-s.replies:
@@ -181,7 +181,7 @@ func (f *fleet) reply(s *stage) (*shardv1.TrainResponse, error) {
 	}
 }
 
-// each calls do for every stage of every chain at once.
+// each calls do for all stages of all chains concurrently.
 func (f *fleet) each(do func(c *chain, i int, s *stage) error) error {
 	var g errgroup.Group
 	for _, c := range f.chains {
@@ -192,7 +192,7 @@ func (f *fleet) each(do func(c *chain, i int, s *stage) error) error {
 	return g.Wait()
 }
 
-// feed sends a chain its step and microbatches.
+// feed sends a chain its step and micro-batches.
 func (f *fleet) feed(c *chain, step *shardv1.Step, data []*shardv1.Microbatch) error {
 	for _, s := range c.stages {
 		if err := f.send(s, &shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Step{Step: step}}); err != nil {
@@ -228,7 +228,7 @@ func (f *fleet) ranges() []model.Range {
 	return out
 }
 
-// load sends a checkpoint's state to every stage.
+// load sends the state of a checkpoint to every stage.
 func (f *fleet) load(state *state) error {
 	ranges := f.ranges()
 	return f.each(func(_ *chain, i int, s *stage) error {
@@ -251,13 +251,13 @@ func (f *fleet) load(state *state) error {
 		}
 		r, err := f.reply(s)
 		if err == nil && r.GetLoaded() == nil {
-			err = fault.New(fault.Internal, "load layers %v: the stage answered %T", s.layers, r.GetFrame())
+			err = fault.New(fault.Internal, "load layers %v: the stage answered with %T", s.layers, r.GetFrame())
 		}
 		return err
 	})
 }
 
-// fetch reads the state of the first chain.
+// fetch reads the state from the stages of the first chain.
 func (f *fleet) fetch() (*state, error) {
 	parts := make([][]stateTensor, len(f.chains[0].stages))
 	var step uint64
@@ -303,7 +303,7 @@ func (f *fleet) fetchStage(s *stage, out *[]stateTensor) (*shardv1.Fetched, erro
 		case *shardv1.TrainResponse_Fetched:
 			return frame.Fetched, nil
 		default:
-			err = fault.New(fault.Internal, "fetch layers %v: the stage answered %T", s.layers, frame)
+			err = fault.New(fault.Internal, "fetch layers %v: the stage answered with %T", s.layers, frame)
 		}
 		if err != nil {
 			return nil, err

@@ -37,7 +37,7 @@ type stateTensor struct {
 	values []float32
 }
 
-// state is all that a run's next step depends on, besides its manifest.
+// state is all that the next step of a run depends on, apart from its manifest.
 type state struct {
 	step    uint64
 	tensors []stateTensor
@@ -47,7 +47,7 @@ func (s *state) sort() {
 	slices.SortFunc(s.tensors, func(a, b stateTensor) int { return cmp.Or(cmp.Compare(a.name, b.name), cmp.Compare(a.kind, b.kind)) })
 }
 
-// params are the weights, by name.
+// params returns the weights, by name.
 func (s *state) params() []model.Param[float32] {
 	var out []model.Param[float32]
 	for _, t := range s.tensors {
@@ -58,7 +58,7 @@ func (s *state) params() []model.Param[float32] {
 	return out
 }
 
-// digest is SHA-256 over names and weights in name order.
+// digest is the SHA-256 of names and weights in name order.
 func (s *state) digest() string {
 	h := sha256.New()
 	for _, p := range s.params() {
@@ -68,8 +68,8 @@ func (s *state) digest() string {
 	return hex.EncodeToString(h.Sum(nil))
 }
 
-// checkpointFile is a checkpoint's manifest, written last: a folder without it, or
-// whose files do not have the digests it names, is no checkpoint.
+// checkpointFile is the manifest of a checkpoint. It is written last: a folder without it,
+// or whose files do not match its digests, is not a checkpoint.
 type checkpointFile struct {
 	Step     uint64            `json:"step"`
 	Manifest string            `json:"manifest"` // SHA-256 of the run's manifest
@@ -89,8 +89,7 @@ func stepDir(dir string, step uint64) string {
 	return filepath.Join(dir, fmt.Sprintf("step-%08d", step))
 }
 
-// saveCheckpoint writes a state into a folder of its own under dir and drops all but
-// the newest.
+// saveCheckpoint writes a state into a new folder under dir and removes older checkpoints.
 func saveCheckpoint(dir string, s *state, manifest string) error {
 	at := stepDir(dir, s.step)
 	if err := os.MkdirAll(at, 0o755); err != nil {
@@ -129,7 +128,7 @@ func saveCheckpoint(dir string, s *state, manifest string) error {
 	return dropOld(dir, keepCount)
 }
 
-// syncDir makes the names in a folder last.
+// syncDir makes the names in a folder durable.
 func syncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
@@ -138,7 +137,7 @@ func syncDir(dir string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// listCheckpoints lists the folders, oldest first.
+// listCheckpoints lists the folders of checkpoints, oldest first.
 func listCheckpoints(dir string) ([]string, error) {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -153,7 +152,7 @@ func listCheckpoints(dir string) ([]string, error) {
 	return out, err
 }
 
-// dropOld removes all checkpoints but the newest.
+// dropOld removes all but the newest checkpoints.
 func dropOld(dir string, keep int) error {
 	all, err := listCheckpoints(dir)
 	if err != nil {
@@ -168,9 +167,9 @@ func dropOld(dir string, keep int) error {
 	return nil
 }
 
-// loadCheckpoint reads the newest whole checkpoint of a run, nil if there is none.
-// Damaged ones are told of through skip and passed over; one of another manifest is
-// an error.
+// loadCheckpoint reads the newest intact checkpoint of a run, or returns nil if there is
+// none. It skips damaged ones, after calling skip. A checkpoint of another manifest is an
+// error.
 func loadCheckpoint(dir, manifest string, skip func(path string, err error)) (*state, error) {
 	all, err := listCheckpoints(dir)
 	if err != nil {
@@ -199,7 +198,7 @@ func readCheckpoint(at, manifest string) (*state, error) {
 		return nil, fault.Wrap(fault.DataLoss, err, "read %s", filepath.Join(at, checkpointName))
 	}
 	if at != stepDir(filepath.Dir(at), record.Step) {
-		return nil, fault.New(fault.DataLoss, "read %s: it says step %d", at, record.Step)
+		return nil, fault.New(fault.DataLoss, "read %s: want the step of the folder's name, got %d", at, record.Step)
 	}
 	out := &state{step: record.Step}
 	for kind, name := range files() {
@@ -208,7 +207,7 @@ func readCheckpoint(at, manifest string) (*state, error) {
 			return nil, err
 		}
 		if sum := sha256.Sum256(raw); hex.EncodeToString(sum[:]) != record.Files[name] {
-			return nil, fault.New(fault.DataLoss, "read %s: its digest is wrong", filepath.Join(at, name))
+			return nil, fault.New(fault.DataLoss, "read %s: its digest does not match", filepath.Join(at, name))
 		}
 		source, err := weights.ParseSafetensors(name, raw)
 		if err != nil {
@@ -226,13 +225,13 @@ func readCheckpoint(at, manifest string) (*state, error) {
 		}
 	}
 	if record.Manifest != manifest {
-		return nil, fault.New(fault.FailedPrecondition, "resume from %s: it is of another manifest", at)
+		return nil, fault.New(fault.FailedPrecondition, "resume from %s: it belongs to another manifest", at)
 	}
 	out.sort()
 	return out, nil
 }
 
-// finite reports the first weight that is not.
+// finite reports the first value that is not finite.
 func (s *state) finite() error {
 	for _, t := range s.tensors {
 		for i, v := range t.values {

@@ -11,7 +11,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/vocab"
 )
 
-// corpus is a run's text as ids.
+// corpus is the text of a run as token ids.
 type corpus struct {
 	vocab      *vocab.Vocab
 	train      []int32
@@ -20,7 +20,7 @@ type corpus struct {
 	length     int // tokens in a sequence
 }
 
-// readCorpus reads the manifest's texts, makes the vocabulary and encodes.
+// readCorpus reads the texts of the manifest, makes the vocabulary and encodes the texts.
 func readCorpus(ctx context.Context, m *Manifest) (*corpus, error) {
 	var train, held []string
 	for _, path := range append([]string{m.Data.Text}, m.Data.More...) {
@@ -60,15 +60,15 @@ func readCorpus(ctx context.Context, m *Manifest) (*corpus, error) {
 		return nil, err
 	}
 	if len(c.train) < m.SequenceLen+2 {
-		return nil, fault.Field("data.text", "%d tokens are fewer than a sequence of %d", len(c.train), m.SequenceLen)
+		return nil, fault.Field("data.text", "want at least the %[2]d tokens of a sequence, got %[1]d", len(c.train), m.SequenceLen)
 	}
 	return c, nil
 }
 
-// endOfText separates texts in a bpe vocabulary and begins generation.
+// endOfText separates texts in a bpe vocabulary. Generation starts with it.
 const endOfText = "<|endoftext|>"
 
-// cutAt is the byte where the last fraction of a text's characters begins.
+// cutAt returns the byte at which the last fraction of a text's characters begins.
 func cutAt(text string, fraction float64) int {
 	keep := int(float64(utf8.RuneCountInString(text)) * (1 - fraction))
 	for at := range text {
@@ -99,8 +99,8 @@ func (c *corpus) encode(texts []string) ([]int32, error) {
 	return out, nil
 }
 
-// slot is the data of one slot of a step: windows at offsets that (seed, step, slot,
-// sequence) decides.
+// slot returns the data of one slot of a step: windows at offsets that depend on (seed, step,
+// slot, sequence).
 func (c *corpus) slot(step uint64, slot, sequences int) *shardv1.Microbatch {
 	m := &shardv1.Microbatch{Step: step, Slot: uint32(slot), Sequences: uint32(sequences), Length: uint32(c.length)}
 	for s := range sequences {
@@ -110,7 +110,7 @@ func (c *corpus) slot(step uint64, slot, sequences int) *shardv1.Microbatch {
 	return m
 }
 
-// window adds the sequence at an offset, and its targets one further.
+// window appends the sequence at an offset and its targets, which are the next tokens.
 func (c *corpus) window(m *shardv1.Microbatch, text []int32, at int) {
 	for i := range c.length {
 		m.Ids = append(m.Ids, uint32(text[at+i]))
@@ -118,8 +118,7 @@ func (c *corpus) window(m *shardv1.Microbatch, text []int32, at int) {
 	}
 }
 
-// evaluation cuts the validation text into windows that do not overlap, a slot of
-// sequences at a time.
+// evaluation cuts the validation text into windows that do not overlap, grouped into slots.
 func (c *corpus) evaluation(step uint64, sequences int) []*shardv1.Microbatch {
 	var out []*shardv1.Microbatch
 	for at := 0; at+c.length < len(c.validation); at += c.length {

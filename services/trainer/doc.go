@@ -1,15 +1,14 @@
-// Package trainer is the service that runs pre-training over layer shards. A run is
-// fixed by its manifest (manifest.go): model, data, seed, global batch as slots,
-// steps. How many stages and replicas compute it changes its speed and not a bit of
-// its result.
+// Package trainer is the service that runs pre-training over layer shards. The manifest of
+// a run (manifest.go) fixes its model, data, seed, global batch (as slots) and steps. The
+// number of stages and replicas changes the speed of a run, but no bit of its result.
 //
-// A step: every chain of shards is sent its slots (chain.go); the stages run them,
-// meet on the gradient bus and report the norms of the whole gradient; the trainer
-// adds losses and norms in a fixed order, works out clipping and learning rate, and
-// has every stage step its optimizer. Replicas must then agree on the digest of
-// their weights. The data of step n is a function of (seed, n), so the cursor is the
-// step, and a checkpoint (checkpoint.go) is weights, moments and step.
+// In a step the trainer sends every chain of shards its slots (chain.go). The stages compute
+// them, exchange gradients on the gradient bus and report the norms of the whole gradient.
+// The trainer adds losses and norms in a fixed order, computes clipping and learning rate,
+// and tells every stage to step its optimizer. Replicas must then agree on the digest of
+// their weights. The data of step n is a function of (seed, n), so a checkpoint
+// (checkpoint.go) holds weights, moments and the step, and no data cursor.
 //
-// When a shard is lost the step ends everywhere, chains are built anew over the
-// shards that live, and the run goes on from its last committed checkpoint.
+// When a shard is lost, the step ends on all stages. The trainer rebuilds the chains over
+// the live shards and continues the run from its last committed checkpoint.
 package trainer

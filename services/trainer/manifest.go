@@ -16,13 +16,12 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
 
-// Manifest fixes a run. Two runs of equal manifests over equal texts end in equal
-// weights.
+// Manifest fixes a run. Two runs with equal manifests and equal texts end with equal weights.
 type Manifest struct {
-	Name       string     `json:"name"`       // letters, digits, '.', '_' and '-'
-	Data       Data       `json:"data"`       //
-	Vocabulary Vocabulary `json:"vocabulary"` //
-	Model      Model      `json:"model"`      //
+	Name       string     `json:"name"` // letters, digits, '.', '_' and '-'
+	Data       Data       `json:"data"`
+	Vocabulary Vocabulary `json:"vocabulary"`
+	Model      Model      `json:"model"`
 
 	Slots         int `json:"slots"`          // gradient slots of a global batch
 	SlotSequences int `json:"slot_sequences"` // sequences in a slot
@@ -33,24 +32,26 @@ type Manifest struct {
 	Betas             [2]float64   `json:"betas"`               // AdamW; 0.9 and 0.95 when absent
 	Epsilon           float64      `json:"epsilon"`             // AdamW; 1e-8 when absent
 	Decay             float64      `json:"decay"`               // AdamW's decoupled weight decay
-	DecayMatricesOnly bool         `json:"decay_matrices_only"` // leave norms and biases alone
+	DecayMatricesOnly bool         `json:"decay_matrices_only"` // do not decay norms and biases
 	Clip              float64      `json:"clip"`                // largest global gradient norm; 0 for none
 
-	Precision string `json:"precision"` // "F32" (default), or "BF16": products take what is rounded to bfloat16, which activations are kept in; weights and sums stay float32
+	// Precision is "F32" (default) or "BF16". With BF16 the operands of products and the saved
+	// activations are rounded to bfloat16; weights and accumulations stay float32.
+	Precision string `json:"precision"`
 
 	Seed            uint64 `json:"seed"`             // of weights and data order
 	Schedule        string `json:"schedule"`         // "1f1b" (default) or "gpipe"
-	EvaluateEvery   int    `json:"evaluate_every"`   // steps; 0 measures validation loss at the end alone
+	EvaluateEvery   int    `json:"evaluate_every"`   // steps; with 0 the validation loss is measured at the end only
 	CheckpointEvery int    `json:"checkpoint_every"` // steps; 0 means 500
 	DType           string `json:"dtype"`            // of the trained model's file: "F32" (default) or "BF16"
-	ChatTemplate    string `json:"chat_template"`    // put into the trained model's tokenizer_config.json; empty for none
+	ChatTemplate    string `json:"chat_template"`    // for the trained model's tokenizer_config.json; empty for none
 }
 
 // Data names the text.
 type Data struct {
-	Text               string   `json:"text"`                // file on the trainer's machine
-	More               []string `json:"more"`                // further files, each after the one before
-	ValidationFraction float64  `json:"validation_fraction"` // of each file's characters, at its end, kept from training
+	Text               string   `json:"text"`                // a file on the trainer's machine
+	More               []string `json:"more"`                // further files, in order
+	ValidationFraction float64  `json:"validation_fraction"` // share of the characters at the end of each file, not trained on
 }
 
 // Vocabulary says how the text becomes ids.
@@ -79,11 +80,11 @@ type LearningRate struct {
 	Warmup int     `json:"warmup"` // steps
 }
 
-// maxSlotTokens keeps a slot's ids and targets within a message of 4 MiB.
+// maxSlotTokens bounds a slot so that its ids and targets fit into a message of 4 MiB.
 const maxSlotTokens = 1 << 19
 
-// ParseManifest reads a manifest. Unknown fields and values out of bounds are
-// refused by name.
+// ParseManifest reads a manifest. Errors name the unknown field, or the field whose value is
+// out of bounds.
 func ParseManifest(text []byte) (*Manifest, error) {
 	m := &Manifest{Betas: [2]float64{0.9, 0.95}, Epsilon: 1e-8, Schedule: "1f1b", CheckpointEvery: 500, DType: "F32", Precision: "F32"}
 	d := json.NewDecoder(bytes.NewReader(text))
@@ -112,7 +113,7 @@ func ParseManifest(text []byte) (*Manifest, error) {
 
 func (m *Manifest) check() error {
 	if !regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`).MatchString(m.Name) {
-		return fault.Field("name", "%q is not letters, digits, '.', '_' and '-', at most 64", m.Name)
+		return fault.Field("name", "%q: want at most 64 letters, digits, '.', '_' and '-'", m.Name)
 	}
 	for _, f := range []struct {
 		name     string
@@ -141,7 +142,7 @@ func (m *Manifest) check() error {
 		}
 	}
 	if n := m.SlotSequences * m.SequenceLen; n > maxSlotTokens {
-		return fault.Field("slot_sequences", "%d sequences of %d tokens are more than the %d of a message", m.SlotSequences, m.SequenceLen, maxSlotTokens)
+		return fault.Field("slot_sequences", "%d sequences of %d tokens exceed the %d tokens of a message", m.SlotSequences, m.SequenceLen, maxSlotTokens)
 	}
 	switch m.Vocabulary.Type {
 	case "char":
@@ -165,13 +166,13 @@ func (m *Manifest) check() error {
 		return fault.Field("chat_template", "%v", err)
 	}
 	if m.Data.Text == "" {
-		return fault.Field("data.text", "name a text file")
+		return fault.Field("data.text", "want the name of a text file")
 	}
 	_, err := m.spec(257)
 	return err
 }
 
-// spec describes the model over a vocabulary.
+// spec describes the model for a vocabulary of the given size.
 func (m *Manifest) spec(vocab int) (model.Spec, error) {
 	d := model.Shape{
 		Layers: m.Model.Layers, Width: m.Model.Width, Heads: m.Model.Heads, KVHeads: m.Model.KVHeads, FF: m.Model.FF, Vocab: vocab,
@@ -190,12 +191,12 @@ func (m *Manifest) spec(vocab int) (model.Spec, error) {
 		return s, fault.Wrap(fault.Invalid, err, "model")
 	}
 	if d.Width%d.Heads != 0 {
-		return s, fault.Field("model.heads", "%d do not divide width %d", d.Heads, d.Width)
+		return s, fault.Field("model.heads", "want a divisor of width %d, got %d", d.Width, d.Heads)
 	}
 	return s, nil
 }
 
-// rate is the learning-rate schedule.
+// rate returns the learning-rate schedule.
 func (m *Manifest) rate() optim.Cosine {
 	return optim.Cosine{Max: m.LearningRate.Max, Min: m.LearningRate.Min, Warmup: m.LearningRate.Warmup, Total: m.Steps}
 }

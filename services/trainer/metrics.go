@@ -14,19 +14,19 @@ import (
 // line is one step in metrics.jsonl.
 type line struct {
 	Step            uint64  `json:"step"`
-	Loss            float64 `json:"loss"`                      // nats a token
-	Validation      float64 `json:"validation_loss,omitempty"` // where measured
+	Loss            float64 `json:"loss"`                      // nats per token
+	Validation      float64 `json:"validation_loss,omitempty"` // if measured at this step
 	Norm            float64 `json:"gradient_norm"`             // before clipping
 	Rate            float64 `json:"learning_rate"`
 	StepMS          float64 `json:"step_ms"`
 	TokensPerSecond float64 `json:"tokens_per_second"`
 }
 
-// metricsFile is a run's metrics.jsonl.
+// metricsFile is the file metrics.jsonl of a run.
 type metricsFile struct{ f *os.File }
 
-// openMetrics opens the file and drops the lines of steps after the given one, which
-// a resumed run makes again.
+// openMetrics opens the file and removes the lines of steps after the given one, because a
+// resumed run repeats these steps.
 func openMetrics(path string, upTo uint64) (*metricsFile, error) {
 	old, err := os.ReadFile(path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -27,13 +27,13 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/weights"
 )
 
-// layout is how a run lies on the fleet.
+// layout is how a run is spread over the fleet.
 type layout struct{ stages, replicas int }
 
 const (
-	rebuilds     = 5                      // times that a run may lose its fleet without a step between
-	rebuildPause = 500 * time.Millisecond // before the first, doubled before each more
-	shardsWait   = 30 * time.Second       // for shards that train to be seen
+	rebuilds     = 5                      // fleets that a run may lose in a row without a step between them
+	rebuildPause = 500 * time.Millisecond // before the first rebuild; doubled for every further one
+	shardsWait   = 30 * time.Second       // for the first shard that trains
 )
 
 // run is one run of the service.
@@ -51,7 +51,7 @@ type run struct {
 
 	mu      sync.Mutex
 	state   *trainerv1.Run
-	changed chan struct{} // closed and renewed with state
+	changed chan struct{} // closed and replaced when the state changes
 }
 
 func newRun(s *Service, m *Manifest, raw []byte, l layout, dir string, resume bool) *run {
@@ -65,7 +65,7 @@ func newRun(s *Service, m *Manifest, raw []byte, l layout, dir string, resume bo
 	}
 }
 
-// snapshot is the run at this moment, and a channel that the next change closes.
+// snapshot returns the current state of the run, and a channel that the next change closes.
 func (r *run) snapshot() (*trainerv1.Run, <-chan struct{}) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -80,12 +80,12 @@ func (r *run) update(change func(*trainerv1.Run)) {
 	r.changed = make(chan struct{})
 }
 
-// final reports whether a state is the last.
+// final reports whether a state is final.
 func final(s trainerv1.RunState) bool {
 	return s == trainerv1.RunState_RUN_STATE_DONE || s == trainerv1.RunState_RUN_STATE_FAILED || s == trainerv1.RunState_RUN_STATE_STOPPED
 }
 
-// main runs the run to its end and notes how it ended.
+// main runs the run to its end and records how it ended.
 func (r *run) main(ctx context.Context) {
 	defer close(r.done)
 	stopped, err := r.train(ctx)
@@ -122,7 +122,7 @@ func (r *run) train(ctx context.Context) (stopped bool, err error) {
 	var last *state
 	if r.resume {
 		last, err = loadCheckpoint(checkpoints, r.hash, func(path string, err error) {
-			r.service.log.Warn("pass over damaged checkpoint", "path", path, "error", err)
+			r.service.log.Warn("skip damaged checkpoint", "path", path, "error", err)
 		})
 		if err != nil {
 			return false, err
@@ -147,14 +147,14 @@ func (r *run) train(ctx context.Context) (stopped bool, err error) {
 		select {
 		case <-time.After(rebuildPause << broken):
 		case <-r.stop:
-			return true, nil // the last checkpoint is what there is
+			return true, nil // keep the last checkpoint
 		case <-ctx.Done():
 			return false, ctx.Err()
 		}
 	}
 }
 
-// retryable reports whether other shards, or the same ones later, may do better.
+// retryable reports whether the step may succeed on other shards, or later on the same ones.
 func retryable(err error) bool {
 	switch fault.CodeOf(err) {
 	case fault.Unavailable, fault.Aborted, fault.Exhausted, fault.DeadlineExceeded, fault.Canceled, fault.FailedPrecondition:
@@ -163,12 +163,12 @@ func retryable(err error) bool {
 	return false
 }
 
-// training is a run's loop over one fleet after another.
+// training is the loop of a run over successive fleets.
 type training struct {
 	run         *run
 	data        *corpus
 	spec        model.Spec
-	last        *state // committed; nil before the first checkpoint
+	last        *state // last committed state; nil before the first checkpoint
 	checkpoints string
 	metrics     *metricsFile
 	validation  float64
@@ -234,7 +234,7 @@ func (t *training) attempt(ctx context.Context) (stopped bool, err error) {
 	return false, t.export()
 }
 
-// result is what a step's frames add up to.
+// result is the sum of what the stages report of a step.
 type result struct {
 	loss  float64
 	norm  float64
@@ -242,7 +242,7 @@ type result struct {
 	scale float64
 }
 
-// one makes one optimizer step.
+// one runs one optimizer step.
 func (t *training) one(f *fleet, step uint64) error {
 	m := t.run.manifest
 	begin := time.Now()
@@ -284,8 +284,8 @@ func (t *training) one(f *fleet, step uint64) error {
 	return t.metrics.write(line{Step: step, Loss: res.loss, Norm: res.norm, Rate: res.rate, Validation: t.validation, StepMS: float64(time.Since(begin).Microseconds()) / 1000, TokensPerSecond: speed})
 }
 
-// gradients runs a step's slots on every chain. It returns the losses in slot order
-// and the norms in name order; replicas must agree on them.
+// gradients runs the slots of a step on all chains. It returns the losses in slot order and
+// the norms in name order. All replicas must report equal norms.
 func (t *training) gradients(f *fleet, step uint64) ([]float64, []*shardv1.Norm, error) {
 	m := t.run.manifest
 	targets := uint64(m.Slots * m.SlotSequences * m.SequenceLen)
@@ -312,7 +312,7 @@ func (t *training) gradients(f *fleet, step uint64) ([]float64, []*shardv1.Norm,
 			switch frame := r.GetFrame().(type) {
 			case *shardv1.TrainResponse_Loss:
 				if int(frame.Loss.GetSlot()) >= m.Slots || frame.Loss.GetStep() != step {
-					return fault.New(fault.Internal, "step %d: loss of slot %d of step %d", step, frame.Loss.GetSlot(), frame.Loss.GetStep())
+					return fault.New(fault.Internal, "step %d: got the loss of slot %d of step %d", step, frame.Loss.GetSlot(), frame.Loss.GetStep())
 				}
 				mu.Lock()
 				losses[frame.Loss.GetSlot()] = frame.Loss.GetSum()
@@ -323,7 +323,7 @@ func (t *training) gradients(f *fleet, step uint64) ([]float64, []*shardv1.Norm,
 				mu.Unlock()
 				return nil
 			default:
-				return fault.New(fault.Internal, "step %d: layers %v answered %T", step, s.layers, frame)
+				return fault.New(fault.Internal, "step %d: layers %v answered with %T", step, s.layers, frame)
 			}
 		}
 	})
@@ -339,7 +339,7 @@ func (t *training) gradients(f *fleet, step uint64) ([]float64, []*shardv1.Norm,
 	return losses, folded[0], nil
 }
 
-// apply steps every optimizer and compares the replicas' weights.
+// apply has all stages step their optimizers, and compares the weights of the replicas.
 func (t *training) apply(f *fleet, step uint64, res result) error {
 	digests := make([][]uint64, len(f.chains))
 	for i := range digests {
@@ -355,7 +355,7 @@ func (t *training) apply(f *fleet, step uint64, res result) error {
 			return err
 		}
 		if r.GetApplied() == nil {
-			return fault.New(fault.Internal, "step %d: layers %v answered %T to apply", step, s.layers, r.GetFrame())
+			return fault.New(fault.Internal, "step %d: layers %v answered apply with %T", step, s.layers, r.GetFrame())
 		}
 		digests[c.replica][i] = r.GetApplied().GetDigest()
 		return nil
@@ -371,7 +371,7 @@ func (t *training) apply(f *fleet, step uint64, res result) error {
 	return nil
 }
 
-// evaluate measures the mean loss over the validation text on the first chain.
+// evaluate measures the mean loss of the validation text on the first chain.
 func (t *training) evaluate(f *fleet, step uint64) error {
 	data := t.data.evaluation(step, t.run.manifest.SlotSequences)
 	if len(data) == 0 {
@@ -399,7 +399,7 @@ func (t *training) evaluate(f *fleet, step uint64) error {
 				}
 				l := r.GetLoss()
 				if l == nil || int(l.GetSlot()) >= len(part) {
-					return fault.New(fault.Internal, "evaluate step %d: the last stage answered %T", step, r.GetFrame())
+					return fault.New(fault.Internal, "evaluate step %d: the last stage answered with %T", step, r.GetFrame())
 				}
 				losses[from+int(l.GetSlot())] = l.GetSum()
 				targets += l.GetTargets()
@@ -418,7 +418,7 @@ func (t *training) evaluate(f *fleet, step uint64) error {
 	return nil
 }
 
-// checkpoint commits the fleet's state.
+// checkpoint fetches the state from the fleet and commits it.
 func (t *training) checkpoint(f *fleet) error {
 	s, err := f.fetch()
 	if err != nil {
@@ -473,7 +473,7 @@ func (t *training) export() error {
 	return nil
 }
 
-// addChatTemplate puts a template into a tokenizer_config.json.
+// addChatTemplate adds a chat template to a tokenizer_config.json.
 func addChatTemplate(path, template string) error {
 	if template == "" {
 		return nil

@@ -16,25 +16,25 @@ import (
 	trainerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/trainer/v1"
 )
 
-// Dialer reaches the shards.
+// Dialer connects to shards.
 type Dialer interface {
 	Dial(addr string) (*grpc.ClientConn, error)
 }
 
-// Registry says which shards are alive.
+// Registry lists the live shards.
 type Registry interface {
 	Watch(ctx context.Context, service string) (<-chan []discovery.Instance, error)
 }
 
-// Config is what the service is given from outside.
+// Config configures the service.
 type Config struct {
 	Log      *slog.Logger
 	Dialer   Dialer
 	Registry Registry
-	Dir      string // where runs keep their files, unless they say otherwise
+	Dir      string // for the files of runs that name no folder
 }
 
-// TrainsMeta is the key that shards which train set to "true" in discovery.
+// TrainsMeta is the discovery metadata key that shards set to "true" if they train.
 const TrainsMeta = "trains"
 
 // Service implements lamina.trainer.v1.TrainerService.
@@ -50,7 +50,7 @@ type Service struct {
 	closed bool
 }
 
-// New returns a trainer without runs. They live until Run's context ends.
+// New returns a trainer. Its runs end at the latest when the context of Run ends.
 func New(c Config) *Service {
 	s := &Service{cfg: c, log: c.Log, runs: map[string]*run{}}
 	if s.log == nil {
@@ -62,7 +62,7 @@ func New(c Config) *Service {
 // Register adds the service to a server.
 func (s *Service) Register(r grpc.ServiceRegistrar) { trainerv1.RegisterTrainerServiceServer(r, s) }
 
-// Run lets runs start, and waits for them to end when ctx does.
+// Run allows runs to start. When ctx ends, it waits for them to end.
 func (s *Service) Run(ctx context.Context) error {
 	s.mu.Lock()
 	s.ctx = ctx
@@ -75,7 +75,7 @@ func (s *Service) Run(ctx context.Context) error {
 	return nil
 }
 
-// shards lists the addresses of the shards that train, waiting for the first.
+// shards lists the addresses of the shards that train. It waits for the first one.
 func (s *Service) shards(ctx context.Context) ([]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, shardsWait)
 	defer cancel()
@@ -94,7 +94,7 @@ func (s *Service) shards(ctx context.Context) ([]string, error) {
 			return addrs, nil
 		}
 	}
-	return nil, fault.New(fault.Unavailable, "find shards: none that trains came up in %v", shardsWait).After(time.Second)
+	return nil, fault.New(fault.Unavailable, "find shards: no shard that trains within %v", shardsWait).After(time.Second)
 }
 
 // StartRun starts or resumes a run.
@@ -121,7 +121,7 @@ func (s *Service) StartRun(_ context.Context, r *trainerv1.StartRunRequest) (*tr
 	}
 	for _, other := range s.runs {
 		if now, _ := other.snapshot(); !final(now.GetState()) && (other.manifest.Name == m.Name || other.dir == dir) {
-			return nil, fault.New(fault.AlreadyExists, "start run %s: run %s goes on in %s", m.Name, other.manifest.Name, other.dir)
+			return nil, fault.New(fault.AlreadyExists, "start run %s: run %s uses %s", m.Name, other.manifest.Name, other.dir)
 		}
 	}
 	n := newRun(s, m, r.GetManifestJson(), l, dir, r.GetResume())
@@ -137,10 +137,10 @@ func (s *Service) find(name string) (*run, error) {
 	if r := s.runs[name]; r != nil {
 		return r, nil
 	}
-	return nil, fault.New(fault.NotFound, "find run %q: it is not known here", name)
+	return nil, fault.New(fault.NotFound, "find run %q: unknown run", name)
 }
 
-// WatchRun follows a run.
+// WatchRun streams the status of a run.
 func (s *Service) WatchRun(r *trainerv1.WatchRunRequest, stream grpc.ServerStreamingServer[trainerv1.WatchRunResponse]) error {
 	n, err := s.find(r.GetRun())
 	if err != nil {
@@ -175,7 +175,7 @@ func (s *Service) ListRuns(context.Context, *trainerv1.ListRunsRequest) (*traine
 	return out, nil
 }
 
-// StopRun stops a run after its present step.
+// StopRun stops a run after the current step.
 func (s *Service) StopRun(ctx context.Context, r *trainerv1.StopRunRequest) (*trainerv1.StopRunResponse, error) {
 	n, err := s.find(r.GetRun())
 	if err != nil {
