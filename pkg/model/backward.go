@@ -6,11 +6,10 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
 
-// TrainBackward overwrites g, as NewGrads makes it, with the micro-batch's gradients, and
-// returns the gradient of the stage's input [B*T,C], nil on the first stage. dOut
-// is the gradient of Trace.Out; the last stage starts from its loss and ignores it.
-// The result is the stage's scratch and stands until the next call; the trace is
-// taken back.
+// TrainBackward overwrites g, which NewGrads has made, with the gradients of the micro-batch.
+// It returns the gradient of the stage's input [B*T,C], or nil on the first stage. dOut is
+// the gradient of Trace.Out; the last stage ignores it and starts from its loss. The result
+// is scratch of the stage and valid until the next call. The trace must not be used again.
 func (s *Stage[F]) TrainBackward(tr *Trace[F], dOut []F, g *Params[F]) ([]F, error) {
 	width, n := s.Spec.Width, tr.in.B*tr.in.T
 	if tr.in.ForwardOnly {
@@ -54,8 +53,8 @@ func (s *Stage[F]) TrainBackward(tr *Trace[F], dOut []F, g *Params[F]) ([]F, err
 type grads[F tensor.Float] struct {
 	h, dh, dq, dk, dv, datt, dgate, act, dact []F
 
-	raw  []F // of queries or keys before their norms, where heads are normed
-	post []F // of what a part computed, where that is normed
+	raw  []F // of queries or keys before the norm of their heads
+	post []F // of the output of attention or feed-forward before its norm
 }
 
 func (s *Stage[F]) gradients(t int) *grads[F] {
@@ -75,7 +74,7 @@ func (s *Stage[F]) gradients(t int) *grads[F] {
 	return w
 }
 
-// of are the parts of the scratch that a layer's attention uses.
+// of returns the parts of the scratch that a layer's attention uses.
 func (w *grads[F]) of(blk *block[F], t int) (dq, dk, dv, datt []F) {
 	a := &blk.Attention
 	queries, keys := t*a.Heads*a.HeadDim, t*a.KVHeads*a.HeadDim
@@ -90,8 +89,9 @@ func (s *Stage[F]) normGrad(dx, dy, x []F, n *norm[F], g *Params[F], t int) {
 	s.set.RMSNormGrad(dx, g.at(n.atG), dy, x, n.effective(), n.Eps, t, len(n.gain))
 }
 
-// postGrad is the gradient of what a block's part computed, x, from that of what was
-// added: behind the part's norm if there is one, else the same.
+// postGrad returns the gradient of the output x of attention or feed-forward, given the
+// gradient dx of the residual stream that it was added to. They differ if the output was
+// normalized before it was added.
 func (s *Stage[F]) postGrad(dx, x []F, n *norm[F], g *Params[F], t int, w *grads[F]) []F {
 	if n.Kind == NoNorm {
 		return dx
@@ -101,7 +101,8 @@ func (s *Stage[F]) postGrad(dx, x []F, n *norm[F], g *Params[F], t int, w *grads
 	return w.post
 }
 
-// headsGrad takes the gradient of normed heads d[rows,D] in place to that of x.
+// headsGrad turns the gradient d[rows,D] of normalized heads, in place, into that of the
+// heads x before the norm.
 func (s *Stage[F]) headsGrad(d, x []F, n *norm[F], g *Params[F], w *grads[F]) {
 	raw := w.raw[:len(d)]
 	clear(raw)
@@ -109,14 +110,15 @@ func (s *Stage[F]) headsGrad(d, x []F, n *norm[F], g *Params[F], w *grads[F]) {
 	copy(d, raw)
 }
 
-// branch is a linear layer and the gradient of its output.
+// branch is a matrix and the gradient of its output.
 type branch[F tensor.Float] struct {
 	dy []F
 	l  *linear[F]
 }
 
-// linearGrad overwrites dx with the gradient of what layers have in common as input, and
-// writes those of their weights, or adds them where a batch's rows come in several products.
+// linearGrad overwrites dx with the gradient of the input x that the branches share, and
+// computes the gradients of their matrices: it overwrites those of parameters in s.written,
+// and adds to the others, which may take part in several products.
 func (s *Stage[F]) linearGrad(dx, x []F, t int, g *Params[F], branches ...branch[F]) {
 	var products []kernel.ProductGrad[F]
 	for _, b := range branches {
@@ -129,7 +131,7 @@ func (s *Stage[F]) linearGrad(dx, x []F, t int, g *Params[F], branches ...branch
 	s.set.MatMulGrad(dx, x, t, products...)
 }
 
-// blockGrad takes dx[B*T,C] from the output of a layer's block to its input.
+// blockGrad turns dx[B*T,C], the gradient of a block's output, into that of its input.
 func (s *Stage[F]) blockGrad(blk *block[F], k *saved[F], dx []F, tr *Trace[F], g *Params[F], w *grads[F]) {
 	n, act := tr.in.B*tr.in.T, blk.FFN.Act
 	s.widen(k)
@@ -141,8 +143,9 @@ func (s *Stage[F]) blockGrad(blk *block[F], k *saved[F], dx []F, tr *Trace[F], g
 		return
 	}
 
-	// x = mid + down(act(up(norm2(mid)))): dx flows to mid as it is and through the branch.
-	// What act made comes again with its gradient.
+	// x = mid + down(act(up(norm2(mid)))), so the gradient of mid is dx plus what comes back
+	// through the branch. The output of act was not kept: the kernel that computes the
+	// gradient of act recomputes it, too, for the gradient of down.
 	inner := n * blk.FFN.Width
 	made, dup := w.act[:inner], w.dact[:inner]
 	down := branch[F]{s.postGrad(dx, k.post2, &blk.post2, g, n, w), &blk.down}
@@ -163,8 +166,8 @@ func (s *Stage[F]) blockGrad(blk *block[F], k *saved[F], dx []F, tr *Trace[F], g
 	s.attendGrad(blk, k, dx, tr, g, w)
 }
 
-// attendGrad takes dx[B*T,C] from behind a block's attention, mid = x + o(attend(q, k, v)),
-// to its input.
+// attendGrad turns dx[B*T,C], the gradient of mid = x + o(attend(q, k, v)), into that of the
+// block's input x.
 func (s *Stage[F]) attendGrad(blk *block[F], k *saved[F], dx []F, tr *Trace[F], g *Params[F], w *grads[F]) {
 	a, n := &blk.Attention, tr.in.B*tr.in.T
 	dq, dk, dv, datt := w.of(blk, n)

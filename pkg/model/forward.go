@@ -11,24 +11,24 @@ import (
 
 // Entry is a run of consecutive rows of one sequence in a batch.
 type Entry[F tensor.Float] struct {
-	Seq    *kvcache.Sequence[F] // in a cache of CacheConfig's shape; once in a batch
-	Pos    int                  // the first row's position; at most Seq.Len(): a step may be run again
+	Seq    *kvcache.Sequence[F] // in a cache shaped by CacheConfig; a batch has it once
+	Pos    int                  // position of the first row, at most Seq.Len(); a step may be repeated
 	Rows   int
-	Logits int // how many of the last rows want logits
+	Logits int // how many of the last rows need logits
 }
 
-// Batch is one forward step over many sequences. Rows stand in entry order.
+// Batch is one forward step over many sequences. Rows are in the order of the entries.
 type Batch[F tensor.Float] struct {
 	Entries []Entry[F]
-	IDs     []int32 // [ΣRows], to the first stage
-	Hidden  []F     // [ΣRows,C], to the others; read, not written
-	// Observe, if set, is shown the hidden state [ΣRows,C] that enters the first
-	// block (layer Lo-1) and leaves each block, and, as layer L, the final norm's
-	// output. For tests and tools.
+	IDs     []int32 // [ΣRows], for the first stage
+	Hidden  []F     // [ΣRows,C], for the other stages; it is not changed
+	// Observe, if set, is called with the hidden state [ΣRows,C] before the first block (as
+	// layer Lo-1), after each block, and after the final norm (as layer L). It is for tests
+	// and tools.
 	Observe func(layer int, hidden []F)
 }
 
-// rows counts the rows and those that want logits.
+// rows counts the rows, and the rows that need logits.
 func (b *Batch[F]) rows() (rows, logits int) {
 	for _, e := range b.Entries {
 		rows += e.Rows
@@ -37,14 +37,13 @@ func (b *Batch[F]) rows() (rows, logits int) {
 	return rows, logits
 }
 
-// Forward runs the stage over a batch. It returns the hidden state [ΣRows,C], or on
-// the last stage the logits [ΣLogits,V]. The result is the stage's scratch: it
-// stands until the next call. A row's result has the same bits whatever else is in
-// the batch and however its sequence was cut.
+// Forward runs the stage over a batch. It returns the hidden state [ΣRows,C], or on the last
+// stage the logits [ΣLogits,V]. The result is scratch of the stage and valid until the next
+// call. The bits of a row's result do not depend on the rest of the batch or on how the
+// sequence was split into chunks.
 //
-// A malformed batch is Invalid, one that leaves a gap before Pos a
-// FailedPrecondition, a full cache Exhausted; then nothing has changed but that pages
-// may be reserved.
+// The error is Invalid for a malformed batch, FailedPrecondition for a gap before Pos and
+// Exhausted for a full cache. Nothing has changed then, except that pages may be reserved.
 func (s *Stage[F]) Forward(b *Batch[F]) ([]F, error) {
 	rows, logits := b.rows()
 	if err := s.check(b, rows); err != nil {
@@ -124,7 +123,7 @@ func (s *Stage[F]) check(b *Batch[F], rows int) error {
 	return nil
 }
 
-// embedRows looks up and scales embeddings, and adds those of learned positions.
+// embedRows looks up and scales embeddings, and adds learned positions.
 func (s *Stage[F]) embedRows(x []F, ids, pos []int32) {
 	s.set.Embed(x, &s.embed.Matrix, ids)
 	scale(x, s.Spec.Embedding.Scale)
@@ -135,7 +134,7 @@ func (s *Stage[F]) embedRows(x []F, ids, pos []int32) {
 	}
 }
 
-// scale multiplies x by by, unless that is 0.
+// scale multiplies x by a factor; 0 means no scaling.
 func scale[F tensor.Float](x []F, by float64) {
 	if by == 0 {
 		return
@@ -145,7 +144,7 @@ func scale[F tensor.Float](x []F, by float64) {
 	}
 }
 
-// bound applies the cap of logits.
+// bound applies the cap of the logits.
 func (s *Stage[F]) bound(logits []F) {
 	most := s.Spec.Head.Softcap
 	if most == 0 {
@@ -170,7 +169,7 @@ func (s *Stage[F]) workspace(t int) *workspace[F] {
 	}
 }
 
-// of are the parts of the workspace that a layer uses.
+// of returns the parts of the workspace that a layer uses.
 func (w *workspace[F]) of(blk *block[F], t int) (q, k, v, att, gate, up, act []F) {
 	a, f := &blk.Attention, &blk.FFN
 	queries, keys, inner := t*a.Heads*a.HeadDim, t*a.KVHeads*a.HeadDim, t*f.Width
@@ -184,7 +183,7 @@ func (w *workspace[F]) of(blk *block[F], t int) (q, k, v, att, gate, up, act []F
 	return q, k, v, att, gate, w.up[:inner], w.act[:inner]
 }
 
-// normalize applies the architecture's norm to t rows.
+// normalize applies a norm to t rows.
 func (s *Stage[F]) normalize(y, x []F, n *norm[F], t int) {
 	if n.Kind == LayerNorm {
 		s.set.LayerNorm(y, x, n.effective(), n.bias, n.Eps, t, len(n.gain))
@@ -193,13 +192,13 @@ func (s *Stage[F]) normalize(y, x []F, n *norm[F], t int) {
 	s.set.RMSNorm(y, x, n.effective(), n.Eps, t, len(n.gain))
 }
 
-// normHeads applies a norm of queries' or keys' heads to x[rows,D].
+// normHeads applies a norm to the heads of queries or keys, x[rows,D].
 func (s *Stage[F]) normHeads(y, x []F, n *norm[F]) {
 	s.normalize(y, x, n, len(x)/len(n.gain))
 }
 
-// addBranch adds to x what a block's part computed, h, normed first with PostNorms. It
-// leaves h as that was added.
+// addBranch adds the output h of attention or feed-forward to x. If there is a norm of the
+// output, it normalizes h first, in place.
 func (s *Stage[F]) addBranch(x, h []F, post *norm[F], t int) {
 	if post.Kind != NoNorm {
 		s.normalize(h, h, post, t)
@@ -207,7 +206,7 @@ func (s *Stage[F]) addBranch(x, h []F, post *norm[F], t int) {
 	s.set.Add(x, h)
 }
 
-// attend adds block i's attention to x[t,C].
+// attend adds the output of block i's attention to x[t,C].
 func (s *Stage[F]) attend(i int, b *Batch[F], x []F, pos []int32, w *workspace[F]) {
 	blk, t := &s.blocks[i], len(pos)
 	a := &blk.Attention
@@ -237,7 +236,7 @@ func (s *Stage[F]) attend(i int, b *Batch[F], x []F, pos []int32, w *workspace[F
 	s.addBranch(x, w.h, &blk.post1, t)
 }
 
-// feedForward adds a block's feed-forward part to x[t,C].
+// feedForward adds the output of a block's feed-forward part to x[t,C].
 func (s *Stage[F]) feedForward(blk *block[F], x []F, t int, w *workspace[F]) {
 	s.normalize(w.h, x, &blk.norm2, t)
 	if blk.experts != nil {
@@ -258,7 +257,7 @@ func (s *Stage[F]) feedForward(blk *block[F], x []F, t int, w *workspace[F]) {
 	s.addBranch(x, w.h, &blk.post2, t)
 }
 
-// logits gathers the rows that want them and applies the final norm and the head.
+// logits gathers the rows that need logits and applies the final norm and the head.
 func (s *Stage[F]) logits(b *Batch[F], x []F, n int) []F {
 	c := s.Spec.Width
 	rows := s.scratch.take(n * c)
@@ -280,7 +279,7 @@ func (s *Stage[F]) logits(b *Batch[F], x []F, n int) []F {
 // Trim, and reports whether it did. It must not run beside Forward.
 func (s *Stage[F]) Trim() bool { return s.scratch.trim() }
 
-// arena hands out scratch that the next reset takes back.
+// arena hands out scratch memory. reset takes all of it back.
 type arena[F any] struct {
 	store  []F
 	used   int
