@@ -32,7 +32,7 @@ func (f *serviceFlags) config(e *env, listen string) app.ServiceConfig {
 type tokenizerCmd struct {
 	serviceFlags
 	Listen    string `help:"gRPC address." default:"127.0.0.1:7071"`
-	Model     string `short:"m" required:"" help:"Model file (GGUF) or folder (Hugging Face)."`
+	Model     string `short:"m" required:"" help:"GGUF file (any part of a split one), or folder with a GGUF or Hugging Face model."`
 	Name      string `help:"The model's name; that of its file or folder when absent."`
 	Library   string `help:"Folder of further models, whose vocabularies are loaded when they are asked for."`
 	MaxModels int    `help:"Vocabularies to hold at once." default:"64"`
@@ -56,7 +56,7 @@ type shardCmd struct {
 	serviceFlags
 	kernelFlags
 	Listen      string `help:"gRPC address." default:"127.0.0.1:7073"`
-	Model       string `short:"m" help:"Model file (GGUF) or folder (Hugging Face); none holds no layers."`
+	Model       string `short:"m" help:"GGUF file (any part of a split one), or folder with a GGUF or Hugging Face model; none holds no layers."`
 	Name        string `help:"The model's name; that of its file or folder when absent."`
 	Layers      string `help:"Layers to hold: LO:HI (HI not included), or I/N for part I (from 0) of N, or none; all when absent."`
 	KVPositions int    `name:"kv-positions" help:"Positions in the KV cache." default:"16384"`

@@ -11,7 +11,7 @@ import (
 )
 
 type tokenizeCmd struct {
-	Model     string `short:"m" required:"" help:"GGUF file (a vocabulary alone will do), Hugging Face folder or tokenizer.json, SentencePiece .model or tiktoken rank file."`
+	Model     string `short:"m" required:"" help:"GGUF file (a vocabulary alone will do), model folder, tokenizer.json, SentencePiece .model or tiktoken rank file."`
 	NoSpecial bool   `help:"Leave special tokens alone: control-looking text stays text and no begin or end token is added; with --decode, control tokens leave no text."`
 	NoBOS     bool   `name:"no-bos" help:"Add no begin or end token."`
 	Decode    bool   `help:"Turn a JSON list of ids on standard input back into text."`

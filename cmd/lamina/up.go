@@ -37,7 +37,7 @@ func bundledModel() string {
 
 type upCmd struct {
 	kernelFlags
-	Model          string `short:"m" help:"Model file (GGUF) or folder (Hugging Face); the bundled model when absent."`
+	Model          string `short:"m" help:"GGUF file (any part of a split one), or folder with a GGUF or Hugging Face model; the bundled model when absent."`
 	Name           string `help:"The model's name; that of its file or folder when absent."`
 	Stages         int    `help:"Stages of each pipeline." default:"2"`
 	Replicas       int    `help:"Pipelines." default:"1"`
@@ -80,7 +80,7 @@ func (c *upCmd) Run(e *env) error {
 // meshFlags say which mesh answers: a router elsewhere, or one in this process.
 type meshFlags struct {
 	kernelFlags
-	Model  string `short:"m" help:"Model file (GGUF) or folder (Hugging Face), served in this process."`
+	Model  string `short:"m" help:"GGUF file (any part of a split one), or folder with a GGUF or Hugging Face model, served in this process."`
 	Stages int    `help:"Stages of the pipeline in this process." default:"1"`
 	Router string `help:"Ask this router instead of a mesh in this process." env:"LAMINA_ROUTER"`
 	speculateFlags

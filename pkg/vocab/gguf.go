@@ -90,6 +90,7 @@ func FromGGUF(meta Meta) (*Vocab, error) {
 		}
 	case "llama":
 		addBOS = true
+		v.llamaDefaults()
 		err = v.ggufSPM(meta)
 	case "bert":
 		addBOS, addEOS = true, true
@@ -129,6 +130,20 @@ func FromGGUF(meta Meta) (*Vocab, error) {
 	v.finish(eog)
 	v.ready()
 	return v, nil
+}
+
+// llamaDefaults sets the ids that a "llama" file leaves out: <unk>, <s> and </s> are 0, 1
+// and 2 in SentencePiece, and llama.cpp takes them as defaults.
+func (v *Vocab) llamaDefaults() {
+	for _, d := range []struct {
+		id     *int32
+		number int32
+		kind   Kind
+	}{{&v.unk, 0, KindUnknown}, {&v.bos, 1, KindControl}, {&v.eos, 2, KindControl}} {
+		if *d.id < 0 && int(d.number) < len(v.tokens) && v.tokens[d.number].kind == d.kind {
+			*d.id = d.number
+		}
+	}
 }
 
 // around sets the tokens that are put before and after a text.

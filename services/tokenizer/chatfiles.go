@@ -18,21 +18,21 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/weights"
 )
 
-// maxTemplate is the most bytes of a file that a chat template is read from.
+// maxTemplate is the maximum size of a file with chat templates.
 const maxTemplate = 32 << 20
 
-// Chat is what a model's files say of chats.
+// Chat holds the chat templates of a model and the special tokens that they use.
 type Chat struct {
 	// Templates are the chat templates by name; one without a name is "default".
 	Templates map[string]string
-	// Special is how special tokens are spelled, by the variable that templates
-	// read: "bos_token", "eos_token", "unk_token" and so on.
+	// Special holds the text of special tokens by the variable that templates read:
+	// "bos_token", "eos_token", "unk_token" and so on.
 	Special map[string]string
 }
 
-// Pick chooses the name of the template of a chat: the named one, or for an empty name
-// "tool_use" where there are tools and such a template, else "default", else the
-// only one. The error is a fault.Error of code NotFound.
+// Pick returns the name of the template for a chat: name itself, or for an empty name
+// "tool_use" if the chat has tools and the model has that template, else "default", else
+// the only template. The error is a fault.Error of code NotFound.
 func (c Chat) Pick(name string, tools bool) (string, error) {
 	names := slices.Sorted(maps.Keys(c.Templates))
 	if name == "" {
@@ -52,11 +52,10 @@ func (c Chat) Pick(name string, tools bool) (string, error) {
 	return "", fault.New(fault.NotFound, "find chat template %q: the model has %s", name, strings.Join(names, ", "))
 }
 
-// LoadChat reads the chat templates and special tokens of a GGUF file or a
-// Hugging Face directory, which needs no vocabulary for that: a
-// chat_template.jinja and additional_chat_templates/*.jinja, else
-// tokenizer_config.json, else chat_template.json. Errors are as Load's; a model
-// without templates is no error.
+// LoadChat reads the chat templates and special tokens of a GGUF model or a Hugging Face
+// folder; the folder needs no vocabulary. In a folder they come from chat_template.jinja
+// and additional_chat_templates/*.jinja, else from tokenizer_config.json, else from
+// chat_template.json. A model without templates is no error. Errors are those of Load.
 func LoadChat(path string) (Chat, error) {
 	kind, file, err := kindOf(path)
 	if err != nil {
@@ -137,7 +136,7 @@ func chatFS(fsys fs.FS) (Chat, error) {
 	return c, c.templates("chat_template.json", processor)
 }
 
-// jinja reads templates that are files of their own.
+// jinja reads the templates that have their own files.
 func (c *Chat) jinja(fsys fs.FS) error {
 	const dir = "additional_chat_templates"
 	text, err := readSmall(fsys, "chat_template.jinja")
@@ -167,8 +166,8 @@ func (c *Chat) jinja(fsys fs.FS) error {
 	return nil
 }
 
-// templates reads a configuration's one template, list of named ones, or object of
-// them.
+// templates reads the chat_template of a configuration: one template, a list of named
+// ones, or an object of them.
 func (c *Chat) templates(file string, config map[string]json.RawMessage) error {
 	raw := config["chat_template"]
 	var one *string
@@ -196,7 +195,7 @@ func (c *Chat) templates(file string, config map[string]json.RawMessage) error {
 	return nil
 }
 
-// special reads every "..._token" of a configuration, and its further ones.
+// special reads every "..._token" of a configuration and of its extra_special_tokens.
 func (c *Chat) special(config map[string]json.RawMessage) {
 	var more map[string]json.RawMessage
 	if json.Unmarshal(config["extra_special_tokens"], &more) == nil {
@@ -210,7 +209,7 @@ func (c *Chat) special(config map[string]json.RawMessage) {
 			Content string `json:"content"`
 		}
 		if json.Unmarshal(raw, &token.Content) != nil && json.Unmarshal(raw, &token) != nil {
-			continue // a setting of that name
+			continue // a setting with such a name
 		}
 		if token.Content != "" {
 			c.Special[name] = token.Content
@@ -218,7 +217,7 @@ func (c *Chat) special(config map[string]json.RawMessage) {
 	}
 }
 
-// readConfig reads a JSON object; found is false where there is no such file.
+// readConfig reads a JSON object. found is false if there is no such file.
 func readConfig(fsys fs.FS, name string) (fields map[string]json.RawMessage, found bool, err error) {
 	text, err := readSmall(fsys, name)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -247,12 +246,12 @@ func readSmall(fsys fs.FS, name string) ([]byte, error) {
 		return nil, fmt.Errorf("read %s: %w", name, err)
 	}
 	if len(text) > maxTemplate {
-		return nil, fmt.Errorf("read %s: longer than %d bytes", name, maxTemplate)
+		return nil, fmt.Errorf("read %s: want at most %d bytes", name, maxTemplate)
 	}
 	return text, nil
 }
 
-// chatOf is what a vocabulary alone says of chats.
+// chatOf returns the chat template and special tokens that a vocabulary holds.
 func chatOf(v *vocab.Vocab) Chat {
 	c := Chat{Templates: map[string]string{}, Special: map[string]string{}}
 	if t := v.ChatTemplate(); t != "" {
@@ -268,7 +267,7 @@ func chatOf(v *vocab.Vocab) Chat {
 	return c
 }
 
-// modelName is a path's last part without its ending and the number of a part.
+// modelName is the file name of a path without its extension and the number of a part.
 func modelName(path string) string {
 	name := weights.ModelName(path)
 	for _, ending := range []string{".tiktoken", ".model"} {

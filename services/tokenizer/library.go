@@ -12,9 +12,9 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/weights"
 )
 
-// Library finds models in a folder: each of its GGUF, SentencePiece and tiktoken
-// files and Hugging Face folders is a model, named by its last part without its
-// ending. It is safe for concurrent use.
+// Library finds models in a folder. Each GGUF model, SentencePiece file, tiktoken file
+// and model folder in it is a model, named by its file name without the extension and,
+// for a split GGUF file, without the number of the part. It is safe for concurrent use.
 type Library struct {
 	dir string
 
@@ -22,18 +22,18 @@ type Library struct {
 	digests map[string]digested // by path
 }
 
-// digested is a file's digest as it was at a moment.
+// digested is the digest of a model and the size and time of its files at that moment.
 type digested struct {
 	digest string
 	size   int64
 	at     time.Time
 }
 
-// NewLibrary is the library of a folder. Nothing is read yet.
+// NewLibrary returns the library of a folder. It reads nothing yet.
 func NewLibrary(dir string) *Library { return &Library{dir: dir, digests: map[string]digested{}} }
 
-// Open loads the model of a name or a digest, for Config.Open. To find a digest the
-// folder's models are read whole, once each. Errors are Load's, or NotFound.
+// Open loads a model by its name or its digest, for Config.Open. To find a digest it
+// reads each model of the folder once as a whole. Errors are those of Load, or NotFound.
 func (l *Library) Open(ctx context.Context, ref string) (Model, error) {
 	entries, err := os.ReadDir(l.dir)
 	if err != nil {
@@ -53,7 +53,7 @@ func (l *Library) Open(ctx context.Context, ref string) (Model, error) {
 		}
 		digest, err := l.digest(path)
 		if err != nil {
-			if byDigest { // another may be the one
+			if byDigest { // another model may have it
 				continue
 			}
 			return Model{}, err
@@ -66,8 +66,8 @@ func (l *Library) Open(ctx context.Context, ref string) (Model, error) {
 	return Model{}, fault.New(fault.NotFound, "find model %q: it is not in the library", ref)
 }
 
-// digest computes a path's digest, unless it is known and the files are as they
-// were.
+// digest computes the digest of a path, unless it is known and the files have not
+// changed since.
 func (l *Library) digest(path string) (string, error) {
 	now, err := stamp(path)
 	if err != nil {
@@ -88,24 +88,36 @@ func (l *Library) digest(path string) (string, error) {
 	return now.digest, nil
 }
 
-// stamp adds up the sizes of a path's files and takes the latest change.
+// stamp returns the total size of a path's files and the time of the latest change. The
+// files of a part of a split model are all of its parts.
 func stamp(path string) (digested, error) {
+	roots := []string{path}
+	if stat, err := os.Stat(path); err == nil && !stat.IsDir() {
+		if files, err := weights.Files(path); err == nil {
+			roots = files
+		}
+	}
 	var out digested
-	err := filepath.WalkDir(path, func(_ string, e os.DirEntry, err error) error {
+	for _, root := range roots {
+		err := filepath.WalkDir(root, func(_ string, e os.DirEntry, err error) error {
+			if err != nil {
+				return err
+			}
+			info, err := e.Info()
+			if err != nil {
+				return err
+			}
+			if !e.IsDir() {
+				out.size += info.Size()
+			}
+			if info.ModTime().After(out.at) {
+				out.at = info.ModTime()
+			}
+			return nil
+		})
 		if err != nil {
-			return err
+			return out, err
 		}
-		info, err := e.Info()
-		if err != nil {
-			return err
-		}
-		if !e.IsDir() {
-			out.size += info.Size()
-		}
-		if info.ModTime().After(out.at) {
-			out.at = info.ModTime()
-		}
-		return nil
-	})
-	return out, err
+	}
+	return out, nil
 }

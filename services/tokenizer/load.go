@@ -14,14 +14,14 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/weights"
 )
 
-// maxVocab is the most bytes of a file that a vocabulary is read from whole.
+// maxVocab is the maximum size of a vocabulary file that is read into memory.
 const maxVocab = 256 << 20
 
-// Load reads the vocabulary and chat templates of whatever LoadVocab reads. An
-// empty name becomes the path's last part without its ending; an empty digest is
-// computed, which reads the whole model. The error is a fault.Error: NotFound
-// where there is no such file or no tokenizer in it, Unimplemented for a tokenizer
-// of a family not read here, Invalid for one that is malformed.
+// Load reads the vocabulary and the chat templates of any path that LoadVocab reads. An
+// empty name becomes the file name without its extension. An empty digest is computed,
+// which reads the whole model. The error is a fault.Error: NotFound for a missing file or
+// a model without a tokenizer, Unimplemented for an unsupported tokenizer, Invalid for a
+// malformed one.
 func Load(path, name, digest string) (Model, error) {
 	v, err := LoadVocab(path)
 	if err != nil {
@@ -55,7 +55,7 @@ const (
 	kindSentencePiece
 )
 
-// kindOf tells by a file's first bytes. Of a folder that holds one GGUF model, it
+// kindOf tells the kind of a file by its first bytes. Of a folder that holds one GGUF model, it
 // returns that model's file; a tokenizer.json beside several models wins over them.
 func kindOf(path string) (kind, string, error) {
 	file, err := os.Open(path)
@@ -93,10 +93,10 @@ func kindOf(path string) (kind, string, error) {
 	case len(head) > 0 && head[0] == '\n': // the first field of SentencePiece's message
 		return kindSentencePiece, path, nil
 	}
-	return 0, "", fault.New(fault.Invalid, "read %s: neither GGUF, tokenizer.json, SentencePiece nor tiktoken", path)
+	return 0, "", fault.New(fault.Invalid, "read %s: want a GGUF, tokenizer.json, SentencePiece or tiktoken file", path)
 }
 
-// isRanks says whether a file's beginning is a line of base64 and a number.
+// isRanks reports whether a file begins with a line of base64 and a number.
 func isRanks(head []byte) bool {
 	line, _, found := bytes.Cut(head, []byte("\n"))
 	token, rank, two := bytes.Cut(bytes.TrimRight(line, "\r"), []byte(" "))
@@ -157,7 +157,7 @@ func readVocab(path string) (*vocab.Vocab, error) {
 	return vocab.FromSentencePiece(data)
 }
 
-// oneFile is a folder of nothing but a tokenizer.json.
+// oneFile is a file system that holds only a tokenizer.json.
 type oneFile struct{ path string }
 
 // Open opens the file.
@@ -174,7 +174,7 @@ func readAll(path string) ([]byte, error) {
 		return nil, err
 	}
 	if stat.Size() > maxVocab {
-		return nil, fmt.Errorf("longer than %d bytes", maxVocab)
+		return nil, fmt.Errorf("want at most %d bytes, got %d", maxVocab, stat.Size())
 	}
 	return os.ReadFile(path)
 }

@@ -3,6 +3,7 @@ package tokenizer_test
 import (
 	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
+	"github.com/lamina-mesh/lamina/pkg/weights/filetest"
 	"github.com/lamina-mesh/lamina/services/tokenizer"
 )
 
@@ -140,5 +142,42 @@ func TestLoadVocab_FilesOfEveryKind(t *testing.T) {
 	}
 	if _, err := tokenizer.LoadVocab(write("text.txt", "Once upon a time")); fault.CodeOf(err) != fault.Invalid {
 		t.Errorf("a text: %v", err)
+	}
+}
+
+// TestLibrary_SplitModel opens a split GGUF model by its name without the parts' numbers
+// and by its digest, and sees that a part has changed.
+func TestLibrary_SplitModel(t *testing.T) {
+	whole, err := os.ReadFile(shared(t, "models", "tiny", "llama", "model-bf16.gguf"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	parts, err := filetest.Split(whole, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	write := func(i int, data []byte) {
+		name := filepath.Join(dir, fmt.Sprintf("split-%05d-of-00002.gguf", i+1))
+		if err := os.WriteFile(name, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, data := range parts {
+		write(i, data)
+	}
+	l := tokenizer.NewLibrary(dir)
+	byName, err := l.Open(t.Context(), "split")
+	if err != nil {
+		t.Fatal(err)
+	}
+	byDigest, err := l.Open(t.Context(), byName.Digest)
+	if err != nil || byDigest.Name != "split" || byDigest.Vocab.Size() != 320 {
+		t.Errorf("by digest: %q, %v", byDigest.Name, err)
+	}
+	write(1, append(parts[1], 0))
+	changed, err := l.Open(t.Context(), "split")
+	if err != nil || changed.Digest == byName.Digest {
+		t.Errorf("after a change of the second part: %s, %v; before %s", changed.Digest, err, byName.Digest)
 	}
 }
