@@ -293,7 +293,7 @@ func (b *builder[F]) norm(m *Norm, n int) norm[F] {
 	if m.Kind == LayerNorm {
 		out.bias, out.atB = b.vector(wanted{Name: m.Name, end: ".bias", rows: n})
 	}
-	if m.OnePlus {
+	if m.OnePlus && b.err == nil { // a width that no tensor has must not take memory
 		out.fromOne = make([]F, n)
 	}
 	return out
