@@ -5,6 +5,7 @@ import (
 
 	"github.com/lamina-mesh/lamina/cmd/lamina/app"
 	"github.com/lamina-mesh/lamina/pkg/fault"
+	tensorv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tensor/v1"
 	"github.com/lamina-mesh/lamina/pkg/gradbus/nats"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 )
@@ -83,7 +84,20 @@ type routerCmd struct {
 	Listen string `help:"gRPC address." default:"127.0.0.1:7070"`
 	HTTP   string `name:"http" help:"Address of the HTTP face and the console; empty for none." default:"127.0.0.1:8080"`
 	speculateFlags
+	hiddenFlags
 	Draft string `help:"Name or digest of a smaller model on the mesh that guesses ahead; it needs the same vocabulary, and a name of its own."`
+}
+
+// hiddenFlags say how hidden states travel between stages.
+type hiddenFlags struct {
+	HiddenType string `help:"How hidden states travel between stages: f32 is exact, bf16 takes half the bytes and rounds them." enum:"f32,bf16" default:"f32"`
+}
+
+func (f hiddenFlags) hiddenType() tensorv1.ElementType {
+	if f.HiddenType == "bf16" {
+		return tensorv1.ElementType_ELEMENT_TYPE_BF16
+	}
+	return tensorv1.ElementType_ELEMENT_TYPE_F32
 }
 
 // speculateFlags are how a router guesses ahead.
@@ -108,7 +122,9 @@ func (c *routerCmd) Run(e *env) error {
 	if err != nil {
 		return err
 	}
-	return app.Router(e.ctx, c.config(e, c.Listen), c.HTTP, guess, func(addr string) { fmt.Fprintf(e.stdout, "http %s\n", addr) })
+	return app.Router(e.ctx, c.config(e, c.Listen), app.RouterConfig{
+		HTTP: c.HTTP, Speculation: guess, HiddenType: c.hiddenType(), Bound: func(addr string) { fmt.Fprintf(e.stdout, "http %s\n", addr) },
+	})
 }
 
 type trainerCmd struct {

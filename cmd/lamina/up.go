@@ -47,6 +47,7 @@ type upCmd struct {
 	Runs           string `help:"Folder of training runs." default:"runs"`
 	InsecureListen bool   `help:"Let addresses be reachable from other machines without TLS."`
 	speculateFlags
+	hiddenFlags
 	Draft string `help:"Smaller model of the same vocabulary, file or folder, that guesses ahead (5 ids where --speculate says nothing)."`
 }
 
@@ -65,7 +66,7 @@ func (c *upCmd) Run(e *env) error {
 	}
 	defer end()
 	mesh, err := app.Start(e.ctx, app.MeshConfig{
-		Log: e.log, Kernels: kernels, Model: c.Model, Name: c.Name, Stages: c.Stages, Replicas: c.Replicas, KVPositions: c.KVPositions, Speculation: guess,
+		Log: e.log, Kernels: kernels, Model: c.Model, Name: c.Name, Stages: c.Stages, Replicas: c.Replicas, KVPositions: c.KVPositions, Speculation: guess, HiddenType: c.hiddenType(),
 		Train: true, RunsDir: c.Runs, GRPC: c.GRPC, HTTP: c.HTTP, Insecure: c.InsecureListen,
 	})
 	if err != nil {
@@ -84,6 +85,7 @@ type meshFlags struct {
 	Stages int    `help:"Stages of the pipeline in this process." default:"1"`
 	Router string `help:"Ask this router instead of a mesh in this process." env:"LAMINA_ROUTER"`
 	speculateFlags
+	hiddenFlags
 	Draft string `help:"Smaller model of the same vocabulary, file or folder, that guesses ahead (5 ids where --speculate says nothing)."`
 }
 

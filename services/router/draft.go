@@ -12,105 +12,108 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/sample"
 )
 
-// drafter guesses by a smaller model's greedy choice. It keeps a session on a draft
-// pipeline for one request: each round catches up with the request's log, which drops
-// what the cache holds of wrong guesses, and draws ids up to one that is unlikely. Whatever
-// goes wrong ends the drafter, not the request. Its goroutine belongs to the draft
-// pipeline.
+// drafter proposes draft tokens by the greedy choice of a smaller model. For one request it
+// keeps a draft session on a draft pipeline. Each round rewinds the session to the request's
+// log, which drops rejected tokens from its cache, and generates until an unlikely token or
+// until there are enough. A failure ends the drafter and not the request. Its goroutine
+// belongs to the draft pipeline.
 type drafter struct {
 	service *Service
 	request string
 	target  *pipeline
-	vocab   uint32 // ids that the request's model knows
+	vocab   uint32 // ids that the request's model has
 	ends    []uint32
 
-	mu     sync.Mutex
-	open   bool
-	asks   chan question
-	unsure bool    // the last guess that was answered with was unlikely
-	trust  float64 // moving share of such guesses that were right
+	mu       sync.Mutex
+	open     bool // requests may be made
+	requests chan draftRequest
+	unlikely bool    // the last token of the last answer was unlikely
+	trust    float64 // moving acceptance rate of such tokens
 }
 
-// A draft's unlikely guesses end its rounds until more than trusted of them are right.
+// Unlikely tokens end the rounds of a draft until more than trustEnough of them are accepted.
 const (
-	trustFirst = 0.4
-	trusted    = 0.6
+	trustFirst  = 0.4
+	trustEnough = 0.6
 )
 
-// leastDrafted is how many tokens must be to come for a draft to read the prompt.
-const leastDrafted = 4
+// draftMinTokens is how many tokens a request must have left for a draft to pay for
+// reading its prompt.
+const draftMinTokens = 4
 
-// graceFactor is how many limits a draft that is late has to give an id after all.
-const graceFactor = 8
+// lateDraftFactor is the late-draft timeout, as a multiple of the round limit: a draft that
+// has missed its limit is dropped if it has no token by then.
+const lateDraftFactor = 8
 
-// question asks a drafter for at most n ids after a log.
-type question struct {
-	l     *live
-	log   []int32
-	n     int
-	round uint64
-	least float64 // log-probability of an id after which no more are wanted
-	limit time.Duration
+// draftRequest asks a drafter for at most n tokens after a log.
+type draftRequest struct {
+	seq        *sequence
+	log        []int32
+	n          int
+	round      uint64
+	minLogprob float64 // a token below it is the last of the round
+	limit      time.Duration
 }
 
-// draw is an event: a draft session is to go on after another log.
-type draw struct {
-	l     *live
-	log   []int32
-	upto  int     // length of the log at which it pauses
-	least float64 // or the log-probability of an id below which it does
-	round uint64
+// draftRound is an event: a draft session is to generate after another log.
+type draftRound struct {
+	seq        *sequence
+	log        []int32
+	end        int     // length of the log at which it pauses
+	minLogprob float64 // it also pauses after a token below
+	round      uint64
 }
 
-// drawing is what only a draft's session has.
-type drawing struct {
-	upto   int
-	least  float64
-	round  uint64
-	paused bool
-	picked int // the last position that the sampler may have picked for; -1 for none
+// draftState is what only a draft session has.
+type draftState struct {
+	end        int
+	minLogprob float64
+	round      uint64
+	paused     bool
+	picked     int // the last position that the sampler may have picked for; -1 for none
 }
 
 // source names it in metrics.
 func (*drafter) source() string { return "draft" }
 
-func (d *drafter) propose(l *live, n int, limit time.Duration) ([]int32, bool) {
+func (d *drafter) propose(seq *sequence, n int, limit time.Duration) ([]int32, bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if !d.open {
 		return nil, false
 	}
-	least := d.service.leastLogprob()
-	if d.trust > trusted {
-		least = math.Inf(-1)
+	min := d.service.draftMinLogprob()
+	if d.trust > trustEnough {
+		min = math.Inf(-1)
 	}
+	r := draftRequest{seq: seq, log: slices.Clone(seq.feed.Log()), n: n, round: seq.speculation.round, minLogprob: min, limit: limit}
 	select {
-	case d.asks <- question{l: l, log: slices.Clone(l.feed.Log()), n: n, round: l.guesser.round, least: least, limit: limit}:
+	case d.requests <- r:
 		return nil, true
-	default: // cannot be: a session asks once and waits
+	default: // cannot happen: a sequence asks once and waits
 		return nil, false
 	}
 }
 
-// verified learns whether guesses that the draft was unsure of are right as well, as
-// where the two models are much alike.
-func (d *drafter) verified(sent, right int) {
+// verified learns whether unlikely tokens are accepted as well, as with models that are much
+// alike.
+func (d *drafter) verified(sent, accepted int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	switch {
-	case d.trust > trusted && right < sent:
-		d.trust = trusted
-	case d.unsure && right == sent:
-		d.trust += rateFade * (1 - d.trust)
-	case d.unsure && right == sent-1:
-		d.trust -= rateFade * d.trust
+	case d.trust > trustEnough && accepted < sent:
+		d.trust = trustEnough
+	case d.unlikely && accepted == sent:
+		d.trust += rateWeight * (1 - d.trust)
+	case d.unlikely && accepted == sent-1:
+		d.trust -= rateWeight * d.trust
 	}
 }
 
-// startDraft gives a request a drafter, if a draft pipeline stands. It ends with ctx.
+// startDraft gives a request a drafter, if there is a draft pipeline. It ends with ctx.
 func (q *request) startDraft(ctx context.Context, target *pipeline) *drafter {
 	s := q.service
-	if s.cfg.Draft == "" || len(q.prompt)+int(q.maxTokens)-len(q.log) < leastDrafted {
+	if s.cfg.Draft == "" || len(q.prompt)+int(q.maxTokens)-len(q.log) < draftMinTokens {
 		return nil
 	}
 	s.mu.Lock()
@@ -120,16 +123,17 @@ func (q *request) startDraft(ctx context.Context, target *pipeline) *drafter {
 		return nil
 	}
 	d := &drafter{
-		service: s, request: q.id, target: target, vocab: target.stages[0].GetVocab(), ends: q.rules.GetEndIds(), asks: make(chan question, 1), trust: trustFirst,
+		service: s, request: q.id, target: target, vocab: target.stages[0].GetVocab(), ends: q.rules.GetEndIds(),
+		requests: make(chan draftRequest, 1), trust: trustFirst,
 	}
 	if info := s.models[q.digest]; info != nil {
 		d.vocab, d.ends = min(d.vocab, info.vocabulary.GetSize()), info.vocabulary.GetEndIds()
 	}
-	log, most := slices.Clone(q.log), min(len(q.prompt)+int(q.maxTokens), p.capacity())
+	log, maxLen := slices.Clone(q.log), min(len(q.prompt)+int(q.maxTokens), p.capacity())
 	p.assigned.Add(1)
 	p.drafters.Go(func() { // while the pipeline is listed, so before it is waited for
 		defer p.assigned.Add(-1)
-		d.run(ctx, p, log, most)
+		d.run(ctx, p, log, maxLen)
 	})
 	return d
 }
@@ -148,20 +152,20 @@ func (s *Service) bestDraft(other *pipeline) *pipeline {
 	return best
 }
 
-// take lets questions be asked, or none.
-func (d *drafter) take(open bool) {
+// accept opens the drafter to requests, or closes it.
+func (d *drafter) accept(open bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.open = open
 }
 
-// run answers questions until ctx ends or something goes wrong.
-func (d *drafter) run(ctx context.Context, p *pipeline, log []int32, most int) {
-	err := d.draft(ctx, p, log, most)
-	d.take(false)
+// run answers requests until ctx ends or something fails.
+func (d *drafter) run(ctx context.Context, p *pipeline, log []int32, maxLen int) {
+	err := d.draft(ctx, p, log, maxLen)
+	d.accept(false)
 	select {
-	case a := <-d.asks:
-		d.answer(a, nil)
+	case r := <-d.requests:
+		d.answer(r, nil)
 	default:
 	}
 	code := fault.CodeOf(err)
@@ -169,41 +173,41 @@ func (d *drafter) run(ctx context.Context, p *pipeline, log []int32, most int) {
 		return
 	}
 	d.service.m.dropped.WithLabelValues(code.String()).Inc()
-	d.service.log.Warn("drop draft", "request", d.request, "model", d.target.model(), "draft", p.model(), "error", err)
+	d.service.log.Warn("drop draft session", "request", d.request, "model", d.target.model(), "draft", p.model(), "error", err)
 }
 
-// draft holds the session on the draft pipeline.
-func (d *drafter) draft(ctx context.Context, p *pipeline, log []int32, most int) error {
+// draft runs the session on the draft pipeline.
+func (d *drafter) draft(ctx context.Context, p *pipeline, log []int32, maxLen int) error {
 	if err := d.service.draftFits(ctx, d.target, p); err != nil {
 		return err
 	}
-	if len(log) >= most {
-		return fault.New(fault.Exhausted, "draft request %s: %d tokens leave no room in the draft's context of %d", d.request, len(log), most)
+	if len(log) >= maxLen {
+		return fault.New(fault.Exhausted, "draft for request %s: %d tokens leave no room in the draft model's context length of %d", d.request, len(log), maxLen)
 	}
 	picker, err := sample.NewPicker(sample.Rules{})
 	if err != nil {
 		return err
 	}
-	l := &live{
-		id: randomID(), log: log, epoch: 1, rules: &samplerv1.Rules{}, picker: picker, maxLen: most, out: make(chan outcome, outLen+2),
-		drawing: &drawing{upto: len(log) + 1, picked: -1},
+	seq := &sequence{
+		id: randomID(), log: log, epoch: 1, rules: &samplerv1.Rules{}, picker: picker, maxLen: maxLen, out: make(chan result, outLen+2),
+		draft: &draftState{end: len(log) + 1, picked: -1},
 	}
-	if err := p.tell(event{submit: l}); err != nil {
+	if err := p.tell(event{submit: seq}); err != nil {
 		return err
 	}
-	defer func() { _ = p.tell(event{drop: l}) }() // a pipeline that is gone holds nothing
-	// The prompt is read while the target reads it; nobody waits for that.
-	if _, err := d.collect(ctx, p, question{n: 1}, l, nil); err != nil || ctx.Err() != nil {
+	defer func() { _ = p.tell(event{drop: seq}) }() // a pipeline that is gone holds nothing
+	// The prompt is prefilled while the target prefills it; nobody waits for that.
+	if _, err := d.collect(ctx, p, draftRequest{n: 1}, seq, nil); err != nil || ctx.Err() != nil {
 		return err
 	}
-	d.take(true)
+	d.accept(true)
 	for {
 		select {
-		case a := <-d.asks:
-			if err := d.round(ctx, p, a, l); err != nil {
+		case r := <-d.requests:
+			if err := d.round(ctx, p, r, seq); err != nil {
 				return err
 			}
-		case o := <-l.out: // what a round that was cut short still gave
+		case o := <-seq.out: // the rest of a round that missed its limit
 			if o.lost != nil || o.err != nil {
 				return d.lost(o)
 			}
@@ -215,76 +219,74 @@ func (d *drafter) draft(ctx context.Context, p *pipeline, log []int32, most int)
 	}
 }
 
-// round works one question out and answers it within its limit. A draft that has given
-// nothing by then is asked no more until it does, and not for ever.
-func (d *drafter) round(ctx context.Context, p *pipeline, a question, l *live) error {
+// round answers one request within its limit. A draft that has no token by then gets no
+// requests until it has one, and is dropped at the late-draft timeout.
+func (d *drafter) round(ctx context.Context, p *pipeline, r draftRequest, seq *sequence) error {
 	start := time.Now()
-	ids, err := d.within(ctx, p, a, l)
+	ids, err := d.within(ctx, p, r, seq)
 	d.service.m.drafting.Observe(time.Since(start).Seconds())
 	late := fault.CodeOf(err) == fault.DeadlineExceeded
 	if late {
-		d.take(false)
+		d.accept(false)
 	}
-	d.answer(a, ids)
+	d.answer(r, ids)
 	if !late {
 		return err
 	}
-	grace := time.NewTimer(graceFactor * a.limit)
-	defer grace.Stop()
+	timeout := time.NewTimer(lateDraftFactor * r.limit)
+	defer timeout.Stop()
 	select {
-	case o := <-l.out:
+	case o := <-seq.out:
 		if o.lost != nil || o.err != nil {
 			return d.lost(o)
 		}
-		d.take(true)
+		d.accept(true)
 		return nil
 	case <-p.done:
 		return context.Cause(p.ctx)
-	case <-grace.C:
+	case <-timeout.C:
 	case <-ctx.Done():
 	}
 	return err
 }
 
-// within works one question out until its limit. It may return ids and an error.
-func (d *drafter) within(ctx context.Context, p *pipeline, a question, l *live) ([]int32, error) {
-	if a.n = min(a.n, l.maxLen-len(a.log)); a.n < 1 {
-		return nil, fault.New(fault.Exhausted, "draft request %s: %d tokens fill the draft's context", d.request, len(a.log))
+// within generates for one request until its limit. It may return ids and an error.
+func (d *drafter) within(ctx context.Context, p *pipeline, r draftRequest, seq *sequence) ([]int32, error) {
+	if r.n = min(r.n, seq.maxLen-len(r.log)); r.n < 1 {
+		return nil, fault.New(fault.Exhausted, "draft for request %s: %d tokens fill the draft model's context length", d.request, len(r.log))
 	}
-	limit := time.NewTimer(a.limit)
+	limit := time.NewTimer(r.limit)
 	defer limit.Stop()
 	select {
-	case p.events <- event{draw: &draw{l: l, log: a.log, upto: len(a.log) + a.n, least: a.least, round: a.round}}:
+	case p.events <- event{round: &draftRound{seq: seq, log: r.log, end: len(r.log) + r.n, minLogprob: r.minLogprob, round: r.round}}:
 	case <-p.ctx.Done():
 		return nil, context.Cause(p.ctx)
 	case <-ctx.Done():
 		return nil, nil
 	case <-limit.C:
-		return nil, d.late(a)
+		return nil, d.late(r)
 	}
-	return d.collect(ctx, p, a, l, limit.C)
+	return d.collect(ctx, p, r, seq, limit.C)
 }
 
-// collect takes a round's ids, as far as they are likely, until there are enough. Those
-// that came within the limit count; none at all is an error.
-func (d *drafter) collect(ctx context.Context, p *pipeline, a question, l *live, limit <-chan time.Time) (ids []int32, err error) {
+// collect takes a round's tokens until an unlikely one or until there are enough. Those that
+// arrive within the limit count; none at all is an error.
+func (d *drafter) collect(ctx context.Context, p *pipeline, r draftRequest, seq *sequence, limit <-chan time.Time) (ids []int32, err error) {
 	for {
 		select {
-		case o := <-l.out:
+		case o := <-seq.out:
 			switch {
 			case o.lost != nil || o.err != nil:
 				return ids, d.lost(o)
-			case o.round != a.round:
+			case o.round != r.round:
 				continue
 			case o.token.GetId() >= d.vocab:
-				return ids, fault.New(fault.Internal, "draft request %s: id %d is outside the vocabulary of %d", d.request, o.token.GetId(), d.vocab)
+				return ids, fault.New(fault.Internal, "draft for request %s: id %d is outside the vocabulary of %d", d.request, o.token.GetId(), d.vocab)
 			}
 			ids = append(ids, int32(o.token.GetId()))
-			unsure := !(float64(o.token.GetLogprob()) >= a.least)
-			if unsure || len(ids) == a.n || slices.Contains(d.ends, o.token.GetId()) {
-				d.mu.Lock()
-				d.unsure = unsure
-				d.mu.Unlock()
+			unlikely := !(float64(o.token.GetLogprob()) >= r.minLogprob)
+			if unlikely || len(ids) == r.n || slices.Contains(d.ends, o.token.GetId()) {
+				d.ended(unlikely)
 				return ids, nil
 			}
 		case <-p.done:
@@ -293,64 +295,70 @@ func (d *drafter) collect(ctx context.Context, p *pipeline, a question, l *live,
 			return nil, nil
 		case <-limit:
 			if len(ids) == 0 {
-				return nil, d.late(a)
+				return nil, d.late(r)
 			}
-			d.mu.Lock()
-			d.unsure = false
-			d.mu.Unlock()
+			d.ended(false)
 			return ids, nil
 		}
 	}
 }
 
-func (d *drafter) late(a question) error {
-	return fault.New(fault.DeadlineExceeded, "draft request %s: no id in %v", d.request, a.limit)
+// ended notes whether a round ended with an unlikely token.
+func (d *drafter) ended(unlikely bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.unlikely = unlikely
 }
 
-func (d *drafter) lost(o outcome) error {
+func (d *drafter) late(r draftRequest) error {
+	return fault.New(fault.DeadlineExceeded, "draft for request %s: no token in %v", d.request, r.limit)
+}
+
+func (d *drafter) lost(o result) error {
 	if o.err != nil {
 		return o.err
 	}
-	return fault.New(fault.Unavailable, "draft request %s: the draft's pipeline is lost", d.request)
+	return fault.Wrap(fault.Unavailable, o.lost, "draft for request %s: the draft session is lost", d.request)
 }
 
-// answer hands guesses to the session that waits for them; one whose pipeline is lost
-// does not.
-func (d *drafter) answer(a question, ids []int32) {
-	_ = d.target.tell(event{guessed: &guessed{l: a.l, round: a.round, ids: ids}})
+// answer hands draft tokens to the sequence that waits for them. If its pipeline is gone
+// nobody does.
+func (d *drafter) answer(r draftRequest, ids []int32) {
+	_ = d.target.tell(event{drafted: &drafted{seq: r.seq, round: r.round, ids: ids}})
 }
 
-// leastLogprob is the log-probability that a draft's pick has to reach.
-func (s *Service) leastLogprob() float64 {
+// draftMinLogprob is the log-probability below which a draft token ends its round.
+func (s *Service) draftMinLogprob() float64 {
 	if s.cfg.DraftLeast <= 0 {
 		return math.Inf(-1)
 	}
 	return math.Log(s.cfg.DraftLeast)
 }
 
-// draw sends a draft's session on after another log.
-func (s *scheduler) draw(e *draw) {
-	l := e.l
-	if s.live[string(l.id)] != l {
+// startRound makes a draft session generate after another log.
+func (s *scheduler) startRound(e *draftRound) {
+	seq := e.seq
+	if s.sequences[string(seq.id)] != seq {
 		return // it has failed, and said so
 	}
-	if l.feed.Waiting() {
-		s.landed(l) // a row of a round that was cut short
+	if seq.feed.Waiting() {
+		s.entryDone(seq) // its row belongs to a round that missed its limit
 	}
-	l.feed.Rewind(e.log)
-	l.drawing.upto, l.drawing.least, l.drawing.round, l.drawing.paused = e.upto, e.least, e.round, false
-	if len(e.log)-1 <= l.drawing.picked { // the sampler picks once for a position of an epoch
-		l.drawing.picked = -1
-		l.epoch++
-		l.added = false
-		l.started = time.Now()
-		s.add(l)
+	seq.feed.Rewind(e.log)
+	d := seq.draft
+	d.end, d.minLogprob, d.round, d.paused = e.end, e.minLogprob, e.round, false
+	if len(e.log)-1 <= d.picked { // the sampler picks once for each position of an epoch
+		d.picked = -1
+		seq.epoch++
+		seq.added = false
+		seq.started = time.Now()
+		s.add(seq)
 	}
 }
 
-// drawn takes a draft session's token and pauses it at the end of its round.
-func (s *scheduler) drawn(l *live, t *samplerv1.Token) {
-	d := l.drawing
-	d.paused = l.feed.Len() >= d.upto || !(float64(t.GetLogprob()) >= d.least)
-	l.out <- outcome{token: t, round: d.round} // never blocks: few tokens are asked for at a time
+// draftToken takes a draft session's token and pauses the session at the end of its round.
+func (s *scheduler) draftToken(seq *sequence, t *samplerv1.Token) {
+	d := seq.draft
+	d.paused = seq.feed.Len() >= d.end || !(float64(t.GetLogprob()) >= d.minLogprob)
+	seq.out <- result{token: t, round: d.round} // never blocks: see ready
 }

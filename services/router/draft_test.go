@@ -104,11 +104,11 @@ func TestService_RightDraft_GivesTheTokensInFewerSteps(t *testing.T) {
 		if steps := counts(t, r, "lamina_router_steps_total", "answer"); steps > n/2 {
 			t.Errorf("draft %s: %d steps for %d tokens with 4 guesses each", name, steps, n)
 		}
-		guessed, right := counts(t, r, "lamina_router_guessed_tokens_total", "draft"), counts(t, r, "lamina_router_guessed_right_total", "draft")
+		guessed, right := counts(t, r, "lamina_router_draft_tokens_total", "draft"), counts(t, r, "lamina_router_accepted_tokens_total", "draft")
 		if guessed < n/4 || right < guessed-4 {
 			t.Errorf("draft %s: %d of %d guesses were right", name, right, guessed)
 		}
-		if d := counts(t, r, "lamina_router_drafts_dropped_total"); d != 0 {
+		if d := counts(t, r, "lamina_router_draft_sessions_dropped_total"); d != 0 {
 			t.Errorf("draft %s: %d were dropped", name, d)
 		}
 		eventually(t, "the release of every session", func() bool { return m.used() == 0 })
@@ -121,7 +121,7 @@ func TestService_DraftRightNowAndThen_ChangesNoText(t *testing.T) {
 		t.Run(fmt.Sprintf("one in %d wrong", wrong), func(t *testing.T) {
 			m, r := draftMesh(t, 2, len("stream 0"), wrong, router.Config{Speculate: 1 + wrong%7})
 			m.streams(9, 150)
-			guessed, right := counts(t, r, "lamina_router_guessed_tokens_total"), counts(t, r, "lamina_router_guessed_right_total")
+			guessed, right := counts(t, r, "lamina_router_draft_tokens_total"), counts(t, r, "lamina_router_accepted_tokens_total")
 			if guessed == 0 || right >= guessed || wrong > 1 && right == 0 {
 				t.Errorf("%d of %d guesses were right", right, guessed)
 			}
@@ -179,14 +179,14 @@ func TestService_BrokenDraft_IsDroppedAndTheTextGoesOn(t *testing.T) {
 			if took := time.Since(start); took > 8*time.Second {
 				t.Errorf("the stream took %v", took)
 			}
-			eventually(t, "the drop of the draft", func() bool { return counts(t, r, "lamina_router_drafts_dropped_total", c.code) == 1 })
-			if n := counts(t, r, "lamina_router_drafts_dropped_total"); n != 1 {
+			eventually(t, "the drop of the draft", func() bool { return counts(t, r, "lamina_router_draft_sessions_dropped_total", c.code) == 1 })
+			if n := counts(t, r, "lamina_router_draft_sessions_dropped_total"); n != 1 {
 				t.Errorf("%d drops", n)
 			}
-			if !log.has("drop draft") {
+			if !log.has("drop draft session") {
 				t.Errorf("the log has no word of it: %s", log.String())
 			}
-			if guessed := counts(t, r, "lamina_router_guessed_tokens_total", "draft"); guessed > 150 {
+			if guessed := counts(t, r, "lamina_router_draft_tokens_total", "draft"); guessed > 150 {
 				t.Errorf("%d guesses", guessed)
 			}
 		})
@@ -205,7 +205,7 @@ func TestService_SlowDraft_IsLeftAlone(t *testing.T) {
 	d.mu.Unlock()
 	m.awaitDraft("shard-0-0", len("stream 0"))
 	m.streams(1, 400)
-	if guessed := counts(t, r, "lamina_router_guessed_tokens_total", "draft"); guessed == 0 || guessed > 100 {
+	if guessed := counts(t, r, "lamina_router_draft_tokens_total", "draft"); guessed == 0 || guessed > 100 {
 		t.Errorf("%d guesses of a draft that takes 20 ms for each", guessed)
 	}
 	m.check()
@@ -220,10 +220,10 @@ func TestService_SmallDraft_HelpsAsFarAsItReaches(t *testing.T) {
 	}{{1, 4, 1}, {9, 12, 0}, {9, 4, 9}} {
 		m, r := draftMesh(t, 1, len("stream 0"), 0, router.Config{}, c.pages)
 		m.streams(c.streams, 150)
-		if guessed := counts(t, r, "lamina_router_guessed_tokens_total", "draft"); guessed == 0 || c.pages == 4 && guessed > c.streams*4*pageLen {
+		if guessed := counts(t, r, "lamina_router_draft_tokens_total", "draft"); guessed == 0 || c.pages == 4 && guessed > c.streams*4*pageLen {
 			t.Errorf("%d streams, %d pages: %d guesses", c.streams, c.pages, guessed)
 		}
-		if n := counts(t, r, "lamina_router_drafts_dropped_total", "exhausted"); n > c.dropped || c.streams == 1 && n < c.dropped {
+		if n := counts(t, r, "lamina_router_draft_sessions_dropped_total", "exhausted"); n > c.dropped || c.streams == 1 && n < c.dropped {
 			t.Errorf("%d streams, %d pages: %d drafts dropped, want %d", c.streams, c.pages, n, c.dropped)
 		}
 		eventually(t, "the release of every session", func() bool { return m.used() == 0 })
@@ -252,7 +252,7 @@ func TestService_LostShard_MovesSessionsWithTheirDraft(t *testing.T) {
 	m.shards["shard-0-1"].strike(30, func() { m.network.Cut("shard-0-1", true) })
 	m.streams(8, 300)
 	m.struck("shard-0-1")
-	if moves, guessed := counts(t, r, "lamina_router_moves_total"), counts(t, r, "lamina_router_guessed_right_total", "draft"); moves == 0 || guessed == 0 {
+	if moves, guessed := counts(t, r, "lamina_router_moves_total"), counts(t, r, "lamina_router_accepted_tokens_total", "draft"); moves == 0 || guessed == 0 {
 		t.Errorf("%d moves, %d right guesses", moves, guessed)
 	}
 }
@@ -262,7 +262,7 @@ func TestService_DraftOfAnotherVocabulary_IsRefusedAndSaysSo(t *testing.T) {
 	m, r := draftMesh(t, 1, len("stream 0"), 0, router.Config{Draft: "other", Log: slog.New(slog.NewTextHandler(&log, nil))})
 	eventually(t, "the refusal, by both names", func() bool { return log.has("refuse draft") && log.has("model=fake draft=other") })
 	m.streams(3, 40)
-	if n := counts(t, r, "lamina_router_guessed_tokens_total", "draft"); n != 0 {
+	if n := counts(t, r, "lamina_router_draft_tokens_total", "draft"); n != 0 {
 		t.Errorf("%d guesses of a draft whose ids mean other tokens", n)
 	}
 }

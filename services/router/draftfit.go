@@ -7,14 +7,14 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 )
 
-// isDraft reports whether a model is the one that guesses for the others.
+// isDraft reports whether a model is the draft model.
 func (s *Service) isDraft(model, digest string) bool {
 	return s.cfg.Draft != "" && (model == s.cfg.Draft || digest == s.cfg.Draft)
 }
 
-// SameVocabulary reports as a failed precondition, which names both models, that a
-// draft's ids do not mean what a model's do. The tokens are in the order of their ids,
-// empty ones for what is no text; how many of those stand at the end does not matter.
+// SameVocabulary reports whether the ids of a draft model mean the same tokens as those of a
+// model; the error is a failed precondition that names both. The tokens are in the order of
+// their ids, empty ones for gaps; the number of gaps at the end does not matter.
 func SameVocabulary(model, draft string, tokens, drafts [][]byte) error {
 	a, b := len(tokens), len(drafts)
 	for a > 0 && len(tokens[a-1]) == 0 {
@@ -34,13 +34,14 @@ func SameVocabulary(model, draft string, tokens, drafts [][]byte) error {
 	return nil
 }
 
-// fitKey is what two models' fit is remembered by.
+// fitKey is the key of two models in fits.
 func fitKey(target, draft *pipeline) string {
 	return target.chain.Digest() + " " + draft.chain.Digest()
 }
 
-// checkDrafts checks a pipeline that has just been listed against those it drafts for,
-// or that draft for it; mu is held. What cannot be checked now is when it is used.
+// checkDrafts compares the vocabulary of a pipeline that has just been listed with those of
+// the pipelines it drafts for, or that draft for it; mu is held. What cannot be checked now
+// is checked when it is used.
 func (s *Service) checkDrafts(p *pipeline) {
 	for _, o := range s.pipelines {
 		if o.draft == p.draft {
@@ -54,7 +55,7 @@ func (s *Service) checkDrafts(p *pipeline) {
 	}
 }
 
-// draftFits checks once for each two models that one may guess for the other.
+// draftFits checks, once for each pair of models, that one may draft for the other.
 func (s *Service) draftFits(ctx context.Context, target, draft *pipeline) error {
 	model, other := target.chain.Digest(), draft.chain.Digest()
 	if model == other {
@@ -83,7 +84,7 @@ func (s *Service) draftFits(ctx context.Context, target, draft *pipeline) error 
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if _, known := s.fits[key]; !known && err != nil {
-		s.log.Error("refuse draft", "model", target.model(), "draft", draft.model(), "error", err)
+		s.log.Error("refuse draft model", "model", target.model(), "draft", draft.model(), "error", err)
 	}
 	if len(s.fits) >= maxVocabularies*maxVocabularies {
 		clear(s.fits)

@@ -180,7 +180,7 @@ func (p *fakeSampling) pick(row *samplerv1.Row) error {
 		return nil
 	}
 	last, had := p.last[name]
-	if had && row.GetPosition() <= last.position || row.Guess != nil && (row.GetPosition() != last.position+1 || row.GetGuess() != last.id) {
+	if had && row.GetPosition() <= last.position || row.DraftId != nil && (row.GetPosition() != last.position+1 || row.GetDraftId() != last.id) {
 		return nil
 	}
 	id := row.GetIds()[0]

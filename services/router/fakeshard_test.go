@@ -345,7 +345,7 @@ func (p *fakePipeline) compute(b *shardv1.Batch, ids []uint32) ([]*samplerv1.Row
 				Session: e.GetSession(), Epoch: e.GetEpoch(), Position: uint32(end - 1), LogSumExp: 1.5, Ids: []uint32{s.answer(log[:end])}, Logits: head,
 			}
 			if i > 0 {
-				row.Guess = &e.GetGuesses()[i-1]
+				row.DraftId = &e.GetDraftIds()[i-1]
 			}
 			rows = append(rows, row)
 		}

@@ -32,7 +32,7 @@ func (s *Service) Chat(r *routerv1.ChatRequest, stream grpc.ServerStreamingServe
 	return out.end(s.chat(stream.Context(), r, out.send))
 }
 
-// sink takes a request's events; either stream's.
+// sink takes the events of a request, for the stream of Generate or of Chat.
 type sink struct {
 	started  func(*routerv1.Started) error
 	token    func(*routerv1.TokenEvent) error
@@ -89,7 +89,7 @@ func (s *Service) chat(ctx context.Context, r *routerv1.ChatRequest, send func(*
 		return err
 	}
 	q.keepMarkers = r.GetKeepMarkers()
-	q.hold = func(ctx context.Context, info *modelInfo, from []tokenizerv1.TokenizerServiceClient) error {
+	q.constrain = func(ctx context.Context, info *modelInfo, from []tokenizerv1.TokenizerServiceClient) error {
 		return q.holdCalls(ctx, use, info, from)
 	}
 	return q.run(ctx, func(ctx context.Context, t tokenizerv1.TokenizerServiceClient) ([]uint32, error) {
@@ -102,7 +102,7 @@ func (s *Service) chat(ctx context.Context, r *routerv1.ChatRequest, send func(*
 	})
 }
 
-// endOf is a text's last KiB of whole characters.
+// endOf is the last KiB of a text, in whole characters.
 func endOf(text string) string {
 	from := max(0, len(text)-1024)
 	for from < len(text) && !utf8.RuneStart(text[from]) {
@@ -124,10 +124,10 @@ type request struct {
 
 	keepMarkers bool                    // in the text
 	format      *tokenizerv1.ChatFormat // of a chat
-	promptEnd   string                  // likewise
+	promptEnd   string                  // of a chat: the end of its text
 	heldToTools bool                    // the grammar was made from the tools
-	// hold holds the text to what follows from the prompt, before admission; nil for nothing.
-	hold func(context.Context, *modelInfo, []tokenizerv1.TokenizerServiceClient) error
+	// constrain adds the grammar of tool calls, once the prompt is known; nil for none.
+	constrain func(context.Context, *modelInfo, []tokenizerv1.TokenizerServiceClient) error
 
 	id       string
 	digest   string
@@ -136,8 +136,8 @@ type request struct {
 	log      []int32
 	logprobs []float32 // of those emitted
 	picker   *sample.Picker
-	badWords []*samplerv1.Ids // the request's texts
-	tokens   [][]byte         // of the vocabulary, where there is a grammar
+	badWords []*samplerv1.Ids // ids of the bad words that are texts
+	tokens   [][]byte         // of the vocabulary, if there is a grammar
 	text     *textOut
 	started  *routerv1.Started // sent when a pipeline has admitted the request; nil after
 	strikes  strikes
@@ -147,7 +147,7 @@ type request struct {
 	last     time.Time
 }
 
-// run finds the model, encodes the prompt and generates until the end.
+// run checks the request, finds the model, encodes the prompt and generates until the end.
 func (q *request) run(ctx context.Context, encode func(context.Context, tokenizerv1.TokenizerServiceClient) ([]uint32, error)) (err error) {
 	q.arrived = time.Now()
 	q.id = hex.EncodeToString(randomID()[:8])
@@ -173,7 +173,7 @@ func (q *request) run(ctx context.Context, encode func(context.Context, tokenize
 	if err != nil {
 		return err
 	}
-	for _, t := range tokenizers { // one that cannot be reached is no reason to fail
+	for _, t := range tokenizers { // another may be reachable
 		if q.prompt, err = encode(ctx, t); err == nil {
 			err = q.encodeBadWords(ctx, t)
 		}
@@ -184,8 +184,8 @@ func (q *request) run(ctx context.Context, encode func(context.Context, tokenize
 	if err != nil {
 		return err
 	}
-	if q.hold != nil {
-		if err := q.hold(ctx, info, tokenizers); err != nil {
+	if q.constrain != nil {
+		if err := q.constrain(ctx, info, tokenizers); err != nil {
 			return err
 		}
 	}
@@ -201,13 +201,13 @@ func (q *request) run(ctx context.Context, encode func(context.Context, tokenize
 	}
 	q.text = newTextOut(v, q.prompt, q.stop, q.keepMarkers)
 	q.started = &routerv1.Started{
-		RequestId: q.id, Model: p.model(), Digest: q.digest, PromptIds: q.prompt, Seed: q.rules.GetSeed(), Fingerprint: q.digest + "/" + p.class,
+		RequestId: q.id, Model: p.model(), Digest: q.digest, PromptIds: q.prompt, Seed: q.rules.GetSeed(), Fingerprint: p.fingerprint(),
 		Format: q.format, PromptEnd: q.promptEnd,
 	}
 	return q.generate(ctx)
 }
 
-// admit checks the prompt and works out the rules.
+// admit checks the prompt and completes the rules.
 func (q *request) admit(p *pipeline, info *modelInfo) error {
 	vocab, capacity := info.vocabulary.GetSize(), p.capacity()
 	if len(q.prompt) == 0 {
@@ -224,7 +224,7 @@ func (q *request) admit(p *pipeline, info *modelInfo) error {
 		return fault.Field("prompt", "%d tokens leave no room in the context of %d", len(q.prompt), capacity)
 	}
 	if context := int(p.stages[0].GetContext()); q.maxTokens == 0 && len(q.prompt) < context {
-		room = min(room, context-len(q.prompt)) // beyond it only those go who ask
+		room = min(room, context-len(q.prompt)) // only an explicit max_tokens goes beyond it
 	}
 	if q.maxTokens == 0 || int(q.maxTokens) > room {
 		q.maxTokens = uint32(room)
@@ -249,18 +249,18 @@ func (q *request) generate(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		l := &live{
+		seq := &sequence{
 			id: randomID(), log: append([]int32(nil), q.log...), emitted: len(q.log) - len(q.prompt), epoch: epoch, rules: q.rules,
-			logprobs: slices.Clone(q.logprobs), picker: q.picker, tokens: q.tokens, maxLen: len(q.prompt) + int(q.maxTokens), out: make(chan outcome, outLen+3),
+			logprobs: slices.Clone(q.logprobs), picker: q.picker, tokens: q.tokens, maxLen: len(q.prompt) + int(q.maxTokens), out: make(chan result, outLen+3),
 			suspect: q.strikes.count > 0,
 		}
-		guessing, stop := context.WithCancel(ctx)
-		l.guesser = q.guesser(guessing, p)
-		var end outcome
-		if err := p.tell(event{submit: l}); err != nil {
+		speculating, stop := context.WithCancel(ctx)
+		seq.speculation = q.speculation(speculating, p)
+		var end result
+		if err := p.tell(event{submit: seq}); err != nil {
 			end.lost = err
 		} else {
-			end, err = q.follow(ctx, p, l)
+			end, err = q.follow(ctx, p, seq)
 			if end.lost == nil || err != nil {
 				stop()
 				p.assigned.Add(-1)
@@ -286,85 +286,85 @@ func (q *request) generate(ctx context.Context) error {
 	}
 }
 
-// guesser is what guesses for the request on a pipeline, until ctx ends.
-func (q *request) guesser(ctx context.Context, p *pipeline) guesser {
+// speculation returns the request's proposers on a pipeline, until ctx ends.
+func (q *request) speculation(ctx context.Context, p *pipeline) speculation {
 	n := q.service.cfg.Speculate
 	if n < 1 {
-		return guesser{}
+		return speculation{}
 	}
 	if d := q.startDraft(ctx, p); d != nil {
-		return newGuesser(n, lookup{lookupLeastDraft}, d)
+		return newSpeculation(n, ngram{ngramMinWithDraft}, d)
 	}
-	return newGuesser(n, lookup{lookupLeast})
+	return newSpeculation(n, ngram{ngramMin})
 }
 
-// follow takes a session's outcomes until it ends. The outcome returned says whether it is
+// follow takes a session's outcomes until it ends. The result returned says whether it is
 // lost and has to move; else it has ended, by err or with its last token.
-func (q *request) follow(ctx context.Context, p *pipeline, l *live) (end outcome, err error) {
+func (q *request) follow(ctx context.Context, p *pipeline, seq *sequence) (end result, err error) {
 	defer func() {
 		if err != nil || ctx.Err() != nil {
-			_ = p.tell(event{drop: l}) // a pipeline that is gone holds nothing
+			_ = p.tell(event{drop: seq}) // a pipeline that is gone holds nothing
 		}
 	}()
 	for {
-		o, err := l.next(ctx, p)
+		o, err := seq.next(ctx, p)
 		switch {
 		case err != nil:
-			return outcome{}, err
+			return result{}, err
 		case o.lost != nil:
 			return o, nil
 		case o.err != nil:
-			return outcome{}, o.err
+			return result{}, o.err
 		case o.admitted:
 			if q.started != nil { // not after a move
 				if err := q.sink.started(q.started); err != nil {
-					return outcome{}, err
+					return result{}, err
 				}
 				q.started = nil
 			}
 			continue
 		}
-		finished, err := q.token(l, o.token)
+		finished, err := q.token(seq, o.token)
 		if err != nil {
-			return outcome{}, err
+			return result{}, err
 		}
 		if finished {
 			if o.token.GetFinishReason() == samplerv1.FinishReason_FINISH_REASON_UNSPECIFIED {
-				_ = p.tell(event{drop: l}) // a stop string, of which the pipeline does not know
+				_ = p.tell(event{drop: seq}) // a stop string, of which the pipeline does not know
 			}
-			return outcome{}, nil
+			return result{}, nil
 		}
 	}
 }
 
-// next waits for a session's next outcome. What was told before the pipeline ended comes
+// next waits for a session's next result. What was told before the pipeline ended comes
 // first.
-func (l *live) next(ctx context.Context, p *pipeline) (outcome, error) {
+func (seq *sequence) next(ctx context.Context, p *pipeline) (result, error) {
 	select {
-	case o := <-l.out:
+	case o := <-seq.out:
 		return o, nil
 	default:
 	}
 	select {
-	case o := <-l.out:
+	case o := <-seq.out:
 		return o, nil
 	case <-ctx.Done():
-		return outcome{}, ctx.Err()
+		return result{}, ctx.Err()
 	case <-p.done:
 	}
 	select {
-	case o := <-l.out:
+	case o := <-seq.out:
 		return o, nil
 	default: // it was submitted too late to be told
-		return outcome{lost: context.Cause(p.ctx)}, nil
+		return result{lost: context.Cause(p.ctx)}, nil
 	}
 }
 
-// token shows a token and says whether it was the last.
-func (q *request) token(l *live, t *samplerv1.Token) (bool, error) {
+// token sends a token to the client and reports whether it was the last.
+func (q *request) token(seq *sequence, t *samplerv1.Token) (bool, error) {
 	now := time.Now()
 	if q.first.IsZero() {
-		q.first, q.admitted = now, l.started
+		q.first, q.admitted = now, seq.started
 		q.service.m.first.Observe(now.Sub(q.arrived).Seconds())
 	} else {
 		q.service.m.between.Observe(now.Sub(q.last).Seconds())
@@ -406,9 +406,9 @@ func (q *request) token(l *live, t *samplerv1.Token) (bool, error) {
 
 func micros(d time.Duration) uint64 { return uint64(max(0, d.Microseconds())) }
 
-// drawSeed is a seed for a request that gives none.
+// drawSeed draws a seed for a request without one.
 func drawSeed() uint64 {
 	var b [8]byte
 	rand.Read(b[:])
-	return binary.LittleEndian.Uint64(b[:]) >> 11 // clients whose numbers are doubles can repeat it
+	return binary.LittleEndian.Uint64(b[:]) >> 11 // 53 bits, so that clients whose numbers are doubles can repeat it
 }

@@ -14,10 +14,10 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 )
 
-// services are what the router watches.
+// services are the names that the router watches in discovery.
 func services() []string { return []string{"tokenizer", "shard", "sampler", "router", "trainer"} }
 
-// described is what a shard said of itself.
+// described is a shard's description of itself.
 type described struct {
 	addr string
 	resp *shardv1.DescribeResponse
@@ -30,10 +30,10 @@ func (s *Service) Run(ctx context.Context) error {
 	defer wg.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	news := make(chan struct{}, 1)
+	changes := make(chan struct{}, 1)
 	notify := func() {
 		select {
-		case news <- struct{}{}:
+		case changes <- struct{}{}:
 		default:
 		}
 	}
@@ -52,15 +52,15 @@ func (s *Service) Run(ctx context.Context) error {
 			}
 		})
 	}
-	// Discovery is a hint: shards that could not be reached, and pipelines that died,
-	// are looked at again without news.
+	// Discovery is a hint: shards that could not be reached and pipelines that died are
+	// tried again without a change in it.
 	tick := time.NewTicker(rebuildAfter)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-news:
+		case <-changes:
 		case <-tick.C:
 		}
 		s.describe(ctx, &wg, notify)
@@ -68,8 +68,8 @@ func (s *Service) Run(ctx context.Context) error {
 	}
 }
 
-// describe asks shards and tokenizers that are not known yet what they hold. It does
-// not wait: one that is silent must not keep the others from being used.
+// describe asks new shards and tokenizers what they hold. It does not wait for answers: a
+// silent one must not keep the others from being used.
 func (s *Service) describe(ctx context.Context, wg *sync.WaitGroup, notify func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -160,7 +160,7 @@ func (s *Service) describeTokenizer(ctx context.Context, addr string) error {
 	return nil
 }
 
-// remodel gathers which tokenizers know which model; mu is held.
+// remodel collects which tokenizers know which model; mu is held.
 func (s *Service) remodel() {
 	s.models = map[string]*modelInfo{}
 	for _, addr := range slices.Sorted(maps.Keys(s.vocabs)) {
@@ -175,8 +175,8 @@ func (s *Service) remodel() {
 	}
 }
 
-// spans lists what the shards hold and keep takes, without those in use where free is
-// asked for; mu is held.
+// spans lists the layers that shards hold, as far as keep accepts them, and with free only
+// those that no pipeline uses; mu is held.
 func (s *Service) spans(free bool, keep func(*shardv1.Held) bool) []plan.Span {
 	inUse := map[plan.Span]bool{}
 	if free {
@@ -209,16 +209,16 @@ func (s *Service) build(ctx context.Context, wg *sync.WaitGroup) {
 	if len(samplers) == 0 {
 		return
 	}
-	// A draft may be the model that it guesses for: the two share no chain.
+	// A model may draft for itself: the two share no chain.
 	answer := plan.Chains(s.spans(true, func(h *shardv1.Held) bool { return !s.isDraft(h.GetModel(), h.GetDigest()) }))
 	draft := plan.Chains(s.spans(true, func(h *shardv1.Held) bool { return s.isDraft(h.GetModel(), h.GetDigest()) }))
 	for i, chain := range slices.Concat(answer, draft) {
 		key := chain.String()
 		if s.models[chain.Digest()] == nil && i < len(answer) {
-			continue // without a tokenizer a model cannot be asked
+			continue // a model cannot be served without a tokenizer
 		}
 		s.building[key] = chain
-		sampler := samplers[s.tries%len(samplers)].Addr // one that is gone is not tried twice in a row
+		sampler := samplers[s.tries%len(samplers)].Addr // round robin, so that one that is gone is not tried twice in a row
 		s.tries++
 		wg.Go(func() {
 			s.runPipeline(ctx, chain, sampler)
@@ -242,7 +242,7 @@ func (s *Service) runPipeline(ctx context.Context, chain plan.Chain, sampler str
 	s.checkDrafts(p)
 	s.touch()
 	s.mu.Unlock()
-	s.log.Info("pipeline stands", "pipeline", p.id, "chain", chain.String(), "sampler", sampler)
+	s.log.Info("pipeline is open", "pipeline", p.id, "chain", chain.String(), "sampler", sampler)
 	err = p.run(ctx)
 	s.mu.Lock()
 	delete(s.pipelines, p.id)
@@ -255,7 +255,7 @@ func (s *Service) runPipeline(ctx context.Context, chain plan.Chain, sampler str
 	}
 }
 
-// forget makes the router ask a chain's shards again what they hold.
+// forget makes the router ask the shards of a chain again what they hold.
 func (s *Service) forget(chain plan.Chain) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -264,7 +264,7 @@ func (s *Service) forget(chain plan.Chain) {
 	}
 }
 
-// whyNone says why a model has no pipeline; mu is held.
+// whyNone is the error for a model without a pipeline; mu is held.
 func (s *Service) whyNone(name string) error {
 	digest, known := "", false
 	for d, m := range s.models {
@@ -273,7 +273,7 @@ func (s *Service) whyNone(name string) error {
 		}
 	}
 	if !known && name != "" {
-		return fault.New(fault.NotFound, "find model %q: nobody knows it", name)
+		return fault.New(fault.NotFound, "find model %q: no such model is served", name)
 	}
 	return fault.New(fault.Unavailable, "find a pipeline for model %q: %s", name, plan.Missing(s.spans(false, func(*shardv1.Held) bool { return true }), digest)).After(time.Second)
 }

@@ -9,19 +9,19 @@ import (
 // outboxLen is how many events may wait for a slow client.
 const outboxLen = 16
 
-// outbox sends a call's events from a goroutine of its own, so that a client that
-// stops reading can be cut: a Send that waits for the client ends with the call only.
+// outbox sends the events of a call from its own goroutine, so that a client that stops
+// reading can be disconnected: a Send that waits for flow control ends only with the call.
 // One goroutine uses it.
 type outbox[T any] struct {
 	limit  time.Duration
 	events chan T
-	sent   chan error // what became of the sender, once
+	sent   chan error // the sender's result, once
 	failed error
 }
 
 func newOutbox[T any](limit time.Duration, send func(T) error) *outbox[T] {
 	o := &outbox[T]{limit: limit, events: make(chan T, outboxLen), sent: make(chan error, 1)}
-	go func() { // ends with the call at the latest: its Send does
+	go func() { // ends with the call at the latest, since Send does
 		for e := range o.events {
 			if err := send(e); err != nil {
 				o.sent <- err
@@ -33,7 +33,7 @@ func newOutbox[T any](limit time.Duration, send func(T) error) *outbox[T] {
 	return o
 }
 
-// send queues an event; it waits for the client, but not for ever.
+// send queues an event. It waits for a slow client up to the limit.
 func (o *outbox[T]) send(e T) error {
 	if o.failed != nil {
 		return o.failed
@@ -50,10 +50,10 @@ func (o *outbox[T]) send(e T) error {
 }
 
 func (o *outbox[T]) slow() error {
-	return fault.New(fault.DeadlineExceeded, "send answer: the client read nothing for %v", o.limit)
+	return fault.New(fault.DeadlineExceeded, "send answer: the client has read nothing for %v", o.limit)
 }
 
-// end waits for what is queued and returns the call's error.
+// end waits until the queue is sent and returns the call's error.
 func (o *outbox[T]) end(err error) error {
 	close(o.events)
 	if o.failed != nil {

@@ -17,6 +17,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
+	tensorv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tensor/v1"
 	"github.com/lamina-mesh/lamina/pkg/plan"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 )
@@ -27,8 +28,8 @@ const (
 	probeTick = 100 * time.Millisecond
 )
 
-// pipeline is a chain of stages with its sampler. Its fields below events belong to
-// the scheduler's goroutine.
+// pipeline is a chain of stages with its sampler. It is an actor: one goroutine owns the
+// scheduler, and everything else sends it events.
 type pipeline struct {
 	service *Service
 	id      string
@@ -37,7 +38,7 @@ type pipeline struct {
 	sampler string
 	stages  []*shardv1.Held
 	class   string
-	draft   bool // it guesses for the others
+	draft   bool // it runs the draft model
 	steps   prometheus.Counter
 
 	ctx    context.Context
@@ -45,37 +46,46 @@ type pipeline struct {
 	infer  grpc.BidiStreamingClient[shardv1.InferRequest, shardv1.InferResponse]
 	sample grpc.BidiStreamingClient[samplerv1.SampleRequest, samplerv1.SampleResponse]
 	events chan event
-	done   chan struct{} // closed when the pipeline has told its sessions that it is lost
+	done   chan struct{} // closed when every sequence has been told that the pipeline is lost
 
-	drafters sync.WaitGroup // what uses it as a draft; added to while the pipeline is listed
-	assigned atomic.Int64   // sessions sent here that have not left, counted at once
-	running  atomic.Int64
-	waiting  atomic.Int64
-	rate     atomic.Uint64 // tokens a second, by 1000
-	stepUS   atomic.Int64  // of a decode step lately
+	drafters     sync.WaitGroup // drafters that use it; added to only while the pipeline is listed
+	assigned     atomic.Int64   // sequences assigned to it, counted before they are submitted
+	runningCount atomic.Int64
+	waitingCount atomic.Int64
+	rate         atomic.Uint64 // tokens a second, by 1000
+	stepUS       atomic.Int64  // of the last decode step
 
 	*scheduler
 }
 
-// event is something that the scheduler is told; exactly one field is set.
+// event is something that the scheduler has to handle; exactly one field is set.
 type event struct {
-	submit   *live
-	drop     *live
+	submit   *sequence
+	drop     *sequence
 	added    []byte
 	token    *samplerv1.Token
 	failed   *samplerv1.SessionFailed
 	refused  *shardv1.Refused
 	computed uint64
-	guessed  *guessed
-	draw     *draw
+	drafted  *drafted
+	round    *draftRound
 }
 
 func (p *pipeline) model() string { return p.stages[0].GetModel() }
 
-// load orders pipelines for a new session.
+// fingerprint names all that decides the bits of an answer, besides the request.
+func (p *pipeline) fingerprint() string {
+	f := p.chain.Digest() + "/" + p.class
+	if p.service.cfg.HiddenType == tensorv1.ElementType_ELEMENT_TYPE_BF16 && len(p.chain) > 1 {
+		f += "/bf16"
+	}
+	return f
+}
+
+// load is what a new sequence is assigned by.
 func (p *pipeline) load() int64 { return p.assigned.Load() }
 
-// dead reports whether the pipeline is lost, though perhaps still listed.
+// dead reports whether the pipeline is lost; it may still be listed.
 func (p *pipeline) dead() bool { return p.ctx.Err() != nil }
 
 func randomID() []byte {
@@ -90,7 +100,7 @@ func (s *Service) open(ctx context.Context, chain plan.Chain, sampler string) (*
 	p.id = hex.EncodeToString(p.name)
 	p.ctx, p.cancel = context.WithCancelCause(ctx)
 	limit := time.AfterFunc(openLimit, func() {
-		p.cancel(fault.New(fault.DeadlineExceeded, "open pipeline %s: it did not open in %v", p.id, openLimit))
+		p.cancel(fault.New(fault.DeadlineExceeded, "open pipeline %s: it did not open within %v", p.id, openLimit))
 	})
 	defer limit.Stop()
 	err := p.openSampler(sampler)
@@ -138,7 +148,7 @@ func (p *pipeline) openChain() error {
 		return rpc.FromStatus(err)
 	}
 	if err := p.infer.Send(&shardv1.InferRequest{Frame: &shardv1.InferRequest_Open{Open: &shardv1.InferOpen{
-		Pipeline: p.name, Digest: first.Digest, Route: p.route(), Sampler: p.sampler,
+		Pipeline: p.name, Digest: first.Digest, Route: p.route(), Sampler: p.sampler, HiddenType: p.service.cfg.HiddenType,
 	}}}); err != nil && !errors.Is(err, io.EOF) {
 		return rpc.FromStatus(err)
 	}
@@ -160,7 +170,7 @@ func (p *pipeline) route() []*shardv1.Hop {
 	return out
 }
 
-// tell hands an event to the scheduler, or reports that the pipeline is gone.
+// tell sends an event to the scheduler, or reports that the pipeline is gone.
 func (p *pipeline) tell(e event) error {
 	select {
 	case p.events <- e:
@@ -170,8 +180,8 @@ func (p *pipeline) tell(e event) error {
 	}
 }
 
-// run receives from both streams and schedules until one of them ends. Then every
-// session is told that the pipeline is lost.
+// run receives from both streams and schedules until one of them ends. Then it tells every
+// sequence that the pipeline is lost.
 func (p *pipeline) run(ctx context.Context) error {
 	var g errgroup.Group
 	g.Go(func() error {
@@ -190,7 +200,7 @@ func (p *pipeline) run(ctx context.Context) error {
 		return err
 	})
 	_ = g.Wait()
-	p.lose()
+	p.failAll()
 	close(p.done)
 	if ctx.Err() != nil {
 		return ctx.Err()
@@ -242,7 +252,7 @@ func (p *pipeline) receiveRefusals() error {
 	}
 }
 
-// streamEnd is the error of a stream that must not end by itself.
+// streamEnd is the error of a stream that ended, which only the router may end.
 func streamEnd(who string, err error) error {
 	if errors.Is(err, io.EOF) {
 		return fault.New(fault.Unavailable, "read from %s: it closed the stream", who)

@@ -47,15 +47,15 @@ func (q *request) bounds() error {
 	return err
 }
 
-// encodeBadWords finds the ids of the bad words that are texts, as they are at the
-// start of a word and within one.
+// encodeBadWords encodes the bad words that are texts, both at the start of a word and
+// within one.
 func (q *request) encodeBadWords(ctx context.Context, t tokenizerv1.TokenizerServiceClient) error {
 	words := q.sampling.GetBadWords()
 	if len(words) == 0 {
 		return nil
 	}
 	var texts []string
-	var of []int // the word of each
+	var of []int // the index of each text's word
 	for i, word := range words {
 		forms := []string{word}
 		if bare := strings.TrimLeft(word, " "); bare != "" {
@@ -76,7 +76,7 @@ func (q *request) encodeBadWords(ctx context.Context, t tokenizerv1.TokenizerSer
 	for i, e := range resp.GetEncodings() {
 		ids := e.GetIds()
 		if len(ids) == 0 || len(ids) > samplerules.MaxPhraseIDs {
-			return fault.Field(fmt.Sprintf("sampling.bad_words[%d]", of[i]), "%q is %d ids, not within 1..%d", texts[i], len(ids), samplerules.MaxPhraseIDs)
+			return fault.Field(fmt.Sprintf("sampling.bad_words[%d]", of[i]), "%q is encoded as %d ids, which is not within 1..%d", texts[i], len(ids), samplerules.MaxPhraseIDs)
 		}
 		same := func(w *samplerv1.Ids) bool { return slices.Equal(w.GetIds(), ids) }
 		if !slices.ContainsFunc(q.badWords, same) {
@@ -86,7 +86,7 @@ func (q *request) encodeBadWords(ctx context.Context, t tokenizerv1.TokenizerSer
 	return nil
 }
 
-// samplerRules fills in the defaults.
+// samplerRules are the sampling parameters with their defaults.
 func (q *request) samplerRules(info *modelInfo) *samplerv1.Rules {
 	s := q.sampling
 	r := &samplerv1.Rules{
@@ -103,7 +103,7 @@ func (q *request) samplerRules(info *modelInfo) *samplerv1.Rules {
 		r.Temperature = s.GetTemperature()
 	}
 	if s != nil && s.TopP != nil && s.GetTopP() == 0 {
-		r.TopP = math.SmallestNonzeroFloat32 // the fewest that reach nothing: the best alone; the sampler reads 0 as all
+		r.TopP = math.SmallestNonzeroFloat32 // the best id alone; to the sampler 0 means all
 	}
 	if s != nil && s.Seed != nil {
 		r.Seed = s.GetSeed()
@@ -116,7 +116,8 @@ func (q *request) samplerRules(info *modelInfo) *samplerv1.Rules {
 	return r
 }
 
-// picker checks the rules as the sampler will, and knows how many candidates they need.
+// picker checks the rules as the sampler does. The picker knows how many candidates they
+// need.
 func picker(r *samplerv1.Rules) (*sample.Picker, error) {
 	rules, err := samplerules.Read("sampling.", r)
 	if err != nil {

@@ -13,20 +13,20 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/session"
 )
 
-// Step deadlines: max(floor, factor times a moving worst case); generous while
-// weights are cold and for large batches.
+// The step deadline is max(stepFloor, stepFactor times a decaying maximum), and generous
+// while weights are still being paged in and for large batches.
 const (
 	stepFloor    = 2 * time.Second
 	stepFactor   = 8
 	coldSteps    = 8
 	coldDeadline = 60 * time.Second
 	rowFloor     = 20 * time.Millisecond
-	outLen       = 64   // tokens waiting for a request's goroutine
-	maxEntries   = 1024 // of a batch, as stages take them
+	outLen       = 64   // results waiting for a request's goroutine
+	maxEntries   = 1024 // of a batch, which is the stages' bound
 )
 
-// live is a session on a pipeline, as the request's goroutine submits it.
-type live struct {
+// sequence is a session on a pipeline, as the request's goroutine submits it.
+type sequence struct {
 	id       []byte
 	log      []int32 // prompt and emitted tokens
 	emitted  int     // how many of the log are emitted
@@ -34,60 +34,62 @@ type live struct {
 	rules    *samplerv1.Rules
 	logprobs []float32 // of those emitted
 	picker   *sample.Picker
-	tokens   [][]byte // of the vocabulary, where the rules have a grammar
-	maxLen   int      // of the log, when the generation ends
+	tokens   [][]byte // of the vocabulary, if the rules have a grammar
+	maxLen   int      // of the log, at which the generation ends
 
-	suspect bool // it was in flight on a pipeline that died, and had no token since
+	suspect bool // it was in flight on a pipeline that died and has had no token since
 
-	out chan outcome // what came of it; the last one has lost or err set, or a finish reason
+	out chan result // its results; the last one has lost or err set, or a finish reason
 
 	// The scheduler's own.
-	feed    *session.Session
-	guesser guesser
-	drawing *drawing // of a draft's session
-	pages   int
-	added   bool // the sampler knows it
-	flying  uint64
-	started time.Time // admitted
+	feed        *session.Session
+	speculation speculation
+	draft       *draftState // of a draft's session
+	pages       int
+	added       bool // the sampler knows it
+	flying      uint64
+	started     time.Time // admitted
 }
 
-// outcome is what the scheduler tells a session: that it is admitted, a token, or the end.
-type outcome struct {
+// result is what the scheduler tells a sequence: that it is admitted, a token, or its end.
+type result struct {
 	admitted bool // the sampler has accepted its rules
 	token    *samplerv1.Token
 	round    uint64 // of a draft's session
-	lost     error  // why the session has to go on elsewhere, by its token log
-	blamed   bool   // with lost: it was being computed when its pipeline died
+	lost     error  // why the sequence has to move: it is replayed from its token log
+	blamed   bool   // with lost: it was in flight when its pipeline died
 	err      error  // the session cannot go on
 }
 
-// flight is a batch that the chain has and that is not done.
-type flight struct {
+// inFlightBatch is a batch that the chain is computing.
+type inFlightBatch struct {
 	sent    time.Time
 	rows    int
 	prompts int // rows beyond one a session
 	decode  bool
-	guesses int
-	waiting map[string]bool // sessions whose token is to come; nil: computed is to come
+	drafts  int
+	awaited map[string]bool // sessions whose token has not arrived; nil if the batch ends with computed
 	members []string        // all of its sessions
-	alone   bool            // a suspect's, beside which nothing else is in flight
+	alone   bool            // it is a suspect's, and nothing else may be in flight
 }
 
-// scheduler owns a pipeline's sessions and batches.
+// scheduler owns a pipeline's sequences and batches: it is the pipeline's continuous
+// batching. A sequence waits until there are KV pages for all that it may grow to, then
+// runs until its end. One goroutine calls every method, so nothing here is locked.
 type scheduler struct {
 	p          *pipeline
-	live       map[string]*live
-	queue      []*live // waiting for KV pages
-	order      []*live // admitted, oldest first
-	flights    map[uint64]*flight
+	sequences  map[string]*sequence
+	waiting    []*sequence // waiting for KV pages
+	running    []*sequence // admitted, oldest first
+	inFlight   map[uint64]*inFlightBatch
 	step       uint64
 	pageLen    int
 	pages      int // free
 	total      int // pages in all
 	steps      int
-	worst      float64 // decaying worst seconds a step
-	perRow     float64 // decaying worst seconds a row
-	plain      float64 // moving mean seconds of a decode step without guesses
+	worst      float64 // decaying maximum of seconds per step
+	perRow     float64 // decaying maximum of seconds per row
+	plain      float64 // moving average of seconds per decode step without draft tokens
 	tokens     int
 	since      time.Time
 	released   [][]byte
@@ -96,7 +98,7 @@ type scheduler struct {
 }
 
 func newScheduler(p *pipeline) *scheduler {
-	s := &scheduler{p: p, live: map[string]*live{}, flights: map[uint64]*flight{}, pages: math.MaxInt, since: time.Now()}
+	s := &scheduler{p: p, sequences: map[string]*sequence{}, inFlight: map[uint64]*inFlightBatch{}, pages: math.MaxInt, since: time.Now()}
 	for _, h := range p.stages {
 		s.pages, s.pageLen = min(s.pages, int(h.GetKvPages())), int(h.GetKvPageLen())
 	}
@@ -104,7 +106,7 @@ func newScheduler(p *pipeline) *scheduler {
 	return s
 }
 
-// capacity is the longest log that the pipeline can hold.
+// capacity is the length of the longest log that the pipeline can hold.
 func (s *scheduler) capacity() int {
 	n := math.MaxInt
 	for _, h := range s.p.stages {
@@ -113,7 +115,7 @@ func (s *scheduler) capacity() int {
 	return n
 }
 
-// schedule is the pipeline's loop: take events, send batches.
+// schedule is the pipeline's loop: handle events, admit sequences, send batches.
 func (s *scheduler) schedule(ctx context.Context) error {
 	tick := time.NewTicker(probeTick)
 	defer tick.Stop()
@@ -131,7 +133,8 @@ func (s *scheduler) schedule(ctx context.Context) error {
 			}
 			s.measure(now)
 		}
-		// What has come together is taken together: fewer, fuller batches.
+		// Handle all events that have arrived before forming a batch: the tokens of one
+		// batch arrive one by one, and a batch formed after the first would hold one row.
 		for more := true; more; {
 			select {
 			case e := <-s.p.events:
@@ -146,8 +149,8 @@ func (s *scheduler) schedule(ctx context.Context) error {
 		if err := s.send(); err != nil {
 			return err
 		}
-		s.p.running.Store(int64(len(s.order)))
-		s.p.waiting.Store(int64(len(s.queue)))
+		s.p.runningCount.Store(int64(len(s.running)))
+		s.p.waitingCount.Store(int64(len(s.waiting)))
 	}
 }
 
@@ -158,78 +161,79 @@ func (s *scheduler) take(e event) error {
 	case e.drop != nil:
 		return s.remove(e.drop)
 	case e.added != nil:
-		if l := s.live[string(e.added)]; l != nil && !l.added {
-			l.added = true
-			if l.drawing == nil {
-				l.out <- outcome{admitted: true}
+		if seq := s.sequences[string(e.added)]; seq != nil && !seq.added {
+			seq.added = true
+			if seq.draft == nil {
+				seq.out <- result{admitted: true}
 			}
 		}
 	case e.token != nil:
 		return s.token(e.token)
 	case e.failed != nil:
-		if l := s.live[string(e.failed.GetSession())]; l == nil || e.failed.GetEpoch() < l.epoch {
+		if seq := s.sequences[string(e.failed.GetSession())]; seq == nil || e.failed.GetEpoch() < seq.epoch {
 			return nil
 		}
 		return s.fail(e.failed.GetSession(), e.failed.GetCode(), e.failed.GetField(), e.failed.GetMessage())
 	case e.refused != nil:
 		return s.fail(e.refused.GetSession(), e.refused.GetCode(), "", e.refused.GetMessage())
-	case e.draw != nil:
-		s.draw(e.draw)
-	case e.guessed != nil:
-		s.guessed(e.guessed)
+	case e.round != nil:
+		s.startRound(e.round)
+	case e.drafted != nil:
+		s.drafted(e.drafted)
 	case e.computed != 0:
-		delete(s.flights, e.computed)
+		delete(s.inFlight, e.computed)
 	}
 	return nil
 }
 
-func (s *scheduler) submit(l *live) {
-	l.pages = (l.maxLen + s.pageLen - 1) / s.pageLen
-	if l.pages > s.total { // it would wait for ever, and all behind it
-		l.out <- outcome{err: fault.New(fault.Exhausted, "admit request: %d KV pages of the %d in all", l.pages, s.total)}
+func (s *scheduler) submit(seq *sequence) {
+	seq.pages = (seq.maxLen + s.pageLen - 1) / s.pageLen
+	if seq.pages > s.total { // it would wait for ever, and all after it
+		seq.out <- result{err: fault.New(fault.Exhausted, "admit request: it needs %d KV pages of a cache of %d", seq.pages, s.total)}
 		return
 	}
-	if len(s.queue) >= s.p.service.cfg.Queue {
-		l.out <- outcome{err: fault.New(fault.Exhausted, "admit request: %d are waiting", len(s.queue)).After(time.Second)}
+	if len(s.waiting) >= s.p.service.cfg.Queue {
+		seq.out <- result{err: fault.New(fault.Exhausted, "admit request: %d are waiting", len(s.waiting)).After(time.Second)}
 		return
 	}
-	l.feed = session.New(l.log)
-	s.live[string(l.id)] = l
-	s.queue = append(s.queue, l)
+	seq.feed = session.New(seq.log)
+	s.sequences[string(seq.id)] = seq
+	s.waiting = append(s.waiting, seq)
 }
 
-// admit takes waiting sessions, in order, while there are KV pages for all they may
-// grow to.
+// admit takes waiting sequences in order of arrival, while there are KV pages for all that
+// the first one may grow to. None overtakes another, so a long one is never starved.
 func (s *scheduler) admit() {
-	for len(s.queue) > 0 && s.queue[0].pages <= s.pages {
-		l := s.queue[0]
-		s.queue = s.queue[1:]
-		s.pages -= l.pages
-		s.order = append(s.order, l)
-		l.started = time.Now()
-		s.tellTokens(s.p.chain.Digest(), l.tokens)
-		s.add(l)
+	for len(s.waiting) > 0 && s.waiting[0].pages <= s.pages {
+		seq := s.waiting[0]
+		s.waiting = s.waiting[1:]
+		s.pages -= seq.pages
+		s.running = append(s.running, seq)
+		seq.started = time.Now()
+		s.tellTokens(s.p.chain.Digest(), seq.tokens)
+		s.add(seq)
 	}
 }
 
-// add makes a session known to the sampler. A draft's is picked for by no history.
-func (s *scheduler) add(l *live) {
-	a := &samplerv1.AddSession{Session: l.id, Epoch: l.epoch, Rules: l.rules, EmittedLogprobs: l.logprobs, Vocabulary: s.p.chain.Digest()}
-	if l.drawing == nil {
-		ids := make([]uint32, len(l.log))
-		for i, id := range l.log {
+// add adds a sequence to the sampler. A draft session is greedy and needs no history.
+func (s *scheduler) add(seq *sequence) {
+	a := &samplerv1.AddSession{Session: seq.id, Epoch: seq.epoch, Rules: seq.rules, EmittedLogprobs: seq.logprobs, Vocabulary: s.p.chain.Digest()}
+	if seq.draft == nil {
+		ids := make([]uint32, len(seq.log))
+		for i, id := range seq.log {
 			ids[i] = uint32(id)
 		}
-		prompt := len(ids) - l.emitted
+		prompt := len(ids) - seq.emitted
 		a.Prompt, a.Emitted = ids[:prompt], ids[prompt:]
 	}
 	// A broken stream shows at Recv.
 	_ = s.p.sample.Send(&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Add{Add: a}})
 }
 
-// send forms batches while the chain has room: one batch in flight a stage.
+// send forms batches while there are fewer in flight than stages: one for each stage keeps
+// them all busy, and more would only wait in queues.
 func (s *scheduler) send() error {
-	for len(s.flights) < len(s.p.chain) {
+	for len(s.inFlight) < len(s.p.chain) {
 		batch := s.batch()
 		if batch == nil {
 			break
@@ -257,63 +261,64 @@ func (s *scheduler) release() error {
 	return nil
 }
 
-// batch takes a row of every session that decodes, then chunks of prompts, oldest
-// first, up to the row budget.
+// batch forms the next batch: one row (with its draft tokens) of every sequence that
+// decodes, then chunks of prompts, oldest first, up to the row budget. Decoding comes first
+// so that a long prompt slows the others by at most one chunk a step.
 func (s *scheduler) batch() *shardv1.Batch {
 	b := &shardv1.Batch{}
-	f := &flight{sent: time.Now(), decode: true}
+	f := &inFlightBatch{sent: time.Now(), decode: true}
 	budget := s.p.service.cfg.BatchRows
 	suspect, wait := s.probation()
 	if wait {
 		return nil
 	}
 	f.alone = suspect != nil
-	add := func(l *live, n int) {
-		ids, decides, wait := s.guess(l, min(n, budget)-1)
+	add := func(seq *sequence, n int) {
+		ids, decides, wait := s.speculate(seq, min(n, budget)-1)
 		if wait {
 			return
 		}
-		rows, ok := l.feed.NextAhead(n, ids)
+		rows, ok := seq.feed.NextAhead(n, ids)
 		if !ok {
 			return
 		}
-		e := &shardv1.Entry{Session: l.id, Epoch: l.epoch, Position: uint32(rows.Pos), Rows: uint32(len(rows.IDs))}
+		e := &shardv1.Entry{Session: seq.id, Epoch: seq.epoch, Position: uint32(rows.Pos), Rows: uint32(len(rows.IDs))}
 		if rows.Logits {
 			e.Logits = uint32(1 + rows.Ahead)
 			for _, id := range rows.IDs[len(rows.IDs)-rows.Ahead:] {
-				e.Guesses = append(e.Guesses, uint32(id))
+				e.DraftIds = append(e.DraftIds, uint32(id))
 			}
-			s.sentGuesses(l, rows.IDs[len(rows.IDs)-rows.Ahead:])
+			s.draftSent(seq, rows.IDs[len(rows.IDs)-rows.Ahead:])
 			if rows.Ahead == 0 || decides {
-				e.Candidates = uint32(l.picker.Need(int(s.p.stages[0].GetVocab()), rows.Pos+len(rows.IDs)))
+				e.Candidates = uint32(seq.picker.Need(int(s.p.stages[0].GetVocab()), rows.Pos+len(rows.IDs)))
 			}
-			if f.waiting == nil {
-				f.waiting = map[string]bool{}
+			if f.awaited == nil {
+				f.awaited = map[string]bool{}
 			}
-			f.waiting[string(l.id)] = true
-			l.flying = s.step + 1
-			if l.drawing != nil {
-				l.drawing.picked = rows.Pos + len(rows.IDs) - 1
+			f.awaited[string(seq.id)] = true
+			seq.flying = s.step + 1
+			if seq.draft != nil {
+				seq.draft.picked = rows.Pos + len(rows.IDs) - 1
 			}
 		}
 		b.Entries = append(b.Entries, e)
-		f.members = append(f.members, string(l.id))
+		f.members = append(f.members, string(seq.id))
 		for _, id := range rows.IDs {
 			b.Ids = append(b.Ids, uint32(id))
 		}
 		budget -= len(rows.IDs)
 		f.rows += len(rows.IDs)
 		f.prompts += len(rows.IDs) - 1
-		f.guesses += rows.Ahead
+		f.drafts += rows.Ahead
 	}
 	for _, prefill := range []bool{false, true} {
-		for _, l := range s.order {
+		for _, seq := range s.running {
 			// A request that is slow to read gets no further token until it has read.
-			if budget <= 0 || len(b.GetEntries()) == maxEntries || !l.ready() || l.feed.Prefilling() != prefill || l.suspect && l != suspect || suspect != nil && l != suspect {
+			if budget <= 0 || len(b.GetEntries()) == maxEntries || !seq.ready() || seq.feed.Prefilling() != prefill || seq.suspect && seq != suspect || suspect != nil && seq != suspect {
 				continue
 			}
 			f.decode = f.decode && !prefill
-			add(l, min(budget, s.p.service.cfg.ChunkRows))
+			add(seq, min(budget, s.p.service.cfg.ChunkRows))
 		}
 	}
 	if len(b.GetEntries()) == 0 {
@@ -321,15 +326,15 @@ func (s *scheduler) batch() *shardv1.Batch {
 	}
 	s.step++
 	b.Step, b.DeadlineMs = s.step, uint32(s.limit(f).Milliseconds())
-	s.flights[s.step] = f
+	s.inFlight[s.step] = f
 	s.turn = !f.alone
 	return b
 }
 
 // ready reports whether a session has rows to send and a reader for what comes of them: one
 // that is slow to read gets no further token until it has read.
-func (l *live) ready() bool {
-	return l.added && l.feed.Ready() && len(l.out) <= outLen/2 && (l.drawing == nil || !l.drawing.paused)
+func (seq *sequence) ready() bool {
+	return seq.added && seq.feed.Ready() && len(seq.out) <= outLen/2 && (seq.draft == nil || !seq.draft.paused)
 }
 
 // probation chooses a suspect whose rows are to be the next batch, all by themselves. A
@@ -337,107 +342,108 @@ func (l *live) ready() bool {
 // in flight beside it, so that if this pipeline dies as well nobody else is blamed. Batches
 // of the others take turns with those of suspects. It reports that the next batch has to
 // wait until what is in flight is done.
-func (s *scheduler) probation() (suspect *live, wait bool) {
-	for _, f := range s.flights {
+func (s *scheduler) probation() (suspect *sequence, wait bool) {
+	for _, f := range s.inFlight {
 		if f.alone {
 			return nil, true
 		}
 	}
 	others := false
-	for _, l := range s.order {
+	for _, seq := range s.running {
 		switch {
-		case !l.ready():
-		case !l.suspect:
+		case !seq.ready():
+		case !seq.suspect:
 			others = true
 		case suspect == nil:
-			suspect = l
+			suspect = seq
 		}
 	}
 	if suspect == nil || others && !s.turn {
 		return nil, false
 	}
-	return suspect, len(s.flights) > 0
+	return suspect, len(s.inFlight) > 0
 }
 
-// landed notes that a session's part of a batch is done.
-func (s *scheduler) landed(l *live) {
-	f := s.flights[l.flying]
+// entryDone notes that a sequence's entry of a batch is done. The batch is done when the
+// last one is, which measures the step.
+func (s *scheduler) entryDone(seq *sequence) {
+	f := s.inFlight[seq.flying]
 	if f == nil {
 		return
 	}
-	delete(f.waiting, string(l.id))
-	if len(f.waiting) > 0 {
+	delete(f.awaited, string(seq.id))
+	if len(f.awaited) > 0 {
 		return
 	}
-	delete(s.flights, l.flying)
+	delete(s.inFlight, seq.flying)
 	took := time.Since(f.sent).Seconds()
 	s.steps++
 	s.worst = max(took, s.worst*0.999)
 	s.perRow = max(took/float64(f.rows), s.perRow*0.999)
 	if f.decode {
 		s.p.stepUS.Store(int64(took * 1e6))
-		s.stepped(took, f.guesses)
+		s.stepped(took, f.drafts)
 	}
 }
 
 func (s *scheduler) token(t *samplerv1.Token) error {
-	l := s.live[string(t.GetSession())]
-	if l == nil || t.GetEpoch() != l.epoch || !l.feed.Token(int(t.GetPosition()), int32(t.GetId())) {
+	seq := s.sequences[string(t.GetSession())]
+	if seq == nil || t.GetEpoch() != seq.epoch || !seq.feed.Token(int(t.GetPosition()), int32(t.GetId())) {
 		return nil
 	}
-	if l.feed.Waiting() {
-		s.rightGuess(l)
+	if seq.feed.Waiting() {
+		s.draftAccepted(seq)
 	} else {
-		s.landed(l)
-		l.guesser.verified(l.feed.Len(), s.stepTime())
+		s.entryDone(seq)
+		seq.speculation.verified(seq.feed.Len(), s.stepTime())
 	}
 	s.tokens++
-	l.suspect = false
-	if l.drawing != nil {
-		s.drawn(l, t)
+	seq.suspect = false
+	if seq.draft != nil {
+		s.draftToken(seq, t)
 		return nil
 	}
-	if t.GetFinishReason() == samplerv1.FinishReason_FINISH_REASON_UNSPECIFIED && l.feed.Len() >= l.maxLen {
+	if t.GetFinishReason() == samplerv1.FinishReason_FINISH_REASON_UNSPECIFIED && seq.feed.Len() >= seq.maxLen {
 		t.FinishReason = samplerv1.FinishReason_FINISH_REASON_LENGTH
 	}
-	l.out <- outcome{token: t} // never blocks: few tokens are asked for at a time
+	seq.out <- result{token: t} // never blocks: see ready
 	if t.GetFinishReason() != samplerv1.FinishReason_FINISH_REASON_UNSPECIFIED {
-		return s.remove(l)
+		return s.remove(seq)
 	}
 	return nil
 }
 
 // fail ends a session that the sampler or a stage refused.
 func (s *scheduler) fail(id []byte, code uint32, field, message string) error {
-	l := s.live[string(id)]
-	if l == nil {
+	seq := s.sequences[string(id)]
+	if seq == nil {
 		return nil
 	}
-	s.landed(l)
+	s.entryDone(seq)
 	if err, replay := refusal(id, code, field, message); replay {
-		l.out <- outcome{lost: err, blamed: true}
+		seq.out <- result{lost: err, blamed: true}
 	} else {
-		l.out <- outcome{err: err}
+		seq.out <- result{err: err}
 	}
-	return s.remove(l)
+	return s.remove(seq)
 }
 
-// remove ends a session here and on every stage.
-func (s *scheduler) remove(l *live) error {
-	if s.live[string(l.id)] != l {
+// remove ends a sequence here, at the sampler and on every stage.
+func (s *scheduler) remove(seq *sequence) error {
+	if s.sequences[string(seq.id)] != seq {
 		return nil
 	}
-	delete(s.live, string(l.id))
-	l.feed.End()
-	s.landed(l)
-	if i := slices.Index(s.queue, l); i >= 0 {
-		s.queue = slices.Delete(s.queue, i, i+1)
+	delete(s.sequences, string(seq.id))
+	seq.feed.End()
+	s.entryDone(seq)
+	if i := slices.Index(s.waiting, seq); i >= 0 {
+		s.waiting = slices.Delete(s.waiting, i, i+1)
 		return nil
 	}
-	s.order = slices.DeleteFunc(s.order, func(o *live) bool { return o == l })
-	s.pages += l.pages
-	s.released = append(s.released, l.id)
-	err := s.p.sample.Send(&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Remove{Remove: &samplerv1.RemoveSession{Session: l.id}}})
+	s.running = slices.DeleteFunc(s.running, func(o *sequence) bool { return o == seq })
+	s.pages += seq.pages
+	s.released = append(s.released, seq.id)
+	err := s.p.sample.Send(&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Remove{Remove: &samplerv1.RemoveSession{Session: seq.id}}})
 	if err != nil {
 		return streamEnd("sampler", err)
 	}
@@ -446,7 +452,7 @@ func (s *scheduler) remove(l *live) error {
 
 // limit is the step deadline of a batch: several times the slowest step lately, and more
 // for rows of prompts, which take their time on a slow machine.
-func (s *scheduler) limit(f *flight) time.Duration {
+func (s *scheduler) limit(f *inFlightBatch) time.Duration {
 	limit := coldDeadline
 	if s.steps >= coldSteps {
 		limit = max(stepFloor, time.Duration(stepFactor*s.worst*float64(time.Second)))
@@ -454,16 +460,17 @@ func (s *scheduler) limit(f *flight) time.Duration {
 	return limit + time.Duration(f.prompts)*max(rowFloor, time.Duration(2*s.perRow*float64(time.Second)))
 }
 
-// overdue finds a batch that nobody may wait for any longer.
+// overdue reports a batch that has missed its step deadline, which ends the pipeline: a
+// frozen stage shows no other way.
 func (s *scheduler) overdue(now time.Time) error {
-	for step, f := range s.flights {
+	for step, f := range s.inFlight {
 		if late := now.Sub(f.sent); late > s.limit(f) {
-			return fault.New(fault.Unavailable, "run step %d: no answer in %v", step, late.Round(time.Millisecond))
+			return fault.New(fault.Unavailable, "run step %d: no result within %v", step, late.Round(time.Millisecond))
 		}
 	}
-	for _, l := range s.order {
-		if late := now.Sub(l.started); !l.added && late > coldDeadline {
-			return fault.New(fault.Unavailable, "add session %x: the sampler did not answer in %v", l.id, late.Round(time.Millisecond))
+	for _, seq := range s.running {
+		if late := now.Sub(seq.started); !seq.added && late > coldDeadline {
+			return fault.New(fault.Unavailable, "add session %x: no answer of the sampler within %v", seq.id, late.Round(time.Millisecond))
 		}
 	}
 	return nil
@@ -476,28 +483,28 @@ func (s *scheduler) measure(now time.Time) {
 	}
 }
 
-// lose tells every session that the pipeline is gone, including those whose submit was
-// still on its way. Sessions that were being computed, or added to the sampler, are blamed:
-// one of them may be the cause.
-func (p *pipeline) lose() {
+// failAll tells every sequence that the pipeline is gone, including those whose submit event
+// was not handled yet. Sequences that were in flight, or being added to the sampler, are
+// blamed: one of them may be the cause.
+func (p *pipeline) failAll() {
 	cause := context.Cause(p.ctx)
 	blamed := map[string]bool{}
-	for _, f := range p.flights {
+	for _, f := range p.inFlight {
 		for _, name := range f.members {
-			blamed[name] = f.waiting == nil || f.waiting[name] || blamed[name]
+			blamed[name] = f.awaited == nil || f.awaited[name] || blamed[name]
 		}
 	}
-	for _, l := range p.order {
-		blamed[string(l.id)] = blamed[string(l.id)] || !l.added
+	for _, seq := range p.scheduler.running {
+		blamed[string(seq.id)] = blamed[string(seq.id)] || !seq.added
 	}
-	for _, l := range p.live {
-		l.out <- outcome{lost: cause, blamed: blamed[string(l.id)]}
+	for _, seq := range p.sequences {
+		seq.out <- result{lost: cause, blamed: blamed[string(seq.id)]}
 	}
 	for {
 		select {
 		case e := <-p.events:
 			if e.submit != nil {
-				e.submit.out <- outcome{lost: cause}
+				e.submit.out <- result{lost: cause}
 			}
 		default:
 			return

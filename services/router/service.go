@@ -12,6 +12,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/discovery"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
+	tensorv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tensor/v1"
 	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
 	"github.com/lamina-mesh/lamina/pkg/plan"
 )
@@ -36,20 +37,22 @@ type Config struct {
 	BatchRows int
 	// ChunkRows is the most rows of one prompt in a batch; 0 means 256.
 	ChunkRows int
-	// Speculate is how many ids are guessed at most after each token: by what followed
-	// the same ids before, else by the draft model. Tokens are the same with and without;
-	// 0 guesses none.
+	// Speculate is the most draft tokens after each token, proposed by n-grams of the
+	// sequence's own log, else by the draft model. The text is the same; 0 turns it off.
 	Speculate int
-	// Draft is the name or digest of a model whose pipelines guess for the others, which
-	// have its vocabulary. It answers only requests that name it. Empty is none. Where
-	// the model that is served drafts for itself, the draft needs a name of its own.
+	// Draft is the name or digest of the draft model, whose vocabulary must be that of the
+	// models it drafts for. It answers only requests that name it. Empty means none. If a
+	// model drafts for itself, the draft needs a name of its own.
 	Draft string
-	// DraftLeast is the probability of a draft's pick below which it guesses no further;
-	// 0 asks for none.
+	// DraftLeast is the probability below which a draft token is the last of its round; 0
+	// means none.
 	DraftLeast float64
+	// HiddenType is how hidden states travel between stages; 0 is float32. bfloat16 takes
+	// half the bytes, rounds them, and is part of the fingerprint.
+	HiddenType tensorv1.ElementType
 	// Queue is the most requests waiting for admission to a pipeline; 0 means 256.
 	Queue int
-	// ReadLimit is how long a client may leave its stream full before it is cut; 0
+	// ReadLimit is how long a client may leave its stream full before it is disconnected; 0
 	// means 30 s.
 	ReadLimit time.Duration
 }
@@ -79,19 +82,19 @@ type Service struct {
 	models       map[string]*modelInfo                    // by digest, from vocabs
 	asking       map[string]bool                          // addresses being described
 	pipelines    map[string]*pipeline                     // by id
-	building     map[string]plan.Chain                    // chains that are opened or run, by their text
-	fits         map[string]error                         // whether a draft's vocabulary is a model's, by both digests
-	tries        int                                      // chains opened so far: samplers take turns
+	building     map[string]plan.Chain                    // chains that are being opened or run, by their text
+	fits         map[string]error                         // why a draft model's vocabulary is not a model's, or nil, by both digests
+	tries        int                                      // chains opened so far, which chooses the sampler
 	changed      chan struct{}                            // closed and renewed when any of these change
 }
 
-// modelInfo is what the router knows of a model besides its layers.
+// modelInfo is what tokenizers say of a model.
 type modelInfo struct {
 	vocabulary *tokenizerv1.Vocabulary
 	tokenizers []string // addresses, sorted
 }
 
-// New returns a router that sees nobody until Run.
+// New returns a router that knows no service until Run.
 func New(c Config) *Service {
 	s := &Service{
 		cfg: c, log: c.Log, m: newMetrics(c.Metrics), grammars: newGrammarChecker(), instances: map[string][]discovery.Instance{}, held: map[string]described{},
@@ -117,7 +120,7 @@ func New(c Config) *Service {
 // Register adds the service to a server.
 func (s *Service) Register(r grpc.ServiceRegistrar) { routerv1.RegisterRouterServiceServer(r, s) }
 
-// touch wakes those who wait for a change; mu is held.
+// touch wakes whoever waits for a change; mu is held.
 func (s *Service) touch() {
 	close(s.changed)
 	s.changed = make(chan struct{})
@@ -131,8 +134,8 @@ func (s *Service) pick(name string) (*pipeline, error) {
 	return s.best(name)
 }
 
-// assign picks the pipeline for a session and counts the session there, so that those
-// who come together go to different ones. It waits for a pipeline that long.
+// assign picks the pipeline for a sequence and counts it there at once, so that sequences
+// that arrive together are spread. It waits for a pipeline for at most the given time.
 func (s *Service) assign(ctx context.Context, name string, wait time.Duration) (*pipeline, error) {
 	limit := time.NewTimer(wait)
 	defer limit.Stop()
@@ -157,8 +160,8 @@ func (s *Service) assign(ctx context.Context, name string, wait time.Duration) (
 	}
 }
 
-// best finds the least loaded pipeline of a model, a draft's only where it is named and
-// there is no other; mu is held.
+// best finds the least loaded pipeline of a model; a draft pipeline only if the draft model
+// is named and no other pipeline serves it; mu is held.
 func (s *Service) best(name string) (*pipeline, error) {
 	digests := map[string]bool{}
 	var best *pipeline
@@ -194,8 +197,8 @@ type metrics struct {
 	first    prometheus.Histogram
 	between  prometheus.Histogram
 	moves    prometheus.Counter
-	guessed  *prometheus.CounterVec
-	right    *prometheus.CounterVec
+	drafted  *prometheus.CounterVec
+	accepted *prometheus.CounterVec
 	steps    *prometheus.CounterVec
 	dropped  *prometheus.CounterVec
 	drafting prometheus.Histogram
@@ -211,22 +214,22 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		between: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "lamina_router_inter_token_seconds", Help: "Between tokens of a request.", Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16),
 		}),
-		guessed: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "lamina_router_guessed_tokens_total", Help: "Ids guessed ahead."}, []string{"proposer"}),
-		right:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "lamina_router_guessed_right_total", Help: "Of those, the ones that were picked."}, []string{"proposer"}),
-		steps:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "lamina_router_steps_total", Help: "Batches sent, by what their pipelines are for: answer or draft."}, []string{"pipeline"}),
-		dropped: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "lamina_router_drafts_dropped_total", Help: "Requests whose draft was given up, by why."}, []string{"code"}),
+		drafted:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "lamina_router_draft_tokens_total", Help: "Draft tokens sent to be verified, by proposer."}, []string{"proposer"}),
+		accepted: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "lamina_router_accepted_tokens_total", Help: "Draft tokens accepted, by proposer."}, []string{"proposer"}),
+		steps:    prometheus.NewCounterVec(prometheus.CounterOpts{Name: "lamina_router_steps_total", Help: "Batches sent, by the purpose of their pipeline: answer or draft."}, []string{"pipeline"}),
+		dropped:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "lamina_router_draft_sessions_dropped_total", Help: "Draft sessions dropped, by code."}, []string{"code"}),
 		drafting: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "lamina_router_draft_seconds", Help: "From a request's question to its draft's guesses.", Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16),
+			Name: "lamina_router_draft_seconds", Help: "From a request for draft tokens to the draft model's answer.", Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16),
 		}),
 		moves: prometheus.NewCounter(prometheus.CounterOpts{Name: "lamina_router_moves_total", Help: "Sessions moved to another pipeline."}),
 	}
 	if r != nil {
-		r.MustRegister(m.requests, m.tokens, m.first, m.between, m.moves, m.guessed, m.right, m.steps, m.dropped, m.drafting)
+		r.MustRegister(m.requests, m.tokens, m.first, m.between, m.moves, m.drafted, m.accepted, m.steps, m.dropped, m.drafting)
 	}
 	return m
 }
 
-// AwaitPipelines waits until n pipelines stand.
+// AwaitPipelines waits until n pipelines are open.
 func (s *Service) AwaitPipelines(ctx context.Context, n int) error {
 	for {
 		s.mu.Lock()

@@ -7,139 +7,147 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/sample"
 )
 
-// proposer guesses the ids that follow a session's log. The scheduler of the session's
-// pipeline asks it, and has its guesses verified: no guess changes a token.
+// Speculative decoding: a proposer proposes draft tokens that may follow a sequence's log.
+// The scheduler sends their rows with the row that is due, the sampler picks from each row
+// as always, and a draft token is accepted if it is the one picked. So draft tokens decide
+// how many steps a text takes and never which text it is.
+
+// proposer proposes draft tokens. The scheduler of the sequence's pipeline asks it.
 type proposer interface {
 	// source names it in metrics.
 	source() string
-	// propose guesses at most n ids that follow l's log. Those that are yet to be worked
-	// out come later, within about the limit, as a guessed event of l's round; the
-	// session waits for it. It is called by the scheduler's goroutine and returns at once.
-	propose(l *live, n int, limit time.Duration) (ids []int32, later bool)
-	// verified is told of how many of its guesses were right, by the same goroutine.
-	verified(sent, right int)
+	// propose returns at most n draft tokens that may follow seq's log. If later, they
+	// arrive within about the limit as a drafted event of seq's round, and the sequence
+	// waits for it. The scheduler's goroutine calls it, and it returns at once.
+	propose(seq *sequence, n int, limit time.Duration) (ids []int32, later bool)
+	// verified reports how many of the draft tokens that were sent have been accepted. The
+	// same goroutine calls it.
+	verified(sent, accepted int)
 }
 
-// So many of the last ids, at least and at most, are looked up for what followed them.
-// Beside a draft model, which can guess everywhere, fewer ids are too weak a hint.
+// The shortest and longest n-gram at the end of a log that is looked up earlier in it.
+// Beside a draft model, which can propose everywhere, a short n-gram is too weak a hint.
 const (
-	lookupLeast      = 2
-	lookupLeastDraft = 3
-	lookupMost       = 4
+	ngramMin          = 2
+	ngramMinWithDraft = 3
+	ngramMax          = 4
 )
 
-// lookup guesses what followed a log's end earlier in it, where least ids are alike.
-type lookup struct{ least int }
+// ngram proposes what followed the last ids of a log earlier in it.
+type ngram struct{ min int }
 
-func (lookup) source() string { return "lookup" }
+func (ngram) source() string { return "ngram" }
 
-func (p lookup) propose(l *live, n int, _ time.Duration) ([]int32, bool) {
-	return sample.Propose(l.feed.Log(), p.least, lookupMost, n), false
+func (p ngram) propose(seq *sequence, n int, _ time.Duration) ([]int32, bool) {
+	return sample.Propose(seq.feed.Log(), p.min, ngramMax, n), false
 }
 
-func (lookup) verified(int, int) {}
+func (ngram) verified(int, int) {}
 
-// How a proposer's guesses are judged.
+// How proposers are rated. A rate is an exponential moving average of the acceptance rate.
 const (
-	rateFirst  = 0.6 // share of right guesses that a proposer starts with
-	rateFade   = 0.25
-	unsureFade = 0.1 // for a round without a guess
-	ratePoor   = 0.3 // below it a proposer rests
-	ratePoorer = 0.5 // the same where another proposer is asked after it
-	napFirst   = 16  // tokens of the first rest; each further one is twice as long
-	napLast    = 256
-	plainFade  = 0.2
-	// A round that took so much longer than steps without guesses was for nothing. One
-	// without a wrong guess may take longer: it leaves the pipeline to other requests.
-	slowRound = 1.25
-	slowRight = 3
-	slowFloor = 5 * time.Millisecond
+	rateFirst     = 0.6  // at the beginning
+	rateWeight    = 0.25 // of a round's acceptance rate in the average
+	rateWeightNil = 0.1  // the same for a round without a proposal, which counts as 0
+	restBelow     = 0.3  // a proposer with a lower rate rests
+	restBelowNext = 0.5  // the same if another proposer is asked after it
+	restFirst     = 16   // tokens of the first rest; each further one is twice as long
+	restLast      = 256
+	plainWeight   = 0.2 // of a step in the average time of decode steps without draft tokens
+	// A round that took longer than this many plain steps for each token that it gave did
+	// not pay off. A round whose draft tokens were all accepted may take longer, since it
+	// leaves the pipeline to other requests.
+	slowRound    = 1.25
+	slowAccepted = 3
+	slowFloor    = 5 * time.Millisecond
 )
 
-// judged is a proposer with what came of its guesses for one session.
-type judged struct {
+// ratedProposer is a proposer with its record for one sequence.
+type ratedProposer struct {
 	proposer
-	most int     // guesses of a round at most
-	n    int     // guesses asked for next
-	rate float64 // moving share of its guesses that were right
-	poor float64
-	nap  int
-	wake int // the length of the log at which it is asked again
+	limit     int     // draft tokens of a round at most
+	next      int     // draft tokens to ask for next
+	rate      float64 // moving acceptance rate
+	restBelow float64
+	rest      int // tokens of the next rest
+	wake      int // the length of the log at which it is asked again
 }
 
-// learn takes what came of a round that ended with a log of that length: of so many
-// guesses, so many were right. A round may have no guess, or have taken too long.
-func (j *judged) learn(sent, right int, slow bool, length int) {
+// learn takes the result of a round that ended with a log of that length. A round may have
+// had no proposal, or have taken too long.
+func (j *ratedProposer) learn(sent, accepted int, slow bool, length int) {
 	switch {
 	case slow:
-		j.rate -= rateFade * j.rate
+		j.rate -= rateWeight * j.rate
 	case sent == 0:
-		j.rate -= unsureFade * j.rate
+		j.rate -= rateWeightNil * j.rate
 	default:
-		j.rate += rateFade * (float64(right)/float64(sent) - j.rate)
+		j.rate += rateWeight * (float64(accepted)/float64(sent) - j.rate)
 	}
+	// Ask for two more after a round in which all were accepted, for one less after others:
+	// the number settles near the length that is usually accepted.
 	switch {
 	case sent == 0:
-	case right == sent:
-		j.n = min(j.most, j.n+2)
+	case accepted == sent:
+		j.next = min(j.limit, j.next+2)
 	default:
-		j.n = max(1, j.n-1)
+		j.next = max(1, j.next-1)
 	}
 	switch {
-	case j.rate < j.poor:
-		j.wake, j.nap = length+j.nap, min(2*j.nap, napLast)
-		j.rate = j.poor // one poor round more and it rests again
-	case j.rate > (1+j.poor)/2:
-		j.nap = napFirst
+	case j.rate < j.restBelow:
+		j.wake, j.rest = length+j.rest, min(2*j.rest, restLast)
+		j.rate = j.restBelow // after one more poor round it rests again
+	case j.rate > (1+j.restBelow)/2:
+		j.rest = restFirst
 	}
 }
 
-// guesser is a session's guessing. Its pipeline's scheduler owns it.
-type guesser struct {
-	sources []*judged // in the order in which they are asked
-	by      *judged   // who was asked last
-	round   uint64    // numbers what is asked for
-	waiting bool      // guesses are to come
-	came    bool      // they have, and were not sent yet
-	ids     []int32   // what came
-	asked   time.Time // when by was
-	sent    int       // guesses that are being verified
-	right   int       // of those, so far
+// speculation is a sequence's proposers and its current round. The scheduler owns it.
+type speculation struct {
+	proposers []*ratedProposer // in the order in which they are asked
+	by        *ratedProposer   // the one that was asked last
+	round     uint64           // numbers the questions
+	waiting   bool             // draft tokens are to come
+	arrived   bool             // they have, and were not sent yet
+	ids       []int32          // those that arrived
+	asked     time.Time        // when by was asked
+	sent      int              // draft tokens that are being verified
+	accepted  int              // of those, so far
 }
 
-// newGuesser asks each proposer for at most n ids, in the order given.
-func newGuesser(n int, proposers ...proposer) guesser {
-	var g guesser
+// newSpeculation asks each proposer for at most n draft tokens, in the order given.
+func newSpeculation(n int, proposers ...proposer) speculation {
+	var g speculation
 	for i, p := range proposers {
-		j := &judged{proposer: p, most: n, n: n, rate: rateFirst, poor: ratePoor, nap: napFirst}
+		j := &ratedProposer{proposer: p, limit: n, next: n, rate: rateFirst, restBelow: restBelow, rest: restFirst}
 		if i < len(proposers)-1 {
-			j.poor = ratePoorer
+			j.restBelow = restBelowNext
 		}
-		g.sources = append(g.sources, j)
+		g.proposers = append(g.proposers, j)
 	}
 	return g
 }
 
-// next are guesses to send with the row that is due, at most n. It reports that the row
-// is to wait for them.
-func (g *guesser) next(l *live, n int, limit time.Duration) (ids []int32, wait bool) {
+// propose returns at most n draft tokens to send with the row that is due, or that the row
+// has to wait for them.
+func (g *speculation) propose(seq *sequence, n int, limit time.Duration) (ids []int32, wait bool) {
 	if g.waiting {
 		return nil, true
 	}
-	if g.came {
-		g.came = false
+	if g.arrived {
+		g.arrived = false
 		return g.ids[:min(max(n, 0), len(g.ids))], false
 	}
 	if n < 1 {
 		return nil, false
 	}
-	for _, j := range g.sources {
-		if l.feed.Len() < j.wake {
+	for _, j := range g.proposers {
+		if seq.feed.Len() < j.wake {
 			continue
 		}
 		g.round++
 		g.by, g.asked = j, time.Now()
-		ids, later := j.propose(l, min(n, j.n), limit)
+		ids, later := j.propose(seq, min(n, j.next), limit)
 		if later {
 			g.waiting = true
 			return nil, true
@@ -151,115 +159,118 @@ func (g *guesser) next(l *live, n int, limit time.Duration) (ids []int32, wait b
 	return nil, false
 }
 
-// take takes guesses that were waited for; others are too late.
-func (g *guesser) take(e *guessed, length int, step time.Duration) {
+// take takes draft tokens that were waited for. Those of an earlier round are dropped.
+func (g *speculation) take(e *drafted, length int, step time.Duration) {
 	if !g.waiting || e.round != g.round {
 		return
 	}
-	g.waiting, g.came, g.ids = false, true, e.ids
+	g.waiting, g.arrived, g.ids = false, true, e.ids
 	if len(e.ids) == 0 {
 		g.by.learn(0, 0, g.slow(slowRound, step), length)
 	}
 }
 
-// slow reports whether a round has taken longer than so many steps.
-func (g *guesser) slow(steps float64, step time.Duration) bool {
+// slow reports whether the round has taken longer than that many plain steps.
+func (g *speculation) slow(steps float64, step time.Duration) bool {
 	return step > 0 && time.Since(g.asked) > max(slowFloor, time.Duration(steps*float64(step)))
 }
 
-// verified books the round whose last token has come.
-func (g *guesser) verified(length int, step time.Duration) {
+// verified ends a round, of which the last token has arrived.
+func (g *speculation) verified(length int, step time.Duration) {
 	if g.sent > 0 {
-		g.by.verified(g.sent, g.right)
-		steps := slowRound * float64(g.right+1)
-		if g.right == g.sent {
-			steps = slowRight * float64(g.right+1)
+		g.by.verified(g.sent, g.accepted)
+		steps := slowRound * float64(g.accepted+1)
+		if g.accepted == g.sent {
+			steps = slowAccepted * float64(g.accepted+1)
 		}
-		g.by.learn(g.sent, g.right, g.slow(steps, step), length)
+		g.by.learn(g.sent, g.accepted, g.slow(steps, step), length)
 	}
-	g.sent, g.right = 0, 0
+	g.sent, g.accepted = 0, 0
 }
 
-// guessed is an event: what a proposer worked out for a session.
-type guessed struct {
-	l     *live
+// drafted is an event: the draft tokens that a proposer computed for a sequence.
+type drafted struct {
+	seq   *sequence
 	round uint64
 	ids   []int32
 }
 
 const (
-	// wholeBytes bounds the rows that are sent whole because candidates might not decide.
-	wholeBytes = 2 << 20
-	// sharedGuesses is how many guesses the sessions of a pipeline share, evenly: rows of
-	// a wide batch cost more than they save.
-	sharedGuesses = 24
-	// A proposer may take as long as so many of the steps that it can save.
-	guessFactor = 4
-	guessFloor  = 250 * time.Millisecond
-	guessCold   = time.Second // while steps have not been measured
+	// wholeRowBytes bounds the rows of a sequence that are sent whole because candidates
+	// might not suffice.
+	wholeRowBytes = 2 << 20
+	// sharedDrafts is how many draft tokens the sequences of a pipeline share evenly: a wide
+	// batch is bound by compute, and further rows cost more than they save.
+	sharedDrafts = 24
+	// A draft may take as long as this many of the steps that it can save.
+	draftFactor = 4
+	draftFloor  = 250 * time.Millisecond
+	draftCold   = time.Second // before steps have been measured
 )
 
-// guess finds ids to send after the row that is due for a session, with at most budget
-// of them. It reports that they may be verified by candidates alone, and that the
-// session is to wait.
-func (s *scheduler) guess(l *live, budget int) (ids []int32, decides, wait bool) {
-	if len(l.guesser.sources) == 0 || l.feed.Prefilling() {
+// speculate finds draft tokens to send after the row that is due, at most budget. It also
+// reports whether candidates suffice to verify them, and whether the row has to wait.
+func (s *scheduler) speculate(seq *sequence, budget int) (ids []int32, candidates, wait bool) {
+	if len(seq.speculation.proposers) == 0 || seq.feed.Prefilling() {
 		return nil, false, false
 	}
-	vocab, n := int(s.p.stages[0].GetVocab()), min(budget, s.p.service.cfg.Speculate, l.maxLen-l.feed.Len()-1, sharedGuesses/len(s.order))
-	// A row behind one whose candidates are too few would be dropped: whole rows never are.
-	if n > 0 && !l.picker.Decides(vocab, l.feed.Len()+n) && l.picker.Need(vocab, l.feed.Len()) > 0 {
-		n = min(n, wholeBytes/(4*max(vocab, 1))-1)
+	vocab := int(s.p.stages[0].GetVocab())
+	n := min(budget, s.p.service.cfg.Speculate, seq.maxLen-seq.feed.Len()-1, sharedDrafts/len(s.running))
+	// If the candidates of a row do not suffice, the sampler asks for the whole row and the
+	// rows after it are lost. So all rows are sent whole, as far as their size allows.
+	if n > 0 && !seq.picker.Decides(vocab, seq.feed.Len()+n) && seq.picker.Need(vocab, seq.feed.Len()) > 0 {
+		n = min(n, wholeRowBytes/(4*max(vocab, 1))-1)
 	}
-	ids, wait = l.guesser.next(l, n, s.guessLimit(n))
-	return ids, l.picker.Decides(vocab, l.feed.Len()+len(ids)), wait
+	ids, wait = seq.speculation.propose(seq, n, s.draftLimit(n))
+	return ids, seq.picker.Decides(vocab, seq.feed.Len()+len(ids)), wait
 }
 
-// guessLimit is how long n guesses may take.
-func (s *scheduler) guessLimit(n int) time.Duration {
+// draftLimit is how long the proposal of n draft tokens may take.
+func (s *scheduler) draftLimit(n int) time.Duration {
 	step := s.stepTime()
 	if step == 0 {
-		return guessCold
+		return draftCold
 	}
-	return max(guessFloor, guessFactor*time.Duration(n+1)*step)
+	return max(draftFloor, draftFactor*time.Duration(n+1)*step)
 }
 
-// stepTime is what a decode step without guesses takes lately; 0 before the first.
+// stepTime is the moving average time of a decode step without draft tokens; 0 before the
+// first.
 func (s *scheduler) stepTime() time.Duration {
 	return time.Duration(s.plain * float64(time.Second))
 }
 
-// stepped takes the time of a decode step. One with guesses takes no less than one
-// without would have.
-func (s *scheduler) stepped(seconds float64, guesses int) {
+// stepped takes the time of a decode step. A step with draft tokens takes at least as long
+// as one without, so it can only lower the average.
+func (s *scheduler) stepped(seconds float64, drafts int) {
 	switch {
-	case guesses > 0:
+	case drafts > 0:
 		s.plain = min(s.plain, seconds)
 	case s.plain == 0:
 		s.plain = seconds
 	default:
-		s.plain += plainFade * (seconds - s.plain)
+		s.plain += plainWeight * (seconds - s.plain)
 	}
 }
 
-// sentGuesses notes the guesses that go out with a session's row.
-func (s *scheduler) sentGuesses(l *live, ids []int32) {
+// draftSent notes the draft tokens that are sent with a sequence's row.
+func (s *scheduler) draftSent(seq *sequence, ids []int32) {
 	if len(ids) == 0 {
 		return
 	}
-	l.guesser.sent, l.guesser.right = len(ids), 0
-	s.p.service.m.guessed.WithLabelValues(l.guesser.by.source()).Add(float64(len(ids)))
+	seq.speculation.sent, seq.speculation.accepted = len(ids), 0
+	s.p.service.m.drafted.WithLabelValues(seq.speculation.by.source()).Add(float64(len(ids)))
 }
 
-// rightGuess notes that a guess was picked.
-func (s *scheduler) rightGuess(l *live) {
-	l.guesser.right++
-	s.p.service.m.right.WithLabelValues(l.guesser.by.source()).Inc()
+// draftAccepted notes that the sampler has picked a draft token.
+func (s *scheduler) draftAccepted(seq *sequence) {
+	seq.speculation.accepted++
+	s.p.service.m.accepted.WithLabelValues(seq.speculation.by.source()).Inc()
 }
 
-// guessed takes guesses that come later, unless the session has gone.
-func (s *scheduler) guessed(e *guessed) {
-	if slices.Contains(s.order, e.l) {
-		e.l.guesser.take(e, e.l.feed.Len(), s.stepTime())
+// drafted takes draft tokens that arrive later, unless the sequence has ended.
+func (s *scheduler) drafted(e *drafted) {
+	if slices.Contains(s.running, e.seq) {
+		e.seq.speculation.take(e, e.seq.feed.Len(), s.stepTime())
 	}
 }

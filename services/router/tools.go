@@ -19,16 +19,16 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/toolcall"
 )
 
-// plainCalls is how a model whose template knows no calls writes those that it must.
+// plainCalls is the format of required calls by a model whose template has none.
 const plainCalls = "hermes"
 
-// toolUse is what a chat says of its tools.
+// toolUse is a chat's tools and tool choice.
 type toolUse struct {
-	tools    string // OpenAI's definitions; empty for none, or none now
-	function string // the only one
-	forced   bool   // there has to be a call
-	single   bool
-	begun    bool // the prompt does not open the turn: what the text begins within is not known
+	tools    string // OpenAI's definitions; empty if there are none or none may be called
+	function string // the only one that may be called; empty for any
+	forced   bool   // a call is required
+	single   bool   // at most one call
+	begun    bool   // the prompt does not open the turn, so the text may begin within anything
 }
 
 // readToolUse checks a chat's tools and its choice.
@@ -71,8 +71,8 @@ func readToolUse(r *routerv1.ChatRequest) (*toolUse, error) {
 	return u, nil
 }
 
-// tellTools tells a model of tools that it must call though its template knows none: at
-// the beginning of the last turn that is the user's.
+// tellTools describes required tools to a model whose template has none, at the beginning
+// of the last user turn.
 func (q *request) tellTools(u *toolUse, messages []*tokenizerv1.Message) []*tokenizerv1.Message {
 	q.service.mu.Lock()
 	info := q.service.models[q.digest]
@@ -103,14 +103,14 @@ func (q *request) tellTools(u *toolUse, messages []*tokenizerv1.Message) []*toke
 	return messages
 }
 
-// holdCalls holds a chat's text to calls of its tools, once its prompt is known.
+// holdCalls constrains a chat's text to calls of its tools, once its prompt is known.
 func (q *request) holdCalls(ctx context.Context, u *toolUse, info *modelInfo, from []tokenizerv1.TokenizerServiceClient) error {
 	if u.tools == "" || u.begun && !u.forced {
 		return nil
 	}
 	if q.format.GetCalls() == "" {
 		if !u.forced {
-			return nil // nothing that this model writes is a call
+			return nil // this model has no format of calls
 		}
 		q.format = &tokenizerv1.ChatFormat{Calls: plainCalls, Reasoning: q.format.GetReasoning()}
 	}
@@ -138,7 +138,7 @@ func (q *request) holdCalls(ctx context.Context, u *toolUse, info *modelInfo, fr
 	if err != nil {
 		return err
 	}
-	if err = compiles(source); err != nil { // all of it is too much: leave what need not be followed
+	if err = compiles(source); err != nil { // too much: constrain only the arguments of strict tools
 		offer.Honours = func([]byte) error { return err }
 		if source, err = format.Structure(offer); err == nil {
 			err = compiles(source)
@@ -156,8 +156,8 @@ func (q *request) holdCalls(ctx context.Context, u *toolUse, info *modelInfo, fr
 	return nil
 }
 
-// controlTokens are the spellings of a vocabulary's control tokens, and of those that
-// end a text.
+// controlTokens are the spellings of a vocabulary's control tokens, and of its end-of-text
+// ids.
 func controlTokens(tokens [][]byte, endIDs []uint32) (control, ends map[string]bool) {
 	control, ends = map[string]bool{}, map[string]bool{}
 	for _, token := range tokens {
@@ -175,8 +175,8 @@ func controlTokens(tokens [][]byte, endIDs []uint32) (control, ends map[string]b
 	return control, ends
 }
 
-// contentPart is what an answer without calls is held to, as a part of a structure;
-// nil for nothing.
+// contentPart is the grammar of an answer without calls, as a part of a structure; nil for
+// none.
 func contentPart(g *samplerv1.Grammar) ([]byte, error) {
 	part := map[string]any{}
 	switch g.GetKind() {

@@ -14,10 +14,10 @@ import (
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 )
 
-// watchEvery is how often a watcher's topology is looked at anew.
+// watchEvery is how often a watched topology is compared with the last one sent.
 const watchEvery = time.Second
 
-// ListModels lists the models that can be asked now.
+// ListModels lists the models that are being served.
 func (s *Service) ListModels(context.Context, *routerv1.ListModelsRequest) (*routerv1.ListModelsResponse, error) {
 	return &routerv1.ListModelsResponse{Models: s.list()}, nil
 }
@@ -53,7 +53,7 @@ func (s *Service) list() []*routerv1.Model {
 	return out
 }
 
-// Topology says who is alive and which pipelines stand.
+// Topology lists the live services and the open pipelines.
 func (s *Service) Topology(ctx context.Context, _ *routerv1.TopologyRequest) (*routerv1.TopologyResponse, error) {
 	return &routerv1.TopologyResponse{Mesh: s.mesh(ctx)}, nil
 }
@@ -86,7 +86,7 @@ func (s *Service) watch(ctx context.Context, send func(*routerv1.Mesh) error) er
 	}
 }
 
-// mesh gathers the topology; shards are asked for their present state.
+// mesh collects the topology; shards are asked for their current state.
 func (s *Service) mesh(ctx context.Context) *routerv1.Mesh {
 	out := &routerv1.Mesh{}
 	s.mu.Lock()
@@ -98,7 +98,7 @@ func (s *Service) mesh(ctx context.Context) *routerv1.Mesh {
 	for _, p := range s.pipelines {
 		out.Pipelines = append(out.Pipelines, &routerv1.Pipeline{
 			Id: p.id, Model: p.model(), Digest: p.chain.Digest(), Stages: p.route(), Sampler: p.sampler,
-			Running: uint32(p.running.Load()), Waiting: uint32(p.waiting.Load()),
+			Running: uint32(p.runningCount.Load()), Waiting: uint32(p.waitingCount.Load()),
 			TokensPerSecond: float32(p.rate.Load()) / 1000, StepMs: float32(p.stepUS.Load()) / 1000,
 		})
 	}
@@ -122,23 +122,23 @@ func (s *Service) mesh(ctx context.Context) *routerv1.Mesh {
 	return out
 }
 
-// Backend is the service as the HTTP face and the console use it, without a hop.
+// Backend is the service as the HTTP face and the console call it, without gRPC.
 type Backend struct{ s *Service }
 
 // Backend returns the service for the HTTP face.
 func (s *Service) Backend() *Backend { return &Backend{s} }
 
-// Generate runs a request and hands its events to send.
+// Generate runs a request and passes its events to send.
 func (b *Backend) Generate(ctx context.Context, r *routerv1.GenerateRequest, send func(*routerv1.GenerateResponse) error) error {
 	return b.s.generate(ctx, r, send)
 }
 
-// Chat runs a request and hands its events to send.
+// Chat runs a request and passes its events to send.
 func (b *Backend) Chat(ctx context.Context, r *routerv1.ChatRequest, send func(*routerv1.ChatResponse) error) error {
 	return b.s.chat(ctx, r, send)
 }
 
-// Models lists the models that can be asked now.
+// Models lists the models that are being served.
 func (b *Backend) Models(context.Context) ([]*routerv1.Model, error) { return b.s.list(), nil }
 
 // Watch sends the topology now and after each change.
@@ -146,10 +146,10 @@ func (b *Backend) Watch(ctx context.Context, send func(*routerv1.Mesh) error) er
 	return b.s.watch(ctx, send)
 }
 
-// Ready reports why no request can be served, or nil.
+// Ready reports why no request can be served; nil if one can.
 func (b *Backend) Ready() error {
 	if len(b.s.list()) == 0 {
-		return fault.New(fault.Unavailable, "no pipeline stands")
+		return fault.New(fault.Unavailable, "no pipeline is open")
 	}
 	return nil
 }

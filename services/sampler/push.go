@@ -189,7 +189,7 @@ func (p *pipeline) pick(r *samplerv1.Row, candidates []sample.Candidate, whole b
 	if n == nil || r.GetEpoch() < n.epoch || int64(r.GetPosition()) <= n.last {
 		return nil, false
 	}
-	if r.Guess != nil && (int64(r.GetPosition()) != n.last+1 || n.history.Last() != int32(r.GetGuess())) {
+	if r.DraftId != nil && (int64(r.GetPosition()) != n.last+1 || n.history.Last() != int32(r.GetDraftId())) {
 		return nil, false // it follows a draft token that was rejected
 	}
 	defer func() {

@@ -291,8 +291,8 @@ func TestPush_RowsForNothing(t *testing.T) {
 	best := uint32(sample.Best(x, 1)[0].ID)
 	stale, unknown, wrong, right := row(1, 3, x, 2), row(9, 3, x, 2), row(1, 5, x, 2), row(1, 5, logits(1, 2), 2)
 	other := best + 1
-	wrong.Epoch, wrong.Guess = 2, &other
-	right.Epoch, right.Guess = 2, &best
+	wrong.Epoch, wrong.DraftId = 2, &other
+	right.Epoch, right.DraftId = 2, &best
 	first := row(1, 4, x, 2)
 	first.Epoch = 2
 	// An earlier epoch, a session that nobody added, a guess that was wrong: no token.

@@ -149,8 +149,8 @@ func (t *toSampler) batch(b *shardv1.Batch, accepted []*shardv1.Entry, logits []
 			logits = logits[vocab:]
 			pos := e.GetPosition() + e.GetRows() - e.GetLogits() + i
 			out, chunks := t.row(e, pos, row)
-			if i > 0 && int(i) <= len(e.GetGuesses()) {
-				out.Guess = &e.GetGuesses()[i-1]
+			if i > 0 && int(i) <= len(e.GetDraftIds()) {
+				out.DraftId = &e.GetDraftIds()[i-1]
 			}
 			if len(chunks) > 0 || size > rowsSize {
 				if err := t.send(rows, nil); err != nil {

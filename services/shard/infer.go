@@ -72,6 +72,9 @@ func (s *Service) Infer(up inferServer) error {
 	if open == nil || len(open.GetPipeline()) != idLen || len(open.GetRoute()) == 0 {
 		return fault.Field("open", "the first frame must name a pipeline by %d bytes and a route", idLen)
 	}
+	if _, known := tensorv1.ElementType_name[int32(open.GetHiddenType())]; !known {
+		return fault.Field("open.hidden_type", "unknown element type %d", open.GetHiddenType())
+	}
 	h, err := s.find(open.GetDigest(), open.GetRoute()[0])
 	if err != nil {
 		return err
@@ -263,8 +266,8 @@ func (p *pipeline) refusal(e *shardv1.Entry, ids []uint32) error {
 		return fault.New(fault.Invalid, "no rows at position %d", e.GetPosition())
 	case e.GetLogits() > e.GetRows():
 		return fault.New(fault.Invalid, "logits of %d rows at position %d, which has %d", e.GetLogits(), e.GetPosition(), e.GetRows())
-	case len(e.GetGuesses()) > 0 && len(e.GetGuesses()) != int(e.GetLogits())-1:
-		return fault.New(fault.Invalid, "%d draft tokens for %d rows that want logits", len(e.GetGuesses()), e.GetLogits())
+	case len(e.GetDraftIds()) > 0 && len(e.GetDraftIds()) != int(e.GetLogits())-1:
+		return fault.New(fault.Invalid, "%d draft tokens for %d rows that want logits", len(e.GetDraftIds()), e.GetLogits())
 	case end > uint64(p.held.positions()):
 		return fault.New(fault.Exhausted, "%d rows at position %d exceed the %d positions of the cache", e.GetRows(), e.GetPosition(), p.held.positions())
 	}

@@ -273,9 +273,6 @@ func (r *trainRun) serve() (err error) {
 			err = r.runStep(frame.Step)
 		case *shardv1.TrainRequest_Apply:
 			err = r.apply(frame.Apply)
-		case *shardv1.TrainRequest_Discard:
-			r.meets.discard()
-			err = r.send(&shardv1.TrainResponse{Frame: &shardv1.TrainResponse_Discarded{Discarded: &shardv1.Discarded{Step: frame.Discard.GetStep()}}})
 		case *shardv1.TrainRequest_Fetch:
 			err = r.fetch(frame.Fetch)
 		default:

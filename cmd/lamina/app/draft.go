@@ -1,6 +1,8 @@
 package app
 
 import (
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/lamina-mesh/lamina/pkg/lifecycle"
 	"github.com/lamina-mesh/lamina/pkg/model"
 	"github.com/lamina-mesh/lamina/pkg/vocab"
@@ -16,7 +18,7 @@ type draft struct {
 
 // draft opens the draft of a model. One whose ids mean other tokens is a failed
 // precondition.
-func (m *Mesh) draft(of tokenizer.Model, closers *[]func() error) (draft, error) {
+func (m *Mesh) draft(of tokenizer.Model, closers *[]func() error, metrics prometheus.Registerer) (draft, error) {
 	files, name, digest, err := openModel(m.cfg.Speculation.Draft, "")
 	if err != nil {
 		return draft{}, err
@@ -35,7 +37,7 @@ func (m *Mesh) draft(of tokenizer.Model, closers *[]func() error) (draft, error)
 	if err != nil {
 		return draft{}, err
 	}
-	s := m.shard(nil)
+	s := m.shard("shard-draft", nil, metrics)
 	if err := s.Hold(name, digest, files, model.Range{Lo: 0, Hi: len(files.Spec.Layers)}); err != nil {
 		return draft{}, err
 	}

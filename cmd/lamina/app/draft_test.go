@@ -117,7 +117,7 @@ func TestMesh_ModelAsItsOwnDraft_TakesFewerSteps(t *testing.T) {
 				t.Errorf("with a draft %v, want %v", got, want)
 			}
 			steps := m.metric(`lamina_router_steps_total{pipeline="answer"}`)
-			guessed, right := m.metric(`lamina_router_guessed_tokens_total{proposer="draft"}`), m.metric(`lamina_router_guessed_right_total{proposer="draft"}`)
+			guessed, right := m.metric(`lamina_router_draft_tokens_total{proposer="draft"}`), m.metric(`lamina_router_accepted_tokens_total{proposer="draft"}`)
 			t.Logf("%v steps, %v of %v guesses right; draft steps %v", steps, right, guessed, m.metric(`lamina_router_steps_total{pipeline="draft"}`))
 			if steps > float64(c.n)/2.5 {
 				t.Errorf("%v steps for %d tokens with 4 guesses each", steps, c.n)
@@ -164,8 +164,8 @@ func TestMesh_DraftChangesNoToken(t *testing.T) {
 						t.Errorf("least %v, request %d: %v, want %v", least, i, got[i], want[i])
 					}
 				}
-				guessed := m.metric(`lamina_router_guessed_tokens_total{proposer="draft"}`)
-				t.Logf("least %v: %v steps, %v of %v guesses right", least, m.metric(`lamina_router_steps_total{pipeline="answer"}`), m.metric(`lamina_router_guessed_right_total{proposer="draft"}`), guessed)
+				guessed := m.metric(`lamina_router_draft_tokens_total{proposer="draft"}`)
+				t.Logf("least %v: %v steps, %v of %v guesses right", least, m.metric(`lamina_router_steps_total{pipeline="answer"}`), m.metric(`lamina_router_accepted_tokens_total{proposer="draft"}`), guessed)
 				if least == 0 && guessed == 0 {
 					t.Error("the draft guessed nothing")
 				}

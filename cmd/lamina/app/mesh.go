@@ -10,10 +10,12 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 
 	"github.com/lamina-mesh/lamina/pkg/discovery"
 	"github.com/lamina-mesh/lamina/pkg/fault"
+	tensorv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tensor/v1"
 	"github.com/lamina-mesh/lamina/pkg/gradbus/nats"
 	"github.com/lamina-mesh/lamina/pkg/lifecycle"
 	"github.com/lamina-mesh/lamina/pkg/model"
@@ -37,12 +39,13 @@ type MeshConfig struct {
 	Replicas    int    // pipelines; 0 means 1
 	KVPositions int    // of each shard's cache; 0 for its default
 	Speculation Speculation
-	Train       bool   // run NATS and the trainer, and let the shards train
-	Trainers    int    // shards without a model that only train
-	RunsDir     string // the trainer's folder
-	GRPC        string // public address of the router's and trainer's APIs; empty for none
-	HTTP        string // HTTP face's address; empty for none
-	Insecure    bool   // public listeners may be reachable from elsewhere
+	HiddenType  tensorv1.ElementType // of hidden states between stages; 0 is float32
+	Train       bool                 // run NATS and the trainer, and let the shards train
+	Trainers    int                  // shards without a model that only train
+	RunsDir     string               // the trainer's folder
+	GRPC        string               // public address of the router's and trainer's APIs; empty for none
+	HTTP        string               // HTTP face's address; empty for none
+	Insecure    bool                 // public listeners may be reachable from elsewhere
 	// TrimInterval is how often the memory of a past load is looked for; 0 means 10 s.
 	TrimInterval time.Duration
 }
@@ -184,7 +187,7 @@ func (m *Mesh) parts() ([]lifecycle.Part, func() error, error) {
 		}
 		models := []tokenizer.Model{known}
 		if c.Speculation.Draft != "" {
-			d, err := m.draft(known, &closers)
+			d, err := m.draft(known, &closers, metrics)
 			if err != nil {
 				return nil, cleanup, err
 			}
@@ -204,17 +207,19 @@ func (m *Mesh) parts() ([]lifecycle.Part, func() error, error) {
 		}
 		for r := range c.Replicas {
 			for i, layers := range model.Split(len(files.Spec.Layers), c.Stages) {
-				s := m.shard(bus)
+				shardName := fmt.Sprintf("shard-%d-%d", r, i)
+				s := m.shard(shardName, bus, metrics)
 				trimmers = append(trimmers, s)
 				if err := s.Hold(name, digest, files, layers); err != nil {
 					return nil, cleanup, err
 				}
-				parts = append(parts, m.part("shard", fmt.Sprintf("shard-%d-%d", r, i), s, m.trains()))
+				parts = append(parts, m.part("shard", shardName, s, m.trains()))
 			}
 		}
 	}
 	for i := range c.Trainers {
-		parts = append(parts, m.part("shard", fmt.Sprintf("shard-train-%d", i), m.shard(bus), m.trains()))
+		shardName := fmt.Sprintf("shard-train-%d", i)
+		parts = append(parts, m.part("shard", shardName, m.shard(shardName, bus, metrics), m.trains()))
 	}
 	parts = append(parts, m.part("sampler", "sampler", sampler.New(sampler.Config{Log: c.Log, Metrics: metrics}), nil))
 	var t *trainer.Service
@@ -231,7 +236,7 @@ func (m *Mesh) parts() ([]lifecycle.Part, func() error, error) {
 	}
 	r := router.New(router.Config{
 		Log: c.Log, Metrics: metrics, Dialer: m.dialer, Registry: m.registry,
-		Speculate: c.Speculation.ids(), Draft: draft, DraftLeast: c.Speculation.Least,
+		Speculate: c.Speculation.ids(), Draft: draft, DraftLeast: c.Speculation.Least, HiddenType: c.HiddenType,
 	})
 	parts = append(parts, runPart("router pipelines", r.Run), m.part("router", "router", r, nil))
 	public := rpc.ListenOptions{Insecure: c.Insecure}
@@ -256,9 +261,10 @@ func (m *Mesh) trains() map[string]string {
 	return nil
 }
 
-func (m *Mesh) shard(bus shard.Bus) *shard.Service {
+// shard makes a shard whose metrics carry its name, since several share the registry.
+func (m *Mesh) shard(name string, bus shard.Bus, metrics prometheus.Registerer) *shard.Service {
 	return shard.New(shard.Config{
-		Log: m.cfg.Log, Dialer: m.dialer, Kernels: m.cfg.Kernels.Set, Threads: m.cfg.Kernels.Threads, KVPositions: m.cfg.KVPositions, Bus: bus,
+		Log: m.cfg.Log, Metrics: prometheus.WrapRegistererWith(prometheus.Labels{"shard": name}, metrics), Dialer: m.dialer, Kernels: m.cfg.Kernels.Set, Threads: m.cfg.Kernels.Threads, KVPositions: m.cfg.KVPositions, Bus: bus,
 	})
 }
 

@@ -96,7 +96,7 @@ func TestShard_RefusesAnEntryAndComputesTheOthers(t *testing.T) {
 		"no rows":                     {&shardv1.Entry{Session: sessionName(2), Epoch: 1}, nil, codes.InvalidArgument},
 		"more logits than rows":       {&shardv1.Entry{Session: sessionName(2), Epoch: 1, Rows: 1, Logits: 2}, []uint32{1}, codes.InvalidArgument},
 		"short name":                  {&shardv1.Entry{Session: []byte("x"), Epoch: 1, Rows: 1, Logits: 1}, []uint32{1}, codes.InvalidArgument},
-		"draft tokens without rows":   {&shardv1.Entry{Session: sessionName(2), Epoch: 1, Rows: 1, Logits: 1, Guesses: []uint32{1}}, []uint32{1}, codes.InvalidArgument},
+		"draft tokens without rows":   {&shardv1.Entry{Session: sessionName(2), Epoch: 1, Rows: 1, Logits: 1, DraftIds: []uint32{1}}, []uint32{1}, codes.InvalidArgument},
 		"position beyond the cache":   {&shardv1.Entry{Session: sessionName(2), Epoch: 1, Position: 1 << 31, Rows: 1, Logits: 1}, []uint32{1}, codes.ResourceExhausted},
 		"position that leaves a hole": {&shardv1.Entry{Session: sessionName(2), Epoch: 1, Position: 9, Rows: 1, Logits: 1}, []uint32{1}, codes.FailedPrecondition},
 		"more pages than there are":   {&shardv1.Entry{Session: sessionName(2), Epoch: 1, Rows: 250, Logits: 1}, make([]uint32, 250), codes.ResourceExhausted},

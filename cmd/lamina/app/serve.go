@@ -13,6 +13,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/discovery"
 	"github.com/lamina-mesh/lamina/pkg/discovery/consul"
 	"github.com/lamina-mesh/lamina/pkg/fault"
+	tensorv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tensor/v1"
 	"github.com/lamina-mesh/lamina/pkg/gradbus/nats"
 	"github.com/lamina-mesh/lamina/pkg/lifecycle"
 	"github.com/lamina-mesh/lamina/pkg/model"
@@ -235,8 +236,16 @@ func (s Speculation) ids() int {
 	return s.IDs
 }
 
-// Router serves the gRPC API, and the HTTP face and console at the http address.
-func Router(ctx context.Context, c ServiceConfig, http string, guess Speculation, bound func(string)) error {
+// RouterConfig is what a router is given beyond what every service is.
+type RouterConfig struct {
+	HTTP        string // address of the HTTP face and console; empty for none
+	Speculation Speculation
+	HiddenType  tensorv1.ElementType // of hidden states between stages; 0 is float32
+	Bound       func(addr string)    // told the bound HTTP address
+}
+
+// Router serves the gRPC API, and the HTTP face and console.
+func Router(ctx context.Context, c ServiceConfig, r RouterConfig) error {
 	b, err := newBase(c)
 	if err != nil {
 		return err
@@ -244,11 +253,11 @@ func Router(ctx context.Context, c ServiceConfig, http string, guess Speculation
 	b.server.Public = true
 	s := router.New(router.Config{
 		Log: c.Log, Metrics: b.server.Metrics, Dialer: b.dialer, Registry: b.registry,
-		Speculate: guess.ids(), Draft: guess.Draft, DraftLeast: guess.Least,
+		Speculate: r.Speculation.ids(), Draft: r.Speculation.Draft, DraftLeast: r.Speculation.Least, HiddenType: r.HiddenType,
 	})
 	before := []lifecycle.Part{runPart("pipelines", s.Run)}
-	if http != "" {
-		before = append(before, httpPart(http, b.listen, c.Log, s, b.metrics, bound))
+	if r.HTTP != "" {
+		before = append(before, httpPart(r.HTTP, b.listen, c.Log, s, b.metrics, r.Bound))
 	}
 	return b.run(ctx, "router", s, nil, before...)
 }

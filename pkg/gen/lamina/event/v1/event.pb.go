@@ -4,13 +4,14 @@
 // 	protoc        (unknown)
 // source: lamina/event/v1/event.proto
 
-// Package lamina.event.v1 is what travels on NATS: gradient events of a run.
+// Package lamina.event.v1 are the events on NATS: the gradients of a run.
 //
 // Slots of a global batch are the leaves of one fixed binary tree: a node over
 // slots [lo,hi) with hi-lo > 1 is the sum of the node over [lo,mid) and the node
 // over [mid,hi), mid = lo+ceil((hi-lo)/2), in that order. A node's value is the
-// same bits whoever computed it, so an event is keyed by its node: publishing it
-// twice is harmless, and whoever folds takes each node once.
+// same bits on every replica, so an event is keyed by its node: publishing it twice is
+// harmless, and a reducer takes each node once. An event that is damaged or does not fit
+// ends the step of its own run, which is made again, and touches no other run.
 
 package eventv1
 

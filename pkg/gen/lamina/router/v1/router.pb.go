@@ -26,19 +26,20 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// ToolChoiceMode is a way to choose tools, as OpenAI's `tool_choice` has them.
+// ToolChoiceMode is a value of OpenAI's `tool_choice`.
 type ToolChoiceMode int32
 
 const (
 	// As AUTO.
 	ToolChoiceMode_TOOL_CHOICE_MODE_UNSPECIFIED ToolChoiceMode = 0
-	// "none": the model is not told of tools, and no text is a call.
+	// "none": the model is not shown the tools and calls none.
 	ToolChoiceMode_TOOL_CHOICE_MODE_NONE ToolChoiceMode = 1
-	// "auto": an answer, or calls, as the model likes.
+	// "auto": the model chooses between an answer and calls.
 	ToolChoiceMode_TOOL_CHOICE_MODE_AUTO ToolChoiceMode = 2
-	// "required": calls, one at least. The model may reason before them.
+	// "required": at least one call. The model may reason before it.
 	ToolChoiceMode_TOOL_CHOICE_MODE_REQUIRED ToolChoiceMode = 3
-	// {"type": "function", "function": {"name": ..}}: calls of that tool, one at least.
+	// {"type": "function", "function": {"name": ..}}: at least one
+	// call of that tool.
 	ToolChoiceMode_TOOL_CHOICE_MODE_FUNCTION ToolChoiceMode = 4
 )
 
@@ -87,20 +88,20 @@ func (ToolChoiceMode) EnumDescriptor() ([]byte, []int) {
 	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{0}
 }
 
-// Sampling says how tokens are picked. Absent fields take the stated defaults.
+// Sampling are the sampling parameters. Absent fields take the stated defaults.
 type Sampling struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Divides the logits; default 1, 0 is greedy; at most 100.
 	Temperature *float32 `protobuf:"fixed32,1,opt,name=temperature,proto3,oneof" json:"temperature,omitempty"`
-	// Keeps the k best; default 0, all.
+	// Keeps the k most likely ids; default 0, all.
 	TopK uint32 `protobuf:"varint,2,opt,name=top_k,json=topK,proto3" json:"top_k,omitempty"`
-	// Keeps the fewest whose mass reaches p; default 1, all.
+	// Keeps the fewest ids whose probabilities reach p; default 1, all.
 	TopP *float32 `protobuf:"fixed32,3,opt,name=top_p,json=topP,proto3,oneof" json:"top_p,omitempty"`
-	// Drops what is less likely than min_p times the best; default 0, none.
+	// Drops ids less likely than min_p times the most likely one; default 0, none.
 	MinP float32 `protobuf:"fixed32,4,opt,name=min_p,json=minP,proto3" json:"min_p,omitempty"`
-	// Keys the randomness; default: drawn by the router and told in `started`.
+	// Keys the randomness; by default the router draws one and reports it in `started`.
 	Seed *uint64 `protobuf:"varint,5,opt,name=seed,proto3,oneof" json:"seed,omitempty"`
-	// Divides positive and multiplies negative logits of seen ids; default 1.
+	// Divides positive and multiplies negative logits of ids seen before; default 1.
 	RepetitionPenalty *float32 `protobuf:"fixed32,6,opt,name=repetition_penalty,json=repetitionPenalty,proto3,oneof" json:"repetition_penalty,omitempty"`
 	// Subtracted for each earlier emission of an id; -2 to 2.
 	FrequencyPenalty float32 `protobuf:"fixed32,7,opt,name=frequency_penalty,json=frequencyPenalty,proto3" json:"frequency_penalty,omitempty"`
@@ -108,14 +109,14 @@ type Sampling struct {
 	PresencePenalty float32 `protobuf:"fixed32,8,opt,name=presence_penalty,json=presencePenalty,proto3" json:"presence_penalty,omitempty"`
 	// Added to the logits of single ids; -100 to 100.
 	LogitBias map[uint32]float32 `protobuf:"bytes,9,rep,name=logit_bias,json=logitBias,proto3" json:"logit_bias,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"fixed32,2,opt,name=value"`
-	// Rules that few requests set.
+	// Parameters that few requests set.
 	Advanced *v1.Advanced `protobuf:"bytes,10,opt,name=advanced,proto3" json:"advanced,omitempty"`
-	// Which of several choices of one request this is: each draws on its own.
+	// Which of several choices of one request this is; each has its own random numbers.
 	Choice uint32 `protobuf:"varint,11,opt,name=choice,proto3" json:"choice,omitempty"`
-	// What the text is held to, if anything.
+	// The grammar that the text has to follow, if any.
 	Grammar *v1.Grammar `protobuf:"bytes,12,opt,name=grammar,proto3" json:"grammar,omitempty"`
-	// Texts that no answer has: their ids, at the start of a word and within one, become
-	// bad words. At most 256 of at most 256 bytes each.
+	// Texts that no answer contains: their ids, at the start of a word and within one,
+	// become bad words. At most 256 of at most 256 bytes each.
 	BadWords      []string `protobuf:"bytes,13,rep,name=bad_words,json=badWords,proto3" json:"bad_words,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -293,22 +294,22 @@ type GenerateRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// A model's name or digest; empty for the only one.
 	Model string `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
-	// What to continue.
+	// The prompt.
 	//
 	// Types that are valid to be assigned to Prompt:
 	//
 	//	*GenerateRequest_Text
 	//	*GenerateRequest_TokenIds
 	Prompt isGenerateRequest_Prompt `protobuf_oneof:"prompt"`
-	// Most tokens to generate; 0 means as many as the context holds.
+	// The most tokens to generate; 0 means as many as the context length allows.
 	MaxTokens uint32 `protobuf:"varint,4,opt,name=max_tokens,json=maxTokens,proto3" json:"max_tokens,omitempty"`
-	// How tokens are picked.
+	// The sampling parameters.
 	Sampling *Sampling `protobuf:"bytes,5,opt,name=sampling,proto3" json:"sampling,omitempty"`
-	// Texts that end the generation; at most 16. They are not part of the answer.
+	// Stop strings; at most 16 of at most 1024 bytes. They are not part of the answer.
 	Stop []string `protobuf:"bytes,6,rep,name=stop,proto3" json:"stop,omitempty"`
-	// How many of the best candidates to report with each token; at most 20.
+	// How many of the most likely candidates to report with each token; at most 20.
 	TopLogprobs uint32 `protobuf:"varint,7,opt,name=top_logprobs,json=topLogprobs,proto3" json:"top_logprobs,omitempty"`
-	// Go on after an end token (for measurements).
+	// Go on after an end-of-text id (for measurements).
 	IgnoreEnd bool `protobuf:"varint,8,opt,name=ignore_end,json=ignoreEnd,proto3" json:"ignore_end,omitempty"`
 	// Read control tokens in the text as such. For trusted prompts only.
 	Special       bool `protobuf:"varint,9,opt,name=special,proto3" json:"special,omitempty"`
@@ -425,12 +426,12 @@ type isGenerateRequest_Prompt interface {
 }
 
 type GenerateRequest_Text struct {
-	// Plain text: control-looking text stays text.
+	// Plain text; spellings of control tokens stay text.
 	Text string `protobuf:"bytes,2,opt,name=text,proto3,oneof"`
 }
 
 type GenerateRequest_TokenIds struct {
-	// Token ids, taken as they are.
+	// Token ids.
 	TokenIds *TokenIds `protobuf:"bytes,3,opt,name=token_ids,json=tokenIds,proto3,oneof"`
 }
 
@@ -445,36 +446,36 @@ type ChatRequest struct {
 	Model string `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
 	// The turns so far; at least one.
 	Messages []*v11.Message `protobuf:"bytes,2,rep,name=messages,proto3" json:"messages,omitempty"`
-	// Most tokens to generate; 0 means as many as the context holds.
+	// The most tokens to generate; 0 means as many as the context length allows.
 	MaxTokens uint32 `protobuf:"varint,3,opt,name=max_tokens,json=maxTokens,proto3" json:"max_tokens,omitempty"`
-	// How tokens are picked.
+	// The sampling parameters.
 	Sampling *Sampling `protobuf:"bytes,4,opt,name=sampling,proto3" json:"sampling,omitempty"`
-	// Texts that end the generation; at most 16. They are not part of the answer.
+	// Stop strings; at most 16 of at most 1024 bytes. They are not part of the answer.
 	Stop []string `protobuf:"bytes,5,rep,name=stop,proto3" json:"stop,omitempty"`
-	// How many of the best candidates to report with each token; at most 20.
+	// How many of the most likely candidates to report with each token; at most 20.
 	TopLogprobs uint32 `protobuf:"varint,6,opt,name=top_logprobs,json=topLogprobs,proto3" json:"top_logprobs,omitempty"`
 	// OpenAI tool definitions as a JSON array; empty for none. Once the model opens a
 	// call, its name is one of these and its arguments follow the tool's schema: always
-	// where the tool says `strict`, else as far as the schema can be honoured (where it
-	// cannot, they are any JSON object).
+	// for a `strict` tool, else as far as the schema is supported (where it is not, they
+	// are any JSON object).
 	ToolsJson string `protobuf:"bytes,7,opt,name=tools_json,json=toolsJson,proto3" json:"tools_json,omitempty"`
 	// Documents to answer from as a JSON array; empty for none.
 	DocumentsJson string `protobuf:"bytes,8,opt,name=documents_json,json=documentsJson,proto3" json:"documents_json,omitempty"`
 	// Further variables of the chat template as a JSON object; empty for none.
 	VariablesJson string `protobuf:"bytes,9,opt,name=variables_json,json=variablesJson,proto3" json:"variables_json,omitempty"`
-	// Which of the model's chat templates; empty for the usual one.
+	// Which of the model's chat templates; empty for the default one.
 	Template string `protobuf:"bytes,10,opt,name=template,proto3" json:"template,omitempty"`
 	// Do not open the assistant's turn at the end.
 	NoGenerationPrompt bool `protobuf:"varint,11,opt,name=no_generation_prompt,json=noGenerationPrompt,proto3" json:"no_generation_prompt,omitempty"`
-	// Go on with the last message's text; with no_generation_prompt only.
+	// Continue the last message's text; only with no_generation_prompt.
 	ContinueFinalMessage bool `protobuf:"varint,12,opt,name=continue_final_message,json=continueFinalMessage,proto3" json:"continue_final_message,omitempty"`
-	// Keep in the answer's text the control tokens that set tool calls and reasoning
-	// apart, for whoever parses it by `started.format`.
+	// Keep the control tokens that delimit tool calls and reasoning in the answer's text,
+	// for clients that parse it by `started.format`.
 	KeepMarkers bool `protobuf:"varint,13,opt,name=keep_markers,json=keepMarkers,proto3" json:"keep_markers,omitempty"`
-	// Whether tools are called; absent for TOOL_CHOICE_MODE_AUTO. It goes with tools. With
-	// no_generation_prompt the answer is held to calls only where they are required.
+	// Whether tools are called; absent means TOOL_CHOICE_MODE_AUTO. Only with tools. With
+	// no_generation_prompt the answer is constrained to calls only where they are required.
 	ToolChoice *ToolChoice `protobuf:"bytes,14,opt,name=tool_choice,json=toolChoice,proto3" json:"tool_choice,omitempty"`
-	// False for one call at most; absent is true.
+	// False allows one call at most; absent means true.
 	ParallelToolCalls *bool `protobuf:"varint,15,opt,name=parallel_tool_calls,json=parallelToolCalls,proto3,oneof" json:"parallel_tool_calls,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
@@ -618,7 +619,7 @@ func (x *ChatRequest) GetParallelToolCalls() bool {
 // ToolChoice says whether tools are called.
 type ToolChoice struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Which way.
+	// The mode.
 	Mode ToolChoiceMode `protobuf:"varint,1,opt,name=mode,proto3,enum=lamina.router.v1.ToolChoiceMode" json:"mode,omitempty"`
 	// For TOOL_CHOICE_MODE_FUNCTION the name of the tool, one of those offered; empty
 	// for the others.
@@ -879,7 +880,7 @@ func (*ChatResponse_Token) isChatResponse_Event() {}
 
 func (*ChatResponse_Finished) isChatResponse_Event() {}
 
-// Started says how a request will be run.
+// Started says how a request is run.
 type Started struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Names the request in logs.
@@ -897,7 +898,7 @@ type Started struct {
 	Fingerprint string `protobuf:"bytes,6,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
 	// Of a chat: how the model writes tool calls and reasoning.
 	Format *v11.ChatFormat `protobuf:"bytes,7,opt,name=format,proto3" json:"format,omitempty"`
-	// Of a chat: the end of the prompt's text, at most 1 KiB, for whoever parses the
+	// Of a chat: the end of the prompt's text, at most 1 KiB, for clients that parse the
 	// answer.
 	PromptEnd     string `protobuf:"bytes,8,opt,name=prompt_end,json=promptEnd,proto3" json:"prompt_end,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -993,13 +994,13 @@ func (x *Started) GetPromptEnd() string {
 // TokenEvent is a generated token.
 type TokenEvent struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The text that this token made certain; may be empty. End tokens have none.
+	// The text that this token completed; may be empty. End-of-text ids have none.
 	Text string `protobuf:"bytes,1,opt,name=text,proto3" json:"text,omitempty"`
 	// The id.
 	Id uint32 `protobuf:"varint,2,opt,name=id,proto3" json:"id,omitempty"`
 	// Its natural log-probability under the model.
 	Logprob float32 `protobuf:"fixed32,3,opt,name=logprob,proto3" json:"logprob,omitempty"`
-	// The best candidates, as far as asked for.
+	// The most likely candidates, as many as top_logprobs asks for.
 	Top []*TopCandidate `protobuf:"bytes,4,rep,name=top,proto3" json:"top,omitempty"`
 	// Its number among the generated tokens, from 0.
 	Index         uint32 `protobuf:"varint,5,opt,name=index,proto3" json:"index,omitempty"`
@@ -1141,11 +1142,12 @@ type Finished struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Why it ended; never unspecified.
 	FinishReason v1.FinishReason `protobuf:"varint,1,opt,name=finish_reason,json=finishReason,proto3,enum=lamina.sampler.v1.FinishReason" json:"finish_reason,omitempty"`
-	// What it took.
+	// Token counts.
 	Usage *Usage `protobuf:"bytes,2,opt,name=usage,proto3" json:"usage,omitempty"`
-	// How long it took.
+	// Durations.
 	Timings *Timings `protobuf:"bytes,3,opt,name=timings,proto3" json:"timings,omitempty"`
-	// Text that was held back as a possible stop text and is part of the answer.
+	// Text that was held back as the possible beginning of a stop string and is part of the
+	// answer.
 	Text          string `protobuf:"bytes,4,opt,name=text,proto3" json:"text,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1214,7 +1216,7 @@ type Usage struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Of the prompt.
 	PromptTokens uint32 `protobuf:"varint,1,opt,name=prompt_tokens,json=promptTokens,proto3" json:"prompt_tokens,omitempty"`
-	// Generated, end token included.
+	// Generated, including the end-of-text id.
 	CompletionTokens uint32 `protobuf:"varint,2,opt,name=completion_tokens,json=completionTokens,proto3" json:"completion_tokens,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
@@ -1411,7 +1413,7 @@ func (x *ListModelsResponse) GetModels() []*Model {
 	return nil
 }
 
-// Model is a model that can be asked now.
+// Model is a model that is being served.
 type Model struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Its name.
@@ -1422,13 +1424,13 @@ type Model struct {
 	Architecture string `protobuf:"bytes,3,opt,name=architecture,proto3" json:"architecture,omitempty"`
 	// Layers.
 	Layers uint32 `protobuf:"varint,4,opt,name=layers,proto3" json:"layers,omitempty"`
-	// Longest context in positions.
+	// Context length in positions.
 	Context uint32 `protobuf:"varint,5,opt,name=context,proto3" json:"context,omitempty"`
 	// Number of token ids.
 	Vocab uint32 `protobuf:"varint,6,opt,name=vocab,proto3" json:"vocab,omitempty"`
 	// Whether it has a chat template.
 	Chat bool `protobuf:"varint,7,opt,name=chat,proto3" json:"chat,omitempty"`
-	// Pipelines that stand.
+	// Open pipelines.
 	Pipelines     uint32 `protobuf:"varint,8,opt,name=pipelines,proto3" json:"pipelines,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1686,12 +1688,12 @@ func (x *WatchTopologyResponse) GetMesh() *Mesh {
 	return nil
 }
 
-// Mesh is what a router sees: services alive, and pipelines over them.
+// Mesh is what a router sees: the live services, and its pipelines over them.
 type Mesh struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Everyone alive, sorted by service and id.
+	// The live services, sorted by service and id.
 	Members []*Member `protobuf:"bytes,1,rep,name=members,proto3" json:"members,omitempty"`
-	// Every pipeline that stands.
+	// The open pipelines.
 	Pipelines     []*Pipeline `protobuf:"bytes,2,rep,name=pipelines,proto3" json:"pipelines,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1825,15 +1827,15 @@ type Pipeline struct {
 	Digest string `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
 	// The stages in order.
 	Stages []*v12.Hop `protobuf:"bytes,4,rep,name=stages,proto3" json:"stages,omitempty"`
-	// Sequences in its running batch.
+	// Running sequences.
 	Running uint32 `protobuf:"varint,5,opt,name=running,proto3" json:"running,omitempty"`
 	// Sequences waiting for admission.
 	Waiting uint32 `protobuf:"varint,6,opt,name=waiting,proto3" json:"waiting,omitempty"`
-	// Tokens a second lately.
+	// Tokens per second over the last second.
 	TokensPerSecond float32 `protobuf:"fixed32,7,opt,name=tokens_per_second,json=tokensPerSecond,proto3" json:"tokens_per_second,omitempty"`
 	// Where its sampler listens.
 	Sampler string `protobuf:"bytes,8,opt,name=sampler,proto3" json:"sampler,omitempty"`
-	// Median milliseconds of a decode step lately.
+	// Milliseconds of the last decode step.
 	StepMs        float32 `protobuf:"fixed32,9,opt,name=step_ms,json=stepMs,proto3" json:"step_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -34,22 +34,27 @@ const (
 //
 // RouterService assembles shards into pipelines and runs requests on them.
 //
-// Generate and Chat stream: first one `started`, then a `token` for each token,
-// last one `finished`. A stream that did not end with `finished` ended with a
-// gRPC status, which carries google.rpc.RetryInfo when trying again may help: a
-// cut answer never looks like a whole one. Cancelling the call frees the session
-// on every stage at once.
+// Generate and Chat stream: first one `started`, once a pipeline has admitted the
+// request, then a `token` for each token, last one `finished`. A stream that does not
+// end with `finished` ends with a gRPC status, which carries google.rpc.RetryInfo when
+// trying again may help: a cut answer never looks complete. Cancelling the call frees
+// the session on every stage at once.
 //
-// The same request (model, prompt, rules, seed) gives the same tokens whatever
-// pipeline, batch or split it meets, within one `fingerprint`.
+// What is wrong with a request is INVALID_ARGUMENT and names the field in
+// google.rpc.BadRequest, and is never tried again. A request whose pipeline dies is
+// replayed on another one. One that is in flight on two pipelines in a row when they die
+// is set aside with ABORTED, without a retry hint, since it may be the cause.
+//
+// The same request (model, prompt, sampling parameters, seed) gives the same tokens on
+// any pipeline, in any batch and split, within one `fingerprint`.
 type RouterServiceClient interface {
 	// Generate continues a prompt.
 	Generate(ctx context.Context, in *GenerateRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[GenerateResponse], error)
 	// Chat answers a list of messages under the model's chat template.
 	Chat(ctx context.Context, in *ChatRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ChatResponse], error)
-	// ListModels lists the models that can be asked now.
+	// ListModels lists the models that are being served.
 	ListModels(ctx context.Context, in *ListModelsRequest, opts ...grpc.CallOption) (*ListModelsResponse, error)
-	// Topology says who is alive and which pipelines stand.
+	// Topology lists the live services and the open pipelines.
 	Topology(ctx context.Context, in *TopologyRequest, opts ...grpc.CallOption) (*TopologyResponse, error)
 	// WatchTopology sends the topology now and after each change.
 	WatchTopology(ctx context.Context, in *WatchTopologyRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchTopologyResponse], error)
@@ -146,22 +151,27 @@ type RouterService_WatchTopologyClient = grpc.ServerStreamingClient[WatchTopolog
 //
 // RouterService assembles shards into pipelines and runs requests on them.
 //
-// Generate and Chat stream: first one `started`, then a `token` for each token,
-// last one `finished`. A stream that did not end with `finished` ended with a
-// gRPC status, which carries google.rpc.RetryInfo when trying again may help: a
-// cut answer never looks like a whole one. Cancelling the call frees the session
-// on every stage at once.
+// Generate and Chat stream: first one `started`, once a pipeline has admitted the
+// request, then a `token` for each token, last one `finished`. A stream that does not
+// end with `finished` ends with a gRPC status, which carries google.rpc.RetryInfo when
+// trying again may help: a cut answer never looks complete. Cancelling the call frees
+// the session on every stage at once.
 //
-// The same request (model, prompt, rules, seed) gives the same tokens whatever
-// pipeline, batch or split it meets, within one `fingerprint`.
+// What is wrong with a request is INVALID_ARGUMENT and names the field in
+// google.rpc.BadRequest, and is never tried again. A request whose pipeline dies is
+// replayed on another one. One that is in flight on two pipelines in a row when they die
+// is set aside with ABORTED, without a retry hint, since it may be the cause.
+//
+// The same request (model, prompt, sampling parameters, seed) gives the same tokens on
+// any pipeline, in any batch and split, within one `fingerprint`.
 type RouterServiceServer interface {
 	// Generate continues a prompt.
 	Generate(*GenerateRequest, grpc.ServerStreamingServer[GenerateResponse]) error
 	// Chat answers a list of messages under the model's chat template.
 	Chat(*ChatRequest, grpc.ServerStreamingServer[ChatResponse]) error
-	// ListModels lists the models that can be asked now.
+	// ListModels lists the models that are being served.
 	ListModels(context.Context, *ListModelsRequest) (*ListModelsResponse, error)
-	// Topology says who is alive and which pipelines stand.
+	// Topology lists the live services and the open pipelines.
 	Topology(context.Context, *TopologyRequest) (*TopologyResponse, error)
 	// WatchTopology sends the topology now and after each change.
 	WatchTopology(*WatchTopologyRequest, grpc.ServerStreamingServer[WatchTopologyResponse]) error

@@ -24,24 +24,23 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// GrammarKind says how a grammar is written.
+// GrammarKind is the notation of a grammar.
 type GrammarKind int32
 
 const (
-	// Not said.
+	// Refused.
 	GrammarKind_GRAMMAR_KIND_UNSPECIFIED GrammarKind = 0
-	// llama.cpp's notation.
+	// llama.cpp's GBNF.
 	GrammarKind_GRAMMAR_KIND_GBNF GrammarKind = 1
 	// JSON Schema, draft 2020-12 or 7.
 	GrammarKind_GRAMMAR_KIND_JSON_SCHEMA GrammarKind = 2
 	// A regular expression that the whole text matches.
 	GrammarKind_GRAMMAR_KIND_REGEX GrammarKind = 3
-	// Structural tags: a JSON object that says what a text is put together of. The
-	// common shape is {"triggers": ["<f"], "tags": [{"begin": "<f=a>", "schema": {..},
-	// "end": "</f>"}], "at_least_one": true, "stop_after_first": true}: free text until a
-	// trigger, then a begin, an instance of its schema, its end, and free text again.
-	// begin and end may be {"type": "token", "token": ".."}, a control token by its
-	// spelling. All parts that there are: lamina's pkg/grammar, Structure.
+	// Structural tags: a JSON object that describes the parts of a text. The common form
+	// is {"triggers": ["<f"], "tags": [{"begin": "<f=a>", "schema": {..}, "end": "</f>"}],
+	// "at_least_one": true, "stop_after_first": true}: free text until a trigger, then a
+	// begin, an instance of its schema, its end, and free text again. begin and end may be
+	// {"type": "token", "token": ".."}, a control token by its spelling.
 	GrammarKind_GRAMMAR_KIND_TAGS GrammarKind = 4
 )
 
@@ -96,9 +95,9 @@ type FinishReason int32
 const (
 	// It has not ended.
 	FinishReason_FINISH_REASON_UNSPECIFIED FinishReason = 0
-	// An end token or a stop text.
+	// An end-of-text id or a stop string.
 	FinishReason_FINISH_REASON_STOP FinishReason = 1
-	// The limit of tokens or of the context.
+	// max_tokens or the context length.
 	FinishReason_FINISH_REASON_LENGTH FinishReason = 2
 )
 
@@ -143,20 +142,21 @@ func (FinishReason) EnumDescriptor() ([]byte, []int) {
 	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{1}
 }
 
-// Rules say how a token is picked. The zero value is greedy without an end.
+// Rules are the sampling parameters of a session. The zero value picks greedily and never
+// ends. Bounds on every field stand in one table, pkg/samplerules.
 type Rules struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Divides the logits; 0 takes the best (the lowest id of equals).
+	// Divides the logits; 0 picks the most likely id (the lowest of equals).
 	Temperature float32 `protobuf:"fixed32,1,opt,name=temperature,proto3" json:"temperature,omitempty"`
-	// Keeps the k best; 0 keeps all.
+	// Keeps the k most likely ids; 0 keeps all.
 	TopK uint32 `protobuf:"varint,2,opt,name=top_k,json=topK,proto3" json:"top_k,omitempty"`
-	// Keeps the fewest whose mass reaches p; 0 or 1 keeps all.
+	// Keeps the fewest ids whose probabilities reach p; 0 or 1 keeps all.
 	TopP float32 `protobuf:"fixed32,3,opt,name=top_p,json=topP,proto3" json:"top_p,omitempty"`
-	// Drops what is less likely than min_p times the best; 0 drops none.
+	// Drops ids less likely than min_p times the most likely one; 0 drops none.
 	MinP float32 `protobuf:"fixed32,4,opt,name=min_p,json=minP,proto3" json:"min_p,omitempty"`
 	// Keys the randomness together with the position.
 	Seed uint64 `protobuf:"varint,5,opt,name=seed,proto3" json:"seed,omitempty"`
-	// Divides positive and multiplies negative logits of seen ids; 0 or 1 is off.
+	// Divides positive and multiplies negative logits of ids seen before; 0 or 1 is off.
 	RepetitionPenalty float32 `protobuf:"fixed32,6,opt,name=repetition_penalty,json=repetitionPenalty,proto3" json:"repetition_penalty,omitempty"`
 	// Subtracted from the logit of an emitted id, once for each time it was emitted;
 	// -2 to 2.
@@ -171,11 +171,11 @@ type Rules struct {
 	MaxTokens uint32 `protobuf:"varint,11,opt,name=max_tokens,json=maxTokens,proto3" json:"max_tokens,omitempty"`
 	// How many of the best candidates to report with each token; at most 20.
 	TopLogprobs uint32 `protobuf:"varint,12,opt,name=top_logprobs,json=topLogprobs,proto3" json:"top_logprobs,omitempty"`
-	// Rules that few requests set.
+	// Parameters that few requests set.
 	Advanced *Advanced `protobuf:"bytes,13,opt,name=advanced,proto3" json:"advanced,omitempty"`
-	// Which of a request's choices this is: each draws on its own.
+	// Which of a request's choices this is; each has its own random numbers.
 	Choice uint32 `protobuf:"varint,14,opt,name=choice,proto3" json:"choice,omitempty"`
-	// What the text is held to, if anything.
+	// The grammar that the text has to follow, if any.
 	Grammar       *Grammar `protobuf:"bytes,15,opt,name=grammar,proto3" json:"grammar,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -316,12 +316,12 @@ func (x *Rules) GetGrammar() *Grammar {
 	return nil
 }
 
-// Grammar is a language.
+// Grammar is the set of texts that a session may generate.
 type Grammar struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How it is written.
+	// Its notation.
 	Kind GrammarKind `protobuf:"varint,1,opt,name=kind,proto3,enum=lamina.sampler.v1.GrammarKind" json:"kind,omitempty"`
-	// The text of it.
+	// The grammar in that notation.
 	Source        string `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -417,51 +417,53 @@ func (x *Ids) GetIds() []uint32 {
 	return nil
 }
 
-// Advanced are rules that few requests set. Zero is off, unless said otherwise.
+// Advanced are parameters that few requests set. Zero is off, unless said otherwise.
 type Advanced struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Keeps the ids whose surprise is nearest to the entropy, until their mass reaches p.
+	// Locally typical sampling: keeps the ids whose surprisal is nearest to the entropy,
+	// until their probabilities reach p.
 	TypicalP float32 `protobuf:"fixed32,1,opt,name=typical_p,json=typicalP,proto3" json:"typical_p,omitempty"`
-	// Keeps what is within n standard deviations of the best logit.
+	// Keeps the ids within n standard deviations of the best logit.
 	TopNSigma float32 `protobuf:"fixed32,2,opt,name=top_n_sigma,json=topNSigma,proto3" json:"top_n_sigma,omitempty"`
-	// Drops what is less likely.
+	// Drops ids less likely than this.
 	EpsilonCutoff float32 `protobuf:"fixed32,3,opt,name=epsilon_cutoff,json=epsilonCutoff,proto3" json:"epsilon_cutoff,omitempty"`
-	// Drops what is less likely than min(eta, sqrt(eta)·exp(-entropy)).
+	// Drops ids less likely than min(eta, sqrt(eta)·exp(-entropy)).
 	EtaCutoff float32 `protobuf:"fixed32,4,opt,name=eta_cutoff,json=etaCutoff,proto3" json:"eta_cutoff,omitempty"`
-	// How often XTC drops all but the last of the ids that reach its threshold.
+	// The probability with which XTC drops all but the least likely of the ids that reach
+	// its threshold.
 	XtcProbability float32 `protobuf:"fixed32,5,opt,name=xtc_probability,json=xtcProbability,proto3" json:"xtc_probability,omitempty"`
-	// XTC's threshold; 0 is 0.1.
+	// XTC's threshold; 0 means 0.1.
 	XtcThreshold float32 `protobuf:"fixed32,6,opt,name=xtc_threshold,json=xtcThreshold,proto3" json:"xtc_threshold,omitempty"`
-	// How far the temperature moves with the entropy, either way.
+	// Dynamic temperature: how far it moves with the entropy, either way.
 	DynamicRange float32 `protobuf:"fixed32,7,opt,name=dynamic_range,json=dynamicRange,proto3" json:"dynamic_range,omitempty"`
-	// The power of the entropy's share; 0 is 1.
+	// The exponent of the normalised entropy; 0 means 1.
 	DynamicExponent float32 `protobuf:"fixed32,8,opt,name=dynamic_exponent,json=dynamicExponent,proto3" json:"dynamic_exponent,omitempty"`
-	// Drops ids that would end an n-gram that has been.
+	// Drops ids that would repeat an n-gram of this length.
 	NoRepeatNgram uint32 `protobuf:"varint,9,opt,name=no_repeat_ngram,json=noRepeatNgram,proto3" json:"no_repeat_ngram,omitempty"`
-	// Drops ids that would end one of these.
+	// Drops ids that would complete one of these.
 	BadWords []*Ids `protobuf:"bytes,10,rep,name=bad_words,json=badWords,proto3" json:"bad_words,omitempty"`
-	// DRY's penalty for going on with a repetition.
+	// DRY's penalty for continuing a repetition.
 	DryMultiplier float32 `protobuf:"fixed32,11,opt,name=dry_multiplier,json=dryMultiplier,proto3" json:"dry_multiplier,omitempty"`
-	// By how much it grows with each id more; 0 is 1.75.
+	// The factor by which it grows with each further id; 0 means 1.75.
 	DryBase float32 `protobuf:"fixed32,12,opt,name=dry_base,json=dryBase,proto3" json:"dry_base,omitempty"`
-	// The longest repetition that is free; 0 is 2.
+	// The longest repetition without a penalty; 0 means 2.
 	DryAllowedLength uint32 `protobuf:"varint,13,opt,name=dry_allowed_length,json=dryAllowedLength,proto3" json:"dry_allowed_length,omitempty"`
-	// How far DRY looks back, in ids; 0 is all.
+	// How far DRY looks back, in ids; 0 means all.
 	DryLastN uint32 `protobuf:"varint,14,opt,name=dry_last_n,json=dryLastN,proto3" json:"dry_last_n,omitempty"`
-	// Sequences that no repetition reaches over.
+	// Sequence breakers: no repetition reaches across one.
 	DryBreakers []*Ids `protobuf:"bytes,15,rep,name=dry_breakers,json=dryBreakers,proto3" json:"dry_breakers,omitempty"`
 	// Mirostat's version, 1 or 2.
 	Mirostat uint32 `protobuf:"varint,16,opt,name=mirostat,proto3" json:"mirostat,omitempty"`
-	// The surprise that it aims at, in bits; 0 is 5.
+	// Its target surprisal, in bits; 0 means 5.
 	MirostatTau float32 `protobuf:"fixed32,17,opt,name=mirostat_tau,json=mirostatTau,proto3" json:"mirostat_tau,omitempty"`
-	// How fast it gets there; 0 is 0.1.
+	// Its learning rate; 0 means 0.1.
 	MirostatEta float32 `protobuf:"fixed32,18,opt,name=mirostat_eta,json=mirostatEta,proto3" json:"mirostat_eta,omitempty"`
-	// Ends are dropped until so many tokens are out.
+	// End ids are dropped until this many tokens have been emitted.
 	MinTokens uint32 `protobuf:"varint,19,opt,name=min_tokens,json=minTokens,proto3" json:"min_tokens,omitempty"`
-	// How far the repetition penalty looks back, in ids; 0 is all.
+	// How far the repetition penalty looks back, in ids; 0 means all.
 	PenaltyLastN uint32 `protobuf:"varint,20,opt,name=penalty_last_n,json=penaltyLastN,proto3" json:"penalty_last_n,omitempty"`
-	// The names of the rules in the order in which they run. Every rule that is on must
-	// stand in it. Empty: min_tokens, logit_bias, bad_words, no_repeat_ngram,
+	// The names of the samplers in the order in which they run. Every one that is on must
+	// be listed. Empty: min_tokens, logit_bias, bad_words, no_repeat_ngram,
 	// repetition_penalty, penalties, dry, temperature, top_n_sigma, top_k, typical_p,
 	// epsilon_cutoff, eta_cutoff, min_p, top_p, xtc, mirostat.
 	Order         []string `protobuf:"bytes,21,rep,name=order,proto3" json:"order,omitempty"`
@@ -745,17 +747,17 @@ type SampleRequest_Open struct {
 }
 
 type SampleRequest_Add struct {
-	// A session comes.
+	// Add a session.
 	Add *AddSession `protobuf:"bytes,2,opt,name=add,proto3,oneof"`
 }
 
 type SampleRequest_Remove struct {
-	// A session goes.
+	// Remove a session.
 	Remove *RemoveSession `protobuf:"bytes,3,opt,name=remove,proto3,oneof"`
 }
 
 type SampleRequest_Tokens struct {
-	// Tokens of the model's vocabulary, before the first session with a grammar.
+	// Part of the model's vocabulary, before the first session with a grammar.
 	Tokens *Tokens `protobuf:"bytes,4,opt,name=tokens,proto3,oneof"`
 }
 
@@ -813,8 +815,8 @@ func (x *SampleOpen) GetPipeline() []byte {
 	return nil
 }
 
-// Tokens is a part of a vocabulary. Parts come in order; the sampler takes the
-// vocabulary up when it has size of them.
+// Tokens is a part of a vocabulary. Parts arrive in order; the vocabulary is complete
+// when `size` tokens have arrived.
 type Tokens struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// "sha256:…" of the model's files.
@@ -823,8 +825,8 @@ type Tokens struct {
 	Size uint32 `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
 	// The id of the first token here.
 	First uint32 `protobuf:"varint,3,opt,name=first,proto3" json:"first,omitempty"`
-	// The bytes of each; empty for one that is no text, and for a control token its
-	// spelling between two bytes 0xFF, which no text has.
+	// The bytes of each; empty for a gap, and for a control token its spelling between two
+	// bytes 0xFF, which no text has.
 	Tokens        [][]byte `protobuf:"bytes,4,rep,name=tokens,proto3" json:"tokens,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -888,7 +890,7 @@ func (x *Tokens) GetTokens() [][]byte {
 	return nil
 }
 
-// AddSession brings a session.
+// AddSession adds a session.
 type AddSession struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The session's name.
@@ -897,13 +899,13 @@ type AddSession struct {
 	Epoch uint64 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	// Its rules.
 	Rules *Rules `protobuf:"bytes,3,opt,name=rules,proto3" json:"rules,omitempty"`
-	// The prompt's ids; they may be left out where no rule looks back.
+	// The prompt's ids; may be empty where no parameter looks back.
 	Prompt []uint32 `protobuf:"varint,4,rep,packed,name=prompt,proto3" json:"prompt,omitempty"`
 	// Ids emitted before, when a session moves.
 	Emitted []uint32 `protobuf:"varint,5,rep,packed,name=emitted,proto3" json:"emitted,omitempty"`
-	// Their log-probabilities, as reported; what only mirostat wants.
+	// Their log-probabilities, as reported; only Mirostat reads them.
 	EmittedLogprobs []float32 `protobuf:"fixed32,6,rep,packed,name=emitted_logprobs,json=emittedLogprobs,proto3" json:"emitted_logprobs,omitempty"`
-	// The digest of the vocabulary that the rules' grammar reads.
+	// The digest of the vocabulary, for a grammar.
 	Vocabulary    string `protobuf:"bytes,7,opt,name=vocabulary,proto3" json:"vocabulary,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1037,7 +1039,7 @@ func (x *RemoveSession) GetSession() []byte {
 // SampleResponse is a frame to the router.
 type SampleResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What the sampler has to say.
+	// What happened.
 	//
 	// Types that are valid to be assigned to Frame:
 	//
@@ -1128,12 +1130,12 @@ type isSampleResponse_Frame interface {
 }
 
 type SampleResponse_Opened struct {
-	// The pipeline is known.
+	// The pipeline is open.
 	Opened *SampleOpened `protobuf:"bytes,1,opt,name=opened,proto3,oneof"`
 }
 
 type SampleResponse_Added struct {
-	// The session is known.
+	// A session was added.
 	Added *SessionAdded `protobuf:"bytes,2,opt,name=added,proto3,oneof"`
 }
 
@@ -1155,7 +1157,7 @@ func (*SampleResponse_Token) isSampleResponse_Frame() {}
 
 func (*SampleResponse_Failed) isSampleResponse_Frame() {}
 
-// SampleOpened says that the pipeline is known.
+// SampleOpened says that the pipeline is open.
 type SampleOpened struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1192,7 +1194,7 @@ func (*SampleOpened) Descriptor() ([]byte, []int) {
 	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{10}
 }
 
-// SessionAdded says that a session is known.
+// SessionAdded says that a session was added.
 type SessionAdded struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The session's name.
@@ -1249,11 +1251,12 @@ type Token struct {
 	Position uint32 `protobuf:"varint,3,opt,name=position,proto3" json:"position,omitempty"`
 	// The id.
 	Id uint32 `protobuf:"varint,4,opt,name=id,proto3" json:"id,omitempty"`
-	// Its natural log-probability under the model, before any rule.
+	// Its natural log-probability under the model, before any sampling parameter.
 	Logprob float32 `protobuf:"fixed32,5,opt,name=logprob,proto3" json:"logprob,omitempty"`
-	// The best candidates before any rule, best first, as far as asked for.
+	// The most likely candidates before any sampling parameter, best first, as many as
+	// top_logprobs asks for.
 	Top []*Candidate `protobuf:"bytes,6,rep,name=top,proto3" json:"top,omitempty"`
-	// Why the generation ends here, or unspecified.
+	// Why the generation ends here; unspecified if it goes on.
 	FinishReason  FinishReason `protobuf:"varint,7,opt,name=finish_reason,json=finishReason,proto3,enum=lamina.sampler.v1.FinishReason" json:"finish_reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1697,9 +1700,9 @@ type Row struct {
 	Ids []uint32 `protobuf:"varint,5,rep,packed,name=ids,proto3" json:"ids,omitempty"`
 	// Logits [len(ids)] or [vocab], f32.
 	Logits *v1.Tensor `protobuf:"bytes,6,opt,name=logits,proto3" json:"logits,omitempty"`
-	// The id that was guessed for this row's position: unless it has just been picked,
-	// the row is for nothing.
-	Guess         *uint32 `protobuf:"varint,7,opt,name=guess,proto3,oneof" json:"guess,omitempty"`
+	// The draft token at this row's position. The row counts only if the sampler has just
+	// picked that id, which accepts it.
+	DraftId       *uint32 `protobuf:"varint,7,opt,name=draft_id,json=draftId,proto3,oneof" json:"draft_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1776,9 +1779,9 @@ func (x *Row) GetLogits() *v1.Tensor {
 	return nil
 }
 
-func (x *Row) GetGuess() uint32 {
-	if x != nil && x.Guess != nil {
-		return *x.Guess
+func (x *Row) GetDraftId() uint32 {
+	if x != nil && x.DraftId != nil {
+		return *x.DraftId
 	}
 	return 0
 }
@@ -1857,7 +1860,7 @@ type isPushResponse_Frame interface {
 }
 
 type PushResponse_Opened struct {
-	// The pipeline is known.
+	// The pipeline is open.
 	Opened *PushOpened `protobuf:"bytes,1,opt,name=opened,proto3,oneof"`
 }
 
@@ -1870,7 +1873,7 @@ func (*PushResponse_Opened) isPushResponse_Frame() {}
 
 func (*PushResponse_RowWanted) isPushResponse_Frame() {}
 
-// PushOpened says that the pipeline is known.
+// PushOpened says that the pipeline is open.
 type PushOpened struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2082,16 +2085,16 @@ const file_lamina_sampler_v1_sampler_proto_rawDesc = "" +
 	"\bpipeline\x18\x01 \x01(\fR\bpipeline\x12\x14\n" +
 	"\x05vocab\x18\x02 \x01(\rR\x05vocab\"2\n" +
 	"\x04Rows\x12*\n" +
-	"\x04rows\x18\x01 \x03(\v2\x16.lamina.sampler.v1.RowR\x04rows\"\xda\x01\n" +
+	"\x04rows\x18\x01 \x03(\v2\x16.lamina.sampler.v1.RowR\x04rows\"\xe2\x01\n" +
 	"\x03Row\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1a\n" +
 	"\bposition\x18\x03 \x01(\rR\bposition\x12\x1e\n" +
 	"\vlog_sum_exp\x18\x04 \x01(\x01R\tlogSumExp\x12\x10\n" +
 	"\x03ids\x18\x05 \x03(\rR\x03ids\x120\n" +
-	"\x06logits\x18\x06 \x01(\v2\x18.lamina.tensor.v1.TensorR\x06logits\x12\x19\n" +
-	"\x05guess\x18\a \x01(\rH\x00R\x05guess\x88\x01\x01B\b\n" +
-	"\x06_guess\"\x8f\x01\n" +
+	"\x06logits\x18\x06 \x01(\v2\x18.lamina.tensor.v1.TensorR\x06logits\x12\x1e\n" +
+	"\bdraft_id\x18\a \x01(\rH\x00R\adraftId\x88\x01\x01B\v\n" +
+	"\t_draft_id\"\x8f\x01\n" +
 	"\fPushResponse\x127\n" +
 	"\x06opened\x18\x01 \x01(\v2\x1d.lamina.sampler.v1.PushOpenedH\x00R\x06opened\x12=\n" +
 	"\n" +

@@ -4,8 +4,8 @@
 // 	protoc        (unknown)
 // source: lamina/shard/v1/shard.proto
 
-// Package lamina.shard.v1 is the heart of the mesh: layer shards, and the two
-// conversations that carry tokens and gradients through a chain of them.
+// Package lamina.shard.v1 is the protocol of layer shards: one conversation carries
+// tokens through a chain of them, two carry activations and gradients.
 
 package shardv1
 
@@ -25,13 +25,13 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Precision is what numbers are rounded to before they are multiplied or kept.
+// Precision is what operands and activations are rounded to.
 type Precision int32
 
 const (
-	// Not at all.
+	// As PRECISION_FLOAT32.
 	Precision_PRECISION_UNSPECIFIED Precision = 0
-	// Not at all.
+	// They are not rounded.
 	Precision_PRECISION_FLOAT32 Precision = 1
 	// To the nearest bfloat16, ties to even.
 	Precision_PRECISION_BFLOAT16 Precision = 2
@@ -78,7 +78,7 @@ func (Precision) EnumDescriptor() ([]byte, []int) {
 	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{0}
 }
 
-// StateKind tells what a state tensor is to its parameter.
+// StateKind says what a state tensor is to its parameter.
 type StateKind int32
 
 const (
@@ -245,7 +245,7 @@ func (x *DescribeResponse) GetTrains() bool {
 	return false
 }
 
-// Held is a range of a model's layers, loaded and ready.
+// Held is a range of a model's layers that a shard has loaded.
 type Held struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The model's name.
@@ -262,24 +262,24 @@ type Held struct {
 	Width uint32 `protobuf:"varint,6,opt,name=width,proto3" json:"width,omitempty"`
 	// Number of token ids.
 	Vocab uint32 `protobuf:"varint,7,opt,name=vocab,proto3" json:"vocab,omitempty"`
-	// The context that the model was made for, in positions.
+	// The model's context length, in positions.
 	Context uint32 `protobuf:"varint,8,opt,name=context,proto3" json:"context,omitempty"`
-	// KV pages in all.
+	// KV pages of the cache.
 	KvPages uint32 `protobuf:"varint,9,opt,name=kv_pages,json=kvPages,proto3" json:"kv_pages,omitempty"`
 	// Positions in a page.
 	KvPageLen uint32 `protobuf:"varint,10,opt,name=kv_page_len,json=kvPageLen,proto3" json:"kv_page_len,omitempty"`
 	// KV pages in use.
 	KvPagesUsed uint32 `protobuf:"varint,11,opt,name=kv_pages_used,json=kvPagesUsed,proto3" json:"kv_pages_used,omitempty"`
-	// Live sessions.
+	// Open sessions.
 	Sessions uint32 `protobuf:"varint,12,opt,name=sessions,proto3" json:"sessions,omitempty"`
-	// Tokens (rows) worked on since the start.
+	// Rows (token positions) computed since the start.
 	Rows uint64 `protobuf:"varint,13,opt,name=rows,proto3" json:"rows,omitempty"`
 	// Microseconds of compute since the start.
 	ComputeUs uint64 `protobuf:"varint,14,opt,name=compute_us,json=computeUs,proto3" json:"compute_us,omitempty"`
 	// The architecture's name.
 	Architecture string `protobuf:"bytes,15,opt,name=architecture,proto3" json:"architecture,omitempty"`
-	// Positions that can be computed: the context where positions are learned; where
-	// they are rotated, as many as the cache holds.
+	// Positions that can be computed: the context length for learned position
+	// embeddings; as many as the cache holds for rotary ones.
 	Positions     uint32 `protobuf:"varint,16,opt,name=positions,proto3" json:"positions,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -617,13 +617,14 @@ type InferOpen struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 128 random bits that name the pipeline.
 	Pipeline []byte `protobuf:"bytes,1,opt,name=pipeline,proto3" json:"pipeline,omitempty"`
-	// The model's digest; a shard that holds another refuses.
+	// The model's digest; a shard that does not hold it refuses.
 	Digest string `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
 	// The stages from this one on; the first is the receiver.
 	Route []*Hop `protobuf:"bytes,3,rep,name=route,proto3" json:"route,omitempty"`
 	// Where the sampler listens.
 	Sampler string `protobuf:"bytes,4,opt,name=sampler,proto3" json:"sampler,omitempty"`
-	// How hidden states travel between stages; unspecified means f32.
+	// The element type of hidden states between stages; unspecified means f32. bf16
+	// rounds them, so that a split changes the result.
 	HiddenType    v1.ElementType `protobuf:"varint,5,opt,name=hidden_type,json=hiddenType,proto3,enum=lamina.tensor.v1.ElementType" json:"hidden_type,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -702,7 +703,7 @@ type Batch struct {
 	// Milliseconds from its arrival after which nobody waits for the batch's result; a
 	// stage that has not begun it by then drops it without an answer. 0 for no limit.
 	DeadlineMs uint32 `protobuf:"varint,2,opt,name=deadline_ms,json=deadlineMs,proto3" json:"deadline_ms,omitempty"`
-	// What the rows are, in row order.
+	// The runs of rows, in row order.
 	Entries []*Entry `protobuf:"bytes,3,rep,name=entries,proto3" json:"entries,omitempty"`
 	// To the first stage: a token id for each row.
 	Ids []uint32 `protobuf:"varint,4,rep,packed,name=ids,proto3" json:"ids,omitempty"`
@@ -788,13 +789,13 @@ type Entry struct {
 	Position uint32 `protobuf:"varint,3,opt,name=position,proto3" json:"position,omitempty"`
 	// Consecutive rows; at least 1.
 	Rows uint32 `protobuf:"varint,4,opt,name=rows,proto3" json:"rows,omitempty"`
-	// How many of the last rows want logits; 0 in the midst of a prefill.
+	// How many of the last rows want logits; 0 for a chunk that does not end the prefill.
 	Logits uint32 `protobuf:"varint,5,opt,name=logits,proto3" json:"logits,omitempty"`
 	// How many of the best candidates to send for each such row; 0 for the whole row.
 	Candidates uint32 `protobuf:"varint,6,opt,name=candidates,proto3" json:"candidates,omitempty"`
-	// Guesses of the ids that follow the first row that wants logits: the ids of the rows
-	// after it. The sampler drops the rows behind the first wrong one.
-	Guesses       []uint32 `protobuf:"varint,7,rep,packed,name=guesses,proto3" json:"guesses,omitempty"`
+	// Draft tokens: the ids of the rows after the first one that wants logits. The sampler
+	// drops the rows after the first that it rejects.
+	DraftIds      []uint32 `protobuf:"varint,7,rep,packed,name=draft_ids,json=draftIds,proto3" json:"draft_ids,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -871,9 +872,9 @@ func (x *Entry) GetCandidates() uint32 {
 	return 0
 }
 
-func (x *Entry) GetGuesses() []uint32 {
+func (x *Entry) GetDraftIds() []uint32 {
 	if x != nil {
-		return x.Guesses
+		return x.DraftIds
 	}
 	return nil
 }
@@ -1008,7 +1009,7 @@ type isInferResponse_Frame interface {
 }
 
 type InferResponse_Opened struct {
-	// The pipeline stands.
+	// Every stage is ready.
 	Opened *InferOpened `protobuf:"bytes,1,opt,name=opened,proto3,oneof"`
 }
 
@@ -1075,7 +1076,7 @@ func (x *Computed) GetStep() uint64 {
 	return 0
 }
 
-// InferOpened says that this stage and all after it stand ready.
+// InferOpened says that this stage and all after it are ready.
 type InferOpened struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// What each stage holds, in route order from this one.
@@ -1228,7 +1229,6 @@ type TrainRequest struct {
 	//	*TrainRequest_Step
 	//	*TrainRequest_Microbatch
 	//	*TrainRequest_Apply
-	//	*TrainRequest_Discard
 	//	*TrainRequest_Fetch
 	Frame         isTrainRequest_Frame `protobuf_oneof:"frame"`
 	unknownFields protoimpl.UnknownFields
@@ -1335,15 +1335,6 @@ func (x *TrainRequest) GetApply() *Apply {
 	return nil
 }
 
-func (x *TrainRequest) GetDiscard() *Discard {
-	if x != nil {
-		if x, ok := x.Frame.(*TrainRequest_Discard); ok {
-			return x.Discard
-		}
-	}
-	return nil
-}
-
 func (x *TrainRequest) GetFetch() *Fetch {
 	if x != nil {
 		if x, ok := x.Frame.(*TrainRequest_Fetch); ok {
@@ -1383,18 +1374,13 @@ type TrainRequest_Step struct {
 }
 
 type TrainRequest_Microbatch struct {
-	// A slot's data.
+	// The tokens of a slot.
 	Microbatch *Microbatch `protobuf:"bytes,6,opt,name=microbatch,proto3,oneof"`
 }
 
 type TrainRequest_Apply struct {
-	// Use the step's gradients.
+	// Step the optimizer with the gradients.
 	Apply *Apply `protobuf:"bytes,7,opt,name=apply,proto3,oneof"`
-}
-
-type TrainRequest_Discard struct {
-	// Forget the step's gradients.
-	Discard *Discard `protobuf:"bytes,8,opt,name=discard,proto3,oneof"`
 }
 
 type TrainRequest_Fetch struct {
@@ -1415,8 +1401,6 @@ func (*TrainRequest_Step) isTrainRequest_Frame() {}
 func (*TrainRequest_Microbatch) isTrainRequest_Frame() {}
 
 func (*TrainRequest_Apply) isTrainRequest_Frame() {}
-
-func (*TrainRequest_Discard) isTrainRequest_Frame() {}
 
 func (*TrainRequest_Fetch) isTrainRequest_Frame() {}
 
@@ -1441,7 +1425,7 @@ type TrainOpen struct {
 	Hi uint32 `protobuf:"varint,8,opt,name=hi,proto3" json:"hi,omitempty"`
 	// The model's hyper-parameters in Hugging Face's config.json form.
 	ConfigJson []byte `protobuf:"bytes,9,opt,name=config_json,json=configJson,proto3" json:"config_json,omitempty"`
-	// Keys the random initial weights, with each tensor's name and index.
+	// Keys the random initial weights, together with each tensor's name and index.
 	Seed uint64 `protobuf:"varint,10,opt,name=seed,proto3" json:"seed,omitempty"`
 	// Gradient slots in a global batch.
 	Slots uint32 `protobuf:"varint,11,opt,name=slots,proto3" json:"slots,omitempty"`
@@ -1455,8 +1439,8 @@ type TrainOpen struct {
 	SlotSequences uint32 `protobuf:"varint,15,opt,name=slot_sequences,json=slotSequences,proto3" json:"slot_sequences,omitempty"`
 	// Tokens in a sequence.
 	SequenceLen uint32 `protobuf:"varint,16,opt,name=sequence_len,json=sequenceLen,proto3" json:"sequence_len,omitempty"`
-	// What both sides of products are rounded to, and what a stage keeps between its
-	// passes is stored in; sums and weights stay float32. Unspecified is float32.
+	// The precision of the operands of matrix products and of the activations kept for the
+	// backward pass; sums and weights stay float32. Unspecified is float32.
 	Precision     Precision `protobuf:"varint,17,opt,name=precision,proto3,enum=lamina.shard.v1.Precision" json:"precision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1757,7 +1741,7 @@ func (x *State) GetTensor() *v1.Tensor {
 	return nil
 }
 
-// Load ends the tensors to be loaded.
+// Load says that all state tensors have been sent.
 type Load struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Optimizer steps taken when the state was saved.
@@ -1967,7 +1951,7 @@ func (x *Microbatch) GetTargets() []int32 {
 	return nil
 }
 
-// Apply steps the optimizer.
+// Apply makes the optimizer step with the folded gradient.
 type Apply struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The step.
@@ -2031,52 +2015,6 @@ func (x *Apply) GetGradientScale() float64 {
 	return 0
 }
 
-// Discard drops a step's gradients.
-type Discard struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The step.
-	Step          uint64 `protobuf:"varint,1,opt,name=step,proto3" json:"step,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *Discard) Reset() {
-	*x = Discard{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[21]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *Discard) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*Discard) ProtoMessage() {}
-
-func (x *Discard) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[21]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use Discard.ProtoReflect.Descriptor instead.
-func (*Discard) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{21}
-}
-
-func (x *Discard) GetStep() uint64 {
-	if x != nil {
-		return x.Step
-	}
-	return 0
-}
-
 // Fetch asks for the stage's state.
 type Fetch struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2088,7 +2026,7 @@ type Fetch struct {
 
 func (x *Fetch) Reset() {
 	*x = Fetch{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[22]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2100,7 +2038,7 @@ func (x *Fetch) String() string {
 func (*Fetch) ProtoMessage() {}
 
 func (x *Fetch) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[22]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2113,7 +2051,7 @@ func (x *Fetch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fetch.ProtoReflect.Descriptor instead.
 func (*Fetch) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{22}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Fetch) GetWeightsOnly() bool {
@@ -2135,7 +2073,6 @@ type TrainResponse struct {
 	//	*TrainResponse_Loss
 	//	*TrainResponse_Folded
 	//	*TrainResponse_Applied
-	//	*TrainResponse_Discarded
 	//	*TrainResponse_State
 	//	*TrainResponse_Chunk
 	//	*TrainResponse_Fetched
@@ -2146,7 +2083,7 @@ type TrainResponse struct {
 
 func (x *TrainResponse) Reset() {
 	*x = TrainResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[23]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2158,7 +2095,7 @@ func (x *TrainResponse) String() string {
 func (*TrainResponse) ProtoMessage() {}
 
 func (x *TrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[23]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2171,7 +2108,7 @@ func (x *TrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainResponse.ProtoReflect.Descriptor instead.
 func (*TrainResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{23}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *TrainResponse) GetFrame() isTrainResponse_Frame {
@@ -2221,15 +2158,6 @@ func (x *TrainResponse) GetApplied() *Applied {
 	if x != nil {
 		if x, ok := x.Frame.(*TrainResponse_Applied); ok {
 			return x.Applied
-		}
-	}
-	return nil
-}
-
-func (x *TrainResponse) GetDiscarded() *Discarded {
-	if x != nil {
-		if x, ok := x.Frame.(*TrainResponse_Discarded); ok {
-			return x.Discarded
 		}
 	}
 	return nil
@@ -2291,11 +2219,6 @@ type TrainResponse_Applied struct {
 	Applied *Applied `protobuf:"bytes,5,opt,name=applied,proto3,oneof"`
 }
 
-type TrainResponse_Discarded struct {
-	// The step's gradients are gone.
-	Discarded *Discarded `protobuf:"bytes,6,opt,name=discarded,proto3,oneof"`
-}
-
 type TrainResponse_State struct {
 	// A tensor of the state.
 	State *State `protobuf:"bytes,7,opt,name=state,proto3,oneof"`
@@ -2321,15 +2244,13 @@ func (*TrainResponse_Folded) isTrainResponse_Frame() {}
 
 func (*TrainResponse_Applied) isTrainResponse_Frame() {}
 
-func (*TrainResponse_Discarded) isTrainResponse_Frame() {}
-
 func (*TrainResponse_State) isTrainResponse_Frame() {}
 
 func (*TrainResponse_Chunk) isTrainResponse_Frame() {}
 
 func (*TrainResponse_Fetched) isTrainResponse_Frame() {}
 
-// TrainOpened describes a stage that stands ready to train.
+// TrainOpened describes a stage that is ready to train.
 type TrainOpened struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Trainable parameters of the stage.
@@ -2342,7 +2263,7 @@ type TrainOpened struct {
 
 func (x *TrainOpened) Reset() {
 	*x = TrainOpened{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[24]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2354,7 +2275,7 @@ func (x *TrainOpened) String() string {
 func (*TrainOpened) ProtoMessage() {}
 
 func (x *TrainOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[24]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2367,7 +2288,7 @@ func (x *TrainOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainOpened.ProtoReflect.Descriptor instead.
 func (*TrainOpened) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{24}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *TrainOpened) GetParameters() uint64 {
@@ -2384,7 +2305,7 @@ func (x *TrainOpened) GetKernelClass() string {
 	return ""
 }
 
-// Loaded says that the state stands.
+// Loaded says that the state is loaded.
 type Loaded struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// XXH3-64 over names and weights, in name order.
@@ -2395,7 +2316,7 @@ type Loaded struct {
 
 func (x *Loaded) Reset() {
 	*x = Loaded{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[25]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2407,7 +2328,7 @@ func (x *Loaded) String() string {
 func (*Loaded) ProtoMessage() {}
 
 func (x *Loaded) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[25]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2420,7 +2341,7 @@ func (x *Loaded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Loaded.ProtoReflect.Descriptor instead.
 func (*Loaded) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{25}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Loaded) GetDigest() uint64 {
@@ -2447,7 +2368,7 @@ type Loss struct {
 
 func (x *Loss) Reset() {
 	*x = Loss{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[26]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2459,7 +2380,7 @@ func (x *Loss) String() string {
 func (*Loss) ProtoMessage() {}
 
 func (x *Loss) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[26]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2472,7 +2393,7 @@ func (x *Loss) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Loss.ProtoReflect.Descriptor instead.
 func (*Loss) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{26}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Loss) GetStep() uint64 {
@@ -2503,12 +2424,12 @@ func (x *Loss) GetTargets() uint64 {
 	return 0
 }
 
-// Folded reports a stage's whole gradient of a step.
+// Folded reports the gradient of a step, summed over all slots of all replicas.
 type Folded struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The step.
 	Step uint64 `protobuf:"varint,1,opt,name=step,proto3" json:"step,omitempty"`
-	// One entry a tensor, in name order; a tied tensor stands at its owner alone.
+	// One entry a tensor, in name order; a tied tensor is reported by its owner alone.
 	Norms []*Norm `protobuf:"bytes,2,rep,name=norms,proto3" json:"norms,omitempty"`
 	// Microseconds spent computing.
 	ComputeUs uint64 `protobuf:"varint,3,opt,name=compute_us,json=computeUs,proto3" json:"compute_us,omitempty"`
@@ -2520,7 +2441,7 @@ type Folded struct {
 
 func (x *Folded) Reset() {
 	*x = Folded{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2532,7 +2453,7 @@ func (x *Folded) String() string {
 func (*Folded) ProtoMessage() {}
 
 func (x *Folded) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2545,7 +2466,7 @@ func (x *Folded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Folded.ProtoReflect.Descriptor instead.
 func (*Folded) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{27}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Folded) GetStep() uint64 {
@@ -2589,7 +2510,7 @@ type Norm struct {
 
 func (x *Norm) Reset() {
 	*x = Norm{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2601,7 +2522,7 @@ func (x *Norm) String() string {
 func (*Norm) ProtoMessage() {}
 
 func (x *Norm) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2614,7 +2535,7 @@ func (x *Norm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Norm.ProtoReflect.Descriptor instead.
 func (*Norm) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{28}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Norm) GetName() string {
@@ -2644,7 +2565,7 @@ type Applied struct {
 
 func (x *Applied) Reset() {
 	*x = Applied{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2656,7 +2577,7 @@ func (x *Applied) String() string {
 func (*Applied) ProtoMessage() {}
 
 func (x *Applied) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2669,7 +2590,7 @@ func (x *Applied) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Applied.ProtoReflect.Descriptor instead.
 func (*Applied) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{29}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Applied) GetStep() uint64 {
@@ -2682,52 +2603,6 @@ func (x *Applied) GetStep() uint64 {
 func (x *Applied) GetDigest() uint64 {
 	if x != nil {
 		return x.Digest
-	}
-	return 0
-}
-
-// Discarded says that the step's gradients are gone.
-type Discarded struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The step.
-	Step          uint64 `protobuf:"varint,1,opt,name=step,proto3" json:"step,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *Discarded) Reset() {
-	*x = Discarded{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *Discarded) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*Discarded) ProtoMessage() {}
-
-func (x *Discarded) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use Discarded.ProtoReflect.Descriptor instead.
-func (*Discarded) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{30}
-}
-
-func (x *Discarded) GetStep() uint64 {
-	if x != nil {
-		return x.Step
 	}
 	return 0
 }
@@ -2745,7 +2620,7 @@ type Fetched struct {
 
 func (x *Fetched) Reset() {
 	*x = Fetched{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2757,7 +2632,7 @@ func (x *Fetched) String() string {
 func (*Fetched) ProtoMessage() {}
 
 func (x *Fetched) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2770,7 +2645,7 @@ func (x *Fetched) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fetched.ProtoReflect.Descriptor instead.
 func (*Fetched) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{31}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Fetched) GetStep() uint64 {
@@ -2804,7 +2679,7 @@ type ExchangeRequest struct {
 
 func (x *ExchangeRequest) Reset() {
 	*x = ExchangeRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2816,7 +2691,7 @@ func (x *ExchangeRequest) String() string {
 func (*ExchangeRequest) ProtoMessage() {}
 
 func (x *ExchangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2829,7 +2704,7 @@ func (x *ExchangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeRequest.ProtoReflect.Descriptor instead.
 func (*ExchangeRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{32}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ExchangeRequest) GetFrame() isExchangeRequest_Frame {
@@ -2904,7 +2779,7 @@ type ExchangeOpen struct {
 
 func (x *ExchangeOpen) Reset() {
 	*x = ExchangeOpen{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2916,7 +2791,7 @@ func (x *ExchangeOpen) String() string {
 func (*ExchangeOpen) ProtoMessage() {}
 
 func (x *ExchangeOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2929,7 +2804,7 @@ func (x *ExchangeOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeOpen.ProtoReflect.Descriptor instead.
 func (*ExchangeOpen) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{33}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ExchangeOpen) GetChain() []byte {
@@ -2961,7 +2836,7 @@ type Activation struct {
 
 func (x *Activation) Reset() {
 	*x = Activation{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2973,7 +2848,7 @@ func (x *Activation) String() string {
 func (*Activation) ProtoMessage() {}
 
 func (x *Activation) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2986,7 +2861,7 @@ func (x *Activation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Activation.ProtoReflect.Descriptor instead.
 func (*Activation) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{34}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Activation) GetStep() uint64 {
@@ -3027,7 +2902,7 @@ type ExchangeResponse struct {
 
 func (x *ExchangeResponse) Reset() {
 	*x = ExchangeResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3039,7 +2914,7 @@ func (x *ExchangeResponse) String() string {
 func (*ExchangeResponse) ProtoMessage() {}
 
 func (x *ExchangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3052,7 +2927,7 @@ func (x *ExchangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeResponse.ProtoReflect.Descriptor instead.
 func (*ExchangeResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{35}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ExchangeResponse) GetFrame() isExchangeResponse_Frame {
@@ -3094,7 +2969,7 @@ type isExchangeResponse_Frame interface {
 }
 
 type ExchangeResponse_Opened struct {
-	// The chain is known here.
+	// The later stage is ready.
 	Opened *ExchangeOpened `protobuf:"bytes,1,opt,name=opened,proto3,oneof"`
 }
 
@@ -3114,7 +2989,7 @@ func (*ExchangeResponse_Gradient) isExchangeResponse_Frame() {}
 
 func (*ExchangeResponse_Chunk) isExchangeResponse_Frame() {}
 
-// ExchangeOpened says that the later stage stands ready.
+// ExchangeOpened says that the later stage is ready.
 type ExchangeOpened struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -3123,7 +2998,7 @@ type ExchangeOpened struct {
 
 func (x *ExchangeOpened) Reset() {
 	*x = ExchangeOpened{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3135,7 +3010,7 @@ func (x *ExchangeOpened) String() string {
 func (*ExchangeOpened) ProtoMessage() {}
 
 func (x *ExchangeOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3148,10 +3023,10 @@ func (x *ExchangeOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeOpened.ProtoReflect.Descriptor instead.
 func (*ExchangeOpened) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{36}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{34}
 }
 
-// ActivationGradient is the loss's gradient by one slot's activation.
+// ActivationGradient is the gradient of the loss with respect to one slot's activation.
 type ActivationGradient struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The step.
@@ -3166,7 +3041,7 @@ type ActivationGradient struct {
 
 func (x *ActivationGradient) Reset() {
 	*x = ActivationGradient{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3178,7 +3053,7 @@ func (x *ActivationGradient) String() string {
 func (*ActivationGradient) ProtoMessage() {}
 
 func (x *ActivationGradient) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3191,7 +3066,7 @@ func (x *ActivationGradient) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivationGradient.ProtoReflect.Descriptor instead.
 func (*ActivationGradient) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{37}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ActivationGradient) GetStep() uint64 {
@@ -3268,7 +3143,7 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"deadlineMs\x120\n" +
 	"\aentries\x18\x03 \x03(\v2\x16.lamina.shard.v1.EntryR\aentries\x12\x10\n" +
 	"\x03ids\x18\x04 \x03(\rR\x03ids\x120\n" +
-	"\x06hidden\x18\x05 \x01(\v2\x18.lamina.tensor.v1.TensorR\x06hidden\"\xb9\x01\n" +
+	"\x06hidden\x18\x05 \x01(\v2\x18.lamina.tensor.v1.TensorR\x06hidden\"\xbc\x01\n" +
 	"\x05Entry\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1a\n" +
@@ -3277,8 +3152,8 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x06logits\x18\x05 \x01(\rR\x06logits\x12\x1e\n" +
 	"\n" +
 	"candidates\x18\x06 \x01(\rR\n" +
-	"candidates\x12\x18\n" +
-	"\aguesses\x18\a \x03(\rR\aguesses\"%\n" +
+	"candidates\x12\x1b\n" +
+	"\tdraft_ids\x18\a \x03(\rR\bdraftIds\"%\n" +
 	"\aRelease\x12\x1a\n" +
 	"\bsessions\x18\x01 \x03(\fR\bsessions\"\xbf\x01\n" +
 	"\rInferResponse\x126\n" +
@@ -3296,7 +3171,7 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x04step\x18\x02 \x01(\x04R\x04step\x12\x12\n" +
 	"\x04code\x18\x03 \x01(\rR\x04code\x12\x18\n" +
 	"\amessage\x18\x04 \x01(\tR\amessage\x12\x0e\n" +
-	"\x02lo\x18\x05 \x01(\rR\x02lo\"\xd9\x03\n" +
+	"\x02lo\x18\x05 \x01(\rR\x02lo\"\xa9\x03\n" +
 	"\fTrainRequest\x120\n" +
 	"\x04open\x18\x01 \x01(\v2\x1a.lamina.shard.v1.TrainOpenH\x00R\x04open\x12.\n" +
 	"\x05state\x18\x02 \x01(\v2\x16.lamina.shard.v1.StateH\x00R\x05state\x12/\n" +
@@ -3306,10 +3181,9 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\n" +
 	"microbatch\x18\x06 \x01(\v2\x1b.lamina.shard.v1.MicrobatchH\x00R\n" +
 	"microbatch\x12.\n" +
-	"\x05apply\x18\a \x01(\v2\x16.lamina.shard.v1.ApplyH\x00R\x05apply\x124\n" +
-	"\adiscard\x18\b \x01(\v2\x18.lamina.shard.v1.DiscardH\x00R\adiscard\x12.\n" +
+	"\x05apply\x18\a \x01(\v2\x16.lamina.shard.v1.ApplyH\x00R\x05apply\x12.\n" +
 	"\x05fetch\x18\t \x01(\v2\x16.lamina.shard.v1.FetchH\x00R\x05fetchB\a\n" +
-	"\x05frame\"\xe4\x03\n" +
+	"\x05frameJ\x04\b\b\x10\t\"\xe4\x03\n" +
 	"\tTrainOpen\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\tR\x03run\x12\x14\n" +
 	"\x05chain\x18\x02 \x01(\fR\x05chain\x12\x14\n" +
@@ -3358,22 +3232,19 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x05Apply\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12#\n" +
 	"\rlearning_rate\x18\x02 \x01(\x01R\flearningRate\x12%\n" +
-	"\x0egradient_scale\x18\x03 \x01(\x01R\rgradientScale\"\x1d\n" +
-	"\aDiscard\x12\x12\n" +
-	"\x04step\x18\x01 \x01(\x04R\x04step\"*\n" +
+	"\x0egradient_scale\x18\x03 \x01(\x01R\rgradientScale\"*\n" +
 	"\x05Fetch\x12!\n" +
-	"\fweights_only\x18\x01 \x01(\bR\vweightsOnly\"\xec\x03\n" +
+	"\fweights_only\x18\x01 \x01(\bR\vweightsOnly\"\xb6\x03\n" +
 	"\rTrainResponse\x126\n" +
 	"\x06opened\x18\x01 \x01(\v2\x1c.lamina.shard.v1.TrainOpenedH\x00R\x06opened\x121\n" +
 	"\x06loaded\x18\x02 \x01(\v2\x17.lamina.shard.v1.LoadedH\x00R\x06loaded\x12+\n" +
 	"\x04loss\x18\x03 \x01(\v2\x15.lamina.shard.v1.LossH\x00R\x04loss\x121\n" +
 	"\x06folded\x18\x04 \x01(\v2\x17.lamina.shard.v1.FoldedH\x00R\x06folded\x124\n" +
-	"\aapplied\x18\x05 \x01(\v2\x18.lamina.shard.v1.AppliedH\x00R\aapplied\x12:\n" +
-	"\tdiscarded\x18\x06 \x01(\v2\x1a.lamina.shard.v1.DiscardedH\x00R\tdiscarded\x12.\n" +
+	"\aapplied\x18\x05 \x01(\v2\x18.lamina.shard.v1.AppliedH\x00R\aapplied\x12.\n" +
 	"\x05state\x18\a \x01(\v2\x16.lamina.shard.v1.StateH\x00R\x05state\x12/\n" +
 	"\x05chunk\x18\b \x01(\v2\x17.lamina.tensor.v1.ChunkH\x00R\x05chunk\x124\n" +
 	"\afetched\x18\t \x01(\v2\x18.lamina.shard.v1.FetchedH\x00R\afetchedB\a\n" +
-	"\x05frame\"P\n" +
+	"\x05frameJ\x04\b\x06\x10\a\"P\n" +
 	"\vTrainOpened\x12\x1e\n" +
 	"\n" +
 	"parameters\x18\x01 \x01(\x04R\n" +
@@ -3398,9 +3269,7 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"sumSquares\"5\n" +
 	"\aApplied\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x16\n" +
-	"\x06digest\x18\x02 \x01(\x06R\x06digest\"\x1f\n" +
-	"\tDiscarded\x12\x12\n" +
-	"\x04step\x18\x01 \x01(\x04R\x04step\"5\n" +
+	"\x06digest\x18\x02 \x01(\x06R\x06digest\"5\n" +
 	"\aFetched\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\x06R\x06digest\"\xbf\x01\n" +
@@ -3457,7 +3326,7 @@ func file_lamina_shard_v1_shard_proto_rawDescGZIP() []byte {
 }
 
 var file_lamina_shard_v1_shard_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_lamina_shard_v1_shard_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_lamina_shard_v1_shard_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_lamina_shard_v1_shard_proto_goTypes = []any{
 	(Precision)(0),             // 0: lamina.shard.v1.Precision
 	(StateKind)(0),             // 1: lamina.shard.v1.StateKind
@@ -3482,85 +3351,81 @@ var file_lamina_shard_v1_shard_proto_goTypes = []any{
 	(*Step)(nil),               // 20: lamina.shard.v1.Step
 	(*Microbatch)(nil),         // 21: lamina.shard.v1.Microbatch
 	(*Apply)(nil),              // 22: lamina.shard.v1.Apply
-	(*Discard)(nil),            // 23: lamina.shard.v1.Discard
-	(*Fetch)(nil),              // 24: lamina.shard.v1.Fetch
-	(*TrainResponse)(nil),      // 25: lamina.shard.v1.TrainResponse
-	(*TrainOpened)(nil),        // 26: lamina.shard.v1.TrainOpened
-	(*Loaded)(nil),             // 27: lamina.shard.v1.Loaded
-	(*Loss)(nil),               // 28: lamina.shard.v1.Loss
-	(*Folded)(nil),             // 29: lamina.shard.v1.Folded
-	(*Norm)(nil),               // 30: lamina.shard.v1.Norm
-	(*Applied)(nil),            // 31: lamina.shard.v1.Applied
-	(*Discarded)(nil),          // 32: lamina.shard.v1.Discarded
-	(*Fetched)(nil),            // 33: lamina.shard.v1.Fetched
-	(*ExchangeRequest)(nil),    // 34: lamina.shard.v1.ExchangeRequest
-	(*ExchangeOpen)(nil),       // 35: lamina.shard.v1.ExchangeOpen
-	(*Activation)(nil),         // 36: lamina.shard.v1.Activation
-	(*ExchangeResponse)(nil),   // 37: lamina.shard.v1.ExchangeResponse
-	(*ExchangeOpened)(nil),     // 38: lamina.shard.v1.ExchangeOpened
-	(*ActivationGradient)(nil), // 39: lamina.shard.v1.ActivationGradient
-	(*v1.Chunk)(nil),           // 40: lamina.tensor.v1.Chunk
-	(v1.ElementType)(0),        // 41: lamina.tensor.v1.ElementType
-	(*v1.Tensor)(nil),          // 42: lamina.tensor.v1.Tensor
+	(*Fetch)(nil),              // 23: lamina.shard.v1.Fetch
+	(*TrainResponse)(nil),      // 24: lamina.shard.v1.TrainResponse
+	(*TrainOpened)(nil),        // 25: lamina.shard.v1.TrainOpened
+	(*Loaded)(nil),             // 26: lamina.shard.v1.Loaded
+	(*Loss)(nil),               // 27: lamina.shard.v1.Loss
+	(*Folded)(nil),             // 28: lamina.shard.v1.Folded
+	(*Norm)(nil),               // 29: lamina.shard.v1.Norm
+	(*Applied)(nil),            // 30: lamina.shard.v1.Applied
+	(*Fetched)(nil),            // 31: lamina.shard.v1.Fetched
+	(*ExchangeRequest)(nil),    // 32: lamina.shard.v1.ExchangeRequest
+	(*ExchangeOpen)(nil),       // 33: lamina.shard.v1.ExchangeOpen
+	(*Activation)(nil),         // 34: lamina.shard.v1.Activation
+	(*ExchangeResponse)(nil),   // 35: lamina.shard.v1.ExchangeResponse
+	(*ExchangeOpened)(nil),     // 36: lamina.shard.v1.ExchangeOpened
+	(*ActivationGradient)(nil), // 37: lamina.shard.v1.ActivationGradient
+	(*v1.Chunk)(nil),           // 38: lamina.tensor.v1.Chunk
+	(v1.ElementType)(0),        // 39: lamina.tensor.v1.ElementType
+	(*v1.Tensor)(nil),          // 40: lamina.tensor.v1.Tensor
 }
 var file_lamina_shard_v1_shard_proto_depIdxs = []int32{
 	4,  // 0: lamina.shard.v1.DescribeResponse.held:type_name -> lamina.shard.v1.Held
 	7,  // 1: lamina.shard.v1.InferRequest.open:type_name -> lamina.shard.v1.InferOpen
 	8,  // 2: lamina.shard.v1.InferRequest.batch:type_name -> lamina.shard.v1.Batch
-	40, // 3: lamina.shard.v1.InferRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	38, // 3: lamina.shard.v1.InferRequest.chunk:type_name -> lamina.tensor.v1.Chunk
 	10, // 4: lamina.shard.v1.InferRequest.release:type_name -> lamina.shard.v1.Release
 	5,  // 5: lamina.shard.v1.InferOpen.route:type_name -> lamina.shard.v1.Hop
-	41, // 6: lamina.shard.v1.InferOpen.hidden_type:type_name -> lamina.tensor.v1.ElementType
+	39, // 6: lamina.shard.v1.InferOpen.hidden_type:type_name -> lamina.tensor.v1.ElementType
 	9,  // 7: lamina.shard.v1.Batch.entries:type_name -> lamina.shard.v1.Entry
-	42, // 8: lamina.shard.v1.Batch.hidden:type_name -> lamina.tensor.v1.Tensor
+	40, // 8: lamina.shard.v1.Batch.hidden:type_name -> lamina.tensor.v1.Tensor
 	13, // 9: lamina.shard.v1.InferResponse.opened:type_name -> lamina.shard.v1.InferOpened
 	14, // 10: lamina.shard.v1.InferResponse.refused:type_name -> lamina.shard.v1.Refused
 	12, // 11: lamina.shard.v1.InferResponse.computed:type_name -> lamina.shard.v1.Computed
 	4,  // 12: lamina.shard.v1.InferOpened.stages:type_name -> lamina.shard.v1.Held
 	16, // 13: lamina.shard.v1.TrainRequest.open:type_name -> lamina.shard.v1.TrainOpen
 	18, // 14: lamina.shard.v1.TrainRequest.state:type_name -> lamina.shard.v1.State
-	40, // 15: lamina.shard.v1.TrainRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	38, // 15: lamina.shard.v1.TrainRequest.chunk:type_name -> lamina.tensor.v1.Chunk
 	19, // 16: lamina.shard.v1.TrainRequest.load:type_name -> lamina.shard.v1.Load
 	20, // 17: lamina.shard.v1.TrainRequest.step:type_name -> lamina.shard.v1.Step
 	21, // 18: lamina.shard.v1.TrainRequest.microbatch:type_name -> lamina.shard.v1.Microbatch
 	22, // 19: lamina.shard.v1.TrainRequest.apply:type_name -> lamina.shard.v1.Apply
-	23, // 20: lamina.shard.v1.TrainRequest.discard:type_name -> lamina.shard.v1.Discard
-	24, // 21: lamina.shard.v1.TrainRequest.fetch:type_name -> lamina.shard.v1.Fetch
-	17, // 22: lamina.shard.v1.TrainOpen.adamw:type_name -> lamina.shard.v1.AdamW
-	0,  // 23: lamina.shard.v1.TrainOpen.precision:type_name -> lamina.shard.v1.Precision
-	1,  // 24: lamina.shard.v1.State.kind:type_name -> lamina.shard.v1.StateKind
-	42, // 25: lamina.shard.v1.State.tensor:type_name -> lamina.tensor.v1.Tensor
-	26, // 26: lamina.shard.v1.TrainResponse.opened:type_name -> lamina.shard.v1.TrainOpened
-	27, // 27: lamina.shard.v1.TrainResponse.loaded:type_name -> lamina.shard.v1.Loaded
-	28, // 28: lamina.shard.v1.TrainResponse.loss:type_name -> lamina.shard.v1.Loss
-	29, // 29: lamina.shard.v1.TrainResponse.folded:type_name -> lamina.shard.v1.Folded
-	31, // 30: lamina.shard.v1.TrainResponse.applied:type_name -> lamina.shard.v1.Applied
-	32, // 31: lamina.shard.v1.TrainResponse.discarded:type_name -> lamina.shard.v1.Discarded
-	18, // 32: lamina.shard.v1.TrainResponse.state:type_name -> lamina.shard.v1.State
-	40, // 33: lamina.shard.v1.TrainResponse.chunk:type_name -> lamina.tensor.v1.Chunk
-	33, // 34: lamina.shard.v1.TrainResponse.fetched:type_name -> lamina.shard.v1.Fetched
-	30, // 35: lamina.shard.v1.Folded.norms:type_name -> lamina.shard.v1.Norm
-	35, // 36: lamina.shard.v1.ExchangeRequest.open:type_name -> lamina.shard.v1.ExchangeOpen
-	36, // 37: lamina.shard.v1.ExchangeRequest.activation:type_name -> lamina.shard.v1.Activation
-	40, // 38: lamina.shard.v1.ExchangeRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	42, // 39: lamina.shard.v1.Activation.tensor:type_name -> lamina.tensor.v1.Tensor
-	38, // 40: lamina.shard.v1.ExchangeResponse.opened:type_name -> lamina.shard.v1.ExchangeOpened
-	39, // 41: lamina.shard.v1.ExchangeResponse.gradient:type_name -> lamina.shard.v1.ActivationGradient
-	40, // 42: lamina.shard.v1.ExchangeResponse.chunk:type_name -> lamina.tensor.v1.Chunk
-	42, // 43: lamina.shard.v1.ActivationGradient.tensor:type_name -> lamina.tensor.v1.Tensor
-	2,  // 44: lamina.shard.v1.ShardService.Describe:input_type -> lamina.shard.v1.DescribeRequest
-	6,  // 45: lamina.shard.v1.ShardService.Infer:input_type -> lamina.shard.v1.InferRequest
-	15, // 46: lamina.shard.v1.ShardService.Train:input_type -> lamina.shard.v1.TrainRequest
-	34, // 47: lamina.shard.v1.ShardService.Exchange:input_type -> lamina.shard.v1.ExchangeRequest
-	3,  // 48: lamina.shard.v1.ShardService.Describe:output_type -> lamina.shard.v1.DescribeResponse
-	11, // 49: lamina.shard.v1.ShardService.Infer:output_type -> lamina.shard.v1.InferResponse
-	25, // 50: lamina.shard.v1.ShardService.Train:output_type -> lamina.shard.v1.TrainResponse
-	37, // 51: lamina.shard.v1.ShardService.Exchange:output_type -> lamina.shard.v1.ExchangeResponse
-	48, // [48:52] is the sub-list for method output_type
-	44, // [44:48] is the sub-list for method input_type
-	44, // [44:44] is the sub-list for extension type_name
-	44, // [44:44] is the sub-list for extension extendee
-	0,  // [0:44] is the sub-list for field type_name
+	23, // 20: lamina.shard.v1.TrainRequest.fetch:type_name -> lamina.shard.v1.Fetch
+	17, // 21: lamina.shard.v1.TrainOpen.adamw:type_name -> lamina.shard.v1.AdamW
+	0,  // 22: lamina.shard.v1.TrainOpen.precision:type_name -> lamina.shard.v1.Precision
+	1,  // 23: lamina.shard.v1.State.kind:type_name -> lamina.shard.v1.StateKind
+	40, // 24: lamina.shard.v1.State.tensor:type_name -> lamina.tensor.v1.Tensor
+	25, // 25: lamina.shard.v1.TrainResponse.opened:type_name -> lamina.shard.v1.TrainOpened
+	26, // 26: lamina.shard.v1.TrainResponse.loaded:type_name -> lamina.shard.v1.Loaded
+	27, // 27: lamina.shard.v1.TrainResponse.loss:type_name -> lamina.shard.v1.Loss
+	28, // 28: lamina.shard.v1.TrainResponse.folded:type_name -> lamina.shard.v1.Folded
+	30, // 29: lamina.shard.v1.TrainResponse.applied:type_name -> lamina.shard.v1.Applied
+	18, // 30: lamina.shard.v1.TrainResponse.state:type_name -> lamina.shard.v1.State
+	38, // 31: lamina.shard.v1.TrainResponse.chunk:type_name -> lamina.tensor.v1.Chunk
+	31, // 32: lamina.shard.v1.TrainResponse.fetched:type_name -> lamina.shard.v1.Fetched
+	29, // 33: lamina.shard.v1.Folded.norms:type_name -> lamina.shard.v1.Norm
+	33, // 34: lamina.shard.v1.ExchangeRequest.open:type_name -> lamina.shard.v1.ExchangeOpen
+	34, // 35: lamina.shard.v1.ExchangeRequest.activation:type_name -> lamina.shard.v1.Activation
+	38, // 36: lamina.shard.v1.ExchangeRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	40, // 37: lamina.shard.v1.Activation.tensor:type_name -> lamina.tensor.v1.Tensor
+	36, // 38: lamina.shard.v1.ExchangeResponse.opened:type_name -> lamina.shard.v1.ExchangeOpened
+	37, // 39: lamina.shard.v1.ExchangeResponse.gradient:type_name -> lamina.shard.v1.ActivationGradient
+	38, // 40: lamina.shard.v1.ExchangeResponse.chunk:type_name -> lamina.tensor.v1.Chunk
+	40, // 41: lamina.shard.v1.ActivationGradient.tensor:type_name -> lamina.tensor.v1.Tensor
+	2,  // 42: lamina.shard.v1.ShardService.Describe:input_type -> lamina.shard.v1.DescribeRequest
+	6,  // 43: lamina.shard.v1.ShardService.Infer:input_type -> lamina.shard.v1.InferRequest
+	15, // 44: lamina.shard.v1.ShardService.Train:input_type -> lamina.shard.v1.TrainRequest
+	32, // 45: lamina.shard.v1.ShardService.Exchange:input_type -> lamina.shard.v1.ExchangeRequest
+	3,  // 46: lamina.shard.v1.ShardService.Describe:output_type -> lamina.shard.v1.DescribeResponse
+	11, // 47: lamina.shard.v1.ShardService.Infer:output_type -> lamina.shard.v1.InferResponse
+	24, // 48: lamina.shard.v1.ShardService.Train:output_type -> lamina.shard.v1.TrainResponse
+	35, // 49: lamina.shard.v1.ShardService.Exchange:output_type -> lamina.shard.v1.ExchangeResponse
+	46, // [46:50] is the sub-list for method output_type
+	42, // [42:46] is the sub-list for method input_type
+	42, // [42:42] is the sub-list for extension type_name
+	42, // [42:42] is the sub-list for extension extendee
+	0,  // [0:42] is the sub-list for field type_name
 }
 
 func init() { file_lamina_shard_v1_shard_proto_init() }
@@ -3587,26 +3452,24 @@ func file_lamina_shard_v1_shard_proto_init() {
 		(*TrainRequest_Step)(nil),
 		(*TrainRequest_Microbatch)(nil),
 		(*TrainRequest_Apply)(nil),
-		(*TrainRequest_Discard)(nil),
 		(*TrainRequest_Fetch)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[23].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[22].OneofWrappers = []any{
 		(*TrainResponse_Opened)(nil),
 		(*TrainResponse_Loaded)(nil),
 		(*TrainResponse_Loss)(nil),
 		(*TrainResponse_Folded)(nil),
 		(*TrainResponse_Applied)(nil),
-		(*TrainResponse_Discarded)(nil),
 		(*TrainResponse_State)(nil),
 		(*TrainResponse_Chunk)(nil),
 		(*TrainResponse_Fetched)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[32].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[30].OneofWrappers = []any{
 		(*ExchangeRequest_Open)(nil),
 		(*ExchangeRequest_Activation)(nil),
 		(*ExchangeRequest_Chunk)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[35].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[33].OneofWrappers = []any{
 		(*ExchangeResponse_Opened)(nil),
 		(*ExchangeResponse_Gradient)(nil),
 		(*ExchangeResponse_Chunk)(nil),
@@ -3617,7 +3480,7 @@ func file_lamina_shard_v1_shard_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lamina_shard_v1_shard_proto_rawDesc), len(file_lamina_shard_v1_shard_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   38,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -4,8 +4,8 @@
 // - protoc             (unknown)
 // source: lamina/shard/v1/shard.proto
 
-// Package lamina.shard.v1 is the heart of the mesh: layer shards, and the two
-// conversations that carry tokens and gradients through a chain of them.
+// Package lamina.shard.v1 is the protocol of layer shards: one conversation carries
+// tokens through a chain of them, two carry activations and gradients.
 
 package shardv1
 
@@ -32,23 +32,23 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// ShardService owns a contiguous range of a model's layers: weights, KV cache,
-// device. A chain of shards is a pipeline; each member is a stage.
+// ShardService owns contiguous ranges of models' layers, with their weights and KV
+// cache. A chain of shards that covers a model is a pipeline; each member is a stage.
 //
-// # Infer: the token's journey
+// # Infer: inference
 //
 // One Infer stream joins two neighbours. The upstream (the router before the
 // first stage, else the previous stage) calls; the stage answers.
 //
-//  1. Upstream sends `open`. The stage takes the head of the route as itself,
-//     opens Infer to the next hop with the rest (the last stage opens the
-//     sampler's Push instead), and when that one is open answers `opened`. So an
-//     `opened` at the router means that every stage stands ready.
+//  1. Upstream sends `open`. The first hop of the route is the receiver. It opens
+//     Infer to the next hop with the rest of the route (the last stage opens the
+//     sampler's Push instead), and answers `opened` once that is open. So when the
+//     router receives `opened`, every stage is ready.
 //  2. Upstream sends `batch` frames, each followed by the `chunk`s of its tensor.
-//     Its result goes downstream as the next stage's batch, and from the last
-//     stage to the sampler as rows of logits; a batch in which no row wants
-//     logits obliges the last stage to answer `computed`, relayed to the router.
-//     Batches are worked on and passed on in the order they came.
+//     The stage sends its result downstream as the next stage's batch; the last
+//     stage sends rows of logits to the sampler. A batch in which no row wants
+//     logits obliges the last stage to answer `computed`, which is relayed to the
+//     router. Batches are computed and passed on in the order of arrival.
 //  3. An entry that this stage refuses leaves the batch, and `refused` goes upstream,
 //     relayed by every stage to the router; the batch's other entries go on untouched.
 //     Reasons are no KV memory, an epoch below the highest seen, a position beyond the
@@ -66,10 +66,15 @@ const (
 //     fit its batch, a kernel that fails. What is wrong with one session never is.
 //
 // A session belongs to the pipeline that first named it. Positions are explicit:
-// an entry at position p with p below the cached length drops what stood from p
-// on, so a repeated step gives the repeated result, bit for bit.
+// an entry at position p below the cached length first drops the cache from p on, so
+// a repeated step gives the same result, bit for bit.
 //
-// # Train: the gradient's journey
+// An entry may carry draft tokens for speculative decoding: ids proposed for the
+// positions after its first row with logits. The stages compute their rows like any
+// others; the sampler verifies them and drops the rows after the first rejected one.
+// The next entry's position drops the rejected positions from the caches.
+//
+// # Train: training
 //
 // The trainer calls Train on every stage of every replica; neighbours of one
 // replica are joined by Exchange, which the earlier stage calls on the later.
@@ -87,13 +92,14 @@ const (
 //  4. When its slots are done the stage publishes its fold of them as gradient
 //     events, waits for the other replicas', folds all slots over the one fixed
 //     tree and answers `folded`.
-//  5. `apply` steps the optimizer and is answered by `applied`; `discard` drops
-//     the step's gradients, and is answered by `discarded`.
+//  5. `apply` steps the optimizer and is answered by `applied`. A `step` without an
+//     `apply` before it drops the gradients of the previous one.
 //  6. `fetch` is answered by `state` tensors (with their `chunk`s) and `fetched`.
 //  7. The trainer closes its side; the stage frees everything and returns OK.
 //
-// An error ends the stream with a status; the trainer then ends the step on all
-// stages and restarts from the last committed checkpoint.
+// A Train stream is one stage of one run, so its errors are the run's own: one ends
+// the stream with a status, and the trainer ends the step on all stages and restarts
+// from the last committed checkpoint. Inference and other runs on the shard go on.
 type ShardServiceClient interface {
 	// Describe says what this shard holds and how it has been doing.
 	Describe(ctx context.Context, in *DescribeRequest, opts ...grpc.CallOption) (*DescribeResponse, error)
@@ -168,23 +174,23 @@ type ShardService_ExchangeClient = grpc.BidiStreamingClient[ExchangeRequest, Exc
 // All implementations must embed UnimplementedShardServiceServer
 // for forward compatibility.
 //
-// ShardService owns a contiguous range of a model's layers: weights, KV cache,
-// device. A chain of shards is a pipeline; each member is a stage.
+// ShardService owns contiguous ranges of models' layers, with their weights and KV
+// cache. A chain of shards that covers a model is a pipeline; each member is a stage.
 //
-// # Infer: the token's journey
+// # Infer: inference
 //
 // One Infer stream joins two neighbours. The upstream (the router before the
 // first stage, else the previous stage) calls; the stage answers.
 //
-//  1. Upstream sends `open`. The stage takes the head of the route as itself,
-//     opens Infer to the next hop with the rest (the last stage opens the
-//     sampler's Push instead), and when that one is open answers `opened`. So an
-//     `opened` at the router means that every stage stands ready.
+//  1. Upstream sends `open`. The first hop of the route is the receiver. It opens
+//     Infer to the next hop with the rest of the route (the last stage opens the
+//     sampler's Push instead), and answers `opened` once that is open. So when the
+//     router receives `opened`, every stage is ready.
 //  2. Upstream sends `batch` frames, each followed by the `chunk`s of its tensor.
-//     Its result goes downstream as the next stage's batch, and from the last
-//     stage to the sampler as rows of logits; a batch in which no row wants
-//     logits obliges the last stage to answer `computed`, relayed to the router.
-//     Batches are worked on and passed on in the order they came.
+//     The stage sends its result downstream as the next stage's batch; the last
+//     stage sends rows of logits to the sampler. A batch in which no row wants
+//     logits obliges the last stage to answer `computed`, which is relayed to the
+//     router. Batches are computed and passed on in the order of arrival.
 //  3. An entry that this stage refuses leaves the batch, and `refused` goes upstream,
 //     relayed by every stage to the router; the batch's other entries go on untouched.
 //     Reasons are no KV memory, an epoch below the highest seen, a position beyond the
@@ -202,10 +208,15 @@ type ShardService_ExchangeClient = grpc.BidiStreamingClient[ExchangeRequest, Exc
 //     fit its batch, a kernel that fails. What is wrong with one session never is.
 //
 // A session belongs to the pipeline that first named it. Positions are explicit:
-// an entry at position p with p below the cached length drops what stood from p
-// on, so a repeated step gives the repeated result, bit for bit.
+// an entry at position p below the cached length first drops the cache from p on, so
+// a repeated step gives the same result, bit for bit.
 //
-// # Train: the gradient's journey
+// An entry may carry draft tokens for speculative decoding: ids proposed for the
+// positions after its first row with logits. The stages compute their rows like any
+// others; the sampler verifies them and drops the rows after the first rejected one.
+// The next entry's position drops the rejected positions from the caches.
+//
+// # Train: training
 //
 // The trainer calls Train on every stage of every replica; neighbours of one
 // replica are joined by Exchange, which the earlier stage calls on the later.
@@ -223,13 +234,14 @@ type ShardService_ExchangeClient = grpc.BidiStreamingClient[ExchangeRequest, Exc
 //  4. When its slots are done the stage publishes its fold of them as gradient
 //     events, waits for the other replicas', folds all slots over the one fixed
 //     tree and answers `folded`.
-//  5. `apply` steps the optimizer and is answered by `applied`; `discard` drops
-//     the step's gradients, and is answered by `discarded`.
+//  5. `apply` steps the optimizer and is answered by `applied`. A `step` without an
+//     `apply` before it drops the gradients of the previous one.
 //  6. `fetch` is answered by `state` tensors (with their `chunk`s) and `fetched`.
 //  7. The trainer closes its side; the stage frees everything and returns OK.
 //
-// An error ends the stream with a status; the trainer then ends the step on all
-// stages and restarts from the last committed checkpoint.
+// A Train stream is one stage of one run, so its errors are the run's own: one ends
+// the stream with a status, and the trainer ends the step on all stages and restarts
+// from the last committed checkpoint. Inference and other runs on the shard go on.
 type ShardServiceServer interface {
 	// Describe says what this shard holds and how it has been doing.
 	Describe(context.Context, *DescribeRequest) (*DescribeResponse, error)

@@ -4,14 +4,14 @@
 // 	protoc        (unknown)
 // source: lamina/tensor/v1/tensor.proto
 
-// Package lamina.tensor.v1 is how numbers cross the mesh: one encoding, for
-// hidden states, logits, gradients and weights alike.
+// Package lamina.tensor.v1 is the one encoding of tensors on the wire: of hidden
+// states, logits, gradients and weights.
 //
 // A tensor is a header (element type, shape, size, checksum) and raw
-// little-endian row-major bytes. The header carries the first bytes itself; what
-// exceeds one mebibyte follows, in order, as Chunk messages on the same stream.
-// A tensor is whole when `size` bytes have come; only then is its checksum
-// compared and anything done with it.
+// little-endian row-major bytes. The header carries the first bytes itself; the rest,
+// beyond one mebibyte, follows in order as Chunk messages on the same stream. A tensor
+// is complete when `size` bytes have arrived; only then is its checksum verified and the
+// tensor used.
 
 package tensorv1
 
@@ -38,7 +38,8 @@ const (
 	ElementType_ELEMENT_TYPE_UNSPECIFIED ElementType = 0
 	// IEEE 754 binary32. A split over f32 is exact.
 	ElementType_ELEMENT_TYPE_F32 ElementType = 1
-	// bfloat16: half the bytes, rounded to nearest even. Negotiated in `open`.
+	// bfloat16: half the bytes, rounded to nearest even. Used for hidden states if the
+	// pipeline's `open` says so.
 	ElementType_ELEMENT_TYPE_BF16 ElementType = 2
 )
 
@@ -92,10 +93,10 @@ type Tensor struct {
 	Shape []uint32 `protobuf:"varint,2,rep,packed,name=shape,proto3" json:"shape,omitempty"`
 	// The number of bytes of all elements: this message's and the chunks' after it.
 	Size uint64 `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`
-	// XXH3-64 of all those bytes.
+	// XXH3-64 of these bytes.
 	Checksum uint64 `protobuf:"fixed64,4,opt,name=checksum,proto3" json:"checksum,omitempty"`
-	// The first bytes, at most 1 MiB. Kept last so that a reader of the header
-	// need not walk over them.
+	// The first bytes, at most 1 MiB. The field comes last so that a reader of the header
+	// need not skip them.
 	Data          []byte `protobuf:"bytes,15,opt,name=data,proto3" json:"data,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -169,7 +170,7 @@ func (x *Tensor) GetData() []byte {
 // Chunk carries the bytes that follow a Tensor message.
 type Chunk struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Where these bytes begin in the tensor; equals the bytes that came before.
+	// The offset of these bytes in the tensor: the number of bytes before them.
 	Offset uint64 `protobuf:"varint,1,opt,name=offset,proto3" json:"offset,omitempty"`
 	// At most 1 MiB.
 	Data          []byte `protobuf:"bytes,15,opt,name=data,proto3" json:"data,omitempty"`

@@ -148,9 +148,9 @@ func (TokenKind) EnumDescriptor() ([]byte, []int) {
 // Truncation bounds the ids of a text.
 type Truncation struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Most ids, those of begin and end tokens included; at least 1.
+	// The most ids, including begin and end tokens; at least 1.
 	MaxTokens uint32 `protobuf:"varint,1,opt,name=max_tokens,json=maxTokens,proto3" json:"max_tokens,omitempty"`
-	// Which side of the text goes; default right.
+	// Which side of the text is cut off; default right.
 	Side          Side `protobuf:"varint,2,opt,name=side,proto3,enum=lamina.tokenizer.v1.Side" json:"side,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -203,9 +203,9 @@ func (x *Truncation) GetSide() Side {
 // Padding fills ids up, a batch's to one length.
 type Padding struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What to fill with; the vocabulary's pad token, else its end token, where absent.
+	// The id to fill with; by default the vocabulary's pad token, else its end token.
 	Id *uint32 `protobuf:"varint,1,opt,name=id,proto3,oneof" json:"id,omitempty"`
-	// Where it goes; default right.
+	// The side that is filled; default right.
 	Side Side `protobuf:"varint,2,opt,name=side,proto3,enum=lamina.tokenizer.v1.Side" json:"side,omitempty"`
 	// The least length; the longest text of a batch may be longer.
 	Length uint32 `protobuf:"varint,3,opt,name=length,proto3" json:"length,omitempty"`
@@ -280,15 +280,15 @@ type EncodeRequest struct {
 	Model string `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
 	// UTF-8 text.
 	Text string `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"`
-	// Read control tokens in the text as such. Off, they stay text.
+	// Turn spellings of control tokens into control tokens; otherwise they stay text.
 	Special bool `protobuf:"varint,3,opt,name=special,proto3" json:"special,omitempty"`
 	// Do not add the begin and end tokens that the vocabulary asks for.
 	NoBos bool `protobuf:"varint,4,opt,name=no_bos,json=noBos,proto3" json:"no_bos,omitempty"`
-	// Say where in the text each id stands.
+	// Report where in the text each id's piece is.
 	Spans bool `protobuf:"varint,5,opt,name=spans,proto3" json:"spans,omitempty"`
-	// Leave out what is too long; absent for nothing.
+	// Truncation; absent for none.
 	Truncation *Truncation `protobuf:"bytes,6,opt,name=truncation,proto3" json:"truncation,omitempty"`
-	// Fill up to a length; absent for not at all.
+	// Padding; absent for none.
 	Padding       *Padding `protobuf:"bytes,7,opt,name=padding,proto3" json:"padding,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -378,12 +378,12 @@ type EncodeResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Token ids in order.
 	Ids []uint32 `protobuf:"varint,1,rep,packed,name=ids,proto3" json:"ids,omitempty"`
-	// Where asked for: the byte of the text at which each id's piece begins. Ids that
-	// the text did not ask for, such as begin tokens and padding, stand for nothing.
+	// With `spans`: the byte of the text at which each id's piece begins. The spans of ids
+	// that are not from the text, such as begin tokens and padding, are empty.
 	Starts []uint32 `protobuf:"varint,2,rep,packed,name=starts,proto3" json:"starts,omitempty"`
-	// Where asked for: the byte past each id's piece.
+	// With `spans`: the byte after each id's piece.
 	Ends []uint32 `protobuf:"varint,3,rep,packed,name=ends,proto3" json:"ends,omitempty"`
-	// How many ids truncation left out.
+	// How many ids truncation cut off.
 	LeftOut uint32 `protobuf:"varint,4,opt,name=left_out,json=leftOut,proto3" json:"left_out,omitempty"`
 	// How many of the ids are padding.
 	Padding       uint32 `protobuf:"varint,5,opt,name=padding,proto3" json:"padding,omitempty"`
@@ -463,15 +463,15 @@ type EncodeBatchRequest struct {
 	Model string `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
 	// UTF-8 texts.
 	Texts []string `protobuf:"bytes,2,rep,name=texts,proto3" json:"texts,omitempty"`
-	// Read control tokens in the texts as such. Off, they stay text.
+	// Turn spellings of control tokens into control tokens; otherwise they stay text.
 	Special bool `protobuf:"varint,3,opt,name=special,proto3" json:"special,omitempty"`
 	// Do not add the begin and end tokens that the vocabulary asks for.
 	NoBos bool `protobuf:"varint,4,opt,name=no_bos,json=noBos,proto3" json:"no_bos,omitempty"`
-	// Say where in its text each id stands.
+	// Report where in its text each id's piece is.
 	Spans bool `protobuf:"varint,5,opt,name=spans,proto3" json:"spans,omitempty"`
-	// Leave out what is too long; absent for nothing.
+	// Truncation; absent for none.
 	Truncation *Truncation `protobuf:"bytes,6,opt,name=truncation,proto3" json:"truncation,omitempty"`
-	// Fill up to the longest; absent for not at all.
+	// Padding to the longest text; absent for none.
 	Padding       *Padding `protobuf:"bytes,7,opt,name=padding,proto3" json:"padding,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -711,11 +711,11 @@ type EncodeOpen struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The model's digest or name.
 	Model string `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
-	// Read control tokens in the text as such. Off, they stay text.
+	// Turn spellings of control tokens into control tokens; otherwise they stay text.
 	Special bool `protobuf:"varint,2,opt,name=special,proto3" json:"special,omitempty"`
 	// Do not add the begin and end tokens that the vocabulary asks for.
 	NoBos bool `protobuf:"varint,3,opt,name=no_bos,json=noBos,proto3" json:"no_bos,omitempty"`
-	// Say where in the text each id stands.
+	// Report where in the text each id's piece is.
 	Spans         bool `protobuf:"varint,4,opt,name=spans,proto3" json:"spans,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -867,9 +867,9 @@ type EncodeStreamResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Token ids in order, possibly none.
 	Ids []uint32 `protobuf:"varint,1,rep,packed,name=ids,proto3" json:"ids,omitempty"`
-	// Where asked for: the byte of the whole text at which each id's piece begins.
+	// With `spans`: the byte of the whole text at which each id's piece begins.
 	Starts []uint64 `protobuf:"varint,2,rep,packed,name=starts,proto3" json:"starts,omitempty"`
-	// Where asked for: the byte past each id's piece.
+	// With `spans`: the byte after each id's piece.
 	Ends []uint64 `protobuf:"varint,3,rep,packed,name=ends,proto3" json:"ends,omitempty"`
 	// Another response to the same frame follows.
 	More          bool `protobuf:"varint,4,opt,name=more,proto3" json:"more,omitempty"`
@@ -1156,11 +1156,11 @@ type DecodeOpen struct {
 	Model string `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
 	// Leave control tokens out of the text.
 	SkipSpecial bool `protobuf:"varint,2,opt,name=skip_special,json=skipSpecial,proto3" json:"skip_special,omitempty"`
-	// Ids that stand before the first pushed one; they shape spacing and are not
-	// decoded again.
+	// Ids before the first pushed one. They decide about spacing and are not decoded
+	// again.
 	Prefix []uint32 `protobuf:"varint,3,rep,packed,name=prefix,proto3" json:"prefix,omitempty"`
-	// Keep the control tokens by which the model's chats set tool calls and reasoning
-	// apart, whatever skip_special says.
+	// Keep the control tokens that delimit tool calls and reasoning in the model's chats,
+	// even with skip_special.
 	KeepMarkers   bool `protobuf:"varint,4,opt,name=keep_markers,json=keepMarkers,proto3" json:"keep_markers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1312,7 +1312,7 @@ type DecodeStreamResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// UTF-8, possibly empty.
 	Text string `protobuf:"bytes,1,opt,name=text,proto3" json:"text,omitempty"`
-	// Text for each pushed id, in order: `text` cut where each id made it certain.
+	// The part of `text` that each pushed id completed, in order.
 	Pieces        []string `protobuf:"bytes,2,rep,name=pieces,proto3" json:"pieces,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1369,8 +1369,8 @@ type Message struct {
 	Role string `protobuf:"bytes,1,opt,name=role,proto3" json:"role,omitempty"`
 	// The turn's text.
 	Content string `protobuf:"bytes,2,opt,name=content,proto3" json:"content,omitempty"`
-	// The whole turn as the OpenAI message object in JSON, where it says more than
-	// role and content (tool calls, names, parts). Empty otherwise.
+	// The whole turn as an OpenAI message object in JSON, if it has more than role and
+	// content (tool calls, names, parts). Empty otherwise.
 	Json          string `protobuf:"bytes,3,opt,name=json,proto3" json:"json,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1440,13 +1440,13 @@ type ApplyChatTemplateRequest struct {
 	NoGenerationPrompt bool `protobuf:"varint,4,opt,name=no_generation_prompt,json=noGenerationPrompt,proto3" json:"no_generation_prompt,omitempty"`
 	// Further template variables as a JSON object; empty for none.
 	VariablesJson string `protobuf:"bytes,5,opt,name=variables_json,json=variablesJson,proto3" json:"variables_json,omitempty"`
-	// Documents to answer from as a JSON array; empty for none.
+	// Documents to answer from, as a JSON array; empty for none.
 	DocumentsJson string `protobuf:"bytes,6,opt,name=documents_json,json=documentsJson,proto3" json:"documents_json,omitempty"`
-	// Which of the model's templates; empty for "tool_use" where there are tools and
-	// such a template, else the default one.
+	// Which of the model's templates. Empty means "tool_use" if there are tools and a
+	// template of that name, else the default one.
 	Template string `protobuf:"bytes,7,opt,name=template,proto3" json:"template,omitempty"`
-	// End within the last message's text, so that the model goes on with it; with
-	// no_generation_prompt only.
+	// End within the last message's text, so that the model continues it; only with
+	// no_generation_prompt.
 	ContinueFinalMessage bool `protobuf:"varint,8,opt,name=continue_final_message,json=continueFinalMessage,proto3" json:"continue_final_message,omitempty"`
 	unknownFields        protoimpl.UnknownFields
 	sizeCache            protoimpl.SizeCache
@@ -1545,7 +1545,7 @@ type ApplyChatTemplateResponse struct {
 	Text string `protobuf:"bytes,1,opt,name=text,proto3" json:"text,omitempty"`
 	// The prompt as ids.
 	Ids []uint32 `protobuf:"varint,2,rep,packed,name=ids,proto3" json:"ids,omitempty"`
-	// How the model writes tool calls and reasoning.
+	// The format of the model's tool calls and reasoning.
 	Format        *ChatFormat `protobuf:"bytes,3,opt,name=format,proto3" json:"format,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1602,13 +1602,13 @@ func (x *ApplyChatTemplateResponse) GetFormat() *ChatFormat {
 	return nil
 }
 
-// ChatFormat names how a model writes tool calls and reasoning, as pkg/toolcall
-// knows them; empty names for neither.
+// ChatFormat names the formats of a model's tool calls and reasoning, as in
+// pkg/toolcall; an empty name means that it has none.
 type ChatFormat struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The family of calls.
+	// The format of tool calls.
 	Calls string `protobuf:"bytes,1,opt,name=calls,proto3" json:"calls,omitempty"`
-	// The family of reasoning.
+	// The format of reasoning.
 	Reasoning     string `protobuf:"bytes,2,opt,name=reasoning,proto3" json:"reasoning,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1965,7 +1965,7 @@ func (x *Joining) GetUnknown() uint32 {
 // DescribeRequest asks for the vocabularies held.
 type DescribeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Only this model, by digest or name, loaded if need be; empty for all held.
+	// Only this model, by digest or name, which is loaded if need be; empty for all held.
 	Model         string `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2067,7 +2067,7 @@ type Vocabulary struct {
 	Size uint32 `protobuf:"varint,4,opt,name=size,proto3" json:"size,omitempty"`
 	// The begin token, if there is one.
 	Bos *uint32 `protobuf:"varint,5,opt,name=bos,proto3,oneof" json:"bos,omitempty"`
-	// Every id that ends a generation.
+	// The ids that end a generation.
 	EndIds []uint32 `protobuf:"varint,6,rep,packed,name=end_ids,json=endIds,proto3" json:"end_ids,omitempty"`
 	// Whether a chat template is present.
 	ChatTemplate bool `protobuf:"varint,7,opt,name=chat_template,json=chatTemplate,proto3" json:"chat_template,omitempty"`
@@ -2075,9 +2075,9 @@ type Vocabulary struct {
 	AddsBos bool `protobuf:"varint,8,opt,name=adds_bos,json=addsBos,proto3" json:"adds_bos,omitempty"`
 	// The names of the chat templates, sorted.
 	Templates []string `protobuf:"bytes,9,rep,name=templates,proto3" json:"templates,omitempty"`
-	// How the model writes tool calls and reasoning.
+	// The format of the model's tool calls and reasoning.
 	Format *ChatFormat `protobuf:"bytes,10,opt,name=format,proto3" json:"format,omitempty"`
-	// About how much memory it takes.
+	// The memory that it takes, roughly, in bytes.
 	Bytes         uint64 `protobuf:"varint,11,opt,name=bytes,proto3" json:"bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2197,11 +2197,11 @@ type TrainVocabularyRequest struct {
 	Type string `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
 	// The number of ids.
 	Size uint32 `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
-	// UTF-8 texts, each cut on its own.
+	// UTF-8 texts; no piece crosses from one to the next.
 	Texts []string `protobuf:"bytes,3,rep,name=texts,proto3" json:"texts,omitempty"`
-	// Files of the service's folder of texts, by their path in it; after `texts`.
+	// Files below the service's folder of texts, by their paths in it; read after `texts`.
 	Files []string `protobuf:"bytes,4,rep,name=files,proto3" json:"files,omitempty"`
-	// Control tokens; they get the first ids.
+	// Control tokens, which get the first ids.
 	Special []string `protobuf:"bytes,5,rep,name=special,proto3" json:"special,omitempty"`
 	// The begin token among `special`; empty for none.
 	Bos string `protobuf:"bytes,6,opt,name=bos,proto3" json:"bos,omitempty"`
@@ -2364,7 +2364,7 @@ type isTrainVocabularyResponse_Event interface {
 }
 
 type TrainVocabularyResponse_Progress struct {
-	// It went on.
+	// Progress.
 	Progress *TrainProgress `protobuf:"bytes,1,opt,name=progress,proto3,oneof"`
 }
 
@@ -2377,12 +2377,12 @@ func (*TrainVocabularyResponse_Progress) isTrainVocabularyResponse_Event() {}
 
 func (*TrainVocabularyResponse_File) isTrainVocabularyResponse_Event() {}
 
-// TrainProgress says how far a training is.
+// TrainProgress is the progress of a training.
 type TrainProgress struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Ids that exist.
+	// Ids made so far.
 	Done uint32 `protobuf:"varint,1,opt,name=done,proto3" json:"done,omitempty"`
-	// Ids that are wanted.
+	// Ids to be made.
 	Total         uint32 `protobuf:"varint,2,opt,name=total,proto3" json:"total,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

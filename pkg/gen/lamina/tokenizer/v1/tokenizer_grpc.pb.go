@@ -36,30 +36,29 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// TokenizerService holds the vocabularies and chat templates of models; that is
-// all it knows of them. Requests name a model by digest or name; empty means the
-// only one it holds. A model that is not held is loaded where the service has a
-// library, and the one that was used longest ago may go; an unknown model is
-// NOT_FOUND.
+// TokenizerService holds the vocabularies and chat templates of models, and nothing
+// else of them. Requests name a model by digest or name; empty means the only one it
+// holds. A model that is not held is loaded if the service has a library of models,
+// and the least recently used one may be evicted; an unknown model is NOT_FOUND.
 //
-// Control tokens in text are read as such only where the caller says `special`.
+// Spellings of control tokens in text become control tokens only with `special`.
 //
 // EncodeStream is a conversation, for texts longer than a message:
 //
 //  1. The caller sends `open` once.
-//  2. For each `push` of bytes, cut anywhere, the service answers with the ids that
-//     became certain, often none: one response, or several of which all but the
-//     last say `more`. Joined, they are what Encode gives for the whole text.
-//  3. `flush` obliges the same with the rest; the caller then closes its side.
+//  2. The service answers each `push` of bytes, cut anywhere, with the ids that became
+//     certain, often none: in one response, or in several of which all but the last
+//     have `more` set. Together they are what Encode gives for the whole text.
+//  3. `flush` obliges the same for the rest; the caller then closes its side.
 //
-// The service holds back the text since the last place where it may be cut; where
-// that is more than 4 MiB the stream ends with RESOURCE_EXHAUSTED.
+// The service holds back the text since the last place where it may be cut; if that
+// exceeds 4 MiB the stream ends with RESOURCE_EXHAUSTED.
 //
 // DecodeStream is a conversation:
 //
 //  1. The caller sends `open` once.
-//  2. For each `push` of ids the service answers with exactly one response. Its
-//     text is what became certain: never part of a character, never taken back.
+//  2. The service answers each `push` of ids with exactly one response. Its text is
+//     what became certain: never part of a character, never taken back.
 //  3. `flush` obliges one last response with whatever is left (an unfinished
 //     character becomes U+FFFD); the caller then closes its side.
 //
@@ -86,8 +85,8 @@ type TokenizerServiceClient interface {
 	// Describe lists the vocabularies held, or describes one.
 	Describe(ctx context.Context, in *DescribeRequest, opts ...grpc.CallOption) (*DescribeResponse, error)
 	// TrainVocabulary learns a vocabulary from texts. It sends `progress` as it comes,
-	// then one or more `file` for each file of the result, in order, and ends with OK;
-	// a reader that leaves what is sent untaken holds it up. Cancelling ends it.
+	// then one or more `file` for each file of the result, in order, and ends with OK.
+	// A slow reader slows it down. Cancelling ends it.
 	TrainVocabulary(ctx context.Context, in *TrainVocabularyRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TrainVocabularyResponse], error)
 }
 
@@ -217,30 +216,29 @@ type TokenizerService_TrainVocabularyClient = grpc.ServerStreamingClient[TrainVo
 // All implementations must embed UnimplementedTokenizerServiceServer
 // for forward compatibility.
 //
-// TokenizerService holds the vocabularies and chat templates of models; that is
-// all it knows of them. Requests name a model by digest or name; empty means the
-// only one it holds. A model that is not held is loaded where the service has a
-// library, and the one that was used longest ago may go; an unknown model is
-// NOT_FOUND.
+// TokenizerService holds the vocabularies and chat templates of models, and nothing
+// else of them. Requests name a model by digest or name; empty means the only one it
+// holds. A model that is not held is loaded if the service has a library of models,
+// and the least recently used one may be evicted; an unknown model is NOT_FOUND.
 //
-// Control tokens in text are read as such only where the caller says `special`.
+// Spellings of control tokens in text become control tokens only with `special`.
 //
 // EncodeStream is a conversation, for texts longer than a message:
 //
 //  1. The caller sends `open` once.
-//  2. For each `push` of bytes, cut anywhere, the service answers with the ids that
-//     became certain, often none: one response, or several of which all but the
-//     last say `more`. Joined, they are what Encode gives for the whole text.
-//  3. `flush` obliges the same with the rest; the caller then closes its side.
+//  2. The service answers each `push` of bytes, cut anywhere, with the ids that became
+//     certain, often none: in one response, or in several of which all but the last
+//     have `more` set. Together they are what Encode gives for the whole text.
+//  3. `flush` obliges the same for the rest; the caller then closes its side.
 //
-// The service holds back the text since the last place where it may be cut; where
-// that is more than 4 MiB the stream ends with RESOURCE_EXHAUSTED.
+// The service holds back the text since the last place where it may be cut; if that
+// exceeds 4 MiB the stream ends with RESOURCE_EXHAUSTED.
 //
 // DecodeStream is a conversation:
 //
 //  1. The caller sends `open` once.
-//  2. For each `push` of ids the service answers with exactly one response. Its
-//     text is what became certain: never part of a character, never taken back.
+//  2. The service answers each `push` of ids with exactly one response. Its text is
+//     what became certain: never part of a character, never taken back.
 //  3. `flush` obliges one last response with whatever is left (an unfinished
 //     character becomes U+FFFD); the caller then closes its side.
 //
@@ -267,8 +265,8 @@ type TokenizerServiceServer interface {
 	// Describe lists the vocabularies held, or describes one.
 	Describe(context.Context, *DescribeRequest) (*DescribeResponse, error)
 	// TrainVocabulary learns a vocabulary from texts. It sends `progress` as it comes,
-	// then one or more `file` for each file of the result, in order, and ends with OK;
-	// a reader that leaves what is sent untaken holds it up. Cancelling ends it.
+	// then one or more `file` for each file of the result, in order, and ends with OK.
+	// A slow reader slows it down. Cancelling ends it.
 	TrainVocabulary(*TrainVocabularyRequest, grpc.ServerStreamingServer[TrainVocabularyResponse]) error
 	mustEmbedUnimplementedTokenizerServiceServer()
 }

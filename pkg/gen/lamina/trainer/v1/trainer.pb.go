@@ -23,7 +23,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// RunState says where a run stands.
+// RunState is the state of a run.
 type RunState int32
 
 const (
@@ -31,11 +31,11 @@ const (
 	RunState_RUN_STATE_UNSPECIFIED RunState = 0
 	// Reading data, building stages.
 	RunState_RUN_STATE_STARTING RunState = 1
-	// Stepping.
+	// Making optimizer steps.
 	RunState_RUN_STATE_RUNNING RunState = 2
 	// All steps are done and the model is written.
 	RunState_RUN_STATE_DONE RunState = 3
-	// It stopped on an error; `error` says which.
+	// It ended with an error, which is in `error`.
 	RunState_RUN_STATE_FAILED RunState = 4
 	// It was stopped, with a checkpoint.
 	RunState_RUN_STATE_STOPPED RunState = 5
@@ -91,16 +91,16 @@ func (RunState) EnumDescriptor() ([]byte, []int) {
 // StartRunRequest starts a run.
 type StartRunRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The manifest in JSON; docs say its fields. Unknown fields are refused.
+	// The manifest in JSON; see the documentation for its fields. Unknown fields are refused.
 	ManifestJson []byte `protobuf:"bytes,1,opt,name=manifest_json,json=manifestJson,proto3" json:"manifest_json,omitempty"`
 	// Stages of each chain; 0 means 1.
 	Stages uint32 `protobuf:"varint,2,opt,name=stages,proto3" json:"stages,omitempty"`
 	// Chains; 0 means 1. Divides the manifest's slots.
 	Replicas uint32 `protobuf:"varint,3,opt,name=replicas,proto3" json:"replicas,omitempty"`
-	// Go on from the last whole checkpoint; without one start from the beginning.
+	// Resume from the last complete checkpoint; without one, start from the beginning.
 	Resume bool `protobuf:"varint,4,opt,name=resume,proto3" json:"resume,omitempty"`
-	// Where checkpoints and the trained model go, on the trainer's machine; empty
-	// for the trainer's own folder of runs.
+	// The folder for checkpoints and the trained model, on the trainer's machine; empty
+	// means the trainer's own folder of runs.
 	Out           string `protobuf:"bytes,5,opt,name=out,proto3" json:"out,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -314,25 +314,25 @@ type Run struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The run's name.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// Where it stands.
+	// Its state.
 	State RunState `protobuf:"varint,2,opt,name=state,proto3,enum=lamina.trainer.v1.RunState" json:"state,omitempty"`
 	// Optimizer steps taken.
 	Step uint64 `protobuf:"varint,3,opt,name=step,proto3" json:"step,omitempty"`
-	// Optimizer steps in all.
+	// Optimizer steps of the whole run.
 	Steps uint64 `protobuf:"varint,4,opt,name=steps,proto3" json:"steps,omitempty"`
-	// Training loss of the last step, nats a token.
+	// Training loss of the last step, in nats per token.
 	Loss float64 `protobuf:"fixed64,5,opt,name=loss,proto3" json:"loss,omitempty"`
-	// Validation loss when last measured; 0 before.
+	// The last validation loss; 0 before the first.
 	ValidationLoss float64 `protobuf:"fixed64,6,opt,name=validation_loss,json=validationLoss,proto3" json:"validation_loss,omitempty"`
-	// Norm of the whole gradient before clipping.
+	// Global norm of the gradient before clipping.
 	GradientNorm float64 `protobuf:"fixed64,7,opt,name=gradient_norm,json=gradientNorm,proto3" json:"gradient_norm,omitempty"`
 	// Learning rate of the last step.
 	LearningRate float64 `protobuf:"fixed64,8,opt,name=learning_rate,json=learningRate,proto3" json:"learning_rate,omitempty"`
-	// Tokens a second lately.
+	// Tokens per second.
 	TokensPerSecond float64 `protobuf:"fixed64,9,opt,name=tokens_per_second,json=tokensPerSecond,proto3" json:"tokens_per_second,omitempty"`
 	// What went wrong, for a failed run.
 	Error string `protobuf:"bytes,10,opt,name=error,proto3" json:"error,omitempty"`
-	// Where the trained model is, for a run that is done.
+	// The folder of the trained model, for a run that is done.
 	ModelPath string `protobuf:"bytes,11,opt,name=model_path,json=modelPath,proto3" json:"model_path,omitempty"`
 	// SHA-256 over names and weights in name order, hexadecimal, for a run that is done.
 	WeightsDigest string `protobuf:"bytes,12,opt,name=weights_digest,json=weightsDigest,proto3" json:"weights_digest,omitempty"`
@@ -610,7 +610,7 @@ func (x *StopRunRequest) GetRun() string {
 	return ""
 }
 
-// StopRunResponse says where the run stopped.
+// StopRunResponse is the run after it has stopped.
 type StopRunResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The run.

@@ -31,21 +31,24 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// TrainerService owns runs. A run is fixed by its manifest: model, data, seed,
-// global batch as slots, steps. Stages and replicas are its layout, which
-// changes how fast it goes and not a bit of what comes out.
+// TrainerService owns runs. A run is defined by its manifest: model, data, seed,
+// global batch as slots, steps. Stages and replicas are its layout, which changes its
+// speed and not one bit of its result.
 //
-// WatchRun sends the run's present state first, then one event a step as they
-// come (a slow reader misses steps, never the last event), and ends with OK after
-// the event that carries a final state.
+// WatchRun sends the run's current state first, then one event after each step (a slow
+// reader misses steps, but never the last event), and ends with OK after the event that
+// carries a final state.
+//
+// Errors belong to one run: a run that fails has RUN_STATE_FAILED and says why, and the
+// others go on.
 type TrainerServiceClient interface {
-	// StartRun starts or resumes a run and returns at once.
+	// StartRun starts or resumes a run and returns without waiting for it.
 	StartRun(ctx context.Context, in *StartRunRequest, opts ...grpc.CallOption) (*StartRunResponse, error)
 	// WatchRun follows a run.
 	WatchRun(ctx context.Context, in *WatchRunRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchRunResponse], error)
 	// ListRuns lists the runs this trainer knows.
 	ListRuns(ctx context.Context, in *ListRunsRequest, opts ...grpc.CallOption) (*ListRunsResponse, error)
-	// StopRun stops a run after its present step, with a checkpoint.
+	// StopRun stops a run after its current step, with a checkpoint.
 	StopRun(ctx context.Context, in *StopRunRequest, opts ...grpc.CallOption) (*StopRunResponse, error)
 }
 
@@ -110,21 +113,24 @@ func (c *trainerServiceClient) StopRun(ctx context.Context, in *StopRunRequest, 
 // All implementations must embed UnimplementedTrainerServiceServer
 // for forward compatibility.
 //
-// TrainerService owns runs. A run is fixed by its manifest: model, data, seed,
-// global batch as slots, steps. Stages and replicas are its layout, which
-// changes how fast it goes and not a bit of what comes out.
+// TrainerService owns runs. A run is defined by its manifest: model, data, seed,
+// global batch as slots, steps. Stages and replicas are its layout, which changes its
+// speed and not one bit of its result.
 //
-// WatchRun sends the run's present state first, then one event a step as they
-// come (a slow reader misses steps, never the last event), and ends with OK after
-// the event that carries a final state.
+// WatchRun sends the run's current state first, then one event after each step (a slow
+// reader misses steps, but never the last event), and ends with OK after the event that
+// carries a final state.
+//
+// Errors belong to one run: a run that fails has RUN_STATE_FAILED and says why, and the
+// others go on.
 type TrainerServiceServer interface {
-	// StartRun starts or resumes a run and returns at once.
+	// StartRun starts or resumes a run and returns without waiting for it.
 	StartRun(context.Context, *StartRunRequest) (*StartRunResponse, error)
 	// WatchRun follows a run.
 	WatchRun(*WatchRunRequest, grpc.ServerStreamingServer[WatchRunResponse]) error
 	// ListRuns lists the runs this trainer knows.
 	ListRuns(context.Context, *ListRunsRequest) (*ListRunsResponse, error)
-	// StopRun stops a run after its present step, with a checkpoint.
+	// StopRun stops a run after its current step, with a checkpoint.
 	StopRun(context.Context, *StopRunRequest) (*StopRunResponse, error)
 	mustEmbedUnimplementedTrainerServiceServer()
 }
