@@ -65,19 +65,19 @@ func play(t *testing.T, s **session.Session, words []string) string {
 	case "token":
 		return fmt.Sprint((*s).Token(a, int32(b)))
 	case "ahead":
-		var guesses []int32
+		var drafts []int32
 		for _, word := range words[2:] {
 			id, err := strconv.Atoi(word)
 			if err != nil {
 				t.Fatal(err)
 			}
-			guesses = append(guesses, int32(id))
+			drafts = append(drafts, int32(id))
 		}
-		rows, ok := (*s).NextAhead(a, guesses)
+		rows, ok := (*s).NextWithDrafts(a, drafts)
 		if !ok {
 			return "nothing"
 		}
-		return fmt.Sprintf("pos %d ids %v logits %v ahead %d", rows.Pos, rows.IDs, rows.Logits, rows.Ahead)
+		return fmt.Sprintf("pos %d ids %v logits %v drafts %d", rows.Pos, rows.IDs, rows.Logits, rows.Drafts)
 	case "ready":
 		return fmt.Sprint((*s).Ready())
 	case "waiting":

@@ -2,14 +2,14 @@ package session
 
 import "strings"
 
-// Stopper finds stop texts in a growing text. It holds back what could still become
-// a stop text, so that nothing after one is ever shown.
+// Stopper finds stop strings in a growing text. It holds back any suffix that may be the
+// beginning of a stop string, so that no part of one is ever shown.
 type Stopper struct {
 	stops []string
 	held  string
 }
 
-// NewStopper returns a finder of the given texts; empty ones count for nothing.
+// NewStopper returns a Stopper for the given strings; empty ones are ignored.
 func NewStopper(stops []string) *Stopper {
 	s := &Stopper{}
 	for _, stop := range stops {
@@ -20,8 +20,8 @@ func NewStopper(stops []string) *Stopper {
 	return s
 }
 
-// Push adds text. It returns what may be shown, and whether a stop text has come:
-// then the text before the earliest one has been returned and the rest is dropped.
+// Push adds text. It returns what may be shown, and whether a stop string was found: then
+// the text before the earliest one has been returned and the rest is dropped.
 func (s *Stopper) Push(text string) (show string, stopped bool) {
 	s.held += text
 	first := -1
@@ -46,7 +46,7 @@ func (s *Stopper) Push(text string) (show string, stopped bool) {
 	return show, false
 }
 
-// Flush returns what was held back, when no more text comes.
+// Flush returns what was held back, at the end of the text.
 func (s *Stopper) Flush() string {
 	show := s.held
 	s.held = ""

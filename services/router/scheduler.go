@@ -278,18 +278,18 @@ func (s *scheduler) batch() *shardv1.Batch {
 		if wait {
 			return
 		}
-		rows, ok := seq.feed.NextAhead(n, ids)
+		rows, ok := seq.feed.NextWithDrafts(n, ids)
 		if !ok {
 			return
 		}
 		e := &shardv1.Entry{Session: seq.id, Epoch: seq.epoch, Position: uint32(rows.Pos), Rows: uint32(len(rows.IDs))}
 		if rows.Logits {
-			e.Logits = uint32(1 + rows.Ahead)
-			for _, id := range rows.IDs[len(rows.IDs)-rows.Ahead:] {
+			e.Logits = uint32(1 + rows.Drafts)
+			for _, id := range rows.IDs[len(rows.IDs)-rows.Drafts:] {
 				e.DraftIds = append(e.DraftIds, uint32(id))
 			}
-			s.draftSent(seq, rows.IDs[len(rows.IDs)-rows.Ahead:])
-			if rows.Ahead == 0 || decides {
+			s.draftSent(seq, rows.IDs[len(rows.IDs)-rows.Drafts:])
+			if rows.Drafts == 0 || decides {
 				e.Candidates = uint32(seq.picker.Need(int(s.p.stages[0].GetVocab()), rows.Pos+len(rows.IDs)))
 			}
 			if f.awaited == nil {
@@ -309,7 +309,7 @@ func (s *scheduler) batch() *shardv1.Batch {
 		budget -= len(rows.IDs)
 		f.rows += len(rows.IDs)
 		f.prompts += len(rows.IDs) - 1
-		f.drafts += rows.Ahead
+		f.drafts += rows.Drafts
 	}
 	for _, prefill := range []bool{false, true} {
 		for _, seq := range s.running {

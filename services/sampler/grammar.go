@@ -81,7 +81,7 @@ type compiledKey struct {
 	source           string
 }
 
-// get finds an entry and makes it the last used.
+// get finds an entry and makes it the most recently used.
 func get[K comparable, V any](list []entry[K, V], key K) (v V, ok bool) {
 	at := slices.IndexFunc(list, func(e entry[K, V]) bool { return e.key == key })
 	if at < 0 {
@@ -215,7 +215,7 @@ func (l *library) compile(ctx context.Context, key compiledKey, wire *samplerv1.
 	return c, nil
 }
 
-// spell makes a key of ids.
+// spell makes a map key of ids.
 func spell(ids []int32) string {
 	b := make([]byte, 0, 4*len(ids))
 	for _, id := range ids {

@@ -15,7 +15,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/wire"
 )
 
-// eof turns the end of a caller's side into success.
+// eof returns nil for the end of the caller's side.
 func eof(err error) error {
 	if errors.Is(err, io.EOF) {
 		return nil
@@ -30,7 +30,7 @@ type push struct {
 	stream   grpc.BidiStreamingServer[samplerv1.PushRequest, samplerv1.PushResponse]
 	vocab    int
 	tensors  *wire.Assembler
-	pending  *samplerv1.Row // a row whose chunks are still to come
+	pending  *samplerv1.Row // a row whose chunks have not all arrived
 	logits   []float32
 }
 
@@ -114,7 +114,7 @@ func (u *push) drop(r *samplerv1.Row, err error) {
 	}
 }
 
-// finish picks from the pending row, which is whole now.
+// finish picks from the pending row, which is complete.
 func (u *push) finish() error {
 	r := u.pending
 	u.pending = nil
@@ -143,8 +143,8 @@ func (u *push) finish() error {
 	return nil
 }
 
-// candidates checks a row and orders it. What is wrong with one is the stage's fault or its
-// model's, never the request's, and ends the row's session alone.
+// candidates checks a row and returns its candidates, or that it is whole. An error is the
+// stage's or the model's, never the request's, and ends only the row's session.
 func (u *push) candidates(r *samplerv1.Row) ([]sample.Candidate, bool, error) {
 	bad := func(format string, args ...any) error {
 		return fault.New(fault.Internal, "read row at position %d: "+format, append([]any{r.GetPosition()}, args...)...)
@@ -239,17 +239,17 @@ func (n *session) pick(r *samplerv1.Row, candidates []sample.Candidate, whole bo
 	return choice, nil
 }
 
-// allow holds the next pick to the session's grammar.
+// allow masks the next pick by the session's grammar.
 func (n *session) allow() error {
 	n.picker.Allow(n.mask)
 	return n.matcher.Mask(n.mask)
 }
 
-// token books a choice and makes the reply.
+// token records a choice and makes the reply.
 func (n *session) token(r *samplerv1.Row, choice sample.Choice) *samplerv1.SampleResponse {
 	n.last = int64(r.GetPosition())
 	n.emitted++
-	n.history.Emit(choice.ID, float64(float32(choice.Logprob))) // as whoever takes over is told
+	n.history.Emit(choice.ID, float64(float32(choice.Logprob))) // with the precision that another sampler would be told
 	token := &samplerv1.Token{
 		Session: r.GetSession(), Epoch: n.epoch, Position: r.GetPosition() + 1, Id: uint32(choice.ID), Logprob: float32(choice.Logprob),
 	}

@@ -64,7 +64,7 @@ func New(c Config) *Service {
 // Register adds the service to a server.
 func (s *Service) Register(r grpc.ServiceRegistrar) { samplerv1.RegisterSamplerServiceServer(r, s) }
 
-// pipeline is what the two conversations share.
+// pipeline is the state that the two conversations share.
 type pipeline struct {
 	replies chan *samplerv1.SampleResponse // to the router
 	done    chan struct{}                  // closed when the router's side ends
@@ -81,12 +81,12 @@ type pipeline struct {
 type session struct {
 	epoch   uint64
 	picker  *sample.Picker
-	matcher *grammar.Matcher // nil: the text is held to nothing
+	matcher *grammar.Matcher // nil without a grammar
 	mask    []uint64
 	ends    map[int32]bool
 	limit   int
 	emitted int
-	last    int64 // position last picked for; -1 before
+	last    int64 // the last position picked for; -1 before the first
 	history *sample.History
 }
 
@@ -174,8 +174,8 @@ func (s *Service) receive(stream grpc.BidiStreamingServer[samplerv1.SampleReques
 	}
 }
 
-// reply queues a frame to the router; it waits for a slow one, and gives up when
-// the router's side has ended.
+// reply queues a frame to the router. It waits for a slow reader, and gives up when the
+// router's side has ended.
 func (p *pipeline) reply(r *samplerv1.SampleResponse) {
 	select {
 	case p.replies <- r:

@@ -23,7 +23,7 @@ type nextStage struct {
 	stream   grpc.BidiStreamingClient[shardv1.InferRequest, shardv1.InferResponse]
 }
 
-// dialStage opens Infer to the next hop and waits until the rest of the chain stands.
+// dialStage opens Infer to the next hop and waits until the rest of the chain is ready.
 func dialStage(ctx context.Context, p *pipeline, open *shardv1.InferOpen) (*nextStage, *shardv1.InferOpened, error) {
 	addr := open.GetRoute()[1].GetAddress()
 	conn, err := p.service.cfg.Dialer.Dial(addr)
@@ -69,11 +69,11 @@ func (n *nextStage) release(sessions [][]byte) error {
 	return n.send(&shardv1.InferRequest{Frame: &shardv1.InferRequest_Release{Release: &shardv1.Release{Sessions: sessions}}})
 }
 
-// send returns io.EOF's cause from receive: a broken stream shows there.
+// send sends a frame. If the stream is broken, receive returns the reason.
 func (n *nextStage) send(r *shardv1.InferRequest) error { return broken(n.stream.Send(r)) }
 
-// broken turns gRPC's io.EOF of a Send into an error; the stream's own error is
-// what receive returns.
+// broken turns the io.EOF of a Send into an error. The stream's own error is returned by
+// receive.
 func broken(err error) error {
 	if errors.Is(err, io.EOF) {
 		return fault.New(fault.Unavailable, "send downstream: the stream has ended")
@@ -81,7 +81,7 @@ func broken(err error) error {
 	return rpc.FromStatus(err)
 }
 
-// receive relays what the router is to know upstream.
+// receive relays frames for the router upstream.
 func (n *nextStage) receive() error {
 	for {
 		resp, err := n.stream.Recv()
@@ -132,10 +132,10 @@ func dialSampler(ctx context.Context, p *pipeline, open *shardv1.InferOpen) (*to
 	return &toSampler{pipeline: p, stream: stream}, nil
 }
 
-// rowsSize is about how many bytes of rows share a message.
+// rowsSize is roughly how many bytes of rows share a message.
 const rowsSize = wire.ChunkSize / 2
 
-// batch sends each wanted row's candidates, or the whole row.
+// batch sends the candidates of each row with logits, or the whole row.
 func (t *toSampler) batch(b *shardv1.Batch, accepted []*shardv1.Entry, logits []float32) error {
 	if len(logits) == 0 {
 		return t.pipeline.computed(b.GetStep())
@@ -171,7 +171,8 @@ func (t *toSampler) batch(b *shardv1.Batch, accepted []*shardv1.Entry, logits []
 	return t.send(rows, nil)
 }
 
-// row makes one row's message and keeps the row if only candidates go out.
+// row makes one row's message, and keeps the row if only candidates are sent, since the
+// sampler may ask for the rest.
 func (t *toSampler) row(e *shardv1.Entry, pos uint32, row []float32) (*samplerv1.Row, []*tensorv1.Chunk) {
 	h := t.pipeline.held
 	out := &samplerv1.Row{Session: e.GetSession(), Epoch: e.GetEpoch(), Position: pos, LogSumExp: t.pipeline.service.cfg.Kernels.LogSumExp(row)}
@@ -211,10 +212,10 @@ func (t *toSampler) send(rows []*samplerv1.Row, chunks []*tensorv1.Chunk) error 
 	return nil
 }
 
-// release needs no word to the sampler: the router removes its sessions there.
+// release sends nothing: the router removes its sessions from the sampler itself.
 func (t *toSampler) release([][]byte) error { return nil }
 
-// receive answers the sampler's wishes for whole rows.
+// receive answers the sampler's requests for whole rows.
 func (t *toSampler) receive() error {
 	for {
 		resp, err := t.stream.Recv()
@@ -234,7 +235,8 @@ func (t *toSampler) receive() error {
 	}
 }
 
-// whole sends a kept row; one that is gone is no longer waited for.
+// whole sends a kept row. If it is gone, its session has ended or moved on, and nobody waits
+// for it.
 func (t *toSampler) whole(w *samplerv1.RowWanted) error {
 	h := t.pipeline.held
 	h.mu.Lock()

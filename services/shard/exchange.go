@@ -24,7 +24,7 @@ type slotTensor struct {
 	values []float32
 }
 
-// expect checks that a tensor is the one that the schedule is at.
+// expect checks that a tensor is the one that is due by the schedule.
 func (s slotTensor) expect(step uint64, slot int) ([]float32, error) {
 	if s.step != step || int(s.slot) != slot {
 		return nil, fault.New(fault.Aborted, "exchange: got slot %d of step %d, want slot %d of step %d", s.slot, s.step, slot, step)
@@ -42,7 +42,7 @@ func await(ctx context.Context, ch <-chan slotTensor, step uint64, slot int) ([]
 	}
 }
 
-// fromPrev is the earlier neighbour, as it comes in by Exchange.
+// fromPrev is the earlier neighbour, which calls Exchange here.
 type fromPrev struct {
 	tensors chan slotTensor
 	joined  chan struct{} // closed when stream is set
@@ -58,8 +58,7 @@ func (p *fromPrev) activation(ctx context.Context, step uint64, slot int) ([]flo
 	return await(ctx, p.tensors, step, slot)
 }
 
-// send returns an activation's gradient. An activation has come, so the stream is
-// joined.
+// send sends an activation's gradient. The activation has arrived, so there is a stream.
 func (p *fromPrev) send(step uint64, slot int, x []float32, width int) error {
 	head, chunks := wire.Encode(f32, []int{len(x) / width, width}, x)
 	g := &shardv1.ActivationGradient{Step: step, Slot: uint32(slot), Tensor: head}
@@ -120,7 +119,7 @@ func (s *Service) Exchange(stream exchangeServer) error {
 	return err
 }
 
-// receiveTensors puts tensors together from frames and hands them on.
+// receiveTensors assembles tensors from frames and passes them on.
 func receiveTensors(ctx context.Context, limit int, out chan<- slotTensor, recv func() (*tensorv1.Tensor, *tensorv1.Chunk, *slotTensor, error)) error {
 	tensors := wire.NewAssembler(limit)
 	for {
@@ -154,7 +153,7 @@ func receiveTensors(ctx context.Context, limit int, out chan<- slotTensor, recv 
 	}
 }
 
-// toNext is the later neighbour, as dialed.
+// toNext is the later neighbour, which this stage has dialed.
 type toNext struct {
 	stream  grpc.BidiStreamingClient[shardv1.ExchangeRequest, shardv1.ExchangeResponse]
 	tensors chan slotTensor
@@ -163,7 +162,7 @@ type toNext struct {
 	done    chan struct{}
 }
 
-// dialNext joins the next stage, which is open already.
+// dialNext joins the next stage, which is already open.
 func dialNext(ctx context.Context, fail context.CancelCauseFunc, dialer Dialer, o *shardv1.TrainOpen, limit int) (*toNext, error) {
 	conn, err := dialer.Dial(o.GetNext())
 	if err != nil {
@@ -216,7 +215,7 @@ func (n *toNext) gradient(ctx context.Context, step uint64, slot int) ([]float32
 	return await(ctx, n.tensors, step, slot)
 }
 
-// send passes an activation on.
+// send sends an activation.
 func (n *toNext) send(step uint64, slot int, x []float32, width int) error {
 	head, chunks := wire.Encode(f32, []int{len(x) / width, width}, x)
 	a := &shardv1.Activation{Step: step, Slot: uint32(slot), Tensor: head}

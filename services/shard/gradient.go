@@ -22,7 +22,7 @@ const (
 	tiedHead      = "tied-head"
 )
 
-// removeTimeout bounds the clean-up after a run.
+// removeTimeout bounds the removal of a run's events.
 const removeTimeout = 5 * time.Second
 
 // meetTimeout is how long a stage waits for another replica's gradient.
@@ -34,7 +34,7 @@ type gradient struct {
 	params *model.Params[float32]
 }
 
-// takeGradient returns a gradient of unspecified value, a spare one if there is one.
+// takeGradient returns a gradient of unspecified value, a pooled one if there is one.
 func (r *trainRun) takeGradient() *gradient {
 	if n := len(r.grads); n > 0 {
 		g := r.grads[n-1]
@@ -65,30 +65,30 @@ func (g *gradient) tensor(name string) []float32 {
 	return p.Data
 }
 
-// meeting folds slot gradients: this replica's, the others' from the bus, and the
-// two ends of a tied embedding. A node of the tree has the same bits whoever
-// computed it, so keys decide and repetition is harmless.
-type meeting struct {
+// reducer folds the gradients of a step: this replica's slots, the other replicas' nodes
+// from the bus, and the two ends of a tied embedding. A node of the tree has the same bits
+// on every replica, so events are identified by their keys and repetition is harmless.
+type reducer struct {
 	run    *trainRun
 	step   uint64
-	folded *gradient // of step, until commit or discard
+	folded *gradient // of step, until it is applied or dropped
 
 	own     map[schedule.Node]bool          // the nodes that this replica publishes
-	parents map[schedule.Node]schedule.Node // of the nodes below those
+	parents map[schedule.Node]schedule.Node // of the nodes below own
 	theirs  map[schedule.Node]bool          // the nodes that the other replicas publish
 	readers map[string]*reader              // by part
 }
 
-// reader takes one part's events of the present step. Chunks of several nodes come
-// interleaved, so what is not yet asked for is kept.
+// reader takes one part's events of the current step. Chunks of several nodes arrive
+// interleaved, so those that are not needed yet are kept.
 type reader struct {
 	events  gradbus.Subscription
 	partial map[schedule.Node]*assembly
 	whole   map[schedule.Node][]float32
 }
 
-func newMeeting(r *trainRun) *meeting {
-	m := &meeting{
+func newReducer(r *trainRun) *reducer {
+	m := &reducer{
 		run: r, own: map[schedule.Node]bool{}, parents: map[schedule.Node]schedule.Node{}, theirs: map[schedule.Node]bool{}, readers: map[string]*reader{},
 	}
 	slots, replicas := int(r.open.GetSlots()), int(r.open.GetReplicas())
@@ -106,8 +106,8 @@ func newMeeting(r *trainRun) *meeting {
 	return m
 }
 
-// descend notes the parents of all nodes below n.
-func (m *meeting) descend(n schedule.Node) {
+// descend records the parents of all nodes below n.
+func (m *reducer) descend(n schedule.Node) {
 	if n.Leaf() {
 		return
 	}
@@ -117,7 +117,7 @@ func (m *meeting) descend(n schedule.Node) {
 	m.descend(right)
 }
 
-func (m *meeting) close() {
+func (m *reducer) close() {
 	for part, in := range m.readers {
 		if err := in.events.Close(); err != nil {
 			m.run.service.log.Warn("close gradient events", "part", part, "error", err)
@@ -127,7 +127,7 @@ func (m *meeting) close() {
 	if o.GetReplica() != 0 || o.GetStage() != 0 || m.step == 0 || o.GetReplicas() == 1 && m.run.tied == "" {
 		return
 	}
-	// The run is over on all stages or will be begun under another name.
+	// The run is over on all stages, or will be started under another name on the bus.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.run.ctx), removeTimeout)
 	defer cancel()
 	if err := m.run.service.cfg.Bus.Remove(ctx, o.GetRun()); err != nil {
@@ -136,16 +136,16 @@ func (m *meeting) close() {
 }
 
 // discard drops the step's gradient.
-func (m *meeting) discard() {
+func (m *reducer) discard() {
 	if m.folded != nil {
 		m.run.grads = append(m.run.grads, m.folded)
 		m.folded = nil
 	}
 }
 
-// commit forgets the step's gradient and, on one stage of the run, the events that
-// nobody can ask for again: the step is applied here, so all have been published.
-func (m *meeting) commit() {
+// commit drops the step's gradient and, on one stage of the run, its events on the bus.
+// The step is applied here, so every replica has published and read them.
+func (m *reducer) commit() {
 	m.discard()
 	o := m.run.open
 	if o.GetReplica() != 0 || o.GetStage() != 0 || m.step < 2 || o.GetReplicas() == 1 && m.run.tied == "" {
@@ -156,9 +156,9 @@ func (m *meeting) commit() {
 	}
 }
 
-// keep takes a slot's gradient and folds what can be folded of it, so that a step
-// holds as many gradients as the tree is deep, not one a slot.
-func (m *meeting) keep(nodes map[schedule.Node]*gradient, slot int, g *gradient) {
+// keep takes a slot's gradient and folds it with its sibling node as far as both exist, so
+// that a step holds as many gradients as the tree is deep and not one for each slot.
+func (m *reducer) keep(nodes map[schedule.Node]*gradient, slot int, g *gradient) {
 	n := schedule.Node{Lo: slot, Hi: slot + 1}
 	nodes[n] = g
 	for {
@@ -177,12 +177,12 @@ func (m *meeting) keep(nodes map[schedule.Node]*gradient, slot int, g *gradient)
 	}
 }
 
-// fold adds the slots of all replicas over the tree and returns the norms of the
-// stage's own tensors. nodes are this replica's, as keep left them.
-func (m *meeting) fold(step uint64, nodes map[schedule.Node]*gradient) ([]*shardv1.Norm, time.Duration, error) {
+// fold adds the slots of all replicas over the tree and returns the norms of the stage's
+// own tensors. nodes are this replica's, as left by keep.
+func (m *reducer) fold(step uint64, nodes map[schedule.Node]*gradient) ([]*shardv1.Norm, time.Duration, error) {
 	r := m.run
 	m.discard()
-	if step != m.step { // a step that is made again finds the same events
+	if step != m.step { // a step that is repeated finds the same events
 		for _, in := range m.readers {
 			clear(in.partial)
 			clear(in.whole)
@@ -224,8 +224,8 @@ func (m *meeting) fold(step uint64, nodes map[schedule.Node]*gradient) ([]*shard
 	return norms, wait, err
 }
 
-// whole folds a node out of those at hand.
-func (m *meeting) whole(n schedule.Node, nodes map[schedule.Node]*gradient) *gradient {
+// whole folds a node from the available ones.
+func (m *reducer) whole(n schedule.Node, nodes map[schedule.Node]*gradient) *gradient {
 	if g := nodes[n]; g != nil {
 		return g
 	}
@@ -233,8 +233,8 @@ func (m *meeting) whole(n schedule.Node, nodes map[schedule.Node]*gradient) *gra
 	return m.add(m.whole(left, nodes), m.whole(right, nodes))
 }
 
-// add sums b into a and keeps b as a spare.
-func (m *meeting) add(a, b *gradient) *gradient {
+// add adds b to a and returns b to the pool.
+func (m *reducer) add(a, b *gradient) *gradient {
 	m.run.service.cfg.Kernels.Add(a.flat, b.flat)
 	m.run.grads = append(m.run.grads, b)
 	return a
@@ -242,7 +242,7 @@ func (m *meeting) add(a, b *gradient) *gradient {
 
 // foldTied adds the head's half of a tied embedding's gradient to the embedding's,
 // in that order, on both stages that hold the weight.
-func (m *meeting) foldTied() error {
+func (m *reducer) foldTied() error {
 	r := m.run
 	first, last := r.stage.First(), r.stage.Last()
 	if r.tied == "" {
@@ -265,16 +265,16 @@ func (m *meeting) foldTied() error {
 	}
 	if first {
 		r.service.cfg.Kernels.Add(own, other)
-	} else { // embedding + head, whichever end adds
+	} else { // embedding + head, on either stage
 		r.service.cfg.Kernels.Add(other, own)
 		copy(own, other)
 	}
 	return nil
 }
 
-// norms sums squares of the tensors this stage answers for; one that is not finite
-// must never reach the weights.
-func (m *meeting) norms() ([]*shardv1.Norm, error) {
+// norms sums the squares of the gradients of the tensors that this stage owns. One that is
+// not finite is an error, since it must never reach the weights.
+func (m *reducer) norms() ([]*shardv1.Norm, error) {
 	var out []*shardv1.Norm
 	for _, p := range m.run.state {
 		if p.Tied() {

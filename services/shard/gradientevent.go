@@ -15,7 +15,7 @@ import (
 )
 
 // publish sends a node's gradient as events.
-func (m *meeting) publish(part string, n schedule.Node, flat []float32) error {
+func (m *reducer) publish(part string, n schedule.Node, flat []float32) error {
 	data := wire.Bytes(flat)
 	chunks := (len(data) + chunkSize - 1) / chunkSize
 	whole := wire.Checksum(data)
@@ -38,10 +38,10 @@ func (m *meeting) publish(part string, n schedule.Node, flat []float32) error {
 }
 
 // busRun is the run's name on the bus.
-func (m *meeting) busRun() string { return m.run.open.GetRun() }
+func (m *reducer) busRun() string { return m.run.open.GetRun() }
 
 // await fills flat with a node's gradient from the bus.
-func (m *meeting) await(part string, n schedule.Node, flat []float32) error {
+func (m *reducer) await(part string, n schedule.Node, flat []float32) error {
 	ctx, cancel := context.WithTimeout(m.run.ctx, meetTimeout)
 	defer cancel()
 	in := m.readers[part]
@@ -66,9 +66,9 @@ func (m *meeting) await(part string, n schedule.Node, flat []float32) error {
 	return nil
 }
 
-// take files an event under its node. Who repeats an event or is late does no harm;
-// one that is not this step's, of a node that nobody publishes, is an error.
-func (m *meeting) take(in *reader, e gradbus.Event, values int) error {
+// take stores an event under its node. Repeated and late events are dropped. An event of
+// this step for a node that no other replica publishes is an error.
+func (m *reducer) take(in *reader, e gradbus.Event, values int) error {
 	n := schedule.Node{Lo: int(e.Key.SlotLo), Hi: int(e.Key.SlotHi)}
 	known := m.theirs[n]
 	if e.Key.Part != m.run.stage.Range.String() { // an end of a tied embedding
@@ -93,15 +93,15 @@ func (m *meeting) take(in *reader, e gradbus.Event, values int) error {
 	return err
 }
 
-// assembly gathers the chunks of one node.
+// assembly collects the chunks of one node.
 type assembly struct {
 	data []byte
 	have map[uint32]bool
 	sum  uint64
 }
 
-// add takes an event and returns the node's values when all chunks are there. What
-// is misshapen, damaged or not finite is an error.
+// add takes an event and returns the node's values once all chunks have arrived. An event
+// that is misshapen, damaged or not finite is an error, which ends the step.
 func (a *assembly) add(e gradbus.Event, want int) ([]float32, error) {
 	bad := func(format string, args ...any) error {
 		return fault.New(fault.DataLoss, "read gradient event %v: %s", e.Key, fmt.Sprintf(format, args...))
@@ -114,9 +114,9 @@ func (a *assembly) add(e gradbus.Event, want int) ([]float32, error) {
 	lo := int(g.GetChunk()) * chunkSize
 	switch {
 	case g.GetStep() != e.Key.Step || g.GetPart() != e.Key.Part || g.GetSlotLo() != e.Key.SlotLo || g.GetSlotHi() != e.Key.SlotHi || g.GetChunk() != e.Key.Chunk:
-		return nil, bad("it does not say what its key says")
+		return nil, bad("its fields differ from its key")
 	case g.GetRun() != e.Key.Run:
-		return nil, bad("it is of run %q", g.GetRun())
+		return nil, bad("it belongs to run %q", g.GetRun())
 	case int(g.GetChunks()) != chunks || int(g.GetChunk()) >= chunks || len(g.GetData()) != min(4*want, lo+chunkSize)-lo:
 		return nil, bad("chunk %d of %d with %d bytes does not fit %d values", g.GetChunk(), g.GetChunks(), len(g.GetData()), want)
 	case wire.Checksum(g.GetData()) != g.GetChecksum():

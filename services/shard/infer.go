@@ -36,7 +36,7 @@ type pipeline struct {
 	infoOpened *shardv1.InferOpened
 }
 
-// work is a frame whose tensor is whole.
+// work is a frame whose tensor is complete.
 type work struct {
 	batch   *shardv1.Batch
 	arrived time.Time // the batch, for its deadline
@@ -54,7 +54,7 @@ func (w *work) late(now time.Time) bool {
 type downstream interface {
 	// batch sends the stage's result for the accepted entries.
 	batch(b *shardv1.Batch, accepted []*shardv1.Entry, result []float32) error
-	// release passes a release on.
+	// release passes a release downstream.
 	release(sessions [][]byte) error
 	// receive takes frames from downstream until its side ends.
 	receive() error
@@ -93,9 +93,9 @@ func (s *Service) Infer(up inferServer) error {
 	return p.run(ctx, fail)
 }
 
-// connect opens the rest of the chain and says what the whole of it holds.
+// connect opens the rest of the chain and collects what its stages hold.
 func (p *pipeline) connect(ctx context.Context, fail context.CancelCauseFunc, open *shardv1.InferOpen) (*shardv1.InferOpened, error) {
-	// A chain that does not open in time must not hang the router.
+	// The router must not hang on a chain that does not open.
 	limit := time.AfterFunc(openLimit, func() {
 		fail(fault.New(fault.DeadlineExceeded, "open pipeline %x: the chain did not open in %v", p.id, openLimit))
 	})
@@ -123,10 +123,9 @@ func (p *pipeline) connect(ctx context.Context, fail context.CancelCauseFunc, op
 	return opened, nil
 }
 
-// run joins the pipeline's goroutines. The one that receives from upstream can only
-// end with the handler, so it touches nothing but the queue; the other two, compute
-// and receive from downstream, are joined here. The first failure is the cause that
-// ends all.
+// run runs the pipeline's three goroutines. The one that receives from upstream can end only
+// after the handler, since Recv does, so it touches nothing but the queue. The other two,
+// compute and receive from downstream, are joined here. The first failure ends all.
 func (p *pipeline) run(ctx context.Context, fail context.CancelCauseFunc) error {
 	go func() {
 		defer close(p.work)
@@ -227,8 +226,8 @@ func (p *pipeline) receive(ctx context.Context) error {
 	}
 }
 
-// check reports what makes the whole batch unreadable, which ends the stream: its rows
-// cannot be told apart. What is wrong with a single entry is for refusal to say.
+// check reports an error that makes the whole batch unreadable, because its rows cannot be
+// assigned to its entries. It ends the stream. Errors of a single entry are refusals.
 func (p *pipeline) check(b *shardv1.Batch) error {
 	if n := len(b.GetEntries()); n == 0 || n > maxEntries {
 		return fault.Field("batch.entries", "%d are not within 1..%d", n, maxEntries)
@@ -256,8 +255,8 @@ func (p *pipeline) check(b *shardv1.Batch) error {
 	return nil
 }
 
-// refusal says why an entry cannot be computed, whatever its session; nil if it can. ids
-// are the first stage's token ids of the entry's rows.
+// refusal reports why an entry cannot be computed, apart from the state of its session; nil
+// if it can. ids are the token ids of the entry's rows, on the first stage.
 func (p *pipeline) refusal(e *shardv1.Entry, ids []uint32) error {
 	switch end := uint64(e.GetPosition()) + uint64(e.GetRows()); {
 	case len(e.GetSession()) != idLen:
@@ -279,11 +278,11 @@ func (p *pipeline) refusal(e *shardv1.Entry, ids []uint32) error {
 	return nil
 }
 
-// compute works through the queue. A panic in a kernel ends the stream.
+// compute computes the queued batches in order. A panic in a kernel ends the stream.
 func (p *pipeline) compute(ctx context.Context) (err error) {
 	defer func() {
 		if r := recover(); r != nil {
-			p.service.log.Error("recover from kernel panic", "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
+			p.service.log.Error("recover from a panic in a kernel", "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
 			err = fault.New(fault.Internal, "compute layers %v: %v", p.held.stage.Range, r)
 		}
 	}()

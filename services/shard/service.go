@@ -18,7 +18,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/model"
 )
 
-// Dialer reaches neighbours and the sampler.
+// Dialer connects to neighbours and to the sampler.
 type Dialer interface {
 	Dial(addr string) (*grpc.ClientConn, error)
 }
@@ -32,7 +32,7 @@ type Config struct {
 	Threads int
 	// KVPositions bounds the KV cache of each held range, in positions; 0 means 16384.
 	KVPositions int
-	// Bus carries gradient events; nil if this shard does not train.
+	// Bus carries gradient events; nil for a shard that does not train.
 	Bus Bus
 }
 
@@ -60,7 +60,7 @@ type Service struct {
 	held []*held
 }
 
-// held is a range of a model, loaded, with its cache and sessions.
+// held is a loaded range of a model with its KV cache and sessions.
 type held struct {
 	name   string
 	digest string
@@ -75,20 +75,20 @@ type held struct {
 	computeUS uint64
 }
 
-// session is one generation's part on this stage. Its sequence is used by the
-// pipeline's compute goroutine alone.
+// session is the state of one generation on this stage. Only the compute goroutine of its
+// pipeline uses seq.
 type session struct {
 	pipeline string
 	epoch    uint64
 	seq      *kvcache.Sequence[float32]
 
-	// The last stage keeps the last row of logits, in case the sampler asks.
+	// The last stage keeps the last row of logits, in case the sampler asks for it.
 	row    []float32
 	rowPos uint32
 	lse    float64
 }
 
-// New returns a shard that holds nothing yet.
+// New returns a shard that holds no layers yet.
 func New(c Config) *Service {
 	s := &Service{
 		cfg: c, log: c.Log,
@@ -142,7 +142,7 @@ func (s *Service) Hold(name, digest string, files *model.Files, r model.Range) e
 	return nil
 }
 
-// find returns the held range that a hop names.
+// find returns the range that a hop names.
 func (s *Service) find(digest string, hop *shardv1.Hop) (*held, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -151,7 +151,7 @@ func (s *Service) find(digest string, hop *shardv1.Hop) (*held, error) {
 			return h, nil
 		}
 	}
-	return nil, fault.New(fault.NotFound, "open pipeline: layers %d-%d of %s are not held here", hop.GetLo(), hop.GetHi(), digest)
+	return nil, fault.New(fault.NotFound, "open pipeline: layers %d-%d of %s are not held by this shard", hop.GetLo(), hop.GetHi(), digest)
 }
 
 // Trim releases memory that the load of the last interval did not need: free KV pages
@@ -172,8 +172,8 @@ func (s *Service) Trim() bool {
 	return released
 }
 
-// positions is how many positions can be computed: rotary models go beyond the
-// context they were made for, as far as the cache does.
+// positions is how many positions can be computed. With rotary embeddings that is what the
+// cache holds, even beyond the context length; learned embeddings end with the context.
 func (h *held) positions() int {
 	c := h.cache.Config()
 	if h.stage.Spec.Bounded() {
@@ -182,7 +182,7 @@ func (h *held) positions() int {
 	return c.Pages * c.PageLen
 }
 
-// describe says what a held range is and how it has been doing.
+// describe describes a range and its load.
 func (h *held) describe() *shardv1.Held {
 	c := &h.stage.Spec
 	h.mu.Lock()
@@ -195,7 +195,7 @@ func (h *held) describe() *shardv1.Held {
 	}
 }
 
-// Describe says what this shard holds.
+// Describe lists what this shard holds.
 func (s *Service) Describe(context.Context, *shardv1.DescribeRequest) (*shardv1.DescribeResponse, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

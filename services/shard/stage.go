@@ -50,7 +50,7 @@ func (p *pipeline) batch(w work) error {
 		row += n
 	}
 	p.scratch, p.ids = b.Hidden, b.IDs
-	if len(accepted) == 0 { // nothing goes on, so the answer has to come from here
+	if len(accepted) == 0 { // no later stage will answer for this batch
 		return p.computed(w.batch.GetStep())
 	}
 	h.compute.Lock()
@@ -68,10 +68,10 @@ func (p *pipeline) batch(w work) error {
 	p.service.rows.Add(float64(row))
 	p.service.batches.Inc()
 	p.service.compute.Add(took.Seconds())
-	return p.down.batch(w.batch, accepted, result) // the result is the stage's scratch
+	return p.down.batch(w.batch, accepted, result) // result is the stage's scratch buffer
 }
 
-// admit finds or makes an entry's session and reserves its positions.
+// admit finds or makes an entry's session and reserves KV pages for its rows.
 func (p *pipeline) admit(e *shardv1.Entry) (*session, error) {
 	h := p.held
 	h.mu.Lock()
@@ -100,7 +100,7 @@ func (p *pipeline) admit(e *shardv1.Entry) (*session, error) {
 	return s, nil
 }
 
-// computed tells upstream that a step is done and no row of logits will come of it.
+// computed tells the router that a step is done, of which it gets no token.
 func (p *pipeline) computed(step uint64) error {
 	return p.send(&shardv1.InferResponse{Frame: &shardv1.InferResponse_Computed{Computed: &shardv1.Computed{Step: step}}})
 }
@@ -112,7 +112,7 @@ func (p *pipeline) refuse(b *shardv1.Batch, e *shardv1.Entry, err error) error {
 	}}})
 }
 
-// free gives the pages of sessions back.
+// free returns the KV pages of sessions.
 func (p *pipeline) free(names [][]byte) {
 	h := p.held
 	h.mu.Lock()
@@ -125,8 +125,8 @@ func (p *pipeline) free(names [][]byte) {
 	}
 }
 
-// freeAll gives back all that the pipeline's sessions hold. The compute lock makes
-// sure that no batch runs on them.
+// freeAll returns the KV pages of all sessions of the pipeline. Holding the compute lock
+// means that no batch uses them.
 func (p *pipeline) freeAll() {
 	h := p.held
 	h.compute.Lock()

@@ -17,7 +17,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/wire"
 )
 
-// Bus carries gradient events between replicas; pkg/gradbus has the kinds.
+// Bus carries gradient events between replicas; pkg/gradbus has the implementations.
 type Bus interface {
 	Publish(ctx context.Context, e gradbus.Event) error
 	Subscribe(ctx context.Context, run, part string, from uint64) (gradbus.Subscription, error)
@@ -30,7 +30,7 @@ type trainServer = grpc.BidiStreamingServer[shardv1.TrainRequest, shardv1.TrainR
 const (
 	maxStages   = 256
 	maxSlots    = 4096
-	frameQueue  = 64      // frames from the trainer waiting
+	frameQueue  = 64      // frames that wait, from the trainer or a neighbour
 	maxPosition = 1 << 16 // tokens in a training sequence
 )
 
@@ -64,8 +64,8 @@ type trainRun struct {
 	prev *fromPrev // nil on the first stage
 	next *toNext   // nil on the last
 
-	grads []*gradient // spare
-	meets *meeting    // with the other replicas and the tied end
+	grads   []*gradient // a pool
+	reducer *reducer    // with the other replicas and the tied end
 
 	loaded map[string]int
 }
@@ -179,7 +179,7 @@ func (t *training) build(ctx context.Context, fail context.CancelCauseFunc, stre
 	if o.GetStage() > 0 {
 		r.prev = newFromPrev()
 	}
-	r.meets = newMeeting(r)
+	r.reducer = newReducer(r)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	key := runKey(o.GetChain(), o.GetStage())
@@ -196,7 +196,7 @@ func (t *training) remove(r *trainRun) {
 	delete(t.runs, runKey(r.open.GetChain(), r.open.GetStage()))
 }
 
-// activationBytes is the size of a whole slot's hidden state.
+// activationBytes is the size of one slot's hidden state.
 func (r *trainRun) activationBytes() int {
 	return 4 * int(r.open.GetSlotSequences()) * int(r.open.GetSequenceLen()) * r.stage.Spec.Width
 }
@@ -214,7 +214,7 @@ func (r *trainRun) connect() error {
 // close ends what the run opened.
 func (r *trainRun) close() {
 	r.fail(nil)
-	r.meets.close()
+	r.reducer.close()
 	if r.next != nil {
 		r.next.close()
 	}
@@ -286,8 +286,8 @@ func (r *trainRun) serve() (err error) {
 
 // apply steps the optimizer with the folded gradient.
 func (r *trainRun) apply(a *shardv1.Apply) error {
-	g := r.meets.folded
-	if g == nil || a.GetStep() != r.meets.step {
+	g := r.reducer.folded
+	if g == nil || a.GetStep() != r.reducer.step {
 		return fault.New(fault.FailedPrecondition, "apply step %d: no gradient of it is folded", a.GetStep())
 	}
 	for _, p := range r.state {
@@ -296,7 +296,7 @@ func (r *trainRun) apply(a *shardv1.Apply) error {
 		r.adamw.Step(r.service.cfg.Kernels, p.Data, p.m, p.v, grad, a.GetGradientScale(), a.GetLearningRate(), int(a.GetStep()), matrix || !r.open.GetAdamw().GetDecayMatricesOnly())
 	}
 	r.step = a.GetStep()
-	r.meets.commit()
+	r.reducer.commit()
 	return r.send(&shardv1.TrainResponse{Frame: &shardv1.TrainResponse_Applied{Applied: &shardv1.Applied{Step: r.step, Digest: r.digest()}}})
 }
 

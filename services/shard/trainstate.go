@@ -13,12 +13,12 @@ import (
 
 const f32 = tensorv1.ElementType_ELEMENT_TYPE_F32
 
-// sorted orders parameters by name, as digests and events have them.
+// sorted orders parameters by name, which is the order in digests and events.
 func sorted(params []model.Param[float32]) []model.Param[float32] {
 	return slices.SortedFunc(slices.Values(params), func(a, b model.Param[float32]) int { return cmp.Compare(a.Name, b.Name) })
 }
 
-// param finds the parameter of a state tensor; the tied copy goes by its owner's name.
+// param finds the parameter of a state tensor; a tied copy has its owner's name.
 func (r *trainRun) param(name string) *paramState {
 	for _, p := range r.state {
 		if p.Owner() == name {
@@ -77,7 +77,7 @@ func (r *trainRun) loadState(s *shardv1.State) error {
 	return nil
 }
 
-// finishLoad checks that the whole state has come.
+// finishLoad checks that the state is complete.
 func (r *trainRun) finishLoad(l *shardv1.Load) error {
 	const whole = 1<<shardv1.StateKind_STATE_KIND_WEIGHT | 1<<shardv1.StateKind_STATE_KIND_MOMENT1 | 1<<shardv1.StateKind_STATE_KIND_MOMENT2
 	for _, p := range r.state {

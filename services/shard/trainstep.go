@@ -15,7 +15,7 @@ type stepRun struct {
 	step   *shardv1.Step
 	scale  float64
 	traces map[int]*model.Trace[float32]
-	grads  map[schedule.Node]*gradient // folded as far as they go
+	grads  map[schedule.Node]*gradient // folded as far as possible
 	wait   time.Duration
 }
 
@@ -47,7 +47,7 @@ func (r *trainRun) runStep(step *shardv1.Step) error {
 	if step.GetForwardOnly() {
 		return nil
 	}
-	norms, wait, err := r.meets.fold(step.GetStep(), s.grads)
+	norms, wait, err := r.reducer.fold(step.GetStep(), s.grads)
 	if err != nil {
 		return err
 	}
@@ -100,7 +100,7 @@ func (s *stepRun) forward(slot int) error {
 			return err
 		}
 		in.Hidden = a
-		if !s.stage.Last() { // the first and the last stage know the shape from their microbatch
+		if !s.stage.Last() { // the first and the last stage get the shape from their microbatch
 			in.B = len(a) / s.stage.Spec.Width / in.T
 		}
 	}
@@ -171,7 +171,7 @@ func (s *stepRun) backward(slot int) error {
 		return fault.Wrap(fault.Invalid, err, "run slot %d of step %d backward", slot, s.step.GetStep())
 	}
 	delete(s.traces, slot)
-	s.meets.keep(s.grads, slot, g)
+	s.reducer.keep(s.grads, slot, g)
 	if s.prev != nil {
 		return s.prev.send(s.step.GetStep(), slot, dIn, s.stage.Spec.Width)
 	}

@@ -235,7 +235,7 @@ func TestMesh_ToolChoiceOverHTTP(t *testing.T) {
 		one + `,"tool_choice":{"type":"function","function":{"name":"nix"}}`: `"param":"tool_choice"`,
 		`,"tool_choice":"required"`: `"param":"tool_choice"`,
 		`,"tool_choice":"required","tools":[{"type":"function","function":{"name":"f","strict":true,"parameters":{"properties":{"a":{"pattern":"(?=x)"}}}}}]`: `"param":"tools[0].function.parameters"`,
-		`,"tool_choice":"required","tools":[{"type":"function","function":{"name":"a b"}}]`:                                                                  `"param":"tools[0].function.name"`,
+		`,"tool_choice":"required","tools":[{"type":"function","function":{"name":"a b"}}]`:                                                                   `"param":"tools[0].function.name"`,
 	} {
 		if status, _, text := askHTTP(t, url, more); status != http.StatusBadRequest || !strings.Contains(text, want) {
 			t.Errorf("%s: %d %s, want %s", more, status, text, want)
