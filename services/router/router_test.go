@@ -174,7 +174,7 @@ func TestService_ShardComesBack_AloneServesAgain(t *testing.T) {
 	m.struck("shard-0-0")
 }
 
-func TestService_LostTokenizer_AnotherGoesOnWithTheText(t *testing.T) {
+func TestService_LostTokenizer_LeavesTheStreamsAlone(t *testing.T) {
 	m := newMesh(t, 1, 1, router.Config{})
 	for _, lost := range []string{"tokenizer", "tokenizer-b"} {
 		m.shards["shard-0-0"].strike(20, func() { m.network.Cut(lost, true) })
