@@ -68,14 +68,16 @@ func gemma4() (builder, []string) {
 	for c := range 256 {
 		b.add(byteful, fmt.Sprintf("<0x%02X>", c))
 	}
-	b.add(normal, "\n", "\n\n", "\n\n\n", "▁", "a", "b", "c", "t", "h", "e", "th", "he", "the", "▁the", "▁▁", "ab", "é")
+	b.add(normal, "\n", "\n\n", "\n\n\n", "▁", "a", "b", "c", "t", "h", "e")
+	b.add(normal, "th", "he", "the", "▁the", "▁▁", "ab", "é")
 	b.add(user, "<|tool>")
 	return b, []string{"t h", "h e", "th e", "▁ the", "▁ ▁", "a b", "\n \n"}
 }
 
 func TestFromGGUF_Gemma4(t *testing.T) {
 	b, merges := gemma4()
-	more := meta{"tokenizer.ggml.merges": merges, "tokenizer.ggml.bos_token_id": uint64(2), "tokenizer.ggml.eos_token_id": uint64(1),
+	more := meta{"tokenizer.ggml.merges": merges,
+		"tokenizer.ggml.bos_token_id": uint64(2), "tokenizer.ggml.eos_token_id": uint64(1),
 		"tokenizer.ggml.unknown_token_id": uint64(3), "tokenizer.ggml.add_bos_token": false, "tokenizer.ggml.pre": "whatever"}
 	for _, m := range []meta{b.meta("gemma4", more), b.meta("gpt2", func() meta {
 		named := meta{}
@@ -115,7 +117,8 @@ func TestFromGGUF_Gemma4(t *testing.T) {
 				t.Errorf("%q came back as %q, %v", text, back, err)
 			}
 		}
-		if got := spellings(t, v, "<bos>a", vocab.Options{Special: true, BOS: true}); !slices.Equal(got, []string{"<bos>", "<bos>", "a"}) {
+		got := spellings(t, v, "<bos>a", vocab.Options{Special: true, BOS: true})
+		if !slices.Equal(got, []string{"<bos>", "<bos>", "a"}) {
 			t.Errorf("with special tokens: %q", got)
 		}
 	}
@@ -134,7 +137,8 @@ func TestFromGGUF_Gemma4AgreesWithHuggingFace(t *testing.T) {
 		"decoder": map[string]any{"type": "Sequence", "decoders": []any{
 			map[string]any{"type": "Replace", "pattern": map[string]any{"String": "▁"}, "content": " "},
 			map[string]any{"type": "ByteFallback"}, map[string]any{"type": "Fuse"}}},
-		"model": map[string]any{"type": "BPE", "vocab": ids, "merges": merges, "byte_fallback": true, "fuse_unk": true, "unk_token": "<unk>"},
+		"model": map[string]any{"type": "BPE", "vocab": ids, "merges": merges,
+			"byte_fallback": true, "fuse_unk": true, "unk_token": "<unk>"},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -183,7 +187,8 @@ func TestFromGGUF_Bert(t *testing.T) {
 		}
 	}
 	special := meta{"tokenizer.ggml.bos_token_id": uint64(1), "tokenizer.ggml.seperator_token_id": uint64(2),
-		"tokenizer.ggml.unknown_token_id": uint64(4), "tokenizer.ggml.padding_token_id": uint64(0), "tokenizer.ggml.mask_token_id": uint64(3)}
+		"tokenizer.ggml.unknown_token_id": uint64(4), "tokenizer.ggml.padding_token_id": uint64(0),
+		"tokenizer.ggml.mask_token_id": uint64(3)}
 	g, err := vocab.FromGGUF(b.meta("bert", special))
 	if err != nil {
 		t.Fatal(err)
@@ -207,8 +212,8 @@ func TestFromGGUF_Bert(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, text := range []string{"", "The quick foxes.", "UNBER?", "the'S", "thé  漢漢 quux", "[MASK] the", "ab a b", strings.Repeat("a", 101), strings.Repeat("a", 100),
-		"a\tb\n\x00c", "Ü u"} {
+	for _, text := range []string{"", "The quick foxes.", "UNBER?", "the'S", "thé  漢漢 quux", "[MASK] the",
+		"ab a b", strings.Repeat("a", 101), strings.Repeat("a", 100), "a\tb\n\x00c", "Ü u"} {
 		for _, o := range []vocab.Options{{}, {Special: true, BOS: true}} {
 			got, err1 := g.Encode(text, o)
 			want, err2 := h.Encode(text, o)
@@ -223,7 +228,8 @@ func TestFromGGUF_Bert(t *testing.T) {
 			}
 		}
 	}
-	if got := spellings(t, g, "The foxes", vocab.Options{BOS: true}); strings.Join(got, " ") != "[CLS] ▁the ▁fox es [SEP]" {
+	got := spellings(t, g, "The foxes", vocab.Options{BOS: true})
+	if strings.Join(got, " ") != "[CLS] ▁the ▁fox es [SEP]" {
 		t.Errorf("%q", got)
 	}
 	special["tokenizer.ggml.normalizer.lowercase"] = false
@@ -242,15 +248,23 @@ func TestFromGGUF_T5(t *testing.T) {
 	b.add(unknown, "<unk>")
 	b.add(normal, "▁the", "▁", "a", "b", "ab", "▁a")
 	b.add(user, "<x>")
-	v, err := vocab.FromGGUF(b.meta("t5", meta{"tokenizer.ggml.eos_token_id": uint64(1), "tokenizer.ggml.unknown_token_id": uint64(2),
-		"tokenizer.ggml.add_space_prefix": true, "tokenizer.ggml.remove_extra_whitespaces": true, "tokenizer.chat_template": "{{ x }}"}))
+	v, err := vocab.FromGGUF(b.meta("t5", meta{
+		"tokenizer.ggml.eos_token_id": uint64(1), "tokenizer.ggml.unknown_token_id": uint64(2),
+		"tokenizer.ggml.add_space_prefix": true, "tokenizer.ggml.remove_extra_whitespaces": true,
+		"tokenizer.chat_template": "{{ x }}",
+	}))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if v.Family() != vocab.FamilyUnigram || v.ChatTemplate() == "" || !slices.Equal(v.EOG(), []int32{1}) {
 		t.Errorf("family %s, template %q, ends at %v", v.Family(), v.ChatTemplate(), v.EOG())
 	}
-	for text, want := range map[string]string{"the  ab": "▁the ▁ ab </s>", "ü the": "▁ <unk> ▁the </s>", "a<x>b": "▁a <x> b </s>", "</s>": "</s> </s>"} {
+	for text, want := range map[string]string{
+		"the  ab": "▁the ▁ ab </s>",
+		"ü the":   "▁ <unk> ▁the </s>",
+		"a<x>b":   "▁a <x> b </s>",
+		"</s>":    "</s> </s>",
+	} {
 		if got := strings.Join(spellings(t, v, text, vocab.Options{Special: true, BOS: true}), " "); got != want {
 			t.Errorf("%q: %q, want %q", text, got, want)
 		}
@@ -263,8 +277,10 @@ func TestFromGGUF_RefusesOtherModelsByName(t *testing.T) {
 	for _, name := range []string{"rwkv", "plamo2", "plamo3", "hybriddna", "whitespace", "none", "no_vocab", "of the future"} {
 		_, err := vocab.FromGGUF(b.meta(name, nil))
 		var format *vocab.FormatError
-		if !errors.As(err, &format) || !format.Unsupported || format.Field != "tokenizer.ggml.model" || !strings.Contains(err.Error(), name) {
+		if !errors.As(err, &format) || !format.Unsupported || format.Field != "tokenizer.ggml.model" {
 			t.Errorf("%s: %v", name, err)
+		} else if !strings.Contains(err.Error(), name) {
+			t.Errorf("the error does not name %s: %v", name, err)
 		}
 	}
 }
@@ -285,5 +301,23 @@ func TestFromGGUF_PieceThatIsNotUTF8(t *testing.T) {
 		if back, err := v.Decode(ids, vocab.DecodeOptions{}); err != nil || back != text {
 			t.Errorf("%v: %q, %v", ids, back, err)
 		}
+	}
+}
+
+// TestFromGGUF_LlamaDefaultIDs has a file that names no special token.
+func TestFromGGUF_LlamaDefaultIDs(t *testing.T) {
+	var b builder
+	b.add(unknown, "<unk>")
+	b.add(control, "<s>", "</s>")
+	b.add(normal, "▁a", "▁", "a")
+	v, err := vocab.FromGGUF(b.meta("llama", nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := spellings(t, v, "a ü", vocab.Options{BOS: true}); strings.Join(got, " ") != "<s> ▁a ▁ <unk> <unk>" {
+		t.Errorf("%q", got)
+	}
+	if eos, ok := v.EOS(); !ok || eos != 2 {
+		t.Errorf("the end token is %d, %v", eos, ok)
 	}
 }

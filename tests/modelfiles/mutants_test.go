@@ -111,7 +111,8 @@ func openMutants(t *testing.T, bases ...base) {
 			t.Fatal(err)
 		}
 	}
-	t.Logf("%d mutants: %d opened, %d refused; at most %v and %d MiB", opened+refused, opened, refused, slowest, largest>>20)
+	t.Logf("%d mutants: %d opened, %d refused; at most %v and %d MiB",
+		opened+refused, opened, refused, slowest, largest>>20)
 	if refused == 0 {
 		t.Error("no mutant is refused: the fields are not those of the format")
 	}
@@ -270,7 +271,8 @@ func TestSafetensors_MutantsAreRefusedOrOpened(t *testing.T) {
 	var bases []base
 	for _, name := range []string{"llama", "gpt2", "mixtral", "gpt-oss-mxfp4"} {
 		dir := shared(t, "models", "tiny", name)
-		bases = append(bases, base{format: filetest.Safetensors, file: "model.safetensors", data: read(t, filepath.Join(dir, "model.safetensors")),
+		bases = append(bases, base{format: filetest.Safetensors, file: "model.safetensors",
+			data:   read(t, filepath.Join(dir, "model.safetensors")),
 			beside: []string{filepath.Join(dir, "config.json")},
 			open:   folder(func(dir string) error { return errors.Join(touchSafetensors(dir), openModel(dir)) })})
 	}
@@ -278,9 +280,11 @@ func TestSafetensors_MutantsAreRefusedOrOpened(t *testing.T) {
 }
 
 func TestTokenizerJSON_MutantsAreRefusedOrOpened(t *testing.T) {
-	bases := []base{{format: filetest.JSON, file: "tokenizer.json", data: read(t, shared(t, "models", "tiny", "llama", "tokenizer.json")), open: folder(openVocab)}}
-	for _, text := range tokenizers() {
-		bases = append(bases, base{format: filetest.JSON, file: "tokenizer.json", data: []byte(text), open: folder(openVocab)})
+	texts := append(tokenizers(), string(read(t, shared(t, "models", "tiny", "llama", "tokenizer.json"))))
+	var bases []base
+	for _, text := range texts {
+		bases = append(bases, base{format: filetest.JSON, file: "tokenizer.json", data: []byte(text),
+			open: folder(openVocab)})
 	}
 	openMutants(t, bases...)
 }
@@ -288,7 +292,8 @@ func TestTokenizerJSON_MutantsAreRefusedOrOpened(t *testing.T) {
 func TestSentencePiece_MutantsAreRefusedOrOpened(t *testing.T) {
 	var bases []base
 	for kind := uint64(1); kind <= 4; kind++ {
-		bases = append(bases, base{format: filetest.SentencePiece, file: "tokenizer.model", data: sentencePiece(kind), open: openVocab})
+		bases = append(bases, base{format: filetest.SentencePiece, file: "tokenizer.model",
+			data: sentencePiece(kind), open: openVocab})
 	}
 	openMutants(t, bases...)
 }
@@ -304,15 +309,18 @@ func TestConfig_MutantsAreRefusedOrOpened(t *testing.T) {
 	}
 	for _, name := range []string{"llama", "llama-yarn", "gemma3", "mixtral", "phi3", "gpt2", "gpt-oss"} {
 		dir := shared(t, "models", "tiny", name)
-		add(dir, "config.json", read(t, filepath.Join(dir, "config.json")), "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+		add(dir, "config.json", read(t, filepath.Join(dir, "config.json")),
+			"model.safetensors", "tokenizer.json", "tokenizer_config.json")
 	}
 	dir := shared(t, "models", "tiny", "llama")
-	add(dir, "tokenizer_config.json", read(t, filepath.Join(dir, "tokenizer_config.json")), "model.safetensors", "tokenizer.json", "config.json")
-	generation, err := json.Marshal(map[string]any{"bos_token_id": 1, "eos_token_id": []int{2, 3}, "pad_token_id": 0, "temperature": 0.7, "top_p": 0.9,
-		"top_k": 40, "repetition_penalty": 1.1, "do_sample": true, "max_new_tokens": 20, "min_p": 0.05})
+	add(dir, "tokenizer_config.json", read(t, filepath.Join(dir, "tokenizer_config.json")),
+		"model.safetensors", "tokenizer.json", "config.json")
+	generation, err := json.Marshal(map[string]any{"bos_token_id": 1, "eos_token_id": []int{2, 3}, "pad_token_id": 0,
+		"temperature": 0.7, "top_p": 0.9, "top_k": 40, "repetition_penalty": 1.1, "do_sample": true, "max_new_tokens": 20, "min_p": 0.05})
 	if err != nil {
 		t.Fatal(err)
 	}
-	add(dir, "generation_config.json", generation, "model.safetensors", "tokenizer.json", "config.json", "tokenizer_config.json")
+	add(dir, "generation_config.json", generation,
+		"model.safetensors", "tokenizer.json", "config.json", "tokenizer_config.json")
 	openMutants(t, bases...)
 }

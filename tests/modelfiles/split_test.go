@@ -47,7 +47,8 @@ func logits(t *testing.T, path, text string) []float32 {
 	if err := seq.Reserve(len(ids)); err != nil {
 		t.Fatal(err)
 	}
-	out, err := s.Forward(&model.Batch[float32]{IDs: ids, Entries: []model.Entry[float32]{{Seq: seq, Rows: len(ids), Logits: 1}}})
+	entries := []model.Entry[float32]{{Seq: seq, Rows: len(ids), Logits: 1}}
+	out, err := s.Forward(&model.Batch[float32]{IDs: ids, Entries: entries})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -55,7 +56,10 @@ func logits(t *testing.T, path, text string) []float32 {
 }
 
 func TestSplitGGUF_SameLogitsByAnyPartAndByFolder(t *testing.T) {
-	for _, parts := range [][]string{{"models", "stories260K", "stories260K-Q4_0.gguf"}, {"models", "tiny", "gpt-oss-mxfp4", "model-bf16.gguf"}} {
+	for _, parts := range [][]string{
+		{"models", "stories260K", "stories260K-Q4_0.gguf"},
+		{"models", "tiny", "gpt-oss-mxfp4", "model-bf16.gguf"},
+	} {
 		whole := shared(t, parts...)
 		want := logits(t, whole, "Once upon a time")
 		split, err := filetest.Split(read(t, whole), 3)
