@@ -14,6 +14,11 @@ type Buffer[F tensor.Float] []F
 type Memory[F tensor.Float] interface {
 	// Alloc returns a buffer of n zeros. It lives until nothing refers to it.
 	Alloc(n int) Buffer[F]
+	// AllocBF16 returns n zeros of bfloat16, for RoundBF16.
+	AllocBF16(n int) []uint16
+	// FromHost returns a buffer of the given values. Where the host's memory is the device's it is x
+	// itself, so the caller must leave x to the buffer.
+	FromHost(x []F) Buffer[F]
 	// Upload copies host values to a buffer of the same length.
 	Upload(dst Buffer[F], src []F)
 	// Download copies a buffer to host memory of the same length.

@@ -14,6 +14,12 @@ type HostOps[F tensor.Float] struct{}
 // Alloc returns a buffer of n zeros.
 func (HostOps[F]) Alloc(n int) Buffer[F] { return make(Buffer[F], n) }
 
+// AllocBF16 returns n zeros of bfloat16.
+func (HostOps[F]) AllocBF16(n int) []uint16 { return make([]uint16, n) }
+
+// FromHost returns x itself.
+func (HostOps[F]) FromHost(x []F) Buffer[F] { return x }
+
 // Upload copies host values to a buffer.
 func (HostOps[F]) Upload(dst Buffer[F], src []F) {
 	sameLength("upload", len(dst), len(src))
@@ -122,7 +128,8 @@ func (HostOps[F]) ClampedGateGrad(dg, du, gate, up Buffer[F], alpha, limit float
 	}
 }
 
-// Sink scales each head of att[T,H,D] by its share of a softmax that the head's sink takes part in.
+// Sink scales each head's output att to that of a softmax in which the sink takes part: by
+// exp(lse) / (exp(lse) + exp(sink)), where lse is the log-sum-exp of the other scores.
 func (HostOps[F]) Sink(att, lse, sinks Buffer[F], h, d int) {
 	sameLength("sink", len(att), len(lse)*d)
 	sameLength("sink", len(sinks), h)
@@ -135,6 +142,12 @@ func (HostOps[F]) Sink(att, lse, sinks Buffer[F], h, d int) {
 }
 
 // SinkGrad adds to dsinks and scales datt in place.
+//
+// The output is out = share·a with share = exp(lse) / (exp(lse) + exp(sink)), so that
+// da = share·dout. Attention's backward computes the gradient of a score with probability p
+// and value v as p·(da·v - da·a). The share adds p·share·(1-share)·dout·a, because it depends
+// on lse. The sum is p·(da·v - da·out): the same formula with out in place of a. Attention's
+// backward is therefore given out as its output, and computes the whole gradient.
 func (HostOps[F]) SinkGrad(datt, dsinks, att, lse, sinks Buffer[F], h, d int) {
 	sameLength("sink grad", len(datt), len(lse)*d)
 	sameLength("sink grad", len(att), len(datt))

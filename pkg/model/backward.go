@@ -9,7 +9,7 @@ import (
 // TrainBackward overwrites g, which NewGrads has made, with the gradients of the micro-batch.
 // It returns the gradient of the stage's input [B*T,C], or nil on the first stage. dOut is
 // the gradient of Trace.Out; the last stage ignores it and starts from its loss. The result
-// is scratch of the stage and valid until the next call. The trace must not be used again.
+// is in host memory and valid until the next call. The trace must not be used again.
 func (s *Stage[F]) TrainBackward(tr *Trace[F], dOut []F, g *Params[F]) ([]F, error) {
 	width, n := s.Spec.Width, tr.in.B*tr.in.T
 	if tr.in.ForwardOnly {
@@ -20,19 +20,19 @@ func (s *Stage[F]) TrainBackward(tr *Trace[F], dOut []F, g *Params[F]) ([]F, err
 	}
 	for i, t := range g.Tensors {
 		if !s.written[i] {
-			clear(t.Data)
+			s.set.Clear(t.Data)
 		}
 	}
 	s.scratch.reset()
 	dx := s.scratch.take(n * width)
 	w := s.gradients(n)
 	if s.Last() {
-		clear(dx)
+		s.set.Clear(dx)
 		s.normalize(w.h, tr.last, &s.norm, n)
 		s.linearGrad(w.dh, w.h, n, g, branch[F]{tr.dlogits, s.head})
 		s.normGrad(dx, w.dh, tr.last, &s.norm, g, n)
 	} else {
-		copy(dx, dOut)
+		s.set.Upload(dx, dOut)
 	}
 	for i := len(s.blocks) - 1; i >= 0; i-- {
 		s.blockGrad(&s.blocks[i], &tr.layers[i], dx, tr, g, w)
@@ -41,20 +41,21 @@ func (s *Stage[F]) TrainBackward(tr *Trace[F], dOut []F, g *Params[F]) ([]F, err
 		if s.position != nil {
 			s.set.EmbedGrad(g.at(s.position.atW), dx, tr.pos, width)
 		}
-		scale(dx, s.Spec.Embedding.Scale)
+		s.scale(dx, s.Spec.Embedding.Scale)
 		s.set.EmbedGrad(g.at(s.embed.atW), dx, tr.in.IDs, width)
-		dx = nil
+		s.Drop(tr)
+		return nil, nil
 	}
 	s.Drop(tr)
-	return dx, nil
+	return s.set.Host(dx), nil
 }
 
 // grads is the scratch of a backward pass.
 type grads[F tensor.Float] struct {
-	h, dh, dq, dk, dv, datt, dgate, act, dact []F
+	h, dh, dq, dk, dv, datt, dgate, act, dact kernel.Buffer[F]
 
-	raw  []F // of queries or keys before the norm of their heads
-	post []F // of the output of attention or feed-forward before its norm
+	raw  kernel.Buffer[F] // of queries or keys before the norm of their heads
+	post kernel.Buffer[F] // of the output of attention or feed-forward before its norm
 }
 
 func (s *Stage[F]) gradients(t int) *grads[F] {
@@ -75,51 +76,51 @@ func (s *Stage[F]) gradients(t int) *grads[F] {
 }
 
 // of returns the parts of the scratch that a layer's attention uses.
-func (w *grads[F]) of(blk *block[F], t int) (dq, dk, dv, datt []F) {
+func (w *grads[F]) of(blk *block[F], t int) (dq, dk, dv, datt kernel.Buffer[F]) {
 	a := &blk.Attention
 	queries, keys := t*a.Heads*a.HeadDim, t*a.KVHeads*a.HeadDim
 	return w.dq[:queries], w.dk[:keys], w.dv[:keys], w.datt[:queries]
 }
 
-func (s *Stage[F]) normGrad(dx, dy, x []F, n *norm[F], g *Params[F], t int) {
+func (s *Stage[F]) normGrad(dx, dy, x kernel.Buffer[F], n *norm[F], g *Params[F], t int) {
 	if n.Kind == LayerNorm {
-		s.set.LayerNormGrad(dx, g.at(n.atG), g.at(n.atB), dy, x, n.effective(), n.Eps, t, len(n.gain))
+		s.set.LayerNormGrad(dx, g.at(n.atG), g.at(n.atB), dy, x, s.effective(n), n.Eps, t, len(n.gain))
 		return
 	}
-	s.set.RMSNormGrad(dx, g.at(n.atG), dy, x, n.effective(), n.Eps, t, len(n.gain))
+	s.set.RMSNormGrad(dx, g.at(n.atG), dy, x, s.effective(n), n.Eps, t, len(n.gain))
 }
 
 // postGrad returns the gradient of the output x of attention or feed-forward, given the
 // gradient dx of the residual stream that it was added to. They differ if the output was
 // normalized before it was added.
-func (s *Stage[F]) postGrad(dx, x []F, n *norm[F], g *Params[F], t int, w *grads[F]) []F {
+func (s *Stage[F]) postGrad(dx, x kernel.Buffer[F], n *norm[F], g *Params[F], t int, w *grads[F]) kernel.Buffer[F] {
 	if n.Kind == NoNorm {
 		return dx
 	}
-	clear(w.post)
+	s.set.Clear(w.post)
 	s.normGrad(w.post, dx, x, n, g, t)
 	return w.post
 }
 
 // headsGrad turns the gradient d[rows,D] of normalized heads, in place, into that of the
 // heads x before the norm.
-func (s *Stage[F]) headsGrad(d, x []F, n *norm[F], g *Params[F], w *grads[F]) {
+func (s *Stage[F]) headsGrad(d, x kernel.Buffer[F], n *norm[F], g *Params[F], w *grads[F]) {
 	raw := w.raw[:len(d)]
-	clear(raw)
+	s.set.Clear(raw)
 	s.normGrad(raw, d, x, n, g, len(d)/len(n.gain))
-	copy(d, raw)
+	s.set.Copy(d, raw)
 }
 
 // branch is a matrix and the gradient of its output.
 type branch[F tensor.Float] struct {
-	dy []F
+	dy kernel.Buffer[F]
 	l  *linear[F]
 }
 
 // linearGrad overwrites dx with the gradient of the input x that the branches share, and
 // computes the gradients of their matrices: it overwrites those of parameters in s.written,
 // and adds to the others, which may take part in several products.
-func (s *Stage[F]) linearGrad(dx, x []F, t int, g *Params[F], branches ...branch[F]) {
+func (s *Stage[F]) linearGrad(dx, x kernel.Buffer[F], t int, g *Params[F], branches ...branch[F]) {
 	var products []kernel.ProductGrad[F]
 	for _, b := range branches {
 		p := kernel.ProductGrad[F]{DY: b.dy, W: &b.l.Matrix, DW: g.at(b.l.atW), Fresh: s.written[b.l.atW.index]}
@@ -132,7 +133,7 @@ func (s *Stage[F]) linearGrad(dx, x []F, t int, g *Params[F], branches ...branch
 }
 
 // blockGrad turns dx[B*T,C], the gradient of a block's output, into that of its input.
-func (s *Stage[F]) blockGrad(blk *block[F], k *saved[F], dx []F, tr *Trace[F], g *Params[F], w *grads[F]) {
+func (s *Stage[F]) blockGrad(blk *block[F], k *saved[F], dx kernel.Buffer[F], tr *Trace[F], g *Params[F], w *grads[F]) {
 	n, act := tr.in.B*tr.in.T, blk.FFN.Act
 	s.widen(k)
 	if blk.experts != nil {
@@ -168,12 +169,12 @@ func (s *Stage[F]) blockGrad(blk *block[F], k *saved[F], dx []F, tr *Trace[F], g
 
 // attendGrad turns dx[B*T,C], the gradient of mid = x + o(attend(q, k, v)), into that of the
 // block's input x.
-func (s *Stage[F]) attendGrad(blk *block[F], k *saved[F], dx []F, tr *Trace[F], g *Params[F], w *grads[F]) {
+func (s *Stage[F]) attendGrad(blk *block[F], k *saved[F], dx kernel.Buffer[F], tr *Trace[F], g *Params[F], w *grads[F]) {
 	a, n := &blk.Attention, tr.in.B*tr.in.T
 	dq, dk, dv, datt := w.of(blk, n)
 	s.linearGrad(datt, k.att, n, g, branch[F]{s.postGrad(dx, k.post1, &blk.post1, g, n, w), &blk.o})
 	if blk.sinks32 != nil {
-		s.sinkGrad(datt, k.att, k.lse, &blk.sinks, a.HeadDim, g)
+		s.set.SinkGrad(datt, g.at(blk.sinks.atG), k.att, k.lse, blk.sinks.gain, a.Heads, a.HeadDim)
 	}
 	s.set.AttendCausalGrad(dq, dk, dv, datt, k.att, k.lse, k.q, k.k, k.v, tr.in.B, tr.in.T, blk.heads)
 	if r := s.rotary(blk, tr.in.T); r != nil {

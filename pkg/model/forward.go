@@ -1,8 +1,6 @@
 package model
 
 import (
-	"math"
-
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/kvcache"
@@ -38,7 +36,7 @@ func (b *Batch[F]) rows() (rows, logits int) {
 }
 
 // Forward runs the stage over a batch. It returns the hidden state [ΣRows,C], or on the last
-// stage the logits [ΣLogits,V]. The result is scratch of the stage and valid until the next
+// stage the logits [ΣLogits,V]. The result is in host memory and valid until the next
 // call. The bits of a row's result do not depend on the rest of the batch or on how the
 // sequence was split into chunks.
 //
@@ -65,30 +63,30 @@ func (s *Stage[F]) Forward(b *Batch[F]) ([]F, error) {
 	if s.First() {
 		s.embedRows(x, b.IDs, pos)
 	} else {
-		copy(x, b.Hidden)
+		s.set.Upload(x, b.Hidden)
 	}
 	if b.Observe != nil {
-		b.Observe(s.Range.Lo-1, x)
+		b.Observe(s.Range.Lo-1, s.set.Host(x))
 	}
 	w := s.workspace(rows)
 	for i := range s.blocks {
 		s.attend(i, b, x, pos, w)
 		s.feedForward(&s.blocks[i], x, rows, w)
 		if b.Observe != nil {
-			b.Observe(s.Range.Lo+i, x)
+			b.Observe(s.Range.Lo+i, s.set.Host(x))
 		}
 	}
 	for _, e := range b.Entries {
 		e.Seq.Extend(e.Pos + e.Rows)
 	}
 	if !s.Last() {
-		return x, nil
+		return s.set.Host(x), nil
 	}
 	if b.Observe != nil {
 		s.normalize(w.h, x, &s.norm, rows)
-		b.Observe(len(s.Spec.Layers), w.h)
+		b.Observe(len(s.Spec.Layers), s.set.Host(w.h))
 	}
-	return s.logits(b, x, logits), nil
+	return s.set.Host(s.logits(b, x, logits)), nil
 }
 
 func (s *Stage[F]) check(b *Batch[F], rows int) error {
@@ -124,9 +122,9 @@ func (s *Stage[F]) check(b *Batch[F], rows int) error {
 }
 
 // embedRows looks up and scales embeddings, and adds learned positions.
-func (s *Stage[F]) embedRows(x []F, ids, pos []int32) {
+func (s *Stage[F]) embedRows(x kernel.Buffer[F], ids, pos []int32) {
 	s.set.Embed(x, &s.embed.Matrix, ids)
-	scale(x, s.Spec.Embedding.Scale)
+	s.scale(x, s.Spec.Embedding.Scale)
 	if s.position != nil {
 		p := s.scratch.take(len(x))
 		s.set.Embed(p, &s.position.Matrix, pos)
@@ -134,30 +132,23 @@ func (s *Stage[F]) embedRows(x []F, ids, pos []int32) {
 	}
 }
 
-// scale multiplies x by a factor; 0 means no scaling.
-func scale[F tensor.Float](x []F, by float64) {
-	if by == 0 {
-		return
-	}
-	for i := range x {
-		x[i] *= F(by)
+// scale multiplies x by a factor, unless that is 0.
+func (s *Stage[F]) scale(x kernel.Buffer[F], by float64) {
+	if by != 0 {
+		s.set.Scale(x, by)
 	}
 }
 
 // bound applies the cap of the logits.
-func (s *Stage[F]) bound(logits []F) {
-	most := s.Spec.Head.Softcap
-	if most == 0 {
-		return
-	}
-	for i, v := range logits {
-		logits[i] = F(most * math.Tanh(float64(v)/most))
+func (s *Stage[F]) bound(logits kernel.Buffer[F]) {
+	if limit := s.Spec.Head.Softcap; limit != 0 {
+		s.set.Softcap(logits, limit)
 	}
 }
 
 // workspace is the scratch of a forward pass over t rows.
 type workspace[F tensor.Float] struct {
-	h, q, k, v, att, gate, up, act []F
+	h, q, k, v, att, gate, up, act kernel.Buffer[F]
 	spans                          []kernel.Span[F]
 }
 
@@ -170,7 +161,7 @@ func (s *Stage[F]) workspace(t int) *workspace[F] {
 }
 
 // of returns the parts of the workspace that a layer uses.
-func (w *workspace[F]) of(blk *block[F], t int) (q, k, v, att, gate, up, act []F) {
+func (w *workspace[F]) of(blk *block[F], t int) (q, k, v, att, gate, up, act kernel.Buffer[F]) {
 	a, f := &blk.Attention, &blk.FFN
 	queries, keys, inner := t*a.Heads*a.HeadDim, t*a.KVHeads*a.HeadDim, t*f.Width
 	q, k, v, att = w.q[:queries], w.k[:keys], w.v[:keys], w.att[:queries]
@@ -184,22 +175,22 @@ func (w *workspace[F]) of(blk *block[F], t int) (q, k, v, att, gate, up, act []F
 }
 
 // normalize applies a norm to t rows.
-func (s *Stage[F]) normalize(y, x []F, n *norm[F], t int) {
+func (s *Stage[F]) normalize(y, x kernel.Buffer[F], n *norm[F], t int) {
 	if n.Kind == LayerNorm {
-		s.set.LayerNorm(y, x, n.effective(), n.bias, n.Eps, t, len(n.gain))
+		s.set.LayerNorm(y, x, s.effective(n), n.bias, n.Eps, t, len(n.gain))
 		return
 	}
-	s.set.RMSNorm(y, x, n.effective(), n.Eps, t, len(n.gain))
+	s.set.RMSNorm(y, x, s.effective(n), n.Eps, t, len(n.gain))
 }
 
 // normHeads applies a norm to the heads of queries or keys, x[rows,D].
-func (s *Stage[F]) normHeads(y, x []F, n *norm[F]) {
+func (s *Stage[F]) normHeads(y, x kernel.Buffer[F], n *norm[F]) {
 	s.normalize(y, x, n, len(x)/len(n.gain))
 }
 
 // addBranch adds the output h of attention or feed-forward to x. If there is a norm of the
 // output, it normalizes h first, in place.
-func (s *Stage[F]) addBranch(x, h []F, post *norm[F], t int) {
+func (s *Stage[F]) addBranch(x, h kernel.Buffer[F], post *norm[F], t int) {
 	if post.Kind != NoNorm {
 		s.normalize(h, h, post, t)
 	}
@@ -207,7 +198,7 @@ func (s *Stage[F]) addBranch(x, h []F, post *norm[F], t int) {
 }
 
 // attend adds the output of block i's attention to x[t,C].
-func (s *Stage[F]) attend(i int, b *Batch[F], x []F, pos []int32, w *workspace[F]) {
+func (s *Stage[F]) attend(i int, b *Batch[F], x kernel.Buffer[F], pos []int32, w *workspace[F]) {
 	blk, t := &s.blocks[i], len(pos)
 	a := &blk.Attention
 	q, k, v, att, _, _, _ := w.of(blk, t)
@@ -237,7 +228,7 @@ func (s *Stage[F]) attend(i int, b *Batch[F], x []F, pos []int32, w *workspace[F
 }
 
 // feedForward adds the output of a block's feed-forward part to x[t,C].
-func (s *Stage[F]) feedForward(blk *block[F], x []F, t int, w *workspace[F]) {
+func (s *Stage[F]) feedForward(blk *block[F], x kernel.Buffer[F], t int, w *workspace[F]) {
 	s.normalize(w.h, x, &blk.norm2, t)
 	if blk.experts != nil {
 		y := w.act[:t*s.Spec.Width]
@@ -258,13 +249,14 @@ func (s *Stage[F]) feedForward(blk *block[F], x []F, t int, w *workspace[F]) {
 }
 
 // logits gathers the rows that need logits and applies the final norm and the head.
-func (s *Stage[F]) logits(b *Batch[F], x []F, n int) []F {
+func (s *Stage[F]) logits(b *Batch[F], x kernel.Buffer[F], n int) kernel.Buffer[F] {
 	c := s.Spec.Width
 	rows := s.scratch.take(n * c)
 	at, row := 0, 0
 	for _, e := range b.Entries {
 		row += e.Rows
-		at += copy(rows[at:], x[(row-e.Logits)*c:row*c])
+		s.set.Copy(rows[at:at+e.Logits*c], x[(row-e.Logits)*c:row*c])
+		at += e.Logits * c
 	}
 	h, out := s.scratch.take(n*c), s.scratch.take(n*s.Spec.Vocab)
 	if n > 0 {
@@ -280,16 +272,19 @@ func (s *Stage[F]) logits(b *Batch[F], x []F, n int) []F {
 func (s *Stage[F]) Trim() bool { return s.scratch.trim() }
 
 // arena hands out scratch memory. reset takes all of it back.
-type arena[F any] struct {
-	store  []F
+type arena[S ~[]E, E any] struct {
+	alloc  func(n int) S
+	store  S
 	used   int
-	spill  int
+	spill  int  // elements that did not fit store since the last reset
 	active bool // used since the last trim
 }
 
+func newArena[S ~[]E, E any](alloc func(n int) S) arena[S, E] { return arena[S, E]{alloc: alloc} }
+
 // trim releases the memory if it has not been used since the last trim. Slices that were
 // taken stay valid.
-func (a *arena[F]) trim() bool {
+func (a *arena[S, E]) trim() bool {
 	released := !a.active && len(a.store) > 0
 	if released {
 		a.store, a.used, a.spill = nil, 0, 0
@@ -298,19 +293,20 @@ func (a *arena[F]) trim() bool {
 	return released
 }
 
-func (a *arena[F]) reset() {
+// reset takes everything back. After a few passes of one size the store holds all of it.
+func (a *arena[S, E]) reset() {
 	a.active = true
 	if a.spill > 0 {
-		a.store = make([]F, a.used+a.spill)
+		a.store = a.alloc(a.used + a.spill)
 	}
 	a.used, a.spill = 0, 0
 }
 
 // take returns n elements of unspecified value.
-func (a *arena[F]) take(n int) []F {
+func (a *arena[S, E]) take(n int) S {
 	if a.used+n > len(a.store) {
 		a.spill += n
-		return make([]F, n)
+		return a.alloc(n)
 	}
 	out := a.store[a.used : a.used+n : a.used+n]
 	a.used += n

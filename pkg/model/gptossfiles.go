@@ -39,12 +39,13 @@ func (l *loader[F]) interleavedExpert(x *Experts, e int, p expertPart, w wanted)
 	size := dtype.RowBytes(cols * parts * rows)
 	all := make([]F, cols*parts*rows)
 	tensor.Dequantize(all, data[e*size:(e+1)*size], dtype)
-	m.Dense = make([]F, rows*cols)
+	out := make([]F, rows*cols)
 	for i := range cols {
 		for n := range rows {
-			m.Dense[n*cols+i] = all[(i*rows+n)*parts+which]
+			out[n*cols+i] = all[(i*rows+n)*parts+which]
 		}
 	}
+	m.Dense = out
 	return m, nil
 }
 

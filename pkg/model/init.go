@@ -28,12 +28,12 @@ func (r *random[F]) matrix(w wanted) (kernel.Matrix[F], error) {
 	if w.role == residualTensor {
 		std /= math.Sqrt(2 * float64(r.layers))
 	}
-	m := kernel.Matrix[F]{Rows: w.rows, Cols: w.cols, Dense: make([]F, w.rows*w.cols)}
+	out := make([]F, w.rows*w.cols)
 	key := mix(r.seed ^ hashName(w.Param+w.end))
-	for i := range m.Dense {
-		m.Dense[i] = F(std * normal(mix(key+uint64(i)*0x9e3779b97f4a7c15)))
+	for i := range out {
+		out[i] = F(std * normal(mix(key+uint64(i)*0x9e3779b97f4a7c15)))
 	}
-	return m, nil
+	return kernel.Matrix[F]{Rows: w.rows, Cols: w.cols, Dense: out}, nil
 }
 
 func (r *random[F]) expert(x *Experts, e int, p expertPart, w wanted) (kernel.Matrix[F], error) {

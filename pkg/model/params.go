@@ -13,7 +13,7 @@ import (
 type Param[F tensor.Float] struct {
 	Name   string
 	Shape  []int // [N,I] for a matrix: row n holds the weights of output n
-	Data   []F
+	Data   kernel.Buffer[F]
 	TiedTo string // the parameter whose weight this one shares, if any
 }
 
@@ -40,7 +40,9 @@ func (p *Params[F]) Len() int {
 }
 
 // at returns a piece of a tensor.
-func (p *Params[F]) at(s slot) []F { return p.Tensors[s.index].Data[s.from : s.from+s.len] }
+func (p *Params[F]) at(s slot) kernel.Buffer[F] {
+	return p.Tensors[s.index].Data[s.from : s.from+s.len]
+}
 
 // Params returns the weights themselves, not a copy. A tied head shares the slice of the
 // embedding if both are on this stage. Otherwise it is a copy, and whoever steps the two
@@ -55,7 +57,7 @@ func (s *Stage[F]) NewGrads() *Params[F] {
 		for _, d := range t.Shape {
 			n *= d
 		}
-		g.Tensors = append(g.Tensors, Param[F]{Name: t.Name, Shape: t.Shape, Data: make([]F, n), TiedTo: t.TiedTo})
+		g.Tensors = append(g.Tensors, Param[F]{Name: t.Name, Shape: t.Shape, Data: s.set.Alloc(n), TiedTo: t.TiedTo})
 	}
 	return g
 }

@@ -28,18 +28,21 @@ type Stage[F tensor.Float] struct {
 	written []bool // for each parameter: the backward pass overwrites its whole gradient
 	dense   bool
 	bounded bool // see Spec.Bounded
-	scratch arena[F]
+	scratch scratch[F]
 	micro   []*Trace[F] // spare traces
-	block   arena[F]    // scratch of a block in training, with a bfloat16 kernel set
+	block   scratch[F]  // scratch of a block in training, with a bfloat16 kernel set
 }
 
-// sizes are the largest widths of the stage's layers. Layers share scratch of these sizes.
+// scratch is memory that one pass uses.
+type scratch[F tensor.Float] = arena[kernel.Buffer[F], F]
+
+// sizes are the largest widths of the stage's layers, which share scratch.
 type sizes struct{ q, kv, ff, gate int }
 
 // linear is a matrix with an optional bias, and their places in Params.
 type linear[F tensor.Float] struct {
 	kernel.Matrix[F]
-	bias     []F
+	bias     kernel.Buffer[F]
 	atW, atB slot
 	hasB     bool
 }
@@ -50,19 +53,17 @@ type slot struct{ index, from, len int }
 // norm is a gain with an optional bias.
 type norm[F tensor.Float] struct {
 	*Norm
-	gain, bias []F
+	gain, bias kernel.Buffer[F]
 	atG, atB   slot
-	fromOne    []F // scratch for 1 + gain, with OnePlus
+	fromOne    kernel.Buffer[F] // scratch for 1 + gain, with OnePlus
 }
 
 // effective returns what the norm multiplies by.
-func (n *norm[F]) effective() []F {
+func (s *Stage[F]) effective(n *norm[F]) kernel.Buffer[F] {
 	if n.fromOne == nil {
 		return n.gain
 	}
-	for i, g := range n.gain {
-		n.fromOne[i] = 1 + g
-	}
+	s.set.Shift(n.fromOne, n.gain, 1)
 	return n.fromOne
 }
 
@@ -148,7 +149,7 @@ func build[F tensor.Float](spec Spec, r Range, set kernel.Set[F], fill filler[F]
 	if r.Lo < 0 || r.Hi > len(spec.Layers) || r.Lo >= r.Hi {
 		return nil, fault.Field("layers", "build stage: range %v is not within the %d layers", r, len(spec.Layers))
 	}
-	s := &Stage[F]{Spec: spec, Range: r, set: set, dense: true, bounded: spec.Bounded()}
+	s := &Stage[F]{Spec: spec, Range: r, set: set, dense: true, bounded: spec.Bounded(), scratch: newArena(set.Alloc), block: newArena(set.Alloc)}
 	b := &builder[F]{stage: s, fill: fill, rotaries: map[*Rope]*kernel.Rotary{}}
 	if s.First() {
 		s.embed = b.single(spec.Embedding.Tokens, spec.Vocab)
@@ -223,11 +224,19 @@ func (s *Stage[F]) pack(packed func()) {
 }
 
 // product describes a product of the matrix with an input; y receives the result.
-func (l *linear[F]) product(y []F) kernel.Product[F] {
+func (l *linear[F]) product(y kernel.Buffer[F]) kernel.Product[F] {
 	return kernel.Product[F]{Y: y, W: &l.Matrix, Bias: l.bias}
 }
 
-// builder collects the parameters of a stage. err is the first error.
+// fromHost is the set's FromHost that keeps nil, which stands for weights that are not decoded.
+func (s *Stage[F]) fromHost(x []F) kernel.Buffer[F] {
+	if x == nil {
+		return nil
+	}
+	return s.set.FromHost(x)
+}
+
+// builder gathers a stage's parameters; the first error stays.
 type builder[F tensor.Float] struct {
 	stage    *Stage[F]
 	fill     filler[F]
@@ -251,20 +260,22 @@ func (b *builder[F]) matrix(w wanted) linear[F] {
 		return out
 	}
 	b.stage.dense = b.stage.dense && out.Dense != nil
+	out.Dense = b.stage.fromHost(out.Dense)
 	index := b.add(Param[F]{Name: w.Param + w.end, Shape: []int{w.rows, w.cols}, Data: out.Dense})
 	out.atW = slot{index, 0, w.rows * w.cols}
 	return out
 }
 
-func (b *builder[F]) vector(w wanted) ([]F, slot) {
+func (b *builder[F]) vector(w wanted) (kernel.Buffer[F], slot) {
 	if b.err != nil {
 		return nil, slot{}
 	}
-	data, err := b.fill.vector(w)
+	values, err := b.fill.vector(w)
 	if err != nil {
 		b.err = err
 		return nil, slot{}
 	}
+	data := b.stage.fromHost(values)
 	return data, slot{b.add(Param[F]{Name: w.Param + w.end, Shape: []int{w.rows}, Data: data}), 0, w.rows}
 }
 
@@ -294,7 +305,7 @@ func (b *builder[F]) norm(m *Norm, n int) norm[F] {
 		out.bias, out.atB = b.vector(wanted{Name: m.Name, end: ".bias", rows: n})
 	}
 	if m.OnePlus && b.err == nil { // a width that no tensor has must not take memory
-		out.fromOne = make([]F, n)
+		out.fromOne = b.stage.set.Alloc(n)
 	}
 	return out
 }
@@ -337,7 +348,7 @@ func (b *builder[F]) block(l *Layer) block[F] {
 	out.o = b.linear(&a.O, width, queries, residualTensor)
 	if a.Sinks.Param != "" {
 		out.sinks.gain, out.sinks.atG = b.vector(wanted{Name: a.Sinks, rows: a.Heads})
-		for _, v := range out.sinks.gain {
+		for _, v := range b.stage.set.Host(out.sinks.gain) {
 			out.sinks32 = append(out.sinks32, float32(v))
 		}
 	}
@@ -391,6 +402,8 @@ func (b *builder[F]) head() *linear[F] {
 		m = s.embed.Matrix
 	} else if m, b.err = b.fill.matrix(wanted{Name: tokens, end: ".weight", rows: s.Spec.Vocab, cols: s.Spec.Width}); b.err != nil {
 		return nil
+	} else {
+		m.Dense = s.fromHost(m.Dense)
 	}
 	p := Param[F]{Name: s.Spec.Head.Param + ".weight", Shape: []int{m.Rows, m.Cols}, Data: m.Dense, TiedTo: tokens.Param + ".weight"}
 	return &linear[F]{Matrix: m, atW: slot{b.add(p), 0, m.Rows * m.Cols}}

@@ -27,19 +27,19 @@ type Trace[F tensor.Float] struct {
 	in      Micro[F]
 	pos     []int32
 	layers  []saved[F]
-	last    []F // input of the final norm
-	dlogits []F
-	mem     arena[F]
+	last    kernel.Buffer[F] // input of the final norm
+	dlogits kernel.Buffer[F]
+	mem     scratch[F]
 
-	bf16 arena[uint16] // what layers keep with a bfloat16 kernel set
+	bf16 arena[[]uint16, uint16] // what layers keep with a bfloat16 kernel set
 }
 
 // saved is one block's part of a trace. Tensors that are cheap to recompute are not kept.
 type saved[F tensor.Float] struct {
-	x, q, k, v, att, lse, mid, gate, up []F
+	x, q, k, v, att, lse, mid, gate, up kernel.Buffer[F]
 
-	rawQ, rawK   []F // queries and keys before their norms, if heads are normalized
-	post1, post2 []F // outputs of attention and feed-forward before their norms, if they have any
+	rawQ, rawK   kernel.Buffer[F] // queries and keys before their norms, if heads are normalized
+	post1, post2 kernel.Buffer[F] // outputs of attention and feed-forward before their norms, if they have any
 	experts      routed[F]
 
 	bf16 [savedParts][]uint16 // parts in bfloat16, with a bfloat16 kernel set; parts are nil then
@@ -50,14 +50,14 @@ const savedParts = 12
 
 // parts lists the tensors that may be kept in bfloat16, in the order of k.bf16. Tensors of
 // experts stay in F.
-func (k *saved[F]) parts() [savedParts]*[]F {
-	return [...]*[]F{&k.x, &k.q, &k.k, &k.v, &k.att, &k.mid, &k.gate, &k.up, &k.rawQ, &k.rawK, &k.post1, &k.post2}
+func (k *saved[F]) parts() [savedParts]*kernel.Buffer[F] {
+	return [...]*kernel.Buffer[F]{&k.x, &k.q, &k.k, &k.v, &k.att, &k.mid, &k.gate, &k.up, &k.rawQ, &k.rawK, &k.post1, &k.post2}
 }
 
 // keepBF16 keeps parts in bfloat16 if the kernel set asks for it. It is called before the
 // forward pass uses a part again, and rounds the part itself, too, so that forward and
 // backward compute with the same values.
-func (s *Stage[F]) keepBF16(k *saved[F], tr *Trace[F], parts ...*[]F) {
+func (s *Stage[F]) keepBF16(k *saved[F], tr *Trace[F], parts ...*kernel.Buffer[F]) {
 	if !s.set.UsesBFloat16() {
 		return
 	}
@@ -98,17 +98,17 @@ func (s *Stage[F]) TrainForward(in Micro[F]) (*Trace[F], error) {
 	if s.First() {
 		s.embedRows(x, in.IDs, tr.pos)
 	} else {
-		copy(x, in.Hidden)
+		s.set.Upload(x, in.Hidden)
 	}
 	w := s.workspace(n)
 	for i := range s.blocks {
 		tr.layers = append(tr.layers, s.trainBlock(&s.blocks[i], x, tr, w))
 	}
 	if !s.Last() {
-		tr.Out = tr.keep(x)
+		tr.Out = s.set.Host(s.copied(&tr.mem, x))
 		return tr, nil
 	}
-	tr.last = tr.keep(x)
+	tr.last = s.copied(&tr.mem, x)
 	s.normalize(w.h, x, &s.norm, n)
 	logits := s.scratch.take(n * vocab)
 	s.set.MatMul(logits, w.h, &s.head.Matrix, nil, n)
@@ -118,11 +118,8 @@ func (s *Stage[F]) TrainForward(in Micro[F]) (*Trace[F], error) {
 		tr.dlogits = tr.mem.take(n * vocab)
 	}
 	s.set.CrossEntropy(tr.Loss, tr.dlogits, logits, in.Targets, in.Scale, n, vocab)
-	if most := s.Spec.Head.Softcap; most != 0 {
-		for i := range tr.dlogits {
-			v := float64(logits[i]) / most
-			tr.dlogits[i] *= F(1 - v*v)
-		}
+	if limit := s.Spec.Head.Softcap; limit != 0 && tr.dlogits != nil {
+		s.set.SoftcapGrad(tr.dlogits, logits, limit)
 	}
 	return tr, nil
 }
@@ -161,7 +158,7 @@ func (s *Stage[F]) trace() *Trace[F] {
 		s.micro = s.micro[:n-1]
 		return tr
 	}
-	return &Trace[F]{}
+	return &Trace[F]{mem: newArena(s.set.Alloc), bf16: newArena(s.set.AllocBF16)}
 }
 
 // Drop takes a trace back without a backward pass.
@@ -173,18 +170,16 @@ func (s *Stage[F]) Drop(tr *Trace[F]) {
 	s.micro = append(s.micro, tr)
 }
 
-// keep copies x into memory of the trace.
-func (tr *Trace[F]) keep(x []F) []F { return copied(&tr.mem, x) }
-
-func copied[F any](a *arena[F], x []F) []F {
+// copied is a copy of x in an arena.
+func (s *Stage[F]) copied(a *scratch[F], x kernel.Buffer[F]) kernel.Buffer[F] {
 	out := a.take(len(x))
-	copy(out, x)
+	s.set.Copy(out, x)
 	return out
 }
 
 // traced is the memory for what a block's backward needs: the trace's own, or, with a
 // bfloat16 kernel set, scratch whose contents are then kept in bfloat16.
-func (s *Stage[F]) traced(tr *Trace[F]) *arena[F] {
+func (s *Stage[F]) traced(tr *Trace[F]) *scratch[F] {
 	if !s.set.UsesBFloat16() {
 		return &tr.mem
 	}
@@ -213,22 +208,22 @@ func (s *Stage[F]) rotary(blk *block[F], t int) *kernel.Rotary {
 }
 
 // trainBlock adds a block's output to x[B*T,C] and returns what its backward pass needs.
-func (s *Stage[F]) trainBlock(blk *block[F], x []F, tr *Trace[F], w *workspace[F]) saved[F] {
+func (s *Stage[F]) trainBlock(blk *block[F], x kernel.Buffer[F], tr *Trace[F], w *workspace[F]) saved[F] {
 	a, n := &blk.Attention, tr.in.B*tr.in.T
 	q, key, v, att, gate, up, act := w.of(blk, n)
 	var k saved[F]
 	mem := s.traced(tr)
-	hold := func(scratch []F) []F {
+	hold := func(scratch kernel.Buffer[F]) kernel.Buffer[F] {
 		if tr.in.ForwardOnly {
 			return scratch
 		}
 		return mem.take(len(scratch))
 	}
-	keep := func(x []F) []F {
+	keep := func(x kernel.Buffer[F]) kernel.Buffer[F] {
 		if tr.in.ForwardOnly {
 			return nil
 		}
-		return copied(mem, x)
+		return s.copied(mem, x)
 	}
 	k.x = keep(x)
 	k.q, k.k, k.v, k.att = hold(q), hold(key), hold(v), hold(att)
@@ -247,7 +242,7 @@ func (s *Stage[F]) trainBlock(blk *block[F], x []F, tr *Trace[F], w *workspace[F
 	s.keepBF16(&k, tr, &k.q, &k.k, &k.v)
 	s.set.AttendCausal(k.att, k.lse, k.q, k.k, k.v, tr.in.B, tr.in.T, blk.heads)
 	if blk.sinks32 != nil {
-		s.sink(k.att, k.lse, &blk.sinks, a.HeadDim)
+		s.set.Sink(k.att, k.lse, blk.sinks.gain, a.Heads, a.HeadDim)
 	}
 	s.keepBF16(&k, tr, &k.att)
 	s.set.MatMul(w.h, k.att, &blk.o.Matrix, blk.o.bias, n)
