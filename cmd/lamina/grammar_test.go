@@ -28,7 +28,7 @@ func TestGrammar_ExitCodes(t *testing.T) {
 	schema := grammarFile(t, `{"type":"object","properties":{"a":{"type":"integer"}},"required":["a"]}`)
 	verbOK(t, `{"a": 1}`, "grammar", "--schema", schema)
 	verbFails(t, 1, "byte 6", `{"a": "x"}`, "grammar", "--schema", schema)
-	verbFails(t, 2, `honour schema pattern "(?=x)" at ""`, `1`, "grammar", "--schema", grammarFile(t, `{"pattern":"(?=x)"}`))
+	verbFails(t, 2, `compile schema: pattern "(?=x)" at ""`, `1`, "grammar", "--schema", grammarFile(t, `{"pattern":"(?=x)"}`))
 	verbOK(t, "ABC-12", "grammar", "--regex", `^[A-Z]{3}-\d+$`)
 	verbFails(t, 1, "byte 3", "ABC:12", "grammar", "--regex", `[A-Z]{3}-\d+`)
 	verbFails(t, 2, "lookahead", "ab", "grammar", "--regex", `a(?=b)b`)
@@ -36,7 +36,7 @@ func TestGrammar_ExitCodes(t *testing.T) {
 	verbOK(t, "so: <f>12</f>.", "grammar", "--tags", tags)
 	verbFails(t, 1, "byte 7", "so: <f>x</f>.", "grammar", "--tags", tags)
 	verbFails(t, 1, "ends too early", "so", "grammar", "--tags", tags)
-	verbFails(t, 2, "honour tags y: tags[0]", "a", "grammar", "--tags", grammarFile(t, `{"tags":[{"begin":"<","schema":{},"y":1}]}`))
+	verbFails(t, 2, "compile tags: y is not supported: tags[0]", "a", "grammar", "--tags", grammarFile(t, `{"tags":[{"begin":"<","schema":{},"y":1}]}`))
 	verbFails(t, 2, "give --gbnf", "a", "grammar")
 	verbFails(t, 2, "no such file", "a", "grammar", "--gbnf", "nowhere")
 }

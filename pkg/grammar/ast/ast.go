@@ -1,10 +1,10 @@
 package ast
 
 import (
+	"sync"
+
 	"github.com/lamina-mesh/lamina/pkg/grammar/charset"
 )
-
-import "sync"
 
 // Grammar is a language: rules of which one is the root. It is what the front
 // ends make (GBNF, Schema, Regex, Choices, Tags) and what Compile takes. It never

@@ -1,12 +1,10 @@
 package ast
 
 import (
-	"github.com/lamina-mesh/lamina/pkg/grammar/charset"
-)
-
-import (
 	"fmt"
 	"unicode/utf8"
+
+	"github.com/lamina-mesh/lamina/pkg/grammar/charset"
 )
 
 // Choices is the given texts and no others. It returns a *SyntaxError for a text that
@@ -14,7 +12,7 @@ import (
 // together.
 func Choices(texts []string) (*Grammar, error) {
 	if len(texts) == 0 {
-		return nil, &SyntaxError{Kind: "choices", Msg: "list choices: there are none"}
+		return nil, &SyntaxError{Kind: "choices", Msg: "list choices: want at least one"}
 	}
 	total := 0
 	for i, text := range texts {

@@ -1,12 +1,10 @@
 package ast
 
 import (
-	"github.com/lamina-mesh/lamina/pkg/grammar/charset"
-)
-
-import (
 	"slices"
 	"unicode/utf8"
+
+	"github.com/lamina-mesh/lamina/pkg/grammar/charset"
 )
 
 // ControlSign is a byte that no text has. It stands around a control token's spelling

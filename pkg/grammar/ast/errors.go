@@ -31,8 +31,8 @@ func (e *SyntaxError) Error() string {
 // FaultCode is Invalid.
 func (e *SyntaxError) FaultCode() fault.Code { return fault.Invalid }
 
-// UnsupportedError names something well formed that cannot be honoured exactly,
-// so that nothing is ever ignored in silence.
+// UnsupportedError names a well-formed construct that cannot be enforced exactly. It is
+// refused, never ignored silently.
 type UnsupportedError struct {
 	Kind    string // "gbnf", "regex", "schema" or "tags"
 	Feature string // the keyword or the construct, as it is spelled
@@ -46,21 +46,21 @@ func (e *UnsupportedError) Error() string {
 	if e.Kind == "schema" {
 		at = fmt.Sprintf(" at %q", e.Path)
 	}
-	return fmt.Sprintf("honour %s %s%s: %s", e.Kind, e.Feature, at, e.Why)
+	return fmt.Sprintf("compile %s: %s%s is not supported: %s", e.Kind, e.Feature, at, e.Why)
 }
 
 // FaultCode is Invalid: the request is to be changed, not repeated.
 func (e *UnsupportedError) FaultCode() fault.Code { return fault.Invalid }
 
-// LimitError says that a grammar asks for more work or memory than it may.
+// LimitError says that a grammar needs more work or memory than the bounds allow.
 type LimitError struct {
 	What  string // "source bytes", "rules", "instructions", ...
 	Limit int
 }
 
-// Error names what ran out.
+// Error names the bound.
 func (e *LimitError) Error() string {
-	return fmt.Sprintf("compile grammar: it needs more than %d %s", e.Limit, e.What)
+	return fmt.Sprintf("compile grammar: more than %d %s", e.Limit, e.What)
 }
 
 // FaultCode is Invalid: the same grammar never fits.

@@ -1,8 +1,6 @@
 package automaton
 
-import (
-	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
-)
+import "github.com/lamina-mesh/lamina/pkg/grammar/ast"
 
 // analysis is what is known of every rule before the program is made.
 type analysis struct {

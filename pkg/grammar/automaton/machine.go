@@ -1,14 +1,12 @@
 package automaton
 
 import (
-	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
-	"github.com/lamina-mesh/lamina/pkg/grammar/spelling"
-)
-
-import (
 	"encoding/binary"
 	"slices"
 	"sync"
+
+	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
+	"github.com/lamina-mesh/lamina/pkg/grammar/spelling"
 )
 
 // Machine runs a program. Its states are made when they are first reached and are
@@ -194,7 +192,7 @@ func (m *Machine) Finish() *State {
 	if len(items) > 1 {
 		m.Spent += len(items) / 2
 		if len(items) > maxItems {
-			m.gather.failure = &ast.LimitError{What: "places in a grammar at once", Limit: maxItems}
+			m.gather.failure = &ast.LimitError{What: "items of one state", Limit: maxItems}
 		}
 		slices.SortFunc(items, compareItems)
 		items = slices.Compact(items)

@@ -1,12 +1,10 @@
 package automaton
 
 import (
-	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
-)
-
-import (
 	"cmp"
 	"slices"
+
+	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
 )
 
 // An array whose items must differ needs to know what came before. Its rule and
@@ -196,7 +194,7 @@ func (m *Machine) hopeless(p *Position) (bool, error) {
 			p.hope = someHope
 			return true, nil
 		case len(looked) >= maxHope:
-			return false, &ast.LimitError{What: "steps to find a new item", Limit: maxHope}
+			return false, &ast.LimitError{What: "steps to find an unused item", Limit: maxHope}
 		}
 		p.hope = noHope // until something else is found
 		looked = append(looked, p)

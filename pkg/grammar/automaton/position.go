@@ -1,14 +1,12 @@
 package automaton
 
 import (
-	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
-	"github.com/lamina-mesh/lamina/pkg/grammar/spelling"
-)
-
-import (
 	"cmp"
 	"encoding/binary"
 	"slices"
+
+	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
+	"github.com/lamina-mesh/lamina/pkg/grammar/spelling"
 )
 
 // Position is every way to have read the text so far. Positions are kept once
@@ -68,7 +66,7 @@ func (m *Machine) put(s *State, above *Stack, mem *memory, called bool) {
 		}
 	}
 	if len(g.list) >= maxConfigs {
-		g.failure = &ast.LimitError{What: "ways to read a text at once", Limit: maxConfigs}
+		g.failure = &ast.LimitError{What: "parses in parallel", Limit: maxConfigs}
 		return
 	}
 	g.list = append(g.list, gathered{Config{s, above, mem}, called})
@@ -84,7 +82,7 @@ func (m *Machine) expand() {
 		g.work = g.work[:len(g.work)-1]
 		m.Spent++
 		if m.Spent > m.Limit {
-			g.failure = &ast.LimitError{What: "steps for so many tokens", Limit: m.Limit}
+			g.failure = &ast.LimitError{What: "steps of work for this many tokens", Limit: m.Limit}
 			return
 		}
 		for _, call := range m.CallsOf(c.At) {
@@ -94,7 +92,7 @@ func (m *Machine) expand() {
 				continue
 			}
 			if c.Above.depth >= maxDepth {
-				g.failure = &ast.LimitError{What: "open rules", Limit: maxDepth}
+				g.failure = &ast.LimitError{What: "nested rule calls", Limit: maxDepth}
 				return
 			}
 			mem := c.Mem

@@ -1,16 +1,14 @@
 package automaton
 
 import (
-	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
-	"github.com/lamina-mesh/lamina/pkg/grammar/charset"
-	"github.com/lamina-mesh/lamina/pkg/grammar/spelling"
-)
-
-import (
 	"fmt"
 	"slices"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
+	"github.com/lamina-mesh/lamina/pkg/grammar/charset"
+	"github.com/lamina-mesh/lamina/pkg/grammar/spelling"
 )
 
 type OpCode uint8
@@ -85,7 +83,7 @@ func compileProgram(g *ast.Grammar) (*Program, error) {
 		return nil, err
 	}
 	if !a.productive[g.Root] {
-		return nil, &ast.UnsupportedError{Kind: g.Kind, Feature: "a language without texts", Why: "nothing would ever be accepted"}
+		return nil, &ast.UnsupportedError{Kind: g.Kind, Feature: "an empty language", Why: "no text would ever match"}
 	}
 	e := &emitter{analysis: a, known: map[classKey]int32{}, single: map[spelledRune]int32{}, nonEmpty: map[int]int{}, loop: -1}
 	e.Starts = make([]int32, len(local.Rules))
@@ -375,7 +373,7 @@ func (e *emitter) leftRecursion() error {
 		}
 		if r := visit(int32(id)); r != nil {
 			from := max(0, len(path)-6)
-			return &ast.UnsupportedError{Kind: e.g.Kind, Feature: leftRecursionAt(*r), Why: "a rule may not begin with itself: " + strings.Join(path[from:], " -> ")}
+			return &ast.UnsupportedError{Kind: e.g.Kind, Feature: leftRecursionAt(*r), Why: "a rule must not begin with itself: " + strings.Join(path[from:], " -> ")}
 		}
 	}
 	return nil

@@ -1,13 +1,11 @@
 package automaton
 
 import (
-	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
-)
-
-import (
 	"cmp"
 	"encoding/binary"
 	"slices"
+
+	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
 )
 
 // Stack is a set of stacks of open rules, the ways in which the text so far may

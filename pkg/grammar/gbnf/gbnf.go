@@ -1,14 +1,12 @@
 package gbnf
 
 import (
-	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
-	"github.com/lamina-mesh/lamina/pkg/grammar/charset"
-)
-
-import (
 	"fmt"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
+	"github.com/lamina-mesh/lamina/pkg/grammar/charset"
 )
 
 // Parse reads llama.cpp's grammar notation: rules `name ::= alternatives` of
@@ -36,9 +34,9 @@ func Parse(source string) (*ast.Grammar, error) {
 		switch {
 		case r.Body != nil:
 		case r.Name == "root":
-			return nil, &ast.SyntaxError{Kind: "gbnf", Msg: "find rule root: it is not defined"}
+			return nil, &ast.SyntaxError{Kind: "gbnf", Msg: "find rule root: not defined"}
 		default:
-			return nil, &ast.SyntaxError{Kind: "gbnf", Line: p.used[i], Msg: fmt.Sprintf("find rule %s: it is not defined", r.Name)}
+			return nil, &ast.SyntaxError{Kind: "gbnf", Line: p.used[i], Msg: fmt.Sprintf("find rule %s: not defined", r.Name)}
 		}
 	}
 	return &ast.Grammar{Rules: p.rules, Kind: "gbnf"}, nil
@@ -131,7 +129,7 @@ func (p *gbnf) parse() error {
 		p.at += len("::=")
 		p.space(true)
 		if p.rules[id].Body != nil {
-			return p.fail("define rule %s: it is defined on line %d already", name, p.rules[id].Line)
+			return p.fail("define rule %s: it is already defined on line %d", name, p.rules[id].Line)
 		}
 		body, err := p.alternatives(0)
 		if err != nil {
@@ -248,7 +246,7 @@ func (p *gbnf) element(depth int) (*ast.Expr, error) {
 		id, err := p.symbol(name)
 		return ast.Ref(id), err
 	case c == '<' || c == '!':
-		return nil, &ast.UnsupportedError{Kind: "gbnf", Feature: fmt.Sprintf("token reference on line %d", p.line), Why: "grammars here are over text, not over token ids"}
+		return nil, &ast.UnsupportedError{Kind: "gbnf", Feature: fmt.Sprintf("token reference on line %d", p.line), Why: "a grammar describes text, not token ids"}
 	case c == '*' || c == '+' || c == '?' || c == '{':
 		return nil, p.fail("want something before %q", p.found())
 	}

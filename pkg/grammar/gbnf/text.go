@@ -1,14 +1,12 @@
 package gbnf
 
 import (
-	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
-	"github.com/lamina-mesh/lamina/pkg/grammar/charset"
-)
-
-import (
 	"strconv"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
+	"github.com/lamina-mesh/lamina/pkg/grammar/charset"
 )
 
 // quantifier reads *, +, ? or braces.
@@ -43,7 +41,7 @@ func (p *gbnf) quantifier() (least, most int, ok bool, err error) {
 			return 0, 0, false, p.fail("want } after a repetition, found %q", p.found())
 		}
 		if most >= 0 && most < least {
-			return 0, 0, false, p.fail("repeat {%d,%d}: the bounds are the wrong way round", least, most)
+			return 0, 0, false, p.fail("repeat {%d,%d}: the minimum exceeds the maximum", least, most)
 		}
 	default:
 		return 0, 0, false, nil
@@ -72,7 +70,7 @@ func (p *gbnf) literal() (*ast.Expr, error) {
 	var text []byte
 	for {
 		if p.end() {
-			return nil, p.fail("end a literal: its closing quote is missing")
+			return nil, p.fail("read a literal: the closing quote is missing")
 		}
 		if p.peek() == '"' {
 			p.at++
@@ -95,7 +93,7 @@ func (p *gbnf) class() (*ast.Expr, error) {
 	var spans []charset.Span
 	for {
 		if p.end() {
-			return nil, p.fail("end a class: its ] is missing")
+			return nil, p.fail("read a class: the closing ] is missing")
 		}
 		if p.peek() == ']' {
 			p.at++
@@ -112,7 +110,7 @@ func (p *gbnf) class() (*ast.Expr, error) {
 				return nil, err
 			}
 			if hi < lo {
-				return nil, p.fail("read range %q-%q: its ends are the wrong way round", lo, hi)
+				return nil, p.fail("read range %q-%q: its ends are reversed", lo, hi)
 			}
 		}
 		spans = append(spans, charset.Span{Lo: lo, Hi: hi})
@@ -122,7 +120,7 @@ func (p *gbnf) class() (*ast.Expr, error) {
 		set = set.Negate()
 	}
 	if len(set) == 0 {
-		return nil, p.fail("read a class: no character is in it")
+		return nil, p.fail("read a class: it contains no character")
 	}
 	return ast.Char(set, ast.PlainUTF8), nil
 }
@@ -156,19 +154,19 @@ func (p *gbnf) char() (rune, error) {
 		return rune(c), nil
 	}
 	p.at--
-	return 0, p.fail("read an escape: \\%s is none", p.found())
+	return 0, p.fail("read an escape: unknown escape \\%s", p.found())
 }
 
 func (p *gbnf) hex(digits int) (rune, error) {
 	if len(p.text)-p.at < digits {
-		return 0, p.fail("read an escape: it wants %d hexadecimal digits", digits)
+		return 0, p.fail("read an escape: want %d hexadecimal digits", digits)
 	}
 	n, err := strconv.ParseUint(p.text[p.at:p.at+digits], 16, 32)
 	if err != nil {
-		return 0, p.fail("read an escape: it wants %d hexadecimal digits", digits)
+		return 0, p.fail("read an escape: want %d hexadecimal digits", digits)
 	}
 	if n > charset.MaxRune || n >= 0xD800 && n <= 0xDFFF {
-		return 0, p.fail("read an escape: U+%04X is no character", n)
+		return 0, p.fail("read an escape: U+%04X is not a character", n)
 	}
 	p.at += digits
 	return rune(n), nil

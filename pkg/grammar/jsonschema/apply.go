@@ -1,14 +1,12 @@
 package jsonschema
 
 import (
-	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
-)
-
-import (
 	"errors"
 	"math/big"
 	"slices"
 	"strconv"
+
+	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
 )
 
 // oneOfValues is the shapes of the values of enum or const.
@@ -33,7 +31,7 @@ func (x *expander) oneOfValues(p *place, values []*value) ([]shape, error) {
 		case isNumber:
 			r, ok := v.rat()
 			if !ok {
-				return nil, x.refuse(p, "number "+v.text, "it is too long to be held exactly")
+				return nil, x.refuse(p, "number "+v.text, "it has too many digits to be represented exactly")
 			}
 			out = append(out, shape{kind: isNumber, number: numberSet{low: &bound{at: r}, high: &bound{at: r}}})
 		case isArray:
@@ -58,7 +56,7 @@ func (x *expander) oneOfValues(p *place, values []*value) ([]shape, error) {
 			out = append(out, shape{kind: isObject, object: objectSet{groups: []*memberGroup{g}, required: v.keys, max: -1}})
 		}
 		if len(out) > maxShapes {
-			return nil, &ast.LimitError{What: "values of a schema that are no strings", Limit: maxShapes}
+			return nil, &ast.LimitError{What: "enum values that are not strings", Limit: maxShapes}
 		}
 	}
 	if flag.yes || flag.no {
@@ -120,7 +118,7 @@ func (x *expander) conditional(p *place, v *value) ([]shape, error) {
 	if err != nil {
 		var u *ast.UnsupportedError
 		if errors.As(err, &u) {
-			return nil, x.refuse(p, "if", "its opposite cannot be had: "+u.Error())
+			return nil, x.refuse(p, "if", "its negation is needed for else: "+u.Error())
 		}
 		return nil, err
 	}
@@ -202,7 +200,7 @@ func (x *expander) dependency(p *place, keyword, name string, v *value) ([]shape
 		return []shape{{kind: isObject, object: objectSet{required: names, max: -1}}}, err
 	}
 	if keyword == "dependentRequired" {
-		return nil, x.fail(p, keyword, "lists of names")
+		return nil, x.fail(p, keyword, "lists of member names")
 	}
 	sub, err := x.child(p, v, keyword+"/"+escapePointer(name))
 	if err != nil {

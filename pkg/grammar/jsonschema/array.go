@@ -1,8 +1,6 @@
 package jsonschema
 
-import (
-	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
-)
+import "github.com/lamina-mesh/lamina/pkg/grammar/ast"
 
 func (b *schemaBuilder) comma() *ast.Expr {
 	if b.strict {
@@ -101,7 +99,7 @@ func (b *schemaBuilder) items(a *arraySet, value func(terms) (*ast.Expr, error))
 // containing is an array in which some items meet further schemas.
 func (b *schemaBuilder) containing(a *arraySet, prefix int, value func(terms) (*ast.Expr, error)) (*ast.Expr, error) {
 	if len(a.contains) > 3 {
-		return nil, &ast.LimitError{What: "contains that hold together", Limit: 3}
+		return nil, &ast.LimitError{What: "contains keywords on one array", Limit: 3}
 	}
 	last := max(1, prefix, a.min) // from here on items are alike, unless they are counted
 	if a.max >= 0 {

@@ -1,13 +1,11 @@
 package jsonschema
 
 import (
-	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
-)
-
-import (
 	"encoding/binary"
 	"maps"
 	"slices"
+
+	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
 )
 
 // schemaBuilder writes the rules of a schema: one for every demand on a value.

@@ -1,15 +1,13 @@
 package jsonschema
 
 import (
-	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
-)
-
-import (
 	"fmt"
 	"net/url"
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
 )
 
 // draft is the edition of JSON Schema that a schema names by $schema.
@@ -104,7 +102,7 @@ func (d *document) enter(p *place, scope int32) (*place, error) {
 		return known, nil
 	}
 	if len(d.places) >= maxPlaces {
-		return nil, &ast.LimitError{What: "schemas in a schema", Limit: maxPlaces}
+		return nil, &ast.LimitError{What: "subschemas", Limit: maxPlaces}
 	}
 	made := *p
 	made.id, made.scope = len(d.places), scope
@@ -146,7 +144,7 @@ func (d *document) add(v *value, path, base string, edition draft) (*place, erro
 		return p, nil
 	}
 	if len(d.places) >= maxPlaces {
-		return nil, &ast.LimitError{What: "schemas in a schema", Limit: maxPlaces}
+		return nil, &ast.LimitError{What: "subschemas", Limit: maxPlaces}
 	}
 	p := &place{id: len(d.places), v: v, path: path, base: base, draft: edition}
 	d.places = append(d.places, p)
@@ -162,7 +160,7 @@ func (d *document) add(v *value, path, base string, edition draft) (*place, erro
 	}
 	for _, key := range d.unused {
 		if v.get(key) != nil {
-			return nil, &ast.UnsupportedError{Kind: "schema", Feature: key, Path: path, Why: "the metaschema leaves its vocabulary out"}
+			return nil, &ast.UnsupportedError{Kind: "schema", Feature: key, Path: path, Why: "the metaschema does not include the vocabulary of this keyword"}
 		}
 	}
 	d.unevaluated = d.unevaluated || v.get("unevaluatedProperties") != nil || v.get("unevaluatedItems") != nil
@@ -275,7 +273,7 @@ func (d *document) dialect(p *place, uri string) error {
 	}
 	source, ok := d.others[uri]
 	if !ok {
-		return refuse("the dialect is not known here")
+		return refuse("unknown dialect")
 	}
 	meta, err := parseValue(source)
 	if err != nil {
@@ -289,7 +287,7 @@ func (d *document) dialect(p *place, uri string) error {
 	for _, name := range list.keys {
 		required := list.fields[name]
 		if !strings.HasPrefix(name, known) && (required.kind != isBool || required.flag) {
-			return refuse("vocabulary " + name + " is not known here")
+			return refuse("unknown vocabulary " + name)
 		}
 	}
 	p.draft = draft2020
@@ -323,7 +321,7 @@ func (d *document) resolve(p *place, keyword, ref string) (*place, error) {
 	if uri != "" {
 		var err error
 		if full, err = resolveURI(p.base, uri); err != nil {
-			return nil, unknown("it is no URI")
+			return nil, unknown("malformed URI")
 		}
 	}
 	resource := d.byURI[full]
@@ -334,7 +332,7 @@ func (d *document) resolve(p *place, keyword, ref string) (*place, error) {
 		}
 	}
 	if resource == nil {
-		return nil, unknown("it is not in this schema, and nothing is fetched")
+		return nil, unknown("the document is not part of this schema, and documents are never fetched")
 	}
 	if fragment == "" {
 		return resource, nil
@@ -346,11 +344,11 @@ func (d *document) resolve(p *place, keyword, ref string) (*place, error) {
 		if a := d.anchors[full+"#"+fragment]; a != nil {
 			return a, nil
 		}
-		return nil, unknown("there is no such anchor")
+		return nil, unknown("no such anchor")
 	}
 	pointer, err := url.PathUnescape(fragment)
 	if err != nil {
-		return nil, unknown("its pointer is not well formed")
+		return nil, unknown("malformed JSON pointer")
 	}
 	at, path := resource.v, resource.path
 	for _, part := range strings.Split(pointer[1:], "/") {
@@ -362,14 +360,14 @@ func (d *document) resolve(p *place, keyword, ref string) (*place, error) {
 		case isArray:
 			i, err := strconv.Atoi(part)
 			if err != nil || i < 0 || i >= len(at.list) {
-				return nil, unknown("nothing is there")
+				return nil, unknown("no such location")
 			}
 			at = at.list[i]
 		default:
 			at = nil
 		}
 		if at == nil {
-			return nil, unknown("nothing is there")
+			return nil, unknown("no such location")
 		}
 	}
 	return d.add(at, path, full, resource.draft)

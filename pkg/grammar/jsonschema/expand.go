@@ -1,14 +1,12 @@
 package jsonschema
 
 import (
-	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
-	"github.com/lamina-mesh/lamina/pkg/grammar/language"
-)
-
-import (
 	"errors"
 	"slices"
 	"strconv"
+
+	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
+	"github.com/lamina-mesh/lamina/pkg/grammar/language"
 )
 
 // Bounds on taking a schema apart.
@@ -84,7 +82,7 @@ func (x *expander) meet(a, b []shape) ([]shape, error) {
 				continue
 			}
 			if x.meets++; x.meets > maxMeets {
-				return nil, &ast.LimitError{What: "alternatives of schemas", Limit: maxMeets}
+				return nil, &ast.LimitError{What: "intersections of alternatives", Limit: maxMeets}
 			}
 			if s, ok := meetShapes(&a[i], &b[j]); ok {
 				out = append(out, s)
@@ -122,7 +120,7 @@ func (x *expander) shapesOf(t term) ([]shape, error) {
 	}
 	p := x.doc.places[t>>1]
 	if x.open[t] || len(x.open) > ast.MaxNesting {
-		return nil, x.refuse(p, "$ref", "it leads back to itself without a value in between")
+		return nil, x.refuse(p, "$ref", "it refers to itself without a member or item in between")
 	}
 	x.open[t] = true
 	defer delete(x.open, t)
@@ -301,7 +299,7 @@ func (x *expander) together(union [][]shape) ([]shape, error) {
 					continue
 				}
 				if x.meets++; x.meets > maxMeets {
-					return nil, &ast.LimitError{What: "alternatives of schemas", Limit: maxMeets}
+					return nil, &ast.LimitError{What: "intersections of alternatives", Limit: maxMeets}
 				}
 				if both, ok := meetShapes(&out[i], &s); ok {
 					out = append(out, both)
@@ -359,7 +357,7 @@ func (x *expander) exactlyOne(p *place, subs []*place, union [][]shape) ([]shape
 func inOneOf(err error, p *place) error {
 	var u *ast.UnsupportedError
 	if errors.As(err, &u) {
-		return &ast.UnsupportedError{Kind: u.Kind, Feature: "oneOf", Path: p.path, Why: "its alternatives overlap, and the opposite of one cannot be had: " + u.Error()}
+		return &ast.UnsupportedError{Kind: u.Kind, Feature: "oneOf", Path: p.path, Why: "its alternatives overlap, and one cannot be negated: " + u.Error()}
 	}
 	return err
 }
@@ -369,7 +367,7 @@ func (x *expander) apart(a, b []shape) (bool, error) {
 	for i := range a {
 		for j := range b {
 			if x.meets++; x.meets > maxMeets {
-				return false, &ast.LimitError{What: "alternatives of schemas", Limit: maxMeets}
+				return false, &ast.LimitError{What: "intersections of alternatives", Limit: maxMeets}
 			}
 			s, ok := meetShapes(&a[i], &b[j])
 			if !ok {

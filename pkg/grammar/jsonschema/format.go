@@ -1,11 +1,11 @@
 package jsonschema
 
 import (
+	"strings"
+
 	"github.com/lamina-mesh/lamina/pkg/grammar/language"
 	"github.com/lamina-mesh/lamina/pkg/grammar/regex"
 )
-
-import "strings"
 
 // isAsserted says whether a format is a demand on strings, not only an annotation.
 func isAsserted(format string) bool {

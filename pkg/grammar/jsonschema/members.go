@@ -1,14 +1,12 @@
 package jsonschema
 
 import (
-	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
-	"github.com/lamina-mesh/lamina/pkg/grammar/language"
-)
-
-import (
 	"strconv"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
+	"github.com/lamina-mesh/lamina/pkg/grammar/language"
 )
 
 // plainName says that a name is spelled in one way alone.

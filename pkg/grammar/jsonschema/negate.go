@@ -1,13 +1,11 @@
 package jsonschema
 
 import (
-	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
-	"github.com/lamina-mesh/lamina/pkg/grammar/language"
-)
-
-import (
 	"math/big"
 	"slices"
+
+	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
+	"github.com/lamina-mesh/lamina/pkg/grammar/language"
 )
 
 // negative is the shapes of what does not meet the schema at p: of what breaks one
@@ -17,7 +15,7 @@ func (x *expander) negative(p *place) ([]shape, error) {
 		return x.reference(p, "$ref", ref, true)
 	}
 	if v := p.v.get("format"); v != nil && isAsserted(v.text) {
-		return nil, x.refuse(p, "the opposite of format", "it is not to be had exactly")
+		return nil, x.refuse(p, "the negation of format", "the complement of a format is not exact")
 	}
 	out, err := x.brokenOwn(p)
 	if err != nil {
@@ -57,7 +55,7 @@ func (x *expander) brokenUnevaluated(p *place) ([]shape, error) {
 		return nil, nil // they demand nothing
 	}
 	if items != nil {
-		return nil, x.refuse(p, "the opposite of unevaluatedItems", "it is not to be had exactly")
+		return nil, x.refuse(p, "the negation of unevaluatedItems", "it depends on which items are evaluated")
 	}
 	rest, err := x.evaluated(p)
 	if err != nil {
@@ -70,7 +68,7 @@ func (x *expander) brokenUnevaluated(p *place) ([]shape, error) {
 			continue
 		}
 		if len(out) > 0 {
-			return nil, x.refuse(p, "the opposite of unevaluatedProperties", "what is evaluated depends on the alternative that holds")
+			return nil, x.refuse(p, "the negation of unevaluatedProperties", "which members are evaluated depends on the alternative that matches")
 		}
 		g := unevaluatedMembers(s)
 		if g == nil {
@@ -178,7 +176,7 @@ func (x *expander) brokenArray(p *place, a *arraySet, least int) ([]shape, error
 		arrays(arraySet{min: a.max + 1, max: -1})
 	}
 	if a.unique {
-		return nil, x.refuse(p, "the opposite of uniqueItems", "it is not to be had exactly")
+		return nil, x.refuse(p, "the negation of uniqueItems", "a grammar cannot require a repeated item")
 	}
 	for _, g := range a.groups {
 		for i, t := range g.prefix {
@@ -416,7 +414,7 @@ func (x *expander) notValues(p *place, values []*value) ([]shape, error) {
 			case isNumber:
 				r, ok := v.rat()
 				if !ok {
-					return nil, x.refuse(p, "number "+v.text, "it is too long to be held exactly")
+					return nil, x.refuse(p, "number "+v.text, "it has too many digits to be represented exactly")
 				}
 				s.number.not = append(slices.Clone(s.number.not), r)
 			}

@@ -1,14 +1,12 @@
 package jsonschema
 
 import (
+	"math/big"
+	"strings"
+
 	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
 	"github.com/lamina-mesh/lamina/pkg/grammar/charset"
 	"github.com/lamina-mesh/lamina/pkg/grammar/language"
-)
-
-import (
-	"math/big"
-	"strings"
 )
 
 // Numbers are written without an exponent where anything is demanded of them.

@@ -1,12 +1,12 @@
 package jsonschema
 
 import (
+	"slices"
+
 	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
 	"github.com/lamina-mesh/lamina/pkg/grammar/charset"
 	"github.com/lamina-mesh/lamina/pkg/grammar/language"
 )
-
-import "slices"
 
 const (
 	maxFree   = 5  // members of an object that may come in any order
@@ -56,7 +56,7 @@ func (b *schemaBuilder) object(o *objectSet) (*ast.Expr, error) {
 
 func (b *schemaBuilder) plan(o *objectSet) (*objectPlan, bool, error) {
 	if len(o.exists) > maxExists {
-		return nil, false, &ast.LimitError{What: "members that must exist", Limit: maxExists}
+		return nil, false, &ast.LimitError{What: "members that must exist under an unknown name", Limit: maxExists}
 	}
 	var names []string
 	known := map[string]bool{}
@@ -122,14 +122,14 @@ func (b *schemaBuilder) plan(o *objectSet) (*objectPlan, bool, error) {
 		plan.exists = append(plan.exists, may)
 	}
 	if b.strict && len(plan.extras) > 0 {
-		return nil, false, &ast.UnsupportedError{Kind: "schema", Feature: "uniqueItems", Path: b.unique, Why: "items hold an object with members of any name, so that equal ones may look different"}
+		return nil, false, &ast.UnsupportedError{Kind: "schema", Feature: "uniqueItems", Path: b.unique, Why: "items may be objects with arbitrary members, and equal objects may list them in different orders"}
 	}
 	sure := len(plan.members)
 	if len(plan.extras) > 0 {
 		sure++
 	}
 	if o.min > sure && len(plan.extras) > 0 {
-		return nil, false, &ast.UnsupportedError{Kind: "schema", Feature: "minProperties", Path: o.path, Why: "it wants more members than have a name, and others might repeat theirs"}
+		return nil, false, &ast.UnsupportedError{Kind: "schema", Feature: "minProperties", Path: o.path, Why: "it requires more members than have declared names, and other members might repeat a name"}
 	}
 	return plan, true, nil
 }
@@ -251,7 +251,7 @@ func (b *schemaBuilder) extras(o *objectSet, names []string, allowed []shape) ([
 			}
 		}
 		if pieces = split; len(pieces) > maxPieces {
-			return nil, &ast.LimitError{What: "kinds of names", Limit: maxPieces}
+			return nil, &ast.LimitError{What: "classes of member names", Limit: maxPieces}
 		}
 	}
 	var out []extra

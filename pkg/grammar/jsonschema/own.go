@@ -1,15 +1,13 @@
 package jsonschema
 
 import (
-	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
-	"github.com/lamina-mesh/lamina/pkg/grammar/language"
-)
-
-import (
 	"errors"
 	"math/big"
 	"slices"
 	"strconv"
+
+	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
+	"github.com/lamina-mesh/lamina/pkg/grammar/language"
 )
 
 // own is the shapes that the keywords about one type each leave of a schema.
@@ -85,13 +83,13 @@ func (x *expander) count(p *place, keyword string, absent int) (int, error) {
 	}
 	r, ok := v.rat()
 	if !ok || !r.IsInt() || r.Sign() < 0 {
-		return 0, x.fail(p, keyword, "a whole number from 0")
+		return 0, x.fail(p, keyword, "a non-negative integer")
 	}
 	if !r.Num().IsInt64() || r.Num().Int64() > ast.MaxRepeat {
 		if keyword[:3] == "max" {
 			return -1, nil // no text reaches it
 		}
-		return 0, &ast.LimitError{What: "of " + keyword, Limit: ast.MaxRepeat}
+		return 0, &ast.LimitError{What: "in " + keyword, Limit: ast.MaxRepeat}
 	}
 	return int(r.Num().Int64()), nil
 }
@@ -106,7 +104,7 @@ func (x *expander) rational(p *place, keyword string) (*big.Rat, error) {
 	}
 	r, ok := v.rat()
 	if !ok {
-		return nil, x.refuse(p, keyword, "the number is too long to be held exactly")
+		return nil, x.refuse(p, keyword, "the number has too many digits to be represented exactly")
 	}
 	return r, nil
 }
@@ -153,7 +151,7 @@ func (x *expander) number(p *place, n *numberSet) error {
 	}
 	if m != nil {
 		if m.Sign() <= 0 {
-			return x.fail(p, "multipleOf", "a number above 0")
+			return x.fail(p, "multipleOf", "a positive number")
 		}
 		n.multiple = []*big.Rat{m}
 	}

@@ -1,15 +1,13 @@
 package jsonschema
 
 import (
-	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
-	"github.com/lamina-mesh/lamina/pkg/grammar/charset"
-	"github.com/lamina-mesh/lamina/pkg/grammar/language"
-)
-
-import (
 	"fmt"
 	"math/big"
 	"strings"
+
+	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
+	"github.com/lamina-mesh/lamina/pkg/grammar/charset"
+	"github.com/lamina-mesh/lamina/pkg/grammar/language"
 )
 
 func digit(lo, hi rune) *ast.Expr { return ast.Char(charset.Set{{Lo: lo, Hi: hi}}, ast.PlainUTF8) }

@@ -1,13 +1,11 @@
 package jsonschema
 
 import (
-	"github.com/lamina-mesh/lamina/pkg/grammar/language"
-)
-
-import (
 	"cmp"
 	"math/big"
 	"slices"
+
+	"github.com/lamina-mesh/lamina/pkg/grammar/language"
 )
 
 // A schema is taken apart into shapes: sets of values of one type, each with every

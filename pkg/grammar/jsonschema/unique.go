@@ -20,7 +20,7 @@ type itemCount struct {
 // matcher knows, items spelled in one way alone.
 func (b *schemaBuilder) differing(a *arraySet) (*ast.Expr, error) {
 	if b.strict {
-		return nil, &ast.UnsupportedError{Kind: "schema", Feature: "uniqueItems", Path: a.path, Why: "it is an array within items that must differ themselves"}
+		return nil, &ast.UnsupportedError{Kind: "schema", Feature: "uniqueItems", Path: a.path, Why: "it is nested in the items of another uniqueItems array"}
 	}
 	if a.min > automaton.MaxDifferent {
 		return nil, &ast.LimitError{What: "items that must differ", Limit: automaton.MaxDifferent}
@@ -80,7 +80,7 @@ func (b *schemaBuilder) countItems() error {
 		case n < c.want && all:
 			b.rules[c.array].Body = ast.Fail()
 		case n < c.want:
-			return &ast.UnsupportedError{Kind: "schema", Feature: "uniqueItems", Path: c.path, Why: "it is not known whether there are as many different items as minItems wants"}
+			return &ast.UnsupportedError{Kind: "schema", Feature: "uniqueItems", Path: c.path, Why: "it is not known whether minItems distinct items exist"}
 		}
 	}
 	return nil

@@ -1,10 +1,6 @@
 package jsonschema
 
 import (
-	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
-)
-
-import (
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
 )
 
 type valueKind uint8
@@ -55,7 +53,7 @@ func parseValue(source []byte) (*value, error) {
 	v, err := p.value(0)
 	if err == nil {
 		if _, extra := d.Token(); !errors.Is(extra, io.EOF) {
-			err = p.fail(errors.New("something follows the value"))
+			err = p.fail(errors.New("there is text after the value"))
 		}
 	}
 	return v, err
@@ -121,7 +119,7 @@ func (p *valueParser) object(depth int) (*value, error) {
 		}
 		key, ok := t.(string)
 		if !ok {
-			return nil, p.fail(errors.New("want a member's name"))
+			return nil, p.fail(errors.New("want a member name"))
 		}
 		field, err := p.value(depth + 1)
 		if err != nil {

@@ -1,13 +1,11 @@
 package language
 
 import (
-	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
-	"github.com/lamina-mesh/lamina/pkg/grammar/regex"
-)
-
-import (
 	"fmt"
 	"slices"
+
+	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
+	"github.com/lamina-mesh/lamina/pkg/grammar/regex"
 )
 
 // Language is a set of strings given by a regular expression. Its automaton is made

@@ -1,14 +1,12 @@
 package language
 
 import (
+	"encoding/binary"
+	"slices"
+
 	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
 	"github.com/lamina-mesh/lamina/pkg/grammar/charset"
 	"github.com/lamina-mesh/lamina/pkg/grammar/regex"
-)
-
-import (
-	"encoding/binary"
-	"slices"
 )
 
 // Regex is the texts that the regular expression matches as a whole. It reads what
@@ -267,7 +265,7 @@ func FromRegex(n *regex.Node, whole bool) (*DFA, error) {
 	first := d.subset([]uint32{uint32(from) << 2}, afterStart)
 	out, err := Build(part, first, d.step, func(s int32) bool { return d.sets[s].final })
 	if d.work > maxDetermine {
-		return nil, &ast.LimitError{What: "steps to determine an automaton", Limit: maxDetermine}
+		return nil, &ast.LimitError{What: "steps to make a regular expression deterministic", Limit: maxDetermine}
 	}
 	return out, err
 }

@@ -1,14 +1,11 @@
 package mask
 
 import (
-	"github.com/lamina-mesh/lamina/pkg/grammar/automaton"
-)
-
-import (
 	"math/bits"
 	"slices"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
+	"github.com/lamina-mesh/lamina/pkg/grammar/automaton"
 )
 
 // Mask sets dst to the tokens that may come: bit id%64 of word id/64 for every id,
@@ -21,7 +18,7 @@ func (m *Matcher) Mask(dst []uint64) error {
 		return fault.New(fault.FailedPrecondition, "make a mask: the grammar was compiled without a vocabulary")
 	}
 	if len(dst) != v.Words() {
-		return fault.New(fault.Invalid, "make a mask: %d words for a vocabulary that needs %d", len(dst), v.Words())
+		return fault.New(fault.Invalid, "make a mask: got %d words, want %d", len(dst), v.Words())
 	}
 	now := m.now()
 	if now.ended {

@@ -1,15 +1,12 @@
 package mask
 
 import (
-	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
-	"github.com/lamina-mesh/lamina/pkg/grammar/automaton"
-	"github.com/lamina-mesh/lamina/pkg/grammar/spelling"
-)
-
-import (
 	"slices"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
+	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
+	"github.com/lamina-mesh/lamina/pkg/grammar/automaton"
+	"github.com/lamina-mesh/lamina/pkg/grammar/spelling"
 )
 
 // costs is how many bytes are needed, at least, from every instruction of a program
@@ -209,7 +206,7 @@ func (m *Matcher) Completion() ([]byte, error) {
 			return nil, err
 		}
 		if out = append(out, more...); len(out) > maxCompletion {
-			return nil, &ast.LimitError{What: "bytes to end a text", Limit: maxCompletion}
+			return nil, &ast.LimitError{What: "bytes of a completion", Limit: maxCompletion}
 		}
 		for _, b := range more {
 			mach.Heard(b)
@@ -254,10 +251,10 @@ func (m *engine) nearer(p *automaton.Position) ([]byte, *automaton.Position, err
 				return text, next, nil
 			}
 			if len(looked) > maxNearer {
-				return nil, nil, &ast.LimitError{What: "steps to end a text", Limit: maxNearer}
+				return nil, nil, &ast.LimitError{What: "steps to find a completion", Limit: maxNearer}
 			}
 			work = append(work, way{next, text})
 		}
 	}
-	return nil, nil, fault.New(fault.Internal, "end a text: nothing ends it")
+	return nil, nil, fault.New(fault.Internal, "complete a text: no completion exists")
 }

@@ -1,8 +1,6 @@
 package mask
 
-import (
-	"github.com/lamina-mesh/lamina/pkg/grammar/automaton"
-)
+import "github.com/lamina-mesh/lamina/pkg/grammar/automaton"
 
 // engine is a machine with the masks of its states over a vocabulary.
 type engine struct {

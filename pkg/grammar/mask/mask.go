@@ -1,12 +1,12 @@
 package mask
 
 import (
+	"slices"
+
 	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
 	"github.com/lamina-mesh/lamina/pkg/grammar/automaton"
 	"github.com/lamina-mesh/lamina/pkg/grammar/spelling"
 )
-
-import "slices"
 
 // stateMask is which tokens may come in a state, whatever lies below it: those that
 // certainly may, and where a token leaves the state's rule and what follows depends

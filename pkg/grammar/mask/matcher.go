@@ -1,15 +1,12 @@
 package mask
 
 import (
-	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
-	"github.com/lamina-mesh/lamina/pkg/grammar/automaton"
-)
-
-import (
 	"fmt"
 	"slices"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
+	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
+	"github.com/lamina-mesh/lamina/pkg/grammar/automaton"
 )
 
 // Compiled is a grammar ready for matching, with what it has learnt of a
@@ -86,7 +83,7 @@ func (m *Matcher) Steps() int { return len(m.past) - 1 }
 // Rollback takes back the last n successful calls of Accept and AcceptBytes.
 func (m *Matcher) Rollback(n int) error {
 	if n < 0 || n > m.Steps() {
-		return fault.New(fault.Invalid, "roll back %d steps: %d were made", n, m.Steps())
+		return fault.New(fault.Invalid, "roll back %d steps: only %d were made", n, m.Steps())
 	}
 	m.past = m.past[:len(m.past)-n]
 	m.text = m.text[:m.now().text]
@@ -102,7 +99,7 @@ func (m *Matcher) AcceptBytes(text []byte) error { return m.accept(-1, text) }
 func (m *Matcher) Accept(id int32) error {
 	v := m.c.vocab
 	if v == nil || id < 0 || int(id) >= v.Size() {
-		return fault.New(fault.Invalid, "accept token %d: it is outside the vocabulary", id)
+		return fault.New(fault.Invalid, "accept token %d: not in the vocabulary", id)
 	}
 	if v.ends(id) {
 		if now := m.now(); now.CanEnd {

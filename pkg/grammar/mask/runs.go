@@ -1,17 +1,15 @@
 package mask
 
 import (
-	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
-	"github.com/lamina-mesh/lamina/pkg/grammar/charset"
-	"github.com/lamina-mesh/lamina/pkg/grammar/spelling"
-)
-
-import (
 	"bytes"
 	"cmp"
 	"slices"
 	"sync"
 	"unicode/utf8"
+
+	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
+	"github.com/lamina-mesh/lamina/pkg/grammar/charset"
+	"github.com/lamina-mesh/lamina/pkg/grammar/spelling"
 )
 
 // runs is how a vocabulary's tokens go through one class of characters: which are

@@ -1,13 +1,11 @@
 package mask
 
 import (
-	"github.com/lamina-mesh/lamina/pkg/grammar/automaton"
-	"github.com/lamina-mesh/lamina/pkg/grammar/charset"
-)
-
-import (
 	"encoding/binary"
 	"slices"
+
+	"github.com/lamina-mesh/lamina/pkg/grammar/automaton"
+	"github.com/lamina-mesh/lamina/pkg/grammar/charset"
 )
 
 // uniform is a class of characters that all do the same in a state, and what.

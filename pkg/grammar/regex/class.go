@@ -1,14 +1,12 @@
 package regex
 
 import (
-	"github.com/lamina-mesh/lamina/pkg/grammar/charset"
-)
-
-import (
 	"strconv"
 	"strings"
 	"unicode"
 	"unicode/utf16"
+
+	"github.com/lamina-mesh/lamina/pkg/grammar/charset"
 )
 
 // escaped reads an escape outside a class.
@@ -20,6 +18,9 @@ func (p *parser) escaped() (*Node, error) {
 		if p.take(a.text) {
 			return node(&Node{Op: a.op}), nil
 		}
+	}
+	if p.dialect == Oniguruma && p.take(`\Z`) {
+		return node(&Node{Op: FinalEnd}), nil
 	}
 	set, err := p.escape(false)
 	if err != nil {
@@ -33,18 +34,18 @@ func (p *parser) class() (charset.Set, error) {
 	p.at++
 	negated := p.take("^")
 	if p.has("]") {
-		return nil, p.refuse("class [] or [^] without a member", "ECMA-262 and RE2 read it differently")
+		return nil, p.refuse("empty class [] or [^]", "ECMA-262 and RE2 read it differently")
 	}
 	var spans, also []charset.Span // also is what a dialect may count as well
 	for {
 		if p.at >= len(p.text) {
-			return nil, p.fail("end a class: its ] is missing")
+			return nil, p.fail("read a class: the closing ] is missing")
 		}
 		if p.take("]") {
 			break
 		}
 		switch {
-		case p.ecma: // one dialect alone: nothing is in doubt
+		case p.dialect == ECMA: // one dialect alone: nothing is in doubt
 		case p.has(`\s`):
 			also = append(also, notSpaceSet.Negate()...)
 		case p.has(`\S`):
@@ -64,7 +65,7 @@ func (p *parser) class() (charset.Set, error) {
 			if lo, ok := low.Single(); ok {
 				if hi, ok := high.Single(); ok {
 					if hi < lo {
-						return nil, p.fail("read range %q-%q: its ends are the wrong way round", lo, hi)
+						return nil, p.fail("read range %q-%q: its ends are reversed", lo, hi)
 					}
 					spans = append(spans, charset.Span{Lo: lo, Hi: hi})
 					continue
@@ -91,7 +92,7 @@ func (p *parser) class() (charset.Set, error) {
 func (p *parser) member() (charset.Set, error) {
 	switch {
 	case p.at >= len(p.text):
-		return nil, p.fail("end a class: its ] is missing")
+		return nil, p.fail("read a class: the closing ] is missing")
 	case p.has("\\"):
 		return p.escape(true)
 	case p.has("[:"):
@@ -152,6 +153,11 @@ func (p *parser) escape(inClass bool) (charset.Set, error) {
 		return nil, p.fail("read an escape: the text ends after \\")
 	}
 	c := p.rune()
+	if p.dialect == Oniguruma {
+		if set, ok := unicodeEscape(c); ok {
+			return set, nil
+		}
+	}
 	switch c {
 	case 'd':
 		return digitSet, nil
@@ -162,7 +168,7 @@ func (p *parser) escape(inClass bool) (charset.Set, error) {
 	case 'W':
 		return Word.Negate(), nil
 	case 's':
-		if p.ecma {
+		if p.dialect == ECMA {
 			return notSpaceSet.Negate(), nil
 		}
 		return spaceSet, nil
@@ -180,10 +186,10 @@ func (p *parser) escape(inClass bool) (charset.Set, error) {
 				return charset.Single(rune(l & 0x1F)), nil
 			}
 		}
-		return nil, p.fail("read an escape: \\c wants a letter")
+		return nil, p.fail("read an escape: want a letter after \\c")
 	case '0':
 		if p.at < len(p.text) && p.text[p.at] >= '0' && p.text[p.at] <= '9' {
-			return nil, p.refuse("octal escape", "the dialects differ on it")
+			return nil, p.refuse("octal escape", "dialects differ in its meaning")
 		}
 		return charset.Single(0), nil
 	case 'b':
@@ -191,18 +197,18 @@ func (p *parser) escape(inClass bool) (charset.Set, error) {
 			return charset.Single('\b'), nil
 		}
 	case 'k':
-		return nil, p.refuse("backreference \\k", "no automaton remembers what a group has matched")
+		return nil, p.refuse("backreference \\k", "an automaton cannot remember what a group matched")
 	case 'Z', 'G', 'K', 'R', 'X', 'C', 'Q', 'E', 'h', 'H', 'N', 'V':
-		return nil, p.refuse("escape \\"+string(c), "the dialects differ on it")
+		return nil, p.refuse("escape \\"+string(c), "dialects differ in its meaning")
 	}
 	if i := strings.IndexRune("t\tn\nr\rf\fv\va\a", c); i >= 0 && i%2 == 0 && c >= 'a' {
 		return charset.Single(rune("t\tn\nr\rf\fv\va\a"[i+1])), nil
 	}
 	switch {
 	case c >= '1' && c <= '9':
-		return nil, p.refuse("backreference \\"+string(c), "no automaton remembers what a group has matched")
+		return nil, p.refuse("backreference \\"+string(c), "an automaton cannot remember what a group matched")
 	case c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z':
-		return nil, p.fail("read an escape: \\%c is none", c)
+		return nil, p.fail("read an escape: unknown escape \\%c", c)
 	}
 	return charset.Single(c), nil
 }
@@ -214,7 +220,7 @@ func (p *parser) hex(c rune) (rune, error) {
 	if p.has("{") {
 		end := strings.IndexByte(p.text[p.at:], '}')
 		if end < 2 || end > 9 {
-			return 0, p.fail("read an escape: \\%c{ wants hexadecimal digits and }", c)
+			return 0, p.fail("read an escape: want hexadecimal digits and } after \\%c{", c)
 		}
 		return p.number(p.at+1, end-1, end+1)
 	}
@@ -231,7 +237,7 @@ func (p *parser) hex(c rune) (rune, error) {
 			return pair, nil
 		}
 	}
-	return 0, p.fail("read an escape: U+%04X is no character", r)
+	return 0, p.fail("read an escape: U+%04X is not a character", r)
 }
 
 // number reads digits at start and moves on by skip.
@@ -245,7 +251,7 @@ func (p *parser) number(start, width, skip int) (rune, error) {
 	}
 	p.at += skip
 	if n > charset.MaxRune || skip > 4 && n >= 0xD800 && n <= 0xDFFF {
-		return 0, p.fail("read an escape: U+%04X is no character", n)
+		return 0, p.fail("read an escape: U+%04X is not a character", n)
 	}
 	return rune(n), nil
 }
@@ -268,9 +274,13 @@ func (p *parser) property(negated bool) (charset.Set, error) {
 	if rest, ok := strings.CutPrefix(name, "^"); ok {
 		name, negated = rest, !negated
 	}
-	set, ok := propertySet(name)
+	find := propertySet
+	if p.dialect == Oniguruma {
+		find = unicodeProperty
+	}
+	set, ok := find(name)
 	if !ok {
-		return nil, p.refuse(`property \p{`+name+"}", "it is not known here")
+		return nil, p.refuse(`property \p{`+name+"}", "unknown property")
 	}
 	if negated {
 		set = set.Negate()

@@ -1,17 +1,16 @@
 package regex
 
 import (
-	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
-	"github.com/lamina-mesh/lamina/pkg/grammar/charset"
-)
-
-import (
 	"fmt"
 	"strconv"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
+	"github.com/lamina-mesh/lamina/pkg/grammar/charset"
 )
 
+// Op is the kind of a Node.
 type Op uint8
 
 const (
@@ -24,6 +23,11 @@ const (
 	End             // where it ends
 	WordBoundary    // between a word character and another, or the text's border
 	NotWordBoundary // anywhere else
+	LineBegin       // where a line begins
+	LineEnd         // where a line ends
+	FinalEnd        // where the text ends, or before the line feed that ends it
+	Look            // where subs[0] matches, or does not; of Oniguruma, as are those below
+	Atomic          // the first match of subs[0] that is found, and no other
 )
 
 // Node is a node of a parsed regular expression.
@@ -32,6 +36,9 @@ type Node struct {
 	Set      charset.Set
 	Subs     []*Node
 	Min, Max int
+	Lazy     bool // of a Repeat: it prefers fewer
+	Not      bool // of a Look: subs[0] must not match
+	Behind   bool // of a Look: subs[0] ends here
 	Anchored bool // an assertion is somewhere in it
 }
 
@@ -45,16 +52,22 @@ func node(n *Node) *Node {
 	return n
 }
 
-// parser reads the common ground of ECMA-262 and RE2: where the two give a
-// construct different meanings it takes what both match, or refuses by name.
+// parser reads an expression by recursive descent.
 type parser struct {
-	text  string
-	at    int
-	depth int
-	nodes int
-	fold  bool // (?i)
-	ecma  bool // the dialect is ECMA
-	dot   charset.Set
+	text    string
+	dialect Dialect
+	at      int
+	depth   int
+	nodes   int
+	flags
+}
+
+// flags are what (?imsx) sets, to the end of the group around it.
+type flags struct {
+	fold     bool // i: letters match their other cases
+	lines    bool // m: ^ and $ match at the ends of lines
+	dotAll   bool // s: . matches line ends, too
+	extended bool // x: white space and comments in the expression count for nothing
 }
 
 // The characters on whose meaning the dialects agree.
@@ -76,6 +89,10 @@ const (
 	Common Dialect = iota
 	// ECMA is ECMA-262 with the u flag, as JSON Schema has it.
 	ECMA
+	// Oniguruma is what Oniguruma and Rust's fancy-regex agree on, as tokenizer files
+	// have it: look-around, atomic groups, possessive repeats, classes within classes
+	// and their intersection, and classes of all of Unicode.
+	Oniguruma
 )
 
 const maxRegexNodes = 50_000
@@ -89,7 +106,7 @@ func Parse(source string, d Dialect) (*Node, error) {
 	if !utf8.ValidString(source) {
 		return nil, &ast.SyntaxError{Kind: "regex", Msg: "read text: it is not valid UTF-8"}
 	}
-	p := &parser{text: source, dot: dotSet, ecma: d == ECMA}
+	p := &parser{text: source, dialect: d}
 	n, err := p.alternatives()
 	if err != nil {
 		return nil, err
@@ -138,7 +155,7 @@ func (p *parser) alternatives() (*Node, error) {
 	if p.depth++; p.depth > ast.MaxNesting {
 		return nil, &ast.LimitError{What: "nested groups", Limit: ast.MaxNesting}
 	}
-	defer func(fold bool, dot charset.Set) { p.depth--; p.fold, p.dot = fold, dot }(p.fold, p.dot)
+	defer func(f flags) { p.depth--; p.flags = f }(p.flags)
 	var subs []*Node
 	for {
 		s, err := p.sequence()
@@ -162,6 +179,9 @@ func (p *parser) sequence() (*Node, error) {
 		if p.nodes++; p.nodes > maxRegexNodes {
 			return nil, &ast.LimitError{What: "nodes of a regular expression", Limit: maxRegexNodes}
 		}
+		if p.extended && p.skipped() {
+			continue
+		}
 		grouped := p.has("(")
 		n, err := p.element()
 		if err != nil {
@@ -181,22 +201,33 @@ func (p *parser) sequence() (*Node, error) {
 	return seqOf(subs), nil
 }
 
+// quantified reads the quantifiers after n.
 func (p *parser) quantified(n *Node, grouped bool) (*Node, error) {
-	least, most, ok, err := p.quantifier()
-	if !ok || err != nil {
-		return n, err
+	for {
+		least, most, ok, err := p.quantifier()
+		if !ok || err != nil {
+			return n, err
+		}
+		if p.dialect == Oniguruma {
+			braces := p.text[p.at-1] == '}'
+			n = node(&Node{Op: Repeat, Subs: []*Node{n}, Min: least, Max: most, Lazy: p.take("?")})
+			if !n.Lazy && !braces && p.take("+") { // a{2}+ repeats a repeat
+				n = node(&Node{Op: Atomic, Subs: []*Node{n}})
+			}
+			continue
+		}
+		switch {
+		case n.Op >= Begin && !grouped:
+			return nil, p.fail("repeat an assertion")
+		case p.take("+"):
+			return nil, p.refuse("possessive quantifier", "its meaning depends on how an engine backtracks")
+		}
+		p.take("?") // greedy or lazy is the same language
+		if _, _, again, err := p.quantifier(); again || err != nil {
+			return nil, p.fail("repeat a repetition")
+		}
+		return node(&Node{Op: Repeat, Subs: []*Node{n}, Min: least, Max: most}), nil
 	}
-	switch {
-	case n.Op >= Begin && !grouped:
-		return nil, p.fail("repeat an assertion")
-	case p.take("+"):
-		return nil, p.refuse("possessive quantifier", "it depends on how an engine searches")
-	}
-	p.take("?") // greedy or not is the same language
-	if _, _, again, err := p.quantifier(); again || err != nil {
-		return nil, p.fail("repeat a repetition")
-	}
-	return node(&Node{Op: Repeat, Subs: []*Node{n}, Min: least, Max: most}), nil
 }
 
 func (p *parser) quantifier() (least, most int, ok bool, err error) {
@@ -215,23 +246,30 @@ func (p *parser) quantifier() (least, most int, ok bool, err error) {
 		return 0, 0, false, nil
 	}
 	low, high, comma := strings.Cut(p.text[p.at+1:p.at+end], ",")
-	if !digits(low) || high != "" && !digits(high) {
-		return 0, 0, false, nil // braces that are no quantifier stand for themselves
+	limit := ast.MaxRepeat
+	if p.dialect == Oniguruma {
+		limit = maxCopies
+		if low == "" && digits(high) {
+			low = "0"
+		}
 	}
-	if least, err = strconv.Atoi(low); err != nil || least > ast.MaxRepeat {
-		return 0, 0, false, &ast.LimitError{What: "repetitions", Limit: ast.MaxRepeat}
+	if !digits(low) || high != "" && !digits(high) {
+		return 0, 0, false, nil // braces that are not a quantifier stand for themselves
+	}
+	if least, err = strconv.Atoi(low); err != nil || least > limit {
+		return 0, 0, false, &ast.LimitError{What: "repetitions", Limit: limit}
 	}
 	most = least
 	switch {
 	case high != "":
-		if most, err = strconv.Atoi(high); err != nil || most > ast.MaxRepeat {
-			return 0, 0, false, &ast.LimitError{What: "repetitions", Limit: ast.MaxRepeat}
+		if most, err = strconv.Atoi(high); err != nil || most > limit {
+			return 0, 0, false, &ast.LimitError{What: "repetitions", Limit: limit}
 		}
 	case comma:
 		most = -1
 	}
 	if most >= 0 && most < least {
-		return 0, 0, false, p.fail("repeat {%s,%s}: the bounds are the wrong way round", low, high)
+		return 0, 0, false, p.fail("repeat {%s,%s}: the minimum exceeds the maximum", low, high)
 	}
 	p.at += end + 1
 	return least, most, true, nil
@@ -252,57 +290,84 @@ func (p *parser) element() (*Node, error) {
 	case p.has("("):
 		return p.group()
 	case p.has("["):
-		set, err := p.class()
+		read := p.class
+		if p.dialect == Oniguruma {
+			read = p.nestedClass
+		}
+		set, err := read()
 		return &Node{Op: Char, Set: set}, err
 	case p.take("."):
-		return p.char(p.dot), nil
+		return p.dot(), nil
 	case p.take("^"):
+		if p.lines {
+			return node(&Node{Op: LineBegin}), nil
+		}
 		return node(&Node{Op: Begin}), nil
 	case p.take("$"):
+		if p.lines {
+			return node(&Node{Op: LineEnd}), nil
+		}
 		return node(&Node{Op: End}), nil
 	case p.has("\\"):
 		return p.escaped()
 	case p.has("*"), p.has("+"), p.has("?"):
-		return nil, p.fail("repeat nothing: %q has nothing before it", p.text[p.at])
+		return nil, p.fail("read a quantifier: nothing precedes %q", p.text[p.at])
 	case p.has("{"):
 		if _, _, ok, err := p.quantifier(); ok || err != nil {
-			return nil, p.fail("repeat nothing: { has nothing before it")
+			return nil, p.fail("read a quantifier: nothing precedes {")
 		}
 	}
 	return p.char(charset.Single(p.rune())), nil
 }
 
+// dot is what . matches.
+func (p *parser) dot() *Node {
+	switch {
+	case p.dotAll:
+		return &Node{Op: Char, Set: charset.Any()}
+	case p.dialect == Oniguruma:
+		return &Node{Op: Char, Set: charset.Single('\n').Negate()}
+	}
+	return p.char(dotSet)
+}
+
+// group reads a group, or nil for what matches nothing: flags and comments.
 func (p *parser) group() (*Node, error) {
+	if p.dialect == Oniguruma {
+		if n, ok, err := p.extendedGroup(); ok || err != nil {
+			return n, err
+		}
+	}
 	for _, refused := range []struct{ open, name, why string }{
-		{"(?=", "lookahead (?=", "a text is judged from left to right, once"},
-		{"(?!", "negative lookahead (?!", "a text is judged from left to right, once"},
-		{"(?<=", "lookbehind (?<=", "a text is judged from left to right, once"},
-		{"(?<!", "negative lookbehind (?<!", "a text is judged from left to right, once"},
-		{"(?>", "atomic group (?>", "it depends on how an engine searches"},
-		{"(?(", "conditional (?(", "it depends on what groups have matched"},
-		{"(?#", "comment (?#", "the dialects differ on it"},
-		{"(?|", "branch reset (?|", "the dialects differ on it"},
-		{"(?P=", "backreference (?P=", "no automaton remembers what a group has matched"},
-		{"(?P>", "recursion (?P>", "a regular expression does not call itself"},
-		{"(?R", "recursion (?R", "a regular expression does not call itself"},
+		{"(?=", "lookahead (?=", "text is matched once, from left to right"},
+		{"(?!", "negative lookahead (?!", "text is matched once, from left to right"},
+		{"(?<=", "lookbehind (?<=", "text is matched once, from left to right"},
+		{"(?<!", "negative lookbehind (?<!", "text is matched once, from left to right"},
+		{"(?>", "atomic group (?>", "its meaning depends on how an engine backtracks"},
+		{"(?(", "conditional (?(", "its meaning depends on what groups matched"},
+		{"(?#", "comment (?#", "dialects differ in its meaning"},
+		{"(?|", "branch reset (?|", "dialects differ in its meaning"},
+		{"(?P=", "backreference (?P=", "an automaton cannot remember what a group matched"},
+		{"(?P>", "recursion (?P>", "recursion is not regular"},
+		{"(?R", "recursion (?R", "recursion is not regular"},
 	} {
 		if p.has(refused.open) {
 			return nil, p.refuse(refused.name, refused.why)
 		}
 	}
-	fold, dot := p.fold, p.dot
+	outer := p.flags
 	p.at++
 	switch {
 	case p.take("?:"), !p.has("?"):
 	case p.take("?<"), p.take("?P<"):
 		end := strings.IndexByte(p.text[p.at:], '>')
 		if end < 1 {
-			return nil, p.fail("name a group: want a name and >")
+			return nil, p.fail("read a group name: want a name and >")
 		}
 		p.at += end + 1
 	default:
 		p.at++
-		closed, err := p.flags()
+		closed, err := p.readFlags()
 		if err != nil || closed {
 			return nil, err // flags hold to the end of the group around them
 		}
@@ -311,38 +376,40 @@ func (p *parser) group() (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.fold, p.dot = fold, dot
+	p.flags = outer
 	if !p.take(")") {
 		return nil, p.fail("close a group: ) is missing")
 	}
 	return n, nil
 }
 
-// flags reads i, s, m, U and what they are followed by: ) or :.
-func (p *parser) flags() (closed bool, err error) {
+// readFlags reads flags and what they are followed by: ) or :.
+func (p *parser) readFlags() (closed bool, err error) {
 	on := true
 	for p.at < len(p.text) {
-		switch c := p.rune(); c {
-		case '-':
+		switch c := p.rune(); {
+		case c == '-':
 			on = false
-		case 'i':
+		case c == 'i':
 			p.fold = on
-		case 's':
-			p.dot = dotSet
+		case c == 's':
+			p.dotAll = on
+		case c == 'm' && p.dialect == Oniguruma:
+			p.lines = on
+		case c == 'x' && p.dialect == Oniguruma:
+			p.extended = on
+		case c == 'u' && p.dialect == Oniguruma: // Unicode classes are what there is
+		case c == 'U' && p.dialect != Oniguruma: // greedy or lazy is the same language
+		case c == 'm':
 			if on {
-				p.dot = charset.Any()
+				return false, p.refuse("flag (?m)", "^ and $ match only at the ends of the text")
 			}
-		case 'U': // greedy or not is the same language
-		case 'm':
-			if on {
-				return false, p.refuse("flag (?m)", "^ and $ stand for the ends of the text")
-			}
-		case ')':
+		case c == ')':
 			return true, nil
-		case ':':
+		case c == ':':
 			return false, nil
 		default:
-			return false, p.fail("read flags: %q is none", c)
+			return false, p.fail("read flags: unknown flag %q", c)
 		}
 	}
 	return false, p.fail("close a group: ) is missing")

@@ -1,16 +1,14 @@
 package spelling
 
 import (
-	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
-	"github.com/lamina-mesh/lamina/pkg/grammar/charset"
-)
-
-import (
 	"encoding/binary"
 	"iter"
 	"math/bits"
 	"slices"
 	"unicode/utf8"
+
+	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
+	"github.com/lamina-mesh/lamina/pkg/grammar/charset"
 )
 
 // Class is the byte automaton of one character of a set in one spelling. State 0

@@ -1,14 +1,6 @@
 package tags
 
 import (
-	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
-	"github.com/lamina-mesh/lamina/pkg/grammar/charset"
-	"github.com/lamina-mesh/lamina/pkg/grammar/gbnf"
-	"github.com/lamina-mesh/lamina/pkg/grammar/jsonschema"
-	"github.com/lamina-mesh/lamina/pkg/grammar/language"
-)
-
-import (
 	"bytes"
 	"encoding/json"
 	"errors"
@@ -18,6 +10,11 @@ import (
 	"unicode/utf8"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
+	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
+	"github.com/lamina-mesh/lamina/pkg/grammar/charset"
+	"github.com/lamina-mesh/lamina/pkg/grammar/gbnf"
+	"github.com/lamina-mesh/lamina/pkg/grammar/jsonschema"
+	"github.com/lamina-mesh/lamina/pkg/grammar/language"
 )
 
 // ParseStructure is a text put together of parts, as JSON says: {"type": ..} with
@@ -118,7 +115,7 @@ func (b *structure) node(at string, source []byte) (*part, error) {
 		return nil, n.fail("", "want an object")
 	}
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return nil, n.fail("", "something follows the object")
+		return nil, n.fail("", "there is text after the object")
 	}
 	if err := n.read("type", &n.kind, "a string"); err != nil {
 		return nil, err
@@ -178,7 +175,7 @@ func (n *part) done() error {
 		return nil
 	}
 	slices.Sort(left)
-	why := "no such field is known here"
+	why := "unknown field"
 	if n.at != "" {
 		why = n.at + ": " + why
 	}
@@ -235,7 +232,7 @@ func (b *structure) draw(n *part, depth int, not []string) (out *ast.Expr, err e
 	case "":
 		return nil, n.fail("type", "is missing")
 	default:
-		why := "no such part is known"
+		why := "unknown part"
 		if n.at != "" {
 			why = n.at + ": " + why
 		}
@@ -303,7 +300,7 @@ func anyTextBut(n *part, excludes []string, notFirst string) (*ast.Expr, error) 
 		return ast.Star(ast.Char(charset.Any(), ast.PlainUTF8)), nil
 	}
 	if slices.Contains(excludes, "") {
-		return nil, n.fail("excludes", "every text holds the empty one")
+		return nil, n.fail("excludes", "every text contains the empty text")
 	}
 	a, err := newSearch(excludes)
 	if err != nil {
@@ -337,7 +334,7 @@ func (b *structure) list(n *part, field, short string) ([]*part, error) {
 		return nil, err
 	}
 	if len(raws) == 0 {
-		return nil, n.fail(field, "want one at least")
+		return nil, n.fail(field, "want at least one")
 	}
 	out := make([]*part, len(raws))
 	for i, raw := range raws {
@@ -401,7 +398,7 @@ func (b *structure) repeated(n *part, depth int, not []string) (*ast.Expr, error
 		return nil, err
 	}
 	if least < 0 || most < -1 || most >= 0 && least > most || max(least, most) > ast.MaxInstructions {
-		return nil, n.fail("min", "%d to %d times is no bound", least, most)
+		return nil, n.fail("min", "%d to %d is not a valid range", least, most)
 	}
 	return ast.Repeat(e, least, most), nil
 }

@@ -1,14 +1,12 @@
 package tags
 
 import (
-	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
-	"github.com/lamina-mesh/lamina/pkg/grammar/jsonschema"
-)
-
-import (
 	"encoding/json"
 	"errors"
 	"fmt"
+
+	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
+	"github.com/lamina-mesh/lamina/pkg/grammar/jsonschema"
 )
 
 // border is how a tag begins or ends: a text, or a control token by its spelling.
@@ -63,7 +61,7 @@ func (b *structure) ends(n *part) ([]border, error) {
 		return []border{end}, err
 	}
 	if len(list) == 0 {
-		return nil, n.fail("end", "want one at least")
+		return nil, n.fail("end", "want at least one")
 	}
 	out := make([]border, len(list))
 	for i, one := range list {
@@ -138,7 +136,7 @@ func (b *structure) tags(n *part, depth int) (*ast.Expr, error) {
 	tags := make([]drawnTag, len(parts))
 	for i, sub := range parts {
 		if sub.kind != "tag" {
-			return nil, sub.fail("type", "%q is no tag", sub.kind)
+			return nil, sub.fail("type", "%q is not a tag", sub.kind)
 		}
 		if tags[i], err = b.tag(sub, depth+1); err != nil {
 			return nil, err
@@ -147,7 +145,7 @@ func (b *structure) tags(n *part, depth int) (*ast.Expr, error) {
 			return nil, err
 		}
 		if tags[i].begin == "" && !o.Only {
-			return nil, sub.fail("begin", "is empty: nothing would trigger it")
+			return nil, sub.fail("begin", "is empty, so nothing would trigger it")
 		}
 	}
 	return drawTags(tags, o)

@@ -1,15 +1,13 @@
 package tags
 
 import (
-	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
-	"github.com/lamina-mesh/lamina/pkg/grammar/charset"
-)
-
-import (
 	"fmt"
 	"slices"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
+	"github.com/lamina-mesh/lamina/pkg/grammar/charset"
 )
 
 // Tag is a part of a text that a grammar holds: once Begin has been written, a text
@@ -72,12 +70,12 @@ func checkTags(tags []Tag, o Options) error {
 		return &ast.SyntaxError{Kind: "tags", Msg: fmt.Sprintf(format, args...)}
 	}
 	if len(tags) == 0 {
-		return fail("list tags: there are none")
+		return fail("list tags: want at least one")
 	}
 	for i, t := range tags {
 		switch {
 		case t.Begin == "":
-			return fail("read tag %d: its beginning is empty", i)
+			return fail("read tag %d: its begin is empty", i)
 		case t.Body == nil:
 			return fail("read tag %d: it has no body", i)
 		case !utf8.ValidString(t.Begin) || !utf8.ValidString(t.End):
@@ -125,7 +123,7 @@ func drawTags(tags []drawnTag, o Options) (*ast.Expr, error) {
 	}
 	for _, t := range tags {
 		if !t.control && !slices.ContainsFunc(triggers, func(trigger string) bool { return strings.HasPrefix(t.begin, trigger) }) {
-			return nil, &ast.SyntaxError{Kind: "tags", Msg: fmt.Sprintf("open tag %q: it begins with no trigger", t.begin)}
+			return nil, &ast.SyntaxError{Kind: "tags", Msg: fmt.Sprintf("read tag %q: its begin does not start with a trigger", t.begin)}
 		}
 	}
 	a, err := newSearch(triggers)

@@ -1,6 +1,13 @@
 package pattern
 
-import "unicode"
+import (
+	"errors"
+	"fmt"
+
+	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
+	"github.com/lamina-mesh/lamina/pkg/grammar/charset"
+	"github.com/lamina-mesh/lamina/pkg/grammar/regex"
+)
 
 type op uint8
 
@@ -19,7 +26,7 @@ const (
 // second choice and choice is the number of the split.
 type inst struct {
 	op     op
-	assert byte
+	assert regex.Op
 	not    bool
 	behind int // the width of a look-behind in characters, else 0
 	next   int32
@@ -38,18 +45,35 @@ type Pattern struct {
 	empty   bool      // a match may be empty
 }
 
+// maxWidth is the maximum number of characters that an atomic group may match.
+const maxWidth = 1000
+
 // maxProgram is the maximum number of instructions of a pattern.
 const maxProgram = 20_000
 
-// Compile compiles a pattern. The error is an *Error.
+// Error reports a pattern that cannot be compiled.
+type Error struct {
+	Pattern string
+	Reason  string
+	cause   error
+}
+
+// Error names the pattern, the reason and, if it is known, the character.
+func (e *Error) Error() string { return fmt.Sprintf("compile pattern %q: %s", e.Pattern, e.Reason) }
+
+// Unwrap is the parser's error, if it is one.
+func (e *Error) Unwrap() error { return e.cause }
+
+// Compile compiles a pattern in the dialect of tokenizer files. The error is an *Error.
 func Compile(src string) (*Pattern, error) {
-	p := &parser{src: src}
-	n, err := p.alternatives()
+	n, err := regex.Parse(src, regex.Oniguruma)
 	if err != nil {
-		return nil, err
-	}
-	if p.more() {
-		return nil, p.fail("unexpected %q", p.peek())
+		reason := err.Error()
+		var syntax *ast.SyntaxError
+		if errors.As(err, &syntax) {
+			reason = fmt.Sprintf("character %d: %s", syntax.Column, syntax.Msg)
+		}
+		return nil, &Error{Pattern: src, Reason: reason, cause: err}
 	}
 	c := &compiler{Pattern: &Pattern{}, src: src}
 	match := c.emit(inst{op: opMatch})
@@ -90,55 +114,55 @@ func (c *compiler) choice() int32 {
 // node compiles n so that it continues at next, and returns its first instruction.
 // Programs are built from the end backwards, which needs no patching of jumps except in
 // loops.
-func (c *compiler) node(n *node, next int32) int32 {
+func (c *compiler) node(n *regex.Node, next int32) int32 {
 	if c.err != nil {
 		return 0
 	}
-	switch n.kind {
-	case kindSet:
-		if len(n.set) == 0 {
+	switch n.Op {
+	case regex.Char:
+		if len(n.Set) == 0 {
 			return c.emit(inst{op: opFail})
 		}
-		return c.emit(inst{op: opSet, set: newSet(n.set), next: next})
-	case kindCat:
-		for i := len(n.subs) - 1; i >= 0; i-- {
-			next = c.node(n.subs[i], next)
+		return c.emit(inst{op: opSet, set: newSet(n.Set), next: next})
+	case regex.Seq:
+		for i := len(n.Subs) - 1; i >= 0; i-- {
+			next = c.node(n.Subs[i], next)
 		}
-	case kindAlt:
-		at := c.node(n.subs[len(n.subs)-1], next)
-		for i := len(n.subs) - 2; i >= 0; i-- {
-			at = c.split(c.node(n.subs[i], next), at)
+	case regex.Alt:
+		at := c.node(n.Subs[len(n.Subs)-1], next)
+		for i := len(n.Subs) - 2; i >= 0; i-- {
+			at = c.split(c.node(n.Subs[i], next), at)
 		}
 		return at
-	case kindRepeat:
+	case regex.Repeat:
 		return c.repeat(n, next)
-	case kindAssert:
-		return c.emit(inst{op: opAssert, assert: n.assert, next: next})
-	case kindLook, kindAtomic:
-		if n.kind == kindAtomic {
-			r := n.subs[0]
-			for r.kind == kindCat && len(r.subs) == 1 {
-				r = r.subs[0]
+	case regex.Begin, regex.End, regex.FinalEnd, regex.LineBegin, regex.LineEnd, regex.WordBoundary, regex.NotWordBoundary:
+		return c.emit(inst{op: opAssert, assert: n.Op, next: next})
+	case regex.Look, regex.Atomic:
+		if n.Op == regex.Atomic {
+			r := n.Subs[0]
+			for r.Op == regex.Seq && len(r.Subs) == 1 {
+				r = r.Subs[0]
 			}
-			if r.kind == kindRepeat && r.max < 0 && !r.lazy && r.min <= 1 && r.subs[0].kind == kindSet {
+			if r.Op == regex.Repeat && r.Max < 0 && !r.Lazy && r.Min <= 1 && r.Subs[0].Op == regex.Char {
 				c.runs++
-				run := c.emit(inst{op: opRun, set: newSet(r.subs[0].set), next: next, choice: int32(c.runs - 1)})
-				if r.min == 0 {
+				run := c.emit(inst{op: opRun, set: newSet(r.Subs[0].Set), next: next, choice: int32(c.runs - 1)})
+				if r.Min == 0 {
 					return run
 				}
-				return c.emit(inst{op: opLook, alt: c.node(r.subs[0], c.emit(inst{op: opMatch})), next: run, behind: 0, choice: c.choice()})
+				return c.emit(inst{op: opLook, alt: c.node(r.Subs[0], c.emit(inst{op: opMatch})), next: run, behind: 0, choice: c.choice()})
 			}
-			if _, hi := width(r); hi < 0 || hi > maxCount {
+			if _, hi := width(r); hi < 0 || hi > maxWidth {
 				c.err = &Error{Pattern: c.src, Reason: "atomic group without a greatest width"}
 			}
 		}
 		match := c.emit(inst{op: opMatch})
-		i := inst{op: opAtomic, alt: c.node(n.subs[0], match), next: next, not: n.not, behind: 0}
-		if n.kind == kindLook {
+		i := inst{op: opAtomic, alt: c.node(n.Subs[0], match), next: next, not: n.Not, behind: 0}
+		if n.Op == regex.Look {
 			i.op = opLook
 		}
-		if n.behind {
-			lo, hi := width(n.subs[0])
+		if n.Behind {
+			lo, hi := width(n.Subs[0])
 			if lo != hi {
 				c.err = &Error{Pattern: c.src, Reason: "lookbehind of more than one width"}
 			}
@@ -150,16 +174,16 @@ func (c *compiler) node(n *node, next int32) int32 {
 	return next
 }
 
-func (c *compiler) repeat(n *node, next int32) int32 {
-	sub := n.subs[0]
+func (c *compiler) repeat(n *regex.Node, next int32) int32 {
+	sub := n.Subs[0]
 	at := next
 	choose := func(more, done int32) int32 {
-		if n.lazy {
+		if n.Lazy {
 			return c.split(done, more)
 		}
 		return c.split(more, done)
 	}
-	if n.max < 0 {
+	if n.Max < 0 {
 		loop := c.split(0, 0)
 		body := c.node(sub, loop)
 		if c.err != nil {
@@ -167,19 +191,19 @@ func (c *compiler) repeat(n *node, next int32) int32 {
 		}
 		l := &c.prog[loop]
 		l.next, l.alt = body, next
-		if n.lazy {
+		if n.Lazy {
 			l.next, l.alt = next, body
 		}
 		at = loop
 	} else {
-		for range n.max - n.min {
+		for range n.Max - n.Min {
 			at = choose(c.node(sub, at), next)
 			if c.err != nil {
 				return 0
 			}
 		}
 	}
-	for range n.min {
+	for range n.Min {
 		at = c.node(sub, at)
 		if c.err != nil {
 			return 0
@@ -190,14 +214,14 @@ func (c *compiler) repeat(n *node, next int32) int32 {
 
 // width returns the minimum and maximum number of characters that n matches. The
 // maximum is -1 if there is none.
-func width(n *node) (lo, hi int) {
-	switch n.kind {
-	case kindSet:
+func width(n *regex.Node) (lo, hi int) {
+	switch n.Op {
+	case regex.Char:
 		return 1, 1
-	case kindAtomic:
-		return width(n.subs[0])
-	case kindCat:
-		for _, s := range n.subs {
+	case regex.Atomic:
+		return width(n.Subs[0])
+	case regex.Seq:
+		for _, s := range n.Subs {
 			a, b := width(s)
 			lo += a
 			if hi >= 0 && b >= 0 {
@@ -206,9 +230,9 @@ func width(n *node) (lo, hi int) {
 				hi = -1
 			}
 		}
-	case kindAlt:
-		lo, hi = width(n.subs[0])
-		for _, s := range n.subs[1:] {
+	case regex.Alt:
+		lo, hi = width(n.Subs[0])
+		for _, s := range n.Subs[1:] {
 			a, b := width(s)
 			lo = min(lo, a)
 			if hi < 0 || b < 0 {
@@ -217,25 +241,25 @@ func width(n *node) (lo, hi int) {
 				hi = max(hi, b)
 			}
 		}
-	case kindRepeat:
-		a, b := width(n.subs[0])
-		lo, hi = a*n.min, -1
-		if n.max >= 0 && b >= 0 {
-			hi = b * n.max
+	case regex.Repeat:
+		a, b := width(n.Subs[0])
+		lo, hi = a*n.Min, -1
+		if n.Max >= 0 && b >= 0 {
+			hi = b * n.Max
 		}
 	}
 	return lo, hi
 }
 
 // begin computes the bytes that a match may begin with.
-func (c *compiler) begin(n *node) {
-	r, maybe := firsts(n)
+func (c *compiler) begin(n *regex.Node) {
+	set, maybe := firsts(n)
 	c.empty = maybe
-	for _, x := range r.normal() {
-		for b := x[0]; b <= min(x[1], 127); b++ {
+	for _, x := range set {
+		for b := x.Lo; b <= min(x.Hi, 127); b++ {
 			c.first[b] = true
 		}
-		if x[1] > 127 {
+		if x.Hi > 127 {
 			for b := 128; b < 256; b++ {
 				c.first[b] = true
 			}
@@ -245,32 +269,32 @@ func (c *compiler) begin(n *node) {
 
 // firsts returns the characters that n may begin with, and whether n may match the
 // empty string.
-func firsts(n *node) (r ranges, empty bool) {
-	switch n.kind {
-	case kindSet:
-		return append(ranges(nil), n.set...), false
-	case kindCat:
-		for _, s := range n.subs {
+func firsts(n *regex.Node) (set charset.Set, empty bool) {
+	switch n.Op {
+	case regex.Char:
+		return n.Set, false
+	case regex.Seq:
+		for _, s := range n.Subs {
 			x, e := firsts(s)
-			r = append(r, x...)
+			set = set.Union(x)
 			if !e {
-				return r, false
+				return set, false
 			}
 		}
-		return r, true
-	case kindAlt:
-		for _, s := range n.subs {
+		return set, true
+	case regex.Alt:
+		for _, s := range n.Subs {
 			x, e := firsts(s)
-			r, empty = append(r, x...), empty || e
+			set, empty = set.Union(x), empty || e
 		}
-		return r, empty
-	case kindRepeat:
-		r, empty = firsts(n.subs[0])
-		return r, empty || n.min == 0
-	case kindAtomic:
-		return firsts(n.subs[0])
-	case kindLook, kindAssert:
+		return set, empty
+	case regex.Repeat:
+		set, empty = firsts(n.Subs[0])
+		return set, empty || n.Min == 0
+	case regex.Atomic:
+		return firsts(n.Subs[0])
+	case regex.Empty, regex.Look, regex.Begin, regex.End, regex.FinalEnd, regex.LineBegin, regex.LineEnd, regex.WordBoundary, regex.NotWordBoundary:
 		return nil, true
 	}
-	return ranges{{0, unicode.MaxRune}}, true
+	return charset.Any(), true
 }

@@ -3,6 +3,8 @@ package pattern
 import (
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/lamina-mesh/lamina/pkg/grammar/regex"
 )
 
 // Matcher finds the matches of a pattern in one text. It belongs to one goroutine.
@@ -188,23 +190,23 @@ func (m *Matcher) look(i *inst, pos int) bool {
 	return found != i.not
 }
 
-func (m *Matcher) holds(assert byte, pos int) bool {
+func (m *Matcher) holds(assert regex.Op, pos int) bool {
 	switch assert {
-	case 'A':
+	case regex.Begin:
 		return pos == 0
-	case 'z':
+	case regex.End:
 		return pos == len(m.text)
-	case 'Z':
+	case regex.FinalEnd:
 		return pos == len(m.text) || pos == len(m.text)-1 && m.text[pos] == '\n'
-	case '^':
+	case regex.LineBegin:
 		return pos == 0 || m.text[pos-1] == '\n'
-	case '$':
+	case regex.LineEnd:
 		return pos == len(m.text) || m.text[pos] == '\n'
 	}
 	before, _ := utf8.DecodeLastRuneInString(m.text[:pos])
 	after, _ := utf8.DecodeRuneInString(m.text[pos:])
 	edge := (pos > 0 && wordRune(before)) != (pos < len(m.text) && wordRune(after))
-	return edge == (assert == 'b')
+	return edge == (assert == regex.WordBoundary)
 }
 
 func wordRune(r rune) bool {

@@ -149,3 +149,10 @@ func FuzzCompile(f *testing.F) {
 		})
 	})
 }
+
+func TestCompile_NamesTheCharacter(t *testing.T) {
+	_, err := pattern.Compile(`é[b-a]`)
+	if err == nil || !strings.Contains(err.Error(), "character 6: ") {
+		t.Errorf("%v, want the character after the range", err)
+	}
+}
