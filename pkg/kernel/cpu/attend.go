@@ -20,9 +20,9 @@ const (
 
 // attendOps are the loops of one instruction family.
 type attendOps struct {
-	full, half attendLoops // over blocks of float32, and of float16 where a family has them
-	weigh      func(x *float32, n int, scale float32) (best, sum float32)
-	join       func(y, x *float32, n int, a, b float32) // y = a·y + b·x, the sum fused
+	full, float16 attendLoops // over blocks of float32, and of float16 where a family has them
+	weigh         func(x *float32, n int, scale float32) (best, sum float32)
+	join          func(y, x *float32, n int, a, b float32) // y = a·y + b·x, the sum fused
 }
 
 // attendLoops are loops over blocks of one type, tiles of many queries first.
@@ -68,8 +68,8 @@ type attendPart struct {
 
 // attendScratch is a worker's.
 type attendScratch struct {
-	keys, values [attendChunk / attendBlock]*float32 // of elements of the type that half says
-	half         bool
+	keys, values [attendChunk / attendBlock]*float32 // of elements of the type that float16 says
+	float16      bool
 	run, part    attendPart
 	q            []float32                         // [D][attendMost]
 	scores       [attendMost * attendChunk]float32 // [n][attendChunk]
@@ -264,13 +264,13 @@ func (s *Set) sumChunk(call *attendCall, t *attendTile, c int, w *attendScratch,
 	once := t.span.Rows*call.group <= attendMost // no other tile reads these positions
 	if once {
 		if c == 0 {
-			s.expect(t, a.D, from, end, true)
+			s.prefetchBlocks(t, a.D, from, end, true)
 		}
-		s.expect(t, a.D, from, end, false)
+		s.prefetchBlocks(t, a.D, from, end, false)
 	}
 	s.viewBlocks(call, t, from, block, end, w)
 	if once {
-		s.expect(t, a.D, from+attendChunk, attendChunk/attendBlock, true)
+		s.prefetchBlocks(t, a.D, from+attendChunk, attendChunk/attendBlock, true)
 	}
 	for i := 0; i < t.n; {
 		for _, loop := range s.loops(w).scores {
@@ -312,8 +312,8 @@ func (s *Set) sumChunk(call *attendCall, t *attendTile, c int, w *attendScratch,
 
 // loops are those for the blocks that w points at.
 func (s *Set) loops(w *attendScratch) *attendLoops {
-	if w.half {
-		return &s.attend.half
+	if w.float16 {
+		return &s.attend.float16
 	}
 	return &s.attend.full
 }
@@ -333,7 +333,7 @@ func (s *Set) addValues(w *attendScratch, acc []float32, i, n, lo, hi, d int) {
 	}
 	blocks, at := &w.values[lo/attendBlock], lo%attendBlock
 	size := 4
-	if w.half {
+	if w.float16 {
 		size = 2
 	}
 	for end := i + n; i < end; {

@@ -180,7 +180,7 @@ func attendAVX512() attendOps {
 			scores: []scoresLoop{{12, scores12}, {6, scores6}, {4, scores4}, {3, scores3}, {2, scores2}, {1, scores1}},
 			values: []valuesLoop{{12, 2, values12x2, values12x1}, {6, 4, values6x4, values6x1}, {4, 4, values4x4, values4x1}, {3, 4, values3x4, values3x1}, {2, 4, values2x4, values2x1}, {1, 4, values1x4, values1x1}},
 		},
-		half: attendLoops{
+		float16: attendLoops{
 			scores: []scoresLoop{{12, scores12Half}, {6, scores6Half}, {4, scores4Half}, {3, scores3Half}, {2, scores2Half}, {1, scores1Half}},
 			values: []valuesLoop{{6, 4, values6x4Half, values6x1Half}, {4, 4, values4x4Half, values4x1Half}, {3, 4, values3x4Half, values3x1Half}, {2, 4, values2x4Half, values2x1Half}, {1, 4, values1x4Half, values1x1Half}},
 		},
@@ -194,7 +194,7 @@ func attendAVX2() attendOps {
 			scores: []scoresLoop{{6, scores6Wide}, {3, scores3Wide}, {2, scores2Wide}, {1, scores1Wide}},
 			values: []valuesLoop{{3, 2, values3x2Wide, values3x1Wide}, {2, 2, values2x2Wide, values2x1Wide}, {1, 2, values1x2Wide, values1x1Wide}},
 		},
-		half: attendLoops{
+		float16: attendLoops{
 			scores: []scoresLoop{{6, scores6HalfWide}, {3, scores3HalfWide}, {2, scores2HalfWide}, {1, scores1HalfWide}},
 			values: []valuesLoop{{3, 2, values3x2HalfWide, values3x1HalfWide}, {2, 2, values2x2HalfWide, values2x1HalfWide}, {1, 2, values1x2HalfWide, values1x1HalfWide}},
 		},

@@ -74,11 +74,11 @@ func (s *Set) packPairs(dst []byte, w *kernel.Matrix[float32], i int) {
 	}
 }
 
-// widen converts halves to float32.
+// widen converts float16 to float32.
 func (s *Set) widen(dst []float32, src []byte) {
 	whole := len(dst) / lanes
 	if whole > 0 {
-		s.cache.ofHalves(&dst[0], &src[0], whole)
+		s.cache.fromFloat16(&dst[0], &src[0], whole)
 	}
 	for i := whole * lanes; i < len(dst); i++ {
 		dst[i] = tensor.Float16(binary.LittleEndian.Uint16(src[2*i:]))

@@ -8,13 +8,13 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
 
-// cacheOps are one instruction family's loops between float32 and what a cache stores,
-// over groups of 16 elements.
+// cacheOps are the loops of one instruction family that convert between float32 and the types of KV
+// caches, 16 elements at a time.
 type cacheOps struct {
-	halves   func(dst *byte, src *float32, groups int)
-	ofHalves func(dst *float32, src *byte, groups int)
-	keys     func(dst *float32, src *byte, groups int, scales *float32) // a scale for each of 16 positions
-	value    func(dst *float32, src *byte, groups int, scale *float32)
+	toFloat16   func(dst *byte, src *float32, groups int)
+	fromFloat16 func(dst *float32, src *byte, groups int)
+	keys        func(dst *float32, src *byte, groups int, scales *float32) // a scale for each of 16 positions
+	value       func(dst *float32, src *byte, groups int, scale *float32)
 }
 
 func cachePortable() cacheOps {
@@ -25,13 +25,13 @@ func cachePortable() cacheOps {
 		}
 	}
 	return cacheOps{
-		halves: func(dst *byte, src *float32, groups int) {
+		toFloat16: func(dst *byte, src *float32, groups int) {
 			out := unsafe.Slice(dst, 2*groups*lanes)
 			for i, v := range unsafe.Slice(src, groups*lanes) {
 				binary.LittleEndian.PutUint16(out[2*i:], tensor.Float16bits(v))
 			}
 		},
-		ofHalves: func(dst *float32, src *byte, groups int) {
+		fromFloat16: func(dst *float32, src *byte, groups int) {
 			in := unsafe.Slice(src, 2*groups*lanes)
 			for i := range unsafe.Slice(dst, groups*lanes) {
 				*at(dst, i) = tensor.Float16(binary.LittleEndian.Uint16(in[2*i:]))
@@ -46,7 +46,7 @@ func cachePortable() cacheOps {
 	}
 }
 
-// storeRows is how many positions one piece of Store's work has.
+// storeRows is the number of positions in one piece of Store's work.
 const storeRows = 64
 
 // Store writes keys and values to a paged cache.
@@ -56,20 +56,20 @@ func (s *Set) Store(kv kernel.KV[float32], pos int, k, v kernel.Buffer[float32],
 	s.each((rows+storeRows-1)/storeRows, 4*len(k), func(i int) {
 		lo, hi := i*storeRows, min((i+1)*storeRows, rows)
 		if kv.Type == kernel.KVF16 && width%lanes == 0 {
-			s.storeHalves(kv, pos+lo, k[lo*width:hi*width], v[lo*width:hi*width], heads, d)
+			s.storeFloat16(kv, pos+lo, k[lo*width:hi*width], v[lo*width:hi*width], heads, d)
 			return
 		}
 		kv.Write(pos+lo, k[lo*width:hi*width], v[lo*width:hi*width], heads, d)
 	})
 }
 
-// storeHalves is kv.Write of halves.
-func (s *Set) storeHalves(kv kernel.KV[float32], pos int, k, v []float32, heads, d int) {
+// storeFloat16 is kv.Write for caches of float16.
+func (s *Set) storeFloat16(kv kernel.KV[float32], pos int, k, v []float32, heads, d int) {
 	b := s.buffer(len(k))
 	defer s.give(b)
 	keys, values := bytesOf(*b)[:2*len(k)], bytesOf(*b)[2*len(k):]
-	s.cache.halves(&keys[0], &k[0], len(k)/lanes)
-	s.cache.halves(&values[0], &v[0], len(v)/lanes)
+	s.cache.toFloat16(&keys[0], &k[0], len(k)/lanes)
+	s.cache.toFloat16(&values[0], &v[0], len(v)/lanes)
 	n := kv.PageLen
 	for ; len(keys) > 0; pos++ {
 		p, col := &kv.Pages[pos/n], pos%n
@@ -84,18 +84,18 @@ func (s *Set) storeHalves(kv kernel.KV[float32], pos int, k, v []float32, heads,
 	}
 }
 
-// viewBlocks points w's tables at blocks block to end-1 of keys and values, which count
-// from position from. Those that no loop reads as they are, or in pages that do not hold
-// whole blocks, are copied.
+// viewBlocks points w's tables at blocks block to end-1 of keys and values; block 0 begins at
+// position from. Blocks that no loop can read as stored, and blocks of pages with another length, are
+// converted into scratch.
 func (s *Set) viewBlocks(call *attendCall, t *attendTile, from, block, end int, w *attendScratch) {
 	kv, d := &t.span.KV, call.a.D
 	size := attendBlock * d
 	whole := kv.PageLen == attendBlock && d%lanes == 0
-	w.half = whole && kv.Type == kernel.KVF16 && s.attend.half.scores != nil
+	w.float16 = whole && kv.Type == kernel.KVF16 && s.attend.float16.scores != nil
 	for b := block; b < end; b++ {
 		pos := from + b*attendBlock
 		page := pos / kv.PageLen
-		if w.half {
+		if w.float16 {
 			p := &kv.Pages[page]
 			w.keys[b], w.values[b] = (*float32)(unsafe.Pointer(&p.KeyCodes[2*t.kv*size])), (*float32)(unsafe.Pointer(&p.ValueCodes[2*t.kv*size]))
 			continue
@@ -115,8 +115,8 @@ func (s *Set) viewBlocks(call *attendCall, t *attendTile, from, block, end int, 
 		}
 		switch p := &kv.Pages[page]; kv.Type {
 		case kernel.KVF16:
-			s.cache.ofHalves(&keys[0], &p.KeyCodes[2*t.kv*size], d)
-			s.cache.ofHalves(&values[0], &p.ValueCodes[2*t.kv*size], d)
+			s.cache.fromFloat16(&keys[0], &p.KeyCodes[2*t.kv*size], d)
+			s.cache.fromFloat16(&values[0], &p.ValueCodes[2*t.kv*size], d)
 		default:
 			s.cache.keys(&keys[0], &p.KeyCodes[t.kv*size], d, &p.KeyScales[t.kv*attendBlock])
 			for i := range attendBlock {
@@ -139,9 +139,9 @@ func copyBlock(kv *kernel.KV[float32], keys, values []float32, pos, head, d int)
 	}
 }
 
-// expect asks for some blocks of keys, or of values, from a position on: they will be
-// read, and lie too far apart for processors to look ahead.
-func (s *Set) expect(t *attendTile, d, from, blocks int, keys bool) {
+// prefetchBlocks prefetches some blocks of keys, or of values, from a position on. They lie too far
+// apart for the hardware prefetcher.
+func (s *Set) prefetchBlocks(t *attendTile, d, from, blocks int, keys bool) {
 	kv, size := &t.span.KV, attendBlock*d
 	if kv.PageLen != attendBlock {
 		return

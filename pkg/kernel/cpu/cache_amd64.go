@@ -3,10 +3,10 @@
 package cpu
 
 //go:noescape
-func halvesOf(dst *byte, src *float32, groups int)
+func toFloat16(dst *byte, src *float32, groups int)
 
 //go:noescape
-func ofHalves(dst *float32, src *byte, groups int)
+func fromFloat16(dst *float32, src *byte, groups int)
 
 //go:noescape
 func keysOfBytes(dst *float32, src *byte, groups int, scales *float32)
@@ -15,10 +15,10 @@ func keysOfBytes(dst *float32, src *byte, groups int, scales *float32)
 func valueOfBytes(dst *float32, src *byte, groups int, scale *float32)
 
 //go:noescape
-func halvesOfWide(dst *byte, src *float32, groups int)
+func toFloat16Wide(dst *byte, src *float32, groups int)
 
 //go:noescape
-func ofHalvesWide(dst *float32, src *byte, groups int)
+func fromFloat16Wide(dst *float32, src *byte, groups int)
 
 //go:noescape
 func keysOfBytesWide(dst *float32, src *byte, groups int, scales *float32)

@@ -4,8 +4,8 @@
 
 #include "textflag.h"
 
-// func halvesOf(dst *byte, src *float32, groups int)
-TEXT ·halvesOf(SB), NOSPLIT, $0-24
+// func toFloat16(dst *byte, src *float32, groups int)
+TEXT ·toFloat16(SB), NOSPLIT, $0-24
 	MOVQ dst+0(FP), DI
 	MOVQ src+8(FP), SI
 	MOVQ groups+16(FP), CX
@@ -19,8 +19,8 @@ loop:
 	VZEROUPPER
 	RET
 
-// func ofHalves(dst *float32, src *byte, groups int)
-TEXT ·ofHalves(SB), NOSPLIT, $0-24
+// func fromFloat16(dst *float32, src *byte, groups int)
+TEXT ·fromFloat16(SB), NOSPLIT, $0-24
 	MOVQ dst+0(FP), DI
 	MOVQ src+8(FP), SI
 	MOVQ groups+16(FP), CX
@@ -72,8 +72,8 @@ loop:
 	VZEROUPPER
 	RET
 
-// func halvesOfWide(dst *byte, src *float32, groups int)
-TEXT ·halvesOfWide(SB), NOSPLIT, $0-24
+// func toFloat16Wide(dst *byte, src *float32, groups int)
+TEXT ·toFloat16Wide(SB), NOSPLIT, $0-24
 	MOVQ dst+0(FP), DI
 	MOVQ src+8(FP), SI
 	MOVQ groups+16(FP), CX
@@ -89,8 +89,8 @@ loop:
 	VZEROUPPER
 	RET
 
-// func ofHalvesWide(dst *float32, src *byte, groups int)
-TEXT ·ofHalvesWide(SB), NOSPLIT, $0-24
+// func fromFloat16Wide(dst *float32, src *byte, groups int)
+TEXT ·fromFloat16Wide(SB), NOSPLIT, $0-24
 	MOVQ dst+0(FP), DI
 	MOVQ src+8(FP), SI
 	MOVQ groups+16(FP), CX

@@ -83,7 +83,7 @@ type gemmScratch struct {
 	a          [(gemmDepth + lanes) * lanes]float32
 	b          []float32 // [columns][depth], by panels
 	panels     []gemmPanels
-	next, near soon
+	next, near prefetchPlan
 }
 
 // gemmWork is rows lo..hi-1 of some columns of calls that share their left side.
@@ -182,9 +182,9 @@ func (work *gemmWork) run(o *gemmOps, w *gemmScratch) {
 		for k := 0; k == 0 || k < part.k; k += depth {
 			n := min(depth, part.k-k)
 			work.panels(o, w, part, k, n)
-			work.ahead(w, part, k+depth, min(depth, part.k-k-depth), (work.hi-work.lo+tall-1)/tall*across)
+			work.planDepth(w, part, k+depth, min(depth, part.k-k-depth), (work.hi-work.lo+tall-1)/tall*across)
 			for i := work.lo; i < work.hi; i += tall {
-				work.beside(w, part, i+tall, min(i+2*tall, work.hi), k, n, across)
+				work.planRows(w, part, i+tall, min(i+2*tall, work.hi), k, n, across)
 				for j, s := range work.segments {
 					call := *s.call
 					call.a, call.near, call.add = part.a, part.near, call.add || !first
@@ -225,7 +225,7 @@ func (work *gemmWork) panels(o *gemmOps, w *gemmScratch, part *gemmCall, k, n in
 }
 
 // ahead plans to ask, over calls of a tile, for what depths k..k+n-1 need.
-func (work *gemmWork) ahead(w *gemmScratch, part *gemmCall, k, n, calls int) {
+func (work *gemmWork) planDepth(w *gemmScratch, part *gemmCall, k, n, calls int) {
 	w.next.reset()
 	if n <= 0 || part.small() {
 		return
@@ -242,14 +242,14 @@ func (work *gemmWork) ahead(w *gemmScratch, part *gemmCall, k, n, calls int) {
 	if part.a.rs == 1 {
 		w.next.add(part.a, work.lo, work.hi, k, n)
 	}
-	w.next.share(calls)
+	w.next.spread(calls)
 }
 
 // small reports whether what a product reads and writes is likely to be in a core's cache.
 func (g *gemmCall) small() bool { return g.m*g.k+g.n*g.k+g.m*g.n < gemmSmall }
 
 // beside plans to ask for what rows lo..hi-1 need.
-func (work *gemmWork) beside(w *gemmScratch, part *gemmCall, lo, hi, k, n, calls int) {
+func (work *gemmWork) planRows(w *gemmScratch, part *gemmCall, lo, hi, k, n, calls int) {
 	w.near.reset()
 	if hi <= lo || part.small() {
 		return
@@ -260,7 +260,7 @@ func (work *gemmWork) beside(w *gemmScratch, part *gemmCall, lo, hi, k, n, calls
 	if part.a.rs != 1 && n > 0 {
 		w.near.add(part.a, lo, hi, k, n)
 	}
-	w.near.share(calls)
+	w.near.spread(calls)
 }
 
 // gemmPanels are columns from..to-1 of a right side at depths k0 and on, packed. A panel
@@ -358,8 +358,8 @@ func (g *gemmCall) strip(o *gemmOps, w *gemmScratch, p *gemmPanels, i, rows, k0,
 		} else {
 			count = max(1, min(gemmBurst/(1+w.next.quota+w.near.quota), left/width))
 		}
-		w.next.ask(o, count)
-		w.near.ask(o, count)
+		w.next.issue(o, count)
+		w.near.issue(o, count)
 		b, ldb, step := &w.zero[0], 0, 0
 		switch {
 		case n == 0: // one step that adds nothing

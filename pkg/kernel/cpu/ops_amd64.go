@@ -86,7 +86,7 @@ func avx512() ops {
 	if swapsAreFaster() {
 		o.pairs = swapsAVX512()
 	}
-	o.cache = cacheOps{halvesOf, ofHalves, keysOfBytes, valueOfBytes}
+	o.cache = cacheOps{toFloat16, fromFloat16, keysOfBytes, valueOfBytes}
 	o.attend.weigh, o.attend.join = weighScores, joinSums
 	return o
 }
@@ -120,7 +120,7 @@ func avx2() ops {
 	o.name, o.quant, o.pair = "avx2", quantAVX2(), pairAVX2()
 	vectorAVX2(&o)
 	o.attend, o.element, o.gemm, o.train = attendAVX2(), elementsAVX2(&o), gemmAVX2(), trainAVX2(&o)
-	o.cache = cacheOps{halvesOfWide, ofHalvesWide, keysOfBytesWide, valueOfBytesWide}
+	o.cache = cacheOps{toFloat16Wide, fromFloat16Wide, keysOfBytesWide, valueOfBytesWide}
 	o.pairs = pairsAVX2()
 	o.attend.weigh, o.attend.join = weighOf(&o), joinAVX2
 	o.probes = probes{float32: probeFMA256, int8: probeWords256, floats: 12 * 8 * 2, bytes: 12 * 16 * 2, read: probeRead256}

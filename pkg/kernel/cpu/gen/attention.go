@@ -20,8 +20,8 @@ var (
 	valueTilesWide = []int{3, 2, 1}
 )
 
-// halfValueTiles reads rows of halves whole: that pays more than reading them once.
-var halfValueTiles = valueTiles[1:]
+// float16ValueTiles reads whole rows of float16, which pays more than reading each element once.
+var float16ValueTiles = valueTiles[1:]
 
 // valueGroups is how many groups of 16 components n queries take in a pass.
 func valueGroups(n, bits int) int {
@@ -46,7 +46,7 @@ func attention(a *asm) {
 		}
 		tiles := valueTiles
 		if half {
-			tiles = halfValueTiles
+			tiles = float16ValueTiles
 		}
 		for _, n := range tiles {
 			a.values(n, valueGroups(n, 512), 512, half)
@@ -411,11 +411,11 @@ func (a *asm) attentionDeclarations() []byte {
 	table := func(family, suffix string, scores, values, halfValues []int, bits int) {
 		fmt.Fprintf(&b, "\n// attend%s are attention's loops for %s.\nfunc attend%s() attendOps {\n\treturn attendOps{\n\t\tfull: ", family, family, family)
 		loops(suffix, "", scores, values, bits)
-		fmt.Fprint(&b, "half: ")
+		fmt.Fprint(&b, "float16: ")
 		loops(suffix, "Half", scores, halfValues, bits)
 		b.WriteString("\t}\n}\n")
 	}
-	table("AVX512", "", scoreTiles, valueTiles, halfValueTiles, 512)
+	table("AVX512", "", scoreTiles, valueTiles, float16ValueTiles, 512)
 	table("AVX2", "Wide", scoreTilesWide, valueTilesWide, valueTilesWide, 256)
 	out, err := format.Source(b.Bytes())
 	if err != nil {

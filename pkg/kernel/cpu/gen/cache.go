@@ -2,16 +2,16 @@ package main
 
 import "fmt"
 
-// Loops between float32 and what a cache stores, sixteen elements a pass.
+// Loops that convert between float32 and the types of KV caches, sixteen elements a pass.
 
 func caches(a *asm) {
 	for _, bits := range []int{512, 256} {
 		w := &wide{asm: a, bits: bits}
-		w.pass("halvesOf", "dst *byte, src *float32, groups int", 32, 64, 0, func(half int) {
+		w.pass("toFloat16", "dst *byte, src *float32, groups int", 32, 64, 0, func(half int) {
 			w.f("VMOVUPS %d(SI), %s", 32*half, w.reg(0))
 			w.f("VCVTPS2PH $0, %s, %d(DI)", w.reg(0), 16*half)
 		})
-		w.pass("ofHalves", "dst *float32, src *byte, groups int", 64, 32, 0, func(half int) {
+		w.pass("fromFloat16", "dst *float32, src *byte, groups int", 64, 32, 0, func(half int) {
 			w.f("VCVTPH2PS %d(SI), %s", 16*half, w.reg(0))
 			w.f("VMOVUPS %s, %d(DI)", w.reg(0), 32*half)
 		})
@@ -41,11 +41,11 @@ func (w *wide) pass(name, args string, dst, src, scales int, body func(half int)
 	w.f("MOVQ dst+0(FP), DI")
 	w.f("MOVQ src+8(FP), SI")
 	w.f("MOVQ groups+16(FP), CX")
-	halves := 512 / w.bits
+	parts := 512 / w.bits
 	switch scales {
 	case 64:
 		w.f("MOVQ scales+24(FP), DX")
-		for h := range halves {
+		for h := range parts {
 			w.f("VMOVUPS %d(DX), %s", 32*h, w.reg(2+h))
 		}
 	case 4:
@@ -53,7 +53,7 @@ func (w *wide) pass(name, args string, dst, src, scales int, body func(half int)
 		w.f("VBROADCASTSS (DX), %s", w.reg(2))
 	}
 	w.label("loop")
-	for h := range halves {
+	for h := range parts {
 		body(h)
 	}
 	w.f("ADDQ $%d, DI", dst)

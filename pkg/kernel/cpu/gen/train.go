@@ -106,8 +106,8 @@ func (w *wide) geluSlope() {
 	w.op("VADDPS", 2, 0, 0)
 }
 
-// halves are a group's vectors: one of AVX-512, two of AVX2.
-func (w *wide) halves(body func(h int)) {
+// vectors calls body for each vector of a group of 16: one with AVX-512, two with AVX2.
+func (w *wide) vectors(body func(h int)) {
 	n := 1
 	if w.bits == 256 {
 		n = 2
@@ -218,12 +218,12 @@ func (a *asm) normMeans(bits int) {
 	a.f("MOVQ groups+32(FP), CX")
 	a.f("VBROADCASTSS mean+40(FP), %s", w.reg(12))
 	a.f("VBROADCASTSS inv+44(FP), %s", w.reg(13))
-	w.halves(func(h int) {
+	w.vectors(func(h int) {
 		a.f("VMOVUPS %d(DI), %s", 32*h, w.reg(8+h))
 		a.f("VMOVUPS %d(DI), %s", 64+32*h, w.reg(10+h))
 	})
 	a.label("loop")
-	w.halves(func(h int) {
+	w.vectors(func(h int) {
 		w.load("SI", 0)
 		w.op("VSUBPS", 12, 0, 0)
 		w.op("VMULPS", 13, 0, 0)
@@ -238,7 +238,7 @@ func (a *asm) normMeans(bits int) {
 	}
 	a.f("DECQ CX")
 	a.f("JNZ loop")
-	w.halves(func(h int) {
+	w.vectors(func(h int) {
 		a.f("VMOVUPS %s, %d(DI)", w.reg(8+h), 32*h)
 		a.f("VMOVUPS %s, %d(DI)", w.reg(10+h), 64+32*h)
 	})
@@ -258,14 +258,14 @@ func (a *asm) normColumns(bits int) {
 	a.f("MOVQ stats+48(FP), R9")
 	a.f("MOVQ dg+0(FP), DI")
 	a.f("MOVQ db+8(FP), BX")
-	w.halves(func(h int) {
+	w.vectors(func(h int) {
 		w.load("DI", 8+h)
 		w.load("BX", 10+h)
 	})
 	a.label("loop")
 	a.f("VBROADCASTSS (R9), %s", w.reg(12))
 	a.f("VBROADCASTSS 4(R9), %s", w.reg(13))
-	w.halves(func(h int) {
+	w.vectors(func(h int) {
 		w.load("SI", 0)
 		w.op("VSUBPS", 12, 0, 0)
 		w.op("VMULPS", 13, 0, 0)
@@ -278,7 +278,7 @@ func (a *asm) normColumns(bits int) {
 	a.f("ADDQ $8, R9")
 	a.f("DECQ CX")
 	a.f("JNZ loop")
-	w.halves(func(h int) {
+	w.vectors(func(h int) {
 		w.store(8+h, "DI")
 		w.store(10+h, "BX")
 	})
@@ -362,7 +362,7 @@ func (a *asm) adamw(bits int) {
 	for _, r := range []string{"DI", "SI", "DX", "R8"} {
 		a.f("PREFETCHT0 %d(%s)", farAhead, r)
 	}
-	w.halves(func(int) {
+	w.vectors(func(int) {
 		w.load("R8", 0)
 		constant("VMULPS", 0, 0, 0)
 		w.load("SI", 1)
