@@ -55,7 +55,8 @@ func architectureOf(name string) (architecture, bool) {
 func languageOf() map[string]string {
 	return map[string]string{
 		"gemma3": "gemma3_text", "mistral3": "mistral", "qwen2_vl": "qwen2", "qwen2_5_vl": "qwen2", "qwen3_vl": "qwen3",
-		"llava": "llama", "llava_next": "llama", "llava_onevision": "qwen2", "internvl": "qwen2", "idefics3": "llama", "smolvlm": "llama",
+		"llava": "llama", "llava_next": "llama", "llava_onevision": "qwen2", "internvl": "qwen2", "idefics3": "llama",
+		"smolvlm": "llama",
 		"voxtral": "llama",
 	}
 }
@@ -168,8 +169,9 @@ func (s *Spec) decoderJSON(modelType string) map[string]any {
 	a, f := &first.Attention, &first.FFN
 	out := map[string]any{
 		"model_type":  modelType,
-		"hidden_size": s.Width, "num_hidden_layers": len(s.Layers), "num_attention_heads": a.Heads, "num_key_value_heads": a.KVHeads,
-		"head_dim": a.HeadDim, "intermediate_size": f.Width, "vocab_size": s.Vocab, "max_position_embeddings": s.Context,
+		"hidden_size": s.Width, "num_hidden_layers": len(s.Layers), "num_attention_heads": a.Heads,
+		"num_key_value_heads": a.KVHeads,
+		"head_dim":            a.HeadDim, "intermediate_size": f.Width, "vocab_size": s.Vocab, "max_position_embeddings": s.Context,
 		"rms_norm_eps": s.Norm.Eps, "hidden_act": activationName(f.Act), "tie_word_embeddings": s.Head.Tied,
 	}
 	if r := s.Rope(); r != nil {

@@ -61,8 +61,9 @@ type grads[F tensor.Float] struct {
 func (s *Stage[F]) gradients(t int) *grads[F] {
 	a, z, width := &s.scratch, &s.sizes, s.Spec.Width
 	w := &grads[F]{
-		h: a.take(t * width), dh: a.take(t * width), dq: a.take(t * z.q), dk: a.take(t * z.kv), dv: a.take(t * z.kv), datt: a.take(t * z.q),
-		act: a.take(t * z.ff), dact: a.take(t * z.ff), dgate: a.take(t * z.gate),
+		h: a.take(t * width), dh: a.take(t * width), dq: a.take(t * z.q), dk: a.take(t * z.kv), dv: a.take(t * z.kv),
+		datt: a.take(t * z.q),
+		act:  a.take(t * z.ff), dact: a.take(t * z.ff), dgate: a.take(t * z.gate),
 	}
 	for i := range s.blocks {
 		if blk := &s.blocks[i]; w.raw == nil && blk.Attention.QNorm.Kind != NoNorm {

@@ -15,7 +15,8 @@ import (
 // bfloat16Specs have every kind of tensor that a trace keeps.
 func bfloat16Specs(t *testing.T) map[string]model.Spec {
 	t.Helper()
-	out := map[string]model.Spec{"gpt2": model.NewGPT2(model.Shape{Layers: 3, Width: 48, Heads: 3, Vocab: 70, Context: 32})}
+	out := map[string]model.Spec{"gpt2": model.NewGPT2(model.Shape{Layers: 3, Width: 48, Heads: 3, Vocab: 70,
+		Context: 32})}
 	for name, text := range map[string]string{
 		"qwen3": `{"model_type": "qwen3", "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
 			"intermediate_size": 80, "vocab_size": 70, "max_position_embeddings": 64, "rms_norm_eps": 1e-6, "rope_theta": 10000, "hidden_act": "silu"}`,

@@ -34,7 +34,8 @@ func TestParseHF_BothSpellingsOfRope(t *testing.T) {
 		{`"rope_theta":5e5,"rope_scaling":{"rope_type":"llama3","factor":8,"low_freq_factor":1,"high_freq_factor":4,"original_max_position_embeddings":32}`,
 			`"rope_parameters":{"rope_type":"llama3","factor":8,"low_freq_factor":1,"high_freq_factor":4,"original_max_position_embeddings":32,"rope_theta":5e5}`},
 		{`"rope_theta":1e4,"rope_scaling":{"type":"yarn","factor":4,"original_max_position_embeddings":32,"beta_fast":16}`,
-			`"rope_parameters":{"rope_type":"yarn","original_max_position_embeddings":32,"beta_fast":16,"rope_theta":1e4}`}, // factor by the contexts
+			// factor by the contexts
+			`"rope_parameters":{"rope_type":"yarn","original_max_position_embeddings":32,"beta_fast":16,"rope_theta":1e4}`},
 		{`"rope_theta":7e4,"rope_scaling":null`, `"rope_parameters":{"rope_type":"default","rope_theta":7e4}`},
 	} {
 		classic, modern := parse(t, llamaText+","+pair[0]+"}"), parse(t, llamaText+","+pair[1]+"}")
@@ -121,7 +122,8 @@ func TestParseHF_WhatFilesLeaveUnsaid(t *testing.T) {
 		c := parse(t, bare(kind))
 		r, headDim := c.Rope(), c.Layers[0].Attention.HeadDim
 		if r.Base != want.base || c.Norm.Eps != want.eps || headDim != want.headDim || c.Head.Tied != want.tied {
-			t.Errorf("%s has base %g, epsilon %g, head size %d, tied head %v; want %+v", kind, r.Base, c.Norm.Eps, headDim, c.Head.Tied, want)
+			t.Errorf("%s has base %g, epsilon %g, head size %d, tied head %v; want %+v", kind, r.Base, c.Norm.Eps, headDim,
+				c.Head.Tied, want)
 		}
 		if kind == "gpt_oss" && (r.Type != "yarn" || r.Factor != 32 || r.Original != 4096 || !r.KeepRamp) {
 			t.Errorf("gpt_oss rotates by %+v", r)
@@ -171,7 +173,8 @@ func TestParseHF_RopesOfGemma3(t *testing.T) {
 
 // TestParseHF_ContextsBeforeTheExtension tells whose word counts on it.
 func TestParseHF_ContextsBeforeTheExtension(t *testing.T) {
-	const yarn, long = `,"rope_scaling":{"rope_type":"yarn","factor":4`, `,"rope_scaling":{"rope_type":"longrope","short_factor":[1,1,1,1],"long_factor":[2,2,2,2]`
+	const yarn, long = `,"rope_scaling":{"rope_type":"yarn","factor":4`,
+		`,"rope_scaling":{"rope_type":"longrope","short_factor":[1,1,1,1],"long_factor":[2,2,2,2]`
 	for text, want := range map[string]struct {
 		original int
 		factor   float64
@@ -228,8 +231,9 @@ func TestConfigJSON_ReadsBackEqual(t *testing.T) {
 		"dynamic":     parse(t, llamaText+`,"rope_scaling":{"type":"dynamic","factor":4}}`),
 		"part":        parse(t, as("phi3")+`,"partial_rotary_factor":0.5}`),
 		"gpt2 scales": parse(t, `{"model_type":"gpt2","hidden_size":32,"num_attention_heads":4,"num_hidden_layers":2,"max_position_embeddings":8,"vocab_size":9,"n_inner":7,"scale_attn_weights":false,"scale_attn_by_inverse_layer_idx":true}`),
-		"qwen window": parse(t, strings.Replace(llamaText, `"llama"`, `"qwen2"`, 1)+`,"sliding_window":9,"use_sliding_window":true,"max_window_layers":2,"eos_token_id":[5,6]}`),
-		"yarn":        parse(t, llamaText+`,"rope_scaling":{"type":"yarn","factor":4,"mscale":2,"mscale_all_dim":1,"truncate":false}}`),
+		"qwen window": parse(t, strings.Replace(llamaText, `"llama"`, `"qwen2"`,
+			1)+`,"sliding_window":9,"use_sliding_window":true,"max_window_layers":2,"eos_token_id":[5,6]}`),
+		"yarn": parse(t, llamaText+`,"rope_scaling":{"type":"yarn","factor":4,"mscale":2,"mscale_all_dim":1,"truncate":false}}`),
 	}
 	for _, name := range tiny {
 		if strings.HasPrefix(name, "gpt-oss") {
@@ -283,7 +287,8 @@ func TestNewLlama_IsValid(t *testing.T) {
 func FuzzParseHF(f *testing.F) {
 	f.Add([]byte(llamaText + `,"rope_scaling":{"type":"yarn","factor":4,"truncate":false}}`))
 	f.Add([]byte(`{"model_type":"gpt2","n_embd":32,"n_head":4,"n_layer":1,"n_positions":8,"vocab_size":9}`))
-	f.Add([]byte(strings.Replace(llamaText, `"llama"`, `"qwen2"`, 1) + `,"use_sliding_window":true,"layer_types":["full_attention"]}`))
+	f.Add([]byte(strings.Replace(llamaText, `"llama"`, `"qwen2"`,
+		1) + `,"use_sliding_window":true,"layer_types":["full_attention"]}`))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		c, err := model.ParseHF(text)
 		if err != nil {

@@ -31,7 +31,8 @@ func decoder(architecture string, d Shape) Spec {
 			FFN: FeedForward{
 				Norm:  norm("post_attention_layernorm", "ffn_norm"),
 				Width: d.FF, Act: kernel.SiLU,
-				Gate: linear("mlp.gate_proj", "ffn_gate"), Up: linear("mlp.up_proj", "ffn_up"), Down: linear("mlp.down_proj", "ffn_down"),
+				Gate: linear("mlp.gate_proj", "ffn_gate"), Up: linear("mlp.up_proj", "ffn_up"),
+				Down: linear("mlp.down_proj", "ffn_down"),
 			},
 		})
 	}

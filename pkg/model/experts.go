@@ -41,8 +41,10 @@ func (b *builder[F]) experts(ffn *FeedForward) *experts[F] {
 	down := b.add(Param[F]{Name: spec.Stack + ".down_proj", Shape: []int{spec.Count, width, f}})
 	bothBias, downBias := 0, 0
 	if spec.Bias {
-		bothBias = b.add(Param[F]{Name: spec.Stack + ".gate_up_proj_bias", Shape: []int{spec.Count, 2 * f}, Data: b.stage.set.Alloc(spec.Count * 2 * f)})
-		downBias = b.add(Param[F]{Name: spec.Stack + ".down_proj_bias", Shape: []int{spec.Count, width}, Data: b.stage.set.Alloc(spec.Count * width)})
+		bothBias = b.add(Param[F]{Name: spec.Stack + ".gate_up_proj_bias", Shape: []int{spec.Count, 2 * f},
+			Data: b.stage.set.Alloc(spec.Count * 2 * f)})
+		downBias = b.add(Param[F]{Name: spec.Stack + ".down_proj_bias", Shape: []int{spec.Count, width},
+			Data: b.stage.set.Alloc(spec.Count * width)})
 	}
 	piece := func(e int, p expertPart, rows, cols int, weight, bias slot) linear[F] {
 		l := b.expert(spec, e, p, rows, cols, weight)

@@ -54,7 +54,8 @@ func ExportHF(dir string, s Spec, params []Param[float32], dtype tensor.DType) e
 			add(p.Name, p.Shape, p.Data)
 		}
 	}
-	if err := weights.WriteSafetensors(filepath.Join(dir, "model.safetensors"), named, map[string]string{"format": "pt"}); err != nil {
+	if err := weights.WriteSafetensors(filepath.Join(dir, "model.safetensors"), named,
+		map[string]string{"format": "pt"}); err != nil {
 		return err
 	}
 	return weights.WriteFile(filepath.Join(dir, "config.json"), func(w io.Writer) error {
@@ -93,7 +94,8 @@ func (s *Spec) hfLayout() map[string]hfForm {
 				}
 				parts = append(parts, name+".weight")
 			}
-			out[x.Stack+".gate_up_proj"], out[x.Stack+".down_proj"] = hfForm{parts: parts[:2]}, hfForm{parts: slices.Clone(parts[2:])}
+			out[x.Stack+".gate_up_proj"], out[x.Stack+".down_proj"] = hfForm{parts: parts[:2]},
+				hfForm{parts: slices.Clone(parts[2:])}
 		}
 	}
 	return out

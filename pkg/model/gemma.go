@@ -38,16 +38,19 @@ func gemma2() architecture {
 
 func gemma3() architecture {
 	return architecture{
-		name: "gemma3", modelTypes: []string{"gemma3_text"}, gguf: []string{"gemma3"}, class: "Gemma3ForCausalLM", addedGGUF: true,
+		name: "gemma3", modelTypes: []string{"gemma3_text"}, gguf: []string{"gemma3"}, class: "Gemma3ForCausalLM",
+		addedGGUF: true,
 		usual: map[string]int{
-			"hidden_size": 2304, "num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4, "intermediate_size": 9216,
-			"vocab_size": 262208, "max_position_embeddings": 131072,
+			"hidden_size": 2304, "num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4,
+			"intermediate_size": 9216,
+			"vocab_size":        262208, "max_position_embeddings": 131072,
 		},
 		readHF: func(h *hfFields) (Spec, error) {
 			if h.bool("use_bidirectional_attention", false) {
 				h.refuse("use_bidirectional_attention", "true", "causal attention")
 			}
-			s, err := h.gemma("gemma3", hfDefaults{headDim: 256, tied: true, ownAct: true, ownRope: true}, every(h.int("sliding_window_pattern", 6)))
+			s, err := h.gemma("gemma3", hfDefaults{headDim: 256, tied: true, ownAct: true, ownRope: true},
+				every(h.int("sliding_window_pattern", 6)))
 			if err != nil {
 				return s, err
 			}
@@ -100,7 +103,8 @@ func (s *Spec) gemmaShape() {
 		a.Norm.OnePlus = true
 		a.PostNorm, f.Norm, f.PostNorm = a.Norm, a.Norm, a.Norm
 		a.PostNorm.Name = name("post_attention_layernorm", "post_attention_norm")
-		f.Norm.Name, f.PostNorm.Name = name("pre_feedforward_layernorm", "ffn_norm"), name("post_feedforward_layernorm", "post_ffw_norm")
+		f.Norm.Name, f.PostNorm.Name = name("pre_feedforward_layernorm", "ffn_norm"),
+			name("post_feedforward_layernorm", "post_ffw_norm")
 		a.QNorm.OnePlus, a.KNorm.OnePlus = a.QNorm.Kind != NoNorm, a.KNorm.Kind != NoNorm
 	}
 }
@@ -187,7 +191,8 @@ func (s *Spec) gemmaJSON(modelType string) map[string]any {
 		return v
 	}
 	scale := a.heads().Scale
-	out["hidden_activation"], out["query_pre_attn_scalar"] = activationName(s.Layers[0].FFN.Act), math.Round(1e6/(scale*scale))/1e6
+	out["hidden_activation"], out["query_pre_attn_scalar"] = activationName(s.Layers[0].FFN.Act),
+		math.Round(1e6/(scale*scale))/1e6
 	out["attn_logit_softcapping"], out["final_logit_softcapping"] = bound(a.Softcap), bound(s.Head.Softcap)
 	out["attention_bias"], out["sliding_window"] = a.Q.Bias, s.windowJSON()
 	if s.Window() > 0 {

@@ -89,7 +89,8 @@ func specOfGGUF(file *weights.GGUF) (Spec, error) {
 func (g *ggufFields) shape() (Shape, error) {
 	d := Shape{
 		Layers: g.need("block_count"), Width: g.need("embedding_length"), Heads: g.need("attention.head_count"),
-		FF: g.need("feed_forward_length"), Context: g.need("context_length"), NormEps: g.float("attention.layer_norm_rms_epsilon", 1e-5),
+		FF: g.need("feed_forward_length"), Context: g.need("context_length"),
+		NormEps: g.float("attention.layer_norm_rms_epsilon", 1e-5),
 	}
 	if g.err != nil {
 		return d, g.err
@@ -120,7 +121,8 @@ func (g *ggufFields) decoder(name string) (Spec, error) {
 	s := decoder(name, d)
 	s.setWindow(g.uint("attention.sliding_window", 0), nil)
 	sizes := Experts{
-		Count: g.uint("expert_count", 0), TopK: g.uint("expert_used_count", 0), Width: g.uint("expert_feed_forward_length", d.FF), Normalize: true,
+		Count: g.uint("expert_count", 0), TopK: g.uint("expert_used_count", 0),
+		Width: g.uint("expert_feed_forward_length", d.FF), Normalize: true,
 	}
 	for l := range s.Layers {
 		layer := &s.Layers[l]

@@ -53,7 +53,8 @@ func ggufText(meta map[string]any, tensors map[string][]int) []byte {
 func ggufConfig(t *testing.T, arch string, more map[string]any, tensors map[string][]int) model.Spec {
 	t.Helper()
 	meta := map[string]any{"general.architecture": arch}
-	for key, v := range map[string]any{"block_count": 3, "embedding_length": 32, "attention.head_count": 4, "feed_forward_length": 128, "context_length": 64} {
+	for key, v := range map[string]any{"block_count": 3, "embedding_length": 32, "attention.head_count": 4,
+		"feed_forward_length": 128, "context_length": 64} {
 		meta[arch+"."+key] = v
 	}
 	for key, v := range more {
@@ -83,8 +84,10 @@ func TestFromGGUF_WindowsOfLayers(t *testing.T) {
 		{"gemma2", map[string]any{"attention.sliding_window": 9}, 9, []bool{false, true, false}},
 		{"gemma3", nil, 0, nil},
 		{"gemma3", map[string]any{"attention.sliding_window": 9}, 9, []bool{false, false, false}},
-		{"gemma3", map[string]any{"attention.sliding_window": 9, "attention.sliding_window_pattern": 3}, 9, []bool{false, false, true}},
-		{"gpt-oss", map[string]any{"attention.sliding_window": 9, "attention.sliding_window_pattern": []bool{false, true, true}}, 9, []bool{true, false, false}},
+		{"gemma3", map[string]any{"attention.sliding_window": 9, "attention.sliding_window_pattern": 3}, 9,
+			[]bool{false, false, true}},
+		{"gpt-oss", map[string]any{"attention.sliding_window": 9,
+			"attention.sliding_window_pattern": []bool{false, true, true}}, 9, []bool{true, false, false}},
 	} {
 		meta := c.meta
 		if c.arch == "gpt-oss" {
@@ -108,7 +111,8 @@ func TestFromGGUF_MagnitudesOfYaRN(t *testing.T) {
 		{map[string]any{"rope.scaling.yarn_attn_factor": 0.75}, 0.75},
 		{map[string]any{"rope.scaling.yarn_log_multiplier": 2.0}, paper / (0.2*math.Log(4) + 1)},
 	} {
-		meta := map[string]any{"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 16}
+		meta := map[string]any{"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0,
+			"rope.scaling.original_context_length": 16}
 		maps.Copy(meta, c.more)
 		if r := new(ggufConfig(t, "qwen2", meta, nil)).Rope(); math.Abs(r.Attention-c.want) > 1e-9 || r.Original != 16 {
 			t.Errorf("%v gives magnitude %g, want %g", c.more, r.Attention, c.want)
@@ -117,19 +121,24 @@ func TestFromGGUF_MagnitudesOfYaRN(t *testing.T) {
 }
 
 func TestFromGGUF_WhatElseTheFileSays(t *testing.T) {
-	if c := ggufConfig(t, "gemma3", map[string]any{"final_logit_softcapping": 3.0}, nil); c.Head.Softcap != 3 || c.Layers[0].Attention.Softcap != 0 {
+	if c := ggufConfig(t, "gemma3", map[string]any{"final_logit_softcapping": 3.0}, nil); c.Head.Softcap != 3 ||
+		c.Layers[0].Attention.Softcap != 0 {
 		t.Errorf("gemma3 bounds logits by %g, scores by %g; want 3 and none", c.Head.Softcap, c.Layers[0].Attention.Softcap)
 	}
 	if c := ggufConfig(t, "gpt2", nil, map[string][]int{"blk.0.ffn_up.weight": {77, 32}}); c.Layers[2].FFN.Width != 77 {
 		t.Errorf("gpt2's feed-forward is %d wide, its matrix 77", c.Layers[2].FFN.Width)
 	}
-	meta := map[string]any{"general.architecture": "phi3", "phi3.rope.scaling.type": "longrope", "phi3.block_count": 1, "phi3.embedding_length": 32,
+	meta := map[string]any{"general.architecture": "phi3", "phi3.rope.scaling.type": "longrope", "phi3.block_count": 1,
+		"phi3.embedding_length":     32,
 		"phi3.attention.head_count": 4, "phi3.feed_forward_length": 8, "phi3.context_length": 8}
-	g, err := weights.ParseGGUF("phi3", ggufText(meta, map[string][]int{"token_embd.weight": {4, 32}, "rope_factors_short.weight": {4}, "rope_factors_long.weight": {4}}))
+	g, err := weights.ParseGGUF("phi3",
+		ggufText(meta, map[string][]int{"token_embd.weight": {4, 32}, "rope_factors_short.weight": {4},
+			"rope_factors_long.weight": {4}}))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := model.FromGGUF(g, "phi3"); err == nil || err.Error() != "read model: rope factors: want positive numbers, got 0 at index 0" { // of zeros, but read
+	if _, err := model.FromGGUF(g, "phi3"); err == nil ||
+		err.Error() != "read model: rope factors: want positive numbers, got 0 at index 0" { // of zeros, but read
 		t.Errorf("phi3's longrope: %v", err)
 	}
 }

@@ -14,9 +14,11 @@ func gpt2() architecture {
 		name: "gpt2", modelTypes: []string{"gpt2"}, gguf: []string{"gpt2"}, class: "GPT2LMHeadModel",
 		readHF: func(h *hfFields) (Spec, error) {
 			d := Shape{
-				Layers: cmp.Or(h.int("n_layer", 0), h.int("num_hidden_layers", 0)), Width: cmp.Or(h.int("n_embd", 0), h.int("hidden_size", 0)),
-				Heads: cmp.Or(h.int("n_head", 0), h.int("num_attention_heads", 0)), Vocab: h.need("vocab_size"),
-				Context: cmp.Or(h.int("n_positions", 0), h.int("max_position_embeddings", 0)), NormEps: h.float("layer_norm_epsilon", 1e-5),
+				Layers: cmp.Or(h.int("n_layer", 0), h.int("num_hidden_layers", 0)),
+				Width:  cmp.Or(h.int("n_embd", 0), h.int("hidden_size", 0)),
+				Heads:  cmp.Or(h.int("n_head", 0), h.int("num_attention_heads", 0)), Vocab: h.need("vocab_size"),
+				Context:  cmp.Or(h.int("n_positions", 0), h.int("max_position_embeddings", 0)),
+				NormEps:  h.float("layer_norm_epsilon", 1e-5),
 				TiedHead: h.tied(true),
 			}
 			d.FF = h.int("n_inner", 4*d.Width)
@@ -60,7 +62,8 @@ func gpt2() architecture {
 			}
 			return map[string]any{
 				"model_type": "gpt2",
-				"n_embd":     s.Width, "n_layer": len(s.Layers), "n_head": a.Heads, "n_inner": f.Width, "n_positions": s.Context, "n_ctx": s.Context,
+				"n_embd":     s.Width, "n_layer": len(s.Layers), "n_head": a.Heads, "n_inner": f.Width, "n_positions": s.Context,
+				"n_ctx":      s.Context,
 				"vocab_size": s.Vocab, "layer_norm_epsilon": s.Norm.Eps, "activation_function": activationName(f.Act),
 				"tie_word_embeddings": s.Head.Tied, "scale_attn_weights": a.Scale != 1, "scale_attn_by_inverse_layer_idx": byLayer,
 				"attn_pdrop": 0, "embd_pdrop": 0, "resid_pdrop": 0,

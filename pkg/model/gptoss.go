@@ -35,7 +35,8 @@ func gptOSS() architecture {
 			}
 			sinks := g.has("blk.0.attn_sinks.weight")
 			s.gptOSSLayers(Experts{
-				Count: g.uint("expert_count", 0), TopK: g.uint("expert_used_count", 0), Width: g.uint("expert_feed_forward_length", s.Layers[0].FFN.Width),
+				Count: g.uint("expert_count", 0), TopK: g.uint("expert_used_count", 0),
+				Width:     g.uint("expert_feed_forward_length", s.Layers[0].FFN.Width),
 				Normalize: true, Bias: true, Router: Linear{Bias: true}, Alpha: 1.702, Limit: 7,
 			})
 			for l := range s.Layers {

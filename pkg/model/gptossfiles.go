@@ -69,7 +69,8 @@ func (l *loader[F]) mxfp4Expert(x *Experts, e int, p expertPart, w wanted) (kern
 		return m, err
 	}
 	if dtype != tensor.U8 || scaleType != tensor.U8 {
-		return m, &UnsupportedError{"type of " + file("_blocks") + " and its scales", dtype.String() + ", " + scaleType.String(), "U8"}
+		return m, &UnsupportedError{"type of " + file("_blocks") + " and its scales",
+			dtype.String() + ", " + scaleType.String(), "U8"}
 	}
 	m.Raw = make([]byte, rows*groups*17)
 	for n := range rows {

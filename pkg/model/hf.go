@@ -245,7 +245,8 @@ func (h *hfFields) decoder(architecture string, o hfDefaults) (Spec, error) {
 		o.eps = 1e-6
 	}
 	d := Shape{
-		Layers: h.need("num_hidden_layers"), Width: h.need("hidden_size"), Heads: h.need("num_attention_heads"), FF: h.need("intermediate_size"),
+		Layers: h.need("num_hidden_layers"), Width: h.need("hidden_size"), Heads: h.need("num_attention_heads"),
+		FF:    h.need("intermediate_size"),
 		Vocab: h.need("vocab_size"), Context: h.need("max_position_embeddings"),
 		NormEps: h.float("rms_norm_eps", o.eps), TiedHead: h.tied(o.tied),
 	}

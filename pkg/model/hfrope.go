@@ -26,11 +26,14 @@ func (h *hfFields) ropeFields(name string) *ropeFields {
 		return nil
 	}
 	return &ropeFields{
-		kind: cmp.Or(o.text("rope_type", ""), o.text("type", "")), theta: o.maybe("rope_theta"), partial: o.maybe("partial_rotary_factor"),
-		factor: o.float("factor", 0), lowFreq: o.float("low_freq_factor", 0), highFreq: o.float("high_freq_factor", 0),
-		original: o.int("original_max_position_embeddings", 0), betaFast: o.float("beta_fast", 0), betaSlow: o.float("beta_slow", 0),
-		attention: o.maybe("attention_factor"), mscale: o.maybe("mscale"), mscaleAll: o.maybe("mscale_all_dim"), truncate: o.bool("truncate", true),
-		short: o.floats("short_factor"), long: o.floats("long_factor"),
+		kind: cmp.Or(o.text("rope_type", ""), o.text("type", "")), theta: o.maybe("rope_theta"),
+		partial: o.maybe("partial_rotary_factor"),
+		factor:  o.float("factor", 0), lowFreq: o.float("low_freq_factor", 0), highFreq: o.float("high_freq_factor", 0),
+		original: o.int("original_max_position_embeddings", 0), betaFast: o.float("beta_fast", 0),
+		betaSlow:  o.float("beta_slow", 0),
+		attention: o.maybe("attention_factor"), mscale: o.maybe("mscale"), mscaleAll: o.maybe("mscale_all_dim"),
+		truncate: o.bool("truncate", true),
+		short:    o.floats("short_factor"), long: o.floats("long_factor"),
 		full: o.ropeFields("full_attention"), sliding: o.ropeFields("sliding_attention"),
 	}
 }
@@ -152,7 +155,8 @@ func (r *Rope) json() map[string]any {
 			out["attention_factor"] = r.Attention
 		}
 	case "llama3":
-		out["low_freq_factor"], out["high_freq_factor"], out["original_max_position_embeddings"] = r.LowFreq, r.HighFreq, r.Original
+		out["low_freq_factor"], out["high_freq_factor"], out["original_max_position_embeddings"] = r.LowFreq, r.HighFreq,
+			r.Original
 	case "yarn":
 		out["beta_fast"], out["beta_slow"], out["original_max_position_embeddings"] = r.BetaFast, r.BetaSlow, r.Original
 		out["truncate"] = !r.KeepRamp

@@ -3,7 +3,8 @@ package model
 // Llama has RMSNorm, rotary positions, grouped queries, SwiGLU and optional biases.
 func llama() architecture {
 	return architecture{
-		name: "llama", modelTypes: []string{"llama"}, gguf: []string{"llama"}, class: "LlamaForCausalLM", interleavedGGUF: true,
+		name: "llama", modelTypes: []string{"llama"}, gguf: []string{"llama"}, class: "LlamaForCausalLM",
+		interleavedGGUF: true,
 		usual: map[string]int{
 			"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 11008,
 			"vocab_size": 32000, "max_position_embeddings": 2048,

@@ -5,8 +5,9 @@ func mistral() architecture {
 	return architecture{
 		name: "mistral", modelTypes: []string{"mistral"}, class: "MistralForCausalLM",
 		usual: map[string]int{
-			"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 14336,
-			"vocab_size": 32000, "max_position_embeddings": 131072,
+			"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+			"intermediate_size": 14336,
+			"vocab_size":        32000, "max_position_embeddings": 131072,
 		},
 		readHF: func(h *hfFields) (Spec, error) {
 			s, err := h.decoder("mistral", hfDefaults{})

@@ -32,7 +32,8 @@ func mixtral() architecture {
 
 // mixtralNames adds the names that Mixtral's files have for the experts' tensors.
 func mixtralNames(x *Experts) {
-	rename := strings.NewReplacer(".mlp.", ".block_sparse_moe.", ".gate_proj", ".w1", ".up_proj", ".w3", ".down_proj", ".w2")
+	rename := strings.NewReplacer(".mlp.", ".block_sparse_moe.", ".gate_proj", ".w1", ".up_proj", ".w3", ".down_proj",
+		".w2")
 	for _, n := range []*Name{&x.Router.Name, &x.Gate, &x.Up, &x.Down} {
 		n.HF = rename.Replace(n.Param)
 	}

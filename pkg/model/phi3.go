@@ -43,7 +43,8 @@ func phi3() architecture {
 func (s *Spec) fuse() {
 	for l := range s.Layers {
 		a, f, name := &s.Layers[l].Attention, &s.Layers[l].FFN, layerNames("model.layers", l)
-		a.QKV, f.GateUp = Linear{Name: name("self_attn.qkv_proj", "attn_qkv")}, Linear{Name: name("mlp.gate_up_proj", "ffn_up")}
+		a.QKV, f.GateUp = Linear{Name: name("self_attn.qkv_proj", "attn_qkv")},
+			Linear{Name: name("mlp.gate_up_proj", "ffn_up")}
 		a.Q, a.K, a.V, f.Gate, f.Up = Linear{}, Linear{}, Linear{}, Linear{}, Linear{}
 	}
 }

@@ -6,7 +6,8 @@ import "slices"
 // Qwen3-VL has the same layers. Qwen3 MoE has experts in some or all layers.
 func qwen3() architecture {
 	return architecture{
-		name: "qwen3", modelTypes: []string{"qwen3", "qwen3_vl_text"}, gguf: []string{"qwen3", "qwen3vl"}, class: "Qwen3ForCausalLM",
+		name: "qwen3", modelTypes: []string{"qwen3", "qwen3_vl_text"}, gguf: []string{"qwen3", "qwen3vl"},
+		class: "Qwen3ForCausalLM",
 		readHF: func(h *hfFields) (Spec, error) {
 			s, err := h.qwen3("qwen3", hfDefaults{headDim: 128})
 			if h.bool("use_sliding_window", false) {

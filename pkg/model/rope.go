@@ -35,7 +35,8 @@ func (r *Rope) validate(headDim int) error {
 	}
 	for _, factors := range [][]float32{r.Factors, r.Far} {
 		if factors != nil && len(factors) != r.Dims/2 {
-			return &FieldError{"rope factors", fmt.Sprintf("want one for each of %d frequencies, got %d", r.Dims/2, len(factors))}
+			return &FieldError{"rope factors",
+				fmt.Sprintf("want one for each of %d frequencies, got %d", r.Dims/2, len(factors))}
 		}
 		for i, f := range factors {
 			if !(f > 0) || math.IsInf(float64(f), 0) {

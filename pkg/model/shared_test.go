@@ -77,7 +77,8 @@ func sets(t testing.TB) map[string]kernel.Set[float32] {
 
 var tolerance = map[string]float64{"ref": 1e-3, "cpu": 2e-2}
 
-var tiny = []string{"llama", "llama3-rope", "llama-yarn", "llama-linear-bias", "mistral", "qwen2", "qwen3", "phi3", "smollm3", "gemma2", "gemma3", "mixtral", "qwen3-moe", "gpt-oss", "gpt-oss-mxfp4", "gpt2"}
+var tiny = []string{"llama", "llama3-rope", "llama-yarn", "llama-linear-bias", "mistral", "qwen2", "qwen3", "phi3",
+	"smollm3", "gemma2", "gemma3", "mixtral", "qwen3-moe", "gpt-oss", "gpt-oss-mxfp4", "gpt2"}
 
 func open(t testing.TB, path string) *model.Files {
 	t.Helper()

@@ -4,7 +4,8 @@ package model
 // by default. If there is a sliding window, it is in those layers.
 func smolLM3() architecture {
 	return architecture{
-		name: "smollm3", modelTypes: []string{"smollm3"}, gguf: []string{"smollm3"}, class: "SmolLM3ForCausalLM", interleavedGGUF: true,
+		name: "smollm3", modelTypes: []string{"smollm3"}, gguf: []string{"smollm3"}, class: "SmolLM3ForCausalLM",
+		interleavedGGUF: true,
 		readHF: func(h *hfFields) (Spec, error) {
 			s, err := h.decoder("smollm3", hfDefaults{base: 2e6, tied: true})
 			if err != nil {

@@ -137,7 +137,8 @@ func (d *Shape) check() error {
 		name  string
 		value int
 	}{
-		{"layers", d.Layers}, {"width", d.Width}, {"heads", d.Heads}, {"key/value heads", d.KVHeads}, {"head size", d.HeadDim},
+		{"layers", d.Layers}, {"width", d.Width}, {"heads", d.Heads}, {"key/value heads", d.KVHeads},
+		{"head size", d.HeadDim},
 		{"feed-forward width", d.FF}, {"vocabulary", d.Vocab}, {"context", d.Context},
 	} {
 		if err := checkSize(f.name, f.value); err != nil {
@@ -169,7 +170,8 @@ func (s *Spec) Validate() error {
 		}
 	}
 	if !(s.Head.Softcap >= 0 && s.Embedding.Scale >= 0) {
-		return &FieldError{"scales", fmt.Sprintf("want no negative number, got logit cap %g, embedding scale %g", s.Head.Softcap, s.Embedding.Scale)}
+		return &FieldError{"scales", fmt.Sprintf("want no negative number, got logit cap %g, embedding scale %g",
+			s.Head.Softcap, s.Embedding.Scale)}
 	}
 	return s.Norm.validate()
 }
@@ -177,7 +179,8 @@ func (s *Spec) Validate() error {
 func (l *Layer) validate(s *Spec, first *Attention) error {
 	a, f := &l.Attention, &l.FFN
 	d := Shape{
-		Layers: 1, Width: s.Width, Heads: a.Heads, KVHeads: a.KVHeads, HeadDim: a.HeadDim, FF: f.Width, Vocab: s.Vocab, Context: s.Context,
+		Layers: 1, Width: s.Width, Heads: a.Heads, KVHeads: a.KVHeads, HeadDim: a.HeadDim, FF: f.Width, Vocab: s.Vocab,
+		Context: s.Context,
 	}
 	if err := d.check(); err != nil {
 		return err
@@ -199,12 +202,14 @@ func (l *Layer) validate(s *Spec, first *Attention) error {
 		}
 	}
 	if !(a.Softcap >= 0 && a.Scale >= 0) {
-		return &FieldError{"scales", fmt.Sprintf("want no negative number, got score cap %g, score scale %g", a.Softcap, a.Scale)}
+		return &FieldError{"scales", fmt.Sprintf("want no negative number, got score cap %g, score scale %g", a.Softcap,
+			a.Scale)}
 	}
 	if a.Window < 0 {
 		return &FieldError{"sliding window", fmt.Sprintf("want a length, got %d", a.Window)}
 	}
-	if x := f.Experts; x != nil && (x.Count < 1 || x.Count > 1<<12 || x.TopK < 1 || x.TopK > x.Count || x.Width < 1 || x.Width > maxSize) {
+	if x := f.Experts; x != nil && (x.Count < 1 || x.Count > 1<<12 || x.TopK < 1 || x.TopK > x.Count || x.Width < 1 ||
+		x.Width > maxSize) {
 		return &FieldError{"experts", fmt.Sprintf("want at most %d experts, and sizes that fit, got %d of %d experts of width %d", 1<<12, x.TopK, x.Count, x.Width)}
 	}
 	return nil
@@ -322,7 +327,8 @@ func (s Spec) biasesOf(has func(n Name, end string) bool) Spec {
 func (s Spec) onePlus(on bool) Spec {
 	s.Norm.OnePlus = on
 	return s.clone(func(l *Layer, _ *Rope) {
-		for _, n := range []*Norm{&l.Attention.Norm, &l.Attention.PostNorm, &l.Attention.QNorm, &l.Attention.KNorm, &l.FFN.Norm, &l.FFN.PostNorm} {
+		for _, n := range []*Norm{&l.Attention.Norm, &l.Attention.PostNorm, &l.Attention.QNorm, &l.Attention.KNorm,
+			&l.FFN.Norm, &l.FFN.PostNorm} {
 			n.OnePlus = on && n.Kind != NoNorm
 		}
 	})

@@ -92,7 +92,8 @@ func (s *Stage[F]) First() bool { return s.Range.Lo == 0 }
 // CacheConfig shapes a KV cache for the stage.
 func (s *Stage[F]) CacheConfig(pages int) kvcache.Config {
 	a := &s.Spec.Layers[0].Attention // all have the same
-	return kvcache.Config{Layers: s.Range.Len(), KVHeads: a.KVHeads, HeadDim: a.HeadDim, Type: s.set.KV().For(s.Spec.Width), Pages: pages}
+	return kvcache.Config{Layers: s.Range.Len(), KVHeads: a.KVHeads, HeadDim: a.HeadDim,
+		Type: s.set.KV().For(s.Spec.Width), Pages: pages}
 }
 
 // Kernels returns the kernel set that the stage runs on.
@@ -338,7 +339,8 @@ func (b *builder[F]) block(l *Layer) block[F] {
 	out.norm1 = b.norm(&a.Norm, width)
 	if a.QKV.Param != "" {
 		whole := b.linear(&a.QKV, queries+2*keys, width, plainTensor)
-		out.q, out.k, out.v = whole.rows(0, queries), whole.rows(queries, queries+keys), whole.rows(queries+keys, queries+2*keys)
+		out.q, out.k, out.v = whole.rows(0, queries), whole.rows(queries, queries+keys),
+			whole.rows(queries+keys, queries+2*keys)
 	} else {
 		out.q = b.linear(&a.Q, queries, width, rotatedTensor)
 		out.k = b.linear(&a.K, keys, width, rotatedTensor)
@@ -400,12 +402,14 @@ func (b *builder[F]) head() *linear[F] {
 	m, tokens := kernel.Matrix[F]{}, s.Spec.Embedding.Tokens
 	if s.First() {
 		m = s.embed.Matrix
-	} else if m, b.err = b.fill.matrix(wanted{Name: tokens, end: ".weight", rows: s.Spec.Vocab, cols: s.Spec.Width}); b.err != nil {
+	} else if m, b.err = b.fill.matrix(wanted{Name: tokens, end: ".weight", rows: s.Spec.Vocab,
+		cols: s.Spec.Width}); b.err != nil {
 		return nil
 	} else {
 		m.Dense = s.fromHost(m.Dense)
 	}
-	p := Param[F]{Name: s.Spec.Head.Param + ".weight", Shape: []int{m.Rows, m.Cols}, Data: m.Dense, TiedTo: tokens.Param + ".weight"}
+	p := Param[F]{Name: s.Spec.Head.Param + ".weight", Shape: []int{m.Rows, m.Cols}, Data: m.Dense,
+		TiedTo: tokens.Param + ".weight"}
 	return &linear[F]{Matrix: m, atW: slot{b.add(p), 0, m.Rows * m.Cols}}
 }
 

@@ -73,7 +73,8 @@ func TestStage_EveryQuantisedType(t *testing.T) {
 			if err != nil {
 				t.Fatalf("%s: %v", filepath.Base(path), err)
 			}
-			c := &chain[float32]{stages: []*model.Stage[float32]{s}, caches: []*kvcache.Cache[float32]{kvcache.New(s.CacheConfig(1), s.Kernels())}}
+			c := &chain[float32]{stages: []*model.Stage[float32]{s},
+				caches: []*kvcache.Cache[float32]{kvcache.New(s.CacheConfig(1), s.Kernels())}}
 			logits[i] = c.run(t, part[float32]{c.sequence(), ids, 0})
 		}
 		var want []float64
@@ -194,7 +195,8 @@ func TestStage_ScaleByLayer(t *testing.T) {
 				}
 			}
 		}
-		ch := &chain[float32]{stages: []*model.Stage[float32]{s}, caches: []*kvcache.Cache[float32]{kvcache.New(s.CacheConfig(1), s.Kernels())}}
+		ch := &chain[float32]{stages: []*model.Stage[float32]{s},
+			caches: []*kvcache.Cache[float32]{kvcache.New(s.CacheConfig(1), s.Kernels())}}
 		return ch.run(t, part[float32]{ch.sequence(), []int32{1, 2, 3, 5, 8, 13}, 0})
 	}
 	var want []float64
@@ -214,7 +216,8 @@ func TestStage_DynamicRopeWithinItsContext(t *testing.T) {
 			t.Fatal(err)
 		}
 		seq := kvcache.New(s.CacheConfig(2), s.Kernels()).NewSequence()
-		return s.Forward(&model.Batch[float32]{IDs: make([]int32, n), Entries: []model.Entry[float32]{{Seq: seq, Rows: n, Logits: 1}}})
+		return s.Forward(&model.Batch[float32]{IDs: make([]int32, n),
+			Entries: []model.Entry[float32]{{Seq: seq, Rows: n, Logits: 1}}})
 	}
 	dynamic := model.Rope{Type: "dynamic", Factor: 4}
 	want, err := run(model.Rope{}, 16)
@@ -269,10 +272,12 @@ func TestStage_RefusesMalformedBatches(t *testing.T) {
 	if seq.Len() != 0 {
 		t.Errorf("refused batches left %d positions", seq.Len())
 	}
-	if _, err := s.TrainForward(model.Micro[float32]{B: 1, T: 1, IDs: []int32{1}}); fault.CodeOf(err) != fault.FailedPrecondition {
+	if _, err := s.TrainForward(model.Micro[float32]{B: 1, T: 1,
+		IDs: []int32{1}}); fault.CodeOf(err) != fault.FailedPrecondition {
 		t.Errorf("training on mapped weights: %v", err)
 	}
-	if _, err := model.Load(files, model.Range{Lo: 2, Hi: 5}, set, model.LoadOptions{}); fault.CodeOf(err) != fault.Invalid {
+	if _, err := model.Load(files, model.Range{Lo: 2, Hi: 5}, set,
+		model.LoadOptions{}); fault.CodeOf(err) != fault.Invalid {
 		t.Errorf("layers beyond the model: %v", err)
 	}
 }
@@ -375,7 +380,8 @@ func TestOpen_HeadThatDiffersIsItsOwn(t *testing.T) {
 func TestInit_SameWeightsWhateverTheSplit(t *testing.T) {
 	set := kernel.Set[float32](ref.New[float32]())
 	for _, c := range []model.Spec{
-		model.NewLlama(model.Shape{Layers: 4, Width: 64, Heads: 4, KVHeads: 2, FF: 128, Vocab: 300, Context: 64, TiedHead: true}),
+		model.NewLlama(model.Shape{Layers: 4, Width: 64, Heads: 4, KVHeads: 2, FF: 128, Vocab: 300, Context: 64,
+			TiedHead: true}),
 		model.NewGPT2(model.Shape{Layers: 4, Width: 64, Heads: 4, Vocab: 300, Context: 64}),
 	} {
 		one, err := model.Init(c, whole(c), set, 11)
@@ -401,7 +407,8 @@ func TestInit_SameWeightsWhateverTheSplit(t *testing.T) {
 			}
 			std := math.Sqrt(square - mean*mean)
 			want := 0.02
-			if strings.HasSuffix(p.Name, "o_proj.weight") || strings.HasSuffix(p.Name, "down_proj.weight") || strings.HasSuffix(p.Name, ".c_proj.weight") {
+			if strings.HasSuffix(p.Name, "o_proj.weight") || strings.HasSuffix(p.Name, "down_proj.weight") ||
+				strings.HasSuffix(p.Name, ".c_proj.weight") {
 				want /= math.Sqrt(8)
 			}
 			if len(p.Shape) == 2 && (math.Abs(std-want) > 0.05*want || math.Abs(mean) > 0.1*want) {

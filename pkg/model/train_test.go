@@ -48,7 +48,8 @@ func (tr *trainer[F]) step(t testing.TB, ids []int32) float64 {
 	var traces []*model.Trace[F]
 	var hidden []F
 	for _, s := range tr.stages {
-		trace, err := s.TrainForward(model.Micro[F]{B: 1, T: len(ids), IDs: ids, Hidden: hidden, Targets: targets, Scale: 1 / count})
+		trace, err := s.TrainForward(model.Micro[F]{B: 1, T: len(ids), IDs: ids, Hidden: hidden, Targets: targets,
+			Scale: 1 / count})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -99,7 +100,8 @@ func brief(all []string, names ...string) []string {
 	return all
 }
 
-var trainable = []string{"llama", "llama3-rope", "llama-yarn", "llama-linear-bias", "mistral", "qwen2", "qwen3", "phi3", "smollm3", "gemma2", "gemma3", "mixtral", "qwen3-moe", "gpt-oss", "gpt-oss-mxfp4", "gpt2"}
+var trainable = []string{"llama", "llama3-rope", "llama-yarn", "llama-linear-bias", "mistral", "qwen2", "qwen3",
+	"phi3", "smollm3", "gemma2", "gemma3", "mixtral", "qwen3-moe", "gpt-oss", "gpt-oss-mxfp4", "gpt2"}
 
 func TestStage_LossAndGradientsOfTinyModels(t *testing.T) {
 	for _, name := range brief(trainable, "llama-linear-bias", "gpt2") {
@@ -177,7 +179,8 @@ func TestStage_RowsOfAMicroBatchDoNotMeet(t *testing.T) {
 			targets := slices.Clone(ids)
 			targets[3], targets[39] = -1, -1
 			run := func(b, from, to int, g *model.Params[float32]) []float64 {
-				micro := model.Micro[float32]{B: b, T: 20, IDs: ids[from:to], Targets: targets[from:to], Scale: 0.5, ForwardOnly: g == nil}
+				micro := model.Micro[float32]{B: b, T: 20, IDs: ids[from:to], Targets: targets[from:to], Scale: 0.5,
+					ForwardOnly: g == nil}
 				tr, err := s.TrainForward(micro)
 				if err != nil {
 					t.Fatal(err)
@@ -382,7 +385,8 @@ func TestOpen_StackedExperts(t *testing.T) {
 
 func TestExportHF_ReadsBackTheSame(t *testing.T) {
 	for _, c := range []model.Spec{
-		model.NewLlama(model.Shape{Layers: 3, Width: 24, Heads: 4, KVHeads: 2, FF: 40, Vocab: 50, Context: 32, TiedHead: true}),
+		model.NewLlama(model.Shape{Layers: 3, Width: 24, Heads: 4, KVHeads: 2, FF: 40, Vocab: 50, Context: 32,
+			TiedHead: true}),
 		model.NewLlama(model.Shape{Layers: 2, Width: 16, Heads: 2, FF: 20, Vocab: 30, Context: 16}),
 		model.NewGPT2(model.Shape{Layers: 2, Width: 16, Heads: 2, Vocab: 30, Context: 16}),
 	} {

@@ -61,7 +61,8 @@ func (v *variant) nest(modelType, textType string) {
 	text := v.config
 	delete(text, "architectures")
 	text["model_type"] = textType
-	v.config = map[string]any{"model_type": modelType, "text_config": text, "vision_config": map[string]any{"hidden_size": 9}}
+	v.config = map[string]any{"model_type": modelType, "text_config": text,
+		"vision_config": map[string]any{"hidden_size": 9}}
 	for _, outer := range []string{"bos_token_id", "eos_token_id", "tie_word_embeddings"} {
 		v.config[outer] = text[outer]
 		delete(text, outer)
@@ -72,7 +73,8 @@ func (v *variant) nest(modelType, textType string) {
 func (v *variant) open(t *testing.T, edit func(config string) string) *model.Files {
 	t.Helper()
 	dir := t.TempDir()
-	if err := weights.WriteSafetensors(filepath.Join(dir, "model.safetensors"), slices.Collect(maps.Values(v.tensors)), nil); err != nil {
+	if err := weights.WriteSafetensors(filepath.Join(dir, "model.safetensors"), slices.Collect(maps.Values(v.tensors)),
+		nil); err != nil {
 		t.Fatal(err)
 	}
 	text, err := json.Marshal(v.config)
@@ -115,14 +117,18 @@ func TestOpen_LanguageModelsOfMultimodalModels(t *testing.T) {
 		{"qwen2", "qwen2_vl", "qwen2_vl_text", modern},
 		{"qwen2", "qwen2_5_vl", "qwen2_5_vl_text", modern},
 		{"qwen3", "qwen3_vl", "qwen3_vl_text", modern},
-		{"llama", "idefics3", "llama", func(name string) string { return strings.Replace(modern(name), "language_model", "text_model", 1) }},
+		{"llama", "idefics3", "llama", func(name string) string {
+			return strings.Replace(modern(name), "language_model",
+				"text_model", 1)
+		}},
 	} {
 		want := logitsOf(t, open(t, shared(t, "models/tiny", c.name)))
 		v := variantOf(t, c.name)
 		v.nest(c.outer, c.text)
 		v.rename(c.rename)
 		v.tensors["vision_tower.encoder.layers.0.self_attn.q_proj.weight"] = weights.Named{
-			Name: "vision_tower.encoder.layers.0.self_attn.q_proj.weight", DType: tensor.F32, Shape: []int{1}, Data: make([]byte, 4),
+			Name: "vision_tower.encoder.layers.0.self_attn.q_proj.weight", DType: tensor.F32, Shape: []int{1},
+			Data: make([]byte, 4),
 		}
 		f := v.open(t, nil)
 		if !slices.Equal(logitsOf(t, f), want) {
@@ -145,7 +151,8 @@ func TestOpen_FlatQwenVL(t *testing.T) {
 	if !slices.Equal(logitsOf(t, f), want) || len(f.Spec.Unused) != 1 {
 		t.Errorf("qwen2_vl with mrope has other logits than qwen2, or unused parts %v", f.Spec.Unused)
 	}
-	v.config["rope_scaling"] = map[string]any{"rope_type": "default", "mrope_section": []int{2, 1, 1}, "mrope_interleaved": true}
+	v.config["rope_scaling"] = map[string]any{"rope_type": "default", "mrope_section": []int{2, 1, 1},
+		"mrope_interleaved": true}
 	if !slices.Equal(logitsOf(t, v.open(t, nil)), want) {
 		t.Error("rope type default with mrope_section has other logits")
 	}
@@ -159,13 +166,15 @@ func TestParseHF_SizesThatTextConfigLeavesOut(t *testing.T) {
 	if s.Vocab != 262208 || s.Context != 131072 || a.Heads != 8 || a.KVHeads != 4 || a.HeadDim != 256 || !s.Head.Tied {
 		t.Errorf("vocabulary %d, context %d, heads %+v", s.Vocab, s.Context, a)
 	}
-	if a.Window != 0 || a.Rope.Factor != 8 || a.Rope.Base != 1e6 || s.Layers[4].Attention.Window != 1024 || s.Layers[4].Attention.Rope.Base != 1e4 {
+	if a.Window != 0 || a.Rope.Factor != 8 || a.Rope.Base != 1e6 || s.Layers[4].Attention.Window != 1024 ||
+		s.Layers[4].Attention.Rope.Base != 1e4 {
 		t.Errorf("layer 5 rotates by %+v, layer 4 by %+v", a.Rope, s.Layers[4].Attention.Rope)
 	}
 	if !slices.Equal(s.EOS, []int32{1, 106}) {
 		t.Errorf("texts end at %v", s.EOS)
 	}
-	if _, err := model.ParseHF([]byte(`{"model_type":"gemma3_text","hidden_size":2560}`)); err == nil || !strings.Contains(err.Error(), "is missing") {
+	if _, err := model.ParseHF([]byte(`{"model_type":"gemma3_text","hidden_size":2560}`)); err == nil ||
+		!strings.Contains(err.Error(), "is missing") {
 		t.Errorf("sizes are missing outside text_config: %v", err)
 	}
 }
@@ -208,7 +217,8 @@ func TestOpen_ConfigAsPythonWritesIt(t *testing.T) {
 func TestOpen_BiasesOfSomeMatrices(t *testing.T) {
 	gone := func(name string) bool {
 		return strings.HasSuffix(name, ".o_proj.bias") || strings.HasSuffix(name, "layers.1.self_attn.q_proj.bias") ||
-			strings.Contains(name, "layers.2.") && strings.HasSuffix(name, ".bias") || strings.HasSuffix(name, "layers.0.mlp.up_proj.bias")
+			strings.Contains(name, "layers.2.") && strings.HasSuffix(name, ".bias") ||
+			strings.HasSuffix(name, "layers.0.mlp.up_proj.bias")
 	}
 	without, zeroed := variantOf(t, "llama-linear-bias"), variantOf(t, "llama-linear-bias")
 	biases := 0

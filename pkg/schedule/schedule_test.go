@@ -45,7 +45,8 @@ func TestSimulate_BothSchedulesEndWithTheKnownBubble(t *testing.T) {
 
 func TestSimulate_FindsDeadlock(t *testing.T) {
 	f, b := schedule.Forward, schedule.Backward
-	_, err := schedule.Simulate([][]schedule.Action{{{f, 0}, {b, 0}, {f, 1}, {b, 1}}, {{f, 0}, {f, 1}, {b, 0}, {b, 1}}}, 1, 1)
+	_, err := schedule.Simulate([][]schedule.Action{{{f, 0}, {b, 0}, {f, 1}, {b, 1}}, {{f, 0}, {f, 1}, {b, 0}, {b, 1}}},
+		1, 1)
 	if err == nil {
 		t.Error("stages that wait for each other are not found")
 	}

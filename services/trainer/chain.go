@@ -59,7 +59,8 @@ type fleet struct {
 
 // openFleet opens all chains. If there are fewer shards than stages, shards take several
 // stages.
-func openFleet(ctx context.Context, dialer Dialer, m *Manifest, spec model.Spec, layout layout, addrs []string) (*fleet, error) {
+func openFleet(ctx context.Context, dialer Dialer, m *Manifest, spec model.Spec, layout layout,
+	addrs []string) (*fleet, error) {
 	f := &fleet{spec: spec}
 	f.ctx, f.fail = context.WithCancelCause(ctx)
 	config, err := model.ConfigJSON(spec)
@@ -77,14 +78,19 @@ func openFleet(ctx context.Context, dialer Dialer, m *Manifest, spec model.Spec,
 		id := randomBytes(16)
 		f.chains = append(f.chains, ch)
 		for i, layers := range ranges {
-			ch.stages = append(ch.stages, &stage{addr: addrs[(r*layout.stages+i)%len(addrs)], layers: layers, replies: make(chan *shardv1.TrainResponse, repliesLen)})
+			ch.stages = append(ch.stages, &stage{addr: addrs[(r*layout.stages+i)%len(addrs)], layers: layers,
+				replies: make(chan *shardv1.TrainResponse, repliesLen)})
 		}
 		for i := len(ranges) - 1; i >= 0; i-- {
 			open := &shardv1.TrainOpen{
-				Run: bus, Chain: id, Stage: uint32(i), Stages: uint32(layout.stages), Replica: uint32(r), Replicas: uint32(layout.replicas),
-				Lo: uint32(ranges[i].Lo), Hi: uint32(ranges[i].Hi), ConfigJson: config, Seed: m.Seed, Slots: uint32(m.Slots), Schedule: m.Schedule,
-				Adamw:         &shardv1.AdamW{Beta1: m.Betas[0], Beta2: m.Betas[1], Epsilon: m.Epsilon, Decay: m.Decay, DecayMatricesOnly: m.DecayMatricesOnly},
-				SlotSequences: uint32(m.SlotSequences), SequenceLen: uint32(m.SequenceLen), Precision: shardv1.Precision_PRECISION_FLOAT32,
+				Run: bus, Chain: id, Stage: uint32(i), Stages: uint32(layout.stages), Replica: uint32(r),
+				Replicas: uint32(layout.replicas),
+				Lo:       uint32(ranges[i].Lo), Hi: uint32(ranges[i].Hi), ConfigJson: config, Seed: m.Seed, Slots: uint32(m.Slots),
+				Schedule: m.Schedule,
+				Adamw: &shardv1.AdamW{Beta1: m.Betas[0], Beta2: m.Betas[1], Epsilon: m.Epsilon, Decay: m.Decay,
+					DecayMatricesOnly: m.DecayMatricesOnly},
+				SlotSequences: uint32(m.SlotSequences), SequenceLen: uint32(m.SequenceLen),
+				Precision: shardv1.Precision_PRECISION_FLOAT32,
 			}
 			if m.Precision == tensor.BF16.String() {
 				open.Precision = shardv1.Precision_PRECISION_BFLOAT16
@@ -116,7 +122,8 @@ func (f *fleet) open(dialer Dialer, s *stage, open *shardv1.TrainOpen) error {
 	if s.stream, err = shardv1.NewShardServiceClient(conn).Train(f.ctx); err != nil {
 		return rpc.FromStatus(err)
 	}
-	if err := s.stream.Send(&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Open{Open: open}}); err != nil && !errors.Is(err, io.EOF) {
+	if err := s.stream.Send(&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Open{Open: open}}); err != nil &&
+		!errors.Is(err, io.EOF) {
 		return rpc.FromStatus(err)
 	}
 	resp, err := s.stream.Recv()
@@ -128,7 +135,8 @@ func (f *fleet) open(dialer Dialer, s *stage, open *shardv1.TrainOpen) error {
 		f.class = class
 	}
 	if class != f.class { // equal bits need one kernel class
-		return fault.New(fault.FailedPrecondition, "open layers %v at %s: kernel class %s differs from %s of the other shards", s.layers, s.addr, class, f.class)
+		return fault.New(fault.FailedPrecondition,
+			"open layers %v at %s: kernel class %s differs from %s of the other shards", s.layers, s.addr, class, f.class)
 	}
 	if open.GetReplica() == 0 {
 		f.parameters += resp.GetOpened().GetParameters()
@@ -207,8 +215,10 @@ func (f *fleet) feed(c *chain, step *shardv1.Step, data []*shardv1.Microbatch) e
 			}
 			continue
 		}
-		head := &shardv1.Microbatch{Step: m.GetStep(), Slot: m.GetSlot(), Sequences: m.GetSequences(), Length: m.GetLength(), Ids: m.GetIds()}
-		tail := &shardv1.Microbatch{Step: m.GetStep(), Slot: m.GetSlot(), Sequences: m.GetSequences(), Length: m.GetLength(), Targets: m.GetTargets()}
+		head := &shardv1.Microbatch{Step: m.GetStep(), Slot: m.GetSlot(), Sequences: m.GetSequences(), Length: m.GetLength(),
+			Ids: m.GetIds()}
+		tail := &shardv1.Microbatch{Step: m.GetStep(), Slot: m.GetSlot(), Sequences: m.GetSequences(), Length: m.GetLength(),
+			Targets: m.GetTargets()}
 		if err := f.send(first, &shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Microbatch{Microbatch: head}}); err != nil {
 			return err
 		}
@@ -237,7 +247,8 @@ func (f *fleet) load(state *state) error {
 				continue
 			}
 			head, chunks := wire.Encode(tensorv1.ElementType_ELEMENT_TYPE_F32, t.shape, t.values)
-			if err := f.send(s, &shardv1.TrainRequest{Frame: &shardv1.TrainRequest_State{State: &shardv1.State{Name: t.name, Kind: t.kind, Tensor: head}}}); err != nil {
+			if err := f.send(s, &shardv1.TrainRequest{Frame: &shardv1.TrainRequest_State{State: &shardv1.State{Name: t.name,
+				Kind: t.kind, Tensor: head}}}); err != nil {
 				return err
 			}
 			for _, c := range chunks {

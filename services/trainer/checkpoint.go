@@ -44,7 +44,10 @@ type state struct {
 }
 
 func (s *state) sort() {
-	slices.SortFunc(s.tensors, func(a, b stateTensor) int { return cmp.Or(cmp.Compare(a.name, b.name), cmp.Compare(a.kind, b.kind)) })
+	slices.SortFunc(s.tensors, func(a,
+		b stateTensor) int {
+		return cmp.Or(cmp.Compare(a.name, b.name), cmp.Compare(a.kind, b.kind))
+	})
 }
 
 // params returns the weights, by name.
@@ -82,7 +85,8 @@ const (
 )
 
 func files() map[shardv1.StateKind]string {
-	return map[shardv1.StateKind]string{weight: "weights.safetensors", moment1: "moment1.safetensors", moment2: "moment2.safetensors"}
+	return map[shardv1.StateKind]string{weight: "weights.safetensors", moment1: "moment1.safetensors",
+		moment2: "moment2.safetensors"}
 }
 
 func stepDir(dir string, step uint64) string {

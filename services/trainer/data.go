@@ -48,7 +48,8 @@ func readCorpus(ctx context.Context, m *Manifest) (*corpus, error) {
 				}
 			}
 		}
-		c.vocab, err = vocab.TrainBPE(ctx, lines, m.Vocabulary.Size, vocab.TrainOptions{Special: []string{endOfText}, BOS: endOfText, EOS: endOfText})
+		c.vocab, err = vocab.TrainBPE(ctx, lines, m.Vocabulary.Size,
+			vocab.TrainOptions{Special: []string{endOfText}, BOS: endOfText, EOS: endOfText})
 	}
 	if err != nil {
 		return nil, fault.Wrap(fault.Invalid, err, "make the vocabulary")
@@ -60,7 +61,8 @@ func readCorpus(ctx context.Context, m *Manifest) (*corpus, error) {
 		return nil, err
 	}
 	if len(c.train) < m.SequenceLen+2 {
-		return nil, fault.Field("data.text", "want at least the %[2]d tokens of a sequence, got %[1]d", len(c.train), m.SequenceLen)
+		return nil, fault.Field("data.text", "want at least the %[2]d tokens of a sequence, got %[1]d", len(c.train),
+			m.SequenceLen)
 	}
 	return c, nil
 }

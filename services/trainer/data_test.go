@@ -16,10 +16,12 @@ import (
 func aCorpus(t *testing.T, change func(*Manifest)) *corpus {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "text.txt")
-	if err := os.WriteFile(path, []byte(strings.Repeat("abcdéfghij", 90)+strings.Repeat("0123456789", 10)), 0o600); err != nil {
+	if err := os.WriteFile(path, []byte(strings.Repeat("abcdéfghij", 90)+strings.Repeat("0123456789", 10)),
+		0o600); err != nil {
 		t.Fatal(err)
 	}
-	m := &Manifest{Data: Data{Text: path, ValidationFraction: 0.1}, Vocabulary: Vocabulary{Type: "char"}, SequenceLen: 7, Seed: 3}
+	m := &Manifest{Data: Data{Text: path, ValidationFraction: 0.1}, Vocabulary: Vocabulary{Type: "char"}, SequenceLen: 7,
+		Seed: 3}
 	if change != nil {
 		change(m)
 	}
@@ -65,7 +67,8 @@ func TestCorpus_DataOfAStepIsAFunctionOfTheStep(t *testing.T) {
 		t.Errorf("20 slots begin in %d ways", len(seen))
 	}
 	other := aCorpus(t, func(m *Manifest) { m.Seed = 4 })
-	if slices.Equal(other.slot(1, 0, 2).GetIds(), a.slot(1, 0, 2).GetIds()) && slices.Equal(other.slot(2, 0, 2).GetIds(), a.slot(2, 0, 2).GetIds()) {
+	if slices.Equal(other.slot(1, 0, 2).GetIds(), a.slot(1, 0, 2).GetIds()) &&
+		slices.Equal(other.slot(2, 0, 2).GetIds(), a.slot(2, 0, 2).GetIds()) {
 		t.Error("the seed does not change the data")
 	}
 }

@@ -86,7 +86,8 @@ const maxSlotTokens = 1 << 19
 // ParseManifest reads a manifest. Errors name the unknown field, or the field whose value is
 // out of bounds.
 func ParseManifest(text []byte) (*Manifest, error) {
-	m := &Manifest{Betas: [2]float64{0.9, 0.95}, Epsilon: 1e-8, Schedule: "1f1b", CheckpointEvery: 500, DType: "F32", Precision: "F32"}
+	m := &Manifest{Betas: [2]float64{0.9, 0.95}, Epsilon: 1e-8, Schedule: "1f1b", CheckpointEvery: 500, DType: "F32",
+		Precision: "F32"}
 	d := json.NewDecoder(bytes.NewReader(text))
 	d.DisallowUnknownFields()
 	if err := d.Decode(m); err != nil {
@@ -121,8 +122,10 @@ func (m *Manifest) check() error {
 		min, max int
 	}{
 		{"slots", m.Slots, 1, 4096}, {"slot_sequences", m.SlotSequences, 1, 65536}, {"sequence_len", m.SequenceLen, 1, 65536},
-		{"steps", m.Steps, 1, 1 << 30}, {"evaluate_every", m.EvaluateEvery, 0, 1 << 30}, {"checkpoint_every", m.CheckpointEvery, 1, 1 << 30},
-		{"learning_rate.warmup", m.LearningRate.Warmup, 0, 1 << 30}, {"model.context", m.Model.Context, m.SequenceLen, 1 << 20},
+		{"steps", m.Steps, 1, 1 << 30}, {"evaluate_every", m.EvaluateEvery, 0, 1 << 30},
+		{"checkpoint_every", m.CheckpointEvery, 1, 1 << 30},
+		{"learning_rate.warmup", m.LearningRate.Warmup, 0, 1 << 30},
+		{"model.context", m.Model.Context, m.SequenceLen, 1 << 20},
 	} {
 		if f.v < f.min || f.v > f.max {
 			return fault.Field(f.name, "%d is not within %d..%d", f.v, f.min, f.max)
@@ -134,7 +137,8 @@ func (m *Manifest) check() error {
 		min, max float64
 	}{
 		{"learning_rate.max", m.LearningRate.Max, 0, 10}, {"learning_rate.min", m.LearningRate.Min, 0, m.LearningRate.Max},
-		{"betas[0]", m.Betas[0], 0, 0.9999999}, {"betas[1]", m.Betas[1], 0, 0.9999999}, {"epsilon", m.Epsilon, 0, 1}, {"decay", m.Decay, 0, 100},
+		{"betas[0]", m.Betas[0], 0, 0.9999999}, {"betas[1]", m.Betas[1], 0, 0.9999999}, {"epsilon", m.Epsilon, 0, 1},
+		{"decay", m.Decay, 0, 100},
 		{"clip", m.Clip, 0, 1e9}, {"data.validation_fraction", m.Data.ValidationFraction, 0, 0.9},
 	} {
 		if !(f.v >= f.min && f.v <= f.max) {
@@ -142,7 +146,8 @@ func (m *Manifest) check() error {
 		}
 	}
 	if n := m.SlotSequences * m.SequenceLen; n > maxSlotTokens {
-		return fault.Field("slot_sequences", "%d sequences of %d tokens exceed the %d tokens of a message", m.SlotSequences, m.SequenceLen, maxSlotTokens)
+		return fault.Field("slot_sequences", "%d sequences of %d tokens exceed the %d tokens of a message", m.SlotSequences,
+			m.SequenceLen, maxSlotTokens)
 	}
 	switch m.Vocabulary.Type {
 	case "char":
@@ -175,7 +180,8 @@ func (m *Manifest) check() error {
 // spec describes the model for a vocabulary of the given size.
 func (m *Manifest) spec(vocab int) (model.Spec, error) {
 	d := model.Shape{
-		Layers: m.Model.Layers, Width: m.Model.Width, Heads: m.Model.Heads, KVHeads: m.Model.KVHeads, FF: m.Model.FF, Vocab: vocab,
+		Layers: m.Model.Layers, Width: m.Model.Width, Heads: m.Model.Heads, KVHeads: m.Model.KVHeads, FF: m.Model.FF,
+		Vocab:   vocab,
 		Context: m.Model.Context, TiedHead: m.Model.Tied, Rope: model.Rope{Base: m.Model.RopeBase},
 	}
 	var s model.Spec

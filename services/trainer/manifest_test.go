@@ -41,7 +41,8 @@ func TestParseManifest_FillsInWhatIsAbsent(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if m.Betas != [2]float64{0.9, 0.95} || m.Epsilon != 1e-8 || m.Schedule != "1f1b" || m.DType != "F32" || m.Model.Context != 4 || m.Model.FF != 32 || m.CheckpointEvery != 500 {
+	if m.Betas != [2]float64{0.9, 0.95} || m.Epsilon != 1e-8 || m.Schedule != "1f1b" || m.DType != "F32" ||
+		m.Model.Context != 4 || m.Model.FF != 32 || m.CheckpointEvery != 500 {
 		t.Errorf("defaults are %+v", m)
 	}
 }
@@ -95,7 +96,8 @@ func TestParseManifest_NamesTheFieldItRefuses(t *testing.T) {
 
 func TestParseManifest_SlotFitsAMessage(t *testing.T) {
 	m := with(t, "slot_sequences", 1024)
-	if _, err := trainer.ParseManifest([]byte(strings.Replace(string(m), `"sequence_len":4`, `"sequence_len":1024`, 1))); fault.CodeOf(err) != fault.Invalid {
+	if _, err := trainer.ParseManifest([]byte(strings.Replace(string(m), `"sequence_len":4`, `"sequence_len":1024`,
+		1))); fault.CodeOf(err) != fault.Invalid {
 		t.Errorf("a slot of a million tokens: %v", err)
 	}
 }

@@ -60,7 +60,8 @@ func newRun(s *Service, m *Manifest, raw []byte, l layout, dir string, resume bo
 		service: s, manifest: m, hash: hex.EncodeToString(sum[:]), raw: raw, layout: l, dir: dir, resume: resume,
 		stop: make(chan struct{}), done: make(chan struct{}), changed: make(chan struct{}),
 		state: &trainerv1.Run{
-			Name: m.Name, State: trainerv1.RunState_RUN_STATE_STARTING, Steps: uint64(m.Steps), Stages: uint32(l.stages), Replicas: uint32(l.replicas),
+			Name: m.Name, State: trainerv1.RunState_RUN_STATE_STARTING, Steps: uint64(m.Steps), Stages: uint32(l.stages),
+			Replicas: uint32(l.replicas),
 		},
 	}
 }
@@ -82,7 +83,8 @@ func (r *run) update(change func(*trainerv1.Run)) {
 
 // final reports whether a state is final.
 func final(s trainerv1.RunState) bool {
-	return s == trainerv1.RunState_RUN_STATE_DONE || s == trainerv1.RunState_RUN_STATE_FAILED || s == trainerv1.RunState_RUN_STATE_STOPPED
+	return s == trainerv1.RunState_RUN_STATE_DONE || s == trainerv1.RunState_RUN_STATE_FAILED ||
+		s == trainerv1.RunState_RUN_STATE_STOPPED
 }
 
 // main runs the run to its end and records how it ended.
@@ -157,7 +159,8 @@ func (r *run) train(ctx context.Context) (stopped bool, err error) {
 // retryable reports whether the step may succeed on other shards, or later on the same ones.
 func retryable(err error) bool {
 	switch fault.CodeOf(err) {
-	case fault.Unavailable, fault.Aborted, fault.Exhausted, fault.DeadlineExceeded, fault.Canceled, fault.FailedPrecondition:
+	case fault.Unavailable, fault.Aborted, fault.Exhausted, fault.DeadlineExceeded, fault.Canceled,
+		fault.FailedPrecondition:
 		return true
 	}
 	return false
@@ -281,7 +284,8 @@ func (t *training) one(f *fleet, step uint64) error {
 			s.ValidationLoss = t.validation
 		}
 	})
-	return t.metrics.write(line{Step: step, Loss: res.loss, Norm: res.norm, Rate: res.rate, Validation: t.validation, StepMS: float64(time.Since(begin).Microseconds()) / 1000, TokensPerSecond: speed})
+	return t.metrics.write(line{Step: step, Loss: res.loss, Norm: res.norm, Rate: res.rate, Validation: t.validation,
+		StepMS: float64(time.Since(begin).Microseconds()) / 1000, TokensPerSecond: speed})
 }
 
 // gradients runs the slots of a step on all chains. It returns the losses in slot order and
@@ -312,7 +316,8 @@ func (t *training) gradients(f *fleet, step uint64) ([]float64, []*shardv1.Norm,
 			switch frame := r.GetFrame().(type) {
 			case *shardv1.TrainResponse_Loss:
 				if int(frame.Loss.GetSlot()) >= m.Slots || frame.Loss.GetStep() != step {
-					return fault.New(fault.Internal, "step %d: got the loss of slot %d of step %d", step, frame.Loss.GetSlot(), frame.Loss.GetStep())
+					return fault.New(fault.Internal, "step %d: got the loss of slot %d of step %d", step, frame.Loss.GetSlot(),
+						frame.Loss.GetStep())
 				}
 				mu.Lock()
 				losses[frame.Loss.GetSlot()] = frame.Loss.GetSum()
@@ -458,7 +463,8 @@ func (t *training) export() error {
 	}
 	digest := t.last.digest()
 	report, err := json.MarshalIndent(map[string]any{
-		"run": t.run.manifest.Name, "steps": t.last.step, "validation_loss": t.validation, "weights_sha256": digest, "manifest_sha256": t.run.hash,
+		"run": t.run.manifest.Name, "steps": t.last.step, "validation_loss": t.validation, "weights_sha256": digest,
+		"manifest_sha256": t.run.hash,
 	}, "", "  ")
 	if err != nil {
 		return err

@@ -141,7 +141,8 @@ func (s *Service) find(name string) (*run, error) {
 }
 
 // WatchRun streams the status of a run.
-func (s *Service) WatchRun(r *trainerv1.WatchRunRequest, stream grpc.ServerStreamingServer[trainerv1.WatchRunResponse]) error {
+func (s *Service) WatchRun(r *trainerv1.WatchRunRequest,
+	stream grpc.ServerStreamingServer[trainerv1.WatchRunResponse]) error {
 	n, err := s.find(r.GetRun())
 	if err != nil {
 		return err
