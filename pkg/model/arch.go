@@ -171,8 +171,9 @@ func (s *Spec) decoderJSON(modelType string) map[string]any {
 		"model_type":  modelType,
 		"hidden_size": s.Width, "num_hidden_layers": len(s.Layers), "num_attention_heads": a.Heads,
 		"num_key_value_heads": a.KVHeads,
-		"head_dim":            a.HeadDim, "intermediate_size": f.Width, "vocab_size": s.Vocab, "max_position_embeddings": s.Context,
-		"rms_norm_eps": s.Norm.Eps, "hidden_act": activationName(f.Act), "tie_word_embeddings": s.Head.Tied,
+		"head_dim":            a.HeadDim, "intermediate_size": f.Width, "vocab_size": s.Vocab,
+		"max_position_embeddings": s.Context,
+		"rms_norm_eps":            s.Norm.Eps, "hidden_act": activationName(f.Act), "tie_word_embeddings": s.Head.Tied,
 	}
 	if r := s.Rope(); r != nil {
 		out["rope_theta"] = r.Base

@@ -170,7 +170,8 @@ func (s *Stage[F]) blockGrad(blk *block[F], k *saved[F], dx kernel.Buffer[F], tr
 
 // attendGrad turns dx[B*T,C], the gradient of mid = x + o(attend(q, k, v)), into that of the
 // block's input x.
-func (s *Stage[F]) attendGrad(blk *block[F], k *saved[F], dx kernel.Buffer[F], tr *Trace[F], g *Params[F], w *grads[F]) {
+func (s *Stage[F]) attendGrad(blk *block[F], k *saved[F], dx kernel.Buffer[F], tr *Trace[F], g *Params[F],
+	w *grads[F]) {
 	a, n := &blk.Attention, tr.in.B*tr.in.T
 	dq, dk, dv, datt := w.of(blk, n)
 	s.linearGrad(datt, k.att, n, g, branch[F]{s.postGrad(dx, k.post1, &blk.post1, g, n, w), &blk.o})

@@ -56,7 +56,8 @@ func TestPackage_NeverTouchesElementsOfBuffers(t *testing.T) {
 	buffers := 0
 	isBuffer := func(e ast.Expr) bool {
 		named, ok := types.Unalias(info.Types[e].Type).(*types.Named)
-		return ok && info.Types[e].IsValue() && named.Obj().Name() == "Buffer" && strings.HasSuffix(named.Obj().Pkg().Path(), "pkg/kernel")
+		return ok && info.Types[e].IsValue() && named.Obj().Name() == "Buffer" &&
+			strings.HasSuffix(named.Obj().Pkg().Path(), "pkg/kernel")
 	}
 	for _, f := range files {
 		ast.Inspect(f, func(n ast.Node) bool {

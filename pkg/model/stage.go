@@ -150,7 +150,8 @@ func build[F tensor.Float](spec Spec, r Range, set kernel.Set[F], fill filler[F]
 	if r.Lo < 0 || r.Hi > len(spec.Layers) || r.Lo >= r.Hi {
 		return nil, fault.Field("layers", "build stage: range %v is not within the %d layers", r, len(spec.Layers))
 	}
-	s := &Stage[F]{Spec: spec, Range: r, set: set, dense: true, bounded: spec.Bounded(), scratch: newArena(set.Alloc), block: newArena(set.Alloc)}
+	s := &Stage[F]{Spec: spec, Range: r, set: set, dense: true, bounded: spec.Bounded(), scratch: newArena(set.Alloc),
+		block: newArena(set.Alloc)}
 	b := &builder[F]{stage: s, fill: fill, rotaries: map[*Rope]*kernel.Rotary{}}
 	if s.First() {
 		s.embed = b.single(spec.Embedding.Tokens, spec.Vocab)

@@ -51,7 +51,8 @@ const savedParts = 12
 // parts lists the tensors that may be kept in bfloat16, in the order of k.bf16. Tensors of
 // experts stay in F.
 func (k *saved[F]) parts() [savedParts]*kernel.Buffer[F] {
-	return [...]*kernel.Buffer[F]{&k.x, &k.q, &k.k, &k.v, &k.att, &k.mid, &k.gate, &k.up, &k.rawQ, &k.rawK, &k.post1, &k.post2}
+	return [...]*kernel.Buffer[F]{&k.x, &k.q, &k.k, &k.v, &k.att, &k.mid, &k.gate, &k.up, &k.rawQ, &k.rawK, &k.post1,
+		&k.post2}
 }
 
 // keepBF16 keeps parts in bfloat16 if the kernel set asks for it. It is called before the
