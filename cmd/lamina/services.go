@@ -85,7 +85,7 @@ type routerCmd struct {
 	HTTP   string `name:"http" help:"Address of the HTTP face and the console; empty for none." default:"127.0.0.1:8080"`
 	speculateFlags
 	hiddenFlags
-	Draft string `help:"Name or digest of a smaller model on the mesh that guesses ahead; it needs the same vocabulary, and a name of its own."`
+	Draft string `help:"Name or digest of a smaller model on the mesh that proposes draft tokens; it needs the same vocabulary, and a name of its own."`
 }
 
 // hiddenFlags say how hidden states travel between stages.
@@ -100,10 +100,10 @@ func (f hiddenFlags) hiddenType() tensorv1.ElementType {
 	return tensorv1.ElementType_ELEMENT_TYPE_F32
 }
 
-// speculateFlags are how a router guesses ahead.
+// speculateFlags are the settings of speculative decoding.
 type speculateFlags struct {
-	Speculate  int     `help:"Most ids guessed ahead of each token, by what followed the same ids before, else by --draft; their rows are computed with the token's. The text is the same." default:"0"`
-	DraftLeast float64 `help:"Probability of a pick of --draft below which it guesses no further." default:"0.4"`
+	Speculate  int     `help:"Most draft tokens after each token, proposed by n-grams of the text so far, else by --draft; their rows are computed with the token's. The text is the same." default:"0"`
+	DraftLeast float64 `help:"A draft token of --draft with a lower probability is the last of its round." default:"0.4"`
 }
 
 func (f speculateFlags) speculation(draft string) (app.Speculation, error) {
@@ -118,12 +118,12 @@ func (f speculateFlags) speculation(draft string) (app.Speculation, error) {
 
 // Run serves until interrupted.
 func (c *routerCmd) Run(e *env) error {
-	guess, err := c.speculation(c.Draft)
+	speculation, err := c.speculation(c.Draft)
 	if err != nil {
 		return err
 	}
 	return app.Router(e.ctx, c.config(e, c.Listen), app.RouterConfig{
-		HTTP: c.HTTP, Speculation: guess, HiddenType: c.hiddenType(), Bound: func(addr string) { fmt.Fprintf(e.stdout, "http %s\n", addr) },
+		HTTP: c.HTTP, Speculation: speculation, HiddenType: c.hiddenType(), Bound: func(addr string) { fmt.Fprintf(e.stdout, "http %s\n", addr) },
 	})
 }
 

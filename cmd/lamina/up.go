@@ -48,7 +48,7 @@ type upCmd struct {
 	InsecureListen bool   `help:"Let addresses be reachable from other machines without TLS."`
 	speculateFlags
 	hiddenFlags
-	Draft string `help:"Smaller model of the same vocabulary, file or folder, that guesses ahead (5 ids where --speculate says nothing)."`
+	Draft string `help:"Smaller model of the same vocabulary, file or folder, that proposes draft tokens (5 without --speculate)."`
 }
 
 // Run serves until interrupted.
@@ -56,7 +56,7 @@ func (c *upCmd) Run(e *env) error {
 	if c.Model == "" {
 		c.Model = bundledModel()
 	}
-	guess, err := c.speculation(c.Draft)
+	speculation, err := c.speculation(c.Draft)
 	if err != nil {
 		return err
 	}
@@ -66,7 +66,7 @@ func (c *upCmd) Run(e *env) error {
 	}
 	defer end()
 	mesh, err := app.Start(e.ctx, app.MeshConfig{
-		Log: e.log, Kernels: kernels, Model: c.Model, Name: c.Name, Stages: c.Stages, Replicas: c.Replicas, KVPositions: c.KVPositions, Speculation: guess, HiddenType: c.hiddenType(),
+		Log: e.log, Kernels: kernels, Model: c.Model, Name: c.Name, Stages: c.Stages, Replicas: c.Replicas, KVPositions: c.KVPositions, Speculation: speculation, HiddenType: c.hiddenType(),
 		Train: true, RunsDir: c.Runs, GRPC: c.GRPC, HTTP: c.HTTP, Insecure: c.InsecureListen,
 	})
 	if err != nil {
@@ -86,7 +86,7 @@ type meshFlags struct {
 	Router string `help:"Ask this router instead of a mesh in this process." env:"LAMINA_ROUTER"`
 	speculateFlags
 	hiddenFlags
-	Draft string `help:"Smaller model of the same vocabulary, file or folder, that guesses ahead (5 ids where --speculate says nothing)."`
+	Draft string `help:"Smaller model of the same vocabulary, file or folder, that proposes draft tokens (5 without --speculate)."`
 }
 
 // dial returns a router to ask and the function that ends what was started for it.
@@ -108,7 +108,7 @@ func (f *meshFlags) dial(e *env) (routerv1.RouterServiceClient, func() error, er
 	if f.Stages < 1 {
 		return nil, nil, fault.Field("stages", "%d: want one or more", f.Stages)
 	}
-	guess, err := f.speculation(f.Draft)
+	speculation, err := f.speculation(f.Draft)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -116,7 +116,7 @@ func (f *meshFlags) dial(e *env) (routerv1.RouterServiceClient, func() error, er
 	if err != nil {
 		return nil, nil, err
 	}
-	mesh, err := app.Start(e.ctx, app.MeshConfig{Log: e.log, Kernels: kernels, Model: f.Model, Stages: f.Stages, Speculation: guess})
+	mesh, err := app.Start(e.ctx, app.MeshConfig{Log: e.log, Kernels: kernels, Model: f.Model, Stages: f.Stages, Speculation: speculation})
 	if err != nil {
 		end()
 		return nil, nil, err

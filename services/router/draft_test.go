@@ -40,7 +40,7 @@ func counts(t *testing.T, r *prometheus.Registry, name string, labels ...string)
 	return int(n)
 }
 
-// draftMesh is a mesh with a draft that guesses right, for prompts of that length,
+// draftMesh is a mesh with a draft that draft tokens accepted, for prompts of that length,
 // but for one log in wrong; 0 is always right. It may have few pages.
 func draftMesh(t *testing.T, stages, prompt, wrong int, cfg router.Config, pages ...uint32) (*mesh, *prometheus.Registry) {
 	t.Helper()
@@ -70,10 +70,10 @@ func (m *mesh) awaitDraft(last string, prompt int) {
 	first := sync.OnceFunc(func() { close(answered) })
 	d, s := m.shards["draft"], m.shards[last]
 	d.mu.Lock()
-	guess := d.answer
+	answer := d.answer
 	d.answer = func(log []uint32) uint32 {
 		defer first()
-		return guess(log)
+		return answer(log)
 	}
 	d.mu.Unlock()
 	s.mu.Lock()
@@ -102,11 +102,11 @@ func TestService_RightDraft_GivesTheTokensInFewerSteps(t *testing.T) {
 			t.Errorf("text %q, want %q", a.text, want)
 		}
 		if steps := counts(t, r, "lamina_router_steps_total", "answer"); steps > n/2 {
-			t.Errorf("draft %s: %d steps for %d tokens with 4 guesses each", name, steps, n)
+			t.Errorf("draft %s: %d steps for %d tokens with 4 draft tokens each", name, steps, n)
 		}
-		guessed, right := counts(t, r, "lamina_router_draft_tokens_total", "draft"), counts(t, r, "lamina_router_accepted_tokens_total", "draft")
-		if guessed < n/4 || right < guessed-4 {
-			t.Errorf("draft %s: %d of %d guesses were right", name, right, guessed)
+		drafted, accepted := counts(t, r, "lamina_router_draft_tokens_total", "draft"), counts(t, r, "lamina_router_accepted_tokens_total", "draft")
+		if drafted < n/4 || accepted < drafted-4 {
+			t.Errorf("draft %s: %d of %d draft tokens were accepted", name, accepted, drafted)
 		}
 		if d := counts(t, r, "lamina_router_draft_sessions_dropped_total"); d != 0 {
 			t.Errorf("draft %s: %d were dropped", name, d)
@@ -121,12 +121,12 @@ func TestService_DraftRightNowAndThen_ChangesNoText(t *testing.T) {
 		t.Run(fmt.Sprintf("one in %d wrong", wrong), func(t *testing.T) {
 			m, r := draftMesh(t, 2, len("stream 0"), wrong, router.Config{Speculate: 1 + wrong%7})
 			m.streams(9, 150)
-			guessed, right := counts(t, r, "lamina_router_draft_tokens_total"), counts(t, r, "lamina_router_accepted_tokens_total")
-			if guessed == 0 || right >= guessed || wrong > 1 && right == 0 {
-				t.Errorf("%d of %d guesses were right", right, guessed)
+			drafted, accepted := counts(t, r, "lamina_router_draft_tokens_total"), counts(t, r, "lamina_router_accepted_tokens_total")
+			if drafted == 0 || accepted >= drafted || wrong > 1 && accepted == 0 {
+				t.Errorf("%d of %d draft tokens were accepted", accepted, drafted)
 			}
-			if wrong == 1 && guessed > 9*150/4 { // '?' every time: it rests
-				t.Errorf("%d guesses though all are wrong", guessed)
+			if wrong == 1 && drafted > 9*150/4 { // '?' every time: it rests
+				t.Errorf("%d draft tokens though all are wrong", drafted)
 			}
 			eventually(t, "the release of every session", func() bool { return m.used() == 0 })
 			m.check()
@@ -186,8 +186,8 @@ func TestService_BrokenDraft_IsDroppedAndTheTextGoesOn(t *testing.T) {
 			if !log.has("drop draft session") {
 				t.Errorf("the log has no word of it: %s", log.String())
 			}
-			if guessed := counts(t, r, "lamina_router_draft_tokens_total", "draft"); guessed > 150 {
-				t.Errorf("%d guesses", guessed)
+			if drafted := counts(t, r, "lamina_router_draft_tokens_total", "draft"); drafted > 150 {
+				t.Errorf("%d draft tokens", drafted)
 			}
 		})
 	}
@@ -205,8 +205,8 @@ func TestService_SlowDraft_IsLeftAlone(t *testing.T) {
 	d.mu.Unlock()
 	m.awaitDraft("shard-0-0", len("stream 0"))
 	m.streams(1, 400)
-	if guessed := counts(t, r, "lamina_router_draft_tokens_total", "draft"); guessed == 0 || guessed > 100 {
-		t.Errorf("%d guesses of a draft that takes 20 ms for each", guessed)
+	if drafted := counts(t, r, "lamina_router_draft_tokens_total", "draft"); drafted == 0 || drafted > 100 {
+		t.Errorf("%d draft tokens of a draft that takes 20 ms for each", drafted)
 	}
 	m.check()
 }
@@ -220,8 +220,8 @@ func TestService_SmallDraft_HelpsAsFarAsItReaches(t *testing.T) {
 	}{{1, 4, 1}, {9, 12, 0}, {9, 4, 9}} {
 		m, r := draftMesh(t, 1, len("stream 0"), 0, router.Config{}, c.pages)
 		m.streams(c.streams, 150)
-		if guessed := counts(t, r, "lamina_router_draft_tokens_total", "draft"); guessed == 0 || c.pages == 4 && guessed > c.streams*4*pageLen {
-			t.Errorf("%d streams, %d pages: %d guesses", c.streams, c.pages, guessed)
+		if drafted := counts(t, r, "lamina_router_draft_tokens_total", "draft"); drafted == 0 || c.pages == 4 && drafted > c.streams*4*pageLen {
+			t.Errorf("%d streams, %d pages: %d draft tokens", c.streams, c.pages, drafted)
 		}
 		if n := counts(t, r, "lamina_router_draft_sessions_dropped_total", "exhausted"); n > c.dropped || c.streams == 1 && n < c.dropped {
 			t.Errorf("%d streams, %d pages: %d drafts dropped, want %d", c.streams, c.pages, n, c.dropped)
@@ -252,8 +252,8 @@ func TestService_LostShard_MovesSessionsWithTheirDraft(t *testing.T) {
 	m.shards["shard-0-1"].strike(30, func() { m.network.Cut("shard-0-1", true) })
 	m.streams(8, 300)
 	m.struck("shard-0-1")
-	if moves, guessed := counts(t, r, "lamina_router_moves_total"), counts(t, r, "lamina_router_accepted_tokens_total", "draft"); moves == 0 || guessed == 0 {
-		t.Errorf("%d moves, %d right guesses", moves, guessed)
+	if moves, drafted := counts(t, r, "lamina_router_moves_total"), counts(t, r, "lamina_router_accepted_tokens_total", "draft"); moves == 0 || drafted == 0 {
+		t.Errorf("%d moves, %d accepted draft tokens", moves, drafted)
 	}
 }
 
@@ -263,7 +263,7 @@ func TestService_DraftOfAnotherVocabulary_IsRefusedAndSaysSo(t *testing.T) {
 	eventually(t, "the refusal, by both names", func() bool { return log.has("refuse draft") && log.has("model=fake draft=other") })
 	m.streams(3, 40)
 	if n := counts(t, r, "lamina_router_draft_tokens_total", "draft"); n != 0 {
-		t.Errorf("%d guesses of a draft whose ids mean other tokens", n)
+		t.Errorf("%d draft tokens of a draft whose ids mean other tokens", n)
 	}
 }
 

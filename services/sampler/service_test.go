@@ -295,7 +295,7 @@ func TestPush_RowsForNothing(t *testing.T) {
 	right.Epoch, right.DraftId = 2, &best
 	first := row(1, 4, x, 2)
 	first.Epoch = 2
-	// An earlier epoch, a session that nobody added, a guess that was wrong: no token.
+	// An earlier epoch, a session that nobody added, a rejected draft token: no token.
 	b.rows(stale, unknown, first, wrong, right)
 	for _, position := range []uint32{5, 6} {
 		if token := b.hear().GetToken(); token.GetPosition() != position {

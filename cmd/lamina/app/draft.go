@@ -10,7 +10,7 @@ import (
 	"github.com/lamina-mesh/lamina/services/tokenizer"
 )
 
-// draft is a model that guesses, and the one shard that holds it.
+// draft is a draft model and the one shard that holds it.
 type draft struct {
 	model tokenizer.Model
 	shard lifecycle.Part

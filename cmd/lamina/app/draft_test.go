@@ -97,8 +97,8 @@ func prompt(text string, n int, s *routerv1.Sampling) *routerv1.GenerateRequest 
 	return &routerv1.GenerateRequest{Prompt: &routerv1.GenerateRequest_Text{Text: text}, MaxTokens: uint32(n), Sampling: s, IgnoreEnd: true}
 }
 
-// TestMesh_ModelAsItsOwnDraft_TakesFewerSteps: nearly every guess is right, so that a
-// step gives as many tokens as were guessed, and one.
+// TestMesh_ModelAsItsOwnDraft_TakesFewerSteps: nearly every draft token is accepted, so that a
+// step gives as many tokens as were drafted, and one.
 func TestMesh_ModelAsItsOwnDraft_TakesFewerSteps(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	zero := float32(0)
@@ -117,13 +117,13 @@ func TestMesh_ModelAsItsOwnDraft_TakesFewerSteps(t *testing.T) {
 				t.Errorf("with a draft %v, want %v", got, want)
 			}
 			steps := m.metric(`lamina_router_steps_total{pipeline="answer"}`)
-			guessed, right := m.metric(`lamina_router_draft_tokens_total{proposer="draft"}`), m.metric(`lamina_router_accepted_tokens_total{proposer="draft"}`)
-			t.Logf("%v steps, %v of %v guesses right; draft steps %v", steps, right, guessed, m.metric(`lamina_router_steps_total{pipeline="draft"}`))
+			drafted, accepted := m.metric(`lamina_router_draft_tokens_total{proposer="draft"}`), m.metric(`lamina_router_accepted_tokens_total{proposer="draft"}`)
+			t.Logf("%v steps, %v of %v draft tokens accepted; draft steps %v", steps, accepted, drafted, m.metric(`lamina_router_steps_total{pipeline="draft"}`))
 			if steps > float64(c.n)/2.5 {
-				t.Errorf("%v steps for %d tokens with 4 guesses each", steps, c.n)
+				t.Errorf("%v steps for %d tokens with 4 draft tokens each", steps, c.n)
 			}
-			if guessed == 0 || right < 0.9*guessed {
-				t.Errorf("%v of %v guesses were right", right, guessed)
+			if drafted == 0 || accepted < 0.9*drafted {
+				t.Errorf("%v of %v draft tokens were accepted", accepted, drafted)
 			}
 		})
 	}
@@ -164,10 +164,10 @@ func TestMesh_DraftChangesNoToken(t *testing.T) {
 						t.Errorf("least %v, request %d: %v, want %v", least, i, got[i], want[i])
 					}
 				}
-				guessed := m.metric(`lamina_router_draft_tokens_total{proposer="draft"}`)
-				t.Logf("least %v: %v steps, %v of %v guesses right", least, m.metric(`lamina_router_steps_total{pipeline="answer"}`), m.metric(`lamina_router_accepted_tokens_total{proposer="draft"}`), guessed)
-				if least == 0 && guessed == 0 {
-					t.Error("the draft guessed nothing")
+				drafted := m.metric(`lamina_router_draft_tokens_total{proposer="draft"}`)
+				t.Logf("least %v: %v steps, %v of %v draft tokens accepted", least, m.metric(`lamina_router_steps_total{pipeline="answer"}`), m.metric(`lamina_router_accepted_tokens_total{proposer="draft"}`), drafted)
+				if least == 0 && drafted == 0 {
+					t.Error("the draft model proposed nothing")
 				}
 			}
 		})

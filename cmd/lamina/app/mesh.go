@@ -174,7 +174,7 @@ func (m *Mesh) parts() ([]lifecycle.Part, func() error, error) {
 		bus = b
 	}
 	var trimmers []trimmer
-	draft := "" // the model that guesses
+	draft := "" // the name of the draft model
 	if c.Model != "" {
 		files, name, digest, err := openModel(c.Model, c.Name)
 		if err != nil {

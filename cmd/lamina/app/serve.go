@@ -219,14 +219,14 @@ func Shard(ctx context.Context, c ServiceConfig, sc ShardConfig) error {
 	return b.run(ctx, "shard", s, meta)
 }
 
-// Speculation is how a router guesses ahead.
+// Speculation is how a router proposes draft tokens.
 type Speculation struct {
-	IDs   int     // guessed after each token at most; 0 for none
-	Draft string  // the model that guesses: a path to a mesh, a name or digest to a router; empty for none
-	Least float64 // probability of a pick of its below which it guesses no further; 0 for none
+	IDs   int     // the most draft tokens after each token; 0 for none
+	Draft string  // the draft model: a path to a mesh, a name or digest to a router; empty for none
+	Least float64 // a draft token of lower probability is the last of its round; 0 for none
 }
 
-// draftIDs is how many ids a draft guesses at most where nothing else is said.
+// draftIDs is the most draft tokens of a draft model by default.
 const draftIDs = 5
 
 func (s Speculation) ids() int {

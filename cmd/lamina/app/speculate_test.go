@@ -15,9 +15,9 @@ import (
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
 )
 
-// TestMesh_GuessingChangesNoToken generates with and without guesses ahead, several
+// TestMesh_SpeculationChangesNoToken generates with and without draft tokens ahead, several
 // requests at once: greedy, drawn, punished and held to a grammar.
-func TestMesh_GuessingChangesNoToken(t *testing.T) {
+func TestMesh_SpeculationChangesNoToken(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	zero, warm := float32(0), float32(0.8)
 	rules := []*routerv1.Sampling{
@@ -31,13 +31,13 @@ func TestMesh_GuessingChangesNoToken(t *testing.T) {
 	for _, c := range []app.MeshConfig{{Stages: 1}, {Stages: 1, Speculation: app.Speculation{IDs: 4}}, {Stages: 3, Speculation: app.Speculation{IDs: 7}}} {
 		c.Model = shared(t, "models/stories260K/stories260K-f32.gguf")
 		got := make([][]uint32, len(rules))
-		t.Run(fmt.Sprintf("%d stages, %d guesses", c.Stages, c.Speculation.IDs), func(t *testing.T) { generateAll(t, mesh(t, c), rules, got) })
+		t.Run(fmt.Sprintf("%d stages, %d draft tokens", c.Stages, c.Speculation.IDs), func(t *testing.T) { generateAll(t, mesh(t, c), rules, got) })
 		if want == nil {
 			want = got
 		}
 		for i := range rules {
 			if len(got[i]) == 0 || !slices.Equal(got[i], want[i]) {
-				t.Errorf("%d stages, %d guesses, request %d: %v, want %v", c.Stages, c.Speculation.IDs, i, got[i], want[i])
+				t.Errorf("%d stages, %d draft tokens, request %d: %v, want %v", c.Stages, c.Speculation.IDs, i, got[i], want[i])
 			}
 		}
 	}
