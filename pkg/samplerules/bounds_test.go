@@ -19,13 +19,21 @@ func TestRead_NamesTheFieldOutOfBounds(t *testing.T) {
 		{"frequency_penalty", &samplerv1.Rules{FrequencyPenalty: -2}, &samplerv1.Rules{FrequencyPenalty: -2.1}},
 		{"presence_penalty", &samplerv1.Rules{PresencePenalty: 2}, &samplerv1.Rules{PresencePenalty: float32(math.NaN())}},
 		{"temperature", &samplerv1.Rules{Temperature: 100}, &samplerv1.Rules{Temperature: float32(math.Inf(1))}},
-		{"logit_bias", &samplerv1.Rules{LogitBias: map[uint32]float32{1: -100}}, &samplerv1.Rules{LogitBias: map[uint32]float32{1: 101}}},
-		{"logit_bias", &samplerv1.Rules{LogitBias: map[uint32]float32{1<<24 - 1: 1}}, &samplerv1.Rules{LogitBias: map[uint32]float32{1 << 24: 1}}},
+		{
+			"logit_bias", &samplerv1.Rules{LogitBias: map[uint32]float32{1: -100}},
+			&samplerv1.Rules{LogitBias: map[uint32]float32{1: 101}},
+		},
+		{
+			"logit_bias", &samplerv1.Rules{LogitBias: map[uint32]float32{1<<24 - 1: 1}},
+			&samplerv1.Rules{LogitBias: map[uint32]float32{1 << 24: 1}},
+		},
 		{"end_ids", &samplerv1.Rules{EndIds: []uint32{7}}, &samplerv1.Rules{EndIds: []uint32{math.MaxUint32}}},
 		{"top_logprobs", &samplerv1.Rules{TopLogprobs: 20}, &samplerv1.Rules{TopLogprobs: 21}},
 		{"max_tokens", &samplerv1.Rules{MaxTokens: 1 << 24}, &samplerv1.Rules{MaxTokens: 1<<24 + 1}},
 		{
-			"advanced.bad_words[1]", &samplerv1.Rules{Advanced: &samplerv1.Advanced{BadWords: []*samplerv1.Ids{{Ids: []uint32{1}}}}},
+			"advanced.bad_words[1]", &samplerv1.Rules{
+				Advanced: &samplerv1.Advanced{BadWords: []*samplerv1.Ids{{Ids: []uint32{1}}}},
+			},
 			&samplerv1.Rules{Advanced: &samplerv1.Advanced{BadWords: []*samplerv1.Ids{{Ids: []uint32{1}}, {}}}},
 		},
 		{

@@ -28,9 +28,11 @@ func Read(prefix string, r *samplerv1.Rules) (sample.Rules, error) {
 			Multiplier: wide(a.GetDryMultiplier()), Base: cmp.Or(wide(a.GetDryBase()), 1.75),
 			AllowedLength: int(cmp.Or(a.GetDryAllowedLength(), 2)), LastN: cmp.Or(int(a.GetDryLastN()), -1),
 		},
-		Mirostat: sample.Mirostat{Version: int(a.GetMirostat()), Tau: cmp.Or(wide(a.GetMirostatTau()), 5), Eta: cmp.Or(wide(a.GetMirostatEta()), 0.1)},
-		Masked:   r.GetGrammar() != nil,
-		Min:      sample.MinTokens{N: int(a.GetMinTokens()), Ends: ids(r.GetEndIds())},
+		Mirostat: sample.Mirostat{
+			Version: int(a.GetMirostat()), Tau: cmp.Or(wide(a.GetMirostatTau()), 5), Eta: cmp.Or(wide(a.GetMirostatEta()), 0.1),
+		},
+		Masked: r.GetGrammar() != nil,
+		Min:    sample.MinTokens{N: int(a.GetMinTokens()), Ends: ids(r.GetEndIds())},
 	}
 	out.DRY.Breakers = phrases(a.GetDryBreakers())
 	out.BadWords = sample.BadWords(phrases(a.GetBadWords())).Without(out.Min.Ends)

@@ -123,7 +123,9 @@ func TestStopper_ShowsAllBeforeTheFirstStopHoweverCut(t *testing.T) {
 			got.WriteString(s.Flush())
 		}
 		if got.String() != want || stopped != wantStop {
-			t.Fatalf("text %q, stops %q: showed %q (stopped %v), want %q (%v)", text, stops, got.String(), stopped, want, wantStop)
+			t.Fatalf(
+				"text %q, stops %q: showed %q (stopped %v), want %q (%v)", text, stops, got.String(), stopped, want, wantStop,
+			)
 		}
 	}
 }

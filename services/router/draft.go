@@ -86,7 +86,9 @@ func (d *drafter) propose(seq *sequence, n int, limit time.Duration) ([]int32, b
 	if d.trust > trustEnough {
 		min = math.Inf(-1)
 	}
-	r := draftRequest{seq: seq, log: slices.Clone(seq.feed.Log()), n: n, round: seq.speculation.round, minLogprob: min, limit: limit}
+	r := draftRequest{
+		seq: seq, log: slices.Clone(seq.feed.Log()), n: n, round: seq.speculation.round, minLogprob: min, limit: limit,
+	}
 	select {
 	case d.requests <- r:
 		return nil, true
@@ -173,7 +175,9 @@ func (d *drafter) run(ctx context.Context, p *pipeline, log []int32, maxLen int)
 		return
 	}
 	d.service.m.dropped.WithLabelValues(code.String()).Inc()
-	d.service.log.Warn("drop draft session", "request", d.request, "model", d.target.model(), "draft", p.model(), "error", err)
+	d.service.log.Warn(
+		"drop draft session", "request", d.request, "model", d.target.model(), "draft", p.model(), "error", err,
+	)
 }
 
 // draft runs the session on the draft pipeline.
@@ -182,7 +186,10 @@ func (d *drafter) draft(ctx context.Context, p *pipeline, log []int32, maxLen in
 		return err
 	}
 	if len(log) >= maxLen {
-		return fault.New(fault.Exhausted, "draft for request %s: %d tokens leave no room in the draft model's context length of %d", d.request, len(log), maxLen)
+		return fault.New(
+			fault.Exhausted, "draft for request %s: %d tokens leave no room in the draft model's context length of %d",
+			d.request, len(log), maxLen,
+		)
 	}
 	picker, err := sample.NewPicker(sample.Rules{})
 	if err != nil {
@@ -253,7 +260,9 @@ func (d *drafter) round(ctx context.Context, p *pipeline, r draftRequest, seq *s
 // within generates for one request until its limit. It may return ids and an error.
 func (d *drafter) within(ctx context.Context, p *pipeline, r draftRequest, seq *sequence) ([]int32, error) {
 	if r.n = min(r.n, seq.maxLen-len(r.log)); r.n < 1 {
-		return nil, fault.New(fault.Exhausted, "draft for request %s: %d tokens fill the draft model's context length", d.request, len(r.log))
+		return nil, fault.New(
+			fault.Exhausted, "draft for request %s: %d tokens fill the draft model's context length", d.request, len(r.log),
+		)
 	}
 	limit := time.NewTimer(r.limit)
 	defer limit.Stop()
@@ -271,7 +280,9 @@ func (d *drafter) within(ctx context.Context, p *pipeline, r draftRequest, seq *
 
 // collect takes a round's tokens until an unlikely one or until there are enough. Those that
 // arrive within the limit count; none at all is an error.
-func (d *drafter) collect(ctx context.Context, p *pipeline, r draftRequest, seq *sequence, limit <-chan time.Time) (ids []int32, err error) {
+func (d *drafter) collect(
+	ctx context.Context, p *pipeline, r draftRequest, seq *sequence, limit <-chan time.Time,
+) (ids []int32, err error) {
 	for {
 		select {
 		case o := <-seq.out:
@@ -281,7 +292,9 @@ func (d *drafter) collect(ctx context.Context, p *pipeline, r draftRequest, seq 
 			case o.round != r.round:
 				continue
 			case o.token.GetId() >= d.vocab:
-				return ids, fault.New(fault.Internal, "draft for request %s: id %d is outside the vocabulary of %d", d.request, o.token.GetId(), d.vocab)
+				return ids, fault.New(
+					fault.Internal, "draft for request %s: id %d is outside the vocabulary of %d", d.request, o.token.GetId(), d.vocab,
+				)
 			}
 			ids = append(ids, int32(o.token.GetId()))
 			unlikely := !(float64(o.token.GetLogprob()) >= r.minLogprob)

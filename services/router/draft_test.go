@@ -42,7 +42,9 @@ func counts(t *testing.T, r *prometheus.Registry, name string, labels ...string)
 
 // draftMesh is a mesh with a draft that draft tokens accepted, for prompts of that length,
 // but for one log in wrong; 0 is always right. It may have few pages.
-func draftMesh(t *testing.T, stages, prompt, wrong int, cfg router.Config, pages ...uint32) (*mesh, *prometheus.Registry) {
+func draftMesh(
+	t *testing.T, stages, prompt, wrong int, cfg router.Config, pages ...uint32,
+) (*mesh, *prometheus.Registry) {
 	t.Helper()
 	r := prometheus.NewRegistry()
 	cfg.Metrics, cfg.Speculate = r, max(cfg.Speculate, 4)
@@ -104,7 +106,9 @@ func TestService_RightDraft_GivesTheTokensInFewerSteps(t *testing.T) {
 		if steps := counts(t, r, "lamina_router_steps_total", "answer"); steps > n/2 {
 			t.Errorf("draft %s: %d steps for %d tokens with 4 draft tokens each", name, steps, n)
 		}
-		drafted, accepted := counts(t, r, "lamina_router_draft_tokens_total", "draft"), counts(t, r, "lamina_router_accepted_tokens_total", "draft")
+		drafted, accepted := counts(t, r, "lamina_router_draft_tokens_total", "draft"), counts(
+			t, r, "lamina_router_accepted_tokens_total", "draft",
+		)
 		if drafted < n/4 || accepted < drafted-4 {
 			t.Errorf("draft %s: %d of %d draft tokens were accepted", name, accepted, drafted)
 		}
@@ -121,7 +125,9 @@ func TestService_DraftRightNowAndThen_ChangesNoText(t *testing.T) {
 		t.Run(fmt.Sprintf("one in %d wrong", wrong), func(t *testing.T) {
 			m, r := draftMesh(t, 2, len("stream 0"), wrong, router.Config{Speculate: 1 + wrong%7})
 			m.streams(9, 150)
-			drafted, accepted := counts(t, r, "lamina_router_draft_tokens_total"), counts(t, r, "lamina_router_accepted_tokens_total")
+			drafted, accepted := counts(t, r, "lamina_router_draft_tokens_total"), counts(
+				t, r, "lamina_router_accepted_tokens_total",
+			)
 			if drafted == 0 || accepted >= drafted || wrong > 1 && accepted == 0 {
 				t.Errorf("%d of %d draft tokens were accepted", accepted, drafted)
 			}
@@ -179,7 +185,10 @@ func TestService_BrokenDraft_IsDroppedAndTheTextGoesOn(t *testing.T) {
 			if took := time.Since(start); took > 8*time.Second {
 				t.Errorf("the stream took %v", took)
 			}
-			eventually(t, "the drop of the draft", func() bool { return counts(t, r, "lamina_router_draft_sessions_dropped_total", c.code) == 1 })
+			eventually(
+				t, "the drop of the draft",
+				func() bool { return counts(t, r, "lamina_router_draft_sessions_dropped_total", c.code) == 1 },
+			)
 			if n := counts(t, r, "lamina_router_draft_sessions_dropped_total"); n != 1 {
 				t.Errorf("%d drops", n)
 			}
@@ -220,10 +229,14 @@ func TestService_SmallDraft_HelpsAsFarAsItReaches(t *testing.T) {
 	}{{1, 4, 1}, {9, 12, 0}, {9, 4, 9}} {
 		m, r := draftMesh(t, 1, len("stream 0"), 0, router.Config{}, c.pages)
 		m.streams(c.streams, 150)
-		if drafted := counts(t, r, "lamina_router_draft_tokens_total", "draft"); drafted == 0 || c.pages == 4 && drafted > c.streams*4*pageLen {
+		if drafted := counts(
+			t, r, "lamina_router_draft_tokens_total", "draft",
+		); drafted == 0 || c.pages == 4 && drafted > c.streams*4*pageLen {
 			t.Errorf("%d streams, %d pages: %d draft tokens", c.streams, c.pages, drafted)
 		}
-		if n := counts(t, r, "lamina_router_draft_sessions_dropped_total", "exhausted"); n > c.dropped || c.streams == 1 && n < c.dropped {
+		if n := counts(
+			t, r, "lamina_router_draft_sessions_dropped_total", "exhausted",
+		); n > c.dropped || c.streams == 1 && n < c.dropped {
 			t.Errorf("%d streams, %d pages: %d drafts dropped, want %d", c.streams, c.pages, n, c.dropped)
 		}
 		eventually(t, "the release of every session", func() bool { return m.used() == 0 })
@@ -252,15 +265,21 @@ func TestService_LostShard_MovesSessionsWithTheirDraft(t *testing.T) {
 	m.shards["shard-0-1"].strike(30, func() { m.network.Cut("shard-0-1", true) })
 	m.streams(8, 300)
 	m.struck("shard-0-1")
-	if moves, drafted := counts(t, r, "lamina_router_moves_total"), counts(t, r, "lamina_router_accepted_tokens_total", "draft"); moves == 0 || drafted == 0 {
+	if moves, drafted := counts(t, r, "lamina_router_moves_total"), counts(
+		t, r, "lamina_router_accepted_tokens_total", "draft",
+	); moves == 0 || drafted == 0 {
 		t.Errorf("%d moves, %d accepted draft tokens", moves, drafted)
 	}
 }
 
 func TestService_DraftOfAnotherVocabulary_IsRefusedAndSaysSo(t *testing.T) {
 	var log syncBuffer
-	m, r := draftMesh(t, 1, len("stream 0"), 0, router.Config{Draft: "other", Log: slog.New(slog.NewTextHandler(&log, nil))})
-	eventually(t, "the refusal, by both names", func() bool { return log.has("refuse draft") && log.has("model=fake draft=other") })
+	m, r := draftMesh(
+		t, 1, len("stream 0"), 0, router.Config{Draft: "other", Log: slog.New(slog.NewTextHandler(&log, nil))},
+	)
+	eventually(
+		t, "the refusal, by both names", func() bool { return log.has("refuse draft") && log.has("model=fake draft=other") },
+	)
 	m.streams(3, 40)
 	if n := counts(t, r, "lamina_router_draft_tokens_total", "draft"); n != 0 {
 		t.Errorf("%d draft tokens of a draft whose ids mean other tokens", n)

@@ -24,11 +24,17 @@ func SameVocabulary(model, draft string, tokens, drafts [][]byte) error {
 		b--
 	}
 	if a != b || a == 0 && len(tokens) != len(drafts) {
-		return fault.New(fault.FailedPrecondition, "draft for model %q by %q: their vocabularies differ: %d tokens and %d", model, draft, len(tokens), len(drafts))
+		return fault.New(
+			fault.FailedPrecondition, "draft for model %q by %q: their vocabularies differ: %d tokens and %d", model, draft,
+			len(tokens), len(drafts),
+		)
 	}
 	for id := range a {
 		if !bytes.Equal(tokens[id], drafts[id]) {
-			return fault.New(fault.FailedPrecondition, "draft for model %q by %q: their vocabularies differ: token %d is %q and %q", model, draft, id, tokens[id], drafts[id])
+			return fault.New(
+				fault.FailedPrecondition, "draft for model %q by %q: their vocabularies differ: token %d is %q and %q", model,
+				draft, id, tokens[id], drafts[id],
+			)
 		}
 	}
 	return nil

@@ -42,7 +42,9 @@ func (f fakeTokenizer) Encode(_ context.Context, r *tokenizerv1.EncodeRequest) (
 }
 
 // Tokens lists the bytes; of the vocabulary "sha256:other" one is another.
-func (f fakeTokenizer) Tokens(r *tokenizerv1.TokensRequest, stream grpc.ServerStreamingServer[tokenizerv1.TokensResponse]) error {
+func (f fakeTokenizer) Tokens(
+	r *tokenizerv1.TokensRequest, stream grpc.ServerStreamingServer[tokenizerv1.TokensResponse],
+) error {
 	f.calls.Add(1)
 	part := &tokenizerv1.TokensResponse{}
 	for b := range vocab {
@@ -85,7 +87,9 @@ func (s *fakeSampler) Sample(stream grpc.BidiStreamingServer[samplerv1.SampleReq
 		return err
 	}
 	name := string(first.GetOpen().GetPipeline())
-	p := &fakeSampling{stream: stream, adds: map[string]*samplerv1.AddSession{}, counts: map[string]int{}, last: map[string]fakePick{}}
+	p := &fakeSampling{
+		stream: stream, adds: map[string]*samplerv1.AddSession{}, counts: map[string]int{}, last: map[string]fakePick{},
+	}
 	s.mu.Lock()
 	s.pipelines[name] = p
 	s.mu.Unlock()
@@ -94,7 +98,9 @@ func (s *fakeSampler) Sample(stream grpc.BidiStreamingServer[samplerv1.SampleReq
 		defer s.mu.Unlock()
 		delete(s.pipelines, name)
 	}()
-	if err := stream.Send(&samplerv1.SampleResponse{Frame: &samplerv1.SampleResponse_Opened{Opened: &samplerv1.SampleOpened{}}}); err != nil {
+	if err := stream.Send(
+		&samplerv1.SampleResponse{Frame: &samplerv1.SampleResponse_Opened{Opened: &samplerv1.SampleOpened{}}},
+	); err != nil {
 		return err
 	}
 	for {
@@ -134,7 +140,9 @@ func (p *fakeSampling) take(r *samplerv1.SampleRequest) error {
 		name := f.Add.GetSession()
 		p.adds[string(name)], p.counts[string(name)] = f.Add, len(f.Add.GetEmitted())
 		delete(p.last, string(name))
-		return p.stream.Send(&samplerv1.SampleResponse{Frame: &samplerv1.SampleResponse_Added{Added: &samplerv1.SessionAdded{Session: name}}})
+		return p.stream.Send(
+			&samplerv1.SampleResponse{Frame: &samplerv1.SampleResponse_Added{Added: &samplerv1.SessionAdded{Session: name}}},
+		)
 	case *samplerv1.SampleRequest_Remove:
 		delete(p.adds, string(f.Remove.GetSession()))
 	}
@@ -152,7 +160,9 @@ func (s *fakeSampler) Push(stream grpc.BidiStreamingServer[samplerv1.PushRequest
 	if p == nil {
 		return fault.New(fault.FailedPrecondition, "open push: no router has opened the pipeline")
 	}
-	if err := stream.Send(&samplerv1.PushResponse{Frame: &samplerv1.PushResponse_Opened{Opened: &samplerv1.PushOpened{}}}); err != nil {
+	if err := stream.Send(
+		&samplerv1.PushResponse{Frame: &samplerv1.PushResponse_Opened{Opened: &samplerv1.PushOpened{}}},
+	); err != nil {
 		return err
 	}
 	for {
@@ -189,7 +199,9 @@ func (p *fakeSampling) pick(row *samplerv1.Row) error {
 	}
 	p.last[name] = fakePick{row.GetPosition(), id}
 	p.counts[name]++
-	t := &samplerv1.Token{Session: row.GetSession(), Epoch: row.GetEpoch(), Position: row.GetPosition() + 1, Id: id, Logprob: -0.5}
+	t := &samplerv1.Token{
+		Session: row.GetSession(), Epoch: row.GetEpoch(), Position: row.GetPosition() + 1, Id: id, Logprob: -0.5,
+	}
 	if limit := add.GetRules().GetMaxTokens(); limit > 0 && p.counts[name] >= int(limit) {
 		t.FinishReason = samplerv1.FinishReason_FINISH_REASON_LENGTH
 	}

@@ -42,7 +42,10 @@ type fakeShard struct {
 }
 
 func newFakeShard(d *rpc.Dialer, lo, hi int) *fakeShard {
-	return &fakeShard{dialer: d, model: "fake", digest: digest, lo: uint32(lo), hi: uint32(hi), pages: 1024, answer: next, cache: map[string][]uint32{}, released: map[string]bool{}}
+	return &fakeShard{
+		dialer: d, model: "fake", digest: digest, lo: uint32(lo), hi: uint32(hi), pages: 1024, answer: next,
+		cache: map[string][]uint32{}, released: map[string]bool{},
+	}
 }
 
 func (s *fakeShard) register(r grpc.ServiceRegistrar) { shardv1.RegisterShardServiceServer(r, s) }
@@ -187,7 +190,9 @@ func (p *fakePipeline) connect(ctx context.Context, open *shardv1.InferOpen) (*s
 		if p.push, err = samplerv1.NewSamplerServiceClient(conn).Push(ctx); err != nil {
 			return nil, err
 		}
-		frame := &samplerv1.PushRequest{Frame: &samplerv1.PushRequest_Open{Open: &samplerv1.PushOpen{Pipeline: open.GetPipeline(), Vocab: vocab}}}
+		frame := &samplerv1.PushRequest{
+			Frame: &samplerv1.PushRequest_Open{Open: &samplerv1.PushOpen{Pipeline: open.GetPipeline(), Vocab: vocab}},
+		}
 		if err := p.push.Send(frame); err != nil {
 			return nil, err
 		}
@@ -201,7 +206,9 @@ func (p *fakePipeline) connect(ctx context.Context, open *shardv1.InferOpen) (*s
 	if p.down, err = shardv1.NewShardServiceClient(conn).Infer(ctx); err != nil {
 		return nil, err
 	}
-	frame := &shardv1.InferOpen{Pipeline: open.GetPipeline(), Digest: open.GetDigest(), Route: open.GetRoute()[1:], Sampler: open.GetSampler()}
+	frame := &shardv1.InferOpen{
+		Pipeline: open.GetPipeline(), Digest: open.GetDigest(), Route: open.GetRoute()[1:], Sampler: open.GetSampler(),
+	}
 	if err := p.down.Send(&shardv1.InferRequest{Frame: &shardv1.InferRequest_Open{Open: frame}}); err != nil {
 		return nil, err
 	}
@@ -287,10 +294,16 @@ func (p *fakePipeline) take(ctx context.Context, r *shardv1.InferRequest) error 
 			x[i] = float32(id)
 		}
 		head, _ := wire.Encode(tensorv1.ElementType_ELEMENT_TYPE_F32, []int{len(ids), 1}, x)
-		return p.down.Send(&shardv1.InferRequest{Frame: &shardv1.InferRequest_Batch{Batch: &shardv1.Batch{Step: b.GetStep(), Entries: b.GetEntries(), Hidden: head}}})
+		return p.down.Send(
+			&shardv1.InferRequest{
+				Frame: &shardv1.InferRequest_Batch{Batch: &shardv1.Batch{Step: b.GetStep(), Entries: b.GetEntries(), Hidden: head}},
+			},
+		)
 	}
 	if len(rows) == 0 {
-		return p.answer(&shardv1.InferResponse{Frame: &shardv1.InferResponse_Computed{Computed: &shardv1.Computed{Step: b.GetStep()}}})
+		return p.answer(
+			&shardv1.InferResponse{Frame: &shardv1.InferResponse_Computed{Computed: &shardv1.Computed{Step: b.GetStep()}}},
+		)
 	}
 	return p.push.Send(&samplerv1.PushRequest{Frame: &samplerv1.PushRequest_Rows{Rows: &samplerv1.Rows{Rows: rows}}})
 }
@@ -304,12 +317,16 @@ func (p *fakePipeline) refuse(b *shardv1.Batch) (bool, error) {
 		return false, nil
 	}
 	for _, e := range b.GetEntries() {
-		r := &shardv1.Refused{Session: e.GetSession(), Step: b.GetStep(), Code: uint32(codes.ResourceExhausted), Message: "no pages"}
+		r := &shardv1.Refused{
+			Session: e.GetSession(), Step: b.GetStep(), Code: uint32(codes.ResourceExhausted), Message: "no pages",
+		}
 		if err := p.answer(&shardv1.InferResponse{Frame: &shardv1.InferResponse_Refused{Refused: r}}); err != nil {
 			return true, err
 		}
 	}
-	return true, p.answer(&shardv1.InferResponse{Frame: &shardv1.InferResponse_Computed{Computed: &shardv1.Computed{Step: b.GetStep()}}})
+	return true, p.answer(
+		&shardv1.InferResponse{Frame: &shardv1.InferResponse_Computed{Computed: &shardv1.Computed{Step: b.GetStep()}}},
+	)
 }
 
 // compute puts a batch's ids into the cache and, on the last stage, picks what

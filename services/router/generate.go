@@ -21,7 +21,9 @@ import (
 )
 
 // Generate continues a prompt.
-func (s *Service) Generate(r *routerv1.GenerateRequest, stream grpc.ServerStreamingServer[routerv1.GenerateResponse]) error {
+func (s *Service) Generate(
+	r *routerv1.GenerateRequest, stream grpc.ServerStreamingServer[routerv1.GenerateResponse],
+) error {
 	out := newOutbox(s.cfg.ReadLimit, stream.Send)
 	return out.end(s.generate(stream.Context(), r, out.send))
 }
@@ -39,7 +41,9 @@ type sink struct {
 	finished func(*routerv1.Finished) error
 }
 
-func (s *Service) generate(ctx context.Context, r *routerv1.GenerateRequest, send func(*routerv1.GenerateResponse) error) error {
+func (s *Service) generate(
+	ctx context.Context, r *routerv1.GenerateRequest, send func(*routerv1.GenerateResponse) error,
+) error {
 	q := &request{
 		service: s, model: r.GetModel(), maxTokens: r.GetMaxTokens(), sampling: r.GetSampling(), stop: r.GetStop(), top: r.GetTopLogprobs(), ignoreEnd: r.GetIgnoreEnd(),
 		sink: sink{
@@ -148,7 +152,9 @@ type request struct {
 }
 
 // run checks the request, finds the model, encodes the prompt and generates until the end.
-func (q *request) run(ctx context.Context, encode func(context.Context, tokenizerv1.TokenizerServiceClient) ([]uint32, error)) (err error) {
+func (q *request) run(
+	ctx context.Context, encode func(context.Context, tokenizerv1.TokenizerServiceClient) ([]uint32, error),
+) (err error) {
 	q.arrived = time.Now()
 	q.id = hex.EncodeToString(randomID()[:8])
 	defer func() { q.service.m.requests.WithLabelValues(fault.CodeOf(err).String()).Inc() }()
@@ -279,7 +285,9 @@ func (q *request) generate(ctx context.Context) error {
 			moves = 0
 		}
 		if moves > maxMoves {
-			return fault.New(fault.Unavailable, "run request %s: %d pipelines were lost before it had a token", q.id, moves).After(time.Second)
+			return fault.New(
+				fault.Unavailable, "run request %s: %d pipelines were lost before it had a token", q.id, moves,
+			).After(time.Second)
 		}
 		q.service.m.moves.Inc()
 		q.service.log.Info("move session", "request", q.id, "tokens", len(q.log), "epoch", epoch+1, "error", end.lost)

@@ -26,7 +26,9 @@ type grammarChecker struct {
 }
 
 func newGrammarChecker() *grammarChecker {
-	return &grammarChecker{slots: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)), verdicts: map[[sha256.Size]byte]error{}}
+	return &grammarChecker{
+		slots: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)), verdicts: map[[sha256.Size]byte]error{},
+	}
 }
 
 // check reports why a sampler would refuse a grammar; the error names field.

@@ -275,5 +275,8 @@ func (s *Service) whyNone(name string) error {
 	if !known && name != "" {
 		return fault.New(fault.NotFound, "find model %q: no such model is served", name)
 	}
-	return fault.New(fault.Unavailable, "find a pipeline for model %q: %s", name, plan.Missing(s.spans(false, func(*shardv1.Held) bool { return true }), digest)).After(time.Second)
+	return fault.New(
+		fault.Unavailable, "find a pipeline for model %q: %s", name,
+		plan.Missing(s.spans(false, func(*shardv1.Held) bool { return true }), digest),
+	).After(time.Second)
 }

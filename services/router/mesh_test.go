@@ -74,7 +74,10 @@ type mesh struct {
 // pipelines.
 func newMesh(t *testing.T, stages, replicas int, cfg router.Config, draftPages ...uint32) *mesh {
 	t.Helper()
-	m := &mesh{t: t, network: memnet.New(), registry: discovery.NewMemory(), shards: map[string]*fakeShard{}, sampler: newFakeSampler()}
+	m := &mesh{
+		t: t, network: memnet.New(), registry: discovery.NewMemory(), shards: map[string]*fakeShard{},
+		sampler: newFakeSampler(),
+	}
 	m.dialer = rpc.NewDialer(rpc.DialOptions{Net: m.network})
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
@@ -130,7 +133,9 @@ func newMesh(t *testing.T, stages, replicas int, cfg router.Config, draftPages .
 	return m
 }
 
-func (m *mesh) serve(ctx context.Context, wg *sync.WaitGroup, service, name string, register func(grpc.ServiceRegistrar)) {
+func (m *mesh) serve(
+	ctx context.Context, wg *sync.WaitGroup, service, name string, register func(grpc.ServiceRegistrar),
+) {
 	m.t.Helper()
 	l, err := rpc.Listen("mem:"+name, rpc.ListenOptions{Net: m.network})
 	if err != nil {
@@ -145,7 +150,9 @@ func (m *mesh) serve(ctx context.Context, wg *sync.WaitGroup, service, name stri
 		}
 	})
 	<-ready
-	if _, err := m.registry.Register(ctx, discovery.Instance{ID: name, Service: service, Addr: "mem:" + name}); err != nil {
+	if _, err := m.registry.Register(
+		ctx, discovery.Instance{ID: name, Service: service, Addr: "mem:" + name},
+	); err != nil {
 		m.t.Fatal(err)
 	}
 }

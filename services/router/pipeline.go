@@ -96,7 +96,10 @@ func randomID() []byte {
 
 // open connects the sampler and the chain: when it returns every stage is ready.
 func (s *Service) open(ctx context.Context, chain plan.Chain, sampler string) (*pipeline, error) {
-	p := &pipeline{service: s, name: randomID(), chain: chain, sampler: sampler, class: chain[0].Class, events: make(chan event, eventsLen), done: make(chan struct{})}
+	p := &pipeline{
+		service: s, name: randomID(), chain: chain, sampler: sampler, class: chain[0].Class,
+		events: make(chan event, eventsLen), done: make(chan struct{}),
+	}
 	p.id = hex.EncodeToString(p.name)
 	p.ctx, p.cancel = context.WithCancelCause(ctx)
 	limit := time.AfterFunc(openLimit, func() {
@@ -157,7 +160,9 @@ func (p *pipeline) openChain() error {
 		return fault.Wrap(fault.CodeOf(rpc.FromStatus(err)), rpc.FromStatus(err), "open chain at %s", first.Addr)
 	}
 	if p.stages = resp.GetOpened().GetStages(); len(p.stages) != len(p.chain) {
-		return fault.New(fault.Internal, "open chain at %s: %d stages answered for %d", first.Addr, len(p.stages), len(p.chain))
+		return fault.New(
+			fault.Internal, "open chain at %s: %d stages answered for %d", first.Addr, len(p.stages), len(p.chain),
+		)
 	}
 	return nil
 }

@@ -35,7 +35,9 @@ func (q *request) bounds() error {
 	}
 	for i, word := range s.GetBadWords() {
 		if word == "" || len(word) > samplerules.MaxBadBytes {
-			return fault.Field(fmt.Sprintf("sampling.bad_words[%d]", i), "%d bytes are not within 1..%d", len(word), samplerules.MaxBadBytes)
+			return fault.Field(
+				fmt.Sprintf("sampling.bad_words[%d]", i), "%d bytes are not within 1..%d", len(word), samplerules.MaxBadBytes,
+			)
 		}
 	}
 	for i, stop := range q.stop {
@@ -76,7 +78,10 @@ func (q *request) encodeBadWords(ctx context.Context, t tokenizerv1.TokenizerSer
 	for i, e := range resp.GetEncodings() {
 		ids := e.GetIds()
 		if len(ids) == 0 || len(ids) > samplerules.MaxPhraseIDs {
-			return fault.Field(fmt.Sprintf("sampling.bad_words[%d]", of[i]), "%q is encoded as %d ids, which is not within 1..%d", texts[i], len(ids), samplerules.MaxPhraseIDs)
+			return fault.Field(
+				fmt.Sprintf("sampling.bad_words[%d]", of[i]), "%q is encoded as %d ids, which is not within 1..%d", texts[i],
+				len(ids), samplerules.MaxPhraseIDs,
+			)
 		}
 		same := func(w *samplerv1.Ids) bool { return slices.Equal(w.GetIds(), ids) }
 		if !slices.ContainsFunc(q.badWords, same) {

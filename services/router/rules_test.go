@@ -20,7 +20,9 @@ type byteTokens struct {
 	tokenizerv1.TokenizerServiceClient
 }
 
-func (byteTokens) EncodeBatch(_ context.Context, r *tokenizerv1.EncodeBatchRequest, _ ...grpc.CallOption) (*tokenizerv1.EncodeBatchResponse, error) {
+func (byteTokens) EncodeBatch(
+	_ context.Context, r *tokenizerv1.EncodeBatchRequest, _ ...grpc.CallOption,
+) (*tokenizerv1.EncodeBatchResponse, error) {
 	out := &tokenizerv1.EncodeBatchResponse{}
 	for _, text := range r.GetTexts() {
 		e := &tokenizerv1.EncodeResponse{}

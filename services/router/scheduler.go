@@ -98,7 +98,9 @@ type scheduler struct {
 }
 
 func newScheduler(p *pipeline) *scheduler {
-	s := &scheduler{p: p, sequences: map[string]*sequence{}, inFlight: map[uint64]*inFlightBatch{}, pages: math.MaxInt, since: time.Now()}
+	s := &scheduler{
+		p: p, sequences: map[string]*sequence{}, inFlight: map[uint64]*inFlightBatch{}, pages: math.MaxInt, since: time.Now(),
+	}
 	for _, h := range p.stages {
 		s.pages, s.pageLen = min(s.pages, int(h.GetKvPages())), int(h.GetKvPageLen())
 	}
@@ -189,7 +191,9 @@ func (s *scheduler) take(e event) error {
 func (s *scheduler) submit(seq *sequence) {
 	seq.pages = (seq.maxLen + s.pageLen - 1) / s.pageLen
 	if seq.pages > s.total { // it would wait for ever, and all after it
-		seq.out <- result{err: fault.New(fault.Exhausted, "admit request: it needs %d KV pages of a cache of %d", seq.pages, s.total)}
+		seq.out <- result{
+			err: fault.New(fault.Exhausted, "admit request: it needs %d KV pages of a cache of %d", seq.pages, s.total),
+		}
 		return
 	}
 	if len(s.waiting) >= s.p.service.cfg.Queue {
@@ -217,7 +221,9 @@ func (s *scheduler) admit() {
 
 // add adds a sequence to the sampler. A draft session is greedy and needs no history.
 func (s *scheduler) add(seq *sequence) {
-	a := &samplerv1.AddSession{Session: seq.id, Epoch: seq.epoch, Rules: seq.rules, EmittedLogprobs: seq.logprobs, Vocabulary: s.p.chain.Digest()}
+	a := &samplerv1.AddSession{
+		Session: seq.id, Epoch: seq.epoch, Rules: seq.rules, EmittedLogprobs: seq.logprobs, Vocabulary: s.p.chain.Digest(),
+	}
 	if seq.draft == nil {
 		ids := make([]uint32, len(seq.log))
 		for i, id := range seq.log {
@@ -443,7 +449,9 @@ func (s *scheduler) remove(seq *sequence) error {
 	s.running = slices.DeleteFunc(s.running, func(o *sequence) bool { return o == seq })
 	s.pages += seq.pages
 	s.released = append(s.released, seq.id)
-	err := s.p.sample.Send(&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Remove{Remove: &samplerv1.RemoveSession{Session: seq.id}}})
+	err := s.p.sample.Send(
+		&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Remove{Remove: &samplerv1.RemoveSession{Session: seq.id}}},
+	)
 	if err != nil {
 		return streamEnd("sampler", err)
 	}
@@ -470,7 +478,9 @@ func (s *scheduler) overdue(now time.Time) error {
 	}
 	for _, seq := range s.running {
 		if late := now.Sub(seq.started); !seq.added && late > coldDeadline {
-			return fault.New(fault.Unavailable, "add session %x: no answer of the sampler within %v", seq.id, late.Round(time.Millisecond))
+			return fault.New(
+				fault.Unavailable, "add session %x: no answer of the sampler within %v", seq.id, late.Round(time.Millisecond),
+			)
 		}
 	}
 	return nil

@@ -206,25 +206,49 @@ type metrics struct {
 
 func newMetrics(r prometheus.Registerer) *metrics {
 	m := &metrics{
-		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "lamina_router_requests_total", Help: "Requests by how they ended."}, []string{"end"}),
-		tokens:   prometheus.NewCounter(prometheus.CounterOpts{Name: "lamina_router_tokens_total", Help: "Tokens generated."}),
+		requests: prometheus.NewCounterVec(
+			prometheus.CounterOpts{Name: "lamina_router_requests_total", Help: "Requests by how they ended."}, []string{"end"},
+		),
+		tokens: prometheus.NewCounter(
+			prometheus.CounterOpts{Name: "lamina_router_tokens_total", Help: "Tokens generated."},
+		),
 		first: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "lamina_router_first_token_seconds", Help: "From request to first token.", Buckets: prometheus.ExponentialBuckets(0.001, 2, 16),
 		}),
 		between: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "lamina_router_inter_token_seconds", Help: "Between tokens of a request.", Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16),
 		}),
-		drafted:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "lamina_router_draft_tokens_total", Help: "Draft tokens sent to be verified, by proposer."}, []string{"proposer"}),
-		accepted: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "lamina_router_accepted_tokens_total", Help: "Draft tokens accepted, by proposer."}, []string{"proposer"}),
-		steps:    prometheus.NewCounterVec(prometheus.CounterOpts{Name: "lamina_router_steps_total", Help: "Batches sent, by the purpose of their pipeline: answer or draft."}, []string{"pipeline"}),
-		dropped:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "lamina_router_draft_sessions_dropped_total", Help: "Draft sessions dropped, by code."}, []string{"code"}),
+		drafted: prometheus.NewCounterVec(
+			prometheus.CounterOpts{
+				Name: "lamina_router_draft_tokens_total", Help: "Draft tokens sent to be verified, by proposer.",
+			},
+			[]string{"proposer"},
+		),
+		accepted: prometheus.NewCounterVec(
+			prometheus.CounterOpts{Name: "lamina_router_accepted_tokens_total", Help: "Draft tokens accepted, by proposer."},
+			[]string{"proposer"},
+		),
+		steps: prometheus.NewCounterVec(
+			prometheus.CounterOpts{
+				Name: "lamina_router_steps_total", Help: "Batches sent, by the purpose of their pipeline: answer or draft.",
+			},
+			[]string{"pipeline"},
+		),
+		dropped: prometheus.NewCounterVec(
+			prometheus.CounterOpts{Name: "lamina_router_draft_sessions_dropped_total", Help: "Draft sessions dropped, by code."},
+			[]string{"code"},
+		),
 		drafting: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "lamina_router_draft_seconds", Help: "From a request for draft tokens to the draft model's answer.", Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16),
 		}),
-		moves: prometheus.NewCounter(prometheus.CounterOpts{Name: "lamina_router_moves_total", Help: "Sessions moved to another pipeline."}),
+		moves: prometheus.NewCounter(
+			prometheus.CounterOpts{Name: "lamina_router_moves_total", Help: "Sessions moved to another pipeline."},
+		),
 	}
 	if r != nil {
-		r.MustRegister(m.requests, m.tokens, m.first, m.between, m.moves, m.drafted, m.accepted, m.steps, m.dropped, m.drafting)
+		r.MustRegister(
+			m.requests, m.tokens, m.first, m.between, m.moves, m.drafted, m.accepted, m.steps, m.dropped, m.drafting,
+		)
 	}
 	return m
 }

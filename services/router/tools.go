@@ -33,7 +33,10 @@ type toolUse struct {
 
 // readToolUse checks a chat's tools and its choice.
 func readToolUse(r *routerv1.ChatRequest) (*toolUse, error) {
-	u := &toolUse{tools: r.GetToolsJson(), single: r.ParallelToolCalls != nil && !r.GetParallelToolCalls(), begun: r.GetNoGenerationPrompt()}
+	u := &toolUse{
+		tools: r.GetToolsJson(), single: r.ParallelToolCalls != nil && !r.GetParallelToolCalls(),
+		begun: r.GetNoGenerationPrompt(),
+	}
 	choice := r.GetToolChoice()
 	switch choice.GetMode() {
 	case routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_UNSPECIFIED, routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_AUTO:
@@ -104,7 +107,9 @@ func (q *request) tellTools(u *toolUse, messages []*tokenizerv1.Message) []*toke
 }
 
 // holdCalls constrains a chat's text to calls of its tools, once its prompt is known.
-func (q *request) holdCalls(ctx context.Context, u *toolUse, info *modelInfo, from []tokenizerv1.TokenizerServiceClient) error {
+func (q *request) holdCalls(
+	ctx context.Context, u *toolUse, info *modelInfo, from []tokenizerv1.TokenizerServiceClient,
+) error {
 	if u.tools == "" || u.begun && !u.forced {
 		return nil
 	}
@@ -131,7 +136,9 @@ func (q *request) holdCalls(ctx context.Context, u *toolUse, info *modelInfo, fr
 		},
 	}
 	compiles := func(source []byte) error {
-		return q.service.grammars.check(ctx, "tools_json", &samplerv1.Grammar{Kind: samplerv1.GrammarKind_GRAMMAR_KIND_TAGS, Source: string(source)})
+		return q.service.grammars.check(
+			ctx, "tools_json", &samplerv1.Grammar{Kind: samplerv1.GrammarKind_GRAMMAR_KIND_TAGS, Source: string(source)},
+		)
 	}
 	format := toolcall.Format{Calls: q.format.GetCalls(), Reasoning: q.format.GetReasoning()}
 	source, err := format.Structure(offer)

@@ -59,8 +59,12 @@ func (s *Service) Topology(ctx context.Context, _ *routerv1.TopologyRequest) (*r
 }
 
 // WatchTopology sends the topology now and after each change.
-func (s *Service) WatchTopology(_ *routerv1.WatchTopologyRequest, stream grpc.ServerStreamingServer[routerv1.WatchTopologyResponse]) error {
-	return s.watch(stream.Context(), func(m *routerv1.Mesh) error { return stream.Send(&routerv1.WatchTopologyResponse{Mesh: m}) })
+func (s *Service) WatchTopology(
+	_ *routerv1.WatchTopologyRequest, stream grpc.ServerStreamingServer[routerv1.WatchTopologyResponse],
+) error {
+	return s.watch(
+		stream.Context(), func(m *routerv1.Mesh) error { return stream.Send(&routerv1.WatchTopologyResponse{Mesh: m}) },
+	)
 }
 
 func (s *Service) watch(ctx context.Context, send func(*routerv1.Mesh) error) error {
@@ -129,7 +133,9 @@ type Backend struct{ s *Service }
 func (s *Service) Backend() *Backend { return &Backend{s} }
 
 // Generate runs a request and passes its events to send.
-func (b *Backend) Generate(ctx context.Context, r *routerv1.GenerateRequest, send func(*routerv1.GenerateResponse) error) error {
+func (b *Backend) Generate(
+	ctx context.Context, r *routerv1.GenerateRequest, send func(*routerv1.GenerateResponse) error,
+) error {
 	return b.s.generate(ctx, r, send)
 }
 

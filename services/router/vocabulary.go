@@ -28,7 +28,9 @@ type vocabulary struct {
 }
 
 // vocabulary returns a model's tokens, from a tokenizer the first time.
-func (s *Service) vocabulary(ctx context.Context, digest string, from []tokenizerv1.TokenizerServiceClient) (*vocabulary, error) {
+func (s *Service) vocabulary(
+	ctx context.Context, digest string, from []tokenizerv1.TokenizerServiceClient,
+) (*vocabulary, error) {
 	s.mu.Lock()
 	v := s.vocabularies[digest]
 	s.mu.Unlock()
@@ -73,7 +75,9 @@ func fetchVocabulary(ctx context.Context, t tokenizerv1.TokenizerServiceClient, 
 		case err != nil:
 			return nil, rpc.FromStatus(err)
 		case int(part.GetFirst()) != len(v.tokens):
-			return nil, fault.New(fault.Internal, "list tokens of %s: a part begins at %d, want %d", digest, part.GetFirst(), len(v.tokens))
+			return nil, fault.New(
+				fault.Internal, "list tokens of %s: a part begins at %d, want %d", digest, part.GetFirst(), len(v.tokens),
+			)
 		}
 		if j := part.GetJoining(); j != nil {
 			joining = readJoining(j)

@@ -135,7 +135,9 @@ func (l *library) take(parts incoming, t *samplerv1.Tokens) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if _, ok := get(l.vocabs, t.GetDigest()); !ok {
-		l.vocabs = put(l.vocabs, t.GetDigest(), &vocabulary{tokens: have, laid: map[string]*grammar.Vocabulary{}}, maxVocabularies)
+		l.vocabs = put(
+			l.vocabs, t.GetDigest(), &vocabulary{tokens: have, laid: map[string]*grammar.Vocabulary{}}, maxVocabularies,
+		)
 	}
 	return nil
 }
@@ -164,14 +166,18 @@ func (l *library) matcher(ctx context.Context, a *samplerv1.AddSession) (m *gram
 		return nil, nil, fault.Field("grammar.source", "%v", err)
 	}
 	if grammar.Allowed(mask) == 0 {
-		return nil, nil, fault.Field("grammar.source", "no token of the vocabulary fits the grammar after %d tokens", len(a.GetEmitted()))
+		return nil, nil, fault.Field(
+			"grammar.source", "no token of the vocabulary fits the grammar after %d tokens", len(a.GetEmitted()),
+		)
 	}
 	return m, mask, nil
 }
 
 // compile returns a grammar compiled for a vocabulary. Of those who ask for the same one at
 // once the first compiles it and the others wait.
-func (l *library) compile(ctx context.Context, key compiledKey, wire *samplerv1.Grammar, ends []int32) (c *compiling, err error) {
+func (l *library) compile(
+	ctx context.Context, key compiledKey, wire *samplerv1.Grammar, ends []int32,
+) (c *compiling, err error) {
 	l.mu.Lock()
 	v, ok := get(l.vocabs, key.vocabulary)
 	if !ok {

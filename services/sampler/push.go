@@ -54,7 +54,10 @@ func (s *Service) Push(stream grpc.BidiStreamingServer[samplerv1.PushRequest, sa
 	if err := stream.Send(opened); err != nil {
 		return err
 	}
-	u := &push{service: s, pipeline: p, stream: stream, vocab: int(open.GetVocab()), tensors: wire.NewAssembler(4 * int(open.GetVocab()))}
+	u := &push{
+		service: s, pipeline: p, stream: stream, vocab: int(open.GetVocab()),
+		tensors: wire.NewAssembler(4 * int(open.GetVocab())),
+	}
 	for {
 		req, err := stream.Recv()
 		if err != nil {
@@ -182,7 +185,9 @@ func (u *push) candidates(r *samplerv1.Row) ([]sample.Candidate, bool, error) {
 // pick advances a session by one row. It returns the reply to the router, or that
 // the whole row is wanted, or neither for a row that nobody waits for. A panic ends the
 // session and not the stream that all share.
-func (p *pipeline) pick(r *samplerv1.Row, candidates []sample.Candidate, whole bool, row []float32) (reply *samplerv1.SampleResponse, wanted bool) {
+func (p *pipeline) pick(
+	r *samplerv1.Row, candidates []sample.Candidate, whole bool, row []float32,
+) (reply *samplerv1.SampleResponse, wanted bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	n := p.sessions[string(r.GetSession())]
@@ -211,7 +216,9 @@ func (p *pipeline) pick(r *samplerv1.Row, candidates []sample.Candidate, whole b
 
 // pick applies the session's grammar and rules to a row. An error that names a field is the
 // request's own fault.
-func (n *session) pick(r *samplerv1.Row, candidates []sample.Candidate, whole bool, row []float32) (choice sample.Choice, err error) {
+func (n *session) pick(
+	r *samplerv1.Row, candidates []sample.Candidate, whole bool, row []float32,
+) (choice sample.Choice, err error) {
 	if n.matcher != nil {
 		if err := n.allow(); err != nil {
 			return choice, fault.Field("grammar.source", "%v", err)
@@ -225,7 +232,9 @@ func (n *session) pick(r *samplerv1.Row, candidates []sample.Candidate, whole bo
 	}
 	switch {
 	case errors.Is(err, sample.ErrNone) && n.matcher != nil:
-		return choice, fault.Field("grammar.source", "the grammar and the other rules leave no token at position %d", position)
+		return choice, fault.Field(
+			"grammar.source", "the grammar and the other rules leave no token at position %d", position,
+		)
 	case errors.Is(err, sample.ErrNone):
 		return choice, fault.Field("advanced", "the rules leave no token at position %d", position)
 	case err != nil:

@@ -49,8 +49,16 @@ func New(c Config) *Service {
 	s := &Service{
 		log: c.Log, pipelines: map[string]*pipeline{}, library: newLibrary(),
 		tokens: prometheus.NewCounter(prometheus.CounterOpts{Name: "lamina_sampler_tokens_total", Help: "Tokens picked."}),
-		rows:   prometheus.NewCounter(prometheus.CounterOpts{Name: "lamina_sampler_whole_rows_total", Help: "Whole rows asked for because candidates were too few."}),
-		bytes:  prometheus.NewCounter(prometheus.CounterOpts{Name: "lamina_sampler_row_bytes_total", Help: "Bytes of the rows that last stages sent, as messages."}),
+		rows: prometheus.NewCounter(
+			prometheus.CounterOpts{
+				Name: "lamina_sampler_whole_rows_total", Help: "Whole rows asked for because candidates were too few.",
+			},
+		),
+		bytes: prometheus.NewCounter(
+			prometheus.CounterOpts{
+				Name: "lamina_sampler_row_bytes_total", Help: "Bytes of the rows that last stages sent, as messages.",
+			},
+		),
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -100,7 +108,10 @@ func (s *Service) Sample(stream grpc.BidiStreamingServer[samplerv1.SampleRequest
 	if open == nil || len(open.GetPipeline()) != idLen {
 		return fault.Field("open.pipeline", "the first frame must name a pipeline by %d bytes", idLen)
 	}
-	p := &pipeline{replies: make(chan *samplerv1.SampleResponse, queueLen), done: make(chan struct{}), sessions: map[string]*session{}, pending: map[string]*samplerv1.AddSession{}}
+	p := &pipeline{
+		replies: make(chan *samplerv1.SampleResponse, queueLen), done: make(chan struct{}), sessions: map[string]*session{},
+		pending: map[string]*samplerv1.AddSession{},
+	}
 	if err := s.add(string(open.GetPipeline()), p); err != nil {
 		return err
 	}
@@ -149,7 +160,9 @@ func (s *Service) remove(name string, p *pipeline) {
 
 // receive takes the router's frames until it closes its side. What is wrong with a session
 // or a vocabulary is answered by `failed` for the sessions concerned.
-func (s *Service) receive(stream grpc.BidiStreamingServer[samplerv1.SampleRequest, samplerv1.SampleResponse], p *pipeline) error {
+func (s *Service) receive(
+	stream grpc.BidiStreamingServer[samplerv1.SampleRequest, samplerv1.SampleResponse], p *pipeline,
+) error {
 	parts := incoming{}
 	for {
 		req, err := stream.Recv()
@@ -211,7 +224,9 @@ func (p *pipeline) expect(a *samplerv1.AddSession) error {
 	defer p.mu.Unlock()
 	old, waiting := p.sessions[name], p.pending[name]
 	if epoch := a.GetEpoch(); old != nil && old.epoch > epoch || waiting.GetEpoch() > epoch {
-		return fault.New(fault.Aborted, "add session %x: epoch %d is below %d", name, epoch, max(waiting.GetEpoch(), old.lastEpoch()))
+		return fault.New(
+			fault.Aborted, "add session %x: epoch %d is below %d", name, epoch, max(waiting.GetEpoch(), old.lastEpoch()),
+		)
 	}
 	if old == nil && waiting == nil && len(p.sessions)+len(p.pending) >= maxSessions {
 		return fault.New(fault.Exhausted, "add session %x: the pipeline has %d", name, maxSessions)
@@ -296,7 +311,9 @@ func refused(a *samplerv1.AddSession, err error) *samplerv1.SampleResponse {
 
 // failed says that a session is refused or cannot go on, and whose fault that is.
 func failed(name []byte, epoch uint64, err error) *samplerv1.SampleResponse {
-	f := &samplerv1.SessionFailed{Session: name, Epoch: epoch, Code: uint32(rpc.Code(fault.CodeOf(err))), Message: err.Error()}
+	f := &samplerv1.SessionFailed{
+		Session: name, Epoch: epoch, Code: uint32(rpc.Code(fault.CodeOf(err))), Message: err.Error(),
+	}
 	var named *fault.Error
 	if errors.As(err, &named) && named.Field != "" {
 		f.Field, f.Message = named.Field, named.Msg

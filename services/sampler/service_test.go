@@ -66,7 +66,9 @@ func openOn(t *testing.T, s *sampler.Service) *both {
 	if b.stage, err = client.Push(ctx); err != nil {
 		t.Fatal(err)
 	}
-	b.push(&samplerv1.PushRequest{Frame: &samplerv1.PushRequest_Open{Open: &samplerv1.PushOpen{Pipeline: name, Vocab: vocab}}})
+	b.push(
+		&samplerv1.PushRequest{Frame: &samplerv1.PushRequest_Open{Open: &samplerv1.PushOpen{Pipeline: name, Vocab: vocab}}},
+	)
 	if _, err := b.stage.Recv(); err != nil {
 		t.Fatal(err)
 	}
@@ -156,7 +158,11 @@ func everyRule() []*samplerv1.Rules {
 		{FrequencyPenalty: 1, PresencePenalty: 1, TopLogprobs: 3},
 	}
 	for _, a := range []*samplerv1.Advanced{
-		{Mirostat: 2, MirostatTau: 1, MirostatEta: 0.5}, {Mirostat: 1, MirostatTau: 1, MirostatEta: 0.5}, {DryMultiplier: 2, DryAllowedLength: 1}, {TypicalP: 0.8}, {XtcProbability: 0.5, XtcThreshold: 0.05},
+		{
+			Mirostat: 2, MirostatTau: 1, MirostatEta: 0.5,
+		}, {
+			Mirostat: 1, MirostatTau: 1, MirostatEta: 0.5,
+		}, {DryMultiplier: 2, DryAllowedLength: 1}, {TypicalP: 0.8}, {XtcProbability: 0.5, XtcThreshold: 0.05},
 		{TopNSigma: 1.5}, {EpsilonCutoff: 0.02}, {EtaCutoff: 0.02}, {DynamicRange: 0.5}, {NoRepeatNgram: 1}, {MinTokens: 7},
 		{BadWords: []*samplerv1.Ids{{Ids: []uint32{3}}, {Ids: []uint32{3, 4}}}}, {PenaltyLastN: 3},
 	} {
@@ -167,8 +173,14 @@ func everyRule() []*samplerv1.Rules {
 		&samplerv1.Rules{Advanced: &samplerv1.Advanced{DryMultiplier: 2, DryAllowedLength: 1}},
 		&samplerv1.Rules{Temperature: 1, TopK: 40, Advanced: &samplerv1.Advanced{DryMultiplier: 1, DryAllowedLength: 1}},
 		&samplerv1.Rules{Temperature: 1, Advanced: &samplerv1.Advanced{TypicalP: 0.8, XtcProbability: 0.5}},
-		&samplerv1.Rules{Temperature: 0.8, Advanced: &samplerv1.Advanced{Mirostat: 2, DryMultiplier: 1, XtcProbability: 0.3, MinTokens: 3}, Choice: 2},
-		&samplerv1.Rules{Temperature: 1, FrequencyPenalty: 0.5, Advanced: &samplerv1.Advanced{NoRepeatNgram: 2, Order: []string{"no_repeat_ngram", "penalties", "temperature"}}},
+		&samplerv1.Rules{
+			Temperature: 0.8, Advanced: &samplerv1.Advanced{Mirostat: 2, DryMultiplier: 1, XtcProbability: 0.3, MinTokens: 3},
+			Choice: 2,
+		},
+		&samplerv1.Rules{
+			Temperature: 1, FrequencyPenalty: 0.5,
+			Advanced: &samplerv1.Advanced{NoRepeatNgram: 2, Order: []string{"no_repeat_ngram", "penalties", "temperature"}},
+		},
 	)
 	for i, r := range out {
 		r.Seed = uint64(i)
@@ -194,7 +206,12 @@ func TestSample_AnySamplerTakesOver(t *testing.T) {
 			ids, logprobs = append(ids, token.GetId()), append(logprobs, token.GetLogprob())
 		}
 		other := open(t)
-		other.add(&samplerv1.AddSession{Session: id(1), Epoch: 1, Rules: rules, Prompt: []uint32{1, 2, 3}, Emitted: ids[:moved], EmittedLogprobs: logprobs[:moved]})
+		other.add(
+			&samplerv1.AddSession{
+				Session: id(1), Epoch: 1, Rules: rules, Prompt: []uint32{1, 2, 3}, Emitted: ids[:moved],
+				EmittedLogprobs: logprobs[:moved],
+			},
+		)
 		for at := moved; at < length; at++ {
 			other.rows(row(1, 2+at, logits(i, at), 0))
 			if got := other.hear().GetToken().GetId(); got != ids[at] {
@@ -266,7 +283,11 @@ func TestPush_BytesAreCounted(t *testing.T) {
 	want, tokens := 0.0, 0.0
 	for at, candidates := range []int{1, 20, 0} {
 		r := row(1, at, logits(1, at), candidates)
-		want += float64(proto.Size(&samplerv1.PushRequest{Frame: &samplerv1.PushRequest_Rows{Rows: &samplerv1.Rows{Rows: []*samplerv1.Row{r}}}}))
+		want += float64(
+			proto.Size(
+				&samplerv1.PushRequest{Frame: &samplerv1.PushRequest_Rows{Rows: &samplerv1.Rows{Rows: []*samplerv1.Row{r}}}},
+			),
+		)
 		tokens++
 		b.rows(r)
 		b.hear()
@@ -308,7 +329,12 @@ func TestSample_EndsAndMinimum(t *testing.T) {
 	b := open(t)
 	x := logits(2, 2)
 	end := uint32(sample.Best(x, 1)[0].ID)
-	b.add(&samplerv1.AddSession{Session: id(1), Epoch: 1, Rules: &samplerv1.Rules{EndIds: []uint32{end}, Advanced: &samplerv1.Advanced{MinTokens: 2}}})
+	b.add(
+		&samplerv1.AddSession{
+			Session: id(1), Epoch: 1,
+			Rules: &samplerv1.Rules{EndIds: []uint32{end}, Advanced: &samplerv1.Advanced{MinTokens: 2}},
+		},
+	)
 	for at := range 3 {
 		b.rows(row(1, at, x, 10))
 		token := b.hear().GetToken()
@@ -330,8 +356,12 @@ func refusals() map[string]*samplerv1.Rules {
 	kind := gbnf("")
 	kind.Grammar.Kind = 99
 	return map[string]*samplerv1.Rules{
-		"temperature": {Temperature: -1}, "top_p": {TopP: 2}, "advanced.mirostat": {Advanced: &samplerv1.Advanced{Mirostat: 3}},
-		"advanced.order": {TopK: 3, Advanced: &samplerv1.Advanced{Order: []string{"min_p"}}}, "top_logprobs": {TopLogprobs: 21},
+		"temperature": {Temperature: -1}, "top_p": {TopP: 2}, "advanced.mirostat": {
+			Advanced: &samplerv1.Advanced{Mirostat: 3},
+		},
+		"advanced.order": {
+			TopK: 3, Advanced: &samplerv1.Advanced{Order: []string{"min_p"}},
+		}, "top_logprobs": {TopLogprobs: 21},
 		"logit_bias": {LogitBias: map[uint32]float32{1 << 31: 1}}, "end_ids": {EndIds: []uint32{math.MaxUint32}},
 		"advanced.bad_words[0]": {Advanced: &samplerv1.Advanced{BadWords: []*samplerv1.Ids{{}}}},
 		"grammar.source":        regex, "grammar.source ": foreign, "grammar.source  ": gbnf("root ::= root"), "grammar.kind": kind,
@@ -346,7 +376,11 @@ func TestSample_RefusesOneSessionAndGoesOn(t *testing.T) {
 	for c := range 128 {
 		tokens[c] = []byte{byte(c)}
 	}
-	b.tell(&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Tokens{Tokens: &samplerv1.Tokens{Digest: "d", Size: vocab, Tokens: tokens}}})
+	b.tell(
+		&samplerv1.SampleRequest{
+			Frame: &samplerv1.SampleRequest_Tokens{Tokens: &samplerv1.Tokens{Digest: "d", Size: vocab, Tokens: tokens}},
+		},
+	)
 	n := 1
 	for field, rules := range refusals() {
 		add := &samplerv1.AddSession{Session: id(n), Epoch: 7, Rules: rules, Vocabulary: "d"}
@@ -362,7 +396,10 @@ func TestSample_RefusesOneSessionAndGoesOn(t *testing.T) {
 		}
 		n += 2
 	}
-	add := &samplerv1.AddSession{Session: id(n), Epoch: 1, Rules: &samplerv1.Rules{Grammar: &samplerv1.Grammar{Kind: 1, Source: `root ::= "a"`}}, Vocabulary: "unknown"}
+	add := &samplerv1.AddSession{
+		Session: id(n), Epoch: 1, Rules: &samplerv1.Rules{Grammar: &samplerv1.Grammar{Kind: 1, Source: `root ::= "a"`}},
+		Vocabulary: "unknown",
+	}
 	b.tell(&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Add{Add: add}})
 	if f := b.hear().GetFailed(); codes.Code(f.GetCode()) != codes.FailedPrecondition {
 		t.Errorf("a vocabulary that was not sent: %v", f)
@@ -372,22 +409,40 @@ func TestSample_RefusesOneSessionAndGoesOn(t *testing.T) {
 // TestSample_DropsTokensThatDoNotFit sends a part of a vocabulary that leaves a gap.
 func TestSample_DropsTokensThatDoNotFit(t *testing.T) {
 	b := open(t)
-	b.tell(&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Tokens{Tokens: &samplerv1.Tokens{Digest: "d", Size: vocab, First: 5, Tokens: [][]byte{{1}}}}})
+	b.tell(
+		&samplerv1.SampleRequest{
+			Frame: &samplerv1.SampleRequest_Tokens{
+				Tokens: &samplerv1.Tokens{Digest: "d", Size: vocab, First: 5, Tokens: [][]byte{{1}}},
+			},
+		},
+	)
 	b.add(&samplerv1.AddSession{Session: id(1), Epoch: 1, Rules: &samplerv1.Rules{}})
 }
 
 // TestSample_RemovedWhileItsGrammarCompiles_IsNotAdded removes a session at once.
 func TestSample_RemovedWhileItsGrammarCompiles_IsNotAdded(t *testing.T) {
 	b := open(t)
-	b.tell(&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Tokens{Tokens: &samplerv1.Tokens{Digest: "d", Size: 1, Tokens: [][]byte{[]byte("a")}}}})
+	b.tell(
+		&samplerv1.SampleRequest{
+			Frame: &samplerv1.SampleRequest_Tokens{
+				Tokens: &samplerv1.Tokens{Digest: "d", Size: 1, Tokens: [][]byte{[]byte("a")}},
+			},
+		},
+	)
 	for n := range 50 {
 		source := fmt.Sprintf(`root ::= "a"{1,%d}`, 100+n)
 		b.tell(&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Add{Add: &samplerv1.AddSession{
-			Session: id(1), Epoch: 1, Vocabulary: "d", Rules: &samplerv1.Rules{Grammar: &samplerv1.Grammar{Kind: 1, Source: source}},
+			Session: id(1), Epoch: 1, Vocabulary: "d", Rules: &samplerv1.Rules{
+				Grammar: &samplerv1.Grammar{Kind: 1, Source: source},
+			},
 		}}})
-		b.tell(&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Remove{Remove: &samplerv1.RemoveSession{Session: id(1)}}})
+		b.tell(
+			&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Remove{Remove: &samplerv1.RemoveSession{Session: id(1)}}},
+		)
 	}
-	b.tell(&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Add{Add: &samplerv1.AddSession{Session: id(2), Epoch: 1}}})
+	b.tell(
+		&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Add{Add: &samplerv1.AddSession{Session: id(2), Epoch: 1}}},
+	)
 	for {
 		r := b.hear()
 		if name := r.GetAdded().GetSession(); slices.Equal(name, id(2)) {
@@ -425,7 +480,9 @@ func TestPush_BadRowEndsItsSessionAlone(t *testing.T) {
 			t.Errorf("%s: a token for %s", name, got)
 		}
 		for n := 1; n <= 2; n++ {
-			b.tell(&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Remove{Remove: &samplerv1.RemoveSession{Session: id(n)}}})
+			b.tell(
+				&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Remove{Remove: &samplerv1.RemoveSession{Session: id(n)}}},
+			)
 		}
 	}
 }
@@ -439,10 +496,22 @@ func TestSample_HoldsTextToAGrammar(t *testing.T) {
 		tokens[c] = []byte{byte(c)}
 	}
 	tokens[200], tokens[201] = []byte("12"), []byte("-3")
-	b.tell(&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Tokens{Tokens: &samplerv1.Tokens{Digest: "d", Size: vocab, Tokens: tokens[:150]}}})
-	b.tell(&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Tokens{Tokens: &samplerv1.Tokens{Digest: "d", Size: vocab, First: 150, Tokens: tokens[150:]}}})
+	b.tell(
+		&samplerv1.SampleRequest{
+			Frame: &samplerv1.SampleRequest_Tokens{Tokens: &samplerv1.Tokens{Digest: "d", Size: vocab, Tokens: tokens[:150]}},
+		},
+	)
+	b.tell(
+		&samplerv1.SampleRequest{
+			Frame: &samplerv1.SampleRequest_Tokens{
+				Tokens: &samplerv1.Tokens{Digest: "d", Size: vocab, First: 150, Tokens: tokens[150:]},
+			},
+		},
+	)
 	b.add(&samplerv1.AddSession{Session: id(1), Epoch: 1, Vocabulary: "d", Rules: &samplerv1.Rules{
-		EndIds: []uint32{299}, Grammar: &samplerv1.Grammar{Kind: samplerv1.GrammarKind_GRAMMAR_KIND_REGEX, Source: `[0-9]{3}-[0-9]{2}`},
+		EndIds: []uint32{299}, Grammar: &samplerv1.Grammar{
+			Kind: samplerv1.GrammarKind_GRAMMAR_KIND_REGEX, Source: `[0-9]{3}-[0-9]{2}`,
+		},
 	}})
 	var text []byte
 	for at := range 10 {

@@ -37,7 +37,9 @@ func dialStage(ctx context.Context, p *pipeline, open *shardv1.InferOpen) (*next
 	rest := &shardv1.InferOpen{
 		Pipeline: open.GetPipeline(), Digest: open.GetDigest(), Route: open.GetRoute()[1:], Sampler: open.GetSampler(), HiddenType: open.GetHiddenType(),
 	}
-	if err := stream.Send(&shardv1.InferRequest{Frame: &shardv1.InferRequest_Open{Open: rest}}); err != nil && !errors.Is(err, io.EOF) {
+	if err := stream.Send(
+		&shardv1.InferRequest{Frame: &shardv1.InferRequest_Open{Open: rest}},
+	); err != nil && !errors.Is(err, io.EOF) {
 		return nil, nil, rpc.FromStatus(err)
 	}
 	resp, err := stream.Recv()
@@ -66,7 +68,9 @@ func (n *nextStage) batch(b *shardv1.Batch, accepted []*shardv1.Entry, result []
 }
 
 func (n *nextStage) release(sessions [][]byte) error {
-	return n.send(&shardv1.InferRequest{Frame: &shardv1.InferRequest_Release{Release: &shardv1.Release{Sessions: sessions}}})
+	return n.send(
+		&shardv1.InferRequest{Frame: &shardv1.InferRequest_Release{Release: &shardv1.Release{Sessions: sessions}}},
+	)
 }
 
 // send sends a frame. If the stream is broken, receive returns the reason.
@@ -119,12 +123,16 @@ func dialSampler(ctx context.Context, p *pipeline, open *shardv1.InferOpen) (*to
 		return nil, rpc.FromStatus(err)
 	}
 	hello := &samplerv1.PushOpen{Pipeline: open.GetPipeline(), Vocab: uint32(p.held.stage.Spec.Vocab)}
-	if err := stream.Send(&samplerv1.PushRequest{Frame: &samplerv1.PushRequest_Open{Open: hello}}); err != nil && !errors.Is(err, io.EOF) {
+	if err := stream.Send(
+		&samplerv1.PushRequest{Frame: &samplerv1.PushRequest_Open{Open: hello}},
+	); err != nil && !errors.Is(err, io.EOF) {
 		return nil, rpc.FromStatus(err)
 	}
 	resp, err := stream.Recv()
 	if err != nil {
-		return nil, fault.Wrap(fault.CodeOf(rpc.FromStatus(err)), rpc.FromStatus(err), "open sampler at %s", open.GetSampler())
+		return nil, fault.Wrap(
+			fault.CodeOf(rpc.FromStatus(err)), rpc.FromStatus(err), "open sampler at %s", open.GetSampler(),
+		)
 	}
 	if resp.GetOpened() == nil {
 		return nil, fault.New(fault.Internal, "open sampler at %s: it answered %T", open.GetSampler(), resp.GetFrame())
@@ -175,7 +183,9 @@ func (t *toSampler) batch(b *shardv1.Batch, accepted []*shardv1.Entry, logits []
 // sampler may ask for the rest.
 func (t *toSampler) row(e *shardv1.Entry, pos uint32, row []float32) (*samplerv1.Row, []*tensorv1.Chunk) {
 	h := t.pipeline.held
-	out := &samplerv1.Row{Session: e.GetSession(), Epoch: e.GetEpoch(), Position: pos, LogSumExp: t.pipeline.service.cfg.Kernels.LogSumExp(row)}
+	out := &samplerv1.Row{
+		Session: e.GetSession(), Epoch: e.GetEpoch(), Position: pos, LogSumExp: t.pipeline.service.cfg.Kernels.LogSumExp(row),
+	}
 	if k := int(e.GetCandidates()); k > 0 && k < len(row) {
 		h.mu.Lock()
 		if s := h.sessions[string(e.GetSession())]; s != nil {
@@ -201,7 +211,9 @@ func (t *toSampler) send(rows []*samplerv1.Row, chunks []*tensorv1.Chunk) error 
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if err := t.stream.Send(&samplerv1.PushRequest{Frame: &samplerv1.PushRequest_Rows{Rows: &samplerv1.Rows{Rows: rows}}}); err != nil {
+	if err := t.stream.Send(
+		&samplerv1.PushRequest{Frame: &samplerv1.PushRequest_Rows{Rows: &samplerv1.Rows{Rows: rows}}},
+	); err != nil {
 		return broken(err)
 	}
 	for _, c := range chunks {

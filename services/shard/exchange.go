@@ -27,7 +27,9 @@ type slotTensor struct {
 // expect checks that a tensor is the one that is due by the schedule.
 func (s slotTensor) expect(step uint64, slot int) ([]float32, error) {
 	if s.step != step || int(s.slot) != slot {
-		return nil, fault.New(fault.Aborted, "exchange: got slot %d of step %d, want slot %d of step %d", s.slot, s.step, slot, step)
+		return nil, fault.New(
+			fault.Aborted, "exchange: got slot %d of step %d, want slot %d of step %d", s.slot, s.step, slot, step,
+		)
 	}
 	return s.values, nil
 }
@@ -62,7 +64,9 @@ func (p *fromPrev) activation(ctx context.Context, step uint64, slot int) ([]flo
 func (p *fromPrev) send(step uint64, slot int, x []float32, width int) error {
 	head, chunks := wire.Encode(f32, []int{len(x) / width, width}, x)
 	g := &shardv1.ActivationGradient{Step: step, Slot: uint32(slot), Tensor: head}
-	if err := p.stream.Send(&shardv1.ExchangeResponse{Frame: &shardv1.ExchangeResponse_Gradient{Gradient: g}}); err != nil {
+	if err := p.stream.Send(
+		&shardv1.ExchangeResponse{Frame: &shardv1.ExchangeResponse_Gradient{Gradient: g}},
+	); err != nil {
 		return rpc.FromStatus(err)
 	}
 	for _, c := range chunks {
@@ -84,7 +88,10 @@ func (s *Service) Exchange(stream exchangeServer) error {
 	r := s.training.runs[runKey(open.GetChain(), open.GetStage()+1)]
 	s.training.mu.Unlock()
 	if open == nil || r == nil || r.prev == nil {
-		return fault.New(fault.FailedPrecondition, "exchange with stage %d of chain %x: it is not open here", open.GetStage()+1, open.GetChain())
+		return fault.New(
+			fault.FailedPrecondition, "exchange with stage %d of chain %x: it is not open here", open.GetStage()+1,
+			open.GetChain(),
+		)
 	}
 	joined := false
 	r.prev.once.Do(func() {
@@ -93,9 +100,13 @@ func (s *Service) Exchange(stream exchangeServer) error {
 		joined = true
 	})
 	if !joined {
-		return fault.New(fault.AlreadyExists, "exchange with stage %d of chain %x: it has a neighbour", open.GetStage()+1, open.GetChain())
+		return fault.New(
+			fault.AlreadyExists, "exchange with stage %d of chain %x: it has a neighbour", open.GetStage()+1, open.GetChain(),
+		)
 	}
-	if err := stream.Send(&shardv1.ExchangeResponse{Frame: &shardv1.ExchangeResponse_Opened{Opened: &shardv1.ExchangeOpened{}}}); err != nil {
+	if err := stream.Send(
+		&shardv1.ExchangeResponse{Frame: &shardv1.ExchangeResponse_Opened{Opened: &shardv1.ExchangeOpened{}}},
+	); err != nil {
 		return err
 	}
 	var pending slotTensor
@@ -120,7 +131,10 @@ func (s *Service) Exchange(stream exchangeServer) error {
 }
 
 // receiveTensors assembles tensors from frames and passes them on.
-func receiveTensors(ctx context.Context, limit int, out chan<- slotTensor, recv func() (*tensorv1.Tensor, *tensorv1.Chunk, *slotTensor, error)) error {
+func receiveTensors(
+	ctx context.Context, limit int, out chan<- slotTensor,
+	recv func() (*tensorv1.Tensor, *tensorv1.Chunk, *slotTensor, error),
+) error {
 	tensors := wire.NewAssembler(limit)
 	for {
 		head, chunk, t, err := recv()
@@ -163,7 +177,9 @@ type toNext struct {
 }
 
 // dialNext joins the next stage, which is already open.
-func dialNext(ctx context.Context, fail context.CancelCauseFunc, dialer Dialer, o *shardv1.TrainOpen, limit int) (*toNext, error) {
+func dialNext(
+	ctx context.Context, fail context.CancelCauseFunc, dialer Dialer, o *shardv1.TrainOpen, limit int,
+) (*toNext, error) {
 	conn, err := dialer.Dial(o.GetNext())
 	if err != nil {
 		return nil, err
@@ -175,7 +191,9 @@ func dialNext(ctx context.Context, fail context.CancelCauseFunc, dialer Dialer, 
 		return nil, rpc.FromStatus(err)
 	}
 	hello := &shardv1.ExchangeOpen{Chain: o.GetChain(), Stage: o.GetStage()}
-	if err := n.stream.Send(&shardv1.ExchangeRequest{Frame: &shardv1.ExchangeRequest_Open{Open: hello}}); err != nil && !errors.Is(err, io.EOF) {
+	if err := n.stream.Send(
+		&shardv1.ExchangeRequest{Frame: &shardv1.ExchangeRequest_Open{Open: hello}},
+	); err != nil && !errors.Is(err, io.EOF) {
 		cancel()
 		return nil, rpc.FromStatus(err)
 	}
@@ -219,7 +237,9 @@ func (n *toNext) gradient(ctx context.Context, step uint64, slot int) ([]float32
 func (n *toNext) send(step uint64, slot int, x []float32, width int) error {
 	head, chunks := wire.Encode(f32, []int{len(x) / width, width}, x)
 	a := &shardv1.Activation{Step: step, Slot: uint32(slot), Tensor: head}
-	if err := n.stream.Send(&shardv1.ExchangeRequest{Frame: &shardv1.ExchangeRequest_Activation{Activation: a}}); err != nil {
+	if err := n.stream.Send(
+		&shardv1.ExchangeRequest{Frame: &shardv1.ExchangeRequest_Activation{Activation: a}},
+	); err != nil {
 		return broken(err)
 	}
 	for _, c := range chunks {

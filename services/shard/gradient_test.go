@@ -23,7 +23,9 @@ func gradientEvents(values []float32) []*eventv1.Gradient {
 	for at := 0; at < len(data); at += eventBytes {
 		piece := data[at:min(len(data), at+eventBytes)]
 		out = append(out, &eventv1.Gradient{
-			Run: "run", Step: 1, Part: "0-2", SlotLo: 2, SlotHi: 4, Chunk: uint32(at / eventBytes), Chunks: uint32((len(data) + eventBytes - 1) / eventBytes),
+			Run: "run", Step: 1, Part: "0-2", SlotLo: 2, SlotHi: 4, Chunk: uint32(at / eventBytes), Chunks: uint32(
+				(len(data) + eventBytes - 1) / eventBytes,
+			),
 			Checksum: wire.Checksum(piece), WholeChecksum: wire.Checksum(data), Replica: 1, Data: piece,
 		})
 	}
@@ -31,7 +33,10 @@ func gradientEvents(values []float32) []*eventv1.Gradient {
 }
 
 func keyOf(g *eventv1.Gradient) gradbus.Key {
-	return gradbus.Key{Run: g.GetRun(), Part: g.GetPart(), Step: g.GetStep(), SlotLo: g.GetSlotLo(), SlotHi: g.GetSlotHi(), Chunk: g.GetChunk()}
+	return gradbus.Key{
+		Run: g.GetRun(), Part: g.GetPart(), Step: g.GetStep(), SlotLo: g.GetSlotLo(), SlotHi: g.GetSlotHi(),
+		Chunk: g.GetChunk(),
+	}
 }
 
 func put(t *testing.T, bus gradbus.Bus, key gradbus.Key, g proto.Message) {
@@ -64,11 +69,16 @@ func TestTrain_DamagedGradientsNeverReachTheWeights(t *testing.T) {
 		key   func(*gradbus.Key)
 	}
 	for name, d := range map[string]damage{
-		"not a number":          {event: value(math.NaN())},
-		"infinite":              {event: value(math.Inf(-1))},
-		"bits flipped":          {event: func(g *eventv1.Gradient) { g.Data = append([]byte{1}, g.GetData()[1:]...) }},
-		"resealed after damage": {event: func(g *eventv1.Gradient) { g.Data = append([]byte{1}, g.GetData()[1:]...); reseal(g) }},
-		"too short":             {event: func(g *eventv1.Gradient) { g.Data = g.GetData()[4:]; reseal(g) }},
+		"not a number": {event: value(math.NaN())},
+		"infinite":     {event: value(math.Inf(-1))},
+		"bits flipped": {event: func(g *eventv1.Gradient) { g.Data = append([]byte{1}, g.GetData()[1:]...) }},
+		"resealed after damage": {event: func(g *eventv1.Gradient) {
+			g.Data = append(
+				[]byte{1}, g.GetData()[1:]...,
+			)
+			reseal(g)
+		}},
+		"too short": {event: func(g *eventv1.Gradient) { g.Data = g.GetData()[4:]; reseal(g) }},
 		"too long": {event: func(g *eventv1.Gradient) {
 			g.Data = append(g.GetData()[:len(g.GetData()):len(g.GetData())], 0, 0, 0, 0)
 			reseal(g)
@@ -78,7 +88,9 @@ func TestTrain_DamagedGradientsNeverReachTheWeights(t *testing.T) {
 		"of another run inside":  {event: func(g *eventv1.Gradient) { g.Run = "other" }},
 		"of another slot inside": {event: func(g *eventv1.Gradient) { g.SlotLo = 0 }},
 		"of a later step":        {event: func(g *eventv1.Gradient) { g.Step = 7 }, key: func(k *gradbus.Key) { k.Step = 7 }},
-		"of a node of nobody":    {event: func(g *eventv1.Gradient) { g.SlotLo = 1 }, key: func(k *gradbus.Key) { k.SlotLo = 1 }},
+		"of a node of nobody": {
+			event: func(g *eventv1.Gradient) { g.SlotLo = 1 }, key: func(k *gradbus.Key) { k.SlotLo = 1 },
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			bus := gradbus.NewMemory(busLimit)

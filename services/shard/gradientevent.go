@@ -29,7 +29,9 @@ func (m *reducer) publish(part string, n schedule.Node, flat []float32) error {
 		if err != nil {
 			return fault.Wrap(fault.Internal, err, "encode gradient event")
 		}
-		key := gradbus.Key{Run: m.busRun(), Part: part, Step: m.step, SlotLo: uint32(n.Lo), SlotHi: uint32(n.Hi), Chunk: uint32(i)}
+		key := gradbus.Key{
+			Run: m.busRun(), Part: part, Step: m.step, SlotLo: uint32(n.Lo), SlotHi: uint32(n.Hi), Chunk: uint32(i),
+		}
 		if err := m.run.service.cfg.Bus.Publish(m.run.ctx, gradbus.Event{Key: key, Data: raw}); err != nil {
 			return err
 		}
@@ -118,7 +120,9 @@ func (a *assembly) add(e gradbus.Event, want int) ([]float32, error) {
 	case g.GetRun() != e.Key.Run:
 		return nil, bad("it belongs to run %q", g.GetRun())
 	case int(g.GetChunks()) != chunks || int(g.GetChunk()) >= chunks || len(g.GetData()) != min(4*want, lo+chunkSize)-lo:
-		return nil, bad("chunk %d of %d with %d bytes does not fit %d values", g.GetChunk(), g.GetChunks(), len(g.GetData()), want)
+		return nil, bad(
+			"chunk %d of %d with %d bytes does not fit %d values", g.GetChunk(), g.GetChunks(), len(g.GetData()), want,
+		)
 	case wire.Checksum(g.GetData()) != g.GetChecksum():
 		return nil, bad("its checksum is wrong")
 	}

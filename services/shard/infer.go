@@ -81,7 +81,10 @@ func (s *Service) Infer(up inferServer) error {
 	}
 	ctx, fail := context.WithCancelCause(up.Context())
 	defer fail(nil)
-	p := &pipeline{service: s, held: h, id: string(open.GetPipeline()), hidden: open.GetHiddenType(), up: up, work: make(chan work, queueLen)}
+	p := &pipeline{
+		service: s, held: h, id: string(open.GetPipeline()), hidden: open.GetHiddenType(), up: up,
+		work: make(chan work, queueLen),
+	}
 	defer p.freeAll()
 	if p.infoOpened, err = p.connect(ctx, fail, open); err != nil {
 		return err
@@ -94,16 +97,23 @@ func (s *Service) Infer(up inferServer) error {
 }
 
 // connect opens the rest of the chain and collects what its stages hold.
-func (p *pipeline) connect(ctx context.Context, fail context.CancelCauseFunc, open *shardv1.InferOpen) (*shardv1.InferOpened, error) {
+func (p *pipeline) connect(
+	ctx context.Context, fail context.CancelCauseFunc, open *shardv1.InferOpen,
+) (*shardv1.InferOpened, error) {
 	// The router must not hang on a chain that does not open.
 	limit := time.AfterFunc(openLimit, func() {
 		fail(fault.New(fault.DeadlineExceeded, "open pipeline %x: the chain did not open in %v", p.id, openLimit))
 	})
 	defer limit.Stop()
-	opened := &shardv1.InferOpened{Stages: []*shardv1.Held{p.held.describe()}, KernelClasses: []string{p.service.cfg.Kernels.Class()}}
+	opened := &shardv1.InferOpened{
+		Stages: []*shardv1.Held{p.held.describe()}, KernelClasses: []string{p.service.cfg.Kernels.Class()},
+	}
 	last := p.held.stage.Last()
 	if last != (len(open.GetRoute()) == 1) {
-		return nil, fault.Field("open.route", "%d hops from layers %v of %d", len(open.GetRoute()), p.held.stage.Range, len(p.held.stage.Spec.Layers))
+		return nil, fault.Field(
+			"open.route", "%d hops from layers %v of %d", len(open.GetRoute()), p.held.stage.Range,
+			len(p.held.stage.Spec.Layers),
+		)
 	}
 	if last {
 		down, err := dialSampler(ctx, p, open)
@@ -264,15 +274,23 @@ func (p *pipeline) refusal(e *shardv1.Entry, ids []uint32) error {
 	case e.GetRows() == 0:
 		return fault.New(fault.Invalid, "no rows at position %d", e.GetPosition())
 	case e.GetLogits() > e.GetRows():
-		return fault.New(fault.Invalid, "logits of %d rows at position %d, which has %d", e.GetLogits(), e.GetPosition(), e.GetRows())
+		return fault.New(
+			fault.Invalid, "logits of %d rows at position %d, which has %d", e.GetLogits(), e.GetPosition(), e.GetRows(),
+		)
 	case len(e.GetDraftIds()) > 0 && len(e.GetDraftIds()) != int(e.GetLogits())-1:
 		return fault.New(fault.Invalid, "%d draft tokens for %d rows that want logits", len(e.GetDraftIds()), e.GetLogits())
 	case end > uint64(p.held.positions()):
-		return fault.New(fault.Exhausted, "%d rows at position %d exceed the %d positions of the cache", e.GetRows(), e.GetPosition(), p.held.positions())
+		return fault.New(
+			fault.Exhausted, "%d rows at position %d exceed the %d positions of the cache", e.GetRows(), e.GetPosition(),
+			p.held.positions(),
+		)
 	}
 	for i, id := range ids {
 		if int64(id) >= int64(p.held.stage.Spec.Vocab) {
-			return fault.New(fault.Invalid, "id %d at position %d is outside the vocabulary of %d", id, int(e.GetPosition())+i, p.held.stage.Spec.Vocab)
+			return fault.New(
+				fault.Invalid, "id %d at position %d is outside the vocabulary of %d", id, int(e.GetPosition())+i,
+				p.held.stage.Spec.Vocab,
+			)
 		}
 	}
 	return nil

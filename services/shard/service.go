@@ -92,9 +92,13 @@ type session struct {
 func New(c Config) *Service {
 	s := &Service{
 		cfg: c, log: c.Log,
-		rows:    prometheus.NewCounter(prometheus.CounterOpts{Name: "lamina_shard_rows_total", Help: "Rows (token positions) computed."}),
+		rows: prometheus.NewCounter(
+			prometheus.CounterOpts{Name: "lamina_shard_rows_total", Help: "Rows (token positions) computed."},
+		),
 		batches: prometheus.NewCounter(prometheus.CounterOpts{Name: "lamina_shard_batches_total", Help: "Batches computed."}),
-		compute: prometheus.NewCounter(prometheus.CounterOpts{Name: "lamina_shard_compute_seconds_total", Help: "Time spent in kernels."}),
+		compute: prometheus.NewCounter(
+			prometheus.CounterOpts{Name: "lamina_shard_compute_seconds_total", Help: "Time spent in kernels."},
+		),
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -133,7 +137,9 @@ func (s *Service) Hold(name, digest string, files *model.Files, r model.Range) e
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.held = append(s.held, &held{
-		name: name, digest: digest, stage: stage, cache: kvcache.New(stage.CacheConfig(pages), stage.Kernels()), sessions: map[string]*session{},
+		name: name, digest: digest, stage: stage, cache: kvcache.New(
+			stage.CacheConfig(pages), stage.Kernels(),
+		), sessions: map[string]*session{},
 	})
 	if unused := files.Spec.Unused; len(unused) > 0 {
 		s.log.Info("load the language model only", "model", name, "unused", strings.Join(unused, ", "))
@@ -151,7 +157,9 @@ func (s *Service) find(digest string, hop *shardv1.Hop) (*held, error) {
 			return h, nil
 		}
 	}
-	return nil, fault.New(fault.NotFound, "open pipeline: layers %d-%d of %s are not held by this shard", hop.GetLo(), hop.GetHi(), digest)
+	return nil, fault.New(
+		fault.NotFound, "open pipeline: layers %d-%d of %s are not held by this shard", hop.GetLo(), hop.GetHi(), digest,
+	)
 }
 
 // Trim releases memory that the load of the last interval did not need: free KV pages
@@ -199,7 +207,9 @@ func (h *held) describe() *shardv1.Held {
 func (s *Service) Describe(context.Context, *shardv1.DescribeRequest) (*shardv1.DescribeResponse, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	out := &shardv1.DescribeResponse{KernelClass: s.cfg.Kernels.Class(), Threads: uint32(s.cfg.Threads), Trains: s.cfg.Bus != nil}
+	out := &shardv1.DescribeResponse{
+		KernelClass: s.cfg.Kernels.Class(), Threads: uint32(s.cfg.Threads), Trains: s.cfg.Bus != nil,
+	}
 	for _, h := range s.held {
 		out.Held = append(out.Held, h.describe())
 	}

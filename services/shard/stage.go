@@ -39,7 +39,9 @@ func (p *pipeline) batch(w work) error {
 			continue
 		}
 		accepted = append(accepted, e)
-		b.Entries = append(b.Entries, model.Entry[float32]{Seq: s.seq, Pos: int(e.GetPosition()), Rows: n, Logits: int(e.GetLogits())})
+		b.Entries = append(
+			b.Entries, model.Entry[float32]{Seq: s.seq, Pos: int(e.GetPosition()), Rows: n, Logits: int(e.GetLogits())},
+		)
 		if h.stage.First() {
 			for _, id := range ids {
 				b.IDs = append(b.IDs, int32(id))
@@ -90,7 +92,9 @@ func (p *pipeline) admit(e *shardv1.Entry) (*session, error) {
 	s.epoch = e.GetEpoch()
 	pos := int(e.GetPosition())
 	if pos > s.seq.Len() {
-		return nil, fault.New(fault.FailedPrecondition, "position %d of session %x is beyond the %d cached", pos, e.GetSession(), s.seq.Len())
+		return nil, fault.New(
+			fault.FailedPrecondition, "position %d of session %x is beyond the %d cached", pos, e.GetSession(), s.seq.Len(),
+		)
 	}
 	s.seq.Truncate(pos)
 	if err := s.seq.Reserve(pos + int(e.GetRows())); err != nil {

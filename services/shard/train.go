@@ -149,14 +149,18 @@ func checkTrainOpen(o *shardv1.TrainOpen) error {
 }
 
 // build makes the stage and its optimizer state, and announces it to Exchange.
-func (t *training) build(ctx context.Context, fail context.CancelCauseFunc, stream trainServer, o *shardv1.TrainOpen) (*trainRun, error) {
+func (t *training) build(
+	ctx context.Context, fail context.CancelCauseFunc, stream trainServer, o *shardv1.TrainOpen,
+) (*trainRun, error) {
 	spec, err := model.ParseHF(o.GetConfigJson())
 	if err != nil {
 		return nil, fault.Wrap(fault.Invalid, err, "open.config_json")
 	}
 	layers := model.Range{Lo: int(o.GetLo()), Hi: int(o.GetHi())}
 	if layers.Lo >= layers.Hi || layers.Hi > len(spec.Layers) || (layers.Lo == 0) != (o.GetStage() == 0) || (layers.Hi == len(spec.Layers)) != (o.GetStage() == o.GetStages()-1) {
-		return nil, fault.Field("open.lo", "layers %v of %d on stage %d of %d", layers, len(spec.Layers), o.GetStage(), o.GetStages())
+		return nil, fault.Field(
+			"open.lo", "layers %v of %d on stage %d of %d", layers, len(spec.Layers), o.GetStage(), o.GetStages(),
+		)
 	}
 	kernels := t.service.cfg.Kernels
 	if o.GetPrecision() == shardv1.Precision_PRECISION_BFLOAT16 {
@@ -168,7 +172,9 @@ func (t *training) build(ctx context.Context, fail context.CancelCauseFunc, stre
 	}
 	a := o.GetAdamw()
 	r := &trainRun{
-		service: t.service, open: o, stream: stream, ctx: ctx, fail: fail, stage: stage, frames: make(chan *shardv1.TrainRequest, frameQueue),
+		service: t.service, open: o, stream: stream, ctx: ctx, fail: fail, stage: stage, frames: make(
+			chan *shardv1.TrainRequest, frameQueue,
+		),
 		adamw:  optim.AdamW{Beta1: a.GetBeta1(), Beta2: a.GetBeta2(), Epsilon: a.GetEpsilon(), Decay: a.GetDecay()},
 		loaded: map[string]int{},
 	}
@@ -293,11 +299,18 @@ func (r *trainRun) apply(a *shardv1.Apply) error {
 	for _, p := range r.state {
 		grad := g.tensor(p.Name)
 		matrix := len(p.Shape) > 1
-		r.adamw.Step(r.service.cfg.Kernels, p.Data, p.m, p.v, grad, a.GetGradientScale(), a.GetLearningRate(), int(a.GetStep()), matrix || !r.open.GetAdamw().GetDecayMatricesOnly())
+		r.adamw.Step(
+			r.service.cfg.Kernels, p.Data, p.m, p.v, grad, a.GetGradientScale(), a.GetLearningRate(), int(a.GetStep()),
+			matrix || !r.open.GetAdamw().GetDecayMatricesOnly(),
+		)
 	}
 	r.step = a.GetStep()
 	r.reducer.commit()
-	return r.send(&shardv1.TrainResponse{Frame: &shardv1.TrainResponse_Applied{Applied: &shardv1.Applied{Step: r.step, Digest: r.digest()}}})
+	return r.send(
+		&shardv1.TrainResponse{
+			Frame: &shardv1.TrainResponse_Applied{Applied: &shardv1.Applied{Step: r.step, Digest: r.digest()}},
+		},
+	)
 }
 
 // digest hashes the stage's own weights in name order.

@@ -73,7 +73,9 @@ func trainOpening(replica, replicas uint32) *shardv1.TrainOpen {
 	return &shardv1.TrainOpen{
 		Run: "run", Chain: chain, Stages: 1, Replica: replica, Replicas: replicas, Hi: 2, Seed: 5, Slots: slotCount, Schedule: "1f1b",
 		SlotSequences: 1, SequenceLen: slotLength, Adamw: &shardv1.AdamW{Beta1: 0.9, Beta2: 0.95, Epsilon: 1e-8, Decay: 0.1},
-		ConfigJson: []byte(`{"model_type":"llama","hidden_size":40,"num_hidden_layers":2,"num_attention_heads":2,"intermediate_size":16,"vocab_size":2048,"max_position_embeddings":8,"tie_word_embeddings":true}`),
+		ConfigJson: []byte(
+			`{"model_type":"llama","hidden_size":40,"num_hidden_layers":2,"num_attention_heads":2,"intermediate_size":16,"vocab_size":2048,"max_position_embeddings":8,"tie_word_embeddings":true}`,
+		),
 	}
 }
 
@@ -172,7 +174,11 @@ func (c *conversation) folded() (losses []float64, norms []*shardv1.Norm) {
 
 func (c *conversation) apply(step uint64) uint64 {
 	c.t.Helper()
-	c.send(&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Apply{Apply: &shardv1.Apply{Step: step, LearningRate: 0.01, GradientScale: 1}}})
+	c.send(
+		&shardv1.TrainRequest{
+			Frame: &shardv1.TrainRequest_Apply{Apply: &shardv1.Apply{Step: step, LearningRate: 0.01, GradientScale: 1}},
+		},
+	)
 	f := c.next()
 	if f.GetApplied().GetStep() != step {
 		c.t.Fatalf("apply %d is answered by %v", step, f)
@@ -362,7 +368,9 @@ func TestTrain_WrongFramesAreRefused(t *testing.T) {
 		return &shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Microbatch{Microbatch: m}}
 	}
 	stepOf := func(slots ...uint32) *shardv1.TrainRequest {
-		return &shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Step{Step: &shardv1.Step{Step: 1, Slots: slots, Targets: 16}}}
+		return &shardv1.TrainRequest{
+			Frame: &shardv1.TrainRequest_Step{Step: &shardv1.Step{Step: 1, Slots: slots, Targets: 16}},
+		}
 	}
 	foreign, long := microbatch(1, 0), microbatch(1, 0)
 	foreign.Ids[1] = vocabSize
@@ -376,11 +384,21 @@ func TestTrain_WrongFramesAreRefused(t *testing.T) {
 		"a later slot first":         {[]*shardv1.TrainRequest{stepOf(0, 1, 2, 3), wrap(microbatch(1, 1))}, fault.Invalid},
 		"an id beyond the vocabular": {[]*shardv1.TrainRequest{stepOf(0, 1, 2, 3), wrap(foreign)}, fault.Invalid},
 		"a longer sequence":          {[]*shardv1.TrainRequest{stepOf(0, 1, 2, 3), wrap(long)}, fault.Invalid},
-		"a second open":              {[]*shardv1.TrainRequest{{Frame: &shardv1.TrainRequest_Open{Open: trainOpening(0, 1)}}}, fault.Invalid},
-		"apply without a gradient":   {[]*shardv1.TrainRequest{{Frame: &shardv1.TrainRequest_Apply{Apply: &shardv1.Apply{Step: 1}}}}, fault.FailedPrecondition},
-		"an unknown parameter":       {[]*shardv1.TrainRequest{{Frame: &shardv1.TrainRequest_State{State: &shardv1.State{Name: "x", Kind: 1}}}}, fault.Invalid},
-		"load without state":         {[]*shardv1.TrainRequest{{Frame: &shardv1.TrainRequest_Load{Load: &shardv1.Load{Step: 1}}}}, fault.Invalid},
-		"an empty frame":             {[]*shardv1.TrainRequest{{}}, fault.Invalid},
+		"a second open": {
+			[]*shardv1.TrainRequest{{Frame: &shardv1.TrainRequest_Open{Open: trainOpening(0, 1)}}}, fault.Invalid,
+		},
+		"apply without a gradient": {
+			[]*shardv1.TrainRequest{{Frame: &shardv1.TrainRequest_Apply{Apply: &shardv1.Apply{Step: 1}}}},
+			fault.FailedPrecondition,
+		},
+		"an unknown parameter": {
+			[]*shardv1.TrainRequest{{Frame: &shardv1.TrainRequest_State{State: &shardv1.State{Name: "x", Kind: 1}}}},
+			fault.Invalid,
+		},
+		"load without state": {
+			[]*shardv1.TrainRequest{{Frame: &shardv1.TrainRequest_Load{Load: &shardv1.Load{Step: 1}}}}, fault.Invalid,
+		},
+		"an empty frame": {[]*shardv1.TrainRequest{{}}, fault.Invalid},
 	} {
 		conv := r.train(trainOpening(0, 1))
 		for _, f := range c.frames {

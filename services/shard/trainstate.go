@@ -15,7 +15,9 @@ const f32 = tensorv1.ElementType_ELEMENT_TYPE_F32
 
 // sorted orders parameters by name, which is the order in digests and events.
 func sorted(params []model.Param[float32]) []model.Param[float32] {
-	return slices.SortedFunc(slices.Values(params), func(a, b model.Param[float32]) int { return cmp.Compare(a.Name, b.Name) })
+	return slices.SortedFunc(
+		slices.Values(params), func(a, b model.Param[float32]) int { return cmp.Compare(a.Name, b.Name) },
+	)
 }
 
 // param finds the parameter of a state tensor; a tied copy has its owner's name.
@@ -87,12 +89,16 @@ func (r *trainRun) finishLoad(l *shardv1.Load) error {
 	}
 	clear(r.loaded)
 	r.step = l.GetStep()
-	return r.send(&shardv1.TrainResponse{Frame: &shardv1.TrainResponse_Loaded{Loaded: &shardv1.Loaded{Digest: r.digest()}}})
+	return r.send(
+		&shardv1.TrainResponse{Frame: &shardv1.TrainResponse_Loaded{Loaded: &shardv1.Loaded{Digest: r.digest()}}},
+	)
 }
 
 // fetch sends the stage's own state, tensor by tensor.
 func (r *trainRun) fetch(f *shardv1.Fetch) error {
-	kinds := []shardv1.StateKind{shardv1.StateKind_STATE_KIND_WEIGHT, shardv1.StateKind_STATE_KIND_MOMENT1, shardv1.StateKind_STATE_KIND_MOMENT2}
+	kinds := []shardv1.StateKind{
+		shardv1.StateKind_STATE_KIND_WEIGHT, shardv1.StateKind_STATE_KIND_MOMENT1, shardv1.StateKind_STATE_KIND_MOMENT2,
+	}
 	if f.GetWeightsOnly() {
 		kinds = kinds[:1]
 	}
@@ -102,7 +108,11 @@ func (r *trainRun) fetch(f *shardv1.Fetch) error {
 		}
 		for _, kind := range kinds {
 			head, chunks := wire.Encode(f32, p.Shape, p.values(kind))
-			if err := r.send(&shardv1.TrainResponse{Frame: &shardv1.TrainResponse_State{State: &shardv1.State{Name: p.Name, Kind: kind, Tensor: head}}}); err != nil {
+			if err := r.send(
+				&shardv1.TrainResponse{
+					Frame: &shardv1.TrainResponse_State{State: &shardv1.State{Name: p.Name, Kind: kind, Tensor: head}},
+				},
+			); err != nil {
 				return err
 			}
 			for _, c := range chunks {
@@ -112,5 +122,9 @@ func (r *trainRun) fetch(f *shardv1.Fetch) error {
 			}
 		}
 	}
-	return r.send(&shardv1.TrainResponse{Frame: &shardv1.TrainResponse_Fetched{Fetched: &shardv1.Fetched{Step: r.step, Digest: r.digest()}}})
+	return r.send(
+		&shardv1.TrainResponse{
+			Frame: &shardv1.TrainResponse_Fetched{Fetched: &shardv1.Fetched{Step: r.step, Digest: r.digest()}},
+		},
+	)
 }

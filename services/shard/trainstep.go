@@ -28,7 +28,9 @@ func (r *trainRun) runStep(step *shardv1.Step) error {
 	s := &stepRun{
 		trainRun: r, step: step, scale: 1 / float64(step.GetTargets()), traces: map[int]*model.Trace[float32]{}, grads: map[schedule.Node]*gradient{},
 	}
-	actions, err := schedule.New(r.open.GetSchedule(), int(r.open.GetStage()), int(r.open.GetStages()), len(step.GetSlots()))
+	actions, err := schedule.New(
+		r.open.GetSchedule(), int(r.open.GetStage()), int(r.open.GetStages()), len(step.GetSlots()),
+	)
 	if err != nil {
 		return fault.Wrap(fault.Invalid, err, "open.schedule")
 	}
@@ -53,7 +55,9 @@ func (r *trainRun) runStep(step *shardv1.Step) error {
 	}
 	s.wait += wait
 	return r.send(&shardv1.TrainResponse{Frame: &shardv1.TrainResponse_Folded{Folded: &shardv1.Folded{
-		Step: step.GetStep(), Norms: norms, ComputeUs: uint64((time.Since(start) - s.wait).Microseconds()), WaitUs: uint64(s.wait.Microseconds()),
+		Step: step.GetStep(), Norms: norms, ComputeUs: uint64(
+			(time.Since(start) - s.wait).Microseconds(),
+		), WaitUs: uint64(s.wait.Microseconds()),
 	}}})
 }
 
@@ -136,7 +140,10 @@ func (s *stepRun) microbatch(slot int) (*shardv1.Microbatch, error) {
 		return nil, fault.Field("microbatch", "want slot %d of step %d, got %v", slot, s.step.GetStep(), f.GetFrame())
 	}
 	if m.GetSequences() == 0 || m.GetSequences() > s.open.GetSlotSequences() || m.GetLength() != s.open.GetSequenceLen() {
-		return nil, fault.Field("microbatch", "%d sequences of %d tokens, the run has %d of %d", m.GetSequences(), m.GetLength(), s.open.GetSlotSequences(), s.open.GetSequenceLen())
+		return nil, fault.Field(
+			"microbatch", "%d sequences of %d tokens, the run has %d of %d", m.GetSequences(), m.GetLength(),
+			s.open.GetSlotSequences(), s.open.GetSequenceLen(),
+		)
 	}
 	return m, nil
 }

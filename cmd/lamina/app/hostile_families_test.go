@@ -32,7 +32,9 @@ func oneOf[T any](r *rand.Rand, of ...T) T { return of[r.IntN(len(of))] }
 // completion is a body of /v1/completions with one more field.
 func completion(r *rand.Rand, field string, value string) hostileRequest {
 	stream := oneOf(r, "true", "false")
-	return hostileRequest{path: "/v1/completions", body: `{"prompt":"ab","max_tokens":3,"stream":` + stream + `,"` + field + `":` + value + `}`}
+	return hostileRequest{
+		path: "/v1/completions", body: `{"prompt":"ab","max_tokens":3,"stream":` + stream + `,"` + field + `":` + value + `}`,
+	}
 }
 
 // chatBody is a body of /v1/chat/completions with more fields.
@@ -78,7 +80,10 @@ func expensive(r *rand.Rand, open, inside, end string) string {
 
 func hostileRegex(r *rand.Rand) string {
 	n := 1 + r.IntN(60)
-	atom := oneOf(r, `(a+)+$`, `(a|a)*`, `(.*a)`, `[^\p{L}\d]`, `\b\w+\b`, `(?=a)`, `(?!b)`, `(?:x?){3}`, `$`, `^`, `.`, `\`, `[`, `(`, `)`, `\x`, `\p{Nope}`, `(?<n>a)`, `\1`, "\x00", "é")
+	atom := oneOf(
+		r, `(a+)+$`, `(a|a)*`, `(.*a)`, `[^\p{L}\d]`, `\b\w+\b`, `(?=a)`, `(?!b)`, `(?:x?){3}`, `$`, `^`, `.`, `\`, `[`, `(`,
+		`)`, `\x`, `\p{Nope}`, `(?<n>a)`, `\1`, "\x00", "é",
+	)
 	return oneOf(r,
 		`(a+)+$(a+)+$`, strings.Repeat(atom, n), expensive(r, "(", "a", ")*"), fmt.Sprintf(`(%s){%d}`, atom, n*n), fmt.Sprintf(`%s{%d,%d}`, atom, n, n/2),
 		fmt.Sprintf(`(.*a){%d}`, n), fmt.Sprintf(`[ab]*a[ab]{%d}`, n), "", `$^`, `a$b`, `[]`, `[^\s\S]`, atom+atom+`|`+atom)
@@ -88,8 +93,12 @@ func hostileGBNF(r *rand.Rand) string {
 	n := 1 + r.IntN(60)
 	return oneOf(r,
 		"", "root ::=", "root ::= root", `root ::= "a" root`, `root ::= root "a"`, "root ::= missing", `toor ::= "a"`, `root ::= [z-a]`, `root ::= "\q"`,
-		"root ::= "+expensive(r, "(", `"a"`, ")*"), fmt.Sprintf(`root ::= "a"{%d,%d}`, n*1000, n), fmt.Sprintf(`root ::= ((([a-z]{0,%d} "x"?){0,%d}){1,%d})*`, n, n, n),
-		fmt.Sprintf(`root ::= "a" root root root | "a" root | "b" | "a"%s`, strings.Repeat(` | "a" root`, n)), `root ::= "`+strings.Repeat("é", 40*n)+`"`,
+		"root ::= "+expensive(r, "(", `"a"`, ")*"), fmt.Sprintf(`root ::= "a"{%d,%d}`, n*1000, n), fmt.Sprintf(
+			`root ::= ((([a-z]{0,%d} "x"?){0,%d}){1,%d})*`, n, n, n,
+		),
+		fmt.Sprintf(
+			`root ::= "a" root root root | "a" root | "b" | "a"%s`, strings.Repeat(` | "a" root`, n),
+		), `root ::= "`+strings.Repeat("é", 40*n)+`"`,
 		"root ::= \"\x00\xff\"", strings.Repeat("root ::= \"a\"\n", n), `root ::= <|im_end|>`, `root ::= "\u00e9\U0010FFFF"`)
 }
 
@@ -110,18 +119,24 @@ func hostileSchema(r *rand.Rand) string {
 			return fmt.Sprintf(`{"anyOf":[{"required":["a%d"]},{"required":["b%d"]},{"minProperties":%d}]}`, i, i, i%3)
 		})+`]}`,
 		`{"$ref":"#/$defs/d0","$defs":{`+many(func(i int) string {
-			return fmt.Sprintf(`"d%d":{"properties":{"x":{"$ref":"#/$defs/d%d"},"y":{"$ref":"#/$defs/d%d"}}}`, i, (i+1)%n, (i*5+1)%n)
+			return fmt.Sprintf(
+				`"d%d":{"properties":{"x":{"$ref":"#/$defs/d%d"},"y":{"$ref":"#/$defs/d%d"}}}`, i, (i+1)%n, (i*5+1)%n,
+			)
 		})+`}}`,
 		`{"enum":[`+many(func(i int) string { return fmt.Sprintf(`"value %d"`, i*7919) })+`]}`,
 		fmt.Sprintf(`{"type":"array","uniqueItems":true,"minItems":%d,"items":{"enum":["a","b"]}}`, n),
-		fmt.Sprintf(`{"type":"string","minLength":%d}`, 1<<(n%40)), `{"unevaluatedProperties":false,"anyOf":[{"properties":{"a":{}}},{"patternProperties":{".*":{}}}]}`)
+		fmt.Sprintf(
+			`{"type":"string","minLength":%d}`, 1<<(n%40),
+		), `{"unevaluatedProperties":false,"anyOf":[{"properties":{"a":{}}},{"patternProperties":{".*":{}}}]}`)
 }
 
 func hostileTags(r *rand.Rand) string {
 	return oneOf(r,
 		`{}`, `[]`, `{"tags":[]}`, `{"triggers":[""],"tags":[{"begin":"","schema":{}}]}`, `{"tags":[{"begin":"<","schema":`+hostileSchema(r)+`,"end":">"}]}`,
 		`{"triggers":["<a"],"tags":[{"begin":"<b","schema":{},"end":""}]}`, `{"type":"structure"}`, `{"type":"regex","pattern":`+quoted(hostileRegex(r))+`}`,
-		`{"type":"grammar","grammar":`+quoted(hostileGBNF(r))+`}`, expensive(r, `{"type":"sequence","elements":[`, `{"type":"any_text"}`, `]}`))
+		`{"type":"grammar","grammar":`+quoted(hostileGBNF(r))+`}`, expensive(
+			r, `{"type":"sequence","elements":[`, `{"type":"any_text"}`, `]}`,
+		))
 }
 
 // number is a number as nobody should send one.
@@ -138,7 +153,10 @@ func numberFields() []string {
 }
 
 func float(r *rand.Rand) float32 {
-	return oneOf[float32](r, float32(math.NaN()), float32(math.Inf(1)), float32(math.Inf(-1)), -1, 1e38, -1e38, 101, 1.5, 3, float32(r.NormFloat64()), math.SmallestNonzeroFloat32, 0)
+	return oneOf[float32](
+		r, float32(math.NaN()), float32(math.Inf(1)), float32(math.Inf(-1)), -1, 1e38, -1e38, 101, 1.5, 3,
+		float32(r.NormFloat64()), math.SmallestNonzeroFloat32, 0,
+	)
 }
 
 func whole(r *rand.Rand) uint32 {
@@ -224,7 +242,9 @@ func hostileTools(r *rand.Rand) string {
 	}
 	return oneOf(r,
 		`{}`, `"x"`, `[{}]`, `[7]`, `[{"type":"function"}]`, `[{"type":"retrieval"}]`, `[`+tool(`""`, `{}`)+`]`, `[`+tool(`null`, `{}`)+`]`, `[`+tool(`"a"`, schema)+`]`,
-		`[`+tool(`"a"`, schema)+`,`+tool(`"a"`, schema)+`]`, `[`+tool(`"`+strings.Repeat("a", 5000)+`"`, `{}`)+`]`, `[`+tool(`"a\u0000\"[ARGS]"`, `{"type":"object"}`)+`]`,
+		`[`+tool(`"a"`, schema)+`,`+tool(`"a"`, schema)+`]`, `[`+tool(`"`+strings.Repeat("a", 5000)+`"`, `{}`)+`]`, `[`+tool(
+			`"a\u0000\"[ARGS]"`, `{"type":"object"}`,
+		)+`]`,
 		`[`+strings.Repeat(tool(`"a"`, `{}`)+`,`, 600)+tool(`"b"`, `{}`)+`]`, `[`+tool(`"a"`, `"x"`)+`]`, `[`)
 }
 
@@ -240,12 +260,19 @@ func families() []family {
 		{"tags", func(r *rand.Rand) hostileRequest {
 			if r.IntN(2) == 0 {
 				if tags := hostileTags(r); json.Valid([]byte(tags)) {
-					return chatBody(r, `"response_format":{"type":"structural_tag","structures":`+tags+`,"triggers":`+oneOf(r, `["<"]`, `[]`, `[7]`, `["",""]`)+`}`)
+					return chatBody(
+						r,
+						`"response_format":{"type":"structural_tag","structures":`+tags+`,"triggers":`+oneOf(
+							r, `["<"]`, `[]`, `[7]`, `["",""]`,
+						)+`}`,
+					)
 				}
 			}
 			return hostileRequest{generate: &routerv1.GenerateRequest{
 				Prompt: &routerv1.GenerateRequest_Text{Text: "ab"}, MaxTokens: 3,
-				Sampling: &routerv1.Sampling{Grammar: &samplerv1.Grammar{Kind: samplerv1.GrammarKind_GRAMMAR_KIND_TAGS, Source: hostileTags(r)}},
+				Sampling: &routerv1.Sampling{
+					Grammar: &samplerv1.Grammar{Kind: samplerv1.GrammarKind_GRAMMAR_KIND_TAGS, Source: hostileTags(r)},
+				},
 			}}
 		}},
 		{"rules by HTTP", func(r *rand.Rand) hostileRequest {
@@ -263,18 +290,29 @@ func families() []family {
 		}},
 		{"ids", func(r *rand.Rand) hostileRequest {
 			if r.IntN(2) == 0 {
-				return completion(r, oneOf(r, "prompt", "bad_words_ids", "bad_words", "dry_sequence_breakers", "stop", "logit_bias", "samplers"),
+				return completion(r, oneOf(
+					r, "prompt", "bad_words_ids", "bad_words", "dry_sequence_breakers", "stop", "logit_bias", "samplers",
+				),
 					oneOf(r, "[[1,2],[4294967295]]", "[1,2,99999]", "[-1]", "[1.5]", "[[]]", "[]", "{}", `{"99999":1}`, `{"-1":1}`, `{"x":1}`, `{"1":101}`, `{"4294967296":0}`, `[""]`, `["a",7]`,
 						"["+strings.Repeat("1,", 1500)+"1]", `[["a"]]`, "null", `["top_k","top_k"]`, `["nope"]`, "7"))
 			}
 			return hostileRequest{generate: &routerv1.GenerateRequest{
-				MaxTokens: 2, Prompt: &routerv1.GenerateRequest_TokenIds{TokenIds: &routerv1.TokenIds{Ids: oneOf[[]uint32](r, nil, []uint32{whole(r)}, []uint32{5, whole(r)}, make([]uint32, 20_000))}},
+				MaxTokens: 2, Prompt: &routerv1.GenerateRequest_TokenIds{
+					TokenIds: &routerv1.TokenIds{
+						Ids: oneOf[[]uint32](r, nil, []uint32{whole(r)}, []uint32{5, whole(r)}, make([]uint32, 20_000)),
+					},
+				},
 			}}
 		}},
 		{"tools", func(r *rand.Rand) hostileRequest {
 			tools := hostileTools(r)
 			if r.IntN(2) == 0 && json.Valid([]byte(tools)) {
-				return chatBody(r, `"tools":`+tools+`,"tool_choice":`+oneOf(r, `"required"`, `"auto"`, `"none"`, `"never"`, `{"type":"function","function":{"name":"z"}}`, `{}`, `7`))
+				return chatBody(
+					r,
+					`"tools":`+tools+`,"tool_choice":`+oneOf(
+						r, `"required"`, `"auto"`, `"none"`, `"never"`, `{"type":"function","function":{"name":"z"}}`, `{}`, `7`,
+					),
+				)
 			}
 			return hostileRequest{chat: &routerv1.ChatRequest{
 				Messages: []*tokenizerv1.Message{{Role: "user", Content: "ab"}}, MaxTokens: 3, ToolsJson: tools,
@@ -283,14 +321,23 @@ func families() []family {
 		}},
 		{"templates", func(r *rand.Rand) hostileRequest {
 			if r.IntN(2) == 0 {
-				return chatBody(r, oneOf(r, `"chat_template_kwargs":`+oneOf(r, `7`, `{"messages":[]}`, `{"a":`+expensive(r, "[", "1", "]")+`}`, `[]`),
+				return chatBody(r, oneOf(r, `"chat_template_kwargs":`+oneOf(
+					r, `7`, `{"messages":[]}`, `{"a":`+expensive(r, "[", "1", "]")+`}`, `[]`,
+				),
 					`"documents":`+oneOf(r, `7`, `[7]`, `[{}]`), `"messages":`+oneOf(r, `[]`, `7`, `[{}]`, `[{"role":7}]`, `[{"role":"tool"}]`, `[{"role":"user","content":[{"type":"image_url"}]}]`,
 						`[{"role":"assistant","tool_calls":[{}]}]`, `[{"role":`+quoted(text(r))+`,"content":`+quoted(text(r))+`}]`),
 					`"add_generation_prompt":true,"continue_final_message":true`, `"reasoning_effort":7`, `"model":"nobody"`))
 			}
 			return hostileRequest{chat: &routerv1.ChatRequest{
-				Messages:  []*tokenizerv1.Message{{Role: oneOf(r, "user", "", "tool", "wizard"), Content: text(r), Json: oneOf(r, "", "", "{", "[]", `{"role":7}`, `{"role":"assistant","tool_calls":7}`)}},
-				MaxTokens: 2, VariablesJson: oneOf(r, "", "{", "7", `{"a":`+expensive(r, "[", "1", "]")+`}`), DocumentsJson: oneOf(r, "", "7", "[{}]"),
+				Messages: []*tokenizerv1.Message{
+					{
+						Role: oneOf(r, "user", "", "tool", "wizard"), Content: text(r),
+						Json: oneOf(r, "", "", "{", "[]", `{"role":7}`, `{"role":"assistant","tool_calls":7}`),
+					},
+				},
+				MaxTokens: 2, VariablesJson: oneOf(
+					r, "", "{", "7", `{"a":`+expensive(r, "[", "1", "]")+`}`,
+				), DocumentsJson: oneOf(r, "", "7", "[{}]"),
 				Template: oneOf(r, "", "nope"), NoGenerationPrompt: r.IntN(2) == 0, ContinueFinalMessage: r.IntN(3) == 0,
 			}}
 		}},
@@ -298,7 +345,12 @@ func families() []family {
 			if r.IntN(2) == 0 {
 				return completion(r, "prompt", quoted(text(r)))
 			}
-			return hostileRequest{generate: &routerv1.GenerateRequest{MaxTokens: 2, Model: oneOf(r, "", "", "nobody"), Prompt: &routerv1.GenerateRequest_Text{Text: strings.ToValidUTF8(text(r), "?")}, Special: r.IntN(2) == 0}}
+			return hostileRequest{
+				generate: &routerv1.GenerateRequest{
+					MaxTokens: 2, Model: oneOf(r, "", "", "nobody"),
+					Prompt: &routerv1.GenerateRequest_Text{Text: strings.ToValidUTF8(text(r), "?")}, Special: r.IntN(2) == 0,
+				},
+			}
 		}},
 		{"damage", func(r *rand.Rand) hostileRequest {
 			body := []byte(oneOf(r, completion(r, "top_p", "0.5"), chatBody(r, `"temperature":0.5,"tools":[]`)).body)
@@ -316,7 +368,10 @@ func families() []family {
 					body = []byte(expensive(r, "[", "", ""))
 				}
 			}
-			return hostileRequest{path: oneOf(r, "/v1/completions", "/v1/chat/completions"), body: strings.ReplaceAll(string(body), `"max_tokens"`, `"max_tokens"`)}
+			return hostileRequest{
+				path: oneOf(r, "/v1/completions", "/v1/chat/completions"),
+				body: strings.ReplaceAll(string(body), `"max_tokens"`, `"max_tokens"`),
+			}
 		}},
 	}
 }

@@ -62,10 +62,14 @@ func seeds(digest string) map[string][]proto.Message {
 	return map[string][]proto.Message{
 		"/lamina.shard.v1.ShardService/Infer": {
 			&shardv1.InferRequest{Frame: &shardv1.InferRequest_Open{Open: &shardv1.InferOpen{
-				Pipeline: id, Digest: digest, Route: []*shardv1.Hop{{Address: "mem:shard-0-0", Lo: 0, Hi: 2}, {Address: "mem:shard-0-1", Lo: 2, Hi: 5}}, Sampler: "mem:sampler",
+				Pipeline: id, Digest: digest, Route: []*shardv1.Hop{
+					{Address: "mem:shard-0-0", Lo: 0, Hi: 2}, {Address: "mem:shard-0-1", Lo: 2, Hi: 5},
+				}, Sampler: "mem:sampler",
 			}}},
 			&shardv1.InferRequest{Frame: &shardv1.InferRequest_Batch{Batch: &shardv1.Batch{
-				Step: 1, Entries: []*shardv1.Entry{{Session: id, Epoch: 1, Rows: 2, Logits: 1, Candidates: 4}}, Ids: []uint32{1, 2}, Hidden: tensor,
+				Step: 1, Entries: []*shardv1.Entry{
+					{Session: id, Epoch: 1, Rows: 2, Logits: 1, Candidates: 4},
+				}, Ids: []uint32{1, 2}, Hidden: tensor,
 			}}},
 			&shardv1.InferRequest{Frame: &shardv1.InferRequest_Chunk{Chunk: &tensorv1.Chunk{Offset: 3, Data: []byte{1, 2}}}},
 			&shardv1.InferRequest{Frame: &shardv1.InferRequest_Release{Release: &shardv1.Release{Sessions: [][]byte{id, nil}}}},
@@ -73,39 +77,75 @@ func seeds(digest string) map[string][]proto.Message {
 		"/lamina.shard.v1.ShardService/Train": {
 			&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Open{Open: &shardv1.TrainOpen{
 				Run: "r", Chain: id, Stages: 1, Replicas: 1, Hi: 1, Slots: 2, Schedule: "1f1b", SlotSequences: 1, SequenceLen: 4, Adamw: &shardv1.AdamW{Beta1: 0.9, Beta2: 0.9, Epsilon: 1e-8},
-				ConfigJson: []byte(`{"model_type":"llama","hidden_size":8,"num_hidden_layers":1,"num_attention_heads":2,"intermediate_size":8,"vocab_size":16,"max_position_embeddings":8}`),
+				ConfigJson: []byte(
+					`{"model_type":"llama","hidden_size":8,"num_hidden_layers":1,"num_attention_heads":2,"intermediate_size":8,"vocab_size":16,"max_position_embeddings":8}`,
+				),
 			}}},
-			&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Step{Step: &shardv1.Step{Step: 1, Slots: []uint32{0, 1}, Targets: 8}}},
-			&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Microbatch{Microbatch: &shardv1.Microbatch{Step: 1, Sequences: 1, Length: 4, Ids: []uint32{1, 2, 3, 4}, Targets: []int32{2, 3, 4, 5}}}},
-			&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Microbatch{Microbatch: &shardv1.Microbatch{Step: 1, Slot: 1, Sequences: 1, Length: 4, Ids: []uint32{1, 2, 3, 4}, Targets: []int32{2, 3, 4, -1}}}},
-			&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Apply{Apply: &shardv1.Apply{Step: 1, LearningRate: 0.1, GradientScale: 1}}},
-			&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_State{State: &shardv1.State{Name: "model.norm.weight", Kind: 1, Tensor: tensor}}},
+			&shardv1.TrainRequest{
+				Frame: &shardv1.TrainRequest_Step{Step: &shardv1.Step{Step: 1, Slots: []uint32{0, 1}, Targets: 8}},
+			},
+			&shardv1.TrainRequest{
+				Frame: &shardv1.TrainRequest_Microbatch{
+					Microbatch: &shardv1.Microbatch{
+						Step: 1, Sequences: 1, Length: 4, Ids: []uint32{1, 2, 3, 4}, Targets: []int32{2, 3, 4, 5},
+					},
+				},
+			},
+			&shardv1.TrainRequest{
+				Frame: &shardv1.TrainRequest_Microbatch{
+					Microbatch: &shardv1.Microbatch{
+						Step: 1, Slot: 1, Sequences: 1, Length: 4, Ids: []uint32{1, 2, 3, 4}, Targets: []int32{2, 3, 4, -1},
+					},
+				},
+			},
+			&shardv1.TrainRequest{
+				Frame: &shardv1.TrainRequest_Apply{Apply: &shardv1.Apply{Step: 1, LearningRate: 0.1, GradientScale: 1}},
+			},
+			&shardv1.TrainRequest{
+				Frame: &shardv1.TrainRequest_State{State: &shardv1.State{Name: "model.norm.weight", Kind: 1, Tensor: tensor}},
+			},
 			&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Fetch{Fetch: &shardv1.Fetch{}}},
 		},
 		"/lamina.shard.v1.ShardService/Exchange": {
 			&shardv1.ExchangeRequest{Frame: &shardv1.ExchangeRequest_Open{Open: &shardv1.ExchangeOpen{Chain: id}}},
-			&shardv1.ExchangeRequest{Frame: &shardv1.ExchangeRequest_Activation{Activation: &shardv1.Activation{Step: 1, Tensor: tensor}}},
+			&shardv1.ExchangeRequest{
+				Frame: &shardv1.ExchangeRequest_Activation{Activation: &shardv1.Activation{Step: 1, Tensor: tensor}},
+			},
 		},
 		"/lamina.sampler.v1.SamplerService/Sample": {
 			&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Open{Open: &samplerv1.SampleOpen{Pipeline: id}}},
 			&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Add{Add: &samplerv1.AddSession{
-				Session: id, Epoch: 1, Prompt: []uint32{1}, Rules: &samplerv1.Rules{Temperature: 1, TopK: 4, TopP: 0.5, LogitBias: map[uint32]float32{3: 1}},
+				Session: id, Epoch: 1, Prompt: []uint32{1}, Rules: &samplerv1.Rules{
+					Temperature: 1, TopK: 4, TopP: 0.5, LogitBias: map[uint32]float32{3: 1},
+				},
 			}}},
 			&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Remove{Remove: &samplerv1.RemoveSession{Session: id}}},
 		},
 		"/lamina.sampler.v1.SamplerService/Push": {
 			&samplerv1.PushRequest{Frame: &samplerv1.PushRequest_Open{Open: &samplerv1.PushOpen{Pipeline: id, Vocab: 64}}},
-			&samplerv1.PushRequest{Frame: &samplerv1.PushRequest_Rows{Rows: &samplerv1.Rows{Rows: []*samplerv1.Row{{Session: id, Epoch: 1, Logits: tensor, Ids: []uint32{1, 2}}}}}},
+			&samplerv1.PushRequest{
+				Frame: &samplerv1.PushRequest_Rows{
+					Rows: &samplerv1.Rows{Rows: []*samplerv1.Row{{Session: id, Epoch: 1, Logits: tensor, Ids: []uint32{1, 2}}}},
+				},
+			},
 		},
 		"/lamina.tokenizer.v1.TokenizerService/DecodeStream": {
-			&tokenizerv1.DecodeStreamRequest{Frame: &tokenizerv1.DecodeStreamRequest_Open{Open: &tokenizerv1.DecodeOpen{Prefix: []uint32{5}}}},
-			&tokenizerv1.DecodeStreamRequest{Frame: &tokenizerv1.DecodeStreamRequest_Push{Push: &tokenizerv1.DecodePush{Ids: []uint32{7, 8}}}},
+			&tokenizerv1.DecodeStreamRequest{
+				Frame: &tokenizerv1.DecodeStreamRequest_Open{Open: &tokenizerv1.DecodeOpen{Prefix: []uint32{5}}},
+			},
+			&tokenizerv1.DecodeStreamRequest{
+				Frame: &tokenizerv1.DecodeStreamRequest_Push{Push: &tokenizerv1.DecodePush{Ids: []uint32{7, 8}}},
+			},
 		},
 		"/lamina.router.v1.RouterService/Generate": {&routerv1.GenerateRequest{
 			Prompt: &routerv1.GenerateRequest_Text{Text: "Once"}, MaxTokens: 2, TopLogprobs: 2, Stop: []string{"x"}, Sampling: &routerv1.Sampling{TopK: 4, MinP: 0.1},
 		}},
-		"/lamina.router.v1.RouterService/Chat":       {&routerv1.ChatRequest{Messages: []*tokenizerv1.Message{{Role: "user", Content: "hi"}}, MaxTokens: 2}},
-		"/lamina.trainer.v1.TrainerService/StartRun": {&trainerv1.StartRunRequest{ManifestJson: []byte(`{"name":"x","steps":1}`), Stages: 1}},
+		"/lamina.router.v1.RouterService/Chat": {
+			&routerv1.ChatRequest{Messages: []*tokenizerv1.Message{{Role: "user", Content: "hi"}}, MaxTokens: 2},
+		},
+		"/lamina.trainer.v1.TrainerService/StartRun": {
+			&trainerv1.StartRunRequest{ManifestJson: []byte(`{"name":"x","steps":1}`), Stages: 1},
+		},
 	}
 }
 
@@ -118,7 +158,9 @@ func TestServices_MalformedMessagesTouchNobody(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
 	defer cancel()
 	path := shared(t, "models/stories260K/stories260K-f32.gguf")
-	m, err := app.Start(ctx, app.MeshConfig{Kernels: app.Kernels{Set: set}, Model: path, Stages: 2, Train: true, RunsDir: t.TempDir()})
+	m, err := app.Start(
+		ctx, app.MeshConfig{Kernels: app.Kernels{Set: set}, Model: path, Stages: 2, Train: true, RunsDir: t.TempDir()},
+	)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -133,7 +175,10 @@ func TestServices_MalformedMessagesTouchNobody(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := generateText(t, router, "Once upon a time", 40)
-	addresses := map[string]string{"shard": "mem:shard-0-0", "sampler": "mem:sampler", "tokenizer": "mem:tokenizer", "router": "mem:router", "trainer": "mem:trainer"}
+	addresses := map[string]string{
+		"shard": "mem:shard-0-0", "sampler": "mem:sampler", "tokenizer": "mem:tokenizer", "router": "mem:router",
+		"trainer": "mem:trainer",
+	}
 	conversations := 400
 	if testing.Short() {
 		conversations = 60

@@ -24,7 +24,13 @@ func TestShard_RefusesAnEntryAndComputesTheOthers(t *testing.T) {
 	defer set.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	m, err := app.Start(ctx, app.MeshConfig{Kernels: app.Kernels{Set: set}, Model: shared(t, "models/stories260K/stories260K-f32.gguf"), Stages: 2, KVPositions: 256})
+	m, err := app.Start(
+		ctx,
+		app.MeshConfig{
+			Kernels: app.Kernels{Set: set}, Model: shared(t, "models/stories260K/stories260K-f32.gguf"), Stages: 2,
+			KVPositions: 256,
+		},
+	)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,30 +87,64 @@ func TestShard_RefusesAnEntryAndComputesTheOthers(t *testing.T) {
 		}
 		return resp
 	}
-	send(&shardv1.InferRequest{Frame: &shardv1.InferRequest_Open{Open: &shardv1.InferOpen{Pipeline: name, Digest: p.GetDigest(), Route: p.GetStages(), Sampler: p.GetSampler()}}})
+	send(
+		&shardv1.InferRequest{
+			Frame: &shardv1.InferRequest_Open{
+				Open: &shardv1.InferOpen{Pipeline: name, Digest: p.GetDigest(), Route: p.GetStages(), Sampler: p.GetSampler()},
+			},
+		},
+	)
 	recv()
 
 	good := sessionName(1)
-	tell(&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Add{Add: &samplerv1.AddSession{Session: good, Epoch: 1, Rules: &samplerv1.Rules{}, Prompt: []uint32{1}}}})
+	tell(
+		&samplerv1.SampleRequest{
+			Frame: &samplerv1.SampleRequest_Add{
+				Add: &samplerv1.AddSession{Session: good, Epoch: 1, Rules: &samplerv1.Rules{}, Prompt: []uint32{1}},
+			},
+		},
+	)
 	position, step := uint32(0), uint64(0)
 	for what, bad := range map[string]struct {
 		entry *shardv1.Entry
 		ids   []uint32
 		code  codes.Code
 	}{
-		"id outside the vocabulary":   {&shardv1.Entry{Session: sessionName(2), Epoch: 1, Rows: 2, Logits: 1}, []uint32{1, 1 << 31}, codes.InvalidArgument},
-		"no rows":                     {&shardv1.Entry{Session: sessionName(2), Epoch: 1}, nil, codes.InvalidArgument},
-		"more logits than rows":       {&shardv1.Entry{Session: sessionName(2), Epoch: 1, Rows: 1, Logits: 2}, []uint32{1}, codes.InvalidArgument},
-		"short name":                  {&shardv1.Entry{Session: []byte("x"), Epoch: 1, Rows: 1, Logits: 1}, []uint32{1}, codes.InvalidArgument},
-		"draft tokens without rows":   {&shardv1.Entry{Session: sessionName(2), Epoch: 1, Rows: 1, Logits: 1, DraftIds: []uint32{1}}, []uint32{1}, codes.InvalidArgument},
-		"position beyond the cache":   {&shardv1.Entry{Session: sessionName(2), Epoch: 1, Position: 1 << 31, Rows: 1, Logits: 1}, []uint32{1}, codes.ResourceExhausted},
-		"position that leaves a hole": {&shardv1.Entry{Session: sessionName(2), Epoch: 1, Position: 9, Rows: 1, Logits: 1}, []uint32{1}, codes.FailedPrecondition},
-		"more pages than there are":   {&shardv1.Entry{Session: sessionName(2), Epoch: 1, Rows: 250, Logits: 1}, make([]uint32, 250), codes.ResourceExhausted},
-		"the same session twice":      {&shardv1.Entry{Session: good, Epoch: 1, Rows: 1, Logits: 1}, []uint32{1}, codes.InvalidArgument},
+		"id outside the vocabulary": {
+			&shardv1.Entry{Session: sessionName(2), Epoch: 1, Rows: 2, Logits: 1}, []uint32{1, 1 << 31}, codes.InvalidArgument,
+		},
+		"no rows": {&shardv1.Entry{Session: sessionName(2), Epoch: 1}, nil, codes.InvalidArgument},
+		"more logits than rows": {
+			&shardv1.Entry{Session: sessionName(2), Epoch: 1, Rows: 1, Logits: 2}, []uint32{1}, codes.InvalidArgument,
+		},
+		"short name": {
+			&shardv1.Entry{Session: []byte("x"), Epoch: 1, Rows: 1, Logits: 1}, []uint32{1}, codes.InvalidArgument,
+		},
+		"draft tokens without rows": {
+			&shardv1.Entry{Session: sessionName(2), Epoch: 1, Rows: 1, Logits: 1, DraftIds: []uint32{1}}, []uint32{1},
+			codes.InvalidArgument,
+		},
+		"position beyond the cache": {
+			&shardv1.Entry{Session: sessionName(2), Epoch: 1, Position: 1 << 31, Rows: 1, Logits: 1}, []uint32{1},
+			codes.ResourceExhausted,
+		},
+		"position that leaves a hole": {
+			&shardv1.Entry{Session: sessionName(2), Epoch: 1, Position: 9, Rows: 1, Logits: 1}, []uint32{1},
+			codes.FailedPrecondition,
+		},
+		"more pages than there are": {
+			&shardv1.Entry{Session: sessionName(2), Epoch: 1, Rows: 250, Logits: 1}, make([]uint32, 250),
+			codes.ResourceExhausted,
+		},
+		"the same session twice": {
+			&shardv1.Entry{Session: good, Epoch: 1, Rows: 1, Logits: 1}, []uint32{1}, codes.InvalidArgument,
+		},
 	} {
 		step++
 		send(&shardv1.InferRequest{Frame: &shardv1.InferRequest_Batch{Batch: &shardv1.Batch{
-			Step: step, Entries: []*shardv1.Entry{{Session: good, Epoch: 1, Position: position, Rows: 1, Logits: 1}, bad.entry}, Ids: append([]uint32{5}, bad.ids...),
+			Step: step, Entries: []*shardv1.Entry{
+				{Session: good, Epoch: 1, Position: position, Rows: 1, Logits: 1}, bad.entry,
+			}, Ids: append([]uint32{5}, bad.ids...),
 		}}})
 		if r := recv().GetRefused(); codes.Code(r.GetCode()) != bad.code || r.GetStep() != step || string(r.GetSession()) != string(bad.entry.GetSession()) {
 			t.Errorf("%s: %v", what, r)
@@ -116,7 +156,13 @@ func TestShard_RefusesAnEntryAndComputesTheOthers(t *testing.T) {
 	}
 	// A batch of which no entry is left has an answer too, by whichever stage refused it.
 	step++
-	send(&shardv1.InferRequest{Frame: &shardv1.InferRequest_Batch{Batch: &shardv1.Batch{Step: step, Entries: []*shardv1.Entry{{Session: sessionName(3), Epoch: 1}}}}})
+	send(
+		&shardv1.InferRequest{
+			Frame: &shardv1.InferRequest_Batch{
+				Batch: &shardv1.Batch{Step: step, Entries: []*shardv1.Entry{{Session: sessionName(3), Epoch: 1}}},
+			},
+		},
+	)
 	if r := recv().GetRefused(); r.GetStep() != step {
 		t.Errorf("got %v", r)
 	}
