@@ -72,7 +72,7 @@ func TestParseHF_WindowsOfLayers(t *testing.T) {
 	}
 }
 
-// windows are those of a model's layers.
+// windows lists the windows of a model's layers.
 func windows(s model.Spec) []int {
 	var out []int
 	for l := range s.Layers {
@@ -81,7 +81,7 @@ func windows(s model.Spec) []int {
 	return out
 }
 
-// windowed are the windows of layers that all have one, but those with full attention.
+// windowed lists the windows of layers if all have one except those marked full.
 func windowed(layers, window int, full []bool) []int {
 	out := make([]int, layers)
 	for l := range out {
@@ -92,7 +92,7 @@ func windowed(layers, window int, full []bool) []int {
 	return out
 }
 
-// as is llamaText of another architecture.
+// as returns llamaText with another model_type.
 func as(kind string) string { return strings.Replace(llamaText, `"llama"`, `"`+kind+`"`, 1) }
 
 func TestParseHF_WhatFilesLeaveUnsaid(t *testing.T) {
@@ -131,7 +131,7 @@ func TestParseHF_WhatFilesLeaveUnsaid(t *testing.T) {
 	}
 }
 
-// TestParseHF_FieldsThatDoNotCount has fields that an architecture's own code passes over.
+// TestParseHF_FieldsThatDoNotCount checks settings that transformers ignores for the architecture.
 func TestParseHF_FieldsThatDoNotCount(t *testing.T) {
 	for _, pair := range [][2]string{
 		{as("llama"), `,"partial_rotary_factor":0.5`},
@@ -171,7 +171,7 @@ func TestParseHF_RopesOfGemma3(t *testing.T) {
 	}
 }
 
-// TestParseHF_ContextsBeforeTheExtension tells whose word counts on it.
+// TestParseHF_ContextsBeforeTheExtension checks which of several settings gives that context length.
 func TestParseHF_ContextsBeforeTheExtension(t *testing.T) {
 	const yarn, long = `,"rope_scaling":{"rope_type":"yarn","factor":4`,
 		`,"rope_scaling":{"rope_type":"longrope","short_factor":[1,1,1,1],"long_factor":[2,2,2,2]`
@@ -237,7 +237,7 @@ func TestConfigJSON_ReadsBackEqual(t *testing.T) {
 	}
 	for _, name := range tiny {
 		if strings.HasPrefix(name, "gpt-oss") {
-			continue // is not written
+			continue // its config.json is not written
 		}
 		if text, err := os.ReadFile(filepath.Join(shared(t, "models/tiny", name), "config.json")); err == nil {
 			configs[name] = parse(t, string(text))
@@ -285,6 +285,7 @@ func TestNewLlama_IsValid(t *testing.T) {
 }
 
 func FuzzParseHF(f *testing.F) {
+	f.Add([]byte(`{"model_type":"gemma3","text_config":{"hidden_size":32,"num_hidden_layers":2,"rope_scaling":{"factor":"8"}}}`))
 	f.Add([]byte(llamaText + `,"rope_scaling":{"type":"yarn","factor":4,"truncate":false}}`))
 	f.Add([]byte(`{"model_type":"gpt2","n_embd":32,"n_head":4,"n_layer":1,"n_positions":8,"vocab_size":9}`))
 	f.Add([]byte(strings.Replace(llamaText, `"llama"`, `"qwen2"`,

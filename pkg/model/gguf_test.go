@@ -11,7 +11,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/weights"
 )
 
-// ggufText is a GGUF file of metadata and of F32 tensors of zeros, shapes outermost first.
+// ggufText returns a GGUF file with metadata and F32 tensors of zeros. Shapes are outermost first.
 func ggufText(meta map[string]any, tensors map[string][]int) []byte {
 	le := binary.LittleEndian
 	text := func(b []byte, s string) []byte { return append(le.AppendUint64(b, uint64(len(s))), s...) }
@@ -48,8 +48,8 @@ func ggufText(meta map[string]any, tensors map[string][]int) []byte {
 	return append(b, make([]byte, 32-len(b)%32+size)...)
 }
 
-// ggufConfig reads the hyper-parameters of an architecture's small file with some more
-// metadata, whose keys lack the architecture.
+// ggufConfig reads a small file of an architecture with additional metadata and tensors. The
+// keys of more lack the architecture's prefix.
 func ggufConfig(t *testing.T, arch string, more map[string]any, tensors map[string][]int) model.Spec {
 	t.Helper()
 	meta := map[string]any{"general.architecture": arch}

@@ -12,18 +12,18 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/kernel/cpu"
 )
 
-// chatHash is what class cpu/5 computes for the chat model, on every machine. An order of
-// sums that gives another belongs to another class.
+// chatHash is the hash of what class cpu/5 computes for the chat model, on every machine. A
+// change of the order of sums that changes it needs another class.
 const chatHash = "f30bd28aa7143189583f4707d42d06a4b84a05dd959fd2e70f25c504c7f06e14"
 
-// TestStage_ChatModelHasOneHash holds the logits of a prompt and of greedy steps behind it
-// to one hash, over every family of instructions that computes in vectors.
+// TestStage_ChatModelHasOneHash compares the logits of a prompt and of four greedy steps with
+// one hash, for every vector instruction set.
 func TestStage_ChatModelHasOneHash(t *testing.T) {
 	files := open(t, shared(t, "models/smollm2-135m-instruct", "SmolLM2-135M-Instruct.Q4_1.gguf"))
 	prompt := random(rand.New(rand.NewPCG(4, 1)), files, 40)
 	for _, instructions := range cpu.Instructions() {
 		if instructions == "portable" {
-			continue // plain Go takes minutes, and is held to the others on small models
+			continue // takes minutes; small models are compared with the others elsewhere
 		}
 		t.Run(instructions, func(t *testing.T) {
 			set, err := cpu.Open(0, instructions)

@@ -12,10 +12,9 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/model"
 )
 
-// TestStage_OneResult holds the logits of a sequence to the same bits over every family
-// of instructions, number of threads, cut of the prompt, company in the batch and number
-// of stages, for every quantised type and for the architectures that are put together
-// in other ways, whatever caches store.
+// TestStage_OneResult checks that the logits of a sequence have the same bits with every
+// instruction set, number of threads, prefill chunk, batch and number of stages, for every
+// quantised type, several architectures and every type of KV cache.
 func TestStage_OneResult(t *testing.T) {
 	paths, err := filepath.Glob(filepath.Join(shared(t, "models/quant-types"), "q-*.gguf"))
 	if err != nil || len(paths) == 0 {

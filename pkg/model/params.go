@@ -112,6 +112,8 @@ func (s *Spec) Holders(param string, stages []Range) []int {
 	base, end := splitParam(param)
 	weight := end == ".weight"
 	switch {
+	case base == "": // as unnamed tensors of the spec have
+		return nil
 	case weight && base == s.Embedding.Tokens.Param && s.Head.Tied && last > 0:
 		return []int{0, last}
 	case weight && (base == s.Embedding.Tokens.Param || base == s.Embedding.Positions.Param):

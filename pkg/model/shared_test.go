@@ -31,7 +31,7 @@ func shared(t testing.TB, parts ...string) string {
 	return path
 }
 
-// expectation is a tiny model's expected.json.
+// expectation is the expected.json of a tiny model.
 type expectation struct {
 	Cases []struct {
 		IDs        []int32   `json:"ids"`
@@ -69,8 +69,8 @@ func readExpectation(t *testing.T, name string) expectation {
 	return e
 }
 
-// sets are the kernel sets that every model test runs on, and what the logits may
-// differ by from the reference's.
+// sets are the kernel sets that every model test runs on. tolerance is how much their logits
+// may differ from transformers'.
 func sets(t testing.TB) map[string]kernel.Set[float32] {
 	return map[string]kernel.Set[float32]{"ref": ref.New[float32](), "cpu": cpu.New(2)}
 }
@@ -90,7 +90,7 @@ func open(t testing.TB, path string) *model.Files {
 	return f
 }
 
-// forms lists a tiny model's files: the folder, and the GGUF where there is one.
+// forms opens the files of a tiny model: the folder, and the GGUF file if there is one.
 func forms(t *testing.T, name string) map[string]*model.Files {
 	out := map[string]*model.Files{"safetensors": open(t, shared(t, "models/tiny", name))}
 	gguf := filepath.Join(shared(t, "models/tiny", name), "model-bf16.gguf")
@@ -128,14 +128,14 @@ func (c *chain[F]) sequence() []*kvcache.Sequence[F] {
 	return out
 }
 
-// part is some of a sequence's ids from a position on, in one batch.
+// part is consecutive ids of a sequence in a batch.
 type part[F tensor.Float] struct {
 	seq []*kvcache.Sequence[F]
 	ids []int32
 	pos int
 }
 
-// run sends a batch down the chain; the last row of each part gets logits.
+// run computes a batch on all stages. It returns the logits of the last row of each part.
 func (c *chain[F]) run(t testing.TB, parts ...part[F]) []F {
 	t.Helper()
 	var hidden []F
@@ -211,7 +211,7 @@ func TestStage_HiddenStatesLayerByLayer(t *testing.T) {
 			IDs: want.IDs, Entries: []model.Entry[float32]{{Seq: seq[0], Rows: len(want.IDs), Logits: 1}},
 			Observe: func(layer int, hidden []float32) {
 				if layer == layers-1 {
-					return // the reference lists the last one after the norm
+					return // the reference has the last one after the norm only
 				}
 				row := hidden[len(hidden)-width:]
 				w := want.Hidden[min(layer+1, layers)]
@@ -256,7 +256,7 @@ func TestStage_ChunksAndBatchesChangeNoBit(t *testing.T) {
 				for pos := 0; pos < len(ids); pos += chunk {
 					n := min(chunk, len(ids)-pos)
 					batch := []part[float32]{{seq, ids[pos : pos+n], pos}}
-					if pos < len(other) { // another sequence, in front
+					if pos < len(other) { // another sequence comes first
 						batch = append([]part[float32]{{company, other[pos : pos+1], company[0].Len()}}, batch...)
 					}
 					got = c.run(t, batch...)

@@ -56,8 +56,8 @@ func TestStage_SmolLM2FirstLogits(t *testing.T) {
 	}
 }
 
-// TestStage_EveryQuantisedType runs each type as it lies in the file and decoded:
-// the same numbers, but for the order of rotated rows.
+// TestStage_EveryQuantisedType compares the logits of weights as they are in the file with
+// those of decoded weights.
 func TestStage_EveryQuantisedType(t *testing.T) {
 	paths, err := filepath.Glob(filepath.Join(shared(t, "models/quant-types"), "*.gguf"))
 	if err != nil || len(paths) == 0 {
@@ -85,8 +85,7 @@ func TestStage_EveryQuantisedType(t *testing.T) {
 	}
 }
 
-// FuzzFromGGUF mutates the metadata of real files: hyper-parameters are refused with
-// a code, or valid.
+// FuzzFromGGUF mutates real files. The result is a valid Spec, or an error with a code.
 func FuzzFromGGUF(f *testing.F) {
 	for _, name := range []string{"llama", "llama-yarn", "gpt2"} {
 		data, err := os.ReadFile(filepath.Join(shared(f, "models/tiny", name), "model-bf16.gguf"))
@@ -113,8 +112,8 @@ func FuzzFromGGUF(f *testing.F) {
 	})
 }
 
-// TestLoad_DenseFilesAgree compares the parameters of a GGUF file, whose rotated rows
-// lie interleaved, with those of its safetensors twin.
+// TestLoad_DenseFilesAgree compares the decoded parameters of a GGUF file, which may have
+// interleaved rows, with those of the same model in safetensors.
 func TestLoad_DenseFilesAgree(t *testing.T) {
 	set := kernel.Set[float32](ref.New[float32]())
 	for _, name := range tiny {
@@ -139,10 +138,10 @@ func TestLoad_DenseFilesAgree(t *testing.T) {
 			t.Errorf("%s: dense weights still say interleaved", name)
 		}
 		if name == "llama3-rope" {
-			continue // its GGUF file gives factors in place of the rule
+			continue // its GGUF file has the factors, not the rule that they come from
 		}
 		if name == "gpt-oss-mxfp4" {
-			continue // is not written
+			continue // it is not exported
 		}
 		dir := t.TempDir()
 		if err := model.ExportHF(dir, b.Spec, b.Params().Tensors, tensor.BF16); err != nil {
@@ -161,17 +160,17 @@ func TestStage_StepsMayBeRunAgain(t *testing.T) {
 	c := newChain(t, files, kernel.Set[float32](ref.New[float32]()), 2)
 	seq := c.sequence()
 	want := c.run(t, part[float32]{seq, ids, 0})
-	c.run(t, part[float32]{seq, []int32{3, 4, 5}, len(ids)}) // a guess that is taken back
+	c.run(t, part[float32]{seq, []int32{3, 4, 5}, len(ids)}) // draft tokens that are rejected
 	for _, s := range seq {
 		s.Truncate(20)
 	}
 	c.run(t, part[float32]{seq, ids[20:30], 20})
-	if got := c.run(t, part[float32]{seq, ids[25:], 25}); !slices.Equal(got, want) { // overlaps what is there
+	if got := c.run(t, part[float32]{seq, ids[25:], 25}); !slices.Equal(got, want) { // repeats cached positions
 		t.Error("logits after truncation and a repeated step differ")
 	}
 }
 
-// TestStage_ScaleByLayer compares scores divided by l+1 with queries divided by it.
+// TestStage_ScaleByLayer compares scores divided by l+1 with queries divided by l+1.
 func TestStage_ScaleByLayer(t *testing.T) {
 	set := kernel.Set[float32](ref.New[float32]())
 	logits := func(byLayer bool) []float32 {
@@ -206,7 +205,8 @@ func TestStage_ScaleByLayer(t *testing.T) {
 	near(t, logits(true), want, 1e-6)
 }
 
-// TestStage_DynamicRopeWithinItsContext turns as without scaling, and no further.
+// TestStage_DynamicRopeWithinItsContext checks that a dynamic rope is the plain one within the
+// context length, and that longer sequences are refused.
 func TestStage_DynamicRopeWithinItsContext(t *testing.T) {
 	set := kernel.Set[float32](ref.New[float32]())
 	run := func(rope model.Rope, n int) ([]float32, error) {
@@ -282,7 +282,7 @@ func TestStage_RefusesMalformedBatches(t *testing.T) {
 	}
 }
 
-// memory is a source of tensors of the test's making.
+// memory is a source of tensors in memory.
 type memory map[string]weights.Named
 
 func (m memory) Names() []string { return nil }
@@ -305,7 +305,7 @@ func small(c model.Shape) model.Shape {
 	return c
 }
 
-// exported writes a new model to a source in memory.
+// exported returns the tensors of a new model.
 func exported(t *testing.T, c model.Spec) memory {
 	t.Helper()
 	s, err := model.Init(c, whole(c), kernel.Set[float32](ref.New[float32]()), 7)

@@ -19,7 +19,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/weights"
 )
 
-// trainer is a dense model split into stages, with gradients.
+// trainer is a model split into stages for training, with its gradients.
 type trainer[F tensor.Float] struct {
 	stages []*model.Stage[F]
 	grads  []*model.Params[F]
@@ -70,7 +70,7 @@ func (tr *trainer[F]) step(t testing.TB, ids []int32) float64 {
 	return loss
 }
 
-// merged is the gradient of every parameter, the halves of tied ones added.
+// merged returns the gradient of every parameter, with the two parts of a tied one added.
 func (tr *trainer[F]) merged() map[string][]F {
 	out := map[string][]F{}
 	for _, g := range tr.grads {
@@ -92,7 +92,7 @@ func (tr *trainer[F]) merged() map[string][]F {
 	return out
 }
 
-// brief is all, or the named ones in a short run.
+// brief returns all names, or in a short run the given ones.
 func brief(all []string, names ...string) []string {
 	if testing.Short() {
 		return names
@@ -141,7 +141,7 @@ func TestStage_LossAndGradientsOfTinyModels(t *testing.T) {
 	}
 }
 
-// firstValue is element i of a gradient as the architecture's own file lays it out.
+// firstValue returns element i of a gradient in the layout of the architecture's files.
 func firstValue(c model.Spec, tr *trainer[float32], name string, grad []float32, i int) float64 {
 	if c.Architecture == "gpt2" && strings.Contains(name, ".c_") && strings.HasSuffix(name, ".weight") {
 		for _, g := range tr.grads {
@@ -164,9 +164,9 @@ func firstValue(c model.Spec, tr *trainer[float32], name string, grad []float32,
 	return float64(grad[i])
 }
 
-// TestStage_RowsOfAMicroBatchDoNotMeet trains two sequences at once and one by one:
-// the losses have the same bits, the gradients the same sum; and a masked target
-// counts nowhere.
+// TestStage_RowsOfAMicroBatchDoNotMeet trains two sequences in one micro-batch and in two.
+// The losses have the same bits and the gradients the same sum, and masked targets do not
+// count.
 func TestStage_RowsOfAMicroBatchDoNotMeet(t *testing.T) {
 	for _, name := range []string{"mistral", "gpt2"} {
 		ids := readExpectation(t, name).Cases[0].IDs[:40]
@@ -218,9 +218,9 @@ func TestStage_RowsOfAMicroBatchDoNotMeet(t *testing.T) {
 	}
 }
 
-// partings are the steps before which runs of two sums' orders part, so far that a
-// tolerance says nothing: in gpt-oss's sixth the reference chooses between experts by a
-// margin of 1.6e-6, and the other grows differences of 1e-7 tenfold a step.
+// partings are the steps from which on two orders of summation lead to different results, so
+// that comparing makes no sense. In the sixth step of gpt-oss the reference chooses between
+// experts by a margin of 1.6e-6; in the other model a difference of 1e-7 grows tenfold a step.
 var partings = map[string]int{"gpt-oss": 6, "gpt-oss-mxfp4": 5}
 
 func TestStage_TwelveAdamWSteps(t *testing.T) {
@@ -262,8 +262,8 @@ func TestStage_TwelveAdamWSteps(t *testing.T) {
 	}
 }
 
-// TestStage_LongRopeOfWholeSequences trains sequences on both sides of the original
-// context: as if either list of factors were all there is.
+// TestStage_LongRopeOfWholeSequences trains sequences shorter and longer than the original
+// context. Each must be rotated by one list of factors only.
 func TestStage_LongRopeOfWholeSequences(t *testing.T) {
 	set := kernel.Set[float32](ref.New[float32]())
 	short, long := []float32{1, 2, 1.5, 3}, []float32{5, 2, 7, 3}
@@ -351,8 +351,8 @@ func TestStage_DirectionalDerivative(t *testing.T) {
 	}
 }
 
-// TestOpen_StackedExperts reads a layer's experts from two tensors, as parameters have
-// them, and from one a matrix.
+// TestOpen_StackedExperts compares experts that are stacked in two tensors a layer with
+// experts that have a tensor for each matrix.
 func TestOpen_StackedExperts(t *testing.T) {
 	for _, name := range []string{"mixtral", "qwen3-moe"} {
 		files := open(t, shared(t, "models/tiny", name))
