@@ -2,22 +2,22 @@ package automaton
 
 import "github.com/lamina-mesh/lamina/pkg/grammar/ast"
 
-// analysis is what is known of every rule before the program is made.
+// analysis is what the compiler knows of every rule before it emits the program.
 type analysis struct {
 	g          *ast.Grammar
-	nullable   []bool // may be the empty text
-	productive []bool // is some text
-	recursive  []bool // may call itself, however far away
+	nullable   []bool // may match the empty text
+	productive []bool // matches some text
+	recursive  []bool // may call itself, directly or not
 	uses       []int
-	size       []int // nodes, with the rules that are copied in
+	size       []int // nodes, including the rules that are inlined
 	copied     []bool
 	work       int
-	settled    bool // nullable and productive will not change
+	settled    bool // nullable and productive are final
 }
 
-const maxAnalysis = 20_000_000 // nodes looked at
+const maxAnalysis = 20_000_000 // nodes visited
 
-// smallRule is the size up to which a rule is copied into its callers.
+// smallRule is the maximum size of a rule that is inlined into its callers.
 const smallRule = 8
 
 func analyse(g *ast.Grammar) (*analysis, error) {
@@ -127,7 +127,7 @@ func (a *analysis) order() []int {
 	return order
 }
 
-// isNullable says whether e may be the empty text.
+// isNullable says whether e may match the empty text.
 func (a *analysis) isNullable(e *ast.Expr) bool {
 	if e.Facts&ast.KnownNullable != 0 {
 		return e.Facts&ast.IsNullable != 0
@@ -174,7 +174,7 @@ func (a *analysis) findNullable(e *ast.Expr) bool {
 	return false
 }
 
-// isProductive says whether e is some text.
+// isProductive reports whether e matches any text at all.
 func (a *analysis) isProductive(e *ast.Expr) bool {
 	if e.Facts&ast.KnownProductive != 0 {
 		return e.Facts&ast.IsProductive != 0
@@ -217,7 +217,7 @@ func (a *analysis) findProductive(e *ast.Expr) bool {
 	return true
 }
 
-// ends says which states of g reach a final one.
+// ends reports which states of g reach a final state.
 func (a *analysis) ends(g *ast.Graph) []bool {
 	before := make([][]int, len(g.States))
 	ends := make([]bool, len(g.States))
@@ -247,7 +247,7 @@ func (a *analysis) ends(g *ast.Graph) []bool {
 	return ends
 }
 
-// sizeOf counts the nodes of e, the rules copied into it with all of theirs.
+// sizeOf counts the nodes of e, including those of the rules that are inlined into it.
 func (a *analysis) sizeOf(e *ast.Expr) int {
 	n := 1
 	switch {

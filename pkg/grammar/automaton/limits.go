@@ -5,13 +5,13 @@ package automaton
 const (
 	maxClasses     = 4_000 // character classes of a grammar
 	maxClassStates = 8_000 // of one character class
-	maxItems       = 4_000 // positions in the program that a state may stand for
-	maxConfigs     = 512   // ways to read a text at once
-	maxDepth       = 4_000 // open rules
+	maxItems       = 4_000 // items of one state
+	maxConfigs     = 512   // configurations of one position
+	maxDepth       = 4_000 // nested rule calls
 )
 
-// What a grammar may cost while it runs, in items looked at: so many at first, and
-// more with every token, so that no grammar holds up those who share its sampler.
+// The work that a grammar may cost while it runs, in items visited: a first allowance, and
+// more with every token, so that no grammar delays the other users of its sampler.
 const (
 	firstWork = 1_500_000
 	TokenWork = 60_000
@@ -19,6 +19,6 @@ const (
 )
 
 const (
-	MaxKept   = 12 << 20 // bytes of states and masks kept of a grammar
-	maxStacks = 100_000  // stacks kept of a grammar
+	MaxKept   = 12 << 20 // bytes of states and masks that a grammar keeps
+	maxStacks = 100_000  // stacks that a grammar keeps
 )

@@ -9,51 +9,51 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/grammar/spelling"
 )
 
-// Machine runs a program. Its states are made when they are first reached and are
-// shared by all matchers of a grammar, one at a time.
+// Machine runs a program. It creates states when they are first reached. All matchers of a
+// grammar share it, one at a time.
 type Machine struct {
 	Mu      sync.Mutex
 	Prog    *Program
-	ClassOf [256]uint8 // bytes that no class tells apart share a number
-	SomeOf  []byte     // a byte of each number
-	bytesOf [][]byte   // all of them
+	ClassOf [256]uint8 // equivalence class of each byte
+	SomeOf  []byte     // one byte of each equivalence class
+	bytesOf [][]byte   // all bytes of each equivalence class
 	Stacks  *stacks
 	States  map[string]*State
 	nextID  uint32
 	Dead    *State
-	Nowhere *Position // what no text leads to
-	starts  []*State  // of each rule, or nil
+	Nowhere *Position // the dead position
+	starts  []*State  // start state of each rule, or nil
 	Counts  counters
-	Bytes   int // what the states and masks kept take, about
-	Spent   int // work of the operation under way
-	Limit   int // of that
-	Credit  int // work that the operations to come may do
+	Bytes   int // approximate memory of states and masks
+	Spent   int // work of the current operation
+	Limit   int // maximum of Spent
+	Credit  int // work left for later operations
 
 	closing   closure
 	gather    gathering
 	positions map[string]*Position
-	returns   map[returnKey]*Position // see below
+	returns   map[returnKey]*Position // results of Below
 	memories  memories
-	Text      []byte // read so far, where items must differ
-	Exact     bool   // text is all of it, not only what a mask looks at
+	Text      []byte // text so far, if the grammar has uniqueItems
+	Exact     bool   // Text starts at the beginning, not where a mask's walk does
 	key       []byte
 }
 
-// State is a set of places in one rule's program, closed under what needs no byte.
+// State is a set of items of one rule, closed under the steps that read no byte.
 type State struct {
 	id     uint32
 	Items  []Item
-	next   []*State // by the byte's number; nil is not known yet
+	next   []*State // by equivalence class; nil is not computed yet
 	calls  []callEdge
-	called bool      // calls are filled in
+	called bool      // calls is computed
 	Done   bool      // the rule may end here
-	reads  bool      // some item reads a byte
-	alone  *Position // s above a stack of which nothing is known
-	Notes  any       // what package mask keeps of the state
+	reads  bool      // some item is at an OpChar
+	alone  *Position // this state above the unknown stack
+	Notes  any       // data that package mask attaches
 }
 
-// Item is a place: at a doChar after some bytes of a character, at a doCall, or
-// at doDone; count is what the loops around it have counted.
+// Item is a place in the program: an OpChar, after some bytes of its character, an OpCall or
+// OpDone. count identifies the counters of the loops around it.
 type Item struct {
 	Pc    int32
 	Count int32
@@ -70,13 +70,13 @@ func compareItems(a, b Item) int {
 	return int(a.Sub) - int(b.Sub)
 }
 
-// callEdge is a rule that is called and where to go on after it.
+// callEdge is a call: the rule and the state in which to continue after it.
 type callEdge struct {
 	Rule int32
 	Ret  *State
 }
 
-// counters keeps every list of counts once; 0 is the empty list.
+// counters interns lists of loop counts; 0 is the empty list.
 type counters struct {
 	Lists []countList
 	known map[countList]int32
@@ -123,11 +123,11 @@ func New(p *Program) *Machine {
 	return m
 }
 
-// closure gathers the items that are reached without a byte.
+// closure collects the items that are reached without reading a byte.
 type closure struct {
 	items   []Item
 	work    []Item
-	mark    []uint32 // by pc, for places outside loops that count
+	mark    []uint32 // by pc, for items outside counted loops
 	stamp   uint32
 	counted map[uint64]bool
 }
@@ -141,7 +141,7 @@ func (m *Machine) Begin() {
 	}
 }
 
-// Reach adds what is reached from pc.
+// Reach adds the items that are reached from pc without reading a byte.
 func (m *Machine) Reach(pc, count int32) {
 	c := &m.closing
 	c.work = append(c.work[:0], Item{Pc: pc, Count: count})
@@ -183,7 +183,7 @@ func (m *Machine) Reach(pc, count int32) {
 	}
 }
 
-// Finish returns the state of the gathered items.
+// Finish returns the state of the collected items.
 func (m *Machine) Finish() *State {
 	items := m.closing.items
 	if len(items) == 0 {
@@ -222,7 +222,7 @@ func (m *Machine) Finish() *State {
 	return s
 }
 
-// Start is the first state of a rule.
+// Start returns the first state of a rule.
 func (m *Machine) Start(rule int32) *State {
 	if m.starts[rule] == nil {
 		m.Begin()
@@ -232,7 +232,7 @@ func (m *Machine) Start(rule int32) *State {
 	return m.starts[rule]
 }
 
-// Step is the state after b from s, or m.dead.
+// Step returns the state after byte b in s, or the dead state.
 func (m *Machine) Step(s *State, b byte) *State {
 	number := m.ClassOf[b]
 	if s.next == nil {
@@ -285,8 +285,8 @@ func (m *Machine) CallsOf(s *State) []callEdge {
 	return s.calls
 }
 
-// Forget drops everything made so far but what s alone says, so that a grammar
-// keeps to its memory however long it runs.
+// Forget drops all caches, so that a grammar stays within its memory however long it runs.
+// Positions that matchers hold stay valid.
 func (m *Machine) Forget() {
 	for _, s := range m.States {
 		s.next, s.calls, s.called, s.alone = nil, nil, false, nil
@@ -305,32 +305,32 @@ func (m *Machine) Forget() {
 	m.Bytes = 0
 }
 
-// Renew begins an operation: it may do the work that is left of the machine's credit.
+// Renew starts an operation, which may spend the machine's remaining credit.
 func (m *Machine) Renew() {
 	m.Credit = min(m.Credit-m.Spent, maxWork)
 	m.Spent, m.Limit = 0, m.Credit
 }
 
-// Full says that what is kept has outgrown its bounds, so that it is time to forget.
+// Full reports whether the caches exceed their bounds.
 func (m *Machine) Full() bool {
 	return m.Bytes+m.memories.bytes > MaxKept || m.Stacks.size() > maxStacks
 }
 
-// Attend takes over the text of a matcher, where items must differ.
+// Attend loads the text of a matcher, if the grammar has uniqueItems.
 func (m *Machine) Attend(text []byte) {
 	if m.Prog.Unique {
 		m.Text, m.Exact = append(m.Text[:0], text...), true
 	}
 }
 
-// Heard adds a byte to the text.
+// Heard appends a byte to the text.
 func (m *Machine) Heard(b byte) {
 	if m.Prog.Unique {
 		m.Text = append(m.Text, b)
 	}
 }
 
-// Unheard takes it back.
+// Unheard removes the last byte of the text.
 func (m *Machine) Unheard() {
 	if m.Prog.Unique {
 		m.Text = m.Text[:len(m.Text)-1]

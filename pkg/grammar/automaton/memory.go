@@ -7,25 +7,26 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
 )
 
-// An array whose items must differ needs to know what came before. Its rule and
-// those of its items have a role, and what is open carries a memory: the items
-// seen, and how far the item being read is like one of them. Items are spelled in
-// one way alone, so that equal values are equal texts.
+// uniqueItems is not context-free: whether an item is allowed depends on the items before
+// it. The rule of such an array and the rules of its items have a role, and every
+// configuration inside the array carries a memory: the trie of the items so far, and the
+// node of that trie that the current item has reached. While that node exists the item may
+// still turn out to be a repetition; once it is nil the item is new, whatever follows. Items
+// have one spelling each, so that equal values are equal texts.
 
-// memory is what such an array knows. It never changes, and equal ones are one
-// object.
+// memory is the state of one uniqueItems array. It is immutable and interned.
 type memory struct {
 	id     uint32
-	seen   *Seen // items that have ended, or nil
-	Inside bool  // an item is being read
-	start  int32 // where it began, in the text so far; -1 before its first byte
-	Like   *Seen // what follows it among those seen, or nil
-	// blind says that an item before the one being read is not known. Then whether
-	// this one is new is not known either, and it does not end.
+	seen   *Seen // complete items, or nil
+	Inside bool  // inside an item
+	start  int32 // offset of the item in the text; -1 before its first byte
+	Like   *Seen // node of seen that the item has reached, or nil
+	// blind means that an earlier item is not known. Whether this one is new is then
+	// unknown, too, and it must not end.
 	blind bool
 }
 
-// Seen is a set of texts as a tree of bytes. It is never changed.
+// Seen is an immutable trie of texts.
 type Seen struct {
 	id    uint32
 	Final bool
@@ -54,13 +55,13 @@ type memoryKey struct {
 	inside, blind bool
 }
 
-// addedKey is a set and a text that joins it.
+// addedKey is a set and a text that is added to it.
 type addedKey struct {
 	to   uint32
 	text string
 }
 
-// memories keeps each memory once.
+// memories interns memories.
 type memories struct {
 	known map[memoryKey]*memory
 	added map[addedKey]*Seen
@@ -88,7 +89,7 @@ func (m *memories) keep(want memory) *memory {
 	return &want
 }
 
-// add is s and one more text, kept once.
+// add returns s with one more text, interned.
 func (m *memories) add(s *Seen, text []byte) *Seen {
 	key := addedKey{idOf(s), string(text)}
 	out := m.added[key]
@@ -122,10 +123,10 @@ func (m *memories) with(s *Seen, text []byte) *Seen {
 	return out
 }
 
-// opened is the memory of an array that begins.
+// opened returns the memory at the start of an array.
 func (m *Machine) opened() *memory { return m.memories.keep(memory{}) }
 
-// begun is the memory once another item begins, or nil outside the arrays.
+// begun returns the memory at the start of an item, or nil outside arrays.
 func (m *Machine) begun(of *memory) *memory {
 	if of == nil || of.Inside {
 		return nil
@@ -133,7 +134,7 @@ func (m *Machine) begun(of *memory) *memory {
 	return m.memories.keep(memory{seen: of.seen, Inside: true, start: -1, Like: of.seen, blind: of.blind})
 }
 
-// ended is the memory once the item ends, or nil where it is like one before.
+// ended returns the memory after the item, or nil if the item repeats an earlier one.
 func (m *Machine) ended(of *memory) *memory {
 	switch {
 	case of == nil || of.blind || of.Like != nil && of.Like.Final:
@@ -144,8 +145,8 @@ func (m *Machine) ended(of *memory) *memory {
 	return m.memories.keep(memory{seen: m.memories.add(of.seen, m.Text[of.start:])})
 }
 
-// read is the memory after b, the last byte of m.text, and whether it depends on
-// where that is or which of its class it is.
+// read returns the memory after b, the last byte of the text, and whether that depends on
+// more than b's equivalence class.
 func (m *Machine) read(of *memory, b byte) (*memory, bool) {
 	if of == nil || !of.Inside || of.Like == nil && of.start >= 0 {
 		return of, false
@@ -158,7 +159,7 @@ func (m *Machine) read(of *memory, b byte) (*memory, bool) {
 	return m.memories.keep(next), true
 }
 
-// strange is the memory of an item that is unlike all before.
+// strange returns the memory for an item that differs from all earlier ones.
 func (m *Machine) strange(of *memory) *memory {
 	if of == nil || of.Like == nil {
 		return of
@@ -168,7 +169,7 @@ func (m *Machine) strange(of *memory) *memory {
 	return m.memories.keep(next)
 }
 
-// hope is whether an item can still come out unlike those before.
+// hope says whether the current item can still differ from the earlier ones.
 type hope uint8
 
 const (
@@ -177,9 +178,10 @@ const (
 	noHope
 )
 
-const maxHope = 5000 // positions looked at for an item that is new
+const maxHope = 5000 // positions visited to find an unused item
 
-// hopeless says that all ways from p lead to an item that was there before.
+// hopeless reports whether every continuation of p repeats an earlier item. It searches
+// depth first for a position at which the item is certainly new.
 func (m *Machine) hopeless(p *Position) (bool, error) {
 	if p.hope != unknownHope {
 		return p.hope == noHope, nil
@@ -196,7 +198,7 @@ func (m *Machine) hopeless(p *Position) (bool, error) {
 		case len(looked) >= maxHope:
 			return false, &ast.LimitError{What: "steps to find an unused item", Limit: maxHope}
 		}
-		p.hope = noHope // until something else is found
+		p.hope = noHope // unless the search finds otherwise
 		looked = append(looked, p)
 		for b := range m.Allowed(p).All() {
 			next, err := m.raw(p, b)
@@ -227,8 +229,8 @@ func (m *Machine) hopeless(p *Position) (bool, error) {
 	return !some && err == nil, err
 }
 
-// hopeful says that p itself shows that an item may come out new, or that none has
-// to come.
+// hopeful reports whether p itself shows that the item can be new, or that no item has to
+// follow.
 func (m *Machine) hopeful(p *Position) bool {
 	if p.CanEnd || p.Popped {
 		return true
@@ -248,8 +250,8 @@ func (m *Machine) hopeful(p *Position) bool {
 	return false
 }
 
-// several says that the text goes on in two ways at least from s, so that one that
-// is not known cannot be all that is left.
+// several reports whether s has at least two continuations, so that one unknown earlier item
+// cannot exclude all of them.
 func (m *Machine) several(s *State) bool {
 	n := 0
 	if s.Done {
@@ -274,11 +276,11 @@ func (m *Machine) several(s *State) bool {
 	return n > 1
 }
 
-// MaxDifferent bounds how many different texts are counted.
+// MaxDifferent is the maximum number of distinct texts that Different counts.
 const MaxDifferent = 1000
 
-// Different counts the texts of a rule up to want, and says whether those are all.
-// It goes on from a number of beginnings at a time, so that it may miss some.
+// Different counts the texts of a rule up to want, and reports whether the count is
+// complete. It is a beam search, so that it may miss some.
 func (m *Machine) Different(rule int32, want int) (n int, all bool, err error) {
 	p, err := m.At(m.Start(rule), m.Stacks.Bottom, nil)
 	if err != nil {

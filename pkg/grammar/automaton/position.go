@@ -9,38 +9,38 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/grammar/spelling"
 )
 
-// Position is every way to have read the text so far. Positions are kept once
-// each, with where every byte leads, so that walking known ground is a look into
-// a table. A position never changes but for what is filled in later.
+// Position is every way to parse the text so far. Positions are interned and remember where
+// every byte leads, so that following known text is a table lookup. A position never changes
+// except for values that are computed later.
 type Position struct {
-	Configs []Config // the ways that read on
-	Kernels []Config // the ways that are not there by a call alone: masks begin at them
+	Configs []Config // configurations that can read a byte
+	Kernels []Config // configurations that were not reached by a call alone; masks start at them
 	CanEnd  bool     // the text may end here
-	Popped  bool     // a way leads below a stack of which nothing is known
+	Popped  bool     // some configuration returns below the unknown stack
 	Next    []*Position
-	Mask    any               // what package mask keeps of the position
-	allow   *spelling.ByteSet // bytes that may come
+	Mask    any               // data that package mask attaches
+	allow   *spelling.ByteSet // bytes that may follow
 	hope    hope
 }
 
-// Config is one state with the stacks that it may lie above.
+// Config is a state with the stacks that may be below it.
 type Config struct {
 	At    *State
 	Above *Stack
-	Mem   *memory // of the array around it whose items must differ, or nil
+	Mem   *memory // of the uniqueItems array around it, or nil
 }
 
-// gathering is a position in the making.
+// gathering is a position under construction.
 type gathering struct {
 	list    []gathered
 	work    []int
 	canEnd  bool
 	popped  bool
-	event   bool // an array whose items differ began, or an item began or ended
+	event   bool // a uniqueItems array began, or one of its items began or ended
 	failure error
 }
 
-// gathered is a config; called says that only calls lead to it.
+// gathered is a configuration; called means that only calls led to it.
 type gathered struct {
 	Config
 	called bool
@@ -51,7 +51,8 @@ func (g *gathering) reset() {
 	g.canEnd, g.popped, g.event, g.failure = false, false, false, nil
 }
 
-// put adds a config and queues it where that says something new.
+// put adds a configuration and queues it if it is new. Configurations with the same state
+// are merged by uniting their stacks, which keeps their number small (as in GLR parsing).
 func (m *Machine) put(s *State, above *Stack, mem *memory, called bool) {
 	g := &m.gather
 	m.Spent += 1 + len(g.list)/8
@@ -73,8 +74,8 @@ func (m *Machine) put(s *State, above *Stack, mem *memory, called bool) {
 	g.work = append(g.work, len(g.list)-1)
 }
 
-// expand adds what the queued configs lead to without a byte: called rules, and
-// what lies below rules that may end.
+// expand adds what the queued configurations reach without reading a byte: the rules that
+// they call, and the callers of rules that may end here.
 func (m *Machine) expand() {
 	g := &m.gather
 	for len(g.work) > 0 && g.failure == nil {
@@ -88,7 +89,7 @@ func (m *Machine) expand() {
 		for _, call := range m.CallsOf(c.At) {
 			role := m.Prog.roles[call.Rule]
 			if ret := call.Ret; ret.Done && len(ret.Items) == 1 && role == ast.NoRole {
-				m.put(m.Start(call.Rule), c.Above, c.Mem, true) // nothing to come back for
+				m.put(m.Start(call.Rule), c.Above, c.Mem, true) // a tail call: there is nothing to return to
 				continue
 			}
 			if c.Above.depth >= maxDepth {
@@ -101,7 +102,7 @@ func (m *Machine) expand() {
 				mem = m.opened()
 			case ast.UniqueItem:
 				if mem = m.begun(mem); mem == nil {
-					g.popped = true // what came before is not known
+					g.popped = true // the earlier items are not known
 					g.event = true
 					continue
 				}
@@ -117,7 +118,7 @@ func (m *Machine) expand() {
 	}
 }
 
-// take returns the position gathered.
+// take returns the interned position of the collected configurations.
 func (m *Machine) take() (*Position, error) {
 	g := &m.gather
 	if g.failure != nil {
@@ -178,7 +179,7 @@ func memoryID(m *memory) uint32 {
 	return m.id
 }
 
-// pop adds what follows the rule of a config that may end.
+// pop adds the configurations after the end of c's rule.
 func (m *Machine) pop(c Config) {
 	for _, f := range c.Above.Frames {
 		mem := c.Mem
@@ -188,14 +189,14 @@ func (m *Machine) pop(c Config) {
 		case ast.UniqueItem:
 			m.gather.event = true
 			if mem = m.ended(mem); mem == nil {
-				continue // it was there before
+				continue // the item is a repetition
 			}
 		}
 		m.put(f.Ret, f.Below, mem, false)
 	}
 }
 
-// At is the position of being in s above a stack.
+// At returns the position of state s above a stack.
 func (m *Machine) At(s *State, above *Stack, mem *memory) (*Position, error) {
 	m.gather.reset()
 	m.put(s, above, mem, false)
@@ -208,8 +209,8 @@ type returnKey struct {
 	mem   *memory
 }
 
-// Below is the position after the rule on top of above has ended, if no item was
-// repeated.
+// Below returns the position after the end of the current rule, given the stack below it and
+// assuming that no item was repeated.
 func (m *Machine) Below(above *Stack, mem *memory) (*Position, error) {
 	key := returnKey{above, m.strange(mem)}
 	if p := m.returns[key]; p != nil {
@@ -227,8 +228,8 @@ func (m *Machine) Below(above *Stack, mem *memory) (*Position, error) {
 	return p, err
 }
 
-// Follow is the position after b, or nowhere. Where items must differ, m.text is
-// the text up to b.
+// Follow returns the position after byte b, or Nowhere. With uniqueItems, m.Text is the text
+// before b.
 func (m *Machine) Follow(from *Position, b byte) (*Position, error) {
 	if from.Next != nil {
 		if p := from.Next[m.ClassOf[b]]; p != nil {
@@ -246,7 +247,7 @@ func (m *Machine) Follow(from *Position, b byte) (*Position, error) {
 	return p, err
 }
 
-// raw is follow whether or not there is hope for an item.
+// raw is Follow without the check that a new item is still possible.
 func (m *Machine) raw(from *Position, b byte) (*Position, error) {
 	number := m.ClassOf[b]
 	g := &m.gather
@@ -281,7 +282,7 @@ func (m *Machine) raw(from *Position, b byte) (*Position, error) {
 	return p, nil
 }
 
-// Allowed is the bytes that may come at p.
+// Allowed returns the bytes that may follow p.
 func (m *Machine) Allowed(p *Position) *spelling.ByteSet {
 	if p.allow == nil {
 		p.allow = new(spelling.ByteSet)
@@ -302,7 +303,7 @@ func (m *Machine) Allowed(p *Position) *spelling.ByteSet {
 	return p.allow
 }
 
-// OnlyByte is the one byte that can follow, if it is one.
+// OnlyByte returns the byte that must follow, if there is only one.
 func (m *Machine) OnlyByte(at *Position) (byte, bool) {
 	found, ok := byte(0), false
 	for _, c := range at.Configs {
@@ -322,7 +323,7 @@ func (m *Machine) OnlyByte(at *Position) (byte, bool) {
 	return found, ok
 }
 
-// Alone is the position of being in s above a stack of which nothing is known.
+// Alone returns the position of state s above the unknown stack.
 func (m *Machine) Alone(s *State) (*Position, error) {
 	if s.alone == nil {
 		var err error
@@ -333,7 +334,7 @@ func (m *Machine) Alone(s *State) (*Position, error) {
 	return s.alone, nil
 }
 
-// Place is the position of being in s above a stack.
+// Place returns the position of state s above a stack, which may be unknown.
 func (m *Machine) Place(s *State, above *Stack) (*Position, error) {
 	if above == m.Stacks.Unknown {
 		return m.Alone(s)

@@ -18,29 +18,28 @@ const (
 	OpChar         // a character of class, then x
 	OpSplit        // x and y
 	OpCall         // rule, then x
-	OpEnter        // begin to count, then x, a doLoop
-	OpLoop         // x while the count is below most; y once it is least
+	OpEnter        // push a counter, then x, an OpLoop
+	OpLoop         // x while the count is below most; y if it is at least least
 	OpDone         // the end of the rule
 )
 
-// Instr is an instruction of the program that the rules become.
+// Instr is an instruction of a program.
 type Instr struct {
 	Op          OpCode
 	Class, Rule int32
 	X, Y        int32
 	Least, Most int32
-	Loop        int32 // the doLoop around it, or -1
+	Loop        int32 // the OpLoop around it, or -1
 }
 
-// Program is a grammar as instructions. Every instruction but doFail reaches the
-// end of its rule.
+// Program is a compiled grammar. Every instruction except OpFail reaches the end of its rule.
 type Program struct {
 	Code    []Instr
 	Classes []*spelling.Class
-	Starts  []int32    // of each rule, or -1 while it is not called
+	Starts  []int32    // entry of each rule, or -1 if it is never called
 	roles   []ast.Role // of each rule
-	Unique  bool       // some rule has a role
-	leaves  []bool     // where the end of the rule is reached without a uniqueItem
+	Unique  bool       // the grammar has uniqueItems
+	leaves  []bool     // by pc: the end of the rule is reachable without an item
 }
 
 type spelledRune struct {
@@ -53,20 +52,21 @@ type classKey struct {
 	enc ast.Encoding
 }
 
-// emitter writes a program, each expression before what follows it.
+// emitter emits a program backwards: the continuation of an expression before the
+// expression, so that jump targets are known and only loops need patching.
 type emitter struct {
 	*analysis
 	Program
 	known    map[classKey]int32
 	single   map[spelledRune]int32
-	nonEmpty map[int]int // rule -> the rule that is its texts but the empty one
+	nonEmpty map[int]int // rule -> the same rule without the empty text
 	todo     []int
 	failPC   int32
-	loop     int32 // the doLoop that is being written, or -1
+	loop     int32 // the innermost OpLoop, or -1
 	err      error
 }
 
-// Compile is g as instructions, made once.
+// Compile returns the program of g, compiled once.
 func Compile(g *ast.Grammar) (*Program, error) {
 	made, err := g.Compiled(func(g *ast.Grammar) (any, error) { return compileProgram(g) })
 	if err != nil {
@@ -75,7 +75,7 @@ func Compile(g *ast.Grammar) (*Program, error) {
 	return made.(*Program), nil
 }
 
-// compileProgram turns a grammar into a program, or says why it cannot be one.
+// compileProgram compiles a grammar.
 func compileProgram(g *ast.Grammar) (*Program, error) {
 	local := &ast.Grammar{Rules: slices.Clone(g.Rules), Root: g.Root, Kind: g.Kind}
 	a, err := analyse(local)
@@ -123,7 +123,7 @@ func (e *emitter) add(i Instr) int32 {
 	return int32(len(e.Code) - 1)
 }
 
-// call has the rule's program made.
+// call queues a rule for emission.
 func (e *emitter) call(id int) {
 	if e.Starts[id] == -1 {
 		e.Starts[id] = -2
@@ -131,7 +131,7 @@ func (e *emitter) call(id int) {
 	}
 }
 
-// emit writes x so that next follows it, and returns where it begins.
+// emit emits x so that it continues at next, and returns its first instruction.
 func (e *emitter) emit(x *ast.Expr, next int32) int32 {
 	if e.err != nil || !e.isProductive(x) {
 		return e.failPC
@@ -183,8 +183,8 @@ func (e *emitter) split(x, y int32) int32 {
 func (e *emitter) repeat(x *ast.Expr, next int32) int32 {
 	body, least := x.Subs[0], x.Min
 	if e.isNullable(body) {
-		// Going round without a character changes nothing: leave it out, and
-		// with it every loop that would not end.
+		// An iteration that reads nothing changes nothing. Leaving it out also removes
+		// every infinite loop.
 		body, least = e.withoutEmpty(body), 0
 	}
 	if !e.isProductive(body) {
@@ -240,7 +240,7 @@ func (e *emitter) graph(x *ast.Expr, next int32) int32 {
 	return base
 }
 
-// withoutEmpty is x's texts but the empty one.
+// withoutEmpty returns x without the empty text.
 func (e *emitter) withoutEmpty(x *ast.Expr) *ast.Expr {
 	if !e.isNullable(x) {
 		return x
@@ -282,7 +282,7 @@ func (e *emitter) withoutEmpty(x *ast.Expr) *ast.Expr {
 	return ast.Fail()
 }
 
-// one is the class of one character.
+// one returns the class of one character.
 func (e *emitter) one(r rune, enc ast.Encoding) int32 {
 	key := spelledRune{r, enc}
 	id, ok := e.single[key]
@@ -313,9 +313,10 @@ func (e *emitter) class(set charset.Set, enc ast.Encoding) int32 {
 	return id
 }
 
-// leftRecursion refuses a rule that may call itself before any character.
+// leftRecursion refuses a rule that may call itself before it reads a character: expand would
+// push onto the stack for ever.
 func (e *emitter) leftRecursion() error {
-	left := make([][]int32, len(e.Starts)) // what a rule may call first
+	left := make([][]int32, len(e.Starts)) // rules that may be called first
 	mark := make([]int, len(e.Code))
 	for id, start := range e.Starts {
 		if start < 0 {
@@ -379,7 +380,7 @@ func (e *emitter) leftRecursion() error {
 	return nil
 }
 
-// leave finds from where rules may end without calling one for a uniqueItem.
+// leave computes Program.leaves.
 func (e *emitter) leave() {
 	e.leaves = make([]bool, len(e.Code))
 	for changed := true; changed; {

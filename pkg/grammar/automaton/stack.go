@@ -8,18 +8,16 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
 )
 
-// Stack is a set of stacks of open rules, the ways in which the text so far may
-// have come here. It is shared and never changes; equal sets are one object, so
-// that comparing them is comparing pointers.
+// Stack is a set of call stacks, in the form of a graph (a graph-structured stack). It is
+// immutable and interned, so that equal sets are the same pointer.
 type Stack struct {
 	id     uint32
-	Frames []frame // by the id of ret, each once
-	Ends   uint8   // which kinds of empty stack are in the set
-	depth  int32   // of the deepest
+	Frames []frame // ordered by ret's id, without duplicates
+	Ends   uint8   // kinds of empty stacks in the set
+	depth  int32   // of the deepest stack
 }
 
-// frame is an open rule: where to go on when the called one is done, and what is
-// open below it.
+// frame is a pending return: the state in which the caller continues, and the stacks below.
 type frame struct {
 	Ret   *State
 	Below *Stack
@@ -27,8 +25,8 @@ type frame struct {
 }
 
 const (
-	EndsText    = 1 << iota // nothing is open: the text may end
-	endsUnknown             // what lies below is not known
+	EndsText    = 1 << iota // no rule is open: the text may end
+	endsUnknown             // what is below is not known
 )
 
 type pushKey struct {
@@ -36,13 +34,13 @@ type pushKey struct {
 	role       ast.Role
 }
 
-// stacks keeps each stack once.
+// stacks interns stacks.
 type stacks struct {
 	next   uint32
 	pushed map[pushKey]*Stack
 	merged map[string]*Stack
 	Bottom *Stack
-	// unknown stands below a mask's walk that holds for any stack.
+	// unknown is below the walk of a mask that must hold for every stack.
 	Unknown *Stack
 }
 
@@ -56,7 +54,7 @@ func newStacks() *stacks {
 	}
 }
 
-// forget drops what is kept; stacks in use stay good, but may come to exist twice.
+// forget drops the interned stacks. Those in use stay valid, but duplicates may arise.
 func (s *stacks) forget() {
 	clear(s.pushed)
 	clear(s.merged)
@@ -75,7 +73,7 @@ func (s *stacks) push(ret *State, below *Stack, role ast.Role) *Stack {
 	return t
 }
 
-// union is the stacks of a and those of b.
+// union returns the set of the stacks of a and b.
 func (s *stacks) union(a, b *Stack) *Stack {
 	if a == b {
 		return a

@@ -8,10 +8,9 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/grammar/automaton"
 )
 
-// Mask sets dst to the tokens that may come: bit id%64 of word id/64 for every id,
-// those that end a text where it may end. dst has Vocabulary.Words words, and what
-// was in it is lost. It returns a *LimitError where the grammar asks for too much,
-// and then dst allows nothing.
+// Mask sets dst to the tokens that may follow: bit id%64 of word id/64 for every id,
+// including the end tokens if the text may end. dst must have Vocabulary.Words words. It
+// returns a *LimitError if the grammar needs too much work, and then dst allows nothing.
 func (m *Matcher) Mask(dst []uint64) error {
 	v := m.c.vocab
 	if v == nil {
@@ -41,7 +40,7 @@ func (m *Matcher) Mask(dst []uint64) error {
 	return nil
 }
 
-// write sets dst to the mask.
+// write writes the mask to dst.
 func (p *positionMask) write(dst []uint64) {
 	if len(p.sets) == 0 {
 		clear(dst)
@@ -76,7 +75,9 @@ func Allowed(mask []uint64) int {
 	return n
 }
 
-// maskAt is the mask of a position, made when it is first asked for.
+// maskAt returns the mask of a position, computed on first use: the union of the masks of the
+// states of its kernels and, for tokens that leave a state's rule, of what the stack below
+// allows.
 func (m *engine) maskAt(p *automaton.Position, text []byte) (*positionMask, error) {
 	if mask, ok := p.Mask.(*positionMask); ok {
 		return mask, nil
@@ -139,7 +140,7 @@ func (m *engine) maskAt(p *automaton.Position, text []byte) (*positionMask, erro
 	return out, nil
 }
 
-// wholeMask adds the tokens that may come at a config, looked at one by one.
+// wholeMask adds the tokens that a configuration allows by a walk of the whole vocabulary.
 func (m *engine) wholeMask(out *positionMask, k automaton.Config) error {
 	p, err := m.At(k.At, k.Above, k.Mem)
 	if err != nil {
@@ -155,8 +156,9 @@ func (m *engine) wholeMask(out *positionMask, k automaton.Config) error {
 	return err
 }
 
-// beyond is the tokens that end the rule of a config's state and go on with what
-// lies below it.
+// beyond returns the tokens that end the rule of k's state and continue in its callers. The
+// walk of the state has noted the trie nodes at which the rule may end; only what is under
+// those is walked here, once for each different position below.
 func (m *engine) beyond(mask *stateMask, k automaton.Config) ([]int32, error) {
 	if len(mask.pops) == 0 && !mask.loose {
 		return nil, nil
@@ -203,14 +205,14 @@ func (m *engine) beyond(mask *stateMask, k automaton.Config) ([]int32, error) {
 	return ids, nil
 }
 
-// Bounds on what Compile makes beforehand.
+// Bounds on the masks that Compile computes in advance.
 const (
 	maxPrepared    = 4000    // states
-	maxPrepareWork = 100_000 // items looked at, or eight nodes of the vocabulary
+	maxPrepareWork = 100_000 // items visited; eight nodes of the vocabulary count as one
 )
 
-// prepare makes the masks of the states that are reached first, as far as that is
-// cheap; the others are made when they are reached.
+// prepare computes the masks of the first states in breadth-first order while that is cheap.
+// The others are computed when they are reached.
 func (m *engine) prepare(start *automaton.Position) {
 	var order []*automaton.State
 	seen := map[*automaton.State]bool{}
@@ -228,7 +230,7 @@ func (m *engine) prepare(start *automaton.Position) {
 	for i := 0; i < len(order) && i < maxPrepared && m.Spent < m.Limit && m.Bytes < automaton.MaxKept/2; i++ {
 		s := order[i]
 		if _, err := m.maskOf(s); err != nil {
-			return // it will come again when it matters
+			return // the error comes again if it matters
 		}
 		for _, c := range m.CallsOf(s) {
 			visit(m.Start(c.Rule))
@@ -248,8 +250,8 @@ func (m *engine) prepare(start *automaton.Position) {
 	}
 }
 
-// whole goes on from a state within a character, on some way, to the end of that:
-// few tokens end in between.
+// whole returns a state at the end of the character that s is inside of: few tokens end
+// inside a character.
 func (m *engine) whole(s *automaton.State) *automaton.State {
 	for range 12 {
 		i := slices.IndexFunc(s.Items, func(it automaton.Item) bool { return it.Sub != 0 })
@@ -262,8 +264,8 @@ func (m *engine) whole(s *automaton.State) *automaton.State {
 	return s
 }
 
-// repeats lists the tokens that would repeat an item, or lead to nothing else, from
-// a config whose item is like one before so far.
+// repeats lists the tokens that would repeat an earlier item, or leave no other continuation,
+// in a configuration whose item equals the beginning of an earlier one.
 func (m *engine) repeats(c automaton.Config) ([]int32, error) {
 	p, err := m.At(c.At, c.Above, c.Mem)
 	if err != nil {
@@ -271,8 +273,8 @@ func (m *engine) repeats(c automaton.Config) ([]int32, error) {
 	}
 	var out []int32
 	t := m.vocab.all
-	// After a text that was there before, what goes on as if it had ended is wrong,
-	// too, and every byte is looked at.
+	// After the text of an earlier item, tokens that continue as if the item had ended are
+	// wrong, too, so that every byte is followed there.
 	var walk func(from, to int32, p *automaton.Position, like *automaton.Seen, every bool) error
 	walk = func(from, to int32, p *automaton.Position, like *automaton.Seen, every bool) error {
 		for i := from; i < to; i = t.skip[i] {

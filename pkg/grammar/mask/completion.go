@@ -9,13 +9,13 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/grammar/spelling"
 )
 
-// costs is how many bytes are needed, at least, from every instruction of a program
-// to the end of what is around it: the turn of its innermost loop that counts, or
-// its rule.
+// costs is the minimum number of bytes from every instruction to the end of the iteration of
+// the innermost counted loop around it, or of its rule. It is a shortest-path problem over
+// rules that call each other; newCosts iterates to the fixed point.
 type costs struct {
 	code  []int64
 	rules []int64
-	class [][]int64 // of each class's states, to the end of the character
+	class [][]int64 // of each state of each class, to the end of the character
 }
 
 const noCost = int64(1) << 40
@@ -69,7 +69,7 @@ func classCosts(class *spelling.Class) []int64 {
 	return out
 }
 
-// to is the cost from pc on, in the turn of a loop.
+// to is the cost from pc within an iteration of a loop.
 func (c *costs) to(pc, loop int32) int64 {
 	if pc == loop {
 		return 0
@@ -99,7 +99,8 @@ func (c *costs) instruction(p *automaton.Program, pc int32) int64 {
 	return min(n, noCost)
 }
 
-// item is the cost from a place on to the end of its rule.
+// item is the cost from an item to the end of its rule, including the iterations that its
+// loops still need.
 func (c *costs) item(m *engine, it automaton.Item) int64 {
 	in := &m.Prog.Code[it.Pc]
 	n := c.code[it.Pc]
@@ -109,7 +110,7 @@ func (c *costs) item(m *engine, it automaton.Item) int64 {
 	for loop, count := in.Loop, it.Count; count != 0; {
 		l := &m.Prog.Code[loop]
 		list := m.Counts.Lists[count]
-		if left := int64(l.Least) - int64(list.N); left > 0 { // n counts this turn
+		if left := int64(l.Least) - int64(list.N); left > 0 { // N includes this iteration
 			n += left * c.to(l.X, loop)
 		}
 		n += c.to(l.Y, l.Loop)
@@ -118,7 +119,7 @@ func (c *costs) item(m *engine, it automaton.Item) int64 {
 	return min(n, noCost)
 }
 
-// cost is the bytes that are needed, at least, from a state to the end of its rule.
+// cost is the minimum number of bytes from a state to the end of its rule.
 func (m *engine) cost(s *automaton.State) int64 {
 	known := notes(s)
 	if known.cost == 0 {
@@ -131,7 +132,7 @@ func (m *engine) cost(s *automaton.State) int64 {
 	return known.cost - 1
 }
 
-// depthCost is the bytes that are needed, at least, to end all that is open.
+// depthCost is the minimum number of bytes that end all open rules.
 func (m *engine) depthCost(s *automaton.Stack) int64 {
 	if s.Ends&automaton.EndsText != 0 {
 		return 0
@@ -147,7 +148,7 @@ func (m *engine) depthCost(s *automaton.Stack) int64 {
 	return n
 }
 
-// ending is the bytes that are needed, at least, to end a text at p.
+// ending is the minimum number of bytes that end a text at p.
 func (m *engine) ending(p *automaton.Position) int64 {
 	if m.costs == nil {
 		m.costs = newCosts(m.Prog)
@@ -165,9 +166,8 @@ func (m *engine) ending(p *automaton.Position) int64 {
 	return n
 }
 
-// Shortest is how many bytes, and so how many tokens at the most, the shortest end
-// of the text needs: 0 where it may end now. Where items of an array must differ it
-// may need more.
+// Shortest returns the length in bytes, and so the maximum in tokens, of the shortest
+// completion; 0 if the text may end now. With uniqueItems it is a lower bound.
 func (m *Matcher) Shortest() int {
 	if m.now().ended {
 		return 0
@@ -179,16 +179,15 @@ func (m *Matcher) Shortest() int {
 	return int(mach.ending(m.now().Position))
 }
 
-// Bounds on looking for a completion.
+// Bounds on the search for a completion.
 const (
 	maxCompletion = 1 << 20 // bytes
-	maxNearer     = 20_000  // positions looked at for the next step
+	maxNearer     = 20_000  // positions visited for one step
 )
 
-// Completion returns a short text that ends the text so far, the shortest unless
-// items of an array must differ; nothing where it may end now. The matcher does not
-// move. A sampler that has only so many tokens left forces it in time, so that what
-// it emits is whole.
+// Completion returns a short text that completes the text so far (with uniqueItems not
+// always the shortest), or nothing if the text may end now. The matcher does not move. A
+// sampler that runs out of tokens emits it, so that its output is complete.
 func (m *Matcher) Completion() ([]byte, error) {
 	if m.now().ended {
 		return nil, nil
@@ -216,7 +215,8 @@ func (m *Matcher) Completion() ([]byte, error) {
 	return out, nil
 }
 
-// nearer is the fewest bytes that bring the end of a text nearer.
+// nearer returns the fewest bytes that bring the end of the text nearer, by breadth-first
+// search. Following costs downhill would do, if uniqueItems did not forbid some ways.
 func (m *engine) nearer(p *automaton.Position) ([]byte, *automaton.Position, error) {
 	type way struct {
 		to   *automaton.Position

@@ -2,15 +2,15 @@ package mask
 
 import "github.com/lamina-mesh/lamina/pkg/grammar/automaton"
 
-// engine is a machine with the masks of its states over a vocabulary.
+// engine is a machine with masks over a vocabulary.
 type engine struct {
 	*automaton.Machine
 	vocab     *Vocabulary
-	ids       []int32               // of the mask in the making
-	alike     map[string]*stateMask // of states that differ in far-off counts alone
-	asked     map[string]int        // states that asked for the runs of a set
-	seldom    int                   // of those, how many go without
-	relations map[string][]relation // by the key of a set and the class
+	ids       []int32               // of the mask under construction
+	alike     map[string]*stateMask // masks of states that differ only in distant loop bounds
+	asked     map[string]int        // how often states asked for the runs of a set
+	seldom    int                   // how many of those requests walk the whole vocabulary instead
+	relations map[string][]relation // by the key of a set, then by class
 
 	costs  *costs
 	depths map[*automaton.Stack]int64
@@ -21,11 +21,11 @@ func newEngine(prog *automaton.Program, v *Vocabulary, seldom int) *engine {
 		alike: map[string]*stateMask{}, relations: map[string][]relation{}, asked: map[string]int{}}
 }
 
-// stateNotes is what is known of a state besides where it leads.
+// stateNotes is what this package attaches to a state.
 type stateNotes struct {
 	mask *stateMask
 	run  uniform
-	cost int64 // see completion.go; one more than it is, or 0 while it is not known
+	cost int64 // see completion.go; plus one, or 0 if it is not computed
 }
 
 func notes(s *automaton.State) *stateNotes {
@@ -37,7 +37,7 @@ func notes(s *automaton.State) *stateNotes {
 	return n
 }
 
-// refresh begins an operation, and forgets what it can where that takes too much.
+// refresh starts an operation and drops the caches if they are full.
 func (m *engine) refresh() {
 	m.Renew()
 	if m.Full() {

@@ -8,42 +8,42 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/grammar/spelling"
 )
 
-// stateMask is which tokens may come in a state, whatever lies below it: those that
-// certainly may, and where a token leaves the state's rule and what follows depends
-// on what is open.
+// stateMask is the part of a mask that depends on a state alone: the tokens that are allowed
+// whatever is on the stack, and the trie nodes at which a token leaves the state's rule, so
+// that the rest of it depends on the stack.
 type stateMask struct {
-	sets  [][]uint64 // shared, not to be changed
+	sets  [][]uint64 // shared, read-only
 	lists [][]int32
-	not   []int32   // taken from those
-	also  [][]int32 // added once that is done
+	not   []int32   // removed from those
+	also  [][]int32 // added afterwards
 	pops  []pop
-	// lent is how many of pops come from another state's mask, and except the tokens
-	// below them that go another way from here, ascending.
+	// lent is the number of pops that come from another state's mask. except lists, in
+	// ascending order, the tokens under them that behave differently in this state.
 	lent   int
 	except []int32
-	// loose says that tokens may leave the rule after any character of a class;
-	// then the whole is looked at where what is open matters.
+	// loose means that tokens may leave the rule after any character of a class. The whole
+	// vocabulary is then walked for each stack.
 	loose bool
-	// checked is the tokens that may come besides, by what follows the rule.
+	// checked is the tokens that the stack allows besides, by the position below the rule.
 	checked map[*automaton.Position][]int32
 }
 
-// pop is a node at which the rule may have ended.
+// pop is a trie node at which the rule may have ended.
 type pop struct {
 	t    *trie
 	node int32
 }
 
-// positionMask is the tokens that may come at a position.
+// positionMask is the tokens that may follow a position.
 type positionMask struct {
 	sets  [][]uint64
 	lists [][]int32
-	not   []int32   // taken from those
-	also  [][]int32 // added once that is done
-	never []int32   // taken at the end
+	not   []int32   // removed from those
+	also  [][]int32 // added afterwards
+	never []int32   // removed at the end
 }
 
-// walker finds the tokens of tries that lead from a position to another.
+// walker finds the tokens of a trie that a position allows.
 type walker struct {
 	m     *engine
 	out   *stateMask
@@ -51,9 +51,9 @@ type walker struct {
 	steps int
 }
 
-const maxMaskSteps = 4_000_000 // nodes looked at for one mask
+const maxMaskSteps = 4_000_000 // nodes visited for one mask
 
-// walk looks at the nodes of t in a range, siblings at first, from p.
+// walk follows the trie nodes of a range, which are siblings and their subtrees, from p.
 func (w *walker) walk(t *trie, from, to int32, p *automaton.Position) error {
 	m := w.m
 	for i := from; i < to; i = t.skip[i] {
@@ -93,7 +93,7 @@ func (w *walker) walk(t *trie, from, to int32, p *automaton.Position) error {
 	return nil
 }
 
-// finish puts the tokens found into out.
+// finish stores the tokens found in out, as a set or a list, whichever is smaller.
 func (w *walker) finish() {
 	if len(w.ids) == 0 {
 		return
@@ -111,7 +111,7 @@ func (w *walker) finish() {
 	m.Bytes += 16 * len(w.out.pops)
 }
 
-// maskOf is the mask of s, made when it is first asked for.
+// maskOf returns the mask of s, computed on first use.
 func (m *engine) maskOf(s *automaton.State) (*stateMask, error) {
 	known := notes(s)
 	if known.mask != nil {
@@ -141,15 +141,16 @@ func (m *engine) maskOf(s *automaton.State) (*stateMask, error) {
 	return known.mask, nil
 }
 
-// state walks the whole vocabulary from s, by runs where it is worth it.
+// state computes the mask of s: as a small difference to a similar state, by runs, or by a
+// walk of the whole vocabulary.
 func (w *walker) state(s *automaton.State) error {
 	m := w.m
 	if u := m.uniformOf(s); u.next != nil {
 		if done, err := w.like(s, u.next); done || err != nil {
 			return err
 		}
-		// Where a class is seldom asked for, learning it costs more than it spares. Free
-		// text is asked for again by the next grammar.
+		// For a class that is rarely used, learning its runs costs more than it saves. Free
+		// text is used by the next grammar again.
 		m.asked[u.key]++
 		free := 2*m.vocab.worth(u.set) > int(m.vocab.all.size()) && u.next == s
 		if r := m.vocab.runsOf(u.set, u.key, free || m.asked[u.key] > m.seldom); r != nil {
@@ -165,13 +166,12 @@ func (w *walker) state(s *automaton.State) error {
 	return w.walk(m.vocab.all, 0, m.vocab.all.size(), p)
 }
 
-// seldom is how many states walk the whole vocabulary before a class is learnt.
+// seldom is how many states walk the whole vocabulary before the runs of a class are learnt.
 const seldom = 4
 
-// like takes the mask of another state, to which almost all characters lead from s,
-// and looks at the tokens alone that go another way from s than from there. It says
-// false, having done nothing, where the other state does not read its class on and
-// on.
+// like derives the mask of s from that of the state to which almost all characters lead from
+// s, and walks only the tokens that behave differently in s. It reports false, having done
+// nothing, if the other state does not loop on its class.
 func (w *walker) like(s, other *automaton.State) (bool, error) {
 	m := w.m
 	if other == s || m.uniformOf(other).next != other {
@@ -204,23 +204,22 @@ func (w *walker) like(s, other *automaton.State) (bool, error) {
 	return true, nil
 }
 
-// difference finds the tokens that go another way from one position than from
-// another.
+// difference finds the tokens that behave differently in two positions.
 type difference struct {
 	m      *engine
 	t      *trie
-	not    []int32 // tokens that one does not take
-	also   []int32 // that it does
-	except []int32 // tokens for which what the other does after its rule says nothing
+	not    []int32 // tokens that the first position does not allow
+	also   []int32 // tokens that it allows
+	except []int32 // tokens for which the pops of the second position say nothing
 	pops   []pop
 	steps  int
 }
 
-// large says that the difference is not worth the while.
+// large reports whether a mask of its own is cheaper than the difference.
 func (d *difference) large() bool { return len(d.not)+len(d.also)+len(d.except) > 20_000 }
 
-// walk looks at the nodes of a range. excepted says that all below is in except, or
-// that nothing needs to be.
+// walk compares the nodes of a range. excepted means that everything below is already in
+// except, or need not be.
 func (d *difference) walk(from, to int32, p, q *automaton.Position, excepted bool) error {
 	t := d.t
 	for i := from; i < to && !d.large(); i = t.skip[i] {
@@ -260,14 +259,15 @@ func (d *difference) walk(from, to int32, p, q *automaton.Position, excepted boo
 	return nil
 }
 
-// uniform walks the tokens of r from s above a stack, where the characters of a
-// class do the same in s and in the states after it until none may come. It says
-// false, having done nothing, where that is not so. Where loose is allowed, those
-// states may be the end of their rule.
+// uniform finds the tokens by runs: in s, and in each state after it, all characters of a
+// class lead to the same next state. The chain of these states ends, or its last state loops.
+// Tokens of k characters of the class are allowed if the chain has k steps; what follows the
+// characters in other tokens is walked from the k-th state. It reports false, having done
+// nothing, if some state tells the characters apart. loose allows states that end their rule.
 func (w *walker) uniform(r *runs, s *automaton.State, above *automaton.Stack, u *uniform, loose bool) (bool, error) {
 	m := w.m
-	chain := []*automaton.State{s} // after so many characters
-	round := -1                    // where the last of chain leads back to itself
+	chain := []*automaton.State{s} // the state after each number of characters
+	round := -1                    // index of the last state if it loops
 	done := false
 	for len(chain) <= r.longest+1 {
 		last := chain[len(chain)-1]
@@ -344,8 +344,8 @@ func (w *walker) uniform(r *runs, s *automaton.State, above *automaton.Stack, u 
 	return true, nil
 }
 
-// exits looks at what follows characters of the class. Where the same position
-// comes after any number of them from one on, their tails are looked at as one.
+// exits walks what follows the characters of the class. If the same position follows any
+// number of them from some number on, the tails of all these are walked as one.
 func (w *walker) exits(r *runs, places []*automaton.Position, round int) error {
 	m := w.m
 	var lead spelling.ByteSet
@@ -393,10 +393,10 @@ func (w *walker) exits(r *runs, places []*automaton.Position, round int) error {
 	return nil
 }
 
-// large is the number of nodes from which a tail is worth runs of its own.
+// large is the number of nodes from which a tail has runs of its own.
 const large = 400
 
-// tail looks at a tail from the position that its first byte leads to.
+// tail walks a tail from the position after its first byte.
 func (w *walker) tail(t *tail, q *automaton.Position) error {
 	if t == nil {
 		return nil

@@ -9,9 +9,8 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/grammar/automaton"
 )
 
-// Compiled is a grammar ready for matching, with what it has learnt of a
-// vocabulary so far. It may be used by many goroutines, through Matchers of their
-// own.
+// Compiled is a grammar ready for matching, with the masks computed so far. Goroutines share
+// it through Matchers of their own.
 type Compiled struct {
 	m     *engine
 	vocab *Vocabulary
@@ -21,7 +20,7 @@ type Compiled struct {
 // Compile makes g ready for matching and for masks over v, which may be nil.
 func Compile(g *ast.Grammar, v *Vocabulary) (*Compiled, error) { return compile(g, v, seldom) }
 
-// compile is compileDefault where classes are learnt once more than so many states ask.
+// compile is Compile with another value of seldom.
 func compile(g *ast.Grammar, v *Vocabulary, seldom int) (*Compiled, error) {
 	prog, err := automaton.Compile(g)
 	if err != nil {
@@ -43,44 +42,44 @@ func compile(g *ast.Grammar, v *Vocabulary, seldom int) (*Compiled, error) {
 type Matcher struct {
 	c    *Compiled
 	past []step // past[0] is the beginning
-	text []byte // accepted so far, where items must differ
+	text []byte // accepted so far, if the grammar has uniqueItems
 }
 
 // step is the position after one Accept or AcceptBytes.
 type step struct {
 	*automaton.Position
-	ended bool // the end itself was accepted
-	text  int  // bytes up to here, where items must differ
+	ended bool // an end token was accepted
+	text  int  // length of text
 }
 
-// NewMatcher begins a text.
+// NewMatcher starts a text.
 func (c *Compiled) NewMatcher() *Matcher {
 	return &Matcher{c: c, past: []step{{Position: c.start}}}
 }
 
-// Clone is a matcher of its own at the same place, which can be rolled back as far.
+// Clone returns an independent matcher in the same state, with the same history.
 func (m *Matcher) Clone() *Matcher {
 	return &Matcher{c: m.c, past: slices.Clone(m.past), text: slices.Clone(m.text)}
 }
 
 func (m *Matcher) now() *step { return &m.past[len(m.past)-1] }
 
-// Reset goes back to the beginning.
+// Reset returns to the beginning of the text.
 func (m *Matcher) Reset() { m.past, m.text = m.past[:1], m.text[:0] }
 
-// CanEnd says whether the text so far is a whole text of the grammar.
+// CanEnd reports whether the text so far is complete.
 func (m *Matcher) CanEnd() bool { return m.now().CanEnd }
 
-// Done says whether the end has been accepted, or is all that can follow.
+// Done reports whether an end token was accepted, or is all that can follow.
 func (m *Matcher) Done() bool {
 	now := m.now()
 	return now.ended || now.CanEnd && len(now.Configs) == 0
 }
 
-// Steps is how many calls of Accept and AcceptBytes Rollback can take back.
+// Steps returns the number of calls of Accept and AcceptBytes that Rollback can undo.
 func (m *Matcher) Steps() int { return len(m.past) - 1 }
 
-// Rollback takes back the last n successful calls of Accept and AcceptBytes.
+// Rollback undoes the last n successful calls of Accept and AcceptBytes.
 func (m *Matcher) Rollback(n int) error {
 	if n < 0 || n > m.Steps() {
 		return fault.New(fault.Invalid, "roll back %d steps: only %d were made", n, m.Steps())
@@ -90,12 +89,12 @@ func (m *Matcher) Rollback(n int) error {
 	return nil
 }
 
-// AcceptBytes goes on by text, as one step. Where some byte does not fit it returns
-// a *RejectError and changes nothing.
+// AcceptBytes advances by text, as one step. If a byte does not fit it returns a *RejectError
+// and changes nothing.
 func (m *Matcher) AcceptBytes(text []byte) error { return m.accept(-1, text) }
 
-// Accept goes on by a token, as one step: its bytes, or the end for a token that
-// ends a text. A token that does not fit gives a *RejectError and changes nothing.
+// Accept advances by a token, as one step: by its bytes, or by the end for an end token. If
+// it does not fit it returns a *RejectError and changes nothing.
 func (m *Matcher) Accept(id int32) error {
 	v := m.c.vocab
 	if v == nil || id < 0 || int(id) >= v.Size() {
@@ -147,8 +146,8 @@ func (m *Matcher) accept(id int32, text []byte) error {
 // maxForced bounds what Forced returns.
 const maxForced = 4096
 
-// Forced returns the bytes that are all that can follow, up to the first choice,
-// a place where the text may end, or 4096 of them. The matcher does not move.
+// Forced returns the bytes that must follow, up to the first choice, up to a place where the
+// text may end, or up to 4096 bytes. The matcher does not move.
 func (m *Matcher) Forced() []byte {
 	mach := m.c.m
 	mach.Mu.Lock()
@@ -198,7 +197,7 @@ func (m *Matcher) Bytes() []byte {
 	return out
 }
 
-// String says where the matcher stands, for people.
+// String describes the matcher for logs.
 func (m *Matcher) String() string {
 	return fmt.Sprintf("matcher after %d steps in %d configs, can end: %t", m.Steps(), len(m.now().Configs), m.CanEnd())
 }

@@ -12,45 +12,44 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/grammar/spelling"
 )
 
-// runs is how a vocabulary's tokens go through one class of characters: which are
-// so many of its characters and nothing else, and what follows those in the others.
-// A state in which every character of the class does the same then needs a look at
-// what follows alone.
+// runs indexes a vocabulary by one class of characters: which tokens consist of a number of
+// its characters, and what follows them in the other tokens. In a state that treats all
+// characters of the class alike only what follows has to be walked.
 type runs struct {
 	t       *trie
-	words   int              // of a set, or 0 where lists are short enough
+	words   int              // of a set, or 0 to use lists alone
 	longest int              // characters of the longest token within the class
-	byCount [][]int32        // tokens of exactly so many characters
-	all     []uint64         // all of those, a bit each
-	leaves  spelling.ByteSet // bytes that have exits
+	byCount [][]int32        // tokens of exactly that many characters
+	all     []uint64         // the tokens of byCount as a set
+	leaves  spelling.ByteSet // bytes with exits
 	exits   [256][]exit
 	odd     []oddExit
 	partial []partialToken
 
 	mu    sync.Mutex
-	upTo  [][]uint64 // tokens of at most so many characters
+	upTo  [][]uint64 // tokens of at most that many characters
 	tails map[tailKey]*tail
 }
 
-// tail is what tokens go on with after some characters of a class: a trie whose
-// first node is the byte that ends those. It has runs of its own.
+// tail is the rests of tokens after some characters of a class: a trie whose first node is the
+// byte that ends the run. It has runs of its own.
 type tail struct {
 	trie
 	mu   sync.Mutex
 	runs map[string]*runs
 }
 
-// exit is a node whose byte begins no character of the class, after count of them.
+// exit is a node after count characters of the class whose byte starts none of them.
 type exit struct{ count, node int32 }
 
-// oddExit is a node whose byte breaks off a character of the class that begins with
-// the bytes before it.
+// oddExit is a node whose byte is no continuation of the character that the bytes before it
+// began.
 type oddExit struct {
 	exit
 	begun []byte
 }
 
-// partialToken is a token that ends within a character of the class.
+// partialToken is a token that ends inside a character of the class.
 type partialToken struct {
 	count int32
 	begun []byte
@@ -59,14 +58,14 @@ type partialToken struct {
 
 type tailKey struct {
 	b        byte
-	from, to int32 // characters before it; to < 0 is no bound
+	from, to int32 // number of characters before it; to < 0 is unbounded
 }
 
-// manyUpTo is how many sets runs keeps of tokens of at most so many characters.
+// manyUpTo is the number of upTo sets that runs keeps.
 const manyUpTo = 33
 
-// newRuns looks at the nodes of t from one on. words is the length of a set of
-// tokens, or 0 where lists are to do.
+// newRuns indexes the nodes of t from a node on. words is the length of a set, or 0 to use
+// lists alone.
 func newRuns(t *trie, from int32, set charset.Set, words int) *runs {
 	r := &runs{t: t, words: words, tails: map[tailKey]*tail{}, byCount: make([][]int32, 1)}
 	c, err := spelling.New(set, ast.PlainUTF8, 1<<15-1)
@@ -137,7 +136,7 @@ func setBits(mask []uint64, ids []int32) {
 	}
 }
 
-// within is the tokens of at most count characters, as a set and lists beside it.
+// within returns the tokens of at most count characters, as a set and further lists.
 func (r *runs) within(count int) (set []uint64, lists [][]int32) {
 	count = min(count, r.longest)
 	switch {
@@ -162,14 +161,14 @@ func (r *runs) within(count int) (set []uint64, lists [][]int32) {
 	return r.upTo[n], r.byCount[n+1 : count+1]
 }
 
-// furthest is the most characters that come before b.
+// furthest returns the largest number of characters before byte b.
 func (r *runs) furthest(b byte) int {
 	e := r.exits[b]
 	return int(e[len(e)-1].count)
 }
 
-// tail is what follows from to to characters of the class and begins with b, or nil
-// where nothing does; a negative to is no bound.
+// tail returns what follows between from and to characters of the class and starts with b, or
+// nil. A negative to is unbounded.
 func (r *runs) tail(b byte, from, to int) *tail {
 	key := tailKey{b, int32(from), int32(to)}
 	r.mu.Lock()
@@ -201,7 +200,7 @@ const (
 	maxTailRuns = 4
 )
 
-// runsOf is how what follows a tail's first byte goes through a class.
+// runsOf returns the runs of a class after the tail's first byte.
 func (t *tail) runsOf(set charset.Set, key string) *runs {
 	t.mu.Lock()
 	defer t.mu.Unlock()

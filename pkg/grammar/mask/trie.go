@@ -6,22 +6,22 @@ import (
 	"slices"
 )
 
-// trie is byte strings by their common beginnings, laid out in preorder: a node's
-// children lie between it and skip, and its own tokens before theirs.
+// trie is a trie of byte strings in preorder: the subtree of node i is the nodes from i+1 to
+// skip[i], and the tokens of node i precede those of its subtree in ids.
 type trie struct {
-	b     []byte  // of each node, the byte that leads to it
-	skip  []int32 // the node after the last below it
-	first []int32 // where its tokens begin in ids; one more than there are nodes
+	b     []byte  // the byte that leads to each node
+	skip  []int32 // the first node after its subtree
+	first []int32 // index of its first token in ids; one more entry than nodes
 	ids   []int32
 }
 
-// spelled is a token, or the rest of one.
+// spelled is a token or the rest of one.
 type spelled struct {
 	text []byte
 	id   int32
 }
 
-// newTrie lays out tokens, none of them empty; it sorts them.
+// newTrie builds a trie of tokens, none of them empty. It sorts them.
 func newTrie(tokens []spelled) *trie {
 	slices.SortFunc(tokens, func(a, b spelled) int {
 		return cmp.Or(bytes.Compare(a.text, b.text), cmp.Compare(a.id, b.id))
@@ -58,10 +58,10 @@ func (t *trie) close(open *[]int32, depth int) {
 
 func (t *trie) size() int32 { return int32(len(t.b)) }
 
-// at is the tokens that end at a node.
+// at returns the tokens that end at a node.
 func (t *trie) at(node int32) []int32 { return t.ids[t.first[node]:t.first[node+1]] }
 
-// below lists the tokens from a node on, by what follows the bytes before it.
+// below lists the tokens of a node's subtree by their bytes from that node on.
 func (t *trie) below(node int32, out []spelled) []spelled {
 	var text []byte
 	var walk func(from, to int32)

@@ -8,25 +8,25 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/grammar/charset"
 )
 
-// uniform is a class of characters that all do the same in a state, and what.
+// uniform is a class of characters that a state treats alike: all lead to next.
 type uniform struct {
 	known bool
-	set   charset.Set // nil where there is none worth while
+	set   charset.Set // nil if no class is large enough
 	key   string
 	next  *automaton.State // or the machine's dead state
 }
 
-// relation is how a class of the program lies to a set of characters.
+// relation is the relation of a class of the program to a set of characters.
 type relation uint8
 
 const (
-	unrelated relation = iota // not looked at yet
+	unrelated relation = iota // not computed yet
 	disjoint
 	covers
-	cuts // it holds a part of the set
+	cuts // contains a part of the set
 )
 
-// relationsTo is how every class lies to a set, as far as it has been looked at.
+// relationsTo returns the relations of all classes to a set, as far as they are computed.
 func (m *engine) relationsTo(key string) []relation {
 	r := m.relations[key]
 	if r == nil {
@@ -47,14 +47,14 @@ func relate(of, to charset.Set) relation {
 	return cuts
 }
 
-// worth is how much of a vocabulary begins with a character of set, about.
+// worth estimates how many trie nodes begin with a character of set.
 func (v *Vocabulary) worth(set charset.Set) int {
 	n := 0
 	for _, p := range set {
 		for c := p.Lo; c <= min(p.Hi, 0x7F); c++ {
 			n += v.weights[c]
 		}
-		if p.Hi >= 0x4E00 && p.Lo <= 0x9FFF { // a set as wide as that has most of the rest
+		if p.Hi >= 0x4E00 && p.Lo <= 0x9FFF { // such a set contains most other characters, too
 			for b := 0xC2; b < 0xF5; b++ {
 				n += v.weights[b]
 			}
@@ -64,11 +64,11 @@ func (v *Vocabulary) worth(set charset.Set) int {
 }
 
 const (
-	worthwhile = 4000 // nodes of a vocabulary under a class that is worth a look
-	maxUniform = 64   // items of a state that is looked at
+	worthwhile = 4000 // trie nodes from which a class is worth indexing
+	maxUniform = 64   // items of a state that is examined
 )
 
-// uniformOf finds the class of s.
+// uniformOf finds the largest class of characters that s treats alike.
 func (m *engine) uniformOf(s *automaton.State) *uniform {
 	run := &notes(s).run
 	if run.known {
@@ -120,8 +120,7 @@ func (m *engine) uniformOf(s *automaton.State) *uniform {
 	return run
 }
 
-// throughout is the state after any one character of a set, or nil where that
-// depends on which.
+// throughout returns the state after any character of a set, or nil if it depends on which.
 func (m *engine) throughout(s *automaton.State, set charset.Set, key string) *automaton.State {
 	run := &notes(s).run
 	if !run.known {
@@ -154,8 +153,8 @@ func (m *engine) throughout(s *automaton.State, set charset.Set, key string) *au
 	return m.Finish()
 }
 
-// farKey is a text that states share whose masks cannot differ: counts are left out
-// that no token brings to a bound.
+// farKey returns a key that states share if their masks cannot differ: it leaves out counts
+// that are so far from their bounds that no token reaches one.
 func (m *engine) farKey(s *automaton.State) (string, bool) {
 	far := int32(m.vocab.longest + 1)
 	var key []byte

@@ -9,28 +9,27 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/grammar/charset"
 )
 
-// Vocabulary is the bytes of a model's tokens, laid out for masks. It may be shared
-// by any number of grammars and goroutines. What it learns of how tokens go through
-// character classes it keeps for all of them.
+// Vocabulary is a model's tokens as a trie. Any number of grammars and goroutines may share
+// it, and with it the runs of the character classes that they use.
 type Vocabulary struct {
 	tokens  [][]byte
 	end     []int32 // ids, ascending
 	all     *trie
-	weights [256]int // nodes under each first byte
-	longest int      // bytes of the longest token
+	weights [256]int // trie nodes under each first byte
+	longest int      // length of the longest token in bytes
 
 	mu   sync.Mutex
 	runs map[string]*runs
-	used []string // keys of runs, the last used last
+	used []string // keys of runs, least recently used first
 }
 
-// maxRuns bounds the character classes that a vocabulary remembers.
+// maxRuns is the number of character classes whose runs a vocabulary keeps.
 const maxRuns = 16
 
 // NewVocabulary takes the bytes of every id and the ids that end a text. Ids
 // without bytes never fit a grammar, and neither do the bytes of ids that end a text.
 // Control tokens have no bytes, or those of ControlBytes for grammars that ask for them
-// by name. The slices stay the caller's to read, not to change.
+// by name. The caller must not change the slices.
 func NewVocabulary(tokens [][]byte, ends ...int32) (*Vocabulary, error) {
 	tokens = ast.WithoutSigns(tokens)
 	v := &Vocabulary{tokens: tokens, end: slices.Clone(ends), runs: map[string]*runs{}}
@@ -55,14 +54,14 @@ func NewVocabulary(tokens [][]byte, ends ...int32) (*Vocabulary, error) {
 	return v, nil
 }
 
-// Size is the number of ids.
+// Size returns the number of ids.
 func (v *Vocabulary) Size() int { return len(v.tokens) }
 
-// Token is the bytes of an id, not to be changed; those of a control token are none or
-// what ControlBytes gives.
+// Token returns the bytes of an id, read-only. A control token has none, or those of
+// ControlBytes.
 func (v *Vocabulary) Token(id int32) []byte { return v.tokens[id] }
 
-// Words is the length of a mask: a bit for every id, 64 to a word.
+// Words returns the length of a mask: one bit for every id, 64 in a word.
 func (v *Vocabulary) Words() int { return (len(v.tokens) + 63) / 64 }
 
 func (v *Vocabulary) ends(id int32) bool {
@@ -70,8 +69,8 @@ func (v *Vocabulary) ends(id int32) bool {
 	return found
 }
 
-// runsOf is how tokens go through a class of characters, or nil where that is not
-// known yet and learn does not say that it is to be.
+// runsOf returns the runs of a class of characters. If they are not known it computes them if
+// learn is set, and returns nil otherwise.
 func (v *Vocabulary) runsOf(set charset.Set, key string, learn bool) *runs {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -92,7 +91,7 @@ func (v *Vocabulary) runsOf(set charset.Set, key string, learn bool) *runs {
 	return r
 }
 
-// Learn looks beforehand at how tokens go through what g holds.
+// Learn computes the runs of the character classes of g in advance.
 func (v *Vocabulary) Learn(g *ast.Grammar) error {
 	_, err := compile(g, v, 0)
 	return err
