@@ -6,9 +6,8 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/grammar/charset"
 )
 
-// Grammar is a language: rules of which one is the root. It is what the front
-// ends make (GBNF, Schema, Regex, Choices, Tags) and what Compile takes. It never
-// changes once made, and may be compiled by many goroutines.
+// Grammar is a language: rules, one of which is the root. A front end builds it; after that
+// it never changes and any number of goroutines may compile it.
 type Grammar struct {
 	Rules []Rule
 	Root  int
@@ -19,19 +18,18 @@ type Grammar struct {
 	err  error
 }
 
-// Compiled returns what make makes of the grammar; it is made once.
+// Compiled returns the result of make, which is called once.
 func (g *Grammar) Compiled(make func(*Grammar) (any, error)) (any, error) {
 	g.once.Do(func() { g.made, g.err = make(g) })
 	return g.made, g.err
 }
 
-// Rule is a named expression. line is where it stands in the source, or 0.
+// Rule is a named expression. Line is its line in the source, or 0.
 type Rule struct {
 	Name string
 	Body *Expr
 	Line int
-	// apart keeps the rule from being copied into its callers, so that all of
-	// them share its states and their masks.
+	// Apart prevents inlining, so that all callers share the rule's states and masks.
 	Apart bool
 	Role  Role
 }
@@ -47,23 +45,23 @@ const (
 	OpAlt              // one of subs
 	OpRepeat           // subs[0] from min to max times; max < 0 is no bound
 	OpRule             // the rule of that index
-	OpGraph            // a way through a graph
+	OpGraph            // a path through a graph
 )
 
-// Encoding is how a character is spelled in bytes.
+// Encoding says how a character is spelled in bytes.
 type Encoding uint8
 
 const (
 	PlainUTF8 Encoding = iota
-	// JsonCanonical is the inside of a JSON string: plain where JSON allows it,
+	// JSONCanonical is the inside of a JSON string: plain where JSON allows it,
 	// else the short escape or \u00XX; characters from U+0080 also as \uXXXX.
-	JsonCanonical
-	// JsonUnique is the inside of a JSON string with one spelling a character: plain
+	JSONCanonical
+	// JSONUnique is the inside of a JSON string with one spelling for each character: plain
 	// where JSON allows it, else the short escape or \u00xx.
-	JsonUnique
-	// JsonAny is the inside of a JSON string with every spelling JSON has.
-	JsonAny
-	// SignOnly is the sign around a control token's spelling, whatever the character.
+	JSONUnique
+	// JSONAny is the inside of a JSON string with every spelling that JSON allows.
+	JSONAny
+	// SignOnly is the byte around a control token's spelling, whatever the character.
 	SignOnly
 )
 
@@ -80,7 +78,7 @@ type Expr struct {
 	Graph    *Graph
 }
 
-// facts are what is known of an expression once its grammar is analysed.
+// facts caches what the analysis of a grammar has found about an expression.
 type facts uint8
 
 const (
@@ -90,8 +88,8 @@ const (
 	IsProductive
 )
 
-// Graph is an automaton whose edges read an expression that is never empty, or
-// nothing where on is nil. State 0 is the first.
+// Graph is an automaton whose edges read an expression that never matches the empty text, or
+// nothing if On is nil. State 0 is the first.
 type Graph struct {
 	States []GraphState
 }
@@ -106,20 +104,20 @@ type graphEdge struct {
 	To int
 }
 
-// Add makes a state.
+// Add adds a state.
 func (g *Graph) Add() int {
 	g.States = append(g.States, GraphState{})
 	return len(g.States) - 1
 }
 
-// Edge leads from one state to another; on is nil or never empty.
+// Edge adds an edge; on is nil or never matches the empty text.
 func (g *Graph) Edge(from int, on *Expr, to int) {
 	g.States[from].Edges = append(g.States[from].Edges, graphEdge{on, to})
 }
 
 func (g *Graph) Expr() *Expr { return &Expr{Op: OpGraph, Graph: g} }
 
-// Silent lists what is reached from state 0 without reading.
+// Silent lists the states that are reached from state 0 without reading.
 func (g *Graph) Silent() []int {
 	seen := make([]bool, len(g.States))
 	seen[0] = true
@@ -135,7 +133,7 @@ func (g *Graph) Silent() []int {
 	return order
 }
 
-// WithoutEmpty is the graph's texts but the empty one.
+// WithoutEmpty returns the graph without the empty text.
 func (g *Graph) WithoutEmpty() *Graph {
 	out := &Graph{States: make([]GraphState, 1, len(g.States)+1)}
 	for _, s := range g.States {
@@ -166,7 +164,7 @@ func Char(set charset.Set, enc Encoding) *Expr {
 	return &Expr{Op: OpChar, Set: set, Enc: enc}
 }
 
-// Literal is a text, each character spelled as enc says.
+// Literal is a text in an encoding.
 func Literal(text string, enc Encoding) *Expr {
 	if text == "" {
 		return Empty()
@@ -174,7 +172,7 @@ func Literal(text string, enc Encoding) *Expr {
 	return &Expr{Op: OpText, Text: text, Enc: enc}
 }
 
-// Text is a text as it stands.
+// Text is a text in UTF-8.
 func Text(text string) *Expr { return Literal(text, PlainUTF8) }
 
 func Seq(subs ...*Expr) *Expr {
@@ -219,7 +217,7 @@ func Alt(subs ...*Expr) *Expr {
 	return &Expr{Op: OpAlt, Subs: out}
 }
 
-// Repeat is e from least to most times; most < 0 is no bound.
+// Repeat is e repeated least to most times; most < 0 is unbounded.
 func Repeat(e *Expr, least, most int) *Expr {
 	switch {
 	case most == 0 || e.Op == OpEmpty:
@@ -240,7 +238,7 @@ func Star(e *Expr) *Expr { return Repeat(e, 0, -1) }
 
 func Ref(rule int) *Expr { return &Expr{Op: OpRule, Rule: int32(rule)} }
 
-// Embed makes body's rules g's own, too, and returns what reads body.
+// Embed appends the rules of body to those of g and returns a reference to its root.
 func (g *Grammar) Embed(body *Grammar) (*Expr, error) {
 	base := len(g.Rules)
 	if base+len(body.Rules) > MaxRules {
@@ -253,12 +251,12 @@ func (g *Grammar) Embed(body *Grammar) (*Expr, error) {
 	return Ref(base + body.Root), nil
 }
 
-// shifted is a copy of e in which the rules that it names are further on by base.
+// shifted is a copy of e in which rule indices are increased by base.
 func shifted(e *Expr, base int) *Expr {
 	if e == nil {
 		return nil
 	}
-	// Facts are left out: whoever compiles e may be writing them.
+	// Facts are left out: another goroutine that compiles e may be writing them.
 	out := &Expr{Op: e.Op, Enc: e.Enc, Min: e.Min, Max: e.Max, Rule: e.Rule, Text: e.Text, Set: e.Set}
 	switch e.Op {
 	case OpRule:
@@ -282,7 +280,7 @@ func shifted(e *Expr, base int) *Expr {
 	return out
 }
 
-// Role is what a rule is to an array whose items must differ.
+// Role is the role of a rule in an array with uniqueItems.
 type Role uint8
 
 const (

@@ -7,19 +7,19 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/grammar/charset"
 )
 
-// ControlSign is a byte that no text has. It stands around a control token's spelling
-// wherever tokens are bytes, so that no text spells one and no part of one is a token.
+// ControlSign is a byte that UTF-8 never contains. It encloses the spelling of a control token
+// in a vocabulary, so that no text can spell the token.
 const ControlSign = 0xFF
 
-// ControlBytes is what stands for a control token in a vocabulary's list: it fits only
-// where a grammar asks for the token by its spelling, never where text is asked for.
+// ControlBytes represents a control token in a vocabulary's list of tokens. It fits only where
+// a grammar asks for the token by its spelling, never where it asks for text.
 func ControlBytes(spelling string) []byte {
 	out := make([]byte, 0, len(spelling)+2)
 	return append(append(append(out, ControlSign), spelling...), ControlSign)
 }
 
-// ControlSpelling is the spelling of the control token that the bytes of ControlBytes
-// stand for; ok is false for any other bytes.
+// ControlSpelling returns the spelling of the control token that ControlBytes represented as
+// token; ok is false for any other bytes.
 func ControlSpelling(token []byte) (spelling string, ok bool) {
 	if len(token) < 3 || token[0] != ControlSign || token[len(token)-1] != ControlSign {
 		return "", false
@@ -28,14 +28,14 @@ func ControlSpelling(token []byte) (spelling string, ok bool) {
 	return string(inner), utf8.Valid(inner)
 }
 
-// Control is the control token of a spelling, as one token.
+// Control is the control token with that spelling.
 func Control(spelling string) *Expr {
 	sign := Char(charset.Single(0), SignOnly)
 	return Seq(sign, Text(spelling), sign)
 }
 
-// WithoutSigns is tokens without those that have a controlSign and are no control
-// token: they are part of no text, and would be taken for a part of such a token.
+// WithoutSigns returns tokens without the bytes of those that contain a ControlSign but are not
+// control tokens: they occur in no text, and could be taken for a part of a control token.
 func WithoutSigns(tokens [][]byte) [][]byte {
 	own := false
 	for id, token := range tokens {

@@ -6,12 +6,11 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 )
 
-// SyntaxError says where a grammar, a regular expression or a schema's JSON is
-// not well formed. The caller must change the text.
+// SyntaxError says where a grammar, a regular expression or a schema is malformed.
 type SyntaxError struct {
 	Kind   string // "gbnf", "regex" or "schema"
-	Line   int    // from 1, or 0 where lines do not help
-	Column int    // from 1 in characters, or 0
+	Line   int    // from 1, or 0 if unknown
+	Column int    // in characters from 1, or 0 if unknown
 	Msg    string
 }
 
@@ -49,7 +48,7 @@ func (e *UnsupportedError) Error() string {
 	return fmt.Sprintf("compile %s: %s%s is not supported: %s", e.Kind, e.Feature, at, e.Why)
 }
 
-// FaultCode is Invalid: the request is to be changed, not repeated.
+// FaultCode is Invalid: the request must be changed, not repeated.
 func (e *UnsupportedError) FaultCode() fault.Code { return fault.Invalid }
 
 // LimitError says that a grammar needs more work or memory than the bounds allow.

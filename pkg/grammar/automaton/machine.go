@@ -316,22 +316,22 @@ func (m *Machine) Full() bool {
 	return m.Bytes+m.memories.bytes > MaxKept || m.Stacks.size() > maxStacks
 }
 
-// Attend loads the text of a matcher, if the grammar has uniqueItems.
-func (m *Machine) Attend(text []byte) {
+// LoadText loads the text of a matcher, if the grammar has uniqueItems.
+func (m *Machine) LoadText(text []byte) {
 	if m.Prog.Unique {
 		m.Text, m.Exact = append(m.Text[:0], text...), true
 	}
 }
 
-// Heard appends a byte to the text.
-func (m *Machine) Heard(b byte) {
+// PushByte appends a byte to the text.
+func (m *Machine) PushByte(b byte) {
 	if m.Prog.Unique {
 		m.Text = append(m.Text, b)
 	}
 }
 
-// Unheard removes the last byte of the text.
-func (m *Machine) Unheard() {
+// PopByte removes the last byte of the text.
+func (m *Machine) PopByte() {
 	if m.Prog.Unique {
 		m.Text = m.Text[:len(m.Text)-1]
 	}

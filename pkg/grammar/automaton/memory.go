@@ -208,9 +208,9 @@ func (m *Machine) hopeless(p *Position) (bool, error) {
 			if next == m.Nowhere {
 				continue
 			}
-			m.Heard(b)
+			m.PushByte(b)
 			some, err := search(next)
-			m.Unheard()
+			m.PopByte()
 			if some || err != nil {
 				return some, err
 			}

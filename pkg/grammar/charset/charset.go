@@ -7,20 +7,20 @@ import (
 	"unicode"
 )
 
-// MaxRune is the last code point, surrogates not being characters.
+// MaxRune is the last code point. Surrogates are not characters.
 const MaxRune = unicode.MaxRune
 
-// Span is the code points lo to hi, both included.
+// Span is the code points Lo to Hi, inclusive.
 type Span struct{ Lo, Hi rune }
 
-// Set is a set of code points: spans in ascending order with gaps between
-// them, none of them a surrogate.
+// Set is a set of code points: spans in ascending order that neither overlap nor touch. It
+// contains no surrogates.
 type Set []Span
 
 // Any is every code point.
 func Any() Set { return Set{{0, 0xD7FF}, {0xE000, MaxRune}} }
 
-// New makes a set of spans in any order.
+// New returns the set of the given spans, which may overlap.
 func New(spans ...Span) Set {
 	var in []Span
 	for _, s := range spans {
@@ -52,7 +52,7 @@ func New(spans ...Span) Set {
 
 func Single(r rune) Set { return Set{{r, r}} }
 
-// Key tells sets apart.
+// Key is equal for equal sets.
 func (s Set) Key() string {
 	b := make([]byte, 0, 8*len(s))
 	for _, p := range s {
@@ -62,7 +62,7 @@ func (s Set) Key() string {
 	return string(b)
 }
 
-// Of is the set of a text's characters.
+// Of is the set of the characters of a text.
 func Of(text string) Set {
 	var spans []Span
 	for _, r := range text {
@@ -116,7 +116,7 @@ func (s Set) Contains(r rune) bool {
 	return found
 }
 
-// Fold adds the other cases of every letter in s.
+// Fold adds the other cases of every letter of s.
 func (s Set) Fold() Set {
 	spans := slices.Clone(s)
 	for _, p := range s {
@@ -158,7 +158,7 @@ func FromTable(t *unicode.RangeTable) Set {
 	return New(spans...)
 }
 
-// Single is the only character of s.
+// Single returns the only character of s, if it has one.
 func (s Set) Single() (rune, bool) {
 	if len(s) == 1 && s[0].Lo == s[0].Hi {
 		return s[0].Lo, true

@@ -2,15 +2,15 @@ package charset
 
 import "slices"
 
-// Partition cuts the code points into classes that an automaton does not tell
-// apart. starts are where intervals begin, the first at 0; class is of each.
+// Partition divides the code points into classes. starts are the beginnings of intervals, the
+// first at 0, and class is the class of each interval.
 type Partition struct {
 	starts []rune
 	class  []int32
 	Count  int
 }
 
-// NewPartition is the coarsest partition of which every set is a union.
+// NewPartition is the coarsest partition in which every given set is a union of classes.
 func NewPartition(sets []Set) *Partition {
 	cuts := []rune{0}
 	for _, s := range sets {
@@ -23,8 +23,8 @@ func NewPartition(sets []Set) *Partition {
 	if cuts[len(cuts)-1] > MaxRune {
 		cuts = cuts[:len(cuts)-1]
 	}
-	// Refine by one set after another: two intervals stay together while every
-	// set holds both or neither.
+	// Refine by one set after another: two intervals stay in one class while every set
+	// contains both or neither.
 	class := make([]int32, len(cuts))
 	count := int32(1)
 	for _, s := range sets {
@@ -45,12 +45,12 @@ func NewPartition(sets []Set) *Partition {
 	return joined(cuts, class)
 }
 
-// joined renumbers classes without gaps and joins neighbours.
+// joined renumbers classes without gaps and joins adjacent intervals of one class.
 func joined(starts []rune, class []int32) *Partition {
 	p := &Partition{}
 	number := map[int32]int32{}
 	for i, c := range class {
-		if at := starts[i]; at >= 0xD800 && at <= 0xDFFF { // surrogates go with whoever comes before
+		if at := starts[i]; at >= 0xD800 && at <= 0xDFFF { // surrogates belong to the interval before them
 			if i+1 < len(starts) && starts[i+1] <= 0xE000 {
 				continue
 			}
@@ -71,7 +71,7 @@ func joined(starts []rune, class []int32) *Partition {
 	return p
 }
 
-// Of is the class of r.
+// Of returns the class of r.
 func (p *Partition) Of(r rune) int32 {
 	i, found := slices.BinarySearch(p.starts, r)
 	if !found {
@@ -97,7 +97,7 @@ func (p *Partition) Sets() []Set {
 	return out
 }
 
-// ClassesOf lists the classes that make up s.
+// ClassesOf lists the classes whose union is s.
 func (p *Partition) ClassesOf(s Set) []int32 {
 	var out []int32
 	for _, q := range s {
@@ -113,8 +113,8 @@ func (p *Partition) ClassesOf(s Set) []int32 {
 	return slices.Compact(out)
 }
 
-// Meet is the coarsest partition finer than both, with the classes of each that
-// its classes lie in.
+// Meet is the coarsest partition that refines both, with the class of each of the two that
+// contains each of its classes.
 func Meet(a, b *Partition) (m *Partition, inA, inB []int32) {
 	type pair struct{ a, b int32 }
 	number := map[pair]int32{}

@@ -9,7 +9,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/grammar/charset"
 )
 
-// Parse reads llama.cpp's grammar notation: rules `name ::= alternatives` of
+// Parse parses llama.cpp's grammar notation: rules `name ::= alternatives` of
 // literals, classes, `.`, rule names and groups, each with `*`, `+`, `?`, `{m}`,
 // `{m,}` or `{m,n}`; comments from # to the end of the line; the escapes \n \r \t
 // \\ \" \[ \] \xHH \uHHHH \UHHHHHHHH. A rule ends with its line unless a

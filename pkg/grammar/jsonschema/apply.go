@@ -9,7 +9,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
 )
 
-// oneOfValues is the shapes of the values of enum or const.
+// oneOfValues returns the shapes of the values of enum or const.
 func (x *expander) oneOfValues(p *place, values []*value) ([]shape, error) {
 	var out []shape
 	text := shape{kind: isString, text: textSet{finite: true, max: -1}}
@@ -68,7 +68,7 @@ func (x *expander) oneOfValues(p *place, values []*value) ([]shape, error) {
 	return out, nil
 }
 
-// constant is the demand to be v.
+// constant is the demand to equal v.
 func (x *expander) constant(p *place, v *value) (terms, error) {
 	made := &value{kind: isObject, keys: []string{"const"}, fields: map[string]*value{"const": v}}
 	sub, err := x.doc.add(made, p.path, p.base, draft2020)
@@ -128,8 +128,7 @@ func (x *expander) conditional(p *place, v *value) ([]shape, error) {
 	return slices.Concat(met, unmet), nil
 }
 
-// unseen is the shapes of a schema that is under a not: what they name counts as
-// evaluated for nobody.
+// unseen returns the shapes of a schema under not: what it names does not count as evaluated.
 func unseen(in []shape) []shape {
 	out := slices.Clone(in)
 	for i := range out {
@@ -159,7 +158,7 @@ func unseen(in []shape) []shape {
 	return out
 }
 
-// withMember is the objects that have a member of that name, or have none.
+// withMember is the objects with, or without, a member of that name.
 func (x *expander) withMember(name string, has bool) shape {
 	s := shape{kind: isObject, object: objectSet{max: -1}}
 	if has {
@@ -170,8 +169,8 @@ func (x *expander) withMember(name string, has bool) shape {
 	return s
 }
 
-// dependent is what dependentRequired, dependentSchemas or dependencies allow: for
-// each name, to lack it or to do what it wants.
+// dependent returns what dependentRequired, dependentSchemas or dependencies allow: objects
+// that, for each name, either lack it or meet what depends on it.
 func (x *expander) dependent(p *place, keyword string, v *value) ([]shape, error) {
 	if v.kind != isObject {
 		return nil, x.fail(p, keyword, "an object")
@@ -193,7 +192,7 @@ func (x *expander) dependent(p *place, keyword string, v *value) ([]shape, error
 	return out, nil
 }
 
-// dependency is the shapes of objects that do what a name wants of them.
+// dependency returns the shapes of the objects that meet what depends on a name.
 func (x *expander) dependency(p *place, keyword, name string, v *value) ([]shape, error) {
 	if v.kind == isArray && keyword != "dependentSchemas" {
 		names, err := x.names(p, keyword, v)
@@ -209,9 +208,8 @@ func (x *expander) dependency(p *place, keyword, name string, v *value) ([]shape
 	return x.shapes(x.terms(sub, false))
 }
 
-// unevaluated applies unevaluatedProperties and unevaluatedItems to what the rest
-// of the schema at p allows. Where several alternatives would name members, each is
-// held to its own, so that nothing wrong passes.
+// unevaluated applies unevaluatedProperties and unevaluatedItems to what the rest of the schema
+// at p allows. Each shape knows which members and items its schemas evaluate.
 func (x *expander) unevaluated(p *place, in []shape) ([]shape, error) {
 	members, err := x.optionalChild(p, "unevaluatedProperties")
 	if err != nil {
@@ -296,7 +294,7 @@ func (x *expander) unfound(p *place, found []*place, items *place) (terms, error
 	return x.terms(sub, false), nil
 }
 
-// numberFormat reads the formats that are about numbers.
+// numberFormat applies the formats of numbers.
 func (x *expander) numberFormat(p *place, n *numberSet) error {
 	v := p.v.get("format")
 	if v == nil || v.kind != isString {

@@ -52,7 +52,7 @@ func (b *schemaBuilder) items(a *arraySet, value func(terms) (*ast.Expr, error))
 	if most >= 0 && a.min > most {
 		return ast.Fail(), nil
 	}
-	// Written from the end: what follows prefix items, then one item fewer.
+	// Built from the end: what follows the prefix items, then one item fewer each time.
 	var tail *ast.Expr
 	if prefix == 0 {
 		more := -1
@@ -150,14 +150,14 @@ func (b *schemaBuilder) containing(a *arraySet, prefix int, value func(terms) (*
 					want = want.with(c.item...)
 					next.found[j] = min(s.found[j]+1, max(c.min, c.max+1))
 					ok = ok && (c.max < 0 || next.found[j] <= c.max)
-				case c.max >= 0: // counted: what is not meant to meet it must not
+				case c.max >= 0: // counted: an item that is not counted must not match
 					not := b.x.opposites(c.item)
 					if len(not) != 1 {
 						ok = false
 						continue
 					}
 					want = want.with(not[0]...)
-				default: // once enough are found, the rest may be anything
+				default: // once enough are found the others are free
 				}
 				if choice>>j&1 == 1 && c.max < 0 && s.found[j] >= c.min {
 					ok = false

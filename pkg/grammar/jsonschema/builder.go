@@ -8,7 +8,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
 )
 
-// schemaBuilder writes the rules of a schema: one for every demand on a value.
+// schemaBuilder writes the rules of a schema: one for every distinct demand on a value.
 type schemaBuilder struct {
 	x       *expander
 	space   *ast.Expr // between tokens of JSON
@@ -16,9 +16,9 @@ type schemaBuilder struct {
 	byTerms map[string]int
 	byKey   map[string]int // rules shared by their text: numbers, strings
 	todo    []pending
-	// strict spells every value in one way alone, as items that must differ are.
+	// strict allows one spelling of every value, for uniqueItems.
 	strict bool
-	unique string // where it says that they must differ
+	unique string // JSON pointer of the uniqueItems
 	counts []itemCount
 	// wholeCap and fractionCap are the most digits of a number before and after the
 	// point, or 0 for any number.
@@ -40,7 +40,7 @@ func (b *schemaBuilder) add(name string, body *ast.Expr, apart bool) (int, error
 	return len(b.rules) - 1, nil
 }
 
-// value is a value that meets t.
+// value returns a reference to the rule of the values that meet t.
 func (b *schemaBuilder) value(t terms) (*ast.Expr, error) {
 	if b.x.never(t) {
 		return ast.Fail(), nil
@@ -68,7 +68,7 @@ func (b *schemaBuilder) value(t terms) (*ast.Expr, error) {
 	return ast.Ref(id), nil
 }
 
-// finish writes the rules that are still to be written.
+// finish writes the rules that are referred to but not written yet.
 func (b *schemaBuilder) finish() error {
 	for len(b.todo) > 0 {
 		next := b.todo[len(b.todo)-1]
@@ -117,7 +117,7 @@ func (b *schemaBuilder) shape(s *shape) (*ast.Expr, error) {
 	return b.object(&s.object)
 }
 
-// shared is the rule of that key, made where it is not there yet.
+// shared returns a reference to the rule of that key, and writes it on first use.
 func (b *schemaBuilder) shared(key string, apart bool, body func() (*ast.Expr, error)) (*ast.Expr, error) {
 	if id, ok := b.byKey[key]; ok {
 		return ast.Ref(id), nil

@@ -23,7 +23,7 @@ const (
 type place struct {
 	id    int
 	v     *value
-	path  string // JSON pointer from the root; of another document its URI stands before it
+	path  string // JSON pointer from the root, prefixed by the URI in another document
 	base  string // URI against which references in it are resolved
 	draft draft
 	scope int32 // index into document.scopes
@@ -166,7 +166,7 @@ func (d *document) add(v *value, path, base string, edition draft) (*place, erro
 	d.unevaluated = d.unevaluated || v.get("unevaluatedProperties") != nil || v.get("unevaluatedItems") != nil
 	child := func(v *value, path string) error {
 		if v.kind != isObject && v.kind != isBool {
-			return nil // whoever reads the keyword says what is wrong
+			return nil // the error comes when the keyword is read
 		}
 		_, err := d.add(v, path, p.base, p.draft)
 		return err

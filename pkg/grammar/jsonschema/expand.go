@@ -12,14 +12,14 @@ import (
 // Bounds on taking a schema apart.
 const (
 	maxShapes = 300    // of one schema
-	maxMeets  = 60_000 // shapes met in all
+	maxMeets  = 60_000 // intersections in all
 )
 
-// expander takes the schemas of a document apart into shapes.
+// expander turns demands into unions of shapes.
 type expander struct {
 	doc   *document
 	memo  map[term][]shape
-	open  map[term]bool // being taken apart
+	open  map[term]bool // being expanded, to find schemas that refer to themselves
 	none  *place        // the schema false
 	langs map[string]*language.Language
 	meets int
@@ -35,8 +35,7 @@ func newExpander(doc *document) (*expander, error) {
 func is(p *place) term    { return term(2 * p.id) }
 func isNot(p *place) term { return term(2*p.id + 1) }
 
-// terms is the demand of one schema, or of its opposite. The schema true demands
-// nothing.
+// terms is the demand to meet one schema, or not to meet it. The schema true demands nothing.
 func (x *expander) terms(p *place, not bool) terms {
 	if p.v.kind == isBool {
 		if p.v.flag != not {
@@ -50,7 +49,7 @@ func (x *expander) terms(p *place, not bool) terms {
 	return terms{is(p)}
 }
 
-// never says that no value meets t, by its looks.
+// never reports whether t contains the schema false.
 func (x *expander) never(t terms) bool { return slices.Contains(t, is(x.none)) }
 
 func (x *expander) fail(p *place, keyword, want string) error {
@@ -61,7 +60,7 @@ func (x *expander) refuse(p *place, feature, why string) error {
 	return &ast.UnsupportedError{Kind: "schema", Feature: feature, Path: p.path, Why: why}
 }
 
-// child is the schema that v is, below p.
+// child returns the subschema v of p.
 func (x *expander) child(p *place, v *value, path string) (*place, error) {
 	if v.kind != isObject && v.kind != isBool {
 		return nil, &ast.SyntaxError{Kind: "schema", Msg: "read a schema at " + strconv.Quote(p.path+"/"+path) + ": want an object, true or false"}
@@ -73,7 +72,7 @@ func (x *expander) child(p *place, v *value, path string) (*place, error) {
 	return x.doc.enter(sub, p.scope)
 }
 
-// meet is what is in both unions.
+// meet intersects two unions, pair by pair.
 func (x *expander) meet(a, b []shape) ([]shape, error) {
 	var out []shape
 	for i := range a {
@@ -95,7 +94,7 @@ func (x *expander) meet(a, b []shape) ([]shape, error) {
 	return out, nil
 }
 
-// shapes takes apart what all of t demand together.
+// shapes returns the union of shapes that meets all of t.
 func (x *expander) shapes(t terms) ([]shape, error) {
 	out := everything()
 	for i, one := range t {
@@ -144,7 +143,7 @@ func (x *expander) shapesOf(t term) ([]shape, error) {
 	return out, err
 }
 
-// positive is the shapes of what meets the schema at p.
+// positive returns the shapes of the values that meet the schema at p.
 func (x *expander) positive(p *place) ([]shape, error) {
 	if ref := p.v.get("$ref"); ref != nil && p.draft == draft7 {
 		return x.reference(p, "$ref", ref, false)
@@ -181,7 +180,7 @@ func (x *expander) evaluated(p *place) ([]shape, error) {
 	return out, nil
 }
 
-// applied is what a keyword that holds other schemas, or values, allows.
+// applied returns what a keyword with subschemas or values allows.
 func (x *expander) applied(p *place, key string, v *value) ([]shape, bool, error) {
 	var out []shape
 	var err error
@@ -319,7 +318,8 @@ func (s *shape) evaluates() bool {
 		slices.ContainsFunc(s.array.groups, func(g *itemGroup) bool { return g.evaluates }) || len(s.array.found) > 0
 }
 
-// exactlyOne is what one schema allows and the others do not.
+// exactlyOne returns what one schema allows and no other does. Shapes that no other schema can
+// overlap need no negation.
 func (x *expander) exactlyOne(p *place, subs []*place, union [][]shape) ([]shape, error) {
 	var out []shape
 	for i := range union {
@@ -353,7 +353,7 @@ func (x *expander) exactlyOne(p *place, subs []*place, union [][]shape) ([]shape
 	return out, nil
 }
 
-// inOneOf says of an error that it is because alternatives may overlap.
+// inOneOf adds to an error that it arose because alternatives of oneOf may overlap.
 func inOneOf(err error, p *place) error {
 	var u *ast.UnsupportedError
 	if errors.As(err, &u) {
@@ -362,7 +362,7 @@ func inOneOf(err error, p *place) error {
 	return err
 }
 
-// apart says that no value is known to be in both unions.
+// apart reports whether the unions certainly have no value in common.
 func (x *expander) apart(a, b []shape) (bool, error) {
 	for i := range a {
 		for j := range b {
@@ -382,7 +382,7 @@ func (x *expander) apart(a, b []shape) (bool, error) {
 	return true, nil
 }
 
-// isEmpty says that no value is in the shape; false may mean that it is not known.
+// isEmpty reports whether the shape certainly contains no value.
 func (x *expander) isEmpty(s *shape, depth int) (bool, error) {
 	below := func(t terms) (bool, error) {
 		if x.never(t) {
@@ -427,7 +427,7 @@ func (x *expander) isEmpty(s *shape, depth int) (bool, error) {
 	return false, nil
 }
 
-// item is what the groups want of an item.
+// item is the demand on the item at index i.
 func (a *arraySet) item(i int) terms {
 	var t terms
 	for _, g := range a.groups {

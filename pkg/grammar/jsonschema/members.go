@@ -31,16 +31,16 @@ func (b *schemaBuilder) knownName(name string) *ast.Expr {
 		return ast.Text(`"` + name + `"`)
 	}
 	if b.strict {
-		return ast.Seq(ast.Text(`"`), ast.Literal(name, ast.JsonUnique), ast.Text(`"`))
+		return ast.Seq(ast.Text(`"`), ast.Literal(name, ast.JSONUnique), ast.Text(`"`))
 	}
-	return ast.Seq(ast.Text(`"`), ast.Literal(name, ast.JsonCanonical), ast.Text(`"`))
+	return ast.Seq(ast.Text(`"`), ast.Literal(name, ast.JSONCanonical), ast.Text(`"`))
 }
 
 func (b *schemaBuilder) extraName(names *language.DFA) (*ast.Expr, error) {
 	if names == nil {
 		return b.anyString()
 	}
-	return ast.Seq(ast.Text(`"`), names.Minimal().Graph(ast.JsonCanonical), ast.Text(`"`)), nil
+	return ast.Seq(ast.Text(`"`), names.Minimal().Graph(ast.JSONCanonical), ast.Text(`"`)), nil
 }
 
 // drawn is a place between the members of an object.

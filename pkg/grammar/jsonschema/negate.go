@@ -8,8 +8,8 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/grammar/language"
 )
 
-// negative is the shapes of what does not meet the schema at p: of what breaks one
-// of its keywords.
+// negative returns the shapes of the values that do not meet the schema at p: by De Morgan,
+// the union of what breaks each of its keywords.
 func (x *expander) negative(p *place) ([]shape, error) {
 	if ref := p.v.get("$ref"); ref != nil && p.draft == draft7 {
 		return x.reference(p, "$ref", ref, true)
@@ -83,7 +83,7 @@ func (x *expander) brokenUnevaluated(p *place) ([]shape, error) {
 	return out, nil
 }
 
-// brokenOwn is what breaks a keyword about one type.
+// brokenOwn returns what breaks a keyword about one type.
 func (x *expander) brokenOwn(p *place) ([]shape, error) {
 	own, err := x.own(p)
 	if err != nil {
@@ -124,7 +124,7 @@ func (x *expander) brokenOwn(p *place) ([]shape, error) {
 
 func numbers(n numberSet) shape { return shape{kind: isNumber, number: n} }
 
-// opposite is the numbers that are not in n.
+// opposite is the complement of n.
 func (n *numberSet) opposite() []shape {
 	var out []shape
 	if n.low != nil {
@@ -151,7 +151,7 @@ func (n *numberSet) opposite() []shape {
 	return out
 }
 
-// opposite is the strings that are not in t, which has no finite texts.
+// opposite is the complement of t, which is not finite.
 func (t *textSet) opposite() []shape {
 	var out []shape
 	if t.min > 0 {
@@ -202,7 +202,7 @@ func (x *expander) brokenArray(p *place, a *arraySet, least int) ([]shape, error
 	return out, nil
 }
 
-// opposites lists demands one of which a value that breaks t meets.
+// opposites lists demands, at least one of which a value meets that breaks t.
 func (x *expander) opposites(t terms) []terms {
 	var out []terms
 	for _, one := range t {
@@ -248,7 +248,7 @@ func (x *expander) brokenObject(o *objectSet) []shape {
 	return out
 }
 
-// brokenApplied is what breaks a keyword that holds other schemas, or values.
+// brokenApplied returns what breaks a keyword with subschemas or values.
 func (x *expander) brokenApplied(p *place, key string, v *value) ([]shape, error) {
 	switch key {
 	case "$ref", "$recursiveRef", "$dynamicRef":
@@ -303,7 +303,7 @@ func (x *expander) brokenCombined(keyword string, subs []*place) ([]shape, error
 			out = append(out, not...)
 			continue
 		}
-		for _, other := range subs[i+1:] { // two of oneOf are one too many
+		for _, other := range subs[i+1:] { // meeting two alternatives of oneOf breaks it
 			both, err := x.shapes(x.terms(s, false).with(x.terms(other, false)...))
 			if err != nil {
 				return nil, err
@@ -374,7 +374,7 @@ func (x *expander) brokenDependent(p *place, keyword string, v *value) ([]shape,
 	return out, nil
 }
 
-// notValues is every value but those of enum or const.
+// notValues returns all values except those of enum or const.
 func (x *expander) notValues(p *place, values []*value) ([]shape, error) {
 	out := everything()
 	var texts []string

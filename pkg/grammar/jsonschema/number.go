@@ -16,7 +16,7 @@ const (
 	maxModulus    = 20_000 // of multipleOf, in units of its last place
 )
 
-// target is a magnitude that digits are compared with as they come.
+// target is the digits of a bound, with which a number's digits are compared as they are read.
 type target struct {
 	below       bool // negative: every magnitude is above it
 	whole, rest string
@@ -31,7 +31,7 @@ func newTarget(r *big.Rat) (target, bool) {
 	return target{whole: whole, rest: rest}, ok && len(whole) <= maxNumberText && len(rest) <= maxNumberText
 }
 
-// decimal writes r, which has finitely many decimal places, with as few as it needs.
+// decimal writes r, a finite decimal, with as few places as it needs.
 func decimal(r *big.Rat) (string, bool) {
 	places := 0
 	for ten := new(big.Rat).Set(r); !ten.IsInt(); places++ {
@@ -60,7 +60,8 @@ func commonMultiple(a, b *big.Rat) *big.Rat {
 	return new(big.Rat).SetFrac(num, den)
 }
 
-// numberReader reads the text of a number digit by digit.
+// numberReader is the transition function of the automaton of a set of numbers. It reads a
+// number digit by digit, comparing with the bounds and dividing by the modulus as it goes.
 type numberReader struct {
 	set         *numberSet
 	low, high   [2]target // for magnitudes of numbers from 0, and below
@@ -68,8 +69,8 @@ type numberReader struct {
 	places      int       // of modulus
 	wholeCap    int       // the most digits before the point, or 0 for any number
 	fractionCap int       // and after it
-	// Digits are told apart as far as a bound or multipleOf has some: before the point
-	// to one more than those, after it likewise.
+	// wholeSeen and fractionSeen are where the counts of digits saturate: one more than any
+	// bound or multipleOf has.
 	wholeSeen    uint8
 	fractionSeen uint8
 }
@@ -85,11 +86,11 @@ const (
 	numberFraction
 )
 
-// numberState is a place in the text of a number.
+// numberState is a state after some characters of a number.
 type numberState struct {
 	phase     numberPhase
 	negative  bool
-	digits    uint8 // before the point, as far as they are told apart
+	digits    uint8 // before the point, saturated
 	fraction  uint8 // after it
 	low, high int8  // how the digits so far compare with the bounds
 	broken    bool  // a digit after the point is not zero
@@ -131,7 +132,7 @@ func numberDFA(n *numberSet, wholeCap, fractionCap int) (*language.DFA, error) {
 		r.modulus, r.places = int32(of.Int64()), places
 		fractionSeen = max(fractionSeen, places)
 		if r.modulus > 50 && n.low == nil && n.high == nil {
-			r.wholeCap = 0 // counting digits as well would be too much
+			r.wholeCap = 0 // counting digits as well would take too many states
 		}
 	}
 	if r.wholeCap > 0 {

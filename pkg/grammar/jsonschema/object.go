@@ -10,26 +10,26 @@ import (
 
 const (
 	maxFree   = 5  // members of an object that may come in any order
-	maxPieces = 32 // kinds of names that are told apart
+	maxPieces = 32 // classes of member names
 	maxExists = 6  // members that must exist whatever their name
 )
 
-// planned is a member of an object with a name known beforehand.
+// planned is a member whose name the schema declares.
 type planned struct {
 	name     string
 	value    terms
 	required bool
-	free     bool // it may come at any time, not in its turn
+	free     bool // it may come at any time, not in the schema's order
 }
 
-// extra is the members whose names are not known beforehand, but all alike.
+// extra is a class of other members that all have the same demand on their value.
 type extra struct {
 	names  *language.DFA // nil is every string
 	value  terms
 	exists uint8 // which of objectSet.exists they may be
 }
 
-// objectPlan is an object as the graph of its members is drawn.
+// objectPlan is the input for the graph of an object's members.
 type objectPlan struct {
 	set     *objectSet
 	members []planned
@@ -60,7 +60,7 @@ func (b *schemaBuilder) plan(o *objectSet) (*objectPlan, bool, error) {
 	}
 	var names []string
 	known := map[string]bool{}
-	tellers := 0 // groups that name members
+	tellers := 0 // groups that declare members
 	for _, g := range o.groups {
 		if len(g.declared) > 0 {
 			tellers++
@@ -158,7 +158,7 @@ func fitsAny(allowed []shape, name string) bool {
 	})
 }
 
-// mayBe says whether a member of that name can be the one that e wants.
+// mayBe reports whether a member of that name can be the one that e requires.
 func (b *schemaBuilder) mayBe(e member, name string) (bool, error) {
 	switch {
 	case e.in != nil:
@@ -173,7 +173,7 @@ func (b *schemaBuilder) mayBe(e member, name string) (bool, error) {
 	return true, nil
 }
 
-// unionDFA is the strings of any of the shapes.
+// unionDFA is the DFA of the strings of all shapes.
 func unionDFA(shapes []shape) (*language.DFA, error) {
 	d := &language.DFA{Part: charset.NewPartition(nil)}
 	for i := range shapes {
@@ -188,8 +188,8 @@ func unionDFA(shapes []shape) (*language.DFA, error) {
 	return d, nil
 }
 
-// extras tells names apart that are not known beforehand: by the patterns that
-// they match, and by what must exist.
+// extras divides the undeclared names into classes, by the patterns that they match and by the
+// members that must exist.
 func (b *schemaBuilder) extras(o *objectSet, names []string, allowed []shape) ([]extra, error) {
 	type piece struct {
 		names *language.DFA
@@ -320,7 +320,7 @@ func outsideLang(g *memberGroup) (*language.Language, error) {
 	return language.OfTexts(names)
 }
 
-// criteria lists the languages by which names are told apart.
+// criteria lists the languages that divide names into classes.
 func (b *schemaBuilder) criteria(o *objectSet) ([]*language.Language, error) {
 	var out []*language.Language
 	add := func(l *language.Language) {

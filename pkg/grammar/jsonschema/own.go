@@ -10,7 +10,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/grammar/language"
 )
 
-// own is the shapes that the keywords about one type each leave of a schema.
+// own returns the shapes of the keywords that concern one type each.
 func (x *expander) own(p *place) ([]shape, error) {
 	types, err := x.types(p)
 	if err != nil {
@@ -52,8 +52,8 @@ func (x *expander) own(p *place) ([]shape, error) {
 func (x *expander) types(p *place) ([]string, error) {
 	v := p.v.get("type")
 	if v == nil {
-		// Who bounds how many items of what kind there are means an array, though
-		// the specification would let every other type pass.
+		// By the specification every other type would pass, but a schema that bounds
+		// the number of its items means an array.
 		items := p.v.get("items") != nil || p.v.get("prefixItems") != nil
 		bounded := p.v.get("minItems") != nil || p.v.get("maxItems") != nil
 		if items && bounded && p.v.get("enum") == nil && p.v.get("const") == nil && p.v.get("$ref") == nil {
@@ -87,7 +87,7 @@ func (x *expander) count(p *place, keyword string, absent int) (int, error) {
 	}
 	if !r.Num().IsInt64() || r.Num().Int64() > ast.MaxRepeat {
 		if keyword[:3] == "max" {
-			return -1, nil // no text reaches it
+			return -1, nil // no text is that long
 		}
 		return 0, &ast.LimitError{What: "in " + keyword, Limit: ast.MaxRepeat}
 	}

@@ -23,7 +23,7 @@ func (b *schemaBuilder) number(n *numberSet) (*ast.Expr, error) {
 		return b.shared("integer", false, func() (*ast.Expr, error) { return ast.Seq(integer, ast.Optional(ast.Text(".0"))), nil })
 	case plain:
 		return b.shared("number", false, func() (*ast.Expr, error) {
-			// As far as every number is one of a double's.
+			// Exponents of numbers that a float64 can represent.
 			exponent := ast.Alt(ast.Repeat(digit('0', '9'), 1, 2), ast.Seq(ast.Text("1"), ast.Repeat(digit('0', '9'), 2, 2)), ast.Seq(ast.Text("2"), digit('0', '8'), digit('0', '9')))
 			fraction := ast.Repeat(digit('0', '9'), 1, -1)
 			if b.fractionCap > 0 {
@@ -78,7 +78,7 @@ func (n *numberSet) key() string {
 // anyString is the rule of every string, with its quotes.
 func (b *schemaBuilder) anyString() (*ast.Expr, error) {
 	return b.shared("string", false, func() (*ast.Expr, error) {
-		return ast.Seq(ast.Text(`"`), ast.Star(ast.Char(charset.Any(), ast.JsonAny)), ast.Text(`"`)), nil
+		return ast.Seq(ast.Text(`"`), ast.Star(ast.Char(charset.Any(), ast.JSONAny)), ast.Text(`"`)), nil
 	})
 }
 
@@ -89,9 +89,9 @@ func (b *schemaBuilder) text(t *textSet) (*ast.Expr, error) {
 	if t.isEmpty() {
 		return ast.Fail(), nil
 	}
-	anyWay, canonical := ast.JsonAny, ast.JsonCanonical
+	anyWay, canonical := ast.JSONAny, ast.JSONCanonical
 	if b.strict {
-		anyWay, canonical = ast.JsonUnique, ast.JsonUnique
+		anyWay, canonical = ast.JSONUnique, ast.JSONUnique
 	}
 	switch {
 	case t.finite && len(t.texts) <= 8:

@@ -8,16 +8,15 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/grammar/language"
 )
 
-// A schema is taken apart into shapes: sets of values of one type, each with every
-// constraint that holds for it. A schema is a union of shapes, and what schemas
-// demand together is the union of their shapes met pairwise.
+// A schema becomes a union of shapes: sets of values of one type with all constraints on them.
+// The intersection of schemas is the union of the pairwise intersections of their shapes.
 
 // term is a schema that a value must meet (2 x its place's id) or must not (that
 // plus one).
 type term int32
 
-// terms are the schemas that a value below has to meet together, in ascending
-// order, each once. None at all is any value.
+// terms is a demand: the schemas that a value must meet together, in ascending order without
+// duplicates. The empty demand allows any value.
 type terms []term
 
 func (t terms) with(more ...term) terms {
@@ -71,7 +70,7 @@ type arraySet struct {
 	path     string   // for errors
 }
 
-// itemGroup is what one schema says of items by their place.
+// itemGroup is what one schema demands of items by their index.
 type itemGroup struct {
 	prefix    []terms
 	rest      terms
@@ -97,14 +96,14 @@ type objectSet struct {
 	path     string // of minProperties, for errors
 }
 
-// memberGroup is what one schema says of members by their name.
+// memberGroup is what one schema demands of members by their name.
 type memberGroup struct {
 	declared  []declared
 	patterns  []patterned
 	rest      terms
 	evaluates bool
 	all       bool
-	unordered bool // its members are those of one value, whose order says nothing
+	unordered bool // its members are those of a const, which may come in any order
 }
 
 type declared struct {

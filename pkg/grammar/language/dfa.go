@@ -5,25 +5,25 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/grammar/charset"
 )
 
-// DFA is a deterministic automaton over code points. State 0 is the first; next
-// holds, for each state, the state after each class of part, or -1 for none.
+// DFA is a deterministic automaton over code points. State 0 is the first. next holds, for
+// each state and each class of part, the next state or -1.
 type DFA struct {
 	Part  *charset.Partition
 	next  []int32
 	final []bool
 }
 
-const maxDFA = 20_000 // states of an automaton in the making
+const maxDFA = 20_000 // states of an automaton under construction
 
 func (d *DFA) size() int { return len(d.final) }
 
 func (d *DFA) row(s int) []int32 { return d.next[s*d.Part.Count : (s+1)*d.Part.Count] }
 
-// IsEmpty says whether d, trimmed, accepts nothing.
+// IsEmpty reports whether d, which is trimmed, accepts nothing.
 func (d *DFA) IsEmpty() bool { return d.size() == 0 }
 
-// Build explores an automaton from its first state. step gives the state after a
-// class, or false.
+// Build explores an automaton breadth first from its first state. step returns the state after
+// a class of characters, or false.
 func Build[S comparable](part *charset.Partition, first S, step func(S, int32) (S, bool), final func(S) bool) (*DFA, error) {
 	d := &DFA{Part: part}
 	known := map[S]int32{first: 0}
@@ -51,8 +51,8 @@ func Build[S comparable](part *charset.Partition, first S, step func(S, int32) (
 	return d.trim(), nil
 }
 
-// trim drops states from which no end is reached; what is left of an automaton that
-// accepts nothing has no state.
+// trim drops the states from which no final state is reachable. An automaton that accepts
+// nothing has no states.
 func (d *DFA) trim() *DFA {
 	n := d.size()
 	before := make([][]int32, n)
@@ -109,8 +109,8 @@ func (d *DFA) trim() *DFA {
 	return out
 }
 
-// combine is the automaton of the texts for which keep(in a, in b) holds; keep must
-// not hold for texts in neither.
+// combine is the product automaton of the texts for which keep(in a, in b) holds. keep must not
+// hold for texts in neither.
 func combine(a, b *DFA, keep func(inA, inB bool) bool) (*DFA, error) {
 	part, inA, inB := charset.Meet(a.Part, b.Part)
 	type pair struct{ a, b int32 }
@@ -199,7 +199,7 @@ func Texts(texts []string) (*DFA, error) {
 	return d, nil
 }
 
-// WithLength keeps the texts of least to most characters; most < 0 is no bound.
+// WithLength keeps the texts of least to most characters; most < 0 is unbounded.
 func (d *DFA) WithLength(least, most int) (*DFA, error) {
 	if d.IsEmpty() || least <= 0 && most < 0 {
 		return d, nil
@@ -219,7 +219,7 @@ func (d *DFA) WithLength(least, most int) (*DFA, error) {
 // maxRounds bounds the rounds of minimal.
 const maxRounds = 64
 
-// Minimal is d with the fewest states (Moore 1956), or d where that takes long.
+// Minimal is d with the fewest states (Moore 1956), or d itself if that takes too many rounds.
 func (d *DFA) Minimal() *DFA {
 	n := d.size()
 	if n < 2 || n > 4000 {
@@ -277,7 +277,7 @@ func AppendInt32(b []byte, n int32) []byte {
 	return append(b, byte(n), byte(n>>8), byte(n>>16), byte(n>>24))
 }
 
-// Graph is d's texts, each character spelled as enc says.
+// Graph is the texts of d as an expression in an encoding.
 func (d *DFA) Graph(enc ast.Encoding) *ast.Expr {
 	if d.IsEmpty() {
 		return ast.Fail()
@@ -316,7 +316,7 @@ func (d *DFA) Graph(enc ast.Encoding) *ast.Expr {
 	return g.Expr()
 }
 
-// accepts says whether text is one of d's.
+// accepts reports whether d accepts text.
 func (d *DFA) accepts(text string) bool {
 	if d.IsEmpty() {
 		return false

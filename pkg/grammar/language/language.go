@@ -8,8 +8,8 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/grammar/regex"
 )
 
-// Language is a set of strings given by a regular expression. Its automaton is made
-// when it is first needed; a lang belongs to one goroutine.
+// Language is a set of strings. Its DFA is built on first use; a Language belongs to one
+// goroutine.
 type Language struct {
 	Key   string // equal for equal languages
 	Node  *regex.Node
@@ -18,19 +18,19 @@ type Language struct {
 	Err   error
 }
 
-// Pattern is the strings in which a pattern is found.
+// Pattern is the strings in which a pattern of JSON Schema matches somewhere.
 func Pattern(pattern string) (*Language, error) {
 	n, err := regex.Parse(pattern, regex.ECMA)
 	return &Language{Key: "pattern " + pattern, Node: n}, err
 }
 
-// OfTexts is the given strings.
+// OfTexts is the set of the given strings.
 func OfTexts(texts []string) (*Language, error) {
 	d, err := Texts(texts)
 	return &Language{Key: fmt.Sprintf("texts %q", slices.Sorted(slices.Values(texts))), Auto: d}, err
 }
 
-// Expr is the language's strings in an encoding.
+// Expr is the strings as an expression in an encoding.
 func (l *Language) Expr(enc ast.Encoding) (*ast.Expr, error) {
 	if l.Node == nil {
 		return l.Auto.Graph(enc), nil
@@ -47,8 +47,8 @@ func (l *Language) DFA() (*DFA, error) {
 	return l.Auto, l.Err
 }
 
-// Accepts says whether the language holds text. Where its automaton is too large
-// it says no, and whoever needs the automaton itself gets the error.
+// Accepts reports whether text is in the language. If its DFA is too large the answer is false,
+// and DFA returns the error.
 func (l *Language) Accepts(text string) bool {
 	d, err := l.DFA()
 	return err == nil && d.accepts(text)

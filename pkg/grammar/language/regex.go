@@ -13,7 +13,7 @@ import (
 // ECMA-262 (with its u flag) and RE2 have in common: literals, ., classes, \d \w \s
 // and \p, escapes, groups, alternation, quantifiers, the anchors ^ $ \A \z \b \B and
 // the flags i and s. Where the two differ (. and line ends, \s and spaces beyond
-// ASCII) it takes what both match. Lookaround, backreferences and the like are an
+// ASCII) it takes what both match. Look-around, backreferences and the like are an
 // *UnsupportedError; malformed text is a *SyntaxError.
 func Regex(source string) (*ast.Grammar, error) {
 	n, err := regex.Parse(source, regex.Common)
@@ -27,8 +27,7 @@ func Regex(source string) (*ast.Grammar, error) {
 	return &ast.Grammar{Rules: []ast.Rule{{Name: "root", Body: e}}, Kind: "regex"}, nil
 }
 
-// RegexExpr is what n matches, as a whole or, where whole is false, somewhere in a
-// text.
+// RegexExpr is the texts that n matches as a whole or, if whole is false, somewhere.
 func RegexExpr(n *regex.Node, whole bool, enc ast.Encoding) (*ast.Expr, error) {
 	if e, ok := plainRegex(n, whole, enc); ok {
 		return e, nil
@@ -40,7 +39,8 @@ func RegexExpr(n *regex.Node, whole bool, enc ast.Encoding) (*ast.Expr, error) {
 	return d.Minimal().Graph(enc), nil
 }
 
-// plainRegex is regexExpr where assertions stand at the ends alone.
+// plainRegex is RegexExpr for an expression whose assertions are at its ends, which needs no
+// DFA.
 func plainRegex(n *regex.Node, whole bool, enc ast.Encoding) (*ast.Expr, bool) {
 	if n.Op == regex.Alt {
 		subs := make([]*ast.Expr, len(n.Subs))
@@ -77,7 +77,7 @@ func plainRegex(n *regex.Node, whole bool, enc ast.Encoding) (*ast.Expr, bool) {
 	return ast.Seq(append(subs, after)...), true
 }
 
-// nodeExpr is n, which holds no assertion.
+// nodeExpr converts n, which contains no assertion.
 func nodeExpr(n *regex.Node, enc ast.Encoding) *ast.Expr {
 	switch n.Op {
 	case regex.Char:
@@ -97,7 +97,7 @@ func nodeExpr(n *regex.Node, enc ast.Encoding) *ast.Expr {
 	return ast.Empty()
 }
 
-// nfa is a regular expression as an automaton whose edges may read nothing.
+// nfa is a nondeterministic automaton with empty edges and assertions (Thompson 1968).
 type nfa struct {
 	edges [][]nfaEdge
 	sets  []charset.Set
@@ -106,14 +106,14 @@ type nfa struct {
 }
 
 type nfaEdge struct {
-	op  regex.Op // reChar, reEmpty or an assertion
-	set int32    // for reChar
+	op  regex.Op // Char, Empty or an assertion
+	set int32    // for Char
 	to  int32
 }
 
 const (
-	maxNFA       = 20_000    // states of an nfa
-	maxDetermine = 2_000_000 // places looked at to make it deterministic
+	maxNFA       = 20_000    // states of an NFA
+	maxDetermine = 2_000_000 // NFA states visited to make it deterministic
 )
 
 func (a *nfa) add() int32 {
@@ -139,7 +139,7 @@ func (a *nfa) edge(from int32, op regex.Op, set charset.Set, to int32) {
 	a.edges[from] = append(a.edges[from], e)
 }
 
-// build leads from a state through n to the one returned.
+// build adds n after a state and returns the state after n.
 func (a *nfa) build(n *regex.Node, from int32) int32 {
 	if a.err != nil {
 		return from
@@ -174,7 +174,7 @@ func (a *nfa) build(n *regex.Node, from int32) int32 {
 		a.edge(from, regex.Empty, nil, end)
 		for range n.Max - n.Min {
 			next := a.add()
-			a.edge(from, regex.Empty, nil, next) // what leads back here must not leave
+			a.edge(from, regex.Empty, nil, next) // a loop that leads back here must not leave
 			if from = a.build(n.Subs[0], next); a.err != nil {
 				return from
 			}
@@ -189,7 +189,7 @@ func (a *nfa) build(n *regex.Node, from int32) int32 {
 	return end
 }
 
-// What must come after a place.
+// What must follow a place, by the assertions passed since the last character.
 const (
 	needNothing = iota
 	needEnd
@@ -197,15 +197,16 @@ const (
 	needNoWord
 )
 
-// What came before a place.
+// What precedes a place.
 const (
 	afterStart = iota
 	afterOther
 	afterWord
 )
 
-// determiner makes a deterministic automaton of an nfa, with what assertions want
-// to know in its states.
+// determiner makes an NFA deterministic by the subset construction. Assertions look one
+// character back and one ahead: a subset knows which kind of character came before, and each
+// of its places what must come next.
 type determiner struct {
 	nfa    *nfa
 	accept int32
@@ -218,12 +219,12 @@ type determiner struct {
 }
 
 type subset struct {
-	places []uint32 // nfa state and, in the low two bits, what must come after
+	places []uint32 // NFA state and, in the low two bits, what must follow
 	after  uint8
 	final  bool
 }
 
-// FromRegex is what n matches, as a whole or anywhere in a text.
+// FromRegex is the DFA of what n matches, as a whole or somewhere in a text.
 func FromRegex(n *regex.Node, whole bool) (*DFA, error) {
 	a := &nfa{known: map[string]int32{}}
 	from := a.add()
@@ -305,7 +306,7 @@ func (d *determiner) step(s int32, class int32) (int32, bool) {
 	return d.subset(out, after), true
 }
 
-// subset is the number of the places reached without reading from the given ones.
+// subset returns the number of the set of places that are reached without reading.
 func (d *determiner) subset(work []uint32, after uint8) int32 {
 	seen := map[uint32]bool{}
 	s := subset{after: after}
@@ -365,7 +366,7 @@ func (d *determiner) subset(work []uint32, after uint8) int32 {
 	return id
 }
 
-// both is what must come after where two things must.
+// both combines two requirements on what follows; ok is false if they contradict.
 func both(a, b uint32) (uint32, bool) {
 	switch {
 	case a == b || b == needNothing:

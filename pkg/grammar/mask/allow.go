@@ -86,7 +86,7 @@ func (m *engine) maskAt(p *automaton.Position, text []byte) (*positionMask, erro
 	out := &positionMask{}
 	for _, k := range p.Kernels {
 		if k.Mem != nil {
-			m.Attend(text)
+			m.LoadText(text)
 			whole := !k.Mem.Inside || k.Mem.Like != nil && len(p.Kernels) > 1
 			if whole {
 				if err := m.wholeMask(out, k); err != nil {
@@ -290,9 +290,9 @@ func (m *engine) repeats(c automaton.Config) ([]int32, error) {
 				out = append(out, t.ids[t.first[i]:t.first[t.skip[i]]]...)
 				continue
 			}
-			m.Heard(t.b[i])
+			m.PushByte(t.b[i])
 			err = walk(i+1, t.skip[i], q, next, every || next.Final)
-			m.Unheard()
+			m.PopByte()
 			if err != nil {
 				return err
 			}

@@ -196,7 +196,7 @@ func (m *Matcher) Completion() ([]byte, error) {
 	mach.Mu.Lock()
 	defer mach.Mu.Unlock()
 	mach.refresh()
-	mach.Attend(m.text)
+	mach.LoadText(m.text)
 	at := m.now().Position
 	var out []byte
 	for !at.CanEnd {
@@ -208,7 +208,7 @@ func (m *Matcher) Completion() ([]byte, error) {
 			return nil, &ast.LimitError{What: "bytes of a completion", Limit: maxCompletion}
 		}
 		for _, b := range more {
-			mach.Heard(b)
+			mach.PushByte(b)
 		}
 		at = next
 	}

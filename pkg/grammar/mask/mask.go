@@ -79,9 +79,9 @@ func (w *walker) walk(t *trie, from, to int32, p *automaton.Position) error {
 			w.out.pops = append(w.out.pops, pop{t, i})
 		}
 		if len(q.Configs) > 0 {
-			m.Heard(t.b[i])
+			m.PushByte(t.b[i])
 			err := w.walk(t, i+1, t.skip[i], q)
-			m.Unheard()
+			m.PopByte()
 			if err != nil {
 				return err
 			}

@@ -123,7 +123,7 @@ func (m *Matcher) accept(id int32, text []byte) error {
 	defer mach.Mu.Unlock()
 	mach.Credit += automaton.TokenWork
 	mach.refresh()
-	mach.Attend(m.text)
+	mach.LoadText(m.text)
 	at := now.Position
 	for i, b := range text {
 		next, err := mach.Follow(at, b)
@@ -134,7 +134,7 @@ func (m *Matcher) accept(id int32, text []byte) error {
 			return &ast.RejectError{Token: id, Offset: i}
 		}
 		at = next
-		mach.Heard(b)
+		mach.PushByte(b)
 	}
 	if mach.Prog.Unique {
 		m.text = append(m.text, text...)
@@ -153,7 +153,7 @@ func (m *Matcher) Forced() []byte {
 	mach.Mu.Lock()
 	defer mach.Mu.Unlock()
 	mach.refresh()
-	mach.Attend(m.text)
+	mach.LoadText(m.text)
 	if m.now().ended {
 		return nil
 	}
@@ -170,7 +170,7 @@ func (m *Matcher) Forced() []byte {
 		if next == mach.Nowhere {
 			break
 		}
-		mach.Heard(b)
+		mach.PushByte(b)
 		out = append(out, b)
 		at = next
 	}
@@ -187,7 +187,7 @@ func (m *Matcher) Bytes() []byte {
 	mach.Mu.Lock()
 	defer mach.Mu.Unlock()
 	mach.refresh()
-	mach.Attend(m.text)
+	mach.LoadText(m.text)
 	var out []byte
 	for b := range mach.Allowed(now.Position).All() {
 		if next, err := mach.Follow(now.Position, b); err == nil && next != mach.Nowhere {

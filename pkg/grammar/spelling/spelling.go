@@ -11,15 +11,14 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/grammar/charset"
 )
 
-// Class is the byte automaton of one character of a set in one spelling. State 0
-// is the first; an end has no way on, since no spelling is the beginning of
-// another.
+// Class is the byte automaton of one character of a set in one encoding. State 0 is the first.
+// The end has no transitions, since no spelling is the beginning of another.
 type Class struct {
 	States [][]Edge
 	Plain  charset.Set // the characters that may be spelled as themselves
 }
 
-// Edge leads bytes lo to hi to a state, or to classEnd.
+// Edge leads from bytes lo to hi to a state, or to End.
 type Edge struct {
 	Lo, Hi byte
 	To     int16
@@ -27,7 +26,7 @@ type Edge struct {
 
 const End = -1
 
-// Next returns the state after b from s: classEnd, another, or dead.
+// Next returns the state after b in s, which may be End; ok is false if b does not fit.
 func (c *Class) Next(s int16, b byte) (to int16, ok bool) {
 	for _, e := range c.States[s] {
 		if b >= e.Lo && b <= e.Hi {
@@ -63,7 +62,7 @@ func byteRange(lo, hi byte) (s ByteSet) {
 	return s
 }
 
-// spellings are byte sequences, each place a set.
+// spellings is a list of byte sequences in which every place is a set of bytes.
 type spellings [][]ByteSet
 
 func (s *spellings) add(seq ...ByteSet) { *s = append(*s, seq) }
@@ -81,7 +80,7 @@ func (s *spellings) addUTF8(p charset.Span) {
 		s.add(byteRange(byte(p.Lo), byte(p.Hi)))
 		return
 	}
-	// Split until all the lower places run over their whole range.
+	// Split the range until all continuation bytes cover their whole range.
 	for i := 1; i < utf8.RuneLen(p.Hi); i++ {
 		m := rune(1)<<(6*i) - 1
 		if p.Lo&^m != p.Hi&^m {
@@ -107,7 +106,7 @@ func (s *spellings) addUTF8(p charset.Span) {
 	*s = append(*s, seq)
 }
 
-// hexDigit is the digits lo to hi in both cases.
+// hexDigit is the hexadecimal digits lo to hi in both cases.
 func hexDigit(lo, hi int) (s ByteSet) {
 	for d := lo; d <= hi; d++ {
 		if d < 10 {
@@ -120,7 +119,7 @@ func hexDigit(lo, hi int) (s ByteSet) {
 	return s
 }
 
-// hex4 calls with every four-digit sequence that together are lo to hi.
+// hex4 yields sequences of four digit sets that together spell lo to hi.
 func hex4(lo, hi int, yield func([]ByteSet)) {
 	var walk func(lo, hi, place int, prefix []ByteSet)
 	walk = func(lo, hi, place int, prefix []ByteSet) {
@@ -204,12 +203,12 @@ var shortEscapes = [...]struct {
 	b byte
 }{{'"', '"'}, {'\\', '\\'}, {'/', '/'}, {'\b', 'b'}, {'\f', 'f'}, {'\n', 'n'}, {'\r', 'r'}, {'\t', 't'}}
 
-// mustEscape is the characters that JSON's strings do not hold as they are.
+// mustEscape is the characters that a JSON string must escape.
 func mustEscape() charset.Set {
 	return charset.Set{{Lo: 0, Hi: 0x1F}, {Lo: '"', Hi: '"'}, {Lo: '\\', Hi: '\\'}}
 }
 
-// spell lists how the characters of set are written.
+// spell lists the spellings of the characters of set.
 func spell(set charset.Set, enc ast.Encoding) spellings {
 	var s spellings
 	switch enc {
@@ -227,16 +226,16 @@ func spell(set charset.Set, enc ast.Encoding) spellings {
 		s.addUTF8(p)
 	}
 	for _, e := range shortEscapes {
-		if set.Contains(e.r) && (enc == ast.JsonAny || e.r != '/') {
+		if set.Contains(e.r) && (enc == ast.JSONAny || e.r != '/') {
 			s.add(escape(byteRange(e.b, e.b))...)
 		}
 	}
-	if enc == ast.JsonUnique {
+	if enc == ast.JSONUnique {
 		s.addControls(set)
 		return s
 	}
 	hex := set
-	if enc == ast.JsonCanonical {
+	if enc == ast.JSONCanonical {
 		hex = set.Intersect(must.Union(charset.Set{{Lo: 0x80, Hi: charset.MaxRune}}))
 	}
 	for _, p := range hex {
@@ -266,14 +265,14 @@ func (s *spellings) addControls(set charset.Set) {
 	}
 }
 
-// suffix is the rest of a spelling: a place and what follows it, by index.
+// suffix is the rest of a spelling: a set of bytes and the index of the suffix after it.
 type suffix struct {
 	set  ByteSet
 	rest int32
 }
 
-// classBuilder makes the automaton of spellings whose rests it keeps once each.
-// Rest 0 is the end.
+// classBuilder builds a minimal automaton: spellings are lists of interned suffixes, and a
+// state is the set of suffixes that may follow. Suffix 0 is the end.
 type classBuilder struct {
 	c        *Class
 	suffixes []suffix
@@ -310,12 +309,12 @@ func New(set charset.Set, enc ast.Encoding, limit int) (*Class, error) {
 	return b.c, err
 }
 
-// build returns the state of being before any of the rests.
+// build returns the state before any of the given suffixes.
 func (b *classBuilder) build(rests []int32) (int16, error) {
 	slices.Sort(rests)
 	rests = slices.Compact(rests)
 	if rests[0] == 0 {
-		return End, nil // no spelling begins another, so it is alone
+		return End, nil // no spelling is the beginning of another, so it is the only one
 	}
 	key := make([]byte, 0, 4*len(rests))
 	for _, r := range rests {

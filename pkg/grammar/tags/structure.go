@@ -17,30 +17,28 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/grammar/language"
 )
 
-// ParseStructure is a text put together of parts, as JSON says: {"type": ..} with
+// ParseStructure parses a text composed of parts, in JSON. A part is {"type": ...} with
 //
 //   - const_string: value, that text;
-//   - token: token, the control token of that spelling, as one token;
-//   - json_schema: json_schema, a text that Schema allows, with at most max_whitespace
+//   - token: token, the control token with that spelling, as one token;
+//   - json_schema: json_schema, a text that the schema allows, with at most max_whitespace
 //     characters of white space in one place;
-//   - regex: pattern; grammar: grammar, a GBNF;
-//   - any_text: any text that holds none of excludes, and within a tag not its end. It
-//     does not begin with a character of not_first, nor does it after white space;
+//   - regex: pattern; grammar: grammar, in GBNF;
+//   - any_text: any text that contains none of excludes and, within a tag, not its end. It
+//     does not start with a character of not_first, not even after white space;
 //   - sequence, or: elements, one after the other or one of them;
-//   - optional, star, plus, repeat: content, as often; repeat has min and max;
-//   - tag: begin, content, end. begin and end are texts or tokens, and end may be a
-//     list of them. schema instead of content is short for a json_schema;
-//   - triggered_tags: triggers, tags, at_least_one, stop_after_first. As Tags has it: what
-//     is free holds no trigger, and after one the text goes on as a tag. Without
-//     triggers, the tags' begins are their own. A token as a begin triggers by itself.
-//     not_first is as in any_text;
+//   - optional, star, plus, repeat: content, repeated; repeat has min and max;
+//   - tag: begin, content, end. begin and end are texts or tokens, and end may be a list.
+//     schema instead of content is short for a json_schema;
+//   - triggered_tags: triggers, tags, at_least_one, stop_after_first, as Options describes
+//     them, and not_first as in any_text. A token as a begin is its own trigger;
 //   - tags_with_separator: tags, separator, at_least_one, stop_after_first. No free text;
-//   - structure: structure, a whole.
+//   - structure: structure, a complete structure.
 //
-// Around the whole there may be {"type": "structural_tag", "format": ..}. A whole
-// without a type is triggered_tags. What is none of this is refused by name: a
-// *SyntaxError or *UnsupportedError, below a text that says where; else errors are
-// those of Schema, Regex and GBNF, and *LimitError.
+// The whole may be wrapped in {"type": "structural_tag", "format": ...}. A whole without a
+// type is triggered_tags. Unknown parts and fields are refused by name, as an
+// *ast.SyntaxError or *ast.UnsupportedError that starts with the place; the errors of
+// schemas, regular expressions and grammars inside are wrapped in one, too.
 func ParseStructure(source []byte) (*ast.Grammar, error) {
 	if len(source) > ast.MaxSource {
 		return nil, &ast.LimitError{What: "source bytes", Limit: ast.MaxSource}
@@ -57,7 +55,7 @@ func ParseStructure(source []byte) (*ast.Grammar, error) {
 	return b.out, nil
 }
 
-// whole is a structure with what may be around it.
+// whole parses a structure and its optional wrapper.
 func (b *structure) whole(at string, source []byte, depth int) (*ast.Expr, error) {
 	n, err := b.node(at, source)
 	if err != nil {
@@ -85,17 +83,17 @@ const (
 	maxPartsRead = 8 << 20
 )
 
-// structure is what is being made of JSON.
+// structure builds a grammar from parts.
 type structure struct {
 	out   *ast.Grammar
 	known map[string]*ast.Expr // schemas, expressions and grammars by kind and source
 	parts int
-	read  int // bytes of them: what is inside counts each time
+	read  int // bytes of all parts; nested ones count each time
 }
 
-// part is one object; what was not read of its fields is refused.
+// part is one JSON object. Fields that nobody reads are refused.
 type part struct {
-	at     string // where it stands
+	at     string // its place, for errors
 	kind   string
 	fields map[string]json.RawMessage
 }
@@ -123,7 +121,7 @@ func (b *structure) node(at string, source []byte) (*part, error) {
 	return n, nil
 }
 
-// place names a field.
+// place returns the place of a field.
 func (n *part) place(field string) string {
 	switch {
 	case n.at == "":
@@ -147,7 +145,7 @@ func (n *part) has(field string) bool {
 	return ok && string(raw) != "null"
 }
 
-// read takes a field out, if it is there.
+// read removes a field, if it exists, and decodes it.
 func (n *part) read(field string, into any, want string) error {
 	raw, ok := n.fields[field]
 	delete(n.fields, field)
@@ -157,7 +155,7 @@ func (n *part) read(field string, into any, want string) error {
 	return nil
 }
 
-// must takes a field out that has to be there.
+// must is read for a field that must exist.
 func (n *part) must(field string, into any, want string) error {
 	if !n.has(field) {
 		return n.fail(field, "is missing: want %s", want)
@@ -182,7 +180,8 @@ func (n *part) done() error {
 	return &ast.UnsupportedError{Kind: "tags", Feature: left[0], Why: why}
 }
 
-// draw is the texts of a part. not is what any_text must not hold, besides its own.
+// draw builds the expression of a part. not is texts that any_text must not contain, besides
+// those that it excludes itself.
 func (b *structure) draw(n *part, depth int, not []string) (out *ast.Expr, err error) {
 	if depth > maxPartDepth {
 		return nil, &ast.LimitError{What: "parts within parts", Limit: maxPartDepth}
@@ -367,7 +366,7 @@ func (b *structure) elements(n *part, depth int, not []string) (*ast.Expr, error
 	return ast.Seq(subs...), nil
 }
 
-// content is the part of a field.
+// content builds the part in the field content.
 func (b *structure) content(n *part, depth int, not []string) (*ast.Expr, error) {
 	var raw json.RawMessage
 	if err := n.must("content", &raw, "a part"); err != nil {

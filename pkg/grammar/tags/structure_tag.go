@@ -9,7 +9,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/grammar/jsonschema"
 )
 
-// border is how a tag begins or ends: a text, or a control token by its spelling.
+// border is the begin or end of a tag: a text, or a control token by its spelling.
 type border struct {
 	text    string
 	control bool
@@ -22,7 +22,7 @@ func (b border) expr() *ast.Expr {
 	return ast.Text(b.text)
 }
 
-// border reads a string or a token.
+// border parses a string or a token.
 func (b *structure) border(n *part, field string, raw json.RawMessage) (border, error) {
 	var text string
 	if json.Unmarshal(raw, &text) == nil && string(raw) != "null" {
@@ -45,7 +45,7 @@ func (b *structure) border(n *part, field string, raw json.RawMessage) (border, 
 	return out, sub.done()
 }
 
-// ends reads a border or a list of them; none is the empty text.
+// ends parses a border or a list of them. Without any, the end is the empty text.
 func (b *structure) ends(n *part) ([]border, error) {
 	if !n.has("end") {
 		delete(n.fields, "end")
@@ -73,7 +73,7 @@ func (b *structure) ends(n *part) ([]border, error) {
 	return out, nil
 }
 
-// tag reads begin, content and end.
+// tag parses begin, content and end.
 func (b *structure) tag(n *part, depth int) (t drawnTag, err error) {
 	var raw json.RawMessage
 	if err := n.must("begin", &raw, "a string or a token"); err != nil {
@@ -106,9 +106,9 @@ func (b *structure) tag(n *part, depth int) (t drawnTag, err error) {
 	return drawnTag{begin: begin.text, control: begin.control, rest: ast.Seq(body, ast.Alt(last...))}, nil
 }
 
-// tags reads triggered_tags and tags_with_separator.
+// tags parses triggered_tags and tags_with_separator.
 func (b *structure) tags(n *part, depth int) (*ast.Expr, error) {
-	if n.has("structures") && !n.has("tags") { // an older name
+	if n.has("structures") && !n.has("tags") { // the older name
 		n.fields["tags"] = n.fields["structures"]
 		delete(n.fields, "structures")
 	}

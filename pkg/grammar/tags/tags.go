@@ -10,35 +10,34 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/grammar/charset"
 )
 
-// Tag is a part of a text that a grammar holds: once Begin has been written, a text
-// of Body follows, and then End.
+// Tag is a part of a text with a grammar of its own: after Begin comes a text of Body, then End.
 type Tag struct {
 	Begin string
 	Body  *ast.Grammar
 	End   string
 }
 
-// Options says how tags stand in the text around them.
+// Options says how tags are placed in the text around them.
 type Options struct {
-	// Triggers are texts that open a tag: what is free never holds one of them, and
-	// once one is written it has to go on as the Begin of some tag. Each Begin begins
-	// with one of them. Without any, the Begins are their own.
+	// Triggers are texts that open a tag. Free text never contains one; once one is
+	// written, the text must continue as the Begin of some tag. Every Begin must start
+	// with a trigger. Without triggers, the Begins are the triggers.
 	Triggers []string
-	// Required asks for one tag at least.
+	// Required demands at least one tag.
 	Required bool
-	// Single ends the text with the first tag.
+	// Single ends the text after the first tag.
 	Single bool
-	// Only leaves no free text: tags, with Separator between them.
+	// Only allows no free text: only tags, with Separator between them.
 	Only      bool
 	Separator string
-	// NotFirst are characters with which the free text does not begin, nor after white
-	// space.
+	// NotFirst are characters that the free text must not start with, not even after
+	// white space.
 	NotFirst string
 }
 
-// New is free text with tags in it, such as a model's calls of tools: free text as
-// long as it holds no trigger, then what the tags allow, then free text again. It
-// returns a *SyntaxError for tags that contradict the options, and a *LimitError.
+// New returns the grammar of free text with tags in it, such as a model's tool calls: free
+// text that contains no trigger, then what the tags allow, then free text again. It returns
+// an *ast.SyntaxError for tags that contradict the options, and an *ast.LimitError.
 func New(tags []Tag, o Options) (*ast.Grammar, error) {
 	if err := checkTags(tags, o); err != nil {
 		return nil, err
@@ -93,7 +92,7 @@ func checkTags(tags []Tag, o Options) error {
 	return nil
 }
 
-// drawnTag is a tag as it is drawn.
+// drawnTag is a tag as an expression.
 type drawnTag struct {
 	begin   string
 	control bool      // begin spells a control token: it triggers by itself
@@ -107,8 +106,9 @@ func (t *drawnTag) whole() *ast.Expr {
 	return ast.Seq(ast.Text(t.begin), t.rest)
 }
 
-// drawTags is the text around the bodies. While the text is free, its states are
-// those of an automaton that looks for triggers (Aho and Corasick 1975).
+// drawTags builds the text around the tags. Free text is the states of an automaton that finds
+// the triggers (Aho and Corasick 1975). A state in which a trigger ends has no free
+// continuation: only the rest of a tag that starts with that trigger leads on.
 func drawTags(tags []drawnTag, o Options) (*ast.Expr, error) {
 	if o.Only {
 		return onlyTags(tags, o), nil
@@ -200,7 +200,7 @@ func drawTags(tags []drawnTag, o Options) (*ast.Expr, error) {
 	return g.Expr(), nil
 }
 
-// onlyTags is tags without free text.
+// onlyTags builds tags without free text.
 func onlyTags(tags []drawnTag, o Options) *ast.Expr {
 	subs := make([]*ast.Expr, len(tags))
 	for i, t := range tags {
@@ -217,19 +217,19 @@ func onlyTags(tags []drawnTag, o Options) *ast.Expr {
 	return out
 }
 
-// search is the automaton that finds triggers in a text.
+// search is an Aho-Corasick automaton over the triggers.
 type search struct {
 	nodes []searchNode
-	runes []rune // that triggers hold, ascending
+	runes []rune // of all triggers, ascending
 }
 
 type searchNode struct {
 	next  map[rune]int
-	fall  int      // the longest end of what was read that begins a trigger
+	fall  int      // failure link: the longest proper suffix that is a prefix of a trigger
 	found []string // triggers that end here
 }
 
-// searchStep is the characters that lead to a node.
+// searchStep is a set of characters and the node that they lead to.
 type searchStep struct {
 	set charset.Set
 	to  int
@@ -282,7 +282,7 @@ func newSearch(triggers []string) (*search, error) {
 	return a, nil
 }
 
-// step is the node after r.
+// step returns the node after r.
 func (a *search) step(at int, r rune) int {
 	for {
 		if to, ok := a.nodes[at].next[r]; ok {
@@ -295,8 +295,8 @@ func (a *search) step(at int, r rune) int {
 	}
 }
 
-// firstSteps is where the characters lead with which a text may begin: as from node 0,
-// without those of not. White space leads to where it came from, which is -1.
+// firstSteps lists the steps of the first character of a text: those of node 0 without the
+// characters of not. White space stays in the first state, which is -1.
 func (a *search) firstSteps(not string) []searchStep {
 	spans := make([]charset.Span, 0, len(not))
 	for _, r := range not {
@@ -319,7 +319,7 @@ func (a *search) firstSteps(not string) []searchStep {
 	return out
 }
 
-// steps is where every character leads from a node.
+// steps lists where each character leads from a node.
 func (a *search) steps(at int) []searchStep {
 	var special []charset.Span
 	over := map[int][]charset.Span{}
