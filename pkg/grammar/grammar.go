@@ -71,8 +71,8 @@ func Tags(list []Tag, o TagOptions) (*Grammar, error) { return tags.New(list, o)
 func Structure(source []byte) (*Grammar, error) { return tags.ParseStructure(source) }
 
 // Compile prepares g for matching, and for masks over v; without a v a Matcher only
-// follows bytes. It returns an *UnsupportedError for left recursion or a language
-// without texts, and a *LimitError if g exceeds the bounds of package automaton.
+// follows bytes. It returns an *UnsupportedError for left recursion or an empty
+// language, and a *LimitError if g exceeds the bounds of package automaton.
 func Compile(g *Grammar, v *Vocabulary) (*Compiled, error) { return mask.Compile(g, v) }
 
 // warmup holds what most grammars hold: bounded and free JSON strings, and a format.

@@ -95,7 +95,7 @@ func checkTags(tags []Tag, o Options) error {
 // drawnTag is a tag as an expression.
 type drawnTag struct {
 	begin   string
-	control bool      // begin spells a control token: it triggers by itself
+	control bool      // begin spells a control token: it is its own trigger
 	rest    *ast.Expr // the body and the end
 }
 
