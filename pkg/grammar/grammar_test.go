@@ -119,8 +119,8 @@ func TestCompile_Refuses(t *testing.T) {
 	for _, c := range []struct{ source, want string }{
 		{"root ::= root \"a\" | \"b\"", "left recursion of rule root on line 1"},
 		{"root ::= a\na ::= b \"x\" | \"y\"\nb ::= \"\" c\nc ::= n a\nn ::= \"n\"?", "left recursion of rule a on line 2: a rule"},
-		{"root ::= root", "without texts"},
-		{"root ::= \"a\" root", "without texts"},
+		{"root ::= root", "empty language"},
+		{"root ::= \"a\" root", "empty language"},
 	} {
 		g, err := grammar.GBNF(c.source)
 		if err != nil {
