@@ -6,26 +6,26 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 )
 
-// Attention over paged caches. Positions are cut into chunks of attendChunk, counted
-// from position zero. A chunk gives each query the greatest score, the sum of its
-// weights and the weighted sum of its values; chunks are then joined in order. Nothing
-// in that depends on who shares the batch or on how the sequence came to be, so
-// queries that share keys are worked on together and chunks may be worked on apart.
+// Attention over paged caches. Positions are cut into chunks of attendChunk, counted from position zero.
+// For each query, a chunk yields the greatest score, the sum of the weights and the weighted sum of the
+// values; the chunks are then joined in order. The result does not depend on the rest of the batch or on
+// how the prompt was split. Queries that share keys can therefore be computed together, and chunks of one
+// query apart.
 
 const (
 	attendBlock = 16  // positions of a block of keys or values
 	attendChunk = 128 // positions
-	attendMost  = 12  // queries of a tile
+	attendMost  = 12  // most queries of a tile
 )
 
 // attendOps are the loops of one instruction family.
 type attendOps struct {
-	full, float16 attendLoops // over blocks of float32, and of float16 where a family has them
+	full, float16 attendLoops // over blocks of float32, and of float16 if the family has them
 	weigh         func(x *float32, n int, scale float32) (best, sum float32)
-	join          func(y, x *float32, n int, a, b float32) // y = a·y + b·x, the sum fused
+	join          func(y, x *float32, n int, a, b float32) // y = a·y + b·x, where b·x is added by a fused multiply-add
 }
 
-// attendLoops are loops over blocks of one type, tiles of many queries first.
+// attendLoops are the loops over blocks of one type; those for many queries come first.
 type attendLoops struct {
 	scores []scoresLoop
 	values []valuesLoop
@@ -37,46 +37,46 @@ type scoresLoop struct {
 	run func(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
 }
 
-// valuesLoop adds weighted values of n positions, from row at of the first block on, to
-// queries' sums: groups·16 components, or 16, from col bytes on.
+// valuesLoop adds the weighted values of n positions, from row at of the first block on, to the sums of
+// queries: 16·groups components, or 16, from byte col on.
 type valuesLoop struct {
 	n, groups int
 	wide, one func(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
 }
 
-// attendTile is consecutive queries of one span that share keys. Query i is head
-// i%group of the key/value head's, of row i/group.
+// attendTile is a run of queries of one span that share keys. Query i belongs to row i/group and to the
+// query head i%group of those that share the key/value head.
 type attendTile struct {
 	span     *kernel.Span[float32]
-	row      int // the span's first in the batch
+	row      int // first row of the span in the batch
 	kv       int
 	first, n int
 }
 
-// attendCall is what tiles have in common.
+// attendCall has the arguments that all tiles share.
 type attendCall struct {
 	y, q  []float32
 	a     kernel.Heads
 	group int
 }
 
-// attendPart is what positions give n queries.
+// attendPart is the result of some positions for n queries.
 type attendPart struct {
 	best, sum [attendMost]float32
 	acc       []float32 // [n][D]
 }
 
-// attendScratch is a worker's.
+// attendScratch is the scratch of one worker.
 type attendScratch struct {
-	keys, values [attendChunk / attendBlock]*float32 // of elements of the type that float16 says
+	keys, values [attendChunk / attendBlock]*float32 // float16 elements if float16 is set, else float32
 	float16      bool
 	run, part    attendPart
 	q            []float32                         // [D][attendMost]
 	scores       [attendMost * attendChunk]float32 // [n][attendChunk]
-	blocks       []float32                         // gathered keys and values
+	blocks       []float32                         // converted keys and values
 }
 
-// Attend is causal attention over paged caches.
+// Attend computes causal attention over paged caches.
 func (s *Set) Attend(y, q kernel.Buffer[float32], spans []kernel.Span[float32], a kernel.Heads) {
 	rows := 0
 	for _, sp := range spans {
@@ -118,7 +118,7 @@ func (s *Set) Attend(y, q kernel.Buffer[float32], spans []kernel.Span[float32], 
 	})
 }
 
-// attendApart works on the chunks of few tiles at once.
+// attendApart computes the chunks of a few tiles in parallel.
 func (s *Set) attendApart(call *attendCall, tiles []attendTile) {
 	type work struct {
 		tile  *attendTile
@@ -164,19 +164,19 @@ func (s *Set) attender(a *kernel.Heads) *attendScratch {
 	return w
 }
 
-// position is that of query i of a tile.
+// position returns the position of query i of a tile.
 func (c *attendCall) position(t *attendTile, i int) int { return t.span.Pos + (t.first+i)/c.group }
 
-// offset is where query i of a tile lies in q and y.
+// offset returns where query i of a tile begins in q and y.
 func (c *attendCall) offset(t *attendTile, i int) int {
 	i += t.first
 	return ((t.row+i/c.group)*c.a.H + t.kv*c.group + i%c.group) * c.a.D
 }
 
-// query is query i of a tile.
+// query returns query i of a tile.
 func (c *attendCall) query(t *attendTile, i int) []float32 { return c.q[c.offset(t, i):][:c.a.D] }
 
-// chunks are those that hold what a tile sees.
+// chunks returns the range of chunks with positions that a tile attends to.
 func (c *attendCall) chunks(t *attendTile) (lo, hi int) {
 	return first(c.position(t, 0), c.a) / attendChunk, c.position(t, t.n-1)/attendChunk + 1
 }
@@ -198,7 +198,7 @@ func (c *attendCall) load(t *attendTile, w *attendScratch) {
 	}
 }
 
-// storeTile writes a tile's results.
+// storeTile writes the results of a tile.
 func (s *Set) storeTile(call *attendCall, t *attendTile, p *attendPart) {
 	if sinks := call.a.Sinks; sinks != nil {
 		var extra [attendMost]float32
@@ -215,7 +215,7 @@ func (s *Set) storeTile(call *attendCall, t *attendTile, p *attendPart) {
 	}
 }
 
-// joinParts adds the part of later positions to that of earlier ones.
+// joinParts joins the part of later positions with that of earlier ones.
 func (s *Set) joinParts(run, part *attendPart, n, d int) {
 	var scales [2 * attendMost]float32
 	for i := range n {
@@ -229,7 +229,7 @@ func (s *Set) joinParts(run, part *attendPart, n, d int) {
 	s.exp(&scales[0], &scales[0], 2*n, 1, 0)
 	for i := range n {
 		switch {
-		case part.sum[i] == 0: // none of the chunk is seen
+		case part.sum[i] == 0: // the query attends to no position of the chunk
 		case run.sum[i] == 0:
 			run.sum[i] = part.sum[i]
 			copy(run.acc[i*d:(i+1)*d], part.acc[i*d:])
@@ -240,10 +240,10 @@ func (s *Set) joinParts(run, part *attendPart, n, d int) {
 	}
 }
 
-// sumChunk computes what chunk c gives a tile's queries.
+// sumChunk computes the part of chunk c for the queries of a tile.
 func (s *Set) sumChunk(call *attendCall, t *attendTile, c int, w *attendScratch, out *attendPart) {
 	a, from := &call.a, c*attendChunk
-	var lo, hi [attendMost]int // of what each query sees, in the chunk
+	var lo, hi [attendMost]int // positions of the chunk that each query attends to
 	least, most := attendChunk, 0
 	shared, sharedEnd := 0, attendChunk
 	for i := range t.n {
@@ -295,7 +295,7 @@ func (s *Set) sumChunk(call *attendCall, t *attendTile, c int, w *attendScratch,
 			out.best[i], out.sum[i] = s.attend.weigh(&w.scores[i*attendChunk+lo[i]], hi[i]-lo[i], scale)
 		}
 	}
-	if shared >= sharedEnd { // windows that do not meet
+	if shared >= sharedEnd { // the windows of the queries do not overlap
 		for i := range t.n {
 			s.addValues(w, out.acc, i, 1, lo[i], hi[i], a.D)
 		}
@@ -310,7 +310,7 @@ func (s *Set) sumChunk(call *attendCall, t *attendTile, c int, w *attendScratch,
 	}
 }
 
-// loops are those for the blocks that w points at.
+// loops returns the loops for the blocks that w points at.
 func (s *Set) loops(w *attendScratch) *attendLoops {
 	if w.float16 {
 		return &s.attend.float16
@@ -318,7 +318,7 @@ func (s *Set) loops(w *attendScratch) *attendLoops {
 	return &s.attend.full
 }
 
-// softcap turns scores x into most·tanh(scale·x/most), by way of 1 - 2/(exp(2u)+1).
+// softcap turns scores x into most·tanh(scale·x/most), with tanh u = 1 - 2/(exp(2u)+1).
 func (s *Set) softcap(x []float32, scale, most float32) {
 	s.exp(&x[0], &x[0], len(x), 2*scale/most, 0)
 	for i, e := range x {
@@ -359,7 +359,7 @@ func (s *Set) addValues(w *attendScratch, acc []float32, i, n, lo, hi, d int) {
 	}
 }
 
-// attendPortable are the loops in plain Go.
+// attendPortable has the loops in plain Go.
 func attendPortable() attendOps {
 	return attendOps{full: attendLoops{
 		scores: []scoresLoop{{1, func(out *float32, _ int, q *float32, ldq int, keys **float32, d, blocks int) {
@@ -400,8 +400,8 @@ func plainJoin(y, x *float32, n int, a, b float32) {
 	}
 }
 
-// weighOf turns scores into weights with a family's loops: exp(scale·x - best), best
-// being the greatest scale·x.
+// weighOf returns the loop that turns scores x into weights exp(scale·x - best), where best is the
+// greatest scale·x, made of a family's other loops.
 func weighOf(o *ops) func(x *float32, n int, scale float32) (best, sum float32) {
 	return func(x *float32, n int, scale float32) (best, sum float32) {
 		best = o.max(x, n) * scale

@@ -9,8 +9,8 @@ import (
 // table holds the sines and cosines of a rotary embedding by position.
 type table struct{ sin, cos []float32 } // [positions, Dims/2]
 
-// angles returns tables for positions below n. They grow by doubling, so a
-// position's values are computed once, in float64, and never depend on the call.
+// angles returns tables for positions below n. They grow by doubling. The values of a position are
+// computed in float64 from the position alone.
 func (s *Set) angles(r *kernel.Rotary, n int) *table {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -41,12 +41,12 @@ func (s *Set) angles(r *kernel.Rotary, n int) *table {
 // maxTables bounds the rotary embeddings whose tables are kept.
 const maxTables = 64
 
-// Rotate turns each head of x[T,H,D] to its row's position.
+// Rotate rotates each head of x[T,H,D] by the angles of its row's position.
 func (s *Set) Rotate(x kernel.Buffer[float32], r *kernel.Rotary, pos []int32, h, d int) {
 	s.rotate(x, r, pos, h, d, 1)
 }
 
-// RotateGrad turns gradients back.
+// RotateGrad rotates gradients by the opposite angles.
 func (s *Set) RotateGrad(dx kernel.Buffer[float32], r *kernel.Rotary, pos []int32, h, d int) {
 	s.rotate(dx, r, pos, h, d, -1)
 }
@@ -77,7 +77,7 @@ func (s *Set) rotate(x []float32, r *kernel.Rotary, pos []int32, h, d int, direc
 	})
 }
 
-// first is the first position that position p sees.
+// first returns the first position that position p attends to.
 func first(p int, a kernel.Heads) int {
 	if a.Window > 0 {
 		return max(0, p-a.Window+1)

@@ -9,11 +9,9 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
 
-// Products over 16-bit floats. Both sides are bfloat16 and sums are float32: of each
-// pair of inputs the odd one is added first and then the even one, each by a fused
-// multiply-add, which is what VDPBF16PS does. Weights in float16 are rounded to
-// bfloat16 when they are packed: they keep eight of eleven bits, more than the eight
-// bits a block of Q8_0 shares a scale over.
+// Products of 16-bit floats. Both operands are bfloat16 and sums are float32. Each pair of inputs takes
+// two fused multiply-adds, first for the odd input and then for the even one, as VDPBF16PS does. Float16
+// weights are rounded to bfloat16 when they are packed: they keep eight of their eleven significant bits.
 
 // pairMatrix is a matrix of 16-bit floats in panels of 16 rows: [pairs][16 rows][2].
 type pairMatrix struct {
@@ -25,7 +23,7 @@ type pairMatrix struct {
 	owner  *chunk // of data
 }
 
-// pairOps are the loops over bfloat16 of one instruction family.
+// pairOps are the bfloat16 loops of one instruction family.
 type pairOps struct {
 	round  func(dst *uint16, x *float32, n int)
 	group  func(dst *byte, x *float32, ldx, count int)    // 32 inputs of tileMost rows, count times; or nil
@@ -35,11 +33,11 @@ type pairOps struct {
 
 type pairFunc func(y *float32, ldy int, w, x *byte, pairs int)
 
-// pairBytes are a pair of inputs of a panel's rows.
+// pairBytes is the size of one pair of inputs for all rows of a panel.
 const pairBytes = 4 * panelRows
 
-// swapsFrom is how many rows are worth widening a panel where pairs of fused multiply-adds
-// are faster than products of pairs.
+// swapsFrom is the number of rows from which a panel is widened to float32, on processors where two
+// fused multiply-adds are faster than VDPBF16PS.
 const swapsFrom = 8
 
 // pairable reports whether a matrix is multiplied as 16-bit floats.
@@ -85,7 +83,7 @@ func (s *Set) widen(dst []float32, src []byte) {
 	}
 }
 
-// paired computes products over 16-bit floats.
+// paired computes products of 16-bit floats.
 func (s *Set) paired(x []float32, t int, products []kernel.Product[float32]) {
 	cols := products[0].W.Cols
 	if s.pairs.fromPairs != nil && t >= swapsFrom && cols%2 == 0 && packedPairs(products) {
@@ -144,8 +142,8 @@ func packedPairs(products []kernel.Product[float32]) bool {
 	return true
 }
 
-// swapped is paired by fused multiply-adds: rows are rounded and widened once, panels as
-// they are needed.
+// swapped is paired with float32 multiply-adds in place of VDPBF16PS. Rows are rounded and widened once,
+// panels when they are needed.
 func (s *Set) swapped(x []float32, t int, products []kernel.Product[float32]) {
 	cols := products[0].W.Cols
 	acts := s.buffer(t * cols)
@@ -163,8 +161,7 @@ func (s *Set) swapped(x []float32, t int, products []kernel.Product[float32]) {
 	}
 }
 
-// pairPanel multiplies panel w by all rows: sixteen at a time, and then by powers of
-// two.
+// pairPanel multiplies panel w by all rows: sixteen at a time, and the rest in groups of 8, 4, 2 and 1.
 func (s *Set) pairPanel(p *kernel.Product[float32], m *pairMatrix, w, acts []byte, t, panel int) {
 	var sums spill
 	for row, rows := 0, tileMost; row < t; row += rows {
@@ -178,8 +175,8 @@ func (s *Set) pairPanel(p *kernel.Product[float32], m *pairMatrix, w, acts []byt
 	}
 }
 
-// roundRows rounds x[T,cols] to bfloat16 in the groups of pairPanel, the pairs of a
-// group's rows interleaved.
+// roundRows rounds x[T,cols] to bfloat16 in the groups of pairPanel. The pairs of the rows of a group
+// are interleaved.
 func (s *Set) roundRows(x []float32, t, cols int) *[]float32 {
 	pairs := (cols + 1) / 2
 	b := s.buffer(t * pairs)
@@ -212,7 +209,7 @@ func (s *Set) roundRows(x []float32, t, cols int) *[]float32 {
 	return b
 }
 
-// pairPortable is the same in plain Go.
+// pairPortable has the loops in plain Go.
 func pairPortable() pairOps {
 	o := pairOps{tile: map[int]pairFunc{}, round: func(dst *uint16, x *float32, n int) {
 		out := unsafe.Slice(dst, n)

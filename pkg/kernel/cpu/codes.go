@@ -6,8 +6,8 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
 
-// Readers of the codes of block b (32 inputs) of a row, as unsigned numbers. The
-// layouts are those that pkg/tensor decodes.
+// Functions that read the codes of block b (32 inputs) of a row as unsigned numbers. pkg/tensor says
+// how each type lays out its blocks.
 
 func codeReader(d tensor.DType) func(dst *[blockLen]byte, row []byte, b int) {
 	switch d {
@@ -39,7 +39,7 @@ func codeReader(d tensor.DType) func(dst *[blockLen]byte, row []byte, b int) {
 	return nil
 }
 
-// eight is 8 codes from byte at on; everyEighth times a byte is that byte in each.
+// eight returns 8 bytes from byte at on. everyEighth times a byte has that byte in each of its eight.
 func eight(b []byte, at int) uint64 { return binary.LittleEndian.Uint64(b[at:]) }
 
 const everyEighth = 0x0101010101010101
@@ -55,14 +55,14 @@ func spread(dst *[blockLen]byte, q []byte) {
 	}
 }
 
-// field writes the bits of mask of 32 bytes, shifted right.
+// field shifts 32 bytes right and writes their bits under mask.
 func field(dst *[blockLen]byte, q []byte, shift int, mask uint64) {
 	for i := 0; i < blockLen; i += 8 {
 		put(dst, i, eight(q, i)>>shift&(mask*everyEighth))
 	}
 }
 
-// above adds the bits of mask of 32 bytes, shifted right, as bits from top on.
+// above shifts 32 bytes right and adds their bits under mask to the codes, as bits from top on.
 func above(dst *[blockLen]byte, q []byte, shift int, mask uint64, top int) {
 	for i := 0; i < blockLen; i += 8 {
 		put(dst, i, eight(dst[:], i)|eight(q, i)>>shift&(mask*everyEighth)<<top)
@@ -108,7 +108,7 @@ func codesQ3K(dst *[blockLen]byte, row []byte, b int) {
 	above(dst, block, sub, 1, 2)
 }
 
-// scaleQ3K is the scale of sub-block j, of 16 inputs.
+// scaleQ3K returns the scale of sub-block j, of 16 inputs.
 func scaleQ3K(s []byte, j int) int8 {
 	v := s[j%8] >> (4 * (j / 8)) & 15
 	v |= s[8+j%4] >> (2 * (j / 4)) & 3 << 4
@@ -126,7 +126,7 @@ func codesQ5K(dst *[blockLen]byte, row []byte, b int) {
 	above(dst, block, sub, 1, 4)
 }
 
-// scaleQ4K is the scale and the minimum of sub-block j of Q4_K and Q5_K.
+// scaleQ4K returns the scale and the minimum of sub-block j of Q4_K and Q5_K.
 func scaleQ4K(s []byte, j int) (scale, low byte) {
 	if j < 4 {
 		return s[j] & 63, s[j+4] & 63
@@ -145,7 +145,7 @@ func codesIQ4XS(dst *[blockLen]byte, row []byte, b int) {
 	spread(dst, row[b/superLen*136+8+16*(b%superLen):])
 }
 
-// scaleIQ4XS is the scale of sub-block j, of 32 inputs.
+// scaleIQ4XS returns the scale of sub-block j, of 32 inputs.
 func scaleIQ4XS(block []byte, j int) int8 {
 	v := block[4+j/2] >> (4 * (j % 2)) & 15
 	v |= byte(binary.LittleEndian.Uint16(block[2:])>>(2*j)&3) << 4

@@ -6,11 +6,10 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 )
 
-// elementOps are loops over elements of one instruction family. Each rounds every
-// operation as it is written.
+// elementOps are the elementwise loops of one instruction family. Every operation is rounded as written.
 type elementOps struct {
-	act    [acts]func(y, x *float32, n int)                        // act(x); nil: by way of its gate
-	glu    [acts]func(y, x, up *float32, n int)                    // act(x)·up; nil as well
+	act    [acts]func(y, x *float32, n int)                        // act(x); nil: computed from its gate
+	glu    [acts]func(y, x, up *float32, n int)                    // act(x)·up; nil: computed from its gate
 	norm   func(y, x, g *float32, n int, s float32)                // (x·s)·g
 	shift  func(y, x *float32, n int, s float32)                   // x - s
 	centre func(y, x, g, b *float32, n int, mean, inv float32)     // ((x-mean)·inv)·g + b
@@ -18,7 +17,7 @@ type elementOps struct {
 	turn   func(lo, hi, sin, cos *float32, n int, forward float32) // pairs by their angles; forward is 1 or -1
 }
 
-// acts is one more than the last activation.
+// acts is the number of activations plus one.
 const acts = kernel.GELU + 1
 
 func elementsPortable() elementOps {

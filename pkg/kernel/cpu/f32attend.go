@@ -6,20 +6,20 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 )
 
-// Attention in training. Rows of queries are worked on in blocks: their scores with all
-// keys that they see are in scratch, never a whole sequence's. Scores are chains over
-// components, results over positions, the keys' and values' gradients over heads and
-// then rows, all in order and as products of matrices are; positions that a row does not
-// see have weight zero, which changes no sum. So nothing depends on the blocks.
+// Attention in training. Rows of queries are computed in blocks. Scratch holds the scores of one block
+// with all keys that it attends to, never those of a whole sequence. The sums run in a fixed order, as in
+// products of matrices: scores over components, results over positions, and the gradients of keys and
+// values over heads and then rows. Positions that a row does not attend to have weight zero, which does
+// not change a sum, so results do not depend on the blocks.
 
 const (
-	causalRows  = 96      // of queries in a block
-	causalFloat = 1 << 16 // scores of a block, at most, where sequences are long
+	causalRows  = 96      // rows of queries in a block
+	causalFloat = 1 << 16 // most scores of a block of a long sequence
 )
 
-// causalScratch is what a block of rows needs.
+// causalScratch is the scratch of a block of rows.
 type causalScratch struct {
-	room                 []float32 // of what follows
+	room                 []float32 // memory of the slices below
 	scores, slopes       []float32 // [rows][ld]
 	ld                   int
 	keys, values, across []float32 // panels of keys and values by positions, of either by components
@@ -28,22 +28,22 @@ type causalScratch struct {
 	deltas               []float32 // of rows: dy·y
 }
 
-// causalBlock is how many rows share a block.
+// causalBlock returns the number of rows in a block.
 func (s *Set) causalBlock(t int) int {
 	tall := len(s.gemm.tiles) - 1
 	rows := max(tall, min(causalRows, causalFloat/t)/tall*tall)
 	return min(rows, t)
 }
 
-// causalOps are loops over rows of scores, ld bytes apart, of which the first has n
-// positions and each one more than the one before. They clear what tiles read beyond a row.
+// causalOps are loops over rows of scores that are ld bytes apart. The first row has n positions, and
+// each row one more than the row before. The loops clear the scores past a row's end that tiles read.
 type causalOps struct {
 	weigh  func(x *float32, ld, n, rows int, best, sum *float32, scale float32)
 	slopes func(dw, w *float32, ld, n, rows int, lse *float32, step int, delta *float32, scale float32)
 	logs   func(y, x *float32, n int)
 }
 
-// causal is one key/value head of a sequence.
+// causal computes one key/value head of a sequence.
 type causal struct {
 	*Set
 	a          kernel.Heads
@@ -51,11 +51,11 @@ type causal struct {
 	qw, kw     int // floats from row to row
 	qo, ko, lo int // offsets of the head's first row in q, k and lse
 	w          *gemmScratch
-	slim       gemmOps // of panels that are narrow, as scores end at a diagonal
+	slim       gemmOps // with narrow panels only, since scores end at a diagonal
 	causalScratch
 }
 
-// causalHead lends scratch for a head until done; backward says what for.
+// causalHead lends scratch for a head until done is called.
 func (s *Set) causalHead(seq, head int, t int, a kernel.Heads, backward bool) *causal {
 	kv := head / (a.H / a.K)
 	c, _ := s.causals.Get().(*causal)
@@ -66,7 +66,7 @@ func (s *Set) causalHead(seq, head int, t int, a kernel.Heads, backward bool) *c
 	c.qo, c.ko, c.lo = seq*t*c.qw+head*a.D, seq*t*c.kw+kv*a.D, seq*t*a.H+head
 	c.slim.wide, c.slim.tiles = lanes, s.gemm.narrow
 	block, wide, d := s.causalBlock(t), roundUp(t, lanes), roundUp(a.D, lanes)
-	c.ld = wide + lanes // rows do not all fall on the same lines of a cache
+	c.ld = wide + lanes // so that rows do not share the same sets of a cache
 	total := 2*block*c.ld + 2*wide*a.D + t*d + 2*block*d + 4*block
 	if len(c.room) < total {
 		c.room = make([]float32, total)
@@ -90,7 +90,7 @@ func (c *causal) done() {
 	s.causals.Put(c)
 }
 
-// pack makes panels of x's first columns at the first depths.
+// pack packs the first columns of x at the first depths.
 func pack(o *gemmOps, data []float32, x operand, to, depth int) gemmPanels {
 	p := gemmPanels{data: data, to: to, depth: depth}
 	if x.rs == 1 && to%o.wide == 0 {
@@ -101,8 +101,8 @@ func pack(o *gemmOps, data []float32, x operand, to, depth int) gemmPanels {
 	return p
 }
 
-// scoresOf writes products of rows lo..hi-1 of x with the positions that they see, to
-// rows of out that count from lo.
+// scoresOf writes the products of rows lo..hi-1 of x with the positions that they attend to. Row lo of
+// the result is row 0 of out.
 func (c *causal) scoresOf(out, x []float32, p gemmPanels, lo, hi int) {
 	tall := len(c.slim.tiles) - 1
 	g := gemmCall{c: out, ldc: c.ld, a: rowsOf(x[lo*c.qw:], c.qw)}
@@ -115,14 +115,14 @@ func (c *causal) scoresOf(out, x []float32, p gemmPanels, lo, hi int) {
 	}
 }
 
-// hide clears what row p does not see of the positions that its tiles read.
+// hide clears the scores of positions that tiles read but row p does not attend to.
 func (c *causal) hide(row []float32, p int) {
 	from, to := first(p, c.a), p+1
 	clear(row[max(0, from-gemmTallest):from])
 	clear(row[to:min(to+gemmTallest, c.ld)])
 }
 
-// AttendCausal is attention over whole sequences, a block of one head's rows at a time.
+// AttendCausal computes attention over whole sequences, one head and one block of rows at a time.
 func (s *Set) AttendCausal(y, lse, q, k, v kernel.Buffer[float32], b, t int, a kernel.Heads) {
 	must("attend causal", "q", len(q), b*t*a.H*a.D)
 	must("attend causal", "y", len(y), b*t*a.H*a.D)
@@ -161,13 +161,13 @@ func (c *causal) forward(y, lse, q, k, v []float32, lo, hi int) {
 	}
 }
 
-// together reports whether rows up to hi-1 can be done together: all see from the first
-// position on.
+// together reports whether rows up to hi-1 can be computed together, because all of them attend to
+// position 0.
 func (c *causal) together(hi int) bool {
 	return c.train.rows != nil && c.a.Softcap == 0 && (c.a.Window == 0 || hi <= c.a.Window)
 }
 
-// weighRows turns rows of scores into weights that are still to be divided by their sums.
+// weighRows turns rows of scores into weights that are not divided by their sums yet.
 func (c *causal) weighRows(lo, hi int) {
 	scale := float32(c.a.Scale)
 	if c.together(hi) {
@@ -185,7 +185,7 @@ func (c *causal) weighRows(lo, hi int) {
 	}
 }
 
-// logsOf are the logarithms of the rows' sums.
+// logsOf returns the logarithms of the sums of rows.
 func (c *causal) logsOf(rows int) []float32 {
 	logs := c.logs[:rows]
 	if ops := c.train.rows; ops != nil {
@@ -198,12 +198,12 @@ func (c *causal) logsOf(rows int) []float32 {
 	return logs
 }
 
-// logOf is the natural logarithm of a positive normal number, to within 1e-12: with m
-// within sqrt(2) of 1, log m is a series in (m-1)/(m+1).
+// logOf returns the natural logarithm of a positive normal number, to within 1e-12. It splits x into
+// 2^e·m with m between sqrt(1/2) and sqrt(2), where log m is a fast series in (m-1)/(m+1).
 func logOf(x float64) float64 {
 	const least = 0x3fe6a09e667f3bcd // sqrt(1/2)
 	bits := math.Float64bits(x)
-	exponent := int64(bits-least) >> 52 // no branch: nobody could predict it
+	exponent := int64(bits-least) >> 52 // without a branch, which would be unpredictable
 	e, m := float64(exponent), math.Float64frombits(bits-uint64(exponent)<<52)
 	s := (m - 1) / (m + 1)
 	z := float64(s * s)
@@ -214,9 +214,9 @@ func logOf(x float64) float64 {
 	return float64(e*math.Ln2) + float64(2*s*sum)
 }
 
-// AttendCausalGrad overwrites dq, dk, dv. The weights are computed again from the scores
-// and the kept log-sum-exp. Heads that share a key/value head are one piece of work, so
-// that their sums meet in one order.
+// AttendCausalGrad overwrites dq, dk and dv. It recomputes the weights from the scores and the stored
+// log-sum-exp. Query heads that share a key/value head are one piece of work, so that the gradients of
+// keys and values are summed in one order.
 func (s *Set) AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v kernel.Buffer[float32], b, t int, a kernel.Heads) {
 	must("attend causal grad", "dy", len(dy), b*t*a.H*a.D)
 	must("attend causal grad", "y", len(y), b*t*a.H*a.D)
@@ -253,7 +253,7 @@ func (s *Set) AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v kernel.Buffer[flo
 	})
 }
 
-// slope turns rows of scores into weights, and of dy·v into the scores' gradients:
+// slope turns rows of scores into weights w, and rows of dy·v into the gradients of the scores,
 // w·(dy·v - dy·y)·scale.
 func (c *causal) slope(dy, y, lse []float32, lo, hi int) {
 	scale := float32(c.a.Scale)
@@ -277,8 +277,7 @@ func (c *causal) slope(dy, y, lse []float32, lo, hi int) {
 	}
 }
 
-// cappedSlopes does so where scores are bounded: the bound's derivative is one more
-// factor.
+// cappedSlopes is slope for scores with a soft cap, whose derivative is one more factor.
 func (c *causal) cappedSlopes(slopes, weights []float32, scale, lse, delta float32) {
 	most := float32(c.a.Softcap)
 	c.softcap(weights, scale, most)
@@ -299,8 +298,9 @@ func (c *causal) queryGrad(dq []float32, keys gemmPanels, lo, hi int) {
 	}
 }
 
-// keyGrad adds what queries lo..hi-1 give the positions they see: out[position] +=
-// Σ weight·x. The first head's block in which a position is has the first that see it.
+// keyGrad adds the contribution of queries lo..hi-1 to the positions that they attend to:
+// out[position] += Σ weight·x. The first block of the first head that attends to a position overwrites
+// it instead.
 func (c *causal) keyGrad(out, weights []float32, x gemmPanels, lo, hi int, fresh bool) {
 	tall := len(c.gemm.tiles) - 1
 	g := gemmCall{c: out, ldc: c.kw, near: true, a: columnsOf(weights, c.ld)}

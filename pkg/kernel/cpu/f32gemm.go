@@ -2,30 +2,29 @@ package cpu
 
 import "github.com/klauspost/cpuid/v2"
 
-// Products of float32 matrices. Every output is one chain of fused multiply-adds over
-// the reduction, in order, that starts from zero, a bias or what the output holds. So
-// its bits depend neither on tiles and blocks nor on threads, and adding two products
-// one after the other is one longer chain.
+// Products of float32 matrices. Every output is one chain of fused multiply-adds over the reduction
+// dimension, in index order. The chain starts from zero, from a bias or from the output itself. Its bits
+// therefore depend neither on tiles and blocks nor on threads, and two products added to the same output
+// are one longer chain.
 
 const (
-	gemmDepth   = 256     // steps of the reduction, at most, in a packed block of the right side
-	gemmColumns = 512     // of a packed block, at most
-	gemmSmall   = 1 << 20 // elements
-	gemmAlias   = 2048    // bytes between rows that meet in few sets of a first cache
-	gemmReuse   = 384     // rows that make it worth packing columns that lie so
-	gemmBurst   = 24      // lines that are asked for at once
-	gemmWidest  = 32      // columns of any family's panel
-	gemmTallest = 12      // rows of any family's tile
+	gemmDepth   = 256     // most steps of the reduction in a packed block of the right operand
+	gemmColumns = 512     // most columns of a packed block
+	gemmSmall   = 1 << 20 // elements of a product that fits a core's cache
+	gemmAlias   = 2048    // rows this many bytes apart, or a multiple, share few sets of the first-level cache
+	gemmReuse   = 384     // rows from which packing columns of such a matrix pays
+	gemmBurst   = 24      // cache lines prefetched at once
+	gemmWidest  = 32      // most columns of a panel, over all families
+	gemmTallest = 12      // most rows of a tile, over all families
 )
 
-// fewWays says of the machine that lines which meet in a set soon drive each other out: a
-// first cache of 32 KiB has 8 ways, one of 48 has 12.
+// fewWays reports that the first-level cache has so few ways that lines in the same set evict each
+// other early: a cache of 32 KiB has 8 ways, one of 48 KiB has 12.
 var fewWays = cpuid.CPU.Cache.L1D <= 32<<10
 
-// gemmTile computes c = init + a·b for as many rows and columns as it is made for, and
-// for further panels, whose columns of c follow, whose b lie step bytes and whose init
-// istep bytes on. Element (i, k) of a lies i·rs + k·cs bytes on; rows of b lie ldb bytes
-// apart. k is at least 1.
+// gemmTile computes c = init + a·b for the rows and columns of one tile, and for the tiles of further
+// panels to its right: their b is step bytes further on and their init istep bytes. Element (i, k) of a
+// is at byte i·rs + k·cs; rows of b are ldb bytes apart. k is at least 1.
 type gemmTile func(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
 
 // gemmOps are the loops of one instruction family.
@@ -34,32 +33,33 @@ type gemmOps struct {
 	tiles  []gemmTile // of whole panels, by rows
 	narrow []gemmTile // of lanes columns
 
-	// fromRows makes k columns of lanes rows, fromColumns copies up to lanes columns of
-	// k rows; each row of a panel has room for lanes.
+	// fromRows packs a matrix whose rows run along the reduction: it transposes k columns of lanes
+	// rows. fromColumns packs the other kind: it copies up to lanes columns of k rows. Each row of a
+	// panel has room for lanes.
 	fromRows    func(dst *float32, ldd int, src *float32, lds, k int)
 	fromColumns func(dst *float32, ldd int, src *float32, lds, k, columns int)
 
-	// fromRow, unless nil, makes k elements of a left side's row what the tiles take; all
-	// sides are converted then. unit is how many elements of the reduction a step of a
-	// tile takes.
+	// fromRow, unless nil, converts k elements of a row of the left operand to the form that tiles read;
+	// then all operands are converted. unit is the number of elements of the reduction in a step of a
+	// tile.
 	fromRow func(dst, src *float32, k int)
 	unit    int
 
-	// fromPairs, unless nil, makes rows of a panel, two each, of pairs that are packed as 16 columns.
+	// fromPairs, unless nil, unpacks pairs that are packed as 16 columns; each gives two rows of a panel.
 	fromPairs func(dst *float32, ldd int, src *byte, pairs int)
 
-	// prefetch asks for lines of 64 bytes of rows ld bytes apart.
+	// prefetch prefetches lines of 64 bytes in rows that are ld bytes apart.
 	prefetch func(p uintptr, ld, rows, lines int)
 }
 
-// operand is a side of a product: element (i, k) is data[i*rs+k*cs], k being the
-// reduction's. One of the strides is 1.
+// operand is an operand of a product: element (i, k) is data[i*rs+k*cs], where k runs along the
+// reduction. One of the strides is 1.
 type operand struct {
 	data   []float32
 	rs, cs int
 }
 
-// rowsOf is a matrix whose rows run along the reduction, columnsOf one whose columns do.
+// rowsOf describes a matrix whose rows run along the reduction, columnsOf one whose columns do.
 func rowsOf(x []float32, ld int) operand    { return operand{x, ld, 1} }
 func columnsOf(x []float32, ld int) operand { return operand{x, 1, ld} }
 
@@ -67,16 +67,16 @@ func columnsOf(x []float32, ld int) operand { return operand{x, 1, ld} }
 type gemmCall struct {
 	c       []float32
 	ldc     int
-	add     bool      // start from what c holds
-	bias    []float32 // or from this [n], if it is not nil; else from zero
+	add     bool      // start from the values of c
+	bias    []float32 // start from bias[n] unless it is nil; without add and bias from zero
 	a, b    operand
-	pairs   *pairMatrix // b instead, packed; the family widens them
-	near    bool        // a is in the caches: read it where it lies
+	pairs   *pairMatrix // the packed right operand, in place of b
+	near    bool        // a is in the cache and read in place
 	m, n, k int
-	then    *gemmCall // a product of other sides that is added to the same c
+	then    *gemmCall // a product of other operands that is added to the same c
 }
 
-// gemmScratch is a worker's.
+// gemmScratch is the scratch of one worker.
 type gemmScratch struct {
 	zero, bias [gemmWidest]float32
 	edge       [gemmTallest * gemmWidest]float32
@@ -86,7 +86,7 @@ type gemmScratch struct {
 	next, near prefetchPlan
 }
 
-// gemmWork is rows lo..hi-1 of some columns of calls that share their left side.
+// gemmWork is a piece of work: rows lo..hi-1 of some columns of calls with the same left operand.
 type gemmWork struct {
 	segments []gemmSegment
 	lo, hi   int
@@ -98,8 +98,8 @@ type gemmSegment struct {
 	from, to int
 }
 
-// multiply spreads products over the pool. The calls of a group have the same left side
-// and no further products, or there is one.
+// multiply computes groups of products on the pool. The calls of a group have the same left operand and
+// no further products (then), or the group has one call.
 func (s *Set) multiply(o *gemmOps, groups ...[]gemmCall) {
 	var works []gemmWork
 	cost := 0
@@ -128,8 +128,8 @@ func (s *Set) multiplier() *gemmScratch {
 
 func roundUp(n, unit int) int { return (n + unit - 1) / unit * unit }
 
-// cut appends pieces of a group, about three a thread where there are several. Columns
-// are cut first, since rows that are cut need the same panels.
+// cut appends the pieces of a group, about three for each thread if there are several threads. It cuts
+// columns first, because pieces with the same columns pack the same panels.
 func (o *gemmOps) cut(works []gemmWork, calls []gemmCall, threads int) []gemmWork {
 	m, n, tall := calls[0].m, 0, len(o.tiles)-1
 	for i := range calls {
@@ -166,8 +166,8 @@ func (o *gemmOps) cut(works []gemmWork, calls []gemmCall, threads int) []gemmWor
 	return works
 }
 
-// run computes a piece. What the next strip and the next depth need is asked for in
-// between.
+// run computes a piece. Between tiles it prefetches the operands of the next strip of rows and of the
+// next depth.
 func (work *gemmWork) run(o *gemmOps, w *gemmScratch) {
 	tall, across := len(o.tiles)-1, 0
 	for _, s := range work.segments {
@@ -197,7 +197,7 @@ func (work *gemmWork) run(o *gemmOps, w *gemmScratch) {
 	w.near.reset()
 }
 
-// panels makes the panels of depths k..k+n-1.
+// panels packs the panels of depths k..k+n-1.
 func (work *gemmWork) panels(o *gemmOps, w *gemmScratch, part *gemmCall, k, n int) {
 	need := 0
 	for _, s := range work.segments {
@@ -224,7 +224,7 @@ func (work *gemmWork) panels(o *gemmOps, w *gemmScratch, part *gemmCall, k, n in
 	}
 }
 
-// ahead plans to ask, over calls of a tile, for what depths k..k+n-1 need.
+// planDepth plans the prefetches of the operands of depths k..k+n-1, spread over the given number of tiles.
 func (work *gemmWork) planDepth(w *gemmScratch, part *gemmCall, k, n, calls int) {
 	w.next.reset()
 	if n <= 0 || part.small() {
@@ -245,10 +245,10 @@ func (work *gemmWork) planDepth(w *gemmScratch, part *gemmCall, k, n, calls int)
 	w.next.spread(calls)
 }
 
-// small reports whether what a product reads and writes is likely to be in a core's cache.
+// small reports whether the operands and the result of a product are likely to be in a core's cache.
 func (g *gemmCall) small() bool { return g.m*g.k+g.n*g.k+g.m*g.n < gemmSmall }
 
-// beside plans to ask for what rows lo..hi-1 need.
+// planRows plans the prefetches for rows lo..hi-1.
 func (work *gemmWork) planRows(w *gemmScratch, part *gemmCall, lo, hi, k, n, calls int) {
 	w.near.reset()
 	if hi <= lo || part.small() {
@@ -263,15 +263,15 @@ func (work *gemmWork) planRows(w *gemmScratch, part *gemmCall, lo, hi, k, n, cal
 	w.near.spread(calls)
 }
 
-// gemmPanels are columns from..to-1 of a right side at depths k0 and on, packed. A panel
-// is as wide as a tile, or has one group of lanes where the rest fits it.
+// gemmPanels are columns from..to-1 of a right operand from depth k0 on, packed. A panel is as wide as a
+// tile; the last one has a single group of lanes if the remaining columns fit it.
 type gemmPanels struct {
 	data                []float32
 	from, to, k0, depth int
-	whole               operand // instead of data: rows that already run along the columns
+	whole               operand // in place of data: an operand whose rows can be read as a panel
 }
 
-// steps are those of n elements of the reduction.
+// steps returns the number of steps for n elements of the reduction.
 func (o *gemmOps) steps(n int) int { return (n + o.unit - 1) / o.unit }
 
 func (p *gemmPanels) pack(o *gemmOps, b operand, pairs *pairMatrix) {
@@ -327,8 +327,7 @@ func packLanes(o *gemmOps, dst []float32, ldd int, b operand, j, columns, k0, n 
 	}
 }
 
-// strip multiplies rows i..i+rows-1, as many as a tile has at most, at depths k0..k0+n-1
-// by panels that hold them.
+// strip multiplies rows i..i+rows-1, at most those of a tile, with the panels of depths k0..k0+n-1.
 func (g *gemmCall) strip(o *gemmOps, w *gemmScratch, p *gemmPanels, i, rows, k0, n int) {
 	a, rs, cs := &w.zero[0], 4*g.a.rs, 4*g.a.cs
 	switch {
@@ -362,7 +361,7 @@ func (g *gemmCall) strip(o *gemmOps, w *gemmScratch, p *gemmPanels, i, rows, k0,
 		w.near.issue(o, count)
 		b, ldb, step := &w.zero[0], 0, 0
 		switch {
-		case n == 0: // one step that adds nothing
+		case n == 0: // one step that adds zero
 			steps = 1
 		case p.whole.data != nil:
 			b, ldb, step = &p.whole.data[k0*p.whole.cs+j], 4*p.whole.cs, 4*width
@@ -386,7 +385,7 @@ func (g *gemmCall) strip(o *gemmOps, w *gemmScratch, p *gemmPanels, i, rows, k0,
 	}
 }
 
-// edge computes a tile of which only some columns exist, by way of scratch.
+// edge computes a tile that reaches beyond the last column, in scratch.
 func (g *gemmCall) edge(w *gemmScratch, run gemmTile, i, rows, j, columns, width int, a *float32, rs, cs int, b *float32, ldb, n int) {
 	init, ldi := &w.zero[0], 0
 	switch {

@@ -7,7 +7,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 )
 
-// RMSNormGrad adds the gradients of RMSNorm: LayerNorm's with means of zero.
+// RMSNormGrad adds the gradients of RMSNorm, which are those of LayerNorm with means of zero.
 func (s *Set) RMSNormGrad(dx, dg, dy, x, g kernel.Buffer[float32], eps float64, t, c int) {
 	must("rmsnorm grad", "dy", len(dy), t*c)
 	must("rmsnorm grad", "x", len(x), t*c)
@@ -71,7 +71,7 @@ func (s *Set) normGrad(dx, dg, db, dy, x, g []float32, t, c int, moments func(st
 	})
 }
 
-// meansOf are the means of a row's e = dy·g and e·n, summed in canonical lanes.
+// meansOf returns the means of e = dy·g and of e·n over a row, summed in canonical lanes.
 func (s *Set) meansOf(sums, x, dy, g []float32, mean, inv float32) (e, en float32) {
 	clear(sums)
 	groups := len(x) / lanes
@@ -83,7 +83,7 @@ func (s *Set) meansOf(sums, x, dy, g []float32, mean, inv float32) (e, en float3
 	return s.sum(&sums[0], lanes) / n, s.sum(&sums[lanes], lanes) / n
 }
 
-// slope is the activation's derivative at v, whose gate is q.
+// slope returns the derivative of the activation at v, where q is its gate.
 func slope(v, q float32, act kernel.Act) float32 {
 	switch act {
 	case kernel.SiLU:
@@ -96,8 +96,7 @@ func slope(v, q float32, act kernel.Act) float32 {
 	return q + float32(float64(v)*math.Exp(-float64(v)*float64(v)/2)/math.Sqrt(2*math.Pi))
 }
 
-// gatedGrad writes an activation, times up unless that is nil, and its gradient, by way of
-// the gate.
+// gatedGrad computes an activation, times up unless that is nil, and its gradient from the gate.
 func gatedGrad(o *ops, dx, dup, y, dy, x, up *float32, n int, act kernel.Act) {
 	var buf [lanes]float32
 	for i := 0; i < n; i += lanes {
@@ -146,8 +145,8 @@ func (s *Set) ActivateGrad(dx, y, dy, x kernel.Buffer[float32], act kernel.Act) 
 	})
 }
 
-// activated calls body for pieces of n elements with where their activations go: to y or,
-// if that is nil, nowhere.
+// activated calls body for pieces of n elements, with the memory for their activations: a piece of y,
+// or scratch if y is nil.
 func (s *Set) activated(op string, y []float32, n int, body func(y *float32, lo, n int)) {
 	if y != nil {
 		must(op, "y", len(y), n)

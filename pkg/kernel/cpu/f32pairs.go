@@ -8,14 +8,14 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
 
-// Products of matrices rounded to bfloat16, to the nearest, ties to even. They are what
-// VDPBF16PS computes: chains of fused multiply-adds over pairs of the reduction, of each
-// pair the second product first, with subnormal numbers taken and left as zero. Where a
-// machine has no such instruction, the rounded numbers stay float32 and change places,
-// and the chains are those of float32 products that treat subnormal numbers alike.
+// Products of matrices whose elements are rounded to bfloat16, to nearest even. They compute what
+// VDPBF16PS computes: a chain of fused multiply-adds over pairs of inputs, the second of each pair
+// first, where subnormal operands and results are zero. On a machine without the instruction the rounded
+// numbers stay float32, the elements of each pair are swapped, and the float32 loops run with subnormals
+// treated as zero. The chains are the same.
 
-// BFloat16 is the set whose products over dense matrices round both sides to bfloat16.
-// It shares the workers, and ends with the set it is made of.
+// BFloat16 returns a set whose products of dense matrices round both operands to bfloat16. It shares
+// the workers; closing this set closes it too.
 func (s *Set) BFloat16() kernel.Set[float32] {
 	half := newParts(s.ops, s.pool)
 	half.dense, half.class = &half.pairs, half.class+"+bf16/2"
@@ -52,7 +52,7 @@ func (s *Set) widenBF16(x []float32, h []uint16) {
 	}
 }
 
-// pairsPortable are the loops in plain Go.
+// pairsPortable has the loops in plain Go.
 func pairsPortable() gemmOps {
 	plain := gemmPortable()
 	o := plain
@@ -70,7 +70,7 @@ func pairsPortable() gemmOps {
 	return o
 }
 
-// flushed is fma32 of numbers whose subnormal ones are zero.
+// flushed is fma32 with subnormal operands and results taken as zero.
 func flushed(x, y, z float32) float32 { return flush(fma32(flush(x), flush(y), flush(z))) }
 
 func flush(x float32) float32 {
@@ -80,7 +80,7 @@ func flush(x float32) float32 {
 	return x
 }
 
-// roundRow rounds a row and lets the elements of each pair change places.
+// roundRow rounds a row and swaps the elements of each pair.
 func roundRow(dst, src *float32, k int) {
 	out, in := unsafe.Slice(dst, k), unsafe.Slice(src, k)
 	for i := 0; i+1 < k; i += 2 {
@@ -91,7 +91,7 @@ func roundRow(dst, src *float32, k int) {
 	}
 }
 
-// roundRows does so with pairs of rows, in place.
+// roundRows rounds rows in place and swaps the rows of each pair.
 func roundRows(p *float32, ld, k, columns int) {
 	for c := range columns {
 		for i := 0; i+1 < k; i += 2 {
@@ -105,7 +105,7 @@ func roundRows(p *float32, ld, k, columns int) {
 	}
 }
 
-// rounded is x as bfloat16.
+// rounded returns x rounded to bfloat16.
 func rounded(x float32) float32 {
 	bits := math.Float32bits(flush(x))
 	if bits&0x7fffffff > 0x7f800000 {

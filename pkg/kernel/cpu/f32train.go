@@ -7,13 +7,13 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 )
 
-// trainOps are loops over elements that only training needs. Each rounds every operation
-// as it is written; only sums over columns of products are fused. Those over groups take
-// whole groups of lanes alone.
+// trainOps are elementwise loops that only training needs. Every operation is rounded as written, except
+// that the column sums of products are fused multiply-adds. Loops over groups take full groups of lanes
+// only.
 type trainOps struct {
 	// scoreSlopes: w = exp(w·scale - lse), dw = w·(dw - delta)·scale.
 	scoreSlopes func(dw, w *float32, n int, scale, lse, delta float32)
-	actGrad     [acts]func(dx, y, dy, x *float32, n int)                             // nil: by way of the gate
+	actGrad     [acts]func(dx, y, dy, x *float32, n int)                             // nil: computed from the gate
 	gluGrad     [acts]func(dx, dup, y, dy, x, up *float32, n int)                    // nil as well
 	normSlopes  func(dx, x, dy, g *float32, n int, mean, inv, meanE, meanEN float32) // dx += inv·(e - meanE - n·meanEN)
 	normMeans   func(sums, x, dy, g *float32, groups int, mean, inv float32)         // sums[16] += e, sums[16:] += e·n
@@ -23,14 +23,14 @@ type trainOps struct {
 	sumSquares  func(sums *float64, x *float32, groups int)                          // sums[16] += x²
 	adamw       func(p, m, v, grad *float32, groups int, constants *adamwConstants)
 
-	// rows is nil where a row is done at a time.
+	// rows is nil if rows are computed one at a time.
 	rows *causalOps
 
 	rowDots func(out, a *float32, lda int, b *float32, ldb, n, rows int) // of rows lda and ldb bytes apart
 	moments func(stats, x *float32, ld, n, rows int)                     // pairs of a mean and the sum of squares about it; ld in bytes
 }
 
-// momentsOf makes moments of an instruction family's sums.
+// momentsOf builds moments from an instruction family's sums.
 func momentsOf(o *ops) func(stats, x *float32, ld, n, rows int) {
 	return func(stats, x *float32, ld, n, rows int) {
 		centred := make([]float32, n)
@@ -43,7 +43,7 @@ func momentsOf(o *ops) func(stats, x *float32, ld, n, rows int) {
 	}
 }
 
-// rowDotsOf makes dots of rows of an instruction family's dot.
+// rowDotsOf builds rowDots from an instruction family's dot.
 func rowDotsOf(o *ops) func(out, a *float32, lda int, b *float32, ldb, n, rows int) {
 	return func(out, a *float32, lda int, b *float32, ldb, n, rows int) {
 		for i := range rows {
@@ -52,7 +52,7 @@ func rowDotsOf(o *ops) func(out, a *float32, lda int, b *float32, ldb, n, rows i
 	}
 }
 
-// adamwConstants are an AdamW step's, each of them lanes times.
+// adamwConstants are the constants of an AdamW step, each repeated for all lanes.
 type adamwConstants [9][lanes]float32
 
 func trainPortable() trainOps {
@@ -136,11 +136,11 @@ func plainAdamW(p, m, v, grad []float32, k *adamwConstants) {
 	}
 }
 
-// sumLen is how many squares share a partial sum.
+// sumLen is the number of squares in a partial sum.
 const sumLen = 1 << 16
 
-// SumSquares adds squares in float64: lanes of sumLen elements, folded, and then those
-// parts in order.
+// SumSquares adds squares in float64: each part of sumLen elements in lanes, which are folded, and then
+// the parts in order.
 func (s *Set) SumSquares(x kernel.Buffer[float32]) float64 {
 	parts := make([]float64, (len(x)+sumLen-1)/sumLen)
 	s.each(len(parts), len(x), func(i int) {
@@ -204,10 +204,10 @@ func (s *Set) columnSums(y, x []float32, t, n int) {
 	})
 }
 
-// columnShare is how many columns share a piece of work.
+// columnShare is the number of columns in a piece of work.
 const columnShare = 8 * lanes
 
-// shares calls body for shares of n columns.
+// shares calls body for pieces of n columns.
 func (s *Set) shares(n, cost int, body func(lo, hi int)) {
 	s.each((n+columnShare-1)/columnShare, cost, func(i int) { body(i*columnShare, min((i+1)*columnShare, n)) })
 }

@@ -2,9 +2,9 @@ package cpu
 
 import "math"
 
-// fma32 is x·y + z rounded once, as the processor's fused multiply-add is. The product
-// is exact in float64; the sum's error decides the last bit there (round to odd), so
-// that rounding again to float32 rounds the true sum (Boldo and Melquiond, 2008).
+// fma32 returns x·y + z rounded once, as the processor's fused multiply-add does. The product is exact in
+// float64. The sum is rounded to odd there: its error decides the last bit, so that the second rounding,
+// to float32, gives the correctly rounded sum (Boldo and Melquiond, 2008).
 func fma32(x, y, z float32) float32 {
 	p, c := float64(x)*float64(y), float64(z)
 	s := p + c

@@ -6,8 +6,8 @@ import (
 )
 
 const (
-	tile    = 4  // rows of a register tile either way
-	rawRows = 32 // of weights that are decoded at a time
+	tile    = 4  // rows and columns of a register tile
+	rawRows = 32 // rows of weights that are decoded at a time
 )
 
 // rows decodes rows lo..hi of a raw matrix into dst.
@@ -21,8 +21,8 @@ func (s *Set) rows(dst []float32, w *kernel.Matrix[float32], lo, hi int) {
 	tensor.Dequantize(dst, src, w.DType)
 }
 
-// floats are products over dense weights, or over a type that has no packing: those
-// rows are decoded first.
+// floats computes products in float32: of dense weights, of decoded ones, and of types without a packed
+// form, whose rows are decoded first.
 func (s *Set) floats(x []float32, t int, products []kernel.Product[float32]) {
 	var calls []gemmCall
 	for _, p := range products {
@@ -41,7 +41,7 @@ func (s *Set) floats(x []float32, t int, products []kernel.Product[float32]) {
 	}
 }
 
-// decodedFirst decodes some rows of weights at a time.
+// decodedFirst decodes rawRows rows of weights at a time and multiplies them.
 func (s *Set) decodedFirst(x []float32, t int, p *kernel.Product[float32]) {
 	n, k := p.W.Rows, p.W.Cols
 	s.each((n+rawRows-1)/rawRows, t*n*k, func(i int) {

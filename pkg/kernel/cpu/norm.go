@@ -7,7 +7,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 )
 
-// dot is Σ a·b in the canonical order.
+// dot returns Σ a·b in the canonical order.
 func (s *Set) dot(a, b []float32) float32 { return s.ops.dot(&a[0], &b[0], len(a)) }
 
 // RMSNorm divides each row by its root mean square.
@@ -22,7 +22,7 @@ func (s *Set) RMSNorm(y, x, g kernel.Buffer[float32], eps float64, t, c int) {
 	})
 }
 
-// normRows is how many rows of a norm share a piece of work.
+// normRows is the number of rows in a piece of a norm's work.
 const normRows = 16
 
 // moments writes the means of rows of c elements and the inverses of their standard
@@ -57,7 +57,7 @@ func (s *Set) LayerNorm(y, x, g, b kernel.Buffer[float32], eps float64, t, c int
 	})
 }
 
-// pieceLen is how many elements share a piece of elementwise work.
+// pieceLen is the number of elements in a piece of elementwise work.
 const pieceLen = 4096
 
 // pieces calls body for ranges of n elements.
@@ -73,7 +73,7 @@ func (o *ops) sigmoid(out, x []float32, a float32) {
 	}
 }
 
-// gate is the factor of x in an activation x·gate(x), in out; for the tanh GELU
+// gate writes the factor gate(x) of an activation x·gate(x) to out. For the tanh GELU it uses
 // 0.5·(1+tanh u) = sigmoid(2u).
 func (o *ops) gate(out, x []float32, act kernel.Act) {
 	switch act {
@@ -93,7 +93,7 @@ func (o *ops) gate(out, x []float32, act kernel.Act) {
 	}
 }
 
-// gated computes act(x), times up unless that is nil, by way of the gate.
+// gated computes act(x), times up unless that is nil, from the gate.
 func gated(o *ops, y, x, up *float32, n int, act kernel.Act) {
 	var buf [lanes]float32
 	for i := 0; i < n; i += lanes {

@@ -2,8 +2,8 @@ package cpu
 
 import "github.com/lamina-mesh/lamina/pkg/tensor"
 
-// ops are the inner loops of one instruction family. Pointers go to rows that hold
-// the stated number of elements; strides are in bytes.
+// ops are the inner loops of one instruction family. Pointers point to rows of the stated number of
+// elements; strides are in bytes.
 type ops struct {
 	name    string
 	dots4x4 func(out, x *float32, ldx int, w *float32, ldw, k int)
@@ -22,7 +22,7 @@ type ops struct {
 	cache   cacheOps
 	pair    pairOps
 	gemm    gemmOps
-	pairs   gemmOps // of numbers rounded to bfloat16
+	pairs   gemmOps // with operands rounded to bfloat16
 	train   trainOps
 	probes  probes
 }

@@ -64,7 +64,7 @@ func native() []ops {
 	return out
 }
 
-// avx512 are the loops for processors with AVX-512, its VNNI and its BF16.
+// avx512 returns the loops for processors with AVX-512, its VNNI and its BF16.
 func avx512() ops {
 	o := ops{
 		name: "avx512", quant: quantAVX512(), pair: pairAVX512(),
@@ -91,9 +91,8 @@ func avx512() ops {
 	return o
 }
 
-// swapsAreFaster reports whether two fused multiply-adds take less time than the product
-// of pairs that they stand for: processors differ, the bits do not. It takes some
-// microseconds.
+// swapsAreFaster reports whether two fused multiply-adds are faster than the VDPBF16PS that they replace.
+// Processors differ; the bits are the same. The measurement takes some microseconds.
 func swapsAreFaster() bool {
 	const rounds = 256
 	swaps, pairs := time.Duration(math.MaxInt64), time.Duration(math.MaxInt64)
@@ -107,14 +106,14 @@ func swapsAreFaster() bool {
 	return swaps < pairs
 }
 
-// amx are avx512 with AMX tiles for products of blocks with many rows.
+// amx returns the loops of avx512 with AMX tiles for quantised products of many rows.
 func amx() ops {
 	o := avx512()
 	o.name, o.quant = "amx", quantAMX()
 	return o
 }
 
-// avx2 are the loops for processors with AVX2 and FMA.
+// avx2 returns the loops for processors with AVX2 and FMA.
 func avx2() ops {
 	o := portable()
 	o.name, o.quant, o.pair = "avx2", quantAVX2(), pairAVX2()

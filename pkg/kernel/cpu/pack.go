@@ -7,9 +7,9 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
 
-// packed is a matrix in panels. A panel is a row of super-blocks, each its scales and
-// then the codes of its blocks, so that a product reads memory once from end to end;
-// rows past the matrix's end have scale zero.
+// packed is a matrix in panels of 16 rows. A panel is a sequence of super-blocks: the scales of a
+// super-block and then the codes of its blocks. A product reads this memory once from end to end. Rows
+// past the matrix's end have scale zero.
 type packed struct {
 	packing
 	dtype  tensor.DType
@@ -21,17 +21,17 @@ type packed struct {
 	owner  *chunk // of data
 }
 
-// fewInputs is the number below which weights are decoded and multiplied in float32, as
-// all of a narrow model's are.
+// fewInputs is the number of inputs below which weights are decoded and multiplied in float32, as all
+// weights of a narrow model are.
 const fewInputs = 512
 
-// decoded is a plain matrix in float32.
+// decoded is a matrix that was decoded to float32.
 type decoded struct{ dense []float32 } // [N,I]
 
 // plain reports whether a matrix is multiplied in float32.
 func plain(w *kernel.Matrix[float32]) bool { return w.Plain || w.Cols < fewInputs }
 
-// packable reports whether a matrix is multiplied as it is.
+// packable reports whether a matrix is multiplied in its quantised form.
 func packable(w *kernel.Matrix[float32]) bool {
 	if w.Dense != nil || plain(w) {
 		return false
@@ -40,7 +40,7 @@ func packable(w *kernel.Matrix[float32]) bool {
 	return p.size > 0 && w.Cols%(p.super*blockLen) == 0
 }
 
-// newPacked lays out a matrix's panels, still empty.
+// newPacked computes the layout of a matrix's panels; it allocates nothing.
 func newPacked(w *kernel.Matrix[float32]) *packed {
 	p := packings[w.DType]
 	m := &packed{packing: p, dtype: w.DType, rows: w.Rows, blocks: w.Cols / blockLen, panels: (w.Rows + panelRows - 1) / panelRows}
@@ -48,8 +48,8 @@ func newPacked(w *kernel.Matrix[float32]) *packed {
 	return m
 }
 
-// Pack puts a matrix of blocks or of 16-bit floats into panels of 16 rows, and decodes a
-// plain one.
+// Pack puts a matrix of quantised blocks or of 16-bit floats into panels of 16 rows. It decodes a matrix
+// that is multiplied in float32.
 func (s *Set) Pack(w *kernel.Matrix[float32]) {
 	switch {
 	case w.Packed != nil, w.Dense != nil, w.Rows == 0:
@@ -114,13 +114,13 @@ func packPanel(m *packed, dst []byte, w *kernel.Matrix[float32], i int) {
 	}
 }
 
-// word is inputs 4j..4j+3 of row r, a byte each.
+// word returns the codes of inputs 4j..4j+3 of row r, one in each byte.
 func (p *packer) word(r, j int) uint32 { return binary.LittleEndian.Uint32(p.codes[r][4*j:]) }
 
-// everyByte times a byte is that byte in each place.
+// everyByte times a byte has that byte in each of its four bytes.
 const everyByte = 0x01010101
 
-// packNibbles packs inputs 8i+k in the low and 8i+4+k in the high half of byte k.
+// packNibbles packs the codes of inputs 8i+k and 8i+4+k into the low and the high nibble of byte k.
 func packNibbles(p *packer, dst []byte, _ int) {
 	for i := range 4 {
 		out := dst[64*i : 64*i+64]
@@ -131,8 +131,8 @@ func packNibbles(p *packer, dst []byte, _ int) {
 	}
 }
 
-// bitPlanes gathers bits (from shift on, width of them) of inputs 4j+k into byte k:
-// field j%n of plane j/n, where n fields fit a byte.
+// bitPlanes packs width bits of each code, from bit shift on. The bits of input 4j+k go to byte k of
+// plane j/n, field j%n, where a byte has n = 8/width fields.
 func bitPlanes(p *packer, dst []byte, shift, width int) {
 	n, mask := 8/width, uint32(1<<width-1)*everyByte
 	for plane := range 8 / n {
@@ -194,8 +194,8 @@ func packHalfMin(p *packer, dst []byte, b int) {
 	})
 }
 
-// packExponent keeps e-1, the exponent of half of 2^(e-127): the levels are doubled.
-// Exponents of 0 and 1, which are below what a float32 keeps in full, count as zero.
+// packExponent stores e-1, the exponent of 2^(e-127) / 2, because the levels of MXFP4 are doubled.
+// Exponents 0 and 1 would be subnormal in float32 and are stored as zero.
 func packExponent(p *packer, dst []byte, b int) {
 	p.each(b, func(r int, block []byte) { dst[r] = max(block[0], 1) - 1 })
 }

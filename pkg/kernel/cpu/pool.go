@@ -7,29 +7,28 @@ import (
 	"time"
 )
 
-// pool spreads loops over a fixed crew: the caller and some workers. One loop runs
-// at a time; a second caller finds the pool taken and runs its loop alone.
+// pool runs parallel loops on a fixed set of workers and the calling goroutine. It runs one
+// loop at a time: a second caller finds the pool busy and runs its loop alone.
 //
-// A worker that has seen no loop for a while parks, and is woken by the next one. It
-// is never waited for: whoever is awake does the work, and a late worker takes what
-// is left. Index i of n belongs to the same member of the crew in every loop of n, so
-// that what it read stays in its cache; members that are done help the others.
+// A worker that has seen no loop for a while parks, and the next loop wakes it. No loop waits
+// for a worker to wake up: whoever is awake does the work, and a late worker takes what is left.
+// Index i of n belongs to the same worker in every loop of n iterations, so that its data stay in
+// that worker's cache. A worker that has finished its own part takes iterations of the others.
 type pool struct {
 	busy sync.Mutex // held by the caller of the running loop
 	wg   sync.WaitGroup
 
-	// What follows is written by the holder of busy while gate is even and nobody is
-	// inside.
+	// The fields below are written by the holder of busy while gate is even and inside is 0.
 	body  func(i int)
 	parts []part
 
-	gate    atomic.Uint64 // odd while a loop may be entered
+	gate    atomic.Uint64 // odd while workers may enter the running loop
 	inside  atomic.Int32  // workers between entering and leaving
 	closed  atomic.Bool
 	workers []*worker
 }
 
-// part is a member's share of a loop, alone on its cache lines.
+// part is a worker's part of a loop. It has cache lines of its own.
 type part struct {
 	next atomic.Int64
 	end  int64
@@ -43,10 +42,10 @@ type worker struct {
 	_      [64]byte
 }
 
-// A worker looks for the next loop for so long before it parks: longer than the gaps within
-// a pass over a model, and far shorter than anybody else in the process would notice. It
-// reads the clock once in so many looks, since a pause takes 40 cycles on one processor
-// and 140 on another.
+// A worker spins for the next loop this long before it parks: longer than the gaps between the loops
+// of one pass over a model, and too short to slow down other goroutines. It reads the clock once in so
+// many spins rather than counting them, since a PAUSE takes 40 cycles on one processor and 140 on
+// another.
 const (
 	patience = 80 * time.Microsecond
 	looks    = 16
@@ -70,7 +69,7 @@ func (p *pool) close() {
 	p.wg.Wait()
 }
 
-// rouse wakes whoever is parked.
+// rouse wakes the parked workers.
 func (p *pool) rouse() {
 	for _, w := range p.workers {
 		if w.parked.Load() && w.parked.CompareAndSwap(true, false) {
@@ -96,7 +95,7 @@ func (p *pool) work(w *worker, member int) {
 	}
 }
 
-// await returns the gate once it is not seen.
+// await returns the gate once it differs from seen.
 func (p *pool) await(w *worker, seen uint64) uint64 {
 	for began := time.Now(); time.Since(began) < patience; {
 		for range looks {
@@ -109,7 +108,7 @@ func (p *pool) await(w *worker, seen uint64) uint64 {
 	w.parked.Store(true)
 	if g := p.gate.Load(); g != seen {
 		if !w.parked.CompareAndSwap(true, false) {
-			<-w.wake // whoever cleared it sends the token
+			<-w.wake // the goroutine that cleared parked sends the token
 		}
 		return g
 	}
@@ -117,7 +116,7 @@ func (p *pool) await(w *worker, seen uint64) uint64 {
 	return p.gate.Load()
 }
 
-// share does a member's own part and then what is left of the others'.
+// share does a worker's own part and then what is left of the other parts.
 func (p *pool) share(member int) {
 	body := p.body
 	for k := range p.parts {
@@ -153,10 +152,10 @@ func (p *pool) each(n int, body func(i int)) {
 	p.share(0)
 }
 
-// yieldAfter is how many looks the caller takes for late workers before it lets others run.
+// yieldAfter is the number of spins on late workers after which the caller yields its processor.
 const yieldAfter = 200
 
-// shut ends a loop: nobody may enter any more, and whoever is inside is waited for.
+// shut ends a loop: it lets no more workers enter, and waits for those that are inside.
 func (p *pool) shut() {
 	p.gate.Add(1)
 	for n := 0; p.inside.Load() != 0; n++ {

@@ -5,7 +5,7 @@ import (
 	"unsafe"
 )
 
-// Plain Go with the lanes and the roundings of the assembly.
+// The loops in plain Go, with the lanes and the roundings of the assembly.
 
 const lanes = 16
 
@@ -88,8 +88,8 @@ func plainDots(t, n int) func(out, x *float32, ldx int, w *float32, ldw, k int) 
 	}
 }
 
-// exp32 is the assembly's exponential: within 2 units in the last place, zero below
-// -86, and no more than that of 88.
+// exp32 computes the exponential as the assembly does: within 2 units in the last place, zero below
+// -86, and exp(88) above 88.
 func exp32(x float32) float32 {
 	if x < -86 {
 		return 0

@@ -6,9 +6,9 @@ import (
 	"unsafe"
 )
 
-// Peaks are the rates of loops that do nothing but multiply and add in registers, on
-// all of a set's threads at once, in 10⁹ operations a second; a multiply-add is two. Zero
-// where the instructions have no loop of their own.
+// Peaks are the rates of loops that only multiply and add registers, on all threads of a set at once, in
+// 10⁹ operations a second; a multiply-add counts as two. A rate is zero if the instructions have no such
+// loop.
 type Peaks struct {
 	Float32  float64 // fused multiply-adds
 	Int8     float64 // products of bytes, as quantised weights use them
@@ -23,7 +23,7 @@ type probes struct {
 	read func(p *byte, quads int) // lines of 64 bytes, four at a time
 }
 
-// probeRounds is a piece of a probe, some tens of microseconds.
+// probeRounds is the number of rounds in a piece of a probe, some tens of microseconds.
 const probeRounds = 1 << 14
 
 // Peaks measures each for about the given time.
@@ -42,7 +42,7 @@ func (s *Set) ReadRate(size int, each time.Duration) float64 {
 	pieces := size / readPiece
 	data, free := mapHuge((size + hugePage - 1) &^ (hugePage - 1))
 	defer free()
-	s.pool.each(pieces, func(i int) { // pages that nobody wrote are all one page
+	s.pool.each(pieces, func(i int) { // pages that were never written share one physical page
 		for at := i * readPiece; at < (i+1)*readPiece; at += 1 << 12 {
 			data[at] = 1
 		}
@@ -65,7 +65,7 @@ func readPortable(p *byte, quads int) {
 	runtime.KeepAlive(all)
 }
 
-// rate is the best of several rounds on all threads.
+// rate returns the best rate of several rounds on all threads.
 func (s *Set) rate(loop func(n int), operations float64, each time.Duration) float64 {
 	if loop == nil {
 		return 0

@@ -9,8 +9,8 @@ func (s *Set) MatMul(y, x kernel.Buffer[float32], w *kernel.Matrix[float32], bia
 	s.MatMuls(x, t, kernel.Product[float32]{Y: y, W: w, Bias: bias})
 }
 
-// MatMuls computes several products of one x. Those over quantised weights quantise
-// it once and share one loop over all their panels.
+// MatMuls computes several products of one x. Products of quantised weights share the quantised x and
+// one loop over all their panels.
 func (s *Set) MatMuls(x kernel.Buffer[float32], t int, products ...kernel.Product[float32]) {
 	for _, p := range products {
 		must("matmul", "x", len(x), t*p.W.Cols)
@@ -39,7 +39,7 @@ func (s *Set) MatMuls(x kernel.Buffer[float32], t int, products ...kernel.Produc
 	}
 }
 
-// The ways to multiply.
+// How a matrix is multiplied.
 const (
 	byFloats = iota
 	byPairs
@@ -62,11 +62,11 @@ type piece struct {
 	lo, hi  int
 }
 
-// pieceBytes is about how many bytes of weights a thread takes at a time in a
-// matrix-vector product.
+// pieceBytes is about the number of bytes of weights that a thread takes at a time in a matrix-vector
+// product.
 const pieceBytes = 16 << 10
 
-// quantised computes products over block types.
+// quantised computes products of quantised weights.
 func (s *Set) quantised(x []float32, t int, products []kernel.Product[float32]) {
 	cols := products[0].W.Cols
 	acts := s.activations(x, t, cols)
@@ -108,11 +108,11 @@ func (s *Set) quantised(x []float32, t int, products []kernel.Product[float32]) 
 	})
 }
 
-// actMargin is how far past its last row a loop may read a group of activations.
+// actMargin is the number of bytes that a loop may read past the last row of a group of activations.
 const actMargin = tileMost * 128
 
-// activations quantises x[T,cols] in groups of tileMost rows and a last one of the
-// rest. The blocks of a group's rows lie interleaved.
+// activations quantises x[T,cols] in groups of tileMost rows; the last group has the remaining ones.
+// The blocks of the rows of a group are interleaved: block 0 of every row, block 1 of every row, ...
 func (s *Set) activations(x []float32, t, cols int) *[]float32 {
 	size, blocks := s.quant.act, cols/blockLen
 	b := s.buffer((t*blocks*size + actMargin) / 4)
@@ -127,7 +127,7 @@ func (s *Set) activations(x []float32, t, cols int) *[]float32 {
 	return b
 }
 
-// panels computes panels lo to hi, which begin at w, of one product.
+// panels computes panels lo to hi-1 of one product. The first of them is at w.
 func (s *Set) panels(p *kernel.Product[float32], m *packed, w, acts []byte, t, lo, hi int) {
 	var sums spill
 	switch gemv, few := s.quant.gemv[m.dtype], s.quant.few[m.dtype]; {
@@ -166,7 +166,8 @@ func (s *Set) vector(p *kernel.Product[float32], m *packed, w, acts []byte, lo, 
 	}
 }
 
-// matrix computes panels of a matrix-matrix product: each is unpacked once.
+// matrix computes panels of a matrix-matrix product. Each panel is unpacked once and multiplied with
+// all rows while it is in the cache.
 func (s *Set) matrix(p *kernel.Product[float32], m *packed, w, acts []byte, t, lo, hi int) {
 	n, kind, word := m.rows, m.kind, m.word()
 	unpack, tile, rest := s.quant.unpack[m.dtype], s.quant.tile[kind], s.quant.rest[kind]
@@ -194,7 +195,7 @@ func (s *Set) matrix(p *kernel.Product[float32], m *packed, w, acts []byte, t, l
 	}
 }
 
-// tiled is matrix by AMX tiles, which take all whole groups of rows in one call.
+// tiled is matrix with AMX tiles, which multiply all full groups of rows in one call.
 func (s *Set) tiled(p *kernel.Product[float32], m *packed, w, acts []byte, t, lo, hi int) {
 	unpack, tiles, flat := s.quant.unpack[m.dtype], s.quant.tiles[m.kind], m.blocks*s.quant.unpacked[m.kind]
 	b := s.buffer((flat + tileScratch) / 4)
@@ -216,18 +217,18 @@ func (s *Set) tiled(p *kernel.Product[float32], m *packed, w, acts []byte, t, lo
 	}
 }
 
-// share is how many of some rows are taken next, so that parts of at most fewMost are
-// even.
+// share returns how many of the remaining rows are multiplied next, so that parts of at most fewMost
+// rows have nearly equal sizes.
 func share(rows int) int {
 	parts := (rows + fewMost - 1) / fewMost
 	return (rows + parts - 1) / parts
 }
 
-// spill is where a panel's sums go that has rows past a matrix's end.
+// spill receives the sums of a panel that has rows past the matrix's end.
 type spill []float32
 
-// of is where row on of y[T,n] has a panel's sums, or the spill, and the bytes between
-// rows.
+// of returns where the sums of a panel for row and the rows after it go, which is in y[T,n] or in the
+// spill, and the number of bytes between rows.
 func (s *spill) of(y []float32, n, row, panel int) (*float32, int) {
 	if col := panel * panelRows; col+panelRows <= n {
 		return &y[row*n+col], 4 * n
@@ -238,7 +239,7 @@ func (s *spill) of(y []float32, n, row, panel int) (*float32, int) {
 	return &(*s)[0], 4 * panelRows
 }
 
-// spill copies the sums of rows that went to it to y.
+// spill copies the sums of rows from the spill to y, if they went there.
 func (s spill) spill(y []float32, n, row, rows, panel int) {
 	col := panel * panelRows
 	if col+panelRows <= n {
@@ -249,7 +250,7 @@ func (s spill) spill(y []float32, n, row, rows, panel int) {
 	}
 }
 
-// bias adds outputs lo to hi of a product's bias.
+// bias adds elements lo to hi-1 of a product's bias.
 func (s *Set) bias(p *kernel.Product[float32], t, lo, hi int) {
 	if p.Bias == nil {
 		return

@@ -16,36 +16,35 @@ const (
 	kinds
 )
 
-// Sizes that the assembly knows too.
+// Sizes that the assembly has, too.
 const (
 	panelRows = 16 // rows of a panel
 	blockLen  = 32 // inputs of a block
 	superLen  = 8  // blocks of a super-block
 	tileMost  = 16 // rows of activations in one pass over a panel
-	fewMost   = 8  // of those that are not a tile
-	fewest    = 33 // rows from which a panel is unpacked first
+	fewMost   = 8  // rows of activations in one pass that is not a tile
+	fewest    = 33 // rows of activations from which a panel is unpacked first
 	tilesFrom = 12 // the same where there are AMX tiles
 
-	tileScratch = 4 << 10 // bytes of sums that tiles leave for the vectors
+	tileScratch = 4 << 10 // bytes of integer sums that tiles hand to the vector loops
 )
 
-// packing says how a type's panels are packed: for each super-block (or block) some
-// bytes of scales, and for each block some bytes of codes.
+// packing says how the panels of a type are packed.
 type packing struct {
 	kind   kind
 	codes  func(p *packer, dst []byte, b int) // packs block b of the panel's rows
-	size   int                                // bytes of it
+	size   int                                // bytes of a packed block's codes
 	scales func(p *packer, dst []byte, b int) // packs the scales of block or super-block b
-	scale  int                                // bytes of them
+	scale  int                                // bytes of those scales
 	super  int                                // blocks that share scales: 1 or superLen
-	offset int                                // o: what the codes are above the values
-	double int                                // by how much the codes are too large
+	offset int                                // o: the difference between codes and values
+	double int                                // the factor by which unpacked codes exceed the type's
 }
 
-// dtypes is more than any element type.
+// dtypes is larger than any element type.
 const dtypes = 64
 
-// packings lists the types that are multiplied as they are.
+// packings lists the types that are multiplied in quantised form.
 var packings = [dtypes]packing{
 	tensor.Q4_0:   {kindOneScale, packNibbles, 256, packHalf, 32, 1, 8, 1},
 	tensor.Q4_1:   {kindOneScaleMin, packNibbles, 256, packHalfMin, 64, 1, 0, 1},
@@ -70,7 +69,7 @@ var packings = [dtypes]packing{
 	tensor.IQ3_S:   {kindOneScale, packNibbles, 256, packCodebook, 192, superLen, 128, 1},
 }
 
-// word is where an activation block's header has minus the offset times the sum.
+// word returns where the header of an activation block has minus the offset times the sum of the bytes.
 func (p *packing) word() int {
 	switch p.offset {
 	case 8:
@@ -81,8 +80,8 @@ func (p *packing) word() int {
 	return actLess128
 }
 
-// An activation block's header, after 32 signed bytes. (With AVX2 it stands after 32
-// words instead.)
+// Offsets in the header of an activation block, which follows 32 signed bytes. (With AVX2 it follows 32
+// words.)
 const (
 	actScale   = 32 // f32
 	actSum     = 36 // f32: the scale times the sum of the bytes
@@ -102,7 +101,7 @@ type (
 	tilesFunc  func(y *float32, ldy int, w, x, scratch *byte, blocks, rows, groups int)
 )
 
-// fewest is the number of rows from which a panel is unpacked first.
+// fewest returns the number of rows from which a panel is unpacked first.
 func (q *quantOps) fewest() int {
 	if q.tiles[kindOneScale] != nil {
 		return tilesFrom

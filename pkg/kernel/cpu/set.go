@@ -31,12 +31,11 @@ type Set struct {
 	tables map[*kernel.Rotary]*table
 }
 
-// New returns a set of the given number of threads, the caller's included; 0 is one
-// a processor. It uses the widest instructions that the machine has. Close ends its
-// workers.
+// New returns a set with the given number of threads, including the calling one; 0 means one for each
+// processor. It uses the widest instructions that the machine has. Close ends its workers.
 func New(threads int) *Set { return newSet(threads, families()[0]) }
 
-// Open is New with the instructions of the given name, one of Instructions.
+// Open is New with the named instructions, one of Instructions.
 func Open(threads int, instructions string) (*Set, error) {
 	for _, o := range families() {
 		if o.name == instructions {
@@ -46,8 +45,9 @@ func Open(threads int, instructions string) (*Set, error) {
 	return nil, fmt.Errorf("open cpu kernels: no instructions %q here (%s)", instructions, strings.Join(Instructions(), ", "))
 }
 
-// Instructions names what the machine can run, the fastest first: "amx", "avx512", "avx2", and
-// always "portable", which is plain Go to be compared with. All give the same bits.
+// Instructions lists the instruction families that the machine can run, the fastest first: "amx",
+// "avx512", "avx2", and always "portable", plain Go that the others are compared with. All give the
+// same bits.
 func Instructions() []string {
 	var names []string
 	for _, o := range families() {
@@ -65,7 +65,7 @@ func newSet(threads int, o ops) *Set {
 	return newParts(o, newPool(threads))
 }
 
-// newParts is a set on a pool.
+// newParts makes a set on a pool.
 func newParts(o ops, p *pool) *Set {
 	s := &Set{ops: o, class: "cpu/5", kv: kernel.KVAuto, pool: p, tables: map[*kernel.Rotary]*table{}}
 	s.dense = &s.gemm
@@ -79,7 +79,7 @@ func (s *Set) Close() {
 	s.pool.close()
 }
 
-// StoringKV is a set on the same workers whose caches store t. It ends with this set.
+// StoringKV returns a set on the same workers whose KV caches store t. Closing this set closes it too.
 func (s *Set) StoringKV(t kernel.KVType) *Set {
 	other := newParts(s.ops, s.pool)
 	other.kv = t
@@ -89,20 +89,20 @@ func (s *Set) StoringKV(t kernel.KVType) *Set {
 	return other
 }
 
-// KV is what caches store.
+// KV returns the type of the set's KV caches.
 func (s *Set) KV() kernel.KVType { return s.kv }
 
-// Name is "cpu".
+// Name returns "cpu".
 func (*Set) Name() string { return "cpu" }
 
-// Class names the revision of the order of sums; instructions do not change it.
+// Class names the revision of the summation order. It does not depend on the instructions.
 func (s *Set) Class() string { return s.class }
 
-// small is how many multiply-adds are not worth waking a worker for.
+// small is the number of multiply-adds below which a loop is not worth waking a worker for.
 const small = 1 << 15
 
-// each calls body for 0..n-1, whose work is about cost multiply-adds in all, on
-// whichever workers are idle and on the caller. Bodies write results apart.
+// each calls body for 0..n-1 on the caller and the idle workers. The whole loop takes about cost
+// multiply-adds. Calls must write to different memory.
 func (s *Set) each(n, cost int, body func(i int)) {
 	if cost < small {
 		for i := range n {
@@ -125,7 +125,7 @@ func (s *Set) buffer(n int) *[]float32 {
 
 func (s *Set) give(b *[]float32) { s.scratch.Put(b) }
 
-// bytesOf is the memory of a buffer.
+// bytesOf returns the memory of a buffer.
 func bytesOf(b []float32) []byte {
 	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(b))), 4*len(b))
 }

@@ -5,9 +5,9 @@ import (
 	"sync"
 )
 
-// store hands out memory for packed matrices, in chunks that the system may back with
-// huge pages: a product streams through all of a model's weights, and with small pages
-// the address translation costs a third of the speed.
+// store allocates memory for packed matrices in chunks that the system may back with huge pages. A
+// product streams through all weights of a model; with small pages, address translation costs a third
+// of the speed.
 type store struct {
 	mu   sync.Mutex
 	last *chunk
@@ -17,7 +17,7 @@ type store struct {
 // chunk is a piece of memory that lives as long as the matrices in it.
 type chunk struct{ data []byte }
 
-// Sizes of chunks: a matrix of more than a chunk has one of its own.
+// Sizes of chunks. A matrix larger than a chunk gets a chunk of its own.
 const (
 	hugePage   = 2 << 20
 	chunkBytes = 16 << 20
@@ -40,7 +40,7 @@ func (s *store) take(n int) ([]byte, *chunk) {
 	return s.last.data[at : at+n : at+n], s.last
 }
 
-// newChunk maps memory that is given back when the last matrix in it is gone.
+// newChunk maps memory that is released when the last matrix in it is collected.
 func newChunk(n int) *chunk {
 	data, free := mapHuge((n + hugePage - 1) &^ (hugePage - 1))
 	c := &chunk{data}

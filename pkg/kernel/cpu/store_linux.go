@@ -6,7 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mapHuge maps n zeroed bytes at a huge page's border and asks for huge pages.
+// mapHuge maps n zeroed bytes, aligned to a huge page, and requests huge pages for them.
 func mapHuge(n int) (data []byte, free func()) {
 	b, err := unix.Mmap(-1, 0, n+hugePage, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
 	if err != nil { // out of address space: let the runtime say so
@@ -14,6 +14,6 @@ func mapHuge(n int) (data []byte, free func()) {
 	}
 	skip := -int(uintptr(unsafe.Pointer(&b[0]))) & (hugePage - 1)
 	data = b[skip : skip+n : skip+n]
-	_ = unix.Madvise(data, unix.MADV_HUGEPAGE) // a hint: without it small pages do
+	_ = unix.Madvise(data, unix.MADV_HUGEPAGE) // a hint: small pages work, too
 	return data, func() { _ = unix.Munmap(b) }
 }
