@@ -23,11 +23,15 @@ type Part struct {
 	// Run does the part's work until ctx ends. It calls ready once when others may
 	// rely on it.
 	Run func(ctx context.Context, ready func()) error
-	// StartLimit is how long it may take to become ready; 0 means two minutes.
+	// StartLimit is how long it may take to become ready; 0 means two minutes, NoLimit as
+	// long as it takes: for parts that wait for other processes.
 	StartLimit time.Duration
 	// StopLimit is how long it may take to return once ctx has ended; 0 means 30 s.
 	StopLimit time.Duration
 }
+
+// NoLimit is a StartLimit of a part that may wait for ever.
+const NoLimit time.Duration = -1
 
 // Limits of parts that do not say their own.
 const (
@@ -108,13 +112,17 @@ func start(ctx context.Context, p Part, ended <-chan struct{}, end func()) (*run
 	if p.StartLimit == 0 {
 		p.StartLimit = startLimit
 	}
-	limit := time.NewTimer(p.StartLimit)
-	defer limit.Stop()
+	var late <-chan time.Time
+	if p.StartLimit != NoLimit {
+		limit := time.NewTimer(p.StartLimit)
+		defer limit.Stop()
+		late = limit.C
+	}
 	select {
 	case <-up:
 	case <-ended:
 	case <-ctx.Done():
-	case <-limit.C:
+	case <-late:
 		return r, fault.New(fault.DeadlineExceeded, "start %s: it was not ready in %v", p.Name, p.StartLimit)
 	}
 	return r, nil

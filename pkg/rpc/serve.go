@@ -18,7 +18,14 @@ const drainLimit = 10 * time.Second
 // ServeOption changes how Serve serves.
 type ServeOption func(*serving)
 
-type serving struct{ drain time.Duration }
+type serving struct {
+	drain time.Duration
+	await func(context.Context) error
+}
+
+// Await keeps the services' health at NOT_SERVING until f returns: f waits for what they
+// need from elsewhere. Its error ends Serve. The server takes calls meanwhile.
+func Await(f func(context.Context) error) ServeOption { return func(s *serving) { s.await = f } }
 
 // DrainLimit says how long calls may still run after a stop. Streams that last as
 // long as their peers want take all of it, so who serves such ends them when it is
@@ -27,8 +34,8 @@ func DrainLimit(d time.Duration) ServeOption { return func(s *serving) { s.drain
 
 // Serve registers health and reflection on a server and runs it until ctx ends;
 // then it reports itself as not serving, stops taking calls, lets running ones
-// finish for a while, and cuts them. ready, if not nil, is called when the listener
-// takes connections. Serve closes the listener and returns nil after a stop.
+// finish for a while, and cuts them. ready, if not nil, is called when the services'
+// health says SERVING. Serve closes the listener and returns nil after a stop.
 func Serve(ctx context.Context, s *grpc.Server, l net.Listener, ready func(), options ...ServeOption) error {
 	o := serving{drain: drainLimit}
 	for _, set := range options {
@@ -37,18 +44,43 @@ func Serve(ctx context.Context, s *grpc.Server, l net.Listener, ready func(), op
 	h := health.NewServer()
 	healthv1.RegisterHealthServer(s, h)
 	reflection.Register(s)
-	for name := range s.GetServiceInfo() {
-		h.SetServingStatus(name, healthv1.HealthCheckResponse_SERVING)
+	report := func(status healthv1.HealthCheckResponse_ServingStatus) {
+		h.SetServingStatus("", status)
+		for name := range s.GetServiceInfo() {
+			h.SetServingStatus(name, status)
+		}
 	}
+	report(healthv1.HealthCheckResponse_NOT_SERVING)
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(l) }()
-	if ready != nil {
-		ready()
-	}
+	awaited := make(chan error, 1)
+	waiting, cancel := context.WithCancel(ctx)
+	go func() { // ends with waiting at the latest
+		if o.await == nil {
+			awaited <- nil
+			return
+		}
+		awaited <- o.await(waiting)
+	}()
+	var failed error // of what was awaited
 	select {
 	case err := <-served:
+		cancel()
+		<-awaited
 		return err
-	case <-ctx.Done():
+	case failed = <-awaited:
+	}
+	cancel()
+	if failed == nil && ctx.Err() == nil {
+		report(healthv1.HealthCheckResponse_SERVING)
+		if ready != nil {
+			ready()
+		}
+		select {
+		case err := <-served:
+			return err
+		case <-ctx.Done():
+		}
 	}
 	h.Shutdown()
 	drained := make(chan struct{})
@@ -64,8 +96,12 @@ func Serve(ctx context.Context, s *grpc.Server, l net.Listener, ready func(), op
 		s.Stop() // GracefulStop alone waits for ever on a stalled reader
 		<-drained
 	}
-	if err := <-served; !errors.Is(err, grpc.ErrServerStopped) { // stopped before it began
-		return err
+	err := <-served
+	if errors.Is(err, grpc.ErrServerStopped) { // stopped before it began
+		err = nil
 	}
-	return nil
+	if failed != nil && ctx.Err() == nil {
+		return errors.Join(failed, err)
+	}
+	return err
 }

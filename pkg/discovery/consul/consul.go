@@ -12,6 +12,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -67,6 +68,40 @@ func New(c Config) (*Registry, error) {
 func (r *Registry) Close() error {
 	r.config.Transport.CloseIdleConnections()
 	return nil
+}
+
+// Version asks the agent for its version, such as "2.1.0".
+func (r *Registry) Version(ctx context.Context) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	var self struct{ Config struct{ Version string } }
+	if _, err := r.client.Raw().Query("/v1/agent/self", &self, (&api.QueryOptions{}).WithContext(ctx)); err != nil {
+		return "", fault.Wrap(fault.Unavailable, err, "ask consul for its version")
+	}
+	return self.Config.Version, nil
+}
+
+// Floor is the first release of Consul without the authorisation bypass in its leaf
+// certificates that was found in October 2026.
+const Floor = "2.1.0"
+
+// Older reports whether a version, "1.22.7" or "2.1.0-beta1" or "2.1.0+ent", comes before
+// another one without a suffix. A version that cannot be read does not.
+func Older(version, than string) bool {
+	version, _, _ = strings.Cut(version, "+")
+	version, _, pre := strings.Cut(version, "-")
+	a, b := strings.Split(version, "."), strings.Split(than, ".")
+	for i := range min(len(a), len(b)) {
+		x, err1 := strconv.Atoi(a[i])
+		y, err2 := strconv.Atoi(b[i])
+		if err1 != nil || err2 != nil {
+			return false
+		}
+		if x != y {
+			return x < y
+		}
+	}
+	return pre || len(a) < len(b)
 }
 
 // Watch follows the passing instances of a service by blocking queries.

@@ -17,6 +17,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -31,6 +32,9 @@ import (
 const (
 	inFlight     = 4 << 20 // bytes published and not yet acked
 	defaultBytes = 1 << 30
+
+	reconnectFirst = 100 * time.Millisecond
+	reconnectMax   = 5 * time.Second
 )
 
 // Config says how a server is reached and how much a run may store.
@@ -58,11 +62,25 @@ type Bus struct {
 	mu      sync.Mutex
 	streams map[string]bool // runs whose stream is known to be there
 	readers sync.WaitGroup
+
+	joined chan struct{} // closed when the server has been reached for the first time
+	parted chan struct{} // closed when the connection has been given up
 }
 
-// Connect joins a NATS server, and joins it again whenever the connection is lost.
+// reconnectDelay is the pause after so many failed tries to reach a server: it doubles
+// up to a limit, with jitter.
+func reconnectDelay(tries int) time.Duration {
+	d := min(reconnectFirst<<min(tries, 10), reconnectMax)
+	return d/2 + rand.N(d)
+}
+
+// Connect joins a NATS server, and joins it again whenever the connection is lost. A
+// server that cannot be reached is tried again and again: Await waits for it. What is
+// asked of the bus meanwhile is Unavailable when its context ends.
 func Connect(c Config) (*Bus, error) {
-	options := []nats.Option{nats.Name("lamina"), nats.MaxReconnects(-1), nats.ReconnectWait(200 * time.Millisecond)}
+	options := []nats.Option{
+		nats.Name("lamina"), nats.MaxReconnects(-1), nats.RetryOnFailedConnect(true), nats.CustomReconnectDelay(reconnectDelay),
+	}
 	if c.User != "" {
 		options = append(options, nats.UserInfo(c.User, c.Password))
 	}
@@ -79,6 +97,9 @@ func Connect(c Config) (*Bus, error) {
 }
 
 func connect(c Config, options ...nats.Option) (*Bus, error) {
+	joined, parted := make(chan struct{}), make(chan struct{})
+	options = append(options, // each handler is called once
+		nats.ConnectHandler(func(*nats.Conn) { close(joined) }), nats.ClosedHandler(func(*nats.Conn) { close(parted) }))
 	conn, err := nats.Connect(c.URL, options...)
 	if err != nil {
 		return nil, fault.Wrap(fault.Unavailable, err, "connect to nats")
@@ -94,9 +115,26 @@ func connect(c Config, options ...nats.Option) (*Bus, error) {
 	if c.MaxMsgs == 0 {
 		c.MaxMsgs = -1
 	}
-	b := &Bus{conn: conn, js: js, config: c, flight: semaphore.NewWeighted(inFlight), streams: map[string]bool{}}
+	b := &Bus{conn: conn, js: js, config: c, flight: semaphore.NewWeighted(inFlight), streams: map[string]bool{}, joined: joined, parted: parted}
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	return b, nil
+}
+
+// Await returns when the server has been reached for the first time, or ctx ends, which
+// is Unavailable with the last error of the connection. A server that refuses the
+// credentials twice is given up: Unauthenticated.
+func (b *Bus) Await(ctx context.Context) error {
+	select {
+	case <-b.joined:
+		return nil
+	case <-ctx.Done():
+		return fault.Wrap(fault.Unavailable, errors.Join(ctx.Err(), b.conn.LastError()), "connect to nats")
+	case <-b.parted:
+		if b.ctx.Err() != nil {
+			return fault.New(fault.Canceled, "connect to nats: the bus is closed")
+		}
+		return fault.Wrap(fault.Unauthenticated, b.conn.LastError(), "connect to nats")
+	}
 }
 
 // stream makes sure of a run's stream.

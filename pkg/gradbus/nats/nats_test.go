@@ -171,12 +171,45 @@ func shortly(ctx context.Context, t *testing.T) context.Context {
 	return ctx
 }
 
-func TestConnect_RefusedIsUnavailable(t *testing.T) {
+func TestConnect_RefusedCredentialsAreNotTriedForEver(t *testing.T) {
 	s := listening(t, t.TempDir(), 0)
 	defer stop(s)
-	if b, err := nats.Connect(nats.Config{URL: s.ClientURL(), Token: "wrong"}); fault.CodeOf(err) != fault.Unavailable {
-		t.Errorf("a wrong token: %v, %v", b, err)
+	b, err := nats.Connect(nats.Config{URL: s.ClientURL(), Token: "wrong"})
+	if err != nil {
+		t.Fatal(err)
 	}
+	defer b.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := b.Await(ctx); fault.CodeOf(err) != fault.Unauthenticated {
+		t.Errorf("a wrong token: %v", err)
+	}
+}
+
+func TestConnect_WaitsForAServerThatStartsLater(t *testing.T) {
+	dir := t.TempDir()
+	s := listening(t, dir, 0)
+	port, url := s.Addr().(*net.TCPAddr).Port, s.ClientURL()
+	stop(s)
+	b, err := nats.Connect(nats.Config{URL: url, Token: "secret"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	if err := b.Await(shortly(t.Context(), t)); fault.CodeOf(err) != fault.Unavailable {
+		t.Errorf("without a server: %v", err)
+	}
+	if err := b.Publish(shortly(t.Context(), t), event(1, 0)); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("publish without a server: %v", err)
+	}
+	s = listening(t, dir, port)
+	defer stop(s)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := b.Await(ctx); err != nil {
+		t.Fatal(err)
+	}
+	publish(ctx, t, b, event(1, 0))
 }
 
 func TestEmbedded_RemovesItsOwnDirectory(t *testing.T) {
