@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"log/slog"
 	"runtime/debug"
@@ -122,7 +123,13 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		Name: "lamina_grpc_call_seconds", Help: "How long calls and streams took, by method and code.",
 		Buckets: prometheus.ExponentialBuckets(0.0001, 4, 10),
 	}, []string{"method", "code"})}
-	r.MustRegister(m.calls)
+	var known prometheus.AlreadyRegisteredError
+	switch err := r.Register(m.calls); {
+	case errors.As(err, &known): // by another server of this process
+		m.calls = known.ExistingCollector.(*prometheus.HistogramVec)
+	case err != nil:
+		panic(err) // as MustRegister
+	}
 	return m
 }
 

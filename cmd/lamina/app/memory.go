@@ -25,7 +25,7 @@ type trimmer interface{ Trim() bool }
 // memoryPart gives the memory of a past load back to the operating system. The services
 // drop what they no longer need; Go's collector would find it only after as many new
 // allocations as the load left behind, and an idle process allocates next to nothing.
-func memoryPart(interval time.Duration, trimmers []trimmer) lifecycle.Part {
+func memoryPart(interval time.Duration, trim func() bool) lifecycle.Part {
 	return runPart("memory", func(ctx context.Context) error {
 		tick := time.NewTicker(interval)
 		defer tick.Stop()
@@ -37,9 +37,7 @@ func memoryPart(interval time.Duration, trimmers []trimmer) lifecycle.Part {
 				return nil
 			case <-tick.C:
 			}
-			for _, t := range trimmers {
-				trimmed = t.Trim() || trimmed
-			}
+			trimmed = trim() || trimmed
 			m := readMemory()
 			quiet := m.allocated-before < m.live/4+releaseLeast
 			before = m.allocated

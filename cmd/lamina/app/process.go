@@ -1,0 +1,346 @@
+package app
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"encoding/hex"
+	"errors"
+	"log/slog"
+	"maps"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+
+	"github.com/lamina-mesh/lamina/pkg/discovery"
+	"github.com/lamina-mesh/lamina/pkg/discovery/consul"
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	"github.com/lamina-mesh/lamina/pkg/gradbus/nats"
+	"github.com/lamina-mesh/lamina/pkg/lifecycle"
+	"github.com/lamina-mesh/lamina/pkg/obs"
+	"github.com/lamina-mesh/lamina/pkg/rpc"
+	"github.com/lamina-mesh/lamina/pkg/rpc/memnet"
+	"github.com/lamina-mesh/lamina/services/router"
+	"github.com/lamina-mesh/lamina/services/tokenizer"
+	"github.com/lamina-mesh/lamina/services/trainer"
+)
+
+// settings say what the targets of a process are. Empty settings leave a target out.
+type settings struct {
+	listen, advertise string            // of the one service of a process of its own
+	bound             func(addr string) // told the bound gRPC address that users reach
+	metricsAddr       string
+	publicAddr        string // of a mesh's public gRPC API
+	insecure          bool
+	trimInterval      time.Duration
+
+	train     bool
+	nats      nats.Config
+	tokenizer TokenizerConfig
+	draft     shardSetting // of a mesh's draft model
+	shards    []shardSetting
+	runsDir   string
+	router    RouterConfig
+	pipelines int // that a mesh waits for
+}
+
+// process is what the targets of one process share while they are built and run.
+type process struct {
+	log      *slog.Logger
+	kernels  Kernels
+	set      settings
+	network  *memnet.Network // of a mesh; nil in a process that has one service
+	tls      *tls.Config
+	registry discovery.Registry
+	dialer   *rpc.Dialer
+	metrics  *prometheus.Registry
+	pending  pending
+
+	// Made by targets for those that need them.
+	models   map[string]opened // by path
+	bus      *nats.Bus
+	router   *router.Service
+	trainer  *trainer.Service
+	trimmers []trimmer
+	waits    []wait // of the servers that are built from here on
+
+	parts   []lifecycle.Part // in the order they start
+	closers []func() error   // called in reverse
+}
+
+// wait is something that another process provides and a service cannot do without.
+type wait struct {
+	what string
+	try  func(context.Context) error // returns when it is there
+}
+
+// waitTry is how long one try of a wait takes at most.
+const waitTry = 2 * time.Second
+
+func (p *process) add(part lifecycle.Part) { p.parts = append(p.parts, part) }
+
+// run runs the parts until ctx ends and closes what was made for them.
+func (p *process) run(ctx context.Context, ready func()) error {
+	return errors.Join(lifecycle.Run(ctx, ready, p.parts...), p.close())
+}
+
+func (p *process) close() error {
+	var errs []error
+	for _, f := range slices.Backward(p.closers) {
+		errs = append(errs, f())
+	}
+	return errors.Join(errs...)
+}
+
+func (p *process) trimAll() bool {
+	released := false
+	for _, t := range p.trimmers {
+		released = t.Trim() || released
+	}
+	return released
+}
+
+// registerable is a service that a gRPC server can be given.
+type registerable interface{ Register(grpc.ServiceRegistrar) }
+
+// together is several services on one address.
+type together []registerable
+
+// server is a gRPC server of a process.
+type server struct {
+	kind, name string // of the instance in the registry
+	services   together
+	meta       map[string]string
+	public     bool // users connect to it, not only services
+
+	// A server has the process's address, bound function and registry, or in a mesh an
+	// in-memory address of its name, unless these say otherwise.
+	addr     string
+	bound    func(string)
+	registry discovery.Registry
+}
+
+// serve adds a server. It takes calls at once, but its health is NOT_SERVING until all
+// that it waits for is there and the registry knows it.
+func (p *process) serve(s server) {
+	i := discovery.Instance{ID: s.name, Service: s.kind, Meta: s.meta}
+	switch {
+	case s.addr != "":
+	case p.network != nil:
+		s.addr = "mem:" + s.name
+		i.Addr = s.addr
+	default:
+		s.addr, s.bound = p.set.listen, p.set.bound
+		i.ID, i.Addr = newID(s.kind), p.set.advertise
+	}
+	if s.registry == nil {
+		s.registry = p.registry
+	}
+	waits := slices.Clone(p.waits)
+	p.pending.begin(s.name)
+	p.add(lifecycle.Part{Name: s.name, StartLimit: lifecycle.NoLimit, Run: func(ctx context.Context, ready func()) error {
+		l, err := rpc.Listen(s.addr, rpc.ListenOptions{Net: p.network, TLS: p.tls != nil, Insecure: p.set.insecure})
+		if err != nil {
+			return err
+		}
+		i.Addr = cmp.Or(i.Addr, l.Addr().String())
+		if s.bound != nil {
+			s.bound(l.Addr().String())
+		}
+		grpcServer := rpc.NewServer(rpc.ServerOptions{Log: p.log, Metrics: p.metrics, TLS: p.tls, Public: s.public})
+		for _, service := range s.services {
+			service.Register(grpcServer)
+		}
+		await := func(waiting context.Context) error {
+			for _, w := range waits {
+				if err := lifecycle.Retry(waiting, p.log, w.what, limited(w.try)); err != nil {
+					return err
+				}
+			}
+			return lifecycle.Retry(waiting, p.log, "the service registry", func(waiting context.Context) error {
+				gone, err := announce(waiting, s.registry, i)
+				if err == nil {
+					context.AfterFunc(ctx, gone) // before calls are drained
+				}
+				return err
+			})
+		}
+		return rpc.Serve(ctx, grpcServer, l, func() {
+			p.warnOfOldConsul(ctx)
+			p.pending.end(s.name)
+			ready()
+		}, rpc.Await(await))
+	}})
+}
+
+func limited(try func(context.Context) error) func(context.Context) error {
+	return func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, waitTry)
+		defer cancel()
+		return try(ctx)
+	}
+}
+
+// announce registers an instance and returns the function that takes it back.
+func announce(ctx context.Context, registry discovery.Registry, i discovery.Instance) (func(), error) {
+	reg, err := registry.Register(ctx, i)
+	if err != nil {
+		return nil, err
+	}
+	return func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
+		defer cancel()
+		_ = reg.Deregister(ctx) // the health check removes what could not be
+	}, nil
+}
+
+// warnOfOldConsul warns where the Consul agent lets others pose as services.
+func (p *process) warnOfOldConsul(ctx context.Context) {
+	registry, ok := p.registry.(*consul.Registry)
+	if !ok {
+		return
+	}
+	version, err := registry.Version(ctx)
+	switch {
+	case err != nil:
+		p.log.Info("the version of consul is unknown", "error", err)
+	case consul.Older(version, consul.Floor):
+		p.log.Warn("consul has a known authorisation bypass: upgrade it", "version", version, "want", consul.Floor+" or later")
+	}
+}
+
+// newID makes an instance's id.
+func newID(service string) string {
+	b := make([]byte, 4)
+	rand.Read(b) // never fails
+	return service + "-" + hex.EncodeToString(b)
+}
+
+// pending are the servers that are not ready yet.
+type pending struct {
+	mu    sync.Mutex
+	names map[string]bool
+}
+
+func (p *pending) begin(name string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.names == nil {
+		p.names = map[string]bool{}
+	}
+	p.names[name] = true
+}
+
+func (p *pending) end(name string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.names, name)
+}
+
+// check names the servers that are not ready.
+func (p *pending) check() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.names) == 0 {
+		return nil
+	}
+	return fault.New(fault.Unavailable, "not ready: %s", strings.Join(slices.Sorted(maps.Keys(p.names)), ", "))
+}
+
+// probes serves /metrics, /healthz and /readyz. The process is ready when its servers are
+// and ready, where given, finds nothing amiss.
+func (p *process) probes(ready func() error) *http.ServeMux {
+	h := obs.Handler(p.metrics, func() error {
+		if err := p.pending.check(); err != nil || ready == nil {
+			return err
+		}
+		return ready()
+	})
+	mux := http.NewServeMux()
+	for _, path := range []string{"/metrics", "/healthz", "/readyz"} {
+		mux.Handle("GET "+path, h)
+	}
+	return mux
+}
+
+// httpPart serves HTTP.
+func (p *process) httpPart(name, addr string, h http.Handler, bound func(string)) lifecycle.Part {
+	return lifecycle.Part{Name: name, Run: func(ctx context.Context, ready func()) error {
+		l, err := rpc.Listen(addr, rpc.ListenOptions{TLS: p.tls != nil, Insecure: p.set.insecure})
+		if err != nil {
+			return err
+		}
+		if bound != nil {
+			bound(l.Addr().String())
+		}
+		ready()
+		return obs.ServeHTTP(ctx, l, h, drain)
+	}}
+}
+
+// runPart runs a service's own loop.
+func runPart(name string, run func(context.Context) error) lifecycle.Part {
+	return lifecycle.Part{Name: name, Run: func(ctx context.Context, ready func()) error {
+		ready()
+		return run(ctx)
+	}}
+}
+
+// awaitPart is ready when f has returned.
+func awaitPart(name string, f func(context.Context) error) lifecycle.Part {
+	return lifecycle.Part{Name: name, Run: func(ctx context.Context, ready func()) error {
+		if err := f(ctx); err != nil {
+			return err
+		}
+		ready()
+		<-ctx.Done()
+		return nil
+	}}
+}
+
+// embedBus starts NATS in this process, with a store that goes with it.
+func (p *process) embedBus() error {
+	dir, err := os.MkdirTemp("", "lamina-nats-")
+	if err != nil {
+		return err
+	}
+	p.closers = append(p.closers, func() error { return os.RemoveAll(dir) })
+	server, err := nats.NewEmbedded(dir)
+	if err != nil {
+		return err
+	}
+	p.closers = append(p.closers, server.Close)
+	if p.bus, err = server.Connect(nats.Config{Memory: true}); err != nil {
+		return err
+	}
+	p.closers = append(p.closers, p.bus.Close)
+	return nil
+}
+
+// open opens a model once, under the name of its file unless as names it.
+func (p *process) open(path, as string) (opened, error) {
+	m, ok := p.models[path]
+	if !ok {
+		var err error
+		if m.files, m.name, m.digest, err = openModel(path, ""); err != nil {
+			return opened{}, err
+		}
+		if p.models == nil {
+			p.models = map[string]opened{}
+		}
+		p.models[path] = m
+		p.closers = append(p.closers, m.files.Close)
+	}
+	m.name = cmp.Or(as, m.name)
+	return m, nil
+}
+
+// vocabulary reads what a tokenizer knows of the model.
+func (m opened) vocabulary() (tokenizer.Model, error) { return loadModel(m.files, m.name, m.digest) }

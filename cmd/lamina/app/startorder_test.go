@@ -1,0 +1,317 @@
+package app_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/lamina-mesh/lamina/cmd/lamina/app"
+	"github.com/lamina-mesh/lamina/pkg/gradbus/nats"
+	"github.com/lamina-mesh/lamina/pkg/kernel/ref"
+	"github.com/lamina-mesh/lamina/pkg/rpc"
+)
+
+// lockedLog is a log that a test reads while services write.
+type lockedLog struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (l *lockedLog) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(b)
+}
+
+func (l *lockedLog) count(text string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Count(l.text.String(), text)
+}
+
+// closedAddr is a loopback address on which nobody listens.
+func closedAddr(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// fakeConsul answers as much of an agent's API as a service needs to start, and counts
+// registrations.
+func fakeConsul(t *testing.T, addr, version string) (registered func() int) {
+	t.Helper()
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var mu sync.Mutex
+	n := 0
+	s := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case r.URL.Path == "/v1/agent/self":
+			fmt.Fprintf(w, `{"Config": {"Version": %q}}`, version)
+		case r.URL.Path == "/v1/agent/service/register":
+			mu.Lock()
+			n++
+			mu.Unlock()
+		case strings.HasPrefix(r.URL.Path, "/v1/agent/service/deregister/"):
+		default:
+			http.Error(w, "no", http.StatusInternalServerError)
+		}
+	})}
+	go s.Serve(l)
+	t.Cleanup(func() { s.Close() })
+	return func() int {
+		mu.Lock()
+		defer mu.Unlock()
+		return n
+	}
+}
+
+// service runs one service until the test ends, or stop is called.
+type service struct {
+	t    *testing.T
+	log  *lockedLog
+	addr string // gRPC
+	http string // metrics
+	stop func() error
+}
+
+func start(t *testing.T, consul string, run func(context.Context, app.ServiceConfig) error) *service {
+	t.Helper()
+	s := &service{t: t, log: &lockedLog{}, http: closedAddr(t)}
+	ctx, cancel := context.WithCancel(t.Context())
+	bound, ended := make(chan string, 1), make(chan error, 1)
+	go func() {
+		ended <- run(ctx, app.ServiceConfig{
+			Log: slog.New(slog.NewTextHandler(s.log, nil)), Listen: "127.0.0.1:0", Metrics: s.http, Consul: consul,
+			Ready: func(addr string) { bound <- addr },
+		})
+	}()
+	s.stop = sync.OnceValue(func() error {
+		cancel()
+		return <-ended
+	})
+	t.Cleanup(func() {
+		if err := s.stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	select {
+	case s.addr = <-bound:
+	case err := <-ended:
+		ended <- err
+		t.Fatalf("it ends before it listens: %v", err)
+	}
+	return s
+}
+
+func (s *service) health() healthv1.HealthCheckResponse_ServingStatus {
+	s.t.Helper()
+	dialer := rpc.NewDialer(rpc.DialOptions{})
+	defer dialer.Close()
+	conn, err := dialer.Dial(s.addr)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	r, err := healthv1.NewHealthClient(conn).Check(s.t.Context(), &healthv1.HealthCheckRequest{})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return r.GetStatus()
+}
+
+func (s *service) get(path string) (int, string) {
+	s.t.Helper()
+	r, err := http.Get("http://" + s.http + path)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer r.Body.Close()
+	text, err := io.ReadAll(r.Body)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return r.StatusCode, string(text)
+}
+
+// await polls until a condition holds.
+func await(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	limit := time.After(30 * time.Second)
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for !holds() {
+		select {
+		case <-limit:
+			t.Fatalf("%s: not in time", what)
+		case <-tick.C:
+		}
+	}
+}
+
+func (s *service) waits(what string) {
+	s.t.Helper()
+	await(s.t, "say what is waited for", func() bool { return s.log.count(what) > 0 })
+	if got := s.health(); got != healthv1.HealthCheckResponse_NOT_SERVING {
+		s.t.Errorf("while it waits its health is %v", got)
+	}
+	if code, text := s.get("/readyz"); code != http.StatusServiceUnavailable {
+		s.t.Errorf("while it waits /readyz says %d %s", code, text)
+	}
+	if code, _ := s.get("/healthz"); code != http.StatusOK {
+		s.t.Errorf("while it waits /healthz says %d", code)
+	}
+}
+
+func (s *service) serves() {
+	s.t.Helper()
+	await(s.t, "serve", func() bool { return s.health() == healthv1.HealthCheckResponse_SERVING })
+	await(s.t, "be ready", func() bool { code, _ := s.get("/readyz"); return code == http.StatusOK })
+}
+
+func TestService_WaitsForConsulAndSaysSoOnce(t *testing.T) {
+	consul := closedAddr(t)
+	s := start(t, consul, app.Sampler)
+	s.waits("wait for something")
+	registered := fakeConsul(t, consul, "2.1.3")
+	s.serves()
+	if n := s.log.count("wait for something"); n != 1 {
+		t.Errorf("it says %d times that it waits", n)
+	}
+	if registered() != 1 {
+		t.Errorf("it is registered %d times", registered())
+	}
+	if n := s.log.count("upgrade it"); n != 0 {
+		t.Errorf("it warns %d times of a new Consul", n)
+	}
+}
+
+func TestService_WarnsOnceOfAnOldConsul(t *testing.T) {
+	consul := closedAddr(t)
+	fakeConsul(t, consul, "1.22.7")
+	s := start(t, consul, app.Sampler)
+	s.serves()
+	if n := s.log.count("upgrade it"); n != 1 {
+		t.Errorf("it warns %d times", n)
+	}
+}
+
+func TestService_EndsPromptlyWhileItWaits(t *testing.T) {
+	s := start(t, closedAddr(t), app.Sampler)
+	s.waits("wait for something")
+	began := time.Now()
+	if err := s.stop(); err != nil || time.Since(began) > 2*time.Second {
+		t.Errorf("it ends after %v: %v", time.Since(began), err)
+	}
+}
+
+func TestShard_WaitsForNATS(t *testing.T) {
+	consul, addr := closedAddr(t), closedAddr(t)
+	registered := fakeConsul(t, consul, "2.1.0")
+	s := start(t, consul, func(ctx context.Context, c app.ServiceConfig) error {
+		return app.Shard(ctx, c, app.ShardConfig{
+			Kernels: app.Kernels{Set: ref.New[float32](), Threads: 1}, Train: true, NATS: nats.Config{URL: "nats://" + addr},
+		})
+	})
+	s.waits("nats at nats://" + addr)
+	if registered() != 0 {
+		t.Error("it is registered before it can train")
+	}
+	port := 0
+	if _, err := fmt.Sscanf(addr, "127.0.0.1:%d", &port); err != nil {
+		t.Fatal(err)
+	}
+	n, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: port, JetStream: true, StoreDir: t.TempDir(), NoSigs: true, NoLog: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.Start()
+	defer func() {
+		n.Shutdown()
+		n.WaitForShutdown()
+	}()
+	s.serves()
+	if registered() != 1 {
+		t.Errorf("it is registered %d times", registered())
+	}
+}
+
+// metricNames are the metrics at an address.
+func metricNames(t *testing.T, url string) map[string]bool {
+	t.Helper()
+	r, err := http.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Body.Close()
+	text, err := io.ReadAll(r.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := map[string]bool{}
+	for line := range strings.Lines(string(text)) {
+		if name, ok := strings.CutPrefix(line, "# TYPE lamina_"); ok {
+			names[strings.Fields(name)[0]] = true
+		}
+	}
+	return names
+}
+
+// TestMesh_ExportsWhatItsServicesDo compares the metrics of a mesh in one process with
+// those of the same services in processes of their own.
+func TestMesh_ExportsWhatItsServicesDo(t *testing.T) {
+	path := "../../../models/lamina-tolstoy"
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	m, err := app.Start(ctx, app.MeshConfig{
+		Kernels: app.Kernels{Set: ref.New[float32](), Threads: 1}, Model: path, Stages: 2, Train: true, RunsDir: t.TempDir(), HTTP: "127.0.0.1:0",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	mesh := metricNames(t, "http://"+m.HTTPAddr()+"/metrics")
+	consul := closedAddr(t)
+	fakeConsul(t, consul, "2.1.0")
+	services := map[string]func(context.Context, app.ServiceConfig) error{
+		"sampler": app.Sampler,
+		"tokenizer": func(ctx context.Context, c app.ServiceConfig) error {
+			return app.Tokenizer(ctx, c, app.TokenizerConfig{Model: path})
+		},
+		"shard": func(ctx context.Context, c app.ServiceConfig) error {
+			return app.Shard(ctx, c, app.ShardConfig{Kernels: app.Kernels{Set: ref.New[float32](), Threads: 1}, Model: path, Layers: "0/2"})
+		},
+		"trainer": func(ctx context.Context, c app.ServiceConfig) error { return app.Trainer(ctx, c, t.TempDir()) },
+		"router":  func(ctx context.Context, c app.ServiceConfig) error { return app.Router(ctx, c, app.RouterConfig{}) },
+	}
+	alone := map[string]bool{}
+	for name, run := range services {
+		s := start(t, consul, run)
+		s.serves()
+		for metric := range metricNames(t, "http://"+s.http+"/metrics") {
+			alone[metric] = true
+			if !mesh[metric] {
+				t.Errorf("%s exports %s and the mesh does not", name, metric)
+			}
+		}
+	}
+	if len(alone) < 8 {
+		t.Errorf("the services export %d metrics only", len(alone))
+	}
+}

@@ -1,0 +1,255 @@
+package app
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/lamina-mesh/lamina/pkg/discovery"
+	"github.com/lamina-mesh/lamina/pkg/gradbus/nats"
+	"github.com/lamina-mesh/lamina/services/router"
+	"github.com/lamina-mesh/lamina/services/router/console"
+	"github.com/lamina-mesh/lamina/services/router/openai"
+	"github.com/lamina-mesh/lamina/services/sampler"
+	"github.com/lamina-mesh/lamina/services/shard"
+	"github.com/lamina-mesh/lamina/services/tokenizer"
+	"github.com/lamina-mesh/lamina/services/trainer"
+)
+
+// target is a piece of a process. build makes it and adds its parts to the process, which
+// start in the order of the table and stop in reverse. A target is built after those it
+// needs.
+type target struct {
+	name  string
+	needs []string
+	build func(*process) error
+}
+
+// targets is the table of all that a process of Lamina can consist of, in the order in
+// which a process that has them all starts them.
+func targets() []target {
+	return []target{
+		{"memory", nil, (*process).buildMemory},
+		{"metrics", nil, (*process).buildMetrics},
+		{"bus", nil, (*process).buildBus},
+		{"tokenizer", nil, (*process).buildTokenizer},
+		{"shards", []string{"bus"}, (*process).buildShards},
+		{"sampler", nil, (*process).buildSampler},
+		{"trainer", []string{"bus"}, (*process).buildTrainer},
+		{"router", nil, (*process).buildRouter},
+		{"http", []string{"router"}, (*process).buildHTTP}, // answers early, and says that it is not ready
+		{"router api", []string{"router"}, (*process).buildRouterAPI},
+		{"pipelines", []string{"router"}, (*process).buildPipelines},
+		{"public api", []string{"router", "trainer"}, (*process).buildPublicAPI},
+	}
+}
+
+// build adds the named targets and those they need. Targets that the settings leave empty
+// add nothing.
+func (p *process) build(names ...string) error {
+	wanted := map[string]bool{}
+	table := targets()
+	for _, name := range names {
+		wanted[name] = true
+	}
+	for i := len(table) - 1; i >= 0; i-- { // what a target needs stands before it
+		if wanted[table[i].name] {
+			for _, need := range table[i].needs {
+				wanted[need] = true
+			}
+		}
+	}
+	for _, t := range table {
+		if !wanted[t.name] {
+			continue
+		}
+		if err := t.build(p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *process) buildMemory() error {
+	p.add(memoryPart(cmp.Or(p.set.trimInterval, trimInterval), p.trimAll))
+	return nil
+}
+
+func (p *process) buildMetrics() error {
+	if p.set.metricsAddr != "" {
+		p.add(p.httpPart("metrics", p.set.metricsAddr, p.probes(nil), nil))
+	}
+	return nil
+}
+
+// buildBus joins NATS, or starts a server in this process where the mesh is here.
+func (p *process) buildBus() error {
+	if !p.set.train {
+		return nil
+	}
+	if p.network != nil {
+		return p.embedBus()
+	}
+	bus, err := nats.Connect(p.set.nats)
+	if err != nil {
+		return err
+	}
+	p.bus = bus
+	p.closers = append(p.closers, bus.Close)
+	p.waits = append(p.waits, wait{"nats at " + p.set.nats.URL, bus.Await})
+	return nil
+}
+
+func (p *process) buildTokenizer() error {
+	c := p.set.tokenizer
+	if c.Model == "" {
+		return nil
+	}
+	config := tokenizer.Config{Texts: c.Texts, MaxModels: c.Models}
+	if c.Library != "" {
+		config.Open = tokenizer.NewLibrary(c.Library).Open
+	}
+	m, err := p.open(c.Model, c.Name)
+	if err != nil {
+		return err
+	}
+	known, err := m.vocabulary()
+	if err != nil {
+		return err
+	}
+	config.Models = []tokenizer.Model{known}
+	if d := p.set.draft; d.model != "" {
+		draft, err := p.open(d.model, d.as)
+		if err != nil {
+			return err
+		}
+		if draft.digest != m.digest {
+			drafts, err := draft.vocabulary()
+			if err == nil {
+				err = sameVocabulary(known, drafts)
+			}
+			if err != nil {
+				return err
+			}
+			config.Models = append(config.Models, drafts)
+		}
+	}
+	s, err := tokenizer.New(config)
+	if err != nil {
+		return err
+	}
+	p.serve(server{kind: "tokenizer", name: "tokenizer", services: together{s}})
+	return nil
+}
+
+// shardSetting is one shard of a process.
+type shardSetting struct {
+	name        string
+	model, as   string // file or folder, and the model's name; no model holds no layers
+	layers      string // as ParseLayers reads them
+	kvPositions int
+	train       bool
+}
+
+func (p *process) buildShards() error {
+	for _, set := range p.set.shards {
+		c := shard.Config{
+			Log: p.log, Dialer: p.dialer, Kernels: p.kernels.Set, Threads: p.kernels.Threads, KVPositions: set.kvPositions,
+			// A process may have several shards.
+			Metrics: prometheus.WrapRegistererWith(prometheus.Labels{"shard": set.name}, p.metrics),
+		}
+		meta := map[string]string{}
+		if set.train && p.bus != nil {
+			c.Bus = p.bus
+			meta[trainer.TrainsMeta] = "true"
+		}
+		s := shard.New(c)
+		p.trimmers = append(p.trimmers, s)
+		if set.model != "" && set.layers != "none" {
+			m, err := p.open(set.model, set.as)
+			if err != nil {
+				return err
+			}
+			layers, err := ParseLayers(set.layers, len(m.files.Spec.Layers))
+			if err != nil {
+				return err
+			}
+			if err := s.Hold(m.name, m.digest, m.files, layers); err != nil {
+				return err
+			}
+			meta["model"], meta["digest"], meta["layers"] = m.name, m.digest, fmt.Sprintf("%d-%d", layers.Lo, layers.Hi)
+		}
+		p.serve(server{kind: "shard", name: set.name, services: together{s}, meta: meta})
+	}
+	return nil
+}
+
+func (p *process) buildSampler() error {
+	s := sampler.New(sampler.Config{Log: p.log, Metrics: p.metrics})
+	p.serve(server{kind: "sampler", name: "sampler", services: together{s}})
+	return nil
+}
+
+func (p *process) buildTrainer() error {
+	if p.set.runsDir == "" {
+		return nil
+	}
+	p.trainer = trainer.New(trainer.Config{Log: p.log, Dialer: p.dialer, Registry: p.registry, Dir: p.set.runsDir})
+	p.add(runPart("trainer runs", p.trainer.Run))
+	p.serve(server{kind: "trainer", name: "trainer", services: together{p.trainer}, public: true})
+	return nil
+}
+
+func (p *process) buildRouter() error {
+	guess := p.set.router.Speculation
+	p.router = router.New(router.Config{
+		Log: p.log, Metrics: p.metrics, Dialer: p.dialer, Registry: p.registry,
+		Speculate: guess.ids(), Draft: guess.Draft, DraftLeast: guess.Least, HiddenType: p.set.router.HiddenType,
+	})
+	p.add(runPart("router pipelines", p.router.Run))
+	return nil
+}
+
+func (p *process) buildRouterAPI() error {
+	p.serve(server{kind: "router", name: "router", services: together{p.router}, public: true})
+	return nil
+}
+
+// buildPipelines keeps a mesh from being ready before its pipelines are.
+func (p *process) buildPipelines() error {
+	if p.set.pipelines > 0 {
+		p.add(awaitPart("pipelines", func(ctx context.Context) error { return p.router.AwaitPipelines(ctx, p.set.pipelines) }))
+	}
+	return nil
+}
+
+// buildPublicAPI serves the router and the trainer of a mesh to its users, on one address.
+func (p *process) buildPublicAPI() error {
+	if p.set.publicAddr == "" {
+		return nil
+	}
+	services := together{}
+	if p.trainer != nil {
+		services = append(services, p.trainer)
+	}
+	p.serve(server{
+		kind: "router", name: "public", services: append(services, p.router), public: true, addr: p.set.publicAddr,
+		registry: discovery.NewMemory(), bound: p.set.bound, // the mesh knows the services by their own names
+	})
+	return nil
+}
+
+// buildHTTP serves the OpenAI API, the console, metrics and probes.
+func (p *process) buildHTTP() error {
+	if p.set.router.HTTP == "" {
+		return nil
+	}
+	b := p.router.Backend()
+	mux := p.probes(b.Ready)
+	mux.Handle("/v1/", openai.New(b, openai.Options{Log: p.log}))
+	mux.Handle("/", console.New(b, console.Options{Log: p.log}))
+	p.add(p.httpPart("http", p.set.router.HTTP, mux, p.set.router.Bound))
+	return nil
+}
