@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"os/exec"
 	"strings"
 	"syscall"
@@ -23,18 +22,13 @@ import (
 // procs runs one process per service on loopback, with its own Consul agent and NATS server.
 type procs struct{ binary, consul, nats string }
 
-func (p *procs) Start(ctx context.Context, t *testing.T, l Layout, texts string) *Mesh {
+func (p *procs) Start(_ context.Context, t *testing.T, l Layout, texts string) *Mesh {
 	t.Helper()
 	ports := freePorts(t, 6)
 	consul := fmt.Sprintf("127.0.0.1:%d", ports[0])
-	run(t, p.consul, "agent", "-dev", "-log-level=error", "-client=127.0.0.1", "-bind=127.0.0.1",
-		fmt.Sprintf("-http-port=%d", ports[0]), fmt.Sprintf("-server-port=%d", ports[1]), fmt.Sprintf("-serf-lan-port=%d", ports[2]),
-		fmt.Sprintf("-serf-wan-port=%d", ports[3]), fmt.Sprintf("-grpc-port=%d", ports[4]), "-grpc-tls-port=-1", "-dns-port=-1")
-	run(t, p.nats, "--jetstream", "--store_dir="+t.TempDir(), "--addr=127.0.0.1", fmt.Sprintf("--port=%d", ports[5]))
-	waitConsul(ctx, t, consul)
 	nats := fmt.Sprintf("nats://127.0.0.1:%d", ports[5])
-	waitPort(ctx, t, fmt.Sprintf("127.0.0.1:%d", ports[5]))
 
+	// The services start first: they wait for Consul and NATS, in any order.
 	model, at := bundled(t), "--consul="+consul
 	p.service(t, "tokenizer", at, "--model="+model)
 	p.service(t, "sampler", at)
@@ -45,6 +39,10 @@ func (p *procs) Start(ctx context.Context, t *testing.T, l Layout, texts string)
 	}
 	router := p.service(t, "router", at, "--http=127.0.0.1:0")
 	trainer := p.service(t, "trainer", at, "--dir="+t.TempDir())
+	run(t, p.consul, "agent", "-dev", "-log-level=error", "-client=127.0.0.1", "-bind=127.0.0.1",
+		fmt.Sprintf("-http-port=%d", ports[0]), fmt.Sprintf("-server-port=%d", ports[1]), fmt.Sprintf("-serf-lan-port=%d", ports[2]),
+		fmt.Sprintf("-serf-wan-port=%d", ports[3]), fmt.Sprintf("-grpc-port=%d", ports[4]), "-grpc-tls-port=-1", "-dns-port=-1")
+	run(t, p.nats, "--jetstream", "--store_dir="+t.TempDir(), "--addr=127.0.0.1", fmt.Sprintf("--port=%d", ports[5]))
 	return &Mesh{
 		Router:  routerv1.NewRouterServiceClient(dial(t, router["grpc"])),
 		Trainer: trainerv1.NewTrainerServiceClient(dial(t, trainer["grpc"])),
@@ -125,34 +123,6 @@ func freePorts(t *testing.T, n int) []int {
 		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
 	}
 	return ports
-}
-
-func waitPort(ctx context.Context, t *testing.T, addr string) {
-	t.Helper()
-	for ctx.Err() == nil {
-		if conn, err := net.DialTimeout("tcp", addr, time.Second); err == nil {
-			conn.Close()
-			return
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-	t.Fatalf("no process listens on %s", addr)
-}
-
-// waitConsul waits until the agent has elected a leader.
-func waitConsul(ctx context.Context, t *testing.T, addr string) {
-	t.Helper()
-	for ctx.Err() == nil {
-		if resp, err := http.Get("http://" + addr + "/v1/status/leader"); err == nil {
-			body, _ := io.ReadAll(resp.Body)
-			resp.Body.Close()
-			if len(body) > 4 {
-				return
-			}
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
-	t.Fatal("consul has no leader")
 }
 
 func dial(t *testing.T, addr string) *grpc.ClientConn {
