@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 
+	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/model"
@@ -10,7 +11,7 @@ import (
 )
 
 type beamsCmd struct {
-	kernelFlags
+	verb.KernelFlags
 	Model         string  `short:"m" required:"" help:"GGUF file or Hugging Face folder; no tokenizer is needed."`
 	IDs           string  `name:"ids" required:"" help:"The prompt's ids, separated by commas."`
 	Beams         int     `help:"Beams." default:"4"`
@@ -28,7 +29,7 @@ type beamsResult struct {
 }
 
 // Run searches the most likely continuations.
-func (c *beamsCmd) Run(e *env) error {
+func (c *beamsCmd) Run(e *verb.Env) error {
 	parsed, err := parseIDs(c.IDs)
 	if err != nil {
 		return err
@@ -41,14 +42,14 @@ func (c *beamsCmd) Run(e *env) error {
 		return fault.Field("beams", "%d beams of %d ids: want 1 to 256, and one id or more", c.Beams, c.MaxTokens)
 	}
 	r := beamsResult{}
-	err = withModel(c.Model, c.kernelFlags, func(f *model.Files, set kernel.Set[float32]) error {
-		if err := checkIDs(prompt, f); err != nil {
+	err = verb.WithModel(c.Model, c.KernelFlags, func(f *model.Files, set kernel.Set[float32]) error {
+		if err := verb.CheckIDs(prompt, f); err != nil {
 			return err
 		}
 		if n := len(prompt) + c.MaxTokens; n > f.Spec.Context {
 			return fault.Field("max-tokens", "%d ids in all: the context of %s is %d", n, f.Path, f.Spec.Context)
 		}
-		chain, err := loadChain(f, c.Stages, 2*c.Beams, len(prompt)+c.MaxTokens, set, model.LoadOptions{})
+		chain, err := verb.LoadChain(f, c.Stages, 2*c.Beams, len(prompt)+c.MaxTokens, set, model.LoadOptions{})
 		if err != nil {
 			return err
 		}
@@ -65,45 +66,45 @@ func (c *beamsCmd) Run(e *env) error {
 		return err
 	}
 	if c.Format == "json" {
-		return printJSON(e, r)
+		return verb.PrintJSON(e, r)
 	}
 	for i, ids := range r.Sequences {
-		fmt.Fprintf(e.stdout, "%.5f\t%v\n", r.Scores[i], ids)
+		fmt.Fprintf(e.Stdout, "%.5f\t%v\n", r.Scores[i], ids)
 	}
 	return nil
 }
 
 // search runs beams to their end. A beam goes on in the cache of the one it came from;
 // further ones from the same are computed anew, to the same bits.
-func search(chain *stageChain, beams *sample.Beams, prompt []int32) error {
-	caches := []sequence{chain.newSequence()}
+func search(chain *verb.Chain, beams *sample.Beams, prompt []int32) error {
+	caches := []verb.Sequence{chain.NewSequence()}
 	defer func() {
 		for _, s := range caches {
-			s.free()
+			s.Free()
 		}
 	}()
 	for len(beams.Live()) > 0 {
 		live := beams.Live()
-		next, taken := make([]sequence, len(live)), make([]bool, len(caches))
+		next, taken := make([]verb.Sequence, len(live)), make([]bool, len(caches))
 		for i, b := range live {
 			if !taken[b.From] {
 				next[i], taken[b.From] = caches[b.From], true
 			} else {
-				next[i] = chain.newSequence()
+				next[i] = chain.NewSequence()
 			}
 		}
 		for i, s := range caches {
 			if !taken[i] {
-				s.free()
+				s.Free()
 			}
 		}
 		caches = next
-		entries := make([]entry, len(live))
+		entries := make([]verb.Entry, len(live))
 		for i, b := range live {
 			ids := append(append([]int32(nil), prompt...), b.IDs...)
-			entries[i] = entry{seq: caches[i], ids: ids[caches[i].len():], logits: 1}
+			entries[i] = verb.Entry{Seq: caches[i], IDs: ids[caches[i].Len():], Logits: 1}
 		}
-		logits, err := chain.forward(entries...)
+		logits, err := chain.Forward(entries...)
 		if err != nil {
 			return err
 		}

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
@@ -30,14 +31,14 @@ type modelsCmd struct {
 }
 
 // Run lists the models that a router can be asked for.
-func (c *modelsCmd) Run(e *env) error {
+func (c *modelsCmd) Run(e *verb.Env) error {
 	dialer := rpc.NewDialer(rpc.DialOptions{})
 	defer dialer.Close()
 	conn, err := dialer.Dial(c.Router)
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(e.ctx, askTimeout)
+	ctx, cancel := context.WithTimeout(e.Ctx, askTimeout)
 	defer cancel()
 	resp, err := routerv1.NewRouterServiceClient(conn).ListModels(ctx, &routerv1.ListModelsRequest{})
 	if err != nil {
@@ -46,7 +47,7 @@ func (c *modelsCmd) Run(e *env) error {
 	if c.Format == "json" {
 		return printProto(e, resp)
 	}
-	w := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
+	w := tabwriter.NewWriter(e.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "MODEL\tARCHITECTURE\tLAYERS\tCONTEXT\tVOCAB\tCHAT\tPIPELINES\tDIGEST")
 	for _, m := range resp.GetModels() {
 		fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%d\t%v\t%d\t%.19s\n", m.GetName(), m.GetArchitecture(), m.GetLayers(), m.GetContext(), m.GetVocab(), m.GetChat(), m.GetPipelines(), m.GetDigest())
@@ -61,14 +62,14 @@ type statusCmd struct {
 }
 
 // Run shows the members, the pipelines and the runs.
-func (c *statusCmd) Run(e *env) error {
+func (c *statusCmd) Run(e *verb.Env) error {
 	dialer := rpc.NewDialer(rpc.DialOptions{})
 	defer dialer.Close()
 	conn, err := dialer.Dial(c.Router)
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(e.ctx, askTimeout)
+	ctx, cancel := context.WithTimeout(e.Ctx, askTimeout)
 	defer cancel()
 	resp, err := routerv1.NewRouterServiceClient(conn).Topology(ctx, &routerv1.TopologyRequest{})
 	if err != nil {
@@ -86,9 +87,9 @@ func (c *statusCmd) Run(e *env) error {
 		}
 	}
 	if c.Format == "json" {
-		return printJSON(e, map[string]json.RawMessage{"mesh": rawProto(mesh), "runs": rawProto(runs)})
+		return verb.PrintJSON(e, map[string]json.RawMessage{"mesh": rawProto(mesh), "runs": rawProto(runs)})
 	}
-	return printStatus(e.stdout, mesh, runs.GetRuns())
+	return printStatus(e.Stdout, mesh, runs.GetRuns())
 }
 
 // trainer is the address to ask for runs, or empty.
@@ -145,7 +146,7 @@ type healthCmd struct {
 }
 
 // Run asks grpc.health.v1 and fails unless the answer is SERVING.
-func (c *healthCmd) Run(e *env) error {
+func (c *healthCmd) Run(e *verb.Env) error {
 	if c.FromEnv {
 		c.Address = c.Env
 	}
@@ -158,7 +159,7 @@ func (c *healthCmd) Run(e *env) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(e.ctx, 3*time.Second)
+	ctx, cancel := context.WithTimeout(e.Ctx, 3*time.Second)
 	defer cancel()
 	resp, err := healthv1.NewHealthClient(conn).Check(ctx, &healthv1.HealthCheckRequest{})
 	if err != nil {
@@ -167,7 +168,7 @@ func (c *healthCmd) Run(e *env) error {
 	if resp.GetStatus() != healthv1.HealthCheckResponse_SERVING {
 		return fault.New(fault.Unavailable, "check %s: it is %v", c.Address, resp.GetStatus())
 	}
-	fmt.Fprintln(e.stdout, "serving")
+	fmt.Fprintln(e.Stdout, "serving")
 	return nil
 }
 
@@ -179,7 +180,7 @@ type chatCmd struct {
 }
 
 // Run reads turns from standard input, one a line, and answers each.
-func (c *chatCmd) Run(e *env) error {
+func (c *chatCmd) Run(e *verb.Env) error {
 	router, done, err := c.dial(e)
 	if err != nil {
 		return err
@@ -187,7 +188,7 @@ func (c *chatCmd) Run(e *env) error {
 	return errors.Join(c.converse(e, router), done())
 }
 
-func (c *chatCmd) converse(e *env, router routerv1.RouterServiceClient) error {
+func (c *chatCmd) converse(e *verb.Env, router routerv1.RouterServiceClient) error {
 	var messages []*tokenizerv1.Message
 	if c.System != "" {
 		messages = append(messages, &tokenizerv1.Message{Role: "system", Content: c.System})
@@ -196,12 +197,12 @@ func (c *chatCmd) converse(e *env, router routerv1.RouterServiceClient) error {
 	if err != nil {
 		return err
 	}
-	lines := newLines(e.stdin)
+	lines := newLines(e.Stdin)
 	for {
-		fmt.Fprint(e.stdout, "> ")
+		fmt.Fprint(e.Stdout, "> ")
 		line, err := lines.next()
 		if errors.Is(err, io.EOF) {
-			fmt.Fprintln(e.stdout)
+			fmt.Fprintln(e.Stdout)
 			return nil
 		}
 		if err != nil {
@@ -211,15 +212,15 @@ func (c *chatCmd) converse(e *env, router routerv1.RouterServiceClient) error {
 			continue
 		}
 		messages = append(messages, &tokenizerv1.Message{Role: "user", Content: line})
-		stream, err := router.Chat(e.ctx, &routerv1.ChatRequest{Messages: messages, MaxTokens: c.MaxTokens, Sampling: sampling})
+		stream, err := router.Chat(e.Ctx, &routerv1.ChatRequest{Messages: messages, MaxTokens: c.MaxTokens, Sampling: sampling})
 		if err != nil {
 			return rpc.FromStatus(err)
 		}
-		answer, err := collect(func() (event, error) { return stream.Recv() }, e.stdout)
+		answer, err := collect(func() (event, error) { return stream.Recv() }, e.Stdout)
 		if err != nil {
 			return err
 		}
-		fmt.Fprintln(e.stdout)
+		fmt.Fprintln(e.Stdout)
 		messages = append(messages, &tokenizerv1.Message{Role: "assistant", Content: answer.Text})
 	}
 }
@@ -232,12 +233,6 @@ func rawProto(m proto.Message) json.RawMessage {
 	return text
 }
 
-func printProto(e *env, m proto.Message) error {
-	return printJSON(e, rawProto(m))
-}
-
-func printJSON(e *env, v any) error {
-	enc := json.NewEncoder(e.stdout)
-	enc.SetEscapeHTML(false)
-	return enc.Encode(v)
+func printProto(e *verb.Env, m proto.Message) error {
+	return verb.PrintJSON(e, rawProto(m))
 }

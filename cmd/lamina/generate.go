@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
@@ -30,7 +31,7 @@ type samplingFlags struct {
 	Tags              string  `help:"File with structural tags, as JSON, that the text is held to." xor:"grammar"`
 }
 
-func (f *samplingFlags) sampling(e *env) (*routerv1.Sampling, error) {
+func (f *samplingFlags) sampling(e *verb.Env) (*routerv1.Sampling, error) {
 	grammar, err := f.grammar(e)
 	return &routerv1.Sampling{
 		Temperature: &f.Temp, TopK: f.TopK, TopP: &f.TopP, MinP: f.MinP,
@@ -39,7 +40,7 @@ func (f *samplingFlags) sampling(e *env) (*routerv1.Sampling, error) {
 }
 
 // grammar is what the text is held to, nil for nothing.
-func (f *samplingFlags) grammar(e *env) (*samplerv1.Grammar, error) {
+func (f *samplingFlags) grammar(e *verb.Env) (*samplerv1.Grammar, error) {
 	kind, path := samplerv1.GrammarKind_GRAMMAR_KIND_JSON_SCHEMA, f.Schema
 	switch {
 	case f.Regex != "":
@@ -105,7 +106,7 @@ type event interface {
 }
 
 // Run generates, over --router or over a mesh in this process.
-func (c *generateCmd) Run(e *env) error {
+func (c *generateCmd) Run(e *verb.Env) error {
 	router, done, err := c.dial(e)
 	if err != nil {
 		return err
@@ -114,7 +115,7 @@ func (c *generateCmd) Run(e *env) error {
 	if err != nil {
 		return errors.Join(rpc.FromStatus(err), done())
 	}
-	out := e.stdout
+	out := e.Stdout
 	if c.Format == "json" {
 		out = io.Discard
 	}
@@ -127,14 +128,14 @@ func (c *generateCmd) Run(e *env) error {
 	}
 	if c.Format == "json" {
 		result.ToolCalls = c.calls(result.started, result.Text, result.FinishReason == "length")
-		return json.NewEncoder(e.stdout).Encode(result)
+		return json.NewEncoder(e.Stdout).Encode(result)
 	}
-	fmt.Fprintln(e.stdout)
+	fmt.Fprintln(e.Stdout)
 	return nil
 }
 
 // ask opens the stream that the flags ask for and returns its receiver.
-func (c *generateCmd) ask(e *env, router routerv1.RouterServiceClient) (func() (event, error), error) {
+func (c *generateCmd) ask(e *verb.Env, router routerv1.RouterServiceClient) (func() (event, error), error) {
 	sampling, err := c.sampling(e)
 	if err != nil {
 		return nil, err
@@ -148,7 +149,7 @@ func (c *generateCmd) ask(e *env, router routerv1.RouterServiceClient) (func() (
 		if err := c.offer(e, req); err != nil {
 			return nil, err
 		}
-		stream, err := router.Chat(e.ctx, req)
+		stream, err := router.Chat(e.Ctx, req)
 		return func() (event, error) { return stream.Recv() }, err
 	}
 	if c.Tools != "" {
@@ -169,7 +170,7 @@ func (c *generateCmd) ask(e *env, router routerv1.RouterServiceClient) (func() (
 	default:
 		return nil, fault.Field("prompt", "give one of -p TEXT, --ids 1,2,3 or --messages FILE")
 	}
-	stream, err := router.Generate(e.ctx, req)
+	stream, err := router.Generate(e.Ctx, req)
 	return func() (event, error) { return stream.Recv() }, err
 }
 
@@ -240,7 +241,7 @@ func parseIDs(list string) ([]uint32, error) {
 }
 
 // readMessages reads OpenAI's message list from a file.
-func readMessages(e *env, path string) ([]*tokenizerv1.Message, error) {
+func readMessages(e *verb.Env, path string) ([]*tokenizerv1.Message, error) {
 	text, err := readInput(e, path)
 	if err != nil {
 		return nil, err
@@ -273,9 +274,9 @@ func readMessages(e *env, path string) ([]*tokenizerv1.Message, error) {
 }
 
 // readInput reads a whole file, or standard input for "-".
-func readInput(e *env, path string) ([]byte, error) {
+func readInput(e *verb.Env, path string) ([]byte, error) {
 	if path == "-" {
-		return io.ReadAll(e.stdin)
+		return io.ReadAll(e.Stdin)
 	}
 	return os.ReadFile(path)
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	"github.com/lamina-mesh/lamina/pkg/toolcall"
@@ -16,7 +17,7 @@ type toolFlags struct {
 }
 
 // offer puts the tools into a request.
-func (f *toolFlags) offer(e *env, r *routerv1.ChatRequest) error {
+func (f *toolFlags) offer(e *verb.Env, r *routerv1.ChatRequest) error {
 	switch f.ToolChoice {
 	case "auto":
 	case "none":

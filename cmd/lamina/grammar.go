@@ -9,6 +9,7 @@ import (
 	"os"
 	"strings"
 
+	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/grammar"
 	"github.com/lamina-mesh/lamina/pkg/vocab"
@@ -26,14 +27,14 @@ type grammarCmd struct {
 
 // Run says whether standard input is a text of the grammar: exit 0 where it is, 1
 // where it is not, 2 where the grammar is malformed or cannot be honoured.
-func (c *grammarCmd) Run(e *env) error {
+func (c *grammarCmd) Run(e *verb.Env) error {
 	check := &grammarCheck{}
 	if c.Model != "" {
 		var err error
 		if check.vocab, err = tokenizer.LoadVocab(c.Model); err != nil {
 			return err
 		}
-		if check.tokens, err = grammarVocabulary(check.vocab); err != nil {
+		if check.tokens, err = verb.GrammarVocabulary(check.vocab); err != nil {
 			return err
 		}
 	}
@@ -47,7 +48,7 @@ func (c *grammarCmd) Run(e *env) error {
 	if err := check.compile(kind, source); err != nil {
 		return err
 	}
-	text, err := io.ReadAll(e.stdin)
+	text, err := io.ReadAll(e.Stdin)
 	if err != nil {
 		return err
 	}
@@ -74,24 +75,6 @@ func (c *grammarCmd) source() (kind, source string, err error) {
 		return "", "", fault.Wrap(fault.Invalid, err, "read the grammar")
 	}
 	return kind, string(data), nil
-}
-
-// grammarVocabulary is a model's vocabulary as masks want it.
-func grammarVocabulary(v *vocab.Vocab) (*grammar.Vocabulary, error) {
-	tokens := make([][]byte, v.Size())
-	for id := range tokens {
-		text, kind, err := v.Token(int32(id))
-		if err != nil {
-			return nil, err
-		}
-		switch kind {
-		case vocab.KindNormal, vocab.KindUserDefined, vocab.KindByte:
-			tokens[id] = text
-		case vocab.KindControl:
-			tokens[id] = grammar.ControlBytes(string(text))
-		}
-	}
-	return grammar.NewVocabulary(tokens, v.EOG()...)
 }
 
 // grammarCheck holds texts against a grammar.
@@ -180,9 +163,9 @@ type grammarLine struct {
 }
 
 // many prints a verdict for every line.
-func (c *grammarCheck) many(e *env) error {
-	in := bufio.NewReader(e.stdin)
-	out := bufio.NewWriter(e.stdout)
+func (c *grammarCheck) many(e *verb.Env) error {
+	in := bufio.NewReader(e.Stdin)
+	out := bufio.NewWriter(e.Stdout)
 	for {
 		line, err := in.ReadString('\n')
 		if strings.TrimSpace(line) != "" {

@@ -11,6 +11,7 @@ import (
 	"reflect"
 	"slices"
 
+	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
 	"github.com/lamina-mesh/lamina/pkg/model"
 	"github.com/lamina-mesh/lamina/pkg/weights"
 	"github.com/lamina-mesh/lamina/services/tokenizer"
@@ -75,7 +76,7 @@ type inspectTensor struct {
 }
 
 // Run prints what a file says, before any weight is read.
-func (c *inspectCmd) Run(e *env) error {
+func (c *inspectCmd) Run(e *verb.Env) error {
 	r, err := inspectPath(c.File)
 	if err != nil {
 		return err
@@ -86,9 +87,9 @@ func (c *inspectCmd) Run(e *env) error {
 		}
 	}
 	if c.Format == "json" {
-		return printJSON(e, r)
+		return verb.PrintJSON(e, r)
 	}
-	return r.print(e.stdout)
+	return r.print(e.Stdout)
 }
 
 // inspectPath opens a model file or folder by what it holds, so that a model of an

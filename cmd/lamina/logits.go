@@ -7,13 +7,14 @@ import (
 	"slices"
 	"text/tabwriter"
 
+	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/model"
 )
 
 type logitsCmd struct {
-	kernelFlags
+	verb.KernelFlags
 	Model     string `short:"m" required:"" help:"GGUF file or Hugging Face folder; no tokenizer is needed."`
 	IDs       string `name:"ids" required:"" help:"Token ids, separated by commas."`
 	Stages    int    `help:"Cut the model into this many stages." default:"1"`
@@ -30,14 +31,14 @@ type logitsResult struct {
 }
 
 // Run computes what the flags ask for and prints it.
-func (c *logitsCmd) Run(e *env) error {
+func (c *logitsCmd) Run(e *verb.Env) error {
 	ids, err := c.ids()
 	if err != nil {
 		return err
 	}
 	var r logitsResult
-	err = withModel(c.Model, c.kernelFlags, func(f *model.Files, set kernel.Set[float32]) error {
-		if err := checkIDs(ids, f); err != nil {
+	err = verb.WithModel(c.Model, c.KernelFlags, func(f *model.Files, set kernel.Set[float32]) error {
+		if err := verb.CheckIDs(ids, f); err != nil {
 			return err
 		}
 		if r.Logits, err = lastLogits(f, c.Stages, set, ids); err != nil || !c.Loss && !c.Gradients {
@@ -51,7 +52,7 @@ func (c *logitsCmd) Run(e *env) error {
 		return err
 	}
 	if c.Format == "json" {
-		return printJSON(e, r)
+		return verb.PrintJSON(e, r)
 	}
 	return r.print(e)
 }
@@ -72,7 +73,7 @@ func (c *logitsCmd) ids() ([]int32, error) {
 }
 
 // print shows the best candidates, and the rest of the result whole.
-func (r *logitsResult) print(e *env) error {
+func (r *logitsResult) print(e *verb.Env) error {
 	order := make([]int, len(r.Logits))
 	for i := range order {
 		order[i] = i
@@ -86,7 +87,7 @@ func (r *logitsResult) print(e *env) error {
 		}
 		return 0
 	})
-	w := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
+	w := tabwriter.NewWriter(e.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "ID\tLOGIT")
 	for _, id := range order[:min(10, len(order))] {
 		fmt.Fprintf(w, "%d\t%.6f\n", id, r.Logits[id])
@@ -105,13 +106,13 @@ func (r *logitsResult) print(e *env) error {
 
 // lastLogits is [V], the logits after the last of ids, as inference computes them.
 func lastLogits(f *model.Files, stages int, set kernel.Set[float32], ids []int32) ([]float32, error) {
-	c, err := loadChain(f, stages, 1, len(ids), set, model.LoadOptions{})
+	c, err := verb.LoadChain(f, stages, 1, len(ids), set, model.LoadOptions{})
 	if err != nil {
 		return nil, err
 	}
-	s := c.newSequence()
-	defer s.free()
-	logits, err := c.forward(entry{seq: s, ids: ids, logits: 1})
+	s := c.NewSequence()
+	defer s.Free()
+	logits, err := c.Forward(verb.Entry{Seq: s, IDs: ids, Logits: 1})
 	return slices.Clone(logits), err
 }
 
@@ -119,7 +120,7 @@ func lastLogits(f *model.Files, stages int, set kernel.Set[float32], ids []int32
 // weights, as training does. Gradients are norms by name, those of tied tensors
 // added under the owner's.
 func lossAndGradients(f *model.Files, stages int, set kernel.Set[float32], ids []int32, backward bool) (float64, map[string]float64, error) {
-	c, err := loadChain(f, stages, 1, len(ids), set, model.LoadOptions{Dense: true})
+	c, err := verb.LoadChain(f, stages, 1, len(ids), set, model.LoadOptions{Dense: true})
 	if err != nil {
 		return 0, nil, err
 	}
@@ -127,7 +128,7 @@ func lossAndGradients(f *model.Files, stages int, set kernel.Set[float32], ids [
 	count := float64(len(ids) - 1)
 	var traces []*model.Trace[float32]
 	var hidden []float32
-	for _, s := range c.stages {
+	for _, s := range c.Stages {
 		micro := model.Micro[float32]{B: 1, T: len(ids), Hidden: hidden, Targets: targets, Scale: 1 / count, ForwardOnly: !backward}
 		if s.First() {
 			micro.IDs = ids
@@ -146,9 +147,9 @@ func lossAndGradients(f *model.Files, stages int, set kernel.Set[float32], ids [
 	if !backward {
 		return loss, nil, nil
 	}
-	grads := make([]*model.Params[float32], len(c.stages))
+	grads := make([]*model.Params[float32], len(c.Stages))
 	var out []float32
-	for i, s := range slices.Backward(c.stages) {
+	for i, s := range slices.Backward(c.Stages) {
 		grads[i] = s.NewGrads()
 		if out, err = s.TrainBackward(traces[i], out, grads[i]); err != nil {
 			return 0, nil, err

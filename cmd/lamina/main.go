@@ -18,6 +18,8 @@ import (
 
 	"github.com/alecthomas/kong"
 
+	"github.com/lamina-mesh/lamina/cmd/lamina/internal/bench"
+	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/obs"
 )
@@ -42,7 +44,7 @@ type cli struct {
 	Logits     logitsCmd     `cmd:"" help:"Print the logits, loss or gradients of a model over ids."`
 	Beams      beamsCmd      `cmd:"" help:"Search the most likely continuations of ids."`
 	Perplexity perplexityCmd `cmd:"" help:"Measure a model's perplexity on a text."`
-	Bench      benchGroup    `cmd:"" help:"Measure a model or another part."`
+	Bench      bench.Group   `cmd:"" help:"Measure a model or another part."`
 	Inspect    inspectCmd    `cmd:"" help:"Show what a model file or folder says."`
 
 	Tokenizer tokenizerCmd `cmd:"" group:"Services" help:"Run the tokenizer service."`
@@ -53,15 +55,6 @@ type cli struct {
 	Health    healthCmd    `cmd:"" group:"Services" help:"Ask a service for its health; exit 1 unless it serves."`
 
 	Version versionCmd `cmd:"" help:"Print the version."`
-}
-
-// env is what a command gets besides its flags.
-type env struct {
-	ctx    context.Context
-	log    *slog.Logger
-	stdin  io.Reader
-	stdout io.Writer
-	stderr io.Writer
 }
 
 func main() {
@@ -99,7 +92,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		fmt.Fprintln(stderr, "lamina:", err)
 		return 2
 	}
-	err = parsed.Run(&env{ctx: ctx, log: log, stdin: stdin, stdout: stdout, stderr: stderr})
+	err = parsed.Run(&verb.Env{Ctx: ctx, Log: log, Stdin: stdin, Stdout: stdout, Stderr: stderr})
 	switch {
 	case err == nil, ctx.Err() != nil && errors.Is(err, context.Canceled):
 		return 0

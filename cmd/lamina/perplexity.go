@@ -5,6 +5,7 @@ import (
 	"math"
 	"time"
 
+	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/model"
@@ -16,7 +17,7 @@ import (
 const perplexityBatch = 512
 
 type perplexityCmd struct {
-	kernelFlags
+	verb.KernelFlags
 	Model  string `short:"m" required:"" help:"GGUF file or Hugging Face folder."`
 	File   string `short:"f" required:"" help:"Plain text; - is standard input."`
 	Ctx    int    `help:"Ids in a window." default:"512"`
@@ -38,7 +39,7 @@ type perplexityResult struct {
 // fall into windows of ctx, a window's first id is replaced by the begin token where
 // the vocabulary adds one, and each id of its second half is scored after those
 // before it. What is left over at the end counts for nothing.
-func (c *perplexityCmd) Run(e *env) error {
+func (c *perplexityCmd) Run(e *verb.Env) error {
 	if c.Ctx < 4 || c.Chunks < 0 {
 		return fault.Field("ctx", "windows of %d ids, at most %d of them: want 4 ids or more", c.Ctx, c.Chunks)
 	}
@@ -59,7 +60,7 @@ func (c *perplexityCmd) Run(e *env) error {
 	}
 	r := perplexityResult{Tokens: len(ids)}
 	began := time.Now()
-	err = withModel(c.Model, c.kernelFlags, func(f *model.Files, set kernel.Set[float32]) error {
+	err = verb.WithModel(c.Model, c.KernelFlags, func(f *model.Files, set kernel.Set[float32]) error {
 		if c.Ctx > f.Spec.Context {
 			return fault.Field("ctx", "windows of %d ids: the context of %s is %d", c.Ctx, f.Path, f.Spec.Context)
 		}
@@ -73,15 +74,15 @@ func (c *perplexityCmd) Run(e *env) error {
 	}
 	r.Seconds = time.Since(began).Seconds()
 	if c.Format == "json" {
-		return printJSON(e, r)
+		return verb.PrintJSON(e, r)
 	}
-	_, err = fmt.Fprintf(e.stdout, "perplexity %.4f over %d windows of %d (%d of %d ids scored)\n", r.Perplexity, r.Chunks, c.Ctx, r.Scored, r.Tokens)
+	_, err = fmt.Fprintf(e.Stdout, "perplexity %.4f over %d windows of %d (%d of %d ids scored)\n", r.Perplexity, r.Chunks, c.Ctx, r.Scored, r.Tokens)
 	return err
 }
 
 // measure scores every window.
-func (c *perplexityCmd) measure(e *env, f *model.Files, set kernel.Set[float32], v *vocab.Vocab, ids []int32, r *perplexityResult) error {
-	chain, err := loadChain(f, c.Stages, 1, c.Ctx, set, model.LoadOptions{})
+func (c *perplexityCmd) measure(e *verb.Env, f *model.Files, set kernel.Set[float32], v *vocab.Vocab, ids []int32, r *perplexityResult) error {
+	chain, err := verb.LoadChain(f, c.Stages, 1, c.Ctx, set, model.LoadOptions{})
 	if err != nil {
 		return err
 	}
@@ -92,7 +93,7 @@ func (c *perplexityCmd) measure(e *env, f *model.Files, set kernel.Set[float32],
 	}
 	var sum float64
 	for ; r.Chunks < windows; r.Chunks++ {
-		if err := e.ctx.Err(); err != nil {
+		if err := e.Ctx.Err(); err != nil {
 			return err
 		}
 		window := make([]int32, c.Ctx)
@@ -100,14 +101,14 @@ func (c *perplexityCmd) measure(e *env, f *model.Files, set kernel.Set[float32],
 		if hasBOS && v.AddBOS() {
 			window[0] = bos
 		}
-		nll, err := chain.score(set, window, c.Ctx/2, perplexityBatch)
+		nll, err := score(chain, set, window, c.Ctx/2, perplexityBatch)
 		if err != nil {
 			return err
 		}
 		sum += nll
 		r.Scored += c.Ctx - 1 - c.Ctx/2
 		if c.Format == "text" {
-			fmt.Fprintf(e.stderr, "window %d of %d: %.4f\n", r.Chunks+1, windows, math.Exp(sum/float64(r.Scored)))
+			fmt.Fprintf(e.Stderr, "window %d of %d: %.4f\n", r.Chunks+1, windows, math.Exp(sum/float64(r.Scored)))
 		}
 	}
 	r.Perplexity = math.Exp(sum / float64(r.Scored))
@@ -117,15 +118,15 @@ func (c *perplexityCmd) measure(e *env, f *model.Files, set kernel.Set[float32],
 // score sums the negative log-likelihoods of a window's ids after position first.
 // Batch is how many of them are computed at once: a window is one batch unless its
 // logits would fill memory.
-func (c *stageChain) score(set kernel.Set[float32], window []int32, first, batch int) (float64, error) {
-	s := c.newSequence()
-	defer s.free()
+func score(c *verb.Chain, set kernel.Set[float32], window []int32, first, batch int) (float64, error) {
+	s := c.NewSequence()
+	defer s.Free()
 	var sum float64
 	rows := window[:len(window)-1] // nothing follows the last id
 	for at := 0; at < len(rows); at += batch {
 		end := min(at+batch, len(rows))
 		scored := max(0, min(end-first, end-at))
-		logits, err := c.forward(entry{seq: s, ids: rows[at:end], logits: scored})
+		logits, err := c.Forward(verb.Entry{Seq: s, IDs: rows[at:end], Logits: scored})
 		if err != nil {
 			return 0, err
 		}

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/model"
 )
@@ -59,8 +60,8 @@ func TestPerplexity_WindowsInSeveralBatches(t *testing.T) {
 	for i := range window {
 		window[i] = int32(1 + i*i*31%500)
 	}
-	err := withModel(path, kernelFlags{Kernels: "ref"}, func(f *model.Files, set kernel.Set[float32]) error {
-		chain, err := loadChain(f, 2, 1, len(window), set, model.LoadOptions{})
+	err := verb.WithModel(path, verb.KernelFlags{Kernels: "ref"}, func(f *model.Files, set kernel.Set[float32]) error {
+		chain, err := verb.LoadChain(f, 2, 1, len(window), set, model.LoadOptions{})
 		if err != nil {
 			return err
 		}

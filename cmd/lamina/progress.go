@@ -7,20 +7,21 @@ import (
 	"strings"
 	"time"
 
+	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	trainerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/trainer/v1"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 )
 
 // follow starts a run and shows it until it ends.
-func (c *trainCmd) follow(e *env, client trainerv1.TrainerServiceClient, manifest []byte) error {
-	resp, err := client.StartRun(e.ctx, &trainerv1.StartRunRequest{
+func (c *trainCmd) follow(e *verb.Env, client trainerv1.TrainerServiceClient, manifest []byte) error {
+	resp, err := client.StartRun(e.Ctx, &trainerv1.StartRunRequest{
 		ManifestJson: manifest, Stages: uint32(c.Stages), Replicas: uint32(c.Replicas), Resume: c.Resume, Out: c.Out,
 	})
 	if err != nil {
 		return rpc.FromStatus(err)
 	}
-	watch, err := client.WatchRun(e.ctx, &trainerv1.WatchRunRequest{Run: resp.GetRun()})
+	watch, err := client.WatchRun(e.Ctx, &trainerv1.WatchRunRequest{Run: resp.GetRun()})
 	if err != nil {
 		return rpc.FromStatus(err)
 	}
@@ -39,15 +40,15 @@ func (c *trainCmd) follow(e *env, client trainerv1.TrainerServiceClient, manifes
 		}
 		last = r.GetRun()
 		if c.Format == "text" {
-			fmt.Fprintf(e.stdout, "\r%s", progress(last, from, time.Since(began)))
+			fmt.Fprintf(e.Stdout, "\r%s", progress(last, from, time.Since(began)))
 		}
 	}
 	if c.Format == "json" {
 		return errors.Join(printProto(e, last), runError(last))
 	}
-	fmt.Fprintln(e.stdout)
+	fmt.Fprintln(e.Stdout)
 	if last.GetState() == trainerv1.RunState_RUN_STATE_DONE {
-		fmt.Fprintf(e.stdout, "model    %s\nweights  sha256:%s\nserve it with: lamina up --model %s\n", last.GetModelPath(), last.GetWeightsDigest(), last.GetModelPath())
+		fmt.Fprintf(e.Stdout, "model    %s\nweights  sha256:%s\nserve it with: lamina up --model %s\n", last.GetModelPath(), last.GetWeightsDigest(), last.GetModelPath())
 	}
 	return runError(last)
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 
+	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/sample"
 )
@@ -18,7 +19,7 @@ type sampleResult struct {
 }
 
 // Run prints what a chain of rules leaves of a row.
-func (c *sampleCmd) Run(e *env) error {
+func (c *sampleCmd) Run(e *verb.Env) error {
 	text, err := readInput(e, c.Rules)
 	if err != nil {
 		return err
@@ -35,5 +36,5 @@ func (c *sampleCmd) Run(e *env) error {
 	for _, l := range left {
 		r.IDs, r.Probabilities = append(r.IDs, l.ID), append(r.Probabilities, l.Probability)
 	}
-	return json.NewEncoder(e.stdout).Encode(r)
+	return json.NewEncoder(e.Stdout).Encode(r)
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/lamina-mesh/lamina/cmd/lamina/app"
+	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	tensorv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tensor/v1"
 	"github.com/lamina-mesh/lamina/pkg/gradbus/nats"
@@ -22,11 +23,11 @@ type serviceFlags struct {
 	InsecureListen bool   `help:"Let addresses be reachable from other machines without TLS."`
 }
 
-func (f *serviceFlags) config(e *env, listen string) app.ServiceConfig {
+func (f *serviceFlags) config(e *verb.Env, listen string) app.ServiceConfig {
 	return app.ServiceConfig{
-		Log: e.log, Listen: listen, Advertise: f.Advertise, Metrics: f.Metrics, Consul: f.Consul, Token: f.ConsulToken,
+		Log: e.Log, Listen: listen, Advertise: f.Advertise, Metrics: f.Metrics, Consul: f.Consul, Token: f.ConsulToken,
 		Files: rpc.Files{Cert: f.TLSCert, Key: f.TLSKey, CA: f.TLSCA}, Insecure: f.InsecureListen,
-		Ready: func(addr string) { fmt.Fprintf(e.stdout, "grpc %s\n", addr) },
+		Ready: func(addr string) { fmt.Fprintf(e.Stdout, "grpc %s\n", addr) },
 	}
 }
 
@@ -41,8 +42,8 @@ type tokenizerCmd struct {
 }
 
 // Run serves until interrupted.
-func (c *tokenizerCmd) Run(e *env) error {
-	return app.Tokenizer(e.ctx, c.config(e, c.Listen), app.TokenizerConfig{Model: c.Model, Name: c.Name, Library: c.Library, Texts: c.Texts, Models: c.MaxModels})
+func (c *tokenizerCmd) Run(e *verb.Env) error {
+	return app.Tokenizer(e.Ctx, c.config(e, c.Listen), app.TokenizerConfig{Model: c.Model, Name: c.Name, Library: c.Library, Texts: c.Texts, Models: c.MaxModels})
 }
 
 type samplerCmd struct {
@@ -51,11 +52,11 @@ type samplerCmd struct {
 }
 
 // Run serves until interrupted.
-func (c *samplerCmd) Run(e *env) error { return app.Sampler(e.ctx, c.config(e, c.Listen)) }
+func (c *samplerCmd) Run(e *verb.Env) error { return app.Sampler(e.Ctx, c.config(e, c.Listen)) }
 
 type shardCmd struct {
 	serviceFlags
-	kernelFlags
+	verb.KernelFlags
 	Listen      string `help:"gRPC address." default:"127.0.0.1:7073"`
 	Model       string `short:"m" help:"GGUF file (any part of a split one), or folder with a GGUF or Hugging Face model; none holds no layers."`
 	Name        string `help:"The model's name; that of its file or folder when absent."`
@@ -67,13 +68,13 @@ type shardCmd struct {
 }
 
 // Run serves until interrupted.
-func (c *shardCmd) Run(e *env) error {
-	kernels, end, err := c.set()
+func (c *shardCmd) Run(e *verb.Env) error {
+	kernels, end, err := meshKernels(&c.KernelFlags)
 	if err != nil {
 		return err
 	}
 	defer end()
-	return app.Shard(e.ctx, c.config(e, c.Listen), app.ShardConfig{
+	return app.Shard(e.Ctx, c.config(e, c.Listen), app.ShardConfig{
 		Kernels: kernels, Model: c.Model, Name: c.Name, Layers: c.Layers, KVPositions: c.KVPositions, Train: c.Train,
 		NATS: nats.Config{URL: c.NATS, Token: c.NATSToken},
 	})
@@ -117,13 +118,13 @@ func (f speculateFlags) speculation(draft string) (app.Speculation, error) {
 }
 
 // Run serves until interrupted.
-func (c *routerCmd) Run(e *env) error {
+func (c *routerCmd) Run(e *verb.Env) error {
 	speculation, err := c.speculation(c.Draft)
 	if err != nil {
 		return err
 	}
-	return app.Router(e.ctx, c.config(e, c.Listen), app.RouterConfig{
-		HTTP: c.HTTP, Speculation: speculation, HiddenType: c.hiddenType(), Bound: func(addr string) { fmt.Fprintf(e.stdout, "http %s\n", addr) },
+	return app.Router(e.Ctx, c.config(e, c.Listen), app.RouterConfig{
+		HTTP: c.HTTP, Speculation: speculation, HiddenType: c.hiddenType(), Bound: func(addr string) { fmt.Fprintf(e.Stdout, "http %s\n", addr) },
 	})
 }
 
@@ -134,4 +135,4 @@ type trainerCmd struct {
 }
 
 // Run serves until interrupted.
-func (c *trainerCmd) Run(e *env) error { return app.Trainer(e.ctx, c.config(e, c.Listen), c.Dir) }
+func (c *trainerCmd) Run(e *verb.Env) error { return app.Trainer(e.Ctx, c.config(e, c.Listen), c.Dir) }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/template"
 	"github.com/lamina-mesh/lamina/services/tokenizer"
@@ -21,7 +22,7 @@ type templateCmd struct {
 }
 
 // Run prints what a template makes of messages or of a context.
-func (c *templateCmd) Run(e *env) error {
+func (c *templateCmd) Run(e *verb.Env) error {
 	var out template.Result
 	var err error
 	switch {
@@ -35,12 +36,12 @@ func (c *templateCmd) Run(e *env) error {
 	if err != nil {
 		return err
 	}
-	_, err = io.WriteString(e.stdout, out.Text)
+	_, err = io.WriteString(e.Stdout, out.Text)
 	return err
 }
 
 // chat renders messages by the model's own template.
-func (c *templateCmd) chat(e *env) (template.Result, error) {
+func (c *templateCmd) chat(e *verb.Env) (template.Result, error) {
 	if c.Context != "" {
 		return template.Result{}, fault.Field("context", "it goes with --template; a model's template takes messages on standard input")
 	}
@@ -48,7 +49,7 @@ func (c *templateCmd) chat(e *env) (template.Result, error) {
 	if err != nil {
 		return template.Result{}, err
 	}
-	text, err := io.ReadAll(e.stdin)
+	text, err := io.ReadAll(e.Stdin)
 	if err != nil {
 		return template.Result{}, err
 	}
@@ -70,7 +71,7 @@ func (c *templateCmd) chat(e *env) (template.Result, error) {
 	if err != nil {
 		return template.Result{}, fault.Wrap(fault.FailedPrecondition, err, "parse the chat template of %s", c.Model)
 	}
-	return t.Chat(e.ctx, in, template.Options{Now: time.Now})
+	return t.Chat(e.Ctx, in, template.Options{Now: time.Now})
 }
 
 // input reads a list of messages, or an object that holds them beside tools, the
@@ -106,7 +107,7 @@ func (c *templateCmd) input(text []byte) (template.ChatInput, error) {
 }
 
 // render renders a template file from a file of variables.
-func (c *templateCmd) render(e *env) (template.Result, error) {
+func (c *templateCmd) render(e *verb.Env) (template.Result, error) {
 	source, err := os.ReadFile(c.Template)
 	if err != nil {
 		return template.Result{}, err
@@ -131,5 +132,5 @@ func (c *templateCmd) render(e *env) (template.Result, error) {
 	if !ok {
 		return template.Result{}, fault.Field("context", "want a JSON object")
 	}
-	return t.Render(e.ctx, vars, template.Options{Now: time.Now, Budget: template.BudgetFor(len(text))})
+	return t.Render(e.Ctx, vars, template.Options{Now: time.Now, Budget: template.BudgetFor(len(text))})
 }

@@ -44,7 +44,7 @@ func TestTemplate_ModelsOwn(t *testing.T) {
 func TestTemplate_Raises(t *testing.T) {
 	dir := t.TempDir()
 	file := writeFile(t, dir, "template", "a{{ raise_exception('turns must alternate: ' ~ who) }}")
-	out, errs, code := verb(t, `{"who":"bob"}`, "template", "--template", file)
+	out, errs, code := runVerb(t, `{"who":"bob"}`, "template", "--template", file)
 	if out != "" || code != 1 || !strings.Contains(errs, "turns must alternate: bob\n") {
 		t.Errorf("exit %d, printed %q and %q", code, out, errs)
 	}

@@ -5,6 +5,7 @@ import (
 	"io"
 	"strings"
 
+	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/vocab"
 	"github.com/lamina-mesh/lamina/services/tokenizer"
@@ -21,7 +22,7 @@ type tokenizeCmd struct {
 }
 
 // Run turns standard input into ids, or ids into text.
-func (c *tokenizeCmd) Run(e *env) error {
+func (c *tokenizeCmd) Run(e *verb.Env) error {
 	v, err := tokenizer.LoadVocab(c.Model)
 	if err != nil {
 		return err
@@ -29,7 +30,7 @@ func (c *tokenizeCmd) Run(e *env) error {
 	if c.InputList != "" {
 		return c.list(e, v)
 	}
-	input, err := io.ReadAll(e.stdin)
+	input, err := io.ReadAll(e.Stdin)
 	if err != nil {
 		return err
 	}
@@ -43,11 +44,11 @@ func (c *tokenizeCmd) Run(e *env) error {
 	if ids == nil {
 		ids = []int32{}
 	}
-	return printJSON(e, ids)
+	return verb.PrintJSON(e, ids)
 }
 
 // list encodes the texts of a file.
-func (c *tokenizeCmd) list(e *env, v *vocab.Vocab) error {
+func (c *tokenizeCmd) list(e *verb.Env, v *vocab.Vocab) error {
 	if c.Decode {
 		return fault.Field("input-list", "holds texts, which --decode does not take")
 	}
@@ -59,7 +60,7 @@ func (c *tokenizeCmd) list(e *env, v *vocab.Vocab) error {
 		return fault.Wrap(fault.NotFound, err, "read texts")
 	}
 	o := vocab.Options{Special: c.Special && !c.NoSpecial, BOS: c.Special && !c.NoSpecial && !c.NoBOS}
-	out := json.NewEncoder(e.stdout)
+	out := json.NewEncoder(e.Stdout)
 	for i, text := range texts(string(input), c.Separator) {
 		ids, err := v.Encode(text, o)
 		if err != nil {
@@ -94,7 +95,7 @@ func texts(input, separator string) []string {
 }
 
 // decode is the reverse: the begin token that encoding adds leaves no text.
-func (c *tokenizeCmd) decode(e *env, v *vocab.Vocab, input []byte) error {
+func (c *tokenizeCmd) decode(e *verb.Env, v *vocab.Vocab, input []byte) error {
 	var ids []int32
 	if err := json.Unmarshal(input, &ids); err != nil {
 		return fault.Wrap(fault.Invalid, err, "parse standard input: want a JSON list of token ids")
@@ -107,6 +108,6 @@ func (c *tokenizeCmd) decode(e *env, v *vocab.Vocab, input []byte) error {
 	if err != nil {
 		return fault.Wrap(fault.Invalid, err, "decode standard input")
 	}
-	_, err = io.WriteString(e.stdout, text)
+	_, err = io.WriteString(e.Stdout, text)
 	return err
 }

@@ -7,15 +7,16 @@ import (
 	"path/filepath"
 
 	"github.com/lamina-mesh/lamina/cmd/lamina/app"
+	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	trainerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/trainer/v1"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 )
 
-// set makes the chosen kernel set and the function that ends it.
-func (f *kernelFlags) set() (app.Kernels, func(), error) {
-	set, end, err := f.kernelSet()
+// meshKernels makes the chosen kernel set and the function that ends it.
+func meshKernels(f *verb.KernelFlags) (app.Kernels, func(), error) {
+	set, end, err := f.KernelSet()
 	return app.Kernels{Set: set, Threads: f.Threads}, end, err
 }
 
@@ -36,7 +37,7 @@ func bundledModel() string {
 }
 
 type upCmd struct {
-	kernelFlags
+	verb.KernelFlags
 	Model          string `short:"m" help:"GGUF file (any part of a split one), or folder with a GGUF or Hugging Face model; the bundled model when absent."`
 	Name           string `help:"The model's name; that of its file or folder when absent."`
 	Stages         int    `help:"Stages of each pipeline." default:"2"`
@@ -52,7 +53,7 @@ type upCmd struct {
 }
 
 // Run serves until interrupted.
-func (c *upCmd) Run(e *env) error {
+func (c *upCmd) Run(e *verb.Env) error {
 	if c.Model == "" {
 		c.Model = bundledModel()
 	}
@@ -60,27 +61,27 @@ func (c *upCmd) Run(e *env) error {
 	if err != nil {
 		return err
 	}
-	kernels, end, err := c.set()
+	kernels, end, err := meshKernels(&c.KernelFlags)
 	if err != nil {
 		return err
 	}
 	defer end()
-	mesh, err := app.Start(e.ctx, app.MeshConfig{
-		Log: e.log, Kernels: kernels, Model: c.Model, Name: c.Name, Stages: c.Stages, Replicas: c.Replicas, KVPositions: c.KVPositions, Speculation: speculation, HiddenType: c.hiddenType(),
+	mesh, err := app.Start(e.Ctx, app.MeshConfig{
+		Log: e.Log, Kernels: kernels, Model: c.Model, Name: c.Name, Stages: c.Stages, Replicas: c.Replicas, KVPositions: c.KVPositions, Speculation: speculation, HiddenType: c.hiddenType(),
 		Train: true, RunsDir: c.Runs, GRPC: c.GRPC, HTTP: c.HTTP, Insecure: c.InsecureListen,
 	})
 	if err != nil {
 		return err
 	}
 	url := "http://" + mesh.HTTPAddr()
-	fmt.Fprintf(e.stdout, "serving %s over %d stages\n\n", c.Model, c.Stages)
-	fmt.Fprintf(e.stdout, "console  %s\ngrpc     %s\ntry      curl -N %s/v1/completions -d '{\"prompt\": \"The prince\", \"max_tokens\": 64, \"stream\": true}'\n\n", url, mesh.GRPCAddr(), url)
+	fmt.Fprintf(e.Stdout, "serving %s over %d stages\n\n", c.Model, c.Stages)
+	fmt.Fprintf(e.Stdout, "console  %s\ngrpc     %s\ntry      curl -N %s/v1/completions -d '{\"prompt\": \"The prince\", \"max_tokens\": 64, \"stream\": true}'\n\n", url, mesh.GRPCAddr(), url)
 	return mesh.Wait()
 }
 
 // meshFlags say which mesh answers: a router elsewhere, or one in this process.
 type meshFlags struct {
-	kernelFlags
+	verb.KernelFlags
 	Model  string `short:"m" help:"GGUF file (any part of a split one), or folder with a GGUF or Hugging Face model, served in this process."`
 	Stages int    `help:"Stages of the pipeline in this process." default:"1"`
 	Router string `help:"Ask this router instead of a mesh in this process." env:"LAMINA_ROUTER"`
@@ -90,7 +91,7 @@ type meshFlags struct {
 }
 
 // dial returns a router to ask and the function that ends what was started for it.
-func (f *meshFlags) dial(e *env) (routerv1.RouterServiceClient, func() error, error) {
+func (f *meshFlags) dial(e *verb.Env) (routerv1.RouterServiceClient, func() error, error) {
 	if f.Router != "" {
 		if f.Draft != "" {
 			return nil, nil, fault.Field("draft", "%q cannot be given to the router at %s: it has its own", f.Draft, f.Router)
@@ -112,11 +113,11 @@ func (f *meshFlags) dial(e *env) (routerv1.RouterServiceClient, func() error, er
 	if err != nil {
 		return nil, nil, err
 	}
-	kernels, end, err := f.set()
+	kernels, end, err := meshKernels(&f.KernelFlags)
 	if err != nil {
 		return nil, nil, err
 	}
-	mesh, err := app.Start(e.ctx, app.MeshConfig{Log: e.log, Kernels: kernels, Model: f.Model, Stages: f.Stages, Speculation: speculation})
+	mesh, err := app.Start(e.Ctx, app.MeshConfig{Log: e.Log, Kernels: kernels, Model: f.Model, Stages: f.Stages, Speculation: speculation})
 	if err != nil {
 		end()
 		return nil, nil, err
@@ -132,7 +133,7 @@ func (f *meshFlags) dial(e *env) (routerv1.RouterServiceClient, func() error, er
 }
 
 type trainCmd struct {
-	kernelFlags
+	verb.KernelFlags
 	Manifest string `required:"" help:"The run's manifest, JSON."`
 	Stages   int    `help:"Stages of each chain." default:"1"`
 	Replicas int    `help:"Chains; slots are shared out over them." default:"1"`
@@ -143,7 +144,7 @@ type trainCmd struct {
 }
 
 // Run starts the run and follows it to its end.
-func (c *trainCmd) Run(e *env) error {
+func (c *trainCmd) Run(e *verb.Env) error {
 	manifest, err := os.ReadFile(c.Manifest)
 	if err != nil {
 		return fault.Wrap(fault.Invalid, err, "read manifest")
@@ -158,7 +159,7 @@ func (c *trainCmd) Run(e *env) error {
 	return errors.Join(c.follow(e, client, manifest), done())
 }
 
-func (c *trainCmd) dial(e *env) (trainerv1.TrainerServiceClient, func() error, error) {
+func (c *trainCmd) dial(e *verb.Env) (trainerv1.TrainerServiceClient, func() error, error) {
 	if c.Trainer != "" {
 		dialer := rpc.NewDialer(rpc.DialOptions{})
 		conn, err := dialer.Dial(c.Trainer)
@@ -167,11 +168,11 @@ func (c *trainCmd) dial(e *env) (trainerv1.TrainerServiceClient, func() error, e
 		}
 		return trainerv1.NewTrainerServiceClient(conn), dialer.Close, nil
 	}
-	kernels, end, err := c.set()
+	kernels, end, err := meshKernels(&c.KernelFlags)
 	if err != nil {
 		return nil, nil, err
 	}
-	mesh, err := app.Start(e.ctx, app.MeshConfig{Log: e.log, Kernels: kernels, Train: true, Trainers: c.Stages * c.Replicas})
+	mesh, err := app.Start(e.Ctx, app.MeshConfig{Log: e.Log, Kernels: kernels, Train: true, Trainers: c.Stages * c.Replicas})
 	if err != nil {
 		end()
 		return nil, nil, err

@@ -23,18 +23,18 @@ func sharedPath(t testing.TB, parts ...string) string {
 	return path
 }
 
-// verb runs a command as a user does.
-func verb(t testing.TB, stdin string, args ...string) (stdout, stderr string, code int) {
+// runVerb runs a command as a user does.
+func runVerb(t testing.TB, stdin string, args ...string) (stdout, stderr string, code int) {
 	t.Helper()
 	var out, errs bytes.Buffer
 	code = run(t.Context(), args, strings.NewReader(stdin), &out, &errs)
 	return out.String(), errs.String(), code
 }
 
-// verbOK is verb where it must succeed.
+// verbOK is runVerb where it must succeed.
 func verbOK(t testing.TB, stdin string, args ...string) string {
 	t.Helper()
-	out, errs, code := verb(t, stdin, args...)
+	out, errs, code := runVerb(t, stdin, args...)
 	if code != 0 {
 		t.Fatalf("lamina %s: exit %d: %s", strings.Join(args, " "), code, errs)
 	}
@@ -55,7 +55,7 @@ func verbJSON[T any](t testing.TB, stdin string, args ...string) T {
 // verbFails checks the exit code and that the error holds some words.
 func verbFails(t testing.TB, code int, words, stdin string, args ...string) {
 	t.Helper()
-	out, errs, got := verb(t, stdin, args...)
+	out, errs, got := runVerb(t, stdin, args...)
 	if got != code || !strings.Contains(errs, words) {
 		t.Errorf("lamina %s: exit %d with %q (printed %q), want exit %d with %q", strings.Join(args, " "), got, errs, out, code, words)
 	}

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"runtime"
 	"runtime/debug"
+
+	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
 )
 
 type versionCmd struct {
@@ -21,16 +23,16 @@ type versionResult struct {
 }
 
 // Run prints what the Go linker recorded of the build.
-func (c *versionCmd) Run(e *env) error {
+func (c *versionCmd) Run(e *verb.Env) error {
 	r := buildVersion()
 	if c.Format == "json" {
-		return printJSON(e, r)
+		return verb.PrintJSON(e, r)
 	}
 	line := "lamina " + r.Version
 	if r.Revision != "" {
 		line += fmt.Sprintf(" (%.12s of %s)", r.Revision, r.Time)
 	}
-	_, err := fmt.Fprintf(e.stdout, "%s, %s, %s\n", line, r.Go, r.Platform)
+	_, err := fmt.Fprintf(e.Stdout, "%s, %s, %s\n", line, r.Go, r.Platform)
 	return err
 }
 

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/vocab"
 )
@@ -30,7 +31,7 @@ type vocabTrainCmd struct {
 }
 
 // Run learns a vocabulary and writes it.
-func (c *vocabTrainCmd) Run(e *env) error {
+func (c *vocabTrainCmd) Run(e *verb.Env) error {
 	var lines []iter.Seq[string]
 	for _, path := range c.File {
 		text, err := os.ReadFile(path)
@@ -56,7 +57,7 @@ func (c *vocabTrainCmd) Run(e *env) error {
 		"bpe": vocab.TrainBPE, "unigram": vocab.TrainUnigram,
 	}[c.Type]
 	told := -1
-	v, err := train(e.ctx, func(yield func(string) bool) {
+	v, err := train(e.Ctx, func(yield func(string) bool) {
 		for _, l := range lines {
 			for line := range l {
 				if !yield(line) {
@@ -67,7 +68,7 @@ func (c *vocabTrainCmd) Run(e *env) error {
 	}, c.Size, vocab.TrainOptions{Workers: threads, Special: c.Special, BOS: c.BOS, EOS: c.EOS, Progress: func(done, total int) {
 		if tenth := 10 * done / max(total, 1); tenth > told {
 			told = tenth
-			fmt.Fprintf(e.stderr, "%d of %d tokens\n", done, total)
+			fmt.Fprintf(e.Stderr, "%d of %d tokens\n", done, total)
 		}
 	}})
 	if err != nil {
@@ -76,6 +77,6 @@ func (c *vocabTrainCmd) Run(e *env) error {
 	if err := v.WriteHF(c.Out); err != nil {
 		return err
 	}
-	fmt.Fprintf(e.stdout, "wrote %d tokens to %s\n", v.Size(), c.Out)
+	fmt.Fprintf(e.Stdout, "wrote %d tokens to %s\n", v.Size(), c.Out)
 	return nil
 }

@@ -1,7 +1,11 @@
-package main
+// Package bench is the command `lamina bench`: it measures models, training steps,
+// grammars, tokenizers and sampling on this machine, and profiles the operations of a
+// kernel set. Models of known shapes with random weights are made in memory. Results say
+// which machine and commit made them, for bench/results.
+package bench
 
-// benchGroup is what can be measured; without a word it is a model.
-type benchGroup struct {
+// Group is what can be measured; without a word it is a model.
+type Group struct {
 	Model benchCmd      `cmd:"" default:"withargs" help:"Measure a model's prefill, decode and this machine's limits."`
 	Train benchTrainCmd `cmd:"" help:"Measure training steps and how near they come to the machine's peak."`
 

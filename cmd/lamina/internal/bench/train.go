@@ -1,4 +1,4 @@
-package main
+package bench
 
 import (
 	"cmp"
@@ -12,6 +12,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/kernel/cpu"
@@ -20,7 +21,7 @@ import (
 )
 
 type benchTrainCmd struct {
-	kernelFlags
+	verb.KernelFlags
 	Shape   string `help:"What is trained: nanogpt (its CPU configuration) or gpt2-124m." enum:"nanogpt,gpt2-124m" default:"nanogpt"`
 	Batch   int    `help:"Sequences of a step; the shape's own when absent: 12 or 4."`
 	Tokens  int    `help:"Tokens of a sequence." default:"64"`
@@ -64,7 +65,7 @@ func (c *benchTrainCmd) shape() (model.Spec, int) {
 }
 
 // Run measures training steps.
-func (c *benchTrainCmd) Run(e *env) error {
+func (c *benchTrainCmd) Run(e *verb.Env) error {
 	config, batch := c.shape()
 	c.Batch = cmp.Or(c.Batch, batch)
 	switch {
@@ -77,7 +78,7 @@ func (c *benchTrainCmd) Run(e *env) error {
 	case c.Repeat < 1:
 		return fault.Field("repeat", "%d steps: want one or more", c.Repeat)
 	}
-	set, closeSet, err := c.kernelSet()
+	set, closeSet, err := c.KernelSet()
 	if err != nil {
 		return err
 	}
@@ -112,7 +113,7 @@ func (c *benchTrainCmd) Run(e *env) error {
 		}
 	}
 	if c.Format == "json" {
-		return printJSON(e, r)
+		return verb.PrintJSON(e, r)
 	}
 	return r.print(e)
 }
@@ -191,11 +192,11 @@ func (t *benchTrainer) parameters() int {
 }
 
 // time runs steps and takes the median.
-func (c *benchTrainCmd) time(e *env, t *benchTrainer, r *trainResult) error {
+func (c *benchTrainCmd) time(e *verb.Env, t *benchTrainer, r *trainResult) error {
 	const first = 3
 	var times []float64
 	for i := range c.Repeat + first {
-		if err := e.ctx.Err(); err != nil {
+		if err := e.Ctx.Err(); err != nil {
 			return err
 		}
 		if i == first && t.profile != nil {
@@ -282,8 +283,8 @@ func (t *benchTrainer) update() {
 }
 
 // print writes the result for people.
-func (r *trainResult) print(e *env) error {
-	w := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
+func (r *trainResult) print(e *verb.Env) error {
+	w := tabwriter.NewWriter(e.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(w, "MACHINE\t%s, %d cores, %s/%s\n", r.Machine.CPU, r.Machine.Cores, r.Machine.OS, r.Machine.Arch)
 	fmt.Fprintf(w, "SHAPE\t%s\t%d parameters, %d x %d tokens in %d slots\n", r.Shape, r.Parameters, r.Batch, r.Tokens, r.Slots)
 	fmt.Fprintf(w, "KERNELS\t%s, %d threads\n", r.KernelClass, r.Threads)
@@ -295,7 +296,7 @@ func (r *trainResult) print(e *env) error {
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	return printProfile(e.stdout, r.Profile)
+	return printProfile(e.Stdout, r.Profile)
 }
 
 // write keeps the result in a folder, under the day and what was measured.

@@ -1,4 +1,4 @@
-package main
+package bench
 
 import (
 	"encoding/json"
@@ -8,6 +8,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/grammar"
 	"github.com/lamina-mesh/lamina/pkg/vocab"
@@ -42,7 +43,7 @@ type grammarBench struct {
 }
 
 // Run walks texts through their schemas, token by token, on one thread.
-func (c *benchGrammarCmd) Run(e *env) error {
+func (c *benchGrammarCmd) Run(e *verb.Env) error {
 	if c.Repeat < 1 {
 		return fault.Field("repeat", "%d times: want one or more", c.Repeat)
 	}
@@ -63,7 +64,7 @@ func (c *benchGrammarCmd) Run(e *env) error {
 	}
 	out := grammarBench{Vocabulary: v.Size(), Machine: thisMachine()}
 	began := time.Now()
-	tokens, err := grammarVocabulary(v)
+	tokens, err := verb.GrammarVocabulary(v)
 	if err != nil {
 		return err
 	}
@@ -80,10 +81,10 @@ func (c *benchGrammarCmd) Run(e *env) error {
 		out.Schemas = append(out.Schemas, r)
 	}
 	if c.Format == "json" {
-		return printJSON(e, out)
+		return verb.PrintJSON(e, out)
 	}
-	fmt.Fprintf(e.stdout, "%d tokens laid out in %.0f ms on %s\n", out.Vocabulary, out.Layout, out.Machine.CPU)
-	w := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(e.Stdout, "%d tokens laid out in %.0f ms on %s\n", out.Vocabulary, out.Layout, out.Machine.CPU)
+	w := tabwriter.NewWriter(e.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "SCHEMA\tTOKENS\tCOMPILE ms\tMOST\tMASK us\tP99\tMOST\tACCEPT us\tFORCED")
 	for _, r := range out.Schemas {
 		fmt.Fprintf(w, "%s\t%d\t%.2f\t%.2f\t%.2f\t%.1f\t%.1f\t%.2f\t%.0f %%\n", r.Name, r.Tokens, r.Compile, r.CompileMost, r.Mask, r.MaskP99, r.MaskMost, r.Accept, 100*r.Forced)

@@ -1,4 +1,4 @@
-package main
+package bench
 
 import (
 	"fmt"
@@ -10,6 +10,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/vocab"
 	"github.com/lamina-mesh/lamina/services/tokenizer"
@@ -38,7 +39,7 @@ type tokenizerResult struct {
 }
 
 // Run encodes a text in documents with each vocabulary.
-func (c *benchTokenizerCmd) Run(e *env) error {
+func (c *benchTokenizerCmd) Run(e *verb.Env) error {
 	if c.Size < 1 || c.Threads < 1 || c.Repeat < 1 {
 		return fault.Field("repeat", "--size, --threads and --repeat want one or more")
 	}
@@ -56,9 +57,9 @@ func (c *benchTokenizerCmd) Run(e *env) error {
 		results = append(results, r)
 	}
 	if c.Format == "json" {
-		return printJSON(e, results)
+		return verb.PrintJSON(e, results)
 	}
-	w := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
+	w := tabwriter.NewWriter(e.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "VOCABULARY\tFAMILY\tCOLD MB/s\tWARM MB/s\tDECODE MB/s\tTOKENS\tLOAD ms")
 	for _, r := range results {
 		fmt.Fprintf(w, "%s\t%s\t%.1f\t%.1f\t%.1f\t%d\t%.0f\n", filepath.Base(r.Model), r.Family, r.Cold, r.Warm, r.Decode, r.Tokens, r.Load)

@@ -1,4 +1,4 @@
-package main
+package bench
 
 import (
 	"context"
@@ -10,6 +10,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/kernel/cpu"
 	"github.com/lamina-mesh/lamina/pkg/model"
@@ -20,7 +21,7 @@ import (
 const benchRows = 512
 
 type benchCmd struct {
-	kernelFlags
+	verb.KernelFlags
 	Model        string `short:"m" help:"GGUF file or Hugging Face folder." xor:"model"`
 	Shape        string `help:"Random weights in a model's shape: smollm2-135m, smollm2-360m or gpt2-124m." xor:"model"`
 	Quant        string `help:"Type of a shape's matrices, such as Q4_0 or BF16." default:"Q8_0"`
@@ -62,7 +63,7 @@ type benchResult struct {
 }
 
 // Run measures a model, and then what the memory of the same machine gives.
-func (c *benchCmd) Run(e *env) error {
+func (c *benchCmd) Run(e *verb.Env) error {
 	if err := c.check(); err != nil {
 		return err
 	}
@@ -76,12 +77,12 @@ func (c *benchCmd) Run(e *env) error {
 		Model: c.Model, Threads: c.Threads, Batch: c.Batch, Stages: c.Stages,
 		PromptTokens: c.PromptTokens, GenTokens: c.GenTokens, Machine: thisMachine(),
 	}
-	if err := c.measure(e.ctx, r); err != nil {
+	if err := c.measure(e.Ctx, r); err != nil {
 		return err
 	}
 	r.PeakRSSBytes = peakRSS() // before the probe, which needs a large buffer
 	var err error
-	if r.ReadGBps, err = readGBps(e.ctx, c.Threads, probeSize()); err != nil {
+	if r.ReadGBps, err = readGBps(e.Ctx, c.Threads, probeSize()); err != nil {
 		return err
 	}
 	r.DecodeShare = r.DecodeGBps / r.ReadGBps
@@ -91,7 +92,7 @@ func (c *benchCmd) Run(e *env) error {
 		}
 	}
 	if c.Format == "json" {
-		return printJSON(e, r)
+		return verb.PrintJSON(e, r)
 	}
 	return r.print(e)
 }
@@ -133,7 +134,7 @@ func (c *benchCmd) open(r *benchResult) (*model.Files, error) {
 
 // measure fills in what the model reaches.
 func (c *benchCmd) measure(ctx context.Context, r *benchResult) error {
-	set, closeSet, err := c.kernelSet()
+	set, closeSet, err := c.KernelSet()
 	if err != nil {
 		return err
 	}
@@ -155,7 +156,7 @@ func (c *benchCmd) measure(ctx context.Context, r *benchResult) error {
 		if n := c.PromptTokens + c.GenTokens; n > f.Spec.Context {
 			return fault.Field("prompt-tokens", "%d ids with those generated: the context of %s is %d", n, f.Path, f.Spec.Context)
 		}
-		chain, err := loadChain(f, c.Stages, c.Batch, c.PromptTokens+c.GenTokens, set, model.LoadOptions{})
+		chain, err := verb.LoadChain(f, c.Stages, c.Batch, c.PromptTokens+c.GenTokens, set, model.LoadOptions{})
 		if err != nil {
 			return err
 		}
@@ -178,7 +179,7 @@ const peakTime = 100 * time.Millisecond
 
 // time runs the prompts and the generation several times and takes medians. A first
 // run, not counted, brings the weights into memory.
-func (c *benchCmd) time(ctx context.Context, chain *stageChain, r *benchResult, p *profile) error {
+func (c *benchCmd) time(ctx context.Context, chain *verb.Chain, r *benchResult, p *profile) error {
 	var prefill, decode []float64
 	for run := range c.Repeat + 1 {
 		prompt, gen, err := c.once(ctx, chain, p)
@@ -204,22 +205,22 @@ func median(x []float64) float64 {
 }
 
 // once runs the prompts and the generation and returns the seconds of each.
-func (c *benchCmd) once(ctx context.Context, chain *stageChain, p *profile) (prompt, gen float64, err error) {
-	entries := make([]entry, c.Batch)
+func (c *benchCmd) once(ctx context.Context, chain *verb.Chain, p *profile) (prompt, gen float64, err error) {
+	entries := make([]verb.Entry, c.Batch)
 	for i := range entries {
-		entries[i].seq = chain.newSequence()
-		defer entries[i].seq.free()
+		entries[i].Seq = chain.NewSequence()
+		defer entries[i].Seq.Free()
 	}
-	vocab := chain.stages[0].Spec.Vocab
+	vocab := chain.Stages[0].Spec.Vocab
 	p.begin("prefill")
 	began := time.Now()
 	rows := max(1, benchRows/c.Batch)
 	for at := 0; at < c.PromptTokens; at += rows {
 		end := min(at+rows, c.PromptTokens)
 		for i := range entries {
-			entries[i].ids, entries[i].logits = benchIDs(at+i, end-at, vocab), 0
+			entries[i].IDs, entries[i].Logits = benchIDs(at+i, end-at, vocab), 0
 			if end == c.PromptTokens {
-				entries[i].logits = 1
+				entries[i].Logits = 1
 			}
 		}
 		if err := step(ctx, chain, entries); err != nil {
@@ -231,7 +232,7 @@ func (c *benchCmd) once(ctx context.Context, chain *stageChain, p *profile) (pro
 	began = time.Now()
 	for n := range c.GenTokens {
 		for i := range entries {
-			entries[i].ids, entries[i].logits = benchIDs(c.PromptTokens+n+i, 1, vocab), 1
+			entries[i].IDs, entries[i].Logits = benchIDs(c.PromptTokens+n+i, 1, vocab), 1
 		}
 		if err := step(ctx, chain, entries); err != nil {
 			return 0, 0, err
@@ -240,11 +241,11 @@ func (c *benchCmd) once(ctx context.Context, chain *stageChain, p *profile) (pro
 	return prompt, time.Since(began).Seconds(), nil
 }
 
-func step(ctx context.Context, chain *stageChain, entries []entry) error {
+func step(ctx context.Context, chain *verb.Chain, entries []verb.Entry) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	_, err := chain.forward(entries...)
+	_, err := chain.Forward(entries...)
 	return err
 }
 
@@ -279,8 +280,8 @@ func stepBytes(f *model.Files) int64 {
 }
 
 // print writes the result for people.
-func (r *benchResult) print(e *env) error {
-	w := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
+func (r *benchResult) print(e *verb.Env) error {
+	w := tabwriter.NewWriter(e.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(w, "MACHINE\t%s, %d cores, %s/%s\n", r.Machine.CPU, r.Machine.Cores, r.Machine.OS, r.Machine.Arch)
 	fmt.Fprintf(w, "MODEL\t%s %s\n", r.Model, r.Quant)
 	fmt.Fprintf(w, "KERNELS\t%s, %d threads\n", r.KernelClass, r.Threads)
@@ -296,5 +297,5 @@ func (r *benchResult) print(e *env) error {
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	return printProfile(e.stdout, r.Profile)
+	return printProfile(e.Stdout, r.Profile)
 }

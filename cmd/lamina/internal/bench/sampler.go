@@ -1,4 +1,4 @@
-package main
+package bench
 
 import (
 	"fmt"
@@ -8,6 +8,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/sample"
 )
@@ -29,7 +30,7 @@ type samplerResult struct {
 }
 
 // Run times picks under each rule.
-func (c *benchSamplerCmd) Run(e *env) error {
+func (c *benchSamplerCmd) Run(e *verb.Env) error {
 	if c.Vocab < 1 || c.Rows < 1 {
 		return fault.Field("vocab", "--vocab and --rows want one or more")
 	}
@@ -84,9 +85,9 @@ func (c *benchSamplerCmd) Run(e *env) error {
 		results = append(results, result)
 	}
 	if c.Format == "json" {
-		return printJSON(e, results)
+		return verb.PrintJSON(e, results)
 	}
-	w := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
+	w := tabwriter.NewWriter(e.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "RULE\tWHOLE ROW us\tCANDIDATES\tFROM THEM us\tBYTES\tTOO FEW")
 	for _, r := range results {
 		fmt.Fprintf(w, "%s\t%.0f\t%d\t%.1f\t%d\t%.0f %%\n", r.Rule, r.RowUS, r.Candidates, r.ThinUS, r.Bytes, 100*r.Short)

@@ -1,10 +1,11 @@
-package main
+package bench
 
 import (
 	"math"
 	"slices"
 	"testing"
 
+	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/kernel/cpu"
 	"github.com/lamina-mesh/lamina/pkg/kernel/ref"
@@ -79,11 +80,11 @@ func TestShape_EveryQuantAgreesWithTheReference(t *testing.T) {
 			}
 			defer f.Close()
 			run := func(set kernel.Set[float32]) []float32 {
-				chain, err := loadChain(f, 1, 1, 4, set, model.LoadOptions{})
+				chain, err := verb.LoadChain(f, 1, 1, 4, set, model.LoadOptions{})
 				if err != nil {
 					t.Fatal(err)
 				}
-				logits, err := chain.forward(entry{seq: chain.newSequence(), ids: []int32{1, 2, 3, 60, 5}, logits: 5})
+				logits, err := chain.Forward(verb.Entry{Seq: chain.NewSequence(), IDs: []int32{1, 2, 3, 60, 5}, Logits: 5})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -132,11 +133,11 @@ func TestShape_EveryQuantRuns(t *testing.T) {
 				}
 				defer f.Close()
 				checkSpread(t, f)
-				chain, err := loadChain(f, 2, 1, 4, ref.New[float32](), model.LoadOptions{})
+				chain, err := verb.LoadChain(f, 2, 1, 4, ref.New[float32](), model.LoadOptions{})
 				if err != nil {
 					t.Fatal(err)
 				}
-				logits, err := chain.forward(entry{seq: chain.newSequence(), ids: []int32{1, 2, 3}, logits: 1})
+				logits, err := chain.Forward(verb.Entry{Seq: chain.NewSequence(), IDs: []int32{1, 2, 3}, Logits: 1})
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -1,4 +1,4 @@
-package main
+package verb
 
 import (
 	"cmp"
@@ -9,10 +9,10 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/kernel/ref"
 )
 
-// kernelSet makes the kernel set that the flags choose and the function that ends it.
+// KernelSet makes the kernel set that the flags choose and the function that ends it.
 // Threads bounds the set's own goroutines. The reference set has none of its own: it
 // spreads over what the runtime is given.
-func (f *kernelFlags) kernelSet() (kernel.Set[float32], func(), error) {
+func (f *KernelFlags) KernelSet() (kernel.Set[float32], func(), error) {
 	if f.Threads < 0 {
 		return nil, nil, fault.Field("threads", "%d threads: want one or more, or 0 for one a processor", f.Threads)
 	}

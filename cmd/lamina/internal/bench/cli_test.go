@@ -1,0 +1,79 @@
+package bench
+
+import (
+	"bytes"
+	"encoding/json"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/alecthomas/kong"
+
+	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
+	"github.com/lamina-mesh/lamina/pkg/fault"
+)
+
+// sharedPath finds a test model or text, or skips.
+func sharedPath(t testing.TB, parts ...string) string {
+	t.Helper()
+	dir := os.Getenv("LAMINA_SHARED")
+	if dir == "" {
+		dir = "../../../../../shared"
+	}
+	path := filepath.Join(append([]string{dir}, parts...)...)
+	if _, err := os.Stat(path); err != nil {
+		t.Skipf("no %s: set LAMINA_SHARED", path)
+	}
+	return path
+}
+
+// kernelSets lists the sets that commands are tested on.
+func kernelSets() []string { return []string{"ref", "cpu"} }
+
+// run parses and runs a command as lamina does.
+func run(t testing.TB, stdin string, args ...string) (string, error) {
+	t.Helper()
+	var out bytes.Buffer
+	var cli struct {
+		Bench Group `cmd:""`
+	}
+	parser, err := kong.New(&cli, kong.Writers(io.Discard, io.Discard))
+	if err != nil {
+		t.Fatal(err)
+	}
+	parsed, err := parser.Parse(args)
+	if err != nil {
+		return "", fault.Wrap(fault.Invalid, err, "parse")
+	}
+	err = parsed.Run(&verb.Env{
+		Ctx: t.Context(), Log: slog.New(slog.DiscardHandler), Stdin: strings.NewReader(stdin), Stdout: &out, Stderr: io.Discard,
+	})
+	return out.String(), err
+}
+
+// verbJSON runs a command and decodes what it prints.
+func verbJSON[T any](t testing.TB, stdin string, args ...string) T {
+	t.Helper()
+	var v T
+	out, err := run(t, stdin, args...)
+	if err != nil {
+		t.Fatalf("lamina %s: %v", strings.Join(args, " "), err)
+	}
+	if err := json.Unmarshal([]byte(out), &v); err != nil {
+		t.Fatalf("lamina %s: it printed no JSON: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return v
+}
+
+// verbFails checks that a command is used wrongly (exit code 2) and that the error holds
+// some words.
+func verbFails(t testing.TB, code int, words, stdin string, args ...string) {
+	t.Helper()
+	out, err := run(t, stdin, args...)
+	if code == 2 && fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), words) {
+		t.Errorf("lamina %s: %v (printed %q), want %q", strings.Join(args, " "), err, out, words)
+	}
+}

@@ -1,0 +1,47 @@
+// Package verb holds what the commands of the lamina binary share: their environment, the
+// flags that choose a kernel set, and a whole model as a chain of stages in this process.
+package verb
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"log/slog"
+
+	"github.com/lamina-mesh/lamina/pkg/grammar"
+	"github.com/lamina-mesh/lamina/pkg/vocab"
+)
+
+// Env is what a command gets besides its flags.
+type Env struct {
+	Ctx    context.Context
+	Log    *slog.Logger
+	Stdin  io.Reader
+	Stdout io.Writer
+	Stderr io.Writer
+}
+
+// PrintJSON writes a value to standard output as one line of JSON.
+func PrintJSON(e *Env, v any) error {
+	enc := json.NewEncoder(e.Stdout)
+	enc.SetEscapeHTML(false)
+	return enc.Encode(v)
+}
+
+// GrammarVocabulary is a vocabulary in the form that token masks are made from.
+func GrammarVocabulary(v *vocab.Vocab) (*grammar.Vocabulary, error) {
+	tokens := make([][]byte, v.Size())
+	for id := range tokens {
+		text, kind, err := v.Token(int32(id))
+		if err != nil {
+			return nil, err
+		}
+		switch kind {
+		case vocab.KindNormal, vocab.KindUserDefined, vocab.KindByte:
+			tokens[id] = text
+		case vocab.KindControl:
+			tokens[id] = grammar.ControlBytes(string(text))
+		}
+	}
+	return grammar.NewVocabulary(tokens, v.EOG()...)
+}
