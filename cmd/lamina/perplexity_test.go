@@ -65,12 +65,12 @@ func TestPerplexity_WindowsInSeveralBatches(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		want, err := chain.score(set, window, 45, 512)
+		want, err := score(chain, set, window, 45, 512)
 		if err != nil {
 			return err
 		}
 		for _, batch := range []int{1, 7, 45, 60, 89} {
-			got, err := chain.score(set, window, 45, batch)
+			got, err := score(chain, set, window, 45, batch)
 			if err != nil {
 				return err
 			}
