@@ -121,7 +121,7 @@ func ParseLayers(text string, layers int) (model.Range, error) {
 type Speculation struct {
 	IDs   int     // most draft tokens after each token; 0 for none
 	Draft string  // the draft model: a path to a mesh, a name or digest to a router; empty for none
-	Least float64 // probability of its choice below which the draft model stops; 0 for none
+	Least float64 // a draft token of lower probability is the last of its round; 0 for none
 }
 
 // draftIDs is the most draft tokens of a draft model where nothing else is said.
