@@ -7,8 +7,8 @@ import (
 )
 
 // Beams is a beam search: the best sequences by the sum of their log-probabilities
-// divided by their length to a power. Step after step, the caller gives the rows of the
-// live beams and learns which of them go on, and with which id.
+// divided by their length to a power. In each step the caller passes the logits rows of the
+// live beams and learns which of them continue, and with which id.
 type Beams struct {
 	width   int
 	most    int // new ids of a sequence
@@ -25,7 +25,7 @@ type Beam struct {
 	IDs   []int32
 	Sum   float64 // of log-probabilities
 	Score float64 // Sum / len(IDs)^penalty
-	From  int     // which live beam of the step before it went on from
+	From  int     // the live beam of the step before that it continues
 	// Ended says that its last id is an end.
 	Ended bool
 }
@@ -39,14 +39,14 @@ func NewBeams(width, most int, penalty float64, ends []int32) *Beams {
 	return b
 }
 
-// Live are the beams whose next rows Advance wants, best first. There are none when the
-// search is over.
+// Live returns the beams whose rows Advance takes next, best first; none when the search
+// is over.
 func (b *Beams) Live() []Beam { return b.live }
 
 // Advance takes the rows of the live beams, in their order.
 func (b *Beams) Advance(rows [][]float32) {
 	b.step++
-	// Enough that as many as there are beams go on, however many of them end.
+	// Look at enough candidates that width beams continue even if the others end.
 	look := max(2, 1+len(b.end)) * b.width
 	var next []Beam
 	for from, row := range rows {
@@ -94,7 +94,7 @@ func (b *Beams) Advance(rows [][]float32) {
 		return
 	}
 	if len(b.done) == b.width && len(live) > 0 {
-		// No live beam can still become better than the worst that is done.
+		// Stop if no live beam can become better than the worst finished one.
 		if attainable := live[0].Sum / math.Pow(float64(b.step), b.penalty); b.done[b.width-1].Score >= attainable {
 			b.live = nil
 		}
@@ -105,11 +105,11 @@ func (b *Beams) Advance(rows [][]float32) {
 func (b *Beams) finish(n Beam) {
 	at, _ := slices.BinarySearchFunc(b.done, n, func(x, y Beam) int { return cmp.Compare(y.Score, x.Score) })
 	for at < len(b.done) && b.done[at].Score == n.Score {
-		at++ // the earlier of equals is the better
+		at++ // of equal scores the earlier is the better
 	}
 	b.done = slices.Insert(b.done, at, n)
 	b.done = b.done[:min(len(b.done), b.width)]
 }
 
-// Done are the sequences that have ended, best first.
+// Done returns the finished sequences, best first.
 func (b *Beams) Done() []Beam { return b.done }

@@ -15,7 +15,7 @@ type Candidate struct {
 // better is the order of candidates: the higher logit, then the lower id.
 func better(a, b Candidate) bool { return a.Logit > b.Logit || a.Logit == b.Logit && a.ID < b.ID }
 
-// sortAll is from how large a share of the row on sorting all of it is the faster way.
+// sortAll: from this fraction of the row on (one eighth), sorting all of it is faster.
 const sortAll = 8
 
 // Best returns the k best of a row, best first, the lower id first among equals.
@@ -49,7 +49,7 @@ func Best(row []float32, k int) []Candidate {
 	return heap
 }
 
-// down lets heap[i] sink to where no child is worse.
+// down moves heap[i] down until no child is worse.
 func down(heap []Candidate, i int) {
 	for {
 		child := 2*i + 1

@@ -2,8 +2,8 @@ package sample
 
 import "math"
 
-// History is a generation's tokens: the prompt's ids and the emitted ones. With the
-// rules it is all the state that a sampler has.
+// History is the token log of a generation: the ids of the prompt and the emitted ones.
+// Together with the sampling parameters it is all the state of a sampler.
 type History struct {
 	ids      []int32 // prompt, then emitted
 	prompt   int     // how many are the prompt's
@@ -12,8 +12,8 @@ type History struct {
 	surprise []float64 // of emitted ids, bits
 }
 
-// NewHistory takes a prompt and the ids emitted after it. logprobs are the emitted
-// tokens' (Choice.Logprob), which only mirostat wants; missing ones count for nothing.
+// NewHistory takes a prompt and the ids emitted after it. logprobs are those of the emitted
+// tokens (Choice.Logprob). Only Mirostat uses them; it ignores tokens without one.
 func NewHistory(prompt, emitted []int32, logprobs ...float64) *History {
 	h := &History{seen: map[int32]int{}, emitted: map[int32]int{}, prompt: len(prompt)}
 	for _, id := range prompt {
@@ -42,7 +42,7 @@ func (h *History) Emit(id int32, logprob float64) {
 	h.surprise = append(h.surprise, -logprob/math.Ln2)
 }
 
-// Last is the last id, or -1.
+// Last returns the last id, or -1.
 func (h *History) Last() int32 {
 	if len(h.ids) == 0 {
 		return -1
@@ -50,10 +50,10 @@ func (h *History) Last() int32 {
 	return h.ids[len(h.ids)-1]
 }
 
-// Len is how many ids there are.
+// Len returns the number of ids.
 func (h *History) Len() int { return len(h.ids) }
 
-// Emitted is how many ids were emitted.
+// Emitted returns the number of emitted ids.
 func (h *History) Emitted() int { return len(h.ids) - h.prompt }
 
 // window returns the last n ids, all for a negative n.
@@ -64,8 +64,8 @@ func (h *History) window(n int) []int32 {
 	return h.ids[len(h.ids)-n:]
 }
 
-// counts returns how often each id stands in the last n ids, all for a negative n. The
-// map is not to be changed.
+// counts returns how often each id occurs in the last n ids, or in all for a negative n.
+// The caller must not change the map.
 func (h *History) counts(n int) map[int32]int {
 	if n < 0 || n >= len(h.ids) {
 		return h.seen

@@ -4,14 +4,14 @@ import (
 	"math"
 )
 
-// Left is an id that a chain leaves, and its share of what is left.
+// Left is an id that a chain keeps, with its probability among those kept.
 type Left struct {
 	ID          int32
 	Probability float64
 }
 
-// Leave runs a chain over a row of logits and returns what it leaves, best first, as
-// shares of 1. seed and the history's length key what randomness a rule has.
+// Leave runs a chain over a row of logits and returns the ids that it keeps, best first.
+// The seed and the length of the history decide the randomness of XTC.
 func (c Chain) Leave(logits []float64, history []int32, seed uint64) ([]Left, error) {
 	s := &state{seed: seed, history: NewHistory(history, nil), position: len(history)}
 	for id, logit := range logits {

@@ -2,20 +2,21 @@ package sample
 
 import "math"
 
-// Mirostat keeps the surprise near Tau bits: a bound that starts at 2·Tau and moves by
-// Eta times the last token's error decides what is drawn from.
+// Mirostat keeps the surprise near Tau bits. Only tokens whose surprise is within a bound
+// are drawn from; the bound starts at 2·Tau and moves by Eta times the error of the last
+// token's surprise.
 type Mirostat struct {
-	Version  int // 1 estimates a top-k from the Zipf exponent of the best; 2 drops what surprises more
+	Version  int // 1 turns the bound into a top-k by the Zipf exponent of the best; 2 drops tokens above it
 	Tau, Eta float64
 }
 
 // Name is mirostat.
 func (Mirostat) Name() string { return "mirostat" }
 
-// zipf is how many of the best tell the exponent.
+// zipf is the number of best tokens from which the exponent is estimated.
 const zipf = 100
 
-// bound is what the surprises so far have made of it.
+// bound returns the bound after the surprises of the history.
 func (m Mirostat) bound(h *History) float64 {
 	bound := 2 * m.Tau
 	for _, s := range h.surprise {

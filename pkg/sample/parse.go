@@ -14,17 +14,17 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 )
 
-// Question is a row and a chain to run over it, as JSON has them.
+// Question is a row of logits and the chain to run over it.
 type Question struct {
-	Logits  []float64 // of Probs the logarithms
+	Logits  []float64 // or the logarithms of the probabilities
 	History []int32
 	Seed    uint64
 	Chain   Chain
 }
 
 // ParseQuestion reads {"logits" or "probs": [...], "history": [ids], "seed": n, "end_ids":
-// [ids], "chain": [{rule: value}, ...]}. Errors name the field. An end id alone is no bad
-// word, as in transformers; where none are named, the row's last id is taken for one.
+// [ids], "chain": [{step: value}, ...]}. Errors name the field. An end id alone is never a
+// bad word, as in transformers; without end_ids the last id of the row is the end id.
 func ParseQuestion(text []byte) (*Question, error) {
 	var q struct {
 		Logits  []float64                    `json:"logits"`
@@ -40,19 +40,19 @@ func ParseQuestion(text []byte) (*Question, error) {
 	out := &Question{Logits: q.Logits, History: q.History, Seed: q.Seed}
 	switch {
 	case q.Logits != nil && q.Probs != nil:
-		return nil, fault.Field("probs", "stands beside logits: want one of them")
+		return nil, fault.Field("probs", "want logits or probs, got both")
 	case len(q.Logits)+len(q.Probs) == 0:
-		return nil, fault.Field("logits", "is missing, and so is probs: want one of them")
+		return nil, fault.Field("logits", "want logits or probs, got neither")
 	}
 	for i, p := range q.Probs {
 		if !(p >= 0) {
-			return nil, fault.Field(fmt.Sprintf("probs[%d]", i), "%v is below 0", p)
+			return nil, fault.Field(fmt.Sprintf("probs[%d]", i), "want 0 or more, got %v", p)
 		}
 		out.Logits = append(out.Logits, math.Log(p))
 	}
 	for i, id := range q.History {
 		if id < 0 {
-			return nil, fault.Field(fmt.Sprintf("history[%d]", i), "%d is no id", id)
+			return nil, fault.Field(fmt.Sprintf("history[%d]", i), "want an id of 0 or more, got %d", id)
 		}
 	}
 	if q.Ends == nil {
@@ -68,7 +68,7 @@ func ParseQuestion(text []byte) (*Question, error) {
 	return out, err
 }
 
-// ParseChain reads [{rule: value}, ...].
+// ParseChain reads [{step: value}, ...].
 func ParseChain(text []byte) (Chain, error) {
 	var steps []map[string]json.RawMessage
 	if err := strict(text, &steps, "chain"); err != nil {
@@ -82,7 +82,7 @@ func parseChain(steps []map[string]json.RawMessage) (Chain, error) {
 	for i, step := range steps {
 		field := fmt.Sprintf("chain[%d]", i)
 		if len(step) != 1 {
-			return nil, fault.Field(field, "has %d rules: want one, as {rule: value}", len(step))
+			return nil, fault.Field(field, "want one step, as {step: value}, got %d", len(step))
 		}
 		for name, value := range step {
 			s, err := parseStep(name, value, field+"."+name)
@@ -118,7 +118,7 @@ func strict(text []byte, into any, field string) error {
 	return fault.Field(field, "%s", strings.TrimPrefix(err.Error(), "json: "))
 }
 
-// within checks numbers of a rule.
+// within checks the bounds of a number.
 func within(field string, v, least, most float64) error {
 	if !(v >= least && v <= most) {
 		return fault.Field(field, "%v is not within %v..%v", v, least, most)
@@ -143,7 +143,7 @@ func number(value json.RawMessage, field string, least, most float64) (float64, 
 func whole(value json.RawMessage, field string) (int, error) {
 	v, err := number(value, field, math.MinInt32, math.MaxInt32)
 	if err == nil && v != math.Trunc(v) {
-		err = fault.Field(field, "%v is no whole number", v)
+		err = fault.Field(field, "want a whole number, got %v", v)
 	}
 	return int(v), err
 }
@@ -192,7 +192,7 @@ func parseStep(name string, value json.RawMessage, field string) (Step, error) {
 	return parseObject(name, value, field)
 }
 
-// parseObject reads the rules whose value is an object.
+// parseObject reads the steps whose value is an object.
 func parseObject(name string, value json.RawMessage, field string) (Step, error) {
 	check := func(err error, bounds ...error) error {
 		for _, b := range bounds {
@@ -260,10 +260,10 @@ func parseObject(name string, value json.RawMessage, field string) (Step, error)
 		err := strict(value, &v, field)
 		return MinTokens{v.N, v.Ends}, err
 	}
-	return nil, fault.Field(field, "no rule is called %q; there are %s", name, strings.Join(ruleNames(), ", "))
+	return nil, fault.Field(field, "unknown sampling step %q; known are %s", name, strings.Join(ruleNames(), ", "))
 }
 
-// ruleNames are all that a chain may name.
+// ruleNames returns the names of all steps.
 func ruleNames() []string {
 	names := append(slices.Clone(defaultOrder), "dynamic_temperature")
 	slices.Sort(names)
@@ -291,7 +291,7 @@ func sequences(value json.RawMessage, field string) ([][]int32, error) {
 		}
 		for _, id := range ids {
 			if id < 0 {
-				return nil, fault.Field(at, "%d is no id", id)
+				return nil, fault.Field(at, "want an id of 0 or more, got %d", id)
 			}
 		}
 		out = append(out, ids)
@@ -308,7 +308,7 @@ func parseBias(value json.RawMessage, field string) (Step, error) {
 	for key, v := range raw {
 		id, err := strconv.ParseInt(key, 10, 32)
 		if err != nil || id < 0 {
-			return nil, fault.Field(field, "%q is no id", key)
+			return nil, fault.Field(field, "want an id, got %q", key)
 		}
 		bias[int32(id)] = v
 	}

@@ -12,30 +12,31 @@ type LogitBias map[int32]float64
 // (Keskar et al., arXiv 1909.05858).
 type RepetitionPenalty float64
 
-// Penalties count the ids of a window: logits of those in it are divided by Repeat where
-// positive and multiplied where not, and lose Frequency for each time and Presence once.
+// Penalties lower the logits of the ids in a window of the history: positive logits are
+// divided by Repeat and others multiplied, then Frequency is subtracted once per occurrence
+// and Presence once.
 type Penalties struct {
 	Repeat, Frequency, Presence float64
 	LastN                       int  // ids of the window; negative: all
 	EmittedOnly                 bool // the window is what was emitted
 }
 
-// DRY punishes ids that would go on repeating a sequence: with n ids of the repetition
-// seen, n being AllowedLength or more, by Multiplier·Base^(n-AllowedLength).
+// DRY lowers the logits of ids that would continue a repetition: one of n ids, where n is
+// AllowedLength or more, costs Multiplier·Base^(n-AllowedLength).
 type DRY struct {
 	Multiplier, Base float64
 	AllowedLength    int
 	LastN            int       // ids looked at; negative: all
-	Breakers         [][]int32 // sequences that no repetition reaches over
+	Breakers         [][]int32 // sequences that end a repetition
 }
 
-// NoRepeatNGram drops ids that would end an n-gram that has been.
+// NoRepeatNGram drops ids that would complete an n-gram that occurred before.
 type NoRepeatNGram int
 
-// BadWords drops ids that would end one of the sequences.
+// BadWords drops ids that would complete one of the sequences.
 type BadWords [][]int32
 
-// MinTokens drops ids until so many have been emitted.
+// MinTokens drops the end ids until N ids have been emitted.
 type MinTokens struct {
 	N    int
 	Ends []int32
@@ -120,7 +121,7 @@ func (d DRY) apply(s *state) error {
 	return s.change(affected, d.Multiplier < 0, func(e entry) float64 { return e.logit - penalties[e.id] })
 }
 
-// penalties are those of the ids that would go on with a repetition.
+// penalties returns the penalty of each id that would continue a repetition.
 func (d DRY) penalties(ids []int32) map[int32]float64 {
 	if d.Multiplier == 0 || d.Base < 1 || len(ids) <= d.AllowedLength {
 		return nil
@@ -137,7 +138,7 @@ func (d DRY) penalties(ids []int32) map[int32]float64 {
 	}
 	for _, b := range d.Breakers {
 		if len(b) == 1 {
-			delete(longest, b[0]) // it ends a repetition, whatever it goes on with
+			delete(longest, b[0]) // a breaker ends a repetition and never continues it
 		}
 	}
 	out := make(map[int32]float64, len(longest))
@@ -151,10 +152,10 @@ func (d DRY) penalties(ids []int32) map[int32]float64 {
 	return out
 }
 
-// dryMost is the logarithm of the greatest float32: penalties stay below it.
+// dryMost is the logarithm of the greatest float32, which penalties must not exceed.
 const dryMost = 88.7228391
 
-// reach is how many of the last ids stand after the last breaker.
+// reach returns the number of ids after the last breaker.
 func (d DRY) reach(ids []int32) int {
 	for n := range len(ids) { // a breaker's first id is the one before the last n
 		at := len(ids) - 1 - n
@@ -180,8 +181,9 @@ func equal(a, b []int32) bool {
 	return true
 }
 
-// suffixes says for every place how many ids up to and with it are the last ids of all,
-// by the Z function of the reverse: linear. The last place counts none.
+// suffixes returns, for every index, the length of the longest sequence that ends there and
+// also ends ids. It is the Z function of the reversed ids, so it takes linear time. The last
+// index has 0.
 func suffixes(ids []int32) []int {
 	n := len(ids)
 	z := make([]int, n) // of the reverse
@@ -230,7 +232,7 @@ func (b BadWords) apply(s *state) error {
 	return s.ban(banned)
 }
 
-// Without leaves out the ends of a text, which must stay possible.
+// Without returns the words except end ids alone: a text must be able to end.
 func (b BadWords) Without(ends []int32) BadWords {
 	return slices.DeleteFunc(slices.Clone(b), func(word []int32) bool { return len(word) == 1 && slices.Contains(ends, word[0]) })
 }

@@ -1,8 +1,8 @@
 package sample
 
-// Propose looks the last ids up in what came before: where an earlier stretch of least to
-// n ids equals the end, what followed it, at most k ids, is likely to follow again. The
-// longest stretch counts, of equals the latest.
+// Propose is the n-gram proposer of speculative decoding: where the last ids, at least
+// least of them, occurred before, it returns the at most k ids that followed there. The
+// longest match wins, no more than n ids of it count, and of equal matches the latest wins.
 func Propose(ids []int32, least, n, k int) []int32 {
 	best, at := 0, 0
 	for i, length := range suffixes(ids) {
@@ -16,10 +16,10 @@ func Propose(ids []int32, least, n, k int) []int32 {
 	return ids[at:min(at+k, len(ids))]
 }
 
-// Verify picks along proposed ids: rows are those of the position before the first of
-// them, and of each of them. It returns the picks up to the first that is not what was
-// proposed, that one included. What is picked is what would have been without proposals:
-// a pick depends on its position, not on how it came to be computed.
+// Verify samples along draft tokens: rows are those of the position before the first of
+// them, and of each of them. It returns the sampled tokens up to and including the first
+// that differs from its draft token. They are the same as without drafts: a sampled token
+// depends on its position, not on the batch that computed the row.
 func (p *Picker) Verify(rows [][]float32, lse []float64, proposed []int32, h *History, position int) ([]Choice, error) {
 	var out []Choice
 	for i, row := range rows {

@@ -6,7 +6,7 @@ import (
 	"slices"
 )
 
-// Rules say how a token is picked. The zero value is greedy.
+// Rules are the sampling parameters of a request. The zero value is greedy sampling.
 type Rules struct {
 	Temperature       float64
 	DynamicRange      float64 // 0: the temperature is fixed
@@ -22,18 +22,18 @@ type Rules struct {
 	RepetitionPenalty float64 // over prompt and emitted ids; 0 or 1 is off
 	FrequencyPenalty  float64 // over emitted ids
 	PresencePenalty   float64 // over emitted ids
-	PenaltyLastN      int     // ids that the repetition penalty looks back at; 0: all
+	PenaltyLastN      int     // window of the repetition penalty, in ids; 0: all
 	DRY               DRY
 	NoRepeatNGram     int
 	BadWords          BadWords
 	LogitBias         LogitBias
 	Mirostat          Mirostat
 	Min               MinTokens
-	Order             []string // names of rules, in which they run; the default when empty
+	Order             []string // names of the steps in the order they run; the default when empty
 	Seed              uint64
-	Choice            uint32 // which of a request's choices: each has its own randomness
+	Choice            uint32 // index among the choices of a request; each has its own randomness
 	TopLogprobs       int    // candidates to report
-	Masked            bool   // every pick is held to a mask: see Picker.Allow
+	Masked            bool   // every token must be in a token mask: see Picker.Allow
 }
 
 var defaultOrder = []string{
@@ -41,10 +41,10 @@ var defaultOrder = []string{
 	"temperature", "top_n_sigma", "top_k", "typical_p", "epsilon_cutoff", "eta_cutoff", "min_p", "top_p", "xtc", "mirostat",
 }
 
-// DefaultOrder is the order of the rules of a request that names none.
+// DefaultOrder returns the order of the steps of a request that names none.
 func DefaultOrder() []string { return slices.Clone(defaultOrder) }
 
-// step is the rule of a name; nil if it is off.
+// step returns the step of a name, or nil if it is off.
 func (r *Rules) step(name string) (Step, error) {
 	on := func(is bool, s Step) (Step, error) {
 		if is {
@@ -95,11 +95,11 @@ func (r *Rules) step(name string) (Step, error) {
 	case "mirostat":
 		return on(r.Mirostat.Version > 0, r.Mirostat)
 	}
-	return nil, fmt.Errorf("no rule is called %q", name)
+	return nil, fmt.Errorf("unknown sampling step %q", name)
 }
 
-// Chain is the rules in their order, those that are off left out. An order that does not
-// name a rule that is on is refused, and so is one that names a rule twice.
+// Chain returns the steps that are on, in their order. It is an error if the order names a
+// step twice or leaves one out that is on.
 func (r *Rules) Chain() (Chain, error) {
 	order := r.Order
 	if len(order) == 0 {
@@ -112,7 +112,7 @@ func (r *Rules) Chain() (Chain, error) {
 			return nil, err
 		}
 		if slices.Contains(order[:i], name) {
-			return nil, fmt.Errorf("%s stands twice in the order", name)
+			return nil, fmt.Errorf("the order names %s twice", name)
 		}
 		if step != nil {
 			chain = append(chain, step)
@@ -124,13 +124,13 @@ func (r *Rules) Chain() (Chain, error) {
 				chain = append(Chain{step}, chain...)
 				continue
 			}
-			return nil, fmt.Errorf("%s is on and not in the order", name)
+			return nil, fmt.Errorf("the order does not name %s, which is on", name)
 		}
 	}
 	return chain, nil
 }
 
-// Chain is rules one after another.
+// Chain is a sampler chain: steps that run one after another.
 type Chain []Step
 
 func (c Chain) run(s *state) error {
@@ -148,15 +148,15 @@ func (c Chain) run(s *state) error {
 	return nil
 }
 
-// firstTry is how many candidates are sent where probabilities decide how many count,
-// and mostNeeded how many are before the whole row is less trouble.
+// firstTry is the number of candidates to ask for where their probabilities decide how many
+// are needed. From mostNeeded on it is cheaper to send the whole row.
 const (
 	firstTry   = 256
 	mostNeeded = 2048
 )
 
-// need is how many of the best candidates decide, in all likelihood, after so many ids;
-// 0 means the whole row.
+// need returns the number of best candidates that are likely to decide the token when the
+// history has so many ids; 0 means the whole row.
 func (c Chain) need(ids int, masked bool) int {
 	changed, pristine := 0, !masked // ids that the steps so far may lower
 	if masked {
@@ -210,7 +210,7 @@ func (c Chain) need(ids int, masked bool) int {
 			if !pristine || r.Version != 2 {
 				return 0
 			}
-		default: // knows nothing less than the whole row
+		default: // needs the whole row
 			return 0
 		}
 		pristine = pristine && changed == 0
@@ -221,8 +221,7 @@ func (c Chain) need(ids int, masked bool) int {
 	return firstTry
 }
 
-// decides reports whether as many candidates as need says always decide: nothing but
-// what stands among the best counts.
+// decides reports whether the candidates that need asks for always decide the token.
 func (c Chain) decides() bool {
 	for _, step := range c {
 		switch r := step.(type) {
@@ -240,15 +239,15 @@ func (c Chain) decides() bool {
 	return false
 }
 
-// Choice is a picked token.
+// Choice is a sampled token.
 type Choice struct {
 	ID      int32
-	Logprob float64     // under the model, before any rule
-	Top     []Candidate // the best before any rule, Logit being their log-probability
+	Logprob float64     // log-probability under the model, before any step
+	Top     []Candidate // the best ids before any step, with log-probabilities as Logit
 }
 
-// Picker picks by rules. It keeps memory from one pick to the next, and nothing else:
-// one goroutine may use it at a time.
+// Picker samples tokens. It reuses its memory from one token to the next and keeps no other
+// state. One goroutine may use it at a time.
 type Picker struct {
 	rules Rules
 	chain Chain
@@ -256,7 +255,7 @@ type Picker struct {
 	mask  []uint64
 }
 
-// NewPicker checks the rules' order.
+// NewPicker returns a picker, or an error if the order of the steps is wrong.
 func NewPicker(r Rules) (*Picker, error) {
 	chain, err := r.Chain()
 	if err != nil {
@@ -265,11 +264,11 @@ func NewPicker(r Rules) (*Picker, error) {
 	return &Picker{rules: r, chain: chain, state: state{seed: r.Seed, choice: r.Choice}}, nil
 }
 
-// Allow sets the mask that holds for the picks to come, bit id%64 of word id/64; it is
-// read when they are made. Rules.Masked must be set.
+// Allow sets the token mask of the tokens that follow: bit id%64 of word id/64. The mask is
+// read when a token is sampled. Rules.Masked must be set.
 func (p *Picker) Allow(mask []uint64) { p.mask = mask }
 
-// Need is how many of the best candidates to ask for first once a generation has so many
+// Need returns the number of best candidates to ask for first when a generation has so many
 // ids; 0 means the whole row.
 func (p *Picker) Need(vocab, ids int) int {
 	n := p.chain.need(ids, p.rules.Masked)
@@ -282,15 +281,14 @@ func (p *Picker) Need(vocab, ids int) int {
 	return n
 }
 
-// Decides reports whether as many candidates as Need says always decide, so that no pick
-// ends in ErrTooFew.
+// Decides reports whether the candidates that Need asks for always decide the token, so that
+// Pick never returns ErrTooFew.
 func (p *Picker) Decides(vocab, ids int) bool {
 	return !p.rules.Masked && p.chain.decides() && p.Need(vocab, ids) > 0
 }
 
-// Pick chooses the token for a position from the best of its row, in the order that Best
-// gives, and the row's exact log-sum-exp. It is what PickRow would choose, or
-// ErrTooFew.
+// Pick samples the token of a position from the best candidates of its row, in the order of
+// Best, and the row's exact log-sum-exp. It returns what PickRow would return, or ErrTooFew.
 func (p *Picker) Pick(candidates []Candidate, lse float64, h *History, position int) (Choice, error) {
 	if len(candidates) == 0 || len(candidates) < p.rules.TopLogprobs {
 		return Choice{}, ErrTooFew
@@ -306,9 +304,9 @@ func (p *Picker) Pick(candidates []Candidate, lse float64, h *History, position 
 	return choice, nil
 }
 
-// PickRow chooses the token for a position from its whole row.
+// PickRow samples the token of a position from its whole row.
 func (p *Picker) PickRow(row []float32, lse float64, h *History, position int) (Choice, error) {
-	if n := p.Need(len(row), h.Len()); n > 0 { // looking at fewer is faster
+	if n := p.Need(len(row), h.Len()); n > 0 { // a few candidates are faster
 		if c, err := p.Pick(Best(row, n), lse, h, position); err == nil {
 			return c, nil
 		}
@@ -316,7 +314,7 @@ func (p *Picker) PickRow(row []float32, lse float64, h *History, position int) (
 	return p.PickWhole(row, lse, h, position)
 }
 
-// PickWhole is PickRow without a look at fewer first.
+// PickWhole is PickRow without trying a few candidates first.
 func (p *Picker) PickWhole(row []float32, lse float64, h *History, position int) (Choice, error) {
 	p.state.row(row, lse)
 	id, err := p.draw(h, position)

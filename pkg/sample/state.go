@@ -7,13 +7,13 @@ import (
 	"slices"
 )
 
-// ErrTooFew says that the candidates do not decide; the whole row is needed.
-var ErrTooFew = errors.New("pick token: the candidates are too few for the rules")
+// ErrTooFew says that the candidates do not decide the token; the whole row is needed.
+var ErrTooFew = errors.New("sample token: the sampling parameters need the whole row of logits")
 
-// ErrNone says that the rules leave no id to pick.
-var ErrNone = errors.New("pick token: the rules leave no id")
+// ErrNone says that the sampling parameters exclude every id.
+var ErrNone = errors.New("sample token: the sampling parameters exclude every token")
 
-// entry is an id and its logit as the chain has left it.
+// entry is an id with its current logit.
 type entry struct {
 	id    int32
 	logit float64
@@ -28,16 +28,16 @@ func byRank(a, b entry) int {
 	return cmp.Compare(a.id, b.id)
 }
 
-// state is what a chain works on. While tail is set, ids besides the kept ones are left,
-// none of them better than bound.
+// state is what a chain works on. While tail is set, the row has further ids that are not
+// in kept; none of them is better than bound.
 type state struct {
 	kept   []entry
-	sorted int // so many of the first are the best, in order
+	sorted int // the first entries of kept that are the best, in order
 	tail   bool
 	bound  entry
 
-	pristine bool    // no logit has been changed and no id dropped:
-	lse      float64 // this is log Σ exp over all that are left
+	pristine bool    // no logit has been changed and no id dropped,
+	lse      float64 // so that this is log Σ exp of the logits
 
 	history  *History
 	seed     uint64
@@ -60,7 +60,7 @@ func (s *state) row(row []float32, lse float64) {
 	}
 }
 
-// best fills it with a row's best candidates.
+// best fills the state with the best candidates of a row.
 func (s *state) best(candidates []Candidate, lse float64) {
 	s.begin(lse)
 	for _, c := range candidates {
@@ -70,7 +70,8 @@ func (s *state) best(candidates []Candidate, lse float64) {
 	s.bound = s.kept[len(s.kept)-1]
 }
 
-// sort puts the n best first, in order.
+// sort puts the n best entries first, in order. It sorts some more than asked for, so that
+// a caller that asks for one entry after another sorts a few times only.
 func (s *state) sort(n int) {
 	n = min(n, len(s.kept))
 	if n <= s.sorted {
@@ -124,7 +125,7 @@ func nthElement(x []entry, n int) {
 	slices.SortFunc(x, byRank)
 }
 
-// keep leaves the n best.
+// keep keeps the n best entries.
 func (s *state) keep(n int) error {
 	if n > len(s.kept) && s.tail {
 		return ErrTooFew
@@ -140,8 +141,8 @@ func (s *state) keep(n int) error {
 	return nil
 }
 
-// filter leaves what a test passes, which must pass the best if it passes any. floor is
-// a logit below which it passes none.
+// filter keeps the entries that pass. If any passes, the best must. No entry with a logit
+// below floor passes: a tail whose bound is below it cannot matter.
 func (s *state) filter(floor float64, pass func(e entry) bool) error {
 	if s.tail && s.bound.logit >= floor {
 		return ErrTooFew
@@ -155,11 +156,11 @@ func (s *state) filter(floor float64, pass func(e entry) bool) error {
 	if len(s.kept) == 0 {
 		return ErrNone
 	}
-	s.sort(len(s.kept)) // sums over it do not show how it came to be
+	s.sort(len(s.kept)) // so that later sums do not depend on the order before
 	return nil
 }
 
-// allow leaves what a mask has: bit id%64 of word id/64.
+// allow keeps the ids of a token mask: bit id%64 of word id/64.
 func (s *state) allow(mask []uint64) error {
 	s.kept = slices.DeleteFunc(s.kept, func(e entry) bool {
 		word := int(e.id >> 6)
@@ -178,8 +179,8 @@ func (s *state) allow(mask []uint64) error {
 	return nil
 }
 
-// change gives the ids that affected says other logits. raises says that the change can
-// make one greater.
+// change gives the affected ids the logits that f returns. raises says that f may return
+// a greater logit.
 func (s *state) change(affected map[int32]bool, raises bool, f func(e entry) float64) error {
 	if len(affected) == 0 {
 		return nil
@@ -193,12 +194,12 @@ func (s *state) change(affected map[int32]bool, raises bool, f func(e entry) flo
 	}
 	s.pristine = false
 	if s.tail && raises && found < len(affected) {
-		return ErrTooFew // one that is not at hand may now be the best
+		return ErrTooFew // an id of the tail may be the best now
 	}
 	return s.settle()
 }
 
-// settle restores what holds after logits have been changed.
+// settle restores the invariants of the state after logits have been changed.
 func (s *state) settle() error {
 	s.sorted = 0
 	s.kept = slices.DeleteFunc(s.kept, func(e entry) bool {
@@ -230,13 +231,14 @@ func (s *state) scale(t float64) {
 	s.bound.logit /= t
 }
 
-// top is the best of what is left.
+// top returns the greatest logit.
 func (s *state) top() float64 {
 	s.sort(1)
 	return s.kept[0].logit
 }
 
-// mass is Σ exp(logit - top) over all that is left; false if that is not known.
+// mass returns Σ exp(logit - top) over all ids that are left, or false where the tail
+// makes it unknown.
 func (s *state) mass() (float64, bool) {
 	top := s.top()
 	if s.pristine {
@@ -274,7 +276,7 @@ func (s *state) reach(enough func(sum float64) bool) (int, bool) {
 	return len(s.kept), !s.tail
 }
 
-// entropy is that of a state without a tail, in nats.
+// entropy returns the entropy of a state without a tail, in nats.
 func (s *state) entropy() float64 {
 	top, total := s.top(), 0.0
 	var sum float64
@@ -288,7 +290,7 @@ func (s *state) entropy() float64 {
 	return math.Log(total) - sum/total
 }
 
-// logTotal is log Σ exp over a state without a tail.
+// logTotal returns log Σ exp of the logits of a state without a tail.
 func (s *state) logTotal() float64 {
 	top := s.top()
 	var sum float64
@@ -298,7 +300,7 @@ func (s *state) logTotal() float64 {
 	return top + math.Log(sum)
 }
 
-// draw picks by the cumulative distribution, best first.
+// draw samples an id by inverting the cumulative distribution, best id first.
 func (s *state) draw() (int32, error) {
 	total, known := s.mass()
 	if !known {

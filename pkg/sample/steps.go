@@ -2,47 +2,48 @@ package sample
 
 import "math"
 
-// Step is one rule of a chain.
+// Step is one step of a chain: one sampling parameter at work.
 type Step interface {
 	// Name is the rule's name in requests.
 	Name() string
 	apply(s *state) error
 }
 
-// Temperature divides the logits; 0 leaves the best alone.
+// Temperature divides the logits; 0 keeps only the best id (greedy sampling).
 type Temperature float64
 
 // DynamicTemperature is a temperature between Temperature-Range and Temperature+Range,
-// by the entropy's share of the greatest possible one, to the power of Exponent.
+// by the ratio of the entropy to the greatest possible one, to the power of Exponent.
 type DynamicTemperature struct{ Temperature, Range, Exponent float64 }
 
-// TopK leaves the k best; 0 leaves all.
+// TopK keeps the k best ids; 0 keeps all.
 type TopK int
 
-// TopP leaves the fewest best whose mass reaches p.
+// TopP keeps the smallest set of best ids whose probability reaches p.
 type TopP float64
 
-// MinP drops what is less likely than p times the best.
+// MinP drops ids that are less likely than p times the best.
 type MinP float64
 
-// TypicalP leaves the ids whose surprise is nearest to the entropy, until their mass
-// reaches p; equally near ones stay together. This is transformers' border: llama.cpp
-// wants the mass to exceed p.
+// TypicalP keeps the ids whose surprise is nearest to the entropy, until their
+// probability reaches p; ids that are equally near stay together. This is transformers' border: llama.cpp
+// wants the probability to exceed p.
 type TypicalP float64
 
-// TopNSigma leaves what is within n standard deviations of the best logit; 0 leaves all.
+// TopNSigma keeps the ids within n standard deviations of the best logit; 0 keeps all.
 type TopNSigma float64
 
-// XTC drops, with a probability, all but the last of the ids that reach a threshold.
+// XTC drops, with a probability, all but the least likely of the ids that reach a
+// threshold (exclude top choices).
 type XTC struct{ Probability, Threshold float64 }
 
-// EpsilonCutoff drops what is less likely than epsilon, but not the best.
+// EpsilonCutoff drops ids that are less likely than epsilon, except the best.
 type EpsilonCutoff float64
 
-// EtaCutoff is an epsilon cut-off of min(eta, sqrt(eta)·exp(-entropy)).
+// EtaCutoff is an epsilon cutoff of min(eta, sqrt(eta)·exp(-entropy)).
 type EtaCutoff float64
 
-// The names of the rules.
+// Name is temperature.
 func (Temperature) Name() string        { return "temperature" }
 func (DynamicTemperature) Name() string { return "dynamic_temperature" }
 func (TopK) Name() string               { return "top_k" }
@@ -171,7 +172,8 @@ func (n TopNSigma) apply(s *state) error {
 	return s.filter(math.Inf(-1), func(e entry) bool { return reaches(most, top-e.logit) })
 }
 
-// Bounds of XTC's threshold: above a half, no more than one id can reach it.
+// xtcMost is the greatest threshold at which XTC does anything: no more than one id can
+// have a probability above a half.
 const xtcMost = 0.5
 
 func (x XTC) apply(s *state) error {
@@ -201,7 +203,7 @@ func (x XTC) apply(s *state) error {
 	return s.ban(dropped)
 }
 
-// atLeast drops what is less likely than p, but not the best.
+// atLeast drops entries that are less likely than p, except the best.
 func (s *state) atLeast(p float64) error {
 	total, known := s.mass()
 	if !known {
