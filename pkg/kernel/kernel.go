@@ -9,8 +9,8 @@ type Matrix[F tensor.Float] struct {
 	DType      tensor.DType // type of Raw
 	Raw        []byte       // [N, RowBytes(I)], often memory-mapped; never written
 	Dense      Buffer[F]    // [N,I]; what training updates
-	Plain      bool         // to be multiplied in F however it is stored: a Narrow model's
-	Packed     any          // the set's own form of Raw, made by Pack; nil before
+	Plain      bool         // multiply in F without rounding activations, as in a narrow model
+	Packed     any          // the set's own form of Raw, made by Pack; nil until then
 }
 
 // Product is one of several products with the same input.
@@ -26,7 +26,7 @@ type ProductGrad[F tensor.Float] struct {
 	W     *Matrix[F]
 	DW    Buffer[F] // [N,I], added to; or nil
 	DBias Buffer[F] // [N], added to; or nil
-	Fresh bool      // DW is overwritten instead, as if it had been zero
+	Fresh bool      // overwrite DW in place of adding to it
 }
 
 // Act is an elementwise activation.
@@ -39,18 +39,17 @@ const (
 	GELU                    // exact GELU, by erf
 )
 
-// Rotary is a precomputed rotary position embedding of the first Dims
-// components of each head.
+// Rotary describes the rotary position embedding of the first Dims components of each head.
 type Rotary struct {
 	Dims        int       // rotated components, even, at most D
 	Interleaved bool      // pairs are (2i, 2i+1) if set, else (i, i+Dims/2)
 	Freq        []float64 // [Dims/2] radians per position
-	Scale       float64   // magnitude put on cos and sin (YaRN's attention factor); 1 otherwise
+	Scale       float64   // factor of cos and sin (YaRN's attention factor); else 1
 	Far         []float64 // [Dims/2] radians per position from position From on (LongRoPE); nil: Freq
 	From        int
 }
 
-// At is the radians per position of pair i at a position.
+// At returns the radians per position of pair i at a position.
 func (r *Rotary) At(pos, i int) float64 {
 	if r.Far != nil && pos >= r.From {
 		return r.Far[i]
@@ -66,18 +65,18 @@ type Span[F tensor.Float] struct {
 	KV   KV[F]
 }
 
-// Heads says how attention is shaped.
+// Heads describes the shape of attention.
 type Heads struct {
 	H, K, D int     // H query heads share K key/value heads of size D; K divides H
 	Scale   float64 // multiplies q·k; usually 1/sqrt(D)
 	Window  int     // 0: full causal; w: a position sees itself and the w-1 before it
-	// Sinks, one a head, take part in the softmax of Attend as scores without values; nil:
-	// none. AttendCausal leaves them to its caller, who has the log-sum-exp.
+	// Sinks has one score for each head that takes part in the softmax of Attend without a value; nil
+	// means none. AttendCausal ignores it: Set.Sink applies sinks to its result.
 	Sinks   []float32
-	Softcap float64 // bounds scaled scores: cap·tanh(score/cap); 0: not
+	Softcap float64 // soft cap of scaled scores: cap·tanh(score/cap); 0 means none
 }
 
-// AdamW are the factors of an optimizer's step (Loshchilov and Hutter, arXiv
+// AdamW has the factors of an optimizer's step (Loshchilov and Hutter, arXiv
 // 1711.05101): with x = Scale·g, m = Beta1·m + (1-Beta1)·x, v = Beta2·v + (1-Beta2)·x²
 // and p = Keep·p - Size·m/(sqrt(Root·v)+Epsilon).
 type AdamW struct {
@@ -89,12 +88,11 @@ type AdamW struct {
 type Set[F tensor.Float] interface {
 	Memory[F]
 
-	// Name is the value of --kernels that selects the set: "ref", "cpu".
+	// Name returns the value of --kernels that selects the set, such as "ref" or "cpu".
 	Name() string
-	// Class names the family whose results are bit-identical, such as
-	// "cpu/avx512/1".
+	// Class names the family of sets whose results are bit-identical, such as "cpu/5".
 	Class() string
-	// KV is what caches of the set store, part of its class.
+	// KV returns the type of the set's KV caches. It is part of the class.
 	KV() KVType
 
 	// BFloat16 returns a set on the same workers whose products over dense matrices, forward
@@ -109,17 +107,16 @@ type Set[F tensor.Float] interface {
 	RoundBF16(h []uint16, x Buffer[F])
 	WidenBF16(x Buffer[F], h []uint16)
 
-	// Pack gives a raw matrix the form that the set multiplies fastest, if it has
-	// one. Raw is still read by Embed. A packed matrix must not be shared with another
-	// kind of set.
+	// Pack converts a raw matrix to the form that the set multiplies fastest, if there is one. Embed still
+	// reads Raw. A packed matrix must not be used with another kind of set.
 	Pack(w *Matrix[F])
 	// MatMul computes y[T,N] = x[T,I]·Wᵀ + bias[N]; a nil bias is zero.
 	MatMul(y, x Buffer[F], w *Matrix[F], bias Buffer[F], t int)
 	// MatMuls computes several products of one x[T,I], each as MatMul would.
 	MatMuls(x Buffer[F], t int, products ...Product[F])
 	// MatMulGrad is the gradient of MatMuls: it overwrites dx[T,I] with Σ DY·W over the
-	// products, and adds DW += DYᵀ·x and DBias += Σ_t DY for each. A nil dx is not wanted;
-	// without any DW, x may be nil.
+	// products, and adds DW += DYᵀ·x and DBias += Σ_t DY for each. A nil dx is not computed;
+	// x may be nil if no product has a DW.
 	MatMulGrad(dx, x Buffer[F], t int, products ...ProductGrad[F])
 
 	// Embed copies row ids[t] of w[V,C] to y[T,C].
@@ -134,7 +131,7 @@ type Set[F tensor.Float] interface {
 	LayerNorm(y, x, g, b Buffer[F], eps float64, t, c int)
 	LayerNormGrad(dx, dg, db, dy, x, g Buffer[F], eps float64, t, c int)
 
-	// Rotate turns each head of x[T,H,D] in place to its row's position pos[T].
+	// Rotate rotates each head of x[T,H,D] in place by the angles of its row's position pos[T].
 	// Angles are computed in float64 from the position alone.
 	Rotate(x Buffer[F], r *Rotary, pos []int32, h, d int)
 	// RotateGrad is the transpose of Rotate, in place on dx[T,H,D].
@@ -147,22 +144,22 @@ type Set[F tensor.Float] interface {
 	// each span's cache, which already holds the rows' own keys and values.
 	// y has the shape of q.
 	Attend(y, q Buffer[F], spans []Span[F], a Heads)
-	// AttendCausal is attention in training: B sequences of T rows, q and
-	// y [B,T,H,D], k and v [B,T,K,D]. It keeps lse[B,T,H], the log-sum-exp of
-	// each row's scores, for the backward, and never a T×T matrix.
+	// AttendCausal computes attention in training: B sequences of T rows, q and y [B,T,H,D], k and v
+	// [B,T,K,D]. It writes lse[B,T,H], the log-sum-exp of each row's scores, for the backward pass, and
+	// makes no T×T matrix.
 	AttendCausal(y, lse, q, k, v Buffer[F], b, t int, a Heads)
 	// AttendCausalGrad overwrites dq, dk, dv.
 	AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v Buffer[F], b, t int, a Heads)
 
 	// GLU computes y = act(gate)·up, elementwise.
 	GLU(y, gate, up Buffer[F], act Act)
-	// GLUGrad overwrites dgate and dup, one of which may be dy itself, and y, unless that is
-	// nil, as GLU does.
+	// GLUGrad overwrites dgate and dup, one of which may be dy itself. Unless y is nil, it also writes the
+	// result of GLU to y.
 	GLUGrad(dgate, dup, y, dy, gate, up Buffer[F], act Act)
 	// Activate computes y = act(x), elementwise.
 	Activate(y, x Buffer[F], act Act)
-	// ActivateGrad overwrites dx, which may be dy itself, and y, unless that is nil, as
-	// Activate does.
+	// ActivateGrad overwrites dx, which may be dy itself. Unless y is nil, it also writes the result of
+	// Activate to y.
 	ActivateGrad(dx, y, dy, x Buffer[F], act Act)
 	// Add computes y += x, elementwise.
 	Add(y, x Buffer[F])

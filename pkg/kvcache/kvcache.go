@@ -1,7 +1,7 @@
 // Package kvcache stores the keys and values of live sequences in pages, so that
 // memory is handed out by the page and never moved. A Cache belongs to one stage;
 // a Sequence is one session's block table in it. Positions are arguments
-// everywhere: nothing here counts forward on its own.
+// everywhere; no method advances a position by itself.
 //
 // The shard service calls it: it reserves before a batch, writes and views through
 // pkg/model while the batch runs, and frees when the session ends. A Cache is safe
@@ -17,7 +17,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
 
-// DefaultPageLen is how many positions share a page unless said otherwise.
+// DefaultPageLen is the number of positions in a page unless Config says otherwise.
 const DefaultPageLen = 16
 
 // Config shapes a cache.
@@ -74,7 +74,7 @@ func (c *Cache[F]) Available() int {
 // PagesFor returns how many pages n positions take.
 func (c *Cache[F]) PagesFor(n int) int { return (n + c.cfg.PageLen - 1) / c.cfg.PageLen }
 
-// take hands out n pages or none.
+// take returns n pages or, if there are fewer, none.
 func (c *Cache[F]) take(n int) ([]*page[F], error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -186,7 +186,7 @@ func (s *Sequence[F]) Extend(n int) {
 	s.len = max(s.len, n)
 }
 
-// Truncate drops the positions from n on and gives back the pages that empties.
+// Truncate drops the positions from n on and returns the pages that become empty.
 func (s *Sequence[F]) Truncate(n int) {
 	if n >= s.len {
 		return
@@ -200,13 +200,13 @@ func (s *Sequence[F]) Truncate(n int) {
 	}
 }
 
-// Free gives all pages back. The sequence may be used again, empty.
+// Free returns all pages. The sequence is empty then and may be used again.
 func (s *Sequence[F]) Free() {
 	s.cache.give(s.pages)
 	s.pages, s.views, s.len = nil, nil, 0
 }
 
-// View is a layer's keys and values, for attention. It stays valid until the
+// View returns a layer's keys and values, for attention. It is valid until the
 // sequence's pages change.
 func (s *Sequence[F]) View(layer int) kernel.KV[F] {
 	if s.views == nil {

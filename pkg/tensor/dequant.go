@@ -7,10 +7,10 @@ import (
 )
 
 // Dequantize decodes len(dst) elements of type d from src. Values are computed in
-// float32, one rounding an operation in the order that llama.cpp's own Python
-// decoder uses, so that they equal it bit for bit; F float64 holds the same
-// values (an F64, I32 or I64 element is converted to F directly). It panics unless len(dst) is a whole number of blocks and src holds
-// exactly those.
+// float32 with the operations of llama.cpp's Python decoder, in the same order and each
+// rounded, so that they equal its values bit for bit. F float64 holds the same values; an
+// F64, I32 or I64 element is converted to F directly. Dequantize panics unless len(dst) is a
+// whole number of blocks and src has exactly those blocks.
 //
 // Source of the block layouts: the structs of ggml-common.h.
 func Dequantize[F Float](dst []F, src []byte, d DType) {
@@ -27,7 +27,7 @@ func Dequantize[F Float](dst []F, src []byte, d DType) {
 	plain(dst, src, d)
 }
 
-// plain decodes a type whose elements stand alone.
+// plain decodes a type without blocks.
 func plain[F Float](dst []F, src []byte, d DType) {
 	le := binary.LittleEndian
 	switch d {

@@ -74,8 +74,7 @@ func Encode(dst []byte, src []float32, d DType) {
 	}
 }
 
-// Bytes is x's memory as bytes, in the host's byte order and without a copy: it
-// lives and changes with x.
+// Bytes returns the memory of x as bytes, in the host's byte order and without a copy.
 func Bytes[F Float](x []F) []byte {
 	if len(x) == 0 {
 		return nil
@@ -83,7 +82,7 @@ func Bytes[F Float](x []F) []byte {
 	return unsafe.Slice((*byte)(unsafe.Pointer(&x[0])), len(x)*int(unsafe.Sizeof(x[0])))
 }
 
-// littleEndian reports the host's byte order; the compiler folds it to a constant.
+// littleEndian reports whether the host is little-endian. The compiler folds it to a constant.
 func littleEndian() bool {
 	one := uint16(1)
 	return *(*byte)(unsafe.Pointer(&one)) == 1

@@ -2,9 +2,9 @@
 // plain Go, chosen at run time, all three with the same bits. The assembly is written
 // by the generator in gen.
 //
-// Quantised weights are multiplied as they are: Pack lays blocks of 16 rows side by
-// side, activations are rounded to bytes in blocks of 32, and a block's products are
-// summed in integers, which no instruction can round differently. 16-bit floats meet
+// Quantised weights are multiplied in quantised form: Pack interleaves the blocks of 16
+// rows, activations are rounded to bytes in blocks of 32, and the products of a block are
+// summed in integers, so no instruction can round them differently. 16-bit floats meet
 // activations rounded to bfloat16. Matrices of fewer than 512 inputs, and all that
 // training touches, are float32.
 //

@@ -18,8 +18,7 @@ import (
 // Set is the kind of set that is tested.
 type Set = kernel.Set[float32]
 
-// tolerance is how far a result may be from the reference's, relative to the largest
-// of them.
+// tolerance is the largest difference from the reference, relative to its largest element.
 const tolerance = 2e-5
 
 // Run checks a set.
@@ -70,12 +69,11 @@ func distance(got, want []float32) float64 {
 type Case struct {
 	name      string
 	run       func(s Set) [][]float32
-	tolerance float64 // where it is not the common one
+	tolerance float64 // 0 means the common one
 }
 
-// quantised is the tolerance of a product over block types and 16-bit floats, whose set
-// may quantise the other side too: half of 1/127 of the largest input in 32, for each of
-// them, or a bfloat16.
+// quantised is the tolerance of products of quantised weights and 16-bit floats. A set may round the
+// activations, too: to bytes, with an error of half of 1/127 of the largest of 32, or to bfloat16.
 const quantised = 1e-2
 
 // source makes inputs that depend on the seed alone.
@@ -90,7 +88,7 @@ func source(seed uint64) func(n int) []float32 {
 	}
 }
 
-// raw makes valid rows of a type.
+// raw makes a matrix with valid blocks of a type.
 func raw(seed uint64, d tensor.DType, rows, cols int) kernel.Matrix[float32] {
 	x := source(seed)(rows * cols)
 	m := kernel.Matrix[float32]{Rows: rows, Cols: cols, DType: d}
@@ -254,7 +252,7 @@ func elementwise() []Case {
 	}})
 	out = append(out, Case{name: "bfloat16", run: func(s Set) [][]float32 {
 		x := source(12)(t*c + 5)
-		x[0], x[1], x[2], x[3] = 1+1.0/256, 1+3.0/256, -3e38, 1e-40 // two ties, near the end of the range, nearly nothing
+		x[0], x[1], x[2], x[3] = 1+1.0/256, 1+3.0/256, -3e38, 1e-40 // two ties, a value near the end of the range, a subnormal one
 		h, back := make([]uint16, len(x)), make([]float32, len(x))
 		s.RoundBF16(h, x)
 		s.WidenBF16(back, h)

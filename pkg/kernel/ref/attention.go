@@ -7,7 +7,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
 
-// from is the first position that position p sees.
+// from returns the first position that position p attends to.
 func from(p int, a kernel.Heads) int {
 	if a.Window > 0 {
 		return max(0, p-a.Window+1)
@@ -15,7 +15,7 @@ func from(p int, a kernel.Heads) int {
 	return 0
 }
 
-// capped bounds a score smoothly.
+// capped applies the soft cap to a score.
 func capped(score, most float64) float64 {
 	if most == 0 {
 		return score
@@ -23,8 +23,8 @@ func capped(score, most float64) float64 {
 	return most * math.Tanh(score/most)
 }
 
-// attendRow is softmax attention of one head of one row: out[D] over positions
-// lo..p, key and value being that head's vectors. It returns the log-sum-exp.
+// attendRow computes softmax attention of one head of one row: out[D] over positions lo..p. key and
+// value return the vectors of a position. The result is the log-sum-exp of the scores.
 func attendRow[F tensor.Float](out, q []F, lo, p int, a kernel.Heads, key, value func(pos int) []F) float64 {
 	scores := make([]float64, p+1-lo)
 	best := math.Inf(-1)
@@ -54,7 +54,7 @@ func (*Set[F]) Store(kv kernel.KV[F], pos int, k, v kernel.Buffer[F], heads, d i
 	kv.Write(pos, k, v, heads, d)
 }
 
-// Attend is causal attention over paged caches.
+// Attend computes causal attention over paged caches.
 func (*Set[F]) Attend(y, q kernel.Buffer[F], spans []kernel.Span[F], a kernel.Heads) {
 	rows := 0
 	for _, s := range spans {
@@ -84,7 +84,7 @@ func (*Set[F]) Attend(y, q kernel.Buffer[F], spans []kernel.Span[F], a kernel.He
 	}
 }
 
-// AttendCausal is attention over whole sequences.
+// AttendCausal computes attention over whole sequences.
 func (*Set[F]) AttendCausal(y, lse, q, k, v kernel.Buffer[F], b, t int, a kernel.Heads) {
 	must("attend causal", "q", len(q), b*t*a.H*a.D)
 	must("attend causal", "y", len(y), b*t*a.H*a.D)
@@ -101,7 +101,7 @@ func (*Set[F]) AttendCausal(y, lse, q, k, v kernel.Buffer[F], b, t int, a kernel
 	})
 }
 
-// AttendCausalGrad: with w the softmax weights, dv = Σ w·dy, ds = w·(dy·v - dy·y),
+// AttendCausalGrad computes, with w the softmax weights, dv = Σ w·dy, ds = w·(dy·v - dy·y),
 // dq = Σ scale·ds·k, dk = Σ scale·ds·q.
 func (*Set[F]) AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v kernel.Buffer[F], b, t int, a kernel.Heads) {
 	must("attend causal grad", "dy", len(dy), b*t*a.H*a.D)

@@ -21,7 +21,7 @@ func (*Set[F]) RMSNorm(y, x, g kernel.Buffer[F], eps float64, t, c int) {
 	}
 }
 
-// RMSNormGrad: with n = x·inv, dx = inv·(dy·g - n·mean(dy·g·n)) and dg = Σ dy·n.
+// RMSNormGrad computes, with n = x·inv, dx = inv·(dy·g - n·mean(dy·g·n)) and dg = Σ dy·n.
 func (*Set[F]) RMSNormGrad(dx, dg, dy, x, g kernel.Buffer[F], eps float64, t, c int) {
 	must("rmsnorm grad", "dy", len(dy), t*c)
 	must("rmsnorm grad", "x", len(x), t*c)
@@ -62,7 +62,7 @@ func (*Set[F]) LayerNorm(y, x, g, b kernel.Buffer[F], eps float64, t, c int) {
 	}
 }
 
-// LayerNormGrad: with n the normalised row and e = dy·g,
+// LayerNormGrad computes, with n the normalised row and e = dy·g,
 // dx = inv·(e - mean(e) - n·mean(e·n)), dg = Σ dy·n, db = Σ dy.
 func (*Set[F]) LayerNormGrad(dx, dg, db, dy, x, g kernel.Buffer[F], eps float64, t, c int) {
 	must("layernorm grad", "dy", len(dy), t*c)
@@ -136,7 +136,7 @@ func (*Set[F]) GLU(y, gate, up kernel.Buffer[F], a kernel.Act) {
 	}
 }
 
-// GLUGrad writes the gradients of GLU and, unless y is nil, what it computes.
+// GLUGrad writes the gradients of GLU and, unless y is nil, its result.
 func (*Set[F]) GLUGrad(dgate, dup, y, dy, gate, up kernel.Buffer[F], a kernel.Act) {
 	must("glu grad", "dy", len(dy), len(gate))
 	for i := range dy {
@@ -157,7 +157,7 @@ func (*Set[F]) Activate(y, x kernel.Buffer[F], a kernel.Act) {
 	}
 }
 
-// ActivateGrad writes the gradient of Activate and, unless y is nil, what it computes.
+// ActivateGrad writes the gradient of Activate and, unless y is nil, its result.
 func (*Set[F]) ActivateGrad(dx, y, dy, x kernel.Buffer[F], a kernel.Act) {
 	must("activate grad", "dy", len(dy), len(x))
 	for i := range dy {

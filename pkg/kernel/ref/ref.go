@@ -1,7 +1,6 @@
-// Package ref is the plain kernel set: every operation as its formula reads, over
-// float32 or float64. It is the oracle that the fast sets are compared with and the
-// set that gradients are checked on, so it is never optimised beyond spreading
-// independent rows over goroutines.
+// Package ref is the reference kernel set: it computes every operation as its formula reads, over
+// float32 or float64. Fast sets are compared with it and gradients are checked on it, so its only
+// optimisation is to compute independent rows on several goroutines.
 //
 // Sums are accumulated in float64 in index order and rounded once.
 package ref
@@ -17,7 +16,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
 
-// Set implements kernel.Set plainly. It has no state.
+// Set implements kernel.Set.
 type Set[F tensor.Float] struct {
 	kernel.HostOps[F]
 	bfloat16 bool // products round both operands to bfloat16
@@ -27,16 +26,16 @@ type Set[F tensor.Float] struct {
 // New returns the reference set.
 func New[F tensor.Float]() *Set[F] { return &Set[F]{} }
 
-// StoringKV is a set whose caches store t.
+// StoringKV returns a set whose KV caches store t.
 func (s *Set[F]) StoringKV(t kernel.KVType) *Set[F] { return &Set[F]{bfloat16: s.bfloat16, kv: t} }
 
-// KV is what caches store.
+// KV returns the type of the set's KV caches.
 func (s *Set[F]) KV() kernel.KVType { return s.kv }
 
-// Name is "ref".
+// Name returns "ref".
 func (*Set[F]) Name() string { return "ref" }
 
-// Class is "ref/1" over float32 and "ref64/1" over float64.
+// Class returns "ref/1" over float32 and "ref64/1" over float64.
 func (s *Set[F]) Class() string {
 	class := "ref64/1"
 	if F(1)/3 == F(float32(1)/3) {
@@ -51,7 +50,7 @@ func (s *Set[F]) Class() string {
 	return class
 }
 
-// BFloat16 is the reference of products that round both sides to bfloat16.
+// BFloat16 returns a set whose products round both operands to bfloat16.
 func (*Set[F]) BFloat16() kernel.Set[F] { return &Set[F]{bfloat16: true} }
 
 // UsesBFloat16 reports whether the set was made by BFloat16.
@@ -74,7 +73,7 @@ func (*Set[F]) WidenBF16(x kernel.Buffer[F], h []uint16) {
 	}
 }
 
-// operand is x as products take it.
+// operand returns x as products read it: rounded to bfloat16 if the set says so.
 func (s *Set[F]) operand(x []F) []F {
 	if !s.bfloat16 {
 		return x
@@ -86,7 +85,7 @@ func (s *Set[F]) operand(x []F) []F {
 	return out
 }
 
-// matrix is a dense matrix as products take it.
+// matrix returns a dense matrix as products read it.
 func (s *Set[F]) matrix(w *kernel.Matrix[F]) *kernel.Matrix[F] {
 	if !s.bfloat16 || w.Dense == nil {
 		return w
@@ -101,7 +100,7 @@ func must(op, name string, got, want int) {
 	}
 }
 
-// each calls body for 0..n-1, spread over the processors. Bodies are independent.
+// each calls body for 0..n-1 on several goroutines. Calls are independent.
 func each(n int, body func(i int)) {
 	workers := min(runtime.GOMAXPROCS(0), n)
 	if workers <= 1 {
@@ -175,7 +174,7 @@ func (s *Set[F]) MatMuls(x kernel.Buffer[F], t int, products ...kernel.Product[F
 	}
 }
 
-// MatMulGrad is the gradient of MatMuls.
+// MatMulGrad computes the gradient of MatMuls.
 func (s *Set[F]) MatMulGrad(dx, x kernel.Buffer[F], t int, products ...kernel.ProductGrad[F]) {
 	products = slices.Clone(products)
 	for i := range products {
@@ -262,12 +261,12 @@ func (*Set[F]) EmbedGrad(dw, dy kernel.Buffer[F], ids []int32, c int) {
 	}
 }
 
-// Rotate turns each head to its position.
+// Rotate rotates each head by the angles of its row's position.
 func (*Set[F]) Rotate(x kernel.Buffer[F], r *kernel.Rotary, pos []int32, h, d int) {
 	rotate(x, r, pos, h, d, 1)
 }
 
-// RotateGrad turns gradients back.
+// RotateGrad rotates gradients by the opposite angles.
 func (*Set[F]) RotateGrad(dx kernel.Buffer[F], r *kernel.Rotary, pos []int32, h, d int) {
 	rotate(dx, r, pos, h, d, -1)
 }
@@ -313,7 +312,7 @@ func (*Set[F]) LogSumExp(x kernel.Buffer[F]) float64 {
 	return best + math.Log(sum)
 }
 
-// CrossEntropy is the negative log-likelihood and its gradient.
+// CrossEntropy computes the negative log-likelihood and its gradient.
 func (s *Set[F]) CrossEntropy(loss []float64, dlogits, logits kernel.Buffer[F], targets []int32, scale float64, t, v int) {
 	must("cross entropy", "logits", len(logits), t*v)
 	must("cross entropy", "targets", len(targets), t)
@@ -344,7 +343,7 @@ func (s *Set[F]) CrossEntropy(loss []float64, dlogits, logits kernel.Buffer[F], 
 // SumSquares adds squares in index order.
 func (*Set[F]) SumSquares(x kernel.Buffer[F]) float64 { return dot(x, x) }
 
-// AdamW steps weights, one rounding an operation.
+// AdamW steps weights and rounds after every operation.
 func (*Set[F]) AdamW(p, m, v, g kernel.Buffer[F], o kernel.AdamW) {
 	must("adamw", "m", len(m), len(p))
 	must("adamw", "v", len(v), len(p))
