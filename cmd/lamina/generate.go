@@ -34,7 +34,7 @@ type samplingFlags struct {
 func (f *samplingFlags) sampling(e *verb.Env) (*routerv1.Sampling, error) {
 	grammar, err := f.grammar(e)
 	return &routerv1.Sampling{
-		Temperature: &f.Temp, TopK: f.TopK, TopP: &f.TopP, MinP: f.MinP,
+		Temperature: &f.Temp, TopK: &f.TopK, TopP: &f.TopP, MinP: &f.MinP,
 		RepetitionPenalty: &f.RepetitionPenalty, Seed: f.Seed, Grammar: grammar,
 	}, err
 }

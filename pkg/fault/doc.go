@@ -4,6 +4,7 @@
 // returns a fault or logs it, never both.
 //
 // The code says whose move it is. The caller's: Invalid (change the named field),
+// OutOfRange (the input is longer than the model can take: shorten the named field),
 // NotFound and AlreadyExists (look at what there is), FailedPrecondition (do what
 // is missing first), Unauthenticated, PermissionDenied. Time's: Exhausted (wait
 // RetryAfter or ask for less), Unavailable (try again, perhaps elsewhere), Aborted

@@ -27,13 +27,14 @@ const (
 	PermissionDenied        // not yours to ask
 	Unimplemented           // not supported by this build or model
 	DataLoss                // bytes are damaged: fall back to another copy
+	OutOfRange              // longer than the model can take: ask for less
 	Internal                // a bug or a broken invariant: report it with the log
 )
 
 var names = [...]string{
 	"unspecified", "invalid argument", "not found", "already exists", "failed precondition", "aborted",
 	"exhausted", "unavailable", "deadline exceeded", "canceled", "unauthenticated", "permission denied",
-	"unimplemented", "data loss", "internal",
+	"unimplemented", "data loss", "out of range", "internal",
 }
 
 // String returns the code's name for people.

@@ -32,9 +32,9 @@ func NewLogger(w io.Writer, level, format string) (*slog.Logger, error) {
 	o := &slog.HandlerOptions{Level: l}
 	switch format {
 	case "text":
-		return slog.New(slog.NewTextHandler(w, o)), nil
+		return slog.New(LogRequestIDs(slog.NewTextHandler(w, o))), nil
 	case "json":
-		return slog.New(slog.NewJSONHandler(w, o)), nil
+		return slog.New(LogRequestIDs(slog.NewJSONHandler(w, o))), nil
 	}
 	return nil, fault.Field("log-format", "parse %q: want text or json", format)
 }

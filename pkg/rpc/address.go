@@ -169,6 +169,7 @@ func (d *Dialer) dial(addr string) (*grpc.ClientConn, error) {
 			MinConnectTimeout: 3 * time.Second,
 		}),
 		grpc.WithDisableServiceConfig(), grpc.WithDisableRetry(),
+		grpc.WithChainUnaryInterceptor(sendUnary), grpc.WithChainStreamInterceptor(sendStream),
 	}
 	creds := insecure.NewCredentials()
 	if d.options.TLS != nil {

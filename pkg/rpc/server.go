@@ -68,8 +68,8 @@ func NewServer(o ServerOptions) *grpc.Server {
 		grpc.MaxConcurrentStreams(maxStreams), grpc.ConnectionTimeout(10 * time.Second),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
-		grpc.ChainUnaryInterceptor(unary(o.Log, m), recovery.UnaryServerInterceptor(recovered)),
-		grpc.ChainStreamInterceptor(stream(o.Log, m), recovery.StreamServerInterceptor(recovered)),
+		grpc.ChainUnaryInterceptor(takeUnary, unary(o.Log, m), recovery.UnaryServerInterceptor(recovered)),
+		grpc.ChainStreamInterceptor(takeStream, stream(o.Log, m), recovery.StreamServerInterceptor(recovered)),
 	}
 	if o.TLS != nil {
 		options = append(options, grpc.Creds(credentials.NewTLS(o.TLS)))

@@ -26,6 +26,7 @@ type mapped struct {
 func mapping() []mapped {
 	return []mapped{
 		{fault.Invalid, codes.InvalidArgument, http.StatusBadRequest},
+		{fault.OutOfRange, codes.OutOfRange, http.StatusBadRequest},
 		{fault.NotFound, codes.NotFound, http.StatusNotFound},
 		{fault.AlreadyExists, codes.AlreadyExists, http.StatusConflict},
 		{fault.FailedPrecondition, codes.FailedPrecondition, http.StatusBadRequest},
@@ -58,9 +59,6 @@ func FaultCode(c codes.Code) fault.Code {
 		if m.grpc == c {
 			return m.fault
 		}
-	}
-	if c == codes.OutOfRange {
-		return fault.Invalid
 	}
 	return fault.Internal
 }

@@ -58,6 +58,9 @@ func (s *Session) NextWithDrafts(n int, drafts []int32) (Rows, bool) {
 	return rows, true
 }
 
+// Due is how many positions of the log are still to be sent.
+func (s *Session) Due() int { return len(s.log) - s.sent }
+
 // Waiting reports whether a token is to come.
 func (s *Session) Waiting() bool { return s.waiting && !s.ended }
 

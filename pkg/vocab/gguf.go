@@ -127,6 +127,12 @@ func FromGGUF(meta Meta) (*Vocab, error) {
 			eog = append(eog, id)
 		}
 	}
+	for _, role := range fimEnds() { // as llama.cpp has it
+		if id := v.findRole(meta, role); id >= 0 {
+			eog = append(eog, id)
+		}
+	}
+	v.findFIM(meta)
 	v.finish(eog)
 	v.ready()
 	return v, nil

@@ -82,6 +82,7 @@ func parseHF(tokenizer, config []byte) (*Vocab, error) {
 	if err := v.template(&c); err != nil {
 		return nil, err
 	}
+	v.findFIM(nil)
 	v.finish(nil)
 	v.ready()
 	return v, nil

@@ -52,6 +52,7 @@ type Vocab struct {
 	prefix       []int32 // added before and after a text with Options.BOS
 	suffix       []int32
 	unk          int32
+	fim          *FIM // nil where there is none
 	chatTemplate string
 
 	source *hfSource // what WriteHF writes; nil if it cannot write the vocabulary
@@ -173,7 +174,7 @@ func endings() []string {
 		"<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<|endoftext|>",
 		"<|end_of_text|>", "<|eom_id|>", "<EOT>", "_<EOT>", "<|eot|>", "<|END_OF_TURN_TOKEN|>",
 		"<|end_of_turn|>", "<｜end▁of▁sentence｜>", "[EOS]", "[EOT]", "<turn|>",
-		"<|tool_response>", "<end_of_utterance>",
+		"<|tool_response>", "<end_of_utterance>", "<|flush|>", "<|calls|>",
 	}
 }
 

@@ -131,7 +131,10 @@ func (q *request) startDraft(ctx context.Context, target *pipeline) *drafter {
 	if info := s.models[q.digest]; info != nil {
 		d.vocab, d.ends = min(d.vocab, info.vocabulary.GetSize()), info.vocabulary.GetEndIds()
 	}
-	log, maxLen := slices.Clone(q.log), min(len(q.prompt)+int(q.maxTokens), p.capacity())
+	log, maxLen := slices.Clone(q.log), min(q.length(), p.contextLength())
+	if len(log) >= maxLen { // longer than the draft model's context
+		return nil
+	}
 	p.assigned.Add(1)
 	p.drafters.Go(func() { // while the pipeline is listed, so before it is waited for
 		defer p.assigned.Add(-1)
@@ -175,9 +178,7 @@ func (d *drafter) run(ctx context.Context, p *pipeline, log []int32, maxLen int)
 		return
 	}
 	d.service.m.dropped.WithLabelValues(code.String()).Inc()
-	d.service.log.Warn(
-		"drop draft session", "request", d.request, "model", d.target.model(), "draft", p.model(), "error", err,
-	)
+	d.service.log.WarnContext(ctx, "drop draft session", "model", d.target.model(), "draft", p.model(), "error", err)
 }
 
 // draft runs the session on the draft pipeline.

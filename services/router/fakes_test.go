@@ -35,6 +35,9 @@ func (fakeTokenizer) Describe(context.Context, *tokenizerv1.DescribeRequest) (*t
 func (f fakeTokenizer) Encode(_ context.Context, r *tokenizerv1.EncodeRequest) (*tokenizerv1.EncodeResponse, error) {
 	f.calls.Add(1)
 	out := &tokenizerv1.EncodeResponse{}
+	if r.Suffix != nil {
+		return nil, fault.Field("suffix", "model %q has no fill-in-the-middle tokens", r.GetModel())
+	}
 	for _, b := range []byte(r.GetText()) {
 		out.Ids = append(out.Ids, uint32(b))
 	}
@@ -188,6 +191,12 @@ func (p *fakeSampling) pick(row *samplerv1.Row) error {
 	add := p.adds[name]
 	if add == nil || row.GetEpoch() < add.GetEpoch() {
 		return nil
+	}
+	if row.Target != nil {
+		return p.stream.Send(&samplerv1.SampleResponse{Frame: &samplerv1.SampleResponse_Score{Score: &samplerv1.Score{
+			Session: row.GetSession(), Epoch: row.GetEpoch(), Position: row.GetPosition() + 1, Id: row.GetTarget(), Logprob: -float32(row.GetPosition()),
+			Top: []*samplerv1.Candidate{{Id: row.GetIds()[0], Logprob: -0.25}},
+		}}})
 	}
 	last, had := p.last[name]
 	if had && row.GetPosition() <= last.position || row.DraftId != nil && (row.GetPosition() != last.position+1 || row.GetDraftId() != last.id) {

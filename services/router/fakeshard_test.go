@@ -361,7 +361,15 @@ func (p *fakePipeline) compute(b *shardv1.Batch, ids []uint32) ([]*samplerv1.Row
 			row := &samplerv1.Row{
 				Session: e.GetSession(), Epoch: e.GetEpoch(), Position: uint32(end - 1), LogSumExp: 1.5, Ids: []uint32{s.answer(log[:end])}, Logits: head,
 			}
-			if i > 0 {
+			switch {
+			case i < len(e.GetTargets()): // a little less likely than the best
+				target := e.GetTargets()[i]
+				row.Target, row.Ids = &target, append(row.Ids, target)
+				row.Logits, _ = wire.Encode(tensorv1.ElementType_ELEMENT_TYPE_F32, []int{2}, []float32{1, 0.5})
+				if end < len(log) && log[end] != target {
+					s.faults = append(s.faults, "a target is not the id that follows its row")
+				}
+			case i > 0:
 				row.DraftId = &e.GetDraftIds()[i-1]
 			}
 			rows = append(rows, row)

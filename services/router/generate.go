@@ -4,7 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/binary"
-	"encoding/hex"
+	"fmt"
 	"slices"
 	"time"
 	"unicode/utf8"
@@ -15,6 +15,7 @@ import (
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
 	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
+	"github.com/lamina-mesh/lamina/pkg/obs"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 	"github.com/lamina-mesh/lamina/pkg/sample"
 	"github.com/lamina-mesh/lamina/pkg/samplerules"
@@ -37,6 +38,7 @@ func (s *Service) Chat(r *routerv1.ChatRequest, stream grpc.ServerStreamingServe
 // sink takes the events of a request, for the stream of Generate or of Chat.
 type sink struct {
 	started  func(*routerv1.Started) error
+	prompt   func(*routerv1.PromptTokens) error // nil for a chat
 	token    func(*routerv1.TokenEvent) error
 	finished func(*routerv1.Finished) error
 }
@@ -44,11 +46,23 @@ type sink struct {
 func (s *Service) generate(
 	ctx context.Context, r *routerv1.GenerateRequest, send func(*routerv1.GenerateResponse) error,
 ) error {
+	_, isText := r.GetPrompt().(*routerv1.GenerateRequest_Text)
+	switch {
+	case r.Suffix != nil && !isText:
+		return fault.Field("suffix", "requires a prompt that is text")
+	case (r.GetPromptLogprobs() || r.GetPromptOnly()) && !r.GetEcho():
+		return fault.Field("echo", "is required by prompt_logprobs and prompt_only")
+	}
 	q := &request{
-		service: s, model: r.GetModel(), maxTokens: r.GetMaxTokens(), sampling: r.GetSampling(), stop: r.GetStop(), top: r.GetTopLogprobs(), ignoreEnd: r.GetIgnoreEnd(),
+		service: s, model: r.GetModel(), maxTokens: r.GetMaxTokens(), sampling: r.GetSampling(), stop: r.GetStop(), top: r.GetTopLogprobs(),
+		ignoreEnd: r.GetIgnoreEnd(), field: "prompt",
+		echo: echo{on: r.GetEcho(), logprobs: r.GetPromptLogprobs(), only: r.GetPromptOnly(), special: !isText},
 		sink: sink{
 			started: func(e *routerv1.Started) error {
 				return send(&routerv1.GenerateResponse{Event: &routerv1.GenerateResponse_Started{Started: e}})
+			},
+			prompt: func(e *routerv1.PromptTokens) error {
+				return send(&routerv1.GenerateResponse{Event: &routerv1.GenerateResponse_Prompt{Prompt: e}})
 			},
 			token: func(e *routerv1.TokenEvent) error {
 				return send(&routerv1.GenerateResponse{Event: &routerv1.GenerateResponse_Token{Token: e}})
@@ -63,7 +77,7 @@ func (s *Service) generate(
 		case *routerv1.GenerateRequest_TokenIds:
 			return prompt.TokenIds.GetIds(), nil
 		case *routerv1.GenerateRequest_Text:
-			resp, err := t.Encode(ctx, &tokenizerv1.EncodeRequest{Model: q.digest, Text: prompt.Text, Special: r.GetSpecial()})
+			resp, err := t.Encode(ctx, &tokenizerv1.EncodeRequest{Model: q.digest, Text: prompt.Text, Special: r.GetSpecial(), Suffix: r.Suffix})
 			return resp.GetIds(), rpc.FromStatus(err)
 		}
 		return nil, fault.Field("prompt", "give text or token_ids")
@@ -76,6 +90,7 @@ func (s *Service) chat(ctx context.Context, r *routerv1.ChatRequest, send func(*
 	}
 	q := &request{
 		service: s, model: r.GetModel(), maxTokens: r.GetMaxTokens(), sampling: r.GetSampling(), stop: r.GetStop(), top: r.GetTopLogprobs(),
+		field: "messages",
 		sink: sink{
 			started: func(e *routerv1.Started) error {
 				return send(&routerv1.ChatResponse{Event: &routerv1.ChatResponse_Started{Started: e}})
@@ -106,6 +121,9 @@ func (s *Service) chat(ctx context.Context, r *routerv1.ChatRequest, send func(*
 	})
 }
 
+// hexID spells a session's id as the logs of all services do.
+func hexID(id []byte) string { return fmt.Sprintf("%x", id) }
+
 // endOf is the last KiB of a text, in whole characters.
 func endOf(text string) string {
 	from := max(0, len(text)-1024)
@@ -124,6 +142,8 @@ type request struct {
 	stop      []string
 	top       uint32
 	ignoreEnd bool
+	field     string // what the prompt is called in the request
+	echo      echo
 	sink      sink
 
 	keepMarkers bool                    // in the text
@@ -156,7 +176,14 @@ func (q *request) run(
 	ctx context.Context, encode func(context.Context, tokenizerv1.TokenizerServiceClient) ([]uint32, error),
 ) (err error) {
 	q.arrived = time.Now()
-	q.id = hex.EncodeToString(randomID()[:8])
+	if q.id = obs.RequestID(ctx); q.id == "" {
+		q.id = obs.NewRequestID()
+		ctx = obs.WithRequestID(ctx, q.id)
+	}
+	defer func() {
+		q.service.log.DebugContext(ctx, "end request", "model", q.model, "choice", q.sampling.GetChoice(), "prompt_tokens", len(q.prompt),
+			"tokens", max(0, len(q.log)-len(q.prompt)), "took", time.Since(q.arrived), "error", err)
+	}()
 	defer func() { q.service.m.requests.WithLabelValues(fault.CodeOf(err).String()).Inc() }()
 	if err := q.bounds(); err != nil {
 		return err
@@ -215,7 +242,7 @@ func (q *request) run(
 
 // admit checks the prompt and completes the rules.
 func (q *request) admit(p *pipeline, info *modelInfo) error {
-	vocab, capacity := info.vocabulary.GetSize(), p.capacity()
+	vocab := info.vocabulary.GetSize()
 	if len(q.prompt) == 0 {
 		return fault.Field("prompt", "is empty, and the model has no begin token to start from")
 	}
@@ -225,15 +252,8 @@ func (q *request) admit(p *pipeline, info *modelInfo) error {
 		}
 		q.log = append(q.log, int32(id))
 	}
-	room := capacity - len(q.prompt)
-	if room < 1 {
-		return fault.Field("prompt", "%d tokens leave no room in the context of %d", len(q.prompt), capacity)
-	}
-	if context := int(p.stages[0].GetContext()); q.maxTokens == 0 && len(q.prompt) < context {
-		room = min(room, context-len(q.prompt)) // only an explicit max_tokens goes beyond it
-	}
-	if q.maxTokens == 0 || int(q.maxTokens) > room {
-		q.maxTokens = uint32(room)
+	if err := q.limit(info); err != nil {
+		return err
 	}
 	q.rules = q.samplerRules(info)
 	if err := samplerules.CheckIDs("sampling.", q.rules, int(max(vocab, p.stages[0].GetVocab()))); err != nil {
@@ -251,15 +271,16 @@ func (q *request) generate(ctx context.Context) error {
 	moves := 0 // since the last token
 	for epoch := uint64(1); ; epoch++ {
 		had := len(q.log)
-		p, err := q.service.assign(ctx, q.digest, moveLimit)
+		p, err := q.service.assign(ctx, q.digest, q.length(), moveLimit)
 		if err != nil {
 			return err
 		}
 		seq := &sequence{
 			id: randomID(), log: append([]int32(nil), q.log...), emitted: len(q.log) - len(q.prompt), epoch: epoch, rules: q.rules,
-			logprobs: slices.Clone(q.logprobs), picker: q.picker, tokens: q.tokens, maxLen: len(q.prompt) + int(q.maxTokens), out: make(chan result, outLen+3),
-			suspect: q.strikes.count > 0,
+			logprobs: slices.Clone(q.logprobs), picker: q.picker, tokens: q.tokens, maxLen: q.length(), out: make(chan result, outLen+3),
+			suspect: q.strikes.count > 0, score: q.echo.logprobs && !q.echo.done,
 		}
+		q.service.log.DebugContext(ctx, "submit session", "session", hexID(seq.id), "pipeline", p.id, "epoch", epoch)
 		speculating, stop := context.WithCancel(ctx)
 		seq.speculation = q.speculation(speculating, p)
 		var end result
@@ -290,7 +311,7 @@ func (q *request) generate(ctx context.Context) error {
 			).After(time.Second)
 		}
 		q.service.m.moves.Inc()
-		q.service.log.Info("move session", "request", q.id, "tokens", len(q.log), "epoch", epoch+1, "error", end.lost)
+		q.service.log.InfoContext(ctx, "move session", "choice", q.sampling.GetChoice(), "tokens", len(q.log), "epoch", epoch+1, "error", end.lost)
 	}
 }
 
@@ -329,8 +350,14 @@ func (q *request) follow(ctx context.Context, p *pipeline, seq *sequence) (end r
 					return result{}, err
 				}
 				q.started = nil
+				if err := q.openEcho(); err != nil {
+					return result{}, err
+				}
 			}
 			continue
+		}
+		if err := q.closeEcho(o.scores); err != nil {
+			return result{}, err
 		}
 		finished, err := q.token(seq, o.token)
 		if err != nil {
@@ -371,6 +398,10 @@ func (seq *sequence) next(ctx context.Context, p *pipeline) (result, error) {
 // token sends a token to the client and reports whether it was the last.
 func (q *request) token(seq *sequence, t *samplerv1.Token) (bool, error) {
 	now := time.Now()
+	if q.echo.only {
+		q.first, q.admitted, q.last = now, seq.started, now
+		return true, q.finish(samplerv1.FinishReason_FINISH_REASON_LENGTH, "", 0)
+	}
 	if q.first.IsZero() {
 		q.first, q.admitted = now, seq.started
 		q.service.m.first.Observe(now.Sub(q.arrived).Seconds())
@@ -403,11 +434,16 @@ func (q *request) token(seq *sequence, t *samplerv1.Token) (bool, error) {
 	if !stopped {
 		rest = q.text.flush()
 	}
-	return true, q.sink.finished(&routerv1.Finished{
-		FinishReason: reason, Text: rest,
-		Usage: &routerv1.Usage{PromptTokens: uint32(len(q.prompt)), CompletionTokens: uint32(index + 1)},
+	return true, q.finish(reason, rest, index+1)
+}
+
+// finish sends the last event of a request that has generated so many tokens.
+func (q *request) finish(reason samplerv1.FinishReason, text string, tokens int) error {
+	return q.sink.finished(&routerv1.Finished{
+		FinishReason: reason, Text: text,
+		Usage: &routerv1.Usage{PromptTokens: uint32(len(q.prompt)), CompletionTokens: uint32(tokens)},
 		Timings: &routerv1.Timings{
-			QueueUs: micros(q.admitted.Sub(q.arrived)), PrefillUs: micros(q.first.Sub(q.admitted)), DecodeUs: micros(now.Sub(q.first)),
+			QueueUs: micros(q.admitted.Sub(q.arrived)), PrefillUs: micros(q.first.Sub(q.admitted)), DecodeUs: micros(q.last.Sub(q.first)),
 		},
 	})
 }

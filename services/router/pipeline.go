@@ -64,6 +64,7 @@ type event struct {
 	drop     *sequence
 	added    []byte
 	token    *samplerv1.Token
+	score    *samplerv1.Score
 	failed   *samplerv1.SessionFailed
 	refused  *shardv1.Refused
 	computed uint64
@@ -225,6 +226,8 @@ func (p *pipeline) receiveTokens() error {
 			e.added = frame.Added.GetSession()
 		case *samplerv1.SampleResponse_Token:
 			e.token = frame.Token
+		case *samplerv1.SampleResponse_Score:
+			e.score = frame.Score
 		case *samplerv1.SampleResponse_Failed:
 			e.failed = frame.Failed
 		default:

@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
@@ -38,7 +39,7 @@ func TestService_SamplerRefusesRules_EndsTheRequestByItsField(t *testing.T) {
 	wg.Go(func() { m.streams(4, 100) })
 	for range 20 {
 		q := greedy("unlucky", 5)
-		q.Sampling.TopK = 13
+		q.Sampling.TopK = proto.Uint32(13)
 		a, err := m.generate(t.Context(), q, nil)
 		var f *fault.Error
 		if !errors.As(rpc.FromStatus(err), &f) || f.Code != fault.Invalid || f.Field != "sampling.top_k" {

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
@@ -292,8 +293,8 @@ func TestService_NumbersOutOfBounds_NameTheField(t *testing.T) {
 	for field, change := range map[string]func(*routerv1.GenerateRequest){
 		"sampling.temperature":        func(r *routerv1.GenerateRequest) { r.Sampling.Temperature = f(101) },
 		"sampling.top_p":              func(r *routerv1.GenerateRequest) { r.Sampling.TopP = f(1.5) },
-		"sampling.min_p":              func(r *routerv1.GenerateRequest) { r.Sampling.MinP = -1 },
-		"sampling.top_k":              func(r *routerv1.GenerateRequest) { r.Sampling.TopK = math.MaxUint32 },
+		"sampling.min_p":              func(r *routerv1.GenerateRequest) { r.Sampling.MinP = f(-1) },
+		"sampling.top_k":              func(r *routerv1.GenerateRequest) { r.Sampling.TopK = proto.Uint32(math.MaxUint32) },
 		"sampling.repetition_penalty": func(r *routerv1.GenerateRequest) { r.Sampling.RepetitionPenalty = f(0) },
 		"sampling.frequency_penalty":  func(r *routerv1.GenerateRequest) { r.Sampling.FrequencyPenalty = float32(math.NaN()) },
 		"sampling.presence_penalty":   func(r *routerv1.GenerateRequest) { r.Sampling.PresencePenalty = 3 },
@@ -302,9 +303,7 @@ func TestService_NumbersOutOfBounds_NameTheField(t *testing.T) {
 		"top_logprobs":                func(r *routerv1.GenerateRequest) { r.TopLogprobs = 21 },
 		"stop":                        func(r *routerv1.GenerateRequest) { r.Stop = make([]string, 17) },
 		"stop[0]":                     func(r *routerv1.GenerateRequest) { r.Stop = []string{""} },
-		"prompt": func(r *routerv1.GenerateRequest) {
-			r.Prompt = &routerv1.GenerateRequest_Text{Text: strings.Repeat("x", contextLen)}
-		},
+		"echo":                        func(r *routerv1.GenerateRequest) { r.PromptLogprobs = true },
 	} {
 		r := greedy("bounds", 4)
 		change(r)

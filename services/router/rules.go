@@ -93,7 +93,7 @@ func (q *request) encodeBadWords(ctx context.Context, t tokenizerv1.TokenizerSer
 
 // samplerRules are the sampling parameters with their defaults.
 func (q *request) samplerRules(info *modelInfo) *samplerv1.Rules {
-	s := q.sampling
+	s := withDefaults(q.sampling, info.vocabulary.GetDefaults())
 	r := &samplerv1.Rules{
 		Temperature: 1, TopK: s.GetTopK(), TopP: s.GetTopP(), MinP: s.GetMinP(), RepetitionPenalty: s.GetRepetitionPenalty(),
 		FrequencyPenalty: s.GetFrequencyPenalty(), PresencePenalty: s.GetPresencePenalty(), LogitBias: s.GetLogitBias(),

@@ -36,6 +36,7 @@ type sequence struct {
 	picker   *sample.Picker
 	tokens   [][]byte // of the vocabulary, if the rules have a grammar
 	maxLen   int      // of the log, at which the generation ends
+	score    bool     // the log-probabilities of the prompt's tokens are asked for
 
 	suspect bool // it was in flight on a pipeline that died and has had no token since
 
@@ -48,17 +49,20 @@ type sequence struct {
 	pages       int
 	added       bool // the sampler knows it
 	flying      uint64
-	started     time.Time // admitted
+	started     time.Time          // admitted
+	scores      []*samplerv1.Score // of the prompt's tokens, so far
+	scoring     uint32             // position of the last score on its way; 0 for none
 }
 
 // result is what the scheduler tells a sequence: that it is admitted, a token, or its end.
 type result struct {
 	admitted bool // the sampler has accepted its rules
 	token    *samplerv1.Token
-	round    uint64 // of a draft's session
-	lost     error  // why the sequence has to move: it is replayed from its token log
-	blamed   bool   // with lost: it was in flight when its pipeline died
-	err      error  // the session cannot go on
+	scores   []*samplerv1.Score // of the prompt's tokens, with the first token
+	round    uint64             // of a draft's session
+	lost     error              // why the sequence has to move: it is replayed from its token log
+	blamed   bool               // with lost: it was in flight when its pipeline died
+	err      error              // the session cannot go on
 }
 
 // inFlightBatch is a batch that the chain is computing.
@@ -171,6 +175,8 @@ func (s *scheduler) take(e event) error {
 		}
 	case e.token != nil:
 		return s.token(e.token)
+	case e.score != nil:
+		s.scored(e.score)
 	case e.failed != nil:
 		if seq := s.sequences[string(e.failed.GetSession())]; seq == nil || e.failed.GetEpoch() < seq.epoch {
 			return nil
@@ -189,7 +195,7 @@ func (s *scheduler) take(e event) error {
 }
 
 func (s *scheduler) submit(seq *sequence) {
-	seq.pages = (seq.maxLen + s.pageLen - 1) / s.pageLen
+	seq.pages = s.pagesFor(seq.maxLen)
 	if seq.pages > s.total { // it would wait for ever, and all after it
 		seq.out <- result{
 			err: fault.New(fault.Exhausted, "admit request: it needs %d KV pages of a cache of %d", seq.pages, s.total),
@@ -280,6 +286,7 @@ func (s *scheduler) batch() *shardv1.Batch {
 	}
 	f.alone = suspect != nil
 	add := func(seq *sequence, n int) {
+		n = s.scoreRows(seq, n)
 		ids, decides, wait := s.speculate(seq, min(n, budget)-1)
 		if wait {
 			return
@@ -289,6 +296,9 @@ func (s *scheduler) batch() *shardv1.Batch {
 			return
 		}
 		e := &shardv1.Entry{Session: seq.id, Epoch: seq.epoch, Position: uint32(rows.Pos), Rows: uint32(len(rows.IDs))}
+		if seq.score && !rows.Logits {
+			s.askScores(seq, e, f)
+		}
 		if rows.Logits {
 			e.Logits = uint32(1 + rows.Drafts)
 			for _, id := range rows.IDs[len(rows.IDs)-rows.Drafts:] {
@@ -340,7 +350,7 @@ func (s *scheduler) batch() *shardv1.Batch {
 // ready reports whether a session has rows to send and a reader for what comes of them: one
 // that is slow to read gets no further token until it has read.
 func (seq *sequence) ready() bool {
-	return seq.added && seq.feed.Ready() && len(seq.out) <= outLen/2 && (seq.draft == nil || !seq.draft.paused)
+	return seq.added && seq.scoring == 0 && seq.feed.Ready() && len(seq.out) <= outLen/2 && (seq.draft == nil || !seq.draft.paused)
 }
 
 // probation chooses a suspect whose rows are to be the next batch, all by themselves. A
@@ -412,7 +422,8 @@ func (s *scheduler) token(t *samplerv1.Token) error {
 	if t.GetFinishReason() == samplerv1.FinishReason_FINISH_REASON_UNSPECIFIED && seq.feed.Len() >= seq.maxLen {
 		t.FinishReason = samplerv1.FinishReason_FINISH_REASON_LENGTH
 	}
-	seq.out <- result{token: t} // never blocks: see ready
+	seq.out <- result{token: t, scores: seq.scores} // never blocks: see ready
+	seq.scores = nil
 	if t.GetFinishReason() != samplerv1.FinishReason_FINISH_REASON_UNSPECIFIED {
 		return s.remove(seq)
 	}

@@ -131,17 +131,18 @@ func (s *Service) touch() {
 func (s *Service) pick(name string) (*pipeline, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.best(name)
+	return s.best(name, 0)
 }
 
-// assign picks the pipeline for a sequence and counts it there at once, so that sequences
-// that arrive together are spread. It waits for a pipeline for at most the given time.
-func (s *Service) assign(ctx context.Context, name string, wait time.Duration) (*pipeline, error) {
+// assign picks the pipeline for a sequence of the given length and counts it there at once,
+// so that sequences that arrive together are spread. It waits for a pipeline for at most
+// the given time.
+func (s *Service) assign(ctx context.Context, name string, length int, wait time.Duration) (*pipeline, error) {
 	limit := time.NewTimer(wait)
 	defer limit.Stop()
 	for {
 		s.mu.Lock()
-		best, err := s.best(name)
+		best, err := s.best(name, length)
 		changed := s.changed
 		if best != nil {
 			best.assigned.Add(1)
@@ -160,9 +161,10 @@ func (s *Service) assign(ctx context.Context, name string, wait time.Duration) (
 	}
 }
 
-// best finds the least loaded pipeline of a model; a draft pipeline only if the draft model
-// is named and no other pipeline serves it; mu is held.
-func (s *Service) best(name string) (*pipeline, error) {
+// best finds the least loaded pipeline of a model whose KV cache holds length positions; a
+// draft pipeline only if the draft model is named and no other pipeline serves it; mu is
+// held.
+func (s *Service) best(name string, length int) (*pipeline, error) {
 	digests := map[string]bool{}
 	var best *pipeline
 	for _, draft := range []bool{false, true} {
@@ -174,6 +176,9 @@ func (s *Service) best(name string) (*pipeline, error) {
 				continue
 			}
 			digests[p.chain.Digest()] = true
+			if p.capacity() < length {
+				continue
+			}
 			if best == nil || p.load() < best.load() || p.load() == best.load() && p.id < best.id {
 				best = p
 			}

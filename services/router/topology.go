@@ -37,11 +37,12 @@ func (s *Service) list() []*routerv1.Model {
 				Name: h.GetModel(), Digest: digest, Architecture: h.GetArchitecture(), Layers: h.GetLayers(), Context: h.GetContext(), Vocab: h.GetVocab(),
 			}
 			if info := s.models[digest]; info != nil {
-				m.Chat = info.vocabulary.GetChatTemplate()
+				m.Chat, m.EndIds, m.Defaults = info.vocabulary.GetChatTemplate(), info.vocabulary.GetEndIds(), info.vocabulary.GetDefaults()
 			}
 			byDigest[digest] = m
 		}
 		m.Pipelines++
+		m.MaxContext = max(m.MaxContext, uint32(p.contextLength()))
 	}
 	out := make([]*routerv1.Model, 0, len(byDigest))
 	for _, m := range byDigest {

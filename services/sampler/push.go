@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"math"
+	"slices"
 
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
@@ -125,6 +126,10 @@ func (u *push) finish() error {
 	if u.logits, err = u.tensors.Float32(u.logits); err != nil {
 		return err
 	}
+	if r.Target != nil {
+		u.score(r)
+		return nil
+	}
 	candidates, whole, err := u.candidates(r)
 	if err != nil {
 		u.drop(r, err)
@@ -144,6 +149,46 @@ func (u *push) finish() error {
 		u.pipeline.reply(reply)
 	}
 	return nil
+}
+
+// score answers a row of the prompt with the log-probability of the token that follows
+// it. No token is picked and the session's state stays as it is. A row that cannot be read
+// ends its session alone.
+func (u *push) score(r *samplerv1.Row) {
+	candidates, whole, err := u.candidates(r)
+	at := slices.Index(r.GetIds(), r.GetTarget())
+	if err == nil && !whole && at < 0 {
+		err = fault.New(fault.Internal, "read row at position %d: target %d is not among the candidates", r.GetPosition(), r.GetTarget())
+	}
+	if err == nil && whole && int64(r.GetTarget()) >= int64(u.vocab) {
+		err = fault.New(fault.Internal, "read row at position %d: target %d is outside the vocabulary of %d", r.GetPosition(), r.GetTarget(), u.vocab)
+	}
+	if err != nil {
+		u.drop(r, err)
+		return
+	}
+	logprob := func(logit float32) float32 { return float32(float64(logit) - r.GetLogSumExp()) }
+	score := &samplerv1.Score{Session: r.GetSession(), Epoch: r.GetEpoch(), Position: r.GetPosition() + 1, Id: r.GetTarget()}
+	p := u.pipeline
+	p.mu.Lock()
+	n := p.sessions[string(r.GetSession())]
+	stale, top := n == nil || r.GetEpoch() < n.epoch, 0
+	if !stale {
+		top = n.top
+	}
+	p.mu.Unlock()
+	if stale {
+		return
+	}
+	if whole { // the row is in the order of its ids
+		candidates, score.Logprob = sample.Best(u.logits, top), logprob(u.logits[r.GetTarget()])
+	} else {
+		score.Logprob = logprob(u.logits[at])
+	}
+	for _, c := range candidates[:min(top, len(candidates))] {
+		score.Top = append(score.Top, &samplerv1.Candidate{Id: uint32(c.ID), Logprob: logprob(c.Logit)})
+	}
+	p.reply(&samplerv1.SampleResponse{Frame: &samplerv1.SampleResponse_Score{Score: score}})
 }
 
 // candidates checks a row and returns its candidates, or that it is whole. An error is the

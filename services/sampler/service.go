@@ -93,6 +93,7 @@ type session struct {
 	mask    []uint64
 	ends    map[int32]bool
 	limit   int
+	top     int // candidates to report
 	emitted int
 	last    int64 // the last position picked for; -1 before the first
 	history *sample.History
@@ -286,7 +287,7 @@ func newSession(ctx context.Context, a *samplerv1.AddSession, l *library) (n *se
 		logprobs[i] = float64(v)
 	}
 	n = &session{
-		epoch: a.GetEpoch(), picker: picker, ends: map[int32]bool{}, limit: int(a.GetRules().GetMaxTokens()),
+		epoch: a.GetEpoch(), picker: picker, ends: map[int32]bool{}, limit: int(a.GetRules().GetMaxTokens()), top: rules.TopLogprobs,
 		emitted: len(a.GetEmitted()), last: -1, matcher: matcher, mask: mask,
 		history: sample.NewHistory(ids(a.GetPrompt()), ids(a.GetEmitted()), logprobs...),
 	}

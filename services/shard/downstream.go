@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"slices"
 	"sync"
 
 	"google.golang.org/grpc"
@@ -156,6 +157,18 @@ func (t *toSampler) batch(b *shardv1.Batch, accepted []*shardv1.Entry, logits []
 			row := logits[:vocab]
 			logits = logits[vocab:]
 			pos := e.GetPosition() + e.GetRows() - e.GetLogits() + i
+			if int(i) < len(e.GetTargets()) {
+				if size > rowsSize {
+					if err := t.send(rows, nil); err != nil {
+						return err
+					}
+					rows, size = nil, 0
+				}
+				out := t.scored(e, pos, row, e.GetTargets()[i])
+				rows = append(rows, out)
+				size += len(out.GetLogits().GetData())
+				continue
+			}
 			out, chunks := t.row(e, pos, row)
 			if i > 0 && int(i) <= len(e.GetDraftIds()) {
 				out.DraftId = &e.GetDraftIds()[i-1]
@@ -203,6 +216,29 @@ func (t *toSampler) row(e *shardv1.Entry, pos uint32, row []float32) (*samplerv1
 	var chunks []*tensorv1.Chunk
 	out.Logits, chunks = wire.Encode(tensorv1.ElementType_ELEMENT_TYPE_F32, []int{len(row)}, row)
 	return out, chunks
+}
+
+// maxScored bounds the candidates of a row that is scored.
+const maxScored = 1024
+
+// scored makes the message of a prompt row: its best candidates, and behind them the
+// token that follows, unless that is one of them. The row itself is not kept.
+func (t *toSampler) scored(e *shardv1.Entry, pos uint32, row []float32, target uint32) *samplerv1.Row {
+	out := &samplerv1.Row{
+		Session: e.GetSession(), Epoch: e.GetEpoch(), Position: pos, LogSumExp: t.pipeline.service.cfg.Kernels.LogSumExp(row), Target: &target,
+	}
+	k := min(int(e.GetCandidates()), maxScored, len(row))
+	best := sample.Best(row, k)
+	if !slices.ContainsFunc(best, func(c sample.Candidate) bool { return uint32(c.ID) == target }) {
+		best = append(best, sample.Candidate{ID: int32(target), Logit: row[target]})
+	}
+	values := make([]float32, len(best))
+	for i, c := range best {
+		out.Ids = append(out.Ids, uint32(c.ID))
+		values[i] = c.Logit
+	}
+	out.Logits, _ = wire.Encode(tensorv1.ElementType_ELEMENT_TYPE_F32, []int{len(values)}, values)
+	return out
 }
 
 func (t *toSampler) send(rows []*samplerv1.Row, chunks []*tensorv1.Chunk) error {

@@ -279,11 +279,18 @@ func (p *pipeline) refusal(e *shardv1.Entry, ids []uint32) error {
 		)
 	case len(e.GetDraftIds()) > 0 && len(e.GetDraftIds()) != int(e.GetLogits())-1:
 		return fault.New(fault.Invalid, "%d draft tokens for %d rows that want logits", len(e.GetDraftIds()), e.GetLogits())
+	case len(e.GetTargets()) > 0 && (len(e.GetDraftIds()) > 0 || len(e.GetTargets()) > int(e.GetLogits())):
+		return fault.New(fault.Invalid, "%d targets for %d rows that want logits and %d draft tokens", len(e.GetTargets()), e.GetLogits(), len(e.GetDraftIds()))
 	case end > uint64(p.held.positions()):
 		return fault.New(
 			fault.Exhausted, "%d rows at position %d exceed the %d positions of the cache", e.GetRows(), e.GetPosition(),
 			p.held.positions(),
 		)
+	}
+	for _, id := range e.GetTargets() {
+		if int64(id) >= int64(p.held.stage.Spec.Vocab) {
+			return fault.New(fault.Invalid, "target %d is outside the vocabulary of %d", id, p.held.stage.Spec.Vocab)
+		}
 	}
 	for i, id := range ids {
 		if int64(id) >= int64(p.held.stage.Spec.Vocab) {

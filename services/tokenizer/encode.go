@@ -26,11 +26,40 @@ type encoding interface {
 
 // Encode turns text into ids.
 func (s *Service) Encode(ctx context.Context, r *tokenizerv1.EncodeRequest) (*tokenizerv1.EncodeResponse, error) {
+	if r.Suffix != nil {
+		return s.encodeFIM(ctx, r)
+	}
 	out, err := s.encodeTexts(ctx, r, []string{r.GetText()}, func(int) string { return "text" })
 	if err != nil {
 		return nil, err
 	}
 	return out[0], nil
+}
+
+// encodeFIM makes a fill-in-the-middle prompt of two texts.
+func (s *Service) encodeFIM(ctx context.Context, r *tokenizerv1.EncodeRequest) (*tokenizerv1.EncodeResponse, error) {
+	m, err := s.find(ctx, r.GetModel())
+	if err != nil {
+		return nil, err
+	}
+	if r.GetSpans() || r.GetTruncation() != nil || r.GetPadding() != nil {
+		return nil, fault.Field("suffix", "it does not go with spans, truncation or padding")
+	}
+	o, err := options(r)
+	if err != nil {
+		return nil, err
+	}
+	o.Workers = s.workers
+	ids, ok, err := m.Vocab.EncodeFIM(r.GetText(), r.GetSuffix(), o)
+	switch {
+	case !ok:
+		return nil, fault.Field("suffix", "model %q has no fill-in-the-middle tokens", m.Name)
+	case err != nil:
+		return nil, m.encodeFault("text", err)
+	case len(ids) > maxIDs:
+		return nil, fault.Field("text", "becomes %d tokens, more than %d fit one reply", len(ids), maxIDs)
+	}
+	return wireEncoding(&vocab.Encoding{IDs: ids}, false), nil
 }
 
 // EncodeBatch turns several texts into ids.

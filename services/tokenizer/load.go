@@ -40,6 +40,9 @@ func Load(path, name, digest string) (Model, error) {
 		if m.Chat, err = LoadChat(path); err != nil {
 			return Model{}, err
 		}
+		if m.Defaults, err = LoadDefaults(path); err != nil {
+			return Model{}, err
+		}
 	}
 	return m, nil
 }

@@ -24,6 +24,8 @@ type Model struct {
 	// Chat is what the model's files say of chats; the vocabulary's own template
 	// stands in where it has none.
 	Chat Chat
+	// Defaults are the settings of requests that give none of their own; may be nil.
+	Defaults *tokenizerv1.GenerationDefaults
 }
 
 // Config is what a Service needs.
@@ -123,8 +125,9 @@ func (s *Service) Describe(ctx context.Context, r *tokenizerv1.DescribeRequest) 
 func (m *model) describe() *tokenizerv1.Vocabulary {
 	v := &tokenizerv1.Vocabulary{
 		Model: m.Name, Digest: m.Digest, Kind: m.Vocab.Family(), Size: uint32(m.Vocab.Size()), AddsBos: m.Vocab.AddBOS(),
-		Templates: slices.Sorted(maps.Keys(m.chats)), Bytes: uint64(m.bytes),
+		Templates: slices.Sorted(maps.Keys(m.chats)), Bytes: uint64(m.bytes), Defaults: m.Defaults,
 	}
+	_, v.FillInMiddle = m.Vocab.FIM()
 	if bos, ok := m.Vocab.BOS(); ok {
 		id := uint32(bos)
 		v.Bos = &id

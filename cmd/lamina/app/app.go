@@ -57,6 +57,9 @@ func loadModel(files *model.Files, name, digest string) (tokenizer.Model, error)
 	m, err := tokenizer.Load(files.Path, name, digest)
 	if fault.CodeOf(err) == fault.NotFound {
 		m = tokenizer.Model{Name: name, Digest: digest}
+		if m.Defaults, err = tokenizer.LoadDefaults(files.Path); err != nil {
+			return m, err
+		}
 		m.Vocab, err = vocab.NewIDs(files.Spec.Vocab, files.Spec.BOS, files.Spec.EOS)
 	}
 	return m, err

@@ -13,6 +13,8 @@ import (
 
 	"go.uber.org/goleak"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/lamina-mesh/lamina/cmd/lamina/app"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
@@ -137,7 +139,7 @@ func TestMesh_DraftChangesNoToken(t *testing.T) {
 	most, more, seed := float32(0.9), float32(1.3), uint64(7)
 	rules := []*routerv1.Sampling{
 		{Temperature: &zero},
-		{Temperature: &warm, TopK: 8, Seed: &seed},
+		{Temperature: &warm, TopK: proto.Uint32(8), Seed: &seed},
 		{Temperature: &warm, TopP: &most, Seed: &seed},
 		{Temperature: &warm, Seed: &seed},
 		{Temperature: &zero, FrequencyPenalty: 0.3, PresencePenalty: 0.2},

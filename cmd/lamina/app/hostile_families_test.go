@@ -7,6 +7,8 @@ import (
 	"math/rand/v2"
 	"strings"
 
+	"google.golang.org/protobuf/proto"
+
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
 	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
@@ -178,7 +180,7 @@ func rules(r *rand.Rand) *routerv1.Sampling {
 		case 1:
 			s.TopP = &f
 		case 2:
-			s.MinP = f
+			s.MinP = &f
 		case 3:
 			s.RepetitionPenalty = &f
 		case 4:
@@ -188,7 +190,7 @@ func rules(r *rand.Rand) *routerv1.Sampling {
 		case 6:
 			s.LogitBias = map[uint32]float32{whole(r): f, whole(r): float(r)}
 		case 7:
-			s.TopK = whole(r)
+			s.TopK = proto.Uint32(whole(r))
 		case 8:
 			a.TypicalP, a.TopNSigma = f, float(r)
 		case 9:

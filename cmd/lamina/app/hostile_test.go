@@ -138,7 +138,7 @@ func seeds(digest string) map[string][]proto.Message {
 			},
 		},
 		"/lamina.router.v1.RouterService/Generate": {&routerv1.GenerateRequest{
-			Prompt: &routerv1.GenerateRequest_Text{Text: "Once"}, MaxTokens: 2, TopLogprobs: 2, Stop: []string{"x"}, Sampling: &routerv1.Sampling{TopK: 4, MinP: 0.1},
+			Prompt: &routerv1.GenerateRequest_Text{Text: "Once"}, MaxTokens: 2, TopLogprobs: 2, Stop: []string{"x"}, Sampling: &routerv1.Sampling{TopK: proto.Uint32(4), MinP: proto.Float32(0.1)}, Echo: true, PromptLogprobs: true,
 		}},
 		"/lamina.router.v1.RouterService/Chat": {
 			&routerv1.ChatRequest{Messages: []*tokenizerv1.Message{{Role: "user", Content: "hi"}}, MaxTokens: 2},

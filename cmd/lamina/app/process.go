@@ -281,7 +281,7 @@ func (p *process) httpPart(name, addr string, h http.Handler, bound func(string)
 			bound(l.Addr().String())
 		}
 		ready()
-		return obs.ServeHTTP(ctx, l, h, drain)
+		return obs.ServeHTTP(ctx, l, obs.RequestIDs(h), drain)
 	}}
 }
 

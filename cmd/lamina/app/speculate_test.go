@@ -10,6 +10,8 @@ import (
 
 	"go.uber.org/goleak"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/lamina-mesh/lamina/cmd/lamina/app"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
@@ -22,7 +24,7 @@ func TestMesh_SpeculationChangesNoToken(t *testing.T) {
 	zero, warm := float32(0), float32(0.8)
 	rules := []*routerv1.Sampling{
 		{Temperature: &zero},
-		{Temperature: &warm, TopK: 8, Seed: new(uint64)},
+		{Temperature: &warm, TopK: proto.Uint32(8), Seed: new(uint64)},
 		{Temperature: &zero, FrequencyPenalty: 0.3},
 		{Temperature: &warm, Seed: new(uint64)},
 		{Temperature: &zero, Grammar: &samplerv1.Grammar{Kind: samplerv1.GrammarKind_GRAMMAR_KIND_REGEX, Source: `( ?[a-z]+){20}`}},

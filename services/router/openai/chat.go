@@ -224,7 +224,7 @@ func (s *server) chatJobs(c *chatRequest) ([]job, *parsing, error) {
 	}
 	jobs := make([]job, n)
 	for i := range jobs {
-		rules, err := c.sampling(i)
+		rules, err := c.sampling(i, n)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -232,7 +232,7 @@ func (s *server) chatJobs(c *chatRequest) ([]job, *parsing, error) {
 		req.Sampling = rules
 		jobs[i] = job{again: i > 0, run: func(ctx context.Context, send func(event) error) error {
 			return s.backend.Chat(ctx, req, func(e *routerv1.ChatResponse) error {
-				return send(event{e.GetStarted(), e.GetToken(), e.GetFinished()})
+				return send(event{started: e.GetStarted(), token: e.GetToken(), finished: e.GetFinished()})
 			})
 		}}
 	}

@@ -60,106 +60,146 @@ func (c *completionRequest) prompts() ([]prompt, error) {
 	return out, nil
 }
 
-// check refuses what cannot be done, and returns how many choices are run and the
-// candidates to report.
-func (c *completionRequest) check() (n, top int, err error) {
+// check refuses what cannot be done. It returns how many choices are shown, how many are
+// run for each prompt, and how many candidates to report with each token.
+func (c *completionRequest) check() (n, run, top int, err error) {
 	if n, err = c.common.check(); err != nil {
-		return 0, 0, err
+		return 0, 0, 0, err
 	}
+	run = n
 	if c.BestOf != nil {
-		switch {
-		case *c.BestOf < n || *c.BestOf > maxChoices:
-			return 0, 0, fault.Field("best_of", "%d is not within n, %d, to %d", *c.BestOf, n, maxChoices)
-		case *c.BestOf > n && c.Stream:
-			return 0, 0, fault.Field("best_of", "%d is more than n, %d, and a stream shows all", *c.BestOf, n)
+		switch run = *c.BestOf; {
+		case run < n || run > maxChoices:
+			return 0, 0, 0, fault.Field("best_of", "%d is not within n, %d, to %d", run, n, maxChoices)
+		case run > n && c.Stream:
+			return 0, 0, 0, fault.Field("best_of", "%d is more than n, %d, and a stream shows all", run, n)
 		}
-		n = *c.BestOf
 	}
 	if c.Logprobs != nil {
 		top = *c.Logprobs
 	}
 	switch {
 	case top < 0 || top > maxTop:
-		return 0, 0, fault.Field("logprobs", "%d is not within 0..%d", top, maxTop)
-	case c.Suffix != nil && *c.Suffix != "":
-		return 0, 0, fault.Field("suffix", "is not supported")
-	case c.Echo && c.Logprobs != nil:
-		return 0, 0, fault.Field("echo", "is not supported with logprobs: a prompt's are not known")
+		return 0, 0, 0, fault.Field("logprobs", "%d is not within 0..%d", top, maxTop)
+	case c.Echo && c.Suffix != nil && *c.Suffix != "":
+		return 0, 0, 0, fault.Field("echo", "it does not go with suffix")
 	}
-	return n, top, nil
+	return n, run, top, nil
 }
 
-// logprobs is the older shape: parallel lists, offsets in characters.
-func (c *completionRequest) logprobs(offset int, tokens ...*routerv1.TokenEvent) any {
+// maxTokens is the most tokens to generate. 0 is allowed with echo, which then reports
+// the prompt alone.
+func (c *completionRequest) maxTokens() (most uint32, promptOnly bool, err error) {
+	switch {
+	case c.MaxTokens == nil:
+		return defaultTokens, false, nil
+	case *c.MaxTokens == 0 && c.Echo:
+		return 0, true, nil
+	}
+	most, err = limit("max_tokens", c.MaxTokens)
+	return most, false, err
+}
+
+// tokenLogprobs is the older shape of log-probabilities: parallel lists, with offsets in
+// characters. The prompt's first token has neither a log-probability nor candidates.
+type tokenLogprobs struct {
+	Tokens  []string             `json:"tokens"`
+	Values  []*float32           `json:"token_logprobs"`
+	Top     []map[string]float32 `json:"top_logprobs"`
+	Offsets []int                `json:"text_offset"`
+	next    int
+}
+
+// newLogprobs starts lists whose first token begins at the given offset.
+func newLogprobs(offset int) *tokenLogprobs {
+	return &tokenLogprobs{Tokens: []string{}, Values: []*float32{}, Top: []map[string]float32{}, Offsets: []int{}, next: offset}
+}
+
+// add appends a token. The token itself is among its candidates, however unlikely.
+func (l *tokenLogprobs) add(text string, logprob *float32, candidates []*routerv1.TopCandidate) {
+	var top map[string]float32
+	if logprob != nil {
+		top = map[string]float32{}
+		for _, c := range candidates { // best first: of two ids with one text the better counts
+			if _, ok := top[c.GetText()]; !ok {
+				top[c.GetText()] = c.GetLogprob()
+			}
+		}
+		if _, ok := top[text]; !ok {
+			top[text] = *logprob
+		}
+	}
+	l.Tokens, l.Values = append(l.Tokens, text), append(l.Values, logprob)
+	l.Top, l.Offsets = append(l.Top, top), append(l.Offsets, l.next)
+	l.next += utf8.RuneCountInString(text)
+}
+
+func (l *tokenLogprobs) addToken(t *routerv1.TokenEvent) {
+	logprob := t.GetLogprob()
+	l.add(t.GetText(), &logprob, t.GetTop())
+}
+
+// logprobs shows those of a whole choice, or nil where none are asked for.
+func (c *completionRequest) logprobs(a *answer) any {
 	if c.Logprobs == nil {
 		return nil
 	}
-	texts, values := make([]string, len(tokens)), make([]float32, len(tokens))
-	offsets, top := make([]int, len(tokens)), make([]map[string]float32, len(tokens))
-	for i, t := range tokens {
-		texts[i], values[i], offsets[i] = t.GetText(), t.GetLogprob(), offset
-		offset += utf8.RuneCountInString(t.GetText())
-		top[i] = map[string]float32{}
-		for _, c := range t.GetTop() { // best first: of two ids with one text the better counts
-			if _, ok := top[i][c.GetText()]; !ok {
-				top[i][c.GetText()] = c.GetLogprob()
-			}
-		}
+	out := newLogprobs(0)
+	for _, t := range a.prompt {
+		out.add(t.GetText(), t.Logprob, t.GetTop())
 	}
-	return map[string]any{"tokens": texts, "token_logprobs": values, "text_offset": offsets, "top_logprobs": top}
+	for _, t := range a.tokens {
+		out.addToken(t)
+	}
+	return out
 }
 
-// completionJobs is one job for each choice of each prompt, and what to show before
-// each.
-func (s *server) completionJobs(c *completionRequest) ([]job, []string, error) {
-	n, top, err := c.check()
+// completionJobs returns one job for each choice of each prompt.
+func (s *server) completionJobs(c *completionRequest) ([]job, error) {
+	_, run, top, err := c.check()
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	prompts, err := c.prompts()
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	if len(prompts)*n > maxJobs {
-		return nil, nil, fault.Field("prompt", "%d prompts with %d choices each are more than %d", len(prompts), n, maxJobs)
+	if len(prompts)*run > maxJobs {
+		return nil, fault.Field("prompt", "%d prompts with %d choices each are more than %d", len(prompts), run, maxJobs)
 	}
-	most, err := limit("max_tokens", c.MaxTokens)
+	most, promptOnly, err := c.maxTokens()
 	if err != nil {
-		return nil, nil, err
-	}
-	if c.MaxTokens == nil {
-		most = defaultTokens
+		return nil, err
 	}
 	var jobs []job
-	var echoes []string
-	for _, p := range prompts {
-		echo := ""
-		if c.Echo {
-			if echo = p.text; p.ids != nil {
-				return nil, nil, fault.Field("echo", "is not supported with a prompt of ids")
-			}
+	for at, p := range prompts {
+		if p.ids != nil && c.Suffix != nil && *c.Suffix != "" {
+			return nil, fault.Field("suffix", "it goes with prompts that are texts: prompt %d is a list of ids", at)
 		}
-		for i := range n {
-			rules, err := c.sampling(i)
+		for i := range run {
+			rules, err := c.sampling(i, run)
 			if err != nil {
-				return nil, nil, err
+				return nil, err
 			}
 			req := &routerv1.GenerateRequest{
 				Model: c.Model, MaxTokens: most, Sampling: rules, Stop: c.Stop, TopLogprobs: uint32(top), IgnoreEnd: c.IgnoreEnd,
 				Prompt: &routerv1.GenerateRequest_Text{Text: p.text},
+				Echo:   c.Echo, PromptLogprobs: c.Echo && c.Logprobs != nil, PromptOnly: promptOnly,
 			}
 			if p.ids != nil {
 				req.Prompt = &routerv1.GenerateRequest_TokenIds{TokenIds: &routerv1.TokenIds{Ids: p.ids}}
 			}
+			if c.Suffix != nil && *c.Suffix != "" {
+				req.Suffix = c.Suffix
+			}
 			jobs = append(jobs, job{again: i > 0, run: func(ctx context.Context, send func(event) error) error {
 				return s.backend.Generate(ctx, req, func(e *routerv1.GenerateResponse) error {
-					return send(event{e.GetStarted(), e.GetToken(), e.GetFinished()})
+					return send(event{e.GetStarted(), e.GetPrompt(), e.GetToken(), e.GetFinished()})
 				})
 			}})
-			echoes = append(echoes, echo)
 		}
 	}
-	return jobs, echoes, nil
+	return jobs, nil
 }
 
 func (s *server) completions(w http.ResponseWriter, r *http.Request) {
@@ -168,43 +208,59 @@ func (s *server) completions(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, err)
 		return
 	}
-	jobs, echoes, err := s.completionJobs(&c)
+	jobs, err := s.completionJobs(&c)
 	if err != nil {
 		s.fail(w, err)
 		return
 	}
-	var keep func([]answer) []int
-	if n, _ := c.common.check(); c.BestOf != nil && *c.BestOf > n {
-		keep = func(answers []answer) []int { return bestOf(answers, *c.BestOf, n) }
-	}
-	offsets := make([]int, len(jobs)) // of a stream's next token
 	f := &shape{
-		prefix: "cmpl", whole: "text_completion", part: "text_completion", created: time.Now().Unix(), usage: c.usageWanted(), keep: keep,
-		choice: func(i int, a *answer) map[string]any {
-			return map[string]any{"text": echoes[i] + a.text.String(), "logprobs": c.logprobs(0, a.tokens...)}
-		},
-		piece: func(i int, e event) map[string]any {
-			text, logprobs := "", any(nil)
-			switch {
-			case e.started != nil:
-				if text = echoes[i]; text == "" {
-					return nil
-				}
-			case e.token != nil:
-				if text = e.token.GetText(); text == "" && c.Logprobs == nil {
-					return nil
-				}
-				logprobs = c.logprobs(offsets[i], e.token)
-				offsets[i] += utf8.RuneCountInString(text)
-			case e.finished != nil:
-				text = e.finished.GetText()
+		prefix: "cmpl", whole: "text_completion", part: "text_completion", created: time.Now().Unix(), usage: c.usageWanted(),
+		choice: func(_ int, a *answer) map[string]any {
+			text := ""
+			for _, t := range a.prompt {
+				text += t.GetText()
 			}
-			return map[string]any{"text": text, "logprobs": logprobs}
+			return map[string]any{"text": text + a.text.String(), "logprobs": c.logprobs(a)}
 		},
+		piece: c.piece(len(jobs)),
+	}
+	if n, run, _, _ := c.check(); run > n {
+		f.keep = func(answers []answer) []int { return bestOf(answers, run, n) }
 	}
 	if c.Stream {
 		s.stream(w, r, jobs, f)
 		return
 	}
 	s.gather(w, r, jobs, f)
+}
+
+// piece shows the events of a stream with so many choices.
+func (c *completionRequest) piece(choices int) func(i int, e event) map[string]any {
+	offsets := make([]int, choices) // of each choice's next token
+	return func(i int, e event) map[string]any {
+		text, logprobs := "", newLogprobs(offsets[i])
+		switch {
+		case e.started != nil:
+			return nil
+		case e.prompt != nil:
+			for _, t := range e.prompt.GetTokens() {
+				text += t.GetText()
+				logprobs.add(t.GetText(), t.Logprob, t.GetTop())
+			}
+		case e.token != nil:
+			text = e.token.GetText()
+			logprobs.addToken(e.token)
+		case e.finished != nil:
+			return map[string]any{"text": e.finished.GetText(), "logprobs": nil}
+		}
+		if text == "" && c.Logprobs == nil {
+			return nil
+		}
+		offsets[i] = logprobs.next
+		out := map[string]any{"text": text, "logprobs": nil}
+		if c.Logprobs != nil {
+			out["logprobs"] = logprobs
+		}
+		return out
+	}
 }

@@ -30,8 +30,29 @@
 // knows no tools is told of those that it must call in the user's turn. A call that
 // max_tokens cuts off is cut off: its choice ends with "length".
 //
-// What the mesh cannot do is refused by name, never dropped: text after the answer (suffix), the log-probabilities of a prompt (echo with logprobs), DRY's
-// breakers as texts. Fields that are hints (user, store, metadata) are passed over.
+// # Context and choices
+//
+// A prompt that fills the model's context is refused with code context_length_exceeded,
+// naming its tokens and the context length. A prompt that fits is served whatever
+// max_tokens says: the generation ends at the context length with finish reason
+// "length". max_tokens beyond the rest of the context is thus no error, as in
+// llama.cpp's server. Without max_tokens a completion has 16 tokens, as OpenAI's, and a
+// chat as many as the model's default says or the context holds.
+//
+// n and best_of go up to 128, as far as the KV cache holds so many sequences at once;
+// the refusal names how many it holds. echo reports the prompt before the answer, with
+// logprobs the log-probability of every prompt token after the first; with echo,
+// max_tokens 0 reports the prompt alone. suffix makes a fill-in-the-middle prompt, for
+// models with the tokens of one. Sampling parameters that a request leaves out are the
+// model's own, from its generation_config.json, which /v1/models shows as
+// default_sampling_params; values in the request win.
+//
+// Every response has the header x-request-id: the request's own, if it is 1 to 128
+// letters, digits and -_.:/+=@, or a new one. Log lines about the request carry it as
+// request_id, and it is part of the answer's id.
+//
+// What the mesh cannot do is refused by name, never dropped: DRY's breakers as texts.
+// Fields that are hints (user, store, metadata) are ignored.
 //
 // # Fields beyond OpenAI's
 //

@@ -41,6 +41,8 @@ func toAPIError(err error) (int, apiError) {
 		status = http.StatusRequestEntityTooLarge
 	case code == fault.NotFound:
 		name, param = "model_not_found", "model"
+	case code == fault.OutOfRange:
+		name = "context_length_exceeded"
 	}
 	out := apiError{Message: err.Error(), Type: errorType(status), Code: &name, RetryAfter: retryAfter(err).Seconds()}
 	if param != "" {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
+	"github.com/lamina-mesh/lamina/pkg/obs"
 )
 
 // Backend runs requests; errors are faults. It calls send from one goroutine, gives
@@ -62,7 +63,16 @@ func New(b Backend, o Options) http.Handler {
 	mux.HandleFunc("/v1/", func(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, http.StatusNotFound, "unknown_url", "find path "+r.URL.Path+": there is none")
 	})
-	return mux
+	return obs.RequestIDs(s.logged(mux))
+}
+
+// logged writes a line at level debug for each request when it ends.
+func (s *server) logged(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		start := time.Now()
+		next.ServeHTTP(w, r)
+		s.log.DebugContext(r.Context(), "end HTTP request", "method", r.Method, "path", r.URL.Path, "took", time.Since(start))
+	})
 }
 
 // modelObject is a model as OpenAI lists it; the fields after OwnedBy are Lamina's.
@@ -74,10 +84,42 @@ type modelObject struct {
 	Digest  string `json:"digest"`
 	Context uint32 `json:"context_length"`
 	Chat    bool   `json:"chat"`
+	// MaxLen bounds prompt and answer together: the context length, or what the KV cache
+	// holds if that is less. vLLM's name.
+	MaxLen   uint32          `json:"max_model_len"`
+	EndIDs   []uint32        `json:"eos_token_ids"`
+	Defaults defaultSampling `json:"default_sampling_params"`
+}
+
+// defaultSampling is what the model's files say of sampling, for the fields that a
+// request leaves out. A field that they do not name is left out.
+type defaultSampling struct {
+	Temperature       *float32 `json:"temperature,omitempty"`
+	TopK              *uint32  `json:"top_k,omitempty"`
+	TopP              *float32 `json:"top_p,omitempty"`
+	MinP              *float32 `json:"min_p,omitempty"`
+	TypicalP          *float32 `json:"typical_p,omitempty"`
+	RepetitionPenalty *float32 `json:"repetition_penalty,omitempty"`
+	EpsilonCutoff     *float32 `json:"epsilon_cutoff,omitempty"`
+	EtaCutoff         *float32 `json:"eta_cutoff,omitempty"`
+	NoRepeatNGram     *uint32  `json:"no_repeat_ngram_size,omitempty"`
+	MaxTokens         *uint32  `json:"max_tokens,omitempty"`
+	MinTokens         *uint32  `json:"min_tokens,omitempty"`
 }
 
 func toModel(m *routerv1.Model) modelObject {
-	return modelObject{ID: m.GetName(), Object: "model", OwnedBy: "lamina", Digest: m.GetDigest(), Context: m.GetContext(), Chat: m.GetChat()}
+	out := modelObject{
+		ID: m.GetName(), Object: "model", OwnedBy: "lamina", Digest: m.GetDigest(), Context: m.GetContext(), Chat: m.GetChat(),
+		MaxLen: m.GetMaxContext(), EndIDs: append([]uint32{}, m.GetEndIds()...),
+	}
+	if d := m.GetDefaults(); d != nil {
+		out.Defaults = defaultSampling{
+			Temperature: d.Temperature, TopK: d.TopK, TopP: d.TopP, MinP: d.MinP, TypicalP: d.TypicalP,
+			RepetitionPenalty: d.RepetitionPenalty, EpsilonCutoff: d.EpsilonCutoff, EtaCutoff: d.EtaCutoff,
+			NoRepeatNGram: d.NoRepeatNgram, MaxTokens: d.MaxTokens, MinTokens: d.MinTokens,
+		}
+	}
+	return out
 }
 
 func (s *server) models(w http.ResponseWriter, r *http.Request) {

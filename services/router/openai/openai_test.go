@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -12,9 +13,12 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
+	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
 	"github.com/lamina-mesh/lamina/services/router/openai"
 )
 
@@ -76,12 +80,38 @@ func (b *backend) Generate(ctx context.Context, r *routerv1.GenerateRequest, sen
 	return b.play(ctx, r.GetSampling(), func(s *routerv1.Started, t *routerv1.TokenEvent, f *routerv1.Finished) error {
 		switch {
 		case s != nil:
-			return send(&routerv1.GenerateResponse{Event: &routerv1.GenerateResponse_Started{Started: s}})
+			if err := send(&routerv1.GenerateResponse{Event: &routerv1.GenerateResponse_Started{Started: s}}); err != nil || !r.GetEcho() {
+				return err
+			}
+			return echo(r, send)
 		case t != nil:
 			return send(&routerv1.GenerateResponse{Event: &routerv1.GenerateResponse_Token{Token: t}})
 		}
 		return send(&routerv1.GenerateResponse{Event: &routerv1.GenerateResponse_Finished{Finished: f}})
 	})
+}
+
+// echo reports the prompt, a token a character or id, in two parts.
+func echo(r *routerv1.GenerateRequest, send func(*routerv1.GenerateResponse) error) error {
+	var tokens []*routerv1.PromptToken
+	for i, c := range []rune(r.GetText()) {
+		tokens = append(tokens, &routerv1.PromptToken{Id: uint32(i), Text: string(c)})
+	}
+	for _, id := range r.GetTokenIds().GetIds() {
+		tokens = append(tokens, &routerv1.PromptToken{Id: id, Text: fmt.Sprintf("<%d>", id)})
+	}
+	for i, token := range tokens {
+		if i > 0 && r.GetPromptLogprobs() {
+			token.Logprob = proto.Float32(-float32(i))
+			token.Top = []*routerv1.TopCandidate{{Id: 9, Text: "z", Logprob: -0.5}}[:r.GetTopLogprobs()]
+		}
+	}
+	for _, part := range [][]*routerv1.PromptToken{tokens[:1], tokens[1:]} {
+		if err := send(&routerv1.GenerateResponse{Event: &routerv1.GenerateResponse_Prompt{Prompt: &routerv1.PromptTokens{Tokens: part}}}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (b *backend) Chat(ctx context.Context, r *routerv1.ChatRequest, send func(*routerv1.ChatResponse) error) error {
@@ -100,7 +130,8 @@ func (b *backend) Chat(ctx context.Context, r *routerv1.ChatRequest, send func(*
 }
 
 func (b *backend) Models(context.Context) ([]*routerv1.Model, error) {
-	return []*routerv1.Model{{Name: "m", Digest: "sha256:1", Context: 64, Chat: true}}, nil
+	return []*routerv1.Model{{Name: "m", Digest: "sha256:1", Context: 64, Chat: true, MaxContext: 60, EndIds: []uint32{2, 7},
+		Defaults: &tokenizerv1.GenerationDefaults{Temperature: proto.Float32(0.5), TopK: proto.Uint32(20)}}}, nil
 }
 
 func serve(t *testing.T, b *backend) *httptest.Server {
@@ -184,7 +215,7 @@ func TestErrors_HaveOpenAIsShapeStatusAndParam(t *testing.T) {
 		{"model", "/v1/chat/completions", hello + `}`, fault.New(fault.NotFound, "who"), 404, `"code":"model_not_found"`},
 		{"syntax", "/v1/completions", `{"prompt":`, nil, 400, `"param":"body"`},
 		{"type", "/v1/completions", `{"prompt":"x","top_p":"y"}`, nil, 400, `"param":"top_p"`},
-		{"n", "/v1/completions", `{"prompt":"x","n":99}`, nil, 400, `"param":"n"`},
+		{"n", "/v1/completions", `{"prompt":"x","n":999}`, nil, 400, `"param":"n"`},
 		{"tokens", "/v1/completions", `{"prompt":"x","max_tokens":0}`, nil, 400, `"param":"max_tokens"`},
 		{"messages", "/v1/chat/completions", `{}`, nil, 400, `"param":"messages"`},
 		{"role", "/v1/chat/completions", `{"messages":[{"content":"x"}]}`, nil, 400, `"param":"messages[0].role"`},

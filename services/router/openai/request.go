@@ -10,14 +10,16 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 )
 
 const (
 	maxBody     = 4 << 20
-	maxChoices  = 8
-	maxJobs     = 32               // prompts times choices
+	maxChoices  = 128              // of n and best_of; the backend bounds them by its memory
+	maxJobs     = 256              // prompts times choices
 	maxInteger  = 1 << 24          // of max_tokens and top_k, as the backend has it
 	maxTop      = 20               // candidates reported with a token, as the backend has it
 	readTimeout = 30 * time.Second // for a client to send its request
@@ -82,20 +84,27 @@ func jsonKind(t reflect.Type) string {
 // given reports whether an optional field holds more than null.
 func given(raw json.RawMessage) bool { return len(raw) > 0 && string(raw) != "null" }
 
-// texts is a string or a list of strings.
+// texts is a string or a list of strings. Empty strings count as absent.
 type texts []string
 
-// UnmarshalJSON takes either.
+// UnmarshalJSON reads either form.
 func (t *texts) UnmarshalJSON(raw []byte) error {
 	*t = nil
 	var one *string
+	var list []string
 	if json.Unmarshal(raw, &one) == nil {
 		if one != nil {
-			*t = texts{*one}
+			list = []string{*one}
 		}
-		return nil
+	} else if err := json.Unmarshal(raw, &list); err != nil {
+		return err
 	}
-	return json.Unmarshal(raw, (*[]string)(t))
+	for _, text := range list {
+		if text != "" {
+			*t = append(*t, text)
+		}
+	}
+	return nil
 }
 
 // common are the fields that both endpoints share.
@@ -105,7 +114,7 @@ type common struct {
 	Temperature       *float32           `json:"temperature"`
 	TopP              *float32           `json:"top_p"`
 	TopK              *int64             `json:"top_k"`
-	MinP              float32            `json:"min_p"`
+	MinP              *float32           `json:"min_p"`
 	Seed              *int64             `json:"seed"`
 	N                 *int               `json:"n"`
 	Stop              texts              `json:"stop"`
@@ -150,12 +159,16 @@ func limit(field string, v *int64) (uint32, error) {
 	return uint32(*v), nil
 }
 
-// sampling is the rules of choice i. All have one seed: the choice keys the randomness,
-// too, and choice 0 is what a request for one gets.
-func (c *common) sampling(i int) (*routerv1.Sampling, error) {
+// sampling returns the sampling parameters of choice i of n. All choices share the seed:
+// the choice's number keys the randomness too, and choice 0 is what a request for one
+// choice gets.
+func (c *common) sampling(i, n int) (*routerv1.Sampling, error) {
 	out := &routerv1.Sampling{
 		Temperature: c.Temperature, TopP: c.TopP, MinP: c.MinP, RepetitionPenalty: c.RepetitionPenalty,
 		PresencePenalty: c.PresencePenalty, FrequencyPenalty: c.FrequencyPenalty, Choice: uint32(i), BadWords: c.badTexts(),
+	}
+	if n > 1 {
+		out.Choices = uint32(n)
 	}
 	var err error
 	if out.Grammar, err = c.grammar(); err != nil {
@@ -168,13 +181,13 @@ func (c *common) sampling(i int) (*routerv1.Sampling, error) {
 		out.RepetitionPenalty = c.RepeatPenalty
 	}
 	if c.RepeatLastN != nil && *c.RepeatLastN == 0 { // it looks back at nothing
-		out.RepetitionPenalty = nil
+		out.RepetitionPenalty = proto.Float32(1)
 	}
-	if c.TopK != nil && *c.TopK != -1 { // a common spelling of "all"
-		if *c.TopK < 0 || *c.TopK > maxInteger {
+	if c.TopK != nil {
+		if *c.TopK < -1 || *c.TopK > maxInteger { // -1 is a common spelling of "all"
 			return nil, fault.Field("top_k", "%d is not within 0..%d", *c.TopK, maxInteger)
 		}
-		out.TopK = uint32(*c.TopK)
+		out.TopK = proto.Uint32(uint32(max(0, *c.TopK)))
 	}
 	if c.Seed != nil {
 		seed := uint64(*c.Seed)

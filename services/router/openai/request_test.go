@@ -50,7 +50,7 @@ func TestCompletion_EveryFieldReachesTheBackend(t *testing.T) {
 	sameProto(t, b.generations[0], &routerv1.GenerateRequest{
 		Model: "m", Prompt: &routerv1.GenerateRequest_TokenIds{TokenIds: &routerv1.TokenIds{Ids: []uint32{1, 2}}}, MaxTokens: 5, IgnoreEnd: true,
 		Stop: []string{"a", "b"}, TopLogprobs: 2, Sampling: &routerv1.Sampling{
-			Temperature: proto.Float32(0), TopP: proto.Float32(0.5), TopK: 4, MinP: 0.25, Seed: proto.Uint64(1<<64 - 1), RepetitionPenalty: proto.Float32(2),
+			Temperature: proto.Float32(0), TopP: proto.Float32(0.5), TopK: proto.Uint32(4), MinP: proto.Float32(0.25), Seed: proto.Uint64(1<<64 - 1), RepetitionPenalty: proto.Float32(2),
 			FrequencyPenalty: -1, PresencePenalty: 1, LogitBias: map[uint32]float32{7: -100},
 		},
 	})
@@ -69,15 +69,17 @@ func TestCompletion_RulesReachTheBackend(t *testing.T) {
 		},
 	})
 	post(t, serve(t, b).URL+"/v1/completions", `{"prompt":"x","repeat_penalty":1.5,"repeat_last_n":0}`)
-	sameProto(t, b.generations[1].GetSampling(), &routerv1.Sampling{})
+	sameProto(t, b.generations[1].GetSampling(), &routerv1.Sampling{RepetitionPenalty: proto.Float32(1)}) // whatever the model's default
 }
 
 func TestCompletion_AbsentFieldsStayAbsent(t *testing.T) {
 	b := &backend{failAt: -1}
-	post(t, serve(t, b).URL+"/v1/completions", `{"prompt":"x","temperature":null,"stop":null,"top_k":-1,"n":null}`)
+	post(t, serve(t, b).URL+"/v1/completions", `{"prompt":"x","temperature":null,"stop":null,"top_k":null,"n":null}`)
 	sameProto(t, b.generations[0], &routerv1.GenerateRequest{
 		Prompt: &routerv1.GenerateRequest_Text{Text: "x"}, MaxTokens: 16, Sampling: &routerv1.Sampling{},
 	})
+	post(t, serve(t, b).URL+"/v1/completions", `{"prompt":"x","top_k":-1}`) // all, whatever the model's default
+	sameProto(t, b.generations[1].GetSampling(), &routerv1.Sampling{TopK: proto.Uint32(0)})
 }
 
 func TestCompletion_PromptForms(t *testing.T) {
@@ -122,15 +124,17 @@ func TestRequests_WhatCannotBeDoneIsNamed(t *testing.T) {
 		{"/v1/completions", `{"prompt":[]}`, "prompt"},
 		{"/v1/completions", `{"prompt":[1,"x"]}`, "prompt"},
 		{"/v1/completions", `{"prompt":[-1]}`, "prompt"},
-		{"/v1/completions", `{"prompt":["1","2","3","4","5"],"n":8}`, "prompt"},
+		{"/v1/completions", `{"prompt":["1","2","3"],"n":128}`, "prompt"},
+		{"/v1/completions", `{"prompt":"x","n":129}`, "n"},
+		{"/v1/completions", `{"prompt":"x","best_of":129}`, "best_of"},
 		{"/v1/completions", `{"prompt":"x","n":0}`, "n"},
 		{"/v1/completions", `{"prompt":"x","n":1.5}`, "n"},
 		{"/v1/completions", `{"prompt":"x","logprobs":21}`, "logprobs"},
 		{"/v1/completions", `{"prompt":"x","logprobs":-1}`, "logprobs"},
-		{"/v1/completions", `{"prompt":"x","logprobs":0,"echo":true}`, "echo"},
-		{"/v1/completions", `{"prompt":[1],"echo":true}`, "echo"},
+		{"/v1/completions", `{"prompt":"x","echo":true,"suffix":"y"}`, "echo"},
+		{"/v1/completions", `{"prompt":"x","max_tokens":0}`, "max_tokens"},
 		{"/v1/completions", `{"prompt":"x","best_of":0}`, "best_of"},
-		{"/v1/completions", `{"prompt":"x","suffix":"y"}`, "suffix"},
+		{"/v1/completions", `{"prompt":[1],"suffix":"y"}`, "suffix"},
 		{"/v1/completions", `{"prompt":"x","best_of":2,"n":3}`, "best_of"},
 		{"/v1/completions", `{"prompt":"x","best_of":2,"stream":true}`, "best_of"},
 		{"/v1/completions", `{"prompt":"x","bad_words":[1]}`, "bad_words[0]"},

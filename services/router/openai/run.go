@@ -11,9 +11,10 @@ import (
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
 )
 
-// event is one thing that happened to one choice: one of the three is set.
+// event is one thing that happened to one choice: one of the fields is set.
 type event struct {
 	started  *routerv1.Started
+	prompt   *routerv1.PromptTokens
 	token    *routerv1.TokenEvent
 	finished *routerv1.Finished
 }
@@ -67,14 +68,22 @@ func reason(r samplerv1.FinishReason) string {
 
 // usage is OpenAI's usage object.
 type usage struct {
-	Prompt     uint32 `json:"prompt_tokens"`
-	Completion uint32 `json:"completion_tokens"`
-	Total      uint32 `json:"total_tokens"`
+	Prompt     uint32        `json:"prompt_tokens"`
+	Completion uint32        `json:"completion_tokens"`
+	Total      uint32        `json:"total_tokens"`
+	Details    promptDetails `json:"prompt_tokens_details"`
 }
 
+// promptDetails says where prompt tokens came from.
+type promptDetails struct {
+	Cached uint32 `json:"cached_tokens"`
+}
+
+// add counts a choice; the prompt that an earlier choice has too is counted once.
 func (u *usage) add(f *routerv1.Usage, again bool) {
 	if !again {
 		u.Prompt += f.GetPromptTokens()
+		u.Details.Cached += f.GetCachedTokens()
 	}
 	u.Completion += f.GetCompletionTokens()
 	u.Total = u.Prompt + u.Completion
@@ -83,6 +92,7 @@ func (u *usage) add(f *routerv1.Usage, again bool) {
 // answer gathers a choice that is not streamed.
 type answer struct {
 	started  *routerv1.Started
+	prompt   []*routerv1.PromptToken
 	text     strings.Builder
 	tokens   []*routerv1.TokenEvent
 	finished *routerv1.Finished
@@ -128,6 +138,8 @@ func (s *server) gather(w http.ResponseWriter, r *http.Request, jobs []job, f *s
 		switch {
 		case e.started != nil:
 			a.started = e.started
+		case e.prompt != nil:
+			a.prompt = append(a.prompt, e.prompt.GetTokens()...)
 		case e.token != nil:
 			a.text.WriteString(e.token.GetText())
 			a.tokens = append(a.tokens, e.token)
@@ -212,6 +224,6 @@ func (s *server) stream(w http.ResponseWriter, r *http.Request, jobs []job, f *s
 		err = out.end()
 	}
 	if err != nil {
-		s.log.Debug("end stream", "error", err)
+		s.log.DebugContext(r.Context(), "end stream", "error", err)
 	}
 }

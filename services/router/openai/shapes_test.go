@@ -52,7 +52,7 @@ func TestChat_GoldenShape(t *testing.T) {
 	s := serve(t, &backend{words: []string{"a"}, failAt: -1, top: best()[:2]})
 	_, text := post(t, s.URL+"/v1/chat/completions", hello+`,"logprobs":true,"top_logprobs":2}`)
 	same(t, "the answer", text, `{"id":"chatcmpl-r","object":"chat.completion","created":1,"model":"m","system_fingerprint":"f",
-		"usage":{"prompt_tokens":3,"completion_tokens":1,"total_tokens":4},
+		"usage":{"prompt_tokens":3,"completion_tokens":1,"total_tokens":4,"prompt_tokens_details":{"cached_tokens":0}},
 		"choices":[{"index":0,"finish_reason":"stop","message":{"role":"assistant","content":"a!","refusal":null},
 		"logprobs":{"refusal":null,"content":[{"token":"a","logprob":-1,"bytes":[97],"top_logprobs":[
 			{"token":"a","logprob":-1,"bytes":[97]},{"token":"é","logprob":-2,"bytes":[195,169]}]}]}}]}`)
@@ -67,7 +67,7 @@ func TestChat_GoldenStream(t *testing.T) {
 		`{` + head + `,"usage":null,"choices":[{"index":0,"finish_reason":null,"logprobs":null,"delta":{"role":"assistant","content":""}}]}`,
 		`{` + head + `,"usage":null,"choices":[{"index":0,"finish_reason":null,"logprobs":null,"delta":{"content":"a"}}]}`,
 		`{` + head + `,"usage":null,"choices":[{"index":0,"finish_reason":"stop","logprobs":null,"delta":{"content":"!"}}]}`,
-		`{` + head + `,"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5},"choices":[]}`,
+		`{` + head + `,"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5,"prompt_tokens_details":{"cached_tokens":0}},"choices":[]}`,
 	}
 	if len(got) != len(want)+1 || got[len(want)] != "[DONE]" {
 		t.Fatalf("the stream is\n%s", text)
@@ -81,9 +81,9 @@ func TestCompletion_GoldenShape(t *testing.T) {
 	s := serve(t, &backend{words: []string{"é", "b"}, failAt: -1, top: best()})
 	_, text := post(t, s.URL+"/v1/completions", `{"prompt":"x","logprobs":3}`)
 	same(t, "the answer", text, `{"id":"cmpl-r","object":"text_completion","created":1,"model":"m","system_fingerprint":"f",
-		"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5},
+		"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5,"prompt_tokens_details":{"cached_tokens":0}},
 		"choices":[{"index":0,"finish_reason":"stop","text":"éb!","logprobs":{"tokens":["é","b"],"token_logprobs":[-1,-1],
-		"text_offset":[0,1],"top_logprobs":[{"a":-1,"é":-2},{"a":-1,"é":-2}]}}]}`)
+		"text_offset":[0,1],"top_logprobs":[{"a":-1,"é":-2},{"a":-1,"b":-1,"é":-2}]}}]}`)
 }
 
 func TestCompletion_StreamShowsTheSameAsTheWhole(t *testing.T) {
@@ -154,7 +154,8 @@ func TestCompletion_StreamShowsTheSameAsTheWhole(t *testing.T) {
 
 func TestModels_GoldenShape(t *testing.T) {
 	s := serve(t, &backend{})
-	model := `{"id":"m","object":"model","created":0,"owned_by":"lamina","digest":"sha256:1","context_length":64,"chat":true}`
+	model := `{"id":"m","object":"model","created":0,"owned_by":"lamina","digest":"sha256:1","context_length":64,"chat":true,
+		"max_model_len":60,"eos_token_ids":[2,7],"default_sampling_params":{"temperature":0.5,"top_k":20}}`
 	same(t, "the list", get(t, s.URL+"/v1/models"), `{"object":"list","data":[`+model+`]}`)
 	same(t, "the model by name", get(t, s.URL+"/v1/models/m"), model)
 	same(t, "the model by digest", get(t, s.URL+"/v1/models/sha256:1"), model)

@@ -88,17 +88,18 @@ func (ToolChoiceMode) EnumDescriptor() ([]byte, []int) {
 	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{0}
 }
 
-// Sampling are the sampling parameters. Absent fields take the stated defaults.
+// Sampling are the sampling parameters. Absent fields take the model's defaults, as its
+// generation_config.json gives them, and if it gives none the stated ones.
 type Sampling struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Divides the logits; default 1, 0 is greedy; at most 100.
 	Temperature *float32 `protobuf:"fixed32,1,opt,name=temperature,proto3,oneof" json:"temperature,omitempty"`
 	// Keeps the k most likely ids; default 0, all.
-	TopK uint32 `protobuf:"varint,2,opt,name=top_k,json=topK,proto3" json:"top_k,omitempty"`
+	TopK *uint32 `protobuf:"varint,2,opt,name=top_k,json=topK,proto3,oneof" json:"top_k,omitempty"`
 	// Keeps the fewest ids whose probabilities reach p; default 1, all.
 	TopP *float32 `protobuf:"fixed32,3,opt,name=top_p,json=topP,proto3,oneof" json:"top_p,omitempty"`
 	// Drops ids less likely than min_p times the most likely one; default 0, none.
-	MinP float32 `protobuf:"fixed32,4,opt,name=min_p,json=minP,proto3" json:"min_p,omitempty"`
+	MinP *float32 `protobuf:"fixed32,4,opt,name=min_p,json=minP,proto3,oneof" json:"min_p,omitempty"`
 	// Keys the randomness; by default the router draws one and reports it in `started`.
 	Seed *uint64 `protobuf:"varint,5,opt,name=seed,proto3,oneof" json:"seed,omitempty"`
 	// Divides positive and multiplies negative logits of ids seen before; default 1.
@@ -117,7 +118,10 @@ type Sampling struct {
 	Grammar *v1.Grammar `protobuf:"bytes,12,opt,name=grammar,proto3" json:"grammar,omitempty"`
 	// Texts that no answer contains: their ids, at the start of a word and within one,
 	// become bad words. At most 256 of at most 256 bytes each.
-	BadWords      []string `protobuf:"bytes,13,rep,name=bad_words,json=badWords,proto3" json:"bad_words,omitempty"`
+	BadWords []string `protobuf:"bytes,13,rep,name=bad_words,json=badWords,proto3" json:"bad_words,omitempty"`
+	// How many choices the request has in all; 0 and 1 mean one. A request whose choices
+	// cannot all be held in the KV pages of the model's pipelines is INVALID_ARGUMENT.
+	Choices       uint32 `protobuf:"varint,14,opt,name=choices,proto3" json:"choices,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -160,8 +164,8 @@ func (x *Sampling) GetTemperature() float32 {
 }
 
 func (x *Sampling) GetTopK() uint32 {
-	if x != nil {
-		return x.TopK
+	if x != nil && x.TopK != nil {
+		return *x.TopK
 	}
 	return 0
 }
@@ -174,8 +178,8 @@ func (x *Sampling) GetTopP() float32 {
 }
 
 func (x *Sampling) GetMinP() float32 {
-	if x != nil {
-		return x.MinP
+	if x != nil && x.MinP != nil {
+		return *x.MinP
 	}
 	return 0
 }
@@ -243,6 +247,13 @@ func (x *Sampling) GetBadWords() []string {
 	return nil
 }
 
+func (x *Sampling) GetChoices() uint32 {
+	if x != nil {
+		return x.Choices
+	}
+	return 0
+}
+
 // TokenIds is a prompt given as ids.
 type TokenIds struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -301,7 +312,9 @@ type GenerateRequest struct {
 	//	*GenerateRequest_Text
 	//	*GenerateRequest_TokenIds
 	Prompt isGenerateRequest_Prompt `protobuf_oneof:"prompt"`
-	// The most tokens to generate; 0 means as many as the context length allows.
+	// The most tokens to generate; 0 means the model's default, or else as many as the
+	// context length allows. Generation ends at the context length in any case, with
+	// FINISH_REASON_LENGTH; a prompt that fills the context is OUT_OF_RANGE.
 	MaxTokens uint32 `protobuf:"varint,4,opt,name=max_tokens,json=maxTokens,proto3" json:"max_tokens,omitempty"`
 	// The sampling parameters.
 	Sampling *Sampling `protobuf:"bytes,5,opt,name=sampling,proto3" json:"sampling,omitempty"`
@@ -312,7 +325,17 @@ type GenerateRequest struct {
 	// Go on after an end-of-text id (for measurements).
 	IgnoreEnd bool `protobuf:"varint,8,opt,name=ignore_end,json=ignoreEnd,proto3" json:"ignore_end,omitempty"`
 	// Read control tokens in the text as such. For trusted prompts only.
-	Special       bool `protobuf:"varint,9,opt,name=special,proto3" json:"special,omitempty"`
+	Special bool `protobuf:"varint,9,opt,name=special,proto3" json:"special,omitempty"`
+	// With `text`: the text that comes after the answer. The model fills in what is
+	// between the two; INVALID_ARGUMENT for a model without fill-in-the-middle tokens.
+	Suffix *string `protobuf:"bytes,10,opt,name=suffix,proto3,oneof" json:"suffix,omitempty"`
+	// Report the prompt's tokens in `prompt` events before the first token.
+	Echo bool `protobuf:"varint,11,opt,name=echo,proto3" json:"echo,omitempty"`
+	// With `echo`: report the log-probability of each prompt token after the first, and
+	// `top_logprobs` candidates for its position.
+	PromptLogprobs bool `protobuf:"varint,12,opt,name=prompt_logprobs,json=promptLogprobs,proto3" json:"prompt_logprobs,omitempty"`
+	// With `echo`: end after the prompt, without a generated token.
+	PromptOnly    bool `protobuf:"varint,13,opt,name=prompt_only,json=promptOnly,proto3" json:"prompt_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -421,6 +444,34 @@ func (x *GenerateRequest) GetSpecial() bool {
 	return false
 }
 
+func (x *GenerateRequest) GetSuffix() string {
+	if x != nil && x.Suffix != nil {
+		return *x.Suffix
+	}
+	return ""
+}
+
+func (x *GenerateRequest) GetEcho() bool {
+	if x != nil {
+		return x.Echo
+	}
+	return false
+}
+
+func (x *GenerateRequest) GetPromptLogprobs() bool {
+	if x != nil {
+		return x.PromptLogprobs
+	}
+	return false
+}
+
+func (x *GenerateRequest) GetPromptOnly() bool {
+	if x != nil {
+		return x.PromptOnly
+	}
+	return false
+}
+
 type isGenerateRequest_Prompt interface {
 	isGenerateRequest_Prompt()
 }
@@ -446,7 +497,7 @@ type ChatRequest struct {
 	Model string `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
 	// The turns so far; at least one.
 	Messages []*v11.Message `protobuf:"bytes,2,rep,name=messages,proto3" json:"messages,omitempty"`
-	// The most tokens to generate; 0 means as many as the context length allows.
+	// The most tokens to generate, as in GenerateRequest.
 	MaxTokens uint32 `protobuf:"varint,3,opt,name=max_tokens,json=maxTokens,proto3" json:"max_tokens,omitempty"`
 	// The sampling parameters.
 	Sampling *Sampling `protobuf:"bytes,4,opt,name=sampling,proto3" json:"sampling,omitempty"`
@@ -682,6 +733,7 @@ type GenerateResponse struct {
 	//	*GenerateResponse_Started
 	//	*GenerateResponse_Token
 	//	*GenerateResponse_Finished
+	//	*GenerateResponse_Prompt
 	Event         isGenerateResponse_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -751,6 +803,15 @@ func (x *GenerateResponse) GetFinished() *Finished {
 	return nil
 }
 
+func (x *GenerateResponse) GetPrompt() *PromptTokens {
+	if x != nil {
+		if x, ok := x.Event.(*GenerateResponse_Prompt); ok {
+			return x.Prompt
+		}
+	}
+	return nil
+}
+
 type isGenerateResponse_Event interface {
 	isGenerateResponse_Event()
 }
@@ -770,11 +831,18 @@ type GenerateResponse_Finished struct {
 	Finished *Finished `protobuf:"bytes,3,opt,name=finished,proto3,oneof"`
 }
 
+type GenerateResponse_Prompt struct {
+	// A part of the prompt, where `echo` asks for it: in order, before the first token.
+	Prompt *PromptTokens `protobuf:"bytes,4,opt,name=prompt,proto3,oneof"`
+}
+
 func (*GenerateResponse_Started) isGenerateResponse_Event() {}
 
 func (*GenerateResponse_Token) isGenerateResponse_Event() {}
 
 func (*GenerateResponse_Finished) isGenerateResponse_Event() {}
+
+func (*GenerateResponse_Prompt) isGenerateResponse_Event() {}
 
 // ChatResponse is one event of a chat's answer.
 type ChatResponse struct {
@@ -991,6 +1059,135 @@ func (x *Started) GetPromptEnd() string {
 	return ""
 }
 
+// PromptTokens is a run of the prompt's tokens.
+type PromptTokens struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The position of the first.
+	First uint32 `protobuf:"varint,1,opt,name=first,proto3" json:"first,omitempty"`
+	// In the order of their positions.
+	Tokens        []*PromptToken `protobuf:"bytes,2,rep,name=tokens,proto3" json:"tokens,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PromptTokens) Reset() {
+	*x = PromptTokens{}
+	mi := &file_lamina_router_v1_router_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PromptTokens) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PromptTokens) ProtoMessage() {}
+
+func (x *PromptTokens) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_router_v1_router_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PromptTokens.ProtoReflect.Descriptor instead.
+func (*PromptTokens) Descriptor() ([]byte, []int) {
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *PromptTokens) GetFirst() uint32 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+func (x *PromptTokens) GetTokens() []*PromptToken {
+	if x != nil {
+		return x.Tokens
+	}
+	return nil
+}
+
+// PromptToken is a token of the prompt.
+type PromptToken struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The id.
+	Id uint32 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	// The text that this token made certain; may be empty.
+	Text string `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"`
+	// Its natural log-probability after the tokens before it, where asked for; absent for
+	// the first token.
+	Logprob *float32 `protobuf:"fixed32,3,opt,name=logprob,proto3,oneof" json:"logprob,omitempty"`
+	// The best candidates for its position, as far as asked for.
+	Top           []*TopCandidate `protobuf:"bytes,4,rep,name=top,proto3" json:"top,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PromptToken) Reset() {
+	*x = PromptToken{}
+	mi := &file_lamina_router_v1_router_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PromptToken) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PromptToken) ProtoMessage() {}
+
+func (x *PromptToken) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_router_v1_router_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PromptToken.ProtoReflect.Descriptor instead.
+func (*PromptToken) Descriptor() ([]byte, []int) {
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *PromptToken) GetId() uint32 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *PromptToken) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *PromptToken) GetLogprob() float32 {
+	if x != nil && x.Logprob != nil {
+		return *x.Logprob
+	}
+	return 0
+}
+
+func (x *PromptToken) GetTop() []*TopCandidate {
+	if x != nil {
+		return x.Top
+	}
+	return nil
+}
+
 // TokenEvent is a generated token.
 type TokenEvent struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1010,7 +1207,7 @@ type TokenEvent struct {
 
 func (x *TokenEvent) Reset() {
 	*x = TokenEvent{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[8]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1022,7 +1219,7 @@ func (x *TokenEvent) String() string {
 func (*TokenEvent) ProtoMessage() {}
 
 func (x *TokenEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[8]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1035,7 +1232,7 @@ func (x *TokenEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenEvent.ProtoReflect.Descriptor instead.
 func (*TokenEvent) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{8}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *TokenEvent) GetText() string {
@@ -1088,7 +1285,7 @@ type TopCandidate struct {
 
 func (x *TopCandidate) Reset() {
 	*x = TopCandidate{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[9]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1100,7 +1297,7 @@ func (x *TopCandidate) String() string {
 func (*TopCandidate) ProtoMessage() {}
 
 func (x *TopCandidate) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[9]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1113,7 +1310,7 @@ func (x *TopCandidate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopCandidate.ProtoReflect.Descriptor instead.
 func (*TopCandidate) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{9}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *TopCandidate) GetId() uint32 {
@@ -1155,7 +1352,7 @@ type Finished struct {
 
 func (x *Finished) Reset() {
 	*x = Finished{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[10]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1167,7 +1364,7 @@ func (x *Finished) String() string {
 func (*Finished) ProtoMessage() {}
 
 func (x *Finished) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[10]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1180,7 +1377,7 @@ func (x *Finished) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finished.ProtoReflect.Descriptor instead.
 func (*Finished) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{10}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Finished) GetFinishReason() v1.FinishReason {
@@ -1218,13 +1415,15 @@ type Usage struct {
 	PromptTokens uint32 `protobuf:"varint,1,opt,name=prompt_tokens,json=promptTokens,proto3" json:"prompt_tokens,omitempty"`
 	// Generated, including the end-of-text id.
 	CompletionTokens uint32 `protobuf:"varint,2,opt,name=completion_tokens,json=completionTokens,proto3" json:"completion_tokens,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// Prompt tokens whose keys and values came from a cache of earlier requests.
+	CachedTokens  uint32 `protobuf:"varint,3,opt,name=cached_tokens,json=cachedTokens,proto3" json:"cached_tokens,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Usage) Reset() {
 	*x = Usage{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[11]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1236,7 +1435,7 @@ func (x *Usage) String() string {
 func (*Usage) ProtoMessage() {}
 
 func (x *Usage) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[11]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1249,7 +1448,7 @@ func (x *Usage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Usage.ProtoReflect.Descriptor instead.
 func (*Usage) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{11}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Usage) GetPromptTokens() uint32 {
@@ -1262,6 +1461,13 @@ func (x *Usage) GetPromptTokens() uint32 {
 func (x *Usage) GetCompletionTokens() uint32 {
 	if x != nil {
 		return x.CompletionTokens
+	}
+	return 0
+}
+
+func (x *Usage) GetCachedTokens() uint32 {
+	if x != nil {
+		return x.CachedTokens
 	}
 	return 0
 }
@@ -1281,7 +1487,7 @@ type Timings struct {
 
 func (x *Timings) Reset() {
 	*x = Timings{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[12]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1293,7 +1499,7 @@ func (x *Timings) String() string {
 func (*Timings) ProtoMessage() {}
 
 func (x *Timings) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[12]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1306,7 +1512,7 @@ func (x *Timings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Timings.ProtoReflect.Descriptor instead.
 func (*Timings) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{12}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Timings) GetQueueUs() uint64 {
@@ -1339,7 +1545,7 @@ type ListModelsRequest struct {
 
 func (x *ListModelsRequest) Reset() {
 	*x = ListModelsRequest{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[13]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1351,7 +1557,7 @@ func (x *ListModelsRequest) String() string {
 func (*ListModelsRequest) ProtoMessage() {}
 
 func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[13]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1364,7 +1570,7 @@ func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsRequest.ProtoReflect.Descriptor instead.
 func (*ListModelsRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{13}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{15}
 }
 
 // ListModelsResponse lists the models.
@@ -1378,7 +1584,7 @@ type ListModelsResponse struct {
 
 func (x *ListModelsResponse) Reset() {
 	*x = ListModelsResponse{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[14]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1390,7 +1596,7 @@ func (x *ListModelsResponse) String() string {
 func (*ListModelsResponse) ProtoMessage() {}
 
 func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[14]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1403,7 +1609,7 @@ func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsResponse.ProtoReflect.Descriptor instead.
 func (*ListModelsResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{14}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListModelsResponse) GetModels() []*Model {
@@ -1424,21 +1630,28 @@ type Model struct {
 	Architecture string `protobuf:"bytes,3,opt,name=architecture,proto3" json:"architecture,omitempty"`
 	// Layers.
 	Layers uint32 `protobuf:"varint,4,opt,name=layers,proto3" json:"layers,omitempty"`
-	// Context length in positions.
+	// The context length that the model was made for, in positions.
 	Context uint32 `protobuf:"varint,5,opt,name=context,proto3" json:"context,omitempty"`
 	// Number of token ids.
 	Vocab uint32 `protobuf:"varint,6,opt,name=vocab,proto3" json:"vocab,omitempty"`
 	// Whether it has a chat template.
 	Chat bool `protobuf:"varint,7,opt,name=chat,proto3" json:"chat,omitempty"`
 	// Open pipelines.
-	Pipelines     uint32 `protobuf:"varint,8,opt,name=pipelines,proto3" json:"pipelines,omitempty"`
+	Pipelines uint32 `protobuf:"varint,8,opt,name=pipelines,proto3" json:"pipelines,omitempty"`
+	// The context length that is served, prompt and answer together: the model's own, or
+	// what the KV cache of its pipelines holds if that is less.
+	MaxContext uint32 `protobuf:"varint,9,opt,name=max_context,json=maxContext,proto3" json:"max_context,omitempty"`
+	// Every id that ends a generation.
+	EndIds []uint32 `protobuf:"varint,10,rep,packed,name=end_ids,json=endIds,proto3" json:"end_ids,omitempty"`
+	// What requests that do not say otherwise are sampled with.
+	Defaults      *v11.GenerationDefaults `protobuf:"bytes,11,opt,name=defaults,proto3" json:"defaults,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Model) Reset() {
 	*x = Model{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[15]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1450,7 +1663,7 @@ func (x *Model) String() string {
 func (*Model) ProtoMessage() {}
 
 func (x *Model) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[15]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1463,7 +1676,7 @@ func (x *Model) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Model.ProtoReflect.Descriptor instead.
 func (*Model) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{15}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Model) GetName() string {
@@ -1522,6 +1735,27 @@ func (x *Model) GetPipelines() uint32 {
 	return 0
 }
 
+func (x *Model) GetMaxContext() uint32 {
+	if x != nil {
+		return x.MaxContext
+	}
+	return 0
+}
+
+func (x *Model) GetEndIds() []uint32 {
+	if x != nil {
+		return x.EndIds
+	}
+	return nil
+}
+
+func (x *Model) GetDefaults() *v11.GenerationDefaults {
+	if x != nil {
+		return x.Defaults
+	}
+	return nil
+}
+
 // TopologyRequest asks for the topology.
 type TopologyRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1531,7 +1765,7 @@ type TopologyRequest struct {
 
 func (x *TopologyRequest) Reset() {
 	*x = TopologyRequest{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[16]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1543,7 +1777,7 @@ func (x *TopologyRequest) String() string {
 func (*TopologyRequest) ProtoMessage() {}
 
 func (x *TopologyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[16]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1556,7 +1790,7 @@ func (x *TopologyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopologyRequest.ProtoReflect.Descriptor instead.
 func (*TopologyRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{16}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{18}
 }
 
 // TopologyResponse is the topology at one moment.
@@ -1570,7 +1804,7 @@ type TopologyResponse struct {
 
 func (x *TopologyResponse) Reset() {
 	*x = TopologyResponse{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[17]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1582,7 +1816,7 @@ func (x *TopologyResponse) String() string {
 func (*TopologyResponse) ProtoMessage() {}
 
 func (x *TopologyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[17]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1595,7 +1829,7 @@ func (x *TopologyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopologyResponse.ProtoReflect.Descriptor instead.
 func (*TopologyResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{17}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *TopologyResponse) GetMesh() *Mesh {
@@ -1614,7 +1848,7 @@ type WatchTopologyRequest struct {
 
 func (x *WatchTopologyRequest) Reset() {
 	*x = WatchTopologyRequest{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[18]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1626,7 +1860,7 @@ func (x *WatchTopologyRequest) String() string {
 func (*WatchTopologyRequest) ProtoMessage() {}
 
 func (x *WatchTopologyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[18]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1639,7 +1873,7 @@ func (x *WatchTopologyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchTopologyRequest.ProtoReflect.Descriptor instead.
 func (*WatchTopologyRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{18}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{20}
 }
 
 // WatchTopologyResponse is the topology after a change.
@@ -1653,7 +1887,7 @@ type WatchTopologyResponse struct {
 
 func (x *WatchTopologyResponse) Reset() {
 	*x = WatchTopologyResponse{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[19]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1665,7 +1899,7 @@ func (x *WatchTopologyResponse) String() string {
 func (*WatchTopologyResponse) ProtoMessage() {}
 
 func (x *WatchTopologyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[19]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1678,7 +1912,7 @@ func (x *WatchTopologyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchTopologyResponse.ProtoReflect.Descriptor instead.
 func (*WatchTopologyResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{19}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *WatchTopologyResponse) GetMesh() *Mesh {
@@ -1701,7 +1935,7 @@ type Mesh struct {
 
 func (x *Mesh) Reset() {
 	*x = Mesh{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[20]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1713,7 +1947,7 @@ func (x *Mesh) String() string {
 func (*Mesh) ProtoMessage() {}
 
 func (x *Mesh) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[20]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1726,7 +1960,7 @@ func (x *Mesh) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mesh.ProtoReflect.Descriptor instead.
 func (*Mesh) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{20}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Mesh) GetMembers() []*Member {
@@ -1760,7 +1994,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[21]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1772,7 +2006,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[21]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1785,7 +2019,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{21}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Member) GetId() string {
@@ -1843,7 +2077,7 @@ type Pipeline struct {
 
 func (x *Pipeline) Reset() {
 	*x = Pipeline{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[22]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1855,7 +2089,7 @@ func (x *Pipeline) String() string {
 func (*Pipeline) ProtoMessage() {}
 
 func (x *Pipeline) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[22]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1868,7 +2102,7 @@ func (x *Pipeline) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pipeline.ProtoReflect.Descriptor instead.
 func (*Pipeline) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{22}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Pipeline) GetId() string {
@@ -1938,14 +2172,14 @@ var File_lamina_router_v1_router_proto protoreflect.FileDescriptor
 
 const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\n" +
-	"\x1dlamina/router/v1/router.proto\x12\x10lamina.router.v1\x1a\x1flamina/sampler/v1/sampler.proto\x1a\x1blamina/shard/v1/shard.proto\x1a#lamina/tokenizer/v1/tokenizer.proto\"\x80\x05\n" +
+	"\x1dlamina/router/v1/router.proto\x12\x10lamina.router.v1\x1a\x1flamina/sampler/v1/sampler.proto\x1a\x1blamina/shard/v1/shard.proto\x1a#lamina/tokenizer/v1/tokenizer.proto\"\xb8\x05\n" +
 	"\bSampling\x12%\n" +
-	"\vtemperature\x18\x01 \x01(\x02H\x00R\vtemperature\x88\x01\x01\x12\x13\n" +
-	"\x05top_k\x18\x02 \x01(\rR\x04topK\x12\x18\n" +
-	"\x05top_p\x18\x03 \x01(\x02H\x01R\x04topP\x88\x01\x01\x12\x13\n" +
-	"\x05min_p\x18\x04 \x01(\x02R\x04minP\x12\x17\n" +
-	"\x04seed\x18\x05 \x01(\x04H\x02R\x04seed\x88\x01\x01\x122\n" +
-	"\x12repetition_penalty\x18\x06 \x01(\x02H\x03R\x11repetitionPenalty\x88\x01\x01\x12+\n" +
+	"\vtemperature\x18\x01 \x01(\x02H\x00R\vtemperature\x88\x01\x01\x12\x18\n" +
+	"\x05top_k\x18\x02 \x01(\rH\x01R\x04topK\x88\x01\x01\x12\x18\n" +
+	"\x05top_p\x18\x03 \x01(\x02H\x02R\x04topP\x88\x01\x01\x12\x18\n" +
+	"\x05min_p\x18\x04 \x01(\x02H\x03R\x04minP\x88\x01\x01\x12\x17\n" +
+	"\x04seed\x18\x05 \x01(\x04H\x04R\x04seed\x88\x01\x01\x122\n" +
+	"\x12repetition_penalty\x18\x06 \x01(\x02H\x05R\x11repetitionPenalty\x88\x01\x01\x12+\n" +
 	"\x11frequency_penalty\x18\a \x01(\x02R\x10frequencyPenalty\x12)\n" +
 	"\x10presence_penalty\x18\b \x01(\x02R\x0fpresencePenalty\x12H\n" +
 	"\n" +
@@ -1954,16 +2188,19 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	" \x01(\v2\x1b.lamina.sampler.v1.AdvancedR\badvanced\x12\x16\n" +
 	"\x06choice\x18\v \x01(\rR\x06choice\x124\n" +
 	"\agrammar\x18\f \x01(\v2\x1a.lamina.sampler.v1.GrammarR\agrammar\x12\x1b\n" +
-	"\tbad_words\x18\r \x03(\tR\bbadWords\x1a<\n" +
+	"\tbad_words\x18\r \x03(\tR\bbadWords\x12\x18\n" +
+	"\achoices\x18\x0e \x01(\rR\achoices\x1a<\n" +
 	"\x0eLogitBiasEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\rR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x02R\x05value:\x028\x01B\x0e\n" +
 	"\f_temperatureB\b\n" +
-	"\x06_top_pB\a\n" +
+	"\x06_top_kB\b\n" +
+	"\x06_top_pB\b\n" +
+	"\x06_min_pB\a\n" +
 	"\x05_seedB\x15\n" +
 	"\x13_repetition_penalty\"\x1c\n" +
 	"\bTokenIds\x12\x10\n" +
-	"\x03ids\x18\x01 \x03(\rR\x03ids\"\xc9\x02\n" +
+	"\x03ids\x18\x01 \x03(\rR\x03ids\"\xcf\x03\n" +
 	"\x0fGenerateRequest\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x14\n" +
 	"\x04text\x18\x02 \x01(\tH\x00R\x04text\x129\n" +
@@ -1975,8 +2212,15 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\ftop_logprobs\x18\a \x01(\rR\vtopLogprobs\x12\x1d\n" +
 	"\n" +
 	"ignore_end\x18\b \x01(\bR\tignoreEnd\x12\x18\n" +
-	"\aspecial\x18\t \x01(\bR\aspecialB\b\n" +
-	"\x06prompt\"\x8b\x05\n" +
+	"\aspecial\x18\t \x01(\bR\aspecial\x12\x1b\n" +
+	"\x06suffix\x18\n" +
+	" \x01(\tH\x01R\x06suffix\x88\x01\x01\x12\x12\n" +
+	"\x04echo\x18\v \x01(\bR\x04echo\x12'\n" +
+	"\x0fprompt_logprobs\x18\f \x01(\bR\x0epromptLogprobs\x12\x1f\n" +
+	"\vprompt_only\x18\r \x01(\bR\n" +
+	"promptOnlyB\b\n" +
+	"\x06promptB\t\n" +
+	"\a_suffix\"\x8b\x05\n" +
 	"\vChatRequest\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x128\n" +
 	"\bmessages\x18\x02 \x03(\v2\x1c.lamina.tokenizer.v1.MessageR\bmessages\x12\x1d\n" +
@@ -2001,11 +2245,12 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\n" +
 	"ToolChoice\x124\n" +
 	"\x04mode\x18\x01 \x01(\x0e2 .lamina.router.v1.ToolChoiceModeR\x04mode\x12\x1a\n" +
-	"\bfunction\x18\x02 \x01(\tR\bfunction\"\xc2\x01\n" +
+	"\bfunction\x18\x02 \x01(\tR\bfunction\"\xfc\x01\n" +
 	"\x10GenerateResponse\x125\n" +
 	"\astarted\x18\x01 \x01(\v2\x19.lamina.router.v1.StartedH\x00R\astarted\x124\n" +
 	"\x05token\x18\x02 \x01(\v2\x1c.lamina.router.v1.TokenEventH\x00R\x05token\x128\n" +
-	"\bfinished\x18\x03 \x01(\v2\x1a.lamina.router.v1.FinishedH\x00R\bfinishedB\a\n" +
+	"\bfinished\x18\x03 \x01(\v2\x1a.lamina.router.v1.FinishedH\x00R\bfinished\x128\n" +
+	"\x06prompt\x18\x04 \x01(\v2\x1e.lamina.router.v1.PromptTokensH\x00R\x06promptB\a\n" +
 	"\x05event\"\xbe\x01\n" +
 	"\fChatResponse\x125\n" +
 	"\astarted\x18\x01 \x01(\v2\x19.lamina.router.v1.StartedH\x00R\astarted\x124\n" +
@@ -2023,7 +2268,17 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\vfingerprint\x18\x06 \x01(\tR\vfingerprint\x127\n" +
 	"\x06format\x18\a \x01(\v2\x1f.lamina.tokenizer.v1.ChatFormatR\x06format\x12\x1d\n" +
 	"\n" +
-	"prompt_end\x18\b \x01(\tR\tpromptEnd\"\x92\x01\n" +
+	"prompt_end\x18\b \x01(\tR\tpromptEnd\"[\n" +
+	"\fPromptTokens\x12\x14\n" +
+	"\x05first\x18\x01 \x01(\rR\x05first\x125\n" +
+	"\x06tokens\x18\x02 \x03(\v2\x1d.lamina.router.v1.PromptTokenR\x06tokens\"\x8e\x01\n" +
+	"\vPromptToken\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\rR\x02id\x12\x12\n" +
+	"\x04text\x18\x02 \x01(\tR\x04text\x12\x1d\n" +
+	"\alogprob\x18\x03 \x01(\x02H\x00R\alogprob\x88\x01\x01\x120\n" +
+	"\x03top\x18\x04 \x03(\v2\x1e.lamina.router.v1.TopCandidateR\x03topB\n" +
+	"\n" +
+	"\b_logprob\"\x92\x01\n" +
 	"\n" +
 	"TokenEvent\x12\x12\n" +
 	"\x04text\x18\x01 \x01(\tR\x04text\x12\x0e\n" +
@@ -2039,10 +2294,11 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\rfinish_reason\x18\x01 \x01(\x0e2\x1f.lamina.sampler.v1.FinishReasonR\ffinishReason\x12-\n" +
 	"\x05usage\x18\x02 \x01(\v2\x17.lamina.router.v1.UsageR\x05usage\x123\n" +
 	"\atimings\x18\x03 \x01(\v2\x19.lamina.router.v1.TimingsR\atimings\x12\x12\n" +
-	"\x04text\x18\x04 \x01(\tR\x04text\"Y\n" +
+	"\x04text\x18\x04 \x01(\tR\x04text\"~\n" +
 	"\x05Usage\x12#\n" +
 	"\rprompt_tokens\x18\x01 \x01(\rR\fpromptTokens\x12+\n" +
-	"\x11completion_tokens\x18\x02 \x01(\rR\x10completionTokens\"`\n" +
+	"\x11completion_tokens\x18\x02 \x01(\rR\x10completionTokens\x12#\n" +
+	"\rcached_tokens\x18\x03 \x01(\rR\fcachedTokens\"`\n" +
 	"\aTimings\x12\x19\n" +
 	"\bqueue_us\x18\x01 \x01(\x04R\aqueueUs\x12\x1d\n" +
 	"\n" +
@@ -2050,7 +2306,7 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\tdecode_us\x18\x03 \x01(\x04R\bdecodeUs\"\x13\n" +
 	"\x11ListModelsRequest\"E\n" +
 	"\x12ListModelsResponse\x12/\n" +
-	"\x06models\x18\x01 \x03(\v2\x17.lamina.router.v1.ModelR\x06models\"\xd1\x01\n" +
+	"\x06models\x18\x01 \x03(\v2\x17.lamina.router.v1.ModelR\x06models\"\xd0\x02\n" +
 	"\x05Model\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\"\n" +
@@ -2059,7 +2315,12 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\acontext\x18\x05 \x01(\rR\acontext\x12\x14\n" +
 	"\x05vocab\x18\x06 \x01(\rR\x05vocab\x12\x12\n" +
 	"\x04chat\x18\a \x01(\bR\x04chat\x12\x1c\n" +
-	"\tpipelines\x18\b \x01(\rR\tpipelines\"\x11\n" +
+	"\tpipelines\x18\b \x01(\rR\tpipelines\x12\x1f\n" +
+	"\vmax_context\x18\t \x01(\rR\n" +
+	"maxContext\x12\x17\n" +
+	"\aend_ids\x18\n" +
+	" \x03(\rR\x06endIds\x12C\n" +
+	"\bdefaults\x18\v \x01(\v2'.lamina.tokenizer.v1.GenerationDefaultsR\bdefaults\"\x11\n" +
 	"\x0fTopologyRequest\">\n" +
 	"\x10TopologyResponse\x12*\n" +
 	"\x04mesh\x18\x01 \x01(\v2\x16.lamina.router.v1.MeshR\x04mesh\"\x16\n" +
@@ -2111,84 +2372,91 @@ func file_lamina_router_v1_router_proto_rawDescGZIP() []byte {
 }
 
 var file_lamina_router_v1_router_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_lamina_router_v1_router_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_lamina_router_v1_router_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_lamina_router_v1_router_proto_goTypes = []any{
-	(ToolChoiceMode)(0),           // 0: lamina.router.v1.ToolChoiceMode
-	(*Sampling)(nil),              // 1: lamina.router.v1.Sampling
-	(*TokenIds)(nil),              // 2: lamina.router.v1.TokenIds
-	(*GenerateRequest)(nil),       // 3: lamina.router.v1.GenerateRequest
-	(*ChatRequest)(nil),           // 4: lamina.router.v1.ChatRequest
-	(*ToolChoice)(nil),            // 5: lamina.router.v1.ToolChoice
-	(*GenerateResponse)(nil),      // 6: lamina.router.v1.GenerateResponse
-	(*ChatResponse)(nil),          // 7: lamina.router.v1.ChatResponse
-	(*Started)(nil),               // 8: lamina.router.v1.Started
-	(*TokenEvent)(nil),            // 9: lamina.router.v1.TokenEvent
-	(*TopCandidate)(nil),          // 10: lamina.router.v1.TopCandidate
-	(*Finished)(nil),              // 11: lamina.router.v1.Finished
-	(*Usage)(nil),                 // 12: lamina.router.v1.Usage
-	(*Timings)(nil),               // 13: lamina.router.v1.Timings
-	(*ListModelsRequest)(nil),     // 14: lamina.router.v1.ListModelsRequest
-	(*ListModelsResponse)(nil),    // 15: lamina.router.v1.ListModelsResponse
-	(*Model)(nil),                 // 16: lamina.router.v1.Model
-	(*TopologyRequest)(nil),       // 17: lamina.router.v1.TopologyRequest
-	(*TopologyResponse)(nil),      // 18: lamina.router.v1.TopologyResponse
-	(*WatchTopologyRequest)(nil),  // 19: lamina.router.v1.WatchTopologyRequest
-	(*WatchTopologyResponse)(nil), // 20: lamina.router.v1.WatchTopologyResponse
-	(*Mesh)(nil),                  // 21: lamina.router.v1.Mesh
-	(*Member)(nil),                // 22: lamina.router.v1.Member
-	(*Pipeline)(nil),              // 23: lamina.router.v1.Pipeline
-	nil,                           // 24: lamina.router.v1.Sampling.LogitBiasEntry
-	(*v1.Advanced)(nil),           // 25: lamina.sampler.v1.Advanced
-	(*v1.Grammar)(nil),            // 26: lamina.sampler.v1.Grammar
-	(*v11.Message)(nil),           // 27: lamina.tokenizer.v1.Message
-	(*v11.ChatFormat)(nil),        // 28: lamina.tokenizer.v1.ChatFormat
-	(v1.FinishReason)(0),          // 29: lamina.sampler.v1.FinishReason
-	(*v12.Held)(nil),              // 30: lamina.shard.v1.Held
-	(*v12.Hop)(nil),               // 31: lamina.shard.v1.Hop
+	(ToolChoiceMode)(0),            // 0: lamina.router.v1.ToolChoiceMode
+	(*Sampling)(nil),               // 1: lamina.router.v1.Sampling
+	(*TokenIds)(nil),               // 2: lamina.router.v1.TokenIds
+	(*GenerateRequest)(nil),        // 3: lamina.router.v1.GenerateRequest
+	(*ChatRequest)(nil),            // 4: lamina.router.v1.ChatRequest
+	(*ToolChoice)(nil),             // 5: lamina.router.v1.ToolChoice
+	(*GenerateResponse)(nil),       // 6: lamina.router.v1.GenerateResponse
+	(*ChatResponse)(nil),           // 7: lamina.router.v1.ChatResponse
+	(*Started)(nil),                // 8: lamina.router.v1.Started
+	(*PromptTokens)(nil),           // 9: lamina.router.v1.PromptTokens
+	(*PromptToken)(nil),            // 10: lamina.router.v1.PromptToken
+	(*TokenEvent)(nil),             // 11: lamina.router.v1.TokenEvent
+	(*TopCandidate)(nil),           // 12: lamina.router.v1.TopCandidate
+	(*Finished)(nil),               // 13: lamina.router.v1.Finished
+	(*Usage)(nil),                  // 14: lamina.router.v1.Usage
+	(*Timings)(nil),                // 15: lamina.router.v1.Timings
+	(*ListModelsRequest)(nil),      // 16: lamina.router.v1.ListModelsRequest
+	(*ListModelsResponse)(nil),     // 17: lamina.router.v1.ListModelsResponse
+	(*Model)(nil),                  // 18: lamina.router.v1.Model
+	(*TopologyRequest)(nil),        // 19: lamina.router.v1.TopologyRequest
+	(*TopologyResponse)(nil),       // 20: lamina.router.v1.TopologyResponse
+	(*WatchTopologyRequest)(nil),   // 21: lamina.router.v1.WatchTopologyRequest
+	(*WatchTopologyResponse)(nil),  // 22: lamina.router.v1.WatchTopologyResponse
+	(*Mesh)(nil),                   // 23: lamina.router.v1.Mesh
+	(*Member)(nil),                 // 24: lamina.router.v1.Member
+	(*Pipeline)(nil),               // 25: lamina.router.v1.Pipeline
+	nil,                            // 26: lamina.router.v1.Sampling.LogitBiasEntry
+	(*v1.Advanced)(nil),            // 27: lamina.sampler.v1.Advanced
+	(*v1.Grammar)(nil),             // 28: lamina.sampler.v1.Grammar
+	(*v11.Message)(nil),            // 29: lamina.tokenizer.v1.Message
+	(*v11.ChatFormat)(nil),         // 30: lamina.tokenizer.v1.ChatFormat
+	(v1.FinishReason)(0),           // 31: lamina.sampler.v1.FinishReason
+	(*v11.GenerationDefaults)(nil), // 32: lamina.tokenizer.v1.GenerationDefaults
+	(*v12.Held)(nil),               // 33: lamina.shard.v1.Held
+	(*v12.Hop)(nil),                // 34: lamina.shard.v1.Hop
 }
 var file_lamina_router_v1_router_proto_depIdxs = []int32{
-	24, // 0: lamina.router.v1.Sampling.logit_bias:type_name -> lamina.router.v1.Sampling.LogitBiasEntry
-	25, // 1: lamina.router.v1.Sampling.advanced:type_name -> lamina.sampler.v1.Advanced
-	26, // 2: lamina.router.v1.Sampling.grammar:type_name -> lamina.sampler.v1.Grammar
+	26, // 0: lamina.router.v1.Sampling.logit_bias:type_name -> lamina.router.v1.Sampling.LogitBiasEntry
+	27, // 1: lamina.router.v1.Sampling.advanced:type_name -> lamina.sampler.v1.Advanced
+	28, // 2: lamina.router.v1.Sampling.grammar:type_name -> lamina.sampler.v1.Grammar
 	2,  // 3: lamina.router.v1.GenerateRequest.token_ids:type_name -> lamina.router.v1.TokenIds
 	1,  // 4: lamina.router.v1.GenerateRequest.sampling:type_name -> lamina.router.v1.Sampling
-	27, // 5: lamina.router.v1.ChatRequest.messages:type_name -> lamina.tokenizer.v1.Message
+	29, // 5: lamina.router.v1.ChatRequest.messages:type_name -> lamina.tokenizer.v1.Message
 	1,  // 6: lamina.router.v1.ChatRequest.sampling:type_name -> lamina.router.v1.Sampling
 	5,  // 7: lamina.router.v1.ChatRequest.tool_choice:type_name -> lamina.router.v1.ToolChoice
 	0,  // 8: lamina.router.v1.ToolChoice.mode:type_name -> lamina.router.v1.ToolChoiceMode
 	8,  // 9: lamina.router.v1.GenerateResponse.started:type_name -> lamina.router.v1.Started
-	9,  // 10: lamina.router.v1.GenerateResponse.token:type_name -> lamina.router.v1.TokenEvent
-	11, // 11: lamina.router.v1.GenerateResponse.finished:type_name -> lamina.router.v1.Finished
-	8,  // 12: lamina.router.v1.ChatResponse.started:type_name -> lamina.router.v1.Started
-	9,  // 13: lamina.router.v1.ChatResponse.token:type_name -> lamina.router.v1.TokenEvent
-	11, // 14: lamina.router.v1.ChatResponse.finished:type_name -> lamina.router.v1.Finished
-	28, // 15: lamina.router.v1.Started.format:type_name -> lamina.tokenizer.v1.ChatFormat
-	10, // 16: lamina.router.v1.TokenEvent.top:type_name -> lamina.router.v1.TopCandidate
-	29, // 17: lamina.router.v1.Finished.finish_reason:type_name -> lamina.sampler.v1.FinishReason
-	12, // 18: lamina.router.v1.Finished.usage:type_name -> lamina.router.v1.Usage
-	13, // 19: lamina.router.v1.Finished.timings:type_name -> lamina.router.v1.Timings
-	16, // 20: lamina.router.v1.ListModelsResponse.models:type_name -> lamina.router.v1.Model
-	21, // 21: lamina.router.v1.TopologyResponse.mesh:type_name -> lamina.router.v1.Mesh
-	21, // 22: lamina.router.v1.WatchTopologyResponse.mesh:type_name -> lamina.router.v1.Mesh
-	22, // 23: lamina.router.v1.Mesh.members:type_name -> lamina.router.v1.Member
-	23, // 24: lamina.router.v1.Mesh.pipelines:type_name -> lamina.router.v1.Pipeline
-	30, // 25: lamina.router.v1.Member.held:type_name -> lamina.shard.v1.Held
-	31, // 26: lamina.router.v1.Pipeline.stages:type_name -> lamina.shard.v1.Hop
-	3,  // 27: lamina.router.v1.RouterService.Generate:input_type -> lamina.router.v1.GenerateRequest
-	4,  // 28: lamina.router.v1.RouterService.Chat:input_type -> lamina.router.v1.ChatRequest
-	14, // 29: lamina.router.v1.RouterService.ListModels:input_type -> lamina.router.v1.ListModelsRequest
-	17, // 30: lamina.router.v1.RouterService.Topology:input_type -> lamina.router.v1.TopologyRequest
-	19, // 31: lamina.router.v1.RouterService.WatchTopology:input_type -> lamina.router.v1.WatchTopologyRequest
-	6,  // 32: lamina.router.v1.RouterService.Generate:output_type -> lamina.router.v1.GenerateResponse
-	7,  // 33: lamina.router.v1.RouterService.Chat:output_type -> lamina.router.v1.ChatResponse
-	15, // 34: lamina.router.v1.RouterService.ListModels:output_type -> lamina.router.v1.ListModelsResponse
-	18, // 35: lamina.router.v1.RouterService.Topology:output_type -> lamina.router.v1.TopologyResponse
-	20, // 36: lamina.router.v1.RouterService.WatchTopology:output_type -> lamina.router.v1.WatchTopologyResponse
-	32, // [32:37] is the sub-list for method output_type
-	27, // [27:32] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	11, // 10: lamina.router.v1.GenerateResponse.token:type_name -> lamina.router.v1.TokenEvent
+	13, // 11: lamina.router.v1.GenerateResponse.finished:type_name -> lamina.router.v1.Finished
+	9,  // 12: lamina.router.v1.GenerateResponse.prompt:type_name -> lamina.router.v1.PromptTokens
+	8,  // 13: lamina.router.v1.ChatResponse.started:type_name -> lamina.router.v1.Started
+	11, // 14: lamina.router.v1.ChatResponse.token:type_name -> lamina.router.v1.TokenEvent
+	13, // 15: lamina.router.v1.ChatResponse.finished:type_name -> lamina.router.v1.Finished
+	30, // 16: lamina.router.v1.Started.format:type_name -> lamina.tokenizer.v1.ChatFormat
+	10, // 17: lamina.router.v1.PromptTokens.tokens:type_name -> lamina.router.v1.PromptToken
+	12, // 18: lamina.router.v1.PromptToken.top:type_name -> lamina.router.v1.TopCandidate
+	12, // 19: lamina.router.v1.TokenEvent.top:type_name -> lamina.router.v1.TopCandidate
+	31, // 20: lamina.router.v1.Finished.finish_reason:type_name -> lamina.sampler.v1.FinishReason
+	14, // 21: lamina.router.v1.Finished.usage:type_name -> lamina.router.v1.Usage
+	15, // 22: lamina.router.v1.Finished.timings:type_name -> lamina.router.v1.Timings
+	18, // 23: lamina.router.v1.ListModelsResponse.models:type_name -> lamina.router.v1.Model
+	32, // 24: lamina.router.v1.Model.defaults:type_name -> lamina.tokenizer.v1.GenerationDefaults
+	23, // 25: lamina.router.v1.TopologyResponse.mesh:type_name -> lamina.router.v1.Mesh
+	23, // 26: lamina.router.v1.WatchTopologyResponse.mesh:type_name -> lamina.router.v1.Mesh
+	24, // 27: lamina.router.v1.Mesh.members:type_name -> lamina.router.v1.Member
+	25, // 28: lamina.router.v1.Mesh.pipelines:type_name -> lamina.router.v1.Pipeline
+	33, // 29: lamina.router.v1.Member.held:type_name -> lamina.shard.v1.Held
+	34, // 30: lamina.router.v1.Pipeline.stages:type_name -> lamina.shard.v1.Hop
+	3,  // 31: lamina.router.v1.RouterService.Generate:input_type -> lamina.router.v1.GenerateRequest
+	4,  // 32: lamina.router.v1.RouterService.Chat:input_type -> lamina.router.v1.ChatRequest
+	16, // 33: lamina.router.v1.RouterService.ListModels:input_type -> lamina.router.v1.ListModelsRequest
+	19, // 34: lamina.router.v1.RouterService.Topology:input_type -> lamina.router.v1.TopologyRequest
+	21, // 35: lamina.router.v1.RouterService.WatchTopology:input_type -> lamina.router.v1.WatchTopologyRequest
+	6,  // 36: lamina.router.v1.RouterService.Generate:output_type -> lamina.router.v1.GenerateResponse
+	7,  // 37: lamina.router.v1.RouterService.Chat:output_type -> lamina.router.v1.ChatResponse
+	17, // 38: lamina.router.v1.RouterService.ListModels:output_type -> lamina.router.v1.ListModelsResponse
+	20, // 39: lamina.router.v1.RouterService.Topology:output_type -> lamina.router.v1.TopologyResponse
+	22, // 40: lamina.router.v1.RouterService.WatchTopology:output_type -> lamina.router.v1.WatchTopologyResponse
+	36, // [36:41] is the sub-list for method output_type
+	31, // [31:36] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_lamina_router_v1_router_proto_init() }
@@ -2206,19 +2474,21 @@ func file_lamina_router_v1_router_proto_init() {
 		(*GenerateResponse_Started)(nil),
 		(*GenerateResponse_Token)(nil),
 		(*GenerateResponse_Finished)(nil),
+		(*GenerateResponse_Prompt)(nil),
 	}
 	file_lamina_router_v1_router_proto_msgTypes[6].OneofWrappers = []any{
 		(*ChatResponse_Started)(nil),
 		(*ChatResponse_Token)(nil),
 		(*ChatResponse_Finished)(nil),
 	}
+	file_lamina_router_v1_router_proto_msgTypes[9].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lamina_router_v1_router_proto_rawDesc), len(file_lamina_router_v1_router_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   24,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1047,6 +1047,7 @@ type SampleResponse struct {
 	//	*SampleResponse_Added
 	//	*SampleResponse_Token
 	//	*SampleResponse_Failed
+	//	*SampleResponse_Score
 	Frame         isSampleResponse_Frame `protobuf_oneof:"frame"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1125,6 +1126,15 @@ func (x *SampleResponse) GetFailed() *SessionFailed {
 	return nil
 }
 
+func (x *SampleResponse) GetScore() *Score {
+	if x != nil {
+		if x, ok := x.Frame.(*SampleResponse_Score); ok {
+			return x.Score
+		}
+	}
+	return nil
+}
+
 type isSampleResponse_Frame interface {
 	isSampleResponse_Frame()
 }
@@ -1149,6 +1159,11 @@ type SampleResponse_Failed struct {
 	Failed *SessionFailed `protobuf:"bytes,4,opt,name=failed,proto3,oneof"`
 }
 
+type SampleResponse_Score struct {
+	// The score of a prompt token.
+	Score *Score `protobuf:"bytes,5,opt,name=score,proto3,oneof"`
+}
+
 func (*SampleResponse_Opened) isSampleResponse_Frame() {}
 
 func (*SampleResponse_Added) isSampleResponse_Frame() {}
@@ -1156,6 +1171,8 @@ func (*SampleResponse_Added) isSampleResponse_Frame() {}
 func (*SampleResponse_Token) isSampleResponse_Frame() {}
 
 func (*SampleResponse_Failed) isSampleResponse_Frame() {}
+
+func (*SampleResponse_Score) isSampleResponse_Frame() {}
 
 // SampleOpened says that the pipeline is open.
 type SampleOpened struct {
@@ -1341,6 +1358,97 @@ func (x *Token) GetFinishReason() FinishReason {
 	return FinishReason_FINISH_REASON_UNSPECIFIED
 }
 
+// Score is the log-probability of a token of the prompt.
+type Score struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The session.
+	Session []byte `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	// The session's epoch.
+	Epoch uint64 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// The token's position: one past its row's.
+	Position uint32 `protobuf:"varint,3,opt,name=position,proto3" json:"position,omitempty"`
+	// The id.
+	Id uint32 `protobuf:"varint,4,opt,name=id,proto3" json:"id,omitempty"`
+	// Its natural log-probability under the model.
+	Logprob float32 `protobuf:"fixed32,5,opt,name=logprob,proto3" json:"logprob,omitempty"`
+	// The best candidates, best first, as far as the session's rules ask for them.
+	Top           []*Candidate `protobuf:"bytes,6,rep,name=top,proto3" json:"top,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Score) Reset() {
+	*x = Score{}
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Score) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Score) ProtoMessage() {}
+
+func (x *Score) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Score.ProtoReflect.Descriptor instead.
+func (*Score) Descriptor() ([]byte, []int) {
+	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Score) GetSession() []byte {
+	if x != nil {
+		return x.Session
+	}
+	return nil
+}
+
+func (x *Score) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *Score) GetPosition() uint32 {
+	if x != nil {
+		return x.Position
+	}
+	return 0
+}
+
+func (x *Score) GetId() uint32 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Score) GetLogprob() float32 {
+	if x != nil {
+		return x.Logprob
+	}
+	return 0
+}
+
+func (x *Score) GetTop() []*Candidate {
+	if x != nil {
+		return x.Top
+	}
+	return nil
+}
+
 // Candidate is an id and its log-probability.
 type Candidate struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1354,7 +1462,7 @@ type Candidate struct {
 
 func (x *Candidate) Reset() {
 	*x = Candidate{}
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[13]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1366,7 +1474,7 @@ func (x *Candidate) String() string {
 func (*Candidate) ProtoMessage() {}
 
 func (x *Candidate) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[13]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1379,7 +1487,7 @@ func (x *Candidate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Candidate.ProtoReflect.Descriptor instead.
 func (*Candidate) Descriptor() ([]byte, []int) {
-	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{13}
+	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Candidate) GetId() uint32 {
@@ -1416,7 +1524,7 @@ type SessionFailed struct {
 
 func (x *SessionFailed) Reset() {
 	*x = SessionFailed{}
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[14]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1428,7 +1536,7 @@ func (x *SessionFailed) String() string {
 func (*SessionFailed) ProtoMessage() {}
 
 func (x *SessionFailed) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[14]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1441,7 +1549,7 @@ func (x *SessionFailed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionFailed.ProtoReflect.Descriptor instead.
 func (*SessionFailed) Descriptor() ([]byte, []int) {
-	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{14}
+	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *SessionFailed) GetSession() []byte {
@@ -1496,7 +1604,7 @@ type PushRequest struct {
 
 func (x *PushRequest) Reset() {
 	*x = PushRequest{}
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[15]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1508,7 +1616,7 @@ func (x *PushRequest) String() string {
 func (*PushRequest) ProtoMessage() {}
 
 func (x *PushRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[15]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1521,7 +1629,7 @@ func (x *PushRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PushRequest.ProtoReflect.Descriptor instead.
 func (*PushRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{15}
+	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *PushRequest) GetFrame() isPushRequest_Frame {
@@ -1596,7 +1704,7 @@ type PushOpen struct {
 
 func (x *PushOpen) Reset() {
 	*x = PushOpen{}
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[16]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1608,7 +1716,7 @@ func (x *PushOpen) String() string {
 func (*PushOpen) ProtoMessage() {}
 
 func (x *PushOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[16]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1621,7 +1729,7 @@ func (x *PushOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PushOpen.ProtoReflect.Descriptor instead.
 func (*PushOpen) Descriptor() ([]byte, []int) {
-	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{16}
+	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *PushOpen) GetPipeline() []byte {
@@ -1649,7 +1757,7 @@ type Rows struct {
 
 func (x *Rows) Reset() {
 	*x = Rows{}
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[17]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1661,7 +1769,7 @@ func (x *Rows) String() string {
 func (*Rows) ProtoMessage() {}
 
 func (x *Rows) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[17]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1674,7 +1782,7 @@ func (x *Rows) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rows.ProtoReflect.Descriptor instead.
 func (*Rows) Descriptor() ([]byte, []int) {
-	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{17}
+	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Rows) GetRows() []*Row {
@@ -1702,14 +1810,17 @@ type Row struct {
 	Logits *v1.Tensor `protobuf:"bytes,6,opt,name=logits,proto3" json:"logits,omitempty"`
 	// The draft token at this row's position. The row counts only if the sampler has just
 	// picked that id, which accepts it.
-	DraftId       *uint32 `protobuf:"varint,7,opt,name=draft_id,json=draftId,proto3,oneof" json:"draft_id,omitempty"`
+	DraftId *uint32 `protobuf:"varint,7,opt,name=draft_id,json=draftId,proto3,oneof" json:"draft_id,omitempty"`
+	// The known id that follows this row's position, among `ids`: the row is scored and
+	// no token is picked from it.
+	Target        *uint32 `protobuf:"varint,8,opt,name=target,proto3,oneof" json:"target,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Row) Reset() {
 	*x = Row{}
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[18]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1721,7 +1832,7 @@ func (x *Row) String() string {
 func (*Row) ProtoMessage() {}
 
 func (x *Row) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[18]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1734,7 +1845,7 @@ func (x *Row) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Row.ProtoReflect.Descriptor instead.
 func (*Row) Descriptor() ([]byte, []int) {
-	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{18}
+	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Row) GetSession() []byte {
@@ -1786,6 +1897,13 @@ func (x *Row) GetDraftId() uint32 {
 	return 0
 }
 
+func (x *Row) GetTarget() uint32 {
+	if x != nil && x.Target != nil {
+		return *x.Target
+	}
+	return 0
+}
+
 // PushResponse is a frame to the last stage.
 type PushResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1802,7 +1920,7 @@ type PushResponse struct {
 
 func (x *PushResponse) Reset() {
 	*x = PushResponse{}
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[19]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1814,7 +1932,7 @@ func (x *PushResponse) String() string {
 func (*PushResponse) ProtoMessage() {}
 
 func (x *PushResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[19]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1827,7 +1945,7 @@ func (x *PushResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PushResponse.ProtoReflect.Descriptor instead.
 func (*PushResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{19}
+	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *PushResponse) GetFrame() isPushResponse_Frame {
@@ -1882,7 +2000,7 @@ type PushOpened struct {
 
 func (x *PushOpened) Reset() {
 	*x = PushOpened{}
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[20]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1894,7 +2012,7 @@ func (x *PushOpened) String() string {
 func (*PushOpened) ProtoMessage() {}
 
 func (x *PushOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[20]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1907,7 +2025,7 @@ func (x *PushOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PushOpened.ProtoReflect.Descriptor instead.
 func (*PushOpened) Descriptor() ([]byte, []int) {
-	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{20}
+	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{21}
 }
 
 // RowWanted asks for a whole row.
@@ -1923,7 +2041,7 @@ type RowWanted struct {
 
 func (x *RowWanted) Reset() {
 	*x = RowWanted{}
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[21]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1935,7 +2053,7 @@ func (x *RowWanted) String() string {
 func (*RowWanted) ProtoMessage() {}
 
 func (x *RowWanted) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[21]
+	mi := &file_lamina_sampler_v1_sampler_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1948,7 +2066,7 @@ func (x *RowWanted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RowWanted.ProtoReflect.Descriptor instead.
 func (*RowWanted) Descriptor() ([]byte, []int) {
-	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{21}
+	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RowWanted) GetSession() []byte {
@@ -2049,12 +2167,13 @@ const file_lamina_sampler_v1_sampler_proto_rawDesc = "" +
 	"vocabulary\x18\a \x01(\tR\n" +
 	"vocabulary\")\n" +
 	"\rRemoveSession\x12\x18\n" +
-	"\asession\x18\x01 \x01(\fR\asession\"\xfb\x01\n" +
+	"\asession\x18\x01 \x01(\fR\asession\"\xad\x02\n" +
 	"\x0eSampleResponse\x129\n" +
 	"\x06opened\x18\x01 \x01(\v2\x1f.lamina.sampler.v1.SampleOpenedH\x00R\x06opened\x127\n" +
 	"\x05added\x18\x02 \x01(\v2\x1f.lamina.sampler.v1.SessionAddedH\x00R\x05added\x120\n" +
 	"\x05token\x18\x03 \x01(\v2\x18.lamina.sampler.v1.TokenH\x00R\x05token\x12:\n" +
-	"\x06failed\x18\x04 \x01(\v2 .lamina.sampler.v1.SessionFailedH\x00R\x06failedB\a\n" +
+	"\x06failed\x18\x04 \x01(\v2 .lamina.sampler.v1.SessionFailedH\x00R\x06failed\x120\n" +
+	"\x05score\x18\x05 \x01(\v2\x18.lamina.sampler.v1.ScoreH\x00R\x05scoreB\a\n" +
 	"\x05frame\"\x0e\n" +
 	"\fSampleOpened\"(\n" +
 	"\fSessionAdded\x12\x18\n" +
@@ -2066,7 +2185,14 @@ const file_lamina_sampler_v1_sampler_proto_rawDesc = "" +
 	"\x02id\x18\x04 \x01(\rR\x02id\x12\x18\n" +
 	"\alogprob\x18\x05 \x01(\x02R\alogprob\x12.\n" +
 	"\x03top\x18\x06 \x03(\v2\x1c.lamina.sampler.v1.CandidateR\x03top\x12D\n" +
-	"\rfinish_reason\x18\a \x01(\x0e2\x1f.lamina.sampler.v1.FinishReasonR\ffinishReason\"5\n" +
+	"\rfinish_reason\x18\a \x01(\x0e2\x1f.lamina.sampler.v1.FinishReasonR\ffinishReason\"\xad\x01\n" +
+	"\x05Score\x12\x18\n" +
+	"\asession\x18\x01 \x01(\fR\asession\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1a\n" +
+	"\bposition\x18\x03 \x01(\rR\bposition\x12\x0e\n" +
+	"\x02id\x18\x04 \x01(\rR\x02id\x12\x18\n" +
+	"\alogprob\x18\x05 \x01(\x02R\alogprob\x12.\n" +
+	"\x03top\x18\x06 \x03(\v2\x1c.lamina.sampler.v1.CandidateR\x03top\"5\n" +
 	"\tCandidate\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x18\n" +
 	"\alogprob\x18\x02 \x01(\x02R\alogprob\"\x83\x01\n" +
@@ -2085,7 +2211,7 @@ const file_lamina_sampler_v1_sampler_proto_rawDesc = "" +
 	"\bpipeline\x18\x01 \x01(\fR\bpipeline\x12\x14\n" +
 	"\x05vocab\x18\x02 \x01(\rR\x05vocab\"2\n" +
 	"\x04Rows\x12*\n" +
-	"\x04rows\x18\x01 \x03(\v2\x16.lamina.sampler.v1.RowR\x04rows\"\xe2\x01\n" +
+	"\x04rows\x18\x01 \x03(\v2\x16.lamina.sampler.v1.RowR\x04rows\"\x8a\x02\n" +
 	"\x03Row\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1a\n" +
@@ -2093,8 +2219,10 @@ const file_lamina_sampler_v1_sampler_proto_rawDesc = "" +
 	"\vlog_sum_exp\x18\x04 \x01(\x01R\tlogSumExp\x12\x10\n" +
 	"\x03ids\x18\x05 \x03(\rR\x03ids\x120\n" +
 	"\x06logits\x18\x06 \x01(\v2\x18.lamina.tensor.v1.TensorR\x06logits\x12\x1e\n" +
-	"\bdraft_id\x18\a \x01(\rH\x00R\adraftId\x88\x01\x01B\v\n" +
-	"\t_draft_id\"\x8f\x01\n" +
+	"\bdraft_id\x18\a \x01(\rH\x00R\adraftId\x88\x01\x01\x12\x1b\n" +
+	"\x06target\x18\b \x01(\rH\x01R\x06target\x88\x01\x01B\v\n" +
+	"\t_draft_idB\t\n" +
+	"\a_target\"\x8f\x01\n" +
 	"\fPushResponse\x127\n" +
 	"\x06opened\x18\x01 \x01(\v2\x1d.lamina.sampler.v1.PushOpenedH\x00R\x06opened\x12=\n" +
 	"\n" +
@@ -2132,7 +2260,7 @@ func file_lamina_sampler_v1_sampler_proto_rawDescGZIP() []byte {
 }
 
 var file_lamina_sampler_v1_sampler_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_lamina_sampler_v1_sampler_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_lamina_sampler_v1_sampler_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_lamina_sampler_v1_sampler_proto_goTypes = []any{
 	(GrammarKind)(0),       // 0: lamina.sampler.v1.GrammarKind
 	(FinishReason)(0),      // 1: lamina.sampler.v1.FinishReason
@@ -2149,21 +2277,22 @@ var file_lamina_sampler_v1_sampler_proto_goTypes = []any{
 	(*SampleOpened)(nil),   // 12: lamina.sampler.v1.SampleOpened
 	(*SessionAdded)(nil),   // 13: lamina.sampler.v1.SessionAdded
 	(*Token)(nil),          // 14: lamina.sampler.v1.Token
-	(*Candidate)(nil),      // 15: lamina.sampler.v1.Candidate
-	(*SessionFailed)(nil),  // 16: lamina.sampler.v1.SessionFailed
-	(*PushRequest)(nil),    // 17: lamina.sampler.v1.PushRequest
-	(*PushOpen)(nil),       // 18: lamina.sampler.v1.PushOpen
-	(*Rows)(nil),           // 19: lamina.sampler.v1.Rows
-	(*Row)(nil),            // 20: lamina.sampler.v1.Row
-	(*PushResponse)(nil),   // 21: lamina.sampler.v1.PushResponse
-	(*PushOpened)(nil),     // 22: lamina.sampler.v1.PushOpened
-	(*RowWanted)(nil),      // 23: lamina.sampler.v1.RowWanted
-	nil,                    // 24: lamina.sampler.v1.Rules.LogitBiasEntry
-	(*v1.Chunk)(nil),       // 25: lamina.tensor.v1.Chunk
-	(*v1.Tensor)(nil),      // 26: lamina.tensor.v1.Tensor
+	(*Score)(nil),          // 15: lamina.sampler.v1.Score
+	(*Candidate)(nil),      // 16: lamina.sampler.v1.Candidate
+	(*SessionFailed)(nil),  // 17: lamina.sampler.v1.SessionFailed
+	(*PushRequest)(nil),    // 18: lamina.sampler.v1.PushRequest
+	(*PushOpen)(nil),       // 19: lamina.sampler.v1.PushOpen
+	(*Rows)(nil),           // 20: lamina.sampler.v1.Rows
+	(*Row)(nil),            // 21: lamina.sampler.v1.Row
+	(*PushResponse)(nil),   // 22: lamina.sampler.v1.PushResponse
+	(*PushOpened)(nil),     // 23: lamina.sampler.v1.PushOpened
+	(*RowWanted)(nil),      // 24: lamina.sampler.v1.RowWanted
+	nil,                    // 25: lamina.sampler.v1.Rules.LogitBiasEntry
+	(*v1.Chunk)(nil),       // 26: lamina.tensor.v1.Chunk
+	(*v1.Tensor)(nil),      // 27: lamina.tensor.v1.Tensor
 }
 var file_lamina_sampler_v1_sampler_proto_depIdxs = []int32{
-	24, // 0: lamina.sampler.v1.Rules.logit_bias:type_name -> lamina.sampler.v1.Rules.LogitBiasEntry
+	25, // 0: lamina.sampler.v1.Rules.logit_bias:type_name -> lamina.sampler.v1.Rules.LogitBiasEntry
 	5,  // 1: lamina.sampler.v1.Rules.advanced:type_name -> lamina.sampler.v1.Advanced
 	3,  // 2: lamina.sampler.v1.Rules.grammar:type_name -> lamina.sampler.v1.Grammar
 	0,  // 3: lamina.sampler.v1.Grammar.kind:type_name -> lamina.sampler.v1.GrammarKind
@@ -2177,25 +2306,27 @@ var file_lamina_sampler_v1_sampler_proto_depIdxs = []int32{
 	12, // 11: lamina.sampler.v1.SampleResponse.opened:type_name -> lamina.sampler.v1.SampleOpened
 	13, // 12: lamina.sampler.v1.SampleResponse.added:type_name -> lamina.sampler.v1.SessionAdded
 	14, // 13: lamina.sampler.v1.SampleResponse.token:type_name -> lamina.sampler.v1.Token
-	16, // 14: lamina.sampler.v1.SampleResponse.failed:type_name -> lamina.sampler.v1.SessionFailed
-	15, // 15: lamina.sampler.v1.Token.top:type_name -> lamina.sampler.v1.Candidate
-	1,  // 16: lamina.sampler.v1.Token.finish_reason:type_name -> lamina.sampler.v1.FinishReason
-	18, // 17: lamina.sampler.v1.PushRequest.open:type_name -> lamina.sampler.v1.PushOpen
-	19, // 18: lamina.sampler.v1.PushRequest.rows:type_name -> lamina.sampler.v1.Rows
-	25, // 19: lamina.sampler.v1.PushRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	20, // 20: lamina.sampler.v1.Rows.rows:type_name -> lamina.sampler.v1.Row
-	26, // 21: lamina.sampler.v1.Row.logits:type_name -> lamina.tensor.v1.Tensor
-	22, // 22: lamina.sampler.v1.PushResponse.opened:type_name -> lamina.sampler.v1.PushOpened
-	23, // 23: lamina.sampler.v1.PushResponse.row_wanted:type_name -> lamina.sampler.v1.RowWanted
-	6,  // 24: lamina.sampler.v1.SamplerService.Sample:input_type -> lamina.sampler.v1.SampleRequest
-	17, // 25: lamina.sampler.v1.SamplerService.Push:input_type -> lamina.sampler.v1.PushRequest
-	11, // 26: lamina.sampler.v1.SamplerService.Sample:output_type -> lamina.sampler.v1.SampleResponse
-	21, // 27: lamina.sampler.v1.SamplerService.Push:output_type -> lamina.sampler.v1.PushResponse
-	26, // [26:28] is the sub-list for method output_type
-	24, // [24:26] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	17, // 14: lamina.sampler.v1.SampleResponse.failed:type_name -> lamina.sampler.v1.SessionFailed
+	15, // 15: lamina.sampler.v1.SampleResponse.score:type_name -> lamina.sampler.v1.Score
+	16, // 16: lamina.sampler.v1.Token.top:type_name -> lamina.sampler.v1.Candidate
+	1,  // 17: lamina.sampler.v1.Token.finish_reason:type_name -> lamina.sampler.v1.FinishReason
+	16, // 18: lamina.sampler.v1.Score.top:type_name -> lamina.sampler.v1.Candidate
+	19, // 19: lamina.sampler.v1.PushRequest.open:type_name -> lamina.sampler.v1.PushOpen
+	20, // 20: lamina.sampler.v1.PushRequest.rows:type_name -> lamina.sampler.v1.Rows
+	26, // 21: lamina.sampler.v1.PushRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	21, // 22: lamina.sampler.v1.Rows.rows:type_name -> lamina.sampler.v1.Row
+	27, // 23: lamina.sampler.v1.Row.logits:type_name -> lamina.tensor.v1.Tensor
+	23, // 24: lamina.sampler.v1.PushResponse.opened:type_name -> lamina.sampler.v1.PushOpened
+	24, // 25: lamina.sampler.v1.PushResponse.row_wanted:type_name -> lamina.sampler.v1.RowWanted
+	6,  // 26: lamina.sampler.v1.SamplerService.Sample:input_type -> lamina.sampler.v1.SampleRequest
+	18, // 27: lamina.sampler.v1.SamplerService.Push:input_type -> lamina.sampler.v1.PushRequest
+	11, // 28: lamina.sampler.v1.SamplerService.Sample:output_type -> lamina.sampler.v1.SampleResponse
+	22, // 29: lamina.sampler.v1.SamplerService.Push:output_type -> lamina.sampler.v1.PushResponse
+	28, // [28:30] is the sub-list for method output_type
+	26, // [26:28] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_lamina_sampler_v1_sampler_proto_init() }
@@ -2214,14 +2345,15 @@ func file_lamina_sampler_v1_sampler_proto_init() {
 		(*SampleResponse_Added)(nil),
 		(*SampleResponse_Token)(nil),
 		(*SampleResponse_Failed)(nil),
+		(*SampleResponse_Score)(nil),
 	}
-	file_lamina_sampler_v1_sampler_proto_msgTypes[15].OneofWrappers = []any{
+	file_lamina_sampler_v1_sampler_proto_msgTypes[16].OneofWrappers = []any{
 		(*PushRequest_Open)(nil),
 		(*PushRequest_Rows)(nil),
 		(*PushRequest_Chunk)(nil),
 	}
-	file_lamina_sampler_v1_sampler_proto_msgTypes[18].OneofWrappers = []any{}
-	file_lamina_sampler_v1_sampler_proto_msgTypes[19].OneofWrappers = []any{
+	file_lamina_sampler_v1_sampler_proto_msgTypes[19].OneofWrappers = []any{}
+	file_lamina_sampler_v1_sampler_proto_msgTypes[20].OneofWrappers = []any{
 		(*PushResponse_Opened)(nil),
 		(*PushResponse_RowWanted)(nil),
 	}
@@ -2231,7 +2363,7 @@ func file_lamina_sampler_v1_sampler_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lamina_sampler_v1_sampler_proto_rawDesc), len(file_lamina_sampler_v1_sampler_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   23,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -44,7 +44,8 @@ const (
 //     `failed`, in any order among sessions: a grammar takes time to compile. Only after
 //     `added` may the router send the session's first batch to the chain.
 //  4. Each row that the last stage pushes for the session's next position is answered
-//     here by one `token`, or by `failed`, which ends the session.
+//     here by one `token`, or by `failed`, which ends the session. A row with a `target`
+//     is answered by one `score`.
 //  5. `remove` forgets a session, also one whose `add` is not answered yet. It obliges no
 //     reply, and rows that still arrive for the session are dropped.
 //  6. The router closes its side; the sampler forgets the pipeline.
@@ -131,7 +132,8 @@ type SamplerService_PushClient = grpc.BidiStreamingClient[PushRequest, PushRespo
 //     `failed`, in any order among sessions: a grammar takes time to compile. Only after
 //     `added` may the router send the session's first batch to the chain.
 //  4. Each row that the last stage pushes for the session's next position is answered
-//     here by one `token`, or by `failed`, which ends the session.
+//     here by one `token`, or by `failed`, which ends the session. A row with a `target`
+//     is answered by one `score`.
 //  5. `remove` forgets a session, also one whose `add` is not answered yet. It obliges no
 //     reply, and rows that still arrive for the session are dropped.
 //  6. The router closes its side; the sampler forgets the pipeline.

@@ -795,7 +795,11 @@ type Entry struct {
 	Candidates uint32 `protobuf:"varint,6,opt,name=candidates,proto3" json:"candidates,omitempty"`
 	// Draft tokens: the ids of the rows after the first one that wants logits. The sampler
 	// drops the rows after the first that it rejects.
-	DraftIds      []uint32 `protobuf:"varint,7,rep,packed,name=draft_ids,json=draftIds,proto3" json:"draft_ids,omitempty"`
+	DraftIds []uint32 `protobuf:"varint,7,rep,packed,name=draft_ids,json=draftIds,proto3" json:"draft_ids,omitempty"`
+	// The known ids that follow the first rows that want logits: prompt positions whose
+	// log-probabilities are asked for. The sampler scores their rows and picks no token
+	// from them. Not allowed beside `draft_ids`.
+	Targets       []uint32 `protobuf:"varint,8,rep,packed,name=targets,proto3" json:"targets,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -875,6 +879,13 @@ func (x *Entry) GetCandidates() uint32 {
 func (x *Entry) GetDraftIds() []uint32 {
 	if x != nil {
 		return x.DraftIds
+	}
+	return nil
+}
+
+func (x *Entry) GetTargets() []uint32 {
+	if x != nil {
+		return x.Targets
 	}
 	return nil
 }
@@ -3143,7 +3154,7 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"deadlineMs\x120\n" +
 	"\aentries\x18\x03 \x03(\v2\x16.lamina.shard.v1.EntryR\aentries\x12\x10\n" +
 	"\x03ids\x18\x04 \x03(\rR\x03ids\x120\n" +
-	"\x06hidden\x18\x05 \x01(\v2\x18.lamina.tensor.v1.TensorR\x06hidden\"\xbc\x01\n" +
+	"\x06hidden\x18\x05 \x01(\v2\x18.lamina.tensor.v1.TensorR\x06hidden\"\xd6\x01\n" +
 	"\x05Entry\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1a\n" +
@@ -3153,7 +3164,8 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\n" +
 	"candidates\x18\x06 \x01(\rR\n" +
 	"candidates\x12\x1b\n" +
-	"\tdraft_ids\x18\a \x03(\rR\bdraftIds\"%\n" +
+	"\tdraft_ids\x18\a \x03(\rR\bdraftIds\x12\x18\n" +
+	"\atargets\x18\b \x03(\rR\atargets\"%\n" +
 	"\aRelease\x12\x1a\n" +
 	"\bsessions\x18\x01 \x03(\fR\bsessions\"\xbf\x01\n" +
 	"\rInferResponse\x126\n" +

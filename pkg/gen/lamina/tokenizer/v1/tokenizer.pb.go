@@ -289,7 +289,11 @@ type EncodeRequest struct {
 	// Truncation; absent for none.
 	Truncation *Truncation `protobuf:"bytes,6,opt,name=truncation,proto3" json:"truncation,omitempty"`
 	// Padding; absent for none.
-	Padding       *Padding `protobuf:"bytes,7,opt,name=padding,proto3" json:"padding,omitempty"`
+	Padding *Padding `protobuf:"bytes,7,opt,name=padding,proto3" json:"padding,omitempty"`
+	// The text that comes after what the model is to fill in: the ids become the model's
+	// fill-in-the-middle prompt of both texts. INVALID_ARGUMENT for a model without the
+	// tokens of one.
+	Suffix        *string `protobuf:"bytes,8,opt,name=suffix,proto3,oneof" json:"suffix,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -371,6 +375,13 @@ func (x *EncodeRequest) GetPadding() *Padding {
 		return x.Padding
 	}
 	return nil
+}
+
+func (x *EncodeRequest) GetSuffix() string {
+	if x != nil && x.Suffix != nil {
+		return *x.Suffix
+	}
+	return ""
 }
 
 // EncodeResponse is the encoded text.
@@ -2078,7 +2089,11 @@ type Vocabulary struct {
 	// The format of the model's tool calls and reasoning.
 	Format *ChatFormat `protobuf:"bytes,10,opt,name=format,proto3" json:"format,omitempty"`
 	// The memory that it takes, roughly, in bytes.
-	Bytes         uint64 `protobuf:"varint,11,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Bytes uint64 `protobuf:"varint,11,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// Whether it has the tokens of fill-in-the-middle prompts.
+	FillInMiddle bool `protobuf:"varint,12,opt,name=fill_in_middle,json=fillInMiddle,proto3" json:"fill_in_middle,omitempty"`
+	// What the model's files say of generation; absent if they say nothing.
+	Defaults      *GenerationDefaults `protobuf:"bytes,13,opt,name=defaults,proto3" json:"defaults,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2190,6 +2205,157 @@ func (x *Vocabulary) GetBytes() uint64 {
 	return 0
 }
 
+func (x *Vocabulary) GetFillInMiddle() bool {
+	if x != nil {
+		return x.FillInMiddle
+	}
+	return false
+}
+
+func (x *Vocabulary) GetDefaults() *GenerationDefaults {
+	if x != nil {
+		return x.Defaults
+	}
+	return nil
+}
+
+// GenerationDefaults are the settings of requests that give none of their own, as a
+// model's generation_config.json or GGUF metadata has them. Absent fields are not said.
+type GenerationDefaults struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Divides the logits; 0 is greedy.
+	Temperature *float32 `protobuf:"fixed32,1,opt,name=temperature,proto3,oneof" json:"temperature,omitempty"`
+	// Keeps the k best; 0 keeps all.
+	TopK *uint32 `protobuf:"varint,2,opt,name=top_k,json=topK,proto3,oneof" json:"top_k,omitempty"`
+	// Keeps the fewest whose mass reaches p.
+	TopP *float32 `protobuf:"fixed32,3,opt,name=top_p,json=topP,proto3,oneof" json:"top_p,omitempty"`
+	// Drops what is less likely than min_p times the best.
+	MinP *float32 `protobuf:"fixed32,4,opt,name=min_p,json=minP,proto3,oneof" json:"min_p,omitempty"`
+	// Divides positive and multiplies negative logits of seen ids.
+	RepetitionPenalty *float32 `protobuf:"fixed32,5,opt,name=repetition_penalty,json=repetitionPenalty,proto3,oneof" json:"repetition_penalty,omitempty"`
+	// Keeps the ids whose surprise is nearest to the entropy, until their mass reaches p.
+	TypicalP *float32 `protobuf:"fixed32,6,opt,name=typical_p,json=typicalP,proto3,oneof" json:"typical_p,omitempty"`
+	// Drops what is less likely.
+	EpsilonCutoff *float32 `protobuf:"fixed32,7,opt,name=epsilon_cutoff,json=epsilonCutoff,proto3,oneof" json:"epsilon_cutoff,omitempty"`
+	// Drops what is less likely than min(eta, sqrt(eta)·exp(-entropy)).
+	EtaCutoff *float32 `protobuf:"fixed32,8,opt,name=eta_cutoff,json=etaCutoff,proto3,oneof" json:"eta_cutoff,omitempty"`
+	// Drops ids that would repeat an n-gram of this length.
+	NoRepeatNgram *uint32 `protobuf:"varint,9,opt,name=no_repeat_ngram,json=noRepeatNgram,proto3,oneof" json:"no_repeat_ngram,omitempty"`
+	// Most tokens to generate.
+	MaxTokens *uint32 `protobuf:"varint,10,opt,name=max_tokens,json=maxTokens,proto3,oneof" json:"max_tokens,omitempty"`
+	// End ids are not picked before this many tokens.
+	MinTokens     *uint32 `protobuf:"varint,11,opt,name=min_tokens,json=minTokens,proto3,oneof" json:"min_tokens,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GenerationDefaults) Reset() {
+	*x = GenerationDefaults{}
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GenerationDefaults) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GenerationDefaults) ProtoMessage() {}
+
+func (x *GenerationDefaults) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GenerationDefaults.ProtoReflect.Descriptor instead.
+func (*GenerationDefaults) Descriptor() ([]byte, []int) {
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *GenerationDefaults) GetTemperature() float32 {
+	if x != nil && x.Temperature != nil {
+		return *x.Temperature
+	}
+	return 0
+}
+
+func (x *GenerationDefaults) GetTopK() uint32 {
+	if x != nil && x.TopK != nil {
+		return *x.TopK
+	}
+	return 0
+}
+
+func (x *GenerationDefaults) GetTopP() float32 {
+	if x != nil && x.TopP != nil {
+		return *x.TopP
+	}
+	return 0
+}
+
+func (x *GenerationDefaults) GetMinP() float32 {
+	if x != nil && x.MinP != nil {
+		return *x.MinP
+	}
+	return 0
+}
+
+func (x *GenerationDefaults) GetRepetitionPenalty() float32 {
+	if x != nil && x.RepetitionPenalty != nil {
+		return *x.RepetitionPenalty
+	}
+	return 0
+}
+
+func (x *GenerationDefaults) GetTypicalP() float32 {
+	if x != nil && x.TypicalP != nil {
+		return *x.TypicalP
+	}
+	return 0
+}
+
+func (x *GenerationDefaults) GetEpsilonCutoff() float32 {
+	if x != nil && x.EpsilonCutoff != nil {
+		return *x.EpsilonCutoff
+	}
+	return 0
+}
+
+func (x *GenerationDefaults) GetEtaCutoff() float32 {
+	if x != nil && x.EtaCutoff != nil {
+		return *x.EtaCutoff
+	}
+	return 0
+}
+
+func (x *GenerationDefaults) GetNoRepeatNgram() uint32 {
+	if x != nil && x.NoRepeatNgram != nil {
+		return *x.NoRepeatNgram
+	}
+	return 0
+}
+
+func (x *GenerationDefaults) GetMaxTokens() uint32 {
+	if x != nil && x.MaxTokens != nil {
+		return *x.MaxTokens
+	}
+	return 0
+}
+
+func (x *GenerationDefaults) GetMinTokens() uint32 {
+	if x != nil && x.MinTokens != nil {
+		return *x.MinTokens
+	}
+	return 0
+}
+
 // TrainVocabularyRequest asks for a vocabulary.
 type TrainVocabularyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2213,7 +2379,7 @@ type TrainVocabularyRequest struct {
 
 func (x *TrainVocabularyRequest) Reset() {
 	*x = TrainVocabularyRequest{}
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[29]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2225,7 +2391,7 @@ func (x *TrainVocabularyRequest) String() string {
 func (*TrainVocabularyRequest) ProtoMessage() {}
 
 func (x *TrainVocabularyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[29]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2238,7 +2404,7 @@ func (x *TrainVocabularyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainVocabularyRequest.ProtoReflect.Descriptor instead.
 func (*TrainVocabularyRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{29}
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *TrainVocabularyRequest) GetType() string {
@@ -2306,7 +2472,7 @@ type TrainVocabularyResponse struct {
 
 func (x *TrainVocabularyResponse) Reset() {
 	*x = TrainVocabularyResponse{}
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[30]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2318,7 +2484,7 @@ func (x *TrainVocabularyResponse) String() string {
 func (*TrainVocabularyResponse) ProtoMessage() {}
 
 func (x *TrainVocabularyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[30]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2331,7 +2497,7 @@ func (x *TrainVocabularyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainVocabularyResponse.ProtoReflect.Descriptor instead.
 func (*TrainVocabularyResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{30}
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *TrainVocabularyResponse) GetEvent() isTrainVocabularyResponse_Event {
@@ -2390,7 +2556,7 @@ type TrainProgress struct {
 
 func (x *TrainProgress) Reset() {
 	*x = TrainProgress{}
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[31]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2402,7 +2568,7 @@ func (x *TrainProgress) String() string {
 func (*TrainProgress) ProtoMessage() {}
 
 func (x *TrainProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[31]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2415,7 +2581,7 @@ func (x *TrainProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainProgress.ProtoReflect.Descriptor instead.
 func (*TrainProgress) Descriptor() ([]byte, []int) {
-	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{31}
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *TrainProgress) GetDone() uint32 {
@@ -2445,7 +2611,7 @@ type TrainFile struct {
 
 func (x *TrainFile) Reset() {
 	*x = TrainFile{}
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[32]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2457,7 +2623,7 @@ func (x *TrainFile) String() string {
 func (*TrainFile) ProtoMessage() {}
 
 func (x *TrainFile) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[32]
+	mi := &file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2470,7 +2636,7 @@ func (x *TrainFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainFile.ProtoReflect.Descriptor instead.
 func (*TrainFile) Descriptor() ([]byte, []int) {
-	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{32}
+	return file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *TrainFile) GetName() string {
@@ -2502,7 +2668,7 @@ const file_lamina_tokenizer_v1_tokenizer_proto_rawDesc = "" +
 	"\x04side\x18\x02 \x01(\x0e2\x19.lamina.tokenizer.v1.SideR\x04side\x12\x16\n" +
 	"\x06length\x18\x03 \x01(\rR\x06length\x12\x1a\n" +
 	"\bmultiple\x18\x04 \x01(\rR\bmultipleB\x05\n" +
-	"\x03_id\"\xf9\x01\n" +
+	"\x03_id\"\xa1\x02\n" +
 	"\rEncodeRequest\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x12\n" +
 	"\x04text\x18\x02 \x01(\tR\x04text\x12\x18\n" +
@@ -2512,7 +2678,9 @@ const file_lamina_tokenizer_v1_tokenizer_proto_rawDesc = "" +
 	"\n" +
 	"truncation\x18\x06 \x01(\v2\x1f.lamina.tokenizer.v1.TruncationR\n" +
 	"truncation\x126\n" +
-	"\apadding\x18\a \x01(\v2\x1c.lamina.tokenizer.v1.PaddingR\apadding\"\x83\x01\n" +
+	"\apadding\x18\a \x01(\v2\x1c.lamina.tokenizer.v1.PaddingR\apadding\x12\x1b\n" +
+	"\x06suffix\x18\b \x01(\tH\x00R\x06suffix\x88\x01\x01B\t\n" +
+	"\a_suffix\"\x83\x01\n" +
 	"\x0eEncodeResponse\x12\x10\n" +
 	"\x03ids\x18\x01 \x03(\rR\x03ids\x12\x16\n" +
 	"\x06starts\x18\x02 \x03(\rR\x06starts\x12\x12\n" +
@@ -2627,7 +2795,7 @@ const file_lamina_tokenizer_v1_tokenizer_proto_rawDesc = "" +
 	"\x0fDescribeRequest\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\"W\n" +
 	"\x10DescribeResponse\x12C\n" +
-	"\fvocabularies\x18\x01 \x03(\v2\x1f.lamina.tokenizer.v1.VocabularyR\fvocabularies\"\xc7\x02\n" +
+	"\fvocabularies\x18\x01 \x03(\v2\x1f.lamina.tokenizer.v1.VocabularyR\fvocabularies\"\xb2\x03\n" +
 	"\n" +
 	"Vocabulary\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x16\n" +
@@ -2641,8 +2809,39 @@ const file_lamina_tokenizer_v1_tokenizer_proto_rawDesc = "" +
 	"\ttemplates\x18\t \x03(\tR\ttemplates\x127\n" +
 	"\x06format\x18\n" +
 	" \x01(\v2\x1f.lamina.tokenizer.v1.ChatFormatR\x06format\x12\x14\n" +
-	"\x05bytes\x18\v \x01(\x04R\x05bytesB\x06\n" +
-	"\x04_bos\"\xaa\x01\n" +
+	"\x05bytes\x18\v \x01(\x04R\x05bytes\x12$\n" +
+	"\x0efill_in_middle\x18\f \x01(\bR\ffillInMiddle\x12C\n" +
+	"\bdefaults\x18\r \x01(\v2'.lamina.tokenizer.v1.GenerationDefaultsR\bdefaultsB\x06\n" +
+	"\x04_bos\"\xcb\x04\n" +
+	"\x12GenerationDefaults\x12%\n" +
+	"\vtemperature\x18\x01 \x01(\x02H\x00R\vtemperature\x88\x01\x01\x12\x18\n" +
+	"\x05top_k\x18\x02 \x01(\rH\x01R\x04topK\x88\x01\x01\x12\x18\n" +
+	"\x05top_p\x18\x03 \x01(\x02H\x02R\x04topP\x88\x01\x01\x12\x18\n" +
+	"\x05min_p\x18\x04 \x01(\x02H\x03R\x04minP\x88\x01\x01\x122\n" +
+	"\x12repetition_penalty\x18\x05 \x01(\x02H\x04R\x11repetitionPenalty\x88\x01\x01\x12 \n" +
+	"\ttypical_p\x18\x06 \x01(\x02H\x05R\btypicalP\x88\x01\x01\x12*\n" +
+	"\x0eepsilon_cutoff\x18\a \x01(\x02H\x06R\repsilonCutoff\x88\x01\x01\x12\"\n" +
+	"\n" +
+	"eta_cutoff\x18\b \x01(\x02H\aR\tetaCutoff\x88\x01\x01\x12+\n" +
+	"\x0fno_repeat_ngram\x18\t \x01(\rH\bR\rnoRepeatNgram\x88\x01\x01\x12\"\n" +
+	"\n" +
+	"max_tokens\x18\n" +
+	" \x01(\rH\tR\tmaxTokens\x88\x01\x01\x12\"\n" +
+	"\n" +
+	"min_tokens\x18\v \x01(\rH\n" +
+	"R\tminTokens\x88\x01\x01B\x0e\n" +
+	"\f_temperatureB\b\n" +
+	"\x06_top_kB\b\n" +
+	"\x06_top_pB\b\n" +
+	"\x06_min_pB\x15\n" +
+	"\x13_repetition_penaltyB\f\n" +
+	"\n" +
+	"_typical_pB\x11\n" +
+	"\x0f_epsilon_cutoffB\r\n" +
+	"\v_eta_cutoffB\x12\n" +
+	"\x10_no_repeat_ngramB\r\n" +
+	"\v_max_tokensB\r\n" +
+	"\v_min_tokens\"\xaa\x01\n" +
 	"\x16TrainVocabularyRequest\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\rR\x04size\x12\x14\n" +
@@ -2698,7 +2897,7 @@ func file_lamina_tokenizer_v1_tokenizer_proto_rawDescGZIP() []byte {
 }
 
 var file_lamina_tokenizer_v1_tokenizer_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_lamina_tokenizer_v1_tokenizer_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_lamina_tokenizer_v1_tokenizer_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_lamina_tokenizer_v1_tokenizer_proto_goTypes = []any{
 	(Side)(0),                         // 0: lamina.tokenizer.v1.Side
 	(TokenKind)(0),                    // 1: lamina.tokenizer.v1.TokenKind
@@ -2731,10 +2930,11 @@ var file_lamina_tokenizer_v1_tokenizer_proto_goTypes = []any{
 	(*DescribeRequest)(nil),           // 28: lamina.tokenizer.v1.DescribeRequest
 	(*DescribeResponse)(nil),          // 29: lamina.tokenizer.v1.DescribeResponse
 	(*Vocabulary)(nil),                // 30: lamina.tokenizer.v1.Vocabulary
-	(*TrainVocabularyRequest)(nil),    // 31: lamina.tokenizer.v1.TrainVocabularyRequest
-	(*TrainVocabularyResponse)(nil),   // 32: lamina.tokenizer.v1.TrainVocabularyResponse
-	(*TrainProgress)(nil),             // 33: lamina.tokenizer.v1.TrainProgress
-	(*TrainFile)(nil),                 // 34: lamina.tokenizer.v1.TrainFile
+	(*GenerationDefaults)(nil),        // 31: lamina.tokenizer.v1.GenerationDefaults
+	(*TrainVocabularyRequest)(nil),    // 32: lamina.tokenizer.v1.TrainVocabularyRequest
+	(*TrainVocabularyResponse)(nil),   // 33: lamina.tokenizer.v1.TrainVocabularyResponse
+	(*TrainProgress)(nil),             // 34: lamina.tokenizer.v1.TrainProgress
+	(*TrainFile)(nil),                 // 35: lamina.tokenizer.v1.TrainFile
 }
 var file_lamina_tokenizer_v1_tokenizer_proto_depIdxs = []int32{
 	0,  // 0: lamina.tokenizer.v1.Truncation.side:type_name -> lamina.tokenizer.v1.Side
@@ -2757,31 +2957,32 @@ var file_lamina_tokenizer_v1_tokenizer_proto_depIdxs = []int32{
 	1,  // 17: lamina.tokenizer.v1.Irregular.kind:type_name -> lamina.tokenizer.v1.TokenKind
 	30, // 18: lamina.tokenizer.v1.DescribeResponse.vocabularies:type_name -> lamina.tokenizer.v1.Vocabulary
 	23, // 19: lamina.tokenizer.v1.Vocabulary.format:type_name -> lamina.tokenizer.v1.ChatFormat
-	33, // 20: lamina.tokenizer.v1.TrainVocabularyResponse.progress:type_name -> lamina.tokenizer.v1.TrainProgress
-	34, // 21: lamina.tokenizer.v1.TrainVocabularyResponse.file:type_name -> lamina.tokenizer.v1.TrainFile
-	4,  // 22: lamina.tokenizer.v1.TokenizerService.Encode:input_type -> lamina.tokenizer.v1.EncodeRequest
-	6,  // 23: lamina.tokenizer.v1.TokenizerService.EncodeBatch:input_type -> lamina.tokenizer.v1.EncodeBatchRequest
-	8,  // 24: lamina.tokenizer.v1.TokenizerService.EncodeStream:input_type -> lamina.tokenizer.v1.EncodeStreamRequest
-	13, // 25: lamina.tokenizer.v1.TokenizerService.Decode:input_type -> lamina.tokenizer.v1.DecodeRequest
-	15, // 26: lamina.tokenizer.v1.TokenizerService.DecodeStream:input_type -> lamina.tokenizer.v1.DecodeStreamRequest
-	21, // 27: lamina.tokenizer.v1.TokenizerService.ApplyChatTemplate:input_type -> lamina.tokenizer.v1.ApplyChatTemplateRequest
-	24, // 28: lamina.tokenizer.v1.TokenizerService.Tokens:input_type -> lamina.tokenizer.v1.TokensRequest
-	28, // 29: lamina.tokenizer.v1.TokenizerService.Describe:input_type -> lamina.tokenizer.v1.DescribeRequest
-	31, // 30: lamina.tokenizer.v1.TokenizerService.TrainVocabulary:input_type -> lamina.tokenizer.v1.TrainVocabularyRequest
-	5,  // 31: lamina.tokenizer.v1.TokenizerService.Encode:output_type -> lamina.tokenizer.v1.EncodeResponse
-	7,  // 32: lamina.tokenizer.v1.TokenizerService.EncodeBatch:output_type -> lamina.tokenizer.v1.EncodeBatchResponse
-	12, // 33: lamina.tokenizer.v1.TokenizerService.EncodeStream:output_type -> lamina.tokenizer.v1.EncodeStreamResponse
-	14, // 34: lamina.tokenizer.v1.TokenizerService.Decode:output_type -> lamina.tokenizer.v1.DecodeResponse
-	19, // 35: lamina.tokenizer.v1.TokenizerService.DecodeStream:output_type -> lamina.tokenizer.v1.DecodeStreamResponse
-	22, // 36: lamina.tokenizer.v1.TokenizerService.ApplyChatTemplate:output_type -> lamina.tokenizer.v1.ApplyChatTemplateResponse
-	25, // 37: lamina.tokenizer.v1.TokenizerService.Tokens:output_type -> lamina.tokenizer.v1.TokensResponse
-	29, // 38: lamina.tokenizer.v1.TokenizerService.Describe:output_type -> lamina.tokenizer.v1.DescribeResponse
-	32, // 39: lamina.tokenizer.v1.TokenizerService.TrainVocabulary:output_type -> lamina.tokenizer.v1.TrainVocabularyResponse
-	31, // [31:40] is the sub-list for method output_type
-	22, // [22:31] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	31, // 20: lamina.tokenizer.v1.Vocabulary.defaults:type_name -> lamina.tokenizer.v1.GenerationDefaults
+	34, // 21: lamina.tokenizer.v1.TrainVocabularyResponse.progress:type_name -> lamina.tokenizer.v1.TrainProgress
+	35, // 22: lamina.tokenizer.v1.TrainVocabularyResponse.file:type_name -> lamina.tokenizer.v1.TrainFile
+	4,  // 23: lamina.tokenizer.v1.TokenizerService.Encode:input_type -> lamina.tokenizer.v1.EncodeRequest
+	6,  // 24: lamina.tokenizer.v1.TokenizerService.EncodeBatch:input_type -> lamina.tokenizer.v1.EncodeBatchRequest
+	8,  // 25: lamina.tokenizer.v1.TokenizerService.EncodeStream:input_type -> lamina.tokenizer.v1.EncodeStreamRequest
+	13, // 26: lamina.tokenizer.v1.TokenizerService.Decode:input_type -> lamina.tokenizer.v1.DecodeRequest
+	15, // 27: lamina.tokenizer.v1.TokenizerService.DecodeStream:input_type -> lamina.tokenizer.v1.DecodeStreamRequest
+	21, // 28: lamina.tokenizer.v1.TokenizerService.ApplyChatTemplate:input_type -> lamina.tokenizer.v1.ApplyChatTemplateRequest
+	24, // 29: lamina.tokenizer.v1.TokenizerService.Tokens:input_type -> lamina.tokenizer.v1.TokensRequest
+	28, // 30: lamina.tokenizer.v1.TokenizerService.Describe:input_type -> lamina.tokenizer.v1.DescribeRequest
+	32, // 31: lamina.tokenizer.v1.TokenizerService.TrainVocabulary:input_type -> lamina.tokenizer.v1.TrainVocabularyRequest
+	5,  // 32: lamina.tokenizer.v1.TokenizerService.Encode:output_type -> lamina.tokenizer.v1.EncodeResponse
+	7,  // 33: lamina.tokenizer.v1.TokenizerService.EncodeBatch:output_type -> lamina.tokenizer.v1.EncodeBatchResponse
+	12, // 34: lamina.tokenizer.v1.TokenizerService.EncodeStream:output_type -> lamina.tokenizer.v1.EncodeStreamResponse
+	14, // 35: lamina.tokenizer.v1.TokenizerService.Decode:output_type -> lamina.tokenizer.v1.DecodeResponse
+	19, // 36: lamina.tokenizer.v1.TokenizerService.DecodeStream:output_type -> lamina.tokenizer.v1.DecodeStreamResponse
+	22, // 37: lamina.tokenizer.v1.TokenizerService.ApplyChatTemplate:output_type -> lamina.tokenizer.v1.ApplyChatTemplateResponse
+	25, // 38: lamina.tokenizer.v1.TokenizerService.Tokens:output_type -> lamina.tokenizer.v1.TokensResponse
+	29, // 39: lamina.tokenizer.v1.TokenizerService.Describe:output_type -> lamina.tokenizer.v1.DescribeResponse
+	33, // 40: lamina.tokenizer.v1.TokenizerService.TrainVocabulary:output_type -> lamina.tokenizer.v1.TrainVocabularyResponse
+	32, // [32:41] is the sub-list for method output_type
+	23, // [23:32] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_lamina_tokenizer_v1_tokenizer_proto_init() }
@@ -2790,6 +2991,7 @@ func file_lamina_tokenizer_v1_tokenizer_proto_init() {
 		return
 	}
 	file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[1].OneofWrappers = []any{}
+	file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[2].OneofWrappers = []any{}
 	file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[6].OneofWrappers = []any{
 		(*EncodeStreamRequest_Open)(nil),
 		(*EncodeStreamRequest_Push)(nil),
@@ -2803,7 +3005,8 @@ func file_lamina_tokenizer_v1_tokenizer_proto_init() {
 	file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[24].OneofWrappers = []any{}
 	file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[25].OneofWrappers = []any{}
 	file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[28].OneofWrappers = []any{}
-	file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[30].OneofWrappers = []any{
+	file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[29].OneofWrappers = []any{}
+	file_lamina_tokenizer_v1_tokenizer_proto_msgTypes[31].OneofWrappers = []any{
 		(*TrainVocabularyResponse_Progress)(nil),
 		(*TrainVocabularyResponse_File)(nil),
 	}
@@ -2813,7 +3016,7 @@ func file_lamina_tokenizer_v1_tokenizer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lamina_tokenizer_v1_tokenizer_proto_rawDesc), len(file_lamina_tokenizer_v1_tokenizer_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   33,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

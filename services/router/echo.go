@@ -1,0 +1,129 @@
+package router
+
+import (
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
+	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
+	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
+	"github.com/lamina-mesh/lamina/pkg/vocab"
+)
+
+const (
+	echoPart = 512 // prompt tokens of one event, so that it fits a message
+	// scoreBytes bounds the logits of the prompt rows that are scored in one batch.
+	scoreBytes = 16 << 20
+)
+
+// echo is what a request wants to be told of its prompt.
+type echo struct {
+	on       bool // report the prompt's tokens
+	logprobs bool // with their log-probabilities
+	only     bool // and generate nothing
+	special  bool // control tokens are shown: the prompt was given as ids
+	done     bool // the prompt was reported
+}
+
+// openEcho reports the prompt at once where no log-probabilities are asked for; else
+// closeEcho does when the pipeline has scored it.
+func (q *request) openEcho() error {
+	if !q.echo.on || q.echo.logprobs {
+		return nil
+	}
+	return q.sendEcho(nil)
+}
+
+// closeEcho reports the prompt with its scores, which come with the first token.
+func (q *request) closeEcho(scores []*samplerv1.Score) error {
+	if !q.echo.on || q.echo.done {
+		return nil
+	}
+	if len(scores) != len(q.prompt)-1 {
+		return fault.New(fault.Internal, "score prompt of request %s: %d scores for %d tokens", q.id, len(scores), len(q.prompt))
+	}
+	return q.sendEcho(scores)
+}
+
+// sendEcho sends the prompt's tokens in parts. scores[i] belongs to token i+1.
+func (q *request) sendEcho(scores []*samplerv1.Score) error {
+	texts, err := q.text.promptPieces(q.prompt, !q.echo.special)
+	if err != nil {
+		return err
+	}
+	for first := 0; first < len(q.prompt); first += echoPart {
+		part := &routerv1.PromptTokens{First: uint32(first)}
+		for i := first; i < min(len(q.prompt), first+echoPart); i++ {
+			token := &routerv1.PromptToken{Id: q.prompt[i], Text: texts[i]}
+			if i > 0 && len(scores) > 0 {
+				logprob := scores[i-1].GetLogprob()
+				token.Logprob = &logprob
+				if token.Top, err = q.text.candidates(scores[i-1].GetTop()); err != nil {
+					return err
+				}
+			}
+			part.Tokens = append(part.Tokens, token)
+		}
+		if err := q.sink.prompt(part); err != nil {
+			return err
+		}
+	}
+	q.echo.done = true
+	return nil
+}
+
+// scoreRows bounds the rows of a session's next chunk. The rows of a prompt that is
+// scored all give logits, which take more memory than their hidden states; and the last
+// position of the prompt has a batch of its own, as its row is picked from.
+func (s *scheduler) scoreRows(seq *sequence, n int) int {
+	if !seq.score || !seq.feed.Prefilling() {
+		return n
+	}
+	most := max(1, scoreBytes/(4*max(1, int(s.p.stages[0].GetVocab()))))
+	return min(n, most, seq.feed.Due()-1)
+}
+
+// askScores makes an entry's rows ask for the log-probabilities of the tokens that
+// follow them. The session sends no further rows until the last score has come.
+func (s *scheduler) askScores(seq *sequence, e *shardv1.Entry, f *inFlightBatch) {
+	first := e.GetPosition() + 1
+	for _, id := range seq.feed.Log()[first : first+e.GetRows()] {
+		e.Targets = append(e.Targets, uint32(id))
+	}
+	e.Logits = e.GetRows()
+	e.Candidates = max(1, seq.rules.GetTopLogprobs())
+	if f.awaited == nil {
+		f.awaited = map[string]bool{}
+	}
+	f.awaited[string(seq.id)] = true
+	seq.flying = s.step + 1
+	seq.scoring = e.GetPosition() + e.GetRows()
+}
+
+// scored takes the score of one token of a session's prompt. Scores come in the order
+// of their positions, from 1.
+func (s *scheduler) scored(c *samplerv1.Score) {
+	seq := s.sequences[string(c.GetSession())]
+	if seq == nil || c.GetEpoch() != seq.epoch || int(c.GetPosition()) != len(seq.scores)+1 {
+		return
+	}
+	seq.scores = append(seq.scores, c)
+	if c.GetPosition() == seq.scoring {
+		seq.scoring = 0
+		s.entryDone(seq)
+	}
+}
+
+// promptPieces returns the text that each of some ids made certain; joined, they are the
+// text of all.
+func (o *textOut) promptPieces(ids []uint32, skipSpecial bool) ([]string, error) {
+	decoder := o.vocabulary.pieces.NewDecoder(vocab.DecodeOptions{SkipSpecial: skipSpecial})
+	out := make([]string, len(ids))
+	for i, id := range ids {
+		text, err := decoder.Push(int32(id))
+		if err != nil {
+			return nil, fault.Wrap(fault.Internal, err, "decode prompt")
+		}
+		out[i] = text
+	}
+	out[len(out)-1] += decoder.Flush() // an unfinished character at the end
+	return out, nil
+}
