@@ -1,0 +1,56 @@
+package rpc_test
+
+import (
+	"context"
+	"log/slog"
+	"strings"
+	"testing"
+
+	testv1 "google.golang.org/grpc/interop/grpc_testing"
+
+	"github.com/lamina-mesh/lamina/pkg/obs"
+	"github.com/lamina-mesh/lamina/pkg/rpc"
+)
+
+func TestServer_TakesRequestIDsOver(t *testing.T) {
+	var out lockedBuffer
+	var got []string
+	s := &service{
+		call: func(ctx context.Context) error {
+			got = append(got, obs.RequestID(ctx))
+			return nil
+		},
+		duplex: func(stream testv1.TestService_FullDuplexCallServer) error {
+			got = append(got, obs.RequestID(stream.Context()))
+			return nil
+		},
+	}
+	log := slog.New(obs.LogRequestIDs(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelDebug})))
+	conn, stop := serve(t, rpc.ServerOptions{Log: log}, s)
+	client := testv1.NewTestServiceClient(conn)
+	for _, id := range []string{"a-1", "", "no blanks"} {
+		ctx := t.Context()
+		if id != "" {
+			ctx = obs.WithRequestID(ctx, id)
+		}
+		if _, err := client.EmptyCall(ctx, &testv1.Empty{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stream, err := client.FullDuplexCall(obs.WithRequestID(t.Context(), "b-2"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _ = stream.Recv() // its end
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	if len(got) != 4 || got[0] != "a-1" || got[1] != "" || got[2] != "" || got[3] != "b-2" {
+		t.Errorf("the handlers saw %q", got)
+	}
+	for _, id := range []string{"request_id=a-1", "request_id=b-2"} {
+		if strings.Count(out.String(), id) != 1 {
+			t.Errorf("the log lacks %s: %s", id, out.String())
+		}
+	}
+}
