@@ -2,26 +2,26 @@ package toolcall
 
 import "strings"
 
-// spelling is how a family's calls are written.
+// spelling says how a family writes its calls.
 type spelling struct {
-	// open is the marker that calls begin with. Where bare is set they may also begin
-	// without, at the beginning of the answer, which then has none of notFirst there.
+	// open is the marker that begins the calls. Where bare is set, calls may also begin
+	// without it at the beginning of the answer, which must then not begin with notFirst.
 	open     string
 	bare     bool
 	notFirst string
-	// known are further markers that the parser takes for the beginning of calls.
+	// known lists further markers that the parser takes for the beginning of calls.
 	known []string
-	// each says that every call stands between head and tail and has its own open;
-	// otherwise they stand around all calls.
+	// each: head, open and tail surround every single call; otherwise they surround all
+	// calls together.
 	each       bool
 	head, tail part
 	between    part
 	call       func(t offered) (part, error)
-	// said is what content begins with where the prompt ends with open.
+	// said is the text that content begins with when the prompt ends with open.
 	said string
 }
 
-// calls are all calls: what follows open, and the whole without it where calls are bare.
+// calls holds what may follow open or, where calls are bare, the whole answer.
 func (w *writer) calls(s *spelling, open string) (part, error) {
 	var all []part
 	for _, t := range w.tools {
@@ -53,10 +53,10 @@ func (w *writer) calls(s *spelling, open string) (part, error) {
 	return row(out...), nil
 }
 
-// white may stand before calls.
+// white is the white space that may precede calls.
 func white4() part { return pattern(`[ \t\n]{0,4}`) }
 
-// answer is the reasoning, and then content, or calls, or both.
+// answer is the optional reasoning, followed by content, calls, or both.
 func (w *writer) answer(s *spelling) (part, error) {
 	begin, rest := w.trigger(s.open)
 	after, err := w.calls(s, rest)
@@ -90,7 +90,7 @@ func (w *writer) answer(s *spelling) (part, error) {
 		return row(w.reasoning(s), either(calls, row(white4(), w.content()))), nil
 	}
 	free := w.free(s, begin, after)
-	if len(w.think.silent) > 0 { // around what is said
+	if len(w.think.silent) > 0 { // around content
 		var silent []part
 		for _, m := range w.think.silent {
 			silent = append(silent, w.mark(m))
@@ -103,7 +103,7 @@ func (w *writer) answer(s *spelling) (part, error) {
 	return row(w.reasoning(s), free), nil
 }
 
-// free is any text, and calls behind it.
+// free is any text without markers, with calls allowed after it.
 func (w *writer) free(s *spelling, begin any, calls part) part {
 	out := part{"type": "any_text", "excludes": w.markers(s)}
 	if s.open != "" {
@@ -116,23 +116,23 @@ func (w *writer) free(s *spelling, begin any, calls part) part {
 	return out
 }
 
-// content is what the answer is held to where it is no call.
+// content is the constraint on an answer that is not a call.
 func (w *writer) content() part {
 	return part{"type": "sequence", "elements": []rawPart{rawPart(w.o.Content)}}
 }
 
-// rawPart is a part that is written already.
+// rawPart is a part that is JSON already.
 type rawPart []byte
 
-// MarshalJSON is the part as it stands.
+// MarshalJSON returns the part unchanged.
 func (r rawPart) MarshalJSON() ([]byte, error) { return r, nil }
 
-// markers are the texts that what is free has none of. An end of reasoning that nothing
-// opened may come: some models open it in their minds.
+// markers lists the texts that free text must not contain. A closing reasoning marker
+// without an opening one is allowed, since some models leave the opening marker out.
 func (w *writer) markers(s *spelling) []string {
 	var out []string
 	list := append([]string{s.open, w.think.open}, s.known...)
-	if s.notFirst != "" { // what follows it would be a beginning
+	if s.notFirst != "" { // followed by it, the text would begin a call
 		list = append(list, w.think.end)
 	}
 	for _, m := range list {
@@ -143,8 +143,8 @@ func (w *writer) markers(s *spelling) []string {
 	return out
 }
 
-// reasoning is what comes before the answer; nil where the format has none. It holds
-// no marker of calls either, so that it can be read as content.
+// reasoning is the part before the answer; nil if the format has none. It must not
+// contain a marker of calls either, so that it can be read as content.
 func (w *writer) reasoning(s *spelling) part {
 	t := w.think
 	if t.end == "" {
@@ -163,7 +163,7 @@ func (w *writer) reasoning(s *spelling) part {
 	return maybe(row(w.mark(t.open), inside))
 }
 
-// opened says whether the prompt ends within the reasoning, as New has it.
+// opened reports whether the prompt ends inside the reasoning, by the rule of New.
 func (w *writer) opened() bool {
 	return w.think.open != "" && strings.HasSuffix(strings.TrimRight(w.o.Prompt, " \n"), strings.TrimRight(w.think.open, "\n"))
 }

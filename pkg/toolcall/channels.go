@@ -2,7 +2,7 @@ package toolcall
 
 import "strings"
 
-// harmony is messages of reasoning, then the answer, or calls.
+// harmony is a sequence of reasoning messages, followed by the answer or calls.
 func (w *writer) harmony() (part, error) {
 	body := anyBut(harmonyMarks()...)
 	next := w.mark("<|end|><|start|>assistant")
@@ -32,7 +32,7 @@ func (w *writer) harmony() (part, error) {
 	switch {
 	case !found || tail == "":
 		return out, nil
-	case begun && !strings.Contains(within, "<|end|>") && strings.Contains(header, "final"): // the prompt began the answer
+	case begun && !strings.Contains(within, "<|end|>") && strings.Contains(header, "final"): // the prompt has begun the answer
 		return body, nil
 	case begun && !strings.Contains(within, "<|end|>"):
 		return row(body, next, out), nil

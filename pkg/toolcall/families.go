@@ -1,13 +1,13 @@
 package toolcall
 
-// family is how a model writes calls.
+// family says how a model writes calls.
 type family struct {
 	begin func(p *Parser)
-	// always says that it is read without tools too: it holds the answer as well.
+	// always: the family also parses the answer, so it is used without tools too.
 	always bool
 }
 
-// families finds a family by name.
+// families maps names to families.
 func families(name string) (family, bool) {
 	f := family{always: name == "harmony" || name == "functionary"}
 	switch name {
@@ -73,7 +73,7 @@ func families(name string) (family, bool) {
 	return f, true
 }
 
-// xmlSpecs finds a family that writes calls between tags.
+// xmlSpecs lists the families that write calls between tags.
 func xmlSpecs(name string) (xmlSpec, bool) {
 	switch name {
 	case "qwen-xml":

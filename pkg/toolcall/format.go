@@ -2,23 +2,23 @@ package toolcall
 
 import "strings"
 
-// Format says how a model writes: one of the families of calls and one of the
-// reasonings, by name. Empty names are formats without either.
+// Format names a model's conventions: a family of calls and a family of reasoning. An
+// empty name means that the model writes none.
 type Format struct {
 	Calls     string
 	Reasoning string
 }
 
-// Plain says whether the model writes nothing but content.
+// Plain reports whether the model writes nothing but content.
 func (f Format) Plain() bool { return f.Calls == "" && f.Reasoning == "" }
 
-// thinking is how reasoning is set apart.
+// thinking says how reasoning is delimited.
 type thinking struct {
 	open, end string
-	silent    []string // markers around the answer that mean nothing else
+	silent    []string // markers around the answer that carry no meaning
 }
 
-// reasonings finds a reasoning by name; an unknown one is none.
+// reasonings maps names to families of reasoning; an unknown name means none.
 func reasonings(name string) thinking {
 	switch name {
 	case "think":
@@ -46,7 +46,7 @@ func reasonings(name string) thinking {
 	return thinking{}
 }
 
-// Detect names the format of a model by what its chat template writes.
+// Detect derives a model's format from the text of its chat template.
 func Detect(template string) Format {
 	has := func(parts ...string) bool {
 		for _, part := range parts {
@@ -58,7 +58,7 @@ func Detect(template string) Format {
 	}
 	f := Format{Calls: detectCalls(has)}
 	switch {
-	case f.Calls == "harmony": // its channels tell them apart
+	case f.Calls == "harmony": // its channels separate reasoning and answer
 	case has("[THINK]"):
 		f.Reasoning = "mistral"
 	case has("<seed:think>"):
@@ -83,7 +83,7 @@ func Detect(template string) Format {
 	return f
 }
 
-// detectCalls names the family of calls; the more particular are looked for first.
+// detectCalls finds the family of calls. More specific families are tested first.
 func detectCalls(has func(...string) bool) string {
 	for _, c := range []struct {
 		family string

@@ -2,17 +2,17 @@ package toolcall
 
 import "strings"
 
-// gemma: call:name{key:value,…} between markers. Strings stand between marks of
-// their own, keys without any.
+// gemma parses call:name{key:value,…} between markers. Strings have delimiters of their
+// own and keys have none.
 func gemma(open, end, quote string) func(p *Parser) {
 	return func(p *Parser) {
 		p.marks = append(p.marks, mark{open, func(p *Parser) {
 			p.begin(open)
-			looked := 0 // at what ends a call
+			looked := 0 // position up to which the end of a call was searched for
 			p.state = func(p *Parser) bool {
 				var name, arguments string
 				found := false
-				for !found { // a string may have the marker, too
+				for !found { // a string may contain the marker too
 					i := strings.Index(p.buf[looked:], end)
 					if i < 0 {
 						break
@@ -44,7 +44,8 @@ func gemma(open, end, quote string) func(p *Parser) {
 	}
 }
 
-// gemmaCall reads a call. Where it is strict a word without quotes begins with none.
+// gemmaCall parses one call. In strict mode a value without quotes must not begin with a
+// quote character.
 func gemmaCall(s, quote string, strict bool) (name, arguments string, ok bool) {
 	s, ok = strings.CutPrefix(strings.TrimSpace(s), "call:")
 	name, _, braced := strings.Cut(s, "{")
@@ -88,7 +89,7 @@ func (l *gemmaLexer) value(depth int) (string, bool) {
 			return v, true
 		}
 	}
-	l.at = from // a bare word is a string
+	l.at = from // an unquoted word is a string
 	n := strings.IndexAny(l.s[from:], ",]}")
 	if n <= 0 || l.strict && l.s[from] == '"' {
 		return "", false
@@ -97,7 +98,7 @@ func (l *gemmaLexer) value(depth int) (string, bool) {
 	return marshal(strings.TrimSpace(l.s[from:l.at])), true
 }
 
-// row reads a list's items, or a mapping's keys and values.
+// row parses the items of a list, or the keys and values of a mapping.
 func (l *gemmaLexer) row(end byte, depth int) (string, bool) {
 	var b strings.Builder
 	open := end - 2

@@ -2,13 +2,13 @@ package toolcall
 
 import "strings"
 
-// message is the state of a message in harmony's format: a header of channel,
+// message is the state of a message in the harmony format: a header with channel,
 // recipient and type up to <|message|>, and a body.
 type message struct {
-	role    string // the header so far
+	role    string // the header read so far
 	channel string
 	tool    bool
-	thought bool // a message of reasoning was read before
+	thought bool // a reasoning message came before
 }
 
 func harmony(p *Parser) {
@@ -29,7 +29,7 @@ func harmonyMarks() []string {
 	return []string{"<|message|>", "<|start|>", "<|end|>", "<|call|>", "<|return|>"}
 }
 
-// harmonyHeader reads up to <|message|>.
+// harmonyHeader reads the header up to <|message|>.
 func harmonyHeader(p *Parser) bool {
 	before, i := p.findIn(harmonyMarks())
 	p.harmony.role += before
@@ -56,7 +56,7 @@ func harmonyHeader(p *Parser) bool {
 	return true
 }
 
-// openMessage reads a header.
+// openMessage interprets a header.
 func (p *Parser) openMessage(header string) {
 	m := &p.harmony
 	m.tool, m.channel = false, "final"
@@ -84,7 +84,7 @@ func (p *Parser) openMessage(header string) {
 	}
 }
 
-// harmonyArguments reads a call's object, in which a marker is text like any other.
+// harmonyArguments reads the JSON object of a call, in which a marker is ordinary text.
 func harmonyArguments(p *Parser) bool {
 	text := strings.TrimLeft(p.buf, white)
 	switch {
@@ -100,7 +100,7 @@ func harmonyArguments(p *Parser) bool {
 	return true
 }
 
-// harmonyBody reads to the message's end.
+// harmonyBody reads the body up to the end of the message.
 func harmonyBody(p *Parser) bool {
 	m := &p.harmony
 	before, i := p.findIn(harmonyMarks()[1:])

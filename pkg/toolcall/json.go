@@ -6,25 +6,25 @@ import (
 	"strings"
 )
 
-// jsonCall is the state of calls written as JSON objects: one, several with
-// something between them, or an array.
+// jsonCall is the state of calls written as JSON objects: a single object, several with
+// separators, or an array.
 type jsonCall struct {
 	closes    []string // markers that end the calls
-	between   string   // what may stand between objects, besides white space
-	known     bool     // only calls of known tools are calls
-	byName    bool     // the object is {name: arguments}
+	between   string   // separator that may stand between objects, besides white space
+	known     bool     // only calls of known tools count as calls
+	byName    bool     // the object has the form {name: arguments}
 	ignoreIDs bool
 
 	array     bool
-	nested    int // objects within the call's own
+	nested    int // open objects inside the call's own
 	key       string
 	name, id  string
-	arguments string // read before the name
+	arguments string // arguments read before the name
 	argued    bool
 	scan      scan
 }
 
-// jsonFamily begins calls as JSON after the markers.
+// jsonFamily starts reading calls as JSON after the markers.
 func jsonFamily(c jsonCall, opens ...string) func(p *Parser) {
 	return func(p *Parser) {
 		for _, open := range opens {
@@ -33,13 +33,13 @@ func jsonFamily(c jsonCall, opens ...string) func(p *Parser) {
 	}
 }
 
-// readJSON reads calls that a marker opened.
+// readJSON reads calls after an opening marker.
 func (p *Parser) readJSON(head string, c jsonCall) {
 	p.begin(head)
 	p.json, p.state = c, jsonOpen
 }
 
-// jsonOpen expects an object or an array of them.
+// jsonOpen expects an object or an array of objects.
 func jsonOpen(p *Parser) bool {
 	if !p.skipWhite() {
 		return p.ended()
@@ -66,7 +66,7 @@ func (c *jsonCall) reset() {
 	c.nested, c.key, c.name, c.id, c.arguments, c.argued = 0, "", "", "", "", false
 }
 
-// jsonItem is between the objects of an array.
+// jsonItem is the state between the objects of an array.
 func jsonItem(p *Parser) bool {
 	if !p.skipWhite() {
 		return p.ended()
@@ -83,7 +83,7 @@ func jsonItem(p *Parser) bool {
 	return true
 }
 
-// jsonAfter is behind an object or an array.
+// jsonAfter is the state after an object or an array.
 func jsonAfter(p *Parser) bool {
 	p.begin("")
 	p.buf = strings.TrimLeft(p.buf, white+p.json.between)
@@ -108,8 +108,8 @@ func jsonAfter(p *Parser) bool {
 	return true
 }
 
-// jsonAgain is behind the marker that ends calls: some models forget the one that
-// begins the next.
+// jsonAgain is the state after the closing marker: some models leave out the opening
+// marker of the next call.
 func jsonAgain(p *Parser) bool {
 	p.begin("")
 	if !p.skipWhite() {
@@ -122,8 +122,8 @@ func jsonAgain(p *Parser) bool {
 	return true
 }
 
-// readString reads a JSON string at the start of what was not read; ok is false
-// where it has not ended.
+// readString reads a JSON string at the beginning of the unread text; ok is false if it
+// has not ended yet.
 func (p *Parser) readString() (s string, ok bool) {
 	n := quotedEnd(p.buf)
 	if n == 0 {
@@ -133,12 +133,12 @@ func (p *Parser) readString() (s string, ok bool) {
 		return "", false
 	}
 	if json.Unmarshal([]byte(p.eat(n)), &s) != nil {
-		return "", true // no name is empty
+		return "", true // names are never empty
 	}
 	return s, true
 }
 
-// jsonKey is within an object, before a key or the end.
+// jsonKey is the state inside an object, before a key or the closing brace.
 func jsonKey(p *Parser) bool {
 	c := &p.json
 	if !p.skipWhite() {
@@ -184,7 +184,7 @@ func (p *Parser) endObject() bool {
 	return true
 }
 
-// commit shows the call's name and the arguments that came before it.
+// commit reports the call's name and the arguments that came before it.
 func (p *Parser) commit() {
 	id := p.json.id
 	if p.json.ignoreIDs {
@@ -207,7 +207,7 @@ func jsonColon(p *Parser) bool {
 	return true
 }
 
-// jsonValue is before the value of a key.
+// jsonValue is the state before the value of a key.
 func jsonValue(p *Parser) bool {
 	c := &p.json
 	if !p.skipWhite() {
@@ -247,7 +247,7 @@ func jsonValue(p *Parser) bool {
 	return true
 }
 
-// readArguments reads the value that are the arguments.
+// readArguments reads the value that holds the arguments.
 func (p *Parser) readArguments() bool {
 	c := &p.json
 	if c.name != "" && !p.named {
@@ -262,7 +262,7 @@ func (p *Parser) readArguments() bool {
 	return true
 }
 
-// jsonArguments passes an object on as it comes.
+// jsonArguments passes an object on as it arrives.
 func jsonArguments(p *Parser) bool {
 	s, n, done, ok := p.json.scan.feed(p.buf)
 	p.eat(n)
@@ -281,7 +281,7 @@ func jsonArguments(p *Parser) bool {
 	return p.ended()
 }
 
-// jsonOddArguments reads arguments that are a string, or nothing.
+// jsonOddArguments reads arguments that are a string or missing.
 func jsonOddArguments(p *Parser) bool {
 	s := ""
 	if p.buf != "" && p.buf[0] == '"' {
@@ -311,7 +311,7 @@ func jsonOddArguments(p *Parser) bool {
 	return true
 }
 
-// jsonSkip passes over a value that says nothing.
+// jsonSkip skips a value of no meaning.
 func jsonSkip(p *Parser) bool {
 	_, n, done, ok := p.json.scan.feed(p.buf)
 	p.eat(n)

@@ -2,9 +2,9 @@ package toolcall
 
 import "strings"
 
-// llama: an answer that is an object with a known tool's name, or several with
-// semicolons between; <|python_tag|> and such an object, a built-in tool as
-// name.call(key=value), or Python.
+// llama parses an answer that is an object with a known tool's name, or several with
+// semicolons between them; or <|python_tag|> followed by such an object, by a built-in
+// tool as name.call(key=value), or by Python code.
 func llama(p *Parser) {
 	object := jsonCall{between: ";,", known: true}
 	p.marks = append(p.marks, mark{"<|python_tag|>", func(p *Parser) {
@@ -23,7 +23,7 @@ func llama(p *Parser) {
 	}
 }
 
-// xlam: an answer that is an array of objects.
+// xlam parses an answer that is an array of objects.
 func xlam(p *Parser) {
 	p.state = func(p *Parser) bool {
 		if !p.skipWhite() {
@@ -37,7 +37,7 @@ func xlam(p *Parser) {
 	}
 }
 
-// pythonTag is behind <|python_tag|>.
+// pythonTag is the state after <|python_tag|>.
 func pythonTag(p *Parser) bool {
 	if !p.skipWhite() {
 		return p.ended()
@@ -61,7 +61,7 @@ func pythonTag(p *Parser) bool {
 	return true
 }
 
-// interpreter is the tool that runs Python.
+// interpreter returns the tool that runs Python.
 func (t toolset) interpreter() string {
 	for _, name := range []string{"python", "code_interpreter", "ipython"} {
 		if t.has(name) {
@@ -71,7 +71,7 @@ func (t toolset) interpreter() string {
 	return "python"
 }
 
-// builtin reads name.call(key=value, …).
+// builtin parses name.call(key=value, …).
 func builtin(p *Parser) bool {
 	n, ok := pyCallEnd(p.buf)
 	if !ok {
@@ -90,7 +90,7 @@ func builtin(p *Parser) bool {
 	return true
 }
 
-// code passes Python on as a string to the text's end.
+// code passes Python code on as a string argument, up to the end of the text.
 func code(p *Parser) bool {
 	p.argue(quote(p.buf))
 	p.buf = ""

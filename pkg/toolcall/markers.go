@@ -2,14 +2,14 @@ package toolcall
 
 import "slices"
 
-// Markers lists the spellings of tokens by which the format sets calls and
-// reasoning apart. Vocabularies hold many of them as control tokens, which leave no
-// text by themselves: whoever decodes for a Parser keeps those of this list.
+// Markers lists the tokens that delimit calls and reasoning in the format. Many
+// vocabularies have them as control tokens, which decode to no text: whoever decodes for
+// a Parser must keep the tokens of this list.
 func (f Format) Markers() []string {
 	t := reasonings(f.Reasoning)
 	out := append([]string{t.open, t.end}, t.silent...)
 	switch f.Reasoning {
-	case "gemma": // spelled with a word and a line's end behind it
+	case "gemma": // spelled with a word and a line break after it
 		out = append(out, "<|channel>")
 	}
 	out = append(out, callMarkers(f.Calls)...)

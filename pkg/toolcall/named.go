@@ -5,7 +5,7 @@ import (
 	"unicode"
 )
 
-// until reads up to a marker and over it; ok is false where it has not come.
+// until reads up to and including a marker; ok is false if it has not arrived.
 func (p *Parser) until(marker string) (before string, ok bool) {
 	i := strings.Index(p.buf, marker)
 	if i < 0 {
@@ -18,13 +18,13 @@ func (p *Parser) until(marker string) (before string, ok bool) {
 	return s[:i], true
 }
 
-// at says whether the text goes on with a marker, or may have begun to.
+// at reports whether the text continues with a marker, or may do so.
 func (p *Parser) at(marker string) (is, may bool) {
 	is = strings.HasPrefix(p.buf, marker)
 	return is, !is && (!p.final || p.cut) && strings.HasPrefix(marker, p.buf)
 }
 
-// wait leaves half a marker until more comes; where the model was cut off, it goes.
+// wait holds an incomplete marker back until more text arrives, and drops it if the model was stopped.
 func (p *Parser) wait() bool {
 	if p.final {
 		p.eat(len(p.buf))
@@ -33,7 +33,7 @@ func (p *Parser) wait() bool {
 	return false
 }
 
-// object reads a JSON object as the named call's arguments, then goes on with
+// object reads a JSON object as the named call's arguments and continues with the state
 // after.
 func (p *Parser) object(after func(*Parser) bool) {
 	p.json.scan, p.after, p.state = scan{}, after, objectText
@@ -50,8 +50,8 @@ func objectText(p *Parser) bool {
 	return false
 }
 
-// deepseek: <｜tool▁call▁begin｜>type<｜tool▁sep｜>name, a fenced object and
-// <｜tool▁call▁end｜>; later models leave the type and the fence out.
+// deepseek parses <｜tool▁call▁begin｜>type<｜tool▁sep｜>name, a fenced object and
+// <｜tool▁call▁end｜>; later models leave out the type and the fence.
 func deepseek(p *Parser) {
 	p.marks = append(p.marks,
 		mark{"<｜tool▁calls▁begin｜>", func(p *Parser) { p.begin(""); p.state = deepseekBetween }},
@@ -62,7 +62,7 @@ func deepseekBetween(p *Parser) bool {
 	return p.betweenCalls("<｜tool▁call▁begin｜>", "<｜tool▁calls▁end｜>", deepseekType)
 }
 
-// betweenCalls expects another call or the end of all.
+// betweenCalls expects another call or the end of all calls.
 func (p *Parser) betweenCalls(open, end string, call func(*Parser) bool) bool {
 	p.buf = strings.TrimLeft(p.buf, white)
 	isCall, mayCall := p.at(open)
@@ -113,12 +113,12 @@ func deepseekName(p *Parser) bool {
 	return true
 }
 
-// isFence says whether a text is nothing but a code fence's opening.
+// isFence reports whether a text is exactly the opening of a code fence.
 func isFence(s string) bool {
 	return strings.Trim(strings.Replace(s, "json", "", 1), white+"`") == ""
 }
 
-// isName says whether a text can name a tool.
+// isName reports whether a text can be the name of a tool.
 func isName(s string) bool {
 	return s != "" && len(s) <= 256 && strings.IndexFunc(s, func(r rune) bool {
 		return !unicode.IsLetter(r) && !unicode.IsDigit(r) && !strings.ContainsRune("_-./:$", r)
@@ -133,8 +133,8 @@ func deepseekEnd(p *Parser) bool {
 	return true
 }
 
-// kimi: <|tool_call_begin|>functions.name:0<|tool_call_argument_begin|>object
-// <|tool_call_end|>, in a section.
+// kimi parses <|tool_call_begin|>functions.name:0<|tool_call_argument_begin|>object
+// <|tool_call_end|>, inside a section.
 func kimi(p *Parser) {
 	p.marks = append(p.marks,
 		mark{"<|tool_calls_section_begin|>", func(p *Parser) { p.begin(""); p.state = kimiBetween }},
@@ -171,8 +171,8 @@ func kimiEnd(p *Parser) bool {
 	return true
 }
 
-// openObject expects the arguments of a named call; end stands where there are
-// none.
+// openObject expects the arguments of a named call. The text end takes their place in a
+// call without arguments.
 func (p *Parser) openObject(after func(*Parser) bool, end string) bool {
 	p.buf = strings.TrimLeft(p.buf, white)
 	if p.buf == "" {
@@ -194,8 +194,8 @@ func (p *Parser) openObject(after func(*Parser) bool, end string) bool {
 	return true
 }
 
-// mistral: [TOOL_CALLS] and an array of objects, or for each call
-// [TOOL_CALLS]name[ARGS]object, with [CALL_ID] and an id before [ARGS] at times.
+// mistral parses [TOOL_CALLS] and an array of objects, or for each call
+// [TOOL_CALLS]name[ARGS]object, with an optional [CALL_ID] and id before [ARGS].
 func mistral(p *Parser) {
 	p.marks = append(p.marks, mark{"[TOOL_CALLS]", func(p *Parser) {
 		p.begin("[TOOL_CALLS]")
@@ -266,7 +266,7 @@ func mistralArgs(p *Parser) bool {
 	return true
 }
 
-// llamaXML: <function=name>object</function>.
+// llamaXML parses <function=name>object</function>.
 func llamaXML(p *Parser) {
 	llama(p)
 	p.marks = append(p.marks, mark{"<function=", func(p *Parser) { p.begin("<function="); p.state = llamaXMLName }})
@@ -298,7 +298,7 @@ func llamaXMLEnd(p *Parser) bool {
 	return true
 }
 
-// functionary: >>>name, a line's end and an object, or >>>all and content. The
+// functionary parses >>>name, a line break and an object, or >>>all and content. The
 // prompt ends with the first >>>.
 func functionary(p *Parser) {
 	p.marks = append(p.marks, mark{">>>", func(p *Parser) { p.begin(">>>"); p.state = functionaryName }})

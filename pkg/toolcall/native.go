@@ -9,16 +9,16 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 )
 
-// property is an argument that a schema names.
+// property is an argument that the schema names.
 type property struct {
 	name     string
 	required bool
-	schema   json.RawMessage // by itself
+	schema   json.RawMessage // schema that stands alone, with its definitions
 	kinds    kinds
 }
 
-// properties are what a tool's arguments consist of; ok is false where the schema says
-// more than its properties do, each by itself.
+// properties returns the arguments of a tool; ok is false if the schema constrains more
+// than each property separately.
 func (w *writer) properties(t offered) (out []property, ok bool) {
 	var s map[string]json.RawMessage
 	if json.Unmarshal(t.schema, &s) != nil {
@@ -63,7 +63,7 @@ func (w *writer) properties(t offered) (out []property, ok bool) {
 	return out, closed || len(out) > 0
 }
 
-// alone is a schema taken out of a document, with the definitions that it may refer to.
+// alone returns a part of a schema document together with the definitions that it refers to.
 func alone(raw json.RawMessage, document map[string]json.RawMessage) (json.RawMessage, bool) {
 	if !bytes.Contains(raw, []byte(`"$`)) {
 		return raw, true
@@ -90,8 +90,8 @@ func alone(raw json.RawMessage, document map[string]json.RawMessage) (json.RawMe
 	return out, err == nil
 }
 
-// simpleString is a string of a schema as it stands between markers, of which it has
-// none; ok is false where the schema asks for what texts are not looked at for.
+// simpleString returns a string schema as a part between markers, whose text must not
+// contain them; ok is false if the schema has keywords that cannot be enforced there.
 func simpleString(raw json.RawMessage, markers ...string) (p part, ok bool) {
 	var s map[string]json.RawMessage
 	if json.Unmarshal(raw, &s) != nil {
@@ -130,14 +130,14 @@ func simpleString(raw json.RawMessage, markers ...string) (p part, ok bool) {
 	return either(out...), true
 }
 
-// member is a property as a family writes it.
+// member is a property in the notation of a family.
 type member struct {
 	text     part
 	required bool
 }
 
-// members are what must come, in order, and what may. With a comma between them, what
-// must comes first.
+// members are the required properties, in order, followed by the optional ones. With a
+// comma as separator the required ones come first.
 func members(list []member, comma part) part {
 	if comma != nil {
 		slices.SortStableFunc(list, func(a, b member) int {
@@ -168,15 +168,15 @@ func members(list []member, comma part) part {
 	if comma == nil || len(list) == 0 || list[0].required {
 		return tail(0, false)
 	}
-	var first []part // nothing must come: any may be the first
+	var first []part // nothing is required: any property may come first
 	for i := range list {
 		first = append(first, row(list[i].text, tail(i+1, true)))
 	}
 	return maybe(either(first...))
 }
 
-// xml writes calls between tags, a parameter at a time, or as an object where the
-// schema says what parameters by themselves cannot.
+// xml writes calls between tags, with one tag for each parameter, or as a JSON object if
+// the schema relates several parameters.
 func (w *writer) xml(family string, x xmlSpec) *spelling {
 	line := pattern(`\n?`)
 	gap := line
@@ -188,7 +188,7 @@ func (w *writer) xml(family string, x xmlSpec) *spelling {
 		head := row(w.mark(x.call+named), constant(t.name+named), w.mark(x.callName))
 		params, ok := w.xmlMembers(t, family, x, named, gap)
 		if !ok {
-			if x.call == "" { // the name ends with its line
+			if x.call == "" { // the name ends at the line break
 				head = row(head, constant("\n"))
 			}
 			params = row(schema(t.schema), line)
@@ -248,8 +248,8 @@ func (w *writer) xmlMembers(t offered, family string, x xmlSpec, named string, g
 	return members(list, nil), true
 }
 
-// gemma writes call:name{key:value,…}. What is no plain string is written as JSON has
-// it, which is read as well.
+// gemma writes call:name{key:value,…}. Values other than plain strings are written as
+// JSON, which the parser accepts too.
 func (w *writer) gemma(open, end, quote string) *spelling {
 	call := func(t offered) (part, error) {
 		head := constant("call:" + t.name)
@@ -270,7 +270,7 @@ func (w *writer) gemma(open, end, quote string) *spelling {
 	return &spelling{open: open, each: true, tail: w.mark(end), between: pattern(`\n?`), call: call}
 }
 
-// gemmaValue is a value as the family writes it, or as JSON where that is not known.
+// gemmaValue writes a value in the family's notation, or as JSON if its type is unknown.
 func (w *writer) gemmaValue(p property, depth int, quote, end string) part {
 	if p.kinds.onlyString() {
 		if s, simple := simpleString(p.schema, quote, end); simple {
@@ -333,7 +333,7 @@ func (w *writer) gemmaValue(p property, depth int, quote, end string) part {
 	return schema(p.schema)
 }
 
-// literalOf is a value as JSON has it, and what Python calls true and false.
+// literalOf accepts a value as JSON, or with Python's spelling of true, false and null.
 func literalOf(raw json.RawMessage) part {
 	var s map[string]json.RawMessage
 	if json.Unmarshal(raw, &s) == nil && string(s["type"]) == `"boolean"` && s["enum"] == nil && s["const"] == nil && s["not"] == nil && s["allOf"] == nil && s["anyOf"] == nil && s["oneOf"] == nil {
@@ -367,7 +367,7 @@ func (w *writer) python(t offered) (part, error) {
 	return row(constant(t.name+"("), members(list, pattern(`, ?`)), constant(")")), nil
 }
 
-// named is no more of a schema than the properties that it names and can honour.
+// named reduces a schema to those named properties that can be enforced.
 func (w *writer) named(raw json.RawMessage) json.RawMessage {
 	var s struct {
 		Properties map[string]json.RawMessage `json:"properties"`
@@ -387,7 +387,7 @@ func (w *writer) named(raw json.RawMessage) json.RawMessage {
 	return out
 }
 
-// isWord says whether a key can stand without quotes.
+// isWord reports whether a key can be written without quotes.
 func isWord(s string) bool {
 	for i := range len(s) {
 		if s[i] != '_' && !isAlnum(s[i]) {

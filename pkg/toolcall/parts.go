@@ -7,15 +7,15 @@ import (
 	"strings"
 )
 
-// part is a part of a structure.
+// part is one part of a structure.
 type part map[string]any
 
 func constant(s string) part { return part{"type": "const_string", "value": s} }
 
 func pattern(re string) part { return part{"type": "regex", "pattern": re} }
 
-// schema is an instance of a schema. White space is bounded: a model that wants none of
-// what may come would write it for ever.
+// schema is an instance of a JSON schema. White space is bounded, since a model that
+// assigns low probability to every continuation would write it without end.
 func schema(raw json.RawMessage) part {
 	return part{"type": "json_schema", "json_schema": raw, "max_whitespace": 20}
 }
@@ -38,7 +38,7 @@ func several(kind string, parts []part) part {
 	return part{"type": kind, "elements": kept}
 }
 
-// row is parts one after the other; nil ones are none.
+// row concatenates parts; nil parts are skipped.
 func row(parts ...part) part { return several("sequence", parts) }
 
 func either(parts ...part) part { return several("or", parts) }
@@ -47,11 +47,11 @@ func maybe(p part) part { return part{"type": "optional", "content": p} }
 
 func many(p part) part { return part{"type": "star", "content": p} }
 
-// quoted is a text within a regular expression.
+// quoted escapes a text for a regular expression.
 func quoted(s string) string { return regexp.QuoteMeta(s) }
 
-// mark is a text in which the format's markers are control tokens, where the
-// vocabulary has such. A token that ends the text need not come.
+// mark is a text in which the format's markers are control tokens, if the vocabulary has
+// them. A token that ends the text is optional.
 func (w *writer) mark(s string) part {
 	if s == "" {
 		return nil
@@ -84,7 +84,7 @@ func (w *writer) mark(s string) part {
 	return row(out...)
 }
 
-// controlAt is how much of s's beginning is the longest control token.
+// controlAt returns the length of the longest control token at the beginning of s.
 func (w *writer) controlAt(s string) int {
 	if strings.IndexByte("<[>`\xef\xe2", s[0]) < 0 {
 		return 0
@@ -97,7 +97,7 @@ func (w *writer) controlAt(s string) int {
 	return 0
 }
 
-// trigger is how a text becomes what a marker opens: for a tag's begin.
+// trigger returns the text after which a marker's content begins, for the begin of a tag.
 func (w *writer) trigger(marker string) (begin any, rest string) {
 	if w.o.Control != nil && marker != "" {
 		if n := w.controlAt(marker); n > 0 {
@@ -107,8 +107,8 @@ func (w *writer) trigger(marker string) (begin any, rest string) {
 	return marker, ""
 }
 
-// ordered writes an object with its members in the order of the text that they come
-// from, and new ones behind.
+// ordered writes an object with its members in the order of the source text, and new
+// members at the end.
 func ordered(from json.RawMessage, members map[string]json.RawMessage) (json.RawMessage, error) {
 	names, err := keys(from)
 	if err != nil {
@@ -137,7 +137,7 @@ func ordered(from json.RawMessage, members map[string]json.RawMessage) (json.Raw
 	return b.Bytes(), nil
 }
 
-// keys are an object's names in order, each once.
+// keys returns the names of an object's members in order, without duplicates.
 func keys(object json.RawMessage) ([]string, error) {
 	d := json.NewDecoder(bytes.NewReader(object))
 	if _, err := d.Token(); err != nil {

@@ -6,7 +6,7 @@ import (
 	"unicode/utf8"
 )
 
-// pyLexer reads Python's literals and writes JSON.
+// pyLexer reads Python literals and writes JSON.
 type pyLexer struct {
 	s  string
 	at int
@@ -27,7 +27,7 @@ func (l *pyLexer) take(c byte) bool {
 	return false
 }
 
-// word reads a name.
+// word reads an identifier.
 func (l *pyLexer) word() string {
 	l.space()
 	from := l.at
@@ -48,7 +48,7 @@ func (l *pyLexer) value(depth int) (string, bool) {
 	switch c := l.s[l.at]; {
 	case c == '\'' || c == '"':
 		s, ok := l.text()
-		for ok { // neighbours are one string
+		for ok { // adjacent strings are one string
 			l.space()
 			if l.at >= len(l.s) || l.s[l.at] != '\'' && l.s[l.at] != '"' {
 				break
@@ -163,7 +163,7 @@ func (l *pyLexer) mapping(depth int) (string, bool) {
 	}
 }
 
-// text reads a string with its escapes; three quotes enclose lines.
+// text reads a string with its escapes; three quotes allow line breaks.
 func (l *pyLexer) text() (string, bool) {
 	quote := l.s[l.at : l.at+1]
 	if strings.HasPrefix(l.s[l.at:], strings.Repeat(quote, 3)) {
@@ -208,8 +208,8 @@ func (l *pyLexer) text() (string, bool) {
 	return "", false
 }
 
-// code reads the digits of \x, \u and \U; half a pair that JSON writes is joined
-// with the other half.
+// code reads the digits of \x, \u and \U. Half of a surrogate pair, which JSON would
+// write so, is joined with the other half.
 func (l *pyLexer) code(b *strings.Builder, c byte) {
 	width := map[byte]int{'x': 2, 'u': 4, 'U': 8}[c]
 	digits := func(at int) (rune, bool) {

@@ -4,10 +4,10 @@ import (
 	"strings"
 )
 
-// pythonic: [name(key=value, …), …], with or without markers around it.
+// pythonic parses [name(key=value, …), …], with or without markers around it.
 type pySpec struct {
 	open, end string
-	list      bool // the calls stand in brackets; otherwise on lines
+	list      bool // the calls are in brackets; otherwise one on each line
 }
 
 func pyFamily(spec pySpec) func(p *Parser) {
@@ -19,8 +19,8 @@ func pyFamily(spec pySpec) func(p *Parser) {
 	}
 }
 
-// bare is pythonic without markers: an answer that begins with a bracket and a
-// known tool's name.
+// bare is pythonic without markers: an answer that begins with a bracket and the name of
+// a known tool.
 func bare(p *Parser) {
 	spec := pySpec{list: true}
 	p.state = func(p *Parser) bool {
@@ -42,7 +42,7 @@ func bare(p *Parser) {
 	}
 }
 
-// bareEnd ends a text of nothing but white space.
+// bareEnd ends a text of only white space.
 func (p *Parser) bareEnd() bool {
 	if !p.final {
 		return false
@@ -50,7 +50,7 @@ func (p *Parser) bareEnd() bool {
 	return p.fail()
 }
 
-// pyCalls reads one call when it is whole, or what stands between calls.
+// pyCalls reads one complete call, or the separator between calls.
 func (p *Parser) pyCalls(spec *pySpec) bool {
 	between := white + ",;"
 	p.eat(len(p.buf) - len(strings.TrimLeft(p.buf, between)))
@@ -105,8 +105,8 @@ func (p *Parser) pyCalls(spec *pySpec) bool {
 	return true
 }
 
-// pyCallEnd is where the call that begins s ends; 0 where s begins none. ok is
-// false where more is needed to tell.
+// pyCallEnd returns the end of the call at the beginning of s; 0 if there is none. ok is
+// false if more text is needed to decide.
 func pyCallEnd(s string) (n int, ok bool) {
 	i := strings.IndexByte(s, '(')
 	if bad := strings.IndexFunc(s, func(r rune) bool {
@@ -144,11 +144,11 @@ func pyCallEnd(s string) (n int, ok bool) {
 	return 0, false
 }
 
-// pyCall reads name(key=value, …).
+// pyCall parses name(key=value, …).
 func pyCall(s string) (name, arguments string, ok bool) {
 	i := strings.IndexByte(s, '(')
 	name = s[:i]
-	if name == "print" { // of the call that is meant
+	if name == "print" { // print(call) stands for the call inside
 		l := pyLexer{s: s, at: i + 1}
 		l.space()
 		if inner, found := pyCallEnd(s[l.at:]); found && inner > 0 {

@@ -9,22 +9,22 @@ const maxDepth = 200 // of brackets in arguments
 
 // scan follows one JSON value to its end.
 type scan struct {
-	open    []byte // brackets that are open
+	open    []byte // open brackets
 	quoted  bool
 	escaped bool
-	scalar  bool // a number or a word: it ends where something else begins
+	scalar  bool // a number or a word: it ends where another token begins
 	begun   bool
 }
 
-// feed reads what it can of s and returns it, control characters within strings
-// escaped. ok is false where s is no JSON.
+// feed consumes what it can of s and returns it, with control characters inside strings
+// escaped. ok is false if s is not JSON.
 func (c *scan) feed(s string) (text string, n int, done, ok bool) {
 	var b strings.Builder
 	for n < len(s) {
 		ch := s[n]
 		switch {
 		case c.quoted && ch < ' ':
-			if c.escaped { // a backslash at a line's end
+			if c.escaped { // a backslash at the end of a line
 				return b.String(), n, false, false
 			}
 			fmt.Fprintf(&b, `\u%04x`, ch)
@@ -51,7 +51,7 @@ func (c *scan) feed(s string) (text string, n int, done, ok bool) {
 			if c.scalar || len(c.open) >= maxDepth {
 				return b.String(), n, false, false
 			}
-			c.open = append(c.open, ch+2) // the bracket that closes it
+			c.open = append(c.open, ch+2) // the matching closing bracket
 		case ch == '}' || ch == ']':
 			if len(c.open) == 0 || c.open[len(c.open)-1] != ch {
 				return b.String(), n, false, false
@@ -74,8 +74,8 @@ func (c *scan) feed(s string) (text string, n int, done, ok bool) {
 	return b.String(), n, false, true
 }
 
-// quotedEnd is where the string that begins s ends, past its quote; 0 where it
-// does not yet.
+// quotedEnd returns the end of the string at the beginning of s, after its closing quote;
+// 0 if it has not ended.
 func quotedEnd(s string) int {
 	for i := 1; i < len(s); i++ {
 		switch s[i] {

@@ -4,22 +4,22 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 )
 
-// jsonObject writes a call as an object; first are members before the name, as a
-// regular expression.
+// jsonObject writes a call as an object; first is a regular expression of members before
+// the name.
 func jsonObject(first, name, arguments string) func(t offered) (part, error) {
 	return func(t offered) (part, error) {
 		return row(constant("{"), pattern(` ?`+first+`"`+name+`": ?`+quoted(marshal(t.name))+`, ?"`+arguments+`": ?`), schema(t.schema), constant("}")), nil
 	}
 }
 
-// plain writes a call as a name between two texts, and its arguments before a third.
+// plain writes a call as the name between two texts, then the arguments and a third text.
 func (w *writer) plain(before, after, end string) func(t offered) (part, error) {
 	return func(t offered) (part, error) {
 		return row(w.mark(before), constant(t.name), w.mark(after), schema(t.schema), w.mark(end)), nil
 	}
 }
 
-// spelling finds how a family's calls are written.
+// spelling returns how a family writes its calls.
 func (w *writer) spelling(family string) (*spelling, error) {
 	line, comma := pattern(`\n?`), pattern(`, ?`)
 	object := jsonObject("", "name", "arguments")
@@ -135,7 +135,7 @@ func (w *writer) deepseek() *spelling {
 	return &spelling{open: "<｜tool▁calls▁begin｜>", known: []string{"<｜tool▁call▁begin｜>"}, tail: row(pattern(`\n?`), w.mark("<｜tool▁calls▁end｜>")), between: pattern(`\n?`), call: call}
 }
 
-// functionary is the only family in which content has a marker, too.
+// functionary is the only family in which content has a marker too.
 func (w *writer) functionary() (*spelling, error) {
 	for _, t := range w.tools {
 		if t.name == "all" {

@@ -9,41 +9,41 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 )
 
-// Offer is what a model may call, and how.
+// Offer lists the tools that a model may call, and how.
 type Offer struct {
-	// Tools are OpenAI's tool definitions, a JSON array; one at least.
+	// Tools is a JSON array of OpenAI tool definitions; at least one.
 	Tools []byte
-	// Function is the one tool that may be called; empty for any.
+	// Function names the only tool that may be called; empty allows all of them.
 	Function string
-	// Required leaves no answer but calls, one at least, after the reasoning.
+	// Required demands at least one call, after the optional reasoning.
 	Required bool
-	// Single allows one call at most.
+	// Single allows at most one call.
 	Single bool
-	// Prompt is the rendered chat, or its end, as in Options.
+	// Prompt is the rendered chat or its end, as in Options.
 	Prompt string
-	// Content is the structure that an answer without calls is held to; nil is any text.
+	// Content is the structure of an answer without calls; nil allows any text.
 	Content []byte
-	// Control says whether the vocabulary has a control token of that spelling; nil for
-	// none. Where it has, that token alone stands for a marker.
+	// Control reports whether the vocabulary has a control token of that spelling; nil means
+	// it has none. Where it has one, only that token counts as the marker.
 	Control func(spelling string) bool
-	// Ends says whether such a token ends the text; nil for none.
+	// Ends reports whether such a token ends the text; nil means that none does.
 	Ends func(spelling string) bool
-	// Honours says why a schema cannot be held to; nil says that every one can.
+	// Honours returns why a schema cannot be enforced; a nil function accepts all schemas.
 	Honours func(schema []byte) error
 }
 
-// Structure is the inverse of a Parser: the texts in which a model of the format answers
-// or calls the tools of an offer, as JSON that grammar.Structure takes. What the Parser
-// reads of such a text are calls of offered tools, whose arguments are valid.
+// Structure is the inverse of a Parser: it returns, as JSON for grammar.Structure, the
+// texts in which a model of this format answers or calls the tools of an offer. The Parser
+// reads every such text as calls of offered tools with valid arguments.
 //
-// A call's arguments follow the tool's schema: always where the tool says "strict",
-// else where the schema can be honoured, and are any object where it cannot. Members
-// that the schema neither names nor speaks of are not written. Behind the first call
-// there are only calls. Text around them holds no marker of the format.
+// The arguments of a call follow the tool's schema: always if the tool says "strict",
+// otherwise if the schema can be enforced, and as any object if it cannot. Members that the
+// schema does not mention are not written. After the first call only further calls follow.
+// Text around the calls contains no marker of the format.
 //
 // Errors name a field below tools: a name that the format cannot write, a strict schema
-// that cannot be honoured, Function where no tool has its name. A format without calls
-// is an error, too.
+// that cannot be enforced, or a Function that no tool has. A format without calls is an
+// error too.
 func (f Format) Structure(o Offer) ([]byte, error) {
 	w := &writer{o: o, think: reasonings(f.Reasoning)}
 	var err error
@@ -69,7 +69,7 @@ func (f Format) Structure(o Offer) ([]byte, error) {
 	return text, nil
 }
 
-// writer makes one structure.
+// writer builds one structure.
 type writer struct {
 	o     Offer
 	think thinking
@@ -78,13 +78,13 @@ type writer struct {
 
 // offered is a tool that may be called.
 type offered struct {
-	at     string // its field
+	at     string // field name for errors
 	name   string
 	strict bool
-	schema json.RawMessage // of the arguments, an object's
+	schema json.RawMessage // schema of the arguments object
 }
 
-// offered reads the tools.
+// offered reads the tool definitions.
 func (w *writer) offered() ([]offered, error) {
 	type function struct {
 		Name       string          `json:"name"`
@@ -105,7 +105,7 @@ func (w *writer) offered() ([]offered, error) {
 		if item.Function != nil {
 			t, at = *item.Function, at+".function"
 		}
-		if t.Name == "" { // no function
+		if t.Name == "" { // not a function tool
 			continue
 		}
 		if !isName(t.Name) {
@@ -139,8 +139,8 @@ func (w *writer) offered() ([]offered, error) {
 	return out, nil
 }
 
-// objectSchema is a schema's objects. Members that it neither names nor speaks of are
-// left out.
+// objectSchema restricts a schema to objects. Members that it does not mention are left
+// out.
 func objectSchema(raw json.RawMessage) (json.RawMessage, error) {
 	if len(raw) == 0 || string(raw) == "null" {
 		return json.RawMessage(`{"type":"object","additionalProperties":false}`), nil
@@ -178,8 +178,8 @@ func objectSchema(raw json.RawMessage) (json.RawMessage, error) {
 	return out, nil
 }
 
-// closes says whether a schema names every member that it speaks of, and leaves others
-// open without a word.
+// closes reports whether a schema names every member that it constrains and leaves
+// others unconstrained.
 func closes(s map[string]json.RawMessage) bool {
 	for name := range s {
 		switch name {

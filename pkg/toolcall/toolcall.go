@@ -11,67 +11,66 @@ type Delta struct {
 	Calls     []CallDelta
 }
 
-// Empty says whether nothing was added.
+// Empty reports whether nothing was added.
 func (d Delta) Empty() bool { return d.Content == "" && d.Reasoning == "" && len(d.Calls) == 0 }
 
 // CallDelta is what was added to one call.
 type CallDelta struct {
-	Index     int    // of the call among the answer's, from 0
-	ID        string // with the name only
-	Name      string // in the call's first delta only
-	Arguments string // a piece of a JSON object
+	Index     int    // position of the call in the answer, from 0
+	ID        string // set together with the name
+	Name      string // set in the first delta of the call
+	Arguments string // part of the arguments' JSON object
 }
 
-// Options is what a Parser is given for one generation.
+// Options configures a Parser for one generation.
 type Options struct {
-	// Tools are OpenAI's tool definitions, a JSON array. Without any, calls are
-	// looked for only where the format cannot write anything else. Formats without
-	// a marker take only calls of these tools; formats without types take a
-	// parameter's type from here.
+	// Tools is a JSON array of OpenAI tool definitions. Without tools, calls are parsed only
+	// if the format always writes them. Formats without a marker accept only calls of these
+	// tools; formats without types take the type of a parameter from here.
 	Tools []byte
-	// Prompt is the rendered chat, or its end: where it opened the reasoning, the
-	// text begins inside.
+	// Prompt is the rendered chat or its end: if it has opened the reasoning, the text begins
+	// inside the reasoning.
 	Prompt string
-	// ID names the call of an index, where the model gives no name. nil names
-	// them call_0, call_1 and so on.
+	// ID returns the id of the call at an index, if the model gives none. nil means call_0,
+	// call_1 and so on.
 	ID func(index int) string
 }
 
-// Parser reads one generation.
+// Parser parses one generation.
 type Parser struct {
 	o     Options
 	tools toolset
-	marks []mark // what text may turn into, for the state text
+	marks []mark // markers that the state text searches for
 	think thinking
 
-	buf   string // not read yet
-	final bool   // no more will come
-	cut   bool   // the model was cut off
+	buf   string // unread text
+	final bool   // no more text will come
+	cut   bool   // the model was stopped before its end
 	state func(*Parser) bool
 	start func(*Parser) bool // the state in which the answer begins
 	out   Delta
 
 	space   string // white space of the content, held back
-	said    bool   // content was shown
-	trim    bool   // white space before the next content goes
-	mused   bool   // reasoning was shown
+	said    bool   // content was reported
+	trim    bool   // drop white space before the next content
+	mused   bool   // reasoning was reported
 	musing  string // white space of the reasoning, held back
-	calls   int    // named so far
-	head    string // what of a call was read before its name was known
-	named   bool   // the call being read has been shown
+	calls   int    // calls whose name was reported
+	head    string // text of a call read before its name was known
+	named   bool   // the current call was reported
 	json    jsonCall
-	after   func(*Parser) bool // follows a call's arguments
+	after   func(*Parser) bool // the state after a call's arguments
 	xml     xmlCall
 	harmony message
 }
 
-// mark is a marker and what it leads to.
+// mark is a marker and the state that it leads to.
 type mark struct {
 	text string
 	do   func(*Parser)
 }
 
-// New makes a parser for one generation.
+// New returns a parser for one generation.
 func New(f Format, o Options) *Parser {
 	p := &Parser{o: o, tools: readTools(o.Tools), state: text}
 	p.think = reasonings(f.Reasoning)
@@ -94,7 +93,7 @@ func New(f Format, o Options) *Parser {
 	return p
 }
 
-// Push takes more text, whole characters of it.
+// Push adds text, which must consist of whole characters.
 func (p *Parser) Push(text string) Delta {
 	p.buf += text
 	return p.run()
@@ -111,7 +110,7 @@ func (p *Parser) Flush(cut bool) Delta {
 	return d
 }
 
-// Calls is the number of calls named so far.
+// Calls returns the number of calls reported so far.
 func (p *Parser) Calls() int { return p.calls }
 
 func (p *Parser) run() Delta {
@@ -124,7 +123,7 @@ func (p *Parser) run() Delta {
 
 const white = " \t\r\n"
 
-// say shows content; the white space at its end is held back.
+// say reports content; white space at its end is held back.
 func (p *Parser) say(s string) {
 	s = p.space + s
 	t := strings.TrimRight(s, white)
@@ -140,7 +139,7 @@ func (p *Parser) say(s string) {
 	p.out.Content += t
 }
 
-// muse shows reasoning, without white space around it.
+// muse reports reasoning, without surrounding white space.
 func (p *Parser) muse(s string) {
 	s = p.musing + s
 	t := strings.TrimRight(s, white)
@@ -155,8 +154,8 @@ func (p *Parser) muse(s string) {
 	p.out.Reasoning += t
 }
 
-// find reads up to the first of the markers: the text before it, and which it is;
-// -1 where none is whole yet, with the text that can be part of none.
+// find reads up to the first complete marker and returns the text before it and the
+// marker's index. Without one it returns -1 and the text that cannot be part of a marker.
 func (p *Parser) find(n int, marker func(i int) string) (before string, which int) {
 	for at := range len(p.buf) {
 		rest := p.buf[at:]
@@ -180,7 +179,7 @@ func (p *Parser) find(n int, marker func(i int) string) (before string, which in
 		case best >= 0:
 			before, p.buf = p.buf[:at], rest[len(marker(best)):]
 			return before, best
-		case wait && p.cut: // half a marker
+		case wait && p.cut: // an incomplete marker
 			before, p.buf = p.buf[:at], ""
 			return before, -1
 		}
@@ -193,7 +192,7 @@ func (p *Parser) findIn(markers []string) (before string, which int) {
 	return p.find(len(markers), func(i int) string { return markers[i] })
 }
 
-// text is outside of everything.
+// text is the state outside reasoning and calls.
 func text(p *Parser) bool {
 	before, i := p.find(len(p.marks), func(i int) string { return p.marks[i].text })
 	p.say(before)
@@ -204,7 +203,7 @@ func text(p *Parser) bool {
 	return true
 }
 
-// openReasoning begins the reasoning where nothing was said before it.
+// openReasoning begins the reasoning if nothing was reported before it.
 func openReasoning(p *Parser) {
 	if p.said || p.calls > 0 {
 		p.say(p.think.open)
@@ -213,8 +212,8 @@ func openReasoning(p *Parser) {
 	p.space, p.state = "", reasoning
 }
 
-// closeReasoning passes over an end of reasoning that nothing opened, as the prompts
-// of some models have opened and closed it.
+// closeReasoning skips a closing reasoning marker without an opening one; the prompts of
+// some models have opened and closed the reasoning.
 func closeReasoning(p *Parser) {
 	if p.said || p.calls > 0 {
 		p.say(p.think.end)
@@ -223,7 +222,7 @@ func closeReasoning(p *Parser) {
 	p.space, p.trim, p.state = "", true, p.start
 }
 
-// reasoning reads up to the reasoning's end.
+// reasoning reads up to the end of the reasoning.
 func reasoning(p *Parser) bool {
 	before, i := p.findIn([]string{p.think.end})
 	p.muse(before)
@@ -234,12 +233,12 @@ func reasoning(p *Parser) bool {
 	return true
 }
 
-// begin starts a call that head opened.
+// begin starts a call after the opening text head.
 func (p *Parser) begin(head string) {
 	p.head, p.named = head, false
 }
 
-// name shows a call.
+// name reports a call's name.
 func (p *Parser) name(name, id string) {
 	if id == "" {
 		if p.o.ID != nil {
@@ -254,7 +253,7 @@ func (p *Parser) name(name, id string) {
 	p.head, p.named = "", true
 }
 
-// argue adds to the last call's arguments.
+// argue adds to the arguments of the last call.
 func (p *Parser) argue(s string) {
 	if s == "" {
 		return
@@ -266,7 +265,7 @@ func (p *Parser) argue(s string) {
 	p.out.Calls = append(p.out.Calls, CallDelta{Index: p.calls - 1, Arguments: s})
 }
 
-// eat reads n bytes of a call's head.
+// eat consumes n bytes of a call before its name is known.
 func (p *Parser) eat(n int) string {
 	s := p.buf[:n]
 	p.buf = p.buf[n:]
@@ -276,14 +275,14 @@ func (p *Parser) eat(n int) string {
 	return s
 }
 
-// skipWhite reads white space and says whether something follows it.
+// skipWhite skips white space and reports whether text follows.
 func (p *Parser) skipWhite() bool {
 	p.eat(len(p.buf) - len(strings.TrimLeft(p.buf, white)))
 	return p.buf != ""
 }
 
-// fail ends a call that is none: what was read of it is content, unless its name
-// was shown.
+// fail ends an invalid call: the text read for it becomes content, unless its name was
+// already reported.
 func (p *Parser) fail() bool {
 	if !p.named && (!p.final || p.buf != "" || !p.cut) {
 		head := p.head
@@ -294,8 +293,8 @@ func (p *Parser) fail() bool {
 	return true
 }
 
-// ended fails the call if nothing more will come; a state returns it where it
-// needs more.
+// ended fails the call if no more text will come. A state returns its result where it
+// needs more text.
 func (p *Parser) ended() bool {
 	if !p.final || p.buf != "" {
 		return false
@@ -307,7 +306,7 @@ func (p *Parser) ended() bool {
 	return false
 }
 
-// done takes nothing more in.
+// done ignores all further text.
 func done(*Parser) bool { return false }
 
 func itoa(n int) string {

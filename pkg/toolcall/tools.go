@@ -6,13 +6,13 @@ import (
 	"strings"
 )
 
-// toolset are the tools of a request by name, with the kinds of their parameters.
+// toolset maps tool names to the kinds of their parameters.
 type toolset map[string]map[string]kinds
 
-// kinds are the JSON types that a parameter may have; "json" is any of them.
+// kinds lists the JSON types that a parameter may have; "json" is any type.
 type kinds map[string]bool
 
-// readTools reads OpenAI's tool definitions; what is no tool is passed over.
+// readTools reads OpenAI tool definitions and skips entries that are not tools.
 func readTools(text []byte) toolset {
 	type function struct {
 		Name       string `json:"name"`
@@ -86,7 +86,7 @@ func (k kinds) read(schema json.RawMessage, depth int) {
 	}
 }
 
-// Names are the names of OpenAI's tool definitions, a JSON array.
+// Names returns the names in a JSON array of OpenAI tool definitions.
 func Names(tools []byte) map[string]bool {
 	out := map[string]bool{}
 	for name := range readTools(tools) {
@@ -100,7 +100,7 @@ func (t toolset) has(name string) bool {
 	return ok
 }
 
-// begin says whether a tool's name begins so.
+// begin reports whether the name of a tool begins with s.
 func (t toolset) begin(prefix string) bool {
 	for name := range t {
 		if strings.HasPrefix(name, prefix) {
@@ -110,7 +110,7 @@ func (t toolset) begin(prefix string) bool {
 	return false
 }
 
-// kinds are a parameter's; nil where nothing says.
+// kinds returns the types of a parameter; nil if they are unknown.
 func (t toolset) kinds(tool, param string) kinds { return t[tool][param] }
 
 func (k kinds) onlyString() bool {
@@ -122,15 +122,15 @@ func (k kinds) onlyString() bool {
 	return k["string"]
 }
 
-// value writes a parameter's text as JSON of a kind that it may have. Where nothing
-// says, what reads as JSON and is no string is taken so.
+// value writes a parameter's text as JSON of an allowed type. If the type is unknown, text
+// that is valid JSON other than a string is kept as JSON.
 func (k kinds) value(s string) string {
 	t := strings.TrimSpace(s)
 	if len(k) == 0 || len(k) == 1 && !k["string"] || !k["string"] || t == "null" || t == "None" {
 		if v, ok := literal(t); ok && (t[0] != '"' && t[0] != '\'' || len(k) > 0) {
 			return v
 		}
-	} else if v, ok := literal(t); ok { // a string or something else
+	} else if v, ok := literal(t); ok { // a string or another type
 		switch c := v[0]; {
 		case (c == '{' && k["object"]) || (c == '[' && k["array"]), (c == 't' || c == 'f') && k["boolean"],
 			(c == '-' || c >= '0' && c <= '9') && (k["number"] || k["integer"]):

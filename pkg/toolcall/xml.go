@@ -5,27 +5,27 @@ import (
 	"strings"
 )
 
-// xmlSpec is how a family writes calls between tags, a parameter at a time.
+// xmlSpec says how a family writes calls between tags, with one tag for each parameter.
 type xmlSpec struct {
-	opens             []string // what begins the calls
-	call, callName    string   // what begins one, and what ends its name
-	param, paramName  string   // the same of a parameter
-	value             string   // between a parameter's name and its value, after white space
+	opens             []string // markers that begin the calls
+	call, callName    string   // what begins a call, and what ends its name
+	param, paramName  string   // the same for a parameter
+	value             string   // separator between a parameter's name and its value, after white space
 	paramEnd, callEnd string
 	ends              []string
-	lines             bool // values stand on lines of their own
+	lines             bool // values are on lines of their own
 }
 
-// xmlCall is the state of calls between tags.
+// xmlCall is the state of a call between tags.
 type xmlCall struct {
 	spec   *xmlSpec
 	some   bool   // a parameter was read
-	name   string // of the call
-	key    string // of the parameter
-	kinds  kinds  // of the parameter
-	begun  bool   // the string's text began
-	held   string // of the value
-	quoted bool   // the value is a string that is passed on as it comes
+	name   string // name of the call
+	key    string // name of the parameter
+	kinds  kinds  // types of the parameter
+	begun  bool   // the text of the string has begun
+	held   string // part of the value, held back
+	quoted bool   // the value is a string that is passed on as it arrives
 }
 
 func xmlFamily(spec xmlSpec) func(p *Parser) {
@@ -36,7 +36,7 @@ func xmlFamily(spec xmlSpec) func(p *Parser) {
 				p.xml, p.state = xmlCall{spec: &spec}, xmlBetween
 			}})
 		}
-		if strings.HasPrefix(spec.call, "<function") { // models forget what is around it
+		if strings.HasPrefix(spec.call, "<function") { // some models leave out the surrounding markers
 			p.marks = append(p.marks, mark{spec.call, func(p *Parser) {
 				p.begin(spec.call)
 				p.xml, p.state = xmlCall{spec: &spec}, xmlName
@@ -45,7 +45,7 @@ func xmlFamily(spec xmlSpec) func(p *Parser) {
 	}
 }
 
-// xmlBetween expects a call, or the end of all.
+// xmlBetween expects a call or the end of all calls.
 func xmlBetween(p *Parser) bool {
 	x := p.xml.spec
 	if !p.skipWhite() {
@@ -85,7 +85,7 @@ func xmlBetween(p *Parser) bool {
 func xmlName(p *Parser) bool {
 	x := p.xml.spec
 	i := strings.Index(p.buf, x.callName)
-	if x.call == "" { // the name ends where anything else begins
+	if x.call == "" { // the name ends at the first other character
 		i = strings.IndexAny(p.buf, "<\n")
 	}
 	if i < 0 {
@@ -108,7 +108,7 @@ func xmlName(p *Parser) bool {
 	return true
 }
 
-// xmlBody is before the parameters, or an object that stands for them.
+// xmlBody is the state before the parameters, or before an object in their place.
 func xmlBody(p *Parser) bool {
 	p.buf = strings.TrimLeft(p.buf, white)
 	switch {
@@ -123,7 +123,7 @@ func xmlBody(p *Parser) bool {
 	return true
 }
 
-// xmlClose passes over what follows an object up to the call's end.
+// xmlClose skips the text between an object and the end of the call.
 func xmlClose(p *Parser) bool {
 	x := p.xml.spec
 	_, i := p.findIn(append([]string{x.callEnd}, x.ends...))
@@ -137,7 +137,7 @@ func xmlClose(p *Parser) bool {
 	return true
 }
 
-// xmlParams looks for the next parameter.
+// xmlParams searches for the next parameter.
 func xmlParams(p *Parser) bool {
 	x := p.xml.spec
 	_, i := p.findIn(append([]string{x.param, x.callEnd}, x.ends...))
@@ -151,7 +151,7 @@ func xmlParams(p *Parser) bool {
 		p.argue("}")
 		p.state = text
 	default:
-		if p.final && !p.cut { // the model forgot the end
+		if p.final && !p.cut { // the model left out the end
 			p.argue("}")
 			p.state = done
 		}
@@ -179,7 +179,7 @@ func xmlKey(p *Parser) bool {
 	return true
 }
 
-// xmlValueBegin is before a parameter's value.
+// xmlValueBegin is the state before a parameter's value.
 func xmlValueBegin(p *Parser) bool {
 	x := p.xml.spec
 	if x.value != "" {
@@ -209,7 +209,7 @@ func xmlValueBegin(p *Parser) bool {
 	return true
 }
 
-// xmlValue reads a value: a string goes on as it comes, others when they are whole.
+// xmlValue reads a value: a string is passed on as it arrives, other types when complete.
 func xmlValue(p *Parser) bool {
 	x := p.xml.spec
 	before, i := p.findIn([]string{x.paramEnd})
@@ -249,7 +249,7 @@ func xmlValue(p *Parser) bool {
 	return true
 }
 
-// withinString says whether a value of JSON, cut here, is cut within a string.
+// withinString reports whether a JSON value truncated here ends inside a string.
 func withinString(s string) bool {
 	s = strings.TrimLeft(s, white)
 	if s == "" || strings.IndexByte(`{["`, s[0]) < 0 {
@@ -260,19 +260,19 @@ func withinString(s string) bool {
 	return ok && !whole && c.quoted
 }
 
-// quote writes text as the inside of a JSON string.
+// quote escapes text as the inside of a JSON string.
 func quote(s string) string {
 	q := marshal(s)
 	return q[1 : len(q)-1]
 }
 
-// marshal is JSON as Python writes it: no characters of HTML are escaped.
+// marshal writes JSON as Python does, without escaping HTML characters.
 func marshal(v any) string {
 	var b strings.Builder
 	e := json.NewEncoder(&b)
 	e.SetEscapeHTML(false)
 	if err := e.Encode(v); err != nil {
-		return `""` // strings always can be written
+		return `""` // strings can always be written
 	}
 	return strings.TrimSuffix(b.String(), "\n")
 }
