@@ -37,7 +37,7 @@ func (s *Service) ApplyChatTemplate(ctx context.Context, r *tokenizerv1.ApplyCha
 		return nil, err
 	}
 	o := template.Options{Budget: s.budget, Now: s.now}
-	c.asWanted(ctx, &in, o)
+	c.adaptCalls(ctx, &in, o)
 	out, err := c.template.Chat(ctx, in, o)
 	if err != nil {
 		return nil, m.chatFault(err)
@@ -54,7 +54,7 @@ func (s *Service) ApplyChatTemplate(ctx context.Context, r *tokenizerv1.ApplyCha
 	return &tokenizerv1.ApplyChatTemplateResponse{Text: out.Text, Ids: ids, Format: wireFormat(c.format)}, nil
 }
 
-// chatOf picks a template by Chat.Pick's rule.
+// chatOf chooses a template by the rule of Chat.Pick.
 func (m *model) chatOf(name string, tools bool) (*chat, error) {
 	name, err := m.Chat.Pick(name, tools)
 	if err != nil {
@@ -67,7 +67,7 @@ func wireFormat(f toolcall.Format) *tokenizerv1.ChatFormat {
 	return &tokenizerv1.ChatFormat{Calls: f.Calls, Reasoning: f.Reasoning}
 }
 
-// chatInput is a request as the template's input.
+// chatInput converts a request to the template's input.
 func (m *model) chatInput(r *tokenizerv1.ApplyChatTemplateRequest) (template.ChatInput, error) {
 	in := template.ChatInput{
 		Tools: []byte(r.GetToolsJson()), Documents: []byte(r.GetDocumentsJson()), Variables: []byte(r.GetVariablesJson()),
@@ -82,7 +82,7 @@ func (m *model) chatInput(r *tokenizerv1.ApplyChatTemplateRequest) (template.Cha
 	return in, nil
 }
 
-// chatFault says what an error of the template means to the caller.
+// chatFault maps an error of the template to a fault for the caller.
 func (m *model) chatFault(err error) error {
 	var input *template.InputError
 	var raised *template.RaisedError

@@ -32,7 +32,7 @@ func (s *Service) Decode(ctx context.Context, r *tokenizerv1.DecodeRequest) (*to
 	return &tokenizerv1.DecodeResponse{Text: text}, nil
 }
 
-// ids checks ids from the wire.
+// ids checks ids from the wire and converts them.
 func (m *model) ids(field string, wire []uint32) ([]int32, error) {
 	ids := make([]int32, len(wire))
 	for i, id := range wire {

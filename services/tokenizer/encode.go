@@ -14,7 +14,7 @@ import (
 // maxBatch bounds the texts of one batch.
 const maxBatch = 1 << 16
 
-// encoding is what a request wants of an encoding.
+// encoding holds the settings that all encode requests share.
 type encoding interface {
 	GetModel() string
 	GetSpecial() bool
@@ -74,7 +74,7 @@ func (s *Service) EncodeBatch(ctx context.Context, r *tokenizerv1.EncodeBatchReq
 	return &tokenizerv1.EncodeBatchResponse{Encodings: out}, nil
 }
 
-// encodeTexts encodes texts alike; field names a text in errors.
+// encodeTexts encodes several texts with the same settings; field names a text in errors.
 func (s *Service) encodeTexts(ctx context.Context, r encoding, texts []string, field func(i int) string) ([]*tokenizerv1.EncodeResponse, error) {
 	m, err := s.find(ctx, r.GetModel())
 	if err != nil {
@@ -119,7 +119,7 @@ func (s *Service) encodeTexts(ctx context.Context, r encoding, texts []string, f
 	return out, nil
 }
 
-// encodeAll encodes texts, several at once; an error names the text.
+// encodeAll encodes several texts in parallel; an error names the text.
 func (m *model) encodeAll(ctx context.Context, texts []string, o vocab.Options, spans bool, field func(i int) string) ([]vocab.Encoding, error) {
 	encode := m.Vocab.EncodeBatch
 	if spans {
@@ -132,7 +132,7 @@ func (m *model) encodeAll(ctx context.Context, texts []string, o vocab.Options, 
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
-	for i, text := range texts { // which one it was
+	for i, text := range texts { // find the one that failed
 		if _, err := m.Vocab.Encode(text, o); err != nil {
 			return nil, m.encodeFault(field(i), err)
 		}
@@ -144,7 +144,7 @@ func (m *model) encodeFault(field string, err error) error {
 	return &fault.Error{Code: fault.Invalid, Field: field, Msg: fmt.Sprintf("encode for model %q", m.Name), Err: err}
 }
 
-// options reads what a request says of special tokens and truncation.
+// options reads a request's settings for special tokens and truncation.
 func options(r encoding) (vocab.Options, error) {
 	o := vocab.Options{Special: r.GetSpecial(), BOS: !r.GetNoBos()}
 	if t := r.GetTruncation(); t != nil {
@@ -170,7 +170,7 @@ func isLeft(field string, side tokenizerv1.Side) (bool, error) {
 	return false, fault.Field(field, "%d is no side", side)
 }
 
-// padding is a request's padding, checked.
+// padding holds the checked padding settings of a request.
 type padding struct {
 	id               uint32
 	left             bool
@@ -210,13 +210,13 @@ func (m *model) padding(p *tokenizerv1.Padding) (*padding, error) {
 	return out, nil
 }
 
-// to is the length that padding makes of one.
+// to returns the padded length of a sequence of n ids.
 func (p *padding) to(n int) int {
 	n = max(n, p.length)
 	return (n + p.multiple - 1) / p.multiple * p.multiple
 }
 
-// fill pads to a length; padding stands for no part of the text.
+// fill pads to a length. Padding ids have empty spans.
 func (p *padding) fill(e *tokenizerv1.EncodeResponse, length int) {
 	n := length - len(e.GetIds())
 	e.Padding = uint32(n)
@@ -253,7 +253,7 @@ func wireIDs(ids []int32) []uint32 {
 	return out
 }
 
-// encode encodes a text into ids for the wire.
+// encode encodes a text into wire ids.
 func (m *model) encode(field, text string, o vocab.Options) ([]uint32, error) {
 	ids, err := m.Vocab.Encode(text, o)
 	if err != nil {

@@ -13,12 +13,12 @@ import (
 )
 
 const (
-	streamPart = 64 << 10 // bytes of text that are cut and encoded at once
-	streamHeld = 4 << 20  // most bytes that wait for a place to cut
+	streamPart = 64 << 10 // bytes of text that are encoded at once
+	streamHeld = 4 << 20  // most bytes that wait for a split point
 	streamIDs  = 64 << 10 // ids of one response
 )
 
-// EncodeStream turns a long text into ids, piece by piece.
+// EncodeStream turns a long text into ids, part by part.
 func (s *Service) EncodeStream(stream grpc.BidiStreamingServer[tokenizerv1.EncodeStreamRequest, tokenizerv1.EncodeStreamResponse]) error {
 	frame, err := stream.Recv()
 	if errors.Is(err, io.EOF) {
@@ -67,7 +67,7 @@ func (s *Service) EncodeStream(stream grpc.BidiStreamingServer[tokenizerv1.Encod
 	}
 }
 
-// send cuts a reply to what fits messages.
+// send splits a reply into messages of bounded size.
 func send(stream grpc.BidiStreamingServer[tokenizerv1.EncodeStreamRequest, tokenizerv1.EncodeStreamResponse], whole *tokenizerv1.EncodeStreamResponse) error {
 	for len(whole.GetIds()) > streamIDs {
 		part := &tokenizerv1.EncodeStreamResponse{Ids: whole.Ids[:streamIDs], More: true}
@@ -85,29 +85,29 @@ func send(stream grpc.BidiStreamingServer[tokenizerv1.EncodeStreamRequest, token
 
 // encoder is one encoding conversation.
 type encoder struct {
-	model  *model
-	cutter *cutter
-	o      vocab.Options
-	spans  bool
-	suffix []int32 // what the vocabulary puts behind a text
-	prefix []int32 // and before it, until it was given out
+	model    *model
+	splitter *splitter
+	o        vocab.Options
+	spans    bool
+	suffix   []int32 // ids that the vocabulary adds after a text
+	prefix   []int32 // ids that it adds before a text, until they were sent
 
 	held  []byte
-	begin cut // where the held text was cut off
+	begin split // split point before the held text
 	at    uint64
-	tried int // length of held text in which no place was found
+	tried int // length of held text without a split point
 }
 
 func (m *model) newEncoder(open *tokenizerv1.EncodeOpen) (*encoder, error) {
-	m.cuts.Do(func() { m.cutter = newCutter(m.Vocab) })
-	e := &encoder{model: m, cutter: m.cutter, o: vocab.Options{Special: open.GetSpecial()}, spans: open.GetSpans()}
+	m.splits.Do(func() { m.splitter = newSplitter(m.Vocab) })
+	e := &encoder{model: m, splitter: m.splitter, o: vocab.Options{Special: open.GetSpecial()}, spans: open.GetSpans()}
 	if open.GetNoBos() {
 		return e, nil
 	}
 	const text = "a"
 	bare, err := m.Vocab.Encode(text, e.o)
 	if err != nil {
-		return e, nil // no text can be encoded: the first push says so
+		return e, nil // no text can be encoded: the first push reports it
 	}
 	full, err := m.Vocab.Encode(text, vocab.Options{Special: e.o.Special, BOS: true})
 	if err != nil {
@@ -117,7 +117,7 @@ func (m *model) newEncoder(open *tokenizerv1.EncodeOpen) (*encoder, error) {
 	return e, nil
 }
 
-// surround is what stands in full before and behind bare.
+// surround returns the parts of full before and after bare.
 func surround(full, bare []int32) (prefix, suffix []int32) {
 	for i := 0; i+len(bare) <= len(full); i++ {
 		same := true
@@ -131,7 +131,7 @@ func surround(full, bare []int32) (prefix, suffix []int32) {
 	return nil, nil
 }
 
-// push takes text in and adds to the reply what became certain.
+// push takes text and adds the ids that became certain to the reply.
 func (e *encoder) push(text []byte, reply *tokenizerv1.EncodeStreamResponse) error {
 	if len(text) > 0 {
 		e.tell(e.prefix, e.at, reply)
@@ -140,7 +140,7 @@ func (e *encoder) push(text []byte, reply *tokenizerv1.EncodeStreamResponse) err
 	e.held = append(e.held, text...)
 	for len(e.held)-e.tried >= streamPart {
 		whole := len(e.held)
-		for k := 1; k < utf8.UTFMax && k <= whole; k++ { // a character that has not come whole
+		for k := 1; k < utf8.UTFMax && k <= whole; k++ { // an incomplete character at the end
 			if utf8.RuneStart(e.held[whole-k]) {
 				if !utf8.FullRune(e.held[whole-k:]) {
 					whole -= k
@@ -148,7 +148,7 @@ func (e *encoder) push(text []byte, reply *tokenizerv1.EncodeStreamResponse) err
 				break
 			}
 		}
-		done, err := e.cut(string(e.held[:whole]), reply)
+		done, err := e.encodeHeld(string(e.held[:whole]), reply)
 		if err != nil {
 			return err
 		}
@@ -158,24 +158,24 @@ func (e *encoder) push(text []byte, reply *tokenizerv1.EncodeStreamResponse) err
 		}
 	}
 	if len(e.held) > streamHeld {
-		return fault.New(fault.Exhausted, "encode a stream for model %q: %d bytes from byte %d on have no place to be cut", e.model.Name, len(e.held), e.at)
+		return fault.New(fault.Exhausted, "encode a stream for model %q: %d bytes from byte %d on have no split point", e.model.Name, len(e.held), e.at)
 	}
 	return nil
 }
 
-// cut encodes the held text up to the last place where it may be cut.
-func (e *encoder) cut(text string, reply *tokenizerv1.EncodeStreamResponse) (bool, error) {
+// encodeHeld encodes the held text up to its last split point.
+func (e *encoder) encodeHeld(text string, reply *tokenizerv1.EncodeStreamResponse) (bool, error) {
 	rest := text
 	for range 8 {
-		end, ok := e.cutter.last(rest)
+		end, ok := e.splitter.last(rest)
 		if !ok {
 			return false, nil
 		}
-		out, ok, err := e.cutter.part(text[:end.at], e.begin, end, e.o, e.spans)
+		out, ok, err := e.splitter.part(text[:end.at], e.begin, end, e.o, e.spans)
 		if err != nil {
 			return false, e.fault(err)
 		}
-		if ok && e.cutter.joins(text[end.at:], end, e.o) {
+		if ok && e.splitter.joins(text[end.at:], end, e.o) {
 			e.give(out, reply)
 			e.held, e.tried, e.begin, e.at = append(e.held[:0], e.held[end.at:]...), 0, end, e.at+uint64(end.at)
 			return true, nil
@@ -187,12 +187,12 @@ func (e *encoder) cut(text string, reply *tokenizerv1.EncodeStreamResponse) (boo
 
 func (e *encoder) flush(reply *tokenizerv1.EncodeStreamResponse) error {
 	e.tell(e.prefix, e.at, reply)
-	out, ok, err := e.cutter.part(string(e.held), e.begin, cut{}, e.o, e.spans)
+	out, ok, err := e.splitter.part(string(e.held), e.begin, split{}, e.o, e.spans)
 	if err != nil {
 		return e.fault(err)
 	}
 	if !ok {
-		return fault.New(fault.Internal, "encode a stream for model %q: the text from byte %d on does not join what was cut off", e.model.Name, e.at)
+		return fault.New(fault.Internal, "encode a stream for model %q: the text from byte %d on does not continue the text before it", e.model.Name, e.at)
 	}
 	e.give(out, reply)
 	e.tell(e.suffix, e.at+uint64(len(e.held)), reply)
@@ -208,7 +208,7 @@ func (e *encoder) fault(err error) error {
 	return err
 }
 
-// give adds ids with their places to a reply.
+// give adds ids with their spans to a reply.
 func (e *encoder) give(out vocab.Encoding, reply *tokenizerv1.EncodeStreamResponse) {
 	reply.Ids = append(reply.Ids, wireIDs(out.IDs)...)
 	for _, span := range out.Spans {
@@ -217,7 +217,7 @@ func (e *encoder) give(out vocab.Encoding, reply *tokenizerv1.EncodeStreamRespon
 	}
 }
 
-// tell adds ids that no text asked for.
+// tell adds ids that belong to no text.
 func (e *encoder) tell(ids []int32, at uint64, reply *tokenizerv1.EncodeStreamResponse) {
 	reply.Ids = append(reply.Ids, wireIDs(ids)...)
 	for range ids {

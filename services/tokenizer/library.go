@@ -42,7 +42,7 @@ func (l *Library) Open(ctx context.Context, ref string) (Model, error) {
 	byDigest := strings.HasPrefix(ref, "sha256:")
 	for _, e := range entries {
 		path := filepath.Join(l.dir, e.Name())
-		if !e.IsDir() && modelName(path) == e.Name() { // a file without a known ending
+		if !e.IsDir() && modelName(path) == e.Name() { // a file without a known extension
 			continue
 		}
 		if !byDigest && modelName(path) != ref {

@@ -17,7 +17,7 @@ import (
 // maxVocab is the maximum size of a vocabulary file that is read into memory.
 const maxVocab = 256 << 20
 
-// Load reads the vocabulary and the chat templates of any path that LoadVocab reads. An
+// Load reads the vocabulary, chat templates and generation settings of any path that LoadVocab reads. An
 // empty name becomes the file name without its extension. An empty digest is computed,
 // which reads the whole model. The error is a fault.Error: NotFound for a missing file or
 // a model without a tokenizer, Unimplemented for an unsupported tokenizer, Invalid for a
@@ -47,7 +47,7 @@ func Load(path, name, digest string) (Model, error) {
 	return m, nil
 }
 
-// kind is what a path holds.
+// kind is the type of a path's contents.
 type kind int
 
 const (
@@ -107,9 +107,9 @@ func isRanks(head []byte) bool {
 		len(bytes.Trim(token, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=")) == 0
 }
 
-// LoadVocab reads a vocabulary: of a GGUF file (with or without tensors, or a part
-// of a split one), a Hugging Face folder or its tokenizer.json, a SentencePiece
-// model, a tiktoken rank file, or a folder that holds one of those.
+// LoadVocab reads the vocabulary of a GGUF file (with or without tensors, or a part of a
+// split one), a Hugging Face folder or its tokenizer.json, a SentencePiece model, a
+// tiktoken rank file, or a folder that holds one of those.
 func LoadVocab(path string) (*vocab.Vocab, error) {
 	v, err := readVocab(path)
 	if err != nil {

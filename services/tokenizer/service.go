@@ -14,35 +14,35 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/vocab"
 )
 
-// Model is what the service knows of a model.
+// Model is what the service knows about a model.
 type Model struct {
-	Name   string // how people call it
+	Name   string // the name that requests use
 	Digest string // "sha256:…" of its files
 	Vocab  *vocab.Vocab
-	// ChatTemplate stands instead of the model's own, unless empty.
+	// ChatTemplate replaces the model's own template, unless it is empty.
 	ChatTemplate string
-	// Chat is what the model's files say of chats; the vocabulary's own template
-	// stands in where it has none.
+	// Chat is what the model's files say about chats; without templates in it, the
+	// vocabulary's own template is used.
 	Chat Chat
-	// Defaults are the settings of requests that give none of their own; may be nil.
+	// Defaults are used for settings that a request leaves out; may be nil.
 	Defaults *tokenizerv1.GenerationDefaults
 }
 
-// Config is what a Service needs.
+// Config holds the settings of a Service.
 type Config struct {
-	// Models are held for good.
+	// Models stay loaded.
 	Models []Model
-	// Open loads a model that is not held, by the name or digest that a request gives;
-	// (*Library).Open does. nil for none: then it is NotFound.
+	// Open loads a model that is not loaded, by the name or digest of a request, as
+	// (*Library).Open does. Without it such a request gets NotFound.
 	Open func(ctx context.Context, ref string) (Model, error)
-	// MaxModels and MaxBytes bound what is held: where it is more, loaded models go,
-	// the one used longest ago first. Zero is 64 models and 4 GiB, as far as their
-	// size can be told.
+	// MaxModels and MaxBytes bound the model cache: beyond either, models loaded on demand
+	// are evicted, the least recently used first. The defaults are 64 models and 4 GiB; sizes
+	// are estimates.
 	MaxModels int
 	MaxBytes  int64
-	// Texts is the folder that TrainVocabulary reads files of; empty for none.
+	// Texts is the folder of TrainVocabulary's files; empty allows none.
 	Texts string
-	// Workers share out batches and trainings; 0 means one a core.
+	// Workers is the number of goroutines for batches and training; 0 means one per core.
 	Workers int
 	// Now is the clock that chat templates read. nil is time.Now.
 	Now func() time.Time
@@ -50,21 +50,21 @@ type Config struct {
 	Budget template.Budget
 }
 
-// maxIDs bounds the ids of one reply, so that it fits a message of 4 MiB.
+// maxIDs is the most ids of one reply, so that it fits into a message of 4 MiB.
 const maxIDs = 1 << 20
 
 // Service implements lamina.tokenizer.v1.TokenizerService.
 type Service struct {
 	tokenizerv1.UnimplementedTokenizerServiceServer
-	shelf
+	modelCache
 	now     func() time.Time
 	budget  template.Budget
 	texts   string
 	workers int
 }
 
-// New makes a service that holds the configured models. It returns a
-// fault.Error for a model without a name or vocabulary, or two of a name.
+// New returns a service with the configured models. It returns a fault.Error for a model
+// without a name or vocabulary, or two models of one name.
 func New(c Config) (*Service, error) {
 	s := &Service{now: c.Now, budget: c.Budget, texts: c.Texts, workers: c.Workers}
 	s.open, s.models, s.bytes = c.Open, c.MaxModels, c.MaxBytes
@@ -88,12 +88,12 @@ func New(c Config) (*Service, error) {
 	return s, nil
 }
 
-// Register offers the service on a server.
+// Register registers the service on a server.
 func (s *Service) Register(r grpc.ServiceRegistrar) { tokenizerv1.RegisterTokenizerServiceServer(r, s) }
 
-// Add takes a model in for good. A model of the same name and digest is replaced; of
-// the same name and another digest it is an AlreadyExists error. A chat template
-// that does not parse is reported when a chat asks for it.
+// Add adds a model that pinned loaded. It replaces a model of the same name and digest; one
+// of the same name and another digest is an AlreadyExists error. A chat template that does
+// not parse is reported when a chat uses it.
 func (s *Service) Add(m Model) error {
 	held, err := ready(m)
 	if err != nil {
@@ -102,10 +102,10 @@ func (s *Service) Add(m Model) error {
 	return s.add(held)
 }
 
-// Remove forgets a model by name; requests that run keep it.
+// Remove removes a model by name; running requests keep it.
 func (s *Service) Remove(name string) { s.remove(name) }
 
-// Describe lists the vocabularies held, or describes one.
+// Describe lists the loaded vocabularies, or describes one.
 func (s *Service) Describe(ctx context.Context, r *tokenizerv1.DescribeRequest) (*tokenizerv1.DescribeResponse, error) {
 	models := s.all()
 	if ref := r.GetModel(); ref != "" {

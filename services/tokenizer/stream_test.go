@@ -67,7 +67,7 @@ func encodeStream(t *testing.T, c tokenizerv1.TokenizerServiceClient, open *toke
 	return ids, starts, ends, receive()
 }
 
-// cutUp cuts a text at random bytes.
+// cutUp splits a text at random bytes.
 func cutUp(text string, most int) func(func([]byte) bool) {
 	return func(yield func([]byte) bool) {
 		r := rand.New(rand.NewPCG(5, 6))
@@ -171,7 +171,7 @@ func TestEncodeStream_HoldsNoMoreThanItSays(t *testing.T) {
 			}
 		}
 	})
-	if err == nil || !strings.Contains(err.Error(), "no place to be cut") {
+	if err == nil || !strings.Contains(err.Error(), "no split point") {
 		t.Errorf("%v", err)
 	}
 }

@@ -8,7 +8,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/vocab"
 )
 
-// tokensPart is how many tokens one message of Tokens has.
+// tokensPart is the number of tokens in one message of Tokens.
 const tokensPart = 8192
 
 // Tokens lists a vocabulary's tokens, with what is needed to decode ids as Decode does.

@@ -25,7 +25,7 @@ const (
 	filePart      = 1 << 20 // bytes of a file in one event
 )
 
-// TrainVocabulary learns a vocabulary from texts and sends it as files.
+// TrainVocabulary trains a vocabulary on texts and sends its files.
 func (s *Service) TrainVocabulary(r *tokenizerv1.TrainVocabularyRequest, stream grpc.ServerStreamingServer[tokenizerv1.TrainVocabularyResponse]) error {
 	ctx := stream.Context()
 	switch {
@@ -50,7 +50,7 @@ func (s *Service) TrainVocabulary(r *tokenizerv1.TrainVocabularyRequest, stream 
 		return err
 	}
 	var lost error
-	told := -1 // hundredths
+	told := -1 // last reported progress, in per cent
 	v, err := train(ctx, slices.Values(texts), int(r.GetSize()), vocab.TrainOptions{
 		Workers: s.workers, Special: r.GetSpecial(), BOS: r.GetBos(), EOS: r.GetEos(),
 		Progress: func(done, total int) {
@@ -75,7 +75,7 @@ func (s *Service) TrainVocabulary(r *tokenizerv1.TrainVocabularyRequest, stream 
 
 type trainFunc func(ctx context.Context, texts iter.Seq[string], size int, o vocab.TrainOptions) (*vocab.Vocab, error)
 
-// trainer finds the way of training.
+// trainer returns the training function of a type of vocabulary.
 func trainer(kind string) (trainFunc, error) {
 	switch kind {
 	case "bpe":
@@ -86,8 +86,8 @@ func trainer(kind string) (trainFunc, error) {
 	return nil, fault.Field("type", "%q is not supported: bpe and unigram are", kind)
 }
 
-// trainTexts is a request's texts, then those of its files, which are read below the
-// service's folder and nowhere else.
+// trainTexts iterates over the texts of a request and then over those of its files, which
+// are read inside the service's folder only.
 func (s *Service) trainTexts(ctx context.Context, r *tokenizerv1.TrainVocabularyRequest) ([]string, error) {
 	out := slices.Clone(r.GetTexts())
 	if len(r.GetFiles()) == 0 {

@@ -18,13 +18,13 @@ import (
 //go:embed static
 var static embed.FS
 
-// Backend tells the topology, now and after each change, until ctx ends or send
-// fails. It calls send from one goroutine; errors are faults.
+// Backend reports the topology, now and after each change, until ctx ends or send fails. It
+// calls send from one goroutine. Errors are faults.
 type Backend interface {
 	Watch(ctx context.Context, send func(*routerv1.Mesh) error) error
 }
 
-// Options is what the page is given from outside.
+// Options are the settings of the page.
 type Options struct {
 	Log          *slog.Logger  // nil logs nothing
 	WriteTimeout time.Duration // for a stalled reader to take an event; 0 means 30 s
@@ -84,7 +84,7 @@ func (s *server) topology(w http.ResponseWriter, r *http.Request) {
 		return nil
 	})
 	switch {
-	case err == nil, errors.Is(err, context.Canceled): // the browser goes on by itself, or has gone
+	case err == nil, errors.Is(err, context.Canceled): // the browser reconnects by itself, or has gone
 	case begun:
 		s.log.Debug("end topology stream", "error", err)
 	default:
@@ -92,7 +92,7 @@ func (s *server) topology(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// secure lets the page load nothing but its own files, nowhere framed.
+// secure sets headers that let the page load only its own files and forbid framing.
 func secure(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()

@@ -1,13 +1,12 @@
-// Package console is the router's page at /: a chat with the served models and the
-// live chain of stages. Everything it needs is in the binary; its policy lets the
-// browser load nothing else and run no inline script, and the page puts text in only
-// as text, so that neither a model's words nor a member's name can become markup.
+// Package console serves the router's page at /: a chat with the served models and the live
+// chain of stages. The page is embedded in the binary. Its content security policy forbids
+// foreign files and inline scripts, and scripts insert text only as text nodes, so that
+// neither a model's output nor a member's name can become markup.
 //
-// The page talks to the OpenAI-style face beside it (/v1/) and to /api/topology,
-// which sends the mesh as server-sent events of protobuf's JSON with proto names:
-// now and after each change, until the reader goes or leaves an event untaken for
-// 30 seconds.
+// The page uses the OpenAI-compatible API at /v1/ and /api/topology, which sends the mesh as
+// server-sent events, in protobuf's JSON mapping with proto field names: now and after each
+// change, until the client disconnects or does not read an event for 30 seconds.
 //
-// It is not an operator's control: it changes nothing. Who mounts it serves /v1/ on
-// the same origin and owns the listener.
+// The page only displays; it cannot change anything. Whoever mounts it serves /v1/ on the
+// same origin and owns the listener.
 package console

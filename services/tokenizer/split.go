@@ -9,21 +9,23 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/vocab"
 )
 
-// cutter finds places where a text may be cut so that the parts, each encoded with a
-// little of its neighbours around it, give the ids of the whole. Such a place stands
-// between a line's end and a letter, or between a letter and a space before a
-// letter, as long as no token spans it: then merging and searching on one side know
-// nothing of the other, and no pre-tokenizer in use looks further than one
-// character.
-type cutter struct {
+// splitter finds positions at which a long text may be split, so that the parts can be
+// encoded separately: each part, encoded with one or two characters of its neighbours as
+// context, gives exactly the ids that it has in the whole text.
+//
+// A split point is either between a line break and a letter, or between a letter and a
+// space that is followed by a letter, provided that no token of the vocabulary spans such a
+// point. Then neither merges nor the search on one side can depend on the other side, and
+// the pre-tokenizers in use look at most one character ahead.
+type splitter struct {
 	v      *vocab.Vocab
-	lines  bool     // no token goes on from a line's end to a letter
-	spaces bool     // none goes on from a letter to a space
-	added  []string // added tokens that a letter or a space begins
+	lines  bool     // no token contains a line break followed by a letter
+	spaces bool     // no token contains a letter followed by a space
+	added  []string // added tokens that begin with a letter or a space
 }
 
-func newCutter(v *vocab.Vocab) *cutter {
-	c := &cutter{v: v, lines: true, spaces: true}
+func newSplitter(v *vocab.Vocab) *splitter {
+	c := &splitter{v: v, lines: true, spaces: true}
 	for id := range v.Size() {
 		text, kind, err := v.Token(int32(id))
 		if err != nil {
@@ -52,19 +54,19 @@ func newCutter(v *vocab.Vocab) *cutter {
 	return c
 }
 
-// mayBeLetter says whether a decoded character is a letter, or part of one.
+// mayBeLetter reports whether a decoded character is a letter, or a fragment of one.
 func mayBeLetter(r rune, n int) bool { return unicode.IsLetter(r) || r == utf8.RuneError && n <= 1 }
 
-// cut is a place in a text: what stands before it and after it, as far as it
-// matters to the other side.
-type cut struct {
+// split is a split point, with the characters before and after it that the other part
+// needs as context.
+type split struct {
 	at            int
 	before, after string
 }
 
-// last finds the last place in a text to cut, not after its last 64 bytes: an added
-// token may begin there.
-func (c *cutter) last(text string) (cut, bool) {
+// last returns the last split point of a text, but none in its last 64 bytes, where an
+// added token may have begun.
+func (c *splitter) last(text string) (split, bool) {
 	for at := len(text) - 64; at > 0; at-- {
 		if !utf8.RuneStart(text[at]) {
 			continue
@@ -73,13 +75,13 @@ func (c *cutter) last(text string) (cut, bool) {
 			return out, true
 		}
 	}
-	return cut{}, false
+	return split{}, false
 }
 
-func (c *cutter) here(text string, at int) (cut, bool) {
+func (c *splitter) here(text string, at int) (split, bool) {
 	rest := text[at:]
 	r, n := utf8.DecodeRuneInString(rest)
-	out := cut{at: at}
+	out := split{at: at}
 	switch {
 	case c.lines && text[at-1] == '\n' && unicode.IsLetter(r):
 		out.before, out.after = "\n", rest[:n]
@@ -101,10 +103,10 @@ func (c *cutter) here(text string, at int) (cut, bool) {
 	return out, true
 }
 
-// part encodes text[:end.at], which begin stands before; either may be a zero cut,
-// for the text's own beginning and end. ok is false where the tokens around the
-// text do not come out as they do alone: it must not be cut there.
-func (c *cutter) part(text string, begin, end cut, o vocab.Options, spans bool) (e vocab.Encoding, ok bool, err error) {
+// part encodes text[:end.at], where begin is the split point before it. A zero split stands
+// for the beginning or the end of the whole text. ok is false if the context does not
+// encode as it does alone: the text must not be split there.
+func (c *splitter) part(text string, begin, end split, o vocab.Options, spans bool) (e vocab.Encoding, ok bool, err error) {
 	head, tail := begin.before, end.after
 	whole := head + text + tail
 	if spans {
@@ -137,20 +139,20 @@ func (c *cutter) part(text string, begin, end cut, o vocab.Options, spans bool) 
 	return e, true, nil
 }
 
-// joins says whether the text behind a place begins with the ids that it begins with
-// alone.
-func (c *cutter) joins(rest string, at cut, o vocab.Options) bool {
+// joins reports whether the text after a split point begins with the same ids with context
+// and without.
+func (c *splitter) joins(rest string, at split, o vocab.Options) bool {
 	n := min(len(rest), 256)
 	for n > 0 && n < len(rest) && !utf8.RuneStart(rest[n]) {
 		n--
 	}
-	_, ok, err := c.part(rest[:n], at, cut{}, o, false)
+	_, ok, err := c.part(rest[:n], at, split{}, o, false)
 	return ok && err == nil
 }
 
-// around encodes what stands on both sides of a place, alone: the ids before it and
-// those after it.
-func (c *cutter) around(at cut, o vocab.Options) (before, after []int32, err error) {
+// around encodes the context of a split point alone and returns the ids before and after
+// it.
+func (c *splitter) around(at split, o vocab.Options) (before, after []int32, err error) {
 	if at.before == "" {
 		return nil, nil, nil
 	}

@@ -13,13 +13,13 @@ import (
 )
 
 // vocabularies are those of the folder of test models.
-func vocabularies(t testing.TB) map[string]*cutter {
+func vocabularies(t testing.TB) map[string]*splitter {
 	t.Helper()
 	root := os.Getenv("LAMINA_SHARED")
 	if root == "" {
 		root = filepath.Join("..", "..", "..", "shared")
 	}
-	out := map[string]*cutter{}
+	out := map[string]*splitter{}
 	paths, err := filepath.Glob(filepath.Join(root, "vectors", "tokenizer", "*.gguf"))
 	if err != nil {
 		t.Fatal(err)
@@ -29,13 +29,13 @@ func vocabularies(t testing.TB) map[string]*cutter {
 		if err != nil {
 			t.Skipf("%s is not there", path)
 		}
-		out[filepath.Base(path)] = newCutter(v)
+		out[filepath.Base(path)] = newSplitter(v)
 	}
 	return out
 }
 
-// everyCut cuts a text at each place where it may be cut and compares.
-func everyCut(t *testing.T, name string, c *cutter, text string, o vocab.Options) (cuts int) {
+// everySplit splits a text at every split point and compares the ids.
+func everySplit(t *testing.T, name string, c *splitter, text string, o vocab.Options) (splits int) {
 	t.Helper()
 	whole, err := c.v.EncodeSpans(text, o)
 	if err != nil {
@@ -49,15 +49,15 @@ func everyCut(t *testing.T, name string, c *cutter, text string, o vocab.Options
 		if !ok {
 			continue
 		}
-		left, ok, err := c.part(text[:at], cut{}, place, o, true)
+		left, ok, err := c.part(text[:at], split{}, place, o, true)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if !ok || !c.joins(text[at:], place, o) {
 			continue
 		}
-		cuts++
-		right, ok, err := c.part(text[at:], place, cut{}, o, true)
+		splits++
+		right, ok, err := c.part(text[at:], place, split{}, o, true)
 		if err != nil || !ok {
 			t.Fatalf("%s: %q does not join what is before %d: %v", name, text, at, err)
 		}
@@ -68,10 +68,10 @@ func everyCut(t *testing.T, name string, c *cutter, text string, o vocab.Options
 			t.Fatalf("%s: %q cut at %d is\n%v %v, whole\n%v", name, text, at, left, right, whole)
 		}
 	}
-	return cuts
+	return splits
 }
 
-func TestCutter_EveryCutGivesTheSame(t *testing.T) {
+func TestSplitter_EverySplitGivesTheSame(t *testing.T) {
 	words := []string{"the", " quick", " fox,", "\n", "\n\nBut", "\n\n  it's", " 12345", " é", "漢字", "한국", "\r\n", "  ", "'s", "\tx", "🦊", "e\u0301", "\u00a0", " \u3000a", "<|im_end|>", "<s>",
 		"_a", "X", "camelCase", " //", "();\n", " --", "…", "ﬁ", "\u200d", "İ", "ა", " \u00ad", "7.5", "\n\u0301a", "A\n", "\nz ", " \u0301"}
 	r := rand.New(rand.NewPCG(3, 4))
@@ -79,16 +79,16 @@ func TestCutter_EveryCutGivesTheSame(t *testing.T) {
 		if !c.lines || !c.spaces {
 			t.Errorf("%s: lines %v, spaces %v", name, c.lines, c.spaces)
 		}
-		cuts := 0
+		splits := 0
 		for range 60 {
 			var b strings.Builder
 			for range 1 + r.IntN(14) {
 				b.WriteString(words[r.IntN(len(words))])
 			}
-			cuts += everyCut(t, name, c, b.String(), vocab.Options{Special: r.IntN(2) == 0})
+			splits += everySplit(t, name, c, b.String(), vocab.Options{Special: r.IntN(2) == 0})
 		}
-		if cuts < 20 {
-			t.Errorf("%s: %d cuts", name, cuts)
+		if splits < 20 {
+			t.Errorf("%s: %d splits", name, splits)
 		}
 	}
 }
@@ -102,7 +102,7 @@ func FuzzCutter(f *testing.F) {
 			return
 		}
 		for name, c := range all {
-			everyCut(t, name, c, text, vocab.Options{Special: special})
+			everySplit(t, name, c, text, vocab.Options{Special: special})
 		}
 	})
 }

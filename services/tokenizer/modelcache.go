@@ -19,40 +19,41 @@ const (
 	defaultBytes  = 4 << 30
 )
 
-// shelf holds models by name and by digest. Those that were given stay; those that
-// were asked for come from the library and go again, the one used longest ago first.
-type shelf struct {
-	open   func(ctx context.Context, ref string) (Model, error) // nil for none
-	models int                                                  // most, those that stay included
-	bytes  int64                                                // about; most of them all
+// modelCache holds the loaded models by name and by digest. Configured models are pinned.
+// Models that requests name are loaded from the library and evicted again, the least
+// recently used first.
+type modelCache struct {
+	open   func(ctx context.Context, ref string) (Model, error) // loads a model; nil if there is no library
+	models int                                                  // most models, pinned ones included
+	bytes  int64                                                // most bytes of all models, estimated
 
 	ticks   atomic.Uint64
 	mu      sync.RWMutex
 	held    []*model            // sorted by name
-	loading map[string]*loading // by what was asked for
+	loading map[string]*loading // by the name or digest asked for
 }
 
-// model is a Model made ready.
+// model is a Model whose templates are parsed.
 type model struct {
 	Model
-	chats  map[string]*chat // by name
-	stays  bool
-	bytes  int64
-	used   atomic.Uint64 // the shelf's tick
-	cuts   sync.Once
-	cutter *cutter // of long texts
+	chats    map[string]*chat // by name
+	pinned   bool
+	bytes    int64
+	used     atomic.Uint64 // the cache's tick at the last use
+	splits   sync.Once
+	splitter *splitter // of long texts; set by splits
 }
 
-// chat is a chat template made ready.
+// chat is a parsed chat template.
 type chat struct {
 	template *template.Template
 	err      error // why it did not parse
 	format   toolcall.Format
 	probe    sync.Once
-	wants    wants
+	style    callStyle
 }
 
-// loading is a model on its way; done is closed when the rest stands.
+// loading is a model that is being loaded. done is closed when the other fields are set.
 type loading struct {
 	done  chan struct{}
 	model *model
@@ -84,8 +85,8 @@ func ready(m Model) (*model, error) {
 	return out, nil
 }
 
-// footprint is about how much memory a vocabulary takes: its tokens' bytes and
-// spellings, entries of maps and merges.
+// footprint estimates the memory of a vocabulary: the bytes and spellings of its tokens,
+// and the entries of its maps and merges.
 func footprint(v *vocab.Vocab) int64 {
 	n := int64(1 << 20)
 	for id := range v.Size() {
@@ -97,9 +98,9 @@ func footprint(v *vocab.Vocab) int64 {
 	return n
 }
 
-// add takes a model in that stays, in place of the one of the same name and digest.
-func (s *shelf) add(m *model) error {
-	m.stays = true
+// add pins a model; it replaces one of the same name and digest.
+func (s *modelCache) add(m *model) error {
+	m.pinned = true
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	i, found := s.position(m.Name)
@@ -114,7 +115,7 @@ func (s *shelf) add(m *model) error {
 	return nil
 }
 
-func (s *shelf) remove(name string) {
+func (s *modelCache) remove(name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if i, found := s.position(name); found {
@@ -122,20 +123,19 @@ func (s *shelf) remove(name string) {
 	}
 }
 
-// all lists what is held, sorted by name.
-func (s *shelf) all() []*model {
+// all lists the loaded models, sorted by name.
+func (s *modelCache) all() []*model {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	return slices.Clone(s.held)
 }
 
-func (s *shelf) position(name string) (int, bool) {
+func (s *modelCache) position(name string) (int, bool) {
 	return slices.BinarySearchFunc(s.held, name, func(m *model, name string) int { return cmp.Compare(m.Name, name) })
 }
 
-// find returns the model that a request names by digest or name, loading it if need
-// be.
-func (s *shelf) find(ctx context.Context, ref string) (*model, error) {
+// find returns the model of a name or digest, and loads it if necessary.
+func (s *modelCache) find(ctx context.Context, ref string) (*model, error) {
 	for {
 		s.mu.RLock()
 		m := s.lookup(ref)
@@ -154,12 +154,12 @@ func (s *shelf) find(ctx context.Context, ref string) (*model, error) {
 		if err == nil || ctx.Err() != nil || fault.CodeOf(err) != fault.Canceled {
 			return m, err
 		}
-		// Whoever loaded it went away; this request does not.
+		// The request that was loading it was canceled; this one was not.
 	}
 }
 
-// lookup finds a model under the lock.
-func (s *shelf) lookup(ref string) *model {
+// lookup finds a loaded model; mu is held.
+func (s *modelCache) lookup(ref string) *model {
 	if ref == "" {
 		if len(s.held) == 1 {
 			return s.held[0]
@@ -177,8 +177,8 @@ func (s *shelf) lookup(ref string) *model {
 	return nil
 }
 
-// load takes a model from the library, once for all who wait for it.
-func (s *shelf) load(ctx context.Context, ref string) (*model, error) {
+// load loads a model from the library, once for all requests that wait for it.
+func (s *modelCache) load(ctx context.Context, ref string) (*model, error) {
 	s.mu.Lock()
 	if m := s.lookup(ref); m != nil {
 		s.mu.Unlock()
@@ -200,7 +200,7 @@ func (s *shelf) load(ctx context.Context, ref string) (*model, error) {
 	s.loading[ref] = l
 	s.mu.Unlock()
 
-	l.model, l.err = s.take(ctx, ref)
+	l.model, l.err = s.fetch(ctx, ref)
 	s.mu.Lock()
 	delete(s.loading, ref)
 	s.mu.Unlock()
@@ -208,8 +208,8 @@ func (s *shelf) load(ctx context.Context, ref string) (*model, error) {
 	return l.model, l.err
 }
 
-// take opens a model and puts it on the shelf.
-func (s *shelf) take(ctx context.Context, ref string) (*model, error) {
+// fetch opens a model and inserts it into the cache.
+func (s *modelCache) fetch(ctx context.Context, ref string) (*model, error) {
 	given, err := s.open(ctx, ref)
 	if err != nil {
 		return nil, err
@@ -226,26 +226,26 @@ func (s *shelf) take(ctx context.Context, ref string) (*model, error) {
 	defer s.mu.Unlock()
 	i, found := s.position(m.Name)
 	switch {
-	case found && s.held[i].Digest == m.Digest: // another name of it came first
+	case found && s.held[i].Digest == m.Digest: // it was loaded by another of its names meanwhile
 		return s.held[i], nil
-	case found && s.held[i].stays:
+	case found && s.held[i].pinned:
 		return nil, fault.New(fault.AlreadyExists, "hold model %q: it is held with digest %s", m.Name, s.held[i].Digest)
 	case found:
 		s.held[i] = m
 	default:
 		s.held = slices.Insert(s.held, i, m)
 	}
-	s.makeRoom(m)
+	s.evict(m)
 	return m, nil
 }
 
-// makeRoom lets models go until what is held fits; requests that run keep theirs.
-func (s *shelf) makeRoom(newest *model) {
+// evict removes models until the cache fits its bounds; running requests keep theirs.
+func (s *modelCache) evict(newest *model) {
 	for {
 		total, oldest := int64(0), -1
 		for i, m := range s.held {
 			total += m.bytes
-			if m != newest && !m.stays && (oldest < 0 || m.used.Load() < s.held[oldest].used.Load()) {
+			if m != newest && !m.pinned && (oldest < 0 || m.used.Load() < s.held[oldest].used.Load()) {
 				oldest = i
 			}
 		}

@@ -7,29 +7,29 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/template"
 )
 
-// wants is how a template expects turns with calls.
-type wants struct {
+// callStyle is how a template expects messages with tool calls.
+type callStyle struct {
 	arguments template.Arguments
-	text      bool // no content is empty text, not null
+	text      bool // missing content must be an empty string, not null
 }
 
-// asWanted has turns with calls given to the template as it expects them.
-func (c *chat) asWanted(ctx context.Context, in *template.ChatInput, o template.Options) {
+// adaptCalls passes messages with tool calls to the template in the form that it expects.
+func (c *chat) adaptCalls(ctx context.Context, in *template.ChatInput, o template.Options) {
 	for _, m := range in.Messages {
 		if strings.Contains(string(m.JSON), `"tool_calls"`) {
-			c.probe.Do(func() { c.wants = probe(ctx, c.template, o) })
-			in.Arguments, in.TextContent = c.wants.arguments, c.wants.text
+			c.probe.Do(func() { c.style = probe(ctx, c.template, o) })
+			in.Arguments, in.TextContent = c.style.arguments, c.style.text
 			return
 		}
 	}
 }
 
-// probe finds out by trying. A template that joins arguments to its own text, or
-// writes an object as Python does, wants text; one that fails where content is null
-// and does not where it is empty wants text there.
-func probe(ctx context.Context, t *template.Template, o template.Options) wants {
+// probe finds the style by rendering a sample. A template that concatenates the arguments
+// with its own text, or prints an object in Python's notation, expects a string; one that
+// fails for null content but not for empty content expects an empty string there.
+func probe(ctx context.Context, t *template.Template, o template.Options) callStyle {
 	const key = "lamina_probe"
-	ctx = context.WithoutCancel(ctx) // what is found out stays
+	ctx = context.WithoutCancel(ctx) // the result outlives the request
 	try := func(content string, arguments template.Arguments) (string, bool) {
 		r, err := t.Chat(ctx, template.ChatInput{
 			Arguments: arguments, BOS: "<s>", EOS: "</s>",
@@ -39,7 +39,7 @@ func probe(ctx context.Context, t *template.Template, o template.Options) wants 
 		}, o)
 		return r.Text, err == nil
 	}
-	out := wants{arguments: template.ArgumentsAsObjects}
+	out := callStyle{arguments: template.ArgumentsAsObjects}
 	if text, ok := try(`""`, out.arguments); !ok || !strings.Contains(text, key) || strings.Contains(text, "'"+key+"'") {
 		if text, ok := try(`""`, template.ArgumentsAsText); ok && strings.Contains(text, key) {
 			out.arguments = template.ArgumentsAsText
