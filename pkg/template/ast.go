@@ -1,11 +1,11 @@
 package template
 
-// expr is an expression.
+// expr is an expression node.
 type expr interface {
 	eval(s *state) (Value, error)
 }
 
-// stmt is a statement; it appends to the state's output.
+// stmt is a statement node; executing it appends to the state's output.
 type stmt interface {
 	exec(s *state) error
 }
@@ -24,7 +24,7 @@ type (
 		name string
 	}
 	itemExpr  struct{ of, key expr }
-	sliceExpr struct{ of, from, to, step expr } // nil where left out
+	sliceExpr struct{ of, from, to, step expr } // nil where omitted
 	callExpr  struct {
 		of   expr
 		args callArgs
@@ -58,10 +58,10 @@ type (
 		with []expr
 		line int
 	}
-	condExpr struct{ cond, yes, no expr } // no is nil where left out
+	condExpr struct{ cond, yes, no expr } // no is nil where omitted
 )
 
-// callArgs are a call's arguments.
+// callArgs are the arguments of a call.
 type callArgs struct {
 	pos    []expr
 	names  []string
@@ -84,10 +84,10 @@ type (
 	forStmt struct {
 		target target
 		in     expr
-		cond   expr // nil where left out
+		cond   expr // nil where omitted
 		body   []stmt
 		other  []stmt
-		// recursive says that the body may call loop with another row.
+		// recursive: the body may call loop with another iterable.
 		recursive bool
 		line      int
 	}
@@ -101,7 +101,7 @@ type (
 	macroStmt struct {
 		name     string
 		params   []string
-		defaults []expr // nil where there is none
+		defaults []expr // nil for a parameter without a default
 		body     []stmt
 		takes    uses
 	}
@@ -123,8 +123,8 @@ type (
 		values []expr
 		body   []stmt
 	}
-	// blockStmt is a part with names of its own: generation … endgeneration, and
-	// block, whose text self.name() repeats.
+	// blockStmt is a part with its own scope: generation … endgeneration, or a block, whose
+	// text self.name() renders again.
 	blockStmt struct {
 		name string // empty for generation
 		body []stmt
@@ -133,14 +133,14 @@ type (
 	continueStmt struct{}
 )
 
-// uses says which of the special names a macro's body reads; without them it
-// refuses what they would hold.
+// uses says which of the special variables (varargs, kwargs, caller) the body of a macro
+// reads. A macro that does not read them refuses the arguments they would hold.
 type uses struct{ varargs, kwargs, caller bool }
 
-// target is what set and for assign to: a name, an attribute of a name, or
-// several of them.
+// target is what set and for assign to: a name, an attribute of a namespace, or several of
+// them.
 type target struct {
 	name  string
-	attr  string // of name, which then is a namespace
+	attr  string // attribute of name, which then is a namespace
 	items []target
 }

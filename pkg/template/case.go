@@ -6,15 +6,15 @@ import (
 	"unicode/utf8"
 )
 
-// specialUpper lists the characters whose upper case is more than one, each
-// before a space and its upper case after it.
+// specialUpper lists the characters whose upper case has more than one character; each is
+// followed by its upper case, separated by spaces.
 const specialUpper = "ß SS ŉ ʼN ǰ J̌ ΐ Ϊ́ ΰ Ϋ́ և ԵՒ ẖ H̱ ẗ T̈ ẘ W̊ ẙ Y̊ ẚ Aʾ ὐ Υ̓ ὒ Υ̓̀ ὔ Υ̓́ ὖ Υ̓͂ ᾀ ἈΙ ᾁ ἉΙ ᾂ ἊΙ ᾃ ἋΙ ᾄ ἌΙ ᾅ ἍΙ ᾆ ἎΙ ᾇ ἏΙ " +
 	"ᾈ ἈΙ ᾉ ἉΙ ᾊ ἊΙ ᾋ ἋΙ ᾌ ἌΙ ᾍ ἍΙ ᾎ ἎΙ ᾏ ἏΙ ᾐ ἨΙ ᾑ ἩΙ ᾒ ἪΙ ᾓ ἫΙ ᾔ ἬΙ ᾕ ἭΙ ᾖ ἮΙ ᾗ ἯΙ ᾘ ἨΙ ᾙ ἩΙ ᾚ ἪΙ ᾛ ἫΙ ᾜ ἬΙ ᾝ ἭΙ ᾞ ἮΙ ᾟ ἯΙ " +
 	"ᾠ ὨΙ ᾡ ὩΙ ᾢ ὪΙ ᾣ ὫΙ ᾤ ὬΙ ᾥ ὭΙ ᾦ ὮΙ ᾧ ὯΙ ᾨ ὨΙ ᾩ ὩΙ ᾪ ὪΙ ᾫ ὫΙ ᾬ ὬΙ ᾭ ὭΙ ᾮ ὮΙ ᾯ ὯΙ ᾲ ᾺΙ ᾳ ΑΙ ᾴ ΆΙ ᾶ Α͂ ᾷ Α͂Ι ᾼ ΑΙ ῂ ῊΙ ῃ ΗΙ ῄ ΉΙ " +
 	"ῆ Η͂ ῇ Η͂Ι ῌ ΗΙ ῒ Ϊ̀ ΐ Ϊ́ ῖ Ι͂ ῗ Ϊ͂ ῢ Ϋ̀ ΰ Ϋ́ ῤ Ρ̓ ῦ Υ͂ ῧ Ϋ͂ ῲ ῺΙ ῳ ΩΙ ῴ ΏΙ ῶ Ω͂ ῷ Ω͂Ι ῼ ΩΙ ﬀ FF ﬁ FI ﬂ FL ﬃ FFI ﬄ FFL ﬅ ST ﬆ ST ﬓ ՄՆ ﬔ ՄԵ " +
 	"ﬕ ՄԻ ﬖ ՎՆ ﬗ ՄԽ "
 
-// expands returns a character's upper case if that is more than one character.
+// expands returns the upper case of a character if it has more than one character.
 func expands(r rune) (string, bool) {
 	switch {
 	case r < 0xdf, r > 0xdf && r < 0x149, r > 0x149 && r < 0x1f0, r > 0x587 && r < 0x1e96, r > 0x1ffc && r < 0xfb00, r > 0xfb17:
@@ -29,7 +29,7 @@ func expands(r rune) (string, bool) {
 	return rest[:strings.IndexByte(rest, ' ')], true
 }
 
-// upper, lower, fold and capitalize are Python's: by Unicode's full mappings.
+// upper, lower, fold and capitalize behave as in Python, with Unicode's full case mappings.
 func upper(x string) string {
 	return mapped(x, func(b *strings.Builder, r rune) {
 		if more, ok := expands(r); ok {
@@ -51,7 +51,7 @@ func lower(x string) string {
 	return b.String()
 }
 
-// lowerAt writes the lower case of the character at i.
+// lowerAt appends the lower case of the character at i.
 func lowerAt(b *strings.Builder, x string, i int, r rune) {
 	switch r {
 	case 'İ':
@@ -67,7 +67,7 @@ func lowerAt(b *strings.Builder, x string, i int, r rune) {
 	}
 }
 
-// endsWord says whether a sigma between the two texts is a final one.
+// endsWord reports whether a sigma between the two texts is a final sigma.
 func endsWord(before, after string) bool {
 	before = strings.TrimRightFunc(before, passedOver)
 	after = strings.TrimLeftFunc(after, passedOver)
@@ -76,7 +76,7 @@ func endsWord(before, after string) bool {
 	return cased(last) && !cased(next)
 }
 
-// passedOver is what stands in a word without a case of its own.
+// passedOver reports whether a character is ignored in the search for the end of a word.
 func passedOver(r rune) bool {
 	return strings.ContainsRune("'.:·’^`¨", r) || unicode.In(r, unicode.Mn, unicode.Me, unicode.Cf, unicode.Lm, unicode.Sk)
 }
@@ -99,7 +99,7 @@ func fold(x string) string {
 	})
 }
 
-// titleRune writes a character as a word begins with it.
+// titleRune appends the title case of a character.
 func titleRune(b *strings.Builder, r rune) {
 	more, ok := expands(r)
 	if t := unicode.ToTitle(r); !ok || t != r {
@@ -119,13 +119,13 @@ func capitalize(x string) string {
 	return words(x, func(i int, _, _ rune) bool { return i == 0 })
 }
 
-// pythonTitle raises the first letter of each run of letters that have a case.
+// pythonTitle capitalizes the first letter of each run of cased letters.
 func pythonTitle(x string) string {
 	return words(x, func(i int, before, _ rune) bool { return i == 0 || !cased(before) })
 }
 
-// jinjaTitle raises the first character of the text, and what follows a space, a
-// hyphen or an opening bracket.
+// jinjaTitle capitalizes the first character of the text and those after a space, a hyphen or
+// an opening bracket.
 func jinjaTitle(x string) string {
 	var b strings.Builder
 	before := ' '
@@ -158,7 +158,7 @@ func swapCase(x string) string {
 	return b.String()
 }
 
-// words lowers a text but for the characters that begin says begin a word.
+// words lowers a text except for the characters at which begin reports the beginning of a word.
 func words(x string, begin func(i int, before, r rune) bool) string {
 	var b strings.Builder
 	before := rune(0)
@@ -182,7 +182,7 @@ func mapped(x string, write func(*strings.Builder, rune)) string {
 	return b.String()
 }
 
-// isTitled is Python's istitle.
+// isTitled behaves as Python's str.istitle.
 func isTitled(x string) bool {
 	inside, some := false, false
 	for _, r := range x {

@@ -6,35 +6,33 @@ import (
 	"maps"
 )
 
-// Message is one turn of a chat.
+// Message is one message of a chat.
 type Message struct {
 	Role    string
 	Content string
-	// JSON, where it is not empty, is the whole turn as OpenAI's message object
-	// and stands instead of Role and Content.
+	// JSON, if not empty, is the whole message as an OpenAI message object; it replaces Role
+	// and Content.
 	JSON []byte
 }
 
-// ChatInput is what a chat template is rendered from.
+// ChatInput is the input of a chat template.
 type ChatInput struct {
 	Messages            []Message
-	Tools               []byte // OpenAI's tool definitions, a JSON array; empty for none
+	Tools               []byte // OpenAI tool definitions, a JSON array; empty for none
 	Documents           []byte // documents to answer from, a JSON array; empty for none
 	AddGenerationPrompt bool   // open the assistant's turn at the end
 	Arguments           Arguments
-	TextContent         bool   // messages whose content is null have an empty one
-	BOS, EOS            string // how the vocabulary spells its begin and end tokens
-	// Special is how further special tokens are spelled, by the variable that the
-	// template reads: "unk_token". It stands instead of BOS and EOS where it has them;
-	// variables of these names stand instead of it, as data.
+	TextContent         bool   // messages whose content is null get an empty one
+	BOS, EOS            string // the vocabulary's spellings of the begin and end tokens
+	// Special maps variables that the template reads ("unk_token") to the spellings of special
+	// tokens. It overrides BOS and EOS, and is overridden by Variables, whose text is data.
 	Special   map[string]string
 	Variables []byte // further variables, a JSON object; empty for none
 }
 
-// Chat renders a chat template as transformers does. Everything in the messages,
-// tools and variables is data; the spellings of the begin and end tokens are
-// not. Roles that the template compares itself are, too: a role cannot spell a
-// control token.
+// Chat renders a chat template as transformers does. All text of the messages, tools and
+// variables is data; the spellings of special tokens are not, and neither are roles that the
+// template compares with a literal. A role cannot spell a control token.
 func (t *Template) Chat(ctx context.Context, in ChatInput, o Options) (Result, error) {
 	vars := NewMap()
 	if len(in.Variables) > 0 {
@@ -86,7 +84,7 @@ func (t *Template) Chat(ctx context.Context, in ChatInput, o Options) (Result, e
 	return t.Render(ctx, vars, o)
 }
 
-// readList reads a JSON array, or null for none.
+// readList reads a JSON array; null is an empty one.
 func readList(field string, text []byte) (Value, error) {
 	if len(text) == 0 {
 		return nil, nil
@@ -103,7 +101,7 @@ func readList(field string, text []byte) (Value, error) {
 	return v, nil
 }
 
-// steps is what honest templates take for a chat of this size, and more.
+// steps is a generous budget for the templates in use, for a chat of this size.
 func (in *ChatInput) steps() int {
 	n := 250*len(in.Messages) + (len(in.Tools)+len(in.Documents)+len(in.Variables))/4
 	for _, m := range in.Messages {
@@ -112,8 +110,7 @@ func (in *ChatInput) steps() int {
 	return n
 }
 
-// InputError reports messages, tools or variables that are not what they must
-// be.
+// InputError reports messages, tools or variables of the wrong form.
 type InputError struct {
 	Field string
 	Err   error

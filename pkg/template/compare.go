@@ -2,7 +2,7 @@ package template
 
 import "strings"
 
-// equal is Python's ==.
+// equal behaves as Python's ==.
 func (s *state) equal(a, b Value) (bool, error) {
 	if err := s.nest(); err != nil {
 		return false, err
@@ -60,7 +60,7 @@ func (s *state) equal(a, b Value) (bool, error) {
 	return false, nil
 }
 
-// compare orders two values of a kind, as Python's < does.
+// compare orders two values of one type, as Python's < does.
 func (s *state) compare(a, b Value) (int, error) {
 	if err := s.nest(); err != nil {
 		return 0, err
@@ -103,7 +103,7 @@ func (s *state) compare(a, b Value) (int, error) {
 	return 0, s.fail("cannot order %s and %s", typeName(a), typeName(b))
 }
 
-// contains is Python's "in".
+// contains behaves as Python's "in".
 func (s *state) contains(in, v Value) (bool, error) {
 	switch x := in.(type) {
 	case undefined:

@@ -3,25 +3,23 @@
 // (trim_blocks, lstrip_blocks, an order-keeping tojson, raise_exception,
 // strftime_now, break and continue).
 //
-// A template comes from a stranger. It can read nothing but its variables, call
-// nothing but the functions listed here, and runs under a Budget of steps,
-// memory, output and time. There is no import, no include, no attribute of the
-// host language to reach.
+// Templates are not trusted. A template can read only its variables and call only the
+// functions of this package, and it runs under a Budget of steps, memory, output and time.
+// There is no import, no include, and no way to reach attributes of Go values.
 //
 // # What text may become a control token
 //
-// A rendered prompt mixes the template's own text, which may hold control
-// tokens, with text from users, which may not. Strings therefore remember which
-// of their bytes are data: every string decoded by DecodeJSON, and every plain
-// Go string given as a variable, is data; the template's literals and what is
-// passed through Trusted are not. The mark survives joining, cutting, trimming
-// and replacing; a function that rewrites text makes all of its result data as
-// soon as any of its input was. Result.Data lists the ranges for
+// A rendered prompt mixes the template's own text, which may hold control tokens, with text
+// from users, which may not. Strings therefore record which of their bytes are data: all
+// strings decoded by DecodeJSON and all plain Go strings given as variables are data; the
+// template's literals and the result of Trusted are not. Joining, slicing, trimming and
+// replacing keep the marks of every byte. A function that rewrites text marks its whole
+// result as data if any byte of its input was. Result.Data lists the ranges for
 // vocab.Options.Plain.
 //
 // # Use
 //
-// Parse once; a Template never changes and may be rendered by many goroutines.
-// Chat is the usual way in. Package tokenizer calls it; nothing here knows of
-// vocabularies.
+// Parse a template once; a Template is immutable and may be rendered by many goroutines.
+// Chat is the usual entry point. The service tokenizer calls it; this package does not
+// depend on vocabularies.
 package template

@@ -6,9 +6,8 @@ import (
 	"unicode/utf8"
 )
 
-// escape replaces what HTML reads as markup, and marks the result safe. What is
-// added to a safe string by "+", "%" or a method is escaped too, as Python's
-// Markup does.
+// escape replaces HTML markup characters and marks the result safe. As in Python's Markup,
+// text that "+", "%" or a method adds to a safe string is escaped too.
 func (s *state) escape(t str) (str, error) {
 	if t.safe {
 		return t, nil
@@ -21,13 +20,13 @@ func (s *state) escape(t str) (str, error) {
 	return out, nil
 }
 
-// plain is a string that is not marked safe.
+// plain is a string without the safe mark.
 func (t str) plain() str {
 	t.safe = false
 	return t
 }
 
-// add is "+" on strings.
+// add implements "+" on strings.
 func (s *state) add(x, y str) (Value, error) {
 	safe := x.safe || y.safe
 	if safe {
@@ -44,7 +43,7 @@ func (s *state) add(x, y str) (Value, error) {
 	return out, err
 }
 
-// stripTags takes HTML's comments and tags out and makes one space of white space.
+// stripTags removes HTML comments and tags and collapses white space.
 func stripTags(x string) string {
 	var b strings.Builder
 	for x != "" {
@@ -72,7 +71,7 @@ func stripTags(x string) string {
 	return strings.NewReplacer("&amp;", "&", "&lt;", "<", "&gt;", ">", "&#34;", `"`, "&quot;", `"`, "&#39;", "'").Replace(plain)
 }
 
-// asciiOnly writes other characters as Python's ascii() does.
+// asciiOnly escapes other characters as Python's ascii() does.
 func asciiOnly(x string) string {
 	var b strings.Builder
 	for _, r := range x {

@@ -4,20 +4,20 @@ import (
 	"unicode/utf8"
 )
 
-// function is something that can be called.
+// function is a callable value.
 type function struct {
 	name string
 	do   func(s *state, a args) (Value, error)
 }
 
-// args are evaluated arguments.
+// args are the evaluated arguments of a call.
 type args struct {
 	pos   []Value
 	names []string
 	named []Value
 }
 
-// get is the i-th argument, or the one so named, or other.
+// get returns the i-th argument, or the argument of that name, or the default.
 func (a *args) get(i int, name string, other Value) Value {
 	if i >= 0 && i < len(a.pos) {
 		return a.pos[i]
@@ -30,7 +30,7 @@ func (a *args) get(i int, name string, other Value) Value {
 	return other
 }
 
-// take removes a named argument.
+// take removes and returns a named argument.
 func (a *args) take(name string) (Value, bool) {
 	for k, n := range a.names {
 		if n == name {
@@ -109,7 +109,7 @@ func (s *state) call(of Value, a args) (Value, error) {
 	return nil, s.fail("cannot call %s", typeName(of))
 }
 
-// iterate lists what a loop goes through.
+// iterate lists the items that a loop iterates over.
 func (s *state) iterate(v Value) ([]Value, error) {
 	switch x := v.(type) {
 	case undefined:
@@ -138,7 +138,7 @@ func (s *state) iterate(v Value) ([]Value, error) {
 	return nil, s.fail("cannot iterate over %s", typeName(v))
 }
 
-// char is cut for one character: data where any range holds it.
+// char is a string of one character: data if any range contains it.
 func (t str) char(from, to int) str {
 	lo, hi := 0, len(t.data)
 	for lo < hi {
@@ -224,7 +224,7 @@ func (s *state) filterWith(e *filterExpr, of Value) (Value, error) {
 	return s.filter(e.name, of, a)
 }
 
-// filtered applies a chain of filters to a block's text.
+// filtered applies a chain of filters to the text of a block.
 func (s *state) filtered(chain expr, text str) (Value, error) {
 	e, ok := chain.(*filterExpr)
 	if !ok {

@@ -1,6 +1,6 @@
 package template
 
-// loopSignal carries break and continue to their loop.
+// loopSignal carries break and continue to the enclosing loop.
 type loopSignal struct{ stop bool }
 
 func (loopSignal) Error() string { return "break or continue outside a loop" }
@@ -57,7 +57,7 @@ func (st *setStmt) exec(s *state) error {
 	return s.assign(&st.target, v)
 }
 
-// assign gives a target a value.
+// assign assigns a value to a target.
 func (s *state) assign(t *target, v Value) error {
 	switch {
 	case t.items != nil:
@@ -126,8 +126,8 @@ func (st *blockStmt) exec(s *state) error {
 	return s.block(st.body)
 }
 
-// block runs a block's body, which sees the names of the template's top level and
-// sets none of them.
+// block runs the body of a block, which sees the top-level names of the template and sets
+// none of them.
 func (s *state) block(body []stmt) error {
 	if s.depth >= maxCalls {
 		return &BudgetError{"nesting", maxCalls}
@@ -141,7 +141,7 @@ func (s *state) block(body []stmt) error {
 	return err
 }
 
-// scoped runs statements whose names are their own.
+// scoped runs statements in a scope of their own.
 func (s *state) scoped(body []stmt) error {
 	s.push()
 	err := s.run(body)

@@ -9,7 +9,7 @@ func (st *forStmt) exec(s *state) error {
 	return st.over(s, in, 1)
 }
 
-// over goes through a row at a depth of recursion.
+// over runs the loop over the items at a depth of recursion.
 func (st *forStmt) over(s *state, in Value, depth int) error {
 	items, err := s.iterate(in)
 	if err != nil {
@@ -51,7 +51,7 @@ func (st *forStmt) over(s *state, in Value, depth int) error {
 	return nil
 }
 
-// kept are the items for which the loop's condition holds.
+// kept returns the items that satisfy the loop's condition.
 func (st *forStmt) kept(s *state, items []Value) ([]Value, error) {
 	var kept []Value
 	for _, item := range items {
@@ -72,7 +72,7 @@ func (st *forStmt) kept(s *state, items []Value) ([]Value, error) {
 	return kept, nil
 }
 
-// callLoop runs a recursive loop over another row and returns its text.
+// callLoop runs a recursive loop over another iterable and returns its text.
 func (s *state) callLoop(l *loop, a args) (Value, error) {
 	if l.of == nil || len(a.pos) != 1 {
 		return nil, s.fail("call of a loop that is not recursive, or without a row")
@@ -90,13 +90,13 @@ func (s *state) callLoop(l *loop, a args) (Value, error) {
 	return text, err
 }
 
-// loop is the loop variable.
+// loop is the variable loop of a template.
 type loop struct {
 	items   []Value
 	at      int
 	depth   int
 	of      *forStmt // nil unless recursive
-	scope   *scope   // around the loop, where it is recursive
+	scope   *scope   // scope around a recursive loop
 	changed Value
 	asked   bool
 }

@@ -31,8 +31,7 @@ func (st *callStmt) exec(s *state) error {
 	return s.emit(text)
 }
 
-// macro is a function that the template defines; what it puts out is its
-// result.
+// macro is a function defined by the template; its output is its result.
 type macro struct {
 	name     string
 	params   []string
@@ -42,7 +41,7 @@ type macro struct {
 	takes    uses
 }
 
-const maxCalls = 100 // of macros within macros
+const maxCalls = 100 // depth of nested macro calls
 
 func (s *state) callMacro(m *macro, a args) (Value, error) {
 	if s.depth >= maxCalls {
@@ -84,7 +83,7 @@ func (s *state) callMacro(m *macro, a args) (Value, error) {
 	return text, err
 }
 
-// spare gives a macro the arguments that it has no names for, or refuses them.
+// spare assigns the arguments without a parameter to varargs and kwargs, or refuses them.
 func (s *state) spare(m *macro, a *args) error {
 	var more []Value
 	if n := len(m.params); len(a.pos) > n {
@@ -109,7 +108,7 @@ func (s *state) spare(m *macro, a *args) error {
 	return nil
 }
 
-// attr is what a template may read of a macro.
+// attr returns an attribute of a macro.
 func (m *macro) attr(name string) Value {
 	switch name {
 	case "name":

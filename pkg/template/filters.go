@@ -9,7 +9,7 @@ import (
 	"unicode/utf8"
 )
 
-// isFilter says whether a filter exists.
+// isFilter reports whether a filter exists.
 func isFilter(name string) bool {
 	switch name {
 	case "abs", "attr", "batch", "capitalize", "center", "count", "d", "default", "dictsort", "e", "escape", "filesizeformat", "first", "float",
@@ -87,7 +87,7 @@ func (s *state) apply(name string, v Value, a args) (Value, error) {
 	}
 }
 
-// textFilter applies a filter that works on text.
+// textFilter applies a filter on text.
 func (s *state) textFilter(name string, v Value, a args) (Value, error) {
 	t, err := s.text(v)
 	if err != nil {
@@ -351,7 +351,7 @@ func (s *state) round(v Value, a args) (Value, error) {
 		return roundInteger(i, digits), nil
 	case how.s == "common" && digits < 0:
 		return math.RoundToEven(f*scale) / scale, nil
-	case how.s == "common": // ties as the decimal digits fall, like Python
+	case how.s == "common": // ties are decided by the decimal digits, as in Python
 		r, err := strconv.ParseFloat(strconv.FormatFloat(f, 'f', int(digits), 64), 64)
 		if err != nil {
 			return nil, s.fail("cannot round %g", f)

@@ -6,14 +6,14 @@ import (
 	"strings"
 )
 
-// listFilter applies a filter that works on a list.
+// listFilter applies a filter on lists.
 func (s *state) listFilter(name string, v Value, a args) (Value, error) {
 	if m, ok := v.(*Map); ok && name == "dictsort" {
 		return s.dictsort(m, a)
 	}
 	switch name {
 	case "map", "select", "reject", "selectattr", "rejectattr":
-		if !truth(v) { // whatever it is
+		if !truth(v) { // a value of any type
 			return generator(nil), nil
 		}
 	}
@@ -85,8 +85,8 @@ func (s *state) listFilter(name string, v Value, a args) (Value, error) {
 
 func ptr(i int64) *int64 { return &i }
 
-// attribute reads an attribute given as a name, a dotted path or an index;
-// none is the item itself.
+// attribute reads an attribute given as a name, a dotted path or an index; without one it
+// returns the item itself.
 func (s *state) attribute(item, attr Value) (Value, error) {
 	switch a := attr.(type) {
 	case nil:
@@ -240,7 +240,7 @@ func (s *state) batch(items []Value, a args) (Value, error) {
 	return out, s.alloc(64 * len(out.items))
 }
 
-// slices cuts a list into n columns, the first ones longer.
+// slices splits a list into n columns, the first ones longer.
 func (s *state) slices(items []Value, a args) (Value, error) {
 	n, ok := count(a.get(0, "slices", nil))
 	if !ok || n == 0 {

@@ -9,7 +9,7 @@ import (
 // sortFailed carries an error out of a sort.
 type sortFailed struct{ error }
 
-// sortBy sorts stably; it stops caring at the first error.
+// sortBy sorts stably and stops at the first error.
 func (s *state) sortBy(order []int, compare func(i, j int) (int, error)) error {
 	var failed error
 	slices.SortStableFunc(order, func(i, j int) int {
@@ -29,7 +29,7 @@ func (s *state) sortBy(order []int, compare func(i, j int) (int, error)) error {
 	return failed
 }
 
-// fold lowers a string for comparison where case does not count.
+// fold lowers a string for a case-insensitive comparison.
 func (s *state) fold(v Value, caseSensitive bool) (Value, error) {
 	if t, ok := v.(str); ok && !caseSensitive {
 		return t.like(lower(t.s)), s.alloc(len(t.s))

@@ -6,8 +6,8 @@ import (
 	"unicode/utf8"
 )
 
-// urlQuote writes bytes as a URL has them; a form writes spaces as plus signs and
-// quotes slashes.
+// urlQuote percent-encodes a text for a URL; in form encoding a space becomes "+" and a
+// slash is encoded too.
 func urlQuote(x string, form bool) string {
 	var b strings.Builder
 	for _, c := range []byte(x) {
@@ -23,7 +23,7 @@ func urlQuote(x string, form bool) string {
 	return b.String()
 }
 
-// urlQuery writes a mapping as a URL's query.
+// urlQuery encodes a mapping as the query of a URL.
 func (s *state) urlQuery(m *Map) (Value, error) {
 	var out marked
 	for i, k := range m.keys {
@@ -47,7 +47,7 @@ func (s *state) urlQuery(m *Map) (Value, error) {
 	return out.str(), nil
 }
 
-// wordwrap breaks lines at spaces so that none is longer than a width.
+// wordwrap breaks lines at spaces so that no line is longer than the width.
 func (s *state) wordwrap(t str, a args) (Value, error) {
 	width, ok := count(a.get(0, "width", int64(79)))
 	if !ok || width == 0 {
@@ -72,7 +72,7 @@ func (s *state) wordwrap(t str, a args) (Value, error) {
 	return t.like(strings.Join(lines, end.s)), nil
 }
 
-// wrapLine fills lines with the line's words; spaces go where a line ends.
+// wrapLine fills lines with the words of a line; spaces at a line's end are dropped.
 func wrapLine(line string, width int, long, hyphens bool) []string {
 	var out []string
 	current, size := "", 0
@@ -109,7 +109,7 @@ func wrapLine(line string, width int, long, hyphens bool) []string {
 	return out
 }
 
-// chunks cuts a line into words and the white space between them.
+// chunks splits a line into words and the white space between them.
 func chunks(line string, hyphens bool) []string {
 	var out []string
 	for at := 0; at < len(line); {
@@ -129,7 +129,7 @@ func chunks(line string, hyphens bool) []string {
 
 func letter(c byte) bool { return c|0x20 >= 'a' && c|0x20 <= 'z' || c >= 0x80 }
 
-// fileSize writes a number of bytes as people read it.
+// fileSize formats a number of bytes with a unit.
 func (s *state) fileSize(v Value, a args) (Value, error) {
 	f, err := s.toFloat(v, args{})
 	if err != nil {
@@ -156,7 +156,7 @@ func (s *state) fileSize(v Value, a args) (Value, error) {
 	return str{s: fmt.Sprintf("%.1f %s", n/unit, units[len(units)-1])}, nil
 }
 
-// xmlAttributes writes a mapping as the attributes of an element.
+// xmlAttributes formats a mapping as the attributes of an element.
 func (s *state) xmlAttributes(v Value, a args) (Value, error) {
 	m, ok := v.(*Map)
 	if !ok {

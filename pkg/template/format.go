@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// format is Python's str.format. A field names an argument and goes on by points
-// and brackets, which reach what a template reaches and nothing else.
+// format implements Python's str.format. A field names an argument, followed by attributes
+// and indices, which are looked up as in a template.
 func (s *state) format(t str, a args) (Value, error) {
 	f := &formatter{s: s, args: a}
 	var m marked
@@ -21,7 +21,7 @@ func (s *state) format(t str, a args) (Value, error) {
 type formatter struct {
 	s    *state
 	args args
-	next int // of the fields without a name
+	next int // index of the next field without a name
 }
 
 func (f *formatter) fill(m *marked, t str, depth int) error {
@@ -53,7 +53,7 @@ func (f *formatter) fill(m *marked, t str, depth int) error {
 	return nil
 }
 
-// fieldEnd is where the brace that opens a field is closed.
+// fieldEnd returns the position of the brace that closes a field.
 func fieldEnd(t string) int {
 	depth := 0
 	for i := range len(t) {
@@ -69,11 +69,11 @@ func fieldEnd(t string) int {
 	return -1
 }
 
-// field writes one field: name, !conversion and :specification.
+// field appends one field: name, !conversion and :specification.
 func (f *formatter) field(m *marked, t str, depth int, safe bool) error {
 	s := f.s
 	end := strings.IndexAny(t.s, "!:")
-	if i := strings.IndexByte(t.s, '['); i >= 0 && i < end { // a key may hold either
+	if i := strings.IndexByte(t.s, '['); i >= 0 && i < end { // a key may contain either character
 		end = len(t.s)
 		if j := strings.IndexByte(t.s[i:], ']'); j >= 0 {
 			if k := strings.IndexAny(t.s[i+j:], "!:"); k >= 0 {
@@ -116,7 +116,7 @@ func (f *formatter) field(m *marked, t str, depth int, safe bool) error {
 	return s.layOut(m, v, layout, safe)
 }
 
-// value finds what a field names.
+// value looks up what a field names.
 func (f *formatter) value(name string) (Value, error) {
 	s := f.s
 	end := strings.IndexAny(name, ".[")
@@ -171,7 +171,7 @@ func (f *formatter) value(name string) (Value, error) {
 	return v, nil
 }
 
-// quoted is Python's repr, or its ascii.
+// quoted implements Python's repr and ascii.
 func (s *state) quoted(v Value, ascii bool) (str, error) {
 	var b marked
 	if err := s.repr(&b, v); err != nil {
@@ -184,7 +184,7 @@ func (s *state) quoted(v Value, ascii bool) (str, error) {
 	return out, s.alloc(len(out.s))
 }
 
-// layOut appends a value by Python's format().
+// layOut appends a value formatted as by Python's format().
 func (s *state) layOut(m *marked, v Value, layout string, escape bool) error {
 	p, ok := parseSpec(layout)
 	if !ok {
@@ -235,7 +235,7 @@ func (s *state) layOut(m *marked, v Value, layout string, escape bool) error {
 	return s.fail("cannot format %s by %q", typeName(v), layout)
 }
 
-// laidOut appends a string by a specification, with its marks.
+// laidOut appends a string under a format specification and keeps its marks.
 func (s *state) laidOut(m *marked, p *spec, x str) {
 	left, body, right := p.text(x.s)
 	m.add(left)

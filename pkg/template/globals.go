@@ -1,6 +1,6 @@
 package template
 
-// globals defines what every template can call.
+// globals defines the functions that every template can call.
 func (s *state) globals(o Options) {
 	define := func(name string, do func(s *state, a args) (Value, error)) {
 		s.set(name, &function{name, do})
@@ -44,7 +44,7 @@ func (s *state) globals(o Options) {
 	})
 }
 
-// mapping builds a mapping from another one or pairs, and named arguments.
+// mapping builds a mapping from another one or from pairs, and named arguments.
 func (s *state) mapping(a args) (*Map, error) {
 	m := NewMap()
 	if len(a.pos) > 0 {
@@ -74,7 +74,7 @@ func (s *state) mapping(a args) (*Map, error) {
 	return m, s.alloc(64 + 64*len(m.keys))
 }
 
-// numbers is Python's range.
+// numbers implements Python's range.
 func (s *state) numbers(bounds []Value) (Value, error) {
 	n := make([]int64, len(bounds))
 	for i, b := range bounds {
@@ -111,8 +111,8 @@ func (s *state) numbers(bounds []Value) (Value, error) {
 	return out, nil
 }
 
-// counter is a cycler, which deals its items out in turn, or a joiner, which gives
-// its separator from the second call on.
+// counter is a cycler, which returns its items in turn, or a joiner, which returns its
+// separator from the second call on.
 type counter struct {
 	items []Value
 	at    int
@@ -150,7 +150,7 @@ func (c *counter) attr(name string) Value {
 	return undefined{name}
 }
 
-// self is what the template's blocks are called by.
+// self is the object whose methods render the template's blocks.
 func (s *state) self(blocks map[string][]stmt) {
 	if len(blocks) == 0 {
 		return

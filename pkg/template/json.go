@@ -12,7 +12,7 @@ import (
 	"unicode/utf8"
 )
 
-const maxDepth = 200 // of nesting, in data and in templates
+const maxDepth = 200 // most nesting levels, in data and in templates
 
 // DecodeJSON decodes one JSON value. Mappings keep their order; strings and keys
 // are data. It returns an error for text that is not one JSON value or nests
@@ -90,7 +90,7 @@ func decode(d *json.Decoder, depth int) (Value, error) {
 	}
 }
 
-// jsonStyle shapes tojson: Python's json.dumps.
+// jsonStyle holds the options of tojson, as Python's json.dumps has them.
 type jsonStyle struct {
 	ascii     bool
 	sortKeys  bool
@@ -236,8 +236,8 @@ func jsonQuote(s string, ascii bool) string {
 	return b.String()
 }
 
-// plainRun is how many bytes at the start of a string are printed as they are:
-// ASCII that is no control character, backslash or the quote.
+// plainRun returns how many bytes at the beginning of a string need no escape: ASCII
+// characters other than control characters, the backslash and the quote.
 func plainRun(s string, quote byte) int {
 	for i := range len(s) {
 		if c := s[i]; c < ' ' || c > '~' || c == '\\' || c == quote {

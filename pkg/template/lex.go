@@ -39,7 +39,7 @@ type token struct {
 	line int
 }
 
-// lexer cuts a template into tokens.
+// lexer splits a template into tokens.
 type lexer struct {
 	src    string
 	at     int
@@ -51,7 +51,7 @@ func lex(src string) ([]token, error) {
 	src = strings.ReplaceAll(strings.ReplaceAll(src, "\r\n", "\n"), "\r", "\n")
 	src = strings.TrimSuffix(src, "\n")
 	l := &lexer{src: src, line: 1}
-	strip, trim := false, false // what the tag before did to the text that follows it
+	strip, trim := false, false // white space control of the last tag, for the text after it
 	for {
 		next := l.tag()
 		text := l.src[l.at:next]
@@ -89,7 +89,7 @@ func lex(src string) ([]token, error) {
 	}
 }
 
-// leading is lstrip_blocks: blanks between the start of a line and a tag go.
+// leading implements lstrip_blocks: blanks between the beginning of a line and a tag are removed.
 func (l *lexer) leading(text string, start, next int) string {
 	cut := strings.TrimRightFunc(text, func(r rune) bool { return r != '\n' && isSpace(r) })
 	begin := next - (len(text) - len(cut))
@@ -129,7 +129,7 @@ func (l *lexer) errorf(format string, args ...any) error {
 	return &SyntaxError{Line: l.line, Reason: fmt.Sprintf(format, args...)}
 }
 
-// inside reads a tag up to its end.
+// inside reads the rest of a tag.
 func (l *lexer) inside(kind byte) (strip, trim bool, err error) {
 	switch kind {
 	case '#':
@@ -154,7 +154,7 @@ func (l *lexer) inside(kind byte) (strip, trim bool, err error) {
 	}
 }
 
-// raw recognises {% raw %} and returns where the tag ends.
+// raw recognises {% raw %} and returns the end of the tag.
 func (l *lexer) raw() (int, bool) {
 	rest := strings.TrimLeftFunc(l.src[l.at:], isSpace)
 	after, ok := strings.CutPrefix(rest, "raw")
@@ -204,13 +204,13 @@ func (l *lexer) rawBody(end int) (strip, trim bool, err error) {
 	}
 }
 
-// operators, the longest first.
+// operators lists the operators, longest first.
 func operators() []string {
 	return []string{"**", "//", "==", "!=", ">=", "<=", "+", "-", "*", "/", "%", "~", "<", ">", "=", ".", ":", "|", ",", ";",
 		"(", ")", "[", "]", "{", "}"}
 }
 
-// expression reads tokens up to the tag's end.
+// expression reads tokens up to the end of the tag.
 func (l *lexer) expression(end string, endKind tokenKind) (strip, trim bool, err error) {
 	ops := operators()
 	var open []byte
@@ -298,7 +298,7 @@ func nameLength(s string) int {
 	return len(s)
 }
 
-// number reads 1, 1_000, 1.5, 1e3, 0x1f; a point not followed by a digit is an
+// number reads 1, 1_000, 1.5, 1e3 or 0x1f; a point without a digit after it is an
 // operator.
 func (l *lexer) number() {
 	s := l.src[l.at:]
@@ -367,7 +367,7 @@ func (l *lexer) quoted(quote byte) error {
 	return l.errorf("string without end")
 }
 
-// escape writes what follows a backslash and returns how many bytes it took.
+// escape appends the character of an escape and returns the escape's length.
 func escape(b *strings.Builder, s string) int {
 	simple := map[byte]string{'n': "\n", 't': "\t", 'r': "\r", '\\': "\\", '\'': "'", '"': `"`, 'a': "\a", 'b': "\b", 'f': "\f",
 		'v': "\v", '\n': ""}
@@ -400,7 +400,7 @@ func escape(b *strings.Builder, s string) int {
 		b.WriteRune(r)
 		return n
 	}
-	b.WriteByte('\\') // an unknown escape stays as it is
+	b.WriteByte('\\') // an unknown escape is kept unchanged
 	return 0
 }
 

@@ -2,7 +2,7 @@ package template
 
 import "fmt"
 
-// listKind says which of Python's sequences a list stands for.
+// listKind says which Python sequence a list represents.
 type listKind uint8
 
 const (
@@ -12,27 +12,27 @@ const (
 	isKeys
 	isValues
 	isItems
-	isGenerator // what a lazy filter returns: it can be gone through once
+	isGenerator // the result of a lazy filter, which can be iterated once
 )
 
-// String is the kind as error texts name it.
+// String is the name of the kind in error messages.
 func (k listKind) String() string {
 	return [...]string{"list", "tuple", "range", "keys", "values", "items", "generator"}[k]
 }
 
-// list is a row of values.
+// list is a sequence of values.
 type list struct {
 	items        []Value
 	kind         listKind
 	from, to, by int64 // of a range
-	failed       error // of a generator: what going through it says
+	failed       error // of a generator: the error of iterating it
 	group        bool  // a pair of groupby: grouper and list
 }
 
-// generator is what a filter returns that Python evaluates lazily.
+// generator makes the result of a filter that is lazy in Python.
 func generator(items []Value) *list { return &list{items: items, kind: isGenerator} }
 
-// take lists the items; a generator is empty afterwards.
+// take returns the items; a generator is empty afterwards.
 func (l *list) take() ([]Value, error) {
 	items, err := l.items, l.failed
 	if l.kind == isGenerator {
@@ -41,7 +41,7 @@ func (l *list) take() ([]Value, error) {
 	return items, err
 }
 
-// isLazy says whether a filter fails only when what it returns is gone through.
+// isLazy reports whether a filter fails only when its result is iterated.
 func isLazy(filter string) bool {
 	switch filter {
 	case "batch", "items", "map", "reject", "rejectattr", "select", "selectattr", "slice", "unique":
@@ -50,8 +50,8 @@ func isLazy(filter string) bool {
 	return false
 }
 
-// brackets are what Python's repr puts around the items; whole says that open is
-// all of it.
+// brackets returns what Python's repr puts around the items; whole says that open is the
+// whole text.
 func (l *list) brackets() (open, end string, whole bool) {
 	switch l.kind {
 	case isTuple:

@@ -13,7 +13,7 @@ func (e *attrExpr) eval(s *state) (Value, error) {
 	return s.attr(of, e.name)
 }
 
-// attr is of.name: a method first, then a key.
+// attr looks up of.name: a method first, then a key.
 func (s *state) attr(of Value, name string) (Value, error) {
 	if err := s.step(1); err != nil {
 		return nil, err
@@ -63,7 +63,7 @@ func (e *itemExpr) eval(s *state) (Value, error) {
 	return s.item(of, key)
 }
 
-// item is of[key]: an element or a key first, then an attribute.
+// item looks up of[key]: an element or a key first, then an attribute.
 func (s *state) item(of, key Value) (Value, error) {
 	if err := s.step(1); err != nil {
 		return nil, err
@@ -103,7 +103,7 @@ func (s *state) item(of, key Value) (Value, error) {
 	return undefined{"element"}, nil
 }
 
-// index reads a list index, which may count from the end.
+// index reads a list index; negative ones count from the end.
 func index(key Value, n int) (int, bool) {
 	_, i, exact := number(key)
 	if !exact || !isNumber(key) {
@@ -115,7 +115,7 @@ func index(key Value, n int) (int, bool) {
 	return int(i), i >= 0 && i < int64(n)
 }
 
-// offset is where the i-th character begins.
+// offset returns the byte offset of the i-th character.
 func offset(s string, i int) int {
 	at := 0
 	for ; i > 0 && at < len(s); i-- {
@@ -173,7 +173,7 @@ func (s *state) sliceStr(x str, bounds [3]*int64) (Value, error) {
 	if err := s.step(n / 64); err != nil {
 		return nil, err
 	}
-	if bounds[2] == nil || *bounds[2] == 1 { // a stretch
+	if bounds[2] == nil || *bounds[2] == 1 { // a contiguous range
 		first, last := -1, -1
 		from, to, _ := sliceBounds(n, bounds)
 		if from < to {
@@ -195,7 +195,7 @@ func (s *state) sliceStr(x str, bounds [3]*int64) (Value, error) {
 	return m.str(), err
 }
 
-// sliceBounds is Python's slice.indices.
+// sliceBounds implements Python's slice.indices.
 func sliceBounds(n int, b [3]*int64) (from, to, step int) {
 	step = 1
 	if b[2] != nil {

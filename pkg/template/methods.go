@@ -2,12 +2,12 @@ package template
 
 import "slices"
 
-// method makes a function of a value's method.
+// method returns a method of a value as a function.
 func method(name string, do func(s *state, a args) (Value, error)) *function {
 	return &function{name, do}
 }
 
-// mapMethod is a mapping's method, or nil.
+// mapMethod returns a method of a mapping, or nil.
 func mapMethod(m *Map, name string) Value {
 	switch name {
 	case "get":
@@ -93,7 +93,7 @@ func mapMethod(m *Map, name string) Value {
 	return nil
 }
 
-// pairs lists a mapping's keys with their values.
+// pairs lists the keys of a mapping with their values.
 func (s *state) pairs(m *Map) (*list, error) {
 	out := &list{items: make([]Value, len(m.keys)), kind: isItems}
 	for i, k := range m.keys {
@@ -102,7 +102,7 @@ func (s *state) pairs(m *Map) (*list, error) {
 	return out, s.alloc(96 * len(m.keys))
 }
 
-// listMethod is a list's method, or nil.
+// listMethod returns a method of a list, or nil.
 func listMethod(l *list, name string) Value {
 	if l.kind > isRange || l.kind != isList && name != "index" && name != "count" {
 		return nil

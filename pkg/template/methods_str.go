@@ -7,7 +7,7 @@ import (
 	"unicode/utf8"
 )
 
-// strMethod is a string's method, or nil.
+// strMethod returns a method of a string, or nil.
 func strMethod(t str, name string) Value {
 	rewrite := func(f func(string) string) Value {
 		return method(name, func(s *state, _ args) (Value, error) { return t.like(f(t.s)), s.alloc(4 * len(t.s)) })
@@ -122,12 +122,12 @@ func strMethod(t str, name string) Value {
 	return nil
 }
 
-// isRaisedDigit says whether a character is a digit above or below the line.
+// isRaisedDigit reports whether a character is a superscript or subscript digit.
 func isRaisedDigit(r rune) bool {
 	return r == '²' || r == '³' || r == '¹' || r == '⁰' || r >= '⁴' && r <= '⁹' || r >= '₀' && r <= '₉'
 }
 
-// onlyCase says whether letters that have a case are all of one, and some are.
+// onlyCase reports whether all cased letters have one case, and at least one exists.
 func onlyCase(x string, is func(rune) bool, more *unicode.RangeTable) bool {
 	some := false
 	for _, r := range x {

@@ -152,8 +152,7 @@ func (s *state) replace(t str, old, with, most Value) (Value, error) {
 	return t.replace(from, to, n), s.step(found * (1 + len(t.data)/8))
 }
 
-// span is where in a string, in bytes, the characters from bounds[0] up to
-// bounds[1] stand.
+// span returns the byte range of the characters from bounds[0] to bounds[1].
 func (s *state) span(t str, bounds []Value) (from, to int, err error) {
 	var at [3]*int64
 	for i, b := range bounds[:min(2, len(bounds))] {
@@ -240,7 +239,7 @@ func (s *state) expandTabs(t str, by Value) (Value, error) {
 	return m.str(), nil
 }
 
-// pad fills a string up to a width.
+// pad pads a string to a width.
 func (s *state) pad(t str, name string, a args) (Value, error) {
 	width, _ := count(a.get(0, "width", int64(80)))
 	fill := str{s: " "}
@@ -258,7 +257,7 @@ func (s *state) pad(t str, name string, a args) (Value, error) {
 	case "zfill", "rjust":
 		left = n
 	case "center":
-		left = n/2 + n&width&1 // as Python shares an odd rest
+		left = n/2 + n&width&1 // Python's rounding of an odd rest
 	}
 	before, err := s.repeat(fill, left)
 	if err != nil {

@@ -222,7 +222,7 @@ func (s *state) calculate(op string, a, b Value) (Value, error) {
 	}
 }
 
-// integers calculates as Python does; ok is false where the result overflows.
+// integers implements Python's integer operators; ok is false on overflow.
 func integers(op string, i, j int64) (r int64, ok bool) {
 	switch op {
 	case "+":

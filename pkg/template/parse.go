@@ -8,15 +8,15 @@ type Template struct {
 	blocks map[string][]stmt
 }
 
-// maxSource bounds a template's length in bytes, maxChain the operators that
-// may follow one another in one expression.
+// maxSource bounds the bytes of a template, and maxChain the consecutive operators of an
+// expression.
 const (
 	maxSource = 1 << 20
 	maxChain  = 1000
 )
 
-// Parse parses a template. It returns a *SyntaxError for one that is malformed,
-// longer than 1 MiB or nested deeper than 200.
+// Parse parses a template. It returns a *SyntaxError for a malformed template, one longer
+// than 1 MiB, or one nested deeper than 200 levels.
 func Parse(src string) (*Template, error) {
 	if len(src) > maxSource {
 		return nil, &SyntaxError{Line: 1, Reason: fmt.Sprintf("longer than %d bytes", maxSource)}
@@ -41,10 +41,10 @@ type parser struct {
 	at     int
 	depth  int
 	loops  int
-	takes  uses // of the macro being parsed
+	takes  uses // special variables of the macro being parsed
 	blocks map[string][]stmt
-	// unknown are the filters and tests that do not exist. Those under a condition
-	// fail when they are reached, the others when the template is parsed.
+	// unknown lists the filters and tests that do not exist. Those inside a condition fail when
+	// they are reached, the others when the template is parsed.
 	unknown []error
 }
 
@@ -103,7 +103,7 @@ func (p *parser) endBlock() error {
 	return nil
 }
 
-// enter counts nesting; leave undoes it.
+// enter counts a nesting level; leave undoes it.
 func (p *parser) enter() error {
 	p.depth++
 	if p.depth > maxDepth {
@@ -114,8 +114,8 @@ func (p *parser) enter() error {
 
 func (p *parser) leave() { p.depth-- }
 
-// block parses statements up to a tag named in ends, whose name it consumes and
-// returns; without ends, up to the end of the template.
+// block parses statements up to a tag named in ends, which it consumes and returns; without
+// ends, up to the end of the template.
 func (p *parser) block(ends ...string) (body []stmt, end string, err error) {
 	if err := p.enter(); err != nil {
 		return nil, "", err

@@ -1,7 +1,7 @@
 package template
 
-// tuple parses an expression or several with commas between; withIf says
-// whether a conditional may follow.
+// tuple parses one expression or several separated by commas; withIf allows a conditional
+// expression.
 func (p *parser) tuple(withIf bool) (expr, error) {
 	one := p.expression
 	if !withIf {
@@ -29,7 +29,7 @@ func (p *parser) tuple(withIf bool) (expr, error) {
 	return &listExpr{items, true}, nil
 }
 
-// chain refuses expressions whose operators would nest too deep to evaluate.
+// chain refuses expressions with more operators than can be evaluated recursively.
 func (p *parser) chain(n int) error {
 	if n > maxChain {
 		return p.errorf("more than %d operators in a row", maxChain)

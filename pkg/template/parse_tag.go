@@ -1,6 +1,6 @@
 package template
 
-// targets parses what is assigned to.
+// targets parses the targets of an assignment.
 func (p *parser) targets() (target, error) {
 	var all []target
 	tuple := false
@@ -140,7 +140,7 @@ func (p *parser) callStatement(line int) (stmt, error) {
 }
 
 func (p *parser) filterStatement(line int) (stmt, error) {
-	p.tokens[p.at-1] = token{tokenOperator, "|", line} // the tag's name stands where a pipe would
+	p.tokens[p.at-1] = token{tokenOperator, "|", line} // the tag's name takes the place of a pipe
 	p.at--
 	f, err := p.filters(nil)
 	if err != nil {
@@ -181,7 +181,7 @@ func (p *parser) blockStatement() (stmt, error) {
 	return &blockStmt{name, body}, p.endBlock()
 }
 
-// autoescapeStatement takes only what changes nothing: no chat template escapes.
+// autoescapeStatement accepts only settings that change nothing: chat templates do not escape.
 func (p *parser) autoescapeStatement() (stmt, error) {
 	if !p.skipWord("false") && !p.skipWord("False") {
 		return nil, p.errorf("autoescape knows false only")
@@ -193,7 +193,7 @@ func (p *parser) autoescapeStatement() (stmt, error) {
 	return &withStmt{body: body}, err
 }
 
-// and joins what two bodies read.
+// and merges the variables that two bodies read.
 func (u uses) and(v uses) uses {
 	return uses{u.varargs || v.varargs, u.kwargs || v.kwargs, u.caller || v.caller}
 }

@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// percent is Python's "%" on strings. values are a tuple's items, or one value.
+// percent implements Python's "%" on strings. values holds a tuple's items, or one value.
 func (s *state) percent(t str, of Value) (Value, error) {
 	d := &directives{s: s, escape: t.safe}
 	if l, ok := of.(*list); ok && l.kind == isTuple {
@@ -39,13 +39,13 @@ func (s *state) percent(t str, of Value) (Value, error) {
 	return out, s.alloc(m.len() + 16*len(m.data))
 }
 
-// directives are what fills the places of a "%" format.
+// directives holds the values that fill the directives of a "%" format.
 type directives struct {
 	s      *state
 	values []Value
 	at     int
 	named  *Map
-	spare  bool // values may be left over
+	spare  bool // unused values are allowed
 	escape bool
 }
 
@@ -57,7 +57,7 @@ func (d *directives) take() (Value, error) {
 	return d.values[d.at-1], nil
 }
 
-// amount reads digits or the star that takes a value.
+// amount reads digits, or the star that takes a value.
 func (d *directives) amount(t string, at *int) (int, error) {
 	if *at < len(t) && t[*at] == '*' {
 		*at++
@@ -85,7 +85,7 @@ func (d *directives) amount(t string, at *int) (int, error) {
 	return n, nil
 }
 
-// directive writes what t, which follows a percent sign, begins with, and returns
+// directive appends the directive at the beginning of t, after the percent sign, and returns
 // its length.
 func (d *directives) directive(m *marked, t string) (int, error) {
 	s, at := d.s, 0
@@ -195,7 +195,7 @@ func (d *directives) write(m *marked, p *spec, verb byte, v Value) error {
 		return s.fail("cannot format %s as a number", typeName(v))
 	}
 	if p.zero {
-		p.align = 0 // the zeros stand after the sign
+		p.align = 0 // the zeros come after the sign
 	}
 	switch p.verb = verb; verb {
 	case 'd', 'i', 'u', 'x', 'X', 'o':

@@ -7,17 +7,17 @@ import (
 	"time"
 )
 
-// Budget bounds what a template may use. Zero fields take the defaults, which
-// end a hostile template within 50 ms on an idle machine.
+// Budget bounds the resources of a rendering. Zero fields take the defaults, which stop a
+// hostile template within 50 ms on an idle machine.
 type Budget struct {
-	Steps  int           // expressions, statements and elements looked at; default 100,000, more in Chat for long chats
-	Memory int           // bytes of strings and lists made; default 32 MiB
+	Steps  int           // expressions, statements and elements visited; default 100,000, more in Chat for long chats
+	Memory int           // bytes of strings and lists created; default 32 MiB
 	Output int           // bytes of the result; default 4 MiB
-	Time   time.Duration // a backstop for busy machines; default 1 s
+	Time   time.Duration // a second limit for busy machines; default 1 s
 }
 
-// BudgetFor is the default budget for variables of n bytes of JSON: long chats are
-// granted more steps.
+// BudgetFor returns the default budget for variables of n bytes of JSON: long chats get more
+// steps.
 func BudgetFor(n int) Budget {
 	b := Budget{}.orDefault()
 	b.Steps += 4 * n
@@ -40,7 +40,7 @@ func (b Budget) orDefault() Budget {
 	return b
 }
 
-// BudgetError reports a template that used up its budget.
+// BudgetError reports a template that exceeded its budget.
 type BudgetError struct {
 	What  string // "steps", "memory", "output", "time" or "nesting"
 	Limit int    // in steps, bytes, nanoseconds or levels
@@ -51,14 +51,14 @@ func (e *BudgetError) Error() string {
 	return fmt.Sprintf("render template: %s used up (limit %d)", e.What, e.Limit)
 }
 
-// RaisedError is what a template says by raise_exception: that the messages do
-// not suit it.
+// RaisedError is a message of the template's raise_exception: the template refuses the
+// messages.
 type RaisedError struct{ Message string }
 
-// Error is the template's message.
+// Error returns the template's message.
 func (e *RaisedError) Error() string { return "render template: template refuses: " + e.Message }
 
-// RenderError reports an operation that the values do not allow.
+// RenderError reports an operation that its operands do not support.
 type RenderError struct {
 	Line   int
 	Reason string
@@ -69,7 +69,7 @@ func (e *RenderError) Error() string {
 	return fmt.Sprintf("render template: line %d: %s", e.Line, e.Reason)
 }
 
-// Options shapes a rendering.
+// Options configures a rendering.
 type Options struct {
 	Budget Budget
 	// Now is the clock of strftime_now; the function is undefined without it.

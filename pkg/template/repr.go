@@ -7,7 +7,7 @@ import (
 	"unicode/utf8"
 )
 
-// text is Python's str().
+// text implements Python's str().
 func (s *state) text(v Value) (str, error) {
 	switch x := v.(type) {
 	case str:

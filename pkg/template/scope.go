@@ -1,7 +1,7 @@
 package template
 
-// scope holds names; those of the parents are seen too. Few names stand in a
-// list, many in a map.
+// scope holds the variables of a scope; lookups continue in the parent. Few variables are
+// kept in a list, many in a map.
 type scope struct {
 	parent *scope
 	few    []binding
@@ -61,8 +61,7 @@ func (s *state) lookup(name string) Value {
 	return undefined{name}
 }
 
-// nest counts values within values, which may hold themselves; unnest undoes
-// it.
+// nest counts nested values, which may contain themselves; unnest undoes it.
 func (s *state) nest() error {
 	if s.nested >= 2*maxDepth {
 		return &BudgetError{"nesting", 2 * maxDepth}

@@ -7,8 +7,7 @@ import (
 	"unicode/utf8"
 )
 
-// spec is how a value is laid out: Python's format specification, which the
-// directives of "%" are a part of.
+// spec is Python's format specification, of which the directives of "%" are a part.
 type spec struct {
 	fill      string
 	align     byte // <, >, ^, = or 0
@@ -17,11 +16,11 @@ type spec struct {
 	zero      bool
 	width     int
 	group     byte // , or _ or 0
-	precision int  // -1 where left out
-	verb      byte // 0 where left out
+	precision int  // -1 where omitted
+	verb      byte // 0 where omitted
 }
 
-const maxWidth = 1 << 20 // of one laid out value
+const maxWidth = 1 << 20 // of one formatted value
 
 // parseSpec reads [[fill]align][sign][z][#][0][width][group][.precision][type].
 func parseSpec(t string) (spec, bool) {
@@ -67,7 +66,7 @@ func parseSpec(t string) (spec, bool) {
 	return p, ok && t == ""
 }
 
-// pad fills text up to the width; align is what holds where the spec says none.
+// pad pads text to the width; align is the alignment if the specification has none.
 func (p *spec) pad(text string, align byte) (left, right string) {
 	n := p.width - utf8.RuneCountInString(text)
 	if n <= 0 {
@@ -85,7 +84,7 @@ func (p *spec) pad(text string, align byte) (left, right string) {
 	return strings.Repeat(p.fill, n), ""
 }
 
-// number lays out a sign, a prefix and digits.
+// number formats a sign, a prefix and digits.
 func (p *spec) number(negative bool, prefix, digits string) string {
 	sign := ""
 	switch {
@@ -127,13 +126,13 @@ func splitDigits(digits string) (whole, tail string) {
 	return digits[:i], digits[i:]
 }
 
-// grouped puts a mark between groups of digits, counted from the point.
+// grouped inserts a separator between groups of digits, counted from the point.
 func grouped(digits string, mark byte, size int) string {
 	if mark == 0 {
 		return digits
 	}
 	whole, tail := splitDigits(digits)
-	if strings.ContainsAny(whole, "e") { // an exponent is no digit
+	if strings.ContainsAny(whole, "e") { // an exponent is not a digit
 		return digits
 	}
 	var b strings.Builder
@@ -146,7 +145,7 @@ func grouped(digits string, mark byte, size int) string {
 	return b.String() + tail
 }
 
-// integer lays out a whole number.
+// integer formats an integer.
 func (p *spec) integer(i int64) string {
 	u := uint64(i)
 	if i < 0 {
@@ -176,7 +175,7 @@ func (p *spec) integer(i int64) string {
 	return p.number(i < 0, prefix, digits)
 }
 
-// float lays out a number with a fraction.
+// float formats a number with a fraction.
 func (p *spec) float(f float64) string {
 	negative := math.Signbit(f) && !math.IsNaN(f)
 	a := math.Abs(f)
@@ -217,7 +216,7 @@ func (p *spec) float(f float64) string {
 	return p.number(negative, "", digits)
 }
 
-// general is C's %g; point keeps one digit after the point, as Python's repr.
+// general implements C's %g; point keeps one digit after the point, as Python's repr does.
 func general(a float64, precision int, keep, point bool) string {
 	if precision == 0 {
 		precision = 1
@@ -245,7 +244,7 @@ func general(a float64, precision int, keep, point bool) string {
 	return digits
 }
 
-// text lays out a string.
+// text formats a string.
 func (p *spec) text(t string) (left, body, right string) {
 	if p.precision >= 0 {
 		t = t[:offset(t, p.precision)]

@@ -5,14 +5,14 @@ import (
 	"unicode/utf8"
 )
 
-// str is a string that knows which of its bytes are data.
+// str is a string that records which of its bytes are data.
 type str struct {
 	s    string
 	data [][2]int // ranges [start, end) in order and apart
 	safe bool     // marked by the filters safe and escape
 }
 
-// userText is a string that is all data.
+// userText returns a string that is all data.
 func userText(s string) str {
 	if s == "" {
 		return str{}
@@ -20,11 +20,11 @@ func userText(s string) str {
 	return str{s: s, data: [][2]int{{0, len(s)}}}
 }
 
-// Trusted is a string that counts as the template's own text, so that control
-// tokens in it are read as such: the spelling of the begin token, say.
+// Trusted is a string that counts as the template's own text, so that control tokens in it
+// are encoded as such, for example the spelling of the begin token.
 func Trusted(s string) Value { return str{s: s} }
 
-// cut is s[from:to] with its marks.
+// cut returns s[from:to] with its marks.
 func (t str) cut(from, to int) str {
 	out := str{s: t.s[from:to], safe: t.safe}
 	for _, r := range t.data {
@@ -35,7 +35,7 @@ func (t str) cut(from, to int) str {
 	return out
 }
 
-// like is a rewritten string: all data if any of t was.
+// like returns a rewritten string: all data if any byte of t was.
 func (t str) like(s string) str {
 	out := str{s: s, safe: t.safe}
 	if len(t.data) > 0 && s != "" {
@@ -44,7 +44,7 @@ func (t str) like(s string) str {
 	return out
 }
 
-// marked builds a string and keeps the marks.
+// marked builds a string with its marks.
 type marked struct {
 	b    strings.Builder
 	data [][2]int
@@ -92,7 +92,7 @@ func (m *marked) mark(from, to int) {
 
 func (m *marked) str() str { return str{s: m.b.String(), data: m.data} }
 
-// trim cuts characters for which in is true off the ends.
+// trim removes characters for which in is true from the ends.
 func (t str) trim(in func(rune) bool, left, right bool) str {
 	from, to := 0, len(t.s)
 	if left {
@@ -104,7 +104,7 @@ func (t str) trim(in func(rune) bool, left, right bool) str {
 	return t.cut(from, to)
 }
 
-// replace puts with for the first n occurrences of old (all where n < 0).
+// replace replaces the first n occurrences of old (all if n < 0).
 func (t str) replace(old, with str, n int) str {
 	var m marked
 	at := 0
@@ -134,7 +134,7 @@ func (t str) replace(old, with str, n int) str {
 	return m.str()
 }
 
-// split cuts at a separator, at most n times where n >= 0.
+// split splits at a separator, at most n times if n >= 0.
 func (t str) split(sep string, n int) []Value {
 	var out []Value
 	at := 0
@@ -168,7 +168,7 @@ func (t str) splitRight(sep string, n int) []Value {
 	return out
 }
 
-// fields cuts at white space, at most n times where n >= 0.
+// fields splits at white space, at most n times if n >= 0.
 func (t str) fields(n int) []Value {
 	out := []Value{}
 	at := 0

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// strftime formats a time by C's directives, as Python does for a time without a
-// zone. The flags -, _, 0 and ^ of the GNU library are known.
+// strftime formats a time by C's directives, as Python does for a time without a time zone,
+// with the flags -, _, 0 and ^ of the GNU library.
 func strftime(t time.Time, format string) string {
 	var b strings.Builder
 	for format != "" {
@@ -43,14 +43,13 @@ func strftime(t time.Time, format string) string {
 	return b.String() + format
 }
 
-// directive is what a directive's letter stands for; ok is false for an unknown
-// one.
+// directive returns the value of a directive; ok is false for an unknown one.
 func directive(t time.Time, c byte) (text string, ok bool) {
 	layouts := map[byte]string{'Y': "2006", 'm': "01", 'd': "02", 'H': "15", 'I': "03", 'M': "04", 'S': "05", 'y': "06",
 		'B': "January", 'b': "Jan", 'h': "Jan", 'A': "Monday", 'a': "Mon", 'p': "PM", 'P': "pm", 'e': "_2",
 		'j': "002", 'F': "2006-01-02", 'T': "15:04:05", 'R': "15:04", 'D': "01/02/06", 'c': "Mon Jan _2 15:04:05 2006",
 		'x': "01/02/06", 'X': "15:04:05", 'r': "03:04:05 PM"}
-	week := func(first time.Weekday) string { // of the year, where weeks begin on first
+	week := func(first time.Weekday) string { // week of the year, for weeks that begin on first
 		return fmt.Sprintf("%02d", (t.YearDay()+6-(int(t.Weekday()-first)+7)%7)/7)
 	}
 	switch c {

@@ -5,7 +5,7 @@ import (
 	"unicode"
 )
 
-// isTest says whether a test exists.
+// isTest reports whether a test exists.
 func isTest(name string) bool {
 	switch name {
 	case "boolean", "callable", "defined", "divisibleby", "eq", "equalto", "escaped", "even", "false", "filter", "float",

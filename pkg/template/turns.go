@@ -7,18 +7,18 @@ import (
 	"unicode"
 )
 
-// Arguments is how a template gets the arguments of tool calls. OpenAI's messages
-// hold them as the text of a JSON object; most templates expect the object.
+// Arguments says in which form a template gets the arguments of tool calls. OpenAI's messages
+// hold a JSON object as a string; most templates expect the object.
 type Arguments uint8
 
-// Ways to give arguments.
+// The forms of arguments.
 const (
-	ArgumentsAsGiven   Arguments = iota // as the messages hold them
-	ArgumentsAsObjects                  // text that is a JSON object becomes the object; empty text an empty one
-	ArgumentsAsText                     // objects become their text
+	ArgumentsAsGiven   Arguments = iota // as in the messages
+	ArgumentsAsObjects                  // a string that is a JSON object becomes the object, an empty one the empty object
+	ArgumentsAsText                     // objects become strings
 )
 
-// adapt rewrites a message's empty content and the arguments of its calls.
+// adapt converts the empty content of a message and the arguments of its calls.
 func (in *ChatInput) adapt(message Value) error {
 	m, ok := message.(*Map)
 	if !ok {
@@ -87,9 +87,9 @@ func (in *ChatInput) argument(v Value) (Value, error) {
 	return v, nil
 }
 
-// Continue cuts a rendered chat behind the text of its last message, so that a model
-// goes on with it. It returns an *InputError where that text does not stand in the
-// rendering as it is.
+// Continue truncates a rendered chat after the text of its last message, so that a model
+// continues it. It returns an *InputError if that text does not occur unchanged in the
+// rendering.
 func Continue(r Result, last Message) (Result, error) {
 	fail := func(format string, args ...any) (Result, error) {
 		return Result{}, &InputError{"messages", fmt.Errorf("cannot continue the last one: "+format, args...)}
@@ -99,7 +99,7 @@ func Continue(r Result, last Message) (Result, error) {
 		return Result{}, &InputError{"messages", err}
 	}
 	content, _ := v.(*Map).Get("content")
-	if parts, ok := content.(*list); ok { // the last part of text
+	if parts, ok := content.(*list); ok { // the last text part
 		content = nil
 		for _, p := range parts.items {
 			if p, ok := p.(*Map); ok {
@@ -120,7 +120,7 @@ func Continue(r Result, last Message) (Result, error) {
 	}
 	end := at + len(trimmed)
 	if rest := strings.TrimLeftFunc(text.s, unicode.IsSpace); strings.HasPrefix(r.Text[at:], rest) {
-		end = at + len(rest) // the template keeps the space behind it
+		end = at + len(rest) // the template keeps the space after it
 	}
 	out := Result{Text: r.Text[:end]}
 	for _, d := range r.Data {

@@ -7,20 +7,18 @@ import (
 	"strings"
 )
 
-// Value is what a template works with: nil (none), bool, int64, float64, a
-// string, a list, a mapping or a function. DecodeJSON and Trusted make values;
-// NewMap holds variables. Go's string, int and []any are taken as well, strings
-// as data.
+// Value is a template value: nil (none), bool, int64, float64, a string, a list, a mapping or
+// a function. DecodeJSON and Trusted make values; NewMap holds variables. Go's string, int
+// and []any are accepted too; strings count as data.
 type Value any
 
-// bigInt is an integer that 64 bits do not hold, in digits: it can be compared for
-// equality and written, and nothing else.
+// bigInt is an integer beyond 64 bits, as digits. It supports only equality and printing.
 type bigInt string
 
-// undefined is a name that is not there, or what a lookup did not find.
+// undefined is the value of an unknown name or a failed lookup.
 type undefined struct{ name string }
 
-// Map is a mapping that keeps the order in which keys were first set.
+// Map is a mapping that keeps the insertion order of its keys.
 type Map struct {
 	keys      []Value
 	vals      []Value
@@ -28,16 +26,16 @@ type Map struct {
 	namespace bool
 }
 
-// NewMap makes an empty mapping.
+// NewMap returns an empty mapping.
 func NewMap() *Map { return &Map{index: map[string]int{}} }
 
-// Set gives a name a value. The name itself counts as the template's own text.
+// Set sets a key to a value. The key itself counts as the template's own text.
 func (m *Map) Set(name string, v Value) { m.put(str{s: name}, value(v)) }
 
-// Len is the number of keys.
+// Len returns the number of keys.
 func (m *Map) Len() int { return len(m.keys) }
 
-// Get returns the value of a name.
+// Get returns the value of a key.
 func (m *Map) Get(name string) (Value, bool) {
 	i, ok := m.index["s"+name]
 	if !ok {
@@ -73,7 +71,7 @@ func (m *Map) get(key Value) (Value, bool) {
 	return m.vals[i], true
 }
 
-// remove takes a key out. It is linear in the mapping.
+// remove removes a key, in time linear in the size of the mapping.
 func (m *Map) remove(key Value) (Value, bool) {
 	k, _ := hashKey(key)
 	i, ok := m.index[k]
@@ -92,8 +90,8 @@ func (m *Map) remove(key Value) (Value, bool) {
 	return v, true
 }
 
-// hashKey spells a key so that keys that are equal in Python are spelled alike:
-// 1, 1.0 and true are one key.
+// hashKey encodes a key so that keys that are equal in Python have one encoding: 1, 1.0 and
+// true are the same key.
 func hashKey(key Value) (string, bool) {
 	switch k := key.(type) {
 	case str:
@@ -130,7 +128,7 @@ func hashKey(key Value) (string, bool) {
 	}
 }
 
-// value takes Go's own types in.
+// value converts Go's own types.
 func value(v Value) Value {
 	switch x := v.(type) {
 	case string:
@@ -154,7 +152,7 @@ func value(v Value) Value {
 	}
 }
 
-// number reads a number; isInt says that i is exact.
+// number converts to a number; isInt says that i is exact.
 func number(v Value) (f float64, i int64, isInt bool) {
 	switch x := v.(type) {
 	case bool:
@@ -178,7 +176,7 @@ func isNumber(v Value) bool {
 	return false
 }
 
-// typeName is a value's type as error texts name it.
+// typeName is the name of a value's type in error messages.
 func typeName(v Value) string {
 	switch x := v.(type) {
 	case nil:
@@ -202,7 +200,7 @@ func typeName(v Value) string {
 	}
 }
 
-// truth is Python's.
+// truth is Python's truth value.
 func truth(v Value) bool {
 	switch x := v.(type) {
 	case nil, undefined:
@@ -224,7 +222,7 @@ func truth(v Value) bool {
 	}
 }
 
-// formatFloat is Python's repr.
+// formatFloat formats as Python's repr.
 func formatFloat(f float64) string {
 	switch {
 	case math.IsNaN(f):
