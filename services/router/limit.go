@@ -64,7 +64,7 @@ func (q *request) limit(info *modelInfo) error {
 	if n > context || n == context && !q.echo.only {
 		return &fault.Error{
 			Code: fault.OutOfRange, Field: q.field,
-			Msg: fmt.Sprintf("%d tokens leave no room for an answer in the model's context length of %d tokens", n, context),
+			Msg: fmt.Sprintf("%d tokens leave no room for an answer in the context length of %d tokens", n, context),
 		}
 	}
 	room, asked := uint32(max(1, context-n)), q.maxTokens

@@ -28,9 +28,9 @@ func (s *Service) ApplyChatTemplate(ctx context.Context, r *tokenizerv1.ApplyCha
 	case c.err != nil:
 		return nil, fault.Wrap(fault.FailedPrecondition, c.err, "use the chat template of model %q", m.Name)
 	case len(r.GetMessages()) == 0:
-		return nil, fault.Field("messages", "a chat needs one message or more")
+		return nil, fault.Field("messages", "want at least one message")
 	case r.GetContinueFinalMessage() && !r.GetNoGenerationPrompt():
-		return nil, fault.Field("continue_final_message", "it goes with no_generation_prompt")
+		return nil, fault.Field("continue_final_message", "requires no_generation_prompt")
 	}
 	in, err := m.chatInput(r)
 	if err != nil {
@@ -75,7 +75,7 @@ func (m *model) chatInput(r *tokenizerv1.ApplyChatTemplateRequest) (template.Cha
 	}
 	for i, msg := range r.GetMessages() {
 		if msg.GetRole() == "" && msg.GetJson() == "" {
-			return in, fault.Field(fmt.Sprintf("messages[%d].role", i), "a message needs a role")
+			return in, fault.Field(fmt.Sprintf("messages[%d].role", i), "is missing")
 		}
 		in.Messages = append(in.Messages, template.Message{Role: msg.GetRole(), Content: msg.GetContent(), JSON: []byte(msg.GetJson())})
 	}

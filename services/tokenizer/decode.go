@@ -121,7 +121,7 @@ func (m *model) markers() map[int32]bool {
 
 func (d *decoder) push(wire []uint32) (*tokenizerv1.DecodeStreamResponse, error) {
 	if len(wire) == 0 {
-		return nil, fault.Field("push.ids", "a push needs one id or more")
+		return nil, fault.Field("push.ids", "want at least one id")
 	}
 	ids, err := d.model.ids("push.ids", wire)
 	if err != nil {

@@ -43,7 +43,7 @@ func (s *Service) encodeFIM(ctx context.Context, r *tokenizerv1.EncodeRequest) (
 		return nil, err
 	}
 	if r.GetSpans() || r.GetTruncation() != nil || r.GetPadding() != nil {
-		return nil, fault.Field("suffix", "it does not go with spans, truncation or padding")
+		return nil, fault.Field("suffix", "cannot be combined with spans, truncation or padding")
 	}
 	o, err := options(r)
 	if err != nil {
@@ -167,7 +167,7 @@ func isLeft(field string, side tokenizerv1.Side) (bool, error) {
 	case tokenizerv1.Side_SIDE_UNSPECIFIED, tokenizerv1.Side_SIDE_RIGHT:
 		return false, nil
 	}
-	return false, fault.Field(field, "%d is no side", side)
+	return false, fault.Field(field, "unknown side %d", side)
 }
 
 // padding holds the checked padding settings of a request.
@@ -202,7 +202,7 @@ func (m *model) padding(p *tokenizerv1.Padding) (*padding, error) {
 		id, ok := m.Vocab.ID(m.Chat.Special["pad_token"])
 		if !ok {
 			if id, ok = m.Vocab.EOS(); !ok {
-				return nil, fault.Field("padding.id", "give one: model %q names no pad token and no end token", m.Name)
+				return nil, fault.Field("padding.id", "is missing: model %q has neither a pad token nor an end token", m.Name)
 			}
 		}
 		out.id = uint32(id)

@@ -109,7 +109,7 @@ func (s *modelCache) add(m *model) error {
 		return nil
 	}
 	if s.held[i].Digest != m.Digest {
-		return fault.New(fault.AlreadyExists, "add model %q: it is held with digest %s", m.Name, s.held[i].Digest)
+		return fault.New(fault.AlreadyExists, "add model %q: it is loaded with digest %s", m.Name, s.held[i].Digest)
 	}
 	s.held[i] = m
 	return nil
@@ -146,9 +146,9 @@ func (s *modelCache) find(ctx context.Context, ref string) (*model, error) {
 			m.used.Store(s.ticks.Add(1))
 			return m, nil
 		case ref == "":
-			return nil, fault.New(fault.NotFound, "find model: %d are held and the request names none", held)
+			return nil, fault.New(fault.NotFound, "find model: the request names none and %d are loaded", held)
 		case s.open == nil:
-			return nil, fault.New(fault.NotFound, "find model %q: it is not held here", ref)
+			return nil, fault.New(fault.NotFound, "find model %q: it is not loaded here", ref)
 		}
 		m, err := s.load(ctx, ref)
 		if err == nil || ctx.Err() != nil || fault.CodeOf(err) != fault.Canceled {
@@ -219,7 +219,7 @@ func (s *modelCache) fetch(ctx context.Context, ref string) (*model, error) {
 		return nil, err
 	}
 	if m.bytes > s.bytes {
-		return nil, fault.New(fault.Exhausted, "hold model %q: it takes about %d bytes of %d", m.Name, m.bytes, s.bytes)
+		return nil, fault.New(fault.Exhausted, "load model %q: it needs about %d bytes of the %d allowed", m.Name, m.bytes, s.bytes)
 	}
 	m.used.Store(s.ticks.Add(1))
 	s.mu.Lock()
@@ -229,7 +229,7 @@ func (s *modelCache) fetch(ctx context.Context, ref string) (*model, error) {
 	case found && s.held[i].Digest == m.Digest: // it was loaded by another of its names meanwhile
 		return s.held[i], nil
 	case found && s.held[i].pinned:
-		return nil, fault.New(fault.AlreadyExists, "hold model %q: it is held with digest %s", m.Name, s.held[i].Digest)
+		return nil, fault.New(fault.AlreadyExists, "load model %q: it is loaded with digest %s", m.Name, s.held[i].Digest)
 	case found:
 		s.held[i] = m
 	default:

@@ -32,7 +32,7 @@ func (s *Service) TrainVocabulary(r *tokenizerv1.TrainVocabularyRequest, stream 
 	case r.GetSize() < 1 || r.GetSize() > maxTrainSize:
 		return fault.Field("size", "%d is not within 1..%d", r.GetSize(), maxTrainSize)
 	case len(r.GetTexts())+len(r.GetFiles()) == 0:
-		return fault.Field("texts", "give some, or files")
+		return fault.Field("texts", "want at least one text or file")
 	case len(r.GetFiles()) > maxTrainFiles:
 		return fault.Field("files", "%d are more than %d", len(r.GetFiles()), maxTrainFiles)
 	}
@@ -83,7 +83,7 @@ func trainer(kind string) (trainFunc, error) {
 	case "unigram":
 		return vocab.TrainUnigram, nil
 	}
-	return nil, fault.Field("type", "%q is not supported: bpe and unigram are", kind)
+	return nil, fault.Field("type", "%q is not supported: want bpe or unigram", kind)
 }
 
 // trainTexts iterates over the texts of a request and then over those of its files, which
@@ -126,7 +126,7 @@ func readText(root *os.Root, name string, most int64) (string, error) {
 	}
 	defer file.Close()
 	if stat, err := file.Stat(); err != nil || !stat.Mode().IsRegular() {
-		return "", fault.Field("files", "%q is no regular file", name)
+		return "", fault.Field("files", "%q is not a regular file", name)
 	}
 	text, err := io.ReadAll(io.LimitReader(file, most+1))
 	if err != nil {

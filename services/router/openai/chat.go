@@ -25,8 +25,8 @@ type chatRequest struct {
 	TopLogprobs         *int              `json:"top_logprobs"`
 }
 
-// message reads one message. Content is a string or a list of text parts; what says
-// more than role and content goes along whole.
+// message reads one message. Content is a string or a list of text parts. A message with
+// further fields is passed on as JSON too.
 func message(i int, raw json.RawMessage) (*tokenizerv1.Message, error) {
 	field := func(rest string) string { return fmt.Sprintf("messages[%d]%s", i, rest) }
 	var fields map[string]json.RawMessage
@@ -45,10 +45,10 @@ func message(i int, raw json.RawMessage) (*tokenizerv1.Message, error) {
 	changed := false
 	switch {
 	case !given(content):
-		if !more { // a turn of tool calls needs no text
+		if !more { // a message with tool calls needs no text
 			return nil, fault.Field(field(".content"), "want a string or a list of text parts")
 		}
-		if !has { // templates ask whether it is none
+		if !has { // templates test whether content is none
 			fields["content"], changed = json.RawMessage("null"), true
 		}
 	case json.Unmarshal(content, &out.Content) != nil:
@@ -77,7 +77,7 @@ func message(i int, raw json.RawMessage) (*tokenizerv1.Message, error) {
 	return out, nil
 }
 
-// toolFields checks the calls of a turn, or whose result a turn is.
+// toolFields checks the tool calls of a message, or the call that a message is the result of.
 func toolFields(field func(string) string, role string, fields map[string]json.RawMessage) error {
 	if raw := fields["tool_call_id"]; role == "tool" && given(raw) {
 		var id string
@@ -101,7 +101,7 @@ func toolFields(field func(string) string, role string, fields map[string]json.R
 	for j, c := range calls {
 		at := fmt.Sprintf(".tool_calls[%d].function", j)
 		if c.Function == nil || c.Function.Name == "" {
-			return fault.Field(field(at+".name"), "give one")
+			return fault.Field(field(at+".name"), "is missing")
 		}
 		if a := bytes.TrimSpace(c.Function.Arguments); len(a) > 0 && a[0] != '"' && a[0] != '{' && string(a) != "null" {
 			return fault.Field(field(at+".arguments"), "want the text of a JSON object")
@@ -110,9 +110,9 @@ func toolFields(field func(string) string, role string, fields map[string]json.R
 	return nil
 }
 
-// nameReasoning gives a turn's reasoning every name that templates know it by, unless
-// the turn has text and calls, too: then some refuse it. It says whether it changed
-// the turn.
+// nameReasoning copies the reasoning of a message to every field name that templates use,
+// unless the message has both text and calls, for which some templates refuse reasoning. It
+// reports whether it changed the message.
 func nameReasoning(fields map[string]json.RawMessage) bool {
 	names := []string{"reasoning_content", "reasoning", "thinking"}
 	var found json.RawMessage
@@ -135,7 +135,7 @@ func nameReasoning(fields map[string]json.RawMessage) bool {
 	return changed
 }
 
-// joinParts puts the texts of content parts on lines of their own.
+// joinParts joins the texts of content parts with line breaks.
 func joinParts(field string, raw json.RawMessage) (string, error) {
 	var parts []struct {
 		Type string  `json:"type"`
@@ -147,7 +147,7 @@ func joinParts(field string, raw json.RawMessage) (string, error) {
 	texts := make([]string, len(parts))
 	for j, p := range parts {
 		if p.Type != "text" {
-			return "", fault.Field(fmt.Sprintf("%s[%d].type", field, j), "%q is not supported: text is", p.Type)
+			return "", fault.Field(fmt.Sprintf("%s[%d].type", field, j), "%q is not supported, only text is", p.Type)
 		}
 		if p.Text == nil {
 			return "", fault.Field(fmt.Sprintf("%s[%d].text", field, j), "want a string")
@@ -157,7 +157,7 @@ func joinParts(field string, raw json.RawMessage) (string, error) {
 	return strings.Join(texts, "\n"), nil
 }
 
-// request is what the choices share.
+// request returns the part of the request that all choices share.
 func (c *chatRequest) request() (*routerv1.ChatRequest, error) {
 	out := &routerv1.ChatRequest{
 		Model: c.Model, Stop: c.Stop, KeepMarkers: true, ContinueFinalMessage: c.ContinueFinal,
@@ -172,14 +172,14 @@ func (c *chatRequest) request() (*routerv1.ChatRequest, error) {
 		return nil, err
 	}
 	if c.IgnoreEnd {
-		return nil, fault.Field("ignore_end", "is for completions: a chat's turn ends where the model ends it")
+		return nil, fault.Field("ignore_end", "is supported for completions only")
 	}
 	if top := c.TopLogprobs; top != nil && *top != 0 {
 		if *top < 0 || *top > maxTop {
 			return nil, fault.Field("top_logprobs", "%d is not within 0..%d", *top, maxTop)
 		}
 		if !c.Logprobs {
-			return nil, fault.Field("top_logprobs", "set logprobs to have them")
+			return nil, fault.Field("top_logprobs", "requires logprobs to be true")
 		}
 		out.TopLogprobs = uint32(*top)
 	}
@@ -193,10 +193,10 @@ func (c *chatRequest) request() (*routerv1.ChatRequest, error) {
 		return nil, err
 	}
 	if c.ContinueFinal && !out.GetNoGenerationPrompt() {
-		return nil, fault.Field("continue_final_message", "it does not go with add_generation_prompt")
+		return nil, fault.Field("continue_final_message", "cannot be combined with add_generation_prompt")
 	}
 	if len(c.Messages) == 0 {
-		return nil, fault.Field("messages", "give at least one")
+		return nil, fault.Field("messages", "want at least one message")
 	}
 	for i, raw := range c.Messages {
 		m, err := message(i, raw)
@@ -208,7 +208,7 @@ func (c *chatRequest) request() (*routerv1.ChatRequest, error) {
 	return out, nil
 }
 
-// chatJobs is one job for each choice, and how their text is read.
+// chatJobs returns one job for each choice, and how to parse their text.
 func (s *server) chatJobs(c *chatRequest) ([]job, *parsing, error) {
 	n, err := c.check()
 	if err != nil {
@@ -246,7 +246,7 @@ type candidate struct {
 	Bytes   []int   `json:"bytes"`
 }
 
-// tokenLogprob is an entry of a chat choice's logprobs.
+// tokenLogprob is an entry of the logprobs of a chat choice.
 type tokenLogprob struct {
 	candidate
 	Top []candidate `json:"top_logprobs"`

@@ -11,7 +11,7 @@ import (
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 )
 
-// defaultTokens is OpenAI's most tokens of a completion that names none.
+// defaultTokens is OpenAI's default of max_tokens for completions.
 const defaultTokens = 16
 
 type completionRequest struct {
@@ -23,7 +23,7 @@ type completionRequest struct {
 	Suffix   *string         `json:"suffix"`
 }
 
-// prompt is a text, or ids where they are not nil.
+// prompt is a text, or a list of ids if ids is not nil.
 type prompt struct {
 	text string
 	ids  []uint32
@@ -38,7 +38,7 @@ func (c *completionRequest) prompts() ([]prompt, error) {
 	var out []prompt
 	switch {
 	case !given(c.Prompt):
-		return nil, fault.Field("prompt", "give one")
+		return nil, fault.Field("prompt", "is missing")
 	case json.Unmarshal(c.Prompt, &one) == nil:
 		out = []prompt{{text: one}}
 	case json.Unmarshal(c.Prompt, &texts) == nil:
@@ -52,7 +52,7 @@ func (c *completionRequest) prompts() ([]prompt, error) {
 			out = append(out, prompt{ids: append([]uint32{}, l...)})
 		}
 	default:
-		return nil, fault.Field("prompt", "want a text, a list of texts, a list of ids, or a list of those")
+		return nil, fault.Field("prompt", "want a string, a list of strings, a list of token ids, or a list of such lists")
 	}
 	if len(out) == 0 {
 		return nil, fault.Field("prompt", "the list is empty")
@@ -60,8 +60,8 @@ func (c *completionRequest) prompts() ([]prompt, error) {
 	return out, nil
 }
 
-// check refuses what cannot be done. It returns how many choices are shown, how many are
-// run for each prompt, and how many candidates to report with each token.
+// check validates the request. It returns how many choices are shown, how many are run for
+// each prompt, and how many candidates are reported with each token.
 func (c *completionRequest) check() (n, run, top int, err error) {
 	if n, err = c.common.check(); err != nil {
 		return 0, 0, 0, err
@@ -70,9 +70,9 @@ func (c *completionRequest) check() (n, run, top int, err error) {
 	if c.BestOf != nil {
 		switch run = *c.BestOf; {
 		case run < n || run > maxChoices:
-			return 0, 0, 0, fault.Field("best_of", "%d is not within n, %d, to %d", run, n, maxChoices)
+			return 0, 0, 0, fault.Field("best_of", "%d is not within n (%d) to %d", run, n, maxChoices)
 		case run > n && c.Stream:
-			return 0, 0, 0, fault.Field("best_of", "%d is more than n, %d, and a stream shows all", run, n)
+			return 0, 0, 0, fault.Field("best_of", "%d is more than n (%d), which a stream does not support", run, n)
 		}
 	}
 	if c.Logprobs != nil {
@@ -82,12 +82,12 @@ func (c *completionRequest) check() (n, run, top int, err error) {
 	case top < 0 || top > maxTop:
 		return 0, 0, 0, fault.Field("logprobs", "%d is not within 0..%d", top, maxTop)
 	case c.Echo && c.Suffix != nil && *c.Suffix != "":
-		return 0, 0, 0, fault.Field("echo", "it does not go with suffix")
+		return 0, 0, 0, fault.Field("echo", "cannot be combined with suffix")
 	}
 	return n, run, top, nil
 }
 
-// maxTokens is the most tokens to generate. 0 is allowed with echo, which then reports
+// maxTokens returns the most tokens to generate. 0 is allowed with echo, which then reports
 // the prompt alone.
 func (c *completionRequest) maxTokens() (most uint32, promptOnly bool, err error) {
 	switch {
@@ -100,7 +100,7 @@ func (c *completionRequest) maxTokens() (most uint32, promptOnly bool, err error
 	return most, false, err
 }
 
-// tokenLogprobs is the older shape of log-probabilities: parallel lists, with offsets in
+// tokenLogprobs is the legacy format of log-probabilities: parallel lists, with offsets in
 // characters. The prompt's first token has neither a log-probability nor candidates.
 type tokenLogprobs struct {
 	Tokens  []string             `json:"tokens"`
@@ -115,12 +115,12 @@ func newLogprobs(offset int) *tokenLogprobs {
 	return &tokenLogprobs{Tokens: []string{}, Values: []*float32{}, Top: []map[string]float32{}, Offsets: []int{}, next: offset}
 }
 
-// add appends a token. The token itself is among its candidates, however unlikely.
+// add appends a token. The token is always among its own candidates, as OpenAI does it.
 func (l *tokenLogprobs) add(text string, logprob *float32, candidates []*routerv1.TopCandidate) {
 	var top map[string]float32
 	if logprob != nil {
 		top = map[string]float32{}
-		for _, c := range candidates { // best first: of two ids with one text the better counts
+		for _, c := range candidates { // best first; of two ids with one text the likelier counts
 			if _, ok := top[c.GetText()]; !ok {
 				top[c.GetText()] = c.GetLogprob()
 			}
@@ -139,7 +139,7 @@ func (l *tokenLogprobs) addToken(t *routerv1.TokenEvent) {
 	l.add(t.GetText(), &logprob, t.GetTop())
 }
 
-// logprobs shows those of a whole choice, or nil where none are asked for.
+// logprobs returns the log-probabilities of a choice, or nil if none are asked for.
 func (c *completionRequest) logprobs(a *answer) any {
 	if c.Logprobs == nil {
 		return nil
@@ -174,7 +174,7 @@ func (s *server) completionJobs(c *completionRequest) ([]job, error) {
 	var jobs []job
 	for at, p := range prompts {
 		if p.ids != nil && c.Suffix != nil && *c.Suffix != "" {
-			return nil, fault.Field("suffix", "it goes with prompts that are texts: prompt %d is a list of ids", at)
+			return nil, fault.Field("suffix", "requires prompts that are strings: prompt %d is a list of ids", at)
 		}
 		for i := range run {
 			rules, err := c.sampling(i, run)
@@ -234,9 +234,9 @@ func (s *server) completions(w http.ResponseWriter, r *http.Request) {
 	s.gather(w, r, jobs, f)
 }
 
-// piece shows the events of a stream with so many choices.
+// piece returns the function that formats the events of a stream with so many choices.
 func (c *completionRequest) piece(choices int) func(i int, e event) map[string]any {
-	offsets := make([]int, choices) // of each choice's next token
+	offsets := make([]int, choices) // offset of the next token of each choice
 	return func(i int, e event) map[string]any {
 		text, logprobs := "", newLogprobs(offsets[i])
 		switch {

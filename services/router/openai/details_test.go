@@ -106,14 +106,14 @@ func TestCompletion_SuffixReachesTheBackend(t *testing.T) {
 }
 
 func TestErrors_ContextLengthExceeded(t *testing.T) {
-	long := &fault.Error{Code: fault.OutOfRange, Field: "messages", Msg: "9031 tokens leave no room for an answer in the model's context length of 8192 tokens"}
+	long := &fault.Error{Code: fault.OutOfRange, Field: "messages", Msg: "9031 tokens leave no room for an answer in the context length of 8192 tokens"}
 	s := serve(t, &backend{failAt: 0, failWith: long})
 	for _, body := range []string{hello + `}`, hello + `,"stream":true}`} {
 		resp, text := post(t, s.URL+"/v1/chat/completions", body)
 		if resp.StatusCode != http.StatusBadRequest {
 			t.Errorf("status %d", resp.StatusCode)
 		}
-		same(t, "the error", text, `{"error":{"message":"messages: 9031 tokens leave no room for an answer in the model's context length of 8192 tokens",
+		same(t, "the error", text, `{"error":{"message":"messages: 9031 tokens leave no room for an answer in the context length of 8192 tokens",
 			"type":"invalid_request_error","param":"messages","code":"context_length_exceeded"}}`)
 	}
 }

@@ -1,34 +1,33 @@
-// Package openai is the router's OpenAI-style HTTP face: /v1/models,
-// /v1/completions and /v1/chat/completions, streamed and not, with the shapes that
-// stock OpenAI clients expect. It translates; the backend decides and checks: this
-// package bounds only what it must count or convert itself (n, prompts, integers).
+// Package openai is the router's OpenAI-compatible HTTP API: /v1/models, /v1/completions and
+// /v1/chat/completions, with and without streaming. It only translates: the backend makes
+// the decisions and most checks, and this package bounds what it has to count or convert
+// itself (n, prompts, integers).
 //
-// A request becomes one job for each choice; the jobs run at once, with one seed,
-// each drawing on its own. The jobs share a context that ends when the client goes
-// away, when a write fails, or when one of them fails. With best_of more choices run
-// than are shown: those whose tokens are likeliest on average, under the model.
+// A request becomes one job for each choice. The jobs run concurrently; they share the seed
+// and draw independently. They share a context that ends when the client disconnects, when a
+// write fails, or when one of them fails. With best_of, more choices are generated than
+// returned: those with the highest mean log-probability of their tokens are.
 //
-// A streamed answer is a row of server-sent events, each flushed by itself. It ends
-// with a finish reason for every choice and [DONE], or with an error event and
-// neither: a cut answer never looks whole. A reader that leaves an event untaken for
-// 30 seconds is cut.
+// A streamed response is a sequence of server-sent events, each flushed at once. It ends with
+// a finish reason for every choice and [DONE], or else with an error event, so that a
+// truncated response never looks complete. A client that does not read an event for 30
+// seconds is disconnected.
 //
-// A chat's text is read by pkg/toolcall in the format that the backend names: tool
-// calls become tool_calls, reasoning becomes reasoning_content, in streams as they
-// come. Back in messages they are taken as they were given. documents,
-// chat_template_kwargs, reasoning_effort, add_generation_prompt and
-// continue_final_message go to the chat template; reasoning_format "none" leaves
-// reasoning in the content.
+// pkg/toolcall parses the text of a chat in the format that the backend names: tool calls
+// become tool_calls and reasoning becomes reasoning_content, in streams incrementally. In
+// messages both are accepted as returned. documents, chat_template_kwargs, reasoning_effort,
+// add_generation_prompt and continue_final_message go to the chat template;
+// reasoning_format "none" leaves the reasoning in the content.
 //
-// tool_choice is "none" (the model is not told of tools), "auto", "required" (calls and
-// nothing else, after the reasoning) or {"type": "function", "function": {"name": ..}};
-// parallel_tool_calls false takes one call at most. Once a call is opened its name is
-// one of the tools' and its arguments fit their schema: always where the tool says
-// strict, else as far as the schema can be honoured, and any object where it cannot. A
-// strict schema that cannot be honoured is refused. response_format and its like hold
-// the content, and say nothing where calls are required. A model whose chat template
-// knows no tools is told of those that it must call in the user's turn. A call that
-// max_tokens cuts off is cut off: its choice ends with "length".
+// tool_choice is "none" (the tools are hidden from the model), "auto", "required" (only calls,
+// after the optional reasoning) or {"type": "function", "function": {"name": ..}}; with
+// parallel_tool_calls false there is at most one call. A call always names one of the tools,
+// and its arguments follow the tool's schema: always if the tool says strict, otherwise as
+// far as the schema can be enforced, and as any object if it cannot. A strict schema that
+// cannot be enforced is refused. response_format and the like constrain the content, and have
+// no effect if calls are required. If calls are required and the chat template does not
+// support tools, the tools are described in the last user message. If max_tokens truncates a
+// call, the finish reason is "length".
 //
 // # Context and choices
 //
@@ -51,12 +50,12 @@
 // letters, digits and -_.:/+=@, or a new one. Log lines about the request carry it as
 // request_id, and it is part of the answer's id.
 //
-// What the mesh cannot do is refused by name, never dropped: DRY's breakers as texts.
-// Fields that are hints (user, store, metadata) are ignored.
+// What cannot be done is refused by name, never ignored: dry_sequence_breakers that are
+// strings. Fields that are only hints (user, store, metadata) are ignored.
 //
 // # Fields beyond OpenAI's
 //
-// As llama.cpp's and vLLM's servers spell them, and by default off:
+// They are spelled as in llama.cpp's and vLLM's servers, and off by default:
 //
 //   - top_k, min_p, typical_p, top_n_sigma, epsilon_cutoff, eta_cutoff;
 //   - xtc_probability, xtc_threshold; dynatemp_range, dynatemp_exponent;
@@ -67,13 +66,13 @@
 //   - mirostat (1 or 2), mirostat_tau, mirostat_eta;
 //   - bad_words (texts, or lists of ids), bad_words_ids; min_tokens; for completions
 //     ignore_end;
-//   - samplers, the names of the rules in their order, ours or llama.cpp's. A rule that
-//     is on and not in the list is refused; min_tokens, logit_bias, bad_words and
-//     no_repeat_ngram need not be in it and come first, mirostat comes last.
-//   - response_format (json_object, json_schema, or structural_tag with what
-//     grammar.Structure takes), grammar, json_schema, guided_json, guided_regex, guided_choice or
-//     guided_grammar hold the text to a shape.
+//   - samplers, the names of the samplers in their order, ours or llama.cpp's. A sampler that
+//     is on but not listed is refused; min_tokens, logit_bias, bad_words and no_repeat_ngram
+//     need not be listed and come first, mirostat comes last.
+//   - response_format (json_object, json_schema, or structural_tag with the input of
+//     grammar.Structure), grammar, json_schema, guided_json, guided_regex, guided_choice or
+//     guided_grammar constrain the text.
 //
-// It is not the router: it holds no state between requests and knows no shard. Who
-// mounts it owns the listener, its header timeouts and who may ask.
+// The package holds no state between requests and knows nothing of shards. Whoever mounts the
+// handler owns the listener, its header timeouts and access control.
 package openai

@@ -13,8 +13,8 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 )
 
-// apiError is OpenAI's error object. RetryAfter, in seconds, is Lamina's: an error
-// in the middle of a stream has no header to carry it.
+// apiError is OpenAI's error object. RetryAfter, in seconds, is an extension: an error in the
+// middle of a stream has no header for it.
 type apiError struct {
 	Message    string  `json:"message"`
 	Type       string  `json:"type"`
@@ -31,7 +31,7 @@ func toAPIError(err error) (int, apiError) {
 	var param string
 	var large *http.MaxBytesError
 	var f *fault.Error
-	for e := err; errors.As(e, &f); e = f.Err { // the outermost that says so
+	for e := err; errors.As(e, &f); e = f.Err { // the outermost error with a field
 		if param == "" {
 			param = spelled(f.Field)
 		}
@@ -73,7 +73,7 @@ func retryAfter(err error) time.Duration {
 	return 0
 }
 
-// fail answers with err.
+// fail writes err as the response.
 func (s *server) fail(w http.ResponseWriter, err error) {
 	status, body := toAPIError(err)
 	if wait := retryAfter(err); wait > 0 {
@@ -82,15 +82,15 @@ func (s *server) fail(w http.ResponseWriter, err error) {
 	s.json(w, status, map[string]any{"error": body})
 }
 
-// refuse answers what never reached the backend.
+// refuse writes an error that has not reached the backend.
 func (s *server) refuse(w http.ResponseWriter, status int, code, message string) {
 	s.json(w, status, map[string]any{"error": apiError{Message: message, Type: errorType(status), Code: &code}})
 }
 
-// json answers with one object, which the reader must take in time.
+// json writes one object, which the client must read in time.
 func (s *server) json(w http.ResponseWriter, status int, v any) {
 	text, err := json.Marshal(v)
-	if err != nil { // a log-probability that is no number
+	if err != nil { // a log-probability that is not finite
 		s.fail(w, fault.Wrap(fault.Internal, err, "write answer as JSON"))
 		return
 	}

@@ -11,18 +11,18 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/obs"
 )
 
-// Backend runs requests; errors are faults. It calls send from one goroutine, gives
-// up when send fails or ctx ends, and returns nil only after a finished event.
+// Backend runs requests; its errors are faults. It calls send from one goroutine, stops when
+// send fails or ctx ends, and returns nil only after a finished event.
 type Backend interface {
 	Generate(ctx context.Context, r *routerv1.GenerateRequest, send func(*routerv1.GenerateResponse) error) error
 	Chat(ctx context.Context, r *routerv1.ChatRequest, send func(*routerv1.ChatResponse) error) error
 	Models(ctx context.Context) ([]*routerv1.Model, error)
 }
 
-// Options is what the face is given from outside.
+// Options are the settings of the API.
 type Options struct {
 	Log          *slog.Logger  // nil logs nothing
-	WriteTimeout time.Duration // for a stalled reader to take an event; 0 means 30 s
+	WriteTimeout time.Duration // for a client to read an event; 0 means 30 s
 }
 
 type server struct {
@@ -61,7 +61,7 @@ func New(b Backend, o Options) http.Handler {
 		})
 	}
 	mux.HandleFunc("/v1/", func(w http.ResponseWriter, r *http.Request) {
-		s.refuse(w, http.StatusNotFound, "unknown_url", "find path "+r.URL.Path+": there is none")
+		s.refuse(w, http.StatusNotFound, "unknown_url", "find path "+r.URL.Path+": it does not exist")
 	})
 	return obs.RequestIDs(s.logged(mux))
 }
@@ -75,7 +75,7 @@ func (s *server) logged(next http.Handler) http.Handler {
 	})
 }
 
-// modelObject is a model as OpenAI lists it; the fields after OwnedBy are Lamina's.
+// modelObject is a model as OpenAI lists it; the fields after OwnedBy are extensions.
 type modelObject struct {
 	ID      string `json:"id"`
 	Object  string `json:"object"`
@@ -91,8 +91,8 @@ type modelObject struct {
 	Defaults defaultSampling `json:"default_sampling_params"`
 }
 
-// defaultSampling is what the model's files say of sampling, for the fields that a
-// request leaves out. A field that they do not name is left out.
+// defaultSampling holds the sampling parameters in the model's files, which apply to fields
+// that a request leaves out. Parameters that the files do not name are omitted.
 type defaultSampling struct {
 	Temperature       *float32 `json:"temperature,omitempty"`
 	TopK              *uint32  `json:"top_k,omitempty"`

@@ -10,14 +10,14 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/toolcall"
 )
 
-// parsing is what a chat's choices share of reading their text.
+// parsing holds the parser settings that all choices of a chat share.
 type parsing struct {
 	tools     string
-	reasoning bool // is told apart
-	one       bool // call at most is shown
+	reasoning bool // reasoning is separated from content
+	one       bool // show at most one call
 }
 
-// reader turns one choice's text into content, reasoning and calls.
+// reader parses the text of one choice into content, reasoning and calls.
 type reader struct {
 	p         *toolcall.Parser
 	one       bool
@@ -26,8 +26,8 @@ type reader struct {
 	made      []toolCall
 }
 
-// toolCall is OpenAI's object; a streamed one has an index, and after its first part
-// neither id nor name.
+// toolCall is OpenAI's object. In a stream it has an index, and only the first part of a call
+// has id and name.
 type toolCall struct {
 	Index    *int         `json:"index,omitempty"`
 	ID       string       `json:"id,omitempty"`
@@ -51,7 +51,7 @@ func (g *parsing) reader(i int, s *routerv1.Started) *reader {
 	})}
 }
 
-// callID names a call: nine letters and digits, which is what every template takes.
+// callID returns a call's id: nine letters and digits, which every chat template accepts.
 func callID(request string, choice, index int) string {
 	const letters = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 	sum := sha256.Sum256([]byte(request + "/" + strconv.Itoa(choice) + "/" + strconv.Itoa(index)))
@@ -62,10 +62,10 @@ func callID(request string, choice, index int) string {
 	return string(out)
 }
 
-// push reads more text.
+// push parses more text.
 func (r *reader) push(text string) toolcall.Delta { return r.keep(r.p.Push(text)) }
 
-// end reads the last text.
+// end parses the last text.
 func (r *reader) end(f *routerv1.Finished) toolcall.Delta {
 	d := r.push(f.GetText())
 	last := r.keep(r.p.Flush(f.GetFinishReason() == samplerv1.FinishReason_FINISH_REASON_LENGTH))
@@ -81,7 +81,7 @@ func (r *reader) end(f *routerv1.Finished) toolcall.Delta {
 	return d
 }
 
-// keep adds a delta to the whole and leaves out calls that are too many.
+// keep adds a delta to the whole answer and drops excess calls.
 func (r *reader) keep(d toolcall.Delta) toolcall.Delta {
 	calls := d.Calls[:0:0]
 	for _, c := range d.Calls {
@@ -100,7 +100,7 @@ func (r *reader) keep(d toolcall.Delta) toolcall.Delta {
 	return d
 }
 
-// reason is why a choice ended.
+// reason returns the finish reason of a choice.
 func (r *reader) reason(f samplerv1.FinishReason) string {
 	if len(r.made) > 0 && f != samplerv1.FinishReason_FINISH_REASON_LENGTH {
 		return "tool_calls"
@@ -108,7 +108,7 @@ func (r *reader) reason(f samplerv1.FinishReason) string {
 	return reason(f)
 }
 
-// message shows a whole choice.
+// message returns a whole choice as a message object.
 func (r *reader) message() map[string]any {
 	out := map[string]any{"role": "assistant", "content": r.content.String(), "refusal": nil}
 	if r.reasoning.Len() > 0 {
@@ -123,7 +123,7 @@ func (r *reader) message() map[string]any {
 	return out
 }
 
-// show puts a delta into a streamed one.
+// show writes a delta into a delta object.
 func show(d toolcall.Delta, into map[string]any) {
 	if d.Content != "" {
 		into["content"] = d.Content

@@ -18,10 +18,10 @@ import (
 
 const (
 	maxBody     = 4 << 20
-	maxChoices  = 128              // of n and best_of; the backend bounds them by its memory
+	maxChoices  = 128              // of n and best_of; the backend bounds them by its memory too
 	maxJobs     = 256              // prompts times choices
-	maxInteger  = 1 << 24          // of max_tokens and top_k, as the backend has it
-	maxTop      = 20               // candidates reported with a token, as the backend has it
+	maxInteger  = 1 << 24          // of max_tokens and top_k, as in the backend
+	maxTop      = 20               // candidates reported with a token, as in the backend
 	readTimeout = 30 * time.Second // for a client to send its request
 )
 
@@ -35,7 +35,7 @@ func decode(w http.ResponseWriter, r *http.Request, v any) error {
 	if err != nil {
 		return &fault.Error{Code: fault.Invalid, Field: "body", Msg: "read at most " + strconv.Itoa(maxBody) + " bytes in " + readTimeout.String(), Err: err}
 	}
-	// From here the connection is read only to learn that the client has gone.
+	// From here on the connection is read only to notice that the client has gone.
 	if err := control.SetReadDeadline(time.Time{}); err != nil && !errors.Is(err, http.ErrNotSupported) {
 		return fault.Wrap(fault.Canceled, err, "lift the limit of the body")
 	}
@@ -64,7 +64,7 @@ func unmarshal(body []byte, v any) error {
 	return fault.Field("body", "read JSON: %v", err)
 }
 
-// jsonKind says what t is called in JSON.
+// jsonKind returns the JSON name of a type.
 func jsonKind(t reflect.Type) string {
 	switch t.Kind() {
 	case reflect.String:
@@ -81,7 +81,7 @@ func jsonKind(t reflect.Type) string {
 	return "an object"
 }
 
-// given reports whether an optional field holds more than null.
+// given reports whether an optional field is present and not null.
 func given(raw json.RawMessage) bool { return len(raw) > 0 && string(raw) != "null" }
 
 // texts is a string or a list of strings. Empty strings count as absent.
@@ -107,7 +107,7 @@ func (t *texts) UnmarshalJSON(raw []byte) error {
 	return nil
 }
 
-// common are the fields that both endpoints share.
+// common holds the fields that both endpoints share.
 type common struct {
 	Model             string             `json:"model"`
 	MaxTokens         *int64             `json:"max_tokens"`
@@ -134,7 +134,7 @@ type streamOptions struct {
 	IncludeUsage bool `json:"include_usage"`
 }
 
-// check refuses what both endpoints cannot do, and returns n.
+// check validates the fields that both endpoints share, and returns n.
 func (c *common) check() (int, error) {
 	if _, err := c.grammar(); err != nil {
 		return 0, err
@@ -148,7 +148,7 @@ func (c *common) check() (int, error) {
 	return *c.N, nil
 }
 
-// limit is a most number of tokens for the backend, where 0 means what fits.
+// limit returns a number of tokens for the backend, where 0 means as many as possible.
 func limit(field string, v *int64) (uint32, error) {
 	if v == nil {
 		return 0, nil
@@ -180,7 +180,7 @@ func (c *common) sampling(i, n int) (*routerv1.Sampling, error) {
 	if out.RepetitionPenalty == nil {
 		out.RepetitionPenalty = c.RepeatPenalty
 	}
-	if c.RepeatLastN != nil && *c.RepeatLastN == 0 { // it looks back at nothing
+	if c.RepeatLastN != nil && *c.RepeatLastN == 0 { // a window of 0 ids turns the penalty off
 		out.RepetitionPenalty = proto.Float32(1)
 	}
 	if c.TopK != nil {

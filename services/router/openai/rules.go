@@ -13,7 +13,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/sample"
 )
 
-// rules are the sampling fields beyond OpenAI's, as llama.cpp's and vLLM's servers spell
+// rules holds the sampling fields beyond OpenAI's, as llama.cpp's and vLLM's servers spell
 // them.
 type rules struct {
 	TypicalP         float32           `json:"typical_p"`
@@ -31,7 +31,7 @@ type rules struct {
 	DRYBase          float32           `json:"dry_base"`
 	DRYAllowedLength *int64            `json:"dry_allowed_length"`
 	DRYLastN         *int64            `json:"dry_penalty_last_n"`    // -1: all; 0: off
-	DRYBreakers      []json.RawMessage `json:"dry_sequence_breakers"` // ids alone: a text's breaks are a matter of tokens
+	DRYBreakers      []json.RawMessage `json:"dry_sequence_breakers"` // only ids: whether a text breaks depends on the tokens
 	Mirostat         *int64            `json:"mirostat"`
 	MirostatTau      float32           `json:"mirostat_tau"`
 	MirostatEta      float32           `json:"mirostat_eta"`
@@ -41,7 +41,7 @@ type rules struct {
 	Samplers         []string          `json:"samplers"`
 }
 
-// count reads a whole number that may be -1 for all, which is 0 on the wire.
+// count reads an integer; -1 means all, which is 0 on the wire.
 func count(field string, v *int64, least int64) (uint32, error) {
 	if v == nil {
 		return 0, nil
@@ -52,7 +52,7 @@ func count(field string, v *int64, least int64) (uint32, error) {
 	return uint32(max(*v, 0)), nil
 }
 
-// advanced puts them on the wire; nil if none is given.
+// advanced converts them to the wire format; nil if none is given.
 func (r *rules) advanced() (*samplerv1.Advanced, error) {
 	out := &samplerv1.Advanced{
 		TypicalP: r.TypicalP, TopNSigma: r.TopNSigma, EpsilonCutoff: r.EpsilonCutoff, EtaCutoff: r.EtaCutoff,
@@ -86,14 +86,14 @@ func (r *rules) advanced() (*samplerv1.Advanced, error) {
 		}
 		var ids []uint32
 		if json.Unmarshal(raw, &ids) != nil || len(ids) == 0 {
-			return nil, fault.Field(fmt.Sprintf("bad_words[%d]", i), "want a text or a list of ids")
+			return nil, fault.Field(fmt.Sprintf("bad_words[%d]", i), "want a string or a list of ids")
 		}
 		out.BadWords = append(out.BadWords, &samplerv1.Ids{Ids: ids})
 	}
 	for i, raw := range r.DRYBreakers {
 		var ids []uint32
 		if json.Unmarshal(raw, &ids) != nil || len(ids) == 0 {
-			return nil, fault.Field(fmt.Sprintf("dry_sequence_breakers[%d]", i), "want a list of ids: texts are not supported")
+			return nil, fault.Field(fmt.Sprintf("dry_sequence_breakers[%d]", i), "want a list of ids: strings are not supported")
 		}
 		out.DryBreakers = append(out.DryBreakers, &samplerv1.Ids{Ids: ids})
 	}
@@ -107,7 +107,7 @@ func (r *rules) advanced() (*samplerv1.Advanced, error) {
 	return out, nil
 }
 
-// badTexts are the bad words that are texts.
+// badTexts returns the bad words that are texts.
 func (r *rules) badTexts() []string {
 	var out []string
 	for _, raw := range r.BadWords {
@@ -127,8 +127,8 @@ func phrases(lists [][]uint32) []*samplerv1.Ids {
 	return out
 }
 
-// order translates names of samplers. What changes single ids comes first and mirostat,
-// which llama.cpp's lists do not have, last, unless the list says otherwise.
+// order translates names of samplers. Those that change single ids come first, and mirostat,
+// which llama.cpp's lists do not have, comes last, unless the list says otherwise.
 func order(samplers []string, mirostat bool) ([]string, error) {
 	if len(samplers) == 0 {
 		return nil, nil
@@ -149,9 +149,9 @@ func order(samplers []string, mirostat bool) ([]string, error) {
 		for _, n := range names {
 			switch {
 			case !slices.Contains(sample.DefaultOrder(), n):
-				return nil, fault.Field(fmt.Sprintf("samplers[%d]", i), "no sampler is called %q", name)
+				return nil, fault.Field(fmt.Sprintf("samplers[%d]", i), "unknown sampler %q", name)
 			case slices.Contains(out, n):
-				return nil, fault.Field(fmt.Sprintf("samplers[%d]", i), "%s stands in the list twice", n)
+				return nil, fault.Field(fmt.Sprintf("samplers[%d]", i), "%s is listed twice", n)
 			}
 			out = append(out, n)
 		}
@@ -168,7 +168,7 @@ func order(samplers []string, mirostat bool) ([]string, error) {
 	return append(first, out...), nil
 }
 
-// spelled is this face's name of a field of the backend's.
+// spelled returns the name that this API has for a field of the backend.
 func spelled(field string) string {
 	field, ok := strings.CutPrefix(strings.TrimPrefix(field, "sampling."), "advanced.")
 	if !ok {
@@ -197,8 +197,8 @@ func spelled(field string) string {
 	return name
 }
 
-// bestOf ranks the answers of each prompt, m of them, by the mean of their tokens'
-// log-probabilities and returns the places of the n best of each.
+// bestOf ranks the m answers of each prompt by the mean log-probability of their tokens and
+// returns the indices of the n best of each.
 func bestOf(answers []answer, m, n int) []int {
 	mean := func(i int) float64 {
 		var sum float64

@@ -11,7 +11,7 @@ import (
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
 )
 
-// event is one thing that happened to one choice: one of the fields is set.
+// event is one event of one choice: exactly one field is set.
 type event struct {
 	started  *routerv1.Started
 	prompt   *routerv1.PromptTokens
@@ -19,15 +19,15 @@ type event struct {
 	finished *routerv1.Finished
 }
 
-// job runs one choice.
+// job generates one choice.
 type job struct {
 	run func(ctx context.Context, send func(event) error) error
-	// again says that an earlier job has the same prompt, which is counted once.
+	// again: an earlier job has the same prompt, whose tokens are counted once.
 	again bool
 }
 
-// runAll runs the jobs at once and hands each its events, one goroutine a job. The
-// first error ends the others and is returned.
+// runAll runs the jobs concurrently and passes their events to take, one goroutine for each
+// job. The first error cancels the other jobs and is returned.
 func runAll(ctx context.Context, jobs []job, take func(i int, e event) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -42,7 +42,7 @@ func runAll(ctx context.Context, jobs []job, take func(i int, e event) error) er
 				return take(i, e)
 			})
 			if err == nil && !finished {
-				err = fault.New(fault.Internal, "end choice %d: it has no finish reason", i)
+				err = fault.New(fault.Internal, "run choice %d: it ended without a finish reason", i)
 			}
 			if err == nil {
 				return
@@ -74,12 +74,12 @@ type usage struct {
 	Details    promptDetails `json:"prompt_tokens_details"`
 }
 
-// promptDetails says where prompt tokens came from.
+// promptDetails breaks down the prompt tokens.
 type promptDetails struct {
 	Cached uint32 `json:"cached_tokens"`
 }
 
-// add counts a choice; the prompt that an earlier choice has too is counted once.
+// add counts the usage of a choice; a prompt shared by several choices counts once.
 func (u *usage) add(f *routerv1.Usage, again bool) {
 	if !again {
 		u.Prompt += f.GetPromptTokens()
@@ -89,7 +89,7 @@ func (u *usage) add(f *routerv1.Usage, again bool) {
 	u.Total = u.Prompt + u.Completion
 }
 
-// answer gathers a choice that is not streamed.
+// answer collects a choice that is not streamed.
 type answer struct {
 	started  *routerv1.Started
 	prompt   []*routerv1.PromptToken
@@ -98,23 +98,23 @@ type answer struct {
 	finished *routerv1.Finished
 }
 
-// shape is how an endpoint shows its answers.
+// shape is how an endpoint formats its responses.
 type shape struct {
-	prefix, whole, part string // of ids, and the names of a whole answer and of a part
+	prefix, whole, part string // prefix of ids, and the object names of a whole response and of a streamed part
 	created             int64  // seconds since 1970
 	usage               bool   // whether a stream ends with usage
-	// choice shows a whole choice, less its index and finish reason.
+	// choice formats a whole choice, without its index and finish reason.
 	choice func(i int, a *answer) map[string]any
-	// piece shows an event of choice i, less its index and finish reason; nil shows
-	// nothing. It is called for one event of a choice at a time.
+	// piece formats an event of choice i, without its index and finish reason; nil sends
+	// nothing. It is never called concurrently for one choice.
 	piece func(i int, e event) map[string]any
-	// keep is the places of the answers that are shown; nil shows all.
+	// keep returns the indices of the answers to return; a nil function keeps all.
 	keep func(answers []answer) []int
-	// reason is why choice i ended; nil for what the backend says.
+	// reason returns the finish reason of choice i; nil uses the backend's.
 	reason func(i int, f *routerv1.Finished) string
 }
 
-// why is a choice's finish reason.
+// why returns the finish reason of choice i.
 func (f *shape) why(i int, finished *routerv1.Finished) string {
 	if f.reason != nil {
 		return f.reason(i, finished)
@@ -122,7 +122,8 @@ func (f *shape) why(i int, finished *routerv1.Finished) string {
 	return reason(finished.GetFinishReason())
 }
 
-// envelope is what choices travel in; first names the whole, own made these.
+// envelope returns the response object around choices. first provides the id of the response,
+// own the model of the choices.
 func (f *shape) envelope(object string, first, own *routerv1.Started, choices []any) map[string]any {
 	return map[string]any{
 		"id": f.prefix + "-" + first.GetRequestId(), "object": object, "created": f.created, "model": own.GetModel(),
@@ -130,7 +131,7 @@ func (f *shape) envelope(object string, first, own *routerv1.Started, choices []
 	}
 }
 
-// gather answers with whole choices.
+// gather responds with whole choices.
 func (s *server) gather(w http.ResponseWriter, r *http.Request, jobs []job, f *shape) {
 	answers := make([]answer, len(jobs))
 	err := runAll(r.Context(), jobs, func(i int, e event) error {
@@ -173,10 +174,10 @@ func (s *server) gather(w http.ResponseWriter, r *http.Request, jobs []job, f *s
 	s.json(w, http.StatusOK, out)
 }
 
-// stream answers with events as they come.
+// stream responds with events as they arrive.
 func (s *server) stream(w http.ResponseWriter, r *http.Request, jobs []job, f *shape) {
 	out := newStream(w, s.timeout)
-	var mu sync.Mutex // of what follows
+	var mu sync.Mutex // guards the variables below
 	var first *routerv1.Started
 	var total usage
 	own := make([]*routerv1.Started, len(jobs))

@@ -10,27 +10,27 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/samplerules"
 )
 
-// shapes are the other spellings, of llama.cpp's and vLLM's servers, of what a text is
-// held to. One at most may be given.
+// shapes are alternative spellings, from llama.cpp's and vLLM's servers, of constraints on the
+// text. At most one may be given.
 type shapes struct {
 	Grammar       string          `json:"grammar"`        // GBNF
 	JSONSchema    json.RawMessage `json:"json_schema"`    // a schema
-	GuidedJSON    json.RawMessage `json:"guided_json"`    // a schema, or one in a string
+	GuidedJSON    json.RawMessage `json:"guided_json"`    // a schema, or a string that contains one
 	GuidedRegex   string          `json:"guided_regex"`   //
 	GuidedChoice  []string        `json:"guided_choice"`  // one of these texts
 	GuidedGrammar string          `json:"guided_grammar"` // GBNF
 }
 
-// anyObject is the schema of response_format's json_object.
+// anyObject is the schema for response_format json_object.
 const anyObject = `{"type":"object"}`
 
-// grammar is what the answer is held to, nil for nothing.
+// grammar returns the constraint on the answer, nil for none.
 func (c *common) grammar() (*samplerv1.Grammar, error) {
 	var out *samplerv1.Grammar
 	field := ""
 	set := func(name string, kind samplerv1.GrammarKind, source string) error {
 		if out != nil {
-			return fault.Field(name, "stands beside %s: want one of them", field)
+			return fault.Field(name, "cannot be combined with %s", field)
 		}
 		field, out = name, &samplerv1.Grammar{Kind: kind, Source: source}
 		return nil
@@ -71,12 +71,12 @@ func (c *common) grammar() (*samplerv1.Grammar, error) {
 	return out, nil
 }
 
-// responseSchema is the schema that a response_format asks for, empty for text; the
-// whole of it where it is a structure.
+// responseSchema returns the schema that a response_format contains, empty for text. For a
+// structural tag it returns the whole format.
 func responseSchema(raw json.RawMessage) (string, error) {
 	var format struct {
 		Type       string          `json:"type"`
-		Schema     json.RawMessage `json:"schema"` // llama.cpp's
+		Schema     json.RawMessage `json:"schema"` // llama.cpp's spelling
 		JSONSchema *struct {
 			Schema json.RawMessage `json:"schema"`
 		} `json:"json_schema"`
@@ -103,10 +103,10 @@ func responseSchema(raw json.RawMessage) (string, error) {
 		}
 		return string(format.JSONSchema.Schema), nil
 	}
-	return "", fault.Field("response_format.type", "%q is not supported: text, json_object, json_schema and structural_tag are", format.Type)
+	return "", fault.Field("response_format.type", "%q is not supported: want text, json_object, json_schema or structural_tag", format.Type)
 }
 
-// unquote is a schema as it stands or within a JSON string.
+// unquote returns a schema, given as it is or inside a JSON string.
 func unquote(raw json.RawMessage) string {
 	if !given(raw) {
 		return ""
@@ -118,7 +118,7 @@ func unquote(raw json.RawMessage) string {
 	return string(raw)
 }
 
-// choices is the regular expression of one of some texts.
+// choices returns a regular expression that matches any of the texts.
 func choices(texts []string) string {
 	if len(texts) == 0 {
 		return ""

@@ -13,11 +13,11 @@ import (
 type stream struct {
 	w       http.ResponseWriter
 	control *http.ResponseController
-	timeout time.Duration // of one write
+	timeout time.Duration // for one write
 
 	mu    sync.Mutex
 	begun bool
-	lost  error // the write that failed: the reader has gone and nothing follows
+	lost  error // the failed write; nothing is sent after it
 }
 
 func newStream(w http.ResponseWriter, timeout time.Duration) *stream {
@@ -33,7 +33,7 @@ func (s *stream) send(v any) error {
 	return s.write(text)
 }
 
-// end writes the mark of a whole answer.
+// end writes the end mark of a complete response.
 func (s *stream) end() error { return s.write([]byte("[DONE]")) }
 
 func (s *stream) write(data []byte) error {

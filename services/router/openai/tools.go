@@ -9,7 +9,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/toolcall"
 )
 
-// templateFields are what a chat's template is told beyond its messages.
+// templateFields holds the input of the chat template besides the messages.
 type templateFields struct {
 	Tools             json.RawMessage `json:"tools"`
 	ToolChoice        json.RawMessage `json:"tool_choice"`
@@ -22,7 +22,7 @@ type templateFields struct {
 	ReasoningFormat   *string         `json:"reasoning_format"`
 }
 
-// toolChoice is how tools are to be used; nil for as the model likes.
+// toolChoice reads tool_choice; nil stands for "auto".
 func (f *templateFields) toolChoice() (*routerv1.ToolChoice, error) {
 	if !given(f.ToolChoice) {
 		return nil, nil
@@ -37,7 +37,7 @@ func (f *templateFields) toolChoice() (*routerv1.ToolChoice, error) {
 		case "required":
 			return &routerv1.ToolChoice{Mode: routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_REQUIRED}, nil
 		}
-		return nil, fault.Field("tool_choice", "%q is not supported: none, auto, required and a function are", mode)
+		return nil, fault.Field("tool_choice", "%q is not supported: want none, auto, required or a function", mode)
 	}
 	var choice struct {
 		Type     string `json:"type"`
@@ -49,14 +49,14 @@ func (f *templateFields) toolChoice() (*routerv1.ToolChoice, error) {
 	case json.Unmarshal(f.ToolChoice, &choice) != nil:
 		return nil, fault.Field("tool_choice", "want none, auto, required or an object with a type and a function")
 	case choice.Type != "function":
-		return nil, fault.Field("tool_choice", "type %q is not supported: function is", choice.Type)
+		return nil, fault.Field("tool_choice", "type %q is not supported, only function is", choice.Type)
 	case choice.Function == nil || choice.Function.Name == "":
-		return nil, fault.Field("tool_choice", "give function.name")
+		return nil, fault.Field("tool_choice", "function.name is missing")
 	}
 	return &routerv1.ToolChoice{Mode: routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_FUNCTION, Function: choice.Function.Name}, nil
 }
 
-// readTools gives a request its tools and how they are to be used.
+// readTools sets the tools of a request and how they may be used.
 func (f *templateFields) readTools(out *routerv1.ChatRequest) (err error) {
 	if out.ToolChoice, err = f.toolChoice(); err != nil {
 		return err
@@ -71,14 +71,14 @@ func (f *templateFields) readTools(out *routerv1.ChatRequest) (err error) {
 		out.ToolsJson = ""
 	case mode != routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_REQUIRED && mode != routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_FUNCTION:
 	case out.GetToolsJson() == "":
-		return fault.Field("tool_choice", "%s goes with tools", f.ToolChoice)
+		return fault.Field("tool_choice", "%s requires tools", f.ToolChoice)
 	case mode == routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_FUNCTION && !toolcall.Names([]byte(out.GetToolsJson()))[choice.GetFunction()]:
 		return fault.Field("tool_choice", "no tool is named %q", choice.GetFunction())
 	}
 	return nil
 }
 
-// toolsJSON is the tools that are offered; empty for none.
+// toolsJSON returns the offered tools; empty for none.
 func (f *templateFields) toolsJSON() (string, error) {
 	if !given(f.Tools) {
 		return "", nil
@@ -95,9 +95,9 @@ func (f *templateFields) toolsJSON() (string, error) {
 	for i, t := range tools {
 		switch {
 		case t.Type != "function":
-			return "", fault.Field(fmt.Sprintf("tools[%d].type", i), "%q is not supported: function is", t.Type)
+			return "", fault.Field(fmt.Sprintf("tools[%d].type", i), "%q is not supported, only function is", t.Type)
 		case t.Function == nil || t.Function.Name == "":
-			return "", fault.Field(fmt.Sprintf("tools[%d].function.name", i), "give one")
+			return "", fault.Field(fmt.Sprintf("tools[%d].function.name", i), "is missing")
 		}
 	}
 	if len(tools) == 0 {
@@ -106,7 +106,7 @@ func (f *templateFields) toolsJSON() (string, error) {
 	return string(f.Tools), nil
 }
 
-// documentsJSON is a list of documents; empty for none.
+// documentsJSON returns the list of documents; empty for none.
 func (f *templateFields) documentsJSON() (string, error) {
 	if !given(f.Documents) {
 		return "", nil
@@ -118,7 +118,7 @@ func (f *templateFields) documentsJSON() (string, error) {
 	return string(f.Documents), nil
 }
 
-// variablesJSON are further variables; empty for none.
+// variablesJSON returns the additional template variables; empty for none.
 func (f *templateFields) variablesJSON() (string, error) {
 	vars := map[string]json.RawMessage{}
 	if given(f.Kwargs) {
@@ -143,7 +143,7 @@ func (f *templateFields) variablesJSON() (string, error) {
 	return string(text), nil
 }
 
-// parsesReasoning says whether reasoning is told apart from content.
+// parsesReasoning reports whether reasoning is separated from content.
 func (f *templateFields) parsesReasoning() (bool, error) {
 	if f.ReasoningFormat == nil {
 		return true, nil
@@ -154,5 +154,5 @@ func (f *templateFields) parsesReasoning() (bool, error) {
 	case "none":
 		return false, nil
 	}
-	return false, fault.Field("reasoning_format", "%q is not supported: auto, deepseek and none are", *f.ReasoningFormat)
+	return false, fault.Field("reasoning_format", "%q is not supported: want auto, deepseek or none", *f.ReasoningFormat)
 }
