@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 	"github.com/lamina-mesh/lamina/pkg/weights"
@@ -61,6 +62,14 @@ func specOfGGUF(file *weights.GGUF) (Spec, error) {
 	i := slices.IndexFunc(all, func(a architecture) bool { return slices.Contains(a.gguf, arch) })
 	if i < 0 {
 		return Spec{}, &UnsupportedError{"general.architecture", arch, supported()}
+	}
+	// llama.cpp multiplies the output of an NVFP4 matrix by a scale in a tensor of its own. Without it
+	// the model would compute wrong results.
+	for _, name := range file.Names() {
+		info, _ := file.Info(strings.TrimSuffix(name, ".scale") + ".weight")
+		if strings.HasSuffix(name, ".scale") && info.DType == tensor.NVFP4 {
+			return Spec{}, &UnsupportedError{"tensor", name, "NVFP4 matrices without a scale for the tensor"}
+		}
 	}
 	g := &ggufFields{file: file, arch: arch}
 	s, err := all[i].readGGUF(g)

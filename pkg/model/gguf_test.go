@@ -5,6 +5,7 @@ import (
 	"maps"
 	"math"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/lamina-mesh/lamina/pkg/model"
@@ -140,5 +141,34 @@ func TestFromGGUF_WhatElseTheFileSays(t *testing.T) {
 	if _, err := model.FromGGUF(g, "phi3"); err == nil ||
 		err.Error() != "read model: rope factors: want positive numbers, got 0 at index 0" { // of zeros, but read
 		t.Errorf("phi3's longrope: %v", err)
+	}
+}
+
+func TestFromGGUF_ScalesOfNVFP4AreRefused(t *testing.T) {
+	le := binary.LittleEndian
+	text := func(b []byte, s string) []byte { return append(le.AppendUint64(b, uint64(len(s))), s...) }
+	file := func(scaled string) []byte {
+		b := le.AppendUint32([]byte("GGUF"), 3)
+		b = le.AppendUint64(le.AppendUint64(b, 2), 1)
+		b = text(le.AppendUint32(text(b, "general.architecture"), 8), "llama")
+		b = le.AppendUint64(le.AppendUint32(text(b, "blk.0.attn_q.weight"), 1), 64)
+		b = le.AppendUint64(le.AppendUint32(b, 40), 0) // NVFP4, at byte 0
+		b = le.AppendUint64(le.AppendUint32(text(b, scaled), 1), 1)
+		b = le.AppendUint64(le.AppendUint32(b, 0), 64) // F32, at byte 64
+		return append(b, make([]byte, 32-len(b)%32+96)...)
+	}
+	refused := func(name string) bool {
+		g, err := weights.ParseGGUF("nvfp4", file(name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = model.FromGGUF(g, "nvfp4")
+		return err != nil && strings.Contains(err.Error(), name)
+	}
+	if !refused("blk.0.attn_q.scale") {
+		t.Error("a scale that would be ignored is taken")
+	}
+	if refused("blk.0.attn_k.scale") {
+		t.Error("a tensor without an NVFP4 matrix is refused")
 	}
 }
