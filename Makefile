@@ -4,9 +4,13 @@ GO    ?= go
 # The standard library of older releases has known holes (docs/SECURITY.md). The module proxy serves toolchains.
 export GOTOOLCHAIN := go1.26.10+auto
 BUF   := $(GO) tool -modfile=tools/go.mod buf
-# The race detector needs a C compiler; without one the tests run plainly.
+LINT  := $(GO) tool -modfile=tools/lint/go.mod
+# The race detector needs a C compiler; without one, tests run without it.
 RACE  := $(shell command -v gcc >/dev/null 2>&1 && echo -race)
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/lamina
+
+# The version is a constant of the program, and nowhere else.
+VERSION := $(shell sed -n 's/^const version = "\(.*\)"$$/\1/p' cmd/lamina/version.go)
 
 .DEFAULT_GOAL := help
 
@@ -19,17 +23,17 @@ build: ## Build the static binary bin/lamina.
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o bin/lamina ./cmd/lamina
 
 .PHONY: up
-up: build ## Build, and serve the bundled model on this machine.
+up: build ## Build and serve the bundled model on this machine.
 	./bin/lamina up
 
 .PHONY: test
-test: ## Run every test that needs nothing but Go.
+test: ## Run every test that needs only Go.
 	$(GO) vet ./...
 	$(GO) test -timeout 9m ./...
-	$(if $(RACE),$(GO) test -race -short -timeout 9m ./services/... ./pkg/discovery/... ./pkg/gradbus/... ./pkg/rpc/... ./pkg/lifecycle/... ./pkg/wire/...,@echo "no C compiler: the race detector is left out")
+	$(if $(RACE),$(GO) test -race -short -timeout 9m ./services/... ./pkg/discovery/... ./pkg/gradbus/... ./pkg/rpc/... ./pkg/lifecycle/... ./pkg/wire/...,@echo "no C compiler: the tests with the race detector are skipped")
 
 .PHONY: slowtest
-slowtest: ## Run the long tests: whole training runs, race detector everywhere, fuzzing.
+slowtest: ## Run the long tests: whole training runs, the race detector everywhere, fuzzing.
 	LAMINA_SLOW=1 $(GO) test -timeout 60m ./...
 	$(if $(RACE),$(GO) test -race -timeout 60m ./...)
 	$(MAKE) fuzz FUZZTIME=60s
@@ -52,31 +56,43 @@ json-schema-suite: ## Run the JSON Schema Test Suite checked out at SUITE.
 	LAMINA_JSON_SCHEMA_SUITE=$(abspath $(SUITE)) $(GO) test -count=1 -v -run TestSchema_Suite ./pkg/grammar
 
 .PHONY: lint
-lint: ## Check formatting, vet, proto style and golangci-lint's rules.
+lint: ## Check formatting, vet, the style of .proto files and the rules of golangci-lint.
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }
 	$(GO) vet ./...
 	$(BUF) lint
-	$(GO) tool -modfile=tools/lint/go.mod golangci-lint run
+	$(LINT) golangci-lint run
+
+.PHONY: deadcode
+deadcode: ## Fail if there are functions that no program and no test reaches.
+	@found=$$($(LINT) deadcode -test ./...) && { [ -z "$$found" ] || { echo "$$found"; exit 1; }; }
+
+.PHONY: vulncheck
+vulncheck: ## Fail if the code reaches a known vulnerability.
+	@bash tools/vuln/check.sh "$(CACHE)"
 
 .PHONY: generate
-generate: ## Regenerate pkg/gen from proto/.
+generate: ## Generate pkg/gen from proto/.
 	@mkdir -p bin/tools && $(GO) build -modfile=tools/go.mod -o bin/tools/ tool
 	PATH="$(CURDIR)/bin/tools:$$PATH" bin/tools/buf generate
 
 .PHONY: checkgenerate
-checkgenerate: generate ## Fail if pkg/gen is not what proto/ says.
+checkgenerate: generate ## Fail if pkg/gen is not what proto/ generates.
 	@git diff --exit-code -- pkg/gen && test -z "$$(git status --porcelain -- pkg/gen)"
 
 .PHONY: kernels
-kernels: ## Regenerate the assembly of pkg/kernel/cpu.
+kernels: ## Generate the assembly of pkg/kernel/cpu.
 	$(GO) -C pkg/kernel/cpu/gen run . -out ..
+
+.PHONY: checkkernels
+checkkernels: ## Fail if the assembly of pkg/kernel/cpu is not what its generator writes.
+	@bash deploy/checkkernels.sh
 
 .PHONY: bench
 bench: build ## Measure decode, prefill and training on this machine.
 	./bin/lamina bench --shape smollm2-135m --quant Q4_1 --threads 2 --prompt-tokens 128 --gen-tokens 64 --format json
 
 .PHONY: tools
-tools: bin/consul bin/nats-server ## Build Consul and NATS from the Go module proxy (cached).
+tools: bin/consul bin/nats-server ## Build Consul and NATS from the Go module proxy, with a cache.
 
 bin/consul: tools/consul/go.sum
 	@bash deploy/tool.sh consul github.com/hashicorp/consul "$(CACHE)"
@@ -84,16 +100,25 @@ bin/consul: tools/consul/go.sum
 bin/nats-server: tools/nats/go.sum
 	@bash deploy/tool.sh nats github.com/nats-io/nats-server/v2 "$(CACHE)"
 
+PLATFORMS := linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd64 windows/arm64
+.PHONY: release
+release: ## Build static binaries for every platform into dist/, with SHA-256 checksums.
+	rm -rf dist && mkdir dist
+	@set -e; for platform in $(PLATFORMS); do os=$${platform%/*} arch=$${platform#*/}; \
+	  name=lamina-$(VERSION)-$$os-$$arch; [ $$os != windows ] || name=$$name.exe; echo "dist/$$name"; \
+	  CGO_ENABLED=0 GOOS=$$os GOARCH=$$arch $(GO) build -trimpath -buildvcs=auto -ldflags "-s -w" -o dist/$$name ./cmd/lamina; done
+	cd dist && sha256sum lamina-* > SHA256SUMS && cat SHA256SUMS
+
 .PHONY: image
-image: build tools ## Build the container images, FROM scratch.
+image: build tools ## Build the container images FROM scratch.
 	bash deploy/image.sh
 
 .PHONY: compose-up
-compose-up: image ## Start the whole mesh on docker compose.
+compose-up: image ## Start all services on docker compose.
 	docker-compose up -d
 
 .PHONY: compose-down
-compose-down: ## Stop the mesh on docker compose.
+compose-down: ## Stop the services on docker compose.
 	docker-compose down -v
 
 .PHONY: compose-test
@@ -101,5 +126,5 @@ compose-test: image ## Run the integration scenarios on docker compose.
 	$(GO) test -count=1 -timeout 20m ./tests/integration -runner=compose
 
 .PHONY: clients-test
-clients-test: build ## Generate and chat from Python, TypeScript, Java and the openai package.
+clients-test: build ## Run clients in Python, TypeScript and Java, and the examples in Python.
 	LAMINA_CLIENTS=1 $(GO) test -count=1 -timeout 20m -v ./tests/integration/clients/...

@@ -8,6 +8,9 @@ import (
 	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
 )
 
+// version is the release that this source becomes; make release names its binaries by it.
+const version = "0.1.0-dev"
+
 type versionCmd struct {
 	Format string `help:"Output: text or json." enum:"text,json" default:"text"`
 }
@@ -16,13 +19,13 @@ type versionCmd struct {
 type versionResult struct {
 	Version  string `json:"version"`
 	Revision string `json:"revision,omitempty"` // the commit, where the build knows it
-	Modified bool   `json:"modified"`           // built from more than the commit
+	Modified bool   `json:"modified"`           // the working tree differed from the commit
 	Time     string `json:"time,omitempty"`     // of the commit
 	Go       string `json:"go"`
 	Platform string `json:"platform"`
 }
 
-// Run prints what the Go linker recorded of the build.
+// Run prints the version and what the Go linker recorded about the build.
 func (c *versionCmd) Run(e *verb.Env) error {
 	r := buildVersion()
 	if c.Format == "json" {
@@ -37,13 +40,10 @@ func (c *versionCmd) Run(e *verb.Env) error {
 }
 
 func buildVersion() versionResult {
-	r := versionResult{Version: "unknown", Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
+	r := versionResult{Version: version, Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return r
-	}
-	if info.Main.Version != "" {
-		r.Version = info.Main.Version
 	}
 	for _, s := range info.Settings {
 		switch s.Key {
