@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -57,10 +58,7 @@ func TestClients_AgreeWithTheCommandLine(t *testing.T) {
 
 	t.Run("Python", func(t *testing.T) {
 		python := venv(t, work, filepath.Join(clients, "python/requirements.txt"))
-		stubs := filepath.Join(work, "python-stubs")
-		mkdir(t, stubs)
-		args := []string{"-m", "grpc_tools.protoc", "-I", filepath.Join(root, "proto"), "--python_out=" + stubs, "--grpc_python_out=" + stubs}
-		command(t, root, nil, python, append(args, protos(t, root)...)...)
+		stubs := pythonStubs(t, root, work, python)
 		check(t, command(t, root, nil, python, filepath.Join(clients, "python/generate.py"), stubs, grpc, prompt, maxTokens))
 	})
 	t.Run("OpenAI", func(t *testing.T) {
@@ -73,6 +71,9 @@ func TestClients_AgreeWithTheCommandLine(t *testing.T) {
 		if got.Text == "" || got.Reason == "" {
 			t.Errorf("chat.py printed %+v", got)
 		}
+	})
+	t.Run("PythonExamples", func(t *testing.T) {
+		pythonExamples(t, root, work, grpc, http)
 	})
 	t.Run("TypeScript", func(t *testing.T) {
 		dir := filepath.Join(work, "typescript")
@@ -145,6 +146,58 @@ func decode(t *testing.T, text string, v any) {
 	t.Helper()
 	if err := json.Unmarshal([]byte(text), v); err != nil {
 		t.Fatalf("decode %q: %v", text, err)
+	}
+}
+
+// pythonStubs generates stubs from proto/ and returns their folder.
+func pythonStubs(t *testing.T, root, work, python string) string {
+	t.Helper()
+	stubs := filepath.Join(work, "python-stubs")
+	mkdir(t, stubs)
+	args := []string{
+		"-m", "grpc_tools.protoc", "-I", filepath.Join(root, "proto"),
+		"--python_out=" + stubs, "--grpc_python_out=" + stubs,
+	}
+	command(t, root, nil, python, append(args, protos(t, root)...)...)
+	return stubs
+}
+
+// pythonExamples runs every program of examples/python, and fails for one that it does not know.
+func pythonExamples(t *testing.T, root, work, grpc, http string) {
+	t.Helper()
+	dir := filepath.Join(root, "examples/python")
+	python := venv(t, work, filepath.Join(dir, "requirements.txt"))
+	env := []string{"PYTHONPATH=" + pythonStubs(t, root, work, python), "PYTHONDONTWRITEBYTECODE=1"}
+	text := filepath.Join(t.TempDir(), "count.txt")
+	if err := os.WriteFile(text, []byte(strings.Repeat("one two three four five six seven eight nine\n", 400)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	examples := map[string]struct {
+		args []string
+		want string // a regular expression that the whole output matches
+	}{
+		"generate.py": {[]string{"--router", grpc, "--tokens", "16"},
+			`^The prince looked at her and(.|\n)+\n\d+ prompt tokens, 16 completion tokens\n$`},
+		"logprobs.py": {[]string{"--router", grpc, "--tokens", "4"}, `(?s)^(.+ %\n){4}perplexity of the answer: \d+\.\d\d\n$`},
+		"watch.py":    {[]string{"--router", grpc, "--changes", "1"}, `(?s)^\d services, 1 pipelines\n.+ over 2 stages, .+\n$`},
+		"train.py": {[]string{"--trainer", grpc, "--text", text, "--steps", "5"},
+			`(?s)done: loss \d+\.\d{4}, model in .+, SHA-256 of the weights [0-9a-f]{64}\n$`},
+		"structured.py": {[]string{"--base", http + "/v1"}, `^.+ is -?\d+ years old and ((brave|kind|proud|clever)(, )?){1,3}\n$`},
+		"chat_tools.py": {[]string{"--base", http + "/v1"}, `(?s)^multiply\(-?\d+, -?\d+\) = -?\d+\n.*\n$`},
+	}
+	programs, err := filepath.Glob(filepath.Join(dir, "*.py"))
+	if err != nil || len(programs) != len(examples) {
+		t.Fatalf("want %d programs in %s, got %v (%v)", len(examples), dir, programs, err)
+	}
+	for _, program := range programs {
+		example, ok := examples[filepath.Base(program)]
+		if !ok {
+			t.Fatalf("%s is not tested", program)
+		}
+		out := command(t, root, env, python, append([]string{program}, example.args...)...)
+		if !regexp.MustCompile(example.want).MatchString(out) {
+			t.Errorf("%s printed\n%s\nwant a match of %s", filepath.Base(program), out, example.want)
+		}
 	}
 }
 
