@@ -68,15 +68,7 @@ func ParseQuestion(text []byte) (*Question, error) {
 	return out, err
 }
 
-// ParseChain reads [{step: value}, ...].
-func ParseChain(text []byte) (Chain, error) {
-	var steps []map[string]json.RawMessage
-	if err := strict(text, &steps, "chain"); err != nil {
-		return nil, err
-	}
-	return parseChain(steps)
-}
-
+// parseChain reads [{step: value}, ...].
 func parseChain(steps []map[string]json.RawMessage) (Chain, error) {
 	var chain Chain
 	for i, step := range steps {

@@ -20,10 +20,6 @@ func maxWide(lanes, x *float32, groups int)
 //go:noescape
 func expWide(dst, src *float32, groups int, s, sub float32)
 
-// at is the element i after p. There must be one: a pointer past the end of a slice may
-// point at nothing that the garbage collector knows.
-func at(p *float32, i int) *float32 { return (*float32)(unsafe.Add(unsafe.Pointer(p), 4*i)) }
-
 // vectorAVX2 puts the AVX2 loops in place of the plain ones, which do the tails.
 func vectorAVX2(o *ops) {
 	plain := *o
