@@ -1,10 +1,10 @@
-// Package discovery says who is alive. A Registry is told of instances of services
-// and tells watchers about them; it hands out one lock a key. NewMemory is the twin
-// inside one process, discovery/consul the one that hosts share; discoverytest
-// holds the contract that both pass.
+// Package discovery finds running services. Services register their instances in a Registry,
+// which sends the healthy ones to watchers and also provides locks. NewMemory returns a registry
+// for one process, and discovery/consul provides one that several hosts share. discoverytest is
+// the test suite that both pass.
 //
-// What a registry says is a hint: an instance may be gone when it is called, so
-// callers bring deadlines, and epochs fence off the past.
+// The content of a registry is a hint: an instance may be gone when it is called. Callers
+// therefore set deadlines, and epochs fence off late messages.
 package discovery
 
 import (
@@ -19,49 +19,50 @@ import (
 type Instance struct {
 	ID      string            // unique in the mesh
 	Service string            // "tokenizer", "shard", "sampler", "router" or "trainer"
-	Addr    string            // as pkg/rpc dials it
-	Meta    map[string]string // small facts; never secrets
+	Addr    string            // an address that pkg/rpc can dial
+	Meta    map[string]string // small attributes, such as the model; never secrets
 }
 
-// Registration is an instance's place in the registry. It stays until it is given
-// up or replaced, also when the registry was away for a while.
+// Registration is a registered instance. It stays registered until Deregister or until its id is
+// registered again, even if the registry was unreachable for a while.
 type Registration interface {
-	// Update replaces the instance's facts; watchers hear of it at once.
+	// Update replaces Meta of the instance and notifies the watchers at once.
 	Update(ctx context.Context, meta map[string]string) error
-	// Deregister removes the instance; watchers hear of it at once. After another
-	// registration has taken its id it does nothing.
+	// Deregister removes the instance and notifies the watchers at once. It does nothing if
+	// the id has been registered again.
 	Deregister(ctx context.Context) error
 }
 
 // Lease is a held lock.
 type Lease interface {
-	// Lost is closed when the lock is no longer held.
+	// Lost returns a channel that is closed when the lock is no longer held.
 	Lost() <-chan struct{}
-	// Token grows with every holder of the key, so that stale holders can be fenced.
+	// Token returns a number that grows with every holder of the key, so that stale holders
+	// can be fenced off.
 	Token() uint64
-	// Release gives the lock up. A lease that was lost is released too.
+	// Release releases the lock. It must also be called after the lease was lost.
 	Release(ctx context.Context) error
 }
 
-// Registry is where services meet.
+// Registry holds the instances of services.
 type Registry interface {
-	// Register announces an instance. Registering an id again replaces it.
+	// Register adds an instance. Registering an id again replaces the earlier instance.
 	Register(ctx context.Context, i Instance) (Registration, error)
-	// Watch sends the healthy instances of a service, sorted by id: first those of
-	// now, then after each change. A slow reader sees the newest state only. The
-	// channel is closed when ctx ends, and only then: while the registry is away the
-	// last state stands.
+	// Watch sends the healthy instances of a service, sorted by id: first the current ones,
+	// then the new list after each change. A slow reader only receives the newest list. The
+	// channel is closed when ctx ends and not earlier: while the registry cannot be reached,
+	// the last list stays valid.
 	Watch(ctx context.Context, service string) (<-chan []Instance, error)
-	// Lock waits for the lock of a key until ctx ends. A registry that cannot be
-	// reached is Unavailable.
+	// Lock waits for the lock of a key until ctx ends. It returns Unavailable if the registry
+	// cannot be reached.
 	Lock(ctx context.Context, key, holder string) (Lease, error)
 }
 
-// Check reports an instance that no registry takes.
+// Check returns an error if an instance lacks a field that every registry requires.
 func Check(i Instance) error {
 	for _, f := range [...]struct{ name, value string }{{"id", i.ID}, {"service", i.Service}, {"addr", i.Addr}} {
 		if f.value == "" {
-			return fault.Field(f.name, "register %q: it must be set", i.ID)
+			return fault.Field(f.name, "register instance %q: the field must be set", i.ID)
 		}
 	}
 	return nil
@@ -72,8 +73,8 @@ func Sort(instances []Instance) {
 	slices.SortFunc(instances, func(a, b Instance) int { return cmp.Compare(a.ID, b.ID) })
 }
 
-// Offer puts the newest state into a channel of capacity one, replacing an unread
-// one. One goroutine at a time may offer.
+// Offer puts the newest state into a channel of capacity one and replaces an unread one. Only one
+// goroutine at a time may call it.
 func Offer(ch chan []Instance, state []Instance) {
 	for {
 		select {

@@ -8,7 +8,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 )
 
-// Memory is a registry inside one process. What is registered is healthy.
+// Memory is a registry for one process. All registered instances count as healthy.
 type Memory struct {
 	mu        sync.Mutex
 	instances map[string]*memoryRegistration
@@ -23,10 +23,11 @@ type memoryLock struct {
 
 // NewMemory returns an empty registry.
 func NewMemory() *Memory {
-	return &Memory{instances: map[string]*memoryRegistration{}, watchers: map[chan []Instance]string{}, locks: map[string]*memoryLock{}}
+	return &Memory{instances: map[string]*memoryRegistration{}, watchers: map[chan []Instance]string{},
+		locks: map[string]*memoryLock{}}
 }
 
-// Register announces an instance.
+// Register adds an instance.
 func (m *Memory) Register(_ context.Context, i Instance) (Registration, error) {
 	if err := Check(i); err != nil {
 		return nil, err
@@ -49,7 +50,7 @@ type memoryRegistration struct {
 	instance Instance // guarded by memory.mu
 }
 
-// Update replaces the instance's facts.
+// Update replaces Meta of the instance.
 func (r *memoryRegistration) Update(_ context.Context, meta map[string]string) error {
 	r.memory.mu.Lock()
 	defer r.memory.mu.Unlock()
@@ -72,7 +73,7 @@ func (r *memoryRegistration) Deregister(context.Context) error {
 	return nil
 }
 
-// tell sends a service's instances to its watchers; mu is held.
+// tell sends the instances of a service to its watchers. The caller holds mu.
 func (m *Memory) tell(service string) {
 	for ch, watched := range m.watchers {
 		if watched == service {
@@ -93,7 +94,7 @@ func (m *Memory) list(service string) []Instance {
 	return out
 }
 
-// Watch sends the instances of a service now and after each change.
+// Watch sends the instances of a service, now and after each change.
 func (m *Memory) Watch(ctx context.Context, service string) (<-chan []Instance, error) {
 	ch := make(chan []Instance, 1)
 	m.mu.Lock()
@@ -137,13 +138,13 @@ type memoryLease struct {
 	once  sync.Once
 }
 
-// Lost is closed at Release.
+// Lost returns a channel that Release closes.
 func (l *memoryLease) Lost() <-chan struct{} { return l.lost }
 
-// Token counts the holders.
+// Token returns how many holders the key has had.
 func (l *memoryLease) Token() uint64 { return l.token }
 
-// Release gives the lock up; more than once is no error.
+// Release releases the lock. It may be called more than once.
 func (l *memoryLease) Release(context.Context) error {
 	l.once.Do(func() {
 		close(l.lost)

@@ -11,23 +11,23 @@ import (
 // Code says what went wrong and what to do about it.
 type Code uint8
 
-// The codes. The zero value means nothing, so that a forgotten code shows.
+// The codes. The zero value is not a valid code, so that a forgotten code is noticed.
 const (
 	Unspecified        Code = iota
 	Invalid                 // the request is wrong and stays wrong: change the named field
-	NotFound                // nothing has that name here: list what there is
-	AlreadyExists           // the name is taken: choose another or look at the one there
-	FailedPrecondition      // not in this state: do what is missing first
-	Aborted                 // overtaken, as by a higher epoch: start over from a fresh state
+	NotFound                // nothing has that name: list what exists
+	AlreadyExists           // the name is taken: choose another one or use what exists
+	FailedPrecondition      // not possible in this state: do first what is missing
+	Aborted                 // superseded, for example by a higher epoch: start over from a fresh state
 	Exhausted               // full: wait RetryAfter or ask for less
-	Unavailable             // not reachable just now: try again, perhaps elsewhere
-	DeadlineExceeded        // the time was up: nobody waits for the result any more
+	Unavailable             // not reachable now: retry, perhaps elsewhere
+	DeadlineExceeded        // the deadline has passed: nobody waits for the result any more
 	Canceled                // the caller went away
-	Unauthenticated         // who are you: show credentials
-	PermissionDenied        // not yours to ask
+	Unauthenticated         // the caller is unknown: send credentials
+	PermissionDenied        // the caller may not do this
 	Unimplemented           // not supported by this build or model
 	DataLoss                // bytes are damaged: fall back to another copy
-	OutOfRange              // longer than the model can take: ask for less
+	OutOfRange              // longer than the model supports: ask for less
 	Internal                // a bug or a broken invariant: report it with the log
 )
 
@@ -37,7 +37,7 @@ var names = [...]string{
 	"unimplemented", "data loss", "out of range", "internal",
 }
 
-// String returns the code's name for people.
+// String returns the name of the code for people to read.
 func (c Code) String() string {
 	if int(c) < len(names) {
 		return names[c]
@@ -48,10 +48,10 @@ func (c Code) String() string {
 // Error is an error that somebody can act on.
 type Error struct {
 	Code       Code
-	Op         string        // what was being done, where Msg alone does not say
-	Field      string        // the offending request field, if it was one
-	Msg        string        // lower case, verb first, with the id that finds the thing
-	RetryAfter time.Duration // when trying again may help; 0 says nothing
+	Op         string        // the operation that failed, where Msg alone does not say it
+	Field      string        // the request field at fault, if there is one
+	Msg        string        // lower case, verb first, with the id of the thing
+	RetryAfter time.Duration // how long to wait before a retry; 0 if unknown
 	Err        error         // the cause
 }
 
@@ -83,12 +83,12 @@ func Wrap(code Code, err error, format string, args ...any) *Error {
 	return &Error{Code: code, Msg: fmt.Sprintf(format, args...), Err: err}
 }
 
-// Field returns an Invalid error that names the request's field.
+// Field returns an Invalid error that names a field of the request.
 func Field(field, format string, args ...any) *Error {
 	return &Error{Code: Invalid, Field: field, Msg: fmt.Sprintf(format, args...)}
 }
 
-// After says when trying again may help, and returns e.
+// After sets how long to wait before a retry, and returns e.
 func (e *Error) After(d time.Duration) *Error {
 	e.RetryAfter = d
 	return e
@@ -97,16 +97,16 @@ func (e *Error) After(d time.Duration) *Error {
 // FaultCode returns the code.
 func (e *Error) FaultCode() Code { return e.Code }
 
-// Coder is an error that knows its code: an Error, or a package's own type with
-// fields that its callers want.
+// Coder is an error with a code: an Error, or the type of another package with fields that its
+// callers need.
 type Coder interface {
 	error
 	FaultCode() Code
 }
 
-// CodeOf returns the code of the nearest Coder in err's chain. Without one, a
-// context's end is Canceled or DeadlineExceeded and a missing file NotFound; nil is
-// Unspecified; anything else is Internal.
+// CodeOf returns the code of the first Coder in the chain of err. Without one, the error of an
+// ended context is Canceled or DeadlineExceeded, a missing file is NotFound, and any other error
+// is Internal. nil is Unspecified.
 func CodeOf(err error) Code {
 	var known Coder
 	switch {

@@ -11,7 +11,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 )
 
-// torn is a package's own error type.
+// torn is the error type of another package.
 type torn struct{ file string }
 
 func (t torn) Error() string         { return "read " + t.file }

@@ -1,10 +1,10 @@
-// Package gradbus carries gradient events between the shards of a training run. A
-// Bus delivers at least once, and in the order of storing within a part of a run;
-// the key of an event says what it is, so whoever folds takes each once. NewMemory
-// is the twin inside one process, gradbus/nats the one on JetStream; gradbustest
-// holds the contract that both pass.
+// Package gradbus carries gradient events between the shards of a training run. A Bus delivers
+// each event at least once, and the events of a part of a run in the order in which they were
+// stored. The key of an event identifies it, so that a reducer can use each event exactly once.
+// NewMemory returns a bus for one process, and gradbus/nats implements one with JetStream.
+// gradbustest is the test suite that both pass.
 //
-// The bus carries bytes: lamina.event.v1 says what they mean. No store is for ever:
-// publishers keep what they sent until the step that used it is committed, and
-// publish it again when it is asked for. That costs nothing when the bus has it.
+// The bus carries bytes, whose meaning lamina.event.v1 defines. A bus may lose what it has
+// stored: publishers keep their events until the step that used them is committed, and publish
+// them again on request. Publishing an event that is still stored has no effect.
 package gradbus

@@ -9,22 +9,22 @@ import (
 
 // Limits of an event.
 const (
-	// MaxEvent is the most bytes an event may have.
+	// MaxEvent is the maximum size of an event in bytes.
 	MaxEvent = 512 << 10
-	// MaxName is the most bytes the name of a run or of a part may have.
+	// MaxName is the maximum length in bytes of the name of a run or of a part.
 	MaxName = 64
 )
 
-// Key says what an event is. Two events of one key are the same.
+// Key identifies an event. Two events with the same key are equal.
 type Key struct {
 	Run            string
 	Part           string // of the model, as in lamina.event.v1
 	Step           uint64
-	SlotLo, SlotHi uint32 // the tree node's slots
+	SlotLo, SlotHi uint32 // the slots of the node in the gradient tree, [SlotLo, SlotHi)
 	Chunk          uint32
 }
 
-// String is the key as log lines spell it.
+// String returns the key as it appears in log lines.
 func (k Key) String() string {
 	return fmt.Sprintf("%s.%s.%d.%d-%d.%d", k.Run, k.Part, k.Step, k.SlotLo, k.SlotHi, k.Chunk)
 }
@@ -35,18 +35,18 @@ type Event struct {
 	Data []byte // at most MaxEvent bytes; not changed after Publish
 }
 
-// Bus is where the replicas of a run meet. It is safe for concurrent use.
+// Bus connects the replicas of a run. It is safe for concurrent use.
 type Bus interface {
-	// Publish returns when the bus has stored the event. Publishing a key that is
-	// stored changes nothing. An event that no bus takes is Invalid, a full bus
-	// Exhausted, a closed one Unavailable.
+	// Publish returns when the bus has stored the event. Publishing a key that is already
+	// stored has no effect. Publish returns Invalid for an event that fails Check, Exhausted
+	// if the bus is full, and Unavailable if it is closed.
 	Publish(ctx context.Context, e Event) error
-	// Subscribe delivers the events of a run's part in the order they were stored,
-	// from the given step on, those already stored first.
+	// Subscribe delivers the events of a part of a run from the given step on, in the order
+	// in which they were stored. It starts with those that are already stored.
 	Subscribe(ctx context.Context, run, part string, from uint64) (Subscription, error)
-	// Purge forgets the events of a run before the given step.
+	// Purge deletes the events of a run before the given step.
 	Purge(ctx context.Context, run string, before uint64) error
-	// Remove forgets a run. Who publishes to it again starts an empty one.
+	// Remove deletes a run. Publishing to it again starts an empty one.
 	Remove(ctx context.Context, run string) error
 	// Close ends every subscription.
 	Close() error
@@ -54,14 +54,14 @@ type Bus interface {
 
 // Subscription is an ordered reader, for one goroutine at a time.
 type Subscription interface {
-	// Next waits for an event until ctx ends. A closed subscription is Canceled, a
-	// closed bus Unavailable.
+	// Next waits for an event until ctx ends. It returns Canceled if the subscription is
+	// closed and Unavailable if the bus is closed.
 	Next(ctx context.Context) (Event, error)
-	// Close ends the subscription, and a Next that waits. More than once is no error.
+	// Close ends the subscription and a waiting Next. It may be called more than once.
 	Close() error
 }
 
-// Check reports an event that no bus takes.
+// Check returns an error for an event that no bus accepts.
 func Check(e Event) error {
 	if err := CheckName("run", e.Key.Run); err != nil {
 		return err
@@ -75,10 +75,11 @@ func Check(e Event) error {
 	return nil
 }
 
-// CheckName reports a name of a run or part that no bus takes.
+// CheckName returns an error for a name of a run or part that no bus accepts.
 func CheckName(field, name string) error {
 	if name == "" || len(name) > MaxName {
-		return fault.Field(field, "name gradient events: %q has %d bytes, want 1 to %d", name, len(name), MaxName)
+		return fault.Field(field, "publish gradient events: name %q has %d bytes, want 1 to %d", name, len(name),
+			MaxName)
 	}
 	return nil
 }

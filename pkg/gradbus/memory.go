@@ -8,18 +8,18 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 )
 
-// Memory is a bus inside one process.
+// Memory is a bus for one process.
 type Memory struct {
 	limit int
 
 	mu     sync.Mutex
 	runs   map[string]*memoryRun
-	grown  chan struct{} // closed and renewed when something is stored or the bus closed
+	grown  chan struct{} // closed and replaced when an event is stored or the bus is closed
 	closed bool
 	seq    uint64 // of the last event stored
 }
 
-// memoryRun is what one run has stored.
+// memoryRun holds the stored events of one run.
 type memoryRun struct {
 	events []memoryEvent // by seq
 	keys   map[Key]bool
@@ -31,8 +31,7 @@ type memoryEvent struct {
 	Event
 }
 
-// NewMemory returns an empty bus that holds at most limit bytes a run; 0 for no
-// limit.
+// NewMemory returns an empty bus that stores at most limit bytes for each run; 0 means no limit.
 func NewMemory(limit int) *Memory {
 	return &Memory{limit: limit, runs: map[string]*memoryRun{}, grown: make(chan struct{})}
 }
@@ -75,7 +74,7 @@ func (m *Memory) wake() {
 	m.grown = make(chan struct{})
 }
 
-// Subscribe reads a part of a run.
+// Subscribe returns a reader of a part of a run.
 func (m *Memory) Subscribe(_ context.Context, run, part string, from uint64) (Subscription, error) {
 	if err := CheckName("run", run); err != nil {
 		return nil, err
@@ -124,7 +123,7 @@ func (s *memorySubscription) Next(ctx context.Context) (Event, error) {
 	}
 }
 
-// look returns the next event that is stored; without one, grown says when to look
+// look returns the next stored event. If there is none, grown is closed when it is worth looking
 // again.
 func (s *memorySubscription) look() (e Event, found bool, grown <-chan struct{}, closed bool) {
 	m := s.bus
@@ -153,7 +152,7 @@ func (s *memorySubscription) Close() error {
 	return nil
 }
 
-// Purge forgets old events.
+// Purge deletes the events of a run before a step.
 func (m *Memory) Purge(_ context.Context, name string, before uint64) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -175,7 +174,7 @@ func (m *Memory) Purge(_ context.Context, name string, before uint64) error {
 	return nil
 }
 
-// Remove forgets a run.
+// Remove deletes a run.
 func (m *Memory) Remove(_ context.Context, run string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -186,7 +185,7 @@ func (m *Memory) Remove(_ context.Context, run string) error {
 	return nil
 }
 
-// Close ends every subscription.
+// Close ends all subscriptions.
 func (m *Memory) Close() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -1,10 +1,9 @@
-// Package lifecycle runs the parts of a process in order: each is started when the
-// one before it is ready, all are stopped in reverse, and the first to end stops
-// the rest. A part is a function that runs until its context ends; cmd/lamina makes
-// a list of them and calls Run.
+// Package lifecycle runs the parts of a process. It starts each part when the previous one is
+// ready and stops them in reverse order; the first part that ends stops all others. A part is a
+// function that runs until its context ends. cmd/lamina makes a list of parts and calls Run.
 //
-// It is not a supervisor: nothing is started twice. A part that does not stop in
-// its time is left behind and named, so that the process can end.
+// The package is not a supervisor: it never restarts a part. A part that does not stop in time is
+// abandoned and named in the error, so that the process can end.
 package lifecycle
 
 import (
@@ -18,22 +17,22 @@ import (
 
 // Part is a piece of a process.
 type Part struct {
-	// Name stands in errors.
+	// Name is used in errors.
 	Name string
-	// Run does the part's work until ctx ends. It calls ready once when others may
+	// Run does the work of the part until ctx ends. It calls ready once, when other parts may
 	// rely on it.
 	Run func(ctx context.Context, ready func()) error
-	// StartLimit is how long it may take to become ready; 0 means two minutes, NoLimit as
-	// long as it takes: for parts that wait for other processes.
+	// StartLimit is how long the part may take to become ready. 0 means two minutes. NoLimit
+	// is for parts that wait for other processes.
 	StartLimit time.Duration
-	// StopLimit is how long it may take to return once ctx has ended; 0 means 30 s.
+	// StopLimit is how long the part may take to return after ctx has ended; 0 means 30 s.
 	StopLimit time.Duration
 }
 
-// NoLimit is a StartLimit of a part that may wait for ever.
+// NoLimit is the StartLimit of a part that may wait forever.
 const NoLimit time.Duration = -1
 
-// Limits of parts that do not say their own.
+// Default limits of parts.
 const (
 	startLimit = 2 * time.Minute
 	stopLimit  = 30 * time.Second
@@ -47,10 +46,10 @@ type running struct {
 	err    error
 }
 
-// Run starts the parts in order, calls ready when the last one is, and stops them
-// in reverse when ctx ends or one of them returns. It returns when all have, or have
-// been given up, with the errors of all: nil after an orderly stop. A part that
-// returns nil early stops the others without an error.
+// Run starts the parts in order and calls ready when the last one is ready. When ctx ends or a
+// part returns, it stops the parts in reverse order. It returns when all of them have returned or
+// been abandoned, with the errors of all; after an orderly stop that is nil. A part that returns
+// nil early stops the others without an error.
 func Run(ctx context.Context, ready func(), parts ...Part) error {
 	ended := make(chan struct{}) // closed when the first part ends
 	var once sync.Once
@@ -92,10 +91,10 @@ func over(c <-chan struct{}) bool {
 	}
 }
 
-// start runs a part and waits until it is ready, any part ends, ctx does, or it
-// takes too long, which alone is an error.
+// start runs a part and waits until it is ready, any part ends, or ctx ends. It returns an error
+// if the part takes longer than its StartLimit.
 func start(ctx context.Context, p Part, ended <-chan struct{}, end func()) (*running, error) {
-	// The part outlives ctx until its turn in the reverse order comes.
+	// The part does not end with ctx: stop ends it, when its turn in the reverse order comes.
 	own, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	r := &running{part: p, cancel: cancel, done: make(chan struct{})}
 	up := make(chan struct{})
@@ -105,7 +104,7 @@ func start(ctx context.Context, p Part, ended <-chan struct{}, end func()) (*run
 		defer close(r.done)
 		err := p.Run(own, func() { once.Do(func() { close(up) }) })
 		if own.Err() != nil && errors.Is(err, context.Canceled) {
-			err = nil // it was told to stop and says so
+			err = nil // it was told to stop
 		}
 		r.err = err
 	}()
@@ -123,7 +122,7 @@ func start(ctx context.Context, p Part, ended <-chan struct{}, end func()) (*run
 	case <-ended:
 	case <-ctx.Done():
 	case <-late:
-		return r, fault.New(fault.DeadlineExceeded, "start %s: it was not ready in %v", p.Name, p.StartLimit)
+		return r, fault.New(fault.DeadlineExceeded, "start %s: it was not ready after %v", p.Name, p.StartLimit)
 	}
 	return r, nil
 }
@@ -139,7 +138,8 @@ func (r *running) stop() error {
 	select {
 	case <-r.done:
 	case <-limit.C:
-		return fault.New(fault.DeadlineExceeded, "stop %s: it still ran after %v", r.part.Name, r.part.StopLimit)
+		return fault.New(fault.DeadlineExceeded, "stop %s: it was still running after %v", r.part.Name,
+			r.part.StopLimit)
 	}
 	if r.err != nil {
 		return fault.Wrap(fault.CodeOf(r.err), r.err, "run %s", r.part.Name)

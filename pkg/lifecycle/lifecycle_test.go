@@ -18,7 +18,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// trace records what happens, in order.
+// trace records events in their order.
 type trace struct {
 	mu     sync.Mutex
 	events []string
@@ -75,7 +75,8 @@ func TestRun_FirstFailureStopsTheRest(t *testing.T) {
 			return cause
 		}}
 		err := lifecycle.Run(t.Context(), nil, tr.part("a"), b, tr.part("c"))
-		if !errors.Is(err, cause) || fault.CodeOf(err) != fault.Unavailable || !strings.Contains(err.Error(), "run b: ") {
+		if !errors.Is(err, cause) || fault.CodeOf(err) != fault.Unavailable ||
+			!strings.Contains(err.Error(), "run b: ") {
 			t.Errorf("got %v", err)
 		}
 		tr.want(t, "start a", "ready a", "start c", "ready c", "stop c", "stop a")
@@ -86,7 +87,8 @@ func TestRun_PartThatFailsToStartKeepsTheNextFromStarting(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var tr trace
 		bad := lifecycle.Part{Name: "bad", Run: func(context.Context, func()) error { return errors.New("odd") }}
-		err := lifecycle.Run(t.Context(), func() { t.Error("a process with a failed part is ready") }, tr.part("a"), bad, tr.part("c"))
+		err := lifecycle.Run(t.Context(), func() { t.Error("ready was called after a part had failed") }, tr.part("a"),
+			bad, tr.part("c"))
 		if err == nil || !strings.Contains(err.Error(), "run bad: odd") {
 			t.Errorf("got %v", err)
 		}
@@ -146,11 +148,12 @@ func TestRun_LeavesBehindAndNamesThePartThatDoesNotStop(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var tr trace
 		release := make(chan struct{})
-		stuck := lifecycle.Part{Name: "stuck", StopLimit: time.Second, Run: func(_ context.Context, ready func()) error {
-			ready()
-			<-release
-			return nil
-		}}
+		stuck := lifecycle.Part{Name: "stuck", StopLimit: time.Second,
+			Run: func(_ context.Context, ready func()) error {
+				ready()
+				<-release
+				return nil
+			}}
 		ctx, cancel := context.WithCancel(t.Context())
 		err := lifecycle.Run(ctx, cancel, tr.part("a"), stuck)
 		if fault.CodeOf(err) != fault.DeadlineExceeded || !strings.Contains(err.Error(), "stop stuck: ") {

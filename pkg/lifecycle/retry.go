@@ -9,25 +9,24 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 )
 
-// Pauses between tries of Retry.
+// Pauses between the attempts of Retry.
 const (
 	backoffFirst = 100 * time.Millisecond
 	backoffMax   = 5 * time.Second
 )
 
-// Retry calls try until it succeeds, for something that another process has to provide:
-// it may start later than this one or be away for a while. The pause between two tries
-// doubles up to a limit and is jittered, so that a fleet that starts at once does not
-// knock in step. What is waited for is logged once, and once more when it is there. Only
-// errors that say that something is unavailable or late are tried again. Retry returns
-// the context's error as soon as ctx ends.
+// Retry calls try until it succeeds. It is for a dependency in another process, which may start
+// later than this one or be unreachable for a while. The backoff doubles up to a limit and has
+// jitter, so that many services that start together do not retry at the same moments. Retry logs
+// once that it waits for the dependency, and once when that is available. It only retries after
+// the codes Unavailable and DeadlineExceeded. It returns the error of ctx as soon as ctx ends.
 func Retry(ctx context.Context, log *slog.Logger, what string, try func(context.Context) error) error {
 	pause := backoffFirst
 	for tries := 1; ; tries++ {
 		err := try(ctx)
 		switch {
 		case err == nil && tries > 1:
-			log.Info("it is there now", "what", what, "tries", tries)
+			log.Info("dependency is available", "what", what, "tries", tries)
 			return nil
 		case err == nil:
 			return nil
@@ -36,7 +35,7 @@ func Retry(ctx context.Context, log *slog.Logger, what string, try func(context.
 		case !transient(err):
 			return err
 		case tries == 1:
-			log.Warn("wait for something that is not there yet", "what", what, "error", err)
+			log.Warn("waiting for a dependency", "what", what, "error", err)
 		}
 		timer := time.NewTimer(pause/2 + rand.N(pause))
 		select {
@@ -49,7 +48,7 @@ func Retry(ctx context.Context, log *slog.Logger, what string, try func(context.
 	}
 }
 
-// transient reports an error that may be gone at the next try.
+// transient reports whether another attempt may succeed.
 func transient(err error) bool {
 	switch fault.CodeOf(err) {
 	case fault.Unavailable, fault.DeadlineExceeded:

@@ -19,14 +19,15 @@ func TestRetry_WaitsWithGrowingPausesAndSaysSoOnce(t *testing.T) {
 		var log bytes.Buffer
 		var pauses []time.Duration
 		last := time.Now()
-		err := lifecycle.Retry(t.Context(), slog.New(slog.NewTextHandler(&log, nil)), "consul", func(context.Context) error {
-			pauses = append(pauses, time.Since(last))
-			last = time.Now()
-			if len(pauses) < 12 {
-				return fault.New(fault.Unavailable, "connection refused")
-			}
-			return nil
-		})
+		err := lifecycle.Retry(t.Context(), slog.New(slog.NewTextHandler(&log, nil)), "consul",
+			func(context.Context) error {
+				pauses = append(pauses, time.Since(last))
+				last = time.Now()
+				if len(pauses) < 12 {
+					return fault.New(fault.Unavailable, "connection refused")
+				}
+				return nil
+			})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -36,8 +37,8 @@ func TestRetry_WaitsWithGrowingPausesAndSaysSoOnce(t *testing.T) {
 				t.Errorf("pause %d is %v, want about %v", i, p, middle)
 			}
 		}
-		if n := strings.Count(log.String(), "wait for"); n != 1 || !strings.Contains(log.String(), "tries=12") {
-			t.Errorf("it is logged %d times:\n%s", n, log.String())
+		if n := strings.Count(log.String(), "waiting for"); n != 1 || !strings.Contains(log.String(), "tries=12") {
+			t.Errorf("there are %d log lines:\n%s", n, log.String())
 		}
 	})
 }

@@ -1,7 +1,6 @@
-// Package obs sets up what operators look at: structured logs, Prometheus metrics,
-// and the small HTTP server that shows them. cmd/lamina makes one logger and one
-// registry a process and hands them to its services, which name their own metrics
-// with a Scope. It keeps no global state.
+// Package obs provides structured logs, Prometheus metrics, and the small HTTP server that exports
+// them. cmd/lamina makes one logger and one registry for each process and passes them to its
+// services, which create their metrics with a Scope. The package has no global state.
 package obs
 
 import (
@@ -22,7 +21,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 )
 
-// NewLogger returns a logger of a level (debug, info, warn, error) and format (text,
+// NewLogger returns a logger with a level (debug, info, warn or error) and a format (text or
 // json).
 func NewLogger(w io.Writer, level, format string) (*slog.Logger, error) {
 	var l slog.Level
@@ -39,22 +38,22 @@ func NewLogger(w io.Writer, level, format string) (*slog.Logger, error) {
 	return nil, fault.Field("log-format", "parse %q: want text or json", format)
 }
 
-// NewRegistry returns a registry with the process's and Go's own metrics.
+// NewRegistry returns a registry with the metrics of the process and of the Go runtime.
 func NewRegistry() *prometheus.Registry {
 	r := prometheus.NewRegistry()
 	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return r
 }
 
-// Scope makes the metrics of one service: lamina_SERVICE_NAME. Names end in their
-// unit, or in "total". Making one twice panics, as it is a programmer's error.
+// Scope creates the metrics of one service, which are called lamina_SERVICE_NAME. A name ends in
+// its unit or in "total". Creating a metric twice is a programming error and panics.
 type Scope struct {
 	registerer prometheus.Registerer
 	service    string
 }
 
-// NewScope returns the scope of a service; with a nil registerer its metrics work
-// and nobody sees them.
+// NewScope returns the scope of a service. With a nil registerer the metrics work but are not
+// exported.
 func NewScope(r prometheus.Registerer, service string) Scope { return Scope{r, service} }
 
 func register[C prometheus.Collector](s Scope, c C) C {
@@ -64,31 +63,34 @@ func register[C prometheus.Collector](s Scope, c C) C {
 	return c
 }
 
-// Counter returns a count by labels.
+// Counter returns a counter with labels.
 func (s Scope) Counter(name, help string, labels ...string) *prometheus.CounterVec {
-	return register(s, prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "lamina", Subsystem: s.service, Name: name, Help: help}, labels))
+	return register(s, prometheus.NewCounterVec(
+		prometheus.CounterOpts{Namespace: "lamina", Subsystem: s.service, Name: name, Help: help}, labels))
 }
 
-// Gauge returns a level by labels.
+// Gauge returns a gauge with labels.
 func (s Scope) Gauge(name, help string, labels ...string) *prometheus.GaugeVec {
-	return register(s, prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "lamina", Subsystem: s.service, Name: name, Help: help}, labels))
+	return register(s, prometheus.NewGaugeVec(
+		prometheus.GaugeOpts{Namespace: "lamina", Subsystem: s.service, Name: name, Help: help}, labels))
 }
 
-// Level returns a gauge that asks f, which must be safe for concurrent use, when it
-// is read.
+// Level returns a gauge that calls f when it is read. f must be safe for concurrent use.
 func (s Scope) Level(name, help string, f func() float64) prometheus.GaugeFunc {
-	return register(s, prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "lamina", Subsystem: s.service, Name: name, Help: help}, f))
+	return register(s, prometheus.NewGaugeFunc(
+		prometheus.GaugeOpts{Namespace: "lamina", Subsystem: s.service, Name: name, Help: help}, f))
 }
 
-// Seconds returns a histogram of durations from 100 us to 26 s by labels.
+// Seconds returns a histogram of durations from 100 us to 26 s with labels.
 func (s Scope) Seconds(name, help string, labels ...string) *prometheus.HistogramVec {
 	return register(s, prometheus.NewHistogramVec(prometheus.HistogramOpts{
-		Namespace: "lamina", Subsystem: s.service, Name: name, Help: help, Buckets: prometheus.ExponentialBuckets(0.0001, 4, 10),
+		Namespace: "lamina", Subsystem: s.service, Name: name, Help: help,
+		Buckets: prometheus.ExponentialBuckets(0.0001, 4, 10),
 	}, labels))
 }
 
-// Profiled adds /debug/pprof/ to a handler. It shows memory: never add it on an
-// address that others reach.
+// Profiled adds /debug/pprof/ to a handler. Profiles reveal the content of memory: never serve
+// them on an address that others can reach.
 func Profiled(h http.Handler) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/", h)
@@ -100,8 +102,8 @@ func Profiled(h http.Handler) http.Handler {
 	return mux
 }
 
-// Handler serves /metrics, /healthz (the process lives) and /readyz (it can do its
-// work: ready, which must be safe for concurrent use, returns nil).
+// Handler serves /metrics, /healthz (liveness: always ok) and /readyz (readiness: ok while ready
+// returns nil). ready must be safe for concurrent use.
 func Handler(r prometheus.Gatherer, ready func() error) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(r, promhttp.HandlerOpts{}))
@@ -116,18 +118,19 @@ func Handler(r prometheus.Gatherer, ready func() error) http.Handler {
 	return mux
 }
 
-// socketBuffer is what the kernel keeps of answers that a client has not read, in bytes;
-// Linux doubles it. Left to itself a socket takes megabytes for a client that has stopped
-// reading, and hides from the write deadlines that it has.
+// socketBuffer is the size in bytes of the send buffer of a connection; Linux doubles it. With the
+// default, the kernel buffers megabytes for a client that has stopped reading, and write
+// deadlines notice such a client late.
 const socketBuffer = 64 << 10
 
-// ServeHTTP serves a handler until ctx ends, with limits on slow headers; answers
-// being written get drain to finish and are cut then. It closes the listener.
+// ServeHTTP serves a handler until ctx ends, with limits against slow clients. Then it gives
+// running requests the time drain to finish, and cuts those that are left. It closes the listener.
 func ServeHTTP(ctx context.Context, l net.Listener, h http.Handler, drain time.Duration) error {
-	s := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10}
+	s := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
+		MaxHeaderBytes: 64 << 10}
 	s.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
 		if tcp, ok := c.(*net.TCPConn); ok {
-			_ = tcp.SetWriteBuffer(socketBuffer) // a connection that is closed already needs none
+			_ = tcp.SetWriteBuffer(socketBuffer) // fails only on a closed connection, which needs no buffer
 		}
 		return ctx
 	}

@@ -73,14 +73,15 @@ func TestHandler_ShowsMetricsHealthAndReadiness(t *testing.T) {
 		t.Errorf("/readyz: %d", code)
 	}
 	notReady = errors.New("wait for a pipeline")
-	if code, text := get(t, h, "/readyz"); code != http.StatusServiceUnavailable || !strings.Contains(text, "wait for a pipeline") {
-		t.Errorf("/readyz when not ready: %d %q", code, text)
+	if code, text := get(t, h, "/readyz"); code != http.StatusServiceUnavailable ||
+		!strings.Contains(text, "wait for a pipeline") {
+		t.Errorf("/readyz of a service that is not ready: %d %q", code, text)
 	}
 	if code, _ := get(t, h, "/healthz"); code != http.StatusOK {
-		t.Errorf("/healthz when not ready: %d", code)
+		t.Errorf("/healthz of a service that is not ready: %d", code)
 	}
 	if code, _ := get(t, h, "/debug/pprof/cmdline"); code != http.StatusNotFound {
-		t.Errorf("pprof without being asked for: %d", code)
+		t.Errorf("pprof without Profiled: %d", code)
 	}
 	profiled := obs.Profiled(h)
 	if code, _ := get(t, profiled, "/debug/pprof/cmdline"); code != http.StatusOK {
@@ -95,7 +96,7 @@ func TestScope_WithoutARegistryStillCounts(t *testing.T) {
 	obs.NewScope(nil, "shard").Counter("steps_total", "Steps.").WithLabelValues().Inc()
 }
 
-// serve runs a handler and asks it once; the answer is open when serve returns.
+// serve runs a handler and sends it one request. The response is still open when serve returns.
 func serve(t *testing.T, drain time.Duration, h http.HandlerFunc) (body io.ReadCloser, stop func() error) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -148,6 +149,6 @@ func TestServeHTTP_CutsAnswersThatDoNotFinish(t *testing.T) {
 		t.Error(err)
 	}
 	if _, err := io.ReadAll(body); err == nil {
-		t.Error("a cut answer looks finished")
+		t.Error("a response that was cut looks complete")
 	}
 }

@@ -8,34 +8,35 @@ import (
 	"net/http"
 )
 
-// RequestIDHeader carries a request's id over HTTP, and in lower case as gRPC metadata.
+// RequestIDHeader is the HTTP header, and the key of the gRPC metadata, that carries the id of a
+// request.
 const RequestIDHeader = "x-request-id"
 
-// maxRequestID is the most bytes of an id that is taken over from a client.
+// maxRequestID is the maximum length in bytes of an id that a client may send.
 const maxRequestID = 128
 
 type requestIDKey struct{}
 
-// WithRequestID returns a context that carries a request's id.
+// WithRequestID returns a context that carries the id of a request.
 func WithRequestID(ctx context.Context, id string) context.Context {
 	return context.WithValue(ctx, requestIDKey{}, id)
 }
 
-// RequestID returns the id of the request that ctx belongs to, or empty.
+// RequestID returns the id of the request that ctx belongs to, or an empty string.
 func RequestID(ctx context.Context) string {
 	id, _ := ctx.Value(requestIDKey{}).(string)
 	return id
 }
 
-// NewRequestID makes a random id.
+// NewRequestID returns a random id.
 func NewRequestID() string {
 	b := make([]byte, 8)
 	rand.Read(b) // never fails
 	return hex.EncodeToString(b)
 }
 
-// ValidRequestID reports whether a client's id is taken over: 1 to 128 letters, digits
-// and the characters -_.:/+=@, so that it is safe in headers, logs and other ids.
+// ValidRequestID reports whether an id from a client is accepted. It must have 1 to 128 letters,
+// digits and characters of -_.:/+=@, so that it is safe in headers and logs.
 func ValidRequestID(id string) bool {
 	for _, c := range []byte(id) {
 		switch {
@@ -48,9 +49,9 @@ func ValidRequestID(id string) bool {
 	return 0 < len(id) && len(id) <= maxRequestID
 }
 
-// RequestIDs gives every request to next an id, in its context and in the response's
-// x-request-id header: the client's, if it sends a valid one, or else a new one. A
-// request that has an id in its context already keeps it.
+// RequestIDs gives every request to next an id, in its context and in the x-request-id header of
+// the response. It takes the id from the client if that sends a valid one, and makes a new one
+// otherwise. A request whose context has an id keeps it.
 func RequestIDs(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		id := RequestID(r.Context())
@@ -65,13 +66,13 @@ func RequestIDs(next http.Handler) http.Handler {
 	})
 }
 
-// LogRequestIDs adds the attribute request_id to the records of next whose context
-// carries an id. NewLogger does it by itself.
+// LogRequestIDs returns a handler that adds the attribute request_id to records whose context
+// carries an id, and passes them to next. The loggers of NewLogger have it already.
 func LogRequestIDs(next slog.Handler) slog.Handler { return requestIDHandler{next} }
 
 type requestIDHandler struct{ slog.Handler }
 
-// Handle adds the id.
+// Handle adds the id and passes the record on.
 func (h requestIDHandler) Handle(ctx context.Context, r slog.Record) error {
 	if id := RequestID(ctx); id != "" {
 		r.AddAttrs(slog.String("request_id", id))
@@ -79,12 +80,12 @@ func (h requestIDHandler) Handle(ctx context.Context, r slog.Record) error {
 	return h.Handler.Handle(ctx, r)
 }
 
-// WithAttrs keeps the ids on.
+// WithAttrs returns a handler with more attributes that still adds the ids.
 func (h requestIDHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
 	return requestIDHandler{h.Handler.WithAttrs(attrs)}
 }
 
-// WithGroup keeps the ids on.
+// WithGroup returns a handler with a group that still adds the ids.
 func (h requestIDHandler) WithGroup(name string) slog.Handler {
 	return requestIDHandler{h.Handler.WithGroup(name)}
 }

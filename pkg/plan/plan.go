@@ -1,6 +1,6 @@
-// Package plan decides which shards form pipelines. It is pure: from what the shards
-// say they hold it makes chains of contiguous ranges that cover a model, the same
-// for the same input, and says in words what is missing where none exists.
+// Package plan decides which shards form pipelines. From the layers that shards report it makes
+// chains of contiguous spans that cover a model, and where there is no chain it reports which
+// layers are missing. Its functions are pure: the same input gives the same result.
 package plan
 
 import (
@@ -10,23 +10,23 @@ import (
 	"strings"
 )
 
-// Span is a range of a model's layers on a shard.
+// Span is a contiguous range of the layers of a model on one shard.
 type Span struct {
 	Shard  string // the shard's id
 	Addr   string
 	Digest string // of the model
-	Class  string // kernel class: a chain has one, so that its bits are known
+	Class  string // kernel class; all spans of a chain have the same one, so that its results are reproducible
 	Lo, Hi int
 	Layers int // of the whole model
 }
 
-// Chain is spans that cover a model in order.
+// Chain is a list of spans that cover a model in order.
 type Chain []Span
 
-// Digest is the model's.
+// Digest returns the digest of the model.
 func (c Chain) Digest() string { return c[0].Digest }
 
-// String is "0-2@a > 2-4@b".
+// String returns the chain in the form "0-2@a > 2-4@b".
 func (c Chain) String() string {
 	var parts []string
 	for _, s := range c {
@@ -35,12 +35,13 @@ func (c Chain) String() string {
 	return strings.Join(parts, " > ")
 }
 
-// Chains makes as many chains as the spans allow, each span in at most one. Fewer
-// stages go first, since every hop costs time; equals go by shard id.
+// Chains makes chains from the spans until no more are possible. A span is in at most one chain.
+// Chains with fewer stages come first, because every hop costs time; shard ids decide ties.
 func Chains(spans []Span) []Chain {
 	spans = slices.Clone(spans)
 	slices.SortFunc(spans, func(a, b Span) int {
-		return cmp.Or(cmp.Compare(a.Digest, b.Digest), cmp.Compare(a.Class, b.Class), cmp.Compare(a.Lo, b.Lo), -cmp.Compare(a.Hi, b.Hi), cmp.Compare(a.Shard, b.Shard))
+		return cmp.Or(cmp.Compare(a.Digest, b.Digest), cmp.Compare(a.Class, b.Class), cmp.Compare(a.Lo, b.Lo),
+			-cmp.Compare(a.Hi, b.Hi), cmp.Compare(a.Shard, b.Shard))
 	})
 	var out []Chain
 	used := make([]bool, len(spans))
@@ -58,10 +59,10 @@ func Chains(spans []Span) []Chain {
 	}
 }
 
-// shortest finds a chain of fewest unused spans by breadth-first search from every
-// span that starts a model; nil if there is none.
+// shortest finds a chain with the fewest unused spans by a breadth-first search from all spans
+// that start a model. It returns nil if there is none.
 func shortest(spans []Span, used []bool) []int {
-	from := make([]int, len(spans)) // the span before, or -1; -2 for unseen
+	from := make([]int, len(spans)) // the previous span; -1 at the start of a model, -2 if not visited
 	var queue []int
 	for i, s := range spans {
 		from[i] = -2
@@ -95,7 +96,7 @@ func follows(a, b Span) bool {
 	return b.Lo == a.Hi && b.Digest == a.Digest && b.Class == a.Class && b.Layers == a.Layers
 }
 
-// Missing says which layers of a model nobody holds, or that the spans do not join.
+// Missing describes which layers of a model no shard holds, or that the spans do not join.
 func Missing(spans []Span, digest string) string {
 	var layers int
 	held := map[int]bool{}

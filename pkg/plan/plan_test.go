@@ -18,7 +18,8 @@ func TestChains_UseEveryShardOnceAndFewStagesFirst(t *testing.T) {
 	}{
 		{nil, "[]"},
 		{[]plan.Span{span("a", 0, 4)}, "[0-4@a]"},
-		{[]plan.Span{span("d", 2, 4), span("b", 0, 2), span("a", 0, 2), span("c", 2, 4)}, "[0-2@a > 2-4@c 0-2@b > 2-4@d]"},
+		{[]plan.Span{span("d", 2, 4), span("b", 0, 2), span("a", 0, 2), span("c", 2, 4)},
+			"[0-2@a > 2-4@c 0-2@b > 2-4@d]"},
 		{[]plan.Span{span("a", 0, 2), span("b", 2, 4), span("c", 0, 4)}, "[0-4@c 0-2@a > 2-4@b]"},
 		{[]plan.Span{span("a", 0, 1), span("b", 1, 3), span("c", 1, 2), span("d", 3, 4)}, "[0-1@a > 1-3@b > 3-4@d]"},
 		{[]plan.Span{span("a", 0, 2), span("b", 3, 4)}, "[]"},
@@ -34,9 +35,9 @@ func TestChains_UseEveryShardOnceAndFewStagesFirst(t *testing.T) {
 func TestMissing_NamesTheGaps(t *testing.T) {
 	spans := []plan.Span{span("a", 0, 1), span("b", 2, 3)}
 	if got := plan.Missing(spans, "d"); got != "no shard holds layers 1-2, 3-4" {
-		t.Errorf("gaps are told as %q", got)
+		t.Errorf("gaps are reported as %q", got)
 	}
 	if got := plan.Missing(spans, "x"); got != "no shard holds it" {
-		t.Errorf("an unknown model is told as %q", got)
+		t.Errorf("an unknown model is reported as %q", got)
 	}
 }

@@ -25,8 +25,8 @@ import (
 // Files names the PEM files of mutual TLS between services.
 type Files struct{ Cert, Key, CA string }
 
-// Config reads the files: TLS 1.3, both sides show a certificate of the CA. Empty
-// Files give nil: plaintext.
+// Config reads the files and returns a configuration for TLS 1.3 in which both sides show a
+// certificate of the CA. Without files it returns nil, which means plaintext.
 func (f Files) Config() (*tls.Config, error) {
 	if f == (Files{}) {
 		return nil, nil
@@ -46,7 +46,7 @@ func (f Files) Config() (*tls.Config, error) {
 	}
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(pem) {
-		return nil, fault.New(fault.Invalid, "read TLS authority %s: no certificate in it", f.CA)
+		return nil, fault.New(fault.Invalid, "read TLS authority %s: it has no certificate", f.CA)
 	}
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert},
@@ -54,15 +54,15 @@ func (f Files) Config() (*tls.Config, error) {
 	}, nil
 }
 
-// ListenOptions says how an address may be listened on.
+// ListenOptions says how Listen may open an address.
 type ListenOptions struct {
 	Net      *memnet.Network // for "mem:" addresses
 	TLS      bool            // the server speaks TLS
-	Insecure bool            // the operator said --insecure-listen
+	Insecure bool            // the operator gave --insecure-listen
 }
 
-// Listen opens an address. A host that is not loopback needs TLS, unless the
-// operator said otherwise in so many words.
+// Listen opens an address. A host that is not loopback needs TLS, unless the operator has
+// allowed plaintext with --insecure-listen.
 func Listen(addr string, o ListenOptions) (net.Listener, error) {
 	if name, ok := strings.CutPrefix(addr, "mem:"); ok {
 		if o.Net == nil {
@@ -74,7 +74,11 @@ func Listen(addr string, o ListenOptions) (net.Listener, error) {
 		return listenUnix(path)
 	}
 	if !o.TLS && !o.Insecure && !Loopback(addr) {
-		return nil, fault.New(fault.FailedPrecondition, "listen on %s: anyone who reaches it could use it: give --tls-cert, --tls-key and --tls-ca, or say --insecure-listen", addr)
+		return nil, fault.New(
+			fault.FailedPrecondition,
+			"listen on %s: anyone who reaches it could use it: give --tls-cert, --tls-key and --tls-ca, or --insecure-listen",
+			addr,
+		)
 	}
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
@@ -83,7 +87,8 @@ func Listen(addr string, o ListenOptions) (net.Listener, error) {
 	return l, nil
 }
 
-// listenUnix takes over the socket of a process that is gone; a live one keeps it.
+// listenUnix listens on a Unix socket. It replaces a socket file that a terminated process has
+// left, and fails when a process still listens on it.
 func listenUnix(path string) (net.Listener, error) {
 	l, err := net.Listen("unix", path)
 	if !errors.Is(err, syscall.EADDRINUSE) {
@@ -97,10 +102,11 @@ func listenUnix(path string) (net.Listener, error) {
 		_ = conn.Close()
 	}
 	if !errors.Is(dialed, syscall.ECONNREFUSED) {
-		return nil, fault.Wrap(fault.Unavailable, err, "listen on unix:%s: another process does", path)
+		return nil, fault.Wrap(fault.Unavailable, err, "listen on unix:%s: another process listens on it", path)
 	}
 	if err := os.Remove(path); err != nil {
-		return nil, fault.Wrap(fault.Unavailable, err, "listen on unix:%s: remove what a gone process left", path)
+		return nil, fault.Wrap(fault.Unavailable, err, "listen on unix:%s: remove the socket of a terminated process",
+			path)
 	}
 	if l, err = net.Listen("unix", path); err != nil {
 		return nil, fault.Wrap(fault.Unavailable, err, "listen on unix:%s", path)
@@ -108,7 +114,7 @@ func listenUnix(path string) (net.Listener, error) {
 	return l, nil
 }
 
-// Loopback reports whether a "host:port" is on the loopback interface alone.
+// Loopback reports whether a "host:port" can only be reached over the loopback interface.
 func Loopback(addr string) bool {
 	host, _, err := net.SplitHostPort(addr)
 	if err != nil {
@@ -121,13 +127,13 @@ func Loopback(addr string) bool {
 	return ip != nil && ip.IsLoopback()
 }
 
-// DialOptions says how other services are reached.
+// DialOptions says how a Dialer reaches other services.
 type DialOptions struct {
 	Net *memnet.Network // for "mem:" addresses
 	TLS *tls.Config     // nil for plaintext
 }
 
-// Dialer keeps one connection an address. It is safe for concurrent use.
+// Dialer keeps one connection to each address. It is safe for concurrent use.
 type Dialer struct {
 	options DialOptions
 	mu      sync.Mutex
@@ -139,8 +145,8 @@ func NewDialer(o DialOptions) *Dialer {
 	return &Dialer{options: o, conns: map[string]*grpc.ClientConn{}}
 }
 
-// Dial returns the connection to an address, which is shared and stays open until
-// Close. It does not wait: calls find out whether anyone answers.
+// Dial returns the connection to an address, which is shared and stays open until Close. It
+// does not wait for the connection: the first call reports whether the address can be reached.
 func (d *Dialer) Dial(addr string) (*grpc.ClientConn, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -165,7 +171,8 @@ func (d *Dialer) dial(addr string) (*grpc.ClientConn, error) {
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(MaxMessage), grpc.MaxCallSendMsgSize(MaxMessage)),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
 		grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second},
+			Backoff: backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2,
+				MaxDelay: 2 * time.Second},
 			MinConnectTimeout: 3 * time.Second,
 		}),
 		grpc.WithDisableServiceConfig(), grpc.WithDisableRetry(),
@@ -183,7 +190,11 @@ func (d *Dialer) dial(addr string) (*grpc.ClientConn, error) {
 		}
 		creds = insecure.NewCredentials()
 		target = "passthrough:///" + name
-		options = append(options, grpc.WithContextDialer(func(ctx context.Context, name string) (net.Conn, error) { return network.Dial(ctx, name) }))
+		options = append(options,
+			grpc.WithContextDialer(func(ctx context.Context, name string) (net.Conn,
+				error) {
+				return network.Dial(ctx, name)
+			}))
 	} else if !strings.HasPrefix(addr, "unix:") {
 		target = "passthrough:///" + addr
 	}

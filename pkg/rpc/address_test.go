@@ -104,7 +104,8 @@ func (a *authority) sign(name string, parent *authority) (*ecdsa.PrivateKey, *x5
 	if err != nil {
 		a.t.Fatal(err)
 	}
-	for ext, block := range map[string]*pem.Block{".pem": {Type: "CERTIFICATE", Bytes: der}, ".key": {Type: "PRIVATE KEY", Bytes: private}} {
+	for ext, block := range map[string]*pem.Block{".pem": {Type: "CERTIFICATE", Bytes: der},
+		".key": {Type: "PRIVATE KEY", Bytes: private}} {
 		if err := os.WriteFile(filepath.Join(a.dir, name+ext), pem.EncodeToMemory(block), 0o600); err != nil {
 			a.t.Fatal(err)
 		}
@@ -116,10 +117,11 @@ func (a *authority) sign(name string, parent *authority) (*ecdsa.PrivateKey, *x5
 	return key, cert
 }
 
-// files returns a new certificate of the authority, and the authority ca to trust.
+// files returns a new certificate of the authority, with ca as the authority to trust.
 func (a *authority) files(name string, ca *authority) rpc.Files {
 	a.sign(name, a)
-	return rpc.Files{Cert: filepath.Join(a.dir, name+".pem"), Key: filepath.Join(a.dir, name+".key"), CA: filepath.Join(ca.dir, "ca.pem")}
+	return rpc.Files{Cert: filepath.Join(a.dir, name+".pem"), Key: filepath.Join(a.dir, name+".key"),
+		CA: filepath.Join(ca.dir, "ca.pem")}
 }
 
 func config(t *testing.T, f rpc.Files) *tls.Config {
@@ -179,13 +181,14 @@ func TestFiles_NeedAllOrNone(t *testing.T) {
 	if c, err := (rpc.Files{}).Config(); c != nil || err != nil {
 		t.Errorf("no files: %v, %v", c, err)
 	}
-	if _, err := (rpc.Files{Cert: "a", Key: "b"}).Config(); fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), "tls-ca") {
+	if _, err := (rpc.Files{Cert: "a", Key: "b"}).Config(); fault.CodeOf(err) != fault.Invalid ||
+		!strings.Contains(err.Error(), "tls-ca") {
 		t.Errorf("no authority: %v", err)
 	}
 	a := newAuthority(t, "ca")
 	f := a.files("server", a)
 	f.CA = f.Key
 	if _, err := f.Config(); fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), f.CA) {
-		t.Errorf("an authority without a certificate: %v", err)
+		t.Errorf("a CA file without a certificate: %v", err)
 	}
 }

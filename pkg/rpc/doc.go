@@ -1,8 +1,8 @@
-// Package rpc holds what every gRPC server and client of Lamina shares: limits and
-// window sizes, interceptors (recovery, log, metrics, error mapping), TLS, and
-// addresses. It knows no service.
+// Package rpc holds what all gRPC servers and clients of Lamina share: limits and window
+// sizes, interceptors (recovery, log, metrics, error mapping), TLS, and addresses. It does not
+// depend on any service.
 //
 // An address is "host:port", "unix:/path" or, within one process, "mem:name" on a
-// memnet.Network. Services return fault errors; the interceptors here turn them
-// into gRPC statuses once, and FromStatus turns statuses back.
+// memnet.Network. Services return fault errors; the interceptors turn them
+// into gRPC statuses, and FromStatus turns a status back into a fault.
 package rpc

@@ -9,8 +9,8 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/obs"
 )
 
-// sendRequestID puts the id of the request that ctx belongs to into the metadata of a
-// call, so that the service's log lines carry it too.
+// sendRequestID puts the id of the request that ctx belongs to into the metadata of a call, so
+// that the log lines of the called service carry it too.
 func sendRequestID(ctx context.Context) context.Context {
 	id := obs.RequestID(ctx)
 	if id == "" {
@@ -19,7 +19,7 @@ func sendRequestID(ctx context.Context) context.Context {
 	return metadata.AppendToOutgoingContext(ctx, obs.RequestIDHeader, id)
 }
 
-// takeRequestID reads a call's id from its metadata into the context.
+// takeRequestID copies the request id from the metadata of a received call into its context.
 func takeRequestID(ctx context.Context) context.Context {
 	md, _ := metadata.FromIncomingContext(ctx)
 	if ids := md.Get(obs.RequestIDHeader); len(ids) == 1 && obs.ValidRequestID(ids[0]) {
@@ -28,11 +28,13 @@ func takeRequestID(ctx context.Context) context.Context {
 	return ctx
 }
 
-func sendUnary(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, o ...grpc.CallOption) error {
+func sendUnary(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker,
+	o ...grpc.CallOption) error {
 	return invoke(sendRequestID(ctx), method, req, reply, cc, o...)
 }
 
-func sendStream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, streamer grpc.Streamer, o ...grpc.CallOption) (grpc.ClientStream, error) {
+func sendStream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, streamer grpc.Streamer,
+	o ...grpc.CallOption) (grpc.ClientStream, error) {
 	return streamer(sendRequestID(ctx), desc, cc, method, o...)
 }
 

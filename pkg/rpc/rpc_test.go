@@ -27,7 +27,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// service answers calls by a function.
+// service answers calls with a function.
 type service struct {
 	testv1.UnimplementedTestServiceServer
 	call   func(context.Context) error
@@ -48,7 +48,8 @@ func (s *service) FullDuplexCall(stream testv1.TestService_FullDuplexCallServer)
 
 // serve runs a service on an in-memory network until the test ends or stop is
 // called, and returns a connection to it.
-func serve(t *testing.T, o rpc.ServerOptions, s *service, options ...rpc.ServeOption) (conn *grpc.ClientConn, stop func() error) {
+func serve(t *testing.T, o rpc.ServerOptions, s *service, options ...rpc.ServeOption) (conn *grpc.ClientConn,
+	stop func() error) {
 	t.Helper()
 	network := memnet.New()
 	l, err := rpc.Listen("mem:test", rpc.ListenOptions{Net: network})
@@ -93,7 +94,8 @@ func TestServer_FaultsCrossTheWire(t *testing.T) {
 		t.Fatalf("got %v", err)
 	}
 	got, ok := rpc.FromStatus(err).(*fault.Error)
-	if !ok || got.Code != fault.Invalid || got.Field != "max_tokens" || got.Msg != "9 is above 8" || got.RetryAfter != 3*time.Second {
+	if !ok || got.Code != fault.Invalid || got.Field != "max_tokens" || got.Msg != "9 is above 8" ||
+		got.RetryAfter != 3*time.Second {
 		t.Errorf("got %+v", got)
 	}
 }
@@ -112,7 +114,7 @@ func TestServer_StreamFaultsCrossTheWire(t *testing.T) {
 	}
 }
 
-// lockedBuffer takes log lines from server goroutines.
+// lockedBuffer collects log lines from several goroutines.
 type lockedBuffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer
@@ -176,10 +178,10 @@ func TestServer_RefusesMessagesAboveTheCap(t *testing.T) {
 		return err
 	}
 	if err := call(rpc.MaxMessage - 1024); err != nil {
-		t.Errorf("a message below the cap: %v", err)
+		t.Errorf("a message below the limit: %v", err)
 	}
 	if err := call(rpc.MaxMessage + 1); status.Code(err) != codes.ResourceExhausted {
-		t.Errorf("a message above the cap: %v", err)
+		t.Errorf("a message above the limit: %v", err)
 	}
 }
 
@@ -195,7 +197,9 @@ func TestServe_HasHealthAndReflection(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := stream.Send(&reflectionv1.ServerReflectionRequest{MessageRequest: &reflectionv1.ServerReflectionRequest_ListServices{}}); err != nil {
+	if err := stream.Send(
+		&reflectionv1.ServerReflectionRequest{MessageRequest: &reflectionv1.ServerReflectionRequest_ListServices{}},
+	); err != nil {
 		t.Fatal(err)
 	}
 	r, err := stream.Recv()

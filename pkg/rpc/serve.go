@@ -12,10 +12,10 @@ import (
 	"google.golang.org/grpc/reflection"
 )
 
-// drainLimit is how long calls may still run after a stop, unless DrainLimit says.
+// drainLimit is how long calls may still run after a stop. The option DrainLimit overrides it.
 const drainLimit = 10 * time.Second
 
-// ServeOption changes how Serve serves.
+// ServeOption is an option of Serve.
 type ServeOption func(*serving)
 
 type serving struct {
@@ -23,19 +23,18 @@ type serving struct {
 	await func(context.Context) error
 }
 
-// Await keeps the services' health at NOT_SERVING until f returns: f waits for what they
-// need from elsewhere. Its error ends Serve. The server takes calls meanwhile.
+// Await keeps the health of the services at NOT_SERVING until f returns. f waits for what they
+// need from other processes; an error of f ends Serve. Meanwhile the server takes calls.
 func Await(f func(context.Context) error) ServeOption { return func(s *serving) { s.await = f } }
 
-// DrainLimit says how long calls may still run after a stop. Streams that last as
-// long as their peers want take all of it, so who serves such ends them when it is
-// told to stop.
+// DrainLimit sets how long calls may still run after a stop. A stream that its peer keeps open
+// uses up the whole limit, so a service with such streams should end them when it is told to stop.
 func DrainLimit(d time.Duration) ServeOption { return func(s *serving) { s.drain = d } }
 
-// Serve registers health and reflection on a server and runs it until ctx ends;
-// then it reports itself as not serving, stops taking calls, lets running ones
-// finish for a while, and cuts them. ready, if not nil, is called when the services'
-// health says SERVING. Serve closes the listener and returns nil after a stop.
+// Serve registers the health and reflection services on a server and runs it until ctx ends.
+// Then it sets the health to NOT_SERVING, stops taking calls, gives running calls until the
+// drain limit, and cuts those that are left. ready, if not nil, is called when the health
+// becomes SERVING. Serve closes the listener and returns nil after a stop.
 func Serve(ctx context.Context, s *grpc.Server, l net.Listener, ready func(), options ...ServeOption) error {
 	o := serving{drain: drainLimit}
 	for _, set := range options {
@@ -55,14 +54,14 @@ func Serve(ctx context.Context, s *grpc.Server, l net.Listener, ready func(), op
 	go func() { served <- s.Serve(l) }()
 	awaited := make(chan error, 1)
 	waiting, cancel := context.WithCancel(ctx)
-	go func() { // ends with waiting at the latest
+	go func() { // ends at the latest when waiting does
 		if o.await == nil {
 			awaited <- nil
 			return
 		}
 		awaited <- o.await(waiting)
 	}()
-	var failed error // of what was awaited
+	var failed error // of o.await
 	select {
 	case err := <-served:
 		cancel()
@@ -93,11 +92,11 @@ func Serve(ctx context.Context, s *grpc.Server, l net.Listener, ready func(), op
 	select {
 	case <-drained:
 	case <-limit.C:
-		s.Stop() // GracefulStop alone waits for ever on a stalled reader
+		s.Stop() // GracefulStop alone waits forever for a client that has stopped reading
 		<-drained
 	}
 	err := <-served
-	if errors.Is(err, grpc.ErrServerStopped) { // stopped before it began
+	if errors.Is(err, grpc.ErrServerStopped) { // stopped before it had started
 		err = nil
 	}
 	if failed != nil && ctx.Err() == nil {

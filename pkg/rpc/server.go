@@ -21,29 +21,30 @@ import (
 
 // Limits of every server and client.
 const (
-	// MaxMessage caps a message; tensors come in chunks of a quarter of it.
+	// MaxMessage is the maximum size of a message in bytes. Tensors are sent in chunks of a
+	// quarter of it.
 	MaxMessage = 4 << 20
-	// bufferSize is that of a connection's read and write buffers between services.
+	// bufferSize is the size of the read and write buffers of a connection between services.
 	bufferSize = 64 << 10
-	// streamWindow and connWindow are HTTP/2's between services. They are fixed, so that
-	// gRPC does not measure the bandwidth.
+	// streamWindow and connWindow are the HTTP/2 windows between services. They are fixed, so
+	// that gRPC does not spend pings on estimating the bandwidth.
 	streamWindow = 4 << 20
 	connWindow   = 16 << 20
-	// The same for the connections of clients: one that stops reading or writing holds
-	// this much and no more.
+	// These are the same for the connections of clients. They bound the memory that a client
+	// which has stopped reading can hold.
 	clientBuffer       = 32 << 10
 	clientStreamWindow = 128 << 10
 	clientConnWindow   = 256 << 10
-	// maxStreams is how many calls one connection may have open.
+	// maxStreams is the number of calls that one connection may have open.
 	maxStreams = 1024
 )
 
-// ServerOptions says what a server is given from outside.
+// ServerOptions are the options of NewServer.
 type ServerOptions struct {
 	Log     *slog.Logger          // nil logs nothing
 	Metrics prometheus.Registerer // nil measures nothing
-	TLS     *tls.Config           // nil for plaintext: loopback, or said so by the operator
-	Public  bool                  // for many clients: small buffers instead of large ones
+	TLS     *tls.Config           // nil for plaintext: on loopback, or where the operator allows it
+	Public  bool                  // small buffers, for many clients
 }
 
 // NewServer returns a server with Lamina's limits and interceptors. Handlers return
@@ -67,7 +68,8 @@ func NewServer(o ServerOptions) *grpc.Server {
 		grpc.StaticStreamWindowSize(int32(window)), grpc.StaticConnWindowSize(int32(all)),
 		grpc.MaxConcurrentStreams(maxStreams), grpc.ConnectionTimeout(10 * time.Second),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
+		grpc.KeepaliveEnforcementPolicy(
+			keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.ChainUnaryInterceptor(takeUnary, unary(o.Log, m), recovery.UnaryServerInterceptor(recovered)),
 		grpc.ChainStreamInterceptor(takeStream, stream(o.Log, m), recovery.StreamServerInterceptor(recovered)),
 	}
@@ -77,7 +79,7 @@ func NewServer(o ServerOptions) *grpc.Server {
 	return grpc.NewServer(options...)
 }
 
-// unary maps errors, logs and measures calls.
+// unary returns an interceptor that maps errors to statuses, and logs and measures calls.
 func unary(log *slog.Logger, m *metrics) grpc.UnaryServerInterceptor {
 	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 		start := time.Now()
@@ -88,8 +90,8 @@ func unary(log *slog.Logger, m *metrics) grpc.UnaryServerInterceptor {
 	}
 }
 
-// stream maps errors, logs and measures streams when they end; frames are not
-// looked at.
+// stream returns an interceptor that does the same for streams, when they end. It does not look
+// at their messages.
 func stream(log *slog.Logger, m *metrics) grpc.StreamServerInterceptor {
 	return func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 		start := time.Now()
@@ -109,7 +111,8 @@ func observe(ctx context.Context, log *slog.Logger, m *metrics, method string, s
 			level = slog.LevelError
 		}
 	}
-	log.LogAttrs(ctx, level, "end call", slog.String("method", method), slog.String("code", code.String()), slog.Duration("took", time.Since(start)), slog.Any("error", err))
+	log.LogAttrs(ctx, level, "call ended", slog.String("method", method), slog.String("code", code.String()),
+		slog.Duration("took", time.Since(start)), slog.Any("error", err))
 }
 
 // metrics counts calls by method and code.
@@ -125,10 +128,10 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	}, []string{"method", "code"})}
 	var known prometheus.AlreadyRegisteredError
 	switch err := r.Register(m.calls); {
-	case errors.As(err, &known): // by another server of this process
+	case errors.As(err, &known): // another server of this process has registered it
 		m.calls = known.ExistingCollector.(*prometheus.HistogramVec)
 	case err != nil:
-		panic(err) // as MustRegister
+		panic(err) // as MustRegister does
 	}
 	return m
 }

@@ -15,14 +15,14 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 )
 
-// mapped is what a fault code is called elsewhere.
+// mapped is a fault code with the gRPC code and the HTTP status that stand for it.
 type mapped struct {
 	fault fault.Code
 	grpc  codes.Code
 	http  int
 }
 
-// mapping lists every code once.
+// mapping lists each code once.
 func mapping() []mapped {
 	return []mapped{
 		{fault.Invalid, codes.InvalidArgument, http.StatusBadRequest},
@@ -43,7 +43,7 @@ func mapping() []mapped {
 	}
 }
 
-// Code maps a fault code to gRPC's.
+// Code maps a fault code to a gRPC code.
 func Code(c fault.Code) codes.Code {
 	for _, m := range mapping() {
 		if m.fault == c {
@@ -73,9 +73,9 @@ func HTTPStatus(c fault.Code) int {
 	return http.StatusInternalServerError
 }
 
-// ToStatus turns an error into a gRPC status error. A fault keeps its code, names
-// its field in google.rpc.BadRequest and its retry hint in google.rpc.RetryInfo; a
-// status stays as it is.
+// ToStatus turns an error into a gRPC status error. The status of a fault has its code, its field
+// as a google.rpc.BadRequest and its retry hint as a google.rpc.RetryInfo. An error that is a
+// status already stays as it is.
 func ToStatus(err error) error {
 	if err == nil {
 		return nil
@@ -90,7 +90,9 @@ func ToStatus(err error) error {
 	s := status.New(Code(fault.CodeOf(err)), err.Error())
 	var details []protoadapt.MessageV1
 	if e.Field != "" {
-		details = append(details, &errdetails.BadRequest{FieldViolations: []*errdetails.BadRequest_FieldViolation{{Field: e.Field, Description: e.Msg}}})
+		details = append(details,
+			&errdetails.BadRequest{FieldViolations: []*errdetails.BadRequest_FieldViolation{{Field: e.Field,
+				Description: e.Msg}}})
 	}
 	if e.RetryAfter > 0 {
 		details = append(details, &errdetails.RetryInfo{RetryDelay: durationpb.New(e.RetryAfter)})
@@ -101,8 +103,8 @@ func ToStatus(err error) error {
 	return s.Err()
 }
 
-// FromStatus turns the error of a call into a fault, with its field and retry hint.
-// io.EOF, nil, faults and errors that are no status stay as they are.
+// FromStatus turns the error of a call into a fault with its field and retry hint. nil, io.EOF,
+// faults, and errors without a status stay as they are.
 func FromStatus(err error) error {
 	var e *fault.Error
 	if err == nil || errors.Is(err, io.EOF) || errors.As(err, &e) {

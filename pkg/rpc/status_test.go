@@ -14,7 +14,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 )
 
-// torn is a package's own error type.
+// torn is the error type of another package.
 type torn struct{}
 
 func (torn) Error() string         { return "read a.gguf" }
@@ -31,7 +31,7 @@ func TestCode_EveryCodeGoesThereAndBack(t *testing.T) {
 	}
 	for c := codes.OK + 1; c <= codes.Unauthenticated; c++ {
 		if got := rpc.FaultCode(c); got == fault.Unspecified {
-			t.Errorf("gRPC's %v is no fault", c)
+			t.Errorf("FaultCode maps gRPC's %v to no fault code", c)
 		}
 	}
 }
@@ -69,7 +69,7 @@ func TestFromStatus_KeepsWhatIsNoStatus(t *testing.T) {
 		t.Errorf("a canceled call is %v", got)
 	}
 	if got := rpc.FromStatus(status.Error(codes.DeadlineExceeded, "x")); !errors.Is(got, context.DeadlineExceeded) {
-		t.Errorf("a late call is %v", got)
+		t.Errorf("a call after its deadline is %v", got)
 	}
 	if got := rpc.FromStatus(status.Error(codes.Unknown, "x")); fault.CodeOf(got) != fault.Internal {
 		t.Errorf("an unknown error is %v", got)

@@ -1,9 +1,9 @@
-// Package wire translates between tensors and their protobuf form, and is the only
-// code that does: byte order, chunks, checksums and limits live here. It also holds
-// the digest over named weights, which is taken over the same bytes.
+// Package wire converts tensors to and from their protobuf form. All of its rules are here: byte
+// order, chunks, checksums and limits. The package also computes the digest over named weights,
+// which covers the same bytes.
 //
-// A sender calls Encode and sends the header and then the chunks. A receiver feeds
-// an Assembler; only a whole tensor with the right checksum comes out of it.
+// A sender calls Encode and sends the header and then the chunks. A receiver passes them to an
+// Assembler, which returns a tensor only when it is complete and its checksum is right.
 package wire
 
 import (
@@ -19,19 +19,19 @@ import (
 )
 
 const (
-	// ChunkSize is the most bytes that a message carries.
+	// ChunkSize is the maximum number of data bytes in a message.
 	ChunkSize = 1 << 20
-	// maxDims bounds a shape.
+	// maxDims is the maximum number of dimensions of a shape.
 	maxDims = 8
 )
 
-// littleEndian reports whether this machine stores floats as the wire does.
+// littleEndian reports whether this machine has the byte order of the wire format.
 func littleEndian() bool {
 	x := uint16(1)
 	return *(*byte)(unsafe.Pointer(&x)) == 1
 }
 
-// view is x as little-endian bytes: x's own memory where the machine allows it.
+// view returns x as little-endian bytes. On a little-endian machine they share the memory of x.
 func view(x []float32) []byte {
 	if len(x) == 0 {
 		return nil
@@ -46,9 +46,9 @@ func view(x []float32) []byte {
 	return out
 }
 
-// Encode turns x of a shape into a header and the chunks that follow it. As f32 the
-// messages refer to x's memory: x must not change until they are sent and x must
-// not be pooled by then. Unspecified means f32.
+// Encode turns x of a shape into a header and the chunks that follow it. An unspecified element
+// type means float32. Messages of float32 share the memory of x, so x must neither change nor
+// return to a pool before they are sent.
 func Encode(as tensorv1.ElementType, shape []int, x []float32) (*tensorv1.Tensor, []*tensorv1.Chunk) {
 	data := view(x)
 	if as == tensorv1.ElementType_ELEMENT_TYPE_BF16 {
@@ -59,7 +59,8 @@ func Encode(as tensorv1.ElementType, shape []int, x []float32) (*tensorv1.Tensor
 	} else {
 		as = tensorv1.ElementType_ELEMENT_TYPE_F32
 	}
-	head := &tensorv1.Tensor{ElementType: as, Size: uint64(len(data)), Checksum: xxh3.Hash(data), Data: data[:min(len(data), ChunkSize)]}
+	head := &tensorv1.Tensor{ElementType: as, Size: uint64(len(data)), Checksum: xxh3.Hash(data),
+		Data: data[:min(len(data), ChunkSize)]}
 	for _, d := range shape {
 		head.Shape = append(head.Shape, uint32(d))
 	}
@@ -70,7 +71,7 @@ func Encode(as tensorv1.ElementType, shape []int, x []float32) (*tensorv1.Tensor
 	return head, chunks
 }
 
-// Assembler puts tensors together, one at a time.
+// Assembler assembles tensors from their messages, one tensor at a time.
 type Assembler struct {
 	max  uint64 // bytes
 	head *tensorv1.Tensor
@@ -78,13 +79,13 @@ type Assembler struct {
 	got  uint64
 }
 
-// NewAssembler returns an assembler of tensors of at most max bytes.
+// NewAssembler returns an assembler for tensors of at most max bytes.
 func NewAssembler(max int) *Assembler { return &Assembler{max: uint64(max)} }
 
-// Start takes a header and reports whether the tensor is whole already.
+// Start takes a header and reports whether the tensor is complete already.
 func (a *Assembler) Start(head *tensorv1.Tensor) (bool, error) {
 	if a.head != nil {
-		return false, fault.Field("tensor", "starts while the one before lacks %d bytes", a.head.GetSize()-a.got)
+		return false, fault.Field("tensor", "start a tensor: the previous one lacks %d bytes", a.head.GetSize()-a.got)
 	}
 	size, err := expectedSize(head, a.max)
 	if err != nil {
@@ -92,10 +93,12 @@ func (a *Assembler) Start(head *tensorv1.Tensor) (bool, error) {
 	}
 	data := head.GetData()
 	if head.GetSize() != size {
-		return false, fault.Field("tensor.size", "%d bytes for shape %v, want %d", head.GetSize(), head.GetShape(), size)
+		return false, fault.Field("tensor.size", "%d bytes for shape %v, want %d", head.GetSize(), head.GetShape(),
+			size)
 	}
 	if uint64(len(data)) != min(size, ChunkSize) {
-		return false, fault.Field("tensor.data", "%d bytes in the first message, want %d", len(data), min(size, ChunkSize))
+		return false, fault.Field("tensor.data", "%d bytes in the first message, want %d", len(data),
+			min(size, ChunkSize))
 	}
 	a.head, a.got, a.data = head, uint64(len(data)), data
 	if a.got < size {
@@ -105,7 +108,7 @@ func (a *Assembler) Start(head *tensorv1.Tensor) (bool, error) {
 	return a.got == size, nil
 }
 
-// expectedSize checks a header's type and shape.
+// expectedSize checks the type and shape of a header and returns the size of its data in bytes.
 func expectedSize(head *tensorv1.Tensor, limit uint64) (uint64, error) {
 	size := uint64(4)
 	switch head.GetElementType() {
@@ -113,7 +116,7 @@ func expectedSize(head *tensorv1.Tensor, limit uint64) (uint64, error) {
 	case tensorv1.ElementType_ELEMENT_TYPE_BF16:
 		size = 2
 	default:
-		return 0, fault.Field("tensor.element_type", "%v is not a type", head.GetElementType())
+		return 0, fault.Field("tensor.element_type", "unknown element type %v", head.GetElementType())
 	}
 	if len(head.GetShape()) > maxDims {
 		return 0, fault.Field("tensor.shape", "%d dimensions, more than %d", len(head.GetShape()), maxDims)
@@ -130,10 +133,10 @@ func expectedSize(head *tensorv1.Tensor, limit uint64) (uint64, error) {
 	return size, nil
 }
 
-// Add takes a chunk and reports whether the tensor is whole.
+// Add takes a chunk and reports whether the tensor is complete.
 func (a *Assembler) Add(c *tensorv1.Chunk) (bool, error) {
 	if a.head == nil {
-		return false, fault.Field("chunk", "comes without a tensor")
+		return false, fault.Field("chunk", "add a chunk: no tensor has been started")
 	}
 	left := a.head.GetSize() - a.got
 	if c.GetOffset() != a.got {
@@ -147,16 +150,17 @@ func (a *Assembler) Add(c *tensorv1.Chunk) (bool, error) {
 	return a.got == a.head.GetSize(), nil
 }
 
-// Float32 returns the whole tensor's values, in dst if they fit, and makes ready
-// for the next one.
+// Float32 returns the values of the complete tensor, in dst if they fit. Then the assembler is
+// ready for the next tensor.
 func (a *Assembler) Float32(dst []float32) ([]float32, error) {
 	head, data := a.head, a.data
 	if head == nil || a.got != head.GetSize() {
-		return nil, fault.Field("tensor", "is not whole")
+		return nil, fault.Field("tensor", "read the tensor: it is not complete")
 	}
 	a.head, a.data, a.got = nil, nil, 0
 	if sum := xxh3.Hash(data); sum != head.GetChecksum() {
-		return nil, fault.New(fault.DataLoss, "read tensor of shape %v: checksum %016x, want %016x", head.GetShape(), sum, head.GetChecksum())
+		return nil, fault.New(fault.DataLoss, "read tensor of shape %v: checksum %016x, want %016x", head.GetShape(),
+			sum, head.GetChecksum())
 	}
 	if head.GetElementType() == tensorv1.ElementType_ELEMENT_TYPE_BF16 {
 		dst = grow(dst, len(data)/2)
@@ -183,23 +187,23 @@ func grow(dst []float32, n int) []float32 {
 	return dst[:n]
 }
 
-// Whole decodes a tensor that came in one message.
+// Whole decodes a tensor that is complete in one message.
 func Whole(head *tensorv1.Tensor, dst []float32) ([]float32, error) {
 	a := NewAssembler(ChunkSize)
 	if done, err := a.Start(head); err != nil || !done {
 		if err == nil {
-			err = fault.Field("tensor.size", "%d bytes do not fit one message", head.GetSize())
+			err = fault.Field("tensor.size", "%d bytes do not fit in one message", head.GetSize())
 		}
 		return nil, err
 	}
 	return a.Float32(dst)
 }
 
-// Bytes is x as little-endian bytes, which may be x's own memory.
+// Bytes returns x as little-endian bytes, which may share the memory of x.
 func Bytes(x []float32) []byte { return view(x) }
 
-// Floats appends the floats of little-endian bytes, whose number is a multiple of 4,
-// to dst.
+// Floats appends float32 values, given as little-endian bytes, to dst. The length of data must be
+// a multiple of 4.
 func Floats(dst []float32, data []byte) []float32 {
 	for ; len(data) >= 4; data = data[4:] {
 		dst = append(dst, math.Float32frombits(binary.LittleEndian.Uint32(data)))
@@ -207,10 +211,11 @@ func Floats(dst []float32, data []byte) []float32 {
 	return dst
 }
 
-// Checksum is XXH3-64, as every checksum on the wire is.
+// Checksum returns the XXH3-64 of data, which all checksums on the wire use.
 func Checksum(data []byte) uint64 { return xxh3.Hash(data) }
 
-// Digest is XXH3-64 over names and weights. Add tensors in name order.
+// Digest computes an XXH3-64 over names and weights. Tensors must be added in the order of their
+// names.
 type Digest struct{ h *xxh3.Hasher }
 
 // NewDigest returns an empty digest.

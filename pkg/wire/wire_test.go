@@ -22,7 +22,7 @@ func values(n int) []float32 {
 	return x
 }
 
-// through sends a tensor over the wire and back.
+// through encodes a tensor and assembles it again.
 func through(t *testing.T, as tensorv1.ElementType, shape []int, x []float32) ([]float32, int) {
 	t.Helper()
 	head, chunks := wire.Encode(as, shape, x)
@@ -43,7 +43,7 @@ func through(t *testing.T, as tensorv1.ElementType, shape []int, x []float32) ([
 		done, err = a.Add(c)
 	}
 	if err != nil || !done {
-		t.Fatalf("not whole at the end: %v", err)
+		t.Fatalf("not complete after the last chunk: %v", err)
 	}
 	out, err := a.Float32(nil)
 	if err != nil {
@@ -57,7 +57,7 @@ func TestEncode_RoundTripsInChunks(t *testing.T) {
 		x := values(n)
 		got, chunks := through(t, f32, []int{n}, x)
 		if !slices.Equal(got, x) {
-			t.Errorf("%d floats come back changed", n)
+			t.Errorf("%d floats are changed by the round trip", n)
 		}
 		if want := max(0, (4*n+wire.ChunkSize-1)/wire.ChunkSize-1); chunks != want {
 			t.Errorf("%d floats take %d chunks, want %d", n, chunks, want)
@@ -104,7 +104,7 @@ func TestAssembler_RefusesWhatDoesNotFit(t *testing.T) {
 		}
 	}
 	if _, err := wire.NewAssembler(4).Add(&tensorv1.Chunk{}); err == nil {
-		t.Error("a chunk without a tensor is taken")
+		t.Error("a chunk without a tensor is accepted")
 	}
 }
 
@@ -114,8 +114,9 @@ func TestDigest_SeesNamesAndBits(t *testing.T) {
 		d.Add(name, x)
 		return d.Sum()
 	}
-	if sum("a", 0) == sum("b", 0) || sum("a", 0) == sum("a", float32(math.Copysign(0, -1))) || sum("a", 1) != sum("a", 1) {
-		t.Error("the digest does not tell names and bits apart")
+	if sum("a", 0) == sum("b", 0) || sum("a", 0) == sum("a", float32(math.Copysign(0, -1))) ||
+		sum("a", 1) != sum("a", 1) {
+		t.Error("the digest does not distinguish names or bits")
 	}
 }
 

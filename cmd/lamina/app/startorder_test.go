@@ -188,10 +188,10 @@ func (s *service) serves() {
 func TestService_WaitsForConsulAndSaysSoOnce(t *testing.T) {
 	consul := closedAddr(t)
 	s := start(t, consul, app.Sampler)
-	s.waits("wait for something")
+	s.waits("waiting for a dependency")
 	registered := fakeConsul(t, consul, "2.1.3")
 	s.serves()
-	if n := s.log.count("wait for something"); n != 1 {
+	if n := s.log.count("waiting for a dependency"); n != 1 {
 		t.Errorf("it says %d times that it waits", n)
 	}
 	if registered() != 1 {
@@ -214,7 +214,7 @@ func TestService_WarnsOnceOfAnOldConsul(t *testing.T) {
 
 func TestService_EndsPromptlyWhileItWaits(t *testing.T) {
 	s := start(t, closedAddr(t), app.Sampler)
-	s.waits("wait for something")
+	s.waits("waiting for a dependency")
 	began := time.Now()
 	if err := s.stop(); err != nil || time.Since(began) > 2*time.Second {
 		t.Errorf("it ends after %v: %v", time.Since(began), err)

@@ -1,10 +1,10 @@
-// Package consul is the discovery registry on HashiCorp Consul: registration with a
-// gRPC health check that Consul itself makes, watches by blocking queries, and
-// locks by sessions. cmd/lamina and the test harness alone import it.
+// Package consul implements the discovery registry with HashiCorp Consul: instances are registered
+// with a gRPC health check, watches are blocking queries, and locks are held by sessions. Only
+// cmd/lamina and the test harness import it.
 //
-// Consul's agent checks an instance's health by calling it, so the agent must reach
-// its address; where services speak TLS, the agent needs a client certificate of
-// their authority (enable_agent_tls_for_checks).
+// The Consul agent calls an instance to check its health, so it must be able to reach the
+// address. Where services use TLS, the agent needs a client certificate of their authority
+// (enable_agent_tls_for_checks).
 package consul
 
 import (
@@ -23,25 +23,26 @@ import (
 )
 
 const (
-	prefix       = "lamina-"              // of service names in Consul
-	keyPrefix    = "lamina/lock/"         // of lock keys
-	waitTime     = 30 * time.Second       // of a blocking query
-	answerTime   = 5 * time.Second        // of any other, and of a blocking one beyond its wait
+	prefix    = "lamina-"        // of service names in Consul
+	keyPrefix = "lamina/lock/"   // of lock keys
+	waitTime  = 30 * time.Second // of a blocking query
+	// of any other query; a blocking query may take this much longer than its wait
+	answerTime   = 5 * time.Second
 	backoffFirst = 100 * time.Millisecond // after a failed query
 	backoffMax   = 5 * time.Second
 )
 
-// Config says how Consul is reached.
+// Config says how to reach Consul.
 type Config struct {
 	Addr       string // "host:port", "https://host:port" or "unix:///path"
 	Token      string
 	Datacenter string
 	TLS        bool   // the services' health checks speak TLS
-	CA         string // PEM files of TLS to Consul itself; "" for the system's
+	CA         string // PEM files for TLS to Consul itself; an empty CA means the system's
 	Cert, Key  string
 }
 
-// Registry is a discovery.Registry on Consul.
+// Registry implements discovery.Registry with Consul.
 type Registry struct {
 	client *api.Client
 	config *api.Config
@@ -51,7 +52,7 @@ type Registry struct {
 	registered map[string]*registration // by id
 }
 
-// New returns a registry; Consul is first asked when it is used.
+// New returns a registry. It does not connect to Consul; the first use does.
 func New(c Config) (*Registry, error) {
 	config := api.DefaultConfig()
 	config.Address, config.Token, config.Datacenter = c.Addr, c.Token, c.Datacenter
@@ -63,8 +64,8 @@ func New(c Config) (*Registry, error) {
 	return &Registry{client: client, config: config, tls: c.TLS, registered: map[string]*registration{}}, nil
 }
 
-// Close lets idle connections go. Registrations stay, and stay tended, until they
-// are given up; watches until their contexts end.
+// Close closes idle connections. Registrations are maintained until Deregister, and watches run
+// until their contexts end.
 func (r *Registry) Close() error {
 	r.config.Transport.CloseIdleConnections()
 	return nil
@@ -81,12 +82,12 @@ func (r *Registry) Version(ctx context.Context) (string, error) {
 	return self.Config.Version, nil
 }
 
-// Floor is the first release of Consul without the authorisation bypass in its leaf
-// certificates that was found in October 2026.
+// Floor is the first release of Consul that fixes the authorisation bypass through leaf
+// certificates, which was found in October 2026.
 const Floor = "2.1.0"
 
-// Older reports whether a version, "1.22.7" or "2.1.0-beta1" or "2.1.0+ent", comes before
-// another one without a suffix. A version that cannot be read does not.
+// Older reports whether a version, such as "1.22.7", "2.1.0-beta1" or "2.1.0+ent", comes before
+// another one that has no suffix. It returns false for a version that it cannot parse.
 func Older(version, than string) bool {
 	version, _, _ = strings.Cut(version, "+")
 	version, _, pre := strings.Cut(version, "-")
@@ -104,7 +105,7 @@ func Older(version, than string) bool {
 	return pre || len(a) < len(b)
 }
 
-// Watch follows the passing instances of a service by blocking queries.
+// Watch sends the instances of a service that pass their health checks. It uses blocking queries.
 func (r *Registry) Watch(ctx context.Context, service string) (<-chan []discovery.Instance, error) {
 	ch := make(chan []discovery.Instance, 1)
 	go func() {
@@ -120,8 +121,8 @@ func (r *Registry) watch(ctx context.Context, service string, ch chan []discover
 	for ctx.Err() == nil {
 		state, next, err := r.query(ctx, service, index)
 		if err != nil {
-			// The last state stands while Consul is away. Back again it may be another,
-			// so that the old index means nothing.
+			// The last list stays valid while Consul cannot be reached. The query starts again
+			// without an index, because a restarted Consul may count from elsewhere.
 			wait(ctx, jitter(pause))
 			pause = min(2*pause, backoffMax)
 			index = 0
@@ -132,15 +133,16 @@ func (r *Registry) watch(ctx context.Context, service string, ch chan []discover
 			discovery.Offer(ch, state)
 		}
 		if next < index {
-			next = 0 // Consul was restored from an older state
+			next = 0 // Consul was restored from an older snapshot
 		}
 		index = next
 	}
 }
 
-// query waits until the state is not that of index, or for a while.
+// query returns the instances and their index. It waits until the index differs from the given
+// one, but at most for waitTime.
 func (r *Registry) query(ctx context.Context, service string, index uint64) ([]discovery.Instance, uint64, error) {
-	// Consul adds up to a sixteenth to the wait.
+	// Consul adds up to a sixteenth of the wait to it.
 	ctx, cancel := context.WithTimeout(ctx, waitTime+waitTime/16+answerTime)
 	defer cancel()
 	options := (&api.QueryOptions{WaitIndex: index, WaitTime: waitTime}).WithContext(ctx)
@@ -159,7 +161,7 @@ func (r *Registry) query(ctx context.Context, service string, index uint64) ([]d
 	return state, max(meta.LastIndex, 1), nil // an index of 0 would not block
 }
 
-// jitter spreads a pause over [d/2, 3d/2).
+// jitter returns a random pause in [d/2, 3d/2).
 func jitter(d time.Duration) time.Duration { return d/2 + rand.N(d) }
 
 // wait sleeps unless ctx ends first.

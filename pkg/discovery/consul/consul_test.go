@@ -25,7 +25,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// agent starts a Consul agent of its own on free ports, or skips.
+// agent starts a Consul agent on free ports, or skips the test.
 func agent(t *testing.T) *consulAgent {
 	t.Helper()
 	binary := os.Getenv("LAMINA_CONSUL")
@@ -41,7 +41,7 @@ func agent(t *testing.T) *consulAgent {
 	return a
 }
 
-// consulAgent is a Consul server of its own that keeps nothing when it stops.
+// consulAgent is a Consul server that keeps no data when it stops.
 type consulAgent struct {
 	t      *testing.T
 	binary string
@@ -51,12 +51,14 @@ type consulAgent struct {
 
 func (a *consulAgent) addr() string { return fmt.Sprintf("127.0.0.1:%d", a.ports[0]) }
 
-// start runs the agent and waits until it leads itself.
+// start runs the agent and waits until it has elected itself as leader.
 func (a *consulAgent) start() {
 	a.t.Helper()
 	a.cmd = exec.Command(a.binary, "agent", "-dev", "-log-level=error", "-client=127.0.0.1", "-bind=127.0.0.1",
-		fmt.Sprintf("-http-port=%d", a.ports[0]), fmt.Sprintf("-server-port=%d", a.ports[1]), fmt.Sprintf("-serf-lan-port=%d", a.ports[2]),
-		fmt.Sprintf("-serf-wan-port=%d", a.ports[3]), fmt.Sprintf("-grpc-port=%d", a.ports[4]), "-grpc-tls-port=-1", "-dns-port=-1")
+		fmt.Sprintf("-http-port=%d", a.ports[0]), fmt.Sprintf("-server-port=%d", a.ports[1]),
+		fmt.Sprintf("-serf-lan-port=%d", a.ports[2]),
+		fmt.Sprintf("-serf-wan-port=%d", a.ports[3]), fmt.Sprintf("-grpc-port=%d", a.ports[4]), "-grpc-tls-port=-1",
+		"-dns-port=-1")
 	if err := a.cmd.Start(); err != nil {
 		a.t.Fatal(err)
 	}
@@ -75,7 +77,7 @@ func (a *consulAgent) start() {
 		select {
 		case <-tick.C:
 		case <-limit:
-			a.t.Fatal("the consul agent did not elect itself in time")
+			a.t.Fatal("the consul agent did not elect a leader in time")
 		}
 	}
 }
@@ -99,7 +101,7 @@ func freePorts(t *testing.T, n int) []int {
 	return ports
 }
 
-// registry joins an agent.
+// registry returns a registry on an agent.
 func registry(t *testing.T, a *consulAgent) *consul.Registry {
 	t.Helper()
 	r, err := consul.New(consul.Config{Addr: a.addr()})
@@ -133,7 +135,7 @@ func TestRegistry_KeepsTheContract(t *testing.T) {
 	discoverytest.Run(t, registry(t, agent(t)), serve)
 }
 
-// await reads states until one has n instances.
+// await reads lists until one has n instances.
 func await(t *testing.T, ch <-chan []discovery.Instance, n int) []discovery.Instance {
 	t.Helper()
 	limit := time.After(30 * time.Second)
@@ -194,13 +196,13 @@ func TestRegistry_ComesBackWithAnAgentThatForgotEverything(t *testing.T) {
 	}
 	select {
 	case state := <-ch:
-		t.Errorf("an agent that is away makes the state %v", state)
+		t.Errorf("without an agent the list is %v", state)
 	default:
 	}
 	a.start()
 	await(t, ch, 0)
 	if state := await(t, ch, 1); state[0].Meta["fact"] != "new" {
-		t.Errorf("it came back with %v", state[0].Meta)
+		t.Errorf("after the restart the instance has %v", state[0].Meta)
 	}
 	if err := g.Deregister(t.Context()); err != nil {
 		t.Error(err)
@@ -249,7 +251,7 @@ func TestLock_IsLostWithItsSessionOrKey(t *testing.T) {
 			select {
 			case <-l.Lost():
 			case <-time.After(20 * time.Second):
-				t.Error("the holder does not know that it lost the lock")
+				t.Error("Lost is not closed after the lock was lost")
 			}
 		}
 		if err := l.Release(t.Context()); err != nil {
@@ -269,7 +271,8 @@ func TestRegistry_RefusesWhatConsulCannotReach(t *testing.T) {
 			t.Errorf("%s: %v", addr, err)
 		}
 	}
-	if _, err := r.Register(t.Context(), discovery.Instance{ID: "a", Service: "shard", Addr: "127.0.0.1:1"}); fault.CodeOf(err) != fault.Unavailable {
+	if _, err := r.Register(t.Context(),
+		discovery.Instance{ID: "a", Service: "shard", Addr: "127.0.0.1:1"}); fault.CodeOf(err) != fault.Unavailable {
 		t.Errorf("no agent: %v", err)
 	}
 	if _, err := r.Lock(t.Context(), "run", "a"); fault.CodeOf(err) != fault.Unavailable {

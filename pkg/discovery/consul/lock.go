@@ -14,14 +14,14 @@ import (
 )
 
 const (
-	sessionTTL = 10 * time.Second       // Consul's floor
-	lockDelay  = 2 * time.Second        // after a holder was lost, for what it has under way
+	sessionTTL = 10 * time.Second       // the minimum that Consul accepts
+	lockDelay  = 2 * time.Second        // before the lock of a lost holder is given away, so that it can finish
 	renewRetry = 500 * time.Millisecond // after a renewal failed
 )
 
-// Lock waits for a key's lock, held by a session that is renewed until Release. The
-// holder takes itself for lost when it could not renew for the session's life, which
-// is before Consul gives the lock to another.
+// Lock waits for the lock of a key. A session holds it and is renewed until Release. When the
+// session could not be renewed for its TTL, the lease counts as lost. That is before Consul gives
+// the lock to another holder.
 func (r *Registry) Lock(ctx context.Context, key, holder string) (discovery.Lease, error) {
 	start := time.Now()
 	create, cancel := context.WithTimeout(ctx, answerTime)
@@ -33,12 +33,13 @@ func (r *Registry) Lock(ctx context.Context, key, holder string) (discovery.Leas
 		return nil, lockError(ctx, key, err)
 	}
 	renewal, stop := context.WithCancel(context.WithoutCancel(ctx))
-	l := &lease{registry: r, key: keyPrefix + key, session: id, lost: make(chan struct{}), stop: stop, done: make(chan struct{})}
+	l := &lease{registry: r, key: keyPrefix + key, session: id, lost: make(chan struct{}), stop: stop,
+		done: make(chan struct{})}
 	go l.renew(renewal, start)
 	if err := l.acquire(ctx, holder); err != nil {
 		release, cancel := context.WithTimeout(context.WithoutCancel(ctx), answerTime)
 		defer cancel()
-		// What cannot be released ends with its session.
+		// A lock that cannot be released ends with its session.
 		return nil, lockError(ctx, key, errors.Join(err, l.Release(release)))
 	}
 	return l, nil
@@ -63,7 +64,7 @@ type lease struct {
 	once     sync.Once
 }
 
-// acquire takes the key whenever nobody holds it, until it has it.
+// acquire tries to take the key each time it becomes free, until it succeeds or ctx ends.
 func (l *lease) acquire(ctx context.Context, holder string) error {
 	kv := l.registry.client.KV()
 	var index uint64
@@ -74,7 +75,7 @@ func (l *lease) acquire(ctx context.Context, holder string) error {
 		}
 		switch {
 		case now != nil && now.Session == l.session:
-			// Raft's index grows even when somebody deletes the key.
+			// The index of Raft keeps growing even when somebody deletes the key.
 			l.token = now.ModifyIndex
 			l.held.Store(true)
 			return nil
@@ -91,23 +92,24 @@ func (l *lease) acquire(ctx context.Context, holder string) error {
 		if err != nil {
 			return err
 		}
-		if !held { // another was faster, or a lost holder's delay runs
+		if !held { // another holder was faster, or the delay after a lost holder is running
 			wait(ctx, jitter(backoffFirst))
 		}
 		index = 0
 	}
 }
 
-// look returns the key's state, once it is not that of index.
+// look returns the state of the key as soon as its index differs from the given one.
 func (l *lease) look(ctx context.Context, index uint64) (*api.KVPair, uint64, error) {
 	select {
 	case <-l.lost:
-		return nil, 0, errors.New("lose the session while waiting")
+		return nil, 0, errors.New("the session was lost while waiting")
 	default:
 	}
 	ctx, cancel := context.WithTimeout(ctx, sessionTTL+answerTime)
 	defer cancel()
-	now, meta, err := l.registry.client.KV().Get(l.key, (&api.QueryOptions{WaitIndex: index, WaitTime: sessionTTL}).WithContext(ctx))
+	now, meta, err := l.registry.client.KV().Get(l.key,
+		(&api.QueryOptions{WaitIndex: index, WaitTime: sessionTTL}).WithContext(ctx))
 	if err != nil {
 		return nil, 0, err
 	}
@@ -117,8 +119,9 @@ func (l *lease) look(ctx context.Context, index uint64) (*api.KVPair, uint64, er
 	return now, meta.LastIndex, nil
 }
 
-// renew keeps the session alive until stopped. It is lost when Consul says so, when
-// the key is another's, or when its life is over since the last renewal was sent.
+// renew keeps the session alive until it is stopped. The lease is lost when Consul reports the
+// session as gone, when another session holds the key, or when the TTL has passed since the last
+// successful renewal was sent.
 func (l *lease) renew(ctx context.Context, last time.Time) {
 	defer close(l.done)
 	for pause := sessionTTL / 3; ; {
@@ -143,7 +146,7 @@ func (l *lease) renew(ctx context.Context, last time.Time) {
 	}
 }
 
-// alive renews the session and asks whether it has the lock.
+// alive renews the session and reports whether it still holds the lock.
 func (l *lease) alive(ctx context.Context, deadline time.Time) (bool, error) {
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
@@ -158,14 +161,14 @@ func (l *lease) alive(ctx context.Context, deadline time.Time) (bool, error) {
 	return now != nil && now.Session == l.session, nil
 }
 
-// Lost is closed when the lock is no longer held.
+// Lost returns a channel that is closed when the lock is no longer held.
 func (l *lease) Lost() <-chan struct{} { return l.lost }
 
-// Token is Consul's index of when the lock was taken, which grows with every holder.
+// Token returns the index of the change by which the lock was taken. It grows with every holder.
 func (l *lease) Token() uint64 { return l.token }
 
-// Release ends the session, which frees the lock. Released first, the lock is free
-// without the delay that follows a lost holder.
+// Release releases the lock and ends the session. Ending the session alone would also free the
+// lock, but only after the delay that follows a lost holder.
 func (l *lease) Release(ctx context.Context) error {
 	l.stop()
 	<-l.done

@@ -17,14 +17,14 @@ import (
 )
 
 const (
-	checkInterval = time.Second     // Consul's floor for gRPC checks
-	checkTimeout  = 3 * time.Second // of a check
-	criticalAfter = time.Minute     // Consul's floor for removing the dead
-	tendInterval  = 2 * time.Second // between looks whether the agent still knows us
+	checkInterval    = time.Second     // the minimum that Consul accepts for gRPC checks
+	checkTimeout     = 3 * time.Second // of a check
+	criticalAfter    = time.Minute     // before a failing instance is removed: the minimum that Consul accepts
+	maintainInterval = 2 * time.Second // between checks that the agent still knows the instance
 )
 
-// Register announces an instance with a gRPC health check of its address, and
-// announces it again whenever the agent has forgotten it, until it is given up.
+// Register registers an instance with a gRPC health check of its address. Until Deregister it
+// registers it again whenever the agent has lost it.
 func (r *Registry) Register(ctx context.Context, i discovery.Instance) (discovery.Registration, error) {
 	if err := discovery.Check(i); err != nil {
 		return nil, err
@@ -41,8 +41,9 @@ func (r *Registry) Register(ctx context.Context, i discovery.Instance) (discover
 	g.service = &api.AgentServiceRegistration{
 		ID: i.ID, Name: prefix + i.Service, Address: host, Port: int(port), Meta: maps.Clone(i.Meta),
 		Check: &api.AgentServiceCheck{
-			CheckID: "grpc:" + i.ID, GRPC: i.Addr, GRPCUseTLS: r.tls, TLSSkipVerify: r.tls, Interval: checkInterval.String(),
-			Timeout: checkTimeout.String(), DeregisterCriticalServiceAfter: criticalAfter.String(),
+			CheckID: "grpc:" + i.ID, GRPC: i.Addr, GRPCUseTLS: r.tls, TLSSkipVerify: r.tls,
+			Interval: checkInterval.String(),
+			Timeout:  checkTimeout.String(), DeregisterCriticalServiceAfter: criticalAfter.String(),
 		},
 	}
 	r.mu.Lock()
@@ -60,30 +61,30 @@ func (r *Registry) Register(ctx context.Context, i discovery.Instance) (discover
 		r.mu.Unlock()
 		return nil, err
 	}
-	tended, stop := context.WithCancel(context.WithoutCancel(ctx))
+	maintained, stop := context.WithCancel(context.WithoutCancel(ctx))
 	g.mu.Lock()
 	g.stop = stop
 	over := g.over
 	g.mu.Unlock()
 	if over {
-		stop() // replaced meanwhile
+		stop() // another registration has replaced it meanwhile
 	}
-	go g.tend(tended)
+	go g.maintain(maintained)
 	return g, nil
 }
 
 type registration struct {
 	registry *Registry
 	id       string
-	done     chan struct{} // closed when tend has returned
+	done     chan struct{} // closed when maintain has returned
 
-	mu      sync.Mutex // held while the agent is told, so that it hears in order
+	mu      sync.Mutex // held during calls of the agent, so that they arrive in order
 	service *api.AgentServiceRegistration
 	stop    context.CancelFunc
 	over    bool
 }
 
-// announce tells the agent.
+// announce registers the instance with the agent.
 func (g *registration) announce(ctx context.Context) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -110,12 +111,12 @@ func notFound(err error) bool {
 	return errors.As(err, &status) && status.Code == http.StatusNotFound
 }
 
-// tend announces the instance again when the agent has lost it, as after a restart
-// without its data, or knows older facts.
-func (g *registration) tend(ctx context.Context) {
+// maintain registers the instance again when the agent has lost it, for example by a restart
+// without its data, or has an older Meta.
+func (g *registration) maintain(ctx context.Context) {
 	defer close(g.done)
 	for {
-		wait(ctx, jitter(tendInterval))
+		wait(ctx, jitter(maintainInterval))
 		if ctx.Err() != nil {
 			return
 		}
@@ -123,13 +124,13 @@ func (g *registration) tend(ctx context.Context) {
 		known, _, err := g.registry.client.Agent().Service(g.id, (&api.QueryOptions{}).WithContext(query))
 		cancel()
 		if notFound(err) || err == nil && !maps.Equal(known.Meta, g.meta()) {
-			// A failure shows in the next look.
+			// After a failure the next round tries again.
 			_ = g.announce(ctx)
 		}
 	}
 }
 
-// end makes the registration a former one.
+// end marks the registration as ended and stops maintain.
 func (g *registration) end() {
 	g.mu.Lock()
 	g.over = true
@@ -141,15 +142,15 @@ func (g *registration) end() {
 	}
 }
 
-// current reports whether the registration still stands.
+// current reports whether the id still belongs to this registration.
 func (g *registration) current() bool {
 	g.registry.mu.Lock()
 	defer g.registry.mu.Unlock()
 	return g.registry.registered[g.id] == g
 }
 
-// Update replaces the instance's facts. When Consul is away that is an error, and
-// Consul hears of them when it is back.
+// Update replaces Meta of the instance. When Consul cannot be reached, Update returns an error and
+// Consul receives the new Meta later.
 func (g *registration) Update(ctx context.Context, meta map[string]string) error {
 	if !g.current() {
 		return fault.New(fault.FailedPrecondition, "update %s: it is no longer registered here", g.id)
@@ -178,7 +179,7 @@ func (g *registration) Deregister(ctx context.Context) error {
 	defer cancel()
 	err := g.registry.client.Agent().ServiceDeregisterOpts(g.id, (&api.QueryOptions{}).WithContext(ctx))
 	if notFound(err) {
-		return nil // Consul has removed it by itself
+		return nil // Consul has removed it already
 	}
 	if err != nil {
 		return fault.Wrap(fault.Unavailable, err, "deregister %s from consul", g.id)

@@ -10,7 +10,8 @@ import (
 
 func TestOlder_ComparesReleases(t *testing.T) {
 	for version, want := range map[string]bool{
-		"1.22.7": true, "2.0.9": true, "2.1.0-beta1": true, "2.1": true, "2.1.0": false, "2.1.0+ent": false, "2.1.1": false, "2.10.0": false,
+		"1.22.7": true, "2.0.9": true, "2.1.0-beta1": true, "2.1": true, "2.1.0": false, "2.1.0+ent": false,
+		"2.1.1": false, "2.10.0": false,
 		"10.0.0": false, "": false, "unknown": false,
 	} {
 		if got := consul.Older(version, consul.Floor); got != want {
@@ -38,6 +39,6 @@ func TestRegistry_AsksTheAgentForItsVersion(t *testing.T) {
 	}
 	s.Close()
 	if _, err := r.Version(t.Context()); err == nil {
-		t.Error("an agent that is away has a version")
+		t.Error("Version returns no error without an agent")
 	}
 }

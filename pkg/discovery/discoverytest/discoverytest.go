@@ -1,5 +1,5 @@
-// Package discoverytest is the contract that every discovery.Registry passes. A test
-// of an implementation calls Run with an empty registry.
+// Package discoverytest is the test suite that every discovery.Registry must pass. The test of an
+// implementation calls Run with an empty registry.
 package discoverytest
 
 import (
@@ -15,8 +15,8 @@ import (
 // limit bounds every wait: a gRPC health check needs a second or two to pass.
 const limit = 30 * time.Second
 
-// Run checks a registry. serve starts something that passes the registry's health
-// check and returns its address; stop ends it.
+// Run tests a registry. serve starts a server that passes the health check of the registry and
+// returns its address; stop stops it.
 func Run(t *testing.T, r discovery.Registry, serve func(t *testing.T) (addr string, stop func())) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
@@ -29,7 +29,7 @@ func Run(t *testing.T, r discovery.Registry, serve func(t *testing.T) (addr stri
 	t.Run("LockHasOneHolder", func(t *testing.T) { lock(ctx, t, r) })
 }
 
-// await reads states until one has exactly the ids.
+// await reads lists until one has exactly the given ids.
 func await(t *testing.T, ch <-chan []discovery.Instance, ids ...string) []discovery.Instance {
 	t.Helper()
 	timeout := time.After(limit)
@@ -62,7 +62,8 @@ func watch(ctx context.Context, t *testing.T, r discovery.Registry, serve func(*
 		t.Fatal(err)
 	}
 	await(t, ch)
-	b, err := r.Register(ctx, discovery.Instance{ID: "shard-b", Service: "shard", Addr: addr, Meta: map[string]string{"layers": "0-2"}})
+	b, err := r.Register(ctx,
+		discovery.Instance{ID: "shard-b", Service: "shard", Addr: addr, Meta: map[string]string{"layers": "0-2"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -140,7 +141,7 @@ func slow(ctx context.Context, t *testing.T, r discovery.Registry, serve func(*t
 	await(t, ch, "t-1", "t-2", "t-3")
 }
 
-// register announces an instance until the test ends.
+// register registers an instance until the test ends.
 func register(ctx context.Context, t *testing.T, r discovery.Registry, i discovery.Instance) discovery.Registration {
 	t.Helper()
 	g, err := r.Register(ctx, i)
@@ -155,8 +156,8 @@ func register(ctx context.Context, t *testing.T, r discovery.Registry, i discove
 	return g
 }
 
-// facts reads states until the only instance's fact is want. An instance must be
-// there all along.
+// facts reads lists until Meta["fact"] of the only instance is want. Each list must have one
+// instance.
 func facts(t *testing.T, ch <-chan []discovery.Instance, want string) {
 	t.Helper()
 	timeout := time.After(limit)
@@ -225,12 +226,12 @@ func replace(ctx context.Context, t *testing.T, r discovery.Registry, serve func
 		t.Errorf("update of a replaced registration: %v", err)
 	}
 	if err := first.Deregister(ctx); err != nil {
-		t.Errorf("a replaced registration gives up with %v", err)
+		t.Errorf("deregister a replaced registration: %v", err)
 	}
 	if err := second.Update(ctx, map[string]string{"fact": "third"}); err != nil {
 		t.Fatal(err)
 	}
-	facts(t, ch, "third") // so it was there still
+	facts(t, ch, "third") // the instance was still registered
 }
 
 func invalid(ctx context.Context, t *testing.T, r discovery.Registry) {
@@ -251,7 +252,7 @@ func lock(ctx context.Context, t *testing.T, r discovery.Registry) {
 	short, cancel := context.WithTimeout(ctx, 300*time.Millisecond)
 	defer cancel()
 	if l, err := r.Lock(short, "run-1", "b"); fault.CodeOf(err) != fault.DeadlineExceeded {
-		t.Fatalf("two hold the lock: %v, %v", l, err)
+		t.Fatalf("the lock has two holders: %v, %v", l, err)
 	}
 	if l, err := r.Lock(ctx, "run-2", "b"); err != nil {
 		t.Errorf("another key: %v", err)
@@ -276,7 +277,7 @@ func lock(ctx context.Context, t *testing.T, r discovery.Registry) {
 	select {
 	case <-first.Lost():
 	case <-time.After(limit):
-		t.Error("a released lock is not lost")
+		t.Error("Lost is not closed after Release")
 	}
 	select {
 	case second := <-got:

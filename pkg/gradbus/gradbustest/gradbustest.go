@@ -1,5 +1,5 @@
-// Package gradbustest is the contract that every gradbus.Bus passes. A test of an
-// implementation calls Run; the suite closes nothing that it did not open itself.
+// Package gradbustest is the test suite that every gradbus.Bus must pass. The test of an
+// implementation calls Run and closes the buses that it opens.
 package gradbustest
 
 import (
@@ -16,7 +16,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/gradbus"
 )
 
-// Run checks a bus. open returns an empty bus that stores at most limit bytes a run.
+// Run tests a bus. open returns an empty bus that stores at most limit bytes for each run.
 func Run(t *testing.T, open func(t *testing.T, limit int) gradbus.Bus) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -124,7 +124,7 @@ func full(ctx context.Context, t *testing.T, b gradbus.Bus) {
 		err = b.Publish(ctx, e)
 	}
 	if fault.CodeOf(err) != fault.Exhausted {
-		t.Errorf("a full bus answers %v", err)
+		t.Errorf("publish to a full bus: %v", err)
 	}
 }
 
@@ -133,7 +133,7 @@ func ends(ctx context.Context, t *testing.T, b gradbus.Bus) {
 	ctx, cancel := context.WithCancel(ctx)
 	time.AfterFunc(50*time.Millisecond, cancel)
 	if _, err := s.Next(ctx); fault.CodeOf(err) != fault.Canceled {
-		t.Errorf("a canceled wait ends with %v", err)
+		t.Errorf("Next with a canceled context: %v", err)
 	}
 }
 
@@ -159,7 +159,7 @@ func invalid(ctx context.Context, t *testing.T, b gradbus.Bus) {
 			t.Errorf("run %q: %v", name, err)
 		}
 	}
-	// The longest names, of the worst characters, and an event without data.
+	// The longest names, of characters that must be escaped, and an event without data.
 	worst := event(strings.Repeat("*", gradbus.MaxName), 1<<63, 1<<31)
 	worst.Key.Run, worst.Data = strings.Repeat(">", gradbus.MaxName), nil
 	publish(ctx, t, b, worst)
@@ -172,19 +172,19 @@ func invalid(ctx context.Context, t *testing.T, b gradbus.Bus) {
 	gone, cancel := context.WithCancel(ctx)
 	cancel()
 	if err := b.Publish(gone, event("p", 9, 0)); fault.CodeOf(err) != fault.Canceled {
-		t.Errorf("publish for a caller that is gone: %v", err)
+		t.Errorf("publish with a canceled context: %v", err)
 	}
 }
 
 func again(ctx context.Context, t *testing.T, b gradbus.Bus) {
 	publish(ctx, t, b, event("p", 2, 0), event("p", 1, 0))
-	if err := b.Purge(ctx, "run one.*", 2); err != nil { // the one behind a kept one goes too
+	if err := b.Purge(ctx, "run one.*", 2); err != nil { // step 1 is stored after step 2, and goes too
 		t.Fatal(err)
 	}
 	publish(ctx, t, b, event("p", 1, 0), event("p", 2, 0))
 	expect(ctx, t, subscribe(ctx, t, b, "p", 0), event("p", 2, 0), event("p", 1, 0))
 	if err := b.Purge(ctx, "run that never was", 2); err != nil {
-		t.Errorf("purge a run that never was: %v", err)
+		t.Errorf("purge a run that does not exist: %v", err)
 	}
 }
 
@@ -221,7 +221,7 @@ func apart(ctx context.Context, t *testing.T, b gradbus.Bus) {
 
 func remove(ctx context.Context, t *testing.T, b gradbus.Bus) {
 	publish(ctx, t, b, event("p", 1, 0))
-	for range 2 { // what is not there is removed already
+	for range 2 { // removing a missing run is no error
 		if err := b.Remove(ctx, "run one.*"); err != nil {
 			t.Fatal(err)
 		}
@@ -237,7 +237,7 @@ func many(ctx context.Context, t *testing.T, b gradbus.Bus) {
 	for p := range uint64(publishers) {
 		g.Go(func() error {
 			for c := range uint32(chunks) {
-				// Two publishers have the same steps: they repeat each other's keys.
+				// Two publishers share each step, so that they publish the same keys.
 				e := event("p", p/2, c)
 				e.Data = bytes.Repeat(e.Data, 4096)
 				if err := b.Publish(ctx, e); err != nil {
@@ -254,10 +254,10 @@ func many(ctx context.Context, t *testing.T, b gradbus.Bus) {
 			t.Fatalf("after %d events: %v, %v", len(seen), err, g.Wait())
 		}
 		if seen[e.Key] {
-			t.Errorf("%v came twice from a calm store", e.Key)
+			t.Errorf("%v was delivered twice, without any failure", e.Key)
 		}
 		if want := bytes.Repeat(event("p", e.Key.Step, e.Key.Chunk).Data, 4096); !bytes.Equal(e.Data, want) {
-			t.Errorf("%v came with other data", e.Key)
+			t.Errorf("%v was delivered with other data", e.Key)
 		}
 		seen[e.Key] = true
 	}
@@ -281,14 +281,14 @@ func closes(ctx context.Context, t *testing.T, b gradbus.Bus) {
 		t.Error(err)
 	}
 	if err := <-ended; fault.CodeOf(err) != fault.Canceled {
-		t.Errorf("a closed subscription ends with %v", err)
+		t.Errorf("Next on a closed subscription: %v", err)
 	}
 	ended = wait(two)
 	if err := b.Close(); err != nil {
 		t.Error(err)
 	}
 	if err := <-ended; fault.CodeOf(err) != fault.Unavailable {
-		t.Errorf("a closed bus ends a subscription with %v", err)
+		t.Errorf("Next on a closed bus: %v", err)
 	}
 	if err := b.Publish(ctx, event("p", 1, 0)); fault.CodeOf(err) != fault.Unavailable {
 		t.Errorf("publish on a closed bus: %v", err)

@@ -18,14 +18,14 @@ const (
 	embeddedStart  = 10 * time.Second
 )
 
-// Embedded is a NATS server inside this process that no network reaches.
+// Embedded is a NATS server inside this process that opens no network ports.
 type Embedded struct {
 	server *server.Server
 	temp   string // removed by Close
 }
 
-// NewEmbedded starts a server whose JetStream keeps its files in dir; "" is a
-// directory of its own that goes with the server.
+// NewEmbedded starts a server whose JetStream keeps its files in dir. If dir is empty, it uses a
+// temporary directory that Close removes.
 func NewEmbedded(dir string) (*Embedded, error) {
 	e := &Embedded{}
 	if dir == "" {
@@ -45,18 +45,19 @@ func NewEmbedded(dir string) (*Embedded, error) {
 	}
 	e.server.Start()
 	if !e.server.ReadyForConnections(embeddedStart) {
-		return nil, fault.Wrap(fault.Unavailable, e.Close(), "start embedded nats: not ready in %v", embeddedStart)
+		return nil, fault.Wrap(fault.Unavailable, e.Close(), "start embedded nats: it was not ready after %v",
+			embeddedStart)
 	}
 	return e, nil
 }
 
-// Connect joins the embedded server without a socket.
+// Connect connects to the embedded server without a socket.
 func (e *Embedded) Connect(c Config) (*Bus, error) {
 	c.URL = "nats://embedded"
 	return connect(c, nats.InProcessServer(e.server))
 }
 
-// Close stops the server. Buses that joined it are closed first.
+// Close stops the server. Close the buses that are connected to it first.
 func (e *Embedded) Close() error {
 	e.server.Shutdown()
 	e.server.WaitForShutdown()

@@ -1,15 +1,15 @@
-// Package nats is the gradient bus on NATS JetStream: one stream a run with Limits
-// retention that refuses new events when it is full, ordered consumers, and a bound
-// on the bytes in flight, because a burst beyond the server's ingest queue is
-// dropped. cmd/lamina and the test harness alone import it.
+// Package nats implements the gradient bus with NATS JetStream. Each run has one stream with
+// Limits retention that refuses new events when it is full. Subscribers use ordered consumers.
+// The bytes in flight are bounded, because the server drops a burst that exceeds its ingest
+// queue. Only cmd/lamina and the test harness import this package.
 //
-// An event's key is its subject, and a stream keeps one message a subject and
-// refuses a second: that is what makes publishing again harmless. The server's
-// own de-duplication by message id is not used: it forgets after minutes, and does
-// not forget what was purged.
+// The subject of a message is the key of the event, and a stream keeps one message for each
+// subject and refuses a second one. So publishing an event again has no effect. The
+// de-duplication of the server by message id would not do: it forgets an id after minutes, and
+// it remembers the ids of messages that were purged.
 //
-// An ack is not durability. The folding side goes by keys, and a publisher keeps its
-// own until the step is committed.
+// An ack does not mean that an event is durable. Reducers identify events by their keys, and a
+// publisher keeps its events until the step is committed.
 package nats
 
 import (
@@ -37,20 +37,20 @@ const (
 	reconnectMax   = 5 * time.Second
 )
 
-// Config says how a server is reached and how much a run may store.
+// Config says how to reach a server and how much a run may store.
 type Config struct {
 	URL      string // "nats://host:port", more than one separated by commas; ignored by Embedded.Connect
 	User     string
 	Password string
 	Token    string
 	Creds    string      // a credentials file
-	TLS      *tls.Config // nil for what the URL says
+	TLS      *tls.Config // nil: the URL decides
 	MaxBytes int64       // of a run's stream; 0 means 1 GiB
-	MaxMsgs  int64       // of a run's stream; 0 means no limit of its own
+	MaxMsgs  int64       // of a run's stream; 0 means no limit
 	Memory   bool        // keep streams in memory instead of in files
 }
 
-// Bus is a gradbus.Bus on JetStream.
+// Bus implements gradbus.Bus with JetStream.
 type Bus struct {
 	conn   *nats.Conn
 	js     jetstream.JetStream
@@ -60,26 +60,27 @@ type Bus struct {
 	ctx     context.Context // ends with Close
 	cancel  context.CancelFunc
 	mu      sync.Mutex
-	streams map[string]bool // runs whose stream is known to be there
+	streams map[string]bool // runs whose stream is known to exist
 	readers sync.WaitGroup
 
-	joined chan struct{} // closed when the server has been reached for the first time
-	parted chan struct{} // closed when the connection has been given up
+	connected    chan struct{} // closed when the server has been reached for the first time
+	disconnected chan struct{} // closed when the connection has been given up
 }
 
-// reconnectDelay is the pause after so many failed tries to reach a server: it doubles
-// up to a limit, with jitter.
+// reconnectDelay returns the pause after a number of failed attempts to reach a server. It doubles
+// up to a limit and has jitter.
 func reconnectDelay(tries int) time.Duration {
 	d := min(reconnectFirst<<min(tries, 10), reconnectMax)
 	return d/2 + rand.N(d)
 }
 
-// Connect joins a NATS server, and joins it again whenever the connection is lost. A
-// server that cannot be reached is tried again and again: Await waits for it. What is
-// asked of the bus meanwhile is Unavailable when its context ends.
+// Connect connects to a NATS server, and connects again whenever the connection is lost. It does
+// not wait for a server that cannot be reached: the bus retries in the background, and Await waits
+// for it. Meanwhile an operation waits until its context ends and then returns Unavailable.
 func Connect(c Config) (*Bus, error) {
 	options := []nats.Option{
-		nats.Name("lamina"), nats.MaxReconnects(-1), nats.RetryOnFailedConnect(true), nats.CustomReconnectDelay(reconnectDelay),
+		nats.Name("lamina"), nats.MaxReconnects(-1), nats.RetryOnFailedConnect(true),
+		nats.CustomReconnectDelay(reconnectDelay),
 	}
 	if c.User != "" {
 		options = append(options, nats.UserInfo(c.User, c.Password))
@@ -97,9 +98,10 @@ func Connect(c Config) (*Bus, error) {
 }
 
 func connect(c Config, options ...nats.Option) (*Bus, error) {
-	joined, parted := make(chan struct{}), make(chan struct{})
+	connected, disconnected := make(chan struct{}), make(chan struct{})
 	options = append(options, // each handler is called once
-		nats.ConnectHandler(func(*nats.Conn) { close(joined) }), nats.ClosedHandler(func(*nats.Conn) { close(parted) }))
+		nats.ConnectHandler(func(*nats.Conn) { close(connected) }),
+		nats.ClosedHandler(func(*nats.Conn) { close(disconnected) }))
 	conn, err := nats.Connect(c.URL, options...)
 	if err != nil {
 		return nil, fault.Wrap(fault.Unavailable, err, "connect to nats")
@@ -115,21 +117,22 @@ func connect(c Config, options ...nats.Option) (*Bus, error) {
 	if c.MaxMsgs == 0 {
 		c.MaxMsgs = -1
 	}
-	b := &Bus{conn: conn, js: js, config: c, flight: semaphore.NewWeighted(inFlight), streams: map[string]bool{}, joined: joined, parted: parted}
+	b := &Bus{conn: conn, js: js, config: c, flight: semaphore.NewWeighted(inFlight), streams: map[string]bool{},
+		connected: connected, disconnected: disconnected}
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	return b, nil
 }
 
-// Await returns when the server has been reached for the first time, or ctx ends, which
-// is Unavailable with the last error of the connection. A server that refuses the
-// credentials twice is given up: Unauthenticated.
+// Await waits until the server has been reached for the first time. If ctx ends earlier, it
+// returns Unavailable with the last error of the connection. If the server has refused the
+// credentials twice, the bus gives up and Await returns Unauthenticated.
 func (b *Bus) Await(ctx context.Context) error {
 	select {
-	case <-b.joined:
+	case <-b.connected:
 		return nil
 	case <-ctx.Done():
 		return fault.Wrap(fault.Unavailable, errors.Join(ctx.Err(), b.conn.LastError()), "connect to nats")
-	case <-b.parted:
+	case <-b.disconnected:
 		if b.ctx.Err() != nil {
 			return fault.New(fault.Canceled, "connect to nats: the bus is closed")
 		}
@@ -137,7 +140,7 @@ func (b *Bus) Await(ctx context.Context) error {
 	}
 }
 
-// stream makes sure of a run's stream.
+// stream creates the stream of a run unless it is known to exist.
 func (b *Bus) stream(ctx context.Context, run string) error {
 	b.mu.Lock()
 	known := b.streams[run]
@@ -151,11 +154,12 @@ func (b *Bus) stream(ctx context.Context, run string) error {
 	}
 	_, err := b.js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
 		Name: streamName(run), Subjects: []string{runSubject(run) + ".>"},
-		Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardNew, MaxBytes: b.config.MaxBytes, MaxMsgs: b.config.MaxMsgs,
+		Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardNew, MaxBytes: b.config.MaxBytes,
+		MaxMsgs:           b.config.MaxMsgs,
 		MaxMsgsPerSubject: 1, DiscardNewPerSubject: true, MaxMsgSize: gradbus.MaxEvent + 4096, Storage: storage,
 	})
 	if err != nil {
-		return b.wrap(ctx, err, "make stream of run %s", run)
+		return b.wrap(ctx, err, "create the stream of run %s", run)
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -163,14 +167,14 @@ func (b *Bus) stream(ctx context.Context, run string) error {
 	return nil
 }
 
-// forget makes the next use of a run look for its stream.
+// forget makes the next use of a run check its stream.
 func (b *Bus) forget(run string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	delete(b.streams, run)
 }
 
-// wrap maps a NATS error.
+// wrap turns a NATS error into a fault.
 func (b *Bus) wrap(ctx context.Context, err error, format string, args ...any) error {
 	code := fault.Unavailable
 	switch {
@@ -184,19 +188,19 @@ func (b *Bus) wrap(ctx context.Context, err error, format string, args ...any) e
 	return fault.Wrap(code, err, format, args...)
 }
 
-// Codes of the server's error table that mean that it cannot store more.
+// Error codes of the server that mean that it cannot store more.
 const (
-	codeResources = 10047 // of the server
+	codeResources = 10047 // a limit of the server
 	codeStore     = 10077 // a limit of the stream
 )
 
-// refused reports a stream or server at its limits.
+// refused reports whether the stream or the server is at a limit.
 func refused(err error) bool {
 	var api *jetstream.APIError
 	return errors.As(err, &api) && (api.ErrorCode == codeStore || api.ErrorCode == codeResources)
 }
 
-// Purge forgets the events before a step.
+// Purge deletes the events before a step.
 func (b *Bus) Purge(ctx context.Context, run string, before uint64) error {
 	if err := gradbus.CheckName("run", run); err != nil {
 		return err
@@ -227,14 +231,15 @@ func (b *Bus) purge(ctx context.Context, run string, before uint64) error {
 		}
 	}
 	for step := range old {
-		if err := stream.Purge(ctx, jetstream.WithPurgeSubject(fmt.Sprintf("%s.*.%d.>", runSubject(run), step))); err != nil {
+		if err := stream.Purge(ctx,
+			jetstream.WithPurgeSubject(fmt.Sprintf("%s.*.%d.>", runSubject(run), step))); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// Remove forgets a run with its stream.
+// Remove deletes a run and its stream.
 func (b *Bus) Remove(ctx context.Context, run string) error {
 	if err := gradbus.CheckName("run", run); err != nil {
 		return err
@@ -246,7 +251,7 @@ func (b *Bus) Remove(ctx context.Context, run string) error {
 	return nil
 }
 
-// Close ends the subscriptions and leaves the server.
+// Close ends the subscriptions and closes the connection.
 func (b *Bus) Close() error {
 	b.mu.Lock()
 	b.cancel()

@@ -19,7 +19,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// embedded starts a server that the test ends.
+// embedded starts a server that stops with the test.
 func embedded(t *testing.T) *nats.Embedded {
 	t.Helper()
 	e, err := nats.NewEmbedded(t.TempDir())
@@ -55,7 +55,8 @@ func TestBus_KeepsTheContract(t *testing.T) {
 }
 
 func event(step uint64, chunk uint32) gradbus.Event {
-	return gradbus.Event{Key: gradbus.Key{Run: "r", Part: "0-2", Step: step, SlotHi: 1, Chunk: chunk}, Data: []byte{byte(step), byte(chunk)}}
+	return gradbus.Event{Key: gradbus.Key{Run: "r", Part: "0-2", Step: step, SlotHi: 1, Chunk: chunk},
+		Data: []byte{byte(step), byte(chunk)}}
 }
 
 func publish(ctx context.Context, t *testing.T, b gradbus.Bus, e gradbus.Event) {
@@ -79,7 +80,7 @@ func TestBus_CountLimitRefuses(t *testing.T) {
 	publish(t.Context(), t, b, event(1, 1))
 	publish(t.Context(), t, b, event(1, 1)) // stored already: no matter that it is full
 	if err := b.Publish(t.Context(), event(1, 2)); fault.CodeOf(err) != fault.Exhausted {
-		t.Errorf("a full bus answers %v", err)
+		t.Errorf("publish to a full bus: %v", err)
 	}
 }
 
@@ -101,7 +102,7 @@ func TestBus_GoesOnWhenTheStoreIsLost(t *testing.T) {
 	}
 	publish(ctx, t, b, event(2, 0)) // its publisher still had it
 	read(ctx, t, s, event(2, 0))
-	// Without a reader it is the publisher that makes the stream again.
+	// Without a subscriber the publisher creates the stream again.
 	alone := event(1, 0)
 	alone.Key.Run = "alone"
 	publish(ctx, t, b, alone)
@@ -111,14 +112,15 @@ func TestBus_GoesOnWhenTheStoreIsLost(t *testing.T) {
 	publish(ctx, t, b, alone)
 }
 
-// listening starts a server on a port of loopback, 0 for a free one.
+// listening starts a server on a loopback port; 0 means a free one.
 func listening(t *testing.T, dir string, port int) *server.Server {
 	t.Helper()
 	if port == 0 {
 		port = -1
 	}
 	s, err := server.NewServer(&server.Options{
-		Host: "127.0.0.1", Port: port, Authorization: "secret", JetStream: true, StoreDir: dir, NoSigs: true, NoLog: true,
+		Host: "127.0.0.1", Port: port, Authorization: "secret", JetStream: true, StoreDir: dir, NoSigs: true,
+		NoLog: true,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -219,7 +221,7 @@ func TestEmbedded_RemovesItsOwnDirectory(t *testing.T) {
 		t.Fatal(err)
 	}
 	if left, err := os.ReadDir(os.TempDir()); err != nil || len(left) == 0 {
-		t.Errorf("it keeps its files elsewhere: %v, %v", left, err)
+		t.Errorf("files outside the folder: %v, %v", left, err)
 	}
 	if err := e.Close(); err != nil {
 		t.Fatal(err)

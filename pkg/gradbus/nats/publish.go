@@ -19,8 +19,8 @@ const (
 	pauseMax   = 2 * time.Second
 )
 
-// Publish stores an event and waits for the ack; what may pass (a lost ack, a full
-// ingest queue, a stream that is gone) is tried again.
+// Publish stores an event and waits for the ack. It retries after errors that may pass: a lost
+// ack, a full ingest queue, a stream that is gone.
 func (b *Bus) Publish(ctx context.Context, e gradbus.Event) error {
 	if err := gradbus.Check(e); err != nil {
 		return err
@@ -44,7 +44,7 @@ func (b *Bus) Publish(ctx context.Context, e gradbus.Event) error {
 	}
 }
 
-// store tries once.
+// store makes one attempt to store an event.
 func (b *Bus) store(ctx context.Context, e gradbus.Event) error {
 	ctx, cancel := context.WithTimeout(ctx, ackWait)
 	defer cancel()
@@ -57,15 +57,15 @@ func (b *Bus) store(ctx context.Context, e gradbus.Event) error {
 		return nil
 	}
 	if errors.Is(err, jetstream.ErrNoStreamResponse) || errors.Is(err, nats.ErrNoResponders) {
-		b.forget(e.Key.Run) // the store was lost: the next try makes another
+		b.forget(e.Key.Run) // the stream was lost: the next attempt creates another
 	}
 	if refused(err) && b.stored(ctx, e.Key) {
-		return nil // the limit it met was one message a key
+		return nil // the limit was that of one message for each key
 	}
 	return err
 }
 
-// stored reports whether a key is in its stream.
+// stored reports whether the stream has an event with the key.
 func (b *Bus) stored(ctx context.Context, k gradbus.Key) bool {
 	stream, err := b.js.Stream(ctx, streamName(k.Run))
 	if err != nil {
@@ -75,7 +75,7 @@ func (b *Bus) stored(ctx context.Context, k gradbus.Key) bool {
 	return err == nil
 }
 
-// jitter spreads a pause over [d/2, 3d/2).
+// jitter returns a random pause in [d/2, 3d/2).
 func jitter(d time.Duration) time.Duration { return d/2 + rand.N(d) }
 
 // wait sleeps unless ctx ends first.

@@ -10,9 +10,9 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/gradbus"
 )
 
-// token makes a name safe for subjects and stream names: letters, digits and '-'
-// stay, other bytes become '_' and two hexadecimal digits, so that no two names
-// make one token.
+// token makes a name safe for subjects and stream names. Letters, digits and '-' stay, and each
+// other byte becomes '_' and two hexadecimal digits, so that different names give different
+// tokens.
 func token(name string) string {
 	var b strings.Builder
 	for i := range len(name) {
@@ -32,23 +32,23 @@ func runSubject(run string) string { return "lamina.grad." + token(run) }
 
 func partSubject(run, part string) string { return runSubject(run) + "." + token(part) + ".>" }
 
-// subject is lamina.grad.RUN.PART.STEP.LO-HI.CHUNK.
+// subject returns the subject of a key: lamina.grad.RUN.PART.STEP.LO-HI.CHUNK.
 func subject(k gradbus.Key) string {
 	return fmt.Sprintf("%s.%s.%d.%d-%d.%d", runSubject(k.Run), token(k.Part), k.Step, k.SlotLo, k.SlotHi, k.Chunk)
 }
 
-// parse reads a subject back; run and part are the subscriber's own.
+// parse reads step, slots and chunk from a subject. The caller knows the run and the part.
 func parse(subject, run, part string) (gradbus.Key, error) {
 	bad := func(err error) (gradbus.Key, error) {
 		return gradbus.Key{}, fault.Wrap(fault.DataLoss, err, "read event %q", subject)
 	}
 	tokens := strings.Split(subject, ".")
 	if len(tokens) != 7 {
-		return bad(fmt.Errorf("find %d tokens, want 7", len(tokens)))
+		return bad(fmt.Errorf("parse the subject: want 7 tokens, got %d", len(tokens)))
 	}
 	lo, hi, ok := strings.Cut(tokens[5], "-")
 	if !ok {
-		return bad(fmt.Errorf("find slots %q, want LO-HI", tokens[5]))
+		return bad(fmt.Errorf("parse the subject: want slots LO-HI, got %q", tokens[5]))
 	}
 	k := gradbus.Key{Run: run, Part: part}
 	var err error

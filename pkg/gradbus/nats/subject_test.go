@@ -1,6 +1,6 @@
 package nats
 
-// These test what has no exported name: how keys become subjects.
+// These tests are internal because the functions that turn keys into subjects are not exported.
 
 import (
 	"strings"
@@ -24,8 +24,7 @@ func TestSubject_NamesAreOneTokenAndTellApart(t *testing.T) {
 	}
 }
 
-// FuzzParse holds that a key comes back from its subject, and that no subject that
-// others made up gets further than an error.
+// FuzzParse checks that parse inverts subject, and that it returns an error for any other string.
 func FuzzParse(f *testing.F) {
 	f.Add("run one.*", "0-2", uint64(3), uint32(0), uint32(4), uint32(1), "lamina.grad.r.p.1.0-1")
 	f.Add("", "", uint64(1<<63), uint32(1<<31), uint32(0), uint32(0), "lamina.grad.r.p.1.0-1.x")

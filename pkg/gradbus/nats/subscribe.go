@@ -12,12 +12,12 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/gradbus"
 )
 
-// prefetch is how many events wait in a reader.
+// prefetch is the number of events that a subscription requests in advance.
 const prefetch = 16
 
-// Subscribe reads a part by an ordered consumer. One that breaks is replaced by
-// another behind the last event read, or from the start when the stream is a new
-// one. Events of earlier steps that were not purged are read and dropped here.
+// Subscribe reads a part with an ordered consumer. When the consumer breaks, another one continues
+// after the last event that was read, or from the start if the stream is a new one. Events of
+// earlier steps that have not been purged are read and dropped.
 func (b *Bus) Subscribe(ctx context.Context, run, part string, from uint64) (gradbus.Subscription, error) {
 	if err := gradbus.CheckName("run", run); err != nil {
 		return nil, err
@@ -33,7 +33,8 @@ func (b *Bus) Subscribe(ctx context.Context, run, part string, from uint64) (gra
 	if b.ctx.Err() != nil {
 		return nil, b.wrap(ctx, b.ctx.Err(), "read %s.%s", run, part)
 	}
-	s := &subscription{bus: b, run: run, part: part, from: from, events: make(chan gradbus.Event), done: make(chan struct{})}
+	s := &subscription{bus: b, run: run, part: part, from: from, events: make(chan gradbus.Event),
+		done: make(chan struct{})}
 	s.ctx, s.cancel = context.WithCancel(b.ctx)
 	b.readers.Go(s.read)
 	return s, nil
@@ -44,7 +45,7 @@ type subscription struct {
 	run, part string
 	from      uint64
 
-	ctx    context.Context // ends with Close or the bus's
+	ctx    context.Context // ends when the subscription or the bus is closed
 	cancel context.CancelFunc
 	events chan gradbus.Event
 	done   chan struct{} // closed when read has returned
@@ -52,12 +53,12 @@ type subscription struct {
 	mu     sync.Mutex
 	broken error // why there is no consumer; nil while there is one
 
-	// Of read alone.
-	created time.Time // when the stream was made
-	last    uint64    // its sequence number read last
+	// Only read uses these.
+	created time.Time // when the stream was created
+	last    uint64    // sequence number of the last event that was read
 }
 
-// Next waits for an event of the wanted steps.
+// Next waits for an event of the subscribed steps.
 func (s *subscription) Next(ctx context.Context) (gradbus.Event, error) {
 	if s.ctx.Err() == nil {
 		select {
@@ -68,7 +69,8 @@ func (s *subscription) Next(ctx context.Context) (gradbus.Event, error) {
 			s.mu.Lock()
 			broken := s.broken
 			s.mu.Unlock()
-			return gradbus.Event{}, fault.Wrap(fault.CodeOf(ctx.Err()), errors.Join(ctx.Err(), broken), "read %s.%s", s.run, s.part)
+			return gradbus.Event{}, fault.Wrap(fault.CodeOf(ctx.Err()), errors.Join(ctx.Err(), broken), "read %s.%s",
+				s.run, s.part)
 		}
 	}
 	if s.bus.ctx.Err() != nil {
@@ -84,7 +86,7 @@ func (s *subscription) Close() error {
 	return nil
 }
 
-// read follows the part until the subscription ends.
+// read delivers the events of the part until the subscription ends.
 func (s *subscription) read() {
 	defer close(s.done)
 	defer s.cancel()
@@ -110,7 +112,7 @@ func (s *subscription) note(err error) {
 	s.broken = err
 }
 
-// follow reads one consumer until it breaks.
+// follow delivers the events of one consumer until it breaks.
 func (s *subscription) follow() error {
 	messages, err := s.open()
 	if err != nil {
@@ -142,7 +144,7 @@ func (s *subscription) follow() error {
 	}
 }
 
-// open makes a consumer behind the last event read.
+// open creates a consumer that continues after the last event that was read.
 func (s *subscription) open() (jetstream.MessagesContext, error) {
 	ctx, cancel := context.WithTimeout(s.ctx, ackWait)
 	defer cancel()
@@ -161,7 +163,8 @@ func (s *subscription) open() (jetstream.MessagesContext, error) {
 		s.created, s.last = made, 0
 	}
 	config := jetstream.OrderedConsumerConfig{
-		FilterSubjects: []string{partSubject(s.run, s.part)}, DeliverPolicy: jetstream.DeliverAllPolicy, MaxResetAttempts: 1,
+		FilterSubjects: []string{partSubject(s.run, s.part)}, DeliverPolicy: jetstream.DeliverAllPolicy,
+		MaxResetAttempts: 1,
 	}
 	if s.last > 0 {
 		config.DeliverPolicy, config.OptStartSeq = jetstream.DeliverByStartSequencePolicy, s.last+1

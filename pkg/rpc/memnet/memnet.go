@@ -1,12 +1,11 @@
-// Package memnet is a network inside one process: named listeners joined to
-// dialers by buffered pipes. `lamina up` runs its services over it, so that nothing
-// but the public ports is reachable.
+// Package memnet is a network inside one process: buffered pipes connect dialers to named
+// listeners. `lamina up` runs its services over it, so that only the public ports can be reached
+// from outside.
 //
-// Tests break its links on purpose, by the name that is listened on: Cut breaks
-// connections and refuses new ones, as a dead host does; Silence lets nothing
-// through and tells nobody, as a black-holed link does; Delay makes every write
-// late. Who breaks a link mends it. Nothing here drops single bytes: the pipes
-// stand for TCP, where a lost segment is a delay.
+// Tests inject faults into the links to a name: Cut breaks connections and refuses new ones, as
+// a dead host does; Silence holds all data back without an error, as a black-holed link does;
+// Delay delays every write. The test that injects a fault also removes it. No fault drops single
+// bytes: the pipes stand for TCP, where a lost segment only causes a delay.
 package memnet
 
 import (
@@ -20,7 +19,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 )
 
-// pipeSize is each direction's buffer.
+// pipeSize is the size of the buffer of each direction in bytes.
 const pipeSize = 64 << 10
 
 // Network is a set of named listeners and the state of the links to them. It is
@@ -36,7 +35,7 @@ func New() *Network {
 	return &Network{listeners: map[string]*listener{}, links: map[string]*link{}}
 }
 
-// Listen takes a name. Closing the listener gives it back.
+// Listen reserves a name and returns its listener. Closing the listener frees the name.
 func (n *Network) Listen(name string) (net.Listener, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -48,14 +47,14 @@ func (n *Network) Listen(name string) (net.Listener, error) {
 	return l, nil
 }
 
-// listener is a taken name.
+// listener is the listener of a name.
 type listener struct {
 	*bufconn.Listener
 	name    string
 	network *Network
 }
 
-// Accept waits for a dialer. Its connections fail with the link, as the dialer's do.
+// Accept waits for a dialer. The faults of the link apply to both ends of the connection.
 func (l *listener) Accept() (net.Conn, error) {
 	raw, err := l.Listener.Accept()
 	if err != nil {
@@ -64,7 +63,7 @@ func (l *listener) Accept() (net.Conn, error) {
 	return l.network.link(l.name).join(raw), nil
 }
 
-// Close gives the name back.
+// Close closes the listener and frees its name.
 func (l *listener) Close() error {
 	l.network.mu.Lock()
 	if l.network.listeners[l.name] == l {
@@ -74,7 +73,7 @@ func (l *listener) Close() error {
 	return l.Listener.Close()
 }
 
-// Addr is the name.
+// Addr returns the address, which is "mem:" and the name.
 func (l *listener) Addr() net.Addr { return addr(l.name) }
 
 type addr string
@@ -94,8 +93,8 @@ func (n *Network) link(name string) *link {
 	return l
 }
 
-// Dial connects to a name. Nobody listening, and a cut link, are Unavailable at
-// once; on a silent link it waits until ctx ends.
+// Dial connects to a name. If nobody listens on it or its links are cut, Dial returns Unavailable
+// at once. If its links are silent, Dial waits until ctx ends.
 func (n *Network) Dial(ctx context.Context, name string) (net.Conn, error) {
 	link := n.link(name)
 	for {
@@ -125,7 +124,7 @@ func (n *Network) Dial(ctx context.Context, name string) (net.Conn, error) {
 	return link.join(raw), nil
 }
 
-// Cut breaks every connection to a name and refuses new ones, or allows them again.
+// Cut breaks all connections to a name and refuses new ones, or allows them again.
 func (n *Network) Cut(name string, cut bool) {
 	l := n.link(name)
 	l.set(func(f *faults) { f.cut = cut })
@@ -134,28 +133,28 @@ func (n *Network) Cut(name string, cut bool) {
 	}
 }
 
-// Silence holds everything that is written to or by a name, with no error on
-// either side, or lets it flow again.
+// Silence holds back all data to and from a name, with no error on either side, or lets it flow
+// again.
 func (n *Network) Silence(name string, silent bool) {
 	n.link(name).set(func(f *faults) { f.silent = silent })
 }
 
-// Delay makes each write to or by a name take that long; 0 ends it.
+// Delay delays each write to and from a name by d; 0 removes the delay.
 func (n *Network) Delay(name string, d time.Duration) {
 	n.link(name).set(func(f *faults) { f.delay = d })
 }
 
-// faults is what is wrong with a link.
+// faults are the injected faults of a link.
 type faults struct {
 	cut, silent bool
 	delay       time.Duration
 }
 
-// link is what all connections to one name share.
+// link is the state that all connections to one name share.
 type link struct {
 	mu      sync.Mutex
 	faults  faults
-	changed chan struct{} // closed and renewed with each change
+	changed chan struct{} // closed and replaced at each change
 	conns   map[*conn]bool
 }
 
@@ -173,14 +172,14 @@ func (l *link) set(change func(*faults)) {
 	l.changed = make(chan struct{})
 }
 
-// join makes one end of a pipe an end of the link.
+// join wraps one end of a pipe, so that the faults of the link apply to it.
 func (l *link) join(raw net.Conn) net.Conn {
 	c := &conn{Conn: raw, link: l, closed: make(chan struct{})}
 	l.mu.Lock()
 	l.conns[c] = true
 	cut := l.faults.cut
 	l.mu.Unlock()
-	if cut { // while it was dialed
+	if cut { // the link was cut during the dial
 		_ = c.Close()
 	}
 	return c
@@ -206,7 +205,7 @@ type conn struct {
 	closed chan struct{}
 }
 
-// Write waits as long as the link asks and then writes.
+// Write waits as long as the faults of the link demand and then writes.
 func (c *conn) Write(p []byte) (int, error) {
 	var late <-chan time.Time
 	for {
@@ -229,7 +228,7 @@ func (c *conn) Write(p []byte) (int, error) {
 	}
 }
 
-// Close closes this end; the other reads the rest and then the end.
+// Close closes this end. The other end reads what is left and then io.EOF.
 func (c *conn) Close() error {
 	c.once.Do(func() {
 		close(c.closed)

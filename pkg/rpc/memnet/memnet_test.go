@@ -79,7 +79,7 @@ func TestNetwork_NamesAreTakenAndGivenBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := n.Dial(t.Context(), "a"); fault.CodeOf(err) != fault.Unavailable {
-		t.Errorf("dial with nobody there: %v", err)
+		t.Errorf("dial a name without a listener: %v", err)
 	}
 	again, err := n.Listen("a")
 	if err != nil {
@@ -95,10 +95,10 @@ func TestNetwork_CutBreaksAndRefusesUntilMended(t *testing.T) {
 	n.Cut("a", true)
 	for name, c := range map[string]net.Conn{"client": client, "server": server} {
 		if _, err := c.Read(make([]byte, 1)); err == nil {
-			t.Errorf("%s reads over a cut link", name)
+			t.Errorf("%s can read over a cut link", name)
 		}
 		if _, err := c.Write([]byte("x")); err == nil {
-			t.Errorf("%s writes over a cut link", name)
+			t.Errorf("%s can write over a cut link", name)
 		}
 	}
 	if _, err := n.Dial(t.Context(), "a"); fault.CodeOf(err) != fault.Unavailable {
@@ -107,7 +107,7 @@ func TestNetwork_CutBreaksAndRefusesUntilMended(t *testing.T) {
 	n.Cut("a", false)
 	c, err := n.Dial(t.Context(), "a")
 	if err != nil {
-		t.Fatalf("dial over a mended link: %v", err)
+		t.Fatalf("dial after the cut has ended: %v", err)
 	}
 	c.Close()
 }
