@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"testing"
 
+	"github.com/lamina-mesh/lamina/internal/cputime"
 	"github.com/lamina-mesh/lamina/pkg/grammar"
 )
 
@@ -34,7 +35,7 @@ func BenchmarkCompile(b *testing.B) {
 		b.Run(one.Name, func(b *testing.B) {
 			runtime.LockOSThread()
 			defer runtime.UnlockOSThread()
-			began := threadTime(b)
+			began := cputime.Thread()
 			for b.Loop() {
 				g, err := grammar.Schema(one.Schema)
 				if err != nil {
@@ -44,7 +45,7 @@ func BenchmarkCompile(b *testing.B) {
 					b.Fatal(err)
 				}
 			}
-			b.ReportMetric(float64((threadTime(b)-began).Microseconds())/float64(b.N), "cpu-us/op")
+			b.ReportMetric(float64((cputime.Thread()-began).Microseconds())/float64(b.N), "cpu-us/op")
 		})
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/lamina-mesh/lamina/internal/cputime"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/grammar"
 )
@@ -177,9 +178,9 @@ func TestHostile_KeepsToItsBudget(t *testing.T) {
 		var before, after runtime.MemStats
 		runtime.GC()
 		runtime.ReadMemStats(&before)
-		began := threadTime(t)
+		began := cputime.Thread()
 		c, end := attack(t, h.kind, source, v)
-		took := threadTime(t) - began
+		took := cputime.Thread() - began
 		runtime.ReadMemStats(&after)
 		made := after.TotalAlloc - before.TotalAlloc
 		runtime.GC()

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/lamina-mesh/lamina/internal/cputime"
 	"github.com/lamina-mesh/lamina/pkg/template"
 )
 
@@ -155,9 +156,9 @@ const bombTime = 50 * time.Millisecond * slowdown
 func fastest(tmpl *template.Template) (time.Duration, error) {
 	took, err := time.Duration(1<<62), error(nil)
 	for range 5 {
-		start := time.Now()
+		start := cputime.Process()
 		_, err = tmpl.Render(context.Background(), nil, template.Options{})
-		if took = min(took, time.Since(start)); took <= bombTime {
+		if took = min(took, cputime.Process()-start); took <= bombTime {
 			break
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/lamina-mesh/lamina/internal/cputime"
 	"github.com/lamina-mesh/lamina/pkg/vocab"
 )
 
@@ -356,11 +357,11 @@ func TestVocab_EncodingIsLinear(t *testing.T) {
 				s := text(n)
 				best := time.Hour
 				for range 3 {
-					start := processorTime()
+					start := cputime.Process()
 					if _, err := v.Encode(s, vocab.Options{Special: true}); err != nil {
 						t.Fatal(err)
 					}
-					best = min(best, processorTime()-start)
+					best = min(best, cputime.Process()-start)
 				}
 				return best
 			}

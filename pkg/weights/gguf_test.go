@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/lamina-mesh/lamina/internal/cputime"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 	"github.com/lamina-mesh/lamina/pkg/weights"
@@ -302,7 +303,7 @@ func TestParse_HeadersDoNotGrowInMemory(t *testing.T) {
 		"name":                  safe(`{"` + strings.Repeat("x", size) + `":1}`),
 	} {
 		t.Run(name, func(t *testing.T) {
-			start := processorTime()
+			start := cputime.Process()
 			var err error
 			total := allocated(func() {
 				if bytes.HasPrefix(file, []byte("GGUF")) {
@@ -315,7 +316,7 @@ func TestParse_HeadersDoNotGrowInMemory(t *testing.T) {
 			if limit := uint64(len(file)) + 64<<20; total > limit {
 				t.Errorf("%d MiB were allocated, more than %d MiB", total>>20, limit>>20)
 			}
-			if took := processorTime() - start; took > time.Second && !raceEnabled {
+			if took := cputime.Process() - start; took > time.Second && !raceEnabled {
 				t.Errorf("it took %v", took)
 			}
 			if err != nil {
@@ -355,9 +356,9 @@ func TestGGUF_FieldMutantsGetTypedErrors(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	refused := 0
 	for i := range 10_000 {
-		start := processorTime()
+		start := cputime.Process()
 		g, err := weights.ParseGGUF("mutant", mutate(r, w.b, w.fields))
-		if took := processorTime() - start; took > time.Second && !raceEnabled {
+		if took := cputime.Process() - start; took > time.Second && !raceEnabled {
 			t.Fatalf("mutant %d took %v", i, took)
 		}
 		if err != nil {

@@ -181,7 +181,7 @@ func TestService_Errors(t *testing.T) {
 		code fault.Code
 		text string
 	}{
-		"no model":    {noModel, fault.NotFound, "5 are held"},
+		"no model":    {noModel, fault.NotFound, "5 are loaded"},
 		"unknown":     {unknown, fault.NotFound, `"z"`},
 		"bad id":      {badID, fault.Invalid, "ids[1]"},
 		"bad text":    {badText, fault.Invalid, "text"},

@@ -11,10 +11,10 @@ import (
 	"runtime"
 	"runtime/debug"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
+	"github.com/lamina-mesh/lamina/internal/cputime"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/kernel/cpu"
 	"github.com/lamina-mesh/lamina/pkg/kvcache"
@@ -132,7 +132,7 @@ func (e *crashError) Error() string { return fmt.Sprintf("panic: %v\n%s", e.valu
 func measure(open func() error) (used int64, took time.Duration, err error) {
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
-	from := processorTime()
+	from := cputime.Process()
 	func() {
 		defer func() {
 			if r := recover(); r != nil {
@@ -141,15 +141,9 @@ func measure(open func() error) (used int64, took time.Duration, err error) {
 		}()
 		err = open()
 	}()
-	took = processorTime() - from
+	took = cputime.Process() - from
 	runtime.ReadMemStats(&after)
 	return int64(after.TotalAlloc - before.TotalAlloc), took, err
-}
-
-func processorTime() time.Duration {
-	var u syscall.Rusage
-	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &u)
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // sample is a text for vocabularies that loaded.
