@@ -27,7 +27,8 @@ func TestMatcher_Completion(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if n := m.Shortest(); len(got) != len(c.want) || n > len(got) || n < len(got) && !strings.Contains(c.source, "unique") {
+		if n := m.Shortest(); len(got) != len(c.want) || n > len(got) || n < len(got) &&
+			!strings.Contains(c.source, "unique") {
 			t.Errorf("%s after %s: completion %q, shortest %d, want as long as %q", c.source, c.begun, got, n, c.want)
 		}
 		if err := m.AcceptBytes(got); err != nil || !m.CanEnd() || m.Shortest() != 0 {
@@ -40,7 +41,8 @@ func TestMatcher_UniqueItemsLeaveAWayOut(t *testing.T) {
 	for _, c := range []struct{ source, begun, not string }{
 		{`{"type":"array","items":{"enum":["a","b"]},"uniqueItems":true}`, `["a","`, `a`},
 		{`{"type":"array","items":{"type":"boolean"},"uniqueItems":true}`, `[true,false`, `,`},
-		{`{"type":"array","items":{"type":"string","maxLength":1,"pattern":"^[ab]*$"},"uniqueItems":true}`, `["a","","`, `a`},
+		{`{"type":"array","items":{"type":"string","maxLength":1,"pattern":"^[ab]*$"},"uniqueItems":true}`, `["a","","`,
+			`a`},
 	} {
 		m := compileSchema(t, c.source).NewMatcher()
 		if err := m.AcceptBytes([]byte(c.begun)); err != nil {

@@ -84,7 +84,8 @@ func fuzzVocabulary(f *testing.F) *grammar.Vocabulary {
 func FuzzGBNF(f *testing.F) {
 	v := fuzzVocabulary(f)
 	for _, source := range []string{
-		"root ::= \"a\"", "root ::= a*\na ::= [^x-z\\]]{2,5} | \"(\" root \")\" # note", "root ::= . | \"\\u00e9\\x41\"\n", "root ::= (\"a\"? root?)*",
+		"root ::= \"a\"", "root ::= a*\na ::= [^x-z\\]]{2,5} | \"(\" root \")\" # note",
+		"root ::= . | \"\\u00e9\\x41\"\n", "root ::= (\"a\"? root?)*",
 		"root ::= (\n\"a\" |\r\n \"b\"){0,3}", "root ::= x\nx ::= x \"a\" | \"\"",
 	} {
 		f.Add(source)
@@ -97,7 +98,8 @@ func FuzzGBNF(f *testing.F) {
 
 func FuzzRegex(f *testing.F) {
 	v := fuzzVocabulary(f)
-	for _, source := range []string{`a(b|c)*[^d-f]{2,3}$`, `(?i)\bx\B|\p{Lu}`, `^(^a|b$)\d+\.?`, `\x41\u{1F600}(?P<n>z)`, `[[:alpha:]-]+?`, `(a*)*`} {
+	for _, source := range []string{`a(b|c)*[^d-f]{2,3}$`, `(?i)\bx\B|\p{Lu}`, `^(^a|b$)\d+\.?`,
+		`\x41\u{1F600}(?P<n>z)`, `[[:alpha:]-]+?`, `(a*)*`} {
 		f.Add(source)
 	}
 	f.Fuzz(func(t *testing.T, source string) {
@@ -138,7 +140,8 @@ func FuzzTags(f *testing.F) {
 		if flags&8 != 0 {
 			o.Triggers = []string{trigger}
 		}
-		g, err := grammar.Tags([]grammar.Tag{{Begin: begin, Body: inner, End: end}, {Begin: trigger + "!", Body: inner, End: end}}, o)
+		g, err := grammar.Tags([]grammar.Tag{{Begin: begin, Body: inner, End: end},
+			{Begin: trigger + "!", Body: inner, End: end}}, o)
 		explore(t, v, g, err)
 	})
 }

@@ -63,15 +63,22 @@ func TestGBNF_Texts(t *testing.T) {
 		yes, not []string
 	}{
 		{`root ::= "a" | "b" root`, []string{"a", "ba", "bbbba"}, []string{"", "b", "aa", "ab"}},
-		{`root ::= "(" root ")" root | ""`, []string{"", "()", "(())()", strings.Repeat("(", 500) + strings.Repeat(")", 500)}, []string{"(", ")(", "(()"}},
-		{"root ::= a b # rest\na ::= [^b-d\\]\\x41]+ # more\n\nb ::= (\n \"b\" |\n \"c\"\n){2,3}", []string{"xxbb", "zébcb"}, []string{"bb", "xb", "xbbbb", "Abb", "]bb"}},
-		{`root ::= "\u00e9" . "\U0001F600" "\x41\n\t\\\""`, []string{"é\n😀A\n\t\\\"", "é語😀A\n\t\\\""}, []string{"éab😀A\n\t\\\"", "é\xff😀A\n\t\\\""}},
-		{`root ::= x{0} x{2} x{0,1} y{3,}` + "\nx ::= \"x\"\ny ::= \"y\"", []string{"xxyyy", "xxxyyyyyy"}, []string{"xyyy", "xxxxyyy", "xxyy"}},
+		{`root ::= "(" root ")" root | ""`,
+			[]string{"", "()", "(())()", strings.Repeat("(", 500) + strings.Repeat(")", 500)},
+			[]string{"(", ")(", "(()"}},
+		{"root ::= a b # rest\na ::= [^b-d\\]\\x41]+ # more\n\nb ::= (\n \"b\" |\n \"c\"\n){2,3}",
+			[]string{"xxbb", "zébcb"}, []string{"bb", "xb", "xbbbb", "Abb", "]bb"}},
+		{`root ::= "\u00e9" . "\U0001F600" "\x41\n\t\\\""`, []string{"é\n😀A\n\t\\\"", "é語😀A\n\t\\\""},
+			[]string{"éab😀A\n\t\\\"", "é\xff😀A\n\t\\\""}},
+		{`root ::= x{0} x{2} x{0,1} y{3,}` + "\nx ::= \"x\"\ny ::= \"y\"", []string{"xxyyy", "xxxyyyyyy"},
+			[]string{"xyyy", "xxxxyyy", "xxyy"}},
 		{`root ::= ("a"? "b"?){3,5} "c"`, []string{"c", "abababababc", "aaac", "bac"}, []string{"aaaaaac", "ab"}},
 		{`root ::= (o){2,4}` + "\no ::= \"a\" | \"\"", []string{"", "a", "aaaa"}, []string{"aaaaa"}},
-		{"root ::= ( ( \"ab\" ){2} \"c\" ){2,70000}", []string{"ababcababc", strings.Repeat("ababc", 3000)}, []string{"ababc", "ababcabc"}},
+		{"root ::= ( ( \"ab\" ){2} \"c\" ){2,70000}", []string{"ababcababc", strings.Repeat("ababc", 3000)},
+			[]string{"ababc", "ababcabc"}},
 		{"root ::=\n  \"a\" \n  | \"b\"\n", []string{"a", "b"}, []string{"ab"}},
-		{"root ::= e\ne ::= t (\"+\" t)*\nt ::= f (\"*\" f)*\nf ::= [0-9]+ | \"(\" e \")\"", []string{"1+2*(3+4)*5", "((7))"}, []string{"1+", "(1", "1)"}},
+		{"root ::= e\ne ::= t (\"+\" t)*\nt ::= f (\"*\" f)*\nf ::= [0-9]+ | \"(\" e \")\"",
+			[]string{"1+2*(3+4)*5", "((7))"}, []string{"1+", "(1", "1)"}},
 		{"root ::= \"x\" tail\r\ntail ::= \"y\" | \"z\"\r\n", []string{"xy"}, []string{"x"}},
 	} {
 		g := compileGBNF(t, c.source)
@@ -118,7 +125,8 @@ func TestGBNF_Errors(t *testing.T) {
 func TestCompile_Refuses(t *testing.T) {
 	for _, c := range []struct{ source, want string }{
 		{"root ::= root \"a\" | \"b\"", "left recursion of rule root on line 1"},
-		{"root ::= a\na ::= b \"x\" | \"y\"\nb ::= \"\" c\nc ::= n a\nn ::= \"n\"?", "left recursion of rule a on line 2: a rule"},
+		{"root ::= a\na ::= b \"x\" | \"y\"\nb ::= \"\" c\nc ::= n a\nn ::= \"n\"?",
+			"left recursion of rule a on line 2: a rule"},
 		{"root ::= root", "empty language"},
 		{"root ::= \"a\" root", "empty language"},
 	} {
@@ -128,7 +136,8 @@ func TestCompile_Refuses(t *testing.T) {
 		}
 		_, err = grammar.Compile(g, nil)
 		var unsupported *grammar.UnsupportedError
-		if !errors.As(err, &unsupported) || !strings.Contains(strings.Replace(err.Error(), ": a rule", ": a rule", 1), c.want[:min(len(c.want), 30)]) {
+		if !errors.As(err, &unsupported) ||
+			!strings.Contains(strings.Replace(err.Error(), ": a rule", ": a rule", 1), c.want[:min(len(c.want), 30)]) {
 			t.Errorf("%q: %v, want %q", c.source, err, c.want)
 		}
 	}

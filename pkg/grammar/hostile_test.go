@@ -40,18 +40,27 @@ var hostiles = []hostile{
 	{"choices", "gbnf", func(n int) string {
 		return "root ::= " + join(10*n, "|", func(i int) string { return fmt.Sprintf(`"%d"`, i*7919) })
 	}},
-	{"counted", "gbnf", func(n int) string { return fmt.Sprintf(`root ::= ((([a-z]{0,%d} "x"?){0,%d}){1,%d} "y")*`, n, n, n) }},
+	{"counted", "gbnf", func(n int) string {
+		return fmt.Sprintf(`root ::= ((([a-z]{0,%d} "x"?){0,%d}){1,%d} "y")*`, n, n, n)
+	}},
 	{"doubling", "gbnf", func(n int) string {
-		return "root ::= r0\n" + join(n%60, "\n", func(i int) string { return fmt.Sprintf("r%d ::= r%d r%d", i, i+1, i+1) }) + fmt.Sprintf("\nr%d ::= \"a\" | \"\"", n%60)
+		return "root ::= r0\n" +
+			join(n%60, "\n", func(i int) string { return fmt.Sprintf("r%d ::= r%d r%d", i, i+1, i+1) }) +
+			fmt.Sprintf("\nr%d ::= \"a\" | \"\"", n%60)
 	}},
 	{"ambiguous", "gbnf", func(n int) string {
-		return `root ::= "a" root root root | "a" root | "a" "a" root | "b" | "a"` + strings.Repeat(` | "a" root root`, n%40)
+		return `root ::= "a" root root root | "a" root | "a" "a" root | "b" | "a"` +
+			strings.Repeat(` | "a" root root`, n%40)
 	}},
 	{"ring", "gbnf", func(n int) string {
-		return "root ::= r0\n" + join(n, "\n", func(i int) string { return fmt.Sprintf(`r%d ::= "a" r%d | "b" r%d | "c"`, i, (i+1)%n, (i*7+3)%n) })
+		return "root ::= r0\n" +
+			join(n, "\n", func(i int) string {
+				return fmt.Sprintf(`r%d ::= "a" r%d | "b" r%d | "c"`, i, (i+1)%n, (i*7+3)%n)
+			})
 	}},
 	{"backwards", "gbnf", func(n int) string {
-		return fmt.Sprintf("root ::= r%d\nr0 ::= \"x\"\n", n-1) + join(n-1, "\n", func(i int) string { return fmt.Sprintf(`r%d ::= r%d? r%d*`, i+1, i, i) })
+		return fmt.Sprintf("root ::= r%d\nr0 ::= \"x\"\n", n-1) +
+			join(n-1, "\n", func(i int) string { return fmt.Sprintf(`r%d ::= r%d? r%d*`, i+1, i, i) })
 	}},
 	{"nullables", "gbnf", func(n int) string {
 		return "root ::= (" + join(n, " ", func(i int) string { return fmt.Sprintf(`("%d"? "x"*)*`, i%10) }) + ")*"
@@ -77,20 +86,29 @@ var hostiles = []hostile{
 	{"stars", "regex", func(n int) string { return nested(n%190, "(", "a", "*)*") }},
 	{"repeats", "regex", func(n int) string { return nested(n%9, "(", "a?", fmt.Sprintf("{%d})", n)) + "b" }},
 	{"properties", "regex", func(n int) string {
-		return join(n%100, "", func(i int) string { return []string{`\p{L}`, `\P{Lu}`, `[^\p{Greek}\d]`, `(?i:\p{Han}|k)`}[i%4] }) + "$^"
+		return join(n%100, "", func(i int) string {
+			return []string{`\p{L}`, `\P{Lu}`, `[^\p{Greek}\d]`, `(?i:\p{Han}|k)`}[i%4]
+		}) + "$^"
 	}},
-	{"words", "regex", func(n int) string { return join(3*n, "|", func(i int) string { return fmt.Sprintf(`\bw%d\b`, i*31) }) }},
-	{"any", "regex", func(n int) string { return join(n, "|", func(i int) string { return fmt.Sprintf(`^.{%d}x.*y`, i) }) }},
+	{"words", "regex", func(n int) string {
+		return join(3*n, "|", func(i int) string { return fmt.Sprintf(`\bw%d\b`, i*31) })
+	}},
+	{"any", "regex", func(n int) string {
+		return join(n, "|", func(i int) string { return fmt.Sprintf(`^.{%d}x.*y`, i) })
+	}},
 
 	{"deep", "schema", func(n int) string { return nested(n%250, `{"items":`, `{}`, `}`) }},
 	{"wide", "schema", func(n int) string {
-		return `{"type":"object","properties":{` + join(4*n, ",", func(i int) string { return fmt.Sprintf(`"p%d":{"type":"string","maxLength":%d}`, i, i) }) + `}}`
+		return `{"type":"object","properties":{` +
+			join(4*n, ",", func(i int) string { return fmt.Sprintf(`"p%d":{"type":"string","maxLength":%d}`, i, i) }) +
+			`}}`
 	}},
 	{"enum", "schema", func(n int) string {
 		return `{"enum":[` + join(20*n, ",", func(i int) string { return fmt.Sprintf(`"value %d"`, i*7919) }) + `]}`
 	}},
 	{"values", "schema", func(n int) string {
-		return `{"enum":[` + join(n, ",", func(i int) string { return fmt.Sprintf(`{"k%d":[%d,{"x":"%d"}]}`, i, i, i) }) + `]}`
+		return `{"enum":[` + join(n, ",",
+			func(i int) string { return fmt.Sprintf(`{"k%d":[%d,{"x":"%d"}]}`, i, i, i) }) + `]}`
 	}},
 	{"product", "schema", func(n int) string {
 		return `{"allOf":[` + join(n%40, ",", func(i int) string {
@@ -111,25 +129,34 @@ var hostiles = []hostile{
 		}) + `}}`
 	}},
 	{"spin", "schema", func(n int) string {
-		return `{"$ref":"#/$defs/d0","$defs":{` + join(n, ",", func(i int) string { return fmt.Sprintf(`"d%d":{"allOf":[{"$ref":"#/$defs/d%d"}]}`, i, (i+1)%n) }) + `}}`
+		return `{"$ref":"#/$defs/d0","$defs":{` +
+			join(n, ",", func(i int) string {
+				return fmt.Sprintf(`"d%d":{"allOf":[{"$ref":"#/$defs/d%d"}]}`, i, (i+1)%n)
+			}) + `}}`
 	}},
 	{"meets", "schema", func(n int) string {
 		return `{"$defs":{"a":{"type":"object","properties":{"x":{"$ref":"#/$defs/a"},"y":{"$ref":"#/$defs/b"}}},"b":{"type":"object","properties":{"x":{"allOf":[{"$ref":"#/$defs/a"},{"$ref":"#/$defs/b"}]},"y":{"not":{"$ref":"#/$defs/a"}}}}},"allOf":[{"$ref":"#/$defs/a"},{"$ref":"#/$defs/b"}]}`
 	}},
 	{"patterns", "schema", func(n int) string {
-		return `{"patternProperties":{` + join(n%30, ",", func(i int) string { return fmt.Sprintf(`"[a-f]*%c[a-f]{%d}":{"type":"integer"}`, 'a'+i%6, i%12) }) + `}}`
+		return `{"patternProperties":{` +
+			join(n%30, ",", func(i int) string {
+				return fmt.Sprintf(`"[a-f]*%c[a-f]{%d}":{"type":"integer"}`, 'a'+i%6, i%12)
+			}) + `}}`
 	}},
 	{"intersect", "schema", func(n int) string {
-		return `{"type":"string","allOf":[` + join(n%12, ",", func(i int) string { return fmt.Sprintf(`{"pattern":"%c.{%d}z"}`, 'a'+i, i+2) }) + `]}`
+		return `{"type":"string","allOf":[` +
+			join(n%12, ",", func(i int) string { return fmt.Sprintf(`{"pattern":"%c.{%d}z"}`, 'a'+i, i+2) }) + `]}`
 	}},
 	{"length", "schema", func(n int) string {
 		return fmt.Sprintf(`{"type":"string","pattern":"^([a-z]+ ?)*$","minLength":%d,"maxLength":%d}`, n, 500*n)
 	}},
 	{"multiple", "schema", func(n int) string {
-		return fmt.Sprintf(`{"type":"number","multipleOf":%d.%03d,"minimum":-%d,"maximum":1e%d}`, n%20, 1+n%999, n, n%50)
+		return fmt.Sprintf(`{"type":"number","multipleOf":%d.%03d,"minimum":-%d,"maximum":1e%d}`,
+			n%20, 1+n%999, n, n%50)
 	}},
 	{"digits", "schema", func(n int) string {
-		return `{"type":"number","minimum":0.` + strings.Repeat("123456789", n%8) + `1,"not":{"enum":[` + join(n%20, ",", func(i int) string { return fmt.Sprintf("%d.5", i) }) + `,1]}}`
+		return `{"type":"number","minimum":0.` + strings.Repeat("123456789", n%8) + `1,"not":{"enum":[` +
+			join(n%20, ",", func(i int) string { return fmt.Sprintf("%d.5", i) }) + `,1]}}`
 	}},
 	{"unique", "schema", func(n int) string {
 		return fmt.Sprintf(`{"type":"array","uniqueItems":true,"minItems":%d,"items":{"type":"string","pattern":"^[ab]{%d}$"}}`, n, n%40)
@@ -143,7 +170,8 @@ var hostiles = []hostile{
 		}) + `],"maxProperties":` + fmt.Sprint(n) + `}`
 	}},
 	{"counted members", "schema", func(n int) string {
-		return fmt.Sprintf(`{"type":"object","minProperties":%d,"maxProperties":%d,"properties":{`, n%100, n) + join(n%200, ",", func(i int) string { return fmt.Sprintf(`"p%d":{}`, i) }) + `}}`
+		return fmt.Sprintf(`{"type":"object","minProperties":%d,"maxProperties":%d,"properties":{`, n%100, n) +
+			join(n%200, ",", func(i int) string { return fmt.Sprintf(`"p%d":{}`, i) }) + `}}`
 	}},
 	{"conditions", "schema", func(n int) string {
 		return `{"allOf":[` + join(n%20, ",", func(i int) string {

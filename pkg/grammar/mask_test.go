@@ -80,7 +80,8 @@ func has(mask []uint64, id int32) bool { return mask[id>>6]>>(id&63)&1 == 1 }
 // parts of characters.
 func randomVocabulary(t testing.TB, r *rand.Rand, size int) ([][]byte, *grammar.Vocabulary) {
 	t.Helper()
-	parts := []string{"a", "b", "0", "1", "é", "è", "\xc3", "\xa9", "\"", "\\", "u", "{", "}", "[", "]", ":", ",", " ", "-", ".", "e", "true", "null", "\n", "\u65e5", "\xe6", "\\u00", "@", "x"}
+	parts := []string{"a", "b", "0", "1", "é", "è", "\xc3", "\xa9", "\"", "\\", "u", "{", "}", "[", "]", ":", ",", " ",
+		"-", ".", "e", "true", "null", "\n", "\u65e5", "\xe6", "\\u00", "@", "x"}
 	tokens := [][]byte{nil, []byte("</s>")}
 	for b := range 256 {
 		tokens = append(tokens, []byte{byte(b)})

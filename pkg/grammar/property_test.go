@@ -33,7 +33,8 @@ func (s schemaMaker) schema(depth int) any {
 	case 2, 3:
 		return s.text()
 	case 4:
-		return map[string]any{"enum": []any{"a", "bc", 1, 2.5, nil, true, []any{1, "x"}, map[string]any{"k": 1}}[s.r.IntN(4):]}
+		return map[string]any{"enum": []any{"a", "bc", 1, 2.5, nil, true, []any{1, "x"},
+			map[string]any{"k": 1}}[s.r.IntN(4):]}
 	case 5:
 		return map[string]any{"type": s.pick("boolean", "null", []any{"boolean", "string"}, []any{"integer", "null"})}
 	case 6:
@@ -72,7 +73,8 @@ func (s schemaMaker) integer() any {
 func (s schemaMaker) number() any {
 	out := map[string]any{"type": "number"}
 	if s.coin() {
-		out[s.pick("minimum", "exclusiveMinimum").(string)] = json.Number(fmt.Sprintf("%d.%02d", s.r.IntN(40)-20, s.r.IntN(100)))
+		out[s.pick("minimum", "exclusiveMinimum").(string)] = json.Number(
+			fmt.Sprintf("%d.%02d", s.r.IntN(40)-20, s.r.IntN(100)))
 	}
 	if s.coin() {
 		out["maximum"] = 25.5
@@ -92,7 +94,8 @@ func (s schemaMaker) text() any {
 	case 1:
 		out["pattern"] = s.pick(`^[a-c]+$`, `^\d{2,4}-\w+$`, `x`, `^(ab|c)*$`, `[^a]$`, `^.{3}$`)
 	case 2:
-		out["format"] = s.pick("date", "time", "date-time", "uuid", "ipv4", "ipv6", "email", "hostname", "uri", "json-pointer", "duration", "uri-reference")
+		out["format"] = s.pick("date", "time", "date-time", "uuid", "ipv4", "ipv6", "email", "hostname", "uri",
+			"json-pointer", "duration", "uri-reference")
 	case 3:
 		out["pattern"] = `^[a-z]*$`
 		out["maxLength"] = 6
@@ -129,7 +132,8 @@ func (s schemaMaker) object(depth int) any {
 		out["dependentRequired"] = map[string]any{"a": []any{"b"}}
 	}
 	if s.r.IntN(6) == 0 {
-		out["if"] = map[string]any{"properties": map[string]any{"a": map[string]any{"type": "string"}}, "required": []any{"a"}}
+		out["if"] = map[string]any{"properties": map[string]any{"a": map[string]any{"type": "string"}},
+			"required": []any{"a"}}
 		out["then"] = map[string]any{"required": []any{"b"}}
 	}
 	return out
@@ -158,7 +162,8 @@ func (s schemaMaker) array(depth int) any {
 func (s schemaMaker) document() []byte {
 	root := s.schema(3).(map[string]any)
 	root["$defs"] = map[string]any{"node": map[string]any{
-		"type": "object", "properties": map[string]any{"v": map[string]any{"type": "integer"}, "next": map[string]any{"$ref": "#/$defs/node"}},
+		"type": "object", "properties": map[string]any{"v": map[string]any{"type": "integer"},
+			"next": map[string]any{"$ref": "#/$defs/node"}},
 		"required": []any{"v"}, "additionalProperties": false,
 	}}
 	root["$schema"] = "https://json-schema.org/draft/2020-12/schema"

@@ -70,9 +70,12 @@ func TestRegex_Texts(t *testing.T) {
 func TestRegex_Refuses(t *testing.T) {
 	var unsupported *grammar.UnsupportedError
 	for source, want := range map[string]string{
-		`a(?=b)`: "lookahead", `(?!a)b`: "negative lookahead", `(?<=a)b`: "lookbehind", `(?<!a)b`: "negative lookbehind",
-		`(a)\1`: "backreference", `(?<n>a)\k<n>`: "backreference", `(?P<n>a)(?P=n)`: "backreference", `(?>a)`: "atomic",
-		`a++`: "possessive", `[]a]`: "class []", `(?m)^a$`: "flag (?m)", `\p{Klingon}`: "property", `a\Z`: `\Z`, `\012`: "octal",
+		`a(?=b)`: "lookahead", `(?!a)b`: "negative lookahead", `(?<=a)b`: "lookbehind",
+		`(?<!a)b`: "negative lookbehind",
+		`(a)\1`:   "backreference", `(?<n>a)\k<n>`: "backreference", `(?P<n>a)(?P=n)`: "backreference",
+		`(?>a)`: "atomic",
+		`a++`:   "possessive", `[]a]`: "class []", `(?m)^a$`: "flag (?m)", `\p{Klingon}`: "property", `a\Z`: `\Z`,
+		`\012`: "octal",
 	} {
 		_, err := grammar.Regex(source)
 		if !errors.As(err, &unsupported) || !strings.Contains(err.Error(), want) {
@@ -80,13 +83,15 @@ func TestRegex_Refuses(t *testing.T) {
 		}
 	}
 	var syntax *grammar.SyntaxError
-	for _, source := range []string{`(a`, `a)`, `[a`, `*a`, `a**`, `a{3,2}`, `\q`, `\`, `[b-a]`, `(?z)a`, `\x4`, `\ud800`, `^*`, `(?<a`, "\xff", `\p{L`} {
+	for _, source := range []string{`(a`, `a)`, `[a`, `*a`, `a**`, `a{3,2}`, `\q`, `\`, `[b-a]`, `(?z)a`, `\x4`,
+		`\ud800`, `^*`, `(?<a`, "\xff", `\p{L`} {
 		if _, err := grammar.Regex(source); !errors.As(err, &syntax) {
 			t.Errorf("%s: %v, want a syntax error", source, err)
 		}
 	}
 	var limit *grammar.LimitError
-	for _, source := range []string{strings.Repeat("(", 300), `a{1048577}`, `(\b.*a.{40}\b){30}`, `(^|b)a{60000}`, strings.Repeat(`a|`, 60000)} {
+	for _, source := range []string{strings.Repeat("(", 300), `a{1048577}`, `(\b.*a.{40}\b){30}`, `(^|b)a{60000}`,
+		strings.Repeat(`a|`, 60000)} {
 		if _, err := grammar.Regex(source); !errors.As(err, &limit) {
 			t.Errorf("%.30s: %v, want a limit", source, err)
 		}

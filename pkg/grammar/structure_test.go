@@ -18,24 +18,32 @@ func TestStructure_Parts(t *testing.T) {
 	}{
 		{`{"type":"const_string","value":"a\"b"}`, []string{`a"b`}, []string{"", "a"}},
 		{`{"type":"json_schema","json_schema":` + x + `}`, []string{`{"x":1}`}, []string{`{"x":"1"}`, ""}},
-		{`{"type":"json_schema","max_whitespace":1,"json_schema":` + x + `}`, []string{`{"x":1}`, `{ "x" : 1 }`}, []string{`{"x":  1}`}},
-		{`{"type":"json_schema","max_whitespace":0,"json_schema":` + x + `}`, []string{`{"x":1}`}, []string{`{"x": 1}`}},
+		{`{"type":"json_schema","max_whitespace":1,"json_schema":` + x + `}`, []string{`{"x":1}`, `{ "x" : 1 }`},
+			[]string{`{"x":  1}`}},
+		{`{"type":"json_schema","max_whitespace":0,"json_schema":` + x + `}`, []string{`{"x":1}`},
+			[]string{`{"x": 1}`}},
 		{`{"type":"regex","pattern":"a+|b"}`, []string{"a", "aa", "b"}, []string{"ab", ""}},
 		{`{"type":"grammar","grammar":"root ::= \"x\" root?"}`, []string{"x", "xx"}, []string{"", "y"}},
 		{`{"type":"any_text"}`, []string{"", "any\n日本"}, []string{"\xff"}},
 		{`{"type":"any_text","excludes":["ab","<"]}`, []string{"", "a", "ba", "aa b"}, []string{"ab", "xaabx", "<"}},
-		{`{"type":"any_text","excludes":["ab"],"not_first":"{["}`, []string{"", "x{", "a{", " \n", "\nx ["}, []string{"{", " {", "[x", "ab", "xab"}},
+		{`{"type":"any_text","excludes":["ab"],"not_first":"{["}`, []string{"", "x{", "a{", " \n", "\nx ["},
+			[]string{"{", " {", "[x", "ab", "xab"}},
 		{`{"triggers":["<"],"not_first":"{","stop_after_first":true,"tags":[{"begin":"<a","content":{"type":"const_string","value":""}}]}`, []string{"", "<a", " x{<a", " <a"}, []string{"{", " {<a", "<", "<a<a"}},
 		{`{"type":"sequence","elements":[{"type":"any_text","excludes":["."]},{"type":"const_string","value":"."},{"type":"optional","content":{"type":"const_string","value":"!"}}]}`,
 			[]string{".", "a.", "a.!"}, []string{"a", "a..", "!"}},
 		{`{"type":"or","elements":[{"type":"const_string","value":"a"},{"type":"plus","content":{"type":"regex","pattern":"[b-d]"}}]}`, []string{"a", "b", "bcd"}, []string{"", "ab"}},
-		{`{"type":"star","content":{"type":"const_string","value":"ab"}}`, []string{"", "ab", "abab"}, []string{"a", "aba"}},
-		{`{"type":"repeat","min":1,"max":2,"content":{"type":"const_string","value":"ab"}}`, []string{"ab", "abab"}, []string{"", "ababab"}},
-		{`{"type":"tag","begin":"<a>","content":{"type":"any_text"},"end":["</a>","."]}`, []string{"<a></a>", "<a>x<.", "<a>x</a>"}, []string{"<a>", "<a>.</a>", "<a></a></a>"}},
+		{`{"type":"star","content":{"type":"const_string","value":"ab"}}`, []string{"", "ab", "abab"},
+			[]string{"a", "aba"}},
+		{`{"type":"repeat","min":1,"max":2,"content":{"type":"const_string","value":"ab"}}`, []string{"ab", "abab"},
+			[]string{"", "ababab"}},
+		{`{"type":"tag","begin":"<a>","content":{"type":"any_text"},"end":["</a>","."]}`,
+			[]string{"<a></a>", "<a>x<.", "<a>x</a>"}, []string{"<a>", "<a>.</a>", "<a></a></a>"}},
 		{`{"type":"structural_tag","format":{"type":"triggered_tags","triggers":["<f"],"tags":[{"begin":"<f=a>","content":{"type":"json_schema","json_schema":` + x + `},"end":"</f>"},{"type":"tag","begin":"<f=b>","schema":` + x + `}]}}`,
 			[]string{"", "free <", `a<f=a>{"x":1}</f> and <f=b>{"x":2}.`}, []string{"<f", "<f=c>", `<f=a>{}</f>`}},
-		{`{"type":"structural_tag","structures":[{"begin":"<f=a>","schema":` + x + `,"end":"</f>"}],"triggers":["<f="]}`, []string{"free", `<f=a>{"x":1}</f>.`}, []string{"<f=b>"}},
-		{`{"tags":[{"begin":"<a>","schema":` + x + `,"end":"<"}],"at_least_one":true,"stop_after_first":true}`, []string{`x<a>{"x":1}<`}, []string{"", "x", `<a>{"x":1}<.`}},
+		{`{"type":"structural_tag","structures":[{"begin":"<f=a>","schema":` + x +
+			`,"end":"</f>"}],"triggers":["<f="]}`, []string{"free", `<f=a>{"x":1}</f>.`}, []string{"<f=b>"}},
+		{`{"tags":[{"begin":"<a>","schema":` + x + `,"end":"<"}],"at_least_one":true,"stop_after_first":true}`,
+			[]string{`x<a>{"x":1}<`}, []string{"", "x", `<a>{"x":1}<.`}},
 		{`{"type":"tags_with_separator","separator":", ","tags":[{"begin":"a","content":{"type":"const_string","value":"b"},"end":"c"}]}`, []string{"", "abc", "abc, abc"}, []string{"abc, ", "x", "abcabc"}},
 		{`{"type":"tags_with_separator","at_least_one":true,"stop_after_first":true,"tags":[{"begin":"a","content":{"type":"const_string","value":"b"},"end":"c"}]}`, []string{"abc"}, []string{"", "abcabc"}},
 	} {
@@ -95,7 +103,8 @@ func TestStructure_RefusesByName(t *testing.T) {
 
 // Control tokens fit where they are asked for, and nowhere else; no text stands for one.
 func TestStructure_ControlTokens(t *testing.T) {
-	tokens := [][]byte{grammar.ControlBytes("[CALL]"), []byte("[CALL]"), []byte("["), []byte("CALL"), []byte("]"), []byte("a"), {0xFF}, []byte("\xffx"), grammar.ControlBytes("</s>"),
+	tokens := [][]byte{grammar.ControlBytes("[CALL]"), []byte("[CALL]"), []byte("["), []byte("CALL"), []byte("]"),
+		[]byte("a"), {0xFF}, []byte("\xffx"), grammar.ControlBytes("</s>"),
 		nil, grammar.ControlBytes("[ARGS]"), []byte("\xff\xff")}
 	v, err := grammar.NewVocabulary(tokens, 8)
 	if err != nil {
@@ -203,8 +212,10 @@ func TestStructure_MasksAreExact(t *testing.T) {
 		`{"type":"triggered_tags","not_first":"{[",` + tags + `}`,
 		`{"type":"sequence","elements":[` + free + `,{"type":"regex","pattern":"( END)*"}]}`,
 		// The regular expression is a rule of its own, which may end after any character.
-		`{"type":"sequence","elements":[` + own + `,{"type":"or","elements":[{"type":"const_string","value":"<top>"},{"type":"const_string","value":" a b"}]},` + own + `]}`,
-		`{"type":"tag","begin":"","content":{"type":"or","elements":[` + free + `,{"type":"json_schema","json_schema":{"type":"object"}}]},"end":"!"}`,
+		`{"type":"sequence","elements":[` + own +
+			`,{"type":"or","elements":[{"type":"const_string","value":"<top>"},{"type":"const_string","value":" a b"}]},` + own + `]}`,
+		`{"type":"tag","begin":"","content":{"type":"or","elements":[` + free +
+			`,{"type":"json_schema","json_schema":{"type":"object"}}]},"end":"!"}`,
 	} {
 		g, err := grammar.Structure([]byte(source))
 		if err != nil {
@@ -215,7 +226,8 @@ func TestStructure_MasksAreExact(t *testing.T) {
 			t.Fatal(err)
 		}
 		mask := make([]uint64, v.Words())
-		for _, text := range []string{"", " ", "<", "<t", "<think>a", "<think>a</", "Hello", "Hello <tool_c", "Hello</th", "a <tool_call>b", "a <tool_call>b</tool_call>", "{", "a END", "a <x<", "a <to"} {
+		for _, text := range []string{"", " ", "<", "<t", "<think>a", "<think>a</", "Hello", "Hello <tool_c",
+			"Hello</th", "a <tool_call>b", "a <tool_call>b</tool_call>", "{", "a END", "a <x<", "a <to"} {
 			ids, err := words.Encode(text, vocab.Options{})
 			if err != nil {
 				t.Fatal(err)
@@ -245,7 +257,8 @@ func TestStructure_MasksAreExact(t *testing.T) {
 				}
 				if has(mask, id) != (err == nil) {
 					if wrong++; wrong < 4 {
-						t.Errorf("%s after %q: %q is masked in: %v, accepted: %v", source, text, token, has(mask, id), err)
+						t.Errorf("%s after %q: %q is masked in: %v, accepted: %v", source, text, token, has(mask, id),
+							err)
 					}
 				}
 			}

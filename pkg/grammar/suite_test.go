@@ -107,7 +107,8 @@ func TestSchema_Suite(t *testing.T) {
 		why = append(why, fmt.Sprintf("%d %s", n, reason))
 	}
 	slices.Sort(why)
-	t.Logf("| keyword | right | refused | format | wrong |\n|---|---|---|---|---|\n%s\nrefused:\n%s", table.String(), strings.Join(why, "\n"))
+	t.Logf("| keyword | right | refused | format | wrong |\n|---|---|---|---|---|\n%s\nrefused:\n%s", table.String(),
+		strings.Join(why, "\n"))
 	if total.wrong > 0 {
 		t.Errorf("%d verdicts are wrong", total.wrong)
 	}
@@ -118,7 +119,8 @@ func TestSchema_Suite(t *testing.T) {
 }
 
 // runGroup compares the verdicts on one schema with the suite's.
-func runGroup(t *testing.T, file string, group suiteGroup, remotes map[string][]byte, reasons map[string]int) (v verdicts) {
+func runGroup(t *testing.T, file string, group suiteGroup, remotes map[string][]byte,
+	reasons map[string]int) (v verdicts) {
 	name := file + ": " + group.Description
 	format := strings.HasPrefix(file, "optional/format/") || file == "format"
 	g, err := grammar.SchemaWith(group.Schema, grammar.SchemaOptions{Documents: remotes})

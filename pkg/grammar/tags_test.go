@@ -35,7 +35,8 @@ func check(t *testing.T, name string, c *grammar.Compiled, yes, not []string) {
 
 func TestChoices(t *testing.T) {
 	g, err := grammar.Choices([]string{"yes", "no", "not at all", "日本", ""})
-	check(t, "choices", compiled(t, g, err), []string{"yes", "no", "not at all", "日本", ""}, []string{"not", "y", "日", "yesno"})
+	check(t, "choices", compiled(t, g, err), []string{"yes", "no", "not at all", "日本", ""},
+		[]string{"not", "y", "日", "yesno"})
 	var syntax *grammar.SyntaxError
 	for _, texts := range [][]string{nil, {"\xff"}} {
 		if _, err := grammar.Choices(texts); !errors.As(err, &syntax) {
@@ -45,7 +46,8 @@ func TestChoices(t *testing.T) {
 }
 
 func TestTags(t *testing.T) {
-	body, err := grammar.Schema([]byte(`{"type":"object","properties":{"x":{"type":"integer"}},"required":["x"],"additionalProperties":false}`))
+	body, err := grammar.Schema(
+		[]byte(`{"type":"object","properties":{"x":{"type":"integer"}},"required":["x"],"additionalProperties":false}`))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,8 +66,10 @@ func TestTags(t *testing.T) {
 		yes, not []string
 	}{
 		{"by triggers", grammar.TagOptions{Triggers: []string{"<call", "[["}},
-			[]string{"", "free < text [ <cal", `a<call name=f>{"x":1}</call>b`, `<call name=g></call><call name=g>x</call>`, `<<call name=f>{"x": 2}</call>`, `[[{"x":1}]] [`},
-			[]string{"<call", "free <call name=h>", `<call name=f>{"y":1}</call>`, `<call name=f>{"x":1}`, `[[[{"x":1}]]`}},
+			[]string{"", "free < text [ <cal", `a<call name=f>{"x":1}</call>b`,
+				`<call name=g></call><call name=g>x</call>`, `<<call name=f>{"x": 2}</call>`, `[[{"x":1}]] [`},
+			[]string{"<call", "free <call name=h>", `<call name=f>{"y":1}</call>`, `<call name=f>{"x":1}`,
+				`[[[{"x":1}]]`}},
 		{"by beginnings", grammar.TagOptions{},
 			[]string{"<call name=h>", `<call name=f>{"x":1}</call>`}, []string{"<call name=f>", "a[["}},
 		{"required", grammar.TagOptions{Required: true},
@@ -73,13 +77,16 @@ func TestTags(t *testing.T) {
 		{"single", grammar.TagOptions{Single: true, Required: true},
 			[]string{`so: [[{"x":1}]]`}, []string{`[[{"x":1}]] and`, `[[{"x":1}]][[{"x":1}]]`}},
 		{"only", grammar.TagOptions{Only: true, Required: true, Separator: "\n"},
-			[]string{`[[{"x":1}]]`, "[[{\"x\":1}]]\n<call name=g>a</call>"}, []string{``, `a[[{"x":1}]]`, `[[{"x":1}]][[{"x":1}]]`}},
+			[]string{`[[{"x":1}]]`, "[[{\"x\":1}]]\n<call name=g>a</call>"},
+			[]string{``, `a[[{"x":1}]]`, `[[{"x":1}]][[{"x":1}]]`}},
 	} {
 		g, err := grammar.Tags(tags, c.options)
 		check(t, c.name, compiled(t, g, err), c.yes, c.not)
 	}
-	g, err := grammar.Tags([]grammar.Tag{{Begin: "abab", Body: word, End: "."}, {Begin: "bb", Body: word, End: "."}}, grammar.TagOptions{})
-	check(t, "overlaps", compiled(t, g, err), []string{"ab", "aabab.", "aba", "abbc.a", "ababx.", "acbabab."}, []string{"abab", "abb", "xbb"})
+	g, err := grammar.Tags([]grammar.Tag{{Begin: "abab", Body: word, End: "."}, {Begin: "bb", Body: word, End: "."}},
+		grammar.TagOptions{})
+	check(t, "overlaps", compiled(t, g, err), []string{"ab", "aabab.", "aba", "abbc.a", "ababx.", "acbabab."},
+		[]string{"abab", "abb", "xbb"})
 	var syntax *grammar.SyntaxError
 	if _, err := grammar.Tags(tags, grammar.TagOptions{Triggers: []string{"<call"}}); !errors.As(err, &syntax) {
 		t.Errorf("a tag without a trigger: %v", err)

@@ -58,7 +58,8 @@ func (b *Beams) Advance(rows [][]float32) {
 		}
 		lse := top + math.Log(total)
 		for _, c := range best {
-			next = append(next, Beam{IDs: []int32{c.ID}, Sum: b.live[from].Sum + float64(c.Logit) - lse, From: from, Ended: b.end[c.ID]})
+			next = append(next, Beam{IDs: []int32{c.ID}, Sum: b.live[from].Sum + float64(c.Logit) - lse, From: from,
+				Ended: b.end[c.ID]})
 		}
 	}
 	slices.SortStableFunc(next, func(x, y Beam) int {

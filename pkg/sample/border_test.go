@@ -98,12 +98,14 @@ func TestLeave_TopPAtTheBorder(t *testing.T) {
 		for i, w := range weights[:len(weights)-1] {
 			sum += w
 			p := float64(sum) / float64(total)
-			if llamaTopP(probs, float32(p)) == i+1 && torchTopP(probs, 1-float32(p)) == i+1 && torchTopP(probs, float32(1-p)) == i+1 {
+			if llamaTopP(probs, float32(p)) == i+1 && torchTopP(probs, 1-float32(p)) == i+1 &&
+				torchTopP(probs, float32(1-p)) == i+1 {
 				agree++
 			}
 			for _, float32s := range []bool{false, true} {
 				if got := left(t, sample.TopP(p), logs(weights, float32s)); got != i+1 {
-					t.Errorf("weights %v, top_p %d/%d, float32 logits %v: %d tokens stay, want %d", weights, sum, total, float32s, got, i+1)
+					t.Errorf("weights %v, top_p %d/%d, float32 logits %v: %d tokens stay, want %d", weights, sum, total,
+						float32s, got, i+1)
 				}
 				if got := left(t, sample.TopP(p+1e-5), logs(weights, float32s)); got != i+2 {
 					t.Errorf("weights %v, top_p above %d/%d: %d tokens stay, want %d", weights, sum, total, got, i+2)
@@ -146,7 +148,8 @@ func TestLeave_ThresholdsAtTheBorder(t *testing.T) {
 				t.Helper()
 				for _, float32s := range []bool{false, true} {
 					if got := left(t, step, logs(weights, float32s)); got != want {
-						t.Errorf("weights %v, token %d, %s %v, float32 logits %v: %d tokens stay, want %d", weights, i, name, step, float32s, got, want)
+						t.Errorf("weights %v, token %d, %s %v, float32 logits %v: %d tokens stay, want %d", weights, i,
+							name, step, float32s, got, want)
 					}
 				}
 			}
@@ -175,7 +178,8 @@ func TestLeave_ThresholdsAtTheBorder(t *testing.T) {
 			if share <= 0.5 {
 				check("xtc", sample.XTC{Probability: 1, Threshold: share}, len(weights)-want+1)
 				if share*(1+off) <= 0.5 {
-					check("xtc", sample.XTC{Probability: 1, Threshold: share * (1 + off)}, len(weights)-max(1, beyond)+1)
+					check("xtc", sample.XTC{Probability: 1, Threshold: share * (1 + off)},
+						len(weights)-max(1, beyond)+1)
 				}
 			}
 		}
@@ -201,7 +205,8 @@ func TestLeave_TypicalAtTheBorder(t *testing.T) {
 			}
 			for _, float32s := range []bool{false, true} {
 				if got := left(t, sample.TypicalP(float64(sum)/float64(total)), logs(weights, float32s)); got != want {
-					t.Errorf("weights %v, typical_p %d/%d, float32 logits %v: %d tokens stay, want %d", weights, sum, total, float32s, got, want)
+					t.Errorf("weights %v, typical_p %d/%d, float32 logits %v: %d tokens stay, want %d", weights, sum,
+						total, float32s, got, want)
 				}
 			}
 		}
@@ -223,7 +228,8 @@ func TestPick_CandidatesAgreeAtTheBorder(t *testing.T) {
 			share := float64(w) / float64(total)
 			for _, rules := range []sample.Rules{
 				{TopP: float64(sum) / float64(total)}, {MinP: float64(w) / float64(weights[0])}, {EpsilonCutoff: share},
-				{Mirostat: sample.Mirostat{Version: 2, Tau: -math.Log2(share) / 2}}, {XTC: sample.XTC{Probability: 1, Threshold: share}},
+				{Mirostat: sample.Mirostat{Version: 2, Tau: -math.Log2(share) / 2}},
+				{XTC: sample.XTC{Probability: 1, Threshold: share}},
 			} {
 				rules.Temperature, rules.Seed = 1, uint64(total)
 				p := picker(t, rules)
@@ -240,7 +246,8 @@ func TestPick_CandidatesAgreeAtTheBorder(t *testing.T) {
 					}
 					decided++
 					if err != nil || some.ID != whole.ID {
-						t.Fatalf("weights %v, %+v: %d candidates give %v (%v), the row %v", weights, rules, n, some.ID, err, whole.ID)
+						t.Fatalf("weights %v, %+v: %d candidates give %v (%v), the row %v", weights, rules, n, some.ID,
+							err, whole.ID)
 					}
 				}
 			}

@@ -203,14 +203,16 @@ func parseObject(name string, value json.RawMessage, field string) (Step, error)
 		}{1, 0, 1}
 		err := strict(value, &v, field)
 		return DynamicTemperature{v.Temperature, v.Range, v.Exponent}, check(err,
-			within(field+".temperature", v.Temperature, 0, far), within(field+".range", v.Range, 0, far), within(field+".exponent", v.Exponent, -far, far))
+			within(field+".temperature", v.Temperature, 0, far), within(field+".range", v.Range, 0, far),
+			within(field+".exponent", v.Exponent, -far, far))
 	case "xtc":
 		v := struct {
 			Probability float64 `json:"probability"`
 			Threshold   float64 `json:"threshold"`
 		}{0, 0.1}
 		err := strict(value, &v, field)
-		return XTC{v.Probability, v.Threshold}, check(err, within(field+".probability", v.Probability, 0, 1), within(field+".threshold", v.Threshold, 0, 1))
+		return XTC{v.Probability, v.Threshold},
+			check(err, within(field+".probability", v.Probability, 0, 1), within(field+".threshold", v.Threshold, 0, 1))
 	case "penalties":
 		v := struct {
 			Repeat    float64 `json:"repeat"`
@@ -220,7 +222,8 @@ func parseObject(name string, value json.RawMessage, field string) (Step, error)
 		}{1, 0, 0, -1}
 		err := strict(value, &v, field)
 		return Penalties{Repeat: v.Repeat, Frequency: v.Frequency, Presence: v.Presence, LastN: v.LastN}, check(err,
-			within(field+".repeat", v.Repeat, math.SmallestNonzeroFloat64, far), within(field+".frequency", v.Frequency, -far, far), within(field+".presence", v.Presence, -far, far))
+			within(field+".repeat", v.Repeat, math.SmallestNonzeroFloat64, far),
+			within(field+".frequency", v.Frequency, -far, far), within(field+".presence", v.Presence, -far, far))
 	case "dry":
 		v := struct {
 			Multiplier float64         `json:"multiplier"`
@@ -234,7 +237,8 @@ func parseObject(name string, value json.RawMessage, field string) (Step, error)
 		if err == nil && v.Breakers != nil {
 			d.Breakers, err = sequences(v.Breakers, field+".sequence_breakers")
 		}
-		return d, check(err, within(field+".multiplier", v.Multiplier, -far, far), within(field+".base", v.Base, 0, far),
+		return d, check(err, within(field+".multiplier", v.Multiplier, -far, far),
+			within(field+".base", v.Base, 0, far),
 			within(field+".allowed_length", float64(v.Allowed), 0, math.MaxInt32))
 	case "mirostat":
 		v := struct {
@@ -243,7 +247,9 @@ func parseObject(name string, value json.RawMessage, field string) (Step, error)
 			Eta     float64 `json:"eta"`
 		}{2, 5, 0.1}
 		err := strict(value, &v, field)
-		return Mirostat{v.Version, v.Tau, v.Eta}, check(err, within(field+".version", float64(v.Version), 1, 2), within(field+".tau", v.Tau, 0, far), within(field+".eta", v.Eta, 0, 1))
+		return Mirostat{v.Version, v.Tau, v.Eta},
+			check(err, within(field+".version", float64(v.Version), 1, 2), within(field+".tau", v.Tau, 0, far),
+				within(field+".eta", v.Eta, 0, 1))
 	case "min_tokens":
 		var v struct {
 			N    int     `json:"n"`

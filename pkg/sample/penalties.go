@@ -234,7 +234,8 @@ func (b BadWords) apply(s *state) error {
 
 // Without returns the words except end ids alone: a text must be able to end.
 func (b BadWords) Without(ends []int32) BadWords {
-	return slices.DeleteFunc(slices.Clone(b), func(word []int32) bool { return len(word) == 1 && slices.Contains(ends, word[0]) })
+	return slices.DeleteFunc(slices.Clone(b),
+		func(word []int32) bool { return len(word) == 1 && slices.Contains(ends, word[0]) })
 }
 
 func (m MinTokens) apply(s *state) error {

@@ -19,10 +19,13 @@ func anyRules(r *rand.Rand) sample.Rules {
 		return v * r.Float64()
 	}
 	q := sample.Rules{
-		Temperature: []float64{0, 0.5, 1, 1, 1.7}[r.IntN(5)], DynamicRange: some(0.5), TopK: r.IntN(3) * r.IntN(20), TopP: some(1), MinP: some(0.3),
-		TypicalP: some(1), TopNSigma: some(3), EpsilonCutoff: some(0.05), EtaCutoff: some(0.05), RepetitionPenalty: 1 + some(1),
-		FrequencyPenalty: some(1), PresencePenalty: some(1), NoRepeatNGram: r.IntN(3) * r.IntN(3), Seed: r.Uint64(), Choice: uint32(r.IntN(3)),
-		XTC: sample.XTC{Probability: some(1), Threshold: 0.1},
+		Temperature: []float64{0, 0.5, 1, 1, 1.7}[r.IntN(5)], DynamicRange: some(0.5), TopK: r.IntN(3) * r.IntN(20),
+		TopP: some(1), MinP: some(0.3),
+		TypicalP: some(1), TopNSigma: some(3), EpsilonCutoff: some(0.05), EtaCutoff: some(0.05),
+		RepetitionPenalty: 1 + some(1),
+		FrequencyPenalty:  some(1), PresencePenalty: some(1), NoRepeatNGram: r.IntN(3) * r.IntN(3), Seed: r.Uint64(),
+		Choice: uint32(r.IntN(3)),
+		XTC:    sample.XTC{Probability: some(1), Threshold: 0.1},
 	}
 	if r.IntN(4) == 0 {
 		q.DRY = sample.DRY{Multiplier: 1, Base: 1.75, AllowedLength: 1, LastN: -1}
@@ -135,12 +138,17 @@ func TestPicker_DrawsByWhatTheChainLeaves(t *testing.T) {
 		values[i] = float32(v)
 	}
 	for name, rules := range map[string]sample.Rules{
-		"temperature": {Temperature: 1.4}, "dynamic": {Temperature: 1, DynamicRange: 0.6}, "top_k": {Temperature: 1, TopK: 4}, "top_p": {Temperature: 1, TopP: 0.8},
-		"min_p": {Temperature: 1, MinP: 0.2}, "typical_p": {Temperature: 1, TypicalP: 0.7}, "top_n_sigma": {Temperature: 1, TopNSigma: 1},
-		"epsilon": {Temperature: 1, EpsilonCutoff: 0.05}, "eta": {Temperature: 1, EtaCutoff: 0.3}, "repetition": {Temperature: 1, RepetitionPenalty: 1.5},
-		"ngram": {Temperature: 1, NoRepeatNGram: 2}, "dry": {Temperature: 1, DRY: sample.DRY{Multiplier: 1, Base: 1.5, AllowedLength: 1, LastN: -1}},
-		"bias": {Temperature: 1, LogitBias: sample.LogitBias{4: 1}}, "bad words": {Temperature: 1, BadWords: sample.BadWords{{0}, {2, 3}}},
-		"order": {Temperature: 2, TopP: 0.6, Order: []string{"top_p", "temperature"}},
+		"temperature": {Temperature: 1.4}, "dynamic": {Temperature: 1, DynamicRange: 0.6},
+		"top_k": {Temperature: 1, TopK: 4}, "top_p": {Temperature: 1, TopP: 0.8},
+		"min_p": {Temperature: 1, MinP: 0.2}, "typical_p": {Temperature: 1, TypicalP: 0.7},
+		"top_n_sigma": {Temperature: 1, TopNSigma: 1},
+		"epsilon":     {Temperature: 1, EpsilonCutoff: 0.05}, "eta": {Temperature: 1, EtaCutoff: 0.3},
+		"repetition": {Temperature: 1, RepetitionPenalty: 1.5},
+		"ngram":      {Temperature: 1, NoRepeatNGram: 2},
+		"dry":        {Temperature: 1, DRY: sample.DRY{Multiplier: 1, Base: 1.5, AllowedLength: 1, LastN: -1}},
+		"bias":       {Temperature: 1, LogitBias: sample.LogitBias{4: 1}},
+		"bad words":  {Temperature: 1, BadWords: sample.BadWords{{0}, {2, 3}}},
+		"order":      {Temperature: 2, TopP: 0.6, Order: []string{"top_p", "temperature"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			rules.Seed = 77

@@ -38,7 +38,8 @@ type Rules struct {
 
 var defaultOrder = []string{
 	"min_tokens", "logit_bias", "bad_words", "no_repeat_ngram", "repetition_penalty", "penalties", "dry",
-	"temperature", "top_n_sigma", "top_k", "typical_p", "epsilon_cutoff", "eta_cutoff", "min_p", "top_p", "xtc", "mirostat",
+	"temperature", "top_n_sigma", "top_k", "typical_p", "epsilon_cutoff", "eta_cutoff", "min_p", "top_p", "xtc",
+	"mirostat",
 }
 
 // DefaultOrder returns the order of the steps of a request that names none.
@@ -63,7 +64,8 @@ func (r *Rules) step(name string) (Step, error) {
 		return on(r.NoRepeatNGram > 0, NoRepeatNGram(r.NoRepeatNGram))
 	case "repetition_penalty":
 		if r.PenaltyLastN > 0 {
-			return on(r.RepetitionPenalty != 0 && r.RepetitionPenalty != 1, Penalties{Repeat: r.RepetitionPenalty, LastN: r.PenaltyLastN})
+			return on(r.RepetitionPenalty != 0 && r.RepetitionPenalty != 1,
+				Penalties{Repeat: r.RepetitionPenalty, LastN: r.PenaltyLastN})
 		}
 		return on(r.RepetitionPenalty != 0 && r.RepetitionPenalty != 1, RepetitionPenalty(r.RepetitionPenalty))
 	case "penalties":

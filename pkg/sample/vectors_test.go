@@ -108,11 +108,13 @@ func (c *llamaCase) chain() sample.Chain {
 	case "penalties":
 		return sample.Chain{sample.Penalties{Repeat: c.Repeat, Frequency: c.Frequency, Presence: c.Presence, LastN: -1}}
 	case "dry":
-		return sample.Chain{sample.DRY{Multiplier: c.Multiplier, Base: c.Base, AllowedLength: c.Allowed, LastN: c.LastN, Breakers: c.Breakers}}
+		return sample.Chain{sample.DRY{Multiplier: c.Multiplier, Base: c.Base, AllowedLength: c.Allowed, LastN: c.LastN,
+			Breakers: c.Breakers}}
 	}
 	var chain sample.Chain
 	for _, rule := range c.Order {
-		chain = append(chain, map[rune]sample.Step{'k': sample.TopK(c.TopK), 'p': sample.TopP(c.TopP), 'm': sample.MinP(c.MinP)}[rule])
+		chain = append(chain, map[rune]sample.Step{'k': sample.TopK(c.TopK), 'p': sample.TopP(c.TopP),
+			'm': sample.MinP(c.MinP)}[rule])
 	}
 	return chain
 }

@@ -17,7 +17,8 @@ const specialUpper = "ß SS ŉ ʼN ǰ J̌ ΐ Ϊ́ ΰ Ϋ́ և ԵՒ ẖ H̱ ẗ T�
 // expands returns the upper case of a character if it has more than one character.
 func expands(r rune) (string, bool) {
 	switch {
-	case r < 0xdf, r > 0xdf && r < 0x149, r > 0x149 && r < 0x1f0, r > 0x587 && r < 0x1e96, r > 0x1ffc && r < 0xfb00, r > 0xfb17:
+	case r < 0xdf, r > 0xdf && r < 0x149, r > 0x149 && r < 0x1f0, r > 0x587 && r < 0x1e96,
+		r > 0x1ffc && r < 0xfb00, r > 0xfb17:
 		return "", false
 	}
 	key := string(r) + " "
@@ -78,11 +79,13 @@ func endsWord(before, after string) bool {
 
 // passedOver reports whether a character is ignored in the search for the end of a word.
 func passedOver(r rune) bool {
-	return strings.ContainsRune("'.:·’^`¨", r) || unicode.In(r, unicode.Mn, unicode.Me, unicode.Cf, unicode.Lm, unicode.Sk)
+	return strings.ContainsRune("'.:·’^`¨", r) ||
+		unicode.In(r, unicode.Mn, unicode.Me, unicode.Cf, unicode.Lm, unicode.Sk)
 }
 
 func cased(r rune) bool {
-	return unicode.IsUpper(r) || unicode.IsLower(r) || unicode.IsTitle(r) || unicode.In(r, unicode.Other_Lowercase, unicode.Other_Uppercase)
+	return unicode.IsUpper(r) || unicode.IsLower(r) || unicode.IsTitle(r) ||
+		unicode.In(r, unicode.Other_Lowercase, unicode.Other_Uppercase)
 }
 
 func fold(x string) string {

@@ -68,7 +68,8 @@ func stripTags(x string) string {
 	}
 	b.WriteString(x)
 	plain := strings.Join(strings.FieldsFunc(b.String(), isSpace), " ")
-	return strings.NewReplacer("&amp;", "&", "&lt;", "<", "&gt;", ">", "&#34;", `"`, "&quot;", `"`, "&#39;", "'").Replace(plain)
+	return strings.NewReplacer("&amp;", "&", "&lt;", "<", "&gt;", ">", "&#34;", `"`, "&quot;", `"`, "&#39;",
+		"'").Replace(plain)
 }
 
 // asciiOnly escapes other characters as Python's ascii() does.

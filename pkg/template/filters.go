@@ -12,10 +12,11 @@ import (
 // isFilter reports whether a filter exists.
 func isFilter(name string) bool {
 	switch name {
-	case "abs", "attr", "batch", "capitalize", "center", "count", "d", "default", "dictsort", "e", "escape", "filesizeformat", "first", "float",
-		"forceescape", "format", "groupby", "indent", "int", "items", "join", "last", "length", "list", "lower", "map", "max", "min", "pprint", "reject",
-		"rejectattr", "replace", "reverse", "round", "safe", "select", "selectattr", "slice", "sort", "string", "striptags", "sum", "title",
-		"tojson", "trim", "truncate", "unique", "upper", "urlencode", "wordcount", "wordwrap", "xmlattr":
+	case "abs", "attr", "batch", "capitalize", "center", "count", "d", "default", "dictsort", "e", "escape",
+		"filesizeformat", "first", "float", "forceescape", "format", "groupby", "indent", "int", "items", "join",
+		"last", "length", "list", "lower", "map", "max", "min", "pprint", "reject", "rejectattr", "replace", "reverse",
+		"round", "safe", "select", "selectattr", "slice", "sort", "string", "striptags", "sum", "title", "tojson",
+		"trim", "truncate", "unique", "upper", "urlencode", "wordcount", "wordwrap", "xmlattr":
 		return true
 	}
 	return false
@@ -79,8 +80,8 @@ func (s *state) apply(name string, v Value, a args) (Value, error) {
 		return out, err
 	case "xmlattr":
 		return s.xmlAttributes(v, a)
-	case "capitalize", "center", "e", "escape", "forceescape", "format", "indent", "lower", "replace", "safe", "string", "striptags", "title", "trim",
-		"truncate", "upper", "urlencode", "wordcount", "wordwrap":
+	case "capitalize", "center", "e", "escape", "forceescape", "format", "indent", "lower", "replace", "safe", "string",
+		"striptags", "title", "trim", "truncate", "upper", "urlencode", "wordcount", "wordwrap":
 		return s.textFilter(name, v, a)
 	default:
 		return s.listFilter(name, v, a)
@@ -235,7 +236,8 @@ func (s *state) tojson(v Value, a args) (Value, error) {
 	if u, ok := v.(undefined); ok {
 		return nil, s.fail("cannot write %q, which is undefined, as json", u.name)
 	}
-	st := &jsonStyle{ascii: truth(a.get(0, "ensure_ascii", false)), sortKeys: truth(a.get(3, "sort_keys", false)), item: ", ", key: ": "}
+	st := &jsonStyle{ascii: truth(a.get(0, "ensure_ascii", false)), sortKeys: truth(a.get(3, "sort_keys", false)),
+		item: ", ", key: ": "}
 	switch in := a.get(1, "indent", nil).(type) {
 	case nil:
 	case str:
@@ -294,7 +296,8 @@ func (s *state) toInt(v Value, a args) (Value, error) {
 			return other, nil
 		}
 		text = strings.ReplaceAll(text, "_", "")
-		if low := strings.ToLower(text); base == 16 && strings.HasPrefix(low, "0x") || base == 8 && strings.HasPrefix(low, "0o") ||
+		if low := strings.ToLower(text); base == 16 && strings.HasPrefix(low, "0x") ||
+			base == 8 && strings.HasPrefix(low, "0o") ||
 			base == 2 && strings.HasPrefix(low, "0b") {
 			text = text[2:]
 		}

@@ -62,7 +62,8 @@ func (s *state) listFilter(name string, v Value, a args) (Value, error) {
 	case "select", "reject", "selectattr", "rejectattr":
 		return s.selectItems(name, items, a)
 	case "sort":
-		out, err := s.sorted(items, a.get(2, "attribute", nil), truth(a.get(1, "case_sensitive", false)), truth(a.get(0, "reverse", false)))
+		out, err := s.sorted(items, a.get(2, "attribute", nil), truth(a.get(1, "case_sensitive", false)),
+			truth(a.get(0, "reverse", false)))
 		return &list{items: out}, err
 	case "max", "min":
 		return s.extreme(name, items, a)

@@ -12,7 +12,8 @@ func urlQuote(x string, form bool) string {
 	var b strings.Builder
 	for _, c := range []byte(x) {
 		switch {
-		case c >= '0' && c <= '9' || c|0x20 >= 'a' && c|0x20 <= 'z' || strings.IndexByte("_.-~", c) >= 0 || c == '/' && !form:
+		case c >= '0' && c <= '9' || c|0x20 >= 'a' && c|0x20 <= 'z' || strings.IndexByte("_.-~", c) >= 0 ||
+			c == '/' && !form:
 			b.WriteByte(c)
 		case c == ' ' && form:
 			b.WriteByte('+')
@@ -117,7 +118,8 @@ func chunks(line string, hyphens bool) []string {
 		space := line[at] == ' ' || line[at] == '\t'
 		for end < len(line) && (line[end] == ' ' || line[end] == '\t') == space {
 			end++
-			if hyphens && !space && line[end-1] == '-' && end-at > 2 && end < len(line) && letter(line[end-2]) && letter(line[end]) {
+			if hyphens && !space && line[end-1] == '-' && end-at > 2 && end < len(line) && letter(line[end-2]) &&
+				letter(line[end]) {
 				break
 			}
 		}

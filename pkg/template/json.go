@@ -142,7 +142,8 @@ func (s *state) encodeJSON(b *marked, v Value, st *jsonStyle, depth int) error {
 			order[i] = i
 		}
 		if st.sortKeys {
-			if err := s.sortBy(order, func(i, j int) (int, error) { return s.compare(x.keys[i], x.keys[j]) }); err != nil {
+			if err := s.sortBy(order,
+				func(i, j int) (int, error) { return s.compare(x.keys[i], x.keys[j]) }); err != nil {
 				return err
 			}
 		}

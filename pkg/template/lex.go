@@ -206,8 +206,8 @@ func (l *lexer) rawBody(end int) (strip, trim bool, err error) {
 
 // operators lists the operators, longest first.
 func operators() []string {
-	return []string{"**", "//", "==", "!=", ">=", "<=", "+", "-", "*", "/", "%", "~", "<", ">", "=", ".", ":", "|", ",", ";",
-		"(", ")", "[", "]", "{", "}"}
+	return []string{"**", "//", "==", "!=", ">=", "<=", "+", "-", "*", "/", "%", "~", "<", ">", "=", ".", ":", "|", ",",
+		";", "(", ")", "[", "]", "{", "}"}
 }
 
 // expression reads tokens up to the end of the tag.
@@ -317,7 +317,8 @@ func (l *lexer) number() {
 	} else {
 		n = digits(0)
 		// in x.10.5 the part after a point is an index, not a fraction
-		index := len(l.tokens) > 0 && l.tokens[len(l.tokens)-1].text == "." && l.tokens[len(l.tokens)-1].kind == tokenOperator
+		index := len(l.tokens) > 0 && l.tokens[len(l.tokens)-1].text == "." &&
+			l.tokens[len(l.tokens)-1].kind == tokenOperator
 		if !index && n+1 < len(s) && s[n] == '.' && s[n+1] >= '0' && s[n+1] <= '9' {
 			n = digits(n + 1)
 		}
@@ -369,7 +370,8 @@ func (l *lexer) quoted(quote byte) error {
 
 // escape appends the character of an escape and returns the escape's length.
 func escape(b *strings.Builder, s string) int {
-	simple := map[byte]string{'n': "\n", 't': "\t", 'r': "\r", '\\': "\\", '\'': "'", '"': `"`, 'a': "\a", 'b': "\b", 'f': "\f",
+	simple := map[byte]string{'n': "\n", 't': "\t", 'r': "\r", '\\': "\\", '\'': "'", '"': `"`, 'a': "\a", 'b': "\b",
+		'f': "\f",
 		'v': "\v", '\n': ""}
 	if out, ok := simple[s[0]]; ok {
 		b.WriteString(out)

@@ -25,7 +25,9 @@ func strMethod(t str, name string) Value {
 	case "casefold":
 		return rewrite(fold)
 	case "expandtabs":
-		return method(name, func(s *state, a args) (Value, error) { return s.expandTabs(t, a.get(0, "tabsize", int64(8))) })
+		return method(name, func(s *state, a args) (Value, error) {
+			return s.expandTabs(t, a.get(0, "tabsize", int64(8)))
+		})
 	case "title":
 		return rewrite(pythonTitle)
 	case "capitalize":

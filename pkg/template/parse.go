@@ -126,7 +126,8 @@ func (p *parser) block(ends ...string) (body []stmt, end string, err error) {
 		switch t.kind {
 		case tokenEnd:
 			if len(ends) > 0 {
-				return nil, "", &SyntaxError{Line: t.line, Reason: fmt.Sprintf("template ends before %q", ends[len(ends)-1])}
+				return nil, "", &SyntaxError{Line: t.line,
+					Reason: fmt.Sprintf("template ends before %q", ends[len(ends)-1])}
 			}
 			return body, "", nil
 		case tokenText:
@@ -137,7 +138,8 @@ func (p *parser) block(ends ...string) (body []stmt, end string, err error) {
 				return nil, "", err
 			}
 			if end := p.next(); end.kind != tokenPrintEnd {
-				return nil, "", &SyntaxError{Line: end.line, Reason: fmt.Sprintf("expected the end of the expression, found %q", end.text)}
+				return nil, "", &SyntaxError{Line: end.line,
+					Reason: fmt.Sprintf("expected the end of the expression, found %q", end.text)}
 			}
 			body = append(body, &printStmt{e, t.line})
 		default:

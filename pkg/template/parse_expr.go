@@ -120,7 +120,8 @@ func (p *parser) compare() (expr, error) {
 		t := p.peek()
 		op := ""
 		switch {
-		case t.kind == tokenOperator && (t.text == "==" || t.text == "!=" || t.text == "<" || t.text == "<=" || t.text == ">" || t.text == ">="):
+		case t.kind == tokenOperator &&
+			(t.text == "==" || t.text == "!=" || t.text == "<" || t.text == "<=" || t.text == ">" || t.text == ">="):
 			op = t.text
 			p.at++
 		case p.skipWord("in"):

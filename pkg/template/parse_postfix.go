@@ -165,11 +165,11 @@ func (p *parser) test(of expr) (expr, error) {
 		return t, err
 	}
 	if p.word("is") {
-		return nil, p.errorf("a test of a test: give brackets")
+		return nil, p.errorf("a test follows a test: add parentheses")
 	}
 	next := p.peek()
-	word := next.kind == tokenName && next.text != "else" && next.text != "or" && next.text != "and" && next.text != "is" &&
-		next.text != "if" && next.text != "in" && next.text != "not"
+	word := next.kind == tokenName && next.text != "else" && next.text != "or" && next.text != "and" &&
+		next.text != "is" && next.text != "if" && next.text != "in" && next.text != "not"
 	if word || next.kind == tokenString || next.kind == tokenNumber || p.op("[") || p.op("{") {
 		e, err := p.primary()
 		if err != nil {

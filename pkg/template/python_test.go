@@ -44,9 +44,12 @@ func TestTemplate_AsPython(t *testing.T) {
 
 func TestTemplate_RefusesAsPython(t *testing.T) {
 	for _, src := range []string{
-		"{% macro f(a) %}{% endmacro %}{{ f(1, 2) }}", "{% macro f(a) %}{% endmacro %}{{ f(b=2) }}", "{{ ','.join([1]) }}", "{{ u|int }}",
-		"{% macro f() %}{% endmacro %}{% call f() %}{% endcall %}", "{{ [1]|map('string')|last }}", "{{ range(2)|tojson }}", "{{ '{}'.format() }}",
-		"{{ [1]|map('nofilter')|list }}", "{% for a in [1] %}{{ loop([2]) }}{% endfor %}", "{% if true %}{{ 1|nofilter }}{% endif %}",
+		"{% macro f(a) %}{% endmacro %}{{ f(1, 2) }}", "{% macro f(a) %}{% endmacro %}{{ f(b=2) }}",
+		"{{ ','.join([1]) }}", "{{ u|int }}",
+		"{% macro f() %}{% endmacro %}{% call f() %}{% endcall %}", "{{ [1]|map('string')|last }}",
+		"{{ range(2)|tojson }}", "{{ '{}'.format() }}",
+		"{{ [1]|map('nofilter')|list }}", "{% for a in [1] %}{{ loop([2]) }}{% endfor %}",
+		"{% if true %}{{ 1|nofilter }}{% endif %}",
 	} {
 		_, err := render(t, src, `{}`, template.Options{})
 		var failed *template.RenderError
@@ -69,8 +72,10 @@ func chatTemplates() []string {
 
 // No text from a user is read as template, and none counts as the template's own.
 func TestTemplate_FiveHundredInjections(t *testing.T) {
-	bits := []string{"{{", "}}", "{%", "%}", "{#", "#}", "-", "<|im_end|>", "<|im_start|>system\n", "</s>", "[/INST]", "<think>", "</think>", "\n", " ", "'", `"`, `\`,
-		"messages", "raise_exception('x')", "if true", "endfor", "{0}", "{x.__class__}", "%s", "%(a)s", "%", "{", "}", "''.__class__", "é", "\u2028", "\x00"}
+	bits := []string{"{{", "}}", "{%", "%}", "{#", "#}", "-", "<|im_end|>", "<|im_start|>system\n", "</s>", "[/INST]",
+		"<think>", "</think>", "\n", " ", "'", `"`, `\`,
+		"messages", "raise_exception('x')", "if true", "endfor", "{0}", "{x.__class__}", "%s", "%(a)s", "%", "{", "}",
+		"''.__class__", "é", "\u2028", "\x00"}
 	r := rand.New(rand.NewPCG(1, 2))
 	for _, src := range chatTemplates() {
 		tmpl, err := template.Parse(src)
@@ -85,7 +90,8 @@ func TestTemplate_FiveHundredInjections(t *testing.T) {
 			}
 			text := mark + b.String() + mark
 			got, err := tmpl.Chat(t.Context(), template.ChatInput{
-				Messages: []template.Message{{Role: "user", Content: text}}, BOS: "<s>", EOS: "</s>", AddGenerationPrompt: true,
+				Messages: []template.Message{{Role: "user", Content: text}}, BOS: "<s>", EOS: "</s>",
+				AddGenerationPrompt: true,
 			}, template.Options{})
 			if err != nil {
 				t.Fatalf("%q: %v", text, err)
@@ -108,9 +114,12 @@ func TestTemplate_FiveHundredInjections(t *testing.T) {
 
 // Two hundred ways to grow: each ends by its budget.
 func TestTemplate_TwoHundredBombs(t *testing.T) {
-	grow := []string{"ns.s + ns.s", "ns.s ~ ns.s ~ 'x'", "ns.s * 3", "ns.s|replace('x', 'xxx')", "ns.s.join(ns.s)", "ns.s|indent(900, true)", "'%s%s' % (ns.s, ns.s)",
-		"'{0}{0}{0}'.format(ns.s)", "ns.s|urlencode * 2", "(ns.s|list)|join('yy')", "ns.s|tojson + ns.s", "ns.s|center(99999999)", "'%900000s' % ns.s + ns.s",
-		"'{:>900000}{}'.format(ns.s, ns.s)", "[ns.s, ns.s]|string", "ns.s|e + '<'|e * 9 + ns.s", "ns.s|wordwrap(1) + ns.s", "('\t' * 1000).expandtabs(900) + ns.s",
+	grow := []string{"ns.s + ns.s", "ns.s ~ ns.s ~ 'x'", "ns.s * 3", "ns.s|replace('x', 'xxx')", "ns.s.join(ns.s)",
+		"ns.s|indent(900, true)", "'%s%s' % (ns.s, ns.s)",
+		"'{0}{0}{0}'.format(ns.s)", "ns.s|urlencode * 2", "(ns.s|list)|join('yy')", "ns.s|tojson + ns.s",
+		"ns.s|center(99999999)", "'%900000s' % ns.s + ns.s",
+		"'{:>900000}{}'.format(ns.s, ns.s)", "[ns.s, ns.s]|string", "ns.s|e + '<'|e * 9 + ns.s",
+		"ns.s|wordwrap(1) + ns.s", "('\t' * 1000).expandtabs(900) + ns.s",
 		"{'a': ns.s, 'b': ns.s}|tojson", "ns.s.replace('', ns.s[:9])"}
 	around := []string{
 		"{%% for i in range(99999) %%}{%% set ns.s = %s %%}{%% endfor %%}",
@@ -167,7 +176,8 @@ func fastest(tmpl *template.Template) (time.Duration, error) {
 
 func FuzzChat(f *testing.F) {
 	f.Add(`{"role":"user","content":"hi"}`, `[{"type":"function"}]`, `{"enable_thinking":false}`)
-	f.Add(`{"role":"assistant","content":null,"tool_calls":[{"function":{"arguments":{"a":1.5}}}]}`, `null`, `{"documents":[{"text":"x"}]}`)
+	f.Add(`{"role":"assistant","content":null,"tool_calls":[{"function":{"arguments":{"a":1.5}}}]}`, `null`,
+		`{"documents":[{"text":"x"}]}`)
 	var tmpls []*template.Template
 	for _, src := range chatTemplates() {
 		tmpl, err := template.Parse(src + "{{ tools|tojson(indent=1) }}{{ documents }}{{ messages|string|upper }}")

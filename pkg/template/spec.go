@@ -119,7 +119,8 @@ func (p *spec) number(negative bool, prefix, digits string) string {
 }
 
 func splitDigits(digits string) (whole, tail string) {
-	i := strings.IndexFunc(digits, func(r rune) bool { return (r < '0' || r > '9') && (r < 'a' || r > 'f') && (r < 'A' || r > 'F') })
+	i := strings.IndexFunc(digits,
+		func(r rune) bool { return (r < '0' || r > '9') && (r < 'a' || r > 'f') && (r < 'A' || r > 'F') })
 	if i < 0 {
 		return digits, ""
 	}

@@ -37,8 +37,10 @@ func TestTemplate_Pop(t *testing.T) {
 
 func TestTemplate_ScopesOfLoops(t *testing.T) {
 	want(t, "{% set x = 1 %}{% for i in [1,2] %}{% set x = i + 1 %}{{ x }}{% endfor %}{{ x }}", `{}`, "231")
-	want(t, "{% for i in range(4) %}{% if i == 1 %}{% continue %}{% endif %}{{ i }}{{ loop.nextitem }},{% endfor %}", `{}`, "01,23,3,")
-	want(t, "{% set ns = namespace(n=0) %}{% for i in [1,2,3] %}{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n }}", `{}`, "6")
+	want(t, "{% for i in range(4) %}{% if i == 1 %}{% continue %}{% endif %}{{ i }}{{ loop.nextitem }},{% endfor %}",
+		`{}`, "01,23,3,")
+	want(t, "{% set ns = namespace(n=0) %}{% for i in [1,2,3] %}{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n }}", `{}`,
+		"6")
 }
 
 func TestTemplate_RawAndBlocks(t *testing.T) {
@@ -47,7 +49,8 @@ func TestTemplate_RawAndBlocks(t *testing.T) {
 }
 
 func TestTemplate_ItemsOfMapping(t *testing.T) {
-	want(t, "{{ m['items'] }} {% for k, v in m.items() %}{{ k }}={{ v }};{% endfor %}", `{"m":{"items":"x","b":1.5}}`, "x items=x;b=1.5;")
+	want(t, "{{ m['items'] }} {% for k, v in m.items() %}{{ k }}={{ v }};{% endfor %}", `{"m":{"items":"x","b":1.5}}`,
+		"x items=x;b=1.5;")
 }
 
 func TestTemplate_RaiseException(t *testing.T) {
@@ -69,7 +72,8 @@ func TestTemplate_StrftimeNow(t *testing.T) {
 
 func TestTemplate_SyntaxErrorsNameTheLine(t *testing.T) {
 	for src, line := range map[string]int{
-		"a\n{% if x %}\n": 2, "\n\n{{ a b }}": 3, "{% unknown %}": 1, "{{ 'x": 1, "{{ x | nofilter }}": 1, "{% break %}": 1,
+		"a\n{% if x %}\n": 2, "\n\n{{ a b }}": 3, "{% unknown %}": 1, "{{ 'x": 1, "{{ x | nofilter }}": 1,
+		"{% break %}":       1,
 		"{{ x is notest }}": 1, "{# open": 1, "{{ (1 }}": 1, "{% autoescape true %}{% endautoescape %}": 1,
 	} {
 		_, err := template.Parse(src)
@@ -82,8 +86,10 @@ func TestTemplate_SyntaxErrorsNameTheLine(t *testing.T) {
 
 func TestTemplate_OperationsThatFail(t *testing.T) {
 	for _, src := range []string{
-		"{{ 'a' + 1 }}", "{{ missing.x }}", "{{ missing() }}", "{{ 1 / 0 }}", "{{ 9223372036854775807 + 1 }}", "{{ 2 ** 64 }}",
-		"{% set a, b = [1] %}", "{% set x.y = 1 %}", "{{ [] < 1 }}", "{{ x|tojson }}", "{{ [1][::0] }}", "{{ 'a'.split('') }}",
+		"{{ 'a' + 1 }}", "{{ missing.x }}", "{{ missing() }}", "{{ 1 / 0 }}", "{{ 9223372036854775807 + 1 }}",
+		"{{ 2 ** 64 }}",
+		"{% set a, b = [1] %}", "{% set x.y = 1 %}", "{{ [] < 1 }}", "{{ x|tojson }}", "{{ [1][::0] }}",
+		"{{ 'a'.split('') }}",
 	} {
 		_, err := render(t, src, `{}`, template.Options{})
 		var failed *template.RenderError
@@ -256,11 +262,16 @@ func TestChat_BadInputNamesTheField(t *testing.T) {
 }
 
 func FuzzTemplate(f *testing.F) {
-	for _, src := range []string{chatML, "{{ x|tojson(indent=2) }}", "{%- set a, b = (1, x[::-1]) -%}{{ a ~ b }}", "{% raw %}{% endraw %}",
-		"{% macro f(a, b=2) %}{{ a }}{{ varargs }}{% endmacro %}{{ f(*[1,2,3], **{'b': x}) }}", "{{ {1: 2, (1,): 'x'}|dictsort }}",
-		"{{ messages|map(attribute='content')|select('string')|join('%s' % 1) }}", "{{ '{0}{}'.format(1) }}{{ -1 // 2 % 3 ** 2 }}",
-		"{% for i in m recursive %}{{ loop.depth }}{{ loop(i) }}{% endfor %}{% block a %}{{ self.a }}{% endblock %}", "{{ '%(a)05.2f%*d' % m }}",
-		"{{ '{a[0]:>{x}}{!r:^9}'.format(x, a=m) }}{{ x|wordwrap(2)|title|e|urlencode }}", "{% call(a) f() %}{% endcall %}{{ strftime_now('%-d%^b%_H%s') }}",
+	for _, src := range []string{chatML, "{{ x|tojson(indent=2) }}", "{%- set a, b = (1, x[::-1]) -%}{{ a ~ b }}",
+		"{% raw %}{% endraw %}",
+		"{% macro f(a, b=2) %}{{ a }}{{ varargs }}{% endmacro %}{{ f(*[1,2,3], **{'b': x}) }}",
+		"{{ {1: 2, (1,): 'x'}|dictsort }}",
+		"{{ messages|map(attribute='content')|select('string')|join('%s' % 1) }}",
+		"{{ '{0}{}'.format(1) }}{{ -1 // 2 % 3 ** 2 }}",
+		"{% for i in m recursive %}{{ loop.depth }}{{ loop(i) }}{% endfor %}{% block a %}{{ self.a }}{% endblock %}",
+		"{{ '%(a)05.2f%*d' % m }}",
+		"{{ '{a[0]:>{x}}{!r:^9}'.format(x, a=m) }}{{ x|wordwrap(2)|title|e|urlencode }}",
+		"{% call(a) f() %}{% endcall %}{{ strftime_now('%-d%^b%_H%s') }}",
 		"{{ x|center(9)|striptags|xmlattr }}{{ 7|filesizeformat }}{{ x.expandtabs(3).rsplit(none, 1) }}"} {
 		f.Add(src)
 	}

@@ -8,9 +8,9 @@ import (
 // isTest reports whether a test exists.
 func isTest(name string) bool {
 	switch name {
-	case "boolean", "callable", "defined", "divisibleby", "eq", "equalto", "escaped", "even", "false", "filter", "float",
-		"ge", "greaterthan", "gt", "in", "integer", "iterable", "le", "lessthan", "lower", "lt", "mapping", "ne", "none",
-		"number", "odd", "sameas", "sequence", "string", "test", "true", "undefined", "upper":
+	case "boolean", "callable", "defined", "divisibleby", "eq", "equalto", "escaped", "even", "false", "filter",
+		"float", "ge", "greaterthan", "gt", "in", "integer", "iterable", "le", "lessthan", "lower", "lt", "mapping",
+		"ne", "none", "number", "odd", "sameas", "sequence", "string", "test", "true", "undefined", "upper":
 		return true
 	}
 	return false

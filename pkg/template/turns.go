@@ -13,9 +13,13 @@ type Arguments uint8
 
 // The forms of arguments.
 const (
-	ArgumentsAsGiven   Arguments = iota // as in the messages
-	ArgumentsAsObjects                  // a string that is a JSON object becomes the object, an empty one the empty object
-	ArgumentsAsText                     // objects become strings
+	// ArgumentsAsGiven leaves arguments as they are in the messages.
+	ArgumentsAsGiven Arguments = iota
+	// ArgumentsAsObjects decodes a string that holds a JSON object. An empty string becomes an
+	// empty object.
+	ArgumentsAsObjects
+	// ArgumentsAsText encodes objects as strings.
+	ArgumentsAsText
 )
 
 // adapt converts the empty content of a message and the arguments of its calls.

@@ -165,5 +165,6 @@ func (w *writer) reasoning(s *spelling) part {
 
 // opened reports whether the prompt ends inside the reasoning, by the rule of New.
 func (w *writer) opened() bool {
-	return w.think.open != "" && strings.HasSuffix(strings.TrimRight(w.o.Prompt, " \n"), strings.TrimRight(w.think.open, "\n"))
+	return w.think.open != "" &&
+		strings.HasSuffix(strings.TrimRight(w.o.Prompt, " \n"), strings.TrimRight(w.think.open, "\n"))
 }

@@ -25,14 +25,15 @@ func (w *writer) harmony() (part, error) {
 		if w.o.Content != nil {
 			final = w.content()
 		}
-		out = row(many(row(either(message("analysis", body), message("commentary", body)), next)), either(calls, message("final", final)))
+		out = row(many(row(either(message("analysis", body), message("commentary", body)), next)),
+			either(calls, message("final", final)))
 	}
 	_, tail, found := cutLast(w.o.Prompt, "<|start|>assistant")
 	header, within, begun := strings.Cut(tail, "<|message|>")
 	switch {
 	case !found || tail == "":
 		return out, nil
-	case begun && !strings.Contains(within, "<|end|>") && strings.Contains(header, "final"): // the prompt has begun the answer
+	case begun && !strings.Contains(within, "<|end|>") && strings.Contains(header, "final"):
 		return body, nil
 	case begun && !strings.Contains(within, "<|end|>"):
 		return row(body, next, out), nil

@@ -14,7 +14,8 @@ func families(name string) (family, bool) {
 	case "hermes", "hermes-pro":
 		f.begin = jsonFamily(jsonCall{closes: []string{"</tool_call>"}, between: ","}, "<tool_call>")
 	case "granite":
-		f.begin = jsonFamily(jsonCall{closes: []string{"<|/tool_call|>", "</tool_call>"}, between: ","}, "<|tool_call|>", "<tool_call>")
+		f.begin = jsonFamily(jsonCall{closes: []string{"<|/tool_call|>", "</tool_call>"}, between: ","},
+			"<|tool_call|>", "<tool_call>")
 	case "phi":
 		f.begin = jsonFamily(jsonCall{closes: []string{"<|/tool_call|>"}, between: ","}, "<|tool_call|>", "functools")
 	case "granite-20b":
@@ -24,17 +25,21 @@ func families(name string) (family, bool) {
 	case "tool-calls":
 		f.begin = jsonFamily(jsonCall{closes: []string{"</tool_calls>"}, between: ","}, "<tool_calls>")
 	case "apertus":
-		f.begin = jsonFamily(jsonCall{closes: []string{"<|tools_suffix|>"}, between: ",", byName: true}, "<|tools_prefix|>")
+		f.begin = jsonFamily(jsonCall{closes: []string{"<|tools_suffix|>"}, between: ",", byName: true},
+			"<|tools_prefix|>")
 	case "internlm":
-		f.begin = jsonFamily(jsonCall{closes: []string{"<|action_end|>"}}, "<|action_start|><|plugin|>", "<|action_start|> <|plugin|>")
+		f.begin = jsonFamily(jsonCall{closes: []string{"<|action_end|>"}}, "<|action_start|><|plugin|>",
+			"<|action_start|> <|plugin|>")
 	case "gigachat":
 		f.begin = jsonFamily(jsonCall{}, "<|function_call|>", "function call<|role_sep|>\n")
 	case "functools":
 		f.begin = jsonFamily(jsonCall{between: ","}, "functools")
 	case "command":
-		f.begin = jsonFamily(jsonCall{closes: []string{"<|END_ACTION|>"}, between: ",", ignoreIDs: true}, "<|START_ACTION|>")
+		f.begin = jsonFamily(jsonCall{closes: []string{"<|END_ACTION|>"}, between: ",", ignoreIDs: true},
+			"<|START_ACTION|>")
 	case "command-r":
-		f.begin = jsonFamily(jsonCall{closes: []string{"```"}, between: ","}, "Action: ```json", "Action:```json", "Action:\n```json")
+		f.begin = jsonFamily(jsonCall{closes: []string{"```"}, between: ","}, "Action: ```json", "Action:```json",
+			"Action:\n```json")
 	case "mistral", "mistral-args":
 		f.begin = mistral
 	case "llama":
@@ -77,19 +82,26 @@ func families(name string) (family, bool) {
 func xmlSpecs(name string) (xmlSpec, bool) {
 	switch name {
 	case "qwen-xml":
-		return xmlSpec{opens: []string{"<tool_call>"}, call: "<function=", callName: ">", param: "<parameter=", paramName: ">",
-			paramEnd: "</parameter>", callEnd: "</function>", ends: []string{"</tool_call>"}, lines: true}, true
+		return xmlSpec{opens: []string{"<tool_call>"}, call: "<function=", callName: ">", param: "<parameter=",
+			paramName: ">",
+			paramEnd:  "</parameter>", callEnd: "</function>", ends: []string{"</tool_call>"}, lines: true}, true
 	case "seed":
-		return xmlSpec{opens: []string{"<seed:tool_call>"}, call: "<function=", callName: ">", param: "<parameter=", paramName: ">",
-			paramEnd: "</parameter>", callEnd: "</function>", ends: []string{"</seed:tool_call>"}}, true
+		return xmlSpec{opens: []string{"<seed:tool_call>"}, call: "<function=", callName: ">", param: "<parameter=",
+			paramName: ">",
+			paramEnd:  "</parameter>", callEnd: "</function>", ends: []string{"</seed:tool_call>"}}, true
 	case "minimax":
-		return xmlSpec{opens: []string{"<minimax:tool_call>"}, call: "<invoke name=", callName: ">", param: "<parameter name=", paramName: ">",
+		return xmlSpec{opens: []string{"<minimax:tool_call>"}, call: "<invoke name=", callName: ">",
+			param: "<parameter name=", paramName: ">",
 			paramEnd: "</parameter>", callEnd: "</invoke>", ends: []string{"</minimax:tool_call>"}}, true
 	case "dsml":
-		return xmlSpec{opens: []string{"<｜DSML｜function_calls>", "<｜DSML｜tool_calls>"}, call: "<｜DSML｜invoke name=", callName: ">",
-			param: "<｜DSML｜parameter name=", paramName: ">", paramEnd: "</｜DSML｜parameter>", callEnd: "</｜DSML｜invoke>", ends: []string{"</｜DSML｜function_calls>", "</｜DSML｜tool_calls>"}}, true
+		return xmlSpec{opens: []string{"<｜DSML｜function_calls>", "<｜DSML｜tool_calls>"}, call: "<｜DSML｜invoke name=",
+			callName: ">",
+			param:    "<｜DSML｜parameter name=", paramName: ">", paramEnd: "</｜DSML｜parameter>",
+			callEnd: "</｜DSML｜invoke>",
+			ends:    []string{"</｜DSML｜function_calls>", "</｜DSML｜tool_calls>"}}, true
 	case "glm":
-		return xmlSpec{opens: []string{"<tool_call>"}, param: "<arg_key>", paramName: "</arg_key>", value: "<arg_value>",
+		return xmlSpec{opens: []string{"<tool_call>"}, param: "<arg_key>", paramName: "</arg_key>",
+			value:    "<arg_value>",
 			paramEnd: "</arg_value>", ends: []string{"</tool_call>"}}, true
 	}
 	return xmlSpec{}, false

@@ -39,7 +39,8 @@ func reasonings(name string) thinking {
 	case "apertus":
 		return thinking{open: "<|inner_prefix|>", end: "<|inner_suffix|>"}
 	case "apriel":
-		return thinking{open: "Here are my reasoning steps:\n", end: "[BEGIN FINAL RESPONSE]", silent: []string{"[END FINAL RESPONSE]"}}
+		return thinking{open: "Here are my reasoning steps:\n", end: "[BEGIN FINAL RESPONSE]",
+			silent: []string{"[END FINAL RESPONSE]"}}
 	case "kimi":
 		return thinking{open: "◁think▷", end: "◁/think▷"}
 	}

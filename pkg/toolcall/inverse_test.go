@@ -62,7 +62,8 @@ func write(t *testing.T, source string) (out []written, others []string) {
 	format := toolcall.Detect(source)
 	for _, turn := range turns() {
 		if format.Calls == "kimi" { // its ids are names
-			turn.message = strings.NewReplacer("abcdef123", "functions.weather:0", "abcdef124", "functions.code_interpreter:1").Replace(turn.message)
+			turn.message = strings.NewReplacer("abcdef123", "functions.weather:0", "abcdef124",
+				"functions.code_interpreter:1").Replace(turn.message)
 		}
 		prompt, err := render(true, user)
 		if err != nil {
@@ -96,7 +97,8 @@ func inverse(t *testing.T, source string) (same int, others []string) {
 	t.Helper()
 	all, others := write(t, source)
 	for _, one := range all {
-		got := read(t, toolcall.Detect(source), toolcall.Options{Tools: []byte(ownTools), Prompt: one.prompt}, false, one.text)
+		got := read(t, toolcall.Detect(source), toolcall.Options{Tools: []byte(ownTools), Prompt: one.prompt}, false,
+			one.text)
 		if why := differs(got, one.turn); why != "" {
 			others = append(others, why+" in "+one.text)
 			continue
@@ -126,8 +128,10 @@ func fits(t *testing.T, source string) (same int, others []string) {
 		}
 		m := c.NewMatcher()
 		var reject *grammar.RejectError
-		if err := m.AcceptBytes([]byte(strings.TrimSuffix(strings.TrimRight(one.text, "\n "), "<|end|>"))); errors.As(err, &reject) {
-			others = append(others, fmt.Sprintf("byte %d, %.20q does not fit in %q", reject.Offset, one.text[reject.Offset:], one.text))
+		if err := m.AcceptBytes([]byte(strings.TrimSuffix(strings.TrimRight(one.text, "\n "), "<|end|>"))); errors.As(err,
+			&reject) {
+			others = append(others, fmt.Sprintf("byte %d, %.20q does not fit in %q", reject.Offset,
+				one.text[reject.Offset:], one.text))
 		} else if err != nil || !m.CanEnd() {
 			others = append(others, fmt.Sprintf("%v: it cannot end after %q", err, one.text))
 		} else {
@@ -139,8 +143,10 @@ func fits(t *testing.T, source string) (same int, others []string) {
 
 // untilEnd is a turn up to the token that ends it.
 func untilEnd(text string) string {
-	for _, end := range []string{"<|im_end|>", "<|eot_id|>", "<|eom_id|>", "</s>", "<|end|>\n", "<end_of_turn>", "<|END_OF_TURN_TOKEN|>", "<|end_of_text|>", "<|endoftext|>",
-		"<｜end▁of▁sentence｜>", "<|user|>", "<|observation|>", "[e~[", "<turn|>", "<|return|>", "<|message_sep|>", "<sep>", "<|assistant_end|>", "<|end_of_turn|>", "\n\n###", "<SPECIAL_12>"} {
+	for _, end := range []string{"<|im_end|>", "<|eot_id|>", "<|eom_id|>", "</s>", "<|end|>\n", "<end_of_turn>",
+		"<|END_OF_TURN_TOKEN|>", "<|end_of_text|>", "<|endoftext|>",
+		"<｜end▁of▁sentence｜>", "<|user|>", "<|observation|>", "[e~[", "<turn|>", "<|return|>", "<|message_sep|>",
+		"<sep>", "<|assistant_end|>", "<|end_of_turn|>", "\n\n###", "<SPECIAL_12>"} {
 		text, _, _ = strings.Cut(text, end)
 	}
 	return text
@@ -171,7 +177,8 @@ func differs(got answer, want turn) string {
 		if err := json.Unmarshal([]byte(c.Arguments), &arguments); err != nil {
 			return "arguments are no JSON: " + c.Arguments
 		}
-		if c.Name != message.Calls[i].Function.Name || !reflect.DeepEqual(arguments, message.Calls[i].Function.Arguments) {
+		if c.Name != message.Calls[i].Function.Name ||
+			!reflect.DeepEqual(arguments, message.Calls[i].Function.Arguments) {
 			return "call is " + c.Name + c.Arguments
 		}
 	}
@@ -181,37 +188,51 @@ func differs(got answer, want turn) string {
 // ownTemplates write turns as the families do.
 func ownTemplates() map[string]string {
 	around := func(user, prompt, turn string) string {
-		return "{% for m in messages %}{% if m.role == 'user' %}" + user + "{{ m.content }}{% else %}" + turn + "{% endif %}{% endfor %}{% if add_generation_prompt %}" + prompt + "{% endif %}"
+		return "{% for m in messages %}{% if m.role == 'user' %}" + user + "{{ m.content }}{% else %}" + turn +
+			"{% endif %}{% endfor %}{% if add_generation_prompt %}" + prompt + "{% endif %}"
 	}
 	each := func(body string) string {
 		return "{% for c in m.tool_calls %}{% set f = c.function %}" + body + "{% endfor %}"
 	}
 	think := "{% if m.reasoning_content %}<think>\n{{ m.reasoning_content }}\n</think>\n\n{% endif %}"
 	return map[string]string{
-		"hermes": around("<|im_start|>user\n", "<|im_start|>assistant\n", "<|im_start|>assistant\n"+think+"{{ m.content }}"+
-			each("\n<tool_call>\n{{ {'name': f.name, 'arguments': f.arguments}|tojson }}\n</tool_call>")+"<|im_end|>\n"),
-		"qwen-xml": around("<|im_start|>user\n", "<|im_start|>assistant\n", "<|im_start|>assistant\n"+think+"{{ m.content }}"+
-			each("\n<tool_call>\n<function={{ f.name }}>\n{% for k, v in f.arguments.items() %}<parameter={{ k }}>\n{{ v if v is string else v|tojson }}\n</parameter>\n{% endfor %}</function>\n</tool_call>")+"<|im_end|>\n"),
-		"llama": around("<|start_header_id|>user<|end_header_id|>\n\n", "<|start_header_id|>assistant<|end_header_id|>\n\n", "<|start_header_id|>assistant<|end_header_id|>\n\n"+
-			"{{ m.content }}{% if m.content and m.tool_calls %}<|python_tag|>{% endif %}"+
-			each(`{"name": "{{ f.name }}", "parameters": {{ f.arguments|tojson }}}{% if not loop.last %}; {% endif %}`)+"<|eot_id|>"),
-		"mistral": around("[INST]", "[/INST]", "[/INST]{% if m.reasoning_content %}[THINK]{{ m.reasoning_content }}[/THINK]{% endif %}{{ m.content }}"+
-			"{% if m.tool_calls %}[TOOL_CALLS][{% for c in m.tool_calls %}{{ dict(c.function, id=c.id)|tojson }}{% if not loop.last %}, {% endif %}{% endfor %}]{% endif %}</s>"),
-		"mistral, later": around("[INST]", "[/INST]", "[/INST]{{ m.content }}"+each("[TOOL_CALLS]{{ f.name }}[CALL_ID]{{ c.id }}[ARGS]{{ f.arguments|tojson }}")+"</s>"),
-		"deepseek": around("<｜User｜>", "<｜Assistant｜>", "<｜Assistant｜>"+think+"{{ m.content }}{% if m.tool_calls %}<｜tool▁calls▁begin｜>"+
-			each("<｜tool▁call▁begin｜>function<｜tool▁sep｜>{{ f.name }}\n```json\n{{ f.arguments|tojson }}\n```<｜tool▁call▁end｜>\n")+"<｜tool▁calls▁end｜>{% endif %}<｜end▁of▁sentence｜>"),
-		"harmony": around("<|start|>user<|message|>", "<|start|>assistant", "<|start|>assistant{% if m.reasoning_content %}<|channel|>analysis<|message|>{{ m.reasoning_content }}<|end|><|start|>assistant{% endif %}"+
-			"{% if m.content %}<|channel|>{{ 'commentary' if m.tool_calls else 'final' }}<|message|>{{ m.content }}<|end|>{% if m.tool_calls %}<|start|>assistant{% endif %}{% endif %}"+
-			each("<|channel|>commentary to=functions.{{ f.name }} <|constrain|>json<|message|>{{ f.arguments|tojson }}<|call|>{% if not loop.last %}<|start|>assistant{% endif %}")),
+		"hermes": around("<|im_start|>user\n", "<|im_start|>assistant\n",
+			"<|im_start|>assistant\n"+think+"{{ m.content }}"+
+				each("\n<tool_call>\n{{ {'name': f.name, 'arguments': f.arguments}|tojson }}\n</tool_call>")+
+				"<|im_end|>\n"),
+		"qwen-xml": around("<|im_start|>user\n", "<|im_start|>assistant\n",
+			"<|im_start|>assistant\n"+think+"{{ m.content }}"+
+				each("\n<tool_call>\n<function={{ f.name }}>\n{% for k, v in f.arguments.items() %}<parameter={{ k }}>\n{{ v if v is string else v|tojson }}\n</parameter>\n{% endfor %}</function>\n</tool_call>")+"<|im_end|>\n"),
+		"llama": around("<|start_header_id|>user<|end_header_id|>\n\n",
+			"<|start_header_id|>assistant<|end_header_id|>\n\n", "<|start_header_id|>assistant<|end_header_id|>\n\n"+
+				"{{ m.content }}{% if m.content and m.tool_calls %}<|python_tag|>{% endif %}"+
+				each(`{"name": "{{ f.name }}", "parameters": {{ f.arguments|tojson }}}{% if not loop.last %}; {% endif %}`)+
+				"<|eot_id|>"),
+		"mistral": around("[INST]", "[/INST]",
+			"[/INST]{% if m.reasoning_content %}[THINK]{{ m.reasoning_content }}[/THINK]{% endif %}{{ m.content }}"+
+				"{% if m.tool_calls %}[TOOL_CALLS][{% for c in m.tool_calls %}{{ dict(c.function, id=c.id)|tojson }}{% if not loop.last %}, {% endif %}{% endfor %}]{% endif %}</s>"),
+		"mistral, later": around("[INST]", "[/INST]",
+			"[/INST]{{ m.content }}"+each("[TOOL_CALLS]{{ f.name }}[CALL_ID]{{ c.id }}[ARGS]{{ f.arguments|tojson }}")+
+				"</s>"),
+		"deepseek": around("<｜User｜>", "<｜Assistant｜>",
+			"<｜Assistant｜>"+think+"{{ m.content }}{% if m.tool_calls %}<｜tool▁calls▁begin｜>"+
+				each("<｜tool▁call▁begin｜>function<｜tool▁sep｜>{{ f.name }}\n```json\n{{ f.arguments|tojson }}\n```<｜tool▁call▁end｜>\n")+"<｜tool▁calls▁end｜>{% endif %}<｜end▁of▁sentence｜>"),
+		"harmony": around("<|start|>user<|message|>", "<|start|>assistant",
+			"<|start|>assistant{% if m.reasoning_content %}<|channel|>analysis<|message|>{{ m.reasoning_content }}<|end|><|start|>assistant{% endif %}"+
+				"{% if m.content %}<|channel|>{{ 'commentary' if m.tool_calls else 'final' }}<|message|>{{ m.content }}<|end|>{% if m.tool_calls %}<|start|>assistant{% endif %}{% endif %}"+
+				each("<|channel|>commentary to=functions.{{ f.name }} <|constrain|>json<|message|>{{ f.arguments|tojson }}<|call|>{% if not loop.last %}<|start|>assistant{% endif %}")),
 		"gemma": "{% macro w(v) %}{% if v is string %}<|\"|>{{ v }}<|\"|>{% elif v is mapping %}{{ '{' }}{% for k, x in v.items() %}{{ k }}:{{ w(x) }}{% if not loop.last %},{% endif %}{% endfor %}{{ '}' }}" +
 			"{% elif v is iterable %}[{% for x in v %}{{ w(x) }}{% if not loop.last %},{% endif %}{% endfor %}]{% else %}{{ v|tojson }}{% endif %}{% endmacro %}" +
-			around("<|turn>user\n", "<|turn>model\n", "<|turn>model\n{% if m.reasoning_content %}<|channel>thought\n{{ m.reasoning_content }}\n<channel|>{% endif %}{{ m.content }}"+
-				each("<|tool_call>call:{{ f.name }}{{ w(f.arguments) }}<tool_call|>")+"<turn|>\n"),
-		"kimi": around("<|im_user|>", "<|im_assistant|>", "<|im_assistant|>"+think+"{{ m.content }}{% if m.tool_calls %}<|tool_calls_section_begin|>"+
-			each("<|tool_call_begin|>functions.{{ f.name }}:{{ loop.index0 }}<|tool_call_argument_begin|>{{ f.arguments|tojson }}<|tool_call_end|>")+"<|tool_calls_section_end|>{% endif %}<|im_end|>"),
-		"command": around("<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>", "<|CHATBOT_TOKEN|>{% if m.reasoning_content %}<|START_THINKING|>{{ m.reasoning_content }}<|END_THINKING|>{% endif %}"+
-			"{% if m.content %}<|START_RESPONSE|>{{ m.content }}<|END_RESPONSE|>{% endif %}{% if m.tool_calls %}<|START_ACTION|>[\n"+
-			each(`    {"tool_call_id": "{{ loop.index0 }}", "tool_name": "{{ f.name }}", "parameters": {{ f.arguments|tojson }}}{% if not loop.last %},{% endif %}`+"\n")+"]<|END_ACTION|>{% endif %}<|END_OF_TURN_TOKEN|>"),
+			around("<|turn>user\n", "<|turn>model\n",
+				"<|turn>model\n{% if m.reasoning_content %}<|channel>thought\n{{ m.reasoning_content }}\n<channel|>{% endif %}{{ m.content }}"+
+					each("<|tool_call>call:{{ f.name }}{{ w(f.arguments) }}<tool_call|>")+"<turn|>\n"),
+		"kimi": around("<|im_user|>", "<|im_assistant|>",
+			"<|im_assistant|>"+think+"{{ m.content }}{% if m.tool_calls %}<|tool_calls_section_begin|>"+
+				each("<|tool_call_begin|>functions.{{ f.name }}:{{ loop.index0 }}<|tool_call_argument_begin|>{{ f.arguments|tojson }}<|tool_call_end|>")+"<|tool_calls_section_end|>{% endif %}<|im_end|>"),
+		"command": around("<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>",
+			"<|CHATBOT_TOKEN|>{% if m.reasoning_content %}<|START_THINKING|>{{ m.reasoning_content }}<|END_THINKING|>{% endif %}"+
+				"{% if m.content %}<|START_RESPONSE|>{{ m.content }}<|END_RESPONSE|>{% endif %}{% if m.tool_calls %}<|START_ACTION|>[\n"+
+				each(`    {"tool_call_id": "{{ loop.index0 }}", "tool_name": "{{ f.name }}", "parameters": {{ f.arguments|tojson }}}{% if not loop.last %},{% endif %}`+"\n")+"]<|END_ACTION|>{% endif %}<|END_OF_TURN_TOKEN|>"),
 	}
 }
 
@@ -226,7 +247,8 @@ func TestParser_ReadsBackWhatATemplateWrites(t *testing.T) {
 // What models learnt to write is what they are allowed to.
 func TestStructure_AllowsWhatATemplateWrites(t *testing.T) {
 	for name, source := range ownTemplates() {
-		if same, others := fits(t, source); len(others) > 0 && name != "gemma" || same < 4 { // Gemma's way to write any value is not known
+		// Gemma's way to write any value is not known
+		if same, others := fits(t, source); len(others) > 0 && name != "gemma" || same < 4 {
 			t.Errorf("%s: %d turns fit, not these: %s", name, same, strings.Join(others, "\n"))
 		}
 	}
@@ -247,9 +269,11 @@ func TestParser_ReadsBackWhatModelsTemplatesWrite(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Some templates leave out content beside calls, or take one call only.
-	least := map[string]int{"Qwen/Qwen3-0.6B": 5, "Qwen/Qwen3.5-4B": 5, "moonshotai/Kimi-K2-Thinking": 5, "zai-org/GLM-5.1": 5,
+	least := map[string]int{"Qwen/Qwen3-0.6B": 5, "Qwen/Qwen3.5-4B": 5, "moonshotai/Kimi-K2-Thinking": 5,
+		"zai-org/GLM-5.1": 5,
 		"NousResearch/Hermes-2-Pro-Llama-3-8B (JSON Schema)": 4, "meta-llama/Llama-3.2-11B-Vision-Instruct": 3,
-		"CISCai/Mistral-7B-Instruct-v0.3-SOTA-GGUF": 4, "Mistral-Nemo-Instruct-2407 (mistralai 'v3-tekken' template; modified to have system prompt at start)": 4}
+		"CISCai/Mistral-7B-Instruct-v0.3-SOTA-GGUF":                                                            4,
+		"Mistral-Nemo-Instruct-2407 (mistralai 'v3-tekken' template; modified to have system prompt at start)": 4}
 	for _, c := range cases {
 		want, ok := least[c.Name]
 		if !ok {
@@ -257,13 +281,15 @@ func TestParser_ReadsBackWhatModelsTemplatesWrite(t *testing.T) {
 		}
 		delete(least, c.Name)
 		if same, others := inverse(t, c.Template); same < want {
-			t.Errorf("%s, %+v: %d turns of %d came back, not these: %q", c.Name, toolcall.Detect(c.Template), same, want, others)
+			t.Errorf("%s, %+v: %d turns of %d came back, not these: %q", c.Name, toolcall.Detect(c.Template), same,
+				want, others)
 		}
 		if strings.Contains(c.Name, "Hermes-2-Pro") { // it leaves out a marker between calls
 			want--
 		}
 		if same, others := fits(t, c.Template); same < want {
-			t.Errorf("%s, %+v: %d turns of %d fit, not these: %s", c.Name, toolcall.Detect(c.Template), same, want, strings.Join(others, "\n"))
+			t.Errorf("%s, %+v: %d turns of %d fit, not these: %s", c.Name, toolcall.Detect(c.Template), same, want,
+				strings.Join(others, "\n"))
 		}
 	}
 	for name := range least {

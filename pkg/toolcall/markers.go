@@ -20,7 +20,8 @@ func (f Format) Markers() []string {
 
 func callMarkers(family string) []string {
 	if spec, ok := xmlSpecs(family); ok {
-		out := append([]string{spec.value, spec.param, spec.paramName, spec.paramEnd, spec.call, spec.callEnd}, spec.ends...)
+		out := append([]string{spec.value, spec.param, spec.paramName, spec.paramEnd, spec.call, spec.callEnd},
+			spec.ends...)
 		out = append(out, spec.opens...)
 		switch family {
 		case "dsml":
@@ -54,9 +55,11 @@ func callMarkers(family string) []string {
 	case "llama", "llama-xml":
 		return []string{"<|python_tag|>"}
 	case "deepseek":
-		return []string{"<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", "<｜tool▁sep｜>"}
+		return []string{"<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>",
+			"<｜tool▁sep｜>"}
 	case "kimi":
-		return []string{"<|tool_calls_section_begin|>", "<|tool_calls_section_end|>", "<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>"}
+		return []string{"<|tool_calls_section_begin|>", "<|tool_calls_section_end|>", "<|tool_call_begin|>",
+			"<|tool_call_argument_begin|>", "<|tool_call_end|>"}
 	case "harmony":
 		return append(harmonyMarks(), "<|channel|>", "<|constrain|>")
 	case "gemma":

@@ -28,7 +28,8 @@ func (w *writer) properties(t offered) (out []property, ok bool) {
 	delete(s, "additionalProperties")
 	for name := range s {
 		switch name {
-		case "type", "properties", "required", "title", "description", "$schema", "$defs", "definitions", "default", "examples", "$comment":
+		case "type", "properties", "required", "title", "description", "$schema", "$defs", "definitions", "default",
+			"examples", "$comment":
 		default:
 			return nil, false
 		}
@@ -195,7 +196,8 @@ func (w *writer) xml(family string, x xmlSpec) *spelling {
 		}
 		return row(head, gap, params, w.mark(x.callEnd)), nil
 	}
-	s := &spelling{open: x.opens[0], known: append([]string{}, x.opens[1:]...), head: gap, tail: row(line, w.mark(x.ends[0])), between: line, call: call}
+	s := &spelling{open: x.opens[0], known: append([]string{}, x.opens[1:]...), head: gap,
+		tail: row(line, w.mark(x.ends[0])), between: line, call: call}
 	if x.call == "<function=" {
 		s.known = append(s.known, x.call)
 	}
@@ -243,7 +245,8 @@ func (w *writer) xmlMembers(t offered, family string, x xmlSpec, named string, g
 		if x.lines {
 			end = constant("\n")
 		}
-		list = append(list, member{row(w.mark(x.param+named), constant(p.name+named+attribute), w.mark(x.paramName), between, value, end, w.mark(x.paramEnd), gap), p.required})
+		list = append(list, member{row(w.mark(x.param+named), constant(p.name+named+attribute), w.mark(x.paramName),
+			between, value, end, w.mark(x.paramEnd), gap), p.required})
 	}
 	return members(list, nil), true
 }
@@ -292,7 +295,8 @@ func (w *writer) gemmaValue(p property, depth int, quote, end string) part {
 	case "array":
 		for name := range all {
 			switch name {
-			case "type", "items", "minItems", "maxItems", "title", "description", "default", "examples", "$schema", "$defs", "definitions", "$comment":
+			case "type", "items", "minItems", "maxItems", "title", "description", "default", "examples", "$schema",
+				"$defs", "definitions", "$comment":
 			default:
 				return schema(p.schema)
 			}
@@ -336,7 +340,8 @@ func (w *writer) gemmaValue(p property, depth int, quote, end string) part {
 // literalOf accepts a value as JSON, or with Python's spelling of true, false and null.
 func literalOf(raw json.RawMessage) part {
 	var s map[string]json.RawMessage
-	if json.Unmarshal(raw, &s) == nil && string(s["type"]) == `"boolean"` && s["enum"] == nil && s["const"] == nil && s["not"] == nil && s["allOf"] == nil && s["anyOf"] == nil && s["oneOf"] == nil {
+	if json.Unmarshal(raw, &s) == nil && string(s["type"]) == `"boolean"` && s["enum"] == nil && s["const"] == nil &&
+		s["not"] == nil && s["allOf"] == nil && s["anyOf"] == nil && s["oneOf"] == nil {
 		return pattern("true|false|True|False")
 	}
 	return schema(raw)
@@ -350,7 +355,8 @@ func (w *writer) python(t offered) (part, error) {
 	properties, ok := w.properties(t)
 	if !ok {
 		if t.strict {
-			return nil, fault.Field(t.at+".parameters", "this model writes calls as Python: want properties, each by itself, and which are required")
+			return nil, fault.Field(t.at+".parameters",
+				"this model writes calls as Python: want properties, each by itself, and which are required")
 		}
 		properties, _ = w.properties(offered{schema: w.named(t.schema)})
 	}
@@ -358,7 +364,8 @@ func (w *writer) python(t offered) (part, error) {
 	for _, p := range properties {
 		if !isWord(p.name) {
 			if t.strict || p.required {
-				return nil, fault.Field(t.at+".parameters", "property %q cannot be written: this model writes calls as Python", p.name)
+				return nil, fault.Field(t.at+".parameters",
+					"property %q cannot be written: this model writes calls as Python", p.name)
 			}
 			continue
 		}

@@ -100,7 +100,8 @@ func (l *pyLexer) number() (string, bool) {
 func isJSONNumber(t string) bool {
 	v, ok := strings.CutPrefix(t, "-")
 	digits := strings.Trim(v, "0123456789.eE+-") == ""
-	return (ok || v != "") && digits && v[0] != '.' && v[len(v)-1] != '.' && (v[0] != '0' || len(v) == 1 || v[1] == '.' || v[1]|0x20 == 'e') &&
+	return (ok || v != "") && digits && v[0] != '.' && v[len(v)-1] != '.' &&
+		(v[0] != '0' || len(v) == 1 || v[1] == '.' || v[1]|0x20 == 'e') &&
 		!strings.Contains(v, ".e") && !strings.Contains(v, ".E")
 }
 

@@ -109,7 +109,8 @@ func (w *writer) offered() ([]offered, error) {
 			continue
 		}
 		if !isName(t.Name) {
-			return nil, fault.Field(at+".name", "%q is no name for a tool: want letters, digits and _-./:$, at most 256", t.Name)
+			return nil, fault.Field(at+".name",
+				"%q is no name for a tool: want letters, digits and _-./:$, at most 256", t.Name)
 		}
 		if seen[t.Name] {
 			return nil, fault.Field(at+".name", "%q is there already", t.Name)
@@ -183,7 +184,8 @@ func objectSchema(raw json.RawMessage) (json.RawMessage, error) {
 func closes(s map[string]json.RawMessage) bool {
 	for name := range s {
 		switch name {
-		case "type", "properties", "required", "title", "description", "$schema", "$id", "$defs", "definitions", "default", "examples", "$comment":
+		case "type", "properties", "required", "title", "description", "$schema", "$id", "$defs", "definitions",
+			"default", "examples", "$comment":
 		default:
 			return false
 		}

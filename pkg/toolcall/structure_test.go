@@ -61,8 +61,10 @@ func judges(t testing.TB, tools string) map[string]*jsonschema.Schema {
 }
 
 func allFamilies() []string {
-	return []string{"hermes", "hermes-pro", "granite", "phi", "granite-20b", "nemotron", "tool-calls", "apertus", "internlm", "gigachat", "functools", "command", "command-r", "mistral", "mistral-args", "llama",
-		"llama-xml", "xlam", "functionary", "deepseek", "kimi", "harmony", "gemma", "functiongemma", "pythonic", "lfm2", "olmo", "tool-code", "qwen-xml", "seed", "minimax", "dsml", "glm"}
+	return []string{"hermes", "hermes-pro", "granite", "phi", "granite-20b", "nemotron", "tool-calls", "apertus",
+		"internlm", "gigachat", "functools", "command", "command-r", "mistral", "mistral-args", "llama",
+		"llama-xml", "xlam", "functionary", "deepseek", "kimi", "harmony", "gemma", "functiongemma", "pythonic", "lfm2",
+		"olmo", "tool-code", "qwen-xml", "seed", "minimax", "dsml", "glm"}
 }
 
 // wander makes a random text of a grammar: single bytes, and fragments where they fit.
@@ -131,7 +133,8 @@ func TestStructure_ParsesBack(t *testing.T) {
 			r := rand.New(rand.NewPCG(7, uint64(len(family))))
 			free := 0
 			for i := range 16 {
-				c := offerCase{format: toolcall.Format{Calls: family}, control: i&1 != 0, required: i&2 != 0, single: i&4 != 0}
+				c := offerCase{format: toolcall.Format{Calls: family}, control: i&1 != 0, required: i&2 != 0,
+					single: i&4 != 0}
 				if i&8 != 0 && family != "harmony" {
 					c.format.Reasoning = "think"
 				}
@@ -163,7 +166,8 @@ func TestStructure_ParsesBack(t *testing.T) {
 func (c *offerCase) compile(t testing.TB) *grammar.Compiled {
 	t.Helper()
 	markers := c.format.Markers()
-	o := toolcall.Offer{Tools: []byte(offers), Function: c.function, Required: c.required, Single: c.single, Prompt: c.prompt,
+	o := toolcall.Offer{Tools: []byte(offers), Function: c.function, Required: c.required, Single: c.single,
+		Prompt:  c.prompt,
 		Honours: func(schema []byte) error { _, err := grammar.Schema(schema); return err }}
 	if c.control {
 		o.Control = func(s string) bool { return slices.Contains(markers, s) }
@@ -186,7 +190,10 @@ func (c *offerCase) compile(t testing.TB) *grammar.Compiled {
 func (c *offerCase) check(t *testing.T, r *rand.Rand, rounds int) (found int) {
 	t.Helper()
 	compiled, judge := c.compile(t), judges(t, offers)
-	fragments := append([]string{`{"name": "weather", "arguments": {"city": "`, `{"name": "nothing", "parameters": {}}`, "weather(", "[weather(city=", "{", "}", "\n", " ", `"`, `\"`, "'", ",", "<", "</", "|>", "```", "<think>", "</think>", "city", "1e999", "-0", "é", "to=weather", "functools", "Action: ```json", "<function=", ">>>", "all\n", "```tool_code", "function call<|role_sep|>\n"}, c.format.Markers()...)
+	fragments := append([]string{`{"name": "weather", "arguments": {"city": "`, `{"name": "nothing", "parameters": {}}`,
+		"weather(", "[weather(city=", "{", "}", "\n", " ", `"`, `\"`, "'", ",", "<", "</", "|>", "```", "<think>",
+		"</think>", "city", "1e999", "-0", "é", "to=weather", "functools", "Action: ```json", "<function=", ">>>",
+		"all\n", "```tool_code", "function call<|role_sep|>\n"}, c.format.Markers()...)
 	for _, m := range c.format.Markers() {
 		fragments = append(fragments, string(grammar.ControlBytes(m)), m[:len(m)/2])
 	}
@@ -202,7 +209,8 @@ func (c *offerCase) check(t *testing.T, r *rand.Rand, rounds int) (found int) {
 			n := 1 + r.IntN(min(9, len(rest)))
 			pieces, rest = append(pieces, string(rest[:n])), rest[n:]
 		}
-		if again := read(t, c.format, toolcall.Options{Tools: []byte(offers), Prompt: c.prompt}, false, pieces...); !reflect.DeepEqual(again, got) {
+		if again := read(t, c.format, toolcall.Options{Tools: []byte(offers), Prompt: c.prompt}, false,
+			pieces...); !reflect.DeepEqual(again, got) {
 			t.Fatalf("%+v: in pieces %q\n%+v\nwhole\n%+v", c, pieces, again, got)
 		}
 		if err := c.wrong(got, judge); err != nil {
@@ -252,16 +260,22 @@ func TestStructure_RefusesByField(t *testing.T) {
 		{"hermes", toolcall.Offer{Tools: []byte(`[{"function":{"name":"a b"}}]`)}, "tools[0].function.name"},
 		{"hermes", toolcall.Offer{Tools: []byte(`[` + f + `,` + f + `]`)}, "tools[1].function.name"},
 		{"hermes", toolcall.Offer{Tools: []byte(`[` + f + `]`), Function: "g"}, `tool_choice: no tool is named "g"`},
-		{"hermes", toolcall.Offer{Tools: []byte(`[{"name":"f","strict":true,"parameters":{"properties":{"a":{"pattern":"(?=x)"}}}}]`), Honours: refuses}, "tools[0].parameters"},
-		{"hermes", toolcall.Offer{Tools: []byte(`[{"name":"f","strict":true,"parameters":{"type":"array"}}]`)}, "tools[0].parameters"},
-		{"pythonic", toolcall.Offer{Tools: []byte(`[{"name":"f","strict":true,"parameters":{"oneOf":[{},{}]}}]`)}, "tools[0].parameters"},
-		{"pythonic", toolcall.Offer{Tools: []byte(`[{"name":"f","parameters":{"properties":{"a b":{}},"required":["a b"]}}]`)}, "tools[0].parameters"},
+		{"hermes", toolcall.Offer{Tools: []byte(
+			`[{"name":"f","strict":true,"parameters":{"properties":{"a":{"pattern":"(?=x)"}}}}]`), Honours: refuses},
+			"tools[0].parameters"},
+		{"hermes", toolcall.Offer{Tools: []byte(`[{"name":"f","strict":true,"parameters":{"type":"array"}}]`)},
+			"tools[0].parameters"},
+		{"pythonic", toolcall.Offer{Tools: []byte(`[{"name":"f","strict":true,"parameters":{"oneOf":[{},{}]}}]`)},
+			"tools[0].parameters"},
+		{"pythonic", toolcall.Offer{Tools: []byte(
+			`[{"name":"f","parameters":{"properties":{"a b":{}},"required":["a b"]}}]`)}, "tools[0].parameters"},
 		{"pythonic", toolcall.Offer{Tools: []byte(`[{"name":"print"}]`)}, "tools[0].name"},
 		{"functionary", toolcall.Offer{Tools: []byte(`[{"name":"all"}]`)}, "tools[0].name"},
 		{"", toolcall.Offer{Tools: []byte(`[` + f + `]`)}, "knows no calls"},
 		{"nonsense", toolcall.Offer{Tools: []byte(`[` + f + `]`)}, `"nonsense"`},
 	} {
-		if _, err := (toolcall.Format{Calls: c.family}).Structure(c.o); err == nil || !strings.Contains(err.Error(), c.names) {
+		if _, err := (toolcall.Format{Calls: c.family}).Structure(c.o); err == nil ||
+			!strings.Contains(err.Error(), c.names) {
 			t.Errorf("%s, %s: %v, want %q in it", c.family, c.o.Tools, err, c.names)
 		}
 	}
@@ -293,26 +307,41 @@ func texts(t *testing.T, f toolcall.Format, o toolcall.Offer, yes, not []string)
 func TestStructure_OffersOfEveryKind(t *testing.T) {
 	const call = `<tool_call>{"name": "now", "arguments": {}}</tool_call>`
 	hermes := toolcall.Format{Calls: "hermes"}
-	texts(t, hermes, toolcall.Offer{Tools: []byte(offers)}, []string{"", "Hi.", call, "Hi.\n" + call, call + call}, []string{"<tool_call>", "Hi. <tool_call>x", call + "Hi.", `<tool_call>{"name": "nix", "arguments": {}}</tool_call>`})
-	texts(t, hermes, toolcall.Offer{Tools: []byte(offers), Required: true}, []string{call, call + "\n" + call}, []string{"", "Hi.", "Hi.\n" + call})
-	texts(t, hermes, toolcall.Offer{Tools: []byte(offers), Single: true}, []string{"", "Hi.", "Hi. " + call}, []string{call + call})
+	texts(t, hermes, toolcall.Offer{Tools: []byte(offers)}, []string{"", "Hi.", call, "Hi.\n" + call, call + call},
+		[]string{"<tool_call>", "Hi. <tool_call>x", call + "Hi.",
+			`<tool_call>{"name": "nix", "arguments": {}}</tool_call>`})
+	texts(t, hermes, toolcall.Offer{Tools: []byte(offers), Required: true}, []string{call, call + "\n" + call},
+		[]string{"", "Hi.", "Hi.\n" + call})
+	texts(t, hermes, toolcall.Offer{Tools: []byte(offers), Single: true}, []string{"", "Hi.", "Hi. " + call},
+		[]string{call + call})
 	texts(t, hermes, toolcall.Offer{Tools: []byte(offers), Function: "go-to"}, []string{"Hi."}, []string{call})
-	texts(t, hermes, toolcall.Offer{Tools: []byte(offers), Content: []byte(`{"type":"regex","pattern":"[0-9]+"}`)}, []string{"12", call, "\n" + call}, []string{"", "Hi.", "12" + call})
+	texts(t, hermes, toolcall.Offer{Tools: []byte(offers), Content: []byte(`{"type":"regex","pattern":"[0-9]+"}`)},
+		[]string{"12", call, "\n" + call}, []string{"", "Hi.", "12" + call})
 	// A schema that cannot be honoured is followed no further than to an object.
 	odd := []byte(`[{"function":{"name":"odd","parameters":{"properties":{"a":{"pattern":"(?=x)"}}}}}]`)
-	texts(t, hermes, toolcall.Offer{Tools: odd, Honours: func(schema []byte) error { _, err := grammar.Schema(schema); return err }},
-		[]string{`<tool_call>{"name": "odd", "arguments": {"b":[1]}}</tool_call>`}, []string{`<tool_call>{"name": "odd", "arguments": []}</tool_call>`})
+	texts(t, hermes, toolcall.Offer{Tools: odd,
+		Honours: func(schema []byte) error { _, err := grammar.Schema(schema); return err }},
+		[]string{`<tool_call>{"name": "odd", "arguments": {"b":[1]}}</tool_call>`},
+		[]string{`<tool_call>{"name": "odd", "arguments": []}</tool_call>`})
 	// The reasoning, opened by the prompt or not.
 	thinks := toolcall.Format{Calls: "hermes", Reasoning: "think"}
-	texts(t, thinks, toolcall.Offer{Tools: []byte(offers), Required: true}, []string{call, "<think>hm</think>\n\n" + call}, []string{"<think>hm</think>", "hm</think>" + call, "<think>" + call})
-	texts(t, thinks, toolcall.Offer{Tools: []byte(offers), Required: true, Prompt: "<think>\n"}, []string{"hm</think>\n\n" + call}, []string{call, "<think>hm</think>" + call + "</think>"})
-	texts(t, thinks, toolcall.Offer{Tools: []byte(offers)}, []string{"hm</think>Hi.", "<think>hm</think>" + call, "hm</think>" + call}, []string{"Hi.<think>", "<think>" + call})
+	texts(t, thinks, toolcall.Offer{Tools: []byte(offers), Required: true},
+		[]string{call, "<think>hm</think>\n\n" + call},
+		[]string{"<think>hm</think>", "hm</think>" + call, "<think>" + call})
+	texts(t, thinks, toolcall.Offer{Tools: []byte(offers), Required: true, Prompt: "<think>\n"},
+		[]string{"hm</think>\n\n" + call}, []string{call, "<think>hm</think>" + call + "</think>"})
+	texts(t, thinks, toolcall.Offer{Tools: []byte(offers)},
+		[]string{"hm</think>Hi.", "<think>hm</think>" + call, "hm</think>" + call},
+		[]string{"Hi.<think>", "<think>" + call})
 	// Markers that are control tokens, and one that ends the text.
 	control := func(s string) string { return string(grammar.ControlBytes(s)) }
 	o := toolcall.Offer{Tools: []byte(offers), Required: true, Control: func(s string) bool {
 		return strings.HasPrefix(s, "<|") && strings.HasSuffix(s, "|>") && !strings.Contains(s[1:], "<")
 	},
 		Ends: func(s string) bool { return s == "<|call|>" }}
-	head := control("<|channel|>") + "commentary to=functions.now " + control("<|constrain|>") + "json" + control("<|message|>") + "{}"
-	texts(t, toolcall.Format{Calls: "harmony"}, o, []string{head, head + control("<|call|>")}, []string{"<|channel|>commentary to=functions.now <|constrain|>json<|message|>{}", control("<|channel|>") + "final" + control("<|message|>") + "Hi."})
+	head := control("<|channel|>") + "commentary to=functions.now " + control("<|constrain|>") + "json" +
+		control("<|message|>") + "{}"
+	texts(t, toolcall.Format{Calls: "harmony"}, o, []string{head, head + control("<|call|>")},
+		[]string{"<|channel|>commentary to=functions.now <|constrain|>json<|message|>{}",
+			control("<|channel|>") + "final" + control("<|message|>") + "Hi."})
 }

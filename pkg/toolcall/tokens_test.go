@@ -19,7 +19,9 @@ func controlVocabulary(t testing.TB, markers []string) (*grammar.Vocabulary, [][
 	for b := range 256 {
 		tokens = append(tokens, []byte{byte(b)})
 	}
-	for _, s := range []string{`{"`, `":`, `": "`, `"}`, `, "`, "weather", "city", "days", "name", "arguments", " the", "The", "call", "<|", "|>", "[", "tool", "TOOL", "_CALLS]", "functions.", " to=", "commentary", "analysis", "final", "json", "\n\n"} {
+	for _, s := range []string{`{"`, `":`, `": "`, `"}`, `, "`, "weather", "city", "days", "name", "arguments", " the",
+		"The", "call", "<|", "|>", "[", "tool", "TOOL", "_CALLS]", "functions.", " to=", "commentary", "analysis",
+		"final", "json", "\n\n"} {
 		tokens = append(tokens, []byte(s))
 	}
 	for _, m := range markers {
@@ -37,7 +39,8 @@ func controlVocabulary(t testing.TB, markers []string) (*grammar.Vocabulary, [][
 // are control tokens, calls come with those tokens alone, and are parsed as offered.
 func TestStructure_OpensCallsWithControlTokens(t *testing.T) {
 	judge := judges(t, offers)
-	for _, family := range []string{"mistral", "mistral-args", "harmony", "gemma", "functiongemma", "deepseek", "kimi", "command", "llama", "granite", "hermes", "qwen-xml", "dsml", "glm", "lfm2"} {
+	for _, family := range []string{"mistral", "mistral-args", "harmony", "gemma", "functiongemma", "deepseek", "kimi",
+		"command", "llama", "granite", "hermes", "qwen-xml", "dsml", "glm", "lfm2"} {
 		t.Run(family, func(t *testing.T) {
 			t.Parallel()
 			f := toolcall.Format{Calls: family}
@@ -46,7 +49,9 @@ func TestStructure_OpensCallsWithControlTokens(t *testing.T) {
 			})
 			v, tokens := controlVocabulary(t, markers)
 			c := offerCase{format: f, required: true, prompt: "<|start|>assistant"}
-			source, err := f.Structure(toolcall.Offer{Tools: []byte(offers), Required: true, Prompt: c.prompt, Control: func(s string) bool { return slices.Contains(markers, s) }})
+			source, err := f.Structure(
+				toolcall.Offer{Tools: []byte(offers), Required: true, Prompt: c.prompt,
+					Control: func(s string) bool { return slices.Contains(markers, s) }})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -97,7 +102,8 @@ func TestStructure_OpensCallsWithControlTokens(t *testing.T) {
 				if signs := strings.Count(text, "\xff"); signs == 0 && family != "llama" || signs%2 != 0 {
 					t.Fatalf("%d signs in %q", signs, text)
 				}
-				got := read(t, f, toolcall.Options{Tools: []byte(offers), Prompt: c.prompt}, false, strings.ReplaceAll(text, "\xff", ""))
+				got := read(t, f, toolcall.Options{Tools: []byte(offers), Prompt: c.prompt}, false,
+					strings.ReplaceAll(text, "\xff", ""))
 				if err := c.wrong(got, judge); err != nil {
 					t.Fatalf("%v\n%q\n%+v", err, text, got)
 				}
@@ -107,7 +113,8 @@ func TestStructure_OpensCallsWithControlTokens(t *testing.T) {
 }
 
 func FuzzStructure(f *testing.F) {
-	for i, tools := range []string{offers, tools, ownTools, `[{"name":"f","parameters":{"properties":{"a":{"type":"array","items":{"$ref":"#/$defs/x"}}},"$defs":{"x":{"enum":["a"]}}}}]`} {
+	for i, tools := range []string{offers, tools, ownTools,
+		`[{"name":"f","parameters":{"properties":{"a":{"type":"array","items":{"$ref":"#/$defs/x"}}},"$defs":{"x":{"enum":["a"]}}}}]`} {
 		f.Add(tools, "<think>\n", uint8(i))
 	}
 	families := allFamilies()
@@ -116,8 +123,10 @@ func FuzzStructure(f *testing.F) {
 			return
 		}
 		format := toolcall.Format{Calls: families[int(n)%len(families)], Reasoning: "think"}
-		source, err := format.Structure(toolcall.Offer{Tools: []byte(tools), Prompt: prompt, Required: n&1 != 0, Control: func(s string) bool { return n&2 != 0 && len(s) == 3 },
-			Honours: func(schema []byte) error { _, err := grammar.Schema(schema); return err }})
+		source, err := format.Structure(
+			toolcall.Offer{Tools: []byte(tools), Prompt: prompt, Required: n&1 != 0,
+				Control: func(s string) bool { return n&2 != 0 && len(s) == 3 },
+				Honours: func(schema []byte) error { _, err := grammar.Schema(schema); return err }})
 		if err != nil {
 			return
 		}

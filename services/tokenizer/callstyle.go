@@ -32,15 +32,22 @@ func probe(ctx context.Context, t *template.Template, o template.Options) callSt
 	ctx = context.WithoutCancel(ctx) // the result outlives the request
 	try := func(content string, arguments template.Arguments) (string, bool) {
 		r, err := t.Chat(ctx, template.ChatInput{
-			Arguments: arguments, BOS: "<s>", EOS: "</s>",
-			Tools: []byte(`[{"type":"function","function":{"name":"f","description":"f","parameters":{"type":"object","properties":{"x":{"type":"string","description":"x"}},"required":[]}}}]`),
-			Messages: []template.Message{{Role: "user", Content: "x"}, {JSON: []byte(`{"role":"assistant","content":` + content +
-				`,"tool_calls":[{"id":"call00000","type":"function","function":{"name":"f","arguments":{"` + key + `":"y"}}}]}`)}},
+			Arguments: arguments,
+			BOS:       "<s>",
+			EOS:       "</s>",
+			Tools: []byte(
+				`[{"type":"function","function":{"name":"f","description":"f","parameters":{"type":"object","properties":{"x":{"type":"string","description":"x"}},"required":[]}}}]`,
+			),
+			Messages: []template.Message{{Role: "user", Content: "x"},
+				{JSON: []byte(`{"role":"assistant","content":` + content +
+					`,"tool_calls":[{"id":"call00000","type":"function","function":{"name":"f","arguments":{"` + key +
+					`":"y"}}}]}`)}},
 		}, o)
 		return r.Text, err == nil
 	}
 	out := callStyle{arguments: template.ArgumentsAsObjects}
-	if text, ok := try(`""`, out.arguments); !ok || !strings.Contains(text, key) || strings.Contains(text, "'"+key+"'") {
+	if text, ok := try(`""`, out.arguments); !ok || !strings.Contains(text, key) ||
+		strings.Contains(text, "'"+key+"'") {
 		if text, ok := try(`""`, template.ArgumentsAsText); ok && strings.Contains(text, key) {
 			out.arguments = template.ArgumentsAsText
 		}

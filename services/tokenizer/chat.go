@@ -14,7 +14,8 @@ import (
 
 // ApplyChatTemplate renders messages by the model's chat template and encodes
 // the result. The template writes the begin token itself, so none is added.
-func (s *Service) ApplyChatTemplate(ctx context.Context, r *tokenizerv1.ApplyChatTemplateRequest) (*tokenizerv1.ApplyChatTemplateResponse, error) {
+func (s *Service) ApplyChatTemplate(ctx context.Context,
+	r *tokenizerv1.ApplyChatTemplateRequest) (*tokenizerv1.ApplyChatTemplateResponse, error) {
 	m, err := s.find(ctx, r.GetModel())
 	if err != nil {
 		return nil, err
@@ -22,7 +23,8 @@ func (s *Service) ApplyChatTemplate(ctx context.Context, r *tokenizerv1.ApplyCha
 	c, err := m.chatOf(r.GetTemplate(), r.GetToolsJson() != "")
 	switch {
 	case err != nil && r.GetTemplate() != "":
-		return nil, &fault.Error{Code: fault.Invalid, Field: "template", Msg: fmt.Sprintf("choose a chat template of model %q", m.Name), Err: err}
+		return nil, &fault.Error{Code: fault.Invalid, Field: "template",
+			Msg: fmt.Sprintf("choose a chat template of model %q", m.Name), Err: err}
 	case err != nil:
 		return nil, fault.New(fault.FailedPrecondition, "find a chat template: model %q has none", m.Name)
 	case c.err != nil:
@@ -70,14 +72,16 @@ func wireFormat(f toolcall.Format) *tokenizerv1.ChatFormat {
 // chatInput converts a request to the template's input.
 func (m *model) chatInput(r *tokenizerv1.ApplyChatTemplateRequest) (template.ChatInput, error) {
 	in := template.ChatInput{
-		Tools: []byte(r.GetToolsJson()), Documents: []byte(r.GetDocumentsJson()), Variables: []byte(r.GetVariablesJson()),
+		Tools: []byte(r.GetToolsJson()), Documents: []byte(r.GetDocumentsJson()),
+		Variables:           []byte(r.GetVariablesJson()),
 		AddGenerationPrompt: !r.GetNoGenerationPrompt(), Special: m.Chat.Special,
 	}
 	for i, msg := range r.GetMessages() {
 		if msg.GetRole() == "" && msg.GetJson() == "" {
 			return in, fault.Field(fmt.Sprintf("messages[%d].role", i), "is missing")
 		}
-		in.Messages = append(in.Messages, template.Message{Role: msg.GetRole(), Content: msg.GetContent(), JSON: []byte(msg.GetJson())})
+		in.Messages = append(in.Messages,
+			template.Message{Role: msg.GetRole(), Content: msg.GetContent(), JSON: []byte(msg.GetJson())})
 	}
 	return in, nil
 }

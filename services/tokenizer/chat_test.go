@@ -29,7 +29,8 @@ func TestService_ChatWithNamedTemplatesDocumentsAndVariables(t *testing.T) {
 		if err != nil || got.GetText() != want {
 			t.Errorf("%q, %v; want %q", got.GetText(), err, want)
 		}
-		if f := got.GetFormat(); (f.GetCalls() == "hermes" && f.GetReasoning() == "think") != strings.HasPrefix(want, "7") {
+		if f := got.GetFormat(); (f.GetCalls() == "hermes" && f.GetReasoning() == "think") != strings.HasPrefix(want,
+			"7") {
 			t.Errorf("%q: %v", want, f)
 		}
 	}
@@ -51,7 +52,8 @@ func TestService_ChatContinuesTheLastMessage(t *testing.T) {
 	s, _ := serve(t, tokenizer.Model{Name: "m", Vocab: bpe(t), ChatTemplate: chatML})
 	for content, want := range map[string]string{"Once upon ": "Once upon ", "the": "the", "the\n": "the\n"} {
 		r, err := s.ApplyChatTemplate(t.Context(), &tokenizerv1.ApplyChatTemplateRequest{
-			Messages:           []*tokenizerv1.Message{{Role: "user", Content: "the"}, {Role: "assistant", Content: content}},
+			Messages: []*tokenizerv1.Message{{Role: "user", Content: "the"},
+				{Role: "assistant", Content: content}},
 			NoGenerationPrompt: true, ContinueFinalMessage: true,
 		})
 		if err != nil || r.GetText() != "<|im_start|>user\nthe<|im_end|>\n<|im_start|>assistant\n"+want {
@@ -59,7 +61,8 @@ func TestService_ChatContinuesTheLastMessage(t *testing.T) {
 		}
 	}
 	_, err := s.ApplyChatTemplate(t.Context(), &tokenizerv1.ApplyChatTemplateRequest{
-		Messages: []*tokenizerv1.Message{{Json: `{"role":"assistant","content":null,"tool_calls":[]}`}}, NoGenerationPrompt: true, ContinueFinalMessage: true,
+		Messages:           []*tokenizerv1.Message{{Json: `{"role":"assistant","content":null,"tool_calls":[]}`}},
+		NoGenerationPrompt: true, ContinueFinalMessage: true,
 	})
 	if fault.CodeOf(err) != fault.Invalid {
 		t.Errorf("no text: %v", err)
@@ -69,20 +72,26 @@ func TestService_ChatContinuesTheLastMessage(t *testing.T) {
 // OpenAI's messages hold arguments as text; each template gets them as it expects.
 func TestService_ChatGivesArgumentsAsTheTemplateExpectsThem(t *testing.T) {
 	each := func(body string) string {
-		return "{% for m in messages %}{% for c in m.tool_calls or [] %}{% set f = c.function %}" + body + "{% endfor %}{% endfor %}"
+		return "{% for m in messages %}{% for c in m.tool_calls or [] %}{% set f = c.function %}" + body +
+			"{% endfor %}{% endfor %}"
 	}
 	given := map[string]string{"text": `"{\"b\": 1, \"a\": [true]}"`, "object": `{"b": 1, "a": [true]}`, "empty": `""`}
 	for template, want := range map[string]map[string]string{
 		each("{{ {'name': f.name, 'arguments': f.arguments}|tojson }}"): {
-			"text": `{"name": "f", "arguments": {"b": 1, "a": [true]}}`, "object": `{"name": "f", "arguments": {"b": 1, "a": [true]}}`, "empty": `{"name": "f", "arguments": {}}`},
-		each("{% for k, v in f.arguments.items() %}{{ k }}={{ v }};{% endfor %}"): {"text": "b=1;a=[True];", "object": "b=1;a=[True];", "empty": ""},
-		each("{{ f.name + ' ' + f.arguments }}"):                                  {"text": `f {"b": 1, "a": [true]}`, "object": `f {"b": 1, "a": [true]}`, "empty": "f "},
-		each("{{ f.name }} {{ f.arguments }}"):                                    {"text": `f {"b": 1, "a": [true]}`, "object": `f {"b": 1, "a": [true]}`, "empty": "f "},
+			"text":   `{"name": "f", "arguments": {"b": 1, "a": [true]}}`,
+			"object": `{"name": "f", "arguments": {"b": 1, "a": [true]}}`, "empty": `{"name": "f", "arguments": {}}`},
+		each("{% for k, v in f.arguments.items() %}{{ k }}={{ v }};{% endfor %}"): {"text": "b=1;a=[True];",
+			"object": "b=1;a=[True];", "empty": ""},
+		each("{{ f.name + ' ' + f.arguments }}"): {"text": `f {"b": 1, "a": [true]}`,
+			"object": `f {"b": 1, "a": [true]}`, "empty": "f "},
+		each("{{ f.name }} {{ f.arguments }}"): {"text": `f {"b": 1, "a": [true]}`,
+			"object": `f {"b": 1, "a": [true]}`, "empty": "f "},
 	} {
 		s, _ := serve(t, tokenizer.Model{Name: "m", Vocab: bpe(t), ChatTemplate: template})
 		for way, arguments := range given {
-			r, err := s.ApplyChatTemplate(t.Context(), &tokenizerv1.ApplyChatTemplateRequest{Messages: []*tokenizerv1.Message{
-				{Json: `{"role":"assistant","content":null,"tool_calls":[{"id":"1","type":"function","function":{"name":"f","arguments":` + arguments + `}}]}`}}})
+			r, err := s.ApplyChatTemplate(t.Context(),
+				&tokenizerv1.ApplyChatTemplateRequest{Messages: []*tokenizerv1.Message{
+					{Json: `{"role":"assistant","content":null,"tool_calls":[{"id":"1","type":"function","function":{"name":"f","arguments":` + arguments + `}}]}`}}})
 			if err != nil || r.GetText() != want[way] {
 				t.Errorf("%s, %s: %q, %v; want %q", template, way, r.GetText(), err, want[way])
 			}
@@ -98,8 +107,9 @@ func TestService_ChatGivesContentAsTheTemplateExpectsIt(t *testing.T) {
 		"{% for m in messages %}{% if m.content is none %}none{% else %}<{{ m.content }}>{% endif %}{% endfor %}": "none",
 	} {
 		s, _ := serve(t, tokenizer.Model{Name: "m", Vocab: bpe(t), ChatTemplate: template})
-		r, err := s.ApplyChatTemplate(t.Context(), &tokenizerv1.ApplyChatTemplateRequest{Messages: []*tokenizerv1.Message{
-			{Json: `{"role":"assistant","content":null,"tool_calls":[{"id":"1","type":"function","function":{"name":"f","arguments":"{}"}}]}`}}})
+		r, err := s.ApplyChatTemplate(t.Context(),
+			&tokenizerv1.ApplyChatTemplateRequest{Messages: []*tokenizerv1.Message{
+				{Json: `{"role":"assistant","content":null,"tool_calls":[{"id":"1","type":"function","function":{"name":"f","arguments":"{}"}}]}`}}})
 		if err != nil || r.GetText() != want {
 			t.Errorf("%s: %q, %v; want %q", template, r.GetText(), err, want)
 		}

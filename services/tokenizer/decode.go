@@ -27,7 +27,8 @@ func (s *Service) Decode(ctx context.Context, r *tokenizerv1.DecodeRequest) (*to
 	}
 	text, err := m.Vocab.Decode(ids, vocab.DecodeOptions{SkipSpecial: r.GetSkipSpecial()})
 	if err != nil {
-		return nil, &fault.Error{Code: fault.Invalid, Field: "ids", Msg: fmt.Sprintf("decode for model %q", m.Name), Err: err}
+		return nil, &fault.Error{Code: fault.Invalid, Field: "ids", Msg: fmt.Sprintf("decode for model %q", m.Name),
+			Err: err}
 	}
 	return &tokenizerv1.DecodeResponse{Text: text}, nil
 }
@@ -37,7 +38,8 @@ func (m *model) ids(field string, wire []uint32) ([]int32, error) {
 	ids := make([]int32, len(wire))
 	for i, id := range wire {
 		if id > math.MaxInt32 || int(id) >= m.Vocab.Size() {
-			return nil, fault.Field(fmt.Sprintf("%s[%d]", field, i), "id %d is outside the vocabulary of %d", id, m.Vocab.Size())
+			return nil, fault.Field(fmt.Sprintf("%s[%d]", field, i), "id %d is outside the vocabulary of %d", id,
+				m.Vocab.Size())
 		}
 		ids[i] = int32(id)
 	}
@@ -45,7 +47,8 @@ func (m *model) ids(field string, wire []uint32) ([]int32, error) {
 }
 
 // DecodeStream turns a growing sequence of ids into growing text.
-func (s *Service) DecodeStream(stream grpc.BidiStreamingServer[tokenizerv1.DecodeStreamRequest, tokenizerv1.DecodeStreamResponse]) error {
+func (s *Service) DecodeStream(
+	stream grpc.BidiStreamingServer[tokenizerv1.DecodeStreamRequest, tokenizerv1.DecodeStreamResponse]) error {
 	frame, err := stream.Recv()
 	if errors.Is(err, io.EOF) {
 		return fault.Field("frame", "the conversation ended before open")

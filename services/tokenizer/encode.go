@@ -63,7 +63,8 @@ func (s *Service) encodeFIM(ctx context.Context, r *tokenizerv1.EncodeRequest) (
 }
 
 // EncodeBatch turns several texts into ids.
-func (s *Service) EncodeBatch(ctx context.Context, r *tokenizerv1.EncodeBatchRequest) (*tokenizerv1.EncodeBatchResponse, error) {
+func (s *Service) EncodeBatch(ctx context.Context,
+	r *tokenizerv1.EncodeBatchRequest) (*tokenizerv1.EncodeBatchResponse, error) {
 	if len(r.GetTexts()) > maxBatch {
 		return nil, fault.Field("texts", "%d are more than %d", len(r.GetTexts()), maxBatch)
 	}
@@ -75,7 +76,8 @@ func (s *Service) EncodeBatch(ctx context.Context, r *tokenizerv1.EncodeBatchReq
 }
 
 // encodeTexts encodes several texts with the same settings; field names a text in errors.
-func (s *Service) encodeTexts(ctx context.Context, r encoding, texts []string, field func(i int) string) ([]*tokenizerv1.EncodeResponse, error) {
+func (s *Service) encodeTexts(ctx context.Context, r encoding, texts []string,
+	field func(i int) string) ([]*tokenizerv1.EncodeResponse, error) {
 	m, err := s.find(ctx, r.GetModel())
 	if err != nil {
 		return nil, err
@@ -120,7 +122,8 @@ func (s *Service) encodeTexts(ctx context.Context, r encoding, texts []string, f
 }
 
 // encodeAll encodes several texts in parallel; an error names the text.
-func (m *model) encodeAll(ctx context.Context, texts []string, o vocab.Options, spans bool, field func(i int) string) ([]vocab.Encoding, error) {
+func (m *model) encodeAll(ctx context.Context, texts []string, o vocab.Options, spans bool,
+	field func(i int) string) ([]vocab.Encoding, error) {
 	encode := m.Vocab.EncodeBatch
 	if spans {
 		encode = m.Vocab.EncodeBatchSpans
@@ -202,7 +205,8 @@ func (m *model) padding(p *tokenizerv1.Padding) (*padding, error) {
 		id, ok := m.Vocab.ID(m.Chat.Special["pad_token"])
 		if !ok {
 			if id, ok = m.Vocab.EOS(); !ok {
-				return nil, fault.Field("padding.id", "is missing: model %q has neither a pad token nor an end token", m.Name)
+				return nil, fault.Field("padding.id", "is missing: model %q has neither a pad token nor an end token",
+					m.Name)
 			}
 		}
 		out.id = uint32(id)

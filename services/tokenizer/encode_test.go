@@ -39,7 +39,8 @@ func TestService_EncodeBatch(t *testing.T) {
 }
 
 func TestService_TruncationAndPadding(t *testing.T) {
-	_, c := serve(t, tokenizer.Model{Name: "m", Vocab: bpe(t), Chat: tokenizer.Chat{Special: map[string]string{"pad_token": "<|im_start|>"}}})
+	_, c := serve(t, tokenizer.Model{Name: "m", Vocab: bpe(t),
+		Chat: tokenizer.Chat{Special: map[string]string{"pad_token": "<|im_start|>"}}})
 	texts := []string{"the quick brown fox, the user", "the"}
 	plain, err := c.EncodeBatch(t.Context(), &tokenizerv1.EncodeBatchRequest{Texts: texts})
 	if err != nil {
@@ -47,7 +48,8 @@ func TestService_TruncationAndPadding(t *testing.T) {
 	}
 	long, short := plain.GetEncodings()[0].GetIds(), plain.GetEncodings()[1].GetIds()
 	cut := func(side tokenizerv1.Side) *tokenizerv1.EncodeResponse {
-		r, err := c.Encode(t.Context(), &tokenizerv1.EncodeRequest{Text: texts[0], Truncation: &tokenizerv1.Truncation{MaxTokens: 3, Side: side}})
+		r, err := c.Encode(t.Context(),
+			&tokenizerv1.EncodeRequest{Text: texts[0], Truncation: &tokenizerv1.Truncation{MaxTokens: 3, Side: side}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -69,7 +71,8 @@ func TestService_TruncationAndPadding(t *testing.T) {
 		"multiple": {&tokenizerv1.Padding{Multiple: 8, Id: &id}, (end + 7) / 8 * 8, 7},
 		"length":   {&tokenizerv1.Padding{Length: 40, Side: tokenizerv1.Side_SIDE_LEFT}, 40, 0},
 	} {
-		r, err := c.EncodeBatch(t.Context(), &tokenizerv1.EncodeBatchRequest{Texts: texts, Padding: p.padding, Spans: true})
+		r, err := c.EncodeBatch(t.Context(),
+			&tokenizerv1.EncodeBatchRequest{Texts: texts, Padding: p.padding, Spans: true})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -80,7 +83,8 @@ func TestService_TruncationAndPadding(t *testing.T) {
 		} else {
 			want = append(slices.Clone(short), want...)
 		}
-		if !slices.Equal(e.GetIds(), want) || int(e.GetPadding()) != p.length-len(short) || len(e.GetStarts()) != p.length || len(e.GetEnds()) != p.length {
+		if !slices.Equal(e.GetIds(), want) || int(e.GetPadding()) != p.length-len(short) ||
+			len(e.GetStarts()) != p.length || len(e.GetEnds()) != p.length {
 			t.Errorf("%s: %v, want %v", name, e, want)
 		}
 	}
@@ -97,8 +101,9 @@ func TestService_EncodeRefuses(t *testing.T) {
 		"padding.id":            {Padding: &tokenizerv1.Padding{Id: &far}},
 		"padding.length":        {Padding: &tokenizerv1.Padding{Length: 1 << 30}},
 		"padding.multiple":      {Padding: &tokenizerv1.Padding{Multiple: 1 << 30}},
-		"texts[0]":              {Texts: slices.Repeat([]string{"a"}, 60000), Padding: &tokenizerv1.Padding{Length: 1000}},
-		"texts":                 {Texts: make([]string, 1<<17)},
+		"texts[0]": {Texts: slices.Repeat([]string{"a"}, 60000),
+			Padding: &tokenizerv1.Padding{Length: 1000}},
+		"texts": {Texts: make([]string, 1<<17)},
 	} {
 		_, err := s.EncodeBatch(t.Context(), r)
 		var f *fault.Error
@@ -119,7 +124,8 @@ func TestService_DecodeStreamKeepsMarkers(t *testing.T) {
 		}
 		var got strings.Builder
 		for _, f := range []*tokenizerv1.DecodeStreamRequest{
-			{Frame: &tokenizerv1.DecodeStreamRequest_Open{Open: &tokenizerv1.DecodeOpen{Model: model, SkipSpecial: true, KeepMarkers: keep}}},
+			{Frame: &tokenizerv1.DecodeStreamRequest_Open{Open: &tokenizerv1.DecodeOpen{Model: model, SkipSpecial: true,
+				KeepMarkers: keep}}},
 			{Frame: &tokenizerv1.DecodeStreamRequest_Push{Push: &tokenizerv1.DecodePush{Ids: []uint32{1, 0}}}},
 		} {
 			if err := stream.Send(f); err != nil {

@@ -19,7 +19,8 @@ const (
 )
 
 // EncodeStream turns a long text into ids, part by part.
-func (s *Service) EncodeStream(stream grpc.BidiStreamingServer[tokenizerv1.EncodeStreamRequest, tokenizerv1.EncodeStreamResponse]) error {
+func (s *Service) EncodeStream(
+	stream grpc.BidiStreamingServer[tokenizerv1.EncodeStreamRequest, tokenizerv1.EncodeStreamResponse]) error {
 	frame, err := stream.Recv()
 	if errors.Is(err, io.EOF) {
 		return fault.Field("frame", "the conversation ended before open")
@@ -68,7 +69,8 @@ func (s *Service) EncodeStream(stream grpc.BidiStreamingServer[tokenizerv1.Encod
 }
 
 // send splits a reply into messages of bounded size.
-func send(stream grpc.BidiStreamingServer[tokenizerv1.EncodeStreamRequest, tokenizerv1.EncodeStreamResponse], whole *tokenizerv1.EncodeStreamResponse) error {
+func send(stream grpc.BidiStreamingServer[tokenizerv1.EncodeStreamRequest, tokenizerv1.EncodeStreamResponse],
+	whole *tokenizerv1.EncodeStreamResponse) error {
 	for len(whole.GetIds()) > streamIDs {
 		part := &tokenizerv1.EncodeStreamResponse{Ids: whole.Ids[:streamIDs], More: true}
 		whole.Ids = whole.Ids[streamIDs:]
@@ -158,7 +160,8 @@ func (e *encoder) push(text []byte, reply *tokenizerv1.EncodeStreamResponse) err
 		}
 	}
 	if len(e.held) > streamHeld {
-		return fault.New(fault.Exhausted, "encode a stream for model %q: %d bytes from byte %d on have no split point", e.model.Name, len(e.held), e.at)
+		return fault.New(fault.Exhausted, "encode a stream for model %q: %d bytes from byte %d on have no split point",
+			e.model.Name, len(e.held), e.at)
 	}
 	return nil
 }
@@ -192,7 +195,9 @@ func (e *encoder) flush(reply *tokenizerv1.EncodeStreamResponse) error {
 		return e.fault(err)
 	}
 	if !ok {
-		return fault.New(fault.Internal, "encode a stream for model %q: the text from byte %d on does not continue the text before it", e.model.Name, e.at)
+		return fault.New(fault.Internal,
+			"encode a stream for model %q: the text from byte %d on does not continue the text before it", e.model.Name,
+			e.at)
 	}
 	e.give(out, reply)
 	e.tell(e.suffix, e.at+uint64(len(e.held)), reply)
@@ -203,7 +208,8 @@ func (e *encoder) flush(reply *tokenizerv1.EncodeStreamResponse) error {
 func (e *encoder) fault(err error) error {
 	var text *vocab.TextError
 	if errors.As(err, &text) {
-		return &fault.Error{Code: fault.Invalid, Field: "push.text", Msg: "encode a stream for model " + e.model.Name, Err: err}
+		return &fault.Error{Code: fault.Invalid, Field: "push.text", Msg: "encode a stream for model " + e.model.Name,
+			Err: err}
 	}
 	return err
 }

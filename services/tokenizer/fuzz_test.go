@@ -14,7 +14,8 @@ import (
 
 // No request makes the service panic or answer that it is broken.
 func FuzzService(f *testing.F) {
-	v, err := vocab.TrainBPE(f.Context(), slices.Values([]string{"the quick brown fox"}), 270, vocab.TrainOptions{Special: []string{"<|im_start|>", "<|im_end|>"}, EOS: "<|im_end|>"})
+	v, err := vocab.TrainBPE(f.Context(), slices.Values([]string{"the quick brown fox"}), 270,
+		vocab.TrainOptions{Special: []string{"<|im_start|>", "<|im_end|>"}, EOS: "<|im_end|>"})
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -25,10 +26,13 @@ func FuzzService(f *testing.F) {
 	id := uint32(3)
 	for i, m := range []proto.Message{
 		&tokenizerv1.EncodeRequest{Text: "the fox", Spans: true, Truncation: &tokenizerv1.Truncation{MaxTokens: 2}},
-		&tokenizerv1.EncodeBatchRequest{Texts: []string{"the", ""}, Spans: true, Padding: &tokenizerv1.Padding{Id: &id, Multiple: 8, Side: 1}},
+		&tokenizerv1.EncodeBatchRequest{Texts: []string{"the", ""}, Spans: true,
+			Padding: &tokenizerv1.Padding{Id: &id, Multiple: 8, Side: 1}},
 		&tokenizerv1.DecodeRequest{Ids: []uint32{1, 5, 9}},
-		&tokenizerv1.ApplyChatTemplateRequest{Messages: []*tokenizerv1.Message{{Role: "user", Content: "x"}, {Json: `{"role":"assistant","content":null,"tool_calls":[]}`}},
-			ToolsJson: "[{}]", DocumentsJson: "[{}]", VariablesJson: "{}", NoGenerationPrompt: true, ContinueFinalMessage: true},
+		&tokenizerv1.ApplyChatTemplateRequest{Messages: []*tokenizerv1.Message{{Role: "user", Content: "x"},
+			{Json: `{"role":"assistant","content":null,"tool_calls":[]}`}},
+			ToolsJson: "[{}]", DocumentsJson: "[{}]", VariablesJson: "{}", NoGenerationPrompt: true,
+			ContinueFinalMessage: true},
 		&tokenizerv1.DescribeRequest{Model: "m"},
 	} {
 		data, err := proto.Marshal(m)

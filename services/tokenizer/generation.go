@@ -58,8 +58,10 @@ func generationDefaults(file string, fields map[string]json.RawMessage) (*tokeni
 		max  float64
 		to   **float32
 	}{
-		{"temperature", 100, &out.Temperature}, {"top_p", 1, &out.TopP}, {"min_p", 1, &out.MinP}, {"typical_p", 1, &out.TypicalP},
-		{"repetition_penalty", 100, &out.RepetitionPenalty}, {"epsilon_cutoff", 1, &out.EpsilonCutoff}, {"eta_cutoff", 1, &out.EtaCutoff},
+		{"temperature", 100, &out.Temperature}, {"top_p", 1, &out.TopP}, {"min_p", 1, &out.MinP},
+		{"typical_p", 1, &out.TypicalP},
+		{"repetition_penalty", 100, &out.RepetitionPenalty}, {"epsilon_cutoff", 1, &out.EpsilonCutoff},
+		{"eta_cutoff", 1, &out.EtaCutoff},
 	} {
 		v, err := number(file, f.name, fields, f.max)
 		if err != nil {
@@ -132,7 +134,8 @@ func defaultsGGUF(path string) (*tokenizerv1.GenerationDefaults, error) {
 	meta := file.Meta()
 	fields := map[string]json.RawMessage{}
 	for key, name := range map[string]string{
-		"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "penalty_repeat": "repetition_penalty",
+		"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p",
+		"penalty_repeat": "repetition_penalty",
 	} {
 		v, ok := meta.Float("general.sampling." + key)
 		if n, is := meta.Uint("general.sampling." + key); is {

@@ -30,7 +30,8 @@ func TestLoadDefaults_ReadsGenerationConfig(t *testing.T) {
 		`{}`: nil,
 		`{"eos_token_id":[1,2],"transformers_version":"4"}`: nil,
 		`{"do_sample":true,"temperature":0.7,"top_k":20,"top_p":0.8,"repetition_penalty":1.1,"min_p":null}`: {
-			Temperature: proto.Float32(0.7), TopK: proto.Uint32(20), TopP: proto.Float32(0.8), RepetitionPenalty: proto.Float32(1.1)},
+			Temperature: proto.Float32(0.7), TopK: proto.Uint32(20), TopP: proto.Float32(0.8),
+			RepetitionPenalty: proto.Float32(1.1)},
 		`{"do_sample":false,"temperature":0.7}`: {Temperature: proto.Float32(0)},
 		`{"do_sample":null,"top_k":-1}`:         nil,
 		`{"max_new_tokens":512,"no_repeat_ngram_size":3,"typical_p":0.9,"epsilon_cutoff":0.001,"eta_cutoff":0.002,"min_new_tokens":2}`: {
@@ -46,8 +47,10 @@ func TestLoadDefaults_ReadsGenerationConfig(t *testing.T) {
 
 func TestLoadDefaults_NamesTheFieldThatIsWrong(t *testing.T) {
 	for text, field := range map[string]string{
-		`{"temperature":"warm"}`: "temperature", `{"top_p":1.5}`: "top_p", `{"top_k":-2}`: "top_k", `{"do_sample":3}`: "do_sample",
-		`{"repetition_penalty":0}`: "repetition_penalty", `{"max_new_tokens":1e30}`: "max_new_tokens", `[]`: "generation_config.json",
+		`{"temperature":"warm"}`: "temperature", `{"top_p":1.5}`: "top_p", `{"top_k":-2}`: "top_k",
+		`{"do_sample":3}`:          "do_sample",
+		`{"repetition_penalty":0}`: "repetition_penalty", `{"max_new_tokens":1e30}`: "max_new_tokens",
+		`[]`: "generation_config.json",
 	} {
 		_, err := tokenizer.LoadDefaults(settings(t, text))
 		if fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), field) {

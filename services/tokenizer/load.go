@@ -129,7 +129,8 @@ func readVocab(path string) (*vocab.Vocab, error) {
 		if !errors.Is(err, fs.ErrNotExist) {
 			return v, err
 		}
-		for _, name := range []string{"tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tiktoken.model", "qwen.tiktoken"} {
+		for _, name := range []string{"tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tiktoken.model",
+			"qwen.tiktoken"} {
 			if _, missing := os.Stat(filepath.Join(path, name)); missing == nil {
 				return readVocab(filepath.Join(path, name))
 			}

@@ -90,7 +90,8 @@ func TestLoad_Errors(t *testing.T) {
 		t.Fatal(err)
 	}
 	other := t.TempDir()
-	if err := os.WriteFile(filepath.Join(other, "tokenizer.json"), []byte(`{"model":{"type":"Unigram","vocab":{"a":0}}}`), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(other, "tokenizer.json"),
+		[]byte(`{"model":{"type":"Unigram","vocab":{"a":0}}}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for path, code := range map[string]fault.Code{

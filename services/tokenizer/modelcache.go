@@ -219,7 +219,8 @@ func (s *modelCache) fetch(ctx context.Context, ref string) (*model, error) {
 		return nil, err
 	}
 	if m.bytes > s.bytes {
-		return nil, fault.New(fault.Exhausted, "load model %q: it needs about %d bytes of the %d allowed", m.Name, m.bytes, s.bytes)
+		return nil, fault.New(fault.Exhausted, "load model %q: it needs about %d bytes of the %d allowed", m.Name,
+			m.bytes, s.bytes)
 	}
 	m.used.Store(s.ticks.Add(1))
 	s.mu.Lock()
@@ -229,7 +230,8 @@ func (s *modelCache) fetch(ctx context.Context, ref string) (*model, error) {
 	case found && s.held[i].Digest == m.Digest: // it was loaded by another of its names meanwhile
 		return s.held[i], nil
 	case found && s.held[i].pinned:
-		return nil, fault.New(fault.AlreadyExists, "load model %q: it is loaded with digest %s", m.Name, s.held[i].Digest)
+		return nil, fault.New(fault.AlreadyExists, "load model %q: it is loaded with digest %s", m.Name,
+			s.held[i].Digest)
 	case found:
 		s.held[i] = m
 	default:

@@ -22,7 +22,8 @@ func asFault(err error, f **fault.Error) bool { return errors.As(err, f) }
 // marked is a vocabulary with a marker among its control tokens.
 func marked(t *testing.T) *vocab.Vocab {
 	t.Helper()
-	v, err := vocab.TrainBPE(t.Context(), slices.Values([]string{"a"}), 260, vocab.TrainOptions{Special: []string{"<s>", "<tool_call>"}, BOS: "<s>", EOS: "<s>"})
+	v, err := vocab.TrainBPE(t.Context(), slices.Values([]string{"a"}), 260,
+		vocab.TrainOptions{Special: []string{"<s>", "<tool_call>"}, BOS: "<s>", EOS: "<s>"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -49,7 +50,8 @@ func TestService_LetsTheModelUsedLongestAgoGo(t *testing.T) {
 		Models: []tokenizer.Model{{Name: "own", Digest: "0", Vocab: v}}, MaxModels: 3,
 		Open: func(_ context.Context, ref string) (tokenizer.Model, error) {
 			opened.Add(1)
-			return tokenizer.Model{Name: strings.TrimPrefix(ref, "sha256:"), Digest: "sha256:" + strings.TrimPrefix(ref, "sha256:"), Vocab: v}, nil
+			return tokenizer.Model{Name: strings.TrimPrefix(ref, "sha256:"),
+				Digest: "sha256:" + strings.TrimPrefix(ref, "sha256:"), Vocab: v}, nil
 		},
 	})
 	if err != nil {
@@ -107,7 +109,8 @@ func TestService_HoldsNoMoreBytesThanItMay(t *testing.T) {
 	if s, err = tokenizer.New(tokenizer.Config{Open: open, MaxBytes: each - 1}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Describe(t.Context(), &tokenizerv1.DescribeRequest{Model: "a"}); fault.CodeOf(err) != fault.Exhausted {
+	if _, err := s.Describe(t.Context(),
+		&tokenizerv1.DescribeRequest{Model: "a"}); fault.CodeOf(err) != fault.Exhausted {
 		t.Errorf("a model that is too large: %v", err)
 	}
 }

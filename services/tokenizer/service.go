@@ -124,7 +124,8 @@ func (s *Service) Describe(ctx context.Context, r *tokenizerv1.DescribeRequest) 
 
 func (m *model) describe() *tokenizerv1.Vocabulary {
 	v := &tokenizerv1.Vocabulary{
-		Model: m.Name, Digest: m.Digest, Kind: m.Vocab.Family(), Size: uint32(m.Vocab.Size()), AddsBos: m.Vocab.AddBOS(),
+		Model: m.Name, Digest: m.Digest, Kind: m.Vocab.Family(), Size: uint32(m.Vocab.Size()),
+		AddsBos:   m.Vocab.AddBOS(),
 		Templates: slices.Sorted(maps.Keys(m.chats)), Bytes: uint64(m.bytes), Defaults: m.Defaults,
 	}
 	_, v.FillInMiddle = m.Vocab.FIM()

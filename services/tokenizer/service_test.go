@@ -28,7 +28,8 @@ const chatML = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.con
 
 func bpe(t *testing.T) *vocab.Vocab {
 	t.Helper()
-	v, err := vocab.TrainBPE(t.Context(), slices.Values([]string{"the quick brown fox, the user and the assistant"}), 280,
+	v, err := vocab.TrainBPE(t.Context(), slices.Values([]string{"the quick brown fox, the user and the assistant"}),
+		280,
 		vocab.TrainOptions{Special: []string{"<|im_start|>", "<|im_end|>"}, BOS: "<|im_start|>", EOS: "<|im_end|>"})
 	if err != nil {
 		t.Fatal(err)
@@ -77,7 +78,8 @@ func TestService_EncodeAndDecode(t *testing.T) {
 			t.Errorf("%v, %v", special.GetIds(), err)
 		}
 		for ids, want := range map[*tokenizerv1.EncodeResponse]string{plain: text, special: "the fox  ü"} {
-			got, err := c.Decode(t.Context(), &tokenizerv1.DecodeRequest{Model: model, Ids: ids.GetIds(), SkipSpecial: true})
+			got, err := c.Decode(t.Context(),
+				&tokenizerv1.DecodeRequest{Model: model, Ids: ids.GetIds(), SkipSpecial: true})
 			if err != nil || got.GetText() != want {
 				t.Errorf("%q, %v; want %q", got.GetText(), err, want)
 			}
@@ -117,7 +119,8 @@ func TestService_DecodeStream(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if len(r.GetPieces()) != len(part) || strings.Join(r.GetPieces(), "") != r.GetText() || strings.Contains(r.GetText(), "\ufffd") {
+		if len(r.GetPieces()) != len(part) || strings.Join(r.GetPieces(), "") != r.GetText() ||
+			strings.Contains(r.GetText(), "\ufffd") {
 			t.Errorf("%q %q for %v", r.GetText(), r.GetPieces(), part)
 		}
 		got.WriteString(r.GetText())
@@ -164,7 +167,8 @@ func TestService_ChatKeepsUserTextPlain(t *testing.T) {
 func TestService_Errors(t *testing.T) {
 	v := bpe(t)
 	s, _ := serve(t, tokenizer.Model{Name: "a", Digest: "1", Vocab: v, ChatTemplate: "{{ raise_exception('no') }}"},
-		tokenizer.Model{Name: "b", Digest: "2", Vocab: v}, tokenizer.Model{Name: "c", Digest: "3", Vocab: v, ChatTemplate: "{% if"},
+		tokenizer.Model{Name: "b", Digest: "2", Vocab: v},
+		tokenizer.Model{Name: "c", Digest: "3", Vocab: v, ChatTemplate: "{% if"},
 		tokenizer.Model{Name: "d", Digest: "4", Vocab: v, ChatTemplate: "{{ messages[0].x.y }}"},
 		tokenizer.Model{Name: "e", Digest: "5", Vocab: v, ChatTemplate: "{% for i in range(99999999) %}{% endfor %}"})
 	user := []*tokenizerv1.Message{{Role: "user", Content: "x"}}
@@ -181,20 +185,26 @@ func TestService_Errors(t *testing.T) {
 		code fault.Code
 		text string
 	}{
-		"no model":    {noModel, fault.NotFound, "5 are loaded"},
-		"unknown":     {unknown, fault.NotFound, `"z"`},
-		"bad id":      {badID, fault.Invalid, "ids[1]"},
-		"bad text":    {badText, fault.Invalid, "text"},
-		"same name":   {s.Add(tokenizer.Model{Name: "a", Digest: "9", Vocab: v}), fault.AlreadyExists, `"a"`},
-		"no vocab":    {s.Add(tokenizer.Model{Name: "y"}), fault.Invalid, `"y"`},
-		"raised":      {chat(&tokenizerv1.ApplyChatTemplateRequest{Model: "a", Messages: user}), fault.Invalid, "no"},
-		"none":        {chat(&tokenizerv1.ApplyChatTemplateRequest{Model: "b", Messages: user}), fault.FailedPrecondition, "has none"},
-		"broken":      {chat(&tokenizerv1.ApplyChatTemplateRequest{Model: "c", Messages: user}), fault.FailedPrecondition, "line 1"},
-		"fails":       {chat(&tokenizerv1.ApplyChatTemplateRequest{Model: "d", Messages: user}), fault.Invalid, "undefined"},
-		"bomb":        {chat(&tokenizerv1.ApplyChatTemplateRequest{Model: "e", Messages: user}), fault.Exhausted, "used up"},
+		"no model":  {noModel, fault.NotFound, "5 are loaded"},
+		"unknown":   {unknown, fault.NotFound, `"z"`},
+		"bad id":    {badID, fault.Invalid, "ids[1]"},
+		"bad text":  {badText, fault.Invalid, "text"},
+		"same name": {s.Add(tokenizer.Model{Name: "a", Digest: "9", Vocab: v}), fault.AlreadyExists, `"a"`},
+		"no vocab":  {s.Add(tokenizer.Model{Name: "y"}), fault.Invalid, `"y"`},
+		"raised":    {chat(&tokenizerv1.ApplyChatTemplateRequest{Model: "a", Messages: user}), fault.Invalid, "no"},
+		"none": {chat(&tokenizerv1.ApplyChatTemplateRequest{Model: "b", Messages: user}),
+			fault.FailedPrecondition, "has none"},
+		"broken": {chat(&tokenizerv1.ApplyChatTemplateRequest{Model: "c", Messages: user}),
+			fault.FailedPrecondition, "line 1"},
+		"fails": {chat(&tokenizerv1.ApplyChatTemplateRequest{Model: "d", Messages: user}), fault.Invalid,
+			"undefined"},
+		"bomb": {chat(&tokenizerv1.ApplyChatTemplateRequest{Model: "e", Messages: user}), fault.Exhausted,
+			"used up"},
 		"no messages": {chat(&tokenizerv1.ApplyChatTemplateRequest{Model: "a"}), fault.Invalid, "messages"},
-		"no role":     {chat(&tokenizerv1.ApplyChatTemplateRequest{Model: "a", Messages: []*tokenizerv1.Message{{}}}), fault.Invalid, "messages[0].role"},
-		"bad tools":   {chat(&tokenizerv1.ApplyChatTemplateRequest{Model: "a", Messages: user, ToolsJson: "{"}), fault.Invalid, "tools"},
+		"no role": {chat(&tokenizerv1.ApplyChatTemplateRequest{Model: "a", Messages: []*tokenizerv1.Message{{}}}),
+			fault.Invalid, "messages[0].role"},
+		"bad tools": {chat(&tokenizerv1.ApplyChatTemplateRequest{Model: "a", Messages: user, ToolsJson: "{"}),
+			fault.Invalid, "tools"},
 	} {
 		if fault.CodeOf(c.err) != c.code || c.err == nil || !strings.Contains(c.err.Error(), c.text) {
 			t.Errorf("%s: %v (%v); want %v with %q", name, c.err, fault.CodeOf(c.err), c.code, c.text)
@@ -217,7 +227,8 @@ func TestService_Describe(t *testing.T) {
 	if a.GetModel() != "c" || a.GetKind() != "char" || a.GetSize() != 3 || a.Bos != nil || a.GetChatTemplate() {
 		t.Errorf("%v", a)
 	}
-	if b.GetModel() != "m" || b.GetKind() != "bpe" || b.GetBos() != 0 || !slices.Equal(b.GetEndIds(), []uint32{1}) || !b.GetChatTemplate() || b.GetAddsBos() {
+	if b.GetModel() != "m" || b.GetKind() != "bpe" || b.GetBos() != 0 || !slices.Equal(b.GetEndIds(), []uint32{1}) ||
+		!b.GetChatTemplate() || b.GetAddsBos() {
 		t.Errorf("%v", b)
 	}
 	s.Remove("m")

@@ -106,7 +106,8 @@ func (c *splitter) here(text string, at int) (split, bool) {
 // part encodes text[:end.at], where begin is the split point before it. A zero split stands
 // for the beginning or the end of the whole text. ok is false if the context does not
 // encode as it does alone: the text must not be split there.
-func (c *splitter) part(text string, begin, end split, o vocab.Options, spans bool) (e vocab.Encoding, ok bool, err error) {
+func (c *splitter) part(text string, begin, end split, o vocab.Options,
+	spans bool) (e vocab.Encoding, ok bool, err error) {
 	head, tail := begin.before, end.after
 	whole := head + text + tail
 	if spans {
@@ -126,7 +127,8 @@ func (c *splitter) part(text string, begin, end split, o vocab.Options, spans bo
 		return e, false, err
 	}
 	n := len(e.IDs)
-	if n < len(prefix)+len(suffix) || !slices.Equal(e.IDs[:len(prefix)], prefix) || !slices.Equal(e.IDs[n-len(suffix):], suffix) {
+	if n < len(prefix)+len(suffix) || !slices.Equal(e.IDs[:len(prefix)], prefix) ||
+		!slices.Equal(e.IDs[n-len(suffix):], suffix) {
 		return e, false, nil
 	}
 	e.IDs = e.IDs[len(prefix) : n-len(suffix)]

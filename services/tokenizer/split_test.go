@@ -64,7 +64,8 @@ func everySplit(t *testing.T, name string, c *splitter, text string, o vocab.Opt
 		for i := range right.Spans {
 			right.Spans[i][0], right.Spans[i][1] = right.Spans[i][0]+at, right.Spans[i][1]+at
 		}
-		if !slices.Equal(slices.Concat(left.IDs, right.IDs), whole.IDs) || !slices.Equal(slices.Concat(left.Spans, right.Spans), whole.Spans) {
+		if !slices.Equal(slices.Concat(left.IDs, right.IDs), whole.IDs) ||
+			!slices.Equal(slices.Concat(left.Spans, right.Spans), whole.Spans) {
 			t.Fatalf("%s: %q cut at %d is\n%v %v, whole\n%v", name, text, at, left, right, whole)
 		}
 	}
@@ -72,8 +73,10 @@ func everySplit(t *testing.T, name string, c *splitter, text string, o vocab.Opt
 }
 
 func TestSplitter_EverySplitGivesTheSame(t *testing.T) {
-	words := []string{"the", " quick", " fox,", "\n", "\n\nBut", "\n\n  it's", " 12345", " é", "漢字", "한국", "\r\n", "  ", "'s", "\tx", "🦊", "e\u0301", "\u00a0", " \u3000a", "<|im_end|>", "<s>",
-		"_a", "X", "camelCase", " //", "();\n", " --", "…", "ﬁ", "\u200d", "İ", "ა", " \u00ad", "7.5", "\n\u0301a", "A\n", "\nz ", " \u0301"}
+	words := []string{"the", " quick", " fox,", "\n", "\n\nBut", "\n\n  it's", " 12345", " é", "漢字", "한국", "\r\n", "  ",
+		"'s", "\tx", "🦊", "e\u0301", "\u00a0", " \u3000a", "<|im_end|>", "<s>",
+		"_a", "X", "camelCase", " //", "();\n", " --", "…", "ﬁ", "\u200d", "İ", "ა", " \u00ad", "7.5", "\n\u0301a",
+		"A\n", "\nz ", " \u0301"}
 	r := rand.New(rand.NewPCG(3, 4))
 	for name, c := range vocabularies(t) {
 		if !c.lines || !c.spaces {

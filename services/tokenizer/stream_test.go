@@ -21,7 +21,8 @@ import (
 )
 
 // encodeStream plays a conversation; each piece is a push.
-func encodeStream(t *testing.T, c tokenizerv1.TokenizerServiceClient, open *tokenizerv1.EncodeOpen, pieces func(func([]byte) bool), early ...*int) (ids []uint32, starts, ends []uint64, err error) {
+func encodeStream(t *testing.T, c tokenizerv1.TokenizerServiceClient, open *tokenizerv1.EncodeOpen,
+	pieces func(func([]byte) bool), early ...*int) (ids []uint32, starts, ends []uint64, err error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -35,7 +36,8 @@ func encodeStream(t *testing.T, c tokenizerv1.TokenizerServiceClient, open *toke
 			if err != nil {
 				return err
 			}
-			ids, starts, ends = append(ids, r.GetIds()...), append(starts, r.GetStarts()...), append(ends, r.GetEnds()...)
+			ids, starts, ends = append(ids, r.GetIds()...), append(starts, r.GetStarts()...),
+				append(ends, r.GetEnds()...)
 			if !r.GetMore() {
 				return nil
 			}
@@ -98,7 +100,8 @@ func TestEncodeStream_SameAsWhole(t *testing.T) {
 	_, c := serve(t, tokenizer.Model{Name: "m", Vocab: v})
 	r := rand.New(rand.NewPCG(1, 2))
 	var b strings.Builder
-	words := []string{"the", " quick", " fox,", "\n", "\n\nBut", " 12", " é", "漢字", "<|im_end|>", "\r\n", "  ", "'s", "\tx", "🦊", "<|im_", "start|>\n"}
+	words := []string{"the", " quick", " fox,", "\n", "\n\nBut", " 12", " é", "漢字", "<|im_end|>", "\r\n", "  ", "'s",
+		"\tx", "🦊", "<|im_", "start|>\n"}
 	for b.Len() < 400_000 {
 		b.WriteString(words[r.IntN(len(words))])
 	}
@@ -181,10 +184,12 @@ func TestEncodeStream_Refuses(t *testing.T) {
 	one := func(p string) func(func([]byte) bool) {
 		return func(yield func([]byte) bool) { yield([]byte(p)) }
 	}
-	if _, _, _, err := encodeStream(t, c, &tokenizerv1.EncodeOpen{}, one("x\xff")); err == nil || !strings.Contains(err.Error(), "UTF-8") {
+	if _, _, _, err := encodeStream(t, c, &tokenizerv1.EncodeOpen{}, one("x\xff")); err == nil ||
+		!strings.Contains(err.Error(), "UTF-8") {
 		t.Errorf("no UTF-8: %v", err)
 	}
-	if _, _, _, err := encodeStream(t, c, &tokenizerv1.EncodeOpen{Model: "z"}, one("x")); err == nil || !strings.Contains(err.Error(), `"z"`) {
+	if _, _, _, err := encodeStream(t, c, &tokenizerv1.EncodeOpen{Model: "z"}, one("x")); err == nil ||
+		!strings.Contains(err.Error(), `"z"`) {
 		t.Errorf("an unknown model: %v", err)
 	}
 	stream, err := c.EncodeStream(t.Context())
@@ -194,7 +199,8 @@ func TestEncodeStream_Refuses(t *testing.T) {
 	if err := stream.Send(&tokenizerv1.EncodeStreamRequest{Frame: &tokenizerv1.EncodeStreamRequest_Flush{}}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err = stream.Recv(); err == nil || status.Code(err) == codes.OK || !strings.Contains(err.Error(), "open first") {
+	if _, err = stream.Recv(); err == nil || status.Code(err) == codes.OK ||
+		!strings.Contains(err.Error(), "open first") {
 		t.Errorf("flush before open: %v", err)
 	}
 }

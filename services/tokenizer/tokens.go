@@ -12,7 +12,8 @@ import (
 const tokensPart = 8192
 
 // Tokens lists a vocabulary's tokens, with what is needed to decode ids as Decode does.
-func (s *Service) Tokens(r *tokenizerv1.TokensRequest, stream grpc.ServerStreamingServer[tokenizerv1.TokensResponse]) error {
+func (s *Service) Tokens(r *tokenizerv1.TokensRequest,
+	stream grpc.ServerStreamingServer[tokenizerv1.TokensResponse]) error {
 	m, err := s.find(stream.Context(), r.GetModel())
 	if err != nil {
 		return err
@@ -26,7 +27,8 @@ func (s *Service) Tokens(r *tokenizerv1.TokensRequest, stream grpc.ServerStreami
 		for id := int32(first); id < int32(min(first+tokensPart, size)); id++ {
 			piece := m.Vocab.Piece(id)
 			text := []byte(piece.Bytes)
-			irregular := &tokenizerv1.Irregular{Id: uint32(id), Kind: tokenizerv1.TokenKind(piece.Kind), Added: piece.Added, Marker: markers[id]}
+			irregular := &tokenizerv1.Irregular{Id: uint32(id), Kind: tokenizerv1.TokenKind(piece.Kind),
+				Added: piece.Added, Marker: markers[id]}
 			switch piece.Kind {
 			case vocab.KindControl:
 				text = grammar.ControlBytes(piece.Bytes)

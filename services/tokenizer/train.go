@@ -26,7 +26,8 @@ const (
 )
 
 // TrainVocabulary trains a vocabulary on texts and sends its files.
-func (s *Service) TrainVocabulary(r *tokenizerv1.TrainVocabularyRequest, stream grpc.ServerStreamingServer[tokenizerv1.TrainVocabularyResponse]) error {
+func (s *Service) TrainVocabulary(r *tokenizerv1.TrainVocabularyRequest,
+	stream grpc.ServerStreamingServer[tokenizerv1.TrainVocabularyResponse]) error {
 	ctx := stream.Context()
 	switch {
 	case r.GetSize() < 1 || r.GetSize() > maxTrainSize:
@@ -57,8 +58,10 @@ func (s *Service) TrainVocabulary(r *tokenizerv1.TrainVocabularyRequest, stream 
 			part := 100 * done / max(total, 1)
 			if lost == nil && part > told {
 				told = part
-				lost = stream.Send(&tokenizerv1.TrainVocabularyResponse{Event: &tokenizerv1.TrainVocabularyResponse_Progress{
-					Progress: &tokenizerv1.TrainProgress{Done: uint32(done), Total: uint32(total)}}})
+				lost = stream.Send(
+					&tokenizerv1.TrainVocabularyResponse{Event: &tokenizerv1.TrainVocabularyResponse_Progress{
+						Progress: &tokenizerv1.TrainProgress{Done: uint32(done), Total: uint32(total)}}},
+				)
 			}
 		},
 	})
@@ -153,7 +156,8 @@ func sendVocab(v *vocab.Vocab, stream grpc.ServerStreamingServer[tokenizerv1.Tra
 	return os.RemoveAll(dir)
 }
 
-func sendFiles(v *vocab.Vocab, dir string, stream grpc.ServerStreamingServer[tokenizerv1.TrainVocabularyResponse]) error {
+func sendFiles(v *vocab.Vocab, dir string,
+	stream grpc.ServerStreamingServer[tokenizerv1.TrainVocabularyResponse]) error {
 	if err := v.WriteHF(dir); err != nil {
 		return fault.Wrap(fault.Internal, err, "write the vocabulary")
 	}

@@ -19,7 +19,8 @@ import (
 )
 
 // train runs a training and returns its files.
-func train(t *testing.T, c tokenizerv1.TokenizerServiceClient, r *tokenizerv1.TrainVocabularyRequest) (files map[string][]byte, progress []uint32, err error) {
+func train(t *testing.T, c tokenizerv1.TokenizerServiceClient,
+	r *tokenizerv1.TrainVocabularyRequest) (files map[string][]byte, progress []uint32, err error) {
 	t.Helper()
 	stream, err := c.TrainVocabulary(t.Context(), r)
 	if err != nil {
@@ -51,14 +52,16 @@ func TestService_TrainVocabulary(t *testing.T) {
 	}
 	_, c := serveWith(t, tokenizer.Config{Texts: dir})
 	files, progress, err := train(t, c, &tokenizerv1.TrainVocabularyRequest{
-		Type: "bpe", Size: 300, Texts: []string{"the end"}, Files: []string{"fox.txt"}, Special: []string{"<s>", "</s>"}, Bos: "<s>", Eos: "</s>"})
+		Type: "bpe", Size: 300, Texts: []string{"the end"}, Files: []string{"fox.txt"},
+		Special: []string{"<s>", "</s>"}, Bos: "<s>", Eos: "</s>"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if len(progress) < 2 || !slices.IsSorted(progress) {
 		t.Errorf("progress %v", progress)
 	}
-	want, err := vocab.TrainBPE(t.Context(), slices.Values([]string{"the end", text}), 300, vocab.TrainOptions{Special: []string{"<s>", "</s>"}, BOS: "<s>", EOS: "</s>"})
+	want, err := vocab.TrainBPE(t.Context(), slices.Values([]string{"the end", text}), 300,
+		vocab.TrainOptions{Special: []string{"<s>", "</s>"}, BOS: "<s>", EOS: "</s>"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,16 +92,22 @@ func TestService_TrainVocabularyRefuses(t *testing.T) {
 	_, without := serveWith(t, tokenizer.Config{})
 	type request = tokenizerv1.TrainVocabularyRequest
 	for name, r := range map[string]*request{
-		"type": {Type: "x", Size: 300, Texts: []string{"a"}}, "size": {Type: "bpe", Texts: []string{"a"}}, "huge": {Type: "bpe", Size: 1 << 30, Texts: []string{"a"}},
-		"texts": {Type: "bpe", Size: 300}, "bos": {Type: "bpe", Size: 300, Texts: []string{"a"}, Bos: "<s>"}, "small": {Type: "bpe", Size: 3, Texts: []string{"a"}},
-		"outside": {Type: "bpe", Size: 300, Files: []string{"../x"}}, "absolute": {Type: "bpe", Size: 300, Files: []string{"/etc/hostname"}},
-		"link": {Type: "bpe", Size: 300, Files: []string{"out"}}, "folder": {Type: "bpe", Size: 300, Files: []string{"."}}, "utf-8": {Type: "bpe", Size: 300, Files: []string{"bad"}},
+		"type": {Type: "x", Size: 300, Texts: []string{"a"}}, "size": {Type: "bpe", Texts: []string{"a"}},
+		"huge":  {Type: "bpe", Size: 1 << 30, Texts: []string{"a"}},
+		"texts": {Type: "bpe", Size: 300}, "bos": {Type: "bpe", Size: 300, Texts: []string{"a"}, Bos: "<s>"},
+		"small":    {Type: "bpe", Size: 3, Texts: []string{"a"}},
+		"outside":  {Type: "bpe", Size: 300, Files: []string{"../x"}},
+		"absolute": {Type: "bpe", Size: 300, Files: []string{"/etc/hostname"}},
+		"link":     {Type: "bpe", Size: 300, Files: []string{"out"}},
+		"folder":   {Type: "bpe", Size: 300, Files: []string{"."}},
+		"utf-8":    {Type: "bpe", Size: 300, Files: []string{"bad"}},
 	} {
 		if _, _, err := train(t, c, r); err == nil || status.Code(err) == codes.OK {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, _, err := train(t, without, &request{Type: "bpe", Size: 300, Files: []string{"x"}}); err == nil || !strings.Contains(err.Error(), "no folder of texts") {
+	if _, _, err := train(t, without, &request{Type: "bpe", Size: 300, Files: []string{"x"}}); err == nil ||
+		!strings.Contains(err.Error(), "no folder of texts") {
 		t.Errorf("%v", err)
 	}
 }

@@ -85,7 +85,8 @@ func openFleet(ctx context.Context, dialer Dialer, m *Manifest, spec model.Spec,
 			open := &shardv1.TrainOpen{
 				Run: bus, Chain: id, Stage: uint32(i), Stages: uint32(layout.stages), Replica: uint32(r),
 				Replicas: uint32(layout.replicas),
-				Lo:       uint32(ranges[i].Lo), Hi: uint32(ranges[i].Hi), ConfigJson: config, Seed: m.Seed, Slots: uint32(m.Slots),
+				Lo:       uint32(ranges[i].Lo), Hi: uint32(ranges[i].Hi), ConfigJson: config, Seed: m.Seed,
+				Slots:    uint32(m.Slots),
 				Schedule: m.Schedule,
 				Adamw: &shardv1.AdamW{Beta1: m.Betas[0], Beta2: m.Betas[1], Epsilon: m.Epsilon, Decay: m.Decay,
 					DecayMatricesOnly: m.DecayMatricesOnly},
@@ -128,7 +129,8 @@ func (f *fleet) open(dialer Dialer, s *stage, open *shardv1.TrainOpen) error {
 	}
 	resp, err := s.stream.Recv()
 	if err != nil {
-		return fault.Wrap(fault.CodeOf(rpc.FromStatus(err)), rpc.FromStatus(err), "open layers %v at %s", s.layers, s.addr)
+		return fault.Wrap(fault.CodeOf(rpc.FromStatus(err)), rpc.FromStatus(err), "open layers %v at %s", s.layers,
+			s.addr)
 	}
 	class := resp.GetOpened().GetKernelClass()
 	if f.class == "" {
@@ -136,7 +138,8 @@ func (f *fleet) open(dialer Dialer, s *stage, open *shardv1.TrainOpen) error {
 	}
 	if class != f.class { // equal bits need one kernel class
 		return fault.New(fault.FailedPrecondition,
-			"open layers %v at %s: kernel class %s differs from %s of the other shards", s.layers, s.addr, class, f.class)
+			"open layers %v at %s: kernel class %s differs from %s of the other shards", s.layers, s.addr, class,
+			f.class)
 	}
 	if open.GetReplica() == 0 {
 		f.parameters += resp.GetOpened().GetParameters()
@@ -145,7 +148,8 @@ func (f *fleet) open(dialer Dialer, s *stage, open *shardv1.TrainOpen) error {
 		for {
 			resp, err := s.stream.Recv()
 			if err != nil {
-				f.fail(fault.Wrap(fault.CodeOf(rpc.FromStatus(err)), rpc.FromStatus(err), "layers %v at %s", s.layers, s.addr))
+				f.fail(fault.Wrap(fault.CodeOf(rpc.FromStatus(err)), rpc.FromStatus(err), "layers %v at %s", s.layers,
+					s.addr))
 				return nil
 			}
 			select {
@@ -215,10 +219,10 @@ func (f *fleet) feed(c *chain, step *shardv1.Step, data []*shardv1.Microbatch) e
 			}
 			continue
 		}
-		head := &shardv1.Microbatch{Step: m.GetStep(), Slot: m.GetSlot(), Sequences: m.GetSequences(), Length: m.GetLength(),
-			Ids: m.GetIds()}
-		tail := &shardv1.Microbatch{Step: m.GetStep(), Slot: m.GetSlot(), Sequences: m.GetSequences(), Length: m.GetLength(),
-			Targets: m.GetTargets()}
+		head := &shardv1.Microbatch{Step: m.GetStep(), Slot: m.GetSlot(), Sequences: m.GetSequences(),
+			Length: m.GetLength(), Ids: m.GetIds()}
+		tail := &shardv1.Microbatch{Step: m.GetStep(), Slot: m.GetSlot(), Sequences: m.GetSequences(),
+			Length: m.GetLength(), Targets: m.GetTargets()}
 		if err := f.send(first, &shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Microbatch{Microbatch: head}}); err != nil {
 			return err
 		}

@@ -104,7 +104,8 @@ func saveCheckpoint(dir string, s *state, manifest string) error {
 		var named []weights.Named
 		for _, t := range s.tensors {
 			if t.kind == kind {
-				named = append(named, weights.Named{Name: t.name, DType: tensor.F32, Shape: t.shape, Data: wire.Bytes(t.values)})
+				named = append(named, weights.Named{Name: t.name, DType: tensor.F32, Shape: t.shape,
+					Data: wire.Bytes(t.values)})
 			}
 		}
 		h := sha256.New()

@@ -28,7 +28,8 @@ func aState(step uint64) *state {
 
 func equalStates(a, b *state) bool {
 	return a.step == b.step && slices.EqualFunc(a.tensors, b.tensors, func(x, y stateTensor) bool {
-		return x.name == y.name && x.kind == y.kind && slices.Equal(x.shape, y.shape) && slices.Equal(x.values, y.values)
+		return x.name == y.name && x.kind == y.kind && slices.Equal(x.shape, y.shape) &&
+			slices.Equal(x.values, y.values)
 	})
 }
 
@@ -116,11 +117,13 @@ func TestCheckpoint_CrashAnywhereFallsBack(t *testing.T) {
 				}
 			}
 			if s, skipped := load(t, dir); s == nil || skipped != 1 || !equalStates(s, aState(4)) {
-				t.Errorf("crash in file %d of %d at %v: loaded %+v, passed over %d", done, len(names), share, s, skipped)
+				t.Errorf("crash in file %d of %d at %v: loaded %+v, passed over %d", done, len(names), share, s,
+					skipped)
 			}
 			save(t, dir, 5) // the run goes on over what is left
 			if s, _ := load(t, dir); s == nil || !equalStates(s, aState(5)) {
-				t.Errorf("crash in file %d of %d at %v: step 5 saved again reads back as %+v", done, len(names), share, s)
+				t.Errorf("crash in file %d of %d at %v: step 5 saved again reads back as %+v", done, len(names),
+					share, s)
 			}
 		}
 	}

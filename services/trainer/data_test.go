@@ -20,8 +20,8 @@ func aCorpus(t *testing.T, change func(*Manifest)) *corpus {
 		0o600); err != nil {
 		t.Fatal(err)
 	}
-	m := &Manifest{Data: Data{Text: path, ValidationFraction: 0.1}, Vocabulary: Vocabulary{Type: "char"}, SequenceLen: 7,
-		Seed: 3}
+	m := &Manifest{Data: Data{Text: path, ValidationFraction: 0.1}, Vocabulary: Vocabulary{Type: "char"},
+		SequenceLen: 7, Seed: 3}
 	if change != nil {
 		change(m)
 	}
@@ -58,7 +58,8 @@ func TestCorpus_DataOfAStepIsAFunctionOfTheStep(t *testing.T) {
 			seen[string(rune(x.GetIds()[0]))+"/"+string(rune(x.GetIds()[7]))] = true
 			for i := range 6 { // targets are the ids one further
 				if uint32(x.GetTargets()[i]) != x.GetIds()[i+1] {
-					t.Fatalf("step %d slot %d: target %d is %d, the next id is %d", step, slot, i, x.GetTargets()[i], x.GetIds()[i+1])
+					t.Fatalf("step %d slot %d: target %d is %d, the next id is %d", step, slot, i, x.GetTargets()[i],
+						x.GetIds()[i+1])
 				}
 			}
 		}

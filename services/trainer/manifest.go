@@ -49,9 +49,10 @@ type Manifest struct {
 
 // Data names the text.
 type Data struct {
-	Text               string   `json:"text"`                // a file on the trainer's machine
-	More               []string `json:"more"`                // further files, in order
-	ValidationFraction float64  `json:"validation_fraction"` // share of the characters at the end of each file, not trained on
+	Text string   `json:"text"` // a file on the trainer's machine
+	More []string `json:"more"` // further files, in order
+	// ValidationFraction is the share of the characters, at the end of each file, that is not trained on.
+	ValidationFraction float64 `json:"validation_fraction"`
 }
 
 // Vocabulary says how the text becomes ids.
@@ -121,7 +122,8 @@ func (m *Manifest) check() error {
 		v        int
 		min, max int
 	}{
-		{"slots", m.Slots, 1, 4096}, {"slot_sequences", m.SlotSequences, 1, 65536}, {"sequence_len", m.SequenceLen, 1, 65536},
+		{"slots", m.Slots, 1, 4096}, {"slot_sequences", m.SlotSequences, 1, 65536},
+		{"sequence_len", m.SequenceLen, 1, 65536},
 		{"steps", m.Steps, 1, 1 << 30}, {"evaluate_every", m.EvaluateEvery, 0, 1 << 30},
 		{"checkpoint_every", m.CheckpointEvery, 1, 1 << 30},
 		{"learning_rate.warmup", m.LearningRate.Warmup, 0, 1 << 30},
@@ -136,7 +138,8 @@ func (m *Manifest) check() error {
 		v        float64
 		min, max float64
 	}{
-		{"learning_rate.max", m.LearningRate.Max, 0, 10}, {"learning_rate.min", m.LearningRate.Min, 0, m.LearningRate.Max},
+		{"learning_rate.max", m.LearningRate.Max, 0, 10},
+		{"learning_rate.min", m.LearningRate.Min, 0, m.LearningRate.Max},
 		{"betas[0]", m.Betas[0], 0, 0.9999999}, {"betas[1]", m.Betas[1], 0, 0.9999999}, {"epsilon", m.Epsilon, 0, 1},
 		{"decay", m.Decay, 0, 100},
 		{"clip", m.Clip, 0, 1e9}, {"data.validation_fraction", m.Data.ValidationFraction, 0, 0.9},
@@ -146,8 +149,8 @@ func (m *Manifest) check() error {
 		}
 	}
 	if n := m.SlotSequences * m.SequenceLen; n > maxSlotTokens {
-		return fault.Field("slot_sequences", "%d sequences of %d tokens exceed the %d tokens of a message", m.SlotSequences,
-			m.SequenceLen, maxSlotTokens)
+		return fault.Field("slot_sequences", "%d sequences of %d tokens exceed the %d tokens of a message",
+			m.SlotSequences, m.SequenceLen, maxSlotTokens)
 	}
 	switch m.Vocabulary.Type {
 	case "char":

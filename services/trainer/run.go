@@ -60,7 +60,8 @@ func newRun(s *Service, m *Manifest, raw []byte, l layout, dir string, resume bo
 		service: s, manifest: m, hash: hex.EncodeToString(sum[:]), raw: raw, layout: l, dir: dir, resume: resume,
 		stop: make(chan struct{}), done: make(chan struct{}), changed: make(chan struct{}),
 		state: &trainerv1.Run{
-			Name: m.Name, State: trainerv1.RunState_RUN_STATE_STARTING, Steps: uint64(m.Steps), Stages: uint32(l.stages),
+			Name: m.Name, State: trainerv1.RunState_RUN_STATE_STARTING, Steps: uint64(m.Steps),
+			Stages:   uint32(l.stages),
 			Replicas: uint32(l.replicas),
 		},
 	}
@@ -264,7 +265,8 @@ func (t *training) one(f *fleet, step uint64) error {
 	}
 	res.norm = math.Sqrt(squares)
 	if math.IsNaN(res.loss) || math.IsInf(res.norm, 0) || math.IsNaN(res.norm) {
-		return fault.New(fault.DataLoss, "step %d: loss %v and gradient norm %v are not finite", step, res.loss, res.norm)
+		return fault.New(fault.DataLoss, "step %d: loss %v and gradient norm %v are not finite", step, res.loss,
+			res.norm)
 	}
 	res.scale = optim.ClipScale(res.norm, m.Clip)
 	if err := t.apply(f, step, res); err != nil {
@@ -316,8 +318,8 @@ func (t *training) gradients(f *fleet, step uint64) ([]float64, []*shardv1.Norm,
 			switch frame := r.GetFrame().(type) {
 			case *shardv1.TrainResponse_Loss:
 				if int(frame.Loss.GetSlot()) >= m.Slots || frame.Loss.GetStep() != step {
-					return fault.New(fault.Internal, "step %d: got the loss of slot %d of step %d", step, frame.Loss.GetSlot(),
-						frame.Loss.GetStep())
+					return fault.New(fault.Internal, "step %d: got the loss of slot %d of step %d", step,
+						frame.Loss.GetSlot(), frame.Loss.GetStep())
 				}
 				mu.Lock()
 				losses[frame.Loss.GetSlot()] = frame.Loss.GetSum()
@@ -404,7 +406,8 @@ func (t *training) evaluate(f *fleet, step uint64) error {
 				}
 				l := r.GetLoss()
 				if l == nil || int(l.GetSlot()) >= len(part) {
-					return fault.New(fault.Internal, "evaluate step %d: the last stage answered with %T", step, r.GetFrame())
+					return fault.New(fault.Internal, "evaluate step %d: the last stage answered with %T", step,
+						r.GetFrame())
 				}
 				losses[from+int(l.GetSlot())] = l.GetSum()
 				targets += l.GetTargets()

@@ -94,7 +94,8 @@ func (s *Service) shards(ctx context.Context) ([]string, error) {
 			return addrs, nil
 		}
 	}
-	return nil, fault.New(fault.Unavailable, "find shards: no shard that trains within %v", shardsWait).After(time.Second)
+	return nil, fault.New(fault.Unavailable, "find shards: no shard that trains within %v",
+		shardsWait).After(time.Second)
 }
 
 // StartRun starts or resumes a run.
@@ -121,7 +122,8 @@ func (s *Service) StartRun(_ context.Context, r *trainerv1.StartRunRequest) (*tr
 	}
 	for _, other := range s.runs {
 		if now, _ := other.snapshot(); !final(now.GetState()) && (other.manifest.Name == m.Name || other.dir == dir) {
-			return nil, fault.New(fault.AlreadyExists, "start run %s: run %s uses %s", m.Name, other.manifest.Name, other.dir)
+			return nil, fault.New(fault.AlreadyExists, "start run %s: run %s uses %s", m.Name, other.manifest.Name,
+				other.dir)
 		}
 	}
 	n := newRun(s, m, r.GetManifestJson(), l, dir, r.GetResume())

@@ -29,7 +29,8 @@ func newCompose(t *testing.T) *compose {
 	if out, err := exec.Command("docker", "info").CombinedOutput(); err != nil {
 		t.Fatalf("no docker engine: %v\n%s", err, out)
 	}
-	return &compose{env: append(os.Environ(), "LAMINA_SUBNET=10.78", "LAMINA_GRPC_PORT="+composeGRPC, "LAMINA_HTTP_PORT="+composeHTTP, "LAMINA_TRAINER_PORT="+composeTrainer)}
+	return &compose{env: append(os.Environ(), "LAMINA_SUBNET=10.78", "LAMINA_GRPC_PORT="+composeGRPC,
+		"LAMINA_HTTP_PORT="+composeHTTP, "LAMINA_TRAINER_PORT="+composeTrainer)}
 }
 
 // layers returns which layers each of the four shards holds.
@@ -79,7 +80,8 @@ func (c *compose) down(t *testing.T, env []string) {
 	if err == nil {
 		return
 	}
-	left, psErr := exec.Command("docker", "ps", "-aq", "--filter", "label=com.docker.compose.project="+composeProject).CombinedOutput()
+	left, psErr := exec.Command("docker", "ps", "-aq", "--filter",
+		"label=com.docker.compose.project="+composeProject).CombinedOutput()
 	if strings.Contains(out, "has active endpoints") && psErr == nil && len(left) == 0 {
 		t.Logf("docker-compose down: a network stays behind: %v", err)
 		return

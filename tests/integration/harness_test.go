@@ -101,7 +101,8 @@ func waitTopology(ctx context.Context, t *testing.T, mesh *Mesh, l Layout) {
 		}
 		select {
 		case <-ctx.Done():
-			t.Fatalf("want %d pipelines of %d stages in time; last error %v, last topology %v", l.Replicas, l.Stages, err, last)
+			t.Fatalf("want %d pipelines of %d stages in time; last error %v, last topology %v", l.Replicas, l.Stages,
+				err, last)
 		case <-time.After(50 * time.Millisecond):
 		}
 	}

@@ -34,14 +34,17 @@ func (p *procs) Start(_ context.Context, t *testing.T, l Layout, texts string) *
 	p.service(t, "sampler", at)
 	for range l.Replicas {
 		for i := range l.Stages {
-			p.service(t, "shard", at, "--model="+model, fmt.Sprintf("--layers=%d/%d", i, l.Stages), "--train", "--nats="+nats, "--threads=1")
+			p.service(t, "shard", at, "--model="+model, fmt.Sprintf("--layers=%d/%d", i, l.Stages), "--train",
+				"--nats="+nats, "--threads=1")
 		}
 	}
 	router := p.service(t, "router", at, "--http=127.0.0.1:0")
 	trainer := p.service(t, "trainer", at, "--dir="+t.TempDir())
 	run(t, p.consul, "agent", "-dev", "-log-level=error", "-client=127.0.0.1", "-bind=127.0.0.1",
-		fmt.Sprintf("-http-port=%d", ports[0]), fmt.Sprintf("-server-port=%d", ports[1]), fmt.Sprintf("-serf-lan-port=%d", ports[2]),
-		fmt.Sprintf("-serf-wan-port=%d", ports[3]), fmt.Sprintf("-grpc-port=%d", ports[4]), "-grpc-tls-port=-1", "-dns-port=-1")
+		fmt.Sprintf("-http-port=%d", ports[0]), fmt.Sprintf("-server-port=%d", ports[1]),
+		fmt.Sprintf("-serf-lan-port=%d", ports[2]),
+		fmt.Sprintf("-serf-wan-port=%d", ports[3]), fmt.Sprintf("-grpc-port=%d", ports[4]), "-grpc-tls-port=-1",
+		"-dns-port=-1")
 	run(t, p.nats, "--jetstream", "--store_dir="+t.TempDir(), "--addr=127.0.0.1", fmt.Sprintf("--port=%d", ports[5]))
 	return &Mesh{
 		Router:  routerv1.NewRouterServiceClient(dial(t, router["grpc"])),

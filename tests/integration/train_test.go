@@ -21,7 +21,8 @@ func TestTrain_TwoStagesByTwoReplicasEqualsOneByOne(t *testing.T) {
 		whole := train(ctx, t, mesh, "count-1x1-"+precision, precision, 1, 1)
 		digest := split.GetWeightsDigest()
 		if digest == "" || digest != whole.GetWeightsDigest() {
-			t.Errorf("%s: weights over 2 stages x 2 replicas are %q, over 1 x 1 %q", precision, digest, whole.GetWeightsDigest())
+			t.Errorf("%s: weights over 2 stages x 2 replicas are %q, over 1 x 1 %q", precision, digest,
+				whole.GetWeightsDigest())
 		}
 		if split.GetLoss() > 2 {
 			t.Errorf("%s: training loss ended at %.3f, want it well below ln(vocabulary)", precision, split.GetLoss())
@@ -34,14 +35,16 @@ func TestTrain_TwoStagesByTwoReplicasEqualsOneByOne(t *testing.T) {
 }
 
 // train runs a small run to its end.
-func train(ctx context.Context, t *testing.T, mesh *Mesh, name, precision string, stages, replicas uint32) *trainerv1.Run {
+func train(ctx context.Context, t *testing.T, mesh *Mesh, name, precision string,
+	stages, replicas uint32) *trainerv1.Run {
 	t.Helper()
 	manifest, err := json.Marshal(map[string]any{
 		"name":       name,
 		"data":       map[string]any{"text": mesh.TextDir + "/count.txt", "validation_fraction": 0.1},
 		"vocabulary": map[string]any{"type": "char"},
 		"model": map[string]any{
-			"architecture": "llama", "layers": 4, "width": 32, "heads": 4, "kv_heads": 2, "ff": 64, "context": 32, "tied": true,
+			"architecture": "llama", "layers": 4, "width": 32, "heads": 4, "kv_heads": 2, "ff": 64, "context": 32,
+			"tied": true,
 		},
 		"slots": 4, "slot_sequences": 2, "sequence_len": 32, "steps": 40,
 		"learning_rate": map[string]any{"max": 0.01, "min": 0.001, "warmup": 4},
@@ -50,7 +53,8 @@ func train(ctx context.Context, t *testing.T, mesh *Mesh, name, precision string
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = mesh.Trainer.StartRun(ctx, &trainerv1.StartRunRequest{ManifestJson: manifest, Stages: stages, Replicas: replicas})
+	_, err = mesh.Trainer.StartRun(ctx,
+		&trainerv1.StartRunRequest{ManifestJson: manifest, Stages: stages, Replicas: replicas})
 	if err != nil {
 		t.Fatalf("start %s: %v", name, err)
 	}

@@ -96,7 +96,8 @@ func openMutants(t *testing.T, bases ...base) {
 				t.Errorf("base %d, %s: took %d MiB of memory for a file of %d bytes", i, m.Name, used>>20, len(m.Data))
 			case err != nil:
 				refused++
-				if code := fault.CodeOf(err); code != fault.DataLoss && code != fault.Unimplemented && code != fault.Invalid &&
+				if code := fault.CodeOf(err); code != fault.DataLoss && code != fault.Unimplemented &&
+					code != fault.Invalid &&
 					code != fault.NotFound {
 					t.Errorf("base %d, %s: error of code %v: %v", i, m.Name, code, err)
 				} else if !strings.Contains(err.Error(), dir) {
@@ -310,7 +311,8 @@ func TestConfig_MutantsAreRefusedOrOpened(t *testing.T) {
 	add(dir, "tokenizer_config.json", read(t, filepath.Join(dir, "tokenizer_config.json")),
 		"model.safetensors", "tokenizer.json", "config.json")
 	generation, err := json.Marshal(map[string]any{"bos_token_id": 1, "eos_token_id": []int{2, 3}, "pad_token_id": 0,
-		"temperature": 0.7, "top_p": 0.9, "top_k": 40, "repetition_penalty": 1.1, "do_sample": true, "max_new_tokens": 20, "min_p": 0.05})
+		"temperature": 0.7, "top_p": 0.9, "top_k": 40, "repetition_penalty": 1.1, "do_sample": true,
+		"max_new_tokens": 20, "min_p": 0.05})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -96,8 +96,10 @@ func (c *counters) push(n, below int32) int32 {
 }
 
 func New(p *Program) *Machine {
-	m := &Machine{Prog: p, Stacks: newStacks(), States: map[string]*State{}, Dead: &State{}, Nowhere: &Position{}, nextID: 1,
-		starts: make([]*State, len(p.Starts)), positions: map[string]*Position{}, returns: map[returnKey]*Position{}, memories: memories{known: map[memoryKey]*memory{}, added: map[addedKey]*Seen{}}}
+	m := &Machine{Prog: p, Stacks: newStacks(), States: map[string]*State{}, Dead: &State{}, Nowhere: &Position{},
+		nextID: 1, starts: make([]*State, len(p.Starts)), positions: map[string]*Position{},
+		returns:  map[returnKey]*Position{},
+		memories: memories{known: map[memoryKey]*memory{}, added: map[addedKey]*Seen{}}}
 	m.Credit = firstWork
 	m.Renew()
 	m.Counts = counters{Lists: make([]countList, 1), known: map[countList]int32{}}

@@ -85,7 +85,8 @@ func compileProgram(g *ast.Grammar) (*Program, error) {
 	if !a.productive[g.Root] {
 		return nil, &ast.UnsupportedError{Kind: g.Kind, Feature: "an empty language", Why: "no text would ever match"}
 	}
-	e := &emitter{analysis: a, known: map[classKey]int32{}, single: map[spelledRune]int32{}, nonEmpty: map[int]int{}, loop: -1}
+	e := &emitter{analysis: a, known: map[classKey]int32{}, single: map[spelledRune]int32{}, nonEmpty: map[int]int{},
+		loop: -1}
 	e.Starts = make([]int32, len(local.Rules))
 	for i := range e.Starts {
 		e.Starts[i] = -1
@@ -374,7 +375,8 @@ func (e *emitter) leftRecursion() error {
 		}
 		if r := visit(int32(id)); r != nil {
 			from := max(0, len(path)-6)
-			return &ast.UnsupportedError{Kind: e.g.Kind, Feature: leftRecursionAt(*r), Why: "a rule must not begin with itself: " + strings.Join(path[from:], " -> ")}
+			return &ast.UnsupportedError{Kind: e.g.Kind, Feature: leftRecursionAt(*r),
+				Why: "a rule must not begin with itself: " + strings.Join(path[from:], " -> ")}
 		}
 	}
 	return nil

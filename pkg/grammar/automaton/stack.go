@@ -81,7 +81,8 @@ func (s *stacks) union(a, b *Stack) *Stack {
 	frames := make([]frame, 0, len(a.Frames)+len(b.Frames))
 	i, j := 0, 0
 	for i < len(a.Frames) && j < len(b.Frames) {
-		switch cmp.Or(cmp.Compare(a.Frames[i].Ret.id, b.Frames[j].Ret.id), cmp.Compare(a.Frames[i].role, b.Frames[j].role)) {
+		switch cmp.Or(cmp.Compare(a.Frames[i].Ret.id, b.Frames[j].Ret.id),
+			cmp.Compare(a.Frames[i].role, b.Frames[j].role)) {
 		case -1:
 			frames = append(frames, a.Frames[i])
 			i++
@@ -89,7 +90,8 @@ func (s *stacks) union(a, b *Stack) *Stack {
 			frames = append(frames, b.Frames[j])
 			j++
 		default:
-			frames = append(frames, frame{a.Frames[i].Ret, s.union(a.Frames[i].Below, b.Frames[j].Below), a.Frames[i].role})
+			frames = append(frames, frame{a.Frames[i].Ret, s.union(a.Frames[i].Below, b.Frames[j].Below),
+				a.Frames[i].role})
 			i++
 			j++
 		}

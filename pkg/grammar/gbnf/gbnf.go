@@ -36,7 +36,8 @@ func Parse(source string) (*ast.Grammar, error) {
 		case r.Name == "root":
 			return nil, &ast.SyntaxError{Kind: "gbnf", Msg: "find rule root: not defined"}
 		default:
-			return nil, &ast.SyntaxError{Kind: "gbnf", Line: p.used[i], Msg: fmt.Sprintf("find rule %s: not defined", r.Name)}
+			return nil, &ast.SyntaxError{Kind: "gbnf", Line: p.used[i],
+				Msg: fmt.Sprintf("find rule %s: not defined", r.Name)}
 		}
 	}
 	return &ast.Grammar{Rules: p.rules, Kind: "gbnf"}, nil
@@ -246,7 +247,8 @@ func (p *gbnf) element(depth int) (*ast.Expr, error) {
 		id, err := p.symbol(name)
 		return ast.Ref(id), err
 	case c == '<' || c == '!':
-		return nil, &ast.UnsupportedError{Kind: "gbnf", Feature: fmt.Sprintf("token reference on line %d", p.line), Why: "a grammar describes text, not token ids"}
+		return nil, &ast.UnsupportedError{Kind: "gbnf", Feature: fmt.Sprintf("token reference on line %d", p.line),
+			Why: "a grammar describes text, not token ids"}
 	case c == '*' || c == '+' || c == '?' || c == '{':
 		return nil, p.fail("want something before %q", p.found())
 	}

@@ -43,7 +43,8 @@ func (x *expander) oneOfValues(p *place, values []*value) ([]shape, error) {
 				}
 				g.prefix = append(g.prefix, t)
 			}
-			out = append(out, shape{kind: isArray, array: arraySet{groups: []*itemGroup{g}, min: len(v.list), max: len(v.list)}})
+			out = append(out, shape{kind: isArray,
+				array: arraySet{groups: []*itemGroup{g}, min: len(v.list), max: len(v.list)}})
 		case isObject:
 			g := &memberGroup{rest: terms{is(x.none)}, unordered: true}
 			for _, name := range v.keys {
@@ -53,7 +54,8 @@ func (x *expander) oneOfValues(p *place, values []*value) ([]shape, error) {
 				}
 				g.declared = append(g.declared, declared{name, t})
 			}
-			out = append(out, shape{kind: isObject, object: objectSet{groups: []*memberGroup{g}, required: v.keys, max: -1}})
+			out = append(out, shape{kind: isObject,
+				object: objectSet{groups: []*memberGroup{g}, required: v.keys, max: -1}})
 		}
 		if len(out) > maxShapes {
 			return nil, &ast.LimitError{What: "enum values that are not strings", Limit: maxShapes}

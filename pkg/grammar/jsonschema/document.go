@@ -67,8 +67,9 @@ const documentBase = "schema:/"
 
 func newDocument(root *value, others map[string][]byte) (*document, error) {
 	d := &document{of: map[*value]*place{}, byURI: map[string]*place{}, anchors: map[string]*place{}, others: others,
-		dynamics: map[string]*place{}, dynamic: map[string]bool{}, scopes: [][]string{nil}, scopeIDs: map[string]int32{"": 0},
-		scoped: map[scopedKey]*place{}}
+		dynamics: map[string]*place{}, dynamic: map[string]bool{}, scopes: [][]string{nil},
+		scopeIDs: map[string]int32{"": 0},
+		scoped:   map[scopedKey]*place{}}
 	d.older = root.get("$schema") == nil && root.get("definitions") != nil && root.get("$defs") == nil
 	p, err := d.add(root, "", documentBase, draft2020)
 	if err != nil {
@@ -135,7 +136,8 @@ var (
 		"unevaluatedItems", "unevaluatedProperties", "contentSchema",
 	}
 	schemaLists   = []string{"allOf", "anyOf", "oneOf", "prefixItems", "items"}
-	schemaObjects = []string{"$defs", "definitions", "dependencies", "dependentSchemas", "patternProperties", "properties"}
+	schemaObjects = []string{"$defs", "definitions", "dependencies", "dependentSchemas", "patternProperties",
+		"properties"}
 )
 
 // add registers a schema and those in it.
@@ -160,7 +162,8 @@ func (d *document) add(v *value, path, base string, edition draft) (*place, erro
 	}
 	for _, key := range d.unused {
 		if v.get(key) != nil {
-			return nil, &ast.UnsupportedError{Kind: "schema", Feature: key, Path: path, Why: "the metaschema does not include the vocabulary of this keyword"}
+			return nil, &ast.UnsupportedError{Kind: "schema", Feature: key, Path: path,
+				Why: "the metaschema does not include the vocabulary of this keyword"}
 		}
 	}
 	d.unevaluated = d.unevaluated || v.get("unevaluatedProperties") != nil || v.get("unevaluatedItems") != nil
@@ -213,7 +216,8 @@ func (d *document) identify(p *place) error {
 			p.draft = draft2019
 		case name == "http://json-schema.org/schema", strings.HasPrefix(name, "https://json-schema.org/draft/20"):
 			p.draft = draft2020
-		case strings.HasPrefix(name, "http://json-schema.org/draft-0"), strings.HasPrefix(name, "https://json-schema.org/draft-0"):
+		case strings.HasPrefix(name, "http://json-schema.org/draft-0"),
+			strings.HasPrefix(name, "https://json-schema.org/draft-0"):
 			p.draft = draft7
 		default:
 			if err := d.dialect(p, s.text); err != nil {
@@ -233,7 +237,8 @@ func (d *document) identify(p *place) error {
 		if uri != "" {
 			full, err := resolveURI(p.base, uri)
 			if err != nil {
-				return &ast.SyntaxError{Kind: "schema", Msg: "read $id at " + strconv.Quote(p.path) + ": " + err.Error()}
+				return &ast.SyntaxError{Kind: "schema",
+					Msg: "read $id at " + strconv.Quote(p.path) + ": " + err.Error()}
 			}
 			p.base = full
 			d.byURI[full] = p
@@ -256,10 +261,12 @@ func (d *document) identify(p *place) error {
 
 // vocabularies lists the keywords of draft 2020-12's vocabularies that change verdicts.
 var vocabularies = map[string][]string{
-	"applicator":  append(slices.Concat(schemaKeywords, schemaLists), "dependentSchemas", "patternProperties", "properties"),
+	"applicator": append(slices.Concat(schemaKeywords, schemaLists), "dependentSchemas", "patternProperties",
+		"properties"),
 	"unevaluated": {"unevaluatedItems", "unevaluatedProperties"},
 	"validation": {
-		"const", "dependentRequired", "enum", "exclusiveMaximum", "exclusiveMinimum", "maxContains", "maximum", "maxItems",
+		"const", "dependentRequired", "enum", "exclusiveMaximum", "exclusiveMinimum", "maxContains", "maximum",
+		"maxItems",
 		"maxLength", "maxProperties", "minContains", "minimum", "minItems", "minLength", "minProperties", "multipleOf",
 		"pattern", "required", "type", "uniqueItems",
 	},
@@ -314,7 +321,8 @@ func resolveURI(base, uri string) (string, error) {
 // resolve is the schema that a reference in p names.
 func (d *document) resolve(p *place, keyword, ref string) (*place, error) {
 	unknown := func(why string) error {
-		return &ast.UnsupportedError{Kind: "schema", Feature: keyword + " " + ref, Path: p.path + "/" + keyword, Why: why}
+		return &ast.UnsupportedError{Kind: "schema", Feature: keyword + " " + ref, Path: p.path + "/" + keyword,
+			Why: why}
 	}
 	uri, fragment, _ := strings.Cut(ref, "#")
 	full := p.base

@@ -63,7 +63,8 @@ func (x *expander) refuse(p *place, feature, why string) error {
 // child returns the subschema v of p.
 func (x *expander) child(p *place, v *value, path string) (*place, error) {
 	if v.kind != isObject && v.kind != isBool {
-		return nil, &ast.SyntaxError{Kind: "schema", Msg: "read a schema at " + strconv.Quote(p.path+"/"+path) + ": want an object, true or false"}
+		return nil, &ast.SyntaxError{Kind: "schema",
+			Msg: "read a schema at " + strconv.Quote(p.path+"/"+path) + ": want an object, true or false"}
 	}
 	sub, err := x.doc.add(v, p.path+"/"+path, p.base, p.draft)
 	if err != nil {
@@ -357,7 +358,8 @@ func (x *expander) exactlyOne(p *place, subs []*place, union [][]shape) ([]shape
 func inOneOf(err error, p *place) error {
 	var u *ast.UnsupportedError
 	if errors.As(err, &u) {
-		return &ast.UnsupportedError{Kind: u.Kind, Feature: "oneOf", Path: p.path, Why: "its alternatives overlap, and one cannot be negated: " + u.Error()}
+		return &ast.UnsupportedError{Kind: u.Kind, Feature: "oneOf", Path: p.path,
+			Why: "its alternatives overlap, and one cannot be negated: " + u.Error()}
 	}
 	return err
 }

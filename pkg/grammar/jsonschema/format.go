@@ -45,16 +45,19 @@ const (
 	leap  = `(?:[0-9][0-9](?:0[48]|[2468][048]|[13579][26])|(?:[02468][048]|[13579][26])00)`
 	clock = `(?:[01][0-9]|2[0-3]):[0-5][0-9]`
 	// Leap seconds are those of UTC: with another offset they would be at other hours.
-	moment = `(?:` + clock + `:[0-5][0-9](?:\.[0-9]+)?(?:[Zz]|[-+]` + clock + `)|23:59:60(?:\.[0-9]+)?(?:[Zz]|[-+]00:00))`
-	octet  = `(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])`
-	ipv4   = octet + `(?:\.` + octet + `){3}`
-	atom   = "[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]"
+	moment = `(?:` + clock + `:[0-5][0-9](?:\.[0-9]+)?(?:[Zz]|[-+]` + clock +
+		`)|23:59:60(?:\.[0-9]+)?(?:[Zz]|[-+]00:00))`
+	octet = `(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])`
+	ipv4  = octet + `(?:\.` + octet + `){3}`
+	atom  = "[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]"
 	// Labels of up to 63 and 40 characters without the two hyphens after the second
 	// character that mark another alphabet, whose rules are no regular language.
-	label = `(?:` + an + `(?:` + ldh + `?` + an + `)?|` + an + ldh + `{2}` + an + `|` + an + ldh + `(?:` + an + ldh + `|-` + an + `)` + ldh + `{0,58}` + an + `)`
-	short = `(?:` + an + `(?:` + ldh + `?` + an + `)?|` + an + ldh + `{2}` + an + `|` + an + ldh + `(?:` + an + ldh + `|-` + an + `)` + ldh + `{0,35}` + an + `)`
-	an    = `[A-Za-z0-9]`
-	ldh   = `[A-Za-z0-9-]`
+	label = `(?:` + an + `(?:` + ldh + `?` + an + `)?|` + an + ldh + `{2}` + an + `|` + an + ldh + `(?:` + an + ldh +
+		`|-` + an + `)` + ldh + `{0,58}` + an + `)`
+	short = `(?:` + an + `(?:` + ldh + `?` + an + `)?|` + an + ldh + `{2}` + an + `|` + an + ldh + `(?:` + an + ldh +
+		`|-` + an + `)` + ldh + `{0,35}` + an + `)`
+	an  = `[A-Za-z0-9]`
+	ldh = `[A-Za-z0-9-]`
 	// Labels beyond ASCII of characters that are allowed whatever stands beside them, short
 	// enough for 63 bytes of Punycode.
 	international = `(?:[0-9a-z\x{DF}-\x{F6}\x{F8}-\x{FF}\x{3B1}-\x{3C9}\x{430}-\x{45F}\x{3041}-\x{3096}\x{30A1}-\x{30FA}\x{4E00}-\x{9FFF}\x{AC00}-\x{D7A3}]{1,14})`
@@ -73,14 +76,16 @@ const (
 	port    = `(?::[0-9]{0,5})?`
 	author  = `//(?:(?:[A-Za-z0-9._~!$&'()*+,;=:-]|` + hex + `)*@)?` + host + port + `(?:/` + segment + `*)*`
 	rooted  = `/(?:` + segment + `+(?:/` + segment + `*)*)?`
-	uri     = `[A-Za-z][A-Za-z0-9+.-]*:(?:` + author + `|` + rooted + `|` + segment + `+(?:/` + segment + `*)*)?` + uriTail
+	uri     = `[A-Za-z][A-Za-z0-9+.-]*:(?:` + author + `|` + rooted + `|` + segment + `+(?:/` + segment + `*)*)?` +
+		uriTail
 	// A first segment with a colon would be a scheme.
 	relative = `(?:` + author + `|` + rooted + `|(?:` + unres + `|@|` + hex + `)+(?:/` + segment + `*)*)?` + uriTail
 
 	pointer = `(?:/(?:[^/~]|~[01])*)*`
 )
 
-const fullDate = `(?:[0-9]{4}-(?:(?:0[1-9]|1[0-2])-` + day + `|(?:0[13-9]|1[0-2])-(?:29|30)|(?:0[13578]|1[02])-31)|` + leap + `-02-29)`
+const fullDate = `(?:[0-9]{4}-(?:(?:0[1-9]|1[0-2])-` + day + `|(?:0[13-9]|1[0-2])-(?:29|30)|(?:0[13578]|1[02])-31)|` +
+	leap + `-02-29)`
 
 // ipv6 is RFC 4291's text: eight groups, or fewer around one ::, the last two of
 // which may be an IPv4 address.
@@ -108,7 +113,8 @@ func ipv6() string {
 
 // beyondASCII lets RFC 3987's characters in wherever a URI has unreserved ones.
 func beyondASCII(source string) string {
-	return strings.ReplaceAll(source, "._~!", `._~\x{A0}-\x{D7FF}\x{F900}-\x{FDCF}\x{FDF0}-\x{FFEF}\x{10000}-\x{1FFFD}!`)
+	return strings.ReplaceAll(source, "._~!",
+		`._~\x{A0}-\x{D7FF}\x{F900}-\x{FDCF}\x{FDF0}-\x{FFEF}\x{10000}-\x{1FFFD}!`)
 }
 
 // formatSource is the expression of a format: all its strings, or where the whole
@@ -154,7 +160,8 @@ func formatSource(name string) (string, bool) {
 	case "uri-template":
 		const character = `(?:[A-Za-z0-9_]|` + hex + `)`
 		const variable = character + `+(?:\.` + character + `+)*(?::[1-9][0-9]{0,3}|\*)?`
-		return `(?:[!#$&-;=?-\[\]_a-z~A-Z\x{A0}-\x{D7FF}\x{F900}-\x{FDCF}\x{FDF0}-\x{FFEF}\x{10000}-\x{1FFFD}]|` + hex + `|\{[+#./;?&=,!@|]?` + variable + `(?:,` + variable + `)*\})*`, true
+		return `(?:[!#$&-;=?-\[\]_a-z~A-Z\x{A0}-\x{D7FF}\x{F900}-\x{FDCF}\x{FDF0}-\x{FFEF}\x{10000}-\x{1FFFD}]|` + hex +
+			`|\{[+#./;?&=,!@|]?` + variable + `(?:,` + variable + `)*\})*`, true
 	case "json-pointer":
 		return pointer, true
 	case "relative-json-pointer":

@@ -42,7 +42,8 @@ func Parse(source []byte, o Options) (*ast.Grammar, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &schemaBuilder{x: x, space: ast.Star(ast.Char(charset.Of(" \t\n\r"), ast.PlainUTF8)), byTerms: map[string]int{}, byKey: map[string]int{}}
+	b := &schemaBuilder{x: x, space: ast.Star(ast.Char(charset.Of(" \t\n\r"), ast.PlainUTF8)),
+		byTerms: map[string]int{}, byKey: map[string]int{}}
 	if o.Bounded {
 		b.space = ast.Repeat(ast.Char(charset.Of(" \t\n\r"), ast.PlainUTF8), 0, o.MaxWhitespace)
 		b.wholeCap, b.fractionCap = boundedDigits, boundedDigits

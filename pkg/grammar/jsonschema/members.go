@@ -11,7 +11,8 @@ import (
 
 // plainName says that a name is spelled in one way alone.
 func plainName(name string) bool {
-	return !strings.ContainsFunc(name, func(r rune) bool { return r < 0x20 || r >= utf8.RuneSelf || r == '"' || r == '\\' })
+	return !strings.ContainsFunc(name,
+		func(r rune) bool { return r < 0x20 || r >= utf8.RuneSelf || r == '"' || r == '\\' })
 }
 
 // member is a name, a colon and a value.
@@ -71,7 +72,8 @@ type drawing struct {
 }
 
 func (b *schemaBuilder) draw(plan *objectPlan) (*ast.Expr, error) {
-	d := &drawing{b: b, plan: plan, g: &ast.Graph{}, known: map[drawn]int{}, turns: map[drawn]int{}, pairs: map[string]*ast.Expr{}}
+	d := &drawing{b: b, plan: plan, g: &ast.Graph{}, known: map[drawn]int{}, turns: map[drawn]int{},
+		pairs: map[string]*ast.Expr{}}
 	required := 0
 	for i, m := range plan.members {
 		if m.free {

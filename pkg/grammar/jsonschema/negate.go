@@ -68,7 +68,8 @@ func (x *expander) brokenUnevaluated(p *place) ([]shape, error) {
 			continue
 		}
 		if len(out) > 0 {
-			return nil, x.refuse(p, "the negation of unevaluatedProperties", "which members are evaluated depends on the alternative that matches")
+			return nil, x.refuse(p, "the negation of unevaluatedProperties",
+				"which members are evaluated depends on the alternative that matches")
 		}
 		g := unevaluatedMembers(s)
 		if g == nil {
@@ -188,15 +189,18 @@ func (x *expander) brokenArray(p *place, a *arraySet, least int) ([]shape, error
 		}
 		for _, not := range x.opposites(g.rest) {
 			from := len(g.prefix)
-			arrays(arraySet{min: from + 1, max: -1, contains: []containing{{from: from, item: not, min: 1, max: -1, path: p.path}}})
+			arrays(arraySet{min: from + 1, max: -1,
+				contains: []containing{{from: from, item: not, min: 1, max: -1, path: p.path}}})
 		}
 	}
 	for _, c := range a.contains {
 		if c.min > 0 {
-			arrays(arraySet{max: -1, contains: []containing{{from: c.from, item: c.item, max: c.min - 1, path: c.path}}})
+			arrays(arraySet{max: -1,
+				contains: []containing{{from: c.from, item: c.item, max: c.min - 1, path: c.path}}})
 		}
 		if c.max >= 0 {
-			arrays(arraySet{min: c.max + 1, max: -1, contains: []containing{{from: c.from, item: c.item, min: c.max + 1, max: -1, path: c.path}}})
+			arrays(arraySet{min: c.max + 1, max: -1,
+				contains: []containing{{from: c.from, item: c.item, min: c.max + 1, max: -1, path: c.path}}})
 		}
 	}
 	return out, nil
@@ -230,7 +234,8 @@ func (x *expander) brokenObject(o *objectSet) []shape {
 	for _, g := range o.groups {
 		for _, d := range g.declared {
 			for _, not := range x.opposites(d.value) {
-				objects(objectSet{required: []string{d.name}, groups: []*memberGroup{{declared: []declared{{d.name, not}}}}, max: -1})
+				objects(objectSet{required: []string{d.name},
+					groups: []*memberGroup{{declared: []declared{{d.name, not}}}}, max: -1})
 			}
 		}
 		for _, n := range g.patterns {

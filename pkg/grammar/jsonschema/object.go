@@ -122,14 +122,16 @@ func (b *schemaBuilder) plan(o *objectSet) (*objectPlan, bool, error) {
 		plan.exists = append(plan.exists, may)
 	}
 	if b.strict && len(plan.extras) > 0 {
-		return nil, false, &ast.UnsupportedError{Kind: "schema", Feature: "uniqueItems", Path: b.unique, Why: "items may be objects with arbitrary members, and equal objects may list them in different orders"}
+		return nil, false, &ast.UnsupportedError{Kind: "schema", Feature: "uniqueItems", Path: b.unique,
+			Why: "items may be objects with arbitrary members, and equal objects may list them in different orders"}
 	}
 	sure := len(plan.members)
 	if len(plan.extras) > 0 {
 		sure++
 	}
 	if o.min > sure && len(plan.extras) > 0 {
-		return nil, false, &ast.UnsupportedError{Kind: "schema", Feature: "minProperties", Path: o.path, Why: "it requires more members than have declared names, and other members might repeat a name"}
+		return nil, false, &ast.UnsupportedError{Kind: "schema", Feature: "minProperties", Path: o.path,
+			Why: "it requires more members than have declared names, and other members might repeat a name"}
 	}
 	return plan, true, nil
 }

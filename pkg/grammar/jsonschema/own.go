@@ -18,7 +18,8 @@ func (x *expander) own(p *place) ([]shape, error) {
 	}
 	var out []shape
 	for _, s := range everything() {
-		if types != nil && !slices.Contains(types, kindNames[s.kind]) && (s.kind != isNumber || !slices.Contains(types, "integer")) {
+		if types != nil && !slices.Contains(types, kindNames[s.kind]) &&
+			(s.kind != isNumber || !slices.Contains(types, "integer")) {
 			continue
 		}
 		ok := true

@@ -17,20 +17,25 @@ func (b *schemaBuilder) number(n *numberSet) (*ast.Expr, error) {
 	if b.strict {
 		return b.strictNumber(n)
 	}
-	integer := ast.Seq(ast.Optional(ast.Text("-")), ast.Alt(ast.Text("0"), ast.Seq(digit('1', '9'), ast.Repeat(digit('0', '9'), 0, b.wholeCap-1))))
+	integer := ast.Seq(ast.Optional(ast.Text("-")),
+		ast.Alt(ast.Text("0"), ast.Seq(digit('1', '9'), ast.Repeat(digit('0', '9'), 0, b.wholeCap-1))))
 	switch {
 	case plain && n.whole:
-		return b.shared("integer", false, func() (*ast.Expr, error) { return ast.Seq(integer, ast.Optional(ast.Text(".0"))), nil })
+		return b.shared("integer", false,
+			func() (*ast.Expr, error) { return ast.Seq(integer, ast.Optional(ast.Text(".0"))), nil })
 	case plain:
 		return b.shared("number", false, func() (*ast.Expr, error) {
 			// Exponents of numbers that a float64 can represent.
-			exponent := ast.Alt(ast.Repeat(digit('0', '9'), 1, 2), ast.Seq(ast.Text("1"), ast.Repeat(digit('0', '9'), 2, 2)), ast.Seq(ast.Text("2"), digit('0', '8'), digit('0', '9')))
+			exponent := ast.Alt(ast.Repeat(digit('0', '9'), 1, 2),
+				ast.Seq(ast.Text("1"), ast.Repeat(digit('0', '9'), 2, 2)),
+				ast.Seq(ast.Text("2"), digit('0', '8'), digit('0', '9')))
 			fraction := ast.Repeat(digit('0', '9'), 1, -1)
 			if b.fractionCap > 0 {
 				fraction = ast.Repeat(digit('0', '9'), 1, b.fractionCap)
 			}
 			return ast.Seq(integer, ast.Optional(ast.Seq(ast.Text("."), fraction)),
-				ast.Optional(ast.Seq(ast.Char(charset.Of("eE"), ast.PlainUTF8), ast.Optional(ast.Char(charset.Of("+-"), ast.PlainUTF8)), exponent))), nil
+				ast.Optional(ast.Seq(ast.Char(charset.Of("eE"), ast.PlainUTF8),
+					ast.Optional(ast.Char(charset.Of("+-"), ast.PlainUTF8)), exponent))), nil
 		})
 	}
 	if n.isEmpty() {

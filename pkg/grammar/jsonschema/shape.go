@@ -198,8 +198,10 @@ func meetShapes(a, b *shape) (shape, bool) {
 	case isNumber:
 		x, y := &a.number, &b.number
 		out.number = numberSet{
-			low: higher(x.low, y.low), high: lower(x.high, y.high), whole: x.whole || y.whole, broken: x.broken || y.broken,
-			multiple: slices.Concat(x.multiple, y.multiple), unlike: slices.Concat(x.unlike, y.unlike), not: slices.Concat(x.not, y.not),
+			low: higher(x.low, y.low), high: lower(x.high, y.high), whole: x.whole || y.whole,
+			broken:   x.broken || y.broken,
+			multiple: slices.Concat(x.multiple, y.multiple), unlike: slices.Concat(x.unlike, y.unlike),
+			not: slices.Concat(x.not, y.not),
 		}
 		return out, !out.number.isEmpty()
 	case isString:
@@ -223,14 +225,17 @@ func meetShapes(a, b *shape) (shape, bool) {
 		x, y := &a.array, &b.array
 		out.array = arraySet{
 			groups: slices.Concat(x.groups, y.groups), min: max(x.min, y.min), max: least(x.max, y.max),
-			unique: x.unique || y.unique, contains: slices.Concat(x.contains, y.contains), found: slices.Concat(x.found, y.found), path: cmp.Or(x.path, y.path),
+			unique: x.unique || y.unique, contains: slices.Concat(x.contains, y.contains),
+			found: slices.Concat(x.found, y.found), path: cmp.Or(x.path, y.path),
 		}
 		return out, out.array.max < 0 || out.array.min <= out.array.max
 	case isObject:
 		x, y := &a.object, &b.object
 		out.object = objectSet{
-			groups: slices.Concat(x.groups, y.groups), required: slices.Clone(x.required), names: x.names.with(y.names...),
-			min: max(x.min, y.min), max: least(x.max, y.max), exists: slices.Concat(x.exists, y.exists), path: cmp.Or(x.path, y.path),
+			groups: slices.Concat(x.groups, y.groups), required: slices.Clone(x.required),
+			names: x.names.with(y.names...),
+			min:   max(x.min, y.min), max: least(x.max, y.max), exists: slices.Concat(x.exists, y.exists),
+			path: cmp.Or(x.path, y.path),
 		}
 		for _, name := range y.required {
 			if !slices.Contains(out.object.required, name) {

@@ -20,7 +20,8 @@ type itemCount struct {
 // matcher knows, items spelled in one way alone.
 func (b *schemaBuilder) differing(a *arraySet) (*ast.Expr, error) {
 	if b.strict {
-		return nil, &ast.UnsupportedError{Kind: "schema", Feature: "uniqueItems", Path: a.path, Why: "it is nested in the items of another uniqueItems array"}
+		return nil, &ast.UnsupportedError{Kind: "schema", Feature: "uniqueItems", Path: a.path,
+			Why: "it is nested in the items of another uniqueItems array"}
 	}
 	if a.min > automaton.MaxDifferent {
 		return nil, &ast.LimitError{What: "items that must differ", Limit: automaton.MaxDifferent}
@@ -67,7 +68,8 @@ func (b *schemaBuilder) countItems() error {
 		for i, id := range c.items {
 			subs[i] = b.rules[id].Body
 		}
-		g := &ast.Grammar{Rules: append(b.rules[:len(b.rules):len(b.rules)], ast.Rule{Name: "items", Body: ast.Alt(subs...)}), Root: len(b.rules), Kind: "schema"}
+		g := &ast.Grammar{Rules: append(b.rules[:len(b.rules):len(b.rules)],
+			ast.Rule{Name: "items", Body: ast.Alt(subs...)}), Root: len(b.rules), Kind: "schema"}
 		prog, err := automaton.Compile(g)
 		if err != nil {
 			b.rules[c.array].Body = ast.Fail()
@@ -80,7 +82,8 @@ func (b *schemaBuilder) countItems() error {
 		case n < c.want && all:
 			b.rules[c.array].Body = ast.Fail()
 		case n < c.want:
-			return &ast.UnsupportedError{Kind: "schema", Feature: "uniqueItems", Path: c.path, Why: "it is not known whether minItems distinct items exist"}
+			return &ast.UnsupportedError{Kind: "schema", Feature: "uniqueItems", Path: c.path,
+				Why: "it is not known whether minItems distinct items exist"}
 		}
 	}
 	return nil

@@ -157,7 +157,8 @@ func (v *value) rat() (*big.Rat, bool) {
 		return nil, false
 	}
 	if i := strings.IndexAny(v.text, "eE"); i >= 0 {
-		if e, err := strconv.Atoi(strings.TrimPrefix(v.text[i+1:], "+")); err != nil || e > maxExponent || e < -maxExponent {
+		if e, err := strconv.Atoi(strings.TrimPrefix(v.text[i+1:], "+")); err != nil ||
+			e > maxExponent || e < -maxExponent {
 			return nil, false
 		}
 	}

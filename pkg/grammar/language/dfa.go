@@ -24,7 +24,8 @@ func (d *DFA) IsEmpty() bool { return d.size() == 0 }
 
 // Build explores an automaton breadth first from its first state. step returns the state after
 // a class of characters, or false.
-func Build[S comparable](part *charset.Partition, first S, step func(S, int32) (S, bool), final func(S) bool) (*DFA, error) {
+func Build[S comparable](part *charset.Partition, first S, step func(S, int32) (S, bool),
+	final func(S) bool) (*DFA, error) {
 	d := &DFA{Part: part}
 	known := map[S]int32{first: 0}
 	order := []S{first}
@@ -129,7 +130,8 @@ func combine(a, b *DFA, keep func(inA, inB bool) bool) (*DFA, error) {
 		if s.b >= 0 {
 			to.b = b.row(int(s.b))[inB[c]]
 		}
-		hope := to.a >= 0 && keep(true, false) || to.b >= 0 && keep(false, true) || to.a >= 0 && to.b >= 0 && keep(true, true)
+		hope := to.a >= 0 && keep(true, false) || to.b >= 0 && keep(false, true) ||
+			to.a >= 0 && to.b >= 0 && keep(true, true)
 		return to, hope
 	}, func(s pair) bool {
 		return keep(s.a >= 0 && a.final[s.a], s.b >= 0 && b.final[s.b])

@@ -21,7 +21,8 @@ type costs struct {
 const noCost = int64(1) << 40
 
 func newCosts(p *automaton.Program) *costs {
-	c := &costs{code: make([]int64, len(p.Code)), rules: make([]int64, len(p.Starts)), class: make([][]int64, len(p.Classes))}
+	c := &costs{code: make([]int64, len(p.Code)), rules: make([]int64, len(p.Starts)),
+		class: make([][]int64, len(p.Classes))}
 	for i, class := range p.Classes {
 		c.class[i] = classCosts(class)
 	}

@@ -105,7 +105,8 @@ func newRuns(t *trie, from int32, set charset.Set, words int) *runs {
 					if !seen {
 						at = len(r.partial)
 						partial[more] = at
-						r.partial = append(r.partial, partialToken{more.count, bytes.Clone(more.begun[:more.bytes]), nil})
+						r.partial = append(r.partial,
+							partialToken{more.count, bytes.Clone(more.begun[:more.bytes]), nil})
 					}
 					r.partial[at].ids = append(r.partial[at].ids, ids...)
 				}
@@ -177,7 +178,8 @@ func (r *runs) tail(b byte, from, to int) *tail {
 		return t
 	}
 	var list []spelled
-	first, _ := slices.BinarySearchFunc(r.exits[b], key.from, func(e exit, count int32) int { return cmp.Compare(e.count, count) })
+	first, _ := slices.BinarySearchFunc(r.exits[b], key.from,
+		func(e exit, count int32) int { return cmp.Compare(e.count, count) })
 	for _, e := range r.exits[b][first:] {
 		if to >= 0 && e.count > key.to {
 			break

@@ -37,7 +37,8 @@ func NewVocabulary(tokens [][]byte, ends ...int32) (*Vocabulary, error) {
 	v.end = slices.Compact(v.end)
 	for _, id := range v.end {
 		if id < 0 || int(id) >= len(tokens) {
-			return nil, fault.New(fault.Invalid, "lay out vocabulary: end token %d is not among %d ids", id, len(tokens))
+			return nil, fault.New(fault.Invalid, "lay out vocabulary: end token %d is not among %d ids", id,
+				len(tokens))
 		}
 	}
 	list := make([]spelled, 0, len(tokens))

@@ -115,7 +115,8 @@ func (p *parser) member() (charset.Set, error) {
 func posixClass(name string) (charset.Set, bool) {
 	switch name {
 	case "alnum":
-		return charset.New(charset.Span{Lo: '0', Hi: '9'}, charset.Span{Lo: 'A', Hi: 'Z'}, charset.Span{Lo: 'a', Hi: 'z'}), true
+		return charset.New(charset.Span{Lo: '0', Hi: '9'}, charset.Span{Lo: 'A', Hi: 'Z'},
+			charset.Span{Lo: 'a', Hi: 'z'}), true
 	case "alpha":
 		return charset.New(charset.Span{Lo: 'A', Hi: 'Z'}, charset.Span{Lo: 'a', Hi: 'z'}), true
 	case "ascii":
@@ -133,7 +134,8 @@ func posixClass(name string) (charset.Set, bool) {
 	case "print":
 		return charset.New(charset.Span{Lo: ' ', Hi: '~'}), true
 	case "punct":
-		return charset.New(charset.Span{Lo: '!', Hi: '/'}, charset.Span{Lo: ':', Hi: '@'}, charset.Span{Lo: '[', Hi: '`'}, charset.Span{Lo: '{', Hi: '~'}), true
+		return charset.New(charset.Span{Lo: '!', Hi: '/'}, charset.Span{Lo: ':', Hi: '@'},
+			charset.Span{Lo: '[', Hi: '`'}, charset.Span{Lo: '{', Hi: '~'}), true
 	case "space":
 		return charset.New(charset.Span{Lo: '\t', Hi: '\r'}, charset.Span{Lo: ' ', Hi: ' '}), true
 	case "upper":
@@ -141,7 +143,8 @@ func posixClass(name string) (charset.Set, bool) {
 	case "word":
 		return Word, true
 	case "xdigit":
-		return charset.New(charset.Span{Lo: '0', Hi: '9'}, charset.Span{Lo: 'A', Hi: 'F'}, charset.Span{Lo: 'a', Hi: 'f'}), true
+		return charset.New(charset.Span{Lo: '0', Hi: '9'}, charset.Span{Lo: 'A', Hi: 'F'},
+			charset.Span{Lo: 'a', Hi: 'f'}), true
 	}
 	return nil, false
 }
@@ -294,9 +297,12 @@ func propertySet(name string) (charset.Set, bool) {
 		kind, value = "", name
 	}
 	long := map[string]string{
-		"Letter": "L", "Lowercase_Letter": "Ll", "Uppercase_Letter": "Lu", "Titlecase_Letter": "Lt", "Modifier_Letter": "Lm",
-		"Other_Letter": "Lo", "Mark": "M", "Number": "N", "Decimal_Number": "Nd", "Letter_Number": "Nl", "Other_Number": "No",
-		"Punctuation": "P", "punct": "P", "Symbol": "S", "Math_Symbol": "Sm", "Currency_Symbol": "Sc", "Separator": "Z",
+		"Letter": "L", "Lowercase_Letter": "Ll", "Uppercase_Letter": "Lu", "Titlecase_Letter": "Lt",
+		"Modifier_Letter": "Lm",
+		"Other_Letter":    "Lo", "Mark": "M", "Number": "N", "Decimal_Number": "Nd", "Letter_Number": "Nl",
+		"Other_Number": "No",
+		"Punctuation":  "P", "punct": "P", "Symbol": "S", "Math_Symbol": "Sm", "Currency_Symbol": "Sc",
+		"Separator":       "Z",
 		"Space_Separator": "Zs", "Control": "Cc", "Format": "Cf", "digit": "Nd", "Connector_Punctuation": "Pc",
 		"Dash_Punctuation": "Pd", "Open_Punctuation": "Ps", "Close_Punctuation": "Pe",
 	}
@@ -316,7 +322,8 @@ func propertySet(name string) (charset.Set, bool) {
 		case "ASCII":
 			return charset.Set{{Lo: 0, Hi: 0x7F}}, true
 		case "Alphabetic", "Alpha":
-			return charset.FromTable(unicode.L).Union(charset.FromTable(unicode.Nl)).Union(charset.FromTable(unicode.Other_Alphabetic)), true
+			return charset.FromTable(unicode.L).Union(charset.FromTable(unicode.Nl)).Union(
+				charset.FromTable(unicode.Other_Alphabetic)), true
 		}
 		if t, ok := unicode.Categories[value]; ok {
 			return charset.FromTable(t).Intersect(charset.Any()), true

@@ -160,7 +160,8 @@ func unicodeEscape(c rune) (charset.Set, bool) {
 	case 'w':
 		set = unicodeWord()
 	case 'h':
-		set = charset.New(charset.Span{Lo: '0', Hi: '9'}, charset.Span{Lo: 'A', Hi: 'F'}, charset.Span{Lo: 'a', Hi: 'f'})
+		set = charset.New(charset.Span{Lo: '0', Hi: '9'}, charset.Span{Lo: 'A', Hi: 'F'},
+			charset.Span{Lo: 'a', Hi: 'f'})
 	default:
 		switch c {
 		case 'e':
@@ -168,7 +169,8 @@ func unicodeEscape(c rune) (charset.Set, bool) {
 		case '0':
 			return charset.Single(0), true
 		case 'R':
-			return charset.New(charset.Span{Lo: '\n', Hi: '\r'}, charset.Span{Lo: 0x85, Hi: 0x85}, charset.Span{Lo: 0x2028, Hi: 0x2029}), true
+			return charset.New(charset.Span{Lo: '\n', Hi: '\r'}, charset.Span{Lo: 0x85, Hi: 0x85},
+				charset.Span{Lo: 0x2028, Hi: 0x2029}), true
 		}
 		return nil, false
 	}
@@ -193,17 +195,23 @@ func unicodeProperty(name string) (charset.Set, bool) {
 	case "ascii":
 		return charset.Set{{Lo: 0, Hi: 0x7f}}, true
 	case "alpha", "alphabetic":
-		return charset.New(append(append(append(charset.FromTable(unicode.L), charset.FromTable(unicode.Nl)...), charset.FromTable(unicode.Other_Alphabetic)...), charset.Span{Lo: 0x345, Hi: 0x345})...), true
+		return charset.New(append(
+			append(append(charset.FromTable(unicode.L), charset.FromTable(unicode.Nl)...),
+				charset.FromTable(unicode.Other_Alphabetic)...), charset.Span{Lo: 0x345, Hi: 0x345})...), true
 	case "space", "whitespace":
 		return charset.FromTable(unicode.White_Space), true
 	case "digit":
 		return charset.FromTable(unicode.Nd), true
 	case "upper", "uppercase":
-		return charset.New(append(charset.FromTable(unicode.Lu), charset.FromTable(unicode.Other_Uppercase)...)...), true
+		return charset.New(append(charset.FromTable(unicode.Lu), charset.FromTable(unicode.Other_Uppercase)...)...),
+			true
 	case "lower", "lowercase":
-		return charset.New(append(charset.FromTable(unicode.Ll), charset.FromTable(unicode.Other_Lowercase)...)...), true
+		return charset.New(append(charset.FromTable(unicode.Ll), charset.FromTable(unicode.Other_Lowercase)...)...),
+			true
 	case "punct":
-		return charset.New(append(charset.FromTable(unicode.P), charset.Set{{Lo: '$', Hi: '$'}, {Lo: '+', Hi: '+'}, {Lo: '<', Hi: '>'}, {Lo: '^', Hi: '^'}, {Lo: '`', Hi: '`'}, {Lo: '|', Hi: '|'}, {Lo: '~', Hi: '~'}}...)...), true
+		return charset.New(append(charset.FromTable(unicode.P),
+			charset.Set{{Lo: '$', Hi: '$'}, {Lo: '+', Hi: '+'}, {Lo: '<', Hi: '>'}, {Lo: '^', Hi: '^'},
+				{Lo: '`', Hi: '`'}, {Lo: '|', Hi: '|'}, {Lo: '~', Hi: '~'}}...)...), true
 	case "alnum":
 		return charset.New(append(charset.FromTable(unicode.L), charset.FromTable(unicode.Nd)...)...), true
 	case "word":
@@ -213,7 +221,8 @@ func unicodeProperty(name string) (charset.Set, bool) {
 	case "cntrl":
 		return charset.FromTable(unicode.Cc), true
 	case "l&", "lc", "casedletter":
-		return charset.New(append(append(charset.FromTable(unicode.Lu), charset.FromTable(unicode.Ll)...), charset.FromTable(unicode.Lt)...)...), true
+		return charset.New(append(append(charset.FromTable(unicode.Lu), charset.FromTable(unicode.Ll)...),
+			charset.FromTable(unicode.Lt)...)...), true
 	case "cn", "unassigned":
 		var all charset.Set
 		for _, name := range []string{"L", "M", "N", "P", "S", "Z", "C"} {
@@ -223,8 +232,10 @@ func unicodeProperty(name string) (charset.Set, bool) {
 	}
 	if long, ok := map[string]string{
 		"letter": "L", "mark": "M", "number": "N", "punctuation": "P", "symbol": "S", "separator": "Z", "other": "C",
-		"uppercaseletter": "Lu", "lowercaseletter": "Ll", "titlecaseletter": "Lt", "modifierletter": "Lm", "otherletter": "Lo",
-		"nonspacingmark": "Mn", "spacingmark": "Mc", "enclosingmark": "Me", "decimalnumber": "Nd", "letternumber": "Nl", "othernumber": "No",
+		"uppercaseletter": "Lu", "lowercaseletter": "Ll", "titlecaseletter": "Lt", "modifierletter": "Lm",
+		"otherletter":    "Lo",
+		"nonspacingmark": "Mn", "spacingmark": "Mc", "enclosingmark": "Me", "decimalnumber": "Nd", "letternumber": "Nl",
+		"othernumber":          "No",
 		"connectorpunctuation": "Pc", "dashpunctuation": "Pd", "control": "Cc", "format": "Cf", "spaceseparator": "Zs",
 	}[want]; ok {
 		return charset.FromTable(unicode.Categories[long]), true

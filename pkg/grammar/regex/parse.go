@@ -73,11 +73,15 @@ type flags struct {
 // The characters on whose meaning the dialects agree.
 var (
 	spaceSet    = charset.Set{{Lo: '\t', Hi: '\n'}, {Lo: '\f', Hi: '\r'}, {Lo: ' ', Hi: ' '}}
-	notSpaceSet = charset.New(charset.Span{Lo: '\t', Hi: '\r'}, charset.Span{Lo: ' ', Hi: ' '}, charset.Span{Lo: 0xA0, Hi: 0xA0}, charset.Span{Lo: 0x1680, Hi: 0x1680}, charset.Span{Lo: 0x2000, Hi: 0x200A},
-		charset.Span{Lo: 0x2028, Hi: 0x2029}, charset.Span{Lo: 0x202F, Hi: 0x202F}, charset.Span{Lo: 0x205F, Hi: 0x205F}, charset.Span{Lo: 0x3000, Hi: 0x3000}, charset.Span{Lo: 0xFEFF, Hi: 0xFEFF}).Negate()
+	notSpaceSet = charset.New(charset.Span{Lo: '\t', Hi: '\r'}, charset.Span{Lo: ' ', Hi: ' '},
+		charset.Span{Lo: 0xA0, Hi: 0xA0}, charset.Span{Lo: 0x1680, Hi: 0x1680}, charset.Span{Lo: 0x2000, Hi: 0x200A},
+		charset.Span{Lo: 0x2028, Hi: 0x2029}, charset.Span{Lo: 0x202F, Hi: 0x202F},
+		charset.Span{Lo: 0x205F, Hi: 0x205F}, charset.Span{Lo: 0x3000, Hi: 0x3000},
+		charset.Span{Lo: 0xFEFF, Hi: 0xFEFF}).Negate()
 	digitSet = charset.Set{{Lo: '0', Hi: '9'}}
 	Word     = charset.Set{{Lo: '0', Hi: '9'}, {Lo: 'A', Hi: 'Z'}, {Lo: '_', Hi: '_'}, {Lo: 'a', Hi: 'z'}}
-	dotSet   = charset.New(charset.Span{Lo: '\n', Hi: '\n'}, charset.Span{Lo: '\r', Hi: '\r'}, charset.Span{Lo: 0x2028, Hi: 0x2029}).Negate()
+	dotSet   = charset.New(charset.Span{Lo: '\n', Hi: '\n'}, charset.Span{Lo: '\r', Hi: '\r'},
+		charset.Span{Lo: 0x2028, Hi: 0x2029}).Negate()
 )
 
 // Dialect says which constructs an expression may use and what they mean.
@@ -124,7 +128,8 @@ func (p *parser) fail(format string, args ...any) error {
 }
 
 func (p *parser) refuse(feature, why string) error {
-	return &ast.UnsupportedError{Kind: "regex", Feature: fmt.Sprintf("%s (character %d)", feature, p.column()), Why: why}
+	return &ast.UnsupportedError{Kind: "regex", Feature: fmt.Sprintf("%s (character %d)", feature, p.column()),
+		Why: why}
 }
 
 func (p *parser) has(prefix string) bool { return strings.HasPrefix(p.text[p.at:], prefix) }

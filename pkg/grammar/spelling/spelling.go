@@ -289,7 +289,8 @@ func New(set charset.Set, enc ast.Encoding, limit int) (*Class, error) {
 	} else if enc != ast.PlainUTF8 {
 		plain = set.Intersect(mustEscape().Negate())
 	}
-	b := &classBuilder{c: &Class{Plain: plain}, suffixes: make([]suffix, 1), known: map[suffix]int32{}, states: map[string]int16{}, limit: limit}
+	b := &classBuilder{c: &Class{Plain: plain}, suffixes: make([]suffix, 1), known: map[suffix]int32{},
+		states: map[string]int16{}, limit: limit}
 	var first []int32
 	for _, seq := range spell(set, enc) {
 		rest := int32(0)

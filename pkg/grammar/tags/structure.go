@@ -209,7 +209,8 @@ func (b *structure) draw(n *part, depth int, not []string) (out *ast.Expr, err e
 	case "any_text":
 		var excludes []string
 		var notFirst string
-		if err = errors.Join(n.read("excludes", &excludes, "a list of strings"), n.read("not_first", &notFirst, "a string")); err == nil {
+		if err = errors.Join(n.read("excludes", &excludes, "a list of strings"),
+			n.read("not_first", &notFirst, "a string")); err == nil {
 			out, err = anyTextBut(n, append(slices.Clone(not), excludes...), notFirst)
 		}
 	case "structure":
@@ -267,9 +268,10 @@ func fromText(front func(string) (*ast.Grammar, error)) func(json.RawMessage) (*
 
 var errNoText = fault.New(fault.Invalid, "want a string")
 
-// inner is what another front end makes of a field; equal ones with equal options are
-// one.
-func (b *structure) inner(n *part, field, options string, front func(json.RawMessage) (*ast.Grammar, error)) (*ast.Expr, error) {
+// inner returns the rule that another front end builds from a field. Equal fields with equal
+// options share one rule.
+func (b *structure) inner(n *part, field, options string,
+	front func(json.RawMessage) (*ast.Grammar, error)) (*ast.Expr, error) {
 	var raw json.RawMessage
 	if err := n.must(field, &raw, "one"); err != nil {
 		return nil, err

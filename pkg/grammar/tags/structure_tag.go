@@ -96,7 +96,8 @@ func (b *structure) tag(n *part, depth int) (t drawnTag, err error) {
 	}
 	var body *ast.Expr
 	if n.has("schema") && !n.has("content") {
-		body, err = b.inner(n, "schema", "", func(raw json.RawMessage) (*ast.Grammar, error) { return jsonschema.Parse(raw, jsonschema.Options{}) })
+		body, err = b.inner(n, "schema", "",
+			func(raw json.RawMessage) (*ast.Grammar, error) { return jsonschema.Parse(raw, jsonschema.Options{}) })
 	} else {
 		body, err = b.content(n, depth, not)
 	}
@@ -117,13 +118,15 @@ func (b *structure) tags(n *part, depth int) (*ast.Expr, error) {
 		return nil, err
 	}
 	o := Options{Only: n.kind == "tags_with_separator"}
-	if err := errors.Join(n.read("at_least_one", &o.Required, "true or false"), n.read("stop_after_first", &o.Single, "true or false")); err != nil {
+	if err := errors.Join(n.read("at_least_one", &o.Required, "true or false"),
+		n.read("stop_after_first", &o.Single, "true or false")); err != nil {
 		return nil, err
 	}
 	if o.Only {
 		err = n.read("separator", &o.Separator, "a string")
 	} else {
-		err = errors.Join(n.read("triggers", &o.Triggers, "a list of strings"), n.read("not_first", &o.NotFirst, "a string"))
+		err = errors.Join(n.read("triggers", &o.Triggers, "a list of strings"),
+			n.read("not_first", &o.NotFirst, "a string"))
 	}
 	if err != nil {
 		return nil, err

@@ -122,8 +122,10 @@ func drawTags(tags []drawnTag, o Options) (*ast.Expr, error) {
 		}
 	}
 	for _, t := range tags {
-		if !t.control && !slices.ContainsFunc(triggers, func(trigger string) bool { return strings.HasPrefix(t.begin, trigger) }) {
-			return nil, &ast.SyntaxError{Kind: "tags", Msg: fmt.Sprintf("read tag %q: its begin does not start with a trigger", t.begin)}
+		if !t.control && !slices.ContainsFunc(triggers,
+			func(trigger string) bool { return strings.HasPrefix(t.begin, trigger) }) {
+			return nil, &ast.SyntaxError{Kind: "tags",
+				Msg: fmt.Sprintf("read tag %q: its begin does not start with a trigger", t.begin)}
 		}
 	}
 	a, err := newSearch(triggers)

@@ -41,7 +41,8 @@ func TestClients_AgreeWithTheCommandLine(t *testing.T) {
 	}
 	grpc, http := up(t, root)
 	var want answer
-	out := command(t, root, nil, filepath.Join(root, "bin/lamina"), "generate", "--router", grpc, "-p", prompt, "-n", maxTokens, "--format", "json")
+	out := command(t, root, nil, filepath.Join(root, "bin/lamina"), "generate", "--router", grpc, "-p", prompt, "-n",
+		maxTokens, "--format", "json")
 	decode(t, out, &want)
 	if want.Text == "" || len(want.TokenIDs) != 24 {
 		t.Fatalf("lamina generate printed %q with %d ids", want.Text, len(want.TokenIDs))
@@ -59,7 +60,8 @@ func TestClients_AgreeWithTheCommandLine(t *testing.T) {
 	t.Run("Python", func(t *testing.T) {
 		python := venv(t, work, filepath.Join(clients, "python/requirements.txt"))
 		stubs := pythonStubs(t, root, work, python)
-		check(t, command(t, root, nil, python, filepath.Join(clients, "python/generate.py"), stubs, grpc, prompt, maxTokens))
+		check(t, command(t, root, nil, python, filepath.Join(clients, "python/generate.py"), stubs, grpc, prompt,
+			maxTokens))
 	})
 	t.Run("OpenAI", func(t *testing.T) {
 		python := venv(t, work, filepath.Join(clients, "python/requirements.txt"))
@@ -67,7 +69,8 @@ func TestClients_AgreeWithTheCommandLine(t *testing.T) {
 			Text   string `json:"text"`
 			Reason string `json:"finish_reason"`
 		}
-		decode(t, command(t, root, nil, python, filepath.Join(clients, "python/chat.py"), http+"/v1", prompt, maxTokens), &got)
+		decode(t, command(t, root, nil, python, filepath.Join(clients, "python/chat.py"), http+"/v1", prompt,
+			maxTokens), &got)
 		if got.Text == "" || got.Reason == "" {
 			t.Errorf("chat.py printed %+v", got)
 		}
@@ -79,15 +82,18 @@ func TestClients_AgreeWithTheCommandLine(t *testing.T) {
 		dir := filepath.Join(work, "typescript")
 		copyDir(t, filepath.Join(clients, "typescript"), dir)
 		command(t, dir, nil, "npm", "install", "--no-package-lock", "--loglevel=error")
-		command(t, root, nil, "go", "build", "-modfile=tools/go.mod", "-o", filepath.Join(work, "buf"), "github.com/bufbuild/buf/cmd/buf")
-		command(t, dir, nil, filepath.Join(work, "buf"), "generate", "--template", "buf.gen.yaml", filepath.Join(root, "proto"))
+		command(t, root, nil, "go", "build", "-modfile=tools/go.mod", "-o", filepath.Join(work, "buf"),
+			"github.com/bufbuild/buf/cmd/buf")
+		command(t, dir, nil, filepath.Join(work, "buf"), "generate", "--template", "buf.gen.yaml",
+			filepath.Join(root, "proto"))
 		command(t, dir, nil, "npx", "tsc")
 		check(t, command(t, dir, nil, "node", "dist/generate.js", grpc, prompt, maxTokens))
 	})
 	t.Run("Java", func(t *testing.T) {
 		build := filepath.Join(work, "java")
 		command(t, filepath.Join(clients, "java"), nil, "mvn", "-q", "-B", "package", "-Dbuild.root="+build)
-		check(t, command(t, build, nil, "java", "-cp", "client-1.jar:lib/*", "mesh.lamina.client.Generate", grpc, prompt, maxTokens))
+		check(t, command(t, build, nil, "java", "-cp", "client-1.jar:lib/*", "mesh.lamina.client.Generate", grpc,
+			prompt, maxTokens))
 	})
 }
 
@@ -95,7 +101,8 @@ func TestClients_AgreeWithTheCommandLine(t *testing.T) {
 // addresses.
 func up(t *testing.T, root string) (grpc, http string) {
 	t.Helper()
-	cmd := exec.Command(filepath.Join(root, "bin/lamina"), "up", "--grpc=127.0.0.1:0", "--http=127.0.0.1:0", "--runs="+t.TempDir())
+	cmd := exec.Command(filepath.Join(root, "bin/lamina"), "up", "--grpc=127.0.0.1:0", "--http=127.0.0.1:0",
+		"--runs="+t.TempDir())
 	cmd.Dir, cmd.Stderr = root, os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -169,7 +176,8 @@ func pythonExamples(t *testing.T, root, work, grpc, http string) {
 	python := venv(t, work, filepath.Join(dir, "requirements.txt"))
 	env := []string{"PYTHONPATH=" + pythonStubs(t, root, work, python), "PYTHONDONTWRITEBYTECODE=1"}
 	text := filepath.Join(t.TempDir(), "count.txt")
-	if err := os.WriteFile(text, []byte(strings.Repeat("one two three four five six seven eight nine\n", 400)), 0o644); err != nil {
+	if err := os.WriteFile(text, []byte(strings.Repeat("one two three four five six seven eight nine\n", 400)),
+		0o644); err != nil {
 		t.Fatal(err)
 	}
 	examples := map[string]struct {
@@ -178,11 +186,14 @@ func pythonExamples(t *testing.T, root, work, grpc, http string) {
 	}{
 		"generate.py": {[]string{"--router", grpc, "--tokens", "16"},
 			`^The prince looked at her and(.|\n)+\n\d+ prompt tokens, 16 completion tokens\n$`},
-		"logprobs.py": {[]string{"--router", grpc, "--tokens", "4"}, `(?s)^(.+ %\n){4}perplexity of the answer: \d+\.\d\d\n$`},
-		"watch.py":    {[]string{"--router", grpc, "--changes", "1"}, `(?s)^\d services, 1 pipelines\n.+ over 2 stages, .+\n$`},
+		"logprobs.py": {[]string{"--router", grpc, "--tokens", "4"},
+			`(?s)^(.+ %\n){4}perplexity of the answer: \d+\.\d\d\n$`},
+		"watch.py": {[]string{"--router", grpc, "--changes", "1"},
+			`(?s)^\d services, 1 pipelines\n.+ over 2 stages, .+\n$`},
 		"train.py": {[]string{"--trainer", grpc, "--text", text, "--steps", "5"},
 			`(?s)done: loss \d+\.\d{4}, model in .+, SHA-256 of the weights [0-9a-f]{64}\n$`},
-		"structured.py": {[]string{"--base", http + "/v1"}, `^.+ is -?\d+ years old and ((brave|kind|proud|clever)(, )?){1,3}\n$`},
+		"structured.py": {[]string{"--base", http + "/v1"},
+			`^.+ is -?\d+ years old and ((brave|kind|proud|clever)(, )?){1,3}\n$`},
 		"chat_tools.py": {[]string{"--base", http + "/v1"}, `(?s)^multiply\(-?\d+, -?\d+\) = -?\d+\n.*\n$`},
 	}
 	programs, err := filepath.Glob(filepath.Join(dir, "*.py"))
