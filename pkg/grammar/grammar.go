@@ -48,26 +48,28 @@ type TagOptions = tags.Options
 // GBNF parses llama.cpp's grammar notation; package gbnf describes it.
 func GBNF(source string) (*Grammar, error) { return gbnf.Parse(source) }
 
-// Schema is the JSON texts that a JSON Schema allows; package jsonschema says which.
+// Schema returns the grammar of the JSON texts that a JSON Schema allows; see package
+// jsonschema.
 func Schema(source []byte) (*Grammar, error) { return jsonschema.Parse(source, SchemaOptions{}) }
 
-// SchemaWith is Schema with options.
+// SchemaWith is like Schema, with options.
 func SchemaWith(source []byte, o SchemaOptions) (*Grammar, error) { return jsonschema.Parse(source, o) }
 
-// Regex is the texts that a regular expression matches as a whole; package regex says
-// which constructs it may use.
+// Regex returns the grammar of the texts that a regular expression matches as a whole. Package
+// regex lists the constructs that it may use.
 func Regex(source string) (*Grammar, error) { return language.Regex(source) }
 
-// Choices is the given texts and no others. It returns a *SyntaxError if there are none
-// or one is not UTF-8, and a *LimitError if they are too long together.
+// Choices returns the grammar of the given texts and no others. It returns a *SyntaxError if
+// there are none or one is not UTF-8, and a *LimitError if they are too long together.
 func Choices(texts []string) (*Grammar, error) { return ast.Choices(texts) }
 
-// Tags is free text with tags in it, such as a model's tool calls: free text that
-// contains no trigger, then what the tags allow, then free text again. It returns a
-// *SyntaxError for tags that contradict the options, and a *LimitError.
+// Tags returns the grammar of free text with tags in it, for example a model's tool calls: free
+// text that contains no trigger, then what the tags allow, then free text again. It returns a
+// *SyntaxError for tags that contradict the options, and a *LimitError if they are too large.
 func Tags(list []Tag, o TagOptions) (*Grammar, error) { return tags.New(list, o) }
 
-// Structure is a text composed of parts that JSON describes; package tags lists them.
+// Structure returns the grammar of a text composed of parts that JSON describes; package tags
+// lists the parts.
 func Structure(source []byte) (*Grammar, error) { return tags.ParseStructure(source) }
 
 // Compile prepares g for matching, and for masks over v; without a v a Matcher only

@@ -164,7 +164,7 @@ func Char(set charset.Set, enc Encoding) *Expr {
 	return &Expr{Op: OpChar, Set: set, Enc: enc}
 }
 
-// Literal is a text in an encoding.
+// Literal returns a text in an encoding.
 func Literal(text string, enc Encoding) *Expr {
 	if text == "" {
 		return Empty()
@@ -172,7 +172,7 @@ func Literal(text string, enc Encoding) *Expr {
 	return &Expr{Op: OpText, Text: text, Enc: enc}
 }
 
-// Text is a text in UTF-8.
+// Text returns a text in UTF-8.
 func Text(text string) *Expr { return Literal(text, PlainUTF8) }
 
 func Seq(subs ...*Expr) *Expr {
@@ -217,7 +217,7 @@ func Alt(subs ...*Expr) *Expr {
 	return &Expr{Op: OpAlt, Subs: out}
 }
 
-// Repeat is e repeated least to most times; most < 0 is unbounded.
+// Repeat returns e repeated least to most times; most < 0 means no maximum.
 func Repeat(e *Expr, least, most int) *Expr {
 	switch {
 	case most == 0 || e.Op == OpEmpty:
@@ -251,7 +251,7 @@ func (g *Grammar) Embed(body *Grammar) (*Expr, error) {
 	return Ref(base + body.Root), nil
 }
 
-// shifted is a copy of e in which rule indices are increased by base.
+// shifted returns a copy of e in which rule indices are increased by base.
 func shifted(e *Expr, base int) *Expr {
 	if e == nil {
 		return nil

@@ -7,9 +7,8 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/grammar/charset"
 )
 
-// Choices is the given texts and no others. It returns a *SyntaxError for a text that
-// is not UTF-8 or where there is none, and a *LimitError where they are too long
-// together.
+// Choices returns the grammar of the given texts and no others. It returns a *SyntaxError if
+// there are none or one is not UTF-8, and a *LimitError if they are too long together.
 func Choices(texts []string) (*Grammar, error) {
 	if len(texts) == 0 {
 		return nil, &SyntaxError{Kind: "choices", Msg: "list choices: want at least one"}
@@ -26,7 +25,7 @@ func Choices(texts []string) (*Grammar, error) {
 	return &Grammar{Rules: []Rule{{Name: "root", Body: choices(texts)}}, Kind: "choices"}, nil
 }
 
-// choices is one of texts, beginnings that they share written once.
+// choices returns an expression of the texts that writes shared prefixes once.
 func choices(texts []string) *Expr {
 	type node struct {
 		next map[rune]int

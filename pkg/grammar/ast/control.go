@@ -28,7 +28,7 @@ func ControlSpelling(token []byte) (spelling string, ok bool) {
 	return string(inner), utf8.Valid(inner)
 }
 
-// Control is the control token with that spelling.
+// Control returns the control token with that spelling.
 func Control(spelling string) *Expr {
 	sign := Char(charset.Single(0), SignOnly)
 	return Seq(sign, Text(spelling), sign)

@@ -67,8 +67,8 @@ func calls(e *ast.Expr, yield func(int)) {
 	}
 }
 
-// order lists the rules that the root reaches, callees first where there is no
-// recursion, and finds which are recursive (Tarjan 1972).
+// order lists the rules that the root reaches, callees before callers except in recursion, and
+// finds which rules are recursive (Tarjan 1972).
 func (a *analysis) order() []int {
 	n := len(a.g.Rules)
 	callees := make([][]int, n)
@@ -127,7 +127,7 @@ func (a *analysis) order() []int {
 	return order
 }
 
-// isNullable says whether e may match the empty text.
+// isNullable reports whether e matches the empty text.
 func (a *analysis) isNullable(e *ast.Expr) bool {
 	if e.Facts&ast.KnownNullable != 0 {
 		return e.Facts&ast.IsNullable != 0

@@ -247,7 +247,7 @@ func (m *Machine) Follow(from *Position, b byte) (*Position, error) {
 	return p, err
 }
 
-// raw is Follow without the check that a new item is still possible.
+// raw follows byte b like Follow, but does not check that a new item is still possible.
 func (m *Machine) raw(from *Position, b byte) (*Position, error) {
 	number := m.ClassOf[b]
 	g := &m.gather

@@ -17,7 +17,7 @@ type Span struct{ Lo, Hi rune }
 // contains no surrogates.
 type Set []Span
 
-// Any is every code point.
+// Any returns the set of all code points.
 func Any() Set { return Set{{0, 0xD7FF}, {0xE000, MaxRune}} }
 
 // New returns the set of the given spans, which may overlap.
@@ -52,7 +52,7 @@ func New(spans ...Span) Set {
 
 func Single(r rune) Set { return Set{{r, r}} }
 
-// Key is equal for equal sets.
+// Key returns a string that is the same for equal sets.
 func (s Set) Key() string {
 	b := make([]byte, 0, 8*len(s))
 	for _, p := range s {
@@ -62,7 +62,7 @@ func (s Set) Key() string {
 	return string(b)
 }
 
-// Of is the set of the characters of a text.
+// Of returns the set of the characters of a text.
 func Of(text string) Set {
 	var spans []Span
 	for _, r := range text {
@@ -134,7 +134,7 @@ func (s Set) Fold() Set {
 	return New(spans...)
 }
 
-// FromTable is the set of one of package unicode's tables.
+// FromTable returns the set of one of package unicode's tables.
 func FromTable(t *unicode.RangeTable) Set {
 	var spans []Span
 	for _, r := range t.R16 {

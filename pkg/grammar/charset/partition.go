@@ -2,15 +2,15 @@ package charset
 
 import "slices"
 
-// Partition divides the code points into classes. starts are the beginnings of intervals, the
-// first at 0, and class is the class of each interval.
+// Partition divides the code points into classes. starts holds the first code points of
+// intervals, beginning with 0, and class the class of each interval.
 type Partition struct {
 	starts []rune
 	class  []int32
 	Count  int
 }
 
-// NewPartition is the coarsest partition in which every given set is a union of classes.
+// NewPartition returns the coarsest partition in which every given set is a union of classes.
 func NewPartition(sets []Set) *Partition {
 	cuts := []rune{0}
 	for _, s := range sets {
@@ -113,8 +113,8 @@ func (p *Partition) ClassesOf(s Set) []int32 {
 	return slices.Compact(out)
 }
 
-// Meet is the coarsest partition that refines both, with the class of each of the two that
-// contains each of its classes.
+// Meet returns the coarsest partition that refines both a and b and, for each of its classes,
+// the classes of a and b that contain it.
 func Meet(a, b *Partition) (m *Partition, inA, inB []int32) {
 	type pair struct{ a, b int32 }
 	number := map[pair]int32{}

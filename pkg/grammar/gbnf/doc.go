@@ -1,2 +1,2 @@
-// Package gbnf parses GBNF, llama.cpp's grammar notation, to a Grammar.
+// Package gbnf parses GBNF, the grammar notation of llama.cpp.
 package gbnf

@@ -56,7 +56,7 @@ func (p *gbnf) fail(format string, args ...any) error {
 	return &ast.SyntaxError{Kind: "gbnf", Line: p.line, Msg: fmt.Sprintf(format, args...)}
 }
 
-// peek is the next byte, or 0 at the end.
+// peek returns the next byte, or 0 at the end.
 func (p *gbnf) peek() byte {
 	if p.at < len(p.text) {
 		return p.text[p.at]
@@ -66,7 +66,7 @@ func (p *gbnf) peek() byte {
 
 func (p *gbnf) end() bool { return p.at >= len(p.text) }
 
-// space skips blanks and comments, and line ends where newline says so.
+// space skips blanks and comments and, if newline is set, line ends.
 func (p *gbnf) space(newline bool) {
 	for !p.end() {
 		switch c := p.peek(); {
@@ -97,7 +97,7 @@ func (p *gbnf) name() string {
 	return p.text[start:p.at]
 }
 
-// symbol is the index of the rule of that name.
+// symbol returns the index of the rule of that name. It adds the rule if the name is new.
 func (p *gbnf) symbol(name string) (int, error) {
 	id, ok := p.names[name]
 	if !ok {
@@ -144,7 +144,7 @@ func (p *gbnf) parse() error {
 	return nil
 }
 
-// found is the next character, for messages.
+// found returns the next character, for messages.
 func (p *gbnf) found() string {
 	if p.end() {
 		return "end of text"
@@ -153,7 +153,7 @@ func (p *gbnf) found() string {
 	return p.text[p.at : p.at+n]
 }
 
-// barAhead skips to a bar that begins a later line, if there is one.
+// barAhead skips to a bar at the beginning of a later line, if there is one.
 func (p *gbnf) barAhead() bool {
 	at, line := p.at, p.line
 	p.space(true)
@@ -209,7 +209,8 @@ func (p *gbnf) sequence(depth int) (*ast.Expr, error) {
 	}
 }
 
-// element reads what a quantifier may follow, or nil at the end of a sequence.
+// element reads one element of a sequence, to which a quantifier may apply. It returns nil at
+// the end of the sequence.
 func (p *gbnf) element(depth int) (*ast.Expr, error) {
 	if p.end() {
 		return nil, nil

@@ -9,7 +9,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/grammar/charset"
 )
 
-// quantifier reads *, +, ? or braces.
+// quantifier reads *, +, ? or a repetition in braces; most is -1 if there is no maximum.
 func (p *gbnf) quantifier() (least, most int, ok bool, err error) {
 	switch p.peek() {
 	case '*':

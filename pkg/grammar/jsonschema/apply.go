@@ -70,7 +70,7 @@ func (x *expander) oneOfValues(p *place, values []*value) ([]shape, error) {
 	return out, nil
 }
 
-// constant is the demand to equal v.
+// constant returns the constraint that a value equals v.
 func (x *expander) constant(p *place, v *value) (terms, error) {
 	made := &value{kind: isObject, keys: []string{"const"}, fields: map[string]*value{"const": v}}
 	sub, err := x.doc.add(made, p.path, p.base, draft2020)
@@ -80,7 +80,7 @@ func (x *expander) constant(p *place, v *value) (terms, error) {
 	return x.terms(sub, false), nil
 }
 
-// optionalChild is the schema under a keyword, or nil.
+// optionalChild returns the subschema under a keyword, or nil if the keyword is absent.
 func (x *expander) optionalChild(p *place, keyword string) (*place, error) {
 	v := p.v.get(keyword)
 	if v == nil {
@@ -160,7 +160,8 @@ func unseen(in []shape) []shape {
 	return out
 }
 
-// withMember is the objects with, or without, a member of that name.
+// withMember returns the shape of the objects with a member of that name or, if has is false,
+// without one.
 func (x *expander) withMember(name string, has bool) shape {
 	s := shape{kind: isObject, object: objectSet{max: -1}}
 	if has {
@@ -251,8 +252,8 @@ func (x *expander) unevaluated(p *place, in []shape) ([]shape, error) {
 	return out, nil
 }
 
-// unevaluatedMembers is a group that names the members that s evaluates and demands
-// nothing of them, or nil where s evaluates all of them.
+// unevaluatedMembers returns a group that names the members that s evaluates and allows any
+// value for them. It returns nil if s evaluates all members.
 func unevaluatedMembers(s *shape) *memberGroup {
 	g := &memberGroup{evaluates: true, all: true}
 	for _, o := range s.object.groups {
@@ -272,8 +273,9 @@ func unevaluatedMembers(s *shape) *memberGroup {
 	return g
 }
 
-// unfound is the demand on an item that no keyword has evaluated by its place: to meet
-// one of the contains that mark what they find as evaluated, or unevaluatedItems.
+// unfound returns the constraint on an item that no keyword has evaluated by its index: it must
+// match one of the contains subschemas that mark matching items as evaluated, or
+// unevaluatedItems.
 func (x *expander) unfound(p *place, found []*place, items *place) (terms, error) {
 	if len(found) == 0 {
 		return x.terms(items, false), nil

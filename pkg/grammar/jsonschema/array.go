@@ -9,7 +9,7 @@ func (b *schemaBuilder) comma() *ast.Expr {
 	return ast.Seq(ast.Text(","), b.space)
 }
 
-// gap is what may be around the tokens of JSON but after a comma or a colon.
+// gap returns the white space that may surround a JSON token, except after a comma or a colon.
 func (b *schemaBuilder) gap() *ast.Expr {
 	if b.strict {
 		return ast.Empty()
@@ -17,7 +17,7 @@ func (b *schemaBuilder) gap() *ast.Expr {
 	return b.space
 }
 
-// array is "[", items and "]".
+// array returns the expression of an array: "[", items and "]".
 func (b *schemaBuilder) array(a *arraySet) (*ast.Expr, error) {
 	if a.unique && (a.max < 0 || a.max > 1) {
 		return b.differing(a)
@@ -25,7 +25,7 @@ func (b *schemaBuilder) array(a *arraySet) (*ast.Expr, error) {
 	return b.items(a, b.value)
 }
 
-// items is an array whose items are written by value.
+// items returns an array whose items are built by value.
 func (b *schemaBuilder) items(a *arraySet, value func(terms) (*ast.Expr, error)) (*ast.Expr, error) {
 	prefix := 0
 	for _, g := range a.groups {
@@ -96,12 +96,16 @@ func (b *schemaBuilder) items(a *arraySet, value func(terms) (*ast.Expr, error))
 	return ast.Seq(ast.Text("["), b.gap(), tail, ast.Text("]")), nil
 }
 
-// containing is an array in which some items meet further schemas.
+// containing returns an array with contains keywords. It is a graph: a state holds how many
+// items were written (up to a count from which on all items are alike) and how many of them
+// matched each contains. An edge decides for the next item which contains it matches; if
+// matches are limited by maxContains, an item that is not counted must match the negation, so
+// that the count is exact.
 func (b *schemaBuilder) containing(a *arraySet, prefix int, value func(terms) (*ast.Expr, error)) (*ast.Expr, error) {
 	if len(a.contains) > 3 {
 		return nil, &ast.LimitError{What: "contains keywords on one array", Limit: 3}
 	}
-	last := max(1, prefix, a.min) // from here on items are alike, unless they are counted
+	last := max(1, prefix, a.min) // the count from which on all items are alike
 	if a.max >= 0 {
 		last = max(last, a.max)
 	}
@@ -138,7 +142,7 @@ func (b *schemaBuilder) containing(a *arraySet, prefix int, value func(terms) (*
 		if a.max >= 0 && s.items >= a.max {
 			continue
 		}
-		for choice := range 1 << len(a.contains) { // which of contains the item is to meet
+		for choice := range 1 << len(a.contains) { // choice is the set of contains that the item matches
 			next := s
 			want := a.item(s.items)
 			ok := true
@@ -150,14 +154,14 @@ func (b *schemaBuilder) containing(a *arraySet, prefix int, value func(terms) (*
 					want = want.with(c.item...)
 					next.found[j] = min(s.found[j]+1, max(c.min, c.max+1))
 					ok = ok && (c.max < 0 || next.found[j] <= c.max)
-				case c.max >= 0: // counted: an item that is not counted must not match
+				case c.max >= 0: // limited by maxContains: an item that is not counted must not match
 					not := b.x.opposites(c.item)
 					if len(not) != 1 {
 						ok = false
 						continue
 					}
 					want = want.with(not[0]...)
-				default: // once enough are found the others are free
+				default: // once minContains items were found, the others are unconstrained
 				}
 				if choice>>j&1 == 1 && c.max < 0 && s.found[j] >= c.min {
 					ok = false

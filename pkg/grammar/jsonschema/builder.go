@@ -8,7 +8,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/grammar/ast"
 )
 
-// schemaBuilder writes the rules of a schema: one for every distinct demand on a value.
+// schemaBuilder writes the rules of a schema: one for every distinct constraint on a value.
 type schemaBuilder struct {
 	x       *expander
 	space   *ast.Expr // between tokens of JSON
@@ -20,8 +20,8 @@ type schemaBuilder struct {
 	strict bool
 	unique string // JSON pointer of the uniqueItems
 	counts []itemCount
-	// wholeCap and fractionCap are the most digits of a number before and after the
-	// point, or 0 for any number.
+	// wholeCap and fractionCap are the maximum numbers of digits before and after the point
+	// of a number; 0 means no limit.
 	wholeCap, fractionCap int
 }
 

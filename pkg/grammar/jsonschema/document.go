@@ -36,7 +36,7 @@ type document struct {
 	of      map[*value]*place // in the empty scope
 	byURI   map[string]*place // resources by their URI
 	anchors map[string]*place // by URI#name
-	older   bool              // it has no $schema, but "definitions" as in draft 7
+	older   bool              // it has no $schema but "definitions", as in draft 7
 
 	unused []string // keywords of vocabularies that the metaschema leaves out
 	// others are the documents that may be loaded, by URI. They are parsed when a
@@ -45,9 +45,9 @@ type document struct {
 	// unevaluated says that some subschema has unevaluatedProperties or unevaluatedItems.
 	unevaluated bool
 
-	// A $dynamicRef may name a $dynamicAnchor in any resource that evaluation has
-	// entered so far. A scope lists those of them that have dynamic anchors, outermost
-	// first; a place is made for each scope in which a subschema is reached.
+	// A $dynamicRef may name a $dynamicAnchor in any resource that evaluation has entered so
+	// far. A scope lists the entered resources that have dynamic anchors, outermost first. A
+	// subschema has one place for each scope in which it is reached.
 	dynamics map[string]*place // $dynamicAnchor by URI#name
 	dynamic  map[string]bool   // URIs of resources that have one
 	scopes   [][]string
@@ -79,7 +79,7 @@ func newDocument(root *value, others map[string][]byte) (*document, error) {
 	return d, err
 }
 
-// enter is p as it is reached from a scope.
+// enter returns the place of p when it is reached from a dynamic scope.
 func (d *document) enter(p *place, scope int32) (*place, error) {
 	if d.dynamic[p.base] && !slices.Contains(d.scopes[scope], p.base) {
 		list := append(slices.Clip(d.scopes[scope]), p.base)
@@ -318,7 +318,7 @@ func resolveURI(base, uri string) (string, error) {
 	return u.String(), nil
 }
 
-// resolve is the schema that a reference in p names.
+// resolve returns the schema that a reference in p names.
 func (d *document) resolve(p *place, keyword, ref string) (*place, error) {
 	unknown := func(why string) error {
 		return &ast.UnsupportedError{Kind: "schema", Feature: keyword + " " + ref, Path: p.path + "/" + keyword,
@@ -381,8 +381,8 @@ func (d *document) resolve(p *place, keyword, ref string) (*place, error) {
 	return d.add(at, path, full, resource.draft)
 }
 
-// resolveDynamic is the schema that a $dynamicRef in p names: where it first leads to a
-// $dynamicAnchor, the outermost resource of the scope that has one of that name decides.
+// resolveDynamic returns the schema that a $dynamicRef in p names. If the reference leads to a
+// $dynamicAnchor, the outermost resource of the scope with an anchor of that name decides.
 func (d *document) resolveDynamic(p *place, ref string) (*place, error) {
 	to, err := d.resolve(p, "$dynamicRef", ref)
 	if err != nil {

@@ -12,10 +12,10 @@ import (
 // Bounds on taking a schema apart.
 const (
 	maxShapes = 300    // of one schema
-	maxMeets  = 60_000 // intersections in all
+	maxMeets  = 60_000 // intersections in total
 )
 
-// expander turns demands into unions of shapes.
+// expander turns constraints into unions of shapes.
 type expander struct {
 	doc   *document
 	memo  map[term][]shape
@@ -35,7 +35,8 @@ func newExpander(doc *document) (*expander, error) {
 func is(p *place) term    { return term(2 * p.id) }
 func isNot(p *place) term { return term(2*p.id + 1) }
 
-// terms is the demand to meet one schema, or not to meet it. The schema true demands nothing.
+// terms returns the constraint to match one schema or, if not is set, not to match it. The
+// schema true allows any value.
 func (x *expander) terms(p *place, not bool) terms {
 	if p.v.kind == isBool {
 		if p.v.flag != not {
@@ -156,8 +157,8 @@ func (x *expander) positive(p *place) ([]shape, error) {
 	return x.unevaluated(p, out)
 }
 
-// evaluated is the shapes of what meets every keyword of p but unevaluatedProperties
-// and unevaluatedItems.
+// evaluated returns the shapes of the values that match every keyword of p except
+// unevaluatedProperties and unevaluatedItems.
 func (x *expander) evaluated(p *place) ([]shape, error) {
 	out := everything()
 	own, err := x.own(p)
@@ -216,7 +217,7 @@ func (x *expander) applied(p *place, key string, v *value) ([]shape, bool, error
 	return out, true, err
 }
 
-// reference is the shapes of what a reference names, or of its opposite.
+// reference returns the shapes of the schema that a reference names, or of its negation.
 func (x *expander) reference(p *place, keyword string, v *value, not bool) ([]shape, error) {
 	if v.kind != isString {
 		return nil, x.fail(p, keyword, "a string")
@@ -282,9 +283,10 @@ func (x *expander) combined(p *place, keyword string, subs []*place) ([]shape, e
 	return out, nil
 }
 
-// together is the union of the alternatives, and what several of them allow at once
-// where each evaluates members or items: unevaluatedProperties counts what all of those
-// that hold have evaluated, so that a value may pass by two of them and by neither alone.
+// together returns the union of the alternatives. Where alternatives evaluate members or items
+// it adds their intersections: unevaluatedProperties counts what all matching alternatives
+// evaluate, so that a value that matches two of them may pass although neither alone evaluates
+// everything.
 func (x *expander) together(union [][]shape) ([]shape, error) {
 	var out []shape
 	for _, shapes := range union {
@@ -313,7 +315,7 @@ func (x *expander) together(union [][]shape) ([]shape, error) {
 	return out, nil
 }
 
-// evaluates says that s marks members or items as evaluated.
+// evaluates reports whether s marks members or items as evaluated.
 func (s *shape) evaluates() bool {
 	return slices.ContainsFunc(s.object.groups, func(g *memberGroup) bool { return g.evaluates }) ||
 		slices.ContainsFunc(s.array.groups, func(g *itemGroup) bool { return g.evaluates }) || len(s.array.found) > 0
@@ -429,7 +431,7 @@ func (x *expander) isEmpty(s *shape, depth int) (bool, error) {
 	return false, nil
 }
 
-// item is the demand on the item at index i.
+// item returns the constraint on the item at index i.
 func (a *arraySet) item(i int) terms {
 	var t terms
 	for _, g := range a.groups {

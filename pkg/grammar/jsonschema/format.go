@@ -7,13 +7,13 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/grammar/regex"
 )
 
-// isAsserted says whether a format is a demand on strings, not only an annotation.
+// isAsserted reports whether a format constrains strings and is not only an annotation.
 func isAsserted(format string) bool {
 	_, ok := formatSource(format)
 	return ok
 }
 
-// format is the language of a format, or nil where it demands nothing of strings.
+// format returns the language of a format, or nil if the format does not constrain strings.
 func (x *expander) format(p *place) (*language.Language, error) {
 	v := p.v.get("format")
 	if v == nil {
@@ -24,7 +24,7 @@ func (x *expander) format(p *place) (*language.Language, error) {
 	}
 	source, ok := formatSource(v.text)
 	if !ok {
-		return nil, nil // of numbers, or not known here: an annotation
+		return nil, nil // a format of numbers, or an unknown one: an annotation
 	}
 	key := "format " + v.text
 	if l := x.langs[key]; l != nil {
@@ -44,26 +44,26 @@ const (
 	day   = `(?:0[1-9]|1[0-9]|2[0-8])`
 	leap  = `(?:[0-9][0-9](?:0[48]|[2468][048]|[13579][26])|(?:[02468][048]|[13579][26])00)`
 	clock = `(?:[01][0-9]|2[0-3]):[0-5][0-9]`
-	// Leap seconds are those of UTC: with another offset they would be at other hours.
+	// A leap second is accepted only in UTC: with another offset it is at another hour.
 	moment = `(?:` + clock + `:[0-5][0-9](?:\.[0-9]+)?(?:[Zz]|[-+]` + clock +
 		`)|23:59:60(?:\.[0-9]+)?(?:[Zz]|[-+]00:00))`
 	octet = `(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])`
 	ipv4  = octet + `(?:\.` + octet + `){3}`
 	atom  = "[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]"
-	// Labels of up to 63 and 40 characters without the two hyphens after the second
-	// character that mark another alphabet, whose rules are no regular language.
+	// label has up to 63 characters, short up to 40. Two hyphens after the second character
+	// are excluded: they mark Punycode, whose rules are not a regular language.
 	label = `(?:` + an + `(?:` + ldh + `?` + an + `)?|` + an + ldh + `{2}` + an + `|` + an + ldh + `(?:` + an + ldh +
 		`|-` + an + `)` + ldh + `{0,58}` + an + `)`
 	short = `(?:` + an + `(?:` + ldh + `?` + an + `)?|` + an + ldh + `{2}` + an + `|` + an + ldh + `(?:` + an + ldh +
 		`|-` + an + `)` + ldh + `{0,35}` + an + `)`
 	an  = `[A-Za-z0-9]`
 	ldh = `[A-Za-z0-9-]`
-	// Labels beyond ASCII of characters that are allowed whatever stands beside them, short
+	// international is a label of non-ASCII characters that are allowed in any context, short
 	// enough for 63 bytes of Punycode.
 	international = `(?:[0-9a-z\x{DF}-\x{F6}\x{F8}-\x{FF}\x{3B1}-\x{3C9}\x{430}-\x{45F}\x{3041}-\x{3096}\x{30A1}-\x{30FA}\x{4E00}-\x{9FFF}\x{AC00}-\x{D7A3}]{1,14})`
-	// Six labels of 40 characters are a domain of at most 245.
+	// domain has up to six labels of 40 characters, so that it stays within the 253 of a host name.
 	domain = short + `(?:\.` + short + `){0,5}`
-	// Six of 30 leave 64 characters for the name before them, of 254 in all.
+	// mail is a label of 30 characters. Six of them leave 64 of 254 characters for the local part.
 	mail = an + `(?:` + ldh + `{0,28}` + an + `)?`
 
 	hex     = `%[0-9A-Fa-f]{2}`
@@ -87,8 +87,8 @@ const (
 const fullDate = `(?:[0-9]{4}-(?:(?:0[1-9]|1[0-2])-` + day + `|(?:0[13-9]|1[0-2])-(?:29|30)|(?:0[13578]|1[02])-31)|` +
 	leap + `-02-29)`
 
-// ipv6 is RFC 4291's text: eight groups, or fewer around one ::, the last two of
-// which may be an IPv4 address.
+// ipv6 returns the text form of RFC 4291: eight groups, or fewer with one ::, of which the last
+// two may be written as an IPv4 address.
 func ipv6() string {
 	const group = `[0-9A-Fa-f]{1,4}`
 	end := "(?:" + group + ":" + group + "|" + ipv4 + ")"
@@ -98,7 +98,7 @@ func ipv6() string {
 		if before > 0 {
 			left = group + strings.Repeat(":"+group, before-1)
 		}
-		// After :: come at most 7 - before groups, :: standing for one at least.
+		// At most 7 - before groups come after ::, which stands for at least one group.
 		after := []string{""}
 		for n := 1; n <= 7-before; n++ {
 			after = append(after, group+strings.Repeat(":"+group, n-1))
@@ -111,14 +111,14 @@ func ipv6() string {
 	return strings.Join(forms, "|")
 }
 
-// beyondASCII lets RFC 3987's characters in wherever a URI has unreserved ones.
+// beyondASCII adds the non-ASCII characters of RFC 3987 wherever a URI allows unreserved ones.
 func beyondASCII(source string) string {
 	return strings.ReplaceAll(source, "._~!",
 		`._~\x{A0}-\x{D7FF}\x{F900}-\x{FDCF}\x{FDF0}-\x{FFEF}\x{10000}-\x{1FFFD}!`)
 }
 
-// formatSource is the expression of a format: all its strings, or where the whole
-// of it is out of proportion, those that are in use.
+// formatSource returns the regular expression of a format. It covers all strings of the format
+// or, if their automaton would be too large, those in common use.
 func formatSource(name string) (string, bool) {
 	withIPv6 := func(s string) string { return strings.ReplaceAll(s, "IPV6", ipv6()) }
 	switch name {
@@ -174,9 +174,9 @@ func formatSource(name string) (string, bool) {
 	return "", false
 }
 
-// expression is the regular expressions of ECMA-262 (with its u flag) with at most so
-// many groups within groups, and without named groups, backreferences by name, \p, and
-// ranges whose order an automaton would have to compare.
+// expression returns a regular expression for the regular expressions of ECMA-262 (with its u
+// flag) with groups nested at most depth deep. It leaves out named groups, named
+// backreferences, \p, and ranges whose order an automaton would have to compare.
 func expression(depth int) string {
 	const (
 		escape = `\\(?:[dDsSwWfnrtv]|c[A-Za-z]|x[0-9A-Fa-f]{2}|u[0-9A-Ca-cEFef][0-9A-Fa-f]{3}|u[Dd][0-7][0-9A-Fa-f]{2}|[\^$\\.*+?()\[\]{}|/])`

@@ -9,13 +9,13 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/grammar/language"
 )
 
-// plainName says that a name is spelled in one way alone.
+// plainName reports whether a name has only one spelling as a JSON string.
 func plainName(name string) bool {
 	return !strings.ContainsFunc(name,
 		func(r rune) bool { return r < 0x20 || r >= utf8.RuneSelf || r == '"' || r == '\\' })
 }
 
-// member is a name, a colon and a value.
+// member returns the expression of a name, a colon and a value.
 func (b *schemaBuilder) member(name *ast.Expr, value terms) (*ast.Expr, error) {
 	v, err := b.value(value)
 	if err != nil || v.Op == ast.OpFail {
@@ -44,35 +44,36 @@ func (b *schemaBuilder) extraName(names *language.DFA) (*ast.Expr, error) {
 	return ast.Seq(ast.Text(`"`), names.Minimal().Graph(ast.JSONCanonical), ast.Text(`"`)), nil
 }
 
-// drawn is a place between the members of an object.
-type drawn struct {
-	next   int   // the first member that may still come in its turn
-	free   uint8 // which of those in any order have come
-	exists uint8 // which of those that must exist have
-	count  int   // members, as far as there is a bound
-	sure   int   // members of different names, as far as some are wanted
-	extra  bool  // one without a name of its own is among those
+// memberState is a state between the members of an object.
+type memberState struct {
+	next     int   // index in ordered of the first member that may still come
+	free     uint8 // members of any order that have come, as a bit set
+	exists   uint8 // members that must exist and have come, as a bit set
+	count    int   // number of members, if it is bounded
+	distinct int   // number of members with certainly distinct names, if a minimum is set
+	extra    bool  // an undeclared member is counted in distinct
 }
 
-// drawing is the graph of an object's members in the making. A place between
-// members has up to three states: after a member, and before one, where the turn
-// of the members of fixed order may be passed on.
-type drawing struct {
-	b       *schemaBuilder
-	plan    *objectPlan
-	g       *ast.Graph
-	known   map[drawn]int // after a member
-	turns   map[drawn]int // where the member next may come, or a later one
-	order   []drawn
-	pairs   map[string]*ast.Expr
-	ordered []int // members that come in their turn
-	free    []int
-	counts  bool
-	sures   bool
+// memberGraph builds the graph of an object's members. For every memberState it has a state
+// after a member and, before the next member, up to one more for each member of fixed order
+// that may be skipped.
+type memberGraph struct {
+	b              *schemaBuilder
+	plan           *objectPlan
+	g              *ast.Graph
+	known          map[memberState]int // states after a member
+	turns          map[memberState]int // states at which member next, or a later one, may come
+	order          []memberState
+	pairs          map[string]*ast.Expr
+	ordered        []int // members that come in the order of the schema
+	free           []int // members that come in any order
+	countsMembers  bool  // count is tracked
+	countsDistinct bool  // distinct is tracked
 }
 
-func (b *schemaBuilder) draw(plan *objectPlan) (*ast.Expr, error) {
-	d := &drawing{b: b, plan: plan, g: &ast.Graph{}, known: map[drawn]int{}, turns: map[drawn]int{},
+// memberGraph returns the members of an object, with the commas between them.
+func (b *schemaBuilder) memberGraph(plan *objectPlan) (*ast.Expr, error) {
+	d := &memberGraph{b: b, plan: plan, g: &ast.Graph{}, known: map[memberState]int{}, turns: map[memberState]int{},
 		pairs: map[string]*ast.Expr{}}
 	required := 0
 	for i, m := range plan.members {
@@ -85,22 +86,22 @@ func (b *schemaBuilder) draw(plan *objectPlan) (*ast.Expr, error) {
 			required++
 		}
 	}
-	d.counts = plan.set.max >= 0 && (len(plan.extras) > 0 || plan.set.max < len(plan.members))
-	d.sures = plan.set.min > required
+	d.countsMembers = plan.set.max >= 0 && (len(plan.extras) > 0 || plan.set.max < len(plan.members))
+	d.countsDistinct = plan.set.min > required
 	start := d.g.Add()
 	if plan.set.max != 0 {
-		if err := d.before(start, drawn{}); err != nil {
+		if err := d.before(start, memberState{}); err != nil {
 			return nil, err
 		}
 	}
-	if d.mayEnd(drawn{}) {
+	if d.mayEnd(memberState{}) {
 		d.g.States[start].Final = true
 	}
 	for i := 0; i < len(d.order); i++ {
 		s := d.order[i]
 		at := d.known[s]
 		d.g.States[at].Final = d.mayEnd(s)
-		if d.counts && s.count >= plan.set.max {
+		if d.countsMembers && s.count >= plan.set.max {
 			continue
 		}
 		more := d.g.Add()
@@ -115,7 +116,7 @@ func (b *schemaBuilder) draw(plan *objectPlan) (*ast.Expr, error) {
 	return d.g.Expr(), nil
 }
 
-func (d *drawing) mayEnd(s drawn) bool {
+func (d *memberGraph) mayEnd(s memberState) bool {
 	for _, i := range d.ordered[s.next:] {
 		if d.plan.members[i].required {
 			return false
@@ -126,11 +127,11 @@ func (d *drawing) mayEnd(s drawn) bool {
 			return false
 		}
 	}
-	return (!d.sures || s.sure >= d.plan.set.min) && s.exists == 1<<len(d.plan.set.exists)-1
+	return (!d.countsDistinct || s.distinct >= d.plan.set.min) && s.exists == 1<<len(d.plan.set.exists)-1
 }
 
-// after is the state after a member that leads to s.
-func (d *drawing) after(s drawn) int {
+// after returns the state after a member that leads to s.
+func (d *memberGraph) after(s memberState) int {
 	id, ok := d.known[s]
 	if !ok {
 		id = d.g.Add()
@@ -140,19 +141,19 @@ func (d *drawing) after(s drawn) int {
 	return id
 }
 
-func (d *drawing) counted(s drawn, extra bool) drawn {
-	if d.counts {
+func (d *memberGraph) counted(s memberState, extra bool) memberState {
+	if d.countsMembers {
 		s.count++
 	}
-	if d.sures && (!extra || !s.extra) {
-		s.sure = min(s.sure+1, d.plan.set.min)
+	if d.countsDistinct && (!extra || !s.extra) {
+		s.distinct = min(s.distinct+1, d.plan.set.min)
 		s.extra = s.extra || extra
 	}
 	return s
 }
 
 // before adds the members that may come at s.
-func (d *drawing) before(from int, s drawn) error {
+func (d *memberGraph) before(from int, s memberState) error {
 	for i := range d.plan.extras {
 		if err := d.extra(from, s, i); err != nil {
 			return err
@@ -186,8 +187,8 @@ func (d *drawing) before(from int, s drawn) error {
 	return nil
 }
 
-// turn is the state at which the members of fixed order from s.next on may come.
-func (d *drawing) turn(s drawn) (id int, made bool) {
+// turn returns the state at which the members of fixed order from s.next on may come.
+func (d *memberGraph) turn(s memberState) (id int, made bool) {
 	id, ok := d.turns[s]
 	if !ok {
 		id = d.g.Add()
@@ -196,12 +197,12 @@ func (d *drawing) turn(s drawn) (id int, made bool) {
 	return id, !ok
 }
 
-// named adds a member with a name of its own, once as it is and once for each of
-// those that must exist and that it may be.
-func (d *drawing) named(from int, next drawn, i int) error {
+// named adds a member with a declared name: once without credit for the members that must
+// exist, and once for each of them that it can be.
+func (d *memberGraph) named(from int, next memberState, i int) error {
 	m := d.plan.members[i]
 	next = d.counted(next, false)
-	add := func(value terms, next drawn) error {
+	add := func(value terms, next memberState) error {
 		pair, err := d.pair("="+m.name, func() (*ast.Expr, error) { return d.b.knownName(m.name), nil }, value)
 		if err == nil && pair.Op != ast.OpFail {
 			d.g.Edge(from, pair, d.after(next))
@@ -223,10 +224,10 @@ func (d *drawing) named(from int, next drawn, i int) error {
 	return nil
 }
 
-func (d *drawing) extra(from int, s drawn, index int) error {
+func (d *memberGraph) extra(from int, s memberState, index int) error {
 	e := d.plan.extras[index]
 	next := d.counted(s, true)
-	add := func(value terms, next drawn) error {
+	add := func(value terms, next memberState) error {
 		pair, err := d.pair(strconv.Itoa(index), func() (*ast.Expr, error) { return d.b.extraName(e.names) }, value)
 		if err == nil && pair.Op != ast.OpFail {
 			d.g.Edge(from, pair, d.after(next))
@@ -248,8 +249,8 @@ func (d *drawing) extra(from int, s drawn, index int) error {
 	return nil
 }
 
-// pair is a member as a rule of its own, made once.
-func (d *drawing) pair(name string, write func() (*ast.Expr, error), value terms) (*ast.Expr, error) {
+// pair returns a rule for a member. Equal members share one rule.
+func (d *memberGraph) pair(name string, write func() (*ast.Expr, error), value terms) (*ast.Expr, error) {
 	key := name + "\x00" + string(termBytes(value))
 	if e, ok := d.pairs[key]; ok {
 		return e, nil

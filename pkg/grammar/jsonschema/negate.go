@@ -8,8 +8,8 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/grammar/language"
 )
 
-// negative returns the shapes of the values that do not meet the schema at p: by De Morgan,
-// the union of what breaks each of its keywords.
+// negative returns the shapes of the values that do not match the schema at p: by De Morgan,
+// the union of the violations of each of its keywords.
 func (x *expander) negative(p *place) ([]shape, error) {
 	if ref := p.v.get("$ref"); ref != nil && p.draft == draft7 {
 		return x.reference(p, "$ref", ref, true)
@@ -17,17 +17,17 @@ func (x *expander) negative(p *place) ([]shape, error) {
 	if v := p.v.get("format"); v != nil && isAsserted(v.text) {
 		return nil, x.refuse(p, "the negation of format", "the complement of a format is not exact")
 	}
-	out, err := x.brokenOwn(p)
+	out, err := x.negateOwn(p)
 	if err != nil {
 		return nil, err
 	}
-	unevaluated, err := x.brokenUnevaluated(p)
+	unevaluated, err := x.negateUnevaluated(p)
 	if err != nil {
 		return nil, err
 	}
 	out = append(out, unevaluated...)
 	for _, key := range p.v.keys {
-		s, err := x.brokenApplied(p, key, p.v.fields[key])
+		s, err := x.negateApplied(p, key, p.v.fields[key])
 		if err != nil {
 			return nil, err
 		}
@@ -39,10 +39,11 @@ func (x *expander) negative(p *place) ([]shape, error) {
 	return out, nil
 }
 
-// brokenUnevaluated is what breaks unevaluatedProperties or unevaluatedItems and no other
-// keyword of p: a member or an item that p leaves unevaluated and that does not meet it.
-// Which those are must not depend on the alternative by which a value meets the rest.
-func (x *expander) brokenUnevaluated(p *place) ([]shape, error) {
+// negateUnevaluated returns the shapes of the values that violate unevaluatedProperties or
+// unevaluatedItems and no other keyword of p: some member or item that p leaves unevaluated
+// does not match the keyword. Which members those are must not depend on the alternative by
+// which a value matches the rest.
+func (x *expander) negateUnevaluated(p *place) ([]shape, error) {
 	members, err := x.optionalChild(p, "unevaluatedProperties")
 	if err != nil {
 		return nil, err
@@ -52,7 +53,7 @@ func (x *expander) brokenUnevaluated(p *place) ([]shape, error) {
 		return nil, err
 	}
 	if (members == nil || len(x.terms(members, false)) == 0) && (items == nil || len(x.terms(items, false)) == 0) {
-		return nil, nil // they demand nothing
+		return nil, nil // they allow everything
 	}
 	if items != nil {
 		return nil, x.refuse(p, "the negation of unevaluatedItems", "it depends on which items are evaluated")
@@ -76,16 +77,16 @@ func (x *expander) brokenUnevaluated(p *place) ([]shape, error) {
 			continue
 		}
 		for _, not := range x.opposites(x.terms(members, false)) {
-			broken := *s
-			broken.object.exists = append(slices.Clone(s.object.exists), member{outside: g, value: not})
-			out = append(out, broken)
+			violating := *s
+			violating.object.exists = append(slices.Clone(s.object.exists), member{outside: g, value: not})
+			out = append(out, violating)
 		}
 	}
 	return out, nil
 }
 
-// brokenOwn returns what breaks a keyword about one type.
-func (x *expander) brokenOwn(p *place) ([]shape, error) {
+// negateOwn returns the shapes that violate a keyword about one type.
+func (x *expander) negateOwn(p *place) ([]shape, error) {
 	own, err := x.own(p)
 	if err != nil {
 		return nil, err
@@ -111,13 +112,13 @@ func (x *expander) brokenOwn(p *place) ([]shape, error) {
 			if err != nil {
 				return nil, err
 			}
-			broken, err := x.brokenArray(p, &s.array, least)
+			violating, err := x.negateArray(p, &s.array, least)
 			if err != nil {
 				return nil, err
 			}
-			out = append(out, broken...)
+			out = append(out, violating...)
 		case isObject:
-			out = append(out, x.brokenObject(&s.object)...)
+			out = append(out, x.negateObject(&s.object)...)
 		}
 	}
 	return out, nil
@@ -135,15 +136,15 @@ func (n *numberSet) opposite() []shape {
 		out = append(out, numbers(numberSet{low: &bound{n.high.at, !n.high.open}}))
 	}
 	if n.whole {
-		out = append(out, numbers(numberSet{broken: true}))
+		out = append(out, numbers(numberSet{fractional: true}))
 	}
-	if n.broken {
+	if n.fractional {
 		out = append(out, numbers(numberSet{whole: true}))
 	}
 	for _, m := range n.multiple {
-		out = append(out, numbers(numberSet{unlike: []*big.Rat{m}}))
+		out = append(out, numbers(numberSet{notMultiple: []*big.Rat{m}}))
 	}
-	for _, m := range n.unlike {
+	for _, m := range n.notMultiple {
 		out = append(out, numbers(numberSet{multiple: []*big.Rat{m}}))
 	}
 	for _, r := range n.not {
@@ -167,7 +168,7 @@ func (t *textSet) opposite() []shape {
 	return out
 }
 
-func (x *expander) brokenArray(p *place, a *arraySet, least int) ([]shape, error) {
+func (x *expander) negateArray(p *place, a *arraySet, least int) ([]shape, error) {
 	var out []shape
 	arrays := func(a arraySet) { out = append(out, shape{kind: isArray, array: a}) }
 	if least > 0 {
@@ -182,9 +183,9 @@ func (x *expander) brokenArray(p *place, a *arraySet, least int) ([]shape, error
 	for _, g := range a.groups {
 		for i, t := range g.prefix {
 			for _, not := range x.opposites(t) {
-				broken := &itemGroup{prefix: make([]terms, i+1)}
-				broken.prefix[i] = not
-				arrays(arraySet{groups: []*itemGroup{broken}, min: i + 1, max: -1})
+				violating := &itemGroup{prefix: make([]terms, i+1)}
+				violating.prefix[i] = not
+				arrays(arraySet{groups: []*itemGroup{violating}, min: i + 1, max: -1})
 			}
 		}
 		for _, not := range x.opposites(g.rest) {
@@ -206,7 +207,8 @@ func (x *expander) brokenArray(p *place, a *arraySet, least int) ([]shape, error
 	return out, nil
 }
 
-// opposites lists demands, at least one of which a value meets that breaks t.
+// opposites returns constraints of which a value satisfies at least one if and only if it
+// violates t.
 func (x *expander) opposites(t terms) []terms {
 	var out []terms
 	for _, one := range t {
@@ -219,7 +221,7 @@ func (x *expander) opposites(t terms) []terms {
 	return out
 }
 
-func (x *expander) brokenObject(o *objectSet) []shape {
+func (x *expander) negateObject(o *objectSet) []shape {
 	var out []shape
 	objects := func(o objectSet) { out = append(out, shape{kind: isObject, object: o}) }
 	for _, name := range o.required {
@@ -253,8 +255,8 @@ func (x *expander) brokenObject(o *objectSet) []shape {
 	return out
 }
 
-// brokenApplied returns what breaks a keyword with subschemas or values.
-func (x *expander) brokenApplied(p *place, key string, v *value) ([]shape, error) {
+// negateApplied returns the shapes that violate a keyword with subschemas or values.
+func (x *expander) negateApplied(p *place, key string, v *value) ([]shape, error) {
 	switch key {
 	case "$ref", "$recursiveRef", "$dynamicRef":
 		return x.reference(p, key, v, true)
@@ -272,7 +274,7 @@ func (x *expander) brokenApplied(p *place, key string, v *value) ([]shape, error
 		if err != nil {
 			return nil, err
 		}
-		return x.brokenCombined(key, subs)
+		return x.negateCombined(key, subs)
 	case "not":
 		sub, err := x.child(p, v, key)
 		if err != nil {
@@ -280,14 +282,14 @@ func (x *expander) brokenApplied(p *place, key string, v *value) ([]shape, error
 		}
 		return x.shapes(x.terms(sub, false))
 	case "if":
-		return x.brokenConditional(p, v)
+		return x.negateConditional(p, v)
 	case "dependentRequired", "dependentSchemas", "dependencies":
-		return x.brokenDependent(p, key, v)
+		return x.negateDependent(p, key, v)
 	}
 	return nil, nil
 }
 
-func (x *expander) brokenCombined(keyword string, subs []*place) ([]shape, error) {
+func (x *expander) negateCombined(keyword string, subs []*place) ([]shape, error) {
 	var none terms
 	for _, s := range subs {
 		none = none.with(x.terms(s, true)...)
@@ -319,7 +321,7 @@ func (x *expander) brokenCombined(keyword string, subs []*place) ([]shape, error
 	return out, nil
 }
 
-func (x *expander) brokenConditional(p *place, v *value) ([]shape, error) {
+func (x *expander) negateConditional(p *place, v *value) ([]shape, error) {
 	when, err := x.child(p, v, "if")
 	if err != nil {
 		return nil, err
@@ -345,32 +347,32 @@ func (x *expander) brokenConditional(p *place, v *value) ([]shape, error) {
 	return out, nil
 }
 
-func (x *expander) brokenDependent(p *place, keyword string, v *value) ([]shape, error) {
+func (x *expander) negateDependent(p *place, keyword string, v *value) ([]shape, error) {
 	if v.kind != isObject {
 		return nil, x.fail(p, keyword, "an object")
 	}
 	var out []shape
 	for _, name := range v.keys {
 		has := []shape{x.withMember(name, true)}
-		var broken []shape
+		var violating []shape
 		if want := v.fields[name]; want.kind == isArray {
 			names, err := x.names(p, keyword, want)
 			if err != nil {
 				return nil, err
 			}
 			for _, n := range names {
-				broken = append(broken, x.withMember(n, false))
+				violating = append(violating, x.withMember(n, false))
 			}
 		} else {
 			sub, err := x.child(p, want, keyword+"/"+escapePointer(name))
 			if err != nil {
 				return nil, err
 			}
-			if broken, err = x.shapes(x.terms(sub, true)); err != nil {
+			if violating, err = x.shapes(x.terms(sub, true)); err != nil {
 				return nil, err
 			}
 		}
-		s, err := x.meet(has, broken)
+		s, err := x.meet(has, violating)
 		if err != nil {
 			return nil, err
 		}
@@ -396,13 +398,13 @@ func (x *expander) notValues(p *place, values []*value) ([]shape, error) {
 			}
 			not := slices.DeleteFunc(everything(), func(s shape) bool { return s.kind == v.kind })
 			if v.kind == isObject {
-				not = append(not, x.brokenObject(&same[0].object)...)
+				not = append(not, x.negateObject(&same[0].object)...)
 			} else {
-				broken, err := x.brokenArray(p, &same[0].array, len(v.list))
+				violating, err := x.negateArray(p, &same[0].array, len(v.list))
 				if err != nil {
 					return nil, err
 				}
-				not = append(not, broken...)
+				not = append(not, violating...)
 			}
 			if out, err = x.meet(out, not); err != nil {
 				return nil, err

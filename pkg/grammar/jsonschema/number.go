@@ -9,14 +9,14 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/grammar/language"
 )
 
-// Numbers are written without an exponent where anything is demanded of them.
+// Numbers with any constraint are written without an exponent.
 const (
-	boundedDigits = 16     // on either side of the point, where SchemaOptions.Bounded is set
+	boundedDigits = 16     // on either side of the point, if Options.Bounded is set
 	maxNumberText = 60     // digits of a bound on either side of the point
 	maxModulus    = 20_000 // of multipleOf, in units of its last place
 )
 
-// target is the digits of a bound, with which a number's digits are compared as they are read.
+// target holds the digits of a bound, with which a number is compared digit by digit.
 type target struct {
 	below       bool // negative: every magnitude is above it
 	whole, rest string
@@ -43,8 +43,8 @@ func decimal(r *big.Rat) (string, bool) {
 	return r.FloatString(places), true
 }
 
-// units is r as a whole number of units of its last decimal place, of which there
-// are places.
+// units returns r as an integer in units of its last decimal place, and the number of decimal
+// places.
 func units(r *big.Rat) (n *big.Int, places int, ok bool) {
 	text, ok := decimal(r)
 	whole, rest, _ := strings.Cut(text, ".")
@@ -52,7 +52,7 @@ func units(r *big.Rat) (n *big.Int, places int, ok bool) {
 	return n, len(rest), ok && set
 }
 
-// commonMultiple is the least number that is a multiple of both.
+// commonMultiple returns the least number that is a multiple of both.
 func commonMultiple(a, b *big.Rat) *big.Rat {
 	num := new(big.Int).Mul(a.Num(), b.Num())
 	num.Quo(num, new(big.Int).GCD(nil, nil, a.Num(), b.Num()))
@@ -64,11 +64,11 @@ func commonMultiple(a, b *big.Rat) *big.Rat {
 // number digit by digit, comparing with the bounds and dividing by the modulus as it goes.
 type numberReader struct {
 	set         *numberSet
-	low, high   [2]target // for magnitudes of numbers from 0, and below
-	modulus     int32     // or 0
+	low, high   [2]target // for the magnitudes of non-negative and of negative numbers
+	modulus     int32     // 0 without multipleOf
 	places      int       // of modulus
-	wholeCap    int       // the most digits before the point, or 0 for any number
-	fractionCap int       // and after it
+	wholeCap    int       // maximum number of digits before the point; 0 means no limit
+	fractionCap int       // the same after the point
 	// wholeSeen and fractionSeen are where the counts of digits saturate: one more than any
 	// bound or multipleOf has.
 	wholeSeen    uint8
@@ -88,17 +88,17 @@ const (
 
 // numberState is a state after some characters of a number.
 type numberState struct {
-	phase     numberPhase
-	negative  bool
-	digits    uint8 // before the point, saturated
-	fraction  uint8 // after it
-	low, high int8  // how the digits so far compare with the bounds
-	broken    bool  // a digit after the point is not zero
-	rest      int32 // of the digits divided by the modulus
+	phase      numberPhase
+	negative   bool
+	digits     uint8 // number of digits before the point, saturated
+	fraction   uint8 // number of digits after the point, saturated
+	low, high  int8  // how the digits so far compare with the bounds
+	fractional bool  // a digit after the point is not zero
+	rest       int32 // the digits so far, modulo the modulus
 }
 
-// numberDFA is the texts of a set's numbers, with at most wholeCap digits before the
-// point and fractionCap after it; 0 is any number. A bound that has more raises them.
+// numberDFA returns the automaton of the texts of n, with at most wholeCap digits before the
+// point and fractionCap after it; 0 means no limit. A bound with more digits raises the limits.
 func numberDFA(n *numberSet, wholeCap, fractionCap int) (*language.DFA, error) {
 	r := &numberReader{set: n, wholeCap: wholeCap, fractionCap: fractionCap}
 	tooLong := &ast.LimitError{What: "digits of a number's bound", Limit: maxNumberText}
@@ -158,7 +158,7 @@ func numberDFA(n *numberSet, wholeCap, fractionCap int) (*language.DFA, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, m := range n.unlike {
+	for _, m := range n.notMultiple {
 		same, err := numberDFA(&numberSet{multiple: []*big.Rat{m}}, 0, 0)
 		if err != nil {
 			return nil, err
@@ -230,7 +230,7 @@ func (r *numberReader) step(s numberState, c rune) (numberState, bool) {
 			return s, false // the unit is coarser
 		}
 	}
-	s.phase, s.broken = numberFraction, s.broken || d != 0
+	s.phase, s.fractional = numberFraction, s.fractional || d != 0
 	s.fraction = min(s.fraction+1, r.fractionSeen)
 	return s, r.modulus == 0 || int(s.fraction) < r.places || s.rest == 0
 }
@@ -303,7 +303,7 @@ func (r *numberReader) final(s numberState) bool {
 	default:
 		return false
 	}
-	if r.set.broken && !s.broken {
+	if r.set.fractional && !s.fractional {
 		return false
 	}
 	if b := r.set.low; b != nil {
@@ -326,14 +326,14 @@ func (r *numberReader) final(s numberState) bool {
 	return rest == 0
 }
 
-// emptyNumber says that no number is in the set, as far as can be told.
+// emptyNumber reports whether the set certainly contains no number.
 func (x *expander) emptyNumber(n *numberSet) (bool, error) {
 	if n.low == nil && n.high == nil && n.multiple == nil {
 		return false, nil
 	}
 	d, err := numberDFA(n, 0, 0)
 	if err != nil {
-		return false, nil // not known
+		return false, nil // unknown
 	}
 	return d.IsEmpty(), nil
 }

@@ -11,34 +11,34 @@ import (
 const (
 	maxFree   = 5  // members of an object that may come in any order
 	maxPieces = 32 // classes of member names
-	maxExists = 6  // members that must exist whatever their name
+	maxExists = 6  // members that must exist under a name that is not fixed
 )
 
-// planned is a member whose name the schema declares.
-type planned struct {
+// plannedMember is a member whose name the schema declares.
+type plannedMember struct {
 	name     string
 	value    terms
 	required bool
-	free     bool // it may come at any time, not in the schema's order
+	free     bool // it may come anywhere, not only in the order of the schema
 }
 
-// extra is a class of other members that all have the same demand on their value.
+// extra is a class of undeclared members that share one constraint on their value.
 type extra struct {
-	names  *language.DFA // nil is every string
+	names  *language.DFA // nil means every string
 	value  terms
-	exists uint8 // which of objectSet.exists they may be
+	exists uint8 // the entries of objectSet.exists that they can satisfy, as a bit set
 }
 
 // objectPlan is the input for the graph of an object's members.
 type objectPlan struct {
 	set     *objectSet
-	members []planned
+	members []plannedMember
 	extras  []extra
-	exists  [][]int // of members: which of set.exists each may be
+	exists  [][]int // by member: the entries of set.exists that it can satisfy
 }
 
-// object is "{", members and "}". Members with a name of their own come in the
-// order in which the schema lists them, others at any time.
+// object returns the expression of an object: "{", members and "}". Declared members come in
+// the order of the schema, other members anywhere.
 func (b *schemaBuilder) object(o *objectSet) (*ast.Expr, error) {
 	plan, ok, err := b.plan(o)
 	if err != nil {
@@ -47,7 +47,7 @@ func (b *schemaBuilder) object(o *objectSet) (*ast.Expr, error) {
 	if !ok {
 		return ast.Fail(), nil
 	}
-	inside, err := b.draw(plan)
+	inside, err := b.memberGraph(plan)
 	if err != nil {
 		return nil, err
 	}
@@ -60,13 +60,13 @@ func (b *schemaBuilder) plan(o *objectSet) (*objectPlan, bool, error) {
 	}
 	var names []string
 	known := map[string]bool{}
-	tellers := 0 // groups that declare members
+	declaring := 0 // groups that declare members; an unordered group counts as two
 	for _, g := range o.groups {
 		if len(g.declared) > 0 {
-			tellers++
+			declaring++
 		}
 		if g.unordered {
-			tellers += 2
+			declaring += 2
 		}
 		for _, d := range g.declared {
 			if !known[d.name] {
@@ -87,9 +87,9 @@ func (b *schemaBuilder) plan(o *objectSet) (*objectPlan, bool, error) {
 		return nil, false, err
 	}
 	plan := &objectPlan{set: o}
-	anyOrder := tellers > 1 && len(names) <= maxFree
+	anyOrder := declaring > 1 && len(names) <= maxFree
 	for i, name := range names {
-		m := planned{name: name, required: slices.Contains(o.required, name)}
+		m := plannedMember{name: name, required: slices.Contains(o.required, name)}
 		for _, g := range o.groups {
 			m.value = m.value.with(g.value(name)...)
 		}
@@ -125,18 +125,18 @@ func (b *schemaBuilder) plan(o *objectSet) (*objectPlan, bool, error) {
 		return nil, false, &ast.UnsupportedError{Kind: "schema", Feature: "uniqueItems", Path: b.unique,
 			Why: "items may be objects with arbitrary members, and equal objects may list them in different orders"}
 	}
-	sure := len(plan.members)
+	distinct := len(plan.members)
 	if len(plan.extras) > 0 {
-		sure++
+		distinct++
 	}
-	if o.min > sure && len(plan.extras) > 0 {
+	if o.min > distinct && len(plan.extras) > 0 {
 		return nil, false, &ast.UnsupportedError{Kind: "schema", Feature: "minProperties", Path: o.path,
 			Why: "it requires more members than have declared names, and other members might repeat a name"}
 	}
 	return plan, true, nil
 }
 
-// nameShapes is the strings that names may be, or nil for any.
+// nameShapes returns the shapes of the allowed member names, or nil if any name is allowed.
 func (b *schemaBuilder) nameShapes(o *objectSet) ([]shape, error) {
 	if len(o.names) == 0 {
 		return nil, nil
@@ -160,7 +160,7 @@ func fitsAny(allowed []shape, name string) bool {
 	})
 }
 
-// mayBe reports whether a member of that name can be the one that e requires.
+// mayBe reports whether a member of that name can be the one that e requires to exist.
 func (b *schemaBuilder) mayBe(e member, name string) (bool, error) {
 	switch {
 	case e.in != nil:
@@ -175,7 +175,7 @@ func (b *schemaBuilder) mayBe(e member, name string) (bool, error) {
 	return true, nil
 }
 
-// unionDFA is the DFA of the strings of all shapes.
+// unionDFA returns the DFA of the strings of all shapes.
 func unionDFA(shapes []shape) (*language.DFA, error) {
 	d := &language.DFA{Part: charset.NewPartition(nil)}
 	for i := range shapes {
@@ -310,7 +310,7 @@ func termBytes(t terms) []byte {
 	return out
 }
 
-// outsideLang is the names that a group declares, or nil where it declares none.
+// outsideLang returns the names that a group declares, or nil if it declares none.
 func outsideLang(g *memberGroup) (*language.Language, error) {
 	if len(g.declared) == 0 {
 		return nil, nil

@@ -187,7 +187,7 @@ func (x *expander) text(p *place, t *textSet) error {
 	return nil
 }
 
-// pattern is the language of a regular expression in a schema.
+// pattern returns the language of a regular expression in a schema.
 func (x *expander) pattern(p *place, keyword, source string) (*language.Language, error) {
 	if l := x.langs["pattern "+source]; l != nil {
 		return l, nil
@@ -334,8 +334,8 @@ func (x *expander) names(p *place, keyword string, v *value) ([]string, error) {
 	return out, nil
 }
 
-// members reads properties, patternProperties and additionalProperties, or returns
-// nil where there is none of them.
+// members reads properties, patternProperties and additionalProperties. It returns nil if the
+// schema has none of them.
 func (x *expander) members(p *place) (*memberGroup, error) {
 	g := &memberGroup{evaluates: true}
 	some := false

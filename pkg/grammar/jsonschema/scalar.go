@@ -13,7 +13,7 @@ import (
 func digit(lo, hi rune) *ast.Expr { return ast.Char(charset.Set{{Lo: lo, Hi: hi}}, ast.PlainUTF8) }
 
 func (b *schemaBuilder) number(n *numberSet) (*ast.Expr, error) {
-	plain := n.low == nil && n.high == nil && len(n.multiple)+len(n.unlike)+len(n.not) == 0 && !n.broken
+	plain := n.low == nil && n.high == nil && len(n.multiple)+len(n.notMultiple)+len(n.not) == 0 && !n.fractional
 	if b.strict {
 		return b.strictNumber(n)
 	}
@@ -70,8 +70,8 @@ func (n *numberSet) key() string {
 		}
 		fmt.Fprintf(&b, "%s,%t ", end.at.RatString(), end.open)
 	}
-	fmt.Fprint(&b, n.whole, n.broken)
-	for _, list := range [][]*big.Rat{n.multiple, n.unlike, n.not} {
+	fmt.Fprint(&b, n.whole, n.fractional)
+	for _, list := range [][]*big.Rat{n.multiple, n.notMultiple, n.not} {
 		b.WriteString(";")
 		for _, r := range list {
 			b.WriteString(r.RatString() + ",")
@@ -80,7 +80,7 @@ func (n *numberSet) key() string {
 	return b.String()
 }
 
-// anyString is the rule of every string, with its quotes.
+// anyString returns the rule of every string, with its quotes.
 func (b *schemaBuilder) anyString() (*ast.Expr, error) {
 	return b.shared("string", false, func() (*ast.Expr, error) {
 		return ast.Seq(ast.Text(`"`), ast.Star(ast.Char(charset.Any(), ast.JSONAny)), ast.Text(`"`)), nil
@@ -89,7 +89,7 @@ func (b *schemaBuilder) anyString() (*ast.Expr, error) {
 
 func quoted(inner *ast.Expr) *ast.Expr { return ast.Seq(ast.Text(`"`), inner, ast.Text(`"`)) }
 
-// text is a string with its quotes.
+// text returns the expression of a string with its quotes.
 func (b *schemaBuilder) text(t *textSet) (*ast.Expr, error) {
 	if t.isEmpty() {
 		return ast.Fail(), nil
@@ -142,7 +142,7 @@ func (t *textSet) key() string {
 	return b.String()
 }
 
-// dfa is the strings of t.
+// dfa returns the automaton of the strings of t.
 func (t *textSet) dfa() (*language.DFA, error) {
 	if t.finite {
 		return language.Texts(t.texts)
@@ -173,7 +173,7 @@ func (t *textSet) dfa() (*language.DFA, error) {
 	return d.Minimal(), nil
 }
 
-// emptyText says that no string is in the set, as far as can be told.
+// emptyText reports whether the set certainly contains no string.
 func (x *expander) emptyText(t *textSet) (bool, error) {
 	if t.isEmpty() {
 		return true, nil

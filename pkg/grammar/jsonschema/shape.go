@@ -11,12 +11,12 @@ import (
 // A schema becomes a union of shapes: sets of values of one type with all constraints on them.
 // The intersection of schemas is the union of the pairwise intersections of their shapes.
 
-// term is a schema that a value must meet (2 x its place's id) or must not (that
-// plus one).
+// term is a schema that a value must match (2 x the id of its place) or must not match (the
+// same plus one).
 type term int32
 
-// terms is a demand: the schemas that a value must meet together, in ascending order without
-// duplicates. The empty demand allows any value.
+// terms is a constraint: the schemas that a value must match together, in ascending order
+// without duplicates. The empty constraint allows any value.
 type terms []term
 
 func (t terms) with(more ...term) terms {
@@ -44,19 +44,19 @@ type bound struct {
 
 // numberSet is a set of numbers.
 type numberSet struct {
-	low, high *bound
-	whole     bool // integers alone
-	broken    bool // no integers
-	multiple  []*big.Rat
-	unlike    []*big.Rat // no multiples of these
-	not       []*big.Rat
+	low, high   *bound
+	whole       bool // only integers
+	fractional  bool // no integers
+	multiple    []*big.Rat
+	notMultiple []*big.Rat // excluded multiples
+	not         []*big.Rat
 }
 
 // textSet is a set of strings.
 type textSet struct {
 	finite   bool
-	texts    []string // where finite
-	min, max int      // characters; max < 0 is no bound
+	texts    []string // if finite
+	min, max int      // in characters; max < 0 means no bound
 	in, out  []*language.Language
 }
 
@@ -66,11 +66,11 @@ type arraySet struct {
 	min, max int
 	unique   bool
 	contains []containing
-	found    []*place // contains whose finds count as evaluated
+	found    []*place // contains whose matching items count as evaluated
 	path     string   // for errors
 }
 
-// itemGroup is what one schema demands of items by their index.
+// itemGroup holds the constraints of one schema on items by their index.
 type itemGroup struct {
 	prefix    []terms
 	rest      terms
@@ -78,7 +78,7 @@ type itemGroup struct {
 	all       bool // it names every item
 }
 
-// containing wants min to max items from a place on to meet schemas.
+// containing requires min to max items from an index on to match schemas.
 type containing struct {
 	from     int
 	item     terms
@@ -90,20 +90,20 @@ type containing struct {
 type objectSet struct {
 	groups   []*memberGroup
 	required []string
-	names    terms // what names have to meet
+	names    terms // constraint on names
 	min, max int
 	exists   []member
 	path     string // of minProperties, for errors
 }
 
-// memberGroup is what one schema demands of members by their name.
+// memberGroup holds the constraints of one schema on members by their name.
 type memberGroup struct {
 	declared  []declared
 	patterns  []patterned
 	rest      terms
 	evaluates bool
 	all       bool
-	unordered bool // its members are those of a const, which may come in any order
+	unordered bool // from a const, whose members may come in any order
 }
 
 type declared struct {
@@ -116,8 +116,8 @@ type patterned struct {
 	value terms
 }
 
-// member is a member that an object must have: its name is outside a group, or in a
-// language, or meets schemas; its value meets schemas.
+// member is a member that an object must have. Its name is outside a group, in a language, or
+// matches schemas; its value matches schemas.
 type member struct {
 	outside *memberGroup
 	in      *language.Language
@@ -125,7 +125,7 @@ type member struct {
 	value   terms
 }
 
-// value is what the group wants of a member's value.
+// value returns the group's constraint on the value of the member of that name.
 func (g *memberGroup) value(name string) terms {
 	var out terms
 	known := false
@@ -145,7 +145,7 @@ func (g *memberGroup) value(name string) terms {
 	return out
 }
 
-// everything is the shapes of all values.
+// everything returns the shapes of all values.
 func everything() []shape {
 	return []shape{
 		{kind: isObject, object: objectSet{max: -1}},
@@ -157,7 +157,7 @@ func everything() []shape {
 	}
 }
 
-// higher is the stronger of two lower bounds, lower of two upper ones.
+// higher returns the stronger of two lower bounds, lower the stronger of two upper bounds.
 func higher(a, b *bound) *bound { return stronger(a, b, 1) }
 func lower(a, b *bound) *bound  { return stronger(a, b, -1) }
 
@@ -177,7 +177,7 @@ func stronger(a, b *bound, sign int) *bound {
 	return &bound{a.at, a.open || b.open}
 }
 
-// least is the smaller of two upper counts, of which a negative one is none.
+// least returns the smaller of two maximum counts. A negative count is no maximum.
 func least(a, b int) int {
 	if a < 0 || b >= 0 && b < a {
 		return b
@@ -185,7 +185,7 @@ func least(a, b int) int {
 	return a
 }
 
-// meetShapes is what is in both shapes, or false where nothing can be.
+// meetShapes returns the intersection of two shapes, or false if it is certainly empty.
 func meetShapes(a, b *shape) (shape, bool) {
 	if a.kind != b.kind {
 		return shape{}, false
@@ -199,8 +199,8 @@ func meetShapes(a, b *shape) (shape, bool) {
 		x, y := &a.number, &b.number
 		out.number = numberSet{
 			low: higher(x.low, y.low), high: lower(x.high, y.high), whole: x.whole || y.whole,
-			broken:   x.broken || y.broken,
-			multiple: slices.Concat(x.multiple, y.multiple), unlike: slices.Concat(x.unlike, y.unlike),
+			fractional: x.fractional || y.fractional,
+			multiple:   slices.Concat(x.multiple, y.multiple), notMultiple: slices.Concat(x.notMultiple, y.notMultiple),
 			not: slices.Concat(x.not, y.not),
 		}
 		return out, !out.number.isEmpty()
@@ -259,7 +259,7 @@ func joinLangs(a, b []*language.Language) []*language.Language {
 }
 
 func (n *numberSet) isEmpty() bool {
-	if n.whole && n.broken {
+	if n.whole && n.fractional {
 		return true
 	}
 	if n.low == nil || n.high == nil {
@@ -271,10 +271,10 @@ func (n *numberSet) isEmpty() bool {
 	}
 	if c == 0 {
 		at := n.low.at
-		return n.whole && !at.IsInt() || n.broken && at.IsInt() ||
+		return n.whole && !at.IsInt() || n.fractional && at.IsInt() ||
 			slices.ContainsFunc(n.not, func(r *big.Rat) bool { return r.Cmp(at) == 0 }) ||
 			slices.ContainsFunc(n.multiple, func(r *big.Rat) bool { return !isMultiple(at, r) }) ||
-			slices.ContainsFunc(n.unlike, func(r *big.Rat) bool { return isMultiple(at, r) })
+			slices.ContainsFunc(n.notMultiple, func(r *big.Rat) bool { return isMultiple(at, r) })
 	}
 	return false
 }
@@ -292,7 +292,7 @@ func (t *textSet) isEmpty() bool {
 	return len(t.texts) == 0
 }
 
-// fits says whether text keeps to the bounds and languages.
+// fits reports whether text keeps to the bounds and languages.
 func (t *textSet) fits(text string) bool {
 	n := len([]rune(text))
 	if n < t.min || t.max >= 0 && n > t.max {

@@ -7,8 +7,8 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/grammar/regex"
 )
 
-// itemCount is an array whose items must differ: it is empty unless there are as
-// many different items as it wants.
+// itemCount is an array whose items must differ. No such array exists unless its items have
+// enough distinct values.
 type itemCount struct {
 	array int   // its rule
 	items []int // rules of items
@@ -16,8 +16,9 @@ type itemCount struct {
 	path  string
 }
 
-// differing is an array whose items must differ: rules with the roles that the
-// matcher knows, items spelled in one way alone.
+// differing returns an array whose items must differ. Its rules have the roles that the
+// automaton tracks (ast.UniqueArray, ast.UniqueItem), and its items have one spelling for each
+// value, so that equal values are equal texts.
 func (b *schemaBuilder) differing(a *arraySet) (*ast.Expr, error) {
 	if b.strict {
 		return nil, &ast.UnsupportedError{Kind: "schema", Feature: "uniqueItems", Path: a.path,
@@ -61,7 +62,7 @@ func (b *schemaBuilder) differing(a *arraySet) (*ast.Expr, error) {
 	return ast.Ref(count.array), nil
 }
 
-// countItems finds arrays that want more different items than there are.
+// countItems finds arrays that require more distinct items than exist, and makes them fail.
 func (b *schemaBuilder) countItems() error {
 	for _, c := range b.counts {
 		subs := make([]*ast.Expr, len(c.items))
@@ -89,7 +90,7 @@ func (b *schemaBuilder) countItems() error {
 	return nil
 }
 
-// strictNumber is the numbers of n, each as short as it can be written.
+// strictNumber returns the numbers of n, each in its shortest spelling.
 func (b *schemaBuilder) strictNumber(n *numberSet) (*ast.Expr, error) {
 	key := "strict number " + n.key()
 	return b.shared(key, false, func() (*ast.Expr, error) {

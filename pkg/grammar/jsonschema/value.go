@@ -140,7 +140,7 @@ func (p *valueParser) close() error {
 	return nil
 }
 
-// get is the member of that name, or nil.
+// get returns the member of that name, or nil.
 func (v *value) get(key string) *value {
 	if v.kind != isObject {
 		return nil
@@ -151,7 +151,7 @@ func (v *value) get(key string) *value {
 // maxExponent bounds the numbers of a schema, so that they can be held exactly.
 const maxExponent = 400
 
-// rat is v as an exact number, or false where it is none or out of bounds.
+// rat returns v as an exact number, or false if v is not a number or is out of bounds.
 func (v *value) rat() (*big.Rat, bool) {
 	if v.kind != isNumber || len(v.text) > maxExponent {
 		return nil, false
@@ -165,7 +165,8 @@ func (v *value) rat() (*big.Rat, bool) {
 	return new(big.Rat).SetString(v.text)
 }
 
-// canonical is a text that two values share where JSON Schema has them equal.
+// canonical returns a text that is the same for two values if and only if JSON Schema counts
+// them as equal.
 func (v *value) canonical() string {
 	var b strings.Builder
 	v.write(&b)

@@ -110,8 +110,8 @@ func (d *DFA) trim() *DFA {
 	return out
 }
 
-// combine is the product automaton of the texts for which keep(in a, in b) holds. keep must not
-// hold for texts in neither.
+// combine returns the product automaton of the texts for which keep(in a, in b) holds. keep
+// must not hold for texts in neither.
 func combine(a, b *DFA, keep func(inA, inB bool) bool) (*DFA, error) {
 	part, inA, inB := charset.Meet(a.Part, b.Part)
 	type pair struct{ a, b int32 }
@@ -221,7 +221,8 @@ func (d *DFA) WithLength(least, most int) (*DFA, error) {
 // maxRounds bounds the rounds of minimal.
 const maxRounds = 64
 
-// Minimal is d with the fewest states (Moore 1956), or d itself if that takes too many rounds.
+// Minimal returns an equivalent automaton with the fewest states (Moore 1956), or d itself if
+// that takes too many rounds.
 func (d *DFA) Minimal() *DFA {
 	n := d.size()
 	if n < 2 || n > 4000 {
@@ -279,7 +280,7 @@ func AppendInt32(b []byte, n int32) []byte {
 	return append(b, byte(n), byte(n>>8), byte(n>>16), byte(n>>24))
 }
 
-// Graph is the texts of d as an expression in an encoding.
+// Graph returns the texts of d as an expression in an encoding.
 func (d *DFA) Graph(enc ast.Encoding) *ast.Expr {
 	if d.IsEmpty() {
 		return ast.Fail()

@@ -18,19 +18,20 @@ type Language struct {
 	Err   error
 }
 
-// Pattern is the strings in which a pattern of JSON Schema matches somewhere.
+// Pattern returns the language of the strings in which a pattern of JSON Schema matches
+// somewhere.
 func Pattern(pattern string) (*Language, error) {
 	n, err := regex.Parse(pattern, regex.ECMA)
 	return &Language{Key: "pattern " + pattern, Node: n}, err
 }
 
-// OfTexts is the set of the given strings.
+// OfTexts returns the language of the given strings.
 func OfTexts(texts []string) (*Language, error) {
 	d, err := Texts(texts)
 	return &Language{Key: fmt.Sprintf("texts %q", slices.Sorted(slices.Values(texts))), Auto: d}, err
 }
 
-// Expr is the strings as an expression in an encoding.
+// Expr returns the strings as an expression in an encoding.
 func (l *Language) Expr(enc ast.Encoding) (*ast.Expr, error) {
 	if l.Node == nil {
 		return l.Auto.Graph(enc), nil

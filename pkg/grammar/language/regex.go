@@ -27,7 +27,7 @@ func Regex(source string) (*ast.Grammar, error) {
 	return &ast.Grammar{Rules: []ast.Rule{{Name: "root", Body: e}}, Kind: "regex"}, nil
 }
 
-// RegexExpr is the texts that n matches as a whole or, if whole is false, somewhere.
+// RegexExpr returns the texts that n matches as a whole or, if whole is false, somewhere.
 func RegexExpr(n *regex.Node, whole bool, enc ast.Encoding) (*ast.Expr, error) {
 	if e, ok := plainRegex(n, whole, enc); ok {
 		return e, nil
@@ -39,8 +39,8 @@ func RegexExpr(n *regex.Node, whole bool, enc ast.Encoding) (*ast.Expr, error) {
 	return d.Minimal().Graph(enc), nil
 }
 
-// plainRegex is RegexExpr for an expression whose assertions are at its ends, which needs no
-// DFA.
+// plainRegex is like RegexExpr, for an expression with assertions only at its ends, which needs
+// no DFA.
 func plainRegex(n *regex.Node, whole bool, enc ast.Encoding) (*ast.Expr, bool) {
 	if n.Op == regex.Alt {
 		subs := make([]*ast.Expr, len(n.Subs))
@@ -224,7 +224,7 @@ type subset struct {
 	final  bool
 }
 
-// FromRegex is the DFA of what n matches, as a whole or somewhere in a text.
+// FromRegex returns the DFA of what n matches, as a whole or somewhere in a text.
 func FromRegex(n *regex.Node, whole bool) (*DFA, error) {
 	a := &nfa{known: map[string]int32{}}
 	from := a.add()

@@ -70,7 +70,7 @@ func classCosts(class *spelling.Class) []int64 {
 	return out
 }
 
-// to is the cost from pc within an iteration of a loop.
+// to returns the cost from pc within an iteration of a loop.
 func (c *costs) to(pc, loop int32) int64 {
 	if pc == loop {
 		return 0
@@ -100,7 +100,7 @@ func (c *costs) instruction(p *automaton.Program, pc int32) int64 {
 	return min(n, noCost)
 }
 
-// item is the cost from an item to the end of its rule, including the iterations that its
+// item returns the cost from an item to the end of its rule, including the iterations that its
 // loops still need.
 func (c *costs) item(m *engine, it automaton.Item) int64 {
 	in := &m.Prog.Code[it.Pc]
@@ -120,7 +120,7 @@ func (c *costs) item(m *engine, it automaton.Item) int64 {
 	return min(n, noCost)
 }
 
-// cost is the minimum number of bytes from a state to the end of its rule.
+// cost returns the minimum number of bytes from a state to the end of its rule.
 func (m *engine) cost(s *automaton.State) int64 {
 	known := notes(s)
 	if known.cost == 0 {
@@ -133,7 +133,7 @@ func (m *engine) cost(s *automaton.State) int64 {
 	return known.cost - 1
 }
 
-// depthCost is the minimum number of bytes that end all open rules.
+// depthCost returns the minimum number of bytes that end all open rules.
 func (m *engine) depthCost(s *automaton.Stack) int64 {
 	if s.Ends&automaton.EndsText != 0 {
 		return 0
@@ -149,7 +149,7 @@ func (m *engine) depthCost(s *automaton.Stack) int64 {
 	return n
 }
 
-// ending is the minimum number of bytes that end a text at p.
+// ending returns the minimum number of bytes that end a text at p.
 func (m *engine) ending(p *automaton.Position) int64 {
 	if m.costs == nil {
 		m.costs = newCosts(m.Prog)

@@ -149,7 +149,7 @@ func (p *parser) nestedMember() (charset.Set, error) {
 	return charset.Single(p.rune()), nil
 }
 
-// unicodeEscape is the set of an escape that Oniguruma reads in its own way.
+// unicodeEscape returns the set of an escape that Oniguruma reads in its own way.
 func unicodeEscape(c rune) (charset.Set, bool) {
 	var set charset.Set
 	switch unicode.ToLower(c) {
@@ -180,7 +180,7 @@ func unicodeEscape(c rune) (charset.Set, bool) {
 	return set, true
 }
 
-// unicodeProperty is a property by its name, whatever its case, spaces and prefix.
+// unicodeProperty returns the property of a name; case, spaces and a prefix do not matter.
 func unicodeProperty(name string) (charset.Set, bool) {
 	for _, p := range []string{"Script=", "sc=", "scx=", "General_Category=", "gc="} {
 		name = strings.TrimPrefix(name, p)
@@ -250,7 +250,7 @@ func unicodeProperty(name string) (charset.Set, bool) {
 	return nil, false
 }
 
-// unicodeWord is what \w matches in Unicode.
+// unicodeWord returns the characters that \w matches in Unicode.
 func unicodeWord() charset.Set {
 	w := append(charset.FromTable(unicode.L), charset.FromTable(unicode.M)...)
 	w = append(append(w, charset.FromTable(unicode.Nd)...), charset.FromTable(unicode.Pc)...)

@@ -142,7 +142,7 @@ func (p *parser) take(prefix string) bool {
 	return true
 }
 
-// rune is the next character, which is there.
+// rune returns the next character; the caller has checked that there is one.
 func (p *parser) rune() rune {
 	r, n := utf8.DecodeRuneInString(p.text[p.at:])
 	p.at += n
@@ -325,7 +325,7 @@ func (p *parser) element() (*Node, error) {
 	return p.char(charset.Single(p.rune())), nil
 }
 
-// dot is what . matches.
+// dot returns the characters that . matches.
 func (p *parser) dot() *Node {
 	switch {
 	case p.dotAll:

@@ -1,5 +1,4 @@
-// Package spelling is byte automata of single characters: which byte sequences spell a
-// character of a set in an encoding, such as UTF-8 or the inside of a JSON string with its
-// escapes. No spelling is the beginning of another, so that the end of a character is
-// always known.
+// Package spelling builds byte automata of single characters: the byte sequences that spell a
+// character of a set in an encoding, for example UTF-8 or the inside of a JSON string with its
+// escapes. No spelling is a prefix of another, so that the end of a character is always known.
 package spelling

@@ -106,7 +106,7 @@ func (s *spellings) addUTF8(p charset.Span) {
 	*s = append(*s, seq)
 }
 
-// hexDigit is the hexadecimal digits lo to hi in both cases.
+// hexDigit returns the hexadecimal digits lo to hi in both cases.
 func hexDigit(lo, hi int) (s ByteSet) {
 	for d := lo; d <= hi; d++ {
 		if d < 10 {
@@ -203,7 +203,7 @@ var shortEscapes = [...]struct {
 	b byte
 }{{'"', '"'}, {'\\', '\\'}, {'/', '/'}, {'\b', 'b'}, {'\f', 'f'}, {'\n', 'n'}, {'\r', 'r'}, {'\t', 't'}}
 
-// mustEscape is the characters that a JSON string must escape.
+// mustEscape returns the characters that a JSON string must escape.
 func mustEscape() charset.Set {
 	return charset.Set{{Lo: 0, Hi: 0x1F}, {Lo: '"', Hi: '"'}, {Lo: '\\', Hi: '\\'}}
 }

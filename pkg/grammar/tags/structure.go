@@ -73,7 +73,7 @@ func (b *structure) whole(at string, source []byte, depth int) (*ast.Expr, error
 	} else if kind == "" || kind == "structural_tag" {
 		n.kind = "triggered_tags"
 	}
-	return b.draw(n, depth, nil)
+	return b.build(n, depth, nil)
 }
 
 const (
@@ -155,7 +155,7 @@ func (n *part) read(field string, into any, want string) error {
 	return nil
 }
 
-// must is read for a field that must exist.
+// must is like read, for a required field.
 func (n *part) must(field string, into any, want string) error {
 	if !n.has(field) {
 		return n.fail(field, "is missing: want %s", want)
@@ -180,9 +180,9 @@ func (n *part) done() error {
 	return &ast.UnsupportedError{Kind: "tags", Feature: left[0], Why: why}
 }
 
-// draw builds the expression of a part. not is texts that any_text must not contain, besides
-// those that it excludes itself.
-func (b *structure) draw(n *part, depth int, not []string) (out *ast.Expr, err error) {
+// build returns the expression of a part. any_text must not contain the texts in not, in addition
+// to its own excludes.
+func (b *structure) build(n *part, depth int, not []string) (out *ast.Expr, err error) {
 	if depth > maxPartDepth {
 		return nil, &ast.LimitError{What: "parts within parts", Limit: maxPartDepth}
 	}
@@ -223,7 +223,7 @@ func (b *structure) draw(n *part, depth int, not []string) (out *ast.Expr, err e
 	case "optional", "star", "plus", "repeat":
 		out, err = b.repeated(n, depth, not)
 	case "tag":
-		var t drawnTag
+		var t builtTag
 		if t, err = b.tag(n, depth); err == nil {
 			out = t.whole()
 		}
@@ -244,7 +244,7 @@ func (b *structure) draw(n *part, depth int, not []string) (out *ast.Expr, err e
 	return out, n.done()
 }
 
-// token is the control token that n spells.
+// token returns the control token that n spells.
 func (n *part) token() (*ast.Expr, error) {
 	var spelling string
 	if err := n.must("token", &spelling, "a string"); err != nil {
@@ -295,7 +295,8 @@ func (b *structure) inner(n *part, field, options string,
 	return e, nil
 }
 
-// anyTextBut is the texts that hold none of some.
+// anyTextBut returns the texts that contain none of excludes. They are the states of an
+// Aho-Corasick automaton over excludes in which no excluded text ends.
 func anyTextBut(n *part, excludes []string, notFirst string) (*ast.Expr, error) {
 	if len(excludes) == 0 && notFirst == "" {
 		return ast.Star(ast.Char(charset.Any(), ast.PlainUTF8)), nil
@@ -358,7 +359,7 @@ func (b *structure) elements(n *part, depth int, not []string) (*ast.Expr, error
 	}
 	subs := make([]*ast.Expr, len(parts))
 	for i, sub := range parts {
-		if subs[i], err = b.draw(sub, depth+1, not); err != nil {
+		if subs[i], err = b.build(sub, depth+1, not); err != nil {
 			return nil, err
 		}
 	}
@@ -378,7 +379,7 @@ func (b *structure) content(n *part, depth int, not []string) (*ast.Expr, error)
 	if err != nil {
 		return nil, err
 	}
-	return b.draw(sub, depth+1, not)
+	return b.build(sub, depth+1, not)
 }
 
 func (b *structure) repeated(n *part, depth int, not []string) (*ast.Expr, error) {

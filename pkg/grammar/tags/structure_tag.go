@@ -74,7 +74,7 @@ func (b *structure) ends(n *part) ([]border, error) {
 }
 
 // tag parses begin, content and end.
-func (b *structure) tag(n *part, depth int) (t drawnTag, err error) {
+func (b *structure) tag(n *part, depth int) (t builtTag, err error) {
 	var raw json.RawMessage
 	if err := n.must("begin", &raw, "a string or a token"); err != nil {
 		return t, err
@@ -104,7 +104,7 @@ func (b *structure) tag(n *part, depth int) (t drawnTag, err error) {
 	if err != nil {
 		return t, err
 	}
-	return drawnTag{begin: begin.text, control: begin.control, rest: ast.Seq(body, ast.Alt(last...))}, nil
+	return builtTag{begin: begin.text, control: begin.control, rest: ast.Seq(body, ast.Alt(last...))}, nil
 }
 
 // tags parses triggered_tags and tags_with_separator.
@@ -136,7 +136,7 @@ func (b *structure) tags(n *part, depth int) (*ast.Expr, error) {
 			return nil, n.fail(fmt.Sprintf("triggers[%d]", i), "want text")
 		}
 	}
-	tags := make([]drawnTag, len(parts))
+	tags := make([]builtTag, len(parts))
 	for i, sub := range parts {
 		if sub.kind != "tag" {
 			return nil, sub.fail("type", "%q is not a tag", sub.kind)
@@ -151,5 +151,5 @@ func (b *structure) tags(n *part, depth int) (*ast.Expr, error) {
 			return nil, sub.fail("begin", "is empty, so nothing would trigger it")
 		}
 	}
-	return drawTags(tags, o)
+	return buildTags(tags, o)
 }

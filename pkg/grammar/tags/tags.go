@@ -44,7 +44,7 @@ func New(tags []Tag, o Options) (*ast.Grammar, error) {
 	}
 	out := &ast.Grammar{Rules: []ast.Rule{{Name: "root"}}, Kind: "tags"}
 	bodies := map[*ast.Grammar]*ast.Expr{}
-	drawn := make([]drawnTag, len(tags))
+	built := make([]builtTag, len(tags))
 	for i, t := range tags {
 		body, ok := bodies[t.Body]
 		if !ok {
@@ -54,9 +54,9 @@ func New(tags []Tag, o Options) (*ast.Grammar, error) {
 			}
 			bodies[t.Body] = body
 		}
-		drawn[i] = drawnTag{begin: t.Begin, rest: ast.Seq(body, ast.Text(t.End))}
+		built[i] = builtTag{begin: t.Begin, rest: ast.Seq(body, ast.Text(t.End))}
 	}
-	root, err := drawTags(drawn, o)
+	root, err := buildTags(built, o)
 	if err != nil {
 		return nil, err
 	}
@@ -92,24 +92,24 @@ func checkTags(tags []Tag, o Options) error {
 	return nil
 }
 
-// drawnTag is a tag as an expression.
-type drawnTag struct {
+// builtTag is a tag as an expression.
+type builtTag struct {
 	begin   string
 	control bool      // begin spells a control token: it is its own trigger
 	rest    *ast.Expr // the body and the end
 }
 
-func (t *drawnTag) whole() *ast.Expr {
+func (t *builtTag) whole() *ast.Expr {
 	if t.control {
 		return ast.Seq(ast.Control(t.begin), t.rest)
 	}
 	return ast.Seq(ast.Text(t.begin), t.rest)
 }
 
-// drawTags builds the text around the tags. Free text is the states of an automaton that finds
+// buildTags builds the text around the tags. Free text is the states of an automaton that finds
 // the triggers (Aho and Corasick 1975). A state in which a trigger ends has no free
 // continuation: only the rest of a tag that starts with that trigger leads on.
-func drawTags(tags []drawnTag, o Options) (*ast.Expr, error) {
+func buildTags(tags []builtTag, o Options) (*ast.Expr, error) {
 	if o.Only {
 		return onlyTags(tags, o), nil
 	}
@@ -146,7 +146,7 @@ func drawTags(tags []drawnTag, o Options) (*ast.Expr, error) {
 		}
 		return ids
 	}
-	draw := func(states []int, to int) (open int) {
+	connect := func(states []int, to int) (open int) {
 		open = g.Add() // where a control token may come
 		for _, t := range tags {
 			if t.control {
@@ -188,13 +188,13 @@ func drawTags(tags []drawnTag, o Options) (*ast.Expr, error) {
 	case o.Single:
 		end := g.Add()
 		g.States[end].Final = true
-		open = draw(before, end)
+		open = connect(before, end)
 	case o.Required:
 		after := free(true)
-		open = draw(before, after[0])
-		draw(after, after[0])
+		open = connect(before, after[0])
+		connect(after, after[0])
 	default:
-		open = draw(before, before[0])
+		open = connect(before, before[0])
 	}
 	if start >= 0 && len(g.States[open].Edges) > 0 {
 		g.Edge(start, nil, open)
@@ -203,7 +203,7 @@ func drawTags(tags []drawnTag, o Options) (*ast.Expr, error) {
 }
 
 // onlyTags builds tags without free text.
-func onlyTags(tags []drawnTag, o Options) *ast.Expr {
+func onlyTags(tags []builtTag, o Options) *ast.Expr {
 	subs := make([]*ast.Expr, len(tags))
 	for i, t := range tags {
 		subs[i] = t.whole()
