@@ -13,22 +13,22 @@ import (
 type beamsCmd struct {
 	verb.KernelFlags
 	Model         string  `short:"m" required:"" help:"GGUF file or Hugging Face folder; no tokenizer is needed."`
-	IDs           string  `name:"ids" required:"" help:"The prompt's ids, separated by commas."`
-	Beams         int     `help:"Beams." default:"4"`
-	MaxTokens     int     `help:"Most new ids of a sequence." default:"16"`
-	LengthPenalty float64 `help:"Power of the length that a sequence's log-probability is divided by." default:"1"`
-	EndID         []int32 `name:"end-id" help:"An id that ends a sequence; may be given more than once."`
-	Stages        int     `help:"Cut the model into this many stages." default:"1"`
+	IDs           string  `name:"ids" required:"" help:"Token ids of the prompt, separated by commas."`
+	Beams         int     `help:"Number of beams." default:"4"`
+	MaxTokens     int     `help:"Maximum number of new ids in a sequence." default:"16"`
+	LengthPenalty float64 `help:"Exponent of the length by which the log-probability of a sequence is divided." default:"1"`
+	EndID         []int32 `name:"end-id" help:"Id that ends a sequence; repeatable."`
+	Stages        int     `help:"Number of stages into which the model is split." default:"1"`
 	Format        string  `help:"Output: text or json." enum:"text,json" default:"text"`
 }
 
-// beamsResult is what --format json prints, best first.
+// beamsResult is what --format json prints. The best sequence comes first.
 type beamsResult struct {
 	Sequences [][]int32 `json:"sequences"` // new ids
 	Scores    []float64 `json:"scores"`
 }
 
-// Run searches the most likely continuations.
+// Run searches for the most likely continuations.
 func (c *beamsCmd) Run(e *verb.Env) error {
 	parsed, err := parseIDs(c.IDs)
 	if err != nil {
@@ -47,7 +47,7 @@ func (c *beamsCmd) Run(e *verb.Env) error {
 			return err
 		}
 		if n := len(prompt) + c.MaxTokens; n > f.Spec.Context {
-			return fault.Field("max-tokens", "%d ids in all: the context of %s is %d", n, f.Path, f.Spec.Context)
+			return fault.Field("max-tokens", "%d ids in all: the context length of %s is %d", n, f.Path, f.Spec.Context)
 		}
 		chain, err := verb.LoadChain(f, c.Stages, 2*c.Beams, len(prompt)+c.MaxTokens, set, model.LoadOptions{})
 		if err != nil {
@@ -74,8 +74,9 @@ func (c *beamsCmd) Run(e *verb.Env) error {
 	return nil
 }
 
-// search runs beams to their end. A beam goes on in the cache of the one it came from;
-// further ones from the same are computed anew, to the same bits.
+// search runs the beam search to its end. The first beam that continues a sequence takes over the
+// cache of that sequence. Other beams that continue it start with an empty cache and compute their
+// ids again, with bit-identical results.
 func search(chain *verb.Chain, beams *sample.Beams, prompt []int32) error {
 	caches := []verb.Sequence{chain.NewSequence()}
 	defer func() {

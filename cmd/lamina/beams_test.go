@@ -35,8 +35,10 @@ func TestBeams_TinyModels(t *testing.T) {
 		}
 		for _, run := range want.Search.Runs {
 			ids := strings.Trim(strings.ReplaceAll(fmt.Sprint(want.Search.Prompt), " ", ","), "[]")
-			got := verbJSON[beamsResult](t, "", "beams", "-m", dir, "--kernels", "ref", "--ids", ids, "--beams", fmt.Sprint(run.Beams),
-				"--max-tokens", fmt.Sprint(run.Most), "--length-penalty", fmt.Sprint(run.Penalty), "--end-id", "2", "--format", "json")
+			got := verbJSON[beamsResult](t, "", "beams", "-m", dir, "--kernels", "ref", "--ids", ids, "--beams",
+				fmt.Sprint(run.Beams),
+				"--max-tokens", fmt.Sprint(run.Most), "--length-penalty", fmt.Sprint(run.Penalty), "--end-id", "2",
+				"--format", "json")
 			if len(got.Sequences) != len(run.Sequences) {
 				t.Fatalf("%s, %d beams: %d sequences, want %d", name, run.Beams, len(got.Sequences), len(run.Sequences))
 			}
@@ -45,7 +47,8 @@ func TestBeams_TinyModels(t *testing.T) {
 					sequence = sequence[:end+1] // the rest is padding
 				}
 				if !slices.Equal(got.Sequences[i], sequence) || math.Abs(got.Scores[i]-run.Scores[i]) > 2e-4 {
-					t.Errorf("%s, %d beams, %d: %v at %.5f, want %v at %.5f", name, run.Beams, i, got.Sequences[i], got.Scores[i], sequence, run.Scores[i])
+					t.Errorf("%s, %d beams, %d: %v at %.5f, want %v at %.5f", name, run.Beams, i, got.Sequences[i],
+						got.Scores[i], sequence, run.Scores[i])
 				}
 			}
 		}

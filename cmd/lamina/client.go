@@ -22,7 +22,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 )
 
-// askTimeout bounds the questions that a person waits for.
+// askTimeout is the deadline of calls that a person waits for.
 const askTimeout = 10 * time.Second
 
 type modelsCmd struct {
@@ -30,7 +30,7 @@ type modelsCmd struct {
 	Format string `help:"Output: text or json." enum:"text,json" default:"text"`
 }
 
-// Run lists the models that a router can be asked for.
+// Run lists the models that a router serves.
 func (c *modelsCmd) Run(e *verb.Env) error {
 	dialer := rpc.NewDialer(rpc.DialOptions{})
 	defer dialer.Close()
@@ -50,18 +50,19 @@ func (c *modelsCmd) Run(e *verb.Env) error {
 	w := tabwriter.NewWriter(e.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "MODEL\tARCHITECTURE\tLAYERS\tCONTEXT\tVOCAB\tCHAT\tPIPELINES\tDIGEST")
 	for _, m := range resp.GetModels() {
-		fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%d\t%v\t%d\t%.19s\n", m.GetName(), m.GetArchitecture(), m.GetLayers(), m.GetContext(), m.GetVocab(), m.GetChat(), m.GetPipelines(), m.GetDigest())
+		fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%d\t%v\t%d\t%.19s\n", m.GetName(), m.GetArchitecture(), m.GetLayers(),
+			m.GetContext(), m.GetVocab(), m.GetChat(), m.GetPipelines(), m.GetDigest())
 	}
 	return w.Flush()
 }
 
 type statusCmd struct {
 	Router  string `help:"The router's address." default:"127.0.0.1:7070" env:"LAMINA_ROUTER"`
-	Trainer string `help:"The trainer's address; found through the router when absent." env:"LAMINA_TRAINER"`
+	Trainer string `help:"Address of the trainer. Default: the router is asked for it." env:"LAMINA_TRAINER"`
 	Format  string `help:"Output: text or json." enum:"text,json" default:"text"`
 }
 
-// Run shows the members, the pipelines and the runs.
+// Run shows the services, the pipelines and the training runs.
 func (c *statusCmd) Run(e *verb.Env) error {
 	dialer := rpc.NewDialer(rpc.DialOptions{})
 	defer dialer.Close()
@@ -92,7 +93,7 @@ func (c *statusCmd) Run(e *verb.Env) error {
 	return printStatus(e.Stdout, mesh, runs.GetRuns())
 }
 
-// trainer is the address to ask for runs, or empty.
+// trainer returns the address of the trainer, or an empty string if there is none.
 func (c *statusCmd) trainer(mesh *routerv1.Mesh) string {
 	if c.Trainer != "" {
 		return c.Trainer
@@ -102,7 +103,7 @@ func (c *statusCmd) trainer(mesh *routerv1.Mesh) string {
 			continue
 		}
 		if strings.HasPrefix(m.GetAddress(), "mem:") {
-			return c.Router // the whole mesh in one process shares one public address
+			return c.Router // a mesh in one process serves all APIs on one public address
 		}
 		return m.GetAddress()
 	}
@@ -127,14 +128,16 @@ func printStatus(out io.Writer, mesh *routerv1.Mesh, runs []*trainerv1.Run) erro
 		for _, hop := range p.GetStages() {
 			stages = append(stages, fmt.Sprintf("%d-%d@%s", hop.GetLo(), hop.GetHi(), hop.GetAddress()))
 		}
-		fmt.Fprintf(w, "%.8s\t%s\t%s\t%d\t%d\t%.1f\n", p.GetId(), p.GetModel(), strings.Join(stages, " > "), p.GetRunning(), p.GetWaiting(), p.GetTokensPerSecond())
+		fmt.Fprintf(w, "%.8s\t%s\t%s\t%d\t%d\t%.1f\n", p.GetId(), p.GetModel(), strings.Join(stages, " > "),
+			p.GetRunning(), p.GetWaiting(), p.GetTokensPerSecond())
 	}
 	if len(runs) > 0 {
 		fmt.Fprintln(w, "\nRUN\tSTATE\tSTEP\tLOSS\tVALIDATION\tTOKENS/S")
 	}
 	for _, r := range runs {
 		state := strings.ToLower(strings.TrimPrefix(r.GetState().String(), "RUN_STATE_"))
-		fmt.Fprintf(w, "%s\t%s\t%d/%d\t%.4f\t%.4f\t%.0f\n", r.GetName(), state, r.GetStep(), r.GetSteps(), r.GetLoss(), r.GetValidationLoss(), r.GetTokensPerSecond())
+		fmt.Fprintf(w, "%s\t%s\t%d/%d\t%.4f\t%.4f\t%.0f\n", r.GetName(), state, r.GetStep(), r.GetSteps(), r.GetLoss(),
+			r.GetValidationLoss(), r.GetTokensPerSecond())
 	}
 	return w.Flush()
 }
@@ -212,7 +215,8 @@ func (c *chatCmd) converse(e *verb.Env, router routerv1.RouterServiceClient) err
 			continue
 		}
 		messages = append(messages, &tokenizerv1.Message{Role: "user", Content: line})
-		stream, err := router.Chat(e.Ctx, &routerv1.ChatRequest{Messages: messages, MaxTokens: c.MaxTokens, Sampling: sampling})
+		stream, err := router.Chat(e.Ctx,
+			&routerv1.ChatRequest{Messages: messages, MaxTokens: c.MaxTokens, Sampling: sampling})
 		if err != nil {
 			return rpc.FromStatus(err)
 		}

@@ -17,18 +17,18 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 )
 
-// samplingFlags say how tokens are picked.
+// samplingFlags are the sampling parameters.
 type samplingFlags struct {
-	Temp              float32 `help:"Temperature; 0 is greedy." default:"0"`
-	TopK              uint32  `help:"Keep the k best candidates; 0 keeps all."`
-	TopP              float32 `help:"Keep the fewest candidates whose mass reaches p." default:"1"`
-	MinP              float32 `help:"Drop candidates less likely than this share of the best."`
-	RepetitionPenalty float32 `help:"Penalty on ids seen before; 1 is off." default:"1"`
-	Seed              *uint64 `help:"Keys the randomness; drawn when absent."`
-	Schema            string  `help:"File with a JSON Schema that the text is held to." xor:"grammar"`
-	GBNF              string  `name:"gbnf" help:"File with a grammar that the text is held to." xor:"grammar"`
-	Regex             string  `help:"Regular expression that the text is held to." xor:"grammar"`
-	Tags              string  `help:"File with structural tags, as JSON, that the text is held to." xor:"grammar"`
+	Temp              float32 `help:"Temperature; 0 means greedy." default:"0"`
+	TopK              uint32  `help:"Keep the k most likely tokens; 0 keeps all."`
+	TopP              float32 `help:"Keep the smallest set of the most likely tokens whose probabilities add up to p." default:"1"`
+	MinP              float32 `help:"Drop tokens whose probability is below this fraction of the highest one."`
+	RepetitionPenalty float32 `help:"Penalty on tokens that have occurred before; 1 means none." default:"1"`
+	Seed              *uint64 `help:"Seed of the random numbers. Default: a random one."`
+	Schema            string  `help:"File with a JSON Schema that the text must match." xor:"grammar"`
+	GBNF              string  `name:"gbnf" help:"File with a GBNF grammar that the text must match." xor:"grammar"`
+	Regex             string  `help:"Regular expression that the text must match." xor:"grammar"`
+	Tags              string  `help:"File with structural tags, as JSON, that the text must match." xor:"grammar"`
 }
 
 func (f *samplingFlags) sampling(e *verb.Env) (*routerv1.Sampling, error) {
@@ -39,7 +39,7 @@ func (f *samplingFlags) sampling(e *verb.Env) (*routerv1.Sampling, error) {
 	}, err
 }
 
-// grammar is what the text is held to, nil for nothing.
+// grammar returns the grammar that the text must match, or nil.
 func (f *samplingFlags) grammar(e *verb.Env) (*samplerv1.Grammar, error) {
 	kind, path := samplerv1.GrammarKind_GRAMMAR_KIND_JSON_SCHEMA, f.Schema
 	switch {
@@ -63,12 +63,12 @@ type generateCmd struct {
 	meshFlags
 	samplingFlags
 	toolFlags
-	Prompt     *string  `short:"p" help:"Plain text to continue: control-looking text stays text." xor:"prompt"`
+	Prompt     *string  `short:"p" help:"Text to continue. It is plain text: control tokens are not recognised in it." xor:"prompt"`
 	IDs        string   `name:"ids" help:"Token ids to continue, separated by commas." xor:"prompt"`
-	Messages   string   `help:"File with OpenAI's message list, rendered by the model's chat template; - is standard input." xor:"prompt"`
-	MaxTokens  uint32   `short:"n" help:"Most tokens to generate; 0 is as many as the context holds." default:"128"`
-	Stop       []string `help:"Text that ends the generation; repeatable." sep:"none"`
-	IgnoreEnd  bool     `help:"Go on after end tokens."`
+	Messages   string   `help:"File with a list of messages in OpenAI's format, for the chat template of the model; - means standard input." xor:"prompt"`
+	MaxTokens  uint32   `short:"n" help:"Maximum number of tokens to generate; 0 means up to the context length." default:"128"`
+	Stop       []string `help:"Stop string, which ends the generation; repeatable." sep:"none"`
+	IgnoreEnd  bool     `help:"Do not stop at end-of-text ids."`
 	Format     string   `help:"Output: text or json." enum:"text,json" default:"text"`
 	ShowPrompt bool     `help:"Print the prompt before its continuation."`
 }
@@ -98,14 +98,14 @@ type timings struct {
 	Tokens       uint32  `json:"tokens"`
 }
 
-// event is what both of the router's streams send.
+// event is a message of either stream of the router, Generate or Chat.
 type event interface {
 	GetStarted() *routerv1.Started
 	GetToken() *routerv1.TokenEvent
 	GetFinished() *routerv1.Finished
 }
 
-// Run generates, over --router or over a mesh in this process.
+// Run generates with the router of --router, or with a mesh in this process.
 func (c *generateCmd) Run(e *verb.Env) error {
 	router, done, err := c.dial(e)
 	if err != nil {
@@ -134,7 +134,8 @@ func (c *generateCmd) Run(e *verb.Env) error {
 	return nil
 }
 
-// ask opens the stream that the flags ask for and returns its receiver.
+// ask sends the request that the flags describe and returns a function that receives from its
+// stream.
 func (c *generateCmd) ask(e *verb.Env, router routerv1.RouterServiceClient) (func() (event, error), error) {
 	sampling, err := c.sampling(e)
 	if err != nil {
@@ -153,7 +154,7 @@ func (c *generateCmd) ask(e *verb.Env, router routerv1.RouterServiceClient) (fun
 		return func() (event, error) { return stream.Recv() }, err
 	}
 	if c.Tools != "" {
-		return nil, fault.Field("tools", "they are for a chat: give --messages FILE")
+		return nil, fault.Field("tools", "use tools with a chat: give --messages FILE")
 	}
 	req := &routerv1.GenerateRequest{
 		MaxTokens: c.MaxTokens, Sampling: sampling, Stop: c.Stop, IgnoreEnd: c.IgnoreEnd,
@@ -174,7 +175,7 @@ func (c *generateCmd) ask(e *verb.Env, router routerv1.RouterServiceClient) (fun
 	return func() (event, error) { return stream.Recv() }, err
 }
 
-// collect reads a stream to its end, writing text as it comes.
+// collect reads a stream to its end and writes the text as it arrives.
 func collect(recv func() (event, error), out io.Writer) (*generated, error) {
 	g := &generated{TokenIDs: []uint32{}}
 	finished := false
@@ -188,7 +189,8 @@ func collect(recv func() (event, error), out io.Writer) (*generated, error) {
 		}
 		if s := ev.GetStarted(); s != nil {
 			g.started = s
-			g.PromptIDs, g.Seed, g.Model, g.Fingerprint = s.GetPromptIds(), s.GetSeed(), s.GetModel(), s.GetFingerprint()
+			g.PromptIDs, g.Seed, g.Model, g.Fingerprint = s.GetPromptIds(), s.GetSeed(), s.GetModel(),
+				s.GetFingerprint()
 		}
 		if t := ev.GetToken(); t != nil {
 			g.Text += t.GetText()
@@ -216,7 +218,8 @@ func (g *generated) finish(f *routerv1.Finished) {
 	g.FinishReason = reasons[f.GetFinishReason()]
 	u, t := f.GetUsage(), f.GetTimings()
 	g.Timings = timings{
-		QueueMS: float64(t.GetQueueUs()) / 1e3, PrefillMS: float64(t.GetPrefillUs()) / 1e3, DecodeMS: float64(t.GetDecodeUs()) / 1e3,
+		QueueMS: float64(t.GetQueueUs()) / 1e3, PrefillMS: float64(t.GetPrefillUs()) / 1e3,
+		DecodeMS:     float64(t.GetDecodeUs()) / 1e3,
 		PromptTokens: u.GetPromptTokens(), Tokens: u.GetCompletionTokens(),
 	}
 	if t.GetPrefillUs() > 0 {
@@ -227,7 +230,7 @@ func (g *generated) finish(f *routerv1.Finished) {
 	}
 }
 
-// parseIDs reads ids separated by commas.
+// parseIDs parses token ids that are separated by commas.
 func parseIDs(list string) ([]uint32, error) {
 	var ids []uint32
 	for _, text := range strings.Split(list, ",") {
@@ -240,7 +243,7 @@ func parseIDs(list string) ([]uint32, error) {
 	return ids, nil
 }
 
-// readMessages reads OpenAI's message list from a file.
+// readMessages reads a list of messages in OpenAI's format from a file.
 func readMessages(e *verb.Env, path string) ([]*tokenizerv1.Message, error) {
 	text, err := readInput(e, path)
 	if err != nil {
@@ -266,7 +269,7 @@ func readMessages(e *verb.Env, path string) ([]*tokenizerv1.Message, error) {
 		}
 		var keys map[string]json.RawMessage
 		if json.Unmarshal(r, &keys) == nil && len(keys) == 2 && json.Unmarshal(m.Content, &content) == nil {
-			msg.Json = "" // role and content say it all
+			msg.Json = "" // role and content are complete
 		}
 		messages = append(messages, msg)
 	}

@@ -7,16 +7,16 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/toolcall"
 )
 
-// toolFlags are the tools of a chat.
+// toolFlags are the flags for tool calls.
 type toolFlags struct {
-	Tools             string `help:"File with OpenAI's tool definitions, for --messages."`
-	ToolChoice        string `help:"none, auto, required (one call at least), or the name of the tool that must be called." default:"auto"`
-	ParallelToolCalls bool   `help:"Take several calls in one answer." default:"true" negatable:""`
+	Tools             string `help:"File with tool definitions in OpenAI's format, for --messages."`
+	ToolChoice        string `help:"none, auto, required (at least one call), or the name of a tool that must be called." default:"auto"`
+	ParallelToolCalls bool   `help:"Allow several calls in one answer." default:"true" negatable:""`
 
-	tools []byte // what the file says
+	tools []byte // content of the file
 }
 
-// offer puts the tools into a request.
+// offer adds the tools to a request.
 func (f *toolFlags) offer(e *verb.Env, r *routerv1.ChatRequest) error {
 	switch f.ToolChoice {
 	case "auto":
@@ -25,7 +25,8 @@ func (f *toolFlags) offer(e *verb.Env, r *routerv1.ChatRequest) error {
 	case "required":
 		r.ToolChoice = &routerv1.ToolChoice{Mode: routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_REQUIRED}
 	default:
-		r.ToolChoice = &routerv1.ToolChoice{Mode: routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_FUNCTION, Function: f.ToolChoice}
+		r.ToolChoice = &routerv1.ToolChoice{Mode: routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_FUNCTION,
+			Function: f.ToolChoice}
 	}
 	if f.Tools == "" {
 		return nil
@@ -38,18 +39,19 @@ func (f *toolFlags) offer(e *verb.Env, r *routerv1.ChatRequest) error {
 	return nil
 }
 
-// called is a call that an answer holds.
+// called is a tool call in an answer.
 type called struct {
 	Name      string `json:"name"`
 	Arguments string `json:"arguments"`
 }
 
-// calls reads the calls of a chat's text.
+// calls parses the tool calls in the text of an answer. cut says that the answer is incomplete.
 func (f *toolFlags) calls(s *routerv1.Started, text string, cut bool) []called {
 	if len(f.tools) == 0 || f.ToolChoice == "none" {
 		return nil
 	}
-	p := toolcall.New(toolcall.Format{Calls: s.GetFormat().GetCalls(), Reasoning: s.GetFormat().GetReasoning()}, toolcall.Options{Tools: f.tools, Prompt: s.GetPromptEnd()})
+	p := toolcall.New(toolcall.Format{Calls: s.GetFormat().GetCalls(), Reasoning: s.GetFormat().GetReasoning()},
+		toolcall.Options{Tools: f.tools, Prompt: s.GetPromptEnd()})
 	var out []called
 	for _, d := range []toolcall.Delta{p.Push(text), p.Flush(cut)} {
 		for _, c := range d.Calls {

@@ -17,16 +17,16 @@ import (
 )
 
 type grammarCmd struct {
-	GBNF   string  `name:"gbnf" help:"File with a grammar in llama.cpp's notation." xor:"source"`
+	GBNF   string  `name:"gbnf" help:"File with a GBNF grammar, as in llama.cpp." xor:"source"`
 	Schema string  `help:"File with a JSON Schema, draft 2020-12 or draft 7." xor:"source"`
-	Regex  *string `help:"Regular expression; the whole text has to match." xor:"source"`
+	Regex  *string `help:"Regular expression that the whole text must match." xor:"source"`
 	Tags   string  `help:"File with structural tags, as JSON." xor:"source"`
-	Many   bool    `help:"Read JSON lines with grammar, kind (gbnf, schema, regex or tags) and text on standard input, and print a line for each: accept, reject, or refused: and why." xor:"source"`
-	Model  string  `short:"m" help:"GGUF file or Hugging Face folder: the text goes through the model's tokens and their masks."`
+	Many   bool    `help:"Read JSON lines with grammar, kind (gbnf, schema, regex or tags) and text from standard input. Print accept, reject, or refused: and the reason for each." xor:"source"`
+	Model  string  `short:"m" help:"GGUF file or Hugging Face folder with a vocabulary: the text is encoded, and each token is checked with the grammar."`
 }
 
-// Run says whether standard input is a text of the grammar: exit 0 where it is, 1
-// where it is not, 2 where the grammar is malformed or cannot be honoured.
+// Run checks whether the text on standard input matches the grammar. The exit code is 0 if it
+// does, 1 if it does not, and 2 if the grammar is malformed or not supported.
 func (c *grammarCmd) Run(e *verb.Env) error {
 	check := &grammarCheck{}
 	if c.Model != "" {
@@ -55,7 +55,7 @@ func (c *grammarCmd) Run(e *verb.Env) error {
 	return check.text(string(text))
 }
 
-// source is the grammar that the flags name.
+// source returns the grammar that the flags name.
 func (c *grammarCmd) source() (kind, source string, err error) {
 	if c.Regex != nil {
 		return "regex", *c.Regex, nil
@@ -77,7 +77,7 @@ func (c *grammarCmd) source() (kind, source string, err error) {
 	return kind, string(data), nil
 }
 
-// grammarCheck holds texts against a grammar.
+// grammarCheck checks texts with a grammar.
 type grammarCheck struct {
 	vocab    *vocab.Vocab        // or nil
 	tokens   *grammar.Vocabulary // or nil
@@ -87,7 +87,7 @@ type grammarCheck struct {
 	err      error // why compiled is nil
 }
 
-// rejected says that a text is not in the grammar.
+// rejected is the error of a text that does not match the grammar.
 type rejected struct{ cause error }
 
 func (r *rejected) Error() string {
@@ -97,7 +97,7 @@ func (r *rejected) Error() string {
 	return "reject the text: " + r.cause.Error()
 }
 
-// compile makes the grammar ready unless it is the one that is.
+// compile compiles a grammar unless it is the same as the last one.
 func (c *grammarCheck) compile(kind, source string) error {
 	if c.kind == kind && c.source == source && (c.compiled != nil || c.err != nil) {
 		return c.err
@@ -122,7 +122,7 @@ func (c *grammarCheck) compile(kind, source string) error {
 	return c.err
 }
 
-// text returns nil for a text of the grammar and *rejected for another.
+// text returns nil if the text matches the grammar, and *rejected if it does not.
 func (c *grammarCheck) text(text string) error {
 	m := c.compiled.NewMatcher()
 	var err error
@@ -141,7 +141,8 @@ func (c *grammarCheck) text(text string) error {
 	return err
 }
 
-// walk accepts the text's tokens; for tags, control tokens among them.
+// walk encodes the text and passes its tokens to the matcher. For tags the text may contain
+// control tokens.
 func (c *grammarCheck) walk(m *grammar.Matcher, text string) error {
 	ids, err := c.vocab.Encode(text, vocab.Options{Special: c.kind == "tags"})
 	if err != nil {
@@ -155,7 +156,7 @@ func (c *grammarCheck) walk(m *grammar.Matcher, text string) error {
 	return nil
 }
 
-// grammarLine is a line of --many. A schema may be a JSON value or a string of it.
+// grammarLine is a line of --many. A schema may be a JSON value or a string that holds one.
 type grammarLine struct {
 	Grammar json.RawMessage `json:"grammar"`
 	Kind    string          `json:"kind"`
@@ -178,14 +179,14 @@ func (c *grammarCheck) many(e *verb.Env) error {
 			return err
 		}
 		if in.Buffered() == 0 {
-			if err := out.Flush(); err != nil { // who asks line by line waits for it
+			if err := out.Flush(); err != nil { // a caller that sends one line at a time waits for the verdict
 				return err
 			}
 		}
 	}
 }
 
-// verdict is "accept", "reject" or "refused: " and why.
+// verdict returns "accept", "reject", or "refused: " and the reason.
 func (c *grammarCheck) verdict(line string) string {
 	refused := func(err error) string { return "refused: " + strings.ReplaceAll(err.Error(), "\n", " ") }
 	var in grammarLine

@@ -19,12 +19,12 @@ import (
 
 type inspectCmd struct {
 	File   string `arg:"" help:"GGUF file, safetensors file or Hugging Face folder."`
-	Digest bool   `help:"Also the digest, which reads the whole model."`
+	Digest bool   `help:"Also print the digest, for which the whole model is read."`
 	Format string `help:"Output: text or json." enum:"text,json" default:"text"`
 }
 
-// inspection is what --format json prints. A file without a config or a vocabulary
-// lacks those keys; one with some that this build cannot read has the error instead.
+// inspection is what --format json prints. It has no config or vocabulary if the file has none. If
+// this build cannot read one of them, it has the error instead.
 type inspection struct {
 	Path            string          `json:"path"`
 	Format          string          `json:"format"` // "gguf", "safetensors" or "huggingface"
@@ -36,7 +36,7 @@ type inspection struct {
 	ConfigError     string          `json:"config_error,omitempty"`
 	Vocabulary      *inspectVocab   `json:"vocabulary,omitempty"`
 	VocabularyError string          `json:"vocabulary_error,omitempty"`
-	Metadata        map[string]any  `json:"metadata,omitempty"` // long lists as their length
+	Metadata        map[string]any  `json:"metadata,omitempty"` // lists are given by their lengths
 	Tensors         []inspectTensor `json:"tensors"`
 }
 
@@ -52,7 +52,7 @@ type inspectConfig struct {
 	Context      int      `json:"context"`
 	NormEps      float64  `json:"norm_eps"`
 	TiedHead     bool     `json:"tied_head"`
-	Positions    string   `json:"positions"` // "learned", "none", or the rope's type
+	Positions    string   `json:"positions"` // "learned", "none", or the rope type
 	RopeBase     float64  `json:"rope_base,omitempty"`
 	Window       int      `json:"window,omitempty"`
 	Unused       []string `json:"unused,omitempty"` // parts of a multimodal model that are not loaded
@@ -75,7 +75,7 @@ type inspectTensor struct {
 	Bytes int64  `json:"bytes"`
 }
 
-// Run prints what a file says, before any weight is read.
+// Run prints the metadata of a file. Without --digest it reads no weights.
 func (c *inspectCmd) Run(e *verb.Env) error {
 	r, err := inspectPath(c.File)
 	if err != nil {
@@ -92,8 +92,8 @@ func (c *inspectCmd) Run(e *verb.Env) error {
 	return r.print(e.Stdout)
 }
 
-// inspectPath opens a model file or folder by what it holds, so that a model of an
-// architecture that this build does not run can be inspected too.
+// inspectPath reads a model file or folder. It also works for models of architectures that this
+// build does not support.
 func inspectPath(path string) (*inspection, error) {
 	at, err := weights.Locate(path)
 	if err != nil {
@@ -158,7 +158,8 @@ func (r *inspection) readVocab(path string) {
 		return
 	}
 	r.Vocabulary = &inspectVocab{
-		Family: v.Family(), Size: v.Size(), AddBOS: v.AddBOS(), EndOfGeneration: append([]int32{}, v.EOG()...), ChatTemplate: v.ChatTemplate(),
+		Family: v.Family(), Size: v.Size(), AddBOS: v.AddBOS(), EndOfGeneration: append([]int32{}, v.EOG()...),
+		ChatTemplate: v.ChatTemplate(),
 	}
 	if id, ok := v.BOS(); ok {
 		r.Vocabulary.BOS = &id
@@ -176,7 +177,7 @@ func (r *inspection) readMeta(meta weights.Meta) {
 	}
 }
 
-// setMeta keeps a value in a form that JSON can spell.
+// setMeta stores a value in a form that JSON can represent.
 func (r *inspection) setMeta(key string, value any) {
 	if r.Metadata == nil {
 		r.Metadata = map[string]any{}
@@ -198,9 +199,10 @@ func (r *inspection) readTensors(s weights.Source) error {
 	for _, name := range s.Names() {
 		info, ok := s.Info(name)
 		if !ok {
-			return fmt.Errorf("describe tensor %s of %s: it is listed but not there", name, r.Path)
+			return fmt.Errorf("describe tensor %s of %s: it is listed but does not exist", name, r.Path)
 		}
-		r.Tensors = append(r.Tensors, inspectTensor{Name: name, DType: info.DType.String(), Shape: slices.Clone(info.Shape), Bytes: info.Bytes})
+		r.Tensors = append(r.Tensors,
+			inspectTensor{Name: name, DType: info.DType.String(), Shape: slices.Clone(info.Shape), Bytes: info.Bytes})
 		r.Parameters += int64(info.Elements())
 		r.Bytes += info.Bytes
 		r.Types[info.DType.String()]++
@@ -211,8 +213,11 @@ func (r *inspection) readTensors(s weights.Source) error {
 func describeConfig(c model.Spec) *inspectConfig {
 	a, f := &c.Layers[0].Attention, &c.Layers[0].FFN
 	out := &inspectConfig{
-		Architecture: c.Architecture, Layers: len(c.Layers), Width: c.Width, Heads: a.Heads, KVHeads: a.KVHeads, HeadDim: a.HeadDim,
-		FF: f.Width, Vocab: c.Vocab, Context: c.Context, NormEps: c.Norm.Eps, TiedHead: c.Head.Tied, Window: c.Window(), Unused: c.Unused,
+		Architecture: c.Architecture, Layers: len(c.Layers), Width: c.Width, Heads: a.Heads, KVHeads: a.KVHeads,
+		HeadDim: a.HeadDim,
+		FF:      f.Width, Vocab: c.Vocab, Context: c.Context, NormEps: c.Norm.Eps, TiedHead: c.Head.Tied,
+		Window: c.Window(),
+		Unused: c.Unused,
 	}
 	switch rope := c.Rope(); {
 	case c.Embedding.Positions.Param != "":

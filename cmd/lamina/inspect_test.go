@@ -43,7 +43,8 @@ func TestInspect_Forms(t *testing.T) {
 
 func TestInspect_Content(t *testing.T) {
 	hf := verbJSON[inspection](t, "", "inspect", sharedPath(t, "models/tiny/llama"), "--format", "json", "--digest")
-	gguf := verbJSON[inspection](t, "", "inspect", sharedPath(t, "models/tiny/llama/model-bf16.gguf"), "--format", "json")
+	gguf := verbJSON[inspection](t, "", "inspect", sharedPath(t, "models/tiny/llama/model-bf16.gguf"), "--format",
+		"json")
 	if hf.Config == nil || gguf.Config == nil || hf.Config.Layers != gguf.Config.Layers || hf.Config.Vocab != 320 {
 		t.Errorf("configs %+v and %+v", hf.Config, gguf.Config)
 	}

@@ -9,10 +9,10 @@ import (
 	"text/tabwriter"
 )
 
-// metadataWidth is how much of a value the text shows.
+// metadataWidth is the maximum number of characters of a value that the text shows.
 const metadataWidth = 60
 
-// print writes an inspection for people.
+// print writes an inspection as text.
 func (r *inspection) print(out io.Writer) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(w, "PATH\t%s\nFORMAT\t%s\nPARAMETERS\t%d\nBYTES\t%d\n", r.Path, r.Format, r.Parameters, r.Bytes)
@@ -26,15 +26,16 @@ func (r *inspection) print(out io.Writer) error {
 	fmt.Fprintf(w, "TYPES\t%s\n", strings.Join(types, ", "))
 	switch c := r.Config; {
 	case c != nil:
-		fmt.Fprintf(w, "MODEL\t%s: %d layers, width %d, %d heads on %d key/value heads of %d, feed-forward %d, vocabulary %d, context %d\n",
-			c.Architecture, c.Layers, c.Width, c.Heads, c.KVHeads, c.HeadDim, c.FF, c.Vocab, c.Context)
+		fmt.Fprintf(w, "MODEL\t%s: %d layers, width %d, %d heads on %d key/value heads of %d, ",
+			c.Architecture, c.Layers, c.Width, c.Heads, c.KVHeads, c.HeadDim)
+		fmt.Fprintf(w, "feed-forward %d, vocabulary %d, context %d\n", c.FF, c.Vocab, c.Context)
 		fmt.Fprintf(w, "POSITIONS\t%s\n", c.Positions)
 		fmt.Fprintf(w, "TIED HEAD\t%v\n", c.TiedHead)
 		if c.Window > 0 {
 			fmt.Fprintf(w, "WINDOW\t%d\n", c.Window)
 		}
 		if len(c.Unused) > 0 {
-			fmt.Fprintf(w, "NOT USED\t%s: the language model alone is loaded\n", strings.Join(c.Unused, ", "))
+			fmt.Fprintf(w, "NOT USED\t%s: only the language model is loaded\n", strings.Join(c.Unused, ", "))
 		}
 	case r.ConfigError != "":
 		fmt.Fprintf(w, "MODEL\t%s\n", quoted(r.ConfigError))
@@ -66,13 +67,13 @@ func optional(id *int32) string {
 	return fmt.Sprint(*id)
 }
 
-// quoted is a stranger's text without what would steer the terminal.
+// quoted escapes the control characters of untrusted text, so that it cannot control the terminal.
 func quoted(text string) string {
 	q := fmt.Sprintf("%q", text)
 	return q[1 : len(q)-1]
 }
 
-// shortened is the beginning of a stranger's text, on one line.
+// shortened returns the beginning of untrusted text, quoted and on one line.
 func shortened(text string) string {
 	runes := []rune(text)
 	if len(runes) > metadataWidth {

@@ -5,7 +5,7 @@ import (
 	"io"
 )
 
-// lines reads a terminal's input line by line.
+// lines reads input line by line.
 type lines struct{ scan *bufio.Scanner }
 
 func newLines(r io.Reader) *lines {

@@ -17,9 +17,9 @@ type logitsCmd struct {
 	verb.KernelFlags
 	Model     string `short:"m" required:"" help:"GGUF file or Hugging Face folder; no tokenizer is needed."`
 	IDs       string `name:"ids" required:"" help:"Token ids, separated by commas."`
-	Stages    int    `help:"Cut the model into this many stages." default:"1"`
-	Loss      bool   `help:"Also the mean cross entropy of each next id, on decoded weights."`
-	Gradients bool   `help:"Also the L2 norm of the loss's gradient by every tensor, under its Hugging Face name."`
+	Stages    int    `help:"Number of stages into which the model is split." default:"1"`
+	Loss      bool   `help:"Also print the mean cross-entropy loss of the next ids, computed with dequantised weights."`
+	Gradients bool   `help:"Also print the L2 norm of the gradient of the loss for each tensor, by its Hugging Face name."`
 	Format    string `help:"Output: text or json." enum:"text,json" default:"text"`
 }
 
@@ -63,7 +63,7 @@ func (c *logitsCmd) ids() ([]int32, error) {
 		return nil, err
 	}
 	if (c.Loss || c.Gradients) && len(parsed) < 2 {
-		return nil, fault.Field("ids", "a loss needs two ids or more: each but the first is predicted")
+		return nil, fault.Field("ids", "compute the loss: want two ids or more, because the first one is not predicted")
 	}
 	ids := make([]int32, len(parsed))
 	for i, id := range parsed {
@@ -72,7 +72,7 @@ func (c *logitsCmd) ids() ([]int32, error) {
 	return ids, nil
 }
 
-// print shows the best candidates, and the rest of the result whole.
+// print writes the highest logits, the loss and the gradients as text.
 func (r *logitsResult) print(e *verb.Env) error {
 	order := make([]int, len(r.Logits))
 	for i := range order {
@@ -104,7 +104,7 @@ func (r *logitsResult) print(e *verb.Env) error {
 	return w.Flush()
 }
 
-// lastLogits is [V], the logits after the last of ids, as inference computes them.
+// lastLogits returns [V], the logits after the last id, as inference computes them.
 func lastLogits(f *model.Files, stages int, set kernel.Set[float32], ids []int32) ([]float32, error) {
 	c, err := verb.LoadChain(f, stages, 1, len(ids), set, model.LoadOptions{})
 	if err != nil {
@@ -116,10 +116,11 @@ func lastLogits(f *model.Files, stages int, set kernel.Set[float32], ids []int32
 	return slices.Clone(logits), err
 }
 
-// lossAndGradients takes ids forward, and back where wanted, through decoded
-// weights, as training does. Gradients are norms by name, those of tied tensors
-// added under the owner's.
-func lossAndGradients(f *model.Files, stages int, set kernel.Set[float32], ids []int32, backward bool) (float64, map[string]float64, error) {
+// lossAndGradients runs the forward pass, and the backward pass if wanted, with dequantised weights
+// as in training. It returns the loss and the norms of the gradients by tensor name. The gradient
+// of a tied tensor is added to that of its owner.
+func lossAndGradients(f *model.Files, stages int, set kernel.Set[float32], ids []int32, backward bool) (float64,
+	map[string]float64, error) {
 	c, err := verb.LoadChain(f, stages, 1, len(ids), set, model.LoadOptions{Dense: true})
 	if err != nil {
 		return 0, nil, err
@@ -129,7 +130,8 @@ func lossAndGradients(f *model.Files, stages int, set kernel.Set[float32], ids [
 	var traces []*model.Trace[float32]
 	var hidden []float32
 	for _, s := range c.Stages {
-		micro := model.Micro[float32]{B: 1, T: len(ids), Hidden: hidden, Targets: targets, Scale: 1 / count, ForwardOnly: !backward}
+		micro := model.Micro[float32]{B: 1, T: len(ids), Hidden: hidden, Targets: targets, Scale: 1 / count,
+			ForwardOnly: !backward}
 		if s.First() {
 			micro.IDs = ids
 		}
@@ -158,7 +160,7 @@ func lossAndGradients(f *model.Files, stages int, set kernel.Set[float32], ids [
 	return loss, gradientNorms(grads), nil
 }
 
-// gradientNorms is the L2 norm of every tensor's gradient.
+// gradientNorms returns the L2 norm of the gradient of each tensor.
 func gradientNorms(grads []*model.Params[float32]) map[string]float64 {
 	whole := map[string][]float32{}
 	var tied []model.Param[float32]

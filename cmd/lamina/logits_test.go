@@ -34,7 +34,8 @@ func TestLogits_TinyModelsLikeTransformers(t *testing.T) {
 				dir := sharedPath(t, "models/tiny", name)
 				want := readJSON[tinyExpectation](t, filepath.Join(dir, "expected.json"))
 				for _, path := range []string{dir, filepath.Join(dir, "model-bf16.gguf")} {
-					args := []string{"logits", "-m", path, "--ids", joinIDs(want.Cases[0].IDs), "--kernels", kernels, "--format", "json"}
+					args := []string{"logits", "-m", path, "--ids", joinIDs(want.Cases[0].IDs), "--kernels", kernels,
+						"--format", "json"}
 					got := verbJSON[logitsResult](t, "", append(args, "--gradients")...)
 					checkTiny(t, got, want, tolerance[kernels])
 					bare := verbOK(t, "", args...)
@@ -71,7 +72,7 @@ func checkTiny(t *testing.T, got logitsResult, want tinyExpectation, tolerance f
 }
 
 func TestLogits_GradientsOverStagesAreTheSame(t *testing.T) {
-	path := sharedPath(t, "models/tiny/gpt2") // its head is tied: two stages hold halves of one gradient
+	path := sharedPath(t, "models/tiny/gpt2") // its head is tied: two stages each hold a part of one gradient
 	args := []string{"logits", "-m", path, "--ids", "5,6,7,8,9", "--kernels", "ref", "--gradients", "--format", "json"}
 	want := verbOK(t, "", args...)
 	if got := verbOK(t, "", append(args, "--stages", "3")...); got != want {
@@ -81,7 +82,8 @@ func TestLogits_GradientsOverStagesAreTheSame(t *testing.T) {
 
 func TestLogits_LossAloneHasNoGradients(t *testing.T) {
 	path := sharedPath(t, "models/tiny/llama")
-	got := verbJSON[map[string]any](t, "", "logits", "-m", path, "--ids", "5,6,7", "--kernels", "ref", "--loss", "--format", "json")
+	got := verbJSON[map[string]any](t, "", "logits", "-m", path, "--ids", "5,6,7", "--kernels", "ref", "--loss",
+		"--format", "json")
 	if got["loss"] == nil || got["gradients"] != nil || got["logits"] == nil {
 		t.Errorf("keys of %v", got)
 	}

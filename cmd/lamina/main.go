@@ -1,9 +1,8 @@
-// Command lamina is all of Lamina in one static binary: the five services, each
-// alone or together (lamina up), and the verbs of their users.
+// Command lamina is all of Lamina in one static binary: the five services, alone or together
+// (lamina up), and the commands for users.
 //
-// Every flag and every choice of a vendor (Consul, NATS) lives here and in
-// cmd/lamina/app; what follows from them is built by cmd/lamina/app, which the
-// integration tests use as well.
+// This package defines the flags. cmd/lamina/app builds the processes from them and chooses the
+// vendors (Consul, NATS); the integration tests use it as well.
 package main
 
 import (
@@ -23,7 +22,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/obs"
 )
 
-// cli is the table of commands; each has a file of its own.
+// cli is the table of commands.
 type cli struct {
 	LogLevel  string `help:"Log level: debug, info, warn or error." default:"warn" env:"LAMINA_LOG_LEVEL"`
 	LogFormat string `help:"Log format: text or json." enum:"text,json" default:"text" env:"LAMINA_LOG_FORMAT"`
@@ -32,26 +31,26 @@ type cli struct {
 	Generate generateCmd `cmd:"" help:"Continue a prompt."`
 	Chat     chatCmd     `cmd:"" help:"Chat with a model in the terminal."`
 	Train    trainCmd    `cmd:"" help:"Pre-train a model from a manifest."`
-	Status   statusCmd   `cmd:"" help:"Show who is alive, the pipelines and the runs."`
-	Models   modelsCmd   `cmd:"" help:"List the models that can be asked."`
+	Status   statusCmd   `cmd:"" help:"Show the running services, the pipelines and the training runs."`
+	Models   modelsCmd   `cmd:"" help:"List the models that a router serves."`
 
-	Tokenize   tokenizeCmd   `cmd:"" help:"Turn text on standard input into ids, or back."`
+	Tokenize   tokenizeCmd   `cmd:"" help:"Encode the text on standard input as token ids, or decode ids."`
 	Vocab      vocabGroup    `cmd:"" help:"Train vocabularies."`
-	Grammar    grammarCmd    `cmd:"" help:"Say whether standard input is a text of a grammar, a JSON Schema or a regular expression."`
-	Template   templateCmd   `cmd:"" help:"Render messages on standard input by a chat template."`
-	Sample     sampleCmd     `cmd:"" help:"Run a chain of sampling rules over a row of logits."`
-	Logits     logitsCmd     `cmd:"" help:"Print the logits, loss or gradients of a model over ids."`
-	Beams      beamsCmd      `cmd:"" help:"Search the most likely continuations of ids."`
-	Perplexity perplexityCmd `cmd:"" help:"Measure a model's perplexity on a text."`
-	Bench      bench.Group   `cmd:"" help:"Measure a model or another part."`
-	Inspect    inspectCmd    `cmd:"" help:"Show what a model file or folder says."`
+	Grammar    grammarCmd    `cmd:"" help:"Check whether the text on standard input matches a grammar, a JSON Schema or a regular expression."`
+	Template   templateCmd   `cmd:"" help:"Render the messages on standard input with a chat template."`
+	Sample     sampleCmd     `cmd:"" help:"Apply a sampler chain to a row of logits."`
+	Logits     logitsCmd     `cmd:"" help:"Print the logits, loss or gradients of a model for token ids."`
+	Beams      beamsCmd      `cmd:"" help:"Search for the most likely continuations of token ids (beam search)."`
+	Perplexity perplexityCmd `cmd:"" help:"Measure the perplexity of a model on a text."`
+	Bench      bench.Group   `cmd:"" help:"Benchmark a model, training, grammars, tokenizers or samplers."`
+	Inspect    inspectCmd    `cmd:"" help:"Show the metadata and tensors of a model file or folder."`
 
 	Tokenizer tokenizerCmd `cmd:"" group:"Services" help:"Run the tokenizer service."`
-	Shard     shardCmd     `cmd:"" group:"Services" help:"Run a layer shard."`
+	Shard     shardCmd     `cmd:"" group:"Services" help:"Run a shard, which holds layers of a model."`
 	Sampler   samplerCmd   `cmd:"" group:"Services" help:"Run the sampler service."`
-	Router    routerCmd    `cmd:"" group:"Services" help:"Run the router: gRPC API, HTTP face and console."`
+	Router    routerCmd    `cmd:"" group:"Services" help:"Run the router: gRPC API, HTTP API and console."`
 	Trainer   trainerCmd   `cmd:"" group:"Services" help:"Run the trainer service."`
-	Health    healthCmd    `cmd:"" group:"Services" help:"Ask a service for its health; exit 1 unless it serves."`
+	Health    healthCmd    `cmd:"" group:"Services" help:"Query the health of a service; exit with 1 unless it is SERVING."`
 
 	Version versionCmd `cmd:"" help:"Print the version."`
 }
@@ -63,7 +62,7 @@ func main() {
 	os.Exit(code)
 }
 
-// run is main as a function, so that tests call what users call.
+// run is main as a function that tests can call. It returns the exit code.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	var c cli
 	exit := -1

@@ -13,16 +13,16 @@ import (
 	"github.com/lamina-mesh/lamina/services/tokenizer"
 )
 
-// perplexityBatch is how many ids of a window are computed at once.
+// perplexityBatch is the number of ids of a window that are computed in one batch.
 const perplexityBatch = 512
 
 type perplexityCmd struct {
 	verb.KernelFlags
 	Model  string `short:"m" required:"" help:"GGUF file or Hugging Face folder."`
-	File   string `short:"f" required:"" help:"Plain text; - is standard input."`
-	Ctx    int    `help:"Ids in a window." default:"512"`
-	Stages int    `help:"Cut the model into this many stages." default:"1"`
-	Chunks int    `help:"Most windows to score; 0 scores all."`
+	File   string `short:"f" required:"" help:"File with plain text; - means standard input."`
+	Ctx    int    `help:"Number of ids in a window." default:"512"`
+	Stages int    `help:"Number of stages into which the model is split." default:"1"`
+	Chunks int    `help:"Maximum number of windows to score; 0 means all."`
 	Format string `help:"Output: text or json." enum:"text,json" default:"text"`
 }
 
@@ -31,17 +31,17 @@ type perplexityResult struct {
 	Perplexity float64 `json:"perplexity"`
 	Chunks     int     `json:"chunks"` // windows scored
 	Tokens     int     `json:"tokens"` // of the whole text
-	Scored     int     `json:"scored"` // tokens whose likelihood counts
+	Scored     int     `json:"scored"` // tokens whose log-likelihoods were added up
 	Seconds    float64 `json:"seconds"`
 }
 
-// Run measures as llama.cpp does, so that figures can be compared: the text's ids
-// fall into windows of ctx, a window's first id is replaced by the begin token where
-// the vocabulary adds one, and each id of its second half is scored after those
-// before it. What is left over at the end counts for nothing.
+// Run measures the perplexity in the same way as llama.cpp, so that figures can be compared. It
+// splits the ids of the text into windows of Ctx ids and drops the rest. In each window it replaces
+// the first id by the begin-of-text id if the vocabulary adds one, and scores each id of the second
+// half given all ids before it.
 func (c *perplexityCmd) Run(e *verb.Env) error {
 	if c.Ctx < 4 || c.Chunks < 0 {
-		return fault.Field("ctx", "windows of %d ids, at most %d of them: want 4 ids or more", c.Ctx, c.Chunks)
+		return fault.Field("ctx", "%d windows of %d ids: want windows of 4 ids or more", c.Chunks, c.Ctx)
 	}
 	text, err := readInput(e, c.File)
 	if err != nil {
@@ -62,7 +62,8 @@ func (c *perplexityCmd) Run(e *verb.Env) error {
 	began := time.Now()
 	err = verb.WithModel(c.Model, c.KernelFlags, func(f *model.Files, set kernel.Set[float32]) error {
 		if c.Ctx > f.Spec.Context {
-			return fault.Field("ctx", "windows of %d ids: the context of %s is %d", c.Ctx, f.Path, f.Spec.Context)
+			return fault.Field("ctx", "windows of %d ids: the context length of %s is %d", c.Ctx, f.Path,
+				f.Spec.Context)
 		}
 		if err := checkVocab(v, f); err != nil {
 			return err
@@ -76,12 +77,14 @@ func (c *perplexityCmd) Run(e *verb.Env) error {
 	if c.Format == "json" {
 		return verb.PrintJSON(e, r)
 	}
-	_, err = fmt.Fprintf(e.Stdout, "perplexity %.4f over %d windows of %d (%d of %d ids scored)\n", r.Perplexity, r.Chunks, c.Ctx, r.Scored, r.Tokens)
+	_, err = fmt.Fprintf(e.Stdout, "perplexity %.4f over %d windows of %d (%d of %d ids scored)\n", r.Perplexity,
+		r.Chunks, c.Ctx, r.Scored, r.Tokens)
 	return err
 }
 
-// measure scores every window.
-func (c *perplexityCmd) measure(e *verb.Env, f *model.Files, set kernel.Set[float32], v *vocab.Vocab, ids []int32, r *perplexityResult) error {
+// measure scores all windows.
+func (c *perplexityCmd) measure(e *verb.Env, f *model.Files, set kernel.Set[float32], v *vocab.Vocab, ids []int32,
+	r *perplexityResult) error {
 	chain, err := verb.LoadChain(f, c.Stages, 1, c.Ctx, set, model.LoadOptions{})
 	if err != nil {
 		return err
@@ -115,9 +118,8 @@ func (c *perplexityCmd) measure(e *verb.Env, f *model.Files, set kernel.Set[floa
 	return nil
 }
 
-// score sums the negative log-likelihoods of a window's ids after position first.
-// Batch is how many of them are computed at once: a window is one batch unless its
-// logits would fill memory.
+// score returns the sum of the negative log-likelihoods of the ids of a window after position
+// first. batch is the number of ids that are computed at once; it bounds the memory for logits.
 func score(c *verb.Chain, set kernel.Set[float32], window []int32, first, batch int) (float64, error) {
 	s := c.NewSequence()
 	defer s.Free()
@@ -142,10 +144,11 @@ func score(c *verb.Chain, set kernel.Set[float32], window []int32, first, batch 
 	return sum, nil
 }
 
-// checkVocab reports a vocabulary with ids that the model has no logits for.
+// checkVocab returns an error if the vocabulary has ids for which the model has no logits.
 func checkVocab(v *vocab.Vocab, f *model.Files) error {
 	if v.Size() > f.Spec.Vocab {
-		return fault.New(fault.DataLoss, "match %s to its vocabulary: the model has %d ids, the vocabulary %d", f.Path, f.Spec.Vocab, v.Size())
+		return fault.New(fault.DataLoss, "match %s to its vocabulary: the model has %d ids, the vocabulary %d", f.Path,
+			f.Spec.Vocab, v.Size())
 	}
 	return nil
 }

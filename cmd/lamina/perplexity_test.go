@@ -16,21 +16,23 @@ func TestPerplexity_Stories(t *testing.T) {
 	for file, want := range map[string]float64{"f32": 6.8457, "F16": 6.8457, "Q8_0": 6.8618, "Q4_0": 7.2004} {
 		for _, kernels := range kernelSets() {
 			path := sharedPath(t, "models/stories260K/stories260K-"+file+".gguf")
-			got := verbJSON[perplexityResult](t, "", "perplexity", "-m", path, "-f", text, "--ctx", "128", "--kernels", kernels, "--format", "json")
-			if !(math.Abs(got.Perplexity-want) <= 0.01*want) || got.Chunks != got.Tokens/128 || got.Scored != got.Chunks*63 {
+			got := verbJSON[perplexityResult](t, "", "perplexity", "-m", path, "-f", text, "--ctx", "128", "--kernels",
+				kernels, "--format", "json")
+			if !(math.Abs(got.Perplexity-want) <= 0.01*want) || got.Chunks != got.Tokens/128 ||
+				got.Scored != got.Chunks*63 {
 				t.Errorf("%s with %s: %+v, want %g", file, kernels, got, want)
 			}
 		}
 	}
 }
 
-// The figure that float32 arithmetic gives over the whole text is 14.856, and
-// llama.cpp's 14.884.
+// Over the whole text, float32 arithmetic gives 14.856 and llama.cpp gives 14.884.
 func TestPerplexity_ChatModel(t *testing.T) {
 	if os.Getenv("LAMINA_SLOW") == "" {
-		t.Skip("half a minute of two cores: set LAMINA_SLOW")
+		t.Skip("it takes half a minute on two cores: set LAMINA_SLOW")
 	}
-	path, text := sharedPath(t, "models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf"), sharedPath(t, "data/wikitext2-valid-64k.txt")
+	path, text := sharedPath(t, "models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf"),
+		sharedPath(t, "data/wikitext2-valid-64k.txt")
 	got := verbJSON[perplexityResult](t, "", "perplexity", "-m", path, "-f", text, "--ctx", "512", "--format", "json")
 	if !(got.Perplexity >= 14.78 && got.Perplexity <= 14.96) || got.Chunks != 32 || got.Tokens != 16873 {
 		t.Errorf("%+v", got)
@@ -88,8 +90,10 @@ func TestPerplexity_WindowsInSeveralBatches(t *testing.T) {
 func TestPerplexity_BadInput(t *testing.T) {
 	path, text := sharedPath(t, "models/stories260K/stories260K-f32.gguf"), sharedPath(t, "data/tinystories_sample.txt")
 	verbFails(t, 2, "ctx", "", "perplexity", "-m", path, "-f", text, "--ctx", "1", "--kernels", "ref")
-	verbFails(t, 2, "the context of", "", "perplexity", "-m", path, "-f", text, "--ctx", "1800", "--kernels", "ref")
-	verbFails(t, 2, "fewer than a window", "once", "perplexity", "-m", path, "-f", "-", "--ctx", "128", "--kernels", "ref")
+	verbFails(t, 2, "the context length of", "", "perplexity", "-m", path, "-f", text, "--ctx", "1800", "--kernels",
+		"ref")
+	verbFails(t, 2, "fewer than a window", "once", "perplexity", "-m", path, "-f", "-", "--ctx", "128", "--kernels",
+		"ref")
 	verbFails(t, 1, "nowhere", "", "perplexity", "-m", path, "-f", "nowhere", "--kernels", "ref")
 	dir := sharedPath(t, "models/stories260K") // weights without a tokenizer
 	verbFails(t, 1, "vocabulary", "", "perplexity", "-m", dir, "-f", text, "--kernels", "ref")

@@ -13,7 +13,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 )
 
-// follow starts a run and shows it until it ends.
+// follow starts a training run and shows its progress until it ends.
 func (c *trainCmd) follow(e *verb.Env, client trainerv1.TrainerServiceClient, manifest []byte) error {
 	resp, err := client.StartRun(e.Ctx, &trainerv1.StartRunRequest{
 		ManifestJson: manifest, Stages: uint32(c.Stages), Replicas: uint32(c.Replicas), Resume: c.Resume, Out: c.Out,
@@ -48,7 +48,8 @@ func (c *trainCmd) follow(e *verb.Env, client trainerv1.TrainerServiceClient, ma
 	}
 	fmt.Fprintln(e.Stdout)
 	if last.GetState() == trainerv1.RunState_RUN_STATE_DONE {
-		fmt.Fprintf(e.Stdout, "model    %s\nweights  sha256:%s\nserve it with: lamina up --model %s\n", last.GetModelPath(), last.GetWeightsDigest(), last.GetModelPath())
+		fmt.Fprintf(e.Stdout, "model    %s\nweights  sha256:%s\nserve it with: lamina up --model %s\n",
+			last.GetModelPath(), last.GetWeightsDigest(), last.GetModelPath())
 	}
 	return runError(last)
 }
@@ -60,7 +61,7 @@ func runError(r *trainerv1.Run) error {
 	return nil
 }
 
-// progress is a run as one line: a bar, losses, speed and the time still to go.
+// progress returns one line about a run: a progress bar, losses, speed and the remaining time.
 func progress(r *trainerv1.Run, from uint64, took time.Duration) string {
 	const width = 28
 	filled := 0

@@ -9,16 +9,16 @@ import (
 )
 
 type sampleCmd struct {
-	Rules string `required:"" help:"File with {\"logits\" or \"probs\": [...], \"history\": [ids], \"chain\": [{rule: value}, ...]}, JSON; - is standard input."`
+	Rules string `required:"" help:"File with {\"logits\" or \"probs\": [...], \"history\": [ids], \"chain\": [{rule: value}, ...]}, as JSON; - means standard input."`
 }
 
-// sampleResult is what a chain leaves, best first.
+// sampleResult holds the tokens that the chain keeps, most likely first.
 type sampleResult struct {
 	IDs           []int32   `json:"ids"`
 	Probabilities []float64 `json:"probabilities"`
 }
 
-// Run prints what a chain of rules leaves of a row.
+// Run applies a sampler chain to a row of logits and prints the tokens that it keeps.
 func (c *sampleCmd) Run(e *verb.Env) error {
 	text, err := readInput(e, c.Rules)
 	if err != nil {

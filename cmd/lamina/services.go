@@ -11,16 +11,16 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 )
 
-// serviceFlags are what every service has.
+// serviceFlags are the flags of every service.
 type serviceFlags struct {
-	Advertise      string `help:"Address that others reach this service at; that of --listen when absent."`
-	Metrics        string `help:"Address of /metrics, /healthz and /readyz over HTTP; none when absent."`
-	Consul         string `help:"Consul's address." default:"127.0.0.1:8500" env:"LAMINA_CONSUL_ADDR"`
-	ConsulToken    string `help:"Consul's token." env:"LAMINA_CONSUL_TOKEN"`
-	TLSCert        string `name:"tls-cert" help:"Certificate (PEM) of this service."`
-	TLSKey         string `name:"tls-key" help:"Key (PEM) of the certificate."`
-	TLSCA          string `name:"tls-ca" help:"Authority (PEM) of all services' certificates."`
-	InsecureListen bool   `help:"Let addresses be reachable from other machines without TLS."`
+	Advertise      string `help:"Address at which other services reach this one. Default: the address of --listen."`
+	Metrics        string `help:"HTTP address that serves /metrics, /healthz and /readyz. Default: none."`
+	Consul         string `help:"Address of the Consul agent." default:"127.0.0.1:8500" env:"LAMINA_CONSUL_ADDR"`
+	ConsulToken    string `help:"Token for Consul." env:"LAMINA_CONSUL_TOKEN"`
+	TLSCert        string `name:"tls-cert" help:"Certificate of this service (PEM file)."`
+	TLSKey         string `name:"tls-key" help:"Private key of the certificate (PEM file)."`
+	TLSCA          string `name:"tls-ca" help:"Certificate authority of all services (PEM file)."`
+	InsecureListen bool   `help:"Allow listening on addresses that other machines can reach, without TLS."`
 }
 
 func (f *serviceFlags) config(e *verb.Env, listen string) app.ServiceConfig {
@@ -36,14 +36,15 @@ type tokenizerCmd struct {
 	Listen    string `help:"gRPC address." default:"127.0.0.1:7071"`
 	Model     string `short:"m" required:"" help:"GGUF file (any part of a split one), or folder with a GGUF or Hugging Face model."`
 	Name      string `help:"The model's name; that of its file or folder when absent."`
-	Library   string `help:"Folder of further models, whose vocabularies are loaded when they are asked for."`
-	MaxModels int    `help:"Vocabularies to hold at once." default:"64"`
-	Texts     string `help:"Folder of texts that vocabularies may be trained on; none when absent."`
+	Library   string `help:"Folder of more models, whose vocabularies are loaded on demand."`
+	MaxModels int    `help:"Maximum number of vocabularies to keep loaded." default:"64"`
+	Texts     string `help:"Folder of texts on which vocabularies may be trained. Default: none."`
 }
 
 // Run serves until interrupted.
 func (c *tokenizerCmd) Run(e *verb.Env) error {
-	return app.Tokenizer(e.Ctx, c.config(e, c.Listen), app.TokenizerConfig{Model: c.Model, Name: c.Name, Library: c.Library, Texts: c.Texts, Models: c.MaxModels})
+	return app.Tokenizer(e.Ctx, c.config(e, c.Listen),
+		app.TokenizerConfig{Model: c.Model, Name: c.Name, Library: c.Library, Texts: c.Texts, Models: c.MaxModels})
 }
 
 type samplerCmd struct {
@@ -58,13 +59,13 @@ type shardCmd struct {
 	serviceFlags
 	verb.KernelFlags
 	Listen      string `help:"gRPC address." default:"127.0.0.1:7073"`
-	Model       string `short:"m" help:"GGUF file (any part of a split one), or folder with a GGUF or Hugging Face model; none holds no layers."`
+	Model       string `short:"m" help:"GGUF file (any part of a split one), or folder with a GGUF or Hugging Face model. Default: none, so that the shard holds no layers."`
 	Name        string `help:"The model's name; that of its file or folder when absent."`
-	Layers      string `help:"Layers to hold: LO:HI (HI not included), or I/N for part I (from 0) of N, or none; all when absent."`
-	KVPositions int    `name:"kv-positions" help:"Positions in the KV cache." default:"16384"`
-	Train       bool   `help:"Accept training; needs NATS."`
-	NATS        string `name:"nats" help:"NATS with JetStream, for gradient events." default:"nats://127.0.0.1:4222" env:"LAMINA_NATS"`
-	NATSToken   string `name:"nats-token" help:"NATS's token." env:"LAMINA_NATS_TOKEN"`
+	Layers      string `help:"Layers to hold: LO:HI (HI excluded), I/N for part I (from 0) of N, or none. Default: all."`
+	KVPositions int    `name:"kv-positions" help:"Number of positions in the KV cache." default:"16384"`
+	Train       bool   `help:"Take part in training runs. This needs NATS."`
+	NATS        string `name:"nats" help:"Address of a NATS server with JetStream, for gradient events." default:"nats://127.0.0.1:4222" env:"LAMINA_NATS"`
+	NATSToken   string `name:"nats-token" help:"Token for NATS." env:"LAMINA_NATS_TOKEN"`
 }
 
 // Run serves until interrupted.
@@ -83,18 +84,18 @@ func (c *shardCmd) Run(e *verb.Env) error {
 type routerCmd struct {
 	serviceFlags
 	Listen string `help:"gRPC address." default:"127.0.0.1:7070"`
-	HTTP   string `name:"http" help:"Address of the HTTP face and the console; empty for none." default:"127.0.0.1:8080"`
+	HTTP   string `name:"http" help:"Address of the HTTP API and the console; empty for none." default:"127.0.0.1:8080"`
 	speculateFlags
-	hiddenFlags
-	Draft string `help:"Name or digest of a smaller model on the mesh that proposes draft tokens; it needs the same vocabulary, and a name of its own."`
+	hiddenStateFlags
+	Draft string `help:"Draft model for speculative decoding: name or digest of a smaller model on the mesh. It must have the same vocabulary and a different name."`
 }
 
-// hiddenFlags say how hidden states travel between stages.
-type hiddenFlags struct {
-	HiddenType string `help:"How hidden states travel between stages: f32 is exact, bf16 takes half the bytes and rounds them." enum:"f32,bf16" default:"f32"`
+// hiddenStateFlags say how hidden states are sent between stages.
+type hiddenStateFlags struct {
+	HiddenType string `help:"Element type of hidden states that are sent between stages: f32 is exact, bf16 halves the bytes and rounds." enum:"f32,bf16" default:"f32"`
 }
 
-func (f hiddenFlags) hiddenType() tensorv1.ElementType {
+func (f hiddenStateFlags) hiddenType() tensorv1.ElementType {
 	if f.HiddenType == "bf16" {
 		return tensorv1.ElementType_ELEMENT_TYPE_BF16
 	}
@@ -103,18 +104,18 @@ func (f hiddenFlags) hiddenType() tensorv1.ElementType {
 
 // speculateFlags are the settings of speculative decoding.
 type speculateFlags struct {
-	Speculate  int     `help:"Most draft tokens after each token, proposed by n-grams of the text so far, else by --draft; their rows are computed with the token's. The text is the same." default:"0"`
-	DraftLeast float64 `help:"A draft token of --draft with a lower probability is the last of its round." default:"0.4"`
+	Speculate  int     `help:"Speculative decoding: maximum number of draft tokens for each step. An n-gram lookup in the token log proposes them, or else the model of --draft. The generated text does not change." default:"0"`
+	DraftLeast float64 `help:"The draft model stops proposing after a token with a lower probability than this." default:"0.4"`
 }
 
 func (f speculateFlags) speculation(draft string) (app.Speculation, error) {
 	if f.Speculate < 0 || f.Speculate > 16 {
-		return app.Speculation{}, fault.Field("speculate", "%d is not within 0..16", f.Speculate)
+		return app.Speculation{}, fault.Field("speculate", "want 0 to 16, got %d", f.Speculate)
 	}
 	if !(f.DraftLeast >= 0 && f.DraftLeast < 1) {
-		return app.Speculation{}, fault.Field("draft-least", "%v is not within 0..1", f.DraftLeast)
+		return app.Speculation{}, fault.Field("draft-least", "want at least 0 and less than 1, got %v", f.DraftLeast)
 	}
-	return app.Speculation{IDs: f.Speculate, Draft: draft, Least: f.DraftLeast}, nil
+	return app.Speculation{IDs: f.Speculate, Draft: draft, MinProbability: f.DraftLeast}, nil
 }
 
 // Run serves until interrupted.
@@ -124,14 +125,15 @@ func (c *routerCmd) Run(e *verb.Env) error {
 		return err
 	}
 	return app.Router(e.Ctx, c.config(e, c.Listen), app.RouterConfig{
-		HTTP: c.HTTP, Speculation: speculation, HiddenType: c.hiddenType(), Bound: func(addr string) { fmt.Fprintf(e.Stdout, "http %s\n", addr) },
+		HTTP: c.HTTP, Speculation: speculation, HiddenType: c.hiddenType(),
+		Bound: func(addr string) { fmt.Fprintf(e.Stdout, "http %s\n", addr) },
 	})
 }
 
 type trainerCmd struct {
 	serviceFlags
 	Listen string `help:"gRPC address." default:"127.0.0.1:7074"`
-	Dir    string `help:"Folder of runs." default:"runs"`
+	Dir    string `help:"Folder of training runs." default:"runs"`
 }
 
 // Run serves until interrupted.

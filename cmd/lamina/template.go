@@ -13,15 +13,15 @@ import (
 )
 
 type templateCmd struct {
-	Model            string `short:"m" help:"GGUF file or Hugging Face folder whose chat template renders the messages on standard input." xor:"template"`
-	Name             string `help:"Which of the model's templates, for -m; by itself tool_use where there are tools, else default."`
-	Tools            string `help:"File with OpenAI's tool definitions, a JSON list, for -m."`
-	GenerationPrompt bool   `help:"Open the assistant's turn at the end, for -m, unless the input says." default:"true" negatable:""`
+	Model            string `short:"m" help:"GGUF file or Hugging Face folder with a chat template, which renders the messages on standard input." xor:"template"`
+	Name             string `help:"With -m: name of the chat template. Default: tool_use if there are tools, otherwise default."`
+	Tools            string `help:"With -m: file with tool definitions in OpenAI's format, a JSON list."`
+	GenerationPrompt bool   `help:"With -m: end with the start of the assistant's turn. The input may override this." default:"true" negatable:""`
 	Template         string `help:"File with a template to render from --context." xor:"template"`
-	Context          string `help:"File with the variables of --template, a JSON object; standard input when absent."`
+	Context          string `help:"File with the variables for --template, a JSON object. Default: standard input."`
 }
 
-// Run prints what a template makes of messages or of a context.
+// Run prints messages or variables as a template renders them.
 func (c *templateCmd) Run(e *verb.Env) error {
 	var out template.Result
 	var err error
@@ -40,10 +40,11 @@ func (c *templateCmd) Run(e *verb.Env) error {
 	return err
 }
 
-// chat renders messages by the model's own template.
+// chat renders messages with the chat template of the model.
 func (c *templateCmd) chat(e *verb.Env) (template.Result, error) {
 	if c.Context != "" {
-		return template.Result{}, fault.Field("context", "it goes with --template; a model's template takes messages on standard input")
+		return template.Result{},
+			fault.Field("context", "use --context with --template: a chat template takes messages on standard input")
 	}
 	files, err := tokenizer.LoadChat(c.Model)
 	if err != nil {
@@ -74,15 +75,16 @@ func (c *templateCmd) chat(e *verb.Env) (template.Result, error) {
 	return t.Chat(e.Ctx, in, template.Options{Now: time.Now})
 }
 
-// input reads a list of messages, or an object that holds them beside tools, the
-// generation prompt and further variables.
+// input parses a list of messages, or an object with the messages, tools, add_generation_prompt
+// and more variables.
 func (c *templateCmd) input(text []byte) (template.ChatInput, error) {
 	in := template.ChatInput{AddGenerationPrompt: c.GenerationPrompt}
 	var messages []json.RawMessage
 	if json.Unmarshal(text, &messages) != nil {
 		var fields map[string]json.RawMessage
 		if json.Unmarshal(text, &fields) != nil || json.Unmarshal(fields["messages"], &messages) != nil {
-			return in, fault.New(fault.Invalid, "parse standard input: want a JSON list of messages, or an object with messages")
+			return in, fault.New(fault.Invalid,
+				"parse standard input: want a JSON list of messages, or an object with messages")
 		}
 		if raw, ok := fields["add_generation_prompt"]; ok {
 			if err := json.Unmarshal(raw, &in.AddGenerationPrompt); err != nil {
@@ -106,7 +108,7 @@ func (c *templateCmd) input(text []byte) (template.ChatInput, error) {
 	return in, nil
 }
 
-// render renders a template file from a file of variables.
+// render renders a template file with a file of variables.
 func (c *templateCmd) render(e *verb.Env) (template.Result, error) {
 	source, err := os.ReadFile(c.Template)
 	if err != nil {

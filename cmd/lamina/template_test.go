@@ -19,9 +19,10 @@ func TestTemplate_Vectors(t *testing.T) {
 	dir := t.TempDir()
 	for _, c := range cases {
 		if c.Name == "test_array_methods/array.pop() with index" {
-			continue // the recorded context lacks what pop took out of it
+			continue // the recorded context lacks the item that pop has removed
 		}
-		got := verbOK(t, "", "template", "--template", writeFile(t, dir, "template", c.Template), "--context", writeFile(t, dir, "context", string(c.Context)))
+		got := verbOK(t, "", "template", "--template", writeFile(t, dir, "template", c.Template), "--context",
+			writeFile(t, dir, "context", string(c.Context)))
 		if got != c.Expected {
 			t.Errorf("%s: %q, want %q", c.Name, got, c.Expected)
 		}
@@ -72,9 +73,14 @@ func writeFile(t testing.TB, dir, name, text string) string {
 
 func TestTemplate_FolderWithoutVocabulary(t *testing.T) {
 	dir := t.TempDir()
-	writeFile(t, dir, "tokenizer_config.json", `{"bos_token":{"content":"<s>"},"eos_token":"</s>","unk_token":null,"pad_token":"<pad>","chat_template":[
+	writeFile(
+		t,
+		dir,
+		"tokenizer_config.json",
+		`{"bos_token":{"content":"<s>"},"eos_token":"</s>","unk_token":null,"pad_token":"<pad>","chat_template":[
 		{"name":"default","template":"{{ bos_token }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}{{ pad_token }}{{ unk_token is defined }}{{ documents }}{{ x }}{{ add_generation_prompt }}"},
-		{"name":"tool_use","template":"{{ tools|length }}"},{"name":"rag","template":"{{ documents[0].text }}"}]}`)
+		{"name":"tool_use","template":"{{ tools|length }}"},{"name":"rag","template":"{{ documents[0].text }}"}]}`,
+	)
 	for input, want := range map[string]string{
 		`[{"role":"user","content":"a"}]`: "<s>a</s><pad>FalseNoneTrue",
 		`{"messages":[{"role":"user","content":"a"}],"tools":null,"add_generation_prompt":false,"x":[1.50]}`: "<s>a</s><pad>FalseNone[1.5]False",
@@ -85,7 +91,8 @@ func TestTemplate_FolderWithoutVocabulary(t *testing.T) {
 			t.Errorf("%s: %q, want %q", input, got, want)
 		}
 	}
-	if got := verbOK(t, `{"messages":[],"documents":[{"text":"doc"}]}`, "template", "-m", dir, "--name", "rag"); got != "doc" {
+	if got := verbOK(t, `{"messages":[],"documents":[{"text":"doc"}]}`, "template", "-m", dir, "--name",
+		"rag"); got != "doc" {
 		t.Errorf("rag: %q", got)
 	}
 	verbFails(t, 1, `"none": the model has default, rag, tool_use`, `[]`, "template", "-m", dir, "--name", "none")

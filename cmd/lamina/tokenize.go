@@ -12,16 +12,16 @@ import (
 )
 
 type tokenizeCmd struct {
-	Model     string `short:"m" required:"" help:"GGUF file (a vocabulary alone will do), model folder, tokenizer.json, SentencePiece .model or tiktoken rank file."`
-	NoSpecial bool   `help:"Leave special tokens alone: control-looking text stays text and no begin or end token is added; with --decode, control tokens leave no text."`
-	NoBOS     bool   `name:"no-bos" help:"Add no begin or end token."`
-	Decode    bool   `help:"Turn a JSON list of ids on standard input back into text."`
-	InputList string `help:"File with many texts instead of standard input; one JSON list of ids a line comes out. They are plain text: see --special."`
-	Separator string `help:"The line between the texts of --input-list." default:"__ggml_vocab_test__"`
-	Special   bool   `help:"With --input-list: special tokens in the texts are tokens, and begin and end tokens are added."`
+	Model     string `short:"m" required:"" help:"GGUF file (it may have a vocabulary only), model folder, tokenizer.json, SentencePiece .model file or tiktoken rank file."`
+	NoSpecial bool   `help:"Do not recognise control tokens in the text, and add no begin-of-text or end-of-text id. With --decode: omit control tokens."`
+	NoBOS     bool   `name:"no-bos" help:"Add no begin-of-text or end-of-text id."`
+	Decode    bool   `help:"Decode a JSON list of ids on standard input."`
+	InputList string `help:"File with many texts to encode instead of standard input. The output is a JSON list of ids for each text, one on each line. The texts are plain text unless --special is given."`
+	Separator string `help:"Line that separates the texts of --input-list." default:"__ggml_vocab_test__"`
+	Special   bool   `help:"With --input-list: recognise control tokens in the texts, and add begin-of-text and end-of-text ids."`
 }
 
-// Run turns standard input into ids, or ids into text.
+// Run encodes or decodes standard input.
 func (c *tokenizeCmd) Run(e *verb.Env) error {
 	v, err := tokenizer.LoadVocab(c.Model)
 	if err != nil {
@@ -50,10 +50,10 @@ func (c *tokenizeCmd) Run(e *verb.Env) error {
 // list encodes the texts of a file.
 func (c *tokenizeCmd) list(e *verb.Env, v *vocab.Vocab) error {
 	if c.Decode {
-		return fault.Field("input-list", "holds texts, which --decode does not take")
+		return fault.Field("input-list", "use --input-list without --decode: it holds texts, not ids")
 	}
 	if c.Separator == "" || strings.Contains(c.Separator, "\n") {
-		return fault.Field("separator", "%q is no line", c.Separator)
+		return fault.Field("separator", "want one line of text, got %q", c.Separator)
 	}
 	input, err := readInput(e, c.InputList)
 	if err != nil {
@@ -76,7 +76,7 @@ func (c *tokenizeCmd) list(e *verb.Env, v *vocab.Vocab) error {
 	return nil
 }
 
-// texts are what stands between lines of a separator, which may also stand at the end.
+// texts splits the input at the lines that are equal to separator. The last line may also be one.
 func texts(input, separator string) []string {
 	if input == "" {
 		return nil
@@ -94,7 +94,7 @@ func texts(input, separator string) []string {
 	return append(out, strings.Split(input, "\n"+separator+"\n")...)
 }
 
-// decode is the reverse: the begin token that encoding adds leaves no text.
+// decode decodes a JSON list of ids. It omits a begin-of-text id that encoding would add.
 func (c *tokenizeCmd) decode(e *verb.Env, v *vocab.Vocab, input []byte) error {
 	var ids []int32
 	if err := json.Unmarshal(input, &ids); err != nil {

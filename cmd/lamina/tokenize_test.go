@@ -85,7 +85,8 @@ func TestTokenize_InputList(t *testing.T) {
 			t.Fatal(err)
 		}
 		want := strings.Split(strings.TrimRight(string(output), "\n"), "\n")
-		got := strings.Split(strings.TrimRight(verbOK(t, "", "tokenize", "-m", path, "--input-list", path+".inp"), "\n"), "\n")
+		got := strings.Split(strings.TrimRight(verbOK(t, "", "tokenize", "-m", path, "--input-list", path+".inp"),
+			"\n"), "\n")
 		if len(got) != len(want) {
 			t.Fatalf("%s: %d lists, want %d", name, len(got), len(want))
 		}

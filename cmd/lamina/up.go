@@ -14,14 +14,14 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 )
 
-// meshKernels makes the chosen kernel set and the function that ends it.
+// meshKernels returns the kernel set that the flags choose, and a function that closes it.
 func meshKernels(f *verb.KernelFlags) (app.Kernels, func(), error) {
 	set, end, err := f.KernelSet()
 	return app.Kernels{Set: set, Threads: f.Threads}, end, err
 }
 
-// bundledModel is the model that comes with Lamina: beside the working folder, or
-// beside the binary's folder.
+// bundledModel returns the path of the model that comes with Lamina. It is relative to the working
+// folder, or else to the folder above that of the binary.
 func bundledModel() string {
 	const name = "models/lamina-tolstoy"
 	if _, err := os.Stat(name); err == nil {
@@ -38,18 +38,18 @@ func bundledModel() string {
 
 type upCmd struct {
 	verb.KernelFlags
-	Model          string `short:"m" help:"GGUF file (any part of a split one), or folder with a GGUF or Hugging Face model; the bundled model when absent."`
-	Name           string `help:"The model's name; that of its file or folder when absent."`
-	Stages         int    `help:"Stages of each pipeline." default:"2"`
-	Replicas       int    `help:"Pipelines." default:"1"`
+	Model          string `short:"m" help:"GGUF file (any part of a split one), or folder with a GGUF or Hugging Face model. Default: the bundled model."`
+	Name           string `help:"Name of the model. Default: the name of its file or folder."`
+	Stages         int    `help:"Number of stages of each pipeline." default:"2"`
+	Replicas       int    `help:"Number of pipelines." default:"1"`
 	GRPC           string `name:"grpc" help:"Address of the gRPC API." default:"127.0.0.1:7070"`
-	HTTP           string `name:"http" help:"Address of the HTTP face and the console." default:"127.0.0.1:8080"`
-	KVPositions    int    `name:"kv-positions" help:"Positions in each shard's KV cache." default:"16384"`
+	HTTP           string `name:"http" help:"Address of the HTTP API and the console." default:"127.0.0.1:8080"`
+	KVPositions    int    `name:"kv-positions" help:"Number of positions in the KV cache of each shard." default:"16384"`
 	Runs           string `help:"Folder of training runs." default:"runs"`
-	InsecureListen bool   `help:"Let addresses be reachable from other machines without TLS."`
+	InsecureListen bool   `help:"Allow listening on addresses that other machines can reach, without TLS."`
 	speculateFlags
-	hiddenFlags
-	Draft string `help:"Smaller model of the same vocabulary, file or folder, that proposes draft tokens (5 without --speculate)."`
+	hiddenStateFlags
+	Draft string `help:"Draft model for speculative decoding: file or folder of a smaller model with the same vocabulary. It proposes 5 draft tokens unless --speculate is given."`
 }
 
 // Run serves until interrupted.
@@ -67,7 +67,8 @@ func (c *upCmd) Run(e *verb.Env) error {
 	}
 	defer end()
 	mesh, err := app.Start(e.Ctx, app.MeshConfig{
-		Log: e.Log, Kernels: kernels, Model: c.Model, Name: c.Name, Stages: c.Stages, Replicas: c.Replicas, KVPositions: c.KVPositions, Speculation: speculation, HiddenType: c.hiddenType(),
+		Log: e.Log, Kernels: kernels, Model: c.Model, Name: c.Name, Stages: c.Stages, Replicas: c.Replicas,
+		KVPositions: c.KVPositions, Speculation: speculation, HiddenType: c.hiddenType(),
 		Train: true, RunsDir: c.Runs, GRPC: c.GRPC, HTTP: c.HTTP, Insecure: c.InsecureListen,
 	})
 	if err != nil {
@@ -75,26 +76,29 @@ func (c *upCmd) Run(e *verb.Env) error {
 	}
 	url := "http://" + mesh.HTTPAddr()
 	fmt.Fprintf(e.Stdout, "serving %s over %d stages\n\n", c.Model, c.Stages)
-	fmt.Fprintf(e.Stdout, "console  %s\ngrpc     %s\ntry      curl -N %s/v1/completions -d '{\"prompt\": \"The prince\", \"max_tokens\": 64, \"stream\": true}'\n\n", url, mesh.GRPCAddr(), url)
+	fmt.Fprintf(e.Stdout, "console  %s\ngrpc     %s\n", url, mesh.GRPCAddr())
+	const body = `{"prompt": "The prince", "max_tokens": 64, "stream": true}`
+	fmt.Fprintf(e.Stdout, "try      curl -N %s/v1/completions -d '%s'\n\n", url, body)
 	return mesh.Wait()
 }
 
-// meshFlags say which mesh answers: a router elsewhere, or one in this process.
+// meshFlags say which mesh answers: that of a running router, or one in this process.
 type meshFlags struct {
 	verb.KernelFlags
-	Model  string `short:"m" help:"GGUF file (any part of a split one), or folder with a GGUF or Hugging Face model, served in this process."`
-	Stages int    `help:"Stages of the pipeline in this process." default:"1"`
-	Router string `help:"Ask this router instead of a mesh in this process." env:"LAMINA_ROUTER"`
+	Model  string `short:"m" help:"GGUF file (any part of a split one), or folder with a GGUF or Hugging Face model, to serve in this process. Default: the bundled model."`
+	Stages int    `help:"Number of stages of the pipeline in this process." default:"1"`
+	Router string `help:"Address of a router to use instead of a mesh in this process." env:"LAMINA_ROUTER"`
 	speculateFlags
-	hiddenFlags
-	Draft string `help:"Smaller model of the same vocabulary, file or folder, that proposes draft tokens (5 without --speculate)."`
+	hiddenStateFlags
+	Draft string `help:"Draft model for speculative decoding: file or folder of a smaller model with the same vocabulary. It proposes 5 draft tokens unless --speculate is given."`
 }
 
-// dial returns a router to ask and the function that ends what was started for it.
+// dial returns a client of the router and a function that closes everything that was opened for it.
 func (f *meshFlags) dial(e *verb.Env) (routerv1.RouterServiceClient, func() error, error) {
 	if f.Router != "" {
 		if f.Draft != "" {
-			return nil, nil, fault.Field("draft", "%q cannot be given to the router at %s: it has its own", f.Draft, f.Router)
+			return nil, nil, fault.Field("draft",
+				"%q cannot be used with --router %s: the router has a draft model of its own", f.Draft, f.Router)
 		}
 		dialer := rpc.NewDialer(rpc.DialOptions{})
 		conn, err := dialer.Dial(f.Router)
@@ -117,7 +121,8 @@ func (f *meshFlags) dial(e *verb.Env) (routerv1.RouterServiceClient, func() erro
 	if err != nil {
 		return nil, nil, err
 	}
-	mesh, err := app.Start(e.Ctx, app.MeshConfig{Log: e.Log, Kernels: kernels, Model: f.Model, Stages: f.Stages, Speculation: speculation})
+	mesh, err := app.Start(e.Ctx,
+		app.MeshConfig{Log: e.Log, Kernels: kernels, Model: f.Model, Stages: f.Stages, Speculation: speculation})
 	if err != nil {
 		end()
 		return nil, nil, err
@@ -134,16 +139,16 @@ func (f *meshFlags) dial(e *verb.Env) (routerv1.RouterServiceClient, func() erro
 
 type trainCmd struct {
 	verb.KernelFlags
-	Manifest string `required:"" help:"The run's manifest, JSON."`
-	Stages   int    `help:"Stages of each chain." default:"1"`
-	Replicas int    `help:"Chains; slots are shared out over them." default:"1"`
-	Resume   bool   `help:"Go on from the last whole checkpoint."`
-	Out      string `help:"Folder of the run: checkpoints, metrics.jsonl and the trained model; runs/NAME when absent."`
-	Trainer  string `help:"Ask this trainer instead of a mesh in this process." env:"LAMINA_TRAINER"`
+	Manifest string `required:"" help:"File with the manifest of the run, as JSON."`
+	Stages   int    `help:"Number of stages of each replica." default:"1"`
+	Replicas int    `help:"Number of replicas, over which the slots of a batch are distributed." default:"1"`
+	Resume   bool   `help:"Continue from the last complete checkpoint."`
+	Out      string `help:"Folder for the checkpoints, metrics.jsonl and the trained model. Default: runs/NAME."`
+	Trainer  string `help:"Address of a trainer to use instead of a mesh in this process." env:"LAMINA_TRAINER"`
 	Format   string `help:"Output: text (a progress bar) or json (the last state)." enum:"text,json" default:"text"`
 }
 
-// Run starts the run and follows it to its end.
+// Run starts the training run and shows its progress until it ends.
 func (c *trainCmd) Run(e *verb.Env) error {
 	manifest, err := os.ReadFile(c.Manifest)
 	if err != nil {
@@ -172,7 +177,8 @@ func (c *trainCmd) dial(e *verb.Env) (trainerv1.TrainerServiceClient, func() err
 	if err != nil {
 		return nil, nil, err
 	}
-	mesh, err := app.Start(e.Ctx, app.MeshConfig{Log: e.Log, Kernels: kernels, Train: true, Trainers: c.Stages * c.Replicas})
+	mesh, err := app.Start(e.Ctx,
+		app.MeshConfig{Log: e.Log, Kernels: kernels, Train: true, Trainers: c.Stages * c.Replicas})
 	if err != nil {
 		end()
 		return nil, nil, err

@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// sharedPath finds a test model, vector or text, or skips.
+// sharedPath returns the path of a test model, vector or text, or skips the test.
 func sharedPath(t testing.TB, parts ...string) string {
 	t.Helper()
 	dir := os.Getenv("LAMINA_SHARED")
@@ -31,7 +31,7 @@ func runVerb(t testing.TB, stdin string, args ...string) (stdout, stderr string,
 	return out.String(), errs.String(), code
 }
 
-// verbOK is runVerb where it must succeed.
+// verbOK runs a command that must succeed and returns its output.
 func verbOK(t testing.TB, stdin string, args ...string) string {
 	t.Helper()
 	out, errs, code := runVerb(t, stdin, args...)
@@ -41,27 +41,28 @@ func verbOK(t testing.TB, stdin string, args ...string) string {
 	return out
 }
 
-// verbJSON decodes what a command prints.
+// verbJSON runs a command and decodes the JSON that it prints.
 func verbJSON[T any](t testing.TB, stdin string, args ...string) T {
 	t.Helper()
 	var v T
 	out := verbOK(t, stdin, args...)
 	if err := json.Unmarshal([]byte(out), &v); err != nil {
-		t.Fatalf("lamina %s: printed no JSON: %v\n%s", strings.Join(args, " "), err, out)
+		t.Fatalf("lamina %s: the output is not JSON: %v\n%s", strings.Join(args, " "), err, out)
 	}
 	return v
 }
 
-// verbFails checks the exit code and that the error holds some words.
+// verbFails runs a command and checks its exit code, and that its error contains words.
 func verbFails(t testing.TB, code int, words, stdin string, args ...string) {
 	t.Helper()
 	out, errs, got := runVerb(t, stdin, args...)
 	if got != code || !strings.Contains(errs, words) {
-		t.Errorf("lamina %s: exit %d with %q (printed %q), want exit %d with %q", strings.Join(args, " "), got, errs, out, code, words)
+		t.Errorf("lamina %s: exit %d with %q (printed %q), want exit %d with %q", strings.Join(args, " "), got, errs,
+			out, code, words)
 	}
 }
 
-// kernelSets lists the sets that verbs are tested on.
+// kernelSets lists the kernel sets with which commands are tested.
 func kernelSets() []string { return []string{"ref", "cpu"} }
 
 func readJSON[T any](t testing.TB, path string) T {

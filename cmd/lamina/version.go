@@ -18,7 +18,7 @@ type versionCmd struct {
 // versionResult is what --format json prints.
 type versionResult struct {
 	Version  string `json:"version"`
-	Revision string `json:"revision,omitempty"` // the commit, where the build knows it
+	Revision string `json:"revision,omitempty"` // the commit, if the build recorded it
 	Modified bool   `json:"modified"`           // the working tree differed from the commit
 	Time     string `json:"time,omitempty"`     // of the commit
 	Go       string `json:"go"`

@@ -14,23 +14,23 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/vocab"
 )
 
-// vocabGroup is what can be done with vocabularies.
+// vocabGroup is the group of commands for vocabularies.
 type vocabGroup struct {
-	Train vocabTrainCmd `cmd:"" help:"Learn a vocabulary from texts, as a tokenizer.json that other tools load."`
+	Train vocabTrainCmd `cmd:"" help:"Train a vocabulary on texts and write it as a tokenizer.json, which other tools can load."`
 }
 
 type vocabTrainCmd struct {
-	Type    string   `help:"bpe (byte-level, cut by GPT-2's pattern) or unigram." enum:"bpe,unigram" default:"bpe"`
-	Size    int      `required:"" help:"Ids of the vocabulary."`
-	File    []string `short:"f" required:"" sep:"none" help:"Text, taken line by line; may be given more than once."`
-	Out     string   `required:"" type:"path" help:"Folder for tokenizer.json and tokenizer_config.json; made where there is none."`
-	Special []string `sep:"none" help:"A control token; they get the first ids, in the order given."`
-	BOS     string   `name:"bos" help:"Which of them begins a text."`
-	EOS     string   `name:"eos" help:"Which of them ends one."`
-	Threads int      `help:"Threads; 0 is one a processor. They change nothing but the time." default:"0"`
+	Type    string   `help:"Kind of vocabulary: bpe (byte-level, with GPT-2's pre-tokenizer) or unigram." enum:"bpe,unigram" default:"bpe"`
+	Size    int      `required:"" help:"Number of tokens in the vocabulary."`
+	File    []string `short:"f" required:"" sep:"none" help:"Text file, read line by line; repeatable."`
+	Out     string   `required:"" type:"path" help:"Folder for tokenizer.json and tokenizer_config.json; created if it does not exist."`
+	Special []string `sep:"none" help:"Control token; repeatable. Control tokens get the first ids, in the given order."`
+	BOS     string   `name:"bos" help:"The control token that begins a text."`
+	EOS     string   `name:"eos" help:"The control token that ends a text."`
+	Threads int      `help:"Number of threads; 0 means one for each processor. The result does not depend on it." default:"0"`
 }
 
-// Run learns a vocabulary and writes it.
+// Run trains a vocabulary and writes it.
 func (c *vocabTrainCmd) Run(e *verb.Env) error {
 	var lines []iter.Seq[string]
 	for _, path := range c.File {
@@ -56,7 +56,7 @@ func (c *vocabTrainCmd) Run(e *verb.Env) error {
 	train := map[string]func(context.Context, iter.Seq[string], int, vocab.TrainOptions) (*vocab.Vocab, error){
 		"bpe": vocab.TrainBPE, "unigram": vocab.TrainUnigram,
 	}[c.Type]
-	told := -1
+	reported := -1 // tenths of the way that were printed
 	v, err := train(e.Ctx, func(yield func(string) bool) {
 		for _, l := range lines {
 			for line := range l {
@@ -65,12 +65,13 @@ func (c *vocabTrainCmd) Run(e *verb.Env) error {
 				}
 			}
 		}
-	}, c.Size, vocab.TrainOptions{Workers: threads, Special: c.Special, BOS: c.BOS, EOS: c.EOS, Progress: func(done, total int) {
-		if tenth := 10 * done / max(total, 1); tenth > told {
-			told = tenth
-			fmt.Fprintf(e.Stderr, "%d of %d tokens\n", done, total)
-		}
-	}})
+	}, c.Size, vocab.TrainOptions{Workers: threads, Special: c.Special, BOS: c.BOS, EOS: c.EOS,
+		Progress: func(done, total int) {
+			if tenth := 10 * done / max(total, 1); tenth > reported {
+				reported = tenth
+				fmt.Fprintf(e.Stderr, "%d of %d tokens\n", done, total)
+			}
+		}})
 	if err != nil {
 		return fault.Field("size", "%v", err)
 	}

@@ -74,11 +74,8 @@ func Listen(addr string, o ListenOptions) (net.Listener, error) {
 		return listenUnix(path)
 	}
 	if !o.TLS && !o.Insecure && !Loopback(addr) {
-		return nil, fault.New(
-			fault.FailedPrecondition,
-			"listen on %s: anyone who reaches it could use it: give --tls-cert, --tls-key and --tls-ca, or --insecure-listen",
-			addr,
-		)
+		return nil, fault.New(fault.FailedPrecondition, "listen on %s: anyone who reaches it could use it: "+
+			"give --tls-cert, --tls-key and --tls-ca, or --insecure-listen", addr)
 	}
 	l, err := net.Listen("tcp", addr)
 	if err != nil {

@@ -1,8 +1,8 @@
-// Package app builds Lamina's processes from plain settings: a whole mesh in one process
-// (Start), or one service that finds the others through Consul and NATS (Tokenizer,
-// Sampler, Shard, Router, Trainer). Both are made from one table of targets (targets.go),
-// each of which is built in one place, whatever the process. Vendors are wired here and
-// nowhere else; cmd/lamina passes flags in, and the integration tests literals.
+// Package app builds the processes of Lamina from plain settings: a whole mesh in one process
+// (Start), or one service that finds the others through Consul and NATS (Tokenizer, Sampler, Shard,
+// Router, Trainer). Both kinds are built from one table of targets (targets.go), so that a service is
+// set up in the same way in every process. Only this package refers to vendors. cmd/lamina calls it
+// with flags, and the integration tests call it with literals.
 package app
 
 import (
@@ -16,22 +16,22 @@ import (
 	"github.com/lamina-mesh/lamina/services/tokenizer"
 )
 
-// drain is how long HTTP answers may still be written after a stop.
+// drain is how long HTTP requests may still run after a stop.
 const drain = 5 * time.Second
 
-// Kernels is a kernel set with its end.
+// Kernels is a kernel set and its number of threads.
 type Kernels struct {
 	Set     kernel.Set[float32]
 	Threads int
 }
 
-// opened is an open model.
+// opened is an open model with its name and digest.
 type opened struct {
 	files        *model.Files
 	name, digest string
 }
 
-// openModel opens a model and works out its name and digest.
+// openModel opens a model and returns its name and digest as well.
 func openModel(path, name string) (*model.Files, string, string, error) {
 	if _, err := os.Stat(path); err != nil {
 		return nil, "", "", fault.Wrap(fault.NotFound, err, "open model")
@@ -51,8 +51,8 @@ func openModel(path, name string) (*model.Files, string, string, error) {
 	return files, name, digest, nil
 }
 
-// loadModel reads what a tokenizer knows of a model. A model without tokenizer files
-// gets a vocabulary of ids, which refuses text and says so.
+// loadModel loads the vocabulary, chat template and defaults of a model. A model without tokenizer
+// files gets a vocabulary of bare ids, which returns an error for text.
 func loadModel(files *model.Files, name, digest string) (tokenizer.Model, error) {
 	m, err := tokenizer.Load(files.Path, name, digest)
 	if fault.CodeOf(err) == fault.NotFound {

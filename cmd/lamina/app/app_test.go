@@ -57,11 +57,13 @@ func TestMesh_TokensOfTheReferenceOverAnySplit(t *testing.T) {
 	const want = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park."
 	for _, stages := range []int{1, 2, 5} {
 		t.Run(fmt.Sprint(stages), func(t *testing.T) {
-			router := mesh(t, app.MeshConfig{Model: shared(t, "models/stories260K/stories260K-f32.gguf"), Stages: stages})
+			router := mesh(t, app.MeshConfig{Model: shared(t, "models/stories260K/stories260K-f32.gguf"),
+				Stages: stages})
 			zero := float32(0)
 			stream, err := router.Generate(t.Context(), &routerv1.GenerateRequest{
-				Prompt: &routerv1.GenerateRequest_TokenIds{TokenIds: &routerv1.TokenIds{Ids: []uint32{1}}}, MaxTokens: 80,
-				Sampling: &routerv1.Sampling{Temperature: &zero}, Stop: []string{" One day"},
+				Prompt:    &routerv1.GenerateRequest_TokenIds{TokenIds: &routerv1.TokenIds{Ids: []uint32{1}}},
+				MaxTokens: 80,
+				Sampling:  &routerv1.Sampling{Temperature: &zero}, Stop: []string{" One day"},
 			})
 			if err != nil {
 				t.Fatal(err)
@@ -85,7 +87,8 @@ func TestMesh_TokensOfTheReferenceOverAnySplit(t *testing.T) {
 }
 
 func TestMesh_ChatsUnderTheModelsTemplate(t *testing.T) {
-	router := mesh(t, app.MeshConfig{Model: shared(t, "models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf"), Stages: 3})
+	router := mesh(t, app.MeshConfig{Model: shared(t, "models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf"),
+		Stages: 3})
 	zero := float32(0)
 	stream, err := router.Chat(t.Context(), &routerv1.ChatRequest{
 		Messages: []*tokenizerv1.Message{{Role: "user", Content: "What is the capital of France?"}}, MaxTokens: 16,
@@ -115,7 +118,8 @@ func generateText(t *testing.T, router routerv1.RouterServiceClient, prompt stri
 	t.Helper()
 	zero := float32(0)
 	stream, err := router.Generate(t.Context(), &routerv1.GenerateRequest{
-		Prompt: &routerv1.GenerateRequest_Text{Text: prompt}, MaxTokens: n, Sampling: &routerv1.Sampling{Temperature: &zero},
+		Prompt: &routerv1.GenerateRequest_Text{Text: prompt}, MaxTokens: n,
+		Sampling: &routerv1.Sampling{Temperature: &zero},
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -24,8 +24,8 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/toolcall"
 )
 
-// randomCaller is a folder with a model of random weights whose chat template writes
-// calls with the control tokens [TOOL_CALLS], id 0, and [ARGS], id 1.
+// randomCaller returns a folder with a model of random weights. Its chat template writes tool calls
+// with the control tokens [TOOL_CALLS], id 0, and [ARGS], id 1.
 func randomCaller(t *testing.T) string {
 	t.Helper()
 	from, dir := shared(t, "models/tiny/qwen3"), t.TempDir()
@@ -44,11 +44,14 @@ func randomCaller(t *testing.T) string {
 	copied("config.json", nil)
 	copied("model.safetensors", nil)
 	copied("tokenizer.json", func(data []byte) []byte {
-		return bytes.ReplaceAll(bytes.ReplaceAll(data, []byte(`"<pad>"`), []byte(`"[TOOL_CALLS]"`)), []byte(`"<s>"`), []byte(`"[ARGS]"`))
+		return bytes.ReplaceAll(bytes.ReplaceAll(data, []byte(`"<pad>"`), []byte(`"[TOOL_CALLS]"`)), []byte(`"<s>"`),
+			[]byte(`"[ARGS]"`))
 	})
 	copied("tokenizer_config.json", func([]byte) []byte {
 		const chat = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% if m.tool_calls %}{% for c in m.tool_calls %}[TOOL_CALLS]{{ c.function.name }}[ARGS]{{ c.function.arguments }}{% endfor %}{% endif %}{% endfor %}"
-		text, err := json.Marshal(map[string]any{"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", "add_bos_token": false, "chat_template": chat})
+		text, err := json.Marshal(
+			map[string]any{"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", "add_bos_token": false,
+				"chat_template": chat})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -57,12 +60,13 @@ func randomCaller(t *testing.T) string {
 	return dir
 }
 
-// A model that writes at random calls what it is offered, by control tokens.
+// A model with random weights calls the tools that it is offered, with control tokens.
 func TestMesh_RandomModelCallsByControlTokens(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	m, err := app.Start(ctx, app.MeshConfig{Model: randomCaller(t), Stages: 2, Kernels: app.Kernels{Set: ref.New[float32](), Threads: 2}})
+	m, err := app.Start(ctx,
+		app.MeshConfig{Model: randomCaller(t), Stages: 2, Kernels: app.Kernels{Set: ref.New[float32](), Threads: 2}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,12 +80,14 @@ func TestMesh_RandomModelCallsByControlTokens(t *testing.T) {
 		t.Fatal(err)
 	}
 	router := routerv1.NewRouterServiceClient(conn)
-	schema := &samplerv1.Grammar{Kind: samplerv1.GrammarKind_GRAMMAR_KIND_JSON_SCHEMA, Source: `{"type":"integer","minimum":10,"maximum":99}`}
+	schema := &samplerv1.Grammar{Kind: samplerv1.GrammarKind_GRAMMAR_KIND_JSON_SCHEMA,
+		Source: `{"type":"integer","minimum":10,"maximum":99}`}
 	finished, called, answered := 0, 0, 0
 	for seed := range uint64(30) {
 		no, hot := false, float32(1)
 		r := &routerv1.ChatRequest{
-			Messages: []*tokenizerv1.Message{{Role: "user", Content: "hi"}}, MaxTokens: 220, KeepMarkers: true, ToolsJson: chatTools, ParallelToolCalls: &no,
+			Messages: []*tokenizerv1.Message{{Role: "user", Content: "hi"}}, MaxTokens: 220, KeepMarkers: true,
+			ToolsJson: chatTools, ParallelToolCalls: &no,
 			Sampling: &routerv1.Sampling{Temperature: &hot, Seed: &seed},
 		}
 		if seed%3 == 0 { // an answer, held to a schema, or a call
@@ -121,7 +127,8 @@ func TestMesh_RandomModelCallsByControlTokens(t *testing.T) {
 			continue
 		}
 		finished++
-		p := toolcall.New(toolcall.Format{Calls: started.GetFormat().GetCalls()}, toolcall.Options{Tools: []byte(chatTools), Prompt: started.GetPromptEnd()})
+		p := toolcall.New(toolcall.Format{Calls: started.GetFormat().GetCalls()},
+			toolcall.Options{Tools: []byte(chatTools), Prompt: started.GetPromptEnd()})
 		var c choice
 		for _, d := range []toolcall.Delta{p.Push(text), p.Flush(false)} {
 			c.Content += d.Content
@@ -137,7 +144,7 @@ func TestMesh_RandomModelCallsByControlTokens(t *testing.T) {
 		case len(c.Calls) == 1 && strings.TrimSpace(c.Content) == "":
 			called++
 			if !slices.Contains(ids, 0) || !slices.Contains(ids, 1) {
-				t.Errorf("seed %d: %q is spelled by %v, without the control tokens", seed, text, ids)
+				t.Errorf("seed %d: the ids of %q are %v, without the control tokens", seed, text, ids)
 			}
 		case len(c.Calls) == 0 && seed%3 == 0 && regexp.MustCompile(`^\s*[1-9][0-9](\.0+)?\s*$`).MatchString(c.Content):
 			answered++

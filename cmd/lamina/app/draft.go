@@ -6,8 +6,8 @@ import (
 	"github.com/lamina-mesh/lamina/services/tokenizer"
 )
 
-// sameVocabulary checks that a draft model's ids mean the same tokens as those of the model
-// that it drafts for. Others are a failed precondition.
+// sameVocabulary checks that the ids of a draft model mean the same tokens as those of its target
+// model. If they do not, it returns FailedPrecondition.
 func sameVocabulary(a, b tokenizer.Model) error {
 	tokens, err := texts(a.Vocab)
 	if err != nil {
@@ -20,7 +20,7 @@ func sameVocabulary(a, b tokenizer.Model) error {
 	return router.SameVocabulary(a.Name, b.Name, tokens, drafts)
 }
 
-// texts are a vocabulary's tokens, empty where they are no text.
+// texts returns the token pieces of a vocabulary. Those of control tokens are empty.
 func texts(v *vocab.Vocab) ([][]byte, error) {
 	out := make([][]byte, v.Size())
 	for id := range out {

@@ -23,7 +23,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/kernel/ref"
 )
 
-// measured is a mesh whose metrics can be read.
+// measured is a mesh with metrics that a test can read.
 type measured struct {
 	t      *testing.T
 	mesh   *app.Mesh
@@ -53,7 +53,7 @@ func measure(t *testing.T, c app.MeshConfig) *measured {
 	return &measured{t, m, routerv1.NewRouterServiceClient(conn)}
 }
 
-// metric reads a number, given as in the text that /metrics has.
+// metric returns the value of a metric. Its name has the form that /metrics shows.
 func (m *measured) metric(name string) float64 {
 	m.t.Helper()
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
@@ -78,7 +78,7 @@ func (m *measured) metric(name string) float64 {
 	return 0
 }
 
-// ids generates and returns the ids.
+// ids generates text and returns its token ids.
 func (m *measured) ids(r *routerv1.GenerateRequest) []uint32 {
 	m.t.Helper()
 	stream, err := m.router.Generate(m.t.Context(), r)
@@ -96,11 +96,12 @@ func (m *measured) ids(r *routerv1.GenerateRequest) []uint32 {
 }
 
 func prompt(text string, n int, s *routerv1.Sampling) *routerv1.GenerateRequest {
-	return &routerv1.GenerateRequest{Prompt: &routerv1.GenerateRequest_Text{Text: text}, MaxTokens: uint32(n), Sampling: s, IgnoreEnd: true}
+	return &routerv1.GenerateRequest{Prompt: &routerv1.GenerateRequest_Text{Text: text}, MaxTokens: uint32(n),
+		Sampling: s, IgnoreEnd: true}
 }
 
-// TestMesh_ModelAsItsOwnDraft_TakesFewerSteps: nearly every draft token is accepted, so that a
-// step gives as many tokens as were drafted, and one.
+// TestMesh_ModelAsItsOwnDraft_TakesFewerSteps uses a model as its own draft model. Nearly every draft
+// token is accepted, so that a step gives all of its draft tokens and one more token.
 func TestMesh_ModelAsItsOwnDraft_TakesFewerSteps(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	zero := float32(0)
@@ -113,14 +114,17 @@ func TestMesh_ModelAsItsOwnDraft_TakesFewerSteps(t *testing.T) {
 	} {
 		t.Run(c.model, func(t *testing.T) {
 			path := shared(t, c.model)
-			want := measure(t, app.MeshConfig{Model: path, Stages: 2}).ids(prompt(c.text, c.n, &routerv1.Sampling{Temperature: &zero}))
+			want := measure(t, app.MeshConfig{Model: path, Stages: 2}).ids(
+				prompt(c.text, c.n, &routerv1.Sampling{Temperature: &zero}))
 			m := measure(t, app.MeshConfig{Model: path, Stages: 2, Speculation: app.Speculation{IDs: 4, Draft: path}})
 			if got := m.ids(prompt(c.text, c.n, &routerv1.Sampling{Temperature: &zero})); !slices.Equal(got, want) {
 				t.Errorf("with a draft %v, want %v", got, want)
 			}
 			steps := m.metric(`lamina_router_steps_total{pipeline="answer"}`)
-			drafted, accepted := m.metric(`lamina_router_draft_tokens_total{proposer="draft"}`), m.metric(`lamina_router_accepted_tokens_total{proposer="draft"}`)
-			t.Logf("%v steps, %v of %v draft tokens accepted; draft steps %v", steps, accepted, drafted, m.metric(`lamina_router_steps_total{pipeline="draft"}`))
+			drafted, accepted := m.metric(`lamina_router_draft_tokens_total{proposer="draft"}`),
+				m.metric(`lamina_router_accepted_tokens_total{proposer="draft"}`)
+			t.Logf("%v steps, %v of %v draft tokens accepted; draft steps %v", steps, accepted, drafted,
+				m.metric(`lamina_router_steps_total{pipeline="draft"}`))
 			if steps > float64(c.n)/2.5 {
 				t.Errorf("%v steps for %d tokens with 4 draft tokens each", steps, c.n)
 			}
@@ -131,8 +135,8 @@ func TestMesh_ModelAsItsOwnDraft_TakesFewerSteps(t *testing.T) {
 	}
 }
 
-// TestMesh_DraftChangesNoToken runs requests of every kind at once with drafts that
-// know much and nothing.
+// TestMesh_DraftChangesNoToken runs requests of every kind at once, with a good and with a bad draft
+// model.
 func TestMesh_DraftChangesNoToken(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	zero, warm := float32(0), float32(0.8)
@@ -144,8 +148,10 @@ func TestMesh_DraftChangesNoToken(t *testing.T) {
 		{Temperature: &warm, Seed: &seed},
 		{Temperature: &zero, FrequencyPenalty: 0.3, PresencePenalty: 0.2},
 		{Temperature: &warm, RepetitionPenalty: &more, Seed: &seed},
-		{Temperature: &zero, Grammar: &samplerv1.Grammar{Kind: samplerv1.GrammarKind_GRAMMAR_KIND_REGEX, Source: `( ?[a-z]+){20}`}},
-		{Temperature: &warm, Seed: &seed, Grammar: &samplerv1.Grammar{Kind: samplerv1.GrammarKind_GRAMMAR_KIND_REGEX, Source: `( ?[a-z]+){20}`}},
+		{Temperature: &zero, Grammar: &samplerv1.Grammar{Kind: samplerv1.GrammarKind_GRAMMAR_KIND_REGEX,
+			Source: `( ?[a-z]+){20}`}},
+		{Temperature: &warm, Seed: &seed,
+			Grammar: &samplerv1.Grammar{Kind: samplerv1.GrammarKind_GRAMMAR_KIND_REGEX, Source: `( ?[a-z]+){20}`}},
 	}
 	for _, c := range []struct{ model, draft string }{
 		{"models/stories260K/stories260K-f32.gguf", "models/stories260K/stories260K-f32.gguf"},
@@ -158,7 +164,8 @@ func TestMesh_DraftChangesNoToken(t *testing.T) {
 			want := make([][]uint32, len(rules))
 			generateAll(t, measure(t, app.MeshConfig{Model: path}).router, rules, want)
 			for _, least := range []float64{0, 0.4} {
-				m := measure(t, app.MeshConfig{Model: path, Stages: 2, Speculation: app.Speculation{IDs: 5, Draft: draft, Least: least}})
+				m := measure(t, app.MeshConfig{Model: path, Stages: 2,
+					Speculation: app.Speculation{IDs: 5, Draft: draft, MinProbability: least}})
 				got := make([][]uint32, len(rules))
 				generateAll(t, m.router, rules, got)
 				for i := range rules {
@@ -167,7 +174,9 @@ func TestMesh_DraftChangesNoToken(t *testing.T) {
 					}
 				}
 				drafted := m.metric(`lamina_router_draft_tokens_total{proposer="draft"}`)
-				t.Logf("least %v: %v steps, %v of %v draft tokens accepted", least, m.metric(`lamina_router_steps_total{pipeline="answer"}`), m.metric(`lamina_router_accepted_tokens_total{proposer="draft"}`), drafted)
+				t.Logf("least %v: %v steps, %v of %v draft tokens accepted", least,
+					m.metric(`lamina_router_steps_total{pipeline="answer"}`),
+					m.metric(`lamina_router_accepted_tokens_total{proposer="draft"}`), drafted)
 				if least == 0 && drafted == 0 {
 					t.Error("the draft model proposed nothing")
 				}
@@ -178,10 +187,12 @@ func TestMesh_DraftChangesNoToken(t *testing.T) {
 
 func TestMesh_DraftOfAnotherVocabulary_IsRefusedByBothNames(t *testing.T) {
 	_, err := app.Start(t.Context(), app.MeshConfig{
-		Kernels: app.Kernels{Set: ref.New[float32](), Threads: 1}, Model: shared(t, "models/stories260K/stories260K-f32.gguf"),
+		Kernels:     app.Kernels{Set: ref.New[float32](), Threads: 1},
+		Model:       shared(t, "models/stories260K/stories260K-f32.gguf"),
 		Speculation: app.Speculation{Draft: shared(t, "models/tiny/llama")},
 	})
-	if fault.CodeOf(err) != fault.FailedPrecondition || !strings.Contains(fmt.Sprint(err), `"stories260K-f32"`) || !strings.Contains(fmt.Sprint(err), `"llama"`) {
-		t.Errorf("the refusal is %v", err)
+	if fault.CodeOf(err) != fault.FailedPrecondition || !strings.Contains(fmt.Sprint(err), `"stories260K-f32"`) ||
+		!strings.Contains(fmt.Sprint(err), `"llama"`) {
+		t.Errorf("the error is %v", err)
 	}
 }

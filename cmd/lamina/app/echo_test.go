@@ -21,7 +21,7 @@ import (
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
 )
 
-// heard is a whole answer.
+// heard is a complete answer.
 type heard struct {
 	prompt   []*routerv1.PromptToken
 	tokens   []*routerv1.TokenEvent
@@ -67,13 +67,14 @@ func ids(list ...uint32) *routerv1.GenerateRequest_TokenIds {
 	return &routerv1.GenerateRequest_TokenIds{TokenIds: &routerv1.TokenIds{Ids: list}}
 }
 
-// The log-probabilities of a text are the same whether the model writes it or is given
-// it as the prompt, bit for bit, over any split.
+// The log-probabilities of a text are bit-identical when the model generates it and when it is the
+// prompt, for any number of stages.
 func TestMesh_PromptLogprobsAreThoseOfGeneration(t *testing.T) {
 	for _, stages := range []int{1, 3} {
 		router := mesh(t, app.MeshConfig{Model: shared(t, "models/stories260K/stories260K-f32.gguf"), Stages: stages})
 		written, err := hear(t.Context(), router, &routerv1.GenerateRequest{
-			Prompt: ids(1), MaxTokens: 60, TopLogprobs: 3, IgnoreEnd: true, Sampling: &routerv1.Sampling{Temperature: proto.Float32(1), Seed: proto.Uint64(7)},
+			Prompt: ids(1), MaxTokens: 60, TopLogprobs: 3, IgnoreEnd: true,
+			Sampling: &routerv1.Sampling{Temperature: proto.Float32(1), Seed: proto.Uint64(7)},
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -82,18 +83,23 @@ func TestMesh_PromptLogprobsAreThoseOfGeneration(t *testing.T) {
 		for _, token := range written.tokens {
 			all = append(all, token.GetId())
 		}
-		given, err := hear(t.Context(), router, &routerv1.GenerateRequest{Prompt: ids(all...), TopLogprobs: 3, Echo: true, PromptLogprobs: true, PromptOnly: true})
+		given, err := hear(t.Context(), router,
+			&routerv1.GenerateRequest{Prompt: ids(all...), TopLogprobs: 3, Echo: true, PromptLogprobs: true,
+				PromptOnly: true})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if len(given.prompt) != 61 || len(given.tokens) != 0 || given.finished.GetUsage().GetCompletionTokens() != 0 || given.prompt[0].Logprob != nil {
-			t.Fatalf("%d stages: %d prompt tokens, %d tokens, %v", stages, len(given.prompt), len(given.tokens), given.finished)
+		if len(given.prompt) != 61 || len(given.tokens) != 0 || given.finished.GetUsage().GetCompletionTokens() != 0 ||
+			given.prompt[0].Logprob != nil {
+			t.Fatalf("%d stages: %d prompt tokens, %d tokens, %v", stages, len(given.prompt), len(given.tokens),
+				given.finished)
 		}
 		text := ""
 		for i, token := range written.tokens {
 			p := given.prompt[i+1]
 			text += p.GetText()
-			if p.GetId() != token.GetId() || math.Float32bits(p.GetLogprob()) != math.Float32bits(token.GetLogprob()) || !proto.Equal(top(p.GetTop()), top(token.GetTop())) {
+			if p.GetId() != token.GetId() || math.Float32bits(p.GetLogprob()) != math.Float32bits(token.GetLogprob()) ||
+				!proto.Equal(top(p.GetTop()), top(token.GetTop())) {
 				t.Errorf("%d stages, token %d: as prompt %v, written %v", stages, i, p, token)
 			}
 		}
@@ -107,11 +113,12 @@ func top(list []*routerv1.TopCandidate) *routerv1.TokenEvent {
 	return &routerv1.TokenEvent{Top: list}
 }
 
-// An echo changes no token of the answer.
+// An echo does not change the tokens of the answer.
 func TestMesh_EchoChangesNoToken(t *testing.T) {
 	router := mesh(t, app.MeshConfig{Model: shared(t, "models/stories260K/stories260K-f32.gguf"), Stages: 2})
 	r := &routerv1.GenerateRequest{
-		Prompt: &routerv1.GenerateRequest_Text{Text: "Once upon a time, there was a"}, MaxTokens: 30, Sampling: &routerv1.Sampling{Temperature: proto.Float32(0)},
+		Prompt: &routerv1.GenerateRequest_Text{Text: "Once upon a time, there was a"}, MaxTokens: 30,
+		Sampling: &routerv1.Sampling{Temperature: proto.Float32(0)},
 	}
 	plain, err := hear(t.Context(), router, r)
 	if err != nil {
@@ -143,20 +150,23 @@ func TestMesh_ContextLengthBoundsPromptAndAnswer(t *testing.T) {
 		long[i] = 1 + uint32(i%200)
 	}
 	_, err = hear(t.Context(), router, &routerv1.GenerateRequest{Prompt: ids(long...), MaxTokens: 1})
-	if text := status.Convert(err).Message(); status.Code(err) != codes.OutOfRange || !strings.Contains(text, fmt.Sprint(n)) || !strings.Contains(text, fmt.Sprint(n+3)) {
+	if text := status.Convert(err).Message(); status.Code(err) != codes.OutOfRange ||
+		!strings.Contains(text, fmt.Sprint(n)) || !strings.Contains(text, fmt.Sprint(n+3)) {
 		t.Errorf("%d tokens: %v", n+3, err)
 	}
 	for _, most := range []uint32{0, 500} {
 		h, err := hear(t.Context(), router, &routerv1.GenerateRequest{
-			Prompt: ids(long[:n-5]...), MaxTokens: most, IgnoreEnd: true, Sampling: &routerv1.Sampling{Temperature: proto.Float32(0)},
+			Prompt: ids(long[:n-5]...), MaxTokens: most, IgnoreEnd: true,
+			Sampling: &routerv1.Sampling{Temperature: proto.Float32(0)},
 		})
-		if err != nil || len(h.tokens) != 5 || h.finished.GetFinishReason() != samplerv1.FinishReason_FINISH_REASON_LENGTH {
+		if err != nil || len(h.tokens) != 5 ||
+			h.finished.GetFinishReason() != samplerv1.FinishReason_FINISH_REASON_LENGTH {
 			t.Errorf("at most %d: %d tokens, %v, %v", most, len(h.tokens), h.finished, err)
 		}
 	}
 }
 
-// A folder's generation_config.json gives the sampling of requests that name none.
+// generation_config.json gives the sampling parameters of requests that do not set them.
 func TestMesh_GenerationConfigGivesDefaults(t *testing.T) {
 	from := shared(t, "models/tiny/llama")
 	dir := filepath.Join(t.TempDir(), "m")
@@ -175,7 +185,9 @@ func TestMesh_GenerationConfigGivesDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	greedy, err := hear(t.Context(), router, &routerv1.GenerateRequest{Prompt: ids(3, 4), IgnoreEnd: true, MaxTokens: 9, Sampling: &routerv1.Sampling{Temperature: proto.Float32(0)}})
+	greedy, err := hear(t.Context(), router,
+		&routerv1.GenerateRequest{Prompt: ids(3, 4), IgnoreEnd: true, MaxTokens: 9,
+			Sampling: &routerv1.Sampling{Temperature: proto.Float32(0)}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -192,14 +204,16 @@ func TestMesh_GenerationConfigGivesDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	m := models.GetModels()[0]
-	// The tokenizer's end id stays one, as in vLLM.
-	if fmt.Sprint(m.GetEndIds()) != "[2 7 9]" || m.GetDefaults().GetMaxTokens() != 9 || m.GetDefaults().Temperature == nil {
-		t.Errorf("the model says %v", m)
+	// The end-of-text id of the tokenizer still ends a generation, as in vLLM.
+	if fmt.Sprint(m.GetEndIds()) != "[2 7 9]" || m.GetDefaults().GetMaxTokens() != 9 ||
+		m.GetDefaults().Temperature == nil {
+		t.Errorf("the description of the model is %v", m)
 	}
 	warm, err := hear(t.Context(), router, &routerv1.GenerateRequest{
-		Prompt: ids(3, 4), IgnoreEnd: true, MaxTokens: 30, Sampling: &routerv1.Sampling{Temperature: proto.Float32(5), Seed: proto.Uint64(1)},
+		Prompt: ids(3, 4), IgnoreEnd: true, MaxTokens: 30,
+		Sampling: &routerv1.Sampling{Temperature: proto.Float32(5), Seed: proto.Uint64(1)},
 	})
 	if err != nil || len(warm.tokens) != 30 {
-		t.Fatalf("%d tokens, %v: the request's own fields win", len(warm.tokens), err)
+		t.Fatalf("%d tokens, %v: the fields of the request take precedence", len(warm.tokens), err)
 	}
 }

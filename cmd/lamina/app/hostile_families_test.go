@@ -17,13 +17,13 @@ import (
 // hostileRequest is one request of a family: an HTTP body for a path, or a gRPC message.
 type hostileRequest struct {
 	family   string
-	path     string // of the HTTP face; empty for gRPC
+	path     string // of the HTTP API; empty for gRPC
 	body     string
 	generate *routerv1.GenerateRequest // else chat
 	chat     *routerv1.ChatRequest
 }
 
-// family writes requests that mean harm. Each is a function of its random source.
+// family makes hostile requests of one kind. The requests only depend on the random source.
 type family struct {
 	name  string
 	write func(r *rand.Rand) hostileRequest
@@ -31,15 +31,16 @@ type family struct {
 
 func oneOf[T any](r *rand.Rand, of ...T) T { return of[r.IntN(len(of))] }
 
-// completion is a body of /v1/completions with one more field.
+// completion returns a body of /v1/completions with one more field.
 func completion(r *rand.Rand, field string, value string) hostileRequest {
 	stream := oneOf(r, "true", "false")
 	return hostileRequest{
-		path: "/v1/completions", body: `{"prompt":"ab","max_tokens":3,"stream":` + stream + `,"` + field + `":` + value + `}`,
+		path: "/v1/completions",
+		body: `{"prompt":"ab","max_tokens":3,"stream":` + stream + `,"` + field + `":` + value + `}`,
 	}
 }
 
-// chatBody is a body of /v1/chat/completions with more fields.
+// chatBody returns a body of /v1/chat/completions with more fields.
 func chatBody(r *rand.Rand, fields string) hostileRequest {
 	stream := oneOf(r, "true", "false")
 	return hostileRequest{
@@ -56,7 +57,7 @@ func quoted(s string) string {
 	return string(b)
 }
 
-// constrained is a request with a grammar, by either face.
+// constrained returns a request with a grammar, for the HTTP API or for gRPC.
 func constrained(r *rand.Rand, kind samplerv1.GrammarKind, field, source string) hostileRequest {
 	if r.IntN(2) == 0 {
 		value := quoted(source)
@@ -74,7 +75,7 @@ func constrained(r *rand.Rand, kind samplerv1.GrammarKind, field, source string)
 	}}
 }
 
-// expensive are texts of nested and repeated parts.
+// expensive returns texts with nested and repeated parts.
 func expensive(r *rand.Rand, open, inside, end string) string {
 	n := 1 + r.IntN(120)
 	return strings.Repeat(open, n) + inside + strings.Repeat(end, n)
@@ -83,25 +84,30 @@ func expensive(r *rand.Rand, open, inside, end string) string {
 func hostileRegex(r *rand.Rand) string {
 	n := 1 + r.IntN(60)
 	atom := oneOf(
-		r, `(a+)+$`, `(a|a)*`, `(.*a)`, `[^\p{L}\d]`, `\b\w+\b`, `(?=a)`, `(?!b)`, `(?:x?){3}`, `$`, `^`, `.`, `\`, `[`, `(`,
+		r, `(a+)+$`, `(a|a)*`, `(.*a)`, `[^\p{L}\d]`, `\b\w+\b`, `(?=a)`, `(?!b)`, `(?:x?){3}`, `$`, `^`, `.`, `\`, `[`,
+		`(`,
 		`)`, `\x`, `\p{Nope}`, `(?<n>a)`, `\1`, "\x00", "é",
 	)
 	return oneOf(r,
-		`(a+)+$(a+)+$`, strings.Repeat(atom, n), expensive(r, "(", "a", ")*"), fmt.Sprintf(`(%s){%d}`, atom, n*n), fmt.Sprintf(`%s{%d,%d}`, atom, n, n/2),
-		fmt.Sprintf(`(.*a){%d}`, n), fmt.Sprintf(`[ab]*a[ab]{%d}`, n), "", `$^`, `a$b`, `[]`, `[^\s\S]`, atom+atom+`|`+atom)
+		`(a+)+$(a+)+$`, strings.Repeat(atom, n), expensive(r, "(", "a", ")*"), fmt.Sprintf(`(%s){%d}`, atom, n*n),
+		fmt.Sprintf(`%s{%d,%d}`, atom, n, n/2),
+		fmt.Sprintf(`(.*a){%d}`, n), fmt.Sprintf(`[ab]*a[ab]{%d}`, n), "", `$^`, `a$b`, `[]`, `[^\s\S]`,
+		atom+atom+`|`+atom)
 }
 
 func hostileGBNF(r *rand.Rand) string {
 	n := 1 + r.IntN(60)
 	return oneOf(r,
-		"", "root ::=", "root ::= root", `root ::= "a" root`, `root ::= root "a"`, "root ::= missing", `toor ::= "a"`, `root ::= [z-a]`, `root ::= "\q"`,
+		"", "root ::=", "root ::= root", `root ::= "a" root`, `root ::= root "a"`, "root ::= missing", `toor ::= "a"`,
+		`root ::= [z-a]`, `root ::= "\q"`,
 		"root ::= "+expensive(r, "(", `"a"`, ")*"), fmt.Sprintf(`root ::= "a"{%d,%d}`, n*1000, n), fmt.Sprintf(
 			`root ::= ((([a-z]{0,%d} "x"?){0,%d}){1,%d})*`, n, n, n,
 		),
 		fmt.Sprintf(
 			`root ::= "a" root root root | "a" root | "b" | "a"%s`, strings.Repeat(` | "a" root`, n),
 		), `root ::= "`+strings.Repeat("é", 40*n)+`"`,
-		"root ::= \"\x00\xff\"", strings.Repeat("root ::= \"a\"\n", n), `root ::= <|im_end|>`, `root ::= "\u00e9\U0010FFFF"`)
+		"root ::= \"\x00\xff\"", strings.Repeat("root ::= \"a\"\n", n), `root ::= <|im_end|>`,
+		`root ::= "\u00e9\U0010FFFF"`)
 }
 
 func hostileSchema(r *rand.Rand) string {
@@ -114,8 +120,10 @@ func hostileSchema(r *rand.Rand) string {
 		return strings.Join(parts, ",")
 	}
 	return oneOf(r,
-		`false`, `{"enum":[]}`, `{"not":{}}`, `{"type":"strin"}`, `{"type":"string","minLength":5,"maxLength":2}`, `{"minimum":"a"}`, `{"$ref":"#/nowhere"}`, `{"$ref":"#"}`, `[`, `7`,
-		`{"type":"integer","minimum":1e400}`, `{"type":"number","multipleOf":0}`, `{"type":"string","pattern":`+quoted(hostileRegex(r))+`}`,
+		`false`, `{"enum":[]}`, `{"not":{}}`, `{"type":"strin"}`, `{"type":"string","minLength":5,"maxLength":2}`,
+		`{"minimum":"a"}`, `{"$ref":"#/nowhere"}`, `{"$ref":"#"}`, `[`, `7`,
+		`{"type":"integer","minimum":1e400}`, `{"type":"number","multipleOf":0}`,
+		`{"type":"string","pattern":`+quoted(hostileRegex(r))+`}`,
 		expensive(r, `{"items":`, `{}`, `}`), expensive(r, `{"not":`, `{"required":["a"]}`, `}`),
 		`{"allOf":[`+many(func(i int) string {
 			return fmt.Sprintf(`{"anyOf":[{"required":["a%d"]},{"required":["b%d"]},{"minProperties":%d}]}`, i, i, i%3)
@@ -134,23 +142,30 @@ func hostileSchema(r *rand.Rand) string {
 
 func hostileTags(r *rand.Rand) string {
 	return oneOf(r,
-		`{}`, `[]`, `{"tags":[]}`, `{"triggers":[""],"tags":[{"begin":"","schema":{}}]}`, `{"tags":[{"begin":"<","schema":`+hostileSchema(r)+`,"end":">"}]}`,
-		`{"triggers":["<a"],"tags":[{"begin":"<b","schema":{},"end":""}]}`, `{"type":"structure"}`, `{"type":"regex","pattern":`+quoted(hostileRegex(r))+`}`,
+		`{}`, `[]`, `{"tags":[]}`, `{"triggers":[""],"tags":[{"begin":"","schema":{}}]}`,
+		`{"tags":[{"begin":"<","schema":`+hostileSchema(r)+`,"end":">"}]}`,
+		`{"triggers":["<a"],"tags":[{"begin":"<b","schema":{},"end":""}]}`, `{"type":"structure"}`,
+		`{"type":"regex","pattern":`+quoted(hostileRegex(r))+`}`,
 		`{"type":"grammar","grammar":`+quoted(hostileGBNF(r))+`}`, expensive(
 			r, `{"type":"sequence","elements":[`, `{"type":"any_text"}`, `]}`,
 		))
 }
 
-// number is a number as nobody should send one.
+// number returns an invalid number or one out of range.
 func number(r *rand.Rand) string {
-	return oneOf(r, "-1", "1e39", "-1e39", "1e999", "0.5", "2147483648", "4294967295", "4294967296", "-9223372036854775808", "18446744073709551616",
-		"1e-320", "null", `"1"`, `"NaN"`, "[]", "{}", "true", "3", "21", "101", "-100.5", fmt.Sprint(r.NormFloat64()*1000), fmt.Sprint(r.IntN(1<<30)))
+	return oneOf(r, "-1", "1e39", "-1e39", "1e999", "0.5", "2147483648", "4294967295", "4294967296",
+		"-9223372036854775808", "18446744073709551616",
+		"1e-320", "null", `"1"`, `"NaN"`, "[]", "{}", "true", "3", "21", "101", "-100.5",
+		fmt.Sprint(r.NormFloat64()*1000), fmt.Sprint(r.IntN(1<<30)))
 }
 
 func numberFields() []string {
-	return []string{"temperature", "top_p", "top_k", "min_p", "seed", "n", "best_of", "presence_penalty", "frequency_penalty", "repetition_penalty", "repeat_penalty",
-		"max_tokens", "logprobs", "typical_p", "top_n_sigma", "epsilon_cutoff", "eta_cutoff", "xtc_probability", "xtc_threshold", "dynatemp_range",
-		"dynatemp_exponent", "no_repeat_ngram_size", "dry_multiplier", "dry_base", "dry_allowed_length", "dry_penalty_last_n", "mirostat", "mirostat_tau",
+	return []string{"temperature", "top_p", "top_k", "min_p", "seed", "n", "best_of", "presence_penalty",
+		"frequency_penalty", "repetition_penalty", "repeat_penalty",
+		"max_tokens", "logprobs", "typical_p", "top_n_sigma", "epsilon_cutoff", "eta_cutoff", "xtc_probability",
+		"xtc_threshold", "dynatemp_range",
+		"dynatemp_exponent", "no_repeat_ngram_size", "dry_multiplier", "dry_base", "dry_allowed_length",
+		"dry_penalty_last_n", "mirostat", "mirostat_tau",
 		"mirostat_eta", "min_tokens", "repeat_last_n", "ignore_end", "echo"}
 }
 
@@ -165,7 +180,7 @@ func whole(r *rand.Rand) uint32 {
 	return oneOf[uint32](r, 0, 1, math.MaxUint32, 1<<31, 1<<24, 1<<24+1, 300, uint32(r.IntN(1<<16)))
 }
 
-// rules are sampling parameters of which any may be wrong.
+// rules returns sampling parameters, of which any may be invalid.
 func rules(r *rand.Rand) *routerv1.Sampling {
 	s := &routerv1.Sampling{Advanced: &samplerv1.Advanced{}}
 	a := s.GetAdvanced()
@@ -216,7 +231,8 @@ func rules(r *rand.Rand) *routerv1.Sampling {
 		case 19:
 			a.PenaltyLastN, s.RepetitionPenalty = whole(r), &f
 		case 20:
-			a.Order = []string{oneOf(r, "top_k", "nonsense", "", "temperature", "mirostat"), oneOf(r, "top_k", "min_p", "\xff")}
+			a.Order = []string{oneOf(r, "top_k", "nonsense", "", "temperature", "mirostat"),
+				oneOf(r, "top_k", "min_p", "\xff")}
 		case 21:
 			s.BadWords = []string{oneOf(r, "", "a", strings.Repeat("a", 300), "\xff\xfe", "\x00"), "b"}
 		case 22:
@@ -228,29 +244,33 @@ func rules(r *rand.Rand) *routerv1.Sampling {
 	return s
 }
 
-// text is a prompt that tokenizers and templates may stumble over.
+// text returns a prompt that is difficult for tokenizers and templates.
 func text(r *rand.Rand) string {
-	return oneOf(r, "", "\x00", "\u202e\ufeff", strings.Repeat("a", 2_000), strings.Repeat("\U0001F469\u200d", 60), "[TOOL_CALLS]x[ARGS]{}", "{{ 7*7 }}{% for %}",
+	return oneOf(r, "", "\x00", "\u202e\ufeff", strings.Repeat("a", 2_000), strings.Repeat("\U0001F469\u200d", 60),
+		"[TOOL_CALLS]x[ARGS]{}", "{{ 7*7 }}{% for %}",
 		"</s><s>", strings.Repeat(" \t\n", 300), strings.Repeat("\u0301", 400), "ab")
 }
 
 func hostileTools(r *rand.Rand) string {
 	tool := func(name, parameters string) string {
-		return `{"type":"function","function":{"name":` + name + `,"strict":` + oneOf(r, "true", "false") + `,"parameters":` + parameters + `}}`
+		return `{"type":"function","function":{"name":` + name + `,"strict":` + oneOf(r, "true", "false") +
+			`,"parameters":` + parameters + `}}`
 	}
 	schema := hostileSchema(r)
 	if !json.Valid([]byte(schema)) {
 		schema = `{}`
 	}
 	return oneOf(r,
-		`{}`, `"x"`, `[{}]`, `[7]`, `[{"type":"function"}]`, `[{"type":"retrieval"}]`, `[`+tool(`""`, `{}`)+`]`, `[`+tool(`null`, `{}`)+`]`, `[`+tool(`"a"`, schema)+`]`,
-		`[`+tool(`"a"`, schema)+`,`+tool(`"a"`, schema)+`]`, `[`+tool(`"`+strings.Repeat("a", 5000)+`"`, `{}`)+`]`, `[`+tool(
+		`{}`, `"x"`, `[{}]`, `[7]`, `[{"type":"function"}]`, `[{"type":"retrieval"}]`, `[`+tool(`""`, `{}`)+`]`,
+		`[`+tool(`null`, `{}`)+`]`, `[`+tool(`"a"`, schema)+`]`,
+		`[`+tool(`"a"`, schema)+`,`+tool(`"a"`, schema)+`]`, `[`+tool(`"`+strings.Repeat("a", 5000)+`"`, `{}`)+`]`,
+		`[`+tool(
 			`"a\u0000\"[ARGS]"`, `{"type":"object"}`,
 		)+`]`,
 		`[`+strings.Repeat(tool(`"a"`, `{}`)+`,`, 600)+tool(`"b"`, `{}`)+`]`, `[`+tool(`"a"`, `"x"`)+`]`, `[`)
 }
 
-// families are all of them.
+// families returns all families.
 func families() []family {
 	g := func(name string, kind samplerv1.GrammarKind, field string, source func(*rand.Rand) string) family {
 		return family{name, func(r *rand.Rand) hostileRequest { return constrained(r, kind, field, source(r)) }}
@@ -286,16 +306,20 @@ func families() []family {
 		}},
 		{"rules by gRPC", func(r *rand.Rand) hostileRequest {
 			return hostileRequest{generate: &routerv1.GenerateRequest{
-				Prompt: &routerv1.GenerateRequest_Text{Text: "ab"}, MaxTokens: oneOf[uint32](r, 2, 3, math.MaxUint32), TopLogprobs: oneOf[uint32](r, 0, 0, 20, whole(r)), Sampling: rules(r),
-				Stop: oneOf[[]string](r, nil, []string{""}, []string{"a"}, make([]string, 17), []string{strings.Repeat("a", 2000)}),
+				Prompt: &routerv1.GenerateRequest_Text{Text: "ab"}, MaxTokens: oneOf[uint32](r, 2, 3, math.MaxUint32),
+				TopLogprobs: oneOf[uint32](r, 0, 0, 20, whole(r)), Sampling: rules(r),
+				Stop: oneOf[[]string](r, nil, []string{""}, []string{"a"}, make([]string, 17),
+					[]string{strings.Repeat("a", 2000)}),
 			}}
 		}},
 		{"ids", func(r *rand.Rand) hostileRequest {
 			if r.IntN(2) == 0 {
 				return completion(r, oneOf(
-					r, "prompt", "bad_words_ids", "bad_words", "dry_sequence_breakers", "stop", "logit_bias", "samplers",
+					r, "prompt", "bad_words_ids", "bad_words", "dry_sequence_breakers", "stop", "logit_bias",
+					"samplers",
 				),
-					oneOf(r, "[[1,2],[4294967295]]", "[1,2,99999]", "[-1]", "[1.5]", "[[]]", "[]", "{}", `{"99999":1}`, `{"-1":1}`, `{"x":1}`, `{"1":101}`, `{"4294967296":0}`, `[""]`, `["a",7]`,
+					oneOf(r, "[[1,2],[4294967295]]", "[1,2,99999]", "[-1]", "[1.5]", "[[]]", "[]", "{}", `{"99999":1}`,
+						`{"-1":1}`, `{"x":1}`, `{"1":101}`, `{"4294967296":0}`, `[""]`, `["a",7]`,
 						"["+strings.Repeat("1,", 1500)+"1]", `[["a"]]`, "null", `["top_k","top_k"]`, `["nope"]`, "7"))
 			}
 			return hostileRequest{generate: &routerv1.GenerateRequest{
@@ -312,13 +336,15 @@ func families() []family {
 				return chatBody(
 					r,
 					`"tools":`+tools+`,"tool_choice":`+oneOf(
-						r, `"required"`, `"auto"`, `"none"`, `"never"`, `{"type":"function","function":{"name":"z"}}`, `{}`, `7`,
+						r, `"required"`, `"auto"`, `"none"`, `"never"`, `{"type":"function","function":{"name":"z"}}`,
+						`{}`, `7`,
 					),
 				)
 			}
 			return hostileRequest{chat: &routerv1.ChatRequest{
 				Messages: []*tokenizerv1.Message{{Role: "user", Content: "ab"}}, MaxTokens: 3, ToolsJson: tools,
-				ToolChoice: &routerv1.ToolChoice{Mode: routerv1.ToolChoiceMode(r.IntN(6)), Function: oneOf(r, "", "a", "z")},
+				ToolChoice: &routerv1.ToolChoice{Mode: routerv1.ToolChoiceMode(r.IntN(6)),
+					Function: oneOf(r, "", "a", "z")},
 			}}
 		}},
 		{"templates", func(r *rand.Rand) hostileRequest {
@@ -326,9 +352,13 @@ func families() []family {
 				return chatBody(r, oneOf(r, `"chat_template_kwargs":`+oneOf(
 					r, `7`, `{"messages":[]}`, `{"a":`+expensive(r, "[", "1", "]")+`}`, `[]`,
 				),
-					`"documents":`+oneOf(r, `7`, `[7]`, `[{}]`), `"messages":`+oneOf(r, `[]`, `7`, `[{}]`, `[{"role":7}]`, `[{"role":"tool"}]`, `[{"role":"user","content":[{"type":"image_url"}]}]`,
-						`[{"role":"assistant","tool_calls":[{}]}]`, `[{"role":`+quoted(text(r))+`,"content":`+quoted(text(r))+`}]`),
-					`"add_generation_prompt":true,"continue_final_message":true`, `"reasoning_effort":7`, `"model":"nobody"`))
+					`"documents":`+oneOf(r, `7`, `[7]`, `[{}]`),
+					`"messages":`+oneOf(r, `[]`, `7`, `[{}]`, `[{"role":7}]`, `[{"role":"tool"}]`,
+						`[{"role":"user","content":[{"type":"image_url"}]}]`,
+						`[{"role":"assistant","tool_calls":[{}]}]`,
+						`[{"role":`+quoted(text(r))+`,"content":`+quoted(text(r))+`}]`),
+					`"add_generation_prompt":true,"continue_final_message":true`, `"reasoning_effort":7`,
+					`"model":"nobody"`))
 			}
 			return hostileRequest{chat: &routerv1.ChatRequest{
 				Messages: []*tokenizerv1.Message{
@@ -340,7 +370,8 @@ func families() []family {
 				MaxTokens: 2, VariablesJson: oneOf(
 					r, "", "{", "7", `{"a":`+expensive(r, "[", "1", "]")+`}`,
 				), DocumentsJson: oneOf(r, "", "7", "[{}]"),
-				Template: oneOf(r, "", "nope"), NoGenerationPrompt: r.IntN(2) == 0, ContinueFinalMessage: r.IntN(3) == 0,
+				Template: oneOf(r, "", "nope"), NoGenerationPrompt: r.IntN(2) == 0,
+				ContinueFinalMessage: r.IntN(3) == 0,
 			}}
 		}},
 		{"texts", func(r *rand.Rand) hostileRequest {
@@ -350,7 +381,8 @@ func families() []family {
 			return hostileRequest{
 				generate: &routerv1.GenerateRequest{
 					MaxTokens: 2, Model: oneOf(r, "", "", "nobody"),
-					Prompt: &routerv1.GenerateRequest_Text{Text: strings.ToValidUTF8(text(r), "?")}, Special: r.IntN(2) == 0,
+					Prompt:  &routerv1.GenerateRequest_Text{Text: strings.ToValidUTF8(text(r), "?")},
+					Special: r.IntN(2) == 0,
 				},
 			}
 		}},

@@ -28,7 +28,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 )
 
-// besieged is a mesh that ordinary and hostile requests share.
+// besieged is a mesh that serves ordinary and hostile requests.
 type besieged struct {
 	t        *testing.T
 	router   routerv1.RouterServiceClient
@@ -40,9 +40,9 @@ type besieged struct {
 	answered map[string]map[string]int // by family and answer
 }
 
-// TestServices_HostileRequestsTouchNobody sends hostile requests through both faces of a
-// router beside eight ordinary streams. No pipeline may die, no stream may move or change,
-// and every hostile request is served or refused by the name of its field.
+// TestServices_HostileRequestsTouchNobody sends hostile requests through the HTTP API and the gRPC API
+// of a router, while eight ordinary streams run. No pipeline may be lost, no stream may move or change,
+// and every hostile request must be served or refused with an error that names its field.
 func TestServices_HostileRequestsTouchNobody(t *testing.T) {
 	total, limit := 330, 4*time.Minute
 	switch {
@@ -71,7 +71,8 @@ func TestServices_HostileRequestsTouchNobody(t *testing.T) {
 		t.Fatal(err)
 	}
 	b := &besieged{
-		t: t, router: routerv1.NewRouterServiceClient(conn), base: "http://" + m.HTTPAddr(), client: &http.Client{}, patience: limit / 4, answered: map[string]map[string]int{},
+		t: t, router: routerv1.NewRouterServiceClient(conn), base: "http://" + m.HTTPAddr(), client: &http.Client{},
+		patience: limit / 4, answered: map[string]map[string]int{},
 	}
 	t.Cleanup(b.client.CloseIdleConnections)
 	var calm []string
@@ -87,7 +88,7 @@ func TestServices_HostileRequestsTouchNobody(t *testing.T) {
 		t.Fatalf("%d pipelines", len(pipelines))
 	}
 
-	// The streams go on until the last hostile request is answered.
+	// The streams run until the last hostile request is answered.
 	streaming, stop := context.WithCancel(ctx)
 	defer stop()
 	var streams sync.WaitGroup
@@ -132,7 +133,7 @@ func TestServices_HostileRequestsTouchNobody(t *testing.T) {
 		t.Errorf("%s sessions moved", moves)
 	}
 	if same.Load() < 16 {
-		t.Errorf("only %d ordinary streams ran beside", same.Load())
+		t.Errorf("only %d ordinary streams ran meanwhile", same.Load())
 	}
 	t.Logf("%d hostile requests in %v beside %d ordinary streams", total, took.Round(time.Second), same.Load())
 	for _, f := range all {
@@ -140,7 +141,7 @@ func TestServices_HostileRequestsTouchNobody(t *testing.T) {
 	}
 }
 
-// ordinary runs the i-th ordinary stream and returns its text.
+// ordinary runs ordinary stream i and returns its text.
 func (b *besieged) ordinary(ctx context.Context, i int) (string, error) {
 	temperature, seed := float32(i%3)*0.4, uint64(i)
 	stream, err := b.router.Generate(ctx, &routerv1.GenerateRequest{
@@ -176,7 +177,7 @@ func (b *besieged) pipelines(ctx context.Context) []string {
 	return out
 }
 
-// metric reads a counter without labels from /metrics.
+// metric returns the value of a counter without labels from /metrics.
 func (b *besieged) metric(name string) string {
 	b.t.Helper()
 	resp, err := b.client.Get(b.base + "/metrics")
@@ -195,7 +196,7 @@ func (b *besieged) metric(name string) string {
 	return string(found[1])
 }
 
-// send sends one request and judges its answer.
+// send sends one request and checks its answer.
 func (b *besieged) send(ctx context.Context, n int, q hostileRequest) {
 	ctx, cancel := context.WithTimeout(ctx, b.patience)
 	defer cancel()
@@ -207,7 +208,8 @@ func (b *besieged) send(ctx context.Context, n int, q hostileRequest) {
 		answer, err = b.sendGRPC(ctx, q)
 	}
 	if err != nil {
-		b.t.Errorf("request %d of %s, %s %.300s %.300v %.300v: %v", n, q.family, q.path, q.body, q.generate, q.chat, err)
+		b.t.Errorf("request %d of %s, %s %.300s %.300v %.300v: %v", n, q.family, q.path, q.body, q.generate, q.chat,
+			err)
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -217,7 +219,7 @@ func (b *besieged) send(ctx context.Context, n int, q hostileRequest) {
 	b.answered[q.family][answer]++
 }
 
-// sendHTTP returns "served" or the status, and an error for an answer that should not be.
+// sendHTTP returns "served" or the status, and an error if the answer is wrong.
 func (b *besieged) sendHTTP(ctx context.Context, q hostileRequest) (string, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, b.base+q.path, strings.NewReader(q.body))
 	if err != nil {
@@ -284,7 +286,7 @@ func (b *besieged) sendHTTP(ctx context.Context, q hostileRequest) (string, erro
 	}
 }
 
-// sendGRPC returns "served" or the code, and an error for an answer that should not be.
+// sendGRPC returns "served" or the code, and an error if the answer is wrong.
 func (b *besieged) sendGRPC(ctx context.Context, q hostileRequest) (string, error) {
 	var recv func() error
 	if q.generate != nil {

@@ -22,8 +22,8 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/kernel/cpu"
 )
 
-// mutate damages a message's wire form until it still parses: fields change, repeat,
-// vanish or swell.
+// mutate damages the wire form of a message such that it still parses: fields are changed, repeated,
+// removed or enlarged.
 func mutate(r *rand.Rand, m proto.Message) proto.Message {
 	raw, err := proto.Marshal(m)
 	if err != nil || len(raw) == 0 {
@@ -55,7 +55,7 @@ func mutate(r *rand.Rand, m proto.Message) proto.Message {
 	return m
 }
 
-// seeds are good conversations, method by method.
+// seeds returns valid conversations by method.
 func seeds(digest string) map[string][]proto.Message {
 	id := make([]byte, 16)
 	tensor := &tensorv1.Tensor{ElementType: 1, Shape: []uint32{1, 64}, Size: 256, Data: make([]byte, 256)}
@@ -71,12 +71,15 @@ func seeds(digest string) map[string][]proto.Message {
 					{Session: id, Epoch: 1, Rows: 2, Logits: 1, Candidates: 4},
 				}, Ids: []uint32{1, 2}, Hidden: tensor,
 			}}},
-			&shardv1.InferRequest{Frame: &shardv1.InferRequest_Chunk{Chunk: &tensorv1.Chunk{Offset: 3, Data: []byte{1, 2}}}},
-			&shardv1.InferRequest{Frame: &shardv1.InferRequest_Release{Release: &shardv1.Release{Sessions: [][]byte{id, nil}}}},
+			&shardv1.InferRequest{Frame: &shardv1.InferRequest_Chunk{Chunk: &tensorv1.Chunk{Offset: 3,
+				Data: []byte{1, 2}}}},
+			&shardv1.InferRequest{Frame: &shardv1.InferRequest_Release{Release: &shardv1.Release{Sessions: [][]byte{id,
+				nil}}}},
 		},
 		"/lamina.shard.v1.ShardService/Train": {
 			&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Open{Open: &shardv1.TrainOpen{
-				Run: "r", Chain: id, Stages: 1, Replicas: 1, Hi: 1, Slots: 2, Schedule: "1f1b", SlotSequences: 1, SequenceLen: 4, Adamw: &shardv1.AdamW{Beta1: 0.9, Beta2: 0.9, Epsilon: 1e-8},
+				Run: "r", Chain: id, Stages: 1, Replicas: 1, Hi: 1, Slots: 2, Schedule: "1f1b", SlotSequences: 1,
+				SequenceLen: 4, Adamw: &shardv1.AdamW{Beta1: 0.9, Beta2: 0.9, Epsilon: 1e-8},
 				ConfigJson: []byte(
 					`{"model_type":"llama","hidden_size":8,"num_hidden_layers":1,"num_attention_heads":2,"intermediate_size":8,"vocab_size":16,"max_position_embeddings":8}`,
 				),
@@ -94,7 +97,8 @@ func seeds(digest string) map[string][]proto.Message {
 			&shardv1.TrainRequest{
 				Frame: &shardv1.TrainRequest_Microbatch{
 					Microbatch: &shardv1.Microbatch{
-						Step: 1, Slot: 1, Sequences: 1, Length: 4, Ids: []uint32{1, 2, 3, 4}, Targets: []int32{2, 3, 4, -1},
+						Step: 1, Slot: 1, Sequences: 1, Length: 4, Ids: []uint32{1, 2, 3, 4},
+						Targets: []int32{2, 3, 4, -1},
 					},
 				},
 			},
@@ -102,7 +106,8 @@ func seeds(digest string) map[string][]proto.Message {
 				Frame: &shardv1.TrainRequest_Apply{Apply: &shardv1.Apply{Step: 1, LearningRate: 0.1, GradientScale: 1}},
 			},
 			&shardv1.TrainRequest{
-				Frame: &shardv1.TrainRequest_State{State: &shardv1.State{Name: "model.norm.weight", Kind: 1, Tensor: tensor}},
+				Frame: &shardv1.TrainRequest_State{State: &shardv1.State{Name: "model.norm.weight", Kind: 1,
+					Tensor: tensor}},
 			},
 			&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Fetch{Fetch: &shardv1.Fetch{}}},
 		},
@@ -119,13 +124,17 @@ func seeds(digest string) map[string][]proto.Message {
 					Temperature: 1, TopK: 4, TopP: 0.5, LogitBias: map[uint32]float32{3: 1},
 				},
 			}}},
-			&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Remove{Remove: &samplerv1.RemoveSession{Session: id}}},
+			&samplerv1.SampleRequest{
+				Frame: &samplerv1.SampleRequest_Remove{Remove: &samplerv1.RemoveSession{Session: id}},
+			},
 		},
 		"/lamina.sampler.v1.SamplerService/Push": {
-			&samplerv1.PushRequest{Frame: &samplerv1.PushRequest_Open{Open: &samplerv1.PushOpen{Pipeline: id, Vocab: 64}}},
+			&samplerv1.PushRequest{Frame: &samplerv1.PushRequest_Open{Open: &samplerv1.PushOpen{Pipeline: id,
+				Vocab: 64}}},
 			&samplerv1.PushRequest{
 				Frame: &samplerv1.PushRequest_Rows{
-					Rows: &samplerv1.Rows{Rows: []*samplerv1.Row{{Session: id, Epoch: 1, Logits: tensor, Ids: []uint32{1, 2}}}},
+					Rows: &samplerv1.Rows{Rows: []*samplerv1.Row{{Session: id, Epoch: 1, Logits: tensor,
+						Ids: []uint32{1, 2}}}},
 				},
 			},
 		},
@@ -138,7 +147,9 @@ func seeds(digest string) map[string][]proto.Message {
 			},
 		},
 		"/lamina.router.v1.RouterService/Generate": {&routerv1.GenerateRequest{
-			Prompt: &routerv1.GenerateRequest_Text{Text: "Once"}, MaxTokens: 2, TopLogprobs: 2, Stop: []string{"x"}, Sampling: &routerv1.Sampling{TopK: proto.Uint32(4), MinP: proto.Float32(0.1)}, Echo: true, PromptLogprobs: true,
+			Prompt: &routerv1.GenerateRequest_Text{Text: "Once"}, MaxTokens: 2, TopLogprobs: 2, Stop: []string{"x"},
+			Sampling: &routerv1.Sampling{TopK: proto.Uint32(4), MinP: proto.Float32(0.1)}, Echo: true,
+			PromptLogprobs: true,
 		}},
 		"/lamina.router.v1.RouterService/Chat": {
 			&routerv1.ChatRequest{Messages: []*tokenizerv1.Message{{Role: "user", Content: "hi"}}, MaxTokens: 2},
@@ -149,9 +160,8 @@ func seeds(digest string) map[string][]proto.Message {
 	}
 }
 
-// TestServices_MalformedMessagesTouchNobody plays damaged conversations against every
-// service: none may crash, hang or answer INTERNAL, and the mesh must say the same
-// after them as before.
+// TestServices_MalformedMessagesTouchNobody sends damaged conversations to every service. No service
+// may crash, hang or answer INTERNAL, and the mesh must generate the same text afterwards.
 func TestServices_MalformedMessagesTouchNobody(t *testing.T) {
 	set := cpu.New(2)
 	defer set.Close()
@@ -200,11 +210,11 @@ func TestServices_MalformedMessagesTouchNobody(t *testing.T) {
 		}
 	}
 	if after := generateText(t, router, "Once upon a time", 40); after != before {
-		t.Errorf("after malformed messages the mesh says %q, before %q", after, before)
+		t.Errorf("after malformed messages the text is %q, before it was %q", after, before)
 	}
 }
 
-// play sends a conversation with damaged frames and reads what comes.
+// play sends a conversation with damaged messages and reads the answers.
 func play(ctx context.Context, t *testing.T, r *rand.Rand, conn *grpc.ClientConn, method string, good []proto.Message) {
 	t.Helper()
 	limit := 10 * time.Second

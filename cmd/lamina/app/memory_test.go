@@ -13,9 +13,10 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/kernel/cpu"
 )
 
-// heapMiB is the memory that Go's heap holds from the operating system, in MiB.
+// heapMiB returns the memory that the Go heap has from the operating system, in MiB.
 func heapMiB() float64 {
-	samples := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/memory/classes/heap/free:bytes"}, {Name: "/memory/classes/heap/unused:bytes"}}
+	samples := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/memory/classes/heap/free:bytes"},
+		{Name: "/memory/classes/heap/unused:bytes"}}
 	metrics.Read(samples)
 	var sum uint64
 	for _, s := range samples {
@@ -30,7 +31,8 @@ func TestMesh_GivesTheMemoryOfALoadBack(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	m, err := app.Start(ctx, app.MeshConfig{
-		Kernels: app.Kernels{Set: set, Threads: 2}, Model: "../../../models/lamina-tolstoy", Stages: 2, TrimInterval: 100 * time.Millisecond,
+		Kernels: app.Kernels{Set: set, Threads: 2}, Model: "../../../models/lamina-tolstoy", Stages: 2,
+		TrimInterval: 100 * time.Millisecond,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -41,7 +43,7 @@ func TestMesh_GivesTheMemoryOfALoadBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	router := routerv1.NewRouterServiceClient(conn)
-	// A request and two collections show what a mesh at rest holds.
+	// One request and two collections give the memory of an idle mesh.
 	generateText(t, router, "The prince", 8)
 	debug.FreeOSMemory()
 	debug.FreeOSMemory()
@@ -64,7 +66,7 @@ func TestMesh_GivesTheMemoryOfALoadBack(t *testing.T) {
 		}
 	}
 	if peak < 1.5*before {
-		t.Fatalf("the load takes the heap from %.0f to %.0f MiB only: it shows nothing", before, peak)
+		t.Fatalf("the load only takes the heap from %.0f to %.0f MiB: the test proves nothing", before, peak)
 	}
 	after := heapMiB()
 	for after > 1.3*before {

@@ -20,29 +20,29 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/rpc/memnet"
 )
 
-// MeshConfig is a whole mesh in one process.
+// MeshConfig is the configuration of a mesh in one process.
 type MeshConfig struct {
 	Log         *slog.Logger
 	Kernels     Kernels
-	Model       string // file or folder; empty serves none
-	Name        string // empty: the file's or folder's
-	Stages      int    // of each pipeline; 0 means 1
-	Replicas    int    // pipelines; 0 means 1
-	KVPositions int    // of each shard's cache; 0 for its default
+	Model       string // file or folder; empty for a mesh that serves no model
+	Name        string // empty for the name of the file or folder
+	Stages      int    // number of stages of each pipeline; 0 means 1
+	Replicas    int    // number of pipelines; 0 means 1
+	KVPositions int    // in the KV cache of each shard; 0 for the default
 	Speculation Speculation
 	HiddenType  tensorv1.ElementType // of hidden states between stages; 0 is float32
 	Train       bool                 // run NATS and the trainer, and let the shards train
-	Trainers    int                  // shards without a model that only train
-	RunsDir     string               // the trainer's folder
-	GRPC        string               // public address of the router's and trainer's APIs; empty for none
-	HTTP        string               // HTTP face's address; empty for none
-	Insecure    bool                 // public listeners may be reachable from elsewhere
-	// TrimInterval is how often the memory of a past load is looked for; 0 means 10 s.
+	Trainers    int                  // number of shards without a model, for training only
+	RunsDir     string               // folder of training runs
+	GRPC        string               // public address of the APIs of router and trainer; empty for none
+	HTTP        string               // address of the HTTP API and the console; empty for none
+	Insecure    bool                 // allow public addresses that other machines can reach, without TLS
+	// TrimInterval is how often memory that is no longer needed is released; 0 means 10 s.
 	TrimInterval time.Duration
 }
 
-// Mesh is all services of Lamina in this process, on an in-memory network. Only the
-// router's public addresses are sockets.
+// Mesh runs all services of Lamina in this process, on an in-memory network. Only the public
+// addresses are sockets.
 type Mesh struct {
 	dialer *rpc.Dialer
 	cancel context.CancelFunc
@@ -53,7 +53,7 @@ type Mesh struct {
 	httpAddr string
 }
 
-// Start builds the mesh and returns when it can be asked.
+// Start builds the mesh, starts it, and returns when it is ready.
 func Start(ctx context.Context, cfg MeshConfig) (*Mesh, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -63,11 +63,13 @@ func Start(ctx context.Context, cfg MeshConfig) (*Mesh, error) {
 	network := memnet.New()
 	m.dialer = rpc.NewDialer(rpc.DialOptions{Net: network})
 	p := &process{
-		log: cfg.Log, kernels: cfg.Kernels, network: network, registry: discovery.NewMemory(), dialer: m.dialer, metrics: obs.NewRegistry(),
+		log: cfg.Log, kernels: cfg.Kernels, network: network, registry: discovery.NewMemory(), dialer: m.dialer,
+		metrics: obs.NewRegistry(),
 	}
 	err := m.settings(p, cfg)
 	if err == nil {
-		err = p.build("memory", "tokenizer", "shards", "sampler", "trainer", "router api", "pipelines", "public api", "http")
+		err = p.build("memory", "tokenizer", "shards", "sampler", "trainer", "router api", "pipelines", "public api",
+			"http")
 	}
 	if err != nil {
 		return nil, errors.Join(err, p.close(), m.dialer.Close())
@@ -90,18 +92,21 @@ func Start(ctx context.Context, cfg MeshConfig) (*Mesh, error) {
 	}
 }
 
-// settings turns the mesh's configuration into those of its process.
+// settings fills in the settings of the process from the configuration of the mesh.
 func (m *Mesh) settings(p *process, c MeshConfig) error {
 	p.set = settings{
-		bound: m.set(&m.grpcAddr), publicAddr: c.GRPC, insecure: c.Insecure, trimInterval: c.TrimInterval, train: c.Train,
-		router: RouterConfig{HTTP: c.HTTP, Bound: m.set(&m.httpAddr), Speculation: c.Speculation, HiddenType: c.HiddenType},
+		bound: m.set(&m.grpcAddr), publicAddr: c.GRPC, insecure: c.Insecure, trimInterval: c.TrimInterval,
+		train: c.Train,
+		router: RouterConfig{HTTP: c.HTTP, Bound: m.set(&m.httpAddr), Speculation: c.Speculation,
+			HiddenType: c.HiddenType},
 	}
-	p.set.router.Speculation.Draft = "" // a path here, a name to the router
+	p.set.router.Speculation.Draft = "" // it is a path here, but the router needs a name
 	if c.Train {
 		p.set.runsDir = cmp.Or(c.RunsDir, "runs")
 	}
 	for i := range c.Trainers {
-		p.set.shards = append(p.set.shards, shardSetting{name: fmt.Sprintf("shard-train-%d", i), kvPositions: c.KVPositions, train: true})
+		p.set.shards = append(p.set.shards,
+			shardSetting{name: fmt.Sprintf("shard-train-%d", i), kvPositions: c.KVPositions, train: true})
 	}
 	if c.Model == "" {
 		return nil
@@ -111,7 +116,7 @@ func (m *Mesh) settings(p *process, c MeshConfig) error {
 		return err
 	}
 	if layers := len(served.files.Spec.Layers); c.Stages > layers {
-		return fault.Field("stages", "%d are more than the model's %d layers", c.Stages, layers)
+		return fault.Field("stages", "%d stages: the model has only %d layers", c.Stages, layers)
 	}
 	p.set.tokenizer = TokenizerConfig{Model: c.Model, Name: served.name}
 	p.set.pipelines = c.Replicas
@@ -122,7 +127,7 @@ func (m *Mesh) settings(p *process, c MeshConfig) error {
 		}
 		name := draft.name
 		if name == served.name || draft.digest == served.digest {
-			name = served.name + "-draft" // the router tells the two by their names
+			name = served.name + "-draft" // the router needs two different names
 		}
 		p.set.draft = shardSetting{name: "shard-draft", model: path, as: name, kvPositions: c.KVPositions}
 		p.set.shards = append(p.set.shards, p.set.draft)
@@ -132,7 +137,8 @@ func (m *Mesh) settings(p *process, c MeshConfig) error {
 	for r := range c.Replicas {
 		for i := range c.Stages {
 			p.set.shards = append(p.set.shards, shardSetting{
-				name: fmt.Sprintf("shard-%d-%d", r, i), model: c.Model, as: served.name, layers: fmt.Sprintf("%d/%d", i, c.Stages),
+				name: fmt.Sprintf("shard-%d-%d", r, i), model: c.Model, as: served.name,
+				layers:      fmt.Sprintf("%d/%d", i, c.Stages),
 				kvPositions: c.KVPositions, train: c.Train,
 			})
 		}
@@ -140,29 +146,29 @@ func (m *Mesh) settings(p *process, c MeshConfig) error {
 	return nil
 }
 
-// Close stops the mesh and returns when every part has ended.
+// Close stops the mesh and returns when all of its parts have ended.
 func (m *Mesh) Close() error {
 	m.cancel()
 	return <-m.done
 }
 
-// Wait returns when the mesh has ended by itself or its context has.
+// Wait returns when the mesh has ended, by itself or with its context.
 func (m *Mesh) Wait() error { return <-m.done }
 
-// Router is a connection to the router.
+// Router returns a connection to the router.
 func (m *Mesh) Router() (grpc.ClientConnInterface, error) { return m.dialer.Dial("mem:router") }
 
-// Trainer is a connection to the trainer.
+// Trainer returns a connection to the trainer.
 func (m *Mesh) Trainer() (grpc.ClientConnInterface, error) { return m.dialer.Dial("mem:trainer") }
 
-// Dial is a connection to an address of the in-memory network, such as
-// "mem:shard-0-1": replica 0, stage 1.
+// Dial returns a connection to an address of the in-memory network. For example, "mem:shard-0-1" is
+// stage 1 of replica 0.
 func (m *Mesh) Dial(addr string) (*grpc.ClientConn, error) { return m.dialer.Dial(addr) }
 
-// GRPCAddr is where the router listens for users.
+// GRPCAddr returns the address of the public gRPC API.
 func (m *Mesh) GRPCAddr() string { return m.read(&m.grpcAddr) }
 
-// HTTPAddr is where the HTTP face listens.
+// HTTPAddr returns the address of the HTTP API.
 func (m *Mesh) HTTPAddr() string { return m.read(&m.httpAddr) }
 
 func (m *Mesh) read(s *string) string {

@@ -32,10 +32,10 @@ import (
 	"github.com/lamina-mesh/lamina/services/trainer"
 )
 
-// settings say what the targets of a process are. Empty settings leave a target out.
+// settings configure the targets of a process. A target whose settings are empty is left out.
 type settings struct {
-	listen, advertise string            // of the one service of a process of its own
-	bound             func(addr string) // told the bound gRPC address that users reach
+	listen, advertise string            // of the only service, in a process that is not a mesh
+	bound             func(addr string) // called with the public gRPC address that was bound
 	metricsAddr       string
 	publicAddr        string // of a mesh's public gRPC API
 	insecure          bool
@@ -48,45 +48,45 @@ type settings struct {
 	shards    []shardSetting
 	runsDir   string
 	router    RouterConfig
-	pipelines int // that a mesh waits for
+	pipelines int // number of pipelines that a mesh waits for
 }
 
-// process is what the targets of one process share while they are built and run.
+// process holds what the targets of one process share while they are built and run.
 type process struct {
 	log      *slog.Logger
 	kernels  Kernels
 	set      settings
-	network  *memnet.Network // of a mesh; nil in a process that has one service
+	network  *memnet.Network // of a mesh; nil in a process with one service
 	tls      *tls.Config
 	registry discovery.Registry
 	dialer   *rpc.Dialer
 	metrics  *prometheus.Registry
 	pending  pending
 
-	// Made by targets for those that need them.
+	// Targets create these for other targets that need them.
 	models   map[string]opened // by path
 	bus      *nats.Bus
 	router   *router.Service
 	trainer  *trainer.Service
 	trimmers []trimmer
-	waits    []wait // of the servers that are built from here on
+	waits    []wait // dependencies of the servers that are built from now on
 
 	parts   []lifecycle.Part // in the order they start
 	closers []func() error   // called in reverse
 }
 
-// wait is something that another process provides and a service cannot do without.
+// wait is a dependency in another process, without which a service is not ready.
 type wait struct {
 	what string
-	try  func(context.Context) error // returns when it is there
+	try  func(context.Context) error // returns nil when the dependency is available
 }
 
-// waitTry is how long one try of a wait takes at most.
+// waitTry is the timeout of one attempt of a wait.
 const waitTry = 2 * time.Second
 
 func (p *process) add(part lifecycle.Part) { p.parts = append(p.parts, part) }
 
-// run runs the parts until ctx ends and closes what was made for them.
+// run runs the parts until ctx ends, and then calls the closers.
 func (p *process) run(ctx context.Context, ready func()) error {
 	return errors.Join(lifecycle.Run(ctx, ready, p.parts...), p.close())
 }
@@ -107,28 +107,28 @@ func (p *process) trimAll() bool {
 	return released
 }
 
-// registerable is a service that a gRPC server can be given.
+// registerable is a service that can be registered with a gRPC server.
 type registerable interface{ Register(grpc.ServiceRegistrar) }
 
-// together is several services on one address.
-type together []registerable
+// services are the services on one address.
+type services []registerable
 
 // server is a gRPC server of a process.
 type server struct {
 	kind, name string // of the instance in the registry
-	services   together
+	services   services
 	meta       map[string]string
-	public     bool // users connect to it, not only services
+	public     bool // users connect to it, and not only services
 
-	// A server has the process's address, bound function and registry, or in a mesh an
-	// in-memory address of its name, unless these say otherwise.
+	// These override the defaults: the address, bound function and registry of the process, or
+	// in a mesh an in-memory address with the name of the server.
 	addr     string
 	bound    func(string)
 	registry discovery.Registry
 }
 
-// serve adds a server. It takes calls at once, but its health is NOT_SERVING until all
-// that it waits for is there and the registry knows it.
+// serve adds a server. The server takes calls at once, but its health is NOT_SERVING until its
+// dependencies are available and it is registered.
 func (p *process) serve(s server) {
 	i := discovery.Instance{ID: s.name, Service: s.kind, Meta: s.meta}
 	switch {
@@ -145,7 +145,7 @@ func (p *process) serve(s server) {
 	}
 	waits := slices.Clone(p.waits)
 	p.pending.begin(s.name)
-	p.add(lifecycle.Part{Name: s.name, StartLimit: lifecycle.NoLimit, Run: func(ctx context.Context, ready func()) error {
+	run := func(ctx context.Context, ready func()) error {
 		l, err := rpc.Listen(s.addr, rpc.ListenOptions{Net: p.network, TLS: p.tls != nil, Insecure: p.set.insecure})
 		if err != nil {
 			return err
@@ -167,7 +167,7 @@ func (p *process) serve(s server) {
 			return lifecycle.Retry(waiting, p.log, "the service registry", func(waiting context.Context) error {
 				gone, err := announce(waiting, s.registry, i)
 				if err == nil {
-					context.AfterFunc(ctx, gone) // before calls are drained
+					context.AfterFunc(ctx, gone) // deregister before calls are drained
 				}
 				return err
 			})
@@ -177,7 +177,8 @@ func (p *process) serve(s server) {
 			p.pending.end(s.name)
 			ready()
 		}, rpc.Await(await))
-	}})
+	}
+	p.add(lifecycle.Part{Name: s.name, StartLimit: lifecycle.NoLimit, Run: run})
 }
 
 func limited(try func(context.Context) error) func(context.Context) error {
@@ -188,7 +189,7 @@ func limited(try func(context.Context) error) func(context.Context) error {
 	}
 }
 
-// announce registers an instance and returns the function that takes it back.
+// announce registers an instance and returns a function that deregisters it.
 func announce(ctx context.Context, registry discovery.Registry, i discovery.Instance) (func(), error) {
 	reg, err := registry.Register(ctx, i)
 	if err != nil {
@@ -197,11 +198,12 @@ func announce(ctx context.Context, registry discovery.Registry, i discovery.Inst
 	return func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
 		defer cancel()
-		_ = reg.Deregister(ctx) // the health check removes what could not be
+		_ = reg.Deregister(ctx) // otherwise the failing health check removes the instance
 	}, nil
 }
 
-// warnOfOldConsul warns where the Consul agent lets others pose as services.
+// warnOfOldConsul logs a warning if the Consul agent has a known vulnerability, by which others can
+// pose as services.
 func (p *process) warnOfOldConsul(ctx context.Context) {
 	registry, ok := p.registry.(*consul.Registry)
 	if !ok {
@@ -210,20 +212,21 @@ func (p *process) warnOfOldConsul(ctx context.Context) {
 	version, err := registry.Version(ctx)
 	switch {
 	case err != nil:
-		p.log.Info("the version of consul is unknown", "error", err)
+		p.log.Info("the consul agent did not tell its version", "error", err)
 	case consul.Older(version, consul.Floor):
-		p.log.Warn("consul has a known authorisation bypass: upgrade it", "version", version, "want", consul.Floor+" or later")
+		p.log.Warn("the consul agent has a known authorisation bypass: upgrade it", "version", version, "want",
+			consul.Floor+" or later")
 	}
 }
 
-// newID makes an instance's id.
+// newID returns a random instance id.
 func newID(service string) string {
 	b := make([]byte, 4)
 	rand.Read(b) // never fails
 	return service + "-" + hex.EncodeToString(b)
 }
 
-// pending are the servers that are not ready yet.
+// pending holds the names of the servers that are not ready yet.
 type pending struct {
 	mu    sync.Mutex
 	names map[string]bool
@@ -244,7 +247,7 @@ func (p *pending) end(name string) {
 	delete(p.names, name)
 }
 
-// check names the servers that are not ready.
+// check returns an error that names the servers that are not ready, if there are any.
 func (p *pending) check() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -254,8 +257,8 @@ func (p *pending) check() error {
 	return fault.New(fault.Unavailable, "not ready: %s", strings.Join(slices.Sorted(maps.Keys(p.names)), ", "))
 }
 
-// probes serves /metrics, /healthz and /readyz. The process is ready when its servers are
-// and ready, where given, finds nothing amiss.
+// probes returns a handler of /metrics, /healthz and /readyz. The process is ready when its servers
+// are ready and the function ready, if not nil, returns no error.
 func (p *process) probes(ready func() error) *http.ServeMux {
 	h := obs.Handler(p.metrics, func() error {
 		if err := p.pending.check(); err != nil || ready == nil {
@@ -285,7 +288,7 @@ func (p *process) httpPart(name, addr string, h http.Handler, bound func(string)
 	}}
 }
 
-// runPart runs a service's own loop.
+// runPart returns a part that runs the main loop of a service. It is ready at once.
 func runPart(name string, run func(context.Context) error) lifecycle.Part {
 	return lifecycle.Part{Name: name, Run: func(ctx context.Context, ready func()) error {
 		ready()
@@ -293,7 +296,7 @@ func runPart(name string, run func(context.Context) error) lifecycle.Part {
 	}}
 }
 
-// awaitPart is ready when f has returned.
+// awaitPart returns a part that is ready when f has returned.
 func awaitPart(name string, f func(context.Context) error) lifecycle.Part {
 	return lifecycle.Part{Name: name, Run: func(ctx context.Context, ready func()) error {
 		if err := f(ctx); err != nil {
@@ -305,7 +308,7 @@ func awaitPart(name string, f func(context.Context) error) lifecycle.Part {
 	}}
 }
 
-// embedBus starts NATS in this process, with a store that goes with it.
+// embedBus starts a NATS server in this process, which stores its data in a temporary folder.
 func (p *process) embedBus() error {
 	dir, err := os.MkdirTemp("", "lamina-nats-")
 	if err != nil {
@@ -324,7 +327,7 @@ func (p *process) embedBus() error {
 	return nil
 }
 
-// open opens a model once, under the name of its file unless as names it.
+// open opens a model, or returns it if it is open already. The name is as, or else that of the file.
 func (p *process) open(path, as string) (opened, error) {
 	m, ok := p.models[path]
 	if !ok {
@@ -342,5 +345,5 @@ func (p *process) open(path, as string) (opened, error) {
 	return m, nil
 }
 
-// vocabulary reads what a tokenizer knows of the model.
+// vocabulary loads the vocabulary, chat template and defaults of the model.
 func (m opened) vocabulary() (tokenizer.Model, error) { return loadModel(m.files, m.name, m.digest) }

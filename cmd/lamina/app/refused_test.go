@@ -17,8 +17,8 @@ import (
 
 func sessionName(n int) []byte { return fmt.Appendf(nil, "%016d", n) }
 
-// TestShard_RefusesAnEntryAndComputesTheOthers plays a router that sends entries that cannot
-// be computed, each beside one that can, through two stages.
+// TestShard_RefusesAnEntryAndComputesTheOthers acts as a router. It sends invalid entries through two
+// stages, each in a batch with a valid one.
 func TestShard_RefusesAnEntryAndComputesTheOthers(t *testing.T) {
 	set := cpu.New(2)
 	defer set.Close()
@@ -90,7 +90,8 @@ func TestShard_RefusesAnEntryAndComputesTheOthers(t *testing.T) {
 	send(
 		&shardv1.InferRequest{
 			Frame: &shardv1.InferRequest_Open{
-				Open: &shardv1.InferOpen{Pipeline: name, Digest: p.GetDigest(), Route: p.GetStages(), Sampler: p.GetSampler()},
+				Open: &shardv1.InferOpen{Pipeline: name, Digest: p.GetDigest(), Route: p.GetStages(),
+					Sampler: p.GetSampler()},
 			},
 		},
 	)
@@ -111,7 +112,8 @@ func TestShard_RefusesAnEntryAndComputesTheOthers(t *testing.T) {
 		code  codes.Code
 	}{
 		"id outside the vocabulary": {
-			&shardv1.Entry{Session: sessionName(2), Epoch: 1, Rows: 2, Logits: 1}, []uint32{1, 1 << 31}, codes.InvalidArgument,
+			&shardv1.Entry{Session: sessionName(2), Epoch: 1, Rows: 2, Logits: 1}, []uint32{1, 1 << 31},
+			codes.InvalidArgument,
 		},
 		"no rows": {&shardv1.Entry{Session: sessionName(2), Epoch: 1}, nil, codes.InvalidArgument},
 		"more logits than rows": {
@@ -146,7 +148,8 @@ func TestShard_RefusesAnEntryAndComputesTheOthers(t *testing.T) {
 				{Session: good, Epoch: 1, Position: position, Rows: 1, Logits: 1}, bad.entry,
 			}, Ids: append([]uint32{5}, bad.ids...),
 		}}})
-		if r := recv().GetRefused(); codes.Code(r.GetCode()) != bad.code || r.GetStep() != step || string(r.GetSession()) != string(bad.entry.GetSession()) {
+		if r := recv().GetRefused(); codes.Code(r.GetCode()) != bad.code || r.GetStep() != step ||
+			string(r.GetSession()) != string(bad.entry.GetSession()) {
 			t.Errorf("%s: %v", what, r)
 		}
 		if token, err := sample.Recv(); err != nil || token.GetToken().GetPosition() != position+1 {
@@ -154,7 +157,7 @@ func TestShard_RefusesAnEntryAndComputesTheOthers(t *testing.T) {
 		}
 		position++
 	}
-	// A batch of which no entry is left has an answer too, by whichever stage refused it.
+	// A batch without a valid entry is answered too, whichever stage refuses the entries.
 	step++
 	send(
 		&shardv1.InferRequest{

@@ -17,20 +17,21 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 )
 
-// ServiceConfig is what every service has that finds the others through Consul.
+// ServiceConfig is the common configuration of services that find each other through Consul.
 type ServiceConfig struct {
 	Log       *slog.Logger // nil logs nothing
 	Listen    string       // gRPC address
-	Advertise string       // as others reach it; Listen's when empty
+	Advertise string       // address for other services; empty for that of Listen
 	Metrics   string       // HTTP address of /metrics, /healthz, /readyz; empty for none
 	Consul    string       // "host:port"
-	Token     string       // of Consul
+	Token     string       // for Consul
 	Files     rpc.Files
 	Insecure  bool
-	Ready     func(addr string) // told the bound address
+	Ready     func(addr string) // called with the bound address
 }
 
-// run runs one service until ctx ends: the targets of its own, and those of any process.
+// run runs one service until ctx ends. The process has the given targets, and those that every
+// process has.
 func (c ServiceConfig) run(ctx context.Context, kernels Kernels, set settings, targets ...string) error {
 	tls, err := c.Files.Config()
 	if err != nil {
@@ -53,38 +54,38 @@ func (c ServiceConfig) run(ctx context.Context, kernels Kernels, set settings, t
 	return p.run(ctx, func() { p.log.Info("serving", "targets", targets, "address", c.Listen) })
 }
 
-// TokenizerConfig is what a tokenizer serves.
+// TokenizerConfig is the configuration of a tokenizer.
 type TokenizerConfig struct {
-	Model, Name string // the model whose vocabulary it always holds
-	// Library is a folder of further models, loaded when they are asked for; Models is
-	// the most to hold. Texts is the folder that vocabularies are trained on. Empty
-	// folders are none.
+	Model, Name string // the model whose vocabulary is always loaded
+	// Library is a folder of more models, whose vocabularies are loaded on demand; Models is
+	// the maximum number to keep. Texts is the folder of texts on which vocabularies may be
+	// trained. Either folder may be empty for none.
 	Library, Texts string
 	Models         int
 }
 
-// Tokenizer serves vocabularies.
+// Tokenizer runs the tokenizer service until ctx ends.
 func Tokenizer(ctx context.Context, c ServiceConfig, t TokenizerConfig) error {
 	return c.run(ctx, Kernels{}, settings{tokenizer: t}, "tokenizer")
 }
 
-// Sampler serves the sampler.
+// Sampler runs the sampler service until ctx ends.
 func Sampler(ctx context.Context, c ServiceConfig) error {
 	return c.run(ctx, Kernels{}, settings{}, "sampler")
 }
 
-// ShardConfig is what a shard holds and may do.
+// ShardConfig is the configuration of a shard.
 type ShardConfig struct {
 	Kernels     Kernels
-	Model       string // empty holds nothing
+	Model       string // empty for a shard without layers
 	Name        string
 	Layers      string // "LO:HI", "I/N" for the I-th of N even parts, "none", or empty for all
 	KVPositions int
 	Train       bool
-	NATS        nats.Config // where gradient events go, for a shard that trains
+	NATS        nats.Config // for gradient events, if Train is set
 }
 
-// Shard serves layers of a model, and training if asked to.
+// Shard runs a shard until ctx ends.
 func Shard(ctx context.Context, c ServiceConfig, s ShardConfig) error {
 	set := settings{train: s.Train, nats: s.NATS, shards: []shardSetting{{
 		name: "shard", model: s.Model, as: s.Name, layers: s.Layers, kvPositions: s.KVPositions, train: s.Train,
@@ -92,10 +93,11 @@ func Shard(ctx context.Context, c ServiceConfig, s ShardConfig) error {
 	return c.run(ctx, s.Kernels, set, "shards")
 }
 
-// ParseLayers reads a layer range of a model of the given depth.
+// ParseLayers parses a range of layers of a model with the given number of layers.
 func ParseLayers(text string, layers int) (model.Range, error) {
 	bad := func() (model.Range, error) {
-		return model.Range{}, fault.Field("layers", "parse %q: want LO:HI, or I/N for part I (from 0) of N, of %d layers", text, layers)
+		return model.Range{}, fault.Field("layers",
+			"parse %q: want LO:HI, or I/N for part I (from 0) of N, of %d layers", text, layers)
 	}
 	if text == "" {
 		return model.Range{Lo: 0, Hi: layers}, nil
@@ -117,14 +119,15 @@ func ParseLayers(text string, layers int) (model.Range, error) {
 	return model.Range{Lo: lo, Hi: hi}, nil
 }
 
-// Speculation says how a router speculates: which draft tokens it proposes.
+// Speculation configures the speculative decoding of a router.
 type Speculation struct {
-	IDs   int     // most draft tokens after each token; 0 for none
-	Draft string  // the draft model: a path to a mesh, a name or digest to a router; empty for none
-	Least float64 // a draft token of lower probability is the last of its round; 0 for none
+	IDs   int    // maximum number of draft tokens in a step; 0 for none
+	Draft string // the draft model: a path for a mesh, a name or digest for a router; empty for none
+	// MinProbability ends the proposals of a round: a draft token of lower probability is the last.
+	MinProbability float64
 }
 
-// draftIDs is the most draft tokens of a draft model where nothing else is said.
+// draftIDs is the default of IDs for a draft model.
 const draftIDs = 5
 
 func (s Speculation) ids() int {
@@ -134,20 +137,20 @@ func (s Speculation) ids() int {
 	return s.IDs
 }
 
-// RouterConfig is what a router is given beyond what every service is.
+// RouterConfig is the configuration of a router.
 type RouterConfig struct {
 	HTTP        string // address of the HTTP API and console; empty for none
 	Speculation Speculation
 	HiddenType  tensorv1.ElementType // of hidden states between stages; 0 is float32
-	Bound       func(addr string)    // told the bound HTTP address
+	Bound       func(addr string)    // called with the bound HTTP address
 }
 
-// Router serves the gRPC API, and the HTTP API and console.
+// Router runs a router until ctx ends: the gRPC API, the HTTP API and the console.
 func Router(ctx context.Context, c ServiceConfig, r RouterConfig) error {
 	return c.run(ctx, Kernels{}, settings{router: r}, "http", "router api")
 }
 
-// Trainer serves training runs, whose files are kept under dir.
+// Trainer runs the trainer service until ctx ends. It keeps the files of training runs under dir.
 func Trainer(ctx context.Context, c ServiceConfig, dir string) error {
 	return c.run(ctx, Kernels{}, settings{runsDir: cmp.Or(dir, "runs")}, "trainer")
 }

@@ -22,7 +22,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 )
 
-// lockedLog is a log that a test reads while services write.
+// lockedLog is a log that a test can read while services write to it.
 type lockedLog struct {
 	mu   sync.Mutex
 	text bytes.Buffer
@@ -40,7 +40,7 @@ func (l *lockedLog) count(text string) int {
 	return strings.Count(l.text.String(), text)
 }
 
-// closedAddr is a loopback address on which nobody listens.
+// closedAddr returns a loopback address on which nobody listens.
 func closedAddr(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -51,8 +51,8 @@ func closedAddr(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// fakeConsul answers as much of an agent's API as a service needs to start, and counts
-// registrations.
+// fakeConsul implements the part of the API of a Consul agent that a service needs to start, and
+// counts registrations.
 func fakeConsul(t *testing.T, addr, version string) (registered func() int) {
 	t.Helper()
 	l, err := net.Listen("tcp", addr)
@@ -83,7 +83,7 @@ func fakeConsul(t *testing.T, addr, version string) (registered func() int) {
 	}
 }
 
-// service runs one service until the test ends, or stop is called.
+// service runs one service until the test ends or stop is called.
 type service struct {
 	t    *testing.T
 	log  *lockedLog
@@ -116,7 +116,7 @@ func start(t *testing.T, consul string, run func(context.Context, app.ServiceCon
 	case s.addr = <-bound:
 	case err := <-ended:
 		ended <- err
-		t.Fatalf("it ends before it listens: %v", err)
+		t.Fatalf("the service ended before it listened: %v", err)
 	}
 	return s
 }
@@ -169,13 +169,13 @@ func (s *service) waits(what string) {
 	s.t.Helper()
 	await(s.t, "say what is waited for", func() bool { return s.log.count(what) > 0 })
 	if got := s.health(); got != healthv1.HealthCheckResponse_NOT_SERVING {
-		s.t.Errorf("while it waits its health is %v", got)
+		s.t.Errorf("while the service waits its health is %v", got)
 	}
 	if code, text := s.get("/readyz"); code != http.StatusServiceUnavailable {
-		s.t.Errorf("while it waits /readyz says %d %s", code, text)
+		s.t.Errorf("while the service waits /readyz answers %d %s", code, text)
 	}
 	if code, _ := s.get("/healthz"); code != http.StatusOK {
-		s.t.Errorf("while it waits /healthz says %d", code)
+		s.t.Errorf("while the service waits /healthz answers %d", code)
 	}
 }
 
@@ -192,13 +192,13 @@ func TestService_WaitsForConsulAndSaysSoOnce(t *testing.T) {
 	registered := fakeConsul(t, consul, "2.1.3")
 	s.serves()
 	if n := s.log.count("waiting for a dependency"); n != 1 {
-		t.Errorf("it says %d times that it waits", n)
+		t.Errorf("there are %d log lines about waiting", n)
 	}
 	if registered() != 1 {
 		t.Errorf("it is registered %d times", registered())
 	}
 	if n := s.log.count("upgrade it"); n != 0 {
-		t.Errorf("it warns %d times of a new Consul", n)
+		t.Errorf("there are %d warnings about a new Consul", n)
 	}
 }
 
@@ -208,7 +208,7 @@ func TestService_WarnsOnceOfAnOldConsul(t *testing.T) {
 	s := start(t, consul, app.Sampler)
 	s.serves()
 	if n := s.log.count("upgrade it"); n != 1 {
-		t.Errorf("it warns %d times", n)
+		t.Errorf("there are %d warnings", n)
 	}
 }
 
@@ -217,7 +217,7 @@ func TestService_EndsPromptlyWhileItWaits(t *testing.T) {
 	s.waits("waiting for a dependency")
 	began := time.Now()
 	if err := s.stop(); err != nil || time.Since(began) > 2*time.Second {
-		t.Errorf("it ends after %v: %v", time.Since(began), err)
+		t.Errorf("the service ended after %v: %v", time.Since(began), err)
 	}
 }
 
@@ -226,18 +226,21 @@ func TestShard_WaitsForNATS(t *testing.T) {
 	registered := fakeConsul(t, consul, "2.1.0")
 	s := start(t, consul, func(ctx context.Context, c app.ServiceConfig) error {
 		return app.Shard(ctx, c, app.ShardConfig{
-			Kernels: app.Kernels{Set: ref.New[float32](), Threads: 1}, Train: true, NATS: nats.Config{URL: "nats://" + addr},
+			Kernels: app.Kernels{Set: ref.New[float32](), Threads: 1}, Train: true,
+			NATS: nats.Config{URL: "nats://" + addr},
 		})
 	})
 	s.waits("nats at nats://" + addr)
 	if registered() != 0 {
-		t.Error("it is registered before it can train")
+		t.Error("the shard is registered before it can train")
 	}
 	port := 0
 	if _, err := fmt.Sscanf(addr, "127.0.0.1:%d", &port); err != nil {
 		t.Fatal(err)
 	}
-	n, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: port, JetStream: true, StoreDir: t.TempDir(), NoSigs: true, NoLog: true})
+	n, err := server.NewServer(
+		&server.Options{Host: "127.0.0.1", Port: port, JetStream: true, StoreDir: t.TempDir(), NoSigs: true,
+			NoLog: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -252,7 +255,7 @@ func TestShard_WaitsForNATS(t *testing.T) {
 	}
 }
 
-// metricNames are the metrics at an address.
+// metricNames returns the names of the metrics at an address.
 func metricNames(t *testing.T, url string) map[string]bool {
 	t.Helper()
 	r, err := http.Get(url)
@@ -273,14 +276,15 @@ func metricNames(t *testing.T, url string) map[string]bool {
 	return names
 }
 
-// TestMesh_ExportsWhatItsServicesDo compares the metrics of a mesh in one process with
-// those of the same services in processes of their own.
+// TestMesh_ExportsWhatItsServicesDo compares the metrics of a mesh in one process with those of
+// separate services.
 func TestMesh_ExportsWhatItsServicesDo(t *testing.T) {
 	path := "../../../models/lamina-tolstoy"
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	m, err := app.Start(ctx, app.MeshConfig{
-		Kernels: app.Kernels{Set: ref.New[float32](), Threads: 1}, Model: path, Stages: 2, Train: true, RunsDir: t.TempDir(), HTTP: "127.0.0.1:0",
+		Kernels: app.Kernels{Set: ref.New[float32](), Threads: 1}, Model: path, Stages: 2, Train: true,
+		RunsDir: t.TempDir(), HTTP: "127.0.0.1:0",
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -295,10 +299,14 @@ func TestMesh_ExportsWhatItsServicesDo(t *testing.T) {
 			return app.Tokenizer(ctx, c, app.TokenizerConfig{Model: path})
 		},
 		"shard": func(ctx context.Context, c app.ServiceConfig) error {
-			return app.Shard(ctx, c, app.ShardConfig{Kernels: app.Kernels{Set: ref.New[float32](), Threads: 1}, Model: path, Layers: "0/2"})
+			return app.Shard(ctx, c,
+				app.ShardConfig{Kernels: app.Kernels{Set: ref.New[float32](), Threads: 1}, Model: path, Layers: "0/2"})
 		},
 		"trainer": func(ctx context.Context, c app.ServiceConfig) error { return app.Trainer(ctx, c, t.TempDir()) },
-		"router":  func(ctx context.Context, c app.ServiceConfig) error { return app.Router(ctx, c, app.RouterConfig{}) },
+		"router": func(ctx context.Context,
+			c app.ServiceConfig) error {
+			return app.Router(ctx, c, app.RouterConfig{})
+		},
 	}
 	alone := map[string]bool{}
 	for name, run := range services {
@@ -312,6 +320,6 @@ func TestMesh_ExportsWhatItsServicesDo(t *testing.T) {
 		}
 	}
 	if len(alone) < 8 {
-		t.Errorf("the services export %d metrics only", len(alone))
+		t.Errorf("the services only export %d metrics", len(alone))
 	}
 }

@@ -18,17 +18,17 @@ import (
 	"github.com/lamina-mesh/lamina/services/trainer"
 )
 
-// target is a piece of a process. build makes it and adds its parts to the process, which
-// start in the order of the table and stop in reverse. A target is built after those it
-// needs.
+// target is a component of a process. build creates it and adds its parts to the process. Parts
+// start in the order of the table and stop in reverse order. The targets that a target needs are
+// built before it.
 type target struct {
 	name  string
 	needs []string
 	build func(*process) error
 }
 
-// targets is the table of all that a process of Lamina can consist of, in the order in
-// which a process that has them all starts them.
+// targets returns the table of all components that a process of Lamina may have, in the order in
+// which they start.
 func targets() []target {
 	return []target{
 		{"memory", nil, (*process).buildMemory},
@@ -39,22 +39,23 @@ func targets() []target {
 		{"sampler", nil, (*process).buildSampler},
 		{"trainer", []string{"bus"}, (*process).buildTrainer},
 		{"router", nil, (*process).buildRouter},
-		{"http", []string{"router"}, (*process).buildHTTP}, // answers early, and says that it is not ready
+		// it starts early, so that /readyz can report that the process is not ready
+		{"http", []string{"router"}, (*process).buildHTTP},
 		{"router api", []string{"router"}, (*process).buildRouterAPI},
 		{"pipelines", []string{"router"}, (*process).buildPipelines},
 		{"public api", []string{"router", "trainer"}, (*process).buildPublicAPI},
 	}
 }
 
-// build adds the named targets and those they need. Targets that the settings leave empty
-// add nothing.
+// build builds the named targets and those that they need. Targets whose settings are empty add
+// nothing.
 func (p *process) build(names ...string) error {
 	wanted := map[string]bool{}
 	table := targets()
 	for _, name := range names {
 		wanted[name] = true
 	}
-	for i := len(table) - 1; i >= 0; i-- { // what a target needs stands before it
+	for i := len(table) - 1; i >= 0; i-- { // the needs of a target precede it in the table
 		if wanted[table[i].name] {
 			for _, need := range table[i].needs {
 				wanted[need] = true
@@ -84,7 +85,7 @@ func (p *process) buildMetrics() error {
 	return nil
 }
 
-// buildBus joins NATS, or starts a server in this process where the mesh is here.
+// buildBus connects to NATS. In a mesh it starts a NATS server in this process.
 func (p *process) buildBus() error {
 	if !p.set.train {
 		return nil
@@ -140,15 +141,15 @@ func (p *process) buildTokenizer() error {
 	if err != nil {
 		return err
 	}
-	p.serve(server{kind: "tokenizer", name: "tokenizer", services: together{s}})
+	p.serve(server{kind: "tokenizer", name: "tokenizer", services: services{s}})
 	return nil
 }
 
-// shardSetting is one shard of a process.
+// shardSetting is the configuration of one shard of a process.
 type shardSetting struct {
 	name        string
-	model, as   string // file or folder, and the model's name; no model holds no layers
-	layers      string // as ParseLayers reads them
+	model, as   string // file or folder, and the name of the model; without a model the shard holds no layers
+	layers      string // in the form of ParseLayers
 	kvPositions int
 	train       bool
 }
@@ -156,8 +157,9 @@ type shardSetting struct {
 func (p *process) buildShards() error {
 	for _, set := range p.set.shards {
 		c := shard.Config{
-			Log: p.log, Dialer: p.dialer, Kernels: p.kernels.Set, Threads: p.kernels.Threads, KVPositions: set.kvPositions,
-			// A process may have several shards.
+			Log: p.log, Dialer: p.dialer, Kernels: p.kernels.Set, Threads: p.kernels.Threads,
+			KVPositions: set.kvPositions,
+			// The label distinguishes the shards of one process.
 			Metrics: prometheus.WrapRegistererWith(prometheus.Labels{"shard": set.name}, p.metrics),
 		}
 		meta := map[string]string{}
@@ -181,14 +183,14 @@ func (p *process) buildShards() error {
 			}
 			meta["model"], meta["digest"], meta["layers"] = m.name, m.digest, fmt.Sprintf("%d-%d", layers.Lo, layers.Hi)
 		}
-		p.serve(server{kind: "shard", name: set.name, services: together{s}, meta: meta})
+		p.serve(server{kind: "shard", name: set.name, services: services{s}, meta: meta})
 	}
 	return nil
 }
 
 func (p *process) buildSampler() error {
 	s := sampler.New(sampler.Config{Log: p.log, Metrics: p.metrics})
-	p.serve(server{kind: "sampler", name: "sampler", services: together{s}})
+	p.serve(server{kind: "sampler", name: "sampler", services: services{s}})
 	return nil
 }
 
@@ -198,29 +200,31 @@ func (p *process) buildTrainer() error {
 	}
 	p.trainer = trainer.New(trainer.Config{Log: p.log, Dialer: p.dialer, Registry: p.registry, Dir: p.set.runsDir})
 	p.add(runPart("trainer runs", p.trainer.Run))
-	p.serve(server{kind: "trainer", name: "trainer", services: together{p.trainer}, public: true})
+	p.serve(server{kind: "trainer", name: "trainer", services: services{p.trainer}, public: true})
 	return nil
 }
 
 func (p *process) buildRouter() error {
-	guess := p.set.router.Speculation
+	speculation := p.set.router.Speculation
 	p.router = router.New(router.Config{
 		Log: p.log, Metrics: p.metrics, Dialer: p.dialer, Registry: p.registry,
-		Speculate: guess.ids(), Draft: guess.Draft, DraftLeast: guess.Least, HiddenType: p.set.router.HiddenType,
+		Speculate: speculation.ids(), Draft: speculation.Draft, DraftLeast: speculation.MinProbability,
+		HiddenType: p.set.router.HiddenType,
 	})
 	p.add(runPart("router pipelines", p.router.Run))
 	return nil
 }
 
 func (p *process) buildRouterAPI() error {
-	p.serve(server{kind: "router", name: "router", services: together{p.router}, public: true})
+	p.serve(server{kind: "router", name: "router", services: services{p.router}, public: true})
 	return nil
 }
 
-// buildPipelines keeps a mesh from being ready before its pipelines are.
+// buildPipelines delays the readiness of a mesh until its pipelines are ready.
 func (p *process) buildPipelines() error {
 	if p.set.pipelines > 0 {
-		p.add(awaitPart("pipelines", func(ctx context.Context) error { return p.router.AwaitPipelines(ctx, p.set.pipelines) }))
+		p.add(awaitPart("pipelines",
+			func(ctx context.Context) error { return p.router.AwaitPipelines(ctx, p.set.pipelines) }))
 	}
 	return nil
 }
@@ -230,13 +234,14 @@ func (p *process) buildPublicAPI() error {
 	if p.set.publicAddr == "" {
 		return nil
 	}
-	services := together{}
+	served := services{p.router}
 	if p.trainer != nil {
-		services = append(services, p.trainer)
+		served = append(served, p.trainer)
 	}
 	p.serve(server{
-		kind: "router", name: "public", services: append(services, p.router), public: true, addr: p.set.publicAddr,
-		registry: discovery.NewMemory(), bound: p.set.bound, // the mesh knows the services by their own names
+		kind: "router", name: "public", services: served, public: true, addr: p.set.publicAddr, bound: p.set.bound,
+		// The registry of the mesh has these services under their in-memory addresses already.
+		registry: discovery.NewMemory(),
 	})
 	return nil
 }

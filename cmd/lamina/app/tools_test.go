@@ -32,7 +32,7 @@ const (
 		{"type":"function","function":{"name":"now","description":"Tells the time.","parameters":` + nowSchema + `}}]`
 )
 
-// chatMesh is a mesh over the model that chats, with its HTTP face.
+// chatMesh is a mesh with a chat model and its HTTP API.
 func chatMesh(t *testing.T) (routerv1.RouterServiceClient, string) {
 	t.Helper()
 	t.Cleanup(func() { goleak.VerifyNone(t) })
@@ -40,7 +40,9 @@ func chatMesh(t *testing.T) (routerv1.RouterServiceClient, string) {
 	t.Cleanup(set.Close)
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	t.Cleanup(cancel)
-	m, err := app.Start(ctx, app.MeshConfig{Model: shared(t, "models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf"), Stages: 2, Kernels: app.Kernels{Set: set, Threads: 2}, HTTP: "127.0.0.1:0"})
+	m, err := app.Start(ctx,
+		app.MeshConfig{Model: shared(t, "models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf"), Stages: 2,
+			Kernels: app.Kernels{Set: set, Threads: 2}, HTTP: "127.0.0.1:0"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,7 +58,7 @@ func chatMesh(t *testing.T) (routerv1.RouterServiceClient, string) {
 	return routerv1.NewRouterServiceClient(conn), "http://" + m.HTTPAddr() + "/v1/chat/completions"
 }
 
-// choice is one of a chat's answers.
+// choice is one of the answers of a chat.
 type choice struct {
 	Content string
 	Reason  string
@@ -65,7 +67,7 @@ type choice struct {
 
 type calledFunction struct{ Name, Arguments string }
 
-// message is whole or a delta.
+// message is a complete message or a delta.
 type message struct {
 	Content *string `json:"content"`
 	Calls   []struct {
@@ -93,7 +95,9 @@ func (c *choice) add(m message, streamed bool) {
 func askHTTP(t *testing.T, url, more string) (status int, choices []choice, text string) {
 	t.Helper()
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
-	resp, err := client.Post(url, "application/json", strings.NewReader(`{"messages":[{"role":"user","content":"What is the weather in Paris?"}],"max_tokens":300`+more+`}`))
+	resp, err := client.Post(url, "application/json",
+		strings.NewReader(`{"messages":[{"role":"user","content":"What is the weather in Paris?"}],"max_tokens":300`+
+			more+`}`))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -140,7 +144,7 @@ func askHTTP(t *testing.T, url, more string) (status int, choices []choice, text
 	}
 }
 
-// judged checks that the calls are of tools that are offered, with valid arguments.
+// judged checks that the calls name tools that were offered and have valid arguments.
 func judged(t *testing.T, c choice) {
 	t.Helper()
 	for _, call := range c.Calls {
@@ -192,18 +196,22 @@ func TestMesh_ToolChoiceOverHTTP(t *testing.T) {
 			}
 			return ""
 		}},
-		{"named, with arguments", one + `,"tool_choice":{"type":"function","function":{"name":"get_weather"}},"temperature":0`, func(c choice) string {
-			if len(c.Calls) != 1 || c.Calls[0].Name != "get_weather" || !strings.Contains(c.Calls[0].Arguments, "Paris") || c.Reason != "tool_calls" {
-				return "want one call of get_weather about Paris"
-			}
-			return ""
-		}},
-		{"named", one + `,"tool_choice":{"type":"function","function":{"name":"now"}},"temperature":1,"seed":6,"n":2`, func(c choice) string {
-			if len(c.Calls) != 1 || c.Calls[0].Name != "now" || c.Reason != "tool_calls" {
-				return "want one call of now"
-			}
-			return ""
-		}},
+		{"named, with arguments",
+			one + `,"tool_choice":{"type":"function","function":{"name":"get_weather"}},"temperature":0`,
+			func(c choice) string {
+				if len(c.Calls) != 1 || c.Calls[0].Name != "get_weather" ||
+					!strings.Contains(c.Calls[0].Arguments, "Paris") || c.Reason != "tool_calls" {
+					return "want one call of get_weather about Paris"
+				}
+				return ""
+			}},
+		{"named", one + `,"tool_choice":{"type":"function","function":{"name":"now"}},"temperature":1,"seed":6,"n":2`,
+			func(c choice) string {
+				if len(c.Calls) != 1 || c.Calls[0].Name != "now" || c.Reason != "tool_calls" {
+					return "want one call of now"
+				}
+				return ""
+			}},
 		{"auto, by a model that calls nothing", tools + `,"max_tokens":12,"temperature":0`, func(c choice) string {
 			if !reflect.DeepEqual(c, plain[0]) {
 				return fmt.Sprintf("want %+v", plain[0])
@@ -228,7 +236,7 @@ func TestMesh_ToolChoiceOverHTTP(t *testing.T) {
 			judged(t, one)
 		}
 		if _, streamed, _ := askHTTP(t, url, c.more+`,"stream":true`); !reflect.DeepEqual(streamed, whole) {
-			t.Errorf("%s: the stream adds up to\n%+v\nnot to\n%+v", c.name, streamed, whole)
+			t.Errorf("%s: the stream adds up to\n%+v\nwant\n%+v", c.name, streamed, whole)
 		}
 	}
 	for more, want := range map[string]string{
@@ -243,11 +251,13 @@ func TestMesh_ToolChoiceOverHTTP(t *testing.T) {
 	}
 }
 
-// chatText is a chat's whole text and how calls are written in it.
-func chatText(t *testing.T, router routerv1.RouterServiceClient, r *routerv1.ChatRequest) (string, *tokenizerv1.ChatFormat, error) {
+// chatText returns the text of a chat and the format of tool calls in it.
+func chatText(t *testing.T, router routerv1.RouterServiceClient, r *routerv1.ChatRequest) (string,
+	*tokenizerv1.ChatFormat, error) {
 	t.Helper()
 	zero := float32(0)
-	r.Messages, r.MaxTokens, r.KeepMarkers = []*tokenizerv1.Message{{Role: "user", Content: "What is the weather in Paris?"}}, 200, true
+	r.Messages, r.MaxTokens, r.KeepMarkers = []*tokenizerv1.Message{{Role: "user",
+		Content: "What is the weather in Paris?"}}, 200, true
 	if r.Sampling == nil {
 		r.Sampling = &routerv1.Sampling{}
 	}
@@ -277,30 +287,46 @@ func TestMesh_ToolChoiceOverGRPC(t *testing.T) {
 	router, _ := chatMesh(t)
 	no := false
 	required := &routerv1.ToolChoice{Mode: routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_REQUIRED}
-	text, format, err := chatText(t, router, &routerv1.ChatRequest{ToolsJson: chatTools, ToolChoice: required, ParallelToolCalls: &no})
-	if err != nil || !strings.HasPrefix(strings.TrimSpace(text), "<tool_call>") || !strings.HasSuffix(text, "</tool_call>") || format.GetCalls() != "hermes" {
+	text, format, err := chatText(t, router,
+		&routerv1.ChatRequest{ToolsJson: chatTools, ToolChoice: required, ParallelToolCalls: &no})
+	if err != nil || !strings.HasPrefix(strings.TrimSpace(text), "<tool_call>") ||
+		!strings.HasSuffix(text, "</tool_call>") || format.GetCalls() != "hermes" {
 		t.Errorf("%q %v %v", text, format, err)
 	}
-	// Structural tags that a client gives itself.
-	tags := &samplerv1.Grammar{Kind: samplerv1.GrammarKind_GRAMMAR_KIND_TAGS, Source: `{"triggers":["<f"],"at_least_one":true,"stop_after_first":true,"not_first":"ABCDEFGHIJKLMNOPQRSTUVWXYZ","tags":[{"begin":"<f=w>","schema":` + weatherSchema + `,"end":"</f>"}]}`}
-	only := &samplerv1.Grammar{Kind: tags.GetKind(), Source: `{"type":"tags_with_separator","at_least_one":true,"stop_after_first":true,"tags":[{"begin":"<f=w>","schema":` + weatherSchema + `,"end":"</f>"}]}`}
+	// The client may also send structural tags of its own.
+	tags := &samplerv1.Grammar{
+		Kind:   samplerv1.GrammarKind_GRAMMAR_KIND_TAGS,
+		Source: `{"triggers":["<f"],"at_least_one":true,"stop_after_first":true,"not_first":"ABCDEFGHIJKLMNOPQRSTUVWXYZ","tags":[{"begin":"<f=w>","schema":` + weatherSchema + `,"end":"</f>"}]}`,
+	}
+	only := &samplerv1.Grammar{
+		Kind:   tags.GetKind(),
+		Source: `{"type":"tags_with_separator","at_least_one":true,"stop_after_first":true,"tags":[{"begin":"<f=w>","schema":` + weatherSchema + `,"end":"</f>"}]}`,
+	}
 	text, _, err = chatText(t, router, &routerv1.ChatRequest{Sampling: &routerv1.Sampling{Grammar: only}})
 	if err != nil || !strings.HasPrefix(text, "<f=w>{") || !strings.HasSuffix(text, "}</f>") {
 		t.Errorf("%q %v", text, err)
 	}
-	if text, _, err = chatText(t, router, &routerv1.ChatRequest{Sampling: &routerv1.Sampling{Grammar: tags}}); err != nil || text == "" || text[0] >= 'A' && text[0] <= 'Z' {
+	if text, _, err = chatText(t, router,
+		&routerv1.ChatRequest{Sampling: &routerv1.Sampling{Grammar: tags}}); err != nil || text == "" ||
+		text[0] >= 'A' && text[0] <= 'Z' {
 		t.Errorf("%q %v", text, err)
 	}
 	for field, r := range map[string]*routerv1.ChatRequest{
-		"tool_choice.function: no tool of tools_json is named \"nix\"": {ToolsJson: chatTools, ToolChoice: &routerv1.ToolChoice{Mode: routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_FUNCTION, Function: "nix"}},
-		"tool_choice.function: name one":                               {ToolsJson: chatTools, ToolChoice: &routerv1.ToolChoice{Mode: routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_FUNCTION}},
-		"tool_choice.function: it goes with":                           {ToolsJson: chatTools, ToolChoice: &routerv1.ToolChoice{Function: "now"}},
-		"tool_choice.mode":                                             {ToolsJson: chatTools, ToolChoice: &routerv1.ToolChoice{Mode: 17}},
-		"tool_choice: it goes":                                         {ToolChoice: required},
-		"tools_json":                                                   {ToolsJson: `{}`},
-		"sampling.grammar.source":                                      {Sampling: &routerv1.Sampling{Grammar: &samplerv1.Grammar{Kind: tags.GetKind(), Source: `{"tags":[{"begin":"a","schema":{},"until":"b"}]}`}}},
+		"tool_choice.function: no tool of tools_json is named \"nix\"": {ToolsJson: chatTools,
+			ToolChoice: &routerv1.ToolChoice{Mode: routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_FUNCTION, Function: "nix"}},
+		"tool_choice.function: name one": {ToolsJson: chatTools,
+			ToolChoice: &routerv1.ToolChoice{Mode: routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_FUNCTION}},
+		"tool_choice.function: it goes with": {ToolsJson: chatTools,
+			ToolChoice: &routerv1.ToolChoice{Function: "now"}},
+		"tool_choice.mode": {ToolsJson: chatTools,
+			ToolChoice: &routerv1.ToolChoice{Mode: 17}},
+		"tool_choice: it goes": {ToolChoice: required},
+		"tools_json":           {ToolsJson: `{}`},
+		"sampling.grammar.source": {Sampling: &routerv1.Sampling{Grammar: &samplerv1.Grammar{Kind: tags.GetKind(),
+			Source: `{"tags":[{"begin":"a","schema":{},"until":"b"}]}`}}},
 	} {
-		if _, _, err := chatText(t, router, r); status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), field) {
+		if _, _, err := chatText(t, router, r); status.Code(err) != codes.InvalidArgument ||
+			!strings.Contains(err.Error(), field) {
 			t.Errorf("%s: %v", field, err)
 		}
 	}

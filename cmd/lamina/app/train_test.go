@@ -16,18 +16,22 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/kernel/ref"
 )
 
-// manifest is a small run over a text that the test writes.
+// manifest returns the manifest of a small run on a text that the test writes.
 func manifest(t *testing.T, name string, change map[string]any) []byte {
 	t.Helper()
 	text := filepath.Join(t.TempDir(), "text.txt")
-	if err := os.WriteFile(text, []byte(strings.Repeat("one two three four five six seven eight nine ten\n", 60)), 0o600); err != nil {
+	if err := os.WriteFile(text, []byte(strings.Repeat("one two three four five six seven eight nine ten\n", 60)),
+		0o600); err != nil {
 		t.Fatal(err)
 	}
 	m := map[string]any{
-		"name": name, "data": map[string]any{"text": text, "validation_fraction": 0.1}, "vocabulary": map[string]any{"type": "char"},
-		"model": map[string]any{"architecture": "llama", "layers": 4, "width": 16, "heads": 2, "ff": 24, "tied": true},
-		"slots": 4, "slot_sequences": 2, "sequence_len": 16, "steps": 6, "learning_rate": map[string]any{"max": 0.01, "min": 0.001, "warmup": 2},
-		"decay": 0.1, "clip": 1, "seed": 3, "checkpoint_every": 2,
+		"name": name, "data": map[string]any{"text": text, "validation_fraction": 0.1},
+		"vocabulary": map[string]any{"type": "char"},
+		"model": map[string]any{"architecture": "llama", "layers": 4, "width": 16, "heads": 2, "ff": 24,
+			"tied": true},
+		"slots": 4, "slot_sequences": 2, "sequence_len": 16, "steps": 6,
+		"learning_rate": map[string]any{"max": 0.01, "min": 0.001, "warmup": 2},
+		"decay":         0.1, "clip": 1, "seed": 3, "checkpoint_every": 2,
 	}
 	for k, v := range change {
 		m[k] = v
@@ -39,12 +43,13 @@ func manifest(t *testing.T, name string, change map[string]any) []byte {
 	return raw
 }
 
-// train runs a manifest to its end on a mesh of its own.
+// train runs a manifest to its end on a new mesh.
 func train(t *testing.T, raw []byte, stages, replicas int, out string, resume bool) *trainerv1.Run {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	m, err := app.Start(ctx, app.MeshConfig{Kernels: app.Kernels{Set: ref.New[float32]()}, Train: true, Trainers: stages * replicas})
+	m, err := app.Start(ctx,
+		app.MeshConfig{Kernels: app.Kernels{Set: ref.New[float32]()}, Train: true, Trainers: stages * replicas})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,7 +59,9 @@ func train(t *testing.T, raw []byte, stages, replicas int, out string, resume bo
 		t.Fatal(err)
 	}
 	client := trainerv1.NewTrainerServiceClient(conn)
-	resp, err := client.StartRun(ctx, &trainerv1.StartRunRequest{ManifestJson: raw, Stages: uint32(stages), Replicas: uint32(replicas), Out: out, Resume: resume})
+	resp, err := client.StartRun(ctx,
+		&trainerv1.StartRunRequest{ManifestJson: raw, Stages: uint32(stages), Replicas: uint32(replicas), Out: out,
+			Resume: resume})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,7 +87,8 @@ func train(t *testing.T, raw []byte, stages, replicas int, out string, resume bo
 func TestTrain_AnyLayoutGivesTheSameWeights(t *testing.T) {
 	for _, architecture := range []string{"llama", "gpt2"} {
 		raw := manifest(t, "layouts-"+architecture, map[string]any{
-			"model": map[string]any{"architecture": architecture, "layers": 4, "width": 16, "heads": 2, "ff": 24, "tied": true},
+			"model": map[string]any{"architecture": architecture, "layers": 4, "width": 16, "heads": 2, "ff": 24,
+				"tied": true},
 		})
 		var first *trainerv1.Run
 		for _, l := range [][2]int{{1, 1}, {2, 1}, {4, 1}, {1, 2}, {2, 2}, {1, 4}, {4, 4}} {
@@ -88,8 +96,10 @@ func TestTrain_AnyLayoutGivesTheSameWeights(t *testing.T) {
 			if first == nil {
 				first = got
 			}
-			if got.GetWeightsDigest() == "" || got.GetWeightsDigest() != first.GetWeightsDigest() || got.GetLoss() != first.GetLoss() || got.GetValidationLoss() != first.GetValidationLoss() {
-				t.Errorf("%s over %d stages x %d replicas: weights %s loss %v, over 1 x 1 %s %v", architecture, l[0], l[1], got.GetWeightsDigest(), got.GetLoss(), first.GetWeightsDigest(), first.GetLoss())
+			if got.GetWeightsDigest() == "" || got.GetWeightsDigest() != first.GetWeightsDigest() ||
+				got.GetLoss() != first.GetLoss() || got.GetValidationLoss() != first.GetValidationLoss() {
+				t.Errorf("%s over %d stages x %d replicas: weights %s loss %v, over 1 x 1 %s %v", architecture, l[0],
+					l[1], got.GetWeightsDigest(), got.GetLoss(), first.GetWeightsDigest(), first.GetLoss())
 			}
 		}
 	}
@@ -100,14 +110,15 @@ func TestTrain_ResumeOnAnotherLayoutIsExact(t *testing.T) {
 	calm := train(t, raw, 1, 1, t.TempDir(), false)
 	out := t.TempDir()
 	train(t, raw, 1, 1, out, false)
-	// Drop the last checkpoint and damage what a crash could leave of it.
+	// Remove the last checkpoint and leave damaged files, as a crash may.
 	last := filepath.Join(out, "checkpoints", "step-00000006")
 	if err := os.Truncate(filepath.Join(last, "moment1.safetensors"), 100); err != nil {
 		t.Fatal(err)
 	}
 	resumed := train(t, raw, 2, 2, out, true)
 	if resumed.GetWeightsDigest() != calm.GetWeightsDigest() {
-		t.Errorf("resumed weights are %s, calm ones %s", resumed.GetWeightsDigest(), calm.GetWeightsDigest())
+		t.Errorf("the resumed run has weights %s, the uninterrupted one %s", resumed.GetWeightsDigest(),
+			calm.GetWeightsDigest())
 	}
 	text, err := os.ReadFile(filepath.Join(out, "metrics.jsonl"))
 	if err != nil {
@@ -126,6 +137,6 @@ func TestTrain_ModelIsServed(t *testing.T) {
 	}
 	router := mesh(t, app.MeshConfig{Model: run.GetModelPath(), Stages: 2})
 	if got := generateText(t, router, "one two three", 12); got == "" {
-		t.Error("the trained model says nothing")
+		t.Error("the trained model generates no text")
 	}
 }

@@ -26,7 +26,7 @@ import (
 	"github.com/lamina-mesh/lamina/services/trainer"
 )
 
-// trainFleet is a trainer and shards of which the test can kill one.
+// trainFleet is a trainer with shards that a test can kill one by one.
 type trainFleet struct {
 	t        *testing.T
 	ctx      context.Context
@@ -42,7 +42,8 @@ type trainFleet struct {
 func newTrainFleet(t *testing.T, shards int) *trainFleet {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	f := &trainFleet{t: t, ctx: ctx, network: memnet.New(), registry: discovery.NewMemory(), bus: gradbus.NewMemory(64 << 20), kill: map[string]func(){}}
+	f := &trainFleet{t: t, ctx: ctx, network: memnet.New(), registry: discovery.NewMemory(),
+		bus: gradbus.NewMemory(64 << 20), kill: map[string]func(){}}
 	f.dialer = rpc.NewDialer(rpc.DialOptions{Net: f.network})
 	for i := range shards {
 		f.shard(fmt.Sprintf("shard-%d", i))
@@ -85,12 +86,14 @@ func (f *trainFleet) serve(ctx context.Context, name string, s interface {
 	return done
 }
 
-// shard starts one that trains. Killing it breaks its connections without a word and
-// has the registry notice.
+// shard starts a shard for training. Killing it breaks its connections and removes it from the
+// registry.
 func (f *trainFleet) shard(name string) {
 	ctx, cancel := context.WithCancel(f.ctx)
 	done := f.serve(ctx, name, shard.New(shard.Config{Dialer: f.dialer, Kernels: ref.New[float32](), Bus: f.bus}))
-	reg, err := f.registry.Register(f.ctx, discovery.Instance{ID: name, Service: "shard", Addr: "mem:" + name, Meta: map[string]string{trainer.TrainsMeta: "true"}})
+	reg, err := f.registry.Register(f.ctx,
+		discovery.Instance{ID: name, Service: "shard", Addr: "mem:" + name,
+			Meta: map[string]string{trainer.TrainsMeta: "true"}})
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -104,7 +107,7 @@ func (f *trainFleet) shard(name string) {
 	}
 }
 
-// watch starts a run, calls seen on every state and returns the last.
+// watch starts a run, calls seen with each state and returns the last state.
 func (f *trainFleet) watch(r *trainerv1.StartRunRequest, seen func(*trainerv1.Run)) *trainerv1.Run {
 	f.t.Helper()
 	resp, err := f.client.StartRun(f.ctx, r)
@@ -131,7 +134,7 @@ func (f *trainFleet) watch(r *trainerv1.StartRunRequest, seen func(*trainerv1.Ru
 	}
 }
 
-// curve is the run's losses by step as metrics.jsonl has them, each step once.
+// curve returns the losses of a run by step from metrics.jsonl. Each step must occur once.
 func curve(t *testing.T, out string) []float64 {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(out, "metrics.jsonl"))
@@ -148,7 +151,7 @@ func curve(t *testing.T, out string) []float64 {
 			t.Fatal(err)
 		}
 		if m.Step != len(losses)+1 {
-			t.Fatalf("metrics line %d is of step %d", len(losses)+1, m.Step)
+			t.Fatalf("line %d of metrics.jsonl has step %d", len(losses)+1, m.Step)
 		}
 		losses = append(losses, m.Loss)
 	}
@@ -157,12 +160,14 @@ func curve(t *testing.T, out string) []float64 {
 
 func same(t *testing.T, what, out, calmOut string, got, calm *trainerv1.Run) {
 	t.Helper()
-	if got.GetState() != trainerv1.RunState_RUN_STATE_DONE || got.GetWeightsDigest() == "" || got.GetWeightsDigest() != calm.GetWeightsDigest() {
-		t.Errorf("%s: ended %v (%s) with weights %q, the calm run has %q", what, got.GetState(), got.GetError(), got.GetWeightsDigest(), calm.GetWeightsDigest())
+	if got.GetState() != trainerv1.RunState_RUN_STATE_DONE || got.GetWeightsDigest() == "" ||
+		got.GetWeightsDigest() != calm.GetWeightsDigest() {
+		t.Errorf("%s: ended %v (%s) with weights %q, the undisturbed run has %q", what, got.GetState(), got.GetError(),
+			got.GetWeightsDigest(), calm.GetWeightsDigest())
 		return
 	}
 	if a, b := fmt.Sprint(curve(t, out)), fmt.Sprint(curve(t, calmOut)); a != b {
-		t.Errorf("%s: losses are\n%s\nthe calm run's\n%s", what, a, b)
+		t.Errorf("%s: losses are\n%s\nthose of the undisturbed run are\n%s", what, a, b)
 	}
 }
 
@@ -175,15 +180,16 @@ func TestTrain_LostShardsCostNoBit(t *testing.T) {
 		calm := f.watch(&trainerv1.StartRunRequest{ManifestJson: raw, Out: calmOut}, nil)
 		victims := []string{"shard-1", "shard-3", "shard-0"}
 		var deaths []uint64
-		got := f.watch(&trainerv1.StartRunRequest{ManifestJson: raw, Stages: 2, Replicas: 2, Out: out}, func(r *trainerv1.Run) {
-			running := r.GetState() == trainerv1.RunState_RUN_STATE_RUNNING
-			if n := len(deaths); n < len(victims) && running && r.GetStep() >= uint64(7+16*n) {
-				deaths = append(deaths, r.GetStep())
-				f.kill[victims[n]]()
-			}
-		})
+		got := f.watch(&trainerv1.StartRunRequest{ManifestJson: raw, Stages: 2, Replicas: 2, Out: out},
+			func(r *trainerv1.Run) {
+				running := r.GetState() == trainerv1.RunState_RUN_STATE_RUNNING
+				if n := len(deaths); n < len(victims) && running && r.GetStep() >= uint64(7+16*n) {
+					deaths = append(deaths, r.GetStep())
+					f.kill[victims[n]]()
+				}
+			})
 		if len(deaths) != len(victims) {
-			t.Errorf("shards died at steps %v, want %d deaths", deaths, len(victims))
+			t.Errorf("shards were killed at steps %v, want %d of them", deaths, len(victims))
 		}
 		same(t, "three shards lost", out, calmOut, got, calm)
 	})
@@ -200,8 +206,10 @@ func TestTrain_StopAndResumeOverLayoutsIsExact(t *testing.T) {
 		for i, l := range [][2]uint32{{1, 1}, {2, 2}, {1, 4}, {4, 1}} {
 			stopped := make(chan error, 1)
 			asked := false
-			got := f.watch(&trainerv1.StartRunRequest{ManifestJson: raw, Stages: l[0], Replicas: l[1], Resume: i > 0, Out: out}, func(r *trainerv1.Run) {
-				if i < 3 && !asked && r.GetState() == trainerv1.RunState_RUN_STATE_RUNNING && r.GetStep() >= uint64(5+9*i) {
+			got := f.watch(&trainerv1.StartRunRequest{ManifestJson: raw, Stages: l[0], Replicas: l[1], Resume: i > 0,
+				Out: out}, func(r *trainerv1.Run) {
+				if i < 3 && !asked && r.GetState() == trainerv1.RunState_RUN_STATE_RUNNING &&
+					r.GetStep() >= uint64(5+9*i) {
 					asked = true
 					go func() {
 						_, err := f.client.StopRun(f.ctx, &trainerv1.StopRunRequest{Run: "stopped"})

@@ -14,13 +14,14 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/kernel/ref"
 )
 
-// TestMesh_HiddenStatesOfHalfTheBytes sends them as bfloat16, which the fingerprint says,
-// and looks for the metrics of every shard.
-func TestMesh_HiddenStatesOfHalfTheBytes(t *testing.T) {
+// TestMesh_HiddenStatesAsBFloat16 sends hidden states as bfloat16, which the fingerprint shows, and
+// checks the metrics of each shard.
+func TestMesh_HiddenStatesAsBFloat16(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	m, err := app.Start(ctx, app.MeshConfig{
-		Kernels: app.Kernels{Set: ref.New[float32](), Threads: 2}, Model: shared(t, "models/stories260K/stories260K-f32.gguf"), Stages: 2, HTTP: "127.0.0.1:0",
+		Kernels: app.Kernels{Set: ref.New[float32](), Threads: 2},
+		Model:   shared(t, "models/stories260K/stories260K-f32.gguf"), Stages: 2, HTTP: "127.0.0.1:0",
 		HiddenType: tensorv1.ElementType_ELEMENT_TYPE_BF16,
 	})
 	if err != nil {
@@ -61,10 +62,11 @@ func TestMesh_HiddenStatesOfHalfTheBytes(t *testing.T) {
 		t.Fatal(err)
 	}
 	http.DefaultClient.CloseIdleConnections()
-	for _, metric := range []string{"lamina_shard_rows_total", "lamina_shard_batches_total", "lamina_shard_compute_seconds_total", "lamina_shard_kv_pages"} {
+	for _, metric := range []string{"lamina_shard_rows_total", "lamina_shard_batches_total",
+		"lamina_shard_compute_seconds_total", "lamina_shard_kv_pages"} {
 		for _, name := range []string{"shard-0-0", "shard-0-1"} {
 			if !strings.Contains(string(text), metric+`{shard="`+name+`"}`) {
-				t.Errorf("/metrics has no %s of %s", metric, name)
+				t.Errorf("/metrics has no %s for %s", metric, name)
 			}
 		}
 	}

@@ -16,7 +16,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 )
 
-// sharedPath finds a test model or text, or skips.
+// sharedPath returns the path of a test model or text, or skips the test.
 func sharedPath(t testing.TB, parts ...string) string {
 	t.Helper()
 	dir := os.Getenv("LAMINA_SHARED")
@@ -30,10 +30,10 @@ func sharedPath(t testing.TB, parts ...string) string {
 	return path
 }
 
-// kernelSets lists the sets that commands are tested on.
+// kernelSets lists the kernel sets with which commands are tested.
 func kernelSets() []string { return []string{"ref", "cpu"} }
 
-// run parses and runs a command as lamina does.
+// run parses and runs a command in the same way as lamina.
 func run(t testing.TB, stdin string, args ...string) (string, error) {
 	t.Helper()
 	var out bytes.Buffer
@@ -49,7 +49,8 @@ func run(t testing.TB, stdin string, args ...string) (string, error) {
 		return "", fault.Wrap(fault.Invalid, err, "parse")
 	}
 	err = parsed.Run(&verb.Env{
-		Ctx: t.Context(), Log: slog.New(slog.DiscardHandler), Stdin: strings.NewReader(stdin), Stdout: &out, Stderr: io.Discard,
+		Ctx: t.Context(), Log: slog.New(slog.DiscardHandler), Stdin: strings.NewReader(stdin), Stdout: &out,
+		Stderr: io.Discard,
 	})
 	return out.String(), err
 }
@@ -63,13 +64,13 @@ func verbJSON[T any](t testing.TB, stdin string, args ...string) T {
 		t.Fatalf("lamina %s: %v", strings.Join(args, " "), err)
 	}
 	if err := json.Unmarshal([]byte(out), &v); err != nil {
-		t.Fatalf("lamina %s: it printed no JSON: %v\n%s", strings.Join(args, " "), err, out)
+		t.Fatalf("lamina %s: the output is not JSON: %v\n%s", strings.Join(args, " "), err, out)
 	}
 	return v
 }
 
-// verbFails checks that a command is used wrongly (exit code 2) and that the error holds
-// some words.
+// verbFails checks that a command fails with an error that contains words; with code 2 the error must
+// be Invalid.
 func verbFails(t testing.TB, code int, words, stdin string, args ...string) {
 	t.Helper()
 	out, err := run(t, stdin, args...)

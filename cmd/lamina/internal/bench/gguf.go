@@ -15,18 +15,18 @@ const (
 	ggufString  = 8
 )
 
-// ggufBuilder lays out a GGUF file (version 3) of random weights in memory.
+// ggufBuilder builds a GGUF file (version 3) with random weights in memory.
 type ggufBuilder struct {
 	meta, infos   []byte
 	keys, tensors uint64
-	size          int // of the data so far
+	size          int // of the data so far, in bytes
 	parts         []ggufPart
 }
 
 type ggufPart struct {
 	name string
 	d    tensor.DType
-	at   int // into the data
+	at   int // offset in the data
 	size int
 }
 
@@ -56,12 +56,12 @@ func (g *ggufBuilder) float(key string, value float32) {
 	g.meta = binary.LittleEndian.AppendUint32(g.meta, math.Float32bits(value))
 }
 
-// tensor adds a tensor of the shape, outermost first.
+// tensor adds a tensor. The outermost dimension of its shape comes first.
 func (g *ggufBuilder) tensor(name string, d tensor.DType, shape ...int) {
 	id, _ := ggufType(d)
 	g.infos = binary.LittleEndian.AppendUint32(appendString(g.infos, name), uint32(len(shape)))
 	elements := 1
-	for i := len(shape) - 1; i >= 0; i-- { // the file lists them innermost first
+	for i := len(shape) - 1; i >= 0; i-- { // the file lists the innermost dimension first
 		g.infos = binary.LittleEndian.AppendUint64(g.infos, uint64(shape[i]))
 		elements *= shape[i]
 	}
@@ -73,10 +73,10 @@ func (g *ggufBuilder) tensor(name string, d tensor.DType, shape ...int) {
 	g.tensors++
 }
 
-// align rounds up to the format's default alignment.
+// align rounds up to the default alignment of the format.
 func align(n int) int { return (n + 31) &^ 31 }
 
-// bytes is the file.
+// bytes returns the file.
 func (g *ggufBuilder) bytes() []byte {
 	header := append([]byte("GGUF"), 3, 0, 0, 0)
 	header = binary.LittleEndian.AppendUint64(header, g.tensors)
@@ -92,12 +92,13 @@ func (g *ggufBuilder) bytes() []byte {
 	return out
 }
 
-// ggufType is the format's number of an element type that matrices may have.
+// ggufType returns the number that GGUF gives to an element type of matrices.
 func ggufType(d tensor.DType) (uint32, bool) {
 	id, ok := map[tensor.DType]uint32{
 		tensor.F32: 0, tensor.F16: 1, tensor.Q4_0: 2, tensor.Q4_1: 3, tensor.Q5_0: 6, tensor.Q5_1: 7, tensor.Q8_0: 8,
-		tensor.Q2_K: 10, tensor.Q3_K: 11, tensor.Q4_K: 12, tensor.Q5_K: 13, tensor.Q6_K: 14, tensor.IQ4_NL: 20, tensor.IQ4_XS: 23,
-		tensor.BF16: 30, tensor.TQ1_0: 34, tensor.TQ2_0: 35, tensor.MXFP4: 39, tensor.NVFP4: 40, tensor.Q1_0: 41,
+		tensor.Q2_K: 10, tensor.Q3_K: 11, tensor.Q4_K: 12, tensor.Q5_K: 13, tensor.Q6_K: 14, tensor.IQ4_NL: 20,
+		tensor.IQ4_XS: 23,
+		tensor.BF16:   30, tensor.TQ1_0: 34, tensor.TQ2_0: 35, tensor.MXFP4: 39, tensor.NVFP4: 40, tensor.Q1_0: 41,
 		tensor.IQ2_XXS: 16, tensor.IQ2_XS: 17, tensor.IQ3_XXS: 18, tensor.IQ1_S: 19, tensor.IQ3_S: 21, tensor.IQ2_S: 22,
 		tensor.IQ1_M: 29,
 	}[d]

@@ -5,7 +5,8 @@ import "testing"
 func TestBenchGrammar_WalksTheSchemas(t *testing.T) {
 	model := sharedPath(t, "vectors/tokenizer/qwen3-hf")
 	cases := sharedPath(t, "vectors/grammar/bench-schemas.json")
-	got := verbJSON[grammarBench](t, "", "bench", "grammar", "-m", model, "-f", cases, "--repeat", "2", "--format", "json")
+	got := verbJSON[grammarBench](t, "", "bench", "grammar", "-m", model, "-f", cases, "--repeat", "2", "--format",
+		"json")
 	if got.Vocabulary != 151669 || len(got.Schemas) != 4 {
 		t.Fatalf("%+v", got)
 	}

@@ -17,28 +17,28 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
 
-// benchRows is how many rows of prompts are computed at once.
+// benchRows is the number of prompt rows that are computed in one step.
 const benchRows = 512
 
 type benchCmd struct {
 	verb.KernelFlags
 	Model        string `short:"m" help:"GGUF file or Hugging Face folder." xor:"model"`
-	Shape        string `help:"Random weights in a model's shape: smollm2-135m, smollm2-360m or gpt2-124m." xor:"model"`
-	Quant        string `help:"Type of a shape's matrices, such as Q4_0 or BF16." default:"Q8_0"`
-	PromptTokens int    `help:"Ids of a prompt." default:"512"`
-	GenTokens    int    `help:"Ids generated after a prompt." default:"64"`
-	Batch        int    `help:"Sequences at once." default:"1"`
-	Stages       int    `help:"Cut the model into this many stages." default:"1"`
-	Repeat       int    `help:"Runs, of which the medians are told; one more comes first and is not counted." default:"3"`
-	Profile      bool   `help:"Tell how long each operation takes."`
-	Results      string `help:"Folder that the result is also written to, such as bench/results." type:"path"`
+	Shape        string `help:"Random weights in the shape of a model: smollm2-135m, smollm2-360m or gpt2-124m." xor:"model"`
+	Quant        string `help:"Element type of the matrices of --shape, such as Q4_0 or BF16." default:"Q8_0"`
+	PromptTokens int    `help:"Number of tokens in a prompt." default:"512"`
+	GenTokens    int    `help:"Number of tokens generated after a prompt." default:"64"`
+	Batch        int    `help:"Number of sequences in a batch." default:"1"`
+	Stages       int    `help:"Number of stages into which the model is split." default:"1"`
+	Repeat       int    `help:"Number of runs, of which the medians are reported. One more run comes first as a warm-up." default:"3"`
+	Profile      bool   `help:"Also report how long each operation takes."`
+	Results      string `help:"Folder to which the result is also written, such as bench/results." type:"path"`
 	Format       string `help:"Output: text or json." enum:"text,json" default:"text"`
 }
 
 // benchResult is what --format json prints. Rates are per second.
 type benchResult struct {
 	Model        string  `json:"model"`
-	Quant        string  `json:"quant,omitempty"` // of a shape
+	Quant        string  `json:"quant,omitempty"` // element type of a shape's matrices
 	Kernels      string  `json:"kernels"`
 	KernelClass  string  `json:"kernel_class"`
 	Threads      int     `json:"threads"`
@@ -47,22 +47,23 @@ type benchResult struct {
 	PromptTokens int     `json:"prompt_tokens"`
 	GenTokens    int     `json:"gen_tokens"`
 	WeightBytes  int64   `json:"weight_bytes"` // read by a decode step
-	PrefillTPS   float64 `json:"prefill_tps"`  // prompt tokens of all sequences
-	DecodeTPS    float64 `json:"decode_tps"`   // generated tokens of all sequences
-	DecodeGBps   float64 `json:"decode_gbps"`  // 10⁹ bytes of weights
-	ReadGBps     float64 `json:"read_gbps"`    // 10⁹ bytes that as many threads stream from memory
-	DecodeShare  float64 `json:"decode_share"` // of the read probe
+	PrefillTPS   float64 `json:"prefill_tps"`  // prompt tokens, over all sequences
+	DecodeTPS    float64 `json:"decode_tps"`   // generated tokens, over all sequences
+	DecodeGBps   float64 `json:"decode_gbps"`  // 10⁹ bytes of weights read by decode
+	ReadGBps     float64 `json:"read_gbps"`    // 10⁹ bytes that the same number of threads can read from memory
+	DecodeShare  float64 `json:"decode_share"` // decode_gbps divided by read_gbps
 
-	PrefillGflops float64     `json:"prefill_gflops"` // of the layers' matrices, a multiply-add being two
-	PrefillShare  float64     `json:"prefill_share"`  // of the peak that the matrices' type can use; 0 where there is no probe
-	PeakGflops    cpu.Peaks   `json:"peak_gflops"`    // what as many threads multiply in registers
-	Profile       []operation `json:"profile,omitempty"`
+	PrefillGflops float64 `json:"prefill_gflops"` // of the matrices of the layers; a multiply-add counts as two
+	// of the peak for the element type of the matrices; 0 if there is no probe
+	PrefillShare float64     `json:"prefill_share"`
+	PeakGflops   cpu.Peaks   `json:"peak_gflops"` // that the same number of threads reach in registers
+	Profile      []operation `json:"profile,omitempty"`
 
 	PeakRSSBytes *int64  `json:"peak_rss_bytes"`
 	Machine      machine `json:"machine"`
 }
 
-// Run measures a model, and then what the memory of the same machine gives.
+// Run measures a model, and then the memory bandwidth of the machine.
 func (c *benchCmd) Run(e *verb.Env) error {
 	if err := c.check(); err != nil {
 		return err
@@ -70,7 +71,7 @@ func (c *benchCmd) Run(e *verb.Env) error {
 	if c.Threads == 0 {
 		c.Threads = runtime.GOMAXPROCS(0)
 	}
-	if c.Kernels == "ref" { // it spreads over what the runtime is given
+	if c.Kernels == "ref" { // it uses GOMAXPROCS goroutines
 		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(c.Threads))
 	}
 	r := &benchResult{
@@ -102,7 +103,7 @@ func (c *benchCmd) check() error {
 	case c.Model == "" && c.Shape == "":
 		return fault.Field("model", "give -m MODEL or --shape NAME")
 	case c.Threads < 0:
-		return fault.Field("threads", "%d threads: want one or more, or 0 for one a processor", c.Threads)
+		return fault.Field("threads", "%d threads: want one or more, or 0 for one for each processor", c.Threads)
 	case c.PromptTokens < 1:
 		return fault.Field("prompt-tokens", "%d ids: want one or more", c.PromptTokens)
 	case c.GenTokens < 1:
@@ -115,7 +116,7 @@ func (c *benchCmd) check() error {
 	return nil
 }
 
-// open opens the model or makes the shape.
+// open opens the model or builds the shape.
 func (c *benchCmd) open(r *benchResult) (*model.Files, error) {
 	if c.Shape == "" {
 		return model.Open(c.Model)
@@ -132,7 +133,7 @@ func (c *benchCmd) open(r *benchResult) (*model.Files, error) {
 	return s.open(c.Shape, d)
 }
 
-// measure fills in what the model reaches.
+// measure runs the model and fills in the result.
 func (c *benchCmd) measure(ctx context.Context, r *benchResult) error {
 	set, closeSet, err := c.KernelSet()
 	if err != nil {
@@ -154,7 +155,8 @@ func (c *benchCmd) measure(ctx context.Context, r *benchResult) error {
 	}
 	err = func() error {
 		if n := c.PromptTokens + c.GenTokens; n > f.Spec.Context {
-			return fault.Field("prompt-tokens", "%d ids with those generated: the context of %s is %d", n, f.Path, f.Spec.Context)
+			return fault.Field("prompt-tokens", "%d ids with the generated ones: the context length of %s is %d", n,
+				f.Path, f.Spec.Context)
 		}
 		chain, err := verb.LoadChain(f, c.Stages, c.Batch, c.PromptTokens+c.GenTokens, set, model.LoadOptions{})
 		if err != nil {
@@ -174,11 +176,11 @@ func (c *benchCmd) measure(ctx context.Context, r *benchResult) error {
 	return errors.Join(err, f.Close())
 }
 
-// peakTime is how long each of a machine's peaks is measured.
+// peakTime is how long each peak of the machine is measured.
 const peakTime = 100 * time.Millisecond
 
-// time runs the prompts and the generation several times and takes medians. A first
-// run, not counted, brings the weights into memory.
+// time runs the prompts and the generation several times and takes the medians. The first run is
+// not counted, because it brings the weights into memory.
 func (c *benchCmd) time(ctx context.Context, chain *verb.Chain, r *benchResult, p *profile) error {
 	var prefill, decode []float64
 	for run := range c.Repeat + 1 {
@@ -249,7 +251,7 @@ func step(ctx context.Context, chain *verb.Chain, entries []verb.Entry) error {
 	return err
 }
 
-// benchIDs are n ids that wander over the vocabulary.
+// benchIDs returns n ids that are spread over the vocabulary.
 func benchIDs(from, n, vocab int) []int32 {
 	ids := make([]int32, n)
 	for i := range ids {
@@ -258,15 +260,16 @@ func benchIDs(from, n, vocab int) []int32 {
 	return ids
 }
 
-// stepBytes is how many bytes of weights a decode step reads, as they lie in memory:
-// every tensor but those of which it looks up a row.
+// stepBytes returns how many bytes of weights a decode step reads from memory. That is all tensors
+// except those of which it only looks up single rows.
 func stepBytes(f *model.Files) int64 {
 	var sum int64
-	conv1D := f.Spec.Architecture == "gpt2" && f.GGUF() == nil // decoded when loaded
+	conv1D := f.Spec.Architecture == "gpt2" && f.GGUF() == nil // converted to float32 when it is loaded
 	for _, name := range f.Source.Names() {
 		info, ok := f.Source.Info(name)
 		head := name == "lm_head.weight" || name == "output.weight"
-		embedding := name == "token_embd.weight" || strings.HasSuffix(name, "embed_tokens.weight") || strings.HasSuffix(name, "wte.weight")
+		embedding := name == "token_embd.weight" || strings.HasSuffix(name, "embed_tokens.weight") ||
+			strings.HasSuffix(name, "wte.weight")
 		positions := name == "position_embd.weight" || strings.HasSuffix(name, "wpe.weight")
 		switch {
 		case !ok, len(info.Shape) > 2, positions, embedding && !f.Spec.Head.Tied, head && f.Spec.Head.Tied:
@@ -279,17 +282,26 @@ func stepBytes(f *model.Files) int64 {
 	return sum
 }
 
-// print writes the result for people.
+// print writes the result as text.
 func (r *benchResult) print(e *verb.Env) error {
 	w := tabwriter.NewWriter(e.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(w, "MACHINE\t%s, %d cores, %s/%s\n", r.Machine.CPU, r.Machine.Cores, r.Machine.OS, r.Machine.Arch)
 	fmt.Fprintf(w, "MODEL\t%s %s\n", r.Model, r.Quant)
 	fmt.Fprintf(w, "KERNELS\t%s, %d threads\n", r.KernelClass, r.Threads)
 	fmt.Fprintf(w, "PREFILL\t%.1f tokens/s\t%d of %d in %d stages\n", r.PrefillTPS, r.Batch, r.PromptTokens, r.Stages)
-	fmt.Fprintf(w, "DECODE\t%.1f tokens/s\t%d of %d, %.2f GB/s of weights\n", r.DecodeTPS, r.Batch, r.GenTokens, r.DecodeGBps)
+	fmt.Fprintf(w, "DECODE\t%.1f tokens/s\t%d of %d, %.2f GB/s of weights\n", r.DecodeTPS, r.Batch, r.GenTokens,
+		r.DecodeGBps)
 	fmt.Fprintf(w, "READ\t%.2f GB/s\tby %d threads; decode reaches %.0f %%\n", r.ReadGBps, r.Threads, 100*r.DecodeShare)
 	if p := r.PeakGflops; p.Float32 > 0 {
-		fmt.Fprintf(w, "PEAK\t%.0f GFLOP/s\tfloat32; %.0f int8, %.0f bfloat16; prefill does %.0f, %.0f %% of what its type can\n", p.Float32, p.Int8, p.BFloat16, r.PrefillGflops, 100*r.PrefillShare)
+		fmt.Fprintf(
+			w,
+			"PEAK\t%.0f GFLOP/s\tfloat32; %.0f int8, %.0f bfloat16; prefill does %.0f, %.0f %% of what its type can\n",
+			p.Float32,
+			p.Int8,
+			p.BFloat16,
+			r.PrefillGflops,
+			100*r.PrefillShare,
+		)
 	}
 	if r.PeakRSSBytes != nil {
 		fmt.Fprintf(w, "PEAK RSS\t%.1f MiB\n", float64(*r.PeakRSSBytes)/(1<<20))

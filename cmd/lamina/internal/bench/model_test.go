@@ -16,16 +16,19 @@ import (
 func TestBench_Model(t *testing.T) {
 	path := sharedPath(t, "models/stories260K/stories260K-Q8_0.gguf")
 	for _, kernels := range kernelSets() {
-		got := verbJSON[benchResult](t, "", "bench", "-m", path, "--kernels", kernels, "--threads", "2", "--batch", "3", "--stages", "2",
+		got := verbJSON[benchResult](t, "", "bench", "-m", path, "--kernels", kernels, "--threads", "2", "--batch", "3",
+			"--stages", "2",
 			"--prompt-tokens", "20", "--gen-tokens", "5", "--format", "json")
 		for name, v := range map[string]float64{
-			"prefill_tps": got.PrefillTPS, "decode_tps": got.DecodeTPS, "decode_gbps": got.DecodeGBps, "read_gbps": got.ReadGBps, "cores": float64(got.Machine.Cores),
+			"prefill_tps": got.PrefillTPS, "decode_tps": got.DecodeTPS, "decode_gbps": got.DecodeGBps,
+			"read_gbps": got.ReadGBps, "cores": float64(got.Machine.Cores),
 		} {
 			if !(v > 0) || math.IsInf(v, 0) {
 				t.Errorf("%s: %s is %g", kernels, name, v)
 			}
 		}
-		if got.Kernels != kernels || got.KernelClass == "" || got.Threads != 2 || got.Batch != 3 || got.PromptTokens != 20 {
+		if got.Kernels != kernels || got.KernelClass == "" || got.Threads != 2 || got.Batch != 3 ||
+			got.PromptTokens != 20 {
 			t.Errorf("%s: %+v", kernels, got)
 		}
 		// A step of three sequences reads the weights once.
@@ -33,24 +36,24 @@ func TestBench_Model(t *testing.T) {
 			t.Errorf("%s: %g GB/s, want %g", kernels, got.DecodeGBps, want)
 		}
 		if got.PeakRSSBytes != nil && *got.PeakRSSBytes < 1<<20 {
-			t.Errorf("%s: peak of %d bytes", kernels, *got.PeakRSSBytes)
+			t.Errorf("%s: peak RSS of %d bytes", kernels, *got.PeakRSSBytes)
 		}
 	}
 }
 
 func TestBench_BadInput(t *testing.T) {
 	for words, args := range map[string][]string{
-		"--shape NAME":         {},
-		"no shape is called":   {"--shape", "tiny"},
-		"fall into Q4_K":       {"--shape", "smollm2-135m", "--quant", "q4_k"},
-		"quant":                {"--shape", "smollm2-135m", "--quant", "Q9"},
-		"no matrices of type":  {"--shape", "smollm2-135m", "--quant", "I32"},
-		"threads":              {"--shape", "gpt2-124m", "--threads", "-1"},
-		"prompt-tokens: 0":     {"--shape", "gpt2-124m", "--prompt-tokens", "0"},
-		"gen-tokens":           {"--shape", "gpt2-124m", "--gen-tokens", "0"},
-		"batch":                {"--shape", "gpt2-124m", "--batch", "0"},
-		"used together":        {"--shape", "gpt2-124m", "-m", "x"},
-		"the context of gpt2-": {"--shape", "gpt2-124m", "--quant", "TQ2_0", "--prompt-tokens", "2000"},
+		"--shape NAME":          {},
+		"unknown shape":         {"--shape", "tiny"},
+		"split into Q4_K":       {"--shape", "smollm2-135m", "--quant", "q4_k"},
+		"quant":                 {"--shape", "smollm2-135m", "--quant", "Q9"},
+		"cannot have type":      {"--shape", "smollm2-135m", "--quant", "I32"},
+		"threads":               {"--shape", "gpt2-124m", "--threads", "-1"},
+		"prompt-tokens: 0":      {"--shape", "gpt2-124m", "--prompt-tokens", "0"},
+		"gen-tokens":            {"--shape", "gpt2-124m", "--gen-tokens", "0"},
+		"batch":                 {"--shape", "gpt2-124m", "--batch", "0"},
+		"used together":         {"--shape", "gpt2-124m", "-m", "x"},
+		"context length of gpt": {"--shape", "gpt2-124m", "--quant", "TQ2_0", "--prompt-tokens", "2000"},
 	} {
 		verbFails(t, 2, words, "", append([]string{"bench", "--kernels", "ref"}, args...)...)
 	}
@@ -71,7 +74,8 @@ func quants() []tensor.DType {
 // the processor's kernels with every family of instructions, with those of the reference kernels. The
 // models are wide enough for quantised products.
 func TestShape_EveryQuantAgreesWithTheReference(t *testing.T) {
-	s := shape{arch: "llama", layers: 1, width: 768, heads: 12, kvHeads: 4, ff: 1024, vocab: 64, context: 32, ropeBase: 1e4}
+	s := shape{arch: "llama", layers: 1, width: 768, heads: 12, kvHeads: 4, ff: 1024, vocab: 64, context: 32,
+		ropeBase: 1e4}
 	for _, d := range quants() {
 		t.Run(d.String(), func(t *testing.T) {
 			f, err := s.open("random", d)
@@ -84,7 +88,8 @@ func TestShape_EveryQuantAgreesWithTheReference(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				logits, err := chain.Forward(verb.Entry{Seq: chain.NewSequence(), IDs: []int32{1, 2, 3, 60, 5}, Logits: 5})
+				logits, err := chain.Forward(
+					verb.Entry{Seq: chain.NewSequence(), IDs: []int32{1, 2, 3, 60, 5}, Logits: 5})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -110,7 +115,7 @@ func TestShape_EveryQuantAgreesWithTheReference(t *testing.T) {
 					off += math.Pow(float64(got[i]-want[i]), 2)
 					size += math.Pow(float64(want[i]), 2)
 				}
-				// Activations are rounded to bytes or to bfloat16 in five products one after another.
+				// Five products in sequence round activations to 8-bit integers or bfloat16.
 				if ratio := math.Sqrt(off / size); !(ratio < 0.03) {
 					t.Errorf("%s: logits are off by %.3g of their size", instructions, ratio)
 				}
@@ -151,7 +156,7 @@ func TestShape_EveryQuantRuns(t *testing.T) {
 	}
 }
 
-// checkSpread looks at one matrix: its values are about as large as a real model's.
+// checkSpread checks that the values of one matrix are about as large as those of a real model.
 func checkSpread(t *testing.T, f *model.Files) {
 	t.Helper()
 	const name = "blk.1.ffn_up.weight"
@@ -211,7 +216,7 @@ func TestReadGBps_Measures(t *testing.T) {
 	if err != nil || !(got > 0) {
 		t.Errorf("%g GB/s: %v", got, err)
 	}
-	if n := probeSize(); n < probeLeast || n > probeMost {
+	if n := probeSize(); n < probeMin || n > probeMax {
 		t.Errorf("a buffer of %d bytes", n)
 	}
 }

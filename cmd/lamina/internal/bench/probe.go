@@ -14,7 +14,7 @@ import (
 
 // machine says where a measurement was made.
 type machine struct {
-	CPU         string `json:"cpu"` // empty where the system does not say
+	CPU         string `json:"cpu"` // empty if the system does not tell
 	Cores       int    `json:"cores"`
 	MemoryBytes int64  `json:"memory_bytes,omitempty"`
 	OS          string `json:"os"`
@@ -45,14 +45,14 @@ func procField(path, name string) (string, bool) {
 	return "", false
 }
 
-// kibibytes reads "123 kB" and "512K" as bytes.
+// kibibytes parses sizes such as "123 kB" and "512K" and returns bytes.
 func kibibytes(text string) (int64, bool) {
 	n, err := strconv.ParseInt(strings.TrimRight(text, " kKB"), 10, 64)
 	return n << 10, err == nil
 }
 
-// peakRSS is the most memory that this process has held, in bytes; nil where the
-// system does not say.
+// peakRSS returns the peak resident set size of this process in bytes, or nil if the system does
+// not tell.
 func peakRSS() *int64 {
 	text, ok := procField("/proc/self/status", "VmHWM")
 	if !ok {
@@ -65,8 +65,7 @@ func peakRSS() *int64 {
 	return &n
 }
 
-// cacheBytes is the size of all the processors' caches together, or 0 where the
-// system does not say.
+// cacheBytes returns the total size of all processor caches, or 0 if the system does not tell.
 func cacheBytes() int64 {
 	dirs, _ := filepath.Glob("/sys/devices/system/cpu/cpu*/cache/index*") // the pattern is well-formed
 	read := func(dir, name string) string {
@@ -88,22 +87,21 @@ func cacheBytes() int64 {
 	return sum
 }
 
-// Bounds of the read probe's buffer and time.
+// Bounds of the buffer and the time of the read probe.
 const (
-	probeLeast  = 256 << 20
-	probeMost   = 2 << 30
+	probeMin    = 256 << 20
+	probeMax    = 2 << 30
 	probeTime   = 200 * time.Millisecond
 	probePasses = 3
 )
 
-// probeSize is a buffer of which no cache holds a part worth mention.
+// probeSize returns the size of a buffer that is much larger than the caches.
 func probeSize() int {
-	return int(min(max(4*cacheBytes(), probeLeast), probeMost))
+	return int(min(max(4*cacheBytes(), probeMin), probeMax))
 }
 
-// readGBps is how fast threads together stream a buffer of size bytes from memory,
-// in 10⁹ bytes a second: the best of several passes, so that a neighbour's burst
-// does not count.
+// readGBps measures how fast the threads together read a buffer of size bytes from memory, in 10⁹
+// bytes per second. It returns the best of several passes, because other processes may disturb one.
 func readGBps(ctx context.Context, threads, size int) (float64, error) {
 	set := cpu.New(threads)
 	defer set.Close()

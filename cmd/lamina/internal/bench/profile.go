@@ -18,17 +18,16 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
 
-// operation is the time that a kind of operation took in a phase, over all runs.
+// operation is the time that one kind of operation took in a phase, over all runs.
 type operation struct {
-	Phase   string  `json:"phase"` // "prefill" or "decode"
+	Phase   string  `json:"phase"` // "prefill" or "decode"; in training "forward", "backward" or "update"
 	Name    string  `json:"name"`
 	Calls   int     `json:"calls"`
 	Seconds float64 `json:"seconds"`
-	Share   float64 `json:"share"` // of the phase's operations
+	Share   float64 `json:"share"` // of the time of all operations of the phase
 }
 
-// profile is a kernel set that times what goes through it. Only one goroutine may use
-// it.
+// profile is a kernel set that measures the time of each operation. Only one goroutine may use it.
 type profile struct {
 	kernel.Set[float32]
 	phase string
@@ -39,7 +38,7 @@ func newProfile(set kernel.Set[float32]) *profile {
 	return &profile{Set: set, times: map[[2]string]*operation{}}
 }
 
-// begin counts what follows towards a phase. A nil profile does nothing.
+// begin starts a phase: the operations that follow count towards it. A nil profile does nothing.
 func (p *profile) begin(phase string) {
 	if p != nil {
 		p.phase = phase
@@ -57,7 +56,7 @@ func (p *profile) add(name string, began time.Time) {
 	o.Seconds += time.Since(began).Seconds()
 }
 
-// operations are the times, longest first in each phase.
+// operations returns the times, with the longest first in each phase.
 func (p *profile) operations() []operation {
 	sums := map[string]float64{}
 	var out []operation
@@ -141,7 +140,7 @@ func (p *profile) Add(y, x kernel.Buffer[float32]) {
 	p.Set.Add(y, x)
 }
 
-// printProfile writes a table for people, if there is anything.
+// printProfile writes a table of operations, if there are any.
 func printProfile(out io.Writer, operations []operation) error {
 	if len(operations) == 0 {
 		return nil
@@ -149,12 +148,13 @@ func printProfile(out io.Writer, operations []operation) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "\nPHASE\tOPERATION\tCALLS\tEACH\tSHARE")
 	for _, o := range operations {
-		fmt.Fprintf(w, "%s\t%s\t%d\t%.1f us\t%.1f %%\n", o.Phase, o.Name, o.Calls, 1e6*o.Seconds/float64(o.Calls), 100*o.Share)
+		fmt.Fprintf(w, "%s\t%s\t%d\t%.1f us\t%.1f %%\n", o.Phase, o.Name, o.Calls, 1e6*o.Seconds/float64(o.Calls),
+			100*o.Share)
 	}
 	return w.Flush()
 }
 
-// layerFlops is the work of the layers' matrices for a token: two for each weight.
+// layerFlops returns the operations of the matrices of the layers for a token: two for each weight.
 func layerFlops(f *model.Files) float64 {
 	var n float64
 	for _, name := range layerMatrices(f) {
@@ -164,12 +164,13 @@ func layerFlops(f *model.Files) float64 {
 	return n
 }
 
-// layerMatrices names the two-dimensional weights of the layers.
+// layerMatrices returns the names of the two-dimensional weights of the layers.
 func layerMatrices(f *model.Files) []string {
 	var out []string
 	for _, name := range f.Source.Names() {
 		info, ok := f.Source.Info(name)
-		layer := strings.HasPrefix(name, "blk.") || strings.Contains(name, "layers.") || strings.Contains(name, ".h.") || strings.HasPrefix(name, "h.")
+		layer := strings.HasPrefix(name, "blk.") || strings.Contains(name, "layers.") ||
+			strings.Contains(name, ".h.") || strings.HasPrefix(name, "h.")
 		if ok && layer && len(info.Shape) == 2 {
 			out = append(out, name)
 		}
@@ -177,8 +178,7 @@ func layerMatrices(f *model.Files) []string {
 	return out
 }
 
-// typePeak is the peak that products over the type of most of the layers' weights could
-// reach.
+// typePeak returns the peak for the element type that most weights of the layers have.
 func typePeak(f *model.Files, p cpu.Peaks) float64 {
 	var sizes [3]int // float32, bfloat16, int8
 	for _, name := range layerMatrices(f) {
@@ -201,12 +201,13 @@ func typePeak(f *model.Files, p cpu.Peaks) float64 {
 	return p.Float32
 }
 
-// write keeps the result in a folder, under the day and what was measured.
+// write writes the result to a file in a folder. The name of the file has the date and the settings.
 func (r *benchResult) write(folder string) error {
 	text, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
 		return err
 	}
-	name := fmt.Sprintf("%s-%s-%s-t%d-b%d-s%d.json", time.Now().Format(time.DateOnly), strings.TrimSuffix(filepath.Base(r.Model), ".gguf"), cmp.Or(r.Quant, "file"), r.Threads, r.Batch, r.Stages)
+	name := fmt.Sprintf("%s-%s-%s-t%d-b%d-s%d.json", time.Now().Format(time.DateOnly),
+		strings.TrimSuffix(filepath.Base(r.Model), ".gguf"), cmp.Or(r.Quant, "file"), r.Threads, r.Batch, r.Stages)
 	return os.WriteFile(filepath.Join(folder, name), append(text, '\n'), 0o644)
 }

@@ -14,32 +14,32 @@ import (
 )
 
 type benchSamplerCmd struct {
-	Vocab  int    `help:"Logits of a row." default:"151669"`
-	Rows   int    `help:"Rows picked from, of which the median time is told." default:"50"`
+	Vocab  int    `help:"Number of logits in a row." default:"151669"`
+	Rows   int    `help:"Number of rows to sample from. The median time is reported." default:"50"`
 	Format string `help:"Output: text or json." enum:"text,json" default:"text"`
 }
 
-// samplerResult is what --format json prints for each rule.
+// samplerResult is what --format json prints for each sampler.
 type samplerResult struct {
 	Rule       string  `json:"rule"`
-	RowUS      float64 `json:"row_us"`            // from a whole row
-	Candidates int     `json:"candidates"`        // that a last stage sends; 0: the row
-	ThinUS     float64 `json:"thin_us,omitempty"` // from those
-	Bytes      int     `json:"bytes"`             // from the last stage, a token
-	Short      float64 `json:"too_few,omitempty"` // share of rows for which they were too few
+	RowUS      float64 `json:"row_us"`            // to sample from a logits row
+	Candidates int     `json:"candidates"`        // number that the last stage sends; 0: it sends the row
+	ThinUS     float64 `json:"thin_us,omitempty"` // to sample from the candidates
+	Bytes      int     `json:"bytes"`             // that the last stage sends for a token
+	Short      float64 `json:"too_few,omitempty"` // fraction of rows for which the candidates were too few
 }
 
-// Run times picks under each rule.
+// Run measures the time to sample a token with each sampler.
 func (c *benchSamplerCmd) Run(e *verb.Env) error {
 	if c.Vocab < 1 || c.Rows < 1 {
-		return fault.Field("vocab", "--vocab and --rows want one or more")
+		return fault.Field("vocab", "want one or more for --vocab and --rows")
 	}
 	r := rand.New(rand.NewPCG(1, 2))
 	rows, sums := make([][]float32, c.Rows), make([]float64, c.Rows)
 	for i := range rows {
 		rows[i] = make([]float32, c.Vocab)
 		var total float64
-		for j := range rows[i] { // most of the mass lies on few ids, as a model's does
+		for j := range rows[i] { // a few ids have most of the probability, as with a model
 			v := r.NormFloat64() * 2
 			if j%4096 == i {
 				v += 12 * r.Float64()
@@ -88,9 +88,10 @@ func (c *benchSamplerCmd) Run(e *verb.Env) error {
 		return verb.PrintJSON(e, results)
 	}
 	w := tabwriter.NewWriter(e.Stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "RULE\tWHOLE ROW us\tCANDIDATES\tFROM THEM us\tBYTES\tTOO FEW")
+	fmt.Fprintln(w, "SAMPLER\tLOGITS ROW us\tCANDIDATES\tFROM CANDIDATES us\tBYTES\tTOO FEW")
 	for _, r := range results {
-		fmt.Fprintf(w, "%s\t%.0f\t%d\t%.1f\t%d\t%.0f %%\n", r.Rule, r.RowUS, r.Candidates, r.ThinUS, r.Bytes, 100*r.Short)
+		fmt.Fprintf(w, "%s\t%.0f\t%d\t%.1f\t%d\t%.0f %%\n", r.Rule, r.RowUS, r.Candidates, r.ThinUS, r.Bytes,
+			100*r.Short)
 	}
 	return w.Flush()
 }
@@ -122,7 +123,8 @@ func benchRules() []benchRule {
 		{"eta_cutoff", sample.Rules{Temperature: 1, EtaCutoff: 3e-4}},
 		{"repetition_penalty", sample.Rules{RepetitionPenalty: 1.1}},
 		{"frequency, presence", sample.Rules{Temperature: 0.7, TopK: 40, FrequencyPenalty: 0.5, PresencePenalty: 0.5}},
-		{"dry", sample.Rules{TopK: 40, Temperature: 1, DRY: sample.DRY{Multiplier: 0.8, Base: 1.75, AllowedLength: 2, LastN: -1}}},
+		{"dry", sample.Rules{TopK: 40, Temperature: 1,
+			DRY: sample.DRY{Multiplier: 0.8, Base: 1.75, AllowedLength: 2, LastN: -1}}},
 		{"no_repeat_ngram 3", sample.Rules{NoRepeatNGram: 3}},
 		{"mirostat 1", sample.Rules{Temperature: 1, Mirostat: sample.Mirostat{Version: 1, Tau: 5, Eta: 0.1}}},
 		{"mirostat 2", sample.Rules{Temperature: 1, Mirostat: sample.Mirostat{Version: 2, Tau: 5, Eta: 0.1}}},

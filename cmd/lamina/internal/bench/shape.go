@@ -12,34 +12,38 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/weights"
 )
 
-// shape is a model's measures, filled with random weights to be timed.
+// shape holds the dimensions of a model that is built with random weights.
 type shape struct {
 	arch                                              string // GGUF's name of the architecture
 	layers, width, heads, kvHeads, ff, vocab, context int
 	ropeBase                                          float32
 }
 
-// shapeNamed finds a shape of --shape.
+// shapeNamed returns the shape with a name of --shape.
 func shapeNamed(name string) (shape, error) {
 	switch name {
 	case "smollm2-135m":
-		return shape{arch: "llama", layers: 30, width: 576, heads: 9, kvHeads: 3, ff: 1536, vocab: 49152, context: 8192, ropeBase: 1e5}, nil
+		return shape{arch: "llama", layers: 30, width: 576, heads: 9, kvHeads: 3, ff: 1536, vocab: 49152, context: 8192,
+			ropeBase: 1e5}, nil
 	case "smollm2-360m":
-		return shape{arch: "llama", layers: 32, width: 960, heads: 15, kvHeads: 5, ff: 2560, vocab: 49152, context: 8192, ropeBase: 1e5}, nil
+		return shape{arch: "llama", layers: 32, width: 960, heads: 15, kvHeads: 5, ff: 2560, vocab: 49152,
+			context: 8192, ropeBase: 1e5}, nil
 	case "gpt2-124m":
-		return shape{arch: "gpt2", layers: 12, width: 768, heads: 12, kvHeads: 12, ff: 3072, vocab: 50257, context: 1024}, nil
+		return shape{arch: "gpt2", layers: 12, width: 768, heads: 12, kvHeads: 12, ff: 3072, vocab: 50257,
+			context: 1024}, nil
 	}
-	return shape{}, fault.Field("shape", "no shape is called %q: smollm2-135m, smollm2-360m and gpt2-124m are", name)
+	return shape{}, fault.Field("shape", "unknown shape %q: want smollm2-135m, smollm2-360m or gpt2-124m", name)
 }
 
-// open builds the shape as a GGUF file in memory, its matrices of type d, so that it
-// runs through the same code as a model from disk. The head is tied.
+// open builds the shape as a GGUF file in memory, with matrices of type d, so that it is loaded by
+// the same code as a model from disk. The output head is tied to the embedding.
 func (s shape) open(name string, d tensor.DType) (*model.Files, error) {
 	g := &ggufBuilder{}
 	g.text("general.architecture", s.arch)
 	for key, v := range map[string]int{
-		"block_count": s.layers, "embedding_length": s.width, "attention.head_count": s.heads, "attention.head_count_kv": s.kvHeads,
-		"feed_forward_length": s.ff, "context_length": s.context,
+		"block_count": s.layers, "embedding_length": s.width, "attention.head_count": s.heads,
+		"attention.head_count_kv": s.kvHeads,
+		"feed_forward_length":     s.ff, "context_length": s.context,
 	} {
 		g.uint(s.arch+"."+key, uint32(v))
 	}
@@ -56,15 +60,16 @@ func (s shape) open(name string, d tensor.DType) (*model.Files, error) {
 	return model.FromGGUF(file, name)
 }
 
-// tensors lists the shape's tensors.
+// tensors adds the tensors of the shape to a GGUF file.
 func (s shape) tensors(g *ggufBuilder, d tensor.DType) error {
 	if _, ok := ggufType(d); !ok {
-		return fault.Field("quant", "no matrices of type %v: float and block types are", d)
+		return fault.Field("quant", "matrices cannot have type %v: want a float or block type", d)
 	}
 	kv := s.width / s.heads * s.kvHeads
 	for _, cols := range []int{s.width, s.ff} {
 		if cols%d.BlockLen() != 0 {
-			return fault.Field("quant", "rows of %d do not fall into %v's blocks of %d", cols, d, d.BlockLen())
+			return fault.Field("quant", "rows of %d elements cannot be split into %v blocks of %d", cols, d,
+				d.BlockLen())
 		}
 	}
 	g.tensor("token_embd.weight", d, s.vocab, s.width)
@@ -104,8 +109,8 @@ func (s shape) tensors(g *ggufBuilder, d tensor.DType) error {
 	return nil
 }
 
-// randomWeights fills data with elements of type d of some 0.05 either side of zero,
-// in valid blocks. The same key gives the same bytes.
+// randomWeights fills data with valid elements or blocks of type d. The values have a mean of about 0
+// and a root mean square of about 0.05. The same key gives the same bytes.
 func randomWeights(data []byte, d tensor.DType, key string) {
 	var seed [32]byte
 	copy(seed[:], key)
@@ -130,10 +135,10 @@ func randomWeights(data []byte, d tensor.DType, key string) {
 	}
 }
 
-// blockScale says where a block type keeps its scale and its offset, and how many
-// scales of offset bring the mean to zero.
+// blockScale says where a block type stores its scale and its offset, and which offset, in units of
+// the scale, makes the mean zero.
 type blockScale struct {
-	scale, offset int // byte offsets in the block; offset is -1 where there is none
+	scale, offset int // byte positions in the block; offset is -1 if the type has none
 	centre        float64
 }
 
@@ -155,7 +160,8 @@ func blockScaleOf(d tensor.DType) blockScale {
 	return blockScale{0, -1, 0}
 }
 
-// scaleBlocks gives random blocks a scale that brings their values to some 0.05.
+// scaleBlocks sets the scales of random blocks so that their values have a root mean square of about
+// 0.05.
 func scaleBlocks(data []byte, d tensor.DType) {
 	size := d.BlockBytes()
 	switch d {
@@ -177,7 +183,7 @@ func scaleBlocks(data []byte, d tensor.DType) {
 	}
 	at := blockScaleOf(d)
 	set := func(block []byte, scale float64) {
-		if d == tensor.IQ1_M { // a quarter of the float16 is in the top bits of each of four words
+		if d == tensor.IQ1_M { // the scale is a float16, stored in the top four bits of each of four 16-bit words
 			for i := range 4 {
 				top := &block[49+2*i]
 				*top = *top&15 | byte(tensor.Float16bits(float32(scale))>>(4*i))<<4
@@ -205,7 +211,7 @@ func scaleBlocks(data []byte, d tensor.DType) {
 	}
 }
 
-// parseQuant reads a type's name in either case.
+// parseQuant parses the name of an element type in upper or lower case.
 func parseQuant(name string) (tensor.DType, error) {
 	for _, spelling := range []string{name, strings.ToUpper(name)} {
 		if d, err := tensor.Parse(spelling); err == nil {

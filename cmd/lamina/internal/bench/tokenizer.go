@@ -17,15 +17,15 @@ import (
 )
 
 type benchTokenizerCmd struct {
-	Models  []string `short:"m" name:"model" required:"" sep:"none" help:"Vocabulary, of the kinds that tokenize takes; give the flag once for each."`
-	File    string   `short:"f" required:"" help:"Plain text."`
-	Size    int      `help:"Bytes of a document." default:"10000"`
-	Threads int      `help:"Documents encoded at once." default:"1"`
-	Repeat  int      `help:"Passes over the file, of which the median is told; the first, whose caches of words are empty, is told as well." default:"5"`
+	Models  []string `short:"m" name:"model" required:"" sep:"none" help:"Vocabulary, in any form that tokenize accepts; repeatable."`
+	File    string   `short:"f" required:"" help:"File with plain text."`
+	Size    int      `help:"Size of a document in bytes." default:"10000"`
+	Threads int      `help:"Number of documents to encode in parallel." default:"1"`
+	Repeat  int      `help:"Number of passes over the file. The median is reported, and also the first pass, when the word cache is empty." default:"5"`
 	Format  string   `help:"Output: text or json." enum:"text,json" default:"text"`
 }
 
-// tokenizerResult is what --format json prints for each vocabulary, in 10⁶ bytes a
+// tokenizerResult is what --format json prints for each vocabulary. Rates are in 10⁶ bytes per
 // second.
 type tokenizerResult struct {
 	Model   string  `json:"model"`
@@ -38,10 +38,10 @@ type tokenizerResult struct {
 	Load    float64 `json:"load_ms"`
 }
 
-// Run encodes a text in documents with each vocabulary.
+// Run splits a text into documents and encodes them with each vocabulary.
 func (c *benchTokenizerCmd) Run(e *verb.Env) error {
 	if c.Size < 1 || c.Threads < 1 || c.Repeat < 1 {
-		return fault.Field("repeat", "--size, --threads and --repeat want one or more")
+		return fault.Field("repeat", "want one or more for --size, --threads and --repeat")
 	}
 	text, err := os.ReadFile(c.File)
 	if err != nil {
@@ -62,12 +62,13 @@ func (c *benchTokenizerCmd) Run(e *verb.Env) error {
 	w := tabwriter.NewWriter(e.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "VOCABULARY\tFAMILY\tCOLD MB/s\tWARM MB/s\tDECODE MB/s\tTOKENS\tLOAD ms")
 	for _, r := range results {
-		fmt.Fprintf(w, "%s\t%s\t%.1f\t%.1f\t%.1f\t%d\t%.0f\n", filepath.Base(r.Model), r.Family, r.Cold, r.Warm, r.Decode, r.Tokens, r.Load)
+		fmt.Fprintf(w, "%s\t%s\t%.1f\t%.1f\t%.1f\t%d\t%.0f\n", filepath.Base(r.Model), r.Family, r.Cold, r.Warm,
+			r.Decode, r.Tokens, r.Load)
 	}
 	return w.Flush()
 }
 
-// cutDocuments cuts a text into pieces of about size bytes, between characters.
+// cutDocuments splits a text between characters into documents of about size bytes.
 func cutDocuments(text string, size int) []string {
 	var out []string
 	for len(text) > 0 {
@@ -86,7 +87,8 @@ func (c *benchTokenizerCmd) measure(path string, documents []string, size int) (
 	if err != nil {
 		return tokenizerResult{}, err
 	}
-	r := tokenizerResult{Model: path, Family: v.Family(), Threads: c.Threads, Load: float64(time.Since(began).Microseconds()) / 1e3}
+	r := tokenizerResult{Model: path, Family: v.Family(), Threads: c.Threads,
+		Load: float64(time.Since(began).Microseconds()) / 1e3}
 	ids := make([][]int32, len(documents))
 	pass := func(body func(i int) error) (float64, error) {
 		began := time.Now()

@@ -22,44 +22,46 @@ import (
 
 type benchTrainCmd struct {
 	verb.KernelFlags
-	Shape   string `help:"What is trained: nanogpt (its CPU configuration) or gpt2-124m." enum:"nanogpt,gpt2-124m" default:"nanogpt"`
-	Batch   int    `help:"Sequences of a step; the shape's own when absent: 12 or 4."`
-	Tokens  int    `help:"Tokens of a sequence." default:"64"`
-	Slots   int    `help:"Cut a step's sequences into this many micro-batches." default:"1"`
-	Repeat  int    `help:"Steps, of which the median is told; three more come first and are not counted." default:"20"`
-	BF16    bool   `name:"bf16" help:"Round both sides of products to bfloat16 and keep activations in it, as a manifest's precision does."`
-	Profile bool   `help:"Tell how long each operation takes."`
-	Results string `help:"Folder that the result is also written to, such as bench/results." type:"path"`
+	Shape   string `help:"Model to train: nanogpt (its CPU configuration) or gpt2-124m." enum:"nanogpt,gpt2-124m" default:"nanogpt"`
+	Batch   int    `help:"Number of sequences in a step. Default: 12 for nanogpt, 4 for gpt2-124m."`
+	Tokens  int    `help:"Number of tokens in a sequence." default:"64"`
+	Slots   int    `help:"Number of slots, which is the number of micro-batches into which a step is split." default:"1"`
+	Repeat  int    `help:"Number of steps, of which the median is reported. Three more steps come first as a warm-up." default:"20"`
+	BF16    bool   `name:"bf16" help:"Round both operands of matrix products to bfloat16 and store activations as bfloat16, as the precision bf16 of a manifest does."`
+	Profile bool   `help:"Also report how long each operation takes."`
+	Results string `help:"Folder to which the result is also written, such as bench/results." type:"path"`
 	Format  string `help:"Output: text or json." enum:"text,json" default:"text"`
 }
 
 // trainResult is what --format json prints.
 type trainResult struct {
-	Shape       string      `json:"shape"`
-	Kernels     string      `json:"kernels"`
-	KernelClass string      `json:"kernel_class"`
-	Threads     int         `json:"threads"`
-	Batch       int         `json:"batch"`
-	Tokens      int         `json:"tokens"`
-	Slots       int         `json:"slots"`
-	BF16        bool        `json:"bf16"`
-	Parameters  int         `json:"parameters"`
-	StepMillis  float64     `json:"step_ms"` // forward, backward, norm, clipping and update
-	BestMillis  float64     `json:"step_ms_best"`
-	StepGflop   float64     `json:"step_gflop"`  // of matrices and attention, a multiply-add being two; nothing counted twice
-	Gflops      float64     `json:"gflops"`      // a second
-	Share       float64     `json:"share"`       // of the peak of float32, or of bfloat16 where products are
-	PeakGflops  cpu.Peaks   `json:"peak_gflops"` // what as many threads multiply in registers
-	TokensTPS   float64     `json:"tokens_tps"`
-	Loss        float64     `json:"loss"` // of the last step
-	Profile     []operation `json:"profile,omitempty"`
-	Machine     machine     `json:"machine"`
+	Shape       string  `json:"shape"`
+	Kernels     string  `json:"kernels"`
+	KernelClass string  `json:"kernel_class"`
+	Threads     int     `json:"threads"`
+	Batch       int     `json:"batch"`
+	Tokens      int     `json:"tokens"`
+	Slots       int     `json:"slots"`
+	BF16        bool    `json:"bf16"`
+	Parameters  int     `json:"parameters"`
+	StepMillis  float64 `json:"step_ms"` // forward, backward, norm, clipping and update
+	BestMillis  float64 `json:"step_ms_best"`
+	// of matrices and attention; a multiply-add counts as two, recomputation does not count
+	StepGflop  float64     `json:"step_gflop"`
+	Gflops     float64     `json:"gflops"`      // per second
+	Share      float64     `json:"share"`       // of the peak of float32, or of bfloat16 with --bf16
+	PeakGflops cpu.Peaks   `json:"peak_gflops"` // that the same number of threads reach in registers
+	TokensTPS  float64     `json:"tokens_tps"`
+	Loss       float64     `json:"loss"` // of the last step
+	Profile    []operation `json:"profile,omitempty"`
+	Machine    machine     `json:"machine"`
 }
 
-// trainShape is a configuration and its batch.
+// shape returns the model to train and its default batch size.
 func (c *benchTrainCmd) shape() (model.Spec, int) {
 	if c.Shape == "gpt2-124m" {
-		return model.NewGPT2(model.Shape{Layers: 12, Width: 768, Heads: 12, Vocab: 50257, Context: max(1024, c.Tokens)}), 4
+		return model.NewGPT2(model.Shape{Layers: 12, Width: 768, Heads: 12, Vocab: 50257,
+			Context: max(1024, c.Tokens)}), 4
 	}
 	return model.NewGPT2(model.Shape{Layers: 4, Width: 128, Heads: 4, Vocab: 65, Context: max(64, c.Tokens)}), 12
 }
@@ -74,7 +76,7 @@ func (c *benchTrainCmd) Run(e *verb.Env) error {
 	case c.Tokens < 1:
 		return fault.Field("tokens", "%d tokens: want one or more", c.Tokens)
 	case c.Slots < 1 || c.Batch%c.Slots != 0:
-		return fault.Field("slots", "%d do not divide %d sequences", c.Slots, c.Batch)
+		return fault.Field("slots", "%d slots do not divide %d sequences", c.Slots, c.Batch)
 	case c.Repeat < 1:
 		return fault.Field("repeat", "%d steps: want one or more", c.Repeat)
 	}
@@ -88,8 +90,9 @@ func (c *benchTrainCmd) Run(e *verb.Env) error {
 		set = set.BFloat16()
 	}
 	r := &trainResult{
-		Shape: c.Shape, Kernels: set.Name(), KernelClass: set.Class(), Threads: cmp.Or(c.Threads, runtime.GOMAXPROCS(0)),
-		Batch: c.Batch, Tokens: c.Tokens, Slots: c.Slots, BF16: c.BF16, Machine: thisMachine(),
+		Shape: c.Shape, Kernels: set.Name(), KernelClass: set.Class(),
+		Threads: cmp.Or(c.Threads, runtime.GOMAXPROCS(0)),
+		Batch:   c.Batch, Tokens: c.Tokens, Slots: c.Slots, BF16: c.BF16, Machine: thisMachine(),
 	}
 	if measured {
 		r.PeakGflops = fast.Peaks(peakTime)
@@ -118,7 +121,7 @@ func (c *benchTrainCmd) Run(e *verb.Env) error {
 	return r.print(e)
 }
 
-// peak is what the step's products could reach.
+// peak returns the peak of the matrix products of the step.
 func (r *trainResult) peak() float64 {
 	if r.BF16 {
 		return max(r.PeakGflops.BFloat16, r.PeakGflops.Float32)
@@ -126,8 +129,8 @@ func (r *trainResult) peak() float64 {
 	return r.PeakGflops.Float32
 }
 
-// stepFlops is the work of a step: six for each weight of a matrix and token, and
-// twelve for each position, component and token of attention, as nanoGPT counts.
+// stepFlops returns the floating-point operations of a step, counted as in nanoGPT: for each token,
+// six for each weight of a matrix, and twelve for each position and component of attention.
 func stepFlops(s model.Spec, batch, tokens int) float64 {
 	matrices, attention := s.Vocab*s.Width, 0
 	for i := range s.Layers {
@@ -142,13 +145,13 @@ func stepFlops(s model.Spec, batch, tokens int) float64 {
 	return float64(batch*tokens) * (6*float64(matrices) + 12*float64(attention*tokens))
 }
 
-// benchTrainer is a model in training without a service around it.
+// benchTrainer trains a model in this process, without the services.
 type benchTrainer struct {
 	set     kernel.Set[float32]
 	profile *profile
 	stage   *model.Stage[float32]
 	grads   *model.Params[float32]
-	part    *model.Params[float32] // of a slot after the first
+	part    *model.Params[float32] // gradients of a slot after the first
 	m, v    []float32
 	adamw   optim.AdamW
 	step    int
@@ -180,7 +183,7 @@ func (c *benchTrainCmd) trainer(config model.Spec, set kernel.Set[float32]) (*be
 	return t, nil
 }
 
-// parameters counts each weight once.
+// parameters returns the number of parameters. Tied ones count once.
 func (t *benchTrainer) parameters() int {
 	n := 0
 	for _, p := range t.stage.Params().Tensors {
@@ -191,7 +194,7 @@ func (t *benchTrainer) parameters() int {
 	return n
 }
 
-// time runs steps and takes the median.
+// time runs the steps and takes the median of their times.
 func (c *benchTrainCmd) time(e *verb.Env, t *benchTrainer, r *trainResult) error {
 	const first = 3
 	var times []float64
@@ -219,7 +222,7 @@ func (c *benchTrainCmd) time(e *verb.Env, t *benchTrainer, r *trainResult) error
 	return nil
 }
 
-// run is a step; it returns the mean loss before it.
+// run performs one step and returns the mean loss before it.
 func (t *benchTrainer) run() (float64, error) {
 	var loss float64
 	for slot, in := range t.micro {
@@ -258,7 +261,7 @@ func (t *benchTrainer) count(name string, began time.Time) {
 	}
 }
 
-// update clips the gradient and steps the optimizer.
+// update clips the gradient and applies the optimizer.
 func (t *benchTrainer) update() {
 	t.step++
 	params := t.stage.Params()
@@ -275,23 +278,32 @@ func (t *benchTrainer) update() {
 	scale, at := optim.ClipScale(math.Sqrt(squares), 1), 0
 	for i, p := range params.Tensors {
 		if n := len(p.Data); !p.Tied() {
-			t.adamw.Step(t.set, p.Data, t.m[at:at+n], t.v[at:at+n], t.grads.Tensors[i].Data, scale, 1e-3, t.step, len(p.Shape) > 1)
+			t.adamw.Step(t.set, p.Data, t.m[at:at+n], t.v[at:at+n], t.grads.Tensors[i].Data, scale, 1e-3, t.step,
+				len(p.Shape) > 1)
 			at += n
 		}
 	}
 	t.count("adamw", began)
 }
 
-// print writes the result for people.
+// print writes the result as text.
 func (r *trainResult) print(e *verb.Env) error {
 	w := tabwriter.NewWriter(e.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(w, "MACHINE\t%s, %d cores, %s/%s\n", r.Machine.CPU, r.Machine.Cores, r.Machine.OS, r.Machine.Arch)
-	fmt.Fprintf(w, "SHAPE\t%s\t%d parameters, %d x %d tokens in %d slots\n", r.Shape, r.Parameters, r.Batch, r.Tokens, r.Slots)
+	fmt.Fprintf(w, "SHAPE\t%s\t%d parameters, %d x %d tokens in %d slots\n", r.Shape, r.Parameters, r.Batch, r.Tokens,
+		r.Slots)
 	fmt.Fprintf(w, "KERNELS\t%s, %d threads\n", r.KernelClass, r.Threads)
-	fmt.Fprintf(w, "STEP\t%.2f ms\t%.0f tokens/s, loss %.4f; the fastest took %.2f ms\n", r.StepMillis, r.TokensTPS, r.Loss, r.BestMillis)
+	fmt.Fprintf(w, "STEP\t%.2f ms\t%.0f tokens/s, loss %.4f; the fastest took %.2f ms\n", r.StepMillis, r.TokensTPS,
+		r.Loss, r.BestMillis)
 	fmt.Fprintf(w, "WORK\t%.1f GFLOP/s\t%.2f GFLOP a step\n", r.Gflops, r.StepGflop)
 	if p := r.PeakGflops; p.Float32 > 0 {
-		fmt.Fprintf(w, "PEAK\t%.0f GFLOP/s\tfloat32, %.0f bfloat16; the step reaches %.0f %% of what its products could\n", p.Float32, p.BFloat16, 100*r.Share)
+		fmt.Fprintf(
+			w,
+			"PEAK\t%.0f GFLOP/s\tfloat32, %.0f bfloat16; the step reaches %.0f %% of what its products could\n",
+			p.Float32,
+			p.BFloat16,
+			100*r.Share,
+		)
 	}
 	if err := w.Flush(); err != nil {
 		return err
@@ -299,7 +311,7 @@ func (r *trainResult) print(e *verb.Env) error {
 	return printProfile(e.Stdout, r.Profile)
 }
 
-// write keeps the result in a folder, under the day and what was measured.
+// write writes the result to a file in a folder. The name of the file has the date and the settings.
 func (r *trainResult) write(folder string) error {
 	text, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
@@ -309,11 +321,12 @@ func (r *trainResult) write(folder string) error {
 	if r.BF16 {
 		kind = "bf16"
 	}
-	name := fmt.Sprintf("%s-train-%s-%s-t%d-b%d-s%d.json", time.Now().Format(time.DateOnly), r.Shape, kind, r.Threads, r.Batch, r.Slots)
+	name := fmt.Sprintf("%s-train-%s-%s-t%d-b%d-s%d.json", time.Now().Format(time.DateOnly), r.Shape, kind, r.Threads,
+		r.Batch, r.Slots)
 	return os.WriteFile(filepath.Join(folder, name), append(text, '\n'), 0o644)
 }
 
-// trainProfile also times what only training does.
+// trainProfile is a profile that also measures the operations of training.
 type trainProfile struct{ *profile }
 
 func (p *trainProfile) MatMulGrad(dx, x kernel.Buffer[float32], t int, products ...kernel.ProductGrad[float32]) {
@@ -350,7 +363,8 @@ func (p *trainProfile) AttendCausal(y, lse, q, k, v kernel.Buffer[float32], b, t
 	p.Set.AttendCausal(y, lse, q, k, v, b, t, a)
 }
 
-func (p *trainProfile) AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v kernel.Buffer[float32], b, t int, a kernel.Heads) {
+func (p *trainProfile) AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v kernel.Buffer[float32], b, t int,
+	a kernel.Heads) {
 	defer p.add("attend", time.Now())
 	p.Set.AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v, b, t, a)
 }
@@ -365,7 +379,8 @@ func (p *trainProfile) ActivateGrad(dx, y, dy, x kernel.Buffer[float32], act ker
 	p.Set.ActivateGrad(dx, y, dy, x, act)
 }
 
-func (p *trainProfile) CrossEntropy(loss []float64, dlogits, logits kernel.Buffer[float32], targets []int32, scale float64, t, v int) {
+func (p *trainProfile) CrossEntropy(loss []float64, dlogits, logits kernel.Buffer[float32], targets []int32,
+	scale float64, t, v int) {
 	defer p.add("cross entropy", time.Now())
 	p.Set.CrossEntropy(loss, dlogits, logits, targets, scale, t, v)
 }

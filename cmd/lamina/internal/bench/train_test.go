@@ -7,7 +7,8 @@ import (
 
 func TestBenchTrain_CountsWhatItMeasures(t *testing.T) {
 	for _, kernels := range kernelSets() {
-		got := verbJSON[trainResult](t, "", "bench", "train", "--kernels", kernels, "--threads", "1", "--batch", "2", "--slots", "2",
+		got := verbJSON[trainResult](t, "", "bench", "train", "--kernels", kernels, "--threads", "1", "--batch", "2",
+			"--slots", "2",
 			"--repeat", "2", "--profile", "--format", "json")
 		// 4 layers of 12·128² and the head's 65·128 weights; 4·128·64 a token of attention.
 		want := 128 * (6*(4*12*128*128+65*128) + 12*4*128*64) / 1e9

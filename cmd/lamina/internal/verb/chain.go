@@ -9,27 +9,29 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/model"
 )
 
-// KernelFlags choose a kernel set.
+// KernelFlags choose and configure a kernel set.
 type KernelFlags struct {
 	Kernels string `help:"Kernel set: cpu or ref." enum:"cpu,ref" default:"cpu"`
-	Threads int    `help:"Threads of the kernel set; 0 is one a processor." default:"0"`
-	KVType  string `name:"kv-type" help:"What caches store keys and values as: f32, f16, q8 or auto: on cpu f16, but f32 for models narrower than 576." enum:"auto,f32,f16,q8" default:"auto"`
-	// All instructions give the same bits: the flag is for comparing them.
-	Instructions string `help:"Instructions of the cpu set: amx, avx512, avx2 or portable; the fastest that the machine has when absent."`
+	Threads int    `help:"Number of threads of the kernel set; 0 means one for each processor." default:"0"`
+	KVType  string `name:"kv-type" help:"Element type of the KV cache: f32, f16, q8 or auto. On cpu, auto means f16, but f32 for models whose width is below 576." enum:"auto,f32,f16,q8" default:"auto"`
+	// The results are bit-identical for all instruction sets. The flag is for comparing their speed.
+	Instructions string `help:"Instruction set of the cpu kernels: amx, avx512, avx2 or portable. Default: the fastest that the machine has."`
 }
 
-// Chain is a whole model as stages one after another in this process, with a
-// cache each and without a service between them: what the measuring verbs run.
+// Chain is a complete model, split into stages in this process. Each stage has a KV cache, and there
+// are no services in between. Commands that measure a model use it.
 type Chain struct {
 	Stages []*model.Stage[float32]
 	caches []*kvcache.Cache[float32]
 }
 
-// LoadChain cuts an open model into stages. Positions is how many the caches hold,
-// over all sequences, each of which starts a page of its own.
-func LoadChain(f *model.Files, stages, sequences, positions int, set kernel.Set[float32], o model.LoadOptions) (*Chain, error) {
+// LoadChain splits an open model into stages. Each cache has room for the given number of sequences
+// of the given number of positions.
+func LoadChain(f *model.Files, stages, sequences, positions int, set kernel.Set[float32], o model.LoadOptions) (*Chain,
+	error) {
 	if stages < 1 || stages > len(f.Spec.Layers) {
-		return nil, fault.Field("stages", "%d stages: %s has %d layers, a stage takes one or more", stages, f.Path, len(f.Spec.Layers))
+		return nil, fault.Field("stages", "%d stages: %s has %d layers, and each stage needs one or more", stages,
+			f.Path, len(f.Spec.Layers))
 	}
 	c := &Chain{}
 	for _, r := range model.Split(len(f.Spec.Layers), stages) {
@@ -44,7 +46,7 @@ func LoadChain(f *model.Files, stages, sequences, positions int, set kernel.Set[
 	return c, nil
 }
 
-// Sequence is one sequence's end in every stage's cache.
+// Sequence is a sequence in the caches of all stages.
 type Sequence []*kvcache.Sequence[float32]
 
 func (c *Chain) NewSequence() Sequence {
@@ -63,15 +65,16 @@ func (s Sequence) Free() {
 
 func (s Sequence) Len() int { return s[0].Len() }
 
-// Entry is the next ids of a sequence, of which the last few want logits.
+// Entry holds the next ids of a sequence. Logits is the number of ids, counted from the end, for
+// which logits are computed.
 type Entry struct {
 	Seq    Sequence
 	IDs    []int32
 	Logits int
 }
 
-// Forward takes the entries through every stage and returns the logits, which
-// stand until the next call.
+// Forward runs the entries through all stages and returns the logits, which are valid until the
+// next call.
 func (c *Chain) Forward(entries ...Entry) ([]float32, error) {
 	var ids []int32
 	for _, e := range entries {
@@ -96,11 +99,11 @@ func (c *Chain) Forward(entries ...Entry) ([]float32, error) {
 	return out, nil
 }
 
-// CheckIDs reports the first id that the model lacks, and more ids than it has
-// positions for.
+// CheckIDs returns an error if there are more ids than the context length or if an id is not in the
+// vocabulary of the model.
 func CheckIDs(ids []int32, f *model.Files) error {
 	if len(ids) > f.Spec.Context {
-		return fault.Field("ids", "%d ids: the context of %s is %d", len(ids), f.Path, f.Spec.Context)
+		return fault.Field("ids", "%d ids: the context length of %s is %d", len(ids), f.Path, f.Spec.Context)
 	}
 	for i, id := range ids {
 		if int(id) >= f.Spec.Vocab {

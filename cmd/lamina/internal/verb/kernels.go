@@ -9,24 +9,25 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/kernel/ref"
 )
 
-// KernelSet makes the kernel set that the flags choose and the function that ends it.
-// Threads bounds the set's own goroutines. The reference set has none of its own: it
-// spreads over what the runtime is given.
+// KernelSet returns the kernel set that the flags choose, and a function that closes it. Threads is
+// the size of the worker pool of the set. The reference set has no worker pool and uses GOMAXPROCS
+// goroutines.
 func (f *KernelFlags) KernelSet() (kernel.Set[float32], func(), error) {
 	if f.Threads < 0 {
-		return nil, nil, fault.Field("threads", "%d threads: want one or more, or 0 for one a processor", f.Threads)
+		return nil, nil, fault.Field("threads", "%d threads: want one or more, or 0 for one for each processor",
+			f.Threads)
 	}
 	kv, ok := kernel.ParseKVType(cmp.Or(f.KVType, "auto"))
 	if !ok {
-		return nil, nil, fault.Field("kv-type", "caches cannot store %q: they can f32, f16, q8 and auto", f.KVType)
+		return nil, nil, fault.Field("kv-type", "unknown type %q: want f32, f16, q8 or auto", f.KVType)
 	}
 	switch {
 	case f.Kernels == "ref" && f.Instructions != "":
-		return nil, nil, fault.Field("instructions", "the reference set has none to choose")
+		return nil, nil, fault.Field("instructions", "the ref kernel set has no choice of instructions")
 	case f.Kernels == "ref":
 		return ref.New[float32]().StoringKV(kv.For(0)), func() {}, nil
 	case f.Kernels != "cpu":
-		return nil, nil, fault.Field("kernels", "no kernel set is called %q: cpu and ref are", f.Kernels)
+		return nil, nil, fault.Field("kernels", "unknown kernel set %q: want cpu or ref", f.Kernels)
 	case f.Instructions == "":
 		set := cpu.New(f.Threads)
 		return set.StoringKV(kv), set.Close, nil

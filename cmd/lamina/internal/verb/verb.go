@@ -1,5 +1,5 @@
-// Package verb holds what the commands of the lamina binary share: their environment, the
-// flags that choose a kernel set, and a whole model as a chain of stages in this process.
+// Package verb holds what the commands of the lamina binary share: their environment, the flags that
+// choose a kernel set, and Chain, which runs a complete model in this process.
 package verb
 
 import (
@@ -12,7 +12,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/vocab"
 )
 
-// Env is what a command gets besides its flags.
+// Env is the environment of a command.
 type Env struct {
 	Ctx    context.Context
 	Log    *slog.Logger
@@ -28,7 +28,7 @@ func PrintJSON(e *Env, v any) error {
 	return enc.Encode(v)
 }
 
-// GrammarVocabulary is a vocabulary in the form that token masks are made from.
+// GrammarVocabulary converts a vocabulary into the form from which token masks are made.
 func GrammarVocabulary(v *vocab.Vocab) (*grammar.Vocabulary, error) {
 	tokens := make([][]byte, v.Size())
 	for id := range tokens {
