@@ -11,7 +11,7 @@ import (
 // live beams and learns which of them continue, and with which id.
 type Beams struct {
 	width   int
-	most    int // new ids of a sequence
+	most    int // maximum number of new ids of a sequence
 	penalty float64
 	end     map[int32]bool
 
@@ -26,11 +26,11 @@ type Beam struct {
 	Sum   float64 // of log-probabilities
 	Score float64 // Sum / len(IDs)^penalty
 	From  int     // the live beam of the step before that it continues
-	// Ended says that its last id is an end.
+	// Ended reports that its last id ends the text.
 	Ended bool
 }
 
-// NewBeams begins with one beam without ids.
+// NewBeams starts a search with one beam without ids.
 func NewBeams(width, most int, penalty float64, ends []int32) *Beams {
 	b := &Beams{width: width, most: most, penalty: penalty, end: map[int32]bool{}, live: []Beam{{}}}
 	for _, id := range ends {
@@ -39,8 +39,8 @@ func NewBeams(width, most int, penalty float64, ends []int32) *Beams {
 	return b
 }
 
-// Live returns the beams whose rows Advance takes next, best first; none when the search
-// is over.
+// Live returns the beams whose logits rows Advance takes next, best first. There are none when
+// the search is over.
 func (b *Beams) Live() []Beam { return b.live }
 
 // Advance takes the rows of the live beams, in their order.
@@ -82,7 +82,7 @@ func (b *Beams) Advance(rows [][]float32) {
 		switch {
 		case !n.Ended:
 			live = append(live, n)
-		case rank < b.width: // an end among the best
+		case rank < b.width: // a finished sequence among the best
 			b.finish(n)
 		}
 	}
@@ -106,7 +106,7 @@ func (b *Beams) Advance(rows [][]float32) {
 func (b *Beams) finish(n Beam) {
 	at, _ := slices.BinarySearchFunc(b.done, n, func(x, y Beam) int { return cmp.Compare(y.Score, x.Score) })
 	for at < len(b.done) && b.done[at].Score == n.Score {
-		at++ // of equal scores the earlier is the better
+		at++ // of equal scores the earlier one ranks first
 	}
 	b.done = slices.Insert(b.done, at, n)
 	b.done = b.done[:min(len(b.done), b.width)]

@@ -12,13 +12,14 @@ type Candidate struct {
 	Logit float32
 }
 
-// better is the order of candidates: the higher logit, then the lower id.
+// better orders candidates: the higher logit first, then the lower id.
 func better(a, b Candidate) bool { return a.Logit > b.Logit || a.Logit == b.Logit && a.ID < b.ID }
 
-// sortAll: from this fraction of the row on (one eighth), sorting all of it is faster.
+// sortAll is the fraction of a row (one eighth) from which on sorting the whole row is faster.
 const sortAll = 8
 
-// Best returns the k best of a row, best first, the lower id first among equals.
+// Best returns the k candidates with the highest logits of a row, best first; of equal logits
+// the lower id comes first.
 func Best(row []float32, k int) []Candidate {
 	k = min(k, len(row))
 	if k <= 0 {

@@ -10,8 +10,9 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/sample"
 )
 
-// The peers' thresholds in float32, as their sources compute them. Each returns how many
-// of the probabilities, which are sorted from the greatest, stay.
+// These are the thresholds of llama.cpp, vLLM and transformers in float32, as their sources
+// compute them. Each function returns how many of the probabilities, sorted from the greatest,
+// stay.
 
 // llamaTopP keeps tokens until their cumulative sum, from the best, is at least p.
 func llamaTopP(probs []float32, p float32) int {
@@ -50,8 +51,8 @@ func softmax32(weights []int) []float32 {
 	return out
 }
 
-// borders calls f for distributions in proportion to small whole numbers, from the
-// greatest, with their sum.
+// borders calls f for distributions proportional to small integers, sorted from the greatest,
+// with their sum.
 func borders(f func(weights []int, total int)) {
 	var grow func(weights []int, most, total int)
 	grow = func(weights []int, most, total int) {
@@ -87,9 +88,10 @@ func left(t *testing.T, step sample.Step, logits []float64) int {
 	return len(got)
 }
 
-// TestLeave_TopPAtTheBorder sets top_p to every sum of best probabilities. Rounding in
-// float32 gives the peers one token more or less now and then, each in other cases; where
-// the three agree on the exact number, and never less than it, so many stay here.
+// TestLeave_TopPAtTheBorder sets top_p to every sum of best probabilities. Rounding in float32
+// sometimes gives llama.cpp, vLLM or transformers one token more or less, each in other cases.
+// Where the three agree, the chain must keep the same number of tokens, and it never keeps
+// fewer than the exact number.
 func TestLeave_TopPAtTheBorder(t *testing.T) {
 	agree := 0
 	borders(func(weights []int, total int) {
@@ -114,12 +116,12 @@ func TestLeave_TopPAtTheBorder(t *testing.T) {
 		}
 	})
 	if agree < 2500 {
-		t.Errorf("the peers agree on %d borders only", agree)
+		t.Errorf("the three agree on only %d borders", agree)
 	}
 }
 
-// TestLeave_ThresholdsAtTheBorder puts a token exactly at each other threshold, and then
-// just beyond it. What equals a threshold stays in all peers.
+// TestLeave_ThresholdsAtTheBorder puts a token exactly at each other threshold, and then just
+// beyond it. A token that equals a threshold stays in all three.
 func TestLeave_ThresholdsAtTheBorder(t *testing.T) {
 	const off = 1e-5
 	borders(func(weights []int, total int) {
@@ -213,8 +215,8 @@ func TestLeave_TypicalAtTheBorder(t *testing.T) {
 	})
 }
 
-// TestPick_CandidatesAgreeAtTheBorder picks at thresholds that a candidate equals: a list
-// that ends there decides as the whole row does, or not at all.
+// TestPick_CandidatesAgreeAtTheBorder picks at thresholds that a candidate equals. A list that
+// ends there gives the same token as the whole row, or is refused as too short.
 func TestPick_CandidatesAgreeAtTheBorder(t *testing.T) {
 	decided, refused := 0, 0
 	borders(func(weights []int, total int) {

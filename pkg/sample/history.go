@@ -6,10 +6,10 @@ import "math"
 // Together with the sampling parameters it is all the state of a sampler.
 type History struct {
 	ids      []int32 // prompt, then emitted
-	prompt   int     // how many are the prompt's
+	prompt   int     // number of ids of the prompt
 	seen     map[int32]int
 	emitted  map[int32]int
-	surprise []float64 // of emitted ids, bits
+	surprise []float64 // of emitted ids, in bits
 }
 
 // NewHistory takes a prompt and the ids emitted after it. logprobs are those of the emitted

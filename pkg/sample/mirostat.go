@@ -2,9 +2,9 @@ package sample
 
 import "math"
 
-// Mirostat keeps the surprise near Tau bits. Only tokens whose surprise is within a bound
-// are drawn from; the bound starts at 2·Tau and moves by Eta times the error of the last
-// token's surprise.
+// Mirostat keeps the surprise of tokens near Tau bits. It samples only from tokens whose
+// surprise is within a bound. The bound starts at 2·Tau and moves by Eta times the error of the
+// last token's surprise.
 type Mirostat struct {
 	Version  int // 1 turns the bound into a top-k by the Zipf exponent of the best; 2 drops tokens above it
 	Tau, Eta float64

@@ -23,7 +23,7 @@ type Question struct {
 }
 
 // ParseQuestion reads {"logits" or "probs": [...], "history": [ids], "seed": n, "end_ids":
-// [ids], "chain": [{step: value}, ...]}. Errors name the field. An end id alone is never a
+// [ids], "chain": [{step: value}, ...]}. Errors name the field. A single end id is never a
 // bad word, as in transformers; without end_ids the last id of the row is the end id.
 func ParseQuestion(text []byte) (*Question, error) {
 	var q struct {

@@ -17,16 +17,16 @@ type RepetitionPenalty float64
 // and Presence once.
 type Penalties struct {
 	Repeat, Frequency, Presence float64
-	LastN                       int  // ids of the window; negative: all
-	EmittedOnly                 bool // the window is what was emitted
+	LastN                       int  // ids of the window; negative means all
+	EmittedOnly                 bool // the window holds only emitted ids
 }
 
-// DRY lowers the logits of ids that would continue a repetition: one of n ids, where n is
-// AllowedLength or more, costs Multiplier·Base^(n-AllowedLength).
+// DRY lowers the logits of ids that would continue a repetition. Continuing a repetition of n
+// ids, where n is at least AllowedLength, costs Multiplier·Base^(n-AllowedLength).
 type DRY struct {
 	Multiplier, Base float64
 	AllowedLength    int
-	LastN            int       // ids looked at; negative: all
+	LastN            int       // ids considered; negative means all
 	Breakers         [][]int32 // sequences that end a repetition
 }
 
@@ -60,7 +60,7 @@ func (b LogitBias) apply(s *state) error {
 	return s.change(affected, raises, func(e entry) float64 { return e.logit + b[e.id] })
 }
 
-// repeated is a logit under a repetition penalty.
+// repeated returns a logit after a repetition penalty.
 func repeated(logit, penalty float64) float64 {
 	if logit > 0 {
 		return logit / penalty

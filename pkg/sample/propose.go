@@ -1,8 +1,8 @@
 package sample
 
-// Propose is the n-gram proposer of speculative decoding: where the last ids, at least
-// least of them, occurred before, it returns the at most k ids that followed there. The
-// longest match wins, no more than n ids of it count, and of equal matches the latest wins.
+// Propose is the n-gram proposer of speculative decoding. It finds where the last ids occurred
+// before and returns up to k ids that followed there. A match has at least least ids, and at
+// most n ids of it count. The longest match wins, and of equally long ones the latest.
 func Propose(ids []int32, least, n, k int) []int32 {
 	best, at := 0, 0
 	for i, length := range suffixes(ids) {
@@ -16,9 +16,9 @@ func Propose(ids []int32, least, n, k int) []int32 {
 	return ids[at:min(at+k, len(ids))]
 }
 
-// Verify samples along draft tokens: rows are those of the position before the first of
-// them, and of each of them. It returns the sampled tokens up to and including the first
-// that differs from its draft token. They are the same as without drafts: a sampled token
+// Verify samples along draft tokens. rows are the logits rows of the position before the first
+// draft token and of each draft token. It returns the sampled tokens up to and including the
+// first that differs from its draft token. They are the same as without drafts: a sampled token
 // depends on its position, not on the batch that computed the row.
 func (p *Picker) Verify(rows [][]float32, lse []float64, proposed []int32, h *History, position int) ([]Choice, error) {
 	var out []Choice

@@ -1,15 +1,15 @@
 package sample
 
-// Uniform returns a number in [0,1) that depends on seed and position alone: the upper 53
-// bits after two rounds of SplitMix64's finalizer.
+// Uniform returns a number in [0,1) that depends only on seed and position: the upper 53 bits
+// after two rounds of SplitMix64's finalizer.
 func Uniform(seed, position uint64) float64 {
 	return unit(mix(mix(seed+golden) ^ (position+1)*0xd1342543de82ef95))
 }
 
 const golden = 0x9e3779b97f4a7c15
 
-// uniform is Uniform for one of several choices of a request and one of several uses. The
-// draw of choice 0 is Uniform's number.
+// uniform is like Uniform, for one of several choices of a request and one of several uses of
+// randomness. For choice 0 and the use of sampling it returns the number that Uniform returns.
 func uniform(seed uint64, position int, choice uint32, use uint64) float64 {
 	if choice == 0 && use == 0 {
 		return Uniform(seed, uint64(position))

@@ -10,7 +10,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/sample"
 )
 
-// anyRules draws a request's rules, each on or off.
+// anyRules returns random sampling parameters, each set or not.
 func anyRules(r *rand.Rand) sample.Rules {
 	some := func(v float64) float64 {
 		if r.IntN(3) > 0 {
@@ -39,8 +39,8 @@ func anyRules(r *rand.Rand) sample.Rules {
 	return q
 }
 
-// TestPicker_TakesUpFromAnyPrefix picks on and on, and then has a picker that knows only
-// the rules, the tokens and their log-probabilities pick from some place on.
+// TestPicker_TakesUpFromAnyPrefix picks a sequence. Then a second picker, which knows only the
+// sampling parameters, the tokens and their log-probabilities, continues from some position.
 func TestPicker_TakesUpFromAnyPrefix(t *testing.T) {
 	r := rand.New(rand.NewPCG(4, 4))
 	const vocab, length = 60, 20
@@ -74,7 +74,7 @@ func TestPicker_TakesUpFromAnyPrefix(t *testing.T) {
 	}
 }
 
-// TestPicker_VerifyIsPickingOneByOne has right and wrong ids proposed.
+// TestPicker_VerifyIsPickingOneByOne proposes right and wrong ids.
 func TestPicker_VerifyIsPickingOneByOne(t *testing.T) {
 	r := rand.New(rand.NewPCG(5, 5))
 	for trial := range 300 {
@@ -129,8 +129,8 @@ func TestPropose_WhatFollowedTheLongestEnd(t *testing.T) {
 	}
 }
 
-// TestPicker_DrawsByWhatTheChainLeaves compares frequencies with Leave's shares, rule by
-// rule.
+// TestPicker_DrawsByWhatTheChainLeaves compares the frequencies of picks with Leave's
+// probabilities, one sampling parameter after another.
 func TestPicker_DrawsByWhatTheChainLeaves(t *testing.T) {
 	logits := []float64{2, 1.5, 1.2, 1, 0.5, 0, -0.5, -1, -2, -3}
 	values, history := make([]float32, len(logits)), []int32{1, 2, 3, 1, 2}

@@ -316,7 +316,7 @@ func (p *Picker) PickRow(row []float32, lse float64, h *History, position int) (
 	return p.PickWhole(row, lse, h, position)
 }
 
-// PickWhole is PickRow without trying a few candidates first.
+// PickWhole is like PickRow, but does not try a few candidates first.
 func (p *Picker) PickWhole(row []float32, lse float64, h *History, position int) (Choice, error) {
 	p.state.row(row, lse)
 	id, err := p.draw(h, position)
