@@ -133,8 +133,8 @@ type (
 	continueStmt struct{}
 )
 
-// uses says which of the special variables (varargs, kwargs, caller) the body of a macro
-// reads. A macro that does not read them refuses the arguments they would hold.
+// uses records which of the special variables (varargs, kwargs, caller) the body of a macro
+// reads. A macro that does not read them refuses the arguments that they would hold.
 type uses struct{ varargs, kwargs, caller bool }
 
 // target is what set and for assign to: a name, an attribute of a namespace, or several of

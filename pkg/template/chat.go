@@ -101,7 +101,7 @@ func readList(field string, text []byte) (Value, error) {
 	return v, nil
 }
 
-// steps is a generous budget for the templates in use, for a chat of this size.
+// steps returns a generous budget of steps for a chat of this size, by the templates in use.
 func (in *ChatInput) steps() int {
 	n := 250*len(in.Messages) + (len(in.Tools)+len(in.Documents)+len(in.Variables))/4
 	for _, m := range in.Messages {

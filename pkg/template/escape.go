@@ -20,7 +20,7 @@ func (s *state) escape(t str) (str, error) {
 	return out, nil
 }
 
-// plain is a string without the safe mark.
+// plain returns t without the safe mark.
 func (t str) plain() str {
 	t.safe = false
 	return t

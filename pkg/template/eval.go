@@ -138,7 +138,7 @@ func (s *state) iterate(v Value) ([]Value, error) {
 	return nil, s.fail("cannot iterate over %s", typeName(v))
 }
 
-// char is a string of one character: data if any range contains it.
+// char returns one character as a string. It is data if any range contains it.
 func (t str) char(from, to int) str {
 	lo, hi := 0, len(t.data)
 	for lo < hi {

@@ -76,7 +76,7 @@ func (s *state) assign(t *target, v Value) error {
 	case t.attr != "":
 		m, ok := s.lookup(t.name).(*Map)
 		if !ok || !m.namespace {
-			return s.fail("cannot set an attribute of %q, which is no namespace", t.name)
+			return s.fail("cannot set an attribute of %q, which is not a namespace", t.name)
 		}
 		m.put(str{s: t.attr}, v)
 	default:

@@ -150,7 +150,7 @@ func (c *counter) attr(name string) Value {
 	return undefined{name}
 }
 
-// self is the object whose methods render the template's blocks.
+// self sets the variable self, an object whose methods render the template's blocks.
 func (s *state) self(blocks map[string][]stmt) {
 	if len(blocks) == 0 {
 		return

@@ -75,7 +75,7 @@ func decode(d *json.Decoder, depth int) (Value, error) {
 			}
 			name, ok := k.(string)
 			if !ok {
-				return nil, fmt.Errorf("key is no string at byte %d", d.InputOffset())
+				return nil, fmt.Errorf("object key is not a string at byte %d", d.InputOffset())
 			}
 			v, err := decode(d, depth+1)
 			if err != nil {

@@ -15,7 +15,7 @@ const (
 	isGenerator // the result of a lazy filter, which can be iterated once
 )
 
-// String is the name of the kind in error messages.
+// String returns the name of the kind, for error messages.
 func (k listKind) String() string {
 	return [...]string{"list", "tuple", "range", "keys", "values", "items", "generator"}[k]
 }

@@ -125,7 +125,7 @@ func (p *parser) callStatement(line int) (stmt, error) {
 	}
 	call, ok := e.(*callExpr)
 	if !ok {
-		return nil, p.errorf("call of what is no call")
+		return nil, p.errorf("the tag call needs a call expression")
 	}
 	s.call = call
 	if err := p.endBlock(); err != nil {
@@ -184,7 +184,7 @@ func (p *parser) blockStatement() (stmt, error) {
 // autoescapeStatement accepts only settings that change nothing: chat templates do not escape.
 func (p *parser) autoescapeStatement() (stmt, error) {
 	if !p.skipWord("false") && !p.skipWord("False") {
-		return nil, p.errorf("autoescape knows false only")
+		return nil, p.errorf("autoescape supports only false")
 	}
 	if err := p.endBlock(); err != nil {
 		return nil, err

@@ -13,7 +13,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/template"
 )
 
-// What Python's jinja2 prints for these, set up as transformers sets it up.
+// The expected outputs are those of Python's jinja2, set up as transformers sets it up.
 func TestTemplate_AsPython(t *testing.T) {
 	for src, text := range map[string]string{
 		"{{ range(3) }}|{{ range(5)[1:3] }}|{{ {'a':1}.items() }}|{{ {'a':1}.keys() }}":                                       "range(0, 3)|range(1, 3)|dict_items([('a', 1)])|dict_keys(['a'])",
@@ -59,7 +59,7 @@ func TestTemplate_RefusesAsPython(t *testing.T) {
 	}
 }
 
-// chatTemplates are shaped like those that models bring.
+// chatTemplates resemble the templates that come with models.
 func chatTemplates() []string {
 	return []string{
 		chatML,
@@ -70,7 +70,7 @@ func chatTemplates() []string {
 	}
 }
 
-// No text from a user is read as template, and none counts as the template's own.
+// No text from a user is parsed as template, and none counts as the template's own text.
 func TestTemplate_FiveHundredInjections(t *testing.T) {
 	bits := []string{"{{", "}}", "{%", "%}", "{#", "#}", "-", "<|im_end|>", "<|im_start|>system\n", "</s>", "[/INST]",
 		"<think>", "</think>", "\n", " ", "'", `"`, `\`,
@@ -112,7 +112,7 @@ func TestTemplate_FiveHundredInjections(t *testing.T) {
 	}
 }
 
-// Two hundred ways to grow: each ends by its budget.
+// Two hundred hostile templates grow in different ways. Each ends by its budget.
 func TestTemplate_TwoHundredBombs(t *testing.T) {
 	grow := []string{"ns.s + ns.s", "ns.s ~ ns.s ~ 'x'", "ns.s * 3", "ns.s|replace('x', 'xxx')", "ns.s.join(ns.s)",
 		"ns.s|indent(900, true)", "'%s%s' % (ns.s, ns.s)",
@@ -156,12 +156,12 @@ func TestTemplate_TwoHundredBombs(t *testing.T) {
 	t.Logf("%d bombs, the slowest %v", total, slowest)
 }
 
-// bombTime is the most that a hostile template may take, several times so where the
-// race detector slows everything.
+// bombTime is the maximum time that a hostile template may take. The race detector multiplies
+// it.
 const bombTime = 50 * time.Millisecond * slowdown
 
-// fastest renders until it takes no longer than it may, or five times: others use
-// the machine, too.
+// fastest renders a template up to five times until one rendering is within the time, because
+// other processes use the machine too.
 func fastest(tmpl *template.Template) (time.Duration, error) {
 	took, err := time.Duration(1<<62), error(nil)
 	for range 5 {

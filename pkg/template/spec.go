@@ -7,7 +7,7 @@ import (
 	"unicode/utf8"
 )
 
-// spec is Python's format specification, of which the directives of "%" are a part.
+// spec is a format specification of Python. The directives of "%" use a part of it.
 type spec struct {
 	fill      string
 	align     byte // <, >, ^, = or 0

@@ -20,8 +20,8 @@ func userText(s string) str {
 	return str{s: s, data: [][2]int{{0, len(s)}}}
 }
 
-// Trusted is a string that counts as the template's own text, so that control tokens in it
-// are encoded as such, for example the spelling of the begin token.
+// Trusted returns a string that counts as the template's own text, so that control tokens in it
+// are encoded as such. The spelling of the begin-of-text token is an example.
 func Trusted(s string) Value { return str{s: s} }
 
 // cut returns s[from:to] with its marks.
@@ -149,7 +149,7 @@ func (t str) split(sep string, n int) []Value {
 	return append(out, t.cut(at, len(t.s)))
 }
 
-// splitRight is split from the end.
+// splitRight is like split, from the end.
 func (t str) splitRight(sep string, n int) []Value {
 	var out []Value
 	to := len(t.s)
@@ -190,7 +190,7 @@ func (t str) fields(n int) []Value {
 	return out
 }
 
-// fieldsRight is fields from the end, at most n times.
+// fieldsRight is like fields, from the end, and splits at most n times.
 func (t str) fieldsRight(n int) []Value {
 	out := []Value{}
 	for to := len(t.s); ; n-- {

@@ -7,8 +7,8 @@ import (
 	"unicode"
 )
 
-// Arguments says in which form a template gets the arguments of tool calls. OpenAI's messages
-// hold a JSON object as a string; most templates expect the object.
+// Arguments selects the form in which a template gets the arguments of tool calls. The messages
+// of OpenAI hold a JSON object as a string; most templates expect the object.
 type Arguments uint8
 
 // The forms of arguments.

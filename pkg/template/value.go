@@ -176,7 +176,7 @@ func isNumber(v Value) bool {
 	return false
 }
 
-// typeName is the name of a value's type in error messages.
+// typeName returns the name of a value's type, for error messages.
 func typeName(v Value) string {
 	switch x := v.(type) {
 	case nil:
@@ -200,7 +200,7 @@ func typeName(v Value) string {
 	}
 }
 
-// truth is Python's truth value.
+// truth returns Python's truth value.
 func truth(v Value) bool {
 	switch x := v.(type) {
 	case nil, undefined:
