@@ -2,7 +2,7 @@ package toolcall
 
 import "strings"
 
-// spelling says how a family writes its calls.
+// spelling describes how a family writes its calls.
 type spelling struct {
 	// open is the marker that begins the calls. Where bare is set, calls may also begin
 	// without it at the beginning of the answer, which must then not begin with notFirst.
@@ -56,7 +56,7 @@ func (w *writer) calls(s *spelling, open string) (part, error) {
 // white is the white space that may precede calls.
 func white4() part { return pattern(`[ \t\n]{0,4}`) }
 
-// answer is the optional reasoning, followed by content, calls, or both.
+// answer builds the whole answer: the optional reasoning, then content, calls, or both.
 func (w *writer) answer(s *spelling) (part, error) {
 	begin, rest := w.trigger(s.open)
 	after, err := w.calls(s, rest)
@@ -103,7 +103,7 @@ func (w *writer) answer(s *spelling) (part, error) {
 	return row(w.reasoning(s), free), nil
 }
 
-// free is any text without markers, with calls allowed after it.
+// free builds text without markers, which calls may follow.
 func (w *writer) free(s *spelling, begin any, calls part) part {
 	out := part{"type": "any_text", "excludes": w.markers(s)}
 	if s.open != "" {
@@ -116,7 +116,7 @@ func (w *writer) free(s *spelling, begin any, calls part) part {
 	return out
 }
 
-// content is the constraint on an answer that is not a call.
+// content builds the constraint on an answer that is not a call.
 func (w *writer) content() part {
 	return part{"type": "sequence", "elements": []rawPart{rawPart(w.o.Content)}}
 }
@@ -143,8 +143,8 @@ func (w *writer) markers(s *spelling) []string {
 	return out
 }
 
-// reasoning is the part before the answer; nil if the format has none. It must not
-// contain a marker of calls either, so that it can be read as content.
+// reasoning builds the part before the answer, or returns nil if the format has none. The
+// reasoning must not contain a marker of calls either, so that it can be read as content.
 func (w *writer) reasoning(s *spelling) part {
 	t := w.think
 	if t.end == "" {

@@ -2,7 +2,7 @@ package toolcall
 
 import "strings"
 
-// harmony is a sequence of reasoning messages, followed by the answer or calls.
+// harmony builds a sequence of reasoning messages, followed by the answer or calls.
 func (w *writer) harmony() (part, error) {
 	body := anyBut(harmonyMarks()...)
 	next := w.mark("<|end|><|start|>assistant")

@@ -1,13 +1,13 @@
 package toolcall
 
-// family says how a model writes calls.
+// family describes how a model writes calls.
 type family struct {
 	begin func(p *Parser)
 	// always: the family also parses the answer, so it is used without tools too.
 	always bool
 }
 
-// families maps names to families.
+// families returns the family of that name.
 func families(name string) (family, bool) {
 	f := family{always: name == "harmony" || name == "functionary"}
 	switch name {
@@ -78,7 +78,7 @@ func families(name string) (family, bool) {
 	return f, true
 }
 
-// xmlSpecs lists the families that write calls between tags.
+// xmlSpecs returns the specification of a family that writes calls between tags.
 func xmlSpecs(name string) (xmlSpec, bool) {
 	switch name {
 	case "qwen-xml":

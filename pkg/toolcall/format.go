@@ -12,13 +12,13 @@ type Format struct {
 // Plain reports whether the model writes nothing but content.
 func (f Format) Plain() bool { return f.Calls == "" && f.Reasoning == "" }
 
-// thinking says how reasoning is delimited.
+// thinking describes how reasoning is delimited.
 type thinking struct {
 	open, end string
 	silent    []string // markers around the answer that carry no meaning
 }
 
-// reasonings maps names to families of reasoning; an unknown name means none.
+// reasonings returns the reasoning markers of that name; an unknown name means none.
 func reasonings(name string) thinking {
 	switch name {
 	case "think":

@@ -37,13 +37,13 @@ func turns() []turn {
 	}
 }
 
-// written is a turn as a template writes it behind a prompt.
+// written is a turn as a template writes it after a prompt.
 type written struct {
 	turn
 	prompt, text string
 }
 
-// write renders each turn by a template, and says which it cannot.
+// write renders each turn by a template and reports the turns that the template cannot write.
 func write(t *testing.T, source string) (out []written, others []string) {
 	t.Helper()
 	tmpl, err := template.Parse(source)
@@ -91,8 +91,8 @@ func write(t *testing.T, source string) (out []written, others []string) {
 	return out, others
 }
 
-// inverse renders each turn by a template and reads it back; it returns how many
-// turns came back as they were, and why the others did not.
+// inverse renders each turn by a template and reads it back. It returns the number of turns
+// that came back unchanged, and why the others did not.
 func inverse(t *testing.T, source string) (same int, others []string) {
 	t.Helper()
 	all, others := write(t, source)
@@ -141,7 +141,7 @@ func fits(t *testing.T, source string) (same int, others []string) {
 	return same, others
 }
 
-// untilEnd is a turn up to the token that ends it.
+// untilEnd returns a turn up to the token that ends it.
 func untilEnd(text string) string {
 	for _, end := range []string{"<|im_end|>", "<|eot_id|>", "<|eom_id|>", "</s>", "<|end|>\n", "<end_of_turn>",
 		"<|END_OF_TURN_TOKEN|>", "<|end_of_text|>", "<|endoftext|>",
@@ -175,7 +175,7 @@ func differs(got answer, want turn) string {
 	for i, c := range got.Calls {
 		var arguments any
 		if err := json.Unmarshal([]byte(c.Arguments), &arguments); err != nil {
-			return "arguments are no JSON: " + c.Arguments
+			return "arguments are not JSON: " + c.Arguments
 		}
 		if c.Name != message.Calls[i].Function.Name ||
 			!reflect.DeepEqual(arguments, message.Calls[i].Function.Arguments) {
@@ -244,17 +244,17 @@ func TestParser_ReadsBackWhatATemplateWrites(t *testing.T) {
 	}
 }
 
-// What models learnt to write is what they are allowed to.
+// The texts that models were trained to write are allowed by the structures.
 func TestStructure_AllowsWhatATemplateWrites(t *testing.T) {
 	for name, source := range ownTemplates() {
-		// Gemma's way to write any value is not known
+		// how Gemma writes arbitrary values is unknown
 		if same, others := fits(t, source); len(others) > 0 && name != "gemma" || same < 4 {
 			t.Errorf("%s: %d turns fit, not these: %s", name, same, strings.Join(others, "\n"))
 		}
 	}
 }
 
-// Templates of models: what each writes of the five turns comes back.
+// The parser reads back what the templates of released models write of the five turns.
 func TestParser_ReadsBackWhatModelsTemplatesWrite(t *testing.T) {
 	root := os.Getenv("LAMINA_SHARED")
 	if root == "" {
@@ -268,7 +268,7 @@ func TestParser_ReadsBackWhatModelsTemplatesWrite(t *testing.T) {
 	if err := json.Unmarshal(text, &cases); err != nil {
 		t.Fatal(err)
 	}
-	// Some templates leave out content beside calls, or take one call only.
+	// Some templates leave out the content beside calls, or accept only one call.
 	least := map[string]int{"Qwen/Qwen3-0.6B": 5, "Qwen/Qwen3.5-4B": 5, "moonshotai/Kimi-K2-Thinking": 5,
 		"zai-org/GLM-5.1": 5,
 		"NousResearch/Hermes-2-Pro-Llama-3-8B (JSON Schema)": 4, "meta-llama/Llama-3.2-11B-Vision-Instruct": 3,

@@ -14,8 +14,8 @@ func constant(s string) part { return part{"type": "const_string", "value": s} }
 
 func pattern(re string) part { return part{"type": "regex", "pattern": re} }
 
-// schema is an instance of a JSON schema. White space is bounded, since a model that
-// assigns low probability to every continuation would write it without end.
+// schema builds an instance of a JSON schema. White space is bounded, because a model that
+// finds every continuation improbable would otherwise write white space without end.
 func schema(raw json.RawMessage) part {
 	return part{"type": "json_schema", "json_schema": raw, "max_whitespace": 20}
 }
@@ -47,10 +47,10 @@ func maybe(p part) part { return part{"type": "optional", "content": p} }
 
 func many(p part) part { return part{"type": "star", "content": p} }
 
-// quoted escapes a text for a regular expression.
+// quoted escapes text for use in a regular expression.
 func quoted(s string) string { return regexp.QuoteMeta(s) }
 
-// mark is a text in which the format's markers are control tokens, if the vocabulary has
+// mark builds a text in which the format's markers are control tokens, if the vocabulary has
 // them. A token that ends the text is optional.
 func (w *writer) mark(s string) part {
 	if s == "" {

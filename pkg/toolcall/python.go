@@ -209,8 +209,8 @@ func (l *pyLexer) text() (string, bool) {
 	return "", false
 }
 
-// code reads the digits of \x, \u and \U. Half of a surrogate pair, which JSON would
-// write so, is joined with the other half.
+// code reads the digits of \x, \u and \U. Two escapes that form a surrogate pair, as JSON
+// writes them, are joined into one character.
 func (l *pyLexer) code(b *strings.Builder, c byte) {
 	width := map[byte]int{'x': 2, 'u': 4, 'U': 8}[c]
 	digits := func(at int) (rune, bool) {

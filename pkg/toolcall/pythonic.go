@@ -19,8 +19,8 @@ func pyFamily(spec pySpec) func(p *Parser) {
 	}
 }
 
-// bare is pythonic without markers: an answer that begins with a bracket and the name of
-// a known tool.
+// bare parses pythonic calls without markers: an answer that begins with a bracket and the name
+// of a known tool.
 func bare(p *Parser) {
 	spec := pySpec{list: true}
 	p.state = func(p *Parser) bool {

@@ -130,7 +130,7 @@ func (w *writer) spelling(family string) (*spelling, error) {
 	return w.xml(family, spec), nil
 }
 
-// mistral is an array of objects, or names and arguments with a marker between them.
+// mistral writes an array of objects, or names and arguments with a marker between them.
 func (w *writer) mistral(family string) *spelling {
 	const id = `"id": ?"[a-zA-Z0-9]{9}"`
 	if family == "mistral-args" {
@@ -147,7 +147,7 @@ func (w *writer) mistral(family string) *spelling {
 		call: call}
 }
 
-// deepseek is a type, a name and a fenced object, or a name and an object.
+// deepseek writes a type, a name and a fenced object, or a name and an object.
 func (w *writer) deepseek() *spelling {
 	call := func(t offered) (part, error) {
 		name := constant(t.name)

@@ -110,7 +110,7 @@ func (w *writer) offered() ([]offered, error) {
 		}
 		if !isName(t.Name) {
 			return nil, fault.Field(at+".name",
-				"%q is no name for a tool: want letters, digits and _-./:$, at most 256", t.Name)
+				"%q is not a valid tool name: want letters, digits and _-./:$, at most 256", t.Name)
 		}
 		if seen[t.Name] {
 			return nil, fault.Field(at+".name", "%q is there already", t.Name)

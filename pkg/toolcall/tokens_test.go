@@ -11,8 +11,8 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/toolcall"
 )
 
-// controlVocabulary is every byte, some pieces of text, and control tokens for the
-// markers of a format; the last one ends a text.
+// controlVocabulary returns every byte, some pieces of text, and control tokens for the markers
+// of a format. The last token ends a text.
 func controlVocabulary(t testing.TB, markers []string) (*grammar.Vocabulary, [][]byte) {
 	t.Helper()
 	var tokens [][]byte
@@ -35,8 +35,8 @@ func controlVocabulary(t testing.TB, markers []string) (*grammar.Vocabulary, [][
 	return v, tokens
 }
 
-// TestStructure_OpensCallsWithControlTokens: by masks over a vocabulary whose markers
-// are control tokens, calls come with those tokens alone, and are parsed as offered.
+// TestStructure_OpensCallsWithControlTokens follows masks over a vocabulary whose markers are
+// control tokens. Calls must begin with those tokens and no other text, and parse as offered.
 func TestStructure_OpensCallsWithControlTokens(t *testing.T) {
 	judge := judges(t, offers)
 	for _, family := range []string{"mistral", "mistral-args", "harmony", "gemma", "functiongemma", "deepseek", "kimi",

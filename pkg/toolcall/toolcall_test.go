@@ -17,10 +17,10 @@ const tools = `[{"type":"function","function":{"name":"weather","parameters":{"t
 	"city":{"type":"string"},"days":{"type":"integer"},"ok":{"type":"boolean"},"o":{"type":"object"},"l":{"type":"array"},"id":{"anyOf":[{"type":"string"},{"type":"null"}]}}}}},
 	{"name":"go-to","parameters":{"type":"object","properties":{"at":{"type":["number","string"]}}}},{"type":"function","function":{"name":"code_interpreter"}}]`
 
-// call is a whole call.
+// call is a complete call.
 type call struct{ ID, Name, Arguments string }
 
-// answer is deltas added up.
+// answer is the sum of deltas.
 type answer struct {
 	Content, Reasoning string
 	Calls              []call
@@ -202,7 +202,7 @@ func TestParser_Families(t *testing.T) {
 			}
 			for _, c := range got.Calls {
 				if !json.Valid([]byte(c.Arguments)) {
-					t.Errorf("arguments are no JSON: %s", c.Arguments)
+					t.Errorf("arguments are not JSON: %s", c.Arguments)
 				}
 			}
 		})
@@ -234,9 +234,8 @@ func TestParser_AnyCutGivesTheSame(t *testing.T) {
 	}
 }
 
-// What was shown of a text's beginning is the beginning of what is shown of the
-// whole: nothing is taken back and no half marker shows, even where the model is
-// cut off.
+// What is shown of the beginning of a text is the beginning of what is shown of the whole text.
+// Nothing is taken back, and no part of a marker is shown, not even where the model is stopped.
 func TestParser_NothingIsTakenBack(t *testing.T) {
 	for _, e := range examples() {
 		for i := range e.text {
@@ -303,7 +302,7 @@ func FuzzDetect(f *testing.F) {
 	})
 }
 
-// Every marker that an example writes as a token of its own is among the format's.
+// Every marker that an example writes as one token is among the format's markers.
 func TestFormat_Markers(t *testing.T) {
 	token := regexp.MustCompile(
 		`<\|[^<>|]*\|>|<[|/]?[a-z_:]+(call|calls|think|tools?)[a-z_:]*\|?>|\[/?[A-Z_]{4,}\]|<｜[^<>]*｜>`)
