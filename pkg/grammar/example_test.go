@@ -6,7 +6,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/grammar"
 )
 
-// A matcher says which tokens may follow a text.
+// A matcher computes which tokens may follow a text.
 func Example() {
 	tokens := [][]byte{[]byte(`{"n":`), []byte("1"), []byte("23"), []byte("x"), []byte("}"), nil}
 	const end = 5

@@ -8,9 +8,9 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/grammar"
 )
 
-// explore compiles a grammar and walks into it, so that what the fuzzers find goes
-// through all of the package. Whatever comes is a typed error or holds: what the
-// completion says ends the text, and a clone or a way back changes nothing.
+// explore compiles a grammar and follows random texts, so that the fuzzers reach the whole
+// package. It accepts typed errors. Otherwise the text of a completion must end the text, and
+// cloning or going back must change nothing.
 func explore(t *testing.T, v *grammar.Vocabulary, g *grammar.Grammar, err error) {
 	t.Helper()
 	typed := func(err error) {

@@ -11,7 +11,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/grammar"
 )
 
-// shared is the path of a file of the shared vectors; the test is skipped without.
+// shared returns the path of a file of the shared vectors. It skips the test if there are none.
 func shared(t testing.TB, name string) string {
 	t.Helper()
 	root := os.Getenv("LAMINA_SHARED")
@@ -38,7 +38,7 @@ func readJSON[T any](t testing.TB, path string) T {
 	return v
 }
 
-// accepts says whether the whole text is in the language.
+// accepts reports whether the whole text is in the language.
 func accepts(c *grammar.Compiled, text string) bool {
 	m := c.NewMatcher()
 	return m.AcceptBytes([]byte(text)) == nil && m.CanEnd()

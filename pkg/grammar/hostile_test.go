@@ -16,7 +16,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/grammar"
 )
 
-// hostile writes a source that means to be expensive.
+// hostile writes a source that is meant to be expensive; n is its size.
 type hostile struct {
 	name  string
 	kind  string
@@ -180,9 +180,9 @@ var hostiles = []hostile{
 	}},
 }
 
-// TestHostile_KeepsToItsBudget compiles hostile sources and walks a little: each
-// takes at most 250 ms of CPU time and 32 MiB, or is refused by a typed error.
-// LAMINA_HOSTILE is how many of them; the promise is for 2,000.
+// TestHostile_KeepsToItsBudget compiles hostile sources and follows texts for a few tokens.
+// Each source takes at most 250 ms of CPU time and 32 MiB, or is refused by a typed error.
+// LAMINA_HOSTILE sets their number; the promise is for 2,000.
 func TestHostile_KeepsToItsBudget(t *testing.T) {
 	count := len(hostiles)
 	if text := os.Getenv("LAMINA_HOSTILE"); text != "" {
@@ -232,7 +232,7 @@ func TestHostile_KeepsToItsBudget(t *testing.T) {
 	}
 }
 
-// slack is what other load on the machine may add.
+// slack is the time that other load on the machine may add.
 const slack = 2
 
 func attack(t *testing.T, kind, source string, v *grammar.Vocabulary) (c *grammar.Compiled, end string) {

@@ -76,8 +76,8 @@ func TestMask_BenchSchemas(t *testing.T) {
 
 func has(mask []uint64, id int32) bool { return mask[id>>6]>>(id&63)&1 == 1 }
 
-// randomVocabulary is tokens of bytes that grammars of tests read, some of them
-// parts of characters.
+// randomVocabulary returns tokens of bytes that the grammars of tests read, some of them parts
+// of characters.
 func randomVocabulary(t testing.TB, r *rand.Rand, size int) ([][]byte, *grammar.Vocabulary) {
 	t.Helper()
 	parts := []string{"a", "b", "0", "1", "é", "è", "\xc3", "\xa9", "\"", "\\", "u", "{", "}", "[", "]", ":", ",", " ",
@@ -110,8 +110,8 @@ func randomVocabulary(t testing.TB, r *rand.Rand, size int) ([][]byte, *grammar.
 	return tokens, v
 }
 
-// TestMask_AgreesWithBytes walks at random and holds every mask against trying each
-// token byte by byte on a matcher without a vocabulary.
+// TestMask_AgreesWithBytes follows random tokens and compares every mask with a matcher without
+// a vocabulary that tries each token byte by byte.
 func TestMask_AgreesWithBytes(t *testing.T) {
 	r := rand.New(rand.NewPCG(7, 8))
 	tokens, v := randomVocabulary(t, r, 12000)

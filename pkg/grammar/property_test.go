@@ -174,7 +174,7 @@ func (s schemaMaker) document() []byte {
 	return text
 }
 
-// judge compiles a schema as another library reads it, formats asserted.
+// judge compiles a schema with another library, with formats asserted.
 func judge(t testing.TB, source []byte) *jsonschema.Schema {
 	t.Helper()
 	doc, err := jsonschema.UnmarshalJSON(strings.NewReader(string(source)))
@@ -195,7 +195,7 @@ func judge(t testing.TB, source []byte) *jsonschema.Schema {
 
 func valid(s *jsonschema.Schema, text string) (err error) {
 	defer func() {
-		if r := recover(); r != nil { // the judge falls over numbers such as 1e999999999
+		if r := recover(); r != nil { // the judge panics on numbers like 1e999999999
 			err = fmt.Errorf("judge: %v", r)
 		}
 	}()
@@ -206,8 +206,8 @@ func valid(s *jsonschema.Schema, text string) (err error) {
 	return s.Validate(v)
 }
 
-// generate draws tokens at random until the text ends, and ends it in the shortest
-// way once as many tokens are gone.
+// generate samples random tokens until the text ends. After as many tokens as it is given it
+// ends the text in the shortest way.
 func generate(t testing.TB, r *rand.Rand, c *grammar.Compiled, v *grammar.Vocabulary, tokens int) string {
 	t.Helper()
 	m := c.NewMatcher()
@@ -242,7 +242,7 @@ func generate(t testing.TB, r *rand.Rand, c *grammar.Compiled, v *grammar.Vocabu
 	return string(append(out, rest...))
 }
 
-// draw takes the token of the highest of random logits.
+// draw returns the token with the highest of random logits.
 func draw(r *rand.Rand, mask []uint64, size int) int32 {
 	for range 200 {
 		if id := int32(r.IntN(size)); has(mask, id) {
@@ -258,7 +258,7 @@ func draw(r *rand.Rand, mask []uint64, size int) int32 {
 	return allowed[r.IntN(len(allowed))]
 }
 
-// mutate changes a text in a place or two.
+// mutate changes a text in one or two places.
 func mutate(r *rand.Rand, text string) string {
 	b := []byte(text)
 	for range 1 + r.IntN(2) {

@@ -98,7 +98,7 @@ func TestRegex_Refuses(t *testing.T) {
 	}
 }
 
-// randomRegex writes an expression that Go's package reads alike.
+// randomRegex writes an expression that means the same in Go's package regexp.
 func randomRegex(r *rand.Rand, depth int) string {
 	atoms := []string{"a", "b", "c", "[ab]", "[^a]", `\w`, `\d`, ".", "(?:)", "é", "^", "$", `\b`, `\B`}
 	if depth == 0 {

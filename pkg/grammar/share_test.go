@@ -8,8 +8,8 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/grammar"
 )
 
-// TestCompiled_IsShared has goroutines compile one grammar and follow texts through
-// one Compiled; what each sees is what it would alone.
+// TestCompiled_IsShared compiles one grammar in many goroutines and follows texts through one
+// Compiled. Each goroutine must see the same as it would alone.
 func TestCompiled_IsShared(t *testing.T) {
 	_, v := randomVocabulary(t, rand.New(rand.NewPCG(5, 6)), 2000)
 	g, err := grammar.Schema(

@@ -101,7 +101,7 @@ func TestStructure_RefusesByName(t *testing.T) {
 	}
 }
 
-// Control tokens fit where they are asked for, and nowhere else; no text stands for one.
+// Control tokens fit only where they are asked for, and no text stands for one.
 func TestStructure_ControlTokens(t *testing.T) {
 	tokens := [][]byte{grammar.ControlBytes("[CALL]"), []byte("[CALL]"), []byte("["), []byte("CALL"), []byte("]"),
 		[]byte("a"), {0xFF}, []byte("\xffx"), grammar.ControlBytes("</s>"),
@@ -198,8 +198,8 @@ func FuzzStructure(f *testing.F) {
 	})
 }
 
-// The masks around free text say what Accept says, also where a tag's body or another
-// rule may follow at once.
+// The masks around free text agree with Accept, also where a tag's body or another rule may
+// follow at once.
 func TestStructure_MasksAreExact(t *testing.T) {
 	v, words := qwenVocabulary(t)
 	const tags = `"triggers":["<tool_call>","<think>","</think>"],"stop_after_first":true,"tags":[{"begin":"<tool_call>","content":{"type":"regex","pattern":"[a-z ]+"},"end":"</tool_call>"}]`

@@ -15,7 +15,8 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/grammar"
 )
 
-// suiteDir is the checkout of the JSON Schema Test Suite that LAMINA_JSON_SCHEMA_SUITE names.
+// suiteDir returns the checkout of the JSON Schema Test Suite that LAMINA_JSON_SCHEMA_SUITE
+// names.
 func suiteDir(t *testing.T) string {
 	t.Helper()
 	dir := os.Getenv("LAMINA_JSON_SCHEMA_SUITE")
@@ -206,7 +207,7 @@ func pythonJSON(t *testing.T, data json.RawMessage) string {
 	return b.String()
 }
 
-// pythonString is a scalar as JSON, without escapes that only HTML needs.
+// pythonString returns a scalar as JSON, without the escapes that only HTML needs.
 func pythonString(t *testing.T, scalar any) string {
 	var b strings.Builder
 	e := json.NewEncoder(&b)

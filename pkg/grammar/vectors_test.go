@@ -6,7 +6,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/grammar"
 )
 
-// vector is a case of llama.cpp's.
+// vector is a test case of llama.cpp.
 type vector struct {
 	Kind, Desc, Grammar, Schema string
 	Passing, Failing            []string

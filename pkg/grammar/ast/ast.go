@@ -43,7 +43,7 @@ const (
 	OpChar             // one character of set, spelled as enc says
 	OpSeq              // subs one after the other
 	OpAlt              // one of subs
-	OpRepeat           // subs[0] from min to max times; max < 0 is no bound
+	OpRepeat           // subs[0] from min to max times; max < 0 means no maximum
 	OpRule             // the rule of that index
 	OpGraph            // a path through a graph
 )

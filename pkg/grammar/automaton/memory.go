@@ -21,8 +21,8 @@ type memory struct {
 	Inside bool  // inside an item
 	start  int32 // offset of the item in the text; -1 before its first byte
 	Like   *Seen // node of seen that the item has reached, or nil
-	// blind means that an earlier item is not known. Whether this one is new is then
-	// unknown, too, and it must not end.
+	// blind means that an earlier item is unknown. Whether this item is new is then unknown
+	// too, and it must not end.
 	blind bool
 }
 
@@ -169,7 +169,7 @@ func (m *Machine) strange(of *memory) *memory {
 	return m.memories.keep(next)
 }
 
-// hope says whether the current item can still differ from the earlier ones.
+// hope records whether the current item can still differ from the earlier ones.
 type hope uint8
 
 const (

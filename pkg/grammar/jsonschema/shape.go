@@ -177,7 +177,7 @@ func stronger(a, b *bound, sign int) *bound {
 	return &bound{a.at, a.open || b.open}
 }
 
-// least returns the smaller of two maximum counts. A negative count is no maximum.
+// least returns the smaller of two maximum counts. A negative count means no maximum.
 func least(a, b int) int {
 	if a < 0 || b >= 0 && b < a {
 		return b

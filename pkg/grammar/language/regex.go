@@ -9,12 +9,12 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/grammar/regex"
 )
 
-// Regex is the texts that the regular expression matches as a whole. It reads what
-// ECMA-262 (with its u flag) and RE2 have in common: literals, ., classes, \d \w \s
-// and \p, escapes, groups, alternation, quantifiers, the anchors ^ $ \A \z \b \B and
-// the flags i and s. Where the two differ (. and line ends, \s and spaces beyond
-// ASCII) it takes what both match. Look-around, backreferences and the like are an
-// *UnsupportedError; malformed text is a *SyntaxError.
+// Regex returns the grammar of the texts that the regular expression matches as a whole. It
+// reads what ECMA-262 (with its u flag) and RE2 have in common: literals, ., classes, \d \w \s
+// and \p, escapes, groups, alternation, quantifiers, the anchors ^ $ \A \z \b \B and the flags
+// i and s. Where the two differ (. and line ends, \s and spaces beyond ASCII) it takes what
+// both match. Look-around, backreferences and the like are an *UnsupportedError; malformed text
+// is a *SyntaxError.
 func Regex(source string) (*ast.Grammar, error) {
 	n, err := regex.Parse(source, regex.Common)
 	if err != nil {
@@ -189,7 +189,7 @@ func (a *nfa) build(n *regex.Node, from int32) int32 {
 	return end
 }
 
-// What must follow a place, by the assertions passed since the last character.
+// Constraints on what must follow a place, from the assertions passed since the last character.
 const (
 	needNothing = iota
 	needEnd
@@ -197,7 +197,7 @@ const (
 	needNoWord
 )
 
-// What precedes a place.
+// Kinds of what precedes a place.
 const (
 	afterStart = iota
 	afterOther

@@ -170,8 +170,8 @@ func (w *walker) state(s *automaton.State) error {
 const seldom = 4
 
 // like derives the mask of s from that of the state to which almost all characters lead from
-// s, and walks only the tokens that behave differently in s. It reports false, having done
-// nothing, if the other state does not loop on its class.
+// s, and walks only the tokens that behave differently in s. It does nothing and
+// reports false if the other state does not loop on its class.
 func (w *walker) like(s, other *automaton.State) (bool, error) {
 	m := w.m
 	if other == s || m.uniformOf(other).next != other {
@@ -262,8 +262,8 @@ func (d *difference) walk(from, to int32, p, q *automaton.Position, excepted boo
 // uniform finds the tokens by runs: in s, and in each state after it, all characters of a
 // class lead to the same next state. The chain of these states ends, or its last state loops.
 // Tokens of k characters of the class are allowed if the chain has k steps; what follows the
-// characters in other tokens is walked from the k-th state. It reports false, having done
-// nothing, if some state tells the characters apart. loose allows states that end their rule.
+// characters in other tokens is walked from the k-th state. It does nothing and
+// reports false if some state distinguishes the characters. loose allows states that end their rule.
 func (w *walker) uniform(r *runs, s *automaton.State, above *automaton.Stack, u *uniform, loose bool) (bool, error) {
 	m := w.m
 	chain := []*automaton.State{s} // the state after each number of characters

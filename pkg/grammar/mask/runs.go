@@ -42,7 +42,7 @@ type tail struct {
 // exit is a node after count characters of the class whose byte starts none of them.
 type exit struct{ count, node int32 }
 
-// oddExit is a node whose byte is no continuation of the character that the bytes before it
+// oddExit is a node whose byte does not continue the character that the bytes before it
 // began.
 type oddExit struct {
 	exit

@@ -29,14 +29,14 @@ func (p *parser) escaped() (*Node, error) {
 	return p.char(set), nil
 }
 
-// class reads a bracket expression, cases folded where the flag says so.
+// class reads a bracket expression. It folds case if the flag i is set.
 func (p *parser) class() (charset.Set, error) {
 	p.at++
 	negated := p.take("^")
 	if p.has("]") {
 		return nil, p.refuse("empty class [] or [^]", "ECMA-262 and RE2 read it differently")
 	}
-	var spans, also []charset.Span // also is what a dialect may count as well
+	var spans, also []charset.Span // also holds what only one of the dialects includes
 	for {
 		if p.at >= len(p.text) {
 			return nil, p.fail("read a class: the closing ] is missing")
@@ -45,7 +45,7 @@ func (p *parser) class() (charset.Set, error) {
 			break
 		}
 		switch {
-		case p.dialect == ECMA: // one dialect alone: nothing is in doubt
+		case p.dialect == ECMA: // a single dialect has no disagreement
 		case p.has(`\s`):
 			also = append(also, notSpaceSet.Negate()...)
 		case p.has(`\S`):

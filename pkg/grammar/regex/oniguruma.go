@@ -63,7 +63,7 @@ func (p *parser) extendedGroup() (*Node, bool, error) {
 }
 
 // nestedClass reads a bracket expression: ranges, escapes, classes within, and &&
-// between sets of which the intersection is meant. Cases are folded before it is negated.
+// between sets to intersect. Case is folded before the class is negated.
 func (p *parser) nestedClass() (charset.Set, error) {
 	if p.depth++; p.depth > ast.MaxNesting {
 		return nil, &ast.LimitError{What: "nested classes", Limit: ast.MaxNesting}

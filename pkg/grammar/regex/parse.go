@@ -18,7 +18,7 @@ const (
 	Char     // one of set
 	Seq
 	Alt
-	Repeat          // subs[0] from min to max times; max < 0 is no bound
+	Repeat          // subs[0] from min to max times; max < 0 means no maximum
 	Begin           // where the text begins
 	End             // where it ends
 	WordBoundary    // between a word character and another, or the text's border
@@ -26,7 +26,7 @@ const (
 	LineBegin       // where a line begins
 	LineEnd         // where a line ends
 	FinalEnd        // where the text ends, or before the line feed that ends it
-	Look            // where subs[0] matches, or does not; of Oniguruma, as are those below
+	Look            // where subs[0] matches, or does not; only in Oniguruma, like Atomic
 	Atomic          // the first match of subs[0] that is found, and no other
 )
 
@@ -36,10 +36,10 @@ type Node struct {
 	Set      charset.Set
 	Subs     []*Node
 	Min, Max int
-	Lazy     bool // of a Repeat: it prefers fewer
+	Lazy     bool // of a Repeat: it prefers fewer repetitions
 	Not      bool // of a Look: subs[0] must not match
 	Behind   bool // of a Look: subs[0] ends here
-	Anchored bool // an assertion is somewhere in it
+	Anchored bool // it contains an assertion
 }
 
 func seqOf(subs []*Node) *Node { return node(&Node{Op: Seq, Subs: subs}) }
@@ -88,14 +88,14 @@ var (
 type Dialect uint8
 
 const (
-	// Common is what ECMA-262 and RE2 agree on. Where they read a construct
-	// differently it takes what both match, or refuses.
+	// Common accepts what ECMA-262 and RE2 agree on. Where they read a construct differently
+	// it accepts what both match, or refuses the construct.
 	Common Dialect = iota
-	// ECMA is ECMA-262 with the u flag, as JSON Schema has it.
+	// ECMA is ECMA-262 with the u flag, as JSON Schema requires.
 	ECMA
-	// Oniguruma is what Oniguruma and Rust's fancy-regex agree on, as tokenizer files
-	// have it: look-around, atomic groups, possessive repeats, classes within classes
-	// and their intersection, and classes of all of Unicode.
+	// Oniguruma accepts what Oniguruma and Rust's fancy-regex agree on, for tokenizer files:
+	// look-around, atomic groups, possessive quantifiers, nested classes and their
+	// intersection, and Unicode classes.
 	Oniguruma
 )
 
@@ -403,7 +403,7 @@ func (p *parser) readFlags() (closed bool, err error) {
 			p.lines = on
 		case c == 'x' && p.dialect == Oniguruma:
 			p.extended = on
-		case c == 'u' && p.dialect == Oniguruma: // Unicode classes are what there is
+		case c == 'u' && p.dialect == Oniguruma: // Unicode classes are the default
 		case c == 'U' && p.dialect != Oniguruma: // greedy or lazy is the same language
 		case c == 'm':
 			if on {
