@@ -55,7 +55,7 @@ func (c Chat) Pick(name string, tools bool) (string, error) {
 // LoadChat reads the chat templates and special tokens of a GGUF model or a Hugging Face
 // folder; the folder needs no vocabulary. In a folder they come from chat_template.jinja
 // and additional_chat_templates/*.jinja, else from tokenizer_config.json, else from
-// chat_template.json. A model without templates is no error. Errors are those of Load.
+// chat_template.json. A model without templates is not an error. Errors are those of Load.
 func LoadChat(path string) (Chat, error) {
 	kind, file, err := kindOf(path)
 	if err != nil {
@@ -267,7 +267,8 @@ func chatOf(v *vocab.Vocab) Chat {
 	return c
 }
 
-// modelName is the file name of a path without its extension and the number of a part.
+// modelName returns the file name of a path without its extension and without the number of a
+// part.
 func modelName(path string) string {
 	name := weights.ModelName(path)
 	for _, ending := range []string{".tiktoken", ".model"} {

@@ -19,7 +19,7 @@ import (
 
 func asFault(err error, f **fault.Error) bool { return errors.As(err, f) }
 
-// marked is a vocabulary with a marker among its control tokens.
+// marked returns a vocabulary with a marker among its control tokens.
 func marked(t *testing.T) *vocab.Vocab {
 	t.Helper()
 	v, err := vocab.TrainBPE(t.Context(), slices.Values([]string{"a"}), 260,

@@ -61,7 +61,7 @@ func (s *state) params() []model.Param[float32] {
 	return out
 }
 
-// digest is the SHA-256 of names and weights in name order.
+// digest returns the SHA-256 of names and weights in name order.
 func (s *state) digest() string {
 	h := sha256.New()
 	for _, p := range s.params() {

@@ -10,7 +10,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 )
 
-// aState is a small state whose values tell its step.
+// aState returns a small state whose values depend on its step.
 func aState(step uint64) *state {
 	s := &state{step: step}
 	for i, name := range []string{"b.weight", "a.weight"} {
@@ -40,7 +40,7 @@ func save(t *testing.T, dir string, step uint64) {
 	}
 }
 
-// load reads the newest whole checkpoint and how many were passed over.
+// load reads the newest complete checkpoint and returns how many newer ones were skipped.
 func load(t *testing.T, dir string) (*state, int) {
 	t.Helper()
 	skipped := 0
@@ -54,7 +54,7 @@ func load(t *testing.T, dir string) (*state, int) {
 func TestCheckpoint_ReadsBackTheNewestOfTwo(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "checkpoints")
 	if s, _ := load(t, dir); s != nil {
-		t.Errorf("a run without checkpoints has one of step %d", s.step)
+		t.Errorf("a run without checkpoints has a checkpoint of step %d", s.step)
 	}
 	for _, step := range []uint64{9, 10, 11} {
 		save(t, dir, step)
@@ -76,8 +76,8 @@ func TestCheckpoint_OfAnotherManifestIsRefused(t *testing.T) {
 	}
 }
 
-// Every prefix of the files that a save puts in place, in its order, and every
-// truncation of the one being written, falls back to the checkpoint before.
+// After a crash the run falls back to the checkpoint before. The test tries every prefix of the
+// files that a save writes, in its order, and truncations of the file being written.
 func TestCheckpoint_CrashAnywhereFallsBack(t *testing.T) {
 	whole := t.TempDir()
 	save(t, whole, 5)
@@ -117,10 +117,10 @@ func TestCheckpoint_CrashAnywhereFallsBack(t *testing.T) {
 				}
 			}
 			if s, skipped := load(t, dir); s == nil || skipped != 1 || !equalStates(s, aState(4)) {
-				t.Errorf("crash in file %d of %d at %v: loaded %+v, passed over %d", done, len(names), share, s,
+				t.Errorf("crash in file %d of %d at %v: loaded %+v, skipped %d", done, len(names), share, s,
 					skipped)
 			}
-			save(t, dir, 5) // the run goes on over what is left
+			save(t, dir, 5) // the run continues over the remaining files
 			if s, _ := load(t, dir); s == nil || !equalStates(s, aState(5)) {
 				t.Errorf("crash in file %d of %d at %v: step 5 saved again reads back as %+v", done, len(names),
 					share, s)
@@ -151,11 +151,11 @@ func TestCheckpoint_AnyFlippedBitIsFound(t *testing.T) {
 			t.Fatal(err)
 		}
 		s, err := loadCheckpoint(dir, "m", func(string, error) {})
-		switch { // a damaged record of the manifest's own digest may be taken for another manifest's
+		switch { // a damaged manifest digest may look like the digest of another manifest
 		case err != nil && fault.CodeOf(err) != fault.FailedPrecondition:
 			t.Fatalf("bit %d of byte %d of %s: %v", bit, i, path, err)
 		case s != nil && !equalStates(s, aState(s.step)):
-			t.Fatalf("bit %d of byte %d of %s went unseen", bit, i, path)
+			t.Fatalf("bit %d of byte %d of %s was not noticed", bit, i, path)
 		}
 		raw[i] ^= bit
 		if err := os.WriteFile(path, raw, 0o600); err != nil {

@@ -134,7 +134,7 @@ func (c *corpus) evaluation(step uint64, sequences int) []*shardv1.Microbatch {
 	return out
 }
 
-// mix is SplitMix64's finalizer.
+// mix applies SplitMix64's finalizer.
 func mix(x uint64) uint64 {
 	x += 0x9e3779b97f4a7c15
 	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9

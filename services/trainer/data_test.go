@@ -12,7 +12,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/vocab"
 )
 
-// aCorpus is text of 1000 characters, the last tenth for validation.
+// aCorpus returns a corpus of 1000 characters whose last tenth is for validation.
 func aCorpus(t *testing.T, change func(*Manifest)) *corpus {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "text.txt")
@@ -47,7 +47,7 @@ func TestCorpus_CutsByCharacters(t *testing.T) {
 
 func TestCorpus_DataOfAStepIsAFunctionOfTheStep(t *testing.T) {
 	a, b := aCorpus(t, nil), aCorpus(t, nil)
-	b.slot(9, 3, 2) // asking for other data first changes nothing
+	b.slot(9, 3, 2) // reading other data first must change nothing
 	seen := map[string]bool{}
 	for step := uint64(1); step <= 5; step++ {
 		for slot := range 4 {
@@ -56,7 +56,7 @@ func TestCorpus_DataOfAStepIsAFunctionOfTheStep(t *testing.T) {
 				t.Errorf("step %d slot %d differs", step, slot)
 			}
 			seen[string(rune(x.GetIds()[0]))+"/"+string(rune(x.GetIds()[7]))] = true
-			for i := range 6 { // targets are the ids one further
+			for i := range 6 { // targets are the ids shifted by one
 				if uint32(x.GetTargets()[i]) != x.GetIds()[i+1] {
 					t.Fatalf("step %d slot %d: target %d is %d, the next id is %d", step, slot, i, x.GetTargets()[i],
 						x.GetIds()[i+1])

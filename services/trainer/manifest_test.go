@@ -17,7 +17,7 @@ const good = `{
 	"slots": 2, "slot_sequences": 1, "sequence_len": 4, "steps": 3, "learning_rate": {"max": 0.01, "min": 0.001, "warmup": 1}
 }`
 
-// with is the good manifest with one field replaced; path is dotted.
+// with returns the valid manifest with one field replaced; path is dotted.
 func with(t *testing.T, path string, value any) []byte {
 	t.Helper()
 	var m map[string]any
@@ -51,7 +51,7 @@ func TestParseManifest_NamesTheFieldItRefuses(t *testing.T) {
 	for _, c := range []struct {
 		path  string
 		value any
-		want  string // in the error; the path when empty
+		want  string // what the error must contain; empty means the path
 	}{
 		{"name", "../x", ""},
 		{"name", strings.Repeat("n", 65), ""},

@@ -49,7 +49,7 @@ func newRunner(t *testing.T) runner {
 	return nil
 }
 
-// root is the repository's top folder.
+// root returns the repository's top folder.
 func root(t *testing.T) string {
 	t.Helper()
 	dir, err := filepath.Abs("../..")
@@ -59,7 +59,7 @@ func root(t *testing.T) string {
 	return dir
 }
 
-// bundled is the path of the model that comes with the repository.
+// bundled returns the path of the model that comes with the repository.
 func bundled(t *testing.T) string { return filepath.Join(root(t), "models", "lamina-tolstoy") }
 
 // need returns the path of a binary that `make build tools` builds in bin/.

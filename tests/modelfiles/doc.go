@@ -1,5 +1,4 @@
-// Package modelfiles tests what a user is promised of model files: no
-// file crashes a process, hangs it, or makes it take more memory than
-// twice the file's size and 64 MiB. Every format is damaged field by field and
-// opened the way the product opens it.
+// Package modelfiles tests the promises about model files: no file crashes a process, makes it
+// hang, or makes it use more memory than twice the file's size and 64 MiB. The tests damage
+// every format field by field and open the files as the product does.
 package modelfiles

@@ -25,7 +25,7 @@ import (
 	"github.com/lamina-mesh/lamina/services/tokenizer"
 )
 
-// shared returns a path in the folder of test models, or skips.
+// shared returns a path in the folder of test models, or skips the test.
 func shared(t testing.TB, parts ...string) string {
 	t.Helper()
 	root := os.Getenv("LAMINA_SHARED")
@@ -39,7 +39,7 @@ func shared(t testing.TB, parts ...string) string {
 	return path
 }
 
-// count is how many mutants a format gets: 10,000 in the slow tests.
+// count returns the number of mutants for each format: 10,000 in the slow tests.
 func count() int {
 	if os.Getenv("LAMINA_SLOW") == "1" {
 		return 10_000
@@ -47,10 +47,10 @@ func count() int {
 	return 300
 }
 
-// base is a valid file to damage, and the folder it is opened in.
+// base is a valid file to damage, and the folder in which it is opened.
 type base struct {
 	format filetest.Format
-	file   string   // the name it has there
+	file   string   // its name in the folder
 	data   []byte   // its valid contents
 	beside []string // files linked beside it
 	open   func(path string) error
@@ -62,7 +62,7 @@ const (
 	slack   = 64 << 20
 )
 
-// openMutants damages the bases in turn, opens each mutant and checks what came of it.
+// openMutants damages the bases in turn, opens each mutant and checks the result.
 func openMutants(t *testing.T, bases ...base) {
 	n := count()
 	opened, refused, slowest, largest := 0, 0, time.Duration(0), int64(0)
@@ -119,7 +119,7 @@ func openMutants(t *testing.T, bases ...base) {
 	}
 }
 
-// crashError is a panic.
+// crashError reports a panic.
 type crashError struct {
 	value any
 	stack []byte
@@ -127,9 +127,8 @@ type crashError struct {
 
 func (e *crashError) Error() string { return fmt.Sprintf("panic: %v\n%s", e.value, e.stack) }
 
-// measure runs open and says what it allocated in all, which bounds what it held at
-// once, and what processor time the process used meanwhile, which a busy machine does
-// not stretch as it does the time on the wall.
+// measure runs open. It returns the bytes allocated in total, which bound the memory held at
+// any time, and the processor time used, which a busy machine distorts less than elapsed time.
 func measure(open func() error) (used int64, took time.Duration, err error) {
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
@@ -147,7 +146,7 @@ func measure(open func() error) (used int64, took time.Duration, err error) {
 	return int64(after.TotalAlloc - before.TotalAlloc), took, err
 }
 
-// sample is a text for vocabularies that loaded.
+// sample is a text to encode with every vocabulary that loads.
 const sample = "The quick brown fox\n\n  12345 über ▁ 🦊 <s>"
 
 // openVocab loads a vocabulary and its chat templates, and encodes and decodes.
@@ -174,7 +173,8 @@ func openVocab(path string) error {
 	return nil
 }
 
-// touchAll reads the ends of every tensor, also those that no layer uses.
+// touchAll reads the first and last bytes of every tensor, including tensors that no layer
+// uses.
 func touchAll(source weights.Source, err error) error {
 	if err != nil {
 		return err
@@ -227,12 +227,12 @@ func openModel(path string) error {
 	return nil
 }
 
-// both opens a model and its vocabulary, each for itself; the first error counts.
+// both opens a model and its vocabulary independently and returns the first error.
 func both(path string) error {
 	return errors.Join(openVocab(path), openModel(path))
 }
 
-// folder opens what holds a file.
+// folder makes a function that opens a folder accept the path of a file in it.
 func folder(open func(dir string) error) func(string) error {
 	return func(path string) error { return open(filepath.Dir(path)) }
 }

@@ -18,7 +18,7 @@ import (
 	"github.com/lamina-mesh/lamina/services/tokenizer"
 )
 
-// logits runs the ids of a text through a model; it returns those of the last row.
+// logits runs the ids of a text through a model and returns the logits of the last row.
 func logits(t *testing.T, path, text string) []float32 {
 	t.Helper()
 	m, err := tokenizer.Load(path, "", "")
@@ -80,7 +80,7 @@ func TestSplitGGUF_SameLogitsByAnyPartAndByFolder(t *testing.T) {
 		}
 		for _, path := range paths {
 			if got := logits(t, path, "Once upon a time"); !slices.Equal(got, want) {
-				t.Errorf("%s: other logits than the whole file's", path)
+				t.Errorf("%s: the logits differ from those of the whole file", path)
 			}
 		}
 	}
@@ -93,7 +93,7 @@ func TestFolder_WithOneGGUFIsThatModel(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !slices.Equal(logits(t, dir, "Once"), logits(t, whole, "Once")) {
-		t.Error("other logits than the file's")
+		t.Error("the logits differ from those of the file")
 	}
 	if err := os.Symlink(whole, filepath.Join(dir, "other.gguf")); err != nil {
 		t.Fatal(err)

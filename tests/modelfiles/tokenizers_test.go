@@ -10,13 +10,13 @@ import (
 	"strings"
 )
 
-// charsmap is a table of replacements as SentencePiece compiles it: a double-array
-// trie with the one rule "A" to "a".
+// charsmap returns a table of replacements as SentencePiece compiles it: a double-array trie
+// with one rule, "A" to "a".
 func charsmap() []byte {
 	units := make([]uint32, 512)
-	units[0] = 256 << 10                  // the root's children stand at 256 ^ byte
-	units[256^'A'] = 'A' | 1<<8 | 128<<10 // a node with a value, whose leaf stands 128 away
-	units[256^'A'^128] = 1 << 31          // the value: place 0 of the pool
+	units[0] = 256 << 10                  // the root's children are at 256 ^ byte
+	units[256^'A'] = 'A' | 1<<8 | 128<<10 // a node with a value; its leaf is at offset 128
+	units[256^'A'^128] = 1 << 31          // the value: offset 0 of the pool
 	blob := binary.LittleEndian.AppendUint32(nil, uint32(4*len(units)))
 	for _, u := range units {
 		blob = binary.LittleEndian.AppendUint32(blob, u)
@@ -24,7 +24,7 @@ func charsmap() []byte {
 	return append(blob, "a\x00"...)
 }
 
-// tokenizers are tokenizer.json files of every model and most components.
+// tokenizers returns tokenizer.json files of every type of model and with most components.
 func tokenizers() []string {
 	var bytes, scored []string
 	for c := range 256 {
@@ -84,8 +84,8 @@ func (p *proto) float(field int, v float32) {
 	*p = binary.LittleEndian.AppendUint32(binary.AppendUvarint(*p, uint64(field<<3|5)), math.Float32bits(v))
 }
 
-// sentencePiece writes a model of a type (1 unigram, 2 BPE, 3 words, 4 characters)
-// with tokens of every kind and a table of replacements.
+// sentencePiece writes a model of a type (1 unigram, 2 BPE, 3 words, 4 characters) with tokens
+// of every kind and a table of replacements.
 func sentencePiece(kind uint64) []byte {
 	var m proto
 	n := 0
