@@ -26,7 +26,7 @@ import (
 const askTimeout = 10 * time.Second
 
 type modelsCmd struct {
-	Router string `help:"The router's address." default:"127.0.0.1:7070" env:"LAMINA_ROUTER"`
+	Router string `help:"Address of the router." default:"127.0.0.1:7070" env:"LAMINA_ROUTER"`
 	Format string `help:"Output: text or json." enum:"text,json" default:"text"`
 }
 
@@ -57,7 +57,7 @@ func (c *modelsCmd) Run(e *verb.Env) error {
 }
 
 type statusCmd struct {
-	Router  string `help:"The router's address." default:"127.0.0.1:7070" env:"LAMINA_ROUTER"`
+	Router  string `help:"Address of the router." default:"127.0.0.1:7070" env:"LAMINA_ROUTER"`
 	Trainer string `help:"Address of the trainer. Default: the router is asked for it." env:"LAMINA_TRAINER"`
 	Format  string `help:"Output: text or json." enum:"text,json" default:"text"`
 }
@@ -143,18 +143,18 @@ func printStatus(out io.Writer, mesh *routerv1.Mesh, runs []*trainerv1.Run) erro
 }
 
 type healthCmd struct {
-	Address string `arg:"" optional:"" help:"The service's address."`
-	FromEnv bool   `help:"Take the address from LAMINA_HEALTH, as container health checks do."`
+	Address string `arg:"" optional:"" help:"Address of the service."`
+	FromEnv bool   `help:"Read the address from the environment variable LAMINA_HEALTH, as container health checks do."`
 	Env     string `hidden:"" env:"LAMINA_HEALTH"`
 }
 
-// Run asks grpc.health.v1 and fails unless the answer is SERVING.
+// Run calls the health service (grpc.health.v1) and returns an error unless the status is SERVING.
 func (c *healthCmd) Run(e *verb.Env) error {
 	if c.FromEnv {
 		c.Address = c.Env
 	}
 	if c.Address == "" {
-		return fault.Field("address", "name the service to ask")
+		return fault.Field("address", "give the address of a service")
 	}
 	dialer := rpc.NewDialer(rpc.DialOptions{})
 	defer dialer.Close()
@@ -179,7 +179,7 @@ type chatCmd struct {
 	meshFlags
 	samplingFlags
 	System    string `help:"System message."`
-	MaxTokens uint32 `short:"n" help:"Most tokens of an answer." default:"512"`
+	MaxTokens uint32 `short:"n" help:"Maximum number of tokens in an answer." default:"512"`
 }
 
 // Run reads turns from standard input, one a line, and answers each.

@@ -276,7 +276,7 @@ func readMessages(e *verb.Env, path string) ([]*tokenizerv1.Message, error) {
 	return messages, nil
 }
 
-// readInput reads a whole file, or standard input for "-".
+// readInput reads a file, or standard input if path is "-".
 func readInput(e *verb.Env, path string) ([]byte, error) {
 	if path == "-" {
 		return io.ReadAll(e.Stdin)

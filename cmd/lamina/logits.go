@@ -30,7 +30,7 @@ type logitsResult struct {
 	Gradients map[string]float64 `json:"gradients,omitempty"`
 }
 
-// Run computes what the flags ask for and prints it.
+// Run computes the logits, and the loss and gradients if the flags request them, and prints them.
 func (c *logitsCmd) Run(e *verb.Env) error {
 	ids, err := c.ids()
 	if err != nil {

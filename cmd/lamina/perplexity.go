@@ -56,7 +56,7 @@ func (c *perplexityCmd) Run(e *verb.Env) error {
 		return fault.Wrap(fault.Invalid, err, "encode %s", c.File)
 	}
 	if len(ids) < c.Ctx {
-		return fault.Field("file", "%s has %d ids, fewer than a window's %d", c.File, len(ids), c.Ctx)
+		return fault.Field("file", "%s has %d ids, fewer than a window of %d", c.File, len(ids), c.Ctx)
 	}
 	r := perplexityResult{Tokens: len(ids)}
 	began := time.Now()

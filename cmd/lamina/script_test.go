@@ -9,8 +9,8 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// TestScripts_ShowTheVerbs plays testdata/script/*.txtar: transcripts of sessions in a shell, in
-// which lamina runs in this process. $MODEL is the bundled model.
+// TestScripts_ShowTheVerbs runs the transcripts of shell sessions in testdata/script/*.txtar. lamina
+// runs in this process. $MODEL is the bundled model.
 func TestScripts_ShowTheVerbs(t *testing.T) {
 	model, err := filepath.Abs(filepath.Join("..", "..", "models", "lamina-tolstoy"))
 	if err != nil {
@@ -26,7 +26,7 @@ func TestScripts_ShowTheVerbs(t *testing.T) {
 	})
 }
 
-// lamina is the script's command, as in a shell: `lamina VERB FLAGS < FILE`. After `!` it must fail.
+// lamina implements the command `lamina VERB FLAGS < FILE` of the scripts. After `!` it must fail.
 // Arguments that begin with ./ are files of the script.
 func lamina(ts *testscript.TestScript, neg bool, args []string) {
 	var stdin string

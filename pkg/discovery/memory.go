@@ -55,7 +55,7 @@ func (r *memoryRegistration) Update(_ context.Context, meta map[string]string) e
 	r.memory.mu.Lock()
 	defer r.memory.mu.Unlock()
 	if r.memory.instances[r.instance.ID] != r {
-		return fault.New(fault.FailedPrecondition, "update %s: it is no longer registered here", r.instance.ID)
+		return fault.New(fault.FailedPrecondition, "update %s: the registration has ended", r.instance.ID)
 	}
 	r.instance.Meta = maps.Clone(meta)
 	r.memory.tell(r.instance.Service)

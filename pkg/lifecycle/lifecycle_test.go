@@ -30,7 +30,7 @@ func (tr *trace) add(event string) {
 	tr.events = append(tr.events, event)
 }
 
-// part takes a second to become ready and runs until it is stopped.
+// part returns a part that becomes ready after one second and runs until it is stopped.
 func (tr *trace) part(name string) lifecycle.Part {
 	return lifecycle.Part{Name: name, Run: func(ctx context.Context, ready func()) error {
 		tr.add("start " + name)

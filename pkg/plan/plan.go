@@ -17,7 +17,7 @@ type Span struct {
 	Digest string // of the model
 	Class  string // kernel class; all spans of a chain have the same one, so that its results are reproducible
 	Lo, Hi int
-	Layers int // of the whole model
+	Layers int // number of layers of the model
 }
 
 // Chain is a list of spans that cover a model in order.
@@ -62,6 +62,9 @@ func Chains(spans []Span) []Chain {
 // shortest finds a chain with the fewest unused spans by a breadth-first search from all spans
 // that start a model. It returns nil if there is none.
 func shortest(spans []Span, used []bool) []int {
+	// The search visits spans in the order of their distance from a start, so the first span
+	// that ends a model gives a chain with the fewest stages. The queue is filled in the order
+	// of spans, which is sorted, so the result is deterministic.
 	from := make([]int, len(spans)) // the previous span; -1 at the start of a model, -2 if not visited
 	var queue []int
 	for i, s := range spans {

@@ -1,4 +1,4 @@
-// Package app builds the processes of Lamina from plain settings: a whole mesh in one process
+// Package app builds the processes of Lamina from plain settings: a mesh in one process
 // (Start), or one service that finds the others through Consul and NATS (Tokenizer, Sampler, Shard,
 // Router, Trainer). Both kinds are built from one table of targets (targets.go), so that a service is
 // set up in the same way in every process. Only this package refers to vendors. cmd/lamina calls it

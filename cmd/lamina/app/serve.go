@@ -97,7 +97,7 @@ func Shard(ctx context.Context, c ServiceConfig, s ShardConfig) error {
 func ParseLayers(text string, layers int) (model.Range, error) {
 	bad := func() (model.Range, error) {
 		return model.Range{}, fault.Field("layers",
-			"parse %q: want LO:HI, or I/N for part I (from 0) of N, of %d layers", text, layers)
+			"parse %q: want LO:HI, or I/N for part I (from 0) of N; the model has %d layers", text, layers)
 	}
 	if text == "" {
 		return model.Range{Lo: 0, Hi: layers}, nil

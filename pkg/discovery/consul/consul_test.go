@@ -84,7 +84,7 @@ func (a *consulAgent) start() {
 
 func (a *consulAgent) stop() {
 	a.cmd.Process.Kill()
-	a.cmd.Wait() // says that it was killed
+	a.cmd.Wait() // its error says that the process was killed
 }
 
 func freePorts(t *testing.T, n int) []int {

@@ -66,6 +66,8 @@ type lease struct {
 
 // acquire tries to take the key each time it becomes free, until it succeeds or ctx ends.
 func (l *lease) acquire(ctx context.Context, holder string) error {
+	// A blocking query waits until the holder of the key changes. When the key is free, acquire
+	// competes with other waiters for it. If it loses, it reads the key again without blocking.
 	kv := l.registry.client.KV()
 	var index uint64
 	for {

@@ -89,7 +89,7 @@ func (g *registration) announce(ctx context.Context) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.over {
-		return fault.New(fault.FailedPrecondition, "register %s: it is no longer registered here", g.id)
+		return fault.New(fault.FailedPrecondition, "register %s: the registration has ended", g.id)
 	}
 	ctx, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
@@ -153,7 +153,7 @@ func (g *registration) current() bool {
 // Consul receives the new Meta later.
 func (g *registration) Update(ctx context.Context, meta map[string]string) error {
 	if !g.current() {
-		return fault.New(fault.FailedPrecondition, "update %s: it is no longer registered here", g.id)
+		return fault.New(fault.FailedPrecondition, "update %s: the registration has ended", g.id)
 	}
 	g.mu.Lock()
 	next := *g.service

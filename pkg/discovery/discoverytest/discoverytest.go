@@ -12,7 +12,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 )
 
-// limit bounds every wait: a gRPC health check needs a second or two to pass.
+// limit bounds every wait. A gRPC health check takes one or two seconds to pass.
 const limit = 30 * time.Second
 
 // Run tests a registry. serve starts a server that passes the health check of the registry and

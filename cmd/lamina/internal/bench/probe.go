@@ -12,7 +12,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/kernel/cpu"
 )
 
-// machine says where a measurement was made.
+// machine describes the machine of a measurement.
 type machine struct {
 	CPU         string `json:"cpu"` // empty if the system does not tell
 	Cores       int    `json:"cores"`

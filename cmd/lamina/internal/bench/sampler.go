@@ -25,7 +25,7 @@ type samplerResult struct {
 	RowUS      float64 `json:"row_us"`            // to sample from a logits row
 	Candidates int     `json:"candidates"`        // number that the last stage sends; 0: it sends the row
 	ThinUS     float64 `json:"thin_us,omitempty"` // to sample from the candidates
-	Bytes      int     `json:"bytes"`             // that the last stage sends for a token
+	Bytes      int     `json:"bytes"`             // sent by the last stage for each token
 	Short      float64 `json:"too_few,omitempty"` // fraction of rows for which the candidates were too few
 }
 

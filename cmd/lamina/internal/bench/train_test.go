@@ -10,7 +10,7 @@ func TestBenchTrain_CountsWhatItMeasures(t *testing.T) {
 		got := verbJSON[trainResult](t, "", "bench", "train", "--kernels", kernels, "--threads", "1", "--batch", "2",
 			"--slots", "2",
 			"--repeat", "2", "--profile", "--format", "json")
-		// 4 layers of 12·128² and the head's 65·128 weights; 4·128·64 a token of attention.
+		// Four layers of 12·128² weights, the head's 65·128 weights, and 4·128·64 for attention per token.
 		want := 128 * (6*(4*12*128*128+65*128) + 12*4*128*64) / 1e9
 		if math.Abs(got.StepGflop-want) > 1e-9 {
 			t.Errorf("%s: %g GFLOP a step, want %g", kernels, got.StepGflop, want)
