@@ -111,7 +111,7 @@ func (s *state) contains(in, v Value) (bool, error) {
 	case str:
 		y, ok := v.(str)
 		if !ok {
-			return false, s.fail("cannot look for %s in a string", typeName(v))
+			return false, s.fail("cannot search for %s in a string", typeName(v))
 		}
 		return strings.Contains(x.s, y.s), s.step(1 + len(x.s)/64)
 	case *list:
@@ -129,5 +129,5 @@ func (s *state) contains(in, v Value) (bool, error) {
 		_, ok := x.get(v)
 		return ok, nil
 	}
-	return false, s.fail("cannot look into %s", typeName(in))
+	return false, s.fail("cannot search in %s", typeName(in))
 }

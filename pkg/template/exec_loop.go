@@ -75,7 +75,7 @@ func (st *forStmt) kept(s *state, items []Value) ([]Value, error) {
 // callLoop runs a recursive loop over another iterable and returns its text.
 func (s *state) callLoop(l *loop, a args) (Value, error) {
 	if l.of == nil || len(a.pos) != 1 {
-		return nil, s.fail("call of a loop that is not recursive, or without a row")
+		return nil, s.fail("cannot call a loop that is not recursive, or without an iterable")
 	}
 	if s.depth >= maxCalls {
 		return nil, &BudgetError{"nesting", maxCalls}

@@ -204,7 +204,7 @@ func (s *state) truncate(t str, a args) (Value, error) {
 	}
 	keep := length - utf8.RuneCountInString(end.s)
 	if keep < 0 {
-		return nil, s.fail("truncate to less than its ending")
+		return nil, s.fail("truncate needs a length of at least its ending")
 	}
 	cut := t.cut(0, offset(t.s, keep))
 	if !truth(a.get(1, "killwords", false)) {
@@ -365,7 +365,7 @@ func (s *state) round(v Value, a args) (Value, error) {
 	case how.s == "floor":
 		return math.Floor(f*scale) / scale, nil
 	}
-	return nil, s.fail("round knows common, ceil and floor, not %q", how.s)
+	return nil, s.fail("round needs common, ceil or floor, not %q", how.s)
 }
 
 // roundInteger rounds to tens, hundreds and so on, ties to even.

@@ -27,7 +27,7 @@ func (s *state) listFilter(name string, v Value, a args) (Value, error) {
 			l.items = l.items[1:]
 			return first, nil
 		case name == "last":
-			return nil, s.fail("cannot go through a generator backwards")
+			return nil, s.fail("cannot iterate over a generator in reverse")
 		}
 	}
 	items, err := s.iterate(v)

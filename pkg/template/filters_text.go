@@ -178,7 +178,7 @@ func (s *state) xmlAttributes(v Value, a args) (Value, error) {
 				return nil, err
 			}
 			if j == 0 && strings.ContainsAny(t.s, " \t\n\f\r/>=") {
-				return nil, s.fail("xmlattr with the name %q", t.s)
+				return nil, s.fail("xmlattr cannot write the name %q", t.s)
 			}
 			if t, err = s.escape(t); err != nil {
 				return nil, err

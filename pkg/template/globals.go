@@ -63,7 +63,7 @@ func (s *state) mapping(a args) (*Map, error) {
 					return nil, err
 				}
 				if len(kv) != 2 || !m.put(kv[0], kv[1]) {
-					return nil, s.fail("a mapping is made of pairs")
+					return nil, s.fail("dict needs pairs")
 				}
 			}
 		}

@@ -12,7 +12,7 @@ import (
 	"unicode/utf8"
 )
 
-const maxDepth = 200 // most nesting levels, in data and in templates
+const maxDepth = 200 // maximum nesting depth, in data and in templates
 
 // DecodeJSON decodes one JSON value. Mappings keep their order; strings and keys
 // are data. It returns an error for text that is not one JSON value or nests
@@ -25,7 +25,7 @@ func DecodeJSON(data []byte) (Value, error) {
 		return nil, fmt.Errorf("decode json: %w", err)
 	}
 	if _, err := d.Token(); err != io.EOF {
-		return nil, fmt.Errorf("decode json: more after the value at byte %d", d.InputOffset())
+		return nil, fmt.Errorf("decode json: unexpected text after the value at byte %d", d.InputOffset())
 	}
 	return v, nil
 }

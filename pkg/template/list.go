@@ -2,7 +2,7 @@ package template
 
 import "fmt"
 
-// listKind says which Python sequence a list represents.
+// listKind is the Python sequence that a list represents.
 type listKind uint8
 
 const (

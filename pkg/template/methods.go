@@ -49,7 +49,7 @@ func mapMethod(m *Map, name string) Value {
 			if len(a.pos) > 1 {
 				return a.pos[1], nil
 			}
-			return nil, s.fail("pop of a key that is not there")
+			return nil, s.fail("pop: no such key")
 		})
 	case "setdefault":
 		return method(name, func(s *state, a args) (Value, error) {
@@ -66,7 +66,7 @@ func mapMethod(m *Map, name string) Value {
 	case "popitem":
 		return method(name, func(s *state, _ args) (Value, error) {
 			if len(m.keys) == 0 {
-				return nil, s.fail("popitem of an empty mapping")
+				return nil, s.fail("popitem: the mapping is empty")
 			}
 			key := m.keys[len(m.keys)-1]
 			v, _ := m.remove(key)
@@ -143,7 +143,7 @@ func listMethod(l *list, name string) Value {
 		return method(name, func(s *state, a args) (Value, error) {
 			at, ok := index(a.get(0, "index", int64(-1)), len(l.items))
 			if !ok {
-				return nil, s.fail("pop outside a list of %d", len(l.items))
+				return nil, s.fail("pop: index outside a list of %d", len(l.items))
 			}
 			v := l.items[at]
 			l.items = append(l.items[:at], l.items[at+1:]...)
@@ -170,7 +170,7 @@ func listMethod(l *list, name string) Value {
 					return nil, s.step(1 + len(l.items)/8)
 				}
 			}
-			return nil, s.fail("remove of a value that is not there")
+			return nil, s.fail("remove: no such value")
 		})
 	case "clear":
 		return method(name, func(*state, args) (Value, error) {
@@ -204,7 +204,7 @@ func listMethod(l *list, name string) Value {
 				}
 			}
 			if name == "index" {
-				return nil, s.fail("index of a value that is not there")
+				return nil, s.fail("index: no such value")
 			}
 			return n, nil
 		})

@@ -69,7 +69,7 @@ func (s *state) split(t str, sep, most Value, right bool) (Value, error) {
 		}
 	case str:
 		if x.s == "" {
-			return nil, s.fail("split at an empty string")
+			return nil, s.fail("split needs a separator that is not empty")
 		}
 		if err := s.alloc(len(t.s) + 64*strings.Count(t.s, x.s)); err != nil {
 			return nil, err
@@ -161,7 +161,7 @@ func (s *state) span(t str, bounds []Value) (from, to int, err error) {
 		}
 		_, n, exact := number(b)
 		if !exact || !isNumber(b) {
-			return 0, 0, s.fail("a position is an integer, not %s", typeName(b))
+			return 0, 0, s.fail("a position must be an integer, not %s", typeName(b))
 		}
 		at[i] = &n
 	}
@@ -198,7 +198,7 @@ func (s *state) find(t str, name string, a args) (Value, error) {
 		i = strings.Index(in, x.s)
 	}
 	if i < 0 && strings.HasSuffix(name, "index") {
-		return nil, s.fail("%s of a string that is not there", name)
+		return nil, s.fail("%s: no such substring", name)
 	}
 	if i < 0 {
 		return int64(-1), nil
@@ -257,7 +257,7 @@ func (s *state) pad(t str, name string, a args) (Value, error) {
 	case "zfill", "rjust":
 		left = n
 	case "center":
-		left = n/2 + n&width&1 // Python's rounding of an odd rest
+		left = n/2 + n&width&1 // rounds an odd remainder as Python does
 	}
 	before, err := s.repeat(fill, left)
 	if err != nil {

@@ -32,7 +32,7 @@ func (s *state) percent(t str, of Value) (Value, error) {
 		at += i + 1 + n
 	}
 	if d.at < len(d.values) && !d.spare {
-		return nil, s.fail("format has %d values too many", len(d.values)-d.at)
+		return nil, s.fail("format has %d unused values", len(d.values)-d.at)
 	}
 	out := m.str()
 	out.safe = t.safe

@@ -168,7 +168,7 @@ func (s *state) emit(t str) error {
 	return s.alloc(len(t.s) + 16*len(t.data))
 }
 
-// capture runs statements and returns what they put out.
+// capture runs statements and returns their output.
 func (s *state) capture(body []stmt) (str, error) {
 	out := s.out
 	s.out = &marked{}

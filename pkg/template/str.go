@@ -8,7 +8,7 @@ import (
 // str is a string that records which of its bytes are data.
 type str struct {
 	s    string
-	data [][2]int // ranges [start, end) in order and apart
+	data [][2]int // ranges [start, end) in order and disjoint
 	safe bool     // marked by the filters safe and escape
 }
 
