@@ -10,7 +10,7 @@ import (
 type Rules struct {
 	Temperature       float64
 	DynamicRange      float64 // 0: the temperature is fixed
-	DynamicExponent   float64 // 0 is 1
+	DynamicExponent   float64 // 0 means 1
 	TopK              int     // 0 keeps all
 	TopP              float64 // 0 or 1 keeps all
 	MinP              float64 // 0 drops none
@@ -101,7 +101,7 @@ func (r *Rules) step(name string) (Step, error) {
 }
 
 // Chain returns the steps that are on, in their order. It is an error if the order names a
-// step twice or leaves one out that is on.
+// step twice or leaves out one that is on.
 func (r *Rules) Chain() (Chain, error) {
 	order := r.Order
 	if len(order) == 0 {
@@ -157,8 +157,8 @@ const (
 	mostNeeded = 2048
 )
 
-// need returns the number of best candidates that are likely to decide the token when the
-// history has so many ids; 0 means the whole row.
+// need returns the number of best candidates that are likely to decide the token, given the
+// length of the history; 0 means the whole row.
 func (c Chain) need(ids int, masked bool) int {
 	changed, pristine := 0, !masked // ids that the steps so far may lower
 	if masked {
@@ -270,8 +270,8 @@ func NewPicker(r Rules) (*Picker, error) {
 // read when a token is sampled. Rules.Masked must be set.
 func (p *Picker) Allow(mask []uint64) { p.mask = mask }
 
-// Need returns the number of best candidates to ask for first when a generation has so many
-// ids; 0 means the whole row.
+// Need returns the number of best candidates to ask for first, given the number of ids of the
+// generation; 0 means the whole row.
 func (p *Picker) Need(vocab, ids int) int {
 	n := p.chain.need(ids, p.rules.Masked)
 	if n == 0 {

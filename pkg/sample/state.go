@@ -7,10 +7,10 @@ import (
 	"slices"
 )
 
-// ErrTooFew says that the candidates do not decide the token; the whole row is needed.
+// ErrTooFew reports that the candidates do not decide the token; the whole row is needed.
 var ErrTooFew = errors.New("sample token: the sampling parameters need the whole row of logits")
 
-// ErrNone says that the sampling parameters exclude every id.
+// ErrNone reports that the sampling parameters exclude every id.
 var ErrNone = errors.New("sample token: the sampling parameters exclude every token")
 
 // entry is an id with its current logit.

@@ -262,7 +262,7 @@ func TestParser_ReadsBackWhatModelsTemplatesWrite(t *testing.T) {
 	}
 	text, err := os.ReadFile(filepath.Join(root, "vectors", "chat-templates", "cases.json"))
 	if err != nil {
-		t.Skip("vectors/chat-templates/cases.json is not there")
+		t.Skip("vectors/chat-templates/cases.json does not exist")
 	}
 	var cases []struct{ Name, Template string }
 	if err := json.Unmarshal(text, &cases); err != nil {

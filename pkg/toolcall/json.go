@@ -311,7 +311,7 @@ func jsonOddArguments(p *Parser) bool {
 	return true
 }
 
-// jsonSkip skips a value of no meaning.
+// jsonSkip skips the value of an unknown key.
 func jsonSkip(p *Parser) bool {
 	_, n, done, ok := p.json.scan.feed(p.buf)
 	p.eat(n)

@@ -113,7 +113,7 @@ func (w *writer) offered() ([]offered, error) {
 				"%q is not a valid tool name: want letters, digits and _-./:$, at most 256", t.Name)
 		}
 		if seen[t.Name] {
-			return nil, fault.Field(at+".name", "%q is there already", t.Name)
+			return nil, fault.Field(at+".name", "%q is defined twice", t.Name)
 		}
 		seen[t.Name] = true
 		if w.o.Function != "" && w.o.Function != t.Name {
@@ -133,7 +133,7 @@ func (w *writer) offered() ([]offered, error) {
 	}
 	switch {
 	case len(seen) == 0:
-		return nil, fault.Field("tools", "give one at least that is a function with a name")
+		return nil, fault.Field("tools", "want at least one function with a name")
 	case len(out) == 0:
 		return nil, fault.Field("tool_choice", "no tool is named %q", w.o.Function)
 	}
@@ -159,10 +159,10 @@ func objectSchema(raw json.RawMessage) (json.RawMessage, error) {
 	switch {
 	case json.Unmarshal(s["type"], &one) == nil && one != "":
 		if one != "object" {
-			return nil, fault.New(fault.Invalid, "arguments are an object, not %s", one)
+			return nil, fault.New(fault.Invalid, "arguments must be an object, not %s", one)
 		}
 	case json.Unmarshal(s["type"], &many) == nil && len(many) > 0 && !slices.Contains(many, "object"):
-		return nil, fault.New(fault.Invalid, "arguments are an object, not %s", strings.Join(many, " or "))
+		return nil, fault.New(fault.Invalid, "arguments must be an object, not %s", strings.Join(many, " or "))
 	default:
 		s["type"], changed = json.RawMessage(`"object"`), true
 	}

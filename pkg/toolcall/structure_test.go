@@ -255,8 +255,8 @@ func TestStructure_RefusesByField(t *testing.T) {
 		names  string
 	}{
 		{"hermes", toolcall.Offer{Tools: []byte(`{}`)}, "tools: want a list"},
-		{"hermes", toolcall.Offer{Tools: []byte(`[]`)}, "tools: give one"},
-		{"hermes", toolcall.Offer{Tools: []byte(`[{"type":"web_search"}]`)}, "tools: give one"},
+		{"hermes", toolcall.Offer{Tools: []byte(`[]`)}, "tools: want at least one"},
+		{"hermes", toolcall.Offer{Tools: []byte(`[{"type":"web_search"}]`)}, "tools: want at least one"},
 		{"hermes", toolcall.Offer{Tools: []byte(`[{"function":{"name":"a b"}}]`)}, "tools[0].function.name"},
 		{"hermes", toolcall.Offer{Tools: []byte(`[` + f + `,` + f + `]`)}, "tools[1].function.name"},
 		{"hermes", toolcall.Offer{Tools: []byte(`[` + f + `]`), Function: "g"}, `tool_choice: no tool is named "g"`},

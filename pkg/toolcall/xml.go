@@ -5,7 +5,7 @@ import (
 	"strings"
 )
 
-// xmlSpec says how a family writes calls between tags, with one tag for each parameter.
+// xmlSpec describes how a family writes calls between tags, with one tag for each parameter.
 type xmlSpec struct {
 	opens             []string // markers that begin the calls
 	call, callName    string   // what begins a call, and what ends its name

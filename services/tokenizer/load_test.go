@@ -26,7 +26,7 @@ func shared(t *testing.T, parts ...string) string {
 	}
 	path := filepath.Join(append([]string{root}, parts...)...)
 	if _, err := os.Stat(path); err != nil {
-		t.Skipf("%s is not there", filepath.Join(parts...))
+		t.Skipf("%s does not exist", filepath.Join(parts...))
 	}
 	return path
 }

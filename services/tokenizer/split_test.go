@@ -27,7 +27,7 @@ func vocabularies(t testing.TB) map[string]*splitter {
 	for _, path := range append(paths, filepath.Join(root, "vectors", "tokenizer", "qwen3-hf")) {
 		v, err := LoadVocab(path)
 		if err != nil {
-			t.Skipf("%s is not there", path)
+			t.Skipf("%s does not exist", path)
 		}
 		out[filepath.Base(path)] = newSplitter(v)
 	}
