@@ -35,7 +35,7 @@ type tokenizerCmd struct {
 	serviceFlags
 	Listen    string `help:"gRPC address." default:"127.0.0.1:7071"`
 	Model     string `short:"m" required:"" help:"GGUF file (any part of a split one), or folder with a GGUF or Hugging Face model."`
-	Name      string `help:"The model's name; that of its file or folder when absent."`
+	Name      string `help:"Name of the model. Default: the name of its file or folder."`
 	Library   string `help:"Folder of more models, whose vocabularies are loaded on demand."`
 	MaxModels int    `help:"Maximum number of vocabularies to keep loaded." default:"64"`
 	Texts     string `help:"Folder of texts on which vocabularies may be trained. Default: none."`
@@ -60,7 +60,7 @@ type shardCmd struct {
 	verb.KernelFlags
 	Listen      string `help:"gRPC address." default:"127.0.0.1:7073"`
 	Model       string `short:"m" help:"GGUF file (any part of a split one), or folder with a GGUF or Hugging Face model. Default: none, so that the shard holds no layers."`
-	Name        string `help:"The model's name; that of its file or folder when absent."`
+	Name        string `help:"Name of the model. Default: the name of its file or folder."`
 	Layers      string `help:"Layers to hold: LO:HI (HI excluded), I/N for part I (from 0) of N, or none. Default: all."`
 	KVPositions int    `name:"kv-positions" help:"Number of positions in the KV cache." default:"16384"`
 	Train       bool   `help:"Take part in training runs. This needs NATS."`
