@@ -100,7 +100,7 @@ func (s *Set) Attend(y, q kernel.Buffer[float32], spans []kernel.Span[float32], 
 		row += sp.Rows
 	}
 	if len(tiles) < 3*len(s.pool.parts) && chunks > len(tiles) && cost >= small {
-		s.attendApart(call, tiles)
+		s.attendByChunks(call, tiles)
 		return
 	}
 	s.each(len(tiles), cost, func(i int) {
@@ -118,8 +118,8 @@ func (s *Set) Attend(y, q kernel.Buffer[float32], spans []kernel.Span[float32], 
 	})
 }
 
-// attendApart computes the chunks of a few tiles in parallel.
-func (s *Set) attendApart(call *attendCall, tiles []attendTile) {
+// attendByChunks computes the chunks of a few tiles in parallel.
+func (s *Set) attendByChunks(call *attendCall, tiles []attendTile) {
 	type work struct {
 		tile  *attendTile
 		chunk int

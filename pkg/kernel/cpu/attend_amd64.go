@@ -87,82 +87,82 @@ func values1x2Wide(y *float32, ldy int, w *float32, ldw int, blocks **float32, l
 func values1x1Wide(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
 
 //go:noescape
-func scores12Half(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
+func scores12F16(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
 
 //go:noescape
-func scores6Half(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
+func scores6F16(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
 
 //go:noescape
-func scores4Half(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
+func scores4F16(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
 
 //go:noescape
-func scores3Half(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
+func scores3F16(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
 
 //go:noescape
-func scores2Half(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
+func scores2F16(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
 
 //go:noescape
-func scores1Half(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
+func scores1F16(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
 
 //go:noescape
-func scores6HalfWide(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
+func scores6F16Wide(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
 
 //go:noescape
-func scores3HalfWide(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
+func scores3F16Wide(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
 
 //go:noescape
-func scores2HalfWide(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
+func scores2F16Wide(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
 
 //go:noescape
-func scores1HalfWide(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
+func scores1F16Wide(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
 
 //go:noescape
-func values6x4Half(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
+func values6x4F16(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
 
 //go:noescape
-func values6x1Half(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
+func values6x1F16(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
 
 //go:noescape
-func values4x4Half(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
+func values4x4F16(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
 
 //go:noescape
-func values4x1Half(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
+func values4x1F16(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
 
 //go:noescape
-func values3x4Half(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
+func values3x4F16(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
 
 //go:noescape
-func values3x1Half(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
+func values3x1F16(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
 
 //go:noescape
-func values2x4Half(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
+func values2x4F16(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
 
 //go:noescape
-func values2x1Half(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
+func values2x1F16(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
 
 //go:noescape
-func values1x4Half(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
+func values1x4F16(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
 
 //go:noescape
-func values1x1Half(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
+func values1x1F16(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
 
 //go:noescape
-func values3x2HalfWide(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
+func values3x2F16Wide(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
 
 //go:noescape
-func values3x1HalfWide(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
+func values3x1F16Wide(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
 
 //go:noescape
-func values2x2HalfWide(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
+func values2x2F16Wide(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
 
 //go:noescape
-func values2x1HalfWide(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
+func values2x1F16Wide(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
 
 //go:noescape
-func values1x2HalfWide(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
+func values1x2F16Wide(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
 
 //go:noescape
-func values1x1HalfWide(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
+func values1x1F16Wide(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
 
 //go:noescape
 func weighScores(x *float32, n int, scale float32) (best, sum float32)
@@ -181,8 +181,8 @@ func attendAVX512() attendOps {
 			values: []valuesLoop{{12, 2, values12x2, values12x1}, {6, 4, values6x4, values6x1}, {4, 4, values4x4, values4x1}, {3, 4, values3x4, values3x1}, {2, 4, values2x4, values2x1}, {1, 4, values1x4, values1x1}},
 		},
 		float16: attendLoops{
-			scores: []scoresLoop{{12, scores12Half}, {6, scores6Half}, {4, scores4Half}, {3, scores3Half}, {2, scores2Half}, {1, scores1Half}},
-			values: []valuesLoop{{6, 4, values6x4Half, values6x1Half}, {4, 4, values4x4Half, values4x1Half}, {3, 4, values3x4Half, values3x1Half}, {2, 4, values2x4Half, values2x1Half}, {1, 4, values1x4Half, values1x1Half}},
+			scores: []scoresLoop{{12, scores12F16}, {6, scores6F16}, {4, scores4F16}, {3, scores3F16}, {2, scores2F16}, {1, scores1F16}},
+			values: []valuesLoop{{6, 4, values6x4F16, values6x1F16}, {4, 4, values4x4F16, values4x1F16}, {3, 4, values3x4F16, values3x1F16}, {2, 4, values2x4F16, values2x1F16}, {1, 4, values1x4F16, values1x1F16}},
 		},
 	}
 }
@@ -195,8 +195,8 @@ func attendAVX2() attendOps {
 			values: []valuesLoop{{3, 2, values3x2Wide, values3x1Wide}, {2, 2, values2x2Wide, values2x1Wide}, {1, 2, values1x2Wide, values1x1Wide}},
 		},
 		float16: attendLoops{
-			scores: []scoresLoop{{6, scores6HalfWide}, {3, scores3HalfWide}, {2, scores2HalfWide}, {1, scores1HalfWide}},
-			values: []valuesLoop{{3, 2, values3x2HalfWide, values3x1HalfWide}, {2, 2, values2x2HalfWide, values2x1HalfWide}, {1, 2, values1x2HalfWide, values1x1HalfWide}},
+			scores: []scoresLoop{{6, scores6F16Wide}, {3, scores3F16Wide}, {2, scores2F16Wide}, {1, scores1F16Wide}},
+			values: []valuesLoop{{3, 2, values3x2F16Wide, values3x1F16Wide}, {2, 2, values2x2F16Wide, values2x1F16Wide}, {1, 2, values1x2F16Wide, values1x1F16Wide}},
 		},
 	}
 }

@@ -2414,8 +2414,8 @@ done:
 	VZEROUPPER
 	RET
 
-// func scores12Half(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
-TEXT ·scores12Half(SB), NOSPLIT, $0-56
+// func scores12F16(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
+TEXT ·scores12F16(SB), NOSPLIT, $0-56
 	MOVQ out+0(FP), DI
 	MOVQ ldo+8(FP), R8
 	MOVQ q+16(FP), BX
@@ -2618,8 +2618,8 @@ done:
 	VZEROUPPER
 	RET
 
-// func scores6Half(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
-TEXT ·scores6Half(SB), NOSPLIT, $0-56
+// func scores6F16(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
+TEXT ·scores6F16(SB), NOSPLIT, $0-56
 	MOVQ out+0(FP), DI
 	MOVQ ldo+8(FP), R8
 	MOVQ q+16(FP), BX
@@ -2784,8 +2784,8 @@ done:
 	VZEROUPPER
 	RET
 
-// func scores4Half(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
-TEXT ·scores4Half(SB), NOSPLIT, $0-56
+// func scores4F16(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
+TEXT ·scores4F16(SB), NOSPLIT, $0-56
 	MOVQ out+0(FP), DI
 	MOVQ ldo+8(FP), R8
 	MOVQ q+16(FP), BX
@@ -2912,8 +2912,8 @@ done:
 	VZEROUPPER
 	RET
 
-// func scores3Half(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
-TEXT ·scores3Half(SB), NOSPLIT, $0-56
+// func scores3F16(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
+TEXT ·scores3F16(SB), NOSPLIT, $0-56
 	MOVQ out+0(FP), DI
 	MOVQ ldo+8(FP), R8
 	MOVQ q+16(FP), BX
@@ -3021,8 +3021,8 @@ done:
 	VZEROUPPER
 	RET
 
-// func scores2Half(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
-TEXT ·scores2Half(SB), NOSPLIT, $0-56
+// func scores2F16(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
+TEXT ·scores2F16(SB), NOSPLIT, $0-56
 	MOVQ out+0(FP), DI
 	MOVQ ldo+8(FP), R8
 	MOVQ q+16(FP), BX
@@ -3111,8 +3111,8 @@ done:
 	VZEROUPPER
 	RET
 
-// func scores1Half(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
-TEXT ·scores1Half(SB), NOSPLIT, $0-56
+// func scores1F16(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
+TEXT ·scores1F16(SB), NOSPLIT, $0-56
 	MOVQ out+0(FP), DI
 	MOVQ ldo+8(FP), R8
 	MOVQ q+16(FP), BX
@@ -3182,8 +3182,8 @@ done:
 	VZEROUPPER
 	RET
 
-// func scores6HalfWide(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
-TEXT ·scores6HalfWide(SB), NOSPLIT, $0-56
+// func scores6F16Wide(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
+TEXT ·scores6F16Wide(SB), NOSPLIT, $0-56
 	MOVQ out+0(FP), DI
 	MOVQ ldo+8(FP), R8
 	MOVQ q+16(FP), BX
@@ -3261,8 +3261,8 @@ done:
 	VZEROUPPER
 	RET
 
-// func scores3HalfWide(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
-TEXT ·scores3HalfWide(SB), NOSPLIT, $0-56
+// func scores3F16Wide(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
+TEXT ·scores3F16Wide(SB), NOSPLIT, $0-56
 	MOVQ out+0(FP), DI
 	MOVQ ldo+8(FP), R8
 	MOVQ q+16(FP), BX
@@ -3316,8 +3316,8 @@ done:
 	VZEROUPPER
 	RET
 
-// func scores2HalfWide(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
-TEXT ·scores2HalfWide(SB), NOSPLIT, $0-56
+// func scores2F16Wide(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
+TEXT ·scores2F16Wide(SB), NOSPLIT, $0-56
 	MOVQ out+0(FP), DI
 	MOVQ ldo+8(FP), R8
 	MOVQ q+16(FP), BX
@@ -3411,8 +3411,8 @@ done:
 	VZEROUPPER
 	RET
 
-// func scores1HalfWide(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
-TEXT ·scores1HalfWide(SB), NOSPLIT, $0-56
+// func scores1F16Wide(out *float32, ldo int, q *float32, ldq int, keys **float32, d, blocks int)
+TEXT ·scores1F16Wide(SB), NOSPLIT, $0-56
 	MOVQ out+0(FP), DI
 	MOVQ ldo+8(FP), R8
 	MOVQ q+16(FP), BX
@@ -3484,8 +3484,8 @@ done:
 	VZEROUPPER
 	RET
 
-// func values6x4Half(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
-TEXT ·values6x4Half(SB), NOSPLIT, $0-72
+// func values6x4F16(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
+TEXT ·values6x4F16(SB), NOSPLIT, $0-72
 	MOVQ y+0(FP), DI
 	MOVQ ldy+8(FP), R9
 	MOVQ w+16(FP), BX
@@ -3615,8 +3615,8 @@ done:
 	VZEROUPPER
 	RET
 
-// func values6x1Half(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
-TEXT ·values6x1Half(SB), NOSPLIT, $0-72
+// func values6x1F16(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
+TEXT ·values6x1F16(SB), NOSPLIT, $0-72
 	MOVQ y+0(FP), DI
 	MOVQ ldy+8(FP), R9
 	MOVQ w+16(FP), BX
@@ -3689,8 +3689,8 @@ done:
 	VZEROUPPER
 	RET
 
-// func values4x4Half(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
-TEXT ·values4x4Half(SB), NOSPLIT, $0-72
+// func values4x4F16(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
+TEXT ·values4x4F16(SB), NOSPLIT, $0-72
 	MOVQ y+0(FP), DI
 	MOVQ ldy+8(FP), R9
 	MOVQ w+16(FP), BX
@@ -3790,8 +3790,8 @@ done:
 	VZEROUPPER
 	RET
 
-// func values4x1Half(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
-TEXT ·values4x1Half(SB), NOSPLIT, $0-72
+// func values4x1F16(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
+TEXT ·values4x1F16(SB), NOSPLIT, $0-72
 	MOVQ y+0(FP), DI
 	MOVQ ldy+8(FP), R9
 	MOVQ w+16(FP), BX
@@ -3852,8 +3852,8 @@ done:
 	VZEROUPPER
 	RET
 
-// func values3x4Half(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
-TEXT ·values3x4Half(SB), NOSPLIT, $0-72
+// func values3x4F16(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
+TEXT ·values3x4F16(SB), NOSPLIT, $0-72
 	MOVQ y+0(FP), DI
 	MOVQ ldy+8(FP), R9
 	MOVQ w+16(FP), BX
@@ -3935,8 +3935,8 @@ done:
 	VZEROUPPER
 	RET
 
-// func values3x1Half(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
-TEXT ·values3x1Half(SB), NOSPLIT, $0-72
+// func values3x1F16(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
+TEXT ·values3x1F16(SB), NOSPLIT, $0-72
 	MOVQ y+0(FP), DI
 	MOVQ ldy+8(FP), R9
 	MOVQ w+16(FP), BX
@@ -3988,8 +3988,8 @@ done:
 	VZEROUPPER
 	RET
 
-// func values2x4Half(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
-TEXT ·values2x4Half(SB), NOSPLIT, $0-72
+// func values2x4F16(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
+TEXT ·values2x4F16(SB), NOSPLIT, $0-72
 	MOVQ y+0(FP), DI
 	MOVQ ldy+8(FP), R9
 	MOVQ w+16(FP), BX
@@ -4056,8 +4056,8 @@ done:
 	VZEROUPPER
 	RET
 
-// func values2x1Half(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
-TEXT ·values2x1Half(SB), NOSPLIT, $0-72
+// func values2x1F16(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
+TEXT ·values2x1F16(SB), NOSPLIT, $0-72
 	MOVQ y+0(FP), DI
 	MOVQ ldy+8(FP), R9
 	MOVQ w+16(FP), BX
@@ -4103,8 +4103,8 @@ done:
 	VZEROUPPER
 	RET
 
-// func values1x4Half(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
-TEXT ·values1x4Half(SB), NOSPLIT, $0-72
+// func values1x4F16(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
+TEXT ·values1x4F16(SB), NOSPLIT, $0-72
 	MOVQ y+0(FP), DI
 	MOVQ ldy+8(FP), R9
 	MOVQ w+16(FP), BX
@@ -4156,8 +4156,8 @@ done:
 	VZEROUPPER
 	RET
 
-// func values1x1Half(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
-TEXT ·values1x1Half(SB), NOSPLIT, $0-72
+// func values1x1F16(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
+TEXT ·values1x1F16(SB), NOSPLIT, $0-72
 	MOVQ y+0(FP), DI
 	MOVQ ldy+8(FP), R9
 	MOVQ w+16(FP), BX
@@ -4197,8 +4197,8 @@ done:
 	VZEROUPPER
 	RET
 
-// func values3x2HalfWide(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
-TEXT ·values3x2HalfWide(SB), NOSPLIT, $0-72
+// func values3x2F16Wide(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
+TEXT ·values3x2F16Wide(SB), NOSPLIT, $0-72
 	MOVQ y+0(FP), DI
 	MOVQ ldy+8(FP), R9
 	MOVQ w+16(FP), BX
@@ -4280,8 +4280,8 @@ done:
 	VZEROUPPER
 	RET
 
-// func values3x1HalfWide(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
-TEXT ·values3x1HalfWide(SB), NOSPLIT, $0-72
+// func values3x1F16Wide(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
+TEXT ·values3x1F16Wide(SB), NOSPLIT, $0-72
 	MOVQ y+0(FP), DI
 	MOVQ ldy+8(FP), R9
 	MOVQ w+16(FP), BX
@@ -4343,8 +4343,8 @@ done:
 	VZEROUPPER
 	RET
 
-// func values2x2HalfWide(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
-TEXT ·values2x2HalfWide(SB), NOSPLIT, $0-72
+// func values2x2F16Wide(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
+TEXT ·values2x2F16Wide(SB), NOSPLIT, $0-72
 	MOVQ y+0(FP), DI
 	MOVQ ldy+8(FP), R9
 	MOVQ w+16(FP), BX
@@ -4411,8 +4411,8 @@ done:
 	VZEROUPPER
 	RET
 
-// func values2x1HalfWide(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
-TEXT ·values2x1HalfWide(SB), NOSPLIT, $0-72
+// func values2x1F16Wide(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
+TEXT ·values2x1F16Wide(SB), NOSPLIT, $0-72
 	MOVQ y+0(FP), DI
 	MOVQ ldy+8(FP), R9
 	MOVQ w+16(FP), BX
@@ -4465,8 +4465,8 @@ done:
 	VZEROUPPER
 	RET
 
-// func values1x2HalfWide(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
-TEXT ·values1x2HalfWide(SB), NOSPLIT, $0-72
+// func values1x2F16Wide(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
+TEXT ·values1x2F16Wide(SB), NOSPLIT, $0-72
 	MOVQ y+0(FP), DI
 	MOVQ ldy+8(FP), R9
 	MOVQ w+16(FP), BX
@@ -4518,8 +4518,8 @@ done:
 	VZEROUPPER
 	RET
 
-// func values1x1HalfWide(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
-TEXT ·values1x1HalfWide(SB), NOSPLIT, $0-72
+// func values1x1F16Wide(y *float32, ldy int, w *float32, ldw int, blocks **float32, ldv, col, at, n int)
+TEXT ·values1x1F16Wide(SB), NOSPLIT, $0-72
 	MOVQ y+0(FP), DI
 	MOVQ ldy+8(FP), R9
 	MOVQ w+16(FP), BX
@@ -4605,11 +4605,11 @@ TEXT ·weighScores(SB), NOSPLIT, $0-32
 	MOVQ BX, CX
 	SHRQ $4, CX
 	JZ rest
-most:
+max:
 	VMAXPS (DI), Z9, Z9
 	ADDQ $64, DI
 	DECQ CX
-	JNZ most
+	JNZ max
 rest:
 	VMOVAPS Z9, Z0
 	VMOVUPS (DI), K1, Z0

@@ -72,7 +72,7 @@ func (s *Set) rotate(x []float32, r *kernel.Rotary, pos []int32, h, d int, direc
 				}
 				continue
 			}
-			s.element.turn(&v[0], &v[half], &sins[0], &coss[0], half, direction)
+			s.element.rotate(&v[0], &v[half], &sins[0], &coss[0], half, direction)
 		}
 	})
 }

@@ -14,7 +14,7 @@ type elementOps struct {
 	shift  func(y, x *float32, n int, s float32)                   // x - s
 	centre func(y, x, g, b *float32, n int, mean, inv float32)     // ((x-mean)·inv)·g + b
 	scale  func(y, x *float32, n int, s float32)                   // x·s
-	turn   func(lo, hi, sin, cos *float32, n int, forward float32) // pairs by their angles; forward is 1 or -1
+	rotate func(lo, hi, sin, cos *float32, n int, forward float32) // pairs by their angles; forward is 1 or -1
 }
 
 // acts is the number of activations plus one.
@@ -46,7 +46,7 @@ func elementsPortable() elementOps {
 				out[i] = v * s
 			}
 		},
-		turn: func(lo, hi, sin, cos *float32, n int, forward float32) {
+		rotate: func(lo, hi, sin, cos *float32, n int, forward float32) {
 			second, sines, cosines := unsafe.Slice(hi, n), unsafe.Slice(sin, n), unsafe.Slice(cos, n)
 			first := unsafe.Slice(lo, n)
 			for i, a := range first {

@@ -6,7 +6,7 @@ func elementsAVX512() elementOps {
 	return elementOps{
 		act:  [acts]func(y, x *float32, n int){kernel.SiLU: siluOf, kernel.GELUTanh: geluOf},
 		glu:  [acts]func(y, x, up *float32, n int){kernel.SiLU: siluTimes, kernel.GELUTanh: geluTimes},
-		norm: scaleTimes, shift: shiftTo, centre: centreTo, scale: scaleTo, turn: turn,
+		norm: scaleTimes, shift: shiftTo, centre: centreTo, scale: scaleTo, rotate: rotatePairs,
 	}
 }
 
@@ -38,10 +38,10 @@ func elementsAVX2(o *ops) elementOps {
 				plain.scale(at(y, whole), at(x, whole), n-whole, s)
 			}
 		},
-		turn: func(lo, hi, sin, cos *float32, n int, forward float32) {
-			turnWide(lo, hi, sin, cos, n, forward)
+		rotate: func(lo, hi, sin, cos *float32, n int, forward float32) {
+			rotatePairsWide(lo, hi, sin, cos, n, forward)
 			if whole := n &^ (lanes - 1); whole < n {
-				plain.turn(at(lo, whole), at(hi, whole), at(sin, whole), at(cos, whole), n-whole, forward)
+				plain.rotate(at(lo, whole), at(hi, whole), at(sin, whole), at(cos, whole), n-whole, forward)
 			}
 		},
 	}

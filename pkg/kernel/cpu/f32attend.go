@@ -13,8 +13,8 @@ import (
 // not change a sum, so results do not depend on the blocks.
 
 const (
-	causalRows  = 96      // rows of queries in a block
-	causalFloat = 1 << 16 // most scores of a block of a long sequence
+	causalRows   = 96      // rows of queries in a block
+	causalScores = 1 << 16 // most scores of a block of a long sequence
 )
 
 // causalScratch is the scratch of a block of rows.
@@ -31,7 +31,7 @@ type causalScratch struct {
 // causalBlock returns the number of rows in a block.
 func (s *Set) causalBlock(t int) int {
 	tall := len(s.gemm.tiles) - 1
-	rows := max(tall, min(causalRows, causalFloat/t)/tall*tall)
+	rows := max(tall, min(causalRows, causalScores/t)/tall*tall)
 	return min(rows, t)
 }
 
@@ -161,16 +161,16 @@ func (c *causal) forward(y, lse, q, k, v []float32, lo, hi int) {
 	}
 }
 
-// together reports whether rows up to hi-1 can be computed together, because all of them attend to
+// canBatch reports whether rows up to hi-1 can be computed together, because all of them attend to
 // position 0.
-func (c *causal) together(hi int) bool {
+func (c *causal) canBatch(hi int) bool {
 	return c.train.rows != nil && c.a.Softcap == 0 && (c.a.Window == 0 || hi <= c.a.Window)
 }
 
 // weighRows turns rows of scores into weights that are not divided by their sums yet.
 func (c *causal) weighRows(lo, hi int) {
 	scale := float32(c.a.Scale)
-	if c.together(hi) {
+	if c.canBatch(hi) {
 		c.train.rows.weigh(&c.scores[0], 4*c.ld, lo+1, hi-lo, &c.bests[0], &c.sums[0], scale)
 		return
 	}
@@ -237,15 +237,15 @@ func (s *Set) AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v kernel.Buffer[flo
 		keys := pack(&c.slim, c.keys, rowsOf(k[c.ko:], c.kw), t, a.D)
 		values := pack(&c.slim, c.values, rowsOf(v[c.ko:], c.kw), t, a.D)
 		across := pack(&c.gemm, c.across, columnsOf(k[c.ko:], c.kw), a.D, t)
-		for turn := range group {
+		for head := range group {
 			for lo := 0; lo < t; lo += block {
 				hi := min(lo+block, t)
 				c.scoresOf(c.scores, q[c.qo:], keys, lo, hi)
 				c.scoresOf(c.slopes, dy[c.qo:], values, lo, hi)
 				c.slope(dy[c.qo:], y[c.qo:], lse[c.lo:], lo, hi)
 				c.queryGrad(dq[c.qo:], across, lo, hi)
-				c.keyGrad(dk[c.ko:], c.slopes, pack(&c.gemm, c.queries, columnsOf(q[c.qo+lo*c.qw:], c.qw), a.D, hi-lo), lo, hi, turn == 0)
-				c.keyGrad(dv[c.ko:], c.scores, pack(&c.gemm, c.dys, columnsOf(dy[c.qo+lo*c.qw:], c.qw), a.D, hi-lo), lo, hi, turn == 0)
+				c.keyGrad(dk[c.ko:], c.slopes, pack(&c.gemm, c.queries, columnsOf(q[c.qo+lo*c.qw:], c.qw), a.D, hi-lo), lo, hi, head == 0)
+				c.keyGrad(dv[c.ko:], c.scores, pack(&c.gemm, c.dys, columnsOf(dy[c.qo+lo*c.qw:], c.qw), a.D, hi-lo), lo, hi, head == 0)
 			}
 			c.qo += a.D
 			c.lo++
@@ -259,7 +259,7 @@ func (c *causal) slope(dy, y, lse []float32, lo, hi int) {
 	scale := float32(c.a.Scale)
 	deltas := c.deltas[:hi-lo]
 	c.train.rowDots(&deltas[0], &dy[lo*c.qw], 4*c.qw, &y[lo*c.qw], 4*c.qw, c.a.D, hi-lo)
-	if c.together(hi) {
+	if c.canBatch(hi) {
 		c.train.rows.slopes(&c.slopes[0], &c.scores[0], 4*c.ld, lo+1, hi-lo, &lse[lo*c.a.H], 4*c.a.H, &deltas[0], scale)
 		return
 	}

@@ -52,7 +52,7 @@ func (s *Set) normGrad(dx, dg, db, dy, x, g []float32, t, c int, moments func(st
 	if dg == nil && db == nil || t == 0 {
 		return
 	}
-	s.shares(c, t*c*4, func(lo, hi int) {
+	s.columnPieces(c, t*c*4, func(lo, hi int) {
 		var spare [2 * lanes]float32
 		for ; lo < hi; lo += lanes {
 			gains, biases := &spare[0], &spare[lanes]

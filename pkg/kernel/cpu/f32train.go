@@ -12,16 +12,16 @@ import (
 // only.
 type trainOps struct {
 	// scoreSlopes: w = exp(w·scale - lse), dw = w·(dw - delta)·scale.
-	scoreSlopes func(dw, w *float32, n int, scale, lse, delta float32)
-	actGrad     [acts]func(dx, y, dy, x *float32, n int)                             // nil: computed from the gate
-	gluGrad     [acts]func(dx, dup, y, dy, x, up *float32, n int)                    // nil as well
-	normSlopes  func(dx, x, dy, g *float32, n int, mean, inv, meanE, meanEN float32) // dx += inv·(e - meanE - n·meanEN)
-	normMeans   func(sums, x, dy, g *float32, groups int, mean, inv float32)         // sums[16] += e, sums[16:] += e·n
-	normColumns func(dg, db, x, dy *float32, ld, rows int, stats *float32)           // 16 columns: dg += dy·n, db += dy
-	sumColumns  func(y, x *float32, ld, rows int)                                    // 16 columns: y += x
-	sumShares   func(y, x *float32, ld, rows int)                                    // columnShare columns
-	sumSquares  func(sums *float64, x *float32, groups int)                          // sums[16] += x²
-	adamw       func(p, m, v, grad *float32, groups int, constants *adamwConstants)
+	scoreSlopes    func(dw, w *float32, n int, scale, lse, delta float32)
+	actGrad        [acts]func(dx, y, dy, x *float32, n int)                             // nil: computed from the gate
+	gluGrad        [acts]func(dx, dup, y, dy, x, up *float32, n int)                    // nil as well
+	normSlopes     func(dx, x, dy, g *float32, n int, mean, inv, meanE, meanEN float32) // dx += inv·(e - meanE - n·meanEN)
+	normMeans      func(sums, x, dy, g *float32, groups int, mean, inv float32)         // sums[16] += e, sums[16:] += e·n
+	normColumns    func(dg, db, x, dy *float32, ld, rows int, stats *float32)           // 16 columns: dg += dy·n, db += dy
+	sumColumns     func(y, x *float32, ld, rows int)                                    // 16 columns: y += x
+	sumWideColumns func(y, x *float32, ld, rows int)                                    // columnPiece columns
+	sumSquares     func(sums *float64, x *float32, groups int)                          // sums[16] += x²
+	adamw          func(p, m, v, grad *float32, groups int, constants *adamwConstants)
 
 	// rows is nil if rows are computed one at a time.
 	rows *causalOps
@@ -78,8 +78,8 @@ func trainPortable() trainOps {
 		normColumns: func(dg, db, x, dy *float32, ld, rows int, stats *float32) {
 			plainColumns(dg, db, x, dy, ld, rows, lanes, stats)
 		},
-		sumColumns: func(y, x *float32, ld, rows int) { plainSums(y, x, ld, rows, lanes) },
-		sumShares:  func(y, x *float32, ld, rows int) { plainSums(y, x, ld, rows, columnShare) },
+		sumColumns:     func(y, x *float32, ld, rows int) { plainSums(y, x, ld, rows, lanes) },
+		sumWideColumns: func(y, x *float32, ld, rows int) { plainSums(y, x, ld, rows, columnPiece) },
 		sumSquares: func(sums *float64, x *float32, groups int) {
 			plainSquares(unsafe.Slice(sums, lanes), unsafe.Slice(x, groups*lanes))
 		},
@@ -190,9 +190,9 @@ func (s *Set) columnSums(y, x []float32, t, n int) {
 	if t == 0 {
 		return
 	}
-	s.shares(n, t*n*4, func(lo, hi int) {
-		if hi-lo == columnShare {
-			s.train.sumShares(&y[lo], &x[lo], 4*n, t)
+	s.columnPieces(n, t*n*4, func(lo, hi int) {
+		if hi-lo == columnPiece {
+			s.train.sumWideColumns(&y[lo], &x[lo], 4*n, t)
 			return
 		}
 		for ; lo+lanes <= hi; lo += lanes {
@@ -204,10 +204,10 @@ func (s *Set) columnSums(y, x []float32, t, n int) {
 	})
 }
 
-// columnShare is the number of columns in a piece of work.
-const columnShare = 8 * lanes
+// columnPiece is the number of columns in a piece of work.
+const columnPiece = 8 * lanes
 
-// shares calls body for pieces of n columns.
-func (s *Set) shares(n, cost int, body func(lo, hi int)) {
-	s.each((n+columnShare-1)/columnShare, cost, func(i int) { body(i*columnShare, min((i+1)*columnShare, n)) })
+// columnPieces calls body for pieces of n columns.
+func (s *Set) columnPieces(n, cost int, body func(lo, hi int)) {
+	s.each((n+columnPiece-1)/columnPiece, cost, func(i int) { body(i*columnPiece, min((i+1)*columnPiece, n)) })
 }

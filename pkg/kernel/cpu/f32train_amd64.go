@@ -7,7 +7,7 @@ func trainAVX512() trainOps {
 		scoreSlopes: scoreSlopes,
 		actGrad:     [acts]func(dx, y, dy, x *float32, n int){kernel.SiLU: siluGrad, kernel.GELUTanh: geluGrad},
 		gluGrad:     [acts]func(dx, dup, y, dy, x, up *float32, n int){kernel.SiLU: siluTimesGrad, kernel.GELUTanh: geluTimesGrad},
-		normSlopes:  normSlopes, normMeans: normMeans, normColumns: normColumns, sumColumns: sumColumns16, sumShares: sumColumns128, sumSquares: sumSquares,
+		normSlopes:  normSlopes, normMeans: normMeans, normColumns: normColumns, sumColumns: sumColumns16, sumWideColumns: sumColumns128, sumSquares: sumSquares,
 		rowDots: rowDots, moments: rowMoments, rows: &causalOps{causalWeights, causalSlopes, logsOf},
 		adamw: func(p, m, v, grad *float32, groups int, k *adamwConstants) {
 			adamwStep(p, m, v, grad, groups, (*[9][16]float32)(k))
@@ -31,7 +31,7 @@ func trainAVX2(o *ops) trainOps {
 				plain.normSlopes(at(dx, whole), at(x, whole), at(dy, whole), at(g, whole), n-whole, mean, inv, meanE, meanEN)
 			}
 		},
-		normMeans: normMeansWide, normColumns: normColumnsWide, sumColumns: sumColumns16Wide, sumShares: sumColumns128Wide, sumSquares: sumSquaresWide,
+		normMeans: normMeansWide, normColumns: normColumnsWide, sumColumns: sumColumns16Wide, sumWideColumns: sumColumns128Wide, sumSquares: sumSquaresWide,
 		adamw: func(p, m, v, grad *float32, groups int, k *adamwConstants) {
 			adamwStepWide(p, m, v, grad, groups, (*[9][16]float32)(k))
 		},

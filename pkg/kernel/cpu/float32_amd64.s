@@ -28,11 +28,11 @@ panel:
 	MOVQ $1, R14
 	LEAQ 128(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $1, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z2
 	VMOVUPS 64(BX), Z3
 	VBROADCASTSS (R8), Z4
@@ -45,7 +45,7 @@ ask:
 	ADDQ R12, R8
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z2
 	VMOVUPS 64(BX), Z3
@@ -101,11 +101,11 @@ panel:
 	MOVQ $2, R14
 	LEAQ 128(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $2, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z4
 	VMOVUPS 64(BX), Z5
 	VBROADCASTSS (R8), Z6
@@ -121,7 +121,7 @@ ask:
 	ADDQ R12, R8
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z4
 	VMOVUPS 64(BX), Z5
@@ -189,11 +189,11 @@ panel:
 	MOVQ $3, R14
 	LEAQ 128(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $3, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z6
 	VMOVUPS 64(BX), Z7
 	VBROADCASTSS (R8), Z8
@@ -212,7 +212,7 @@ ask:
 	ADDQ R12, R8
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z6
 	VMOVUPS 64(BX), Z7
@@ -293,11 +293,11 @@ panel:
 	MOVQ $4, R14
 	LEAQ 128(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $4, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z8
 	VMOVUPS 64(BX), Z9
 	VBROADCASTSS (R8), Z10
@@ -320,7 +320,7 @@ ask:
 	ADDQ R12, R9
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z8
 	VMOVUPS 64(BX), Z9
@@ -414,11 +414,11 @@ panel:
 	MOVQ $5, R14
 	LEAQ 128(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $5, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z10
 	VMOVUPS 64(BX), Z11
 	VBROADCASTSS (R8), Z12
@@ -444,7 +444,7 @@ ask:
 	ADDQ R12, R9
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z10
 	VMOVUPS 64(BX), Z11
@@ -550,11 +550,11 @@ panel:
 	MOVQ $6, R14
 	LEAQ 128(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $6, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z12
 	VMOVUPS 64(BX), Z13
 	VBROADCASTSS (R8), Z14
@@ -583,7 +583,7 @@ ask:
 	ADDQ R12, R9
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z12
 	VMOVUPS 64(BX), Z13
@@ -702,11 +702,11 @@ panel:
 	MOVQ $7, R14
 	LEAQ 128(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $7, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z14
 	VMOVUPS 64(BX), Z15
 	VBROADCASTSS (R8), Z16
@@ -739,7 +739,7 @@ ask:
 	ADDQ R12, R10
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z14
 	VMOVUPS 64(BX), Z15
@@ -871,11 +871,11 @@ panel:
 	MOVQ $8, R14
 	LEAQ 128(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $8, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z16
 	VMOVUPS 64(BX), Z17
 	VBROADCASTSS (R8), Z18
@@ -911,7 +911,7 @@ ask:
 	ADDQ R12, R10
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z16
 	VMOVUPS 64(BX), Z17
@@ -1055,11 +1055,11 @@ panel:
 	MOVQ $9, R14
 	LEAQ 128(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $9, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z18
 	VMOVUPS 64(BX), Z19
 	VBROADCASTSS (R8), Z20
@@ -1098,7 +1098,7 @@ ask:
 	ADDQ R12, R10
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z18
 	VMOVUPS 64(BX), Z19
@@ -1255,11 +1255,11 @@ panel:
 	MOVQ $10, R14
 	LEAQ 128(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $10, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z20
 	VMOVUPS 64(BX), Z21
 	VBROADCASTSS (R8), Z22
@@ -1302,7 +1302,7 @@ ask:
 	ADDQ R12, R11
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z20
 	VMOVUPS 64(BX), Z21
@@ -1472,11 +1472,11 @@ panel:
 	MOVQ $11, R14
 	LEAQ 128(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $11, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z22
 	VMOVUPS 64(BX), Z23
 	VBROADCASTSS (R8), Z24
@@ -1522,7 +1522,7 @@ ask:
 	ADDQ R12, R11
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z22
 	VMOVUPS 64(BX), Z23
@@ -1704,11 +1704,11 @@ panel:
 	MOVQ $12, R14
 	LEAQ 128(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $12, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z24
 	VMOVUPS 64(BX), Z25
 	VBROADCASTSS (R8), Z26
@@ -1757,7 +1757,7 @@ ask:
 	ADDQ R12, R11
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z24
 	VMOVUPS 64(BX), Z25
@@ -1911,11 +1911,11 @@ panel:
 	MOVQ $1, R14
 	LEAQ 64(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $1, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z1
 	VBROADCASTSS (R8), Z2
 	VFMADD231PS Z1, Z2, Z0
@@ -1925,7 +1925,7 @@ ask:
 	ADDQ R12, R8
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z1
 	VBROADCASTSS (R8), Z2
@@ -1974,11 +1974,11 @@ panel:
 	MOVQ $2, R14
 	LEAQ 64(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $2, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z2
 	VBROADCASTSS (R8), Z3
 	VFMADD231PS Z2, Z3, Z0
@@ -1990,7 +1990,7 @@ ask:
 	ADDQ R12, R8
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z2
 	VBROADCASTSS (R8), Z3
@@ -2047,11 +2047,11 @@ panel:
 	MOVQ $3, R14
 	LEAQ 64(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $3, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z3
 	VBROADCASTSS (R8), Z4
 	VFMADD231PS Z3, Z4, Z0
@@ -2065,7 +2065,7 @@ ask:
 	ADDQ R12, R8
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z3
 	VBROADCASTSS (R8), Z4
@@ -2131,11 +2131,11 @@ panel:
 	MOVQ $4, R14
 	LEAQ 64(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $4, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z4
 	VBROADCASTSS (R8), Z5
 	VFMADD231PS Z4, Z5, Z0
@@ -2152,7 +2152,7 @@ ask:
 	ADDQ R12, R9
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z4
 	VBROADCASTSS (R8), Z5
@@ -2227,11 +2227,11 @@ panel:
 	MOVQ $5, R14
 	LEAQ 64(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $5, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z5
 	VBROADCASTSS (R8), Z6
 	VFMADD231PS Z5, Z6, Z0
@@ -2250,7 +2250,7 @@ ask:
 	ADDQ R12, R9
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z5
 	VBROADCASTSS (R8), Z6
@@ -2333,11 +2333,11 @@ panel:
 	MOVQ $6, R14
 	LEAQ 64(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $6, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z6
 	VBROADCASTSS (R8), Z7
 	VFMADD231PS Z6, Z7, Z0
@@ -2358,7 +2358,7 @@ ask:
 	ADDQ R12, R9
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z6
 	VBROADCASTSS (R8), Z7
@@ -2450,11 +2450,11 @@ panel:
 	MOVQ $7, R14
 	LEAQ 64(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $7, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z7
 	VBROADCASTSS (R8), Z8
 	VFMADD231PS Z7, Z8, Z0
@@ -2478,7 +2478,7 @@ ask:
 	ADDQ R12, R10
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z7
 	VBROADCASTSS (R8), Z8
@@ -2579,11 +2579,11 @@ panel:
 	MOVQ $8, R14
 	LEAQ 64(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $8, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z8
 	VBROADCASTSS (R8), Z9
 	VFMADD231PS Z8, Z9, Z0
@@ -2609,7 +2609,7 @@ ask:
 	ADDQ R12, R10
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z8
 	VBROADCASTSS (R8), Z9
@@ -2718,11 +2718,11 @@ panel:
 	MOVQ $9, R14
 	LEAQ 64(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $9, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z9
 	VBROADCASTSS (R8), Z10
 	VFMADD231PS Z9, Z10, Z0
@@ -2750,7 +2750,7 @@ ask:
 	ADDQ R12, R10
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z9
 	VBROADCASTSS (R8), Z10
@@ -2868,11 +2868,11 @@ panel:
 	MOVQ $10, R14
 	LEAQ 64(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $10, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z10
 	VBROADCASTSS (R8), Z11
 	VFMADD231PS Z10, Z11, Z0
@@ -2903,7 +2903,7 @@ ask:
 	ADDQ R12, R11
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z10
 	VBROADCASTSS (R8), Z11
@@ -3030,11 +3030,11 @@ panel:
 	MOVQ $11, R14
 	LEAQ 64(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $11, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z11
 	VBROADCASTSS (R8), Z12
 	VFMADD231PS Z11, Z12, Z0
@@ -3067,7 +3067,7 @@ ask:
 	ADDQ R12, R11
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z11
 	VBROADCASTSS (R8), Z12
@@ -3202,11 +3202,11 @@ panel:
 	MOVQ $12, R14
 	LEAQ 64(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $12, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z12
 	VBROADCASTSS (R8), Z13
 	VFMADD231PS Z12, Z13, Z0
@@ -3241,7 +3241,7 @@ ask:
 	ADDQ R12, R11
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z12
 	VBROADCASTSS (R8), Z13
@@ -3358,11 +3358,11 @@ panel:
 	MOVQ $1, R14
 	LEAQ 64(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $1, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Y2
 	VMOVUPS 32(BX), Y3
 	VBROADCASTSS (R8), Y4
@@ -3374,7 +3374,7 @@ ask:
 	ADDQ R12, R8
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Y2
 	VMOVUPS 32(BX), Y3
@@ -3430,11 +3430,11 @@ panel:
 	MOVQ $2, R14
 	LEAQ 64(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $2, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Y4
 	VMOVUPS 32(BX), Y5
 	VBROADCASTSS (R8), Y6
@@ -3449,7 +3449,7 @@ ask:
 	ADDQ R12, R8
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Y4
 	VMOVUPS 32(BX), Y5
@@ -3517,11 +3517,11 @@ panel:
 	MOVQ $3, R14
 	LEAQ 64(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $3, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Y6
 	VMOVUPS 32(BX), Y7
 	VBROADCASTSS (R8), Y8
@@ -3539,7 +3539,7 @@ ask:
 	ADDQ R12, R8
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Y6
 	VMOVUPS 32(BX), Y7
@@ -3620,11 +3620,11 @@ panel:
 	MOVQ $4, R14
 	LEAQ 64(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $4, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Y8
 	VMOVUPS 32(BX), Y9
 	VBROADCASTSS (R8), Y10
@@ -3646,7 +3646,7 @@ ask:
 	ADDQ R12, R9
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Y8
 	VMOVUPS 32(BX), Y9
@@ -3740,11 +3740,11 @@ panel:
 	MOVQ $5, R14
 	LEAQ 64(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $5, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Y10
 	VMOVUPS 32(BX), Y11
 	VBROADCASTSS (R8), Y12
@@ -3769,7 +3769,7 @@ ask:
 	ADDQ R12, R9
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Y10
 	VMOVUPS 32(BX), Y11
@@ -3875,11 +3875,11 @@ panel:
 	MOVQ $6, R14
 	LEAQ 64(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $6, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Y12
 	VMOVUPS 32(BX), Y13
 	VBROADCASTSS (R8), Y14
@@ -3907,7 +3907,7 @@ ask:
 	ADDQ R12, R9
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Y12
 	VMOVUPS 32(BX), Y13
@@ -4006,11 +4006,11 @@ panel:
 	MOVQ $1, R14
 	LEAQ 128(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $1, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z2
 	VMOVUPS 64(BX), Z3
 	VBROADCASTSS (R8), Z4
@@ -4023,7 +4023,7 @@ ask:
 	ADDQ R12, R8
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z2
 	VMOVUPS 64(BX), Z3
@@ -4079,11 +4079,11 @@ panel:
 	MOVQ $2, R14
 	LEAQ 128(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $2, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z4
 	VMOVUPS 64(BX), Z5
 	VBROADCASTSS (R8), Z6
@@ -4099,7 +4099,7 @@ ask:
 	ADDQ R12, R8
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z4
 	VMOVUPS 64(BX), Z5
@@ -4167,11 +4167,11 @@ panel:
 	MOVQ $3, R14
 	LEAQ 128(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $3, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z6
 	VMOVUPS 64(BX), Z7
 	VBROADCASTSS (R8), Z8
@@ -4190,7 +4190,7 @@ ask:
 	ADDQ R12, R8
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z6
 	VMOVUPS 64(BX), Z7
@@ -4271,11 +4271,11 @@ panel:
 	MOVQ $4, R14
 	LEAQ 128(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $4, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z8
 	VMOVUPS 64(BX), Z9
 	VBROADCASTSS (R8), Z10
@@ -4298,7 +4298,7 @@ ask:
 	ADDQ R12, R9
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z8
 	VMOVUPS 64(BX), Z9
@@ -4392,11 +4392,11 @@ panel:
 	MOVQ $5, R14
 	LEAQ 128(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $5, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z10
 	VMOVUPS 64(BX), Z11
 	VBROADCASTSS (R8), Z12
@@ -4422,7 +4422,7 @@ ask:
 	ADDQ R12, R9
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z10
 	VMOVUPS 64(BX), Z11
@@ -4528,11 +4528,11 @@ panel:
 	MOVQ $6, R14
 	LEAQ 128(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $6, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z12
 	VMOVUPS 64(BX), Z13
 	VBROADCASTSS (R8), Z14
@@ -4561,7 +4561,7 @@ ask:
 	ADDQ R12, R9
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z12
 	VMOVUPS 64(BX), Z13
@@ -4680,11 +4680,11 @@ panel:
 	MOVQ $7, R14
 	LEAQ 128(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $7, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z14
 	VMOVUPS 64(BX), Z15
 	VBROADCASTSS (R8), Z16
@@ -4717,7 +4717,7 @@ ask:
 	ADDQ R12, R10
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z14
 	VMOVUPS 64(BX), Z15
@@ -4849,11 +4849,11 @@ panel:
 	MOVQ $8, R14
 	LEAQ 128(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $8, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z16
 	VMOVUPS 64(BX), Z17
 	VBROADCASTSS (R8), Z18
@@ -4889,7 +4889,7 @@ ask:
 	ADDQ R12, R10
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z16
 	VMOVUPS 64(BX), Z17
@@ -5033,11 +5033,11 @@ panel:
 	MOVQ $9, R14
 	LEAQ 128(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $9, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z18
 	VMOVUPS 64(BX), Z19
 	VBROADCASTSS (R8), Z20
@@ -5076,7 +5076,7 @@ ask:
 	ADDQ R12, R10
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z18
 	VMOVUPS 64(BX), Z19
@@ -5233,11 +5233,11 @@ panel:
 	MOVQ $10, R14
 	LEAQ 128(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $10, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z20
 	VMOVUPS 64(BX), Z21
 	VBROADCASTSS (R8), Z22
@@ -5280,7 +5280,7 @@ ask:
 	ADDQ R12, R11
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z20
 	VMOVUPS 64(BX), Z21
@@ -5450,11 +5450,11 @@ panel:
 	MOVQ $11, R14
 	LEAQ 128(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $11, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z22
 	VMOVUPS 64(BX), Z23
 	VBROADCASTSS (R8), Z24
@@ -5500,7 +5500,7 @@ ask:
 	ADDQ R12, R11
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z22
 	VMOVUPS 64(BX), Z23
@@ -5682,11 +5682,11 @@ panel:
 	MOVQ $12, R14
 	LEAQ 128(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $12, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z24
 	VMOVUPS 64(BX), Z25
 	VBROADCASTSS (R8), Z26
@@ -5735,7 +5735,7 @@ ask:
 	ADDQ R12, R11
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z24
 	VMOVUPS 64(BX), Z25
@@ -5889,11 +5889,11 @@ panel:
 	MOVQ $1, R14
 	LEAQ 64(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $1, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z1
 	VBROADCASTSS (R8), Z2
 	BYTE $0x62; BYTE $0xf2; BYTE $0x76; BYTE $0x48; BYTE $0x52; BYTE $0xc2 // VDPBF16PS Z2, Z1, Z0
@@ -5903,7 +5903,7 @@ ask:
 	ADDQ R12, R8
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z1
 	VBROADCASTSS (R8), Z2
@@ -5952,11 +5952,11 @@ panel:
 	MOVQ $2, R14
 	LEAQ 64(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $2, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z2
 	VBROADCASTSS (R8), Z3
 	BYTE $0x62; BYTE $0xf2; BYTE $0x6e; BYTE $0x48; BYTE $0x52; BYTE $0xc3 // VDPBF16PS Z3, Z2, Z0
@@ -5968,7 +5968,7 @@ ask:
 	ADDQ R12, R8
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z2
 	VBROADCASTSS (R8), Z3
@@ -6025,11 +6025,11 @@ panel:
 	MOVQ $3, R14
 	LEAQ 64(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $3, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z3
 	VBROADCASTSS (R8), Z4
 	BYTE $0x62; BYTE $0xf2; BYTE $0x66; BYTE $0x48; BYTE $0x52; BYTE $0xc4 // VDPBF16PS Z4, Z3, Z0
@@ -6043,7 +6043,7 @@ ask:
 	ADDQ R12, R8
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z3
 	VBROADCASTSS (R8), Z4
@@ -6109,11 +6109,11 @@ panel:
 	MOVQ $4, R14
 	LEAQ 64(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $4, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z4
 	VBROADCASTSS (R8), Z5
 	BYTE $0x62; BYTE $0xf2; BYTE $0x5e; BYTE $0x48; BYTE $0x52; BYTE $0xc5 // VDPBF16PS Z5, Z4, Z0
@@ -6130,7 +6130,7 @@ ask:
 	ADDQ R12, R9
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z4
 	VBROADCASTSS (R8), Z5
@@ -6205,11 +6205,11 @@ panel:
 	MOVQ $5, R14
 	LEAQ 64(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $5, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z5
 	VBROADCASTSS (R8), Z6
 	BYTE $0x62; BYTE $0xf2; BYTE $0x56; BYTE $0x48; BYTE $0x52; BYTE $0xc6 // VDPBF16PS Z6, Z5, Z0
@@ -6228,7 +6228,7 @@ ask:
 	ADDQ R12, R9
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z5
 	VBROADCASTSS (R8), Z6
@@ -6311,11 +6311,11 @@ panel:
 	MOVQ $6, R14
 	LEAQ 64(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $6, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z6
 	VBROADCASTSS (R8), Z7
 	BYTE $0x62; BYTE $0xf2; BYTE $0x4e; BYTE $0x48; BYTE $0x52; BYTE $0xc7 // VDPBF16PS Z7, Z6, Z0
@@ -6336,7 +6336,7 @@ ask:
 	ADDQ R12, R9
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z6
 	VBROADCASTSS (R8), Z7
@@ -6428,11 +6428,11 @@ panel:
 	MOVQ $7, R14
 	LEAQ 64(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $7, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z7
 	VBROADCASTSS (R8), Z8
 	BYTE $0x62; BYTE $0xd2; BYTE $0x46; BYTE $0x48; BYTE $0x52; BYTE $0xc0 // VDPBF16PS Z8, Z7, Z0
@@ -6456,7 +6456,7 @@ ask:
 	ADDQ R12, R10
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z7
 	VBROADCASTSS (R8), Z8
@@ -6557,11 +6557,11 @@ panel:
 	MOVQ $8, R14
 	LEAQ 64(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $8, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z8
 	VBROADCASTSS (R8), Z9
 	BYTE $0x62; BYTE $0xd2; BYTE $0x3e; BYTE $0x48; BYTE $0x52; BYTE $0xc1 // VDPBF16PS Z9, Z8, Z0
@@ -6587,7 +6587,7 @@ ask:
 	ADDQ R12, R10
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z8
 	VBROADCASTSS (R8), Z9
@@ -6696,11 +6696,11 @@ panel:
 	MOVQ $9, R14
 	LEAQ 64(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $9, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z9
 	VBROADCASTSS (R8), Z10
 	BYTE $0x62; BYTE $0xd2; BYTE $0x36; BYTE $0x48; BYTE $0x52; BYTE $0xc2 // VDPBF16PS Z10, Z9, Z0
@@ -6728,7 +6728,7 @@ ask:
 	ADDQ R12, R10
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z9
 	VBROADCASTSS (R8), Z10
@@ -6846,11 +6846,11 @@ panel:
 	MOVQ $10, R14
 	LEAQ 64(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $10, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z10
 	VBROADCASTSS (R8), Z11
 	BYTE $0x62; BYTE $0xd2; BYTE $0x2e; BYTE $0x48; BYTE $0x52; BYTE $0xc3 // VDPBF16PS Z11, Z10, Z0
@@ -6881,7 +6881,7 @@ ask:
 	ADDQ R12, R11
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z10
 	VBROADCASTSS (R8), Z11
@@ -7008,11 +7008,11 @@ panel:
 	MOVQ $11, R14
 	LEAQ 64(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $11, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z11
 	VBROADCASTSS (R8), Z12
 	BYTE $0x62; BYTE $0xd2; BYTE $0x26; BYTE $0x48; BYTE $0x52; BYTE $0xc4 // VDPBF16PS Z12, Z11, Z0
@@ -7045,7 +7045,7 @@ ask:
 	ADDQ R12, R11
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z11
 	VBROADCASTSS (R8), Z12
@@ -7180,11 +7180,11 @@ panel:
 	MOVQ $12, R14
 	LEAQ 64(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $12, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z12
 	VBROADCASTSS (R8), Z13
 	BYTE $0x62; BYTE $0xd2; BYTE $0x1e; BYTE $0x48; BYTE $0x52; BYTE $0xc5 // VDPBF16PS Z13, Z12, Z0
@@ -7219,7 +7219,7 @@ ask:
 	ADDQ R12, R11
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z12
 	VBROADCASTSS (R8), Z13
@@ -7339,11 +7339,11 @@ panel:
 	MOVQ $1, R14
 	LEAQ 128(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $1, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z2
 	VMOVUPS 64(BX), Z3
 	VBROADCASTSS (R8), Z4
@@ -7356,7 +7356,7 @@ ask:
 	ADDQ R12, R8
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z2
 	VMOVUPS 64(BX), Z3
@@ -7416,11 +7416,11 @@ panel:
 	MOVQ $2, R14
 	LEAQ 128(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $2, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z4
 	VMOVUPS 64(BX), Z5
 	VBROADCASTSS (R8), Z6
@@ -7436,7 +7436,7 @@ ask:
 	ADDQ R12, R8
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z4
 	VMOVUPS 64(BX), Z5
@@ -7508,11 +7508,11 @@ panel:
 	MOVQ $3, R14
 	LEAQ 128(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $3, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z6
 	VMOVUPS 64(BX), Z7
 	VBROADCASTSS (R8), Z8
@@ -7531,7 +7531,7 @@ ask:
 	ADDQ R12, R8
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z6
 	VMOVUPS 64(BX), Z7
@@ -7616,11 +7616,11 @@ panel:
 	MOVQ $4, R14
 	LEAQ 128(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $4, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z8
 	VMOVUPS 64(BX), Z9
 	VBROADCASTSS (R8), Z10
@@ -7643,7 +7643,7 @@ ask:
 	ADDQ R12, R9
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z8
 	VMOVUPS 64(BX), Z9
@@ -7741,11 +7741,11 @@ panel:
 	MOVQ $5, R14
 	LEAQ 128(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $5, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z10
 	VMOVUPS 64(BX), Z11
 	VBROADCASTSS (R8), Z12
@@ -7771,7 +7771,7 @@ ask:
 	ADDQ R12, R9
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z10
 	VMOVUPS 64(BX), Z11
@@ -7881,11 +7881,11 @@ panel:
 	MOVQ $6, R14
 	LEAQ 128(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $6, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z12
 	VMOVUPS 64(BX), Z13
 	VBROADCASTSS (R8), Z14
@@ -7914,7 +7914,7 @@ ask:
 	ADDQ R12, R9
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z12
 	VMOVUPS 64(BX), Z13
@@ -8037,11 +8037,11 @@ panel:
 	MOVQ $7, R14
 	LEAQ 128(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $7, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z14
 	VMOVUPS 64(BX), Z15
 	VBROADCASTSS (R8), Z16
@@ -8074,7 +8074,7 @@ ask:
 	ADDQ R12, R10
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z14
 	VMOVUPS 64(BX), Z15
@@ -8210,11 +8210,11 @@ panel:
 	MOVQ $8, R14
 	LEAQ 128(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $8, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z16
 	VMOVUPS 64(BX), Z17
 	VBROADCASTSS (R8), Z18
@@ -8250,7 +8250,7 @@ ask:
 	ADDQ R12, R10
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z16
 	VMOVUPS 64(BX), Z17
@@ -8398,11 +8398,11 @@ panel:
 	MOVQ $9, R14
 	LEAQ 128(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $9, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z18
 	VMOVUPS 64(BX), Z19
 	VBROADCASTSS (R8), Z20
@@ -8441,7 +8441,7 @@ ask:
 	ADDQ R12, R10
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z18
 	VMOVUPS 64(BX), Z19
@@ -8602,11 +8602,11 @@ panel:
 	MOVQ $10, R14
 	LEAQ 128(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $10, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z20
 	VMOVUPS 64(BX), Z21
 	VBROADCASTSS (R8), Z22
@@ -8649,7 +8649,7 @@ ask:
 	ADDQ R12, R11
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z20
 	VMOVUPS 64(BX), Z21
@@ -8823,11 +8823,11 @@ panel:
 	MOVQ $11, R14
 	LEAQ 128(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $11, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z22
 	VMOVUPS 64(BX), Z23
 	VBROADCASTSS (R8), Z24
@@ -8873,7 +8873,7 @@ ask:
 	ADDQ R12, R11
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z22
 	VMOVUPS 64(BX), Z23
@@ -9059,11 +9059,11 @@ panel:
 	MOVQ $12, R14
 	LEAQ 128(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $12, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z24
 	VMOVUPS 64(BX), Z25
 	VBROADCASTSS (R8), Z26
@@ -9112,7 +9112,7 @@ ask:
 	ADDQ R12, R11
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z24
 	VMOVUPS 64(BX), Z25
@@ -9270,11 +9270,11 @@ panel:
 	MOVQ $1, R14
 	LEAQ 64(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $1, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z1
 	VBROADCASTSS (R8), Z2
 	VFMADD231PS Z1, Z2, Z0
@@ -9284,7 +9284,7 @@ ask:
 	ADDQ R12, R8
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z1
 	VBROADCASTSS (R8), Z2
@@ -9337,11 +9337,11 @@ panel:
 	MOVQ $2, R14
 	LEAQ 64(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $2, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z2
 	VBROADCASTSS (R8), Z3
 	VFMADD231PS Z2, Z3, Z0
@@ -9353,7 +9353,7 @@ ask:
 	ADDQ R12, R8
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z2
 	VBROADCASTSS (R8), Z3
@@ -9414,11 +9414,11 @@ panel:
 	MOVQ $3, R14
 	LEAQ 64(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $3, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z3
 	VBROADCASTSS (R8), Z4
 	VFMADD231PS Z3, Z4, Z0
@@ -9432,7 +9432,7 @@ ask:
 	ADDQ R12, R8
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z3
 	VBROADCASTSS (R8), Z4
@@ -9502,11 +9502,11 @@ panel:
 	MOVQ $4, R14
 	LEAQ 64(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $4, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z4
 	VBROADCASTSS (R8), Z5
 	VFMADD231PS Z4, Z5, Z0
@@ -9523,7 +9523,7 @@ ask:
 	ADDQ R12, R9
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z4
 	VBROADCASTSS (R8), Z5
@@ -9602,11 +9602,11 @@ panel:
 	MOVQ $5, R14
 	LEAQ 64(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $5, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z5
 	VBROADCASTSS (R8), Z6
 	VFMADD231PS Z5, Z6, Z0
@@ -9625,7 +9625,7 @@ ask:
 	ADDQ R12, R9
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z5
 	VBROADCASTSS (R8), Z6
@@ -9712,11 +9712,11 @@ panel:
 	MOVQ $6, R14
 	LEAQ 64(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $6, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z6
 	VBROADCASTSS (R8), Z7
 	VFMADD231PS Z6, Z7, Z0
@@ -9737,7 +9737,7 @@ ask:
 	ADDQ R12, R9
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z6
 	VBROADCASTSS (R8), Z7
@@ -9833,11 +9833,11 @@ panel:
 	MOVQ $7, R14
 	LEAQ 64(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $7, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z7
 	VBROADCASTSS (R8), Z8
 	VFMADD231PS Z7, Z8, Z0
@@ -9861,7 +9861,7 @@ ask:
 	ADDQ R12, R10
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z7
 	VBROADCASTSS (R8), Z8
@@ -9966,11 +9966,11 @@ panel:
 	MOVQ $8, R14
 	LEAQ 64(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $8, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z8
 	VBROADCASTSS (R8), Z9
 	VFMADD231PS Z8, Z9, Z0
@@ -9996,7 +9996,7 @@ ask:
 	ADDQ R12, R10
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z8
 	VBROADCASTSS (R8), Z9
@@ -10109,11 +10109,11 @@ panel:
 	MOVQ $9, R14
 	LEAQ 64(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $9, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z9
 	VBROADCASTSS (R8), Z10
 	VFMADD231PS Z9, Z10, Z0
@@ -10141,7 +10141,7 @@ ask:
 	ADDQ R12, R10
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z9
 	VBROADCASTSS (R8), Z10
@@ -10263,11 +10263,11 @@ panel:
 	MOVQ $10, R14
 	LEAQ 64(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $10, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z10
 	VBROADCASTSS (R8), Z11
 	VFMADD231PS Z10, Z11, Z0
@@ -10298,7 +10298,7 @@ ask:
 	ADDQ R12, R11
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z10
 	VBROADCASTSS (R8), Z11
@@ -10429,11 +10429,11 @@ panel:
 	MOVQ $11, R14
 	LEAQ 64(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $11, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z11
 	VBROADCASTSS (R8), Z12
 	VFMADD231PS Z11, Z12, Z0
@@ -10466,7 +10466,7 @@ ask:
 	ADDQ R12, R11
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z11
 	VBROADCASTSS (R8), Z12
@@ -10605,11 +10605,11 @@ panel:
 	MOVQ $12, R14
 	LEAQ 64(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $12, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Z12
 	VBROADCASTSS (R8), Z13
 	VFMADD231PS Z12, Z13, Z0
@@ -10644,7 +10644,7 @@ ask:
 	ADDQ R12, R11
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Z12
 	VBROADCASTSS (R8), Z13
@@ -10765,11 +10765,11 @@ panel:
 	MOVQ $1, R14
 	LEAQ 64(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $1, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Y2
 	VMOVUPS 32(BX), Y3
 	VBROADCASTSS (R8), Y4
@@ -10781,7 +10781,7 @@ ask:
 	ADDQ R12, R8
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Y2
 	VMOVUPS 32(BX), Y3
@@ -10841,11 +10841,11 @@ panel:
 	MOVQ $2, R14
 	LEAQ 64(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $2, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Y4
 	VMOVUPS 32(BX), Y5
 	VBROADCASTSS (R8), Y6
@@ -10860,7 +10860,7 @@ ask:
 	ADDQ R12, R8
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Y4
 	VMOVUPS 32(BX), Y5
@@ -10932,11 +10932,11 @@ panel:
 	MOVQ $3, R14
 	LEAQ 64(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $3, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Y6
 	VMOVUPS 32(BX), Y7
 	VBROADCASTSS (R8), Y8
@@ -10954,7 +10954,7 @@ ask:
 	ADDQ R12, R8
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Y6
 	VMOVUPS 32(BX), Y7
@@ -11039,11 +11039,11 @@ panel:
 	MOVQ $4, R14
 	LEAQ 64(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $4, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Y8
 	VMOVUPS 32(BX), Y9
 	VBROADCASTSS (R8), Y10
@@ -11065,7 +11065,7 @@ ask:
 	ADDQ R12, R9
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Y8
 	VMOVUPS 32(BX), Y9
@@ -11163,11 +11163,11 @@ panel:
 	MOVQ $5, R14
 	LEAQ 64(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $5, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Y10
 	VMOVUPS 32(BX), Y11
 	VBROADCASTSS (R8), Y12
@@ -11192,7 +11192,7 @@ ask:
 	ADDQ R12, R9
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Y10
 	VMOVUPS 32(BX), Y11
@@ -11302,11 +11302,11 @@ panel:
 	MOVQ $6, R14
 	LEAQ 64(DI), AX
 	CMPQ panels+96(FP), $1
-	JNE ask
+	JNE prefetch
 	MOVQ ldc+8(FP), AX
 	IMUL3Q $6, AX, AX
 	ADDQ c+0(FP), AX
-ask:
+prefetch:
 	VMOVUPS 0(BX), Y12
 	VMOVUPS 32(BX), Y13
 	VBROADCASTSS (R8), Y14
@@ -11334,7 +11334,7 @@ ask:
 	ADDQ R12, R9
 	DECQ CX
 	DECQ R14
-	JNZ ask
+	JNZ prefetch
 loop:
 	VMOVUPS 0(BX), Y12
 	VMOVUPS 32(BX), Y13

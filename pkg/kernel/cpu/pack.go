@@ -183,11 +183,11 @@ func (p *packer) each(b int, body func(r int, block []byte)) {
 	}
 }
 
-func packHalf(p *packer, dst []byte, b int) {
+func packFloat16(p *packer, dst []byte, b int) {
 	p.each(b, func(r int, block []byte) { copy(dst[2*r:2*r+2], block) })
 }
 
-func packHalfMin(p *packer, dst []byte, b int) {
+func packFloat16Min(p *packer, dst []byte, b int) {
 	p.each(b, func(r int, block []byte) {
 		copy(dst[2*r:2*r+2], block)
 		copy(dst[32+2*r:32+2*r+2], block[2:])

@@ -47,8 +47,8 @@ type worker struct {
 // many spins rather than counting them, since a PAUSE takes 40 cycles on one processor and 140 on
 // another.
 const (
-	patience = 80 * time.Microsecond
-	looks    = 16
+	spinTime      = 80 * time.Microsecond
+	spinsPerCheck = 16
 )
 
 func newPool(threads int) *pool {
@@ -65,12 +65,12 @@ func newPool(threads int) *pool {
 func (p *pool) close() {
 	p.closed.Store(true)
 	p.gate.Add(2)
-	p.rouse()
+	p.wakeParked()
 	p.wg.Wait()
 }
 
-// rouse wakes the parked workers.
-func (p *pool) rouse() {
+// wakeParked wakes the parked workers.
+func (p *pool) wakeParked() {
 	for _, w := range p.workers {
 		if w.parked.Load() && w.parked.CompareAndSwap(true, false) {
 			w.wake <- struct{}{}
@@ -89,7 +89,7 @@ func (p *pool) work(w *worker, member int) {
 		}
 		p.inside.Add(1)
 		if p.gate.Load() == gate {
-			p.share(member)
+			p.runParts(member)
 		}
 		p.inside.Add(-1)
 	}
@@ -97,8 +97,8 @@ func (p *pool) work(w *worker, member int) {
 
 // await returns the gate once it differs from seen.
 func (p *pool) await(w *worker, seen uint64) uint64 {
-	for began := time.Now(); time.Since(began) < patience; {
-		for range looks {
+	for began := time.Now(); time.Since(began) < spinTime; {
+		for range spinsPerCheck {
 			if g := p.gate.Load(); g != seen {
 				return g
 			}
@@ -116,8 +116,8 @@ func (p *pool) await(w *worker, seen uint64) uint64 {
 	return p.gate.Load()
 }
 
-// share does a worker's own part and then what is left of the other parts.
-func (p *pool) share(member int) {
+// runParts does a worker's own part and then what is left of the other parts.
+func (p *pool) runParts(member int) {
 	body := p.body
 	for k := range p.parts {
 		t := &p.parts[(member+k)%len(p.parts)]
@@ -147,16 +147,16 @@ func (p *pool) each(n int, body func(i int)) {
 		t.end = int64((i + 1) * n / len(p.parts))
 	}
 	p.gate.Add(1)
-	defer p.shut()
-	p.rouse()
-	p.share(0)
+	defer p.endLoop()
+	p.wakeParked()
+	p.runParts(0)
 }
 
 // yieldAfter is the number of spins on late workers after which the caller yields its processor.
 const yieldAfter = 200
 
-// shut ends a loop: it lets no more workers enter, and waits for those that are inside.
-func (p *pool) shut() {
+// endLoop ends a loop: it lets no more workers enter, and waits for those that are inside.
+func (p *pool) endLoop() {
 	p.gate.Add(1)
 	for n := 0; p.inside.Load() != 0; n++ {
 		if n > yieldAfter {

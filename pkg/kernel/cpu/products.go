@@ -23,11 +23,11 @@ func (s *Set) MatMuls(x kernel.Buffer[float32], t int, products ...kernel.Produc
 		return
 	}
 	for lo := 0; lo < len(products); {
-		multiply, hi := way(products[lo].W), lo+1
-		for hi < len(products) && way(products[hi].W) == multiply {
+		method, hi := methodOf(products[lo].W), lo+1
+		for hi < len(products) && methodOf(products[hi].W) == method {
 			hi++
 		}
-		switch run := products[lo:hi]; multiply {
+		switch run := products[lo:hi]; method {
 		case byBlocks:
 			s.quantised(x, t, run)
 		case byPairs:
@@ -46,7 +46,7 @@ const (
 	byBlocks
 )
 
-func way(w *kernel.Matrix[float32]) int {
+func methodOf(w *kernel.Matrix[float32]) int {
 	switch {
 	case packable(w):
 		return byBlocks
@@ -130,22 +130,22 @@ func (s *Set) activations(x []float32, t, cols int) *[]float32 {
 // panels computes panels lo to hi-1 of one product. The first of them is at w.
 func (s *Set) panels(p *kernel.Product[float32], m *packed, w, acts []byte, t, lo, hi int) {
 	var sums spill
-	switch gemv, few := s.quant.gemv[m.dtype], s.quant.few[m.dtype]; {
+	switch gemv, packedRows := s.quant.gemv[m.dtype], s.quant.packedRows[m.dtype]; {
 	case t == 1 && gemv != nil:
 		s.vector(p, m, w, acts, lo, hi)
-	case t < s.quant.fewest() && few != nil:
+	case t < s.quant.unpackRows() && packedRows != nil:
 		for panel := lo; panel < hi; panel++ {
 			for row := 0; row < t; {
 				group := row - row%tileMost // whose blocks lie interleaved
 				rows := min(tileMost, t-group)
-				n := share(group + rows - row)
+				n := evenRows(group + rows - row)
 				y, ldy := sums.of(p.Y, m.rows, row, panel)
-				few(y, ldy, &w[(panel-lo)*m.stride], &acts[(group*m.blocks+row-group)*s.quant.act], m.blocks, n, rows*s.quant.act)
+				packedRows(y, ldy, &w[(panel-lo)*m.stride], &acts[(group*m.blocks+row-group)*s.quant.act], m.blocks, n, rows*s.quant.act)
 				sums.spill(p.Y, m.rows, row, n, panel)
 				row += n
 			}
 		}
-	case s.quant.tiles[m.kind] != nil:
+	case s.quant.amx[m.kind] != nil:
 		s.tiled(p, m, w, acts, t, lo, hi)
 	default:
 		s.matrix(p, m, w, acts, t, lo, hi)
@@ -170,7 +170,7 @@ func (s *Set) vector(p *kernel.Product[float32], m *packed, w, acts []byte, lo, 
 // all rows while it is in the cache.
 func (s *Set) matrix(p *kernel.Product[float32], m *packed, w, acts []byte, t, lo, hi int) {
 	n, kind, word := m.rows, m.kind, m.word()
-	unpack, tile, rest := s.quant.unpack[m.dtype], s.quant.tile[kind], s.quant.rest[kind]
+	unpack, tile, unpackedRows := s.quant.unpack[m.dtype], s.quant.tile[kind], s.quant.unpackedRows[kind]
 	b := s.buffer(m.blocks * s.quant.unpacked[kind] / 4)
 	defer s.give(b)
 	flat := &bytesOf(*b)[0]
@@ -185,8 +185,8 @@ func (s *Set) matrix(p *kernel.Product[float32], m *packed, w, acts []byte, t, l
 				if rows == tileMost && tile != nil {
 					tile(y, ldy, flat, &x[0], m.blocks, word)
 				} else {
-					size = share(rows - row)
-					rest(y, ldy, flat, &x[row*s.quant.act], m.blocks, size, rows*s.quant.act, word)
+					size = evenRows(rows - row)
+					unpackedRows(y, ldy, flat, &x[row*s.quant.act], m.blocks, size, rows*s.quant.act, word)
 				}
 				sums.spill(p.Y, n, first+row, size, panel)
 				row += size
@@ -197,7 +197,7 @@ func (s *Set) matrix(p *kernel.Product[float32], m *packed, w, acts []byte, t, l
 
 // tiled is matrix with AMX tiles, which multiply all full groups of rows in one call.
 func (s *Set) tiled(p *kernel.Product[float32], m *packed, w, acts []byte, t, lo, hi int) {
-	unpack, tiles, flat := s.quant.unpack[m.dtype], s.quant.tiles[m.kind], m.blocks*s.quant.unpacked[m.kind]
+	unpack, amx, flat := s.quant.unpack[m.dtype], s.quant.amx[m.kind], m.blocks*s.quant.unpacked[m.kind]
 	b := s.buffer((flat + tileScratch) / 4)
 	defer s.give(b)
 	codes, scratch := &bytesOf(*b)[0], &bytesOf(*b)[flat]
@@ -210,17 +210,17 @@ func (s *Set) tiled(p *kernel.Product[float32], m *packed, w, acts []byte, t, lo
 			if sums == nil {
 				groups = max(1, (t-row)/tileMost)
 			}
-			tiles(y, ldy, codes, &acts[row*m.blocks*s.quant.act], scratch, m.blocks, rows, groups)
+			amx(y, ldy, codes, &acts[row*m.blocks*s.quant.act], scratch, m.blocks, rows, groups)
 			sums.spill(p.Y, m.rows, row, rows, panel)
 			row += rows * groups
 		}
 	}
 }
 
-// share returns how many of the remaining rows are multiplied next, so that parts of at most fewMost
+// evenRows returns how many of the remaining rows are multiplied next, so that parts of at most rowsMost
 // rows have nearly equal sizes.
-func share(rows int) int {
-	parts := (rows + fewMost - 1) / fewMost
+func evenRows(rows int) int {
+	parts := (rows + rowsMost - 1) / rowsMost
 	return (rows + parts - 1) / parts
 }
 

@@ -18,13 +18,13 @@ const (
 
 // Sizes that the assembly has, too.
 const (
-	panelRows = 16 // rows of a panel
-	blockLen  = 32 // inputs of a block
-	superLen  = 8  // blocks of a super-block
-	tileMost  = 16 // rows of activations in one pass over a panel
-	fewMost   = 8  // rows of activations in one pass that is not a tile
-	fewest    = 33 // rows of activations from which a panel is unpacked first
-	tilesFrom = 12 // the same where there are AMX tiles
+	panelRows     = 16 // rows of a panel
+	blockLen      = 32 // inputs of a block
+	superLen      = 8  // blocks of a super-block
+	tileMost      = 16 // rows of activations in one pass over a panel
+	rowsMost      = 8  // rows of activations in one pass that is not a tile
+	unpackFrom    = 33 // rows of activations from which a panel is unpacked first
+	amxUnpackFrom = 12 // the same where there are AMX tiles
 
 	tileScratch = 4 << 10 // bytes of integer sums that tiles hand to the vector loops
 )
@@ -46,12 +46,12 @@ const dtypes = 64
 
 // packings lists the types that are multiplied in quantised form.
 var packings = [dtypes]packing{
-	tensor.Q4_0:   {kindOneScale, packNibbles, 256, packHalf, 32, 1, 8, 1},
-	tensor.Q4_1:   {kindOneScaleMin, packNibbles, 256, packHalfMin, 64, 1, 0, 1},
-	tensor.Q5_0:   {kindOneScale, packFive, 320, packHalf, 32, 1, 16, 1},
-	tensor.Q5_1:   {kindOneScaleMin, packFive, 320, packHalfMin, 64, 1, 0, 1},
-	tensor.Q8_0:   {kindOneScale, packEight, 512, packHalf, 32, 1, 128, 1},
-	tensor.IQ4_NL: {kindOneScale, packNibbles, 256, packHalf, 32, 1, 128, 1},
+	tensor.Q4_0:   {kindOneScale, packNibbles, 256, packFloat16, 32, 1, 8, 1},
+	tensor.Q4_1:   {kindOneScaleMin, packNibbles, 256, packFloat16Min, 64, 1, 0, 1},
+	tensor.Q5_0:   {kindOneScale, packFive, 320, packFloat16, 32, 1, 16, 1},
+	tensor.Q5_1:   {kindOneScaleMin, packFive, 320, packFloat16Min, 64, 1, 0, 1},
+	tensor.Q8_0:   {kindOneScale, packEight, 512, packFloat16, 32, 1, 128, 1},
+	tensor.IQ4_NL: {kindOneScale, packNibbles, 256, packFloat16, 32, 1, 128, 1},
 	tensor.MXFP4:  {kindOneScale, packNibbles, 256, packExponent, 16, 1, 16, 1},
 	tensor.Q2_K:   {kindTwoScalesMin, packTwo, 128, packQ2K, 320, superLen, 0, 1},
 	tensor.Q3_K:   {kindTwoScales, packThree, 192, packQ3K, 288, superLen, 32, 8},
@@ -93,31 +93,31 @@ const (
 )
 
 type (
-	unpackFunc func(dst, panel *byte, blocks int)
-	gemvFunc   func(y *float32, panels, x *byte, blocks, count int)
-	fewFunc    func(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
-	tileFunc   func(y *float32, ldy int, w, x *byte, blocks, word int)
-	restFunc   func(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
-	tilesFunc  func(y *float32, ldy int, w, x, scratch *byte, blocks, rows, groups int)
+	unpackFunc       func(dst, panel *byte, blocks int)
+	gemvFunc         func(y *float32, panels, x *byte, blocks, count int)
+	packedRowsFunc   func(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
+	tileFunc         func(y *float32, ldy int, w, x *byte, blocks, word int)
+	unpackedRowsFunc func(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
+	amxFunc          func(y *float32, ldy int, w, x, scratch *byte, blocks, rows, groups int)
 )
 
-// fewest returns the number of rows from which a panel is unpacked first.
-func (q *quantOps) fewest() int {
-	if q.tiles[kindOneScale] != nil {
-		return tilesFrom
+// unpackRows returns the number of rows from which a panel is unpacked first.
+func (q *quantOps) unpackRows() int {
+	if q.amx[kindOneScale] != nil {
+		return amxUnpackFrom
 	}
-	return fewest
+	return unpackFrom
 }
 
 // quantOps are the loops over quantised weights of one instruction family.
 type quantOps struct {
-	act      int        // bytes of an activation block
-	unpacked [kinds]int // bytes of an unpacked block
-	quantize func(dst *byte, stride int, x *float32, blocks int)
-	unpack   [dtypes]unpackFunc
-	gemv     [dtypes]gemvFunc // nil: unpack and rest
-	few      [dtypes]fewFunc  // at most fewMost rows, stride bytes between their blocks; nil: unpack and rest
-	tile     [kinds]tileFunc  // tileMost rows; nil: rest
-	rest     [kinds]restFunc  // at most fewMost rows
-	tiles    [kinds]tilesFunc // groups of at most tileMost rows, from codes less their offset; nil: tile and rest
+	act          int        // bytes of an activation block
+	unpacked     [kinds]int // bytes of an unpacked block
+	quantize     func(dst *byte, stride int, x *float32, blocks int)
+	unpack       [dtypes]unpackFunc
+	gemv         [dtypes]gemvFunc        // nil: unpack and rest
+	packedRows   [dtypes]packedRowsFunc  // at most rowsMost rows, stride bytes between their blocks; nil: unpack and rest
+	tile         [kinds]tileFunc         // tileMost rows; nil: rest
+	unpackedRows [kinds]unpackedRowsFunc // at most rowsMost rows
+	amx          [kinds]amxFunc          // groups of at most tileMost rows, from codes less their offset; nil: tile and rest
 }

@@ -17,7 +17,7 @@ func unpackQ4_0Signed(dst, panel *byte, blocks int)
 func gemvQ4_0(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func fewQ4_0(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
+func packedRowsQ4_0(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
 
 //go:noescape
 func unpackQ4_1(dst, panel *byte, blocks int)
@@ -26,7 +26,7 @@ func unpackQ4_1(dst, panel *byte, blocks int)
 func gemvQ4_1(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func fewQ4_1(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
+func packedRowsQ4_1(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
 
 //go:noescape
 func unpackQ5_0(dst, panel *byte, blocks int)
@@ -38,7 +38,7 @@ func unpackQ5_0Signed(dst, panel *byte, blocks int)
 func gemvQ5_0(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func fewQ5_0(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
+func packedRowsQ5_0(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
 
 //go:noescape
 func unpackQ5_1(dst, panel *byte, blocks int)
@@ -47,7 +47,7 @@ func unpackQ5_1(dst, panel *byte, blocks int)
 func gemvQ5_1(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func fewQ5_1(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
+func packedRowsQ5_1(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
 
 //go:noescape
 func unpackQ8_0(dst, panel *byte, blocks int)
@@ -59,7 +59,7 @@ func unpackQ8_0Signed(dst, panel *byte, blocks int)
 func gemvQ8_0(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func fewQ8_0(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
+func packedRowsQ8_0(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
 
 //go:noescape
 func unpackIQ4_NL(dst, panel *byte, blocks int)
@@ -71,7 +71,7 @@ func unpackIQ4_NLSigned(dst, panel *byte, blocks int)
 func gemvIQ4_NL(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func fewIQ4_NL(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
+func packedRowsIQ4_NL(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
 
 //go:noescape
 func unpackMXFP4(dst, panel *byte, blocks int)
@@ -83,7 +83,7 @@ func unpackMXFP4Signed(dst, panel *byte, blocks int)
 func gemvMXFP4(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func fewMXFP4(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
+func packedRowsMXFP4(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
 
 //go:noescape
 func unpackQ2_K(dst, panel *byte, blocks int)
@@ -92,7 +92,7 @@ func unpackQ2_K(dst, panel *byte, blocks int)
 func gemvQ2_K(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func fewQ2_K(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
+func packedRowsQ2_K(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
 
 //go:noescape
 func unpackQ3_K(dst, panel *byte, blocks int)
@@ -104,7 +104,7 @@ func unpackQ3_KSigned(dst, panel *byte, blocks int)
 func gemvQ3_K(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func fewQ3_K(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
+func packedRowsQ3_K(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
 
 //go:noescape
 func unpackQ4_K(dst, panel *byte, blocks int)
@@ -113,7 +113,7 @@ func unpackQ4_K(dst, panel *byte, blocks int)
 func gemvQ4_K(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func fewQ4_K(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
+func packedRowsQ4_K(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
 
 //go:noescape
 func unpackQ5_K(dst, panel *byte, blocks int)
@@ -122,7 +122,7 @@ func unpackQ5_K(dst, panel *byte, blocks int)
 func gemvQ5_K(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func fewQ5_K(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
+func packedRowsQ5_K(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
 
 //go:noescape
 func unpackQ6_K(dst, panel *byte, blocks int)
@@ -134,7 +134,7 @@ func unpackQ6_KSigned(dst, panel *byte, blocks int)
 func gemvQ6_K(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func fewQ6_K(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
+func packedRowsQ6_K(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
 
 //go:noescape
 func unpackIQ4_XS(dst, panel *byte, blocks int)
@@ -146,7 +146,7 @@ func unpackIQ4_XSSigned(dst, panel *byte, blocks int)
 func gemvIQ4_XS(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func fewIQ4_XS(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
+func packedRowsIQ4_XS(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
 
 //go:noescape
 func unpackCodebook32(dst, panel *byte, blocks int)
@@ -158,7 +158,7 @@ func unpackCodebook32Signed(dst, panel *byte, blocks int)
 func gemvCodebook32(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func fewCodebook32(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
+func packedRowsCodebook32(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
 
 //go:noescape
 func unpackCodebook16(dst, panel *byte, blocks int)
@@ -170,49 +170,49 @@ func unpackCodebook16Signed(dst, panel *byte, blocks int)
 func gemvCodebook16(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func fewCodebook16(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
+func packedRowsCodebook16(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
 
 //go:noescape
 func tileOneScale(y *float32, ldy int, w, x *byte, blocks, word int)
 
 //go:noescape
-func restOneScale(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
+func unpackedRowsOneScale(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
 
 //go:noescape
-func tilesOneScale(y *float32, ldy int, w, x, scratch *byte, blocks, rows, groups int)
+func amxOneScale(y *float32, ldy int, w, x, scratch *byte, blocks, rows, groups int)
 
 //go:noescape
 func tileOneScaleMin(y *float32, ldy int, w, x *byte, blocks, word int)
 
 //go:noescape
-func restOneScaleMin(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
+func unpackedRowsOneScaleMin(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
 
 //go:noescape
-func tilesOneScaleMin(y *float32, ldy int, w, x, scratch *byte, blocks, rows, groups int)
+func amxOneScaleMin(y *float32, ldy int, w, x, scratch *byte, blocks, rows, groups int)
 
 //go:noescape
 func tileTwoScales(y *float32, ldy int, w, x *byte, blocks, word int)
 
 //go:noescape
-func restTwoScales(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
+func unpackedRowsTwoScales(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
 
 //go:noescape
-func tilesTwoScales(y *float32, ldy int, w, x, scratch *byte, blocks, rows, groups int)
+func amxTwoScales(y *float32, ldy int, w, x, scratch *byte, blocks, rows, groups int)
 
 //go:noescape
 func tileTwoScalesMin(y *float32, ldy int, w, x *byte, blocks, word int)
 
 //go:noescape
-func restTwoScalesMin(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
+func unpackedRowsTwoScalesMin(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
 
 //go:noescape
-func tilesTwoScalesMin(y *float32, ldy int, w, x, scratch *byte, blocks, rows, groups int)
+func amxTwoScalesMin(y *float32, ldy int, w, x, scratch *byte, blocks, rows, groups int)
 
 //go:noescape
 func tileTwoScales64(y *float32, ldy int, w, x *byte, blocks, word int)
 
 //go:noescape
-func restTwoScales64(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
+func unpackedRowsTwoScales64(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
 
 //go:noescape
 func quantizeRowWide(dst *byte, stride int, x *float32, blocks int)
@@ -308,16 +308,16 @@ func unpackCodebook16Wide(dst, panel *byte, blocks int)
 func gemvCodebook16Wide(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func restOneScaleWide(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
+func unpackedRowsOneScaleWide(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
 
 //go:noescape
-func restOneScaleMinWide(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
+func unpackedRowsOneScaleMinWide(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
 
 //go:noescape
-func restTwoScalesWide(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
+func unpackedRowsTwoScalesWide(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
 
 //go:noescape
-func restTwoScalesMinWide(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
+func unpackedRowsTwoScalesMinWide(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
 
 // quantAVX512 are the loops for processors with AVX-512 VNNI.
 func quantAVX512() quantOps {
@@ -367,30 +367,30 @@ func quantAVX512() quantOps {
 			tensor.IQ2_XS:  gemvCodebook16,
 			tensor.IQ2_S:   gemvCodebook16,
 		},
-		few: [dtypes]fewFunc{
-			tensor.Q4_0:    fewQ4_0,
-			tensor.Q4_1:    fewQ4_1,
-			tensor.Q5_0:    fewQ5_0,
-			tensor.Q5_1:    fewQ5_1,
-			tensor.Q8_0:    fewQ8_0,
-			tensor.IQ4_NL:  fewIQ4_NL,
-			tensor.MXFP4:   fewMXFP4,
-			tensor.Q2_K:    fewQ2_K,
-			tensor.Q3_K:    fewQ3_K,
-			tensor.Q4_K:    fewQ4_K,
-			tensor.Q5_K:    fewQ5_K,
-			tensor.Q6_K:    fewQ6_K,
-			tensor.IQ4_XS:  fewIQ4_XS,
-			tensor.IQ1_S:   fewCodebook32,
-			tensor.IQ2_XXS: fewCodebook32,
-			tensor.IQ3_XXS: fewCodebook32,
-			tensor.IQ3_S:   fewCodebook32,
-			tensor.IQ1_M:   fewCodebook16,
-			tensor.IQ2_XS:  fewCodebook16,
-			tensor.IQ2_S:   fewCodebook16,
+		packedRows: [dtypes]packedRowsFunc{
+			tensor.Q4_0:    packedRowsQ4_0,
+			tensor.Q4_1:    packedRowsQ4_1,
+			tensor.Q5_0:    packedRowsQ5_0,
+			tensor.Q5_1:    packedRowsQ5_1,
+			tensor.Q8_0:    packedRowsQ8_0,
+			tensor.IQ4_NL:  packedRowsIQ4_NL,
+			tensor.MXFP4:   packedRowsMXFP4,
+			tensor.Q2_K:    packedRowsQ2_K,
+			tensor.Q3_K:    packedRowsQ3_K,
+			tensor.Q4_K:    packedRowsQ4_K,
+			tensor.Q5_K:    packedRowsQ5_K,
+			tensor.Q6_K:    packedRowsQ6_K,
+			tensor.IQ4_XS:  packedRowsIQ4_XS,
+			tensor.IQ1_S:   packedRowsCodebook32,
+			tensor.IQ2_XXS: packedRowsCodebook32,
+			tensor.IQ3_XXS: packedRowsCodebook32,
+			tensor.IQ3_S:   packedRowsCodebook32,
+			tensor.IQ1_M:   packedRowsCodebook16,
+			tensor.IQ2_XS:  packedRowsCodebook16,
+			tensor.IQ2_S:   packedRowsCodebook16,
 		},
-		tile: [kinds]tileFunc{tileOneScale, tileOneScaleMin, tileTwoScales, tileTwoScalesMin, tileTwoScales64},
-		rest: [kinds]restFunc{restOneScale, restOneScaleMin, restTwoScales, restTwoScalesMin, restTwoScales64},
+		tile:         [kinds]tileFunc{tileOneScale, tileOneScaleMin, tileTwoScales, tileTwoScalesMin, tileTwoScales64},
+		unpackedRows: [kinds]unpackedRowsFunc{unpackedRowsOneScale, unpackedRowsOneScaleMin, unpackedRowsTwoScales, unpackedRowsTwoScalesMin, unpackedRowsTwoScales64},
 	}
 }
 
@@ -412,7 +412,7 @@ func quantAMX() quantOps {
 	q.unpack[tensor.IQ1_M] = unpackCodebook16Signed
 	q.unpack[tensor.IQ2_XS] = unpackCodebook16Signed
 	q.unpack[tensor.IQ2_S] = unpackCodebook16Signed
-	q.tiles = [kinds]tilesFunc{tilesOneScale, tilesOneScaleMin, tilesTwoScales, tilesTwoScalesMin, tilesTwoScales}
+	q.amx = [kinds]amxFunc{amxOneScale, amxOneScaleMin, amxTwoScales, amxTwoScalesMin, amxTwoScales}
 	return q
 }
 
@@ -464,6 +464,6 @@ func quantAVX2() quantOps {
 			tensor.IQ2_XS:  gemvCodebook16Wide,
 			tensor.IQ2_S:   gemvCodebook16Wide,
 		},
-		rest: [kinds]restFunc{restOneScaleWide, restOneScaleMinWide, restTwoScalesWide, restTwoScalesMinWide, restTwoScalesWide},
+		unpackedRows: [kinds]unpackedRowsFunc{unpackedRowsOneScaleWide, unpackedRowsOneScaleMinWide, unpackedRowsTwoScalesWide, unpackedRowsTwoScalesMinWide, unpackedRowsTwoScalesWide},
 	}
 }

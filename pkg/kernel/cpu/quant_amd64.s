@@ -234,8 +234,8 @@ loop:
 	VZEROUPPER
 	RET
 
-// func fewQ4_0(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
-TEXT ·fewQ4_0(SB), NOSPLIT, $0-56
+// func packedRowsQ4_0(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
+TEXT ·packedRowsQ4_0(SB), NOSPLIT, $0-56
 	MOVQ panel+16(FP), DI
 	MOVQ x+24(FP), BX
 	MOVQ blocks+32(FP), CX
@@ -524,8 +524,8 @@ loop:
 	VZEROUPPER
 	RET
 
-// func fewQ4_1(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
-TEXT ·fewQ4_1(SB), NOSPLIT, $0-56
+// func packedRowsQ4_1(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
+TEXT ·packedRowsQ4_1(SB), NOSPLIT, $0-56
 	MOVQ panel+16(FP), DI
 	MOVQ x+24(FP), BX
 	MOVQ blocks+32(FP), CX
@@ -926,8 +926,8 @@ loop:
 	VZEROUPPER
 	RET
 
-// func fewQ5_0(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
-TEXT ·fewQ5_0(SB), NOSPLIT, $0-56
+// func packedRowsQ5_0(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
+TEXT ·packedRowsQ5_0(SB), NOSPLIT, $0-56
 	MOVQ panel+16(FP), DI
 	MOVQ x+24(FP), BX
 	MOVQ blocks+32(FP), CX
@@ -1270,8 +1270,8 @@ loop:
 	VZEROUPPER
 	RET
 
-// func fewQ5_1(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
-TEXT ·fewQ5_1(SB), NOSPLIT, $0-56
+// func packedRowsQ5_1(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
+TEXT ·packedRowsQ5_1(SB), NOSPLIT, $0-56
 	MOVQ panel+16(FP), DI
 	MOVQ x+24(FP), BX
 	MOVQ blocks+32(FP), CX
@@ -1606,8 +1606,8 @@ loop:
 	VZEROUPPER
 	RET
 
-// func fewQ8_0(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
-TEXT ·fewQ8_0(SB), NOSPLIT, $0-56
+// func packedRowsQ8_0(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
+TEXT ·packedRowsQ8_0(SB), NOSPLIT, $0-56
 	MOVQ panel+16(FP), DI
 	MOVQ x+24(FP), BX
 	MOVQ blocks+32(FP), CX
@@ -1962,8 +1962,8 @@ loop:
 	VZEROUPPER
 	RET
 
-// func fewIQ4_NL(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
-TEXT ·fewIQ4_NL(SB), NOSPLIT, $0-56
+// func packedRowsIQ4_NL(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
+TEXT ·packedRowsIQ4_NL(SB), NOSPLIT, $0-56
 	MOVQ panel+16(FP), DI
 	MOVQ x+24(FP), BX
 	MOVQ blocks+32(FP), CX
@@ -2340,8 +2340,8 @@ loop:
 	VZEROUPPER
 	RET
 
-// func fewMXFP4(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
-TEXT ·fewMXFP4(SB), NOSPLIT, $0-56
+// func packedRowsMXFP4(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
+TEXT ·packedRowsMXFP4(SB), NOSPLIT, $0-56
 	MOVQ panel+16(FP), DI
 	MOVQ x+24(FP), BX
 	MOVQ blocks+32(FP), CX
@@ -2703,8 +2703,8 @@ loopsub:
 	VZEROUPPER
 	RET
 
-// func fewQ2_K(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
-TEXT ·fewQ2_K(SB), NOSPLIT, $0-56
+// func packedRowsQ2_K(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
+TEXT ·packedRowsQ2_K(SB), NOSPLIT, $0-56
 	MOVQ panel+16(FP), DI
 	MOVQ x+24(FP), BX
 	MOVQ blocks+32(FP), CX
@@ -3275,8 +3275,8 @@ loopsub:
 	VZEROUPPER
 	RET
 
-// func fewQ3_K(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
-TEXT ·fewQ3_K(SB), NOSPLIT, $0-56
+// func packedRowsQ3_K(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
+TEXT ·packedRowsQ3_K(SB), NOSPLIT, $0-56
 	MOVQ panel+16(FP), DI
 	MOVQ x+24(FP), BX
 	MOVQ blocks+32(FP), CX
@@ -3656,8 +3656,8 @@ loopsub:
 	VZEROUPPER
 	RET
 
-// func fewQ4_K(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
-TEXT ·fewQ4_K(SB), NOSPLIT, $0-56
+// func packedRowsQ4_K(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
+TEXT ·packedRowsQ4_K(SB), NOSPLIT, $0-56
 	MOVQ panel+16(FP), DI
 	MOVQ x+24(FP), BX
 	MOVQ blocks+32(FP), CX
@@ -4027,8 +4027,8 @@ loopsub:
 	VZEROUPPER
 	RET
 
-// func fewQ5_K(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
-TEXT ·fewQ5_K(SB), NOSPLIT, $0-56
+// func packedRowsQ5_K(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
+TEXT ·packedRowsQ5_K(SB), NOSPLIT, $0-56
 	MOVQ panel+16(FP), DI
 	MOVQ x+24(FP), BX
 	MOVQ blocks+32(FP), CX
@@ -4501,8 +4501,8 @@ loopsub:
 	VZEROUPPER
 	RET
 
-// func fewQ6_K(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
-TEXT ·fewQ6_K(SB), NOSPLIT, $0-56
+// func packedRowsQ6_K(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
+TEXT ·packedRowsQ6_K(SB), NOSPLIT, $0-56
 	MOVQ panel+16(FP), DI
 	MOVQ x+24(FP), BX
 	MOVQ blocks+32(FP), CX
@@ -4956,8 +4956,8 @@ loopsub:
 	VZEROUPPER
 	RET
 
-// func fewIQ4_XS(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
-TEXT ·fewIQ4_XS(SB), NOSPLIT, $0-56
+// func packedRowsIQ4_XS(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
+TEXT ·packedRowsIQ4_XS(SB), NOSPLIT, $0-56
 	MOVQ panel+16(FP), DI
 	MOVQ x+24(FP), BX
 	MOVQ blocks+32(FP), CX
@@ -5370,8 +5370,8 @@ loopsub:
 	VZEROUPPER
 	RET
 
-// func fewCodebook32(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
-TEXT ·fewCodebook32(SB), NOSPLIT, $0-56
+// func packedRowsCodebook32(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
+TEXT ·packedRowsCodebook32(SB), NOSPLIT, $0-56
 	MOVQ panel+16(FP), DI
 	MOVQ x+24(FP), BX
 	MOVQ blocks+32(FP), CX
@@ -5802,8 +5802,8 @@ loopsub:
 	VZEROUPPER
 	RET
 
-// func fewCodebook16(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
-TEXT ·fewCodebook16(SB), NOSPLIT, $0-56
+// func packedRowsCodebook16(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
+TEXT ·packedRowsCodebook16(SB), NOSPLIT, $0-56
 	MOVQ panel+16(FP), DI
 	MOVQ x+24(FP), BX
 	MOVQ blocks+32(FP), CX
@@ -6325,8 +6325,8 @@ loop:
 	VZEROUPPER
 	RET
 
-// func restOneScale(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
-TEXT ·restOneScale(SB), NOSPLIT, $0-64
+// func unpackedRowsOneScale(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
+TEXT ·unpackedRowsOneScale(SB), NOSPLIT, $0-64
 	MOVQ w+16(FP), DI
 	MOVQ x+24(FP), BX
 	MOVQ blocks+32(FP), CX
@@ -6502,8 +6502,8 @@ done:
 	VZEROUPPER
 	RET
 
-// func tilesOneScale(y *float32, ldy int, w, x, scratch *byte, blocks, rows, groups int)
-TEXT ·tilesOneScale(SB), NOSPLIT, $64-64
+// func amxOneScale(y *float32, ldy int, w, x, scratch *byte, blocks, rows, groups int)
+TEXT ·amxOneScale(SB), NOSPLIT, $64-64
 	LEAQ shapes-64(SP), AX
 	VPXORD Z0, Z0, Z0
 	VMOVDQU32 Z0, (AX)
@@ -7014,8 +7014,8 @@ loop:
 	VZEROUPPER
 	RET
 
-// func restOneScaleMin(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
-TEXT ·restOneScaleMin(SB), NOSPLIT, $0-64
+// func unpackedRowsOneScaleMin(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
+TEXT ·unpackedRowsOneScaleMin(SB), NOSPLIT, $0-64
 	MOVQ w+16(FP), DI
 	MOVQ x+24(FP), BX
 	MOVQ blocks+32(FP), CX
@@ -7200,8 +7200,8 @@ done:
 	VZEROUPPER
 	RET
 
-// func tilesOneScaleMin(y *float32, ldy int, w, x, scratch *byte, blocks, rows, groups int)
-TEXT ·tilesOneScaleMin(SB), NOSPLIT, $64-64
+// func amxOneScaleMin(y *float32, ldy int, w, x, scratch *byte, blocks, rows, groups int)
+TEXT ·amxOneScaleMin(SB), NOSPLIT, $64-64
 	LEAQ shapes-64(SP), AX
 	VPXORD Z0, Z0, Z0
 	VMOVDQU32 Z0, (AX)
@@ -7794,8 +7794,8 @@ loop:
 	VZEROUPPER
 	RET
 
-// func restTwoScales(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
-TEXT ·restTwoScales(SB), NOSPLIT, $0-64
+// func unpackedRowsTwoScales(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
+TEXT ·unpackedRowsTwoScales(SB), NOSPLIT, $0-64
 	MOVQ w+16(FP), DI
 	MOVQ x+24(FP), BX
 	MOVQ blocks+32(FP), CX
@@ -8004,8 +8004,8 @@ done:
 	VZEROUPPER
 	RET
 
-// func tilesTwoScales(y *float32, ldy int, w, x, scratch *byte, blocks, rows, groups int)
-TEXT ·tilesTwoScales(SB), NOSPLIT, $64-64
+// func amxTwoScales(y *float32, ldy int, w, x, scratch *byte, blocks, rows, groups int)
+TEXT ·amxTwoScales(SB), NOSPLIT, $64-64
 	LEAQ shapes-64(SP), AX
 	VPXORD Z0, Z0, Z0
 	VMOVDQU32 Z0, (AX)
@@ -8808,8 +8808,8 @@ loop:
 	VZEROUPPER
 	RET
 
-// func restTwoScalesMin(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
-TEXT ·restTwoScalesMin(SB), NOSPLIT, $0-64
+// func unpackedRowsTwoScalesMin(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
+TEXT ·unpackedRowsTwoScalesMin(SB), NOSPLIT, $0-64
 	MOVQ w+16(FP), DI
 	MOVQ x+24(FP), BX
 	MOVQ blocks+32(FP), CX
@@ -9084,8 +9084,8 @@ done:
 	VZEROUPPER
 	RET
 
-// func tilesTwoScalesMin(y *float32, ldy int, w, x, scratch *byte, blocks, rows, groups int)
-TEXT ·tilesTwoScalesMin(SB), NOSPLIT, $64-64
+// func amxTwoScalesMin(y *float32, ldy int, w, x, scratch *byte, blocks, rows, groups int)
+TEXT ·amxTwoScalesMin(SB), NOSPLIT, $64-64
 	LEAQ shapes-64(SP), AX
 	VPXORD Z0, Z0, Z0
 	VMOVDQU32 Z0, (AX)
@@ -10050,8 +10050,8 @@ loop:
 	VZEROUPPER
 	RET
 
-// func restTwoScales64(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
-TEXT ·restTwoScales64(SB), NOSPLIT, $0-64
+// func unpackedRowsTwoScales64(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
+TEXT ·unpackedRowsTwoScales64(SB), NOSPLIT, $0-64
 	MOVQ w+16(FP), DI
 	MOVQ x+24(FP), BX
 	MOVQ blocks+32(FP), CX
@@ -15942,8 +15942,8 @@ sub:
 	VZEROUPPER
 	RET
 
-// func restOneScaleWide(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
-TEXT ·restOneScaleWide(SB), NOSPLIT, $0-64
+// func unpackedRowsOneScaleWide(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
+TEXT ·unpackedRowsOneScaleWide(SB), NOSPLIT, $0-64
 	MOVQ w+16(FP), DI
 	MOVQ x+24(FP), BX
 	MOVQ blocks+32(FP), CX
@@ -16064,8 +16064,8 @@ rows:
 	VZEROUPPER
 	RET
 
-// func restOneScaleMinWide(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
-TEXT ·restOneScaleMinWide(SB), NOSPLIT, $0-64
+// func unpackedRowsOneScaleMinWide(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
+TEXT ·unpackedRowsOneScaleMinWide(SB), NOSPLIT, $0-64
 	MOVQ w+16(FP), DI
 	MOVQ x+24(FP), BX
 	MOVQ blocks+32(FP), CX
@@ -16189,8 +16189,8 @@ rows:
 	VZEROUPPER
 	RET
 
-// func restTwoScalesWide(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
-TEXT ·restTwoScalesWide(SB), NOSPLIT, $0-64
+// func unpackedRowsTwoScalesWide(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
+TEXT ·unpackedRowsTwoScalesWide(SB), NOSPLIT, $0-64
 	MOVQ w+16(FP), DI
 	MOVQ x+24(FP), BX
 	MOVQ blocks+32(FP), CX
@@ -16315,8 +16315,8 @@ rows:
 	VZEROUPPER
 	RET
 
-// func restTwoScalesMinWide(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
-TEXT ·restTwoScalesMinWide(SB), NOSPLIT, $0-64
+// func unpackedRowsTwoScalesMinWide(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
+TEXT ·unpackedRowsTwoScalesMinWide(SB), NOSPLIT, $0-64
 	MOVQ w+16(FP), DI
 	MOVQ x+24(FP), BX
 	MOVQ blocks+32(FP), CX

@@ -28,7 +28,7 @@ func quantPortable() quantOps {
 		}
 	}
 	for k := range kinds {
-		q.tile[k], q.rest[k] = plainTile(k), plainRest(k)
+		q.tile[k], q.unpackedRows[k] = plainTile(k), plainUnpackedRows(k)
 	}
 	return q
 }
@@ -146,32 +146,32 @@ var (
 
 // scalesOf are the up to four factors of block sub for row r: scales, then minima.
 func scalesOf(d tensor.DType, s []byte, sub, r int) [4]float32 {
-	half := func(at int) float32 { return float32(tensor.Float16(binary.LittleEndian.Uint16(s[at+2*r:]))) }
+	float16 := func(at int) float32 { return float32(tensor.Float16(binary.LittleEndian.Uint16(s[at+2*r:]))) }
 	switch d {
 	case tensor.Q4_1, tensor.Q5_1:
-		return [4]float32{half(0), half(32)}
+		return [4]float32{float16(0), float16(32)}
 	case tensor.MXFP4:
 		return [4]float32{math.Float32frombits(uint32(s[r]) << 23)}
 	case tensor.Q4_K, tensor.Q5_K:
-		return [4]float32{float32(s[64+32*sub+r]) * half(0), float32(s[80+32*sub+r]) * half(32)}
+		return [4]float32{float32(s[64+32*sub+r]) * float16(0), float32(s[80+32*sub+r]) * float16(32)}
 	case tensor.Q6_K:
-		return [4]float32{float32(int8(s[32+32*sub+r])) * half(0), float32(int8(s[48+32*sub+r])) * half(0)}
+		return [4]float32{float32(int8(s[32+32*sub+r])) * float16(0), float32(int8(s[48+32*sub+r])) * float16(0)}
 	case tensor.Q3_K:
-		d := half(0) * 0.125
+		d := float16(0) * 0.125
 		return [4]float32{float32(int8(s[32+32*sub+r])) * d, float32(int8(s[48+32*sub+r])) * d}
 	case tensor.IQ4_XS:
-		return [4]float32{float32(int8(s[32+16*sub+r])) * half(0)}
+		return [4]float32{float32(int8(s[32+16*sub+r])) * float16(0)}
 	case tensor.IQ1_S, tensor.IQ2_XXS, tensor.IQ3_XXS, tensor.IQ3_S:
-		return [4]float32{float32(int8(s[codebookScales+16*sub+r])) * (half(0) * getFloat(s[codebookFactor:]))}
+		return [4]float32{float32(int8(s[codebookScales+16*sub+r])) * (float16(0) * getFloat(s[codebookFactor:]))}
 	case tensor.IQ1_M, tensor.IQ2_XS, tensor.IQ2_S:
-		d, at := half(0)*getFloat(s[codebookFactor:]), codebookScales+32*sub+r
+		d, at := float16(0)*getFloat(s[codebookFactor:]), codebookScales+32*sub+r
 		return [4]float32{float32(int8(s[at])) * d, float32(int8(s[at+16])) * d}
 	case tensor.Q2_K:
-		d, m := half(0), half(32)*0.03125
+		d, m := float16(0), float16(32)*0.03125
 		a, b := s[64+32*sub+r], s[80+32*sub+r]
 		return [4]float32{float32(a&15) * d, float32(b&15) * d, float32(a>>4) * m, float32(b>>4) * m}
 	}
-	return [4]float32{half(0)}
+	return [4]float32{float16(0)}
 }
 
 // plainTile multiplies an unpacked panel by tileMost rows.
@@ -181,8 +181,8 @@ func plainTile(k kind) tileFunc {
 	}
 }
 
-// plainRest multiplies an unpacked panel by fewer rows.
-func plainRest(k kind) restFunc {
+// plainUnpackedRows multiplies an unpacked panel by fewer rows.
+func plainUnpackedRows(k kind) unpackedRowsFunc {
 	return func(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int) {
 		plainRows(k, y, ldy, w, x, blocks, rows, stride, word)
 	}

@@ -190,40 +190,40 @@ DATA expPoly7<>+52(SB)/4, $0x3f800000
 DATA expPoly7<>+56(SB)/4, $0x3f800000
 DATA expPoly7<>+60(SB)/4, $0x3f800000
 GLOBL expPoly7<>(SB), RODATA|NOPTR, $64
-DATA expLeast<>+0(SB)/4, $0xc2ac0000
-DATA expLeast<>+4(SB)/4, $0xc2ac0000
-DATA expLeast<>+8(SB)/4, $0xc2ac0000
-DATA expLeast<>+12(SB)/4, $0xc2ac0000
-DATA expLeast<>+16(SB)/4, $0xc2ac0000
-DATA expLeast<>+20(SB)/4, $0xc2ac0000
-DATA expLeast<>+24(SB)/4, $0xc2ac0000
-DATA expLeast<>+28(SB)/4, $0xc2ac0000
-DATA expLeast<>+32(SB)/4, $0xc2ac0000
-DATA expLeast<>+36(SB)/4, $0xc2ac0000
-DATA expLeast<>+40(SB)/4, $0xc2ac0000
-DATA expLeast<>+44(SB)/4, $0xc2ac0000
-DATA expLeast<>+48(SB)/4, $0xc2ac0000
-DATA expLeast<>+52(SB)/4, $0xc2ac0000
-DATA expLeast<>+56(SB)/4, $0xc2ac0000
-DATA expLeast<>+60(SB)/4, $0xc2ac0000
-GLOBL expLeast<>(SB), RODATA|NOPTR, $64
-DATA expMost<>+0(SB)/4, $0x42b00000
-DATA expMost<>+4(SB)/4, $0x42b00000
-DATA expMost<>+8(SB)/4, $0x42b00000
-DATA expMost<>+12(SB)/4, $0x42b00000
-DATA expMost<>+16(SB)/4, $0x42b00000
-DATA expMost<>+20(SB)/4, $0x42b00000
-DATA expMost<>+24(SB)/4, $0x42b00000
-DATA expMost<>+28(SB)/4, $0x42b00000
-DATA expMost<>+32(SB)/4, $0x42b00000
-DATA expMost<>+36(SB)/4, $0x42b00000
-DATA expMost<>+40(SB)/4, $0x42b00000
-DATA expMost<>+44(SB)/4, $0x42b00000
-DATA expMost<>+48(SB)/4, $0x42b00000
-DATA expMost<>+52(SB)/4, $0x42b00000
-DATA expMost<>+56(SB)/4, $0x42b00000
-DATA expMost<>+60(SB)/4, $0x42b00000
-GLOBL expMost<>(SB), RODATA|NOPTR, $64
+DATA expMin<>+0(SB)/4, $0xc2ac0000
+DATA expMin<>+4(SB)/4, $0xc2ac0000
+DATA expMin<>+8(SB)/4, $0xc2ac0000
+DATA expMin<>+12(SB)/4, $0xc2ac0000
+DATA expMin<>+16(SB)/4, $0xc2ac0000
+DATA expMin<>+20(SB)/4, $0xc2ac0000
+DATA expMin<>+24(SB)/4, $0xc2ac0000
+DATA expMin<>+28(SB)/4, $0xc2ac0000
+DATA expMin<>+32(SB)/4, $0xc2ac0000
+DATA expMin<>+36(SB)/4, $0xc2ac0000
+DATA expMin<>+40(SB)/4, $0xc2ac0000
+DATA expMin<>+44(SB)/4, $0xc2ac0000
+DATA expMin<>+48(SB)/4, $0xc2ac0000
+DATA expMin<>+52(SB)/4, $0xc2ac0000
+DATA expMin<>+56(SB)/4, $0xc2ac0000
+DATA expMin<>+60(SB)/4, $0xc2ac0000
+GLOBL expMin<>(SB), RODATA|NOPTR, $64
+DATA expMax<>+0(SB)/4, $0x42b00000
+DATA expMax<>+4(SB)/4, $0x42b00000
+DATA expMax<>+8(SB)/4, $0x42b00000
+DATA expMax<>+12(SB)/4, $0x42b00000
+DATA expMax<>+16(SB)/4, $0x42b00000
+DATA expMax<>+20(SB)/4, $0x42b00000
+DATA expMax<>+24(SB)/4, $0x42b00000
+DATA expMax<>+28(SB)/4, $0x42b00000
+DATA expMax<>+32(SB)/4, $0x42b00000
+DATA expMax<>+36(SB)/4, $0x42b00000
+DATA expMax<>+40(SB)/4, $0x42b00000
+DATA expMax<>+44(SB)/4, $0x42b00000
+DATA expMax<>+48(SB)/4, $0x42b00000
+DATA expMax<>+52(SB)/4, $0x42b00000
+DATA expMax<>+56(SB)/4, $0x42b00000
+DATA expMax<>+60(SB)/4, $0x42b00000
+GLOBL expMax<>(SB), RODATA|NOPTR, $64
 DATA expOne<>+0(SB)/4, $0x3f800000
 DATA expOne<>+4(SB)/4, $0x3f800000
 DATA expOne<>+8(SB)/4, $0x3f800000
@@ -341,8 +341,8 @@ loop:
 	VMOVUPS 0(SI), Z0
 	VMULPS Z12, Z0, Z0
 	VSUBPS Z13, Z0, Z0
-	VCMPPS $5, expLeast<>(SB), Z0, K2
-	VMOVUPS expMost<>(SB), Z1
+	VCMPPS $5, expMin<>(SB), Z0, K2
+	VMOVUPS expMax<>(SB), Z1
 	VMINPS Z0, Z1, Z0
 	VMULPS expLog2<>(SB), Z0, Z1
 	VRNDSCALEPS $8, Z1, Z1
@@ -379,8 +379,8 @@ tail:
 	VMOVUPS.Z (SI), K1, Z0
 	VMULPS Z12, Z0, Z0
 	VSUBPS Z13, Z0, Z0
-	VCMPPS $5, expLeast<>(SB), Z0, K2
-	VMOVUPS expMost<>(SB), Z1
+	VCMPPS $5, expMin<>(SB), Z0, K2
+	VMOVUPS expMax<>(SB), Z1
 	VMINPS Z0, Z1, Z0
 	VMULPS expLog2<>(SB), Z0, Z1
 	VRNDSCALEPS $8, Z1, Z1
@@ -421,8 +421,8 @@ loop:
 	VMOVUPS 0(SI), Y0
 	VMULPS Y12, Y0, Y0
 	VSUBPS Y13, Y0, Y0
-	VCMPPS $1, expLeast<>(SB), Y0, Y3
-	VMOVUPS expMost<>(SB), Y1
+	VCMPPS $1, expMin<>(SB), Y0, Y3
+	VMOVUPS expMax<>(SB), Y1
 	VMINPS Y0, Y1, Y0
 	VMULPS expLog2<>(SB), Y0, Y1
 	VROUNDPS $8, Y1, Y1
@@ -449,8 +449,8 @@ loop:
 	VMOVUPS 32(SI), Y0
 	VMULPS Y12, Y0, Y0
 	VSUBPS Y13, Y0, Y0
-	VCMPPS $1, expLeast<>(SB), Y0, Y3
-	VMOVUPS expMost<>(SB), Y1
+	VCMPPS $1, expMin<>(SB), Y0, Y3
+	VMOVUPS expMax<>(SB), Y1
 	VMINPS Y0, Y1, Y0
 	VMULPS expLog2<>(SB), Y0, Y1
 	VROUNDPS $8, Y1, Y1
@@ -495,8 +495,8 @@ loop:
 	VMOVUPS 0(R8), Z4
 	VMOVAPS Z4, Z0
 	VMULPS minusOne<>(SB), Z0, Z0
-	VCMPPS $5, expLeast<>(SB), Z0, K2
-	VMOVUPS expMost<>(SB), Z1
+	VCMPPS $5, expMin<>(SB), Z0, K2
+	VMOVUPS expMax<>(SB), Z1
 	VMINPS Z0, Z1, Z0
 	VMULPS expLog2<>(SB), Z0, Z1
 	VRNDSCALEPS $8, Z1, Z1
@@ -542,8 +542,8 @@ tail:
 	VMOVUPS.Z (R8), K1, Z4
 	VMOVAPS Z4, Z0
 	VMULPS minusOne<>(SB), Z0, Z0
-	VCMPPS $5, expLeast<>(SB), Z0, K2
-	VMOVUPS expMost<>(SB), Z1
+	VCMPPS $5, expMin<>(SB), Z0, K2
+	VMOVUPS expMax<>(SB), Z1
 	VMINPS Z0, Z1, Z0
 	VMULPS expLog2<>(SB), Z0, Z1
 	VRNDSCALEPS $8, Z1, Z1
@@ -590,8 +590,8 @@ loop:
 	VMOVUPS 0(R8), Y4
 	VMOVAPS Y4, Y0
 	VMULPS minusOne<>(SB), Y0, Y0
-	VCMPPS $1, expLeast<>(SB), Y0, Y3
-	VMOVUPS expMost<>(SB), Y1
+	VCMPPS $1, expMin<>(SB), Y0, Y3
+	VMOVUPS expMax<>(SB), Y1
 	VMINPS Y0, Y1, Y0
 	VMULPS expLog2<>(SB), Y0, Y1
 	VROUNDPS $8, Y1, Y1
@@ -625,8 +625,8 @@ loop:
 	VMOVUPS 32(R8), Y4
 	VMOVAPS Y4, Y0
 	VMULPS minusOne<>(SB), Y0, Y0
-	VCMPPS $1, expLeast<>(SB), Y0, Y3
-	VMOVUPS expMost<>(SB), Y1
+	VCMPPS $1, expMin<>(SB), Y0, Y3
+	VMOVUPS expMax<>(SB), Y1
 	VMINPS Y0, Y1, Y0
 	VMULPS expLog2<>(SB), Y0, Y1
 	VROUNDPS $8, Y1, Y1
@@ -682,8 +682,8 @@ loop:
 	VMOVUPS 0(R9), Z4
 	VMOVAPS Z4, Z0
 	VMULPS minusOne<>(SB), Z0, Z0
-	VCMPPS $5, expLeast<>(SB), Z0, K2
-	VMOVUPS expMost<>(SB), Z1
+	VCMPPS $5, expMin<>(SB), Z0, K2
+	VMOVUPS expMax<>(SB), Z1
 	VMINPS Z0, Z1, Z0
 	VMULPS expLog2<>(SB), Z0, Z1
 	VRNDSCALEPS $8, Z1, Z1
@@ -736,8 +736,8 @@ tail:
 	VMOVUPS.Z (R9), K1, Z4
 	VMOVAPS Z4, Z0
 	VMULPS minusOne<>(SB), Z0, Z0
-	VCMPPS $5, expLeast<>(SB), Z0, K2
-	VMOVUPS expMost<>(SB), Z1
+	VCMPPS $5, expMin<>(SB), Z0, K2
+	VMOVUPS expMax<>(SB), Z1
 	VMINPS Z0, Z1, Z0
 	VMULPS expLog2<>(SB), Z0, Z1
 	VRNDSCALEPS $8, Z1, Z1
@@ -791,8 +791,8 @@ loop:
 	VMOVUPS 0(R9), Y4
 	VMOVAPS Y4, Y0
 	VMULPS minusOne<>(SB), Y0, Y0
-	VCMPPS $1, expLeast<>(SB), Y0, Y3
-	VMOVUPS expMost<>(SB), Y1
+	VCMPPS $1, expMin<>(SB), Y0, Y3
+	VMOVUPS expMax<>(SB), Y1
 	VMINPS Y0, Y1, Y0
 	VMULPS expLog2<>(SB), Y0, Y1
 	VROUNDPS $8, Y1, Y1
@@ -831,8 +831,8 @@ loop:
 	VMOVUPS 32(R9), Y4
 	VMOVAPS Y4, Y0
 	VMULPS minusOne<>(SB), Y0, Y0
-	VCMPPS $1, expLeast<>(SB), Y0, Y3
-	VMOVUPS expMost<>(SB), Y1
+	VCMPPS $1, expMin<>(SB), Y0, Y3
+	VMOVUPS expMax<>(SB), Y1
 	VMINPS Y0, Y1, Y0
 	VMULPS expLog2<>(SB), Y0, Y1
 	VROUNDPS $8, Y1, Y1
@@ -896,8 +896,8 @@ loop:
 	VADDPS expOne<>(SB), Z0, Z0
 	VMULPS Z4, Z0, Z0
 	VMULPS minusGelu<>(SB), Z0, Z0
-	VCMPPS $5, expLeast<>(SB), Z0, K2
-	VMOVUPS expMost<>(SB), Z1
+	VCMPPS $5, expMin<>(SB), Z0, K2
+	VMOVUPS expMax<>(SB), Z1
 	VMINPS Z0, Z1, Z0
 	VMULPS expLog2<>(SB), Z0, Z1
 	VRNDSCALEPS $8, Z1, Z1
@@ -951,8 +951,8 @@ tail:
 	VADDPS expOne<>(SB), Z0, Z0
 	VMULPS Z4, Z0, Z0
 	VMULPS minusGelu<>(SB), Z0, Z0
-	VCMPPS $5, expLeast<>(SB), Z0, K2
-	VMOVUPS expMost<>(SB), Z1
+	VCMPPS $5, expMin<>(SB), Z0, K2
+	VMOVUPS expMax<>(SB), Z1
 	VMINPS Z0, Z1, Z0
 	VMULPS expLog2<>(SB), Z0, Z1
 	VRNDSCALEPS $8, Z1, Z1
@@ -1007,8 +1007,8 @@ loop:
 	VADDPS expOne<>(SB), Y0, Y0
 	VMULPS Y4, Y0, Y0
 	VMULPS minusGelu<>(SB), Y0, Y0
-	VCMPPS $1, expLeast<>(SB), Y0, Y3
-	VMOVUPS expMost<>(SB), Y1
+	VCMPPS $1, expMin<>(SB), Y0, Y3
+	VMOVUPS expMax<>(SB), Y1
 	VMINPS Y0, Y1, Y0
 	VMULPS expLog2<>(SB), Y0, Y1
 	VROUNDPS $8, Y1, Y1
@@ -1050,8 +1050,8 @@ loop:
 	VADDPS expOne<>(SB), Y0, Y0
 	VMULPS Y4, Y0, Y0
 	VMULPS minusGelu<>(SB), Y0, Y0
-	VCMPPS $1, expLeast<>(SB), Y0, Y3
-	VMOVUPS expMost<>(SB), Y1
+	VCMPPS $1, expMin<>(SB), Y0, Y3
+	VMOVUPS expMax<>(SB), Y1
 	VMINPS Y0, Y1, Y0
 	VMULPS expLog2<>(SB), Y0, Y1
 	VROUNDPS $8, Y1, Y1
@@ -1115,8 +1115,8 @@ loop:
 	VADDPS expOne<>(SB), Z0, Z0
 	VMULPS Z4, Z0, Z0
 	VMULPS minusGelu<>(SB), Z0, Z0
-	VCMPPS $5, expLeast<>(SB), Z0, K2
-	VMOVUPS expMost<>(SB), Z1
+	VCMPPS $5, expMin<>(SB), Z0, K2
+	VMOVUPS expMax<>(SB), Z1
 	VMINPS Z0, Z1, Z0
 	VMULPS expLog2<>(SB), Z0, Z1
 	VRNDSCALEPS $8, Z1, Z1
@@ -1177,8 +1177,8 @@ tail:
 	VADDPS expOne<>(SB), Z0, Z0
 	VMULPS Z4, Z0, Z0
 	VMULPS minusGelu<>(SB), Z0, Z0
-	VCMPPS $5, expLeast<>(SB), Z0, K2
-	VMOVUPS expMost<>(SB), Z1
+	VCMPPS $5, expMin<>(SB), Z0, K2
+	VMOVUPS expMax<>(SB), Z1
 	VMINPS Z0, Z1, Z0
 	VMULPS expLog2<>(SB), Z0, Z1
 	VRNDSCALEPS $8, Z1, Z1
@@ -1240,8 +1240,8 @@ loop:
 	VADDPS expOne<>(SB), Y0, Y0
 	VMULPS Y4, Y0, Y0
 	VMULPS minusGelu<>(SB), Y0, Y0
-	VCMPPS $1, expLeast<>(SB), Y0, Y3
-	VMOVUPS expMost<>(SB), Y1
+	VCMPPS $1, expMin<>(SB), Y0, Y3
+	VMOVUPS expMax<>(SB), Y1
 	VMINPS Y0, Y1, Y0
 	VMULPS expLog2<>(SB), Y0, Y1
 	VROUNDPS $8, Y1, Y1
@@ -1288,8 +1288,8 @@ loop:
 	VADDPS expOne<>(SB), Y0, Y0
 	VMULPS Y4, Y0, Y0
 	VMULPS minusGelu<>(SB), Y0, Y0
-	VCMPPS $1, expLeast<>(SB), Y0, Y3
-	VMOVUPS expMost<>(SB), Y1
+	VCMPPS $1, expMin<>(SB), Y0, Y3
+	VMOVUPS expMax<>(SB), Y1
 	VMINPS Y0, Y1, Y0
 	VMULPS expLog2<>(SB), Y0, Y1
 	VROUNDPS $8, Y1, Y1
@@ -1594,13 +1594,13 @@ row:
 	MOVQ SI, DI
 	MOVQ BX, CX
 	TESTQ CX, CX
-	JZ mostRest
-most:
+	JZ maxRest
+max:
 	VMAXPS (DI), Z9, Z9
 	ADDQ $64, DI
 	DECQ CX
-	JNZ most
-mostRest:
+	JNZ max
+maxRest:
 	VMOVAPS Z9, Z0
 	VMOVUPS (DI), K1, Z0
 	VMAXPS Z0, Z9, Z9
@@ -1623,8 +1623,8 @@ loop:
 	VMOVUPS 0(DI), Z0
 	VMULPS Z8, Z0, Z0
 	VSUBPS Z9, Z0, Z0
-	VCMPPS $5, expLeast<>(SB), Z0, K2
-	VMOVUPS expMost<>(SB), Z1
+	VCMPPS $5, expMin<>(SB), Z0, K2
+	VMOVUPS expMax<>(SB), Z1
 	VMINPS Z0, Z1, Z0
 	VMULPS expLog2<>(SB), Z0, Z1
 	VRNDSCALEPS $8, Z1, Z1
@@ -1650,8 +1650,8 @@ loopRest:
 	VMOVUPS.Z (DI), K1, Z0
 	VMULPS Z8, Z0, Z0
 	VSUBPS Z9, Z0, Z0
-	VCMPPS $5, expLeast<>(SB), Z0, K2
-	VMOVUPS expMost<>(SB), Z1
+	VCMPPS $5, expMin<>(SB), Z0, K2
+	VMOVUPS expMax<>(SB), Z1
 	VMINPS Z0, Z1, Z0
 	VMULPS expLog2<>(SB), Z0, Z1
 	VRNDSCALEPS $8, Z1, Z1
@@ -1672,10 +1672,10 @@ loopRest:
 	VMOVUPS Z2, (DI)
 	VADDPS Z2, Z7, Z7
 	TESTQ $15, R9
-	JZ hidden
+	JZ cleared
 	VPXORD Z5, Z5, Z5
 	VMOVUPS Z5, 64(DI)
-hidden:
+cleared:
 	VEXTRACTF64X4 $1, Z7, Y31
 	VADDPS Y31, Y7, Y7
 	VEXTRACTF32X4 $1, Y7, X31
@@ -1725,8 +1725,8 @@ loop:
 	VMOVUPS 0(SI), Z0
 	VMULPS Z12, Z0, Z0
 	VSUBPS Z13, Z0, Z0
-	VCMPPS $5, expLeast<>(SB), Z0, K2
-	VMOVUPS expMost<>(SB), Z1
+	VCMPPS $5, expMin<>(SB), Z0, K2
+	VMOVUPS expMax<>(SB), Z1
 	VMINPS Z0, Z1, Z0
 	VMULPS expLog2<>(SB), Z0, Z1
 	VRNDSCALEPS $8, Z1, Z1
@@ -1757,8 +1757,8 @@ loopRest:
 	VMOVUPS.Z (SI), K1, Z0
 	VMULPS Z12, Z0, Z0
 	VSUBPS Z13, Z0, Z0
-	VCMPPS $5, expLeast<>(SB), Z0, K2
-	VMOVUPS expMost<>(SB), Z1
+	VCMPPS $5, expMin<>(SB), Z0, K2
+	VMOVUPS expMax<>(SB), Z1
 	VMINPS Z0, Z1, Z0
 	VMULPS expLog2<>(SB), Z0, Z1
 	VRNDSCALEPS $8, Z1, Z1
@@ -1784,11 +1784,11 @@ loopRest:
 	VMOVUPS Z2, (SI)
 	VMOVUPS Z4, (DI)
 	TESTQ $15, R9
-	JZ hidden
+	JZ cleared
 	VPXORD Z5, Z5, Z5
 	VMOVUPS Z5, 64(DI)
 	VMOVUPS Z5, 64(SI)
-hidden:
+cleared:
 	ADDQ R8, R12
 	ADDQ R8, R13
 	INCQ R9
@@ -1798,15 +1798,15 @@ hidden:
 	JNZ row
 	VZEROUPPER
 	RET
-DATA logLeast<>+0(SB)/8, $0x3fe6a09e667f3bcd
-DATA logLeast<>+8(SB)/8, $0x3fe6a09e667f3bcd
-DATA logLeast<>+16(SB)/8, $0x3fe6a09e667f3bcd
-DATA logLeast<>+24(SB)/8, $0x3fe6a09e667f3bcd
-DATA logLeast<>+32(SB)/8, $0x3fe6a09e667f3bcd
-DATA logLeast<>+40(SB)/8, $0x3fe6a09e667f3bcd
-DATA logLeast<>+48(SB)/8, $0x3fe6a09e667f3bcd
-DATA logLeast<>+56(SB)/8, $0x3fe6a09e667f3bcd
-GLOBL logLeast<>(SB), RODATA|NOPTR, $64
+DATA logSqrtHalf<>+0(SB)/8, $0x3fe6a09e667f3bcd
+DATA logSqrtHalf<>+8(SB)/8, $0x3fe6a09e667f3bcd
+DATA logSqrtHalf<>+16(SB)/8, $0x3fe6a09e667f3bcd
+DATA logSqrtHalf<>+24(SB)/8, $0x3fe6a09e667f3bcd
+DATA logSqrtHalf<>+32(SB)/8, $0x3fe6a09e667f3bcd
+DATA logSqrtHalf<>+40(SB)/8, $0x3fe6a09e667f3bcd
+DATA logSqrtHalf<>+48(SB)/8, $0x3fe6a09e667f3bcd
+DATA logSqrtHalf<>+56(SB)/8, $0x3fe6a09e667f3bcd
+GLOBL logSqrtHalf<>(SB), RODATA|NOPTR, $64
 DATA logOne<>+0(SB)/8, $0x3ff0000000000000
 DATA logOne<>+8(SB)/8, $0x3ff0000000000000
 DATA logOne<>+16(SB)/8, $0x3ff0000000000000
@@ -1924,7 +1924,7 @@ some:
 	KMOVW DX, K1
 	VMOVUPS.Z (SI), K1, Y0
 	VCVTPS2PD Y0, Z0
-	VPSUBQ logLeast<>(SB), Z0, Z1
+	VPSUBQ logSqrtHalf<>(SB), Z0, Z1
 	VPSRAQ $52, Z1, Z1
 	VPSLLQ $52, Z1, Z2
 	VPSUBQ Z2, Z0, Z2

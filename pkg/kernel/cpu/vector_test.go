@@ -27,7 +27,7 @@ func TestOps_FamiliesAgree(t *testing.T) {
 			o.element.norm(&g[0], &x[0], &y[0], n, 0.7)
 			o.element.scale(&scaled[0], &x[0], n, 0.7)
 			o.element.shift(&shifted[0], &x[0], n, 0.7)
-			o.element.turn(&lo[0], &hi[0], &y[0], &x[0], n, -1)
+			o.element.rotate(&lo[0], &hi[0], &y[0], &x[0], n, -1)
 			o.attend.join(&h[0], &x[0], n, 0.3, 0.9)
 			all := slices.Concat(a, b, e, g, h, scaled, shifted, lo, hi)
 			for act := kernel.SiLU; act < acts; act++ {

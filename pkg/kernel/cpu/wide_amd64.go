@@ -51,7 +51,7 @@ func scaleTo(y, x *float32, n int, s float32)
 func scaleToWide(y, x *float32, n int, s float32)
 
 //go:noescape
-func turn(lo, hi, sin, cos *float32, n int, direction float32)
+func rotatePairs(lo, hi, sin, cos *float32, n int, direction float32)
 
 //go:noescape
-func turnWide(lo, hi, sin, cos *float32, n int, direction float32)
+func rotatePairsWide(lo, hi, sin, cos *float32, n int, direction float32)

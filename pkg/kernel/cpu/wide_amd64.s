@@ -190,40 +190,40 @@ DATA expPoly7<>+52(SB)/4, $0x3f800000
 DATA expPoly7<>+56(SB)/4, $0x3f800000
 DATA expPoly7<>+60(SB)/4, $0x3f800000
 GLOBL expPoly7<>(SB), RODATA|NOPTR, $64
-DATA expLeast<>+0(SB)/4, $0xc2ac0000
-DATA expLeast<>+4(SB)/4, $0xc2ac0000
-DATA expLeast<>+8(SB)/4, $0xc2ac0000
-DATA expLeast<>+12(SB)/4, $0xc2ac0000
-DATA expLeast<>+16(SB)/4, $0xc2ac0000
-DATA expLeast<>+20(SB)/4, $0xc2ac0000
-DATA expLeast<>+24(SB)/4, $0xc2ac0000
-DATA expLeast<>+28(SB)/4, $0xc2ac0000
-DATA expLeast<>+32(SB)/4, $0xc2ac0000
-DATA expLeast<>+36(SB)/4, $0xc2ac0000
-DATA expLeast<>+40(SB)/4, $0xc2ac0000
-DATA expLeast<>+44(SB)/4, $0xc2ac0000
-DATA expLeast<>+48(SB)/4, $0xc2ac0000
-DATA expLeast<>+52(SB)/4, $0xc2ac0000
-DATA expLeast<>+56(SB)/4, $0xc2ac0000
-DATA expLeast<>+60(SB)/4, $0xc2ac0000
-GLOBL expLeast<>(SB), RODATA|NOPTR, $64
-DATA expMost<>+0(SB)/4, $0x42b00000
-DATA expMost<>+4(SB)/4, $0x42b00000
-DATA expMost<>+8(SB)/4, $0x42b00000
-DATA expMost<>+12(SB)/4, $0x42b00000
-DATA expMost<>+16(SB)/4, $0x42b00000
-DATA expMost<>+20(SB)/4, $0x42b00000
-DATA expMost<>+24(SB)/4, $0x42b00000
-DATA expMost<>+28(SB)/4, $0x42b00000
-DATA expMost<>+32(SB)/4, $0x42b00000
-DATA expMost<>+36(SB)/4, $0x42b00000
-DATA expMost<>+40(SB)/4, $0x42b00000
-DATA expMost<>+44(SB)/4, $0x42b00000
-DATA expMost<>+48(SB)/4, $0x42b00000
-DATA expMost<>+52(SB)/4, $0x42b00000
-DATA expMost<>+56(SB)/4, $0x42b00000
-DATA expMost<>+60(SB)/4, $0x42b00000
-GLOBL expMost<>(SB), RODATA|NOPTR, $64
+DATA expMin<>+0(SB)/4, $0xc2ac0000
+DATA expMin<>+4(SB)/4, $0xc2ac0000
+DATA expMin<>+8(SB)/4, $0xc2ac0000
+DATA expMin<>+12(SB)/4, $0xc2ac0000
+DATA expMin<>+16(SB)/4, $0xc2ac0000
+DATA expMin<>+20(SB)/4, $0xc2ac0000
+DATA expMin<>+24(SB)/4, $0xc2ac0000
+DATA expMin<>+28(SB)/4, $0xc2ac0000
+DATA expMin<>+32(SB)/4, $0xc2ac0000
+DATA expMin<>+36(SB)/4, $0xc2ac0000
+DATA expMin<>+40(SB)/4, $0xc2ac0000
+DATA expMin<>+44(SB)/4, $0xc2ac0000
+DATA expMin<>+48(SB)/4, $0xc2ac0000
+DATA expMin<>+52(SB)/4, $0xc2ac0000
+DATA expMin<>+56(SB)/4, $0xc2ac0000
+DATA expMin<>+60(SB)/4, $0xc2ac0000
+GLOBL expMin<>(SB), RODATA|NOPTR, $64
+DATA expMax<>+0(SB)/4, $0x42b00000
+DATA expMax<>+4(SB)/4, $0x42b00000
+DATA expMax<>+8(SB)/4, $0x42b00000
+DATA expMax<>+12(SB)/4, $0x42b00000
+DATA expMax<>+16(SB)/4, $0x42b00000
+DATA expMax<>+20(SB)/4, $0x42b00000
+DATA expMax<>+24(SB)/4, $0x42b00000
+DATA expMax<>+28(SB)/4, $0x42b00000
+DATA expMax<>+32(SB)/4, $0x42b00000
+DATA expMax<>+36(SB)/4, $0x42b00000
+DATA expMax<>+40(SB)/4, $0x42b00000
+DATA expMax<>+44(SB)/4, $0x42b00000
+DATA expMax<>+48(SB)/4, $0x42b00000
+DATA expMax<>+52(SB)/4, $0x42b00000
+DATA expMax<>+56(SB)/4, $0x42b00000
+DATA expMax<>+60(SB)/4, $0x42b00000
+GLOBL expMax<>(SB), RODATA|NOPTR, $64
 DATA expOne<>+0(SB)/4, $0x3f800000
 DATA expOne<>+4(SB)/4, $0x3f800000
 DATA expOne<>+8(SB)/4, $0x3f800000
@@ -304,8 +304,8 @@ loop:
 	VMOVUPS 0(SI), Z4
 	VMOVAPS Z4, Z0
 	VMULPS minusOne<>(SB), Z0, Z0
-	VCMPPS $5, expLeast<>(SB), Z0, K2
-	VMOVUPS expMost<>(SB), Z1
+	VCMPPS $5, expMin<>(SB), Z0, K2
+	VMOVUPS expMax<>(SB), Z1
 	VMINPS Z0, Z1, Z0
 	VMULPS expLog2<>(SB), Z0, Z1
 	VRNDSCALEPS $8, Z1, Z1
@@ -341,8 +341,8 @@ tail:
 	VMOVUPS.Z (SI), K1, Z4
 	VMOVAPS Z4, Z0
 	VMULPS minusOne<>(SB), Z0, Z0
-	VCMPPS $5, expLeast<>(SB), Z0, K2
-	VMOVUPS expMost<>(SB), Z1
+	VCMPPS $5, expMin<>(SB), Z0, K2
+	VMOVUPS expMax<>(SB), Z1
 	VMINPS Z0, Z1, Z0
 	VMULPS expLog2<>(SB), Z0, Z1
 	VRNDSCALEPS $8, Z1, Z1
@@ -379,8 +379,8 @@ loop:
 	VMOVUPS 0(SI), Y4
 	VMOVAPS Y4, Y0
 	VMULPS minusOne<>(SB), Y0, Y0
-	VCMPPS $1, expLeast<>(SB), Y0, Y3
-	VMOVUPS expMost<>(SB), Y1
+	VCMPPS $1, expMin<>(SB), Y0, Y3
+	VMOVUPS expMax<>(SB), Y1
 	VMINPS Y0, Y1, Y0
 	VMULPS expLog2<>(SB), Y0, Y1
 	VROUNDPS $8, Y1, Y1
@@ -406,8 +406,8 @@ loop:
 	VMOVUPS 32(SI), Y4
 	VMOVAPS Y4, Y0
 	VMULPS minusOne<>(SB), Y0, Y0
-	VCMPPS $1, expLeast<>(SB), Y0, Y3
-	VMOVUPS expMost<>(SB), Y1
+	VCMPPS $1, expMin<>(SB), Y0, Y3
+	VMOVUPS expMax<>(SB), Y1
 	VMINPS Y0, Y1, Y0
 	VMULPS expLog2<>(SB), Y0, Y1
 	VROUNDPS $8, Y1, Y1
@@ -450,8 +450,8 @@ loop:
 	VMOVUPS 0(SI), Z4
 	VMOVAPS Z4, Z0
 	VMULPS minusOne<>(SB), Z0, Z0
-	VCMPPS $5, expLeast<>(SB), Z0, K2
-	VMOVUPS expMost<>(SB), Z1
+	VCMPPS $5, expMin<>(SB), Z0, K2
+	VMOVUPS expMax<>(SB), Z1
 	VMINPS Z0, Z1, Z0
 	VMULPS expLog2<>(SB), Z0, Z1
 	VRNDSCALEPS $8, Z1, Z1
@@ -490,8 +490,8 @@ tail:
 	VMOVUPS.Z (SI), K1, Z4
 	VMOVAPS Z4, Z0
 	VMULPS minusOne<>(SB), Z0, Z0
-	VCMPPS $5, expLeast<>(SB), Z0, K2
-	VMOVUPS expMost<>(SB), Z1
+	VCMPPS $5, expMin<>(SB), Z0, K2
+	VMOVUPS expMax<>(SB), Z1
 	VMINPS Z0, Z1, Z0
 	VMULPS expLog2<>(SB), Z0, Z1
 	VRNDSCALEPS $8, Z1, Z1
@@ -531,8 +531,8 @@ loop:
 	VMOVUPS 0(SI), Y4
 	VMOVAPS Y4, Y0
 	VMULPS minusOne<>(SB), Y0, Y0
-	VCMPPS $1, expLeast<>(SB), Y0, Y3
-	VMOVUPS expMost<>(SB), Y1
+	VCMPPS $1, expMin<>(SB), Y0, Y3
+	VMOVUPS expMax<>(SB), Y1
 	VMINPS Y0, Y1, Y0
 	VMULPS expLog2<>(SB), Y0, Y1
 	VROUNDPS $8, Y1, Y1
@@ -560,8 +560,8 @@ loop:
 	VMOVUPS 32(SI), Y4
 	VMOVAPS Y4, Y0
 	VMULPS minusOne<>(SB), Y0, Y0
-	VCMPPS $1, expLeast<>(SB), Y0, Y3
-	VMOVUPS expMost<>(SB), Y1
+	VCMPPS $1, expMin<>(SB), Y0, Y3
+	VMOVUPS expMax<>(SB), Y1
 	VMINPS Y0, Y1, Y0
 	VMULPS expLog2<>(SB), Y0, Y1
 	VROUNDPS $8, Y1, Y1
@@ -609,8 +609,8 @@ loop:
 	VADDPS expOne<>(SB), Z0, Z0
 	VMULPS Z4, Z0, Z0
 	VMULPS minusGelu<>(SB), Z0, Z0
-	VCMPPS $5, expLeast<>(SB), Z0, K2
-	VMOVUPS expMost<>(SB), Z1
+	VCMPPS $5, expMin<>(SB), Z0, K2
+	VMOVUPS expMax<>(SB), Z1
 	VMINPS Z0, Z1, Z0
 	VMULPS expLog2<>(SB), Z0, Z1
 	VRNDSCALEPS $8, Z1, Z1
@@ -649,8 +649,8 @@ tail:
 	VADDPS expOne<>(SB), Z0, Z0
 	VMULPS Z4, Z0, Z0
 	VMULPS minusGelu<>(SB), Z0, Z0
-	VCMPPS $5, expLeast<>(SB), Z0, K2
-	VMOVUPS expMost<>(SB), Z1
+	VCMPPS $5, expMin<>(SB), Z0, K2
+	VMOVUPS expMax<>(SB), Z1
 	VMINPS Z0, Z1, Z0
 	VMULPS expLog2<>(SB), Z0, Z1
 	VRNDSCALEPS $8, Z1, Z1
@@ -690,8 +690,8 @@ loop:
 	VADDPS expOne<>(SB), Y0, Y0
 	VMULPS Y4, Y0, Y0
 	VMULPS minusGelu<>(SB), Y0, Y0
-	VCMPPS $1, expLeast<>(SB), Y0, Y3
-	VMOVUPS expMost<>(SB), Y1
+	VCMPPS $1, expMin<>(SB), Y0, Y3
+	VMOVUPS expMax<>(SB), Y1
 	VMINPS Y0, Y1, Y0
 	VMULPS expLog2<>(SB), Y0, Y1
 	VROUNDPS $8, Y1, Y1
@@ -720,8 +720,8 @@ loop:
 	VADDPS expOne<>(SB), Y0, Y0
 	VMULPS Y4, Y0, Y0
 	VMULPS minusGelu<>(SB), Y0, Y0
-	VCMPPS $1, expLeast<>(SB), Y0, Y3
-	VMOVUPS expMost<>(SB), Y1
+	VCMPPS $1, expMin<>(SB), Y0, Y3
+	VMOVUPS expMax<>(SB), Y1
 	VMINPS Y0, Y1, Y0
 	VMULPS expLog2<>(SB), Y0, Y1
 	VROUNDPS $8, Y1, Y1
@@ -767,8 +767,8 @@ loop:
 	VADDPS expOne<>(SB), Z0, Z0
 	VMULPS Z4, Z0, Z0
 	VMULPS minusGelu<>(SB), Z0, Z0
-	VCMPPS $5, expLeast<>(SB), Z0, K2
-	VMOVUPS expMost<>(SB), Z1
+	VCMPPS $5, expMin<>(SB), Z0, K2
+	VMOVUPS expMax<>(SB), Z1
 	VMINPS Z0, Z1, Z0
 	VMULPS expLog2<>(SB), Z0, Z1
 	VRNDSCALEPS $8, Z1, Z1
@@ -810,8 +810,8 @@ tail:
 	VADDPS expOne<>(SB), Z0, Z0
 	VMULPS Z4, Z0, Z0
 	VMULPS minusGelu<>(SB), Z0, Z0
-	VCMPPS $5, expLeast<>(SB), Z0, K2
-	VMOVUPS expMost<>(SB), Z1
+	VCMPPS $5, expMin<>(SB), Z0, K2
+	VMOVUPS expMax<>(SB), Z1
 	VMINPS Z0, Z1, Z0
 	VMULPS expLog2<>(SB), Z0, Z1
 	VRNDSCALEPS $8, Z1, Z1
@@ -854,8 +854,8 @@ loop:
 	VADDPS expOne<>(SB), Y0, Y0
 	VMULPS Y4, Y0, Y0
 	VMULPS minusGelu<>(SB), Y0, Y0
-	VCMPPS $1, expLeast<>(SB), Y0, Y3
-	VMOVUPS expMost<>(SB), Y1
+	VCMPPS $1, expMin<>(SB), Y0, Y3
+	VMOVUPS expMax<>(SB), Y1
 	VMINPS Y0, Y1, Y0
 	VMULPS expLog2<>(SB), Y0, Y1
 	VROUNDPS $8, Y1, Y1
@@ -886,8 +886,8 @@ loop:
 	VADDPS expOne<>(SB), Y0, Y0
 	VMULPS Y4, Y0, Y0
 	VMULPS minusGelu<>(SB), Y0, Y0
-	VCMPPS $1, expLeast<>(SB), Y0, Y3
-	VMOVUPS expMost<>(SB), Y1
+	VCMPPS $1, expMin<>(SB), Y0, Y3
+	VMOVUPS expMax<>(SB), Y1
 	VMINPS Y0, Y1, Y0
 	VMULPS expLog2<>(SB), Y0, Y1
 	VROUNDPS $8, Y1, Y1
@@ -1175,8 +1175,8 @@ tail:
 	VZEROUPPER
 	RET
 
-// func turn(lo, hi, sin, cos *float32, n int, direction float32)
-TEXT ·turn(SB), NOSPLIT, $0-44
+// func rotatePairs(lo, hi, sin, cos *float32, n int, direction float32)
+TEXT ·rotatePairs(SB), NOSPLIT, $0-44
 	MOVQ lo+0(FP), DI
 	MOVQ hi+8(FP), SI
 	MOVQ sin+16(FP), DX
@@ -1229,8 +1229,8 @@ done:
 	VZEROUPPER
 	RET
 
-// func turnWide(lo, hi, sin, cos *float32, n int, direction float32)
-TEXT ·turnWide(SB), NOSPLIT, $0-44
+// func rotatePairsWide(lo, hi, sin, cos *float32, n int, direction float32)
+TEXT ·rotatePairsWide(SB), NOSPLIT, $0-44
 	MOVQ lo+0(FP), DI
 	MOVQ hi+8(FP), SI
 	MOVQ sin+16(FP), DX

@@ -33,28 +33,28 @@ func valueGroups(n, bits int) int {
 
 // attention writes the loops.
 func attention(a *asm) {
-	for _, half := range []bool{false, true} {
+	for _, float16 := range []bool{false, true} {
 		for _, n := range scoreTiles {
-			a.scores(n, map[int]int{12: 2, 6: 4, 4: 4, 3: 4, 2: 4, 1: 4}[n], 512, half)
+			a.scores(n, map[int]int{12: 2, 6: 4, 4: 4, 3: 4, 2: 4, 1: 4}[n], 512, float16)
 		}
 		for _, n := range scoreTilesWide {
 			nb := map[int]int{6: 1, 3: 1, 2: 2, 1: 4}[n]
-			if half {
+			if float16 {
 				nb = min(nb, 2) // a register for each vector of keys
 			}
-			a.scores(n, nb, 256, half)
+			a.scores(n, nb, 256, float16)
 		}
 		tiles := valueTiles
-		if half {
+		if float16 {
 			tiles = float16ValueTiles
 		}
 		for _, n := range tiles {
-			a.values(n, valueGroups(n, 512), 512, half)
-			a.values(n, 1, 512, half)
+			a.values(n, valueGroups(n, 512), 512, float16)
+			a.values(n, 1, 512, float16)
 		}
 		for _, n := range valueTilesWide {
-			a.values(n, valueGroups(n, 256), 256, half)
-			a.values(n, 1, 256, half)
+			a.values(n, valueGroups(n, 256), 256, float16)
+			a.values(n, 1, 256, float16)
 		}
 	}
 	a.weigh()
@@ -70,17 +70,17 @@ func suffix(bits int) string {
 
 // source is the size of 16 stored elements, how a vector of them is loaded, and what
 // names of loops say of it.
-func source(half bool) (size int, load, name string) {
-	if half {
-		return 32, "VCVTPH2PS", "Half"
+func source(float16 bool) (size int, load, name string) {
+	if float16 {
+		return 32, "VCVTPH2PS", "F16"
 	}
 	return 64, "VMOVUPS", ""
 }
 
 // scores writes scores<n>: out[n][16·blocks] = q·k of n queries and whole blocks, nb
 // blocks at a time. Queries lie as [D][n].
-func (a *asm) scores(n, nb, bits int, half bool) {
-	stored, load, of := source(half)
+func (a *asm) scores(n, nb, bits int, float16 bool) {
+	stored, load, of := source(float16)
 	name, reg, words := fmt.Sprintf("scores%d%s%s", n, of, suffix(bits)), "Z", 1
 	if bits == 256 {
 		reg, words = "Y", 2
@@ -115,7 +115,7 @@ func (a *asm) scores(n, nb, bits int, half bool) {
 		a.f("XORQ AX, AX")
 		a.label(label + "d")
 		key := n * vectors
-		direct := n == 1 && !half // a key is used once: multiply from memory
+		direct := n == 1 && !float16 // a key is used once: multiply from memory
 		if !direct {
 			for v := range vectors {
 				a.f("%s %d(%s)(AX*1), %s%d", load, v%words*stored/2, keys[v/words], reg, key+v)
@@ -169,8 +169,8 @@ func (a *asm) scores(n, nb, bits int, half bool) {
 // values writes values<n>x<groups>: y[n][16·groups] += w·v over n positions of a run of
 // blocks, the first at row at of its block. Rows of v are ldv bytes apart and begin col
 // bytes after a block's start.
-func (a *asm) values(n, groups, bits int, half bool) {
-	stored, load, of := source(half)
+func (a *asm) values(n, groups, bits int, float16 bool) {
+	stored, load, of := source(float16)
 	name := fmt.Sprintf("values%dx%d%s%s", n, groups, of, suffix(bits))
 	reg, vectors, size := "Z", groups, 64
 	if bits == 256 {
@@ -229,7 +229,7 @@ func (a *asm) values(n, groups, bits int, half bool) {
 	}
 	row := n * vectors
 	switch weights := row + vectors; {
-	case n == 1 && !half: // a value is used once: multiply from memory
+	case n == 1 && !float16: // a value is used once: multiply from memory
 		broadcast(0, row)
 		for v := range vectors {
 			a.f("VFMADD231PS %d(R11), %s%d, %s%d", stored*v, reg, row, reg, v)
@@ -273,8 +273,8 @@ func (a *asm) values(n, groups, bits int, half bool) {
 	a.end()
 }
 
-// foldMost leaves the greatest lane of z in all of them, with Z0 as scratch.
-func (a *asm) foldMost(z int) {
+// foldMax leaves the greatest lane of z in all of them, with Z0 as scratch.
+func (a *asm) foldMax(z int) {
 	for _, step := range []string{"VSHUFF64X2 $0x4E, Z%d, Z%[1]d, Z0", "VSHUFF64X2 $0xB1, Z%d, Z%[1]d, Z0", "VPERMILPS $0x4E, Z%d, Z0", "VPERMILPS $0xB1, Z%d, Z0"} {
 		a.f(step, z)
 		a.f("VMAXPS Z0, Z%d, Z%d", z, z)
@@ -291,8 +291,8 @@ func (a *asm) weigh() {
 	for i, c := range expConstants {
 		a.constant(c, 10+i)
 	}
-	a.constant(expLeast, 24)
-	a.constant(expMost, 25)
+	a.constant(expMin, 24)
+	a.constant(expMax, 25)
 	a.f("MOVQ CX, BX")
 	a.f("ANDQ $15, CX")
 	a.mask() // of the last lanes
@@ -301,16 +301,16 @@ func (a *asm) weigh() {
 	a.f("MOVQ BX, CX")
 	a.f("SHRQ $4, CX")
 	a.f("JZ rest")
-	a.label("most")
+	a.label("max")
 	a.f("VMAXPS (DI), Z9, Z9")
 	a.f("ADDQ $64, DI")
 	a.f("DECQ CX")
-	a.f("JNZ most")
+	a.f("JNZ max")
 	a.label("rest")
 	a.f("VMOVAPS Z9, Z0")
 	a.f("VMOVUPS (DI), K1, Z0")
 	a.f("VMAXPS Z0, Z9, Z9")
-	a.foldMost(9)
+	a.foldMax(9)
 	a.f("VMULPS Z8, Z9, Z9")
 	a.f("VMOVSS X9, best+24(FP)")
 	a.f("VPXORD Z7, Z7, Z7")
@@ -408,11 +408,11 @@ func (a *asm) attentionDeclarations() []byte {
 		}
 		fmt.Fprint(&b, "},\n},\n")
 	}
-	table := func(family, suffix string, scores, values, halfValues []int, bits int) {
+	table := func(family, suffix string, scores, values, float16Values []int, bits int) {
 		fmt.Fprintf(&b, "\n// attend%s are attention's loops for %s.\nfunc attend%s() attendOps {\n\treturn attendOps{\n\t\tfull: ", family, family, family)
 		loops(suffix, "", scores, values, bits)
 		fmt.Fprint(&b, "float16: ")
-		loops(suffix, "Half", scores, halfValues, bits)
+		loops(suffix, "F16", scores, float16Values, bits)
 		b.WriteString("\t}\n}\n")
 	}
 	table("AVX512", "", scoreTiles, valueTiles, float16ValueTiles, 512)

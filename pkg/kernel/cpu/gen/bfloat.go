@@ -111,7 +111,7 @@ func (a *asm) pairVector() {
 	}
 	a.label("loop")
 	for i, r := range []string{"DI", "R10", "R11", "R12"} {
-		a.f("PREFETCHT0 %d(%s)", farAhead, r)
+		a.f("PREFETCHT0 %d(%s)", prefetchDistance, r)
 		a.f("VMOVDQU32 (%s), Z%d", r, 16+i)
 		a.f("ADDQ $64, %s", r)
 	}

@@ -9,8 +9,8 @@ import (
 // than the first, and what its tiles read beyond it becomes zero. Other families do a
 // row at a time.
 
-// causals writes the loops.
-func causals(a *asm) {
+// causalLoops writes the loops.
+func causalLoops(a *asm) {
 	a.causalWeights()
 	a.causalSlopes()
 	a.logs()
@@ -41,14 +41,14 @@ func (a *asm) wholeVectors(name string, pointers []string, body func()) {
 }
 
 // hide stores zeros behind a row's last vector, unless that was all of them.
-func (a *asm) hide(pointers ...string) {
+func (a *asm) clearTail(pointers ...string) {
 	a.f("TESTQ $15, R9")
-	a.f("JZ hidden")
+	a.f("JZ cleared")
 	a.f("VPXORD Z5, Z5, Z5")
 	for _, p := range pointers {
 		a.f("VMOVUPS Z5, 64(%s)", p)
 	}
-	a.label("hidden")
+	a.label("cleared")
 }
 
 // causalWeights writes causalWeights: of rows ldx bytes apart x = exp(scale·x - best) with
@@ -67,11 +67,11 @@ func (a *asm) causalWeights() {
 	a.rowTail()
 	a.f("VBROADCASTSS (SI), Z9")
 	a.f("MOVQ SI, DI")
-	a.wholeVectors("most", []string{"DI"}, func() { a.f("VMAXPS (DI), Z9, Z9") })
+	a.wholeVectors("max", []string{"DI"}, func() { a.f("VMAXPS (DI), Z9, Z9") })
 	a.f("VMOVAPS Z9, Z0")
 	a.f("VMOVUPS (DI), K1, Z0")
 	a.f("VMAXPS Z0, Z9, Z9")
-	a.foldMost(9)
+	a.foldMax(9)
 	a.f("VMULPS Z8, Z9, Z9")
 	a.f("VMOVSS X9, (R12)")
 	a.f("VPXORD Z7, Z7, Z7")
@@ -90,7 +90,7 @@ func (a *asm) causalWeights() {
 	a.wholeVectors("loop", []string{"DI"}, weights)
 	w.mask = true
 	weights()
-	a.hide("DI")
+	a.clearTail("DI")
 	a.fold(7)
 	a.f("VMOVSS X7, (R13)")
 	a.f("ADDQ R8, SI")
@@ -141,7 +141,7 @@ func (a *asm) causalSlopes() {
 	a.wholeVectors("loop", []string{"DI", "SI"}, slopes)
 	w.mask = true
 	slopes()
-	a.hide("DI", "SI")
+	a.clearTail("DI", "SI")
 	a.f("ADDQ R8, R12")
 	a.f("ADDQ R8, R13")
 	a.f("INCQ R9")
@@ -154,7 +154,7 @@ func (a *asm) causalSlopes() {
 
 // logs writes logsOf: the natural logarithms of positive normal numbers, as logOf has them.
 func (a *asm) logs() {
-	a.data64("logLeast", 0x3fe6a09e667f3bcd)
+	a.data64("logSqrtHalf", 0x3fe6a09e667f3bcd)
 	a.data64("logOne", math.Float64bits(1))
 	a.data64("logLn2", math.Float64bits(math.Ln2))
 	a.data64("logTwo", math.Float64bits(2))
@@ -175,7 +175,7 @@ func (a *asm) logs() {
 	a.mask()
 	a.f("VMOVUPS.Z (SI), K1, Y0")
 	a.f("VCVTPS2PD Y0, Z0")
-	a.f("VPSUBQ logLeast<>(SB), Z0, Z1")
+	a.f("VPSUBQ logSqrtHalf<>(SB), Z0, Z1")
 	a.f("VPSRAQ $52, Z1, Z1")
 	a.f("VPSLLQ $52, Z1, Z2")
 	a.f("VPSUBQ Z2, Z0, Z2") // m

@@ -51,11 +51,11 @@ func (w *wide) store(r int, ptr string) {
 // exp turns r0 into exp(r0) in r2; r1 and r3 are lost.
 func (w *wide) exp() {
 	if w.bits == 512 {
-		w.f("VCMPPS $5, expLeast<>(SB), Z0, K2") // not less
+		w.f("VCMPPS $5, expMin<>(SB), Z0, K2") // not less
 	} else {
-		w.f("VCMPPS $1, expLeast<>(SB), Y0, Y3") // less: nothing is left of it
+		w.f("VCMPPS $1, expMin<>(SB), Y0, Y3") // less: nothing is left of it
 	}
-	w.f("VMOVUPS expMost<>(SB), %s", w.reg(1))
+	w.f("VMOVUPS expMax<>(SB), %s", w.reg(1))
 	w.op("VMINPS", 0, 1, 0)
 	w.with("VMULPS", "expLog2", 0, 1)
 	if w.bits == 512 {
@@ -214,7 +214,7 @@ func elementwise(a *asm) {
 		w.op("VMULPS", 12, 0, 0)
 		w.store(0, "DI")
 	})
-	a.loop("turn", []string{"lo", "hi", "sin", "cos"}, []string{"direction"}, func(w *wide) {
+	a.loop("rotatePairs", []string{"lo", "hi", "sin", "cos"}, []string{"direction"}, func(w *wide) {
 		w.load("DX", 0)
 		w.op("VMULPS", 12, 0, 0)
 		w.load("R8", 1)

@@ -38,8 +38,8 @@ func (t gemmTile) name() string {
 // columns are those of a tile, with the family.
 func (t gemmTile) columns() string { return fmt.Sprintf("%d%s", t.vectors*t.bits/32, suffix(t.bits)) }
 
-// float32s writes the loops.
-func float32s(a *asm) {
+// float32Products writes the loops.
+func float32Products(a *asm) {
 	for _, t := range gemmTiles {
 		for rows := 1; rows <= t.rows; rows++ {
 			a.gemmTile(t, rows)
@@ -136,11 +136,11 @@ func (a *asm) gemmTile(t gemmTile, rows int) {
 	a.f("MOVQ $%d, R14", rows)
 	a.f("LEAQ %d(DI), AX", size*vectors)
 	a.f("CMPQ panels+96(FP), $1")
-	a.f("JNE ask")
+	a.f("JNE prefetch")
 	a.f("MOVQ ldc+8(FP), AX")
 	a.f("IMUL3Q $%d, AX, AX", rows)
 	a.f("ADDQ c+0(FP), AX")
-	a.label("ask") // for the outputs of the next panel, or of the next rows' first, a row a step
+	a.label("prefetch") // for the outputs of the next panel, or of the next rows' first, a row a step
 	step(func(int) {})
 	for line := 0; line < size*vectors; line += 64 {
 		a.f("BYTE $0x0f; BYTE $0x0d; BYTE $0x48; BYTE $%d // PREFETCHW %d(AX)", line, line)
@@ -148,7 +148,7 @@ func (a *asm) gemmTile(t gemmTile, rows int) {
 	a.f("ADDQ ldc+8(FP), AX")
 	advance()
 	a.f("DECQ R14")
-	a.f("JNZ ask")
+	a.f("JNZ prefetch")
 	a.label("loop")
 	step(func(int) {})
 	advance()

@@ -53,8 +53,8 @@ func main() {
 		"vector_amd64.s":  vectors,
 		"attend_amd64.s":  attention,
 		"wide_amd64.s":    elementwise,
-		"float32_amd64.s": float32s,
-		"train_amd64.s":   trains,
+		"float32_amd64.s": float32Products,
+		"train_amd64.s":   training,
 		"cache_amd64.s":   caches,
 	} {
 		a := &asm{}
@@ -232,8 +232,8 @@ func (a *asm) exp() {
 	for i, c := range expConstants {
 		a.constant(c, 10+i)
 	}
-	a.constant(expLeast, 24)
-	a.constant(expMost, 25)
+	a.constant(expMin, 24)
+	a.constant(expMax, 25)
 	a.each(func(load, store string) {
 		a.f(load, "SI", "Z0")
 		a.f("VMULPS Z8, Z0, Z0")
@@ -321,7 +321,7 @@ func (a *asm) dequant() {
 		a.label("done")
 		a.end()
 	}
-	half := func(off int, z string) {
+	float16 := func(off int, z string) {
 		a.f("VPBROADCASTW %d(SI), Y0", off)
 		a.f("VCVTPH2PS Y0, %s", z)
 	}
@@ -330,7 +330,7 @@ func (a *asm) dequant() {
 		a.f("VPSRLD $4, Z2, Z3")
 		a.f("VPANDD Z9, Z2, Z2")
 	}
-	fifteen := func() {
+	nibbleMask := func() {
 		a.f("MOVL $15, DX")
 		a.f("VPBROADCASTD DX, Z9")
 	}
@@ -347,11 +347,11 @@ func (a *asm) dequant() {
 	}
 
 	head("decodeQ4_0", "18-byte blocks of 32")
-	fifteen()
+	nibbleMask()
 	a.f("MOVL $8, DX")
 	a.f("VPBROADCASTD DX, Z8")
 	a.label("loop")
-	half(0, "Z1")
+	float16(0, "Z1")
 	nibbles(2)
 	a.f("VPSUBD Z8, Z2, Z2")
 	a.f("VPSUBD Z8, Z3, Z3")
@@ -360,10 +360,10 @@ func (a *asm) dequant() {
 	tail(18, 128)
 
 	head("decodeQ4_1", "20-byte blocks of 32")
-	fifteen()
+	nibbleMask()
 	a.label("loop")
-	half(0, "Z1")
-	half(2, "Z4")
+	float16(0, "Z1")
+	float16(2, "Z4")
 	nibbles(4)
 	finish("Z2", "Z3")
 	a.f("VADDPS Z4, Z2, Z2")
@@ -373,7 +373,7 @@ func (a *asm) dequant() {
 
 	head("decodeQ8_0", "34-byte blocks of 32")
 	a.label("loop")
-	half(0, "Z1")
+	float16(0, "Z1")
 	a.f("VPMOVSXBD 2(SI), Z2")
 	a.f("VPMOVSXBD 18(SI), Z3")
 	finish("Z2", "Z3")

@@ -100,13 +100,13 @@ func quant(a *asm) {
 			a.unpack(&qtypes[i], signedSuffix)
 		}
 		a.gemv(&qtypes[i])
-		a.few(&qtypes[i])
+		a.packedRows(&qtypes[i])
 	}
 	for _, k := range kinds {
 		a.tile(k)
-		a.rest(k)
+		a.unpackedRows(k)
 		if k != twoScales64 { // its signed codes are those of twoScales
-			a.tiles(k)
+			a.amx(k)
 		}
 	}
 	quantAVX2(a)

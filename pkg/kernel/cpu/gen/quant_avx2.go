@@ -35,7 +35,7 @@ func quantAVX2(a *asm) {
 	}
 	for _, k := range kinds {
 		if k != twoScales64 { // its signed codes are those of twoScales
-			a.restWide(k)
+			a.unpackedRowsWide(k)
 		}
 	}
 }
@@ -163,7 +163,7 @@ func (a *asm) codesWide(q *qtype, j, h int) {
 
 // superWide brings a super-block's own scales at SI to Y6, Y7 and its minima to Y8, Y9.
 func (a *asm) superWide(q *qtype) {
-	halvesOf := func(at, y int, factor uint32) {
+	float16s := func(at, y int, factor uint32) {
 		for h := range 2 {
 			a.f("VCVTPH2PS %d(SI), Y%d", at+16*h, y+h)
 		}
@@ -177,17 +177,17 @@ func (a *asm) superWide(q *qtype) {
 	step := 32
 	switch q.scales {
 	case "k4":
-		halvesOf(0, 6, 0)
-		halvesOf(32, 8, 0)
+		float16s(0, 6, 0)
+		float16s(32, 8, 0)
 		step = 64
 	case "k2":
-		halvesOf(0, 6, 0)
-		halvesOf(32, 8, 0x3d000000)
+		float16s(0, 6, 0)
+		float16s(32, 8, 0x3d000000)
 		step = 64
 	case "k3":
-		halvesOf(0, 6, 0x3e000000)
+		float16s(0, 6, 0x3e000000)
 	case "b1", "b2":
-		halvesOf(0, 6, 0)
+		float16s(0, 6, 0)
 		a.f("VBROADCASTI128 32(SI), Y10")
 		a.f("VBROADCASTSS 48(SI), Y4")
 		for h := range 2 {
@@ -195,7 +195,7 @@ func (a *asm) superWide(q *qtype) {
 		}
 		step = 64
 	default:
-		halvesOf(0, 6, 0)
+		float16s(0, 6, 0)
 	}
 	a.f("ADDQ $%d, SI", step)
 }
@@ -302,7 +302,7 @@ func (a *asm) unpackWide(q *qtype) {
 
 // most is the greatest of a type's unsigned codes; 255 stands for those that are
 // multiplied as signed numbers.
-func (q *qtype) most() int {
+func (q *qtype) maxCode() int {
 	switch {
 	case q.codes == "lut" && q.word == actLess16:
 		return 28
@@ -325,7 +325,7 @@ func (a *asm) gemvWide(q *qtype) {
 	a.f("MOVQ count+32(FP), R13")
 	a.f("LEAQ scales-%d(SP), R11", scales)
 	a.setupWide(q)
-	signed := q.most() > 127
+	signed := q.maxCode() > 127
 	a.constant256(0x00010001, 12)
 	if signed {
 		a.constant256(0x80808080, 14)
@@ -406,7 +406,7 @@ func (a *asm) dotWide(q *qtype, h int, signed bool) {
 				a.f("VPADDW Y4, Y13, Y13")
 				group++
 			}
-			if signed || last || (group+1)*q.most()*127*2 > 32767 {
+			if signed || last || (group+1)*q.maxCode()*127*2 > 32767 {
 				a.f("VPMADDWD Y12, Y13, Y13")
 				a.f("VPADDD Y13, Y11, Y11")
 				group = 0
@@ -429,9 +429,9 @@ func (a *asm) dotWide(q *qtype, h int, signed bool) {
 	}
 }
 
-// restWide writes rest<kind>Wide: an unpacked panel times some rows.
-func (a *asm) restWide(k kind) {
-	a.fn("rest"+k.String()+"Wide", 64, fmt.Sprintf("func rest%sWide(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)", k))
+// unpackedRowsWide writes rest<kind>Wide: an unpacked panel times some rows.
+func (a *asm) unpackedRowsWide(k kind) {
+	a.fn("unpackedRows"+k.String()+"Wide", 64, fmt.Sprintf("func unpackedRows%sWide(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)", k))
 	a.f("MOVQ w+16(FP), DI")
 	a.f("MOVQ x+24(FP), BX")
 	a.f("MOVQ blocks+32(FP), CX")
@@ -477,7 +477,7 @@ func (a *asm) restWide(k kind) {
 			a.f("VFMADD231PS Y%d, Y4, Y%d", 2+h, h)
 		}
 	}
-	least := func(y, factor int) { // the minima times what is broadcast in y
+	minima := func(y, factor int) { // the minima times what is broadcast in y
 		for h := range 2 {
 			a.f("VFMADD231PS %d(DI), Y%d, Y%d", wideScale+64*factor+32*h, y, h)
 		}
@@ -490,7 +490,7 @@ func (a *asm) restWide(k kind) {
 		products(0, 16)
 		scaled(0)
 		a.f("VBROADCASTSS %d(BX), Y4", wideHeader+actSum)
-		least(4, 1)
+		minima(4, 1)
 	case twoScales:
 		for h := range 2 {
 			products(8*h, 8*h+8)
@@ -503,7 +503,7 @@ func (a *asm) restWide(k kind) {
 			a.f("VPBROADCASTD %d(BX), Y4", wideHeader+actLow+4*h)
 			a.f("VCVTDQ2PS Y4, Y4")
 			a.f("VMULPS Y15, Y4, Y4")
-			least(4, 2+h)
+			minima(4, 2+h)
 		}
 	}
 	a.f("VMOVUPS Y0, (R8)")

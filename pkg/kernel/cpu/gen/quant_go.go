@@ -17,7 +17,7 @@ func (a *asm) quantDeclarations() []byte {
 	}
 	b.WriteString("\n// quantAVX512 are the loops for processors with AVX-512 VNNI.\nfunc quantAVX512() quantOps {\n\treturn quantOps{\n")
 	fmt.Fprintf(&b, "act: %d, unpacked: %s, quantize: quantizeRow,\n", actBytes, byKindSize(kind.stride))
-	b.WriteString(byType("unpack", "") + byType("gemv", "") + byType("few", "") + byKind("tile", "") + byKind("rest", "") + "}\n}\n")
+	b.WriteString(byType("unpack", "") + byType("gemv", "") + byType("packedRows", "") + byKind("tile", "") + byKind("unpackedRows", "") + "}\n}\n")
 	b.WriteString("\n// quantAMX are quantAVX512 with tiles in place of tile and rest.\nfunc quantAMX() quantOps {\nq := quantAVX512()\n")
 	for _, q := range qtypes {
 		if q.offset() != 0 {
@@ -26,10 +26,10 @@ func (a *asm) quantDeclarations() []byte {
 			}
 		}
 	}
-	b.WriteString("q.tiles = " + strings.TrimPrefix(strings.TrimSuffix(byKind("tiles", ""), ",\n"), "tiles: ") + "\nreturn q\n}\n")
+	b.WriteString("q.amx = " + strings.TrimPrefix(strings.TrimSuffix(byKind("amx", ""), ",\n"), "amx: ") + "\nreturn q\n}\n")
 	b.WriteString("\n// quantAVX2 are the loops for processors with AVX2.\nfunc quantAVX2() quantOps {\n\treturn quantOps{\n")
 	fmt.Fprintf(&b, "act: %d, unpacked: %s, quantize: quantizeRowWide,\n", wideActBytes, byKindSize(kind.wideStride))
-	b.WriteString(byType("unpack", "Wide") + byType("gemv", "Wide") + byKind("rest", "Wide") + "}\n}\n")
+	b.WriteString(byType("unpack", "Wide") + byType("gemv", "Wide") + byKind("unpackedRows", "Wide") + "}\n}\n")
 	out, err := format.Source(b.Bytes())
 	if err != nil {
 		log.Fatal(err)
@@ -53,7 +53,7 @@ func byKind(field, suffix string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s: [kinds]%sFunc{", field, field)
 	for _, k := range kinds {
-		if k == twoScales64 && (field == "tiles" || suffix == "Wide") { // they take signed codes
+		if k == twoScales64 && (field == "amx" || suffix == "Wide") { // they take signed codes
 			k = twoScales
 		}
 		fmt.Fprintf(&b, "%s%s%s, ", field, k, suffix)

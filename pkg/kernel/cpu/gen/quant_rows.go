@@ -5,13 +5,13 @@ import "fmt"
 // Products of a panel and several rows of activations: few rows with packed codes, more with
 // a panel that was unpacked first.
 
-// fewRows is how many rows few and rest have in registers at most, from Z8 on.
-const fewRows = 8
+// rowsMax is how many rows few and rest have in registers at most, from Z8 on.
+const rowsMax = 8
 
 // few writes few<type>: a packed panel times 1 to 8 rows of activations, whose blocks
 // lie stride bytes apart.
-func (a *asm) few(q *qtype) {
-	a.fn("few"+q.name, 56, fmt.Sprintf("func few%s(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)", q.name))
+func (a *asm) packedRows(q *qtype) {
+	a.fn("packedRows"+q.name, 56, fmt.Sprintf("func packedRows%s(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)", q.name))
 	a.f("MOVQ panel+16(FP), DI")
 	a.f("MOVQ x+24(FP), BX")
 	a.f("MOVQ blocks+32(FP), CX")
@@ -24,24 +24,24 @@ func (a *asm) few(q *qtype) {
 }
 
 func (a *asm) clearRows() {
-	a.f("ADDQ $%d, BX", fewMiddle)
-	for i := range fewRows {
+	a.f("ADDQ $%d, BX", rowsMiddle)
+	for i := range rowsMax {
 		a.f("VPXORD Z%d, Z%d, Z%d", 8+i, 8+i, 8+i)
 	}
 }
 
-// fewMiddle keeps the offsets of rows short.
-const fewMiddle = fewRows / 2 * actBytes
+// rowsMiddle keeps the offsets of rows short.
+const rowsMiddle = rowsMax / 2 * actBytes
 
 // rows adds a block's products to the sums of R9 rows and moves BX to the next block.
 // The header word is a register and an offset.
 func (a *asm) rows(k kind, register string, word int) {
-	for i := range fewRows {
+	for i := range rowsMax {
 		if i > 0 {
 			a.f("CMPQ R9, $%d", i)
 			a.f("JE next")
 		}
-		off := i*actBytes - fewMiddle
+		off := i*actBytes - rowsMiddle
 		a.blockDot(k, off, fmt.Sprintf("%d(BX)%s", off+word, register), 8+i, i%2*2, 1+i%2*2)
 	}
 	a.label("next")
@@ -52,7 +52,7 @@ func (a *asm) rows(k kind, register string, word int) {
 func (a *asm) storeRows() {
 	a.f("MOVQ y+0(FP), R8")
 	a.f("MOVQ ldy+8(FP), SI")
-	for i := range fewRows {
+	for i := range rowsMax {
 		if i > 0 {
 			a.f("CMPQ R9, $%d", i)
 			a.f("JE done")
@@ -76,8 +76,8 @@ func (a *asm) loadUnpacked(k kind) {
 }
 
 // rest writes rest<kind>: as few, of an unpacked panel.
-func (a *asm) rest(k kind) {
-	a.fn("rest"+k.String(), 64, fmt.Sprintf("func rest%s(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)", k))
+func (a *asm) unpackedRows(k kind) {
+	a.fn("unpackedRows"+k.String(), 64, fmt.Sprintf("func unpackedRows%s(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)", k))
 	a.f("MOVQ w+16(FP), DI")
 	a.f("MOVQ x+24(FP), BX")
 	a.f("MOVQ blocks+32(FP), CX")

@@ -58,9 +58,9 @@ const tileSums = 1024
 // tiles writes tiles<kind>: an unpacked panel times groups of rows, at most 16 in each,
 // whose blocks lie interleaved. The sums of one block are made while those of the one
 // before it are scaled. scratch has two blocks' sums.
-func (a *asm) tiles(k kind) {
+func (a *asm) amx(k kind) {
 	a.frame = 64
-	a.fn("tiles"+k.String(), 64, fmt.Sprintf("func tiles%s(y *float32, ldy int, w, x, scratch *byte, blocks, rows, groups int)", k))
+	a.fn("amx"+k.String(), 64, fmt.Sprintf("func amx%s(y *float32, ldy int, w, x, scratch *byte, blocks, rows, groups int)", k))
 	a.frame = 0
 	a.tileShapes(k)
 	a.f("MOVQ x+24(FP), BX")

@@ -4,12 +4,12 @@ import "fmt"
 
 // Loops that only training needs, for both families as elementwise.go writes them.
 
-// farAhead is how many bytes ahead loops that stream through memory ask: some processors do
+// prefetchDistance is how many bytes ahead loops that stream through memory ask: some processors do
 // not look far enough ahead along several streams.
-const farAhead = 2048
+const prefetchDistance = 2048
 
-// trains writes the loops.
-func trains(a *asm) {
+// training writes the loops.
+func training(a *asm) {
 	a.expData()
 	a.data("geluSlope", 0x3e095d4f) // 3·0.044715
 	a.data("geluTwice", 0x3fcc422a) // 2·sqrt(2/π)
@@ -72,7 +72,7 @@ func trains(a *asm) {
 	})
 	a.rowDots()
 	a.rowMoments()
-	causals(a)
+	causalLoops(a)
 	for _, bits := range []int{512, 256} {
 		a.normMeans(bits)
 		a.normColumns(bits)
@@ -177,7 +177,7 @@ func (a *asm) rowMoments() {
 	a.f("VPXORD Z1, Z1, Z1")
 	a.f("MOVQ SI, DX")
 	a.wholeVectors("sum", []string{"DX"}, func() {
-		a.f("PREFETCHT0 %d(DX)", farAhead)
+		a.f("PREFETCHT0 %d(DX)", prefetchDistance)
 		a.f("VADDPS (DX), Z1, Z1")
 	})
 	a.f("VMOVUPS.Z (DX), K1, Z0")
@@ -328,7 +328,7 @@ func (a *asm) sumSquares(bits int) {
 		a.f("VMOVUPD %d(DI), %s", size*v, w.reg(v))
 	}
 	a.label("loop")
-	a.f("PREFETCHT0 %d(SI)", farAhead)
+	a.f("PREFETCHT0 %d(SI)", prefetchDistance)
 	for v := range vectors {
 		a.f("VMOVUPS %d(SI), %s%d", size/2*v, part, 4+v)
 		a.f("VCVTPS2PD %s%d, %s", part, 4+v, w.reg(4+v))
@@ -360,7 +360,7 @@ func (a *asm) adamw(bits int) {
 	}
 	a.label("loop")
 	for _, r := range []string{"DI", "SI", "DX", "R8"} {
-		a.f("PREFETCHT0 %d(%s)", farAhead, r)
+		a.f("PREFETCHT0 %d(%s)", prefetchDistance, r)
 	}
 	w.vectors(func(int) {
 		w.load("R8", 0)
@@ -404,8 +404,8 @@ func (a *asm) expData() {
 		}
 		a.data(fmt.Sprintf("expPoly%d", i-3), c)
 	}
-	a.data("expLeast", expLeast)
-	a.data("expMost", expMost)
+	a.data("expMin", expMin)
+	a.data("expMax", expMax)
 	a.data("expOne", 0x3f800000)
 	a.data("minusOne", 0xbf800000)
 	a.data("geluCube", 0x3d372713)

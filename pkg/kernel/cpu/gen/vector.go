@@ -87,9 +87,9 @@ func vectors(a *asm) {
 		for h := range 2 {
 			a.f("VMULPS %d(SI), Y14, Y0", 32*h)
 			a.f("VSUBPS Y15, Y0, Y0")
-			a.constant256(expLeast, 5)
+			a.constant256(expMin, 5)
 			a.f("VCMPPS $1, Y5, Y0, Y4") // less: nothing is left of it
-			a.constant256(expMost, 5)
+			a.constant256(expMax, 5)
 			a.f("VMINPS Y0, Y5, Y0")
 			a.f("VMULPS Y6, Y0, Y1")
 			a.f("VROUNDPS $8, Y1, Y1")
@@ -122,6 +122,6 @@ var expConstants = []uint32{
 // Bounds of the exponential: below the least the result is zero, so that no result is
 // subnormal; above the most it stays where it is, so that none is infinite.
 const (
-	expLeast = 0xc2ac0000 // -86
-	expMost  = 0x42b00000 // 88
+	expMin = 0xc2ac0000 // -86
+	expMax = 0x42b00000 // 88
 )
