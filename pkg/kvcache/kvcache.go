@@ -140,7 +140,8 @@ func (c *Cache[F]) Check() error {
 		seen[p] = true
 	}
 	if len(c.free)+c.used != c.made || c.used < 0 {
-		return fault.New(fault.Internal, "check KV cache: %d free and %d used pages, %d made", len(c.free), c.used, c.made)
+		return fault.New(fault.Internal, "check KV cache: %d free and %d used pages, %d made", len(c.free), c.used,
+			c.made)
 	}
 	return nil
 }

@@ -19,7 +19,7 @@ func TestSequence_ReadsBackWhatItWrote(t *testing.T) {
 		k[i], v[i] = float32(i), float32(-i)
 	}
 	s.View(1).Write(0, k[:6], v[:6], 1, 2) // positions 0..2
-	s.View(1).Write(3, k[6:], v[6:], 1, 2) // 3..9, over two page borders
+	s.View(1).Write(3, k[6:], v[6:], 1, 2) // positions 3..9, across two page boundaries
 	s.Extend(10)
 	view := s.View(1)
 	for pos := range 10 {
@@ -42,7 +42,7 @@ func TestSequence_ReadsBackWhatItWrote(t *testing.T) {
 	}
 }
 
-func TestSequence_FullCacheRefusesAndKeepsCount(t *testing.T) {
+func TestSequence_FullCacheRejectsReservations(t *testing.T) {
 	c := kvcache.New(kvcache.Config{Layers: 1, KVHeads: 1, HeadDim: 1, PageLen: 4, Pages: 3}, kernel.HostOps[float32]{})
 	a, b := c.NewSequence(), c.NewSequence()
 	if err := a.Reserve(8); err != nil {
@@ -52,7 +52,7 @@ func TestSequence_FullCacheRefusesAndKeepsCount(t *testing.T) {
 		t.Fatalf("reserving beyond the limit: %v", err)
 	}
 	if c.Used() != 2 {
-		t.Errorf("a refused reservation took pages: %d used", c.Used())
+		t.Errorf("a rejected reservation took pages: %d are used", c.Used())
 	}
 	a.Free()
 	if err := b.Reserve(12); err != nil {
@@ -63,8 +63,9 @@ func TestSequence_FullCacheRefusesAndKeepsCount(t *testing.T) {
 	}
 }
 
-func TestCache_TrimReleasesWhatABurstLeft(t *testing.T) {
-	c := kvcache.New(kvcache.Config{Layers: 1, KVHeads: 1, HeadDim: 1, PageLen: 4, Pages: 100}, kernel.HostOps[float32]{})
+func TestCache_TrimReleasesUnusedPages(t *testing.T) {
+	c := kvcache.New(kvcache.Config{Layers: 1, KVHeads: 1, HeadDim: 1, PageLen: 4, Pages: 100},
+		kernel.HostOps[float32]{})
 	steady, burst := c.NewSequence(), c.NewSequence()
 	for _, err := range []error{steady.Reserve(8), burst.Reserve(4 * 90)} {
 		if err != nil {
@@ -72,7 +73,7 @@ func TestCache_TrimReleasesWhatABurstLeft(t *testing.T) {
 		}
 	}
 	burst.Free()
-	want := func(made int) {
+	wantMade := func(made int) {
 		t.Helper()
 		if c.Made() != made {
 			t.Errorf("%d pages have memory, want %d", c.Made(), made)
@@ -81,20 +82,20 @@ func TestCache_TrimReleasesWhatABurstLeft(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	want(92)
-	c.Trim() // the burst was within this interval
-	want(92)
+	wantMade(92)
+	c.Trim() // the burst was in the interval that ends here
+	wantMade(92)
 	if err := burst.Reserve(12); err != nil {
 		t.Fatal(err)
 	}
 	burst.Free()
 	c.Trim()
-	want(5) // two in use, three that the interval needed
+	wantMade(5) // two in use, and three that were used in the interval
 	steady.Free()
 	c.Trim()
-	want(2) // the two that this interval gave back
+	wantMade(2) // the two that were freed in the interval
 	c.Trim()
-	want(0)
+	wantMade(0)
 	if err := steady.Reserve(400); err != nil || c.Available() != 0 {
 		t.Errorf("after trimming: %v, %d pages are available", err, c.Available())
 	}

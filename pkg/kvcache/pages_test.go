@@ -8,18 +8,19 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/kvcache"
 )
 
-// TestCache_RandomLivesOfSequences reserves, writes, truncates and frees at random
-// and compares every view with a plain map of what was written.
-func TestCache_RandomLivesOfSequences(t *testing.T) {
+// TestCache_RandomOperations reserves, writes, truncates and frees at random, and compares every view with a record of
+// what was written.
+func TestCache_RandomOperations(t *testing.T) {
 	const layers, width = 2, 3
-	c := kvcache.New(kvcache.Config{Layers: layers, KVHeads: 1, HeadDim: width, PageLen: 4, Pages: 10}, kernel.HostOps[float64]{})
+	c := kvcache.New(kvcache.Config{Layers: layers, KVHeads: 1, HeadDim: width, PageLen: 4, Pages: 10},
+		kernel.HostOps[float64]{})
 	r := rand.New(rand.NewPCG(1, 2))
 	seqs := make([]*kvcache.Sequence[float64], 4)
 	want := make([][]float64, len(seqs)) // by sequence and position: the mark written there
 	for i := range seqs {
 		seqs[i] = c.NewSequence()
 	}
-	mark, refused := 0.0, 0
+	mark, rejected := 0.0, 0
 	for range 4000 {
 		i := r.IntN(len(seqs))
 		s := seqs[i]
@@ -34,13 +35,13 @@ func TestCache_RandomLivesOfSequences(t *testing.T) {
 		default:
 			pos, rows := r.IntN(s.Len()+1), 1+r.IntN(9)
 			if err := s.Reserve(pos + rows); err != nil {
-				refused++
+				rejected++
 				break
 			}
 			want[i] = want[i][:pos]
 			s.Truncate(pos)
 			if err := s.Reserve(pos + rows); err != nil {
-				t.Fatalf("pages that were just given back are gone: %v", err)
+				t.Fatalf("reserving pages that were just released: %v", err)
 			}
 			for range rows {
 				mark++
@@ -65,7 +66,8 @@ func TestCache_RandomLivesOfSequences(t *testing.T) {
 				for pos, m := range want[j] {
 					k, v := view.Pages[pos/4].Keys[4+pos%4], view.Pages[pos/4].Values[pos%4*width+1]
 					if k != m+float64(l)/8 || v != -k {
-						t.Fatalf("sequence %d layer %d position %d holds %g and %g, want %g", j, l, pos, k, v, m+float64(l)/8)
+						t.Fatalf("sequence %d layer %d position %d holds %g and %g, want %g", j, l, pos, k, v,
+							m+float64(l)/8)
 					}
 				}
 			}
@@ -74,14 +76,15 @@ func TestCache_RandomLivesOfSequences(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if refused == 0 {
-		t.Error("the cache was never full: the test tries too little")
+	if rejected == 0 {
+		t.Error("the cache was never full, so the test did not cover rejection")
 	}
 	for _, s := range seqs {
 		s.Free()
-		s.Free() // twice is harmless
+		s.Free() // freeing twice is allowed
 	}
 	if c.Used() != 0 || c.Available() != 10 || c.PagesFor(5) != 2 {
-		t.Errorf("at rest %d pages are used, %d available; 5 positions take %d", c.Used(), c.Available(), c.PagesFor(5))
+		t.Errorf("after all sequences were freed: %d pages are used, %d available; 5 positions take %d", c.Used(),
+			c.Available(), c.PagesFor(5))
 	}
 }

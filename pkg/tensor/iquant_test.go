@@ -87,7 +87,7 @@ func TestDequantize_RandomBlocksEqualTheOracle(t *testing.T) {
 }
 
 func TestDequantize_EveryBlockTypeHasAVector(t *testing.T) {
-	covered := map[tensor.DType]bool{tensor.Q1_0: true} // the oracle has no decoder; tested by hand
+	covered := map[tensor.DType]bool{tensor.Q1_0: true} // the oracle cannot decode it; the test below does
 	for _, v := range quantVectors {
 		covered[v.dtype] = true
 	}
@@ -98,7 +98,7 @@ func TestDequantize_EveryBlockTypeHasAVector(t *testing.T) {
 	}
 }
 
-func TestDequantize_Q1_0IsOneSignAnElement(t *testing.T) {
+func TestDequantize_Q1_0HasOneSignPerElement(t *testing.T) {
 	raw := make([]byte, 18)
 	binary.LittleEndian.PutUint16(raw, tensor.Float16bits(0.75))
 	raw[2], raw[17] = 0b101, 0x80
@@ -115,7 +115,8 @@ func TestDequantize_Q1_0IsOneSignAnElement(t *testing.T) {
 	}
 }
 
-// TestCodebook_ReadGivesTheFactorsOfEveryValue multiplies the parts that Read returns.
+// TestCodebook_ReadGivesTheFactorsOfEveryValue checks that the product of the factors that Read returns is the
+// dequantised value.
 func TestCodebook_ReadGivesTheFactorsOfEveryValue(t *testing.T) {
 	for _, v := range quantVectors {
 		c := tensor.CodebookOf(v.dtype)
@@ -133,7 +134,8 @@ func TestCodebook_ReadGivesTheFactorsOfEveryValue(t *testing.T) {
 				code := byte(codes[i/8] >> (i % 8 * 8))
 				got := float64(d) * float64(c.Factor) * float64(scales[i/c.Group]) * float64(c.Levels[code&15])
 				if code > 15 || math.Float32bits(float32(got)) != math.Float32bits(want[256*b+i]) {
-					t.Fatalf("%v: element %d of block %d is %v (code %d), want %v", v.dtype, i, b, got, code, want[256*b+i])
+					t.Fatalf("%v: element %d of block %d is %v (code %d), want %v", v.dtype, i, b, got, code,
+						want[256*b+i])
 				}
 			}
 		}

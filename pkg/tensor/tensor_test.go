@@ -14,19 +14,20 @@ func TestFloat16_RoundTripsAndRoundsToNearestEven(t *testing.T) {
 		if v == v && tensor.Float16bits(v) != uint16(bits) {
 			t.Fatalf("binary16 %#04x is %v and comes back as %#04x", bits, v, tensor.Float16bits(v))
 		}
-		// The middle between two neighbours goes to the even one.
+		// The number halfway between two neighbours is rounded to the even one.
 		next := tensor.Float16(uint16(bits + 1))
 		if bits&0x7fff < 0x7bff && v == v {
 			middle := float32((float64(v) + float64(next)) / 2)
 			if got := tensor.Float16bits(middle); got != uint16(bits+bits&1) {
-				t.Fatalf("the middle of %#04x and its neighbour rounds to %#04x", bits, got)
+				t.Fatalf("the number halfway between %#04x and the next one is rounded to %#04x", bits, got)
 			}
 		}
 	}
 	for _, c := range []struct {
 		in   float32
 		want uint16
-	}{{65519.996, 0x7bff}, {65520, 0x7c00}, {float32(math.Inf(-1)), 0xfc00}, {0x1p-25, 0}, {0x1.8p-25, 1}, {float32(math.Copysign(0, -1)), 0x8000}} {
+	}{{65519.996, 0x7bff}, {65520, 0x7c00}, {float32(math.Inf(-1)), 0xfc00}, {0x1p-25, 0}, {0x1.8p-25, 1},
+		{float32(math.Copysign(0, -1)), 0x8000}} {
 		if got := tensor.Float16bits(c.in); got != c.want {
 			t.Errorf("binary16 of %v is %#04x, want %#04x", c.in, got, c.want)
 		}
@@ -45,18 +46,19 @@ func TestBFloat16_RoundsToNearestEven(t *testing.T) {
 	for _, c := range []struct {
 		in   float32
 		want uint16
-	}{{1, 0x3f80}, {1 + 0x1p-8, 0x3f80}, {1 + 0x3p-8, 0x3f82}, {1 + 0x1.1p-8, 0x3f81}, {float32(math.Inf(-1)), 0xff80}, {math.MaxFloat32, 0x7f80}} {
+	}{{1, 0x3f80}, {1 + 0x1p-8, 0x3f80}, {1 + 0x3p-8, 0x3f82}, {1 + 0x1.1p-8, 0x3f81}, {float32(math.Inf(-1)), 0xff80},
+		{math.MaxFloat32, 0x7f80}} {
 		if got := tensor.BFloat16bits(c.in); got != c.want {
 			t.Errorf("bfloat16 of %v is %#04x, want %#04x", c.in, got, c.want)
 		}
 	}
-	// A NaN whose payload is all in the dropped bits must stay a NaN.
+	// A NaN whose payload is only in the bits that are cut off must stay NaN.
 	if v := tensor.BFloat16(tensor.BFloat16bits(math.Float32frombits(0x7f800001))); v == v {
 		t.Errorf("NaN comes back as %v", v)
 	}
 }
 
-func TestEncode_DecodesToTheSame(t *testing.T) {
+func TestEncode_RoundTrips(t *testing.T) {
 	values := []float32{0, 1, -2, 0.5, 96, -0.015625} // exact in every type
 	for _, d := range []tensor.DType{tensor.F32, tensor.F16, tensor.BF16, tensor.F64} {
 		raw := make([]byte, d.RowBytes(len(values)))
@@ -80,7 +82,7 @@ func TestEncode_DecodesToTheSame(t *testing.T) {
 	}
 }
 
-func TestDequantize_PlainTypes(t *testing.T) {
+func TestDequantize_UnquantisedTypes(t *testing.T) {
 	for _, c := range []struct {
 		d    tensor.DType
 		raw  []byte
@@ -109,7 +111,7 @@ func TestDequantize_WrongSizesPanic(t *testing.T) {
 		"part of a block": func() { tensor.Dequantize(make([]float32, 16), make([]byte, 9), tensor.Q4_0) },
 		"short bytes":     func() { tensor.Dequantize(make([]float32, 32), make([]byte, 17), tensor.Q4_0) },
 		"long bytes":      func() { tensor.Dequantize(make([]float32, 1), make([]byte, 8), tensor.F32) },
-		"no type":         func() { tensor.Dequantize(make([]float32, 0), nil, tensor.Invalid) },
+		"invalid type":    func() { tensor.Dequantize(make([]float32, 0), nil, tensor.Invalid) },
 		"encode a block":  func() { tensor.Encode(make([]byte, 18), make([]float32, 32), tensor.Q4_0) },
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -123,7 +125,7 @@ func TestDequantize_WrongSizesPanic(t *testing.T) {
 	}
 }
 
-func TestDType_NamesComeBack(t *testing.T) {
+func TestDType_NamesRoundTrip(t *testing.T) {
 	count := 0
 	for d := tensor.F32; d.Valid(); d++ {
 		count++
@@ -138,7 +140,7 @@ func TestDType_NamesComeBack(t *testing.T) {
 		t.Errorf("only %d types", count)
 	}
 	if _, err := tensor.Parse("Q9"); err == nil || tensor.DType(200).Valid() {
-		t.Error("unknown types pass")
+		t.Error("unknown types are accepted")
 	}
 }
 

@@ -13,8 +13,8 @@ import (
 // query apart.
 
 const (
-	attendBlock = 16  // positions of a block of keys or values
-	attendChunk = 128 // positions
+	attendBlock = 16  // positions in a block of keys or values
+	attendChunk = 128 // positions in a chunk
 	attendMost  = 12  // most queries of a tile
 )
 
@@ -76,7 +76,9 @@ type attendScratch struct {
 	blocks       []float32                         // converted keys and values
 }
 
-// Attend computes causal attention over paged caches.
+// Attend computes causal attention over paged caches. The work is cut into tiles of queries that share keys; a worker
+// computes all chunks of a tile, one after another, and joins them. If there are fewer tiles than keep all workers
+// busy, as for a single long sequence, the chunks are distributed instead.
 func (s *Set) Attend(y, q kernel.Buffer[float32], spans []kernel.Span[float32], a kernel.Heads) {
 	rows := 0
 	for _, sp := range spans {
@@ -152,6 +154,7 @@ func (s *Set) attendByChunks(call *attendCall, tiles []attendTile) {
 	}
 }
 
+// attender returns the scratch of a worker.
 func (s *Set) attender(a *kernel.Heads) *attendScratch {
 	w, _ := s.attending.Get().(*attendScratch)
 	if w == nil {
@@ -159,7 +162,8 @@ func (s *Set) attender(a *kernel.Heads) *attendScratch {
 	}
 	if len(w.q) < attendMost*a.D {
 		store := make([]float32, 3*attendMost*a.D)
-		w.q, w.run.acc, w.part.acc = store[:attendMost*a.D], store[attendMost*a.D:2*attendMost*a.D], store[2*attendMost*a.D:]
+		w.q, w.run.acc, w.part.acc = store[:attendMost*a.D], store[attendMost*a.D:2*attendMost*a.D],
+			store[2*attendMost*a.D:]
 	}
 	return w
 }
@@ -240,7 +244,10 @@ func (s *Set) joinParts(run, part *attendPart, n, d int) {
 	}
 }
 
-// sumChunk computes the part of chunk c for the queries of a tile.
+// sumChunk computes the part of chunk c for the queries of a tile. Whole blocks of scores are computed, even where some
+// queries do not attend to all positions; the weights and the sums of values use each query's own range. Values of
+// the positions that all queries attend to are added for all queries at once, those before and after for each query
+// alone. The order of a query's sum is the order of positions in both cases.
 func (s *Set) sumChunk(call *attendCall, t *attendTile, c int, w *attendScratch, out *attendPart) {
 	a, from := &call.a, c*attendChunk
 	var lo, hi [attendMost]int // positions of the chunk that each query attends to
@@ -275,7 +282,8 @@ func (s *Set) sumChunk(call *attendCall, t *attendTile, c int, w *attendScratch,
 	for i := 0; i < t.n; {
 		for _, loop := range s.loops(w).scores {
 			if loop.n <= t.n-i {
-				loop.run(&w.scores[i*attendChunk+block*attendBlock], 4*attendChunk, &w.q[i], 4*attendMost, &w.keys[block], a.D, end-block)
+				loop.run(&w.scores[i*attendChunk+block*attendBlock], 4*attendChunk, &w.q[i], 4*attendMost,
+					&w.keys[block], a.D, end-block)
 				i += loop.n
 				break
 			}
@@ -350,7 +358,8 @@ func (s *Set) addValues(w *attendScratch, acc []float32, i, n, lo, hi, d int) {
 			}
 			for q := range loop.n {
 				if col < d {
-					plainValues(acc[(i+q)*d+col:(i+q+1)*d], w.scores[(i+q)*attendChunk+lo:(i+q)*attendChunk+hi], blocks, d, col, at)
+					plainValues(acc[(i+q)*d+col:(i+q+1)*d], w.scores[(i+q)*attendChunk+lo:(i+q)*attendChunk+hi], blocks,
+						d, col, at)
 				}
 			}
 			i += loop.n
@@ -359,7 +368,7 @@ func (s *Set) addValues(w *attendScratch, acc []float32, i, n, lo, hi, d int) {
 	}
 }
 
-// attendPortable has the loops in plain Go.
+// attendPortable returns the loops in plain Go.
 func attendPortable() attendOps {
 	return attendOps{full: attendLoops{
 		scores: []scoresLoop{{1, func(out *float32, _ int, q *float32, ldq int, keys **float32, d, blocks int) {
@@ -383,7 +392,7 @@ func portableValues(y *float32, _ int, w *float32, _ int, blocks **float32, ldv,
 	plainValues(unsafe.Slice(y, attendBlock), unsafe.Slice(w, n), blocks, ldv/4, col/4, at)
 }
 
-// plainValues adds the values of len(w) positions to y, components col and on.
+// plainValues adds the weighted values of len(w) positions to y, from component col on.
 func plainValues(y, w []float32, blocks **float32, d, col, row int) {
 	table := unsafe.Slice(blocks, (row+len(w)+attendBlock-1)/attendBlock)
 	for i, weight := range w {
@@ -393,6 +402,7 @@ func plainValues(y, w []float32, blocks **float32, d, col, row int) {
 	}
 }
 
+// plainJoin is join in plain Go.
 func plainJoin(y, x *float32, n int, a, b float32) {
 	out := unsafe.Slice(y, n)
 	for i, v := range unsafe.Slice(x, n) {

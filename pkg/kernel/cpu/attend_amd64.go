@@ -173,7 +173,7 @@ func joinSums(y, x *float32, n int, a, b float32)
 //go:noescape
 func joinSumsWide(y, x *float32, groups int, a, b float32)
 
-// attendAVX512 are attention's loops for AVX512.
+// attendAVX512 returns the attention loops for AVX512.
 func attendAVX512() attendOps {
 	return attendOps{
 		full: attendLoops{
@@ -187,7 +187,7 @@ func attendAVX512() attendOps {
 	}
 }
 
-// attendAVX2 are attention's loops for AVX2.
+// attendAVX2 returns the attention loops for AVX2.
 func attendAVX2() attendOps {
 	return attendOps{
 		full: attendLoops{

@@ -11,7 +11,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/kernel/ref"
 )
 
-// pagesOf writes n random positions into pages that hold NaN elsewhere.
+// pagesOf writes n random positions into pages and returns their keys and values. The rest of the pages is NaN.
 func pagesOf(r *rand.Rand, n int, a kernel.Heads, pageLen int) (kernel.KV[float32], []float32, []float32) {
 	kv := kernel.KV[float32]{PageLen: pageLen}
 	for range (n + pageLen - 1) / pageLen {
@@ -23,6 +23,7 @@ func pagesOf(r *rand.Rand, n int, a kernel.Heads, pageLen int) (kernel.KV[float3
 	return kv, k, v
 }
 
+// normal returns n normally distributed numbers.
 func normal(r *rand.Rand, n int) []float32 {
 	out := make([]float32, n)
 	for i := range out {
@@ -31,8 +32,8 @@ func normal(r *rand.Rand, n int) []float32 {
 	return out
 }
 
-// TestAttend_OneResult holds every family, page length, thread count and cut of a prompt
-// to the same bits, and those to the plain kernels.
+// TestAttend_OneResult checks that every instruction family, page length, number of threads and split of a prompt gives
+// the same bits, and that these are near the results of the reference.
 func TestAttend_OneResult(t *testing.T) {
 	for _, a := range []kernel.Heads{
 		{H: 9, K: 3, D: 64, Scale: 0.125},
@@ -46,8 +47,8 @@ func TestAttend_OneResult(t *testing.T) {
 			kv, k, v := pagesOf(r, n, a, 16)
 			q := normal(r, n*a.H*a.D)
 			want := make([]float32, len(q))
-			plain := ref.New[float32]()
-			plain.Attend(want, q, []kernel.Span[float32]{{Rows: n, KV: kv}}, a)
+			reference := ref.New[float32]()
+			reference.Attend(want, q, []kernel.Span[float32]{{Rows: n, KV: kv}}, a)
 			var first []float32
 			for _, o := range families() {
 				for _, threads := range []int{1, 3} {
@@ -62,12 +63,12 @@ func TestAttend_OneResult(t *testing.T) {
 						first = y
 						for i := range y {
 							if math.Abs(float64(y[i]-want[i])) > 1e-5 {
-								t.Fatalf("element %d is %v, plain kernels say %v", i, y[i], want[i])
+								t.Fatalf("element %d is %v, want %v as in the reference", i, y[i], want[i])
 							}
 						}
 					}
 					if !slices.Equal(y, first) {
-						t.Errorf("%s on %d threads has other bits", o.name, threads)
+						t.Errorf("%s on %d threads gives different bits", o.name, threads)
 					}
 				}
 			}
@@ -76,7 +77,9 @@ func TestAttend_OneResult(t *testing.T) {
 			for _, pageLen := range []int{5, 16, 48} {
 				other := kernel.KV[float32]{PageLen: pageLen}
 				for range n/pageLen + 1 {
-					other.Pages = append(other.Pages, kernel.KVPage[float32]{Keys: make([]float32, pageLen*a.K*a.D), Values: make([]float32, pageLen*a.K*a.D)})
+					other.Pages = append(other.Pages,
+						kernel.KVPage[float32]{Keys: make([]float32, pageLen*a.K*a.D),
+							Values: make([]float32, pageLen*a.K*a.D)})
 				}
 				other.Write(0, k, v, a.K, a.D)
 				for _, size := range []int{1, 2, 5, 64, 257} {
@@ -87,7 +90,7 @@ func TestAttend_OneResult(t *testing.T) {
 						s.Attend(y[lo:hi], q[lo:hi], []kernel.Span[float32]{{Rows: rows, Pos: pos, KV: other}}, a)
 					}
 					if !slices.Equal(y, first) {
-						t.Errorf("pages of %d, %d rows at a time: other bits", pageLen, size)
+						t.Errorf("pages of %d, %d rows at a time: different bits", pageLen, size)
 					}
 				}
 			}

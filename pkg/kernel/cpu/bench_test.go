@@ -9,7 +9,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
 
-// rate reports work a nanosecond, which is GFLOP/s for flops and GB/s for bytes.
+// rate reports work per nanosecond, which is GFLOP/s for floating-point operations and GB/s for bytes.
 func rate(b *testing.B, work float64, unit string) {
 	b.ReportMetric(work*float64(b.N)/float64(b.Elapsed().Nanoseconds()), unit)
 }
@@ -48,14 +48,16 @@ func BenchmarkMatMulGrad(b *testing.B) {
 }
 
 func BenchmarkMatMulRaw(b *testing.B) {
-	for _, d := range []tensor.DType{tensor.Q4_0, tensor.Q4_1, tensor.Q8_0, tensor.Q4_K, tensor.Q6_K, tensor.F16, tensor.BF16} {
+	for _, d := range []tensor.DType{tensor.Q4_0, tensor.Q4_1, tensor.Q8_0, tensor.Q4_K, tensor.Q6_K, tensor.F16,
+		tensor.BF16} {
 		for _, t := range []int{1, 128} {
 			for _, threads := range []int{1, 2} {
 				b.Run(fmt.Sprintf("%v/rows=%d/threads=%d", d, t, threads), func(b *testing.B) {
 					s := cpu.New(threads)
 					defer s.Close()
 					const rows, cols = 16384, 768
-					m := &kernel.Matrix[float32]{Rows: rows, Cols: cols, DType: d, Raw: make([]byte, d.RowBytes(rows*cols))}
+					m := &kernel.Matrix[float32]{Rows: rows, Cols: cols, DType: d,
+						Raw: make([]byte, d.RowBytes(rows*cols))}
 					x, y := random(2, t*cols), make([]float32, t*rows)
 					for b.Loop() {
 						s.MatMul(y, x, m, nil, t)
@@ -76,7 +78,8 @@ func BenchmarkAttend(b *testing.B) {
 			defer s.Close()
 			kv := kernel.KV[float32]{PageLen: 16}
 			for p := 0; p < n[0]+n[1]; p += 16 {
-				kv.Pages = append(kv.Pages, kernel.KVPage[float32]{Keys: random(1, 16*a.K*a.D), Values: random(2, 16*a.K*a.D)})
+				kv.Pages = append(kv.Pages,
+					kernel.KVPage[float32]{Keys: random(1, 16*a.K*a.D), Values: random(2, 16*a.K*a.D)})
 			}
 			q := random(3, n[0]*a.H*a.D)
 			y := make([]float32, len(q))
@@ -87,8 +90,8 @@ func BenchmarkAttend(b *testing.B) {
 	}
 }
 
-// BenchmarkTraining is each operation but the products at the sizes of nanoGPT's CPU
-// configuration: 12 sequences of 64 tokens, width 128, 4 heads, 65 characters.
+// BenchmarkTraining measures every operation except the products at the sizes of nanoGPT's CPU configuration:
+// 12 sequences of 64 tokens, width 128, 4 heads, 65 characters.
 func BenchmarkTraining(b *testing.B) {
 	const rows, c, f, v = 12 * 64, 128, 512, 65
 	a := kernel.Heads{H: 4, K: 4, D: 32, Scale: 0.177}
@@ -111,7 +114,10 @@ func BenchmarkTraining(b *testing.B) {
 		{"SwiGLU", func() { s.GLU(y, x, dy, kernel.SiLU) }},
 		{"SwiGLUGrad", func() { s.GLUGrad(dx, y, nil, dy, x, dy, kernel.SiLU) }},
 		{"AttendCausal", func() { s.AttendCausal(y[:rows*c], lse, q, k, w, 12, 64, a) }},
-		{"AttendCausalGrad", func() { s.AttendCausalGrad(dx[:rows*c], dk, dv, dy[:rows*c], y[:rows*c], lse, q, k, w, 12, 64, a) }},
+		{"AttendCausalGrad", func() {
+			s.AttendCausalGrad(dx[:rows*c], dk, dv, dy[:rows*c], y[:rows*c], lse, q, k, w, 12,
+				64, a)
+		}},
 		{"CrossEntropy", func() { s.CrossEntropy(loss, dx[:rows*v], x[:rows*v], targets, 1, rows, v) }},
 		{"Add", func() { s.Add(y[:rows*c], x[:rows*c]) }},
 	} {

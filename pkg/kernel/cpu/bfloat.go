@@ -45,6 +45,7 @@ func pairable(w *kernel.Matrix[float32]) bool {
 	return w.Dense == nil && !plain(w) && (w.DType == tensor.F16 || w.DType == tensor.BF16)
 }
 
+// newPairs computes the layout of a matrix's panels; it allocates nothing.
 func newPairs(w *kernel.Matrix[float32]) *pairMatrix {
 	m := &pairMatrix{rows: w.Rows, pairs: (w.Cols + 1) / 2, panels: (w.Rows + panelRows - 1) / panelRows}
 	m.stride = m.pairs * pairBytes
@@ -112,7 +113,8 @@ func (s *Set) paired(x []float32, t int, products []kernel.Product[float32]) {
 		p := &products[pieces[i].product]
 		m, _ := p.W.Packed.(*pairMatrix)
 		lo := pieces[i].lo
-		if fours := (min(pieces[i].hi, p.W.Rows/panelRows) - lo) / 4; t == 1 && m != nil && s.pair.vector != nil && fours > 0 {
+		if fours := (min(pieces[i].hi, p.W.Rows/panelRows) - lo) / 4; t == 1 && m != nil && s.pair.vector != nil &&
+			fours > 0 {
 			s.pair.vector(&p.Y[lo*panelRows], &m.data[lo*m.stride], &bytesOf(*acts)[0], m.pairs, fours)
 			lo += 4 * fours
 		}
@@ -153,7 +155,8 @@ func (s *Set) swapped(x []float32, t int, products []kernel.Product[float32]) {
 	o.fromRow = nil
 	var calls []gemmCall
 	for _, p := range products {
-		calls = append(calls, gemmCall{c: p.Y, ldc: p.W.Rows, a: rowsOf(*acts, cols), pairs: p.W.Packed.(*pairMatrix), m: t, n: p.W.Rows, k: cols})
+		calls = append(calls, gemmCall{c: p.Y, ldc: p.W.Rows, a: rowsOf(*acts, cols), pairs: p.W.Packed.(*pairMatrix),
+			m: t, n: p.W.Rows, k: cols})
 	}
 	s.multiply(&o, calls)
 	for _, p := range products {
@@ -175,8 +178,7 @@ func (s *Set) pairPanel(p *kernel.Product[float32], m *pairMatrix, w, acts []byt
 	}
 }
 
-// roundRows rounds x[T,cols] to bfloat16 in the groups of pairPanel. The pairs of the rows of a group
-// are interleaved.
+// roundRows rounds x[T,cols] to bfloat16. It interleaves the pairs of the rows of each group of pairPanel.
 func (s *Set) roundRows(x []float32, t, cols int) *[]float32 {
 	pairs := (cols + 1) / 2
 	b := s.buffer(t * pairs)
@@ -184,7 +186,7 @@ func (s *Set) roundRows(x []float32, t, cols int) *[]float32 {
 	s.each((t+tileMost-1)/tileMost, t*cols/2, func(i int) {
 		line := s.buffer(pairs)
 		defer s.give(line)
-		clear(*line) // an odd last input has no other
+		clear(*line) // an odd last input is paired with zero
 		end := min((i+1)*tileMost, t)
 		for row, rows := i*tileMost, tileMost; row < end; row += rows {
 			for rows > end-row {
@@ -209,7 +211,7 @@ func (s *Set) roundRows(x []float32, t, cols int) *[]float32 {
 	return b
 }
 
-// pairPortable has the loops in plain Go.
+// pairPortable returns the loops in plain Go.
 func pairPortable() pairOps {
 	o := pairOps{tile: map[int]pairFunc{}, round: func(dst *uint16, x *float32, n int) {
 		out := unsafe.Slice(dst, n)

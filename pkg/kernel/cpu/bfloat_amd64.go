@@ -30,9 +30,10 @@ func roundGroup(dst *byte, x *float32, ldx, count int)
 //go:noescape
 func roundPairs(dst *uint16, x *float32, n int)
 
-// pairAVX512 are the loops for processors with AVX-512 BF16.
+// pairAVX512 returns the loops for processors with AVX-512 BF16.
 func pairAVX512() pairOps {
-	return pairOps{round: roundPairs, group: roundGroup, vector: pairVector, tile: map[int]pairFunc{1: pairs1, 2: pairs2, 4: pairs4, 8: pairs8, 16: pairs16}}
+	return pairOps{round: roundPairs, group: roundGroup, vector: pairVector,
+		tile: map[int]pairFunc{1: pairs1, 2: pairs2, 4: pairs4, 8: pairs8, 16: pairs16}}
 }
 
 //go:noescape
@@ -47,7 +48,7 @@ func pairs4Wide(y *float32, ldy int, w, x *byte, ldx, pairs int)
 //go:noescape
 func roundPairsWide(dst *uint16, x *float32, eights int)
 
-// pairAVX2 are the loops for processors with AVX2.
+// pairAVX2 returns the loops for processors with AVX2.
 func pairAVX2() pairOps {
 	o := pairOps{tile: map[int]pairFunc{}, round: func(dst *uint16, x *float32, n int) {
 		if n >= 8 {
@@ -68,7 +69,8 @@ func pairAVX2() pairOps {
 		}
 		o.tile[rows] = func(y *float32, ldy int, w, x *byte, pairs int) {
 			for r := 0; r < rows; r += step {
-				loop((*float32)(unsafe.Add(unsafe.Pointer(y), r*ldy)), ldy, w, (*byte)(unsafe.Add(unsafe.Pointer(x), 4*r)), 4*rows, pairs)
+				loop((*float32)(unsafe.Add(unsafe.Pointer(y), r*ldy)), ldy, w,
+					(*byte)(unsafe.Add(unsafe.Pointer(x), 4*r)), 4*rows, pairs)
 			}
 		}
 	}

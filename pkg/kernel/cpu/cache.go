@@ -17,6 +17,7 @@ type cacheOps struct {
 	value       func(dst *float32, src *byte, groups int, scale *float32)
 }
 
+// cachePortable returns the loops in plain Go.
 func cachePortable() cacheOps {
 	each := func(dst *float32, src *byte, groups int, of func(b byte, lane int) float32) {
 		bytes := unsafe.Slice(src, groups*lanes)
@@ -97,7 +98,8 @@ func (s *Set) viewBlocks(call *attendCall, t *attendTile, from, block, end int, 
 		page := pos / kv.PageLen
 		if w.float16 {
 			p := &kv.Pages[page]
-			w.keys[b], w.values[b] = (*float32)(unsafe.Pointer(&p.KeyCodes[2*t.kv*size])), (*float32)(unsafe.Pointer(&p.ValueCodes[2*t.kv*size]))
+			w.keys[b], w.values[b] = (*float32)(unsafe.Pointer(&p.KeyCodes[2*t.kv*size])),
+				(*float32)(unsafe.Pointer(&p.ValueCodes[2*t.kv*size]))
 			continue
 		}
 		if kv.Type == kernel.KVFull && kv.PageLen == attendBlock {

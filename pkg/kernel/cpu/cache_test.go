@@ -9,18 +9,18 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 )
 
-// TestStore_WritesWhatWriteDoes compares pages written by every family with pages
-// written in plain Go, and attention over them with attention over the same numbers in
-// full pages.
+// TestStore_WritesWhatWriteDoes compares the pages that Store writes, for every family, with those that KV.Write
+// writes. It also compares attention over these pages with attention over float32 pages that hold the same numbers.
 func TestStore_WritesWhatWriteDoes(t *testing.T) {
 	const n = 150
-	for _, a := range []kernel.Heads{{H: 6, K: 3, D: 64, Scale: 0.125}, {H: 2, K: 2, D: 24, Scale: 0.2}, {H: 4, K: 1, D: 20, Scale: 0.2, Window: 40}} {
+	for _, a := range []kernel.Heads{{H: 6, K: 3, D: 64, Scale: 0.125}, {H: 2, K: 2, D: 24, Scale: 0.2},
+		{H: 4, K: 1, D: 20, Scale: 0.2, Window: 40}} {
 		for _, kind := range []kernel.KVType{kernel.KVF16, kernel.KVQ8} {
 			for _, length := range []int{16, 24} {
 				t.Run(fmt.Sprintf("%v, %d heads of %d, pages of %d", kind, a.K, a.D, length), func(t *testing.T) {
 					r := rand.New(rand.NewPCG(5, uint64(a.D)))
 					k, v, q := normal(r, n*a.K*a.D), normal(r, n*a.K*a.D), normal(r, n*a.H*a.D)
-					k[0], k[1], v[2] = 1e-9, 6.55e4, -3e-6 // near the limits of halves
+					k[0], k[1], v[2] = 1e-9, 6.55e4, -3e-6 // near the limits of float16
 					want := pages(kind, n, length, a)
 					want.Write(0, k, v, a.K, a.D)
 					full := pages(kernel.KVFull, n, length, a)
@@ -39,10 +39,11 @@ func TestStore_WritesWhatWriteDoes(t *testing.T) {
 						defer s.Close()
 						got := pages(kind, n, length, a)
 						s.Store(got, 0, k, v, a.K, a.D)
-						if kind == kernel.KVF16 { // already rounded: storing again changes nothing
+						if kind == kernel.KVF16 { // k and v are rounded already, so storing them again is exact
 							for i := range got.Pages {
-								if !slices.Equal(got.Pages[i].KeyCodes, want.Pages[i].KeyCodes) || !slices.Equal(got.Pages[i].ValueCodes, want.Pages[i].ValueCodes) {
-									t.Fatalf("%s: page %d has other bytes", o.name, i)
+								if !slices.Equal(got.Pages[i].KeyCodes, want.Pages[i].KeyCodes) ||
+									!slices.Equal(got.Pages[i].ValueCodes, want.Pages[i].ValueCodes) {
+									t.Fatalf("%s: page %d has different bytes", o.name, i)
 								}
 							}
 						}
@@ -50,7 +51,10 @@ func TestStore_WritesWhatWriteDoes(t *testing.T) {
 						s.Attend(y, q, []kernel.Span[float32]{{Rows: n, KV: want}}, a)
 						s.Attend(same, q, []kernel.Span[float32]{{Rows: n, KV: full}}, a)
 						if !slices.Equal(y, same) {
-							t.Errorf("%s: attention over packed pages has other bits than over what they hold", o.name)
+							t.Errorf(
+								"%s: attention over float32 pages of the same numbers gives different bits",
+								o.name,
+							)
 						}
 					}
 				})
@@ -59,7 +63,7 @@ func TestStore_WritesWhatWriteDoes(t *testing.T) {
 	}
 }
 
-// pages makes room for n positions.
+// pages returns a cache for n positions.
 func pages(kind kernel.KVType, n, length int, a kernel.Heads) kernel.KV[float32] {
 	pages := kernel.HostOps[float32]{}.NewKVPages((n+length-1)/length, kind, length*a.K*a.D, a.D)
 	return kernel.KV[float32]{Type: kind, PageLen: length, Pages: pages}

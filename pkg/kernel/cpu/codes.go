@@ -6,9 +6,8 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
 
-// Functions that read the codes of block b (32 inputs) of a row as unsigned numbers. pkg/tensor says
-// how each type lays out its blocks.
-
+// codeReader returns the function that reads the codes of block b (32 inputs) of a row as unsigned numbers. It is nil
+// for codebook types, whose codes packCodebook reads. pkg/tensor documents the layouts of blocks.
 func codeReader(d tensor.DType) func(dst *[blockLen]byte, row []byte, b int) {
 	switch d {
 	case tensor.Q4_0, tensor.IQ4_NL:
@@ -39,9 +38,10 @@ func codeReader(d tensor.DType) func(dst *[blockLen]byte, row []byte, b int) {
 	return nil
 }
 
-// eight returns 8 bytes from byte at on. everyEighth times a byte has that byte in each of its eight.
+// eight returns 8 bytes from byte at on.
 func eight(b []byte, at int) uint64 { return binary.LittleEndian.Uint64(b[at:]) }
 
+// everyEighth times a byte is that byte eight times.
 const everyEighth = 0x0101010101010101
 
 func put(dst *[blockLen]byte, at int, v uint64) { binary.LittleEndian.PutUint64(dst[at:], v) }
@@ -69,10 +69,12 @@ func above(dst *[blockLen]byte, q []byte, shift int, mask uint64, top int) {
 	}
 }
 
+// nibblesAt returns a reader of blocks of size bytes whose nibbles begin at byte at.
 func nibblesAt(size, at int) func(*[blockLen]byte, []byte, int) {
 	return func(dst *[blockLen]byte, row []byte, b int) { spread(dst, row[b*size+at:]) }
 }
 
+// fiveAt returns a reader of blocks of size bytes whose 32 fifth bits, followed by nibbles, begin at byte at.
 func fiveAt(size, at int) func(*[blockLen]byte, []byte, int) {
 	return func(dst *[blockLen]byte, row []byte, b int) {
 		block := row[b*size+at:]

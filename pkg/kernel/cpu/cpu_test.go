@@ -27,7 +27,7 @@ func TestSet_KeepsTheContract(t *testing.T) {
 	}
 }
 
-// open makes a set of the named instructions.
+// open returns a set with the named instructions.
 func open(t testing.TB, threads int, name string) *cpu.Set {
 	t.Helper()
 	s, err := cpu.Open(threads, name)
@@ -37,6 +37,7 @@ func open(t testing.TB, threads int, name string) *cpu.Set {
 	return s
 }
 
+// random returns n normally distributed numbers that depend on the seed.
 func random(seed uint64, n int) []float32 {
 	r := rand.New(rand.NewPCG(seed, 3))
 	x := make([]float32, n)
@@ -46,7 +47,7 @@ func random(seed uint64, n int) []float32 {
 	return x
 }
 
-func TestSet_ThreadsAndCompanyChangeNoBit(t *testing.T) {
+func TestSet_SameBitsOnThreadsAndConcurrentCalls(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	const rows, cols, n = 300, 256, 33
 	x, w, dy := random(1, n*cols), random(2, rows*cols), random(3, n*rows)
@@ -60,13 +61,13 @@ func TestSet_ThreadsAndCompanyChangeNoBit(t *testing.T) {
 	one := cpu.New(1)
 	defer one.Close()
 	want := run(one)
-	many := cpu.New(5)
-	defer many.Close()
+	five := cpu.New(5)
+	defer five.Close()
 	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() {
-			if !slices.Equal(run(many), want) {
-				t.Error("five threads in company give other bits than one alone")
+			if !slices.Equal(run(five), want) {
+				t.Error("concurrent calls on five threads give different bits from one thread")
 			}
 		})
 	}

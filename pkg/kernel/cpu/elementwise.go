@@ -14,12 +14,13 @@ type elementOps struct {
 	shift  func(y, x *float32, n int, s float32)                   // x - s
 	centre func(y, x, g, b *float32, n int, mean, inv float32)     // ((x-mean)·inv)·g + b
 	scale  func(y, x *float32, n int, s float32)                   // x·s
-	rotate func(lo, hi, sin, cos *float32, n int, forward float32) // pairs by their angles; forward is 1 or -1
+	rotate func(lo, hi, sin, cos *float32, n int, forward float32) // rotates pairs by their angles; forward is 1 or -1
 }
 
-// acts is the number of activations plus one.
+// acts is one more than the largest activation.
 const acts = kernel.GELU + 1
 
+// elementsPortable returns the loops in plain Go.
 func elementsPortable() elementOps {
 	return elementOps{
 		norm: func(y, x, g *float32, n int, s float32) {

@@ -2,6 +2,7 @@ package cpu
 
 import "github.com/lamina-mesh/lamina/pkg/kernel"
 
+// elementsAVX512 returns the loops for processors with AVX-512.
 func elementsAVX512() elementOps {
 	return elementOps{
 		act:  [acts]func(y, x *float32, n int){kernel.SiLU: siluOf, kernel.GELUTanh: geluOf},
@@ -10,7 +11,7 @@ func elementsAVX512() elementOps {
 	}
 }
 
-// elementsAVX2 has loops over whole groups of lanes; the plain ones do the rest.
+// elementsAVX2 returns loops that process whole groups of lanes in assembly and the last elements in plain Go.
 func elementsAVX2(o *ops) elementOps {
 	plain := elementsPortable()
 	e := elementOps{

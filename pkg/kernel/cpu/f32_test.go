@@ -12,14 +12,15 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/kernel/ref"
 )
 
-// f32Shapes are rows, outputs and inputs with tails everywhere, and more than a block.
+// f32Shapes are numbers of rows, outputs and inputs. They leave remainders for every tile, panel and vector, and some
+// are larger than a packed block.
 var f32Shapes = [][3]int{{1, 1, 1}, {1, 17, 300}, {3, 16, 15}, {13, 33, 65}, {25, 50, 270}, {14, 97, 530}}
 
 func TestBFloat16_SameBitsOnAllInstructionsAndThreads(t *testing.T) {
 	for _, shape := range append(slices.Clone(f32Shapes), [3]int{7, 70, 1100}) {
 		rows, n, k := shape[0], shape[1], shape[2]
 		x, w, bias, dy := random(1, rows*k), random(2, n*k), random(3, n), random(4, rows*n)
-		for i := range dy { // some rows have nothing but what is nearly nothing
+		for i := range dy { // all gradients of some rows are tiny, and others are subnormal
 			if i/n%2 == 1 {
 				dy[i] *= 1e-36
 			}
@@ -38,17 +39,18 @@ func TestBFloat16_SameBitsOnAllInstructionsAndThreads(t *testing.T) {
 		for _, name := range cpu.Instructions() {
 			for _, threads := range []int{1, 3} {
 				s := open(t, threads, name)
-				half := s.BFloat16()
+				rounding := s.BFloat16()
 				y, dx, dw, db := make([]float32, rows*n), make([]float32, rows*k), make([]float32, n*k), random(7, n)
-				half.MatMul(y, x, m, bias, rows)
-				half.MatMulGrad(dx, x, rows, kernel.ProductGrad[float32]{DY: dy, W: m, DW: dw, DBias: db})
+				rounding.MatMul(y, x, m, bias, rows)
+				rounding.MatMulGrad(dx, x, rows, kernel.ProductGrad[float32]{DY: dy, W: m, DW: dw, DBias: db})
 				got := slices.Concat(y, dx, dw, db)
 				if want == nil {
 					want = got
 				}
 				for i := range want {
 					if math.Float32bits(want[i]) != math.Float32bits(got[i]) {
-						t.Errorf("%v: element %d of %d is %x with %s and %d threads, want %x", shape, i, len(want), math.Float32bits(got[i]), name, threads, math.Float32bits(want[i]))
+						t.Errorf("%v: element %d of %d is %x with %s and %d threads, want %x", shape, i, len(want),
+							math.Float32bits(got[i]), name, threads, math.Float32bits(want[i]))
 						break
 					}
 				}
@@ -68,7 +70,8 @@ func TestMatMul_SameBitsOnAllInstructionsThreadsAndSplits(t *testing.T) {
 			for _, cut := range [][2]int{{0, split}, {split, rows}} {
 				lo, hi := cut[0], cut[1]
 				s.MatMul(y[lo*n:hi*n], x[lo*k:hi*k], m, bias, hi-lo)
-				s.MatMulGrad(dx[lo*k:hi*k], x[lo*k:hi*k], hi-lo, kernel.ProductGrad[float32]{DY: dy[lo*n : hi*n], W: m, DW: dw, DBias: db})
+				s.MatMulGrad(dx[lo*k:hi*k], x[lo*k:hi*k], hi-lo,
+					kernel.ProductGrad[float32]{DY: dy[lo*n : hi*n], W: m, DW: dw, DBias: db})
 			}
 			return slices.Concat(y, dx, dw, db)
 		}
@@ -82,7 +85,8 @@ func TestMatMul_SameBitsOnAllInstructionsThreadsAndSplits(t *testing.T) {
 						want = got
 					}
 					if !slices.Equal(got, want) {
-						t.Errorf("%v: %s with %d threads, rows cut at %d, gives other bits", shape, name, threads, split)
+						t.Errorf("%v: %s with %d threads, rows split at %d, gives different bits", shape, name, threads,
+							split)
 					}
 				}
 				s.Close()
@@ -91,7 +95,7 @@ func TestMatMul_SameBitsOnAllInstructionsThreadsAndSplits(t *testing.T) {
 	}
 }
 
-// BenchmarkMatMul_Float32 tells products of training as a share of the machine's peak.
+// BenchmarkMatMul_Float32 measures the products of training, also as a percentage of the machine's peak.
 func BenchmarkMatMul_Float32(b *testing.B) {
 	for _, name := range cpu.Instructions() {
 		if name == "portable" {
@@ -99,7 +103,8 @@ func BenchmarkMatMul_Float32(b *testing.B) {
 		}
 		s := open(b, 1, name)
 		peak := s.Peaks(50 * time.Millisecond).Float32
-		for _, c := range [][3]int{{768, 384, 128}, {768, 128, 512}, {768, 512, 128}, {256, 768, 768}, {256, 3072, 768}, {768, 768, 3072}} {
+		for _, c := range [][3]int{{768, 384, 128}, {768, 128, 512}, {768, 512, 128}, {256, 768, 768}, {256, 3072, 768},
+			{768, 768, 3072}} {
 			rows, n, k := c[0], c[1], c[2]
 			x, w, dy, y := random(1, rows*k), random(2, n*k), random(3, rows*n), make([]float32, rows*n)
 			dx, dw := make([]float32, rows*k), make([]float32, n*k)
@@ -129,7 +134,8 @@ func BenchmarkMatMul_Float32(b *testing.B) {
 func TestTraining_SameBitsOnAllInstructionsAndThreads(t *testing.T) {
 	runs := map[string]func(s *cpu.Set) []float32{}
 	for _, a := range []kernel.Heads{
-		{H: 2, K: 1, D: 40, Scale: 0.3}, {H: 2, K: 2, D: 16, Scale: 0.2, Window: 37}, {H: 1, K: 1, D: 32, Scale: 0.1, Window: 1}, {H: 1, K: 1, D: 32, Scale: 0.2, Softcap: 3},
+		{H: 2, K: 1, D: 40, Scale: 0.3}, {H: 2, K: 2, D: 16, Scale: 0.2, Window: 37},
+		{H: 1, K: 1, D: 32, Scale: 0.1, Window: 1}, {H: 1, K: 1, D: 32, Scale: 0.2, Softcap: 3},
 	} {
 		for _, rows := range []int{1, 31, 64, 205, 700} {
 			if rows == 700 && a.K > 1 {
@@ -138,7 +144,8 @@ func TestTraining_SameBitsOnAllInstructionsAndThreads(t *testing.T) {
 			runs[fmt.Sprintf("attention of %d rows, %+v", rows, a)] = func(s *cpu.Set) []float32 {
 				n, kn := rows*a.H*a.D, rows*a.K*a.D
 				q, k, v, dy := random(1, n), random(2, kn), random(3, kn), random(4, n)
-				y, lse, dq, dk, dv := make([]float32, n), make([]float32, rows*a.H), random(5, n), random(6, kn), random(7, kn)
+				y, lse, dq, dk, dv := make([]float32, n), make([]float32, rows*a.H), random(5, n), random(6, kn),
+					random(7, kn)
 				s.AttendCausal(y, lse, q, k, v, 1, rows, a)
 				s.AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v, 1, rows, a)
 				return slices.Concat(y, lse, dq, dk, dv)
@@ -173,10 +180,12 @@ func TestTraining_SameBitsOnAllInstructionsAndThreads(t *testing.T) {
 		}
 		s.CrossEntropy(loss, d, logits, targets, 0.125, rows, c)
 		p, m, v := random(2, rows*c), random(3, rows*c), make([]float32, rows*c)
-		s.AdamW(p, m, v, d, kernel.AdamW{Scale: 2, Beta1: 0.9, Beta2: 0.95, Size: 0.1, Root: 3, Epsilon: 1e-8, Keep: 0.99})
+		s.AdamW(p, m, v, d, kernel.AdamW{Scale: 2, Beta1: 0.9, Beta2: 0.95, Size: 0.1, Root: 3, Epsilon: 1e-8,
+			Keep: 0.99})
 		squares := s.SumSquares(slices.Repeat(logits, 7))
 		s.CrossEntropy(loss[:1], logits[:c], logits[:c], targets[1:2], 0.125, 1, c) // in place
-		out := slices.Concat(d, p, m, v, logits[:c], []float32{float32(squares), float32(squares - float64(float32(squares)))})
+		out := slices.Concat(d, p, m, v, logits[:c],
+			[]float32{float32(squares), float32(squares - float64(float32(squares)))})
 		for _, l := range loss {
 			out = append(out, float32(l), float32(l-float64(float32(l))))
 		}
@@ -195,7 +204,7 @@ func TestTraining_SameBitsOnAllInstructionsAndThreads(t *testing.T) {
 					want[what] = got
 				}
 				if !slices.Equal(got, want[what]) {
-					t.Errorf("%s: %s with %d threads gives other bits", what, name, threads)
+					t.Errorf("%s: %s with %d threads gives different bits", what, name, threads)
 				}
 			}
 			s.Close()
@@ -203,14 +212,16 @@ func TestTraining_SameBitsOnAllInstructionsAndThreads(t *testing.T) {
 	}
 }
 
-// TestAttendCausal_LongSequences compares blocks of rows with the reference.
+// TestAttendCausal_LongSequences compares sequences of several blocks of rows with the reference.
 func TestAttendCausal_LongSequences(t *testing.T) {
-	for _, a := range []kernel.Heads{{H: 2, K: 1, D: 24, Scale: 0.3}, {H: 1, K: 1, D: 16, Scale: 0.3, Window: 50}, {H: 2, K: 1, D: 16, Scale: 0.3, Softcap: 2}} {
+	for _, a := range []kernel.Heads{{H: 2, K: 1, D: 24, Scale: 0.3}, {H: 1, K: 1, D: 16, Scale: 0.3, Window: 50},
+		{H: 2, K: 1, D: 16, Scale: 0.3, Softcap: 2}} {
 		const rows = 330
 		n, kn := rows*a.H*a.D, rows*a.K*a.D
 		run := func(s kernel.Set[float32]) []float32 {
 			q, k, v, dy := random(1, n), random(2, kn), random(3, kn), random(4, n)
-			y, lse, dq, dk, dv := make([]float32, n), make([]float32, rows*a.H), make([]float32, n), make([]float32, kn), make([]float32, kn)
+			y, lse, dq, dk, dv := make([]float32, n), make([]float32, rows*a.H), make([]float32, n),
+				make([]float32, kn), make([]float32, kn)
 			s.AttendCausal(y, lse, q, k, v, 1, rows, a)
 			s.AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v, 1, rows, a)
 			return slices.Concat(y, lse, dq, dk, dv)
@@ -226,13 +237,14 @@ func TestAttendCausal_LongSequences(t *testing.T) {
 	}
 }
 
-// BenchmarkAttendCausal is attention of nanoGPT's and GPT-2's shapes, forward and back.
+// BenchmarkAttendCausal measures attention, forward and backward, in the shapes of nanoGPT and GPT-2.
 func BenchmarkAttendCausal(b *testing.B) {
 	for _, c := range []struct{ batch, rows, h, d int }{{12, 64, 4, 32}, {4, 64, 12, 64}, {1, 1024, 12, 64}} {
 		a := kernel.Heads{H: c.h, K: c.h, D: c.d, Scale: 0.2}
 		n := c.batch * c.rows * c.h * c.d
 		q, k, v, dy := random(1, n), random(2, n), random(3, n), random(4, n)
-		y, lse, dq, dk, dv := make([]float32, n), make([]float32, n/c.d), make([]float32, n), make([]float32, n), make([]float32, n)
+		y, lse, dq, dk, dv := make([]float32, n), make([]float32, n/c.d), make([]float32, n), make([]float32, n),
+			make([]float32, n)
 		s := cpu.New(1)
 		flops := 2 * 2 * float64(n) * float64(c.rows) // of two full products
 		b.Run(fmt.Sprintf("%+v/forward", c), func(b *testing.B) {

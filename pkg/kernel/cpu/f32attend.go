@@ -14,18 +14,19 @@ import (
 
 const (
 	causalRows   = 96      // rows of queries in a block
-	causalScores = 1 << 16 // most scores of a block of a long sequence
+	causalScores = 1 << 16 // most scores in a block of a long sequence
 )
 
 // causalScratch is the scratch of a block of rows.
 type causalScratch struct {
-	room                 []float32 // memory of the slices below
-	scores, slopes       []float32 // [rows][ld]
-	ld                   int
-	keys, values, across []float32 // panels of keys and values by positions, of either by components
-	queries, dys         []float32 // panels of a block by components
-	sums, bests, logs    []float32 // of rows: of weights, the greatest score, and of sums
-	deltas               []float32 // of rows: dy·y
+	room           []float32 // memory of the slices below
+	scores, slopes []float32 // [rows][ld]
+	ld             int
+	// panels of keys and values whose columns are positions; of either, whose columns are components
+	keys, values, across []float32
+	queries, dys         []float32 // panels of a block, whose columns are components
+	sums, bests, logs    []float32 // for each row: the sum of the weights, the greatest score, the logarithm of the sum
+	deltas               []float32 // for each row: dy·y
 }
 
 // causalBlock returns the number of rows in a block.
@@ -55,14 +56,15 @@ type causal struct {
 	causalScratch
 }
 
-// causalHead lends scratch for a head until done is called.
+// causalHead returns a causal with scratch for a head. The caller must call done.
 func (s *Set) causalHead(seq, head int, t int, a kernel.Heads, backward bool) *causal {
 	kv := head / (a.H / a.K)
 	c, _ := s.causals.Get().(*causal)
 	if c == nil {
 		c = &causal{}
 	}
-	*c = causal{Set: s, a: a, t: t, qw: a.H * a.D, kw: a.K * a.D, w: s.multiplier(), slim: s.gemm, causalScratch: causalScratch{room: c.room}}
+	*c = causal{Set: s, a: a, t: t, qw: a.H * a.D, kw: a.K * a.D, w: s.multiplier(), slim: s.gemm,
+		causalScratch: causalScratch{room: c.room}}
 	c.qo, c.ko, c.lo = seq*t*c.qw+head*a.D, seq*t*c.kw+kv*a.D, seq*t*a.H+head
 	c.slim.wide, c.slim.tiles = lanes, s.gemm.narrow
 	block, wide, d := s.causalBlock(t), roundUp(t, lanes), roundUp(a.D, lanes)
@@ -77,13 +79,16 @@ func (s *Set) causalHead(seq, head int, t int, a kernel.Heads, backward bool) *c
 		rest = rest[n:]
 		return out
 	}
-	c.scores, c.keys, c.across, c.sums, c.bests, c.logs = take(block*c.ld), take(wide*a.D), take(t*d), take(block), take(block), take(block)
+	c.scores, c.keys, c.across, c.sums, c.bests, c.logs = take(block*c.ld), take(wide*a.D), take(t*d), take(block),
+		take(block), take(block)
 	if backward {
-		c.slopes, c.values, c.queries, c.dys, c.deltas = take(block*c.ld), take(wide*a.D), take(block*d), take(block*d), take(block)
+		c.slopes, c.values, c.queries, c.dys, c.deltas = take(block*c.ld), take(wide*a.D), take(block*d), take(block*d),
+			take(block)
 	}
 	return c
 }
 
+// done returns the scratch.
 func (c *causal) done() {
 	s := c.Set
 	s.multiplying.Put(c.w)
@@ -161,8 +166,8 @@ func (c *causal) forward(y, lse, q, k, v []float32, lo, hi int) {
 	}
 }
 
-// canBatch reports whether rows up to hi-1 can be computed together, because all of them attend to
-// position 0.
+// canBatch reports whether one loop can process all rows up to hi-1. Every row must attend to position 0, and there
+// must be no soft cap.
 func (c *causal) canBatch(hi int) bool {
 	return c.train.rows != nil && c.a.Softcap == 0 && (c.a.Window == 0 || hi <= c.a.Window)
 }
@@ -244,8 +249,10 @@ func (s *Set) AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v kernel.Buffer[flo
 				c.scoresOf(c.slopes, dy[c.qo:], values, lo, hi)
 				c.slope(dy[c.qo:], y[c.qo:], lse[c.lo:], lo, hi)
 				c.queryGrad(dq[c.qo:], across, lo, hi)
-				c.keyGrad(dk[c.ko:], c.slopes, pack(&c.gemm, c.queries, columnsOf(q[c.qo+lo*c.qw:], c.qw), a.D, hi-lo), lo, hi, head == 0)
-				c.keyGrad(dv[c.ko:], c.scores, pack(&c.gemm, c.dys, columnsOf(dy[c.qo+lo*c.qw:], c.qw), a.D, hi-lo), lo, hi, head == 0)
+				c.keyGrad(dk[c.ko:], c.slopes, pack(&c.gemm, c.queries, columnsOf(q[c.qo+lo*c.qw:], c.qw), a.D, hi-lo),
+					lo, hi, head == 0)
+				c.keyGrad(dv[c.ko:], c.scores, pack(&c.gemm, c.dys, columnsOf(dy[c.qo+lo*c.qw:], c.qw), a.D, hi-lo), lo,
+					hi, head == 0)
 			}
 			c.qo += a.D
 			c.lo++

@@ -2,7 +2,12 @@ package cpu
 
 import "github.com/klauspost/cpuid/v2"
 
-// Products of float32 matrices. Every output is one chain of fused multiply-adds over the reduction
+// Products of float32 matrices. A piece of work is a block of rows and columns of the result. It is computed as in
+// most BLAS libraries: the right operand is packed into panels as wide as a tile, gemmDepth steps of the reduction at
+// a time, so that a packed block stays in the second-level cache. Each strip of rows is then multiplied with all
+// panels, one tile of registers after another, and the results of the strip are added to by the next depth.
+//
+// Every output is one chain of fused multiply-adds over the reduction
 // dimension, in index order. The chain starts from zero, from a bias or from the output itself. Its bits
 // therefore depend neither on tiles and blocks nor on threads, and two products added to the same output
 // are one longer chain.
@@ -25,7 +30,8 @@ var fewWays = cpuid.CPU.Cache.L1D <= 32<<10
 // gemmTile computes c = init + a·b for the rows and columns of one tile, and for the tiles of further
 // panels to its right: their b is step bytes further on and their init istep bytes. Element (i, k) of a
 // is at byte i·rs + k·cs; rows of b are ldb bytes apart. k is at least 1.
-type gemmTile func(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int)
+type gemmTile func(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k,
+	panels int)
 
 // gemmOps are the loops of one instruction family.
 type gemmOps struct {
@@ -118,6 +124,7 @@ func (s *Set) multiply(o *gemmOps, groups ...[]gemmCall) {
 	})
 }
 
+// multiplier returns the scratch of a worker.
 func (s *Set) multiplier() *gemmScratch {
 	w, _ := s.multiplying.Get().(*gemmScratch)
 	if w == nil {
@@ -126,6 +133,7 @@ func (s *Set) multiplier() *gemmScratch {
 	return w
 }
 
+// roundUp returns n rounded up to a multiple of unit.
 func roundUp(n, unit int) int { return (n + unit - 1) / unit * unit }
 
 // cut appends the pieces of a group, about three for each thread if there are several threads. It cuts
@@ -214,7 +222,8 @@ func (work *gemmWork) panels(o *gemmOps, w *gemmScratch, part *gemmCall, k, n in
 			b = part.b
 		}
 		p := gemmPanels{data: rest, from: s.from, to: s.to, k0: k, depth: n}
-		if b.rs == 1 && n > 0 && o.fromRow == nil && (s.to-s.from)%o.wide == 0 && (4*b.cs%gemmAlias != 0 || work.hi-work.lo < gemmReuse) {
+		if b.rs == 1 && n > 0 && o.fromRow == nil && (s.to-s.from)%o.wide == 0 &&
+			(4*b.cs%gemmAlias != 0 || work.hi-work.lo < gemmReuse) {
 			p.whole = b
 		} else {
 			p.pack(o, b, s.call.pairs)
@@ -274,13 +283,15 @@ type gemmPanels struct {
 // steps returns the number of steps for n elements of the reduction.
 func (o *gemmOps) steps(n int) int { return (n + o.unit - 1) / o.unit }
 
+// pack packs b, or the pairs in its place.
 func (p *gemmPanels) pack(o *gemmOps, b operand, pairs *pairMatrix) {
 	dst := p.data
 	for j := p.from; j < p.to && p.depth > 0; {
 		width := panelWidth(o, p.to-j)
 		for part := 0; part < width && j+part < p.to; part += lanes {
 			if pairs != nil {
-				o.fromPairs(&dst[part], 4*width, &pairs.data[(j+part)/panelRows*pairs.stride+p.k0/2*pairBytes], p.depth/2)
+				o.fromPairs(&dst[part], 4*width, &pairs.data[(j+part)/panelRows*pairs.stride+p.k0/2*pairBytes],
+					p.depth/2)
 				continue
 			}
 			packLanes(o, dst[part:], 4*width, b, j+part, min(lanes, p.to-j-part), p.k0, p.depth)
@@ -290,6 +301,7 @@ func (p *gemmPanels) pack(o *gemmOps, b operand, pairs *pairMatrix) {
 	}
 }
 
+// panelWidth returns the width of the next panel if left columns remain.
 func panelWidth(o *gemmOps, left int) int {
 	if left <= lanes {
 		return lanes
@@ -297,8 +309,8 @@ func panelWidth(o *gemmOps, left int) int {
 	return o.wide
 }
 
-// packLanes packs columns j..j+columns-1, at most lanes, of b[·][k0:k0+n] into rows ldd
-// bytes apart. What is beyond them is of no account.
+// packLanes packs columns j..j+columns-1 of b[·][k0:k0+n], at most lanes, into rows that are ldd bytes apart. The
+// contents of the other lanes are unspecified, because their results are not used.
 func packLanes(o *gemmOps, dst []float32, ldd int, b operand, j, columns, k0, n int) {
 	if b.rs == 1 {
 		o.fromColumns(&dst[0], ldd, &b.data[k0*b.cs+j], 4*b.cs, n, columns)
@@ -386,7 +398,8 @@ func (g *gemmCall) strip(o *gemmOps, w *gemmScratch, p *gemmPanels, i, rows, k0,
 }
 
 // edge computes a tile that reaches beyond the last column, in scratch.
-func (g *gemmCall) edge(w *gemmScratch, run gemmTile, i, rows, j, columns, width int, a *float32, rs, cs int, b *float32, ldb, n int) {
+func (g *gemmCall) edge(w *gemmScratch, run gemmTile, i, rows, j, columns, width int, a *float32, rs, cs int,
+	b *float32, ldb, n int) {
 	init, ldi := &w.zero[0], 0
 	switch {
 	case g.add:

@@ -1,12 +1,15 @@
 package cpu
 
+// gemmAVX512 returns the loops for processors with AVX-512.
 func gemmAVX512() gemmOps {
 	return gemmOps{
-		wide: 2 * lanes, unit: 1, tiles: gemmTiles32(), narrow: gemmTiles16(), fromColumns: panelOfColumns, prefetch: prefetchRows,
+		wide: 2 * lanes, unit: 1, tiles: gemmTiles32(), narrow: gemmTiles16(), fromColumns: panelOfColumns,
+		prefetch: prefetchRows,
 		fromRows: func(dst *float32, ldd int, src *float32, lds, k int) { panelOfRows(dst, ldd, src, lds, k/lanes) },
 	}
 }
 
+// gemmAVX2 returns the loops for processors with AVX2.
 func gemmAVX2() gemmOps {
 	const half = lanes / 2
 	return gemmOps{
@@ -27,16 +30,19 @@ func gemmAVX2() gemmOps {
 	}
 }
 
-// pairsAVX512 are the loops over pairs of bfloat16.
+// pairsAVX512 returns the loops that multiply pairs of bfloat16 with VDPBF16PS.
 func pairsAVX512() gemmOps {
 	return gemmOps{
 		wide: 2 * lanes, unit: 2, tiles: pairGemmTiles32(), narrow: pairGemmTiles16(), prefetch: prefetchRows,
 		fromRow: pairsOfRow, fromColumns: pairsOfColumns,
-		fromRows: func(dst *float32, ldd int, src *float32, lds, k int) { pairsOfRows(dst, ldd, src, lds, k/(2*lanes)) },
+		fromRows: func(dst *float32, ldd int, src *float32, lds,
+			k int) {
+			pairsOfRows(dst, ldd, src, lds, k/(2*lanes))
+		},
 	}
 }
 
-// swapsAVX512 are the loops over numbers that are rounded and change places.
+// swapsAVX512 returns the loops over float32 numbers that are rounded to bfloat16 and swapped in pairs.
 func swapsAVX512() gemmOps {
 	o := gemmAVX512()
 	o.tiles, o.narrow, o.fromColumns, o.fromPairs = flushGemmTiles32(), flushGemmTiles16(), swapOfColumns, swapOfPairs
@@ -53,7 +59,7 @@ func swapsAVX512() gemmOps {
 	return o
 }
 
-// pairsAVX2 are the loops over numbers that are rounded and change places.
+// pairsAVX2 returns the loops over float32 numbers that are rounded to bfloat16 and swapped in pairs.
 func pairsAVX2() gemmOps {
 	const half = lanes / 2
 	plain := gemmAVX2()

@@ -2,7 +2,7 @@ package cpu
 
 import "unsafe"
 
-// gemmPortable are the loops in plain Go.
+// gemmPortable returns the loops in plain Go.
 func gemmPortable() gemmOps {
 	o := gemmOps{
 		wide: lanes, unit: 1, prefetch: func(uintptr, int, int, int) {},
@@ -24,11 +24,12 @@ func gemmPortable() gemmOps {
 	return o
 }
 
-// plainTiles are tiles of up to four rows and lanes columns.
+// plainTiles returns tiles of up to four rows and lanes columns.
 func plainTiles(fma func(x, y, z float32) float32) []gemmTile {
 	tiles := []gemmTile{nil}
 	for rows := 1; rows <= 4; rows++ {
-		tiles = append(tiles, func(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int, b *float32, ldb, step, k, panels int) {
+		tiles = append(tiles, func(c *float32, ldc int, init *float32, ldi, istep int, a *float32, rs, cs int,
+			b *float32, ldb, step, k, panels int) {
 			for panel := range panels {
 				for i := range rows {
 					var acc [lanes]float32

@@ -154,13 +154,14 @@ func (s *Set) activated(op string, y []float32, n int, body func(y *float32, lo,
 		return
 	}
 	s.pieces(n, func(lo, hi int) {
-		var unwanted [pieceLen]float32
-		body(&unwanted[0], lo, hi-lo)
+		var discarded [pieceLen]float32
+		body(&discarded[0], lo, hi-lo)
 	})
 }
 
-// CrossEntropy is the negative log-likelihood and its gradient.
-func (s *Set) CrossEntropy(loss []float64, dlogits, logits kernel.Buffer[float32], targets []int32, scale float64, t, v int) {
+// CrossEntropy computes the negative log-likelihood and its gradient.
+func (s *Set) CrossEntropy(loss []float64, dlogits, logits kernel.Buffer[float32], targets []int32, scale float64, t,
+	v int) {
 	must("cross entropy", "logits", len(logits), t*v)
 	must("cross entropy", "targets", len(targets), t)
 	must("cross entropy", "loss", len(loss), t)

@@ -17,9 +17,9 @@ import (
 // BFloat16 returns a set whose products of dense matrices round both operands to bfloat16. It shares
 // the workers; closing this set closes it too.
 func (s *Set) BFloat16() kernel.Set[float32] {
-	half := newParts(s.ops, s.pool)
-	half.dense, half.class = &half.pairs, half.class+"+bf16/2"
-	return half
+	rounding := newParts(s.ops, s.pool)
+	rounding.dense, rounding.class = &rounding.pairs, rounding.class+"+bf16/2"
+	return rounding
 }
 
 // UsesBFloat16 reports whether the set was made by BFloat16.
@@ -52,7 +52,7 @@ func (s *Set) widenBF16(x []float32, h []uint16) {
 	}
 }
 
-// pairsPortable has the loops in plain Go.
+// pairsPortable returns the loops in plain Go.
 func pairsPortable() gemmOps {
 	plain := gemmPortable()
 	o := plain
@@ -73,6 +73,7 @@ func pairsPortable() gemmOps {
 // flushed is fma32 with subnormal operands and results taken as zero.
 func flushed(x, y, z float32) float32 { return flush(fma32(flush(x), flush(y), flush(z))) }
 
+// flush returns x, or a zero of the same sign if x is subnormal.
 func flush(x float32) float32 {
 	if bits := math.Float32bits(x); bits&0x7f800000 == 0 {
 		return math.Float32frombits(bits & 0x80000000)

@@ -6,9 +6,10 @@ import "unsafe"
 // of a product: a burst of prefetches would stall the tile that follows it.
 type prefetchPlan struct {
 	regions []region
-	quota   int // lines of a part
+	quota   int // lines in a part
 }
 
+// reset empties the plan.
 func (p *prefetchPlan) reset() { p.regions, p.quota = p.regions[:0], 0 }
 
 // region is a number of cache lines in each of several rows, which are ld bytes apart.

@@ -12,22 +12,26 @@ import (
 // only.
 type trainOps struct {
 	// scoreSlopes: w = exp(w·scale - lse), dw = w·(dw - delta)·scale.
-	scoreSlopes    func(dw, w *float32, n int, scale, lse, delta float32)
-	actGrad        [acts]func(dx, y, dy, x *float32, n int)                             // nil: computed from the gate
-	gluGrad        [acts]func(dx, dup, y, dy, x, up *float32, n int)                    // nil as well
-	normSlopes     func(dx, x, dy, g *float32, n int, mean, inv, meanE, meanEN float32) // dx += inv·(e - meanE - n·meanEN)
-	normMeans      func(sums, x, dy, g *float32, groups int, mean, inv float32)         // sums[16] += e, sums[16:] += e·n
-	normColumns    func(dg, db, x, dy *float32, ld, rows int, stats *float32)           // 16 columns: dg += dy·n, db += dy
-	sumColumns     func(y, x *float32, ld, rows int)                                    // 16 columns: y += x
-	sumWideColumns func(y, x *float32, ld, rows int)                                    // columnPiece columns
-	sumSquares     func(sums *float64, x *float32, groups int)                          // sums[16] += x²
+	scoreSlopes func(dw, w *float32, n int, scale, lse, delta float32)
+	actGrad     [acts]func(dx, y, dy, x *float32, n int)          // nil: computed from the gate
+	gluGrad     [acts]func(dx, dup, y, dy, x, up *float32, n int) // nil: computed from the gate
+	// dx += inv·(e - meanE - n·meanEN)
+	normSlopes func(dx, x, dy, g *float32, n int, mean, inv, meanE, meanEN float32)
+	// sums[16] += e, sums[16:] += e·n
+	normMeans func(sums, x, dy, g *float32, groups int, mean, inv float32)
+	// 16 columns: dg += dy·n, db += dy
+	normColumns    func(dg, db, x, dy *float32, ld, rows int, stats *float32)
+	sumColumns     func(y, x *float32, ld, rows int)           // 16 columns: y += x
+	sumWideColumns func(y, x *float32, ld, rows int)           // columnPiece columns
+	sumSquares     func(sums *float64, x *float32, groups int) // sums[16] += x²
 	adamw          func(p, m, v, grad *float32, groups int, constants *adamwConstants)
 
 	// rows is nil if rows are computed one at a time.
 	rows *causalOps
 
 	rowDots func(out, a *float32, lda int, b *float32, ldb, n, rows int) // of rows lda and ldb bytes apart
-	moments func(stats, x *float32, ld, n, rows int)                     // pairs of a mean and the sum of squares about it; ld in bytes
+	// pairs of a mean and the sum of squared differences from it; ld is in bytes
+	moments func(stats, x *float32, ld, n, rows int)
 }
 
 // momentsOf builds moments from an instruction family's sums.
@@ -55,6 +59,7 @@ func rowDotsOf(o *ops) func(out, a *float32, lda int, b *float32, ldb, n, rows i
 // adamwConstants are the constants of an AdamW step, each repeated for all lanes.
 type adamwConstants [9][lanes]float32
 
+// trainPortable returns the loops in plain Go.
 func trainPortable() trainOps {
 	return trainOps{
 		scoreSlopes: func(dw, w *float32, n int, scale, lse, delta float32) {
@@ -171,7 +176,8 @@ func (s *Set) AdamW(p, m, v, grad kernel.Buffer[float32], o kernel.AdamW) {
 	must("adamw", "v", len(v), len(p))
 	must("adamw", "grad", len(grad), len(p))
 	var k adamwConstants
-	for i, c := range [...]float64{o.Scale, o.Beta1, 1 - o.Beta1, o.Beta2, 1 - o.Beta2, o.Size, o.Root, o.Epsilon, o.Keep} {
+	for i, c := range [...]float64{o.Scale, o.Beta1, 1 - o.Beta1, o.Beta2, 1 - o.Beta2, o.Size, o.Root, o.Epsilon,
+		o.Keep} {
 		for j := range k[i] {
 			k[i][j] = float32(c)
 		}

@@ -2,12 +2,15 @@ package cpu
 
 import "github.com/lamina-mesh/lamina/pkg/kernel"
 
+// trainAVX512 returns the loops for processors with AVX-512.
 func trainAVX512() trainOps {
 	return trainOps{
 		scoreSlopes: scoreSlopes,
 		actGrad:     [acts]func(dx, y, dy, x *float32, n int){kernel.SiLU: siluGrad, kernel.GELUTanh: geluGrad},
-		gluGrad:     [acts]func(dx, dup, y, dy, x, up *float32, n int){kernel.SiLU: siluTimesGrad, kernel.GELUTanh: geluTimesGrad},
-		normSlopes:  normSlopes, normMeans: normMeans, normColumns: normColumns, sumColumns: sumColumns16, sumWideColumns: sumColumns128, sumSquares: sumSquares,
+		gluGrad: [acts]func(dx, dup, y, dy, x, up *float32, n int){kernel.SiLU: siluTimesGrad,
+			kernel.GELUTanh: geluTimesGrad},
+		normSlopes: normSlopes, normMeans: normMeans, normColumns: normColumns, sumColumns: sumColumns16,
+		sumWideColumns: sumColumns128, sumSquares: sumSquares,
 		rowDots: rowDots, moments: rowMoments, rows: &causalOps{causalWeights, causalSlopes, logsOf},
 		adamw: func(p, m, v, grad *float32, groups int, k *adamwConstants) {
 			adamwStep(p, m, v, grad, groups, (*[9][16]float32)(k))
@@ -15,7 +18,7 @@ func trainAVX512() trainOps {
 	}
 }
 
-// trainAVX2 has loops over whole groups of lanes; the plain ones do the rest.
+// trainAVX2 returns loops that process whole groups of lanes in assembly and the last elements in plain Go.
 func trainAVX2(o *ops) trainOps {
 	plain := trainPortable()
 	t := trainOps{
@@ -28,10 +31,12 @@ func trainAVX2(o *ops) trainOps {
 		normSlopes: func(dx, x, dy, g *float32, n int, mean, inv, meanE, meanEN float32) {
 			normSlopesWide(dx, x, dy, g, n, mean, inv, meanE, meanEN)
 			if whole := n &^ (lanes - 1); whole < n {
-				plain.normSlopes(at(dx, whole), at(x, whole), at(dy, whole), at(g, whole), n-whole, mean, inv, meanE, meanEN)
+				plain.normSlopes(at(dx, whole), at(x, whole), at(dy, whole), at(g, whole), n-whole, mean, inv, meanE,
+					meanEN)
 			}
 		},
-		normMeans: normMeansWide, normColumns: normColumnsWide, sumColumns: sumColumns16Wide, sumWideColumns: sumColumns128Wide, sumSquares: sumSquaresWide,
+		normMeans: normMeansWide, normColumns: normColumnsWide, sumColumns: sumColumns16Wide,
+		sumWideColumns: sumColumns128Wide, sumSquares: sumSquaresWide,
 		adamw: func(p, m, v, grad *float32, groups int, k *adamwConstants) {
 			adamwStepWide(p, m, v, grad, groups, (*[9][16]float32)(k))
 		},
@@ -49,7 +54,8 @@ func trainAVX2(o *ops) trainOps {
 		t.gluGrad[act] = func(dx, dup, y, dy, x, up *float32, n int) {
 			loop.times(dx, dup, y, dy, x, up, n)
 			if whole := n &^ (lanes - 1); whole < n {
-				gatedGrad(o, at(dx, whole), at(dup, whole), at(y, whole), at(dy, whole), at(x, whole), at(up, whole), n-whole, act)
+				gatedGrad(o, at(dx, whole), at(dup, whole), at(y, whole), at(dy, whole), at(x, whole), at(up, whole),
+					n-whole, act)
 			}
 		}
 	}

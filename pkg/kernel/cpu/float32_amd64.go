@@ -296,42 +296,42 @@ func swapOfRow(dst, src *float32, sixteens int)
 //go:noescape
 func swapOfPairs(dst *float32, ldd int, src *byte, pairs int)
 
-// gemmTiles32 are tiles by their rows.
+// gemmTiles32 returns the tiles by their number of rows.
 func gemmTiles32() []gemmTile {
 	return []gemmTile{nil, gemm1x32, gemm2x32, gemm3x32, gemm4x32, gemm5x32, gemm6x32, gemm7x32, gemm8x32, gemm9x32, gemm10x32, gemm11x32, gemm12x32}
 }
 
-// gemmTiles16 are tiles by their rows.
+// gemmTiles16 returns the tiles by their number of rows.
 func gemmTiles16() []gemmTile {
 	return []gemmTile{nil, gemm1x16, gemm2x16, gemm3x16, gemm4x16, gemm5x16, gemm6x16, gemm7x16, gemm8x16, gemm9x16, gemm10x16, gemm11x16, gemm12x16}
 }
 
-// gemmTiles16Wide are tiles by their rows.
+// gemmTiles16Wide returns the tiles by their number of rows.
 func gemmTiles16Wide() []gemmTile {
 	return []gemmTile{nil, gemm1x16Wide, gemm2x16Wide, gemm3x16Wide, gemm4x16Wide, gemm5x16Wide, gemm6x16Wide}
 }
 
-// pairGemmTiles32 are tiles by their rows.
+// pairGemmTiles32 returns the tiles by their number of rows.
 func pairGemmTiles32() []gemmTile {
 	return []gemmTile{nil, pairGemm1x32, pairGemm2x32, pairGemm3x32, pairGemm4x32, pairGemm5x32, pairGemm6x32, pairGemm7x32, pairGemm8x32, pairGemm9x32, pairGemm10x32, pairGemm11x32, pairGemm12x32}
 }
 
-// pairGemmTiles16 are tiles by their rows.
+// pairGemmTiles16 returns the tiles by their number of rows.
 func pairGemmTiles16() []gemmTile {
 	return []gemmTile{nil, pairGemm1x16, pairGemm2x16, pairGemm3x16, pairGemm4x16, pairGemm5x16, pairGemm6x16, pairGemm7x16, pairGemm8x16, pairGemm9x16, pairGemm10x16, pairGemm11x16, pairGemm12x16}
 }
 
-// flushGemmTiles32 are tiles by their rows.
+// flushGemmTiles32 returns the tiles by their number of rows.
 func flushGemmTiles32() []gemmTile {
 	return []gemmTile{nil, flushGemm1x32, flushGemm2x32, flushGemm3x32, flushGemm4x32, flushGemm5x32, flushGemm6x32, flushGemm7x32, flushGemm8x32, flushGemm9x32, flushGemm10x32, flushGemm11x32, flushGemm12x32}
 }
 
-// flushGemmTiles16 are tiles by their rows.
+// flushGemmTiles16 returns the tiles by their number of rows.
 func flushGemmTiles16() []gemmTile {
 	return []gemmTile{nil, flushGemm1x16, flushGemm2x16, flushGemm3x16, flushGemm4x16, flushGemm5x16, flushGemm6x16, flushGemm7x16, flushGemm8x16, flushGemm9x16, flushGemm10x16, flushGemm11x16, flushGemm12x16}
 }
 
-// flushGemmTiles16Wide are tiles by their rows.
+// flushGemmTiles16Wide returns the tiles by their number of rows.
 func flushGemmTiles16Wide() []gemmTile {
 	return []gemmTile{nil, flushGemm1x16Wide, flushGemm2x16Wide, flushGemm3x16Wide, flushGemm4x16Wide, flushGemm5x16Wide, flushGemm6x16Wide}
 }

@@ -498,7 +498,7 @@ done:
 	VZEROUPPER
 	RET
 
-// func sumOf(x *float32, n int) float32: canonical lanes
+// func sumOf(x *float32, n int) float32: the sum in canonical lanes
 TEXT ·sumOf(SB), NOSPLIT, $0-20
 	MOVQ x+0(FP), SI
 	MOVQ n+8(FP), CX

@@ -5,12 +5,10 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
 
-const (
-	tile    = 4  // rows and columns of a register tile
-	rawRows = 32 // rows of weights that are decoded at a time
-)
+// rawRows is the number of rows of weights that are decoded at a time.
+const rawRows = 32
 
-// rows decodes rows lo..hi of a raw matrix into dst.
+// rows decodes rows lo..hi-1 of a raw matrix into dst.
 func (s *Set) rows(dst []float32, w *kernel.Matrix[float32], lo, hi int) {
 	size := w.DType.RowBytes(w.Cols)
 	src := w.Raw[lo*size : hi*size]
@@ -34,7 +32,8 @@ func (s *Set) floats(x []float32, t int, products []kernel.Product[float32]) {
 			s.decodedFirst(x, t, &p)
 			continue
 		}
-		calls = append(calls, gemmCall{c: p.Y, ldc: p.W.Rows, bias: p.Bias, a: rowsOf(x, p.W.Cols), b: rowsOf(weights, p.W.Cols), m: t, n: p.W.Rows, k: p.W.Cols})
+		calls = append(calls, gemmCall{c: p.Y, ldc: p.W.Rows, bias: p.Bias, a: rowsOf(x, p.W.Cols),
+			b: rowsOf(weights, p.W.Cols), m: t, n: p.W.Rows, k: p.W.Cols})
 	}
 	if len(calls) > 0 {
 		s.multiply(s.dense, calls)
@@ -76,12 +75,14 @@ func (s *Set) MatMulGrad(dx, x kernel.Buffer[float32], t int, products ...kernel
 				s.rows(*b, p.W, 0, n)
 				weights = *b
 			}
-			chain = &gemmCall{c: dx, ldc: k, a: rowsOf(p.DY, n), b: columnsOf(weights, k), m: t, n: k, k: n, then: chain}
+			chain = &gemmCall{c: dx, ldc: k, a: rowsOf(p.DY, n), b: columnsOf(weights, k), m: t, n: k, k: n,
+				then: chain}
 		}
 		if p.DW != nil {
 			must("matmul grad", "x", len(x), t*k)
 			must("matmul grad", "dw", len(p.DW), n*k)
-			groups = append(groups, []gemmCall{{c: p.DW, ldc: k, add: !p.Fresh, a: columnsOf(p.DY, n), b: columnsOf(x, k), m: n, n: k, k: t}})
+			groups = append(groups, []gemmCall{{c: p.DW, ldc: k, add: !p.Fresh, a: columnsOf(p.DY, n),
+				b: columnsOf(x, k), m: n, n: k, k: t}})
 		}
 		if p.DBias != nil {
 			must("matmul grad", "dbias", len(p.DBias), n)

@@ -27,9 +27,9 @@ type ops struct {
 	probes  probes
 }
 
-// decoder turns groups of a type into floats.
+// decoder decodes groups of elements of a type to float32.
 type decoder struct {
 	group int // elements
-	bytes int
+	bytes int // of a group
 	run   func(dst *float32, src *byte, groups int)
 }

@@ -52,7 +52,8 @@ func decodeBF16(dst *float32, src *byte, blocks int)
 func native() []ops {
 	var out []ops
 	x := &cpu.X86
-	if x.HasAVX512F && x.HasAVX512BW && x.HasAVX512DQ && x.HasAVX512VL && x.HasAVX512VNNI && x.HasAVX512BF16 && x.HasFMA {
+	if x.HasAVX512F && x.HasAVX512BW && x.HasAVX512DQ && x.HasAVX512VL && x.HasAVX512VNNI && x.HasAVX512BF16 &&
+		x.HasFMA {
 		if x.HasAMXTile && x.HasAMXInt8 && grantTiles() {
 			out = append(out, amx())
 		}
@@ -64,7 +65,7 @@ func native() []ops {
 	return out
 }
 
-// avx512 returns the loops for processors with AVX-512, its VNNI and its BF16.
+// avx512 returns the loops for processors with AVX-512, VNNI and BF16.
 func avx512() ops {
 	o := ops{
 		name: "avx512", quant: quantAVX512(), pair: pairAVX512(),
@@ -122,6 +123,7 @@ func avx2() ops {
 	o.cache = cacheOps{toFloat16Wide, fromFloat16Wide, keysOfBytesWide, valueOfBytesWide}
 	o.pairs = pairsAVX2()
 	o.attend.weigh, o.attend.join = weighOf(&o), joinAVX2
-	o.probes = probes{float32: probeFMA256, int8: probeWords256, floats: 12 * 8 * 2, bytes: 12 * 16 * 2, read: probeRead256}
+	o.probes = probes{float32: probeFMA256, int8: probeWords256, floats: 12 * 8 * 2, bytes: 12 * 16 * 2,
+		read: probeRead256}
 	return o
 }

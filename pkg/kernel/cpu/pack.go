@@ -43,7 +43,8 @@ func packable(w *kernel.Matrix[float32]) bool {
 // newPacked computes the layout of a matrix's panels; it allocates nothing.
 func newPacked(w *kernel.Matrix[float32]) *packed {
 	p := packings[w.DType]
-	m := &packed{packing: p, dtype: w.DType, rows: w.Rows, blocks: w.Cols / blockLen, panels: (w.Rows + panelRows - 1) / panelRows}
+	m := &packed{packing: p, dtype: w.DType, rows: w.Rows, blocks: w.Cols / blockLen,
+		panels: (w.Rows + panelRows - 1) / panelRows}
 	m.stride = m.blocks / p.super * (p.scale + p.super*p.size)
 	return m
 }
@@ -117,7 +118,7 @@ func packPanel(m *packed, dst []byte, w *kernel.Matrix[float32], i int) {
 // word returns the codes of inputs 4j..4j+3 of row r, one in each byte.
 func (p *packer) word(r, j int) uint32 { return binary.LittleEndian.Uint32(p.codes[r][4*j:]) }
 
-// everyByte times a byte has that byte in each of its four bytes.
+// everyByte times a byte is that byte four times.
 const everyByte = 0x01010101
 
 // packNibbles packs the codes of inputs 8i+k and 8i+4+k into the low and the high nibble of byte k.

@@ -10,13 +10,13 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
 
-// TestBFloat16_BothWaysAgree compares products of pairs with the multiply-adds that stand
-// for them where they are faster: a machine uses one of the two.
-func TestBFloat16_BothWaysAgree(t *testing.T) {
+// TestBFloat16_BothMethodsAgree compares VDPBF16PS with the two multiply-adds that replace it where they are faster. A
+// set measures which is faster on the machine and uses it, so the other one must give the same bits.
+func TestBFloat16_BothMethodsAgree(t *testing.T) {
 	families := native()
 	i := slices.IndexFunc(families, func(o ops) bool { return o.name == "avx512" })
 	if i < 0 {
-		t.Skip("no AVX-512 here")
+		t.Skip("the processor has no AVX-512")
 	}
 	const rows, n, k = 19, 70, 610
 	rng := rand.New(rand.NewPCG(1, 2))
@@ -24,14 +24,14 @@ func TestBFloat16_BothWaysAgree(t *testing.T) {
 		x := make([]float32, n)
 		for i := range x {
 			x[i] = float32(rng.NormFloat64())
-			if i%7 == 3 { // nearly nothing, which is taken as nothing
+			if i%7 == 3 { // a subnormal number, which counts as zero
 				x[i] = math.Float32frombits(rng.Uint32() & 0x807fffff)
 			}
 		}
 		return x
 	}
 	x, w, dy := draw(rows*k), draw(n*k), draw(rows*n)
-	for i := range dy { // sums of these are nearly nothing as well
+	for i := range dy { // their sums are subnormal
 		if i/n%2 == 1 {
 			dy[i] *= 1e-36
 		}
@@ -41,9 +41,9 @@ func TestBFloat16_BothWaysAgree(t *testing.T) {
 		h := tensor.BFloat16bits(v)
 		raw[2*i], raw[2*i+1] = byte(h), byte(h>>8)
 	}
-	run := func(way gemmOps) []float32 {
+	run := func(pairs gemmOps) []float32 {
 		o := families[i]
-		o.pairs = way
+		o.pairs = pairs
 		s := newSet(2, o)
 		defer s.Close()
 		packed := &kernel.Matrix[float32]{Rows: n, Cols: k, DType: tensor.BF16, Raw: raw}
@@ -58,7 +58,8 @@ func TestBFloat16_BothWaysAgree(t *testing.T) {
 	pairs, swaps := run(pairsAVX512()), run(swapsAVX512())
 	for i, v := range pairs {
 		if math.Float32bits(v) != math.Float32bits(swaps[i]) {
-			t.Fatalf("element %d of %d is %x by pairs and %x by multiply-adds", i, len(pairs), math.Float32bits(v), math.Float32bits(swaps[i]))
+			t.Fatalf("element %d of %d is %x with VDPBF16PS and %x with multiply-adds", i, len(pairs),
+				math.Float32bits(v), math.Float32bits(swaps[i]))
 		}
 	}
 }

@@ -1,4 +1,4 @@
 package cpu
 
-// pause waits a moment.
+// pause executes PAUSE, which tells the processor that the caller spins.
 func pause()

@@ -4,5 +4,5 @@ package cpu
 
 import "runtime"
 
-// pause waits a moment.
+// pause lets other goroutines run while the caller spins.
 func pause() { runtime.Gosched() }

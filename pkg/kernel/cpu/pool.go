@@ -42,10 +42,9 @@ type worker struct {
 	_      [64]byte
 }
 
-// A worker spins for the next loop this long before it parks: longer than the gaps between the loops
-// of one pass over a model, and too short to slow down other goroutines. It reads the clock once in so
-// many spins rather than counting them, since a PAUSE takes 40 cycles on one processor and 140 on
-// another.
+// A worker spins for spinTime before it parks. That is longer than the gaps between the loops of one pass over a
+// model, and too short to slow down other goroutines. It reads the clock after every spinsPerCheck spins. It does not
+// count spins instead, because a PAUSE takes 40 cycles on one processor and 140 on another.
 const (
 	spinTime      = 80 * time.Microsecond
 	spinsPerCheck = 16
@@ -116,7 +115,7 @@ func (p *pool) await(w *worker, seen uint64) uint64 {
 	return p.gate.Load()
 }
 
-// runParts does a worker's own part and then what is left of the other parts.
+// runParts runs a worker's own part and then what is left of the other parts.
 func (p *pool) runParts(member int) {
 	body := p.body
 	for k := range p.parts {
@@ -131,7 +130,7 @@ func (p *pool) runParts(member int) {
 	}
 }
 
-// each calls body for 0..n-1.
+// each calls body for 0..n-1 and returns when all calls have returned.
 func (p *pool) each(n int, body func(i int)) {
 	if len(p.parts) == 1 || n <= 1 || !p.busy.TryLock() {
 		for i := range n {

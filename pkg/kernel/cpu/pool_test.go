@@ -27,7 +27,7 @@ func TestPool_RunsEveryIndexOnce(t *testing.T) {
 	}
 }
 
-func TestPool_CallersAtOnce(t *testing.T) {
+func TestPool_ConcurrentCallers(t *testing.T) {
 	p := newPool(3)
 	defer p.close()
 	var wg sync.WaitGroup
@@ -37,7 +37,7 @@ func TestPool_CallersAtOnce(t *testing.T) {
 				var sum atomic.Int64
 				p.each(10, func(i int) { sum.Add(int64(i)) })
 				if sum.Load() != 45 {
-					t.Errorf("the indices of 10 add to %d", sum.Load())
+					t.Errorf("the indices of a loop of 10 add up to %d, want 45", sum.Load())
 				}
 			}
 		})
@@ -45,18 +45,18 @@ func TestPool_CallersAtOnce(t *testing.T) {
 	wg.Wait()
 }
 
-func TestPool_WorkersParkAndComeBack(t *testing.T) {
+func TestPool_ParkedWorkersWakeUp(t *testing.T) {
 	p := newPool(2)
 	defer p.close()
 	for range 3 {
 		deadline := time.Now().Add(10 * time.Second)
 		for !p.workers[0].parked.Load() {
 			if time.Now().After(deadline) {
-				t.Fatal("a worker without work has not parked")
+				t.Fatal("an idle worker has not parked")
 			}
 			pause()
 		}
-		// Two bodies that wait for each other end only if the worker comes.
+		// Two iterations that wait for each other end only if the worker takes part.
 		var both sync.WaitGroup
 		both.Add(2)
 		p.each(2, func(int) { both.Done(); both.Wait() })
@@ -77,6 +77,6 @@ func TestPool_PanicLeavesItUsable(t *testing.T) {
 	var n atomic.Int32
 	p.each(100, func(int) { n.Add(1) })
 	if n.Load() != 100 {
-		t.Fatalf("%d of 100 ran after a panic", n.Load())
+		t.Fatalf("%d of 100 iterations ran after a panic", n.Load())
 	}
 }

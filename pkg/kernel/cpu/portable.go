@@ -7,11 +7,14 @@ import (
 
 // The loops in plain Go, with the lanes and the roundings of the assembly.
 
+// lanes is the number of float32 in a vector of AVX-512, and the unit of every family's loops.
 const lanes = 16
 
+// portable returns the loops in plain Go.
 func portable() ops {
 	o := ops{
-		name: "portable", probes: probes{read: readPortable}, quant: quantPortable(), pair: pairPortable(), dots4x4: plainDots(4, 4), dots1x4: plainDots(1, 4), dots1x1: plainDots(1, 1),
+		name: "portable", probes: probes{read: readPortable}, quant: quantPortable(), pair: pairPortable(),
+		dots4x4: plainDots(4, 4), dots1x4: plainDots(1, 4), dots1x1: plainDots(1, 1),
 		axpy: func(y, x *float32, n int, s float32) {
 			out := unsafe.Slice(y, n)
 			for i, v := range unsafe.Slice(x, n) {
@@ -61,7 +64,7 @@ func portable() ops {
 	return o
 }
 
-// fold adds lanes 16 to 8 to 4 to 2 to 1.
+// fold adds the high half of the lanes to the low half until one is left.
 func fold(acc *[lanes]float32) float32 {
 	for half := lanes / 2; half > 0; half /= 2 {
 		for i := range half {
@@ -71,6 +74,7 @@ func fold(acc *[lanes]float32) float32 {
 	return acc[0]
 }
 
+// plainDots returns out[t][n] = x·w for t rows of x and n rows of w.
 func plainDots(t, n int) func(out, x *float32, ldx int, w *float32, ldw, k int) {
 	return func(out, x *float32, ldx int, w *float32, ldw, k int) {
 		results := unsafe.Slice(out, t*n)

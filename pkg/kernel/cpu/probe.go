@@ -15,7 +15,7 @@ type Peaks struct {
 	BFloat16 float64 // products of bfloat16
 }
 
-// probes are the loops of one instruction family, and the operations of a round.
+// probes are the measuring loops of one instruction family, and the operations in one of their rounds.
 type probes struct {
 	float32, int8, bfloat16 func(n int)
 	floats, bytes, pairs    float64
@@ -26,18 +26,18 @@ type probes struct {
 // probeRounds is the number of rounds in a piece of a probe, some tens of microseconds.
 const probeRounds = 1 << 14
 
-// Peaks measures each for about the given time.
+// Peaks measures each rate for about the given time.
 func (s *Set) Peaks(each time.Duration) Peaks {
 	p := s.probes
 	return Peaks{s.rate(p.float32, p.floats, each), s.rate(p.int8, p.bytes, each), s.rate(p.bfloat16, p.pairs, each)}
 }
 
-// readPiece is what a thread reads at a time.
+// readPiece is the number of bytes that a thread reads at a time.
 const readPiece = 1 << 20
 
-// ReadRate is how fast all threads together stream size bytes of memory, 2 MiB or more, each
-// its own part from end to end and in huge pages, as products read weights: 10⁹ bytes
-// a second, the best of passes that take about the given time.
+// ReadRate returns the rate at which all threads together stream size bytes of memory, at least 2 MiB, in 10⁹ bytes a
+// second. Each thread reads its own part from end to end and in huge pages, as products read weights. The result is
+// the best of passes that take about the given time.
 func (s *Set) ReadRate(size int, each time.Duration) float64 {
 	pieces := size / readPiece
 	data, free := mapHuge((size + hugePage - 1) &^ (hugePage - 1))
@@ -56,7 +56,7 @@ func (s *Set) ReadRate(size int, each time.Duration) float64 {
 	return best
 }
 
-// readPortable reads words.
+// readPortable reads memory in words of 64 bits.
 func readPortable(p *byte, quads int) {
 	var all uint64
 	for _, v := range unsafe.Slice((*uint64)(unsafe.Pointer(p)), 32*quads) {

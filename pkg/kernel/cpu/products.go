@@ -39,13 +39,14 @@ func (s *Set) MatMuls(x kernel.Buffer[float32], t int, products ...kernel.Produc
 	}
 }
 
-// How a matrix is multiplied.
+// The methods by which a matrix is multiplied.
 const (
-	byFloats = iota
-	byPairs
-	byBlocks
+	byFloats = iota // as float32
+	byPairs         // as bfloat16
+	byBlocks        // as quantised blocks
 )
 
+// methodOf returns the method for a matrix.
 func methodOf(w *kernel.Matrix[float32]) int {
 	switch {
 	case packable(w):
@@ -127,7 +128,10 @@ func (s *Set) activations(x []float32, t, cols int) *[]float32 {
 	return b
 }
 
-// panels computes panels lo to hi-1 of one product. The first of them is at w.
+// panels computes panels lo to hi-1 of one product. The first of them is at w. The fastest loop depends on the number
+// of rows of activations. One row is bound by memory: packed codes are read once and unpacked in registers. For a
+// small number of rows this unpacking is shared by up to rowsMost rows. For more rows each panel is unpacked to the
+// cache and multiplied by tiles of rows.
 func (s *Set) panels(p *kernel.Product[float32], m *packed, w, acts []byte, t, lo, hi int) {
 	var sums spill
 	switch gemv, packedRows := s.quant.gemv[m.dtype], s.quant.packedRows[m.dtype]; {
@@ -136,11 +140,12 @@ func (s *Set) panels(p *kernel.Product[float32], m *packed, w, acts []byte, t, l
 	case t < s.quant.unpackRows() && packedRows != nil:
 		for panel := lo; panel < hi; panel++ {
 			for row := 0; row < t; {
-				group := row - row%tileMost // whose blocks lie interleaved
+				group := row - row%tileMost // whose blocks are interleaved
 				rows := min(tileMost, t-group)
 				n := evenRows(group + rows - row)
 				y, ldy := sums.of(p.Y, m.rows, row, panel)
-				packedRows(y, ldy, &w[(panel-lo)*m.stride], &acts[(group*m.blocks+row-group)*s.quant.act], m.blocks, n, rows*s.quant.act)
+				packedRows(y, ldy, &w[(panel-lo)*m.stride], &acts[(group*m.blocks+row-group)*s.quant.act], m.blocks, n,
+					rows*s.quant.act)
 				sums.spill(p.Y, m.rows, row, n, panel)
 				row += n
 			}
@@ -217,8 +222,8 @@ func (s *Set) tiled(p *kernel.Product[float32], m *packed, w, acts []byte, t, lo
 	}
 }
 
-// evenRows returns how many of the remaining rows are multiplied next, so that parts of at most rowsMost
-// rows have nearly equal sizes.
+// evenRows returns how many of the remaining rows are multiplied next, so that the parts, of at most rowsMost rows,
+// have nearly equal sizes.
 func evenRows(rows int) int {
 	parts := (rows + rowsMost - 1) / rowsMost
 	return (rows + parts - 1) / parts

@@ -16,7 +16,7 @@ const (
 	kinds
 )
 
-// Sizes that the assembly has, too.
+// Sizes, which must agree with those in gen.
 const (
 	panelRows     = 16 // rows of a panel
 	blockLen      = 32 // inputs of a block
@@ -24,7 +24,7 @@ const (
 	tileMost      = 16 // rows of activations in one pass over a panel
 	rowsMost      = 8  // rows of activations in one pass that is not a tile
 	unpackFrom    = 33 // rows of activations from which a panel is unpacked first
-	amxUnpackFrom = 12 // the same where there are AMX tiles
+	amxUnpackFrom = 12 // the same with AMX tiles
 
 	tileScratch = 4 << 10 // bytes of integer sums that tiles hand to the vector loops
 )
@@ -41,7 +41,7 @@ type packing struct {
 	double int                                // the factor by which unpacked codes exceed the type's
 }
 
-// dtypes is larger than any element type.
+// dtypes is larger than the number of element types.
 const dtypes = 64
 
 // packings lists the types that are multiplied in quantised form.
@@ -111,13 +111,15 @@ func (q *quantOps) unpackRows() int {
 
 // quantOps are the loops over quantised weights of one instruction family.
 type quantOps struct {
-	act          int        // bytes of an activation block
-	unpacked     [kinds]int // bytes of an unpacked block
-	quantize     func(dst *byte, stride int, x *float32, blocks int)
-	unpack       [dtypes]unpackFunc
-	gemv         [dtypes]gemvFunc        // nil: unpack and rest
-	packedRows   [dtypes]packedRowsFunc  // at most rowsMost rows, stride bytes between their blocks; nil: unpack and rest
-	tile         [kinds]tileFunc         // tileMost rows; nil: rest
+	act      int        // bytes of an activation block
+	unpacked [kinds]int // bytes of an unpacked block
+	quantize func(dst *byte, stride int, x *float32, blocks int)
+	unpack   [dtypes]unpackFunc
+	gemv     [dtypes]gemvFunc // nil: unpack and unpackedRows
+	// at most rowsMost rows, stride bytes between their blocks; nil: unpack and unpackedRows
+	packedRows   [dtypes]packedRowsFunc
+	tile         [kinds]tileFunc         // tileMost rows; nil: unpackedRows
 	unpackedRows [kinds]unpackedRowsFunc // at most rowsMost rows
-	amx          [kinds]amxFunc          // groups of at most tileMost rows, from codes less their offset; nil: tile and rest
+	// groups of at most tileMost rows, from codes minus their offset; nil: tile and unpackedRows
+	amx [kinds]amxFunc
 }

@@ -319,7 +319,7 @@ func unpackedRowsTwoScalesWide(y *float32, ldy int, w, x *byte, blocks, rows, st
 //go:noescape
 func unpackedRowsTwoScalesMinWide(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
 
-// quantAVX512 are the loops for processors with AVX-512 VNNI.
+// quantAVX512 returns the loops for processors with AVX-512 VNNI.
 func quantAVX512() quantOps {
 	return quantOps{
 		act: 64, unpacked: [kinds]int{640, 640, 640, 768, 640}, quantize: quantizeRow,
@@ -394,7 +394,7 @@ func quantAVX512() quantOps {
 	}
 }
 
-// quantAMX are quantAVX512 with tiles in place of tile and rest.
+// quantAMX returns quantAVX512 with AMX tiles for products of many rows.
 func quantAMX() quantOps {
 	q := quantAVX512()
 	q.unpack[tensor.Q4_0] = unpackQ4_0Signed
@@ -416,7 +416,7 @@ func quantAMX() quantOps {
 	return q
 }
 
-// quantAVX2 are the loops for processors with AVX2.
+// quantAVX2 returns the loops for processors with AVX2.
 func quantAVX2() quantOps {
 	return quantOps{
 		act: 128, unpacked: [kinds]int{1088, 1152, 1152, 1280, 1152}, quantize: quantizeRowWide,

@@ -8,8 +8,8 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
 
-// The loops over quantised weights in plain Go, step for step those of the assembly:
-// integer sums are exact in any order, and every float operation is rounded as there.
+// The loops over quantised weights in plain Go. They take the same steps as the assembly: integer sums are exact in any
+// order, and every float32 operation is rounded in the same way.
 
 const (
 	plainAct   = 64  // bytes of an activation block
@@ -17,6 +17,7 @@ const (
 	plainFlat  = plainCodes + 4*4*panelRows
 )
 
+// quantPortable returns the loops in plain Go.
 func quantPortable() quantOps {
 	q := quantOps{
 		act: plainAct, unpacked: [kinds]int{plainFlat, plainFlat, plainFlat, plainFlat, plainFlat},
@@ -38,9 +39,10 @@ func getFloat(b []byte) float32    { return math.Float32frombits(binary.LittleEn
 func putInt(b []byte, v int32)     { binary.LittleEndian.PutUint32(b, uint32(v)) }
 func getInt(b []byte) int32        { return int32(binary.LittleEndian.Uint32(b)) }
 
-// tiny is the largest magnitude of a block that counts as zero.
+// tiny bounds the maximum of a block that is quantised to zero.
 const tiny = 1e-30
 
+// plainQuantize quantises blocks of activations; see quantize in gen.
 func plainQuantize(dst *byte, stride int, x *float32, blocks int) {
 	in := unsafe.Slice(x, blocks*blockLen)
 	for b := range blocks {
@@ -75,7 +77,7 @@ func plainQuantize(dst *byte, stride int, x *float32, blocks int) {
 	}
 }
 
-// roundByte rounds to the nearest, ties to even; what is no number becomes -128.
+// roundByte rounds to nearest even. Numbers out of range and NaN become -128, as in the assembly.
 func roundByte(v float32) int8 {
 	r := math.RoundToEven(float64(v))
 	if !(math.Abs(r) <= 127) {
@@ -84,7 +86,7 @@ func roundByte(v float32) int8 {
 	return int8(r)
 }
 
-// plainUnpack expands a packed panel of a type.
+// plainUnpack returns the loop that unpacks a panel of a type.
 func plainUnpack(d tensor.DType, p packing) unpackFunc {
 	return func(dst, panel *byte, blocks int) {
 		size := p.scale + p.super*p.size
@@ -102,9 +104,9 @@ func plainUnpack(d tensor.DType, p packing) unpackFunc {
 	}
 }
 
-// expand writes 512 codes, [8][16 rows][4 inputs], from a packed block. scales are its super-block's.
+// expand unpacks a block to 512 codes, [8][16 rows][4 inputs]. scales are those of its super-block.
 func expand(d tensor.DType, out, in, scales []byte) {
-	field := func(at, j, e, width int) byte { // bits of byte e of group j in planes at
+	field := func(at, j, e, width int) byte { // the bits of byte e of group j in the planes that begin at byte at
 		n := 8 / width
 		return in[at+64*(j/n)+e] >> (j % n * width) & (1<<width - 1)
 	}
@@ -144,7 +146,7 @@ var (
 	levelsFP4Plain = [16]int{0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12}
 )
 
-// scalesOf are the up to four factors of block sub for row r: scales, then minima.
+// scalesOf returns the scales and then the minima of block sub for row r.
 func scalesOf(d tensor.DType, s []byte, sub, r int) [4]float32 {
 	float16 := func(at int) float32 { return float32(tensor.Float16(binary.LittleEndian.Uint16(s[at+2*r:]))) }
 	switch d {
@@ -174,20 +176,21 @@ func scalesOf(d tensor.DType, s []byte, sub, r int) [4]float32 {
 	return [4]float32{float16(0)}
 }
 
-// plainTile multiplies an unpacked panel by tileMost rows.
+// plainTile returns the loop that multiplies an unpacked panel by tileMost rows.
 func plainTile(k kind) tileFunc {
 	return func(y *float32, ldy int, w, x *byte, blocks, word int) {
 		plainRows(k, y, ldy, w, x, blocks, tileMost, tileMost*plainAct, word)
 	}
 }
 
-// plainUnpackedRows multiplies an unpacked panel by fewer rows.
+// plainUnpackedRows returns the loop that multiplies an unpacked panel by any number of rows.
 func plainUnpackedRows(k kind) unpackedRowsFunc {
 	return func(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int) {
 		plainRows(k, y, ldy, w, x, blocks, rows, stride, word)
 	}
 }
 
+// plainRows multiplies an unpacked panel by rows of activations.
 func plainRows(k kind, y *float32, ldy int, w, x *byte, blocks, rows, stride, word int) {
 	for t := range rows {
 		out := unsafe.Slice((*float32)(unsafe.Add(unsafe.Pointer(y), t*ldy)), panelRows)
@@ -203,7 +206,7 @@ func plainRows(k kind, y *float32, ldy int, w, x *byte, blocks, rows, stride, wo
 	}
 }
 
-// plainBlock adds a block of row r to a sum.
+// plainBlock adds the product of a block of row r to a sum.
 func plainBlock(k kind, sum float32, flat, act []byte, r, word int) float32 {
 	factor := func(i int) float32 { return getFloat(flat[plainCodes+4*(panelRows*i+r):]) }
 	dot := func(lo, hi int, start int32) float32 {

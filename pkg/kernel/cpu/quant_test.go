@@ -14,14 +14,14 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
 
-// quantTypes are the types that are multiplied as they are.
+// quantTypes are the types that are multiplied in quantised form.
 var quantTypes = []tensor.DType{
 	tensor.Q4_0, tensor.Q4_1, tensor.Q5_0, tensor.Q5_1, tensor.Q8_0, tensor.IQ4_NL, tensor.MXFP4,
 	tensor.Q2_K, tensor.Q3_K, tensor.Q4_K, tensor.Q5_K, tensor.Q6_K, tensor.IQ4_XS,
 	tensor.IQ1_S, tensor.IQ1_M, tensor.IQ2_XXS, tensor.IQ2_XS, tensor.IQ2_S, tensor.IQ3_XXS, tensor.IQ3_S,
 }
 
-// rawMatrix makes random blocks with scales near 0.01.
+// rawMatrix returns a matrix of random blocks with scales near 0.01, or of random 16-bit floats.
 func rawMatrix(seed uint64, d tensor.DType, rows, cols int) *kernel.Matrix[float32] {
 	r := rand.New(rand.NewPCG(seed, uint64(d)))
 	m := &kernel.Matrix[float32]{Rows: rows, Cols: cols, DType: d, Raw: make([]byte, d.RowBytes(rows*cols))}
@@ -39,7 +39,8 @@ func rawMatrix(seed uint64, d tensor.DType, rows, cols int) *kernel.Matrix[float
 		return m
 	}
 	at := map[tensor.DType][]int{
-		tensor.Q4_1: {0, 2}, tensor.Q5_1: {0, 2}, tensor.Q2_K: {80, 82}, tensor.Q3_K: {108}, tensor.Q4_K: {0, 2}, tensor.Q5_K: {0, 2}, tensor.Q6_K: {208},
+		tensor.Q4_1: {0, 2}, tensor.Q5_1: {0, 2}, tensor.Q2_K: {80, 82}, tensor.Q3_K: {108}, tensor.Q4_K: {0, 2},
+		tensor.Q5_K: {0, 2}, tensor.Q6_K: {208},
 	}[d]
 	if at == nil {
 		at = []int{0}
@@ -49,7 +50,7 @@ func rawMatrix(seed uint64, d tensor.DType, rows, cols int) *kernel.Matrix[float
 			m.Raw[block] = byte(118 + r.IntN(4))
 			continue
 		}
-		if d == tensor.IQ1_M { // its float16 is in the top bits of four words
+		if d == tensor.IQ1_M { // its float16 scale is in the top bits of four words
 			h := tensor.Float16bits(float32(r.NormFloat64() * 0.01))
 			for i := range 4 {
 				top := &m.Raw[block+49+2*i]
@@ -65,7 +66,7 @@ func rawMatrix(seed uint64, d tensor.DType, rows, cols int) *kernel.Matrix[float
 	return m
 }
 
-// exact is the product with x quantised as the set does it, in float64.
+// exact returns the product in float64, where x is quantised as the set does it.
 func exact(m *kernel.Matrix[float32], x []float32, t int) []float64 {
 	w := make([]float64, m.Rows*m.Cols)
 	tensor.Dequantize(w, m.Raw, m.DType)
@@ -92,7 +93,7 @@ func exact(m *kernel.Matrix[float32], x []float32, t int) []float64 {
 	return y
 }
 
-func TestMatMul_OfBlocksIsExactButForRounding(t *testing.T) {
+func TestMatMul_QuantisedIsNearFloat64(t *testing.T) {
 	for _, d := range quantTypes {
 		t.Run(d.String(), func(t *testing.T) {
 			const rows, cols, n = 37, 512, 5
@@ -117,8 +118,8 @@ func TestMatMul_OfBlocksIsExactButForRounding(t *testing.T) {
 	}
 }
 
-// TestMatMul_SameBitsHoweverComputed compares packed and not, any batch, threads, and
-// instruction family.
+// TestMatMul_SameBitsHoweverComputed compares packed and unpacked weights, batch sizes, numbers of threads and
+// instruction families.
 func TestMatMul_SameBitsHoweverComputed(t *testing.T) {
 	for _, d := range append(slices.Clone(quantTypes), tensor.F16, tensor.BF16) {
 		t.Run(d.String(), func(t *testing.T) {
@@ -144,7 +145,14 @@ func TestMatMul_SameBitsHoweverComputed(t *testing.T) {
 						for from := 0; from+n <= most; from += n {
 							s.MatMul(y, x[from*cols:(from+n)*cols], m, bias, n)
 							if !slices.Equal(y, want[from*rows:(from+n)*rows]) {
-								t.Fatalf("%d rows from %d on, %d threads, packed %v: %s has other bits than the plain loops", n, from, threads, pack, name)
+								t.Fatalf(
+									"%d rows from row %d, %d threads, packed %v: %s gives different bits",
+									n,
+									from,
+									threads,
+									pack,
+									name,
+								)
 							}
 						}
 					}
@@ -157,7 +165,8 @@ func TestMatMul_SameBitsHoweverComputed(t *testing.T) {
 
 func BenchmarkMatMulPacked(b *testing.B) {
 	for _, d := range []tensor.DType{
-		tensor.Q4_0, tensor.Q4_1, tensor.Q8_0, tensor.Q5_0, tensor.Q4_K, tensor.Q6_K, tensor.IQ4_XS, tensor.IQ2_XXS, tensor.IQ2_S, tensor.F16,
+		tensor.Q4_0, tensor.Q4_1, tensor.Q8_0, tensor.Q5_0, tensor.Q4_K, tensor.Q6_K, tensor.IQ4_XS, tensor.IQ2_XXS,
+		tensor.IQ2_S, tensor.F16,
 	} {
 		for _, n := range []int{1, 8, 128} {
 			b.Run(fmt.Sprintf("%v/%d", d, n), func(b *testing.B) {
@@ -177,9 +186,10 @@ func BenchmarkMatMulPacked(b *testing.B) {
 	}
 }
 
-// BenchmarkPack says how fast a model's weights are put into panels at load.
+// BenchmarkPack measures packing, which happens when a model is loaded.
 func BenchmarkPack(b *testing.B) {
-	for _, d := range []tensor.DType{tensor.Q4_0, tensor.Q4_1, tensor.Q8_0, tensor.Q4_K, tensor.Q6_K, tensor.MXFP4, tensor.IQ2_S, tensor.F16} {
+	for _, d := range []tensor.DType{tensor.Q4_0, tensor.Q4_1, tensor.Q8_0, tensor.Q4_K, tensor.Q6_K, tensor.MXFP4,
+		tensor.IQ2_S, tensor.F16} {
 		for _, threads := range []int{1, 2} {
 			b.Run(fmt.Sprintf("%v/threads=%d", d, threads), func(b *testing.B) {
 				s := open(b, threads, cpu.Instructions()[0])
@@ -195,7 +205,7 @@ func BenchmarkPack(b *testing.B) {
 	}
 }
 
-// TestMatMul_PlainMatricesAreNotRounded compares with the product over decoded weights.
+// TestMatMul_PlainMatricesAreNotRounded compares matrices with Plain set with the product over decoded weights.
 func TestMatMul_PlainMatricesAreNotRounded(t *testing.T) {
 	for _, d := range []tensor.DType{tensor.Q4_0, tensor.Q6_K, tensor.F16, tensor.BF16} {
 		const rows, cols, n = 37, 1024, 3
@@ -208,12 +218,12 @@ func TestMatMul_PlainMatricesAreNotRounded(t *testing.T) {
 		s.MatMul(want, x, dense, nil, n)
 		s.MatMul(got, x, m, nil, n)
 		if !slices.Equal(got, want) {
-			t.Errorf("%v: other bits before packing", d)
+			t.Errorf("%v: different bits before packing", d)
 		}
 		s.Pack(m)
 		s.MatMul(got, x, m, nil, n)
 		if !slices.Equal(got, want) {
-			t.Errorf("%v: other bits", d)
+			t.Errorf("%v: different bits after packing", d)
 		}
 		s.Close()
 	}

@@ -10,8 +10,8 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 )
 
-// Set implements kernel.Set[float32]. Its methods may be called from several
-// goroutines; each call spreads over the worker pool.
+// Set implements kernel.Set[float32]. Its methods may be called from several goroutines. Each call runs on the worker
+// pool.
 type Set struct {
 	kernel.HostOps[float32]
 	ops
@@ -19,13 +19,13 @@ type Set struct {
 	class   string
 	kv      kernel.KVType
 	pool    *pool
-	scratch sync.Pool // *[]float32
+	scratch sync.Pool // of *[]float32
 	cuts    sync.Pool // of *[]piece
 	store   store
 
-	attending   sync.Pool // *attendScratch
-	multiplying sync.Pool // *gemmScratch
-	causals     sync.Pool // *causal
+	attending   sync.Pool // of *attendScratch
+	multiplying sync.Pool // of *gemmScratch
+	causals     sync.Pool // of *causal
 
 	mu     sync.Mutex
 	tables map[*kernel.Rotary]*table
@@ -42,7 +42,8 @@ func Open(threads int, instructions string) (*Set, error) {
 			return newSet(threads, o), nil
 		}
 	}
-	return nil, fmt.Errorf("open cpu kernels: no instructions %q here (%s)", instructions, strings.Join(Instructions(), ", "))
+	return nil, fmt.Errorf("open cpu kernels: unknown instructions %q, want one of %s", instructions,
+		strings.Join(Instructions(), ", "))
 }
 
 // Instructions lists the instruction families that the machine can run, the fastest first: "amx",
@@ -113,7 +114,7 @@ func (s *Set) each(n, cost int, body func(i int)) {
 	s.pool.each(n, body)
 }
 
-// buffer lends n floats of unspecified value until give.
+// buffer returns scratch of n floats with unspecified values. The caller returns it with give.
 func (s *Set) buffer(n int) *[]float32 {
 	b := s.scratch.Get().(*[]float32)
 	if cap(*b) < n {
@@ -123,6 +124,7 @@ func (s *Set) buffer(n int) *[]float32 {
 	return b
 }
 
+// give returns a buffer.
 func (s *Set) give(b *[]float32) { s.scratch.Put(b) }
 
 // bytesOf returns the memory of a buffer.

@@ -20,7 +20,8 @@ func maxWide(lanes, x *float32, groups int)
 //go:noescape
 func expWide(dst, src *float32, groups int, s, sub float32)
 
-// vectorAVX2 puts the AVX2 loops in place of the plain ones, which do the tails.
+// vectorAVX2 replaces the plain loops by AVX2 loops over whole groups of lanes. The plain loops process the last
+// elements.
 func vectorAVX2(o *ops) {
 	plain := *o
 	o.axpy = func(y, x *float32, n int, s float32) {
@@ -81,6 +82,7 @@ func vectorAVX2(o *ops) {
 	}
 }
 
+// joinAVX2 is join with AVX2.
 func joinAVX2(y, x *float32, n int, a, b float32) {
 	if n >= lanes {
 		joinSumsWide(y, x, n/lanes, a, b)

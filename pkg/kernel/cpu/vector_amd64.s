@@ -43,7 +43,7 @@ loop:
 	VZEROUPPER
 	RET
 
-// func dotWide(lanes, a, b *float32, groups int): lanes[16] are added to
+// func dotWide(lanes, a, b *float32, groups int): adds to lanes[16]
 TEXT ·dotWide(SB), NOSPLIT, $0-32
 	MOVQ lanes+0(FP), DI
 	MOVQ a+8(FP), SI
@@ -65,7 +65,7 @@ loop:
 	VZEROUPPER
 	RET
 
-// func sumWide(lanes, x *float32, groups int): lanes[16] are folded into
+// func sumWide(lanes, x *float32, groups int): reduces into lanes[16]
 TEXT ·sumWide(SB), NOSPLIT, $0-24
 	MOVQ lanes+0(FP), DI
 	MOVQ x+8(FP), SI
@@ -83,7 +83,7 @@ loop:
 	VZEROUPPER
 	RET
 
-// func maxWide(lanes, x *float32, groups int): lanes[16] are folded into
+// func maxWide(lanes, x *float32, groups int): reduces into lanes[16]
 TEXT ·maxWide(SB), NOSPLIT, $0-24
 	MOVQ lanes+0(FP), DI
 	MOVQ x+8(FP), SI

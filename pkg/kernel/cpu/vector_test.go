@@ -23,7 +23,8 @@ func TestOps_FamiliesAgree(t *testing.T) {
 			o.axpy(&a[0], &x[0], n, 0.3)
 			o.add(&b[0], &x[0], n)
 			o.exp(&e[0], &x[0], n, 1.7, 0.1)
-			g, h, scaled, shifted, lo, hi := slices.Clone(y), slices.Clone(y), slices.Clone(y), slices.Clone(y), slices.Clone(x), slices.Clone(y)
+			g, h, scaled, shifted, lo, hi := slices.Clone(y), slices.Clone(y), slices.Clone(y), slices.Clone(y),
+				slices.Clone(x), slices.Clone(y)
 			o.element.norm(&g[0], &x[0], &y[0], n, 0.7)
 			o.element.scale(&scaled[0], &x[0], n, 0.7)
 			o.element.shift(&shifted[0], &x[0], n, 0.7)
@@ -59,7 +60,7 @@ func TestOps_FamiliesAgree(t *testing.T) {
 	}
 }
 
-func TestExp_IsNear(t *testing.T) {
+func TestExp_IsWithinTwoUlps(t *testing.T) {
 	var worst float64
 	for x := -86.0; x < 88; x += 0.00131 {
 		v := float32(x)
@@ -67,11 +68,12 @@ func TestExp_IsNear(t *testing.T) {
 		ulp := float64(math.Nextafter32(float32(want), math.MaxFloat32)) - float64(float32(want))
 		worst = max(worst, math.Abs(float64(exp32(v))-want)/ulp)
 	}
-	t.Logf("worst: %.2f units in the last place", worst)
+	t.Logf("largest error: %.2f units in the last place", worst)
 	if worst > 2 {
 		t.Errorf("off by %.2f units in the last place", worst)
 	}
-	for in, want := range map[float32]float32{-87: 0, float32(math.Inf(-1)): 0, 0: 1, 100: exp32(88), float32(math.Inf(1)): exp32(88)} {
+	for in, want := range map[float32]float32{-87: 0, float32(math.Inf(-1)): 0, 0: 1, 100: exp32(88),
+		float32(math.Inf(1)): exp32(88)} {
 		for _, o := range families() {
 			var got float32
 			if o.exp(&got, &in, 1, 1, 0); got != want {
@@ -89,7 +91,7 @@ func TestExp_IsNear(t *testing.T) {
 
 func TestFMA32_RoundsOnce(t *testing.T) {
 	x, y := float32(1+0x1p-12), float32(1+0x1p-12)
-	// x·y = 1 + 2^-11 + 2^-24: half a unit above; the least addend decides.
+	// x·y = 1 + 2^-11 + 2^-24 is halfway between two float32, so the smallest addend decides the rounding.
 	for z, want := range map[float32]float32{0: 1 + 0x1p-11, 0x1p-60: 1 + 0x1p-11 + 0x1p-23, -0x1p-60: 1 + 0x1p-11} {
 		if got := fma32(x, y, z); got != want {
 			t.Errorf("fma of %g is %v, want %v", z, got, want)

@@ -1,6 +1,5 @@
-// Package kerneltest is the contract that every kernel set passes: it computes what
-// the reference does, within stated tolerances; a row's bits do not depend on the
-// rows, chunks or sequences around it; and misuse panics.
+// Package kerneltest tests the contract of kernel sets: results equal those of the reference within stated tolerances,
+// the bits of a row do not depend on the rows, chunks or sequences around it, and misuse panics.
 package kerneltest
 
 import (
@@ -21,7 +20,7 @@ type Set = kernel.Set[float32]
 // tolerance is the largest difference from the reference, relative to its largest element.
 const tolerance = 2e-5
 
-// Run checks a set.
+// Run tests a set.
 func Run(t *testing.T, set Set) {
 	t.Run("EqualsTheReference", func(t *testing.T) {
 		for _, c := range Cases() {
@@ -42,14 +41,14 @@ func Run(t *testing.T, set Set) {
 	t.Run("RepeatsItself", func(t *testing.T) {
 		for _, c := range Cases() {
 			if !slices.EqualFunc(c.run(set), c.run(set), slices.Equal[[]float32]) {
-				t.Errorf("%s gives other bits the second time", c.name)
+				t.Errorf("%s gives different bits the second time", c.name)
 			}
 		}
 	})
 	t.Run("MisusePanics", func(t *testing.T) { misuse(t, set) })
 }
 
-// distance is the largest difference over the largest value.
+// distance returns the largest difference divided by the largest value.
 func distance(got, want []float32) float64 {
 	var worst, size float64
 	for i := range want {
@@ -72,11 +71,11 @@ type Case struct {
 	tolerance float64 // 0 means the common one
 }
 
-// quantised is the tolerance of products of quantised weights and 16-bit floats. A set may round the
-// activations, too: to bytes, with an error of half of 1/127 of the largest of 32, or to bfloat16.
+// quantised is the tolerance of products of quantised weights and of 16-bit floats. A set may also round the
+// activations: to bytes, with an error of at most 1/254 of the largest of 32, or to bfloat16.
 const quantised = 1e-2
 
-// source makes inputs that depend on the seed alone.
+// source returns a generator of inputs that depend on the seed alone.
 func source(seed uint64) func(n int) []float32 {
 	r := rand.New(rand.NewPCG(seed, 1))
 	return func(n int) []float32 {
@@ -88,7 +87,7 @@ func source(seed uint64) func(n int) []float32 {
 	}
 }
 
-// raw makes a matrix with valid blocks of a type.
+// raw returns a matrix of valid blocks of a type.
 func raw(seed uint64, d tensor.DType, rows, cols int) kernel.Matrix[float32] {
 	x := source(seed)(rows * cols)
 	m := kernel.Matrix[float32]{Rows: rows, Cols: cols, DType: d}
@@ -117,26 +116,47 @@ func raw(seed uint64, d tensor.DType, rows, cols int) kernel.Matrix[float32] {
 
 // blockTypes are the quantised types, each of which a set multiplies and embeds.
 var blockTypes = []tensor.DType{
-	tensor.Q4_0, tensor.Q4_1, tensor.Q5_0, tensor.Q5_1, tensor.Q8_0, tensor.Q2_K, tensor.Q3_K, tensor.Q4_K, tensor.Q5_K, tensor.Q6_K,
-	tensor.IQ1_S, tensor.IQ1_M, tensor.IQ2_XXS, tensor.IQ2_XS, tensor.IQ2_S, tensor.IQ3_XXS, tensor.IQ3_S, tensor.IQ4_NL,
-	tensor.IQ4_XS, tensor.TQ1_0, tensor.TQ2_0, tensor.MXFP4, tensor.NVFP4, tensor.Q1_0,
+	tensor.Q4_0,
+	tensor.Q4_1,
+	tensor.Q5_0,
+	tensor.Q5_1,
+	tensor.Q8_0,
+	tensor.Q2_K,
+	tensor.Q3_K,
+	tensor.Q4_K,
+	tensor.Q5_K,
+	tensor.Q6_K,
+	tensor.IQ1_S,
+	tensor.IQ1_M,
+	tensor.IQ2_XXS,
+	tensor.IQ2_XS,
+	tensor.IQ2_S,
+	tensor.IQ3_XXS,
+	tensor.IQ3_S,
+	tensor.IQ4_NL,
+	tensor.IQ4_XS,
+	tensor.TQ1_0,
+	tensor.TQ2_0,
+	tensor.MXFP4,
+	tensor.NVFP4,
+	tensor.Q1_0,
 }
 
-// scaleBlock gives a block of random bytes a scale of 0.01 or near it.
+// scaleBlock sets the scales of a block of random bytes to about 0.01.
 func scaleBlock(b []byte, d tensor.DType) {
 	scale := tensor.Float16bits(0.01)
-	half := func(offsets ...int) {
+	setFloat16 := func(offsets ...int) {
 		for _, at := range offsets {
 			b[at], b[at+1] = byte(scale), byte(scale>>8)
 		}
 	}
 	switch d {
 	case tensor.Q4_1, tensor.Q5_1, tensor.Q4_K, tensor.Q5_K:
-		half(0, 2)
+		setFloat16(0, 2)
 	case tensor.Q2_K:
-		half(80, 82)
+		setFloat16(80, 82)
 	case tensor.Q3_K, tensor.Q6_K, tensor.TQ1_0, tensor.TQ2_0:
-		half(d.BlockBytes() - 2)
+		setFloat16(d.BlockBytes() - 2)
 	case tensor.MXFP4: // an exponent
 		b[0] = 127 - 6
 	case tensor.NVFP4: // 8-bit floats
@@ -148,7 +168,7 @@ func scaleBlock(b []byte, d tensor.DType) {
 			b[49+2*i] = b[49+2*i]&15 | byte(scale>>(4*i))<<4
 		}
 	default:
-		half(0)
+		setFloat16(0)
 	}
 }
 
@@ -161,16 +181,21 @@ func Cases() []Case {
 		out = append(out, Case{name: fmt.Sprintf("matmul %v", n), run: func(s Set) [][]float32 {
 			in := source(1)
 			y := make([]float32, t*rows)
-			s.MatMul(y, in(t*cols), &kernel.Matrix[float32]{Rows: rows, Cols: cols, Dense: in(rows * cols)}, in(rows), t)
+			s.MatMul(y, in(t*cols), &kernel.Matrix[float32]{Rows: rows, Cols: cols, Dense: in(rows * cols)}, in(rows),
+				t)
 			return [][]float32{y}
 		}}, Case{name: fmt.Sprintf("matmul grad %v", n), run: func(s Set) [][]float32 {
 			in := source(2)
 			dx, dw, db := in(t*cols), in(rows*cols), in(rows)
 			dw2, fresh := in((rows+3)*cols), in((rows+1)*cols)
 			s.MatMulGrad(dx, in(t*cols), t,
-				kernel.ProductGrad[float32]{DY: in(t * rows), W: &kernel.Matrix[float32]{Rows: rows, Cols: cols, Dense: in(rows * cols)}, DW: dw, DBias: db},
-				kernel.ProductGrad[float32]{DY: in(t * (rows + 3)), W: &kernel.Matrix[float32]{Rows: rows + 3, Cols: cols, Dense: in((rows + 3) * cols)}, DW: dw2},
-				kernel.ProductGrad[float32]{DY: in(t * (rows + 1)), W: &kernel.Matrix[float32]{Rows: rows + 1, Cols: cols, Dense: in((rows + 1) * cols)}, DW: fresh, Fresh: true})
+				kernel.ProductGrad[float32]{DY: in(t * rows),
+					W: &kernel.Matrix[float32]{Rows: rows, Cols: cols, Dense: in(rows * cols)}, DW: dw, DBias: db},
+				kernel.ProductGrad[float32]{DY: in(t * (rows + 3)),
+					W: &kernel.Matrix[float32]{Rows: rows + 3, Cols: cols, Dense: in((rows + 3) * cols)}, DW: dw2},
+				kernel.ProductGrad[float32]{DY: in(t * (rows + 1)),
+					W: &kernel.Matrix[float32]{Rows: rows + 1, Cols: cols, Dense: in((rows + 1) * cols)}, DW: fresh,
+					Fresh: true})
 			return [][]float32{dx, dw, db, dw2, fresh}
 		}}, Case{name: fmt.Sprintf("bfloat16 products %v", n), run: func(s Set) [][]float32 {
 			in := source(13)
@@ -184,24 +209,27 @@ func Cases() []Case {
 	}
 	for _, d := range append([]tensor.DType{tensor.F16, tensor.BF16}, blockTypes...) {
 		for _, cols := range []int{256, 768} {
-			out = append(out, Case{name: fmt.Sprintf("matmul %v, %d inputs", d, cols), tolerance: quantised, run: func(s Set) [][]float32 {
-				m := raw(3, d, 37, cols)
-				y, one, packed, e := make([]float32, 5*37), make([]float32, 37), make([]float32, 5*37), make([]float32, 2*cols)
-				x, bias := source(4)(5*cols), source(5)(37)
-				s.MatMul(y, x, &m, bias, 5)
-				s.MatMul(one, x[:cols], &m, nil, 1)
-				s.Pack(&m)
-				s.MatMul(packed, x, &m, bias, 5)
-				s.Embed(e, &m, []int32{36, 0})
-				dx := make([]float32, 5*cols)
-				s.MatMulGrad(dx, nil, 5, kernel.ProductGrad[float32]{DY: source(6)(5 * 37), W: &m})
-				return [][]float32{y, one, packed, e, dx}
-			}})
+			out = append(out, Case{name: fmt.Sprintf("matmul %v, %d inputs", d, cols), tolerance: quantised,
+				run: func(s Set) [][]float32 {
+					m := raw(3, d, 37, cols)
+					y, one, packed, e := make([]float32, 5*37), make([]float32, 37), make([]float32, 5*37),
+						make([]float32, 2*cols)
+					x, bias := source(4)(5*cols), source(5)(37)
+					s.MatMul(y, x, &m, bias, 5)
+					s.MatMul(one, x[:cols], &m, nil, 1)
+					s.Pack(&m)
+					s.MatMul(packed, x, &m, bias, 5)
+					s.Embed(e, &m, []int32{36, 0})
+					dx := make([]float32, 5*cols)
+					s.MatMulGrad(dx, nil, 5, kernel.ProductGrad[float32]{DY: source(6)(5 * 37), W: &m})
+					return [][]float32{y, one, packed, e, dx}
+				}})
 		}
 	}
 	return append(append(out, elementwise()...), attention()...)
 }
 
+// elementwise lists the cases of elementwise operations, norms, losses and updates.
 func elementwise() []Case {
 	const t, c = 7, 45
 	var out []Case
@@ -238,7 +266,8 @@ func elementwise() []Case {
 		for i, x := range v {
 			v[i] = x * x
 		}
-		s.AdamW(p, m, v, g, kernel.AdamW{Scale: 0.5, Beta1: 0.9, Beta2: 0.95, Size: 0.01, Root: 1.5, Epsilon: 1e-8, Keep: 0.999})
+		s.AdamW(p, m, v, g, kernel.AdamW{Scale: 0.5, Beta1: 0.9, Beta2: 0.95, Size: 0.01, Root: 1.5, Epsilon: 1e-8,
+			Keep: 0.999})
 		return [][]float32{p, m, v, {float32(s.SumSquares(g)), float32(s.SumSquares(nil))}}
 	}}, Case{name: "cross entropy", run: func(s Set) [][]float32 {
 		loss, d := make([]float64, t), make([]float32, t*c)
@@ -252,7 +281,8 @@ func elementwise() []Case {
 	}})
 	out = append(out, Case{name: "bfloat16", run: func(s Set) [][]float32 {
 		x := source(12)(t*c + 5)
-		x[0], x[1], x[2], x[3] = 1+1.0/256, 1+3.0/256, -3e38, 1e-40 // two ties, a value near the end of the range, a subnormal one
+		// two ties, a value near the end of the range and a subnormal number
+		x[0], x[1], x[2], x[3] = 1+1.0/256, 1+3.0/256, -3e38, 1e-40
 		h, back := make([]uint16, len(x)), make([]float32, len(x))
 		s.RoundBF16(h, x)
 		s.WidenBF16(back, h)
@@ -278,6 +308,7 @@ func elementwise() []Case {
 	return out
 }
 
+// attention lists the cases of attention.
 func attention() []Case {
 	var out []Case
 	for _, window := range []int{0, 5} {
@@ -294,7 +325,8 @@ func attention() []Case {
 		}})
 		for _, kind := range []kernel.KVType{kernel.KVFull, kernel.KVF16, kernel.KVQ8} {
 			for _, length := range []int{4, 16, 32} {
-				out = append(out, Case{name: fmt.Sprintf("paged attention, window %d, %v, pages of %d", window, kind, length), run: func(s Set) [][]float32 {
+				out = append(out, Case{name: fmt.Sprintf("paged attention, window %d, %v, pages of %d", window, kind,
+					length), run: func(s Set) [][]float32 {
 					in := source(11)
 					q := in(13 * a.H * a.D)
 					y := make([]float32, len(q))
@@ -310,16 +342,16 @@ func attention() []Case {
 	return out
 }
 
-// paged stores keys and values [n,K*D] in pages, the first five positions on their own.
+// paged stores keys and values [n,K*D] in pages, in two calls: the first five positions and the others.
 func paged(s Set, kind kernel.KVType, k, v []float32, a kernel.Heads, pageLen int) kernel.KV[float32] {
 	size := pageLen * a.K * a.D
 	kv := kernel.KV[float32]{Type: kind, PageLen: pageLen, Pages: s.NewKVPages((len(k)+size-1)/size, kind, size, a.D)}
-	for _, page := range kv.Pages { // positions that nobody has written must not be read
+	for _, page := range kv.Pages { // positions that were not written must not be read
 		for i := range page.Keys {
 			page.Keys[i], page.Values[i] = float32(math.NaN()), float32(math.NaN())
 		}
 		for i := range page.KeyCodes {
-			page.KeyCodes[i], page.ValueCodes[i] = 0xff, 0xff // a float16 that is not a number
+			page.KeyCodes[i], page.ValueCodes[i] = 0xff, 0xff // NaN in float16
 		}
 		for i := range page.KeyScales {
 			page.KeyScales[i], page.ValueScales[i] = float32(math.NaN()), float32(math.NaN())
@@ -331,12 +363,13 @@ func paged(s Set, kind kernel.KVType, k, v []float32, a kernel.Heads, pageLen in
 	return kv
 }
 
-// rowsStandAlone compares each row of a product over many rows with the row's own.
+// rowsStandAlone compares each row of a product with the product of the row alone.
 func rowsStandAlone(t *testing.T, set Set) {
 	const rows, cols, most = 70, 77, 37
 	in := source(20)
 	matrices := []kernel.Matrix[float32]{
-		{Rows: rows, Cols: cols, Dense: in(rows * cols)}, raw(21, tensor.Q4_1, rows, 96), raw(22, tensor.BF16, rows, 48),
+		{Rows: rows, Cols: cols, Dense: in(rows * cols)}, raw(21, tensor.Q4_1, rows, 96),
+		raw(22, tensor.BF16, rows, 48),
 		raw(23, tensor.IQ2_XS, rows, 512), raw(24, tensor.IQ3_XXS, rows, 512), raw(25, tensor.NVFP4, rows, 64),
 	}
 	for _, m := range matrices {
@@ -347,7 +380,7 @@ func rowsStandAlone(t *testing.T, set Set) {
 			for r := range n {
 				set.MatMul(alone, x[r*m.Cols:(r+1)*m.Cols], &m, nil, 1)
 				if !slices.Equal(alone, y[r*rows:(r+1)*rows]) {
-					t.Errorf("row %d of %d over %v weights has other bits than alone", r, n, m.DType)
+					t.Errorf("row %d of %d over %v weights has different bits than alone", r, n, m.DType)
 				}
 			}
 		}
@@ -359,13 +392,12 @@ func rowsStandAlone(t *testing.T, set Set) {
 	for r := range most {
 		set.RMSNorm(alone, x[r*cols:(r+1)*cols], g, 1e-5, 1, cols)
 		if !slices.Equal(alone, y[r*cols:(r+1)*cols]) {
-			t.Errorf("norm of row %d has other bits than alone", r)
+			t.Errorf("norm of row %d has different bits than alone", r)
 		}
 	}
 }
 
-// chunks compares attention over a whole prompt with the same in pieces, on other
-// pages.
+// chunks compares attention over a whole prompt with attention over chunks of it, with another page length.
 func chunks(t *testing.T, set Set) {
 	a := kernel.Heads{H: 4, K: 2, D: 12, Scale: 0.25}
 	const n = 41
@@ -378,7 +410,8 @@ func chunks(t *testing.T, set Set) {
 			rows := min(size, n-pos)
 			lo, hi := pos*a.H*a.D, (pos+rows)*a.H*a.D
 			got := make([]float32, hi-lo)
-			set.Attend(got, q[lo:hi], []kernel.Span[float32]{{Rows: rows, Pos: pos, KV: paged(set, kernel.KVFull, k, v, a, 8)}}, a)
+			set.Attend(got, q[lo:hi],
+				[]kernel.Span[float32]{{Rows: rows, Pos: pos, KV: paged(set, kernel.KVFull, k, v, a, 8)}}, a)
 			if !slices.Equal(got, whole[lo:hi]) {
 				t.Fatalf("attention in chunks of %d differs at position %d", size, pos)
 			}
@@ -386,6 +419,7 @@ func chunks(t *testing.T, set Set) {
 	}
 }
 
+// misuse checks that slices of wrong lengths panic.
 func misuse(t *testing.T, set Set) {
 	x := make([]float32, 8)
 	for name, call := range map[string]func(){
@@ -399,7 +433,7 @@ func misuse(t *testing.T, set Set) {
 		func() {
 			defer func() {
 				if recover() == nil {
-					t.Errorf("%s takes slices that do not fit", name)
+					t.Errorf("%s accepts slices of wrong lengths", name)
 				}
 			}()
 			call()

@@ -29,7 +29,7 @@ func memory(t *testing.T, s Set) {
 	s.Copy(b, a)
 	s.Download(down, b)
 	if !slices.Equal(down, x) || !slices.Equal(s.Host(b), x) {
-		t.Error("values come back changed from an upload, a copy and a download")
+		t.Error("an upload, a copy and a download change the values")
 	}
 	s.Clear(a[3:5])
 	s.Download(down, a)
@@ -80,11 +80,11 @@ func formulas(t *testing.T, s Set) {
 		return 0
 	}
 	expect("clamped gate grad", g, func(i int) float64 { return alpha * at(dg, i) * inside(x[i] <= 0.5) })
-	expect("clamped gate grad", u, func(i int) float64 { return at(du, i) / alpha * inside(y[i] >= -0.5 && y[i] <= 0.5) })
+	expect("clamped gate grad", u,
+		func(i int) float64 { return at(du, i) / alpha * inside(y[i] >= -0.5 && y[i] <= 0.5) })
 }
 
-// sinks checks that Sink's share is that of a softmax with one more score, and its gradient by
-// central differences.
+// sinks checks that Sink is a softmax with one more score, and compares its gradient with central differences.
 func sinks(t *testing.T, s Set) {
 	const rows, h, d = 3, 2, 4
 	in := source(42)
@@ -122,19 +122,19 @@ func sinks(t *testing.T, s Set) {
 		}
 		want := (loss(1e-2) - loss(-1e-2)) / 2e-2
 		if v := float64(s.Host(dsinks)[head]); math.Abs(v-want) > 1e-3 {
-			t.Errorf("sink grad: that of head %d is %v, want %v", head, v, want)
+			t.Errorf("sink grad: head %d is %v, want %v", head, v, want)
 		}
 	}
 }
 
-// experts checks routing against a plain statement of it, and its gradients by central differences.
+// experts compares routing with its formula, and its gradients with central differences.
 func experts(t *testing.T, s Set) {
 	const rows, e, top, c = 5, 4, 2, 3
 	in := source(43)
 	logits, x, dy := in(rows*e), in(rows*c), in(rows*c)
-	copy(logits[:e], []float32{0.5, 2, 2, 2}) // of equal experts the first are chosen
+	copy(logits[:e], []float32{0.5, 2, 2, 2}) // among equal logits the first experts are chosen
 	for _, normalize := range []bool{false, true} {
-		// An expert here multiplies its input by its number plus one.
+		// Expert i multiplies its input by i+1.
 		run := func(logits []float32) (kernel.Routing[float32], kernel.Buffer[float32], kernel.Buffer[float32]) {
 			r := s.Route(upload(s, logits), rows, e, top, normalize)
 			grouped, y := s.Alloc(len(r.Rows)*c), s.Alloc(rows*c)
@@ -157,7 +157,7 @@ func experts(t *testing.T, s Set) {
 				chosen[row] = append(chosen[row], i)
 			}
 		}
-		// combined is row's factor of x for other logits and the same choice.
+		// combined returns the factor of x in a row for other logits and the same choice of experts.
 		combined := func(logits []float32, row int) float64 {
 			var all, picked, sum float64
 			for i := range e {
@@ -193,16 +193,16 @@ func experts(t *testing.T, s Set) {
 		}
 		for i, v := range s.Host(dlogits) {
 			row := i / e
-			var along float64 // of the output and its gradient
+			var product float64 // Σ x·dy of the row
 			for j := row * c; j < (row+1)*c; j++ {
-				along += float64(x[j]) * float64(dy[j])
+				product += float64(x[j]) * float64(dy[j])
 			}
 			moved := func(by float32) float64 {
 				l := slices.Clone(logits)
 				l[i] += by
 				return combined(l, row)
 			}
-			if want := along * (moved(1e-2) - moved(-1e-2)) / 2e-2; math.Abs(float64(v)-want) > 1e-3 {
+			if want := product * (moved(1e-2) - moved(-1e-2)) / 2e-2; math.Abs(float64(v)-want) > 1e-3 {
 				t.Errorf("experts: gradient of logit %d is %v, want %v (normalize %v)", i, v, want, normalize)
 			}
 		}

@@ -101,8 +101,8 @@ func (*Set[F]) AttendCausal(y, lse, q, k, v kernel.Buffer[F], b, t int, a kernel
 	})
 }
 
-// AttendCausalGrad computes, with w the softmax weights, dv = Σ w·dy, ds = w·(dy·v - dy·y),
-// dq = Σ scale·ds·k, dk = Σ scale·ds·q.
+// AttendCausalGrad computes dv = Σ w·dy, dq = Σ scale·ds·k and dk = Σ scale·ds·q, where w are the softmax weights and
+// ds = w·(dy·v - dy·y) is the gradient of a score. With a soft cap ds has one more factor, the derivative of the cap.
 func (*Set[F]) AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v kernel.Buffer[F], b, t int, a kernel.Heads) {
 	must("attend causal grad", "dy", len(dy), b*t*a.H*a.D)
 	for seq := range b {
@@ -136,6 +136,7 @@ func (*Set[F]) AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v kernel.Buffer[F]
 	}
 }
 
+// put rounds sums into dst.
 func put[F tensor.Float](dst []F, sums []float64) {
 	for i, v := range sums {
 		dst[i] = F(v)

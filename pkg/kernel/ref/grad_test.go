@@ -9,10 +9,10 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/kernel/ref"
 )
 
-// check compares an operation's gradients with central differences in float64. inputs
-// are what it is differentiated by; forward computes its outputs from them; backward
-// adds into one gradient an input, given the outputs' gradient.
-func check(t *testing.T, name string, inputs [][]float64, outputs int, forward func(y []float64), backward func(grads [][]float64, dy []float64)) {
+// check compares an operation's gradients with central differences in float64. forward computes the outputs from
+// inputs. backward adds the gradients of all inputs to grads, given the gradient of the outputs.
+func check(t *testing.T, name string, inputs [][]float64, outputs int, forward func(y []float64),
+	backward func(grads [][]float64, dy []float64)) {
 	t.Helper()
 	r := rand.New(rand.NewPCG(11, 12))
 	dy := make([]float64, outputs)
@@ -25,7 +25,7 @@ func check(t *testing.T, name string, inputs [][]float64, outputs int, forward f
 	}
 	backward(grads, dy)
 	y := make([]float64, outputs)
-	along := func() float64 { // Σ dy·y: its derivative is the gradient
+	weighted := func() float64 { // Σ dy·y, whose derivative is the gradient
 		forward(y)
 		var sum float64
 		for i, v := range y {
@@ -44,12 +44,13 @@ func check(t *testing.T, name string, inputs [][]float64, outputs int, forward f
 			at := func(by float64) float64 {
 				in[i] = old + by
 				defer func() { in[i] = old }()
-				return along()
+				return weighted()
 			}
 			wide, narrow := (at(2*h)-at(-2*h))/(4*h), (at(h)-at(-h))/(2*h)
 			numeric := (4*narrow - wide) / 3
 			if err := math.Abs(numeric-grads[n][i]) / max(size, 1); !(err < 1e-6) {
-				t.Errorf("%s: gradient of input %d[%d] is %.10g, by differences %.10g", name, n, i, grads[n][i], numeric)
+				t.Errorf("%s: gradient of input %d[%d] is %.10g, want %.10g by central differences", name, n, i,
+					grads[n][i], numeric)
 			}
 		}
 	}

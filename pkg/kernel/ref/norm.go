@@ -21,7 +21,7 @@ func (*Set[F]) RMSNorm(y, x, g kernel.Buffer[F], eps float64, t, c int) {
 	}
 }
 
-// RMSNormGrad computes, with n = x·inv, dx = inv·(dy·g - n·mean(dy·g·n)) and dg = Σ dy·n.
+// RMSNormGrad adds dx = inv·(dy·g - n·mean(dy·g·n)) and dg = Σ dy·n, where n = x·inv is the normalised row.
 func (*Set[F]) RMSNormGrad(dx, dg, dy, x, g kernel.Buffer[F], eps float64, t, c int) {
 	must("rmsnorm grad", "dy", len(dy), t*c)
 	must("rmsnorm grad", "x", len(x), t*c)
@@ -62,8 +62,8 @@ func (*Set[F]) LayerNorm(y, x, g, b kernel.Buffer[F], eps float64, t, c int) {
 	}
 }
 
-// LayerNormGrad computes, with n the normalised row and e = dy·g,
-// dx = inv·(e - mean(e) - n·mean(e·n)), dg = Σ dy·n, db = Σ dy.
+// LayerNormGrad adds dx = inv·(e - mean(e) - n·mean(e·n)), dg = Σ dy·n and db = Σ dy, where n is the normalised row
+// and e = dy·g.
 func (*Set[F]) LayerNormGrad(dx, dg, db, dy, x, g kernel.Buffer[F], eps float64, t, c int) {
 	must("layernorm grad", "dy", len(dy), t*c)
 	must("layernorm grad", "x", len(x), t*c)
@@ -91,6 +91,7 @@ func (*Set[F]) LayerNormGrad(dx, dg, db, dy, x, g kernel.Buffer[F], eps float64,
 	addTo(db, sumsB)
 }
 
+// moments returns the mean of a row and the inverse of its standard deviation.
 func moments[F tensor.Float](x []F, eps float64) (mean, inv float64) {
 	for _, v := range x {
 		mean += float64(v)
@@ -103,6 +104,7 @@ func moments[F tensor.Float](x []F, eps float64) (mean, inv float64) {
 	return mean, 1 / math.Sqrt(variance/float64(len(x))+eps)
 }
 
+// addTo adds sums to dst.
 func addTo[F tensor.Float](dst []F, sums []float64) {
 	for i := range dst {
 		dst[i] += F(sums[i])

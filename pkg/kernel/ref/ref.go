@@ -1,6 +1,6 @@
-// Package ref is the reference kernel set: it computes every operation as its formula reads, over
-// float32 or float64. Fast sets are compared with it and gradients are checked on it, so its only
-// optimisation is to compute independent rows on several goroutines.
+// Package ref is the reference kernel set. It computes every operation as its formula is written, over float32 or
+// float64. Fast sets are compared with it, and its gradients are checked against differences. Its only optimisation
+// is to compute independent rows on several goroutines.
 //
 // Sums are accumulated in float64 in index order and rounded once.
 package ref
@@ -73,7 +73,7 @@ func (*Set[F]) WidenBF16(x kernel.Buffer[F], h []uint16) {
 	}
 }
 
-// operand returns x as products read it: rounded to bfloat16 if the set says so.
+// operand returns x as products read it: rounded to bfloat16 if the set was made by BFloat16.
 func (s *Set[F]) operand(x []F) []F {
 	if !s.bfloat16 {
 		return x
@@ -130,6 +130,7 @@ func row[F tensor.Float](w *kernel.Matrix[F], n int, buf []F) []F {
 	return buf
 }
 
+// dot returns Σ a·b in index order.
 func dot[F tensor.Float](a, b []F) float64 {
 	var sum float64
 	for i, x := range a {
@@ -313,7 +314,8 @@ func (*Set[F]) LogSumExp(x kernel.Buffer[F]) float64 {
 }
 
 // CrossEntropy computes the negative log-likelihood and its gradient.
-func (s *Set[F]) CrossEntropy(loss []float64, dlogits, logits kernel.Buffer[F], targets []int32, scale float64, t, v int) {
+func (s *Set[F]) CrossEntropy(loss []float64, dlogits, logits kernel.Buffer[F], targets []int32, scale float64, t,
+	v int) {
 	must("cross entropy", "logits", len(logits), t*v)
 	must("cross entropy", "targets", len(targets), t)
 	must("cross entropy", "loss", len(loss), t)
@@ -343,7 +345,7 @@ func (s *Set[F]) CrossEntropy(loss []float64, dlogits, logits kernel.Buffer[F], 
 // SumSquares adds squares in index order.
 func (*Set[F]) SumSquares(x kernel.Buffer[F]) float64 { return dot(x, x) }
 
-// AdamW steps weights and rounds after every operation.
+// AdamW updates weights and rounds after every operation.
 func (*Set[F]) AdamW(p, m, v, g kernel.Buffer[F], o kernel.AdamW) {
 	must("adamw", "m", len(m), len(p))
 	must("adamw", "v", len(v), len(p))

@@ -7,12 +7,15 @@ import (
 	"log"
 )
 
-// Attention over blocks of 16 positions. A block of keys is [D][16], of values
-// [16][D], both in float32 or in float16. Scores are one chain of fused multiply-adds over d, a lane a position; sums
-// of values are one chain over positions, a lane a component. No order depends on how
-// many queries share a pass.
+// Attention over blocks of 16 positions. A block of keys is [D][16] and a block of values [16][D], both of float32
+// or of float16. A score is one chain of fused multiply-adds over the components, where each lane holds a position.
+// A weighted sum of values is one chain over the positions, where each lane holds a component. Neither order depends
+// on the number of queries that share a pass.
+//
+// The queries of a pass share every load of a key or value: with n queries and v vectors of keys, n·v accumulators
+// stay in registers, and each step loads v vectors and broadcasts n numbers for n·v multiply-adds.
 
-// scoreTiles and valueTiles are the queries that may share a pass, by family.
+// scoreTiles and valueTiles list how many queries a pass may have, the most first.
 var (
 	scoreTiles     = []int{12, 6, 4, 3, 2, 1}
 	scoreTilesWide = []int{6, 3, 2, 1}
@@ -20,10 +23,11 @@ var (
 	valueTilesWide = []int{3, 2, 1}
 )
 
-// float16ValueTiles reads whole rows of float16, which pays more than reading each element once.
+// float16ValueTiles lists the same for values of float16. Passes of 6 queries read four groups of components at
+// once, which is faster than 12 queries that read two: contiguous reads matter more than fewer of them.
 var float16ValueTiles = valueTiles[1:]
 
-// valueGroups is how many groups of 16 components n queries take in a pass.
+// valueGroups returns the number of groups of 16 components in a pass of n queries.
 func valueGroups(n, bits int) int {
 	if n > 6 || bits == 256 {
 		return 2
@@ -31,7 +35,7 @@ func valueGroups(n, bits int) int {
 	return 4
 }
 
-// attention writes the loops.
+// attention writes the attention loops.
 func attention(a *asm) {
 	for _, float16 := range []bool{false, true} {
 		for _, n := range scoreTiles {
@@ -61,6 +65,7 @@ func attention(a *asm) {
 	a.join()
 }
 
+// suffix returns the end of the names of loops over registers of the given width.
 func suffix(bits int) string {
 	if bits == 256 {
 		return "Wide"
@@ -68,8 +73,8 @@ func suffix(bits int) string {
 	return ""
 }
 
-// source is the size of 16 stored elements, how a vector of them is loaded, and what
-// names of loops say of it.
+// source returns the size of 16 stored elements, the instruction that loads a vector of them as float32, and
+// the part of a loop's name that gives the type.
 func source(float16 bool) (size int, load, name string) {
 	if float16 {
 		return 32, "VCVTPH2PS", "F16"
@@ -77,8 +82,8 @@ func source(float16 bool) (size int, load, name string) {
 	return 64, "VMOVUPS", ""
 }
 
-// scores writes scores<n>: out[n][16·blocks] = q·k of n queries and whole blocks, nb
-// blocks at a time. Queries lie as [D][n].
+// scores writes scores<n>: out[n][16·blocks] = q·k for n queries and whole blocks, nb blocks at a time. Queries
+// are stored as [D][n], so that the numbers that a step broadcasts are adjacent.
 func (a *asm) scores(n, nb, bits int, float16 bool) {
 	stored, load, of := source(float16)
 	name, reg, words := fmt.Sprintf("scores%d%s%s", n, of, suffix(bits)), "Z", 1
@@ -166,9 +171,8 @@ func (a *asm) scores(n, nb, bits int, float16 bool) {
 	a.end()
 }
 
-// values writes values<n>x<groups>: y[n][16·groups] += w·v over n positions of a run of
-// blocks, the first at row at of its block. Rows of v are ldv bytes apart and begin col
-// bytes after a block's start.
+// values writes values<n>x<groups>: y[n][16·groups] += w·v over some positions, the first of which is row at of
+// the first block. Rows of v are ldv bytes apart and begin col bytes after the start of a block.
 func (a *asm) values(n, groups, bits int, float16 bool) {
 	stored, load, of := source(float16)
 	name := fmt.Sprintf("values%dx%d%s%s", n, groups, of, suffix(bits))
@@ -181,7 +185,7 @@ func (a *asm) values(n, groups, bits int, float16 bool) {
 	a.f("MOVQ ldy+8(FP), R9")
 	a.f("MOVQ w+16(FP), BX")
 	a.f("MOVQ ldw+24(FP), R8")
-	weightRows := []string{"BX", "R12", "R15", "AX"}[:(n+2)/3] // of three queries each
+	weightRows := []string{"BX", "R12", "R15", "AX"}[:(n+2)/3] // each serves three queries
 	a.f("MOVQ blocks+32(FP), SI")
 	a.f("MOVQ ldv+40(FP), R10")
 	a.f("MOVQ at+56(FP), DX")
@@ -245,7 +249,7 @@ func (a *asm) values(n, groups, bits int, float16 bool) {
 				a.f("VFMADD231PS %s%d, %s%d, %s%d", reg, row+v, reg, w, reg, acc(i, v))
 			}
 		}
-	default: // few registers are left for values
+	default: // too few registers are left for all values: load them one by one
 		for i := range n {
 			broadcast(i, row+i)
 		}
@@ -273,7 +277,7 @@ func (a *asm) values(n, groups, bits int, float16 bool) {
 	a.end()
 }
 
-// foldMax leaves the greatest lane of z in all of them, with Z0 as scratch.
+// foldMax sets all lanes of z to their maximum. Z0 is scratch.
 func (a *asm) foldMax(z int) {
 	for _, step := range []string{"VSHUFF64X2 $0x4E, Z%d, Z%[1]d, Z0", "VSHUFF64X2 $0xB1, Z%d, Z%[1]d, Z0", "VPERMILPS $0x4E, Z%d, Z0", "VPERMILPS $0xB1, Z%d, Z0"} {
 		a.f(step, z)
@@ -281,8 +285,8 @@ func (a *asm) foldMax(z int) {
 	}
 }
 
-// weigh writes weighScores: x = exp(scale·x - best) with best the greatest scale·x, and
-// the sum of that in canonical lanes.
+// weigh writes weighScores: x = exp(scale·x - best), where best is the maximum of scale·x, and the sum of the
+// results in canonical lanes.
 func (a *asm) weigh() {
 	a.fn("weighScores", 32, "func weighScores(x *float32, n int, scale float32) (best, sum float32)")
 	a.f("MOVQ x+0(FP), SI")
@@ -318,7 +322,7 @@ func (a *asm) weigh() {
 		a.f(load)
 		a.f("VMULPS Z8, Z0, Z0")
 		a.f("VSUBPS Z9, Z0, Z0")
-		a.f("VCMPPS $5, Z24, Z0, K2") // not less
+		a.f("VCMPPS $5, Z24, Z0, K2") // x >= the minimum, or NaN
 		a.f("VMINPS Z0, Z25, Z0")
 		a.f("VMULPS Z10, Z0, Z1")
 		a.f("VRNDSCALEPS $8, Z1, Z1")
@@ -353,8 +357,8 @@ func (a *asm) weigh() {
 	a.end()
 }
 
-// join writes joinSums: y = a·y + b·x, the sum fused; the one for AVX2 takes groups
-// of 16.
+// join writes joinSums: y = a·y + b·x, where b·x is added by a fused multiply-add. The AVX2 loop takes whole
+// groups of 16.
 func (a *asm) join() {
 	a.fn("joinSums", 32, "func joinSums(y, x *float32, n int, a, b float32)")
 	a.f("MOVQ y+0(FP), DI")
@@ -389,7 +393,7 @@ func (a *asm) join() {
 	a.end()
 }
 
-// attentionDeclarations is the Go side: declarations and the tables of loops.
+// attentionDeclarations returns the Go file with the declarations and the tables of loops.
 func (a *asm) attentionDeclarations() []byte {
 	var b bytes.Buffer
 	b.WriteString("// Code generated by gen. DO NOT EDIT.\n\npackage cpu\n")
@@ -409,7 +413,7 @@ func (a *asm) attentionDeclarations() []byte {
 		fmt.Fprint(&b, "},\n},\n")
 	}
 	table := func(family, suffix string, scores, values, float16Values []int, bits int) {
-		fmt.Fprintf(&b, "\n// attend%s are attention's loops for %s.\nfunc attend%s() attendOps {\n\treturn attendOps{\n\t\tfull: ", family, family, family)
+		fmt.Fprintf(&b, "\n// attend%s returns the attention loops for %s.\nfunc attend%s() attendOps {\n\treturn attendOps{\n\t\tfull: ", family, family, family)
 		loops(suffix, "", scores, values, bits)
 		fmt.Fprint(&b, "float16: ")
 		loops(suffix, "F16", scores, float16Values, bits)

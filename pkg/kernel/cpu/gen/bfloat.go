@@ -5,11 +5,11 @@ import (
 	"strings"
 )
 
-// Products over bfloat16 weights. A panel holds pairs of inputs, one row a lane, so
-// that VDPBF16PS adds the odd and then the even product of a pair to a row's sum.
+// Products of bfloat16 weights. A panel holds pairs of inputs, and each lane holds a row: VDPBF16PS adds the
+// product of the odd input of a pair to the row's sum, and then that of the even one.
 
 // dotPairs is VDPBF16PS zmm(acc), zmm(w), dword at disp(BX) broadcast. The assembler
-// does not know it: EVEX.512.F3.0F38.W0 52 /r.
+// does not know the instruction: EVEX.512.F3.0F38.W0 52 /r.
 func (a *asm) dotPairs(disp, w, acc int) {
 	not := func(bit int) int { return bit&1 ^ 1 }
 	b := []int{
@@ -28,10 +28,10 @@ func (a *asm) dotPairs(disp, w, acc int) {
 	a.f("%s // VDPBF16PS %d(BX){1to16}, Z%d, Z%d", strings.Join(text, "; "), disp, w, acc)
 }
 
-// pairTiles are the rows of activations that a pass over a panel may have.
+// pairTiles lists how many rows of activations a pass over a panel may have.
 var pairTiles = []int{1, 2, 4, 8, 16}
 
-// bfloat writes the loops over bfloat16.
+// bfloat writes the loops over bfloat16 weights.
 func bfloat(a *asm) {
 	for _, t := range pairTiles {
 		a.pairs(t)
@@ -45,8 +45,7 @@ func bfloat(a *asm) {
 	a.roundPairsWide()
 }
 
-// pairs writes pairs<t>: a panel times t rows of activations, whose pairs lie
-// interleaved.
+// pairs writes pairs<t>: a panel times t rows of activations, whose pairs are interleaved.
 func (a *asm) pairs(t int) {
 	a.fn(fmt.Sprintf("pairs%d", t), 40, fmt.Sprintf("func pairs%d(y *float32, ldy int, w, x *byte, pairs int)", t))
 	a.f("MOVQ w+16(FP), DI")
@@ -91,8 +90,8 @@ func (a *asm) pairs(t int) {
 	a.end()
 }
 
-// pairVector writes pairVector: panels in fours times one row, so that four sums hide
-// each other's latency.
+// pairVector writes pairVector: four panels at a time times one row. Four independent sums hide the latency of
+// VDPBF16PS.
 func (a *asm) pairVector() {
 	a.fn("pairVector", 40, "func pairVector(y *float32, w, x *byte, pairs, fours int)")
 	a.f("MOVQ y+0(FP), R8")
@@ -131,10 +130,10 @@ func (a *asm) pairVector() {
 	a.end()
 }
 
-// roundTo rounds the floats of z to bfloat16 in the low halves of its lanes. Z28..Z30
-// hold the constants; t is scratch.
+// roundTo rounds the float32 lanes of z to bfloat16, in the low 16 bits of each lane. Z28..Z30 hold the
+// constants, and t is scratch.
 func (a *asm) roundTo(z, t int) {
-	a.f("VCMPPS $3, Z%d, Z%d, K2", z, z) // not a number
+	a.f("VCMPPS $3, Z%d, Z%d, K2", z, z) // NaN
 	a.f("VPSRLD $16, Z%d, Z%d", z, t)
 	a.f("VPANDD Z30, Z%d, Z%d", t, t)
 	a.f("VPADDD Z29, Z%d, Z%d", t, t)
@@ -143,13 +142,14 @@ func (a *asm) roundTo(z, t int) {
 	a.f("VMOVDQA32 Z28, K2, Z%d", z)
 }
 
+// roundConstants loads the constants of roundTo.
 func (a *asm) roundConstants() {
 	a.constant(1, 30)
 	a.constant(0x7fff, 29)
 	a.constant(0x7fc0, 28)
 }
 
-// roundGroup writes roundGroup: 32 inputs of 16 rows at a time to interleaved pairs.
+// roundGroup writes roundGroup, which turns 32 inputs of 16 rows at a time into interleaved pairs.
 func (a *asm) roundGroup() {
 	a.fn("roundGroup", 32, "func roundGroup(dst *byte, x *float32, ldx, count int)")
 	a.f("MOVQ dst+0(FP), DI")
@@ -180,7 +180,7 @@ func (a *asm) roundGroup() {
 	a.end()
 }
 
-// transpose turns the 16 dwords of Z0..Z15 into columns, with Z16..Z31 as scratch.
+// transpose transposes the 16 by 16 dwords of Z0..Z15. Z16..Z31 are scratch.
 func (a *asm) transpose() {
 	for i := 0; i < 16; i += 2 { // pairs of rows
 		a.f("VPUNPCKLDQ Z%d, Z%d, Z%d", i+1, i, 16+i)
@@ -206,7 +206,7 @@ func (a *asm) transpose() {
 	}
 }
 
-// roundPairs writes roundPairs: floats to bfloat16, to the nearest, ties to even.
+// roundPairs writes roundPairs, which rounds float32 to bfloat16, to nearest even.
 func (a *asm) roundPairs() {
 	a.fn("roundPairs", 24, "func roundPairs(dst *uint16, x *float32, n int)")
 	a.f("MOVQ dst+0(FP), DI")
@@ -235,10 +235,11 @@ func (a *asm) roundPairs() {
 	a.end()
 }
 
-// pairsWide writes pairs<t>Wide: the same chain with AVX2. A pair's rows of activations
-// are ldx bytes from the next pair's.
+// pairsWide writes pairs<t>Wide, the same chain with AVX2. The activations of a pair, for all rows, are ldx bytes
+// from those of the next pair.
 func (a *asm) pairsWide(t int) {
-	a.fn(fmt.Sprintf("pairs%dWide", t), 48, fmt.Sprintf("func pairs%dWide(y *float32, ldy int, w, x *byte, ldx, pairs int)", t))
+	a.fn(fmt.Sprintf("pairs%dWide", t), 48,
+		fmt.Sprintf("func pairs%dWide(y *float32, ldy int, w, x *byte, ldx, pairs int)", t))
 	a.f("MOVQ w+16(FP), DI")
 	a.f("MOVQ x+24(FP), BX")
 	a.f("MOVQ ldx+32(FP), DX")
@@ -250,8 +251,8 @@ func (a *asm) pairsWide(t int) {
 	a.label("loop")
 	for h := range 2 {
 		a.f("VMOVDQU %d(DI), Y%d", 32*h, 8+h)
-		a.f("VPAND Y15, Y%d, Y%d", 8+h, 10+h) // odd
-		a.f("VPSLLD $16, Y%d, Y%d", 8+h, 8+h) // even
+		a.f("VPAND Y15, Y%d, Y%d", 8+h, 10+h) // odd inputs
+		a.f("VPSLLD $16, Y%d, Y%d", 8+h, 8+h) // even inputs
 	}
 	for i := range t {
 		a.f("VPBROADCASTD %d(BX), Y12", 4*i)
@@ -278,7 +279,7 @@ func (a *asm) pairsWide(t int) {
 	a.end()
 }
 
-// roundPairsWide writes roundPairsWide: eight floats at a time to bfloat16.
+// roundPairsWide writes roundPairsWide, which rounds eight float32 at a time to bfloat16.
 func (a *asm) roundPairsWide() {
 	a.fn("roundPairsWide", 24, "func roundPairsWide(dst *uint16, x *float32, eights int)")
 	a.f("MOVQ dst+0(FP), DI")
@@ -289,7 +290,7 @@ func (a *asm) roundPairsWide() {
 	a.constant256(0x7fc0, 13)
 	a.label("loop")
 	a.f("VMOVUPS (SI), Y0")
-	a.f("VCMPPS $3, Y0, Y0, Y2") // not a number
+	a.f("VCMPPS $3, Y0, Y0, Y2") // NaN
 	a.f("VPSRLD $16, Y0, Y1")
 	a.f("VPAND Y15, Y1, Y1")
 	a.f("VPADDD Y14, Y1, Y1")

@@ -2,8 +2,9 @@ package main
 
 import "fmt"
 
-// Loops that convert between float32 and the types of KV caches, sixteen elements a pass.
+// Loops that convert between float32 and the types of KV caches, 16 elements at a time.
 
+// caches writes the loops.
 func caches(a *asm) {
 	for _, bits := range []int{512, 256} {
 		w := &wide{asm: a, bits: bits}
@@ -30,8 +31,9 @@ func caches(a *asm) {
 	}
 }
 
-// pass writes a loop over groups of sixteen that moves dst and src by some bytes. Scales
-// are sixteen in vectors 2 and 3, or one of four bytes in vector 2.
+// pass writes a loop over groups of 16 elements that advances by dst bytes of the destination and by src bytes of
+// the source. scales is the size of the scales: 64 for one scale for each element, in vectors 2 and 3; 4 for a
+// single one, in vector 2; 0 for none.
 func (w *wide) pass(name, args string, dst, src, scales int, body func(half int)) {
 	full, size := name+suffix(w.bits), 24
 	if scales > 0 {

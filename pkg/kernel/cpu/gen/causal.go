@@ -5,9 +5,9 @@ import (
 	"math"
 )
 
-// Loops over rows of scores in training, AVX-512: row r of the block is r elements longer
-// than the first, and what its tiles read beyond it becomes zero. Other families do a
-// row at a time.
+// Loops over the rows of scores of causal attention in training, with AVX-512. Row r of a block is r elements longer
+// than the first row. The loops write zeros past the end of a row, because tiles read whole vectors there. The other
+// families process one row at a time.
 
 // causalLoops writes the loops.
 func causalLoops(a *asm) {
@@ -16,7 +16,8 @@ func causalLoops(a *asm) {
 	a.logs()
 }
 
-// rowTail sets K1 to a row's last lanes and BX to its whole vectors; R9 is its length.
+// rowTail sets K1 to the lanes of the last, partial vector of a row, and BX to the number of whole vectors. R9 is
+// the length of the row.
 func (a *asm) rowTail() {
 	a.f("MOVQ R9, CX")
 	a.f("ANDQ $15, CX")
@@ -25,7 +26,7 @@ func (a *asm) rowTail() {
 	a.f("SHRQ $4, BX")
 }
 
-// wholeVectors writes a loop over a row's whole vectors.
+// wholeVectors writes a loop over the whole vectors of a row. It advances the pointers.
 func (a *asm) wholeVectors(name string, pointers []string, body func()) {
 	a.f("MOVQ BX, CX")
 	a.f("TESTQ CX, CX")
@@ -40,7 +41,8 @@ func (a *asm) wholeVectors(name string, pointers []string, body func()) {
 	a.label(name + "Rest")
 }
 
-// hide stores zeros behind a row's last vector, unless that was all of them.
+// clearTail stores a vector of zeros after the partial vector of a row. If the length is a multiple of 16, the pass
+// with the empty mask has already stored them.
 func (a *asm) clearTail(pointers ...string) {
 	a.f("TESTQ $15, R9")
 	a.f("JZ cleared")
@@ -51,8 +53,8 @@ func (a *asm) clearTail(pointers ...string) {
 	a.label("cleared")
 }
 
-// causalWeights writes causalWeights: of rows ldx bytes apart x = exp(scale·x - best) with
-// best the greatest scale·x, and the sums of that in canonical lanes.
+// causalWeights writes causalWeights, which is weighScores for rows that are ldx bytes apart:
+// x = exp(scale·x - best), where best is the maximum of scale·x in the row, and the sum in canonical lanes.
 func (a *asm) causalWeights() {
 	w := &wide{asm: a, bits: 512}
 	a.fn("causalWeights", 52, "func causalWeights(x *float32, ldx, n, rows int, best, sum *float32, scale float32)")
@@ -102,11 +104,12 @@ func (a *asm) causalWeights() {
 	a.end()
 }
 
-// causalSlopes writes causalSlopes: scoreSlopes of rows ld bytes apart, the log-sum-exp of
-// each step bytes apart.
+// causalSlopes writes causalSlopes, which is scoreSlopes for rows that are ld bytes apart. The log-sum-exps of the
+// rows are step bytes apart.
 func (a *asm) causalSlopes() {
 	w := &wide{asm: a, bits: 512}
-	a.fn("causalSlopes", 68, "func causalSlopes(dw, w *float32, ld, n, rows int, lse *float32, step int, delta *float32, scale float32)")
+	a.fn("causalSlopes", 68,
+		"func causalSlopes(dw, w *float32, ld, n, rows int, lse *float32, step int, delta *float32, scale float32)")
 	a.f("MOVQ dw+0(FP), R12")
 	a.f("MOVQ w+8(FP), R13")
 	a.f("MOVQ ld+16(FP), R8")
@@ -152,7 +155,8 @@ func (a *asm) causalSlopes() {
 	a.end()
 }
 
-// logs writes logsOf: the natural logarithms of positive normal numbers, as logOf has them.
+// logs writes logsOf: the natural logarithms of positive normal numbers, computed as logOf in f32attend.go does:
+// x is split into 2^e·m with m between sqrt(1/2) and sqrt(2), and log m is a series in (m-1)/(m+1).
 func (a *asm) logs() {
 	a.data64("logSqrtHalf", 0x3fe6a09e667f3bcd)
 	a.data64("logOne", math.Float64bits(1))
@@ -202,7 +206,7 @@ func (a *asm) logs() {
 	a.end()
 }
 
-// data64 writes a constant eight times.
+// data64 defines a constant that fills a vector of eight lanes.
 func (a *asm) data64(name string, bits uint64) {
 	for i := range 8 {
 		fmt.Fprintf(a, "DATA %s<>+%d(SB)/8, $0x%016x\n", name, 8*i, bits)

@@ -2,19 +2,19 @@ package main
 
 import "fmt"
 
-// Elementwise loops, written once for both families: 16 elements a pass, in one vector
-// of AVX-512 or two of AVX2, constants from memory. The AVX2 loops take whole groups of
-// 16; Go does the rest with the same roundings.
+// Elementwise loops, written once for both families. A pass has 16 elements, in one vector of AVX-512 or in two of
+// AVX2, and reads constants from memory. The AVX2 loops take whole groups of 16; Go code with the same roundings
+// processes the last elements.
 
-// wide emits the passes of one loop.
+// wide writes the passes of one loop for registers of a width.
 type wide struct {
 	*asm
 	bits int
-	half int  // of the group, AVX2
-	mask bool // the last elements, AVX-512
+	half int  // AVX2: which 8 of the 16 elements
+	mask bool // AVX-512: the pass over the last elements, under mask K1
 }
 
-// reg names vector r.
+// reg returns the name of vector r.
 func (w *wide) reg(r int) string {
 	if w.bits == 512 {
 		return fmt.Sprintf("Z%d", r)
@@ -22,16 +22,17 @@ func (w *wide) reg(r int) string {
 	return fmt.Sprintf("Y%d", r)
 }
 
-// op emits an instruction of three registers.
+// op writes an instruction with three registers.
 func (w *wide) op(name string, a, b, out int) {
 	w.f("%s %s, %s, %s", name, w.reg(a), w.reg(b), w.reg(out))
 }
 
-// with emits an instruction whose first operand is a constant.
+// with writes an instruction whose first operand is a constant in memory.
 func (w *wide) with(name, constant string, b, out int) {
 	w.f("%s %s<>(SB), %s, %s", name, constant, w.reg(b), w.reg(out))
 }
 
+// load loads a vector, store stores one.
 func (w *wide) load(ptr string, r int) {
 	if w.mask {
 		w.f("VMOVUPS.Z (%s), K1, %s", ptr, w.reg(r))
@@ -48,12 +49,12 @@ func (w *wide) store(r int, ptr string) {
 	w.f("VMOVUPS %s, %d(%s)", w.reg(r), 32*w.half, ptr)
 }
 
-// exp turns r0 into exp(r0) in r2; r1 and r3 are lost.
+// exp sets r2 to exp(r0), as exp in main.go does. r0, r1 and r3 are overwritten.
 func (w *wide) exp() {
 	if w.bits == 512 {
-		w.f("VCMPPS $5, expMin<>(SB), Z0, K2") // not less
+		w.f("VCMPPS $5, expMin<>(SB), Z0, K2") // x >= the minimum, or NaN
 	} else {
-		w.f("VCMPPS $1, expMin<>(SB), Y0, Y3") // less: nothing is left of it
+		w.f("VCMPPS $1, expMin<>(SB), Y0, Y3") // x < the minimum: the result is zero
 	}
 	w.f("VMOVUPS expMax<>(SB), %s", w.reg(1))
 	w.op("VMINPS", 0, 1, 0)
@@ -79,7 +80,7 @@ func (w *wide) exp() {
 	}
 }
 
-// sigmoid is 1/(1+exp(-a·x)) of x in r0, -a being a constant, in r2.
+// sigmoid sets r2 to 1/(1+exp(-a·x)), where x is in r0 and the constant is -a.
 func (w *wide) sigmoid(minus string) {
 	w.with("VMULPS", minus, 0, 0)
 	w.exp()
@@ -88,7 +89,7 @@ func (w *wide) sigmoid(minus string) {
 	w.op("VDIVPS", 2, 1, 2)
 }
 
-// silu and gelu leave act(x)/x of x in r4 in r2.
+// silu and gelu set r2 to the gate act(x)/x, where x is in r4.
 func (w *wide) silu() {
 	w.f("VMOVAPS %s, %s", w.reg(4), w.reg(0))
 	w.sigmoid("minusOne")
@@ -102,7 +103,7 @@ func (w *wide) gelu() {
 	w.sigmoid("minusGelu")
 }
 
-// data writes constants, each sixteen times.
+// data defines a constant that fills a vector of 16 lanes.
 func (a *asm) data(name string, bits uint32) {
 	for i := range 16 {
 		fmt.Fprintf(a, "DATA %s<>+%d(SB)/4, $0x%08x\n", name, 4*i, bits)
@@ -110,8 +111,8 @@ func (a *asm) data(name string, bits uint32) {
 	fmt.Fprintf(a, "GLOBL %s<>(SB), RODATA|NOPTR, $64\n", name)
 }
 
-// loop writes a loop over slices, which are loaded and stored by body, for both
-// families. Arguments after the count are broadcast to vectors 12 and on.
+// loop writes a loop over slices for both families; body loads and stores them. The scalar arguments, which follow
+// the count, are broadcast to vectors 12 and on.
 func (a *asm) loop(name string, slices, scalars []string, body func(w *wide)) {
 	regs := []string{"DI", "SI", "DX", "R8", "R9", "R10"}
 	for _, bits := range []int{512, 256} {
@@ -165,7 +166,7 @@ func (a *asm) loop(name string, slices, scalars []string, body func(w *wide)) {
 	}
 }
 
-// elementwise writes the loops.
+// elementwise writes the loops of inference.
 func elementwise(a *asm) {
 	a.expData()
 	for _, act := range []struct {
@@ -194,7 +195,8 @@ func elementwise(a *asm) {
 		w.op("VMULPS", 1, 0, 0)
 		w.store(0, "DI")
 	})
-	a.loop("centreTo", []string{"y", "x", "gain", "bias"}, []string{"mean", "inv"}, func(w *wide) { // ((x-mean)·inv)·g + b
+	// ((x-mean)·inv)·g + b
+	a.loop("centreTo", []string{"y", "x", "gain", "bias"}, []string{"mean", "inv"}, func(w *wide) {
 		w.load("SI", 0)
 		w.op("VSUBPS", 12, 0, 0)
 		w.op("VMULPS", 13, 0, 0)

@@ -7,24 +7,29 @@ import (
 	"log"
 )
 
-// Products of float32 matrices. A tile of outputs is one chain of fused multiply-adds
-// per output over the reduction, in order, a lane a column. The left side is read an
-// element at a time through two strides, so that it may lie either way round; the right
-// side is rows of a panel as wide as the tile.
+// Products of float32 matrices. A tile of outputs stays in registers, and each lane holds a column. Every output is
+// one chain of fused multiply-adds over the reduction, in index order. A step loads one row of the right operand's
+// panel, which is as wide as the tile, and broadcasts one element of each row of the left operand. The left operand
+// is read through two strides, so that it can be stored by rows or by columns.
+//
+// Outputs are written at the end of a tile, when their cache lines would otherwise be missing. The first steps of a
+// tile therefore prefetch the outputs of the next tile for writing, one row at each step.
 
-// gemmTiles are the tiles of a family: the most rows, and the vectors in a row. Those of
-// pairs multiply two bfloat16 a lane and step; those that flush round as they do.
+// gemmTiles lists the tiles: the most rows, and the vectors in a row. Tiles of pairs multiply two bfloat16 in each
+// lane at each step. Tiles that flush treat subnormal numbers as zero, as VDPBF16PS does.
 var gemmTiles = []gemmTile{
 	{bits: 512, rows: 12, vectors: 2}, {bits: 512, rows: 12, vectors: 1}, {bits: 256, rows: 6, vectors: 2},
 	{bits: 512, rows: 12, vectors: 2, pairs: true}, {bits: 512, rows: 12, vectors: 1, pairs: true},
 	{bits: 512, rows: 12, vectors: 2, flush: true}, {bits: 512, rows: 12, vectors: 1, flush: true}, {bits: 256, rows: 6, vectors: 2, flush: true},
 }
 
+// gemmTile is a tile of one family.
 type gemmTile struct {
 	bits, rows, vectors int
 	pairs, flush        bool
 }
 
+// name returns the beginning of the names of the loops.
 func (t gemmTile) name() string {
 	switch {
 	case t.pairs:
@@ -35,10 +40,10 @@ func (t gemmTile) name() string {
 	return "gemm"
 }
 
-// columns are those of a tile, with the family.
+// columns returns the number of columns of a tile, and the family's suffix.
 func (t gemmTile) columns() string { return fmt.Sprintf("%d%s", t.vectors*t.bits/32, suffix(t.bits)) }
 
-// float32Products writes the loops.
+// float32Products writes the tiles and the loops that pack their operands.
 func float32Products(a *asm) {
 	for _, t := range gemmTiles {
 		for rows := 1; rows <= t.rows; rows++ {
@@ -53,10 +58,9 @@ func float32Products(a *asm) {
 	pairPanels(a)
 }
 
-// gemmTile writes gemm<rows>x<columns>: c = init + a·b over panels one after the other,
-// each a tile's columns of c on and step bytes of b. Element (i, k) of a is rs·i + cs·k
-// bytes on, rows of b ldb bytes apart; init moves istep bytes from panel to panel. k is
-// at least 1.
+// gemmTile writes gemm<rows>x<columns>: c = init + a·b for several panels one after another. The next panel
+// of b is step bytes further, its init istep bytes, and its columns of c are the next ones. Element (i, k) of a is
+// at byte rs·i + cs·k, and rows of b are ldb bytes apart. k is at least 1.
 func (a *asm) gemmTile(t gemmTile, rows int) {
 	vectors, bits := t.vectors, t.bits
 	name, reg, size := fmt.Sprintf("%s%dx%s", t.name(), rows, t.columns()), "Z", 64
@@ -71,7 +75,7 @@ func (a *asm) gemmTile(t gemmTile, rows int) {
 	bases := []string{"R8", "R9", "R10", "R11"}[:(rows+2)/3]
 	acc := func(i, v int) int { return i*vectors + v }
 	a.frame = 0
-	if t.flush { // subnormal numbers are zero, as they are to products of pairs
+	if t.flush { // set flush-to-zero and denormals-are-zero, as VDPBF16PS behaves
 		a.f("STMXCSR old-8(SP)")
 		a.f("MOVL $0x9FC0, new-4(SP)")
 		a.f("LDMXCSR new-4(SP)")
@@ -140,7 +144,7 @@ func (a *asm) gemmTile(t gemmTile, rows int) {
 	a.f("MOVQ ldc+8(FP), AX")
 	a.f("IMUL3Q $%d, AX, AX", rows)
 	a.f("ADDQ c+0(FP), AX")
-	a.label("prefetch") // for the outputs of the next panel, or of the next rows' first, a row a step
+	a.label("prefetch") // the outputs of the next panel, or of the next tile of rows, one row at each step
 	step(func(int) {})
 	for line := 0; line < size*vectors; line += 64 {
 		a.f("BYTE $0x0f; BYTE $0x0d; BYTE $0x48; BYTE $%d // PREFETCHW %d(AX)", line, line)
@@ -182,8 +186,8 @@ func (a *asm) dotPairsOf(x, w, acc int) {
 		not(acc, 3)<<7|not(x, 4)<<6|not(x, 3)<<5|not(acc, 4)<<4|2, (^w&15)<<3|1<<2|2, 2<<5|not(w, 4)<<3, 3<<6|acc&7<<3|x&7, x, w, acc)
 }
 
-// panelHead loads the arguments of the loops that make panels: DI and DX are the
-// panel's first row and their distance, SI and R8 those of the source.
+// panelHead begins a loop that packs a panel: DI is the first row of the panel and DX the distance of its rows, SI
+// and R8 are the same for the source, and CX is the count.
 func (a *asm) panelHead(name, count string) {
 	a.fn(name, 40, "func "+name+"(dst *float32, ldd int, src *float32, lds, "+count+" int)")
 	a.f("MOVQ dst+0(FP), DI")
@@ -193,8 +197,8 @@ func (a *asm) panelHead(name, count string) {
 	a.f("MOVQ %s+32(FP), CX", count)
 }
 
-// panelOfRows writes a loop in which sixteen rows of the source become columns: each does
-// something to a register of a row, column i goes where column i^swap would.
+// panelOfRows writes a loop that transposes 16 rows of the source into 16 columns of the panel. each is called for
+// the register of each row before it is transposed. Column i is stored as row i^swap.
 func (a *asm) panelOfRows(name string, swap int, each func(z int)) {
 	a.panelHead(name, "sixteens")
 	a.f("LEAQ (R8)(R8*2), R10")
@@ -222,7 +226,7 @@ func (a *asm) panelOfRows(name string, swap int, each func(z int)) {
 	a.end()
 }
 
-// panelOfRowsWide writes panelOfRowsWide: eight rows become columns.
+// panelOfRowsWide writes panelOfRowsWide, which transposes eight rows into columns.
 func (a *asm) panelOfRowsWide() {
 	a.panelHead("panelOfRowsWide", "eights")
 	a.f("LEAQ (R8)(R8*2), R10")
@@ -237,7 +241,7 @@ func (a *asm) panelOfRowsWide() {
 		a.f("VUNPCKLPS Y%d, Y%d, Y%d", i+1, i, 8+i)
 		a.f("VUNPCKHPS Y%d, Y%d, Y%d", i+1, i, 9+i)
 	}
-	for i := 0; i < 8; i += 4 { // column c of each half in i+c
+	for i := 0; i < 8; i += 4 { // register i+c holds column c of both 128-bit lanes
 		a.f("VUNPCKLPD Y%d, Y%d, Y%d", 10+i, 8+i, i)
 		a.f("VUNPCKHPD Y%d, Y%d, Y%d", 10+i, 8+i, i+1)
 		a.f("VUNPCKLPD Y%d, Y%d, Y%d", 11+i, 9+i, i+2)
@@ -257,7 +261,7 @@ func (a *asm) panelOfRowsWide() {
 	a.end()
 }
 
-// panelOfColumns writes panelOfColumns: up to sixteen columns of the source, by mask.
+// panelOfColumns writes panelOfColumns, which copies up to 16 columns of the source under a mask.
 func (a *asm) panelOfColumns() {
 	a.fn("panelOfColumns", 48, "func panelOfColumns(dst *float32, ldd int, src *float32, lds, rows, columns int)")
 	a.f("MOVQ columns+40(FP), CX")
@@ -269,7 +273,7 @@ func (a *asm) panelOfColumns() {
 	a.f("MOVQ rows+32(FP), CX")
 	a.label("loop")
 	a.f("VMOVUPS.Z (SI), K1, Z0")
-	a.f("PREFETCHT0 96(SI)") // for the next ones
+	a.f("PREFETCHT0 96(SI)") // of the next columns
 	a.f("VMOVUPS Z0, (DI)")
 	a.f("ADDQ R8, SI")
 	a.f("ADDQ DX, DI")
@@ -278,7 +282,7 @@ func (a *asm) panelOfColumns() {
 	a.end()
 }
 
-// panelOfColumnsWide writes panelOfColumnsWide: eight columns, by a mask of dwords.
+// panelOfColumnsWide writes panelOfColumnsWide, which copies up to eight columns under a mask of dwords.
 func (a *asm) panelOfColumnsWide() {
 	a.fn("panelOfColumnsWide", 48, "func panelOfColumnsWide(dst *float32, ldd int, src *float32, lds, rows int, mask *[8]uint32)")
 	a.f("MOVQ mask+40(FP), AX")
@@ -298,7 +302,7 @@ func (a *asm) panelOfColumnsWide() {
 	a.end()
 }
 
-// float32Declarations is the Go side: declarations and the tables of tiles.
+// float32Declarations returns the Go file with the declarations and the tables of tiles.
 func (a *asm) float32Declarations() []byte {
 	var b bytes.Buffer
 	b.WriteString("// Code generated by gen. DO NOT EDIT.\n\npackage cpu\n")
@@ -307,7 +311,7 @@ func (a *asm) float32Declarations() []byte {
 	}
 	for _, t := range gemmTiles {
 		name := t.name() + "Tiles" + t.columns()
-		fmt.Fprintf(&b, "\n// %s are tiles by their rows.\nfunc %s() []gemmTile {\n\treturn []gemmTile{nil", name, name)
+		fmt.Fprintf(&b, "\n// %s returns the tiles by their number of rows.\nfunc %s() []gemmTile {\n\treturn []gemmTile{nil", name, name)
 		for rows := 1; rows <= t.rows; rows++ {
 			fmt.Fprintf(&b, ", %s%dx%s", t.name(), rows, t.columns())
 		}
@@ -320,7 +324,7 @@ func (a *asm) float32Declarations() []byte {
 	return out
 }
 
-// prefetchRows writes prefetchRows: lines of rows ld bytes apart, for soon.
+// prefetchRows writes prefetchRows, which prefetches cache lines of rows that are ld bytes apart.
 func (a *asm) prefetchRows() {
 	a.fn("prefetchRows", 32, "func prefetchRows(p uintptr, ld, rows, lines int)")
 	a.f("MOVQ p+0(FP), SI")

@@ -2,14 +2,13 @@ package main
 
 import "fmt"
 
-// Sides of products that are rounded to bfloat16 while they are packed. For AVX-512 two
-// numbers that follow each other along the reduction share a lane. AVX2 has no product of
-// pairs: there rounded numbers stay float32, each pair in the order in which VDPBF16PS
-// adds its products, the second first.
+// Operands of products that are rounded to bfloat16 while they are packed. For AVX-512, two numbers that are adjacent
+// along the reduction share a lane. AVX2 has no product of pairs: the rounded numbers stay float32, and the two
+// of each pair are swapped, because VDPBF16PS adds the product of the second first.
 
-// pairPanels writes the loops.
+// pairPanels writes the loops that pack and round.
 func pairPanels(a *asm) {
-	for i := range 32 { // words of a row and of the next one, in turns
+	for i := range 32 { // interleaves the words of a row with those of the next row
 		fmt.Fprintf(a, "DATA pairWords<>+%d(SB)/2, $%d\n", 2*i, i/2+i%2*16)
 	}
 	fmt.Fprintln(a, "GLOBL pairWords<>(SB), RODATA|NOPTR, $64")
@@ -109,15 +108,24 @@ func pairPanels(a *asm) {
 	a.swaps()
 }
 
-// roundTwo is VCVTNE2PS2BF16 zmm(out): bfloat16 of vector low and then of vector high.
+// roundTwo is VCVTNE2PS2BF16: out holds vector low as bfloat16, followed by vector high.
 func (a *asm) roundTwo(low, high, out int) {
 	not := func(v, bit int) int { return v>>bit&1 ^ 1 }
-	a.f("BYTE $0x62; BYTE $0x%02x; BYTE $0x%02x; BYTE $0x%02x; BYTE $0x72; BYTE $0x%02x // VCVTNE2PS2BF16 Z%d, Z%d, Z%d",
-		not(out, 3)<<7|not(low, 4)<<6|not(low, 3)<<5|not(out, 4)<<4|2, (^high&15)<<3|1<<2|3, 2<<5|not(high, 4)<<3, 3<<6|out&7<<3|low&7, low, high, out)
+	a.f(
+		"BYTE $0x62; BYTE $0x%02x; BYTE $0x%02x; BYTE $0x%02x; "+
+			"BYTE $0x72; BYTE $0x%02x // VCVTNE2PS2BF16 Z%d, Z%d, Z%d",
+		not(out, 3)<<7|not(low, 4)<<6|not(low, 3)<<5|not(out, 4)<<4|2,
+		(^high&15)<<3|1<<2|3,
+		2<<5|not(high, 4)<<3,
+		3<<6|out&7<<3|low&7,
+		low,
+		high,
+		out,
+	)
 }
 
-// roundSwap writes the loops for AVX2: roundRowsWide rounds pairs of rows of 16 columns
-// in place and lets them change places, roundRowWide does so with a row's elements.
+// roundSwap writes the loops for AVX2: roundRowsWide rounds pairs of rows of 16 columns in place and swaps the two
+// rows, roundRowWide rounds the elements of a row and swaps the two of each pair.
 func (a *asm) roundSwap() {
 	constants := func() {
 		a.constant256(1, 15)
@@ -127,15 +135,15 @@ func (a *asm) roundSwap() {
 		a.constant256(0xffff0000, 11)
 		a.constant256(0x80000000, 10)
 	}
-	round := func(y int) { // with 4 to 6 as scratch
-		a.f("VCMPPS $3, Y%d, Y%d, Y4", y, y) // not a number
+	round := func(y int) { // Y4 to Y6 are scratch
+		a.f("VCMPPS $3, Y%d, Y%d, Y4", y, y) // NaN
 		a.f("VPSRLD $16, Y%d, Y5", y)
 		a.f("VPAND Y15, Y5, Y5")
 		a.f("VPADDD Y14, Y5, Y5")
 		a.f("VPADDD Y%d, Y5, Y5", y)
 		a.f("VPAND Y11, Y5, Y5")
 		a.f("VPBLENDVB Y4, Y13, Y5, Y5")
-		a.f("VPAND Y12, Y%d, Y6", y) // a subnormal number keeps its sign alone
+		a.f("VPAND Y12, Y%d, Y6", y) // a subnormal number becomes a zero of the same sign
 		a.f("VPXOR Y4, Y4, Y4")
 		a.f("VPCMPEQD Y4, Y6, Y6")
 		a.f("VPAND Y10, Y%d, Y4", y)
@@ -177,8 +185,8 @@ func (a *asm) roundSwap() {
 	a.end()
 }
 
-// roundOne rounds vector z to bfloat16 and widens it again: VCVTNEPS2BF16 makes a half of
-// t, whose words go to the upper halves of z's lanes.
+// roundOne rounds vector z to bfloat16 and widens it again: VCVTNEPS2BF16 writes 16 words to the low half of t,
+// which are then moved to the upper 16 bits of the lanes of z.
 func (a *asm) roundOne(z, t int) {
 	not := func(v, bit int) int { return v>>bit&1 ^ 1 }
 	a.f("BYTE $0x62; BYTE $0x%02x; BYTE $0x7e; BYTE $0x48; BYTE $0x72; BYTE $0x%02x // VCVTNEPS2BF16 Z%d, Y%d",
@@ -187,10 +195,9 @@ func (a *asm) roundOne(z, t int) {
 	a.f("VPSLLD $16, Z%d, Z%d", z, z)
 }
 
-// swaps writes loops for processors with AVX-512 on which two fused multiply-adds are
-// faster than a product of pairs: rounded numbers stay float32 and those of each pair
-// change places. swapOfRows, swapOfColumns and swapOfRow make sides of products,
-// swapOfPairs widens packed pairs.
+// swaps writes loops for processors with AVX-512 on which two fused multiply-adds are faster than VDPBF16PS. The
+// rounded numbers stay float32, and the two of each pair are swapped. swapOfRows, swapOfColumns and swapOfRow pack
+// operands, swapOfPairs widens packed pairs.
 func (a *asm) swaps() {
 	a.panelOfRows("swapOfRows", 1, func(z int) { a.roundOne(z, 16+z) })
 
@@ -207,7 +214,7 @@ func (a *asm) swaps() {
 	a.f("JLT tail")
 	a.f("VMOVUPS.Z (SI), K1, Z0")
 	a.f("VMOVUPS.Z (SI)(R8*1), K1, Z1")
-	a.f("PREFETCHT0 96(SI)") // for the next ones
+	a.f("PREFETCHT0 96(SI)") // of the next columns
 	a.f("PREFETCHT0 96(SI)(R8*1)")
 	a.roundOne(0, 2)
 	a.roundOne(1, 3)

@@ -2,8 +2,8 @@ package main
 
 import "fmt"
 
-// probe writes loops of independent products on registers alone: what the machine
-// could do if nothing else were needed.
+// probe writes loops that measure the peak rates of the machine: independent products of registers, and reads of
+// memory.
 func probe(a *asm) {
 	const chains = 12
 	write := func(name string, step func(i int)) {
@@ -32,7 +32,8 @@ func probe(a *asm) {
 		name, reg, or string
 		size          int
 	}{{"512", "Z", "VPORD", 64}, {"256", "Y", "VPOR", 32}} {
-		a.fn("probeRead"+v.name, 16, fmt.Sprintf("func probeRead%s(p *byte, quads int)", v.name)) // four lines of 64 bytes each
+		// each of four lines of 64 bytes
+		a.fn("probeRead"+v.name, 16, fmt.Sprintf("func probeRead%s(p *byte, quads int)", v.name))
 		a.f("MOVQ p+0(FP), SI")
 		a.f("MOVQ quads+8(FP), CX")
 		a.label("loop")

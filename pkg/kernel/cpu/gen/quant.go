@@ -2,11 +2,12 @@ package main
 
 import "fmt"
 
-// Quantised products. A panel is 16 rows of a matrix, one row a lane; blocks are 32
-// inputs. Codes are unsigned bytes, four inputs of a row in each 32-bit lane, so that
-// VPDPBUSD multiplies them with four broadcast activations. See DESIGN.md.
+// Products of quantised weights. A panel is 16 rows of a matrix, one in each lane, and a block is 32 inputs. Codes are
+// unsigned bytes. A 32-bit lane holds the codes of four inputs of its row, so that VPDPBUSD multiplies them by four
+// activations, which are broadcast to all lanes. Eight such steps make the exact integer sum of a block, which is
+// then scaled and added to the output by one fused multiply-add. See DESIGN.md.
 
-// Offsets in an activation block: 32 signed bytes and a header.
+// Offsets in an activation block, which has 32 signed bytes and a header.
 const (
 	actBytes   = 64
 	actScale   = 32 // f32
@@ -18,38 +19,41 @@ const (
 	actHigh    = 56 // i32: -32 times the sum of the last 16
 )
 
-// Unpacked blocks: eight vectors of codes, then vectors of f32.
+// Layout of an unpacked block: eight vectors of codes, and then vectors of float32 scales and minima.
 const (
 	unpackedScale = 512
 	unpackedBytes = 640
 	unpackedWide  = 768 // with two minima
 )
 
-// kind says how a block's codes become a sum.
+// kind says how a block is added to a sum.
 type kind int
 
 const (
-	oneScale     kind = iota // one scale; the integer sum starts at a header word
+	oneScale     kind = iota // one scale; the integer sum starts from a word of the header
 	oneScaleMin              // one scale and one minimum
-	twoScales                // a scale for each 16 inputs; codes have offset 32, sums start at the header's low and high
+	twoScales                // a scale for each 16 inputs; offset 32: sums start from actLow and actHigh
 	twoScalesMin             // a scale and a minimum for each 16 inputs
-	twoScales64              // as twoScales, but codes have offset 64: sums start at twice the header's low and high
+	twoScales64              // as twoScales, with offset 64: sums start from twice actLow and actHigh
 )
 
-// kinds lists them.
+// kinds lists the kinds.
 var kinds = []kind{oneScale, oneScaleMin, twoScales, twoScalesMin, twoScales64}
 
-// qtype is a packed form of weights: how its codes and scales are packed.
+// qtype describes how weights of some types are packed.
 type qtype struct {
 	name   string
 	kind   kind
-	word   int      // header word of oneScale
-	codes  string   // "4", "5", "6", "8", "2", "3", "lut"
-	scales string   // "h", "hm", "e8" a block; "k4", "k6", "k3", "k2", "kx", "b1", "b2" a super-block of 8
-	table  string   // of "lut"; "" if super-blocks hold it ("b1", "b2")
-	types  []string // the element types that have this form; nil: the one called name
+	word   int      // of oneScale: the header word with minus the offset times the sum of the bytes
+	codes  string   // bits of a code, or "lut" for 4-bit indices of levels
+	scales string   // layout of the scales of a block (h, hm, e8) or of a super-block of 8 blocks (k., b.)
+	table  string   // of "lut": the levels; "" if each super-block holds them
+	types  []string // the element types; nil: the type called name
 }
 
+// qtypes lists the packed forms. The layouts of scales are: h, float16; hm, float16 scales and minima; e8, exponents
+// of two; k2 to k6 and kx, integers times the float16 scales of the super-block, as in Q2_K to Q6_K and IQ4_XS;
+// b1 and b2, one or two integers for each block after the levels of a codebook type.
 var qtypes = []qtype{
 	{"Q4_0", oneScale, actLess8, "4", "h", "", nil},
 	{"Q4_1", oneScaleMin, 0, "4", "hm", "", nil},
@@ -64,12 +68,12 @@ var qtypes = []qtype{
 	{"Q5_K", oneScaleMin, 0, "5", "k4", "", nil},
 	{"Q6_K", twoScales, 0, "6", "k6", "", nil},
 	{"IQ4_XS", oneScale, actLess128, "lut", "kx", "levelsIQ4", nil},
-	// The types with codebooks: 4-bit codes, each super-block with its type's levels.
+	// The types with codebooks: 4-bit codes, and each super-block holds the levels of its type.
 	{"Codebook32", oneScale, actLess128, "lut", "b1", "", []string{"IQ1_S", "IQ2_XXS", "IQ3_XXS", "IQ3_S"}},
 	{"Codebook16", twoScales64, 0, "lut", "b2", "", []string{"IQ1_M", "IQ2_XS", "IQ2_S"}},
 }
 
-// dtypes are the names of the element types that have the form.
+// dtypes returns the names of the element types with this form.
 func (q *qtype) dtypes() []string {
 	if q.types == nil {
 		return []string{q.name}
@@ -77,17 +81,18 @@ func (q *qtype) dtypes() []string {
 	return q.types
 }
 
-// codeBytes is the size of a packed block's codes.
+// codeBytes returns the size of the codes of a packed block.
 func (q *qtype) codeBytes() int {
 	return map[string]int{"4": 256, "lut": 256, "5": 320, "6": 384, "8": 512, "2": 128, "3": 192}[q.codes]
 }
 
-// scaleBytes is the size of a block's scales, or of a super-block's, which stand before
-// the codes.
+// scaleBytes returns the size of the scales of a block or super-block, which precede the codes.
 func (q *qtype) scaleBytes() int {
-	return map[string]int{"h": 32, "hm": 64, "e8": 16, "k4": 320, "k6": 288, "k3": 288, "k2": 320, "kx": 160, "b1": 192, "b2": 320}[q.scales]
+	return map[string]int{"h": 32, "hm": 64, "e8": 16, "k4": 320, "k6": 288, "k3": 288, "k2": 320, "kx": 160, "b1": 192,
+		"b2": 320}[q.scales]
 }
 
+// super reports whether eight blocks share scales.
 func (q *qtype) super() bool { return q.scales[0] == 'k' || q.scales[0] == 'b' }
 
 // quant writes the loops over quantised weights.
@@ -105,21 +110,21 @@ func quant(a *asm) {
 	for _, k := range kinds {
 		a.tile(k)
 		a.unpackedRows(k)
-		if k != twoScales64 { // its signed codes are those of twoScales
+		if k != twoScales64 { // signed codes have no offset: the loop of twoScales does both
 			a.amx(k)
 		}
 	}
 	quantAVX2(a)
 }
 
-// tileRows is how many rows one pass over an unpacked panel has.
+// tileRows is the number of rows of activations in a pass over an unpacked panel.
 const tileRows = 16
 
 func (k kind) String() string {
 	return [...]string{"OneScale", "OneScaleMin", "TwoScales", "TwoScalesMin", "TwoScales64"}[k]
 }
 
-// tables writes the levels of the uneven types, moved to unsigned bytes.
+// tables writes the levels of the non-linear types, plus an offset that makes them unsigned.
 func (a *asm) tables() {
 	write := func(name string, values [16]int, offset int) {
 		fmt.Fprintln(a)
@@ -136,13 +141,13 @@ func (a *asm) tables() {
 	write("levelsFP4", [16]int{0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12}, 16)
 }
 
-// constant broadcasts a constant.
+// constant broadcasts a constant to all lanes of z.
 func (a *asm) constant(value uint32, z int) {
 	a.f("MOVL $0x%08x, AX", value)
 	a.f("VPBROADCASTD AX, Z%d", z)
 }
 
-// setup loads the constants of a type's unpacking: Z31 and Z30 masks, Z27 levels.
+// setup loads the constants for unpacking a type: masks to Z31 and Z30, levels to Z27.
 func (a *asm) setup(q *qtype) {
 	switch q.codes {
 	case "4", "lut":
@@ -165,8 +170,8 @@ func (a *asm) setup(q *qtype) {
 	}
 }
 
-// shift moves bits up (positive) or down from z to into, and returns the register
-// that has them.
+// shift shifts the lanes of z left by a number of bits, or right if the number is negative. It returns the register
+// with the result: z if the number is zero, and into otherwise.
 func (a *asm) shift(z, by, into int) int {
 	switch {
 	case by > 0:
@@ -179,7 +184,8 @@ func (a *asm) shift(z, by, into int) int {
 	return into
 }
 
-// loadCodes brings a block's codes at DI to Z16..Z23 and moves on. Z2..Z4 are scratch.
+// loadCodes loads the codes of the block at DI to Z16..Z23 and advances DI. Z2..Z4 are scratch. Bits above the low
+// four are stored in planes of their own: they are shifted into place, and VPTERNLOGD masks and inserts them.
 func (a *asm) loadCodes(q *qtype) {
 	const or = 0xF8 // a | b&c
 	nibbles := func() {
@@ -227,7 +233,7 @@ func (a *asm) loadCodes(q *qtype) {
 			z := a.shift(2, -2*(j%4), 3)
 			a.f("VPANDD Z31, Z%d, Z%d", z, 16+j)
 		}
-	case "3": // codes times eight
+	case "3": // eight times the codes, which saves shifts; loadSuper divides the scales by eight
 		a.f("VMOVDQU32 128(DI), Z4")
 		for j := range 8 {
 			if j%4 == 0 {
@@ -242,13 +248,13 @@ func (a *asm) loadCodes(q *qtype) {
 	a.f("ADDQ $%d, DI", q.codeBytes())
 }
 
-// loadSuper brings a super-block's own scales at SI to Z28 and Z29.
+// loadSuper loads the float16 scales of the super-block at SI to Z28 and its minima to Z29, and advances SI.
 func (a *asm) loadSuper(q *qtype) {
 	a.f("VCVTPH2PS (SI), Z28")
 	switch q.scales {
 	case "k4", "k2":
 		a.f("VCVTPH2PS 32(SI), Z29")
-		if q.scales == "k2" { // the sums it meets are -32 times too large
+		if q.scales == "k2" { // the sums in the header are -32 times too large
 			a.constant(0x3d000000, 2)
 			a.f("VMULPS Z2, Z29, Z29")
 		}
@@ -257,7 +263,7 @@ func (a *asm) loadSuper(q *qtype) {
 	case "k3": // the codes are eight times too large
 		a.constant(0x3e000000, 2)
 		a.f("VMULPS Z2, Z28, Z28")
-	case "b1", "b2": // the type's levels, and a power of two that its scales are multiplied by
+	case "b1", "b2": // also the levels of the type; a factor multiplies the scales
 		a.f("VBROADCASTI32X4 32(SI), Z27")
 		a.f("VMULPS.BCST 48(SI), Z28, Z28")
 		a.f("ADDQ $64, SI")
@@ -266,7 +272,7 @@ func (a *asm) loadSuper(q *qtype) {
 	a.f("ADDQ $32, SI")
 }
 
-// loadScales brings a block's scales and minima at SI to Z24 on, and moves on.
+// loadScales loads the scales and minima of the block at SI to Z24 and on, and advances SI.
 func (a *asm) loadScales(q *qtype) {
 	floats := func(load string, off, z, super int) {
 		if load != "" {
@@ -314,7 +320,7 @@ func (a *asm) loadScales(q *qtype) {
 	}
 }
 
-// blocks loops over CX packed blocks at DI.
+// blocks writes a loop over CX packed blocks at DI. It loads each block before body.
 func (a *asm) blocks(q *qtype, label string, body func()) {
 	a.label(label)
 	a.f("MOVQ DI, SI")
@@ -337,8 +343,8 @@ func (a *asm) blocks(q *qtype, label string, body func()) {
 	a.f("JNZ %s", label)
 }
 
-// unpack writes unpack<type>: a panel's codes and scales as the tiles want them. Signed
-// codes are less their offset.
+// unpack writes unpack<type>, which writes the codes and scales of a panel in the form that tiles read. Loops with
+// the suffix Signed subtract the offset from the codes.
 func (a *asm) unpack(q *qtype, suffix string) {
 	name := "unpack" + q.name + suffix
 	a.fn(name, 24, fmt.Sprintf("func %s(dst, panel *byte, blocks int)", name))
@@ -364,6 +370,7 @@ func (a *asm) unpack(q *qtype, suffix string) {
 	a.end()
 }
 
+// stride returns the size of an unpacked block.
 func (k kind) stride() int {
 	if k == twoScalesMin {
 		return unpackedWide
@@ -371,8 +378,10 @@ func (k kind) stride() int {
 	return unpackedBytes
 }
 
-// blockDot adds a token's block at off(BX) to accumulator acc: codes in Z16..Z23, scales in
-// Z24 on, t0 and t1 scratch. word is an immediate offset, or a register that holds it.
+// blockDot adds the product with the activation block at off(BX) to accumulator acc. The codes are in Z16..Z23, the
+// scales in Z24 and on, and t0 and t1 are scratch. word is the address of the header word that the integer sum
+// starts from: it is minus the offset times the sum of the activation's bytes, so Σ(c-o)·q is computed as Σc·q - o·Σq
+// with unsigned codes.
 func (a *asm) blockDot(k kind, off int, word string, acc, t0, t1 int) {
 	products := func(lo, hi, z int) {
 		for j := lo; j < hi; j++ {
@@ -416,7 +425,7 @@ func (a *asm) blockDot(k kind, off int, word string, acc, t0, t1 int) {
 	}
 }
 
-// gemv writes gemv<type>: panels of packed weights times one row of activations.
+// gemv writes gemv<type>: packed panels times one row of activations.
 func (a *asm) gemv(q *qtype) {
 	a.fn("gemv"+q.name, 40, fmt.Sprintf("func gemv%s(y *float32, panels, x *byte, blocks, count int)", q.name))
 	a.f("MOVQ y+0(FP), R8")

@@ -1,8 +1,9 @@
 package main
 
-// Activations become blocks of bytes.
+// Quantisation of activations to blocks of bytes.
 
-// quantize writes quantizeRow: blocks of 32 floats to activation blocks.
+// quantize writes quantizeRow, which turns blocks of 32 float32 into activation blocks: bytes rounded from
+// x·127/max|x|, the scale max|x|/127, and the sums that the offsets and minima of weights are multiplied by.
 func (a *asm) quantize() {
 	a.fn("quantizeRow", 32, "func quantizeRow(dst *byte, stride int, x *float32, blocks int)")
 	a.f("MOVQ dst+0(FP), DI")
@@ -12,7 +13,7 @@ func (a *asm) quantize() {
 	a.constant(0x7fffffff, 31)
 	a.f("MOVL $0x42fe0000, AX") // 127
 	a.f("VMOVD AX, X30")
-	a.f("MOVL $0x%08x, AX", 0x0da24260) // 1e-30: a smaller block is zero
+	a.f("MOVL $0x%08x, AX", 0x0da24260) // 1e-30: a block with a smaller maximum is zero
 	a.f("VMOVD AX, X29")
 	a.label("loop")
 	a.f("VMOVUPS (SI), Z0")
@@ -28,7 +29,7 @@ func (a *asm) quantize() {
 	a.f("VPMAXUD X3, X2, X2")
 	a.f("VPSHUFD $0xB1, X2, X3")
 	a.f("VPMAXUD X3, X2, X2")
-	a.f("VCMPSS $5, X29, X2, K1") // not less: a NaN stays one
+	a.f("VCMPSS $5, X29, X2, K1") // max|x| >= 1e-30, or NaN, which stays NaN
 	a.f("VDIVSS.Z X30, X2, K1, X4")
 	a.f("VDIVSS.Z X2, X30, K1, X5")
 	a.f("VBROADCASTSS X5, Z5")
@@ -45,7 +46,7 @@ func (a *asm) quantize() {
 	a.f("VPHADDD Y3, Y2, Y2")
 	a.f("VPHADDD Y2, Y2, Y2")
 	a.f("VEXTRACTI128 $1, Y2, X3")
-	a.f("VPADDD X3, X2, X2") // the sums of the halves
+	a.f("VPADDD X3, X2, X2") // the sums of the first and the last 16
 	a.f("VMOVD X2, R8")
 	a.f("VPEXTRD $1, X2, R9")
 	a.header("X4", 0)
@@ -56,8 +57,8 @@ func (a *asm) quantize() {
 	a.end()
 }
 
-// header writes an activation block's header, moved by at: the scale is in a register,
-// the sums of the halves in R8 and R9.
+// header writes the header of an activation block, at bytes further than usual. The scale is in a register, and the
+// sums of the first and the last 16 bytes are in R8 and R9.
 func (a *asm) header(scale string, at int) {
 	a.f("LEAL (R8)(R9*1), AX")
 	a.f("VCVTSI2SSL AX, %s, X7", scale)

@@ -2,25 +2,25 @@ package main
 
 import "fmt"
 
-// The same products with AVX2. Codes are unpacked to signed 16-bit numbers, two inputs
-// of a row in each 32-bit lane, and VPMADDWD multiplies them with two broadcast
-// activations: no sum can saturate.
+// The same products with AVX2. For several rows, codes are unpacked to signed 16-bit numbers, two inputs of a row in
+// each 32-bit lane, and VPMADDWD multiplies them by two activations, which are broadcast. These sums cannot
+// saturate.
 
-// Offsets in this family's activation block: 32 signed words, the common header, and the
-// same numbers as bytes.
+// Layout of this family's activation block: 32 signed words, the same header, and the 32 numbers as bytes.
 const (
 	wideActBytes = 128
 	wideBytes    = 96
-	wideHeader   = 64 - actScale // what the header's offsets are moved by
+	wideHeader   = 64 - actScale // added to the offsets of the header
 
-	wideScale = 1024 // unpacked: sixteen pairs of inputs, then vectors of f32
+	wideScale = 1024 // of an unpacked block: the float32 vectors, after 16 pairs of inputs
 )
 
+// wideStride returns the size of an unpacked block.
 func (k kind) wideStride() int {
 	return wideScale + 64*k.factors()
 }
 
-// factors is how many scales and minima a block has.
+// factors returns the number of scales and minima of a block.
 func (k kind) factors() int {
 	return [...]int{oneScale: 1, oneScaleMin: 2, twoScales: 2, twoScalesMin: 4, twoScales64: 2}[k]
 }
@@ -34,13 +34,13 @@ func quantAVX2(a *asm) {
 		a.gemvWide(&qtypes[i])
 	}
 	for _, k := range kinds {
-		if k != twoScales64 { // its signed codes are those of twoScales
+		if k != twoScales64 { // signed codes have no offset: the loop of twoScales does both
 			a.unpackedRowsWide(k)
 		}
 	}
 }
 
-// pairMasks writes the shuffles that widen bytes 0 and 1, and 2 and 3, of each lane.
+// pairMasks writes the shuffles that widen bytes 0 and 1, and bytes 2 and 3, of each lane to words.
 func (a *asm) pairMasks() {
 	for i, name := range []string{"lowPair", "highPair"} {
 		fmt.Fprintln(a)
@@ -56,15 +56,15 @@ func (a *asm) pairMasks() {
 	}
 }
 
-// constant256 broadcasts a constant.
+// constant256 broadcasts a constant to all lanes of y.
 func (a *asm) constant256(value uint32, y int) {
 	a.f("MOVL $0x%08x, AX", value)
 	a.f("VMOVD AX, X%d", y)
 	a.f("VPBROADCASTD X%d, Y%d", y, y)
 }
 
-// offset is what a type's codes are above its values, and by how much they are scaled
-// up.
+// offset returns the difference between unpacked codes and the values that they stand for (eight times the values
+// for Q3_K).
 func (q *qtype) offset() int {
 	switch {
 	case q.kind == twoScales:
@@ -77,8 +77,8 @@ func (q *qtype) offset() int {
 	return map[int]int{actLess8: 8, actLess16: 16, actLess128: 128}[q.word]
 }
 
-// masks of a type's codes: Y15 and Y14; Y13 and Y12 widen, Y11 is the offset, Y10 the
-// levels.
+// setupWide loads the constants for unpacking a type: masks to Y15 and Y14, the shuffles that widen to Y13 and Y12,
+// the offset to Y11 and levels to Y10.
 func (a *asm) setupWide(q *qtype) {
 	masks := map[string][2]uint32{
 		"4": {0x0f0f0f0f}, "lut": {0x0f0f0f0f}, "5": {0x0f0f0f0f, 0x10101010}, "6": {0x0f0f0f0f, 0x30303030},
@@ -99,7 +99,7 @@ func (a *asm) setupWide(q *qtype) {
 	}
 }
 
-// shiftWide moves bits up or down from y to Y4 and returns the register that has them.
+// shiftWide is shift with Y4 as its result.
 func (a *asm) shiftWide(y, by int) int {
 	switch {
 	case by > 0:
@@ -112,8 +112,8 @@ func (a *asm) shiftWide(y, by int) int {
 	return 4
 }
 
-// codesWide leaves the codes of inputs 4j..4j+3 of eight rows (half h) in Y3. Y2 and Y5
-// keep what later groups share.
+// codesWide loads the codes of inputs 4j..4j+3 of eight rows to Y3. h is 0 for the first eight rows of the panel and 1
+// for the others. Y2 and Y5 keep vectors that later groups of inputs share.
 func (a *asm) codesWide(q *qtype, j, h int) {
 	high := func(y, shift int) { // Y3 |= shifted & Y14
 		a.f("VPAND Y14, Y%d, Y4", a.shiftWide(y, shift))
@@ -161,7 +161,8 @@ func (a *asm) codesWide(q *qtype, j, h int) {
 	}
 }
 
-// superWide brings a super-block's own scales at SI to Y6, Y7 and its minima to Y8, Y9.
+// superWide loads the float16 scales of the super-block at SI to Y6 and Y7 and its minima to Y8 and Y9, and advances
+// SI.
 func (a *asm) superWide(q *qtype) {
 	float16s := func(at, y int, factor uint32) {
 		for h := range 2 {
@@ -200,7 +201,8 @@ func (a *asm) superWide(q *qtype) {
 	a.f("ADDQ $%d, SI", step)
 }
 
-// scalesWide writes a block's factors at SI to memory, off bytes from a register.
+// scalesWide computes the scales and minima of the block at SI, writes them to memory, off bytes from a register, and
+// advances SI.
 func (a *asm) scalesWide(q *qtype, register string, off int) {
 	put := func(factor, h int) { a.f("VMOVUPS Y3, %d(%s)", off+64*factor+32*h, register) }
 	times := func(load string, at, super, factor int) {
@@ -259,7 +261,7 @@ func (a *asm) scalesWide(q *qtype, register string, off int) {
 	}
 }
 
-// unpackWide writes unpack<type>Wide.
+// unpackWide writes unpack<type>Wide, which always subtracts the offset from the codes.
 func (a *asm) unpackWide(q *qtype) {
 	a.fn("unpack"+q.name+"Wide", 24, fmt.Sprintf("func unpack%sWide(dst, panel *byte, blocks int)", q.name))
 	a.f("MOVQ dst+0(FP), BX")
@@ -300,8 +302,7 @@ func (a *asm) unpackWide(q *qtype) {
 	a.end()
 }
 
-// most is the greatest of a type's unsigned codes; 255 stands for those that are
-// multiplied as signed numbers.
+// maxCode returns the largest unsigned code of a type. For 255, codes are multiplied as signed numbers.
 func (q *qtype) maxCode() int {
 	switch {
 	case q.codes == "lut" && q.word == actLess16:
@@ -312,12 +313,15 @@ func (q *qtype) maxCode() int {
 	return map[string]int{"4": 15, "lut": 255, "5": 31, "6": 63, "8": 255, "2": 3, "3": 56}[q.codes]
 }
 
-// gemvWide writes gemv<type>Wide: panels of packed weights times one row of activations.
-// VPMADDUBSW multiplies bytes; as many of its 16-bit sums are added as cannot overflow.
+// gemvWide writes gemv<type>Wide: packed panels times one row of activations. VPMADDUBSW multiplies unsigned by signed
+// bytes and adds two products in 16 bits. Several of these sums are added in 16 bits, as many as cannot overflow
+// given the largest code, before VPMADDWD widens them. Codes above 127 could overflow at once: they are made signed,
+// and VPABSB and VPSIGNB move the sign to the activation.
 func (a *asm) gemvWide(q *qtype) {
-	const scales = 256 // bytes of factors on the stack
+	const scales = 256 // bytes on the stack for scales and minima
 	a.frame = scales
-	a.fn("gemv"+q.name+"Wide", 40, fmt.Sprintf("func gemv%sWide(y *float32, panels, x *byte, blocks, count int)", q.name))
+	a.fn("gemv"+q.name+"Wide", 40,
+		fmt.Sprintf("func gemv%sWide(y *float32, panels, x *byte, blocks, count int)", q.name))
 	a.frame = 0
 	a.f("MOVQ y+0(FP), R8")
 	a.f("MOVQ panels+8(FP), DI")
@@ -365,10 +369,10 @@ func (a *asm) gemvWide(q *qtype) {
 	a.end()
 }
 
-// dotWide adds a block of eight rows (half h) to Y0 or Y1. Its factors are at R11.
+// dotWide adds the product of a block of eight rows to Y0 (h is 0) or Y1 (h is 1). The scales and minima are at R11.
 func (a *asm) dotWide(q *qtype, h int, signed bool) {
 	word := func(off, y int) { a.f("VPBROADCASTD %d(BX), Y%d", wideHeader+off, y) }
-	parts := 1 // sums of a block
+	parts := 1 // integer sums of a block
 	if q.kind == twoScales || q.kind == twoScalesMin || q.kind == twoScales64 {
 		parts = 2
 	}
@@ -384,7 +388,7 @@ func (a *asm) dotWide(q *qtype, h int, signed bool) {
 		default:
 			a.f("VPXOR Y11, Y11, Y11")
 		}
-		group := 0 // products in Y13
+		group := 0 // VPMADDUBSW results that were added to Y13
 		for j := part * 8 / parts; j < (part+1)*8/parts; j++ {
 			a.codesWide(q, j, h)
 			if signed {
@@ -429,9 +433,11 @@ func (a *asm) dotWide(q *qtype, h int, signed bool) {
 	}
 }
 
-// unpackedRowsWide writes rest<kind>Wide: an unpacked panel times some rows.
+// unpackedRowsWide writes unpackedRows<kind>Wide: an unpacked panel times several rows. Sums are kept in y between
+// blocks, because there are too few registers for them.
 func (a *asm) unpackedRowsWide(k kind) {
-	a.fn("unpackedRows"+k.String()+"Wide", 64, fmt.Sprintf("func unpackedRows%sWide(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)", k))
+	a.fn("unpackedRows"+k.String()+"Wide", 64,
+		fmt.Sprintf("func unpackedRows%sWide(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)", k))
 	a.f("MOVQ w+16(FP), DI")
 	a.f("MOVQ x+24(FP), BX")
 	a.f("MOVQ blocks+32(FP), CX")
@@ -439,7 +445,7 @@ func (a *asm) unpackedRowsWide(k kind) {
 	a.f("MOVQ rows+40(FP), R9")
 	a.f("MOVQ stride+48(FP), R10")
 	a.f("IMUL3Q $%d, R9, DX", wideActBytes)
-	a.f("SUBQ DX, R10") // from a block's last row to the next block's first
+	a.f("SUBQ DX, R10") // the distance from the last row of a block to the first row of the next block
 	a.f("MOVQ ldy+8(FP), R11")
 	a.f("VPXOR Y0, Y0, Y0")
 	a.label("clear")
@@ -455,7 +461,7 @@ func (a *asm) unpackedRowsWide(k kind) {
 	a.f("VMOVUPS (R8), Y0")
 	a.f("VMOVUPS 32(R8), Y1")
 	a.f("VBROADCASTSS %d(BX), Y15", wideHeader+actScale)
-	products := func(lo, hi int) { // to Y2 and Y3
+	products := func(lo, hi int) { // integer sums of pairs lo..hi-1, to Y2 and Y3
 		for p := lo; p < hi; p++ {
 			a.f("VPBROADCASTD %d(BX), Y4", 4*p)
 			for h := range 2 {
@@ -477,7 +483,7 @@ func (a *asm) unpackedRowsWide(k kind) {
 			a.f("VFMADD231PS Y%d, Y4, Y%d", 2+h, h)
 		}
 	}
-	minima := func(y, factor int) { // the minima times what is broadcast in y
+	minima := func(y, factor int) { // adds the minima times the number that y holds
 		for h := range 2 {
 			a.f("VFMADD231PS %d(DI), Y%d, Y%d", wideScale+64*factor+32*h, y, h)
 		}
@@ -519,7 +525,7 @@ func (a *asm) unpackedRowsWide(k kind) {
 	a.end()
 }
 
-// quantizeWide writes quantizeRowWide: blocks of 32 floats to activation blocks.
+// quantizeWide writes quantizeRowWide, which is quantizeRow for this family's activation blocks.
 func (a *asm) quantizeWide() {
 	a.fn("quantizeRowWide", 32, "func quantizeRowWide(dst *byte, stride int, x *float32, blocks int)")
 	a.f("MOVQ dst+0(FP), DI")
@@ -543,7 +549,7 @@ func (a *asm) quantizeWide() {
 	a.f("VPMAXUD X5, X4, X4")
 	a.f("VPSHUFD $0xB1, X4, X5")
 	a.f("VPMAXUD X5, X4, X4")
-	a.f("VCMPSS $5, X13, X4, X5") // not less: a NaN stays one
+	a.f("VCMPSS $5, X13, X4, X5") // max|x| >= 1e-30, or NaN, which stays NaN
 	a.f("VDIVSS X14, X4, X6")
 	a.f("VANDPS X5, X6, X6") // the scale
 	a.f("VDIVSS X4, X14, X7")

@@ -2,16 +2,17 @@ package main
 
 import "fmt"
 
-// Products of a panel and several rows of activations: few rows with packed codes, more with
-// a panel that was unpacked first.
+// Products of a panel and several rows of activations. For a small number of rows, the packed codes are unpacked in
+// registers. For more rows, the panel is unpacked to memory first.
 
-// rowsMax is how many rows few and rest have in registers at most, from Z8 on.
+// rowsMax is the most rows of packedRows and unpackedRows, whose sums are in Z8 and on.
 const rowsMax = 8
 
-// few writes few<type>: a packed panel times 1 to 8 rows of activations, whose blocks
-// lie stride bytes apart.
+// packedRows writes packedRows<type>: a packed panel times 1 to 8 rows of activations, whose blocks are stride bytes
+// apart.
 func (a *asm) packedRows(q *qtype) {
-	a.fn("packedRows"+q.name, 56, fmt.Sprintf("func packedRows%s(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)", q.name))
+	a.fn("packedRows"+q.name, 56,
+		fmt.Sprintf("func packedRows%s(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)", q.name))
 	a.f("MOVQ panel+16(FP), DI")
 	a.f("MOVQ x+24(FP), BX")
 	a.f("MOVQ blocks+32(FP), CX")
@@ -23,6 +24,7 @@ func (a *asm) packedRows(q *qtype) {
 	a.storeRows()
 }
 
+// clearRows clears the sums, and moves BX so that the offsets of all rows fit a signed byte.
 func (a *asm) clearRows() {
 	a.f("ADDQ $%d, BX", rowsMiddle)
 	for i := range rowsMax {
@@ -30,11 +32,11 @@ func (a *asm) clearRows() {
 	}
 }
 
-// rowsMiddle keeps the offsets of rows short.
+// rowsMiddle is what BX is moved by.
 const rowsMiddle = rowsMax / 2 * actBytes
 
-// rows adds a block's products to the sums of R9 rows and moves BX to the next block.
-// The header word is a register and an offset.
+// rows adds the products of a block to the sums of R9 rows and advances BX to the next block. register and word
+// address the header word that integer sums start from.
 func (a *asm) rows(k kind, register string, word int) {
 	for i := range rowsMax {
 		if i > 0 {
@@ -48,7 +50,7 @@ func (a *asm) rows(k kind, register string, word int) {
 	a.f("ADDQ R10, BX")
 }
 
-// storeRows writes the sums of R9 rows, ldy bytes apart.
+// storeRows stores the sums of R9 rows, which are ldy bytes apart.
 func (a *asm) storeRows() {
 	a.f("MOVQ y+0(FP), R8")
 	a.f("MOVQ ldy+8(FP), SI")
@@ -64,7 +66,7 @@ func (a *asm) storeRows() {
 	a.end()
 }
 
-// loadUnpacked brings an unpacked block at DI to Z16 on.
+// loadUnpacked loads the unpacked block at DI to Z16 and on, and advances DI.
 func (a *asm) loadUnpacked(k kind) {
 	for j := range 8 {
 		a.f("VMOVDQU32 %d(DI), Z%d", 64*j, 16+j)
@@ -75,9 +77,10 @@ func (a *asm) loadUnpacked(k kind) {
 	a.f("ADDQ $%d, DI", k.stride())
 }
 
-// rest writes rest<kind>: as few, of an unpacked panel.
+// unpackedRows writes unpackedRows<kind>, which is packedRows for an unpacked panel.
 func (a *asm) unpackedRows(k kind) {
-	a.fn("unpackedRows"+k.String(), 64, fmt.Sprintf("func unpackedRows%s(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)", k))
+	a.fn("unpackedRows"+k.String(), 64,
+		fmt.Sprintf("func unpackedRows%s(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)", k))
 	a.f("MOVQ w+16(FP), DI")
 	a.f("MOVQ x+24(FP), BX")
 	a.f("MOVQ blocks+32(FP), CX")
@@ -93,15 +96,15 @@ func (a *asm) unpackedRows(k kind) {
 	a.storeRows()
 }
 
-// tile writes tile<kind>: an unpacked panel times 16 rows of activations, whose blocks
-// lie interleaved.
+// tile writes tile<kind>: an unpacked panel times 16 rows of activations, whose blocks are interleaved. The 16 sums,
+// the codes of a block and its scales fill the register file, so each block of codes is loaded once for 16 rows.
 func (a *asm) tile(k kind) {
 	a.fn("tile"+k.String(), 48, fmt.Sprintf("func tile%s(y *float32, ldy int, w, x *byte, blocks, word int)", k))
 	a.f("MOVQ w+16(FP), DI")
 	a.f("MOVQ x+24(FP), BX")
 	a.f("MOVQ blocks+32(FP), CX")
 	a.f("MOVQ word+40(FP), DX")
-	const middle = tileRows / 2 * actBytes // so that every offset is a short one
+	const middle = tileRows / 2 * actBytes // so that offsets are small
 	a.f("ADDQ $%d, BX", middle)
 	for i := range tileRows {
 		a.f("VPXORD Z%d, Z%d, Z%d", i, i, i)

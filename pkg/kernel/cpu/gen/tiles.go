@@ -2,16 +2,17 @@ package main
 
 import "fmt"
 
-// Quantised products by AMX tiles. A tile of activations has a row of 32 (or 16) bytes
-// for each token, a tile of codes a row for each four inputs, which is how unpacked
-// codes lie; a tile of sums has the products of one block. Integer sums are exact, so
-// what follows them in vectors gives the bits of the other families.
+// Products of quantised weights with AMX tiles. A tile of activations has a row of 32 (or 16) bytes for each row of
+// activations. A tile of codes has a row for each four inputs, which is the layout of unpacked codes. TDPBSSD makes
+// a tile of the integer sums of one block for 16 rows of activations and 16 rows of weights. Integer sums are exact,
+// and vectors then scale them in the order of the other families, so the bits are the same.
 
-// signedSuffix is of loops that unpack codes less their offset: tiles have no header word added.
+// signedSuffix ends the names of loops that subtract the offset from codes: the sums of tiles start from zero and not
+// from a header word.
 const signedSuffix = "Signed"
 
-// tileOp writes an instruction over tiles as bytes, which the assembler does not know.
-// prefix has the VEX prefix and the inverted third operand.
+// tileOp writes a tile instruction as bytes, because the assembler does not know it. prefix is the last byte of the
+// VEX prefix, with the inverted third operand.
 func (a *asm) tileOp(prefix, op int, rest ...int) {
 	s := fmt.Sprintf("BYTE $0xC4; BYTE $0xE2; BYTE $0x%02X; BYTE $0x%02X", prefix, op)
 	for _, b := range rest {
@@ -20,7 +21,7 @@ func (a *asm) tileOp(prefix, op int, rest ...int) {
 	a.f("%s", s)
 }
 
-// Numbers of the registers that tiles are moved by.
+// Numbers of the registers that address tiles.
 const (
 	regAX = 0
 	regDX = 2 // bytes between a tile's rows
@@ -29,22 +30,23 @@ const (
 	regDI = 7
 )
 
-// address is a tile's operand [base + DX + offset].
+// address encodes the operand [base + DX + offset].
 func address(tile, base, offset int) []int {
 	const sib = 4
 	return []int{0x80 | tile<<3 | sib, regDX<<3 | base, offset & 255, offset >> 8 & 255, 0, 0}
 }
 
+// configure loads the tile configuration at AX, and release resets all tiles.
 func (a *asm) configure()                       { a.tileOp(0x78, 0x49, regAX) }
 func (a *asm) release()                         { a.tileOp(0x78, 0x49, 0xC0) }
 func (a *asm) zeroTile(tile int)                { a.tileOp(0x7B, 0x49, 0xC0|tile<<3) }
 func (a *asm) loadTile(tile, base, offset int)  { a.tileOp(0x7B, 0x4B, address(tile, base, offset)...) }
 func (a *asm) storeTile(tile, base, offset int) { a.tileOp(0x7A, 0x4B, address(tile, base, offset)...) }
 
-// dotTiles adds signed bytes of x times signed bytes of w to sums.
+// dotTiles is TDPBSSD: it adds the products of signed bytes of x and w to sums.
 func (a *asm) dotTiles(sums, x, w int) { a.tileOp(0x03|(15^w)<<3, 0x5E, 0xC0|sums<<3|x) }
 
-// parts is how many separate sums a block has.
+// parts returns the number of integer sums of a block.
 func (k kind) parts() int {
 	if k == twoScales || k == twoScalesMin || k == twoScales64 {
 		return 2
@@ -52,20 +54,21 @@ func (k kind) parts() int {
 	return 1
 }
 
-// tileSums is the size of a tile of sums.
+// tileSums is the size of a tile of sums in bytes.
 const tileSums = 1024
 
-// tiles writes tiles<kind>: an unpacked panel times groups of rows, at most 16 in each,
-// whose blocks lie interleaved. The sums of one block are made while those of the one
-// before it are scaled. scratch has two blocks' sums.
+// amx writes amx<kind>: an unpacked panel times groups of at most 16 rows, whose blocks are interleaved. The loop is
+// pipelined: tiles compute the sums of one block while vectors scale the sums of the block before. scratch has room
+// for the sums of two blocks.
 func (a *asm) amx(k kind) {
 	a.frame = 64
-	a.fn("amx"+k.String(), 64, fmt.Sprintf("func amx%s(y *float32, ldy int, w, x, scratch *byte, blocks, rows, groups int)", k))
+	a.fn("amx"+k.String(), 64,
+		fmt.Sprintf("func amx%s(y *float32, ldy int, w, x, scratch *byte, blocks, rows, groups int)", k))
 	a.frame = 0
 	a.tileShapes(k)
 	a.f("MOVQ x+24(FP), BX")
 	a.f("MOVQ rows+48(FP), R12")
-	a.f("SHLQ $6, R12") // bytes of a block of a group
+	a.f("SHLQ $6, R12") // bytes of a block for all rows of a group
 	a.f("MOVQ y+0(FP), R8")
 	a.f("MOVQ groups+56(FP), R13")
 	a.f("MOVQ $64, DX")
@@ -108,14 +111,14 @@ func (a *asm) amx(k kind) {
 	a.end()
 }
 
-// The tiles of a part: sums, activations, codes.
+// Numbers of the tiles of the first part; those of the second are one higher.
 const (
 	sumsTile = 0
 	rowsTile = 2
 	codeTile = 4
 )
 
-// tileShapes configures tiles for as many rows as the function is given.
+// tileShapes configures the tiles for the rows argument of the function.
 func (a *asm) tileShapes(k kind) {
 	inputs := 32 / k.parts()
 	a.f("LEAQ shapes-64(SP), AX")
@@ -134,7 +137,7 @@ func (a *asm) tileShapes(k kind) {
 	a.configure()
 }
 
-// issue multiplies the block at DI and BX and writes its sums to SI.
+// issue multiplies the codes at DI by the activations at BX and stores the sums at SI.
 func (a *asm) issue(k kind) {
 	inputs := 32 / k.parts()
 	for part := range k.parts() {
@@ -148,8 +151,8 @@ func (a *asm) issue(k kind) {
 	}
 }
 
-// scaleSums adds the sums at R9 of the block at R10 and R11 to Z0..Z15. Rows past the
-// group's last are of no account.
+// scaleSums scales the integer sums at R9 and adds them to Z0..Z15. The codes and scales of the block are at R10, its
+// activations at R11. The results of rows past the end of a group are not used.
 func (a *asm) scaleSums(k kind) {
 	for j := range k.factors() {
 		a.f("VMOVUPS %d(R10), Z%d", unpackedScale+64*j, 24+j)

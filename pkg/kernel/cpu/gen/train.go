@@ -2,13 +2,13 @@ package main
 
 import "fmt"
 
-// Loops that only training needs, for both families as elementwise.go writes them.
+// Loops that only training needs, written for both families as those of elementwise.go are.
 
-// prefetchDistance is how many bytes ahead loops that stream through memory ask: some processors do
-// not look far enough ahead along several streams.
+// prefetchDistance is how many bytes ahead loops that stream through memory prefetch. The hardware prefetchers of some
+// processors do not run far enough ahead along several streams.
 const prefetchDistance = 2048
 
-// training writes the loops.
+// training writes the loops of training.
 func training(a *asm) {
 	a.expData()
 	a.data("geluSlope", 0x3e095d4f) // 3·0.044715
@@ -83,8 +83,7 @@ func training(a *asm) {
 	}
 }
 
-// siluSlope and geluSlope leave the derivative in r0 of an activation of r4 whose gate
-// is in r2.
+// siluSlope and geluSlope set r0 to the derivative of the activation at r4, whose gate is in r2.
 func (w *wide) siluSlope() {
 	w.f("VMOVUPS expOne<>(SB), %s", w.reg(0))
 	w.op("VSUBPS", 2, 0, 0)
@@ -118,13 +117,13 @@ func (w *wide) vectors(body func(h int)) {
 	}
 }
 
-// rowDots writes rowDots: out[i] = a·b of rows lda and ldb bytes apart, in canonical lanes.
+// rowDots writes rowDots: out[i] = a·b for rows that are lda and ldb bytes apart, summed in canonical lanes.
 func (a *asm) rowDots() {
 	a.fn("rowDots", 56, "func rowDots(out, a *float32, lda int, b *float32, ldb, n, rows int)")
 	a.f("MOVQ n+40(FP), CX")
 	a.f("MOVQ CX, R10")
 	a.f("ANDQ $15, CX")
-	a.mask() // of the last lanes
+	a.mask() // the lanes of the last vector
 	a.f("SHRQ $4, R10")
 	a.f("MOVQ out+0(FP), DI")
 	a.f("MOVQ a+8(FP), SI")
@@ -158,8 +157,8 @@ func (a *asm) rowDots() {
 	a.end()
 }
 
-// rowMoments writes rowMoments: of rows ld bytes apart the means and the sums of the squares
-// about them, in pairs, in canonical lanes.
+// rowMoments writes rowMoments: for rows that are ld bytes apart, pairs of the mean and of the sum of squared
+// differences from it, summed in canonical lanes.
 func (a *asm) rowMoments() {
 	a.fn("rowMoments", 40, "func rowMoments(stats, x *float32, ld, n, rows int)")
 	a.f("MOVQ stats+0(FP), DI")
@@ -172,7 +171,7 @@ func (a *asm) rowMoments() {
 	a.f("MOVQ CX, BX")
 	a.f("SHRQ $4, BX")
 	a.f("ANDQ $15, CX")
-	a.mask() // of the last lanes
+	a.mask() // the lanes of the last vector
 	a.label("row")
 	a.f("VPXORD Z1, Z1, Z1")
 	a.f("MOVQ SI, DX")
@@ -245,8 +244,8 @@ func (a *asm) normMeans(bits int) {
 	a.end()
 }
 
-// normColumns writes normColumns: 16 columns of dg += dy·n and db += dy over rows ld
-// bytes apart, whose means and inverse deviations lie in pairs.
+// normColumns writes normColumns: dg += dy·n and db += dy for 16 columns of rows that are ld bytes apart. stats has
+// pairs of the mean and the inverse standard deviation of each row.
 func (a *asm) normColumns(bits int) {
 	w := &wide{asm: a, bits: bits}
 	name := "normColumns" + suffix(bits)
@@ -285,8 +284,8 @@ func (a *asm) normColumns(bits int) {
 	a.end()
 }
 
-// sumColumns writes sumColumns: as many groups of 16 columns of y += x over rows ld bytes
-// apart. Several groups are read from end to end of a row, as processors look ahead.
+// sumColumns writes sumColumns<columns>: y += x for groups of 16 columns of rows that are ld bytes apart. Eight groups
+// are read contiguously, which suits the hardware prefetcher.
 func (a *asm) sumColumns(bits, groups int) {
 	w := &wide{asm: a, bits: bits}
 	name := fmt.Sprintf("sumColumns%d%s", 16*groups, suffix(bits))
@@ -312,7 +311,7 @@ func (a *asm) sumColumns(bits, groups int) {
 	a.end()
 }
 
-// sumSquares writes sumSquares: 16 lanes of float64 += x² over groups of 16.
+// sumSquares writes sumSquares: x² of groups of 16 elements is added to 16 lanes of float64.
 func (a *asm) sumSquares(bits int) {
 	w := &wide{asm: a, bits: bits}
 	name := "sumSquares" + suffix(bits)
@@ -343,9 +342,9 @@ func (a *asm) sumSquares(bits int) {
 	a.end()
 }
 
-// adamw writes adamwStep over groups of 16. The constants lie 16 times each: the
-// gradient's scale, beta 1 and what it leaves, the same of beta 2, the step's size, what
-// the second moment is multiplied by, epsilon, and what is kept of a weight.
+// adamw writes adamwStep, which updates groups of 16 weights. Each constant is repeated 16 times: the scale of the
+// gradient, beta1, 1-beta1, beta2, 1-beta2, the step size, the factor of the second moment under the root, epsilon,
+// and the factor of the weight (one minus its decay).
 func (a *asm) adamw(bits int) {
 	w := &wide{asm: a, bits: bits}
 	name := "adamwStep" + suffix(bits)
@@ -394,7 +393,7 @@ func (a *asm) adamw(bits int) {
 	a.end()
 }
 
-// expData writes the constants of the exponential and of the activations.
+// expData defines the constants of the exponential and of the activations.
 func (a *asm) expData() {
 	names := []string{"expLog2", "expLn2a", "expLn2b"}
 	for i, c := range expConstants {

@@ -1,8 +1,7 @@
 package main
 
-// Loops over vectors with AVX2. They take whole groups of 16 elements; what is left is
-// done one by one in Go, with the same roundings. Reductions keep 16 lanes in two
-// registers, as one register of AVX-512 does.
+// Loops over rows with AVX2. They take whole groups of 16 elements; Go code with the same roundings processes the last
+// ones. Reductions keep 16 lanes in two registers, which correspond to one register of AVX-512.
 
 // vectors writes the loops.
 func vectors(a *asm) {
@@ -40,7 +39,7 @@ func vectors(a *asm) {
 		}
 	})
 	a.end()
-	a.fn("dotWide", 32, "func dotWide(lanes, a, b *float32, groups int): lanes[16] are added to")
+	a.fn("dotWide", 32, "func dotWide(lanes, a, b *float32, groups int): adds to lanes[16]")
 	a.f("MOVQ lanes+0(FP), DI")
 	a.f("MOVQ a+8(FP), SI")
 	a.f("MOVQ b+16(FP), DX")
@@ -60,7 +59,7 @@ func vectors(a *asm) {
 	a.f("VMOVUPS Y1, 32(DI)")
 	a.end()
 	for _, r := range []struct{ name, op string }{{"sumWide", "VADDPS"}, {"maxWide", "VMAXPS"}} {
-		a.fn(r.name, 24, "func "+r.name+"(lanes, x *float32, groups int): lanes[16] are folded into")
+		a.fn(r.name, 24, "func "+r.name+"(lanes, x *float32, groups int): reduces into lanes[16]")
 		a.f("MOVQ lanes+0(FP), DI")
 		a.f("MOVQ x+8(FP), SI")
 		a.f("MOVQ groups+16(FP), CX")
@@ -88,7 +87,7 @@ func vectors(a *asm) {
 			a.f("VMULPS %d(SI), Y14, Y0", 32*h)
 			a.f("VSUBPS Y15, Y0, Y0")
 			a.constant256(expMin, 5)
-			a.f("VCMPPS $1, Y5, Y0, Y4") // less: nothing is left of it
+			a.f("VCMPPS $1, Y5, Y0, Y4") // x < the minimum: the result is zero
 			a.constant256(expMax, 5)
 			a.f("VMINPS Y0, Y5, Y0")
 			a.f("VMULPS Y6, Y0, Y1")
@@ -113,14 +112,14 @@ func vectors(a *asm) {
 	a.end()
 }
 
-// expConstants are log2 e, the two parts of ln 2, and the polynomial from 1/5040 to 1, 1.
+// expConstants are log2 e, ln 2 in two parts, and the coefficients of the polynomial from 1/5040 to 1, 1.
 var expConstants = []uint32{
 	0x3fb8aa3b, 0x3f317200, 0x35bfbe8e,
 	0x39500d01, 0x3ab60b61, 0x3c088889, 0x3d2aaaab, 0x3e2aaaab, 0x3f000000, 0x3f800000, 0x3f800000,
 }
 
-// Bounds of the exponential: below the least the result is zero, so that no result is
-// subnormal; above the most it stays where it is, so that none is infinite.
+// Bounds of the argument of the exponential. Below expMin the result is zero, so that no result is subnormal. Above
+// expMax it is that of expMax, so that no result is infinite.
 const (
 	expMin = 0xc2ac0000 // -86
 	expMax = 0x42b00000 // 88
