@@ -36,7 +36,8 @@ func probe(ctx context.Context, t *template.Template, o template.Options) callSt
 			BOS:       "<s>",
 			EOS:       "</s>",
 			Tools: []byte(
-				`[{"type":"function","function":{"name":"f","description":"f","parameters":{"type":"object","properties":{"x":{"type":"string","description":"x"}},"required":[]}}}]`,
+				`[{"type":"function","function":{"name":"f","description":"f",` +
+					`"parameters":{"type":"object","properties":{"x":{"type":"string","description":"x"}},"required":[]}}}]`,
 			),
 			Messages: []template.Message{{Role: "user", Content: "x"},
 				{JSON: []byte(`{"role":"assistant","content":` + content +

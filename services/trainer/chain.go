@@ -214,7 +214,8 @@ func (f *fleet) feed(c *chain, step *shardv1.Step, data []*shardv1.Microbatch) e
 	first, last := c.stages[0], c.stages[len(c.stages)-1]
 	for _, m := range data {
 		if first == last {
-			if err := f.send(first, &shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Microbatch{Microbatch: m}}); err != nil {
+			if err := f.send(first,
+				&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Microbatch{Microbatch: m}}); err != nil {
 				return err
 			}
 			continue
@@ -223,10 +224,12 @@ func (f *fleet) feed(c *chain, step *shardv1.Step, data []*shardv1.Microbatch) e
 			Length: m.GetLength(), Ids: m.GetIds()}
 		tail := &shardv1.Microbatch{Step: m.GetStep(), Slot: m.GetSlot(), Sequences: m.GetSequences(),
 			Length: m.GetLength(), Targets: m.GetTargets()}
-		if err := f.send(first, &shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Microbatch{Microbatch: head}}); err != nil {
+		if err := f.send(first,
+			&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Microbatch{Microbatch: head}}); err != nil {
 			return err
 		}
-		if err := f.send(last, &shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Microbatch{Microbatch: tail}}); err != nil {
+		if err := f.send(last,
+			&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Microbatch{Microbatch: tail}}); err != nil {
 			return err
 		}
 	}
@@ -251,8 +254,9 @@ func (f *fleet) load(state *state) error {
 				continue
 			}
 			head, chunks := wire.Encode(tensorv1.ElementType_ELEMENT_TYPE_F32, t.shape, t.values)
-			if err := f.send(s, &shardv1.TrainRequest{Frame: &shardv1.TrainRequest_State{State: &shardv1.State{Name: t.name,
-				Kind: t.kind, Tensor: head}}}); err != nil {
+			if err := f.send(s,
+				&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_State{State: &shardv1.State{Name: t.name,
+					Kind: t.kind, Tensor: head}}}); err != nil {
 				return err
 			}
 			for _, c := range chunks {
@@ -261,7 +265,8 @@ func (f *fleet) load(state *state) error {
 				}
 			}
 		}
-		if err := f.send(s, &shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Load{Load: &shardv1.Load{Step: state.step}}}); err != nil {
+		if err := f.send(s,
+			&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Load{Load: &shardv1.Load{Step: state.step}}}); err != nil {
 			return err
 		}
 		r, err := f.reply(s)
@@ -279,7 +284,8 @@ func (f *fleet) fetch() (*state, error) {
 	var g errgroup.Group
 	for i, s := range f.chains[0].stages {
 		g.Go(func() error {
-			if err := f.send(s, &shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Fetch{Fetch: &shardv1.Fetch{}}}); err != nil {
+			if err := f.send(s,
+				&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Fetch{Fetch: &shardv1.Fetch{}}}); err != nil {
 				return err
 			}
 			done, err := f.fetchStage(s, &parts[i])

@@ -60,7 +60,8 @@ const (
 	ldh = `[A-Za-z0-9-]`
 	// international is a label of non-ASCII characters that are allowed in any context, short
 	// enough for 63 bytes of Punycode.
-	international = `(?:[0-9a-z\x{DF}-\x{F6}\x{F8}-\x{FF}\x{3B1}-\x{3C9}\x{430}-\x{45F}\x{3041}-\x{3096}\x{30A1}-\x{30FA}\x{4E00}-\x{9FFF}\x{AC00}-\x{D7A3}]{1,14})`
+	international = `(?:[0-9a-z\x{DF}-\x{F6}\x{F8}-\x{FF}` +
+		`\x{3B1}-\x{3C9}\x{430}-\x{45F}\x{3041}-\x{3096}\x{30A1}-\x{30FA}\x{4E00}-\x{9FFF}\x{AC00}-\x{D7A3}]{1,14})`
 	// domain has up to six labels of 40 characters, so that it stays within the 253 of a host name.
 	domain = short + `(?:\.` + short + `){0,5}`
 	// mail is a label of 30 characters. Six of them leave 64 of 254 characters for the local part.
@@ -129,7 +130,9 @@ func formatSource(name string) (string, bool) {
 	case "date-time":
 		return fullDate + `[Tt]` + moment, true
 	case "duration":
-		return `P(?:[0-9]+W|(?:[0-9]+Y(?:[0-9]+M(?:[0-9]+D)?)?|[0-9]+M(?:[0-9]+D)?|[0-9]+D)(?:T(?:[0-9]+H(?:[0-9]+M(?:[0-9]+S)?)?|[0-9]+M(?:[0-9]+S)?|[0-9]+S))?|T(?:[0-9]+H(?:[0-9]+M(?:[0-9]+S)?)?|[0-9]+M(?:[0-9]+S)?|[0-9]+S))`, true
+		return `P(?:[0-9]+W|(?:[0-9]+Y(?:[0-9]+M(?:[0-9]+D)?)?|[0-9]+M(?:[0-9]+D)?` +
+			`|[0-9]+D)(?:T(?:[0-9]+H(?:[0-9]+M(?:[0-9]+S)?)?|[0-9]+M(?:[0-9]+S)?|[0-9]+S))?` +
+			`|T(?:[0-9]+H(?:[0-9]+M(?:[0-9]+S)?)?|[0-9]+M(?:[0-9]+S)?|[0-9]+S))`, true
 	case "uuid":
 		return `[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{12}`, true
 	case "ipv4":
@@ -179,7 +182,8 @@ func formatSource(name string) (string, bool) {
 // backreferences, \p, and ranges whose order an automaton would have to compare.
 func expression(depth int) string {
 	const (
-		escape = `\\(?:[dDsSwWfnrtv]|c[A-Za-z]|x[0-9A-Fa-f]{2}|u[0-9A-Ca-cEFef][0-9A-Fa-f]{3}|u[Dd][0-7][0-9A-Fa-f]{2}|[\^$\\.*+?()\[\]{}|/])`
+		escape = `\\(?:[dDsSwWfnrtv]|c[A-Za-z]|x[0-9A-Fa-f]{2}` +
+			`|u[0-9A-Ca-cEFef][0-9A-Fa-f]{3}|u[Dd][0-7][0-9A-Fa-f]{2}|[\^$\\.*+?()\[\]{}|/])`
 		class  = `\[\^?(?:a-[b-z]|a-f|A-Z|A-F|0-[1-9]|[^\\\]-]|` + escape + `|\\[b-])*-?\]`
 		counts = `[*+?]|\{(?:[0-9]{1,3},?|0,[0-9]{1,3}|[1-9],[1-9][0-9]{1,2})\}`
 	)
