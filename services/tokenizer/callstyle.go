@@ -37,7 +37,8 @@ func probe(ctx context.Context, t *template.Template, o template.Options) callSt
 			EOS:       "</s>",
 			Tools: []byte(
 				`[{"type":"function","function":{"name":"f","description":"f",` +
-					`"parameters":{"type":"object","properties":{"x":{"type":"string","description":"x"}},"required":[]}}}]`,
+					`"parameters":{"type":"object",` +
+					`"properties":{"x":{"type":"string","description":"x"}},"required":[]}}}]`,
 			),
 			Messages: []template.Message{{Role: "user", Content: "x"},
 				{JSON: []byte(`{"role":"assistant","content":` + content +
