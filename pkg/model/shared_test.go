@@ -24,7 +24,10 @@ func shared(t testing.TB, parts ...string) string {
 	if dir == "" {
 		dir = "../../../shared"
 	}
-	path := filepath.Join(append([]string{dir}, parts...)...)
+	path, err := filepath.Abs(filepath.Join(append([]string{dir}, parts...)...)) // links need it
+	if err != nil {
+		t.Fatal(err)
+	}
 	if _, err := os.Stat(path); err != nil {
 		t.Skipf("no %s: set LAMINA_SHARED", path)
 	}

@@ -32,7 +32,10 @@ func shared(t testing.TB, parts ...string) string {
 	if root == "" {
 		root = filepath.Join("..", "..", "..", "shared")
 	}
-	path := filepath.Join(append([]string{root}, parts...)...)
+	path, err := filepath.Abs(filepath.Join(append([]string{root}, parts...)...)) // links need it
+	if err != nil {
+		t.Fatal(err)
+	}
 	if _, err := os.Stat(path); err != nil {
 		t.Skipf("%s is not there", filepath.Join(parts...))
 	}

@@ -38,7 +38,7 @@ func chatMesh(t *testing.T) (routerv1.RouterServiceClient, string) {
 	t.Cleanup(func() { goleak.VerifyNone(t) })
 	set := cpu.New(2)
 	t.Cleanup(set.Close)
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	t.Cleanup(cancel)
 	m, err := app.Start(ctx,
 		app.MeshConfig{Model: shared(t, "models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf"), Stages: 2,
