@@ -10,10 +10,10 @@ import (
 	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
 )
 
-// withDefaults returns a request's sampling with the model's defaults for what the
-// request does not say. Neither argument is changed. Of the advanced rules, 0 counts as
-// not said. Where the request names the order of its rules, defaults of rules outside
-// the order are left out, since a rule that is on must stand in it.
+// withDefaults returns a request's sampling parameters and fills those that the request leaves out
+// with the model's defaults. It changes neither argument. An advanced parameter of 0 counts as left
+// out. If the request gives the order of its samplers, defaults of samplers outside that order are
+// not applied, because a sampler that is on must be in the order.
 func withDefaults(s *routerv1.Sampling, d *tokenizerv1.GenerationDefaults) *routerv1.Sampling {
 	out := &routerv1.Sampling{}
 	if s != nil {

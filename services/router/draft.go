@@ -27,11 +27,12 @@ type drafter struct {
 	mu       sync.Mutex
 	open     bool // requests may be made
 	requests chan draftRequest
-	unlikely bool    // the last token of the last answer was unlikely
-	trust    float64 // moving acceptance rate of such tokens
+	unlikely bool    // the last draft token of the last answer was unlikely
+	trust    float64 // moving average of the acceptance rate of unlikely draft tokens
 }
 
-// Unlikely tokens end the rounds of a draft until more than trustEnough of them are accepted.
+// An unlikely token ends a round of a draft session, unless more than trustEnough of them are
+// accepted.
 const (
 	trustFirst  = 0.4
 	trustEnough = 0.6
@@ -55,7 +56,7 @@ type draftRequest struct {
 	limit      time.Duration
 }
 
-// draftRound is an event: a draft session is to generate after another log.
+// draftRound is the event that makes a draft session generate after another log.
 type draftRound struct {
 	seq        *sequence
 	log        []int32
@@ -64,7 +65,7 @@ type draftRound struct {
 	round      uint64
 }
 
-// draftState is what only a draft session has.
+// draftState is the state of a sequence that is a draft session.
 type draftState struct {
 	end        int
 	minLogprob float64
@@ -73,7 +74,7 @@ type draftState struct {
 	picked     int // the last position that the sampler may have picked for; -1 for none
 }
 
-// source names it in metrics.
+// source returns the proposer's name in metrics.
 func (*drafter) source() string { return "draft" }
 
 func (d *drafter) propose(seq *sequence, n int, limit time.Duration) ([]int32, bool) {
@@ -97,8 +98,8 @@ func (d *drafter) propose(seq *sequence, n int, limit time.Duration) ([]int32, b
 	}
 }
 
-// verified learns whether unlikely tokens are accepted as well, as with models that are much
-// alike.
+// verified updates the acceptance rate of unlikely tokens. It is high if the two models are very
+// similar.
 func (d *drafter) verified(sent, accepted int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -121,7 +122,7 @@ func (q *request) startDraft(ctx context.Context, target *pipeline) *drafter {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p := s.bestDraft(target)
-	if p == nil || s.fits[fitKey(target, p)] != nil {
+	if p == nil || s.draftVocabs[vocabKey(target, p)] != nil {
 		return nil
 	}
 	d := &drafter{
@@ -136,14 +137,14 @@ func (q *request) startDraft(ctx context.Context, target *pipeline) *drafter {
 		return nil
 	}
 	p.assigned.Add(1)
-	p.drafters.Go(func() { // while the pipeline is listed, so before it is waited for
+	p.drafters.Go(func() { // the pipeline is still listed, so nobody waits for its drafters yet
 		defer p.assigned.Add(-1)
 		d.run(ctx, p, log, maxLen)
 	})
 	return d
 }
 
-// bestDraft finds the least loaded draft pipeline other than one; mu is held.
+// bestDraft returns the least loaded draft pipeline other than the given one. The caller holds mu.
 func (s *Service) bestDraft(other *pipeline) *pipeline {
 	var best *pipeline
 	for _, p := range s.pipelines {
@@ -183,7 +184,7 @@ func (d *drafter) run(ctx context.Context, p *pipeline, log []int32, maxLen int)
 
 // draft runs the session on the draft pipeline.
 func (d *drafter) draft(ctx context.Context, p *pipeline, log []int32, maxLen int) error {
-	if err := d.service.draftFits(ctx, d.target, p); err != nil {
+	if err := d.service.checkDraftVocab(ctx, d.target, p); err != nil {
 		return err
 	}
 	if len(log) >= maxLen {
@@ -203,8 +204,8 @@ func (d *drafter) draft(ctx context.Context, p *pipeline, log []int32, maxLen in
 	if err := p.tell(event{submit: seq}); err != nil {
 		return err
 	}
-	defer func() { _ = p.tell(event{drop: seq}) }() // a pipeline that is gone holds nothing
-	// The prompt is prefilled while the target prefills it; nobody waits for that.
+	defer func() { _ = p.tell(event{drop: seq}) }() // a lost pipeline has no session to drop
+	// The draft pipeline prefills the prompt while the target does. Nobody waits for it.
 	if _, err := d.collect(ctx, p, draftRequest{n: 1}, seq, nil); err != nil || ctx.Err() != nil {
 		return err
 	}
@@ -215,7 +216,7 @@ func (d *drafter) draft(ctx context.Context, p *pipeline, log []int32, maxLen in
 			if err := d.round(ctx, p, r, seq); err != nil {
 				return err
 			}
-		case o := <-seq.out: // the rest of a round that missed its limit
+		case o := <-seq.out: // a late token of a round that missed its limit
 			if o.lost != nil || o.err != nil {
 				return d.lost(o)
 			}
@@ -231,7 +232,7 @@ func (d *drafter) draft(ctx context.Context, p *pipeline, log []int32, maxLen in
 // requests until it has one, and is dropped at the late-draft timeout.
 func (d *drafter) round(ctx context.Context, p *pipeline, r draftRequest, seq *sequence) error {
 	start := time.Now()
-	ids, err := d.within(ctx, p, r, seq)
+	ids, err := d.generateWithin(ctx, p, r, seq)
 	d.service.m.drafting.Observe(time.Since(start).Seconds())
 	late := fault.CodeOf(err) == fault.DeadlineExceeded
 	if late {
@@ -258,8 +259,8 @@ func (d *drafter) round(ctx context.Context, p *pipeline, r draftRequest, seq *s
 	return err
 }
 
-// within generates for one request until its limit. It may return ids and an error.
-func (d *drafter) within(ctx context.Context, p *pipeline, r draftRequest, seq *sequence) ([]int32, error) {
+// generateWithin generates for one request until its limit. It may return both ids and an error.
+func (d *drafter) generateWithin(ctx context.Context, p *pipeline, r draftRequest, seq *sequence) ([]int32, error) {
 	if r.n = min(r.n, seq.maxLen-len(r.log)); r.n < 1 {
 		return nil, fault.New(
 			fault.Exhausted, "draft for request %s: %d tokens fill the draft model's context length", d.request, len(r.log),
@@ -279,8 +280,8 @@ func (d *drafter) within(ctx context.Context, p *pipeline, r draftRequest, seq *
 	return d.collect(ctx, p, r, seq, limit.C)
 }
 
-// collect takes a round's tokens until an unlikely one or until there are enough. Those that
-// arrive within the limit count; none at all is an error.
+// collect takes a round's tokens until an unlikely one or until there are enough. It returns those
+// that arrive within the limit, and an error if there are none.
 func (d *drafter) collect(
 	ctx context.Context, p *pipeline, r draftRequest, seq *sequence, limit <-chan time.Time,
 ) (ids []int32, err error) {
@@ -317,7 +318,7 @@ func (d *drafter) collect(
 	}
 }
 
-// ended notes whether a round ended with an unlikely token.
+// ended records whether a round ended with an unlikely token.
 func (d *drafter) ended(unlikely bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -335,25 +336,25 @@ func (d *drafter) lost(o result) error {
 	return fault.Wrap(fault.Unavailable, o.lost, "draft for request %s: the draft session is lost", d.request)
 }
 
-// answer hands draft tokens to the sequence that waits for them. If its pipeline is gone
-// nobody does.
+// answer sends draft tokens to the sequence that waits for them. If its pipeline is lost, no
+// sequence waits.
 func (d *drafter) answer(r draftRequest, ids []int32) {
 	_ = d.target.tell(event{drafted: &drafted{seq: r.seq, round: r.round, ids: ids}})
 }
 
 // draftMinLogprob is the log-probability below which a draft token ends its round.
 func (s *Service) draftMinLogprob() float64 {
-	if s.cfg.DraftLeast <= 0 {
+	if s.cfg.DraftMinProb <= 0 {
 		return math.Inf(-1)
 	}
-	return math.Log(s.cfg.DraftLeast)
+	return math.Log(s.cfg.DraftMinProb)
 }
 
 // startRound makes a draft session generate after another log.
 func (s *scheduler) startRound(e *draftRound) {
 	seq := e.seq
 	if s.sequences[string(seq.id)] != seq {
-		return // it has failed, and said so
+		return // it has failed and has reported the error
 	}
 	if seq.feed.Waiting() {
 		s.entryDone(seq) // its row belongs to a round that missed its limit
@@ -370,7 +371,7 @@ func (s *scheduler) startRound(e *draftRound) {
 	}
 }
 
-// draftToken takes a draft session's token and pauses the session at the end of its round.
+// draftToken handles a draft session's token and pauses the session at the end of its round.
 func (s *scheduler) draftToken(seq *sequence, t *samplerv1.Token) {
 	d := seq.draft
 	d.paused = seq.feed.Len() >= d.end || !(float64(t.GetLogprob()) >= d.minLogprob)

@@ -14,7 +14,7 @@ import (
 	"github.com/lamina-mesh/lamina/services/router"
 )
 
-// counts reads a router's counters, summed over the labels that are not given.
+// counts returns a counter of a router, summed over the labels that are not given.
 func counts(t *testing.T, r *prometheus.Registry, name string, labels ...string) int {
 	t.Helper()
 	families, err := r.Gather()
@@ -40,8 +40,8 @@ func counts(t *testing.T, r *prometheus.Registry, name string, labels ...string)
 	return int(n)
 }
 
-// draftMesh is a mesh with a draft that draft tokens accepted, for prompts of that length,
-// but for one log in wrong; 0 is always right. It may have few pages.
+// draftMesh starts a mesh with a draft model for prompts of that length. Its draft tokens are wrong
+// after one log in wrong; 0 means never. pages limits its KV cache.
 func draftMesh(
 	t *testing.T, stages, prompt, wrong int, cfg router.Config, pages ...uint32,
 ) (*mesh, *prometheus.Registry) {
@@ -65,8 +65,8 @@ func draftMesh(
 	return m, r
 }
 
-// awaitDraft holds the model's third token back until the draft has answered once: the
-// fakes are so fast that a text would be at its end before.
+// awaitDraft delays the model's third token until the draft has answered once. Otherwise the fakes
+// are so fast that a text may end before that.
 func (m *mesh) awaitDraft(last string, prompt int) {
 	answered := make(chan struct{})
 	first := sync.OnceFunc(func() { close(answered) })
@@ -91,7 +91,7 @@ func (m *mesh) awaitDraft(last string, prompt int) {
 	s.mu.Unlock()
 }
 
-func TestService_RightDraft_GivesTheTokensInFewerSteps(t *testing.T) {
+func TestService_CorrectDraft_TakesFewerSteps(t *testing.T) {
 	for _, name := range []string{"copy", "like"} {
 		m, r := draftMesh(t, 2, len("right"), 0, router.Config{Draft: name})
 		m.awaitDraft("shard-0-1", len("right"))
@@ -120,7 +120,7 @@ func TestService_RightDraft_GivesTheTokensInFewerSteps(t *testing.T) {
 	}
 }
 
-func TestService_DraftRightNowAndThen_ChangesNoText(t *testing.T) {
+func TestService_PartlyWrongDraft_ChangesNoText(t *testing.T) {
 	for _, wrong := range []int{1, 2, 3, 5, 11} {
 		t.Run(fmt.Sprintf("one in %d wrong", wrong), func(t *testing.T) {
 			m, r := draftMesh(t, 2, len("stream 0"), wrong, router.Config{Speculate: 1 + wrong%7})
@@ -131,7 +131,7 @@ func TestService_DraftRightNowAndThen_ChangesNoText(t *testing.T) {
 			if drafted == 0 || accepted >= drafted || wrong > 1 && accepted == 0 {
 				t.Errorf("%d of %d draft tokens were accepted", accepted, drafted)
 			}
-			if wrong == 1 && drafted > 9*150/4 { // '?' every time: it rests
+			if wrong == 1 && drafted > 9*150/4 { // every draft token is '?', so the proposer rests
 				t.Errorf("%d draft tokens though all are wrong", drafted)
 			}
 			eventually(t, "the release of every session", func() bool { return m.used() == 0 })
@@ -140,7 +140,7 @@ func TestService_DraftRightNowAndThen_ChangesNoText(t *testing.T) {
 	}
 }
 
-// Whatever a draft does, the text is the same and in time.
+// Whatever a draft session does, the text stays the same and arrives in time.
 func TestService_BrokenDraft_IsDroppedAndTheTextGoesOn(t *testing.T) {
 	for _, c := range []struct {
 		name, code string
@@ -193,7 +193,7 @@ func TestService_BrokenDraft_IsDroppedAndTheTextGoesOn(t *testing.T) {
 				t.Errorf("%d drops", n)
 			}
 			if !log.has("drop draft session") {
-				t.Errorf("the log has no word of it: %s", log.String())
+				t.Errorf("the log does not mention it: %s", log.String())
 			}
 			if drafted := counts(t, r, "lamina_router_draft_tokens_total", "draft"); drafted > 150 {
 				t.Errorf("%d draft tokens", drafted)
@@ -202,13 +202,13 @@ func TestService_BrokenDraft_IsDroppedAndTheTextGoesOn(t *testing.T) {
 	}
 }
 
-func TestService_SlowDraft_IsLeftAlone(t *testing.T) {
+func TestService_SlowDraft_IsRarelyAsked(t *testing.T) {
 	m, r := draftMesh(t, 1, len("stream 0"), 0, router.Config{})
 	d := m.shards["draft"]
 	d.mu.Lock()
 	right := d.answer
 	d.answer = func(log []uint32) uint32 {
-		<-time.After(20 * time.Millisecond) // it is what the test is about
+		<-time.After(20 * time.Millisecond) // the delay is what this test is about
 		return right(log)
 	}
 	d.mu.Unlock()
@@ -220,8 +220,8 @@ func TestService_SlowDraft_IsLeftAlone(t *testing.T) {
 	m.check()
 }
 
-// A draft may hold fewer positions than the model, and fewer sessions.
-func TestService_SmallDraft_HelpsAsFarAsItReaches(t *testing.T) {
+// A draft model may hold fewer positions and fewer sessions than the model.
+func TestService_SmallDraft_IsUsedWithinItsLimits(t *testing.T) {
 	for _, c := range []struct {
 		streams int
 		pages   uint32
@@ -244,7 +244,7 @@ func TestService_SmallDraft_HelpsAsFarAsItReaches(t *testing.T) {
 	}
 }
 
-func TestService_BrokenDraft_HurtsNoneOfManyStreams(t *testing.T) {
+func TestService_BrokenDraft_HarmsNoStream(t *testing.T) {
 	m, _ := draftMesh(t, 2, len("stream 0"), 3, router.Config{})
 	m.shards["draft"].strike(30, func() {
 		m.network.Cut("draft", true)
@@ -252,7 +252,7 @@ func TestService_BrokenDraft_HurtsNoneOfManyStreams(t *testing.T) {
 	})
 	m.streams(9, 150)
 	m.struck("draft")
-	m.streams(9, 50) // the draft is back, or not yet
+	m.streams(9, 50) // works whether or not the draft model is back
 }
 
 func TestService_LostShard_MovesSessionsWithTheirDraft(t *testing.T) {
@@ -272,7 +272,7 @@ func TestService_LostShard_MovesSessionsWithTheirDraft(t *testing.T) {
 	}
 }
 
-func TestService_DraftOfAnotherVocabulary_IsRefusedAndSaysSo(t *testing.T) {
+func TestService_DraftWithAnotherVocabulary_IsRefusedAndLogged(t *testing.T) {
 	var log syncBuffer
 	m, r := draftMesh(
 		t, 1, len("stream 0"), 0, router.Config{Draft: "other", Log: slog.New(slog.NewTextHandler(&log, nil))},
@@ -282,11 +282,11 @@ func TestService_DraftOfAnotherVocabulary_IsRefusedAndSaysSo(t *testing.T) {
 	)
 	m.streams(3, 40)
 	if n := counts(t, r, "lamina_router_draft_tokens_total", "draft"); n != 0 {
-		t.Errorf("%d draft tokens of a draft whose ids mean other tokens", n)
+		t.Errorf("%d draft tokens by a draft model with another vocabulary", n)
 	}
 }
 
-func TestService_Draft_AnswersOnlyWhoNamesIt(t *testing.T) {
+func TestService_DraftModel_AnswersOnlyRequestsThatNameIt(t *testing.T) {
 	m, _ := draftMesh(t, 1, 0, 0, router.Config{Draft: "like"})
 	for name, want := range map[string]string{"": digest, "fake": digest, "like": "sha256:like"} {
 		r := greedy("who", 3)
@@ -298,11 +298,11 @@ func TestService_Draft_AnswersOnlyWhoNamesIt(t *testing.T) {
 	}
 	list, err := m.client.ListModels(t.Context(), &routerv1.ListModelsRequest{})
 	if err != nil || len(list.GetModels()) != 1 || list.GetModels()[0].GetName() != "fake" {
-		t.Errorf("models %v, %v: want the one that answers", list.GetModels(), err)
+		t.Errorf("models %v, %v: want only the model that answers", list.GetModels(), err)
 	}
 }
 
-// syncBuffer is a log that can be read while it is written.
+// syncBuffer is a log that can be read while it is being written.
 type syncBuffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer

@@ -9,22 +9,22 @@ import (
 )
 
 const (
-	echoPart = 512 // prompt tokens of one event, so that it fits a message
+	echoPart = 512 // prompt tokens of one event, so that the event fits a message
 	// scoreBytes bounds the logits of the prompt rows that are scored in one batch.
 	scoreBytes = 16 << 20
 )
 
-// echo is what a request wants to be told of its prompt.
+// echo says what a request asks to be reported about its prompt.
 type echo struct {
 	on       bool // report the prompt's tokens
-	logprobs bool // with their log-probabilities
-	only     bool // and generate nothing
-	special  bool // control tokens are shown: the prompt was given as ids
-	done     bool // the prompt was reported
+	logprobs bool // report their log-probabilities too
+	only     bool // generate nothing
+	special  bool // show control tokens, since the prompt was given as ids
+	done     bool // the prompt has been reported
 }
 
-// openEcho reports the prompt at once where no log-probabilities are asked for; else
-// closeEcho does when the pipeline has scored it.
+// openEcho reports the prompt at once if no log-probabilities are asked for. Otherwise closeEcho
+// reports it when the pipeline has scored it.
 func (q *request) openEcho() error {
 	if !q.echo.on || q.echo.logprobs {
 		return nil
@@ -32,7 +32,7 @@ func (q *request) openEcho() error {
 	return q.sendEcho(nil)
 }
 
-// closeEcho reports the prompt with its scores, which come with the first token.
+// closeEcho reports the prompt with its scores, which arrive with the first token.
 func (q *request) closeEcho(scores []*samplerv1.Score) error {
 	if !q.echo.on || q.echo.done {
 		return nil
@@ -70,9 +70,9 @@ func (q *request) sendEcho(scores []*samplerv1.Score) error {
 	return nil
 }
 
-// scoreRows bounds the rows of a session's next chunk. The rows of a prompt that is
-// scored all give logits, which take more memory than their hidden states; and the last
-// position of the prompt has a batch of its own, as its row is picked from.
+// scoreRows bounds the rows of a session's next chunk. All rows of a prompt that is scored give
+// logits, which take more memory than their hidden states. The last position of the prompt gets a
+// batch of its own, because the first token is sampled from its row.
 func (s *scheduler) scoreRows(seq *sequence, n int) int {
 	if !seq.score || !seq.feed.Prefilling() {
 		return n
@@ -81,8 +81,8 @@ func (s *scheduler) scoreRows(seq *sequence, n int) int {
 	return min(n, most, seq.feed.Due()-1)
 }
 
-// askScores makes an entry's rows ask for the log-probabilities of the tokens that
-// follow them. The session sends no further rows until the last score has come.
+// askScores makes an entry's rows ask for the log-probabilities of the tokens that follow them. The
+// session sends no further rows until the last score has arrived.
 func (s *scheduler) askScores(seq *sequence, e *shardv1.Entry, f *inFlightBatch) {
 	first := e.GetPosition() + 1
 	for _, id := range seq.feed.Log()[first : first+e.GetRows()] {
@@ -98,8 +98,8 @@ func (s *scheduler) askScores(seq *sequence, e *shardv1.Entry, f *inFlightBatch)
 	seq.scoring = e.GetPosition() + e.GetRows()
 }
 
-// scored takes the score of one token of a session's prompt. Scores come in the order
-// of their positions, from 1.
+// scored handles the score of one token of a session's prompt. Scores arrive in the order of their
+// positions, from 1.
 func (s *scheduler) scored(c *samplerv1.Score) {
 	seq := s.sequences[string(c.GetSession())]
 	if seq == nil || c.GetEpoch() != seq.epoch || int(c.GetPosition()) != len(seq.scores)+1 {
@@ -112,8 +112,8 @@ func (s *scheduler) scored(c *samplerv1.Score) {
 	}
 }
 
-// promptPieces returns the text that each of some ids made certain; joined, they are the
-// text of all.
+// promptPieces returns, for each id, the text that became complete with it. Joined, the pieces are
+// the text of all ids.
 func (o *textOut) promptPieces(ids []uint32, skipSpecial bool) ([]string, error) {
 	decoder := o.vocabulary.pieces.NewDecoder(vocab.DecodeOptions{SkipSpecial: skipSpecial})
 	out := make([]string, len(ids))

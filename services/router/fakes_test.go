@@ -14,7 +14,7 @@ import (
 	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
 )
 
-// fakeTokenizer knows bytes.
+// fakeTokenizer is a tokenizer whose tokens are bytes.
 type fakeTokenizer struct {
 	tokenizerv1.UnimplementedTokenizerServiceServer
 	calls *atomic.Int64 // other than Describe
@@ -44,7 +44,7 @@ func (f fakeTokenizer) Encode(_ context.Context, r *tokenizerv1.EncodeRequest) (
 	return out, nil
 }
 
-// Tokens lists the bytes; of the vocabulary "sha256:other" one is another.
+// Tokens lists the bytes. The vocabulary "sha256:other" differs in one token.
 func (f fakeTokenizer) Tokens(
 	r *tokenizerv1.TokensRequest, stream grpc.ServerStreamingServer[tokenizerv1.TokensResponse],
 ) error {
@@ -59,7 +59,7 @@ func (f fakeTokenizer) Tokens(
 	return stream.Send(part)
 }
 
-// fakeSampler takes the best candidate.
+// fakeSampler picks the best candidate.
 type fakeSampler struct {
 	samplerv1.UnimplementedSamplerServiceServer
 	mu        sync.Mutex
@@ -75,7 +75,7 @@ type fakeSampling struct {
 	last   map[string]fakePick
 }
 
-// fakePick is what was picked last for a session.
+// fakePick is the last token picked for a session.
 type fakePick struct {
 	position, id uint32
 }
@@ -203,7 +203,7 @@ func (p *fakeSampling) pick(row *samplerv1.Row) error {
 		return nil
 	}
 	id := row.GetIds()[0]
-	if len(add.GetPrompt()) > 0 { // a draft's has none
+	if len(add.GetPrompt()) > 0 { // that of a draft session is empty
 		id = picked(id, p.counts[name])
 	}
 	p.last[name] = fakePick{row.GetPosition(), id}

@@ -29,16 +29,16 @@ type fakeShard struct {
 
 	mu       sync.Mutex
 	cache    map[string][]uint32
-	released map[string]bool // nothing may come for these again
-	most     int             // entries in a batch
-	batches  int             // taken
-	fault    func()          // what goes wrong, once
-	at       int             // in which batch
-	silent   bool            // takes frames and answers none
-	refuse   bool            // every entry
+	released map[string]bool // sessions that no later frame may name
+	most     int             // largest number of entries in a batch
+	batches  int             // batches received
+	fault    func()          // the fault, which happens once
+	at       int             // the batch in which it happens
+	silent   bool            // takes frames and answers none of them
+	refuse   bool            // refuses every entry
 	poison   uint32          // an id that ends the stream of whoever sends it; 0 for none
-	struck   int             // sessions here when it went wrong
-	faults   []string        // what the router did against the conversation
+	struck   int             // sessions held when the fault happened
+	faults   []string        // the router's violations of the protocol
 }
 
 func newFakeShard(d *rpc.Dialer, lo, hi int) *fakeShard {
@@ -56,14 +56,14 @@ func (s *fakeShard) sessions() int {
 	return len(s.cache)
 }
 
-// strike makes something go wrong in a batch, counted from the next, which is 1.
+// strike schedules a fault for a batch. The next batch is number 1.
 func (s *fakeShard) strike(at int, fault func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.at, s.fault, s.struck = s.batches+at, fault, 0
 }
 
-// freeze makes the shard fall silent from a batch on: no answer, and no error.
+// freeze makes the shard silent from a batch on: it gives no answer and no error.
 func (s *fakeShard) freeze(at int) {
 	s.strike(at, func() {
 		s.mu.Lock()
@@ -72,7 +72,7 @@ func (s *fakeShard) freeze(at int) {
 	})
 }
 
-// count takes note of a batch and lets what is due go wrong.
+// count counts a batch and runs the fault that is due.
 func (s *fakeShard) count() (silent bool) {
 	s.mu.Lock()
 	s.batches++
@@ -308,7 +308,7 @@ func (p *fakePipeline) take(ctx context.Context, r *shardv1.InferRequest) error 
 	return p.push.Send(&samplerv1.PushRequest{Frame: &samplerv1.PushRequest_Rows{Rows: &samplerv1.Rows{Rows: rows}}})
 }
 
-// refuse turns a batch's entries away where the shard is to.
+// refuse refuses a batch's entries if the shard is set to do so.
 func (p *fakePipeline) refuse(b *shardv1.Batch) (bool, error) {
 	p.shard.mu.Lock()
 	refuse := p.shard.refuse
@@ -329,8 +329,8 @@ func (p *fakePipeline) refuse(b *shardv1.Batch) (bool, error) {
 	)
 }
 
-// compute puts a batch's ids into the cache and, on the last stage, picks what
-// follows. It notes what a real stage would refuse.
+// compute puts a batch's ids into the cache and, on the last stage, picks the next token. It
+// records what a real stage would refuse.
 func (p *fakePipeline) compute(b *shardv1.Batch, ids []uint32) ([]*samplerv1.Row, error) {
 	s := p.shard
 	s.mu.Lock()

@@ -35,7 +35,7 @@ func (s *Service) Chat(r *routerv1.ChatRequest, stream grpc.ServerStreamingServe
 	return out.end(s.chat(stream.Context(), r, out.send))
 }
 
-// sink takes the events of a request, for the stream of Generate or of Chat.
+// sink receives the events of a request and sends them to the stream of Generate or Chat.
 type sink struct {
 	started  func(*routerv1.Started) error
 	prompt   func(*routerv1.PromptTokens) error // nil for a chat
@@ -109,11 +109,12 @@ func (s *Service) chat(ctx context.Context, r *routerv1.ChatRequest, send func(*
 	}
 	q.keepMarkers = r.GetKeepMarkers()
 	q.constrain = func(ctx context.Context, info *modelInfo, from []tokenizerv1.TokenizerServiceClient) error {
-		return q.holdCalls(ctx, use, info, from)
+		return q.constrainCalls(ctx, use, info, from)
 	}
 	return q.run(ctx, func(ctx context.Context, t tokenizerv1.TokenizerServiceClient) ([]uint32, error) {
 		resp, err := t.ApplyChatTemplate(ctx, &tokenizerv1.ApplyChatTemplateRequest{
-			Model: q.digest, Messages: q.tellTools(use, r.GetMessages()), ToolsJson: use.tools, DocumentsJson: r.GetDocumentsJson(), VariablesJson: r.GetVariablesJson(),
+			Model: q.digest, Messages: q.describeTools(use, r.GetMessages()), ToolsJson: use.tools,
+			DocumentsJson: r.GetDocumentsJson(), VariablesJson: r.GetVariablesJson(),
 			Template: r.GetTemplate(), NoGenerationPrompt: r.GetNoGenerationPrompt(), ContinueFinalMessage: r.GetContinueFinalMessage(),
 		})
 		q.format, q.promptEnd = resp.GetFormat(), endOf(resp.GetText())
@@ -121,10 +122,10 @@ func (s *Service) chat(ctx context.Context, r *routerv1.ChatRequest, send func(*
 	})
 }
 
-// hexID spells a session's id as the logs of all services do.
+// hexID formats a session's id as the logs of all services do.
 func hexID(id []byte) string { return fmt.Sprintf("%x", id) }
 
-// endOf is the last KiB of a text, in whole characters.
+// endOf returns the last KiB of a text, in whole characters.
 func endOf(text string) string {
 	from := max(0, len(text)-1024)
 	for from < len(text) && !utf8.RuneStart(text[from]) {
@@ -133,7 +134,7 @@ func endOf(text string) string {
 	return text[from:]
 }
 
-// request is one generation, from admission to its end. Its goroutine is the call's.
+// request is one generation, from admission to its end. The goroutine of the call runs it.
 type request struct {
 	service   *Service
 	model     string
@@ -142,14 +143,14 @@ type request struct {
 	stop      []string
 	top       uint32
 	ignoreEnd bool
-	field     string // what the prompt is called in the request
+	field     string // the name of the prompt's field in the request
 	echo      echo
 	sink      sink
 
-	keepMarkers bool                    // in the text
-	format      *tokenizerv1.ChatFormat // of a chat
-	promptEnd   string                  // of a chat: the end of its text
-	heldToTools bool                    // the grammar was made from the tools
+	keepMarkers bool                    // keep control tokens such as those of tool calls in the text
+	format      *tokenizerv1.ChatFormat // how to parse a chat's answer
+	promptEnd   string                  // the end of a chat's prompt
+	toolGrammar bool                    // the grammar was made from the tools
 	// constrain adds the grammar of tool calls, once the prompt is known; nil for none.
 	constrain func(context.Context, *modelInfo, []tokenizerv1.TokenizerServiceClient) error
 
@@ -158,9 +159,9 @@ type request struct {
 	rules    *samplerv1.Rules
 	prompt   []uint32
 	log      []int32
-	logprobs []float32 // of those emitted
+	logprobs []float32 // log-probabilities of the emitted tokens
 	picker   *sample.Picker
-	badWords []*samplerv1.Ids // ids of the bad words that are texts
+	badWords []*samplerv1.Ids // ids of the bad words that were given as texts
 	tokens   [][]byte         // of the vocabulary, if there is a grammar
 	text     *textOut
 	started  *routerv1.Started // sent when a pipeline has admitted the request; nil after
@@ -240,7 +241,7 @@ func (q *request) run(
 	return q.generate(ctx)
 }
 
-// admit checks the prompt and completes the rules.
+// admit checks the prompt and completes the sampling parameters.
 func (q *request) admit(p *pipeline, info *modelInfo) error {
 	vocab := info.vocabulary.GetSize()
 	if len(q.prompt) == 0 {
@@ -291,7 +292,7 @@ func (q *request) generate(ctx context.Context) error {
 			if end.lost == nil || err != nil {
 				stop()
 				p.assigned.Add(-1)
-				return q.own(err)
+				return q.renameField(err)
 			}
 		}
 		stop()
@@ -315,7 +316,7 @@ func (q *request) generate(ctx context.Context) error {
 	}
 }
 
-// speculation returns the request's proposers on a pipeline, until ctx ends.
+// speculation returns the request's proposers on a pipeline. They end with ctx.
 func (q *request) speculation(ctx context.Context, p *pipeline) speculation {
 	n := q.service.cfg.Speculate
 	if n < 1 {
@@ -327,8 +328,8 @@ func (q *request) speculation(ctx context.Context, p *pipeline) speculation {
 	return newSpeculation(n, ngram{ngramMin})
 }
 
-// follow takes a session's outcomes until it ends. The result returned says whether it is
-// lost and has to move; else it has ended, by err or with its last token.
+// follow handles a session's results until it ends. The returned result says whether the session is
+// lost and has to move. Otherwise it has ended with err or with its last token.
 func (q *request) follow(ctx context.Context, p *pipeline, seq *sequence) (end result, err error) {
 	defer func() {
 		if err != nil || ctx.Err() != nil {
@@ -345,7 +346,7 @@ func (q *request) follow(ctx context.Context, p *pipeline, seq *sequence) (end r
 		case o.err != nil:
 			return result{}, o.err
 		case o.admitted:
-			if q.started != nil { // not after a move
+			if q.started != nil { // not sent again after a move
 				if err := q.sink.started(q.started); err != nil {
 					return result{}, err
 				}
@@ -365,15 +366,14 @@ func (q *request) follow(ctx context.Context, p *pipeline, seq *sequence) (end r
 		}
 		if finished {
 			if o.token.GetFinishReason() == samplerv1.FinishReason_FINISH_REASON_UNSPECIFIED {
-				_ = p.tell(event{drop: seq}) // a stop string, of which the pipeline does not know
+				_ = p.tell(event{drop: seq}) // ended by a stop string, which the pipeline does not know
 			}
 			return result{}, nil
 		}
 	}
 }
 
-// next waits for a session's next result. What was told before the pipeline ended comes
-// first.
+// next waits for a session's next result. Results from before the end of the pipeline come first.
 func (seq *sequence) next(ctx context.Context, p *pipeline) (result, error) {
 	select {
 	case o := <-seq.out:
@@ -390,7 +390,7 @@ func (seq *sequence) next(ctx context.Context, p *pipeline) (result, error) {
 	select {
 	case o := <-seq.out:
 		return o, nil
-	default: // it was submitted too late to be told
+	default: // it was submitted after the others were told
 		return result{lost: context.Cause(p.ctx)}, nil
 	}
 }
@@ -437,7 +437,7 @@ func (q *request) token(seq *sequence, t *samplerv1.Token) (bool, error) {
 	return true, q.finish(reason, rest, index+1)
 }
 
-// finish sends the last event of a request that has generated so many tokens.
+// finish sends the last event of a request.
 func (q *request) finish(reason samplerv1.FinishReason, text string, tokens int) error {
 	return q.sink.finished(&routerv1.Finished{
 		FinishReason: reason, Text: text,
@@ -454,5 +454,5 @@ func micros(d time.Duration) uint64 { return uint64(max(0, d.Microseconds())) }
 func drawSeed() uint64 {
 	var b [8]byte
 	rand.Read(b[:])
-	return binary.LittleEndian.Uint64(b[:]) >> 11 // 53 bits, so that clients whose numbers are doubles can repeat it
+	return binary.LittleEndian.Uint64(b[:]) >> 11 // 53 bits, so that clients whose numbers are float64 can send it back
 }

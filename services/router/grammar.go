@@ -12,7 +12,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/samplerules"
 )
 
-// maxVerdicts bounds the grammars of which a router remembers whether they compile.
+// maxVerdicts is the number of grammars for which a router remembers whether they compile.
 const maxVerdicts = 1024
 
 // grammarChecker compiles grammars before their requests are admitted, with the code and
@@ -31,7 +31,8 @@ func newGrammarChecker() *grammarChecker {
 	}
 }
 
-// check reports why a sampler would refuse a grammar; the error names field.
+// check returns the error with which a sampler would refuse a grammar, or nil. The error names
+// field.
 func (c *grammarChecker) check(ctx context.Context, field string, g *samplerv1.Grammar) error {
 	if g == nil {
 		return nil
@@ -61,8 +62,8 @@ func (c *grammarChecker) check(ctx context.Context, field string, g *samplerv1.G
 	return err
 }
 
-// bounded runs work that takes CPU once there is a slot for it. A panic is an error of the
-// request that brought the grammar.
+// bounded runs CPU-heavy work when a slot is free. A panic becomes an error of the request that
+// sent the grammar.
 func (c *grammarChecker) bounded(ctx context.Context, work func() error) (err error) {
 	select {
 	case c.slots <- struct{}{}:

@@ -14,7 +14,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 )
 
-// services are the names that the router watches in discovery.
+// services returns the names of the services that the router watches in discovery.
 func services() []string { return []string{"tokenizer", "shard", "sampler", "router", "trainer"} }
 
 // described is a shard's description of itself.
@@ -46,14 +46,14 @@ func (s *Service) Run(ctx context.Context) error {
 			for state := range ch {
 				s.mu.Lock()
 				s.instances[service] = state
-				s.touch()
+				s.notifyChange()
 				s.mu.Unlock()
 				notify()
 			}
 		})
 	}
-	// Discovery is a hint: shards that could not be reached and pipelines that died are
-	// tried again without a change in it.
+	// Discovery is only a hint. Shards that could not be reached and pipelines that died are
+	// retried even if it reports no change.
 	tick := time.NewTicker(rebuildAfter)
 	defer tick.Stop()
 	for {
@@ -68,8 +68,8 @@ func (s *Service) Run(ctx context.Context) error {
 	}
 }
 
-// describe asks new shards and tokenizers what they hold. It does not wait for answers: a
-// silent one must not keep the others from being used.
+// describe asks new shards and tokenizers what they hold. It does not wait for the answers, so that
+// a silent service does not delay the use of the others.
 func (s *Service) describe(ctx context.Context, wg *sync.WaitGroup, notify func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -92,12 +92,12 @@ func (s *Service) describe(ctx context.Context, wg *sync.WaitGroup, notify func(
 			s.mu.Lock()
 			delete(s.asking, addr)
 			if err == nil {
-				s.touch()
+				s.notifyChange()
 			}
 			s.mu.Unlock()
 			if err != nil {
 				s.log.Debug("describe service", "address", addr, "error", err)
-				return // the tick tries again
+				return // retried at the next tick
 			}
 			notify()
 		})
@@ -126,7 +126,7 @@ func (s *Service) describe(ctx context.Context, wg *sync.WaitGroup, notify func(
 	for addr := range s.vocabs {
 		if !alive[addr] {
 			delete(s.vocabs, addr)
-			s.remodel()
+			s.collectModels()
 		}
 	}
 }
@@ -156,12 +156,12 @@ func (s *Service) describeTokenizer(ctx context.Context, addr string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.vocabs[addr] = resp
-	s.remodel()
+	s.collectModels()
 	return nil
 }
 
-// remodel collects which tokenizers know which model; mu is held.
-func (s *Service) remodel() {
+// collectModels collects which tokenizers know which model. The caller holds mu.
+func (s *Service) collectModels() {
 	s.models = map[string]*modelInfo{}
 	for _, addr := range slices.Sorted(maps.Keys(s.vocabs)) {
 		for _, v := range s.vocabs[addr].GetVocabularies() {
@@ -175,8 +175,8 @@ func (s *Service) remodel() {
 	}
 }
 
-// spans lists the layers that shards hold, as far as keep accepts them, and with free only
-// those that no pipeline uses; mu is held.
+// spans lists the spans that shards hold and keep accepts. With free it lists only those that no
+// pipeline uses. The caller holds mu.
 func (s *Service) spans(free bool, keep func(*shardv1.Held) bool) []plan.Span {
 	inUse := map[plan.Span]bool{}
 	if free {
@@ -209,7 +209,7 @@ func (s *Service) build(ctx context.Context, wg *sync.WaitGroup) {
 	if len(samplers) == 0 {
 		return
 	}
-	// A model may draft for itself: the two share no chain.
+	// A model may draft for itself, with two separate chains.
 	answer := plan.Chains(s.spans(true, func(h *shardv1.Held) bool { return !s.isDraft(h.GetModel(), h.GetDigest()) }))
 	draft := plan.Chains(s.spans(true, func(h *shardv1.Held) bool { return s.isDraft(h.GetModel(), h.GetDigest()) }))
 	for i, chain := range slices.Concat(answer, draft) {
@@ -218,7 +218,7 @@ func (s *Service) build(ctx context.Context, wg *sync.WaitGroup) {
 			continue // a model cannot be served without a tokenizer
 		}
 		s.building[key] = chain
-		sampler := samplers[s.tries%len(samplers)].Addr // round robin, so that one that is gone is not tried twice in a row
+		sampler := samplers[s.tries%len(samplers)].Addr // round robin, so that a lost sampler is not tried twice in a row
 		s.tries++
 		wg.Go(func() {
 			s.runPipeline(ctx, chain, sampler)
@@ -239,14 +239,14 @@ func (s *Service) runPipeline(ctx context.Context, chain plan.Chain, sampler str
 	}
 	s.mu.Lock()
 	s.pipelines[p.id] = p
-	s.checkDrafts(p)
-	s.touch()
+	s.checkDraftVocabs(p)
+	s.notifyChange()
 	s.mu.Unlock()
 	s.log.Info("pipeline is open", "pipeline", p.id, "chain", chain.String(), "sampler", sampler)
 	err = p.run(ctx)
 	s.mu.Lock()
 	delete(s.pipelines, p.id)
-	s.touch()
+	s.notifyChange()
 	s.mu.Unlock()
 	p.drafters.Wait()
 	if ctx.Err() == nil {
@@ -255,7 +255,7 @@ func (s *Service) runPipeline(ctx context.Context, chain plan.Chain, sampler str
 	}
 }
 
-// forget makes the router ask the shards of a chain again what they hold.
+// forget drops the descriptions of a chain's shards, so that the router asks for them again.
 func (s *Service) forget(chain plan.Chain) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -264,8 +264,8 @@ func (s *Service) forget(chain plan.Chain) {
 	}
 }
 
-// whyNone is the error for a model without a pipeline; mu is held.
-func (s *Service) whyNone(name string) error {
+// noPipeline returns the error for a model without a pipeline. The caller holds mu.
+func (s *Service) noPipeline(name string) error {
 	digest, known := "", false
 	for d, m := range s.models {
 		if name == "" && !s.isDraft(m.vocabulary.GetModel(), d) || d == name || name != "" && m.vocabulary.GetModel() == name {

@@ -7,19 +7,19 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 )
 
-// contextLength is how many positions a prompt and its answer may have together on this
-// pipeline: the model's context length, or what the KV cache holds if that is less.
+// contextLength returns how many positions a prompt and its answer may have together on this
+// pipeline: the model's context length, or the capacity of the KV cache if that is less.
 func (p *pipeline) contextLength() int {
 	n := p.capacity()
 	for _, h := range p.stages {
-		if c := int(h.GetContext()); c > 0 { // 0: the model's files do not say
+		if c := int(h.GetContext()); c > 0 { // 0 means that the model's files do not say
 			n = min(n, c)
 		}
 	}
 	return n
 }
 
-// contextLength is that of the model's pipeline which takes the longest requests.
+// contextLength returns the largest context length of a model's pipelines.
 func (s *Service) contextLength(digest string) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -32,8 +32,8 @@ func (s *Service) contextLength(digest string) int {
 	return n
 }
 
-// fitting counts the sessions of the given length that the KV caches of a model's
-// pipelines hold at once.
+// fitting returns how many sessions of the given length the KV caches of a model's pipelines hold
+// at once.
 func (s *Service) fitting(digest string, length int) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -46,19 +46,18 @@ func (s *Service) fitting(digest string, length int) int {
 	return n
 }
 
-// pagesFor is how many KV pages so many positions take.
+// pagesFor returns the number of KV pages for a log of the given length.
 func (s *scheduler) pagesFor(length int) int {
 	return (length + s.pageLen - 1) / s.pageLen
 }
 
-// limit refuses a prompt that fills the context and bounds the tokens to generate: the
-// generation ends at the context length, with finish reason length, however many
-// tokens the request asks for. A request that does not say gets the model's default
-// number, or as many as the context holds. It also refuses choices that the KV caches
-// cannot hold at once.
+// limit refuses a prompt that fills the context and bounds the tokens to generate. The generation
+// ends at the context length with finish reason length, even if the request asks for more tokens. A
+// request without max_tokens gets the model's default, or as many tokens as the context holds.
+// limit also refuses choices that the KV caches cannot hold at once.
 func (q *request) limit(info *modelInfo) error {
 	context, n := q.service.contextLength(q.digest), len(q.prompt)
-	if context == 0 { // the pipelines were lost just now: assign waits for others
+	if context == 0 { // all pipelines have just been lost; assign waits for others
 		context = math.MaxInt32
 	}
 	if n > context || n == context && !q.echo.only {
@@ -73,7 +72,7 @@ func (q *request) limit(info *modelInfo) error {
 	}
 	switch {
 	case q.echo.only:
-		q.maxTokens = 1 // which is not shown
+		q.maxTokens = 1 // the token is not shown
 	case asked == 0 || asked > room:
 		q.maxTokens = room
 	default:
@@ -83,7 +82,7 @@ func (q *request) limit(info *modelInfo) error {
 	if choices <= 1 {
 		return nil
 	}
-	length := n + 1 // least, where the request leaves the number of tokens open
+	length := n + 1 // the minimum, if the request does not limit the tokens
 	if asked != 0 {
 		length = q.length()
 	}
@@ -93,10 +92,10 @@ func (q *request) limit(info *modelInfo) error {
 	return nil
 }
 
-// length is how many positions the request's log grows to at most.
+// length returns the largest number of positions that the request's log may have.
 func (q *request) length() int {
 	if q.echo.only {
-		return len(q.prompt) // the token after it is never computed with
+		return len(q.prompt) // the token after it is never run through the model
 	}
 	return len(q.prompt) + int(q.maxTokens)
 }

@@ -43,7 +43,7 @@ func TestService_GenerationEndsAtTheContextLength(t *testing.T) {
 	}
 }
 
-func TestService_ListModels_SaysContextAndEndIDs(t *testing.T) {
+func TestService_ListModels_ReportsContextLengthAndEndIDs(t *testing.T) {
 	m := newMesh(t, 1, 1, router.Config{})
 	models, err := m.client.ListModels(t.Context(), &routerv1.ListModelsRequest{})
 	if err != nil || len(models.GetModels()) != 1 || models.GetModels()[0].GetMaxContext() != contextLen || len(models.GetModels()[0].GetEndIds()) != 1 {
@@ -51,9 +51,9 @@ func TestService_ListModels_SaysContextAndEndIDs(t *testing.T) {
 	}
 }
 
-func TestService_ChoicesBeyondTheKVCache_NameNAndWhatFits(t *testing.T) {
-	m := newMesh(t, 1, 2, router.Config{}) // 2 caches of 1024 pages of 16
-	r := greedy("four", 1000)              // 63 pages a choice: 16 a cache
+func TestService_ChoicesBeyondTheKVCache_ErrorNamesTheLimit(t *testing.T) {
+	m := newMesh(t, 1, 2, router.Config{}) // 2 caches of 1024 pages of 16 positions
+	r := greedy("four", 1000)              // 63 pages per choice, so 16 choices per cache
 	r.Sampling.Choices = 33
 	_, err := m.generate(t.Context(), r, nil)
 	if text := status.Convert(err).Message(); status.Code(err) != codes.InvalidArgument || !strings.HasPrefix(text, "n: 33 choices") || !strings.Contains(text, "at most 32") {
@@ -74,7 +74,7 @@ func TestService_Suffix_IsRefusedByName(t *testing.T) {
 	}
 }
 
-// echoed is a generation's prompt events, joined.
+// echoed runs a request and joins the parts of the prompt that it reports.
 func (m *mesh) echoed(r *routerv1.GenerateRequest) (prompt []*routerv1.PromptToken, text string, finished *routerv1.Finished) {
 	m.t.Helper()
 	stream, err := m.client.Generate(m.t.Context(), r)
@@ -139,7 +139,7 @@ func TestService_EchoOverALostPipeline_IsWhole(t *testing.T) {
 	m.shards["shard-0-1"].strike(5, func() { m.network.Cut("shard-0-1", true) })
 	m.shards["shard-1-1"].strike(200, func() {})
 	prompt := strings.Repeat("whole ", 20)
-	for range 2 { // one of them meets the fault
+	for range 2 { // one of them hits the fault
 		r := greedy(prompt, 4)
 		r.Echo, r.PromptLogprobs = true, true
 		if tokens, text, _ := m.echoed(r); len(tokens) != len(prompt) || text != expect(prompt, 4) {

@@ -24,7 +24,7 @@ const (
 	endID      = 0
 	contextLen = 1024
 	pageLen    = 16
-	patience   = 20 * time.Second // for what must happen; a test that waits so long fails
+	patience   = 20 * time.Second // a test that waits longer than this fails
 )
 
 // next is the fake model: the token after a log depends on every token before it, so
@@ -37,12 +37,12 @@ func next(log []uint32) uint32 {
 	return 'a' + h.Sum32()%26
 }
 
-// picked is what the fake sampler makes of the best candidate: as with penalties, it
-// depends on how many tokens were emitted, so a sampler that was told the wrong
-// history shows in the text.
+// picked returns what the fake sampler picks, given the best candidate. As with penalties, it
+// depends on how many tokens were emitted, so a sampler that was told the wrong history shows in
+// the text.
 func picked(best uint32, emitted int) uint32 { return 'a' + (best-'a'+uint32(emitted))%26 }
 
-// expect is what n tokens after a prompt must be.
+// expect returns the text of n tokens that must follow a prompt.
 func expect(prompt string, n int) string {
 	var log []uint32
 	for _, b := range []byte(prompt) {
@@ -57,7 +57,7 @@ func expect(prompt string, n int) string {
 	return string(text)
 }
 
-// mesh is a router over fakes that hold the real conversations.
+// mesh is a router over fake services that speak the real protocol.
 type mesh struct {
 	t        *testing.T
 	network  *memnet.Network
@@ -105,7 +105,7 @@ func newMesh(t *testing.T, stages, replicas int, cfg router.Config, draftPages .
 		for _, n := range draftPages {
 			s.pages = n
 		}
-		if cfg.Draft != "copy" { // of the same files
+		if cfg.Draft != "copy" { // a draft of the same files has the same digest
 			s.digest = "sha256:" + cfg.Draft
 		}
 		m.shards["draft"] = s
@@ -157,7 +157,7 @@ func (m *mesh) serve(
 	}
 }
 
-// used is the KV positions that all shards hold.
+// used returns the number of KV positions that all shards hold.
 func (m *mesh) used() int {
 	n := 0
 	for _, s := range m.shards {
@@ -166,7 +166,7 @@ func (m *mesh) used() int {
 	return n
 }
 
-// eventually waits for a condition that nothing announces.
+// eventually polls a condition until it holds.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	tick := time.NewTicker(5 * time.Millisecond)
@@ -176,12 +176,12 @@ func eventually(t *testing.T, what string, ok func() bool) {
 		select {
 		case <-tick.C:
 		case <-limit:
-			t.Fatalf("%s did not come to be in %v", what, patience)
+			t.Fatalf("%s did not happen within %v", what, patience)
 		}
 	}
 }
 
-// answer is a whole generation.
+// answer is a complete generation.
 type answer struct {
 	text     string
 	ids      []uint32
@@ -189,7 +189,7 @@ type answer struct {
 	finished *routerv1.Finished
 }
 
-// generate asks and reads to the end; each is called after every token.
+// generate sends a request and reads its stream to the end. It calls each after every token.
 func (m *mesh) generate(ctx context.Context, r *routerv1.GenerateRequest, each func(n int)) (answer, error) {
 	var a answer
 	ctx, cancel := context.WithTimeout(ctx, patience)
@@ -220,7 +220,7 @@ func (m *mesh) generate(ctx context.Context, r *routerv1.GenerateRequest, each f
 	}
 }
 
-// greedy asks for n tokens after a text.
+// greedy returns a request for n tokens after a prompt, sampled greedily.
 func greedy(prompt string, n int) *routerv1.GenerateRequest {
 	zero := float32(0)
 	return &routerv1.GenerateRequest{

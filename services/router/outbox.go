@@ -15,13 +15,13 @@ const outboxLen = 16
 type outbox[T any] struct {
 	limit  time.Duration
 	events chan T
-	sent   chan error // the sender's result, once
+	sent   chan error // the sender's result, sent once
 	failed error
 }
 
 func newOutbox[T any](limit time.Duration, send func(T) error) *outbox[T] {
 	o := &outbox[T]{limit: limit, events: make(chan T, outboxLen), sent: make(chan error, 1)}
-	go func() { // ends with the call at the latest, since Send does
+	go func() { // ends with the call at the latest, because Send returns then
 		for e := range o.events {
 			if err := send(e); err != nil {
 				o.sent <- err

@@ -23,7 +23,7 @@ import (
 )
 
 const (
-	openLimit = 20 * time.Second // for a pipeline to open
+	openLimit = 20 * time.Second // how long a pipeline may take to open
 	eventsLen = 1024             // events waiting for the scheduler
 	probeTick = 100 * time.Millisecond
 )
@@ -48,12 +48,12 @@ type pipeline struct {
 	events chan event
 	done   chan struct{} // closed when every sequence has been told that the pipeline is lost
 
-	drafters     sync.WaitGroup // drafters that use it; added to only while the pipeline is listed
+	drafters     sync.WaitGroup // drafters that use it; none is added once the pipeline is not listed
 	assigned     atomic.Int64   // sequences assigned to it, counted before they are submitted
 	runningCount atomic.Int64
 	waitingCount atomic.Int64
-	rate         atomic.Uint64 // tokens a second, by 1000
-	stepUS       atomic.Int64  // of the last decode step
+	rate         atomic.Uint64 // tokens per second, times 1000
+	stepUS       atomic.Int64  // duration of the last decode step
 
 	*scheduler
 }
@@ -74,7 +74,7 @@ type event struct {
 
 func (p *pipeline) model() string { return p.stages[0].GetModel() }
 
-// fingerprint names all that decides the bits of an answer, besides the request.
+// fingerprint names everything besides the request that determines the bits of an answer.
 func (p *pipeline) fingerprint() string {
 	f := p.chain.Digest() + "/" + p.class
 	if p.service.cfg.HiddenType == tensorv1.ElementType_ELEMENT_TYPE_BF16 && len(p.chain) > 1 {
@@ -83,7 +83,8 @@ func (p *pipeline) fingerprint() string {
 	return f
 }
 
-// load is what a new sequence is assigned by.
+// load returns the number of assigned sequences. New sequences go to the pipeline with the lowest
+// load.
 func (p *pipeline) load() int64 { return p.assigned.Load() }
 
 // dead reports whether the pipeline is lost; it may still be listed.
@@ -95,7 +96,7 @@ func randomID() []byte {
 	return id
 }
 
-// open connects the sampler and the chain: when it returns every stage is ready.
+// open connects the sampler and the chain. When it returns, every stage is ready.
 func (s *Service) open(ctx context.Context, chain plan.Chain, sampler string) (*pipeline, error) {
 	p := &pipeline{
 		service: s, name: randomID(), chain: chain, sampler: sampler, class: chain[0].Class,
@@ -162,7 +163,7 @@ func (p *pipeline) openChain() error {
 	}
 	if p.stages = resp.GetOpened().GetStages(); len(p.stages) != len(p.chain) {
 		return fault.New(
-			fault.Internal, "open chain at %s: %d stages answered for %d", first.Addr, len(p.stages), len(p.chain),
+			fault.Internal, "open chain at %s: %d stages answered, want %d", first.Addr, len(p.stages), len(p.chain),
 		)
 	}
 	return nil
@@ -231,7 +232,7 @@ func (p *pipeline) receiveTokens() error {
 		case *samplerv1.SampleResponse_Failed:
 			e.failed = frame.Failed
 		default:
-			return fault.New(fault.Internal, "read from sampler: %T was not expected", frame)
+			return fault.New(fault.Internal, "read from sampler: unexpected frame %T", frame)
 		}
 		if err := p.tell(e); err != nil {
 			return err
@@ -252,7 +253,7 @@ func (p *pipeline) receiveRefusals() error {
 		case *shardv1.InferResponse_Computed:
 			e.computed = frame.Computed.GetStep()
 		default:
-			return fault.New(fault.Internal, "read from chain: %T was not expected", frame)
+			return fault.New(fault.Internal, "read from chain: unexpected frame %T", frame)
 		}
 		if err := p.tell(e); err != nil {
 			return err
@@ -260,7 +261,7 @@ func (p *pipeline) receiveRefusals() error {
 	}
 }
 
-// streamEnd is the error of a stream that ended, which only the router may end.
+// streamEnd returns the error for a stream that ended, since only the router may end it.
 func streamEnd(who string, err error) error {
 	if errors.Is(err, io.EOF) {
 		return fault.New(fault.Unavailable, "read from %s: it closed the stream", who)

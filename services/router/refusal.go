@@ -11,12 +11,12 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 )
 
-// A sampler or a stage may refuse a session, or fail it later. Whose fault that was decides
-// what becomes of the request:
+// refusal decides what happens to a request when a sampler or a stage refuses its session or fails
+// it later. It depends on the cause:
 //
-//   - The request's own (INVALID_ARGUMENT): it ends with that error, under the name that
-//     the field has in the request. It is never tried again.
-//   - The pipeline's state of this session is gone or overtaken (ABORTED,
+//   - The request itself (INVALID_ARGUMENT): it ends with that error, under the name that
+//     the field has in the request. It is never retried.
+//   - The pipeline has lost the session's state, or a newer epoch has replaced it (ABORTED,
 //     FAILED_PRECONDITION, UNAVAILABLE, DEADLINE_EXCEEDED): the session is replayed from its
 //     token log, as when the whole pipeline dies.
 //   - Anything else, such as RESOURCE_EXHAUSTED or INTERNAL, ends the request with that code.
@@ -33,9 +33,9 @@ func refusal(id []byte, code uint32, field, message string) (err *fault.Error, r
 	}
 }
 
-// own renames the field of a refusal from its path in the sampler's rules to that in the
-// request. A grammar that was made from the request's tools is theirs.
-func (q *request) own(err error) error {
+// renameField renames the field of a refusal from its path in the sampler's Rules to its path in
+// the request. An error in a grammar that was made from the request's tools names the tools.
+func (q *request) renameField(err error) error {
 	var f *fault.Error
 	if !errors.As(err, &f) || f.Code != fault.Invalid {
 		return err
@@ -43,7 +43,7 @@ func (q *request) own(err error) error {
 	field := f.Field
 	switch {
 	case field == "max_tokens", field == "top_logprobs":
-	case q.heldToTools && strings.HasPrefix(field, "grammar"):
+	case q.toolGrammar && strings.HasPrefix(field, "grammar"):
 		field = "tools_json"
 	case field == "":
 		field = "prompt"
@@ -53,8 +53,9 @@ func (q *request) own(err error) error {
 	return &fault.Error{Code: fault.Invalid, Field: field, Msg: f.Msg}
 }
 
-// maxStrikes is how many pipelines may die while a request is in flight on them, without a
-// token of it in between, before the request is set aside: it may be what ends them.
+// maxStrikes is the number of pipelines that may die in a row while a request is in flight on them.
+// After that the request is set aside, because it may be the cause. A token of the request resets
+// the count.
 const maxStrikes = 2
 
 // strikes counts the pipelines that died under a request.
@@ -63,7 +64,8 @@ type strikes struct {
 	causes []string
 }
 
-// add counts a death. A request that had a token meanwhile begins anew.
+// add counts a pipeline's death. If the request has had a token since the last one, the count
+// starts again.
 func (s *strikes) add(progress bool, cause error) {
 	if progress {
 		*s = strikes{}
@@ -72,7 +74,7 @@ func (s *strikes) add(progress bool, cause error) {
 	s.causes = append(s.causes, cause.Error())
 }
 
-// verdict is the error of a request that is set aside, or nil.
+// verdict returns the error of a request that is set aside, or nil.
 func (s *strikes) verdict(request string) error {
 	if s.count < maxStrikes {
 		return nil

@@ -32,7 +32,7 @@ func TestService_SamplerRefusesRules_EndsTheRequestByItsField(t *testing.T) {
 			return nil
 		}
 		adds.Add(1)
-		return &samplerv1.SessionFailed{Code: uint32(codes.InvalidArgument), Field: "top_k", Message: "13 brings bad luck"}
+		return &samplerv1.SessionFailed{Code: uint32(codes.InvalidArgument), Field: "top_k", Message: "13 is not supported"}
 	}
 	m.sampler.mu.Unlock()
 	var wg sync.WaitGroup
@@ -46,7 +46,7 @@ func TestService_SamplerRefusesRules_EndsTheRequestByItsField(t *testing.T) {
 			t.Fatalf("refused by %v", err)
 		}
 		if a.started != nil {
-			t.Error("a refused request looks admitted")
+			t.Error("a refused request was reported as admitted")
 		}
 	}
 	wg.Wait()
@@ -70,15 +70,15 @@ func TestService_SamplerLostASession_ReplaysIt(t *testing.T) {
 	m.check()
 }
 
-// TestService_StageRefusesAPrompt_LosesNoPipeline refuses entries that want no logits: the
-// batch has to come to an end all the same.
+// TestService_StageRefusesAPrompt_LosesNoPipeline refuses entries that want no logits. The batch
+// must end nevertheless.
 func TestService_StageRefusesAPrompt_LosesNoPipeline(t *testing.T) {
 	m := newMesh(t, 1, 1, router.Config{ChunkRows: 2})
 	s := m.shards["shard-0-0"]
 	s.mu.Lock()
 	s.refuse = true
 	s.mu.Unlock()
-	for range 4 { // more than batches may be in flight
+	for range 4 { // more requests than batches that may be in flight
 		if _, err := m.generate(t.Context(), greedy("refused", 5), nil); status.Code(err) != codes.ResourceExhausted {
 			t.Fatalf("refused by %v", err)
 		}
@@ -103,7 +103,7 @@ func TestService_RequestThatEndsPipelines_IsSetAsideAlone(t *testing.T) {
 	wg.Go(func() { m.streams(8, 900) })
 	eventually(t, "the streams", func() bool { return m.used() == 8 })
 	for i := range 3 {
-		if err := m.service.AwaitPipelines(t.Context(), 2); err != nil { // those that died are built anew
+		if err := m.service.AwaitPipelines(t.Context(), 2); err != nil { // lost pipelines are opened again
 			t.Fatal(err)
 		}
 		_, err := m.generate(t.Context(), greedy(fmt.Sprintf("poison %d!", i), 5), nil)
@@ -112,7 +112,7 @@ func TestService_RequestThatEndsPipelines_IsSetAsideAlone(t *testing.T) {
 		}
 		var f *fault.Error
 		if errors.As(rpc.FromStatus(err), &f) && f.RetryAfter != 0 {
-			t.Errorf("poison %d is to be tried again: %v", i, err)
+			t.Errorf("poison %d carries a retry hint: %v", i, err)
 		}
 	}
 	wg.Wait()
@@ -121,8 +121,8 @@ func TestService_RequestThatEndsPipelines_IsSetAsideAlone(t *testing.T) {
 	}
 }
 
-// TestService_HopsOfAText_DoNotGrowWithIt counts the calls of tokenizers.
-func TestService_HopsOfAText_DoNotGrowWithIt(t *testing.T) {
+// TestService_TokenizerCalls_DoNotGrowWithTheText counts the calls of tokenizers.
+func TestService_TokenizerCalls_DoNotGrowWithTheText(t *testing.T) {
 	m := newMesh(t, 1, 1, router.Config{})
 	for i, n := range []int{1, 10, 400} {
 		r := greedy("hops", n)
@@ -134,7 +134,7 @@ func TestService_HopsOfAText_DoNotGrowWithIt(t *testing.T) {
 		}
 		want := int64(1) // to encode the prompt
 		if i == 0 {
-			want = 2 // and the vocabulary once
+			want = 2 // and once to list the vocabulary
 		}
 		if got := m.calls.Load() - before; got != want {
 			t.Errorf("%d calls of tokenizers for %d tokens, want %d", got, n, want)

@@ -23,10 +23,10 @@ import (
 	"github.com/lamina-mesh/lamina/services/router"
 )
 
-// The main test fails when a goroutine outlives the meshes.
+// TestMain fails if a goroutine outlives the tests.
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// check fails if the router broke the conversation with a shard.
+// check fails the test if the router violated a shard's protocol.
 func (m *mesh) check() {
 	m.t.Helper()
 	for name, s := range m.shards {
@@ -111,7 +111,7 @@ func TestService_StopText_EndsTheAnswerBeforeIt(t *testing.T) {
 	eventually(t, "the release of the session", func() bool { return m.used() == 0 })
 }
 
-// streams runs requests side by side; each must have the text of a calm run.
+// streams runs requests concurrently. Each must have the text of a run without faults.
 func (m *mesh) streams(n, tokens int) {
 	m.t.Helper()
 	var wg sync.WaitGroup
@@ -129,14 +129,14 @@ func (m *mesh) streams(n, tokens int) {
 	wg.Wait()
 }
 
-// struck fails if the fault did not meet live sessions.
+// struck fails the test if the fault hit no live session.
 func (m *mesh) struck(name string) {
 	m.t.Helper()
 	s := m.shards[name]
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.struck == 0 {
-		m.t.Errorf("the fault of %s met no session in %d batches", name, s.batches)
+		m.t.Errorf("the fault of %s hit no session in %d batches", name, s.batches)
 	}
 }
 
@@ -151,9 +151,9 @@ func TestService_LostShard_MovesSessionsAndKeepsTheirText(t *testing.T) {
 	}
 }
 
-func TestService_FrozenShard_IsLeftAndItsSessionsMove(t *testing.T) {
+func TestService_FrozenShard_SessionsMoveAway(t *testing.T) {
 	m := newMesh(t, 2, 2, router.Config{})
-	m.shards["shard-1-1"].freeze(30) // past the steps that measure
+	m.shards["shard-1-1"].freeze(30) // after the steps by which the deadline is measured
 	m.streams(8, 200)
 	m.struck("shard-1-1")
 	resp, err := m.client.Topology(t.Context(), &routerv1.TopologyRequest{})
@@ -161,25 +161,25 @@ func TestService_FrozenShard_IsLeftAndItsSessionsMove(t *testing.T) {
 		t.Fatal(err)
 	}
 	if n := len(resp.GetMesh().GetPipelines()); n == 0 {
-		t.Error("no pipeline stands")
+		t.Error("no pipeline is open")
 	}
 }
 
-func TestService_ShardComesBack_AloneServesAgain(t *testing.T) {
+func TestService_RestartedShard_ServesAgain(t *testing.T) {
 	m := newMesh(t, 1, 1, router.Config{})
 	m.shards["shard-0-0"].strike(20, func() {
 		m.network.Cut("shard-0-0", true)
-		m.network.Cut("shard-0-0", false) // as if it had been restarted: its cache is gone
+		m.network.Cut("shard-0-0", false) // like a restart: its cache is lost
 	})
-	m.streams(1, 200) // one that comes while there is no pipeline is refused
+	m.streams(1, 200) // requests are refused while there is no pipeline
 	m.struck("shard-0-0")
 }
 
-func TestService_LostTokenizer_LeavesTheStreamsAlone(t *testing.T) {
+func TestService_LostTokenizer_StreamsContinue(t *testing.T) {
 	m := newMesh(t, 1, 1, router.Config{})
 	for _, lost := range []string{"tokenizer", "tokenizer-b"} {
 		m.shards["shard-0-0"].strike(20, func() { m.network.Cut(lost, true) })
-		m.streams(1, 200) // one that comes while nobody can encode is refused
+		m.streams(1, 200) // requests are refused while no tokenizer can encode
 		m.struck("shard-0-0")
 		m.network.Cut(lost, false)
 	}
@@ -205,14 +205,14 @@ func TestService_Cancel_FreesEveryStage(t *testing.T) {
 	}
 }
 
-func TestService_FullQueue_RefusesAtOnceWithAHint(t *testing.T) {
+func TestService_FullQueue_RefusesWithRetryHint(t *testing.T) {
 	m := newMesh(t, 1, 1, router.Config{Queue: 1})
-	m.shards["shard-0-0"].freeze(1) // nothing that is admitted ends
+	m.shards["shard-0-0"].freeze(1) // no admitted request ends
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	var wg sync.WaitGroup
 	refused := make(chan error, 64)
-	for range 64 { // the cache holds 16 whole contexts, the queue one more
+	for range 64 { // the cache holds 16 requests of the full context length and the queue one more
 		wg.Go(func() {
 			_, err := m.generate(ctx, greedy("full", contextLen-4), nil)
 			refused <- err
@@ -239,11 +239,11 @@ type stalled struct {
 func (s stalled) Context() context.Context { return s.ctx }
 
 func (s stalled) Send(*routerv1.GenerateResponse) error {
-	<-s.ctx.Done() // as gRPC's Send: until the call ends
+	<-s.ctx.Done() // blocks until the call ends, as gRPC's Send does
 	return s.ctx.Err()
 }
 
-func TestService_StalledClient_IsCutAndHarmsNobody(t *testing.T) {
+func TestService_StalledClient_IsDisconnected(t *testing.T) {
 	m := newMesh(t, 1, 1, router.Config{ReadLimit: 50 * time.Millisecond})
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -253,10 +253,10 @@ func TestService_StalledClient_IsCutAndHarmsNobody(t *testing.T) {
 	select {
 	case err := <-ended:
 		if fault.CodeOf(err) != fault.DeadlineExceeded {
-			t.Errorf("cut with %v", err)
+			t.Errorf("disconnected with %v", err)
 		}
 	case <-time.After(patience):
-		t.Fatal("a stalled client was not cut")
+		t.Fatal("a stalled client was not disconnected")
 	}
 	eventually(t, "the release of every session", func() bool { return m.used() == 0 })
 }
@@ -273,17 +273,17 @@ func TestService_Requests_SpreadOverPipelines(t *testing.T) {
 	}
 }
 
-func TestService_NoPipelineLeft_EndsWithAnErrorAndNotAFinish(t *testing.T) {
+func TestService_LastPipelineLost_EndsWithAnError(t *testing.T) {
 	m := newMesh(t, 1, 1, router.Config{})
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 	defer cancel()
 	m.shards["shard-0-0"].strike(20, func() { m.network.Cut("shard-0-0", true) })
 	a, err := m.generate(ctx, greedy("cut short", 100), nil)
 	if err == nil || a.finished != nil {
-		t.Errorf("a cut answer looks finished: %v, %v", a.finished, err)
+		t.Errorf("an interrupted answer looks finished: %v, %v", a.finished, err)
 	}
 	if len(a.ids) == 0 {
-		t.Error("nothing flowed before the cut")
+		t.Error("no token arrived before the interruption")
 	}
 }
 

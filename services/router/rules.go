@@ -17,8 +17,8 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/samplerules"
 )
 
-// bounds checks all that is known of a request before its model is: every number, list and
-// text, by the table of pkg/samplerules. An error names the field.
+// bounds checks everything in a request that does not depend on its model: every number, list and
+// text, by the table in pkg/samplerules. An error names the field.
 func (q *request) bounds() error {
 	s := q.sampling
 	switch {
@@ -49,8 +49,8 @@ func (q *request) bounds() error {
 	return err
 }
 
-// encodeBadWords encodes the bad words that are texts, both at the start of a word and
-// within one.
+// encodeBadWords encodes the bad words that were given as texts. Each is encoded twice: as the
+// start of a word and as a part of one.
 func (q *request) encodeBadWords(ctx context.Context, t tokenizerv1.TokenizerServiceClient) error {
 	words := q.sampling.GetBadWords()
 	if len(words) == 0 {
@@ -91,7 +91,7 @@ func (q *request) encodeBadWords(ctx context.Context, t tokenizerv1.TokenizerSer
 	return nil
 }
 
-// samplerRules are the sampling parameters with their defaults.
+// samplerRules returns the sampling parameters with their defaults.
 func (q *request) samplerRules(info *modelInfo) *samplerv1.Rules {
 	s := withDefaults(q.sampling, info.vocabulary.GetDefaults())
 	r := &samplerv1.Rules{
@@ -108,7 +108,7 @@ func (q *request) samplerRules(info *modelInfo) *samplerv1.Rules {
 		r.Temperature = s.GetTemperature()
 	}
 	if s != nil && s.TopP != nil && s.GetTopP() == 0 {
-		r.TopP = math.SmallestNonzeroFloat32 // the best id alone; to the sampler 0 means all
+		r.TopP = math.SmallestNonzeroFloat32 // keeps only the best id; to the sampler 0 would mean all
 	}
 	if s != nil && s.Seed != nil {
 		r.Seed = s.GetSeed()
@@ -121,8 +121,8 @@ func (q *request) samplerRules(info *modelInfo) *samplerv1.Rules {
 	return r
 }
 
-// picker checks the rules as the sampler does. The picker knows how many candidates they
-// need.
+// picker checks the sampling parameters as the sampler does. The Picker knows how many candidates
+// they need.
 func picker(r *samplerv1.Rules) (*sample.Picker, error) {
 	rules, err := samplerules.Read("sampling.", r)
 	if err != nil {

@@ -15,7 +15,8 @@ import (
 	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
 )
 
-// byteTokens encodes a text as its bytes, a begin token before them unless told not to.
+// byteTokens is a tokenizer that encodes a text as its bytes, after a begin-of-text id unless the
+// request asks for none.
 type byteTokens struct {
 	tokenizerv1.TokenizerServiceClient
 }
@@ -37,7 +38,7 @@ func (byteTokens) EncodeBatch(
 	return out, nil
 }
 
-func TestRequest_BadTextsBecomeIdsBesideTheOthers(t *testing.T) {
+func TestRequest_BadWordTexts_AreEncoded(t *testing.T) {
 	given := &samplerv1.Advanced{MinTokens: 2, BadWords: []*samplerv1.Ids{{Ids: []uint32{5, 6}}}}
 	q := &request{sampling: &routerv1.Sampling{BadWords: []string{"ab", " ab", " "}, Advanced: given}}
 	if err := q.bounds(); err != nil {
@@ -54,11 +55,11 @@ func TestRequest_BadTextsBecomeIdsBesideTheOthers(t *testing.T) {
 		t.Errorf("the sampler is told %v, want %v", got, want)
 	}
 	if len(given.GetBadWords()) != 1 {
-		t.Errorf("the request has changed to %v", given)
+		t.Errorf("the request was changed to %v", given)
 	}
 }
 
-func TestRequest_BadTextsOutOfBounds_AreNamed(t *testing.T) {
+func TestRequest_BadWordTextsOutOfBounds_AreNamed(t *testing.T) {
 	for field, words := range map[string][]string{
 		"sampling.bad_words":    make([]string, 257),
 		"sampling.bad_words[1]": {"a", ""},

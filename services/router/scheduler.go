@@ -13,54 +13,54 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/session"
 )
 
-// The step deadline is max(stepFloor, stepFactor times a decaying maximum), and generous
-// while weights are still being paged in and for large batches.
+// The step deadline is max(stepFloor, stepFactor times a decaying maximum of step times). It is
+// longer for large batches and while weights are still being paged in.
 const (
 	stepFloor    = 2 * time.Second
 	stepFactor   = 8
 	coldSteps    = 8
 	coldDeadline = 60 * time.Second
 	rowFloor     = 20 * time.Millisecond
-	outLen       = 64   // results waiting for a request's goroutine
-	maxEntries   = 1024 // of a batch, which is the stages' bound
+	outLen       = 64   // results that may wait for a request's goroutine
+	maxEntries   = 1024 // entries of a batch; the stages have the same bound
 )
 
 // sequence is a session on a pipeline, as the request's goroutine submits it.
 type sequence struct {
 	id       []byte
 	log      []int32 // prompt and emitted tokens
-	emitted  int     // how many of the log are emitted
+	emitted  int     // how many tokens of the log were emitted
 	epoch    uint64
 	rules    *samplerv1.Rules
-	logprobs []float32 // of those emitted
+	logprobs []float32 // log-probabilities of the emitted tokens
 	picker   *sample.Picker
-	tokens   [][]byte // of the vocabulary, if the rules have a grammar
-	maxLen   int      // of the log, at which the generation ends
-	score    bool     // the log-probabilities of the prompt's tokens are asked for
+	tokens   [][]byte // the vocabulary, if the rules have a grammar
+	maxLen   int      // length of the log at which the generation ends
+	score    bool     // the request asks for the log-probabilities of the prompt's tokens
 
-	suspect bool // it was in flight on a pipeline that died and has had no token since
+	suspect bool // in flight when a pipeline died, and no token since
 
-	out chan result // its results; the last one has lost or err set, or a finish reason
+	out chan result // its results; the last has lost or err set, or a finish reason
 
-	// The scheduler's own.
+	// Used only by the scheduler.
 	feed        *session.Session
 	speculation speculation
-	draft       *draftState // of a draft's session
+	draft       *draftState // set for a draft session
 	pages       int
 	added       bool // the sampler knows it
 	flying      uint64
 	started     time.Time          // admitted
 	scores      []*samplerv1.Score // of the prompt's tokens, so far
-	scoring     uint32             // position of the last score on its way; 0 for none
+	scoring     uint32             // position of the last score that is still to come; 0 for none
 }
 
-// result is what the scheduler tells a sequence: that it is admitted, a token, or its end.
+// result is what the scheduler reports to a sequence: its admission, a token, or its end.
 type result struct {
 	admitted bool // the sampler has accepted its rules
 	token    *samplerv1.Token
 	scores   []*samplerv1.Score // of the prompt's tokens, with the first token
-	round    uint64             // of a draft's session
-	lost     error              // why the sequence has to move: it is replayed from its token log
+	round    uint64             // the round of a draft session
+	lost     error              // why the sequence has to move and be replayed from its token log
 	blamed   bool               // with lost: it was in flight when its pipeline died
 	err      error              // the session cannot go on
 }
@@ -69,36 +69,36 @@ type result struct {
 type inFlightBatch struct {
 	sent    time.Time
 	rows    int
-	prompts int // rows beyond one a session
+	prompts int // rows beyond the first of each session
 	decode  bool
 	drafts  int
 	awaited map[string]bool // sessions whose token has not arrived; nil if the batch ends with computed
-	members []string        // all of its sessions
-	alone   bool            // it is a suspect's, and nothing else may be in flight
+	members []string        // all sessions of the batch
+	alone   bool            // the batch belongs to a suspect, and nothing else may be in flight
 }
 
-// scheduler owns a pipeline's sequences and batches: it is the pipeline's continuous
-// batching. A sequence waits until there are KV pages for all that it may grow to, then
-// runs until its end. One goroutine calls every method, so nothing here is locked.
+// scheduler implements a pipeline's continuous batching. It owns the pipeline's sequences and
+// batches. A sequence waits until there are KV pages for its maximum length, and then runs until
+// its end. One goroutine calls every method, so there are no locks.
 type scheduler struct {
-	p          *pipeline
-	sequences  map[string]*sequence
-	waiting    []*sequence // waiting for KV pages
-	running    []*sequence // admitted, oldest first
-	inFlight   map[uint64]*inFlightBatch
-	step       uint64
-	pageLen    int
-	pages      int // free
-	total      int // pages in all
-	steps      int
-	worst      float64 // decaying maximum of seconds per step
-	perRow     float64 // decaying maximum of seconds per row
-	plain      float64 // moving average of seconds per decode step without draft tokens
-	tokens     int
-	since      time.Time
-	released   [][]byte
-	toldTokens bool // the sampler has the vocabulary
-	turn       bool // the next batch may be a suspect's
+	p              *pipeline
+	sequences      map[string]*sequence
+	waiting        []*sequence // waiting for KV pages
+	running        []*sequence // admitted, oldest first
+	inFlight       map[uint64]*inFlightBatch
+	step           uint64
+	pageLen        int
+	pages          int // free
+	total          int // pages in all
+	steps          int
+	worst          float64 // decaying maximum of seconds per step
+	perRow         float64 // decaying maximum of seconds per row
+	plain          float64 // moving average of seconds per decode step without draft tokens
+	tokens         int
+	since          time.Time
+	released       [][]byte
+	vocabularySent bool // the sampler has the vocabulary
+	turn           bool // it is a suspect's turn to be the next batch
 }
 
 func newScheduler(p *pipeline) *scheduler {
@@ -112,7 +112,7 @@ func newScheduler(p *pipeline) *scheduler {
 	return s
 }
 
-// capacity is the length of the longest log that the pipeline can hold.
+// capacity returns the length of the longest log that the pipeline can hold.
 func (s *scheduler) capacity() int {
 	n := math.MaxInt
 	for _, h := range s.p.stages {
@@ -121,7 +121,7 @@ func (s *scheduler) capacity() int {
 	return n
 }
 
-// schedule is the pipeline's loop: handle events, admit sequences, send batches.
+// schedule is the pipeline's loop. It handles events, admits sequences and sends batches.
 func (s *scheduler) schedule(ctx context.Context) error {
 	tick := time.NewTicker(probeTick)
 	defer tick.Stop()
@@ -196,14 +196,15 @@ func (s *scheduler) take(e event) error {
 
 func (s *scheduler) submit(seq *sequence) {
 	seq.pages = s.pagesFor(seq.maxLen)
-	if seq.pages > s.total { // it would wait for ever, and all after it
+	if seq.pages > s.total { // it would wait forever and block all that come after it
 		seq.out <- result{
-			err: fault.New(fault.Exhausted, "admit request: it needs %d KV pages of a cache of %d", seq.pages, s.total),
+			err: fault.New(fault.Exhausted, "admit request: need %d KV pages, the cache has %d", seq.pages, s.total),
 		}
 		return
 	}
 	if len(s.waiting) >= s.p.service.cfg.Queue {
-		seq.out <- result{err: fault.New(fault.Exhausted, "admit request: %d are waiting", len(s.waiting)).After(time.Second)}
+		err := fault.New(fault.Exhausted, "admit request: the queue is full with %d requests", len(s.waiting))
+		seq.out <- result{err: err.After(time.Second)}
 		return
 	}
 	seq.feed = session.New(seq.log)
@@ -211,8 +212,8 @@ func (s *scheduler) submit(seq *sequence) {
 	s.waiting = append(s.waiting, seq)
 }
 
-// admit takes waiting sequences in order of arrival, while there are KV pages for all that
-// the first one may grow to. None overtakes another, so a long one is never starved.
+// admit admits waiting sequences in order of arrival while there are KV pages for the maximum
+// length of the first one. None overtakes another, so a long sequence is never starved.
 func (s *scheduler) admit() {
 	for len(s.waiting) > 0 && s.waiting[0].pages <= s.pages {
 		seq := s.waiting[0]
@@ -220,7 +221,7 @@ func (s *scheduler) admit() {
 		s.pages -= seq.pages
 		s.running = append(s.running, seq)
 		seq.started = time.Now()
-		s.tellTokens(s.p.chain.Digest(), seq.tokens)
+		s.sendVocabulary(s.p.chain.Digest(), seq.tokens)
 		s.add(seq)
 	}
 }
@@ -238,12 +239,12 @@ func (s *scheduler) add(seq *sequence) {
 		prompt := len(ids) - seq.emitted
 		a.Prompt, a.Emitted = ids[:prompt], ids[prompt:]
 	}
-	// A broken stream shows at Recv.
+	// Recv reports a broken stream.
 	_ = s.p.sample.Send(&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Add{Add: a}})
 }
 
-// send forms batches while there are fewer in flight than stages: one for each stage keeps
-// them all busy, and more would only wait in queues.
+// send forms batches while there are fewer in flight than stages: one batch per stage keeps all
+// stages busy, and more would only wait in queues.
 func (s *scheduler) send() error {
 	for len(s.inFlight) < len(s.p.chain) {
 		batch := s.batch()
@@ -273,9 +274,9 @@ func (s *scheduler) release() error {
 	return nil
 }
 
-// batch forms the next batch: one row (with its draft tokens) of every sequence that
-// decodes, then chunks of prompts, oldest first, up to the row budget. Decoding comes first
-// so that a long prompt slows the others by at most one chunk a step.
+// batch forms the next batch: one row, and draft tokens, for every sequence that decodes, then
+// chunks of prompts, oldest first, up to the row budget. Decoding comes first, so that a long
+// prompt delays the other sequences by at most one chunk per step.
 func (s *scheduler) batch() *shardv1.Batch {
 	b := &shardv1.Batch{}
 	f := &inFlightBatch{sent: time.Now(), decode: true}
@@ -329,7 +330,7 @@ func (s *scheduler) batch() *shardv1.Batch {
 	}
 	for _, prefill := range []bool{false, true} {
 		for _, seq := range s.running {
-			// A request that is slow to read gets no further token until it has read.
+			// A request that reads slowly gets no further token until it has read.
 			if budget <= 0 || len(b.GetEntries()) == maxEntries || !seq.ready() || seq.feed.Prefilling() != prefill || seq.suspect && seq != suspect || suspect != nil && seq != suspect {
 				continue
 			}
@@ -347,17 +348,16 @@ func (s *scheduler) batch() *shardv1.Batch {
 	return b
 }
 
-// ready reports whether a session has rows to send and a reader for what comes of them: one
-// that is slow to read gets no further token until it has read.
+// ready reports whether a session has rows to send and room in its channel for their results. A
+// request that reads slowly gets no further token until it has read.
 func (seq *sequence) ready() bool {
 	return seq.added && seq.scoring == 0 && seq.feed.Ready() && len(seq.out) <= outLen/2 && (seq.draft == nil || !seq.draft.paused)
 }
 
-// probation chooses a suspect whose rows are to be the next batch, all by themselves. A
-// suspect was in flight on a pipeline that died. Until it has had a token, nothing else is
-// in flight beside it, so that if this pipeline dies as well nobody else is blamed. Batches
-// of the others take turns with those of suspects. It reports that the next batch has to
-// wait until what is in flight is done.
+// probation chooses a suspect whose rows are the next batch on their own. A suspect was in flight
+// on a pipeline that died. Until it has had a token, nothing else is in flight beside it, so that
+// no other sequence is blamed if this pipeline dies as well. Batches of suspects and of the others
+// take turns. wait says that the next batch has to wait until the batches in flight are done.
 func (s *scheduler) probation() (suspect *sequence, wait bool) {
 	for _, f := range s.inFlight {
 		if f.alone {
@@ -380,8 +380,8 @@ func (s *scheduler) probation() (suspect *sequence, wait bool) {
 	return suspect, len(s.inFlight) > 0
 }
 
-// entryDone notes that a sequence's entry of a batch is done. The batch is done when the
-// last one is, which measures the step.
+// entryDone records that a sequence's entry of a batch is done. When the last entry is done, so is
+// the batch, and its time is measured.
 func (s *scheduler) entryDone(seq *sequence) {
 	f := s.inFlight[seq.flying]
 	if f == nil {
@@ -469,8 +469,8 @@ func (s *scheduler) remove(seq *sequence) error {
 	return nil
 }
 
-// limit is the step deadline of a batch: several times the slowest step lately, and more
-// for rows of prompts, which take their time on a slow machine.
+// limit returns the step deadline of a batch: several times the slowest recent step, plus time for
+// the rows of prompts.
 func (s *scheduler) limit(f *inFlightBatch) time.Duration {
 	limit := coldDeadline
 	if s.steps >= coldSteps {
@@ -479,8 +479,8 @@ func (s *scheduler) limit(f *inFlightBatch) time.Duration {
 	return limit + time.Duration(f.prompts)*max(rowFloor, time.Duration(2*s.perRow*float64(time.Second)))
 }
 
-// overdue reports a batch that has missed its step deadline, which ends the pipeline: a
-// frozen stage shows no other way.
+// overdue returns an error if a batch has missed its step deadline. The error ends the pipeline.
+// There is no other way to notice a frozen stage.
 func (s *scheduler) overdue(now time.Time) error {
 	for step, f := range s.inFlight {
 		if late := now.Sub(f.sent); late > s.limit(f) {
@@ -490,7 +490,7 @@ func (s *scheduler) overdue(now time.Time) error {
 	for _, seq := range s.running {
 		if late := now.Sub(seq.started); !seq.added && late > coldDeadline {
 			return fault.New(
-				fault.Unavailable, "add session %x: no answer of the sampler within %v", seq.id, late.Round(time.Millisecond),
+				fault.Unavailable, "add session %x: no answer from the sampler within %v", seq.id, late.Round(time.Millisecond),
 			)
 		}
 	}
@@ -504,9 +504,9 @@ func (s *scheduler) measure(now time.Time) {
 	}
 }
 
-// failAll tells every sequence that the pipeline is gone, including those whose submit event
-// was not handled yet. Sequences that were in flight, or being added to the sampler, are
-// blamed: one of them may be the cause.
+// failAll tells every sequence that the pipeline is lost, including those whose submit event was
+// not handled yet. Sequences that were in flight, or being added to the sampler, are blamed: one of
+// them may be the cause.
 func (p *pipeline) failAll() {
 	cause := context.Cause(p.ctx)
 	blamed := map[string]bool{}

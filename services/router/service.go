@@ -22,47 +22,48 @@ type Dialer interface {
 	Dial(addr string) (*grpc.ClientConn, error)
 }
 
-// Registry says who is alive.
+// Registry watches which services are alive.
 type Registry interface {
 	Watch(ctx context.Context, service string) (<-chan []discovery.Instance, error)
 }
 
-// Config is what the service is given from outside.
+// Config holds the dependencies and settings of a Service.
 type Config struct {
 	Log      *slog.Logger
 	Metrics  prometheus.Registerer // nil measures nothing
 	Dialer   Dialer
 	Registry Registry
-	// BatchRows is the most rows of a batch; 0 means 512.
+	// BatchRows is the maximum number of rows in a batch; 0 means 512.
 	BatchRows int
-	// ChunkRows is the most rows of one prompt in a batch; 0 means 256.
+	// ChunkRows is the maximum number of rows of one prompt in a batch; 0 means 256.
 	ChunkRows int
-	// Speculate is the most draft tokens after each token, proposed by n-grams of the
-	// sequence's own log, else by the draft model. The text is the same; 0 turns it off.
+	// Speculate is the maximum number of draft tokens after each token. An n-gram lookup in the
+	// sequence's own log proposes them, or else the draft model. They do not change the text. 0
+	// turns speculation off.
 	Speculate int
 	// Draft is the name or digest of the draft model, whose vocabulary must be that of the
 	// models it drafts for. It answers only requests that name it. Empty means none. If a
 	// model drafts for itself, the draft needs a name of its own.
 	Draft string
-	// DraftLeast is the probability below which a draft token is the last of its round; 0
-	// means none.
-	DraftLeast float64
-	// HiddenType is how hidden states travel between stages; 0 is float32. bfloat16 takes
-	// half the bytes, rounds them, and is part of the fingerprint.
+	// DraftMinProb ends a round of the draft model: a draft token with a lower probability is the
+	// last one. 0 turns this off.
+	DraftMinProb float64
+	// HiddenType is the element type of hidden states between stages; 0 is float32. bfloat16 halves
+	// the bytes but rounds the values, so it is part of the fingerprint.
 	HiddenType tensorv1.ElementType
-	// Queue is the most requests waiting for admission to a pipeline; 0 means 256.
+	// Queue is the maximum number of requests that wait for admission to a pipeline; 0 means 256.
 	Queue int
-	// ReadLimit is how long a client may leave its stream full before it is disconnected; 0
+	// ReadLimit is how long a client's stream may stay full before the client is disconnected; 0
 	// means 30 s.
 	ReadLimit time.Duration
 }
 
 const (
-	describeLimit = 3 * time.Second        // for a service to describe itself
+	describeLimit = 3 * time.Second        // how long a service may take to describe itself
 	rebuildAfter  = 500 * time.Millisecond // between tries to build pipelines
-	moveLimit     = 20 * time.Second       // for a session to find another pipeline
-	maxMoves      = 8                      // pipelines that a session may lose without a token
-	readLimit     = 30 * time.Second       // of Config.ReadLimit
+	moveLimit     = 20 * time.Second       // how long a session may wait for another pipeline
+	maxMoves      = 8                      // pipelines that a session may lose in a row without a token
+	readLimit     = 30 * time.Second       // default of Config.ReadLimit
 )
 
 // Service implements lamina.router.v1.RouterService.
@@ -82,23 +83,26 @@ type Service struct {
 	models       map[string]*modelInfo                    // by digest, from vocabs
 	asking       map[string]bool                          // addresses being described
 	pipelines    map[string]*pipeline                     // by id
-	building     map[string]plan.Chain                    // chains that are being opened or run, by their text
-	fits         map[string]error                         // why a draft model's vocabulary is not a model's, or nil, by both digests
-	tries        int                                      // chains opened so far, which chooses the sampler
-	changed      chan struct{}                            // closed and renewed when any of these change
+	building     map[string]plan.Chain                    // chains that are being opened or run, by chain.String()
+	draftVocabs  map[string]error                         // why two vocabularies differ, or nil, by vocabKey
+	tries        int                                      // chains opened so far; chooses the next sampler
+	changed      chan struct{}                            // closed and replaced when any of these change
 }
 
-// modelInfo is what tokenizers say of a model.
+// modelInfo is what tokenizers report about a model.
 type modelInfo struct {
 	vocabulary *tokenizerv1.Vocabulary
 	tokenizers []string // addresses, sorted
 }
 
-// New returns a router that knows no service until Run.
+// New returns a router. It finds no services until Run is called.
 func New(c Config) *Service {
 	s := &Service{
 		cfg: c, log: c.Log, m: newMetrics(c.Metrics), grammars: newGrammarChecker(), instances: map[string][]discovery.Instance{}, held: map[string]described{},
-		vocabs: map[string]*tokenizerv1.DescribeResponse{}, asking: map[string]bool{}, models: map[string]*modelInfo{}, vocabularies: map[string]*vocabulary{}, fits: map[string]error{}, pipelines: map[string]*pipeline{}, building: map[string]plan.Chain{}, changed: make(chan struct{}),
+		vocabs: map[string]*tokenizerv1.DescribeResponse{}, asking: map[string]bool{},
+		models: map[string]*modelInfo{}, vocabularies: map[string]*vocabulary{},
+		draftVocabs: map[string]error{}, pipelines: map[string]*pipeline{},
+		building: map[string]plan.Chain{}, changed: make(chan struct{}),
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -120,23 +124,23 @@ func New(c Config) *Service {
 // Register adds the service to a server.
 func (s *Service) Register(r grpc.ServiceRegistrar) { routerv1.RegisterRouterServiceServer(r, s) }
 
-// touch wakes whoever waits for a change; mu is held.
-func (s *Service) touch() {
+// notifyChange wakes everything that waits for a change. The caller holds mu.
+func (s *Service) notifyChange() {
 	close(s.changed)
 	s.changed = make(chan struct{})
 }
 
-// pick finds the least loaded pipeline of a model by name or digest; empty is the
-// only model.
+// pick returns the least loaded pipeline of a model, given its name or digest. An empty name means
+// the only model.
 func (s *Service) pick(name string) (*pipeline, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.best(name, 0)
 }
 
-// assign picks the pipeline for a sequence of the given length and counts it there at once,
-// so that sequences that arrive together are spread. It waits for a pipeline for at most
-// the given time.
+// assign picks the pipeline for a sequence of the given length and counts it there at once, so that
+// sequences that arrive together are spread over the pipelines. It waits at most the given time for
+// a pipeline.
 func (s *Service) assign(ctx context.Context, name string, length int, wait time.Duration) (*pipeline, error) {
 	limit := time.NewTimer(wait)
 	defer limit.Stop()
@@ -161,9 +165,9 @@ func (s *Service) assign(ctx context.Context, name string, length int, wait time
 	}
 }
 
-// best finds the least loaded pipeline of a model whose KV cache holds length positions; a
-// draft pipeline only if the draft model is named and no other pipeline serves it; mu is
-// held.
+// best returns the least loaded pipeline of a model whose KV cache holds length positions. It
+// returns a draft pipeline only if the request names the draft model and no other pipeline serves
+// it. The caller holds mu.
 func (s *Service) best(name string, length int) (*pipeline, error) {
 	digests := map[string]bool{}
 	var best *pipeline
@@ -186,16 +190,16 @@ func (s *Service) best(name string, length int) (*pipeline, error) {
 	}
 	switch {
 	case len(digests) > 1 && name == "":
-		return nil, fault.Field("model", "name one: there are several")
+		return nil, fault.Field("model", "several models are served: name one")
 	case len(digests) > 1:
 		return nil, fault.Field("model", "%q names several models: give a digest", name)
 	case best != nil:
 		return best, nil
 	}
-	return nil, s.whyNone(name)
+	return nil, s.noPipeline(name)
 }
 
-// metrics are the router's own.
+// metrics holds the router's metrics.
 type metrics struct {
 	requests *prometheus.CounterVec
 	tokens   prometheus.Counter
@@ -212,16 +216,18 @@ type metrics struct {
 func newMetrics(r prometheus.Registerer) *metrics {
 	m := &metrics{
 		requests: prometheus.NewCounterVec(
-			prometheus.CounterOpts{Name: "lamina_router_requests_total", Help: "Requests by how they ended."}, []string{"end"},
+			prometheus.CounterOpts{Name: "lamina_router_requests_total", Help: "Requests, by how they ended."}, []string{"end"},
 		),
 		tokens: prometheus.NewCounter(
 			prometheus.CounterOpts{Name: "lamina_router_tokens_total", Help: "Tokens generated."},
 		),
 		first: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "lamina_router_first_token_seconds", Help: "From request to first token.", Buckets: prometheus.ExponentialBuckets(0.001, 2, 16),
+			Name: "lamina_router_first_token_seconds", Help: "Time from request to first token.",
+			Buckets: prometheus.ExponentialBuckets(0.001, 2, 16),
 		}),
 		between: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "lamina_router_inter_token_seconds", Help: "Between tokens of a request.", Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16),
+			Name: "lamina_router_inter_token_seconds", Help: "Time between tokens of a request.",
+			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16),
 		}),
 		drafted: prometheus.NewCounterVec(
 			prometheus.CounterOpts{
@@ -244,7 +250,8 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			[]string{"code"},
 		),
 		drafting: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "lamina_router_draft_seconds", Help: "From a request for draft tokens to the draft model's answer.", Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16),
+			Name: "lamina_router_draft_seconds", Help: "Time from a request for draft tokens to the draft model's answer.",
+			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16),
 		}),
 		moves: prometheus.NewCounter(
 			prometheus.CounterOpts{Name: "lamina_router_moves_total", Help: "Sessions moved to another pipeline."},

@@ -11,7 +11,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/vocab"
 )
 
-// tokenizers are clients of those who know a model now.
+// tokenizers returns clients of the tokenizers that currently know a model.
 func (s *Service) tokenizers(digest string) ([]tokenizerv1.TokenizerServiceClient, error) {
 	s.mu.Lock()
 	m := s.models[digest]
@@ -30,16 +30,16 @@ func (s *Service) tokenizers(digest string) ([]tokenizerv1.TokenizerServiceClien
 	return out, nil
 }
 
-// textOut turns a request's tokens into text, up to the first stop string. It decodes here,
-// where the token log is, so that a token costs no hop to a tokenizer.
+// textOut turns a request's tokens into text, up to the first stop string. It decodes in the
+// router, which has the token log, so that a token costs no hop to a tokenizer.
 type textOut struct {
 	vocabulary *vocabulary
 	decoder    *vocab.Decoder
 	stopper    *session.Stopper
 }
 
-// newTextOut begins the text that follows a prompt. With markers, control tokens that set
-// tool calls and reasoning apart stay in it.
+// newTextOut returns a textOut for the text that follows a prompt. With markers, the text keeps the
+// control tokens that mark tool calls and reasoning.
 func newTextOut(v *vocabulary, prompt []uint32, stop []string, markers bool) *textOut {
 	o := vocab.DecodeOptions{SkipSpecial: true, Prefix: make([]int32, len(prompt))}
 	for i, id := range prompt {
@@ -51,7 +51,7 @@ func newTextOut(v *vocabulary, prompt []uint32, stop []string, markers bool) *te
 	return &textOut{vocabulary: v, decoder: v.pieces.NewDecoder(o), stopper: session.NewStopper(stop)}
 }
 
-// push adds a token and returns what may be shown, and whether a stop string has come.
+// push adds a token. It returns the text that may be shown, and whether a stop string was found.
 func (o *textOut) push(id uint32) (string, bool, error) {
 	text, err := o.decoder.Push(int32(id))
 	if err != nil {
@@ -61,7 +61,7 @@ func (o *textOut) push(id uint32) (string, bool, error) {
 	return show, stopped, nil
 }
 
-// flush returns what was held back.
+// flush returns the text that was held back.
 func (o *textOut) flush() string {
 	show, stopped := o.stopper.Push(o.decoder.Flush())
 	if !stopped {
@@ -70,7 +70,7 @@ func (o *textOut) flush() string {
 	return show
 }
 
-// candidates adds their texts to the best candidates.
+// candidates returns the best candidates with their texts.
 func (o *textOut) candidates(top []*samplerv1.Candidate) ([]*routerv1.TopCandidate, error) {
 	var out []*routerv1.TopCandidate
 	for _, c := range top {

@@ -19,19 +19,19 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/toolcall"
 )
 
-// plainCalls is the format of required calls by a model whose template has none.
+// plainCalls is the format of required calls for a model whose template does not support tools.
 const plainCalls = "hermes"
 
 // toolUse is a chat's tools and tool choice.
 type toolUse struct {
 	tools    string // OpenAI's definitions; empty if there are none or none may be called
-	function string // the only one that may be called; empty for any
+	function string // the only function that may be called; empty for any
 	forced   bool   // a call is required
 	single   bool   // at most one call
-	begun    bool   // the prompt does not open the turn, so the text may begin within anything
+	begun    bool   // the prompt does not start the assistant's turn, so the text may begin in any state
 }
 
-// readToolUse checks a chat's tools and its choice.
+// readToolUse reads and checks a chat's tools and tool choice.
 func readToolUse(r *routerv1.ChatRequest) (*toolUse, error) {
 	u := &toolUse{
 		tools: r.GetToolsJson(), single: r.ParallelToolCalls != nil && !r.GetParallelToolCalls(),
@@ -50,10 +50,10 @@ func readToolUse(r *routerv1.ChatRequest) (*toolUse, error) {
 			return nil, fault.Field("tool_choice.function", "name one of tools_json")
 		}
 	default:
-		return nil, fault.Field("tool_choice.mode", "%v is not known", choice.GetMode())
+		return nil, fault.Field("tool_choice.mode", "unknown mode %v", choice.GetMode())
 	}
 	if choice.GetFunction() != "" && u.function == "" {
-		return nil, fault.Field("tool_choice.function", "it goes with TOOL_CHOICE_MODE_FUNCTION")
+		return nil, fault.Field("tool_choice.function", "requires TOOL_CHOICE_MODE_FUNCTION")
 	}
 	var list []json.RawMessage
 	if u.tools != "" && json.Unmarshal([]byte(u.tools), &list) != nil {
@@ -64,7 +64,7 @@ func readToolUse(r *routerv1.ChatRequest) (*toolUse, error) {
 	}
 	if len(list) == 0 {
 		if u.forced {
-			return nil, fault.Field("tool_choice", "it goes with tools: tools_json lists none")
+			return nil, fault.Field("tool_choice", "requires tools, but tools_json lists none")
 		}
 		u.tools = ""
 	}
@@ -74,9 +74,9 @@ func readToolUse(r *routerv1.ChatRequest) (*toolUse, error) {
 	return u, nil
 }
 
-// tellTools describes required tools to a model whose template has none, at the beginning
-// of the last user turn.
-func (q *request) tellTools(u *toolUse, messages []*tokenizerv1.Message) []*tokenizerv1.Message {
+// describeTools describes the tools at the beginning of the last user message, if calls are
+// required and the model's template does not support tools.
+func (q *request) describeTools(u *toolUse, messages []*tokenizerv1.Message) []*tokenizerv1.Message {
 	q.service.mu.Lock()
 	info := q.service.models[q.digest]
 	q.service.mu.Unlock()
@@ -106,8 +106,8 @@ func (q *request) tellTools(u *toolUse, messages []*tokenizerv1.Message) []*toke
 	return messages
 }
 
-// holdCalls constrains a chat's text to calls of its tools, once its prompt is known.
-func (q *request) holdCalls(
+// constrainCalls constrains a chat's text to calls of its tools, once its prompt is known.
+func (q *request) constrainCalls(
 	ctx context.Context, u *toolUse, info *modelInfo, from []tokenizerv1.TokenizerServiceClient,
 ) error {
 	if u.tools == "" || u.begun && !u.forced {
@@ -115,7 +115,7 @@ func (q *request) holdCalls(
 	}
 	if q.format.GetCalls() == "" {
 		if !u.forced {
-			return nil // this model has no format of calls
+			return nil // this model has no tool call format
 		}
 		q.format = &tokenizerv1.ChatFormat{Calls: plainCalls, Reasoning: q.format.GetReasoning()}
 	}
@@ -145,7 +145,7 @@ func (q *request) holdCalls(
 	if err != nil {
 		return err
 	}
-	if err = compiles(source); err != nil { // too much: constrain only the arguments of strict tools
+	if err = compiles(source); err != nil { // the grammar is too large: constrain only the arguments of strict tools
 		offer.Honours = func([]byte) error { return err }
 		if source, err = format.Structure(offer); err == nil {
 			err = compiles(source)
@@ -159,12 +159,11 @@ func (q *request) holdCalls(
 		held = proto.CloneOf(q.sampling)
 	}
 	held.Grammar = &samplerv1.Grammar{Kind: samplerv1.GrammarKind_GRAMMAR_KIND_TAGS, Source: string(source)}
-	q.sampling, q.heldToTools = held, true
+	q.sampling, q.toolGrammar = held, true
 	return nil
 }
 
-// controlTokens are the spellings of a vocabulary's control tokens, and of its end-of-text
-// ids.
+// controlTokens returns the texts of a vocabulary's control tokens and of its end-of-text ids.
 func controlTokens(tokens [][]byte, endIDs []uint32) (control, ends map[string]bool) {
 	control, ends = map[string]bool{}, map[string]bool{}
 	for _, token := range tokens {
@@ -182,7 +181,7 @@ func controlTokens(tokens [][]byte, endIDs []uint32) (control, ends map[string]b
 	return control, ends
 }
 
-// contentPart is the grammar of an answer without calls, as a part of a structure; nil for
+// contentPart returns the grammar of an answer without calls as a part of a structural tag; nil for
 // none.
 func contentPart(g *samplerv1.Grammar) ([]byte, error) {
 	part := map[string]any{}

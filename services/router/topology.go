@@ -14,7 +14,7 @@ import (
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 )
 
-// watchEvery is how often a watched topology is compared with the last one sent.
+// watchEvery is the interval at which a watched topology is compared with the last one sent.
 const watchEvery = time.Second
 
 // ListModels lists the models that are being served.
@@ -127,10 +127,10 @@ func (s *Service) mesh(ctx context.Context) *routerv1.Mesh {
 	return out
 }
 
-// Backend is the service as the HTTP face and the console call it, without gRPC.
+// Backend lets the HTTP API and the console call the service without gRPC.
 type Backend struct{ s *Service }
 
-// Backend returns the service for the HTTP face.
+// Backend returns the service for the HTTP API.
 func (s *Service) Backend() *Backend { return &Backend{s} }
 
 // Generate runs a request and passes its events to send.
@@ -153,7 +153,7 @@ func (b *Backend) Watch(ctx context.Context, send func(*routerv1.Mesh) error) er
 	return b.s.watch(ctx, send)
 }
 
-// Ready reports why no request can be served; nil if one can.
+// Ready returns nil if requests can be served, and otherwise the reason why not.
 func (b *Backend) Ready() error {
 	if len(b.s.list()) == 0 {
 		return fault.New(fault.Unavailable, "no pipeline is open")

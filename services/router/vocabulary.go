@@ -13,21 +13,21 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/vocab"
 )
 
-// maxVocabularies bounds the vocabularies that a router keeps.
+// maxVocabularies is the number of vocabularies that a router keeps.
 const maxVocabularies = 8
 
-// tokensPart is how many tokens one frame to a sampler has.
+// tokensPart is the number of tokens in one frame to a sampler.
 const tokensPart = 8192
 
-// vocabulary is a model's tokens, fetched once: by it the router decodes what it generates
-// without a hop, and samplers are told of it for grammars.
+// vocabulary holds a model's tokens, which are fetched once. The router decodes generated tokens
+// with it and sends it to samplers for grammars.
 type vocabulary struct {
-	tokens  [][]byte // as grammars read them
+	tokens  [][]byte // the form that grammars use
 	pieces  *vocab.Pieces
-	markers map[int32]bool // control tokens that set tool calls and reasoning apart
+	markers map[int32]bool // control tokens that mark tool calls and reasoning
 }
 
-// vocabulary returns a model's tokens, from a tokenizer the first time.
+// vocabulary returns a model's tokens. It fetches them from a tokenizer the first time.
 func (s *Service) vocabulary(
 	ctx context.Context, digest string, from []tokenizerv1.TokenizerServiceClient,
 ) (*vocabulary, error) {
@@ -38,7 +38,7 @@ func (s *Service) vocabulary(
 		return v, nil
 	}
 	var err error = fault.New(fault.Unavailable, "list tokens of %s: no tokenizer is known", digest)
-	for _, t := range from { // one that cannot be reached is no reason to fail
+	for _, t := range from { // try the next one if one cannot be reached
 		if v, err = fetchVocabulary(ctx, t, digest); fault.CodeOf(err) != fault.Unavailable {
 			break
 		}
@@ -48,7 +48,7 @@ func (s *Service) vocabulary(
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if known := s.vocabularies[digest]; known != nil { // another request was faster
+	if known := s.vocabularies[digest]; known != nil { // another request has fetched it meanwhile
 		return known, nil
 	}
 	if len(s.vocabularies) >= maxVocabularies {
@@ -76,7 +76,7 @@ func fetchVocabulary(ctx context.Context, t tokenizerv1.TokenizerServiceClient, 
 			return nil, rpc.FromStatus(err)
 		case int(part.GetFirst()) != len(v.tokens):
 			return nil, fault.New(
-				fault.Internal, "list tokens of %s: a part begins at %d, want %d", digest, part.GetFirst(), len(v.tokens),
+				fault.Internal, "list tokens of %s: got a part that begins at %d, want %d", digest, part.GetFirst(), len(v.tokens),
 			)
 		}
 		if j := part.GetJoining(); j != nil {
@@ -109,14 +109,14 @@ func readJoining(j *tokenizerv1.Joining) vocab.Joining {
 	return out
 }
 
-// readPiece completes a token of which the list says more than its bytes.
+// readPiece returns the piece of an irregular token, about which the list says more than its bytes.
 func readPiece(listed string, irregular *tokenizerv1.Irregular) vocab.Piece {
 	p := vocab.Piece{
 		Bytes: listed, Kind: vocab.Kind(irregular.GetKind()), Added: irregular.GetAdded(),
 		Headed: irregular.Head != nil, Head: string(irregular.GetHead()),
 	}
 	switch p.Kind {
-	case vocab.KindControl: // the list has its spelling between signs
+	case vocab.KindControl: // the list has its text between special bytes
 		if spelling, ok := grammar.ControlSpelling([]byte(listed)); ok {
 			p.Bytes = spelling
 		}
@@ -126,14 +126,14 @@ func readPiece(listed string, irregular *tokenizerv1.Irregular) vocab.Piece {
 	return p
 }
 
-// tellTokens gives the sampler the vocabulary before the first session with a grammar.
-func (s *scheduler) tellTokens(digest string, list [][]byte) {
-	if s.toldTokens || list == nil {
+// sendVocabulary sends the sampler the vocabulary before the first session with a grammar.
+func (s *scheduler) sendVocabulary(digest string, list [][]byte) {
+	if s.vocabularySent || list == nil {
 		return
 	}
-	s.toldTokens = true
+	s.vocabularySent = true
 	for first := 0; first < len(list); first += tokensPart {
-		// A broken stream shows at Recv.
+		// Recv reports a broken stream.
 		_ = s.p.sample.Send(&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Tokens{Tokens: &samplerv1.Tokens{
 			Digest: digest, Size: uint32(len(list)), First: uint32(first), Tokens: list[first:min(first+tokensPart, len(list))],
 		}}})

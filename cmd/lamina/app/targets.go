@@ -208,7 +208,7 @@ func (p *process) buildRouter() error {
 	speculation := p.set.router.Speculation
 	p.router = router.New(router.Config{
 		Log: p.log, Metrics: p.metrics, Dialer: p.dialer, Registry: p.registry,
-		Speculate: speculation.ids(), Draft: speculation.Draft, DraftLeast: speculation.MinProbability,
+		Speculate: speculation.ids(), Draft: speculation.Draft, DraftMinProb: speculation.MinProbability,
 		HiddenType: p.set.router.HiddenType,
 	})
 	p.add(runPart("router pipelines", p.router.Run))

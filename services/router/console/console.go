@@ -18,8 +18,8 @@ import (
 //go:embed static
 var static embed.FS
 
-// Backend reports the topology, now and after each change, until ctx ends or send fails. It
-// calls send from one goroutine. Errors are faults.
+// Backend reports the topology, at once and after each change, until ctx ends or send fails. It
+// calls send from one goroutine. Its errors are faults.
 type Backend interface {
 	Watch(ctx context.Context, send func(*routerv1.Mesh) error) error
 }
@@ -27,7 +27,7 @@ type Backend interface {
 // Options are the settings of the page.
 type Options struct {
 	Log          *slog.Logger  // nil logs nothing
-	WriteTimeout time.Duration // for a stalled reader to take an event; 0 means 30 s
+	WriteTimeout time.Duration // for a client to read an event; 0 means 30 s
 }
 
 type server struct {
@@ -66,7 +66,7 @@ func (s *server) topology(w http.ResponseWriter, r *http.Request) {
 			return fault.Wrap(fault.Internal, err, "write the mesh as JSON")
 		}
 		if err := control.SetWriteDeadline(time.Now().Add(s.timeout)); err != nil {
-			return fault.Wrap(fault.Canceled, err, "limit the write of an event")
+			return fault.Wrap(fault.Canceled, err, "set the write deadline of an event")
 		}
 		if !begun {
 			begun = true

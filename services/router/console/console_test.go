@@ -24,7 +24,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// watcher is a backend that is a function.
+// watcher is a backend whose Watch is a function.
 type watcher func(ctx context.Context, send func(*routerv1.Mesh) error) error
 
 func (w watcher) Watch(ctx context.Context, send func(*routerv1.Mesh) error) error {
@@ -71,7 +71,7 @@ func TestPage_FilesAndPolicy(t *testing.T) {
 	}
 }
 
-func TestPage_NeedsNothingInlineNorElsewhereNorMarkup(t *testing.T) {
+func TestPage_HasNoInlineScriptsForeignFilesOrMarkup(t *testing.T) {
 	s := serve(t, nil, console.Options{})
 	_, html := get(t, s.URL+"/")
 	_, app := get(t, s.URL+"/app.js")
@@ -82,7 +82,7 @@ func TestPage_NeedsNothingInlineNorElsewhereNorMarkup(t *testing.T) {
 		mesh: `innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|https?:`,
 	} {
 		if found := regexp.MustCompile(bad).FindString(what); found != "" {
-			t.Errorf("the page has %q", found)
+			t.Errorf("the page contains %q", found)
 		}
 	}
 	used := regexp.MustCompile(`\$\("([a-z]+)"\)`).FindAllStringSubmatch(app, -1)
@@ -103,7 +103,7 @@ func TestPage_NeedsNothingInlineNorElsewhereNorMarkup(t *testing.T) {
 	}
 }
 
-func TestTopology_EachChangeIsSentAtOnceAndAGoneReaderEndsTheWatch(t *testing.T) {
+func TestTopology_ChangesAreSentAtOnceUntilTheReaderDisconnects(t *testing.T) {
 	meshes := make(chan *routerv1.Mesh)
 	ended := make(chan struct{})
 	s := serve(t, watcher(func(ctx context.Context, send func(*routerv1.Mesh) error) error {
@@ -153,7 +153,7 @@ func TestTopology_EachChangeIsSentAtOnceAndAGoneReaderEndsTheWatch(t *testing.T)
 			t.Errorf("the event is %q, %v", line, err)
 		}
 		if want.GetMembers() != nil && !strings.Contains(line, `"kv_pages_used":`) {
-			t.Errorf("names are not the proto's: %q", line)
+			t.Errorf("names are not those of the .proto file: %q", line)
 		}
 		if end, err := lines.ReadString('\n'); end != "\n" {
 			t.Errorf("an event ends with %q, %v", end, err)
@@ -161,7 +161,7 @@ func TestTopology_EachChangeIsSentAtOnceAndAGoneReaderEndsTheWatch(t *testing.T)
 	}
 	read(first)
 	select {
-	case meshes <- second: // the first was read before this is sent: nothing waits in a buffer
+	case meshes <- second: // the first was read before this is sent, so nothing is buffered
 	case <-ctx.Done():
 		t.Fatal(ctx.Err())
 	}
@@ -184,7 +184,7 @@ func TestTopology_ErrorBeforeTheFirstMesh(t *testing.T) {
 	}
 }
 
-func TestTopology_StalledReaderIsCut(t *testing.T) {
+func TestTopology_StalledReaderIsDisconnected(t *testing.T) {
 	cut := make(chan error, 1)
 	large := &routerv1.Mesh{Members: []*routerv1.Member{{Id: strings.Repeat("x", 64<<10)}}}
 	s := serve(t, watcher(func(_ context.Context, send func(*routerv1.Mesh) error) error {
@@ -199,16 +199,16 @@ func TestTopology_StalledReaderIsCut(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close() // without having read a byte
+	defer conn.Close() // without reading a byte
 	if _, err := io.WriteString(conn, "GET /api/topology HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
 		t.Fatal(err)
 	}
 	select {
 	case err := <-cut:
 		if fault.CodeOf(err) != fault.Canceled {
-			t.Errorf("the watch is told %v, a %v", err, fault.CodeOf(err))
+			t.Errorf("the watch gets %v with code %v", err, fault.CodeOf(err))
 		}
 	case <-time.After(10 * time.Second):
-		t.Error("a reader that takes nothing holds its watch")
+		t.Error("a reader that reads nothing keeps its watch")
 	}
 }

@@ -25,8 +25,8 @@ type chatRequest struct {
 	TopLogprobs         *int              `json:"top_logprobs"`
 }
 
-// message reads one message. Content is a string or a list of text parts. A message with
-// further fields is passed on as JSON too.
+// message reads one message. Content is a string or a list of text parts. If the message has other
+// fields, it is also passed on as JSON.
 func message(i int, raw json.RawMessage) (*tokenizerv1.Message, error) {
 	field := func(rest string) string { return fmt.Sprintf("messages[%d]%s", i, rest) }
 	var fields map[string]json.RawMessage
@@ -77,7 +77,7 @@ func message(i int, raw json.RawMessage) (*tokenizerv1.Message, error) {
 	return out, nil
 }
 
-// toolFields checks the tool calls of a message, or the call that a message is the result of.
+// toolFields checks the tool calls of an assistant message, or the tool_call_id of a tool message.
 func toolFields(field func(string) string, role string, fields map[string]json.RawMessage) error {
 	if raw := fields["tool_call_id"]; role == "tool" && given(raw) {
 		var id string

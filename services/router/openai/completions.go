@@ -115,12 +115,12 @@ func newLogprobs(offset int) *tokenLogprobs {
 	return &tokenLogprobs{Tokens: []string{}, Values: []*float32{}, Top: []map[string]float32{}, Offsets: []int{}, next: offset}
 }
 
-// add appends a token. The token is always among its own candidates, as OpenAI does it.
+// add appends a token. The token is always among its own candidates, as in OpenAI's API.
 func (l *tokenLogprobs) add(text string, logprob *float32, candidates []*routerv1.TopCandidate) {
 	var top map[string]float32
 	if logprob != nil {
 		top = map[string]float32{}
-		for _, c := range candidates { // best first; of two ids with one text the likelier counts
+		for _, c := range candidates { // best first; if two ids have the same text, the likelier counts
 			if _, ok := top[c.GetText()]; !ok {
 				top[c.GetText()] = c.GetLogprob()
 			}
@@ -234,7 +234,7 @@ func (s *server) completions(w http.ResponseWriter, r *http.Request) {
 	s.gather(w, r, jobs, f)
 }
 
-// piece returns the function that formats the events of a stream with so many choices.
+// piece returns the function that formats the events of a stream with the given number of choices.
 func (c *completionRequest) piece(choices int) func(i int, e event) map[string]any {
 	offsets := make([]int, choices) // offset of the next token of each choice
 	return func(i int, e event) map[string]any {

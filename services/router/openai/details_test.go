@@ -55,7 +55,7 @@ func TestCompletion_EchoOfIdsAndOfThePromptAlone(t *testing.T) {
 	}
 }
 
-func TestCompletion_LogprobsZero_HasTheTokensOwn(t *testing.T) {
+func TestCompletion_LogprobsZero_ReportsTheTokenItself(t *testing.T) {
 	s := serve(t, &backend{words: []string{"a"}, failAt: -1})
 	if _, text := post(t, s.URL+"/v1/completions", `{"prompt":"x","logprobs":0}`); !strings.Contains(text, `"token_logprobs":[-1]`) || !strings.Contains(text, `"top_logprobs":[{"a":-1}]`) {
 		t.Errorf("logprobs 0: %s", text)
@@ -86,7 +86,7 @@ func TestRequests_ManyChoices(t *testing.T) {
 	}
 	for _, r := range b.generations {
 		if r.GetSampling().GetChoices() != 128 {
-			t.Fatalf("the backend is told of %d choices", r.GetSampling().GetChoices())
+			t.Fatalf("the backend is asked for %d choices", r.GetSampling().GetChoices())
 		}
 	}
 	if _, text := post(t, s.URL+"/v1/completions", `{"prompt":"x","n":2,"best_of":100}`); strings.Count(text, `"text":"a!"`) != 2 || !strings.Contains(text, `"completion_tokens":100`) {
@@ -118,21 +118,23 @@ func TestErrors_ContextLengthExceeded(t *testing.T) {
 	}
 }
 
-// listening is a backend that logs each request.
-type listening struct {
+// loggingBackend is a backend that logs each request.
+type loggingBackend struct {
 	backend
 	log *slog.Logger
 }
 
-func (l *listening) Generate(ctx context.Context, r *routerv1.GenerateRequest, send func(*routerv1.GenerateResponse) error) error {
+func (l *loggingBackend) Generate(
+	ctx context.Context, r *routerv1.GenerateRequest, send func(*routerv1.GenerateResponse) error,
+) error {
 	l.log.InfoContext(ctx, "generate")
 	return l.backend.Generate(ctx, r, send)
 }
 
-func TestRequestID_IsTakenOverOrMade(t *testing.T) {
+func TestRequestID_IsReusedOrGenerated(t *testing.T) {
 	var out bytes.Buffer
 	log := slog.New(obs.LogRequestIDs(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelDebug})))
-	h := openai.New(&listening{backend{failAt: -1}, log}, openai.Options{Log: log})
+	h := openai.New(&loggingBackend{backend{failAt: -1}, log}, openai.Options{Log: log})
 	for _, c := range []struct{ path, sent, want string }{
 		{"/v1/completions", "client-7", "client-7"}, {"/v1/completions", "", ""}, {"/v1/completions", "bad id\twith blanks", ""},
 		{"/v1/completions", strings.Repeat("x", 129), ""}, {"/v1/models", "a.b:c", "a.b:c"}, {"/v1/nothing", "n", "n"}, {"/v1/models/none", "m", "m"},

@@ -3,55 +3,54 @@
 // the decisions and most checks, and this package bounds what it has to count or convert
 // itself (n, prompts, integers).
 //
-// A request becomes one job for each choice. The jobs run concurrently; they share the seed
-// and draw independently. They share a context that ends when the client disconnects, when a
-// write fails, or when one of them fails. With best_of, more choices are generated than
-// returned: those with the highest mean log-probability of their tokens are.
+// A request becomes one job for each choice. The jobs run concurrently; they share the seed and
+// draw independently. They share a context that ends when the client disconnects, when a write
+// fails, or when one of them fails. With best_of, more choices are generated than returned. The
+// choices with the highest mean log-probability per token are returned.
 //
 // A streamed response is a sequence of server-sent events, each flushed at once. It ends with
 // a finish reason for every choice and [DONE], or else with an error event, so that a
 // truncated response never looks complete. A client that does not read an event for 30
 // seconds is disconnected.
 //
-// pkg/toolcall parses the text of a chat in the format that the backend names: tool calls
-// become tool_calls and reasoning becomes reasoning_content, in streams incrementally. In
-// messages both are accepted as returned. documents, chat_template_kwargs, reasoning_effort,
-// add_generation_prompt and continue_final_message go to the chat template;
+// pkg/toolcall parses the text of a chat in the format that the backend names: tool calls become
+// tool_calls and reasoning becomes reasoning_content, in streams incrementally. Messages may
+// contain both in the form in which responses have them. documents, chat_template_kwargs,
+// reasoning_effort, add_generation_prompt and continue_final_message go to the chat template;
 // reasoning_format "none" leaves the reasoning in the content.
 //
 // tool_choice is "none" (the tools are hidden from the model), "auto", "required" (only calls,
 // after the optional reasoning) or {"type": "function", "function": {"name": ..}}; with
-// parallel_tool_calls false there is at most one call. A call always names one of the tools,
-// and its arguments follow the tool's schema: always if the tool says strict, otherwise as
-// far as the schema can be enforced, and as any object if it cannot. A strict schema that
-// cannot be enforced is refused. response_format and the like constrain the content, and have
-// no effect if calls are required. If calls are required and the chat template does not
-// support tools, the tools are described in the last user message. If max_tokens truncates a
-// call, the finish reason is "length".
+// parallel_tool_calls false there is at most one call. A call always names one of the tools. Its
+// arguments follow the tool's schema. If the schema cannot be enforced, the arguments are any
+// object, and a tool with strict is refused. response_format and its alternatives constrain the
+// content, and have no effect if calls are required. If calls are required and the chat template
+// does not support tools, the tools are described in the last user message. If max_tokens truncates
+// a call, the finish reason is "length".
 //
 // # Context and choices
 //
-// A prompt that fills the model's context is refused with code context_length_exceeded,
-// naming its tokens and the context length. A prompt that fits is served whatever
-// max_tokens says: the generation ends at the context length with finish reason
-// "length". max_tokens beyond the rest of the context is thus no error, as in
-// llama.cpp's server. Without max_tokens a completion has 16 tokens, as OpenAI's, and a
-// chat as many as the model's default says or the context holds.
+// A prompt that fills the model's context is refused with code context_length_exceeded, naming its
+// tokens and the context length. A prompt that fits is served whatever max_tokens says: the
+// generation ends at the context length with finish reason "length". So a max_tokens beyond the
+// rest of the context is no error, as in llama.cpp's server. Without max_tokens a completion has 16
+// tokens, as in OpenAI's API, and a chat has the model's default number or as many as the context
+// holds.
 //
-// n and best_of go up to 128, as far as the KV cache holds so many sequences at once;
-// the refusal names how many it holds. echo reports the prompt before the answer, with
-// logprobs the log-probability of every prompt token after the first; with echo,
-// max_tokens 0 reports the prompt alone. suffix makes a fill-in-the-middle prompt, for
-// models with the tokens of one. Sampling parameters that a request leaves out are the
-// model's own, from its generation_config.json, which /v1/models shows as
-// default_sampling_params; values in the request win.
+// n and best_of go up to 128, if the KV cache holds that many sequences at once. Otherwise the
+// error says how many it holds. echo reports the prompt before the answer, with logprobs the
+// log-probability of every prompt token after the first; with echo, max_tokens 0 reports the prompt
+// alone. suffix makes a fill-in-the-middle prompt, for models that have the tokens for it. Sampling
+// parameters that a request leaves out come from the model's generation_config.json, which
+// /v1/models shows as default_sampling_params.
 //
 // Every response has the header x-request-id: the request's own, if it is 1 to 128
 // letters, digits and -_.:/+=@, or a new one. Log lines about the request carry it as
 // request_id, and it is part of the answer's id.
 //
-// What cannot be done is refused by name, never ignored: dry_sequence_breakers that are
-// strings. Fields that are only hints (user, store, metadata) are ignored.
+// A field that is not supported is refused by name and never ignored. An example is
+// dry_sequence_breakers with strings. Fields that are only hints (user, store, metadata) are
+// ignored.
 //
 // # Fields beyond OpenAI's
 //

@@ -33,7 +33,7 @@ func toAPIError(err error) (int, apiError) {
 	var f *fault.Error
 	for e := err; errors.As(e, &f); e = f.Err { // the outermost error with a field
 		if param == "" {
-			param = spelled(f.Field)
+			param = apiField(f.Field)
 		}
 	}
 	switch {
@@ -87,7 +87,7 @@ func (s *server) refuse(w http.ResponseWriter, status int, code, message string)
 	s.json(w, status, map[string]any{"error": apiError{Message: message, Type: errorType(status), Code: &code}})
 }
 
-// json writes one object, which the client must read in time.
+// json writes one object. The client must read it within the write timeout.
 func (s *server) json(w http.ResponseWriter, status int, v any) {
 	text, err := json.Marshal(v)
 	if err != nil { // a log-probability that is not finite

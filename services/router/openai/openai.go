@@ -84,8 +84,8 @@ type modelObject struct {
 	Digest  string `json:"digest"`
 	Context uint32 `json:"context_length"`
 	Chat    bool   `json:"chat"`
-	// MaxLen bounds prompt and answer together: the context length, or what the KV cache
-	// holds if that is less. vLLM's name.
+	// MaxLen bounds prompt and answer together: the context length, or the capacity of the KV cache
+	// if that is less. The JSON name is vLLM's.
 	MaxLen   uint32          `json:"max_model_len"`
 	EndIDs   []uint32        `json:"eos_token_ids"`
 	Defaults defaultSampling `json:"default_sampling_params"`

@@ -22,15 +22,15 @@ import (
 	"github.com/lamina-mesh/lamina/services/router/openai"
 )
 
-// backend answers with its words, or fails after some of them.
+// backend is a fake that answers with fixed words, or fails after some of them.
 type backend struct {
 	words    []string
-	failAt   int // after so many words; -1 never
+	failAt   int // fails after this many words; -1 means never
 	failWith error
 	canceled chan struct{}
 	drawn    chan [2]uint64 // seed and choice
 	top      []*routerv1.TopCandidate
-	endless  bool // ends without a finished event
+	endless  bool // omits the finished event
 
 	mu          sync.Mutex
 	started     int
@@ -91,7 +91,7 @@ func (b *backend) Generate(ctx context.Context, r *routerv1.GenerateRequest, sen
 	})
 }
 
-// echo reports the prompt, a token a character or id, in two parts.
+// echo reports the prompt in two parts, with one token per character or id.
 func echo(r *routerv1.GenerateRequest, send func(*routerv1.GenerateResponse) error) error {
 	var tokens []*routerv1.PromptToken
 	for i, c := range []rune(r.GetText()) {
@@ -157,7 +157,7 @@ func post(t *testing.T, url, body string) (*http.Response, string) {
 
 const hello = `{"messages":[{"role":"user","content":"hi"}]`
 
-func TestChat_WholeAnswer(t *testing.T) {
+func TestChat_CompleteAnswer(t *testing.T) {
 	s := serve(t, &backend{words: []string{"a", "b"}, failAt: -1})
 	resp, text := post(t, s.URL+"/v1/chat/completions", hello+`}`)
 	var got struct {
@@ -192,7 +192,7 @@ func TestChat_StreamEndsWithReasonUsageAndDone(t *testing.T) {
 	}
 }
 
-func TestStream_CutAnswerNeverLooksFinished(t *testing.T) {
+func TestStream_InterruptedAnswerNeverLooksFinished(t *testing.T) {
 	s := serve(t, &backend{words: []string{"a", "b", "c"}, failAt: 2, failWith: fault.New(fault.Unavailable, "lost")})
 	for _, path := range []string{"/v1/chat/completions", "/v1/completions"} {
 		_, text := post(t, s.URL+path, hello+`,"prompt":"x","stream":true}`)
@@ -202,7 +202,7 @@ func TestStream_CutAnswerNeverLooksFinished(t *testing.T) {
 	}
 }
 
-func TestErrors_HaveOpenAIsShapeStatusAndParam(t *testing.T) {
+func TestErrors_HaveOpenAIsFormatStatusAndParam(t *testing.T) {
 	full := fault.New(fault.Exhausted, "full").After(1500 * time.Millisecond)
 	for _, c := range []struct {
 		name, path, body string
@@ -235,7 +235,7 @@ func TestErrors_HaveOpenAIsShapeStatusAndParam(t *testing.T) {
 	}
 }
 
-func TestChoices_DrawOnTheirOwnUnderOneSeed(t *testing.T) {
+func TestChoices_DrawIndependentlyWithOneSeed(t *testing.T) {
 	b := &backend{words: []string{"a"}, failAt: -1, drawn: make(chan [2]uint64, 3)}
 	_, text := post(t, serve(t, b).URL+"/v1/completions", `{"prompt":"x","n":3,"seed":10,"echo":true}`)
 	seen := map[[2]uint64]bool{}
@@ -247,7 +247,7 @@ func TestChoices_DrawOnTheirOwnUnderOneSeed(t *testing.T) {
 	}
 }
 
-func TestStream_GoneReaderCancelsTheRequest(t *testing.T) {
+func TestStream_DisconnectedReaderCancelsTheRequest(t *testing.T) {
 	b := &backend{words: []string{"a"}, failAt: -1, canceled: make(chan struct{})}
 	s := serve(t, b)
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)

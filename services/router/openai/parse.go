@@ -14,7 +14,7 @@ import (
 type parsing struct {
 	tools     string
 	reasoning bool // reasoning is separated from content
-	one       bool // show at most one call
+	one       bool // return at most one call
 }
 
 // reader parses the text of one choice into content, reasoning and calls.
@@ -65,7 +65,7 @@ func callID(request string, choice, index int) string {
 // push parses more text.
 func (r *reader) push(text string) toolcall.Delta { return r.keep(r.p.Push(text)) }
 
-// end parses the last text.
+// end parses the last text of a choice.
 func (r *reader) end(f *routerv1.Finished) toolcall.Delta {
 	d := r.push(f.GetText())
 	last := r.keep(r.p.Flush(f.GetFinishReason() == samplerv1.FinishReason_FINISH_REASON_LENGTH))
@@ -81,7 +81,7 @@ func (r *reader) end(f *routerv1.Finished) toolcall.Delta {
 	return d
 }
 
-// keep adds a delta to the whole answer and drops excess calls.
+// keep adds a delta to the complete answer and drops excess calls.
 func (r *reader) keep(d toolcall.Delta) toolcall.Delta {
 	calls := d.Calls[:0:0]
 	for _, c := range d.Calls {
@@ -108,7 +108,7 @@ func (r *reader) reason(f samplerv1.FinishReason) string {
 	return reason(f)
 }
 
-// message returns a whole choice as a message object.
+// message returns a complete choice as a message object.
 func (r *reader) message() map[string]any {
 	out := map[string]any{"role": "assistant", "content": r.content.String(), "refusal": nil}
 	if r.reasoning.Len() > 0 {
@@ -123,7 +123,7 @@ func (r *reader) message() map[string]any {
 	return out
 }
 
-// show writes a delta into a delta object.
+// show writes a delta into a JSON delta object.
 func show(d toolcall.Delta, into map[string]any) {
 	if d.Content != "" {
 		into["content"] = d.Content

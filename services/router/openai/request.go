@@ -18,9 +18,9 @@ import (
 
 const (
 	maxBody     = 4 << 20
-	maxChoices  = 128              // of n and best_of; the backend bounds them by its memory too
+	maxChoices  = 128              // limit of n and best_of; the backend also limits them by its memory
 	maxJobs     = 256              // prompts times choices
-	maxInteger  = 1 << 24          // of max_tokens and top_k, as in the backend
+	maxInteger  = 1 << 24          // limit of max_tokens and top_k, as in the backend
 	maxTop      = 20               // candidates reported with a token, as in the backend
 	readTimeout = 30 * time.Second // for a client to send its request
 )
@@ -29,7 +29,7 @@ const (
 func decode(w http.ResponseWriter, r *http.Request, v any) error {
 	control := http.NewResponseController(w)
 	if err := control.SetReadDeadline(time.Now().Add(readTimeout)); err != nil && !errors.Is(err, http.ErrNotSupported) {
-		return fault.Wrap(fault.Canceled, err, "limit the read of the body")
+		return fault.Wrap(fault.Canceled, err, "set the read deadline of the body")
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if err != nil {
@@ -37,7 +37,7 @@ func decode(w http.ResponseWriter, r *http.Request, v any) error {
 	}
 	// From here on the connection is read only to notice that the client has gone.
 	if err := control.SetReadDeadline(time.Time{}); err != nil && !errors.Is(err, http.ErrNotSupported) {
-		return fault.Wrap(fault.Canceled, err, "lift the limit of the body")
+		return fault.Wrap(fault.Canceled, err, "clear the read deadline of the body")
 	}
 	return unmarshal(body, v)
 }
@@ -180,7 +180,7 @@ func (c *common) sampling(i, n int) (*routerv1.Sampling, error) {
 	if out.RepetitionPenalty == nil {
 		out.RepetitionPenalty = c.RepeatPenalty
 	}
-	if c.RepeatLastN != nil && *c.RepeatLastN == 0 { // a window of 0 ids turns the penalty off
+	if c.RepeatLastN != nil && *c.RepeatLastN == 0 { // a window of 0 tokens turns the penalty off
 		out.RepetitionPenalty = proto.Float32(1)
 	}
 	if c.TopK != nil {

@@ -117,7 +117,7 @@ func TestChat_MessagesReachTheBackend(t *testing.T) {
 	})
 }
 
-func TestRequests_WhatCannotBeDoneIsNamed(t *testing.T) {
+func TestRequests_UnsupportedFieldIsNamed(t *testing.T) {
 	for _, c := range []struct{ path, body, param string }{
 		{"/v1/completions", `{}`, "prompt"},
 		{"/v1/completions", `{"prompt":null}`, "prompt"},
@@ -212,7 +212,7 @@ func TestRequests_LargeBodyIsRefused(t *testing.T) {
 		t.Errorf("4 MiB: %d %.200s", resp.StatusCode, text)
 	}
 	if resp, text := post(t, url, `{"prompt":"`+strings.Repeat("x", 4<<20-frame+1)+`"}`); resp.StatusCode != http.StatusRequestEntityTooLarge || len(b.generations) != 1 {
-		t.Errorf("a byte more: %d %.200s, %d generations", resp.StatusCode, text, len(b.generations))
+		t.Errorf("a body one byte too long: %d %.200s, %d generations", resp.StatusCode, text, len(b.generations))
 	}
 }
 

@@ -31,7 +31,7 @@ type rules struct {
 	DRYBase          float32           `json:"dry_base"`
 	DRYAllowedLength *int64            `json:"dry_allowed_length"`
 	DRYLastN         *int64            `json:"dry_penalty_last_n"`    // -1: all; 0: off
-	DRYBreakers      []json.RawMessage `json:"dry_sequence_breakers"` // only ids: whether a text breaks depends on the tokens
+	DRYBreakers      []json.RawMessage `json:"dry_sequence_breakers"` // ids only: the tokens of a text depend on its context
 	Mirostat         *int64            `json:"mirostat"`
 	MirostatTau      float32           `json:"mirostat_tau"`
 	MirostatEta      float32           `json:"mirostat_eta"`
@@ -52,7 +52,7 @@ func count(field string, v *int64, least int64) (uint32, error) {
 	return uint32(max(*v, 0)), nil
 }
 
-// advanced converts them to the wire format; nil if none is given.
+// advanced converts the fields to the wire format. It returns nil if none is given.
 func (r *rules) advanced() (*samplerv1.Advanced, error) {
 	out := &samplerv1.Advanced{
 		TypicalP: r.TypicalP, TopNSigma: r.TopNSigma, EpsilonCutoff: r.EpsilonCutoff, EtaCutoff: r.EtaCutoff,
@@ -107,7 +107,7 @@ func (r *rules) advanced() (*samplerv1.Advanced, error) {
 	return out, nil
 }
 
-// badTexts returns the bad words that are texts.
+// badTexts returns the bad words that are given as texts.
 func (r *rules) badTexts() []string {
 	var out []string
 	for _, raw := range r.BadWords {
@@ -127,8 +127,8 @@ func phrases(lists [][]uint32) []*samplerv1.Ids {
 	return out
 }
 
-// order translates names of samplers. Those that change single ids come first, and mirostat,
-// which llama.cpp's lists do not have, comes last, unless the list says otherwise.
+// order translates the names of samplers. Unless the list contains them, samplers that change
+// single ids come first, and mirostat, which llama.cpp's lists do not have, comes last.
 func order(samplers []string, mirostat bool) ([]string, error) {
 	if len(samplers) == 0 {
 		return nil, nil
@@ -168,8 +168,8 @@ func order(samplers []string, mirostat bool) ([]string, error) {
 	return append(first, out...), nil
 }
 
-// spelled returns the name that this API has for a field of the backend.
-func spelled(field string) string {
+// apiField returns this API's name of a field of the backend.
+func apiField(field string) string {
 	field, ok := strings.CutPrefix(strings.TrimPrefix(field, "sampling."), "advanced.")
 	if !ok {
 		return field
@@ -197,8 +197,8 @@ func spelled(field string) string {
 	return name
 }
 
-// bestOf ranks the m answers of each prompt by the mean log-probability of their tokens and
-// returns the indices of the n best of each.
+// bestOf ranks the m answers of each prompt by the mean log-probability of their tokens and returns
+// the indices of the n best answers of each prompt.
 func bestOf(answers []answer, m, n int) []int {
 	mean := func(i int) float64 {
 		var sum float64

@@ -12,7 +12,7 @@ import (
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
 )
 
-func TestRules_ReachTheWire(t *testing.T) {
+func TestRules_AreConvertedToTheWireFormat(t *testing.T) {
 	var r rules
 	err := json.Unmarshal([]byte(`{"typical_p":0.5,"top_n_sigma":1,"epsilon_cutoff":0.25,"eta_cutoff":0.125,"xtc_probability":0.5,"xtc_threshold":0.25,
 		"dynatemp_range":0.5,"dynatemp_exponent":2,"no_repeat_ngram_size":3,"bad_words_ids":[[1]],"bad_words":["x",[2,3]],"dry_multiplier":0.5,"dry_base":2,"dry_allowed_length":4,
@@ -64,13 +64,13 @@ func TestBestOf_RanksEachPromptsAnswers(t *testing.T) {
 	}
 }
 
-func TestSpelled_ErrorsHaveTheFieldsOfTheFace(t *testing.T) {
+func TestAPIField_ErrorsNameTheFieldsOfTheAPI(t *testing.T) {
 	for field, want := range map[string]string{
 		"sampling.top_p": "top_p", "sampling.advanced.order": "samplers", "sampling.advanced.bad_words[3]": "bad_words[3]",
 		"sampling.advanced.dry_breakers[0]": "dry_sequence_breakers[0]", "messages[1].role": "messages[1].role", "": "",
 	} {
-		if got := spelled(field); got != want {
-			t.Errorf("%q is spelled %q, want %q", field, got, want)
+		if got := apiField(field); got != want {
+			t.Errorf("%q is named %q, want %q", field, got, want)
 		}
 	}
 }

@@ -22,7 +22,7 @@ type event struct {
 // job generates one choice.
 type job struct {
 	run func(ctx context.Context, send func(event) error) error
-	// again: an earlier job has the same prompt, whose tokens are counted once.
+	// again says that an earlier job has the same prompt. Its tokens are counted once.
 	again bool
 }
 
@@ -100,13 +100,13 @@ type answer struct {
 
 // shape is how an endpoint formats its responses.
 type shape struct {
-	prefix, whole, part string // prefix of ids, and the object names of a whole response and of a streamed part
+	prefix, whole, part string // prefix of ids; object names of a complete response and of a streamed part
 	created             int64  // seconds since 1970
 	usage               bool   // whether a stream ends with usage
-	// choice formats a whole choice, without its index and finish reason.
+	// choice formats a complete choice, without its index and finish reason.
 	choice func(i int, a *answer) map[string]any
-	// piece formats an event of choice i, without its index and finish reason; nil sends
-	// nothing. It is never called concurrently for one choice.
+	// piece formats an event of choice i, without its index and finish reason. For nil nothing is
+	// sent. It is never called concurrently for one choice.
 	piece func(i int, e event) map[string]any
 	// keep returns the indices of the answers to return; a nil function keeps all.
 	keep func(answers []answer) []int
@@ -122,8 +122,8 @@ func (f *shape) why(i int, finished *routerv1.Finished) string {
 	return reason(finished.GetFinishReason())
 }
 
-// envelope returns the response object around choices. first provides the id of the response,
-// own the model of the choices.
+// envelope returns the response object that contains the choices. The id of the response comes from
+// first, and the model from own.
 func (f *shape) envelope(object string, first, own *routerv1.Started, choices []any) map[string]any {
 	return map[string]any{
 		"id": f.prefix + "-" + first.GetRequestId(), "object": object, "created": f.created, "model": own.GetModel(),
@@ -131,7 +131,7 @@ func (f *shape) envelope(object string, first, own *routerv1.Started, choices []
 	}
 }
 
-// gather responds with whole choices.
+// gather sends one response with all complete choices.
 func (s *server) gather(w http.ResponseWriter, r *http.Request, jobs []job, f *shape) {
 	answers := make([]answer, len(jobs))
 	err := runAll(r.Context(), jobs, func(i int, e event) error {
@@ -174,7 +174,7 @@ func (s *server) gather(w http.ResponseWriter, r *http.Request, jobs []job, f *s
 	s.json(w, http.StatusOK, out)
 }
 
-// stream responds with events as they arrive.
+// stream sends events as they arrive.
 func (s *server) stream(w http.ResponseWriter, r *http.Request, jobs []job, f *shape) {
 	out := newStream(w, s.timeout)
 	var mu sync.Mutex // guards the variables below

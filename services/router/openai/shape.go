@@ -21,7 +21,7 @@ type shapes struct {
 	GuidedGrammar string          `json:"guided_grammar"` // GBNF
 }
 
-// anyObject is the schema for response_format json_object.
+// anyObject is the schema of response_format json_object.
 const anyObject = `{"type":"object"}`
 
 // grammar returns the constraint on the answer, nil for none.
@@ -71,8 +71,8 @@ func (c *common) grammar() (*samplerv1.Grammar, error) {
 	return out, nil
 }
 
-// responseSchema returns the schema that a response_format contains, empty for text. For a
-// structural tag it returns the whole format.
+// responseSchema returns the schema in a response_format, which is empty for text. For a structural
+// tag it returns the whole format.
 func responseSchema(raw json.RawMessage) (string, error) {
 	var format struct {
 		Type       string          `json:"type"`
@@ -106,7 +106,7 @@ func responseSchema(raw json.RawMessage) (string, error) {
 	return "", fault.Field("response_format.type", "%q is not supported: want text, json_object, json_schema or structural_tag", format.Type)
 }
 
-// unquote returns a schema, given as it is or inside a JSON string.
+// unquote returns a schema that is given as JSON or inside a JSON string.
 func unquote(raw json.RawMessage) string {
 	if !given(raw) {
 		return ""

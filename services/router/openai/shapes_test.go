@@ -14,7 +14,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// same compares JSON by value; the moment of creation is 1.
+// same compares JSON by value, after it sets the time of creation to 1.
 func same(t *testing.T, what, got, want string) {
 	t.Helper()
 	var a, b any
@@ -86,7 +86,7 @@ func TestCompletion_GoldenShape(t *testing.T) {
 		"text_offset":[0,1],"top_logprobs":[{"a":-1,"é":-2},{"a":-1,"b":-1,"é":-2}]}}]}`)
 }
 
-func TestCompletion_StreamShowsTheSameAsTheWhole(t *testing.T) {
+func TestCompletion_StreamEqualsTheCompleteResponse(t *testing.T) {
 	s := serve(t, &backend{words: []string{"é", "b"}, failAt: -1, top: best()})
 	body := `{"prompt":["x","y"],"n":2,"logprobs":1`
 	_, whole := post(t, s.URL+"/v1/completions", body+`}`)
@@ -117,7 +117,7 @@ func TestCompletion_StreamShowsTheSameAsTheWhole(t *testing.T) {
 		t.Fatalf("%v in %s", err, whole)
 	}
 	if *want.Usage != (tokenCounts{6, 8, 14}) {
-		t.Errorf("two prompts of 3 with two choices of 2 each take %+v", *want.Usage)
+		t.Errorf("usage of two prompts of 3 tokens with two choices of 2 tokens each: %+v", *want.Usage)
 	}
 	got := object{Choices: make([]choice, 4)}
 	all := events(t, text)
@@ -130,7 +130,7 @@ func TestCompletion_StreamShowsTheSameAsTheWhole(t *testing.T) {
 			got.ID = part.ID
 		}
 		if part.ID != got.ID {
-			t.Errorf("an event is of %q, those before of %q", part.ID, got.ID)
+			t.Errorf("an event has id %q, earlier ones have %q", part.ID, got.ID)
 		}
 		if part.Usage != nil {
 			got.Usage = part.Usage

@@ -17,7 +17,7 @@ type stream struct {
 
 	mu    sync.Mutex
 	begun bool
-	lost  error // the failed write; nothing is sent after it
+	lost  error // why a write failed; nothing is sent after it
 }
 
 func newStream(w http.ResponseWriter, timeout time.Duration) *stream {
@@ -33,7 +33,7 @@ func (s *stream) send(v any) error {
 	return s.write(text)
 }
 
-// end writes the end mark of a complete response.
+// end writes the event that ends a complete response.
 func (s *stream) end() error { return s.write([]byte("[DONE]")) }
 
 func (s *stream) write(data []byte) error {
@@ -47,7 +47,7 @@ func (s *stream) write(data []byte) error {
 
 func (s *stream) writeEvent(data []byte) error {
 	if err := s.control.SetWriteDeadline(time.Now().Add(s.timeout)); err != nil {
-		return fault.Wrap(fault.Canceled, err, "limit the write of an event")
+		return fault.Wrap(fault.Canceled, err, "set the write deadline of an event")
 	}
 	if !s.begun {
 		s.begun = true

@@ -25,7 +25,7 @@ func (g generator) Generate(ctx context.Context, r *routerv1.GenerateRequest, se
 	return g.generate(ctx, r, send)
 }
 
-func TestStream_StalledReaderIsCut(t *testing.T) {
+func TestStream_StalledReaderIsDisconnected(t *testing.T) {
 	cut := make(chan error, 1)
 	endless := &routerv1.GenerateResponse{Event: &routerv1.GenerateResponse_Token{Token: &routerv1.TokenEvent{Text: strings.Repeat("x", 64<<10)}}}
 	h := openai.New(generator{generate: func(ctx context.Context, _ *routerv1.GenerateRequest, send func(*routerv1.GenerateResponse) error) error {
@@ -42,7 +42,7 @@ func TestStream_StalledReaderIsCut(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close() // without having read a byte
+	defer conn.Close() // without reading a byte
 	body := `{"prompt":"x","stream":true}`
 	if _, err := io.WriteString(conn, "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 28\r\n\r\n"+body); err != nil || len(body) != 28 {
 		t.Fatal(err)
@@ -50,14 +50,14 @@ func TestStream_StalledReaderIsCut(t *testing.T) {
 	select {
 	case err := <-cut:
 		if fault.CodeOf(err) != fault.Canceled {
-			t.Errorf("the backend is told %v, a %v", err, fault.CodeOf(err))
+			t.Errorf("the backend gets %v with code %v", err, fault.CodeOf(err))
 		}
 	case <-time.After(10 * time.Second):
-		t.Error("a reader that takes nothing holds its request")
+		t.Error("a reader that reads nothing keeps its request")
 	}
 }
 
-func TestChoices_RunAtOnceAndOneFailureEndsAll(t *testing.T) {
+func TestChoices_RunConcurrentlyAndOneFailureEndsAll(t *testing.T) {
 	const n = 4
 	var running atomic.Int32
 	all := make(chan struct{})
@@ -95,7 +95,7 @@ func TestChoices_RunAtOnceAndOneFailureEndsAll(t *testing.T) {
 	}
 }
 
-func TestWhole_GoneClientCancelsTheRequest(t *testing.T) {
+func TestChat_DisconnectedClientCancelsTheRequest(t *testing.T) {
 	asked, ended := make(chan struct{}), make(chan struct{})
 	s := httptest.NewServer(openai.New(generator{generate: func(ctx context.Context, _ *routerv1.GenerateRequest, _ func(*routerv1.GenerateResponse) error) error {
 		close(asked)

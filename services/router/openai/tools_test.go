@@ -16,7 +16,7 @@ import (
 	"github.com/lamina-mesh/lamina/services/router/openai"
 )
 
-// caller is a backend whose chats are a text of a format, a few bytes a token.
+// caller is a backend whose chats are a text in a tool call format, with a few bytes per token.
 type caller struct {
 	*backend
 	calls, reasoning, prompt, text string
@@ -43,7 +43,7 @@ func (b caller) Chat(_ context.Context, r *routerv1.ChatRequest, send func(*rout
 	return send(&routerv1.ChatResponse{Event: &routerv1.ChatResponse_Finished{Finished: &routerv1.Finished{FinishReason: b.reason, Usage: &routerv1.Usage{CompletionTokens: index}}}})
 }
 
-// said is an answer: whole, or a stream's added up.
+// said is an answer: a complete one, or the sum of a stream's events.
 type said struct {
 	Content, Reasoning, Reason string
 	Calls                      []function
@@ -89,7 +89,7 @@ func (s *said) add(t *testing.T, p part, streamed bool) {
 
 const callTools = `,"tools":[{"type":"function","function":{"name":"weather","parameters":{"type":"object","properties":{"city":{"type":"string"}}}}}]`
 
-// ask returns what a chat says, whole or streamed.
+// ask returns the answer of a chat, streamed or not.
 func ask(t *testing.T, b caller, more string, stream bool) said {
 	t.Helper()
 	b.backend = &backend{}
@@ -108,7 +108,7 @@ func ask(t *testing.T, b caller, more string, stream bool) said {
 		}
 		c := whole.Choices[0]
 		if len(c.Message.Calls) > 0 && c.Message.Content != nil && *c.Message.Content == "" {
-			t.Errorf("calls come with empty content: %s", text)
+			t.Errorf("a message with calls has empty content: %s", text)
 		}
 		out := said{Reason: c.Reason}
 		out.add(t, c.Message, false)
@@ -131,7 +131,7 @@ func ask(t *testing.T, b caller, more string, stream bool) said {
 		}
 		for _, c := range chunk.Choices {
 			if strings.Contains(e, "call>") {
-				t.Errorf("half a marker shows: %s", e)
+				t.Errorf("part of a marker is visible: %s", e)
 			}
 			out.add(t, c.Delta, true)
 			out.Reason = c.Reason
@@ -177,7 +177,7 @@ func TestChat_ToolCallsAndReasoning(t *testing.T) {
 	}
 }
 
-func TestChat_CallsHaveIDsOfTheirOwn(t *testing.T) {
+func TestChat_CallsHaveUniqueIDs(t *testing.T) {
 	const call = "<tool_call>{\"name\": \"weather\"}</tool_call>"
 	b := caller{backend: &backend{}, calls: "hermes", text: call + call, width: 9, reason: samplerv1.FinishReason_FINISH_REASON_STOP}
 	s := httptest.NewServer(openai.New(b, openai.Options{}))
@@ -192,7 +192,7 @@ func TestChat_CallsHaveIDsOfTheirOwn(t *testing.T) {
 	}
 }
 
-func TestChat_ToolChoiceGoesOn(t *testing.T) {
+func TestChat_ToolChoiceReachesTheBackend(t *testing.T) {
 	for text, want := range map[string]*routerv1.ToolChoice{
 		``:                      nil,
 		`,"tool_choice":null`:   nil,
@@ -220,7 +220,7 @@ func TestChat_ToolChoiceGoesOn(t *testing.T) {
 	}
 }
 
-func TestChat_StructuralTagsGoOn(t *testing.T) {
+func TestChat_StructuralTagsReachTheBackend(t *testing.T) {
 	b := &backend{words: []string{"x"}}
 	const format = `{"type":"structural_tag","triggers":["<f"],"structures":[{"begin":"<f>","schema":{"type":"integer"},"end":"</f>"}]}`
 	_, text := post(t, serve(t, b).URL+"/v1/chat/completions", hello+`,"response_format":`+format+`}`)

@@ -1,11 +1,11 @@
-// The chat: asks the OpenAI-style face and shows the answer as it streams.
+// The chat: sends requests to the OpenAI-compatible API and shows the answer as it streams.
 
 import { element, watch } from "./mesh.js";
 
 const $ = (id) => document.getElementById(id);
 let models = [];
-let turns = []; // of the chat so far, as the template is given them
-let running = null; // aborts the answer being made
+let turns = []; // the messages of the chat so far
+let running = null; // aborts the answer that is being generated
 
 async function json(response) {
   const body = await response.json().catch(() => ({}));
@@ -31,7 +31,7 @@ function show(role, text) {
   return body;
 }
 
-// events yields the objects of a stream until [DONE]; a stream that ends without is
+// events yields the objects of a stream until [DONE]. A stream that ends without [DONE] is
 // an error.
 async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -51,7 +51,7 @@ async function* events(response) {
   }
 }
 
-// meter shows how many tokens came and how fast, from the first to the last.
+// meter counts tokens and their rate, from the first token to the last.
 function meter() {
   let first = 0;
   let last = 0;
@@ -67,7 +67,7 @@ function meter() {
       first ||= last;
       say(++pieces);
     },
-    total: say, // pieces leave out tokens that show no text
+    total: say, // tokens without text have no event
   };
 }
 

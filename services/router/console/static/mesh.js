@@ -1,4 +1,4 @@
-// The live mesh: each pipeline's chain of stages, and who is alive.
+// The live mesh: each pipeline's chain of stages, and the live services.
 
 export function element(tag, className, ...children) {
   const e = document.createElement(tag);
@@ -42,7 +42,7 @@ function row(m) {
   return element("tr", "", ...[m.service, m.id, m.address, holds].map((text) => element("td", "", text || "")));
 }
 
-// watch shows the topology as it comes and calls changed when other pipelines stand.
+// watch shows each topology as it arrives and calls changed when the set of pipelines changes.
 export function watch(at, changed) {
   let known = "";
   const source = new EventSource("/api/topology");

@@ -12,9 +12,9 @@ func (s *Service) isDraft(model, digest string) bool {
 	return s.cfg.Draft != "" && (model == s.cfg.Draft || digest == s.cfg.Draft)
 }
 
-// SameVocabulary reports whether the ids of a draft model mean the same tokens as those of a
-// model; the error is a failed precondition that names both. The tokens are in the order of
-// their ids, empty ones for gaps; the number of gaps at the end does not matter.
+// SameVocabulary returns nil if each id means the same token to a draft model and to a model, and
+// otherwise an error with code FailedPrecondition that names both models. The tokens are in the
+// order of their ids. A gap is an empty token, and gaps at the end are ignored.
 func SameVocabulary(model, draft string, tokens, drafts [][]byte) error {
 	a, b := len(tokens), len(drafts)
 	for a > 0 && len(tokens[a-1]) == 0 {
@@ -25,14 +25,14 @@ func SameVocabulary(model, draft string, tokens, drafts [][]byte) error {
 	}
 	if a != b || a == 0 && len(tokens) != len(drafts) {
 		return fault.New(
-			fault.FailedPrecondition, "draft for model %q by %q: their vocabularies differ: %d tokens and %d", model, draft,
+			fault.FailedPrecondition, "draft for model %q by %q: vocabularies differ: %d tokens and %d tokens", model, draft,
 			len(tokens), len(drafts),
 		)
 	}
 	for id := range a {
 		if !bytes.Equal(tokens[id], drafts[id]) {
 			return fault.New(
-				fault.FailedPrecondition, "draft for model %q by %q: their vocabularies differ: token %d is %q and %q", model,
+				fault.FailedPrecondition, "draft for model %q by %q: vocabularies differ: token %d is %q and %q", model,
 				draft, id, tokens[id], drafts[id],
 			)
 		}
@@ -40,15 +40,15 @@ func SameVocabulary(model, draft string, tokens, drafts [][]byte) error {
 	return nil
 }
 
-// fitKey is the key of two models in fits.
-func fitKey(target, draft *pipeline) string {
+// vocabKey is the key of two models in draftVocabs.
+func vocabKey(target, draft *pipeline) string {
 	return target.chain.Digest() + " " + draft.chain.Digest()
 }
 
-// checkDrafts compares the vocabulary of a pipeline that has just been listed with those of
-// the pipelines it drafts for, or that draft for it; mu is held. What cannot be checked now
-// is checked when it is used.
-func (s *Service) checkDrafts(p *pipeline) {
+// checkDraftVocabs compares the vocabulary of a pipeline that has just been listed with those of
+// the pipelines it drafts for, or that draft for it. The caller holds mu. A check that is not
+// possible now is made when the draft model is first used.
+func (s *Service) checkDraftVocabs(p *pipeline) {
 	for _, o := range s.pipelines {
 		if o.draft == p.draft {
 			continue
@@ -57,19 +57,19 @@ func (s *Service) checkDrafts(p *pipeline) {
 		if p.draft {
 			target, draft = o, p
 		}
-		p.drafters.Go(func() { _ = s.draftFits(p.ctx, target, draft) })
+		p.drafters.Go(func() { _ = s.checkDraftVocab(p.ctx, target, draft) })
 	}
 }
 
-// draftFits checks, once for each pair of models, that one may draft for the other.
-func (s *Service) draftFits(ctx context.Context, target, draft *pipeline) error {
+// checkDraftVocab checks, once for each pair of models, that one may draft for the other.
+func (s *Service) checkDraftVocab(ctx context.Context, target, draft *pipeline) error {
 	model, other := target.chain.Digest(), draft.chain.Digest()
 	if model == other {
 		return nil
 	}
-	key := fitKey(target, draft)
+	key := vocabKey(target, draft)
 	s.mu.Lock()
-	err, known := s.fits[key]
+	err, known := s.draftVocabs[key]
 	s.mu.Unlock()
 	if known {
 		return err
@@ -89,12 +89,12 @@ func (s *Service) draftFits(ctx context.Context, target, draft *pipeline) error 
 	err = SameVocabulary(target.model(), draft.model(), lists[0], lists[1])
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if _, known := s.fits[key]; !known && err != nil {
+	if _, known := s.draftVocabs[key]; !known && err != nil {
 		s.log.Error("refuse draft model", "model", target.model(), "draft", draft.model(), "error", err)
 	}
-	if len(s.fits) >= maxVocabularies*maxVocabularies {
-		clear(s.fits)
+	if len(s.draftVocabs) >= maxVocabularies*maxVocabularies {
+		clear(s.draftVocabs)
 	}
-	s.fits[key] = err
+	s.draftVocabs[key] = err
 	return err
 }
