@@ -30,7 +30,8 @@ func (p pkg) path() string { return strings.TrimPrefix(p.ImportPath, module) }
 // load lists every package of the module.
 func load(t *testing.T) []pkg {
 	t.Helper()
-	out, err := exec.Command("go", "list", "-json=ImportPath,Dir,GoFiles,Imports,TestImports,XTestImports", "./...").Output()
+	out, err := exec.Command("go", "list", "-json=ImportPath,Dir,GoFiles,Imports,TestImports,XTestImports",
+		"./...").Output()
 	if err != nil {
 		t.Fatalf("list packages: %v", err)
 	}
@@ -78,21 +79,25 @@ var rules = []rule{
 		reason: "files, caches and models build on kernels, not the other way round",
 	},
 	{
-		from: compute, to: []string{"pkg/gen", "google.golang.org", "github.com/hashicorp", "github.com/nats-io", "log", "log/slog", "pkg/rpc", "pkg/obs"},
+		from: compute, to: []string{"pkg/gen", "google.golang.org", "github.com/hashicorp", "github.com/nats-io", "log",
+			"log/slog", "pkg/rpc", "pkg/obs"},
 		reason: "compute packages do not know about gRPC, vendors or logs",
 	},
 	{
-		from: pure, to: []string{"pkg", "google.golang.org", "github.com/hashicorp", "github.com/nats-io", "net", "log/slog", "time/rate"},
+		from: pure, to: []string{"pkg", "google.golang.org", "github.com/hashicorp", "github.com/nats-io", "net",
+			"log/slog", "time/rate"},
 		allow:  append([]string{"pkg/tensor", "pkg/fault", "pkg/pyjson", "net/url"}, pure...),
 		reason: "logic that is hard to get right stays pure, so that tests can cover it",
 	},
 	{
-		from: []string{"pkg/plan", "pkg/session", "pkg/schedule", "pkg/sample"}, to: []string{"os", "time", "sync", "net"},
+		from:   []string{"pkg/plan", "pkg/session", "pkg/schedule", "pkg/sample"},
+		to:     []string{"os", "time", "sync", "net"},
 		allow:  []string{"time"},
 		reason: "decisions use no clock, no I/O and no goroutines (time.Duration as a value is fine)",
 	},
 	{
-		from: []string{"pkg/grammar/charset", "pkg/grammar/ast", "pkg/grammar/regex"}, to: []string{"pkg/grammar"},
+		from:   []string{"pkg/grammar/charset", "pkg/grammar/ast", "pkg/grammar/regex"},
+		to:     []string{"pkg/grammar"},
 		allow:  []string{"pkg/grammar/charset", "pkg/grammar/ast"},
 		reason: "character sets, expressions and the parser of regular expressions know no automaton; vocabularies use them",
 	},
@@ -102,7 +107,8 @@ var rules = []rule{
 		reason: "automata and masks run rules, whatever notation they were written in",
 	},
 	{
-		from: []string{"pkg/grammar/gbnf", "pkg/grammar/jsonschema", "pkg/grammar/language", "pkg/grammar/tags"}, to: []string{"pkg/grammar/mask"},
+		from:   []string{"pkg/grammar/gbnf", "pkg/grammar/jsonschema", "pkg/grammar/language", "pkg/grammar/tags"},
+		to:     []string{"pkg/grammar/mask"},
 		reason: "a notation knows no tokens",
 	},
 	{
@@ -114,7 +120,8 @@ var rules = []rule{
 		reason: "vendor adapters are wired only in cmd/lamina and the test harness",
 	},
 	{
-		from: []string{"pkg", "services", "tests"}, except: []string{"tests/integration"}, to: []string{"flag", "github.com/alecthomas/kong"},
+		from: []string{"pkg", "services", "tests"}, except: []string{"tests/integration"},
+		to:     []string{"flag", "github.com/alecthomas/kong"},
 		reason: "flags exist only in cmd",
 	},
 }
@@ -169,7 +176,8 @@ func TestPrograms_AreLaminaAndExamples(t *testing.T) {
 	for _, p := range load(t) {
 		if len(p.GoFiles) > 0 {
 			file := p.GoFiles[0]
-			parsed, err := parser.ParseFile(token.NewFileSet(), filepath.Join(p.Dir, file), nil, parser.PackageClauseOnly)
+			parsed, err := parser.ParseFile(token.NewFileSet(), filepath.Join(p.Dir, file), nil,
+				parser.PackageClauseOnly)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -187,7 +195,8 @@ func TestPackages_HaveAComment(t *testing.T) {
 		}
 		documented := len(p.GoFiles) == 0
 		for _, file := range p.GoFiles {
-			parsed, err := parser.ParseFile(token.NewFileSet(), filepath.Join(p.Dir, file), nil, parser.PackageClauseOnly|parser.ParseComments)
+			parsed, err := parser.ParseFile(token.NewFileSet(), filepath.Join(p.Dir, file), nil,
+				parser.PackageClauseOnly|parser.ParseComments)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -22,7 +22,8 @@ func TestExamples_RunAgainstAMesh(t *testing.T) {
 		t.Skip("builds six programs")
 	}
 	programs := t.TempDir()
-	if out, err := exec.Command("go", "build", "-o", programs+string(filepath.Separator), "./go/...").CombinedOutput(); err != nil {
+	if out, err := exec.Command("go", "build", "-o", programs+string(filepath.Separator),
+		"./go/...").CombinedOutput(); err != nil {
 		t.Fatalf("build the examples: %v\n%s", err, out)
 	}
 	grpc, http := start(t, filepath.Join("..", "models", "lamina-tolstoy"))
@@ -31,7 +32,8 @@ func TestExamples_RunAgainstAMesh(t *testing.T) {
 		_, chat = start(t, model)
 	}
 	text := filepath.Join(t.TempDir(), "count.txt")
-	if err := os.WriteFile(text, []byte(strings.Repeat("one two three four five six seven eight nine\n", 400)), 0o644); err != nil {
+	if err := os.WriteFile(text, []byte(strings.Repeat("one two three four five six seven eight nine\n", 400)),
+		0o644); err != nil {
 		t.Fatal(err)
 	}
 	for _, c := range []struct {

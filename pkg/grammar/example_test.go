@@ -14,7 +14,8 @@ func Example() {
 	if err != nil {
 		panic(err)
 	}
-	g, err := grammar.Schema([]byte(`{"type":"object","properties":{"n":{"type":"integer"}},"required":["n"],"additionalProperties":false}`))
+	g, err := grammar.Schema(
+		[]byte(`{"type":"object","properties":{"n":{"type":"integer"}},"required":["n"],"additionalProperties":false}`))
 	if err != nil {
 		panic(err)
 	}
@@ -63,5 +64,6 @@ func ExampleSchema_unsupported() {
 	_, err := grammar.Schema([]byte(`{"properties":{"id":{"type":"string","pattern":"^(?!0)"}}}`))
 	fmt.Println(err)
 	// Output:
-	// compile schema: pattern "^(?!0)" at "/properties/id" is not supported: negative lookahead (?! (character 2): text is matched once, from left to right
+	// compile schema: pattern "^(?!0)" at "/properties/id" is not supported: negative lookahead (?! (character 2): text
+	// is matched once, from left to right
 }

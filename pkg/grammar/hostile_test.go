@@ -117,7 +117,11 @@ var hostiles = []hostile{
 	}},
 	{"overlap", "schema", func(n int) string {
 		return `{"oneOf":[` + join(n%60, ",", func(i int) string {
-			return fmt.Sprintf(`{"type":"object","properties":{"a%d":{"type":"string"},"b":{"minimum":%d}},"required":["b"]}`, i, i)
+			return fmt.Sprintf(
+				`{"type":"object","properties":{"a%d":{"type":"string"},"b":{"minimum":%d}},"required":["b"]}`,
+				i,
+				i,
+			)
 		}) + `]}`
 	}},
 	{"nots", "schema", func(n int) string {
@@ -125,7 +129,12 @@ var hostiles = []hostile{
 	}},
 	{"refs", "schema", func(n int) string {
 		return `{"$ref":"#/$defs/d0","$defs":{` + join(n, ",", func(i int) string {
-			return fmt.Sprintf(`"d%d":{"type":"object","properties":{"x":{"$ref":"#/$defs/d%d"},"y":{"$ref":"#/$defs/d%d"}}}`, i, (i+1)%n, (i*5+1)%n)
+			return fmt.Sprintf(
+				`"d%d":{"type":"object","properties":{"x":{"$ref":"#/$defs/d%d"},"y":{"$ref":"#/$defs/d%d"}}}`,
+				i,
+				(i+1)%n,
+				(i*5+1)%n,
+			)
 		}) + `}}`
 	}},
 	{"spin", "schema", func(n int) string {
@@ -159,10 +168,20 @@ var hostiles = []hostile{
 			join(n%20, ",", func(i int) string { return fmt.Sprintf("%d.5", i) }) + `,1]}}`
 	}},
 	{"unique", "schema", func(n int) string {
-		return fmt.Sprintf(`{"type":"array","uniqueItems":true,"minItems":%d,"items":{"type":"string","pattern":"^[ab]{%d}$"}}`, n, n%40)
+		return fmt.Sprintf(
+			`{"type":"array","uniqueItems":true,"minItems":%d,"items":{"type":"string","pattern":"^[ab]{%d}$"}}`,
+			n,
+			n%40,
+		)
 	}},
 	{"contains", "schema", func(n int) string {
-		return fmt.Sprintf(`{"type":"array","items":{"type":"integer"},"minItems":%d,"maxItems":%d,"contains":{"minimum":5},"minContains":%d,"maxContains":%d}`, n%60, 2*n, n%30, n)
+		return fmt.Sprintf(
+			`{"type":"array","items":{"type":"integer"},"minItems":%d,"maxItems":%d,"contains":{"minimum":5},"minContains":%d,"maxContains":%d}`,
+			n%60,
+			2*n,
+			n%30,
+			n,
+		)
 	}},
 	{"existing", "schema", func(n int) string {
 		return `{"type":"object","allOf":[` + join(n%9, ",", func(i int) string {
@@ -175,7 +194,12 @@ var hostiles = []hostile{
 	}},
 	{"conditions", "schema", func(n int) string {
 		return `{"allOf":[` + join(n%20, ",", func(i int) string {
-			return fmt.Sprintf(`{"if":{"properties":{"k":{"const":%d}},"required":["k"]},"then":{"required":["a%d"]},"else":{"required":["b%d"]}}`, i, i, i)
+			return fmt.Sprintf(
+				`{"if":{"properties":{"k":{"const":%d}},"required":["k"]},"then":{"required":["a%d"]},"else":{"required":["b%d"]}}`,
+				i,
+				i,
+				i,
+			)
 		}) + `]}`
 	}},
 }

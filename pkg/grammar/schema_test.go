@@ -118,7 +118,9 @@ func TestSchema_Texts(t *testing.T) {
 }
 
 func TestSchemaWith_Documents(t *testing.T) {
-	source := []byte(`{"$id":"https://example.com/a","type":"object","properties":{"x":{"$ref":"b#/$defs/n"}},"required":["x"],"additionalProperties":false}`)
+	source := []byte(
+		`{"$id":"https://example.com/a","type":"object","properties":{"x":{"$ref":"b#/$defs/n"}},"required":["x"],"additionalProperties":false}`,
+	)
 	documents := map[string][]byte{"https://example.com/b": []byte(
 		`{"$defs":{"n":{"$ref":"#i"},"i":{"$anchor":"i","type":"integer"}}}`)}
 	g, err := grammar.SchemaWith(source, grammar.SchemaOptions{Documents: documents})

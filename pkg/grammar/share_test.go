@@ -13,7 +13,10 @@ import (
 func TestCompiled_IsShared(t *testing.T) {
 	_, v := randomVocabulary(t, rand.New(rand.NewPCG(5, 6)), 2000)
 	g, err := grammar.Schema(
-		[]byte(`{"type":"object","additionalProperties":{"type":"array","items":{"type":"string","maxLength":9},"uniqueItems":true}}`))
+		[]byte(
+			`{"type":"object","additionalProperties":{"type":"array","items":{"type":"string","maxLength":9},"uniqueItems":true}}`,
+		),
+	)
 	if err != nil {
 		t.Fatal(err)
 	}

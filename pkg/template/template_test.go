@@ -44,7 +44,12 @@ func TestTemplate_ScopesOfLoops(t *testing.T) {
 }
 
 func TestTemplate_RawAndBlocks(t *testing.T) {
-	want(t, "{% raw %}{{ x }}{% endraw %}|{% set y | upper %}ab{% endset %}{{ y }}|{% with a=1, b=2 %}{{ a + b }}{% endwith %}", `{}`, "{{ x }}|AB|3")
+	want(
+		t,
+		"{% raw %}{{ x }}{% endraw %}|{% set y | upper %}ab{% endset %}{{ y }}|{% with a=1, b=2 %}{{ a + b }}{% endwith %}",
+		`{}`,
+		"{{ x }}|AB|3",
+	)
 	want(t, "  {% generation %}a{% endgeneration %}", `{}`, "a")
 }
 

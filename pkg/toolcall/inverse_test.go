@@ -33,7 +33,11 @@ func turns() []turn {
 		{"", "", `{"role":"assistant","content":"",` + calls + `}`},
 		{"", "", `{"role":"assistant","content":"",` + many + `}`},
 		{"Let me see.", "", `{"role":"assistant","content":"Let me see.",` + calls + `}`},
-		{"", "I wonder.\nYes.", `{"role":"assistant","content":"","reasoning_content":"I wonder.\nYes.","reasoning":"I wonder.\nYes.","thinking":"I wonder.\nYes.",` + calls + `}`},
+		{
+			"",
+			"I wonder.\nYes.",
+			`{"role":"assistant","content":"","reasoning_content":"I wonder.\nYes.","reasoning":"I wonder.\nYes.","thinking":"I wonder.\nYes.",` + calls + `}`,
+		},
 	}
 }
 
@@ -128,7 +132,8 @@ func fits(t *testing.T, source string) (same int, others []string) {
 		}
 		m := c.NewMatcher()
 		var reject *grammar.RejectError
-		if err := m.AcceptBytes([]byte(strings.TrimSuffix(strings.TrimRight(one.text, "\n "), "<|end|>"))); errors.As(err,
+		if err := m.AcceptBytes([]byte(strings.TrimSuffix(strings.TrimRight(one.text, "\n "), "<|end|>"))); errors.As(
+			err,
 			&reject) {
 			others = append(others, fmt.Sprintf("byte %d, %.20q does not fit in %q", reject.Offset,
 				one.text[reject.Offset:], one.text))
@@ -202,11 +207,15 @@ func ownTemplates() map[string]string {
 				"<|im_end|>\n"),
 		"qwen-xml": around("<|im_start|>user\n", "<|im_start|>assistant\n",
 			"<|im_start|>assistant\n"+think+"{{ m.content }}"+
-				each("\n<tool_call>\n<function={{ f.name }}>\n{% for k, v in f.arguments.items() %}<parameter={{ k }}>\n{{ v if v is string else v|tojson }}\n</parameter>\n{% endfor %}</function>\n</tool_call>")+"<|im_end|>\n"),
+				each(
+					"\n<tool_call>\n<function={{ f.name }}>\n{% for k, v in f.arguments.items() %}<parameter={{ k }}>\n{{ v if v is string else v|tojson }}\n</parameter>\n{% endfor %}</function>\n</tool_call>",
+				)+"<|im_end|>\n"),
 		"llama": around("<|start_header_id|>user<|end_header_id|>\n\n",
 			"<|start_header_id|>assistant<|end_header_id|>\n\n", "<|start_header_id|>assistant<|end_header_id|>\n\n"+
 				"{{ m.content }}{% if m.content and m.tool_calls %}<|python_tag|>{% endif %}"+
-				each(`{"name": "{{ f.name }}", "parameters": {{ f.arguments|tojson }}}{% if not loop.last %}; {% endif %}`)+
+				each(
+					`{"name": "{{ f.name }}", "parameters": {{ f.arguments|tojson }}}{% if not loop.last %}; {% endif %}`,
+				)+
 				"<|eot_id|>"),
 		"mistral": around("[INST]", "[/INST]",
 			"[/INST]{% if m.reasoning_content %}[THINK]{{ m.reasoning_content }}[/THINK]{% endif %}{{ m.content }}"+
@@ -216,23 +225,42 @@ func ownTemplates() map[string]string {
 				"</s>"),
 		"deepseek": around("<｜User｜>", "<｜Assistant｜>",
 			"<｜Assistant｜>"+think+"{{ m.content }}{% if m.tool_calls %}<｜tool▁calls▁begin｜>"+
-				each("<｜tool▁call▁begin｜>function<｜tool▁sep｜>{{ f.name }}\n```json\n{{ f.arguments|tojson }}\n```<｜tool▁call▁end｜>\n")+"<｜tool▁calls▁end｜>{% endif %}<｜end▁of▁sentence｜>"),
-		"harmony": around("<|start|>user<|message|>", "<|start|>assistant",
+				each(
+					"<｜tool▁call▁begin｜>function<｜tool▁sep｜>{{ f.name }}\n```json\n{{ f.arguments|tojson }}\n```<｜tool▁call▁end｜>\n",
+				)+"<｜tool▁calls▁end｜>{% endif %}<｜end▁of▁sentence｜>"),
+		"harmony": around(
+			"<|start|>user<|message|>",
+			"<|start|>assistant",
 			"<|start|>assistant{% if m.reasoning_content %}<|channel|>analysis<|message|>{{ m.reasoning_content }}<|end|><|start|>assistant{% endif %}"+
 				"{% if m.content %}<|channel|>{{ 'commentary' if m.tool_calls else 'final' }}<|message|>{{ m.content }}<|end|>{% if m.tool_calls %}<|start|>assistant{% endif %}{% endif %}"+
-				each("<|channel|>commentary to=functions.{{ f.name }} <|constrain|>json<|message|>{{ f.arguments|tojson }}<|call|>{% if not loop.last %}<|start|>assistant{% endif %}")),
+				each(
+					"<|channel|>commentary to=functions.{{ f.name }} <|constrain|>json<|message|>{{ f.arguments|tojson }}<|call|>{% if not loop.last %}<|start|>assistant{% endif %}",
+				),
+		),
 		"gemma": "{% macro w(v) %}{% if v is string %}<|\"|>{{ v }}<|\"|>{% elif v is mapping %}{{ '{' }}{% for k, x in v.items() %}{{ k }}:{{ w(x) }}{% if not loop.last %},{% endif %}{% endfor %}{{ '}' }}" +
 			"{% elif v is iterable %}[{% for x in v %}{{ w(x) }}{% if not loop.last %},{% endif %}{% endfor %}]{% else %}{{ v|tojson }}{% endif %}{% endmacro %}" +
-			around("<|turn>user\n", "<|turn>model\n",
+			around(
+				"<|turn>user\n",
+				"<|turn>model\n",
 				"<|turn>model\n{% if m.reasoning_content %}<|channel>thought\n{{ m.reasoning_content }}\n<channel|>{% endif %}{{ m.content }}"+
-					each("<|tool_call>call:{{ f.name }}{{ w(f.arguments) }}<tool_call|>")+"<turn|>\n"),
+					each(
+						"<|tool_call>call:{{ f.name }}{{ w(f.arguments) }}<tool_call|>",
+					)+"<turn|>\n",
+			),
 		"kimi": around("<|im_user|>", "<|im_assistant|>",
 			"<|im_assistant|>"+think+"{{ m.content }}{% if m.tool_calls %}<|tool_calls_section_begin|>"+
-				each("<|tool_call_begin|>functions.{{ f.name }}:{{ loop.index0 }}<|tool_call_argument_begin|>{{ f.arguments|tojson }}<|tool_call_end|>")+"<|tool_calls_section_end|>{% endif %}<|im_end|>"),
-		"command": around("<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>",
+				each(
+					"<|tool_call_begin|>functions.{{ f.name }}:{{ loop.index0 }}<|tool_call_argument_begin|>{{ f.arguments|tojson }}<|tool_call_end|>",
+				)+"<|tool_calls_section_end|>{% endif %}<|im_end|>"),
+		"command": around(
+			"<|USER_TOKEN|>",
+			"<|CHATBOT_TOKEN|>",
 			"<|CHATBOT_TOKEN|>{% if m.reasoning_content %}<|START_THINKING|>{{ m.reasoning_content }}<|END_THINKING|>{% endif %}"+
 				"{% if m.content %}<|START_RESPONSE|>{{ m.content }}<|END_RESPONSE|>{% endif %}{% if m.tool_calls %}<|START_ACTION|>[\n"+
-				each(`    {"tool_call_id": "{{ loop.index0 }}", "tool_name": "{{ f.name }}", "parameters": {{ f.arguments|tojson }}}{% if not loop.last %},{% endif %}`+"\n")+"]<|END_ACTION|>{% endif %}<|END_OF_TURN_TOKEN|>"),
+				each(
+					`    {"tool_call_id": "{{ loop.index0 }}", "tool_name": "{{ f.name }}", "parameters": {{ f.arguments|tojson }}}{% if not loop.last %},{% endif %}`+"\n",
+				)+"]<|END_ACTION|>{% endif %}<|END_OF_TURN_TOKEN|>",
+		),
 	}
 }
 

@@ -46,7 +46,9 @@ func tokenizers() []string {
 			"merges":["t h",["th","e"],"▁ the"]}}`
 	unigram := `{"version":"1.0",` + added + `,
 		"normalizer":{"type":"Sequence","normalizers":[{"type":"Precompiled","precompiled_charsmap":"` +
-		base64.StdEncoding.EncodeToString(charsmap()) + `"},{"type":"Strip","strip_left":true,"strip_right":false},{"type":"Nmt"},
+		base64.StdEncoding.EncodeToString(
+			charsmap(),
+		) + `"},{"type":"Strip","strip_left":true,"strip_right":false},{"type":"Nmt"},
 			{"type":"Replace","pattern":{"Regex":" {2,}"},"content":" "},{"type":"NFKC"}]},
 		"pre_tokenizer":{"type":"Sequence","pretokenizers":[{"type":"WhitespaceSplit"},{"type":"Metaspace","replacement":"▁","prepend_scheme":"always","split":true}]},
 		"decoder":{"type":"Metaspace","replacement":"▁","prepend_scheme":"always"},

@@ -48,7 +48,8 @@ func main() {
 		"data":       map[string]any{"text": *text, "validation_fraction": 0.1},
 		"vocabulary": map[string]any{"type": "char"},
 		"model": map[string]any{
-			"architecture": "llama", "layers": 4, "width": 32, "heads": 4, "kv_heads": 2, "ff": 64, "context": 32, "tied": true,
+			"architecture": "llama", "layers": 4, "width": 32, "heads": 4, "kv_heads": 2, "ff": 64, "context": 32,
+			"tied": true,
 		},
 		"slots": 4, "slot_sequences": 2, "sequence_len": 32, // a global batch of 4 x 2 sequences
 		"steps":         *steps,
@@ -59,7 +60,8 @@ func main() {
 		log.Fatal(err)
 	}
 	trainer := trainerv1.NewTrainerServiceClient(conn)
-	_, err = trainer.StartRun(ctx, &trainerv1.StartRunRequest{ManifestJson: manifest, Stages: uint32(*stages), Replicas: uint32(*replicas)})
+	_, err = trainer.StartRun(ctx,
+		&trainerv1.StartRunRequest{ManifestJson: manifest, Stages: uint32(*stages), Replicas: uint32(*replicas)})
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -79,9 +81,11 @@ func main() {
 		run := response.GetRun()
 		switch run.GetState() {
 		case trainerv1.RunState_RUN_STATE_RUNNING:
-			fmt.Printf("step %3d of %d  loss %.4f  %.0f tokens/s\n", run.GetStep(), run.GetSteps(), run.GetLoss(), run.GetTokensPerSecond())
+			fmt.Printf("step %3d of %d  loss %.4f  %.0f tokens/s\n", run.GetStep(), run.GetSteps(), run.GetLoss(),
+				run.GetTokensPerSecond())
 		case trainerv1.RunState_RUN_STATE_DONE:
-			fmt.Printf("done: loss %.4f, model in %s, SHA-256 of the weights %s\n", run.GetLoss(), run.GetModelPath(), run.GetWeightsDigest())
+			fmt.Printf("done: loss %.4f, model in %s, SHA-256 of the weights %s\n", run.GetLoss(), run.GetModelPath(),
+				run.GetWeightsDigest())
 		case trainerv1.RunState_RUN_STATE_FAILED:
 			log.Fatalf("the run failed: %s", run.GetError())
 		}

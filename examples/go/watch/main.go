@@ -51,7 +51,8 @@ func main() {
 
 // print writes one topology.
 func print(mesh *routerv1.Mesh) {
-	fmt.Printf("%s  %d services, %d pipelines\n", time.Now().Format(time.TimeOnly), len(mesh.GetMembers()), len(mesh.GetPipelines()))
+	fmt.Printf("%s  %d services, %d pipelines\n", time.Now().Format(time.TimeOnly), len(mesh.GetMembers()),
+		len(mesh.GetPipelines()))
 	for _, member := range mesh.GetMembers() {
 		fmt.Printf("  %-10s %s", member.GetService(), member.GetAddress())
 		for _, held := range member.GetHeld() {
@@ -60,7 +61,8 @@ func print(mesh *routerv1.Mesh) {
 		fmt.Println()
 	}
 	for _, pipeline := range mesh.GetPipelines() {
-		fmt.Printf("  pipeline %.8s  %s over %d stages, %d running, %d waiting\n", pipeline.GetId(), pipeline.GetModel(),
+		fmt.Printf("  pipeline %.8s  %s over %d stages, %d running, %d waiting\n", pipeline.GetId(),
+			pipeline.GetModel(),
 			len(pipeline.GetStages()), pipeline.GetRunning(), pipeline.GetWaiting())
 	}
 }
