@@ -13,7 +13,7 @@ import (
 // holds the gaps between neighbours as unsigned varints in base64. The hashes of quantised vectors
 // in iquant_test.go pin them.
 
-// codebook is an expanded list of entries, a code a byte, the first element in the low byte.
+// codebook is a list of expanded entries: one byte for each code, the first element in the low byte.
 type codebook func() []uint64
 
 // lazyCodebook decodes a constant at its first use. An entry holds 16/bits codes.

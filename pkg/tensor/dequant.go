@@ -27,7 +27,7 @@ func Dequantize[F Float](dst []F, src []byte, d DType) {
 	plain(dst, src, d)
 }
 
-// plain decodes a type without blocks.
+// plain decodes elements of a type without blocks.
 func plain[F Float](dst []F, src []byte, d DType) {
 	le := binary.LittleEndian
 	switch d {
@@ -114,20 +114,21 @@ func blockDecoder[F Float](d DType) func(dst []F, b []byte) {
 	return nil
 }
 
-func half(b []byte) float32 { return Float16(binary.LittleEndian.Uint16(b)) }
+// readFloat16 returns the float16 at the beginning of b.
+func readFloat16(b []byte) float32 { return Float16(binary.LittleEndian.Uint16(b)) }
 
-// Q4_0: f16 scale, 16 bytes; low nibbles are elements 0..15, high ones 16..31.
+// Q4_0: a float16 scale and 16 bytes, whose low nibbles are elements 0..15 and whose high nibbles are 16..31.
 func q4_0[F Float](dst []F, b []byte) {
-	d := half(b)
+	d := readFloat16(b)
 	for i, q := range b[2:18] {
 		dst[i] = F(d * float32(int(q&15)-8))
 		dst[i+16] = F(d * float32(int(q>>4)-8))
 	}
 }
 
-// Q4_1: as Q4_0, with an f16 minimum in place of the offset.
+// Q4_1: as Q4_0, with a float16 minimum instead of the offset.
 func q4_1[F Float](dst []F, b []byte) {
-	d, m := half(b), half(b[2:])
+	d, m := readFloat16(b), readFloat16(b[2:])
 	for i, q := range b[4:20] {
 		lo, hi := float32(d*float32(q&15)), float32(d*float32(q>>4))
 		dst[i] = F(lo + m)
@@ -137,7 +138,7 @@ func q4_1[F Float](dst []F, b []byte) {
 
 // Q5_0: as Q4_0, with the fifth bits in 32 bits before the nibbles.
 func q5_0[F Float](dst []F, b []byte) {
-	d, high := half(b), binary.LittleEndian.Uint32(b[2:])
+	d, high := readFloat16(b), binary.LittleEndian.Uint32(b[2:])
 	for i, q := range b[6:22] {
 		dst[i] = F(d * float32(int(q&15)|int(high>>i&1)<<4-16))
 		dst[i+16] = F(d * float32(int(q>>4)|int(high>>(i+16)&1)<<4-16))
@@ -146,7 +147,7 @@ func q5_0[F Float](dst []F, b []byte) {
 
 // Q5_1: as Q4_1, with the fifth bits in 32 bits before the nibbles.
 func q5_1[F Float](dst []F, b []byte) {
-	d, m, high := half(b), half(b[2:]), binary.LittleEndian.Uint32(b[4:])
+	d, m, high := readFloat16(b), readFloat16(b[2:]), binary.LittleEndian.Uint32(b[4:])
 	for i, q := range b[8:24] {
 		lo := float32(d * float32(uint32(q&15)|high>>i&1<<4))
 		hi := float32(d * float32(uint32(q>>4)|high>>(i+16)&1<<4))
@@ -155,30 +156,30 @@ func q5_1[F Float](dst []F, b []byte) {
 	}
 }
 
-// Q8_0: f16 scale, 32 signed bytes.
+// Q8_0: a float16 scale and 32 signed bytes.
 func q8_0[F Float](dst []F, b []byte) {
-	d := half(b)
+	d := readFloat16(b)
 	for i, q := range b[2:34] {
 		dst[i] = F(d * float32(int8(q)))
 	}
 }
 
-// iq4Values are the levels of IQ4_NL and IQ4_XS, mxfp4Values twice those of FP4.
+// iq4Values are the levels of IQ4_NL and IQ4_XS; mxfp4Values are twice the levels of FP4.
 var (
 	iq4Values   = [16]float32{-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113}
 	mxfp4Values = [16]float32{0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12}
 )
 
-// IQ4_NL: as Q4_0, the nibbles being indices into uneven levels.
+// IQ4_NL: as Q4_0, but the nibbles are indices of non-linear levels.
 func iq4_NL[F Float](dst []F, b []byte) {
-	d := half(b)
+	d := readFloat16(b)
 	for i, q := range b[2:18] {
 		dst[i] = F(d * iq4Values[q&15])
 		dst[i+16] = F(d * iq4Values[q>>4])
 	}
 }
 
-// MXFP4: an exponent byte (2^(e-128), the levels being doubled), 16 bytes of nibbles.
+// MXFP4: a byte with the exponent (2^(e-128), because the levels are doubled) and 16 bytes of nibbles.
 func mxfp4[F Float](dst []F, b []byte) {
 	var d float32
 	if e := uint32(b[0]); e < 2 {
@@ -217,9 +218,9 @@ func unsignedE4M3(x byte) float32 {
 	return (8 + fraction) * math.Float32frombits(uint32(exponent+127-10)<<23)
 }
 
-// Q1_0: f16 d, 16 bytes of signs: a set bit is d, a clear one -d.
+// Q1_0: a float16 d and 16 bytes of signs: a set bit is d, a clear bit is -d.
 func q1_0[F Float](dst []F, b []byte) {
-	d := half(b)
+	d := readFloat16(b)
 	for i := range dst {
 		dst[i] = F(-d)
 		if b[2+i/8]>>(i%8)&1 == 1 {
@@ -228,9 +229,9 @@ func q1_0[F Float](dst []F, b []byte) {
 	}
 }
 
-// TQ1_0: five ternary digits a byte, in base 3 scaled to 256; f16 scale last.
+// TQ1_0: bytes with five ternary digits each, as a number in base 3 scaled to 256, and then a float16 scale.
 func tq1_0[F Float](dst []F, b []byte) {
-	d := half(b[52:])
+	d := readFloat16(b[52:])
 	at := 0
 	digits := func(bytes []byte, count int) {
 		power := byte(1)
@@ -247,9 +248,9 @@ func tq1_0[F Float](dst []F, b []byte) {
 	digits(b[48:52], 4)
 }
 
-// TQ2_0: four two-bit digits a byte; f16 scale last.
+// TQ2_0: bytes with four digits of two bits each, and then a float16 scale.
 func tq2_0[F Float](dst []F, b []byte) {
-	d := half(b[64:])
+	d := readFloat16(b[64:])
 	for group := range 2 {
 		for j := range 4 {
 			for i, q := range b[32*group : 32*group+32] {

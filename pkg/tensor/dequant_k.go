@@ -2,16 +2,16 @@ package tensor
 
 import "encoding/binary"
 
-// The K types: super-blocks of 256 elements with a scale, and often a minimum, for
-// each sub-block, themselves quantised.
+// The K types have super-blocks of 256 elements, with a scale and often a minimum for each sub-block. These scales
+// and minima are quantised, too.
 
-// Q2_K: 16 bytes of 4-bit scales and minima, 64 bytes of 2-bit values, f16 d and dmin.
+// Q2_K: 16 bytes of 4-bit scales and minima, 64 bytes of 2-bit values, float16 d and dmin.
 func q2_K[F Float](dst []F, b []byte) {
-	d, dmin := half(b[80:]), half(b[82:])
+	d, dmin := readFloat16(b[80:]), readFloat16(b[82:])
 	for sub := range 16 {
 		scale := float32(d * float32(b[sub]&15))
 		low := float32(dmin * float32(b[sub]>>4))
-		// 128 elements share 32 bytes, a bit pair each; 16 elements a sub-block.
+		// 128 elements share 32 bytes, with two bits each; a sub-block has 16 elements.
 		half, shift, side := sub/8, 2*(sub%8/2), sub%2
 		for i, q := range b[16+32*half+16*side:][:16] {
 			product := float32(scale * float32(q>>shift&3))
@@ -20,9 +20,9 @@ func q2_K[F Float](dst []F, b []byte) {
 	}
 }
 
-// Q3_K: 32 bytes of high bits, 64 of low pairs, 12 of packed 6-bit scales, f16 d.
+// Q3_K: 32 bytes of high bits, 64 bytes of low pairs of bits, 12 bytes of packed 6-bit scales, float16 d.
 func q3_K[F Float](dst []F, b []byte) {
-	high, low, packed, d := b[:32], b[32:96], b[96:108], half(b[108:])
+	high, low, packed, d := b[:32], b[32:96], b[96:108], readFloat16(b[108:])
 	for sub := range 16 {
 		s := packed[sub%8] >> (4 * (sub / 8)) & 15
 		s |= packed[8+sub%4] >> (2 * (sub / 4)) & 3 << 4
@@ -47,9 +47,9 @@ func packedScale(s []byte, j int) (scale, low byte) {
 	return s[j+4]&15 | s[j-4]>>6<<4, s[j+4]>>4 | s[j]>>6<<4
 }
 
-// Q4_K: f16 d and dmin, 12 bytes of packed scales, 128 bytes of nibbles.
+// Q4_K: float16 d and dmin, 12 bytes of packed scales, 128 bytes of nibbles.
 func q4_K[F Float](dst []F, b []byte) {
-	d, dmin := half(b), half(b[2:])
+	d, dmin := readFloat16(b), readFloat16(b[2:])
 	for sub := range 8 {
 		s, m := packedScale(b[4:16], sub)
 		scale, low := float32(d*float32(s)), float32(dmin*float32(m))
@@ -62,7 +62,7 @@ func q4_K[F Float](dst []F, b []byte) {
 
 // Q5_K: as Q4_K, with 32 bytes of fifth bits before the nibbles.
 func q5_K[F Float](dst []F, b []byte) {
-	d, dmin := half(b), half(b[2:])
+	d, dmin := readFloat16(b), readFloat16(b[2:])
 	high := b[16:48]
 	for sub := range 8 {
 		s, m := packedScale(b[4:16], sub)
@@ -75,12 +75,12 @@ func q5_K[F Float](dst []F, b []byte) {
 	}
 }
 
-// Q6_K: 128 bytes of low nibbles, 64 of high pairs, 16 signed scales, f16 d.
+// Q6_K: 128 bytes of low nibbles, 64 bytes of high pairs of bits, 16 signed scales, float16 d.
 func q6_K[F Float](dst []F, b []byte) {
-	low, high, scales, d := b[:128], b[128:192], b[192:208], half(b[208:])
+	low, high, scales, d := b[:128], b[128:192], b[192:208], readFloat16(b[208:])
 	for sub := range 16 {
 		scale := float32(d * float32(int8(scales[sub])))
-		// 128 elements use 64 low bytes (nibbles of element i and i+64) and 32 high.
+		// 128 elements use 64 bytes of nibbles (of elements i and i+64) and 32 bytes of high bits.
 		part, within := sub/8, sub%8*16
 		for i := range 16 {
 			e := within + i
@@ -91,10 +91,10 @@ func q6_K[F Float](dst []F, b []byte) {
 	}
 }
 
-// IQ4_XS: f16 d, 16 high scale bits pairs, 4 bytes of low scale nibbles, nibbles
-// into the uneven levels of IQ4_NL.
+// IQ4_XS: float16 d, 2 bytes with the high two bits of each scale, 4 bytes with the low four bits, and nibbles that
+// are indices of the non-linear levels of IQ4_NL.
 func iq4_XS[F Float](dst []F, b []byte) {
-	d, high := half(b), binary.LittleEndian.Uint16(b[2:])
+	d, high := readFloat16(b), binary.LittleEndian.Uint16(b[2:])
 	for sub := range 8 {
 		s := int(b[4+sub/2]>>(4*(sub%2))&15) | int(high>>(2*sub)&3)<<4
 		scale := float32(d * float32(s-32))

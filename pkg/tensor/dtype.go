@@ -7,7 +7,7 @@ import "fmt"
 type Float interface{ ~float32 | ~float64 }
 
 // DType is the type of the elements of a stored tensor. The zero value is
-// invalid, so that a forgotten field never means something.
+// invalid, so that an unset field is never taken for a type.
 type DType uint8
 
 // The element types of weights on disk. The block types are those of GGUF,
@@ -106,7 +106,7 @@ func (d DType) String() string {
 // Valid reports whether d is a known element type.
 func (d DType) Valid() bool { return d > Invalid && d < numDTypes }
 
-// BlockLen returns how many elements share one block; 1 for plain types.
+// BlockLen returns the number of elements in a block, which is 1 for plain types.
 func (d DType) BlockLen() int { return layouts[d].block }
 
 // BlockBytes returns the size in bytes of one block.

@@ -13,11 +13,11 @@ func Float16(bits uint16) float32 {
 	case exp != 0:
 		return math.Float32frombits(sign | (exp+112)<<23 | frac<<13)
 	}
-	// A subnormal: frac units of 2^-24, exact in float32.
+	// A subnormal number is frac units of 2^-24, which is exact in float32.
 	return math.Float32frombits(math.Float32bits(float32(frac)*0x1p-24) | sign)
 }
 
-// Float16bits rounds x to binary16, nearest even.
+// Float16bits rounds x to binary16, to nearest even.
 func Float16bits(x float32) uint16 {
 	bits := math.Float32bits(x)
 	sign := uint16(bits >> 16 & 0x8000)
@@ -26,10 +26,9 @@ func Float16bits(x float32) uint16 {
 	case bits > 0x7f800000:
 		return sign | 0x7e00 // NaN, quiet
 	case bits >= 0x477ff000:
-		return sign | 0x7c00 // rounds past the largest
+		return sign | 0x7c00 // rounds to infinity
 	case bits < 0x38800000:
-		// Below the least normal: adding 0.5 leaves the rounded count of 2^-24 units
-		// in the low bits.
+		// The result is subnormal: adding 0.5 leaves the rounded number of units of 2^-24 in the low bits.
 		sum := math.Float32bits(math.Float32frombits(bits) + 0.5)
 		return sign | uint16(sum-math.Float32bits(0.5))
 	}
@@ -40,7 +39,7 @@ func Float16bits(x float32) uint16 {
 // BFloat16 returns the value of bfloat16 bits.
 func BFloat16(bits uint16) float32 { return math.Float32frombits(uint32(bits) << 16) }
 
-// BFloat16bits rounds x to bfloat16, nearest even.
+// BFloat16bits rounds x to bfloat16, to nearest even.
 func BFloat16bits(x float32) uint16 {
 	bits := math.Float32bits(x)
 	if bits&0x7fffffff > 0x7f800000 {

@@ -7,13 +7,13 @@ import (
 
 // The IQ1, IQ2 and IQ3 types: super-blocks of 256 elements whose codes are looked up in a codebook,
 // several elements at a time. An element is D × Factor × scale × level, where the scale is an odd
-// integer that Group elements share and the level an integer that a 4-bit code selects. The product
-// of a float16 and such small integers is exact in float32, so the order of the factors is free.
+// integer that Group elements share, and a 4-bit code selects the level, which is an integer. The product of a float16
+// and these small integers is exact in float32, so the order of the factors does not matter.
 
 // superLen is the number of elements of a super-block.
 const superLen = 256
 
-// Codebook describes how a type of this family is decoded.
+// Codebook describes how a codebook type is decoded.
 type Codebook struct {
 	Levels [16]int8 // by code
 	Factor float32  // a power of two
@@ -90,13 +90,13 @@ func signBits(signs byte) uint64 {
 	return (uint64(signs)*everyByte&bitOfByte + 0x7f*everyByte) >> 7 & everyByte
 }
 
-// evenSigns completes seven sign bits by an eighth that makes their number even.
+// evenSigns returns seven sign bits and an eighth, which makes the number of set bits even.
 func evenSigns(seven uint32) byte {
 	seven &= 127
 	return byte(seven) | byte(bits.OnesCount32(seven)&1)<<7
 }
 
-// IQ2_XXS: f16 d; for each 32 elements 4 bytes of codebook indices and a word of four 7-bit signs and
+// IQ2_XXS: float16 d; for each 32 elements 4 bytes of codebook indices and a word of four 7-bit signs and
 // a 4-bit scale.
 func readIQ2XXS(b []byte, codes *[superLen / 8]uint64, scales *[16]uint8) uint16 {
 	book := iq2XXSCodebook()
@@ -118,7 +118,7 @@ func nibbleScales(packed []byte, scales *[16]uint8) {
 	}
 }
 
-// IQ2_XS: f16 d, 32 words of a 9-bit index and 7 signs, 8 bytes of 4-bit scales.
+// IQ2_XS: float16 d, 32 words of a 9-bit index and 7 signs, 8 bytes of 4-bit scales.
 func readIQ2XS(b []byte, codes *[superLen / 8]uint64, scales *[16]uint8) uint16 {
 	book := iq2XSCodebook()
 	for i := range codes {
@@ -129,7 +129,7 @@ func readIQ2XS(b []byte, codes *[superLen / 8]uint64, scales *[16]uint8) uint16 
 	return binary.LittleEndian.Uint16(b)
 }
 
-// IQ2_S: f16 d, 32 low bytes of indices, 32 bytes of signs, 8 bytes of high index bits, 8 bytes of
+// IQ2_S: float16 d, 32 low bytes of indices, 32 bytes of signs, 8 bytes of high index bits, 8 bytes of
 // 4-bit scales.
 func readIQ2S(b []byte, codes *[superLen / 8]uint64, scales *[16]uint8) uint16 {
 	book := iq2SCodebook()
@@ -142,7 +142,7 @@ func readIQ2S(b []byte, codes *[superLen / 8]uint64, scales *[16]uint8) uint16 {
 	return binary.LittleEndian.Uint16(b)
 }
 
-// IQ3_XXS: f16 d, 64 bytes of indices of four elements, 8 words of four 7-bit signs and a 4-bit scale.
+// IQ3_XXS: float16 d, 64 bytes of indices of four elements, 8 words of four 7-bit signs and a 4-bit scale.
 func readIQ3XXS(b []byte, codes *[superLen / 8]uint64, scales *[16]uint8) uint16 {
 	book := iq3XXSCodebook()
 	for group := range 8 {
@@ -156,7 +156,7 @@ func readIQ3XXS(b []byte, codes *[superLen / 8]uint64, scales *[16]uint8) uint16
 	return binary.LittleEndian.Uint16(b)
 }
 
-// IQ3_S: f16 d, 64 low bytes of indices, 8 bytes of their ninth bits, 32 bytes of signs, 4 bytes of
+// IQ3_S: float16 d, 64 low bytes of indices, 8 bytes of their ninth bits, 32 bytes of signs, 4 bytes of
 // 4-bit scales.
 func readIQ3S(b []byte, codes *[superLen / 8]uint64, scales *[16]uint8) uint16 {
 	book := iq3SCodebook()
@@ -169,7 +169,7 @@ func readIQ3S(b []byte, codes *[superLen / 8]uint64, scales *[16]uint8) uint16 {
 	return binary.LittleEndian.Uint16(b)
 }
 
-// IQ1_S: f16 d, 32 low bytes of indices, 8 words of four 3-bit high parts, a 3-bit scale and the sign
+// IQ1_S: float16 d, 32 low bytes of indices, 8 words of four 3-bit high parts, a 3-bit scale and the sign
 // of the shift.
 func readIQ1S(b []byte, codes *[superLen / 8]uint64, scales *[16]uint8) uint16 {
 	book := iq1SCodebook()

@@ -15,7 +15,7 @@ import (
 const (
 	attendBlock = 16  // positions in a block of keys or values
 	attendChunk = 128 // positions in a chunk
-	attendMost  = 12  // most queries of a tile
+	tileQueries = 12  // most queries of a tile
 )
 
 // attendOps are the loops of one instruction family.
@@ -62,7 +62,7 @@ type attendCall struct {
 
 // attendPart is the result of some positions for n queries.
 type attendPart struct {
-	best, sum [attendMost]float32
+	best, sum [tileQueries]float32
 	acc       []float32 // [n][D]
 }
 
@@ -71,9 +71,9 @@ type attendScratch struct {
 	keys, values [attendChunk / attendBlock]*float32 // float16 elements if float16 is set, else float32
 	float16      bool
 	run, part    attendPart
-	q            []float32                         // [D][attendMost]
-	scores       [attendMost * attendChunk]float32 // [n][attendChunk]
-	blocks       []float32                         // converted keys and values
+	q            []float32                          // [D][tileQueries]
+	scores       [tileQueries * attendChunk]float32 // [n][attendChunk]
+	blocks       []float32                          // converted keys and values
 }
 
 // Attend computes causal attention over paged caches. The work is cut into tiles of queries that share keys; a worker
@@ -92,8 +92,8 @@ func (s *Set) Attend(y, q kernel.Buffer[float32], spans []kernel.Span[float32], 
 	for i := range spans {
 		sp := &spans[i]
 		for kv := range a.K {
-			for first := 0; first < sp.Rows*call.group; first += attendMost {
-				tiles = append(tiles, attendTile{sp, row, kv, first, min(attendMost, sp.Rows*call.group-first)})
+			for first := 0; first < sp.Rows*call.group; first += tileQueries {
+				tiles = append(tiles, attendTile{sp, row, kv, first, min(tileQueries, sp.Rows*call.group-first)})
 			}
 		}
 		seen := sp.Pos + sp.Rows - first(sp.Pos, a)
@@ -134,7 +134,7 @@ func (s *Set) attendByChunks(call *attendCall, tiles []attendTile) {
 			all = append(all, work{tile: &tiles[i], chunk: c})
 		}
 	}
-	size := attendMost * call.a.D
+	size := tileQueries * call.a.D
 	sums := s.buffer(len(all) * size)
 	defer s.give(sums)
 	s.pool.each(len(all), func(i int) {
@@ -160,10 +160,10 @@ func (s *Set) attender(a *kernel.Heads) *attendScratch {
 	if w == nil {
 		w = &attendScratch{}
 	}
-	if len(w.q) < attendMost*a.D {
-		store := make([]float32, 3*attendMost*a.D)
-		w.q, w.run.acc, w.part.acc = store[:attendMost*a.D], store[attendMost*a.D:2*attendMost*a.D],
-			store[2*attendMost*a.D:]
+	if len(w.q) < tileQueries*a.D {
+		store := make([]float32, 3*tileQueries*a.D)
+		w.q, w.run.acc, w.part.acc = store[:tileQueries*a.D], store[tileQueries*a.D:2*tileQueries*a.D],
+			store[2*tileQueries*a.D:]
 	}
 	return w
 }
@@ -191,13 +191,13 @@ func (c *attendCall) load(t *attendTile, w *attendScratch) {
 	for ; i+4 <= t.n; i += 4 {
 		q0, q1, q2, q3 := c.query(t, i), c.query(t, i+1), c.query(t, i+2), c.query(t, i+3)
 		for d, v := range q0 {
-			to := (*[4]float32)(w.q[d*attendMost+i:])
+			to := (*[4]float32)(w.q[d*tileQueries+i:])
 			to[0], to[1], to[2], to[3] = v, q1[d], q2[d], q3[d]
 		}
 	}
 	for ; i < t.n; i++ {
 		for d, v := range c.query(t, i) {
-			w.q[d*attendMost+i] = v
+			w.q[d*tileQueries+i] = v
 		}
 	}
 }
@@ -205,7 +205,7 @@ func (c *attendCall) load(t *attendTile, w *attendScratch) {
 // storeTile writes the results of a tile.
 func (s *Set) storeTile(call *attendCall, t *attendTile, p *attendPart) {
 	if sinks := call.a.Sinks; sinks != nil {
-		var extra [attendMost]float32
+		var extra [tileQueries]float32
 		for i := range t.n {
 			extra[i] = sinks[t.kv*call.group+(t.first+i)%call.group] - p.best[i]
 		}
@@ -221,7 +221,7 @@ func (s *Set) storeTile(call *attendCall, t *attendTile, p *attendPart) {
 
 // joinParts joins the part of later positions with that of earlier ones.
 func (s *Set) joinParts(run, part *attendPart, n, d int) {
-	var scales [2 * attendMost]float32
+	var scales [2 * tileQueries]float32
 	for i := range n {
 		best := run.best[i]
 		if run.sum[i] == 0 || part.sum[i] != 0 && part.best[i] > best {
@@ -250,7 +250,7 @@ func (s *Set) joinParts(run, part *attendPart, n, d int) {
 // alone. The order of a query's sum is the order of positions in both cases.
 func (s *Set) sumChunk(call *attendCall, t *attendTile, c int, w *attendScratch, out *attendPart) {
 	a, from := &call.a, c*attendChunk
-	var lo, hi [attendMost]int // positions of the chunk that each query attends to
+	var lo, hi [tileQueries]int // positions of the chunk that each query attends to
 	least, most := attendChunk, 0
 	shared, sharedEnd := 0, attendChunk
 	for i := range t.n {
@@ -262,13 +262,13 @@ func (s *Set) sumChunk(call *attendCall, t *attendTile, c int, w *attendScratch,
 		}
 		shared, sharedEnd = max(shared, lo[i]), min(sharedEnd, hi[i])
 	}
-	out.sum = [attendMost]float32{}
+	out.sum = [tileQueries]float32{}
 	clear(out.acc[:t.n*a.D])
 	if most <= least {
 		return
 	}
 	block, end := least/attendBlock, (most+attendBlock-1)/attendBlock
-	once := t.span.Rows*call.group <= attendMost // no other tile reads these positions
+	once := t.span.Rows*call.group <= tileQueries // no other tile reads these positions
 	if once {
 		if c == 0 {
 			s.prefetchBlocks(t, a.D, from, end, true)
@@ -282,7 +282,7 @@ func (s *Set) sumChunk(call *attendCall, t *attendTile, c int, w *attendScratch,
 	for i := 0; i < t.n; {
 		for _, loop := range s.loops(w).scores {
 			if loop.n <= t.n-i {
-				loop.run(&w.scores[i*attendChunk+block*attendBlock], 4*attendChunk, &w.q[i], 4*attendMost,
+				loop.run(&w.scores[i*attendChunk+block*attendBlock], 4*attendChunk, &w.q[i], 4*tileQueries,
 					&w.keys[block], a.D, end-block)
 				i += loop.n
 				break

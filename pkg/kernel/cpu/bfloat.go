@@ -26,7 +26,7 @@ type pairMatrix struct {
 // pairOps are the bfloat16 loops of one instruction family.
 type pairOps struct {
 	round  func(dst *uint16, x *float32, n int)
-	group  func(dst *byte, x *float32, ldx, count int)    // 32 inputs of tileMost rows, count times; or nil
+	group  func(dst *byte, x *float32, ldx, count int)    // 32 inputs of tileRows rows, count times; or nil
 	vector func(y *float32, w, x *byte, pairs, fours int) // four panels at a time, one row; or nil
 	tile   map[int]pairFunc                               // by rows of activations: 1, 2, 4, 8, 16
 }
@@ -167,7 +167,7 @@ func (s *Set) swapped(x []float32, t int, products []kernel.Product[float32]) {
 // pairPanel multiplies panel w by all rows: sixteen at a time, and the rest in groups of 8, 4, 2 and 1.
 func (s *Set) pairPanel(p *kernel.Product[float32], m *pairMatrix, w, acts []byte, t, panel int) {
 	var sums spill
-	for row, rows := 0, tileMost; row < t; row += rows {
+	for row, rows := 0, tileRows; row < t; row += rows {
 		for rows > t-row {
 			rows /= 2
 		}
@@ -183,17 +183,17 @@ func (s *Set) roundRows(x []float32, t, cols int) *[]float32 {
 	pairs := (cols + 1) / 2
 	b := s.buffer(t * pairs)
 	out := *b
-	s.each((t+tileMost-1)/tileMost, t*cols/2, func(i int) {
+	s.each((t+tileRows-1)/tileRows, t*cols/2, func(i int) {
 		line := s.buffer(pairs)
 		defer s.give(line)
 		clear(*line) // an odd last input is paired with zero
-		end := min((i+1)*tileMost, t)
-		for row, rows := i*tileMost, tileMost; row < end; row += rows {
+		end := min((i+1)*tileRows, t)
+		for row, rows := i*tileRows, tileRows; row < end; row += rows {
 			for rows > end-row {
 				rows /= 2
 			}
 			group, done := out[row*pairs:(row+rows)*pairs], 0
-			if count := cols / 32; rows == tileMost && count > 0 && s.pair.group != nil {
+			if count := cols / 32; rows == tileRows && count > 0 && s.pair.group != nil {
 				s.pair.group((*byte)(unsafe.Pointer(&group[0])), &x[row*cols], 4*cols, count)
 				done = 16 * count
 			}
@@ -222,7 +222,7 @@ func pairPortable() pairOps {
 	wide := func(b []byte, i int) float32 {
 		return math.Float32frombits(uint32(binary.LittleEndian.Uint16(b[2*i:])) << 16)
 	}
-	for rows := 1; rows <= tileMost; rows *= 2 {
+	for rows := 1; rows <= tileRows; rows *= 2 {
 		o.tile[rows] = func(y *float32, ldy int, w, x *byte, pairs int) {
 			weights, acts := unsafe.Slice(w, pairs*64), unsafe.Slice(x, pairs*4*rows)
 			for t := range rows {

@@ -59,7 +59,7 @@ func pairAVX2() pairOps {
 			out[i] = tensor.BFloat16bits(in[i])
 		}
 	}}
-	for rows := 1; rows <= tileMost; rows *= 2 {
+	for rows := 1; rows <= tileRows; rows *= 2 {
 		step, loop := min(rows, 4), pairs4Wide
 		switch rows {
 		case 1:

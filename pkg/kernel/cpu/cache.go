@@ -141,7 +141,7 @@ func copyBlock(kv *kernel.KV[float32], keys, values []float32, pos, head, d int)
 	}
 }
 
-// prefetchBlocks prefetches some blocks of keys, or of values, from a position on. They lie too far
+// prefetchBlocks prefetches some blocks of keys, or of values, from a position on. They are too far
 // apart for the hardware prefetcher.
 func (s *Set) prefetchBlocks(t *attendTile, d, from, blocks int, keys bool) {
 	kv, size := &t.span.KV, attendBlock*d

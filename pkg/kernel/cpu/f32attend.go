@@ -19,7 +19,7 @@ const (
 
 // causalScratch is the scratch of a block of rows.
 type causalScratch struct {
-	room           []float32 // memory of the slices below
+	memory         []float32 // the memory that the slices below share
 	scores, slopes []float32 // [rows][ld]
 	ld             int
 	// panels of keys and values whose columns are positions; of either, whose columns are components
@@ -52,7 +52,7 @@ type causal struct {
 	qw, kw     int // floats from row to row
 	qo, ko, lo int // offsets of the head's first row in q, k and lse
 	w          *gemmScratch
-	slim       gemmOps // with narrow panels only, since scores end at a diagonal
+	narrow     gemmOps // with narrow panels only, since scores end at a diagonal
 	causalScratch
 }
 
@@ -63,17 +63,17 @@ func (s *Set) causalHead(seq, head int, t int, a kernel.Heads, backward bool) *c
 	if c == nil {
 		c = &causal{}
 	}
-	*c = causal{Set: s, a: a, t: t, qw: a.H * a.D, kw: a.K * a.D, w: s.multiplier(), slim: s.gemm,
-		causalScratch: causalScratch{room: c.room}}
+	*c = causal{Set: s, a: a, t: t, qw: a.H * a.D, kw: a.K * a.D, w: s.multiplier(), narrow: s.gemm,
+		causalScratch: causalScratch{memory: c.memory}}
 	c.qo, c.ko, c.lo = seq*t*c.qw+head*a.D, seq*t*c.kw+kv*a.D, seq*t*a.H+head
-	c.slim.wide, c.slim.tiles = lanes, s.gemm.narrow
+	c.narrow.wide, c.narrow.tiles = lanes, s.gemm.narrow
 	block, wide, d := s.causalBlock(t), roundUp(t, lanes), roundUp(a.D, lanes)
 	c.ld = wide + lanes // so that rows do not share the same sets of a cache
 	total := 2*block*c.ld + 2*wide*a.D + t*d + 2*block*d + 4*block
-	if len(c.room) < total {
-		c.room = make([]float32, total)
+	if len(c.memory) < total {
+		c.memory = make([]float32, total)
 	}
-	rest := c.room
+	rest := c.memory
 	take := func(n int) []float32 {
 		out := rest[:n]
 		rest = rest[n:]
@@ -109,22 +109,22 @@ func pack(o *gemmOps, data []float32, x operand, to, depth int) gemmPanels {
 // scoresOf writes the products of rows lo..hi-1 of x with the positions that they attend to. Row lo of
 // the result is row 0 of out.
 func (c *causal) scoresOf(out, x []float32, p gemmPanels, lo, hi int) {
-	tall := len(c.slim.tiles) - 1
+	tall := len(c.narrow.tiles) - 1
 	g := gemmCall{c: out, ldc: c.ld, a: rowsOf(x[lo*c.qw:], c.qw)}
 	for i := lo; i < hi; i += tall {
 		rows := min(tall, hi-i)
 		seen := p
 		seen.from, seen.to = first(i, c.a)&^(lanes-1), roundUp(i+rows, lanes)
 		seen.data = p.data[seen.from*p.depth:]
-		g.strip(&c.slim, c.w, &seen, i-lo, rows, 0, p.depth)
+		g.strip(&c.narrow, c.w, &seen, i-lo, rows, 0, p.depth)
 	}
 }
 
-// hide clears the scores of positions that tiles read but row p does not attend to.
-func (c *causal) hide(row []float32, p int) {
+// clearMasked clears the scores of positions that tiles read but row p does not attend to.
+func (c *causal) clearMasked(row []float32, p int) {
 	from, to := first(p, c.a), p+1
-	clear(row[max(0, from-gemmTallest):from])
-	clear(row[to:min(to+gemmTallest, c.ld)])
+	clear(row[max(0, from-gemmMaxRows):from])
+	clear(row[to:min(to+gemmMaxRows, c.ld)])
 }
 
 // AttendCausal computes attention over whole sequences, one head and one block of rows at a time.
@@ -149,7 +149,7 @@ func (s *Set) AttendCausal(y, lse, q, k, v kernel.Buffer[float32], b, t int, a k
 
 // forward computes rows lo..hi-1.
 func (c *causal) forward(y, lse, q, k, v []float32, lo, hi int) {
-	c.scoresOf(c.scores, q, pack(&c.slim, c.keys, rowsOf(k, c.kw), hi, c.a.D), lo, hi)
+	c.scoresOf(c.scores, q, pack(&c.narrow, c.keys, rowsOf(k, c.kw), hi, c.a.D), lo, hi)
 	c.weighRows(lo, hi)
 	values := pack(&c.gemm, c.across, columnsOf(v, c.kw), c.a.D, hi)
 	g := gemmCall{c: y[lo*c.qw:], ldc: c.qw, a: rowsOf(c.scores, c.ld)}
@@ -186,7 +186,7 @@ func (c *causal) weighRows(lo, hi int) {
 			scale = 1
 		}
 		c.bests[p-lo], c.sums[p-lo] = c.attend.weigh(&row[from], p+1-from, scale)
-		c.hide(row, p)
+		c.clearMasked(row, p)
 	}
 }
 
@@ -239,8 +239,8 @@ func (s *Set) AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v kernel.Buffer[flo
 	s.each(b*a.K, 5*b*t*t*a.H*a.D/2, func(i int) {
 		c := s.causalHead(i/a.K, i%a.K*group, t, a, true)
 		defer c.done()
-		keys := pack(&c.slim, c.keys, rowsOf(k[c.ko:], c.kw), t, a.D)
-		values := pack(&c.slim, c.values, rowsOf(v[c.ko:], c.kw), t, a.D)
+		keys := pack(&c.narrow, c.keys, rowsOf(k[c.ko:], c.kw), t, a.D)
+		values := pack(&c.narrow, c.values, rowsOf(v[c.ko:], c.kw), t, a.D)
 		across := pack(&c.gemm, c.across, columnsOf(k[c.ko:], c.kw), a.D, t)
 		for head := range group {
 			for lo := 0; lo < t; lo += block {
@@ -279,8 +279,8 @@ func (c *causal) slope(dy, y, lse []float32, lo, hi int) {
 		} else {
 			c.train.scoreSlopes(&slopes[from], &weights[from], n, scale, lse[p*c.a.H], deltas[p-lo])
 		}
-		c.hide(weights, p)
-		c.hide(slopes, p)
+		c.clearMasked(weights, p)
+		c.clearMasked(slopes, p)
 	}
 }
 

@@ -13,14 +13,14 @@ import "github.com/klauspost/cpuid/v2"
 // are one longer chain.
 
 const (
-	gemmDepth   = 256     // most steps of the reduction in a packed block of the right operand
-	gemmColumns = 512     // most columns of a packed block
-	gemmSmall   = 1 << 20 // elements of a product that fits a core's cache
-	gemmAlias   = 2048    // rows this many bytes apart, or a multiple, share few sets of the first-level cache
-	gemmReuse   = 384     // rows from which packing columns of such a matrix pays
-	gemmBurst   = 24      // cache lines prefetched at once
-	gemmWidest  = 32      // most columns of a panel, over all families
-	gemmTallest = 12      // most rows of a tile, over all families
+	gemmDepth      = 256     // most steps of the reduction in a packed block of the right operand
+	gemmColumns    = 512     // most columns of a packed block
+	gemmSmall      = 1 << 20 // elements of a product that fits a core's cache
+	gemmAlias      = 2048    // rows this many bytes apart, or a multiple, share few sets of the first-level cache
+	gemmReuse      = 384     // rows from which packing columns of such a matrix pays
+	gemmBurst      = 24      // cache lines prefetched at once
+	gemmMaxColumns = 32      // most columns of a panel, over all families
+	gemmMaxRows    = 12      // most rows of a tile, over all families
 )
 
 // fewWays reports that the first-level cache has so few ways that lines in the same set evict each
@@ -84,8 +84,8 @@ type gemmCall struct {
 
 // gemmScratch is the scratch of one worker.
 type gemmScratch struct {
-	zero, bias [gemmWidest]float32
-	edge       [gemmTallest * gemmWidest]float32
+	zero, bias [gemmMaxColumns]float32
+	edge       [gemmMaxRows * gemmMaxColumns]float32
 	a          [(gemmDepth + lanes) * lanes]float32
 	b          []float32 // [columns][depth], by panels
 	panels     []gemmPanels

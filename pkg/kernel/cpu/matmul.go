@@ -29,7 +29,7 @@ func (s *Set) floats(x []float32, t int, products []kernel.Product[float32]) {
 			weights = m.dense
 		}
 		if weights == nil {
-			s.decodedFirst(x, t, &p)
+			s.decodeAndMultiply(x, t, &p)
 			continue
 		}
 		calls = append(calls, gemmCall{c: p.Y, ldc: p.W.Rows, bias: p.Bias, a: rowsOf(x, p.W.Cols),
@@ -40,8 +40,8 @@ func (s *Set) floats(x []float32, t int, products []kernel.Product[float32]) {
 	}
 }
 
-// decodedFirst decodes rawRows rows of weights at a time and multiplies them.
-func (s *Set) decodedFirst(x []float32, t int, p *kernel.Product[float32]) {
+// decodeAndMultiply decodes rawRows rows of weights at a time and multiplies them.
+func (s *Set) decodeAndMultiply(x []float32, t int, p *kernel.Product[float32]) {
 	n, k := p.W.Rows, p.W.Cols
 	s.each((n+rawRows-1)/rawRows, t*n*k, func(i int) {
 		lo, hi := i*rawRows, min((i+1)*rawRows, n)

@@ -110,17 +110,17 @@ func (s *Set) quantised(x []float32, t int, products []kernel.Product[float32]) 
 }
 
 // actMargin is the number of bytes that a loop may read past the last row of a group of activations.
-const actMargin = tileMost * 128
+const actMargin = tileRows * 128
 
-// activations quantises x[T,cols] in groups of tileMost rows; the last group has the remaining ones.
+// activations quantises x[T,cols] in groups of tileRows rows; the last group has the remaining ones.
 // The blocks of the rows of a group are interleaved: block 0 of every row, block 1 of every row, ...
 func (s *Set) activations(x []float32, t, cols int) *[]float32 {
 	size, blocks := s.quant.act, cols/blockLen
 	b := s.buffer((t*blocks*size + actMargin) / 4)
 	out := bytesOf(*b)
-	s.each((t+tileMost-1)/tileMost, t*cols, func(i int) {
-		row := i * tileMost
-		rows := min(tileMost, t-row)
+	s.each((t+tileRows-1)/tileRows, t*cols, func(i int) {
+		row := i * tileRows
+		rows := min(tileRows, t-row)
 		for r := range rows {
 			s.quant.quantize(&out[(row*blocks+r)*size], rows*size, &x[(row+r)*cols], blocks)
 		}
@@ -130,7 +130,7 @@ func (s *Set) activations(x []float32, t, cols int) *[]float32 {
 
 // panels computes panels lo to hi-1 of one product. The first of them is at w. The fastest loop depends on the number
 // of rows of activations. One row is bound by memory: packed codes are read once and unpacked in registers. For a
-// small number of rows this unpacking is shared by up to rowsMost rows. For more rows each panel is unpacked to the
+// small number of rows this unpacking is shared by up to rowsMax rows. For more rows each panel is unpacked to the
 // cache and multiplied by tiles of rows.
 func (s *Set) panels(p *kernel.Product[float32], m *packed, w, acts []byte, t, lo, hi int) {
 	var sums spill
@@ -140,8 +140,8 @@ func (s *Set) panels(p *kernel.Product[float32], m *packed, w, acts []byte, t, l
 	case t < s.quant.unpackRows() && packedRows != nil:
 		for panel := lo; panel < hi; panel++ {
 			for row := 0; row < t; {
-				group := row - row%tileMost // whose blocks are interleaved
-				rows := min(tileMost, t-group)
+				group := row - row%tileRows // whose blocks are interleaved
+				rows := min(tileRows, t-group)
 				n := evenRows(group + rows - row)
 				y, ldy := sums.of(p.Y, m.rows, row, panel)
 				packedRows(y, ldy, &w[(panel-lo)*m.stride], &acts[(group*m.blocks+row-group)*s.quant.act], m.blocks, n,
@@ -182,12 +182,12 @@ func (s *Set) matrix(p *kernel.Product[float32], m *packed, w, acts []byte, t, l
 	var sums spill
 	for panel := lo; panel < hi; panel++ {
 		unpack(flat, &w[(panel-lo)*m.stride], m.blocks)
-		for first := 0; first < t; first += tileMost {
-			rows, x := min(tileMost, t-first), acts[first*m.blocks*s.quant.act:]
+		for first := 0; first < t; first += tileRows {
+			rows, x := min(tileRows, t-first), acts[first*m.blocks*s.quant.act:]
 			for row := 0; row < rows; {
 				y, ldy := sums.of(p.Y, n, first+row, panel)
 				size := rows
-				if rows == tileMost && tile != nil {
+				if rows == tileRows && tile != nil {
 					tile(y, ldy, flat, &x[0], m.blocks, word)
 				} else {
 					size = evenRows(rows - row)
@@ -210,10 +210,10 @@ func (s *Set) tiled(p *kernel.Product[float32], m *packed, w, acts []byte, t, lo
 	for panel := lo; panel < hi; panel++ {
 		unpack(codes, &w[(panel-lo)*m.stride], m.blocks)
 		for row := 0; row < t; {
-			rows, groups := min(tileMost, t-row), 1
+			rows, groups := min(tileRows, t-row), 1
 			y, ldy := sums.of(p.Y, m.rows, row, panel)
 			if sums == nil {
-				groups = max(1, (t-row)/tileMost)
+				groups = max(1, (t-row)/tileRows)
 			}
 			amx(y, ldy, codes, &acts[row*m.blocks*s.quant.act], scratch, m.blocks, rows, groups)
 			sums.spill(p.Y, m.rows, row, rows, panel)
@@ -222,10 +222,10 @@ func (s *Set) tiled(p *kernel.Product[float32], m *packed, w, acts []byte, t, lo
 	}
 }
 
-// evenRows returns how many of the remaining rows are multiplied next, so that the parts, of at most rowsMost rows,
+// evenRows returns how many of the remaining rows are multiplied next, so that the parts, of at most rowsMax rows,
 // have nearly equal sizes.
 func evenRows(rows int) int {
-	parts := (rows + rowsMost - 1) / rowsMost
+	parts := (rows + rowsMax - 1) / rowsMax
 	return (rows + parts - 1) / parts
 }
 
@@ -239,7 +239,7 @@ func (s *spill) of(y []float32, n, row, panel int) (*float32, int) {
 		return &y[row*n+col], 4 * n
 	}
 	if *s == nil {
-		*s = make(spill, tileMost*panelRows)
+		*s = make(spill, tileRows*panelRows)
 	}
 	return &(*s)[0], 4 * panelRows
 }

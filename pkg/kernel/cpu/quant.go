@@ -21,8 +21,8 @@ const (
 	panelRows     = 16 // rows of a panel
 	blockLen      = 32 // inputs of a block
 	superLen      = 8  // blocks of a super-block
-	tileMost      = 16 // rows of activations in one pass over a panel
-	rowsMost      = 8  // rows of activations in one pass that is not a tile
+	tileRows      = 16 // rows of activations in one pass over a panel
+	rowsMax       = 8  // rows of activations in one pass that is not a tile
 	unpackFrom    = 33 // rows of activations from which a panel is unpacked first
 	amxUnpackFrom = 12 // the same with AMX tiles
 
@@ -116,10 +116,10 @@ type quantOps struct {
 	quantize func(dst *byte, stride int, x *float32, blocks int)
 	unpack   [dtypes]unpackFunc
 	gemv     [dtypes]gemvFunc // nil: unpack and unpackedRows
-	// at most rowsMost rows, stride bytes between their blocks; nil: unpack and unpackedRows
+	// at most rowsMax rows, stride bytes between their blocks; nil: unpack and unpackedRows
 	packedRows   [dtypes]packedRowsFunc
-	tile         [kinds]tileFunc         // tileMost rows; nil: unpackedRows
-	unpackedRows [kinds]unpackedRowsFunc // at most rowsMost rows
-	// groups of at most tileMost rows, from codes minus their offset; nil: tile and unpackedRows
+	tile         [kinds]tileFunc         // tileRows rows; nil: unpackedRows
+	unpackedRows [kinds]unpackedRowsFunc // at most rowsMax rows
+	// groups of at most tileRows rows, from codes minus their offset; nil: tile and unpackedRows
 	amx [kinds]amxFunc
 }

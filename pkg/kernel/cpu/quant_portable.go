@@ -176,10 +176,10 @@ func scalesOf(d tensor.DType, s []byte, sub, r int) [4]float32 {
 	return [4]float32{float16(0)}
 }
 
-// plainTile returns the loop that multiplies an unpacked panel by tileMost rows.
+// plainTile returns the loop that multiplies an unpacked panel by tileRows rows.
 func plainTile(k kind) tileFunc {
 	return func(y *float32, ldy int, w, x *byte, blocks, word int) {
-		plainRows(k, y, ldy, w, x, blocks, tileMost, tileMost*plainAct, word)
+		plainRows(k, y, ldy, w, x, blocks, tileRows, tileRows*plainAct, word)
 	}
 }
 
