@@ -1,11 +1,12 @@
-// Package sampler is the service between the last stage and the router. It picks tokens from
-// logits under each session's sampling parameters, and ends a generation at an end-of-text
-// id or at its length. Stop strings need text and are the router's.
+// Package sampler is the service between the last stage and the router. It picks tokens from logits
+// with each session's sampling parameters. It ends a generation at an end-of-text id or at its
+// maximum length. The router handles stop strings, because they need text.
 //
-// A pipeline has two conversations, Sample with the router and Push with the last stage,
-// which proto/lamina/sampler/v1 specifies. The state of a session is a function of its rules
-// and emitted tokens, so any other sampler can take it over. What is wrong with a session is
-// answered by failed and never ends a stream, which all sessions of a pipeline share.
+// A pipeline has two streams: Sample with the router and Push with the last stage.
+// proto/lamina/sampler/v1 specifies them. The state of a session is a function of its sampling
+// parameters and emitted tokens, so any other sampler can take it over. An error of one session is
+// answered with failed. It never ends a stream, because all sessions of a pipeline share the
+// stream.
 //
 // # Metrics
 //

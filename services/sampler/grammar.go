@@ -12,16 +12,16 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/samplerules"
 )
 
-// Bounds of what a sampler keeps of vocabularies and grammars, by count; the least
-// recently used is evicted.
+// These are the numbers of vocabularies and grammars that a sampler keeps. The least recently used
+// one is evicted.
 const (
 	maxVocabularies = 8
 	maxCompiled     = 64
 )
 
-// library is the vocabularies and the grammars compiled for them. Compiling takes up to a
-// quarter of a second of CPU, so it is done without the lock: nobody waits for a grammar
-// but the sessions that need it, and as many compile at once as slots allow.
+// library holds the vocabularies and the grammars compiled for them. Compiling takes up to a
+// quarter of a second of CPU, so it is done without the lock. Only the sessions that need a grammar
+// wait for it. slots limits how many grammars are compiled at once.
 type library struct {
 	slots chan struct{}
 
@@ -34,11 +34,11 @@ func newLibrary() *library {
 	return &library{slots: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2))}
 }
 
-// compiling is a grammar that is compiled, or about to be; done is closed when it is.
+// compiling is a grammar that is being compiled or has been compiled. done is closed when it has.
 type compiling struct {
 	done     chan struct{}
 	compiled *grammar.Compiled
-	words    int // of a token mask
+	words    int // number of words in a token mask
 	err      error
 }
 
@@ -47,16 +47,15 @@ type entry[K comparable, V any] struct {
 	value V
 }
 
-// vocabulary is a model's tokens, and what grammars know of them for each set of ids that
-// end a text.
+// vocabulary holds a model's tokens, and their form for grammars for each set of end-of-text ids.
 type vocabulary struct {
 	tokens [][]byte
 
-	mu   sync.Mutex // held while one is laid out
+	mu   sync.Mutex // held while a layout is computed
 	laid map[string]*grammar.Vocabulary
 }
 
-// layout prepares the vocabulary for grammars whose texts end by any of the given ids.
+// layout prepares the vocabulary for grammars whose texts end with any of the given ids.
 func (v *vocabulary) layout(key string, ends []int32) (*grammar.Vocabulary, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -104,11 +103,11 @@ func put[K comparable, V any](list []entry[K, V], key K, v V, most int) []entry[
 	return append(list, entry[K, V]{key, v})
 }
 
-// incoming is the vocabularies of which a pipeline has sent some parts but not all.
+// incoming holds the vocabularies of which a pipeline has sent some parts but not all.
 type incoming map[string][][]byte
 
-// take adds a part of a vocabulary to what a pipeline has sent of it. A part that does not
-// fit is an error and drops the vocabulary.
+// take adds a part of a vocabulary to the parts that a pipeline has sent before. If a part does not
+// fit, it drops the vocabulary and returns an error.
 func (l *library) take(parts incoming, t *samplerv1.Tokens) error {
 	have := parts[t.GetDigest()]
 	var err error
@@ -118,9 +117,9 @@ func (l *library) take(parts incoming, t *samplerv1.Tokens) error {
 	case int(t.GetFirst()) != len(have):
 		err = fault.Field("tokens.first", "got %d, want %d", t.GetFirst(), len(have))
 	case n > int(t.GetSize()):
-		err = fault.Field("tokens.tokens", "%d tokens are more than the size of %d", n, t.GetSize())
+		err = fault.Field("tokens.tokens", "%d tokens exceed the size of %d", n, t.GetSize())
 	case len(parts) >= maxVocabularies && have == nil:
-		err = fault.New(fault.Exhausted, "take vocabulary %s: %d others are incomplete", t.GetDigest(), len(parts))
+		err = fault.New(fault.Exhausted, "store vocabulary %s: %d others are incomplete", t.GetDigest(), len(parts))
 	}
 	if err != nil {
 		delete(parts, t.GetDigest())
@@ -142,9 +141,9 @@ func (l *library) take(parts incoming, t *samplerv1.Tokens) error {
 	return nil
 }
 
-// matcher compiles a session's grammar, or finds it compiled, and advances a matcher by
-// what was emitted. It also makes the mask of the next token, so that a grammar that no
-// token can follow is refused here and not at the first row; the grammar keeps that mask.
+// matcher compiles a session's grammar, or finds it compiled, and advances a matcher over the
+// emitted tokens. It also computes the mask of the next token, so that a grammar that allows no
+// token is refused here and not at the first row. The grammar caches that mask.
 func (l *library) matcher(ctx context.Context, a *samplerv1.AddSession) (m *grammar.Matcher, mask []uint64, err error) {
 	wire := a.GetRules().GetGrammar()
 	if wire == nil {
@@ -152,7 +151,7 @@ func (l *library) matcher(ctx context.Context, a *samplerv1.AddSession) (m *gram
 	}
 	ends := ids(a.GetRules().GetEndIds())
 	slices.Sort(ends)
-	c, err := l.compile(ctx, compiledKey{a.GetVocabulary(), spell(ends), wire.GetKind(), wire.GetSource()}, wire, ends)
+	c, err := l.compile(ctx, compiledKey{a.GetVocabulary(), idsKey(ends), wire.GetKind(), wire.GetSource()}, wire, ends)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -173,8 +172,8 @@ func (l *library) matcher(ctx context.Context, a *samplerv1.AddSession) (m *gram
 	return m, mask, nil
 }
 
-// compile returns a grammar compiled for a vocabulary. Of those who ask for the same one at
-// once the first compiles it and the others wait.
+// compile returns a grammar compiled for a vocabulary. If several sessions ask for the same grammar
+// at once, the first compiles it and the others wait.
 func (l *library) compile(
 	ctx context.Context, key compiledKey, wire *samplerv1.Grammar, ends []int32,
 ) (c *compiling, err error) {
@@ -204,14 +203,14 @@ func (l *library) compile(
 			c.err = fault.New(fault.Internal, "compile grammar: %v", r)
 		}
 		err = c.err
-		if c.err != nil { // it must not evict one that compiles
+		if c.err != nil { // a grammar with an error must not evict a good one
 			l.mu.Lock()
 			l.held = slices.DeleteFunc(l.held, func(e entry[compiledKey, *compiling]) bool { return e.value == c })
 			l.mu.Unlock()
 		}
 		close(c.done)
 	}()
-	l.slots <- struct{}{} // whoever holds one gives it back within bounded CPU time
+	l.slots <- struct{}{} // a slot is returned within bounded CPU time
 	defer func() { <-l.slots }()
 	var laid *grammar.Vocabulary
 	if laid, c.err = v.layout(key.ends, ends); c.err == nil {
@@ -221,8 +220,8 @@ func (l *library) compile(
 	return c, nil
 }
 
-// spell makes a map key of ids.
-func spell(ids []int32) string {
+// idsKey makes a map key from ids.
+func idsKey(ids []int32) string {
 	b := make([]byte, 0, 4*len(ids))
 	for _, id := range ids {
 		b = append(b, byte(id), byte(id>>8), byte(id>>16), byte(id>>24))

@@ -16,7 +16,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/wire"
 )
 
-// eof returns nil for the end of the caller's side.
+// eof returns nil if err is the regular end of the client's side of a stream.
 func eof(err error) error {
 	if errors.Is(err, io.EOF) {
 		return nil
@@ -24,7 +24,7 @@ func eof(err error) error {
 	return err
 }
 
-// push is the last stage's side of a pipeline.
+// push is the state of a Push stream from the last stage.
 type push struct {
 	service  *Service
 	pipeline *pipeline
@@ -35,7 +35,7 @@ type push struct {
 	logits   []float32
 }
 
-// Push is the last stage's conversation.
+// Push implements the stream of the last stage.
 func (s *Service) Push(stream grpc.BidiStreamingServer[samplerv1.PushRequest, samplerv1.PushResponse]) error {
 	first, err := stream.Recv()
 	if err != nil {
@@ -86,7 +86,7 @@ func (s *Service) Push(stream grpc.BidiStreamingServer[samplerv1.PushRequest, sa
 	}
 }
 
-// row begins a row, whose bytes may be followed by chunks.
+// row starts a row, which may be followed by chunks with the rest of its bytes.
 func (u *push) row(r *samplerv1.Row) error {
 	if r.GetLogits() == nil {
 		u.drop(r, fault.New(fault.Internal, "read row: it has no logits"))
@@ -94,7 +94,7 @@ func (u *push) row(r *samplerv1.Row) error {
 	}
 	done, err := u.tensors.Start(r.GetLogits())
 	if err != nil {
-		return err // it is not known how many bytes follow
+		return err // the number of bytes that follow is unknown
 	}
 	u.pending = r
 	if done {
@@ -118,7 +118,7 @@ func (u *push) drop(r *samplerv1.Row, err error) {
 	}
 }
 
-// finish picks from the pending row, which is complete.
+// finish picks a token from the pending row, which is complete.
 func (u *push) finish() error {
 	r := u.pending
 	u.pending = nil
@@ -151,9 +151,9 @@ func (u *push) finish() error {
 	return nil
 }
 
-// score answers a row of the prompt with the log-probability of the token that follows
-// it. No token is picked and the session's state stays as it is. A row that cannot be read
-// ends its session alone.
+// score answers a row of the prompt with the log-probability of the token that follows it. It picks
+// no token and does not change the session's state. A row that cannot be read ends only its
+// session.
 func (u *push) score(r *samplerv1.Row) {
 	candidates, whole, err := u.candidates(r)
 	at := slices.Index(r.GetIds(), r.GetTarget())
@@ -180,7 +180,7 @@ func (u *push) score(r *samplerv1.Row) {
 	if stale {
 		return
 	}
-	if whole { // the row is in the order of its ids
+	if whole { // the row is in the order of the ids
 		candidates, score.Logprob = sample.Best(u.logits, top), logprob(u.logits[r.GetTarget()])
 	} else {
 		score.Logprob = logprob(u.logits[at])
@@ -191,8 +191,8 @@ func (u *push) score(r *samplerv1.Row) {
 	p.reply(&samplerv1.SampleResponse{Frame: &samplerv1.SampleResponse_Score{Score: score}})
 }
 
-// candidates checks a row and returns its candidates, or that it is whole. An error is the
-// stage's or the model's, never the request's, and ends only the row's session.
+// candidates checks a row and returns its candidates, or reports that it is a full logits row. An
+// error is caused by the stage or the model, never by the request, and ends only the row's session.
 func (u *push) candidates(r *samplerv1.Row) ([]sample.Candidate, bool, error) {
 	bad := func(format string, args ...any) error {
 		return fault.New(fault.Internal, "read row at position %d: "+format, append([]any{r.GetPosition()}, args...)...)
@@ -227,9 +227,9 @@ func (u *push) candidates(r *samplerv1.Row) ([]sample.Candidate, bool, error) {
 	return nil, true, nil
 }
 
-// pick advances a session by one row. It returns the reply to the router, or that
-// the whole row is wanted, or neither for a row that nobody waits for. A panic ends the
-// session and not the stream that all share.
+// pick advances a session by one row. It returns the reply to the router, or reports that the full
+// logits row is wanted. For a row that nobody waits for it returns neither. A panic ends the
+// session but not the stream, which all sessions share.
 func (p *pipeline) pick(
 	r *samplerv1.Row, candidates []sample.Candidate, whole bool, row []float32,
 ) (reply *samplerv1.SampleResponse, wanted bool) {
@@ -259,8 +259,8 @@ func (p *pipeline) pick(
 	return n.token(r, choice), false
 }
 
-// pick applies the session's grammar and rules to a row. An error that names a field is the
-// request's own fault.
+// pick applies the session's grammar and sampling parameters to a row. An error that names a field
+// is caused by the request.
 func (n *session) pick(
 	r *samplerv1.Row, candidates []sample.Candidate, whole bool, row []float32,
 ) (choice sample.Choice, err error) {
@@ -278,10 +278,10 @@ func (n *session) pick(
 	switch {
 	case errors.Is(err, sample.ErrNone) && n.matcher != nil:
 		return choice, fault.Field(
-			"grammar.source", "the grammar and the other rules leave no token at position %d", position,
+			"grammar.source", "the grammar and the sampling parameters leave no token at position %d", position,
 		)
 	case errors.Is(err, sample.ErrNone):
-		return choice, fault.Field("advanced", "the rules leave no token at position %d", position)
+		return choice, fault.Field("advanced", "the sampling parameters leave no token at position %d", position)
 	case err != nil:
 		return choice, err
 	}
@@ -293,17 +293,17 @@ func (n *session) pick(
 	return choice, nil
 }
 
-// allow masks the next pick by the session's grammar.
+// allow applies the mask of the session's grammar to the next pick.
 func (n *session) allow() error {
 	n.picker.Allow(n.mask)
 	return n.matcher.Mask(n.mask)
 }
 
-// token records a choice and makes the reply.
+// token records a choice and returns the reply to the router.
 func (n *session) token(r *samplerv1.Row, choice sample.Choice) *samplerv1.SampleResponse {
 	n.last = int64(r.GetPosition())
 	n.emitted++
-	n.history.Emit(choice.ID, float64(float32(choice.Logprob))) // with the precision that another sampler would be told
+	n.history.Emit(choice.ID, float64(float32(choice.Logprob))) // in the precision that another sampler would receive
 	token := &samplerv1.Token{
 		Session: r.GetSession(), Epoch: n.epoch, Position: r.GetPosition() + 1, Id: uint32(choice.ID), Logprob: float32(choice.Logprob),
 	}

@@ -22,7 +22,7 @@ func TestService_PromptRowsAreScoredAndPickNothing(t *testing.T) {
 		t.Errorf("the score is %v", s)
 	}
 	last := logits(1, 1)
-	b.rows(row(1, 1, last, 40)) // the prompt's last row gives a token
+	b.rows(row(1, 1, last, 40)) // a token is picked from the prompt's last row
 	best := 0
 	for i, v := range last {
 		if v > last[best] {

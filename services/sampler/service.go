@@ -17,7 +17,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/samplerules"
 )
 
-// Config is what the service is given from outside.
+// Config holds the settings of a Service.
 type Config struct {
 	Log     *slog.Logger
 	Metrics prometheus.Registerer // nil measures nothing
@@ -51,12 +51,12 @@ func New(c Config) *Service {
 		tokens: prometheus.NewCounter(prometheus.CounterOpts{Name: "lamina_sampler_tokens_total", Help: "Tokens picked."}),
 		rows: prometheus.NewCounter(
 			prometheus.CounterOpts{
-				Name: "lamina_sampler_whole_rows_total", Help: "Whole rows asked for because candidates were too few.",
+				Name: "lamina_sampler_whole_rows_total", Help: "Full logits rows asked for because candidates were too few.",
 			},
 		),
 		bytes: prometheus.NewCounter(
 			prometheus.CounterOpts{
-				Name: "lamina_sampler_row_bytes_total", Help: "Bytes of the rows that last stages sent, as messages.",
+				Name: "lamina_sampler_row_bytes_total", Help: "Bytes of the row messages that last stages sent.",
 			},
 		),
 	}
@@ -72,17 +72,17 @@ func New(c Config) *Service {
 // Register adds the service to a server.
 func (s *Service) Register(r grpc.ServiceRegistrar) { samplerv1.RegisterSamplerServiceServer(r, s) }
 
-// pipeline is the state that the two conversations share.
+// pipeline is the state that the streams Sample and Push share.
 type pipeline struct {
 	replies chan *samplerv1.SampleResponse // to the router
 	done    chan struct{}                  // closed when the router's side ends
 
-	adding sync.WaitGroup // sessions in pending; added to while not closed
+	adding sync.WaitGroup // sessions in pending; none is added once the pipeline is closed
 
 	mu       sync.Mutex
 	closed   bool
 	sessions map[string]*session
-	pending  map[string]*samplerv1.AddSession // not answered yet, since a grammar takes time
+	pending  map[string]*samplerv1.AddSession // sessions that are not answered yet, since a grammar takes time
 }
 
 // session is one generation.
@@ -95,11 +95,11 @@ type session struct {
 	limit   int
 	top     int // candidates to report
 	emitted int
-	last    int64 // the last position picked for; -1 before the first
+	last    int64 // the last position for which a token was picked; -1 before the first
 	history *sample.History
 }
 
-// Sample is the router's conversation.
+// Sample implements the stream of the router.
 func (s *Service) Sample(stream grpc.BidiStreamingServer[samplerv1.SampleRequest, samplerv1.SampleResponse]) error {
 	first, err := stream.Recv()
 	if err != nil {
@@ -107,7 +107,7 @@ func (s *Service) Sample(stream grpc.BidiStreamingServer[samplerv1.SampleRequest
 	}
 	open := first.GetOpen()
 	if open == nil || len(open.GetPipeline()) != idLen {
-		return fault.Field("open.pipeline", "the first frame must name a pipeline by %d bytes", idLen)
+		return fault.Field("open.pipeline", "the first frame must name a pipeline with %d bytes", idLen)
 	}
 	p := &pipeline{
 		replies: make(chan *samplerv1.SampleResponse, queueLen), done: make(chan struct{}), sessions: map[string]*session{},
@@ -159,8 +159,8 @@ func (s *Service) remove(name string, p *pipeline) {
 	p.closed = true
 }
 
-// receive takes the router's frames until it closes its side. What is wrong with a session
-// or a vocabulary is answered by `failed` for the sessions concerned.
+// receive handles the router's frames until the router closes its side. An error of a session or a
+// vocabulary is answered with failed for the sessions concerned.
 func (s *Service) receive(
 	stream grpc.BidiStreamingServer[samplerv1.SampleRequest, samplerv1.SampleResponse], p *pipeline,
 ) error {
@@ -188,8 +188,8 @@ func (s *Service) receive(
 	}
 }
 
-// reply queues a frame to the router. It waits for a slow reader, and gives up when the
-// router's side has ended.
+// reply queues a frame to the router. It waits for a slow reader, but not after the router's side
+// has ended.
 func (p *pipeline) reply(r *samplerv1.SampleResponse) {
 	select {
 	case p.replies <- r:
@@ -197,8 +197,8 @@ func (p *pipeline) reply(r *samplerv1.SampleResponse) {
 	}
 }
 
-// add makes a session known and answers for it. A session with a grammar is answered from
-// a goroutine of its own, so that nobody else waits while the grammar is compiled.
+// add adds a session and answers the router. For a session with a grammar, a goroutine of its own
+// does both, so that no other session waits while the grammar is compiled.
 func (p *pipeline) add(ctx context.Context, a *samplerv1.AddSession, l *library) {
 	if err := p.expect(a); err != nil {
 		p.reply(refused(a, err))
@@ -215,7 +215,7 @@ func (p *pipeline) add(ctx context.Context, a *samplerv1.AddSession, l *library)
 	go finish()
 }
 
-// expect notes that a session is about to be added.
+// expect records that a session is about to be added.
 func (p *pipeline) expect(a *samplerv1.AddSession) error {
 	name := string(a.GetSession())
 	if len(name) != idLen {
@@ -240,7 +240,7 @@ func (p *pipeline) expect(a *samplerv1.AddSession) error {
 	return nil
 }
 
-// finishAdd makes the session and answers, unless it was removed or added anew meanwhile.
+// finishAdd creates the session and answers, unless it was removed or added again meanwhile.
 func (p *pipeline) finishAdd(ctx context.Context, a *samplerv1.AddSession, l *library) {
 	name := string(a.GetSession())
 	n, err := newSession(ctx, a, l)
@@ -263,7 +263,8 @@ func (p *pipeline) finishAdd(ctx context.Context, a *samplerv1.AddSession, l *li
 	}
 }
 
-// newSession reads a session's rules. A panic is the session's own end, not the stream's.
+// newSession creates a session with its sampling parameters. A panic ends only the session and not
+// the stream.
 func newSession(ctx context.Context, a *samplerv1.AddSession, l *library) (n *session, err error) {
 	defer func() {
 		if r := recover(); r != nil {
@@ -297,7 +298,7 @@ func newSession(ctx context.Context, a *samplerv1.AddSession, l *library) (n *se
 	return n, nil
 }
 
-// lastEpoch is the epoch of a session, 0 for none.
+// lastEpoch returns the epoch of a session, or 0 for a nil session.
 func (n *session) lastEpoch() uint64 {
 	if n == nil {
 		return 0
@@ -305,12 +306,13 @@ func (n *session) lastEpoch() uint64 {
 	return n.epoch
 }
 
-// refused is the answer to a session that is not added.
+// refused returns the answer for a session that is not added.
 func refused(a *samplerv1.AddSession, err error) *samplerv1.SampleResponse {
 	return failed(a.GetSession(), a.GetEpoch(), err)
 }
 
-// failed says that a session is refused or cannot go on, and whose fault that is.
+// failed returns the answer for a session that is refused or cannot go on. It names the field if
+// the request is the cause.
 func failed(name []byte, epoch uint64, err error) *samplerv1.SampleResponse {
 	f := &samplerv1.SessionFailed{
 		Session: name, Epoch: epoch, Code: uint32(rpc.Code(fault.CodeOf(err))), Message: err.Error(),

@@ -28,12 +28,12 @@ import (
 
 const vocab = 300
 
-// both are the two conversations of one pipeline.
+// both holds the two streams of one pipeline.
 type both struct {
 	t      *testing.T
 	router grpc.BidiStreamingClient[samplerv1.SampleRequest, samplerv1.SampleResponse]
 	stage  grpc.BidiStreamingClient[samplerv1.PushRequest, samplerv1.PushResponse]
-	mu     sync.Mutex // of sending to it
+	mu     sync.Mutex // guards sends
 }
 
 // open serves a sampler and opens a pipeline on it.
@@ -102,7 +102,7 @@ func (b *both) push(r *samplerv1.PushRequest) {
 	}
 }
 
-// add brings a session and waits until it is known.
+// add adds a session and waits for the answer.
 func (b *both) add(a *samplerv1.AddSession) {
 	b.t.Helper()
 	b.tell(&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Add{Add: a}})
@@ -117,7 +117,7 @@ func (b *both) rows(rows ...*samplerv1.Row) {
 	b.push(&samplerv1.PushRequest{Frame: &samplerv1.PushRequest_Rows{Rows: &samplerv1.Rows{Rows: rows}}})
 }
 
-// row is a row of a session, of its best candidates if there are so many.
+// row returns a row of a session. It has the given number of best candidates, or all logits.
 func row(session, position int, logits []float32, candidates int) *samplerv1.Row {
 	var total float64
 	for _, v := range logits {
@@ -135,7 +135,7 @@ func row(session, position int, logits []float32, candidates int) *samplerv1.Row
 	return r
 }
 
-// logits are alike at all positions of a seed, so that ids come again.
+// logits returns logits that are similar at all positions of a seed, so that ids are repeated.
 func logits(seed, position int) []float32 {
 	base, r := rand.New(rand.NewPCG(uint64(seed), 0)), rand.New(rand.NewPCG(uint64(seed), uint64(1+position)))
 	out := make([]float32, vocab)
@@ -145,7 +145,7 @@ func logits(seed, position int) []float32 {
 	return out
 }
 
-// everyRule is rules of every kind, each by itself and some together.
+// everyRule returns sampling parameters of every kind, alone and combined.
 func everyRule() []*samplerv1.Rules {
 	out := []*samplerv1.Rules{
 		{},
@@ -188,9 +188,9 @@ func everyRule() []*samplerv1.Rules {
 	return out
 }
 
-// TestSample_AnySamplerTakesOver generates with one sampler, and the second half of the
-// same with another, which is given what was emitted.
-func TestSample_AnySamplerTakesOver(t *testing.T) {
+// TestSample_AnotherSamplerTakesOver generates with one sampler, and then the second half again with
+// another one, which is given the emitted tokens.
+func TestSample_AnotherSamplerTakesOver(t *testing.T) {
 	const length, moved = 12, 5
 	for i, rules := range everyRule() {
 		b := open(t)
@@ -221,9 +221,9 @@ func TestSample_AnySamplerTakesOver(t *testing.T) {
 	}
 }
 
-// TestPush_CandidatesGiveTheRowsToken sends few candidates, and the row where it is
+// TestPush_CandidatesGiveTheSameTokenAsTheFullRow sends few candidates, and the full logits row when it is
 // asked for.
-func TestPush_CandidatesGiveTheRowsToken(t *testing.T) {
+func TestPush_CandidatesGiveTheSameTokenAsTheFullRow(t *testing.T) {
 	asked := 0
 	for i, rules := range everyRule() {
 		b := open(t)
@@ -256,7 +256,7 @@ func TestPush_CandidatesGiveTheRowsToken(t *testing.T) {
 		answering.Wait()
 	}
 	if asked == 0 {
-		t.Error("no row was ever asked for")
+		t.Error("no full logits row was asked for")
 	}
 }
 
@@ -305,7 +305,7 @@ func TestPush_BytesAreCounted(t *testing.T) {
 	}
 }
 
-func TestPush_RowsForNothing(t *testing.T) {
+func TestPush_RowsThatNobodyWaitsForAreIgnored(t *testing.T) {
 	b := open(t)
 	b.add(&samplerv1.AddSession{Session: id(1), Epoch: 2, Rules: &samplerv1.Rules{}})
 	x := logits(1, 1)
@@ -325,7 +325,7 @@ func TestPush_RowsForNothing(t *testing.T) {
 	}
 }
 
-func TestSample_EndsAndMinimum(t *testing.T) {
+func TestSample_EndIDsMaximumAndMinimumLength(t *testing.T) {
 	b := open(t)
 	x := logits(2, 2)
 	end := uint32(sample.Best(x, 1)[0].ID)
@@ -345,7 +345,7 @@ func TestSample_EndsAndMinimum(t *testing.T) {
 	}
 }
 
-// refusals are sessions that the sampler cannot take, with the field at fault.
+// refusals returns sampling parameters that the sampler refuses, by the field that the error names.
 func refusals() map[string]*samplerv1.Rules {
 	gbnf := func(source string) *samplerv1.Rules {
 		return &samplerv1.Rules{Grammar: &samplerv1.Grammar{Kind: samplerv1.GrammarKind_GRAMMAR_KIND_GBNF, Source: source}}
@@ -368,8 +368,8 @@ func refusals() map[string]*samplerv1.Rules {
 	}
 }
 
-// TestSample_RefusesOneSessionAndGoesOn brings sessions that cannot be taken between
-// others, on one stream.
+// TestSample_RefusesOneSessionAndGoesOn adds sessions that are refused between others, on one
+// stream.
 func TestSample_RefusesOneSessionAndGoesOn(t *testing.T) {
 	b := open(t)
 	tokens := make([][]byte, vocab)
@@ -406,8 +406,8 @@ func TestSample_RefusesOneSessionAndGoesOn(t *testing.T) {
 	}
 }
 
-// TestSample_DropsTokensThatDoNotFit sends a part of a vocabulary that leaves a gap.
-func TestSample_DropsTokensThatDoNotFit(t *testing.T) {
+// TestSample_DropsVocabularyWithAGap sends a part of a vocabulary that leaves a gap.
+func TestSample_DropsVocabularyWithAGap(t *testing.T) {
 	b := open(t)
 	b.tell(
 		&samplerv1.SampleRequest{
@@ -447,7 +447,7 @@ func TestSample_RemovedWhileItsGrammarCompiles_IsNotAdded(t *testing.T) {
 		r := b.hear()
 		if name := r.GetAdded().GetSession(); slices.Equal(name, id(2)) {
 			break
-		} else if !slices.Equal(name, id(1)) { // it was compiled before its removal came
+		} else if !slices.Equal(name, id(1)) { // the grammar was compiled before the removal arrived
 			t.Fatalf("got %v", r)
 		}
 	}
@@ -487,9 +487,9 @@ func TestPush_BadRowEndsItsSessionAlone(t *testing.T) {
 	}
 }
 
-// TestSample_HoldsTextToAGrammar gives a vocabulary of single characters and rows that
-// would rather have something else.
-func TestSample_HoldsTextToAGrammar(t *testing.T) {
+// TestSample_GrammarConstrainsText uses a vocabulary of single characters and rows that prefer
+// tokens outside the grammar.
+func TestSample_GrammarConstrainsText(t *testing.T) {
 	b := open(t)
 	tokens := make([][]byte, vocab)
 	for c := range 128 {

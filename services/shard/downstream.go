@@ -18,7 +18,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/wire"
 )
 
-// nextStage is the downstream of a stage that is not the last.
+// nextStage is the downstream side of a stage that is not the last.
 type nextStage struct {
 	pipeline *pipeline
 	stream   grpc.BidiStreamingClient[shardv1.InferRequest, shardv1.InferResponse]
@@ -107,10 +107,10 @@ func (n *nextStage) receive() error {
 
 func (n *nextStage) close() error { return n.stream.CloseSend() }
 
-// toSampler is the downstream of the last stage.
+// toSampler is the downstream side of the last stage.
 type toSampler struct {
 	pipeline *pipeline
-	mu       sync.Mutex // Send comes from compute and, for whole rows, from receive
+	mu       sync.Mutex // guards Send, which compute calls and, for full rows, receive
 	stream   grpc.BidiStreamingClient[samplerv1.PushRequest, samplerv1.PushResponse]
 }
 
@@ -141,10 +141,10 @@ func dialSampler(ctx context.Context, p *pipeline, open *shardv1.InferOpen) (*to
 	return &toSampler{pipeline: p, stream: stream}, nil
 }
 
-// rowsSize is roughly how many bytes of rows share a message.
+// rowsSize is the approximate size in bytes of a message with several rows.
 const rowsSize = wire.ChunkSize / 2
 
-// batch sends the candidates of each row with logits, or the whole row.
+// batch sends the candidates of each row with logits, or all its logits.
 func (t *toSampler) batch(b *shardv1.Batch, accepted []*shardv1.Entry, logits []float32) error {
 	if len(logits) == 0 {
 		return t.pipeline.computed(b.GetStep())
@@ -192,8 +192,8 @@ func (t *toSampler) batch(b *shardv1.Batch, accepted []*shardv1.Entry, logits []
 	return t.send(rows, nil)
 }
 
-// row makes one row's message, and keeps the row if only candidates are sent, since the
-// sampler may ask for the rest.
+// row returns the message of one row. If it has only candidates, the row is kept, since the sampler
+// may ask for the rest.
 func (t *toSampler) row(e *shardv1.Entry, pos uint32, row []float32) (*samplerv1.Row, []*tensorv1.Chunk) {
 	h := t.pipeline.held
 	out := &samplerv1.Row{
@@ -221,8 +221,8 @@ func (t *toSampler) row(e *shardv1.Entry, pos uint32, row []float32) (*samplerv1
 // maxScored bounds the candidates of a row that is scored.
 const maxScored = 1024
 
-// scored makes the message of a prompt row: its best candidates, and behind them the
-// token that follows, unless that is one of them. The row itself is not kept.
+// scored returns the message of a prompt row: its best candidates, and after them the next prompt
+// token unless it is one of them. The row itself is not kept.
 func (t *toSampler) scored(e *shardv1.Entry, pos uint32, row []float32, target uint32) *samplerv1.Row {
 	out := &samplerv1.Row{
 		Session: e.GetSession(), Epoch: e.GetEpoch(), Position: pos, LogSumExp: t.pipeline.service.cfg.Kernels.LogSumExp(row), Target: &target,
@@ -263,7 +263,7 @@ func (t *toSampler) send(rows []*samplerv1.Row, chunks []*tensorv1.Chunk) error 
 // release sends nothing: the router removes its sessions from the sampler itself.
 func (t *toSampler) release([][]byte) error { return nil }
 
-// receive answers the sampler's requests for whole rows.
+// receive answers the sampler's requests for full logits rows.
 func (t *toSampler) receive() error {
 	for {
 		resp, err := t.stream.Recv()
@@ -283,8 +283,8 @@ func (t *toSampler) receive() error {
 	}
 }
 
-// whole sends a kept row. If it is gone, its session has ended or moved on, and nobody waits
-// for it.
+// whole sends a row that was kept. If the row is gone, its session has ended or moved on, and
+// nobody waits for it.
 func (t *toSampler) whole(w *samplerv1.RowWanted) error {
 	h := t.pipeline.held
 	h.mu.Lock()

@@ -24,7 +24,7 @@ type slotTensor struct {
 	values []float32
 }
 
-// expect checks that a tensor is the one that is due by the schedule.
+// expect checks that a tensor is the one that the schedule expects next.
 func (s slotTensor) expect(step uint64, slot int) ([]float32, error) {
 	if s.step != step || int(s.slot) != slot {
 		return nil, fault.New(
@@ -34,7 +34,7 @@ func (s slotTensor) expect(step uint64, slot int) ([]float32, error) {
 	return s.values, nil
 }
 
-// await takes the next tensor from a neighbour.
+// await waits for the next tensor from a neighbour.
 func await(ctx context.Context, ch <-chan slotTensor, step uint64, slot int) ([]float32, error) {
 	select {
 	case t := <-ch:
@@ -44,7 +44,7 @@ func await(ctx context.Context, ch <-chan slotTensor, step uint64, slot int) ([]
 	}
 }
 
-// fromPrev is the earlier neighbour, which calls Exchange here.
+// fromPrev is the connection from the previous stage, which calls Exchange on this shard.
 type fromPrev struct {
 	tensors chan slotTensor
 	joined  chan struct{} // closed when stream is set
@@ -77,7 +77,7 @@ func (p *fromPrev) send(step uint64, slot int, x []float32, width int) error {
 	return nil
 }
 
-// Exchange takes the earlier neighbour's activations until it closes its side.
+// Exchange receives the previous stage's activations until that stage closes its side.
 func (s *Service) Exchange(stream exchangeServer) error {
 	first, err := stream.Recv()
 	if err != nil {
@@ -89,7 +89,8 @@ func (s *Service) Exchange(stream exchangeServer) error {
 	s.training.mu.Unlock()
 	if open == nil || r == nil || r.prev == nil {
 		return fault.New(
-			fault.FailedPrecondition, "exchange with stage %d of chain %x: it is not open here", open.GetStage()+1,
+			fault.FailedPrecondition, "exchange with stage %d of chain %x: the stage is not open on this shard",
+			open.GetStage()+1,
 			open.GetChain(),
 		)
 	}
@@ -101,7 +102,8 @@ func (s *Service) Exchange(stream exchangeServer) error {
 	})
 	if !joined {
 		return fault.New(
-			fault.AlreadyExists, "exchange with stage %d of chain %x: it has a neighbour", open.GetStage()+1, open.GetChain(),
+			fault.AlreadyExists, "exchange with stage %d of chain %x: the stage already has a neighbour",
+			open.GetStage()+1, open.GetChain(),
 		)
 	}
 	if err := stream.Send(
@@ -167,16 +169,16 @@ func receiveTensors(
 	}
 }
 
-// toNext is the later neighbour, which this stage has dialed.
+// toNext is the connection to the next stage, which this stage has dialed.
 type toNext struct {
 	stream  grpc.BidiStreamingClient[shardv1.ExchangeRequest, shardv1.ExchangeResponse]
 	tensors chan slotTensor
-	limit   int // bytes of a gradient
+	limit   int // maximum bytes of a gradient
 	cancel  context.CancelFunc
 	done    chan struct{}
 }
 
-// dialNext joins the next stage, which is already open.
+// dialNext opens Exchange on the next stage, which is already open.
 func dialNext(
 	ctx context.Context, fail context.CancelCauseFunc, dialer Dialer, o *shardv1.TrainOpen, limit int,
 ) (*toNext, error) {
@@ -250,7 +252,7 @@ func (n *toNext) send(step uint64, slot int, x []float32, width int) error {
 	return nil
 }
 
-// close ends the exchange and joins its reader.
+// close ends the exchange and waits for its reader to end.
 func (n *toNext) close() {
 	_ = n.stream.CloseSend()
 	n.cancel()

@@ -13,10 +13,10 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/schedule"
 )
 
-// chunkSize is the gradient bytes of one event.
+// chunkSize is the number of gradient bytes in one event.
 const chunkSize = 256 << 10
 
-// The parts of a tied embedding whose two ends are on different stages.
+// These are the two parts of a tied embedding whose two uses are on different stages.
 const (
 	tiedEmbedding = "tied-embedding"
 	tiedHead      = "tied-head"
@@ -34,7 +34,7 @@ type gradient struct {
 	params *model.Params[float32]
 }
 
-// takeGradient returns a gradient of unspecified value, a pooled one if there is one.
+// takeGradient returns a gradient with unspecified values, from the pool if it has one.
 func (r *trainRun) takeGradient() *gradient {
 	if n := len(r.grads); n > 0 {
 		g := r.grads[n-1]
@@ -56,7 +56,7 @@ func (r *trainRun) takeGradient() *gradient {
 	return g
 }
 
-// tensor is the gradient of one parameter.
+// tensor returns the gradient of one parameter.
 func (g *gradient) tensor(name string) []float32 {
 	p, ok := g.params.Get(name)
 	if !ok {
@@ -65,22 +65,22 @@ func (g *gradient) tensor(name string) []float32 {
 	return p.Data
 }
 
-// reducer folds the gradients of a step: this replica's slots, the other replicas' nodes
-// from the bus, and the two ends of a tied embedding. A node of the tree has the same bits
-// on every replica, so events are identified by their keys and repetition is harmless.
+// reducer folds the gradients of a step: this replica's slots, the other replicas' nodes from the
+// bus, and the two parts of a tied embedding. A node of the tree has the same bits on every
+// replica, so events are identified by their keys and repetition is harmless.
 type reducer struct {
 	run    *trainRun
 	step   uint64
-	folded *gradient // of step, until it is applied or dropped
+	folded *gradient // the step's gradient, until it is applied or dropped
 
 	own     map[schedule.Node]bool          // the nodes that this replica publishes
-	parents map[schedule.Node]schedule.Node // of the nodes below own
+	parents map[schedule.Node]schedule.Node // parents of the nodes below own
 	theirs  map[schedule.Node]bool          // the nodes that the other replicas publish
 	readers map[string]*reader              // by part
 }
 
-// reader takes one part's events of the current step. Chunks of several nodes arrive
-// interleaved, so those that are not needed yet are kept.
+// reader reads one part's events of the current step. Chunks of several nodes arrive interleaved,
+// so chunks that are not needed yet are kept.
 type reader struct {
 	events  gradbus.Subscription
 	partial map[schedule.Node]*assembly
@@ -127,7 +127,7 @@ func (m *reducer) close() {
 	if o.GetReplica() != 0 || o.GetStage() != 0 || m.step == 0 || o.GetReplicas() == 1 && m.run.tied == "" {
 		return
 	}
-	// The run is over on all stages, or will be started under another name on the bus.
+	// The run has ended on all stages, or it will restart with another name on the bus.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.run.ctx), removeTimeout)
 	defer cancel()
 	if err := m.run.service.cfg.Bus.Remove(ctx, o.GetRun()); err != nil {
@@ -156,8 +156,8 @@ func (m *reducer) commit() {
 	}
 }
 
-// keep takes a slot's gradient and folds it with its sibling node as far as both exist, so
-// that a step holds as many gradients as the tree is deep and not one for each slot.
+// keep stores a slot's gradient and folds sibling nodes as soon as both exist. So a step holds at
+// most one gradient per level of the tree, and not one per slot.
 func (m *reducer) keep(nodes map[schedule.Node]*gradient, slot int, g *gradient) {
 	n := schedule.Node{Lo: slot, Hi: slot + 1}
 	nodes[n] = g
@@ -177,12 +177,12 @@ func (m *reducer) keep(nodes map[schedule.Node]*gradient, slot int, g *gradient)
 	}
 }
 
-// fold adds the slots of all replicas over the tree and returns the norms of the stage's
-// own tensors. nodes are this replica's, as left by keep.
+// fold sums the slots of all replicas over the tree and returns the norms of the stage's own
+// tensors. nodes holds this replica's nodes, as keep has left them.
 func (m *reducer) fold(step uint64, nodes map[schedule.Node]*gradient) ([]*shardv1.Norm, time.Duration, error) {
 	r := m.run
 	m.discard()
-	if step != m.step { // a step that is repeated finds the same events
+	if step != m.step { // a repeated step reads the same events
 		for _, in := range m.readers {
 			clear(in.partial)
 			clear(in.whole)
@@ -224,7 +224,7 @@ func (m *reducer) fold(step uint64, nodes map[schedule.Node]*gradient) ([]*shard
 	return norms, wait, err
 }
 
-// whole folds a node from the available ones.
+// whole returns a node's gradient, folded from the available nodes.
 func (m *reducer) whole(n schedule.Node, nodes map[schedule.Node]*gradient) *gradient {
 	if g := nodes[n]; g != nil {
 		return g
@@ -240,13 +240,13 @@ func (m *reducer) add(a, b *gradient) *gradient {
 	return a
 }
 
-// foldTied adds the head's half of a tied embedding's gradient to the embedding's,
-// in that order, on both stages that hold the weight.
+// foldTied adds the head's part of a tied embedding's gradient to the embedding's part, in that
+// order, on both stages that hold the weight.
 func (m *reducer) foldTied() error {
 	r := m.run
 	first, last := r.stage.First(), r.stage.Last()
 	if r.tied == "" {
-		m.folded.params.FoldTied(r.service.cfg.Kernels.Add) // if both ends are here
+		m.folded.params.FoldTied(r.service.cfg.Kernels.Add) // if both parts are on this stage
 		return nil
 	}
 	own, mine, theirs := m.folded.tensor(r.tied), tiedEmbedding, tiedHead
@@ -272,7 +272,7 @@ func (m *reducer) foldTied() error {
 	return nil
 }
 
-// norms sums the squares of the gradients of the tensors that this stage owns. One that is
+// norms returns the sum of squares of each gradient tensor that this stage owns. A gradient that is
 // not finite is an error, since it must never reach the weights.
 func (m *reducer) norms() ([]*shardv1.Norm, error) {
 	var out []*shardv1.Norm

@@ -16,7 +16,7 @@ import (
 
 const eventBytes = 256 << 10
 
-// gradientEvents are replica 1's events of step 1 with these values, as they should be.
+// gradientEvents returns replica 1's valid events of step 1 with these values.
 func gradientEvents(values []float32) []*eventv1.Gradient {
 	data := wire.Bytes(values)
 	var out []*eventv1.Gradient
@@ -57,7 +57,7 @@ func TestTrain_DamagedGradientsNeverReachTheWeights(t *testing.T) {
 			g.Data = append([]byte(nil), g.GetData()...)
 			binary.LittleEndian.PutUint32(g.GetData()[400:], math.Float32bits(float32(v)))
 			reseal(g)
-			if g.GetChunk() == 0 { // the whole one is said to be so as well
+			if g.GetChunk() == 0 { // the checksum of the complete gradient matches too
 				values := make([]float32, tensorCount)
 				values[100] = float32(v)
 				g.WholeChecksum = wire.Checksum(wire.Bytes(values))
@@ -107,13 +107,13 @@ func TestTrain_DamagedGradientsNeverReachTheWeights(t *testing.T) {
 			}
 			c.step(1, 0, 2, false)
 			if err := c.fails(); fault.CodeOf(err) != fault.DataLoss {
-				t.Errorf("got %v, want a refusal of damaged data", err)
+				t.Errorf("got %v, want a data loss error", err)
 			}
 		})
 	}
 }
 
-// doubling delivers every event twice and strews old ones in.
+// doubling delivers every event twice and inserts old events.
 type doubling struct{ gradbus.Bus }
 
 type doubled struct {
@@ -154,12 +154,12 @@ func TestTrain_RepeatedAndStaleEventsChangeNothing(t *testing.T) {
 		b.step(step, 2, 4, false)
 		for _, c := range []*conversation{a, b} {
 			if _, got := c.folded(); !sameNorms(got, norms[step-1]) {
-				t.Errorf("step %d folded other norms than a lone replica", step)
+				t.Errorf("step %d: norms differ from those of a single replica", step)
 			}
 		}
 		for _, c := range []*conversation{a, b} {
 			if got := c.apply(step); got != digests[step-1] {
-				t.Errorf("step %d: weights %x, a lone replica's %x", step, got, digests[step-1])
+				t.Errorf("step %d: weights %x, a single replica has %x", step, got, digests[step-1])
 			}
 		}
 	}

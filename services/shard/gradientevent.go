@@ -39,10 +39,10 @@ func (m *reducer) publish(part string, n schedule.Node, flat []float32) error {
 	return nil
 }
 
-// busRun is the run's name on the bus.
+// busRun returns the run's name on the bus.
 func (m *reducer) busRun() string { return m.run.open.GetRun() }
 
-// await fills flat with a node's gradient from the bus.
+// await fills flat with a node's gradient, which it waits for on the bus.
 func (m *reducer) await(part string, n schedule.Node, flat []float32) error {
 	ctx, cancel := context.WithTimeout(m.run.ctx, meetTimeout)
 	defer cancel()
@@ -73,7 +73,7 @@ func (m *reducer) await(part string, n schedule.Node, flat []float32) error {
 func (m *reducer) take(in *reader, e gradbus.Event, values int) error {
 	n := schedule.Node{Lo: int(e.Key.SlotLo), Hi: int(e.Key.SlotHi)}
 	known := m.theirs[n]
-	if e.Key.Part != m.run.stage.Range.String() { // an end of a tied embedding
+	if e.Key.Part != m.run.stage.Range.String() { // a part of a tied embedding
 		known = n == schedule.Node{Lo: 0, Hi: int(m.run.open.GetSlots())}
 	} else if m.own[n] {
 		return nil
@@ -82,7 +82,7 @@ func (m *reducer) take(in *reader, e gradbus.Event, values int) error {
 	case e.Key.Step < m.step || in.whole[n] != nil:
 		return nil
 	case e.Key.Step > m.step || !known:
-		return fault.New(fault.DataLoss, "read gradient event %v: nobody publishes it in step %d", e.Key, m.step)
+		return fault.New(fault.DataLoss, "read gradient event %v: no replica publishes it in step %d", e.Key, m.step)
 	}
 	if in.partial[n] == nil {
 		in.partial[n] = &assembly{have: map[uint32]bool{}}
@@ -102,8 +102,8 @@ type assembly struct {
 	sum  uint64
 }
 
-// add takes an event and returns the node's values once all chunks have arrived. An event
-// that is misshapen, damaged or not finite is an error, which ends the step.
+// add adds an event and returns the node's values once all chunks have arrived. An event with a
+// wrong shape or checksum or with values that are not finite is an error, which ends the step.
 func (a *assembly) add(e gradbus.Event, want int) ([]float32, error) {
 	bad := func(format string, args ...any) error {
 		return fault.New(fault.DataLoss, "read gradient event %v: %s", e.Key, fmt.Sprintf(format, args...))

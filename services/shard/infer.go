@@ -44,25 +44,25 @@ type work struct {
 	release [][]byte
 }
 
-// late reports whether nobody waits for the batch any longer.
+// late reports whether the batch's deadline has passed, so that nobody waits for it.
 func (w *work) late(now time.Time) bool {
 	limit := time.Duration(w.batch.GetDeadlineMs()) * time.Millisecond
 	return limit > 0 && now.Sub(w.arrived) > limit
 }
 
-// downstream is where results go: the next stage, or the sampler.
+// downstream is the destination of results: the next stage, or the sampler.
 type downstream interface {
 	// batch sends the stage's result for the accepted entries.
 	batch(b *shardv1.Batch, accepted []*shardv1.Entry, result []float32) error
 	// release passes a release downstream.
 	release(sessions [][]byte) error
-	// receive takes frames from downstream until its side ends.
+	// receive handles frames from downstream until that side ends.
 	receive() error
-	// close ends this side.
+	// close closes this side of the stream.
 	close() error
 }
 
-// Infer is the inference conversation.
+// Infer implements the inference stream.
 func (s *Service) Infer(up inferServer) error {
 	first, err := up.Recv()
 	if err != nil {
@@ -70,7 +70,7 @@ func (s *Service) Infer(up inferServer) error {
 	}
 	open := first.GetOpen()
 	if open == nil || len(open.GetPipeline()) != idLen || len(open.GetRoute()) == 0 {
-		return fault.Field("open", "the first frame must name a pipeline by %d bytes and a route", idLen)
+		return fault.Field("open", "the first frame must name a pipeline with %d bytes and a route", idLen)
 	}
 	if _, known := tensorv1.ElementType_name[int32(open.GetHiddenType())]; !known {
 		return fault.Field("open.hidden_type", "unknown element type %d", open.GetHiddenType())
@@ -96,7 +96,7 @@ func (s *Service) Infer(up inferServer) error {
 	return p.run(ctx, fail)
 }
 
-// connect opens the rest of the chain and collects what its stages hold.
+// connect opens the rest of the chain and collects the spans of its stages.
 func (p *pipeline) connect(
 	ctx context.Context, fail context.CancelCauseFunc, open *shardv1.InferOpen,
 ) (*shardv1.InferOpened, error) {
@@ -133,9 +133,9 @@ func (p *pipeline) connect(
 	return opened, nil
 }
 
-// run runs the pipeline's three goroutines. The one that receives from upstream can end only
-// after the handler, since Recv does, so it touches nothing but the queue. The other two,
-// compute and receive from downstream, are joined here. The first failure ends all.
+// run runs the pipeline's three goroutines. The one that receives from upstream ends after the
+// handler, because Recv returns only then, so it uses nothing but the queue. run waits for the
+// other two, compute and receive from downstream. The first failure ends all three.
 func (p *pipeline) run(ctx context.Context, fail context.CancelCauseFunc) error {
 	go func() {
 		defer close(p.work)
@@ -191,7 +191,7 @@ func (p *pipeline) receive(ctx context.Context) error {
 		switch frame := req.GetFrame().(type) {
 		case *shardv1.InferRequest_Batch:
 			if pending != nil {
-				return fault.Field("batch", "comes before the one of step %d is whole", pending.GetStep())
+				return fault.Field("batch", "comes before the batch of step %d is complete", pending.GetStep())
 			}
 			if err := p.check(frame.Batch); err != nil {
 				return err
@@ -265,8 +265,8 @@ func (p *pipeline) check(b *shardv1.Batch) error {
 	return nil
 }
 
-// refusal reports why an entry cannot be computed, apart from the state of its session; nil
-// if it can. ids are the token ids of the entry's rows, on the first stage.
+// refusal returns the reason why an entry cannot be computed, or nil. It does not look at the
+// session's state. ids are the token ids of the entry's rows, on the first stage.
 func (p *pipeline) refusal(e *shardv1.Entry, ids []uint32) error {
 	switch end := uint64(e.GetPosition()) + uint64(e.GetRows()); {
 	case len(e.GetSession()) != idLen:

@@ -23,7 +23,7 @@ type Dialer interface {
 	Dial(addr string) (*grpc.ClientConn, error)
 }
 
-// Config is what the service is given from outside.
+// Config holds the dependencies and settings of a Service.
 type Config struct {
 	Log     *slog.Logger
 	Metrics prometheus.Registerer // nil measures nothing
@@ -39,8 +39,8 @@ type Config struct {
 const (
 	idLen              = 16 // bytes of pipeline, session and chain names
 	defaultKVPositions = 16384
-	openLimit          = 15 * time.Second // for the rest of a chain to open
-	queueLen           = 4                // batches waiting while one is computed
+	openLimit          = 15 * time.Second // how long the rest of a chain may take to open
+	queueLen           = 4                // batches that may wait while one is computed
 	maxEntries         = 1024             // of a batch
 	maxRows            = 4096             // of a batch
 )
@@ -148,7 +148,7 @@ func (s *Service) Hold(name, digest string, files *model.Files, r model.Range) e
 	return nil
 }
 
-// find returns the range that a hop names.
+// find returns the held span that a hop names.
 func (s *Service) find(digest string, hop *shardv1.Hop) (*held, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -162,9 +162,9 @@ func (s *Service) find(digest string, hop *shardv1.Hop) (*held, error) {
 	)
 }
 
-// Trim releases memory that the load of the last interval did not need: free KV pages
-// and scratch. A process calls it at intervals. It reports whether anything was released,
-// which a garbage collection then finds.
+// Trim releases KV pages and scratch memory that were not used since the last call. A process calls
+// it at intervals. It reports whether it released anything, which the garbage collector can then
+// free.
 func (s *Service) Trim() bool {
 	released := false
 	s.mu.Lock()
@@ -172,7 +172,7 @@ func (s *Service) Trim() bool {
 	s.mu.Unlock()
 	for _, h := range held {
 		released = h.cache.Trim() > 0 || released
-		if h.compute.TryLock() { // a stage that computes is not idle
+		if h.compute.TryLock() { // a stage that is computing is not idle
 			released = h.stage.Trim() || released
 			h.compute.Unlock()
 		}
@@ -180,8 +180,9 @@ func (s *Service) Trim() bool {
 	return released
 }
 
-// positions is how many positions can be computed. With rotary embeddings that is what the
-// cache holds, even beyond the context length; learned embeddings end with the context.
+// positions returns how many positions can be computed. With rotary embeddings that is the capacity
+// of the cache, even beyond the context length. With learned embeddings it is at most the context
+// length.
 func (h *held) positions() int {
 	c := h.cache.Config()
 	if h.stage.Spec.Bounded() {
@@ -190,7 +191,7 @@ func (h *held) positions() int {
 	return c.Pages * c.PageLen
 }
 
-// describe describes a range and its load.
+// describe returns the description of a span and its load.
 func (h *held) describe() *shardv1.Held {
 	c := &h.stage.Spec
 	h.mu.Lock()
@@ -203,7 +204,7 @@ func (h *held) describe() *shardv1.Held {
 	}
 }
 
-// Describe lists what this shard holds.
+// Describe lists the spans that this shard holds.
 func (s *Service) Describe(context.Context, *shardv1.DescribeRequest) (*shardv1.DescribeResponse, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -9,7 +9,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 )
 
-// batch runs the stage over the entries it accepts and sends the result down.
+// batch runs the stage over the accepted entries and sends the result downstream.
 func (p *pipeline) batch(w work) error {
 	h := p.held
 	b := &model.Batch[float32]{Hidden: p.scratch[:0], IDs: p.ids[:0]}
@@ -52,7 +52,7 @@ func (p *pipeline) batch(w work) error {
 		row += n
 	}
 	p.scratch, p.ids = b.Hidden, b.IDs
-	if len(accepted) == 0 { // no later stage will answer for this batch
+	if len(accepted) == 0 { // no later stage will answer this batch
 		return p.computed(w.batch.GetStep())
 	}
 	h.compute.Lock()
@@ -70,10 +70,10 @@ func (p *pipeline) batch(w work) error {
 	p.service.rows.Add(float64(row))
 	p.service.batches.Inc()
 	p.service.compute.Add(took.Seconds())
-	return p.down.batch(w.batch, accepted, result) // result is the stage's scratch buffer
+	return p.down.batch(w.batch, accepted, result) // result points into the stage's scratch buffer
 }
 
-// admit finds or makes an entry's session and reserves KV pages for its rows.
+// admit finds or creates an entry's session and reserves KV pages for its rows.
 func (p *pipeline) admit(e *shardv1.Entry) (*session, error) {
 	h := p.held
 	h.mu.Lock()
@@ -104,12 +104,12 @@ func (p *pipeline) admit(e *shardv1.Entry) (*session, error) {
 	return s, nil
 }
 
-// computed tells the router that a step is done, of which it gets no token.
+// computed tells the router that a step without tokens is done.
 func (p *pipeline) computed(step uint64) error {
 	return p.send(&shardv1.InferResponse{Frame: &shardv1.InferResponse_Computed{Computed: &shardv1.Computed{Step: step}}})
 }
 
-// refuse tells upstream that an entry left its batch.
+// refuse tells upstream that an entry was refused.
 func (p *pipeline) refuse(b *shardv1.Batch, e *shardv1.Entry, err error) error {
 	return p.send(&shardv1.InferResponse{Frame: &shardv1.InferResponse_Refused{Refused: &shardv1.Refused{
 		Session: e.GetSession(), Step: b.GetStep(), Code: uint32(rpc.Code(fault.CodeOf(err))), Message: err.Error(), Lo: uint32(p.held.stage.Range.Lo),

@@ -30,11 +30,11 @@ type trainServer = grpc.BidiStreamingServer[shardv1.TrainRequest, shardv1.TrainR
 const (
 	maxStages   = 256
 	maxSlots    = 4096
-	frameQueue  = 64      // frames that wait, from the trainer or a neighbour
+	frameQueue  = 64      // frames from the trainer or a neighbour that may wait
 	maxPosition = 1 << 16 // tokens in a training sequence
 )
 
-// training is the training side of the service: the stages that run here.
+// training holds the training stages that run on this shard.
 type training struct {
 	service *Service
 	mu      sync.Mutex
@@ -45,8 +45,8 @@ func newTraining(s *Service) *training { return &training{service: s, runs: map[
 
 func runKey(chain []byte, stage uint32) string { return fmt.Sprintf("%x/%d", chain, stage) }
 
-// trainRun is one stage of one chain of a run. Its goroutine is the Train handler's;
-// Exchange and the frame reader feed it through channels.
+// trainRun is one stage of one chain of a run. The goroutine of the Train handler runs it. Exchange
+// and the frame reader feed it through channels.
 type trainRun struct {
 	service *Service
 	open    *shardv1.TrainOpen
@@ -56,7 +56,7 @@ type trainRun struct {
 	fail    context.CancelCauseFunc
 
 	stage *model.Stage[float32]
-	tied  string // name of the tied parameter, if its two ends are on different stages
+	tied  string // name of the tied parameter, if its two uses are on different stages
 	adamw optim.AdamW
 	state []*paramState
 	step  uint64
@@ -65,7 +65,7 @@ type trainRun struct {
 	next *toNext   // nil on the last
 
 	grads   []*gradient // a pool
-	reducer *reducer    // with the other replicas and the tied end
+	reducer *reducer    // sums with the other replicas and the other part of a tied parameter
 
 	loaded map[string]int
 }
@@ -76,7 +76,7 @@ type paramState struct {
 	m, v []float32
 }
 
-// Train is the training conversation.
+// Train implements the training stream.
 func (s *Service) Train(stream trainServer) error {
 	if s.cfg.Bus == nil {
 		return fault.New(fault.FailedPrecondition, "train: this shard was started without training")
@@ -138,7 +138,7 @@ func checkTrainOpen(o *shardv1.TrainOpen) error {
 	case o.GetSlotSequences() == 0 || o.GetSequenceLen() == 0 || o.GetSequenceLen() > maxPosition || uint64(o.GetSlotSequences())*uint64(o.GetSequenceLen()) > 1<<22:
 		return fault.Field("open.slot_sequences", "%d sequences of %d tokens", o.GetSlotSequences(), o.GetSequenceLen())
 	case o.GetPrecision() > shardv1.Precision_PRECISION_BFLOAT16 || o.GetPrecision() < 0:
-		return fault.Field("open.precision", "%d is none", o.GetPrecision())
+		return fault.Field("open.precision", "unknown precision %d", o.GetPrecision())
 	case (o.GetNext() == "") != (o.GetStage() == o.GetStages()-1):
 		return fault.Field("open.next", "must be set on every stage but the last")
 	}
@@ -148,7 +148,7 @@ func checkTrainOpen(o *shardv1.TrainOpen) error {
 	return nil
 }
 
-// build makes the stage and its optimizer state, and announces it to Exchange.
+// build creates the stage and its optimizer state, and registers it for Exchange.
 func (t *training) build(
 	ctx context.Context, fail context.CancelCauseFunc, stream trainServer, o *shardv1.TrainOpen,
 ) (*trainRun, error) {
@@ -190,7 +190,8 @@ func (t *training) build(
 	defer t.mu.Unlock()
 	key := runKey(o.GetChain(), o.GetStage())
 	if t.runs[key] != nil {
-		return nil, fault.New(fault.AlreadyExists, "open stage %d of chain %x: it is open", o.GetStage(), o.GetChain())
+		return nil, fault.New(fault.AlreadyExists, "open stage %d of chain %x: it is already open",
+			o.GetStage(), o.GetChain())
 	}
 	t.runs[key] = r
 	return r, nil
@@ -207,7 +208,7 @@ func (r *trainRun) activationBytes() int {
 	return 4 * int(r.open.GetSlotSequences()) * int(r.open.GetSequenceLen()) * r.stage.Spec.Width
 }
 
-// connect joins the next stage.
+// connect connects to the next stage.
 func (r *trainRun) connect() error {
 	if r.open.GetNext() == "" {
 		return nil
@@ -217,7 +218,7 @@ func (r *trainRun) connect() error {
 	return err
 }
 
-// close ends what the run opened.
+// close closes everything that the run has opened.
 func (r *trainRun) close() {
 	r.fail(nil)
 	r.reducer.close()
@@ -258,7 +259,7 @@ func (r *trainRun) frame() (*shardv1.TrainRequest, error) {
 	}
 }
 
-// serve works through the trainer's frames until it closes its side.
+// serve handles the trainer's frames until the trainer closes its side.
 func (r *trainRun) serve() (err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -290,11 +291,11 @@ func (r *trainRun) serve() (err error) {
 	}
 }
 
-// apply steps the optimizer with the folded gradient.
+// apply runs an optimizer step with the folded gradient.
 func (r *trainRun) apply(a *shardv1.Apply) error {
 	g := r.reducer.folded
 	if g == nil || a.GetStep() != r.reducer.step {
-		return fault.New(fault.FailedPrecondition, "apply step %d: no gradient of it is folded", a.GetStep())
+		return fault.New(fault.FailedPrecondition, "apply step %d: its gradient has not been folded", a.GetStep())
 	}
 	for _, p := range r.state {
 		grad := g.tensor(p.Name)

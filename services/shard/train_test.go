@@ -32,7 +32,7 @@ const (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// trainRig is one shard that trains, and the test in the trainer's place.
+// trainRig is one shard that trains. The test plays the trainer.
 type trainRig struct {
 	t      *testing.T
 	ctx    context.Context
@@ -66,7 +66,7 @@ func newTrainRig(t *testing.T, bus shard.Bus) *trainRig {
 	return &trainRig{t: t, ctx: ctx, client: shardv1.NewShardServiceClient(conn)}
 }
 
-// trainOpening is a good opening of a lone stage.
+// trainOpening returns a valid first frame for a single stage.
 func trainOpening(replica, replicas uint32) *shardv1.TrainOpen {
 	chain := make([]byte, 16)
 	chain[0] = byte(replica + 1)
@@ -93,7 +93,7 @@ func (r *trainRig) train(open *shardv1.TrainOpen) *conversation {
 	c := &conversation{r, stream}
 	c.send(&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Open{Open: open}})
 	if got := c.next().GetOpened(); got.GetParameters() == 0 {
-		r.t.Fatalf("opened with %v", got)
+		r.t.Fatalf("first reply is %v", got)
 	}
 	return c
 }
@@ -114,7 +114,7 @@ func (c *conversation) next() *shardv1.TrainResponse {
 	return f
 }
 
-// fails reads until the stream's error.
+// fails reads until the stream ends and returns its error.
 func (c *conversation) fails() error {
 	for {
 		if _, err := c.stream.Recv(); err != nil {
@@ -123,7 +123,7 @@ func (c *conversation) fails() error {
 	}
 }
 
-// end closes the conversation and waits for the stage to end well.
+// end closes the stream and waits for the stage to end without an error.
 func (c *conversation) end() {
 	c.t.Helper()
 	if err := c.stream.CloseSend(); err != nil {
@@ -156,7 +156,7 @@ func (c *conversation) step(step uint64, lo, hi uint32, forwardOnly bool) {
 	}
 }
 
-// folded reads losses until the stage has folded.
+// folded reads losses until the stage has folded the gradient.
 func (c *conversation) folded() (losses []float64, norms []*shardv1.Norm) {
 	c.t.Helper()
 	for {
@@ -181,12 +181,12 @@ func (c *conversation) apply(step uint64) uint64 {
 	)
 	f := c.next()
 	if f.GetApplied().GetStep() != step {
-		c.t.Fatalf("apply %d is answered by %v", step, f)
+		c.t.Fatalf("reply to apply %d is %v", step, f)
 	}
 	return f.GetApplied().GetDigest()
 }
 
-// alone is what a lone replica makes of the first steps.
+// alone returns the norms and digests of a single replica after the first steps.
 func alone(t *testing.T, steps uint64) (norms [][]*shardv1.Norm, digests []uint64) {
 	t.Helper()
 	c := newTrainRig(t, gradbus.NewMemory(busLimit)).train(trainOpening(0, 1))
@@ -203,7 +203,7 @@ func sameNorms(a, b []*shardv1.Norm) bool {
 	return proto.Equal(&shardv1.Folded{Norms: a}, &shardv1.Folded{Norms: b})
 }
 
-// interleaving stores the events of all replicas in turns of one chunk.
+// interleaving stores the events of all replicas in alternation, chunk by chunk.
 type interleaving struct {
 	shard.Bus
 	events chan gradbus.Event
@@ -248,10 +248,11 @@ func (b *interleaving) release(ctx context.Context, n int) error {
 	return nil
 }
 
-// tensorCount is the floats of a lone stage's gradient: embedding and head apart.
+// tensorCount is the number of floats in a single stage's gradient, with separate embedding and
+// head.
 const tensorCount = 2*vocabSize*width + 2*(4*width*width+3*width*16+2*width) + width
 
-func TestTrain_InterleavedReplicasFoldToTheLoneOnesBits(t *testing.T) {
+func TestTrain_InterleavedReplicasMatchASingleReplica(t *testing.T) {
 	norms, digests := alone(t, 2)
 	bus := &interleaving{Bus: gradbus.NewMemory(busLimit), events: make(chan gradbus.Event, 1024)}
 	r := newTrainRig(t, bus)
@@ -268,12 +269,12 @@ func TestTrain_InterleavedReplicasFoldToTheLoneOnesBits(t *testing.T) {
 		}
 		for i, c := range replicas {
 			if _, got := c.folded(); !sameNorms(got, norms[step-1]) {
-				t.Errorf("step %d: replica %d folded other norms than a lone one", step, i)
+				t.Errorf("step %d: norms of replica %d differ from those of a single one", step, i)
 			}
 		}
 		for i, c := range replicas {
 			if got := c.apply(step); got != digests[step-1] {
-				t.Errorf("step %d: replica %d has weights %x, a lone one %x", step, i, got, digests[step-1])
+				t.Errorf("step %d: replica %d has weights %x, a single one %x", step, i, got, digests[step-1])
 			}
 		}
 	}
@@ -282,7 +283,7 @@ func TestTrain_InterleavedReplicasFoldToTheLoneOnesBits(t *testing.T) {
 	}
 }
 
-func TestTrain_StepBegunAgainStartsAnew(t *testing.T) {
+func TestTrain_RestartedStepGivesTheSameResult(t *testing.T) {
 	norms, digests := alone(t, 1)
 	r := newTrainRig(t, gradbus.NewMemory(busLimit))
 	a, b := r.train(trainOpening(0, 2)), r.train(trainOpening(1, 2))
@@ -291,19 +292,19 @@ func TestTrain_StepBegunAgainStartsAnew(t *testing.T) {
 		b.step(1, 2, 4, false)
 		for _, c := range []*conversation{a, b} {
 			if _, got := c.folded(); !sameNorms(got, norms[0]) {
-				t.Errorf("try %d folded other norms than a lone replica", try)
+				t.Errorf("try %d: norms differ from those of a single replica", try)
 			}
 		}
 	}
 	for _, c := range []*conversation{a, b} {
 		if got := c.apply(1); got != digests[0] {
-			t.Errorf("weights %x, a lone replica's %x", got, digests[0])
+			t.Errorf("weights %x, a single replica has %x", got, digests[0])
 		}
 		c.end()
 	}
 }
 
-func TestTrain_ForwardOnlyMeasuresWithoutATrace(t *testing.T) {
+func TestTrain_ForwardOnlyChangesNothing(t *testing.T) {
 	c := newTrainRig(t, gradbus.NewMemory(busLimit)).train(trainOpening(0, 1))
 	c.step(1, 0, slotCount, true)
 	var measured []float64
@@ -320,7 +321,7 @@ func TestTrain_ForwardOnlyMeasuresWithoutATrace(t *testing.T) {
 	c.end()
 }
 
-func TestTrain_FetchedStateGoesOnElsewhere(t *testing.T) {
+func TestTrain_FetchedStateResumesOnAnotherShard(t *testing.T) {
 	_, digests := alone(t, 2)
 	r := newTrainRig(t, gradbus.NewMemory(busLimit))
 	c := r.train(trainOpening(0, 1))
@@ -379,11 +380,11 @@ func TestTrain_WrongFramesAreRefused(t *testing.T) {
 		frames []*shardv1.TrainRequest
 		want   fault.Code
 	}{
-		"slots of another replica":   {[]*shardv1.TrainRequest{stepOf(0, 1)}, fault.Invalid},
-		"slots with a gap":           {[]*shardv1.TrainRequest{stepOf(0, 2, 3)}, fault.Invalid},
-		"a later slot first":         {[]*shardv1.TrainRequest{stepOf(0, 1, 2, 3), wrap(microbatch(1, 1))}, fault.Invalid},
-		"an id beyond the vocabular": {[]*shardv1.TrainRequest{stepOf(0, 1, 2, 3), wrap(foreign)}, fault.Invalid},
-		"a longer sequence":          {[]*shardv1.TrainRequest{stepOf(0, 1, 2, 3), wrap(long)}, fault.Invalid},
+		"slots of another replica":    {[]*shardv1.TrainRequest{stepOf(0, 1)}, fault.Invalid},
+		"slots with a gap":            {[]*shardv1.TrainRequest{stepOf(0, 2, 3)}, fault.Invalid},
+		"a later slot first":          {[]*shardv1.TrainRequest{stepOf(0, 1, 2, 3), wrap(microbatch(1, 1))}, fault.Invalid},
+		"an id beyond the vocabulary": {[]*shardv1.TrainRequest{stepOf(0, 1, 2, 3), wrap(foreign)}, fault.Invalid},
+		"a longer sequence":           {[]*shardv1.TrainRequest{stepOf(0, 1, 2, 3), wrap(long)}, fault.Invalid},
 		"a second open": {
 			[]*shardv1.TrainRequest{{Frame: &shardv1.TrainRequest_Open{Open: trainOpening(0, 1)}}}, fault.Invalid,
 		},

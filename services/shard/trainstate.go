@@ -20,7 +20,7 @@ func sorted(params []model.Param[float32]) []model.Param[float32] {
 	)
 }
 
-// param finds the parameter of a state tensor; a tied copy has its owner's name.
+// param returns the parameter of a state tensor. A tied copy has its owner's name.
 func (r *trainRun) param(name string) *paramState {
 	for _, p := range r.state {
 		if p.Owner() == name {
@@ -42,7 +42,7 @@ func (p *paramState) values(kind shardv1.StateKind) []float32 {
 	return nil
 }
 
-// loadState takes a state tensor and the chunks that follow it.
+// loadState reads a state tensor and the chunks that follow it.
 func (r *trainRun) loadState(s *shardv1.State) error {
 	p := r.param(s.GetName())
 	if p == nil {
@@ -50,7 +50,7 @@ func (r *trainRun) loadState(s *shardv1.State) error {
 	}
 	dst := p.values(s.GetKind())
 	if dst == nil {
-		return fault.Field("state.kind", "%v of %q is not a kind", s.GetKind(), s.GetName())
+		return fault.Field("state.kind", "unknown kind %v of %q", s.GetKind(), s.GetName())
 	}
 	tensors := wire.NewAssembler(4 * len(dst))
 	done, err := tensors.Start(s.GetTensor())
@@ -60,7 +60,7 @@ func (r *trainRun) loadState(s *shardv1.State) error {
 			return ferr
 		}
 		if f.GetChunk() == nil {
-			return fault.Field("frame", "%T comes before the tensor of %q is whole", f.GetFrame(), s.GetName())
+			return fault.Field("frame", "%T comes before the tensor of %q is complete", f.GetFrame(), s.GetName())
 		}
 		done, err = tensors.Add(f.GetChunk())
 	}

@@ -15,11 +15,11 @@ type stepRun struct {
 	step   *shardv1.Step
 	scale  float64
 	traces map[int]*model.Trace[float32]
-	grads  map[schedule.Node]*gradient // folded as far as possible
+	grads  map[schedule.Node]*gradient // folded into as few nodes as possible
 	wait   time.Duration
 }
 
-// runStep works through the stage's schedule for the step's slots.
+// runStep runs the stage's schedule for the step's slots.
 func (r *trainRun) runStep(step *shardv1.Step) error {
 	if err := r.checkStep(step); err != nil {
 		return err
@@ -75,7 +75,8 @@ func (r *trainRun) checkStep(step *shardv1.Step) error {
 	}
 	lo, hi := schedule.Slots(int(r.open.GetSlots()), int(r.open.GetReplica()), int(r.open.GetReplicas()))
 	if int(step.GetSlots()[0]) != lo || len(step.GetSlots()) != hi-lo {
-		return fault.Field("step.slots", "%v are not replica %d's, %d to %d", step.GetSlots(), r.open.GetReplica(), lo, hi-1)
+		return fault.Field("step.slots", "%v are not the slots %[3]d to %[4]d of replica %[2]d",
+			step.GetSlots(), r.open.GetReplica(), lo, hi-1)
 	}
 	return nil
 }

@@ -12,8 +12,8 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/vocab"
 )
 
-// ApplyChatTemplate renders messages by the model's chat template and encodes
-// the result. The template writes the begin token itself, so none is added.
+// ApplyChatTemplate renders messages with the model's chat template and encodes the result. The
+// template writes the begin-of-text token itself, so none is added.
 func (s *Service) ApplyChatTemplate(ctx context.Context,
 	r *tokenizerv1.ApplyChatTemplateRequest) (*tokenizerv1.ApplyChatTemplateResponse, error) {
 	m, err := s.find(ctx, r.GetModel())
@@ -56,7 +56,7 @@ func (s *Service) ApplyChatTemplate(ctx context.Context,
 	return &tokenizerv1.ApplyChatTemplateResponse{Text: out.Text, Ids: ids, Format: wireFormat(c.format)}, nil
 }
 
-// chatOf chooses a template by the rule of Chat.Pick.
+// chatOf returns the template that Chat.Pick chooses.
 func (m *model) chatOf(name string, tools bool) (*chat, error) {
 	name, err := m.Chat.Pick(name, tools)
 	if err != nil {

@@ -69,8 +69,8 @@ func TestService_ChatContinuesTheLastMessage(t *testing.T) {
 	}
 }
 
-// OpenAI's messages hold arguments as text; each template gets them as it expects.
-func TestService_ChatGivesArgumentsAsTheTemplateExpectsThem(t *testing.T) {
+// OpenAI's messages hold arguments as text. Each template gets them in the form that it expects.
+func TestService_ChatPassesArgumentsInTheTemplatesForm(t *testing.T) {
 	each := func(body string) string {
 		return "{% for m in messages %}{% for c in m.tool_calls or [] %}{% set f = c.function %}" + body +
 			"{% endfor %}{% endfor %}"
@@ -99,9 +99,8 @@ func TestService_ChatGivesArgumentsAsTheTemplateExpectsThem(t *testing.T) {
 	}
 }
 
-// Messages with calls have null for content; a template that only knows text gets
-// empty text.
-func TestService_ChatGivesContentAsTheTemplateExpectsIt(t *testing.T) {
+// Messages with calls have null content. A template that accepts only text gets an empty text.
+func TestService_ChatPassesContentInTheTemplatesForm(t *testing.T) {
 	for template, want := range map[string]string{
 		"{% for m in messages %}{{ '<' + m.content + '>' }}{% endfor %}":                                          "<>",
 		"{% for m in messages %}{% if m.content is none %}none{% else %}<{{ m.content }}>{% endif %}{% endfor %}": "none",

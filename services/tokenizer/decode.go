@@ -51,7 +51,7 @@ func (s *Service) DecodeStream(
 	stream grpc.BidiStreamingServer[tokenizerv1.DecodeStreamRequest, tokenizerv1.DecodeStreamResponse]) error {
 	frame, err := stream.Recv()
 	if errors.Is(err, io.EOF) {
-		return fault.Field("frame", "the conversation ended before open")
+		return fault.Field("frame", "the stream ended before open")
 	}
 	if err != nil {
 		return err
@@ -94,7 +94,7 @@ func (s *Service) DecodeStream(
 	}
 }
 
-// decoder is one decoding conversation.
+// decoder is the state of one DecodeStream.
 type decoder struct {
 	model *model
 	text  *vocab.Decoder
@@ -108,8 +108,7 @@ func (m *model) newDecoder(open *tokenizerv1.DecodeOpen, prefix []int32) *decode
 	return &decoder{m, m.Vocab.NewDecoder(o)}
 }
 
-// markers are the control tokens by which the model's chats set tool calls and reasoning
-// apart.
+// markers returns the control tokens that mark tool calls and reasoning in the model's chats.
 func (m *model) markers() map[int32]bool {
 	out := map[int32]bool{}
 	for _, c := range m.chats {

@@ -36,7 +36,7 @@ func (s *Service) Encode(ctx context.Context, r *tokenizerv1.EncodeRequest) (*to
 	return out[0], nil
 }
 
-// encodeFIM makes a fill-in-the-middle prompt of two texts.
+// encodeFIM makes a fill-in-the-middle prompt from two texts.
 func (s *Service) encodeFIM(ctx context.Context, r *tokenizerv1.EncodeRequest) (*tokenizerv1.EncodeResponse, error) {
 	m, err := s.find(ctx, r.GetModel())
 	if err != nil {
@@ -75,7 +75,8 @@ func (s *Service) EncodeBatch(ctx context.Context,
 	return &tokenizerv1.EncodeBatchResponse{Encodings: out}, nil
 }
 
-// encodeTexts encodes several texts with the same settings; field names a text in errors.
+// encodeTexts encodes several texts with the same settings. field returns the name of a text for
+// errors.
 func (s *Service) encodeTexts(ctx context.Context, r encoding, texts []string,
 	field func(i int) string) ([]*tokenizerv1.EncodeResponse, error) {
 	m, err := s.find(ctx, r.GetModel())
@@ -135,7 +136,7 @@ func (m *model) encodeAll(ctx context.Context, texts []string, o vocab.Options, 
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
-	for i, text := range texts { // find the one that failed
+	for i, text := range texts { // find the text that failed
 		if _, err := m.Vocab.Encode(text, o); err != nil {
 			return nil, m.encodeFault(field(i), err)
 		}
@@ -205,7 +206,7 @@ func (m *model) padding(p *tokenizerv1.Padding) (*padding, error) {
 		id, ok := m.Vocab.ID(m.Chat.Special["pad_token"])
 		if !ok {
 			if id, ok = m.Vocab.EOS(); !ok {
-				return nil, fault.Field("padding.id", "is missing: model %q has neither a pad token nor an end token",
+				return nil, fault.Field("padding.id", "is missing: model %q has neither a padding token nor an end-of-text token",
 					m.Name)
 			}
 		}
@@ -214,13 +215,13 @@ func (m *model) padding(p *tokenizerv1.Padding) (*padding, error) {
 	return out, nil
 }
 
-// to returns the padded length of a sequence of n ids.
+// to returns the length to which a sequence of n ids is padded.
 func (p *padding) to(n int) int {
 	n = max(n, p.length)
 	return (n + p.multiple - 1) / p.multiple * p.multiple
 }
 
-// fill pads to a length. Padding ids have empty spans.
+// fill pads an encoding to a length. Padding ids have empty spans.
 func (p *padding) fill(e *tokenizerv1.EncodeResponse, length int) {
 	n := length - len(e.GetIds())
 	e.Padding = uint32(n)

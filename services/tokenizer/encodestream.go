@@ -14,7 +14,7 @@ import (
 
 const (
 	streamPart = 64 << 10 // bytes of text that are encoded at once
-	streamHeld = 4 << 20  // most bytes that wait for a split point
+	streamHeld = 4 << 20  // maximum number of bytes that wait for a split point
 	streamIDs  = 64 << 10 // ids of one response
 )
 
@@ -23,7 +23,7 @@ func (s *Service) EncodeStream(
 	stream grpc.BidiStreamingServer[tokenizerv1.EncodeStreamRequest, tokenizerv1.EncodeStreamResponse]) error {
 	frame, err := stream.Recv()
 	if errors.Is(err, io.EOF) {
-		return fault.Field("frame", "the conversation ended before open")
+		return fault.Field("frame", "the stream ended before open")
 	}
 	if err != nil {
 		return err
@@ -85,7 +85,7 @@ func send(stream grpc.BidiStreamingServer[tokenizerv1.EncodeStreamRequest, token
 	return stream.Send(whole)
 }
 
-// encoder is one encoding conversation.
+// encoder is the state of one EncodeStream.
 type encoder struct {
 	model    *model
 	splitter *splitter
@@ -109,7 +109,7 @@ func (m *model) newEncoder(open *tokenizerv1.EncodeOpen) (*encoder, error) {
 	const text = "a"
 	bare, err := m.Vocab.Encode(text, e.o)
 	if err != nil {
-		return e, nil // no text can be encoded: the first push reports it
+		return e, nil // no text can be encoded; the first push reports the error
 	}
 	full, err := m.Vocab.Encode(text, vocab.Options{Special: e.o.Special, BOS: true})
 	if err != nil {
@@ -133,10 +133,10 @@ func surround(full, bare []int32) (prefix, suffix []int32) {
 	return nil, nil
 }
 
-// push takes text and adds the ids that became certain to the reply.
+// push appends text and adds the ids that can no longer change to the reply.
 func (e *encoder) push(text []byte, reply *tokenizerv1.EncodeStreamResponse) error {
 	if len(text) > 0 {
-		e.tell(e.prefix, e.at, reply)
+		e.addIDs(e.prefix, e.at, reply)
 		e.prefix = nil
 	}
 	e.held = append(e.held, text...)
@@ -179,7 +179,7 @@ func (e *encoder) encodeHeld(text string, reply *tokenizerv1.EncodeStreamRespons
 			return false, e.fault(err)
 		}
 		if ok && e.splitter.joins(text[end.at:], end, e.o) {
-			e.give(out, reply)
+			e.addEncoding(out, reply)
 			e.held, e.tried, e.begin, e.at = append(e.held[:0], e.held[end.at:]...), 0, end, e.at+uint64(end.at)
 			return true, nil
 		}
@@ -189,7 +189,7 @@ func (e *encoder) encodeHeld(text string, reply *tokenizerv1.EncodeStreamRespons
 }
 
 func (e *encoder) flush(reply *tokenizerv1.EncodeStreamResponse) error {
-	e.tell(e.prefix, e.at, reply)
+	e.addIDs(e.prefix, e.at, reply)
 	out, ok, err := e.splitter.part(string(e.held), e.begin, split{}, e.o, e.spans)
 	if err != nil {
 		return e.fault(err)
@@ -199,8 +199,8 @@ func (e *encoder) flush(reply *tokenizerv1.EncodeStreamResponse) error {
 			"encode a stream for model %q: the text from byte %d on does not continue the text before it", e.model.Name,
 			e.at)
 	}
-	e.give(out, reply)
-	e.tell(e.suffix, e.at+uint64(len(e.held)), reply)
+	e.addEncoding(out, reply)
+	e.addIDs(e.suffix, e.at+uint64(len(e.held)), reply)
 	e.held = nil
 	return nil
 }
@@ -214,8 +214,8 @@ func (e *encoder) fault(err error) error {
 	return err
 }
 
-// give adds ids with their spans to a reply.
-func (e *encoder) give(out vocab.Encoding, reply *tokenizerv1.EncodeStreamResponse) {
+// addEncoding adds ids with their spans to a reply.
+func (e *encoder) addEncoding(out vocab.Encoding, reply *tokenizerv1.EncodeStreamResponse) {
 	reply.Ids = append(reply.Ids, wireIDs(out.IDs)...)
 	for _, span := range out.Spans {
 		reply.Starts = append(reply.Starts, e.at+uint64(max(span[0], 0)))
@@ -223,8 +223,8 @@ func (e *encoder) give(out vocab.Encoding, reply *tokenizerv1.EncodeStreamRespon
 	}
 }
 
-// tell adds ids that belong to no text.
-func (e *encoder) tell(ids []int32, at uint64, reply *tokenizerv1.EncodeStreamResponse) {
+// addIDs adds ids that belong to no text to a reply.
+func (e *encoder) addIDs(ids []int32, at uint64, reply *tokenizerv1.EncodeStreamResponse) {
 	reply.Ids = append(reply.Ids, wireIDs(ids)...)
 	for range ids {
 		if e.spans {

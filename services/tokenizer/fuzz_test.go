@@ -12,7 +12,7 @@ import (
 	"github.com/lamina-mesh/lamina/services/tokenizer"
 )
 
-// No request makes the service panic or answer that it is broken.
+// No request makes the service panic or return an internal error.
 func FuzzService(f *testing.F) {
 	v, err := vocab.TrainBPE(f.Context(), slices.Values([]string{"the quick brown fox"}), 270,
 		vocab.TrainOptions{Special: []string{"<|im_start|>", "<|im_end|>"}, EOS: "<|im_end|>"})

@@ -15,10 +15,10 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/weights"
 )
 
-// LoadDefaults reads the generation settings of a model's files: generation_config.json
-// of a Hugging Face directory, or the general.sampling keys of a GGUF file. The result
-// is nil where the files say nothing. The error is a fault.Error that names the file
-// and the field. Ids that begin and end a text are the vocabulary's matter.
+// LoadDefaults reads the generation settings of a model's files: generation_config.json of a
+// Hugging Face directory, or the general.sampling keys of a GGUF file. The result is nil if the
+// files contain none. The error is a fault.Error that names the file and the field. Begin-of-text
+// and end-of-text ids belong to the vocabulary.
 func LoadDefaults(path string) (*tokenizerv1.GenerationDefaults, error) {
 	kind, file, err := kindOf(path)
 	if err != nil {
@@ -37,7 +37,7 @@ func LoadDefaults(path string) (*tokenizerv1.GenerationDefaults, error) {
 	return out, nil
 }
 
-// maxDefault bounds the whole numbers of a configuration.
+// maxDefault bounds the integers of a configuration.
 const maxDefault = 1 << 24
 
 func defaultsFS(fsys fs.FS) (*tokenizerv1.GenerationDefaults, error) {
@@ -49,8 +49,8 @@ func defaultsFS(fsys fs.FS) (*tokenizerv1.GenerationDefaults, error) {
 	return generationDefaults(file, fields)
 }
 
-// generationDefaults reads the settings of a generation_config.json. do_sample false
-// is greedy, whatever temperature stands beside it.
+// generationDefaults reads the settings of a generation_config.json. do_sample false means greedy
+// sampling, whatever the temperature is.
 func generationDefaults(file string, fields map[string]json.RawMessage) (*tokenizerv1.GenerationDefaults, error) {
 	out := &tokenizerv1.GenerationDefaults{}
 	for _, f := range []struct {
@@ -104,8 +104,8 @@ func generationDefaults(file string, fields map[string]json.RawMessage) (*tokeni
 	return out, nil
 }
 
-// number reads an optional number from 0 to max; null is absent, and so is -1, which
-// some files write for "off".
+// number reads an optional number from 0 to most. null counts as absent, and so does -1, which some
+// files write for "off".
 func number(file, name string, fields map[string]json.RawMessage, most float64) (*float64, error) {
 	raw := fields[name]
 	if len(raw) == 0 {

@@ -12,9 +12,9 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/weights"
 )
 
-// Library finds models in a folder. Each GGUF model, SentencePiece file, tiktoken file
-// and model folder in it is a model, named by its file name without the extension and,
-// for a split GGUF file, without the number of the part. It is safe for concurrent use.
+// Library finds models in a folder. Each GGUF model, SentencePiece file, tiktoken file and model
+// folder in it is a model. Its name is the file name without the extension and, for a split GGUF
+// file, without the number of the part. It is safe for concurrent use.
 type Library struct {
 	dir string
 
@@ -22,7 +22,7 @@ type Library struct {
 	digests map[string]digested // by path
 }
 
-// digested is the digest of a model and the size and time of its files at that moment.
+// digested is the digest of a model, with the size and time of its files when it was computed.
 type digested struct {
 	digest string
 	size   int64
@@ -32,8 +32,8 @@ type digested struct {
 // NewLibrary returns the library of a folder. It reads nothing yet.
 func NewLibrary(dir string) *Library { return &Library{dir: dir, digests: map[string]digested{}} }
 
-// Open loads a model by its name or its digest, for Config.Open. To find a digest it
-// reads each model of the folder once as a whole. Errors are those of Load, or NotFound.
+// Open loads a model by its name or its digest, for Config.Open. To find a digest it reads every
+// model of the folder completely, once. Errors are those of Load, or NotFound.
 func (l *Library) Open(ctx context.Context, ref string) (Model, error) {
 	entries, err := os.ReadDir(l.dir)
 	if err != nil {
@@ -53,7 +53,7 @@ func (l *Library) Open(ctx context.Context, ref string) (Model, error) {
 		}
 		digest, err := l.digest(path)
 		if err != nil {
-			if byDigest { // another model may have it
+			if byDigest { // another model may have the digest
 				continue
 			}
 			return Model{}, err
@@ -66,8 +66,7 @@ func (l *Library) Open(ctx context.Context, ref string) (Model, error) {
 	return Model{}, fault.New(fault.NotFound, "find model %q: it is not in the library", ref)
 }
 
-// digest computes the digest of a path, unless it is known and the files have not
-// changed since.
+// digest returns the digest of a path. It is computed again only if the files have changed.
 func (l *Library) digest(path string) (string, error) {
 	now, err := stamp(path)
 	if err != nil {
@@ -88,8 +87,8 @@ func (l *Library) digest(path string) (string, error) {
 	return now.digest, nil
 }
 
-// stamp returns the total size of a path's files and the time of the latest change. The
-// files of a part of a split model are all of its parts.
+// stamp returns the total size of a path's files and the time of the latest change. For a part of a
+// split model, these are the files of all parts.
 func stamp(path string) (digested, error) {
 	roots := []string{path}
 	if stat, err := os.Stat(path); err == nil && !stat.IsDir() {

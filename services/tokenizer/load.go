@@ -58,8 +58,9 @@ const (
 	kindSentencePiece
 )
 
-// kindOf tells the kind of a file by its first bytes. Of a folder that holds one GGUF model, it
-// returns that model's file; a tokenizer.json beside several models wins over them.
+// kindOf returns the kind of a file, from its first bytes. For a folder with one GGUF model it
+// returns that model's file. If a folder has several models and a tokenizer.json, it returns the
+// tokenizer.json.
 func kindOf(path string) (kind, string, error) {
 	file, err := os.Open(path)
 	if err != nil {
@@ -107,9 +108,9 @@ func isRanks(head []byte) bool {
 		len(bytes.Trim(token, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=")) == 0
 }
 
-// LoadVocab reads the vocabulary of a GGUF file (with or without tensors, or a part of a
-// split one), a Hugging Face folder or its tokenizer.json, a SentencePiece model, a
-// tiktoken rank file, or a folder that holds one of those.
+// LoadVocab reads the vocabulary of a GGUF file (with or without tensors, or a part of a split
+// one), a Hugging Face folder or its tokenizer.json, a SentencePiece model, a tiktoken rank file,
+// or a folder that contains one of them.
 func LoadVocab(path string) (*vocab.Vocab, error) {
 	v, err := readVocab(path)
 	if err != nil {
@@ -139,7 +140,7 @@ func readVocab(path string) (*vocab.Vocab, error) {
 	case kindGGUF:
 		v, err := ggufVocab(file)
 		if file != path && fault.CodeOf(err) == fault.NotFound {
-			// A GGUF model without a vocabulary may have its tokenizer beside it.
+			// A GGUF model without a vocabulary may have its tokenizer in the same folder.
 			if beside, err := vocab.FromHF(path); !errors.Is(err, fs.ErrNotExist) {
 				return beside, err
 			}

@@ -17,7 +17,7 @@ import (
 	"github.com/lamina-mesh/lamina/services/tokenizer"
 )
 
-// shared returns a path in the folder of test models, or skips.
+// shared returns a path in the folder of test models, or skips the test.
 func shared(t *testing.T, parts ...string) string {
 	t.Helper()
 	root := os.Getenv("LAMINA_SHARED")
@@ -142,7 +142,7 @@ func TestLoadVocab_FilesOfEveryKind(t *testing.T) {
 		}
 	}
 	if _, err := tokenizer.LoadVocab(write("text.txt", "Once upon a time")); fault.CodeOf(err) != fault.Invalid {
-		t.Errorf("a text: %v", err)
+		t.Errorf("a text file: %v", err)
 	}
 }
 

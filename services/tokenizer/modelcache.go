@@ -24,8 +24,8 @@ const (
 // recently used first.
 type modelCache struct {
 	open   func(ctx context.Context, ref string) (Model, error) // loads a model; nil if there is no library
-	models int                                                  // most models, pinned ones included
-	bytes  int64                                                // most bytes of all models, estimated
+	models int                                                  // maximum number of models, pinned ones included
+	bytes  int64                                                // maximum bytes of all models, estimated
 
 	ticks   atomic.Uint64
 	mu      sync.RWMutex
@@ -60,8 +60,8 @@ type loading struct {
 	err   error
 }
 
-// ready parses a model's templates.
-func ready(m Model) (*model, error) {
+// prepare parses a model's templates.
+func prepare(m Model) (*model, error) {
 	if m.Name == "" || m.Vocab == nil {
 		return nil, fault.New(fault.Invalid, "add model %q: it needs a name and a vocabulary", m.Name)
 	}
@@ -85,8 +85,8 @@ func ready(m Model) (*model, error) {
 	return out, nil
 }
 
-// footprint estimates the memory of a vocabulary: the bytes and spellings of its tokens,
-// and the entries of its maps and merges.
+// footprint estimates the memory of a vocabulary: the bytes and texts of its tokens, and the
+// entries of its maps and merges.
 func footprint(v *vocab.Vocab) int64 {
 	n := int64(1 << 20)
 	for id := range v.Size() {
@@ -98,7 +98,7 @@ func footprint(v *vocab.Vocab) int64 {
 	return n
 }
 
-// add pins a model; it replaces one of the same name and digest.
+// add pins a model. It replaces a model with the same name and digest.
 func (s *modelCache) add(m *model) error {
 	m.pinned = true
 	s.mu.Lock()
@@ -134,7 +134,7 @@ func (s *modelCache) position(name string) (int, bool) {
 	return slices.BinarySearchFunc(s.held, name, func(m *model, name string) int { return cmp.Compare(m.Name, name) })
 }
 
-// find returns the model of a name or digest, and loads it if necessary.
+// find returns the model with a name or digest, and loads it if necessary.
 func (s *modelCache) find(ctx context.Context, ref string) (*model, error) {
 	for {
 		s.mu.RLock()
@@ -158,7 +158,7 @@ func (s *modelCache) find(ctx context.Context, ref string) (*model, error) {
 	}
 }
 
-// lookup finds a loaded model; mu is held.
+// lookup returns a loaded model. The caller holds mu.
 func (s *modelCache) lookup(ref string) *model {
 	if ref == "" {
 		if len(s.held) == 1 {
@@ -214,7 +214,7 @@ func (s *modelCache) fetch(ctx context.Context, ref string) (*model, error) {
 	if err != nil {
 		return nil, err
 	}
-	m, err := ready(given)
+	m, err := prepare(given)
 	if err != nil {
 		return nil, err
 	}
@@ -227,7 +227,7 @@ func (s *modelCache) fetch(ctx context.Context, ref string) (*model, error) {
 	defer s.mu.Unlock()
 	i, found := s.position(m.Name)
 	switch {
-	case found && s.held[i].Digest == m.Digest: // it was loaded by another of its names meanwhile
+	case found && s.held[i].Digest == m.Digest: // it has been loaded under another name meanwhile
 		return s.held[i], nil
 	case found && s.held[i].pinned:
 		return nil, fault.New(fault.AlreadyExists, "load model %q: it is loaded with digest %s", m.Name,
@@ -241,7 +241,7 @@ func (s *modelCache) fetch(ctx context.Context, ref string) (*model, error) {
 	return m, nil
 }
 
-// evict removes models until the cache fits its bounds; running requests keep theirs.
+// evict removes models until the cache fits its bounds. Running requests keep their models.
 func (s *modelCache) evict(newest *model) {
 	for {
 		total, oldest := int64(0), -1

@@ -43,7 +43,7 @@ func held(t *testing.T, s *tokenizer.Service) []string {
 	return out
 }
 
-func TestService_LetsTheModelUsedLongestAgoGo(t *testing.T) {
+func TestService_ModelCacheEvictsLeastRecentlyUsed(t *testing.T) {
 	v := bpe(t)
 	var opened atomic.Int32
 	s, err := tokenizer.New(tokenizer.Config{
@@ -80,7 +80,7 @@ func TestService_LetsTheModelUsedLongestAgoGo(t *testing.T) {
 	}
 }
 
-func TestService_HoldsNoMoreBytesThanItMay(t *testing.T) {
+func TestService_ModelCacheStaysWithinMaxBytes(t *testing.T) {
 	v := bpe(t)
 	open := func(_ context.Context, ref string) (tokenizer.Model, error) {
 		return tokenizer.Model{Name: ref, Digest: ref, Vocab: v}, nil
@@ -115,7 +115,7 @@ func TestService_HoldsNoMoreBytesThanItMay(t *testing.T) {
 	}
 }
 
-func TestService_LoadsOnceForAll(t *testing.T) {
+func TestService_ConcurrentRequestsLoadAModelOnce(t *testing.T) {
 	v := bpe(t)
 	var opened atomic.Int32
 	begun, goOn := make(chan struct{}), make(chan struct{})
@@ -148,7 +148,7 @@ func TestService_LoadsOnceForAll(t *testing.T) {
 			}
 		})
 	}
-	cancel() // whoever waits for it loads it anew
+	cancel() // a request that waits for it loads it again
 	wg.Wait()
 	if n := opened.Load(); n != 2 {
 		t.Errorf("opened %d times", n)

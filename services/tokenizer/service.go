@@ -21,10 +21,10 @@ type Model struct {
 	Vocab  *vocab.Vocab
 	// ChatTemplate replaces the model's own template, unless it is empty.
 	ChatTemplate string
-	// Chat is what the model's files say about chats; without templates in it, the
-	// vocabulary's own template is used.
+	// Chat holds the chat templates of the model's files. If it has none, the vocabulary's own
+	// template is used.
 	Chat Chat
-	// Defaults are used for settings that a request leaves out; may be nil.
+	// Defaults are used for settings that a request leaves out. They may be nil.
 	Defaults *tokenizerv1.GenerationDefaults
 }
 
@@ -32,12 +32,12 @@ type Model struct {
 type Config struct {
 	// Models stay loaded.
 	Models []Model
-	// Open loads a model that is not loaded, by the name or digest of a request, as
-	// (*Library).Open does. Without it such a request gets NotFound.
+	// Open loads a model by the name or digest in a request, if the model is not loaded yet.
+	// (*Library).Open is an implementation. If Open is nil, the request gets NotFound.
 	Open func(ctx context.Context, ref string) (Model, error)
-	// MaxModels and MaxBytes bound the model cache: beyond either, models loaded on demand
-	// are evicted, the least recently used first. The defaults are 64 models and 4 GiB; sizes
-	// are estimates.
+	// MaxModels and MaxBytes bound the model cache. Beyond either bound, models loaded on demand
+	// are evicted, the least recently used first. The defaults are 64 models and 4 GiB. Sizes are
+	// estimates.
 	MaxModels int
 	MaxBytes  int64
 	// Texts is the folder of TrainVocabulary's files; empty allows none.
@@ -50,7 +50,7 @@ type Config struct {
 	Budget template.Budget
 }
 
-// maxIDs is the most ids of one reply, so that it fits into a message of 4 MiB.
+// maxIDs is the maximum number of ids in one reply, so that it fits into a message of 4 MiB.
 const maxIDs = 1 << 20
 
 // Service implements lamina.tokenizer.v1.TokenizerService.
@@ -63,8 +63,8 @@ type Service struct {
 	workers int
 }
 
-// New returns a service with the configured models. It returns a fault.Error for a model
-// without a name or vocabulary, or two models of one name.
+// New returns a service with the configured models. It returns a fault.Error for a model without a
+// name or vocabulary, or two models with one name.
 func New(c Config) (*Service, error) {
 	s := &Service{now: c.Now, budget: c.Budget, texts: c.Texts, workers: c.Workers}
 	s.open, s.models, s.bytes = c.Open, c.MaxModels, c.MaxBytes
@@ -91,11 +91,11 @@ func New(c Config) (*Service, error) {
 // Register registers the service on a server.
 func (s *Service) Register(r grpc.ServiceRegistrar) { tokenizerv1.RegisterTokenizerServiceServer(r, s) }
 
-// Add adds a model that pinned loaded. It replaces a model of the same name and digest; one
-// of the same name and another digest is an AlreadyExists error. A chat template that does
+// Add adds a model and pins it in the cache. It replaces a model with the same name and digest. A
+// model with the same name and another digest is an AlreadyExists error. A chat template that does
 // not parse is reported when a chat uses it.
 func (s *Service) Add(m Model) error {
-	held, err := ready(m)
+	held, err := prepare(m)
 	if err != nil {
 		return err
 	}

@@ -237,8 +237,8 @@ func TestService_Describe(t *testing.T) {
 	}
 }
 
-// Grammars open tool calls with control tokens, by their spelling.
-func TestTokens_ControlTokensByTheirSpelling(t *testing.T) {
+// Grammars refer by text to the control tokens that open tool calls.
+func TestTokens_ListsControlTokensByText(t *testing.T) {
 	v := bpe(t)
 	_, client := serve(t, tokenizer.Model{Name: "m", Digest: "sha256:1", Vocab: v})
 	stream, err := client.Tokens(t.Context(), &tokenizerv1.TokensRequest{})

@@ -64,8 +64,8 @@ type split struct {
 	before, after string
 }
 
-// last returns the last split point of a text, but none in its last 64 bytes, where an
-// added token may have begun.
+// last returns the last split point of a text, except in its last 64 bytes, where an added token
+// may have begun.
 func (c *splitter) last(text string) (split, bool) {
 	for at := len(text) - 64; at > 0; at-- {
 		if !utf8.RuneStart(text[at]) {

@@ -12,7 +12,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/vocab"
 )
 
-// vocabularies are those of the folder of test models.
+// vocabularies returns splitters for the vocabularies in the folder of test models.
 func vocabularies(t testing.TB) map[string]*splitter {
 	t.Helper()
 	root := os.Getenv("LAMINA_SHARED")
@@ -34,7 +34,7 @@ func vocabularies(t testing.TB) map[string]*splitter {
 	return out
 }
 
-// everySplit splits a text at every split point and compares the ids.
+// everySplit splits a text at every split point and compares the ids with those of the whole text.
 func everySplit(t *testing.T, name string, c *splitter, text string, o vocab.Options) (splits int) {
 	t.Helper()
 	whole, err := c.v.EncodeSpans(text, o)
@@ -59,7 +59,7 @@ func everySplit(t *testing.T, name string, c *splitter, text string, o vocab.Opt
 		splits++
 		right, ok, err := c.part(text[at:], place, split{}, o, true)
 		if err != nil || !ok {
-			t.Fatalf("%s: %q does not join what is before %d: %v", name, text, at, err)
+			t.Fatalf("%s: %q does not join the text before %d: %v", name, text, at, err)
 		}
 		for i := range right.Spans {
 			right.Spans[i][0], right.Spans[i][1] = right.Spans[i][0]+at, right.Spans[i][1]+at
@@ -72,7 +72,7 @@ func everySplit(t *testing.T, name string, c *splitter, text string, o vocab.Opt
 	return splits
 }
 
-func TestSplitter_EverySplitGivesTheSame(t *testing.T) {
+func TestSplitter_EverySplitGivesTheSameIDs(t *testing.T) {
 	words := []string{"the", " quick", " fox,", "\n", "\n\nBut", "\n\n  it's", " 12345", " é", "漢字", "한국", "\r\n", "  ",
 		"'s", "\tx", "🦊", "e\u0301", "\u00a0", " \u3000a", "<|im_end|>", "<s>",
 		"_a", "X", "camelCase", " //", "();\n", " --", "…", "ﬁ", "\u200d", "İ", "ა", " \u00ad", "7.5", "\n\u0301a",
@@ -96,7 +96,7 @@ func TestSplitter_EverySplitGivesTheSame(t *testing.T) {
 	}
 }
 
-func FuzzCutter(f *testing.F) {
+func FuzzSplitter(f *testing.F) {
 	f.Add("the quick\nbrown fox", false)
 	f.Add("a b <|im_end|>\nc", true)
 	all := vocabularies(f)

@@ -20,7 +20,7 @@ import (
 	"github.com/lamina-mesh/lamina/services/tokenizer"
 )
 
-// encodeStream plays a conversation; each piece is a push.
+// encodeStream runs an EncodeStream that pushes each piece.
 func encodeStream(t *testing.T, c tokenizerv1.TokenizerServiceClient, open *tokenizerv1.EncodeOpen,
 	pieces func(func([]byte) bool), early ...*int) (ids []uint32, starts, ends []uint64, err error) {
 	t.Helper()
@@ -69,7 +69,7 @@ func encodeStream(t *testing.T, c tokenizerv1.TokenizerServiceClient, open *toke
 	return ids, starts, ends, receive()
 }
 
-// cutUp splits a text at random bytes.
+// cutUp splits a text at random byte offsets.
 func cutUp(text string, most int) func(func([]byte) bool) {
 	return func(yield func([]byte) bool) {
 		r := rand.New(rand.NewPCG(5, 6))
@@ -119,13 +119,14 @@ func TestEncodeStream_SameAsWhole(t *testing.T) {
 		sameIDs(t, ids, want.IDs)
 		for i, span := range want.Spans {
 			if starts[i] != uint64(span[0]) || ends[i] != uint64(span[1]) {
-				t.Fatalf("id %d stands at %d:%d, want %v", i, starts[i], ends[i], span)
+				t.Fatalf("id %d has span %d:%d, want %v", i, starts[i], ends[i], span)
 			}
 		}
 	}
 }
 
-// Vocabularies of every family that is there, over a book.
+// TestEncodeStream_RealVocabularies encodes a book with a vocabulary of every family that is
+// available.
 func TestEncodeStream_RealVocabularies(t *testing.T) {
 	book, err := os.ReadFile(shared(t, "data", "war-and-peace.txt"))
 	if err != nil {
@@ -164,7 +165,7 @@ func TestEncodeStream_RealVocabularies(t *testing.T) {
 	}
 }
 
-func TestEncodeStream_HoldsNoMoreThanItSays(t *testing.T) {
+func TestEncodeStream_TextWithoutSplitPointIsRefused(t *testing.T) {
 	_, c := serve(t, tokenizer.Model{Name: "m", Vocab: bpe(t)})
 	dots := slices.Repeat([]byte("."), 1<<20)
 	_, _, _, err := encodeStream(t, c, &tokenizerv1.EncodeOpen{}, func(yield func([]byte) bool) {

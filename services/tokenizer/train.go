@@ -19,13 +19,13 @@ import (
 )
 
 const (
-	maxTrainSize  = 1 << 20 // ids
+	maxTrainSize  = 1 << 20 // token ids of a vocabulary
 	maxTrainText  = 4 << 30 // bytes of all files
 	maxTrainFiles = 1 << 12
 	filePart      = 1 << 20 // bytes of a file in one event
 )
 
-// TrainVocabulary trains a vocabulary on texts and sends its files.
+// TrainVocabulary trains a vocabulary on texts and sends the vocabulary's files.
 func (s *Service) TrainVocabulary(r *tokenizerv1.TrainVocabularyRequest,
 	stream grpc.ServerStreamingServer[tokenizerv1.TrainVocabularyResponse]) error {
 	ctx := stream.Context()
@@ -89,8 +89,8 @@ func trainer(kind string) (trainFunc, error) {
 	return nil, fault.Field("type", "%q is not supported: want bpe or unigram", kind)
 }
 
-// trainTexts iterates over the texts of a request and then over those of its files, which
-// are read inside the service's folder only.
+// trainTexts iterates over the texts of a request and then over those of its files, which are read
+// only from the service's folder.
 func (s *Service) trainTexts(ctx context.Context, r *tokenizerv1.TrainVocabularyRequest) ([]string, error) {
 	out := slices.Clone(r.GetTexts())
 	if len(r.GetFiles()) == 0 {
@@ -136,7 +136,7 @@ func readText(root *os.Root, name string, most int64) (string, error) {
 		return "", fault.Wrap(fault.Unavailable, err, "read file %q", name)
 	}
 	if int64(len(text)) > most {
-		return "", fault.Field("files", "together they are longer than %d bytes", int64(maxTrainText))
+		return "", fault.Field("files", "want at most %d bytes in all files", int64(maxTrainText))
 	}
 	if !utf8.Valid(text) {
 		return "", fault.Field("files", "%q is not UTF-8", name)

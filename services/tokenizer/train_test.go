@@ -18,7 +18,7 @@ import (
 	"github.com/lamina-mesh/lamina/services/tokenizer"
 )
 
-// train runs a training and returns its files.
+// train runs TrainVocabulary and returns the files.
 func train(t *testing.T, c tokenizerv1.TokenizerServiceClient,
 	r *tokenizerv1.TrainVocabularyRequest) (files map[string][]byte, progress []uint32, err error) {
 	t.Helper()

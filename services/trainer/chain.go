@@ -22,11 +22,11 @@ import (
 
 type trainStream = grpc.BidiStreamingClient[shardv1.TrainRequest, shardv1.TrainResponse]
 
-// repliesLen bounds the replies of a stage that wait to be read.
+// repliesLen is the number of replies of a stage that may wait to be read.
 const repliesLen = 4096
 
-// busName bounds the part of a run's name that is in its name on the gradient bus, which may
-// have 64 bytes.
+// busName is the maximum length of the part of a run's name that is used in its name on the
+// gradient bus. Names on the bus have at most 64 bytes.
 const busName = 48
 
 // maxTensor bounds a state tensor in bytes.
@@ -40,13 +40,13 @@ type stage struct {
 	replies chan *shardv1.TrainResponse
 }
 
-// chain is the stages of one replica.
+// chain holds the stages of one replica.
 type chain struct {
 	replica int
 	stages  []*stage
 }
 
-// fleet is all chains of a run. It works until its context ends or a stage fails.
+// fleet holds all chains of a run. It works until its context ends or a stage fails.
 type fleet struct {
 	ctx        context.Context
 	fail       context.CancelCauseFunc
@@ -57,8 +57,7 @@ type fleet struct {
 	readers    errgroup.Group
 }
 
-// openFleet opens all chains. If there are fewer shards than stages, shards take several
-// stages.
+// openFleet opens all chains. If there are fewer shards than stages, a shard runs several stages.
 func openFleet(ctx context.Context, dialer Dialer, m *Manifest, spec model.Spec, layout layout,
 	addrs []string) (*fleet, error) {
 	f := &fleet{spec: spec}
@@ -136,7 +135,7 @@ func (f *fleet) open(dialer Dialer, s *stage, open *shardv1.TrainOpen) error {
 	if f.class == "" {
 		f.class = class
 	}
-	if class != f.class { // equal bits need one kernel class
+	if class != f.class { // equal results require one kernel class
 		return fault.New(fault.FailedPrecondition,
 			"open layers %v at %s: kernel class %s differs from %s of the other shards", s.layers, s.addr, class,
 			f.class)
@@ -236,7 +235,7 @@ func (f *fleet) feed(c *chain, step *shardv1.Step, data []*shardv1.Microbatch) e
 	return nil
 }
 
-// ranges are the layers of a chain's stages, in order.
+// ranges returns the layer ranges of a chain's stages, in order.
 func (f *fleet) ranges() []model.Range {
 	var out []model.Range
 	for _, s := range f.chains[0].stages {

@@ -37,7 +37,7 @@ type stateTensor struct {
 	values []float32
 }
 
-// state is all that the next step of a run depends on, apart from its manifest.
+// state is everything that the next step of a run depends on, except its manifest.
 type state struct {
 	step    uint64
 	tensors []stateTensor

@@ -129,7 +129,7 @@ func TestCheckpoint_CrashAnywhereFallsBack(t *testing.T) {
 	}
 }
 
-func TestCheckpoint_AnyFlippedBitIsFound(t *testing.T) {
+func TestCheckpoint_AnyFlippedBitIsDetected(t *testing.T) {
 	dir := t.TempDir()
 	save(t, dir, 4)
 	save(t, dir, 5)

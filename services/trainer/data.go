@@ -20,7 +20,7 @@ type corpus struct {
 	length     int // tokens in a sequence
 }
 
-// readCorpus reads the texts of the manifest, makes the vocabulary and encodes the texts.
+// readCorpus reads the texts of the manifest, builds the vocabulary and encodes the texts.
 func readCorpus(ctx context.Context, m *Manifest) (*corpus, error) {
 	var train, held []string
 	for _, path := range append([]string{m.Data.Text}, m.Data.More...) {
@@ -52,7 +52,7 @@ func readCorpus(ctx context.Context, m *Manifest) (*corpus, error) {
 			vocab.TrainOptions{Special: []string{endOfText}, BOS: endOfText, EOS: endOfText})
 	}
 	if err != nil {
-		return nil, fault.Wrap(fault.Invalid, err, "make the vocabulary")
+		return nil, fault.Wrap(fault.Invalid, err, "build the vocabulary")
 	}
 	if c.train, err = c.encode(train); err != nil {
 		return nil, err

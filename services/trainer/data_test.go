@@ -94,7 +94,7 @@ func TestCorpus_EvaluationCoversTheTextOnce(t *testing.T) {
 	}
 }
 
-func TestMetrics_ResumeDropsWhatIsMadeAgain(t *testing.T) {
+func TestMetrics_ResumeDropsRepeatedSteps(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "metrics.jsonl")
 	for _, upTo := range []uint64{0, 3, 2} {
 		m, err := openMetrics(path, upTo)

@@ -43,7 +43,7 @@ type Manifest struct {
 	Schedule        string `json:"schedule"`         // "1f1b" (default) or "gpipe"
 	EvaluateEvery   int    `json:"evaluate_every"`   // steps; with 0 the validation loss is measured at the end only
 	CheckpointEvery int    `json:"checkpoint_every"` // steps; 0 means 500
-	DType           string `json:"dtype"`            // of the trained model's file: "F32" (default) or "BF16"
+	DType           string `json:"dtype"`            // element type of the trained model's file: "F32" (default) or "BF16"
 	ChatTemplate    string `json:"chat_template"`    // for the trained model's tokenizer_config.json; empty for none
 }
 
@@ -58,7 +58,7 @@ type Data struct {
 // Vocabulary says how the text becomes ids.
 type Vocabulary struct {
 	Type string `json:"type"` // "char" or "bpe"
-	Size int    `json:"size"` // of a bpe vocabulary
+	Size int    `json:"size"` // number of tokens of a bpe vocabulary
 }
 
 // Model is the architecture.
@@ -67,14 +67,14 @@ type Model struct {
 	Layers       int     `json:"layers"`
 	Width        int     `json:"width"`
 	Heads        int     `json:"heads"`
-	KVHeads      int     `json:"kv_heads"` // llama; heads when absent
+	KVHeads      int     `json:"kv_heads"` // llama only; heads when absent
 	FF           int     `json:"ff"`       // 4·width when absent
 	Context      int     `json:"context"`  // sequence_len when absent
-	Tied         bool    `json:"tied"`     // llama; gpt2 always is
+	Tied         bool    `json:"tied"`     // llama only; gpt2 is always tied
 	RopeBase     float64 `json:"rope_base"`
 }
 
-// LearningRate is the schedule's.
+// LearningRate holds the settings of the learning rate schedule.
 type LearningRate struct {
 	Max    float64 `json:"max"`
 	Min    float64 `json:"min"`

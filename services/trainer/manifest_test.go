@@ -36,7 +36,7 @@ func with(t *testing.T, path string, value any) []byte {
 	return raw
 }
 
-func TestParseManifest_FillsInWhatIsAbsent(t *testing.T) {
+func TestParseManifest_SetsDefaults(t *testing.T) {
 	m, err := trainer.ParseManifest([]byte(good))
 	if err != nil {
 		t.Fatal(err)
@@ -102,7 +102,7 @@ func TestParseManifest_SlotFitsAMessage(t *testing.T) {
 	}
 }
 
-func TestParseManifest_TakesOneValueAlone(t *testing.T) {
+func TestParseManifest_AcceptsExactlyOneValue(t *testing.T) {
 	for _, text := range []string{"", "null x", good + good, good + "}", "[1]"} {
 		if _, err := trainer.ParseManifest([]byte(text)); err == nil {
 			t.Errorf("%q is accepted", text)
@@ -110,7 +110,7 @@ func TestParseManifest_TakesOneValueAlone(t *testing.T) {
 	}
 }
 
-func TestParseManifest_ExamplesAreGood(t *testing.T) {
+func TestParseManifest_ExamplesAreValid(t *testing.T) {
 	paths, err := filepath.Glob("../../examples/*.json")
 	if err != nil || len(paths) == 0 {
 		t.Fatalf("find examples: %v, %v", paths, err)

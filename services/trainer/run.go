@@ -27,13 +27,13 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/weights"
 )
 
-// layout is how a run is spread over the fleet.
+// layout says into how many stages and replicas a run is split.
 type layout struct{ stages, replicas int }
 
 const (
-	rebuilds     = 5                      // fleets that a run may lose in a row without a step between them
-	rebuildPause = 500 * time.Millisecond // before the first rebuild; doubled for every further one
-	shardsWait   = 30 * time.Second       // for the first shard that trains
+	rebuilds     = 5                      // fleets that a run may lose in a row without completing a step
+	rebuildPause = 500 * time.Millisecond // pause before the first rebuild; doubled for every further one
+	shardsWait   = 30 * time.Second       // how long to wait for the first shard that trains
 )
 
 // run is one run of the service.
@@ -213,7 +213,7 @@ func (t *training) attempt(ctx context.Context) (stopped bool, err error) {
 	})
 	t.began, t.tokens = time.Now(), 0
 	for step := t.step() + 1; step <= uint64(m.Steps); step++ {
-		if err := t.one(f, step); err != nil {
+		if err := t.runStep(f, step); err != nil {
 			return false, err
 		}
 		select {
@@ -238,7 +238,7 @@ func (t *training) attempt(ctx context.Context) (stopped bool, err error) {
 	return false, t.export()
 }
 
-// result is the sum of what the stages report of a step.
+// result is the sum of the stages' reports of a step.
 type result struct {
 	loss  float64
 	norm  float64
@@ -246,8 +246,8 @@ type result struct {
 	scale float64
 }
 
-// one runs one optimizer step.
-func (t *training) one(f *fleet, step uint64) error {
+// runStep runs one optimizer step.
+func (t *training) runStep(f *fleet, step uint64) error {
 	m := t.run.manifest
 	begin := time.Now()
 	losses, norms, err := t.gradients(f, step)

@@ -106,10 +106,10 @@ func (s *Service) StartRun(_ context.Context, r *trainerv1.StartRunRequest) (*tr
 	}
 	l := layout{stages: max(1, int(r.GetStages())), replicas: max(1, int(r.GetReplicas()))}
 	if l.stages > m.Model.Layers {
-		return nil, fault.Field("stages", "%d are more than %d layers", l.stages, m.Model.Layers)
+		return nil, fault.Field("stages", "%d stages are more than %d layers", l.stages, m.Model.Layers)
 	}
 	if l.replicas > m.Slots {
-		return nil, fault.Field("replicas", "%d are more than %d slots", l.replicas, m.Slots)
+		return nil, fault.Field("replicas", "%d replicas are more than %d slots", l.replicas, m.Slots)
 	}
 	dir := r.GetOut()
 	if dir == "" {
