@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// architecture is what the file of an architecture provides.
+// architecture holds what the file of an architecture defines.
 type architecture struct {
 	name       string         // Spec.Architecture
 	modelTypes []string       // model_type in config.json
@@ -16,10 +16,10 @@ type architecture struct {
 	usual      map[string]int // see hfFields
 
 	readHF   func(h *hfFields) (Spec, error)
-	readGGUF func(g *ggufFields) (Spec, error) // nil where gguf is empty
-	writeHF  func(s *Spec) map[string]any      // config.json; nil: not written
+	readGGUF func(g *ggufFields) (Spec, error) // nil if gguf is empty
+	writeHF  func(s *Spec) map[string]any      // config.json; nil if it cannot be written
 
-	// Differences of GGUF files from Hugging Face's.
+	// How GGUF files differ from Hugging Face's.
 	interleavedGGUF bool // rows of queries and keys are ordered for rotating pairs (2i, 2i+1)
 	addedGGUF       bool // gains of norms with OnePlus are stored as 1 + gain
 }
@@ -141,7 +141,7 @@ func ConfigJSON(s Spec) ([]byte, error) {
 	return text, nil
 }
 
-// same reports whether two specs compute the same from the same weights.
+// same reports whether two specs compute the same results from the same weights.
 func (s *Spec) same(t *Spec) bool {
 	if len(s.Layers) != len(t.Layers) {
 		return false

@@ -54,8 +54,8 @@ func (s *Stage[F]) TrainBackward(tr *Trace[F], dOut []F, g *Params[F]) ([]F, err
 type grads[F tensor.Float] struct {
 	h, dh, dq, dk, dv, datt, dgate, act, dact kernel.Buffer[F]
 
-	raw  kernel.Buffer[F] // of queries or keys before the norm of their heads
-	post kernel.Buffer[F] // of the output of attention or feed-forward before its norm
+	raw  kernel.Buffer[F] // gradient of queries or keys before the norm of their heads
+	post kernel.Buffer[F] // gradient of the output of attention or feed-forward before its norm
 }
 
 func (s *Stage[F]) gradients(t int) *grads[F] {

@@ -47,7 +47,7 @@ func drawn[F tensor.Float](t *testing.T, c model.Spec, set kernel.Set[F], stages
 	return tr
 }
 
-// apart is the distance of two gradients as a share of the second's length.
+// apart returns the distance of two gradients, divided by the length of the second.
 func apart[F, G tensor.Float](a map[string][]F, b map[string][]G) float64 {
 	var off, all float64
 	for name, want := range b {

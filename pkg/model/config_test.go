@@ -95,7 +95,7 @@ func windowed(layers, window int, full []bool) []int {
 // as returns llamaText with another model_type.
 func as(kind string) string { return strings.Replace(llamaText, `"llama"`, `"`+kind+`"`, 1) }
 
-func TestParseHF_WhatFilesLeaveUnsaid(t *testing.T) {
+func TestParseHF_DefaultsOfMissingSettings(t *testing.T) {
 	bare := func(kind string) string {
 		return strings.Replace(as(kind), `"rms_norm_eps":1e-5,`, "", 1) + "}"
 	}
@@ -131,8 +131,8 @@ func TestParseHF_WhatFilesLeaveUnsaid(t *testing.T) {
 	}
 }
 
-// TestParseHF_FieldsThatDoNotCount checks settings that transformers ignores for the architecture.
-func TestParseHF_FieldsThatDoNotCount(t *testing.T) {
+// TestParseHF_IgnoredFields checks settings that transformers ignores for the architecture.
+func TestParseHF_IgnoredFields(t *testing.T) {
 	for _, pair := range [][2]string{
 		{as("llama"), `,"partial_rotary_factor":0.5`},
 		{as("llama"), `,"rope_scaling":{}`},

@@ -28,9 +28,9 @@ func exportData(t *testing.T) importer.Lookup {
 	return func(path string) (io.ReadCloser, error) { return os.Open(files[path]) }
 }
 
-// TestPackage_NeverTouchesElementsOfBuffers holds the package to what kernel.Buffer says: elements of a
-// buffer belong to the set's device. Indexing one, ranging over its elements, copying, clearing or
-// growing it are the host's way; Memory and the operations of kernel.Set are the device's.
+// TestPackage_NeverTouchesElementsOfBuffers checks the rule of kernel.Buffer: elements of a buffer
+// belong to the set's device. The package must not index, range over, copy, clear or grow a buffer.
+// It uses Memory and the operations of kernel.Set.
 func TestPackage_NeverTouchesElementsOfBuffers(t *testing.T) {
 	fset := token.NewFileSet()
 	entries, err := os.ReadDir(".")

@@ -5,10 +5,9 @@
 // cache (inference) and forward and backward over whole sequences (training), on any
 // kernel set.
 //
-// Every architecture has one file (llama.go, gemma.go, gpt2.go, ...) that builds the Spec
-// from config.json or GGUF metadata; DESIGN.md says how to add one. Open reads what a model
-// folder or file says before any weight is touched; Load touches the stage's own tensors
-// alone.
+// Every architecture has one file (llama.go, gemma.go, gpt2.go, ...) that builds the Spec from
+// config.json or GGUF metadata; DESIGN.md says how to add one. Open reads the metadata of a model
+// folder or file and no weights. Load reads only the stage's own tensors.
 //
 // The package knows nothing of services, streams or sessions. A Stage is used by
 // one goroutine at a time.
@@ -22,13 +21,13 @@
 // # Names
 //
 // Parameters are named as transformers names them in memory, whatever file they came from
-// (Name.Param). A head that shares the embedding's weight is listed as lm_head.weight with
-// TiedTo set: its gradient is kept apart from the embedding's, and whoever steps the weight
-// adds the two, embedding first, so that the sum has the same bits when the two ends live
-// on different hosts. A stage that holds both ends has one slice for both weights: it is
-// stepped once. Which stage holds, steps and stores a parameter is decided here:
-// Spec.Holders, Stage.Stepped, Stage.TiedEnd, Params.FoldTied and Param.Tied.
+// (Name.Param). A head that shares the embedding's weight is listed as lm_head.weight with TiedTo
+// set: its gradient is kept separate from the embedding's. The code that steps the weight adds the
+// two, embedding first, so that the sum has the same bits if the two uses of the weight are on
+// different hosts. A stage that holds both has one slice for both and steps it once. This package
+// decides which stage holds, steps and stores a parameter: Spec.Holders, Stage.Stepped,
+// Stage.TiedEnd, Params.FoldTied and Param.Tied.
 //
-// A matrix is [N,I] here, row n the weights of output n. Files may hold it in another
-// form (transposed, fused, stacked, interleaved): only loading and ExportHF know that.
+// A matrix is [N,I] in this package: row n holds the weights of output n. Files may hold it in
+// another form (transposed, fused, stacked, interleaved): only loading and ExportHF know that.
 package model

@@ -5,10 +5,10 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
 
-// Mixtures of experts. For each row a router takes the softmax over all experts and chooses
-// the TopK most probable ones; of equal ones the lower index wins. The row's output is the
-// weighted sum of their outputs, added in ascending order of experts. All rows of an expert
-// go through it in one product, and still no row's result depends on other rows.
+// Mixture of experts: for each row a router takes the softmax over all experts and chooses the TopK
+// most probable ones. If two are equal, it chooses the lower index. The row's output is the
+// weighted sum of their outputs, added in ascending order of experts. All rows of an expert go
+// through it in one product, and still no row's result depends on other rows.
 
 // experts is the feed-forward part of a layer with a router.
 type experts[F tensor.Float] struct {
@@ -16,14 +16,14 @@ type experts[F tensor.Float] struct {
 	gate, up, down []linear[F]
 }
 
-// routed is what a backward needs of a layer's experts.
+// routed is what the backward pass needs of a layer's experts.
 type routed[F tensor.Float] struct {
 	kernel.Routing[F]
 	gate, up kernel.Buffer[F] // [T*TopK, F] by grouped index
 }
 
-// experts builds the experts of a layer. Files hold one tensor an expert; parameters stack
-// the tensors of all experts.
+// experts builds the experts of a layer. Files hold one tensor per expert. Parameters stack the
+// tensors of all experts.
 func (b *builder[F]) experts(ffn *FeedForward) *experts[F] {
 	spec, width := ffn.Experts, b.stage.Spec.Width
 	router := b.linear(&spec.Router, spec.Count, width, plainTensor)

@@ -129,7 +129,7 @@ func (h *hfFields) gemma(name string, o hfDefaults, full func(l int) bool) (Spec
 	return s, h.err()
 }
 
-// gemmaCap reads a cap of scores or logits: null means none, and without the setting it is
+// gemmaCap reads a cap of scores or logits. null means none. If the setting is missing, it returns
 // otherwise.
 func (h *hfFields) gemmaCap(name string, otherwise float64) float64 {
 	if h.has(name) {

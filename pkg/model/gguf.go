@@ -43,7 +43,7 @@ func (g *ggufFields) float(key string, otherwise float64) float64 {
 
 func (g *ggufFields) has(tensor string) bool { _, ok := g.file.Info(tensor); return ok }
 
-// ids reads the token ids of the given keys, each id once.
+// ids reads the token ids of the given keys and returns each id once.
 func (g *ggufFields) ids(vocab int, keys ...string) []int32 {
 	var ids []int32
 	for _, key := range keys {
@@ -55,7 +55,7 @@ func (g *ggufFields) ids(vocab int, keys ...string) []int32 {
 	return ids
 }
 
-// specOfGGUF reads what a GGUF file says of its model.
+// specOfGGUF reads a model's Spec from a GGUF file.
 func specOfGGUF(file *weights.GGUF) (Spec, error) {
 	arch, _ := file.Meta().String("general.architecture")
 	all := architectures()

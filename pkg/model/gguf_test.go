@@ -121,7 +121,7 @@ func TestFromGGUF_MagnitudesOfYaRN(t *testing.T) {
 	}
 }
 
-func TestFromGGUF_WhatElseTheFileSays(t *testing.T) {
+func TestFromGGUF_ReadsOtherMetadata(t *testing.T) {
 	if c := ggufConfig(t, "gemma3", map[string]any{"final_logit_softcapping": 3.0}, nil); c.Head.Softcap != 3 ||
 		c.Layers[0].Attention.Softcap != 0 {
 		t.Errorf("gemma3 bounds logits by %g, scores by %g; want 3 and none", c.Head.Softcap, c.Layers[0].Attention.Softcap)

@@ -25,7 +25,7 @@ type hfFields struct {
 	first  *error
 }
 
-// readHF reads the text of config.json or generation_config.json. file is what errors call it.
+// readHF reads the text of config.json or generation_config.json. file is its name in errors.
 func readHF(file string, text []byte) (*hfFields, error) {
 	h := &hfFields{first: new(error)}
 	if err := pyjson.Unmarshal(text, &h.values); err != nil {
@@ -89,7 +89,7 @@ func (h *hfFields) int(name string, otherwise int) int {
 	return n
 }
 
-// size reads a size that text_config may leave out. If there is no default, it is otherwise.
+// size reads a size that text_config may leave out. If there is no default, it returns otherwise.
 func (h *hfFields) size(name string, otherwise int) int {
 	if n, ok := h.usual[name]; ok && h.outer != nil {
 		otherwise = n
@@ -97,7 +97,7 @@ func (h *hfFields) size(name string, otherwise int) int {
 	return h.int(name, otherwise)
 }
 
-// need reads a size that must be there.
+// need reads a required size.
 func (h *hfFields) need(name string) int {
 	n := h.size(name, 0)
 	if n == 0 && h.values[name] == nil {
@@ -230,7 +230,7 @@ func (s *Spec) generationIDs(folder string) error {
 	return h.err()
 }
 
-// hfDefaults are what an architecture assumes for settings that config.json lacks.
+// hfDefaults holds an architecture's defaults for settings that config.json lacks.
 type hfDefaults struct {
 	eps, base float64 // 0: 1e-6 and 10000
 	headDim   int     // 0: hidden_size over heads
@@ -308,7 +308,8 @@ func activationName(a kernel.Act) string {
 	return map[kernel.Act]string{kernel.SiLU: "silu", kernel.GELUTanh: "gelu_pytorch_tanh", kernel.GELU: "gelu"}[a]
 }
 
-// window reads the sliding window: null means none, and without the setting it is otherwise.
+// window reads the sliding window. null means none. If the setting is missing, it returns
+// otherwise.
 func (h *hfFields) window(otherwise int) int {
 	if !h.has("sliding_window") {
 		return otherwise
@@ -336,7 +337,7 @@ func (h *hfFields) setWindow(s *Spec, window int, full func(l int) bool) {
 	s.setWindow(window, full)
 }
 
-// layerTypes is the setting layer_types of config.json.
+// layerTypes returns the setting layer_types of config.json.
 func (s *Spec) layerTypes() []string {
 	out := make([]string, len(s.Layers))
 	for l := range out {
@@ -348,7 +349,7 @@ func (s *Spec) layerTypes() []string {
 	return out
 }
 
-// windowJSON is the setting sliding_window of config.json.
+// windowJSON returns the setting sliding_window of config.json.
 func (s *Spec) windowJSON() any {
 	if w := s.Window(); w > 0 {
 		return w

@@ -38,12 +38,12 @@ func (h *hfFields) ropeFields(name string) *ropeFields {
 	}
 }
 
-// empty reports whether the settings say nothing, as {} does.
+// empty reports whether no setting is given, as in {}.
 func (p *ropeFields) empty() bool {
 	return p == nil || p.kind == "" && p.theta == nil && p.partial == nil && p.full == nil && p.sliding == nil
 }
 
-// ropeSettings reads rope_scaling or, if that says nothing, its newer form rope_parameters.
+// ropeSettings reads rope_scaling or, if that is empty, its newer form rope_parameters.
 func (h *hfFields) ropeSettings() *ropeFields {
 	p := h.ropeFields("rope_scaling")
 	if p.empty() {
@@ -145,7 +145,7 @@ func (h *hfFields) longrope(r *Rope, p *ropeFields) {
 	}
 }
 
-// json is the setting rope_scaling of config.json.
+// json returns the setting rope_scaling of config.json.
 func (r *Rope) json() map[string]any {
 	out := map[string]any{"rope_type": r.Type, "factor": r.Factor}
 	switch r.Type {

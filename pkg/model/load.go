@@ -27,7 +27,7 @@ type wanted struct {
 	conv1D     bool // see Linear
 }
 
-// role is what else fillers must know of a tensor.
+// role tells fillers how a tensor is used.
 type role int
 
 const (
@@ -46,7 +46,7 @@ const (
 	downPart
 )
 
-// name is the part's name in the architecture's files.
+// name returns the part's name in the architecture's files.
 func (x *Experts) name(p expertPart) Name { return [...]Name{x.Gate, x.Up, x.Down}[p] }
 
 // stack returns the parameter that holds the part of all experts, the number of parts in
@@ -136,8 +136,8 @@ func (l *loader[F]) matrix(m wanted) (kernel.Matrix[F], error) {
 	return out, nil
 }
 
-// hold returns a matrix as it is in the file. It decodes float32 and float64 matrices, and
-// for training all.
+// hold returns a matrix in the form that the file has. It decodes float32 and float64 matrices, and
+// for training all matrices.
 func (l *loader[F]) hold(rows, cols int, data []byte, dtype tensor.DType) kernel.Matrix[F] {
 	if !l.dense && dtype != tensor.F32 && dtype != tensor.F64 {
 		return kernel.Matrix[F]{Rows: rows, Cols: cols, Raw: data, DType: dtype}
@@ -151,9 +151,9 @@ func (l *loader[F]) decoded(rows, cols int, data []byte, dtype tensor.DType) ker
 	return m
 }
 
-// expert finds an expert's matrix in one of four forms: one tensor a matrix; in GGUF files,
-// one tensor for the part of all experts; one tensor for gate and up of all experts, as
-// transformers stacks them; or that of GPT-OSS (gptossfiles.go).
+// expert finds an expert's matrix in one of four forms: one tensor per matrix; in GGUF files, one
+// tensor for the same matrix of all experts; one tensor for gate and up of all experts, as
+// transformers stacks them; or the form of GPT-OSS (gptossfiles.go).
 func (l *loader[F]) expert(x *Experts, e int, p expertPart, m wanted) (kernel.Matrix[F], error) {
 	if l.files.gguf == nil && x.InterleavedHF {
 		return l.interleavedExpert(x, e, p, m)

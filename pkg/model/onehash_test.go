@@ -12,8 +12,8 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/kernel/cpu"
 )
 
-// chatHash is the hash of what class cpu/5 computes for the chat model, on every machine. A
-// change of the order of sums that changes it needs another class.
+// chatHash is the hash of what class cpu/5 computes for the chat model, on every machine. A change
+// of the order of sums changes the hash and needs a new class.
 const chatHash = "f30bd28aa7143189583f4707d42d06a4b84a05dd959fd2e70f25c504c7f06e14"
 
 // TestStage_ChatModelHasOneHash compares the logits of a prompt and of four greedy steps with
@@ -23,7 +23,7 @@ func TestStage_ChatModelHasOneHash(t *testing.T) {
 	prompt := random(rand.New(rand.NewPCG(4, 1)), files, 40)
 	for _, instructions := range cpu.Instructions() {
 		if instructions == "portable" {
-			continue // takes minutes; small models are compared with the others elsewhere
+			continue // takes minutes; other tests compare small models with this kernel set
 		}
 		t.Run(instructions, func(t *testing.T) {
 			set, err := cpu.Open(0, instructions)

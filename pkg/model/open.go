@@ -47,7 +47,7 @@ func Open(path string) (*Files, error) {
 	f := NewFiles(spec, path, source)
 	f.Spec = spec.biasesOf(f.has)
 	if f.Spec.Head.Tied && f.ownHead() {
-		f.Spec.Head.Tied = false // the weights count, not the setting
+		f.Spec.Head.Tied = false // the weights decide, not the setting
 	}
 	return f, nil
 }
@@ -63,8 +63,8 @@ func (f *Files) ownHead() bool {
 	return err == nil && !bytes.Equal(head, tied)
 }
 
-// NewFiles returns a model whose tensors come from the caller's source, under their Hugging
-// Face names. Errors call it path.
+// NewFiles returns a model whose tensors come from the caller's source, with their Hugging Face
+// names. path is its name in errors.
 func NewFiles(s Spec, path string, source weights.Source) *Files {
 	return &Files{Spec: s, Path: path, Source: source}
 }
@@ -82,8 +82,8 @@ func openGGUF(path string) (*Files, error) {
 	return f, nil
 }
 
-// FromGGUF returns the model of an open GGUF file. Close closes the file. Errors call the
-// model path.
+// FromGGUF returns the model of an open GGUF file. Close closes the file. path is the model's name
+// in errors.
 func FromGGUF(g *weights.GGUF, path string) (*Files, error) {
 	s, err := specOfGGUF(g)
 	if err != nil {
@@ -132,8 +132,8 @@ func (f *Files) GGUF() *weights.GGUF { return f.gguf }
 // Digest computes a digest of the model's content.
 func (f *Files) Digest() (string, error) { return weights.Digest(f.Path) }
 
-// Name is the model's name: that of its folder, or of its file without ".gguf" and
-// the number of a part.
+// Name returns the model's name: the name of its folder, or of its file without ".gguf" and the
+// number of a part.
 func (f *Files) Name() string { return weights.ModelName(f.Path) }
 
 // Close unmaps the files. Stages loaded without Dense must not be used afterwards.

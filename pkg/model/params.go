@@ -20,7 +20,7 @@ type Param[F tensor.Float] struct {
 // Params are the parameters of a stage in the order of its layers, or their gradients.
 type Params[F tensor.Float] struct{ Tensors []Param[F] }
 
-// Get finds a tensor by name.
+// Get returns the tensor with a name.
 func (p *Params[F]) Get(name string) (Param[F], bool) {
 	for _, t := range p.Tensors {
 		if t.Name == name {
@@ -30,7 +30,7 @@ func (p *Params[F]) Get(name string) (Param[F], bool) {
 	return Param[F]{}, false
 }
 
-// Len is the number of elements. A tied head counts as well as its embedding.
+// Len returns the number of elements. A tied head and its embedding both count.
 func (p *Params[F]) Len() int {
 	n := 0
 	for _, t := range p.Tensors {
@@ -44,9 +44,8 @@ func (p *Params[F]) at(s slot) kernel.Buffer[F] {
 	return p.Tensors[s.index].Data[s.from : s.from+s.len]
 }
 
-// Params returns the weights themselves, not a copy. A tied head shares the slice of the
-// embedding if both are on this stage. Otherwise it is a copy, and whoever steps the two
-// keeps them equal.
+// Params returns the weights themselves, not a copy. A tied head shares the slice of the embedding
+// if both are on this stage. Otherwise it is a copy, and the optimizer keeps the two equal.
 func (s *Stage[F]) Params() *Params[F] { return &s.params }
 
 // NewGrads returns zeroed gradients for every parameter.
@@ -62,7 +61,8 @@ func (s *Stage[F]) NewGrads() *Params[F] {
 	return g
 }
 
-// Owner is the name under which the weight is stored: for a tied head, that of the embedding.
+// Owner returns the name under which the weight is stored. For a tied head it is that of the
+// embedding.
 func (p *Param[F]) Owner() string { return cmp.Or(p.TiedTo, p.Name) }
 
 // Stepped lists the parameters whose weights the stage's optimizer steps, by name. A tied
@@ -82,9 +82,9 @@ func (s *Stage[F]) Stepped() []Param[F] {
 // the other one counts and stores the weight and reports the norm of its gradient.
 func (p *Param[F]) Tied() bool { return p.TiedTo != "" }
 
-// TiedEnd returns this stage's end of a tied weight if the other end is on another stage:
-// the embedding on the first stage, the head on the last one. Each end has one of the two
-// halves of the weight's gradient.
+// TiedEnd returns this stage's parameter of a tied weight if the other one is on another stage: the
+// embedding on the first stage, the head on the last one. Each has one of the two parts of the
+// weight's gradient.
 func (s *Stage[F]) TiedEnd() (name string, ok bool) {
 	if !s.Spec.Head.Tied || s.First() == s.Last() {
 		return "", false
@@ -112,7 +112,7 @@ func (s *Spec) Holders(param string, stages []Range) []int {
 	base, end := splitParam(param)
 	weight := end == ".weight"
 	switch {
-	case base == "": // as unnamed tensors of the spec have
+	case base == "": // the case for unnamed tensors of the spec
 		return nil
 	case weight && base == s.Embedding.Tokens.Param && s.Head.Tied && last > 0:
 		return []int{0, last}

@@ -7,7 +7,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 )
 
-// Rope says how queries and keys are rotated by their positions.
+// Rope describes how queries and keys are rotated by their positions.
 type Rope struct {
 	Base        float64
 	Dims        int       // rotated components of a head
@@ -94,10 +94,9 @@ func (r *Rope) llama3(freq []float64) {
 	}
 }
 
-// yarn is Peng et al.'s YaRN (arXiv 2309.00071): frequencies that turn more than
-// BetaFast times within the original context stay, those that turn less than
-// BetaSlow times are divided by Factor, a linear ramp between; and magnitudes grow
-// by 0.1·ln(Factor)+1.
+// yarn implements Peng et al.'s YaRN (arXiv 2309.00071). Frequencies with more than BetaFast turns
+// within the original context stay. Those with less than BetaSlow turns are divided by Factor.
+// Between the two, a linear ramp interpolates. Magnitudes are multiplied by 0.1·ln(Factor)+1.
 func (r *Rope) yarn(out *kernel.Rotary) {
 	turnsAt := func(turns float64) float64 {
 		return float64(r.Dims) * math.Log(float64(r.Original)/(turns*2*math.Pi)) / (2 * math.Log(r.Base))

@@ -244,7 +244,7 @@ func argmax(x []float32) int32 {
 	return int32(best)
 }
 
-func TestStage_ChunksAndBatchesChangeNoBit(t *testing.T) {
+func TestStage_ChunksAndBatchesGiveTheSameBits(t *testing.T) {
 	for _, name := range []string{"llama", "gpt2", "mistral"} {
 		want := readExpectation(t, name)
 		files := open(t, shared(t, "models/tiny", name))

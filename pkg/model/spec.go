@@ -24,7 +24,7 @@ type Spec struct {
 	Unused       []string // settings of model parts that are not loaded, such as "vision_config"
 }
 
-// Embedding is the lookup of token ids, and of positions where those are learned.
+// Embedding is the lookup of token ids, and of positions if they are learned.
 type Embedding struct {
 	Tokens    Name    // [V,C]
 	Positions Name    // [Context,C] learned positions; without a name there are none
@@ -76,14 +76,14 @@ type Experts struct {
 	InterleavedHF bool // rows of gate and up alternate in Hugging Face's files
 }
 
-// Name says what a parameter is called, without the ending ".weight" or ".bias".
+// Name holds the names of a parameter, without the ending ".weight" or ".bias".
 type Name struct {
 	Param string // in Params and checkpoints, and in safetensors files
 	HF    string // in safetensors files that use a name of their own
 	GGUF  string
 }
 
-// Linear is a matrix [N,I], row n the weights of output n.
+// Linear is a matrix [N,I]. Row n holds the weights of output n.
 type Linear struct {
 	Name
 	Bias   bool // [N]
@@ -115,7 +115,7 @@ type Head struct {
 	Softcap float64 // bounds logits by cap·tanh(logit/cap); 0: no bound
 }
 
-// Shape is the sizes of a decoder and the settings that all its layers share.
+// Shape holds the sizes of a decoder and the settings that all its layers share.
 type Shape struct {
 	Layers, Width, Heads, KVHeads, HeadDim, FF, Vocab, Context int
 
@@ -225,7 +225,7 @@ func (n *Norm) validate() error {
 // Gated reports whether the part multiplies by a gate.
 func (f *FeedForward) Gated() bool { return f.Gate.Param != "" || f.GateUp.Param != "" }
 
-// heads shapes the attention for the kernels.
+// heads returns the shape of the attention for the kernels.
 func (a *Attention) heads() kernel.Heads {
 	out := kernel.Heads{H: a.Heads, K: a.KVHeads, D: a.HeadDim, Scale: a.Scale, Window: a.Window, Softcap: a.Softcap}
 	if out.Scale == 0 {
@@ -248,8 +248,8 @@ func (s *Spec) Bounded() bool {
 	return false
 }
 
-// Rope is the rotation of the layers with full attention. If they have none, it is that of
-// the first layer that has one, or nil.
+// Rope returns the rotation of the layers with full attention. If they have none, it returns that
+// of the first layer that has one, or nil.
 func (s *Spec) Rope() *Rope {
 	var first *Rope
 	for i := range s.Layers {
@@ -264,7 +264,7 @@ func (s *Spec) Rope() *Rope {
 	return first
 }
 
-// Window is the longest sliding window of the layers, or 0 if none has one.
+// Window returns the longest sliding window of the layers, or 0 if none has one.
 func (s *Spec) Window() int {
 	w := 0
 	for i := range s.Layers {
@@ -294,7 +294,7 @@ func (s Spec) clone(edit func(l *Layer, r *Rope)) Spec {
 	return s
 }
 
-// linears lists the layer's matrices that may have a bias, experts aside.
+// linears lists the layer's matrices that may have a bias, without those of experts.
 func (l *Layer) linears() []*Linear {
 	a, f := &l.Attention, &l.FFN
 	all := []*Linear{&a.Q, &a.K, &a.V, &a.QKV, &a.O, &f.Gate, &f.Up, &f.GateUp, &f.Down}
@@ -348,10 +348,10 @@ func (e *UnsupportedError) Error() string {
 // FieldError reports a setting that is missing or impossible.
 type FieldError struct{ Field, Msg string }
 
-// FaultCode is Unimplemented.
+// FaultCode returns Unimplemented.
 func (e *UnsupportedError) FaultCode() fault.Code { return fault.Unimplemented }
 
-// FaultCode is DataLoss: the model's files are damaged.
+// FaultCode returns DataLoss, because the model's files are damaged.
 func (e *FieldError) FaultCode() fault.Code { return fault.DataLoss }
 
 // Error names the field.
@@ -360,10 +360,10 @@ func (e *FieldError) Error() string { return fmt.Sprintf("read model: %s: %s", e
 // Range is the layers [Lo, Hi).
 type Range struct{ Lo, Hi int }
 
-// Len is the number of layers.
+// Len returns the number of layers.
 func (r Range) Len() int { return r.Hi - r.Lo }
 
-// String is "lo-hi", as log lines and event parts spell it.
+// String returns "lo-hi", the form in log lines and event parts.
 func (r Range) String() string { return fmt.Sprintf("%d-%d", r.Lo, r.Hi) }
 
 // Split cuts layers into stages as evenly as possible. Every stage has at least one

@@ -36,7 +36,7 @@ type Stage[F tensor.Float] struct {
 // scratch is memory that one pass uses.
 type scratch[F tensor.Float] = arena[kernel.Buffer[F], F]
 
-// sizes are the largest widths of the stage's layers, which share scratch.
+// sizes holds the largest widths of the stage's layers, which share scratch memory.
 type sizes struct{ q, kv, ff, gate int }
 
 // linear is a matrix with an optional bias, and their places in Params.
@@ -58,7 +58,7 @@ type norm[F tensor.Float] struct {
 	fromOne    kernel.Buffer[F] // scratch for 1 + gain, with OnePlus
 }
 
-// effective returns what the norm multiplies by.
+// effective returns the factors of the norm.
 func (s *Stage[F]) effective(n *norm[F]) kernel.Buffer[F] {
 	if n.fromOne == nil {
 		return n.gain
@@ -89,7 +89,7 @@ func (s *Stage[F]) Last() bool { return s.Range.Hi == len(s.Spec.Layers) }
 // First reports whether the stage begins with the embedding.
 func (s *Stage[F]) First() bool { return s.Range.Lo == 0 }
 
-// CacheConfig shapes a KV cache for the stage.
+// CacheConfig returns the shape of a KV cache for the stage.
 func (s *Stage[F]) CacheConfig(pages int) kvcache.Config {
 	a := &s.Spec.Layers[0].Attention // all have the same
 	return kvcache.Config{Layers: s.Range.Len(), KVHeads: a.KVHeads, HeadDim: a.HeadDim,
@@ -99,7 +99,7 @@ func (s *Stage[F]) CacheConfig(pages int) kvcache.Config {
 // Kernels returns the kernel set that the stage runs on.
 func (s *Stage[F]) Kernels() kernel.Set[F] { return s.set }
 
-// LoadOptions says how weights are held.
+// LoadOptions says in which form weights are kept in memory.
 type LoadOptions struct {
 	Dense bool // decode the weights to F, for training; else keep them as they are in the file
 }
@@ -306,7 +306,7 @@ func (b *builder[F]) norm(m *Norm, n int) norm[F] {
 	if m.Kind == LayerNorm {
 		out.bias, out.atB = b.vector(wanted{Name: m.Name, end: ".bias", rows: n})
 	}
-	if m.OnePlus && b.err == nil { // a width that no tensor has must not take memory
+	if m.OnePlus && b.err == nil { // allocate nothing for a width that no tensor has
 		out.fromOne = b.stage.set.Alloc(n)
 	}
 	return out

@@ -138,7 +138,7 @@ func TestLoad_DenseFilesAgree(t *testing.T) {
 			t.Errorf("%s: dense weights still say interleaved", name)
 		}
 		if name == "llama3-rope" {
-			continue // its GGUF file has the factors, not the rule that they come from
+			continue // its GGUF file has the factors but not the settings that they come from
 		}
 		if name == "gpt-oss-mxfp4" {
 			continue // it is not exported
@@ -154,7 +154,7 @@ func TestLoad_DenseFilesAgree(t *testing.T) {
 	}
 }
 
-func TestStage_StepsMayBeRunAgain(t *testing.T) {
+func TestStage_RepeatedStepGivesTheSameLogits(t *testing.T) {
 	files := open(t, shared(t, "models/tiny/llama"))
 	ids := readExpectation(t, "llama").Cases[0].IDs
 	c := newChain(t, files, kernel.Set[float32](ref.New[float32]()), 2)
@@ -188,7 +188,7 @@ func TestStage_ScaleByLayer(t *testing.T) {
 		for l := range c.Layers {
 			p, _ := s.Params().Get("transformer.h." + string(rune('0'+l)) + ".attn.c_attn.weight")
 			for i := range p.Data[:c.Width*c.Width] {
-				p.Data[i] *= 50 // sharper than the first weights
+				p.Data[i] *= 50 // makes the softmax sharper than the initial weights do
 				if !byLayer {
 					p.Data[i] /= float32(l + 1)
 				}
@@ -305,7 +305,7 @@ func small(c model.Shape) model.Shape {
 	return c
 }
 
-// exported returns the tensors of a new model.
+// exported returns the tensors of a newly initialised model.
 func exported(t *testing.T, c model.Spec) memory {
 	t.Helper()
 	s, err := model.Init(c, whole(c), kernel.Set[float32](ref.New[float32]()), 7)
@@ -324,7 +324,7 @@ func exported(t *testing.T, c model.Spec) memory {
 	return out
 }
 
-func TestLoad_NamesTheTensorThatDoesNotFit(t *testing.T) {
+func TestLoad_NamesTheTensorWithAWrongShape(t *testing.T) {
 	c := model.NewLlama(small(model.Shape{}))
 	set := kernel.Set[float32](ref.New[float32]())
 	const name = "model.layers.1.mlp.up_proj.weight"
@@ -345,7 +345,7 @@ func TestLoad_NamesTheTensorThatDoesNotFit(t *testing.T) {
 	}
 }
 
-func TestOpen_HeadThatDiffersIsItsOwn(t *testing.T) {
+func TestOpen_HeadThatDiffersIsNotTied(t *testing.T) {
 	c := model.NewLlama(small(model.Shape{TiedHead: true}))
 	config, err := model.ConfigJSON(c)
 	if err != nil {
@@ -377,7 +377,7 @@ func TestOpen_HeadThatDiffersIsItsOwn(t *testing.T) {
 	}
 }
 
-func TestInit_SameWeightsWhateverTheSplit(t *testing.T) {
+func TestInit_WeightsDoNotDependOnTheSplit(t *testing.T) {
 	set := kernel.Set[float32](ref.New[float32]())
 	for _, c := range []model.Spec{
 		model.NewLlama(model.Shape{Layers: 4, Width: 64, Heads: 4, KVHeads: 2, FF: 128, Vocab: 300, Context: 64,

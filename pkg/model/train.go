@@ -174,15 +174,15 @@ func (s *Stage[F]) Drop(tr *Trace[F]) {
 	s.micro = append(s.micro, tr)
 }
 
-// copied is a copy of x in an arena.
+// copied returns a copy of x in an arena.
 func (s *Stage[F]) copied(a *scratch[F], x kernel.Buffer[F]) kernel.Buffer[F] {
 	out := a.take(len(x))
 	s.set.Copy(out, x)
 	return out
 }
 
-// traced is the memory for what a block's backward needs: the trace's own, or, with a
-// bfloat16 kernel set, scratch whose contents are then kept in bfloat16.
+// traced returns the memory for what a block's backward pass needs: the trace's own, or, with a
+// bfloat16 kernel set, scratch memory whose contents are then kept in bfloat16.
 func (s *Stage[F]) traced(tr *Trace[F]) *scratch[F] {
 	if !s.set.UsesBFloat16() {
 		return &tr.mem
@@ -191,9 +191,9 @@ func (s *Stage[F]) traced(tr *Trace[F]) *scratch[F] {
 	return &s.block
 }
 
-// rotary is the rotation of a layer in sequences of t tokens. LongRoPE rotates a whole
-// sequence by its far frequencies if it is longer than the original context. Inference
-// decides that by position, but in training the length is known.
+// rotary returns the rotation of a layer in sequences of t tokens. LongRoPE rotates a whole
+// sequence with its far frequencies if it is longer than the original context. Inference decides
+// that by position, but in training the length is known.
 func (s *Stage[F]) rotary(blk *block[F], t int) *kernel.Rotary {
 	r := blk.rotary
 	if r == nil || r.Far == nil || t <= r.From {

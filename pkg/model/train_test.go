@@ -164,10 +164,10 @@ func firstValue(c model.Spec, tr *trainer[float32], name string, grad []float32,
 	return float64(grad[i])
 }
 
-// TestStage_RowsOfAMicroBatchDoNotMeet trains two sequences in one micro-batch and in two.
-// The losses have the same bits and the gradients the same sum, and masked targets do not
+// TestStage_SequencesOfAMicroBatchAreIndependent trains two sequences in one micro-batch and in
+// two. The losses have the same bits and the gradients the same sum, and masked targets do not
 // count.
-func TestStage_RowsOfAMicroBatchDoNotMeet(t *testing.T) {
+func TestStage_SequencesOfAMicroBatchAreIndependent(t *testing.T) {
 	for _, name := range []string{"mistral", "gpt2"} {
 		ids := readExpectation(t, name).Cases[0].IDs[:40]
 		files := open(t, shared(t, "models/tiny", name))
@@ -275,7 +275,7 @@ func TestStage_LongRopeOfWholeSequences(t *testing.T) {
 		}
 		for _, p := range s.Params().Tensors {
 			for i := range p.Data {
-				p.Data[i] *= 10 // sharper than the first weights
+				p.Data[i] *= 10 // makes the softmax sharper than the initial weights do
 			}
 		}
 		ids := []int32{1, 2, 3, 5, 8, 13, 21, 4, 6, 9, 15}[:n]

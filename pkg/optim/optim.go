@@ -1,6 +1,5 @@
-// Package optim updates weights by gradients: AdamW, the learning-rate schedule and
-// gradient clipping. All are pure functions of one shard's parameters: equal input gives
-// equal bits.
+// Package optim has AdamW, the learning rate schedule and gradient clipping. All are pure functions
+// of one shard's parameters, so the same input gives the same bits.
 package optim
 
 import (
@@ -10,17 +9,17 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
 
-// AdamW is the constants of Loshchilov and Hutter's AdamW (arXiv 1711.05101):
-// decoupled weight decay, bias-corrected moments.
+// AdamW holds the constants of Loshchilov and Hutter's AdamW (arXiv 1711.05101): decoupled weight
+// decay, bias-corrected moments.
 type AdamW struct {
 	Beta1, Beta2 float64 // decay of the first and second moment
-	Epsilon      float64 // added to the root of the second moment
+	Epsilon      float64 // added to the square root of the second moment
 	Decay        float64 // decoupled weight decay, times the learning rate
 }
 
-// Step updates the weights p and the moments m and v by the gradient g times scale. t is the
-// number of the optimizer step, from 1, and lr its learning rate. All slices have the same
-// length. Without decay there is no weight decay.
+// Step updates the weights p and the moments m and v by the gradient g times scale. t is the number
+// of the optimizer step, from 1, and lr its learning rate. All slices have the same length. decay
+// turns weight decay on.
 func (a AdamW) Step(set kernel.Set[float32], p, m, v, g []float32, scale, lr float64, t int, decay bool) {
 	o := kernel.AdamW{
 		Scale: scale, Beta1: a.Beta1, Beta2: a.Beta2, Epsilon: a.Epsilon, Keep: 1,
@@ -40,7 +39,7 @@ type Cosine struct {
 	Total    int
 }
 
-// At returns the rate of the step-th optimizer step, from 1.
+// At returns the learning rate of an optimizer step. Steps count from 1.
 func (c Cosine) At(step int) float64 {
 	if step <= c.Warmup {
 		return c.Max * float64(step) / float64(c.Warmup+1)
@@ -52,7 +51,7 @@ func (c Cosine) At(step int) float64 {
 	return c.Min + (c.Max-c.Min)*(1+math.Cos(math.Pi*done))/2
 }
 
-// SumSquares adds the squares of x in float64, in index order. It is the reference for the
+// SumSquares sums the squares of x in float64, in index order. It is the reference for the
 // SumSquares of kernel sets.
 func SumSquares[F tensor.Float](x []F) float64 {
 	var sum float64

@@ -30,7 +30,7 @@ func TestAdamW_FollowsThePaperInFloat64(t *testing.T) {
 	}
 }
 
-func TestCosine_WarmsUpAndComesDown(t *testing.T) {
+func TestCosine_WarmsUpAndDecays(t *testing.T) {
 	c := optim.Cosine{Max: 1e-3, Min: 1e-4, Warmup: 100, Total: 2000}
 	for _, at := range []struct {
 		step int

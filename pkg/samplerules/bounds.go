@@ -10,7 +10,7 @@ import (
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
 )
 
-// Bounds of counts and lists, for the router's own fields as well.
+// These are the bounds of counts and lists, including those of the router's own fields.
 const (
 	MaxTopLogprobs = 20      // top_logprobs
 	MaxTokens      = 1 << 24 // max_tokens
@@ -87,11 +87,11 @@ func counts(r *samplerv1.Rules) []count {
 	}
 }
 
-// maxBias bounds the values of logit_bias, either way.
+// maxBias is the largest absolute value of a logit_bias.
 const maxBias = 100
 
-// check compares rules with the tables; the error names the first field that is out of
-// its bounds, below prefix. The condition is written so that NaN is refused.
+// check compares rules with the tables. The error names the first field that is out of its bounds,
+// after prefix. The condition is written so that NaN is refused.
 func check(prefix string, r *samplerv1.Rules) error {
 	for _, f := range numbers(r) {
 		if v := float64(f.value); !(v >= f.min && v <= f.max) {
@@ -128,8 +128,8 @@ func phraseLists(r *samplerv1.Rules) []phraseList {
 	return []phraseList{{"advanced.bad_words", a.GetBadWords()}, {"advanced.dry_breakers", a.GetDryBreakers()}}
 }
 
-// CheckIDs refuses rules that name an id outside a vocabulary of so many ids. The error
-// names the field, below prefix.
+// CheckIDs returns an error if rules name an id outside a vocabulary of the given size. The error
+// names the field, after prefix.
 func CheckIDs(prefix string, r *samplerv1.Rules, vocab int) error {
 	return checkIDs(prefix, r, min(vocab, MaxVocab))
 }

@@ -64,8 +64,8 @@ func TestCheckIDs_NamesTheFieldOutsideTheVocabulary(t *testing.T) {
 	}
 }
 
-// TestCompile_FindsALanguageWithoutTexts refuses what parses but has no text.
-func TestCompile_FindsALanguageWithoutTexts(t *testing.T) {
+// TestCompile_RefusesGrammarWithoutTexts compiles grammars that parse but match no text.
+func TestCompile_RefusesGrammarWithoutTexts(t *testing.T) {
 	g := &samplerv1.Grammar{Kind: samplerv1.GrammarKind_GRAMMAR_KIND_REGEX, Source: `(a+)+$(a+)+$`}
 	var f *fault.Error
 	if _, err := samplerules.Compile("g", g, nil); !errors.As(err, &f) || f.Field != "g.source" {

@@ -6,8 +6,8 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/grammar"
 )
 
-// Grammar parses the grammar that constrains a text; nil for none. An error names what
-// cannot be honoured, and the field, below field.
+// Grammar parses the grammar that constrains a text. It returns nil if there is none. An error says
+// what is not supported and names the field, after field.
 func Grammar(field string, g *samplerv1.Grammar) (*grammar.Grammar, error) {
 	if g == nil {
 		return nil, nil
@@ -35,9 +35,9 @@ func Grammar(field string, g *samplerv1.Grammar) (*grammar.Grammar, error) {
 	return out, nil
 }
 
-// Compile parses and compiles a grammar for the masks of a vocabulary. With a nil
-// vocabulary it does the same work but for the masks, and finds the same errors: whether a
-// grammar compiles does not depend on the vocabulary.
+// Compile parses and compiles a grammar for the masks of a vocabulary. With a nil vocabulary it
+// does the same work without the masks and finds the same errors, since whether a grammar compiles
+// does not depend on the vocabulary.
 func Compile(field string, g *samplerv1.Grammar, v *grammar.Vocabulary) (*grammar.Compiled, error) {
 	parsed, err := Grammar(field, g)
 	if err != nil {

@@ -8,8 +8,8 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/sample"
 )
 
-// Read checks rules against the table of bounds and turns them into those of pkg/sample.
-// An error names the field, below prefix.
+// Read checks rules against the table of bounds and converts them to the Rules of pkg/sample. An
+// error names the field, after prefix.
 func Read(prefix string, r *samplerv1.Rules) (sample.Rules, error) {
 	if err := check(prefix, r); err != nil {
 		return sample.Rules{}, err
@@ -48,7 +48,7 @@ func Read(prefix string, r *samplerv1.Rules) (sample.Rules, error) {
 	return out, nil
 }
 
-// wide is a request's number.
+// wide converts a number of a request.
 func wide(v float32) float64 { return float64(v) }
 
 func ids(wire []uint32) []int32 {

@@ -5,7 +5,7 @@ package schedule
 
 import "fmt"
 
-// Kind is what an action does.
+// Kind is the kind of an action.
 type Kind uint8
 
 // The kinds of actions.
@@ -20,7 +20,7 @@ type Action struct {
 	Micro int
 }
 
-// String is "F3" or "B3".
+// String returns a text like "F3" or "B3".
 func (a Action) String() string {
 	if a.Kind == Forward {
 		return fmt.Sprintf("F%d", a.Micro)
@@ -76,12 +76,12 @@ func GPipe(micro int) []Action {
 type Result struct {
 	Makespan float64 // time at which the last action ends
 	Bubble   float64 // share of the stages' time that is spent waiting
-	Held     []int   // for each stage, the most micro-batches held between forward and backward
+	Held     []int   // for each stage, the maximum number of micro-batches between forward and backward
 }
 
-// Simulate runs the lists of all stages, with the given costs of a forward and a backward
-// pass. A forward pass waits for that of the previous stage, a backward pass for that of the
-// next stage. A deadlock is an error.
+// Simulate runs the lists of all stages, with the given costs of a forward and a backward pass. A
+// forward pass waits for the forward pass of the previous stage, and a backward pass for the
+// backward pass of the next stage. A deadlock is an error.
 func Simulate(lists [][]Action, forward, backward float64) (Result, error) {
 	type key struct {
 		stage int
@@ -153,7 +153,7 @@ type Node struct{ Lo, Hi int }
 // Leaf reports whether the node is one slot.
 func (n Node) Leaf() bool { return n.Hi-n.Lo == 1 }
 
-// Children splits a node as lamina.event.v1 defines: of an odd number of slots the left child
+// Children splits a node as lamina.event.v1 defines. If the number of slots is odd, the left child
 // has one more.
 func (n Node) Children() (Node, Node) {
 	mid := n.Lo + (n.Hi-n.Lo+1)/2

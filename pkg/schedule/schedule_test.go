@@ -21,7 +21,7 @@ func lists(t *testing.T, name string, stages, micro int) [][]schedule.Action {
 	return out
 }
 
-func TestSimulate_BothSchedulesEndWithTheKnownBubble(t *testing.T) {
+func TestSimulate_BothSchedulesHaveTheKnownBubble(t *testing.T) {
 	for _, name := range []string{"1f1b", "gpipe"} {
 		for stages := 1; stages <= 6; stages++ {
 			for micro := 1; micro <= 9; micro++ {

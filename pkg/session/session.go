@@ -1,31 +1,30 @@
-// Package session is the state machine of one generation on one pipeline, and the search
-// for stop strings. Both are pure: events in, decisions out, without a clock or I/O. The
-// router drives them.
+// Package session is the state machine of one generation on one pipeline, and the search for stop
+// strings. Both are pure: they turn events into decisions, without a clock or I/O. The router
+// drives them.
 //
-// A generation is its token log: the prompt and the emitted tokens. The state machine knows
-// how much of the log the pipeline has been sent. When a pipeline dies nothing is lost: the
-// log goes to a new state machine on another pipeline, which prefills it.
+// The state of a generation is its token log: the prompt and the emitted tokens. The state machine
+// knows how much of the log was sent to the pipeline. When a pipeline dies nothing is lost: a new
+// state machine sends the log to another pipeline, which prefills it.
 package session
 
 // Session feeds a token log to a pipeline.
 type Session struct {
 	log     []int32
 	sent    int     // positions sent to the pipeline
-	waiting bool    // a row that wants logits is in flight
+	waiting bool    // a row that needs logits is in flight
 	drafts  []int32 // draft tokens in flight: ids that may follow the log
 	ended   bool
 }
 
-// New returns a session over a log of at least one token, of which the pipeline has
-// seen nothing.
+// New returns a session over a log of at least one token. Nothing of the log has been sent yet.
 func New(log []int32) *Session { return &Session{log: append([]int32(nil), log...)} }
 
 // Rows is a run of positions to be sent.
 type Rows struct {
 	Pos    int
 	IDs    []int32
-	Logits bool // the last row wants logits: it ends the log
-	Drafts int  // how many of the last ids are draft tokens, whose rows want logits as well
+	Logits bool // the last row needs logits, since it ends the log
+	Drafts int  // number of draft tokens at the end of the ids; their rows need logits too
 }
 
 // Prefilling reports whether more than one position is still to be sent.
@@ -34,7 +33,8 @@ func (s *Session) Prefilling() bool { return !s.ended && len(s.log)-s.sent > 1 }
 // Ready reports whether there is something to send.
 func (s *Session) Ready() bool { return !s.ended && !s.waiting && s.sent < len(s.log) }
 
-// Next takes the next positions to send, at most n; false if none are due.
+// Next returns the next positions to send, at most n, and marks them as sent. It returns false if
+// none are due.
 func (s *Session) Next(n int) (Rows, bool) {
 	if !s.Ready() || n < 1 {
 		return Rows{}, false
@@ -46,8 +46,8 @@ func (s *Session) Next(n int) (Rows, bool) {
 	return rows, true
 }
 
-// NextWithDrafts is Next, and adds draft tokens if only the last position is due: the row of
-// an accepted draft token gives the token after it.
+// NextWithDrafts does the same as Next, and adds draft tokens if only the last position is due. The
+// row of an accepted draft token gives the token after it.
 func (s *Session) NextWithDrafts(n int, drafts []int32) (Rows, bool) {
 	rows, ok := s.Next(n)
 	if !ok || !rows.Logits || len(rows.IDs) != 1 || len(drafts) == 0 {
@@ -58,16 +58,16 @@ func (s *Session) NextWithDrafts(n int, drafts []int32) (Rows, bool) {
 	return rows, true
 }
 
-// Due is how many positions of the log are still to be sent.
+// Due returns how many positions of the log are still to be sent.
 func (s *Session) Due() int { return len(s.log) - s.sent }
 
-// Waiting reports whether a token is to come.
+// Waiting reports whether the session waits for a token.
 func (s *Session) Waiting() bool { return s.waiting && !s.ended }
 
-// Token takes the token for a position. It reports false for a token that is not expected,
-// such as a repeated one. If the token is the next draft token, that is accepted: its
-// position has already been sent, and the token after it is to come. Any other token
-// rejects all draft tokens that are left.
+// Token handles the token for a position. It returns false for a token that is not expected, such
+// as a repeated one. A token that equals the next draft token accepts it: its position has already
+// been sent, and the session waits for the token after it. Any other token rejects all remaining
+// draft tokens.
 func (s *Session) Token(pos int, id int32) bool {
 	if s.ended || !s.waiting || pos != len(s.log) {
 		return false
@@ -82,9 +82,9 @@ func (s *Session) Token(pos int, id int32) bool {
 	return true
 }
 
-// Rewind makes log, of at least one token, the session's log. The prefix that it shares with
-// what the pipeline was sent counts as sent, except for the last position, whose row is
-// due. A token in flight is no longer expected.
+// Rewind replaces the session's log by log, which has at least one token. The common prefix with
+// the positions that were sent counts as sent, except for the last position of the log, whose row
+// is due. A token in flight is no longer expected.
 func (s *Session) Rewind(log []int32) {
 	same := 0
 	for same < min(s.sent, len(log)-1) && s.log[same] == log[same] {
@@ -94,11 +94,11 @@ func (s *Session) Rewind(log []int32) {
 	s.sent, s.waiting, s.drafts = same, false, nil
 }
 
-// End stops the session: nothing more is sent or taken.
+// End stops the session. It sends and accepts nothing more.
 func (s *Session) End() { s.ended = true }
 
-// Log is the tokens so far; the caller must not change them.
+// Log returns the tokens so far. The caller must not change them.
 func (s *Session) Log() []int32 { return s.log }
 
-// Len is the length of the log.
+// Len returns the length of the log.
 func (s *Session) Len() int { return len(s.log) }

@@ -11,8 +11,8 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/session"
 )
 
-// TestSession_Transcripts plays testdata/*.txt: a line is an event or a question,
-// the text behind "=>" what must come of it.
+// TestSession_Transcripts runs testdata/*.txt. A line is an event or a query, and the text after
+// "=>" is the expected result.
 func TestSession_Transcripts(t *testing.T) {
 	files, err := os.ReadDir("testdata")
 	if err != nil || len(files) == 0 {
@@ -90,7 +90,7 @@ func play(t *testing.T, s **session.Session, words []string) string {
 	return ""
 }
 
-func TestStopper_ShowsAllBeforeTheFirstStopHoweverCut(t *testing.T) {
+func TestStopper_ShowsTextBeforeTheFirstStopString(t *testing.T) {
 	r := rand.New(rand.NewPCG(5, 6))
 	for range 3000 {
 		letters := func(n int) string {
@@ -102,7 +102,8 @@ func TestStopper_ShowsAllBeforeTheFirstStopHoweverCut(t *testing.T) {
 		}
 		text := letters(r.IntN(30))
 		stops := []string{letters(1 + r.IntN(6)), letters(1 + r.IntN(6))}
-		// The plain rule: after which prefix has a stop text come, and what is before it.
+		// The reference: find the first prefix that contains a stop string, and the text before
+		// that string.
 		want, wantStop := text, false
 		for end := 1; end <= len(text) && !wantStop; end++ {
 			for _, stop := range stops {
@@ -114,7 +115,7 @@ func TestStopper_ShowsAllBeforeTheFirstStopHoweverCut(t *testing.T) {
 		s := session.NewStopper(stops)
 		var got strings.Builder
 		stopped := false
-		for i := 0; i < len(text) && !stopped; i++ { // a byte a token: the hardest cut
+		for i := 0; i < len(text) && !stopped; i++ { // one byte per token, the hardest case
 			var show string
 			show, stopped = s.Push(text[i : i+1])
 			got.WriteString(show)

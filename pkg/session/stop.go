@@ -20,8 +20,8 @@ func NewStopper(stops []string) *Stopper {
 	return s
 }
 
-// Push adds text. It returns what may be shown, and whether a stop string was found: then
-// the text before the earliest one has been returned and the rest is dropped.
+// Push adds text. It returns the text that may be shown, and whether a stop string was found. If
+// one was found, the text before the earliest one has been returned and the rest is dropped.
 func (s *Stopper) Push(text string) (show string, stopped bool) {
 	s.held += text
 	first := -1
@@ -46,7 +46,7 @@ func (s *Stopper) Push(text string) (show string, stopped bool) {
 	return show, false
 }
 
-// Flush returns what was held back, at the end of the text.
+// Flush returns the text that was held back. It is called at the end of the text.
 func (s *Stopper) Flush() string {
 	show := s.held
 	s.held = ""

@@ -41,7 +41,7 @@ func (b *byteLevel) decode(spelling string) string {
 	return string(out)
 }
 
-// encode spells bytes.
+// encode returns the spelling of bytes.
 func (b *byteLevel) encode(bytes string) string {
 	var s strings.Builder
 	for i := 0; i < len(bytes); i++ {

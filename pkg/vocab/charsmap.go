@@ -101,9 +101,9 @@ func (m *charsmap) find(s string, longest bool) (text string, n int, ok bool) {
 	return text, n, ok
 }
 
-// graphemes is the normalizer as Hugging Face applies it: a grapheme cluster of fewer
-// than 6 bytes is replaced as a whole if a rule matches its beginning; otherwise each
-// character is replaced on its own.
+// graphemes applies the normalizer as Hugging Face does: a grapheme cluster of fewer than 6 bytes
+// is replaced as a whole if a rule matches its beginning; otherwise each character is replaced on
+// its own.
 func (m *charsmap) graphemes(s string, _ bool, ed *edits) string {
 	var b strings.Builder
 	from := 0
@@ -143,7 +143,7 @@ func (m *charsmap) graphemes(s string, _ bool, ed *edits) string {
 	return b.String()
 }
 
-// clusterLength is the length in bytes of the first extended grapheme cluster (Unicode
+// clusterLength returns the length in bytes of the first extended grapheme cluster (Unicode
 // Standard Annex 29) as far as marks, joiners, Hangul and flags are concerned.
 func clusterLength(s string) int {
 	r, n := utf8.DecodeRuneInString(s)

@@ -5,7 +5,7 @@ import (
 	"unicode"
 )
 
-// classByTables is classOf as package unicode has it.
+// classByTables computes classOf with the tables of package unicode.
 func classByTables(r rune) class {
 	var c class
 	set := func(b class, on bool) {

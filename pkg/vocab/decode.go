@@ -16,7 +16,7 @@ type DecodeOptions struct {
 	Prefix []int32
 }
 
-// decoding is how tokens join into text.
+// decoding says how tokens are joined into text.
 type decoding struct {
 	stripSpace bool // remove the space that encoding put before the text
 	stripAll   bool // remove all spaces before the first other text
@@ -148,8 +148,8 @@ func (d *Decoder) take(end bool) string {
 	return b.String()
 }
 
-// brokenLength is how many bytes of an ill-formed sequence one U+FFFD replaces: its
-// maximal subpart (Unicode Standard, section 3.9).
+// brokenLength returns how many bytes of an ill-formed sequence one U+FFFD replaces: its maximal
+// subpart (Unicode Standard, section 3.9).
 func brokenLength(h []byte) int {
 	for n := min(len(h), 3); n > 1; n-- {
 		if !utf8.FullRune(h[:n]) {

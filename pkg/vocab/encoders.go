@@ -6,8 +6,8 @@ import (
 	"sync"
 )
 
-// encoders is a free list of encoders, whose word caches are worth keeping. It holds
-// at most one encoder per processor.
+// encoders is a free list of encoders. It keeps their word caches. It holds at most one encoder per
+// processor.
 type encoders struct {
 	mu   sync.Mutex
 	free []*encoder
@@ -43,7 +43,7 @@ func (p *encoders) put(e *encoder) {
 	}
 }
 
-// parallelChunk is how many bytes of a text a worker takes at a time.
+// parallelChunk is the number of bytes of a text that a worker takes at a time.
 const parallelChunk = 1 << 16
 
 // parallel is scan with several workers. The text is split where a piece begins

@@ -80,7 +80,7 @@ func TestFromSentencePiece_Kinds(t *testing.T) {
 	}
 }
 
-// use encodes and decodes with a vocabulary that a fuzzed file made.
+// use encodes and decodes with a vocabulary from a fuzzed file.
 func use(t *testing.T, v *vocab.Vocab) {
 	ids, err := v.Encode("a b  ab\n é 🦊 12<s>", vocab.Options{Special: true, BOS: true})
 	if err != nil {

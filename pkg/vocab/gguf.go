@@ -177,8 +177,8 @@ func (v *Vocab) forceBOS(meta Meta) bool {
 	return name == "bert" || name == "gemma4" || name == "gpt2" && (pre == "gemma4" || pre == "granite-embed-multi-311m")
 }
 
-// metaID reads a token id. It returns -1 for a missing id and for one outside the
-// vocabulary; some writers use 2^32-1 for none.
+// metaID reads a token id. It returns -1 for a missing id and for one outside the vocabulary; some
+// writers use 2^32-1 for "no token".
 func (v *Vocab) metaID(meta Meta, key string) int32 {
 	id, ok := meta.Uint(key)
 	if !ok || id >= uint64(len(v.tokens)) {

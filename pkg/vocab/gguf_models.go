@@ -5,9 +5,9 @@ import (
 	"strings"
 )
 
-// ggufRawBPE reads byte-pair encoding on plain UTF-8, as Gemma 4 has it: spaces are
-// spelled "▁", merges run over characters, and a character outside the vocabulary
-// becomes its bytes <0x00> to <0xFF>. Text is cut at runs of line ends alone.
+// ggufRawBPE reads byte-pair encoding on plain UTF-8, as Gemma 4 has it: spaces are spelled "▁",
+// merges run over characters, and a character outside the vocabulary becomes its bytes <0x00> to
+// <0xFF>. Text is split only at runs of line ends.
 func (v *Vocab) ggufRawBPE(meta Meta, c ggufPre) error {
 	v.family = FamilyBPE
 	pairs, err := ggufMerges(meta)
@@ -108,8 +108,8 @@ func (v *Vocab) ggufWordPiece(meta Meta) error {
 	return err
 }
 
-// defaultID is an id that llama.cpp takes where a file names none, or -1 where the
-// vocabulary is too small for it.
+// defaultID returns the id that llama.cpp uses if a file names none, or -1 if the vocabulary is too
+// small for it.
 func (v *Vocab) defaultID(id int) int32 {
 	if id < len(v.tokens) {
 		return int32(id)

@@ -43,7 +43,7 @@ const (
 	byteful = 6
 )
 
-// spellings encodes and gives the tokens as the vocabulary spells them.
+// spellings encodes a text and returns the tokens as the vocabulary spells them.
 func spellings(t *testing.T, v *vocab.Vocab, text string, o vocab.Options) []string {
 	t.Helper()
 	ids, err := v.Encode(text, o)
@@ -61,7 +61,7 @@ func spellings(t *testing.T, v *vocab.Vocab, text string, o vocab.Options) []str
 	return out
 }
 
-// gemma4 is a small vocabulary as Gemma 4 has it.
+// gemma4 returns a small vocabulary like that of Gemma 4.
 func gemma4() (builder, []string) {
 	var b builder
 	b.add(control, "<pad>", "<eos>", "<bos>", "<unk>", "<turn|>")
@@ -304,7 +304,7 @@ func TestFromGGUF_PieceThatIsNotUTF8(t *testing.T) {
 	}
 }
 
-// TestFromGGUF_LlamaDefaultIDs has a file that names no special token.
+// TestFromGGUF_LlamaDefaultIDs reads a file that names no special token.
 func TestFromGGUF_LlamaDefaultIDs(t *testing.T) {
 	var b builder
 	b.add(unknown, "<unk>")

@@ -1,6 +1,6 @@
 package vocab
 
-// ggufPre is the pre-tokenizer that a name in tokenizer.ggml.pre stands for.
+// ggufPre returns the pre-tokenizer for a name in tokenizer.ggml.pre.
 type ggufPre struct {
 	steps      []step
 	wholeWords bool // a piece that is a token is not merged (ignore_merges)

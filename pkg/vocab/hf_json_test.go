@@ -10,8 +10,8 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/vocab"
 )
 
-// TestFromFS_JSONAsPythonWritesIt has a byte-order mark, numbers that JSON lacks, ids in
-// quotes and an integer beyond 64 bits.
+// TestFromFS_JSONAsPythonWritesIt reads files with a byte-order mark, numbers that JSON lacks, ids
+// in quotes and an integer beyond 64 bits.
 func TestFromFS_JSONAsPythonWritesIt(t *testing.T) {
 	const mark = "\ufeff"
 	files := fstest.MapFS{}
@@ -38,8 +38,8 @@ func TestFromFS_JSONAsPythonWritesIt(t *testing.T) {
 	}
 }
 
-// TestFromFS_NestingIsBounded has a normalizer of normalizers, which would take time for
-// each of its levels.
+// TestFromFS_NestingIsBounded reads a deeply nested normalizer, each level of which would take
+// time.
 func TestFromFS_NestingIsBounded(t *testing.T) {
 	const depth = 3000
 	text := strings.Repeat(`{"type":"Sequence","normalizers":[`, depth) + strings.Repeat("]}", depth)

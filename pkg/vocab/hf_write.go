@@ -10,7 +10,7 @@ import (
 	"slices"
 )
 
-// hfSource is the text of the Hugging Face files of a vocabulary.
+// hfSource holds the text of a vocabulary's Hugging Face files.
 type hfSource struct {
 	tokenizer []byte // tokenizer.json
 	config    []byte // tokenizer_config.json, nil if there is none
@@ -128,7 +128,7 @@ func (l *layout) vocab() (*Vocab, error) {
 	return parseHF(tokenizer, config)
 }
 
-// model is the model section of tokenizer.json.
+// model returns the model section of tokenizer.json.
 func (l *layout) model() (any, error) {
 	if l.scores != nil {
 		pieces := make([][2]any, len(l.tokens))

@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// mergePlainly is the definition: look through all pairs, merge the one of
-// smallest rank, the leftmost among equals, and begin again.
+// mergePlainly is the reference: look through all pairs, merge the leftmost one of those with the
+// smallest rank, and repeat.
 func mergePlainly(m *merges, ids []int32) []int32 {
 	ids = slices.Clone(ids)
 	for {

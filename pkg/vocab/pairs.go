@@ -109,7 +109,7 @@ func (m *merges) rank(left, right int32) uint32 {
 	}
 }
 
-// priority is the order of the merge of a rank among all merges.
+// priority returns the position of a rank's merge in the order of all merges.
 func (m *merges) priority(rank uint32) uint32 {
 	if m.order == nil {
 		return rank

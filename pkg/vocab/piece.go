@@ -54,7 +54,7 @@ type scanner interface {
 	next(s string, i, end int) int
 }
 
-// scan is the step of a scanner.
+// scan returns the step of a scanner.
 type scan struct{ scanner }
 
 func (c scan) cut(p piece, emit func(piece) error) error {

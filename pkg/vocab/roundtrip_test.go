@@ -10,9 +10,9 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/vocab"
 )
 
-// TestVocab_ByteLevelTextComesBack encodes and decodes texts and random strings, a
-// million of them where LAMINA_SLOW is set.
-func TestVocab_ByteLevelTextComesBack(t *testing.T) {
+// TestVocab_ByteLevelRoundTrip encodes and decodes texts and random strings, a million of them
+// if LAMINA_SLOW is set.
+func TestVocab_ByteLevelRoundTrip(t *testing.T) {
 	vocabs := map[string]*vocab.Vocab{}
 	for _, name := range []string{"gpt-2", "qwen2", "starcoder", "deepseek-coder"} {
 		v, err := vocab.FromGGUF(readMeta(t, shared(t, "vectors/tokenizer", "ggml-vocab-"+name+".gguf")))
@@ -73,7 +73,7 @@ func TestVocab_ByteLevelTextComesBack(t *testing.T) {
 	}
 }
 
-// randomText is some characters of a few scripts, or of all of Unicode.
+// randomText returns random characters of a few scripts, or of all of Unicode.
 func randomText(r *rand.Rand, any bool) string {
 	var out []rune
 	for range r.IntN(40) {

@@ -12,7 +12,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/vocab"
 )
 
-func TestTrainUnigram_OneResultThatReadsBack(t *testing.T) {
+func TestTrainUnigram_IsDeterministicAndReadsBack(t *testing.T) {
 	text, err := os.ReadFile(shared(t, "data/tinyshakespeare.txt"))
 	if err != nil {
 		t.Fatal(err)

@@ -13,7 +13,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/vocab"
 )
 
-// separator stands between the cases of a .inp file.
+// separator separates the cases of a .inp file.
 const separator = "\n__ggml_vocab_test__\n"
 
 func TestFromGGUF_Vectors(t *testing.T) {

@@ -143,7 +143,7 @@ func (v *Vocab) Spelling(id int32) (string, error) {
 	return v.tokens[id].text, nil
 }
 
-// ID finds a token by its spelling.
+// ID returns the id of a token, given its spelling.
 func (v *Vocab) ID(token string) (int32, bool) {
 	id, ok := v.ids[token]
 	return id, ok

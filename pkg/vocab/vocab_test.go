@@ -31,7 +31,7 @@ func trained(t testing.TB, size int) *vocab.Vocab {
 	return v
 }
 
-// spmMeta is a small SentencePiece vocabulary.
+// spmMeta returns the metadata of a small SentencePiece vocabulary.
 func spmMeta() meta {
 	m := meta{"tokenizer.ggml.model": "llama", "tokenizer.ggml.bos_token_id": uint64(1), "tokenizer.ggml.eos_token_id": uint64(2),
 		"tokenizer.ggml.unknown_token_id": uint64(0)}
@@ -245,7 +245,7 @@ func TestTrainBPE_WorkersAndProgress(t *testing.T) {
 	}
 }
 
-func TestDecoder_GivesOutWholeCharacters(t *testing.T) {
+func TestDecoder_ReturnsCompleteCharacters(t *testing.T) {
 	v := trained(t, 258) // bytes only
 	const text = "aé漢🦊 z"
 	ids, err := v.Encode(text, vocab.Options{})
@@ -333,7 +333,7 @@ func TestFromFS_MalformedNamesTheField(t *testing.T) {
 	}
 }
 
-// hostile makes texts of n characters that hurt tokenizers which look back.
+// hostile returns texts of n characters that are slow for tokenizers that backtrack.
 func hostile() map[string]func(n int) string {
 	rep := func(s string) func(int) string {
 		return func(n int) string { return strings.Repeat(s, n/utf8.RuneCountInString(s)) }
@@ -365,8 +365,8 @@ func TestVocab_EncodingIsLinear(t *testing.T) {
 				}
 				return best
 			}
-			// A quadratic encoder takes 16 times as long for 4 times the text. A machine
-			// that was busy gets more tries.
+			// A quadratic encoder takes 16 times as long for 4 times the text. The test is repeated
+			// in case the machine was busy.
 			short, long := measure(n/4), measure(n)
 			for try := 0; try < 5 && long > 9*short+20*time.Millisecond; try++ {
 				long = min(long, measure(n))

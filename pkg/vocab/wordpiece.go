@@ -14,7 +14,7 @@ type wordPiece struct {
 	longest int // maximum number of characters of a word; longer ones are unknown
 }
 
-// noWord is the reason of a *TextError for a word that cannot be encoded.
+// noWord is the reason in a *TextError for a word that cannot be encoded.
 const noWord = "the vocabulary has neither a token for the word nor an unknown token"
 
 // longestWord is the maximum number of characters of a word in BERT.

@@ -1,9 +1,9 @@
-// Package weights reads model files: GGUF (versions 2 and 3) and Hugging Face's
-// safetensors, whole or sharded. It checks every count, size and offset against the
-// file before it allocates or slices. Files are memory-mapped, and a tensor's bytes
-// are read only when they are used, so a shard pays for its own layers alone. A model
-// is one file, a folder, or a GGUF file split into parts: Locate tells which. The
-// package writes safetensors, the format of checkpoints and trained models.
+// Package weights reads model files: GGUF (versions 2 and 3) and Hugging Face's safetensors, whole
+// or sharded. It checks every count, size and offset against the file's size before it allocates or
+// slices. Files are memory-mapped, and a tensor's bytes are read only when they are used, so a
+// shard reads only its own layers. A model is one file, a folder, or a GGUF file split into parts.
+// Locate finds out which. The package writes safetensors, the format of checkpoints and trained
+// models.
 //
 // It does not know architectures (pkg/model) or what the bytes mean (pkg/tensor).
 //
@@ -33,7 +33,7 @@ type Info struct {
 	Bytes int64
 }
 
-// Elements is the product of the shape.
+// Elements returns the number of elements, the product of the shape.
 func (i Info) Elements() int {
 	n := 1
 	for _, d := range i.Shape {
@@ -48,7 +48,7 @@ type Source interface {
 	Names() []string
 	// Info describes a tensor.
 	Info(name string) (Info, bool)
-	// Data is a read-only view of a tensor's bytes, valid until Close.
+	// Data returns a read-only view of a tensor's bytes, valid until Close.
 	Data(name string) ([]byte, error)
 	// Relax lets the operating system drop the mapped pages that were read so far.
 	// Reading a tensor again loads its pages again.
@@ -74,7 +74,7 @@ func (e *FormatError) Error() string {
 	return fmt.Sprintf("read %s at byte %d: %s: %s", e.File, e.Offset, e.Field, e.Msg)
 }
 
-// FaultCode is Unimplemented for an unsupported file, DataLoss for a malformed one.
+// FaultCode returns Unimplemented for an unsupported file and DataLoss for a malformed one.
 func (e *FormatError) FaultCode() fault.Code {
 	if e.Unsupported {
 		return fault.Unimplemented
@@ -88,7 +88,7 @@ type NotFoundError struct{ File, Tensor string }
 // Error names the file and the tensor.
 func (e *NotFoundError) Error() string { return fmt.Sprintf("read %s: no tensor %q", e.File, e.Tensor) }
 
-// FaultCode is NotFound.
+// FaultCode returns NotFound.
 func (e *NotFoundError) FaultCode() fault.Code { return fault.NotFound }
 
 // clip shortens and quotes a name from a file so that an error can show it.
@@ -105,10 +105,10 @@ func clip(name string) string {
 	return name
 }
 
-// headerSlack is how much memory a header may take beyond its file's size.
+// headerSlack is the memory that a header may take in addition to its file's size.
 const headerSlack = 32 << 20
 
-// budget is how much memory a header may still take.
+// budget is the memory that a header may still take.
 type budget int64
 
 func newBudget(fileSize int) *budget {
@@ -116,7 +116,7 @@ func newBudget(fileSize int) *budget {
 	return &b
 }
 
-// charge takes n*each bytes from the budget and reports whether they were left.
+// charge takes n*each bytes from the budget. It returns false if fewer are left.
 func (b *budget) charge(n, each uint64) bool {
 	if left := uint64(*b); each > 0 && n > left/each {
 		return false

@@ -23,14 +23,14 @@ var ggufTypes = map[uint32]tensor.DType{
 	29: tensor.IQ1_M, 40: tensor.NVFP4, 41: tensor.Q1_0,
 }
 
-// unreadTypes names the other type numbers that llama.cpp has given out: formats that it has removed,
-// formats of activations, which are in no file, and those that this package does not read yet.
+// unreadTypes names the other type numbers of llama.cpp: formats that it has removed, formats of
+// activations, which no file contains, and formats that this package does not read yet.
 var unreadTypes = map[uint32]string{
 	4: "Q4_2", 5: "Q4_3", 9: "Q8_1", 15: "Q8_K", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8",
 	36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8", 42: "Q2_0",
 }
 
-// Limits of a header. The string limit is the format's own for keys.
+// Limits of a header. The format itself limits keys to the same length.
 const (
 	maxDims  = 4
 	maxDepth = 4 // arrays in arrays
@@ -44,7 +44,7 @@ const (
 	tensorCost = 320
 )
 
-// ggufMagic begins every GGUF file.
+// ggufMagic is the first four bytes of every GGUF file.
 const ggufMagic = "GGUF"
 
 // GGUF is an open GGUF model: one file, or all parts of a split one.
@@ -65,7 +65,7 @@ type ggufPart struct {
 	tensors map[string]located
 }
 
-// located is a tensor, the offset of its bytes in its file, and the part it is in.
+// located is a tensor, the part that holds it, and the offset of its bytes in that part.
 type located struct {
 	info Info
 	from int64
@@ -91,8 +91,8 @@ func OpenGGUF(path string) (*GGUF, error) {
 	return g, nil
 }
 
-// ParseGGUF reads a GGUF file, or one part of a split one, that is in memory. The
-// result keeps data, which must not change; name is what errors call it.
+// ParseGGUF reads a GGUF file, or one part of a split one, that is in memory. The result keeps
+// data, which must not change; name is its name in errors.
 func ParseGGUF(name string, data []byte) (*GGUF, error) {
 	p := ggufPart{file: name, mapping: &mapping{bytes: data}}
 	if err := p.parse(); err != nil {
@@ -102,7 +102,7 @@ func ParseGGUF(name string, data []byte) (*GGUF, error) {
 	return g, g.join()
 }
 
-// Parts is the number of files: 1 unless the model is split.
+// Parts returns the number of files, which is 1 unless the model is split.
 func (g *GGUF) Parts() int { return len(g.parts) }
 
 // Meta returns the metadata. A split model's metadata is that of its first part.
@@ -117,7 +117,7 @@ func (g *GGUF) Info(name string) (Info, bool) {
 	return t.info, ok
 }
 
-// Data is a view of a tensor's bytes.
+// Data returns a view of a tensor's bytes.
 func (g *GGUF) Data(name string) ([]byte, error) {
 	t, ok := g.tensors[name]
 	if !ok {
@@ -166,10 +166,10 @@ func (r *reader) unsupported(field, format string, args ...any) {
 	}
 }
 
-// left is the number of bytes not read yet.
+// left returns the number of bytes that were not read yet.
 func (r *reader) left() uint64 { return uint64(len(r.b)) - uint64(r.at) }
 
-// charge takes n*each bytes from the memory budget and reports whether they were left.
+// charge takes n*each bytes from the memory budget. It returns false if fewer are left.
 func (r *reader) charge(field string, n, each uint64) bool {
 	if r.err == nil && !r.budget.charge(n, each) {
 		r.fail(field, "%d entries would take too much memory for a file of %d bytes", n, len(r.b))
@@ -243,7 +243,7 @@ func (p *ggufPart) parse() error {
 		r.unsupported("version", "%d is not supported (2 and 3 are)", v)
 	}
 	tensors, keys := r.u64("tensor count"), r.u64("metadata count")
-	// A tensor's entry takes at least 24 bytes, a key's at least 13.
+	// A tensor's entry takes at least 24 bytes, and that of a key at least 13.
 	if r.err == nil && (tensors > r.left()/24 || keys > r.left()/13) {
 		r.fail("counts", "%d tensors and %d keys do not fit in %d bytes", tensors, keys, r.left())
 	}
@@ -267,7 +267,7 @@ func (p *ggufPart) parse() error {
 	return p.parseTensors(r, tensors)
 }
 
-// alignment is what every data offset is a multiple of.
+// alignment returns the number of which every data offset is a multiple.
 func (p *ggufPart) alignment(r *reader) uint64 {
 	const key = "general.alignment"
 	if !p.meta.Has(key) {

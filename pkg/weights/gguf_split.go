@@ -68,7 +68,7 @@ const (
 	keySplitTensors = "split.tensors.count"
 )
 
-// checkSplit checks that every part says what its name says.
+// checkSplit checks that the metadata of every part agrees with its name.
 func (g *GGUF) checkSplit() error {
 	tensors := 0
 	for _, p := range g.parts {
@@ -89,7 +89,7 @@ func (g *GGUF) checkSplit() error {
 	return nil
 }
 
-// join makes one table of the parts' tensors.
+// join merges the parts' tensors into one table.
 func (g *GGUF) join() error {
 	g.meta, g.names, g.tensors = g.parts[0].meta, g.parts[0].names, g.parts[0].tensors
 	if len(g.parts) == 1 {

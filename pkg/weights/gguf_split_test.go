@@ -155,7 +155,7 @@ func TestOpenGGUF_RefusesPartsThatDisagree(t *testing.T) {
 	}
 }
 
-func TestLocate_TellsFolders(t *testing.T) {
+func TestLocate_Folders(t *testing.T) {
 	folder := func(names ...string) string {
 		dir := t.TempDir()
 		for _, name := range names {

@@ -29,7 +29,7 @@ type ggufWriter struct {
 	fields []field
 }
 
-// field is where a number or a string's bytes stand.
+// field is the position of a number or of a string's bytes.
 type field struct{ at, size int }
 
 func (w *ggufWriter) u32(v uint32) *ggufWriter {
@@ -76,7 +76,7 @@ func (w *ggufWriter) data(align, n int) []byte {
 	return w.b
 }
 
-// sampleGGUF holds every kind of metadata and several types of tensor.
+// sampleGGUF returns a file with every kind of metadata and several tensor types.
 func sampleGGUF(version uint32) *ggufWriter {
 	w := new(ggufWriter).start(version, 5, 18)
 	w.str("general.architecture").u32(8).str("llama")
@@ -187,8 +187,7 @@ func touch(t *testing.T, s weights.Source) {
 	}
 }
 
-// wantFormat holds err to the file's typed error, with the field and a part of the
-// message.
+// wantFormat checks that err is a *FormatError with the given field and a part of the message.
 func wantFormat(t *testing.T, err error, inField, inMsg string) {
 	t.Helper()
 	var format *weights.FormatError
@@ -257,7 +256,7 @@ func TestGGUF_MalformedFilesAreNamed(t *testing.T) {
 	}
 }
 
-// allocated is how many bytes f allocates in all, the garbage too.
+// allocated returns how many bytes f allocates in total, including garbage.
 func allocated(f func()) uint64 {
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
@@ -266,7 +265,7 @@ func allocated(f func()) uint64 {
 	return after.TotalAlloc - before.TotalAlloc
 }
 
-// manyKeys are n different JSON members.
+// manyKeys returns n different JSON members.
 func manyKeys(n int) string {
 	var b strings.Builder
 	for i := range n {
@@ -275,7 +274,7 @@ func manyKeys(n int) string {
 	return b.String()
 }
 
-func TestParse_HeadersDoNotGrowInMemory(t *testing.T) {
+func TestParse_HeaderMemoryIsBounded(t *testing.T) {
 	const size = 20 << 20
 	array := func(kind uint32, count uint64) []byte {
 		return append(new(ggufWriter).start(3, 0, 1).str("key").u32(9).u32(kind).u64(count).b, make([]byte, size)...)
@@ -326,7 +325,7 @@ func TestParse_HeadersDoNotGrowInMemory(t *testing.T) {
 	}
 }
 
-// boundary are values at which checks go wrong.
+// boundary lists values for which checks are often wrong.
 var boundary = []uint64{0, 1, 2, 3, 31, 32, 33, 255, 256, 1<<31 - 1, 1 << 31, math.MaxUint32, 1 << 33, 1 << 60, 1 << 61, 1<<62 - 1, 1 << 62, 1<<63 - 1, 1 << 63, math.MaxUint64 - 31, math.MaxUint64}
 
 // mutate damages one to three fields, or cuts the file.
@@ -373,7 +372,7 @@ func TestGGUF_FieldMutantsGetTypedErrors(t *testing.T) {
 	}
 }
 
-func TestOpenGGUF_WhatIsNoFile(t *testing.T) {
+func TestOpenGGUF_RefusesNonRegularFiles(t *testing.T) {
 	dir := t.TempDir()
 	if _, err := weights.OpenGGUF(filepath.Join(dir, "none")); fault.CodeOf(err) != fault.NotFound {
 		t.Errorf("a missing file: %v", err)

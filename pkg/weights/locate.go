@@ -27,8 +27,8 @@ const (
 // Location says where a model's tensors are.
 type Location struct {
 	Format Format
-	// Path is the file or folder as the caller named it; of a folder that holds one
-	// GGUF model, it is that model's file or first part.
+	// Path is the file or folder that the caller named. For a folder with one GGUF model, it is
+	// that model's file or first part.
 	Path string
 }
 
@@ -48,7 +48,7 @@ func (e *AmbiguousError) Error() string {
 		e.Dir, len(e.Models), strings.Join(shown, ", "))
 }
 
-// FaultCode is Invalid.
+// FaultCode returns Invalid.
 func (e *AmbiguousError) FaultCode() fault.Code { return fault.Invalid }
 
 // PartError reports a missing part of a split GGUF file.
@@ -62,17 +62,17 @@ func (e *PartError) Error() string {
 	return fmt.Sprintf("open %s: part %d of %d of the split GGUF file is missing", e.File, e.Part, e.Count)
 }
 
-// FaultCode is NotFound.
+// FaultCode returns NotFound.
 func (e *PartError) FaultCode() fault.Code { return fault.NotFound }
 
-// Unwrap is fs.ErrNotExist.
+// Unwrap returns fs.ErrNotExist.
 func (e *PartError) Unwrap() error { return fs.ErrNotExist }
 
-// Locate tells a GGUF model from a safetensors one. A file is told by its magic. A
-// folder with safetensors files is a Hugging Face folder, whatever else it holds;
-// a folder with GGUF files alone must hold one model, else the error is an
-// *AmbiguousError. Files of a vision projector (mmproj) are no models. A folder
-// with neither counts as a Hugging Face folder.
+// Locate finds out whether a path is a GGUF model or a safetensors model. A file is recognised by
+// its magic. A folder with safetensors files is a Hugging Face folder, whatever else it contains. A
+// folder with GGUF files but no safetensors files must contain one model; otherwise the error is an
+// *AmbiguousError. Files of a vision projector (mmproj) do not count as models. A folder with
+// neither kind of file counts as a Hugging Face folder.
 func Locate(path string) (Location, error) {
 	stat, err := os.Stat(path)
 	if err != nil {
@@ -124,7 +124,7 @@ func Locate(path string) (Location, error) {
 	return Location{}, &AmbiguousError{Dir: path, Models: models}
 }
 
-// hasMagic reports whether a regular file begins as a GGUF file does.
+// hasMagic reports whether a path is a regular file that begins with GGUF's magic.
 func hasMagic(path string) (bool, error) {
 	// Check before opening: opening a pipe waits for its other end.
 	if stat, err := os.Stat(path); err != nil || !stat.Mode().IsRegular() {
@@ -140,8 +140,8 @@ func hasMagic(path string) (bool, error) {
 	return string(magic[:n]) == ggufMagic, nil
 }
 
-// ModelName is the name of a model by its path: that of its folder, or of its file
-// without ".gguf" and the number of a part.
+// ModelName returns a model's name from its path: the name of its folder, or of its file without
+// ".gguf" and the number of a part.
 func ModelName(path string) string {
 	abs, err := filepath.Abs(path)
 	if err != nil {
@@ -154,10 +154,11 @@ func ModelName(path string) string {
 	return strings.TrimSuffix(base, ".gguf")
 }
 
-// splitPattern is how llama.cpp's gguf-split names parts: NAME-00001-of-00003.gguf.
+// splitPattern matches the names that llama.cpp's gguf-split gives to parts:
+// NAME-00001-of-00003.gguf.
 var splitPattern = regexp.MustCompile(`^(.+)-(\d{5})-of-(\d{5})\.gguf$`)
 
-// splitName takes the name of a part to pieces; part runs from 1 to count.
+// splitName parses the name of a part. part is from 1 to count.
 func splitName(base string) (prefix string, part, count int, ok bool) {
 	m := splitPattern.FindStringSubmatch(base)
 	if m == nil {
@@ -173,8 +174,8 @@ func partName(prefix string, part, count int) string {
 	return fmt.Sprintf("%s-%05d-of-%05d.gguf", prefix, part, count)
 }
 
-// partFiles lists the files of a split model by the path of one of them, or just
-// that path where its name is not that of a part.
+// partFiles lists the files of a split model, given the path of one of them. If the path is not the
+// name of a part, it returns just the path.
 func partFiles(path string) []string {
 	prefix, _, count, ok := splitName(filepath.Base(path))
 	if !ok {
@@ -187,9 +188,8 @@ func partFiles(path string) []string {
 	return files
 }
 
-// Files lists the files that make up a model, sorted: the one file, all parts of a
-// split GGUF file, or those files of a Hugging Face folder that decide what the
-// model says.
+// Files lists the files that make up a model, sorted: the one file, all parts of a split GGUF file,
+// or the files of a Hugging Face folder that determine the model's output.
 func Files(path string) ([]string, error) {
 	at, err := Locate(path)
 	if err != nil {
@@ -222,8 +222,8 @@ func Files(path string) ([]string, error) {
 	return files, nil
 }
 
-// ggufFiles lists the parts of a GGUF model that exist. A name like that of a part
-// whose siblings are missing stays a file of its own: opening it says what it is.
+// ggufFiles lists the parts of a GGUF model that exist. A file that is named like a part but has no
+// other parts counts as a complete file; opening it reports what is wrong.
 func ggufFiles(path string) ([]string, error) {
 	all := partFiles(path)
 	files := slices.DeleteFunc(slices.Clone(all), func(f string) bool {

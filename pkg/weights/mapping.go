@@ -7,7 +7,7 @@ import (
 	"os"
 )
 
-// mapping is a file's bytes.
+// mapping holds a file's bytes.
 type mapping struct {
 	bytes  []byte
 	mapped bool // by the operating system, so that it must be unmapped

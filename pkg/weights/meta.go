@@ -14,14 +14,14 @@ type Meta struct{ values map[string]any }
 // Keys lists the keys, sorted.
 func (m Meta) Keys() []string { return slices.Sorted(maps.Keys(m.values)) }
 
-// Value returns a value as it was read: int64 (uint64 above its range), float64,
+// Value returns a value in the type that it was read as: int64 (uint64 above its range), float64,
 // bool, string, or []int64, []float32, []bool, []string, or []any of such slices.
 func (m Meta) Value(key string) (any, bool) {
 	v, ok := m.values[key]
 	return v, ok
 }
 
-// Has reports whether the key is there.
+// Has reports whether a key exists.
 func (m Meta) Has(key string) bool {
 	_, ok := m.values[key]
 	return ok
@@ -79,7 +79,7 @@ const (
 	kindF64
 )
 
-// width is the size of a scalar type in bytes, 0 for strings and arrays.
+// width returns the size of a scalar type in bytes, or 0 for strings and arrays.
 func width(kind uint32) uint64 {
 	switch kind {
 	case kindU8, kindI8, kindBool:
@@ -94,7 +94,7 @@ func width(kind uint32) uint64 {
 	return 0
 }
 
-// value reads a value as Meta.Value describes it. key is what errors call it.
+// value reads a value as Meta.Value describes it. key is its name in errors.
 func (r *reader) value(key string, kind uint32, depth int) any {
 	switch {
 	case r.err != nil:
@@ -221,7 +221,7 @@ func (r *reader) arrays(key string, count uint64, depth int) any {
 	return out
 }
 
-// inMemory is the size of a decoded scalar in an array.
+// inMemory returns the size of a decoded scalar in an array.
 func inMemory(kind uint32) uint64 {
 	switch kind {
 	case kindBool:

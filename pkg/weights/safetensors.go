@@ -80,8 +80,8 @@ func OpenSafetensors(path string) (*Safetensors, error) {
 	return s, nil
 }
 
-// ParseSafetensors reads a file that is in memory. The result keeps data, which
-// must not change; name is what errors call it.
+// ParseSafetensors reads a file that is in memory. The result keeps data, which must not change;
+// name is its name in errors.
 func ParseSafetensors(name string, data []byte) (*Safetensors, error) {
 	s := newSafetensors(name)
 	if err := s.parse(name, &mapping{bytes: data}); err != nil {
@@ -178,7 +178,7 @@ func (s *Safetensors) parse(file string, m *mapping) error {
 		return p.err
 	}
 	maps.Copy(s.metadata, p.metadata)
-	// The data follow one another without gaps to the end of the file.
+	// The tensors' data fill the file to its end without gaps.
 	slices.SortStableFunc(p.entries, func(a, b headerEntry) int {
 		return cmp.Or(cmp.Compare(a.from, b.from), cmp.Compare(a.to, b.to))
 	})
@@ -247,7 +247,7 @@ func (s *Safetensors) Info(name string) (Info, bool) {
 	return t.info, ok
 }
 
-// Data is a view of a tensor's bytes.
+// Data returns a view of a tensor's bytes.
 func (s *Safetensors) Data(name string) ([]byte, error) {
 	t, ok := s.tensors[name]
 	if !ok {

@@ -8,10 +8,9 @@ import (
 	"unicode/utf8"
 )
 
-// headerParser reads the JSON header of a safetensors file. A header is an
-// object of objects of strings and short integer arrays. A parser of that shape
-// alone needs memory in proportion to the tensors it finds; a general JSON parser
-// would build whatever an attacker wrote.
+// headerParser reads the JSON header of a safetensors file. A header is an object of objects of
+// strings and short integer arrays. A parser for just that structure needs memory in proportion to
+// the number of tensors. A general JSON parser would allocate whatever the file describes.
 type headerParser struct {
 	file     string
 	b        []byte // the header, which starts at byte 8 of the file

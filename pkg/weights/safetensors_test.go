@@ -53,7 +53,7 @@ func TestSafetensors_ReadsWhatItWrites(t *testing.T) {
 			t.Errorf("%s is %+v %v: %v", want.Name, info, data, err)
 		}
 	}
-	// Each tensor stands at a multiple of its element's size.
+	// The offset of each tensor is a multiple of its element size.
 	if at := bytes.Index(file, []byte{1, 2, 3, 4, 5, 6}); at%2 != 0 {
 		t.Errorf("a starts at byte %d", at)
 	}
@@ -69,7 +69,7 @@ func TestSafetensors_ReadsWhatItWrites(t *testing.T) {
 	}
 }
 
-func TestSafetensors_WriterRefusesWhatCannotBeRead(t *testing.T) {
+func TestSafetensors_WriterRefusesInvalidTensors(t *testing.T) {
 	f32 := func(name string, bytes int, shape ...int) weights.Named {
 		return weights.Named{Name: name, DType: tensor.F32, Shape: shape, Data: make([]byte, bytes)}
 	}
@@ -152,7 +152,7 @@ func put(t *testing.T, dir, name string, data []byte) {
 
 const index = "model.safetensors.index.json"
 
-func TestSafetensors_ShardsActAsOne(t *testing.T) {
+func TestSafetensors_ReadsShardedModel(t *testing.T) {
 	dir := t.TempDir()
 	put(t, dir, "1.safetensors", sample(t, sampleTensors[:1]))
 	put(t, dir, "2.safetensors", sample(t, sampleTensors[1:]))
@@ -194,7 +194,7 @@ func TestSafetensors_ShardsActAsOne(t *testing.T) {
 	wantFormat(t, err, "b", "twice")
 }
 
-func TestSafetensors_IndexKeepsInsideItsFolder(t *testing.T) {
+func TestSafetensors_IndexStaysInsideItsFolder(t *testing.T) {
 	for _, file := range []string{"../outside.safetensors", "/etc/passwd", "a/b.safetensors", "..", ".", "", `a\b`, "a\x00b"} {
 		dir := t.TempDir()
 		text, err := json.Marshal(map[string]any{"weight_map": map[string]string{"x": file}})
@@ -241,7 +241,7 @@ func TestSafetensors_MutantsGetTypedErrors(t *testing.T) {
 	}
 }
 
-func TestWriteFile_WholeOrNotAtAll(t *testing.T) {
+func TestWriteFile_IsAtomic(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "model.safetensors")
 	if err := weights.WriteSafetensors(path, sampleTensors, nil); err != nil {

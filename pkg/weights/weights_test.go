@@ -156,7 +156,7 @@ func TestDequantize_MXFP4AsHuggingFace(t *testing.T) {
 	}
 }
 
-func TestOpenGGUF_LargeVocabularyIsQuick(t *testing.T) {
+func TestOpenGGUF_LargeVocabularyIsFast(t *testing.T) {
 	path := shared(t, "vectors/tokenizer/ggml-vocab-qwen2.gguf")
 	best := time.Hour
 	for range 3 {
@@ -178,7 +178,7 @@ func TestOpenGGUF_LargeVocabularyIsQuick(t *testing.T) {
 	}
 }
 
-func TestDigest_NamesContent(t *testing.T) {
+func TestDigest_DependsOnContent(t *testing.T) {
 	dir := t.TempDir()
 	put := func(name, text string) {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {

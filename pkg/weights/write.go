@@ -26,10 +26,9 @@ type Named struct {
 	Data  []byte
 }
 
-// WriteSafetensors writes tensors to path. The header is sorted by name, the data by
-// decreasing element size and then by name, which aligns every tensor to its
-// elements. The same input gives the same bytes. The file appears whole or not at
-// all, as WriteFile describes.
+// WriteSafetensors writes tensors to path. The header is sorted by name. The data are sorted by
+// decreasing element size and then by name, which aligns every tensor to its element size. The same
+// input gives the same bytes. The file is replaced atomically (see WriteFile).
 func WriteSafetensors(path string, tensors []Named, metadata map[string]string) error {
 	return WriteFile(path, func(w io.Writer) error { return EncodeSafetensors(w, tensors, metadata) })
 }
@@ -141,8 +140,8 @@ func checkAll(tensors []Named, metadata map[string]string) error {
 	return nil
 }
 
-// WriteFile writes a file whole or not at all: it writes a temporary file in the same
-// folder, syncs it, renames it to its name, and syncs the folder.
+// WriteFile writes a file atomically: it writes a temporary file in the same folder, syncs it,
+// renames it, and syncs the folder.
 func WriteFile(path string, write func(w io.Writer) error) error {
 	dir := filepath.Dir(path)
 	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*")

@@ -4,8 +4,8 @@
 // value), one field at a time and then pairs drawn from a seed. The same seed gives
 // the same mutants.
 //
-// It knows the layout of the formats, not what any package makes of them, so that a
-// parser and its test do not share a mistake.
+// It knows the layout of the formats and shares no code with the parsers, so that a parser and its
+// test do not share a mistake.
 package filetest
 
 import (
@@ -52,11 +52,12 @@ func Mutants(format Format, file []byte, seed uint64, n int, yield func(Mutant) 
 
 // document is a file as a list of fields that may be changed.
 type document interface {
-	// fields is their number; the first main of them are no entries of long lists.
+	// fields returns the number of fields. The first main of them are not entries of long lists.
 	fields() (n, main int)
 	// name of a field, for people.
 	name(field int) string
-	// values is how many values a field may be set to, other fields' aside.
+	// values returns how many values a field may be set to, not counting the values of other
+	// fields.
 	values(field int) int
 	// render writes the file with some fields changed. A value beyond those of the
 	// field is the value of field value-values.

@@ -29,12 +29,12 @@ func (b *binaryFile) name(field int) string {
 	return fmt.Sprintf("%s at %d", s.name, s.at)
 }
 
-// numbers are what a number may become: 0, 1, -1, the largest signed value and one
-// more, the neighbours of its own value, the file's size and one more.
+// numbers returns the values that a number may be set to: 0, 1, -1, the largest signed value and
+// one more, the neighbours of its own value, the file's size and one more.
 const numbers = 9
 
-// texts are what the bytes of a string may become: a byte that is not UTF-8 at its
-// start or its end, a NUL, a space, the mark of a word.
+// texts returns the values that the bytes of a string may be set to: a byte that is not UTF-8 at
+// its start or its end, a NUL, a space, the mark of a word.
 const texts = 6
 
 func (b *binaryFile) values(field int) int {
@@ -92,7 +92,7 @@ func (b *binaryFile) render(edits []edit) []byte {
 	return out
 }
 
-// order puts the fields that are no entries of long lists first.
+// order puts the fields that are not entries of long lists first.
 func (b *binaryFile) order() {
 	slices.SortStableFunc(b.all, func(x, y span) int {
 		switch {
@@ -155,7 +155,7 @@ func (s *ggufScanner) value(name string, kind uint64, entry bool) uint64 {
 	return 0
 }
 
-// header reads the keys and the table of tensors; it returns the data's alignment.
+// header reads the keys and the table of tensors. It returns the alignment of the data.
 func (s *ggufScanner) header() (keys, table int, align uint64) {
 	s.take("magic", 4, false, false)
 	s.take("version", 4, false, false)

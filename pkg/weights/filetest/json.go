@@ -14,8 +14,8 @@ type jsonFile struct {
 	text []byte
 	all  []jsonSpan
 	main int
-	// wrap makes the file of the text: a safetensors file has a length before it and
-	// data behind.
+	// wrap makes the file from the text. A safetensors file has a length before the text and data
+	// after it.
 	wrap func(text []byte, edits []edit) []byte
 }
 
@@ -71,7 +71,7 @@ type jsonScanner struct {
 	at int
 }
 
-// many is how many members make an object or array a long one.
+// many is the number of members from which an object or array counts as long.
 const many = 16
 
 func (s *jsonScanner) skip() {
