@@ -28,8 +28,8 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 )
 
-// besieged is a mesh that serves ordinary and hostile requests.
-type besieged struct {
+// sharedMesh is one mesh that serves ordinary and hostile requests.
+type sharedMesh struct {
 	t        *testing.T
 	router   routerv1.RouterServiceClient
 	base     string
@@ -70,7 +70,7 @@ func TestServices_HostileRequestsTouchNobody(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &besieged{
+	b := &sharedMesh{
 		t: t, router: routerv1.NewRouterServiceClient(conn), base: "http://" + m.HTTPAddr(), client: &http.Client{},
 		patience: limit / 4, answered: map[string]map[string]int{},
 	}
@@ -142,7 +142,7 @@ func TestServices_HostileRequestsTouchNobody(t *testing.T) {
 }
 
 // ordinary runs ordinary stream i and returns its text.
-func (b *besieged) ordinary(ctx context.Context, i int) (string, error) {
+func (b *sharedMesh) ordinary(ctx context.Context, i int) (string, error) {
 	temperature, seed := float32(i%3)*0.4, uint64(i)
 	stream, err := b.router.Generate(ctx, &routerv1.GenerateRequest{
 		Prompt: &routerv1.GenerateRequest_Text{Text: fmt.Sprintf("stream %d says", i)}, MaxTokens: 64, IgnoreEnd: true,
@@ -164,7 +164,7 @@ func (b *besieged) ordinary(ctx context.Context, i int) (string, error) {
 	}
 }
 
-func (b *besieged) pipelines(ctx context.Context) []string {
+func (b *sharedMesh) pipelines(ctx context.Context) []string {
 	b.t.Helper()
 	resp, err := b.router.Topology(ctx, &routerv1.TopologyRequest{})
 	if err != nil {
@@ -178,7 +178,7 @@ func (b *besieged) pipelines(ctx context.Context) []string {
 }
 
 // metric returns the value of a counter without labels from /metrics.
-func (b *besieged) metric(name string) string {
+func (b *sharedMesh) metric(name string) string {
 	b.t.Helper()
 	resp, err := b.client.Get(b.base + "/metrics")
 	if err != nil {
@@ -197,7 +197,7 @@ func (b *besieged) metric(name string) string {
 }
 
 // send sends one request and checks its answer.
-func (b *besieged) send(ctx context.Context, n int, q hostileRequest) {
+func (b *sharedMesh) send(ctx context.Context, n int, q hostileRequest) {
 	ctx, cancel := context.WithTimeout(ctx, b.patience)
 	defer cancel()
 	var answer string
@@ -220,7 +220,7 @@ func (b *besieged) send(ctx context.Context, n int, q hostileRequest) {
 }
 
 // sendHTTP returns "served" or the status, and an error if the answer is wrong.
-func (b *besieged) sendHTTP(ctx context.Context, q hostileRequest) (string, error) {
+func (b *sharedMesh) sendHTTP(ctx context.Context, q hostileRequest) (string, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, b.base+q.path, strings.NewReader(q.body))
 	if err != nil {
 		return "unsent", err
@@ -287,7 +287,7 @@ func (b *besieged) sendHTTP(ctx context.Context, q hostileRequest) (string, erro
 }
 
 // sendGRPC returns "served" or the code, and an error if the answer is wrong.
-func (b *besieged) sendGRPC(ctx context.Context, q hostileRequest) (string, error) {
+func (b *sharedMesh) sendGRPC(ctx context.Context, q hostileRequest) (string, error) {
 	var recv func() error
 	if q.generate != nil {
 		stream, err := b.router.Generate(ctx, q.generate)
