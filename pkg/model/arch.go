@@ -27,7 +27,8 @@ type architecture struct {
 // architectures lists all architectures. A new one is a new file and an entry here.
 func architectures() []architecture {
 	return []architecture{
-		llama(), mistral(), mixtral(), qwen2(), qwen3(), qwen3MoE(), gemma2(), gemma3(), phi3(), smolLM3(), gptOSS(), gpt2(),
+		llama(), mistral(), mixtral(), qwen2(), qwen3(), qwen3MoE(), gemma2(), gemma3(), phi3(), smolLM3(), gptOSS(),
+		gpt2(),
 	}
 }
 

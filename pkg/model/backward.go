@@ -69,7 +69,8 @@ func (s *Stage[F]) gradients(t int) *grads[F] {
 		if blk := &s.blocks[i]; w.raw == nil && blk.Attention.QNorm.Kind != NoNorm {
 			w.raw = a.take(t * z.q)
 		}
-		if blk := &s.blocks[i]; w.post == nil && (blk.Attention.PostNorm.Kind != NoNorm || blk.FFN.PostNorm.Kind != NoNorm) {
+		if blk := &s.blocks[i]; w.post == nil &&
+			(blk.Attention.PostNorm.Kind != NoNorm || blk.FFN.PostNorm.Kind != NoNorm) {
 			w.post = a.take(t * width)
 		}
 	}

@@ -104,7 +104,8 @@ func TestTrain_BFloat16HasOneResult(t *testing.T) {
 				}
 				for tensor, w := range want {
 					if !slices.Equal(got[tensor], w) {
-						t.Errorf("%s: the gradient of %s has other bits with %s in %d stages", name, tensor, instructions, stages)
+						t.Errorf("%s: the gradient of %s has other bits with %s in %d stages", name, tensor,
+							instructions, stages)
 					}
 				}
 			}

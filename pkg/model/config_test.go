@@ -122,7 +122,8 @@ func TestParseHF_DefaultsOfMissingSettings(t *testing.T) {
 		c := parse(t, bare(kind))
 		r, headDim := c.Rope(), c.Layers[0].Attention.HeadDim
 		if r.Base != want.base || c.Norm.Eps != want.eps || headDim != want.headDim || c.Head.Tied != want.tied {
-			t.Errorf("%s has base %g, epsilon %g, head size %d, tied head %v; want %+v", kind, r.Base, c.Norm.Eps, headDim,
+			t.Errorf("%s has base %g, epsilon %g, head size %d, tied head %v; want %+v", kind, r.Base, c.Norm.Eps,
+				headDim,
 				c.Head.Tied, want)
 		}
 		if kind == "gpt_oss" && (r.Type != "yarn" || r.Factor != 32 || r.Original != 4096 || !r.KeepRamp) {
@@ -165,7 +166,8 @@ func TestParseHF_RopesOfGemma3(t *testing.T) {
 			{Base: 500, Dims: 256, Type: "linear", Factor: 8}, {Base: 1e4, Dims: 256}},
 	} {
 		c := parse(t, as("gemma3_text")+text+`,"sliding_window_pattern":3}`)
-		if got := [2]model.Rope{*c.Layers[2].Attention.Rope, *c.Layers[1].Attention.Rope}; !reflect.DeepEqual(got, want) {
+		if got := [2]model.Rope{*c.Layers[2].Attention.Rope, *c.Layers[1].Attention.Rope}; !reflect.DeepEqual(got,
+			want) {
 			t.Errorf("%s rotates by %+v, want %+v", text, got, want)
 		}
 	}
@@ -192,7 +194,8 @@ func TestParseHF_ContextsBeforeTheExtension(t *testing.T) {
 			t.Errorf("%s extends %d positions by %g, want %+v", text, r.Original, r.Factor, want)
 		}
 	}
-	if r := new(parse(t, as("phi3")+`,"head_dim":20,"partial_rotary_factor":0.35}`)).Rope(); r.Dims != 8 || r.Base <= 1e4 {
+	if r := new(parse(t, as("phi3")+`,"head_dim":20,"partial_rotary_factor":0.35}`)).Rope(); r.Dims != 8 ||
+		r.Base <= 1e4 {
 		t.Errorf("an odd part of a head rotates by %+v", r)
 	}
 }
@@ -226,14 +229,19 @@ func TestParseHF_RefusesWhatItCannotRun(t *testing.T) {
 
 func TestConfigJSON_ReadsBackEqual(t *testing.T) {
 	configs := map[string]model.Spec{
-		"tanh llama":  parse(t, strings.Replace(llamaText, "silu", "gelu_pytorch_tanh", 1)+`}`),
-		"longrope":    parse(t, llamaText+`,"rope_scaling":{"type":"longrope","original_max_position_embeddings":32,"short_factor":[1,1,1,1],"long_factor":[2,2,2,2]}}`),
-		"dynamic":     parse(t, llamaText+`,"rope_scaling":{"type":"dynamic","factor":4}}`),
-		"part":        parse(t, as("phi3")+`,"partial_rotary_factor":0.5}`),
-		"gpt2 scales": parse(t, `{"model_type":"gpt2","hidden_size":32,"num_attention_heads":4,"num_hidden_layers":2,"max_position_embeddings":8,"vocab_size":9,"n_inner":7,"scale_attn_weights":false,"scale_attn_by_inverse_layer_idx":true}`),
+		"tanh llama": parse(t, strings.Replace(llamaText, "silu", "gelu_pytorch_tanh", 1)+`}`),
+		"longrope": parse(t, llamaText+
+			`,"rope_scaling":{"type":"longrope","original_max_position_embeddings":32,"short_factor":[1,1,1,1],"long_factor":[2,2,2,2]}}`),
+		"dynamic": parse(t, llamaText+`,"rope_scaling":{"type":"dynamic","factor":4}}`),
+		"part":    parse(t, as("phi3")+`,"partial_rotary_factor":0.5}`),
+		"gpt2 scales": parse(
+			t,
+			`{"model_type":"gpt2","hidden_size":32,"num_attention_heads":4,"num_hidden_layers":2,"max_position_embeddings":8,"vocab_size":9,"n_inner":7,"scale_attn_weights":false,"scale_attn_by_inverse_layer_idx":true}`,
+		),
 		"qwen window": parse(t, strings.Replace(llamaText, `"llama"`, `"qwen2"`,
 			1)+`,"sliding_window":9,"use_sliding_window":true,"max_window_layers":2,"eos_token_id":[5,6]}`),
-		"yarn": parse(t, llamaText+`,"rope_scaling":{"type":"yarn","factor":4,"mscale":2,"mscale_all_dim":1,"truncate":false}}`),
+		"yarn": parse(t, llamaText+
+			`,"rope_scaling":{"type":"yarn","factor":4,"mscale":2,"mscale_all_dim":1,"truncate":false}}`),
 	}
 	for _, name := range tiny {
 		if strings.HasPrefix(name, "gpt-oss") {
@@ -285,7 +293,11 @@ func TestNewLlama_IsValid(t *testing.T) {
 }
 
 func FuzzParseHF(f *testing.F) {
-	f.Add([]byte(`{"model_type":"gemma3","text_config":{"hidden_size":32,"num_hidden_layers":2,"rope_scaling":{"factor":"8"}}}`))
+	f.Add(
+		[]byte(
+			`{"model_type":"gemma3","text_config":{"hidden_size":32,"num_hidden_layers":2,"rope_scaling":{"factor":"8"}}}`,
+		),
+	)
 	f.Add([]byte(llamaText + `,"rope_scaling":{"type":"yarn","factor":4,"truncate":false}}`))
 	f.Add([]byte(`{"model_type":"gpt2","n_embd":32,"n_head":4,"n_layer":1,"n_positions":8,"vocab_size":9}`))
 	f.Add([]byte(strings.Replace(llamaText, `"llama"`, `"qwen2"`,

@@ -93,7 +93,8 @@ func (s *Stage[F]) check(b *Batch[F], rows int) error {
 	for i, e := range b.Entries {
 		if e.Seq == nil || e.Rows < 1 || e.Rows > maxSize || e.Logits < 0 || e.Logits > e.Rows || e.Pos < 0 ||
 			e.Pos > maxSize {
-			return fault.New(fault.Invalid, "run stage %v: entry %d has %d rows from position %d on, %d logits", s.Range, i,
+			return fault.New(fault.Invalid, "run stage %v: entry %d has %d rows from position %d on, %d logits",
+				s.Range, i,
 				e.Rows, e.Pos, e.Logits)
 		}
 	}
@@ -106,21 +107,25 @@ func (s *Stage[F]) check(b *Batch[F], rows int) error {
 		}
 		for i, id := range b.IDs {
 			if id < 0 || int(id) >= s.Spec.Vocab {
-				return fault.New(fault.Invalid, "run stage %v: id %d of row %d is outside the vocabulary of %d", s.Range, id, i,
+				return fault.New(fault.Invalid, "run stage %v: id %d of row %d is outside the vocabulary of %d",
+					s.Range, id, i,
 					s.Spec.Vocab)
 			}
 		}
 	} else if len(b.Hidden) != rows*s.Spec.Width {
-		return fault.New(fault.Invalid, "run stage %v: %d hidden values for %d rows of %d", s.Range, len(b.Hidden), rows,
+		return fault.New(fault.Invalid, "run stage %v: %d hidden values for %d rows of %d", s.Range, len(b.Hidden),
+			rows,
 			s.Spec.Width)
 	}
 	for i, e := range b.Entries {
 		if e.Pos > e.Seq.Len() {
-			return fault.New(fault.FailedPrecondition, "run stage %v: entry %d starts at position %d, its sequence holds %d",
+			return fault.New(fault.FailedPrecondition,
+				"run stage %v: entry %d starts at position %d, its sequence holds %d",
 				s.Range, i, e.Pos, e.Seq.Len())
 		}
 		if s.bounded && e.Pos+e.Rows > s.Spec.Context {
-			return fault.New(fault.Invalid, "run stage %v: position %d is beyond the context of %d", s.Range, e.Pos+e.Rows-1,
+			return fault.New(fault.Invalid, "run stage %v: position %d is beyond the context of %d", s.Range,
+				e.Pos+e.Rows-1,
 				s.Spec.Context)
 		}
 	}

@@ -13,7 +13,8 @@ import (
 // rotation in layers with a window.
 func gemma2() architecture {
 	return architecture{
-		name: "gemma2", modelTypes: []string{"gemma2"}, gguf: []string{"gemma2"}, class: "Gemma2ForCausalLM", addedGGUF: true,
+		name: "gemma2", modelTypes: []string{"gemma2"}, gguf: []string{"gemma2"}, class: "Gemma2ForCausalLM",
+		addedGGUF: true,
 		readHF: func(h *hfFields) (Spec, error) {
 			s, err := h.gemma("gemma2", hfDefaults{headDim: 256, tied: true, ownAct: true}, every(2))
 			s.Head.Softcap = h.gemmaCap("final_logit_softcapping", 30)

@@ -95,7 +95,8 @@ func TestFromGGUF_WindowsOfLayers(t *testing.T) {
 			meta = maps.Clone(meta)
 			meta["expert_count"], meta["expert_used_count"] = 4, 2
 		}
-		if got, want := windows(ggufConfig(t, c.arch, meta, nil)), windowed(3, c.window, c.full); !slices.Equal(got, want) {
+		if got, want := windows(ggufConfig(t, c.arch, meta, nil)),
+			windowed(3, c.window, c.full); !slices.Equal(got, want) {
 			t.Errorf("%s with %v has windows %v, want %v", c.arch, c.meta, got, want)
 		}
 	}
@@ -124,7 +125,8 @@ func TestFromGGUF_MagnitudesOfYaRN(t *testing.T) {
 func TestFromGGUF_ReadsOtherMetadata(t *testing.T) {
 	if c := ggufConfig(t, "gemma3", map[string]any{"final_logit_softcapping": 3.0}, nil); c.Head.Softcap != 3 ||
 		c.Layers[0].Attention.Softcap != 0 {
-		t.Errorf("gemma3 bounds logits by %g, scores by %g; want 3 and none", c.Head.Softcap, c.Layers[0].Attention.Softcap)
+		t.Errorf("gemma3 bounds logits by %g, scores by %g; want 3 and none", c.Head.Softcap,
+			c.Layers[0].Attention.Softcap)
 	}
 	if c := ggufConfig(t, "gpt2", nil, map[string][]int{"blk.0.ffn_up.weight": {77, 32}}); c.Layers[2].FFN.Width != 77 {
 		t.Errorf("gpt2's feed-forward is %d wide, its matrix 77", c.Layers[2].FFN.Width)

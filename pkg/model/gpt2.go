@@ -62,11 +62,13 @@ func gpt2() architecture {
 			}
 			return map[string]any{
 				"model_type": "gpt2",
-				"n_embd":     s.Width, "n_layer": len(s.Layers), "n_head": a.Heads, "n_inner": f.Width, "n_positions": s.Context,
-				"n_ctx":      s.Context,
-				"vocab_size": s.Vocab, "layer_norm_epsilon": s.Norm.Eps, "activation_function": activationName(f.Act),
-				"tie_word_embeddings": s.Head.Tied, "scale_attn_weights": a.Scale != 1, "scale_attn_by_inverse_layer_idx": byLayer,
-				"attn_pdrop": 0, "embd_pdrop": 0, "resid_pdrop": 0,
+				"n_embd":     s.Width, "n_layer": len(s.Layers), "n_head": a.Heads, "n_inner": f.Width,
+				"n_positions": s.Context,
+				"n_ctx":       s.Context,
+				"vocab_size":  s.Vocab, "layer_norm_epsilon": s.Norm.Eps, "activation_function": activationName(f.Act),
+				"tie_word_embeddings": s.Head.Tied, "scale_attn_weights": a.Scale != 1,
+				"scale_attn_by_inverse_layer_idx": byLayer,
+				"attn_pdrop":                      0, "embd_pdrop": 0, "resid_pdrop": 0,
 			}
 		},
 	}

@@ -41,7 +41,8 @@ func gptOSS() architecture {
 			})
 			for l := range s.Layers {
 				a := &s.Layers[l].Attention
-				if a.Rope.KeepRamp = a.Rope.Type == "yarn"; !sinks { // KeepRamp: as published; the metadata does not say so
+				// KeepRamp: as published; the metadata does not say so
+				if a.Rope.KeepRamp = a.Rope.Type == "yarn"; !sinks {
 					a.Sinks = Name{}
 				}
 			}

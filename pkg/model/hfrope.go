@@ -109,7 +109,10 @@ func (h *hfFields) scaleRope(r *Rope, p *ropeFields, original int) {
 	case "llama3":
 		r.LowFreq, r.HighFreq = p.lowFreq, p.highFreq
 		if !(r.LowFreq > 0 && r.HighFreq > r.LowFreq && r.Original > 0) {
-			h.fail("rope scaling", "llama3 needs low_freq_factor < high_freq_factor and original_max_position_embeddings")
+			h.fail(
+				"rope scaling",
+				"llama3 needs low_freq_factor < high_freq_factor and original_max_position_embeddings",
+			)
 		}
 	case "yarn":
 		r.BetaFast, r.BetaSlow = cmp.Or(p.betaFast, 32), cmp.Or(p.betaSlow, 1)
@@ -155,7 +158,8 @@ func (r *Rope) json() map[string]any {
 			out["attention_factor"] = r.Attention
 		}
 	case "llama3":
-		out["low_freq_factor"], out["high_freq_factor"], out["original_max_position_embeddings"] = r.LowFreq, r.HighFreq,
+		out["low_freq_factor"], out["high_freq_factor"], out["original_max_position_embeddings"] = r.LowFreq,
+			r.HighFreq,
 			r.Original
 	case "yarn":
 		out["beta_fast"], out["beta_slow"], out["original_max_position_embeddings"] = r.BetaFast, r.BetaSlow, r.Original

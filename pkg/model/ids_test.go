@@ -32,7 +32,8 @@ func TestOpen_GenerationConfigIDs(t *testing.T) {
 	} {
 		dir := t.TempDir()
 		for _, name := range []string{"config.json", "model.safetensors"} {
-			if err := os.Symlink(filepath.Join(shared(t, "models/tiny/llama"), name), filepath.Join(dir, name)); err != nil {
+			if err := os.Symlink(filepath.Join(shared(t, "models/tiny/llama"), name),
+				filepath.Join(dir, name)); err != nil {
 				t.Fatal(err)
 			}
 		}

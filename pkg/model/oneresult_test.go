@@ -30,7 +30,8 @@ func TestStage_OneResult(t *testing.T) {
 			files := open(t, path)
 			r := rand.New(rand.NewPCG(uint64(i), 1))
 			ids := random(r, files, 50)
-			run := func(threads int, instructions string, stages int, body func(c *chain[float32]) []float32) []float32 {
+			run := func(threads int, instructions string, stages int,
+				body func(c *chain[float32]) []float32) []float32 {
 				set, err := cpu.Open(threads, instructions)
 				if err != nil {
 					t.Fatal(err)

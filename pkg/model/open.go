@@ -104,7 +104,8 @@ func (f *Files) tensor(n Name, end string) string {
 		}
 		bare := strings.TrimPrefix(strings.TrimPrefix(name, "model."), "transformer.")
 		for _, candidate := range []string{
-			name, bare, "language_model." + name, "model.language_model." + bare, "language_model." + bare, "model.text_model." + bare,
+			name, bare, "language_model." + name, "model.language_model." + bare, "language_model." + bare,
+			"model.text_model." + bare,
 		} {
 			if _, ok := f.Source.Info(candidate + end); ok {
 				return candidate + end

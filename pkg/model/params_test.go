@@ -46,7 +46,8 @@ func TestSpec_HoldersAreTheStagesThatHaveTheParameter(t *testing.T) {
 		if files.Spec.Head.Tied != (ends == 2) {
 			t.Errorf("%s: tied %v, with %d ends", name, files.Spec.Head.Tied, ends)
 		}
-		for _, param := range []string{"", "model.layers.99.mlp.up_proj.weight", "model.layers.0.mlp.up_proj", ".weight"} {
+		for _, param := range []string{"", "model.layers.99.mlp.up_proj.weight", "model.layers.0.mlp.up_proj",
+			".weight"} {
 			if got := files.Spec.Holders(param, ranges); got != nil {
 				t.Errorf("%s: %q is held by stages %v, want none", name, param, got)
 			}

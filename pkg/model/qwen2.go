@@ -5,7 +5,8 @@ package model
 // the same layers.
 func qwen2() architecture {
 	return architecture{
-		name: "qwen2", modelTypes: []string{"qwen2", "qwen2_vl_text", "qwen2_5_vl_text"}, gguf: []string{"qwen2", "qwen2vl"},
+		name: "qwen2", modelTypes: []string{"qwen2", "qwen2_vl_text", "qwen2_5_vl_text"},
+		gguf:  []string{"qwen2", "qwen2vl"},
 		class: "Qwen2ForCausalLM",
 		usual: map[string]int{
 			"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 22016,

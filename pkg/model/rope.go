@@ -28,7 +28,8 @@ type Rope struct {
 // validate reports the first setting that is out of bounds for heads of headDim.
 func (r *Rope) validate(headDim int) error {
 	if r.Dims%2 != 0 || r.Dims < 2 || r.Dims > headDim {
-		return &FieldError{"rotated dimensions", fmt.Sprintf("want an even part of head size %d, got %d", headDim, r.Dims)}
+		return &FieldError{"rotated dimensions",
+			fmt.Sprintf("want an even part of head size %d, got %d", headDim, r.Dims)}
 	}
 	if !(r.Base > 1) {
 		return &FieldError{"rope base", fmt.Sprintf("want a number above 1, got %g", r.Base)}

@@ -189,7 +189,8 @@ func (l *Layer) validate(s *Spec, first *Attention) error {
 		return &FieldError{"key/value heads", fmt.Sprintf("want a divisor of %d heads, got %d", a.Heads, a.KVHeads)}
 	}
 	if a.KVHeads != first.KVHeads || a.HeadDim != first.HeadDim {
-		return &FieldError{"key/value heads", "want the same number and size in every layer"} // the KV cache has one shape
+		// the KV cache has one shape
+		return &FieldError{"key/value heads", "want the same number and size in every layer"}
 	}
 	for _, n := range []*Norm{&a.Norm, &a.PostNorm, &a.QNorm, &a.KNorm, &f.Norm, &f.PostNorm} {
 		if err := n.validate(); err != nil {
@@ -210,7 +211,9 @@ func (l *Layer) validate(s *Spec, first *Attention) error {
 	}
 	if x := f.Experts; x != nil && (x.Count < 1 || x.Count > 1<<12 || x.TopK < 1 || x.TopK > x.Count || x.Width < 1 ||
 		x.Width > maxSize) {
-		return &FieldError{"experts", fmt.Sprintf("want at most %d experts, and sizes that fit, got %d of %d experts of width %d", 1<<12, x.TopK, x.Count, x.Width)}
+		return &FieldError{"experts",
+			fmt.Sprintf("want at most %d experts, and sizes that fit, got %d of %d experts of width %d", 1<<12, x.TopK,
+				x.Count, x.Width)}
 	}
 	return nil
 }

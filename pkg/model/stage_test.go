@@ -336,7 +336,8 @@ func TestLoad_NamesTheTensorWithAWrongShape(t *testing.T) {
 		m := exported(t, c)
 		change(m)
 		f := model.NewFiles(c, "memory", m)
-		if _, err := model.Load(f, whole(c), set, model.LoadOptions{}); err == nil || !strings.Contains(err.Error(), name) {
+		if _, err := model.Load(f, whole(c), set, model.LoadOptions{}); err == nil ||
+			!strings.Contains(err.Error(), name) {
 			t.Errorf("%s: %v does not name %s", what, err, name)
 		}
 		if _, err := model.Load(f, model.Range{Hi: 1}, set, model.LoadOptions{}); err != nil {
@@ -398,7 +399,8 @@ func TestInit_WeightsDoNotDependOnTheSplit(t *testing.T) {
 		}
 		for i, p := range one.Params().Tensors {
 			if q := split[i]; q.Name != p.Name || !slices.Equal(p.Data, q.Data) {
-				t.Errorf("%s: parameter %d is %s in one stage, %s in three, or differs", c.Architecture, i, p.Name, q.Name)
+				t.Errorf("%s: parameter %d is %s in one stage, %s in three, or differs", c.Architecture, i, p.Name,
+					q.Name)
 			}
 			var mean, square float64
 			for _, x := range p.Data {

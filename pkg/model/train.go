@@ -131,7 +131,8 @@ func (s *Stage[F]) checkMicro(in *Micro[F]) error {
 	case !s.dense:
 		return ErrNotDense
 	case in.B < 1 || in.T < 1 || in.T > c.Context:
-		return fault.New(fault.Invalid, "train stage %v: %d sequences of %d tokens in a context of %d", s.Range, in.B, in.T,
+		return fault.New(fault.Invalid, "train stage %v: %d sequences of %d tokens in a context of %d", s.Range, in.B,
+			in.T,
 			c.Context)
 	case s.First() && len(in.IDs) != n:
 		return fault.New(fault.Invalid, "train stage %v: %d ids for %d rows", s.Range, len(in.IDs), n)
@@ -142,13 +143,15 @@ func (s *Stage[F]) checkMicro(in *Micro[F]) error {
 	}
 	for i, id := range in.IDs {
 		if id < 0 || int(id) >= c.Vocab {
-			return fault.New(fault.Invalid, "train stage %v: id %d of row %d is outside the vocabulary of %d", s.Range, id, i,
+			return fault.New(fault.Invalid, "train stage %v: id %d of row %d is outside the vocabulary of %d", s.Range,
+				id, i,
 				c.Vocab)
 		}
 	}
 	for i, id := range in.Targets {
 		if int(id) >= c.Vocab {
-			return fault.New(fault.Invalid, "train stage %v: target %d of row %d is outside the vocabulary of %d", s.Range, id,
+			return fault.New(fault.Invalid, "train stage %v: target %d of row %d is outside the vocabulary of %d",
+				s.Range, id,
 				i, c.Vocab)
 		}
 	}

@@ -123,10 +123,12 @@ func TestStage_LossAndGradientsOfTinyModels(t *testing.T) {
 						for tensor, w := range want.Training.Gradients {
 							norm := math.Sqrt(optim.SumSquares(got[tensor]))
 							if !(math.Abs(norm-w.L2) <= 1e-3*w.L2) {
-								t.Errorf("gradient of %s over %d stages has norm %g, want %g", tensor, stages, norm, w.L2)
+								t.Errorf("gradient of %s over %d stages has norm %g, want %g", tensor, stages, norm,
+									w.L2)
 							}
 							for i, v := range w.First {
-								if g := firstValue(files.Spec, tr, tensor, got[tensor], i); math.Abs(g-v) > 1e-4+1e-3*w.L2 {
+								if g := firstValue(files.Spec, tr, tensor, got[tensor], i); math.Abs(g-v) > 1e-4+
+									1e-3*w.L2 {
 									t.Errorf("gradient of %s element %d is %g, want %g", tensor, i, g, v)
 								}
 							}
@@ -211,7 +213,8 @@ func TestStage_SequencesOfAMicroBatchAreIndependent(t *testing.T) {
 					difference = append(difference, g-apart.Tensors[i].Data[e])
 				}
 				if d, n := optim.SumSquares(difference), optim.SumSquares(p.Data); !(d <= 1e-10*n) || n == 0 {
-					t.Errorf("%s/%s: gradient of %s differs by %g of %g", name, kernels, p.Name, math.Sqrt(d), math.Sqrt(n))
+					t.Errorf("%s/%s: gradient of %s differs by %g of %g", name, kernels, p.Name, math.Sqrt(d),
+						math.Sqrt(n))
 				}
 			}
 		}
@@ -245,7 +248,8 @@ func TestStage_TwelveAdamWSteps(t *testing.T) {
 					squares += optim.SumSquares(g)
 				}
 				if norm := math.Sqrt(squares); math.Abs(norm-want.AdamW.GradNorm[step]) > 5e-3*norm {
-					t.Errorf("%s/%s: norm before step %d is %.5f, want %.5f", name, kernels, step+1, norm, want.AdamW.GradNorm[step])
+					t.Errorf("%s/%s: norm before step %d is %.5f, want %.5f", name, kernels, step+1, norm,
+						want.AdamW.GradNorm[step])
 				}
 				scale := optim.ClipScale(math.Sqrt(squares), 1)
 				for _, p := range tr.stages[0].Params().Tensors {
@@ -268,7 +272,8 @@ func TestStage_LongRopeOfWholeSequences(t *testing.T) {
 	set := kernel.Set[float32](ref.New[float32]())
 	short, long := []float32{1, 2, 1.5, 3}, []float32{5, 2, 7, 3}
 	run := func(near, far []float32, n int) ([]float64, []float32) {
-		c := model.NewLlama(small(model.Shape{Rope: model.Rope{Type: "longrope", Original: 8, Factors: near, Far: far}}))
+		c := model.NewLlama(small(
+			model.Shape{Rope: model.Rope{Type: "longrope", Original: 8, Factors: near, Far: far}}))
 		s, err := model.Init(c, whole(c), set, 5)
 		if err != nil {
 			t.Fatal(err)
@@ -345,7 +350,8 @@ func TestStage_DirectionalDerivative(t *testing.T) {
 			wide, narrow := (loss(2*h)-loss(-2*h))/(4*h), (loss(h)-loss(-h))/(2*h)
 			numeric := (4*narrow - wide) / 3
 			if err := math.Abs(numeric-along) / math.Abs(along); err > 1e-6 {
-				t.Errorf("%s try %d: derivative %.12g, by differences %.12g (relative error %.2g)", name, try, along, numeric, err)
+				t.Errorf("%s try %d: derivative %.12g, by differences %.12g (relative error %.2g)", name, try, along,
+					numeric, err)
 			}
 		}
 	}

@@ -160,8 +160,11 @@ func TestOpen_FlatQwenVL(t *testing.T) {
 
 // TestParseHF_SizesThatTextConfigLeavesOut is the config.json of gemma-3-4b-it, shortened.
 func TestParseHF_SizesThatTextConfigLeavesOut(t *testing.T) {
-	s := parse(t, `{"model_type":"gemma3","eos_token_id":[1,106],"vision_config":{"hidden_size":1152},"text_config":{"hidden_size":2560,
-		"intermediate_size":10240,"model_type":"gemma3_text","num_hidden_layers":34,"rope_scaling":{"factor":8.0,"rope_type":"linear"},"sliding_window":1024}}`)
+	s := parse(
+		t,
+		`{"model_type":"gemma3","eos_token_id":[1,106],"vision_config":{"hidden_size":1152},"text_config":{"hidden_size":2560,
+		"intermediate_size":10240,"model_type":"gemma3_text","num_hidden_layers":34,"rope_scaling":{"factor":8.0,"rope_type":"linear"},"sliding_window":1024}}`,
+	)
 	a := s.Layers[5].Attention
 	if s.Vocab != 262208 || s.Context != 131072 || a.Heads != 8 || a.KVHeads != 4 || a.HeadDim != 256 || !s.Head.Tied {
 		t.Errorf("vocabulary %d, context %d, heads %+v", s.Vocab, s.Context, a)
@@ -185,7 +188,10 @@ func TestOpen_ConfigAsPythonWritesIt(t *testing.T) {
 	v := variantOf(t, "llama")
 	for what, edit := range map[string]func(string) string{
 		"byte-order mark": func(s string) string { return "\ufeff" + s },
-		"Infinity":        func(s string) string { return `{"a":Infinity,"b":[-Infinity,NaN],"c":"Infinity \" NaN",` + s[1:] },
+		"Infinity": func(s string) string {
+			return `{"a":Infinity,"b":[-Infinity,NaN],"c":"Infinity \" NaN",` +
+				s[1:]
+		},
 		"strings": func(s string) string {
 			for _, name := range []string{"hidden_size", "rms_norm_eps", "vocab_size"} {
 				text, _ := json.Marshal(v.config[name])
@@ -202,9 +208,11 @@ func TestOpen_ConfigAsPythonWritesIt(t *testing.T) {
 		}
 	}
 	for text, field := range map[string]string{
-		`"hidden_size":"many"`: "hidden_size", `"hidden_size":1.5`: "hidden_size", `"hidden_size":Infinity`: "hidden_size",
-		`"rope_theta":[1]`: "rope_theta", `"rope_scaling":3`: "rope_scaling", `"hidden_size":null`: "hidden_size",
-		`"attention_bias":"yes"`: "attention_bias", `"bos_token_id":[1,"x"]`: "bos_token_id", `"hidden_act":7`: "hidden_act",
+		`"hidden_size":"many"`: "hidden_size", `"hidden_size":1.5`: "hidden_size",
+		`"hidden_size":Infinity`: "hidden_size",
+		`"rope_theta":[1]`:       "rope_theta", `"rope_scaling":3`: "rope_scaling", `"hidden_size":null`: "hidden_size",
+		`"attention_bias":"yes"`: "attention_bias", `"bos_token_id":[1,"x"]`: "bos_token_id",
+		`"hidden_act":7`: "hidden_act",
 	} {
 		_, err := model.ParseHF([]byte(llamaText + "," + text + "}")) // the last of two counts
 		if err == nil || !strings.Contains(err.Error(), field) {

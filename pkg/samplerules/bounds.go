@@ -111,7 +111,8 @@ func check(prefix string, r *samplerv1.Rules) error {
 	for _, list := range phraseLists(r) {
 		for i, p := range list.phrases {
 			if n := len(p.GetIds()); n == 0 || n > MaxPhraseIDs {
-				return fault.Field(fmt.Sprintf("%s%s[%d]", prefix, list.name, i), "%d ids are not within 1..%d", n, MaxPhraseIDs)
+				return fault.Field(fmt.Sprintf("%s%s[%d]", prefix, list.name, i), "%d ids are not within 1..%d", n,
+					MaxPhraseIDs)
 			}
 		}
 	}

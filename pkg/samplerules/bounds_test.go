@@ -17,7 +17,8 @@ func TestRead_NamesTheFieldOutOfBounds(t *testing.T) {
 		good, bad *samplerv1.Rules
 	}{
 		{"frequency_penalty", &samplerv1.Rules{FrequencyPenalty: -2}, &samplerv1.Rules{FrequencyPenalty: -2.1}},
-		{"presence_penalty", &samplerv1.Rules{PresencePenalty: 2}, &samplerv1.Rules{PresencePenalty: float32(math.NaN())}},
+		{"presence_penalty", &samplerv1.Rules{PresencePenalty: 2},
+			&samplerv1.Rules{PresencePenalty: float32(math.NaN())}},
 		{"temperature", &samplerv1.Rules{Temperature: 100}, &samplerv1.Rules{Temperature: float32(math.Inf(1))}},
 		{
 			"logit_bias", &samplerv1.Rules{LogitBias: map[uint32]float32{1: -100}},

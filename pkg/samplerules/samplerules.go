@@ -16,12 +16,15 @@ func Read(prefix string, r *samplerv1.Rules) (sample.Rules, error) {
 	}
 	a := r.GetAdvanced()
 	out := sample.Rules{
-		Temperature: wide(r.GetTemperature()), TopK: int(r.GetTopK()), TopP: wide(r.GetTopP()), MinP: wide(r.GetMinP()), Seed: r.GetSeed(),
+		Temperature: wide(r.GetTemperature()), TopK: int(r.GetTopK()), TopP: wide(r.GetTopP()), MinP: wide(r.GetMinP()),
+		Seed:              r.GetSeed(),
 		RepetitionPenalty: wide(r.GetRepetitionPenalty()), FrequencyPenalty: wide(r.GetFrequencyPenalty()),
 		PresencePenalty: wide(r.GetPresencePenalty()), TopLogprobs: int(r.GetTopLogprobs()), Choice: r.GetChoice(),
 
-		TypicalP: wide(a.GetTypicalP()), TopNSigma: wide(a.GetTopNSigma()), EpsilonCutoff: wide(a.GetEpsilonCutoff()), EtaCutoff: wide(a.GetEtaCutoff()),
-		XTC:          sample.XTC{Probability: wide(a.GetXtcProbability()), Threshold: cmp.Or(wide(a.GetXtcThreshold()), 0.1)},
+		TypicalP: wide(a.GetTypicalP()), TopNSigma: wide(a.GetTopNSigma()), EpsilonCutoff: wide(a.GetEpsilonCutoff()),
+		EtaCutoff: wide(a.GetEtaCutoff()),
+		XTC: sample.XTC{Probability: wide(a.GetXtcProbability()),
+			Threshold: cmp.Or(wide(a.GetXtcThreshold()), 0.1)},
 		DynamicRange: wide(a.GetDynamicRange()), DynamicExponent: wide(a.GetDynamicExponent()),
 		NoRepeatNGram: int(a.GetNoRepeatNgram()), PenaltyLastN: int(a.GetPenaltyLastN()), Order: a.GetOrder(),
 		DRY: sample.DRY{
@@ -29,7 +32,8 @@ func Read(prefix string, r *samplerv1.Rules) (sample.Rules, error) {
 			AllowedLength: int(cmp.Or(a.GetDryAllowedLength(), 2)), LastN: cmp.Or(int(a.GetDryLastN()), -1),
 		},
 		Mirostat: sample.Mirostat{
-			Version: int(a.GetMirostat()), Tau: cmp.Or(wide(a.GetMirostatTau()), 5), Eta: cmp.Or(wide(a.GetMirostatEta()), 0.1),
+			Version: int(a.GetMirostat()), Tau: cmp.Or(wide(a.GetMirostatTau()), 5),
+			Eta: cmp.Or(wide(a.GetMirostatEta()), 0.1),
 		},
 		Masked: r.GetGrammar() != nil,
 		Min:    sample.MinTokens{N: int(a.GetMinTokens()), Ends: ids(r.GetEndIds())},

@@ -28,7 +28,8 @@ func TestGrammar_RefusesByName(t *testing.T) {
 		source, names string
 	}{
 		{samplerv1.GrammarKind_GRAMMAR_KIND_TAGS, `{"tags":[{"begin":"<","schema":{},"until":1}]}`, "until"},
-		{samplerv1.GrammarKind_GRAMMAR_KIND_TAGS, `{"tags":[{"begin":"<","schema":{"$dynamicRef":"#a"}}]}`, "tags[0].schema"},
+		{samplerv1.GrammarKind_GRAMMAR_KIND_TAGS, `{"tags":[{"begin":"<","schema":{"$dynamicRef":"#a"}}]}`,
+			"tags[0].schema"},
 		{samplerv1.GrammarKind_GRAMMAR_KIND_TAGS, strings.Repeat(" ", 1<<20+1), "g.source"},
 		{99, "", "g.kind"},
 	} {

@@ -31,7 +31,8 @@ func (a Action) String() string {
 // New returns a stage's actions under a schedule: "1f1b" or "gpipe".
 func New(name string, stage, stages, micro int) ([]Action, error) {
 	if stage < 0 || stage >= stages || micro < 0 {
-		return nil, fmt.Errorf("schedule stage %d of %d with %d micro-batches: numbers out of range", stage, stages, micro)
+		return nil, fmt.Errorf("schedule stage %d of %d with %d micro-batches: numbers out of range", stage, stages,
+			micro)
 	}
 	switch name {
 	case "1f1b":

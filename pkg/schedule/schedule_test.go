@@ -31,7 +31,8 @@ func TestSimulate_BothSchedulesHaveTheKnownBubble(t *testing.T) {
 				}
 				want := float64(stages-1) / float64(micro+stages-1)
 				if math.Abs(r.Bubble-want) > 1e-9 {
-					t.Errorf("%s over %d stages, %d micro-batches: bubble %.3f, want %.3f", name, stages, micro, r.Bubble, want)
+					t.Errorf("%s over %d stages, %d micro-batches: bubble %.3f, want %.3f", name, stages, micro,
+						r.Bubble, want)
 				}
 				for s, held := range r.Held {
 					if name == "1f1b" && held > stages-s {

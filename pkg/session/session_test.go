@@ -125,7 +125,8 @@ func TestStopper_ShowsTextBeforeTheFirstStopString(t *testing.T) {
 		}
 		if got.String() != want || stopped != wantStop {
 			t.Fatalf(
-				"text %q, stops %q: showed %q (stopped %v), want %q (%v)", text, stops, got.String(), stopped, want, wantStop,
+				"text %q, stops %q: showed %q (stopped %v), want %q (%v)", text, stops, got.String(), stopped, want,
+				wantStop,
 			)
 		}
 	}

@@ -146,7 +146,8 @@ func wordAfter(s string, i int) bool {
 
 // isWord is \w as in Unicode Technical Standard 18, including join controls.
 func isWord(r rune) bool {
-	return classOf(r)&classWord != 0 || r == 0x200c || r == 0x200d || unicode.In(r, unicode.Nl, unicode.Other_Alphabetic)
+	return classOf(r)&classWord != 0 || r == 0x200c || r == 0x200d ||
+		unicode.In(r, unicode.Nl, unicode.Other_Alphabetic)
 }
 
 // plainSpans walks through Options.Plain as the scan moves forward. back, unless

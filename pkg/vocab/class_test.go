@@ -26,7 +26,8 @@ func classByTables(r rune) class {
 	set(classLower, either || unicode.Is(unicode.Ll, r))
 	set(classHan, unicode.Is(unicode.Han, r))
 	set(classDigit, unicode.Is(unicode.Nd, r))
-	set(classWord, letter || mark || unicode.In(r, unicode.Nd, unicode.Nl, unicode.Pc, unicode.Other_Alphabetic, unicode.Join_Control))
+	set(classWord, letter || mark ||
+		unicode.In(r, unicode.Nd, unicode.Nl, unicode.Pc, unicode.Other_Alphabetic, unicode.Join_Control))
 	assigned := unicode.In(r, unicode.L, unicode.M, unicode.N, unicode.P, unicode.S, unicode.Z)
 	set(classControl, !assigned)
 	set(classASCII, r >= 'A' && r <= 'Z' || r >= 'a' && r <= 'z')

@@ -19,13 +19,15 @@ type fimRole struct {
 
 func fimPrefix() fimRole {
 	return fimRole{[]string{"fim_pre_token_id", "prefix_token_id"}, []string{
-		"<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>", "<|code_prefix|>", "[PREFIX]",
+		"<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>", "<|code_prefix|>",
+		"[PREFIX]",
 	}}
 }
 
 func fimSuffix() fimRole {
 	return fimRole{[]string{"fim_suf_token_id", "suffix_token_id"}, []string{
-		"<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>", "▁<SUF>", "<|code_suffix|>", "[SUFFIX]",
+		"<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>", "▁<SUF>", "<|code_suffix|>",
+		"[SUFFIX]",
 	}}
 }
 
@@ -58,7 +60,8 @@ func (v *Vocab) FIM() (f FIM, ok bool) {
 // spellings. A spelling counts only where the token is no piece of ordinary text, so
 // that a vocabulary which merely contains it has no FIM.
 func (v *Vocab) findFIM(meta Meta) {
-	f := FIM{Prefix: v.findRole(meta, fimPrefix()), Suffix: v.findRole(meta, fimSuffix()), Middle: v.findRole(meta, fimMiddle())}
+	f := FIM{Prefix: v.findRole(meta, fimPrefix()), Suffix: v.findRole(meta, fimSuffix()),
+		Middle: v.findRole(meta, fimMiddle())}
 	// Mistral's code models have no middle token: the suffix comes first.
 	suffixFirst := f.Middle < 0 && f.Prefix >= 0 && v.tokens[f.Prefix].text == "[PREFIX]"
 	if f.Prefix >= 0 && f.Suffix >= 0 && (f.Middle >= 0 || suffixFirst) {

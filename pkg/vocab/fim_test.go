@@ -66,7 +66,8 @@ func TestFIM_FoundByMetadata(t *testing.T) {
 	m["tokenizer.ggml.tokens"] = append(m["tokenizer.ggml.tokens"].([]string), "<one>", "<two>", "<three>", "<pad>")
 	m["tokenizer.ggml.token_type"] = append(m["tokenizer.ggml.token_type"].([]int64), 3, 3, 3, 3)
 	m["tokenizer.ggml.scores"] = append(m["tokenizer.ggml.scores"].([]float32), 0, 0, 0, 0)
-	m["tokenizer.ggml.prefix_token_id"], m["tokenizer.ggml.fim_suf_token_id"], m["tokenizer.ggml.middle_token_id"] = n, n+1, n+2
+	m["tokenizer.ggml.prefix_token_id"], m["tokenizer.ggml.fim_suf_token_id"], m["tokenizer.ggml.middle_token_id"] = n,
+		n+1, n+2
 	m["tokenizer.ggml.fim_pad_token_id"], m["tokenizer.ggml.eot_token_id"] = n+3, n+1
 	v, err := vocab.FromGGUF(m)
 	if err != nil {

@@ -97,7 +97,10 @@ func FromGGUF(meta Meta) (*Vocab, error) {
 		if v.bos < 0 {
 			v.bos = v.defaultID(101)
 		}
-		if v.eos = v.metaID(meta, "tokenizer.ggml.seperator_token_id"); v.eos < 0 { //nolint:misspell // as files spell it
+		if v.eos = v.metaID(
+			meta,
+			"tokenizer.ggml.seperator_token_id",
+		); v.eos < 0 { //nolint:misspell // as files spell it
 			v.eos = v.defaultID(102)
 		}
 		err = v.ggufWordPiece(meta)
@@ -174,7 +177,8 @@ func (v *Vocab) around(meta Meta, addBOS, addEOS bool) {
 func (v *Vocab) forceBOS(meta Meta) bool {
 	name, _ := meta.String(keyModel)
 	pre, _ := meta.String(keyPre)
-	return name == "bert" || name == "gemma4" || name == "gpt2" && (pre == "gemma4" || pre == "granite-embed-multi-311m")
+	return name == "bert" || name == "gemma4" || name == "gpt2" &&
+		(pre == "gemma4" || pre == "granite-embed-multi-311m")
 }
 
 // metaID reads a token id. It returns -1 for a missing id and for one outside the vocabulary; some

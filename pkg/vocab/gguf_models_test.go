@@ -22,7 +22,8 @@ type builder struct {
 
 func (b *builder) add(kind int64, tokens ...string) {
 	for _, text := range tokens {
-		b.tokens, b.types, b.scores = append(b.tokens, text), append(b.types, kind), append(b.scores, -float32(len(b.tokens)))
+		b.tokens, b.types, b.scores = append(b.tokens, text), append(b.types, kind),
+			append(b.scores, -float32(len(b.tokens)))
 	}
 }
 
@@ -78,7 +79,8 @@ func TestFromGGUF_Gemma4(t *testing.T) {
 	b, merges := gemma4()
 	more := meta{"tokenizer.ggml.merges": merges,
 		"tokenizer.ggml.bos_token_id": uint64(2), "tokenizer.ggml.eos_token_id": uint64(1),
-		"tokenizer.ggml.unknown_token_id": uint64(3), "tokenizer.ggml.add_bos_token": false, "tokenizer.ggml.pre": "whatever"}
+		"tokenizer.ggml.unknown_token_id": uint64(3), "tokenizer.ggml.add_bos_token": false,
+		"tokenizer.ggml.pre": "whatever"}
 	for _, m := range []meta{b.meta("gemma4", more), b.meta("gpt2", func() meta {
 		named := meta{}
 		for k, v := range more {
@@ -274,7 +276,8 @@ func TestFromGGUF_T5(t *testing.T) {
 func TestFromGGUF_RefusesOtherModelsByName(t *testing.T) {
 	var b builder
 	b.add(normal, "a")
-	for _, name := range []string{"rwkv", "plamo2", "plamo3", "hybriddna", "whitespace", "none", "no_vocab", "of the future"} {
+	for _, name := range []string{"rwkv", "plamo2", "plamo3", "hybriddna", "whitespace", "none", "no_vocab",
+		"of the future"} {
 		_, err := vocab.FromGGUF(b.meta(name, nil))
 		var format *vocab.FormatError
 		if !errors.As(err, &format) || !format.Unsupported || format.Field != "tokenizer.ggml.model" {

@@ -47,9 +47,11 @@ func ggufPreTokenizer(name string) (p ggufPre, err error) {
 	number := func(limit int) scanner { return newIsolate(runs(classNumber, "", 0, limit)) }
 	switch name {
 	case "", "default":
-		scanners(newIsolate(runs(classPunct, "$+<=>^~|", 0, 0)), styles(styleGPT2()), number(0), newIsolate(threeDigits))
+		scanners(newIsolate(runs(classPunct, "$+<=>^~|", 0, 0)), styles(styleGPT2()), number(0),
+			newIsolate(threeDigits))
 	case "gpt-2", "gpt2", "phi-2", "mpt", "olmo", "jais", "trillion", "jina-es", "jina-de", "jina-v2-es", "jina-v2-de",
-		"gigachat", "a.x-4.0", "exaone4", "granite-docling", "mellum", "modern-bert", "roberta-bpe", "jina-v1-en", "jina-v2-code":
+		"gigachat", "a.x-4.0", "exaone4", "granite-docling", "mellum", "modern-bert", "roberta-bpe", "jina-v1-en",
+		"jina-v2-code":
 		scanners(styles(styleGPT2()))
 	case "smollm", "starcoder", "refact", "command-r", "cohere2_moe", "codeshell", "exaone", "minerva-7b", "mellum2":
 		scanners(number(1), styles(styleGPT2()))
@@ -99,7 +101,8 @@ func ggufPreTokenizer(name string) (p ggufPre, err error) {
 	case "deepseek-coder":
 		patterns(`[\r\n]`, `\s?\p{L}+`, `\s?\p{P}+`, patternDeepSeekHan, `\p{N}`)
 	case "deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4":
-		scanners(number(3), newIsolate(between([2]rune{0x4e00, 0x9fa5}, [2]rune{0x3040, 0x30ff})), styles(styleDeepSeek3()))
+		scanners(number(3), newIsolate(between([2]rune{0x4e00, 0x9fa5}, [2]rune{0x3040, 0x30ff})),
+			styles(styleDeepSeek3()))
 	case "spark2_5":
 		scanners(number(3), newIsolate(between([2]rune{0x4e00, 0x9fa5}, [2]rune{0x3040, 0x30ff})))
 		patterns(patternSpark)

@@ -179,7 +179,8 @@ func (f *hfFile) fill(v *Vocab) error {
 	}
 	for _, a := range f.AddedTokens {
 		if a.ID < 0 || a.ID >= maxTokens || len(a.Content) > maxToken {
-			return malformed("tokenizer.json: added_tokens", "token %q has id %d or is too long", shorten(a.Content), a.ID)
+			return malformed("tokenizer.json: added_tokens", "token %q has id %d or is too long", shorten(a.Content),
+				a.ID)
 		}
 		size = max(size, a.ID+1)
 	}

@@ -16,8 +16,9 @@ func TestFromFS_JSONAsPythonWritesIt(t *testing.T) {
 	const mark = "\ufeff"
 	files := fstest.MapFS{}
 	for name, text := range map[string]string{
-		"tokenizer.json":         mark + `{"model":{"type":"WordPiece","unk_token":"a","vocab":{"a":0,"b":1,"c":2}}}`,
-		"tokenizer_config.json":  mark + `{"model_max_length":1000000000000000019884624838656,"x":Infinity,"eos_token":"b"}`,
+		"tokenizer.json": mark + `{"model":{"type":"WordPiece","unk_token":"a","vocab":{"a":0,"b":1,"c":2}}}`,
+		"tokenizer_config.json": mark +
+			`{"model_max_length":1000000000000000019884624838656,"x":Infinity,"eos_token":"b"}`,
 		"generation_config.json": `{"eos_token_id":["1",2],"temperature":NaN,"time_step_limit":[0.0,Infinity]}`,
 	} {
 		files[name] = &fstest.MapFile{Data: []byte(text)}

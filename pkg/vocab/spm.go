@@ -181,7 +181,8 @@ func (m *spm) encode(piece string, k *sink) error {
 				id = m.unk
 			}
 			if id < 0 {
-				return &TextError{Offset: int(b), Piece: shorten(piece), Reason: "the vocabulary has no token for a character"}
+				return &TextError{Offset: int(b), Piece: shorten(piece),
+					Reason: "the vocabulary has no token for a character"}
 			}
 			k.emit(id, int(b), int(b+1))
 		}

@@ -42,7 +42,8 @@ type spmModel struct {
 // FromSentencePiece reads a SentencePiece .model file. The error is a *FormatError
 // for a malformed or unsupported file.
 func FromSentencePiece(data []byte) (*Vocab, error) {
-	m := &spmModel{kind: spmUnigram, bos: 1, eos: 2, unkSurface: unknownSurface, dummy: true, squeeze: true, escape: true}
+	m := &spmModel{kind: spmUnigram, bos: 1, eos: 2, unkSurface: unknownSurface, dummy: true, squeeze: true,
+		escape: true}
 	if err := m.read(data); err != nil {
 		return nil, err
 	}
@@ -179,7 +180,8 @@ func (m *spmModel) vocab() (*Vocab, error) {
 	if len(m.texts) == 0 {
 		return nil, malformed("sentencepiece model", "no tokens")
 	}
-	v := &Vocab{tokens: make([]token, len(m.texts)), ids: make(map[string]int32, len(m.texts)), bos: -1, eos: -1, unk: -1}
+	v := &Vocab{tokens: make([]token, len(m.texts)), ids: make(map[string]int32, len(m.texts)), bos: -1, eos: -1,
+		unk: -1}
 	for i, text := range m.texts {
 		if _, ok := v.ids[text]; ok {
 			return nil, malformed("sentencepiece piece", "duplicate token %q", shorten(text))

@@ -31,14 +31,25 @@ func patternsByStyle() []string {
 		cased("", upperSet, lowerSet) + `|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*` + tails,
 		`[\p{Han}]+|` + cased(fold+"?", upperHan, lowerHan) + `|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*` + tails,
 		asciiSet + `|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*` + tails,
-		`\p{N}`, `\p{N}+`, `\p{N}{1,3}`, `\d{1,3}`, `[\r\n]`, `\s?\p{L}+`, `\s?\p{P}+`, `[0-9][0-9][0-9]`, `[一-龥぀-ゟ゠-ヿ]+`, `[一-龥ࠀ-一가-퟿]+`,
+		`\p{N}`,
+		`\p{N}+`,
+		`\p{N}{1,3}`,
+		`\d{1,3}`,
+		`[\r\n]`,
+		`\s?\p{L}+`,
+		`\s?\p{P}+`,
+		`[0-9][0-9][0-9]`,
+		`[一-龥぀-ゟ゠-ヿ]+`,
+		`[一-龥ࠀ-一가-퟿]+`,
 	}
 }
 
 // fragments are what pre-tokenizers tell apart.
 func fragments() []string {
-	return []string{" ", " ", "  ", "\n", "\r\n", "\r", "\t", "a", "b", "Z", "QX", "ß", "ʰ", "ǅ", "漢", "字", "ひ", "カ", "한", "\u0301", "\u093e",
-		"1", "22", "333", "½", "٣", "'s", "'LL", "'ſ", "'", "'re", "'d", "!", "/", "//", "…", "€", "🦊", "\u00a0", "\u0000", "\u200d", "\u3000", "_", "-", "$", "é", "Ж", "ж"}
+	return []string{" ", " ", "  ", "\n", "\r\n", "\r", "\t", "a", "b", "Z", "QX", "ß", "ʰ", "ǅ", "漢", "字", "ひ", "カ",
+		"한", "\u0301", "\u093e",
+		"1", "22", "333", "½", "٣", "'s", "'LL", "'ſ", "'", "'re", "'d", "!", "/", "//", "…", "€", "🦊", "\u00a0",
+		"\u0000", "\u200d", "\u3000", "_", "-", "$", "é", "Ж", "ж"}
 }
 
 func randomText(r *rand.Rand) string {
@@ -87,7 +98,8 @@ func TestKnownPattern_ScannersAgreeWithTheEngine(t *testing.T) {
 }
 
 func TestKnownPattern_OthersAreLeftToTheEngine(t *testing.T) {
-	for _, src := range []string{patternJais2, patternSeedCoder, patternExaoneMoe, patternBloom, `a|b`, `\s+`, ``, ` ?\p{L}+|\s+`,
+	for _, src := range []string{patternJais2, patternSeedCoder, patternExaoneMoe, patternBloom, `a|b`, `\s+`, ``,
+		` ?\p{L}+|\s+`,
 		`[^\r\n\p{L}\p{N}]?\p{L}+|(?i:'s|'t|'re|'ve|'m|'ll|'d)|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`} {
 		if knownPattern(src) != nil {
 			t.Errorf("%s has a scanner", src)
@@ -127,7 +139,8 @@ func TestGGUFPreTokenizer_EveryNameCovers(t *testing.T) {
 	}
 	for _, name := range []string{"nope", "whitespace"} { // jina-embeddings-v2-base-zh's is refused by name
 		var format *FormatError
-		if _, err := ggufPreTokenizer(name); !errors.As(err, &format) || !format.Unsupported || !strings.Contains(err.Error(), name) {
+		if _, err := ggufPreTokenizer(name); !errors.As(err, &format) || !format.Unsupported ||
+			!strings.Contains(err.Error(), name) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

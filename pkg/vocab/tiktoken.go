@@ -36,8 +36,10 @@ type tiktokenEncoding struct {
 func tiktokenEncodings() []tiktokenEncoding {
 	cl := styleLlama3()
 	cl.atEnd = true
-	llama := map[string]int32{"<|begin_of_text|>": 128000, "<|end_of_text|>": 128001, "<|finetune_right_pad_id|>": 128004,
-		"<|start_header_id|>": 128006, "<|end_header_id|>": 128007, "<|eom_id|>": 128008, "<|eot_id|>": 128009, "<|python_tag|>": 128010}
+	llama := map[string]int32{"<|begin_of_text|>": 128000, "<|end_of_text|>": 128001,
+		"<|finetune_right_pad_id|>": 128004,
+		"<|start_header_id|>":       128006, "<|end_header_id|>": 128007, "<|eom_id|>": 128008, "<|eot_id|>": 128009,
+		"<|python_tag|>": 128010}
 	reserved := 0
 	for id := int32(128002); id < 128256; id++ {
 		taken := false
@@ -49,9 +51,12 @@ func tiktokenEncodings() []tiktokenEncoding {
 			reserved++
 		}
 	}
-	fim := map[string]int32{"<|endoftext|>": 50256, "<|fim_prefix|>": 50281, "<|fim_middle|>": 50282, "<|fim_suffix|>": 50283}
-	harmony := map[string]int32{"<|startoftext|>": 199998, "<|endoftext|>": 199999, "<|return|>": 200002, "<|constrain|>": 200003,
-		"<|channel|>": 200005, "<|start|>": 200006, "<|end|>": 200007, "<|message|>": 200008, "<|call|>": 200012, "<|endofprompt|>": 200018}
+	fim := map[string]int32{"<|endoftext|>": 50256, "<|fim_prefix|>": 50281, "<|fim_middle|>": 50282,
+		"<|fim_suffix|>": 50283}
+	harmony := map[string]int32{"<|startoftext|>": 199998, "<|endoftext|>": 199999, "<|return|>": 200002,
+		"<|constrain|>": 200003,
+		"<|channel|>":   200005, "<|start|>": 200006, "<|end|>": 200007, "<|message|>": 200008, "<|call|>": 200012,
+		"<|endofprompt|>": 200018}
 	for id := int32(200000); id < 201088; id++ {
 		if id != 200018 {
 			switch id {
@@ -67,14 +72,20 @@ func tiktokenEncodings() []tiktokenEncoding {
 		{"gpt2", 50256, styleGPT2(), end, "<|endoftext|>", ""},
 		{"p50k_base", 50280, styleGPT2(), end, "<|endoftext|>", ""},
 		{"p50k_edit", 50280, styleGPT2(), fim, "<|endoftext|>", ""},
-		{"cl100k_base", 100256, cl, map[string]int32{"<|endoftext|>": 100257, "<|fim_prefix|>": 100258, "<|fim_middle|>": 100259,
-			"<|fim_suffix|>": 100260, "<|endofprompt|>": 100276}, "<|endoftext|>", ""},
-		{"o200k_base", 199998, styleO200k(), map[string]int32{"<|endoftext|>": 199999, "<|endofprompt|>": 200018}, "<|endoftext|>", ""},
+		{"cl100k_base", 100256, cl,
+			map[string]int32{"<|endoftext|>": 100257, "<|fim_prefix|>": 100258, "<|fim_middle|>": 100259,
+				"<|fim_suffix|>": 100260, "<|endofprompt|>": 100276}, "<|endoftext|>", ""},
+		{"o200k_base", 199998, styleO200k(), map[string]int32{"<|endoftext|>": 199999, "<|endofprompt|>": 200018},
+			"<|endoftext|>", ""},
 		{"o200k_harmony", 199998, styleO200k(), harmony, "<|return|>", "<|startoftext|>"},
 		{"llama3", 128000, styleLlama3(), llama, "<|end_of_text|>", "<|begin_of_text|>"},
-		{"qwen", 151643, styleQwen2(), map[string]int32{"<|endoftext|>": 151643, "<|im_start|>": 151644, "<|im_end|>": 151645}, "<|endoftext|>", ""},
-		{"kimi-k2", 163584, styleKimi(), map[string]int32{"[BOS]": 163584, "[EOS]": 163585, "<|im_end|>": 163586, "<|im_user|>": 163587,
-			"<|im_assistant|>": 163588, "<|im_system|>": 163594, "<|im_middle|>": 163601, "[UNK]": 163838, "[PAD]": 163839}, "[EOS]", "[BOS]"},
+		{"qwen", 151643, styleQwen2(),
+			map[string]int32{"<|endoftext|>": 151643, "<|im_start|>": 151644, "<|im_end|>": 151645}, "<|endoftext|>",
+			""},
+		{"kimi-k2", 163584, styleKimi(),
+			map[string]int32{"[BOS]": 163584, "[EOS]": 163585, "<|im_end|>": 163586, "<|im_user|>": 163587,
+				"<|im_assistant|>": 163588, "<|im_system|>": 163594, "<|im_middle|>": 163601, "[UNK]": 163838,
+				"[PAD]": 163839}, "[EOS]", "[BOS]"},
 	}
 }
 

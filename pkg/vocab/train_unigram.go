@@ -362,7 +362,8 @@ func (t *unigramTrainer) prune(most int) {
 		for w := lo; w < hi; w++ {
 			word := t.words[w]
 			arcs = t.arcs(trie, word, arcs[:0])
-			score, from = slices.Grow(score[:0], len(word)+1)[:len(word)+1], slices.Grow(from[:0], len(word)+1)[:len(word)+1]
+			score, from = slices.Grow(score[:0], len(word)+1)[:len(word)+1],
+				slices.Grow(from[:0], len(word)+1)[:len(word)+1]
 			ids := t.best(arcs, word, -1, score, from)
 			for i, id := range ids {
 				counts[part][id] += t.counts[w]

@@ -20,7 +20,8 @@ func TestTrainUnigram_IsDeterministicAndReadsBack(t *testing.T) {
 	lines := slices.Collect(strings.Lines(string(text[:200_000])))
 	var first string
 	for _, workers := range []int{1, 3} {
-		v, err := vocab.TrainUnigram(t.Context(), slices.Values(lines), 600, vocab.TrainOptions{Workers: workers, Special: []string{"<s>"}, BOS: "<s>"})
+		v, err := vocab.TrainUnigram(t.Context(), slices.Values(lines), 600,
+			vocab.TrainOptions{Workers: workers, Special: []string{"<s>"}, BOS: "<s>"})
 		if err != nil {
 			t.Fatal(err)
 		}

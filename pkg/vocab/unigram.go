@@ -102,7 +102,8 @@ func (m *unigram) encode(piece string, k *sink) error {
 				k.emit(m.bytes[piece[b]], int(b), int(b+1))
 			}
 		case m.unk < 0:
-			return &TextError{Offset: int(w.start), Piece: shorten(piece), Reason: "the vocabulary has no token for a character"}
+			return &TextError{Offset: int(w.start), Piece: shorten(piece),
+				Reason: "the vocabulary has no token for a character"}
 		default:
 			if m.fuseUnk {
 				for i > 0 && way[i-1].id == m.unk {

@@ -165,7 +165,8 @@ func TestTrainBPE_Vector(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, workers := range []int{1, 3} {
-		v, err := vocab.TrainBPE(t.Context(), strings.Lines(string(text)), want.Size, vocab.TrainOptions{Workers: workers})
+		v, err := vocab.TrainBPE(t.Context(), strings.Lines(string(text)), want.Size,
+			vocab.TrainOptions{Workers: workers})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -33,7 +33,8 @@ func trained(t testing.TB, size int) *vocab.Vocab {
 
 // spmMeta returns the metadata of a small SentencePiece vocabulary.
 func spmMeta() meta {
-	m := meta{"tokenizer.ggml.model": "llama", "tokenizer.ggml.bos_token_id": uint64(1), "tokenizer.ggml.eos_token_id": uint64(2),
+	m := meta{"tokenizer.ggml.model": "llama", "tokenizer.ggml.bos_token_id": uint64(1),
+		"tokenizer.ggml.eos_token_id":     uint64(2),
 		"tokenizer.ggml.unknown_token_id": uint64(0)}
 	tokens := []string{"<unk>", "<s>", "</s>"}
 	types := []int64{2, 3, 3}
@@ -44,7 +45,8 @@ func spmMeta() meta {
 		types = append(types, 6)
 		scores = append(scores, 0)
 	}
-	for i, piece := range []string{"▁a", "▁b", "aa", "▁the", "he", "▁t", "th", "ab", "▁▁", "aaaa", "s>", "▁", "a", "b", "h", "e", "t", "s", "<", ">", "/"} {
+	for i, piece := range []string{"▁a", "▁b", "aa", "▁the", "he", "▁t", "th", "ab", "▁▁", "aaaa", "s>", "▁", "a", "b",
+		"h", "e", "t", "s", "<", ">", "/"} {
 		tokens = append(tokens, piece)
 		types = append(types, 1)
 		scores = append(scores, -float32(i))
@@ -147,7 +149,8 @@ func TestVocab_WriteHFReadsBack(t *testing.T) {
 		if err != nil {
 			t.Fatal(name, err)
 		}
-		if back.Family() != v.Family() || back.Size() != v.Size() || !slices.Equal(back.EOG(), v.EOG()) || back.AddBOS() != v.AddBOS() {
+		if back.Family() != v.Family() || back.Size() != v.Size() || !slices.Equal(back.EOG(), v.EOG()) ||
+			back.AddBOS() != v.AddBOS() {
 			t.Errorf("%s: %s of %d, end ids %v", name, back.Family(), back.Size(), back.EOG())
 		}
 		for id := range int32(v.Size()) {
@@ -219,12 +222,13 @@ func TestTrainBPE_WorkersAndProgress(t *testing.T) {
 	var first []byte
 	for _, workers := range []int{1, 2, 7} {
 		last := 0
-		v, err := vocab.TrainBPE(t.Context(), slices.Values(lines), 400, vocab.TrainOptions{Workers: workers, Progress: func(done, total int) {
-			if total != 400 || done < last {
-				t.Errorf("progress %d of %d after %d", done, total, last)
-			}
-			last = done
-		}})
+		v, err := vocab.TrainBPE(t.Context(), slices.Values(lines), 400,
+			vocab.TrainOptions{Workers: workers, Progress: func(done, total int) {
+				if total != 400 || done < last {
+					t.Errorf("progress %d of %d after %d", done, total, last)
+				}
+				last = done
+			}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -286,8 +290,10 @@ func TestFromFS_EndTokensAndTemplates(t *testing.T) {
 		t.Fatal(err)
 	}
 	files := fstest.MapFS{
-		"tokenizer.json":         {Data: tokenizer},
-		"tokenizer_config.json":  {Data: []byte(`{"bos_token":{"content":"<|bos|>"},"eos_token":null,"add_bos_token":true,"chat_template":[{"name":"x","template":"no"},{"name":"default","template":"yes"}]}`)},
+		"tokenizer.json": {Data: tokenizer},
+		"tokenizer_config.json": {Data: []byte(
+			`{"bos_token":{"content":"<|bos|>"},"eos_token":null,"add_bos_token":true,"chat_template":[{"name":"x","template":"no"},{"name":"default","template":"yes"}]}`,
+		)},
 		"generation_config.json": {Data: []byte(`{"eos_token_id":[1,5]}`)},
 	}
 	v, err := vocab.FromFS(files)
@@ -341,7 +347,8 @@ func hostile() map[string]func(n int) string {
 	return map[string]func(int) string{
 		"a": rep("a"), "spaces": rep(" "), "newlines": rep("\n"), "space newline": rep(" \n"), "digits": rep("1"),
 		"punctuation": rep("!"), "ab": rep("ab"), "emoji": rep("🦊"), "cjk": rep("漢"), "marks": rep("e\u0301"),
-		"specials": rep("<|bos|>"), "half specials": rep("<|bo"), "mixed case": rep("aB"), "apostrophes": rep("'s"), "tabs": rep("\t x"),
+		"specials": rep("<|bos|>"), "half specials": rep("<|bo"), "mixed case": rep("aB"), "apostrophes": rep("'s"),
+		"tabs": rep("\t x"),
 	}
 }
 
@@ -421,10 +428,17 @@ func FuzzFromHF(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(string(seed), "{}")
-	f.Add(`{"normalizer":{"type":"Sequence","normalizers":[{"type":"Prepend","prepend":"▁"},{"type":"Replace","pattern":{"String":" "},"content":"▁"}]},"decoder":{"type":"Sequence","decoders":[{"type":"Replace","pattern":{"String":"▁"},"content":" "},{"type":"ByteFallback"},{"type":"Fuse"},{"type":"Strip","content":" ","start":1,"stop":0}]},"model":{"type":"BPE","byte_fallback":true,"unk_token":"u","vocab":{"u":0,"▁":1,"a":2,"▁a":3},"merges":[["▁","a"]]}}`, `{"bos_token":"u","add_bos_token":true}`)
-	f.Add(`{"added_tokens":[{"id":1,"content":"b","lstrip":true,"rstrip":true,"single_word":true}],"pre_tokenizer":{"type":"Sequence","pretokenizers":[{"type":"Split","pattern":{"Regex":"a+"},"behavior":"MergedWithNext"},{"type":"Metaspace","replacement":"▁","prepend_scheme":"first","split":true}]},"post_processor":{"type":"TemplateProcessing","single":[{"SpecialToken":{"id":"b"}},{"Sequence":{"id":"A"}}],"special_tokens":{"b":{"ids":[1]}}},"model":{"type":"BPE","vocab":{"a":0},"merges":[]}}`, `{"chat_template":"x"}`)
+	f.Add(
+		`{"normalizer":{"type":"Sequence","normalizers":[{"type":"Prepend","prepend":"▁"},{"type":"Replace","pattern":{"String":" "},"content":"▁"}]},"decoder":{"type":"Sequence","decoders":[{"type":"Replace","pattern":{"String":"▁"},"content":" "},{"type":"ByteFallback"},{"type":"Fuse"},{"type":"Strip","content":" ","start":1,"stop":0}]},"model":{"type":"BPE","byte_fallback":true,"unk_token":"u","vocab":{"u":0,"▁":1,"a":2,"▁a":3},"merges":[["▁","a"]]}}`,
+		`{"bos_token":"u","add_bos_token":true}`,
+	)
+	f.Add(
+		`{"added_tokens":[{"id":1,"content":"b","lstrip":true,"rstrip":true,"single_word":true}],"pre_tokenizer":{"type":"Sequence","pretokenizers":[{"type":"Split","pattern":{"Regex":"a+"},"behavior":"MergedWithNext"},{"type":"Metaspace","replacement":"▁","prepend_scheme":"first","split":true}]},"post_processor":{"type":"TemplateProcessing","single":[{"SpecialToken":{"id":"b"}},{"Sequence":{"id":"A"}}],"special_tokens":{"b":{"ids":[1]}}},"model":{"type":"BPE","vocab":{"a":0},"merges":[]}}`,
+		`{"chat_template":"x"}`,
+	)
 	f.Fuzz(func(t *testing.T, tokenizer, config string) {
-		v, err := vocab.FromFS(fstest.MapFS{"tokenizer.json": {Data: []byte(tokenizer)}, "tokenizer_config.json": {Data: []byte(config)}})
+		v, err := vocab.FromFS(fstest.MapFS{"tokenizer.json": {Data: []byte(tokenizer)},
+			"tokenizer_config.json": {Data: []byte(config)}})
 		if err != nil {
 			return
 		}

@@ -162,7 +162,8 @@ func (r *reader) failAt(offset int64, field, format string, args ...any) {
 
 func (r *reader) unsupported(field, format string, args ...any) {
 	if r.err == nil {
-		r.err = &FormatError{File: r.file, Offset: r.at, Field: field, Msg: fmt.Sprintf(format, args...), Unsupported: true}
+		r.err = &FormatError{File: r.file, Offset: r.at, Field: field, Msg: fmt.Sprintf(format, args...),
+			Unsupported: true}
 	}
 }
 
@@ -315,7 +316,8 @@ func (p *ggufPart) parseTensors(r *reader, count uint64) error {
 		case t.info.Bytes == 0:
 			from = 0
 		case from > size || t.info.Bytes > size-from:
-			r.failAt(entries[i], clip(name), "%d bytes at byte %d lie outside the file of %d bytes", t.info.Bytes, from, size)
+			r.failAt(entries[i], clip(name), "%d bytes at byte %d lie outside the file of %d bytes", t.info.Bytes, from,
+				size)
 			return r.err
 		}
 		p.tensors[name] = located{info: t.info, from: from}

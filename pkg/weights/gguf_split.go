@@ -22,8 +22,9 @@ func (g *GGUF) open(path string) error {
 	}
 	prefix, number, named, ok := splitName(filepath.Base(path))
 	if !ok || uint64(named) != count {
-		return errors.Join(first.mapping.close(), &FormatError{File: path, Offset: -1, Field: keySplitCount, Msg: fmt.Sprintf(
-			"the file is one of %d parts, so its name must end in -00001-of-%05d.gguf or the like", count, count)})
+		return errors.Join(first.mapping.close(),
+			&FormatError{File: path, Offset: -1, Field: keySplitCount, Msg: fmt.Sprintf(
+				"the file is one of %d parts, so its name must end in -00001-of-%05d.gguf or the like", count, count)})
 	}
 	for i := range named {
 		part := first

@@ -128,7 +128,10 @@ func TestOpenGGUF_RefusesPartsThatDisagree(t *testing.T) {
 		{"split.no", number("split.no", 7)},
 		{"split.count", number("split.count", 3)},
 		{"split.tensors.count", number("split.tensors.count", 9)},
-		{"split.no", func(data []byte) []byte { return bytes.Replace(data, []byte("split.no"), []byte("split_no"), 1) }},
+		{"split.no", func(data []byte) []byte {
+			return bytes.Replace(data, []byte("split.no"), []byte("split_no"),
+				1)
+		}},
 		{"b", func(data []byte) []byte { // the second part's tensor "k" takes a name of the first part
 			at := bytes.LastIndex(data, []byte("\x01\x00\x00\x00\x00\x00\x00\x00k"))
 			data[at+8] = 'b'
@@ -186,8 +189,10 @@ func TestLocate_Folders(t *testing.T) {
 	dir := folder("a.Q4_0.gguf", "b.gguf", "m-00001-of-00002.gguf", "m-00002-of-00002.gguf")
 	_, err := weights.OpenGGUF(dir)
 	var several *weights.AmbiguousError
-	if !errors.As(err, &several) || !slices.Equal(several.Models, []string{"a.Q4_0.gguf", "b.gguf", "m-00001-of-00002.gguf"}) ||
-		fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), "a.Q4_0.gguf, b.gguf, m-00001-of-00002.gguf") {
+	if !errors.As(err, &several) ||
+		!slices.Equal(several.Models, []string{"a.Q4_0.gguf", "b.gguf", "m-00001-of-00002.gguf"}) ||
+		fault.CodeOf(err) != fault.Invalid ||
+		!strings.Contains(err.Error(), "a.Q4_0.gguf, b.gguf, m-00001-of-00002.gguf") {
 		t.Errorf("several models: %v", err)
 	}
 	if _, err := weights.Digest(dir); !errors.As(err, &several) {

@@ -116,7 +116,8 @@ func TestGGUF_ReadsEveryKind(t *testing.T) {
 		if v, ok := m.String("general.architecture"); !ok || v != "llama" {
 			t.Errorf("architecture is %q %v", v, ok)
 		}
-		for key, want := range map[string]uint64{"u8": 200, "u16": 65535, "i64": 7, "u64": math.MaxUint64, "general.alignment": 64} {
+		for key, want := range map[string]uint64{"u8": 200, "u16": 65535, "i64": 7, "u64": math.MaxUint64,
+			"general.alignment": 64} {
 			if v, ok := m.Uint(key); !ok || v != want {
 				t.Errorf("%s is %d %v, want %d", key, v, ok, want)
 			}
@@ -159,7 +160,8 @@ func TestGGUF_ReadsEveryKind(t *testing.T) {
 		if !slices.Equal(g.Names(), []string{"a", "b", "k", "scalar", "void"}) {
 			t.Errorf("tensors are %v", g.Names())
 		}
-		if info, _ := g.Info("b"); !slices.Equal(info.Shape, []int{2, 3}) || info.DType != tensor.F32 || info.Bytes != 24 {
+		if info, _ := g.Info("b"); !slices.Equal(info.Shape, []int{2, 3}) || info.DType != tensor.F32 ||
+			info.Bytes != 24 {
 			t.Errorf("b is %+v", info)
 		}
 		if data, err := g.Data("a"); err != nil || len(data) != 36 || data[0] != 64*37&255 {
@@ -213,26 +215,34 @@ func TestGGUF_MalformedFilesAreNamed(t *testing.T) {
 		file       []byte
 		field, msg string
 	}{
-		"empty":               {nil, "magic", "0 are left"},
-		"another format":      {[]byte("GGML\x03\x00\x00\x00"), "magic", "GGML"},
-		"version 1":           {w().start(1, 0, 0).b, "version", "1 is not"},
-		"big-endian":          {w().start(3<<24, 0, 0).b, "version", "big-endian"},
-		"too many keys":       {w().start(3, 0, 1<<60).b, "counts", "do not fit"},
-		"too many tensors":    {w().start(3, 1<<60, 0).b, "counts", "do not fit"},
-		"key twice":           {w().start(3, 0, 2).str("k").u32(7).raw(1).str("k").u32(7).raw(1).data(1, 9), "k", "twice"},
-		"empty key":           {w().start(3, 0, 1).str("").u32(4).u32(0).b, "metadata key", "got 0"},
-		"long key":            {w().start(3, 0, 1).str(long).u32(4).u32(0).b, "metadata key", "got 70000"},
-		"key of bytes":        {w().start(3, 0, 1).str("\xff").u32(4).u32(0).b, "metadata key", "UTF-8"},
-		"unknown kind":        {w().start(3, 0, 1).str("key").u32(13).u32(0).b, "key", "type 13"},
-		"unknown element":     {w().start(3, 0, 1).str("key").u32(9).u32(99).u64(1).b, "key", "type 99"},
-		"endless string":      {w().start(3, 0, 1).str("key").u32(8).u64(math.MaxUint64).b, "key", "want 18446744073709551615 bytes"},
-		"endless array":       {w().start(3, 0, 1).str("key").u32(9).u32(4).u64(1 << 62).b, "key", "do not fit"},
-		"endless strings":     {w().start(3, 0, 1).str("key").u32(9).u32(8).u64(1 << 61).b, "key", "do not fit"},
-		"deep arrays":         {w().start(3, 0, 1).str("key").u32(9).u32(9).u64(1).u32(9).u64(1).u32(9).u64(1).u32(9).u64(1).u32(9).u64(1).u32(4).u64(0).data(1, 64), "key", "nested"},
-		"alignment 0":         {w().start(3, 0, 1).str("general.alignment").u32(4).u32(0).b, "general.alignment", "power of two"},
-		"alignment 48":        {w().start(3, 0, 1).str("general.alignment").u32(4).u32(48).b, "general.alignment", "power of two"},
-		"alignment text":      {w().start(3, 0, 1).str("general.alignment").u32(8).str("32").b, "general.alignment", "power of two"},
-		"tensor twice":        {w().start(3, 2, 0).tensor("t", 0, 0, 1).tensor("t", 0, 32, 1).data(32, 64), "t", "twice"},
+		"empty":            {nil, "magic", "0 are left"},
+		"another format":   {[]byte("GGML\x03\x00\x00\x00"), "magic", "GGML"},
+		"version 1":        {w().start(1, 0, 0).b, "version", "1 is not"},
+		"big-endian":       {w().start(3<<24, 0, 0).b, "version", "big-endian"},
+		"too many keys":    {w().start(3, 0, 1<<60).b, "counts", "do not fit"},
+		"too many tensors": {w().start(3, 1<<60, 0).b, "counts", "do not fit"},
+		"key twice": {w().start(3, 0, 2).str("k").u32(7).raw(1).str("k").u32(7).raw(1).data(1, 9), "k",
+			"twice"},
+		"empty key":       {w().start(3, 0, 1).str("").u32(4).u32(0).b, "metadata key", "got 0"},
+		"long key":        {w().start(3, 0, 1).str(long).u32(4).u32(0).b, "metadata key", "got 70000"},
+		"key of bytes":    {w().start(3, 0, 1).str("\xff").u32(4).u32(0).b, "metadata key", "UTF-8"},
+		"unknown kind":    {w().start(3, 0, 1).str("key").u32(13).u32(0).b, "key", "type 13"},
+		"unknown element": {w().start(3, 0, 1).str("key").u32(9).u32(99).u64(1).b, "key", "type 99"},
+		"endless string": {w().start(3, 0, 1).str("key").u32(8).u64(math.MaxUint64).b, "key",
+			"want 18446744073709551615 bytes"},
+		"endless array":   {w().start(3, 0, 1).str("key").u32(9).u32(4).u64(1 << 62).b, "key", "do not fit"},
+		"endless strings": {w().start(3, 0, 1).str("key").u32(9).u32(8).u64(1 << 61).b, "key", "do not fit"},
+		"deep arrays": {w().start(3, 0,
+			1).str("key").u32(9).u32(9).u64(1).u32(9).u64(1).u32(9).u64(1).u32(9).u64(1).u32(9).u64(1).u32(4).u64(
+			0).data(1, 64), "key", "nested"},
+		"alignment 0": {w().start(3, 0, 1).str("general.alignment").u32(4).u32(0).b, "general.alignment",
+			"power of two"},
+		"alignment 48": {w().start(3, 0, 1).str("general.alignment").u32(4).u32(48).b, "general.alignment",
+			"power of two"},
+		"alignment text": {w().start(3, 0, 1).str("general.alignment").u32(8).str("32").b, "general.alignment",
+			"power of two"},
+		"tensor twice": {w().start(3, 2, 0).tensor("t", 0, 0, 1).tensor("t", 0, 32, 1).data(32, 64), "t",
+			"twice"},
 		"removed tensor type": {one(4, 0, 32), "blk.0.x", "Q4_2 (4) is not supported"},
 		"unknown tensor type": {one(99, 0, 32), "blk.0.x", "type 99 is not supported"},
 		"five dimensions":     {one(0, 0, 1, 1, 1, 1, 1), "blk.0.x", "got 5"},
@@ -243,7 +253,8 @@ func TestGGUF_MalformedFilesAreNamed(t *testing.T) {
 		"unaligned offset":    {one(0, 4, 4), "blk.0.x", "multiple of 32"},
 		"past the end":        {one(0, 32, 9), "blk.0.x", "outside"},
 		"far past the end":    {one(0, math.MaxUint64-31, 1), "blk.0.x", "outside"},
-		"overlap":             {w().start(3, 2, 0).tensor("t", 0, 0, 9).tensor("u", 0, 32, 1).data(32, 64), "u", "overlap"},
+		"overlap": {w().start(3, 2, 0).tensor("t", 0, 0, 9).tensor("u", 0, 32, 1).data(32, 64), "u",
+			"overlap"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := weights.ParseGGUF("hostile", c.file)
@@ -283,7 +294,8 @@ func TestParse_HeaderMemoryIsBounded(t *testing.T) {
 	tensors.start(3, size/28, 0)
 	for i := range size / 28 {
 		tensors.b = append(tensors.b, 4, 0, 0, 0, 0, 0, 0, 0)
-		tensors.b = append(tensors.b, "abcdefghijklmnop"[i&15], "abcdefghijklmnop"[i>>4&15], "abcdefghijklmnop"[i>>8&15], byte(i>>12&127))
+		tensors.b = append(tensors.b, "abcdefghijklmnop"[i&15], "abcdefghijklmnop"[i>>4&15],
+			"abcdefghijklmnop"[i>>8&15], byte(i>>12&127))
 		tensors.b = append(tensors.b, make([]byte, 16)...)
 	}
 	safe := func(header string) []byte {
@@ -326,7 +338,8 @@ func TestParse_HeaderMemoryIsBounded(t *testing.T) {
 }
 
 // boundary lists values for which checks are often wrong.
-var boundary = []uint64{0, 1, 2, 3, 31, 32, 33, 255, 256, 1<<31 - 1, 1 << 31, math.MaxUint32, 1 << 33, 1 << 60, 1 << 61, 1<<62 - 1, 1 << 62, 1<<63 - 1, 1 << 63, math.MaxUint64 - 31, math.MaxUint64}
+var boundary = []uint64{0, 1, 2, 3, 31, 32, 33, 255, 256, 1<<31 - 1, 1 << 31, math.MaxUint32, 1 << 33, 1 << 60, 1 << 61,
+	1<<62 - 1, 1 << 62, 1<<63 - 1, 1 << 63, math.MaxUint64 - 31, math.MaxUint64}
 
 // mutate damages one to three fields, or cuts the file.
 func mutate(r *rand.Rand, file []byte, fields []field) []byte {

@@ -139,7 +139,8 @@ func parseIndex(index string, text []byte) (map[string]string, error) {
 	}
 	for _, name := range slices.Sorted(maps.Keys(parsed.WeightMap)) {
 		file := parsed.WeightMap[name]
-		if file != filepath.Base(file) || !filepath.IsLocal(file) || file == "." || strings.ContainsAny(file, "/\\\x00") {
+		if file != filepath.Base(file) || !filepath.IsLocal(file) || file == "." ||
+			strings.ContainsAny(file, "/\\\x00") {
 			return nil, bad("weight_map."+clip(name), "%.96q is not a plain file name", file)
 		}
 	}

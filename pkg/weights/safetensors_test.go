@@ -49,7 +49,8 @@ func TestSafetensors_ReadsWhatItWrites(t *testing.T) {
 	for _, want := range sampleTensors {
 		info, ok := s.Info(want.Name)
 		data, err := s.Data(want.Name)
-		if err != nil || !ok || info.DType != want.DType || !slices.Equal(info.Shape, want.Shape) || !bytes.Equal(data, want.Data) {
+		if err != nil || !ok || info.DType != want.DType || !slices.Equal(info.Shape, want.Shape) ||
+			!bytes.Equal(data, want.Data) {
 			t.Errorf("%s is %+v %v: %v", want.Name, info, data, err)
 		}
 	}
@@ -94,7 +95,8 @@ func TestSafetensors_WriterRefusesInvalidTensors(t *testing.T) {
 
 func TestSafetensors_MalformedFilesAreNamed(t *testing.T) {
 	with := func(header string, data int) []byte {
-		return append(append(binary.LittleEndian.AppendUint64(nil, uint64(len(header))), header...), make([]byte, data)...)
+		return append(append(binary.LittleEndian.AppendUint64(nil, uint64(len(header))), header...),
+			make([]byte, data)...)
 	}
 	entry := func(dtype, shape, offsets string) string {
 		return `{"x":{"dtype":"` + dtype + `","shape":[` + shape + `],"data_offsets":[` + offsets + `]}}`
@@ -195,7 +197,8 @@ func TestSafetensors_ReadsShardedModel(t *testing.T) {
 }
 
 func TestSafetensors_IndexStaysInsideItsFolder(t *testing.T) {
-	for _, file := range []string{"../outside.safetensors", "/etc/passwd", "a/b.safetensors", "..", ".", "", `a\b`, "a\x00b"} {
+	for _, file := range []string{"../outside.safetensors", "/etc/passwd", "a/b.safetensors", "..", ".", "", `a\b`,
+		"a\x00b"} {
 		dir := t.TempDir()
 		text, err := json.Marshal(map[string]any{"weight_map": map[string]string{"x": file}})
 		if err != nil {
@@ -205,7 +208,8 @@ func TestSafetensors_IndexStaysInsideItsFolder(t *testing.T) {
 		_, err = weights.OpenSafetensors(dir)
 		wantFormat(t, err, "weight_map.x", "plain file name")
 	}
-	for _, text := range []string{"", "{}", "[]", `{"weight_map":1}`, `{"weight_map":{"a":1}}`, strings.Repeat("[", 100_000)} {
+	for _, text := range []string{"", "{}", "[]", `{"weight_map":1}`, `{"weight_map":{"a":1}}`,
+		strings.Repeat("[", 100_000)} {
 		dir := t.TempDir()
 		put(t, dir, index, []byte(text))
 		_, err := weights.OpenSafetensors(dir)
@@ -217,7 +221,8 @@ func TestSafetensors_MutantsGetTypedErrors(t *testing.T) {
 	file := sample(t, sampleTensors)
 	header := int(binary.LittleEndian.Uint64(file))
 	r := rand.New(rand.NewPCG(3, 4))
-	pieces := []string{"0", "1", "-1", "8", "9223372036854775807", "9223372036854775808", `"F32"`, `"BF16"`, `"a"`, "{", "}", "[", "]", ",", ":", `"`, `\`, "null"}
+	pieces := []string{"0", "1", "-1", "8", "9223372036854775807", "9223372036854775808", `"F32"`, `"BF16"`, `"a"`, "{",
+		"}", "[", "]", ",", ":", `"`, `\`, "null"}
 	refused := 0
 	for range 10_000 {
 		// Replace a piece of the header by another, keeping its length right.

@@ -196,7 +196,8 @@ func TestDigest_DependsOnContent(t *testing.T) {
 		t.Errorf("an empty folder has digest %s", d)
 	}
 	put("model.gguf", "abc")
-	if got := digest(filepath.Join(dir, "model.gguf")); got != "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad" {
+	if got := digest(filepath.Join(dir,
+		"model.gguf")); got != "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad" {
 		t.Errorf("a file's digest is %s", got)
 	}
 	put("config.json", "{}")

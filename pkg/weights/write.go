@@ -131,10 +131,12 @@ func checkAll(tensors []Named, metadata map[string]string) error {
 			elements *= d
 		}
 		if len(t.Shape) > maxShape {
-			return fmt.Errorf("write safetensors: tensor %q: want at most %d dimensions, got %d", t.Name, maxShape, len(t.Shape))
+			return fmt.Errorf("write safetensors: tensor %q: want at most %d dimensions, got %d", t.Name, maxShape,
+				len(t.Shape))
 		}
 		if want := elements * t.DType.BlockBytes(); want != len(t.Data) {
-			return fmt.Errorf("write safetensors: tensor %q: %d bytes for shape %v of %v", t.Name, len(t.Data), t.Shape, t.DType)
+			return fmt.Errorf("write safetensors: tensor %q: %d bytes for shape %v of %v", t.Name, len(t.Data), t.Shape,
+				t.DType)
 		}
 	}
 	return nil

@@ -48,7 +48,8 @@ func withDefaults(s *routerv1.Sampling, d *tokenizerv1.GenerationDefaults) *rout
 		to   *float32
 		from *float32
 	}{
-		{"typical_p", &a.TypicalP, d.TypicalP}, {"epsilon_cutoff", &a.EpsilonCutoff, d.EpsilonCutoff}, {"eta_cutoff", &a.EtaCutoff, d.EtaCutoff},
+		{"typical_p", &a.TypicalP, d.TypicalP}, {"epsilon_cutoff", &a.EpsilonCutoff, d.EpsilonCutoff},
+		{"eta_cutoff", &a.EtaCutoff, d.EtaCutoff},
 	} {
 		if *f.to == 0 && f.from != nil && runs(f.rule) {
 			*f.to = *f.from

@@ -198,7 +198,8 @@ func (d *drafter) draft(ctx context.Context, p *pipeline, log []int32, maxLen in
 		return err
 	}
 	seq := &sequence{
-		id: randomID(), log: log, epoch: 1, rules: &samplerv1.Rules{}, picker: picker, maxLen: maxLen, out: make(chan result, outLen+2),
+		id: randomID(), log: log, epoch: 1, rules: &samplerv1.Rules{}, picker: picker, maxLen: maxLen,
+		out:   make(chan result, outLen+2),
 		draft: &draftState{end: len(log) + 1, picked: -1},
 	}
 	if err := p.tell(event{submit: seq}); err != nil {
@@ -263,13 +264,15 @@ func (d *drafter) round(ctx context.Context, p *pipeline, r draftRequest, seq *s
 func (d *drafter) generateWithin(ctx context.Context, p *pipeline, r draftRequest, seq *sequence) ([]int32, error) {
 	if r.n = min(r.n, seq.maxLen-len(r.log)); r.n < 1 {
 		return nil, fault.New(
-			fault.Exhausted, "draft for request %s: %d tokens fill the draft model's context length", d.request, len(r.log),
+			fault.Exhausted, "draft for request %s: %d tokens fill the draft model's context length", d.request,
+			len(r.log),
 		)
 	}
 	limit := time.NewTimer(r.limit)
 	defer limit.Stop()
 	select {
-	case p.events <- event{round: &draftRound{seq: seq, log: r.log, end: len(r.log) + r.n, minLogprob: r.minLogprob, round: r.round}}:
+	case p.events <- event{round: &draftRound{seq: seq, log: r.log, end: len(r.log) + r.n, minLogprob: r.minLogprob,
+		round: r.round}}:
 	case <-p.ctx.Done():
 		return nil, context.Cause(p.ctx)
 	case <-ctx.Done():
@@ -295,7 +298,8 @@ func (d *drafter) collect(
 				continue
 			case o.token.GetId() >= d.vocab:
 				return ids, fault.New(
-					fault.Internal, "draft for request %s: id %d is outside the vocabulary of %d", d.request, o.token.GetId(), d.vocab,
+					fault.Internal, "draft for request %s: id %d is outside the vocabulary of %d", d.request,
+					o.token.GetId(), d.vocab,
 				)
 			}
 			ids = append(ids, int32(o.token.GetId()))

@@ -278,7 +278,8 @@ func TestService_DraftWithAnotherVocabulary_IsRefusedAndLogged(t *testing.T) {
 		t, 1, len("stream 0"), 0, router.Config{Draft: "other", Log: slog.New(slog.NewTextHandler(&log, nil))},
 	)
 	eventually(
-		t, "the refusal, by both names", func() bool { return log.has("refuse draft") && log.has("model=fake draft=other") },
+		t, "the refusal, by both names",
+		func() bool { return log.has("refuse draft") && log.has("model=fake draft=other") },
 	)
 	m.streams(3, 40)
 	if n := counts(t, r, "lamina_router_draft_tokens_total", "draft"); n != 0 {

@@ -25,7 +25,8 @@ func SameVocabulary(model, draft string, tokens, drafts [][]byte) error {
 	}
 	if a != b || a == 0 && len(tokens) != len(drafts) {
 		return fault.New(
-			fault.FailedPrecondition, "draft for model %q by %q: vocabularies differ: %d tokens and %d tokens", model, draft,
+			fault.FailedPrecondition, "draft for model %q by %q: vocabularies differ: %d tokens and %d tokens", model,
+			draft,
 			len(tokens), len(drafts),
 		)
 	}

@@ -38,7 +38,8 @@ func (q *request) closeEcho(scores []*samplerv1.Score) error {
 		return nil
 	}
 	if len(scores) != len(q.prompt)-1 {
-		return fault.New(fault.Internal, "score prompt of request %s: %d scores for %d tokens", q.id, len(scores), len(q.prompt))
+		return fault.New(fault.Internal, "score prompt of request %s: %d scores for %d tokens", q.id, len(scores),
+			len(q.prompt))
 	}
 	return q.sendEcho(scores)
 }

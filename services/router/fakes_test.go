@@ -144,7 +144,9 @@ func (p *fakeSampling) take(r *samplerv1.SampleRequest) error {
 		p.adds[string(name)], p.counts[string(name)] = f.Add, len(f.Add.GetEmitted())
 		delete(p.last, string(name))
 		return p.stream.Send(
-			&samplerv1.SampleResponse{Frame: &samplerv1.SampleResponse_Added{Added: &samplerv1.SessionAdded{Session: name}}},
+			&samplerv1.SampleResponse{
+				Frame: &samplerv1.SampleResponse_Added{Added: &samplerv1.SessionAdded{Session: name}},
+			},
 		)
 	case *samplerv1.SampleRequest_Remove:
 		delete(p.adds, string(f.Remove.GetSession()))
@@ -194,12 +196,14 @@ func (p *fakeSampling) pick(row *samplerv1.Row) error {
 	}
 	if row.Target != nil {
 		return p.stream.Send(&samplerv1.SampleResponse{Frame: &samplerv1.SampleResponse_Score{Score: &samplerv1.Score{
-			Session: row.GetSession(), Epoch: row.GetEpoch(), Position: row.GetPosition() + 1, Id: row.GetTarget(), Logprob: -float32(row.GetPosition()),
-			Top: []*samplerv1.Candidate{{Id: row.GetIds()[0], Logprob: -0.25}},
+			Session: row.GetSession(), Epoch: row.GetEpoch(), Position: row.GetPosition() + 1, Id: row.GetTarget(),
+			Logprob: -float32(row.GetPosition()),
+			Top:     []*samplerv1.Candidate{{Id: row.GetIds()[0], Logprob: -0.25}},
 		}}})
 	}
 	last, had := p.last[name]
-	if had && row.GetPosition() <= last.position || row.DraftId != nil && (row.GetPosition() != last.position+1 || row.GetDraftId() != last.id) {
+	if had && row.GetPosition() <= last.position || row.DraftId != nil &&
+		(row.GetPosition() != last.position+1 || row.GetDraftId() != last.id) {
 		return nil
 	}
 	id := row.GetIds()[0]

@@ -96,7 +96,8 @@ func (s *fakeShard) held() *shardv1.Held {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return &shardv1.Held{
-		Model: s.model, Digest: s.digest, Lo: s.lo, Hi: s.hi, Layers: 2, Width: 1, Vocab: vocab, Context: contextLen, Positions: contextLen, KvPages: s.pages, KvPageLen: pageLen, Sessions: uint32(len(s.cache)),
+		Model: s.model, Digest: s.digest, Lo: s.lo, Hi: s.hi, Layers: 2, Width: 1, Vocab: vocab, Context: contextLen,
+		Positions: contextLen, KvPages: s.pages, KvPageLen: pageLen, Sessions: uint32(len(s.cache)),
 	}
 }
 
@@ -296,13 +297,16 @@ func (p *fakePipeline) take(ctx context.Context, r *shardv1.InferRequest) error 
 		head, _ := wire.Encode(tensorv1.ElementType_ELEMENT_TYPE_F32, []int{len(ids), 1}, x)
 		return p.down.Send(
 			&shardv1.InferRequest{
-				Frame: &shardv1.InferRequest_Batch{Batch: &shardv1.Batch{Step: b.GetStep(), Entries: b.GetEntries(), Hidden: head}},
+				Frame: &shardv1.InferRequest_Batch{Batch: &shardv1.Batch{Step: b.GetStep(), Entries: b.GetEntries(),
+					Hidden: head}},
 			},
 		)
 	}
 	if len(rows) == 0 {
 		return p.answer(
-			&shardv1.InferResponse{Frame: &shardv1.InferResponse_Computed{Computed: &shardv1.Computed{Step: b.GetStep()}}},
+			&shardv1.InferResponse{
+				Frame: &shardv1.InferResponse_Computed{Computed: &shardv1.Computed{Step: b.GetStep()}},
+			},
 		)
 	}
 	return p.push.Send(&samplerv1.PushRequest{Frame: &samplerv1.PushRequest_Rows{Rows: &samplerv1.Rows{Rows: rows}}})
@@ -359,7 +363,8 @@ func (p *fakePipeline) compute(b *shardv1.Batch, ids []uint32) ([]*samplerv1.Row
 			end := len(log) - int(e.GetLogits()) + i + 1
 			head, _ := wire.Encode(tensorv1.ElementType_ELEMENT_TYPE_F32, []int{1}, []float32{1})
 			row := &samplerv1.Row{
-				Session: e.GetSession(), Epoch: e.GetEpoch(), Position: uint32(end - 1), LogSumExp: 1.5, Ids: []uint32{s.answer(log[:end])}, Logits: head,
+				Session: e.GetSession(), Epoch: e.GetEpoch(), Position: uint32(end - 1), LogSumExp: 1.5,
+				Ids: []uint32{s.answer(log[:end])}, Logits: head,
 			}
 			switch {
 			case i < len(e.GetTargets()): // a little less likely than the best

@@ -54,7 +54,8 @@ func (s *Service) generate(
 		return fault.Field("echo", "is required by prompt_logprobs and prompt_only")
 	}
 	q := &request{
-		service: s, model: r.GetModel(), maxTokens: r.GetMaxTokens(), sampling: r.GetSampling(), stop: r.GetStop(), top: r.GetTopLogprobs(),
+		service: s, model: r.GetModel(), maxTokens: r.GetMaxTokens(), sampling: r.GetSampling(), stop: r.GetStop(),
+		top:       r.GetTopLogprobs(),
 		ignoreEnd: r.GetIgnoreEnd(), field: "prompt",
 		echo: echo{on: r.GetEcho(), logprobs: r.GetPromptLogprobs(), only: r.GetPromptOnly(), special: !isText},
 		sink: sink{
@@ -77,7 +78,9 @@ func (s *Service) generate(
 		case *routerv1.GenerateRequest_TokenIds:
 			return prompt.TokenIds.GetIds(), nil
 		case *routerv1.GenerateRequest_Text:
-			resp, err := t.Encode(ctx, &tokenizerv1.EncodeRequest{Model: q.digest, Text: prompt.Text, Special: r.GetSpecial(), Suffix: r.Suffix})
+			resp, err := t.Encode(ctx,
+				&tokenizerv1.EncodeRequest{Model: q.digest, Text: prompt.Text, Special: r.GetSpecial(),
+					Suffix: r.Suffix})
 			return resp.GetIds(), rpc.FromStatus(err)
 		}
 		return nil, fault.Field("prompt", "give text or token_ids")
@@ -89,7 +92,8 @@ func (s *Service) chat(ctx context.Context, r *routerv1.ChatRequest, send func(*
 		return fault.Field("messages", "give at least one")
 	}
 	q := &request{
-		service: s, model: r.GetModel(), maxTokens: r.GetMaxTokens(), sampling: r.GetSampling(), stop: r.GetStop(), top: r.GetTopLogprobs(),
+		service: s, model: r.GetModel(), maxTokens: r.GetMaxTokens(), sampling: r.GetSampling(), stop: r.GetStop(),
+		top:   r.GetTopLogprobs(),
 		field: "messages",
 		sink: sink{
 			started: func(e *routerv1.Started) error {
@@ -115,7 +119,8 @@ func (s *Service) chat(ctx context.Context, r *routerv1.ChatRequest, send func(*
 		resp, err := t.ApplyChatTemplate(ctx, &tokenizerv1.ApplyChatTemplateRequest{
 			Model: q.digest, Messages: q.describeTools(use, r.GetMessages()), ToolsJson: use.tools,
 			DocumentsJson: r.GetDocumentsJson(), VariablesJson: r.GetVariablesJson(),
-			Template: r.GetTemplate(), NoGenerationPrompt: r.GetNoGenerationPrompt(), ContinueFinalMessage: r.GetContinueFinalMessage(),
+			Template: r.GetTemplate(), NoGenerationPrompt: r.GetNoGenerationPrompt(),
+			ContinueFinalMessage: r.GetContinueFinalMessage(),
 		})
 		q.format, q.promptEnd = resp.GetFormat(), endOf(resp.GetText())
 		return resp.GetIds(), rpc.FromStatus(err)
@@ -182,7 +187,8 @@ func (q *request) run(
 		ctx = obs.WithRequestID(ctx, q.id)
 	}
 	defer func() {
-		q.service.log.DebugContext(ctx, "end request", "model", q.model, "choice", q.sampling.GetChoice(), "prompt_tokens", len(q.prompt),
+		q.service.log.DebugContext(ctx, "end request", "model", q.model, "choice", q.sampling.GetChoice(),
+			"prompt_tokens", len(q.prompt),
 			"tokens", max(0, len(q.log)-len(q.prompt)), "took", time.Since(q.arrived), "error", err)
 	}()
 	defer func() { q.service.m.requests.WithLabelValues(fault.CodeOf(err).String()).Inc() }()
@@ -201,7 +207,8 @@ func (q *request) run(
 	info := q.service.models[q.digest]
 	q.service.mu.Unlock()
 	if info == nil {
-		return fault.New(fault.Unavailable, "find the tokenizer of model %s: none is known", q.digest).After(time.Second)
+		return fault.New(fault.Unavailable, "find the tokenizer of model %s: none is known",
+			q.digest).After(time.Second)
 	}
 	tokenizers, err := q.service.tokenizers(q.digest)
 	if err != nil {
@@ -235,8 +242,9 @@ func (q *request) run(
 	}
 	q.text = newTextOut(v, q.prompt, q.stop, q.keepMarkers)
 	q.started = &routerv1.Started{
-		RequestId: q.id, Model: p.model(), Digest: q.digest, PromptIds: q.prompt, Seed: q.rules.GetSeed(), Fingerprint: p.fingerprint(),
-		Format: q.format, PromptEnd: q.promptEnd,
+		RequestId: q.id, Model: p.model(), Digest: q.digest, PromptIds: q.prompt, Seed: q.rules.GetSeed(),
+		Fingerprint: p.fingerprint(),
+		Format:      q.format, PromptEnd: q.promptEnd,
 	}
 	return q.generate(ctx)
 }
@@ -277,8 +285,10 @@ func (q *request) generate(ctx context.Context) error {
 			return err
 		}
 		seq := &sequence{
-			id: randomID(), log: append([]int32(nil), q.log...), emitted: len(q.log) - len(q.prompt), epoch: epoch, rules: q.rules,
-			logprobs: slices.Clone(q.logprobs), picker: q.picker, tokens: q.tokens, maxLen: q.length(), out: make(chan result, outLen+3),
+			id: randomID(), log: append([]int32(nil), q.log...), emitted: len(q.log) - len(q.prompt), epoch: epoch,
+			rules:    q.rules,
+			logprobs: slices.Clone(q.logprobs), picker: q.picker, tokens: q.tokens, maxLen: q.length(),
+			out:     make(chan result, outLen+3),
 			suspect: q.strikes.count > 0, score: q.echo.logprobs && !q.echo.done,
 		}
 		q.service.log.DebugContext(ctx, "submit session", "session", hexID(seq.id), "pipeline", p.id, "epoch", epoch)
@@ -312,7 +322,8 @@ func (q *request) generate(ctx context.Context) error {
 			).After(time.Second)
 		}
 		q.service.m.moves.Inc()
-		q.service.log.InfoContext(ctx, "move session", "choice", q.sampling.GetChoice(), "tokens", len(q.log), "epoch", epoch+1, "error", end.lost)
+		q.service.log.InfoContext(ctx, "move session", "choice", q.sampling.GetChoice(), "tokens", len(q.log), "epoch",
+			epoch+1, "error", end.lost)
 	}
 }
 
@@ -443,7 +454,8 @@ func (q *request) finish(reason samplerv1.FinishReason, text string, tokens int)
 		FinishReason: reason, Text: text,
 		Usage: &routerv1.Usage{PromptTokens: uint32(len(q.prompt)), CompletionTokens: uint32(tokens)},
 		Timings: &routerv1.Timings{
-			QueueUs: micros(q.admitted.Sub(q.arrived)), PrefillUs: micros(q.first.Sub(q.admitted)), DecodeUs: micros(q.last.Sub(q.first)),
+			QueueUs: micros(q.admitted.Sub(q.arrived)), PrefillUs: micros(q.first.Sub(q.admitted)),
+			DecodeUs: micros(q.last.Sub(q.first)),
 		},
 	})
 }

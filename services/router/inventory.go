@@ -218,7 +218,8 @@ func (s *Service) build(ctx context.Context, wg *sync.WaitGroup) {
 			continue // a model cannot be served without a tokenizer
 		}
 		s.building[key] = chain
-		sampler := samplers[s.tries%len(samplers)].Addr // round robin, so that a lost sampler is not tried twice in a row
+		// round robin, so that a lost sampler is not tried twice in a row
+		sampler := samplers[s.tries%len(samplers)].Addr
 		s.tries++
 		wg.Go(func() {
 			s.runPipeline(ctx, chain, sampler)
@@ -268,7 +269,8 @@ func (s *Service) forget(chain plan.Chain) {
 func (s *Service) noPipeline(name string) error {
 	digest, known := "", false
 	for d, m := range s.models {
-		if name == "" && !s.isDraft(m.vocabulary.GetModel(), d) || d == name || name != "" && m.vocabulary.GetModel() == name {
+		if name == "" && !s.isDraft(m.vocabulary.GetModel(), d) || d == name || name != "" &&
+			m.vocabulary.GetModel() == name {
 			digest, known = d, true
 		}
 	}

@@ -87,7 +87,8 @@ func (q *request) limit(info *modelInfo) error {
 		length = q.length()
 	}
 	if fit := q.service.fitting(q.digest, length); choices > fit && fit > 0 {
-		return fault.Field("n", "%d choices of %d tokens each do not fit the KV cache: at most %d do", choices, length, fit)
+		return fault.Field("n", "%d choices of %d tokens each do not fit the KV cache: at most %d do", choices, length,
+			fit)
 	}
 	return nil
 }

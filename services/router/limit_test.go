@@ -20,7 +20,8 @@ func TestService_PromptBeyondTheContext_IsOutOfRangeAndNamesBothNumbers(t *testi
 	for _, n := range []int{contextLen, contextLen + 1, 9031} {
 		_, err := m.generate(t.Context(), greedy(strings.Repeat("x", n), 1), nil)
 		if text := status.Convert(err).Message(); status.Code(err) != codes.OutOfRange ||
-			!strings.Contains(text, fmt.Sprint(n)) || !strings.Contains(text, fmt.Sprint(contextLen)) || !strings.HasPrefix(text, "prompt: ") {
+			!strings.Contains(text, fmt.Sprint(n)) || !strings.Contains(text, fmt.Sprint(contextLen)) ||
+			!strings.HasPrefix(text, "prompt: ") {
 			t.Errorf("%d tokens: %v", n, err)
 		}
 	}
@@ -46,7 +47,8 @@ func TestService_GenerationEndsAtTheContextLength(t *testing.T) {
 func TestService_ListModels_ReportsContextLengthAndEndIDs(t *testing.T) {
 	m := newMesh(t, 1, 1, router.Config{})
 	models, err := m.client.ListModels(t.Context(), &routerv1.ListModelsRequest{})
-	if err != nil || len(models.GetModels()) != 1 || models.GetModels()[0].GetMaxContext() != contextLen || len(models.GetModels()[0].GetEndIds()) != 1 {
+	if err != nil || len(models.GetModels()) != 1 || models.GetModels()[0].GetMaxContext() != contextLen ||
+		len(models.GetModels()[0].GetEndIds()) != 1 {
 		t.Errorf("models %v, %v", models, err)
 	}
 }
@@ -56,7 +58,8 @@ func TestService_ChoicesBeyondTheKVCache_ErrorNamesTheLimit(t *testing.T) {
 	r := greedy("four", 1000)              // 63 pages per choice, so 16 choices per cache
 	r.Sampling.Choices = 33
 	_, err := m.generate(t.Context(), r, nil)
-	if text := status.Convert(err).Message(); status.Code(err) != codes.InvalidArgument || !strings.HasPrefix(text, "n: 33 choices") || !strings.Contains(text, "at most 32") {
+	if text := status.Convert(err).Message(); status.Code(err) != codes.InvalidArgument ||
+		!strings.HasPrefix(text, "n: 33 choices") || !strings.Contains(text, "at most 32") {
 		t.Errorf("33 choices: %v", err)
 	}
 	r.MaxTokens, r.Sampling.Choices = 12, 128
@@ -69,13 +72,15 @@ func TestService_Suffix_IsRefusedByName(t *testing.T) {
 	m := newMesh(t, 1, 1, router.Config{})
 	r, suffix := greedy("def f(", 4), "return"
 	r.Suffix = &suffix
-	if _, err := m.generate(t.Context(), r, nil); status.Code(err) != codes.InvalidArgument || !strings.HasPrefix(status.Convert(err).Message(), "suffix: ") {
+	if _, err := m.generate(t.Context(), r, nil); status.Code(err) != codes.InvalidArgument ||
+		!strings.HasPrefix(status.Convert(err).Message(), "suffix: ") {
 		t.Errorf("a model without the tokens: %v", err)
 	}
 }
 
 // echoed runs a request and joins the parts of the prompt that it reports.
-func (m *mesh) echoed(r *routerv1.GenerateRequest) (prompt []*routerv1.PromptToken, text string, finished *routerv1.Finished) {
+func (m *mesh) echoed(r *routerv1.GenerateRequest) (prompt []*routerv1.PromptToken, text string,
+	finished *routerv1.Finished) {
 	m.t.Helper()
 	stream, err := m.client.Generate(m.t.Context(), r)
 	if err != nil {
@@ -103,24 +108,28 @@ func (m *mesh) echoed(r *routerv1.GenerateRequest) (prompt []*routerv1.PromptTok
 }
 
 func TestService_Echo_ReportsThePromptWithItsLogprobs(t *testing.T) {
-	for _, c := range []struct{ stages, chunk, prompt int }{{1, 512, 40}, {2, 7, 40}, {2, 1, 9}, {2, 64, 700}, {1, 64, 1}} {
+	for _, c := range []struct{ stages, chunk, prompt int }{{1, 512, 40}, {2, 7, 40}, {2, 1, 9}, {2, 64, 700},
+		{1, 64, 1}} {
 		t.Run(fmt.Sprint(c), func(t *testing.T) {
 			m := newMesh(t, c.stages, 1, router.Config{ChunkRows: c.chunk, Speculate: 4})
 			prompt := strings.Repeat("echo this ", 70)[:c.prompt]
 			r := greedy(prompt, 20)
 			r.Echo, r.PromptLogprobs, r.TopLogprobs = true, true, 1
 			tokens, text, finished := m.echoed(r)
-			if len(tokens) != c.prompt || text != expect(prompt, 20) || finished.GetUsage().GetCompletionTokens() != 20 {
+			if len(tokens) != c.prompt || text != expect(prompt, 20) ||
+				finished.GetUsage().GetCompletionTokens() != 20 {
 				t.Fatalf("%d prompt tokens, text %q, %v", len(tokens), text, finished)
 			}
 			for i, token := range tokens {
 				// The fake sampler makes the row's position the log-probability.
-				if token.GetText() != prompt[i:i+1] || (token.Logprob == nil) != (i == 0) || i > 0 && (token.GetLogprob() != -float32(i-1) || len(token.GetTop()) != 1) {
+				if token.GetText() != prompt[i:i+1] || (token.Logprob == nil) != (i == 0) || i > 0 &&
+					(token.GetLogprob() != -float32(i-1) || len(token.GetTop()) != 1) {
 					t.Errorf("token %d is %v", i, token)
 				}
 			}
 			r.PromptOnly, r.MaxTokens = true, 0
-			if tokens, text, finished = m.echoed(r); len(tokens) != c.prompt || text != "" || finished.GetUsage().GetCompletionTokens() != 0 {
+			if tokens, text, finished = m.echoed(r); len(tokens) != c.prompt || text != "" ||
+				finished.GetUsage().GetCompletionTokens() != 0 {
 				t.Errorf("prompt only: %d tokens, text %q, %v", len(tokens), text, finished)
 			}
 			r = greedy(prompt, 3)

@@ -224,6 +224,7 @@ func (m *mesh) generate(ctx context.Context, r *routerv1.GenerateRequest, each f
 func greedy(prompt string, n int) *routerv1.GenerateRequest {
 	zero := float32(0)
 	return &routerv1.GenerateRequest{
-		Prompt: &routerv1.GenerateRequest_Text{Text: prompt}, MaxTokens: uint32(n), Sampling: &routerv1.Sampling{Temperature: &zero},
+		Prompt: &routerv1.GenerateRequest_Text{Text: prompt}, MaxTokens: uint32(n),
+		Sampling: &routerv1.Sampling{Temperature: &zero},
 	}
 }

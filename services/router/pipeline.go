@@ -133,7 +133,9 @@ func (p *pipeline) openSampler(addr string) error {
 	if p.sample, err = samplerv1.NewSamplerServiceClient(conn).Sample(p.ctx); err != nil {
 		return rpc.FromStatus(err)
 	}
-	open := &samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Open{Open: &samplerv1.SampleOpen{Pipeline: p.name}}}
+	open := &samplerv1.SampleRequest{
+		Frame: &samplerv1.SampleRequest_Open{Open: &samplerv1.SampleOpen{Pipeline: p.name}},
+	}
 	if err := p.sample.Send(open); err != nil && !errors.Is(err, io.EOF) {
 		return rpc.FromStatus(err)
 	}
@@ -153,7 +155,8 @@ func (p *pipeline) openChain() error {
 		return rpc.FromStatus(err)
 	}
 	if err := p.infer.Send(&shardv1.InferRequest{Frame: &shardv1.InferRequest_Open{Open: &shardv1.InferOpen{
-		Pipeline: p.name, Digest: first.Digest, Route: p.route(), Sampler: p.sampler, HiddenType: p.service.cfg.HiddenType,
+		Pipeline: p.name, Digest: first.Digest, Route: p.route(), Sampler: p.sampler,
+		HiddenType: p.service.cfg.HiddenType,
 	}}}); err != nil && !errors.Is(err, io.EOF) {
 		return rpc.FromStatus(err)
 	}

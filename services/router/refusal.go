@@ -79,6 +79,7 @@ func (s *strikes) verdict(request string) error {
 	if s.count < maxStrikes {
 		return nil
 	}
-	return fault.New(fault.Aborted, "run request %s: set aside, since %d pipelines died one after another while computing it (%s)",
+	return fault.New(fault.Aborted,
+		"run request %s: set aside, since %d pipelines died one after another while computing it (%s)",
 		request, s.count, strings.Join(s.causes, "; "))
 }

@@ -32,7 +32,8 @@ func TestService_SamplerRefusesRules_EndsTheRequestByItsField(t *testing.T) {
 			return nil
 		}
 		adds.Add(1)
-		return &samplerv1.SessionFailed{Code: uint32(codes.InvalidArgument), Field: "top_k", Message: "13 is not supported"}
+		return &samplerv1.SessionFailed{Code: uint32(codes.InvalidArgument), Field: "top_k",
+			Message: "13 is not supported"}
 	}
 	m.sampler.mu.Unlock()
 	var wg sync.WaitGroup
@@ -107,7 +108,8 @@ func TestService_RequestThatEndsPipelines_IsSetAsideAlone(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, err := m.generate(t.Context(), greedy(fmt.Sprintf("poison %d!", i), 5), nil)
-		if status.Code(err) != codes.Aborted || !strings.Contains(err.Error(), "set aside") || !strings.Contains(err.Error(), "poison") {
+		if status.Code(err) != codes.Aborted || !strings.Contains(err.Error(), "set aside") ||
+			!strings.Contains(err.Error(), "poison") {
 			t.Errorf("poison %d: %v", i, err)
 		}
 		var f *fault.Error

@@ -54,7 +54,8 @@ func TestService_AnyStagesAndChunks_GiveTheSameTokens(t *testing.T) {
 				if r := a.finished.GetFinishReason(); r != samplerv1.FinishReason_FINISH_REASON_LENGTH {
 					t.Errorf("finish reason %v", r)
 				}
-				if u := a.finished.GetUsage(); u.GetPromptTokens() != uint32(len(prompt)) || u.GetCompletionTokens() != 20 {
+				if u := a.finished.GetUsage(); u.GetPromptTokens() != uint32(len(prompt)) ||
+					u.GetCompletionTokens() != 20 {
 					t.Errorf("usage %v", u)
 				}
 				if a.started.GetDigest() != digest || !strings.Contains(a.started.GetFingerprint(), "fake/1") {
@@ -291,19 +292,28 @@ func TestService_NumbersOutOfBounds_NameTheField(t *testing.T) {
 	m := newMesh(t, 1, 1, router.Config{})
 	f := func(v float32) *float32 { return &v }
 	for field, change := range map[string]func(*routerv1.GenerateRequest){
-		"sampling.temperature":        func(r *routerv1.GenerateRequest) { r.Sampling.Temperature = f(101) },
-		"sampling.top_p":              func(r *routerv1.GenerateRequest) { r.Sampling.TopP = f(1.5) },
-		"sampling.min_p":              func(r *routerv1.GenerateRequest) { r.Sampling.MinP = f(-1) },
-		"sampling.top_k":              func(r *routerv1.GenerateRequest) { r.Sampling.TopK = proto.Uint32(math.MaxUint32) },
+		"sampling.temperature": func(r *routerv1.GenerateRequest) { r.Sampling.Temperature = f(101) },
+		"sampling.top_p":       func(r *routerv1.GenerateRequest) { r.Sampling.TopP = f(1.5) },
+		"sampling.min_p":       func(r *routerv1.GenerateRequest) { r.Sampling.MinP = f(-1) },
+		"sampling.top_k": func(
+			r *routerv1.GenerateRequest) {
+			r.Sampling.TopK = proto.Uint32(math.MaxUint32)
+		},
 		"sampling.repetition_penalty": func(r *routerv1.GenerateRequest) { r.Sampling.RepetitionPenalty = f(0) },
-		"sampling.frequency_penalty":  func(r *routerv1.GenerateRequest) { r.Sampling.FrequencyPenalty = float32(math.NaN()) },
-		"sampling.presence_penalty":   func(r *routerv1.GenerateRequest) { r.Sampling.PresencePenalty = 3 },
-		"sampling.logit_bias":         func(r *routerv1.GenerateRequest) { r.Sampling.LogitBias = map[uint32]float32{1: 200} },
-		"max_tokens":                  func(r *routerv1.GenerateRequest) { r.MaxTokens = math.MaxUint32 },
-		"top_logprobs":                func(r *routerv1.GenerateRequest) { r.TopLogprobs = 21 },
-		"stop":                        func(r *routerv1.GenerateRequest) { r.Stop = make([]string, 17) },
-		"stop[0]":                     func(r *routerv1.GenerateRequest) { r.Stop = []string{""} },
-		"echo":                        func(r *routerv1.GenerateRequest) { r.PromptLogprobs = true },
+		"sampling.frequency_penalty": func(
+			r *routerv1.GenerateRequest) {
+			r.Sampling.FrequencyPenalty = float32(math.NaN())
+		},
+		"sampling.presence_penalty": func(r *routerv1.GenerateRequest) { r.Sampling.PresencePenalty = 3 },
+		"sampling.logit_bias": func(
+			r *routerv1.GenerateRequest) {
+			r.Sampling.LogitBias = map[uint32]float32{1: 200}
+		},
+		"max_tokens":   func(r *routerv1.GenerateRequest) { r.MaxTokens = math.MaxUint32 },
+		"top_logprobs": func(r *routerv1.GenerateRequest) { r.TopLogprobs = 21 },
+		"stop":         func(r *routerv1.GenerateRequest) { r.Stop = make([]string, 17) },
+		"stop[0]":      func(r *routerv1.GenerateRequest) { r.Stop = []string{""} },
+		"echo":         func(r *routerv1.GenerateRequest) { r.PromptLogprobs = true },
 	} {
 		r := greedy("bounds", 4)
 		change(r)
@@ -338,7 +348,8 @@ func TestService_Topology_NamesMembersAndStages(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if l := models.GetModels(); len(l) != 1 || l[0].GetName() != "fake" || l[0].GetPipelines() != 2 || l[0].GetContext() != contextLen {
+	if l := models.GetModels(); len(l) != 1 || l[0].GetName() != "fake" || l[0].GetPipelines() != 2 ||
+		l[0].GetContext() != contextLen {
 		t.Errorf("models %v", l)
 	}
 }

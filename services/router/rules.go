@@ -31,18 +31,21 @@ func (q *request) bounds() error {
 	case len(q.stop) > samplerules.MaxStops:
 		return fault.Field("stop", "%d texts are more than %d", len(q.stop), samplerules.MaxStops)
 	case len(s.GetBadWords()) > samplerules.MaxBadTexts:
-		return fault.Field("sampling.bad_words", "%d texts are more than %d", len(s.GetBadWords()), samplerules.MaxBadTexts)
+		return fault.Field("sampling.bad_words", "%d texts are more than %d", len(s.GetBadWords()),
+			samplerules.MaxBadTexts)
 	}
 	for i, word := range s.GetBadWords() {
 		if word == "" || len(word) > samplerules.MaxBadBytes {
 			return fault.Field(
-				fmt.Sprintf("sampling.bad_words[%d]", i), "%d bytes are not within 1..%d", len(word), samplerules.MaxBadBytes,
+				fmt.Sprintf("sampling.bad_words[%d]", i), "%d bytes are not within 1..%d", len(word),
+				samplerules.MaxBadBytes,
 			)
 		}
 	}
 	for i, stop := range q.stop {
 		if stop == "" || len(stop) > samplerules.MaxStopBytes {
-			return fault.Field(fmt.Sprintf("stop[%d]", i), "%d bytes are not within 1..%d", len(stop), samplerules.MaxStopBytes)
+			return fault.Field(fmt.Sprintf("stop[%d]", i), "%d bytes are not within 1..%d", len(stop),
+				samplerules.MaxStopBytes)
 		}
 	}
 	_, err := picker(q.samplerRules(&modelInfo{}))
@@ -72,14 +75,16 @@ func (q *request) encodeBadWords(ctx context.Context, t tokenizerv1.TokenizerSer
 		return rpc.FromStatus(err)
 	}
 	if len(resp.GetEncodings()) != len(texts) {
-		return fault.New(fault.Internal, "encode bad words: %d encodings of %d texts", len(resp.GetEncodings()), len(texts))
+		return fault.New(fault.Internal, "encode bad words: %d encodings of %d texts", len(resp.GetEncodings()),
+			len(texts))
 	}
 	q.badWords = nil
 	for i, e := range resp.GetEncodings() {
 		ids := e.GetIds()
 		if len(ids) == 0 || len(ids) > samplerules.MaxPhraseIDs {
 			return fault.Field(
-				fmt.Sprintf("sampling.bad_words[%d]", of[i]), "%q is encoded as %d ids, which is not within 1..%d", texts[i],
+				fmt.Sprintf("sampling.bad_words[%d]", of[i]), "%q is encoded as %d ids, which is not within 1..%d",
+				texts[i],
 				len(ids), samplerules.MaxPhraseIDs,
 			)
 		}
@@ -95,9 +100,12 @@ func (q *request) encodeBadWords(ctx context.Context, t tokenizerv1.TokenizerSer
 func (q *request) samplerRules(info *modelInfo) *samplerv1.Rules {
 	s := withDefaults(q.sampling, info.vocabulary.GetDefaults())
 	r := &samplerv1.Rules{
-		Temperature: 1, TopK: s.GetTopK(), TopP: s.GetTopP(), MinP: s.GetMinP(), RepetitionPenalty: s.GetRepetitionPenalty(),
-		FrequencyPenalty: s.GetFrequencyPenalty(), PresencePenalty: s.GetPresencePenalty(), LogitBias: s.GetLogitBias(),
-		MaxTokens: q.maxTokens, TopLogprobs: q.top, Advanced: s.GetAdvanced(), Choice: s.GetChoice(), Grammar: s.GetGrammar(),
+		Temperature: 1, TopK: s.GetTopK(), TopP: s.GetTopP(), MinP: s.GetMinP(),
+		RepetitionPenalty: s.GetRepetitionPenalty(),
+		FrequencyPenalty:  s.GetFrequencyPenalty(), PresencePenalty: s.GetPresencePenalty(),
+		LogitBias: s.GetLogitBias(),
+		MaxTokens: q.maxTokens, TopLogprobs: q.top, Advanced: s.GetAdvanced(), Choice: s.GetChoice(),
+		Grammar: s.GetGrammar(),
 	}
 	if len(q.badWords) > 0 {
 		r.Advanced = &samplerv1.Advanced{}

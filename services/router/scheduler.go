@@ -103,7 +103,8 @@ type scheduler struct {
 
 func newScheduler(p *pipeline) *scheduler {
 	s := &scheduler{
-		p: p, sequences: map[string]*sequence{}, inFlight: map[uint64]*inFlightBatch{}, pages: math.MaxInt, since: time.Now(),
+		p: p, sequences: map[string]*sequence{}, inFlight: map[uint64]*inFlightBatch{}, pages: math.MaxInt,
+		since: time.Now(),
 	}
 	for _, h := range p.stages {
 		s.pages, s.pageLen = min(s.pages, int(h.GetKvPages())), int(h.GetKvPageLen())
@@ -229,7 +230,8 @@ func (s *scheduler) admit() {
 // add adds a sequence to the sampler. A draft session is greedy and needs no history.
 func (s *scheduler) add(seq *sequence) {
 	a := &samplerv1.AddSession{
-		Session: seq.id, Epoch: seq.epoch, Rules: seq.rules, EmittedLogprobs: seq.logprobs, Vocabulary: s.p.chain.Digest(),
+		Session: seq.id, Epoch: seq.epoch, Rules: seq.rules, EmittedLogprobs: seq.logprobs,
+		Vocabulary: s.p.chain.Digest(),
 	}
 	if seq.draft == nil {
 		ids := make([]uint32, len(seq.log))
@@ -331,7 +333,8 @@ func (s *scheduler) batch() *shardv1.Batch {
 	for _, prefill := range []bool{false, true} {
 		for _, seq := range s.running {
 			// A request that reads slowly gets no further token until it has read.
-			if budget <= 0 || len(b.GetEntries()) == maxEntries || !seq.ready() || seq.feed.Prefilling() != prefill || seq.suspect && seq != suspect || suspect != nil && seq != suspect {
+			if budget <= 0 || len(b.GetEntries()) == maxEntries || !seq.ready() || seq.feed.Prefilling() != prefill ||
+				seq.suspect && seq != suspect || suspect != nil && seq != suspect {
 				continue
 			}
 			f.decode = f.decode && !prefill
@@ -351,7 +354,8 @@ func (s *scheduler) batch() *shardv1.Batch {
 // ready reports whether a session has rows to send and room in its channel for their results. A
 // request that reads slowly gets no further token until it has read.
 func (seq *sequence) ready() bool {
-	return seq.added && seq.scoring == 0 && seq.feed.Ready() && len(seq.out) <= outLen/2 && (seq.draft == nil || !seq.draft.paused)
+	return seq.added && seq.scoring == 0 && seq.feed.Ready() && len(seq.out) <= outLen/2 &&
+		(seq.draft == nil || !seq.draft.paused)
 }
 
 // probation chooses a suspect whose rows are the next batch on their own. A suspect was in flight
@@ -461,7 +465,9 @@ func (s *scheduler) remove(seq *sequence) error {
 	s.pages += seq.pages
 	s.released = append(s.released, seq.id)
 	err := s.p.sample.Send(
-		&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Remove{Remove: &samplerv1.RemoveSession{Session: seq.id}}},
+		&samplerv1.SampleRequest{
+			Frame: &samplerv1.SampleRequest_Remove{Remove: &samplerv1.RemoveSession{Session: seq.id}},
+		},
 	)
 	if err != nil {
 		return streamEnd("sampler", err)
@@ -490,7 +496,8 @@ func (s *scheduler) overdue(now time.Time) error {
 	for _, seq := range s.running {
 		if late := now.Sub(seq.started); !seq.added && late > coldDeadline {
 			return fault.New(
-				fault.Unavailable, "add session %x: no answer from the sampler within %v", seq.id, late.Round(time.Millisecond),
+				fault.Unavailable, "add session %x: no answer from the sampler within %v", seq.id,
+				late.Round(time.Millisecond),
 			)
 		}
 	}

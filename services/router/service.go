@@ -98,7 +98,8 @@ type modelInfo struct {
 // New returns a router. It finds no services until Run is called.
 func New(c Config) *Service {
 	s := &Service{
-		cfg: c, log: c.Log, m: newMetrics(c.Metrics), grammars: newGrammarChecker(), instances: map[string][]discovery.Instance{}, held: map[string]described{},
+		cfg: c, log: c.Log, m: newMetrics(c.Metrics), grammars: newGrammarChecker(),
+		instances: map[string][]discovery.Instance{}, held: map[string]described{},
 		vocabs: map[string]*tokenizerv1.DescribeResponse{}, asking: map[string]bool{},
 		models: map[string]*modelInfo{}, vocabularies: map[string]*vocabulary{},
 		draftVocabs: map[string]error{}, pipelines: map[string]*pipeline{},
@@ -216,7 +217,8 @@ type metrics struct {
 func newMetrics(r prometheus.Registerer) *metrics {
 	m := &metrics{
 		requests: prometheus.NewCounterVec(
-			prometheus.CounterOpts{Name: "lamina_router_requests_total", Help: "Requests, by how they ended."}, []string{"end"},
+			prometheus.CounterOpts{Name: "lamina_router_requests_total", Help: "Requests, by how they ended."},
+			[]string{"end"},
 		),
 		tokens: prometheus.NewCounter(
 			prometheus.CounterOpts{Name: "lamina_router_tokens_total", Help: "Tokens generated."},
@@ -236,21 +238,25 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			[]string{"proposer"},
 		),
 		accepted: prometheus.NewCounterVec(
-			prometheus.CounterOpts{Name: "lamina_router_accepted_tokens_total", Help: "Draft tokens accepted, by proposer."},
+			prometheus.CounterOpts{Name: "lamina_router_accepted_tokens_total",
+				Help: "Draft tokens accepted, by proposer."},
 			[]string{"proposer"},
 		),
 		steps: prometheus.NewCounterVec(
 			prometheus.CounterOpts{
-				Name: "lamina_router_steps_total", Help: "Batches sent, by the purpose of their pipeline: answer or draft.",
+				Name: "lamina_router_steps_total",
+				Help: "Batches sent, by the purpose of their pipeline: answer or draft.",
 			},
 			[]string{"pipeline"},
 		),
 		dropped: prometheus.NewCounterVec(
-			prometheus.CounterOpts{Name: "lamina_router_draft_sessions_dropped_total", Help: "Draft sessions dropped, by code."},
+			prometheus.CounterOpts{Name: "lamina_router_draft_sessions_dropped_total",
+				Help: "Draft sessions dropped, by code."},
 			[]string{"code"},
 		),
 		drafting: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "lamina_router_draft_seconds", Help: "Time from a request for draft tokens to the draft model's answer.",
+			Name:    "lamina_router_draft_seconds",
+			Help:    "Time from a request for draft tokens to the draft model's answer.",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16),
 		}),
 		moves: prometheus.NewCounter(

@@ -17,7 +17,8 @@ func (s *Service) tokenizers(digest string) ([]tokenizerv1.TokenizerServiceClien
 	m := s.models[digest]
 	s.mu.Unlock()
 	if m == nil {
-		return nil, fault.New(fault.Unavailable, "find the tokenizer of model %s: none is known", digest).After(time.Second)
+		return nil, fault.New(fault.Unavailable, "find the tokenizer of model %s: none is known",
+			digest).After(time.Second)
 	}
 	var out []tokenizerv1.TokenizerServiceClient
 	for _, addr := range m.tokenizers {

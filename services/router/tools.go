@@ -95,7 +95,9 @@ func (q *request) describeTools(u *toolUse, messages []*tokenizerv1.Message) []*
 			b.WriteString(line.String() + "\n")
 		}
 	}
-	b.WriteString("To call one, write <tool_call>\n{\"name\": its name, \"arguments\": {its arguments}}\n</tool_call>\n\n")
+	b.WriteString(
+		"To call one, write <tool_call>\n{\"name\": its name, \"arguments\": {its arguments}}\n</tool_call>\n\n",
+	)
 	for i, m := range slices.Backward(messages) {
 		if m.GetRole() == "user" && m.GetJson() == "" {
 			told := slices.Clone(messages)
@@ -129,7 +131,8 @@ func (q *request) constrainCalls(
 		return err
 	}
 	offer := toolcall.Offer{
-		Tools: []byte(u.tools), Function: u.function, Required: u.forced, Single: u.single, Prompt: q.promptEnd, Content: content,
+		Tools: []byte(u.tools), Function: u.function, Required: u.forced, Single: u.single, Prompt: q.promptEnd,
+		Content: content,
 		Control: func(s string) bool { return control[s] }, Ends: func(s string) bool { return ends[s] },
 		Honours: func(schema []byte) error {
 			return q.service.grammars.bounded(ctx, func() error { _, err := grammar.Schema(schema); return err })
@@ -137,7 +140,8 @@ func (q *request) constrainCalls(
 	}
 	compiles := func(source []byte) error {
 		return q.service.grammars.check(
-			ctx, "tools_json", &samplerv1.Grammar{Kind: samplerv1.GrammarKind_GRAMMAR_KIND_TAGS, Source: string(source)},
+			ctx, "tools_json", &samplerv1.Grammar{Kind: samplerv1.GrammarKind_GRAMMAR_KIND_TAGS,
+				Source: string(source)},
 		)
 	}
 	format := toolcall.Format{Calls: q.format.GetCalls(), Reasoning: q.format.GetReasoning()}

@@ -34,10 +34,12 @@ func (s *Service) list() []*routerv1.Model {
 		m := byDigest[digest]
 		if m == nil {
 			m = &routerv1.Model{
-				Name: h.GetModel(), Digest: digest, Architecture: h.GetArchitecture(), Layers: h.GetLayers(), Context: h.GetContext(), Vocab: h.GetVocab(),
+				Name: h.GetModel(), Digest: digest, Architecture: h.GetArchitecture(), Layers: h.GetLayers(),
+				Context: h.GetContext(), Vocab: h.GetVocab(),
 			}
 			if info := s.models[digest]; info != nil {
-				m.Chat, m.EndIds, m.Defaults = info.vocabulary.GetChatTemplate(), info.vocabulary.GetEndIds(), info.vocabulary.GetDefaults()
+				m.Chat, m.EndIds, m.Defaults = info.vocabulary.GetChatTemplate(), info.vocabulary.GetEndIds(),
+					info.vocabulary.GetDefaults()
 			}
 			byDigest[digest] = m
 		}

@@ -76,7 +76,8 @@ func fetchVocabulary(ctx context.Context, t tokenizerv1.TokenizerServiceClient, 
 			return nil, rpc.FromStatus(err)
 		case int(part.GetFirst()) != len(v.tokens):
 			return nil, fault.New(
-				fault.Internal, "list tokens of %s: got a part that begins at %d, want %d", digest, part.GetFirst(), len(v.tokens),
+				fault.Internal, "list tokens of %s: got a part that begins at %d, want %d", digest, part.GetFirst(),
+				len(v.tokens),
 			)
 		}
 		if j := part.GetJoining(); j != nil {
@@ -101,7 +102,8 @@ func fetchVocabulary(ctx context.Context, t tokenizerv1.TokenizerServiceClient, 
 
 func readJoining(j *tokenizerv1.Joining) vocab.Joining {
 	out := vocab.Joining{
-		StripSpace: j.GetStripSpace(), StripAll: j.GetStripAll(), JoinSpace: j.GetJoinSpace(), HeldSpace: j.GetHeldSpace(), Once: j.GetOnce(), Unknown: -1,
+		StripSpace: j.GetStripSpace(), StripAll: j.GetStripAll(), JoinSpace: j.GetJoinSpace(),
+		HeldSpace: j.GetHeldSpace(), Once: j.GetOnce(), Unknown: -1,
 	}
 	if j.Unknown != nil {
 		out.Unknown = int32(j.GetUnknown())
@@ -135,7 +137,8 @@ func (s *scheduler) sendVocabulary(digest string, list [][]byte) {
 	for first := 0; first < len(list); first += tokensPart {
 		// Recv reports a broken stream.
 		_ = s.p.sample.Send(&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Tokens{Tokens: &samplerv1.Tokens{
-			Digest: digest, Size: uint32(len(list)), First: uint32(first), Tokens: list[first:min(first+tokensPart, len(list))],
+			Digest: digest, Size: uint32(len(list)), First: uint32(first),
+			Tokens: list[first:min(first+tokensPart, len(list))],
 		}}})
 	}
 }

@@ -181,7 +181,8 @@ func (l *library) compile(
 	v, ok := get(l.vocabs, key.vocabulary)
 	if !ok {
 		l.mu.Unlock()
-		return nil, fault.New(fault.FailedPrecondition, "find vocabulary %q: its tokens have not been sent", key.vocabulary)
+		return nil, fault.New(fault.FailedPrecondition, "find vocabulary %q: its tokens have not been sent",
+			key.vocabulary)
 	}
 	known := false
 	c, known = get(l.held, key)

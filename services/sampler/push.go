@@ -158,17 +158,20 @@ func (u *push) score(r *samplerv1.Row) {
 	candidates, whole, err := u.candidates(r)
 	at := slices.Index(r.GetIds(), r.GetTarget())
 	if err == nil && !whole && at < 0 {
-		err = fault.New(fault.Internal, "read row at position %d: target %d is not among the candidates", r.GetPosition(), r.GetTarget())
+		err = fault.New(fault.Internal, "read row at position %d: target %d is not among the candidates",
+			r.GetPosition(), r.GetTarget())
 	}
 	if err == nil && whole && int64(r.GetTarget()) >= int64(u.vocab) {
-		err = fault.New(fault.Internal, "read row at position %d: target %d is outside the vocabulary of %d", r.GetPosition(), r.GetTarget(), u.vocab)
+		err = fault.New(fault.Internal, "read row at position %d: target %d is outside the vocabulary of %d",
+			r.GetPosition(), r.GetTarget(), u.vocab)
 	}
 	if err != nil {
 		u.drop(r, err)
 		return
 	}
 	logprob := func(logit float32) float32 { return float32(float64(logit) - r.GetLogSumExp()) }
-	score := &samplerv1.Score{Session: r.GetSession(), Epoch: r.GetEpoch(), Position: r.GetPosition() + 1, Id: r.GetTarget()}
+	score := &samplerv1.Score{Session: r.GetSession(), Epoch: r.GetEpoch(), Position: r.GetPosition() + 1,
+		Id: r.GetTarget()}
 	p := u.pipeline
 	p.mu.Lock()
 	n := p.sessions[string(r.GetSession())]
@@ -305,7 +308,8 @@ func (n *session) token(r *samplerv1.Row, choice sample.Choice) *samplerv1.Sampl
 	n.emitted++
 	n.history.Emit(choice.ID, float64(float32(choice.Logprob))) // in the precision that another sampler would receive
 	token := &samplerv1.Token{
-		Session: r.GetSession(), Epoch: n.epoch, Position: r.GetPosition() + 1, Id: uint32(choice.ID), Logprob: float32(choice.Logprob),
+		Session: r.GetSession(), Epoch: n.epoch, Position: r.GetPosition() + 1, Id: uint32(choice.ID),
+		Logprob: float32(choice.Logprob),
 	}
 	for _, c := range choice.Top {
 		token.Top = append(token.Top, &samplerv1.Candidate{Id: uint32(c.ID), Logprob: c.Logit})

@@ -48,10 +48,12 @@ type Service struct {
 func New(c Config) *Service {
 	s := &Service{
 		log: c.Log, pipelines: map[string]*pipeline{}, library: newLibrary(),
-		tokens: prometheus.NewCounter(prometheus.CounterOpts{Name: "lamina_sampler_tokens_total", Help: "Tokens picked."}),
+		tokens: prometheus.NewCounter(
+			prometheus.CounterOpts{Name: "lamina_sampler_tokens_total", Help: "Tokens picked."}),
 		rows: prometheus.NewCounter(
 			prometheus.CounterOpts{
-				Name: "lamina_sampler_whole_rows_total", Help: "Full logits rows asked for because candidates were too few.",
+				Name: "lamina_sampler_whole_rows_total",
+				Help: "Full logits rows asked for because candidates were too few.",
 			},
 		),
 		bytes: prometheus.NewCounter(
@@ -110,8 +112,9 @@ func (s *Service) Sample(stream grpc.BidiStreamingServer[samplerv1.SampleRequest
 		return fault.Field("open.pipeline", "the first frame must name a pipeline with %d bytes", idLen)
 	}
 	p := &pipeline{
-		replies: make(chan *samplerv1.SampleResponse, queueLen), done: make(chan struct{}), sessions: map[string]*session{},
-		pending: map[string]*samplerv1.AddSession{},
+		replies: make(chan *samplerv1.SampleResponse, queueLen), done: make(chan struct{}),
+		sessions: map[string]*session{},
+		pending:  map[string]*samplerv1.AddSession{},
 	}
 	if err := s.add(string(open.GetPipeline()), p); err != nil {
 		return err
@@ -226,7 +229,8 @@ func (p *pipeline) expect(a *samplerv1.AddSession) error {
 	old, waiting := p.sessions[name], p.pending[name]
 	if epoch := a.GetEpoch(); old != nil && old.epoch > epoch || waiting.GetEpoch() > epoch {
 		return fault.New(
-			fault.Aborted, "add session %x: epoch %d is below %d", name, epoch, max(waiting.GetEpoch(), old.lastEpoch()),
+			fault.Aborted, "add session %x: epoch %d is below %d", name, epoch,
+			max(waiting.GetEpoch(), old.lastEpoch()),
 		)
 	}
 	if old == nil && waiting == nil && len(p.sessions)+len(p.pending) >= maxSessions {
@@ -288,7 +292,8 @@ func newSession(ctx context.Context, a *samplerv1.AddSession, l *library) (n *se
 		logprobs[i] = float64(v)
 	}
 	n = &session{
-		epoch: a.GetEpoch(), picker: picker, ends: map[int32]bool{}, limit: int(a.GetRules().GetMaxTokens()), top: rules.TopLogprobs,
+		epoch: a.GetEpoch(), picker: picker, ends: map[int32]bool{}, limit: int(a.GetRules().GetMaxTokens()),
+		top:     rules.TopLogprobs,
 		emitted: len(a.GetEmitted()), last: -1, matcher: matcher, mask: mask,
 		history: sample.NewHistory(ids(a.GetPrompt()), ids(a.GetEmitted()), logprobs...),
 	}

@@ -67,7 +67,8 @@ func openOn(t *testing.T, s *sampler.Service) *both {
 		t.Fatal(err)
 	}
 	b.push(
-		&samplerv1.PushRequest{Frame: &samplerv1.PushRequest_Open{Open: &samplerv1.PushOpen{Pipeline: name, Vocab: vocab}}},
+		&samplerv1.PushRequest{Frame: &samplerv1.PushRequest_Open{Open: &samplerv1.PushOpen{Pipeline: name,
+			Vocab: vocab}}},
 	)
 	if _, err := b.stage.Recv(); err != nil {
 		t.Fatal(err)
@@ -163,7 +164,8 @@ func everyRule() []*samplerv1.Rules {
 		}, {
 			Mirostat: 1, MirostatTau: 1, MirostatEta: 0.5,
 		}, {DryMultiplier: 2, DryAllowedLength: 1}, {TypicalP: 0.8}, {XtcProbability: 0.5, XtcThreshold: 0.05},
-		{TopNSigma: 1.5}, {EpsilonCutoff: 0.02}, {EtaCutoff: 0.02}, {DynamicRange: 0.5}, {NoRepeatNgram: 1}, {MinTokens: 7},
+		{TopNSigma: 1.5}, {EpsilonCutoff: 0.02}, {EtaCutoff: 0.02}, {DynamicRange: 0.5}, {NoRepeatNgram: 1},
+		{MinTokens: 7},
 		{BadWords: []*samplerv1.Ids{{Ids: []uint32{3}}, {Ids: []uint32{3, 4}}}}, {PenaltyLastN: 3},
 	} {
 		out = append(out, &samplerv1.Rules{Temperature: 1, EndIds: []uint32{299}, Advanced: a})
@@ -171,15 +173,18 @@ func everyRule() []*samplerv1.Rules {
 	out[len(out)-1].RepetitionPenalty = 2
 	out = append(out,
 		&samplerv1.Rules{Advanced: &samplerv1.Advanced{DryMultiplier: 2, DryAllowedLength: 1}},
-		&samplerv1.Rules{Temperature: 1, TopK: 40, Advanced: &samplerv1.Advanced{DryMultiplier: 1, DryAllowedLength: 1}},
+		&samplerv1.Rules{Temperature: 1, TopK: 40,
+			Advanced: &samplerv1.Advanced{DryMultiplier: 1, DryAllowedLength: 1}},
 		&samplerv1.Rules{Temperature: 1, Advanced: &samplerv1.Advanced{TypicalP: 0.8, XtcProbability: 0.5}},
 		&samplerv1.Rules{
-			Temperature: 0.8, Advanced: &samplerv1.Advanced{Mirostat: 2, DryMultiplier: 1, XtcProbability: 0.3, MinTokens: 3},
+			Temperature: 0.8, Advanced: &samplerv1.Advanced{Mirostat: 2, DryMultiplier: 1, XtcProbability: 0.3,
+				MinTokens: 3},
 			Choice: 2,
 		},
 		&samplerv1.Rules{
 			Temperature: 1, FrequencyPenalty: 0.5,
-			Advanced: &samplerv1.Advanced{NoRepeatNgram: 2, Order: []string{"no_repeat_ngram", "penalties", "temperature"}},
+			Advanced: &samplerv1.Advanced{NoRepeatNgram: 2,
+				Order: []string{"no_repeat_ngram", "penalties", "temperature"}},
 		},
 	)
 	for i, r := range out {
@@ -269,7 +274,8 @@ func TestPush_ManySessionsInAFrame(t *testing.T) {
 	b.rows(rows...)
 	for s := range 256 {
 		token := b.hear().GetToken()
-		if want := sample.Best(logits(s, 0), 1)[0].ID; !slices.Equal(token.GetSession(), id(s)) || token.GetId() != uint32(want) {
+		if want := sample.Best(logits(s, 0), 1)[0].ID; !slices.Equal(token.GetSession(), id(s)) ||
+			token.GetId() != uint32(want) {
 			t.Fatalf("session %d gets %v, want %d", s, token, want)
 		}
 	}
@@ -285,7 +291,9 @@ func TestPush_BytesAreCounted(t *testing.T) {
 		r := row(1, at, logits(1, at), candidates)
 		want += float64(
 			proto.Size(
-				&samplerv1.PushRequest{Frame: &samplerv1.PushRequest_Rows{Rows: &samplerv1.Rows{Rows: []*samplerv1.Row{r}}}},
+				&samplerv1.PushRequest{
+					Frame: &samplerv1.PushRequest_Rows{Rows: &samplerv1.Rows{Rows: []*samplerv1.Row{r}}},
+				},
 			),
 		)
 		tokens++
@@ -348,7 +356,8 @@ func TestSample_EndIDsMaximumAndMinimumLength(t *testing.T) {
 // refusals returns sampling parameters that the sampler refuses, by the field that the error names.
 func refusals() map[string]*samplerv1.Rules {
 	gbnf := func(source string) *samplerv1.Rules {
-		return &samplerv1.Rules{Grammar: &samplerv1.Grammar{Kind: samplerv1.GrammarKind_GRAMMAR_KIND_GBNF, Source: source}}
+		return &samplerv1.Rules{Grammar: &samplerv1.Grammar{Kind: samplerv1.GrammarKind_GRAMMAR_KIND_GBNF,
+			Source: source}}
 	}
 	regex := gbnf(`(a+)+$(a+)+$`)
 	regex.Grammar.Kind = samplerv1.GrammarKind_GRAMMAR_KIND_REGEX
@@ -364,7 +373,8 @@ func refusals() map[string]*samplerv1.Rules {
 		}, "top_logprobs": {TopLogprobs: 21},
 		"logit_bias": {LogitBias: map[uint32]float32{1 << 31: 1}}, "end_ids": {EndIds: []uint32{math.MaxUint32}},
 		"advanced.bad_words[0]": {Advanced: &samplerv1.Advanced{BadWords: []*samplerv1.Ids{{}}}},
-		"grammar.source":        regex, "grammar.source ": foreign, "grammar.source  ": gbnf("root ::= root"), "grammar.kind": kind,
+		"grammar.source":        regex, "grammar.source ": foreign, "grammar.source  ": gbnf("root ::= root"),
+		"grammar.kind": kind,
 	}
 }
 
@@ -386,7 +396,8 @@ func TestSample_RefusesOneSessionAndGoesOn(t *testing.T) {
 		add := &samplerv1.AddSession{Session: id(n), Epoch: 7, Rules: rules, Vocabulary: "d"}
 		b.tell(&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Add{Add: add}})
 		f := b.hear().GetFailed()
-		if got := codes.Code(f.GetCode()); got != codes.InvalidArgument || f.GetField() != strings.TrimSpace(field) || f.GetEpoch() != 7 || !slices.Equal(f.GetSession(), id(n)) {
+		if got := codes.Code(f.GetCode()); got != codes.InvalidArgument || f.GetField() != strings.TrimSpace(field) ||
+			f.GetEpoch() != 7 || !slices.Equal(f.GetSession(), id(n)) {
 			t.Errorf("%s: %v", field, f)
 		}
 		b.add(&samplerv1.AddSession{Session: id(n + 1), Epoch: 1, Rules: &samplerv1.Rules{}})
@@ -437,11 +448,14 @@ func TestSample_RemovedWhileItsGrammarCompiles_IsNotAdded(t *testing.T) {
 			},
 		}}})
 		b.tell(
-			&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Remove{Remove: &samplerv1.RemoveSession{Session: id(1)}}},
+			&samplerv1.SampleRequest{
+				Frame: &samplerv1.SampleRequest_Remove{Remove: &samplerv1.RemoveSession{Session: id(1)}},
+			},
 		)
 	}
 	b.tell(
-		&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Add{Add: &samplerv1.AddSession{Session: id(2), Epoch: 1}}},
+		&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Add{Add: &samplerv1.AddSession{Session: id(2),
+			Epoch: 1}}},
 	)
 	for {
 		r := b.hear()
@@ -473,7 +487,8 @@ func TestPush_BadRowEndsItsSessionAlone(t *testing.T) {
 		b.add(&samplerv1.AddSession{Session: id(1), Epoch: 1, Rules: &samplerv1.Rules{}})
 		b.add(&samplerv1.AddSession{Session: id(2), Epoch: 1, Rules: &samplerv1.Rules{}})
 		b.rows(r, row(2, 3, logits(2, 3), 5))
-		if f := b.hear().GetFailed(); codes.Code(f.GetCode()) != codes.Internal || !slices.Equal(f.GetSession(), id(1)) {
+		if f := b.hear().GetFailed(); codes.Code(f.GetCode()) != codes.Internal ||
+			!slices.Equal(f.GetSession(), id(1)) {
 			t.Errorf("%s: %v", name, f)
 		}
 		if got := b.hear().GetToken().GetSession(); !slices.Equal(got, id(2)) {
@@ -481,7 +496,9 @@ func TestPush_BadRowEndsItsSessionAlone(t *testing.T) {
 		}
 		for n := 1; n <= 2; n++ {
 			b.tell(
-				&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Remove{Remove: &samplerv1.RemoveSession{Session: id(n)}}},
+				&samplerv1.SampleRequest{
+					Frame: &samplerv1.SampleRequest_Remove{Remove: &samplerv1.RemoveSession{Session: id(n)}},
+				},
 			)
 		}
 	}
@@ -498,7 +515,8 @@ func TestSample_GrammarConstrainsText(t *testing.T) {
 	tokens[200], tokens[201] = []byte("12"), []byte("-3")
 	b.tell(
 		&samplerv1.SampleRequest{
-			Frame: &samplerv1.SampleRequest_Tokens{Tokens: &samplerv1.Tokens{Digest: "d", Size: vocab, Tokens: tokens[:150]}},
+			Frame: &samplerv1.SampleRequest_Tokens{Tokens: &samplerv1.Tokens{Digest: "d", Size: vocab,
+				Tokens: tokens[:150]}},
 		},
 	)
 	b.tell(

@@ -36,7 +36,8 @@ func dialStage(ctx context.Context, p *pipeline, open *shardv1.InferOpen) (*next
 		return nil, nil, rpc.FromStatus(err)
 	}
 	rest := &shardv1.InferOpen{
-		Pipeline: open.GetPipeline(), Digest: open.GetDigest(), Route: open.GetRoute()[1:], Sampler: open.GetSampler(), HiddenType: open.GetHiddenType(),
+		Pipeline: open.GetPipeline(), Digest: open.GetDigest(), Route: open.GetRoute()[1:], Sampler: open.GetSampler(),
+		HiddenType: open.GetHiddenType(),
 	}
 	if err := stream.Send(
 		&shardv1.InferRequest{Frame: &shardv1.InferRequest_Open{Open: rest}},
@@ -45,7 +46,8 @@ func dialStage(ctx context.Context, p *pipeline, open *shardv1.InferOpen) (*next
 	}
 	resp, err := stream.Recv()
 	if err != nil {
-		return nil, nil, fault.Wrap(fault.CodeOf(rpc.FromStatus(err)), rpc.FromStatus(err), "open next stage at %s", addr)
+		return nil, nil, fault.Wrap(fault.CodeOf(rpc.FromStatus(err)), rpc.FromStatus(err), "open next stage at %s",
+			addr)
 	}
 	if resp.GetOpened() == nil {
 		return nil, nil, fault.New(fault.Internal, "open next stage at %s: it answered %T", addr, resp.GetFrame())
@@ -197,7 +199,8 @@ func (t *toSampler) batch(b *shardv1.Batch, accepted []*shardv1.Entry, logits []
 func (t *toSampler) row(e *shardv1.Entry, pos uint32, row []float32) (*samplerv1.Row, []*tensorv1.Chunk) {
 	h := t.pipeline.held
 	out := &samplerv1.Row{
-		Session: e.GetSession(), Epoch: e.GetEpoch(), Position: pos, LogSumExp: t.pipeline.service.cfg.Kernels.LogSumExp(row),
+		Session: e.GetSession(), Epoch: e.GetEpoch(), Position: pos,
+		LogSumExp: t.pipeline.service.cfg.Kernels.LogSumExp(row),
 	}
 	if k := int(e.GetCandidates()); k > 0 && k < len(row) {
 		h.mu.Lock()
@@ -225,7 +228,8 @@ const maxScored = 1024
 // token unless it is one of them. The row itself is not kept.
 func (t *toSampler) scored(e *shardv1.Entry, pos uint32, row []float32, target uint32) *samplerv1.Row {
 	out := &samplerv1.Row{
-		Session: e.GetSession(), Epoch: e.GetEpoch(), Position: pos, LogSumExp: t.pipeline.service.cfg.Kernels.LogSumExp(row), Target: &target,
+		Session: e.GetSession(), Epoch: e.GetEpoch(), Position: pos,
+		LogSumExp: t.pipeline.service.cfg.Kernels.LogSumExp(row), Target: &target,
 	}
 	k := min(int(e.GetCandidates()), maxScored, len(row))
 	best := sample.Best(row, k)

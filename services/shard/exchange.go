@@ -70,7 +70,8 @@ func (p *fromPrev) send(step uint64, slot int, x []float32, width int) error {
 		return rpc.FromStatus(err)
 	}
 	for _, c := range chunks {
-		if err := p.stream.Send(&shardv1.ExchangeResponse{Frame: &shardv1.ExchangeResponse_Chunk{Chunk: c}}); err != nil {
+		if err := p.stream.Send(
+			&shardv1.ExchangeResponse{Frame: &shardv1.ExchangeResponse_Chunk{Chunk: c}}); err != nil {
 			return rpc.FromStatus(err)
 		}
 	}
@@ -112,17 +113,18 @@ func (s *Service) Exchange(stream exchangeServer) error {
 		return err
 	}
 	var pending slotTensor
-	err = receiveTensors(r.ctx, r.activationBytes(), r.prev.tensors, func() (*tensorv1.Tensor, *tensorv1.Chunk, *slotTensor, error) {
-		req, err := stream.Recv()
-		if err != nil {
-			return nil, nil, nil, err
-		}
-		if a := req.GetActivation(); a != nil {
-			pending = slotTensor{step: a.GetStep(), slot: a.GetSlot()}
-			return a.GetTensor(), nil, &pending, nil
-		}
-		return nil, req.GetChunk(), &pending, nil
-	})
+	err = receiveTensors(r.ctx, r.activationBytes(), r.prev.tensors,
+		func() (*tensorv1.Tensor, *tensorv1.Chunk, *slotTensor, error) {
+			req, err := stream.Recv()
+			if err != nil {
+				return nil, nil, nil, err
+			}
+			if a := req.GetActivation(); a != nil {
+				pending = slotTensor{step: a.GetStep(), slot: a.GetSlot()}
+				return a.GetTensor(), nil, &pending, nil
+			}
+			return nil, req.GetChunk(), &pending, nil
+		})
 	if errors.Is(err, io.EOF) {
 		return nil
 	}
@@ -201,7 +203,8 @@ func dialNext(
 	}
 	if _, err := n.stream.Recv(); err != nil {
 		cancel()
-		return nil, fault.Wrap(fault.CodeOf(rpc.FromStatus(err)), rpc.FromStatus(err), "join next stage at %s", o.GetNext())
+		return nil, fault.Wrap(fault.CodeOf(rpc.FromStatus(err)), rpc.FromStatus(err), "join next stage at %s",
+			o.GetNext())
 	}
 	go func() {
 		defer close(n.done)

@@ -89,7 +89,8 @@ type reader struct {
 
 func newReducer(r *trainRun) *reducer {
 	m := &reducer{
-		run: r, own: map[schedule.Node]bool{}, parents: map[schedule.Node]schedule.Node{}, theirs: map[schedule.Node]bool{}, readers: map[string]*reader{},
+		run: r, own: map[schedule.Node]bool{}, parents: map[schedule.Node]schedule.Node{},
+		theirs: map[schedule.Node]bool{}, readers: map[string]*reader{},
 	}
 	slots, replicas := int(r.open.GetSlots()), int(r.open.GetReplicas())
 	for replica := range replicas {

@@ -87,7 +87,8 @@ func TestTrain_DamagedGradientsNeverReachTheWeights(t *testing.T) {
 		"of another step inside": {event: func(g *eventv1.Gradient) { g.Step = 2 }},
 		"of another run inside":  {event: func(g *eventv1.Gradient) { g.Run = "other" }},
 		"of another slot inside": {event: func(g *eventv1.Gradient) { g.SlotLo = 0 }},
-		"of a later step":        {event: func(g *eventv1.Gradient) { g.Step = 7 }, key: func(k *gradbus.Key) { k.Step = 7 }},
+		"of a later step": {event: func(g *eventv1.Gradient) { g.Step = 7 },
+			key: func(k *gradbus.Key) { k.Step = 7 }},
 		"of a node of nobody": {
 			event: func(g *eventv1.Gradient) { g.SlotLo = 1 }, key: func(k *gradbus.Key) { k.SlotLo = 1 },
 		},

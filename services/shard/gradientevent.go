@@ -22,7 +22,8 @@ func (m *reducer) publish(part string, n schedule.Node, flat []float32) error {
 	for i := range chunks {
 		piece := data[i*chunkSize : min(len(data), (i+1)*chunkSize)]
 		event := &eventv1.Gradient{
-			Run: m.run.open.GetRun(), Step: m.step, Part: part, SlotLo: uint32(n.Lo), SlotHi: uint32(n.Hi), Chunk: uint32(i), Chunks: uint32(chunks),
+			Run: m.run.open.GetRun(), Step: m.step, Part: part, SlotLo: uint32(n.Lo), SlotHi: uint32(n.Hi),
+			Chunk: uint32(i), Chunks: uint32(chunks),
 			Checksum: wire.Checksum(piece), WholeChecksum: whole, Replica: m.run.open.GetReplica(), Data: piece,
 		}
 		raw, err := proto.Marshal(event)
@@ -115,11 +116,13 @@ func (a *assembly) add(e gradbus.Event, want int) ([]float32, error) {
 	chunks := (4*want + chunkSize - 1) / chunkSize
 	lo := int(g.GetChunk()) * chunkSize
 	switch {
-	case g.GetStep() != e.Key.Step || g.GetPart() != e.Key.Part || g.GetSlotLo() != e.Key.SlotLo || g.GetSlotHi() != e.Key.SlotHi || g.GetChunk() != e.Key.Chunk:
+	case g.GetStep() != e.Key.Step || g.GetPart() != e.Key.Part || g.GetSlotLo() != e.Key.SlotLo ||
+		g.GetSlotHi() != e.Key.SlotHi || g.GetChunk() != e.Key.Chunk:
 		return nil, bad("its fields differ from its key")
 	case g.GetRun() != e.Key.Run:
 		return nil, bad("it belongs to run %q", g.GetRun())
-	case int(g.GetChunks()) != chunks || int(g.GetChunk()) >= chunks || len(g.GetData()) != min(4*want, lo+chunkSize)-lo:
+	case int(g.GetChunks()) != chunks || int(g.GetChunk()) >= chunks ||
+		len(g.GetData()) != min(4*want, lo+chunkSize)-lo:
 		return nil, bad(
 			"chunk %d of %d with %d bytes does not fit %d values", g.GetChunk(), g.GetChunks(), len(g.GetData()), want,
 		)

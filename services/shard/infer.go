@@ -121,7 +121,8 @@ func (p *pipeline) connect(
 		return opened, err
 	}
 	if next := open.GetRoute()[1]; int(next.GetLo()) != p.held.stage.Range.Hi {
-		return nil, fault.Field("open.route", "layers %d-%d do not follow %v", next.GetLo(), next.GetHi(), p.held.stage.Range)
+		return nil, fault.Field("open.route", "layers %d-%d do not follow %v", next.GetLo(), next.GetHi(),
+			p.held.stage.Range)
 	}
 	down, rest, err := dialStage(ctx, p, open)
 	p.down = down
@@ -275,15 +276,19 @@ func (p *pipeline) refusal(e *shardv1.Entry, ids []uint32) error {
 		return fault.New(fault.Invalid, "no rows at position %d", e.GetPosition())
 	case e.GetLogits() > e.GetRows():
 		return fault.New(
-			fault.Invalid, "logits of %d rows at position %d, which has %d", e.GetLogits(), e.GetPosition(), e.GetRows(),
+			fault.Invalid, "logits of %d rows at position %d, which has %d", e.GetLogits(), e.GetPosition(),
+			e.GetRows(),
 		)
 	case len(e.GetDraftIds()) > 0 && len(e.GetDraftIds()) != int(e.GetLogits())-1:
-		return fault.New(fault.Invalid, "%d draft tokens for %d rows that want logits", len(e.GetDraftIds()), e.GetLogits())
+		return fault.New(fault.Invalid, "%d draft tokens for %d rows that want logits", len(e.GetDraftIds()),
+			e.GetLogits())
 	case len(e.GetTargets()) > 0 && (len(e.GetDraftIds()) > 0 || len(e.GetTargets()) > int(e.GetLogits())):
-		return fault.New(fault.Invalid, "%d targets for %d rows that want logits and %d draft tokens", len(e.GetTargets()), e.GetLogits(), len(e.GetDraftIds()))
+		return fault.New(fault.Invalid, "%d targets for %d rows that want logits and %d draft tokens",
+			len(e.GetTargets()), e.GetLogits(), len(e.GetDraftIds()))
 	case end > uint64(p.held.positions()):
 		return fault.New(
-			fault.Exhausted, "%d rows at position %d exceed the %d positions of the cache", e.GetRows(), e.GetPosition(),
+			fault.Exhausted, "%d rows at position %d exceed the %d positions of the cache", e.GetRows(),
+			e.GetPosition(),
 			p.held.positions(),
 		)
 	}
@@ -307,7 +312,8 @@ func (p *pipeline) refusal(e *shardv1.Entry, ids []uint32) error {
 func (p *pipeline) compute(ctx context.Context) (err error) {
 	defer func() {
 		if r := recover(); r != nil {
-			p.service.log.Error("recover from a panic in a kernel", "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
+			p.service.log.Error("recover from a panic in a kernel", "panic", fmt.Sprint(r), "stack",
+				string(debug.Stack()))
 			err = fault.New(fault.Internal, "compute layers %v: %v", p.held.stage.Range, r)
 		}
 	}()

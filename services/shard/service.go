@@ -95,7 +95,8 @@ func New(c Config) *Service {
 		rows: prometheus.NewCounter(
 			prometheus.CounterOpts{Name: "lamina_shard_rows_total", Help: "Rows (token positions) computed."},
 		),
-		batches: prometheus.NewCounter(prometheus.CounterOpts{Name: "lamina_shard_batches_total", Help: "Batches computed."}),
+		batches: prometheus.NewCounter(
+			prometheus.CounterOpts{Name: "lamina_shard_batches_total", Help: "Batches computed."}),
 		compute: prometheus.NewCounter(
 			prometheus.CounterOpts{Name: "lamina_shard_compute_seconds_total", Help: "Time spent in kernels."},
 		),
@@ -158,7 +159,8 @@ func (s *Service) find(digest string, hop *shardv1.Hop) (*held, error) {
 		}
 	}
 	return nil, fault.New(
-		fault.NotFound, "open pipeline: layers %d-%d of %s are not held by this shard", hop.GetLo(), hop.GetHi(), digest,
+		fault.NotFound, "open pipeline: layers %d-%d of %s are not held by this shard", hop.GetLo(), hop.GetHi(),
+		digest,
 	)
 }
 
@@ -197,10 +199,13 @@ func (h *held) describe() *shardv1.Held {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return &shardv1.Held{
-		Model: h.name, Digest: h.digest, Lo: uint32(h.stage.Range.Lo), Hi: uint32(h.stage.Range.Hi), Layers: uint32(len(c.Layers)),
-		Width: uint32(c.Width), Vocab: uint32(c.Vocab), Context: uint32(c.Context), Architecture: c.Architecture, Positions: uint32(h.positions()),
-		KvPages: uint32(h.cache.Config().Pages), KvPageLen: uint32(h.cache.Config().PageLen), KvPagesUsed: uint32(h.cache.Used()),
-		Sessions: uint32(len(h.sessions)), Rows: h.rows, ComputeUs: h.computeUS,
+		Model: h.name, Digest: h.digest, Lo: uint32(h.stage.Range.Lo), Hi: uint32(h.stage.Range.Hi),
+		Layers: uint32(len(c.Layers)),
+		Width:  uint32(c.Width), Vocab: uint32(c.Vocab), Context: uint32(c.Context), Architecture: c.Architecture,
+		Positions: uint32(h.positions()),
+		KvPages:   uint32(h.cache.Config().Pages), KvPageLen: uint32(h.cache.Config().PageLen),
+		KvPagesUsed: uint32(h.cache.Used()),
+		Sessions:    uint32(len(h.sessions)), Rows: h.rows, ComputeUs: h.computeUS,
 	}
 }
 

@@ -85,7 +85,8 @@ func (p *pipeline) admit(e *shardv1.Entry) (*session, error) {
 	case s.pipeline != p.id && e.GetEpoch() <= s.epoch:
 		return nil, fault.New(fault.Aborted, "session %x belongs to another pipeline", e.GetSession())
 	case e.GetEpoch() < s.epoch:
-		return nil, fault.New(fault.Aborted, "epoch %d of session %x is below %d", e.GetEpoch(), e.GetSession(), s.epoch)
+		return nil, fault.New(fault.Aborted, "epoch %d of session %x is below %d", e.GetEpoch(), e.GetSession(),
+			s.epoch)
 	case s.pipeline != p.id:
 		return nil, fault.New(fault.Aborted, "session %x is still held by its former pipeline", e.GetSession())
 	}
@@ -93,7 +94,8 @@ func (p *pipeline) admit(e *shardv1.Entry) (*session, error) {
 	pos := int(e.GetPosition())
 	if pos > s.seq.Len() {
 		return nil, fault.New(
-			fault.FailedPrecondition, "position %d of session %x is beyond the %d cached", pos, e.GetSession(), s.seq.Len(),
+			fault.FailedPrecondition, "position %d of session %x is beyond the %d cached", pos, e.GetSession(),
+			s.seq.Len(),
 		)
 	}
 	s.seq.Truncate(pos)
@@ -106,13 +108,16 @@ func (p *pipeline) admit(e *shardv1.Entry) (*session, error) {
 
 // computed tells the router that a step without tokens is done.
 func (p *pipeline) computed(step uint64) error {
-	return p.send(&shardv1.InferResponse{Frame: &shardv1.InferResponse_Computed{Computed: &shardv1.Computed{Step: step}}})
+	return p.send(
+		&shardv1.InferResponse{Frame: &shardv1.InferResponse_Computed{Computed: &shardv1.Computed{Step: step}}},
+	)
 }
 
 // refuse tells upstream that an entry was refused.
 func (p *pipeline) refuse(b *shardv1.Batch, e *shardv1.Entry, err error) error {
 	return p.send(&shardv1.InferResponse{Frame: &shardv1.InferResponse_Refused{Refused: &shardv1.Refused{
-		Session: e.GetSession(), Step: b.GetStep(), Code: uint32(rpc.Code(fault.CodeOf(err))), Message: err.Error(), Lo: uint32(p.held.stage.Range.Lo),
+		Session: e.GetSession(), Step: b.GetStep(), Code: uint32(rpc.Code(fault.CodeOf(err))), Message: err.Error(),
+		Lo: uint32(p.held.stage.Range.Lo),
 	}}})
 }
 

@@ -135,14 +135,16 @@ func checkTrainOpen(o *shardv1.TrainOpen) error {
 		return fault.Field("open.slots", "%d are not within 1..%d", o.GetSlots(), maxSlots)
 	case o.GetReplicas() == 0 || o.GetReplicas() > o.GetSlots() || o.GetReplica() >= o.GetReplicas():
 		return fault.Field("open.replica", "%d of %d replicas, %d slots", o.GetReplica(), o.GetReplicas(), o.GetSlots())
-	case o.GetSlotSequences() == 0 || o.GetSequenceLen() == 0 || o.GetSequenceLen() > maxPosition || uint64(o.GetSlotSequences())*uint64(o.GetSequenceLen()) > 1<<22:
+	case o.GetSlotSequences() == 0 || o.GetSequenceLen() == 0 || o.GetSequenceLen() > maxPosition ||
+		uint64(o.GetSlotSequences())*uint64(o.GetSequenceLen()) > 1<<22:
 		return fault.Field("open.slot_sequences", "%d sequences of %d tokens", o.GetSlotSequences(), o.GetSequenceLen())
 	case o.GetPrecision() > shardv1.Precision_PRECISION_BFLOAT16 || o.GetPrecision() < 0:
 		return fault.Field("open.precision", "unknown precision %d", o.GetPrecision())
 	case (o.GetNext() == "") != (o.GetStage() == o.GetStages()-1):
 		return fault.Field("open.next", "must be set on every stage but the last")
 	}
-	if a := o.GetAdamw(); !(a.GetBeta1() >= 0 && a.GetBeta1() < 1 && a.GetBeta2() >= 0 && a.GetBeta2() < 1 && a.GetEpsilon() >= 0 && a.GetDecay() >= 0) {
+	if a := o.GetAdamw(); !(a.GetBeta1() >= 0 && a.GetBeta1() < 1 && a.GetBeta2() >= 0 && a.GetBeta2() < 1 &&
+		a.GetEpsilon() >= 0 && a.GetDecay() >= 0) {
 		return fault.Field("open.adamw", "betas must be within 0..1, epsilon and decay not negative")
 	}
 	return nil
@@ -157,7 +159,8 @@ func (t *training) build(
 		return nil, fault.Wrap(fault.Invalid, err, "open.config_json")
 	}
 	layers := model.Range{Lo: int(o.GetLo()), Hi: int(o.GetHi())}
-	if layers.Lo >= layers.Hi || layers.Hi > len(spec.Layers) || (layers.Lo == 0) != (o.GetStage() == 0) || (layers.Hi == len(spec.Layers)) != (o.GetStage() == o.GetStages()-1) {
+	if layers.Lo >= layers.Hi || layers.Hi > len(spec.Layers) || (layers.Lo == 0) != (o.GetStage() == 0) ||
+		(layers.Hi == len(spec.Layers)) != (o.GetStage() == o.GetStages()-1) {
 		return nil, fault.Field(
 			"open.lo", "layers %v of %d on stage %d of %d", layers, len(spec.Layers), o.GetStage(), o.GetStages(),
 		)
@@ -179,7 +182,8 @@ func (t *training) build(
 		loaded: map[string]int{},
 	}
 	for _, p := range stage.Stepped() {
-		r.state = append(r.state, &paramState{Param: p, m: make([]float32, len(p.Data)), v: make([]float32, len(p.Data))})
+		r.state = append(r.state,
+			&paramState{Param: p, m: make([]float32, len(p.Data)), v: make([]float32, len(p.Data))})
 	}
 	r.tied, _ = stage.TiedEnd()
 	if o.GetStage() > 0 {

@@ -71,8 +71,10 @@ func trainOpening(replica, replicas uint32) *shardv1.TrainOpen {
 	chain := make([]byte, 16)
 	chain[0] = byte(replica + 1)
 	return &shardv1.TrainOpen{
-		Run: "run", Chain: chain, Stages: 1, Replica: replica, Replicas: replicas, Hi: 2, Seed: 5, Slots: slotCount, Schedule: "1f1b",
-		SlotSequences: 1, SequenceLen: slotLength, Adamw: &shardv1.AdamW{Beta1: 0.9, Beta2: 0.95, Epsilon: 1e-8, Decay: 0.1},
+		Run: "run", Chain: chain, Stages: 1, Replica: replica, Replicas: replicas, Hi: 2, Seed: 5, Slots: slotCount,
+		Schedule:      "1f1b",
+		SlotSequences: 1, SequenceLen: slotLength,
+		Adamw: &shardv1.AdamW{Beta1: 0.9, Beta2: 0.95, Epsilon: 1e-8, Decay: 0.1},
 		ConfigJson: []byte(
 			`{"model_type":"llama","hidden_size":40,"num_hidden_layers":2,"num_attention_heads":2,"intermediate_size":16,"vocab_size":2048,"max_position_embeddings":8,"tie_word_embeddings":true}`,
 		),
@@ -315,7 +317,8 @@ func TestTrain_ForwardOnlyChangesNothing(t *testing.T) {
 	losses, _ := c.folded()
 	for i := range losses {
 		if losses[i] != measured[i] || math.Abs(losses[i]/slotLength-math.Log(vocabSize)) > 0.5 {
-			t.Errorf("slot %d: loss %v, measured %v, want near %v a token", i, losses[i], measured[i], math.Log(vocabSize))
+			t.Errorf("slot %d: loss %v, measured %v, want near %v a token", i, losses[i], measured[i],
+				math.Log(vocabSize))
 		}
 	}
 	c.end()
@@ -380,9 +383,10 @@ func TestTrain_WrongFramesAreRefused(t *testing.T) {
 		frames []*shardv1.TrainRequest
 		want   fault.Code
 	}{
-		"slots of another replica":    {[]*shardv1.TrainRequest{stepOf(0, 1)}, fault.Invalid},
-		"slots with a gap":            {[]*shardv1.TrainRequest{stepOf(0, 2, 3)}, fault.Invalid},
-		"a later slot first":          {[]*shardv1.TrainRequest{stepOf(0, 1, 2, 3), wrap(microbatch(1, 1))}, fault.Invalid},
+		"slots of another replica": {[]*shardv1.TrainRequest{stepOf(0, 1)}, fault.Invalid},
+		"slots with a gap":         {[]*shardv1.TrainRequest{stepOf(0, 2, 3)}, fault.Invalid},
+		"a later slot first": {[]*shardv1.TrainRequest{stepOf(0, 1, 2, 3), wrap(microbatch(1, 1))},
+			fault.Invalid},
 		"an id beyond the vocabulary": {[]*shardv1.TrainRequest{stepOf(0, 1, 2, 3), wrap(foreign)}, fault.Invalid},
 		"a longer sequence":           {[]*shardv1.TrainRequest{stepOf(0, 1, 2, 3), wrap(long)}, fault.Invalid},
 		"a second open": {

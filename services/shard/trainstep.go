@@ -26,7 +26,8 @@ func (r *trainRun) runStep(step *shardv1.Step) error {
 	}
 	start := time.Now()
 	s := &stepRun{
-		trainRun: r, step: step, scale: 1 / float64(step.GetTargets()), traces: map[int]*model.Trace[float32]{}, grads: map[schedule.Node]*gradient{},
+		trainRun: r, step: step, scale: 1 / float64(step.GetTargets()), traces: map[int]*model.Trace[float32]{},
+		grads: map[schedule.Node]*gradient{},
 	}
 	actions, err := schedule.New(
 		r.open.GetSchedule(), int(r.open.GetStage()), int(r.open.GetStages()), len(step.GetSlots()),
@@ -140,7 +141,8 @@ func (s *stepRun) microbatch(slot int) (*shardv1.Microbatch, error) {
 	if m == nil || m.GetStep() != s.step.GetStep() || int(m.GetSlot()) != slot {
 		return nil, fault.Field("microbatch", "want slot %d of step %d, got %v", slot, s.step.GetStep(), f.GetFrame())
 	}
-	if m.GetSequences() == 0 || m.GetSequences() > s.open.GetSlotSequences() || m.GetLength() != s.open.GetSequenceLen() {
+	if m.GetSequences() == 0 || m.GetSequences() > s.open.GetSlotSequences() ||
+		m.GetLength() != s.open.GetSequenceLen() {
 		return nil, fault.Field(
 			"microbatch", "%d sequences of %d tokens, the run has %d of %d", m.GetSequences(), m.GetLength(),
 			s.open.GetSlotSequences(), s.open.GetSequenceLen(),

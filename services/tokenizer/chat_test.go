@@ -91,7 +91,10 @@ func TestService_ChatPassesArgumentsInTheTemplatesForm(t *testing.T) {
 		for way, arguments := range given {
 			r, err := s.ApplyChatTemplate(t.Context(),
 				&tokenizerv1.ApplyChatTemplateRequest{Messages: []*tokenizerv1.Message{
-					{Json: `{"role":"assistant","content":null,"tool_calls":[{"id":"1","type":"function","function":{"name":"f","arguments":` + arguments + `}}]}`}}})
+					{
+						Json: `{"role":"assistant","content":null,"tool_calls":[{"id":"1","type":"function","function":{"name":"f","arguments":` + arguments + `}}]}`,
+					},
+				}})
 			if err != nil || r.GetText() != want[way] {
 				t.Errorf("%s, %s: %q, %v; want %q", template, way, r.GetText(), err, want[way])
 			}
@@ -108,7 +111,10 @@ func TestService_ChatPassesContentInTheTemplatesForm(t *testing.T) {
 		s, _ := serve(t, tokenizer.Model{Name: "m", Vocab: bpe(t), ChatTemplate: template})
 		r, err := s.ApplyChatTemplate(t.Context(),
 			&tokenizerv1.ApplyChatTemplateRequest{Messages: []*tokenizerv1.Message{
-				{Json: `{"role":"assistant","content":null,"tool_calls":[{"id":"1","type":"function","function":{"name":"f","arguments":"{}"}}]}`}}})
+				{
+					Json: `{"role":"assistant","content":null,"tool_calls":[{"id":"1","type":"function","function":{"name":"f","arguments":"{}"}}]}`,
+				},
+			}})
 		if err != nil || r.GetText() != want {
 			t.Errorf("%s: %q, %v; want %q", template, r.GetText(), err, want)
 		}

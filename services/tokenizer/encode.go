@@ -206,7 +206,8 @@ func (m *model) padding(p *tokenizerv1.Padding) (*padding, error) {
 		id, ok := m.Vocab.ID(m.Chat.Special["pad_token"])
 		if !ok {
 			if id, ok = m.Vocab.EOS(); !ok {
-				return nil, fault.Field("padding.id", "is missing: model %q has neither a padding token nor an end-of-text token",
+				return nil, fault.Field("padding.id",
+					"is missing: model %q has neither a padding token nor an end-of-text token",
 					m.Name)
 			}
 		}

@@ -107,7 +107,9 @@ func TestService_DecodeStream(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	send(&tokenizerv1.DecodeStreamRequest{Frame: &tokenizerv1.DecodeStreamRequest_Open{Open: &tokenizerv1.DecodeOpen{}}})
+	send(
+		&tokenizerv1.DecodeStreamRequest{Frame: &tokenizerv1.DecodeStreamRequest_Open{Open: &tokenizerv1.DecodeOpen{}}},
+	)
 	var got strings.Builder
 	for part := range slices.Chunk(ids[:len(ids)-2], 2) {
 		push := &tokenizerv1.DecodePush{}
@@ -125,7 +127,11 @@ func TestService_DecodeStream(t *testing.T) {
 		}
 		got.WriteString(r.GetText())
 	}
-	send(&tokenizerv1.DecodeStreamRequest{Frame: &tokenizerv1.DecodeStreamRequest_Flush{Flush: &tokenizerv1.DecodeFlush{}}})
+	send(
+		&tokenizerv1.DecodeStreamRequest{
+			Frame: &tokenizerv1.DecodeStreamRequest_Flush{Flush: &tokenizerv1.DecodeFlush{}},
+		},
+	)
 	r, err := stream.Recv()
 	if err != nil {
 		t.Fatal(err)

@@ -49,11 +49,17 @@ func encodeStream(t *testing.T, c tokenizerv1.TokenizerServiceClient, open *toke
 		}
 		return nil
 	}
-	if err := send(&tokenizerv1.EncodeStreamRequest{Frame: &tokenizerv1.EncodeStreamRequest_Open{Open: open}}); err != nil {
+	if err := send(
+		&tokenizerv1.EncodeStreamRequest{Frame: &tokenizerv1.EncodeStreamRequest_Open{Open: open}},
+	); err != nil {
 		return ids, starts, ends, err
 	}
 	for p := range pieces {
-		if err := send(&tokenizerv1.EncodeStreamRequest{Frame: &tokenizerv1.EncodeStreamRequest_Push{Push: &tokenizerv1.EncodePush{Text: p}}}); err != nil {
+		if err := send(
+			&tokenizerv1.EncodeStreamRequest{
+				Frame: &tokenizerv1.EncodeStreamRequest_Push{Push: &tokenizerv1.EncodePush{Text: p}},
+			},
+		); err != nil {
 			return ids, starts, ends, err
 		}
 		if err := receive(); err != nil {
@@ -63,7 +69,11 @@ func encodeStream(t *testing.T, c tokenizerv1.TokenizerServiceClient, open *toke
 	for _, n := range early {
 		*n = len(ids)
 	}
-	if err := send(&tokenizerv1.EncodeStreamRequest{Frame: &tokenizerv1.EncodeStreamRequest_Flush{Flush: &tokenizerv1.EncodeFlush{}}}); err != nil {
+	if err := send(
+		&tokenizerv1.EncodeStreamRequest{
+			Frame: &tokenizerv1.EncodeStreamRequest_Flush{Flush: &tokenizerv1.EncodeFlush{}},
+		},
+	); err != nil {
 		return ids, starts, ends, err
 	}
 	return ids, starts, ends, receive()
@@ -197,7 +207,9 @@ func TestEncodeStream_Refuses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := stream.Send(&tokenizerv1.EncodeStreamRequest{Frame: &tokenizerv1.EncodeStreamRequest_Flush{}}); err != nil {
+	if err := stream.Send(
+		&tokenizerv1.EncodeStreamRequest{Frame: &tokenizerv1.EncodeStreamRequest_Flush{}},
+	); err != nil {
 		t.Fatal(err)
 	}
 	if _, err = stream.Recv(); err == nil || status.Code(err) == codes.OK ||

@@ -264,8 +264,12 @@ func (f *fleet) load(state *state) error {
 				}
 			}
 		}
-		if err := f.send(s,
-			&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Load{Load: &shardv1.Load{Step: state.step}}}); err != nil {
+		if err := f.send(
+			s,
+			&shardv1.TrainRequest{
+				Frame: &shardv1.TrainRequest_Load{Load: &shardv1.Load{Step: state.step}},
+			},
+		); err != nil {
 			return err
 		}
 		r, err := f.reply(s)

@@ -43,8 +43,9 @@ type Manifest struct {
 	Schedule        string `json:"schedule"`         // "1f1b" (default) or "gpipe"
 	EvaluateEvery   int    `json:"evaluate_every"`   // steps; with 0 the validation loss is measured at the end only
 	CheckpointEvery int    `json:"checkpoint_every"` // steps; 0 means 500
-	DType           string `json:"dtype"`            // element type of the trained model's file: "F32" (default) or "BF16"
-	ChatTemplate    string `json:"chat_template"`    // for the trained model's tokenizer_config.json; empty for none
+	// element type of the trained model's file: "F32" (default) or "BF16"
+	DType        string `json:"dtype"`
+	ChatTemplate string `json:"chat_template"` // for the trained model's tokenizer_config.json; empty for none
 }
 
 // Data names the text.

@@ -136,7 +136,8 @@ func (c *compiler) node(n *regex.Node, next int32) int32 {
 		return at
 	case regex.Repeat:
 		return c.repeat(n, next)
-	case regex.Begin, regex.End, regex.FinalEnd, regex.LineBegin, regex.LineEnd, regex.WordBoundary, regex.NotWordBoundary:
+	case regex.Begin, regex.End, regex.FinalEnd, regex.LineBegin, regex.LineEnd, regex.WordBoundary,
+		regex.NotWordBoundary:
 		return c.emit(inst{op: opAssert, assert: n.Op, next: next})
 	case regex.Look, regex.Atomic:
 		if n.Op == regex.Atomic {
@@ -150,7 +151,8 @@ func (c *compiler) node(n *regex.Node, next int32) int32 {
 				if r.Min == 0 {
 					return run
 				}
-				return c.emit(inst{op: opLook, alt: c.node(r.Subs[0], c.emit(inst{op: opMatch})), next: run, behind: 0, choice: c.choice()})
+				return c.emit(inst{op: opLook, alt: c.node(r.Subs[0], c.emit(inst{op: opMatch})), next: run, behind: 0,
+					choice: c.choice()})
 			}
 			if _, hi := width(r); hi < 0 || hi > maxWidth {
 				c.err = &Error{Pattern: c.src, Reason: "atomic group without a greatest width"}
@@ -293,7 +295,8 @@ func firsts(n *regex.Node) (set charset.Set, empty bool) {
 		return set, empty || n.Min == 0
 	case regex.Atomic:
 		return firsts(n.Subs[0])
-	case regex.Empty, regex.Look, regex.Begin, regex.End, regex.FinalEnd, regex.LineBegin, regex.LineEnd, regex.WordBoundary, regex.NotWordBoundary:
+	case regex.Empty, regex.Look, regex.Begin, regex.End, regex.FinalEnd, regex.LineBegin, regex.LineEnd,
+		regex.WordBoundary, regex.NotWordBoundary:
 		return nil, true
 	}
 	return charset.Any(), true

@@ -99,7 +99,8 @@ func TestPattern_AgreesWithStandardLibrary(t *testing.T) {
 }
 
 func TestPattern_IsLinear(t *testing.T) {
-	for _, src := range []string{`(a+)+b|a`, `(a|a)*b|a`, `a*a*a*b|a`, `(?=(?:a{3})*b)a|a`, `\s+$|\s`, `(?>a+)b|a`, `a+(?!a)b|a`} {
+	for _, src := range []string{`(a+)+b|a`, `(a|a)*b|a`, `a*a*a*b|a`, `(?=(?:a{3})*b)a|a`, `\s+$|\s`, `(?>a+)b|a`,
+		`a+(?!a)b|a`} {
 		p, err := pattern.Compile(src)
 		if err != nil {
 			t.Fatal(err)
@@ -117,7 +118,8 @@ func TestPattern_IsLinear(t *testing.T) {
 }
 
 func TestCompile_Errors(t *testing.T) {
-	for _, src := range []string{`(`, `)`, `[a`, `*a`, `a{2000}`, `\p{Nope}`, `\1`, `(?<=a+)b`, `(?z)`, `\`, `[b-a]`, `((((a{99}){99}){99}){99})`, `(?>(ab)+)c`,
+	for _, src := range []string{`(`, `)`, `[a`, `*a`, `a{2000}`, `\p{Nope}`, `\1`, `(?<=a+)b`, `(?z)`, `\`, `[b-a]`,
+		`((((a{99}){99}){99}){99})`, `(?>(ab)+)c`,
 		strings.Repeat("(", 300)} {
 		_, err := pattern.Compile(src)
 		var bad *pattern.Error

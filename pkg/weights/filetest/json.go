@@ -28,7 +28,8 @@ type jsonSpan struct {
 // replacements are what a value may become: small, negative and huge numbers, numbers
 // that are none, and values of other types.
 var replacements = []string{
-	"0", "1", "-1", "2147483647", "2147483648", "4294967295", "4294967296", "9223372036854775807", "9223372036854775808",
+	"0", "1", "-1", "2147483647", "2147483648", "4294967295", "4294967296", "9223372036854775807",
+	"9223372036854775808",
 	"18446744073709551616", "1e308", "1e400", "0.5", "-0.0", "NaN", "Infinity", `"0"`, `"-1"`, "null", "true", "false",
 	`""`, `"\u0000"`, `"\ud800"`, `"` + "\x80" + `"`, "[]", "[null]", "{}", `{"":{}}`, `[[[[]]]]`,
 }

@@ -46,7 +46,8 @@ func New(b Backend, o Options) http.Handler {
 		s.timeout = 30 * time.Second
 	}
 	mux := http.NewServeMux()
-	for path, file := range map[string]string{"/{$}": "index.html", "/app.js": "app.js", "/mesh.js": "mesh.js", "/style.css": "style.css"} {
+	for path, file := range map[string]string{"/{$}": "index.html", "/app.js": "app.js", "/mesh.js": "mesh.js",
+		"/style.css": "style.css"} {
 		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Cache-Control", "no-cache") // a newer binary has newer files
 			http.ServeFileFS(w, r, static, "static/"+file)
@@ -96,7 +97,10 @@ func (s *server) topology(w http.ResponseWriter, r *http.Request) {
 func secure(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
-		h.Set("Content-Security-Policy", "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+		h.Set(
+			"Content-Security-Policy",
+			"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+		)
 		h.Set("X-Content-Type-Options", "nosniff")
 		h.Set("Referrer-Policy", "no-referrer")
 		next.ServeHTTP(w, r)

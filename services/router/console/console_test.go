@@ -54,13 +54,15 @@ func get(t *testing.T, url string) (*http.Response, string) {
 
 func TestPage_FilesAndPolicy(t *testing.T) {
 	s := serve(t, nil, console.Options{})
-	for path, kind := range map[string]string{"/": "text/html", "/app.js": "text/javascript", "/mesh.js": "text/javascript", "/style.css": "text/css"} {
+	for path, kind := range map[string]string{"/": "text/html", "/app.js": "text/javascript",
+		"/mesh.js": "text/javascript", "/style.css": "text/css"} {
 		resp, text := get(t, s.URL+path)
 		policy := resp.Header.Get("Content-Security-Policy")
 		if resp.StatusCode != http.StatusOK || !strings.HasPrefix(resp.Header.Get("Content-Type"), kind) || text == "" {
 			t.Errorf("%s: %d, %q, %d bytes", path, resp.StatusCode, resp.Header.Get("Content-Type"), len(text))
 		}
-		if !strings.Contains(policy, "default-src 'none'") || !strings.Contains(policy, "script-src 'self';") || strings.Contains(policy, "unsafe") {
+		if !strings.Contains(policy, "default-src 'none'") || !strings.Contains(policy, "script-src 'self';") ||
+			strings.Contains(policy, "unsafe") {
 			t.Errorf("%s: the policy is %q", path, policy)
 		}
 	}
@@ -94,10 +96,12 @@ func TestPage_HasNoInlineScriptsForeignFilesOrMarkup(t *testing.T) {
 			t.Errorf("the script uses element %q, which the page lacks", id[1])
 		}
 	}
-	for _, e := range regexp.MustCompile(`<(?:input|textarea|select)[^>]*id="(\w+)"`).FindAllStringSubmatchIndex(html, -1) {
+	for _, e := range regexp.MustCompile(`<(?:input|textarea|select)[^>]*id="(\w+)"`).FindAllStringSubmatchIndex(html,
+		-1) {
 		id := html[e[2]:e[3]]
 		before := html[:e[0]]
-		if !strings.Contains(html, `for="`+id+`"`) && strings.LastIndex(before, "<label>") <= strings.LastIndex(before, "</label>") {
+		if !strings.Contains(html, `for="`+id+`"`) &&
+			strings.LastIndex(before, "<label>") <= strings.LastIndex(before, "</label>") {
 			t.Errorf("field %q has no label", id)
 		}
 	}
@@ -121,8 +125,10 @@ func TestTopology_ChangesAreSentAtOnceUntilTheReaderDisconnects(t *testing.T) {
 	}), console.Options{})
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	first := &routerv1.Mesh{Members: []*routerv1.Member{{Id: "a\n<b>", Service: "shard", Held: []*shardv1.Held{{Hi: 2, KvPages: 8, KvPagesUsed: 3, Rows: 1 << 60}}}}}
-	second := &routerv1.Mesh{Pipelines: []*routerv1.Pipeline{{Id: "p", TokensPerSecond: 1.5, Stages: []*shardv1.Hop{{Address: "x:1", Lo: 2, Hi: 4}}}}}
+	first := &routerv1.Mesh{Members: []*routerv1.Member{{Id: "a\n<b>", Service: "shard",
+		Held: []*shardv1.Held{{Hi: 2, KvPages: 8, KvPagesUsed: 3, Rows: 1 << 60}}}}}
+	second := &routerv1.Mesh{Pipelines: []*routerv1.Pipeline{{Id: "p", TokensPerSecond: 1.5,
+		Stages: []*shardv1.Hop{{Address: "x:1", Lo: 2, Hi: 4}}}}}
 	go func() {
 		select {
 		case meshes <- first:
@@ -149,7 +155,8 @@ func TestTopology_ChangesAreSentAtOnceUntilTheReaderDisconnects(t *testing.T) {
 			t.Fatal(err)
 		}
 		var got routerv1.Mesh
-		if err := protojson.Unmarshal([]byte(strings.TrimPrefix(line, "data: ")), &got); err != nil || !proto.Equal(&got, want) {
+		if err := protojson.Unmarshal([]byte(strings.TrimPrefix(line, "data: ")), &got); err != nil ||
+			!proto.Equal(&got, want) {
 			t.Errorf("the event is %q, %v", line, err)
 		}
 		if want.GetMembers() != nil && !strings.Contains(line, `"kv_pages_used":`) {

@@ -123,7 +123,8 @@ func nameReasoning(fields map[string]json.RawMessage) bool {
 		}
 	}
 	var calls []json.RawMessage
-	if found == nil || json.Unmarshal(fields["tool_calls"], &calls) == nil && len(calls) > 0 && given(fields["content"]) && string(fields["content"]) != `""` {
+	if found == nil || json.Unmarshal(fields["tool_calls"], &calls) == nil && len(calls) > 0 &&
+		given(fields["content"]) && string(fields["content"]) != `""` {
 		return false
 	}
 	changed := false
@@ -161,7 +162,8 @@ func joinParts(field string, raw json.RawMessage) (string, error) {
 func (c *chatRequest) request() (*routerv1.ChatRequest, error) {
 	out := &routerv1.ChatRequest{
 		Model: c.Model, Stop: c.Stop, KeepMarkers: true, ContinueFinalMessage: c.ContinueFinal,
-		NoGenerationPrompt: c.GenerationPrompt != nil && !*c.GenerationPrompt || c.GenerationPrompt == nil && c.ContinueFinal,
+		NoGenerationPrompt: c.GenerationPrompt != nil && !*c.GenerationPrompt || c.GenerationPrompt == nil &&
+			c.ContinueFinal,
 	}
 	var err error
 	field, most := "max_tokens", c.MaxTokens
@@ -236,7 +238,8 @@ func (s *server) chatJobs(c *chatRequest) ([]job, *parsing, error) {
 			})
 		}}
 	}
-	return jobs, &parsing{tools: base.GetToolsJson(), reasoning: reasoning, one: c.ParallelToolCalls != nil && !*c.ParallelToolCalls}, nil
+	return jobs, &parsing{tools: base.GetToolsJson(), reasoning: reasoning, one: c.ParallelToolCalls != nil &&
+		!*c.ParallelToolCalls}, nil
 }
 
 // candidate is a token with its log-probability and UTF-8 bytes.
@@ -287,7 +290,8 @@ func (s *server) chat(w http.ResponseWriter, r *http.Request) {
 	}
 	readers := make([]*reader, len(jobs))
 	f := &shape{
-		prefix: "chatcmpl", whole: "chat.completion", part: "chat.completion.chunk", created: time.Now().Unix(), usage: c.usageWanted(),
+		prefix: "chatcmpl", whole: "chat.completion", part: "chat.completion.chunk", created: time.Now().Unix(),
+		usage: c.usageWanted(),
 		choice: func(i int, a *answer) map[string]any {
 			r := reads.reader(i, a.started)
 			for _, t := range a.tokens {

@@ -52,7 +52,8 @@ func (c *completionRequest) prompts() ([]prompt, error) {
 			out = append(out, prompt{ids: append([]uint32{}, l...)})
 		}
 	default:
-		return nil, fault.Field("prompt", "want a string, a list of strings, a list of token ids, or a list of such lists")
+		return nil, fault.Field("prompt",
+			"want a string, a list of strings, a list of token ids, or a list of such lists")
 	}
 	if len(out) == 0 {
 		return nil, fault.Field("prompt", "the list is empty")
@@ -112,7 +113,8 @@ type tokenLogprobs struct {
 
 // newLogprobs starts lists whose first token begins at the given offset.
 func newLogprobs(offset int) *tokenLogprobs {
-	return &tokenLogprobs{Tokens: []string{}, Values: []*float32{}, Top: []map[string]float32{}, Offsets: []int{}, next: offset}
+	return &tokenLogprobs{Tokens: []string{}, Values: []*float32{}, Top: []map[string]float32{}, Offsets: []int{},
+		next: offset}
 }
 
 // add appends a token. The token is always among its own candidates, as in OpenAI's API.
@@ -165,7 +167,8 @@ func (s *server) completionJobs(c *completionRequest) ([]job, error) {
 		return nil, err
 	}
 	if len(prompts)*run > maxJobs {
-		return nil, fault.Field("prompt", "%d prompts with %d choices each are more than %d", len(prompts), run, maxJobs)
+		return nil, fault.Field("prompt", "%d prompts with %d choices each are more than %d", len(prompts), run,
+			maxJobs)
 	}
 	most, promptOnly, err := c.maxTokens()
 	if err != nil {
@@ -182,9 +185,10 @@ func (s *server) completionJobs(c *completionRequest) ([]job, error) {
 				return nil, err
 			}
 			req := &routerv1.GenerateRequest{
-				Model: c.Model, MaxTokens: most, Sampling: rules, Stop: c.Stop, TopLogprobs: uint32(top), IgnoreEnd: c.IgnoreEnd,
-				Prompt: &routerv1.GenerateRequest_Text{Text: p.text},
-				Echo:   c.Echo, PromptLogprobs: c.Echo && c.Logprobs != nil, PromptOnly: promptOnly,
+				Model: c.Model, MaxTokens: most, Sampling: rules, Stop: c.Stop, TopLogprobs: uint32(top),
+				IgnoreEnd: c.IgnoreEnd,
+				Prompt:    &routerv1.GenerateRequest_Text{Text: p.text},
+				Echo:      c.Echo, PromptLogprobs: c.Echo && c.Logprobs != nil, PromptOnly: promptOnly,
 			}
 			if p.ids != nil {
 				req.Prompt = &routerv1.GenerateRequest_TokenIds{TokenIds: &routerv1.TokenIds{Ids: p.ids}}
@@ -214,7 +218,8 @@ func (s *server) completions(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	f := &shape{
-		prefix: "cmpl", whole: "text_completion", part: "text_completion", created: time.Now().Unix(), usage: c.usageWanted(),
+		prefix: "cmpl", whole: "text_completion", part: "text_completion", created: time.Now().Unix(),
+		usage: c.usageWanted(),
 		choice: func(_ int, a *answer) map[string]any {
 			text := ""
 			for _, t := range a.prompt {

@@ -94,7 +94,8 @@ func (s *server) json(w http.ResponseWriter, status int, v any) {
 		s.fail(w, fault.Wrap(fault.Internal, err, "write answer as JSON"))
 		return
 	}
-	if err := http.NewResponseController(w).SetWriteDeadline(time.Now().Add(s.timeout)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+	if err := http.NewResponseController(w).SetWriteDeadline(time.Now().Add(s.timeout)); err != nil &&
+		!errors.Is(err, http.ErrNotSupported) {
 		s.log.Debug("limit write", "error", err)
 		return
 	}

@@ -57,7 +57,8 @@ func New(b Backend, o Options) http.Handler {
 				allow = "GET, HEAD"
 			}
 			w.Header().Set("Allow", allow)
-			s.refuse(w, http.StatusMethodNotAllowed, "method_not_allowed", "use "+route.method+" for "+r.URL.Path+", not "+r.Method)
+			s.refuse(w, http.StatusMethodNotAllowed, "method_not_allowed",
+				"use "+route.method+" for "+r.URL.Path+", not "+r.Method)
 		})
 	}
 	mux.HandleFunc("/v1/", func(w http.ResponseWriter, r *http.Request) {
@@ -71,7 +72,8 @@ func (s *server) logged(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		start := time.Now()
 		next.ServeHTTP(w, r)
-		s.log.DebugContext(r.Context(), "end HTTP request", "method", r.Method, "path", r.URL.Path, "took", time.Since(start))
+		s.log.DebugContext(r.Context(), "end HTTP request", "method", r.Method, "path", r.URL.Path, "took",
+			time.Since(start))
 	})
 }
 
@@ -109,7 +111,8 @@ type defaultSampling struct {
 
 func toModel(m *routerv1.Model) modelObject {
 	out := modelObject{
-		ID: m.GetName(), Object: "model", OwnedBy: "lamina", Digest: m.GetDigest(), Context: m.GetContext(), Chat: m.GetChat(),
+		ID: m.GetName(), Object: "model", OwnedBy: "lamina", Digest: m.GetDigest(), Context: m.GetContext(),
+		Chat:   m.GetChat(),
 		MaxLen: m.GetMaxContext(), EndIDs: append([]uint32{}, m.GetEndIds()...),
 	}
 	if d := m.GetDefaults(); d != nil {

@@ -38,7 +38,8 @@ type backend struct {
 	chats       []*routerv1.ChatRequest
 }
 
-func (b *backend) play(ctx context.Context, s *routerv1.Sampling, send func(*routerv1.Started, *routerv1.TokenEvent, *routerv1.Finished) error) error {
+func (b *backend) play(ctx context.Context, s *routerv1.Sampling,
+	send func(*routerv1.Started, *routerv1.TokenEvent, *routerv1.Finished) error) error {
 	if b.drawn != nil {
 		b.drawn <- [2]uint64{s.GetSeed(), uint64(s.GetChoice())}
 	}
@@ -56,7 +57,8 @@ func (b *backend) play(ctx context.Context, s *routerv1.Sampling, send func(*rou
 		if i+1 == b.failAt {
 			return b.failWith
 		}
-		if err := send(nil, &routerv1.TokenEvent{Text: w, Id: uint32(i), Logprob: -1, Index: uint32(i), Top: b.top}, nil); err != nil {
+		if err := send(nil, &routerv1.TokenEvent{Text: w, Id: uint32(i), Logprob: -1, Index: uint32(i), Top: b.top},
+			nil); err != nil {
 			return err
 		}
 	}
@@ -69,18 +71,23 @@ func (b *backend) play(ctx context.Context, s *routerv1.Sampling, send func(*rou
 		return ctx.Err()
 	}
 	return send(nil, nil, &routerv1.Finished{
-		FinishReason: samplerv1.FinishReason_FINISH_REASON_STOP, Text: "!", Usage: &routerv1.Usage{PromptTokens: 3, CompletionTokens: uint32(len(b.words))},
+		FinishReason: samplerv1.FinishReason_FINISH_REASON_STOP, Text: "!",
+		Usage: &routerv1.Usage{PromptTokens: 3, CompletionTokens: uint32(len(b.words))},
 	})
 }
 
-func (b *backend) Generate(ctx context.Context, r *routerv1.GenerateRequest, send func(*routerv1.GenerateResponse) error) error {
+func (b *backend) Generate(ctx context.Context, r *routerv1.GenerateRequest,
+	send func(*routerv1.GenerateResponse) error) error {
 	b.mu.Lock()
 	b.generations = append(b.generations, r)
 	b.mu.Unlock()
 	return b.play(ctx, r.GetSampling(), func(s *routerv1.Started, t *routerv1.TokenEvent, f *routerv1.Finished) error {
 		switch {
 		case s != nil:
-			if err := send(&routerv1.GenerateResponse{Event: &routerv1.GenerateResponse_Started{Started: s}}); err != nil || !r.GetEcho() {
+			if err := send(
+				&routerv1.GenerateResponse{Event: &routerv1.GenerateResponse_Started{Started: s}},
+			); err != nil ||
+				!r.GetEcho() {
 				return err
 			}
 			return echo(r, send)
@@ -107,7 +114,11 @@ func echo(r *routerv1.GenerateRequest, send func(*routerv1.GenerateResponse) err
 		}
 	}
 	for _, part := range [][]*routerv1.PromptToken{tokens[:1], tokens[1:]} {
-		if err := send(&routerv1.GenerateResponse{Event: &routerv1.GenerateResponse_Prompt{Prompt: &routerv1.PromptTokens{Tokens: part}}}); err != nil {
+		if err := send(
+			&routerv1.GenerateResponse{
+				Event: &routerv1.GenerateResponse_Prompt{Prompt: &routerv1.PromptTokens{Tokens: part}},
+			},
+		); err != nil {
 			return err
 		}
 	}
@@ -130,7 +141,8 @@ func (b *backend) Chat(ctx context.Context, r *routerv1.ChatRequest, send func(*
 }
 
 func (b *backend) Models(context.Context) ([]*routerv1.Model, error) {
-	return []*routerv1.Model{{Name: "m", Digest: "sha256:1", Context: 64, Chat: true, MaxContext: 60, EndIds: []uint32{2, 7},
+	return []*routerv1.Model{{Name: "m", Digest: "sha256:1", Context: 64, Chat: true, MaxContext: 60,
+		EndIds:   []uint32{2, 7},
 		Defaults: &tokenizerv1.GenerationDefaults{Temperature: proto.Float32(0.5), TopK: proto.Uint32(20)}}}, nil
 }
 
@@ -174,7 +186,8 @@ func TestChat_CompleteAnswer(t *testing.T) {
 	if err := json.Unmarshal([]byte(text), &got); err != nil {
 		t.Fatalf("%d %s: %v", resp.StatusCode, text, err)
 	}
-	if got.Object != "chat.completion" || got.Model != "m" || got.Fingerprint != "f" || len(got.Choices) != 1 || got.Choices[0].Message.Content != "ab!" ||
+	if got.Object != "chat.completion" || got.Model != "m" || got.Fingerprint != "f" || len(got.Choices) != 1 ||
+		got.Choices[0].Message.Content != "ab!" ||
 		got.Choices[0].Message.Role != "assistant" || got.Choices[0].Reason != "stop" || got.Usage.Total != 5 {
 		t.Errorf("the answer is %s", text)
 	}
@@ -187,7 +200,8 @@ func TestChat_StreamEndsWithReasonUsageAndDone(t *testing.T) {
 		t.Errorf("content type is %q", kind)
 	}
 	events := strings.Split(strings.TrimSuffix(text, "\n\n"), "\n\n")
-	if len(events) != 6 || events[5] != "data: [DONE]" || !strings.Contains(events[3], `"finish_reason":"stop"`) || !strings.Contains(events[3], `"content":"!"`) || !strings.Contains(events[4], `"total_tokens":5`) {
+	if len(events) != 6 || events[5] != "data: [DONE]" || !strings.Contains(events[3], `"finish_reason":"stop"`) ||
+		!strings.Contains(events[3], `"content":"!"`) || !strings.Contains(events[4], `"total_tokens":5`) {
 		t.Errorf("the stream is\n%s", text)
 	}
 }
@@ -196,7 +210,8 @@ func TestStream_InterruptedAnswerNeverLooksFinished(t *testing.T) {
 	s := serve(t, &backend{words: []string{"a", "b", "c"}, failAt: 2, failWith: fault.New(fault.Unavailable, "lost")})
 	for _, path := range []string{"/v1/chat/completions", "/v1/completions"} {
 		_, text := post(t, s.URL+path, hello+`,"prompt":"x","stream":true}`)
-		if !strings.Contains(text, `"error":`) || strings.Contains(text, "[DONE]") || strings.Contains(text, `"finish_reason":"stop"`) {
+		if !strings.Contains(text, `"error":`) || strings.Contains(text, "[DONE]") ||
+			strings.Contains(text, `"finish_reason":"stop"`) {
 			t.Errorf("%s: a cut stream is\n%s", path, text)
 		}
 	}
@@ -212,7 +227,8 @@ func TestErrors_HaveOpenAIsFormatStatusAndParam(t *testing.T) {
 	}{
 		{"full", "/v1/completions", `{"prompt":"x","stream":true}`, full, 503, `"type":"server_error"`},
 		{"field", "/v1/completions", `{"prompt":"x"}`, fault.Field("sampling.top_p", "bad"), 400, `"param":"top_p"`},
-		{"model", "/v1/chat/completions", hello + `}`, fault.New(fault.NotFound, "who"), 404, `"code":"model_not_found"`},
+		{"model", "/v1/chat/completions", hello + `}`, fault.New(fault.NotFound, "who"), 404,
+			`"code":"model_not_found"`},
 		{"syntax", "/v1/completions", `{"prompt":`, nil, 400, `"param":"body"`},
 		{"type", "/v1/completions", `{"prompt":"x","top_p":"y"}`, nil, 400, `"param":"top_p"`},
 		{"n", "/v1/completions", `{"prompt":"x","n":999}`, nil, 400, `"param":"n"`},
@@ -242,7 +258,8 @@ func TestChoices_DrawIndependentlyWithOneSeed(t *testing.T) {
 	for range 3 {
 		seen[<-b.drawn] = true
 	}
-	if !seen[[2]uint64{10, 0}] || !seen[[2]uint64{10, 1}] || !seen[[2]uint64{10, 2}] || strings.Count(text, `"text":"xa!"`) != 3 {
+	if !seen[[2]uint64{10, 0}] || !seen[[2]uint64{10, 1}] || !seen[[2]uint64{10, 2}] ||
+		strings.Count(text, `"text":"xa!"`) != 3 {
 		t.Errorf("seeds and choices %v, answer %s", seen, text)
 	}
 }
@@ -252,7 +269,8 @@ func TestStream_DisconnectedReaderCancelsTheRequest(t *testing.T) {
 	s := serve(t, b)
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.URL+"/v1/completions", strings.NewReader(`{"prompt":"x","stream":true}`))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.URL+"/v1/completions",
+		strings.NewReader(`{"prompt":"x","stream":true}`))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -274,7 +292,8 @@ func TestStream_DisconnectedReaderCancelsTheRequest(t *testing.T) {
 
 func TestModels_ListAndGet(t *testing.T) {
 	s := serve(t, &backend{})
-	for path, want := range map[string]string{"/v1/models": `"object":"list"`, "/v1/models/m": `"id":"m"`, "/v1/models/other": `"model_not_found"`} {
+	for path, want := range map[string]string{"/v1/models": `"object":"list"`, "/v1/models/m": `"id":"m"`,
+		"/v1/models/other": `"model_not_found"`} {
 		resp, err := http.Get(s.URL + path)
 		if err != nil {
 			t.Fatal(err)

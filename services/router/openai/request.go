@@ -28,12 +28,14 @@ const (
 // decode reads a body of at most maxBody bytes; an error names the field or the byte.
 func decode(w http.ResponseWriter, r *http.Request, v any) error {
 	control := http.NewResponseController(w)
-	if err := control.SetReadDeadline(time.Now().Add(readTimeout)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+	if err := control.SetReadDeadline(time.Now().Add(readTimeout)); err != nil &&
+		!errors.Is(err, http.ErrNotSupported) {
 		return fault.Wrap(fault.Canceled, err, "set the read deadline of the body")
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if err != nil {
-		return &fault.Error{Code: fault.Invalid, Field: "body", Msg: "read at most " + strconv.Itoa(maxBody) + " bytes in " + readTimeout.String(), Err: err}
+		return &fault.Error{Code: fault.Invalid, Field: "body",
+			Msg: "read at most " + strconv.Itoa(maxBody) + " bytes in " + readTimeout.String(), Err: err}
 	}
 	// From here on the connection is read only to notice that the client has gone.
 	if err := control.SetReadDeadline(time.Time{}); err != nil && !errors.Is(err, http.ErrNotSupported) {
@@ -165,7 +167,8 @@ func limit(field string, v *int64) (uint32, error) {
 func (c *common) sampling(i, n int) (*routerv1.Sampling, error) {
 	out := &routerv1.Sampling{
 		Temperature: c.Temperature, TopP: c.TopP, MinP: c.MinP, RepetitionPenalty: c.RepetitionPenalty,
-		PresencePenalty: c.PresencePenalty, FrequencyPenalty: c.FrequencyPenalty, Choice: uint32(i), BadWords: c.badTexts(),
+		PresencePenalty: c.PresencePenalty, FrequencyPenalty: c.FrequencyPenalty, Choice: uint32(i),
+		BadWords: c.badTexts(),
 	}
 	if n > 1 {
 		out.Choices = uint32(n)

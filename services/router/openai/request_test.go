@@ -41,16 +41,22 @@ func sameProto(t *testing.T, got, want proto.Message) {
 
 func TestCompletion_EveryFieldReachesTheBackend(t *testing.T) {
 	b := &backend{failAt: -1}
-	resp, text := post(t, serve(t, b).URL+"/v1/completions", `{"model":"m","prompt":[[1,2]],"max_tokens":5,"temperature":0,"top_p":0.5,"top_k":4,
+	resp, text := post(
+		t,
+		serve(t, b).URL+"/v1/completions",
+		`{"model":"m","prompt":[[1,2]],"max_tokens":5,"temperature":0,"top_p":0.5,"top_k":4,
 		"min_p":0.25,"seed":-1,"stop":["a","b"],"presence_penalty":1,"frequency_penalty":-1,"repetition_penalty":2,
-		"logit_bias":{"7":-100},"logprobs":2,"ignore_end":true,"user":"u","best_of":1,"suffix":null,"response_format":{"type":"text"}}`)
+		"logit_bias":{"7":-100},"logprobs":2,"ignore_end":true,"user":"u","best_of":1,"suffix":null,"response_format":{"type":"text"}}`,
+	)
 	if resp.StatusCode != http.StatusOK || len(b.generations) != 1 {
 		t.Fatalf("%d %s", resp.StatusCode, text)
 	}
 	sameProto(t, b.generations[0], &routerv1.GenerateRequest{
-		Model: "m", Prompt: &routerv1.GenerateRequest_TokenIds{TokenIds: &routerv1.TokenIds{Ids: []uint32{1, 2}}}, MaxTokens: 5, IgnoreEnd: true,
+		Model: "m", Prompt: &routerv1.GenerateRequest_TokenIds{TokenIds: &routerv1.TokenIds{Ids: []uint32{1, 2}}},
+		MaxTokens: 5, IgnoreEnd: true,
 		Stop: []string{"a", "b"}, TopLogprobs: 2, Sampling: &routerv1.Sampling{
-			Temperature: proto.Float32(0), TopP: proto.Float32(0.5), TopK: proto.Uint32(4), MinP: proto.Float32(0.25), Seed: proto.Uint64(1<<64 - 1), RepetitionPenalty: proto.Float32(2),
+			Temperature: proto.Float32(0), TopP: proto.Float32(0.5), TopK: proto.Uint32(4), MinP: proto.Float32(0.25),
+			Seed: proto.Uint64(1<<64 - 1), RepetitionPenalty: proto.Float32(2),
 			FrequencyPenalty: -1, PresencePenalty: 1, LogitBias: map[uint32]float32{7: -100},
 		},
 	})
@@ -58,18 +64,24 @@ func TestCompletion_EveryFieldReachesTheBackend(t *testing.T) {
 
 func TestCompletion_RulesReachTheBackend(t *testing.T) {
 	b := &backend{failAt: -1}
-	resp, text := post(t, serve(t, b).URL+"/v1/completions", `{"prompt":"x","bad_words":["a b",[4,5]],"typical_p":0.5,"repeat_penalty":1.5,"samplers":["penalties","typ_p"]}`)
+	resp, text := post(
+		t,
+		serve(t, b).URL+"/v1/completions",
+		`{"prompt":"x","bad_words":["a b",[4,5]],"typical_p":0.5,"repeat_penalty":1.5,"samplers":["penalties","typ_p"]}`,
+	)
 	if resp.StatusCode != http.StatusOK || len(b.generations) != 1 {
 		t.Fatalf("%d %s", resp.StatusCode, text)
 	}
 	sameProto(t, b.generations[0].GetSampling(), &routerv1.Sampling{
 		RepetitionPenalty: proto.Float32(1.5), BadWords: []string{"a b"}, Advanced: &samplerv1.Advanced{
 			TypicalP: 0.5, BadWords: []*samplerv1.Ids{{Ids: []uint32{4, 5}}},
-			Order: []string{"min_tokens", "logit_bias", "bad_words", "no_repeat_ngram", "repetition_penalty", "penalties", "typical_p"},
+			Order: []string{"min_tokens", "logit_bias", "bad_words", "no_repeat_ngram", "repetition_penalty",
+				"penalties", "typical_p"},
 		},
 	})
 	post(t, serve(t, b).URL+"/v1/completions", `{"prompt":"x","repeat_penalty":1.5,"repeat_last_n":0}`)
-	sameProto(t, b.generations[1].GetSampling(), &routerv1.Sampling{RepetitionPenalty: proto.Float32(1)}) // whatever the model's default
+	// whatever the model's default
+	sameProto(t, b.generations[1].GetSampling(), &routerv1.Sampling{RepetitionPenalty: proto.Float32(1)})
 }
 
 func TestCompletion_AbsentFieldsStayAbsent(t *testing.T) {
@@ -85,7 +97,8 @@ func TestCompletion_AbsentFieldsStayAbsent(t *testing.T) {
 func TestCompletion_PromptForms(t *testing.T) {
 	for body, want := range map[string]int{`"x"`: 1, `[1,2]`: 1, `["x","y"]`: 2, `[[1],[2],[3]]`: 3} {
 		b := &backend{failAt: -1}
-		if resp, text := post(t, serve(t, b).URL+"/v1/completions", `{"prompt":`+body+`}`); resp.StatusCode != http.StatusOK || len(b.generations) != want {
+		if resp, text := post(t, serve(t, b).URL+"/v1/completions",
+			`{"prompt":`+body+`}`); resp.StatusCode != http.StatusOK || len(b.generations) != want {
 			t.Errorf("%s: %d %s, %d generations, want %d", body, resp.StatusCode, text, len(b.generations), want)
 		}
 	}
@@ -106,12 +119,19 @@ func TestChat_MessagesReachTheBackend(t *testing.T) {
 		t.Fatalf("%d %s", resp.StatusCode, text)
 	}
 	sameProto(t, b.chats[0], &routerv1.ChatRequest{
-		MaxTokens: 9, Stop: []string{"z"}, ToolsJson: tools, Sampling: &routerv1.Sampling{}, KeepMarkers: true, NoGenerationPrompt: true,
-		DocumentsJson: `[{"title":"t"}]`, VariablesJson: `{"enable_thinking":false,"reasoning_effort":"low"}`,
+		MaxTokens: 9, Stop: []string{"z"}, ToolsJson: tools, Sampling: &routerv1.Sampling{}, KeepMarkers: true,
+		NoGenerationPrompt: true,
+		DocumentsJson:      `[{"title":"t"}]`, VariablesJson: `{"enable_thinking":false,"reasoning_effort":"low"}`,
 		Messages: []*tokenizerv1.Message{
-			{Role: "system", Content: "s"}, {Role: "user", Content: "a\nb"}, {Role: "assistant", Json: call},
-			{Role: "assistant", Json: `{"content":null,"role":"assistant","tool_calls":[{"id":"1","function":{"name":"f"}}]}`},
-			{Role: "assistant", Content: "x", Json: `{"content":"x","reasoning":"hm","reasoning_content":"hm","role":"assistant","thinking":"hm"}`},
+			{Role: "system", Content: "s"},
+			{Role: "user", Content: "a\nb"},
+			{Role: "assistant", Json: call},
+			{
+				Role: "assistant",
+				Json: `{"content":null,"role":"assistant","tool_calls":[{"id":"1","function":{"name":"f"}}]}`,
+			},
+			{Role: "assistant", Content: "x",
+				Json: `{"content":"x","reasoning":"hm","reasoning_content":"hm","role":"assistant","thinking":"hm"}`},
 			{Role: "tool", Content: "c", Json: `{"content":"c","role":"tool","tool_call_id":"1"}`},
 		},
 	})
@@ -153,8 +173,10 @@ func TestRequests_UnsupportedFieldIsNamed(t *testing.T) {
 		{"/v1/completions", `{"prompt":"x"`, "body"},
 		{"/v1/completions", ``, "body"},
 		{"/v1/chat/completions", hello + `,"response_format":{"type":"xml"}}`, "response_format.type"},
-		{"/v1/chat/completions", hello + `,"response_format":{"type":"json_schema","json_schema":{}}}`, "response_format.json_schema.schema"},
-		{"/v1/chat/completions", hello + `,"response_format":{"type":"structural_tag","format":{"type":"nonsense"}}}`, "response_format.source"},
+		{"/v1/chat/completions", hello + `,"response_format":{"type":"json_schema","json_schema":{}}}`,
+			"response_format.json_schema.schema"},
+		{"/v1/chat/completions", hello + `,"response_format":{"type":"structural_tag","format":{"type":"nonsense"}}}`,
+			"response_format.source"},
 		{"/v1/chat/completions", hello + `,"guided_json":{"type":"strange"}}`, "guided_json.source"},
 		{"/v1/chat/completions", hello + `,"guided_regex":"a","guided_choice":["b"]}`, "guided_choice"},
 		{"/v1/chat/completions", hello + `,"tool_choice":"required"}`, "tool_choice"},
@@ -162,8 +184,10 @@ func TestRequests_UnsupportedFieldIsNamed(t *testing.T) {
 		{"/v1/chat/completions", hello + callTools + `,"tool_choice":3}`, "tool_choice"},
 		{"/v1/chat/completions", hello + callTools + `,"tool_choice":{"type":"function"}}`, "tool_choice"},
 		{"/v1/chat/completions", hello + callTools + `,"tool_choice":{"type":"custom"}}`, "tool_choice"},
-		{"/v1/chat/completions", hello + callTools + `,"tool_choice":{"type":"function","function":{"name":"wether"}}}`, "tool_choice"},
-		{"/v1/chat/completions", hello + `,"tools":[],"tool_choice":{"type":"function","function":{"name":"weather"}}}`, "tool_choice"},
+		{"/v1/chat/completions", hello + callTools + `,"tool_choice":{"type":"function","function":{"name":"wether"}}}`,
+			"tool_choice"},
+		{"/v1/chat/completions", hello + `,"tools":[],"tool_choice":{"type":"function","function":{"name":"weather"}}}`,
+			"tool_choice"},
 		{"/v1/chat/completions", hello + `,"tools":{}}`, "tools"},
 		{"/v1/chat/completions", hello + `,"tools":[{"type":"x"}]}`, "tools[0].type"},
 		{"/v1/chat/completions", hello + `,"tools":[{"type":"function"}]}`, "tools[0].function.name"},
@@ -171,11 +195,16 @@ func TestRequests_UnsupportedFieldIsNamed(t *testing.T) {
 		{"/v1/chat/completions", hello + `,"chat_template_kwargs":[]}`, "chat_template_kwargs"},
 		{"/v1/chat/completions", hello + `,"reasoning_format":"x"}`, "reasoning_format"},
 		{"/v1/chat/completions", hello + `,"reasoning_effort":5}`, "reasoning_effort"},
-		{"/v1/chat/completions", hello + `,"continue_final_message":true,"add_generation_prompt":true}`, "continue_final_message"},
+		{"/v1/chat/completions", hello + `,"continue_final_message":true,"add_generation_prompt":true}`,
+			"continue_final_message"},
 		{"/v1/chat/completions", `{"messages":[{"role":"assistant","tool_calls":{}}]}`, "messages[0].tool_calls"},
-		{"/v1/chat/completions", `{"messages":[{"role":"assistant","tool_calls":[{}]}]}`, "messages[0].tool_calls[0].function.name"},
-		{"/v1/chat/completions", `{"messages":[{"role":"assistant","tool_calls":[{"function":{"name":"f","arguments":[1]}}]}]}`, "messages[0].tool_calls[0].function.arguments"},
-		{"/v1/chat/completions", `{"messages":[{"role":"tool","content":"x","tool_call_id":5}]}`, "messages[0].tool_call_id"},
+		{"/v1/chat/completions", `{"messages":[{"role":"assistant","tool_calls":[{}]}]}`,
+			"messages[0].tool_calls[0].function.name"},
+		{"/v1/chat/completions",
+			`{"messages":[{"role":"assistant","tool_calls":[{"function":{"name":"f","arguments":[1]}}]}]}`,
+			"messages[0].tool_calls[0].function.arguments"},
+		{"/v1/chat/completions", `{"messages":[{"role":"tool","content":"x","tool_call_id":5}]}`,
+			"messages[0].tool_call_id"},
 		{"/v1/chat/completions", hello + `,"max_completion_tokens":0}`, "max_completion_tokens"},
 		{"/v1/chat/completions", hello + `,"top_logprobs":3}`, "top_logprobs"},
 		{"/v1/chat/completions", hello + `,"logprobs":true,"top_logprobs":21}`, "top_logprobs"},
@@ -185,12 +214,15 @@ func TestRequests_UnsupportedFieldIsNamed(t *testing.T) {
 		{"/v1/chat/completions", `{"messages":[null]}`, "messages[0]"},
 		{"/v1/chat/completions", `{"messages":[{"role":"user"}]}`, "messages[0].content"},
 		{"/v1/chat/completions", `{"messages":[{"role":"user","content":5}]}`, "messages[0].content"},
-		{"/v1/chat/completions", `{"messages":[{"role":"user","content":[{"type":"image_url"}]}]}`, "messages[0].content[0].type"},
-		{"/v1/chat/completions", `{"messages":[{"role":"user","content":[{"type":"text"}]}]}`, "messages[0].content[0].text"},
+		{"/v1/chat/completions", `{"messages":[{"role":"user","content":[{"type":"image_url"}]}]}`,
+			"messages[0].content[0].type"},
+		{"/v1/chat/completions", `{"messages":[{"role":"user","content":[{"type":"text"}]}]}`,
+			"messages[0].content[0].text"},
 	} {
 		b := &backend{failAt: -1}
 		resp, text := post(t, serve(t, b).URL+c.path, c.body)
-		if resp.StatusCode != http.StatusBadRequest || !strings.Contains(text, `"param":"`+c.param+`"`) || len(b.generations)+len(b.chats) > 0 {
+		if resp.StatusCode != http.StatusBadRequest || !strings.Contains(text, `"param":"`+c.param+`"`) ||
+			len(b.generations)+len(b.chats) > 0 {
 			t.Errorf("%s: %d %s, want 400 and param %q before any backend", c.body, resp.StatusCode, text, c.param)
 		}
 	}
@@ -208,10 +240,13 @@ func TestRequests_LargeBodyIsRefused(t *testing.T) {
 	b := &backend{failAt: -1}
 	url := serve(t, b).URL + "/v1/completions"
 	frame := len(`{"prompt":""}`)
-	if resp, text := post(t, url, `{"prompt":"`+strings.Repeat("x", 4<<20-frame)+`"}`); resp.StatusCode != http.StatusOK {
+	if resp, text := post(t, url,
+		`{"prompt":"`+strings.Repeat("x", 4<<20-frame)+`"}`); resp.StatusCode != http.StatusOK {
 		t.Errorf("4 MiB: %d %.200s", resp.StatusCode, text)
 	}
-	if resp, text := post(t, url, `{"prompt":"`+strings.Repeat("x", 4<<20-frame+1)+`"}`); resp.StatusCode != http.StatusRequestEntityTooLarge || len(b.generations) != 1 {
+	if resp, text := post(t, url,
+		`{"prompt":"`+strings.Repeat("x", 4<<20-frame+1)+`"}`); resp.StatusCode != http.StatusRequestEntityTooLarge ||
+		len(b.generations) != 1 {
 		t.Errorf("a body one byte too long: %d %.200s, %d generations", resp.StatusCode, text, len(b.generations))
 	}
 }
@@ -229,10 +264,12 @@ func TestRequests_WrongMethod(t *testing.T) {
 
 func TestStream_AnswerWithoutFinishIsAnError(t *testing.T) {
 	s := serve(t, &backend{words: []string{"a"}, failAt: -1, endless: true})
-	if resp, text := post(t, s.URL+"/v1/completions", `{"prompt":"x"}`); resp.StatusCode != http.StatusInternalServerError {
+	if resp, text := post(t, s.URL+"/v1/completions",
+		`{"prompt":"x"}`); resp.StatusCode != http.StatusInternalServerError {
 		t.Errorf("whole: %d %s", resp.StatusCode, text)
 	}
-	if _, text := post(t, s.URL+"/v1/completions", `{"prompt":"x","stream":true}`); !strings.Contains(text, `"error"`) || strings.Contains(text, "[DONE]") {
+	if _, text := post(t, s.URL+"/v1/completions", `{"prompt":"x","stream":true}`); !strings.Contains(text,
+		`"error"`) || strings.Contains(text, "[DONE]") {
 		t.Errorf("streamed: %s", text)
 	}
 }
@@ -242,11 +279,13 @@ func TestStream_ErrorEventCarriesTheRetryHint(t *testing.T) {
 	s := serve(t, &backend{words: []string{"a", "b"}, failAt: 2, failWith: lost})
 	_, text := post(t, s.URL+"/v1/completions", `{"prompt":"x","stream":true}`)
 	all := events(t, text)
-	same(t, "the last event", all[len(all)-1], `{"error":{"message":"go on: full","type":"server_error","param":null,"code":"unavailable","retry_after":1.5}}`)
+	same(t, "the last event", all[len(all)-1],
+		`{"error":{"message":"go on: full","type":"server_error","param":null,"code":"unavailable","retry_after":1.5}}`)
 }
 
 func FuzzRequests(f *testing.F) {
-	for _, seed := range []string{hello + `}`, `{"prompt":[[1]],"logit_bias":{"1":2}}`, `{"messages":[{"role":"a","content":[{"type":"text","text":"x"}],"name":"n"}]}`, `{"stop":[5]}`} {
+	for _, seed := range []string{hello + `}`, `{"prompt":[[1]],"logit_bias":{"1":2}}`,
+		`{"messages":[{"role":"a","content":[{"type":"text","text":"x"}],"name":"n"}]}`, `{"stop":[5]}`} {
 		f.Add(seed)
 	}
 	b := &backend{words: []string{"a"}, failAt: -1}

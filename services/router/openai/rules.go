@@ -30,15 +30,16 @@ type rules struct {
 	DRYMultiplier    float32           `json:"dry_multiplier"`
 	DRYBase          float32           `json:"dry_base"`
 	DRYAllowedLength *int64            `json:"dry_allowed_length"`
-	DRYLastN         *int64            `json:"dry_penalty_last_n"`    // -1: all; 0: off
-	DRYBreakers      []json.RawMessage `json:"dry_sequence_breakers"` // ids only: the tokens of a text depend on its context
-	Mirostat         *int64            `json:"mirostat"`
-	MirostatTau      float32           `json:"mirostat_tau"`
-	MirostatEta      float32           `json:"mirostat_eta"`
-	MinTokens        *int64            `json:"min_tokens"`
-	RepeatLastN      *int64            `json:"repeat_last_n"` // -1: all
-	RepeatPenalty    *float32          `json:"repeat_penalty"`
-	Samplers         []string          `json:"samplers"`
+	DRYLastN         *int64            `json:"dry_penalty_last_n"` // -1: all; 0: off
+	// ids only: the tokens of a text depend on its context
+	DRYBreakers   []json.RawMessage `json:"dry_sequence_breakers"`
+	Mirostat      *int64            `json:"mirostat"`
+	MirostatTau   float32           `json:"mirostat_tau"`
+	MirostatEta   float32           `json:"mirostat_eta"`
+	MinTokens     *int64            `json:"min_tokens"`
+	RepeatLastN   *int64            `json:"repeat_last_n"` // -1: all
+	RepeatPenalty *float32          `json:"repeat_penalty"`
+	Samplers      []string          `json:"samplers"`
 }
 
 // count reads an integer; -1 means all, which is 0 on the wire.
@@ -56,8 +57,9 @@ func count(field string, v *int64, least int64) (uint32, error) {
 func (r *rules) advanced() (*samplerv1.Advanced, error) {
 	out := &samplerv1.Advanced{
 		TypicalP: r.TypicalP, TopNSigma: r.TopNSigma, EpsilonCutoff: r.EpsilonCutoff, EtaCutoff: r.EtaCutoff,
-		XtcProbability: r.XTCProbability, XtcThreshold: r.XTCThreshold, DynamicRange: r.DynamicRange, DynamicExponent: r.DynamicExponent,
-		BadWords: phrases(r.BadWordIDs), DryMultiplier: r.DRYMultiplier, DryBase: r.DRYBase,
+		XtcProbability: r.XTCProbability, XtcThreshold: r.XTCThreshold, DynamicRange: r.DynamicRange,
+		DynamicExponent: r.DynamicExponent,
+		BadWords:        phrases(r.BadWordIDs), DryMultiplier: r.DRYMultiplier, DryBase: r.DRYBase,
 		MirostatTau: r.MirostatTau, MirostatEta: r.MirostatEta,
 	}
 	for _, f := range []struct {
@@ -66,7 +68,8 @@ func (r *rules) advanced() (*samplerv1.Advanced, error) {
 		least int64
 		to    *uint32
 	}{
-		{"no_repeat_ngram_size", r.NoRepeatNGram, 0, &out.NoRepeatNgram}, {"dry_allowed_length", r.DRYAllowedLength, 0, &out.DryAllowedLength},
+		{"no_repeat_ngram_size", r.NoRepeatNGram, 0, &out.NoRepeatNgram},
+		{"dry_allowed_length", r.DRYAllowedLength, 0, &out.DryAllowedLength},
 		{"dry_penalty_last_n", r.DRYLastN, -1, &out.DryLastN}, {"mirostat", r.Mirostat, 0, &out.Mirostat},
 		{"min_tokens", r.MinTokens, 0, &out.MinTokens}, {"repeat_last_n", r.RepeatLastN, -1, &out.PenaltyLastN},
 	} {
@@ -93,7 +96,8 @@ func (r *rules) advanced() (*samplerv1.Advanced, error) {
 	for i, raw := range r.DRYBreakers {
 		var ids []uint32
 		if json.Unmarshal(raw, &ids) != nil || len(ids) == 0 {
-			return nil, fault.Field(fmt.Sprintf("dry_sequence_breakers[%d]", i), "want a list of ids: strings are not supported")
+			return nil, fault.Field(fmt.Sprintf("dry_sequence_breakers[%d]", i),
+				"want a list of ids: strings are not supported")
 		}
 		out.DryBreakers = append(out.DryBreakers, &samplerv1.Ids{Ids: ids})
 	}

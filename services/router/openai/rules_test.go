@@ -14,10 +14,15 @@ import (
 
 func TestRules_AreConvertedToTheWireFormat(t *testing.T) {
 	var r rules
-	err := json.Unmarshal([]byte(`{"typical_p":0.5,"top_n_sigma":1,"epsilon_cutoff":0.25,"eta_cutoff":0.125,"xtc_probability":0.5,"xtc_threshold":0.25,
+	err := json.Unmarshal(
+		[]byte(
+			`{"typical_p":0.5,"top_n_sigma":1,"epsilon_cutoff":0.25,"eta_cutoff":0.125,"xtc_probability":0.5,"xtc_threshold":0.25,
 		"dynatemp_range":0.5,"dynatemp_exponent":2,"no_repeat_ngram_size":3,"bad_words_ids":[[1]],"bad_words":["x",[2,3]],"dry_multiplier":0.5,"dry_base":2,"dry_allowed_length":4,
 		"dry_penalty_last_n":-1,"dry_sequence_breakers":[[9]],"mirostat":2,"mirostat_tau":4,"mirostat_eta":0.5,"min_tokens":7,"repeat_last_n":64,
-		"samplers":["penalties","top_k","temp","typ_p"]}`), &r)
+		"samplers":["penalties","top_k","temp","typ_p"]}`,
+		),
+		&r,
+	)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -26,10 +31,14 @@ func TestRules_AreConvertedToTheWireFormat(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := &samplerv1.Advanced{
-		TypicalP: 0.5, TopNSigma: 1, EpsilonCutoff: 0.25, EtaCutoff: 0.125, XtcProbability: 0.5, XtcThreshold: 0.25, DynamicRange: 0.5, DynamicExponent: 2,
-		NoRepeatNgram: 3, BadWords: []*samplerv1.Ids{{Ids: []uint32{1}}, {Ids: []uint32{2, 3}}}, DryMultiplier: 0.5, DryBase: 2, DryAllowedLength: 4,
-		DryBreakers: []*samplerv1.Ids{{Ids: []uint32{9}}}, Mirostat: 2, MirostatTau: 4, MirostatEta: 0.5, MinTokens: 7, PenaltyLastN: 64,
-		Order: []string{"min_tokens", "logit_bias", "bad_words", "no_repeat_ngram", "repetition_penalty", "penalties", "top_k", "temperature", "typical_p", "mirostat"},
+		TypicalP: 0.5, TopNSigma: 1, EpsilonCutoff: 0.25, EtaCutoff: 0.125, XtcProbability: 0.5, XtcThreshold: 0.25,
+		DynamicRange: 0.5, DynamicExponent: 2,
+		NoRepeatNgram: 3, BadWords: []*samplerv1.Ids{{Ids: []uint32{1}}, {Ids: []uint32{2, 3}}}, DryMultiplier: 0.5,
+		DryBase: 2, DryAllowedLength: 4,
+		DryBreakers: []*samplerv1.Ids{{Ids: []uint32{9}}}, Mirostat: 2, MirostatTau: 4, MirostatEta: 0.5, MinTokens: 7,
+		PenaltyLastN: 64,
+		Order: []string{"min_tokens", "logit_bias", "bad_words", "no_repeat_ngram", "repetition_penalty", "penalties",
+			"top_k", "temperature", "typical_p", "mirostat"},
 	}
 	if !proto.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
@@ -38,7 +47,8 @@ func TestRules_AreConvertedToTheWireFormat(t *testing.T) {
 
 func TestRules_RefusedByName(t *testing.T) {
 	for text, field := range map[string]string{
-		`{"min_tokens":-1}`: "min_tokens", `{"mirostat":-1}`: "mirostat", `{"dry_penalty_last_n":-2}`: "dry_penalty_last_n",
+		`{"min_tokens":-1}`: "min_tokens", `{"mirostat":-1}`: "mirostat",
+		`{"dry_penalty_last_n":-2}`:      "dry_penalty_last_n",
 		`{"samplers":["top_k","top-k"]}`: "samplers[1]", `{"samplers":["top_k","infill"]}`: "samplers[1]",
 		`{"bad_words":["x",5]}`: "bad_words[1]", `{"dry_sequence_breakers":[[1],"x"]}`: "dry_sequence_breakers[1]",
 	} {
@@ -66,7 +76,8 @@ func TestBestOf_RanksEachPromptsAnswers(t *testing.T) {
 
 func TestAPIField_ErrorsNameTheFieldsOfTheAPI(t *testing.T) {
 	for field, want := range map[string]string{
-		"sampling.top_p": "top_p", "sampling.advanced.order": "samplers", "sampling.advanced.bad_words[3]": "bad_words[3]",
+		"sampling.top_p": "top_p", "sampling.advanced.order": "samplers",
+		"sampling.advanced.bad_words[3]":    "bad_words[3]",
 		"sampling.advanced.dry_breakers[0]": "dry_sequence_breakers[0]", "messages[1].role": "messages[1].role", "": "",
 	} {
 		if got := apiField(field); got != want {

@@ -35,7 +35,8 @@ func (c *common) grammar() (*samplerv1.Grammar, error) {
 		field, out = name, &samplerv1.Grammar{Kind: kind, Source: source}
 		return nil
 	}
-	const schema, gbnf, regex = samplerv1.GrammarKind_GRAMMAR_KIND_JSON_SCHEMA, samplerv1.GrammarKind_GRAMMAR_KIND_GBNF, samplerv1.GrammarKind_GRAMMAR_KIND_REGEX
+	const schema, gbnf, regex = samplerv1.GrammarKind_GRAMMAR_KIND_JSON_SCHEMA, samplerv1.GrammarKind_GRAMMAR_KIND_GBNF,
+		samplerv1.GrammarKind_GRAMMAR_KIND_REGEX
 	var errs []error
 	if given(c.ResponseFormat) {
 		kind := schema
@@ -54,7 +55,8 @@ func (c *common) grammar() (*samplerv1.Grammar, error) {
 		source string
 	}{
 		{"grammar", gbnf, c.Grammar}, {"guided_grammar", gbnf, c.GuidedGrammar}, {"guided_regex", regex, c.GuidedRegex},
-		{"json_schema", schema, unquote(c.JSONSchema)}, {"guided_json", schema, unquote(c.GuidedJSON)}, {"guided_choice", regex, choices(c.GuidedChoice)},
+		{"json_schema", schema, unquote(c.JSONSchema)}, {"guided_json", schema, unquote(c.GuidedJSON)},
+		{"guided_choice", regex, choices(c.GuidedChoice)},
 	} {
 		if s.source != "" {
 			errs = append(errs, set(s.name, s.kind, s.source))
@@ -103,7 +105,8 @@ func responseSchema(raw json.RawMessage) (string, error) {
 		}
 		return string(format.JSONSchema.Schema), nil
 	}
-	return "", fault.Field("response_format.type", "%q is not supported: want text, json_object, json_schema or structural_tag", format.Type)
+	return "", fault.Field("response_format.type",
+		"%q is not supported: want text, json_object, json_schema or structural_tag", format.Type)
 }
 
 // unquote returns a schema that is given as JSON or inside a JSON string.

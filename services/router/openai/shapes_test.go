@@ -45,17 +45,23 @@ func events(t *testing.T, text string) []string {
 }
 
 func best() []*routerv1.TopCandidate {
-	return []*routerv1.TopCandidate{{Id: 1, Text: "a", Logprob: -1}, {Id: 2, Text: "é", Logprob: -2}, {Id: 3, Text: "a", Logprob: -3}}
+	return []*routerv1.TopCandidate{{Id: 1, Text: "a", Logprob: -1}, {Id: 2, Text: "é", Logprob: -2},
+		{Id: 3, Text: "a", Logprob: -3}}
 }
 
 func TestChat_GoldenShape(t *testing.T) {
 	s := serve(t, &backend{words: []string{"a"}, failAt: -1, top: best()[:2]})
 	_, text := post(t, s.URL+"/v1/chat/completions", hello+`,"logprobs":true,"top_logprobs":2}`)
-	same(t, "the answer", text, `{"id":"chatcmpl-r","object":"chat.completion","created":1,"model":"m","system_fingerprint":"f",
+	same(
+		t,
+		"the answer",
+		text,
+		`{"id":"chatcmpl-r","object":"chat.completion","created":1,"model":"m","system_fingerprint":"f",
 		"usage":{"prompt_tokens":3,"completion_tokens":1,"total_tokens":4,"prompt_tokens_details":{"cached_tokens":0}},
 		"choices":[{"index":0,"finish_reason":"stop","message":{"role":"assistant","content":"a!","refusal":null},
 		"logprobs":{"refusal":null,"content":[{"token":"a","logprob":-1,"bytes":[97],"top_logprobs":[
-			{"token":"a","logprob":-1,"bytes":[97]},{"token":"é","logprob":-2,"bytes":[195,169]}]}]}}]}`)
+			{"token":"a","logprob":-1,"bytes":[97]},{"token":"é","logprob":-2,"bytes":[195,169]}]}]}}]}`,
+	)
 }
 
 func TestChat_GoldenStream(t *testing.T) {
@@ -80,10 +86,15 @@ func TestChat_GoldenStream(t *testing.T) {
 func TestCompletion_GoldenShape(t *testing.T) {
 	s := serve(t, &backend{words: []string{"é", "b"}, failAt: -1, top: best()})
 	_, text := post(t, s.URL+"/v1/completions", `{"prompt":"x","logprobs":3}`)
-	same(t, "the answer", text, `{"id":"cmpl-r","object":"text_completion","created":1,"model":"m","system_fingerprint":"f",
+	same(
+		t,
+		"the answer",
+		text,
+		`{"id":"cmpl-r","object":"text_completion","created":1,"model":"m","system_fingerprint":"f",
 		"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5,"prompt_tokens_details":{"cached_tokens":0}},
 		"choices":[{"index":0,"finish_reason":"stop","text":"éb!","logprobs":{"tokens":["é","b"],"token_logprobs":[-1,-1],
-		"text_offset":[0,1],"top_logprobs":[{"a":-1,"é":-2},{"a":-1,"b":-1,"é":-2}]}}]}`)
+		"text_offset":[0,1],"top_logprobs":[{"a":-1,"é":-2},{"a":-1,"b":-1,"é":-2}]}}]}`,
+	)
 }
 
 func TestCompletion_StreamEqualsTheCompleteResponse(t *testing.T) {
@@ -159,6 +170,11 @@ func TestModels_GoldenShape(t *testing.T) {
 	same(t, "the list", get(t, s.URL+"/v1/models"), `{"object":"list","data":[`+model+`]}`)
 	same(t, "the model by name", get(t, s.URL+"/v1/models/m"), model)
 	same(t, "the model by digest", get(t, s.URL+"/v1/models/sha256:1"), model)
-	same(t, "an unknown model", get(t, s.URL+"/v1/models/a/b"), `{"error":{"message":"find model \"a/b\": no pipeline serves it",
-		"type":"invalid_request_error","param":"model","code":"model_not_found"}}`)
+	same(
+		t,
+		"an unknown model",
+		get(t, s.URL+"/v1/models/a/b"),
+		`{"error":{"message":"find model \"a/b\": no pipeline serves it",
+		"type":"invalid_request_error","param":"model","code":"model_not_found"}}`,
+	)
 }

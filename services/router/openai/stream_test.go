@@ -21,14 +21,18 @@ type generator struct {
 	generate func(ctx context.Context, r *routerv1.GenerateRequest, send func(*routerv1.GenerateResponse) error) error
 }
 
-func (g generator) Generate(ctx context.Context, r *routerv1.GenerateRequest, send func(*routerv1.GenerateResponse) error) error {
+func (g generator) Generate(ctx context.Context, r *routerv1.GenerateRequest,
+	send func(*routerv1.GenerateResponse) error) error {
 	return g.generate(ctx, r, send)
 }
 
 func TestStream_StalledReaderIsDisconnected(t *testing.T) {
 	cut := make(chan error, 1)
-	endless := &routerv1.GenerateResponse{Event: &routerv1.GenerateResponse_Token{Token: &routerv1.TokenEvent{Text: strings.Repeat("x", 64<<10)}}}
-	h := openai.New(generator{generate: func(ctx context.Context, _ *routerv1.GenerateRequest, send func(*routerv1.GenerateResponse) error) error {
+	endless := &routerv1.GenerateResponse{
+		Event: &routerv1.GenerateResponse_Token{Token: &routerv1.TokenEvent{Text: strings.Repeat("x", 64<<10)}},
+	}
+	h := openai.New(generator{generate: func(ctx context.Context, _ *routerv1.GenerateRequest,
+		send func(*routerv1.GenerateResponse) error) error {
 		for {
 			if err := send(endless); err != nil {
 				cut <- err
@@ -44,7 +48,8 @@ func TestStream_StalledReaderIsDisconnected(t *testing.T) {
 	}
 	defer conn.Close() // without reading a byte
 	body := `{"prompt":"x","stream":true}`
-	if _, err := io.WriteString(conn, "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 28\r\n\r\n"+body); err != nil || len(body) != 28 {
+	if _, err := io.WriteString(conn,
+		"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 28\r\n\r\n"+body); err != nil || len(body) != 28 {
 		t.Fatal(err)
 	}
 	select {
@@ -62,26 +67,28 @@ func TestChoices_RunConcurrentlyAndOneFailureEndsAll(t *testing.T) {
 	var running atomic.Int32
 	all := make(chan struct{})
 	ended := make(chan error, n)
-	s := httptest.NewServer(openai.New(generator{generate: func(ctx context.Context, r *routerv1.GenerateRequest, _ func(*routerv1.GenerateResponse) error) error {
-		if running.Add(1) == n {
-			close(all)
-		}
-		select {
-		case <-all:
-		case <-time.After(10 * time.Second):
-			return fault.New(fault.Internal, "run alone: %d of %d choices run", running.Load(), n)
-		}
-		if r.GetSampling().GetChoice() == 2 {
-			return fault.New(fault.DataLoss, "lose choice 2")
-		}
-		select {
-		case <-ctx.Done():
-			ended <- ctx.Err()
-		case <-time.After(10 * time.Second):
-			ended <- nil
-		}
-		return ctx.Err()
-	}}, openai.Options{}))
+	s := httptest.NewServer(
+		openai.New(generator{generate: func(ctx context.Context, r *routerv1.GenerateRequest,
+			_ func(*routerv1.GenerateResponse) error) error {
+			if running.Add(1) == n {
+				close(all)
+			}
+			select {
+			case <-all:
+			case <-time.After(10 * time.Second):
+				return fault.New(fault.Internal, "run alone: %d of %d choices run", running.Load(), n)
+			}
+			if r.GetSampling().GetChoice() == 2 {
+				return fault.New(fault.DataLoss, "lose choice 2")
+			}
+			select {
+			case <-ctx.Done():
+				ended <- ctx.Err()
+			case <-time.After(10 * time.Second):
+				ended <- nil
+			}
+			return ctx.Err()
+		}}, openai.Options{}))
 	defer s.Close()
 	_, text := post(t, s.URL+"/v1/completions", `{"prompt":"x","n":4,"seed":0}`)
 	if !strings.Contains(text, "lose choice 2") {
@@ -97,18 +104,21 @@ func TestChoices_RunConcurrentlyAndOneFailureEndsAll(t *testing.T) {
 
 func TestChat_DisconnectedClientCancelsTheRequest(t *testing.T) {
 	asked, ended := make(chan struct{}), make(chan struct{})
-	s := httptest.NewServer(openai.New(generator{generate: func(ctx context.Context, _ *routerv1.GenerateRequest, _ func(*routerv1.GenerateResponse) error) error {
-		close(asked)
-		<-ctx.Done()
-		close(ended)
-		return ctx.Err()
-	}}, openai.Options{}))
+	s := httptest.NewServer(
+		openai.New(generator{generate: func(ctx context.Context, _ *routerv1.GenerateRequest,
+			_ func(*routerv1.GenerateResponse) error) error {
+			close(asked)
+			<-ctx.Done()
+			close(ended)
+			return ctx.Err()
+		}}, openai.Options{}))
 	defer s.Close()
 	conn, err := net.Dial("tcp", s.Listener.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := io.WriteString(conn, "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 14\r\n\r\n"+`{"prompt":"x"}`); err != nil {
+	if _, err := io.WriteString(conn,
+		"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 14\r\n\r\n"+`{"prompt":"x"}`); err != nil {
 		t.Fatal(err)
 	}
 	select {

@@ -53,7 +53,8 @@ func (f *templateFields) toolChoice() (*routerv1.ToolChoice, error) {
 	case choice.Function == nil || choice.Function.Name == "":
 		return nil, fault.Field("tool_choice", "function.name is missing")
 	}
-	return &routerv1.ToolChoice{Mode: routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_FUNCTION, Function: choice.Function.Name}, nil
+	return &routerv1.ToolChoice{Mode: routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_FUNCTION,
+		Function: choice.Function.Name}, nil
 }
 
 // readTools sets the tools of a request and how they may be used.
@@ -69,10 +70,12 @@ func (f *templateFields) readTools(out *routerv1.ChatRequest) (err error) {
 	switch mode := choice.GetMode(); {
 	case mode == routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_NONE:
 		out.ToolsJson = ""
-	case mode != routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_REQUIRED && mode != routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_FUNCTION:
+	case mode != routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_REQUIRED &&
+		mode != routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_FUNCTION:
 	case out.GetToolsJson() == "":
 		return fault.Field("tool_choice", "%s requires tools", f.ToolChoice)
-	case mode == routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_FUNCTION && !toolcall.Names([]byte(out.GetToolsJson()))[choice.GetFunction()]:
+	case mode == routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_FUNCTION &&
+		!toolcall.Names([]byte(out.GetToolsJson()))[choice.GetFunction()]:
 		return fault.Field("tool_choice", "no tool is named %q", choice.GetFunction())
 	}
 	return nil
@@ -154,5 +157,6 @@ func (f *templateFields) parsesReasoning() (bool, error) {
 	case "none":
 		return false, nil
 	}
-	return false, fault.Field("reasoning_format", "%q is not supported: want auto, deepseek or none", *f.ReasoningFormat)
+	return false, fault.Field("reasoning_format", "%q is not supported: want auto, deepseek or none",
+		*f.ReasoningFormat)
 }

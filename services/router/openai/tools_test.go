@@ -28,19 +28,30 @@ func (b caller) Chat(_ context.Context, r *routerv1.ChatRequest, send func(*rout
 	b.mu.Lock()
 	b.chats = append(b.chats, r)
 	b.mu.Unlock()
-	started := &routerv1.Started{RequestId: "r", Model: "m", PromptEnd: b.prompt, Format: &tokenizerv1.ChatFormat{Calls: b.calls, Reasoning: b.reasoning}}
+	started := &routerv1.Started{RequestId: "r", Model: "m", PromptEnd: b.prompt,
+		Format: &tokenizerv1.ChatFormat{Calls: b.calls, Reasoning: b.reasoning}}
 	if err := send(&routerv1.ChatResponse{Event: &routerv1.ChatResponse_Started{Started: started}}); err != nil {
 		return err
 	}
 	runes, index := []rune(b.text), uint32(0)
 	for len(runes) > 0 {
 		n := min(b.width, len(runes))
-		if err := send(&routerv1.ChatResponse{Event: &routerv1.ChatResponse_Token{Token: &routerv1.TokenEvent{Text: string(runes[:n]), Index: index}}}); err != nil {
+		if err := send(
+			&routerv1.ChatResponse{
+				Event: &routerv1.ChatResponse_Token{Token: &routerv1.TokenEvent{Text: string(runes[:n]), Index: index}},
+			},
+		); err != nil {
 			return err
 		}
 		runes, index = runes[n:], index+1
 	}
-	return send(&routerv1.ChatResponse{Event: &routerv1.ChatResponse_Finished{Finished: &routerv1.Finished{FinishReason: b.reason, Usage: &routerv1.Usage{CompletionTokens: index}}}})
+	return send(
+		&routerv1.ChatResponse{
+			Event: &routerv1.ChatResponse_Finished{
+				Finished: &routerv1.Finished{FinishReason: b.reason, Usage: &routerv1.Usage{CompletionTokens: index}},
+			},
+		},
+	)
 }
 
 // said is an answer: a complete one, or the sum of a stream's events.
@@ -150,17 +161,27 @@ func TestChat_ToolCallsAndReasoning(t *testing.T) {
 		more string
 		want said
 	}{
-		"call":          {caller{calls: "hermes", text: call}, callTools, said{"", "", "tool_calls", []function{paris}}},
-		"text and call": {caller{calls: "hermes", text: "I look.\n" + call}, callTools, said{"I look.", "", "tool_calls", []function{paris}}},
-		"two calls":     {caller{calls: "hermes", text: call + "\n" + call}, callTools, said{"", "", "tool_calls", []function{paris, paris}}},
-		"one at a time": {caller{calls: "hermes", text: call + "\n" + call}, callTools + `,"parallel_tool_calls":false`, said{"", "", "tool_calls", []function{paris}}},
-		"no tools":      {caller{calls: "hermes", text: "<b>x</b>"}, "", said{"<b>x</b>", "", "stop", nil}},
-		"tools not now": {caller{calls: "hermes", text: "<b>x</b>"}, callTools + `,"tool_choice":"none"`, said{"<b>x</b>", "", "stop", nil}},
-		"reasoning":     {caller{reasoning: "think", text: "<think>\nhm\n</think>\n\nYes."}, "", said{"Yes.", "hm", "stop", nil}},
-		"opened":        {caller{reasoning: "think", prompt: "<think>\n", text: "hm</think>Yes."}, "", said{"Yes.", "hm", "stop", nil}},
-		"not apart":     {caller{reasoning: "think", text: "<think>hm</think>Yes."}, `,"reasoning_format":"none"`, said{"<think>hm</think>Yes.", "", "stop", nil}},
-		"cut":           {caller{calls: "hermes", text: call[:58], reason: length}, callTools, said{"", "", "length", []function{{"weather", `{"city": "Par`}}}},
-		"harmony": {caller{calls: "harmony", prompt: "<|start|>assistant", text: "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>commentary to=functions.weather <|constrain|>json<|message|>{}<|call|>"},
+		"call": {caller{calls: "hermes", text: call}, callTools,
+			said{"", "", "tool_calls", []function{paris}}},
+		"text and call": {caller{calls: "hermes", text: "I look.\n" + call}, callTools,
+			said{"I look.", "", "tool_calls", []function{paris}}},
+		"two calls": {caller{calls: "hermes", text: call + "\n" + call}, callTools,
+			said{"", "", "tool_calls", []function{paris, paris}}},
+		"one at a time": {caller{calls: "hermes", text: call + "\n" + call}, callTools + `,"parallel_tool_calls":false`,
+			said{"", "", "tool_calls", []function{paris}}},
+		"no tools": {caller{calls: "hermes", text: "<b>x</b>"}, "", said{"<b>x</b>", "", "stop", nil}},
+		"tools not now": {caller{calls: "hermes", text: "<b>x</b>"}, callTools + `,"tool_choice":"none"`,
+			said{"<b>x</b>", "", "stop", nil}},
+		"reasoning": {caller{reasoning: "think", text: "<think>\nhm\n</think>\n\nYes."}, "",
+			said{"Yes.", "hm", "stop", nil}},
+		"opened": {caller{reasoning: "think", prompt: "<think>\n", text: "hm</think>Yes."}, "",
+			said{"Yes.", "hm", "stop", nil}},
+		"not apart": {caller{reasoning: "think", text: "<think>hm</think>Yes."}, `,"reasoning_format":"none"`,
+			said{"<think>hm</think>Yes.", "", "stop", nil}},
+		"cut": {caller{calls: "hermes", text: call[:58], reason: length}, callTools,
+			said{"", "", "length", []function{{"weather", `{"city": "Par`}}}},
+		"harmony": {caller{calls: "harmony", prompt: "<|start|>assistant",
+			text: "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>commentary to=functions.weather <|constrain|>json<|message|>{}<|call|>"},
 			callTools, said{"", "hm", "tool_calls", []function{{"weather", "{}"}}}},
 	} {
 		if c.b.reason == 0 {
@@ -179,7 +200,8 @@ func TestChat_ToolCallsAndReasoning(t *testing.T) {
 
 func TestChat_CallsHaveUniqueIDs(t *testing.T) {
 	const call = "<tool_call>{\"name\": \"weather\"}</tool_call>"
-	b := caller{backend: &backend{}, calls: "hermes", text: call + call, width: 9, reason: samplerv1.FinishReason_FINISH_REASON_STOP}
+	b := caller{backend: &backend{}, calls: "hermes", text: call + call, width: 9,
+		reason: samplerv1.FinishReason_FINISH_REASON_STOP}
 	s := httptest.NewServer(openai.New(b, openai.Options{}))
 	defer s.Close()
 	_, text := post(t, s.URL+"/v1/chat/completions", hello+callTools+`,"n":2}`)
@@ -214,7 +236,8 @@ func TestChat_ToolChoiceReachesTheBackend(t *testing.T) {
 		if none := strings.Contains(text, "none"); (got.GetToolsJson() == "") != none {
 			t.Errorf("%s: tools are %q", text, got.GetToolsJson())
 		}
-		if p := got.ParallelToolCalls; (p != nil) != strings.Contains(text, "parallel") || got.GetParallelToolCalls() != strings.Contains(text, "true") {
+		if p := got.ParallelToolCalls; (p != nil) != strings.Contains(text, "parallel") ||
+			got.GetParallelToolCalls() != strings.Contains(text, "true") {
 			t.Errorf("%s: parallel_tool_calls is %v", text, p)
 		}
 	}
@@ -227,7 +250,8 @@ func TestChat_StructuralTagsReachTheBackend(t *testing.T) {
 	if len(b.chats) != 1 {
 		t.Fatal(text)
 	}
-	if g := b.chats[0].GetSampling().GetGrammar(); g.GetKind() != samplerv1.GrammarKind_GRAMMAR_KIND_TAGS || g.GetSource() != format {
+	if g := b.chats[0].GetSampling().GetGrammar(); g.GetKind() != samplerv1.GrammarKind_GRAMMAR_KIND_TAGS ||
+		g.GetSource() != format {
 		t.Errorf("the grammar is %v", g)
 	}
 }
