@@ -65,7 +65,7 @@ func Serve(ctx context.Context, s *grpc.Server, l net.Listener, ready func(), op
 	select {
 	case err := <-served:
 		cancel()
-		<-awaited
+		<-awaited //nolint:errcheck // the wait was cancelled above
 		return err
 	case failed = <-awaited:
 	}

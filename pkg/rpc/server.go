@@ -63,7 +63,7 @@ func NewServer(o ServerOptions) *grpc.Server {
 		buffer, window, all = clientBuffer, clientStreamWindow, clientConnWindow
 	}
 	options := []grpc.ServerOption{
-		grpc.ReadBufferSize(buffer), grpc.WriteBufferSize(buffer), grpc.SharedWriteBuffer(true),
+		grpc.ReadBufferSize(buffer), grpc.WriteBufferSize(buffer),
 		grpc.MaxRecvMsgSize(MaxMessage), grpc.MaxSendMsgSize(MaxMessage),
 		grpc.StaticStreamWindowSize(int32(window)), grpc.StaticConnWindowSize(int32(all)),
 		grpc.MaxConcurrentStreams(maxStreams), grpc.ConnectionTimeout(10 * time.Second),

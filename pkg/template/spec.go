@@ -223,7 +223,7 @@ func general(a float64, precision int, keep, point bool) string {
 		precision = 1
 	}
 	e := strconv.FormatFloat(a, 'e', precision-1, 64)
-	exponent, _ := strconv.Atoi(e[strings.IndexByte(e, 'e')+1:]) //nolint:errcheck // written just above
+	exponent, _ := strconv.Atoi(e[strings.IndexByte(e, 'e')+1:]) // written just above
 	most := precision
 	if point {
 		most = precision - 1

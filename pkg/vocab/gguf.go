@@ -99,8 +99,8 @@ func FromGGUF(meta Meta) (*Vocab, error) {
 		}
 		if v.eos = v.metaID(
 			meta,
-			"tokenizer.ggml.seperator_token_id",
-		); v.eos < 0 { //nolint:misspell // as files spell it
+			"tokenizer.ggml.seperator_token_id", //nolint:misspell // as files spell it
+		); v.eos < 0 {
 			v.eos = v.defaultID(102)
 		}
 		err = v.ggufWordPiece(meta)

@@ -522,7 +522,7 @@ func (p *pipeline) failAll() {
 			blamed[name] = f.awaited == nil || f.awaited[name] || blamed[name]
 		}
 	}
-	for _, seq := range p.scheduler.running {
+	for _, seq := range p.running {
 		blamed[string(seq.id)] = blamed[string(seq.id)] || !seq.added
 	}
 	for _, seq := range p.sequences {

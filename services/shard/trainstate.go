@@ -81,7 +81,8 @@ func (r *trainRun) loadState(s *shardv1.State) error {
 
 // finishLoad checks that the state is complete.
 func (r *trainRun) finishLoad(l *shardv1.Load) error {
-	const whole = 1<<shardv1.StateKind_STATE_KIND_WEIGHT | 1<<shardv1.StateKind_STATE_KIND_MOMENT1 | 1<<shardv1.StateKind_STATE_KIND_MOMENT2
+	const whole = 1<<shardv1.StateKind_STATE_KIND_WEIGHT | 1<<shardv1.StateKind_STATE_KIND_MOMENT1 |
+		1<<shardv1.StateKind_STATE_KIND_MOMENT2
 	for _, p := range r.state {
 		if r.loaded[p.Name] != whole {
 			return fault.Field("state", "%q lacks its weight or a moment", p.Name)

@@ -102,7 +102,7 @@ func chatGGUF(path string) (Chat, error) {
 	}
 	tokens, _ := meta.Strings("tokenizer.ggml.tokens")
 	for variable, id := range map[string]string{"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown",
-		"sep_token": "seperator", // the converters' spelling
+		"sep_token": "seperator", //nolint:misspell // the converters' spelling
 		"pad_token": "padding", "cls_token": "cls", "mask_token": "mask"} {
 		if i, ok := meta.Uint("tokenizer.ggml." + id + "_token_id"); ok && i < uint64(len(tokens)) {
 			c.Special[variable] = tokens[i]

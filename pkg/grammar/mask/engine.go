@@ -51,7 +51,7 @@ func (m *engine) forget() {
 			n.mask, n.run = nil, uniform{}
 		}
 	}
-	m.Machine.Forget()
+	m.Forget()
 	clear(m.depths)
 	clear(m.alike)
 	clear(m.relations)
