@@ -99,7 +99,7 @@ func FromGGUF(meta Meta) (*Vocab, error) {
 		}
 		if v.eos = v.metaID(
 			meta,
-			"tokenizer.ggml.seperator_token_id", //nolint:misspell // as files spell it
+			"tokenizer.ggml.seperator_token_id", // as files spell it
 		); v.eos < 0 {
 			v.eos = v.defaultID(102)
 		}
