@@ -282,6 +282,15 @@ func (b *sharedMesh) sendHTTP(ctx context.Context, q hostileRequest) (string, er
 		if fail.Error.Param == nil {
 			return resp.Status, fmt.Errorf("status %d names no field: %.300s", code, text)
 		}
+		// The name must be the client's own: a field of its request, or one that it left out.
+		name, _, _ := strings.Cut(strings.NewReplacer("[", ".").Replace(*fail.Error.Param), ".")
+		switch name {
+		case "body", "prompt", "messages", "model", "tools":
+		default:
+			if !strings.Contains(q.body, `"`+name+`"`) {
+				return resp.Status, fmt.Errorf("status %d names a field that was not sent: %.300s", code, text)
+			}
+		}
 		return resp.Status, nil
 	}
 }

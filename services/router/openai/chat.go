@@ -233,9 +233,9 @@ func (s *server) chatJobs(c *chatRequest) ([]job, *parsing, error) {
 		req := proto.CloneOf(base)
 		req.Sampling = rules
 		jobs[i] = job{again: i > 0, run: func(ctx context.Context, send func(event) error) error {
-			return s.backend.Chat(ctx, req, func(e *routerv1.ChatResponse) error {
+			return c.nameField(s.backend.Chat(ctx, req, func(e *routerv1.ChatResponse) error {
 				return send(event{started: e.GetStarted(), token: e.GetToken(), finished: e.GetFinished()})
-			})
+			}))
 		}}
 	}
 	return jobs, &parsing{tools: base.GetToolsJson(), reasoning: reasoning, one: c.ParallelToolCalls != nil &&

@@ -197,9 +197,9 @@ func (s *server) completionJobs(c *completionRequest) ([]job, error) {
 				req.Suffix = c.Suffix
 			}
 			jobs = append(jobs, job{again: i > 0, run: func(ctx context.Context, send func(event) error) error {
-				return s.backend.Generate(ctx, req, func(e *routerv1.GenerateResponse) error {
+				return c.nameField(s.backend.Generate(ctx, req, func(e *routerv1.GenerateResponse) error {
 					return send(event{e.GetStarted(), e.GetPrompt(), e.GetToken(), e.GetFinished()})
-				})
+				}))
 			}})
 		}
 	}

@@ -3,6 +3,7 @@ package openai
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"math"
 	"net/http"
 	"strconv"
@@ -49,6 +50,36 @@ func toAPIError(err error) (int, apiError) {
 		out.Param = &param
 	}
 	return status, out
+}
+
+// nameField gives the backend's field in err the name that the request used, where the API has
+// several names for it.
+func (c *common) nameField(err error) error {
+	for cause, f := err, (*fault.Error)(nil); errors.As(cause, &f); cause = f.Err {
+		if name := c.ownName(f.Field); name != "" {
+			renamed := *f
+			renamed.Field = name
+			return &renamed
+		}
+	}
+	return err
+}
+
+// ownName returns the request's name of the backend's field, or "" if the API has but one name.
+func (c *common) ownName(field string) string {
+	if rest, ok := strings.CutPrefix(field, "sampling.grammar"); ok {
+		if _, name, _ := c.grammar(); name != "" {
+			return name + strings.TrimPrefix(rest, ".source")
+		}
+	}
+	if field == "sampling.repetition_penalty" && c.RepetitionPenalty == nil {
+		return "repeat_penalty"
+	}
+	var i int
+	if n, _ := fmt.Sscanf(field, "sampling.advanced.bad_words[%d]", &i); n == 1 {
+		return c.badWordsName(i)
+	}
+	return ""
 }
 
 func errorType(status int) string {

@@ -138,7 +138,7 @@ type streamOptions struct {
 
 // check validates the fields that both endpoints share, and returns n.
 func (c *common) check() (int, error) {
-	if _, err := c.grammar(); err != nil {
+	if _, _, err := c.grammar(); err != nil {
 		return 0, err
 	}
 	if c.N == nil {
@@ -174,7 +174,7 @@ func (c *common) sampling(i, n int) (*routerv1.Sampling, error) {
 		out.Choices = uint32(n)
 	}
 	var err error
-	if out.Grammar, err = c.grammar(); err != nil {
+	if out.Grammar, _, err = c.grammar(); err != nil {
 		return nil, err
 	}
 	if out.Advanced, err = c.advanced(); err != nil {

@@ -111,6 +111,25 @@ func (r *rules) advanced() (*samplerv1.Advanced, error) {
 	return out, nil
 }
 
+// badWordsName returns the request's name of the i-th list of ids that advanced returned.
+func (r *rules) badWordsName(i int) string {
+	if i < len(r.BadWordIDs) {
+		return fmt.Sprintf("bad_words_ids[%d]", i)
+	}
+	i -= len(r.BadWordIDs)
+	for at, raw := range r.BadWords {
+		var text string
+		if json.Unmarshal(raw, &text) == nil {
+			continue
+		}
+		if i == 0 {
+			return fmt.Sprintf("bad_words[%d]", at)
+		}
+		i--
+	}
+	return "bad_words"
+}
+
 // badTexts returns the bad words that are given as texts.
 func (r *rules) badTexts() []string {
 	var out []string
@@ -176,6 +195,9 @@ func order(samplers []string, mirostat bool) ([]string, error) {
 func apiField(field string) string {
 	field, ok := strings.CutPrefix(strings.TrimPrefix(field, "sampling."), "advanced.")
 	if !ok {
+		if rest, tools := strings.CutPrefix(field, "tools_json"); tools {
+			return "tools" + rest
+		}
 		return field
 	}
 	name, index, list := strings.Cut(field, "[")

@@ -24,8 +24,8 @@ type shapes struct {
 // anyObject is the schema of response_format json_object.
 const anyObject = `{"type":"object"}`
 
-// grammar returns the constraint on the answer, nil for none.
-func (c *common) grammar() (*samplerv1.Grammar, error) {
+// grammar returns the constraint on the answer, nil for none, and the field that gives it.
+func (c *common) grammar() (*samplerv1.Grammar, string, error) {
 	var out *samplerv1.Grammar
 	field := ""
 	set := func(name string, kind samplerv1.GrammarKind, source string) error {
@@ -64,13 +64,13 @@ func (c *common) grammar() (*samplerv1.Grammar, error) {
 	}
 	for _, err := range errs {
 		if err != nil {
-			return nil, err
+			return nil, "", err
 		}
 	}
 	if _, err := samplerules.Grammar(field, out); err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	return out, nil
+	return out, field, nil
 }
 
 // responseSchema returns the schema in a response_format, which is empty for text. For a structural
