@@ -30,7 +30,7 @@ const (
 type ToolChoiceMode int32
 
 const (
-	// As AUTO.
+	// The same as AUTO.
 	ToolChoiceMode_TOOL_CHOICE_MODE_UNSPECIFIED ToolChoiceMode = 0
 	// "none": the model is not shown the tools and calls none.
 	ToolChoiceMode_TOOL_CHOICE_MODE_NONE ToolChoiceMode = 1
@@ -98,7 +98,7 @@ type Sampling struct {
 	TopK *uint32 `protobuf:"varint,2,opt,name=top_k,json=topK,proto3,oneof" json:"top_k,omitempty"`
 	// Keeps the fewest ids whose probabilities reach p; default 1, all.
 	TopP *float32 `protobuf:"fixed32,3,opt,name=top_p,json=topP,proto3,oneof" json:"top_p,omitempty"`
-	// Drops ids less likely than min_p times the most likely one; default 0, none.
+	// Drops ids less likely than min_p times the most likely one; default 0 drops none.
 	MinP *float32 `protobuf:"fixed32,4,opt,name=min_p,json=minP,proto3,oneof" json:"min_p,omitempty"`
 	// Keys the randomness; by default the router draws one and reports it in `started`.
 	Seed *uint64 `protobuf:"varint,5,opt,name=seed,proto3,oneof" json:"seed,omitempty"`
@@ -505,14 +505,14 @@ type ChatRequest struct {
 	Stop []string `protobuf:"bytes,5,rep,name=stop,proto3" json:"stop,omitempty"`
 	// How many of the most likely candidates to report with each token; at most 20.
 	TopLogprobs uint32 `protobuf:"varint,6,opt,name=top_logprobs,json=topLogprobs,proto3" json:"top_logprobs,omitempty"`
-	// OpenAI tool definitions as a JSON array; empty for none. Once the model opens a
+	// OpenAI tool definitions as a JSON array; empty if there are none. Once the model opens a
 	// call, its name is one of these and its arguments follow the tool's schema: always
 	// for a `strict` tool, else as far as the schema is supported (where it is not, they
 	// are any JSON object).
 	ToolsJson string `protobuf:"bytes,7,opt,name=tools_json,json=toolsJson,proto3" json:"tools_json,omitempty"`
-	// Documents to answer from as a JSON array; empty for none.
+	// Documents to answer from as a JSON array; empty if there are none.
 	DocumentsJson string `protobuf:"bytes,8,opt,name=documents_json,json=documentsJson,proto3" json:"documents_json,omitempty"`
-	// Further variables of the chat template as a JSON object; empty for none.
+	// Further variables of the chat template as a JSON object; empty if there are none.
 	VariablesJson string `protobuf:"bytes,9,opt,name=variables_json,json=variablesJson,proto3" json:"variables_json,omitempty"`
 	// Which of the model's chat templates; empty for the default one.
 	Template string `protobuf:"bytes,10,opt,name=template,proto3" json:"template,omitempty"`
@@ -1796,7 +1796,7 @@ func (*TopologyRequest) Descriptor() ([]byte, []int) {
 // TopologyResponse is the topology at one moment.
 type TopologyResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What the router sees.
+	// The live services and the pipelines.
 	Mesh          *Mesh `protobuf:"bytes,1,opt,name=mesh,proto3" json:"mesh,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1879,7 +1879,7 @@ func (*WatchTopologyRequest) Descriptor() ([]byte, []int) {
 // WatchTopologyResponse is the topology after a change.
 type WatchTopologyResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What the router sees.
+	// The live services and the pipelines.
 	Mesh          *Mesh `protobuf:"bytes,1,opt,name=mesh,proto3" json:"mesh,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

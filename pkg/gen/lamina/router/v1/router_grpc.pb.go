@@ -41,7 +41,7 @@ const (
 // the session on every stage at once.
 //
 // What is wrong with a request is INVALID_ARGUMENT and names the field in
-// google.rpc.BadRequest, and is never tried again. A request whose pipeline dies is
+// google.rpc.BadRequest, and is never retried. A request whose pipeline dies is
 // replayed on another one. One that is in flight on two pipelines in a row when they die
 // is set aside with ABORTED, without a retry hint, since it may be the cause.
 //
@@ -158,7 +158,7 @@ type RouterService_WatchTopologyClient = grpc.ServerStreamingClient[WatchTopolog
 // the session on every stage at once.
 //
 // What is wrong with a request is INVALID_ARGUMENT and names the field in
-// google.rpc.BadRequest, and is never tried again. A request whose pipeline dies is
+// google.rpc.BadRequest, and is never retried. A request whose pipeline dies is
 // replayed on another one. One that is in flight on two pipelines in a row when they die
 // is set aside with ABORTED, without a retry hint, since it may be the cause.
 //

@@ -651,7 +651,7 @@ func (x *Advanced) GetOrder() []string {
 // SampleRequest is a frame from the router.
 type SampleRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What the router wants.
+	// The contents of the frame.
 	//
 	// Types that are valid to be assigned to Frame:
 	//
@@ -1514,7 +1514,7 @@ type SessionFailed struct {
 	// What went wrong, for people.
 	Message string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
 	// With INVALID_ARGUMENT: the field at fault, as its path in Rules, such as
-	// "grammar.source"; empty where it is none of them.
+	// "grammar.source"; empty if no single field is.
 	Field string `protobuf:"bytes,4,opt,name=field,proto3" json:"field,omitempty"`
 	// The session's epoch.
 	Epoch         uint64 `protobuf:"varint,5,opt,name=epoch,proto3" json:"epoch,omitempty"`
@@ -1590,7 +1590,7 @@ func (x *SessionFailed) GetEpoch() uint64 {
 // PushRequest is a frame from the last stage.
 type PushRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What the stage sends.
+	// The contents of the frame.
 	//
 	// Types that are valid to be assigned to Frame:
 	//
@@ -1907,7 +1907,7 @@ func (x *Row) GetTarget() uint32 {
 // PushResponse is a frame to the last stage.
 type PushResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What the sampler wants.
+	// The contents of the frame.
 	//
 	// Types that are valid to be assigned to Frame:
 	//
@@ -2028,7 +2028,7 @@ func (*PushOpened) Descriptor() ([]byte, []int) {
 	return file_lamina_sampler_v1_sampler_proto_rawDescGZIP(), []int{21}
 }
 
-// RowWanted asks for a whole row.
+// RowWanted asks for the whole row of logits of a position.
 type RowWanted struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The session.

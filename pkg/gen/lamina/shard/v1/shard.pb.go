@@ -177,7 +177,7 @@ type DescribeResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The stages held for inference.
 	Held []*Held `protobuf:"bytes,1,rep,name=held,proto3" json:"held,omitempty"`
-	// The kernel class, such as "cpu/simd16/1": equal classes give equal bits.
+	// The kernel class, such as "cpu/5": equal classes give equal bits.
 	KernelClass string `protobuf:"bytes,2,opt,name=kernel_class,json=kernelClass,proto3" json:"kernel_class,omitempty"`
 	// Threads of the compute pool.
 	Threads uint32 `protobuf:"varint,3,opt,name=threads,proto3" json:"threads,omitempty"`
@@ -494,7 +494,7 @@ func (x *Hop) GetHi() uint32 {
 // InferRequest is a frame from upstream.
 type InferRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What upstream wants.
+	// The contents of the frame.
 	//
 	// Types that are valid to be assigned to Frame:
 	//
@@ -789,14 +789,14 @@ type Entry struct {
 	Position uint32 `protobuf:"varint,3,opt,name=position,proto3" json:"position,omitempty"`
 	// Consecutive rows; at least 1.
 	Rows uint32 `protobuf:"varint,4,opt,name=rows,proto3" json:"rows,omitempty"`
-	// How many of the last rows want logits; 0 for a chunk that does not end the prefill.
+	// How many of the last rows need logits; 0 for a chunk that does not end the prefill.
 	Logits uint32 `protobuf:"varint,5,opt,name=logits,proto3" json:"logits,omitempty"`
-	// How many of the best candidates to send for each such row; 0 for the whole row.
+	// How many of the best candidates to send for each such row; 0 sends the whole row of logits.
 	Candidates uint32 `protobuf:"varint,6,opt,name=candidates,proto3" json:"candidates,omitempty"`
-	// Draft tokens: the ids of the rows after the first one that wants logits. The sampler
+	// Draft tokens: the ids of the rows after the first one that needs logits. The sampler
 	// drops the rows after the first that it rejects.
 	DraftIds []uint32 `protobuf:"varint,7,rep,packed,name=draft_ids,json=draftIds,proto3" json:"draft_ids,omitempty"`
-	// The known ids that follow the first rows that want logits: prompt positions whose
+	// The known ids that follow the first rows that need logits: prompt positions whose
 	// log-probabilities are asked for. The sampler scores their rows and picks no token
 	// from them. Not allowed beside `draft_ids`.
 	Targets       []uint32 `protobuf:"varint,8,rep,packed,name=targets,proto3" json:"targets,omitempty"`
@@ -939,7 +939,7 @@ func (x *Release) GetSessions() [][]byte {
 // InferResponse is a frame to upstream.
 type InferResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What the stage has to say.
+	// The contents of the frame.
 	//
 	// Types that are valid to be assigned to Frame:
 	//
@@ -1030,7 +1030,7 @@ type InferResponse_Refused struct {
 }
 
 type InferResponse_Computed struct {
-	// A batch is done, of which no row wants logits or no entry is left.
+	// A batch without rows that need logits, or without entries that are left, is done.
 	Computed *Computed `protobuf:"bytes,3,opt,name=computed,proto3,oneof"`
 }
 
@@ -1040,7 +1040,7 @@ func (*InferResponse_Refused) isInferResponse_Frame() {}
 
 func (*InferResponse_Computed) isInferResponse_Frame() {}
 
-// Computed says that a batch of which no row wants logits has been computed by the last
+// Computed says that a batch in which no row needs logits has been computed by the last
 // stage, or that no entry of a batch is left.
 type Computed struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1229,7 +1229,7 @@ func (x *Refused) GetLo() uint32 {
 // TrainRequest is a frame from the trainer.
 type TrainRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What the trainer wants.
+	// The contents of the frame.
 	//
 	// Types that are valid to be assigned to Frame:
 	//
@@ -2075,7 +2075,7 @@ func (x *Fetch) GetWeightsOnly() bool {
 // TrainResponse is a frame to the trainer.
 type TrainResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What the stage has to say.
+	// The contents of the frame.
 	//
 	// Types that are valid to be assigned to Frame:
 	//
@@ -2676,7 +2676,7 @@ func (x *Fetched) GetDigest() uint64 {
 // ExchangeRequest is a frame from the earlier stage.
 type ExchangeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What the earlier stage sends.
+	// The contents of the frame.
 	//
 	// Types that are valid to be assigned to Frame:
 	//
@@ -2899,7 +2899,7 @@ func (x *Activation) GetTensor() *v1.Tensor {
 // ExchangeResponse is a frame from the later stage.
 type ExchangeResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What the later stage sends.
+	// The contents of the frame.
 	//
 	// Types that are valid to be assigned to Frame:
 	//

@@ -46,7 +46,7 @@ const (
 //     router receives `opened`, every stage is ready.
 //  2. Upstream sends `batch` frames, each followed by the `chunk`s of its tensor.
 //     The stage sends its result downstream as the next stage's batch; the last
-//     stage sends rows of logits to the sampler. A batch in which no row wants
+//     stage sends rows of logits to the sampler. A batch in which no row needs
 //     logits obliges the last stage to answer `computed`, which is relayed to the
 //     router. Batches are computed and passed on in the order of arrival.
 //  3. An entry that this stage refuses leaves the batch, and `refused` goes upstream,
@@ -188,7 +188,7 @@ type ShardService_ExchangeClient = grpc.BidiStreamingClient[ExchangeRequest, Exc
 //     router receives `opened`, every stage is ready.
 //  2. Upstream sends `batch` frames, each followed by the `chunk`s of its tensor.
 //     The stage sends its result downstream as the next stage's batch; the last
-//     stage sends rows of logits to the sampler. A batch in which no row wants
+//     stage sends rows of logits to the sampler. A batch in which no row needs
 //     logits obliges the last stage to answer `computed`, which is relayed to the
 //     router. Batches are computed and passed on in the order of arrival.
 //  3. An entry that this stage refuses leaves the batch, and `refused` goes upstream,

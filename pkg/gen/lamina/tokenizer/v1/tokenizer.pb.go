@@ -286,9 +286,9 @@ type EncodeRequest struct {
 	NoBos bool `protobuf:"varint,4,opt,name=no_bos,json=noBos,proto3" json:"no_bos,omitempty"`
 	// Report where in the text each id's piece is.
 	Spans bool `protobuf:"varint,5,opt,name=spans,proto3" json:"spans,omitempty"`
-	// Truncation; absent for none.
+	// Truncation; absent if there is none.
 	Truncation *Truncation `protobuf:"bytes,6,opt,name=truncation,proto3" json:"truncation,omitempty"`
-	// Padding; absent for none.
+	// Padding; absent if there is none.
 	Padding *Padding `protobuf:"bytes,7,opt,name=padding,proto3" json:"padding,omitempty"`
 	// The text that comes after what the model is to fill in: the ids become the model's
 	// fill-in-the-middle prompt of both texts. INVALID_ARGUMENT for a model without the
@@ -480,9 +480,9 @@ type EncodeBatchRequest struct {
 	NoBos bool `protobuf:"varint,4,opt,name=no_bos,json=noBos,proto3" json:"no_bos,omitempty"`
 	// Report where in its text each id's piece is.
 	Spans bool `protobuf:"varint,5,opt,name=spans,proto3" json:"spans,omitempty"`
-	// Truncation; absent for none.
+	// Truncation; absent if there is none.
 	Truncation *Truncation `protobuf:"bytes,6,opt,name=truncation,proto3" json:"truncation,omitempty"`
-	// Padding to the longest text; absent for none.
+	// Padding to the longest text; absent if there is none.
 	Padding       *Padding `protobuf:"bytes,7,opt,name=padding,proto3" json:"padding,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -616,7 +616,7 @@ func (x *EncodeBatchResponse) GetEncodings() []*EncodeResponse {
 // EncodeStreamRequest is one frame of an encoding conversation.
 type EncodeStreamRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What the caller wants.
+	// The contents of the frame.
 	//
 	// Types that are valid to be assigned to Frame:
 	//
@@ -1059,7 +1059,7 @@ func (x *DecodeResponse) GetText() string {
 // DecodeStreamRequest is one frame of a decoding conversation.
 type DecodeStreamRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What the caller wants.
+	// The contents of the frame.
 	//
 	// Types that are valid to be assigned to Frame:
 	//
@@ -1445,13 +1445,13 @@ type ApplyChatTemplateRequest struct {
 	Model string `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
 	// The turns in order; at least one.
 	Messages []*Message `protobuf:"bytes,2,rep,name=messages,proto3" json:"messages,omitempty"`
-	// OpenAI tool definitions as a JSON array; empty for none.
+	// OpenAI tool definitions as a JSON array; empty if there are none.
 	ToolsJson string `protobuf:"bytes,3,opt,name=tools_json,json=toolsJson,proto3" json:"tools_json,omitempty"`
 	// Do not open the assistant's turn at the end.
 	NoGenerationPrompt bool `protobuf:"varint,4,opt,name=no_generation_prompt,json=noGenerationPrompt,proto3" json:"no_generation_prompt,omitempty"`
-	// Further template variables as a JSON object; empty for none.
+	// Further template variables as a JSON object; empty if there are none.
 	VariablesJson string `protobuf:"bytes,5,opt,name=variables_json,json=variablesJson,proto3" json:"variables_json,omitempty"`
-	// Documents to answer from, as a JSON array; empty for none.
+	// Documents to answer from, as a JSON array; empty if there are none.
 	DocumentsJson string `protobuf:"bytes,6,opt,name=documents_json,json=documentsJson,proto3" json:"documents_json,omitempty"`
 	// Which of the model's templates. Empty means "tool_use" if there are tools and a
 	// template of that name, else the default one.
@@ -1724,7 +1724,7 @@ type TokensResponse struct {
 	// The bytes that each decodes to; empty for gaps. A control token's are its spelling
 	// between two bytes 0xFF, which no text has.
 	Tokens [][]byte `protobuf:"bytes,2,rep,name=tokens,proto3" json:"tokens,omitempty"`
-	// What else decoding needs of those tokens that are not plain text everywhere, in the
+	// What else decoding needs to know about those tokens that are not plain text everywhere, in the
 	// order of their ids.
 	Irregular []*Irregular `protobuf:"bytes,3,rep,name=irregular,proto3" json:"irregular,omitempty"`
 	// In the first response: how tokens join into text.
@@ -2092,7 +2092,7 @@ type Vocabulary struct {
 	Bytes uint64 `protobuf:"varint,11,opt,name=bytes,proto3" json:"bytes,omitempty"`
 	// Whether it has the tokens of fill-in-the-middle prompts.
 	FillInMiddle bool `protobuf:"varint,12,opt,name=fill_in_middle,json=fillInMiddle,proto3" json:"fill_in_middle,omitempty"`
-	// What the model's files say of generation; absent if they say nothing.
+	// The generation settings in the model's files; absent if there are none.
 	Defaults      *GenerationDefaults `protobuf:"bytes,13,opt,name=defaults,proto3" json:"defaults,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2369,9 +2369,9 @@ type TrainVocabularyRequest struct {
 	Files []string `protobuf:"bytes,4,rep,name=files,proto3" json:"files,omitempty"`
 	// Control tokens, which get the first ids.
 	Special []string `protobuf:"bytes,5,rep,name=special,proto3" json:"special,omitempty"`
-	// The begin token among `special`; empty for none.
+	// The begin token among `special`; empty if there is none.
 	Bos string `protobuf:"bytes,6,opt,name=bos,proto3" json:"bos,omitempty"`
-	// The end token among `special`; empty for none.
+	// The end token among `special`; empty if there is none.
 	Eos           string `protobuf:"bytes,7,opt,name=eos,proto3" json:"eos,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
