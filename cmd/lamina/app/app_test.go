@@ -31,11 +31,9 @@ func shared(t *testing.T, parts ...string) string {
 	return path
 }
 
-func mesh(t *testing.T, c app.MeshConfig) routerv1.RouterServiceClient {
+// startMesh starts a mesh and returns it with a client of its router. The test closes it.
+func startMesh(t *testing.T, ctx context.Context, c app.MeshConfig) (*app.Mesh, routerv1.RouterServiceClient) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-	t.Cleanup(cancel)
-	c.Kernels = app.Kernels{Set: ref.New[float32](), Threads: 2}
 	m, err := app.Start(ctx, c)
 	if err != nil {
 		t.Fatal(err)
@@ -49,7 +47,16 @@ func mesh(t *testing.T, c app.MeshConfig) routerv1.RouterServiceClient {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return routerv1.NewRouterServiceClient(conn)
+	return m, routerv1.NewRouterServiceClient(conn)
+}
+
+func mesh(t *testing.T, c app.MeshConfig) routerv1.RouterServiceClient {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	t.Cleanup(cancel)
+	c.Kernels = app.Kernels{Set: ref.New[float32](), Threads: 2}
+	_, router := startMesh(t, ctx, c)
+	return router
 }
 
 func TestMesh_TokensOfTheReferenceOverAnySplit(t *testing.T) {

@@ -37,20 +37,8 @@ func measure(t *testing.T, c app.MeshConfig) *measured {
 	set := cpu.New(2)
 	t.Cleanup(set.Close)
 	c.Kernels, c.HTTP = app.Kernels{Set: set, Threads: 2}, "127.0.0.1:0"
-	m, err := app.Start(ctx, c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := m.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	conn, err := m.Router()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &measured{t, m, routerv1.NewRouterServiceClient(conn)}
+	m, router := startMesh(t, ctx, c)
+	return &measured{t, m, router}
 }
 
 // metric returns the value of a metric. Its name has the form that /metrics shows.

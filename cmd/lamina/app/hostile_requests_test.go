@@ -55,23 +55,11 @@ func TestServices_HostileRequestsTouchNobody(t *testing.T) {
 	t.Cleanup(set.Close)
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	t.Cleanup(cancel)
-	m, err := app.Start(ctx, app.MeshConfig{
+	m, router := startMesh(t, ctx, app.MeshConfig{
 		Model: randomCaller(t), Stages: 2, Replicas: 2, Kernels: app.Kernels{Set: set, Threads: 2}, HTTP: "127.0.0.1:0",
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := m.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	conn, err := m.Router()
-	if err != nil {
-		t.Fatal(err)
-	}
 	b := &sharedMesh{
-		t: t, router: routerv1.NewRouterServiceClient(conn), base: "http://" + m.HTTPAddr(), client: &http.Client{},
+		t: t, router: router, base: "http://" + m.HTTPAddr(), client: &http.Client{},
 		patience: limit / 4, answered: map[string]map[string]int{},
 	}
 	t.Cleanup(b.client.CloseIdleConnections)

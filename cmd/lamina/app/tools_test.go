@@ -40,22 +40,10 @@ func chatMesh(t *testing.T) (routerv1.RouterServiceClient, string) {
 	t.Cleanup(set.Close)
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	t.Cleanup(cancel)
-	m, err := app.Start(ctx,
+	m, router := startMesh(t, ctx,
 		app.MeshConfig{Model: shared(t, "models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf"), Stages: 2,
 			Kernels: app.Kernels{Set: set, Threads: 2}, HTTP: "127.0.0.1:0"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := m.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	conn, err := m.Router()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return routerv1.NewRouterServiceClient(conn), "http://" + m.HTTPAddr() + "/v1/chat/completions"
+	return router, "http://" + m.HTTPAddr() + "/v1/chat/completions"
 }
 
 // choice is one of the answers of a chat.
