@@ -280,7 +280,13 @@ type Held struct {
 	Architecture string `protobuf:"bytes,15,opt,name=architecture,proto3" json:"architecture,omitempty"`
 	// Positions that can be computed: the context length for learned position
 	// embeddings; as many as the cache holds for rotary ones.
-	Positions     uint32 `protobuf:"varint,16,opt,name=positions,proto3" json:"positions,omitempty"`
+	Positions uint32 `protobuf:"varint,16,opt,name=positions,proto3" json:"positions,omitempty"`
+	// In `opened`: KV pages that the pipeline may map at first. Elsewhere 0.
+	Lease uint32 `protobuf:"varint,17,opt,name=lease,proto3" json:"lease,omitempty"`
+	// Pipelines that are open on this range.
+	Pipelines uint32 `protobuf:"varint,18,opt,name=pipelines,proto3" json:"pipelines,omitempty"`
+	// Their leases, in the order in which they were opened.
+	Leases        []*LeaseInfo `protobuf:"bytes,19,rep,name=leases,proto3" json:"leases,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -427,6 +433,91 @@ func (x *Held) GetPositions() uint32 {
 	return 0
 }
 
+func (x *Held) GetLease() uint32 {
+	if x != nil {
+		return x.Lease
+	}
+	return 0
+}
+
+func (x *Held) GetPipelines() uint32 {
+	if x != nil {
+		return x.Pipelines
+	}
+	return 0
+}
+
+func (x *Held) GetLeases() []*LeaseInfo {
+	if x != nil {
+		return x.Leases
+	}
+	return nil
+}
+
+// LeaseInfo is the lease of one pipeline.
+type LeaseInfo struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The pipeline's name.
+	Pipeline []byte `protobuf:"bytes,1,opt,name=pipeline,proto3" json:"pipeline,omitempty"`
+	// KV pages that it may map.
+	Pages uint32 `protobuf:"varint,2,opt,name=pages,proto3" json:"pages,omitempty"`
+	// KV pages that it has mapped.
+	Used          uint32 `protobuf:"varint,3,opt,name=used,proto3" json:"used,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaseInfo) Reset() {
+	*x = LeaseInfo{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaseInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaseInfo) ProtoMessage() {}
+
+func (x *LeaseInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaseInfo.ProtoReflect.Descriptor instead.
+func (*LeaseInfo) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *LeaseInfo) GetPipeline() []byte {
+	if x != nil {
+		return x.Pipeline
+	}
+	return nil
+}
+
+func (x *LeaseInfo) GetPages() uint32 {
+	if x != nil {
+		return x.Pages
+	}
+	return 0
+}
+
+func (x *LeaseInfo) GetUsed() uint32 {
+	if x != nil {
+		return x.Used
+	}
+	return 0
+}
+
 // Hop is one stage of a route.
 type Hop struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -442,7 +533,7 @@ type Hop struct {
 
 func (x *Hop) Reset() {
 	*x = Hop{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[3]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -454,7 +545,7 @@ func (x *Hop) String() string {
 func (*Hop) ProtoMessage() {}
 
 func (x *Hop) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[3]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -467,7 +558,7 @@ func (x *Hop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hop.ProtoReflect.Descriptor instead.
 func (*Hop) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{3}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Hop) GetAddress() string {
@@ -509,7 +600,7 @@ type InferRequest struct {
 
 func (x *InferRequest) Reset() {
 	*x = InferRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[4]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -521,7 +612,7 @@ func (x *InferRequest) String() string {
 func (*InferRequest) ProtoMessage() {}
 
 func (x *InferRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[4]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -534,7 +625,7 @@ func (x *InferRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InferRequest.ProtoReflect.Descriptor instead.
 func (*InferRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{4}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *InferRequest) GetFrame() isInferRequest_Frame {
@@ -600,7 +691,7 @@ type InferRequest_Chunk struct {
 }
 
 type InferRequest_Release struct {
-	// Sessions to free.
+	// Sessions to drop, pages to unmap and leases that are acknowledged.
 	Release *Release `protobuf:"bytes,4,opt,name=release,proto3,oneof"`
 }
 
@@ -632,7 +723,7 @@ type InferOpen struct {
 
 func (x *InferOpen) Reset() {
 	*x = InferOpen{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[5]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -644,7 +735,7 @@ func (x *InferOpen) String() string {
 func (*InferOpen) ProtoMessage() {}
 
 func (x *InferOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[5]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -657,7 +748,7 @@ func (x *InferOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InferOpen.ProtoReflect.Descriptor instead.
 func (*InferOpen) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{5}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *InferOpen) GetPipeline() []byte {
@@ -715,7 +806,7 @@ type Batch struct {
 
 func (x *Batch) Reset() {
 	*x = Batch{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[6]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -727,7 +818,7 @@ func (x *Batch) String() string {
 func (*Batch) ProtoMessage() {}
 
 func (x *Batch) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[6]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -740,7 +831,7 @@ func (x *Batch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Batch.ProtoReflect.Descriptor instead.
 func (*Batch) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{6}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Batch) GetStep() uint64 {
@@ -799,14 +890,22 @@ type Entry struct {
 	// The known ids that follow the first rows that need logits: prompt positions whose
 	// log-probabilities are asked for. The sampler scores their rows and picks no token
 	// from them. Not allowed beside `draft_ids`.
-	Targets       []uint32 `protobuf:"varint,8,rep,packed,name=targets,proto3" json:"targets,omitempty"`
+	Targets []uint32 `protobuf:"varint,8,rep,packed,name=targets,proto3" json:"targets,omitempty"`
+	// With `pages`: the index in the session's block table of the first page that changes.
+	// At most the table's length.
+	PageFrom uint32 `protobuf:"varint,9,opt,name=page_from,json=pageFrom,proto3" json:"page_from,omitempty"`
+	// The page ids of the block table from index `page_from` on; what the table held there
+	// before is dropped from it, but not unmapped. The table does not change if `page_from`
+	// is 0 and this is empty. A table names no page twice, covers the entry's last position
+	// and is no longer than kv_pages. Its pages below `position` have to be mapped already.
+	Pages         []uint32 `protobuf:"varint,10,rep,packed,name=pages,proto3" json:"pages,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Entry) Reset() {
 	*x = Entry{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[7]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -818,7 +917,7 @@ func (x *Entry) String() string {
 func (*Entry) ProtoMessage() {}
 
 func (x *Entry) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[7]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -831,7 +930,7 @@ func (x *Entry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Entry.ProtoReflect.Descriptor instead.
 func (*Entry) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{7}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Entry) GetSession() []byte {
@@ -890,18 +989,39 @@ func (x *Entry) GetTargets() []uint32 {
 	return nil
 }
 
-// Release names sessions to be freed.
+func (x *Entry) GetPageFrom() uint32 {
+	if x != nil {
+		return x.PageFrom
+	}
+	return 0
+}
+
+func (x *Entry) GetPages() []uint32 {
+	if x != nil {
+		return x.Pages
+	}
+	return nil
+}
+
+// Release names what a pipeline no longer needs. A stage handles the fields in order.
 type Release struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Session names.
-	Sessions      [][]byte `protobuf:"bytes,1,rep,name=sessions,proto3" json:"sessions,omitempty"`
+	// Sessions to drop, with their block tables. This unmaps no page.
+	Sessions [][]byte `protobuf:"bytes,1,rep,name=sessions,proto3" json:"sessions,omitempty"`
+	// Page ids to unmap. An id that is not mapped is no error. A page that a block table
+	// still names is unmapped when no table names it any more, and counts until then; if a
+	// table change names it anew in the meantime, it stays mapped.
+	Pages []uint32 `protobuf:"varint,2,rep,packed,name=pages,proto3" json:"pages,omitempty"`
+	// Acknowledges smaller leases: the pipeline holds no more than `pages` at the stage that
+	// starts at layer `lo`. The other stages only pass it on.
+	Leases        []*Lease `protobuf:"bytes,3,rep,name=leases,proto3" json:"leases,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Release) Reset() {
 	*x = Release{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[8]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -913,7 +1033,7 @@ func (x *Release) String() string {
 func (*Release) ProtoMessage() {}
 
 func (x *Release) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[8]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -926,12 +1046,26 @@ func (x *Release) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Release.ProtoReflect.Descriptor instead.
 func (*Release) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{8}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Release) GetSessions() [][]byte {
 	if x != nil {
 		return x.Sessions
+	}
+	return nil
+}
+
+func (x *Release) GetPages() []uint32 {
+	if x != nil {
+		return x.Pages
+	}
+	return nil
+}
+
+func (x *Release) GetLeases() []*Lease {
+	if x != nil {
+		return x.Leases
 	}
 	return nil
 }
@@ -946,6 +1080,7 @@ type InferResponse struct {
 	//	*InferResponse_Opened
 	//	*InferResponse_Refused
 	//	*InferResponse_Computed
+	//	*InferResponse_Lease
 	Frame         isInferResponse_Frame `protobuf_oneof:"frame"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -953,7 +1088,7 @@ type InferResponse struct {
 
 func (x *InferResponse) Reset() {
 	*x = InferResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[9]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -965,7 +1100,7 @@ func (x *InferResponse) String() string {
 func (*InferResponse) ProtoMessage() {}
 
 func (x *InferResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[9]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -978,7 +1113,7 @@ func (x *InferResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InferResponse.ProtoReflect.Descriptor instead.
 func (*InferResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{9}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *InferResponse) GetFrame() isInferResponse_Frame {
@@ -1015,6 +1150,15 @@ func (x *InferResponse) GetComputed() *Computed {
 	return nil
 }
 
+func (x *InferResponse) GetLease() *Lease {
+	if x != nil {
+		if x, ok := x.Frame.(*InferResponse_Lease); ok {
+			return x.Lease
+		}
+	}
+	return nil
+}
+
 type isInferResponse_Frame interface {
 	isInferResponse_Frame()
 }
@@ -1034,11 +1178,73 @@ type InferResponse_Computed struct {
 	Computed *Computed `protobuf:"bytes,3,opt,name=computed,proto3,oneof"`
 }
 
+type InferResponse_Lease struct {
+	// The number of pages that the pipeline may map has changed.
+	Lease *Lease `protobuf:"bytes,4,opt,name=lease,proto3,oneof"`
+}
+
 func (*InferResponse_Opened) isInferResponse_Frame() {}
 
 func (*InferResponse_Refused) isInferResponse_Frame() {}
 
 func (*InferResponse_Computed) isInferResponse_Frame() {}
+
+func (*InferResponse_Lease) isInferResponse_Frame() {}
+
+// Lease is how many KV pages a pipeline may map on a stage.
+type Lease struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// KV pages.
+	Pages uint32 `protobuf:"varint,1,opt,name=pages,proto3" json:"pages,omitempty"`
+	// The stage's first layer.
+	Lo            uint32 `protobuf:"varint,2,opt,name=lo,proto3" json:"lo,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Lease) Reset() {
+	*x = Lease{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Lease) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Lease) ProtoMessage() {}
+
+func (x *Lease) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Lease.ProtoReflect.Descriptor instead.
+func (*Lease) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Lease) GetPages() uint32 {
+	if x != nil {
+		return x.Pages
+	}
+	return 0
+}
+
+func (x *Lease) GetLo() uint32 {
+	if x != nil {
+		return x.Lo
+	}
+	return 0
+}
 
 // Computed says that a batch in which no row needs logits has been computed by the last
 // stage, or that no entry of a batch is left.
@@ -1052,7 +1258,7 @@ type Computed struct {
 
 func (x *Computed) Reset() {
 	*x = Computed{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[10]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1064,7 +1270,7 @@ func (x *Computed) String() string {
 func (*Computed) ProtoMessage() {}
 
 func (x *Computed) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[10]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1077,7 +1283,7 @@ func (x *Computed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Computed.ProtoReflect.Descriptor instead.
 func (*Computed) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{10}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Computed) GetStep() uint64 {
@@ -1100,7 +1306,7 @@ type InferOpened struct {
 
 func (x *InferOpened) Reset() {
 	*x = InferOpened{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[11]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1112,7 +1318,7 @@ func (x *InferOpened) String() string {
 func (*InferOpened) ProtoMessage() {}
 
 func (x *InferOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[11]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1125,7 +1331,7 @@ func (x *InferOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InferOpened.ProtoReflect.Descriptor instead.
 func (*InferOpened) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{11}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *InferOpened) GetStages() []*Held {
@@ -1149,9 +1355,10 @@ type Refused struct {
 	Session []byte `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
 	// The batch's step.
 	Step uint64 `protobuf:"varint,2,opt,name=step,proto3" json:"step,omitempty"`
-	// A google.rpc.Code: RESOURCE_EXHAUSTED (no KV memory, or a position beyond the cache's
-	// end), ABORTED (epoch), FAILED_PRECONDITION (position beyond the cached length),
-	// INVALID_ARGUMENT (the entry itself).
+	// A google.rpc.Code: RESOURCE_EXHAUSTED (more pages than the lease, or a position beyond
+	// the cache's end), ABORTED (epoch), FAILED_PRECONDITION (a position beyond the cached
+	// length, no block table, a hole in it, or a page below `position` that is not mapped),
+	// INVALID_ARGUMENT (the entry itself, or page ids that are no table for it).
 	Code uint32 `protobuf:"varint,3,opt,name=code,proto3" json:"code,omitempty"`
 	// What went wrong, for people.
 	Message string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
@@ -1163,7 +1370,7 @@ type Refused struct {
 
 func (x *Refused) Reset() {
 	*x = Refused{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[12]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1175,7 +1382,7 @@ func (x *Refused) String() string {
 func (*Refused) ProtoMessage() {}
 
 func (x *Refused) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[12]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1188,7 +1395,7 @@ func (x *Refused) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refused.ProtoReflect.Descriptor instead.
 func (*Refused) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{12}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Refused) GetSession() []byte {
@@ -1248,7 +1455,7 @@ type TrainRequest struct {
 
 func (x *TrainRequest) Reset() {
 	*x = TrainRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[13]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1260,7 +1467,7 @@ func (x *TrainRequest) String() string {
 func (*TrainRequest) ProtoMessage() {}
 
 func (x *TrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[13]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1273,7 +1480,7 @@ func (x *TrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainRequest.ProtoReflect.Descriptor instead.
 func (*TrainRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{13}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *TrainRequest) GetFrame() isTrainRequest_Frame {
@@ -1459,7 +1666,7 @@ type TrainOpen struct {
 
 func (x *TrainOpen) Reset() {
 	*x = TrainOpen{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[14]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1471,7 +1678,7 @@ func (x *TrainOpen) String() string {
 func (*TrainOpen) ProtoMessage() {}
 
 func (x *TrainOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[14]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1484,7 +1691,7 @@ func (x *TrainOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainOpen.ProtoReflect.Descriptor instead.
 func (*TrainOpen) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{14}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *TrainOpen) GetRun() string {
@@ -1625,7 +1832,7 @@ type AdamW struct {
 
 func (x *AdamW) Reset() {
 	*x = AdamW{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[15]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1637,7 +1844,7 @@ func (x *AdamW) String() string {
 func (*AdamW) ProtoMessage() {}
 
 func (x *AdamW) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[15]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1650,7 +1857,7 @@ func (x *AdamW) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdamW.ProtoReflect.Descriptor instead.
 func (*AdamW) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{15}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *AdamW) GetBeta1() float64 {
@@ -1703,7 +1910,7 @@ type State struct {
 
 func (x *State) Reset() {
 	*x = State{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[16]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1715,7 +1922,7 @@ func (x *State) String() string {
 func (*State) ProtoMessage() {}
 
 func (x *State) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[16]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1728,7 +1935,7 @@ func (x *State) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use State.ProtoReflect.Descriptor instead.
 func (*State) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{16}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *State) GetName() string {
@@ -1763,7 +1970,7 @@ type Load struct {
 
 func (x *Load) Reset() {
 	*x = Load{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[17]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1775,7 +1982,7 @@ func (x *Load) String() string {
 func (*Load) ProtoMessage() {}
 
 func (x *Load) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[17]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1788,7 +1995,7 @@ func (x *Load) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Load.ProtoReflect.Descriptor instead.
 func (*Load) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{17}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Load) GetStep() uint64 {
@@ -1815,7 +2022,7 @@ type Step struct {
 
 func (x *Step) Reset() {
 	*x = Step{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[18]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1827,7 +2034,7 @@ func (x *Step) String() string {
 func (*Step) ProtoMessage() {}
 
 func (x *Step) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[18]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1840,7 +2047,7 @@ func (x *Step) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Step.ProtoReflect.Descriptor instead.
 func (*Step) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{18}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Step) GetStep() uint64 {
@@ -1892,7 +2099,7 @@ type Microbatch struct {
 
 func (x *Microbatch) Reset() {
 	*x = Microbatch{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[19]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1904,7 +2111,7 @@ func (x *Microbatch) String() string {
 func (*Microbatch) ProtoMessage() {}
 
 func (x *Microbatch) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[19]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1917,7 +2124,7 @@ func (x *Microbatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Microbatch.ProtoReflect.Descriptor instead.
 func (*Microbatch) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{19}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Microbatch) GetStep() uint64 {
@@ -1977,7 +2184,7 @@ type Apply struct {
 
 func (x *Apply) Reset() {
 	*x = Apply{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[20]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1989,7 +2196,7 @@ func (x *Apply) String() string {
 func (*Apply) ProtoMessage() {}
 
 func (x *Apply) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[20]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2002,7 +2209,7 @@ func (x *Apply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Apply.ProtoReflect.Descriptor instead.
 func (*Apply) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{20}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Apply) GetStep() uint64 {
@@ -2037,7 +2244,7 @@ type Fetch struct {
 
 func (x *Fetch) Reset() {
 	*x = Fetch{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[21]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2049,7 +2256,7 @@ func (x *Fetch) String() string {
 func (*Fetch) ProtoMessage() {}
 
 func (x *Fetch) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[21]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2062,7 +2269,7 @@ func (x *Fetch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fetch.ProtoReflect.Descriptor instead.
 func (*Fetch) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{21}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Fetch) GetWeightsOnly() bool {
@@ -2094,7 +2301,7 @@ type TrainResponse struct {
 
 func (x *TrainResponse) Reset() {
 	*x = TrainResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[22]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2106,7 +2313,7 @@ func (x *TrainResponse) String() string {
 func (*TrainResponse) ProtoMessage() {}
 
 func (x *TrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[22]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2119,7 +2326,7 @@ func (x *TrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainResponse.ProtoReflect.Descriptor instead.
 func (*TrainResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{22}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *TrainResponse) GetFrame() isTrainResponse_Frame {
@@ -2274,7 +2481,7 @@ type TrainOpened struct {
 
 func (x *TrainOpened) Reset() {
 	*x = TrainOpened{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[23]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2286,7 +2493,7 @@ func (x *TrainOpened) String() string {
 func (*TrainOpened) ProtoMessage() {}
 
 func (x *TrainOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[23]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2299,7 +2506,7 @@ func (x *TrainOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainOpened.ProtoReflect.Descriptor instead.
 func (*TrainOpened) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{23}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *TrainOpened) GetParameters() uint64 {
@@ -2327,7 +2534,7 @@ type Loaded struct {
 
 func (x *Loaded) Reset() {
 	*x = Loaded{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[24]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2339,7 +2546,7 @@ func (x *Loaded) String() string {
 func (*Loaded) ProtoMessage() {}
 
 func (x *Loaded) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[24]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2352,7 +2559,7 @@ func (x *Loaded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Loaded.ProtoReflect.Descriptor instead.
 func (*Loaded) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{24}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Loaded) GetDigest() uint64 {
@@ -2379,7 +2586,7 @@ type Loss struct {
 
 func (x *Loss) Reset() {
 	*x = Loss{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[25]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2391,7 +2598,7 @@ func (x *Loss) String() string {
 func (*Loss) ProtoMessage() {}
 
 func (x *Loss) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[25]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2404,7 +2611,7 @@ func (x *Loss) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Loss.ProtoReflect.Descriptor instead.
 func (*Loss) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{25}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Loss) GetStep() uint64 {
@@ -2452,7 +2659,7 @@ type Folded struct {
 
 func (x *Folded) Reset() {
 	*x = Folded{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[26]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2464,7 +2671,7 @@ func (x *Folded) String() string {
 func (*Folded) ProtoMessage() {}
 
 func (x *Folded) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[26]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2477,7 +2684,7 @@ func (x *Folded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Folded.ProtoReflect.Descriptor instead.
 func (*Folded) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{26}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Folded) GetStep() uint64 {
@@ -2521,7 +2728,7 @@ type Norm struct {
 
 func (x *Norm) Reset() {
 	*x = Norm{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2533,7 +2740,7 @@ func (x *Norm) String() string {
 func (*Norm) ProtoMessage() {}
 
 func (x *Norm) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2546,7 +2753,7 @@ func (x *Norm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Norm.ProtoReflect.Descriptor instead.
 func (*Norm) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{27}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Norm) GetName() string {
@@ -2576,7 +2783,7 @@ type Applied struct {
 
 func (x *Applied) Reset() {
 	*x = Applied{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2588,7 +2795,7 @@ func (x *Applied) String() string {
 func (*Applied) ProtoMessage() {}
 
 func (x *Applied) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2601,7 +2808,7 @@ func (x *Applied) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Applied.ProtoReflect.Descriptor instead.
 func (*Applied) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{28}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Applied) GetStep() uint64 {
@@ -2631,7 +2838,7 @@ type Fetched struct {
 
 func (x *Fetched) Reset() {
 	*x = Fetched{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2643,7 +2850,7 @@ func (x *Fetched) String() string {
 func (*Fetched) ProtoMessage() {}
 
 func (x *Fetched) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2656,7 +2863,7 @@ func (x *Fetched) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fetched.ProtoReflect.Descriptor instead.
 func (*Fetched) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{29}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Fetched) GetStep() uint64 {
@@ -2690,7 +2897,7 @@ type ExchangeRequest struct {
 
 func (x *ExchangeRequest) Reset() {
 	*x = ExchangeRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2702,7 +2909,7 @@ func (x *ExchangeRequest) String() string {
 func (*ExchangeRequest) ProtoMessage() {}
 
 func (x *ExchangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2715,7 +2922,7 @@ func (x *ExchangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeRequest.ProtoReflect.Descriptor instead.
 func (*ExchangeRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{30}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ExchangeRequest) GetFrame() isExchangeRequest_Frame {
@@ -2790,7 +2997,7 @@ type ExchangeOpen struct {
 
 func (x *ExchangeOpen) Reset() {
 	*x = ExchangeOpen{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2802,7 +3009,7 @@ func (x *ExchangeOpen) String() string {
 func (*ExchangeOpen) ProtoMessage() {}
 
 func (x *ExchangeOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2815,7 +3022,7 @@ func (x *ExchangeOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeOpen.ProtoReflect.Descriptor instead.
 func (*ExchangeOpen) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{31}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ExchangeOpen) GetChain() []byte {
@@ -2847,7 +3054,7 @@ type Activation struct {
 
 func (x *Activation) Reset() {
 	*x = Activation{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2859,7 +3066,7 @@ func (x *Activation) String() string {
 func (*Activation) ProtoMessage() {}
 
 func (x *Activation) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2872,7 +3079,7 @@ func (x *Activation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Activation.ProtoReflect.Descriptor instead.
 func (*Activation) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{32}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Activation) GetStep() uint64 {
@@ -2913,7 +3120,7 @@ type ExchangeResponse struct {
 
 func (x *ExchangeResponse) Reset() {
 	*x = ExchangeResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2925,7 +3132,7 @@ func (x *ExchangeResponse) String() string {
 func (*ExchangeResponse) ProtoMessage() {}
 
 func (x *ExchangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2938,7 +3145,7 @@ func (x *ExchangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeResponse.ProtoReflect.Descriptor instead.
 func (*ExchangeResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{33}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ExchangeResponse) GetFrame() isExchangeResponse_Frame {
@@ -3009,7 +3216,7 @@ type ExchangeOpened struct {
 
 func (x *ExchangeOpened) Reset() {
 	*x = ExchangeOpened{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3021,7 +3228,7 @@ func (x *ExchangeOpened) String() string {
 func (*ExchangeOpened) ProtoMessage() {}
 
 func (x *ExchangeOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3034,7 +3241,7 @@ func (x *ExchangeOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeOpened.ProtoReflect.Descriptor instead.
 func (*ExchangeOpened) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{34}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{36}
 }
 
 // ActivationGradient is the gradient of the loss with respect to one slot's activation.
@@ -3052,7 +3259,7 @@ type ActivationGradient struct {
 
 func (x *ActivationGradient) Reset() {
 	*x = ActivationGradient{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3064,7 +3271,7 @@ func (x *ActivationGradient) String() string {
 func (*ActivationGradient) ProtoMessage() {}
 
 func (x *ActivationGradient) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3077,7 +3284,7 @@ func (x *ActivationGradient) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivationGradient.ProtoReflect.Descriptor instead.
 func (*ActivationGradient) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{35}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ActivationGradient) GetStep() uint64 {
@@ -3111,7 +3318,7 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x04held\x18\x01 \x03(\v2\x15.lamina.shard.v1.HeldR\x04held\x12!\n" +
 	"\fkernel_class\x18\x02 \x01(\tR\vkernelClass\x12\x18\n" +
 	"\athreads\x18\x03 \x01(\rR\athreads\x12\x16\n" +
-	"\x06trains\x18\x04 \x01(\bR\x06trains\"\xa2\x03\n" +
+	"\x06trains\x18\x04 \x01(\bR\x06trains\"\x8a\x04\n" +
 	"\x04Held\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x0e\n" +
@@ -3130,7 +3337,14 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\n" +
 	"compute_us\x18\x0e \x01(\x04R\tcomputeUs\x12\"\n" +
 	"\farchitecture\x18\x0f \x01(\tR\farchitecture\x12\x1c\n" +
-	"\tpositions\x18\x10 \x01(\rR\tpositions\"?\n" +
+	"\tpositions\x18\x10 \x01(\rR\tpositions\x12\x14\n" +
+	"\x05lease\x18\x11 \x01(\rR\x05lease\x12\x1c\n" +
+	"\tpipelines\x18\x12 \x01(\rR\tpipelines\x122\n" +
+	"\x06leases\x18\x13 \x03(\v2\x1a.lamina.shard.v1.LeaseInfoR\x06leases\"Q\n" +
+	"\tLeaseInfo\x12\x1a\n" +
+	"\bpipeline\x18\x01 \x01(\fR\bpipeline\x12\x14\n" +
+	"\x05pages\x18\x02 \x01(\rR\x05pages\x12\x12\n" +
+	"\x04used\x18\x03 \x01(\rR\x04used\"?\n" +
 	"\x03Hop\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x0e\n" +
 	"\x02lo\x18\x02 \x01(\rR\x02lo\x12\x0e\n" +
@@ -3154,7 +3368,7 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"deadlineMs\x120\n" +
 	"\aentries\x18\x03 \x03(\v2\x16.lamina.shard.v1.EntryR\aentries\x12\x10\n" +
 	"\x03ids\x18\x04 \x03(\rR\x03ids\x120\n" +
-	"\x06hidden\x18\x05 \x01(\v2\x18.lamina.tensor.v1.TensorR\x06hidden\"\xd6\x01\n" +
+	"\x06hidden\x18\x05 \x01(\v2\x18.lamina.tensor.v1.TensorR\x06hidden\"\x89\x02\n" +
 	"\x05Entry\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1a\n" +
@@ -3165,14 +3379,23 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"candidates\x18\x06 \x01(\rR\n" +
 	"candidates\x12\x1b\n" +
 	"\tdraft_ids\x18\a \x03(\rR\bdraftIds\x12\x18\n" +
-	"\atargets\x18\b \x03(\rR\atargets\"%\n" +
+	"\atargets\x18\b \x03(\rR\atargets\x12\x1b\n" +
+	"\tpage_from\x18\t \x01(\rR\bpageFrom\x12\x14\n" +
+	"\x05pages\x18\n" +
+	" \x03(\rR\x05pages\"k\n" +
 	"\aRelease\x12\x1a\n" +
-	"\bsessions\x18\x01 \x03(\fR\bsessions\"\xbf\x01\n" +
+	"\bsessions\x18\x01 \x03(\fR\bsessions\x12\x14\n" +
+	"\x05pages\x18\x02 \x03(\rR\x05pages\x12.\n" +
+	"\x06leases\x18\x03 \x03(\v2\x16.lamina.shard.v1.LeaseR\x06leases\"\xef\x01\n" +
 	"\rInferResponse\x126\n" +
 	"\x06opened\x18\x01 \x01(\v2\x1c.lamina.shard.v1.InferOpenedH\x00R\x06opened\x124\n" +
 	"\arefused\x18\x02 \x01(\v2\x18.lamina.shard.v1.RefusedH\x00R\arefused\x127\n" +
-	"\bcomputed\x18\x03 \x01(\v2\x19.lamina.shard.v1.ComputedH\x00R\bcomputedB\a\n" +
-	"\x05frame\"\x1e\n" +
+	"\bcomputed\x18\x03 \x01(\v2\x19.lamina.shard.v1.ComputedH\x00R\bcomputed\x12.\n" +
+	"\x05lease\x18\x04 \x01(\v2\x16.lamina.shard.v1.LeaseH\x00R\x05leaseB\a\n" +
+	"\x05frame\"-\n" +
+	"\x05Lease\x12\x14\n" +
+	"\x05pages\x18\x01 \x01(\rR\x05pages\x12\x0e\n" +
+	"\x02lo\x18\x02 \x01(\rR\x02lo\"\x1e\n" +
 	"\bComputed\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\"c\n" +
 	"\vInferOpened\x12-\n" +
@@ -3338,106 +3561,111 @@ func file_lamina_shard_v1_shard_proto_rawDescGZIP() []byte {
 }
 
 var file_lamina_shard_v1_shard_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_lamina_shard_v1_shard_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
+var file_lamina_shard_v1_shard_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_lamina_shard_v1_shard_proto_goTypes = []any{
 	(Precision)(0),             // 0: lamina.shard.v1.Precision
 	(StateKind)(0),             // 1: lamina.shard.v1.StateKind
 	(*DescribeRequest)(nil),    // 2: lamina.shard.v1.DescribeRequest
 	(*DescribeResponse)(nil),   // 3: lamina.shard.v1.DescribeResponse
 	(*Held)(nil),               // 4: lamina.shard.v1.Held
-	(*Hop)(nil),                // 5: lamina.shard.v1.Hop
-	(*InferRequest)(nil),       // 6: lamina.shard.v1.InferRequest
-	(*InferOpen)(nil),          // 7: lamina.shard.v1.InferOpen
-	(*Batch)(nil),              // 8: lamina.shard.v1.Batch
-	(*Entry)(nil),              // 9: lamina.shard.v1.Entry
-	(*Release)(nil),            // 10: lamina.shard.v1.Release
-	(*InferResponse)(nil),      // 11: lamina.shard.v1.InferResponse
-	(*Computed)(nil),           // 12: lamina.shard.v1.Computed
-	(*InferOpened)(nil),        // 13: lamina.shard.v1.InferOpened
-	(*Refused)(nil),            // 14: lamina.shard.v1.Refused
-	(*TrainRequest)(nil),       // 15: lamina.shard.v1.TrainRequest
-	(*TrainOpen)(nil),          // 16: lamina.shard.v1.TrainOpen
-	(*AdamW)(nil),              // 17: lamina.shard.v1.AdamW
-	(*State)(nil),              // 18: lamina.shard.v1.State
-	(*Load)(nil),               // 19: lamina.shard.v1.Load
-	(*Step)(nil),               // 20: lamina.shard.v1.Step
-	(*Microbatch)(nil),         // 21: lamina.shard.v1.Microbatch
-	(*Apply)(nil),              // 22: lamina.shard.v1.Apply
-	(*Fetch)(nil),              // 23: lamina.shard.v1.Fetch
-	(*TrainResponse)(nil),      // 24: lamina.shard.v1.TrainResponse
-	(*TrainOpened)(nil),        // 25: lamina.shard.v1.TrainOpened
-	(*Loaded)(nil),             // 26: lamina.shard.v1.Loaded
-	(*Loss)(nil),               // 27: lamina.shard.v1.Loss
-	(*Folded)(nil),             // 28: lamina.shard.v1.Folded
-	(*Norm)(nil),               // 29: lamina.shard.v1.Norm
-	(*Applied)(nil),            // 30: lamina.shard.v1.Applied
-	(*Fetched)(nil),            // 31: lamina.shard.v1.Fetched
-	(*ExchangeRequest)(nil),    // 32: lamina.shard.v1.ExchangeRequest
-	(*ExchangeOpen)(nil),       // 33: lamina.shard.v1.ExchangeOpen
-	(*Activation)(nil),         // 34: lamina.shard.v1.Activation
-	(*ExchangeResponse)(nil),   // 35: lamina.shard.v1.ExchangeResponse
-	(*ExchangeOpened)(nil),     // 36: lamina.shard.v1.ExchangeOpened
-	(*ActivationGradient)(nil), // 37: lamina.shard.v1.ActivationGradient
-	(*v1.Chunk)(nil),           // 38: lamina.tensor.v1.Chunk
-	(v1.ElementType)(0),        // 39: lamina.tensor.v1.ElementType
-	(*v1.Tensor)(nil),          // 40: lamina.tensor.v1.Tensor
+	(*LeaseInfo)(nil),          // 5: lamina.shard.v1.LeaseInfo
+	(*Hop)(nil),                // 6: lamina.shard.v1.Hop
+	(*InferRequest)(nil),       // 7: lamina.shard.v1.InferRequest
+	(*InferOpen)(nil),          // 8: lamina.shard.v1.InferOpen
+	(*Batch)(nil),              // 9: lamina.shard.v1.Batch
+	(*Entry)(nil),              // 10: lamina.shard.v1.Entry
+	(*Release)(nil),            // 11: lamina.shard.v1.Release
+	(*InferResponse)(nil),      // 12: lamina.shard.v1.InferResponse
+	(*Lease)(nil),              // 13: lamina.shard.v1.Lease
+	(*Computed)(nil),           // 14: lamina.shard.v1.Computed
+	(*InferOpened)(nil),        // 15: lamina.shard.v1.InferOpened
+	(*Refused)(nil),            // 16: lamina.shard.v1.Refused
+	(*TrainRequest)(nil),       // 17: lamina.shard.v1.TrainRequest
+	(*TrainOpen)(nil),          // 18: lamina.shard.v1.TrainOpen
+	(*AdamW)(nil),              // 19: lamina.shard.v1.AdamW
+	(*State)(nil),              // 20: lamina.shard.v1.State
+	(*Load)(nil),               // 21: lamina.shard.v1.Load
+	(*Step)(nil),               // 22: lamina.shard.v1.Step
+	(*Microbatch)(nil),         // 23: lamina.shard.v1.Microbatch
+	(*Apply)(nil),              // 24: lamina.shard.v1.Apply
+	(*Fetch)(nil),              // 25: lamina.shard.v1.Fetch
+	(*TrainResponse)(nil),      // 26: lamina.shard.v1.TrainResponse
+	(*TrainOpened)(nil),        // 27: lamina.shard.v1.TrainOpened
+	(*Loaded)(nil),             // 28: lamina.shard.v1.Loaded
+	(*Loss)(nil),               // 29: lamina.shard.v1.Loss
+	(*Folded)(nil),             // 30: lamina.shard.v1.Folded
+	(*Norm)(nil),               // 31: lamina.shard.v1.Norm
+	(*Applied)(nil),            // 32: lamina.shard.v1.Applied
+	(*Fetched)(nil),            // 33: lamina.shard.v1.Fetched
+	(*ExchangeRequest)(nil),    // 34: lamina.shard.v1.ExchangeRequest
+	(*ExchangeOpen)(nil),       // 35: lamina.shard.v1.ExchangeOpen
+	(*Activation)(nil),         // 36: lamina.shard.v1.Activation
+	(*ExchangeResponse)(nil),   // 37: lamina.shard.v1.ExchangeResponse
+	(*ExchangeOpened)(nil),     // 38: lamina.shard.v1.ExchangeOpened
+	(*ActivationGradient)(nil), // 39: lamina.shard.v1.ActivationGradient
+	(*v1.Chunk)(nil),           // 40: lamina.tensor.v1.Chunk
+	(v1.ElementType)(0),        // 41: lamina.tensor.v1.ElementType
+	(*v1.Tensor)(nil),          // 42: lamina.tensor.v1.Tensor
 }
 var file_lamina_shard_v1_shard_proto_depIdxs = []int32{
 	4,  // 0: lamina.shard.v1.DescribeResponse.held:type_name -> lamina.shard.v1.Held
-	7,  // 1: lamina.shard.v1.InferRequest.open:type_name -> lamina.shard.v1.InferOpen
-	8,  // 2: lamina.shard.v1.InferRequest.batch:type_name -> lamina.shard.v1.Batch
-	38, // 3: lamina.shard.v1.InferRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	10, // 4: lamina.shard.v1.InferRequest.release:type_name -> lamina.shard.v1.Release
-	5,  // 5: lamina.shard.v1.InferOpen.route:type_name -> lamina.shard.v1.Hop
-	39, // 6: lamina.shard.v1.InferOpen.hidden_type:type_name -> lamina.tensor.v1.ElementType
-	9,  // 7: lamina.shard.v1.Batch.entries:type_name -> lamina.shard.v1.Entry
-	40, // 8: lamina.shard.v1.Batch.hidden:type_name -> lamina.tensor.v1.Tensor
-	13, // 9: lamina.shard.v1.InferResponse.opened:type_name -> lamina.shard.v1.InferOpened
-	14, // 10: lamina.shard.v1.InferResponse.refused:type_name -> lamina.shard.v1.Refused
-	12, // 11: lamina.shard.v1.InferResponse.computed:type_name -> lamina.shard.v1.Computed
-	4,  // 12: lamina.shard.v1.InferOpened.stages:type_name -> lamina.shard.v1.Held
-	16, // 13: lamina.shard.v1.TrainRequest.open:type_name -> lamina.shard.v1.TrainOpen
-	18, // 14: lamina.shard.v1.TrainRequest.state:type_name -> lamina.shard.v1.State
-	38, // 15: lamina.shard.v1.TrainRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	19, // 16: lamina.shard.v1.TrainRequest.load:type_name -> lamina.shard.v1.Load
-	20, // 17: lamina.shard.v1.TrainRequest.step:type_name -> lamina.shard.v1.Step
-	21, // 18: lamina.shard.v1.TrainRequest.microbatch:type_name -> lamina.shard.v1.Microbatch
-	22, // 19: lamina.shard.v1.TrainRequest.apply:type_name -> lamina.shard.v1.Apply
-	23, // 20: lamina.shard.v1.TrainRequest.fetch:type_name -> lamina.shard.v1.Fetch
-	17, // 21: lamina.shard.v1.TrainOpen.adamw:type_name -> lamina.shard.v1.AdamW
-	0,  // 22: lamina.shard.v1.TrainOpen.precision:type_name -> lamina.shard.v1.Precision
-	1,  // 23: lamina.shard.v1.State.kind:type_name -> lamina.shard.v1.StateKind
-	40, // 24: lamina.shard.v1.State.tensor:type_name -> lamina.tensor.v1.Tensor
-	25, // 25: lamina.shard.v1.TrainResponse.opened:type_name -> lamina.shard.v1.TrainOpened
-	26, // 26: lamina.shard.v1.TrainResponse.loaded:type_name -> lamina.shard.v1.Loaded
-	27, // 27: lamina.shard.v1.TrainResponse.loss:type_name -> lamina.shard.v1.Loss
-	28, // 28: lamina.shard.v1.TrainResponse.folded:type_name -> lamina.shard.v1.Folded
-	30, // 29: lamina.shard.v1.TrainResponse.applied:type_name -> lamina.shard.v1.Applied
-	18, // 30: lamina.shard.v1.TrainResponse.state:type_name -> lamina.shard.v1.State
-	38, // 31: lamina.shard.v1.TrainResponse.chunk:type_name -> lamina.tensor.v1.Chunk
-	31, // 32: lamina.shard.v1.TrainResponse.fetched:type_name -> lamina.shard.v1.Fetched
-	29, // 33: lamina.shard.v1.Folded.norms:type_name -> lamina.shard.v1.Norm
-	33, // 34: lamina.shard.v1.ExchangeRequest.open:type_name -> lamina.shard.v1.ExchangeOpen
-	34, // 35: lamina.shard.v1.ExchangeRequest.activation:type_name -> lamina.shard.v1.Activation
-	38, // 36: lamina.shard.v1.ExchangeRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	40, // 37: lamina.shard.v1.Activation.tensor:type_name -> lamina.tensor.v1.Tensor
-	36, // 38: lamina.shard.v1.ExchangeResponse.opened:type_name -> lamina.shard.v1.ExchangeOpened
-	37, // 39: lamina.shard.v1.ExchangeResponse.gradient:type_name -> lamina.shard.v1.ActivationGradient
-	38, // 40: lamina.shard.v1.ExchangeResponse.chunk:type_name -> lamina.tensor.v1.Chunk
-	40, // 41: lamina.shard.v1.ActivationGradient.tensor:type_name -> lamina.tensor.v1.Tensor
-	2,  // 42: lamina.shard.v1.ShardService.Describe:input_type -> lamina.shard.v1.DescribeRequest
-	6,  // 43: lamina.shard.v1.ShardService.Infer:input_type -> lamina.shard.v1.InferRequest
-	15, // 44: lamina.shard.v1.ShardService.Train:input_type -> lamina.shard.v1.TrainRequest
-	32, // 45: lamina.shard.v1.ShardService.Exchange:input_type -> lamina.shard.v1.ExchangeRequest
-	3,  // 46: lamina.shard.v1.ShardService.Describe:output_type -> lamina.shard.v1.DescribeResponse
-	11, // 47: lamina.shard.v1.ShardService.Infer:output_type -> lamina.shard.v1.InferResponse
-	24, // 48: lamina.shard.v1.ShardService.Train:output_type -> lamina.shard.v1.TrainResponse
-	35, // 49: lamina.shard.v1.ShardService.Exchange:output_type -> lamina.shard.v1.ExchangeResponse
-	46, // [46:50] is the sub-list for method output_type
-	42, // [42:46] is the sub-list for method input_type
-	42, // [42:42] is the sub-list for extension type_name
-	42, // [42:42] is the sub-list for extension extendee
-	0,  // [0:42] is the sub-list for field type_name
+	5,  // 1: lamina.shard.v1.Held.leases:type_name -> lamina.shard.v1.LeaseInfo
+	8,  // 2: lamina.shard.v1.InferRequest.open:type_name -> lamina.shard.v1.InferOpen
+	9,  // 3: lamina.shard.v1.InferRequest.batch:type_name -> lamina.shard.v1.Batch
+	40, // 4: lamina.shard.v1.InferRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	11, // 5: lamina.shard.v1.InferRequest.release:type_name -> lamina.shard.v1.Release
+	6,  // 6: lamina.shard.v1.InferOpen.route:type_name -> lamina.shard.v1.Hop
+	41, // 7: lamina.shard.v1.InferOpen.hidden_type:type_name -> lamina.tensor.v1.ElementType
+	10, // 8: lamina.shard.v1.Batch.entries:type_name -> lamina.shard.v1.Entry
+	42, // 9: lamina.shard.v1.Batch.hidden:type_name -> lamina.tensor.v1.Tensor
+	13, // 10: lamina.shard.v1.Release.leases:type_name -> lamina.shard.v1.Lease
+	15, // 11: lamina.shard.v1.InferResponse.opened:type_name -> lamina.shard.v1.InferOpened
+	16, // 12: lamina.shard.v1.InferResponse.refused:type_name -> lamina.shard.v1.Refused
+	14, // 13: lamina.shard.v1.InferResponse.computed:type_name -> lamina.shard.v1.Computed
+	13, // 14: lamina.shard.v1.InferResponse.lease:type_name -> lamina.shard.v1.Lease
+	4,  // 15: lamina.shard.v1.InferOpened.stages:type_name -> lamina.shard.v1.Held
+	18, // 16: lamina.shard.v1.TrainRequest.open:type_name -> lamina.shard.v1.TrainOpen
+	20, // 17: lamina.shard.v1.TrainRequest.state:type_name -> lamina.shard.v1.State
+	40, // 18: lamina.shard.v1.TrainRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	21, // 19: lamina.shard.v1.TrainRequest.load:type_name -> lamina.shard.v1.Load
+	22, // 20: lamina.shard.v1.TrainRequest.step:type_name -> lamina.shard.v1.Step
+	23, // 21: lamina.shard.v1.TrainRequest.microbatch:type_name -> lamina.shard.v1.Microbatch
+	24, // 22: lamina.shard.v1.TrainRequest.apply:type_name -> lamina.shard.v1.Apply
+	25, // 23: lamina.shard.v1.TrainRequest.fetch:type_name -> lamina.shard.v1.Fetch
+	19, // 24: lamina.shard.v1.TrainOpen.adamw:type_name -> lamina.shard.v1.AdamW
+	0,  // 25: lamina.shard.v1.TrainOpen.precision:type_name -> lamina.shard.v1.Precision
+	1,  // 26: lamina.shard.v1.State.kind:type_name -> lamina.shard.v1.StateKind
+	42, // 27: lamina.shard.v1.State.tensor:type_name -> lamina.tensor.v1.Tensor
+	27, // 28: lamina.shard.v1.TrainResponse.opened:type_name -> lamina.shard.v1.TrainOpened
+	28, // 29: lamina.shard.v1.TrainResponse.loaded:type_name -> lamina.shard.v1.Loaded
+	29, // 30: lamina.shard.v1.TrainResponse.loss:type_name -> lamina.shard.v1.Loss
+	30, // 31: lamina.shard.v1.TrainResponse.folded:type_name -> lamina.shard.v1.Folded
+	32, // 32: lamina.shard.v1.TrainResponse.applied:type_name -> lamina.shard.v1.Applied
+	20, // 33: lamina.shard.v1.TrainResponse.state:type_name -> lamina.shard.v1.State
+	40, // 34: lamina.shard.v1.TrainResponse.chunk:type_name -> lamina.tensor.v1.Chunk
+	33, // 35: lamina.shard.v1.TrainResponse.fetched:type_name -> lamina.shard.v1.Fetched
+	31, // 36: lamina.shard.v1.Folded.norms:type_name -> lamina.shard.v1.Norm
+	35, // 37: lamina.shard.v1.ExchangeRequest.open:type_name -> lamina.shard.v1.ExchangeOpen
+	36, // 38: lamina.shard.v1.ExchangeRequest.activation:type_name -> lamina.shard.v1.Activation
+	40, // 39: lamina.shard.v1.ExchangeRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	42, // 40: lamina.shard.v1.Activation.tensor:type_name -> lamina.tensor.v1.Tensor
+	38, // 41: lamina.shard.v1.ExchangeResponse.opened:type_name -> lamina.shard.v1.ExchangeOpened
+	39, // 42: lamina.shard.v1.ExchangeResponse.gradient:type_name -> lamina.shard.v1.ActivationGradient
+	40, // 43: lamina.shard.v1.ExchangeResponse.chunk:type_name -> lamina.tensor.v1.Chunk
+	42, // 44: lamina.shard.v1.ActivationGradient.tensor:type_name -> lamina.tensor.v1.Tensor
+	2,  // 45: lamina.shard.v1.ShardService.Describe:input_type -> lamina.shard.v1.DescribeRequest
+	7,  // 46: lamina.shard.v1.ShardService.Infer:input_type -> lamina.shard.v1.InferRequest
+	17, // 47: lamina.shard.v1.ShardService.Train:input_type -> lamina.shard.v1.TrainRequest
+	34, // 48: lamina.shard.v1.ShardService.Exchange:input_type -> lamina.shard.v1.ExchangeRequest
+	3,  // 49: lamina.shard.v1.ShardService.Describe:output_type -> lamina.shard.v1.DescribeResponse
+	12, // 50: lamina.shard.v1.ShardService.Infer:output_type -> lamina.shard.v1.InferResponse
+	26, // 51: lamina.shard.v1.ShardService.Train:output_type -> lamina.shard.v1.TrainResponse
+	37, // 52: lamina.shard.v1.ShardService.Exchange:output_type -> lamina.shard.v1.ExchangeResponse
+	49, // [49:53] is the sub-list for method output_type
+	45, // [45:49] is the sub-list for method input_type
+	45, // [45:45] is the sub-list for extension type_name
+	45, // [45:45] is the sub-list for extension extendee
+	0,  // [0:45] is the sub-list for field type_name
 }
 
 func init() { file_lamina_shard_v1_shard_proto_init() }
@@ -3445,18 +3673,19 @@ func file_lamina_shard_v1_shard_proto_init() {
 	if File_lamina_shard_v1_shard_proto != nil {
 		return
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[4].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[5].OneofWrappers = []any{
 		(*InferRequest_Open)(nil),
 		(*InferRequest_Batch)(nil),
 		(*InferRequest_Chunk)(nil),
 		(*InferRequest_Release)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[9].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[10].OneofWrappers = []any{
 		(*InferResponse_Opened)(nil),
 		(*InferResponse_Refused)(nil),
 		(*InferResponse_Computed)(nil),
+		(*InferResponse_Lease)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[13].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[15].OneofWrappers = []any{
 		(*TrainRequest_Open)(nil),
 		(*TrainRequest_State)(nil),
 		(*TrainRequest_Chunk)(nil),
@@ -3466,7 +3695,7 @@ func file_lamina_shard_v1_shard_proto_init() {
 		(*TrainRequest_Apply)(nil),
 		(*TrainRequest_Fetch)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[22].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[24].OneofWrappers = []any{
 		(*TrainResponse_Opened)(nil),
 		(*TrainResponse_Loaded)(nil),
 		(*TrainResponse_Loss)(nil),
@@ -3476,12 +3705,12 @@ func file_lamina_shard_v1_shard_proto_init() {
 		(*TrainResponse_Chunk)(nil),
 		(*TrainResponse_Fetched)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[30].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[32].OneofWrappers = []any{
 		(*ExchangeRequest_Open)(nil),
 		(*ExchangeRequest_Activation)(nil),
 		(*ExchangeRequest_Chunk)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[33].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[35].OneofWrappers = []any{
 		(*ExchangeResponse_Opened)(nil),
 		(*ExchangeResponse_Gradient)(nil),
 		(*ExchangeResponse_Chunk)(nil),
@@ -3492,7 +3721,7 @@ func file_lamina_shard_v1_shard_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lamina_shard_v1_shard_proto_rawDesc), len(file_lamina_shard_v1_shard_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   36,
+			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

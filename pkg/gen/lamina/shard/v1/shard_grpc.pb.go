@@ -52,22 +52,72 @@ const (
 //  3. An entry that this stage refuses leaves the batch, and `refused` goes upstream,
 //     relayed by every stage to the router; the batch's other entries go on untouched.
 //     Reasons are no KV memory, an epoch below the highest seen, a position beyond the
-//     cached length or the cache's end, an id outside the vocabulary, and a session
-//     that occurs twice. A stage that refuses all entries of a batch answers `computed`
-//     after the `refused`s, so that no batch is waited for in vain.
-//  4. `release` frees sessions here and is passed on downstream, in order with
-//     the batches. It obliges no reply and releasing twice is no error.
-//  5. Upstream closes its side to end the pipeline: the stage frees the
-//     pipeline's sessions, closes its downstream side, waits for its end, and
-//     returns OK.
-//  6. A stream error means the pipeline is gone: each stage frees the pipeline's
-//     sessions, cancels downstream and reports the error upstream. Only what breaks the
-//     stream itself is one: frames out of order, a tensor whose shape or bytes do not
-//     fit its batch, a kernel that fails. What is wrong with one session never is.
+//     cached length or the cache's end, a block table that does not fit, an id outside
+//     the vocabulary, and a session that occurs twice. A stage that refuses all entries
+//     of a batch answers `computed` after the `refused`s, so that no batch is waited for
+//     in vain.
+//  4. `release` drops sessions, unmaps pages and acknowledges leases here, in this
+//     order, and is passed on downstream, in order with the batches. It obliges no
+//     reply, and releasing twice is no error.
+//  5. A stage may send `lease` at any time after `opened`; every stage relays it to the
+//     router. A larger lease obliges no reply. A smaller one obliges the router to
+//     acknowledge it by a `release` once the pipeline holds no more pages than that.
+//  6. Upstream closes its side to end the pipeline: the stage frees the pipeline's
+//     sessions and pages, closes its downstream side, waits for its end, and returns OK.
+//  7. A stream error means the pipeline is gone: each stage frees the pipeline's
+//     sessions and pages, cancels downstream and reports the error upstream. Only what
+//     breaks the stream itself is one: frames out of order, a tensor whose shape or bytes
+//     do not fit its batch, a kernel that fails. What is wrong with one session never is.
+//     A pipeline name that is open on the span already is refused with ALREADY_EXISTS.
 //
 // A session belongs to the pipeline that first named it. Positions are explicit:
 // an entry at position p below the cached length first drops the cache from p on, so
 // a repeated step gives the same result, bit for bit.
+//
+// # KV pages
+//
+// The router's scheduler owns the KV pages; the stages do as they are told. A page holds
+// the keys and values of `Held.kv_page_len` consecutive positions in every layer of the
+// stage. Each pipeline has page ids of its own, from 0 to `Held.kv_pages` - 1 of its
+// smallest stage; a stage never confuses the ids of two pipelines. An id is mapped to
+// memory when a block table first names it, and unmapped by `Release.pages`.
+//
+// A session's block table is its list of page ids: page i holds the positions from
+// i * kv_page_len on. The router sends a table with the session's first entry, and with a
+// later entry when the table has changed (`Entry.page_from`, `Entry.pages`). Tables of
+// several sessions may name the same page, which is how a common prefix is shared. An
+// entry writes to its own positions alone, so full pages are shared without copying.
+//
+// With a table change the session's cached length becomes the entry's position: the
+// router vouches that the pages before it hold the keys and values of earlier positions,
+// computed on this pipeline. Without one the position may be at most the cached length,
+// and a lower position shortens the cached length; the table keeps its pages.
+//
+// If an entry with a table change is refused, or its batch is dropped after its deadline,
+// then the session has no table on that stage any more, though its pages stay mapped. So
+// the session's next entry has to bring the whole table (`page_from` 0).
+//
+// # Leases
+//
+// Several pipelines, perhaps of several routers, may be open on one span. The stage
+// divides its pages among them: a pipeline may map as many as its lease says. The target
+// is kv_pages / pipelines, rounded down, and the sum of all leases never exceeds kv_pages.
+// Each stage has its own lease for the pipeline, so the smallest one binds the router.
+//
+//   - A pipeline that opens is granted what no other pipeline holds, up to the target
+//     (`Held.lease` in `opened`; it may be 0 at first).
+//   - Pipelines whose lease exceeds the target are sent `lease` with the target. From
+//     then on the router maps no page beyond it; it evicts and preempts until it holds
+//     no more, releases those pages, and acknowledges by repeating the message in
+//     `Release.leases`. Only then the lease shrinks. Until the acknowledgement the stage
+//     sends that pipeline nothing but still smaller leases, of which the last is to be
+//     acknowledged.
+//   - Pages that become free by acknowledgements, or when a pipeline ends, go to the
+//     pipelines below the target, which are sent `lease` with the larger number.
+//   - A router that acknowledges a lease while it holds more pages keeps what it holds,
+//     and its lease shrinks as it releases them.
+//
+// # Draft tokens
 //
 // An entry may carry draft tokens for speculative decoding: ids proposed for the
 // positions after its first row with logits. The stages compute their rows like any
@@ -194,22 +244,72 @@ type ShardService_ExchangeClient = grpc.BidiStreamingClient[ExchangeRequest, Exc
 //  3. An entry that this stage refuses leaves the batch, and `refused` goes upstream,
 //     relayed by every stage to the router; the batch's other entries go on untouched.
 //     Reasons are no KV memory, an epoch below the highest seen, a position beyond the
-//     cached length or the cache's end, an id outside the vocabulary, and a session
-//     that occurs twice. A stage that refuses all entries of a batch answers `computed`
-//     after the `refused`s, so that no batch is waited for in vain.
-//  4. `release` frees sessions here and is passed on downstream, in order with
-//     the batches. It obliges no reply and releasing twice is no error.
-//  5. Upstream closes its side to end the pipeline: the stage frees the
-//     pipeline's sessions, closes its downstream side, waits for its end, and
-//     returns OK.
-//  6. A stream error means the pipeline is gone: each stage frees the pipeline's
-//     sessions, cancels downstream and reports the error upstream. Only what breaks the
-//     stream itself is one: frames out of order, a tensor whose shape or bytes do not
-//     fit its batch, a kernel that fails. What is wrong with one session never is.
+//     cached length or the cache's end, a block table that does not fit, an id outside
+//     the vocabulary, and a session that occurs twice. A stage that refuses all entries
+//     of a batch answers `computed` after the `refused`s, so that no batch is waited for
+//     in vain.
+//  4. `release` drops sessions, unmaps pages and acknowledges leases here, in this
+//     order, and is passed on downstream, in order with the batches. It obliges no
+//     reply, and releasing twice is no error.
+//  5. A stage may send `lease` at any time after `opened`; every stage relays it to the
+//     router. A larger lease obliges no reply. A smaller one obliges the router to
+//     acknowledge it by a `release` once the pipeline holds no more pages than that.
+//  6. Upstream closes its side to end the pipeline: the stage frees the pipeline's
+//     sessions and pages, closes its downstream side, waits for its end, and returns OK.
+//  7. A stream error means the pipeline is gone: each stage frees the pipeline's
+//     sessions and pages, cancels downstream and reports the error upstream. Only what
+//     breaks the stream itself is one: frames out of order, a tensor whose shape or bytes
+//     do not fit its batch, a kernel that fails. What is wrong with one session never is.
+//     A pipeline name that is open on the span already is refused with ALREADY_EXISTS.
 //
 // A session belongs to the pipeline that first named it. Positions are explicit:
 // an entry at position p below the cached length first drops the cache from p on, so
 // a repeated step gives the same result, bit for bit.
+//
+// # KV pages
+//
+// The router's scheduler owns the KV pages; the stages do as they are told. A page holds
+// the keys and values of `Held.kv_page_len` consecutive positions in every layer of the
+// stage. Each pipeline has page ids of its own, from 0 to `Held.kv_pages` - 1 of its
+// smallest stage; a stage never confuses the ids of two pipelines. An id is mapped to
+// memory when a block table first names it, and unmapped by `Release.pages`.
+//
+// A session's block table is its list of page ids: page i holds the positions from
+// i * kv_page_len on. The router sends a table with the session's first entry, and with a
+// later entry when the table has changed (`Entry.page_from`, `Entry.pages`). Tables of
+// several sessions may name the same page, which is how a common prefix is shared. An
+// entry writes to its own positions alone, so full pages are shared without copying.
+//
+// With a table change the session's cached length becomes the entry's position: the
+// router vouches that the pages before it hold the keys and values of earlier positions,
+// computed on this pipeline. Without one the position may be at most the cached length,
+// and a lower position shortens the cached length; the table keeps its pages.
+//
+// If an entry with a table change is refused, or its batch is dropped after its deadline,
+// then the session has no table on that stage any more, though its pages stay mapped. So
+// the session's next entry has to bring the whole table (`page_from` 0).
+//
+// # Leases
+//
+// Several pipelines, perhaps of several routers, may be open on one span. The stage
+// divides its pages among them: a pipeline may map as many as its lease says. The target
+// is kv_pages / pipelines, rounded down, and the sum of all leases never exceeds kv_pages.
+// Each stage has its own lease for the pipeline, so the smallest one binds the router.
+//
+//   - A pipeline that opens is granted what no other pipeline holds, up to the target
+//     (`Held.lease` in `opened`; it may be 0 at first).
+//   - Pipelines whose lease exceeds the target are sent `lease` with the target. From
+//     then on the router maps no page beyond it; it evicts and preempts until it holds
+//     no more, releases those pages, and acknowledges by repeating the message in
+//     `Release.leases`. Only then the lease shrinks. Until the acknowledgement the stage
+//     sends that pipeline nothing but still smaller leases, of which the last is to be
+//     acknowledged.
+//   - Pages that become free by acknowledgements, or when a pipeline ends, go to the
+//     pipelines below the target, which are sent `lease` with the larger number.
+//   - A router that acknowledges a lease while it holds more pages keeps what it holds,
+//     and its lease shrinks as it releases them.
+//
+// # Draft tokens
 //
 // An entry may carry draft tokens for speculative decoding: ids proposed for the
 // positions after its first row with logits. The stages compute their rows like any
