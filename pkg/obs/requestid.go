@@ -28,9 +28,10 @@ func RequestID(ctx context.Context) string {
 	return id
 }
 
-// NewRequestID returns a random id.
+// NewRequestID returns an id of 128 random bits, which nobody can guess: a resumable request is read by
+// its id.
 func NewRequestID() string {
-	b := make([]byte, 8)
+	b := make([]byte, 16)
 	rand.Read(b) // never fails
 	return hex.EncodeToString(b)
 }

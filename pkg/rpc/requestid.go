@@ -6,6 +6,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 
+	"github.com/lamina-mesh/lamina/pkg/auth"
 	"github.com/lamina-mesh/lamina/pkg/obs"
 )
 
@@ -38,21 +39,38 @@ func sendStream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn,
 	return streamer(sendRequestID(ctx), desc, cc, method, o...)
 }
 
-func takeUnary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	return handler(takeRequestID(ctx), req)
+// takeTenant copies the tenant from the metadata of a received call into its context.
+func takeTenant(ctx context.Context) (context.Context, error) {
+	md, _ := metadata.FromIncomingContext(ctx)
+	tenant, err := auth.ReadTenant(md.Get(auth.TenantKey))
+	if err != nil || tenant == "" {
+		return ctx, err
+	}
+	return auth.WithTenant(ctx, tenant), nil
 }
 
-// identified is a stream whose context carries the call's request id.
+func takeUnary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	ctx, err := takeTenant(takeRequestID(ctx))
+	if err != nil {
+		return nil, ToStatus(err)
+	}
+	return handler(ctx, req)
+}
+
+// identified is a stream whose context carries the call's request id and tenant.
 type identified struct {
 	grpc.ServerStream
 	ctx context.Context
 }
 
-// Context returns the context with the id.
+// Context returns the context with the id and the tenant.
 func (s identified) Context() context.Context { return s.ctx }
 
 func takeStream(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	ctx := takeRequestID(ss.Context())
+	ctx, err := takeTenant(takeRequestID(ss.Context()))
+	if err != nil {
+		return ToStatus(err)
+	}
 	if ctx == ss.Context() {
 		return handler(srv, ss)
 	}

@@ -3,11 +3,16 @@ package rpc_test
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 
+	"google.golang.org/grpc/codes"
 	testv1 "google.golang.org/grpc/interop/grpc_testing"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 
+	"github.com/lamina-mesh/lamina/pkg/auth"
 	"github.com/lamina-mesh/lamina/pkg/obs"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 )
@@ -52,5 +57,44 @@ func TestServer_TakesRequestIDsOver(t *testing.T) {
 		if strings.Count(out.String(), id) != 1 {
 			t.Errorf("the log lacks %s: %s", id, out.String())
 		}
+	}
+}
+
+func TestServer_TakesTheTenantOver(t *testing.T) {
+	var got []string
+	s := &service{
+		call: func(ctx context.Context) error {
+			got = append(got, auth.Tenant(ctx))
+			return nil
+		},
+		duplex: func(stream testv1.TestService_FullDuplexCallServer) error {
+			got = append(got, auth.Tenant(stream.Context()))
+			return nil
+		},
+	}
+	conn, stop := serve(t, rpc.ServerOptions{}, s)
+	client := testv1.NewTestServiceClient(conn)
+	as := func(tenant string) context.Context {
+		return metadata.AppendToOutgoingContext(t.Context(), auth.TenantKey, tenant)
+	}
+	if _, err := client.EmptyCall(as("a"), &testv1.Empty{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, ctx := range []context.Context{as("b"), t.Context()} {
+		stream, err := client.FullDuplexCall(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = stream.Recv() // its end
+	}
+	_, err := client.EmptyCall(as(strings.Repeat("x", 65)), &testv1.Empty{})
+	if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), auth.TenantKey) {
+		t.Errorf("a name that is too long: %v", err)
+	}
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"a", "b", ""}; !slices.Equal(got, want) {
+		t.Errorf("the handlers saw %q, want %q", got, want)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/lamina-mesh/lamina/pkg/auth"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	"github.com/lamina-mesh/lamina/pkg/obs"
@@ -64,7 +65,22 @@ func New(b Backend, o Options) http.Handler {
 	mux.HandleFunc("/v1/", func(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, http.StatusNotFound, "unknown_url", "find path "+r.URL.Path+": it does not exist")
 	})
-	return obs.RequestIDs(s.logged(mux))
+	return obs.RequestIDs(s.logged(s.tenants(mux)))
+}
+
+// tenants puts the tenant that a request names into its context.
+func (s *server) tenants(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		tenant, err := auth.ReadTenant(r.Header.Values(auth.TenantKey))
+		if err != nil {
+			s.fail(w, err)
+			return
+		}
+		if tenant != "" {
+			r = r.WithContext(auth.WithTenant(r.Context(), tenant))
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // logged writes a line at level debug for each request when it ends.

@@ -4,12 +4,15 @@ import (
 	"context"
 	"io"
 	"net"
+	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/lamina-mesh/lamina/pkg/auth"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	"github.com/lamina-mesh/lamina/services/router/openai"
@@ -131,5 +134,38 @@ func TestChat_DisconnectedClientCancelsTheRequest(t *testing.T) {
 	case <-ended:
 	case <-time.After(10 * time.Second):
 		t.Error("the backend goes on after its client has gone")
+	}
+}
+
+func TestTenants_HeaderNamesTheTenantOfARequest(t *testing.T) {
+	var got []string
+	s := httptest.NewServer(
+		openai.New(generator{generate: func(ctx context.Context, _ *routerv1.GenerateRequest,
+			_ func(*routerv1.GenerateResponse) error) error {
+			got = append(got, auth.Tenant(ctx))
+			return fault.New(fault.Unavailable, "stop here")
+		}}, openai.Options{}))
+	defer s.Close()
+	for _, tenant := range []string{"", "team-7", "t\u00e9am"} {
+		r, err := http.NewRequest(http.MethodPost, s.URL+"/v1/completions", strings.NewReader(`{"prompt":"x"}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if tenant != "" {
+			r.Header.Set("Lamina-Tenant", tenant)
+		}
+		resp, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if bad := strings.Contains(tenant, "\u00e9"); err != nil || bad != (resp.StatusCode == http.StatusBadRequest) ||
+			bad != strings.Contains(string(body), auth.TenantKey) {
+			t.Errorf("tenant %q: %s %s %v", tenant, resp.Status, body, err)
+		}
+	}
+	if want := []string{"", "team-7"}; !slices.Equal(got, want) {
+		t.Errorf("the backend saw %q, want %q", got, want)
 	}
 }
