@@ -335,7 +335,14 @@ type GenerateRequest struct {
 	// `top_logprobs` candidates for its position.
 	PromptLogprobs bool `protobuf:"varint,12,opt,name=prompt_logprobs,json=promptLogprobs,proto3" json:"prompt_logprobs,omitempty"`
 	// With `echo`: end after the prompt, without a generated token.
-	PromptOnly    bool `protobuf:"varint,13,opt,name=prompt_only,json=promptOnly,proto3" json:"prompt_only,omitempty"`
+	PromptOnly bool `protobuf:"varint,13,opt,name=prompt_only,json=promptOnly,proto3" json:"prompt_only,omitempty"`
+	// Keep the request alive and readable by Resume when this stream is lost. Not for
+	// requests with several choices. Its id is that of the metadata `x-request-id`, which
+	// then has at least 32 characters and must be hard to guess; without one the router
+	// makes it. An id that is in use is ALREADY_EXISTS.
+	Resumable bool `protobuf:"varint,14,opt,name=resumable,proto3" json:"resumable,omitempty"`
+	// With `resumable`: what Resume shall return in `started`; at most 256 KiB.
+	ClientState   []byte `protobuf:"bytes,15,opt,name=client_state,json=clientState,proto3" json:"client_state,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -472,6 +479,20 @@ func (x *GenerateRequest) GetPromptOnly() bool {
 	return false
 }
 
+func (x *GenerateRequest) GetResumable() bool {
+	if x != nil {
+		return x.Resumable
+	}
+	return false
+}
+
+func (x *GenerateRequest) GetClientState() []byte {
+	if x != nil {
+		return x.ClientState
+	}
+	return nil
+}
+
 type isGenerateRequest_Prompt interface {
 	isGenerateRequest_Prompt()
 }
@@ -528,8 +549,12 @@ type ChatRequest struct {
 	ToolChoice *ToolChoice `protobuf:"bytes,14,opt,name=tool_choice,json=toolChoice,proto3" json:"tool_choice,omitempty"`
 	// False allows one call at most; absent means true.
 	ParallelToolCalls *bool `protobuf:"varint,15,opt,name=parallel_tool_calls,json=parallelToolCalls,proto3,oneof" json:"parallel_tool_calls,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// Keep the request alive and readable by Resume, as in GenerateRequest.
+	Resumable bool `protobuf:"varint,16,opt,name=resumable,proto3" json:"resumable,omitempty"`
+	// With `resumable`: what Resume shall return in `started`; at most 256 KiB.
+	ClientState   []byte `protobuf:"bytes,17,opt,name=client_state,json=clientState,proto3" json:"client_state,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ChatRequest) Reset() {
@@ -665,6 +690,20 @@ func (x *ChatRequest) GetParallelToolCalls() bool {
 		return *x.ParallelToolCalls
 	}
 	return false
+}
+
+func (x *ChatRequest) GetResumable() bool {
+	if x != nil {
+		return x.Resumable
+	}
+	return false
+}
+
+func (x *ChatRequest) GetClientState() []byte {
+	if x != nil {
+		return x.ClientState
+	}
+	return nil
 }
 
 // ToolChoice says whether tools are called.
@@ -948,10 +987,271 @@ func (*ChatResponse_Token) isChatResponse_Event() {}
 
 func (*ChatResponse_Finished) isChatResponse_Event() {}
 
+// ResumeRequest asks for the events of a resumable request.
+type ResumeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The id of the request, as in `started`.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// The index of the first token to send. Equal to the number of tokens it gives only the
+	// end of the answer.
+	From          uint32 `protobuf:"varint,2,opt,name=from,proto3" json:"from,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResumeRequest) Reset() {
+	*x = ResumeRequest{}
+	mi := &file_lamina_router_v1_router_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResumeRequest) ProtoMessage() {}
+
+func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_router_v1_router_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResumeRequest.ProtoReflect.Descriptor instead.
+func (*ResumeRequest) Descriptor() ([]byte, []int) {
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ResumeRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *ResumeRequest) GetFrom() uint32 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+// ResumeResponse is one event of a resumable request. It has the fields of
+// GenerateResponse, and of ChatResponse.
+type ResumeResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What happened.
+	//
+	// Types that are valid to be assigned to Event:
+	//
+	//	*ResumeResponse_Started
+	//	*ResumeResponse_Token
+	//	*ResumeResponse_Finished
+	//	*ResumeResponse_Prompt
+	Event         isResumeResponse_Event `protobuf_oneof:"event"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResumeResponse) Reset() {
+	*x = ResumeResponse{}
+	mi := &file_lamina_router_v1_router_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResumeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResumeResponse) ProtoMessage() {}
+
+func (x *ResumeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_router_v1_router_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResumeResponse.ProtoReflect.Descriptor instead.
+func (*ResumeResponse) Descriptor() ([]byte, []int) {
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ResumeResponse) GetEvent() isResumeResponse_Event {
+	if x != nil {
+		return x.Event
+	}
+	return nil
+}
+
+func (x *ResumeResponse) GetStarted() *Started {
+	if x != nil {
+		if x, ok := x.Event.(*ResumeResponse_Started); ok {
+			return x.Started
+		}
+	}
+	return nil
+}
+
+func (x *ResumeResponse) GetToken() *TokenEvent {
+	if x != nil {
+		if x, ok := x.Event.(*ResumeResponse_Token); ok {
+			return x.Token
+		}
+	}
+	return nil
+}
+
+func (x *ResumeResponse) GetFinished() *Finished {
+	if x != nil {
+		if x, ok := x.Event.(*ResumeResponse_Finished); ok {
+			return x.Finished
+		}
+	}
+	return nil
+}
+
+func (x *ResumeResponse) GetPrompt() *PromptTokens {
+	if x != nil {
+		if x, ok := x.Event.(*ResumeResponse_Prompt); ok {
+			return x.Prompt
+		}
+	}
+	return nil
+}
+
+type isResumeResponse_Event interface {
+	isResumeResponse_Event()
+}
+
+type ResumeResponse_Started struct {
+	// Always first, as it was when the request started.
+	Started *Started `protobuf:"bytes,1,opt,name=started,proto3,oneof"`
+}
+
+type ResumeResponse_Token struct {
+	// A token.
+	Token *TokenEvent `protobuf:"bytes,2,opt,name=token,proto3,oneof"`
+}
+
+type ResumeResponse_Finished struct {
+	// The end.
+	Finished *Finished `protobuf:"bytes,3,opt,name=finished,proto3,oneof"`
+}
+
+type ResumeResponse_Prompt struct {
+	// A part of the prompt, where `echo` asked for it and `from` is 0.
+	Prompt *PromptTokens `protobuf:"bytes,4,opt,name=prompt,proto3,oneof"`
+}
+
+func (*ResumeResponse_Started) isResumeResponse_Event() {}
+
+func (*ResumeResponse_Token) isResumeResponse_Event() {}
+
+func (*ResumeResponse_Finished) isResumeResponse_Event() {}
+
+func (*ResumeResponse_Prompt) isResumeResponse_Event() {}
+
+// CancelRequest names a resumable request.
+type CancelRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The id of the request, as in `started`.
+	RequestId     string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CancelRequest) Reset() {
+	*x = CancelRequest{}
+	mi := &file_lamina_router_v1_router_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelRequest) ProtoMessage() {}
+
+func (x *CancelRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_router_v1_router_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelRequest.ProtoReflect.Descriptor instead.
+func (*CancelRequest) Descriptor() ([]byte, []int) {
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *CancelRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+// CancelResponse says that the request has ended.
+type CancelResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CancelResponse) Reset() {
+	*x = CancelResponse{}
+	mi := &file_lamina_router_v1_router_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelResponse) ProtoMessage() {}
+
+func (x *CancelResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_router_v1_router_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelResponse.ProtoReflect.Descriptor instead.
+func (*CancelResponse) Descriptor() ([]byte, []int) {
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{10}
+}
+
 // Started says how a request is run.
 type Started struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Names the request in logs.
+	// Names the request in logs, and to Resume.
 	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// The model's name.
 	Model string `protobuf:"bytes,2,opt,name=model,proto3" json:"model,omitempty"`
@@ -968,14 +1268,20 @@ type Started struct {
 	Format *v11.ChatFormat `protobuf:"bytes,7,opt,name=format,proto3" json:"format,omitempty"`
 	// Of a chat: the end of the prompt's text, at most 1 KiB, for clients that parse the
 	// answer.
-	PromptEnd     string `protobuf:"bytes,8,opt,name=prompt_end,json=promptEnd,proto3" json:"prompt_end,omitempty"`
+	PromptEnd string `protobuf:"bytes,8,opt,name=prompt_end,json=promptEnd,proto3" json:"prompt_end,omitempty"`
+	// Whether Resume knows the request.
+	Resumable bool `protobuf:"varint,9,opt,name=resumable,proto3" json:"resumable,omitempty"`
+	// The most tokens that the answer may have.
+	MaxTokens uint32 `protobuf:"varint,10,opt,name=max_tokens,json=maxTokens,proto3" json:"max_tokens,omitempty"`
+	// From Resume: the `client_state` of the request.
+	ClientState   []byte `protobuf:"bytes,11,opt,name=client_state,json=clientState,proto3" json:"client_state,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Started) Reset() {
 	*x = Started{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[7]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -987,7 +1293,7 @@ func (x *Started) String() string {
 func (*Started) ProtoMessage() {}
 
 func (x *Started) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[7]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1000,7 +1306,7 @@ func (x *Started) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Started.ProtoReflect.Descriptor instead.
 func (*Started) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{7}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Started) GetRequestId() string {
@@ -1059,6 +1365,27 @@ func (x *Started) GetPromptEnd() string {
 	return ""
 }
 
+func (x *Started) GetResumable() bool {
+	if x != nil {
+		return x.Resumable
+	}
+	return false
+}
+
+func (x *Started) GetMaxTokens() uint32 {
+	if x != nil {
+		return x.MaxTokens
+	}
+	return 0
+}
+
+func (x *Started) GetClientState() []byte {
+	if x != nil {
+		return x.ClientState
+	}
+	return nil
+}
+
 // PromptTokens is a run of the prompt's tokens.
 type PromptTokens struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1072,7 +1399,7 @@ type PromptTokens struct {
 
 func (x *PromptTokens) Reset() {
 	*x = PromptTokens{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[8]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1084,7 +1411,7 @@ func (x *PromptTokens) String() string {
 func (*PromptTokens) ProtoMessage() {}
 
 func (x *PromptTokens) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[8]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1097,7 +1424,7 @@ func (x *PromptTokens) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromptTokens.ProtoReflect.Descriptor instead.
 func (*PromptTokens) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{8}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *PromptTokens) GetFirst() uint32 {
@@ -1132,7 +1459,7 @@ type PromptToken struct {
 
 func (x *PromptToken) Reset() {
 	*x = PromptToken{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[9]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1144,7 +1471,7 @@ func (x *PromptToken) String() string {
 func (*PromptToken) ProtoMessage() {}
 
 func (x *PromptToken) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[9]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1157,7 +1484,7 @@ func (x *PromptToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromptToken.ProtoReflect.Descriptor instead.
 func (*PromptToken) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{9}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *PromptToken) GetId() uint32 {
@@ -1207,7 +1534,7 @@ type TokenEvent struct {
 
 func (x *TokenEvent) Reset() {
 	*x = TokenEvent{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[10]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1219,7 +1546,7 @@ func (x *TokenEvent) String() string {
 func (*TokenEvent) ProtoMessage() {}
 
 func (x *TokenEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[10]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1232,7 +1559,7 @@ func (x *TokenEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenEvent.ProtoReflect.Descriptor instead.
 func (*TokenEvent) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{10}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *TokenEvent) GetText() string {
@@ -1285,7 +1612,7 @@ type TopCandidate struct {
 
 func (x *TopCandidate) Reset() {
 	*x = TopCandidate{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[11]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1297,7 +1624,7 @@ func (x *TopCandidate) String() string {
 func (*TopCandidate) ProtoMessage() {}
 
 func (x *TopCandidate) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[11]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1310,7 +1637,7 @@ func (x *TopCandidate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopCandidate.ProtoReflect.Descriptor instead.
 func (*TopCandidate) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{11}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *TopCandidate) GetId() uint32 {
@@ -1352,7 +1679,7 @@ type Finished struct {
 
 func (x *Finished) Reset() {
 	*x = Finished{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[12]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1364,7 +1691,7 @@ func (x *Finished) String() string {
 func (*Finished) ProtoMessage() {}
 
 func (x *Finished) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[12]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1377,7 +1704,7 @@ func (x *Finished) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finished.ProtoReflect.Descriptor instead.
 func (*Finished) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{12}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Finished) GetFinishReason() v1.FinishReason {
@@ -1423,7 +1750,7 @@ type Usage struct {
 
 func (x *Usage) Reset() {
 	*x = Usage{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[13]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1435,7 +1762,7 @@ func (x *Usage) String() string {
 func (*Usage) ProtoMessage() {}
 
 func (x *Usage) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[13]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1448,7 +1775,7 @@ func (x *Usage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Usage.ProtoReflect.Descriptor instead.
 func (*Usage) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{13}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Usage) GetPromptTokens() uint32 {
@@ -1487,7 +1814,7 @@ type Timings struct {
 
 func (x *Timings) Reset() {
 	*x = Timings{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[14]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1499,7 +1826,7 @@ func (x *Timings) String() string {
 func (*Timings) ProtoMessage() {}
 
 func (x *Timings) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[14]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1512,7 +1839,7 @@ func (x *Timings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Timings.ProtoReflect.Descriptor instead.
 func (*Timings) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{14}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Timings) GetQueueUs() uint64 {
@@ -1545,7 +1872,7 @@ type ListModelsRequest struct {
 
 func (x *ListModelsRequest) Reset() {
 	*x = ListModelsRequest{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[15]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1557,7 +1884,7 @@ func (x *ListModelsRequest) String() string {
 func (*ListModelsRequest) ProtoMessage() {}
 
 func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[15]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1570,7 +1897,7 @@ func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsRequest.ProtoReflect.Descriptor instead.
 func (*ListModelsRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{15}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{19}
 }
 
 // ListModelsResponse lists the models.
@@ -1584,7 +1911,7 @@ type ListModelsResponse struct {
 
 func (x *ListModelsResponse) Reset() {
 	*x = ListModelsResponse{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[16]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1596,7 +1923,7 @@ func (x *ListModelsResponse) String() string {
 func (*ListModelsResponse) ProtoMessage() {}
 
 func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[16]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1609,7 +1936,7 @@ func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsResponse.ProtoReflect.Descriptor instead.
 func (*ListModelsResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{16}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListModelsResponse) GetModels() []*Model {
@@ -1651,7 +1978,7 @@ type Model struct {
 
 func (x *Model) Reset() {
 	*x = Model{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[17]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1663,7 +1990,7 @@ func (x *Model) String() string {
 func (*Model) ProtoMessage() {}
 
 func (x *Model) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[17]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1676,7 +2003,7 @@ func (x *Model) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Model.ProtoReflect.Descriptor instead.
 func (*Model) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{17}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Model) GetName() string {
@@ -1765,7 +2092,7 @@ type TopologyRequest struct {
 
 func (x *TopologyRequest) Reset() {
 	*x = TopologyRequest{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[18]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1777,7 +2104,7 @@ func (x *TopologyRequest) String() string {
 func (*TopologyRequest) ProtoMessage() {}
 
 func (x *TopologyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[18]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1790,7 +2117,7 @@ func (x *TopologyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopologyRequest.ProtoReflect.Descriptor instead.
 func (*TopologyRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{18}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{22}
 }
 
 // TopologyResponse is the topology at one moment.
@@ -1804,7 +2131,7 @@ type TopologyResponse struct {
 
 func (x *TopologyResponse) Reset() {
 	*x = TopologyResponse{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[19]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1816,7 +2143,7 @@ func (x *TopologyResponse) String() string {
 func (*TopologyResponse) ProtoMessage() {}
 
 func (x *TopologyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[19]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1829,7 +2156,7 @@ func (x *TopologyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopologyResponse.ProtoReflect.Descriptor instead.
 func (*TopologyResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{19}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *TopologyResponse) GetMesh() *Mesh {
@@ -1848,7 +2175,7 @@ type WatchTopologyRequest struct {
 
 func (x *WatchTopologyRequest) Reset() {
 	*x = WatchTopologyRequest{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[20]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1860,7 +2187,7 @@ func (x *WatchTopologyRequest) String() string {
 func (*WatchTopologyRequest) ProtoMessage() {}
 
 func (x *WatchTopologyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[20]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1873,7 +2200,7 @@ func (x *WatchTopologyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchTopologyRequest.ProtoReflect.Descriptor instead.
 func (*WatchTopologyRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{20}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{24}
 }
 
 // WatchTopologyResponse is the topology after a change.
@@ -1887,7 +2214,7 @@ type WatchTopologyResponse struct {
 
 func (x *WatchTopologyResponse) Reset() {
 	*x = WatchTopologyResponse{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[21]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1899,7 +2226,7 @@ func (x *WatchTopologyResponse) String() string {
 func (*WatchTopologyResponse) ProtoMessage() {}
 
 func (x *WatchTopologyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[21]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1912,7 +2239,7 @@ func (x *WatchTopologyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchTopologyResponse.ProtoReflect.Descriptor instead.
 func (*WatchTopologyResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{21}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *WatchTopologyResponse) GetMesh() *Mesh {
@@ -1935,7 +2262,7 @@ type Mesh struct {
 
 func (x *Mesh) Reset() {
 	*x = Mesh{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[22]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1947,7 +2274,7 @@ func (x *Mesh) String() string {
 func (*Mesh) ProtoMessage() {}
 
 func (x *Mesh) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[22]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1960,7 +2287,7 @@ func (x *Mesh) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mesh.ProtoReflect.Descriptor instead.
 func (*Mesh) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{22}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Mesh) GetMembers() []*Member {
@@ -1994,7 +2321,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[23]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2006,7 +2333,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[23]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2019,7 +2346,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{23}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Member) GetId() string {
@@ -2077,7 +2404,7 @@ type Pipeline struct {
 
 func (x *Pipeline) Reset() {
 	*x = Pipeline{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[24]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2089,7 +2416,7 @@ func (x *Pipeline) String() string {
 func (*Pipeline) ProtoMessage() {}
 
 func (x *Pipeline) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[24]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2102,7 +2429,7 @@ func (x *Pipeline) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pipeline.ProtoReflect.Descriptor instead.
 func (*Pipeline) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{24}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Pipeline) GetId() string {
@@ -2200,7 +2527,7 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\x05_seedB\x15\n" +
 	"\x13_repetition_penalty\"\x1c\n" +
 	"\bTokenIds\x12\x10\n" +
-	"\x03ids\x18\x01 \x03(\rR\x03ids\"\xcf\x03\n" +
+	"\x03ids\x18\x01 \x03(\rR\x03ids\"\x90\x04\n" +
 	"\x0fGenerateRequest\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x14\n" +
 	"\x04text\x18\x02 \x01(\tH\x00R\x04text\x129\n" +
@@ -2218,9 +2545,11 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\x04echo\x18\v \x01(\bR\x04echo\x12'\n" +
 	"\x0fprompt_logprobs\x18\f \x01(\bR\x0epromptLogprobs\x12\x1f\n" +
 	"\vprompt_only\x18\r \x01(\bR\n" +
-	"promptOnlyB\b\n" +
+	"promptOnly\x12\x1c\n" +
+	"\tresumable\x18\x0e \x01(\bR\tresumable\x12!\n" +
+	"\fclient_state\x18\x0f \x01(\fR\vclientStateB\b\n" +
 	"\x06promptB\t\n" +
-	"\a_suffix\"\x8b\x05\n" +
+	"\a_suffix\"\xcc\x05\n" +
 	"\vChatRequest\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x128\n" +
 	"\bmessages\x18\x02 \x03(\v2\x1c.lamina.tokenizer.v1.MessageR\bmessages\x12\x1d\n" +
@@ -2240,7 +2569,9 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\fkeep_markers\x18\r \x01(\bR\vkeepMarkers\x12=\n" +
 	"\vtool_choice\x18\x0e \x01(\v2\x1c.lamina.router.v1.ToolChoiceR\n" +
 	"toolChoice\x123\n" +
-	"\x13parallel_tool_calls\x18\x0f \x01(\bH\x00R\x11parallelToolCalls\x88\x01\x01B\x16\n" +
+	"\x13parallel_tool_calls\x18\x0f \x01(\bH\x00R\x11parallelToolCalls\x88\x01\x01\x12\x1c\n" +
+	"\tresumable\x18\x10 \x01(\bR\tresumable\x12!\n" +
+	"\fclient_state\x18\x11 \x01(\fR\vclientStateB\x16\n" +
 	"\x14_parallel_tool_calls\"^\n" +
 	"\n" +
 	"ToolChoice\x124\n" +
@@ -2256,7 +2587,21 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\astarted\x18\x01 \x01(\v2\x19.lamina.router.v1.StartedH\x00R\astarted\x124\n" +
 	"\x05token\x18\x02 \x01(\v2\x1c.lamina.router.v1.TokenEventH\x00R\x05token\x128\n" +
 	"\bfinished\x18\x03 \x01(\v2\x1a.lamina.router.v1.FinishedH\x00R\bfinishedB\a\n" +
-	"\x05event\"\x83\x02\n" +
+	"\x05event\"B\n" +
+	"\rResumeRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12\x12\n" +
+	"\x04from\x18\x02 \x01(\rR\x04from\"\xfa\x01\n" +
+	"\x0eResumeResponse\x125\n" +
+	"\astarted\x18\x01 \x01(\v2\x19.lamina.router.v1.StartedH\x00R\astarted\x124\n" +
+	"\x05token\x18\x02 \x01(\v2\x1c.lamina.router.v1.TokenEventH\x00R\x05token\x128\n" +
+	"\bfinished\x18\x03 \x01(\v2\x1a.lamina.router.v1.FinishedH\x00R\bfinished\x128\n" +
+	"\x06prompt\x18\x04 \x01(\v2\x1e.lamina.router.v1.PromptTokensH\x00R\x06promptB\a\n" +
+	"\x05event\".\n" +
+	"\rCancelRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\"\x10\n" +
+	"\x0eCancelResponse\"\xe3\x02\n" +
 	"\aStarted\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x14\n" +
@@ -2268,7 +2613,12 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\vfingerprint\x18\x06 \x01(\tR\vfingerprint\x127\n" +
 	"\x06format\x18\a \x01(\v2\x1f.lamina.tokenizer.v1.ChatFormatR\x06format\x12\x1d\n" +
 	"\n" +
-	"prompt_end\x18\b \x01(\tR\tpromptEnd\"[\n" +
+	"prompt_end\x18\b \x01(\tR\tpromptEnd\x12\x1c\n" +
+	"\tresumable\x18\t \x01(\bR\tresumable\x12\x1d\n" +
+	"\n" +
+	"max_tokens\x18\n" +
+	" \x01(\rR\tmaxTokens\x12!\n" +
+	"\fclient_state\x18\v \x01(\fR\vclientState\"[\n" +
 	"\fPromptTokens\x12\x14\n" +
 	"\x05first\x18\x01 \x01(\rR\x05first\x125\n" +
 	"\x06tokens\x18\x02 \x03(\v2\x1d.lamina.router.v1.PromptTokenR\x06tokens\"\x8e\x01\n" +
@@ -2350,10 +2700,12 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\x15TOOL_CHOICE_MODE_NONE\x10\x01\x12\x19\n" +
 	"\x15TOOL_CHOICE_MODE_AUTO\x10\x02\x12\x1d\n" +
 	"\x19TOOL_CHOICE_MODE_REQUIRED\x10\x03\x12\x1d\n" +
-	"\x19TOOL_CHOICE_MODE_FUNCTION\x10\x042\xbd\x03\n" +
+	"\x19TOOL_CHOICE_MODE_FUNCTION\x10\x042\xd9\x04\n" +
 	"\rRouterService\x12S\n" +
 	"\bGenerate\x12!.lamina.router.v1.GenerateRequest\x1a\".lamina.router.v1.GenerateResponse0\x01\x12G\n" +
-	"\x04Chat\x12\x1d.lamina.router.v1.ChatRequest\x1a\x1e.lamina.router.v1.ChatResponse0\x01\x12W\n" +
+	"\x04Chat\x12\x1d.lamina.router.v1.ChatRequest\x1a\x1e.lamina.router.v1.ChatResponse0\x01\x12M\n" +
+	"\x06Resume\x12\x1f.lamina.router.v1.ResumeRequest\x1a .lamina.router.v1.ResumeResponse0\x01\x12K\n" +
+	"\x06Cancel\x12\x1f.lamina.router.v1.CancelRequest\x1a .lamina.router.v1.CancelResponse\x12W\n" +
 	"\n" +
 	"ListModels\x12#.lamina.router.v1.ListModelsRequest\x1a$.lamina.router.v1.ListModelsResponse\x12Q\n" +
 	"\bTopology\x12!.lamina.router.v1.TopologyRequest\x1a\".lamina.router.v1.TopologyResponse\x12b\n" +
@@ -2372,7 +2724,7 @@ func file_lamina_router_v1_router_proto_rawDescGZIP() []byte {
 }
 
 var file_lamina_router_v1_router_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_lamina_router_v1_router_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_lamina_router_v1_router_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_lamina_router_v1_router_proto_goTypes = []any{
 	(ToolChoiceMode)(0),            // 0: lamina.router.v1.ToolChoiceMode
 	(*Sampling)(nil),               // 1: lamina.router.v1.Sampling
@@ -2382,81 +2734,93 @@ var file_lamina_router_v1_router_proto_goTypes = []any{
 	(*ToolChoice)(nil),             // 5: lamina.router.v1.ToolChoice
 	(*GenerateResponse)(nil),       // 6: lamina.router.v1.GenerateResponse
 	(*ChatResponse)(nil),           // 7: lamina.router.v1.ChatResponse
-	(*Started)(nil),                // 8: lamina.router.v1.Started
-	(*PromptTokens)(nil),           // 9: lamina.router.v1.PromptTokens
-	(*PromptToken)(nil),            // 10: lamina.router.v1.PromptToken
-	(*TokenEvent)(nil),             // 11: lamina.router.v1.TokenEvent
-	(*TopCandidate)(nil),           // 12: lamina.router.v1.TopCandidate
-	(*Finished)(nil),               // 13: lamina.router.v1.Finished
-	(*Usage)(nil),                  // 14: lamina.router.v1.Usage
-	(*Timings)(nil),                // 15: lamina.router.v1.Timings
-	(*ListModelsRequest)(nil),      // 16: lamina.router.v1.ListModelsRequest
-	(*ListModelsResponse)(nil),     // 17: lamina.router.v1.ListModelsResponse
-	(*Model)(nil),                  // 18: lamina.router.v1.Model
-	(*TopologyRequest)(nil),        // 19: lamina.router.v1.TopologyRequest
-	(*TopologyResponse)(nil),       // 20: lamina.router.v1.TopologyResponse
-	(*WatchTopologyRequest)(nil),   // 21: lamina.router.v1.WatchTopologyRequest
-	(*WatchTopologyResponse)(nil),  // 22: lamina.router.v1.WatchTopologyResponse
-	(*Mesh)(nil),                   // 23: lamina.router.v1.Mesh
-	(*Member)(nil),                 // 24: lamina.router.v1.Member
-	(*Pipeline)(nil),               // 25: lamina.router.v1.Pipeline
-	nil,                            // 26: lamina.router.v1.Sampling.LogitBiasEntry
-	(*v1.Advanced)(nil),            // 27: lamina.sampler.v1.Advanced
-	(*v1.Grammar)(nil),             // 28: lamina.sampler.v1.Grammar
-	(*v11.Message)(nil),            // 29: lamina.tokenizer.v1.Message
-	(*v11.ChatFormat)(nil),         // 30: lamina.tokenizer.v1.ChatFormat
-	(v1.FinishReason)(0),           // 31: lamina.sampler.v1.FinishReason
-	(*v11.GenerationDefaults)(nil), // 32: lamina.tokenizer.v1.GenerationDefaults
-	(*v12.Held)(nil),               // 33: lamina.shard.v1.Held
-	(*v12.Hop)(nil),                // 34: lamina.shard.v1.Hop
+	(*ResumeRequest)(nil),          // 8: lamina.router.v1.ResumeRequest
+	(*ResumeResponse)(nil),         // 9: lamina.router.v1.ResumeResponse
+	(*CancelRequest)(nil),          // 10: lamina.router.v1.CancelRequest
+	(*CancelResponse)(nil),         // 11: lamina.router.v1.CancelResponse
+	(*Started)(nil),                // 12: lamina.router.v1.Started
+	(*PromptTokens)(nil),           // 13: lamina.router.v1.PromptTokens
+	(*PromptToken)(nil),            // 14: lamina.router.v1.PromptToken
+	(*TokenEvent)(nil),             // 15: lamina.router.v1.TokenEvent
+	(*TopCandidate)(nil),           // 16: lamina.router.v1.TopCandidate
+	(*Finished)(nil),               // 17: lamina.router.v1.Finished
+	(*Usage)(nil),                  // 18: lamina.router.v1.Usage
+	(*Timings)(nil),                // 19: lamina.router.v1.Timings
+	(*ListModelsRequest)(nil),      // 20: lamina.router.v1.ListModelsRequest
+	(*ListModelsResponse)(nil),     // 21: lamina.router.v1.ListModelsResponse
+	(*Model)(nil),                  // 22: lamina.router.v1.Model
+	(*TopologyRequest)(nil),        // 23: lamina.router.v1.TopologyRequest
+	(*TopologyResponse)(nil),       // 24: lamina.router.v1.TopologyResponse
+	(*WatchTopologyRequest)(nil),   // 25: lamina.router.v1.WatchTopologyRequest
+	(*WatchTopologyResponse)(nil),  // 26: lamina.router.v1.WatchTopologyResponse
+	(*Mesh)(nil),                   // 27: lamina.router.v1.Mesh
+	(*Member)(nil),                 // 28: lamina.router.v1.Member
+	(*Pipeline)(nil),               // 29: lamina.router.v1.Pipeline
+	nil,                            // 30: lamina.router.v1.Sampling.LogitBiasEntry
+	(*v1.Advanced)(nil),            // 31: lamina.sampler.v1.Advanced
+	(*v1.Grammar)(nil),             // 32: lamina.sampler.v1.Grammar
+	(*v11.Message)(nil),            // 33: lamina.tokenizer.v1.Message
+	(*v11.ChatFormat)(nil),         // 34: lamina.tokenizer.v1.ChatFormat
+	(v1.FinishReason)(0),           // 35: lamina.sampler.v1.FinishReason
+	(*v11.GenerationDefaults)(nil), // 36: lamina.tokenizer.v1.GenerationDefaults
+	(*v12.Held)(nil),               // 37: lamina.shard.v1.Held
+	(*v12.Hop)(nil),                // 38: lamina.shard.v1.Hop
 }
 var file_lamina_router_v1_router_proto_depIdxs = []int32{
-	26, // 0: lamina.router.v1.Sampling.logit_bias:type_name -> lamina.router.v1.Sampling.LogitBiasEntry
-	27, // 1: lamina.router.v1.Sampling.advanced:type_name -> lamina.sampler.v1.Advanced
-	28, // 2: lamina.router.v1.Sampling.grammar:type_name -> lamina.sampler.v1.Grammar
+	30, // 0: lamina.router.v1.Sampling.logit_bias:type_name -> lamina.router.v1.Sampling.LogitBiasEntry
+	31, // 1: lamina.router.v1.Sampling.advanced:type_name -> lamina.sampler.v1.Advanced
+	32, // 2: lamina.router.v1.Sampling.grammar:type_name -> lamina.sampler.v1.Grammar
 	2,  // 3: lamina.router.v1.GenerateRequest.token_ids:type_name -> lamina.router.v1.TokenIds
 	1,  // 4: lamina.router.v1.GenerateRequest.sampling:type_name -> lamina.router.v1.Sampling
-	29, // 5: lamina.router.v1.ChatRequest.messages:type_name -> lamina.tokenizer.v1.Message
+	33, // 5: lamina.router.v1.ChatRequest.messages:type_name -> lamina.tokenizer.v1.Message
 	1,  // 6: lamina.router.v1.ChatRequest.sampling:type_name -> lamina.router.v1.Sampling
 	5,  // 7: lamina.router.v1.ChatRequest.tool_choice:type_name -> lamina.router.v1.ToolChoice
 	0,  // 8: lamina.router.v1.ToolChoice.mode:type_name -> lamina.router.v1.ToolChoiceMode
-	8,  // 9: lamina.router.v1.GenerateResponse.started:type_name -> lamina.router.v1.Started
-	11, // 10: lamina.router.v1.GenerateResponse.token:type_name -> lamina.router.v1.TokenEvent
-	13, // 11: lamina.router.v1.GenerateResponse.finished:type_name -> lamina.router.v1.Finished
-	9,  // 12: lamina.router.v1.GenerateResponse.prompt:type_name -> lamina.router.v1.PromptTokens
-	8,  // 13: lamina.router.v1.ChatResponse.started:type_name -> lamina.router.v1.Started
-	11, // 14: lamina.router.v1.ChatResponse.token:type_name -> lamina.router.v1.TokenEvent
-	13, // 15: lamina.router.v1.ChatResponse.finished:type_name -> lamina.router.v1.Finished
-	30, // 16: lamina.router.v1.Started.format:type_name -> lamina.tokenizer.v1.ChatFormat
-	10, // 17: lamina.router.v1.PromptTokens.tokens:type_name -> lamina.router.v1.PromptToken
-	12, // 18: lamina.router.v1.PromptToken.top:type_name -> lamina.router.v1.TopCandidate
-	12, // 19: lamina.router.v1.TokenEvent.top:type_name -> lamina.router.v1.TopCandidate
-	31, // 20: lamina.router.v1.Finished.finish_reason:type_name -> lamina.sampler.v1.FinishReason
-	14, // 21: lamina.router.v1.Finished.usage:type_name -> lamina.router.v1.Usage
-	15, // 22: lamina.router.v1.Finished.timings:type_name -> lamina.router.v1.Timings
-	18, // 23: lamina.router.v1.ListModelsResponse.models:type_name -> lamina.router.v1.Model
-	32, // 24: lamina.router.v1.Model.defaults:type_name -> lamina.tokenizer.v1.GenerationDefaults
-	23, // 25: lamina.router.v1.TopologyResponse.mesh:type_name -> lamina.router.v1.Mesh
-	23, // 26: lamina.router.v1.WatchTopologyResponse.mesh:type_name -> lamina.router.v1.Mesh
-	24, // 27: lamina.router.v1.Mesh.members:type_name -> lamina.router.v1.Member
-	25, // 28: lamina.router.v1.Mesh.pipelines:type_name -> lamina.router.v1.Pipeline
-	33, // 29: lamina.router.v1.Member.held:type_name -> lamina.shard.v1.Held
-	34, // 30: lamina.router.v1.Pipeline.stages:type_name -> lamina.shard.v1.Hop
-	3,  // 31: lamina.router.v1.RouterService.Generate:input_type -> lamina.router.v1.GenerateRequest
-	4,  // 32: lamina.router.v1.RouterService.Chat:input_type -> lamina.router.v1.ChatRequest
-	16, // 33: lamina.router.v1.RouterService.ListModels:input_type -> lamina.router.v1.ListModelsRequest
-	19, // 34: lamina.router.v1.RouterService.Topology:input_type -> lamina.router.v1.TopologyRequest
-	21, // 35: lamina.router.v1.RouterService.WatchTopology:input_type -> lamina.router.v1.WatchTopologyRequest
-	6,  // 36: lamina.router.v1.RouterService.Generate:output_type -> lamina.router.v1.GenerateResponse
-	7,  // 37: lamina.router.v1.RouterService.Chat:output_type -> lamina.router.v1.ChatResponse
-	17, // 38: lamina.router.v1.RouterService.ListModels:output_type -> lamina.router.v1.ListModelsResponse
-	20, // 39: lamina.router.v1.RouterService.Topology:output_type -> lamina.router.v1.TopologyResponse
-	22, // 40: lamina.router.v1.RouterService.WatchTopology:output_type -> lamina.router.v1.WatchTopologyResponse
-	36, // [36:41] is the sub-list for method output_type
-	31, // [31:36] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	12, // 9: lamina.router.v1.GenerateResponse.started:type_name -> lamina.router.v1.Started
+	15, // 10: lamina.router.v1.GenerateResponse.token:type_name -> lamina.router.v1.TokenEvent
+	17, // 11: lamina.router.v1.GenerateResponse.finished:type_name -> lamina.router.v1.Finished
+	13, // 12: lamina.router.v1.GenerateResponse.prompt:type_name -> lamina.router.v1.PromptTokens
+	12, // 13: lamina.router.v1.ChatResponse.started:type_name -> lamina.router.v1.Started
+	15, // 14: lamina.router.v1.ChatResponse.token:type_name -> lamina.router.v1.TokenEvent
+	17, // 15: lamina.router.v1.ChatResponse.finished:type_name -> lamina.router.v1.Finished
+	12, // 16: lamina.router.v1.ResumeResponse.started:type_name -> lamina.router.v1.Started
+	15, // 17: lamina.router.v1.ResumeResponse.token:type_name -> lamina.router.v1.TokenEvent
+	17, // 18: lamina.router.v1.ResumeResponse.finished:type_name -> lamina.router.v1.Finished
+	13, // 19: lamina.router.v1.ResumeResponse.prompt:type_name -> lamina.router.v1.PromptTokens
+	34, // 20: lamina.router.v1.Started.format:type_name -> lamina.tokenizer.v1.ChatFormat
+	14, // 21: lamina.router.v1.PromptTokens.tokens:type_name -> lamina.router.v1.PromptToken
+	16, // 22: lamina.router.v1.PromptToken.top:type_name -> lamina.router.v1.TopCandidate
+	16, // 23: lamina.router.v1.TokenEvent.top:type_name -> lamina.router.v1.TopCandidate
+	35, // 24: lamina.router.v1.Finished.finish_reason:type_name -> lamina.sampler.v1.FinishReason
+	18, // 25: lamina.router.v1.Finished.usage:type_name -> lamina.router.v1.Usage
+	19, // 26: lamina.router.v1.Finished.timings:type_name -> lamina.router.v1.Timings
+	22, // 27: lamina.router.v1.ListModelsResponse.models:type_name -> lamina.router.v1.Model
+	36, // 28: lamina.router.v1.Model.defaults:type_name -> lamina.tokenizer.v1.GenerationDefaults
+	27, // 29: lamina.router.v1.TopologyResponse.mesh:type_name -> lamina.router.v1.Mesh
+	27, // 30: lamina.router.v1.WatchTopologyResponse.mesh:type_name -> lamina.router.v1.Mesh
+	28, // 31: lamina.router.v1.Mesh.members:type_name -> lamina.router.v1.Member
+	29, // 32: lamina.router.v1.Mesh.pipelines:type_name -> lamina.router.v1.Pipeline
+	37, // 33: lamina.router.v1.Member.held:type_name -> lamina.shard.v1.Held
+	38, // 34: lamina.router.v1.Pipeline.stages:type_name -> lamina.shard.v1.Hop
+	3,  // 35: lamina.router.v1.RouterService.Generate:input_type -> lamina.router.v1.GenerateRequest
+	4,  // 36: lamina.router.v1.RouterService.Chat:input_type -> lamina.router.v1.ChatRequest
+	8,  // 37: lamina.router.v1.RouterService.Resume:input_type -> lamina.router.v1.ResumeRequest
+	10, // 38: lamina.router.v1.RouterService.Cancel:input_type -> lamina.router.v1.CancelRequest
+	20, // 39: lamina.router.v1.RouterService.ListModels:input_type -> lamina.router.v1.ListModelsRequest
+	23, // 40: lamina.router.v1.RouterService.Topology:input_type -> lamina.router.v1.TopologyRequest
+	25, // 41: lamina.router.v1.RouterService.WatchTopology:input_type -> lamina.router.v1.WatchTopologyRequest
+	6,  // 42: lamina.router.v1.RouterService.Generate:output_type -> lamina.router.v1.GenerateResponse
+	7,  // 43: lamina.router.v1.RouterService.Chat:output_type -> lamina.router.v1.ChatResponse
+	9,  // 44: lamina.router.v1.RouterService.Resume:output_type -> lamina.router.v1.ResumeResponse
+	11, // 45: lamina.router.v1.RouterService.Cancel:output_type -> lamina.router.v1.CancelResponse
+	21, // 46: lamina.router.v1.RouterService.ListModels:output_type -> lamina.router.v1.ListModelsResponse
+	24, // 47: lamina.router.v1.RouterService.Topology:output_type -> lamina.router.v1.TopologyResponse
+	26, // 48: lamina.router.v1.RouterService.WatchTopology:output_type -> lamina.router.v1.WatchTopologyResponse
+	42, // [42:49] is the sub-list for method output_type
+	35, // [35:42] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_lamina_router_v1_router_proto_init() }
@@ -2481,14 +2845,20 @@ func file_lamina_router_v1_router_proto_init() {
 		(*ChatResponse_Token)(nil),
 		(*ChatResponse_Finished)(nil),
 	}
-	file_lamina_router_v1_router_proto_msgTypes[9].OneofWrappers = []any{}
+	file_lamina_router_v1_router_proto_msgTypes[8].OneofWrappers = []any{
+		(*ResumeResponse_Started)(nil),
+		(*ResumeResponse_Token)(nil),
+		(*ResumeResponse_Finished)(nil),
+		(*ResumeResponse_Prompt)(nil),
+	}
+	file_lamina_router_v1_router_proto_msgTypes[13].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lamina_router_v1_router_proto_rawDesc), len(file_lamina_router_v1_router_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   26,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -23,6 +23,8 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	RouterService_Generate_FullMethodName      = "/lamina.router.v1.RouterService/Generate"
 	RouterService_Chat_FullMethodName          = "/lamina.router.v1.RouterService/Chat"
+	RouterService_Resume_FullMethodName        = "/lamina.router.v1.RouterService/Resume"
+	RouterService_Cancel_FullMethodName        = "/lamina.router.v1.RouterService/Cancel"
 	RouterService_ListModels_FullMethodName    = "/lamina.router.v1.RouterService/ListModels"
 	RouterService_Topology_FullMethodName      = "/lamina.router.v1.RouterService/Topology"
 	RouterService_WatchTopology_FullMethodName = "/lamina.router.v1.RouterService/WatchTopology"
@@ -45,6 +47,20 @@ const (
 // replayed on another one. One that is in flight on two pipelines in a row when they die
 // is set aside with ABORTED, without a retry hint, since it may be the cause.
 //
+// A request with `resumable` goes on when its client's connection or its router is lost.
+// Resume reads it again from any router: its events are numbered by the index of the
+// token, so a client that has the tokens up to index N asks for those from N+1 on, and no
+// token is lost or repeated. A router that runs the request serves it from memory. Any
+// other router takes it over: it reads the request's journal, generates what is missing,
+// and the router that ran it before stops with ABORTED. Tokens that the journal lacks are
+// generated again, and are the same. Without a reader a resumable request ends after a
+// grace period; Cancel ends it at once. A request is known only to its tenant (metadata
+// `lamina-tenant`): to others its id is NOT_FOUND.
+//
+// A router that stops takes no more requests, lets those that run finish for a while, and
+// ends the others with UNAVAILABLE and RetryInfo: resumable ones are resumed from another
+// router, and the others are sent again.
+//
 // The same request (model, prompt, sampling parameters, seed) gives the same tokens on
 // any pipeline, in any batch and split, within one `fingerprint`.
 type RouterServiceClient interface {
@@ -52,6 +68,15 @@ type RouterServiceClient interface {
 	Generate(ctx context.Context, in *GenerateRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[GenerateResponse], error)
 	// Chat answers a list of messages under the model's chat template.
 	Chat(ctx context.Context, in *ChatRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ChatResponse], error)
+	// Resume sends the events of a resumable request, from a token on: those that are there
+	// already, then the others as they come. It may be called again and by several clients.
+	// NOT_FOUND: there is no such request, or it has expired. OUT_OF_RANGE: `from` is beyond
+	// the end. DATA_LOSS: its journal is damaged or incomplete. FAILED_PRECONDITION: no
+	// pipeline has the fingerprint that it was started with.
+	Resume(ctx context.Context, in *ResumeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ResumeResponse], error)
+	// Cancel ends a resumable request and frees it on every stage. Streams that read it end
+	// with CANCELLED.
+	Cancel(ctx context.Context, in *CancelRequest, opts ...grpc.CallOption) (*CancelResponse, error)
 	// ListModels lists the models that are being served.
 	ListModels(ctx context.Context, in *ListModelsRequest, opts ...grpc.CallOption) (*ListModelsResponse, error)
 	// Topology lists the live services and the open pipelines.
@@ -106,6 +131,35 @@ func (c *routerServiceClient) Chat(ctx context.Context, in *ChatRequest, opts ..
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type RouterService_ChatClient = grpc.ServerStreamingClient[ChatResponse]
 
+func (c *routerServiceClient) Resume(ctx context.Context, in *ResumeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ResumeResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &RouterService_ServiceDesc.Streams[2], RouterService_Resume_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ResumeRequest, ResumeResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type RouterService_ResumeClient = grpc.ServerStreamingClient[ResumeResponse]
+
+func (c *routerServiceClient) Cancel(ctx context.Context, in *CancelRequest, opts ...grpc.CallOption) (*CancelResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CancelResponse)
+	err := c.cc.Invoke(ctx, RouterService_Cancel_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *routerServiceClient) ListModels(ctx context.Context, in *ListModelsRequest, opts ...grpc.CallOption) (*ListModelsResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListModelsResponse)
@@ -128,7 +182,7 @@ func (c *routerServiceClient) Topology(ctx context.Context, in *TopologyRequest,
 
 func (c *routerServiceClient) WatchTopology(ctx context.Context, in *WatchTopologyRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchTopologyResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &RouterService_ServiceDesc.Streams[2], RouterService_WatchTopology_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &RouterService_ServiceDesc.Streams[3], RouterService_WatchTopology_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -162,6 +216,20 @@ type RouterService_WatchTopologyClient = grpc.ServerStreamingClient[WatchTopolog
 // replayed on another one. One that is in flight on two pipelines in a row when they die
 // is set aside with ABORTED, without a retry hint, since it may be the cause.
 //
+// A request with `resumable` goes on when its client's connection or its router is lost.
+// Resume reads it again from any router: its events are numbered by the index of the
+// token, so a client that has the tokens up to index N asks for those from N+1 on, and no
+// token is lost or repeated. A router that runs the request serves it from memory. Any
+// other router takes it over: it reads the request's journal, generates what is missing,
+// and the router that ran it before stops with ABORTED. Tokens that the journal lacks are
+// generated again, and are the same. Without a reader a resumable request ends after a
+// grace period; Cancel ends it at once. A request is known only to its tenant (metadata
+// `lamina-tenant`): to others its id is NOT_FOUND.
+//
+// A router that stops takes no more requests, lets those that run finish for a while, and
+// ends the others with UNAVAILABLE and RetryInfo: resumable ones are resumed from another
+// router, and the others are sent again.
+//
 // The same request (model, prompt, sampling parameters, seed) gives the same tokens on
 // any pipeline, in any batch and split, within one `fingerprint`.
 type RouterServiceServer interface {
@@ -169,6 +237,15 @@ type RouterServiceServer interface {
 	Generate(*GenerateRequest, grpc.ServerStreamingServer[GenerateResponse]) error
 	// Chat answers a list of messages under the model's chat template.
 	Chat(*ChatRequest, grpc.ServerStreamingServer[ChatResponse]) error
+	// Resume sends the events of a resumable request, from a token on: those that are there
+	// already, then the others as they come. It may be called again and by several clients.
+	// NOT_FOUND: there is no such request, or it has expired. OUT_OF_RANGE: `from` is beyond
+	// the end. DATA_LOSS: its journal is damaged or incomplete. FAILED_PRECONDITION: no
+	// pipeline has the fingerprint that it was started with.
+	Resume(*ResumeRequest, grpc.ServerStreamingServer[ResumeResponse]) error
+	// Cancel ends a resumable request and frees it on every stage. Streams that read it end
+	// with CANCELLED.
+	Cancel(context.Context, *CancelRequest) (*CancelResponse, error)
 	// ListModels lists the models that are being served.
 	ListModels(context.Context, *ListModelsRequest) (*ListModelsResponse, error)
 	// Topology lists the live services and the open pipelines.
@@ -190,6 +267,12 @@ func (UnimplementedRouterServiceServer) Generate(*GenerateRequest, grpc.ServerSt
 }
 func (UnimplementedRouterServiceServer) Chat(*ChatRequest, grpc.ServerStreamingServer[ChatResponse]) error {
 	return status.Error(codes.Unimplemented, "method Chat not implemented")
+}
+func (UnimplementedRouterServiceServer) Resume(*ResumeRequest, grpc.ServerStreamingServer[ResumeResponse]) error {
+	return status.Error(codes.Unimplemented, "method Resume not implemented")
+}
+func (UnimplementedRouterServiceServer) Cancel(context.Context, *CancelRequest) (*CancelResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Cancel not implemented")
 }
 func (UnimplementedRouterServiceServer) ListModels(context.Context, *ListModelsRequest) (*ListModelsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListModels not implemented")
@@ -242,6 +325,35 @@ func _RouterService_Chat_Handler(srv interface{}, stream grpc.ServerStream) erro
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type RouterService_ChatServer = grpc.ServerStreamingServer[ChatResponse]
+
+func _RouterService_Resume_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(ResumeRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(RouterServiceServer).Resume(m, &grpc.GenericServerStream[ResumeRequest, ResumeResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type RouterService_ResumeServer = grpc.ServerStreamingServer[ResumeResponse]
+
+func _RouterService_Cancel_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CancelRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RouterServiceServer).Cancel(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RouterService_Cancel_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RouterServiceServer).Cancel(ctx, req.(*CancelRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
 
 func _RouterService_ListModels_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ListModelsRequest)
@@ -298,6 +410,10 @@ var RouterService_ServiceDesc = grpc.ServiceDesc{
 	HandlerType: (*RouterServiceServer)(nil),
 	Methods: []grpc.MethodDesc{
 		{
+			MethodName: "Cancel",
+			Handler:    _RouterService_Cancel_Handler,
+		},
+		{
 			MethodName: "ListModels",
 			Handler:    _RouterService_ListModels_Handler,
 		},
@@ -315,6 +431,11 @@ var RouterService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Chat",
 			Handler:       _RouterService_Chat_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Resume",
+			Handler:       _RouterService_Resume_Handler,
 			ServerStreams: true,
 		},
 		{
