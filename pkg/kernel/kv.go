@@ -52,11 +52,17 @@ func ParseKVType(name string) (t KVType, ok bool) {
 // KV is one layer's view of one sequence in a paged cache. Position p is column
 // p%PageLen of keys page [K, D, PageLen] and row p%PageLen of values page
 // [K, PageLen, D], page p/PageLen: scores run along positions, values along d.
+//
+// The views of a sequence's layers differ in Layer only and share the list of pages.
 type KV[F tensor.Float] struct {
 	Type    KVType
-	Pages   []KVPage[F]
+	Pages   [][]KVPage[F] // by page and layer
+	Layer   int
 	PageLen int
 }
+
+// Page returns the layer's part of page i.
+func (c *KV[F]) Page(i int) *KVPage[F] { return &c.Pages[i][c.Layer] }
 
 // KVPage is one layer's part of a page, in the memory of the set's device.
 type KVPage[F tensor.Float] struct {
@@ -81,14 +87,14 @@ func (c KV[F]) write(pos, head int, key, value []F) {
 	page, at, n, d := pos/c.PageLen, pos%c.PageLen, c.PageLen, len(key)
 	keyAt, valueAt := head*d*n+at, (head*n+at)*d
 	if c.Type == KVFull {
-		keys := c.Pages[page].Keys[keyAt:]
+		keys := c.Page(page).Keys[keyAt:]
 		for i, x := range key {
 			keys[i*n] = x
 		}
-		copy(c.Pages[page].Values[valueAt:], value)
+		copy(c.Page(page).Values[valueAt:], value)
 		return
 	}
-	p := &c.Pages[page]
+	p := c.Page(page)
 	if c.Type == KVF16 {
 		for i, x := range key {
 			binary.LittleEndian.PutUint16(p.KeyCodes[2*(keyAt+i*n):], tensor.Float16bits(float32(x)))
@@ -137,11 +143,11 @@ func (c KV[F]) Key(dst []F, pos, head int) {
 		at := (head*len(dst)+i)*n + pos%n
 		switch c.Type {
 		case KVFull:
-			dst[i] = c.Pages[page].Keys[at]
+			dst[i] = c.Page(page).Keys[at]
 		case KVF16:
-			dst[i] = F(tensor.Float16(binary.LittleEndian.Uint16(c.Pages[page].KeyCodes[2*at:])))
+			dst[i] = F(tensor.Float16(binary.LittleEndian.Uint16(c.Page(page).KeyCodes[2*at:])))
 		default:
-			p := &c.Pages[page]
+			p := c.Page(page)
 			dst[i] = F(float32(int8(p.KeyCodes[at])) * p.KeyScales[head*n+pos%n])
 		}
 	}
@@ -154,11 +160,11 @@ func (c KV[F]) Value(dst []F, pos, head int) {
 		at := (head*n+pos%n)*len(dst) + i
 		switch c.Type {
 		case KVFull:
-			dst[i] = c.Pages[page].Values[at]
+			dst[i] = c.Page(page).Values[at]
 		case KVF16:
-			dst[i] = F(tensor.Float16(binary.LittleEndian.Uint16(c.Pages[page].ValueCodes[2*at:])))
+			dst[i] = F(tensor.Float16(binary.LittleEndian.Uint16(c.Page(page).ValueCodes[2*at:])))
 		default:
-			p := &c.Pages[page]
+			p := c.Page(page)
 			dst[i] = F(float32(int8(p.ValueCodes[at])) * p.ValueScales[head*n+pos%n])
 		}
 	}

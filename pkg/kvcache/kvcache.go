@@ -1,15 +1,22 @@
-// Package kvcache stores the keys and values of live sequences in pages, so that
-// memory is handed out by the page and never moved. A Cache belongs to one stage;
-// a Sequence is one session's block table in it. Positions are arguments
-// everywhere; no method advances a position by itself.
+// Package kvcache stores the keys and values of live sequences in pages, so that memory is handed out
+// by the page and never moved or copied. A Cache is the bounded pool of pages of one stage. It decides
+// nothing: the router's scheduler assigns pages to sequences, and the cache does as told.
 //
-// The shard service calls it: it reserves before a batch, writes and views through
-// pkg/model while the batch runs, and frees when the session ends. A Cache is safe
-// for concurrent use; a Sequence belongs to whoever runs its batch.
+//   - A Lease is one pipeline's part of the pool. It maps the pipeline's page ids to pages, up to a
+//     limit. The cache divides its pages among the leases that are open (lease.go).
+//   - A Table is the block table of one session: a list of pages of a lease. Tables may share pages,
+//     which is how a common prefix is stored once (table.go).
+//   - A Sequence reserves its own pages, for programs that have a cache to themselves (sequence.go).
+//
+// Positions are arguments everywhere; no method advances a position by itself.
+//
+// The shard service calls it: it changes tables before a batch, and pkg/model writes and views them
+// while the batch runs. A Cache is safe for concurrent use, and so are the methods of a Lease that say
+// so. Everything else about a Lease and its Tables belongs to the goroutine that runs the pipeline's
+// batches.
 package kvcache
 
 import (
-	"fmt"
 	"sync"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
@@ -38,11 +45,12 @@ type Cache[F tensor.Float] struct {
 	cfg    Config
 	memory kernel.Memory[F]
 
-	mu   sync.Mutex
-	free []*page[F] // made before and given back; the last is taken first
-	made int
-	used int
-	idle int // the first pages of free that nobody has taken since the last Trim
+	mu     sync.Mutex
+	free   []*page[F] // made before and given back; the last is taken first
+	made   int
+	used   int
+	idle   int         // the first pages of free that nobody has taken since the last Trim
+	leases []*Lease[F] // in the order in which they were opened
 }
 
 // New returns an empty cache. Its pages are in the memory of a kernel set and are allocated when first
@@ -57,7 +65,7 @@ func New[F tensor.Float](cfg Config, memory kernel.Memory[F]) *Cache[F] {
 // Config returns the cache's shape.
 func (c *Cache[F]) Config() Config { return c.cfg }
 
-// Used returns the number of pages that sequences hold.
+// Used returns the number of pages that are mapped by leases or reserved by sequences.
 func (c *Cache[F]) Used() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -78,6 +86,10 @@ func (c *Cache[F]) PagesFor(n int) int { return (n + c.cfg.PageLen - 1) / c.cfg.
 func (c *Cache[F]) take(n int) ([]*page[F], error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	return c.takeLocked(n)
+}
+
+func (c *Cache[F]) takeLocked(n int) ([]*page[F], error) {
 	if c.used+n > c.cfg.Pages {
 		return nil, fault.New(fault.Exhausted, "reserve %d KV pages: %d of %d are in use", n, c.used, c.cfg.Pages)
 	}
@@ -104,6 +116,10 @@ func (c *Cache[F]) newPage() *page[F] {
 func (c *Cache[F]) give(pages []*page[F]) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.giveLocked(pages)
+}
+
+func (c *Cache[F]) giveLocked(pages []*page[F]) {
 	c.free = append(c.free, pages...)
 	c.used -= len(pages)
 }
@@ -128,7 +144,8 @@ func (c *Cache[F]) Made() int {
 	return c.made
 }
 
-// Check reports pages that were lost or given back twice. It holds at any time.
+// Check reports pages that were lost or given back twice, and leases that were granted more pages than
+// there are or have mapped more than they were granted. It holds at any time.
 func (c *Cache[F]) Check() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -143,86 +160,18 @@ func (c *Cache[F]) Check() error {
 		return fault.New(fault.Internal, "check KV cache: %d free and %d used pages, %d made", len(c.free), c.used,
 			c.made)
 	}
-	return nil
-}
-
-// Sequence is one session's pages.
-type Sequence[F tensor.Float] struct {
-	cache *Cache[F]
-	pages []*page[F]
-	len   int
-	views []kernel.KV[F] // by layer, kept in step with pages
-}
-
-// NewSequence returns an empty sequence.
-func (c *Cache[F]) NewSequence() *Sequence[F] { return &Sequence[F]{cache: c} }
-
-// Len is the number of positions that hold keys and values.
-func (s *Sequence[F]) Len() int { return s.len }
-
-// Reserve makes room for positions 0..n-1, or changes nothing and returns an
-// Exhausted fault.
-func (s *Sequence[F]) Reserve(n int) error {
-	pageLen := s.cache.cfg.PageLen
-	missing := (n+pageLen-1)/pageLen - len(s.pages)
-	if missing <= 0 {
-		return nil
-	}
-	pages, err := s.cache.take(missing)
-	if err != nil {
-		return err
-	}
-	s.pages = append(s.pages, pages...)
-	for l := range s.views {
-		s.views[l] = extend(s.views[l], pages, l)
-	}
-	return nil
-}
-
-// Extend says that positions up to n-1 hold keys and values. They must be reserved.
-func (s *Sequence[F]) Extend(n int) {
-	if n > len(s.pages)*s.cache.cfg.PageLen {
-		panic(fmt.Sprintf("extend sequence to %d positions: %d pages are reserved", n, len(s.pages)))
-	}
-	s.len = max(s.len, n)
-}
-
-// Truncate drops the positions from n on and returns the pages that become empty.
-func (s *Sequence[F]) Truncate(n int) {
-	if n >= s.len {
-		return
-	}
-	s.len = n
-	keep := (n + s.cache.cfg.PageLen - 1) / s.cache.cfg.PageLen
-	s.cache.give(s.pages[keep:])
-	s.pages = s.pages[:keep]
-	for l := range s.views {
-		s.views[l].Pages = s.views[l].Pages[:keep]
-	}
-}
-
-// Free returns all pages. The sequence is empty then and may be used again.
-func (s *Sequence[F]) Free() {
-	s.cache.give(s.pages)
-	s.pages, s.views, s.len = nil, nil, 0
-}
-
-// View returns a layer's keys and values, for attention. It is valid until the
-// sequence's pages change.
-func (s *Sequence[F]) View(layer int) kernel.KV[F] {
-	if s.views == nil {
-		s.views = make([]kernel.KV[F], s.cache.cfg.Layers)
-		for l := range s.views {
-			s.views[l] = extend(kernel.KV[F]{Type: s.cache.cfg.Type, PageLen: s.cache.cfg.PageLen}, s.pages, l)
+	granted, used := 0, 0
+	for _, l := range c.leases {
+		if l.used > l.granted || l.used < 0 {
+			return fault.New(fault.Internal, "check KV cache: lease %x has mapped %d of %d pages", l.name, l.used,
+				l.granted)
 		}
+		granted += l.granted
+		used += l.used
 	}
-	return s.views[layer]
-}
-
-// extend adds a layer's part of pages to its view.
-func extend[F tensor.Float](v kernel.KV[F], pages []*page[F], layer int) kernel.KV[F] {
-	for _, p := range pages {
-		v.Pages = append(v.Pages, p.layers[layer])
+	if granted > c.cfg.Pages || used > c.used {
+		return fault.New(fault.Internal, "check KV cache: %d of %d pages are granted, %d mapped and %d used", granted,
+			c.cfg.Pages, used, c.used)
 	}
-	return v
+	return nil
 }

@@ -24,10 +24,10 @@ func TestSequence_ReadsBackWhatItWrote(t *testing.T) {
 	view := s.View(1)
 	for pos := range 10 {
 		for d := range 2 {
-			if got := view.Pages[pos/4].Keys[d*4+pos%4]; got != k[2*pos+d] {
+			if got := view.Page(pos / 4).Keys[d*4+pos%4]; got != k[2*pos+d] {
 				t.Errorf("key of position %d is %v, want %v", pos, got, k[2*pos+d])
 			}
-			if got := view.Pages[pos/4].Values[pos%4*2+d]; got != v[2*pos+d] {
+			if got := view.Page(pos / 4).Values[pos%4*2+d]; got != v[2*pos+d] {
 				t.Errorf("value of position %d is %v, want %v", pos, got, v[2*pos+d])
 			}
 		}

@@ -64,7 +64,7 @@ func TestCache_RandomOperations(t *testing.T) {
 			for l := range layers {
 				view := s.View(l)
 				for pos, m := range want[j] {
-					k, v := view.Pages[pos/4].Keys[4+pos%4], view.Pages[pos/4].Values[pos%4*width+1]
+					k, v := view.Page(pos / 4).Keys[4+pos%4], view.Page(pos / 4).Values[pos%4*width+1]
 					if k != m+float64(l)/8 || v != -k {
 						t.Fatalf("sequence %d layer %d position %d holds %g and %g, want %g", j, l, pos, k, v,
 							m+float64(l)/8)

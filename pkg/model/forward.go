@@ -3,14 +3,26 @@ package model
 import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/kernel"
-	"github.com/lamina-mesh/lamina/pkg/kvcache"
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
 
+// Sequence is where the keys and values of a sequence are stored: a kvcache.Table whose pages the
+// router assigned, or a kvcache.Sequence.
+type Sequence[F tensor.Float] interface {
+	// Len is the number of positions that hold keys and values.
+	Len() int
+	// Reserve makes sure that there are pages for positions 0..n-1.
+	Reserve(n int) error
+	// Extend says that positions up to n-1 hold keys and values.
+	Extend(n int)
+	// View returns a layer's keys and values.
+	View(layer int) kernel.KV[F]
+}
+
 // Entry is a run of consecutive rows of one sequence in a batch.
 type Entry[F tensor.Float] struct {
-	Seq    *kvcache.Sequence[F] // in a cache shaped by CacheConfig; a batch has it once
-	Pos    int                  // position of the first row, at most Seq.Len(); a step may be repeated
+	Seq    Sequence[F] // in a cache shaped by CacheConfig; a batch has it once
+	Pos    int         // position of the first row, at most Seq.Len(); a step may be repeated
 	Rows   int
 	Logits int // how many of the last rows need logits
 }

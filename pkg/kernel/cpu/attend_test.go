@@ -16,7 +16,7 @@ func pagesOf(r *rand.Rand, n int, a kernel.Heads, pageLen int) (kernel.KV[float3
 	kv := kernel.KV[float32]{PageLen: pageLen}
 	for range (n + pageLen - 1) / pageLen {
 		page := func() []float32 { return slices.Repeat([]float32{float32(math.NaN())}, pageLen*a.K*a.D) }
-		kv.Pages = append(kv.Pages, kernel.KVPage[float32]{Keys: page(), Values: page()})
+		kv.Pages = append(kv.Pages, []kernel.KVPage[float32]{{Keys: page(), Values: page()}})
 	}
 	k, v := normal(r, n*a.K*a.D), normal(r, n*a.K*a.D)
 	kv.Write(0, k, v, a.K, a.D)
@@ -78,8 +78,8 @@ func TestAttend_OneResult(t *testing.T) {
 				other := kernel.KV[float32]{PageLen: pageLen}
 				for range n/pageLen + 1 {
 					other.Pages = append(other.Pages,
-						kernel.KVPage[float32]{Keys: make([]float32, pageLen*a.K*a.D),
-							Values: make([]float32, pageLen*a.K*a.D)})
+						[]kernel.KVPage[float32]{{Keys: make([]float32, pageLen*a.K*a.D),
+							Values: make([]float32, pageLen*a.K*a.D)}})
 				}
 				other.Write(0, k, v, a.K, a.D)
 				for _, size := range []int{1, 2, 5, 64, 257} {

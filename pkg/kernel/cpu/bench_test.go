@@ -79,7 +79,7 @@ func BenchmarkAttend(b *testing.B) {
 			kv := kernel.KV[float32]{PageLen: 16}
 			for p := 0; p < n[0]+n[1]; p += 16 {
 				kv.Pages = append(kv.Pages,
-					kernel.KVPage[float32]{Keys: random(1, 16*a.K*a.D), Values: random(2, 16*a.K*a.D)})
+					[]kernel.KVPage[float32]{{Keys: random(1, 16*a.K*a.D), Values: random(2, 16*a.K*a.D)}})
 			}
 			q := random(3, n[0]*a.H*a.D)
 			y := make([]float32, len(q))

@@ -73,7 +73,7 @@ func (s *Set) storeFloat16(kv kernel.KV[float32], pos int, k, v []float32, heads
 	s.cache.toFloat16(&values[0], &v[0], len(v)/lanes)
 	n := kv.PageLen
 	for ; len(keys) > 0; pos++ {
-		p, col := &kv.Pages[pos/n], pos%n
+		p, col := kv.Page(pos/n), pos%n
 		for head := range heads {
 			to, key := p.KeyCodes[2*(head*d*n+col):], keys[2*head*d:2*(head+1)*d]
 			for i := 0; i < len(key); i += 2 {
@@ -97,13 +97,13 @@ func (s *Set) viewBlocks(call *attendCall, t *attendTile, from, block, end int, 
 		pos := from + b*attendBlock
 		page := pos / kv.PageLen
 		if w.float16 {
-			p := &kv.Pages[page]
+			p := kv.Page(page)
 			w.keys[b], w.values[b] = (*float32)(unsafe.Pointer(&p.KeyCodes[2*t.kv*size])),
 				(*float32)(unsafe.Pointer(&p.ValueCodes[2*t.kv*size]))
 			continue
 		}
 		if kv.Type == kernel.KVFull && kv.PageLen == attendBlock {
-			w.keys[b], w.values[b] = &kv.Pages[page].Keys[t.kv*size], &kv.Pages[page].Values[t.kv*size]
+			w.keys[b], w.values[b] = &kv.Page(page).Keys[t.kv*size], &kv.Page(page).Values[t.kv*size]
 			continue
 		}
 		if len(w.blocks) < 2*attendChunk*d {
@@ -115,7 +115,7 @@ func (s *Set) viewBlocks(call *attendCall, t *attendTile, from, block, end int, 
 			copyBlock(kv, keys, values, pos, t.kv, d)
 			continue
 		}
-		switch p := &kv.Pages[page]; kv.Type {
+		switch p := kv.Page(page); kv.Type {
 		case kernel.KVF16:
 			s.cache.fromFloat16(&keys[0], &p.KeyCodes[2*t.kv*size], d)
 			s.cache.fromFloat16(&values[0], &p.ValueCodes[2*t.kv*size], d)
@@ -153,13 +153,13 @@ func (s *Set) prefetchBlocks(t *attendTile, d, from, blocks int, keys bool) {
 		var p unsafe.Pointer
 		switch full := kv.Type == kernel.KVFull; {
 		case full && keys:
-			p = unsafe.Pointer(&kv.Pages[page].Keys[t.kv*size])
+			p = unsafe.Pointer(&kv.Page(page).Keys[t.kv*size])
 		case full:
-			p = unsafe.Pointer(&kv.Pages[page].Values[t.kv*size])
+			p = unsafe.Pointer(&kv.Page(page).Values[t.kv*size])
 		case keys:
-			p = unsafe.Pointer(&kv.Pages[page].KeyCodes[t.kv*bytes])
+			p = unsafe.Pointer(&kv.Page(page).KeyCodes[t.kv*bytes])
 		default:
-			p = unsafe.Pointer(&kv.Pages[page].ValueCodes[t.kv*bytes])
+			p = unsafe.Pointer(&kv.Page(page).ValueCodes[t.kv*bytes])
 		}
 		s.gemm.prefetch(uintptr(p), 64, (bytes+63)/64, 1)
 	}

@@ -41,8 +41,8 @@ func TestStore_WritesWhatWriteDoes(t *testing.T) {
 						s.Store(got, 0, k, v, a.K, a.D)
 						if kind == kernel.KVF16 { // k and v are rounded already, so storing them again is exact
 							for i := range got.Pages {
-								if !slices.Equal(got.Pages[i].KeyCodes, want.Pages[i].KeyCodes) ||
-									!slices.Equal(got.Pages[i].ValueCodes, want.Pages[i].ValueCodes) {
+								if !slices.Equal(got.Page(i).KeyCodes, want.Page(i).KeyCodes) ||
+									!slices.Equal(got.Page(i).ValueCodes, want.Page(i).ValueCodes) {
 									t.Fatalf("%s: page %d has different bytes", o.name, i)
 								}
 							}
@@ -65,6 +65,9 @@ func TestStore_WritesWhatWriteDoes(t *testing.T) {
 
 // pages returns a cache for n positions.
 func pages(kind kernel.KVType, n, length int, a kernel.Heads) kernel.KV[float32] {
-	pages := kernel.HostOps[float32]{}.NewKVPages((n+length-1)/length, kind, length*a.K*a.D, a.D)
-	return kernel.KV[float32]{Type: kind, PageLen: length, Pages: pages}
+	kv := kernel.KV[float32]{Type: kind, PageLen: length}
+	for range (n + length - 1) / length {
+		kv.Pages = append(kv.Pages, kernel.HostOps[float32]{}.NewKVPages(1, kind, length*a.K*a.D, a.D))
+	}
+	return kv
 }

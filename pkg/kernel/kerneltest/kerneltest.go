@@ -345,8 +345,12 @@ func attention() []Case {
 // paged stores keys and values [n,K*D] in pages, in two calls: the first five positions and the others.
 func paged(s Set, kind kernel.KVType, k, v []float32, a kernel.Heads, pageLen int) kernel.KV[float32] {
 	size := pageLen * a.K * a.D
-	kv := kernel.KV[float32]{Type: kind, PageLen: pageLen, Pages: s.NewKVPages((len(k)+size-1)/size, kind, size, a.D)}
-	for _, page := range kv.Pages { // positions that were not written must not be read
+	kv := kernel.KV[float32]{Type: kind, PageLen: pageLen, Layer: 1}
+	for range (len(k) + size - 1) / size {
+		kv.Pages = append(kv.Pages, s.NewKVPages(2, kind, size, a.D))
+	}
+	for i := range kv.Pages { // positions that were not written must not be read
+		page := kv.Page(i)
 		for i := range page.Keys {
 			page.Keys[i], page.Values[i] = float32(math.NaN()), float32(math.NaN())
 		}
