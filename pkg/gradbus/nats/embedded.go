@@ -51,13 +51,21 @@ func NewEmbedded(dir string) (*Embedded, error) {
 	return e, nil
 }
 
+// embeddedURL is a name only: connections to the embedded server have no address.
+const embeddedURL = "nats://embedded"
+
 // Connect connects to the embedded server without a socket.
 func (e *Embedded) Connect(c Config) (*Bus, error) {
-	c.URL = "nats://embedded"
+	c.URL = embeddedURL
 	return connect(c, nats.InProcessServer(e.server))
 }
 
-// Close stops the server. Close the buses that are connected to it first.
+// Dial returns a connection to the embedded server, for others that use it.
+func (e *Embedded) Dial() (*nats.Conn, error) {
+	return dial(Config{URL: embeddedURL}, nats.InProcessServer(e.server))
+}
+
+// Close stops the server. Close the connections to it first.
 func (e *Embedded) Close() error {
 	e.server.Shutdown()
 	e.server.WaitForShutdown()

@@ -77,7 +77,20 @@ func reconnectDelay(tries int) time.Duration {
 // Connect connects to a NATS server, and connects again whenever the connection is lost. It does
 // not wait for a server that cannot be reached: the bus retries in the background, and Await waits
 // for it. Meanwhile an operation waits until its context ends and then returns Unavailable.
-func Connect(c Config) (*Bus, error) {
+func Connect(c Config) (*Bus, error) { return connect(c, c.options()...) }
+
+// Dial returns a connection that behaves as that of Connect, for others that use the server.
+func Dial(c Config) (*nats.Conn, error) { return dial(c, c.options()...) }
+
+func dial(c Config, options ...nats.Option) (*nats.Conn, error) {
+	conn, err := nats.Connect(c.URL, options...)
+	if err != nil {
+		return nil, fault.Wrap(fault.Unavailable, err, "connect to nats")
+	}
+	return conn, nil
+}
+
+func (c Config) options() []nats.Option {
 	options := []nats.Option{
 		nats.Name("lamina"), nats.MaxReconnects(-1), nats.RetryOnFailedConnect(true),
 		nats.CustomReconnectDelay(reconnectDelay),
@@ -94,7 +107,7 @@ func Connect(c Config) (*Bus, error) {
 	if c.TLS != nil {
 		options = append(options, nats.Secure(c.TLS))
 	}
-	return connect(c, options...)
+	return options
 }
 
 func connect(c Config, options ...nats.Option) (*Bus, error) {
@@ -102,9 +115,9 @@ func connect(c Config, options ...nats.Option) (*Bus, error) {
 	options = append(options, // each handler is called once
 		nats.ConnectHandler(func(*nats.Conn) { close(connected) }),
 		nats.ClosedHandler(func(*nats.Conn) { close(disconnected) }))
-	conn, err := nats.Connect(c.URL, options...)
+	conn, err := dial(c, options...)
 	if err != nil {
-		return nil, fault.Wrap(fault.Unavailable, err, "connect to nats")
+		return nil, err
 	}
 	js, err := jetstream.New(conn)
 	if err != nil {

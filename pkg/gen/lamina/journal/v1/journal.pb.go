@@ -44,7 +44,10 @@ type Record struct {
 	//	*Record_Tokens
 	//	*Record_Taken
 	//	*Record_End
-	Kind          isRecord_Kind `protobuf_oneof:"kind"`
+	Kind isRecord_Kind `protobuf_oneof:"kind"`
+	// Drawn by each router for each request that it runs, so that the records of two
+	// writers differ.
+	Writer        uint64 `protobuf:"fixed64,5,opt,name=writer,proto3" json:"writer,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -120,6 +123,13 @@ func (x *Record) GetEnd() *End {
 		}
 	}
 	return nil
+}
+
+func (x *Record) GetWriter() uint64 {
+	if x != nil {
+		return x.Writer
+	}
+	return 0
 }
 
 type isRecord_Kind interface {
@@ -473,11 +483,9 @@ func (x *Tokens) GetTopCounts() []uint32 {
 	return nil
 }
 
-// Taken names the router that took the request over.
+// Taken says that the record's writer took the request over.
 type Taken struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Drawn by the router; for logs.
-	Writer        uint64 `protobuf:"fixed64,1,opt,name=writer,proto3" json:"writer,omitempty"`
+	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -510,13 +518,6 @@ func (x *Taken) ProtoReflect() protoreflect.Message {
 // Deprecated: Use Taken.ProtoReflect.Descriptor instead.
 func (*Taken) Descriptor() ([]byte, []int) {
 	return file_lamina_journal_v1_journal_proto_rawDescGZIP(), []int{4}
-}
-
-func (x *Taken) GetWriter() uint64 {
-	if x != nil {
-		return x.Writer
-	}
-	return 0
 }
 
 // End says how a request ended.
@@ -596,12 +597,13 @@ var File_lamina_journal_v1_journal_proto protoreflect.FileDescriptor
 
 const file_lamina_journal_v1_journal_proto_rawDesc = "" +
 	"\n" +
-	"\x1flamina/journal/v1/journal.proto\x12\x11lamina.journal.v1\x1a\x1flamina/sampler/v1/sampler.proto\x1a#lamina/tokenizer/v1/tokenizer.proto\"\xd2\x01\n" +
+	"\x1flamina/journal/v1/journal.proto\x12\x11lamina.journal.v1\x1a\x1flamina/sampler/v1/sampler.proto\x1a#lamina/tokenizer/v1/tokenizer.proto\"\xea\x01\n" +
 	"\x06Record\x12-\n" +
 	"\x04open\x18\x01 \x01(\v2\x17.lamina.journal.v1.OpenH\x00R\x04open\x123\n" +
 	"\x06tokens\x18\x02 \x01(\v2\x19.lamina.journal.v1.TokensH\x00R\x06tokens\x120\n" +
 	"\x05taken\x18\x03 \x01(\v2\x18.lamina.journal.v1.TakenH\x00R\x05taken\x12*\n" +
-	"\x03end\x18\x04 \x01(\v2\x16.lamina.journal.v1.EndH\x00R\x03endB\x06\n" +
+	"\x03end\x18\x04 \x01(\v2\x16.lamina.journal.v1.EndH\x00R\x03end\x12\x16\n" +
+	"\x06writer\x18\x05 \x01(\x06R\x06writerB\x06\n" +
 	"\x04kind\"\xfa\x03\n" +
 	"\x04Open\x12\x1d\n" +
 	"\n" +
@@ -632,9 +634,8 @@ const file_lamina_journal_v1_journal_proto_rawDesc = "" +
 	"\blogprobs\x18\x03 \x03(\x02R\blogprobs\x12.\n" +
 	"\x03top\x18\x04 \x03(\v2\x1c.lamina.sampler.v1.CandidateR\x03top\x12\x1d\n" +
 	"\n" +
-	"top_counts\x18\x05 \x03(\rR\ttopCounts\"\x1f\n" +
-	"\x05Taken\x12\x16\n" +
-	"\x06writer\x18\x01 \x01(\x06R\x06writer\"\x8f\x01\n" +
+	"top_counts\x18\x05 \x03(\rR\ttopCounts\"\a\n" +
+	"\x05Taken\"\x8f\x01\n" +
 	"\x03End\x12D\n" +
 	"\rfinish_reason\x18\x01 \x01(\x0e2\x1f.lamina.sampler.v1.FinishReasonR\ffinishReason\x12\x12\n" +
 	"\x04code\x18\x02 \x01(\rR\x04code\x12\x18\n" +
