@@ -19,6 +19,16 @@ type Session struct {
 // New returns a session over a log of at least one token. Nothing of the log has been sent yet.
 func New(log []int32) *Session { return &Session{log: append([]int32(nil), log...)} }
 
+// Restart returns a session over the same log of which nothing has been sent.
+func (s *Session) Restart() *Session { return &Session{log: s.log, ended: s.ended} }
+
+// Skip counts the first n positions as sent: the pipeline has their keys and values. The last position
+// of the log cannot be skipped, since its row gives the next token.
+func (s *Session) Skip(n int) { s.sent = max(s.sent, min(n, len(s.log)-1)) }
+
+// Sent returns how many positions have been sent.
+func (s *Session) Sent() int { return s.sent }
+
 // Rows is a run of positions to be sent.
 type Rows struct {
 	Pos    int

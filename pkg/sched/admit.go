@@ -1,0 +1,254 @@
+package sched
+
+import (
+	"math"
+	"slices"
+	"time"
+)
+
+// overtakeLimit is how long others may overtake the first sequence of the queue while there are too
+// few pages for it. After that pages are kept for it.
+const overtakeLimit = 2 * time.Second
+
+// admit lets waiting sequences run, the most urgent first, while there are pages for their logs.
+func (s *Scheduler) admit() {
+	if len(s.waiting) == 0 {
+		s.stuck = 0
+		return
+	}
+	queue := slices.Clone(s.waiting)
+	slices.SortStableFunc(queue, func(a, b *sequence) int {
+		switch {
+		case s.before(a, b):
+			return -1
+		case s.before(b, a):
+			return 1
+		}
+		return 0
+	})
+	blocked := false
+	for _, q := range queue {
+		if len(s.running) >= s.cfg.Entries {
+			return
+		}
+		if blocked && s.now-s.stuck > overtakeLimit {
+			return
+		}
+		if s.makeRoom(q, !blocked) {
+			s.start(q)
+			if !blocked {
+				s.stuck = 0
+			}
+			continue
+		}
+		if !blocked && s.stuck == 0 {
+			s.stuck = max(s.now, 1)
+		}
+		blocked = true
+	}
+}
+
+// makeRoom reports whether there are pages for a sequence's log and for the growth of those that run.
+// For the first of the queue it preempts sequences that are less urgent.
+func (s *Scheduler) makeRoom(q *sequence, first bool) bool {
+	for {
+		reused, cached := s.matched(q)
+		need := s.pool.pagesFor(q.feed.Len()) - reused + len(s.running)/8
+		// Cached pages that the sequence itself reuses cannot be evicted for it.
+		if need <= s.pool.available(q.tenant, s.tenants.share())-cached {
+			return true
+		}
+		if !first {
+			return false
+		}
+		if len(s.running) == 0 { // then not even the share of another tenant is spared
+			if !s.pool.evictAny(s.tenants) {
+				return true
+			}
+			continue
+		}
+		v := s.victim(q, true)
+		if v == nil {
+			return false
+		}
+		s.giveUp(v)
+		if v.running { // once its row is back
+			return false
+		}
+	}
+}
+
+// matched returns how many pages of a sequence's log are in the prefix cache, and how many of them no
+// sequence holds.
+func (s *Scheduler) matched(q *sequence) (pages, unheld int) {
+	if q.private || q.Score {
+		return 0, 0
+	}
+	log := q.feed.Log()
+	s.pool.walk(q.space, log, len(log)-1, func(page int32) {
+		pages++
+		if s.pool.refs[page] == 0 {
+			unheld++
+		}
+	})
+	return pages, unheld
+}
+
+// Cached returns how many positions of a log are in the prefix cache.
+func (s *Scheduler) Cached(tenant, namespace string, log []int32) int {
+	id, ok := s.pool.spaces[space{tenant, namespace}]
+	if !ok {
+		return 0
+	}
+	n := 0
+	s.pool.walk(id, log, len(log)-1, func(int32) { n += s.cfg.PageLen })
+	return n
+}
+
+// start admits a sequence: it gets the pages of its prefix that are cached, and pages for the rest of
+// its log.
+func (s *Scheduler) start(q *sequence) {
+	s.waiting = slices.DeleteFunc(s.waiting, func(o *sequence) bool { return o == q })
+	q.tenant.waiting--
+	q.tenant.running++
+	q.running = true
+	s.running = append(s.running, q)
+	if !q.private && !q.Score {
+		log := q.feed.Log()
+		s.pool.walk(q.space, log, len(log)-1, func(page int32) {
+			s.pool.hold(uint32(page), s.now)
+			q.table = append(q.table, uint32(page))
+		})
+		q.indexed = len(q.table)
+		q.done = q.indexed * s.cfg.PageLen
+		q.feed.Skip(q.done)
+		q.charged = max(q.charged, q.done)
+	}
+	s.stats.queried += uint64(q.feed.Len())
+	s.stats.hits += uint64(q.done)
+	s.do(Admit{ID: q.ID, Cached: q.done, Again: q.preempt > 0})
+	s.grow(q, q.feed.Len())
+}
+
+// grow gives a sequence pages for the first n positions of its log. It returns false if there are too
+// few; the sequence keeps those that it got.
+func (s *Scheduler) grow(q *sequence, n int) bool {
+	for len(q.table) < s.pool.pagesFor(n) {
+		page, ok := s.pool.take(q.tenant, s.tenants.share())
+		if !ok {
+			return false
+		}
+		q.table = append(q.table, page)
+	}
+	return true
+}
+
+// victim returns the sequence to preempt so that another can have pages, or nil if no running one is
+// less urgent. A session that drafts is the first to go: it only saves time. For a sequence that waits
+// the victim must have a lower priority, or belong to a tenant that holds more than its share.
+func (s *Scheduler) victim(q *sequence, waits bool) *sequence {
+	share := s.tenants.share()
+	var worst *sequence
+	for _, o := range s.running {
+		if o == q || len(o.table) == 0 || o.Score && o.scores < len(o.Log)-1 || o.yield {
+			continue
+		}
+		if !o.Draft && !s.yields(o, q, share, waits) {
+			continue
+		}
+		if worst == nil || o.Draft && !worst.Draft || o.Draft == worst.Draft && s.before(worst, o) {
+			worst = o
+		}
+	}
+	return worst
+}
+
+// yields reports whether a running sequence gives its pages to another one: to one of better priority,
+// to one of a tenant that has less than its share if its own tenant has more, and to an older one.
+func (s *Scheduler) yields(o, q *sequence, share int, waits bool) bool {
+	if a, b := s.level(o), s.level(q); a != b {
+		return a > b
+	}
+	greedy := o.tenant != q.tenant && o.tenant.pages > share && q.tenant.pages < share
+	if waits {
+		return greedy && q.tenant.pages+s.pool.pagesFor(q.feed.Len()) <= share
+	}
+	return greedy || !(q.tenant != o.tenant && q.tenant.pages > share && o.tenant.pages <= share) && q.order < o.order
+}
+
+// giveUp makes a sequence give its pages back: at once, or when its row in flight has come back.
+func (s *Scheduler) giveUp(q *sequence) {
+	if s.flying(q) {
+		q.yield = true
+		return
+	}
+	s.preempt(q)
+}
+
+// preempt makes a running sequence wait. Its log is computed again later, except for what is still in
+// the prefix cache then. A draft session ends instead.
+func (s *Scheduler) preempt(q *sequence) {
+	if q.Draft {
+		s.do(End{ID: q.ID})
+		s.remove(q)
+		return
+	}
+	s.stop(q)
+	s.running = slices.DeleteFunc(s.running, func(o *sequence) bool { return o == q })
+	q.feed = q.feed.Restart()
+	q.spec.waiting, q.spec.arrived = false, false
+	q.preempt++
+	s.stats.preemptions++
+	s.waiting = append(s.waiting, q)
+	slices.SortFunc(s.waiting, func(a, b *sequence) int { return int(int64(a.order) - int64(b.order)) })
+	q.tenant.waiting++
+	s.do(Preempt{q.ID})
+}
+
+// granted returns how many pages the leases of all stages allow.
+func (s *Scheduler) granted() int {
+	n := s.cfg.Pages
+	for _, l := range s.leases {
+		n = min(n, l.Pages)
+	}
+	return n
+}
+
+// lease handles a stage's new lease.
+func (s *Scheduler) lease(e Lease) {
+	i := slices.IndexFunc(s.leases, func(l Lease) bool { return l.Lo == e.Lo })
+	if i < 0 {
+		i = len(s.leases)
+		s.leases = append(s.leases, Lease{Lo: e.Lo, Pages: math.MaxInt})
+	}
+	if e.Pages < s.leases[i].Pages {
+		s.ack = true
+	}
+	s.leases[i] = e
+	s.pool.limit = s.granted()
+}
+
+// fitLease gives pages back until the pipeline holds no more than its lease. A sequence that is alone
+// and too long for the lease has to go to another pipeline.
+func (s *Scheduler) fitLease() {
+	for !s.pool.shrink(s.tenants) {
+		var worst *sequence
+		for _, q := range s.running {
+			if len(q.table) > 0 && !q.yield && (worst == nil || s.before(worst, q)) {
+				worst = q
+			}
+		}
+		if worst == nil {
+			return
+		}
+		s.giveUp(worst)
+		if worst.running {
+			return // its pages are free when its row is back
+		}
+	}
+}
+
+// ContextLength returns the length of the longest log that the pipeline can hold.
+func (s *Scheduler) ContextLength() int {
+	return min(s.cfg.Positions, s.granted()*s.cfg.PageLen)
+}

@@ -1,0 +1,303 @@
+package sched
+
+import (
+	"cmp"
+	"slices"
+	"time"
+)
+
+// scoreBytes bounds the logits of the prompt rows that are scored in one batch.
+const scoreBytes = 16 << 20
+
+// depth returns how many batches may be in flight. A single stage computes one at a time. In a longer
+// pipeline each stage has one to compute, and one more is on its way.
+func (s *Scheduler) depth() int {
+	if s.cfg.Stages == 1 {
+		return 1
+	}
+	return s.cfg.Stages + 1
+}
+
+// form returns the next batch, or nil if there is nothing to send now.
+//
+// Decoding sequences are divided evenly among the batches that may be in flight, so that every stage
+// has about the same work at any time. A batch is not formed while another has come back in part: its
+// other sequences are about to be ready, and two half batches cost more than a whole one.
+//
+// Prompts fill the rest. Beside decoding sequences they get only as many rows as take about as long as
+// the decoding itself, measured, so that a long prompt at most doubles the time between tokens.
+func (s *Scheduler) form() *Batch {
+	suspect, wait := s.probation()
+	if wait {
+		return nil
+	}
+	for _, f := range s.flights {
+		if f.back > 0 && f.awaited > 0 {
+			return nil
+		}
+	}
+	b := &Batch{Step: s.step + 1}
+	f := &flight{step: b.Step, sent: s.now, decode: true, alone: suspect != nil}
+	ready := make([]*sequence, 0, len(s.running))
+	decoding := 0
+	for _, q := range s.running {
+		if suspect != nil && q != suspect || suspect == nil && q.Suspect {
+			continue
+		}
+		if !q.feed.Prefilling() && q.accepted && !q.paused && (!q.Draft || !q.draft.paused) {
+			decoding++
+		}
+		if q.ready() {
+			ready = append(ready, q)
+		}
+	}
+	// Decoding sequences first, those that have waited longest first; then prompts by urgency.
+	slices.SortStableFunc(ready, func(a, b *sequence) int {
+		x, y := a.feed.Prefilling(), b.feed.Prefilling()
+		switch {
+		case x != y:
+			return cmp.Compare(btoi(x), btoi(y))
+		case !x:
+			return cmp.Compare(a.step, b.step)
+		case s.before(a, b):
+			return -1
+		case s.before(b, a):
+			return 1
+		}
+		return 0
+	})
+	quota := (decoding + s.depth() - 1) / s.depth()
+	rows := s.cfg.BatchRows
+	prompts := rows
+	if decoding > 0 {
+		prompts = s.timing.promptRows(s.cfg.ChunkRows)
+	}
+	for _, q := range ready {
+		if rows <= 0 || len(b.Entries) == s.cfg.Entries {
+			break
+		}
+		if !q.running || !q.ready() { // preempted for one before it
+			continue
+		}
+		prefill := q.feed.Prefilling()
+		n := min(rows, s.cfg.ChunkRows)
+		if prefill {
+			n = min(n, prompts)
+		} else if quota == 0 {
+			continue
+		}
+		if n < 1 {
+			continue
+		}
+		sent := s.add(b, f, q, n)
+		rows -= sent
+		if prefill {
+			prompts -= sent
+		} else if sent > 0 {
+			quota--
+		}
+		f.decode = f.decode && (!prefill || sent == 0)
+	}
+	if len(b.Entries) == 0 {
+		return nil
+	}
+	s.step++
+	for _, o := range s.flights {
+		f.ahead += o.prompts
+	}
+	f.limit = s.timing.limit(f)
+	b.Deadline = f.limit
+	s.inFlight[s.step] = f
+	s.flights = append(s.flights, f)
+	s.turn = !f.alone
+	s.stats.steps++
+	return b
+}
+
+func btoi(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// add adds a sequence's next rows to a batch, at most n, and returns how many.
+func (s *Scheduler) add(b *Batch, f *flight, q *sequence, n int) int {
+	n = s.scoreRows(q, n)
+	drafts, decides, wait := s.speculate(q, n-1)
+	if wait {
+		return 0
+	}
+	at := q.feed.Sent()
+	end := min(q.feed.Len(), at+n)
+	if !s.grow(q, end+len(drafts)) {
+		drafts = nil
+		if !s.growFor(q, end) {
+			return 0
+		}
+	}
+	rows, ok := q.feed.NextWithDrafts(n, drafts)
+	if !ok {
+		return 0
+	}
+	e := Entry{ID: q.ID, Epoch: q.Epoch, Position: rows.Pos, Rows: len(rows.IDs)}
+	if q.known < len(q.table) {
+		e.PageFrom, e.Pages = q.known, slices.Clone(q.table[q.known:])
+		q.known = len(q.table)
+	}
+	m := entry{id: q.ID, run: q.preempt}
+	switch {
+	case q.Score && !rows.Logits && q.feed.Sent() > q.scores+1:
+		s.askScores(q, &e, rows.Pos)
+		m.awaited = true
+	case rows.Logits:
+		e.Logits, e.Drafts = 1+rows.Drafts, rows.IDs[len(rows.IDs)-rows.Drafts:]
+		if q.Candidates != nil && (rows.Drafts == 0 || decides) {
+			e.Candidates = q.Candidates.Need(s.cfg.Vocab, rows.Pos+len(rows.IDs))
+		}
+		if rows.Drafts > 0 {
+			q.spec.sent, q.spec.accepted = rows.Drafts, 0
+			e.Drafter = q.spec.by.name
+		}
+		m.awaited = true
+		if q.Draft {
+			q.draft.picked = rows.Pos + len(rows.IDs) - 1
+		}
+	}
+	if m.awaited {
+		f.awaited++
+	} else {
+		m.chunk = rows.Pos + len(rows.IDs)
+	}
+	q.step = f.step
+	q.charge(rows.Pos + len(rows.IDs) - rows.Drafts)
+	b.Entries = append(b.Entries, e)
+	b.Tokens = append(b.Tokens, rows.IDs...)
+	f.entries = append(f.entries, m)
+	f.rows += len(rows.IDs)
+	f.prompts += len(rows.IDs) - 1
+	f.drafts += rows.Drafts
+	s.dropStale(q)
+	return len(rows.IDs)
+}
+
+// charge charges the tenant for the positions up to end. Positions that were found in the prefix cache
+// cost nothing, and positions that are computed again after a preemption are not charged again.
+func (q *sequence) charge(end int) {
+	prompt := len(q.Log)
+	if q.charged < prompt && q.charged < end {
+		to := min(end, prompt)
+		q.tenant.charge(to-q.charged, promptCost)
+		q.charged = to
+	}
+	if q.charged < end {
+		q.tenant.charge(end-q.charged, decodeCost)
+		q.charged = end
+	}
+}
+
+// growFor gives a sequence pages for n positions and preempts less urgent sequences for them. If it is
+// the least urgent itself, it is preempted. If it is alone, it takes what is cached, and if even that
+// is too little, its lease has shrunk and it has to go elsewhere.
+func (s *Scheduler) growFor(q *sequence, n int) bool {
+	for !s.grow(q, n) {
+		v := s.victim(q, false)
+		switch {
+		case v != nil:
+			s.giveUp(v)
+			if v.running { // its pages are free when its row is back
+				return false
+			}
+		case len(s.running) > 1:
+			s.preempt(q)
+			return false
+		case !s.pool.evictAny(s.tenants):
+			s.do(TurnAway{ID: q.ID, Reason: TooLong, Have: s.granted(), Need: s.pool.pagesFor(n)})
+			s.remove(q)
+			return false
+		}
+	}
+	return true
+}
+
+// dropStale frees pages that the stages' table of a sequence no longer names.
+func (s *Scheduler) dropStale(q *sequence) {
+	for _, page := range q.stale {
+		s.pool.release(page, s.now)
+	}
+	q.stale = nil
+}
+
+// scoreRows bounds the rows of a sequence's next chunk. All rows of a prompt that is scored give
+// logits, which take more memory than their hidden states. The last position of the prompt gets a
+// batch of its own, because the first token is picked from its row.
+func (s *Scheduler) scoreRows(q *sequence, n int) int {
+	if !q.Score || !q.feed.Prefilling() {
+		return n
+	}
+	return min(n, max(1, scoreBytes/(4*max(1, s.cfg.Vocab))), q.feed.Due()-1)
+}
+
+// askScores makes an entry's rows ask for the log-probabilities of the tokens that follow them. The
+// sequence sends no further rows until the last score has arrived.
+func (s *Scheduler) askScores(q *sequence, e *Entry, at int) {
+	e.Targets = slices.Clone(q.feed.Log()[at+1 : at+1+e.Rows])
+	e.Logits = e.Rows
+	e.Candidates = 1
+	q.scoring = at + e.Rows
+}
+
+// probation chooses a suspect whose rows are the next batch on their own. A suspect was in flight on a
+// pipeline that died. Until it has had a token, nothing else is in flight beside it, so that no other
+// sequence is blamed if this pipeline dies as well. Batches of suspects and of the others take turns.
+// wait says that the next batch has to wait until the batches in flight are done.
+func (s *Scheduler) probation() (suspect *sequence, wait bool) {
+	for _, f := range s.flights {
+		if f.alone {
+			return nil, true
+		}
+	}
+	others := false
+	for _, q := range s.running {
+		switch {
+		case !q.ready():
+		case !q.Suspect:
+			others = true
+		case suspect == nil:
+			suspect = q
+		}
+	}
+	if suspect == nil || others && !s.turn {
+		return nil, false
+	}
+	return suspect, len(s.flights) > 0
+}
+
+// overdue returns the batch or the sequence that has missed its deadline, or nil. There is no other
+// way to notice a stage that is alive and answers nothing.
+func (s *Scheduler) overdue() *Fail {
+	for _, f := range s.flights {
+		if late := s.now - f.sent; late > f.limit {
+			return &Fail{Step: f.step, Late: late}
+		}
+	}
+	for _, list := range [][]*sequence{s.running, s.waiting} {
+		for _, q := range list {
+			if late := s.now - q.asked; !q.accepted && late > acceptLimit {
+				return &Fail{ID: q.ID, Late: late}
+			}
+		}
+	}
+	return nil
+}
+
+// acceptLimit is how long the sampler may take to accept a sequence: it may have to compile a grammar.
+const acceptLimit = 60 * time.Second
+
+// Oldest returns the age of the oldest batch in flight, or 0.
+func (s *Scheduler) Oldest(now time.Duration) time.Duration {
+	if len(s.flights) == 0 {
+		return 0
+	}
+	return max(0, now-s.flights[0].sent)
+}

@@ -1,0 +1,121 @@
+package sched
+
+import "slices"
+
+// picked handles a token.
+func (s *Scheduler) picked(e Picked) {
+	q := s.byID[e.ID]
+	if q == nil || e.Epoch != q.Epoch || !q.feed.Token(e.Position, e.Token) {
+		return
+	}
+	// The token comes from the row before it, and stages compute rows in the order of positions.
+	q.done = max(q.done, e.Position)
+	emit := Emit{ID: q.ID, Data: e.Data, Round: q.draft.round}
+	if q.feed.Waiting() {
+		q.spec.accepted++
+		emit.Drafter = q.spec.by.name
+	} else {
+		s.back(q)
+		q.spec.verified(q.feed.Len(), s.now, s.timing.plain)
+	}
+	q.Suspect = false
+	s.stats.tokens++
+	if q.Draft {
+		q.draft.paused = q.feed.Len() >= q.draft.end || !(e.Logprob >= q.draft.minLogprob)
+		s.do(emit)
+		return
+	}
+	emit.Length = !e.Finished && q.feed.Len() >= q.MaxLen
+	s.do(emit)
+	switch {
+	case e.Finished || emit.Length:
+		s.remove(q)
+	case q.yield && !s.flying(q):
+		s.preempt(q)
+	default:
+		s.index(q)
+	}
+}
+
+// scored handles the score of one token of a sequence's prompt. Scores arrive in the order of their
+// positions, from 1.
+func (s *Scheduler) scored(e Scored) {
+	q := s.byID[e.ID]
+	if q == nil || e.Epoch != q.Epoch || e.Position != q.scores+1 {
+		return
+	}
+	q.scores++
+	s.do(Score{q.ID, e.Data})
+	if e.Position == q.scoring {
+		q.scoring = 0
+		q.done = max(q.done, e.Position)
+		s.back(q)
+	}
+}
+
+// back records that the awaited result of a sequence's entry has come, or will not come. With the last
+// one the batch is done.
+func (s *Scheduler) back(q *sequence) {
+	f := s.inFlight[q.step]
+	if f == nil {
+		return
+	}
+	i := slices.IndexFunc(f.entries, func(e entry) bool { return e.id == q.ID && e.awaited })
+	if i < 0 {
+		return
+	}
+	f.entries[i].awaited = false
+	f.awaited--
+	f.back++
+	if f.awaited == 0 {
+		s.finish(f)
+	}
+}
+
+// finish ends a batch: its time is measured, and what its chunks of prompts have computed counts.
+func (s *Scheduler) finish(f *flight) {
+	delete(s.inFlight, f.step)
+	s.flights = slices.DeleteFunc(s.flights, func(o *flight) bool { return o == f })
+	s.timing.done(f, s.now)
+	for _, e := range f.entries {
+		q := s.byID[e.id]
+		if q == nil || !q.running || q.preempt != e.run {
+			continue
+		}
+		q.done = max(q.done, e.chunk)
+		s.index(q)
+		if q.yield && !s.flying(q) {
+			s.preempt(q)
+		}
+	}
+}
+
+// index makes the full pages that a sequence has computed known to others. If another sequence has
+// computed the same tokens in the meantime, its page takes the place of this one.
+func (s *Scheduler) index(q *sequence) {
+	if q.private || !q.running {
+		return
+	}
+	log, n := q.feed.Log(), s.cfg.PageLen
+	for ; (q.indexed+1)*n <= q.done && q.indexed < len(q.table); q.indexed++ {
+		parent, hash := int32(none), rootHash(q.space)
+		if q.indexed > 0 {
+			parent = int32(q.table[q.indexed-1])
+			hash = s.pool.nodes[parent].hash
+		}
+		tokens, own := log[q.indexed*n:(q.indexed+1)*n], q.table[q.indexed]
+		other, hash, found := s.pool.find(q.space, parent, hash, tokens)
+		switch {
+		case found:
+			s.pool.hold(uint32(other), s.now)
+			q.table[q.indexed] = uint32(other)
+			q.stale = append(q.stale, own)
+			q.known = min(q.known, q.indexed)
+		case !s.pool.add(own, q.space, parent, hash, tokens):
+			q.private = true // other tokens have the same hash
+			return
+		default:
+			s.pool.nodes[own].used = s.now
+		}
+	}
+}

@@ -1,0 +1,261 @@
+package sched
+
+import "time"
+
+// ID names a sequence on a pipeline. It is the session's name on the wire.
+type ID string
+
+// Candidates says how many of a row's best candidates decide the next token. *sample.Picker
+// implements it.
+type Candidates interface {
+	// Need returns the number of candidates to ask for; 0 means the whole row of logits.
+	Need(vocab, ids int) int
+	// Decides reports whether that number always decides the token.
+	Decides(vocab, ids int) bool
+}
+
+// Event is something that has happened: one of the types below.
+type Event interface{ event() }
+
+// Submit adds a sequence to the waiting queue.
+type Submit struct {
+	ID    ID
+	Epoch uint64
+	// Tenant is who is charged for the service; an empty name is a tenant as well. Weight is the
+	// tenant's share of the service; 0 means 1.
+	Tenant string
+	Weight float64
+	// Namespace is what the keys and values depend on besides the tokens, such as an adapter.
+	Namespace string
+	Priority  int     // lower is earlier
+	Log       []int32 // the prompt and the tokens emitted so far; at least one
+	MaxLen    int     // length of the log at which the generation ends
+	// Candidates is nil for a sequence whose rows are sent whole.
+	Candidates Candidates
+	Score      bool // report the log-probabilities of the prompt's tokens
+	Suspect    bool // it was in flight when a pipeline died, and has had no token since
+	Private    bool // neither uses the prefix cache nor fills it
+	// Speculate is the maximum number of draft tokens after each token; 0 for none.
+	Speculate int
+	// Draft marks a session that drafts for a sequence of another pipeline. It runs in rounds (Round).
+	Draft bool
+}
+
+// Cancel ends a sequence.
+type Cancel struct{ ID ID }
+
+// Accepted says that the sampler has accepted a sequence.
+type Accepted struct{ ID ID }
+
+// Picked brings the token that the sampler has picked for a position.
+type Picked struct {
+	ID       ID
+	Epoch    uint64
+	Position int
+	Token    int32
+	Logprob  float64
+	Finished bool // the sampler ends the generation with it
+	Data     any  // passed on to Emit
+}
+
+// Scored brings the log-probability of the prompt's token at a position.
+type Scored struct {
+	ID       ID
+	Epoch    uint64
+	Position int
+	Data     any // passed on to Score
+}
+
+// Refused says that the sampler or a stage cannot go on with a sequence. Retry says that only the
+// sequence's pages were missing, so that it can go on later.
+type Refused struct {
+	ID    ID
+	Epoch uint64 // 0 if it is not known
+	Retry bool
+	Data  any // passed on to End
+}
+
+// Computed says that a batch without awaited rows is done.
+type Computed struct{ Step uint64 }
+
+// Pause and Resume say that a sequence's reader has no room for further tokens, or has room again.
+type (
+	Pause  struct{ ID ID }
+	Resume struct{ ID ID }
+)
+
+// Lease says how many KV pages a stage lets the pipeline hold. Lo is the stage's first layer.
+type Lease struct{ Lo, Pages int }
+
+// Spare says whether another pipeline could take over if this one died.
+type Spare struct{ Available bool }
+
+// DraftReady says whether a draft model can be asked for draft tokens for a sequence.
+type DraftReady struct {
+	ID    ID
+	Ready bool
+}
+
+// Drafted answers Propose. Unlikely says that the last of the ids was improbable.
+type Drafted struct {
+	ID       ID
+	Round    uint64
+	IDs      []int32
+	Unlikely bool
+}
+
+// Round makes a draft session generate after another log, until the log has the length End or a
+// token has a log-probability below MinLogprob.
+type Round struct {
+	ID         ID
+	Log        []int32
+	End        int
+	MinLogprob float64
+	Round      uint64
+}
+
+func (Submit) event()     {}
+func (Cancel) event()     {}
+func (Accepted) event()   {}
+func (Picked) event()     {}
+func (Scored) event()     {}
+func (Refused) event()    {}
+func (Computed) event()   {}
+func (Pause) event()      {}
+func (Resume) event()     {}
+func (Lease) event()      {}
+func (Spare) event()      {}
+func (DraftReady) event() {}
+func (Drafted) event()    {}
+func (Round) event()      {}
+
+// Command is something to do: one of the types below.
+type Command interface{ command() }
+
+// Add adds a sequence to the sampler.
+type Add struct {
+	ID    ID
+	Epoch uint64
+}
+
+// Remove removes a sequence from the sampler.
+type Remove struct{ ID ID }
+
+// Release tells the stages what the pipeline no longer needs. It comes before any batch that uses
+// the pages again.
+type Release struct {
+	Sessions []ID
+	Pages    []uint32
+	Lease    int // the pipeline holds no more than this; 0 acknowledges nothing
+}
+
+// Batch is work for the first stage.
+type Batch struct {
+	Step     uint64
+	Deadline time.Duration // from now; nobody waits longer
+	Entries  []Entry
+	Tokens   []int32 // of all entries' rows
+}
+
+// Entry is a run of consecutive positions of a sequence.
+type Entry struct {
+	ID         ID
+	Epoch      uint64
+	Position   int
+	Rows       int
+	Logits     int     // of how many of the last rows the logits are needed
+	Candidates int     // how many of each such row; 0 means all
+	Drafts     []int32 // draft tokens among the rows
+	Drafter    string  // what proposed them
+	Targets    []int32 // prompt tokens whose log-probabilities are needed
+	PageFrom   int     // the block table's first index that has changed
+	Pages      []uint32
+}
+
+// Admit says that a sequence runs. Cached is the number of its positions that were found in the
+// prefix cache, the first time that it is admitted.
+type Admit struct {
+	ID     ID
+	Cached int
+	Again  bool // it was preempted before
+}
+
+// Started says that the sampler has accepted a sequence.
+type Started struct{ ID ID }
+
+// Emit passes on a token. Length says that it ends the generation because the log has its maximum
+// length.
+type Emit struct {
+	ID      ID
+	Data    any
+	Length  bool
+	Drafter string // what proposed it, if it is an accepted draft token
+	Round   uint64 // of a draft session
+}
+
+// Score passes on the log-probability of a prompt's token.
+type Score struct {
+	ID   ID
+	Data any
+}
+
+// End ends a sequence that was refused by a service.
+type End struct {
+	ID   ID
+	Data any
+}
+
+// Reason is why a submitted sequence is turned away.
+type Reason int
+
+const (
+	// QueueFull means that too many sequences wait.
+	QueueFull Reason = iota + 1
+	// QuotaUsed means that too many sequences of the same tenant wait.
+	QuotaUsed
+	// TooLong means that the sequence can never have enough KV pages on this pipeline.
+	TooLong
+)
+
+// TurnAway ends a sequence that cannot be served here.
+type TurnAway struct {
+	ID         ID
+	Reason     Reason
+	Have, Need int // sequences that wait and how many may; for TooLong pages
+	RetryAfter time.Duration
+}
+
+// Preempt says that a sequence has given its pages back and waits again.
+type Preempt struct{ ID ID }
+
+// Propose asks for at most N draft tokens after a sequence's log, within about Limit. It is answered
+// by Drafted. Any says that improbable tokens are welcome too.
+type Propose struct {
+	ID    ID
+	Round uint64
+	Log   []int32 // valid until the next Step
+	N     int
+	Any   bool
+	Limit time.Duration
+}
+
+// Fail says that the pipeline makes no progress: something has missed its deadline.
+type Fail struct {
+	Step uint64 // the batch; 0 for a sequence that the sampler does not answer
+	ID   ID
+	Late time.Duration
+}
+
+func (Add) command()      {}
+func (Remove) command()   {}
+func (Release) command()  {}
+func (Batch) command()    {}
+func (Admit) command()    {}
+func (Started) command()  {}
+func (Emit) command()     {}
+func (Score) command()    {}
+func (End) command()      {}
+func (TurnAway) command() {}
+func (Preempt) command()  {}
+func (Propose) command()  {}
+func (Fail) command()     {}

@@ -1,0 +1,292 @@
+package sched
+
+import (
+	"slices"
+	"time"
+
+	"github.com/lamina-mesh/lamina/pkg/session"
+)
+
+// Config describes a pipeline.
+type Config struct {
+	Stages    int
+	Pages     int // KV pages of the smallest stage
+	PageLen   int // positions in a page
+	Positions int // the longest log that the stages compute
+	Vocab     int
+	// BatchRows is the maximum number of rows in a batch, ChunkRows that of one prompt in it, and
+	// Entries the maximum number of sequences in it.
+	BatchRows, ChunkRows, Entries int
+	// Queue is how many sequences may wait; TenantQueue is how many of one tenant, if it has a name.
+	Queue, TenantQueue int
+	// CacheIdle is how long an unused page of a prefix stays in the cache; 0 turns the prefix cache off.
+	CacheIdle time.Duration
+	// Floor is the shortest step deadline while a spare pipeline exists, and LoneFloor without one; 0
+	// means 250 ms and 2 s.
+	Floor, LoneFloor time.Duration
+}
+
+// Scheduler decides what a pipeline computes next.
+type Scheduler struct {
+	cfg     Config
+	now     time.Duration
+	out     []Command
+	byID    map[ID]*sequence
+	waiting []*sequence // in order of arrival
+	running []*sequence // in order of admission
+	pool    *pool
+	tenants *tenants
+	order   uint64
+
+	inFlight map[uint64]*flight
+	flights  []*flight // in the order of their steps
+	step     uint64
+	best     int  // the best priority of all sequences
+	turn     bool // it is a suspect's turn to be the next batch
+	released []ID
+
+	leases []Lease // of the stages, in the order in which they were first heard of
+	ack    bool    // a smaller lease is to be acknowledged
+
+	timing  timing
+	swept   time.Duration // when unused pages were last looked for
+	stuck   time.Duration // since when the first sequence of the queue cannot be admitted; 0 if it can
+	spacing float64       // moving average of seconds between ends of sequences
+	ended   time.Duration
+	stats   counts
+}
+
+// New returns a scheduler of an idle pipeline.
+func New(c Config) *Scheduler {
+	p := newPool(c.Pages, c.PageLen)
+	return &Scheduler{
+		cfg: c, byID: map[ID]*sequence{}, pool: p, tenants: newTenants(p), inFlight: map[uint64]*flight{},
+		timing: newTiming(c.Floor, c.LoneFloor),
+	}
+}
+
+// Step handles events in order and returns what to do. now never decreases. The commands are valid
+// until the next call.
+func (s *Scheduler) Step(now time.Duration, events []Event) []Command {
+	s.now, s.out = max(s.now, now), s.out[:0]
+	for _, e := range events {
+		s.handle(e)
+	}
+	if late := s.overdue(); late != nil {
+		s.do(*late)
+		return s.out
+	}
+	s.findBest()
+	s.fitLease()
+	s.admit()
+	for len(s.flights) < s.depth() {
+		b := s.form()
+		if b == nil {
+			break
+		}
+		s.sendRelease()
+		s.do(*b)
+	}
+	s.sendRelease()
+	s.sweep()
+	return s.out
+}
+
+func (s *Scheduler) do(c Command) { s.out = append(s.out, c) }
+
+func (s *Scheduler) handle(e Event) {
+	switch e := e.(type) {
+	case Submit:
+		s.submit(e)
+	case Cancel:
+		if q := s.byID[e.ID]; q != nil {
+			s.remove(q)
+		}
+	case Accepted:
+		if q := s.byID[e.ID]; q != nil && !q.accepted {
+			q.accepted = true
+			if !q.Draft || q.draft.round == 0 {
+				s.do(Started{q.ID})
+			}
+		}
+	case Picked:
+		s.picked(e)
+	case Scored:
+		s.scored(e)
+	case Refused:
+		s.refused(e)
+	case Computed:
+		if f := s.inFlight[e.Step]; f != nil && f.awaited == 0 {
+			s.finish(f)
+		}
+	case Pause:
+		if q := s.byID[e.ID]; q != nil {
+			q.paused = true
+		}
+	case Resume:
+		if q := s.byID[e.ID]; q != nil {
+			q.paused = false
+		}
+	case Lease:
+		s.lease(e)
+	case Spare:
+		s.timing.spare = e.Available
+	case DraftReady:
+		if q := s.byID[e.ID]; q != nil {
+			q.spec.ready = e.Ready
+		}
+	case Drafted:
+		s.drafted(e)
+	case Round:
+		s.startRound(e)
+	}
+}
+
+func (s *Scheduler) submit(e Submit) {
+	need := s.pool.pagesFor(e.MaxLen)
+	have := min(s.pool.total(), s.granted())
+	tenant := s.tenants.get(e.Tenant, e.Weight)
+	switch {
+	case need > have:
+		s.do(TurnAway{ID: e.ID, Reason: TooLong, Have: have, Need: need})
+		return
+	case len(s.waiting) >= s.cfg.Queue:
+		s.do(TurnAway{ID: e.ID, Reason: QueueFull, Have: len(s.waiting), Need: s.cfg.Queue, RetryAfter: s.retryAfter()})
+		return
+	case e.Tenant != "" && s.cfg.TenantQueue > 0 && tenant.waiting >= s.cfg.TenantQueue:
+		s.do(TurnAway{ID: e.ID, Reason: QuotaUsed, Have: tenant.waiting, Need: s.cfg.TenantQueue,
+			RetryAfter: s.retryAfter()})
+		return
+	}
+	s.order++
+	q := &sequence{
+		Submit: e, feed: session.New(e.Log), tenant: tenant, space: s.pool.spaceOf(e.Tenant, e.Namespace),
+		order: s.order, arrived: s.now, asked: s.now, spec: newSpeculation(e),
+		private: e.Private || e.Draft || s.cfg.CacheIdle == 0,
+	}
+	q.draft.picked = none
+	if e.Draft {
+		q.draft.end = len(e.Log) + 1
+	}
+	s.byID[e.ID] = q
+	s.waiting = append(s.waiting, q)
+	tenant.waiting++
+	s.do(Add{e.ID, e.Epoch})
+}
+
+// findBest finds the best priority of all sequences.
+func (s *Scheduler) findBest() {
+	s.best = 0
+	for i, list := range [][]*sequence{s.running, s.waiting} {
+		for j, q := range list {
+			if i+j == 0 || q.Priority < s.best {
+				s.best = q.Priority
+			}
+		}
+	}
+}
+
+// retryAfter estimates when a place in the queue will be free: when as many sequences as wait have
+// ended.
+func (s *Scheduler) retryAfter() time.Duration {
+	d := time.Duration(s.spacing * float64(len(s.waiting)) * float64(time.Second))
+	return min(max(d, time.Second), time.Minute)
+}
+
+// remove ends a sequence here, at the sampler and on every stage.
+func (s *Scheduler) remove(q *sequence) {
+	delete(s.byID, q.ID)
+	q.feed.End()
+	s.back(q)
+	if q.running {
+		s.stop(q)
+		s.running = slices.DeleteFunc(s.running, func(o *sequence) bool { return o == q })
+	} else {
+		s.waiting = slices.DeleteFunc(s.waiting, func(o *sequence) bool { return o == q })
+		q.tenant.waiting--
+	}
+	s.do(Remove{q.ID})
+	if s.ended > 0 {
+		s.spacing += 0.1 * ((s.now - s.ended).Seconds() - s.spacing)
+	}
+	s.ended = s.now
+}
+
+// stop takes a sequence's pages and its place among the running ones.
+func (s *Scheduler) stop(q *sequence) {
+	s.index(q)
+	for i := len(q.table) - 1; i >= 0; i-- { // children before parents
+		s.pool.release(q.table[i], s.now)
+	}
+	s.dropStale(q)
+	q.table, q.known, q.indexed, q.done = nil, 0, 0, 0
+	q.running, q.yield = false, false
+	q.tenant.running--
+	s.released = append(s.released, q.ID)
+}
+
+// refused handles the refusal of a sequence by the sampler or a stage.
+func (s *Scheduler) refused(e Refused) {
+	q := s.byID[e.ID]
+	if q == nil || e.Epoch != 0 && e.Epoch < q.Epoch {
+		return
+	}
+	if e.Retry && !q.Draft {
+		// Another pipeline holds the pages that this one counted on. The sequence waits until there are
+		// enough. Rows of it that are still in flight are refused as well or computed in vain.
+		if q.running {
+			s.back(q)
+			s.preempt(q)
+		}
+		return
+	}
+	s.do(End{q.ID, e.Data})
+	s.remove(q)
+}
+
+// sendRelease tells the stages which sessions and pages are free.
+func (s *Scheduler) sendRelease() {
+	r := Release{Sessions: s.released, Pages: s.pool.freed}
+	if s.ack && s.pool.held() <= s.pool.limit {
+		s.ack, r.Lease = false, s.pool.limit
+	}
+	if len(r.Sessions)+len(r.Pages)+r.Lease > 0 {
+		s.do(r)
+		s.released, s.pool.freed = nil, nil
+	}
+}
+
+// sweepEvery is how often unused pages and tenants are looked for.
+const sweepEvery = time.Second
+
+func (s *Scheduler) sweep() {
+	if s.now-s.swept < sweepEvery {
+		return
+	}
+	s.swept = s.now
+	if s.cfg.CacheIdle > 0 && s.now > s.cfg.CacheIdle {
+		s.pool.expire(s.tenants, s.now-s.cfg.CacheIdle)
+	}
+	s.tenants.prune()
+}
+
+// Lost returns the sequences of a pipeline that has died. Blamed ones were in flight, or being added
+// to the sampler: one of them may be the cause.
+func (s *Scheduler) Lost() (blamed, others []ID) {
+	suspects := map[ID]bool{}
+	for _, f := range s.flights {
+		for _, e := range f.entries {
+			suspects[e.id] = f.awaited == 0 || e.awaited || suspects[e.id]
+		}
+	}
+	for _, list := range [][]*sequence{s.running, s.waiting} {
+		for _, q := range list {
+			if suspects[q.ID] || !q.accepted {
+				blamed = append(blamed, q.ID)
+			} else {
+				others = append(others, q.ID)
+			}
+		}
+	}
+	return blamed, others
+}

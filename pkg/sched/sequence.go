@@ -1,0 +1,104 @@
+package sched
+
+import (
+	"time"
+
+	"github.com/lamina-mesh/lamina/pkg/session"
+)
+
+// sequence is what the scheduler knows about a sequence.
+type sequence struct {
+	Submit
+	feed    *session.Session
+	tenant  *tenant
+	space   int32
+	order   uint64        // of arrival
+	arrived time.Duration // at the queue
+	asked   time.Duration // when it was last added to the sampler
+
+	running  bool
+	accepted bool // by the sampler
+	paused   bool // its reader has no room
+	yield    bool // it is preempted as soon as it is not in flight
+
+	step    uint64   // of its last entry
+	table   []uint32 // its block table
+	known   int      // how many pages of the table the stages know
+	indexed int      // how many pages of the table are indexed
+	private bool     // no further page of it can be indexed
+	stale   []uint32 // pages that the stages' table names and this one no longer does
+	done    int      // positions that all stages have computed
+	scoring int      // position of the last score that is still to come; 0 for none
+	scores  int      // scores that have come
+	charged int      // positions that its tenant was charged for
+	preempt int      // how often it was preempted
+
+	spec  speculation
+	draft draftState
+}
+
+// ageStep is how long a sequence waits until its priority is one better.
+const ageStep = 10 * time.Second
+
+// level is a sequence's priority now. Waiting improves it, up to the best priority that any sequence
+// has, so that nobody is passed over for ever. Sequences of one priority are not compared by age: their
+// tenants are compared first.
+func (s *Scheduler) level(q *sequence) int {
+	return max(q.Priority-int((s.now-q.arrived)/ageStep), min(q.Priority, s.best))
+}
+
+// ready reports whether a sequence has rows to send and its reader has room for their results.
+func (q *sequence) ready() bool {
+	return q.running && q.accepted && q.scoring == 0 && !q.paused && !q.yield && q.feed.Ready() &&
+		(!q.Draft || !q.draft.paused)
+}
+
+// flying reports whether an entry of the sequence is in flight whose result is awaited.
+func (s *Scheduler) flying(q *sequence) bool {
+	f := s.inFlight[q.step]
+	return f != nil && f.has(q.ID)
+}
+
+// before reports whether a is more urgent than b.
+func (s *Scheduler) before(a, b *sequence) bool {
+	if x, y := s.level(a), s.level(b); x != y {
+		return x < y
+	}
+	if a.tenant != b.tenant && a.tenant.service != b.tenant.service {
+		return a.tenant.service < b.tenant.service
+	}
+	return a.order < b.order
+}
+
+// entry is a member of a batch in flight.
+type entry struct {
+	id      ID
+	run     int  // how often the sequence had been preempted
+	chunk   int  // for rows without results: positions up to here are computed when the batch is done
+	awaited bool // a token or a score is still to come
+}
+
+// flight is a batch that the chain is computing.
+type flight struct {
+	step    uint64
+	sent    time.Duration
+	limit   time.Duration
+	rows    int
+	prompts int // rows beyond the first of each entry
+	ahead   int // the same of the batches that were in flight before it
+	drafts  int
+	decode  bool // it has no rows of prompts
+	alone   bool // it belongs to a suspect, and nothing else may be in flight
+	entries []entry
+	awaited int // entries with a result that is still to come
+	back    int // entries whose result has come
+}
+
+func (f *flight) has(id ID) bool {
+	for i := range f.entries {
+		if f.entries[i].id == id {
+			return f.entries[i].awaited
+		}
+	}
+	return false
+}

@@ -1,0 +1,271 @@
+package sched
+
+import (
+	"time"
+
+	"github.com/lamina-mesh/lamina/pkg/sample"
+)
+
+// Speculative decoding: a proposer proposes draft tokens that may follow a sequence's log. Their rows
+// are sent with the row that is due, the sampler picks from each row as always, and a draft token is
+// accepted if it is the one picked. So draft tokens change how many steps a text takes but never the
+// text.
+
+// Names of proposers, in metrics.
+const (
+	NGram      = "ngram" // an earlier occurrence of the log's last ids
+	DraftModel = "draft"
+)
+
+// These are the shortest and longest n-grams at the end of a log that are looked up earlier in it. Next
+// to a draft model, which can always propose, a match of a short n-gram is too weak a hint.
+const (
+	ngramMin          = 2
+	ngramMinWithDraft = 3
+	ngramMax          = 4
+)
+
+// How proposers are rated. A rate is an exponential moving average of the acceptance rate.
+const (
+	rateFirst     = 0.6  // at the beginning
+	rateWeight    = 0.25 // weight of a round's acceptance rate in the average
+	rateWeightNil = 0.1  // the same for a round without a proposal, which counts as 0
+	restBelow     = 0.3  // a proposer with a lower rate rests
+	restBelowNext = 0.5  // the same if another proposer is asked after it
+	restFirst     = 16   // tokens of the first rest; each further rest is twice as long
+	restLast      = 256
+	// A round does not pay off if it takes longer than this many plain steps per token. A round whose
+	// draft tokens were all accepted may take longer, since it leaves the pipeline to other requests.
+	slowRound    = 1.25
+	slowAccepted = 3
+	slowFloor    = 5 * time.Millisecond
+	// Improbable tokens end a round of the draft model unless more than trustEnough of them are
+	// accepted.
+	trustFirst  = 0.4
+	trustEnough = 0.6
+)
+
+const (
+	// wholeRowBytes bounds the logits rows of a sequence that are sent whole because candidates might
+	// not suffice.
+	wholeRowBytes = 2 << 20
+	// sharedDrafts is the number of draft tokens that the sequences of a pipeline share evenly. A large
+	// batch is bound by compute, so further rows cost more than they save.
+	sharedDrafts = 24
+	// A round of drafting may take this fraction of the time of the steps that it can save.
+	draftFactor = 4
+	draftFloor  = 250 * time.Millisecond
+	draftCold   = time.Second // limit of a draft round before any step has been measured
+)
+
+// proposer is a source of draft tokens with its record for one sequence.
+type proposer struct {
+	name      string
+	limit     int     // maximum number of draft tokens in a round
+	next      int     // draft tokens to ask for next
+	rate      float64 // moving average of the acceptance rate
+	restBelow float64
+	rest      int // tokens of the next rest
+	wake      int // the length of the log at which it is asked again
+}
+
+// learn updates the record with the result of a round, which ended with a log of that length. sent is
+// 0 for a round without a proposal. slow says that the round took too long.
+func (p *proposer) learn(sent, accepted int, slow bool, length int) {
+	switch {
+	case slow:
+		p.rate -= rateWeight * p.rate
+	case sent == 0:
+		p.rate -= rateWeightNil * p.rate
+	default:
+		p.rate += rateWeight * (float64(accepted)/float64(sent) - p.rate)
+	}
+	// Ask for two more after a round in which all were accepted, and for one less after any other
+	// round. The number settles near the length that is usually accepted.
+	switch {
+	case sent == 0:
+	case accepted == sent:
+		p.next = min(p.limit, p.next+2)
+	default:
+		p.next = max(1, p.next-1)
+	}
+	switch {
+	case p.rate < p.restBelow:
+		p.wake, p.rest = length+p.rest, min(2*p.rest, restLast)
+		p.rate = p.restBelow // after one more poor round it rests again
+	case p.rate > (1+p.restBelow)/2:
+		p.rest = restFirst
+	}
+}
+
+// speculation is a sequence's proposers and its current round.
+type speculation struct {
+	proposers []*proposer   // in the order in which they are asked
+	by        *proposer     // the one that was asked last
+	round     uint64        // numbers the questions
+	ready     bool          // the draft model can be asked
+	waiting   bool          // for draft tokens
+	arrived   bool          // draft tokens have arrived and were not sent yet
+	ids       []int32       // those
+	asked     time.Duration // when by was asked
+	sent      int           // draft tokens that are being verified
+	accepted  int           // how many of them were accepted so far
+	unlikely  bool          // the last of the draft model's tokens was improbable
+	trust     float64       // moving average of the acceptance rate of improbable tokens
+}
+
+func newSpeculation(e Submit) speculation {
+	g := speculation{trust: trustFirst}
+	if e.Speculate < 1 || e.Draft {
+		return g
+	}
+	for i, name := range []string{NGram, DraftModel} {
+		below := restBelowNext
+		if i > 0 {
+			below = restBelow
+		}
+		g.proposers = append(g.proposers, &proposer{
+			name: name, limit: e.Speculate, next: e.Speculate, rate: rateFirst, restBelow: below, rest: restFirst,
+		})
+	}
+	return g
+}
+
+// speculate finds draft tokens to send after the row that is due, at most budget. It also reports
+// whether candidates suffice to verify them, and whether the row has to wait.
+func (s *Scheduler) speculate(q *sequence, budget int) (ids []int32, candidates, wait bool) {
+	if len(q.spec.proposers) == 0 || q.feed.Prefilling() {
+		return nil, false, false
+	}
+	length, vocab := q.feed.Len(), s.cfg.Vocab
+	n := min(budget, q.Speculate, q.MaxLen-length-1, sharedDrafts/len(s.running))
+	decides := func(drafts int) bool { return q.Candidates != nil && q.Candidates.Decides(vocab, length+drafts) }
+	// If the candidates of a row do not suffice, the sampler asks for the whole row of logits, and the
+	// rows after it are lost. So all rows are sent whole, as far as their size allows.
+	if n > 0 && !decides(n) && q.Candidates != nil && q.Candidates.Need(vocab, length) > 0 {
+		n = min(n, wholeRowBytes/(4*max(vocab, 1))-1)
+	}
+	ids, wait = s.propose(q, n)
+	return ids, decides(len(ids)), wait
+}
+
+// propose returns at most n draft tokens to send with the row that is due. wait says that the row has
+// to wait for them.
+func (s *Scheduler) propose(q *sequence, n int) (ids []int32, wait bool) {
+	g := &q.spec
+	if g.waiting {
+		return nil, true
+	}
+	if g.arrived {
+		g.arrived = false
+		return g.ids[:min(max(n, 0), len(g.ids))], false
+	}
+	if n < 1 {
+		return nil, false
+	}
+	for _, p := range g.proposers {
+		if q.feed.Len() < p.wake || p.name == DraftModel && !g.ready {
+			continue
+		}
+		g.round++
+		g.by, g.asked = p, s.now
+		want := min(n, p.next)
+		if p.name == DraftModel {
+			g.waiting = true
+			s.do(Propose{ID: q.ID, Round: g.round, Log: q.feed.Log(), N: want, Any: g.trust > trustEnough,
+				Limit: s.draftLimit(want)})
+			return nil, true
+		}
+		least := ngramMin
+		if g.ready {
+			least = ngramMinWithDraft
+		}
+		if ids := sample.Propose(q.feed.Log(), least, ngramMax, want); len(ids) > 0 {
+			return ids, false
+		}
+	}
+	return nil, false
+}
+
+// draftLimit returns how long the proposal of n draft tokens may take.
+func (s *Scheduler) draftLimit(n int) time.Duration {
+	if s.timing.plain == 0 {
+		return draftCold
+	}
+	return max(draftFloor, draftFactor*time.Duration(n+1)*s.timing.plain)
+}
+
+// drafted stores draft tokens that a sequence waits for. It drops those of an earlier round.
+func (s *Scheduler) drafted(e Drafted) {
+	q := s.byID[e.ID]
+	if q == nil || !q.spec.waiting || e.Round != q.spec.round {
+		return
+	}
+	g := &q.spec
+	g.waiting, g.arrived, g.ids, g.unlikely = false, true, e.IDs, e.Unlikely
+	if len(e.IDs) == 0 {
+		g.by.learn(0, 0, g.slow(slowRound, s.now, s.timing.plain), q.feed.Len())
+	}
+}
+
+// slow reports whether the round has taken longer than the given number of plain steps.
+func (g *speculation) slow(steps float64, now, step time.Duration) bool {
+	return step > 0 && now-g.asked > max(slowFloor, time.Duration(steps*float64(step)))
+}
+
+// verified ends a round, after its last token has arrived.
+func (g *speculation) verified(length int, now, step time.Duration) {
+	if g.sent > 0 {
+		if g.by.name == DraftModel {
+			g.judge()
+		}
+		steps := slowRound * float64(g.accepted+1)
+		if g.accepted == g.sent {
+			steps = slowAccepted * float64(g.accepted+1)
+		}
+		g.by.learn(g.sent, g.accepted, g.slow(steps, now, step), length)
+	}
+	g.sent, g.accepted = 0, 0
+}
+
+// judge updates the acceptance rate of improbable tokens. It is high if the two models are very
+// similar.
+func (g *speculation) judge() {
+	switch {
+	case g.trust > trustEnough && g.accepted < g.sent:
+		g.trust = trustEnough
+	case g.unlikely && g.accepted == g.sent:
+		g.trust += rateWeight * (1 - g.trust)
+	case g.unlikely && g.accepted == g.sent-1:
+		g.trust -= rateWeight * g.trust
+	}
+}
+
+// draftState is the state of a session that drafts.
+type draftState struct {
+	end        int // length of the log at which it pauses
+	minLogprob float64
+	round      uint64
+	paused     bool
+	picked     int // the last position that the sampler may have picked for; none before the first
+}
+
+// startRound makes a draft session generate after another log.
+func (s *Scheduler) startRound(e Round) {
+	q := s.byID[e.ID]
+	if q == nil || !q.Draft {
+		return
+	}
+	if q.feed.Waiting() {
+		s.back(q) // its row belongs to a round that missed its limit
+	}
+	q.feed.Rewind(e.Log)
+	d := &q.draft
+	d.end, d.minLogprob, d.round, d.paused = e.End, e.MinLogprob, e.Round, false
+	if len(e.Log)-1 <= d.picked { // the sampler picks once for each position of an epoch
+		d.picked = none
+		q.Epoch++
+		q.accepted, q.asked = false, s.now
+		s.do(Add{q.ID, q.Epoch})
+	}
+}

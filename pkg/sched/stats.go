@@ -1,0 +1,39 @@
+package sched
+
+import "time"
+
+// Stats counts what a scheduler has done and holds.
+type Stats struct {
+	Running, Waiting int
+	Pages            int // that the leases allow
+	Held, Cached     int // pages that hold something, and those among them that no sequence holds
+	Evicted          uint64
+	Preemptions      uint64
+	Steps, Tokens    uint64
+	// Queried counts the positions of admitted logs, and Hits those that were in the prefix cache.
+	Queried, Hits uint64
+	// Step is the moving average time of a decode step without draft tokens, Slow the 99th percentile.
+	Step, Slow time.Duration
+}
+
+// counts are the counters behind Stats.
+type counts struct{ steps, tokens, preemptions, queried, hits uint64 }
+
+// Stats returns the current counts.
+func (s *Scheduler) Stats() Stats {
+	return Stats{
+		Running: len(s.running), Waiting: len(s.waiting), Pages: s.granted(), Held: s.pool.held(),
+		Cached: s.pool.cached, Evicted: s.pool.evicted, Preemptions: s.stats.preemptions, Steps: s.stats.steps,
+		Tokens: s.stats.tokens, Queried: s.stats.queried, Hits: s.stats.hits, Step: s.timing.plain,
+		Slow: time.Duration(s.timing.slow * float64(time.Second)),
+	}
+}
+
+// Service returns the weighted tokens that each tenant with work or pages has received.
+func (s *Scheduler) Service() map[string]float64 {
+	out := map[string]float64{}
+	for _, t := range s.tenants.list {
+		out[t.name] = t.service
+	}
+	return out
+}
