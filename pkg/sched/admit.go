@@ -1,7 +1,6 @@
 package sched
 
 import (
-	"math"
 	"slices"
 	"time"
 )
@@ -53,7 +52,7 @@ func (s *Scheduler) admit() {
 func (s *Scheduler) makeRoom(q *sequence, first bool) bool {
 	for {
 		reused, cached := s.matched(q)
-		need := s.pool.pagesFor(q.feed.Len()) - reused + len(s.running)/8
+		need := s.pool.pagesFor(q.wanted()) - reused + len(s.running)/8
 		// Cached pages that the sequence itself reuses cannot be evicted for it.
 		if need <= s.pool.available(q.tenant, s.tenants.share())-cached {
 			return true
@@ -127,7 +126,16 @@ func (s *Scheduler) start(q *sequence) {
 	s.stats.queried += uint64(q.feed.Len())
 	s.stats.hits += uint64(q.done)
 	s.do(Admit{ID: q.ID, Cached: q.done, Again: q.preempt > 0})
-	s.grow(q, q.feed.Len())
+	s.grow(q, q.wanted())
+}
+
+// wanted returns the length of the log for which a sequence needs pages when it is admitted. A draft
+// session gets all that it may ever need: its pages are not worth the preemption of another one.
+func (q *sequence) wanted() int {
+	if q.Draft {
+		return q.MaxLen
+	}
+	return q.feed.Len()
 }
 
 // grow gives a sequence pages for the first n positions of its log. It returns false if there are too
@@ -147,6 +155,9 @@ func (s *Scheduler) grow(q *sequence, n int) bool {
 // less urgent. A session that drafts is the first to go: it only saves time. For a sequence that waits
 // the victim must have a lower priority, or belong to a tenant that holds more than its share.
 func (s *Scheduler) victim(q *sequence, waits bool) *sequence {
+	if q.Draft {
+		return nil
+	}
 	share := s.tenants.share()
 	var worst *sequence
 	for _, o := range s.running {
@@ -219,10 +230,11 @@ func (s *Scheduler) lease(e Lease) {
 	i := slices.IndexFunc(s.leases, func(l Lease) bool { return l.Lo == e.Lo })
 	if i < 0 {
 		i = len(s.leases)
-		s.leases = append(s.leases, Lease{Lo: e.Lo, Pages: math.MaxInt})
+		s.leases = append(s.leases, Lease{Lo: e.Lo})
 	}
+	s.acks = slices.DeleteFunc(s.acks, func(l Lease) bool { return l.Lo == e.Lo })
 	if e.Pages < s.leases[i].Pages {
-		s.ack = true
+		s.acks = append(s.acks, e)
 	}
 	s.leases[i] = e
 	s.pool.limit = s.granted()

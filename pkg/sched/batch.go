@@ -147,7 +147,7 @@ func (s *Scheduler) add(b *Batch, f *flight, q *sequence, n int) int {
 	}
 	m := entry{id: q.ID, run: q.preempt}
 	switch {
-	case q.Score && !rows.Logits && q.feed.Sent() > q.scores+1:
+	case q.Score && !rows.Logits && q.feed.Sent() > q.scores:
 		s.askScores(q, &e, rows.Pos)
 		m.awaited = true
 	case rows.Logits:
@@ -177,7 +177,7 @@ func (s *Scheduler) add(b *Batch, f *flight, q *sequence, n int) int {
 	f.rows += len(rows.IDs)
 	f.prompts += len(rows.IDs) - 1
 	f.drafts += rows.Drafts
-	s.dropStale(q)
+	s.stale, q.stale = append(s.stale, q.stale...), nil // the stages learn of the new table with this entry
 	return len(rows.IDs)
 }
 
@@ -220,12 +220,11 @@ func (s *Scheduler) growFor(q *sequence, n int) bool {
 	return true
 }
 
-// dropStale frees pages that the stages' table of a sequence no longer names.
-func (s *Scheduler) dropStale(q *sequence) {
-	for _, page := range q.stale {
+// dropStale frees pages that the stages' tables no longer name.
+func (s *Scheduler) dropStale(pages []uint32) {
+	for _, page := range pages {
 		s.pool.release(page, s.now)
 	}
-	q.stale = nil
 }
 
 // scoreRows bounds the rows of a sequence's next chunk. All rows of a prompt that is scored give

@@ -146,7 +146,7 @@ type Remove struct{ ID ID }
 type Release struct {
 	Sessions []ID
 	Pages    []uint32
-	Lease    int // the pipeline holds no more than this; 0 acknowledges nothing
+	Leases   []Lease // smaller leases that the pipeline keeps from now on
 }
 
 // Batch is work for the first stage.

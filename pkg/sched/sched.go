@@ -44,9 +44,10 @@ type Scheduler struct {
 	best     int  // the best priority of all sequences
 	turn     bool // it is a suspect's turn to be the next batch
 	released []ID
+	stale    []uint32 // pages that are free once the batch being formed has been sent
 
 	leases []Lease // of the stages, in the order in which they were first heard of
-	ack    bool    // a smaller lease is to be acknowledged
+	acks   []Lease // smaller leases to be acknowledged once they are kept
 
 	timing  timing
 	swept   time.Duration // when unused pages were last looked for
@@ -86,6 +87,8 @@ func (s *Scheduler) Step(now time.Duration, events []Event) []Command {
 		}
 		s.sendRelease()
 		s.do(*b)
+		s.dropStale(s.stale)
+		s.stale = s.stale[:0]
 	}
 	s.sendRelease()
 	s.sweep()
@@ -132,8 +135,11 @@ func (s *Scheduler) handle(e Event) {
 	case Spare:
 		s.timing.spare = e.Available
 	case DraftReady:
-		if q := s.byID[e.ID]; q != nil {
+		if q := s.byID[e.ID]; q != nil && len(q.spec.proposers) > 0 {
 			q.spec.ready = e.Ready
+			if e.Ready { // a better proposer is asked after the n-grams
+				q.spec.proposers[0].restBelow = restBelowNext
+			}
 		}
 	case Drafted:
 		s.drafted(e)
@@ -218,12 +224,16 @@ func (s *Scheduler) stop(q *sequence) {
 	for i := len(q.table) - 1; i >= 0; i-- { // children before parents
 		s.pool.release(q.table[i], s.now)
 	}
-	s.dropStale(q)
+	s.dropStale(q.stale)
+	q.stale = nil
 	q.table, q.known, q.indexed, q.done = nil, 0, 0, 0
 	q.running, q.yield = false, false
 	q.tenant.running--
 	s.released = append(s.released, q.ID)
 }
+
+// maxRetries bounds how often a sequence that was refused for lack of pages waits again.
+const maxRetries = 16
 
 // refused handles the refusal of a sequence by the sampler or a stage.
 func (s *Scheduler) refused(e Refused) {
@@ -231,7 +241,7 @@ func (s *Scheduler) refused(e Refused) {
 	if q == nil || e.Epoch != 0 && e.Epoch < q.Epoch {
 		return
 	}
-	if e.Retry && !q.Draft {
+	if e.Retry && !q.Draft && q.preempt < maxRetries {
 		// Another pipeline holds the pages that this one counted on. The sequence waits until there are
 		// enough. Rows of it that are still in flight are refused as well or computed in vain.
 		if q.running {
@@ -247,10 +257,10 @@ func (s *Scheduler) refused(e Refused) {
 // sendRelease tells the stages which sessions and pages are free.
 func (s *Scheduler) sendRelease() {
 	r := Release{Sessions: s.released, Pages: s.pool.freed}
-	if s.ack && s.pool.held() <= s.pool.limit {
-		s.ack, r.Lease = false, s.pool.limit
+	if s.pool.held() <= s.pool.limit {
+		r.Leases, s.acks = s.acks, nil
 	}
-	if len(r.Sessions)+len(r.Pages)+r.Lease > 0 {
+	if len(r.Sessions)+len(r.Pages)+len(r.Leases) > 0 {
 		s.do(r)
 		s.released, s.pool.freed = nil, nil
 	}

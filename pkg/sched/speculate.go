@@ -119,13 +119,9 @@ func newSpeculation(e Submit) speculation {
 	if e.Speculate < 1 || e.Draft {
 		return g
 	}
-	for i, name := range []string{NGram, DraftModel} {
-		below := restBelowNext
-		if i > 0 {
-			below = restBelow
-		}
+	for _, name := range []string{NGram, DraftModel} {
 		g.proposers = append(g.proposers, &proposer{
-			name: name, limit: e.Speculate, next: e.Speculate, rate: rateFirst, restBelow: below, rest: restFirst,
+			name: name, limit: e.Speculate, next: e.Speculate, rate: rateFirst, restBelow: restBelow, rest: restFirst,
 		})
 	}
 	return g

@@ -10,6 +10,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
 	"github.com/lamina-mesh/lamina/pkg/sample"
+	"github.com/lamina-mesh/lamina/pkg/sched"
 )
 
 // drafter proposes draft tokens by the greedy choice of a smaller model. For one request it
@@ -24,19 +25,12 @@ type drafter struct {
 	vocab   uint32 // ids that the request's model has
 	ends    []uint32
 
-	mu       sync.Mutex
-	open     bool // requests may be made
-	requests chan draftRequest
-	unlikely bool    // the last draft token of the last answer was unlikely
-	trust    float64 // moving average of the acceptance rate of unlikely draft tokens
-}
+	seq *sequence // the sequence that it drafts for
 
-// An unlikely token ends a round of a draft session, unless more than trustEnough of them are
-// accepted.
-const (
-	trustFirst  = 0.4
-	trustEnough = 0.6
-)
+	mu       sync.Mutex
+	open     bool // it may be asked
+	requests chan draftRequest
+}
 
 // draftMinTokens is how many tokens a request must have left for a draft to pay for
 // reading its prompt.
@@ -48,7 +42,6 @@ const lateDraftFactor = 8
 
 // draftRequest asks a drafter for at most n tokens after a log.
 type draftRequest struct {
-	seq        *sequence
 	log        []int32
 	n          int
 	round      uint64
@@ -56,65 +49,30 @@ type draftRequest struct {
 	limit      time.Duration
 }
 
-// draftRound is the event that makes a draft session generate after another log.
-type draftRound struct {
-	seq        *sequence
-	log        []int32
-	end        int     // length of the log at which it pauses
-	minLogprob float64 // it also pauses after a token below
-	round      uint64
-}
-
-// draftState is the state of a sequence that is a draft session.
-type draftState struct {
-	end        int
-	minLogprob float64
-	round      uint64
-	paused     bool
-	picked     int // the last position that the sampler may have picked for; -1 for none
-}
-
-// source returns the proposer's name in metrics.
-func (*drafter) source() string { return "draft" }
-
-func (d *drafter) propose(seq *sequence, n int, limit time.Duration) ([]int32, bool) {
+// ask passes a question of the target's scheduler on. It returns false if the drafter cannot answer
+// now.
+func (d *drafter) ask(c sched.Propose) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if !d.open {
-		return nil, false
-	}
-	min := d.service.draftMinLogprob()
-	if d.trust > trustEnough {
-		min = math.Inf(-1)
+		return false
 	}
 	r := draftRequest{
-		seq: seq, log: slices.Clone(seq.feed.Log()), n: n, round: seq.speculation.round, minLogprob: min, limit: limit,
+		log: slices.Clone(c.Log), n: c.N, round: c.Round, minLogprob: d.service.draftMinLogprob(), limit: c.Limit,
+	}
+	if c.Any {
+		r.minLogprob = math.Inf(-1)
 	}
 	select {
 	case d.requests <- r:
-		return nil, true
+		return true
 	default: // cannot happen: a sequence asks once and waits
-		return nil, false
-	}
-}
-
-// verified updates the acceptance rate of unlikely tokens. It is high if the two models are very
-// similar.
-func (d *drafter) verified(sent, accepted int) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	switch {
-	case d.trust > trustEnough && accepted < sent:
-		d.trust = trustEnough
-	case d.unlikely && accepted == sent:
-		d.trust += rateWeight * (1 - d.trust)
-	case d.unlikely && accepted == sent-1:
-		d.trust -= rateWeight * d.trust
+		return false
 	}
 }
 
 // startDraft gives a request a drafter, if there is a draft pipeline. It ends with ctx.
-func (q *request) startDraft(ctx context.Context, target *pipeline) *drafter {
+func (q *request) startDraft(ctx context.Context, target *pipeline, seq *sequence) *drafter {
 	s := q.service
 	if s.cfg.Draft == "" || len(q.prompt)+int(q.maxTokens)-len(q.log) < draftMinTokens {
 		return nil
@@ -127,7 +85,7 @@ func (q *request) startDraft(ctx context.Context, target *pipeline) *drafter {
 	}
 	d := &drafter{
 		service: s, request: q.id, target: target, vocab: target.stages[0].GetVocab(), ends: q.rules.GetEndIds(),
-		requests: make(chan draftRequest, 1), trust: trustFirst,
+		requests: make(chan draftRequest, 1), seq: seq,
 	}
 	if info := s.models[q.digest]; info != nil {
 		d.vocab, d.ends = min(d.vocab, info.vocabulary.GetSize()), info.vocabulary.GetEndIds()
@@ -158,11 +116,13 @@ func (s *Service) bestDraft(other *pipeline) *pipeline {
 	return best
 }
 
-// accept opens the drafter to requests, or closes it.
+// accept opens the drafter to questions, or closes it.
 func (d *drafter) accept(open bool) {
 	d.mu.Lock()
-	defer d.mu.Unlock()
 	d.open = open
+	d.mu.Unlock()
+	// A pipeline that is lost asks nothing.
+	_ = d.target.tell(event{Event: sched.DraftReady{ID: d.seq.name(), Ready: open}})
 }
 
 // run answers requests until ctx ends or something fails.
@@ -171,7 +131,7 @@ func (d *drafter) run(ctx context.Context, p *pipeline, log []int32, maxLen int)
 	d.accept(false)
 	select {
 	case r := <-d.requests:
-		d.answer(r, nil)
+		d.answer(r, nil, false)
 	default:
 	}
 	code := fault.CodeOf(err)
@@ -197,17 +157,16 @@ func (d *drafter) draft(ctx context.Context, p *pipeline, log []int32, maxLen in
 	if err != nil {
 		return err
 	}
-	seq := &sequence{
-		id: randomID(), log: log, epoch: 1, rules: &samplerv1.Rules{}, picker: picker, maxLen: maxLen,
-		out:   make(chan result, outLen+2),
-		draft: &draftState{end: len(log) + 1, picked: -1},
-	}
-	if err := p.tell(event{submit: seq}); err != nil {
+	seq := newSequence(&sequence{
+		log: log, epoch: 1, tenant: d.seq.tenant, rules: &samplerv1.Rules{}, picker: picker, maxLen: maxLen,
+		draft: true,
+	})
+	if err := p.submit(seq); err != nil {
 		return err
 	}
-	defer func() { _ = p.tell(event{drop: seq}) }() // a lost pipeline has no session to drop
+	defer func() { _ = p.tell(seq.cancel()) }() // a lost pipeline has no session to cancel
 	// The draft pipeline prefills the prompt while the target does. Nobody waits for it.
-	if _, err := d.collect(ctx, p, draftRequest{n: 1}, seq, nil); err != nil || ctx.Err() != nil {
+	if _, _, err := d.collect(ctx, p, draftRequest{n: 1}, seq, nil); err != nil || ctx.Err() != nil {
 		return err
 	}
 	d.accept(true)
@@ -233,13 +192,13 @@ func (d *drafter) draft(ctx context.Context, p *pipeline, log []int32, maxLen in
 // requests until it has one, and is dropped at the late-draft timeout.
 func (d *drafter) round(ctx context.Context, p *pipeline, r draftRequest, seq *sequence) error {
 	start := time.Now()
-	ids, err := d.generateWithin(ctx, p, r, seq)
+	ids, unlikely, err := d.generateWithin(ctx, p, r, seq)
 	d.service.m.drafting.Observe(time.Since(start).Seconds())
 	late := fault.CodeOf(err) == fault.DeadlineExceeded
 	if late {
 		d.accept(false)
 	}
-	d.answer(r, ids)
+	d.answer(r, ids, unlikely)
 	if !late {
 		return err
 	}
@@ -261,9 +220,11 @@ func (d *drafter) round(ctx context.Context, p *pipeline, r draftRequest, seq *s
 }
 
 // generateWithin generates for one request until its limit. It may return both ids and an error.
-func (d *drafter) generateWithin(ctx context.Context, p *pipeline, r draftRequest, seq *sequence) ([]int32, error) {
+func (d *drafter) generateWithin(
+	ctx context.Context, p *pipeline, r draftRequest, seq *sequence,
+) (ids []int32, unlikely bool, err error) {
 	if r.n = min(r.n, seq.maxLen-len(r.log)); r.n < 1 {
-		return nil, fault.New(
+		return nil, false, fault.New(
 			fault.Exhausted, "draft for request %s: %d tokens fill the draft model's context length", d.request,
 			len(r.log),
 		)
@@ -271,14 +232,15 @@ func (d *drafter) generateWithin(ctx context.Context, p *pipeline, r draftReques
 	limit := time.NewTimer(r.limit)
 	defer limit.Stop()
 	select {
-	case p.events <- event{round: &draftRound{seq: seq, log: r.log, end: len(r.log) + r.n, minLogprob: r.minLogprob,
-		round: r.round}}:
+	case p.events <- event{Event: sched.Round{
+		ID: seq.name(), Log: r.log, End: len(r.log) + r.n, MinLogprob: r.minLogprob, Round: r.round,
+	}}:
 	case <-p.ctx.Done():
-		return nil, context.Cause(p.ctx)
+		return nil, false, context.Cause(p.ctx)
 	case <-ctx.Done():
-		return nil, nil
+		return nil, false, nil
 	case <-limit.C:
-		return nil, d.late(r)
+		return nil, false, d.late(r)
 	}
 	return d.collect(ctx, p, r, seq, limit.C)
 }
@@ -287,46 +249,38 @@ func (d *drafter) generateWithin(ctx context.Context, p *pipeline, r draftReques
 // that arrive within the limit, and an error if there are none.
 func (d *drafter) collect(
 	ctx context.Context, p *pipeline, r draftRequest, seq *sequence, limit <-chan time.Time,
-) (ids []int32, err error) {
+) (ids []int32, unlikely bool, err error) {
 	for {
 		select {
 		case o := <-seq.out:
+			seq.took(p)
 			switch {
 			case o.lost != nil || o.err != nil:
-				return ids, d.lost(o)
+				return ids, false, d.lost(o)
 			case o.round != r.round:
 				continue
 			case o.token.GetId() >= d.vocab:
-				return ids, fault.New(
+				return ids, false, fault.New(
 					fault.Internal, "draft for request %s: id %d is outside the vocabulary of %d", d.request,
 					o.token.GetId(), d.vocab,
 				)
 			}
 			ids = append(ids, int32(o.token.GetId()))
-			unlikely := !(float64(o.token.GetLogprob()) >= r.minLogprob)
+			unlikely = !(float64(o.token.GetLogprob()) >= r.minLogprob)
 			if unlikely || len(ids) == r.n || slices.Contains(d.ends, o.token.GetId()) {
-				d.ended(unlikely)
-				return ids, nil
+				return ids, unlikely, nil
 			}
 		case <-p.done:
-			return ids, context.Cause(p.ctx)
+			return ids, false, context.Cause(p.ctx)
 		case <-ctx.Done():
-			return nil, nil
+			return nil, false, nil
 		case <-limit:
 			if len(ids) == 0 {
-				return nil, d.late(r)
+				return nil, false, d.late(r)
 			}
-			d.ended(false)
-			return ids, nil
+			return ids, false, nil
 		}
 	}
-}
-
-// ended records whether a round ended with an unlikely token.
-func (d *drafter) ended(unlikely bool) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.unlikely = unlikely
 }
 
 func (d *drafter) late(r draftRequest) error {
@@ -342,8 +296,8 @@ func (d *drafter) lost(o result) error {
 
 // answer sends draft tokens to the sequence that waits for them. If its pipeline is lost, no
 // sequence waits.
-func (d *drafter) answer(r draftRequest, ids []int32) {
-	_ = d.target.tell(event{drafted: &drafted{seq: r.seq, round: r.round, ids: ids}})
+func (d *drafter) answer(r draftRequest, ids []int32, unlikely bool) {
+	_ = d.target.tell(event{Event: sched.Drafted{ID: d.seq.name(), Round: r.round, IDs: ids, Unlikely: unlikely}})
 }
 
 // draftMinLogprob is the log-probability below which a draft token ends its round.
@@ -352,32 +306,4 @@ func (s *Service) draftMinLogprob() float64 {
 		return math.Inf(-1)
 	}
 	return math.Log(s.cfg.DraftMinProb)
-}
-
-// startRound makes a draft session generate after another log.
-func (s *scheduler) startRound(e *draftRound) {
-	seq := e.seq
-	if s.sequences[string(seq.id)] != seq {
-		return // it has failed and has reported the error
-	}
-	if seq.feed.Waiting() {
-		s.entryDone(seq) // its row belongs to a round that missed its limit
-	}
-	seq.feed.Rewind(e.log)
-	d := seq.draft
-	d.end, d.minLogprob, d.round, d.paused = e.end, e.minLogprob, e.round, false
-	if len(e.log)-1 <= d.picked { // the sampler picks once for each position of an epoch
-		d.picked = -1
-		seq.epoch++
-		seq.added = false
-		seq.started = time.Now()
-		s.add(seq)
-	}
-}
-
-// draftToken handles a draft session's token and pauses the session at the end of its round.
-func (s *scheduler) draftToken(seq *sequence, t *samplerv1.Token) {
-	d := seq.draft
-	d.paused = seq.feed.Len() >= d.end || !(float64(t.GetLogprob()) >= d.minLogprob)
-	seq.out <- result{token: t, round: d.round} // never blocks: see ready
 }

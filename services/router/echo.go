@@ -4,15 +4,11 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
-	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
 	"github.com/lamina-mesh/lamina/pkg/vocab"
 )
 
-const (
-	echoPart = 512 // prompt tokens of one event, so that the event fits a message
-	// scoreBytes bounds the logits of the prompt rows that are scored in one batch.
-	scoreBytes = 16 << 20
-)
+// echoPart is the number of prompt tokens of one event, so that the event fits a message.
+const echoPart = 512
 
 // echo says what a request asks to be reported about its prompt.
 type echo struct {
@@ -69,48 +65,6 @@ func (q *request) sendEcho(scores []*samplerv1.Score) error {
 	}
 	q.echo.done = true
 	return nil
-}
-
-// scoreRows bounds the rows of a session's next chunk. All rows of a prompt that is scored give
-// logits, which take more memory than their hidden states. The last position of the prompt gets a
-// batch of its own, because the first token is sampled from its row.
-func (s *scheduler) scoreRows(seq *sequence, n int) int {
-	if !seq.score || !seq.feed.Prefilling() {
-		return n
-	}
-	most := max(1, scoreBytes/(4*max(1, int(s.p.stages[0].GetVocab()))))
-	return min(n, most, seq.feed.Due()-1)
-}
-
-// askScores makes an entry's rows ask for the log-probabilities of the tokens that follow them. The
-// session sends no further rows until the last score has arrived.
-func (s *scheduler) askScores(seq *sequence, e *shardv1.Entry, f *inFlightBatch) {
-	first := e.GetPosition() + 1
-	for _, id := range seq.feed.Log()[first : first+e.GetRows()] {
-		e.Targets = append(e.Targets, uint32(id))
-	}
-	e.Logits = e.GetRows()
-	e.Candidates = max(1, seq.rules.GetTopLogprobs())
-	if f.awaited == nil {
-		f.awaited = map[string]bool{}
-	}
-	f.awaited[string(seq.id)] = true
-	seq.flying = s.step + 1
-	seq.scoring = e.GetPosition() + e.GetRows()
-}
-
-// scored handles the score of one token of a session's prompt. Scores arrive in the order of their
-// positions, from 1.
-func (s *scheduler) scored(c *samplerv1.Score) {
-	seq := s.sequences[string(c.GetSession())]
-	if seq == nil || c.GetEpoch() != seq.epoch || int(c.GetPosition()) != len(seq.scores)+1 {
-		return
-	}
-	seq.scores = append(seq.scores, c)
-	if c.GetPosition() == seq.scoring {
-		seq.scoring = 0
-		s.entryDone(seq)
-	}
 }
 
 // promptPieces returns, for each id, the text that became complete with it. Joined, the pieces are

@@ -16,8 +16,8 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/wire"
 )
 
-// fakeShard is a stage whose cache is the ids themselves; they travel as hidden
-// states of width 1.
+// fakeShard is a stage whose KV cache is the ids themselves; they travel as hidden
+// states of width 1. It keeps them in pages, as the router's block tables say.
 type fakeShard struct {
 	shardv1.UnimplementedShardServiceServer
 	dialer *rpc.Dialer
@@ -28,8 +28,7 @@ type fakeShard struct {
 	answer func(log []uint32) uint32 // the best candidate after a log
 
 	mu       sync.Mutex
-	cache    map[string][]uint32
-	released map[string]bool // sessions that no later frame may name
+	tables   map[string][]uint32 // block tables by session
 	most     int             // largest number of entries in a batch
 	batches  int             // batches received
 	fault    func()          // the fault, which happens once
@@ -44,7 +43,7 @@ type fakeShard struct {
 func newFakeShard(d *rpc.Dialer, lo, hi int) *fakeShard {
 	return &fakeShard{
 		dialer: d, model: "fake", digest: digest, lo: uint32(lo), hi: uint32(hi), pages: 1024, answer: next,
-		cache: map[string][]uint32{}, released: map[string]bool{},
+		tables: map[string][]uint32{},
 	}
 }
 
@@ -53,7 +52,7 @@ func (s *fakeShard) register(r grpc.ServiceRegistrar) { shardv1.RegisterShardSer
 func (s *fakeShard) sessions() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.cache)
+	return len(s.tables)
 }
 
 // strike schedules a fault for a batch. The next batch is number 1.
@@ -81,7 +80,7 @@ func (s *fakeShard) count() (silent bool) {
 		fault = nil
 	}
 	if fault != nil {
-		s.struck = len(s.cache)
+		s.struck = len(s.tables)
 	}
 	s.mu.Unlock()
 	if fault != nil {
@@ -97,7 +96,7 @@ func (s *fakeShard) held() *shardv1.Held {
 	defer s.mu.Unlock()
 	return &shardv1.Held{
 		Model: s.model, Digest: s.digest, Lo: s.lo, Hi: s.hi, Layers: 2, Width: 1, Vocab: vocab, Context: contextLen,
-		Positions: contextLen, KvPages: s.pages, KvPageLen: pageLen, Sessions: uint32(len(s.cache)),
+		Positions: contextLen, KvPages: s.pages, KvPageLen: pageLen, Sessions: uint32(len(s.tables)),
 	}
 }
 
@@ -117,7 +116,7 @@ func (s *fakeShard) Infer(up grpc.BidiStreamingServer[shardv1.InferRequest, shar
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
-	p := &fakePipeline{shard: s, up: up, names: map[string]bool{}}
+	p := &fakePipeline{shard: s, up: up, names: map[string]bool{}, pages: map[uint32][]uint32{}}
 	defer p.end()
 	opened, err := p.connect(ctx, open)
 	if err != nil {
@@ -173,6 +172,7 @@ type fakePipeline struct {
 	down  grpc.BidiStreamingClient[shardv1.InferRequest, shardv1.InferResponse]
 	push  grpc.BidiStreamingClient[samplerv1.PushRequest, samplerv1.PushResponse]
 	names map[string]bool
+	pages map[uint32][]uint32 // the ids in each page that is mapped
 }
 
 func (p *fakePipeline) answer(r *shardv1.InferResponse) error {
@@ -243,7 +243,7 @@ func (p *fakePipeline) end() {
 	p.shard.mu.Lock()
 	defer p.shard.mu.Unlock()
 	for name := range p.names {
-		delete(p.shard.cache, name)
+		delete(p.shard.tables, name)
 	}
 }
 
@@ -252,8 +252,15 @@ func (p *fakePipeline) take(ctx context.Context, r *shardv1.InferRequest) error 
 	if release := r.GetRelease(); release != nil {
 		s.mu.Lock()
 		for _, name := range release.GetSessions() {
-			delete(s.cache, string(name))
-			s.released[string(name)] = true
+			delete(s.tables, string(name))
+		}
+		for _, page := range release.GetPages() {
+			for name := range p.names {
+				if slices.Contains(s.tables[name], page) {
+					s.faults = append(s.faults, "a page was released that a table names")
+				}
+			}
+			delete(p.pages, page)
 		}
 		s.mu.Unlock()
 		if p.down != nil {
@@ -333,8 +340,55 @@ func (p *fakePipeline) refuse(b *shardv1.Batch) (bool, error) {
 	)
 }
 
-// compute puts a batch's ids into the cache and, on the last stage, picks the next token. It
-// records what a real stage would refuse.
+// write puts an entry's ids into its pages and returns the session's log. It records what a real stage
+// would refuse.
+func (p *fakePipeline) write(e *shardv1.Entry, ids []uint32) ([]uint32, error) {
+	s, name, at := p.shard, string(e.GetSession()), int(e.GetPosition())
+	table := s.tables[name]
+	if len(e.GetPages()) > 0 {
+		if int(e.GetPageFrom()) > len(table) {
+			return nil, fault.Field("page_from", "%d is beyond the table's %d pages", e.GetPageFrom(), len(table))
+		}
+		table = append(slices.Clone(table[:e.GetPageFrom()]), e.GetPages()...)
+		for _, page := range e.GetPages() {
+			if page >= s.pages {
+				return nil, fault.Field("pages", "%d is not below %d", page, s.pages)
+			}
+			if p.pages[page] == nil {
+				p.pages[page] = []uint32{}
+			}
+		}
+		if len(p.pages) > int(s.pages) {
+			s.faults = append(s.faults, "more pages are mapped than there are")
+		}
+	}
+	p.names[name], s.tables[name] = true, table
+	if len(table)*pageLen < at+len(ids) {
+		return nil, fault.Field("pages", "%d pages do not hold position %d", len(table), at+len(ids))
+	}
+	var log []uint32
+	for i := range table {
+		log = append(log, p.pages[table[i]]...)
+	}
+	if len(log) < at {
+		s.faults = append(s.faults, "a row left a hole before its position")
+		return nil, fault.Field("position", "%d leaves a hole after %d", at, len(log))
+	}
+	log = append(log[:at:at], ids...)
+	for i := at / pageLen; i*pageLen < len(log); i++ {
+		page := slices.Clone(log[i*pageLen : min(len(log), (i+1)*pageLen)])
+		for other := range p.names {
+			if k := slices.Index(s.tables[other], table[i]); other != name && k >= 0 &&
+				!slices.Equal(p.pages[table[i]], page) {
+				s.faults = append(s.faults, "a row was written to a page that another table names")
+			}
+		}
+		p.pages[table[i]] = page
+	}
+	return log, nil
+}
+
+// compute puts a batch's ids into the cache and, on the last stage, picks the next token.
 func (p *fakePipeline) compute(b *shardv1.Batch, ids []uint32) ([]*samplerv1.Row, error) {
 	s := p.shard
 	s.mu.Lock()
@@ -342,20 +396,12 @@ func (p *fakePipeline) compute(b *shardv1.Batch, ids []uint32) ([]*samplerv1.Row
 	s.most = max(s.most, len(b.GetEntries()))
 	var rows []*samplerv1.Row
 	for _, e := range b.GetEntries() {
-		name := string(e.GetSession())
-		log := s.cache[name]
-		switch {
-		case s.released[name]:
-			s.faults = append(s.faults, "a row came after its session's release")
-		case int(e.GetPosition()) > len(log):
-			s.faults = append(s.faults, "a row left a hole before its position")
-			return nil, fault.Field("position", "%d leaves a hole after %d", e.GetPosition(), len(log))
-		}
 		n := int(e.GetRows())
-		log = append(log[:e.GetPosition()], ids[:n]...)
+		log, err := p.write(e, ids[:n])
+		if err != nil {
+			return nil, err
+		}
 		ids = ids[n:]
-		p.names[name] = true
-		s.cache[name] = log
 		for i := range int(e.GetLogits()) {
 			if s.hi < 2 {
 				break

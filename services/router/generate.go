@@ -11,6 +11,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	"github.com/lamina-mesh/lamina/pkg/auth"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
@@ -171,6 +172,8 @@ type request struct {
 	text     *textOut
 	started  *routerv1.Started // sent when a pipeline has admitted the request; nil after
 	strikes  strikes
+	priority int // lower is served earlier
+	cached   int // positions of the prompt that came from the prefix cache
 	arrived  time.Time
 	admitted time.Time
 	first    time.Time
@@ -284,18 +287,19 @@ func (q *request) generate(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		seq := &sequence{
-			id: randomID(), log: append([]int32(nil), q.log...), emitted: len(q.log) - len(q.prompt), epoch: epoch,
-			rules:    q.rules,
-			logprobs: slices.Clone(q.logprobs), picker: q.picker, tokens: q.tokens, maxLen: q.length(),
-			out:     make(chan result, outLen+3),
-			suspect: q.strikes.count > 0, score: q.echo.logprobs && !q.echo.done,
-		}
+		seq := newSequence(&sequence{
+			log: slices.Clone(q.log), emitted: len(q.log) - len(q.prompt), epoch: epoch, tenant: auth.Tenant(ctx),
+			priority: q.priority, rules: q.rules, logprobs: slices.Clone(q.logprobs), picker: q.picker,
+			tokens: q.tokens, maxLen: q.length(), suspect: q.strikes.count > 0,
+			score: q.echo.logprobs && !q.echo.done, drafts: max(0, q.service.cfg.Speculate),
+		})
 		q.service.log.DebugContext(ctx, "submit session", "session", hexID(seq.id), "pipeline", p.id, "epoch", epoch)
 		speculating, stop := context.WithCancel(ctx)
-		seq.speculation = q.speculation(speculating, p)
+		if seq.drafts > 0 {
+			seq.drafter = q.startDraft(speculating, p, seq)
+		}
 		var end result
-		if err := p.tell(event{submit: seq}); err != nil {
+		if err := p.submit(seq); err != nil {
 			end.lost = err
 		} else {
 			end, err = q.follow(ctx, p, seq)
@@ -327,24 +331,12 @@ func (q *request) generate(ctx context.Context) error {
 	}
 }
 
-// speculation returns the request's proposers on a pipeline. They end with ctx.
-func (q *request) speculation(ctx context.Context, p *pipeline) speculation {
-	n := q.service.cfg.Speculate
-	if n < 1 {
-		return speculation{}
-	}
-	if d := q.startDraft(ctx, p); d != nil {
-		return newSpeculation(n, ngram{ngramMinWithDraft}, d)
-	}
-	return newSpeculation(n, ngram{ngramMin})
-}
-
 // follow handles a session's results until it ends. The returned result says whether the session is
 // lost and has to move. Otherwise it has ended with err or with its last token.
 func (q *request) follow(ctx context.Context, p *pipeline, seq *sequence) (end result, err error) {
 	defer func() {
 		if err != nil || ctx.Err() != nil {
-			_ = p.tell(event{drop: seq}) // a pipeline that is gone holds nothing
+			_ = p.tell(seq.cancel()) // a pipeline that is gone holds nothing
 		}
 	}()
 	for {
@@ -356,7 +348,7 @@ func (q *request) follow(ctx context.Context, p *pipeline, seq *sequence) (end r
 			return o, nil
 		case o.err != nil:
 			return result{}, o.err
-		case o.admitted:
+		case o.accepted:
 			if q.started != nil { // not sent again after a move
 				if err := q.sink.started(q.started); err != nil {
 					return result{}, err
@@ -371,13 +363,13 @@ func (q *request) follow(ctx context.Context, p *pipeline, seq *sequence) (end r
 		if err := q.closeEcho(o.scores); err != nil {
 			return result{}, err
 		}
-		finished, err := q.token(seq, o.token)
+		finished, err := q.token(o)
 		if err != nil {
 			return result{}, err
 		}
 		if finished {
 			if o.token.GetFinishReason() == samplerv1.FinishReason_FINISH_REASON_UNSPECIFIED {
-				_ = p.tell(event{drop: seq}) // ended by a stop string, which the pipeline does not know
+				_ = p.tell(seq.cancel()) // ended by a stop string, which the pipeline does not know
 			}
 			return result{}, nil
 		}
@@ -386,6 +378,7 @@ func (q *request) follow(ctx context.Context, p *pipeline, seq *sequence) (end r
 
 // next waits for a session's next result. Results from before the end of the pipeline come first.
 func (seq *sequence) next(ctx context.Context, p *pipeline) (result, error) {
+	defer seq.took(p)
 	select {
 	case o := <-seq.out:
 		return o, nil
@@ -407,14 +400,17 @@ func (seq *sequence) next(ctx context.Context, p *pipeline) (result, error) {
 }
 
 // token sends a token to the client and reports whether it was the last.
-func (q *request) token(seq *sequence, t *samplerv1.Token) (bool, error) {
-	now := time.Now()
+func (q *request) token(o result) (bool, error) {
+	t, now := o.token, time.Now()
+	if q.first.IsZero() {
+		q.admitted, q.cached = o.admitted, o.cached
+	}
 	if q.echo.only {
-		q.first, q.admitted, q.last = now, seq.started, now
+		q.first, q.last = now, now
 		return true, q.finish(samplerv1.FinishReason_FINISH_REASON_LENGTH, "", 0)
 	}
 	if q.first.IsZero() {
-		q.first, q.admitted = now, seq.started
+		q.first = now
 		q.service.m.first.Observe(now.Sub(q.arrived).Seconds())
 	} else {
 		q.service.m.between.Observe(now.Sub(q.last).Seconds())
@@ -452,7 +448,9 @@ func (q *request) token(seq *sequence, t *samplerv1.Token) (bool, error) {
 func (q *request) finish(reason samplerv1.FinishReason, text string, tokens int) error {
 	return q.sink.finished(&routerv1.Finished{
 		FinishReason: reason, Text: text,
-		Usage: &routerv1.Usage{PromptTokens: uint32(len(q.prompt)), CompletionTokens: uint32(tokens)},
+		Usage: &routerv1.Usage{
+			PromptTokens: uint32(len(q.prompt)), CompletionTokens: uint32(tokens), CachedTokens: uint32(q.cached),
+		},
 		Timings: &routerv1.Timings{
 			QueueUs: micros(q.admitted.Sub(q.arrived)), PrefillUs: micros(q.first.Sub(q.admitted)),
 			DecodeUs: micros(q.last.Sub(q.first)),

@@ -238,21 +238,53 @@ func (s *Service) runPipeline(ctx context.Context, chain plan.Chain, sampler str
 		s.forget(chain)
 		return
 	}
-	s.mu.Lock()
-	s.pipelines[p.id] = p
-	s.checkDraftVocabs(p)
-	s.notifyChange()
-	s.mu.Unlock()
-	s.log.Info("pipeline is open", "pipeline", p.id, "chain", chain.String(), "sampler", sampler)
-	err = p.run(ctx)
-	s.mu.Lock()
-	delete(s.pipelines, p.id)
-	s.notifyChange()
-	s.mu.Unlock()
+	ended := make(chan error, 1)
+	go func() { ended <- p.run(ctx) }()
+	if err := p.probe(ctx); err != nil {
+		p.cancel(err)
+	} else {
+		s.list(p)
+		s.log.Info("pipeline is open", "pipeline", p.id, "chain", chain.String(), "sampler", sampler)
+	}
+	err = <-ended
+	s.unlist(p)
 	p.drafters.Wait()
 	if ctx.Err() == nil {
 		s.log.Warn("pipeline is lost", "pipeline", p.id, "chain", chain.String(), "error", err)
 		s.forget(chain)
+	}
+}
+
+// list makes a pipeline known to requests.
+func (s *Service) list(p *pipeline) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pipelines[p.id] = p
+	s.checkDraftVocabs(p)
+	s.tellSpares(p.chain.Digest())
+	s.notifyChange()
+}
+
+// unlist takes a pipeline that has ended off the list.
+func (s *Service) unlist(p *pipeline) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.pipelines, p.id)
+	s.tellSpares(p.chain.Digest())
+	s.notifyChange()
+}
+
+// tellSpares tells the pipelines of a model whether another one could take over their sequences. The
+// caller holds mu.
+func (s *Service) tellSpares(digest string) {
+	var same []*pipeline
+	for _, p := range s.pipelines {
+		if p.chain.Digest() == digest && !p.dead() {
+			same = append(same, p)
+		}
+	}
+	for _, p := range same {
+		p.spare.Store(len(same) > 1)
 	}
 }
 

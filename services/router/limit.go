@@ -40,15 +40,25 @@ func (s *Service) fitting(digest string, length int) int {
 	n := 0
 	for _, p := range s.pipelines {
 		if p.chain.Digest() == digest && !p.dead() && length <= p.capacity() {
-			n += p.total / max(1, p.pagesFor(length))
+			n += p.fitting(length)
 		}
 	}
 	return n
 }
 
-// pagesFor returns the number of KV pages for a log of the given length.
-func (s *scheduler) pagesFor(length int) int {
-	return (length + s.pageLen - 1) / s.pageLen
+// capacity returns the length of the longest log that the pipeline's KV cache can hold.
+func (p *pipeline) capacity() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.sched.ContextLength()
+}
+
+// fitting returns how many logs of a length the pipeline's KV pages hold at once.
+func (p *pipeline) fitting(length int) int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	pageLen := int(p.stages[0].GetKvPageLen())
+	return p.sched.Stats().Pages / max(1, (length+pageLen-1)/pageLen)
 }
 
 // limit refuses a prompt that fills the context and bounds the tokens to generate. The generation

@@ -20,16 +20,16 @@ import (
 	tensorv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tensor/v1"
 	"github.com/lamina-mesh/lamina/pkg/plan"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
+	"github.com/lamina-mesh/lamina/pkg/sched"
 )
 
 const (
 	openLimit = 20 * time.Second // how long a pipeline may take to open
 	eventsLen = 1024             // events waiting for the scheduler
-	probeTick = 100 * time.Millisecond
 )
 
-// pipeline is a chain of stages with its sampler. It is an actor: one goroutine owns the
-// scheduler, and everything else sends it events.
+// pipeline is a chain of stages with its sampler. It is an actor: one goroutine lets the scheduler
+// decide and carries out its commands (runner), and everything else sends it events.
 type pipeline struct {
 	service *Service
 	id      string
@@ -46,30 +46,20 @@ type pipeline struct {
 	infer  grpc.BidiStreamingClient[shardv1.InferRequest, shardv1.InferResponse]
 	sample grpc.BidiStreamingClient[samplerv1.SampleRequest, samplerv1.SampleResponse]
 	events chan event
-	done   chan struct{} // closed when every sequence has been told that the pipeline is lost
+	frames chan *shardv1.InferRequest    // to be sent to the chain
+	rules  chan *samplerv1.SampleRequest // to be sent to the sampler
+	done   chan struct{}                 // closed when every sequence has been told that the pipeline is lost
 
 	drafters     sync.WaitGroup // drafters that use it; none is added once the pipeline is not listed
 	assigned     atomic.Int64   // sequences assigned to it, counted before they are submitted
 	runningCount atomic.Int64
 	waitingCount atomic.Int64
 	rate         atomic.Uint64 // tokens per second, times 1000
-	stepUS       atomic.Int64  // duration of the last decode step
+	stepUS       atomic.Int64  // moving average time of a decode step
+	spare        atomic.Bool   // another pipeline of the model could take over
 
-	*scheduler
-}
-
-// event is something that the scheduler has to handle; exactly one field is set.
-type event struct {
-	submit   *sequence
-	drop     *sequence
-	added    []byte
-	token    *samplerv1.Token
-	score    *samplerv1.Score
-	failed   *samplerv1.SessionFailed
-	refused  *shardv1.Refused
-	computed uint64
-	drafted  *drafted
-	round    *draftRound
+	mu    sync.Mutex
+	sched *sched.Scheduler // guarded by mu
 }
 
 func (p *pipeline) model() string { return p.stages[0].GetModel() }
@@ -101,6 +91,7 @@ func (s *Service) open(ctx context.Context, chain plan.Chain, sampler string) (*
 	p := &pipeline{
 		service: s, name: randomID(), chain: chain, sampler: sampler, class: chain[0].Class,
 		events: make(chan event, eventsLen), done: make(chan struct{}),
+		frames: make(chan *shardv1.InferRequest, framesLen), rules: make(chan *samplerv1.SampleRequest, framesLen),
 	}
 	p.id = hex.EncodeToString(p.name)
 	p.ctx, p.cancel = context.WithCancelCause(ctx)
@@ -121,7 +112,7 @@ func (s *Service) open(ctx context.Context, chain plan.Chain, sampler string) (*
 		role = "draft"
 	}
 	p.steps = s.m.steps.WithLabelValues(role)
-	p.scheduler = newScheduler(p)
+	p.sched = sched.New(p.schedulerConfig())
 	return p, nil
 }
 
@@ -190,27 +181,77 @@ func (p *pipeline) tell(e event) error {
 	}
 }
 
-// run receives from both streams and schedules until one of them ends. Then it tells every
-// sequence that the pipeline is lost.
+// toChain queues a frame for the first stage. It never blocks: a queue that is full means that the
+// stage takes no frames.
+func (p *pipeline) toChain(r *shardv1.InferRequest) error {
+	select {
+	case p.frames <- r:
+		return nil
+	default:
+		return fault.New(fault.Unavailable, "send to chain: %d frames wait to be sent", framesLen)
+	}
+}
+
+// toSampler queues a frame for the sampler, as toChain does for the chain.
+func (p *pipeline) toSampler(r *samplerv1.SampleRequest) error {
+	select {
+	case p.rules <- r:
+		return nil
+	default:
+		return fault.New(fault.Unavailable, "send to sampler: %d frames wait to be sent", framesLen)
+	}
+}
+
+// sendAll sends the frames of a queue until the context ends or the stream breaks. It has a goroutine
+// of its own, because Send blocks while the receiver takes nothing.
+func sendAll[T any](ctx context.Context, who string, queue <-chan T, send func(T) error) error {
+	for {
+		select {
+		case r := <-queue:
+			if err := send(r); err != nil && !errors.Is(err, io.EOF) { // the receiver gets the reason of an EOF
+				return streamEnd(who, err)
+			}
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// submit submits a sequence to the scheduler.
+func (p *pipeline) submit(seq *sequence) error {
+	e := sched.Submit{
+		ID: seq.name(), Epoch: seq.epoch, Tenant: seq.tenant, Priority: seq.priority, Log: seq.log,
+		MaxLen: seq.maxLen, Score: seq.score, Suspect: seq.suspect, Private: seq.private, Speculate: seq.drafts,
+		Draft: seq.draft,
+	}
+	if seq.picker != nil {
+		e.Candidates = seq.picker
+	}
+	return p.tell(event{e, seq})
+}
+
+// cancel is the event that ends a sequence.
+func (seq *sequence) cancel() event { return event{Event: sched.Cancel{ID: seq.name()}} }
+
+// run sends, receives and schedules until a stream ends. Then it tells every sequence that the
+// pipeline is lost.
 func (p *pipeline) run(ctx context.Context) error {
+	r := newRunner(p)
 	var g errgroup.Group
-	g.Go(func() error {
-		err := p.receiveTokens()
-		p.cancel(err)
-		return err
-	})
-	g.Go(func() error {
-		err := p.receiveRefusals()
-		p.cancel(err)
-		return err
-	})
-	g.Go(func() error {
-		err := p.schedule(p.ctx)
-		p.cancel(err)
-		return err
-	})
+	for _, part := range []func() error{
+		p.receiveTokens, p.receiveRefusals,
+		func() error { return sendAll(p.ctx, "chain", p.frames, p.infer.Send) },
+		func() error { return sendAll(p.ctx, "sampler", p.rules, p.sample.Send) },
+		func() error { return r.run(p.ctx) },
+	} {
+		g.Go(func() error {
+			err := part()
+			p.cancel(err)
+			return err
+		})
+	}
 	_ = g.Wait()
-	p.failAll()
+	r.failAll()
 	close(p.done)
 	if ctx.Err() != nil {
 		return ctx.Err()
@@ -227,13 +268,21 @@ func (p *pipeline) receiveTokens() error {
 		var e event
 		switch frame := resp.GetFrame().(type) {
 		case *samplerv1.SampleResponse_Added:
-			e.added = frame.Added.GetSession()
+			e.Event = sched.Accepted{ID: sched.ID(frame.Added.GetSession())}
 		case *samplerv1.SampleResponse_Token:
-			e.token = frame.Token
+			t := frame.Token
+			e.Event = sched.Picked{
+				ID: sched.ID(t.GetSession()), Epoch: t.GetEpoch(), Position: int(t.GetPosition()),
+				Token: int32(t.GetId()), Logprob: float64(t.GetLogprob()), Data: t,
+				Finished: t.GetFinishReason() != samplerv1.FinishReason_FINISH_REASON_UNSPECIFIED,
+			}
 		case *samplerv1.SampleResponse_Score:
-			e.score = frame.Score
+			c := frame.Score
+			e.Event = sched.Scored{
+				ID: sched.ID(c.GetSession()), Epoch: c.GetEpoch(), Position: int(c.GetPosition()), Data: c,
+			}
 		case *samplerv1.SampleResponse_Failed:
-			e.failed = frame.Failed
+			e.Event = refusedBySampler(frame.Failed)
 		default:
 			return fault.New(fault.Internal, "read from sampler: unexpected frame %T", frame)
 		}
@@ -252,9 +301,11 @@ func (p *pipeline) receiveRefusals() error {
 		var e event
 		switch frame := resp.GetFrame().(type) {
 		case *shardv1.InferResponse_Refused:
-			e.refused = frame.Refused
+			e.Event = refusedByStage(frame.Refused)
 		case *shardv1.InferResponse_Computed:
-			e.computed = frame.Computed.GetStep()
+			e.Event = sched.Computed{Step: frame.Computed.GetStep()}
+		case *shardv1.InferResponse_Lease:
+			e.Event = sched.Lease{Lo: int(frame.Lease.GetLo()), Pages: int(frame.Lease.GetPages())}
 		default:
 			return fault.New(fault.Internal, "read from chain: unexpected frame %T", frame)
 		}

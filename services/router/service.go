@@ -53,6 +53,15 @@ type Config struct {
 	HiddenType tensorv1.ElementType
 	// Queue is the maximum number of requests that wait for admission to a pipeline; 0 means 256.
 	Queue int
+	// TenantQueue is the maximum number of waiting requests of one tenant that has a name; 0 means three
+	// quarters of Queue.
+	TenantQueue int
+	// CacheIdle is how long the KV pages of a prompt stay in the prefix cache after they were last
+	// used; 0 means 5 min, and less than 0 turns the prefix cache off.
+	CacheIdle time.Duration
+	// StepFloor is the shortest step deadline while another pipeline of the model exists, and LoneFloor
+	// while none does; 0 means 250 ms and 2 s.
+	StepFloor, LoneFloor time.Duration
 	// ReadLimit is how long a client's stream may stay full before the client is disconnected; 0
 	// means 30 s.
 	ReadLimit time.Duration
@@ -64,6 +73,7 @@ const (
 	moveLimit     = 20 * time.Second       // how long a session may wait for another pipeline
 	maxMoves      = 8                      // pipelines that a session may lose in a row without a token
 	readLimit     = 30 * time.Second       // default of Config.ReadLimit
+	cacheIdle     = 5 * time.Minute        // default of Config.CacheIdle
 )
 
 // Service implements lamina.router.v1.RouterService.
@@ -111,6 +121,12 @@ func New(c Config) *Service {
 	if s.cfg.ReadLimit == 0 {
 		s.cfg.ReadLimit = readLimit
 	}
+	switch {
+	case s.cfg.CacheIdle == 0:
+		s.cfg.CacheIdle = cacheIdle
+	case s.cfg.CacheIdle < 0:
+		s.cfg.CacheIdle = 0
+	}
 	for _, d := range []struct {
 		p *int
 		n int
@@ -118,6 +134,9 @@ func New(c Config) *Service {
 		if *d.p == 0 {
 			*d.p = d.n
 		}
+	}
+	if s.cfg.TenantQueue == 0 {
+		s.cfg.TenantQueue = max(1, s.cfg.Queue*3/4)
 	}
 	return s
 }
@@ -202,16 +221,17 @@ func (s *Service) best(name string, length int) (*pipeline, error) {
 
 // metrics holds the router's metrics.
 type metrics struct {
-	requests *prometheus.CounterVec
-	tokens   prometheus.Counter
-	first    prometheus.Histogram
-	between  prometheus.Histogram
-	moves    prometheus.Counter
-	drafted  *prometheus.CounterVec
-	accepted *prometheus.CounterVec
-	steps    *prometheus.CounterVec
-	dropped  *prometheus.CounterVec
-	drafting prometheus.Histogram
+	requests    *prometheus.CounterVec
+	tokens      prometheus.Counter
+	first       prometheus.Histogram
+	between     prometheus.Histogram
+	moves       prometheus.Counter
+	preemptions prometheus.Counter
+	drafted     *prometheus.CounterVec
+	accepted    *prometheus.CounterVec
+	steps       *prometheus.CounterVec
+	dropped     *prometheus.CounterVec
+	drafting    prometheus.Histogram
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -259,13 +279,17 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Help:    "Time from a request for draft tokens to the draft model's answer.",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16),
 		}),
+		preemptions: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "lamina_router_preemptions_total",
+			Help: "Running sequences that gave their KV pages back and waited again.",
+		}),
 		moves: prometheus.NewCounter(
 			prometheus.CounterOpts{Name: "lamina_router_moves_total", Help: "Sessions moved to another pipeline."},
 		),
 	}
 	if r != nil {
 		r.MustRegister(
-			m.requests, m.tokens, m.first, m.between, m.moves, m.drafted, m.accepted, m.steps, m.dropped, m.drafting,
+			m.requests, m.tokens, m.first, m.between, m.moves, m.preemptions, m.drafted, m.accepted, m.steps, m.dropped, m.drafting,
 		)
 	}
 	return m

@@ -19,10 +19,10 @@ const watchEvery = time.Second
 
 // ListModels lists the models that are being served.
 func (s *Service) ListModels(context.Context, *routerv1.ListModelsRequest) (*routerv1.ListModelsResponse, error) {
-	return &routerv1.ListModelsResponse{Models: s.list()}, nil
+	return &routerv1.ListModelsResponse{Models: s.served()}, nil
 }
 
-func (s *Service) list() []*routerv1.Model {
+func (s *Service) served() []*routerv1.Model {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	byDigest := map[string]*routerv1.Model{}
@@ -148,7 +148,7 @@ func (b *Backend) Chat(ctx context.Context, r *routerv1.ChatRequest, send func(*
 }
 
 // Models lists the models that are being served.
-func (b *Backend) Models(context.Context) ([]*routerv1.Model, error) { return b.s.list(), nil }
+func (b *Backend) Models(context.Context) ([]*routerv1.Model, error) { return b.s.served(), nil }
 
 // Watch sends the topology now and after each change.
 func (b *Backend) Watch(ctx context.Context, send func(*routerv1.Mesh) error) error {
@@ -157,7 +157,7 @@ func (b *Backend) Watch(ctx context.Context, send func(*routerv1.Mesh) error) er
 
 // Ready returns nil if requests can be served, and otherwise the reason why not.
 func (b *Backend) Ready() error {
-	if len(b.s.list()) == 0 {
+	if len(b.s.served()) == 0 {
 		return fault.New(fault.Unavailable, "no pipeline is open")
 	}
 	return nil

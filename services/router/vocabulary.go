@@ -129,16 +129,19 @@ func readPiece(listed string, irregular *tokenizerv1.Irregular) vocab.Piece {
 }
 
 // sendVocabulary sends the sampler the vocabulary before the first session with a grammar.
-func (s *scheduler) sendVocabulary(digest string, list [][]byte) {
-	if s.vocabularySent || list == nil {
-		return
+func (r *runner) sendVocabulary(digest string, list [][]byte) error {
+	if r.vocabularySent || list == nil {
+		return nil
 	}
-	s.vocabularySent = true
+	r.vocabularySent = true
 	for first := 0; first < len(list); first += tokensPart {
-		// Recv reports a broken stream.
-		_ = s.p.sample.Send(&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Tokens{Tokens: &samplerv1.Tokens{
+		err := r.p.toSampler(&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Tokens{Tokens: &samplerv1.Tokens{
 			Digest: digest, Size: uint32(len(list)), First: uint32(first),
 			Tokens: list[first:min(first+tokensPart, len(list))],
 		}}})
+		if err != nil {
+			return err
+		}
 	}
+	return nil
 }
