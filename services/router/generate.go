@@ -74,7 +74,9 @@ func (s *Service) generate(
 			},
 		},
 	}
-	return q.run(ctx, func(ctx context.Context, t tokenizerv1.TokenizerServiceClient) ([]uint32, error) {
+	return q.launch(ctx, r.GetResumable(), r.GetClientState(), func(
+		ctx context.Context, t tokenizerv1.TokenizerServiceClient,
+	) ([]uint32, error) {
 		switch prompt := r.GetPrompt().(type) {
 		case *routerv1.GenerateRequest_TokenIds:
 			return prompt.TokenIds.GetIds(), nil
@@ -116,7 +118,9 @@ func (s *Service) chat(ctx context.Context, r *routerv1.ChatRequest, send func(*
 	q.constrain = func(ctx context.Context, info *modelInfo, from []tokenizerv1.TokenizerServiceClient) error {
 		return q.constrainCalls(ctx, use, info, from)
 	}
-	return q.run(ctx, func(ctx context.Context, t tokenizerv1.TokenizerServiceClient) ([]uint32, error) {
+	return q.launch(ctx, r.GetResumable(), r.GetClientState(), func(
+		ctx context.Context, t tokenizerv1.TokenizerServiceClient,
+	) ([]uint32, error) {
 		resp, err := t.ApplyChatTemplate(ctx, &tokenizerv1.ApplyChatTemplateRequest{
 			Model: q.digest, Messages: q.describeTools(use, r.GetMessages()), ToolsJson: use.tools,
 			DocumentsJson: r.GetDocumentsJson(), VariablesJson: r.GetVariablesJson(),
@@ -152,6 +156,7 @@ type request struct {
 	field     string // the name of the prompt's field in the request
 	echo      echo
 	sink      sink
+	live      *live // of a resumable request; nil for others
 
 	keepMarkers bool                    // keep control tokens such as those of tool calls in the text
 	format      *tokenizerv1.ChatFormat // how to parse a chat's answer
@@ -249,6 +254,7 @@ func (q *request) run(
 		Fingerprint: p.fingerprint(),
 		Format:      q.format, PromptEnd: q.promptEnd,
 	}
+	q.opened()
 	return q.generate(ctx)
 }
 
@@ -417,17 +423,8 @@ func (q *request) token(o result) (bool, error) {
 	}
 	q.last = now
 	q.service.m.tokens.Inc()
-	index := len(q.log) - len(q.prompt)
-	q.log, q.logprobs = append(q.log, int32(t.GetId())), append(q.logprobs, t.GetLogprob())
-	show, stopped, err := q.text.push(t.GetId())
+	stopped, err := q.emit(t)
 	if err != nil {
-		return false, err
-	}
-	event := &routerv1.TokenEvent{Text: show, Id: t.GetId(), Logprob: t.GetLogprob(), Index: uint32(index)}
-	if event.Top, err = q.text.candidates(t.GetTop()); err != nil {
-		return false, err
-	}
-	if err := q.sink.token(event); err != nil {
 		return false, err
 	}
 	reason := t.GetFinishReason()
@@ -441,7 +438,23 @@ func (q *request) token(o result) (bool, error) {
 	if !stopped {
 		rest = q.text.flush()
 	}
-	return true, q.finish(reason, rest, index+1)
+	return true, q.finish(reason, rest, len(q.log)-len(q.prompt))
+}
+
+// emit adds a token to the log and sends it to the client. It reports whether the text has come to a
+// stop string.
+func (q *request) emit(t *samplerv1.Token) (bool, error) {
+	index := len(q.log) - len(q.prompt)
+	q.log, q.logprobs = append(q.log, int32(t.GetId())), append(q.logprobs, t.GetLogprob())
+	show, stopped, err := q.text.push(t.GetId())
+	if err != nil {
+		return false, err
+	}
+	event := &routerv1.TokenEvent{Text: show, Id: t.GetId(), Logprob: t.GetLogprob(), Index: uint32(index)}
+	if event.Top, err = q.text.candidates(t.GetTop()); err != nil {
+		return false, err
+	}
+	return stopped, q.sink.token(event)
 }
 
 // finish sends the last event of a request.

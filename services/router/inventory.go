@@ -30,6 +30,7 @@ func (s *Service) Run(ctx context.Context) error {
 	defer wg.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	defer s.requests.close()
 	changes := make(chan struct{}, 1)
 	notify := func() {
 		select {

@@ -14,6 +14,7 @@ import (
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	tensorv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tensor/v1"
 	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
+	"github.com/lamina-mesh/lamina/pkg/journal"
 	"github.com/lamina-mesh/lamina/pkg/plan"
 )
 
@@ -65,6 +66,15 @@ type Config struct {
 	// ReadLimit is how long a client's stream may stay full before the client is disconnected; 0
 	// means 30 s.
 	ReadLimit time.Duration
+	// Journal stores the logs of resumable requests, so that other routers can continue them. Without
+	// one a request is resumable on its own router only.
+	Journal journal.Journal
+	// Grace is how long a resumable request runs without a reader, and how long it is kept after its
+	// end; 0 means one minute.
+	Grace time.Duration
+	// ReplayBytes bounds the memory for the tokens of a resumable request; 0 means 4 MiB. The oldest
+	// ones are dropped when there are more.
+	ReplayBytes int
 }
 
 const (
@@ -84,6 +94,7 @@ type Service struct {
 	m   *metrics
 
 	grammars *grammarChecker
+	requests *requests
 
 	mu           sync.Mutex
 	instances    map[string][]discovery.Instance          // by service
@@ -109,6 +120,7 @@ type modelInfo struct {
 func New(c Config) *Service {
 	s := &Service{
 		cfg: c, log: c.Log, m: newMetrics(c.Metrics), grammars: newGrammarChecker(),
+		requests:  newRequests(),
 		instances: map[string][]discovery.Instance{}, held: map[string]described{},
 		vocabs: map[string]*tokenizerv1.DescribeResponse{}, asking: map[string]bool{},
 		models: map[string]*modelInfo{}, vocabularies: map[string]*vocabulary{},
@@ -127,10 +139,15 @@ func New(c Config) *Service {
 	case s.cfg.CacheIdle < 0:
 		s.cfg.CacheIdle = 0
 	}
+	if s.cfg.Grace == 0 {
+		s.cfg.Grace = graceDefault
+	}
 	for _, d := range []struct {
 		p *int
 		n int
-	}{{&s.cfg.BatchRows, 512}, {&s.cfg.ChunkRows, 256}, {&s.cfg.Queue, 256}} {
+	}{
+		{&s.cfg.BatchRows, 512}, {&s.cfg.ChunkRows, 256}, {&s.cfg.Queue, 256}, {&s.cfg.ReplayBytes, replayDefault},
+	} {
 		if *d.p == 0 {
 			*d.p = d.n
 		}
@@ -232,6 +249,9 @@ type metrics struct {
 	steps       *prometheus.CounterVec
 	dropped     *prometheus.CounterVec
 	drafting    prometheus.Histogram
+	resumed     *prometheus.CounterVec
+	// unjournaled counts requests whose journal was given up.
+	unjournaled *prometheus.CounterVec
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -283,13 +303,24 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Name: "lamina_router_preemptions_total",
 			Help: "Running sequences that gave their KV pages back and waited again.",
 		}),
+		resumed: prometheus.NewCounterVec(
+			prometheus.CounterOpts{Name: "lamina_router_resumes_total",
+				Help: "Calls that read a resumable request again, by how they ended."},
+			[]string{"end"},
+		),
+		unjournaled: prometheus.NewCounterVec(
+			prometheus.CounterOpts{Name: "lamina_router_unjournaled_total",
+				Help: "Resumable requests whose journal was given up, by code."},
+			[]string{"code"},
+		),
 		moves: prometheus.NewCounter(
 			prometheus.CounterOpts{Name: "lamina_router_moves_total", Help: "Sessions moved to another pipeline."},
 		),
 	}
 	if r != nil {
 		r.MustRegister(
-			m.requests, m.tokens, m.first, m.between, m.moves, m.preemptions, m.drafted, m.accepted, m.steps, m.dropped, m.drafting,
+			m.requests, m.tokens, m.first, m.between, m.moves, m.preemptions, m.drafted, m.accepted, m.steps,
+			m.dropped, m.drafting, m.resumed, m.unjournaled,
 		)
 	}
 	return m

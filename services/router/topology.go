@@ -147,6 +147,16 @@ func (b *Backend) Chat(ctx context.Context, r *routerv1.ChatRequest, send func(*
 	return b.s.chat(ctx, r, send)
 }
 
+// Resume passes the events of a resumable request to send.
+func (b *Backend) Resume(
+	ctx context.Context, r *routerv1.ResumeRequest, send func(*routerv1.ResumeResponse) error,
+) error {
+	return b.s.resume(ctx, r, send)
+}
+
+// Cancel ends a resumable request.
+func (b *Backend) Cancel(ctx context.Context, id string) error { return b.s.cancelRequest(ctx, id) }
+
 // Models lists the models that are being served.
 func (b *Backend) Models(context.Context) ([]*routerv1.Model, error) { return b.s.served(), nil }
 
@@ -157,6 +167,9 @@ func (b *Backend) Watch(ctx context.Context, send func(*routerv1.Mesh) error) er
 
 // Ready returns nil if requests can be served, and otherwise the reason why not.
 func (b *Backend) Ready() error {
+	if b.s.requests.isDraining() {
+		return errStopping
+	}
 	if len(b.s.served()) == 0 {
 		return fault.New(fault.Unavailable, "no pipeline is open")
 	}

@@ -340,12 +340,8 @@ func (x *Open) GetToolGrammar() bool {
 // Echo says how the prompt is reported.
 type Echo struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// With log-probabilities.
-	Logprobs bool `protobuf:"varint,1,opt,name=logprobs,proto3" json:"logprobs,omitempty"`
-	// Without generating anything.
-	Only bool `protobuf:"varint,2,opt,name=only,proto3" json:"only,omitempty"`
 	// With the texts of control tokens.
-	Special       bool `protobuf:"varint,3,opt,name=special,proto3" json:"special,omitempty"`
+	Special       bool `protobuf:"varint,1,opt,name=special,proto3" json:"special,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -378,20 +374,6 @@ func (x *Echo) ProtoReflect() protoreflect.Message {
 // Deprecated: Use Echo.ProtoReflect.Descriptor instead.
 func (*Echo) Descriptor() ([]byte, []int) {
 	return file_lamina_journal_v1_journal_proto_rawDescGZIP(), []int{2}
-}
-
-func (x *Echo) GetLogprobs() bool {
-	if x != nil {
-		return x.Logprobs
-	}
-	return false
-}
-
-func (x *Echo) GetOnly() bool {
-	if x != nil {
-		return x.Only
-	}
-	return false
 }
 
 func (x *Echo) GetSpecial() bool {
@@ -623,11 +605,9 @@ const file_lamina_journal_v1_journal_proto_rawDesc = "" +
 	"\x04echo\x18\f \x01(\v2\x17.lamina.journal.v1.EchoR\x04echo\x12!\n" +
 	"\fclient_state\x18\r \x01(\fR\vclientState\x12!\n" +
 	"\fprompt_field\x18\x0e \x01(\tR\vpromptField\x12!\n" +
-	"\ftool_grammar\x18\x0f \x01(\bR\vtoolGrammar\"P\n" +
-	"\x04Echo\x12\x1a\n" +
-	"\blogprobs\x18\x01 \x01(\bR\blogprobs\x12\x12\n" +
-	"\x04only\x18\x02 \x01(\bR\x04only\x12\x18\n" +
-	"\aspecial\x18\x03 \x01(\bR\aspecial\"\x9b\x01\n" +
+	"\ftool_grammar\x18\x0f \x01(\bR\vtoolGrammar\" \n" +
+	"\x04Echo\x12\x18\n" +
+	"\aspecial\x18\x01 \x01(\bR\aspecial\"\x9b\x01\n" +
 	"\x06Tokens\x12\x14\n" +
 	"\x05first\x18\x01 \x01(\rR\x05first\x12\x10\n" +
 	"\x03ids\x18\x02 \x03(\rR\x03ids\x12\x1a\n" +

@@ -337,7 +337,7 @@ type GenerateRequest struct {
 	// With `echo`: end after the prompt, without a generated token.
 	PromptOnly bool `protobuf:"varint,13,opt,name=prompt_only,json=promptOnly,proto3" json:"prompt_only,omitempty"`
 	// Keep the request alive and readable by Resume when this stream is lost. Not for
-	// requests with several choices. Its id is that of the metadata `x-request-id`, which
+	// requests with several choices, nor with prompt_logprobs or prompt_only. Its id is that of the metadata `x-request-id`, which
 	// then has at least 32 characters and must be hard to guess; without one the router
 	// makes it. An id that is in use is ALREADY_EXISTS.
 	Resumable bool `protobuf:"varint,14,opt,name=resumable,proto3" json:"resumable,omitempty"`
