@@ -26,11 +26,13 @@ type Lease[F tensor.Float] struct {
 
 	// Guarded by cache.mu.
 	closed  bool
+	mapped  bool // a page, at some time
 	granted int
 	used    int // ids that are mapped
 	told    int // the last number that the pipeline was told; it maps no more unless it is asked to shrink
 	asked   int // the number it was asked to shrink to and has not reached, or none
 	promise int // the number it has acknowledged while it is asked, or none
+	asks    int // how often it was asked, not counting a smaller number before it has shrunk
 }
 
 // none is no number of pages.
@@ -68,6 +70,13 @@ func (c *Cache[F]) Open(name string) (*Lease[F], int, error) {
 	c.divide()
 	l.told = l.granted
 	return l, l.told, nil
+}
+
+// Mapped reports whether the lease has ever mapped a page. It may be used concurrently.
+func (l *Lease[F]) Mapped() bool {
+	l.cache.mu.Lock()
+	defer l.cache.mu.Unlock()
+	return l.mapped
 }
 
 // Leases returns the state of the open leases, in the order in which they were opened.
@@ -146,9 +155,23 @@ func (l *Lease[F]) Notice() (int, bool) {
 	}
 	l.told = n
 	if n < l.granted {
+		if l.asked == none {
+			l.asks++
+		}
 		l.asked = n
 	}
 	return n, true
+}
+
+// Asked returns a number that names the request to shrink that the pipeline has not fulfilled, or 0. It
+// may be used concurrently.
+func (l *Lease[F]) Asked() int {
+	l.cache.mu.Lock()
+	defer l.cache.mu.Unlock()
+	if l.asked == none {
+		return 0
+	}
+	return l.asks
 }
 
 // Acknowledge says that the pipeline will not map more than n pages until Notice says that it may. It
@@ -197,6 +220,7 @@ func (l *Lease[F]) take(n int, freed []*page[F]) ([]*page[F], error) {
 	}
 	l.give(freed)
 	l.used += n
+	l.mapped = l.mapped || n > 0
 	return c.takeLocked(n)
 }
 

@@ -50,8 +50,14 @@ func TestLease_ShrinksInTwoPhases(t *testing.T) {
 		t.Fatalf("the second lease is %d pages, %v", n, err)
 	}
 	<-a.Changed()
+	if a.Asked() != 0 {
+		t.Error("it counts as asked before it was told")
+	}
 	wantNotice(t, a, 50, true)
 	wantNotice(t, a, 50, false)
+	if a.Asked() != 1 || b.Asked() != 0 {
+		t.Errorf("requests %d and %d, want 1 and none", a.Asked(), b.Asked())
+	}
 	wantGrants(t, c, "before the acknowledgement", 100, 0)
 	b.Acknowledge(0) // it was not asked
 	if err := table.Change(60, nil, 0, 1); err != nil {
@@ -75,6 +81,9 @@ func TestLease_ShrinksInTwoPhases(t *testing.T) {
 	table.Free()
 	a.Release(ids)
 	wantGrants(t, c, "after all pages", 50, 50)
+	if a.Asked() != 0 {
+		t.Error("it counts as asked after it has shrunk")
+	}
 	wantNotice(t, a, 50, false)
 	wantNotice(t, b, 50, true)
 	b.Close()

@@ -70,10 +70,8 @@ func (n *nextStage) batch(b *shardv1.Batch, accepted []*shardv1.Entry, result []
 	return nil
 }
 
-func (n *nextStage) release(sessions [][]byte) error {
-	return n.send(
-		&shardv1.InferRequest{Frame: &shardv1.InferRequest_Release{Release: &shardv1.Release{Sessions: sessions}}},
-	)
+func (n *nextStage) release(r *shardv1.Release) error {
+	return n.send(&shardv1.InferRequest{Frame: &shardv1.InferRequest_Release{Release: r}})
 }
 
 // send sends a frame. If the stream is broken, receive returns the reason.
@@ -98,7 +96,7 @@ func (n *nextStage) receive() error {
 		if err != nil {
 			return rpc.FromStatus(err)
 		}
-		if resp.GetRefused() == nil && resp.GetComputed() == nil {
+		if resp.GetRefused() == nil && resp.GetComputed() == nil && resp.GetLease() == nil {
 			return fault.New(fault.Internal, "read from next stage: %T was not expected", resp.GetFrame())
 		}
 		if err := n.pipeline.send(resp); err != nil {
@@ -265,7 +263,7 @@ func (t *toSampler) send(rows []*samplerv1.Row, chunks []*tensorv1.Chunk) error 
 }
 
 // release sends nothing: the router removes its sessions from the sampler itself.
-func (t *toSampler) release([][]byte) error { return nil }
+func (t *toSampler) release(*shardv1.Release) error { return nil }
 
 // receive answers the sampler's requests for full logits rows.
 func (t *toSampler) receive() error {

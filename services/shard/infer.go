@@ -11,10 +11,12 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
 	tensorv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tensor/v1"
+	"github.com/lamina-mesh/lamina/pkg/kvcache"
 	"github.com/lamina-mesh/lamina/pkg/wire"
 )
 
@@ -34,6 +36,10 @@ type pipeline struct {
 	scratch    []float32
 	ids        []int32
 	infoOpened *shardv1.InferOpened
+
+	lease    *kvcache.Lease[float32] // of the compute goroutine, except where its methods say otherwise
+	granted  int                     // pages of the lease when it was opened
+	sessions int                     // guarded by held.mu
 }
 
 // work is a frame whose tensor is complete.
@@ -41,7 +47,7 @@ type work struct {
 	batch   *shardv1.Batch
 	arrived time.Time // the batch, for its deadline
 	hidden  []float32
-	release [][]byte
+	release *shardv1.Release
 }
 
 // late reports whether the batch's deadline has passed, so that nobody waits for it.
@@ -55,7 +61,7 @@ type downstream interface {
 	// batch sends the stage's result for the accepted entries.
 	batch(b *shardv1.Batch, accepted []*shardv1.Entry, result []float32) error
 	// release passes a release downstream.
-	release(sessions [][]byte) error
+	release(r *shardv1.Release) error
 	// receive handles frames from downstream until that side ends.
 	receive() error
 	// close closes this side of the stream.
@@ -85,7 +91,10 @@ func (s *Service) Infer(up inferServer) error {
 		service: s, held: h, id: string(open.GetPipeline()), hidden: open.GetHiddenType(), up: up,
 		work: make(chan work, queueLen),
 	}
-	defer p.freeAll()
+	if p.lease, p.granted, err = h.cache.Open(p.id); err != nil {
+		return err
+	}
+	defer p.end()
 	if p.infoOpened, err = p.connect(ctx, fail, open); err != nil {
 		return err
 	}
@@ -108,6 +117,7 @@ func (p *pipeline) connect(
 	opened := &shardv1.InferOpened{
 		Stages: []*shardv1.Held{p.held.describe()}, KernelClasses: []string{p.service.cfg.Kernels.Class()},
 	}
+	opened.Stages[0].Lease = proto.Uint32(uint32(p.granted))
 	last := p.held.stage.Last()
 	if last != (len(open.GetRoute()) == 1) {
 		return nil, fault.Field(
@@ -134,9 +144,10 @@ func (p *pipeline) connect(
 	return opened, nil
 }
 
-// run runs the pipeline's three goroutines. The one that receives from upstream ends after the
+// run runs the pipeline's four goroutines. The one that receives from upstream ends after the
 // handler, because Recv returns only then, so it uses nothing but the queue. run waits for the
-// other two, compute and receive from downstream. The first failure ends all three.
+// others: compute, receive from downstream, and notify, which ends after these two. The first
+// failure ends all of them.
 func (p *pipeline) run(ctx context.Context, fail context.CancelCauseFunc) error {
 	go func() {
 		defer close(p.work)
@@ -162,7 +173,16 @@ func (p *pipeline) run(ctx context.Context, fail context.CancelCauseFunc) error 
 		}
 		return err
 	})
+	var notifier sync.WaitGroup
+	stop := make(chan struct{})
+	notifier.Go(func() {
+		if err := p.notify(ctx, stop); err != nil {
+			fail(err)
+		}
+	})
 	err := g.Wait()
+	close(stop)
+	notifier.Wait()
 	if cause := context.Cause(ctx); cause != nil {
 		err = cause
 	}
@@ -224,7 +244,7 @@ func (p *pipeline) receive(ctx context.Context) error {
 				return err
 			}
 		case *shardv1.InferRequest_Release:
-			w.release = frame.Release.GetSessions()
+			w.release = frame.Release
 		default:
 			return fault.Field("frame", "%T is not allowed after open", frame)
 		}
@@ -270,6 +290,9 @@ func (p *pipeline) check(b *shardv1.Batch) error {
 // session's state. ids are the token ids of the entry's rows, on the first stage.
 func (p *pipeline) refusal(e *shardv1.Entry, ids []uint32) error {
 	switch end := uint64(e.GetPosition()) + uint64(e.GetRows()); {
+	case uint64(e.GetPageFrom())+uint64(len(e.GetPages())) > uint64(p.held.cache.PagesFor(p.held.positions())):
+		return fault.New(fault.Invalid, "a block table of %d pages from %d on, for %d positions", len(e.GetPages()),
+			e.GetPageFrom(), p.held.positions())
 	case len(e.GetSession()) != idLen:
 		return fault.New(fault.Invalid, "a session's name of %d bytes, want %d", len(e.GetSession()), idLen)
 	case e.GetRows() == 0:
@@ -330,10 +353,12 @@ func (p *pipeline) compute(ctx context.Context) (err error) {
 		}
 		switch {
 		case w.batch == nil:
-			p.free(w.release)
+			p.release(w.release)
 			err = p.down.release(w.release)
 		case !w.late(time.Now()):
 			err = p.batch(w)
+		default:
+			p.forget(w.batch.GetEntries())
 		}
 		if err != nil {
 			return err

@@ -32,6 +32,8 @@ type Config struct {
 	Threads int
 	// KVPositions bounds the KV cache of each held range, in positions; 0 means 16384.
 	KVPositions int
+	// LeaseLimit bounds the time that a pipeline may take to acknowledge a smaller lease; 0 means 10 s.
+	LeaseLimit time.Duration
 	// Bus carries gradient events; nil for a shard that does not train.
 	Bus Bus
 }
@@ -43,6 +45,8 @@ const (
 	queueLen           = 4                // batches that may wait while one is computed
 	maxEntries         = 1024             // of a batch
 	maxRows            = 4096             // of a batch
+	maxSessions        = 1 << 16          // of a pipeline
+	defaultLeaseLimit  = 10 * time.Second
 )
 
 // Service implements lamina.shard.v1.ShardService.
@@ -76,11 +80,12 @@ type held struct {
 }
 
 // session is the state of one generation on this stage. Only the compute goroutine of its
-// pipeline uses seq.
+// pipeline uses table and seq, of which one is set.
 type session struct {
 	pipeline string
 	epoch    uint64
-	seq      *kvcache.Sequence[float32]
+	table    *kvcache.Table[float32]
+	seq      *kvcache.Sequence[float32] // see reserve
 
 	// The last stage keeps the last row of logits, in case the sampler asks for it.
 	row    []float32
@@ -106,6 +111,9 @@ func New(c Config) *Service {
 	}
 	if s.cfg.KVPositions == 0 {
 		s.cfg.KVPositions = defaultKVPositions
+	}
+	if s.cfg.LeaseLimit == 0 {
+		s.cfg.LeaseLimit = defaultLeaseLimit
 	}
 	if c.Metrics != nil {
 		c.Metrics.MustRegister(s.rows, s.batches, s.compute, prometheus.NewGaugeFunc(
@@ -196,9 +204,10 @@ func (h *held) positions() int {
 // describe returns the description of a span and its load.
 func (h *held) describe() *shardv1.Held {
 	c := &h.stage.Spec
+	leases := h.cache.Leases()
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return &shardv1.Held{
+	out := &shardv1.Held{
 		Model: h.name, Digest: h.digest, Lo: uint32(h.stage.Range.Lo), Hi: uint32(h.stage.Range.Hi),
 		Layers: uint32(len(c.Layers)),
 		Width:  uint32(c.Width), Vocab: uint32(c.Vocab), Context: uint32(c.Context), Architecture: c.Architecture,
@@ -206,7 +215,14 @@ func (h *held) describe() *shardv1.Held {
 		KvPages:   uint32(h.cache.Config().Pages), KvPageLen: uint32(h.cache.Config().PageLen),
 		KvPagesUsed: uint32(h.cache.Used()),
 		Sessions:    uint32(len(h.sessions)), Rows: h.rows, ComputeUs: h.computeUS,
+		Pipelines: uint32(len(leases)),
 	}
+	for _, l := range leases {
+		out.Leases = append(out.Leases, &shardv1.LeaseInfo{
+			Pipeline: []byte(l.Name), Pages: uint32(l.Granted), Used: uint32(l.Used),
+		})
+	}
+	return out
 }
 
 // Describe lists the spans that this shard holds.

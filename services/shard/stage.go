@@ -16,6 +16,8 @@ func (p *pipeline) batch(w work) error {
 	var accepted []*shardv1.Entry
 	row, width := 0, h.stage.Spec.Width
 	seen := make(map[string]bool, len(w.batch.GetEntries()))
+	var lost []*shardv1.Entry // refused
+	defer func() { p.forget(lost) }()
 	for _, e := range w.batch.GetEntries() {
 		n := int(e.GetRows())
 		var ids []uint32
@@ -27,11 +29,12 @@ func (p *pipeline) batch(w work) error {
 			err = fault.New(fault.Invalid, "session %x occurs twice in step %d", e.GetSession(), w.batch.GetStep())
 		}
 		seen[string(e.GetSession())] = true
-		var s *session
+		var seq model.Sequence[float32]
 		if err == nil {
-			s, err = p.admit(e)
+			seq, err = p.admit(e)
 		}
 		if err != nil {
+			lost = append(lost, e)
 			if err := p.refuse(w.batch, e, err); err != nil {
 				return err
 			}
@@ -40,7 +43,7 @@ func (p *pipeline) batch(w work) error {
 		}
 		accepted = append(accepted, e)
 		b.Entries = append(
-			b.Entries, model.Entry[float32]{Seq: s.seq, Pos: int(e.GetPosition()), Rows: n, Logits: int(e.GetLogits())},
+			b.Entries, model.Entry[float32]{Seq: seq, Pos: int(e.GetPosition()), Rows: n, Logits: int(e.GetLogits())},
 		)
 		if h.stage.First() {
 			for _, id := range ids {
@@ -73,39 +76,6 @@ func (p *pipeline) batch(w work) error {
 	return p.down.batch(w.batch, accepted, result) // result points into the stage's scratch buffer
 }
 
-// admit finds or creates an entry's session and reserves KV pages for its rows.
-func (p *pipeline) admit(e *shardv1.Entry) (*session, error) {
-	h := p.held
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	s := h.sessions[string(e.GetSession())]
-	switch {
-	case s == nil:
-		s = &session{pipeline: p.id, epoch: e.GetEpoch(), seq: h.cache.NewSequence()}
-	case s.pipeline != p.id && e.GetEpoch() <= s.epoch:
-		return nil, fault.New(fault.Aborted, "session %x belongs to another pipeline", e.GetSession())
-	case e.GetEpoch() < s.epoch:
-		return nil, fault.New(fault.Aborted, "epoch %d of session %x is below %d", e.GetEpoch(), e.GetSession(),
-			s.epoch)
-	case s.pipeline != p.id:
-		return nil, fault.New(fault.Aborted, "session %x is still held by its former pipeline", e.GetSession())
-	}
-	s.epoch = e.GetEpoch()
-	pos := int(e.GetPosition())
-	if pos > s.seq.Len() {
-		return nil, fault.New(
-			fault.FailedPrecondition, "position %d of session %x is beyond the %d cached", pos, e.GetSession(),
-			s.seq.Len(),
-		)
-	}
-	s.seq.Truncate(pos)
-	if err := s.seq.Reserve(pos + int(e.GetRows())); err != nil {
-		return nil, err
-	}
-	h.sessions[string(e.GetSession())] = s
-	return s, nil
-}
-
 // computed tells the router that a step without tokens is done.
 func (p *pipeline) computed(step uint64) error {
 	return p.send(
@@ -119,33 +89,4 @@ func (p *pipeline) refuse(b *shardv1.Batch, e *shardv1.Entry, err error) error {
 		Session: e.GetSession(), Step: b.GetStep(), Code: uint32(rpc.Code(fault.CodeOf(err))), Message: err.Error(),
 		Lo: uint32(p.held.stage.Range.Lo),
 	}}})
-}
-
-// free returns the KV pages of sessions.
-func (p *pipeline) free(names [][]byte) {
-	h := p.held
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for _, name := range names {
-		if s := h.sessions[string(name)]; s != nil && s.pipeline == p.id {
-			s.seq.Free()
-			delete(h.sessions, string(name))
-		}
-	}
-}
-
-// freeAll returns the KV pages of all sessions of the pipeline. Holding the compute lock
-// means that no batch uses them.
-func (p *pipeline) freeAll() {
-	h := p.held
-	h.compute.Lock()
-	defer h.compute.Unlock()
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for name, s := range h.sessions {
-		if s.pipeline == p.id {
-			s.seq.Free()
-			delete(h.sessions, name)
-		}
-	}
 }

@@ -281,8 +281,8 @@ type Held struct {
 	// Positions that can be computed: the context length for learned position
 	// embeddings; as many as the cache holds for rotary ones.
 	Positions uint32 `protobuf:"varint,16,opt,name=positions,proto3" json:"positions,omitempty"`
-	// In `opened`: KV pages that the pipeline may map at first. Elsewhere 0.
-	Lease uint32 `protobuf:"varint,17,opt,name=lease,proto3" json:"lease,omitempty"`
+	// In `opened` only: KV pages that the pipeline may map at first. It may be 0.
+	Lease *uint32 `protobuf:"varint,17,opt,name=lease,proto3,oneof" json:"lease,omitempty"`
 	// Pipelines that are open on this range.
 	Pipelines uint32 `protobuf:"varint,18,opt,name=pipelines,proto3" json:"pipelines,omitempty"`
 	// Their leases, in the order in which they were opened.
@@ -434,8 +434,8 @@ func (x *Held) GetPositions() uint32 {
 }
 
 func (x *Held) GetLease() uint32 {
-	if x != nil {
-		return x.Lease
+	if x != nil && x.Lease != nil {
+		return *x.Lease
 	}
 	return 0
 }
@@ -897,7 +897,8 @@ type Entry struct {
 	// The page ids of the block table from index `page_from` on; what the table held there
 	// before is dropped from it, but not unmapped. The table does not change if `page_from`
 	// is 0 and this is empty. A table names no page twice, covers the entry's last position
-	// and is no longer than kv_pages. Its pages below `position` have to be mapped already.
+	// and is no longer than `Held.positions` need. Its pages below `position` have to be
+	// mapped already.
 	Pages         []uint32 `protobuf:"varint,10,rep,packed,name=pages,proto3" json:"pages,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3318,7 +3319,7 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x04held\x18\x01 \x03(\v2\x15.lamina.shard.v1.HeldR\x04held\x12!\n" +
 	"\fkernel_class\x18\x02 \x01(\tR\vkernelClass\x12\x18\n" +
 	"\athreads\x18\x03 \x01(\rR\athreads\x12\x16\n" +
-	"\x06trains\x18\x04 \x01(\bR\x06trains\"\x8a\x04\n" +
+	"\x06trains\x18\x04 \x01(\bR\x06trains\"\x99\x04\n" +
 	"\x04Held\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x0e\n" +
@@ -3337,10 +3338,11 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\n" +
 	"compute_us\x18\x0e \x01(\x04R\tcomputeUs\x12\"\n" +
 	"\farchitecture\x18\x0f \x01(\tR\farchitecture\x12\x1c\n" +
-	"\tpositions\x18\x10 \x01(\rR\tpositions\x12\x14\n" +
-	"\x05lease\x18\x11 \x01(\rR\x05lease\x12\x1c\n" +
+	"\tpositions\x18\x10 \x01(\rR\tpositions\x12\x19\n" +
+	"\x05lease\x18\x11 \x01(\rH\x00R\x05lease\x88\x01\x01\x12\x1c\n" +
 	"\tpipelines\x18\x12 \x01(\rR\tpipelines\x122\n" +
-	"\x06leases\x18\x13 \x03(\v2\x1a.lamina.shard.v1.LeaseInfoR\x06leases\"Q\n" +
+	"\x06leases\x18\x13 \x03(\v2\x1a.lamina.shard.v1.LeaseInfoR\x06leasesB\b\n" +
+	"\x06_lease\"Q\n" +
 	"\tLeaseInfo\x12\x1a\n" +
 	"\bpipeline\x18\x01 \x01(\fR\bpipeline\x12\x14\n" +
 	"\x05pages\x18\x02 \x01(\rR\x05pages\x12\x12\n" +
@@ -3673,6 +3675,7 @@ func file_lamina_shard_v1_shard_proto_init() {
 	if File_lamina_shard_v1_shard_proto != nil {
 		return
 	}
+	file_lamina_shard_v1_shard_proto_msgTypes[2].OneofWrappers = []any{}
 	file_lamina_shard_v1_shard_proto_msgTypes[5].OneofWrappers = []any{
 		(*InferRequest_Open)(nil),
 		(*InferRequest_Batch)(nil),

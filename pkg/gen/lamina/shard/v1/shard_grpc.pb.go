@@ -114,6 +114,8 @@ const (
 //     acknowledged.
 //   - Pages that become free by acknowledgements, or when a pipeline ends, go to the
 //     pipelines below the target, which are sent `lease` with the larger number.
+//   - A router that has mapped pages and does not acknowledge within 10 seconds is taken
+//     for dead: the stage ends the stream with DEADLINE_EXCEEDED.
 //   - A router that acknowledges a lease while it holds more pages keeps what it holds,
 //     and its lease shrinks as it releases them.
 //
@@ -306,6 +308,8 @@ type ShardService_ExchangeClient = grpc.BidiStreamingClient[ExchangeRequest, Exc
 //     acknowledged.
 //   - Pages that become free by acknowledgements, or when a pipeline ends, go to the
 //     pipelines below the target, which are sent `lease` with the larger number.
+//   - A router that has mapped pages and does not acknowledge within 10 seconds is taken
+//     for dead: the stage ends the stream with DEADLINE_EXCEEDED.
 //   - A router that acknowledges a lease while it holds more pages keeps what it holds,
 //     and its lease shrinks as it releases them.
 //

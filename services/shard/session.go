@@ -1,0 +1,161 @@
+package shard
+
+import (
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
+	"github.com/lamina-mesh/lamina/pkg/model"
+)
+
+// changesTable reports whether an entry brings a change of its session's block table.
+func changesTable(e *shardv1.Entry) bool { return e.GetPageFrom() > 0 || len(e.GetPages()) > 0 }
+
+// admit finds or creates an entry's session and makes sure that there are KV pages for its rows.
+func (p *pipeline) admit(e *shardv1.Entry) (model.Sequence[float32], error) {
+	h, name := p.held, string(e.GetSession())
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s := h.sessions[name]
+	switch {
+	case s == nil && p.sessions >= maxSessions:
+		return nil, fault.New(fault.Exhausted, "the pipeline has %d sessions", p.sessions)
+	case s == nil:
+		s = &session{pipeline: p.id, epoch: e.GetEpoch()}
+	case s.pipeline != p.id && e.GetEpoch() <= s.epoch:
+		return nil, fault.New(fault.Aborted, "session %x belongs to another pipeline", e.GetSession())
+	case e.GetEpoch() < s.epoch:
+		return nil, fault.New(fault.Aborted, "epoch %d of session %x is below %d", e.GetEpoch(), e.GetSession(),
+			s.epoch)
+	case s.pipeline != p.id:
+		return nil, fault.New(fault.Aborted, "session %x is still held by its former pipeline", e.GetSession())
+	}
+	s.epoch = e.GetEpoch()
+	var seq model.Sequence[float32]
+	var err error
+	if s.table != nil || changesTable(e) {
+		seq, err = p.place(s, e)
+	} else {
+		seq, err = p.reserve(s, e)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if h.sessions[name] == nil {
+		h.sessions[name] = s
+		p.sessions++
+	}
+	return seq, nil
+}
+
+// place changes a session's block table as the entry says, and sets its cached length to the entry's
+// position.
+func (p *pipeline) place(s *session, e *shardv1.Entry) (model.Sequence[float32], error) {
+	pos, rows := int(e.GetPosition()), int(e.GetRows())
+	if changesTable(e) {
+		table := s.table
+		if table == nil {
+			table = p.lease.NewTable()
+		}
+		if err := table.Change(int(e.GetPageFrom()), e.GetPages(), pos, rows); err != nil {
+			return nil, err
+		}
+		if s.seq != nil {
+			s.seq.Free()
+			s.seq = nil
+		}
+		s.table = table
+		return table, nil
+	}
+	switch pages := s.table.Pages(); {
+	case pages == 0:
+		return nil, fault.New(fault.FailedPrecondition, "session %x has no block table", e.GetSession())
+	case pos > s.table.Len():
+		return nil, fault.New(fault.FailedPrecondition, "position %d of session %x is beyond the %d cached", pos,
+			e.GetSession(), s.table.Len())
+	case p.held.cache.PagesFor(pos+rows) > pages:
+		return nil, fault.New(fault.Invalid, "position %d of session %x is beyond the %d pages of its block table",
+			pos+rows-1, e.GetSession(), pages)
+	}
+	s.table.Truncate(pos)
+	return s.table, nil
+}
+
+// forget drops the block tables of entries that were not computed although they bring a table change.
+// The router assumes the change was made. Without it a later entry could write to pages that belong to
+// another session by now.
+func (p *pipeline) forget(entries []*shardv1.Entry) {
+	h := p.held
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, e := range entries {
+		s := h.sessions[string(e.GetSession())]
+		if changesTable(e) && s != nil && s.pipeline == p.id && s.epoch <= e.GetEpoch() && s.table != nil {
+			s.table.Free()
+		}
+	}
+}
+
+// release drops sessions, unmaps pages and acknowledges leases, in this order.
+func (p *pipeline) release(r *shardv1.Release) {
+	h := p.held
+	h.mu.Lock()
+	for _, name := range r.GetSessions() {
+		s := h.sessions[string(name)]
+		if s == nil || s.pipeline != p.id {
+			continue
+		}
+		if s.table != nil {
+			s.table.Free()
+		}
+		if s.seq != nil {
+			s.seq.Free()
+		}
+		delete(h.sessions, string(name))
+		p.sessions--
+	}
+	h.mu.Unlock()
+	p.lease.Release(r.GetPages())
+	for _, l := range r.GetLeases() {
+		if int64(l.GetLo()) == int64(h.stage.Range.Lo) {
+			p.lease.Acknowledge(int(l.GetPages()))
+		}
+	}
+}
+
+// end drops all sessions of the pipeline and unmaps its pages. Holding the compute lock means that no
+// batch uses them.
+func (p *pipeline) end() {
+	h := p.held
+	h.compute.Lock()
+	defer h.compute.Unlock()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for name, s := range h.sessions {
+		if s.pipeline != p.id {
+			continue
+		}
+		if s.seq != nil {
+			s.seq.Free()
+		}
+		delete(h.sessions, name)
+	}
+	p.lease.Close() // with all its tables
+}
+
+// reserve serves a session for which the router has never sent a block table: the stage takes pages from
+// the cache itself, outside of the pipeline's lease.
+func (p *pipeline) reserve(s *session, e *shardv1.Entry) (model.Sequence[float32], error) {
+	seq, pos := s.seq, int(e.GetPosition())
+	if seq == nil {
+		seq = p.held.cache.NewSequence()
+	}
+	if pos > seq.Len() {
+		return nil, fault.New(fault.FailedPrecondition, "position %d of session %x is beyond the %d cached", pos,
+			e.GetSession(), seq.Len())
+	}
+	seq.Truncate(pos)
+	if err := seq.Reserve(pos + int(e.GetRows())); err != nil {
+		return nil, err
+	}
+	s.seq = seq
+	return seq, nil
+}
