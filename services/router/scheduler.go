@@ -120,7 +120,7 @@ func (r *runner) run(ctx context.Context) error {
 	tick := time.NewTicker(stepTick)
 	defer tick.Stop()
 	for _, h := range r.p.stages {
-		if h.GetLease() > 0 {
+		if h.Lease != nil {
 			r.events = append(r.events, sched.Lease{Lo: int(h.GetLo()), Pages: int(h.GetLease())})
 		}
 	}
