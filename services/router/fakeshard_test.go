@@ -27,17 +27,17 @@ type fakeShard struct {
 	pages  uint32
 	answer func(log []uint32) uint32 // the best candidate after a log
 
-	mu       sync.Mutex
-	tables   map[string][]uint32 // block tables by session
-	most     int             // largest number of entries in a batch
-	batches  int             // batches received
-	fault    func()          // the fault, which happens once
-	at       int             // the batch in which it happens
-	silent   bool            // takes frames and answers none of them
-	refuse   bool            // refuses every entry
-	poison   uint32          // an id that ends the stream of whoever sends it; 0 for none
-	struck   int             // sessions held when the fault happened
-	faults   []string        // the router's violations of the protocol
+	mu      sync.Mutex
+	tables  map[string][]uint32 // block tables by session
+	most    int                 // largest number of entries in a batch
+	batches int                 // batches received
+	fault   func()              // the fault, which happens once
+	at      int                 // the batch in which it happens
+	silent  bool                // takes frames and answers none of them
+	refuse  bool                // refuses every entry
+	poison  uint32              // an id that ends the stream of whoever sends it; 0 for none
+	struck  int                 // sessions held when the fault happened
+	faults  []string            // the router's violations of the protocol
 }
 
 func newFakeShard(d *rpc.Dialer, lo, hi int) *fakeShard {

@@ -289,7 +289,7 @@ func (q *request) generate(ctx context.Context) error {
 	moves := 0 // since the last token
 	for epoch := uint64(1); ; epoch++ {
 		had := len(q.log)
-		p, err := q.service.assign(ctx, q.digest, q.length(), moveLimit)
+		p, err := q.service.assign(ctx, q.digest, work{auth.Tenant(ctx), q.log, q.length()}, moveLimit)
 		if err != nil {
 			return err
 		}

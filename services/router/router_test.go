@@ -213,9 +213,10 @@ func TestService_FullQueue_RefusesWithRetryHint(t *testing.T) {
 	defer cancel()
 	var wg sync.WaitGroup
 	refused := make(chan error, 64)
-	for range 64 { // the cache holds 16 requests of the full context length and the queue one more
+	for i := range 64 { // the cache holds 16 prompts of the full context length and the queue one more
 		wg.Go(func() {
-			_, err := m.generate(ctx, greedy("full", contextLen-4), nil)
+			prompt := fmt.Sprintf("%02d", i) + strings.Repeat("x", contextLen-8)
+			_, err := m.generate(ctx, greedy(prompt, 4), nil)
 			refused <- err
 		})
 	}

@@ -3,6 +3,8 @@ package router
 import (
 	"context"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -16,6 +18,7 @@ import (
 	tokenizerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
 	"github.com/lamina-mesh/lamina/pkg/journal"
 	"github.com/lamina-mesh/lamina/pkg/plan"
+	"github.com/lamina-mesh/lamina/pkg/sched"
 )
 
 // Dialer reaches the other services.
@@ -167,23 +170,28 @@ func (s *Service) notifyChange() {
 	s.changed = make(chan struct{})
 }
 
-// pick returns the least loaded pipeline of a model, given its name or digest. An empty name means
-// the only model.
+// pick returns a pipeline of a model, given its name or digest. An empty name means the only model.
 func (s *Service) pick(name string) (*pipeline, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.best(name, 0)
+	return s.best(name, work{})
 }
 
-// assign picks the pipeline for a sequence of the given length and counts it there at once, so that
-// sequences that arrive together are spread over the pipelines. It waits at most the given time for
-// a pipeline.
-func (s *Service) assign(ctx context.Context, name string, length int, wait time.Duration) (*pipeline, error) {
+// work is a sequence that needs a pipeline.
+type work struct {
+	tenant string
+	log    []int32
+	maxLen int // the longest that the log may become
+}
+
+// assign picks the pipeline for a sequence and counts it there at once, so that sequences that arrive
+// together are spread over the pipelines. It waits at most the given time for a pipeline.
+func (s *Service) assign(ctx context.Context, name string, w work, wait time.Duration) (*pipeline, error) {
 	limit := time.NewTimer(wait)
 	defer limit.Stop()
 	for {
 		s.mu.Lock()
-		best, err := s.best(name, length)
+		best, err := s.best(name, w)
 		changed := s.changed
 		if best != nil {
 			best.assigned.Add(1)
@@ -202,38 +210,48 @@ func (s *Service) assign(ctx context.Context, name string, length int, wait time
 	}
 }
 
-// best returns the least loaded pipeline of a model whose KV cache holds length positions. It
-// returns a draft pipeline only if the request names the draft model and no other pipeline serves
-// it. The caller holds mu.
-func (s *Service) best(name string, length int) (*pipeline, error) {
+// best returns the pipeline of a model that a sequence should be sent to, among those whose KV cache
+// can hold it. It returns a draft pipeline only if the request names the draft model and no other
+// pipeline serves it. The caller holds mu.
+func (s *Service) best(name string, w work) (*pipeline, error) {
 	digests := map[string]bool{}
-	var best *pipeline
 	for _, draft := range []bool{false, true} {
-		if draft && (name == "" || best != nil) {
+		if draft && name == "" {
 			break
 		}
-		for _, p := range s.pipelines {
+		var found []*pipeline
+		var candidates []sched.Candidate
+		for _, id := range slices.Sorted(maps.Keys(s.pipelines)) {
+			p := s.pipelines[id]
 			if p.draft != draft || p.dead() || name != "" && p.chain.Digest() != name && p.model() != name {
 				continue
 			}
 			digests[p.chain.Digest()] = true
-			if p.capacity() < length {
-				continue
-			}
-			if best == nil || p.load() < best.load() || p.load() == best.load() && p.id < best.id {
-				best = p
+			if c, ok := p.candidate(w); ok {
+				found, candidates = append(found, p), append(candidates, c)
 			}
 		}
-	}
-	switch {
-	case len(digests) > 1 && name == "":
-		return nil, fault.Field("model", "several models are served: name one")
-	case len(digests) > 1:
-		return nil, fault.Field("model", "%q names several models: give a digest", name)
-	case best != nil:
-		return best, nil
+		switch {
+		case len(digests) > 1 && name == "":
+			return nil, fault.Field("model", "several models are served: name one")
+		case len(digests) > 1:
+			return nil, fault.Field("model", "%q names several models: give a digest", name)
+		case len(found) > 0:
+			return found[sched.Route(candidates)], nil
+		}
 	}
 	return nil, s.noPipeline(name)
+}
+
+// candidate describes the pipeline as a place for a sequence. ok is false if its KV cache cannot hold
+// the sequence.
+func (p *pipeline) candidate(w work) (c sched.Candidate, ok bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.sched.ContextLength() < w.maxLen {
+		return c, false
+	}
+	return sched.Candidate{Load: int(p.load()), Cached: p.sched.Cached(w.tenant, "", w.log)}, true
 }
 
 // metrics holds the router's metrics.
