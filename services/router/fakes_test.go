@@ -215,6 +215,9 @@ func (p *fakeSampling) pick(row *samplerv1.Row) error {
 	t := &samplerv1.Token{
 		Session: row.GetSession(), Epoch: row.GetEpoch(), Position: row.GetPosition() + 1, Id: id, Logprob: -0.5,
 	}
+	if add.GetRules().GetTopLogprobs() > 0 {
+		t.Top = []*samplerv1.Candidate{{Id: id, Logprob: -0.5}}
+	}
 	if limit := add.GetRules().GetMaxTokens(); limit > 0 && p.counts[name] >= int(limit) {
 		t.FinishReason = samplerv1.FinishReason_FINISH_REASON_LENGTH
 	}

@@ -1,0 +1,829 @@
+package router_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/lamina-mesh/lamina/pkg/auth"
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	journalv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/journal/v1"
+	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
+	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
+	bus "github.com/lamina-mesh/lamina/pkg/gradbus/nats"
+	"github.com/lamina-mesh/lamina/pkg/journal"
+	"github.com/lamina-mesh/lamina/pkg/journal/nats"
+	"github.com/lamina-mesh/lamina/pkg/rpc"
+	"github.com/lamina-mesh/lamina/services/router"
+)
+
+// peer is a further router of a mesh.
+type peer struct {
+	service *router.Service
+	client  routerv1.RouterServiceClient
+	cancel  context.CancelFunc // stops it at once, without a drain
+	wait    func()
+}
+
+func (p *peer) kill() {
+	p.cancel()
+	p.wait()
+}
+
+// peer starts a further router and waits for its pipelines.
+func (m *mesh) peer(name string, cfg router.Config) *peer {
+	m.t.Helper()
+	cfg.Dialer, cfg.Registry = m.dialer, m.registry
+	p := &peer{service: router.New(cfg)}
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	p.cancel, p.wait = cancel, wg.Wait
+	m.t.Cleanup(p.kill)
+	wg.Go(func() {
+		if err := p.service.Run(ctx); err != nil {
+			m.t.Error(err)
+		}
+	})
+	m.serve(ctx, &wg, "router", name, p.service.Register)
+	conn, err := m.dialer.Dial("mem:" + name)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	p.client = routerv1.NewRouterServiceClient(conn)
+	await, stop := context.WithTimeout(ctx, patience)
+	defer stop()
+	if err := p.service.AwaitPipelines(await, 1); err != nil {
+		m.t.Fatalf("wait for the pipelines of %s: %v", name, err)
+	}
+	return p
+}
+
+// resumable returns a request whose log survives its router.
+func resumable(prompt string, n int) *routerv1.GenerateRequest {
+	r := greedy(prompt, n)
+	r.Resumable, r.ClientState = true, []byte("state of "+prompt)
+	return r
+}
+
+// part is what a client has read of a resumable request.
+type part struct {
+	id       string
+	started  *routerv1.Started
+	tokens   []*routerv1.TokenEvent
+	prompt   string
+	finished *routerv1.Finished
+}
+
+// text returns the text of the tokens, with the end.
+func (p *part) text() string {
+	var b strings.Builder
+	for _, t := range p.tokens {
+		b.WriteString(t.GetText())
+	}
+	return b.String() + p.finished.GetText()
+}
+
+// from returns the index of the next token.
+func (p *part) from() uint32 { return uint32(len(p.tokens)) }
+
+type eventStream interface {
+	Recv() (*routerv1.ResumeResponse, error)
+}
+
+// generated makes the stream of Generate one of Resume; the two have the same fields.
+type generated struct {
+	routerv1.RouterService_GenerateClient
+}
+
+func (g generated) Recv() (*routerv1.ResumeResponse, error) {
+	e, err := g.RouterService_GenerateClient.Recv()
+	if err != nil {
+		return nil, err
+	}
+	data, err := proto.Marshal(e)
+	if err != nil {
+		return nil, err
+	}
+	out := &routerv1.ResumeResponse{}
+	return out, proto.Unmarshal(data, out)
+}
+
+// read reads a stream until it ends, or until each returns false after a token. Tokens must come in order,
+// each once.
+func (p *part) read(stream eventStream, each func(n int) bool) error {
+	for {
+		r, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		switch e := r.GetEvent().(type) {
+		case *routerv1.ResumeResponse_Started:
+			p.started, p.id = e.Started, e.Started.GetRequestId()
+		case *routerv1.ResumeResponse_Prompt:
+			for _, t := range e.Prompt.GetTokens() {
+				p.prompt += t.GetText()
+			}
+		case *routerv1.ResumeResponse_Token:
+			if e.Token.GetIndex() != p.from() {
+				return fmt.Errorf("token %d comes where %d is due", e.Token.GetIndex(), p.from())
+			}
+			p.tokens = append(p.tokens, e.Token)
+			if each != nil && !each(len(p.tokens)) {
+				return nil
+			}
+		case *routerv1.ResumeResponse_Finished:
+			p.finished = e.Finished
+			if _, err := stream.Recv(); !errors.Is(err, io.EOF) {
+				return fmt.Errorf("after the end: %w", err)
+			}
+			return nil
+		}
+	}
+}
+
+func patient(t *testing.T) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func as(ctx context.Context, tenant string) context.Context {
+	return metadata.AppendToOutgoingContext(ctx, auth.TenantKey, tenant)
+}
+
+func (p *part) generate(ctx context.Context, c routerv1.RouterServiceClient, r *routerv1.GenerateRequest,
+	each func(int) bool) error {
+	stream, err := c.Generate(ctx, r)
+	if err != nil {
+		return err
+	}
+	return p.read(generated{stream}, each)
+}
+
+// resume continues after the last token.
+func (p *part) resume(ctx context.Context, c routerv1.RouterServiceClient, each func(int) bool) error {
+	stream, err := c.Resume(ctx, &routerv1.ResumeRequest{RequestId: p.id, From: p.from()})
+	if err != nil {
+		return err
+	}
+	return p.read(stream, each)
+}
+
+func (p *part) expect(t *testing.T, prompt string, n int) {
+	t.Helper()
+	if got, want := p.text(), expect(prompt, n); got != want {
+		t.Errorf("%q: text %q, want %q", prompt, got, want)
+	}
+	if p.finished.GetFinishReason() != samplerv1.FinishReason_FINISH_REASON_LENGTH ||
+		p.finished.GetUsage().GetCompletionTokens() != uint32(n) ||
+		p.finished.GetUsage().GetPromptTokens() != uint32(len(prompt)) {
+		t.Errorf("%q: finished %v", prompt, p.finished)
+	}
+}
+
+// journals opens the journals with which the tests run.
+func journals(t *testing.T) map[string]func(t *testing.T) journal.Journal {
+	t.Helper()
+	return map[string]func(t *testing.T) journal.Journal{
+		"memory": func(*testing.T) journal.Journal { return journal.NewMemory(journal.Limits{Bytes: 1 << 24}) },
+		"jetstream": func(t *testing.T) journal.Journal {
+			e, err := bus.NewEmbedded(t.TempDir())
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() {
+				if err := e.Close(); err != nil {
+					t.Error(err)
+				}
+			})
+			conn, err := e.Dial()
+			if err != nil {
+				t.Fatal(err)
+			}
+			j, err := nats.New(conn, nats.Config{Memory: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { j.Close() })
+			return j
+		},
+	}
+}
+
+func TestResume_LostRouter_StreamsContinueOnAnother(t *testing.T) {
+	for name, open := range journals(t) {
+		t.Run(name, func(t *testing.T) {
+			j := open(t)
+			m := newMesh(t, 2, 1, router.Config{})
+			b := m.peer("router-b", router.Config{Journal: j})
+			a := m.peer("router-a", router.Config{Journal: j})
+			const streams, tokens = 16, 300
+			m.shards["shard-0-0"].strike(100, a.cancel) // in the middle of a batch
+			parts := make([]part, streams)
+			prompt := func(i int) string { return fmt.Sprintf("stream %d", i) }
+			var wg sync.WaitGroup
+			for i := range parts {
+				wg.Go(func() {
+					p := &parts[i]
+					if err := p.generate(patient(t), a.client, resumable(prompt(i), tokens), nil); err == nil {
+						t.Errorf("stream %d ended before its router was lost", i)
+						return
+					}
+					if !p.started.GetResumable() || p.started.GetMaxTokens() != tokens || len(p.tokens) == 0 {
+						t.Errorf("stream %d: %d tokens, started %v", i, len(p.tokens), p.started)
+						return
+					}
+					a.wait()
+					if err := p.resume(patient(t), b.client, nil); err != nil {
+						t.Errorf("stream %d: resume after %d tokens: %v", i, len(p.tokens), err)
+						return
+					}
+					p.expect(t, prompt(i), tokens)
+					if string(p.started.GetClientState()) != "state of "+prompt(i) {
+						t.Errorf("stream %d: state %q", i, p.started.GetClientState())
+					}
+				})
+			}
+			wg.Wait()
+			eventually(t, "the release of every session", func() bool { return m.used() == 0 })
+			m.check()
+		})
+	}
+}
+
+func TestResume_LostConnection_SameRouterGoesOn(t *testing.T) {
+	m := newMesh(t, 1, 1, router.Config{}) // without a journal
+	var p part
+	ctx, cancel := context.WithCancel(patient(t))
+	if err := p.generate(ctx, m.client, resumable("connection", 200), func(n int) bool { return n < 20 }); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	if err := p.resume(patient(t), m.client, func(n int) bool { return n < 40 }); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.resume(patient(t), m.client, nil); err != nil {
+		t.Fatal(err)
+	}
+	p.expect(t, "connection", 200)
+	var whole part // it may be read again
+	whole.id = p.id
+	if err := whole.resume(patient(t), m.client, nil); err != nil {
+		t.Fatal(err)
+	}
+	whole.expect(t, "connection", 200)
+}
+
+func TestResume_TwoReaders_SeeTheSameEvents(t *testing.T) {
+	j := journal.NewMemory(journal.Limits{Bytes: 1 << 24})
+	m := newMesh(t, 1, 1, router.Config{Journal: j})
+	r := resumable("echoed prompt", 100)
+	r.Echo, r.TopLogprobs = true, 1
+	var first part
+	if err := first.generate(patient(t), m.client, r, nil); err != nil {
+		t.Fatal(err)
+	}
+	for name, client := range map[string]routerv1.RouterServiceClient{
+		"the same router": m.client, "another router": m.peer("router-b", router.Config{Journal: j}).client,
+	} {
+		second := part{id: first.id}
+		stored(t, j, journal.Key{ID: first.id})
+		if err := second.resume(patient(t), client, nil); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		second.started.ClientState = nil
+		if !proto.Equal(first.started, second.started) {
+			t.Errorf("%s: started %v, want %v", name, second.started, first.started)
+		}
+		if first.prompt != "echoed prompt" || second.prompt != first.prompt {
+			t.Errorf("%s: prompts %q and %q", name, first.prompt, second.prompt)
+		}
+		for i, e := range first.tokens {
+			if len(e.GetTop()) != 1 {
+				t.Fatalf("token %d has %d candidates", i, len(e.GetTop()))
+			}
+			if i >= len(second.tokens) || !proto.Equal(e, second.tokens[i]) {
+				t.Fatalf("%s: token %d differs", name, i)
+			}
+		}
+		second.finished.Timings, first.finished.Timings = nil, nil
+		if !proto.Equal(first.finished, second.finished) {
+			t.Errorf("%s: finished %v, want %v", name, second.finished, first.finished)
+		}
+	}
+}
+
+// stored waits until the journal has the end of a request.
+func stored(t *testing.T, j journal.Journal, k journal.Key) {
+	t.Helper()
+	eventually(t, "the end of the journal", func() bool {
+		records, err := j.Read(t.Context(), k)
+		if err != nil {
+			return false
+		}
+		last := &journalv1.Record{}
+		return proto.Unmarshal(records[len(records)-1].Data, last) == nil && last.GetEnd() != nil
+	})
+}
+
+func TestResume_StopString_EndsAtTheSamePlace(t *testing.T) {
+	j := journal.NewMemory(journal.Limits{Bytes: 1 << 24})
+	m := newMesh(t, 1, 1, router.Config{})
+	a, b := m.peer("router-a", router.Config{Journal: j}), m.peer("router-b", router.Config{Journal: j})
+	whole := expect("stop where", 300)
+	r := resumable("stop where", 300)
+	r.Stop = []string{whole[200:206]}
+	m.shards["shard-0-0"].strike(100, a.cancel)
+	var p part
+	if err := p.generate(patient(t), a.client, r, nil); err == nil || len(p.tokens) == 0 {
+		t.Fatalf("%d tokens before the router was lost, %v", len(p.tokens), err)
+	}
+	a.wait()
+	if err := p.resume(patient(t), b.client, nil); err != nil {
+		t.Fatal(err)
+	}
+	if want := whole[:strings.Index(whole, r.GetStop()[0])]; p.text() != want {
+		t.Errorf("text %q, want %q", p.text(), want)
+	}
+	stored(t, j, journal.Key{ID: p.id})
+	c := m.peer("router-c", router.Config{Journal: j})
+	again := part{id: p.id}
+	if err := again.resume(patient(t), c.client, nil); err != nil || again.text() != p.text() ||
+		again.finished.GetFinishReason() != samplerv1.FinishReason_FINISH_REASON_STOP {
+		t.Errorf("from the journal: %q, %v, %v", again.text(), again.finished, err)
+	}
+}
+
+func TestResume_PlaceInTheAnswer(t *testing.T) {
+	j := journal.NewMemory(journal.Limits{Bytes: 1 << 24})
+	m := newMesh(t, 1, 1, router.Config{Journal: j})
+	other := m.peer("router-b", router.Config{Journal: j})
+	var p part
+	whole := expect("places", 50)
+	r := resumable("places", 80)
+	r.Stop = []string{whole[48:]}
+	if err := p.generate(patient(t), m.client, r, nil); err != nil {
+		t.Fatal(err)
+	}
+	total := len(p.tokens)
+	if total >= 80 {
+		t.Fatalf("%d tokens", total)
+	}
+	stored(t, j, journal.Key{ID: p.id})
+	for name, client := range map[string]routerv1.RouterServiceClient{"same": m.client, "other": other.client} {
+		for _, c := range []struct {
+			from uint32
+			code codes.Code
+		}{
+			{0, codes.OK}, {1, codes.OK}, {uint32(total) - 1, codes.OK}, {uint32(total), codes.OK},
+			{uint32(total) + 1, codes.OutOfRange}, {81, codes.OutOfRange}, {1 << 24, codes.OutOfRange},
+			{1<<24 + 1, codes.InvalidArgument}, {1<<32 - 1, codes.InvalidArgument},
+		} {
+			got := part{id: p.id, tokens: make([]*routerv1.TokenEvent, min(int(c.from), total))}
+			stream, err := client.Resume(patient(t), &routerv1.ResumeRequest{RequestId: p.id, From: c.from})
+			if err == nil {
+				err = got.read(stream, nil)
+			}
+			if status.Code(err) != c.code {
+				t.Errorf("%s router, from %d: %v, want %v", name, c.from, err, c.code)
+			}
+			var f *fault.Error
+			if c.code != codes.OK && (!errors.As(rpc.FromStatus(err), &f) || f.Field != "from") {
+				t.Errorf("%s router, from %d: %v does not name the field", name, c.from, err)
+			}
+			if c.code == codes.OK && len(got.tokens) != total {
+				t.Errorf("%s router, from %d: %d tokens in all, want %d", name, c.from, len(got.tokens), total)
+			}
+		}
+	}
+}
+
+func TestResume_OnlyItsTenantKnowsARequest(t *testing.T) {
+	j := journal.NewMemory(journal.Limits{Bytes: 1 << 24})
+	m := newMesh(t, 1, 1, router.Config{Journal: j})
+	other := m.peer("router-b", router.Config{Journal: j})
+	var p part
+	if err := p.generate(as(patient(t), "a"), m.client, resumable("secret", 20), nil); err != nil {
+		t.Fatal(err)
+	}
+	stored(t, j, journal.Key{Tenant: "a", ID: p.id})
+	for _, client := range []routerv1.RouterServiceClient{m.client, other.client} {
+		for _, tenant := range []string{"b", ""} {
+			got := part{id: p.id}
+			if err := got.resume(as(patient(t), tenant), client, nil); status.Code(err) != codes.NotFound ||
+				got.started != nil {
+				t.Errorf("tenant %q: %v", tenant, err)
+			}
+			_, err := client.Cancel(as(patient(t), tenant), &routerv1.CancelRequest{RequestId: p.id})
+			if status.Code(err) != codes.NotFound {
+				t.Errorf("cancel by tenant %q: %v", tenant, err)
+			}
+		}
+		got := part{id: p.id}
+		if err := got.resume(as(patient(t), "a"), client, nil); err != nil {
+			t.Error(err)
+		}
+		for _, id := range []string{strings.Repeat("0", 32), "short", p.id + "0"} {
+			unknown := part{id: id}
+			if err := unknown.resume(as(patient(t), "a"), client, nil); status.Code(err) != codes.NotFound {
+				t.Errorf("unknown id %q: %v", id, err)
+			}
+		}
+		bad := part{id: "no blanks"}
+		if err := bad.resume(patient(t), client, nil); status.Code(err) != codes.InvalidArgument {
+			t.Errorf("an id that cannot be: %v", err)
+		}
+	}
+}
+
+func withID(ctx context.Context, id string) context.Context {
+	return metadata.AppendToOutgoingContext(ctx, "x-request-id", id)
+}
+
+func TestResume_IDsOfClients(t *testing.T) {
+	j := journal.NewMemory(journal.Limits{Bytes: 1 << 24})
+	m := newMesh(t, 1, 1, router.Config{Journal: j})
+	id := strings.Repeat("9a", 16)
+	var p part
+	if err := p.generate(withID(patient(t), id), m.client, resumable("own id", 20), nil); err != nil || p.id != id {
+		t.Fatalf("id %q, %v", p.id, err)
+	}
+	var again part
+	err := again.generate(withID(patient(t), id), m.client, resumable("hijack", 20), nil)
+	if status.Code(err) != codes.AlreadyExists {
+		t.Errorf("the id of another request: %v", err)
+	}
+	err = again.generate(withID(patient(t), "req-1"), m.client, resumable("hijack", 20), nil)
+	var f *fault.Error
+	if !errors.As(rpc.FromStatus(err), &f) || f.Code != fault.Invalid || f.Field != "x-request-id" {
+		t.Errorf("an id that can be guessed: %v", err)
+	}
+	if err := again.generate(withID(as(patient(t), "b"), id), m.client, resumable("theirs", 20), nil); err != nil {
+		t.Errorf("the same id of another tenant: %v", err)
+	}
+	again.expect(t, "theirs", 20)
+	// A router that does not know the id learns from the journal that it is in use.
+	stored(t, j, journal.Key{ID: id})
+	other := m.peer("router-b", router.Config{Journal: j})
+	var late part
+	err = late.generate(withID(patient(t), id), other.client, resumable("hijack", 1000), nil)
+	if status.Code(err) != codes.AlreadyExists {
+		t.Errorf("the id of a request of another router: %v", err)
+	}
+	p.tokens = nil
+	if err := p.resume(patient(t), other.client, nil); err != nil {
+		t.Error(err)
+	}
+	p.expect(t, "own id", 20)
+}
+
+func TestResume_WhatCannotBeResumable(t *testing.T) {
+	m := newMesh(t, 1, 1, router.Config{})
+	for field, change := range map[string]func(*routerv1.GenerateRequest){
+		"resumable": func(r *routerv1.GenerateRequest) { r.Sampling.Choices = 2 },
+		"resumable ": func(r *routerv1.GenerateRequest) {
+			r.Echo, r.PromptLogprobs = true, true
+		},
+		"client_state":  func(r *routerv1.GenerateRequest) { r.ClientState = make([]byte, 256<<10+1) },
+		"client_state ": func(r *routerv1.GenerateRequest) { r.Resumable = false },
+		"max_tokens":    func(r *routerv1.GenerateRequest) { r.MaxTokens = 1 << 30 },
+	} {
+		r := resumable("never", 4)
+		change(r)
+		var p part
+		err := p.generate(patient(t), m.client, r, nil)
+		var f *fault.Error
+		if !errors.As(rpc.FromStatus(err), &f) || f.Code != fault.Invalid || f.Field != strings.TrimSpace(field) {
+			t.Errorf("%s: %v", field, err)
+		}
+	}
+}
+
+func TestResume_TwoRouters_OneStops(t *testing.T) {
+	for name, open := range journals(t) {
+		t.Run(name, func(t *testing.T) {
+			j := open(t)
+			m := newMesh(t, 1, 1, router.Config{})
+			a, b := m.peer("router-a", router.Config{Journal: j}), m.peer("router-b", router.Config{Journal: j})
+			var p part
+			taken := make(chan error, 1)
+			second := part{}
+			// The first client is held up after 10 tokens while the second one resumes at the other router.
+			stream, err := a.client.Generate(patient(t), resumable("taken", 1000))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := p.read(generated{stream}, func(n int) bool { return n < 10 }); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "the beginning of the journal", func() bool {
+				_, err := j.Read(t.Context(), journal.Key{ID: p.id})
+				return err == nil
+			})
+			second.id = p.id
+			go func() { taken <- second.resume(patient(t), b.client, nil) }()
+			err = p.read(generated{stream}, nil)
+			if err := <-taken; err != nil {
+				t.Fatalf("the router that took over: %v", err)
+			}
+			second.expect(t, "taken", 1000)
+			if err == nil { // it was faster than the takeover
+				p.expect(t, "taken", 1000)
+				t.Log("the first router had ended already")
+				return
+			}
+			if status.Code(err) != codes.Aborted {
+				t.Errorf("the router that was overtaken: %v", err)
+			}
+			if err := p.resume(patient(t), a.client, nil); err != nil { // back again
+				t.Fatal(err)
+			}
+			p.expect(t, "taken", 1000)
+		})
+	}
+}
+
+func TestResume_NoReader_EndsAfterTheGrace(t *testing.T) {
+	metrics := prometheus.NewRegistry()
+	m := newMesh(t, 1, 1, router.Config{Grace: 50 * time.Millisecond, Metrics: metrics})
+	m.shards["shard-0-0"].freeze(20) // the request cannot end by itself
+	ctx, cancel := context.WithCancel(patient(t))
+	var p part
+	if err := p.generate(ctx, m.client, resumable("gone", 900), func(n int) bool { return n < 5 }); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	eventually(t, "the end of the request", func() bool {
+		return counted(t, metrics, "lamina_router_requests_total", "canceled") == 1
+	})
+	eventually(t, "its removal", func() bool {
+		got := part{id: p.id}
+		return status.Code(got.resume(patient(t), m.client, nil)) == codes.NotFound
+	})
+}
+
+// counted returns the value of a counter with one label.
+func counted(t *testing.T, r *prometheus.Registry, name, label string) float64 {
+	t.Helper()
+	families, err := r.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		for _, c := range f.GetMetric() {
+			if f.GetName() == name && c.GetLabel()[0].GetValue() == label {
+				return c.GetCounter().GetValue()
+			}
+		}
+	}
+	return 0
+}
+
+func TestResume_Cancel_EndsTheRequestEverywhere(t *testing.T) {
+	for _, where := range []string{"same router", "other router"} {
+		t.Run(where, func(t *testing.T) {
+			j := journal.NewMemory(journal.Limits{Bytes: 1 << 24})
+			m := newMesh(t, 1, 1, router.Config{})
+			a, b := m.peer("router-a", router.Config{Journal: j}), m.peer("router-b", router.Config{Journal: j})
+			at := map[string]*peer{"same router": a, "other router": b}[where]
+			var p part
+			key := func() journal.Key { return journal.Key{ID: p.id} }
+			ended := make(chan error, 1)
+			stream, err := a.client.Generate(patient(t), resumable("cancel", 1000))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := p.read(generated{stream}, func(n int) bool { return n < 3 }); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "the beginning of the journal", func() bool {
+				_, err := j.Read(t.Context(), key())
+				return err == nil
+			})
+			if _, err := at.client.Cancel(patient(t), &routerv1.CancelRequest{RequestId: p.id}); err != nil {
+				t.Fatal(err)
+			}
+			go func() { ended <- p.read(generated{stream}, nil) }()
+			if code := status.Code(<-ended); code != codes.Canceled && code != codes.Aborted {
+				t.Errorf("the stream ended with %v", code)
+			}
+			stored(t, j, key())
+			for _, r := range []*peer{a, b} {
+				got := part{id: p.id}
+				if err := got.resume(patient(t), r.client, nil); status.Code(err) != codes.Canceled {
+					t.Errorf("resume after cancel: %v", err)
+				}
+			}
+			eventually(t, "the release of every session", func() bool { return m.used() == 0 })
+		})
+	}
+}
+
+// broken is a journal whose appends fail.
+type broken struct {
+	journal.Journal
+	mu  sync.Mutex
+	err error
+}
+
+func (b *broken) Append(ctx context.Context, k journal.Key, after uint64, data []byte) (uint64, error) {
+	b.mu.Lock()
+	err := b.err
+	b.mu.Unlock()
+	if err != nil {
+		return 0, err
+	}
+	return b.Journal.Append(ctx, k, after, data)
+}
+
+func TestResume_JournalThatFails_DelaysNoToken(t *testing.T) {
+	for _, code := range []fault.Code{fault.Unavailable, fault.Exhausted, fault.Invalid} {
+		t.Run(code.String(), func(t *testing.T) {
+			j := &broken{Journal: journal.NewMemory(journal.Limits{Bytes: 1 << 24}), err: fault.New(code, "test")}
+			metrics := prometheus.NewRegistry()
+			m := newMesh(t, 1, 1, router.Config{Journal: j, Metrics: metrics})
+			var p part
+			if err := p.generate(patient(t), m.client, resumable("no journal", 300), nil); err != nil {
+				t.Fatal(err)
+			}
+			if code != fault.Unavailable { // this may still pass
+				eventually(t, "the metric", func() bool {
+					return counted(t, metrics, "lamina_router_unjournaled_total", code.String()) == 1
+				})
+			}
+			p.expect(t, "no journal", 300)
+			p.tokens = p.tokens[:100]
+			if err := p.resume(patient(t), m.client, nil); err != nil {
+				t.Errorf("resume at its own router: %v", err)
+			}
+			p.expect(t, "no journal", 300)
+			other := m.peer("router-b", router.Config{Journal: j})
+			if err := p.resume(patient(t), other.client, nil); status.Code(err) != codes.NotFound {
+				t.Errorf("resume at another router: %v", err)
+			}
+		})
+	}
+}
+
+func TestResume_JournalThatComesBack_IsCompleted(t *testing.T) {
+	j := &broken{Journal: journal.NewMemory(journal.Limits{Bytes: 1 << 24}), err: fault.New(fault.Unavailable, "test")}
+	m := newMesh(t, 1, 1, router.Config{Journal: j})
+	var p part
+	err := p.generate(patient(t), m.client, resumable("late journal", 300), func(n int) bool {
+		if n == 200 {
+			j.mu.Lock()
+			j.err = nil
+			j.mu.Unlock()
+		}
+		return true
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stored(t, j, journal.Key{ID: p.id})
+	other := m.peer("router-b", router.Config{Journal: j})
+	p.tokens = nil
+	if err := p.resume(patient(t), other.client, nil); err != nil {
+		t.Fatal(err)
+	}
+	p.expect(t, "late journal", 300)
+}
+
+func TestResume_TokensBeyondTheJournal_AreTheSame(t *testing.T) {
+	// The journal has less than the client, whose router is lost.
+	j := &broken{Journal: journal.NewMemory(journal.Limits{Bytes: 1 << 24})}
+	m := newMesh(t, 1, 1, router.Config{})
+	a, b := m.peer("router-a", router.Config{Journal: j}), m.peer("router-b", router.Config{Journal: j})
+	m.shards["shard-0-0"].strike(300, a.cancel)
+	var p part
+	err := p.generate(patient(t), a.client, resumable("short journal", 400), func(n int) bool {
+		if n == 10 {
+			j.mu.Lock()
+			j.err = fault.New(fault.Unavailable, "test")
+			j.mu.Unlock()
+		}
+		return true
+	})
+	if err == nil || len(p.tokens) < 150 {
+		t.Fatalf("%d tokens, %v", len(p.tokens), err)
+	}
+	a.wait()
+	j.mu.Lock()
+	j.err = nil
+	j.mu.Unlock()
+	records, err := j.Read(t.Context(), journal.Key{ID: p.id})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, r := range records {
+		record := &journalv1.Record{}
+		if err := proto.Unmarshal(r.Data, record); err != nil {
+			t.Fatal(err)
+		}
+		n += len(record.GetTokens().GetIds())
+	}
+	if n >= len(p.tokens) {
+		t.Fatalf("the journal has %d tokens, the client %d", n, len(p.tokens))
+	}
+	if err := p.resume(patient(t), b.client, nil); err != nil {
+		t.Fatal(err)
+	}
+	p.expect(t, "short journal", 400)
+}
+
+func TestResume_ManyTokens_OldOnesAreDropped(t *testing.T) {
+	m := newMesh(t, 1, 1, router.Config{ReplayBytes: 100 * 128})
+	ctx, cancel := context.WithCancel(patient(t))
+	var p part
+	if err := p.generate(ctx, m.client, resumable("bounded", 600), func(n int) bool { return n < 2 }); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	late := part{id: p.id, tokens: make([]*routerv1.TokenEvent, 590)}
+	if err := late.resume(patient(t), m.client, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.resume(patient(t), m.client, nil); status.Code(err) != codes.DataLoss {
+		t.Errorf("tokens that are no longer kept: %v", err)
+	}
+}
+
+func TestDrain_EndsWhatIsLeftAtTheLimit(t *testing.T) {
+	j := journal.NewMemory(journal.Limits{Bytes: 1 << 24})
+	m := newMesh(t, 1, 1, router.Config{})
+	a := m.peer("router-a", router.Config{Journal: j})
+	shard := m.shards["shard-0-0"]
+	const tokens = 1000
+	drained := make(chan struct{})
+	limit, expire := context.WithCancel(patient(t))
+	shard.strike(50, func() {
+		go func() {
+			a.service.Drain(limit)
+			close(drained)
+		}()
+	})
+	results := make(chan error, 2)
+	parts := []part{{}, {}}
+	go func() { results <- parts[0].generate(patient(t), a.client, resumable("handed over", tokens), nil) }()
+	go func() {
+		r := greedy("cut", tokens)
+		results <- parts[1].generate(patient(t), a.client, r, nil)
+	}()
+	eventually(t, "the drain", func() bool { return fault.CodeOf(a.service.Backend().Ready()) == fault.Unavailable })
+	var late part
+	err := late.generate(patient(t), a.client, greedy("late", 5), nil)
+	var f *fault.Error
+	if !errors.As(rpc.FromStatus(err), &f) || f.Code != fault.Unavailable || f.RetryAfter <= 0 {
+		t.Errorf("a request to a router that stops: %v", err)
+	}
+	expire()
+	for range parts {
+		err := <-results
+		if err == nil {
+			continue // it was faster
+		}
+		if !errors.As(rpc.FromStatus(err), &f) || f.Code != fault.Unavailable || f.RetryAfter <= 0 {
+			t.Errorf("a request at the end of the drain: %v", err)
+		}
+	}
+	<-drained
+	b := m.peer("router-b", router.Config{Journal: j})
+	if err := parts[0].resume(patient(t), b.client, nil); parts[0].finished == nil && err != nil {
+		t.Errorf("resume after a drain: %v", err)
+	}
+	parts[0].expect(t, "handed over", tokens)
+}
+
+func TestDrain_WaitsForWhatRuns(t *testing.T) {
+	m := newMesh(t, 1, 1, router.Config{})
+	a := m.peer("router-a", router.Config{})
+	var p part
+	begun := make(chan struct{})
+	ended := make(chan error, 1)
+	go func() {
+		ended <- p.generate(patient(t), a.client, greedy("to the end", 500), func(n int) bool {
+			if n == 1 {
+				close(begun)
+			}
+			return true
+		})
+	}()
+	<-begun
+	a.service.Drain(patient(t))
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	p.expect(t, "to the end", 500)
+}
