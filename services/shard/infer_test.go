@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -19,7 +18,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
-	"github.com/lamina-mesh/lamina/pkg/kernel/ref"
+	"github.com/lamina-mesh/lamina/pkg/kernel/cpu"
 	"github.com/lamina-mesh/lamina/pkg/model"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 	"github.com/lamina-mesh/lamina/pkg/rpc/memnet"
@@ -96,6 +95,7 @@ func newInferRig(t *testing.T, stages int, leaseLimit time.Duration) *inferRig {
 	if err != nil {
 		t.Fatal(err)
 	}
+	set := cpu.New(1)
 	network := memnet.New()
 	dialer := rpc.NewDialer(rpc.DialOptions{Net: network})
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -117,7 +117,7 @@ func newInferRig(t *testing.T, stages int, leaseLimit time.Duration) *inferRig {
 	serve("mem:sampler", func(s grpc.ServiceRegistrar) { samplerv1.RegisterSamplerServiceServer(s, r.sampler) })
 	for i, span := range model.Split(len(files.Spec.Layers), stages) {
 		name := fmt.Sprintf("mem:shard-%d", i)
-		s := shard.New(shard.Config{Dialer: dialer, Kernels: ref.New[float32](), KVPositions: cachePages * pageLen,
+		s := shard.New(shard.Config{Dialer: dialer, Kernels: set, KVPositions: cachePages * pageLen,
 			LeaseLimit: leaseLimit})
 		if err := s.Hold("stories", modelDigest, files, span); err != nil {
 			t.Fatal(err)
@@ -133,6 +133,7 @@ func newInferRig(t *testing.T, stages int, leaseLimit time.Duration) *inferRig {
 	t.Cleanup(func() {
 		cancel()
 		servers.Wait()
+		set.Close()
 		if err := errors.Join(dialer.Close(), files.Close()); err != nil {
 			t.Error(err)
 		}
@@ -331,8 +332,10 @@ func TestInfer_PipelineNamesAreUniqueWhileOpen(t *testing.T) {
 	p.compute(&shardv1.Entry{Session: sessionName(1), Epoch: 1, Pages: []uint32{3}}, someIDs(5))
 	p.end()
 	p = r.mustOpen(pipelineName(1))
-	if slices.ContainsFunc(r.held(), func(h *shardv1.Held) bool { return h.GetKvPagesUsed() != 0 || h.GetSessions() != 0 }) {
-		t.Errorf("the former pipeline left something: %v", r.held())
+	for _, h := range r.held() {
+		if h.GetKvPagesUsed() != 0 || h.GetSessions() != 0 {
+			t.Errorf("the former pipeline left something: %v", h)
+		}
 	}
 	p.end()
 }
