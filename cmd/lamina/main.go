@@ -44,6 +44,7 @@ type cli struct {
 	Perplexity perplexityCmd `cmd:"" help:"Measure the perplexity of a model on a text."`
 	Bench      bench.Group   `cmd:"" help:"Benchmark a model, training, grammars, tokenizers or samplers."`
 	Loadtest   loadtestCmd   `cmd:"" help:"Put load on any server with OpenAI's HTTP API, and measure latencies, stalls, errors and equal answers."`
+	Chaos      chaosCmd      `cmd:"" help:"Start a fleet on this machine, put load on it, inject faults, and say which promises held."`
 	Inspect    inspectCmd    `cmd:"" help:"Show the metadata and tensors of a model file or folder."`
 
 	Tokenizer tokenizerCmd `cmd:"" group:"Services" help:"Run the tokenizer service."`
