@@ -52,18 +52,21 @@ type injector struct {
 	start time.Time
 	say   func(format string, args ...any)
 	dead  map[string]bool // members that nothing starts again
-	done  []injected
+
+	done   []injected
+	missed int // faults of the schedule that were not injected
 }
 
 // run injects faults until all are done or ctx ends.
 func (in *injector) run(ctx context.Context, schedule []planned) {
 	for i, p := range schedule {
 		if !sleep(ctx, time.Until(in.start.Add(p.at))) {
-			in.say("%d faults were not injected: the load is over", len(schedule)-i)
+			in.missed = len(schedule) - i
 			return
 		}
 		for _, members := range in.pick(i, p.spec) {
 			if ctx.Err() != nil {
+				in.missed = len(schedule) - i
 				return
 			}
 			in.done = append(in.done, in.inject(ctx, p.spec, members))
@@ -136,8 +139,10 @@ func (in *injector) inject(ctx context.Context, f FaultSpec, members []string) i
 	switch {
 	case out.err != nil:
 		text = out.err.Error()
+	case f.Kind == SlowRead:
+		text = fmt.Sprintf("%d of %d readers were cut", out.readers.cut, out.readers.count)
 	case out.back == 0:
-		text = "done"
+		text = "the load is over"
 	}
 	if out.detected > 0 {
 		text = fmt.Sprintf("streams move after %.0f ms, %s", millis(out.detected-out.at), text)
@@ -351,7 +356,7 @@ func (in *injector) slowReaders(ctx context.Context, f FaultSpec, p *process) (*
 	defer client.CloseIdleConnections()
 	before := in.sum(client, memoryMetric)
 	// Much text for each token, so that the buffers of the kernel do not hold an answer.
-	body := `{"prompt":"The prince","max_tokens":200,"stream":true,"n":8,"logprobs":20,"seed":1}`
+	body := `{"prompt":"The prince","max_tokens":200,"stream":true,"n":4,"logprobs":20,"seed":1}`
 	request := fmt.Sprintf("POST /v1/completions HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\n"+
 		"Content-Length: %d\r\n\r\n%s", addr, len(body), body)
 	var conns []net.Conn

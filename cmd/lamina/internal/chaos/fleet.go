@@ -28,11 +28,6 @@ type fleet struct {
 	registry  *agent.Agent
 	processes map[string]*process
 	dialer    *rpc.Dialer
-	dir       string // of the logs
-
-	mu       sync.Mutex
-	outage   bool // the registry is stopped
-	lastDown string
 }
 
 // newFleet prepares the members. Those that proxied names get a proxy in front of them.
@@ -41,7 +36,7 @@ func newFleet(spec FleetSpec, binary, model, dir string, proxied map[string]bool
 	if err != nil {
 		return nil, err
 	}
-	f := &fleet{spec: spec, registry: a, processes: map[string]*process{}, dir: dir,
+	f := &fleet{spec: spec, registry: a, processes: map[string]*process{},
 		dialer: rpc.NewDialer(rpc.DialOptions{})}
 	for _, name := range spec.names() {
 		if name == registry {

@@ -62,10 +62,11 @@ func (f FleetSpec) promise(fault FaultSpec, names []string) Promise {
 
 // Limits of promises.
 const (
-	toldLimit     = 5 * time.Second  // S4: from the fault to the error event
+	toldLimit     = 5 * time.Second  // S4: from the fault to the error event, or to the next token
 	drainLimit    = 30 * time.Second // S11
 	slowdown      = 1.2              // S10: inter-token p99 against calm
 	slowdownSlack = 5                // milliseconds of it that are noise
+	settle        = 10 * time.Second // S10: until the buffers of the kernel are full
 )
 
 // injected is a fault that happened. Times count from the beginning of the load with faults.
@@ -93,7 +94,8 @@ type readers struct {
 type stream struct {
 	sent, end           time.Duration
 	outcome             loadtest.Outcome
-	gaps                []gap
+	pieces              int
+	gaps                []gap // the longest ones
 	compared, identical bool
 	message             string
 }
@@ -148,12 +150,11 @@ func millis(d time.Duration) float64 { return math.Round(float64(d)/1e4) / 100 }
 
 // evidence is all that happened in the load with faults.
 type evidence struct {
-	faults    []injected // in the order of at
-	streams   []stream
-	stall     time.Duration // gaps above it are stalls
-	limit     time.Duration // of the p99 of stalls
-	calmP99   float64       // inter-token, milliseconds
-	stormyP99 float64
+	faults  []injected // in the order of at
+	streams []stream
+	stall   time.Duration // gaps above it are stalls
+	limit   time.Duration // of the p99 of stalls
+	calmP99 float64       // inter-token, milliseconds
 }
 
 // active returns the index of the last fault that came at or before t, or -1.
@@ -323,6 +324,9 @@ func (e *evidence) ruleLost(v *Verdict) {
 	if q.Max > millis(toldLimit) {
 		v.Why = append(v.Why, fmt.Sprintf("a stream was told after %.1f s, more than %v", q.Max/1000, toldLimit))
 	}
+	if v.StallMS.Max > millis(toldLimit) {
+		v.Why = append(v.Why, fmt.Sprintf("a stream waited %.1f s and was not told within %v", v.StallMS.Max/1000, toldLimit))
+	}
 }
 
 // ruleReaders is the rule of S10.
@@ -337,11 +341,46 @@ func (e *evidence) ruleReaders(v *Verdict) {
 			v.Why = append(v.Why, fmt.Sprintf("%d readers were not cut within %v", f.readers.count-f.readers.cut, f.spec.For))
 		}
 	}
-	v.Notes = append(v.Notes, fmt.Sprintf("inter-token p99 %.1f ms, calm %.1f ms", e.stormyP99, e.calmP99))
-	if e.stormyP99 > slowdown*e.calmP99+slowdownSlack {
-		v.Why = append(v.Why, fmt.Sprintf("the inter-token p99 of others is %.1f ms, more than %g x %.1f ms", e.stormyP99,
-			slowdown, e.calmP99))
+	for _, f := range e.faults {
+		if f.readers == nil {
+			continue
+		}
+		p99, n := e.interTokenP99(f.at+settle, f.healed)
+		if n == 0 {
+			v.Why = append(v.Why, fmt.Sprintf("no stream ran from %v after the readers came until they went", settle))
+			continue
+		}
+		v.Notes = append(v.Notes, fmt.Sprintf("inter-token p99 of %d other streams %.1f ms, calm %.1f ms", n, p99, e.calmP99))
+		if p99 > slowdown*e.calmP99+slowdownSlack {
+			v.Why = append(v.Why, fmt.Sprintf("the inter-token p99 of others is %.1f ms, more than %g x %.1f ms", p99, slowdown,
+				e.calmP99))
+		}
 	}
+}
+
+// interTokenP99 returns the p99 of the gaps of streams within a time, in milliseconds, and the number
+// of the streams. A stream keeps its longest gaps, which are those that a p99 depends on.
+func (e *evidence) interTokenP99(from, to time.Duration) (p99 float64, streams int) {
+	var longest []time.Duration
+	total := 0
+	for _, s := range e.streams {
+		if s.sent < from || s.end > to || s.pieces < 2 {
+			continue
+		}
+		streams++
+		total += s.pieces - 1
+		for _, g := range s.gaps {
+			if !g.first {
+				longest = append(longest, g.to-g.from)
+			}
+		}
+	}
+	if streams == 0 {
+		return 0, 0
+	}
+	slices.SortFunc(longest, func(a, b time.Duration) int { return cmp.Compare(b, a) })
+	above := total - int(math.Ceil(0.99*float64(total)))
+	return millis(longest[min(above, len(longest)-1)]), streams
 }
 
 // firstFailure returns the message of the first stream that failed or was refused under a promise.

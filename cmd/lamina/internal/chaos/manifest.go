@@ -215,6 +215,8 @@ func (m *Manifest) parseFault(o object) FaultSpec {
 		o.bad(here, "target %q matches no member; members are %s", f.Target, strings.Join(m.Fleet.names(), ", "))
 	case f.reach() == registry && f.Kind != Kill:
 		o.bad(here, "the registry can only be killed")
+	case f.reach() == router && (f.Kind == Partition || f.Kind == Delay || f.Kind == Reset):
+		o.bad(here, "the load reaches routers over HTTP, where no proxy is: want another target")
 	case f.Kind == SlowRead && !strings.HasPrefix(names[0], router):
 		o.bad(here, "slow readers need a router as target")
 	}
@@ -278,17 +280,16 @@ func (f FleetSpec) match(target string) []string {
 
 // total reports whether the names hold every replica of a stage, or every member of a service.
 func (f FleetSpec) total(names []string) bool {
-	hit := map[string]int{}
+	hit := map[string]int{} // by stage, and by service
 	for _, name := range names {
 		parts := strings.Split(name, "-")
-		if parts[0] == shard {
-			hit[shard+parts[2]]++
-			if hit[shard+parts[2]] == f.Replicas {
-				return true
-			}
-			continue
+		key := parts[0]
+		if key == shard {
+			key = parts[2]
 		}
-		hit[parts[0]]++
+		if hit[key]++; key == parts[len(parts)-1] && hit[key] == f.Replicas {
+			return true
+		}
 	}
-	return hit[sampler] == f.Samplers && f.Samplers > 0
+	return hit[sampler] == f.Samplers
 }

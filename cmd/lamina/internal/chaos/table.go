@@ -3,7 +3,6 @@ package chaos
 import (
 	"fmt"
 	"io"
-	"strings"
 	"text/tabwriter"
 )
 
@@ -12,7 +11,11 @@ func (r *Result) Print(out io.Writer) error {
 	g := r.Load.All
 	fmt.Fprintf(out, "\nload with faults: %d requests in %.1f s, %.0f tokens/s, %d ok, %d failed, %d refused\n", g.Requests,
 		r.Load.ElapsedS, g.Goodput, g.OK, g.Failed, g.Refused)
-	fmt.Fprintf(out, "faults: %d of %d injected\n\n", len(r.Faults), r.Planned)
+	missed := ""
+	if r.Missed > 0 {
+		missed = fmt.Sprintf(", %d not injected before the load was over", r.Missed)
+	}
+	fmt.Fprintf(out, "%d faults%s\n\n", len(r.Faults), missed)
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(w, "promise\tfaults\tin flight\tended\tfailed\tidentical\tstalled\tp50 ms\tp99 ms\tmax ms\tdetected p50\tmax\t\t")
 	for _, v := range r.Verdicts {
@@ -51,10 +54,13 @@ func (r *Result) Print(out io.Writer) error {
 	for _, crash := range r.Crashes {
 		fmt.Fprintf(out, "crash: %s\n", crash)
 	}
+	if r.Logs != "" {
+		fmt.Fprintf(out, "the logs of the members are in %s\n", r.Logs)
+	}
 	verdict := "all promises held"
 	if !r.Pass {
 		verdict = "NOT all promises held"
 	}
-	_, err := fmt.Fprintf(out, "\n%s\n", strings.TrimSpace(verdict))
+	_, err := fmt.Fprintf(out, "\n%s\n", verdict)
 	return err
 }
