@@ -224,6 +224,9 @@ func (s *server) chatJobs(c *chatRequest) ([]job, *parsing, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	p := parsing{
+		tools: base.GetToolsJson(), reasoning: reasoning, one: c.ParallelToolCalls != nil && !*c.ParallelToolCalls,
+	}
 	jobs := make([]job, n)
 	for i := range jobs {
 		rules, err := c.sampling(i, n)
@@ -232,14 +235,28 @@ func (s *server) chatJobs(c *chatRequest) ([]job, *parsing, error) {
 		}
 		req := proto.CloneOf(base)
 		req.Sampling = rules
+		if req.Resumable = c.Resumable; c.Resumable {
+			if req.ClientState, err = c.state(&p).encode(n); err != nil {
+				return nil, nil, err
+			}
+		}
 		jobs[i] = job{again: i > 0, run: func(ctx context.Context, send func(event) error) error {
 			return c.nameField(s.backend.Chat(ctx, req, func(e *routerv1.ChatResponse) error {
 				return send(event{started: e.GetStarted(), token: e.GetToken(), finished: e.GetFinished()})
 			}))
 		}}
 	}
-	return jobs, &parsing{tools: base.GetToolsJson(), reasoning: reasoning, one: c.ParallelToolCalls != nil &&
-		!*c.ParallelToolCalls}, nil
+	return jobs, &p, nil
+}
+
+// state returns what is needed to format the answer once more.
+func (c *chatRequest) state(p *parsing) *resumeState {
+	s := c.baseState(c.created)
+	s.Chat, s.Tools, s.Reasoning, s.SingleCall = true, p.tools, p.reasoning, p.one
+	if c.Logprobs {
+		s.Logprobs = new(int)
+	}
+	return s
 }
 
 // candidate is a token with its log-probability and UTF-8 bytes.
@@ -283,14 +300,25 @@ func (s *server) chat(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, err)
 		return
 	}
+	c.created = time.Now().Unix()
 	jobs, reads, err := s.chatJobs(&c)
 	if err != nil {
 		s.fail(w, err)
 		return
 	}
-	readers := make([]*reader, len(jobs))
-	f := &shape{
-		prefix: "chatcmpl", whole: "chat.completion", part: "chat.completion.chunk", created: time.Now().Unix(),
+	f := c.shape(reads, len(jobs), c.created)
+	if c.Stream {
+		s.stream(w, r, jobs, f, 0)
+		return
+	}
+	s.gather(w, r, jobs, f)
+}
+
+// shape returns the format of a chat's responses.
+func (c *chatRequest) shape(reads *parsing, jobs int, created int64) *shape {
+	readers := make([]*reader, jobs)
+	return &shape{
+		prefix: "chatcmpl", whole: "chat.completion", part: "chat.completion.chunk", created: created,
 		usage: c.usageWanted(),
 		choice: func(i int, a *answer) map[string]any {
 			r := reads.reader(i, a.started)
@@ -325,9 +353,4 @@ func (s *server) chat(w http.ResponseWriter, r *http.Request) {
 		},
 		reason: func(i int, f *routerv1.Finished) string { return readers[i].reason(f.GetFinishReason()) },
 	}
-	if c.Stream {
-		s.stream(w, r, jobs, f)
-		return
-	}
-	s.gather(w, r, jobs, f)
 }

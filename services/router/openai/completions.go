@@ -196,6 +196,11 @@ func (s *server) completionJobs(c *completionRequest) ([]job, error) {
 			if c.Suffix != nil && *c.Suffix != "" {
 				req.Suffix = c.Suffix
 			}
+			if req.Resumable = c.Resumable; c.Resumable {
+				if req.ClientState, err = c.state().encode(len(prompts) * run); err != nil {
+					return nil, err
+				}
+			}
 			jobs = append(jobs, job{again: i > 0, run: func(ctx context.Context, send func(event) error) error {
 				return c.nameField(s.backend.Generate(ctx, req, func(e *routerv1.GenerateResponse) error {
 					return send(event{e.GetStarted(), e.GetPrompt(), e.GetToken(), e.GetFinished()})
@@ -206,34 +211,31 @@ func (s *server) completionJobs(c *completionRequest) ([]job, error) {
 	return jobs, nil
 }
 
+// state returns what is needed to format the answer once more.
+func (c *completionRequest) state() *resumeState {
+	s := c.baseState(c.created)
+	s.Logprobs = c.Logprobs
+	return s
+}
+
 func (s *server) completions(w http.ResponseWriter, r *http.Request) {
 	var c completionRequest
 	if err := decode(w, r, &c); err != nil {
 		s.fail(w, err)
 		return
 	}
+	c.created = time.Now().Unix()
 	jobs, err := s.completionJobs(&c)
 	if err != nil {
 		s.fail(w, err)
 		return
 	}
-	f := &shape{
-		prefix: "cmpl", whole: "text_completion", part: "text_completion", created: time.Now().Unix(),
-		usage: c.usageWanted(),
-		choice: func(_ int, a *answer) map[string]any {
-			text := ""
-			for _, t := range a.prompt {
-				text += t.GetText()
-			}
-			return map[string]any{"text": text + a.text.String(), "logprobs": c.logprobs(a)}
-		},
-		piece: c.piece(len(jobs)),
-	}
+	f := c.shape(len(jobs), c.created)
 	if n, run, _, _ := c.check(); run > n {
 		f.keep = func(answers []answer) []int { return bestOf(answers, run, n) }
 	}
 	if c.Stream {
-		s.stream(w, r, jobs, f)
+		s.stream(w, r, jobs, f, 0)
 		return
 	}
 	s.gather(w, r, jobs, f)
@@ -267,5 +269,21 @@ func (c *completionRequest) piece(choices int) func(i int, e event) map[string]a
 			out["logprobs"] = logprobs
 		}
 		return out
+	}
+}
+
+// shape returns the format of a completion's responses.
+func (c *completionRequest) shape(jobs int, created int64) *shape {
+	return &shape{
+		prefix: "cmpl", whole: "text_completion", part: "text_completion", created: created,
+		usage: c.usageWanted(),
+		choice: func(_ int, a *answer) map[string]any {
+			text := ""
+			for _, t := range a.prompt {
+				text += t.GetText()
+			}
+			return map[string]any{"text": text + a.text.String(), "logprobs": c.logprobs(a)}
+		},
+		piece: c.piece(jobs),
 	}
 }

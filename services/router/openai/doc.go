@@ -48,6 +48,18 @@
 // letters, digits and -_.:/+=@, or a new one. Log lines about the request carry it as
 // request_id, and it is part of the answer's id.
 //
+// # Streams that resume
+//
+// With "resumable": true a request with one choice goes on when its connection or its router is lost. Its
+// id is that of the header x-request-id, which then has at least 32 characters and must be hard to
+// guess. GET /v1/requests/{id}/stream?from=N sends its events again from number N on, from any router
+// of the mesh, in the same bytes. The events of such a stream have their numbers as SSE ids: a token its
+// index, then the end, the usage and [DONE]. So a browser's EventSource, which sends Last-Event-ID,
+// resumes by itself; when it has everything it gets 204, after which it does not connect again. An error
+// event after which the stream can be resumed has a resume_id. DELETE /v1/requests/{id} ends the
+// request, which otherwise runs on for a minute without a reader. The header Lamina-Tenant names
+// the tenant, and other tenants get 404.
+//
 // A field that is not supported is refused by name and never ignored. An example is
 // dry_sequence_breakers with strings. Fields that are only hints (user, store, metadata) are
 // ignored.
@@ -70,7 +82,8 @@
 //     need not be listed and come first, mirostat comes last.
 //   - response_format (json_object, json_schema, or structural_tag with the input of
 //     grammar.Structure), grammar, json_schema, guided_json, guided_regex, guided_choice or
-//     guided_grammar constrain the text.
+//     guided_grammar constrain the text;
+//   - resumable.
 //
 // The package holds no state between requests and knows nothing of shards. Whoever mounts the
 // handler owns the listener, its header timeouts and access control.

@@ -15,13 +15,15 @@ import (
 )
 
 // apiError is OpenAI's error object. RetryAfter, in seconds, is an extension: an error in the
-// middle of a stream has no header for it.
+// middle of a stream has no header for it. So is ResumeID, the id under which a stream that
+// was cut off can be resumed.
 type apiError struct {
 	Message    string  `json:"message"`
 	Type       string  `json:"type"`
 	Param      *string `json:"param"`
 	Code       *string `json:"code"`
 	RetryAfter float64 `json:"retry_after,omitempty"`
+	ResumeID   string  `json:"resume_id,omitempty"`
 }
 
 // toAPIError returns the HTTP status and the error object of err.
@@ -40,6 +42,8 @@ func toAPIError(err error) (int, apiError) {
 	switch {
 	case errors.As(err, &large):
 		status = http.StatusRequestEntityTooLarge
+	case errors.As(err, &unknownRequest{}):
+		name = "request_not_found"
 	case code == fault.NotFound:
 		name, param = "model_not_found", "model"
 	case code == fault.OutOfRange:

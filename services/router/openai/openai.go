@@ -17,6 +17,10 @@ import (
 type Backend interface {
 	Generate(ctx context.Context, r *routerv1.GenerateRequest, send func(*routerv1.GenerateResponse) error) error
 	Chat(ctx context.Context, r *routerv1.ChatRequest, send func(*routerv1.ChatResponse) error) error
+	// Resume passes on the events of a resumable request, and Cancel ends one. They return NotFound for
+	// a request that the tenant of ctx does not have.
+	Resume(ctx context.Context, r *routerv1.ResumeRequest, send func(*routerv1.ResumeResponse) error) error
+	Cancel(ctx context.Context, id string) error
 	Models(ctx context.Context) ([]*routerv1.Model, error)
 }
 
@@ -50,6 +54,8 @@ func New(b Backend, o Options) http.Handler {
 		{http.MethodGet, "/v1/models/{id...}", s.model},
 		{http.MethodPost, "/v1/completions", s.completions},
 		{http.MethodPost, "/v1/chat/completions", s.chat},
+		{http.MethodGet, "/v1/requests/{id}/stream", s.resume},
+		{http.MethodDelete, "/v1/requests/{id}", s.cancel},
 	} {
 		mux.HandleFunc(route.method+" "+route.path, route.handle)
 		mux.HandleFunc(route.path, func(w http.ResponseWriter, r *http.Request) {

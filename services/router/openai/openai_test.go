@@ -140,6 +140,15 @@ func (b *backend) Chat(ctx context.Context, r *routerv1.ChatRequest, send func(*
 	})
 }
 
+// Resume and Cancel know no request; keeper does.
+func (b *backend) Resume(_ context.Context, r *routerv1.ResumeRequest, _ func(*routerv1.ResumeResponse) error) error {
+	return fault.New(fault.NotFound, "find request %s", r.GetRequestId())
+}
+
+func (b *backend) Cancel(_ context.Context, id string) error {
+	return fault.New(fault.NotFound, "find request %s", id)
+}
+
 func (b *backend) Models(context.Context) ([]*routerv1.Model, error) {
 	return []*routerv1.Model{{Name: "m", Digest: "sha256:1", Context: 64, Chat: true, MaxContext: 60,
 		EndIds:   []uint32{2, 7},

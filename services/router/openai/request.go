@@ -128,8 +128,11 @@ type common struct {
 	LogitBias         map[string]float32 `json:"logit_bias"`
 	IgnoreEnd         bool               `json:"ignore_end"`
 	ResponseFormat    json.RawMessage    `json:"response_format"`
+	Resumable         bool               `json:"resumable"`
 	shapes
 	rules
+
+	created int64 // seconds since 1970
 }
 
 type streamOptions struct {

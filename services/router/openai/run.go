@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
@@ -174,28 +175,41 @@ func (s *server) gather(w http.ResponseWriter, r *http.Request, jobs []job, f *s
 	s.json(w, http.StatusOK, out)
 }
 
-// stream sends events as they arrive.
-func (s *server) stream(w http.ResponseWriter, r *http.Request, jobs []job, f *shape) {
+// stream sends events as they arrive. The events of a resumable request have numbers as their ids: tokens
+// their index, and those after the last token go on counting. from is the number of the first event
+// to send; earlier ones are formatted and dropped, since the later ones depend on them.
+func (s *server) stream(w http.ResponseWriter, r *http.Request, jobs []job, f *shape, from int) {
 	out := newStream(w, s.timeout)
 	var mu sync.Mutex // guards the variables below
 	var first *routerv1.Started
 	var total usage
 	own := make([]*routerv1.Started, len(jobs))
+	next := 0 // number of the next event of a resumable request, which has one choice
 	err := runAll(r.Context(), jobs, func(i int, e event) error {
 		mu.Lock()
-		if e.started != nil {
+		number := unnumbered
+		switch {
+		case e.started != nil:
 			own[i] = e.started
 			if first == nil {
 				first = e.started
 			}
-		}
-		if e.finished != nil {
+			if from > int(first.GetMaxTokens())+extraEvents {
+				mu.Unlock()
+				return beyond(from)
+			}
+		case e.token != nil && first.GetResumable():
+			number, next = int(e.token.GetIndex()), int(e.token.GetIndex())+1
+		case e.finished != nil:
 			total.add(e.finished.GetUsage(), jobs[i].again)
+			if first.GetResumable() {
+				number, next = next, next+1
+			}
 		}
 		head := first
 		mu.Unlock()
 		choice := f.piece(i, e)
-		if choice == nil {
+		if choice == nil || max(number, 0) < from {
 			return nil
 		}
 		choice["index"], choice["finish_reason"] = i, nil
@@ -206,23 +220,47 @@ func (s *server) stream(w http.ResponseWriter, r *http.Request, jobs []job, f *s
 		if f.usage {
 			v["usage"] = nil
 		}
-		return out.send(v)
+		return out.send(number, v)
 	})
+	// trailer returns the number of the next event after the last token, and whether to send it.
+	trailer := func() (int, bool) {
+		if !first.GetResumable() {
+			return unnumbered, true
+		}
+		next++
+		return next - 1, next-1 >= from
+	}
+	if err == nil && f.usage {
+		if number, send := trailer(); send {
+			v := f.envelope(f.part, first, first, []any{})
+			v["usage"] = total
+			err = out.send(number, v)
+		}
+	}
+	if err == nil {
+		switch number, send := trailer(); {
+		case send:
+			err = out.end(number)
+		case from > number+1:
+			err = beyond(from)
+		default: // the client has everything; an EventSource does not connect again after this
+			w.WriteHeader(http.StatusNoContent)
+			return
+		}
+	}
 	switch {
-	case err != nil && !out.begun:
+	case err == nil:
+		return
+	case !out.begun:
 		s.fail(w, err)
 		return
-	case err != nil:
+	case out.lost == nil:
 		_, body := toAPIError(err)
-		err = out.send(map[string]any{"error": body})
-	case f.usage:
-		v := f.envelope(f.part, first, first, []any{})
-		v["usage"] = total
-		if err = out.send(v); err == nil {
-			err = out.end()
+		var wait time.Duration
+		if first.GetResumable() && fault.Retryable(err) {
+			body.ResumeID, wait = first.GetRequestId(), retryAfter(err)
 		}
-	default:
-		err = out.end()
+		err = out.fail(body, wait)
 	}
 	if err != nil {
 		s.log.DebugContext(r.Context(), "end stream", "error", err)
