@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/lamina-mesh/lamina/cmd/lamina/app"
 	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
@@ -87,7 +88,19 @@ type routerCmd struct {
 	HTTP   string `name:"http" help:"Address of the HTTP API and the console; empty for none." default:"127.0.0.1:8080"`
 	speculateFlags
 	hiddenStateFlags
+	schedulingFlags
 	Draft string `help:"Draft model for speculative decoding: name or digest of a smaller model on the mesh. It must have the same vocabulary and a different name."`
+}
+
+// schedulingFlags are the settings of a router's schedulers.
+type schedulingFlags struct {
+	Queue           int           `help:"Number of requests that may wait for a pipeline; further ones are refused." default:"256"`
+	PrefixCacheIdle time.Duration `help:"How long the KV pages of a prompt stay in the prefix cache after their last use; below 0 turns the prefix cache off." default:"5m"`
+	StepFloor       time.Duration `help:"Shortest step deadline while another pipeline could take over; 0 means 250ms between processes and 5s within one." default:"0s"`
+}
+
+func (f schedulingFlags) scheduling() app.Scheduling {
+	return app.Scheduling{Queue: f.Queue, CacheIdle: f.PrefixCacheIdle, StepFloor: f.StepFloor}
 }
 
 // hiddenStateFlags say how hidden states are sent between stages.
@@ -126,7 +139,8 @@ func (c *routerCmd) Run(e *verb.Env) error {
 	}
 	return app.Router(e.Ctx, c.config(e, c.Listen), app.RouterConfig{
 		HTTP: c.HTTP, Speculation: speculation, HiddenType: c.hiddenType(),
-		Bound: func(addr string) { fmt.Fprintf(e.Stdout, "http %s\n", addr) },
+		Scheduling: c.scheduling(),
+		Bound:      func(addr string) { fmt.Fprintf(e.Stdout, "http %s\n", addr) },
 	})
 }
 

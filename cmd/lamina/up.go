@@ -49,6 +49,7 @@ type upCmd struct {
 	InsecureListen bool   `help:"Allow listening on addresses that other machines can reach, without TLS."`
 	speculateFlags
 	hiddenStateFlags
+	schedulingFlags
 	Draft string `help:"Draft model for speculative decoding: file or folder of a smaller model with the same vocabulary. It proposes 5 draft tokens unless --speculate is given."`
 }
 
@@ -69,7 +70,8 @@ func (c *upCmd) Run(e *verb.Env) error {
 	mesh, err := app.Start(e.Ctx, app.MeshConfig{
 		Log: e.Log, Kernels: kernels, Model: c.Model, Name: c.Name, Stages: c.Stages, Replicas: c.Replicas,
 		KVPositions: c.KVPositions, Speculation: speculation, HiddenType: c.hiddenType(),
-		Train: true, RunsDir: c.Runs, GRPC: c.GRPC, HTTP: c.HTTP, Insecure: c.InsecureListen,
+		Scheduling: c.scheduling(),
+		Train:      true, RunsDir: c.Runs, GRPC: c.GRPC, HTTP: c.HTTP, Insecure: c.InsecureListen,
 	})
 	if err != nil {
 		return err

@@ -69,6 +69,7 @@ func New(c Config) *Scheduler {
 // Step handles events in order and returns what to do. now never decreases. The commands are valid
 // until the next call.
 func (s *Scheduler) Step(now time.Duration, events []Event) []Command {
+	s.forgive(now - s.now)
 	s.now, s.out = max(s.now, now), s.out[:0]
 	for _, e := range events {
 		s.handle(e)
@@ -93,6 +94,20 @@ func (s *Scheduler) Step(now time.Duration, events []Event) []Command {
 	s.sendRelease()
 	s.sweep()
 	return s.out
+}
+
+// StepEvery is the longest time between two calls of Step that a caller plans with.
+const StepEvery = 100 * time.Millisecond
+
+// forgive extends the deadlines of the batches in flight if the last Step is longer ago than planned:
+// the process did not run for that time, because it was paused or the machine is overloaded, and so it
+// could not have seen an answer.
+func (s *Scheduler) forgive(gap time.Duration) {
+	if late := gap - StepEvery - StepEvery/4; late > 0 {
+		for _, f := range s.flights {
+			f.limit += late
+		}
+	}
 }
 
 func (s *Scheduler) do(c Command) { s.out = append(s.out, c) }

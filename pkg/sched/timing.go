@@ -7,7 +7,7 @@ import (
 
 const (
 	stepFloor  = 250 * time.Millisecond // default of Config.Floor
-	loneFloor  = 2 * time.Second        // default of Config.LoneFloor
+	loneFloor  = 2 * time.Second        // default of Config.LoneFloor, unless Floor is longer
 	stepFactor = 5                      // a deadline is this many times the slow steps' time
 	window     = 256                    // steps whose times decide what is slow
 	coldSteps  = 4                      // steps before times are trusted
@@ -40,7 +40,7 @@ func newTiming(floor, lone time.Duration) timing {
 		floor = stepFloor
 	}
 	if lone == 0 {
-		lone = loneFloor
+		lone = max(loneFloor, floor)
 	}
 	return timing{floor: floor, lone: lone}
 }

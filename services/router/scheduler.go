@@ -16,10 +16,9 @@ import (
 )
 
 const (
-	outLen     = 64                     // results that may wait for a request's goroutine
-	maxEntries = 1024                   // entries of a batch; the stages have the same bound
-	stepTick   = 100 * time.Millisecond // the scheduler is asked at least this often
-	framesLen  = 1024                   // frames that may wait to be sent on a stream
+	outLen     = 64   // results that may wait for a request's goroutine
+	maxEntries = 1024 // entries of a batch; the stages have the same bound
+	framesLen  = 1024 // frames that may wait to be sent on a stream
 )
 
 // sequence is a session on a pipeline, as the request's goroutine submits it.
@@ -117,7 +116,7 @@ func (p *pipeline) schedulerConfig() sched.Config {
 
 // run handles events until the pipeline ends.
 func (r *runner) run(ctx context.Context) error {
-	tick := time.NewTicker(stepTick)
+	tick := time.NewTicker(sched.StepEvery)
 	defer tick.Stop()
 	for _, h := range r.p.stages {
 		if h.Lease != nil {

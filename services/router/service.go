@@ -86,7 +86,7 @@ const (
 	moveLimit     = 20 * time.Second       // how long a session may wait for another pipeline
 	maxMoves      = 8                      // pipelines that a session may lose in a row without a token
 	readLimit     = 30 * time.Second       // default of Config.ReadLimit
-	cacheIdle     = 0                      // default of Config.CacheIdle: stages do not share pages yet
+	cacheIdle     = 5 * time.Minute        // default of Config.CacheIdle
 )
 
 // Service implements lamina.router.v1.RouterService.

@@ -31,15 +31,19 @@ type MeshConfig struct {
 	KVPositions int    // in the KV cache of each shard; 0 for the default
 	Speculation Speculation
 	HiddenType  tensorv1.ElementType // of hidden states between stages; 0 is float32
-	Train       bool                 // run NATS and the trainer, and let the shards train
-	Trainers    int                  // number of shards without a model, for training only
-	RunsDir     string               // folder of training runs
-	GRPC        string               // public address of the APIs of router and trainer; empty for none
-	HTTP        string               // address of the HTTP API and the console; empty for none
-	Insecure    bool                 // allow public addresses that other machines can reach, without TLS
+	Scheduling  Scheduling
+	Train       bool   // run NATS and the trainer, and let the shards train
+	Trainers    int    // number of shards without a model, for training only
+	RunsDir     string // folder of training runs
+	GRPC        string // public address of the APIs of router and trainer; empty for none
+	HTTP        string // address of the HTTP API and the console; empty for none
+	Insecure    bool   // allow public addresses that other machines can reach, without TLS
 	// TrimInterval is how often memory that is no longer needed is released; 0 means 10 s.
 	TrimInterval time.Duration
 }
+
+// meshStepFloor is the default of Scheduling.StepFloor for a mesh in one process.
+const meshStepFloor = 5 * time.Second
 
 // Mesh runs all services of Lamina in this process, on an in-memory network. Only the public
 // addresses are sockets.
@@ -98,8 +102,10 @@ func (m *Mesh) settings(p *process, c MeshConfig) error {
 		bound: m.set(&m.grpcAddr), publicAddr: c.GRPC, insecure: c.Insecure, trimInterval: c.TrimInterval,
 		train: c.Train,
 		router: RouterConfig{HTTP: c.HTTP, Bound: m.set(&m.httpAddr), Speculation: c.Speculation,
-			HiddenType: c.HiddenType},
+			HiddenType: c.HiddenType, Scheduling: c.Scheduling},
 	}
+	// In one process no stage can freeze alone, so a late answer means that the machine is busy.
+	p.set.router.Scheduling.StepFloor = cmp.Or(c.Scheduling.StepFloor, meshStepFloor)
 	p.set.router.Speculation.Draft = "" // it is a path here, but the router needs a name
 	if c.Train {
 		p.set.runsDir = cmp.Or(c.RunsDir, "runs")

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/lamina-mesh/lamina/pkg/discovery/consul"
 	"github.com/lamina-mesh/lamina/pkg/fault"
@@ -142,7 +143,17 @@ type RouterConfig struct {
 	HTTP        string // address of the HTTP API and console; empty for none
 	Speculation Speculation
 	HiddenType  tensorv1.ElementType // of hidden states between stages; 0 is float32
-	Bound       func(addr string)    // called with the bound HTTP address
+	Scheduling  Scheduling
+	Bound       func(addr string) // called with the bound HTTP address
+}
+
+// Scheduling holds the settings of a router's schedulers. Zero values mean the defaults of
+// router.Config.
+type Scheduling struct {
+	Queue     int           // requests that may wait for a pipeline
+	CacheIdle time.Duration // how long unused pages of prompts stay in the prefix cache; below 0 turns it off
+	StepFloor time.Duration // the shortest step deadline while a spare pipeline exists
+	ChunkRows int           // the most rows of one prompt in a batch
 }
 
 // Router runs a router until ctx ends: the gRPC API, the HTTP API and the console.

@@ -205,11 +205,12 @@ func (p *process) buildTrainer() error {
 }
 
 func (p *process) buildRouter() error {
-	speculation := p.set.router.Speculation
+	speculation, scheduling := p.set.router.Speculation, p.set.router.Scheduling
 	p.router = router.New(router.Config{
 		Log: p.log, Metrics: p.metrics, Dialer: p.dialer, Registry: p.registry,
 		Speculate: speculation.ids(), Draft: speculation.Draft, DraftMinProb: speculation.MinProbability,
-		HiddenType: p.set.router.HiddenType,
+		HiddenType: p.set.router.HiddenType, Queue: scheduling.Queue, CacheIdle: scheduling.CacheIdle,
+		StepFloor: scheduling.StepFloor, ChunkRows: scheduling.ChunkRows,
 	})
 	p.add(runPart("router pipelines", p.router.Run))
 	return nil
