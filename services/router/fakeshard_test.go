@@ -31,6 +31,7 @@ type fakeShard struct {
 	tables  map[string][]uint32 // block tables by session
 	most    int                 // largest number of entries in a batch
 	batches int                 // batches received
+	rows    uint64              // rows computed
 	fault   func()              // the fault, which happens once
 	at      int                 // the batch in which it happens
 	silent  bool                // takes frames and answers none of them
@@ -97,6 +98,7 @@ func (s *fakeShard) held() *shardv1.Held {
 	return &shardv1.Held{
 		Model: s.model, Digest: s.digest, Lo: s.lo, Hi: s.hi, Layers: 2, Width: 1, Vocab: vocab, Context: contextLen,
 		Positions: contextLen, KvPages: s.pages, KvPageLen: pageLen, Sessions: uint32(len(s.tables)),
+		Rows: s.rows,
 	}
 }
 
@@ -402,6 +404,7 @@ func (p *fakePipeline) compute(b *shardv1.Batch, ids []uint32) ([]*samplerv1.Row
 			return nil, err
 		}
 		ids = ids[n:]
+		s.rows += uint64(n)
 		for i := range int(e.GetLogits()) {
 			if s.hi < 2 {
 				break

@@ -56,6 +56,7 @@ type pipeline struct {
 	waitingCount atomic.Int64
 	rate         atomic.Uint64 // tokens per second, times 1000
 	stepUS       atomic.Int64  // moving average time of a decode step
+	stepped      atomic.Int64  // when it was last scheduled, in Unix nanoseconds
 	spare        atomic.Bool   // another pipeline of the model could take over
 
 	mu    sync.Mutex

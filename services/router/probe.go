@@ -2,7 +2,7 @@ package router
 
 import (
 	"context"
-	"time"
+	"fmt"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
@@ -15,12 +15,36 @@ import (
 const (
 	probePrompt = 16
 	probeTokens = 6
-	probeLimit  = 60 * time.Second // weights may have to be read from disk
 )
 
-// probe runs a sequence through every stage and the sampler. It uses the draft session's form, which
-// no client sees.
+// probe runs a sequence through every stage and the sampler. An error names the stage that did not
+// compute it.
 func (p *pipeline) probe(ctx context.Context) error {
+	err := p.runProbe(ctx)
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	return fault.Wrap(fault.CodeOf(err), err, "probe pipeline %s: %s", p.id, p.silentStage(ctx))
+}
+
+// silentStage describes the first stage that has computed nothing since the pipeline was opened.
+func (p *pipeline) silentStage(ctx context.Context) string {
+	for i, hop := range p.chain {
+		resp, err := p.service.describeShard(ctx, hop.Addr)
+		if err != nil {
+			return fmt.Sprintf("stage %d, layers %d-%d at %s, does not answer", i, hop.Lo, hop.Hi, hop.Addr)
+		}
+		for _, h := range resp.GetHeld() {
+			if h.GetDigest() == hop.Digest && int(h.GetLo()) == hop.Lo && int(h.GetHi()) == hop.Hi &&
+				h.GetRows() == p.stages[i].GetRows() {
+				return fmt.Sprintf("stage %d, layers %d-%d at %s, computes nothing", i, hop.Lo, hop.Hi, hop.Addr)
+			}
+		}
+	}
+	return fmt.Sprintf("all stages compute, but no token comes from the sampler at %s", p.sampler)
+}
+
+func (p *pipeline) runProbe(ctx context.Context) error {
 	picker, err := sample.NewPicker(sample.Rules{})
 	if err != nil {
 		return err
@@ -33,8 +57,8 @@ func (p *pipeline) probe(ctx context.Context) error {
 	for i := range prompt {
 		seq.log = append(seq.log, int32((i+1)%max(1, vocab)))
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, probeLimit,
-		fault.New(fault.DeadlineExceeded, "no answer within %v", probeLimit))
+	limit := p.service.cfg.ProbeLimit
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fault.New(fault.DeadlineExceeded, "no answer within %v", limit))
 	defer cancel()
 	if err := p.submit(seq); err != nil {
 		return err
@@ -53,8 +77,7 @@ func (p *pipeline) probe(ctx context.Context) error {
 			n++
 		}
 		if err != nil {
-			return fault.Wrap(fault.CodeOf(err), err, "probe pipeline %s after %d of %d tokens", p.id, n,
-				seq.maxLen-len(seq.log))
+			return fault.Wrap(fault.CodeOf(err), err, "after %d of %d tokens", n, seq.maxLen-len(seq.log))
 		}
 	}
 	return nil

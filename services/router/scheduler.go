@@ -172,6 +172,7 @@ func (r *runner) step(now time.Time) error {
 			return err
 		}
 	}
+	r.p.stepped.Store(now.UnixNano())
 	r.p.runningCount.Store(int64(stats.Running))
 	r.p.waitingCount.Store(int64(stats.Waiting))
 	r.p.stepUS.Store(stats.Step.Microseconds())

@@ -66,6 +66,9 @@ type Config struct {
 	// StepFloor is the shortest step deadline while another pipeline of the model exists, and LoneFloor
 	// while none does; 0 means 250 ms and 2 s.
 	StepFloor, LoneFloor time.Duration
+	// ProbeLimit is how long a new pipeline may take for its first tokens; 0 means 60 s, since the stages
+	// may have to read weights from disk.
+	ProbeLimit time.Duration
 	// ReadLimit is how long a client's stream may stay full before the client is disconnected; 0
 	// means 30 s.
 	ReadLimit time.Duration
@@ -86,6 +89,7 @@ const (
 	moveLimit     = 20 * time.Second       // how long a session may wait for another pipeline
 	maxMoves      = 8                      // pipelines that a session may lose in a row without a token
 	readLimit     = 30 * time.Second       // default of Config.ReadLimit
+	probeLimit    = 60 * time.Second       // default of Config.ProbeLimit
 	cacheIdle     = 5 * time.Minute        // default of Config.CacheIdle
 )
 
@@ -135,6 +139,9 @@ func New(c Config) *Service {
 	}
 	if s.cfg.ReadLimit == 0 {
 		s.cfg.ReadLimit = readLimit
+	}
+	if s.cfg.ProbeLimit == 0 {
+		s.cfg.ProbeLimit = probeLimit
 	}
 	switch {
 	case s.cfg.CacheIdle == 0:

@@ -165,13 +165,24 @@ func (b *Backend) Watch(ctx context.Context, send func(*routerv1.Mesh) error) er
 	return b.s.watch(ctx, send)
 }
 
-// Ready returns nil if requests can be served, and otherwise the reason why not.
+// Ready returns nil if requests can be served, and otherwise the reason why not. A pipeline that is
+// open but has not been scheduled for some time does not count.
 func (b *Backend) Ready() error {
-	if b.s.requests.isDraining() {
-		return errStopping
+	b.s.mu.Lock()
+	defer b.s.mu.Unlock()
+	err := fault.New(fault.Unavailable, "no pipeline is open")
+	for _, p := range b.s.pipelines {
+		switch idle := time.Since(time.Unix(0, p.stepped.Load())); {
+		case p.draft || p.dead():
+		case idle > stuckAfter:
+			err = fault.New(fault.Unavailable, "pipeline %s has not been scheduled for %v", p.id,
+				idle.Round(time.Second))
+		default:
+			return nil
+		}
 	}
-	if len(b.s.served()) == 0 {
-		return fault.New(fault.Unavailable, "no pipeline is open")
-	}
-	return nil
+	return err
 }
+
+// stuckAfter is the time without a scheduling step after which a pipeline is not ready.
+const stuckAfter = 3 * time.Second

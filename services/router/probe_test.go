@@ -1,0 +1,28 @@
+package router_test
+
+import (
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/lamina-mesh/lamina/services/router"
+)
+
+// A stage that takes frames and answers none of them is found out by the probe of the next pipeline
+// that is opened over it: requests never get there, and the log names the stage.
+func TestService_WedgedStage_GetsNoRequests(t *testing.T) {
+	var log syncBuffer
+	m := newMesh(t, 2, 2, router.Config{
+		Log: slog.New(slog.NewTextHandler(&log, nil)), ProbeLimit: 300 * time.Millisecond,
+	})
+	m.shards["shard-1-1"].freeze(3)
+	m.streams(6, 60) // those on the frozen pipeline move
+	eventually(t, "a log line that names the wedged stage", func() bool {
+		return log.has("stage 1, layers 1-2 at mem:shard-1-1, computes nothing")
+	})
+	m.streams(6, 60)
+	if err := m.service.Backend().Ready(); err != nil {
+		t.Errorf("not ready: %v", err)
+	}
+	m.check()
+}
