@@ -2,6 +2,7 @@ package app_test
 
 import (
 	"context"
+	"fmt"
 	"runtime/debug"
 	"runtime/metrics"
 	"sync"
@@ -32,7 +33,7 @@ func TestMesh_GivesTheMemoryOfALoadBack(t *testing.T) {
 	defer cancel()
 	m, err := app.Start(ctx, app.MeshConfig{
 		Kernels: app.Kernels{Set: set, Threads: 2}, Model: "../../../models/lamina-tolstoy", Stages: 2,
-		TrimInterval: 100 * time.Millisecond,
+		TrimInterval: 100 * time.Millisecond, Scheduling: app.Scheduling{CacheIdle: time.Second},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -49,8 +50,8 @@ func TestMesh_GivesTheMemoryOfALoadBack(t *testing.T) {
 	debug.FreeOSMemory()
 	before := heapMiB()
 	var streams sync.WaitGroup
-	for range 60 {
-		streams.Go(func() { generateText(t, router, "The prince said that he would come back", 24) })
+	for i := range 60 { // prompts that have no prefix in common
+		streams.Go(func() { generateText(t, router, fmt.Sprintf("%d princes said that they would come back", i), 48) })
 	}
 	peak := 0.0
 	done := make(chan struct{})
