@@ -80,12 +80,11 @@ type held struct {
 }
 
 // session is the state of one generation on this stage. Only the compute goroutine of its
-// pipeline uses table and seq, of which one is set.
+// pipeline uses table.
 type session struct {
 	pipeline string
 	epoch    uint64
 	table    *kvcache.Table[float32]
-	seq      *kvcache.Sequence[float32] // see reserve
 
 	// The last stage keeps the last row of logits, in case the sampler asks for it.
 	row    []float32

@@ -29,13 +29,7 @@ func (p *pipeline) admit(e *shardv1.Entry) (model.Sequence[float32], error) {
 		return nil, fault.New(fault.Aborted, "session %x is still held by its former pipeline", e.GetSession())
 	}
 	s.epoch = e.GetEpoch()
-	var seq model.Sequence[float32]
-	var err error
-	if s.table != nil || changesTable(e) {
-		seq, err = p.place(s, e)
-	} else {
-		seq, err = p.reserve(s, e)
-	}
+	table, err := p.place(s, e)
 	if err != nil {
 		return nil, err
 	}
@@ -43,7 +37,7 @@ func (p *pipeline) admit(e *shardv1.Entry) (model.Sequence[float32], error) {
 		h.sessions[name] = s
 		p.sessions++
 	}
-	return seq, nil
+	return table, nil
 }
 
 // place changes a session's block table as the entry says, and sets its cached length to the entry's
@@ -58,12 +52,11 @@ func (p *pipeline) place(s *session, e *shardv1.Entry) (model.Sequence[float32],
 		if err := table.Change(int(e.GetPageFrom()), e.GetPages(), pos, rows); err != nil {
 			return nil, err
 		}
-		if s.seq != nil {
-			s.seq.Free()
-			s.seq = nil
-		}
 		s.table = table
 		return table, nil
+	}
+	if s.table == nil {
+		return nil, fault.New(fault.FailedPrecondition, "session %x has no block table", e.GetSession())
 	}
 	switch pages := s.table.Pages(); {
 	case pages == 0:
@@ -106,9 +99,6 @@ func (p *pipeline) release(r *shardv1.Release) {
 		if s.table != nil {
 			s.table.Free()
 		}
-		if s.seq != nil {
-			s.seq.Free()
-		}
 		delete(h.sessions, string(name))
 		p.sessions--
 	}
@@ -130,32 +120,9 @@ func (p *pipeline) end() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for name, s := range h.sessions {
-		if s.pipeline != p.id {
-			continue
+		if s.pipeline == p.id {
+			delete(h.sessions, name)
 		}
-		if s.seq != nil {
-			s.seq.Free()
-		}
-		delete(h.sessions, name)
 	}
 	p.lease.Close() // with all its tables
-}
-
-// reserve serves a session for which the router has never sent a block table: the stage takes pages from
-// the cache itself, outside of the pipeline's lease.
-func (p *pipeline) reserve(s *session, e *shardv1.Entry) (model.Sequence[float32], error) {
-	seq, pos := s.seq, int(e.GetPosition())
-	if seq == nil {
-		seq = p.held.cache.NewSequence()
-	}
-	if pos > seq.Len() {
-		return nil, fault.New(fault.FailedPrecondition, "position %d of session %x is beyond the %d cached", pos,
-			e.GetSession(), seq.Len())
-	}
-	seq.Truncate(pos)
-	if err := seq.Reserve(pos + int(e.GetRows())); err != nil {
-		return nil, err
-	}
-	s.seq = seq
-	return seq, nil
 }

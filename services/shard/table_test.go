@@ -99,9 +99,6 @@ func TestInfer_TheSameLogGivesTheSameBits(t *testing.T) {
 			same("cut and grown again", grown(2*pageLen-3, length))
 			release(a, pageIDs(3, 9)...)
 			release(g, pageIDs(9, 16)...)
-			legacy := fresh()
-			same("without a table", from(legacy, 0, 13, nil))
-			same("a table in place of none", from(legacy, 0, 13, []uint32{8, 7, 6, 5, 4, 3}))
 			p.end()
 		})
 	}

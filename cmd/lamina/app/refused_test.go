@@ -100,6 +100,16 @@ func TestShard_RefusesAnEntryAndComputesTheOthers(t *testing.T) {
 		},
 	)
 	recv()
+	// The router's pipeline holds all pages, until the stages ask it for half of them.
+	for granted := map[uint32]bool{}; len(granted) < 2; {
+		resp, err := infer.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if l := resp.GetLease(); l.GetPages() > 0 {
+			granted[l.GetLo()] = true
+		}
+	}
 
 	good := sessionName(1)
 	tell(
@@ -110,7 +120,7 @@ func TestShard_RefusesAnEntryAndComputesTheOthers(t *testing.T) {
 		},
 	)
 	position, step := uint32(0), uint64(0)
-	for what, bad := range map[string]struct {
+	for what, bad := range map[string]struct { // at most a page of them
 		entry *shardv1.Entry
 		ids   []uint32
 		code  codes.Code
@@ -139,18 +149,26 @@ func TestShard_RefusesAnEntryAndComputesTheOthers(t *testing.T) {
 			codes.FailedPrecondition,
 		},
 		"more pages than there are": {
-			&shardv1.Entry{Session: sessionName(2), Epoch: 1, Rows: 250, Logits: 1}, make([]uint32, 250),
-			codes.ResourceExhausted,
+			&shardv1.Entry{
+				Session: sessionName(2), Epoch: 1, Rows: 250, Logits: 1,
+				Pages: []uint32{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 0},
+			}, make([]uint32, 250), codes.ResourceExhausted,
+		},
+		"no block table": {
+			&shardv1.Entry{Session: sessionName(2), Epoch: 1, Rows: 1, Logits: 1}, []uint32{1},
+			codes.FailedPrecondition,
 		},
 		"the same session twice": {
 			&shardv1.Entry{Session: good, Epoch: 1, Rows: 1, Logits: 1}, []uint32{1}, codes.InvalidArgument,
 		},
 	} {
 		step++
+		ordinary := &shardv1.Entry{Session: good, Epoch: 1, Position: position, Rows: 1, Logits: 1}
+		if position == 0 {
+			ordinary.Pages = []uint32{0}
+		}
 		send(&shardv1.InferRequest{Frame: &shardv1.InferRequest_Batch{Batch: &shardv1.Batch{
-			Step: step, Entries: []*shardv1.Entry{
-				{Session: good, Epoch: 1, Position: position, Rows: 1, Logits: 1}, bad.entry,
-			}, Ids: append([]uint32{5}, bad.ids...),
+			Step: step, Entries: []*shardv1.Entry{ordinary, bad.entry}, Ids: append([]uint32{5}, bad.ids...),
 		}}})
 		if r := recv().GetRefused(); codes.Code(r.GetCode()) != bad.code || r.GetStep() != step ||
 			string(r.GetSession()) != string(bad.entry.GetSession()) {
