@@ -82,6 +82,9 @@ func (c *shardCmd) Run(e *verb.Env) error {
 	})
 }
 
+// maxDrain is the longest time that a router may take to stop.
+const maxDrain = time.Hour
+
 type routerCmd struct {
 	serviceFlags
 	Listen string `help:"gRPC address." default:"127.0.0.1:7070"`
@@ -89,7 +92,10 @@ type routerCmd struct {
 	speculateFlags
 	hiddenStateFlags
 	schedulingFlags
-	Draft string `help:"Draft model for speculative decoding: name or digest of a smaller model on the mesh. It must have the same vocabulary and a different name."`
+	NATS      string        `name:"nats" help:"Address of a NATS server with JetStream, for the journal of resumable requests. Default: none, so that a request is resumed only at its own router." env:"LAMINA_NATS"`
+	NATSToken string        `name:"nats-token" help:"Token for NATS." env:"LAMINA_NATS_TOKEN"`
+	Drain     time.Duration `help:"How long requests may still run after a stop." default:"20s"`
+	Draft     string        `help:"Draft model for speculative decoding: name or digest of a smaller model on the mesh. It must have the same vocabulary and a different name."`
 }
 
 // schedulingFlags are the settings of a router's schedulers.
@@ -137,9 +143,13 @@ func (c *routerCmd) Run(e *verb.Env) error {
 	if err != nil {
 		return err
 	}
+	if c.Drain <= 0 || c.Drain > maxDrain {
+		return fault.Field("drain", "%v: want more than 0 and at most %v", c.Drain, maxDrain)
+	}
 	return app.Router(e.Ctx, c.config(e, c.Listen), app.RouterConfig{
-		HTTP: c.HTTP, Speculation: speculation, HiddenType: c.hiddenType(),
+		HTTP: c.HTTP, Speculation: speculation, HiddenType: c.hiddenType(), Drain: c.Drain,
 		Scheduling: c.scheduling(),
+		NATS:       nats.Config{URL: c.NATS, Token: c.NATSToken},
 		Bound:      func(addr string) { fmt.Fprintf(e.Stdout, "http %s\n", addr) },
 	})
 }

@@ -87,6 +87,8 @@ func (s *Service) watch(ctx context.Context, send func(*routerv1.Mesh) error) er
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case <-s.requests.draining:
+			return errStopping
 		case <-changed:
 		case <-tick.C:
 		}

@@ -16,8 +16,16 @@ import (
 	"github.com/lamina-mesh/lamina/services/tokenizer"
 )
 
-// drain is how long HTTP requests may still run after a stop.
-const drain = 5 * time.Second
+const (
+	// drain is how long HTTP requests may still run after a stop, once the router has been drained.
+	drain = 5 * time.Second
+	// drainDefault is the default of RouterConfig.Drain.
+	drainDefault = 20 * time.Second
+	// meshDrain is the same for a mesh, which a user stops and waits for.
+	meshDrain = 5 * time.Second
+	// drainMargin is how much longer the server of a router may run than its requests.
+	drainMargin = 5 * time.Second
+)
 
 // Kernels is a kernel set and its number of threads.
 type Kernels struct {

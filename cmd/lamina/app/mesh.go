@@ -32,12 +32,13 @@ type MeshConfig struct {
 	Speculation Speculation
 	HiddenType  tensorv1.ElementType // of hidden states between stages; 0 is float32
 	Scheduling  Scheduling
-	Train       bool   // run NATS and the trainer, and let the shards train
-	Trainers    int    // number of shards without a model, for training only
-	RunsDir     string // folder of training runs
-	GRPC        string // public address of the APIs of router and trainer; empty for none
-	HTTP        string // address of the HTTP API and the console; empty for none
-	Insecure    bool   // allow public addresses that other machines can reach, without TLS
+	Train       bool          // run NATS and the trainer, and let the shards train
+	Trainers    int           // number of shards without a model, for training only
+	RunsDir     string        // folder of training runs
+	GRPC        string        // public address of the APIs of router and trainer; empty for none
+	HTTP        string        // address of the HTTP API and the console; empty for none
+	Insecure    bool          // allow public addresses that other machines can reach, without TLS
+	Drain       time.Duration // how long requests may still run after a stop; 0 means 5 s
 	// TrimInterval is how often memory that is no longer needed is released; 0 means 10 s.
 	TrimInterval time.Duration
 }
@@ -48,9 +49,10 @@ const meshStepFloor = 5 * time.Second
 // Mesh runs all services of Lamina in this process, on an in-memory network. Only the public
 // addresses are sockets.
 type Mesh struct {
-	dialer *rpc.Dialer
-	cancel context.CancelFunc
-	done   chan error
+	process *process
+	dialer  *rpc.Dialer
+	cancel  context.CancelFunc
+	done    chan error
 
 	mu       sync.Mutex
 	grpcAddr string
@@ -70,6 +72,7 @@ func Start(ctx context.Context, cfg MeshConfig) (*Mesh, error) {
 		log: cfg.Log, kernels: cfg.Kernels, network: network, registry: discovery.NewMemory(), dialer: m.dialer,
 		metrics: obs.NewRegistry(),
 	}
+	m.process = p
 	err := m.settings(p, cfg)
 	if err == nil {
 		err = p.build("memory", "tokenizer", "shards", "sampler", "trainer", "router api", "pipelines", "public api",
@@ -102,7 +105,7 @@ func (m *Mesh) settings(p *process, c MeshConfig) error {
 		bound: m.set(&m.grpcAddr), publicAddr: c.GRPC, insecure: c.Insecure, trimInterval: c.TrimInterval,
 		train: c.Train,
 		router: RouterConfig{HTTP: c.HTTP, Bound: m.set(&m.httpAddr), Speculation: c.Speculation,
-			HiddenType: c.HiddenType, Scheduling: c.Scheduling},
+			HiddenType: c.HiddenType, Scheduling: c.Scheduling, Drain: cmp.Or(c.Drain, meshDrain)},
 	}
 	// In one process no stage can freeze alone, so a late answer means that the machine is busy.
 	p.set.router.Scheduling.StepFloor = cmp.Or(c.Scheduling.StepFloor, meshStepFloor)

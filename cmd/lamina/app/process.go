@@ -23,6 +23,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/discovery/consul"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/gradbus/nats"
+	"github.com/lamina-mesh/lamina/pkg/journal"
 	"github.com/lamina-mesh/lamina/pkg/lifecycle"
 	"github.com/lamina-mesh/lamina/pkg/obs"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
@@ -51,6 +52,9 @@ type settings struct {
 	pipelines int // number of pipelines that a mesh waits for
 }
 
+// drainLimit is how long the requests of a router may still run after a stop.
+func (s settings) drainLimit() time.Duration { return cmp.Or(s.router.Drain, drainDefault) }
+
 // process holds what the targets of one process share while they are built and run.
 type process struct {
 	log      *slog.Logger
@@ -65,7 +69,9 @@ type process struct {
 
 	// Targets create these for other targets that need them.
 	models   map[string]opened // by path
+	embedded *nats.Embedded    // the NATS server of a mesh
 	bus      *nats.Bus
+	journal  journal.Journal // nil for none
 	router   *router.Service
 	trainer  *trainer.Service
 	trimmers []trimmer
@@ -119,6 +125,9 @@ type server struct {
 	services   services
 	meta       map[string]string
 	public     bool // users connect to it, and not only services
+	// drain prepares the service for the stop of its server, for which it has until the context ends;
+	// nil for nothing.
+	drain func(context.Context)
 
 	// These override the defaults: the address, bound function and registry of the process, or
 	// in a mesh an in-memory address with the name of the server.
@@ -172,13 +181,37 @@ func (p *process) serve(s server) {
 				return err
 			})
 		}
+		options := []rpc.ServeOption{rpc.Await(await)}
+		if s.drain != nil {
+			options = append(options, rpc.DrainLimit(p.set.drainLimit()+drainMargin))
+			defer whenStopped(ctx, p.set.drainLimit(), s.drain)()
+		}
 		return rpc.Serve(ctx, grpcServer, l, func() {
 			p.warnOfOldConsul(ctx)
 			p.pending.end(s.name)
 			ready()
-		}, rpc.Await(await))
+		}, options...)
 	}
-	p.add(lifecycle.Part{Name: s.name, StartLimit: lifecycle.NoLimit, Run: run})
+	p.add(lifecycle.Part{
+		Name: s.name, StartLimit: lifecycle.NoLimit, StopLimit: p.set.drainLimit() + 2*drainMargin, Run: run,
+	})
+}
+
+// whenStopped calls drain when ctx ends, with a limit. The returned function waits for drain if that was
+// called.
+func whenStopped(ctx context.Context, limit time.Duration, drain func(context.Context)) func() {
+	done := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(done)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
+		defer cancel()
+		drain(ctx)
+	})
+	return func() {
+		if !stop() {
+			<-done
+		}
+	}
 }
 
 func limited(try func(context.Context) error) func(context.Context) error {
@@ -319,6 +352,7 @@ func (p *process) embedBus() error {
 	if err != nil {
 		return err
 	}
+	p.embedded = server
 	p.closers = append(p.closers, server.Close)
 	if p.bus, err = server.Connect(nats.Config{Memory: true}); err != nil {
 		return err

@@ -145,6 +145,10 @@ type RouterConfig struct {
 	HiddenType  tensorv1.ElementType // of hidden states between stages; 0 is float32
 	Scheduling  Scheduling
 	Bound       func(addr string) // called with the bound HTTP address
+	// NATS is the server for the journal of resumable requests; none if it has no URL. A mesh with a NATS
+	// server of its own uses that.
+	NATS  nats.Config
+	Drain time.Duration // how long requests may still run after a stop; 0 means 20 s
 }
 
 // Scheduling holds the settings of a router's schedulers. Zero values mean the defaults of

@@ -5,10 +5,13 @@ import (
 	"context"
 	"fmt"
 
+	natsgo "github.com/nats-io/nats.go"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/lamina-mesh/lamina/pkg/discovery"
 	"github.com/lamina-mesh/lamina/pkg/gradbus/nats"
+	"github.com/lamina-mesh/lamina/pkg/journal"
+	journalnats "github.com/lamina-mesh/lamina/pkg/journal/nats"
 	"github.com/lamina-mesh/lamina/services/router"
 	"github.com/lamina-mesh/lamina/services/router/console"
 	"github.com/lamina-mesh/lamina/services/router/openai"
@@ -38,7 +41,8 @@ func targets() []target {
 		{"shards", []string{"bus"}, (*process).buildShards},
 		{"sampler", nil, (*process).buildSampler},
 		{"trainer", []string{"bus"}, (*process).buildTrainer},
-		{"router", nil, (*process).buildRouter},
+		{"journal", nil, (*process).buildJournal},
+		{"router", []string{"journal"}, (*process).buildRouter},
 		// it starts early, so that /readyz can report that the process is not ready
 		{"http", []string{"router"}, (*process).buildHTTP},
 		{"router api", []string{"router"}, (*process).buildRouterAPI},
@@ -204,20 +208,54 @@ func (p *process) buildTrainer() error {
 	return nil
 }
 
+// journalBytes bounds the journal of requests in the memory of a mesh.
+const journalBytes = 64 << 20
+
+// buildJournal connects the journal of requests: to the NATS server of this process if there is one, or
+// to the one that the settings name. Without either, requests are resumed only at their own router. A
+// server that cannot be reached delays nothing.
+func (p *process) buildJournal() error {
+	var conn *natsgo.Conn
+	var err error
+	c := journalnats.Config{}
+	switch {
+	case p.embedded != nil:
+		c = journalnats.Config{Memory: true, Limits: journal.Limits{Bytes: journalBytes}}
+		conn, err = p.embedded.Dial()
+	case p.set.router.NATS.URL != "":
+		conn, err = nats.Dial(p.set.router.NATS)
+	default:
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	j, err := journalnats.New(conn, c)
+	if err != nil {
+		conn.Close()
+		return err
+	}
+	p.closers = append(p.closers, j.Close)
+	p.journal = j
+	return nil
+}
+
 func (p *process) buildRouter() error {
 	speculation, scheduling := p.set.router.Speculation, p.set.router.Scheduling
 	p.router = router.New(router.Config{
 		Log: p.log, Metrics: p.metrics, Dialer: p.dialer, Registry: p.registry,
 		Speculate: speculation.ids(), Draft: speculation.Draft, DraftMinProb: speculation.MinProbability,
 		HiddenType: p.set.router.HiddenType, Queue: scheduling.Queue, CacheIdle: scheduling.CacheIdle,
-		StepFloor: scheduling.StepFloor, ChunkRows: scheduling.ChunkRows,
+		StepFloor: scheduling.StepFloor, ChunkRows: scheduling.ChunkRows, Journal: p.journal,
 	})
 	p.add(runPart("router pipelines", p.router.Run))
 	return nil
 }
 
 func (p *process) buildRouterAPI() error {
-	p.serve(server{kind: "router", name: "router", services: services{p.router}, public: true})
+	p.serve(server{
+		kind: "router", name: "router", services: services{p.router}, public: true, drain: p.router.Drain,
+	})
 	return nil
 }
 
@@ -242,7 +280,7 @@ func (p *process) buildPublicAPI() error {
 	p.serve(server{
 		kind: "router", name: "public", services: served, public: true, addr: p.set.publicAddr, bound: p.set.bound,
 		// The registry of the mesh has these services under their in-memory addresses already.
-		registry: discovery.NewMemory(),
+		registry: discovery.NewMemory(), drain: p.router.Drain,
 	})
 	return nil
 }

@@ -1,0 +1,19 @@
+package app
+
+import (
+	"github.com/lamina-mesh/lamina/pkg/discovery"
+	"github.com/lamina-mesh/lamina/pkg/journal"
+	"github.com/lamina-mesh/lamina/services/router"
+)
+
+// Peer returns a further router over the services of the mesh, with the journal of its process. Its Run is
+// left to the test.
+func (m *Mesh) Peer() *router.Service {
+	return router.New(router.Config{Dialer: m.dialer, Registry: m.Registry(), Journal: m.Journal()})
+}
+
+// Registry returns the registry of the mesh.
+func (m *Mesh) Registry() discovery.Registry { return m.process.registry }
+
+// Journal returns the journal of requests.
+func (m *Mesh) Journal() journal.Journal { return m.process.journal }
