@@ -1,0 +1,80 @@
+package router_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	"github.com/lamina-mesh/lamina/pkg/journal"
+	"github.com/lamina-mesh/lamina/pkg/rpc"
+	"github.com/lamina-mesh/lamina/services/router"
+)
+
+func TestDrain_EndsWhatIsLeftAtTheLimit(t *testing.T) {
+	j := journal.NewMemory(journal.Limits{Bytes: 1 << 24})
+	m := newMesh(t, 1, 1, router.Config{})
+	a := m.peer("router-a", router.Config{Journal: j})
+	shard := m.shards["shard-0-0"]
+	const tokens = 1000
+	drained := make(chan struct{})
+	limit, expire := context.WithCancel(patient(t))
+	shard.strike(50, func() {
+		go func() {
+			a.service.Drain(limit)
+			close(drained)
+		}()
+	})
+	results := make(chan error, 2)
+	parts := []part{{}, {}}
+	go func() { results <- parts[0].generate(patient(t), a.client, resumable("handed over", tokens), nil) }()
+	go func() {
+		r := greedy("cut", tokens)
+		results <- parts[1].generate(patient(t), a.client, r, nil)
+	}()
+	eventually(t, "the drain", func() bool { return fault.CodeOf(a.service.Backend().Ready()) == fault.Unavailable })
+	var late part
+	err := late.generate(patient(t), a.client, greedy("late", 5), nil)
+	var f *fault.Error
+	if !errors.As(rpc.FromStatus(err), &f) || f.Code != fault.Unavailable || f.RetryAfter <= 0 {
+		t.Errorf("a request to a router that stops: %v", err)
+	}
+	expire()
+	for range parts {
+		err := <-results
+		if err == nil {
+			continue // it was faster
+		}
+		if !errors.As(rpc.FromStatus(err), &f) || f.Code != fault.Unavailable || f.RetryAfter <= 0 {
+			t.Errorf("a request at the end of the drain: %v", err)
+		}
+	}
+	<-drained
+	b := m.peer("router-b", router.Config{Journal: j})
+	if err := parts[0].resume(patient(t), b.client, nil); parts[0].finished == nil && err != nil {
+		t.Errorf("resume after a drain: %v", err)
+	}
+	parts[0].expect(t, "handed over", tokens)
+}
+
+func TestDrain_WaitsForWhatRuns(t *testing.T) {
+	m := newMesh(t, 1, 1, router.Config{})
+	a := m.peer("router-a", router.Config{})
+	var p part
+	begun := make(chan struct{})
+	ended := make(chan error, 1)
+	go func() {
+		ended <- p.generate(patient(t), a.client, greedy("to the end", 500), func(n int) bool {
+			if n == 1 {
+				close(begun)
+			}
+			return true
+		})
+	}()
+	<-begun
+	a.service.Drain(patient(t))
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	p.expect(t, "to the end", 500)
+}
