@@ -66,7 +66,7 @@ func (s *Scheduler) makeRoom(q *sequence, first bool) bool {
 			}
 			continue
 		}
-		v := s.victim(q, true)
+		v, _ := s.victim(q, true)
 		if v == nil {
 			return false
 		}
@@ -80,7 +80,7 @@ func (s *Scheduler) makeRoom(q *sequence, first bool) bool {
 // matched returns how many pages of a sequence's log are in the prefix cache, and how many of them no
 // sequence holds.
 func (s *Scheduler) matched(q *sequence) (pages, unheld int) {
-	if q.private || q.Score {
+	if q.private || q.toScore() {
 		return 0, 0
 	}
 	log := q.feed.Log()
@@ -112,7 +112,7 @@ func (s *Scheduler) start(q *sequence) {
 	q.tenant.running++
 	q.running = true
 	s.running = append(s.running, q)
-	if !q.private && !q.Score {
+	if !q.private && !q.toScore() {
 		log := q.feed.Log()
 		s.pool.walk(q.space, log, len(log)-1, func(page int32) {
 			s.pool.hold(uint32(page), s.now)
@@ -126,7 +126,7 @@ func (s *Scheduler) start(q *sequence) {
 	s.stats.queried += uint64(q.feed.Len())
 	s.stats.hits += uint64(q.done)
 	s.do(Admit{ID: q.ID, Cached: q.done, Again: q.preempt > 0})
-	s.grow(q, q.wanted())
+	q.fresh = s.grow(q, q.wanted())
 }
 
 // wanted returns the length of the log for which a sequence needs pages when it is admitted. A draft
@@ -154,24 +154,36 @@ func (s *Scheduler) grow(q *sequence, n int) bool {
 // victim returns the sequence to preempt so that another can have pages, or nil if no running one is
 // less urgent. A session that drafts is the first to go: it only saves time. For a sequence that waits
 // the victim must have a lower priority, or belong to a tenant that holds more than its share.
-func (s *Scheduler) victim(q *sequence, waits bool) *sequence {
+//
+// A sequence that was admitted is spared by others of its priority until it has had a token. Otherwise
+// two of them could preempt each other for ever. soon says that there is one that is only spared.
+func (s *Scheduler) victim(q *sequence, waits bool) (worst *sequence, soon bool) {
 	if q.Draft {
-		return nil
+		return nil, false
 	}
 	share := s.tenants.share()
-	var worst *sequence
 	for _, o := range s.running {
-		if o == q || len(o.table) == 0 || o.Score && o.scores < len(o.Log)-1 || o.yield {
+		if o == q || len(o.table) == 0 || o.toScore() || o.yield {
 			continue
 		}
 		if !o.Draft && !s.yields(o, q, share, waits) {
+			continue
+		}
+		if s.spared(o) && s.level(o) == s.level(q) {
+			soon = true
 			continue
 		}
 		if worst == nil || o.Draft && !worst.Draft || o.Draft == worst.Draft && s.before(worst, o) {
 			worst = o
 		}
 	}
-	return worst
+	return worst, soon
+}
+
+// spared reports whether a sequence has had no token since it was admitted and is about to have one: it
+// has all pages that it needs for that.
+func (s *Scheduler) spared(q *sequence) bool {
+	return q.fresh && q.accepted && !q.paused && !q.Draft && (!q.Suspect || q == s.suspect)
 }
 
 // yields reports whether a running sequence gives its pages to another one: to one of better priority,
@@ -187,9 +199,10 @@ func (s *Scheduler) yields(o, q *sequence, share int, waits bool) bool {
 	return greedy || !(q.tenant != o.tenant && q.tenant.pages > share && o.tenant.pages <= share) && q.order < o.order
 }
 
-// giveUp makes a sequence give its pages back: at once, or when its row in flight has come back.
+// giveUp makes a sequence give its pages back: at once, or when its row in flight has come back. A member
+// of the batch that is being formed keeps its pages until that batch is done.
 func (s *Scheduler) giveUp(q *sequence) {
-	if s.flying(q) {
+	if s.flying(q) || s.forming != nil && q.step == s.forming.step {
 		q.yield = true
 		return
 	}
@@ -209,6 +222,7 @@ func (s *Scheduler) preempt(q *sequence) {
 	q.feed = q.feed.Restart()
 	q.spec.waiting, q.spec.arrived = false, false
 	q.preempt++
+	q.since = s.step
 	s.stats.preemptions++
 	s.waiting = append(s.waiting, q)
 	slices.SortFunc(s.waiting, func(a, b *sequence) int { return int(int64(a.order) - int64(b.order)) })

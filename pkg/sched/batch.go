@@ -38,6 +38,8 @@ func (s *Scheduler) form() *Batch {
 	}
 	b := &Batch{Step: s.step + 1}
 	f := &flight{step: b.Step, sent: s.now, decode: true, alone: suspect != nil}
+	s.forming = f
+	defer func() { s.forming = nil }()
 	ready := make([]*sequence, 0, len(s.running))
 	decoding := 0
 	for _, q := range s.running {
@@ -99,6 +101,10 @@ func (s *Scheduler) form() *Batch {
 		f.decode = f.decode && (!prefill || sent == 0)
 	}
 	if len(b.Entries) == 0 {
+		if suspect == nil && s.suspect != nil && !s.turn { // the others wait for pages, perhaps for those of the suspect
+			s.turn = true
+			return s.form()
+		}
 		return nil
 	}
 	s.step++
@@ -147,7 +153,7 @@ func (s *Scheduler) add(b *Batch, f *flight, q *sequence, n int) int {
 	}
 	m := entry{id: q.ID, run: q.preempt}
 	switch {
-	case q.Score && !rows.Logits && q.feed.Sent() > q.scores:
+	case q.toScore() && !rows.Logits && q.feed.Sent() > q.scores:
 		s.askScores(q, &e, rows.Pos)
 		m.awaited = true
 	case rows.Logits:
@@ -201,13 +207,15 @@ func (q *sequence) charge(end int) {
 // is too little, its lease has shrunk and it has to go elsewhere.
 func (s *Scheduler) growFor(q *sequence, n int) bool {
 	for !s.grow(q, n) {
-		v := s.victim(q, false)
+		v, soon := s.victim(q, false)
 		switch {
 		case v != nil:
 			s.giveUp(v)
 			if v.running { // its pages are free when its row is back
 				return false
 			}
+		case soon:
+			return false
 		case len(s.running) > 1:
 			s.preempt(q)
 			return false
@@ -231,7 +239,7 @@ func (s *Scheduler) dropStale(pages []uint32) {
 // logits, which take more memory than their hidden states. The last position of the prompt gets a
 // batch of its own, because the first token is picked from its row.
 func (s *Scheduler) scoreRows(q *sequence, n int) int {
-	if !q.Score || !q.feed.Prefilling() {
+	if !q.toScore() || !q.feed.Prefilling() {
 		return n
 	}
 	return min(n, max(1, scoreBytes/(4*max(1, s.cfg.Vocab))), q.feed.Due()-1)
@@ -246,30 +254,39 @@ func (s *Scheduler) askScores(q *sequence, e *Entry, at int) {
 	q.scoring = at + e.Rows
 }
 
-// probation chooses a suspect whose rows are the next batch on their own. A suspect was in flight on a
-// pipeline that died. Until it has had a token, nothing else is in flight beside it, so that no other
-// sequence is blamed if this pipeline dies as well. Batches of suspects and of the others take turns.
-// wait says that the next batch has to wait until the batches in flight are done.
+// startProbation chooses the next suspect. A suspect was in flight on a pipeline that died. Until it has
+// had a token, no other suspect is added to the sampler or computed, and nothing else is in flight beside
+// it, so that no other suspect is blamed if this pipeline dies as well.
+func (s *Scheduler) startProbation() {
+	if s.suspect != nil {
+		return
+	}
+	i := slices.IndexFunc(s.running, func(q *sequence) bool { return q.Suspect })
+	if i < 0 {
+		return
+	}
+	s.suspect = s.running[i]
+	if !s.suspect.added {
+		s.addToSampler(s.suspect)
+	}
+}
+
+// probation returns the suspect whose rows are the next batch on their own, if it is its turn: batches
+// of the suspect and of the others take turns. wait says that the next batch has to wait until the
+// batches in flight are done.
 func (s *Scheduler) probation() (suspect *sequence, wait bool) {
 	for _, f := range s.flights {
 		if f.alone {
 			return nil, true
 		}
 	}
-	others := false
-	for _, q := range s.running {
-		switch {
-		case !q.ready():
-		case !q.Suspect:
-			others = true
-		case suspect == nil:
-			suspect = q
-		}
-	}
-	if suspect == nil || others && !s.turn {
+	if s.suspect == nil || !s.suspect.ready() {
 		return nil, false
 	}
-	return suspect, len(s.flights) > 0
+	if !s.turn && slices.ContainsFunc(s.running, func(q *sequence) bool { return !q.Suspect && q.ready() }) {
+		return nil, false
+	}
+	return s.suspect, len(s.flights) > 0
 }
 
 // overdue returns the batch or the sequence that has missed its deadline, or nil. There is no other
@@ -282,7 +299,7 @@ func (s *Scheduler) overdue() *Fail {
 	}
 	for _, list := range [][]*sequence{s.running, s.waiting} {
 		for _, q := range list {
-			if late := s.now - q.asked; !q.accepted && late > acceptLimit {
+			if late := s.now - q.asked; q.added && !q.accepted && late > acceptLimit {
 				return &Fail{ID: q.ID, Late: late}
 			}
 		}

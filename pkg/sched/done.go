@@ -18,8 +18,11 @@ func (s *Scheduler) picked(e Picked) {
 		s.back(q)
 		q.spec.verified(q.feed.Len(), s.now, s.timing.plain)
 	}
-	q.Suspect = false
+	if q.Suspect = false; s.suspect == q {
+		s.suspect = nil
+	}
 	s.stats.tokens++
+	q.fresh = false
 	if q.Draft {
 		q.draft.paused = q.feed.Len() >= q.draft.end || !(e.Logprob >= q.draft.minLogprob)
 		s.do(emit)
@@ -68,12 +71,14 @@ func (s *Scheduler) back(q *sequence) {
 	f.awaited--
 	f.back++
 	if f.awaited == 0 {
-		s.finish(f)
+		s.finish(f, false)
 	}
 }
 
-// finish ends a batch: its time is measured, and what its chunks of prompts have computed counts.
-func (s *Scheduler) finish(f *flight) {
+// finish ends a batch: its time is measured. If the last stage has said that it is computed, what its
+// chunks of prompts have computed counts. Tokens of other sequences do not prove that: they arrive on
+// another stream than the refusal of a chunk, perhaps before it.
+func (s *Scheduler) finish(f *flight, computed bool) {
 	delete(s.inFlight, f.step)
 	s.flights = slices.DeleteFunc(s.flights, func(o *flight) bool { return o == f })
 	s.timing.done(f, s.now)
@@ -82,8 +87,10 @@ func (s *Scheduler) finish(f *flight) {
 		if q == nil || !q.running || q.preempt != e.run {
 			continue
 		}
-		q.done = max(q.done, e.chunk)
-		s.index(q)
+		if computed {
+			q.done = max(q.done, e.chunk)
+			s.index(q)
+		}
 		if q.yield && !s.flying(q) {
 			s.preempt(q)
 		}

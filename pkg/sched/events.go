@@ -19,7 +19,9 @@ type Event interface{ event() }
 
 // Submit adds a sequence to the waiting queue.
 type Submit struct {
-	ID    ID
+	ID ID
+	// Epoch grows each time the sequence moves. A sequence that comes from another pipeline (more than 1)
+	// is not turned away because of the queue: its client has been promised an answer.
 	Epoch uint64
 	// Tenant is who is charged for the service; an empty name is a tenant as well. Weight is the
 	// tenant's share of the service; 0 means 1.
@@ -71,6 +73,7 @@ type Scored struct {
 type Refused struct {
 	ID    ID
 	Epoch uint64 // 0 if it is not known
+	Step  uint64 // the batch whose entry a stage has refused; 0 for the sampler
 	Retry bool
 	Data  any // passed on to End
 }

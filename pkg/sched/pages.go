@@ -68,14 +68,19 @@ func (p *pool) take(t *tenant, share int) (uint32, bool) {
 	return page, true
 }
 
-// available returns how many pages a tenant could take without preempting a sequence.
+// available returns how many pages a tenant could take without preempting a sequence: free ones, its own
+// cached ones, and, up to its share, cached ones of tenants that hold more than their share.
 func (p *pool) available(t *tenant, share int) int {
 	n := max(0, p.limit-p.held())
-	if t.pages+n >= share {
-		return n + t.cachedPages
+	lacks, others := share-t.pages-n, 0
+	if lacks > 0 && p.cached > t.cachedPages {
+		for _, o := range t.all.list {
+			if o != t {
+				others += min(o.cachedPages, max(0, o.pages-share))
+			}
+		}
 	}
-	// Others lose what they hold beyond their share.
-	return n + p.cached
+	return n + t.cachedPages + min(max(0, lacks), others)
 }
 
 // evict frees a cached page for a tenant. A tenant that has its share of the pages loses one of its

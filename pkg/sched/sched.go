@@ -41,8 +41,10 @@ type Scheduler struct {
 	inFlight map[uint64]*flight
 	flights  []*flight // in the order of their steps
 	step     uint64
-	best     int  // the best priority of all sequences
-	turn     bool // it is a suspect's turn to be the next batch
+	forming  *flight   // the batch that is being formed
+	best     int       // the best priority of all sequences
+	turn     bool      // it is a suspect's turn to be the next batch
+	suspect  *sequence // the suspect that is on probation
 	released []ID
 	stale    []uint32 // pages that are free once the batch being formed has been sent
 
@@ -81,6 +83,7 @@ func (s *Scheduler) Step(now time.Duration, events []Event) []Command {
 	s.findBest()
 	s.fitLease()
 	s.admit()
+	s.startProbation()
 	for len(s.flights) < s.depth() {
 		b := s.form()
 		if b == nil {
@@ -135,7 +138,7 @@ func (s *Scheduler) handle(e Event) {
 		s.refused(e)
 	case Computed:
 		if f := s.inFlight[e.Step]; f != nil && f.awaited == 0 {
-			s.finish(f)
+			s.finish(f, true)
 		}
 	case Pause:
 		if q := s.byID[e.ID]; q != nil {
@@ -166,18 +169,23 @@ func (s *Scheduler) handle(e Event) {
 func (s *Scheduler) submit(e Submit) {
 	need := s.pool.pagesFor(e.MaxLen)
 	have := min(s.pool.total(), s.granted())
-	tenant := s.tenants.get(e.Tenant, e.Weight)
-	switch {
-	case need > have:
+	if need > have {
 		s.do(TurnAway{ID: e.ID, Reason: TooLong, Have: have, Need: need})
 		return
-	case len(s.waiting) >= s.cfg.Queue:
-		s.do(TurnAway{ID: e.ID, Reason: QueueFull, Have: len(s.waiting), Need: s.cfg.Queue, RetryAfter: s.retryAfter()})
-		return
-	case e.Tenant != "" && s.cfg.TenantQueue > 0 && tenant.waiting >= s.cfg.TenantQueue:
-		s.do(TurnAway{ID: e.ID, Reason: QuotaUsed, Have: tenant.waiting, Need: s.cfg.TenantQueue,
-			RetryAfter: s.retryAfter()})
-		return
+	}
+	tenant := s.tenants.get(e.Tenant, e.Weight)
+	if e.Epoch <= 1 && s.full(e, tenant) > 0 {
+		// Sequences that have arrived together with this one may run at once and leave the queue.
+		s.findBest()
+		s.admit()
+		if reason := s.full(e, tenant); reason > 0 {
+			t := TurnAway{ID: e.ID, Reason: reason, Have: len(s.waiting), Need: s.cfg.Queue, RetryAfter: s.retryAfter()}
+			if reason == QuotaUsed {
+				t.Have, t.Need = tenant.waiting, s.cfg.TenantQueue
+			}
+			s.do(t)
+			return
+		}
 	}
 	s.order++
 	q := &sequence{
@@ -192,7 +200,25 @@ func (s *Scheduler) submit(e Submit) {
 	s.byID[e.ID] = q
 	s.waiting = append(s.waiting, q)
 	tenant.waiting++
-	s.do(Add{e.ID, e.Epoch})
+	if !e.Suspect { // a suspect is added when its probation begins
+		s.addToSampler(q)
+	}
+}
+
+func (s *Scheduler) addToSampler(q *sequence) {
+	q.added, q.asked = true, s.now
+	s.do(Add{q.ID, q.Epoch})
+}
+
+// full returns why there is no place in the queue for a new sequence, or 0.
+func (s *Scheduler) full(e Submit, t *tenant) Reason {
+	switch {
+	case len(s.waiting) >= s.cfg.Queue:
+		return QueueFull
+	case e.Tenant != "" && s.cfg.TenantQueue > 0 && t.waiting >= s.cfg.TenantQueue:
+		return QuotaUsed
+	}
+	return 0
 }
 
 // findBest finds the best priority of all sequences.
@@ -241,8 +267,11 @@ func (s *Scheduler) stop(q *sequence) {
 	}
 	s.dropStale(q.stale)
 	q.stale = nil
-	q.table, q.known, q.indexed, q.done = nil, 0, 0, 0
+	q.table, q.known, q.indexed, q.done, q.scoring = nil, 0, 0, 0, 0
 	q.running, q.yield = false, false
+	if s.suspect == q {
+		s.suspect = nil
+	}
 	q.tenant.running--
 	s.released = append(s.released, q.ID)
 }
@@ -253,14 +282,16 @@ const maxRetries = 16
 // refused handles the refusal of a sequence by the sampler or a stage.
 func (s *Scheduler) refused(e Refused) {
 	q := s.byID[e.ID]
-	if q == nil || e.Epoch != 0 && e.Epoch < q.Epoch {
+	if q == nil || e.Epoch != 0 && e.Epoch < q.Epoch || e.Step > 0 && e.Step <= q.since {
 		return
 	}
-	if e.Retry && !q.Draft && q.preempt < maxRetries {
+	if e.Retry && !q.Draft && q.retries < maxRetries {
+		q.retries++
 		// Another pipeline holds the pages that this one counted on. The sequence waits until there are
-		// enough. Rows of it that are still in flight are refused as well or computed in vain.
+		// enough. Rows of it that are still in flight are refused as well or computed in vain, and what is
+		// said about them no longer matters.
+		s.back(q) // this preempts it, if it was to yield
 		if q.running {
-			s.back(q)
 			s.preempt(q)
 		}
 		return
@@ -296,17 +327,18 @@ func (s *Scheduler) sweep() {
 }
 
 // Lost returns the sequences of a pipeline that has died. Blamed ones were in flight, or being added
-// to the sampler: one of them may be the cause.
+// to the sampler: one of them may be the cause. Of the suspects only the one on probation is blamed.
 func (s *Scheduler) Lost() (blamed, others []ID) {
 	suspects := map[ID]bool{}
 	for _, f := range s.flights {
 		for _, e := range f.entries {
-			suspects[e.id] = f.awaited == 0 || e.awaited || suspects[e.id]
+			suspects[e.id] = e.awaited || e.chunk > 0 || suspects[e.id]
 		}
 	}
 	for _, list := range [][]*sequence{s.running, s.waiting} {
 		for _, q := range list {
-			if suspects[q.ID] || !q.accepted {
+			adding := q.added && !q.accepted && (!q.Suspect || q == s.suspect)
+			if suspects[q.ID] || adding {
 				blamed = append(blamed, q.ID)
 			} else {
 				others = append(others, q.ID)

@@ -17,8 +17,10 @@ type sequence struct {
 	asked   time.Duration // when it was last added to the sampler
 
 	running  bool
+	added    bool // to the sampler
 	accepted bool // by the sampler
 	paused   bool // its reader has no room
+	fresh    bool // it has all pages of its log, and has had no token since it was admitted
 	yield    bool // it is preempted as soon as it is not in flight
 
 	step    uint64   // of its last entry
@@ -32,6 +34,8 @@ type sequence struct {
 	scores  int      // scores that have come
 	charged int      // positions that its tenant was charged for
 	preempt int      // how often it was preempted
+	retries int      // how often it was refused for lack of pages
+	since   uint64   // the last step before it was last preempted
 
 	spec  speculation
 	draft draftState
@@ -52,6 +56,9 @@ func (q *sequence) ready() bool {
 	return q.running && q.accepted && q.scoring == 0 && !q.paused && !q.yield && q.feed.Ready() &&
 		(!q.Draft || !q.draft.paused)
 }
+
+// toScore reports whether the prompt has tokens whose log-probabilities are still to come.
+func (q *sequence) toScore() bool { return q.Score && q.scores < len(q.Log)-1 }
 
 // flying reports whether an entry of the sequence is in flight whose result is awaited.
 func (s *Scheduler) flying(q *sequence) bool {

@@ -16,6 +16,7 @@ const (
 	rowFactor  = 4                      // what it adds afterwards, as a multiple of the measured time
 	firstChunk = 32                     // rows of a prompt beside decoding rows before any were measured
 	leastChunk = 4
+	fewRows    = 8
 	average    = 0.2 // weight of a new value in moving averages
 )
 
@@ -28,6 +29,9 @@ type timing struct {
 	next  int
 	slow  float64       // the 99th percentile of took
 	plain time.Duration // moving average of batches without prompts and draft tokens
+
+	measured int     // batches, of any kind
+	longest  float64 // decaying maximum of their times
 
 	last    time.Duration // when the last batch was done
 	service float64       // moving average of what a batch without prompts adds to the time of those before it
@@ -50,11 +54,14 @@ func (t *timing) done(f *flight, now time.Duration) {
 	took := (now - f.sent).Seconds()
 	service := (now - max(f.sent, t.last)).Seconds()
 	t.last = now
+	t.measured++
+	t.longest = max(took, t.longest*0.98)
 	if !f.decode {
 		if f.prompts > 0 {
-			row := max(service-t.service, service/10) / float64(f.prompts)
-			t.row = blend(t.row, row)
-			t.worst = max(row, t.worst*0.98)
+			more := max(service-t.service, service/10)
+			t.row = blend(t.row, more/float64(f.prompts))
+			// The time of a few rows is mostly that of the batch.
+			t.worst = max(more/float64(max(f.prompts, fewRows)), t.worst*0.98)
 		}
 		return
 	}
@@ -91,12 +98,16 @@ func blend(old, value float64) float64 {
 // higher.
 func (t *timing) limit(f *flight) time.Duration {
 	limit, row := coldLimit, coldRow
-	if len(t.took) >= coldSteps {
+	slow := t.slow
+	if len(t.took) < coldSteps { // so far nearly all batches had prompts
+		slow = t.longest
+	}
+	if t.measured >= coldSteps {
 		floor := t.lone
 		if t.spare {
 			floor = t.floor
 		}
-		limit = max(floor, time.Duration(stepFactor*t.slow*float64(time.Second)))
+		limit = max(floor, time.Duration(stepFactor*slow*float64(time.Second)))
 	}
 	if t.worst > 0 {
 		row = time.Duration(rowFactor * t.worst * float64(time.Second))

@@ -369,7 +369,7 @@ func refusedBySampler(f *samplerv1.SessionFailed) sched.Event {
 // lease says, so the sequence waits.
 func refusedByStage(f *shardv1.Refused) sched.Event {
 	return sched.Refused{
-		ID: sched.ID(f.GetSession()), Retry: codes.Code(f.GetCode()) == codes.ResourceExhausted,
+		ID: sched.ID(f.GetSession()), Step: f.GetStep(), Retry: codes.Code(f.GetCode()) == codes.ResourceExhausted,
 		Data: refused(f.GetSession(), f.GetCode(), "", f.GetMessage()),
 	}
 }
