@@ -1,0 +1,96 @@
+package sim
+
+import (
+	"math/rand/v2"
+	"time"
+)
+
+// Random draws a scenario. Small fleets with little memory come first: they get into every corner.
+func Random(seed uint64) Scenario {
+	r := rand.New(rand.NewPCG(seed, 0xc0ffee))
+	ms := func(from, to int) time.Duration { return time.Duration(from+r.IntN(to-from+1)) * time.Millisecond }
+	chance := func(p float64) bool { return r.Float64() < p }
+	some := func(p, most float64) float64 { // a probability, or 0
+		if !chance(p) {
+			return 0
+		}
+		return most * r.Float64()
+	}
+	sc := Scenario{
+		Seed: seed, Routers: 1, Samplers: 1 + r.IntN(2), PageLen: []int{1, 2, 4, 8, 16}[r.IntN(5)],
+		BatchRows: 8 << r.IntN(4), Queue: 4 + r.IntN(40), CacheIdle: ms(500, 3000), Hop: ms(1, 4) / 4,
+		BatchTime: ms(2, 10), RowTime: ms(1, 4) / 8, Compile: some(0.3, 0.3), Limit: 300 * time.Second,
+	}
+	sc.ChunkRows, sc.Entries = 1+r.IntN(sc.BatchRows), 2+r.IntN(24)
+	if chance(0.3) {
+		sc.TenantQueue = 1 + r.IntN(4)
+	}
+	layers := 6
+	for range 1 + r.IntN(3) {
+		var cuts []int
+		for lo := 0; lo < layers; {
+			if lo += 1 + r.IntN(layers); lo > layers || len(cuts) == 3 {
+				lo = layers
+			}
+			cuts = append(cuts, lo)
+		}
+		sc.Replicas = append(sc.Replicas, cuts)
+	}
+	if chance(0.25) {
+		sc.Routers = 2
+	}
+	l := Load{
+		Requests: 4 + r.IntN(24), Over: ms(1, 1500), Tenants: r.IntN(4), From: 1, To: 4 + r.IntN(60), Tokens: 1 + r.IntN(30),
+		Long: some(0.3, 0.3), Cancel: some(0.5, 0.6), Slow: some(0.3, 0.5), Score: some(0.3, 0.5), Private: some(0.2, 0.5),
+		Priority: some(0.4, 1), Speculate: some(0.5, 1), Sampled: some(0.7, 1), Stop: some(0.3, 0.5), Adapter: some(0.2, 0.5),
+	}
+	if chance(0.7) {
+		l.Prefixes, l.PrefixLen = 1+r.IntN(4), 2+r.IntN(50)
+	}
+	if chance(0.5) {
+		l.EndEvery = 10 + r.IntN(40)
+	}
+	if chance(0.15) {
+		l.Hostile = 1 + r.IntN(3)
+	}
+	if chance(0.3) && l.Speculate > 0 {
+		sc.Draft, l.DraftModel = 1+r.IntN(2), 0.7
+	}
+	// Pages for one to a few of the longest requests: the smaller the cache, the more often sequences
+	// are preempted.
+	longest := l.Tokens + max(l.To, l.PrefixLen)
+	most := 1 + r.IntN(6)
+	sc.Pages = max(2*sc.Routers, (longest*most*sc.Routers+sc.PageLen-1)/sc.PageLen)
+	sc.Load = l
+	sc.drawFaults(r, ms, chance, some)
+	return sc
+}
+
+// drawFaults adds faults to two thirds of the scenarios.
+func (sc *Scenario) drawFaults(r *rand.Rand, ms func(int, int) time.Duration, chance func(float64) bool,
+	some func(p, most float64) float64,
+) {
+	sc.Jitter, sc.Repeat = some(0.3, 0.05), some(0.3, 0.1)
+	if chance(0.1) {
+		sc.Load.Poison = 1 + r.IntN(2)
+	}
+	if chance(0.35) {
+		return
+	}
+	sc.Loss, sc.Refuse = some(0.15, 0.01), some(0.3, 0.05)
+	shards := sc.Draft
+	for _, cuts := range sc.Replicas {
+		shards += len(cuts)
+	}
+	nodes := shards + sc.Samplers + sc.Routers
+	for range r.IntN(6) {
+		f := Fault{At: ms(0, 4000), Kind: Kind(r.IntN(5)), Node: r.IntN(nodes), Other: r.IntN(nodes), For: ms(10, 6000)}
+		switch f.Kind {
+		case Slow:
+			f.By = 2 + 30*r.Float64()
+		case Clock:
+			f.By = -5 + 15*r.Float64()
+		}
+		sc.Faults = append(sc.Faults, f)
+	}
+}

@@ -1,0 +1,292 @@
+package sim
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/lamina-mesh/lamina/pkg/sched"
+)
+
+type schedID = sched.ID
+
+const (
+	moveLimit  = 20 * time.Second
+	maxMoves   = 8
+	maxStrikes = 2
+)
+
+// hostility is what is wrong with a request, if anything.
+type hostility int
+
+const (
+	harmless hostility = iota
+	refusedBySampler
+	killsStages // its rows end the process that computes them
+)
+
+// request is one generation, as the goroutine in services/router runs it.
+type request struct {
+	w      *world
+	n      int
+	router *router
+
+	digest, tenant, namespace string
+	prompt                    []int32
+	maxTokens                 int
+	seed                      uint64
+	endEvery                  int
+	samplerLimit              bool
+	priority                  int
+	weight                    float64
+	score                     bool
+	private                   bool
+	speculate                 int
+	drafts                    bool // a draft model drafts for it
+	hostile                   hostility
+	cancelAt                  time.Duration // 0 for never
+	stopAfter                 int           // tokens after which the client has enough; 0 for all
+	readEvery                 time.Duration // a slow reader
+
+	arrived time.Duration
+	first   time.Duration
+	log     []int32
+	next    state // of the log
+	scores  int
+	began   bool // the client was told that it has started
+	epoch   uint64
+	moves   int
+	strikes int
+	kills   int // processes that have died of it
+	had     int // length of the log when it was submitted
+	p       *pipe
+	seq     *sequence
+	waits   uint64 // names the wait for a pipeline
+	reading bool
+	end     string // why it ended; "" while it runs
+	drafter *drafter
+}
+
+func (q *request) name() string { return fmt.Sprintf("q%d", q.n) }
+
+// length is the largest number of positions that its log may have.
+func (q *request) length() int { return len(q.prompt) + q.maxTokens }
+
+// arrive starts a request.
+func (q *request) arrive() {
+	w := q.w
+	q.arrived = w.now
+	q.log = append([]int32(nil), q.prompt...)
+	q.next = root(q.digest, q.tenant, q.namespace).extendAll(q.log)
+	if q.cancelAt > 0 {
+		q.router.after(q.cancelAt, func() { q.cancel("canceled") })
+	}
+	q.assign()
+}
+
+// assign looks for a pipeline, and waits for one if there is none.
+func (q *request) assign() {
+	if p := q.router.best(q.digest, q.length()); p != nil {
+		q.submit(p)
+		return
+	}
+	q.w.ticket++
+	q.waits = q.w.ticket
+	ticket := q.waits
+	q.router.waiters = append(q.router.waiters, q)
+	q.router.after(moveLimit, func() {
+		if q.waits == ticket && q.end == "" {
+			q.leave()
+			q.finish("no pipeline")
+		}
+	})
+}
+
+// leave takes it out of the queue for pipelines.
+func (q *request) leave() {
+	q.waits = 0
+	for i, o := range q.router.waiters {
+		if o == q {
+			q.router.waiters = append(q.router.waiters[:i:i], q.router.waiters[i+1:]...)
+			return
+		}
+	}
+}
+
+// submit runs it on a pipeline.
+func (q *request) submit(p *pipe) {
+	w := q.w
+	q.epoch++
+	q.p, q.had = p, len(q.log)
+	id := sched.ID(fmt.Sprintf("%s.%d", q.name(), q.epoch))
+	q.seq = &sequence{id: id, log: append([]int32(nil), q.log...), emitted: len(q.log) - len(q.prompt),
+		tenant: q.tenant, moved: q.epoch > 1, reader: q.read}
+	w.owner[id], w.roots[id] = q, root(q.digest, q.tenant, q.namespace)
+	if q.hostile == killsStages {
+		w.poisoned[id] = true
+	}
+	p.assigned++
+	q.scores = 0
+	p.submit(q.seq, sched.Submit{
+		ID: id, Epoch: q.epoch, Tenant: q.tenant, Weight: q.weight, Namespace: q.namespace, Priority: q.priority,
+		Log: append([]int32(nil), q.log...), MaxLen: q.length(), Score: q.score && !q.began0(), Private: q.private,
+		Suspect: q.strikes > 0, Speculate: q.speculate,
+	})
+	if q.drafts {
+		q.drafter = w.startDrafter(q)
+	}
+}
+
+// began0 reports whether it has had a token, so that the scores of its prompt are known.
+func (q *request) began0() bool { return len(q.log) > len(q.prompt) }
+
+// read takes results, as fast as its client reads.
+func (q *request) read() {
+	if q.reading || q.end != "" {
+		return
+	}
+	q.reading = true
+	pause := q.readEvery
+	if pause > 0 {
+		pause = q.w.between(0, 2*pause)
+	}
+	seq := q.seq
+	q.router.after(pause, func() {
+		q.reading = false
+		for q.end == "" && q.seq == seq && len(seq.out) > 0 {
+			r := seq.out[0]
+			seq.out = seq.out[1:]
+			q.take(r)
+			seq.took(q.p)
+			if q.readEvery > 0 && r.token != nil {
+				break
+			}
+		}
+		if q.end == "" && len(q.seq.out) > 0 {
+			q.read()
+		}
+	})
+}
+
+// take handles one result.
+func (q *request) take(r result) {
+	w := q.w
+	switch {
+	case r.lost != "":
+		q.lost(r)
+	case r.err != "":
+		if (r.err == "quota" || r.err == "queue full") && r.after <= 0 {
+			w.violate("%s is turned away without a time to retry", q.name())
+		}
+		q.release()
+		q.finish(r.err)
+	case r.accepted:
+		q.began = true
+	case r.scored:
+		q.takeScore(r)
+	default:
+		q.takeToken(r)
+	}
+}
+
+func (q *request) takeScore(r result) {
+	q.scores++
+	if q.scores >= len(q.prompt) {
+		q.w.violate("%s has %d scores for %d tokens", q.name(), q.scores, len(q.prompt))
+		return
+	}
+	before := root(q.digest, q.tenant, q.namespace).extendAll(q.prompt[:q.scores])
+	if want := logprobOf(before, q.prompt[q.scores]); r.score != want {
+		q.w.violate("%s has the score %g at position %d, want %g", q.name(), r.score, q.scores, want)
+	}
+}
+
+func (q *request) takeToken(r result) {
+	w := q.w
+	t := r.token
+	if want := q.next.pick(q.log[len(q.log)-1], q.seed, q.endEvery); t.id != want {
+		w.violate("%s has token %d at position %d, want %d", q.name(), t.id, len(q.log), want)
+		return
+	}
+	if !q.began0() {
+		q.first = w.now
+		if q.score && q.scores != len(q.prompt)-1 {
+			w.violate("%s has its first token and %d scores for %d tokens", q.name(), q.scores, len(q.prompt))
+		}
+	}
+	q.log = append(q.log, t.id)
+	q.next = q.next.extend(t.id)
+	q.moves, q.strikes = 0, 0
+	n := len(q.log) - len(q.prompt)
+	ends := t.id == endToken && q.endEvery > 0
+	switch {
+	case n > q.maxTokens:
+		w.violate("%s has %d tokens, asked for %d", q.name(), n, q.maxTokens)
+	case ends != (t.finish == "stop"):
+		w.violate("%s has token %d and the finish reason %q", q.name(), t.id, t.finish)
+	case ends:
+		q.release()
+		q.finish("stop")
+	case n == q.maxTokens:
+		if t.finish != "length" && !r.length {
+			w.violate("%s has all %d tokens and no finish reason", q.name(), n)
+		}
+		q.release()
+		q.finish("length")
+	case t.finish != "" || r.length:
+		w.violate("%s ends after %d of %d tokens", q.name(), n, q.maxTokens)
+	case q.stopAfter > 0 && n >= q.stopAfter:
+		q.cancel("stop string")
+	}
+}
+
+// lost moves it to another pipeline.
+func (q *request) lost(r result) {
+	q.release()
+	if r.blamed {
+		if q.strikes++; q.strikes >= maxStrikes {
+			q.finish("set aside: " + r.lost)
+			return
+		}
+	}
+	if q.moves++; q.moves > maxMoves {
+		q.finish("moved too often: " + r.lost)
+		return
+	}
+	q.w.report.Moved++
+	q.assign()
+}
+
+// cancel ends it because its client does not want more.
+func (q *request) cancel(why string) {
+	if q.end != "" {
+		return
+	}
+	if q.waits != 0 {
+		q.leave()
+	} else if q.p != nil {
+		q.p.tell(sched.Cancel{ID: q.seq.id})
+		q.release()
+	}
+	q.finish(why)
+}
+
+func (q *request) release() {
+	q.p.assigned--
+	if q.drafter != nil {
+		q.drafter.stop()
+		q.drafter = nil
+	}
+}
+
+func (q *request) finish(why string) {
+	if q.end != "" {
+		return
+	}
+	q.end = why
+	q.w.log("end %s: %s", q.name(), why)
+	q.w.left--
+	kind, _, _ := strings.Cut(why, ":")
+	q.w.report.Ends[kind]++
+	q.w.ended(q)
+}
