@@ -170,6 +170,9 @@ func (b *Backend) Watch(ctx context.Context, send func(*routerv1.Mesh) error) er
 // Ready returns nil if requests can be served, and otherwise the reason why not. A pipeline that is
 // open but has not been scheduled for some time does not count.
 func (b *Backend) Ready() error {
+	if b.s.requests.isDraining() {
+		return errStopping
+	}
 	b.s.mu.Lock()
 	defer b.s.mu.Unlock()
 	err := fault.New(fault.Unavailable, "no pipeline is open")
