@@ -22,6 +22,7 @@ const (
 	slowPeriod   = 40 * time.Millisecond // of a slow member's running and stopping
 	watchEvery   = 15 * time.Millisecond // between two looks at a router's metrics
 	restoreLimit = time.Minute           // for the fleet to be whole again
+	readLimit    = 20 * time.Second      // for the rest of a stream that was not read
 	movesMetric  = "lamina_router_moves_total"
 	memoryMetric = "process_resident_memory_bytes"
 )
@@ -386,15 +387,30 @@ func (in *injector) slowReaders(ctx context.Context, f FaultSpec, p *process) (*
 	during := in.sum(client, memoryMetric)
 	sleep(ctx, f.For/2)
 	out := &readers{count: f.Count, bytesEach: max(during-before, 0) / float64(f.Count)}
-	for _, c := range conns {
-		if err := c.SetReadDeadline(time.Now().Add(100 * time.Millisecond)); err != nil {
-			return nil, fault.Wrap(fault.Internal, err, "read a slow reader")
-		}
-		text, err := io.ReadAll(c)
-		var timeout net.Error
-		if !strings.Contains(string(text), "data: [DONE]") && !(errors.As(err, &timeout) && timeout.Timeout()) {
-			out.cut++ // the router has closed the connection before the end of the answer
+	cut := make([]bool, len(conns))
+	var wg sync.WaitGroup
+	for i, c := range conns {
+		wg.Go(func() { cut[i] = wasCut(c) })
+	}
+	wg.Wait()
+	for _, c := range cut {
+		if c {
+			out.cut++
 		}
 	}
 	return out, nil
+}
+
+// wasCut reads what is left of a stream and reports whether the router has closed the connection
+// before the end of the answer. The end of the connection waits behind the bytes that the kernel holds.
+func wasCut(c net.Conn) bool {
+	if tcp, ok := c.(*net.TCPConn); ok {
+		_ = tcp.SetReadBuffer(1 << 20) // a small window would let the bytes through in driblets
+	}
+	if err := c.SetReadDeadline(time.Now().Add(readLimit)); err != nil {
+		return true
+	}
+	text, err := io.ReadAll(c)
+	var timeout net.Error
+	return !strings.Contains(string(text), "data: [DONE]") && !(errors.As(err, &timeout) && timeout.Timeout())
 }
