@@ -123,6 +123,10 @@ func endRecord(err error) *journalv1.End {
 
 // run appends records until the request has ended, the journal is given up, or ctx ends.
 func (w *scribe) run(ctx context.Context) {
+	defer w.live.markOpened()
+	if w.seq != 0 {
+		w.live.markOpened()
+	}
 	restarts := 0
 	for {
 		err := w.write(ctx)
@@ -199,6 +203,7 @@ func (w *scribe) append(ctx context.Context, r *journalv1.Record) error {
 		code := fault.CodeOf(err)
 		if err == nil {
 			w.seq = seq
+			w.live.markOpened()
 			return nil
 		}
 		if code != fault.Unavailable && code != fault.DeadlineExceeded || limit.Err() != nil {

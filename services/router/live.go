@@ -23,6 +23,7 @@ const (
 	maxClientState = 256 << 10 // bytes
 	minResumeID    = 32        // characters: 128 bits in hexadecimal
 	maxFrom        = 1 << 24   // as the limit of max_tokens
+	openedLimit    = 250 * time.Millisecond
 )
 
 // errCanceled ends a request for which Cancel was called.
@@ -39,6 +40,8 @@ type live struct {
 	cancel   context.CancelCauseFunc
 	state    []byte         // what the client wants back from Resume; set before started
 	written  sync.WaitGroup // of the scribe
+	opened   chan struct{}  // closed when the journal has the beginning, or never will
+	openOnce sync.Once
 
 	mu       sync.Mutex
 	started  *routerv1.Started
@@ -72,6 +75,7 @@ func (s *Service) startLive(key journal.Key, run func(context.Context, *live) er
 	}
 	l := &live{
 		requests: r, key: key, grace: s.cfg.Grace, limit: s.cfg.ReplayBytes, changed: make(chan struct{}),
+		opened: make(chan struct{}),
 	}
 	ctx, cancel := context.WithCancelCause(auth.WithTenant(obs.WithRequestID(r.base, key.ID), key.Tenant))
 	l.cancel = cancel
@@ -206,6 +210,22 @@ func (l *live) detach() {
 	})
 }
 
+// markOpened lets readers begin.
+func (l *live) markOpened() { l.openOnce.Do(func() { close(l.opened) }) }
+
+// awaitOpened waits until the journal has the beginning of the request, so that a client that knows the
+// request can resume it. A journal that is slow delays the first event by openedLimit at most, and
+// never the tokens, which are generated meanwhile.
+func (l *live) awaitOpened(ctx context.Context) {
+	limit := time.NewTimer(openedLimit)
+	defer limit.Stop()
+	select {
+	case <-l.opened:
+	case <-limit.C:
+	case <-ctx.Done():
+	}
+}
+
 // position says where a reader begins, and whether it gets the client's state.
 type position struct {
 	from  int
@@ -226,6 +246,7 @@ func (l *live) read(ctx context.Context, at position, out sink) error {
 		l.mu.Unlock()
 		if started != nil && !begun {
 			begun = true
+			l.awaitOpened(ctx)
 			if at.from > int(started.GetMaxTokens()) {
 				return beyond(at.from, int(started.GetMaxTokens()))
 			}

@@ -82,6 +82,7 @@ func (q *request) opened() {
 // write starts a scribe if there is a journal.
 func (s *Service) write(w *scribe) {
 	if s.cfg.Journal == nil {
+		w.live.markOpened()
 		return
 	}
 	// It does not end with the request, whose last tokens and end it still has to write.
@@ -263,6 +264,7 @@ func (q *request) goOn(ctx context.Context, log *requestLog, w *scribe) error {
 		return err
 	}
 	q.started = nil
+	q.live.markOpened()
 	if err := q.openEcho(); err != nil {
 		return err
 	}
