@@ -122,14 +122,16 @@ func printStatus(out io.Writer, mesh *routerv1.Mesh, runs []*trainerv1.Run) erro
 				h.GetModel(), h.GetLo(), h.GetHi(), h.GetLayers(), h.GetKvPagesUsed(), h.GetKvPages(), h.GetSessions())
 		}
 	}
-	fmt.Fprintln(w, "\nPIPELINE\tMODEL\tSTAGES\tRUNNING\tWAITING\tTOKENS/S")
+	fmt.Fprintln(w, "\nPIPELINE\tMODEL\tSTAGES\tRUNNING\tWAITING\tTOKENS/S\tSTEP MS (P99)\tBUBBLE\tKV PAGES\tCACHED\tHITS")
 	for _, p := range mesh.GetPipelines() {
 		var stages []string
 		for _, hop := range p.GetStages() {
 			stages = append(stages, fmt.Sprintf("%d-%d@%s", hop.GetLo(), hop.GetHi(), hop.GetAddress()))
 		}
-		fmt.Fprintf(w, "%.8s\t%s\t%s\t%d\t%d\t%.1f\n", p.GetId(), p.GetModel(), strings.Join(stages, " > "),
-			p.GetRunning(), p.GetWaiting(), p.GetTokensPerSecond())
+		fmt.Fprintf(w, "%.8s\t%s\t%s\t%d\t%d\t%.1f\t%.1f (%.1f)\t%.0f %%\t%d/%d\t%d\t%.0f %%\n", p.GetId(), p.GetModel(),
+			strings.Join(stages, " > "), p.GetRunning(), p.GetWaiting(), p.GetTokensPerSecond(), p.GetStepMs(),
+			p.GetSlowStepMs(), 100*p.GetBubble(), p.GetKvPagesHeld(), p.GetKvPages(), p.GetKvPagesCached(),
+			100*float64(p.GetPrefixHits())/float64(max(1, p.GetPrefixQueries())))
 	}
 	if len(runs) > 0 {
 		fmt.Fprintln(w, "\nRUN\tSTATE\tSTEP\tLOSS\tVALIDATION\tTOKENS/S")

@@ -71,6 +71,7 @@ func New(c Config) *Scheduler {
 // Step handles events in order and returns what to do. now never decreases. The commands are valid
 // until the next call.
 func (s *Scheduler) Step(now time.Duration, events []Event) []Command {
+	s.account(now - s.now)
 	s.forgive(now - s.now)
 	s.now, s.out = max(s.now, now), s.out[:0]
 	for _, e := range events {

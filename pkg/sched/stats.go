@@ -14,14 +14,33 @@ type Stats struct {
 	Queried, Hits uint64
 	// Step is the moving average time of a decode step without draft tokens, Slow the 99th percentile.
 	Step, Slow time.Duration
+	// Bubble is the share of stages without a batch while sequences ran, since the beginning.
+	Bubble float64
 }
 
 // counts are the counters behind Stats.
-type counts struct{ steps, tokens, preemptions, queried, hits uint64 }
+type counts struct {
+	steps, tokens, preemptions, queried, hits uint64
+
+	active, filled time.Duration // of all stages together, while sequences ran; and with a batch in flight
+}
+
+// account adds the time since the last Step to the counts of filled stages.
+func (s *Scheduler) account(passed time.Duration) {
+	if len(s.running) > 0 && passed > 0 {
+		s.stats.active += passed * time.Duration(s.cfg.Stages)
+		s.stats.filled += passed * time.Duration(min(len(s.flights), s.cfg.Stages))
+	}
+}
 
 // Stats returns the current counts.
 func (s *Scheduler) Stats() Stats {
+	bubble := 0.0
+	if s.stats.active > 0 {
+		bubble = 1 - float64(s.stats.filled)/float64(s.stats.active)
+	}
 	return Stats{
+		Bubble: bubble,
 		Running: len(s.running), Waiting: len(s.waiting), Pages: s.granted(), Held: s.pool.held(),
 		Cached: s.pool.cached, Evicted: s.pool.evicted, Preemptions: s.stats.preemptions, Steps: s.stats.steps,
 		Tokens: s.stats.tokens, Queried: s.stats.queried, Hits: s.stats.hits, Step: s.timing.plain,

@@ -105,11 +105,7 @@ func (s *Service) mesh(ctx context.Context) *routerv1.Mesh {
 		}
 	}
 	for _, p := range s.pipelines {
-		out.Pipelines = append(out.Pipelines, &routerv1.Pipeline{
-			Id: p.id, Model: p.model(), Digest: p.chain.Digest(), Stages: p.route(), Sampler: p.sampler,
-			Running: uint32(p.runningCount.Load()), Waiting: uint32(p.waitingCount.Load()),
-			TokensPerSecond: float32(p.rate.Load()) / 1000, StepMs: float32(p.stepUS.Load()) / 1000,
-		})
+		out.Pipelines = append(out.Pipelines, p.describe())
 	}
 	s.mu.Unlock()
 	var wg sync.WaitGroup
@@ -129,6 +125,22 @@ func (s *Service) mesh(ctx context.Context) *routerv1.Mesh {
 	})
 	slices.SortFunc(out.GetPipelines(), func(a, b *routerv1.Pipeline) int { return cmp.Compare(a.GetId(), b.GetId()) })
 	return out
+}
+
+// describe returns the pipeline's entry in the topology.
+func (p *pipeline) describe() *routerv1.Pipeline {
+	p.mu.Lock()
+	stats := p.sched.Stats()
+	p.mu.Unlock()
+	millis := func(d time.Duration) float32 { return float32(d.Microseconds()) / 1000 }
+	return &routerv1.Pipeline{
+		Id: p.id, Model: p.model(), Digest: p.chain.Digest(), Stages: p.route(), Sampler: p.sampler,
+		Running: uint32(stats.Running), Waiting: uint32(stats.Waiting),
+		TokensPerSecond: float32(p.rate.Load()) / 1000, StepMs: millis(stats.Step), SlowStepMs: millis(stats.Slow),
+		KvPages: uint32(stats.Pages), KvPagesHeld: uint32(stats.Held), KvPagesCached: uint32(stats.Cached),
+		PrefixQueries: stats.Queried, PrefixHits: stats.Hits, Preemptions: stats.Preemptions,
+		Bubble: float32(stats.Bubble),
+	}
 }
 
 // Backend lets the HTTP API and the console call the service without gRPC.

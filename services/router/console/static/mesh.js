@@ -32,9 +32,12 @@ function stage(hop, pipeline, members) {
 function pipeline(p, members) {
   const rate = `${(p.tokens_per_second || 0).toFixed(1)} tokens/s`;
   const load = `${p.running || 0} running, ${p.waiting || 0} waiting, ${(p.step_ms || 0).toFixed(1)} ms a step`;
+  const kv = `KV pages ${p.kv_pages_held || 0} of ${p.kv_pages || 0}, ${p.kv_pages_cached || 0} of them cached`;
+  const hits = p.prefix_queries ? `, ${(100 * (p.prefix_hits || 0) / p.prefix_queries).toFixed(0)} % of prompts from the cache` : "";
   const chain = element("ol", "chain", ...p.stages.map((hop) => stage(hop, p, members)), card("sampler", [p.sampler]));
   chain.setAttribute("aria-label", "Stages in order");
-  return element("article", "pipeline", element("h3", "", p.model, " ", element("small", "", `${rate}, ${load}`)), chain);
+  return element("article", "pipeline", element("h3", "", p.model, " ", element("small", "", `${rate}, ${load}`)),
+    element("small", "", kv + hits), chain);
 }
 
 function row(m) {
@@ -53,7 +56,7 @@ export function watch(at, changed) {
     const members = mesh.members || [];
     const pipelines = mesh.pipelines || [];
     at.pipelines.replaceChildren(...pipelines.map((p) => pipeline(p, members)));
-    if (!pipelines.length) at.pipelines.append(element("p", "", "No pipeline stands: no set of shards covers a model."));
+    if (!pipelines.length) at.pipelines.append(element("p", "", "No pipeline is open: the shards that were found cover no model."));
     at.members.replaceChildren(...members.map(row));
     const now = pipelines.map((p) => p.id).join();
     if (now !== known) changed();

@@ -2396,8 +2396,24 @@ type Pipeline struct {
 	TokensPerSecond float32 `protobuf:"fixed32,7,opt,name=tokens_per_second,json=tokensPerSecond,proto3" json:"tokens_per_second,omitempty"`
 	// Where its sampler listens.
 	Sampler string `protobuf:"bytes,8,opt,name=sampler,proto3" json:"sampler,omitempty"`
-	// Milliseconds of the last decode step.
-	StepMs        float32 `protobuf:"fixed32,9,opt,name=step_ms,json=stepMs,proto3" json:"step_ms,omitempty"`
+	// Milliseconds of a decode step, moving average.
+	StepMs float32 `protobuf:"fixed32,9,opt,name=step_ms,json=stepMs,proto3" json:"step_ms,omitempty"`
+	// The 99th percentile of recent decode steps, in milliseconds.
+	SlowStepMs float32 `protobuf:"fixed32,10,opt,name=slow_step_ms,json=slowStepMs,proto3" json:"slow_step_ms,omitempty"`
+	// KV pages that the leases of all stages allow.
+	KvPages uint32 `protobuf:"varint,11,opt,name=kv_pages,json=kvPages,proto3" json:"kv_pages,omitempty"`
+	// KV pages that hold something.
+	KvPagesHeld uint32 `protobuf:"varint,12,opt,name=kv_pages_held,json=kvPagesHeld,proto3" json:"kv_pages_held,omitempty"`
+	// Those among them that no sequence holds: the prefix cache.
+	KvPagesCached uint32 `protobuf:"varint,13,opt,name=kv_pages_cached,json=kvPagesCached,proto3" json:"kv_pages_cached,omitempty"`
+	// Positions of admitted prompts and logs.
+	PrefixQueries uint64 `protobuf:"varint,14,opt,name=prefix_queries,json=prefixQueries,proto3" json:"prefix_queries,omitempty"`
+	// Those among them that were in the prefix cache.
+	PrefixHits uint64 `protobuf:"varint,15,opt,name=prefix_hits,json=prefixHits,proto3" json:"prefix_hits,omitempty"`
+	// How often a running sequence gave its KV pages back and waited again.
+	Preemptions uint64 `protobuf:"varint,16,opt,name=preemptions,proto3" json:"preemptions,omitempty"`
+	// The share of stages without a batch while sequences ran, over the pipeline's life: 0 to 1.
+	Bubble        float32 `protobuf:"fixed32,17,opt,name=bubble,proto3" json:"bubble,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2491,6 +2507,62 @@ func (x *Pipeline) GetSampler() string {
 func (x *Pipeline) GetStepMs() float32 {
 	if x != nil {
 		return x.StepMs
+	}
+	return 0
+}
+
+func (x *Pipeline) GetSlowStepMs() float32 {
+	if x != nil {
+		return x.SlowStepMs
+	}
+	return 0
+}
+
+func (x *Pipeline) GetKvPages() uint32 {
+	if x != nil {
+		return x.KvPages
+	}
+	return 0
+}
+
+func (x *Pipeline) GetKvPagesHeld() uint32 {
+	if x != nil {
+		return x.KvPagesHeld
+	}
+	return 0
+}
+
+func (x *Pipeline) GetKvPagesCached() uint32 {
+	if x != nil {
+		return x.KvPagesCached
+	}
+	return 0
+}
+
+func (x *Pipeline) GetPrefixQueries() uint64 {
+	if x != nil {
+		return x.PrefixQueries
+	}
+	return 0
+}
+
+func (x *Pipeline) GetPrefixHits() uint64 {
+	if x != nil {
+		return x.PrefixHits
+	}
+	return 0
+}
+
+func (x *Pipeline) GetPreemptions() uint64 {
+	if x != nil {
+		return x.Preemptions
+	}
+	return 0
+}
+
+func (x *Pipeline) GetBubble() float32 {
+	if x != nil {
+		return x.Bubble
 	}
 	return 0
 }
@@ -2684,7 +2756,7 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aservice\x18\x02 \x01(\tR\aservice\x12\x18\n" +
 	"\aaddress\x18\x03 \x01(\tR\aaddress\x12)\n" +
-	"\x04held\x18\x04 \x03(\v2\x15.lamina.shard.v1.HeldR\x04held\"\x89\x02\n" +
+	"\x04held\x18\x04 \x03(\v2\x15.lamina.shard.v1.HeldR\x04held\"\x94\x04\n" +
 	"\bPipeline\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05model\x18\x02 \x01(\tR\x05model\x12\x16\n" +
@@ -2694,7 +2766,18 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\awaiting\x18\x06 \x01(\rR\awaiting\x12*\n" +
 	"\x11tokens_per_second\x18\a \x01(\x02R\x0ftokensPerSecond\x12\x18\n" +
 	"\asampler\x18\b \x01(\tR\asampler\x12\x17\n" +
-	"\astep_ms\x18\t \x01(\x02R\x06stepMs*\xa6\x01\n" +
+	"\astep_ms\x18\t \x01(\x02R\x06stepMs\x12 \n" +
+	"\fslow_step_ms\x18\n" +
+	" \x01(\x02R\n" +
+	"slowStepMs\x12\x19\n" +
+	"\bkv_pages\x18\v \x01(\rR\akvPages\x12\"\n" +
+	"\rkv_pages_held\x18\f \x01(\rR\vkvPagesHeld\x12&\n" +
+	"\x0fkv_pages_cached\x18\r \x01(\rR\rkvPagesCached\x12%\n" +
+	"\x0eprefix_queries\x18\x0e \x01(\x04R\rprefixQueries\x12\x1f\n" +
+	"\vprefix_hits\x18\x0f \x01(\x04R\n" +
+	"prefixHits\x12 \n" +
+	"\vpreemptions\x18\x10 \x01(\x04R\vpreemptions\x12\x16\n" +
+	"\x06bubble\x18\x11 \x01(\x02R\x06bubble*\xa6\x01\n" +
 	"\x0eToolChoiceMode\x12 \n" +
 	"\x1cTOOL_CHOICE_MODE_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15TOOL_CHOICE_MODE_NONE\x10\x01\x12\x19\n" +
