@@ -40,7 +40,7 @@ func (s *Scheduler) Stats() Stats {
 		bubble = 1 - float64(s.stats.filled)/float64(s.stats.active)
 	}
 	return Stats{
-		Bubble: bubble,
+		Bubble:  bubble,
 		Running: len(s.running), Waiting: len(s.waiting), Pages: s.granted(), Held: s.pool.held(),
 		Cached: s.pool.cached, Evicted: s.pool.evicted, Preemptions: s.stats.preemptions, Steps: s.stats.steps,
 		Tokens: s.stats.tokens, Queried: s.stats.queried, Hits: s.stats.hits, Step: s.timing.plain,
