@@ -318,7 +318,7 @@ func (q *request) generate(ctx context.Context) error {
 		stop()
 		p.assigned.Add(-1)
 		if end.blamed {
-			q.strikes.add(len(q.log) > had, end.lost)
+			q.strikes.add(len(q.log) > had, end)
 		}
 		if err := q.strikes.verdict(q.id); err != nil {
 			return err

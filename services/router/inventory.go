@@ -44,11 +44,8 @@ func (s *Service) Run(ctx context.Context) error {
 			return err
 		}
 		wg.Go(func() {
-			for state := range ch {
-				s.mu.Lock()
-				s.instances[service] = state
-				s.notifyChange()
-				s.mu.Unlock()
+			for listed := range ch {
+				s.update(service, listed)
 				notify()
 			}
 		})
@@ -64,6 +61,7 @@ func (s *Service) Run(ctx context.Context) error {
 		case <-changes:
 		case <-tick.C:
 		}
+		s.checkMissing(ctx, &wg, notify)
 		s.describe(ctx, &wg, notify)
 		s.build(ctx, &wg)
 	}

@@ -53,10 +53,15 @@ func (q *request) renameField(err error) error {
 	return &fault.Error{Code: fault.Invalid, Field: field, Msg: f.Msg}
 }
 
-// maxStrikes is the number of pipelines that may die in a row while a request is in flight on them.
-// After that the request is set aside, because it may be the cause. A token of the request resets
-// the count.
-const maxStrikes = 2
+// maxStrikes is the number of strikes in a row after which a request is set aside, because it may be
+// the cause of what it has seen: two pipelines whose stream broke, or four that missed a step deadline,
+// while the request was in flight on them. A busy machine can miss deadlines too, so one counts half. A
+// token of the request resets the count.
+const (
+	maxStrikes = 4
+	brokenFor  = 2
+	lateFor    = 1
+)
 
 // strikes counts the pipelines that died under a request.
 type strikes struct {
@@ -66,12 +71,15 @@ type strikes struct {
 
 // add counts a pipeline's death. If the request has had a token since the last one, the count
 // starts again.
-func (s *strikes) add(progress bool, cause error) {
+func (s *strikes) add(progress bool, end result) {
 	if progress {
 		*s = strikes{}
 	}
-	s.count++
-	s.causes = append(s.causes, cause.Error())
+	s.count += brokenFor
+	if fault.CodeOf(end.lost) == fault.DeadlineExceeded {
+		s.count += lateFor - brokenFor
+	}
+	s.causes = append(s.causes, end.lost.Error())
 }
 
 // verdict returns the error of a request that is set aside, or nil.
@@ -81,5 +89,5 @@ func (s *strikes) verdict(request string) error {
 	}
 	return fault.New(fault.Aborted,
 		"run request %s: set aside, since %d pipelines died one after another while computing it (%s)",
-		request, s.count, strings.Join(s.causes, "; "))
+		request, len(s.causes), strings.Join(s.causes, "; "))
 }

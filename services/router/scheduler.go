@@ -2,6 +2,7 @@ package router
 
 import (
 	"context"
+	"errors"
 	"math"
 	"sync/atomic"
 	"time"
@@ -225,10 +226,10 @@ func (r *runner) carryOut(c sched.Command) error {
 		r.propose(c)
 	case sched.Fail:
 		if c.Step > 0 {
-			return fault.New(fault.Unavailable, "run step %d: no result within %v", c.Step,
+			return fault.New(fault.DeadlineExceeded, "run step %d: no result within %v", c.Step,
 				c.Late.Round(time.Millisecond))
 		}
-		return fault.New(fault.Unavailable, "add session %x: no answer from the sampler within %v", string(c.ID),
+		return fault.New(fault.DeadlineExceeded, "add session %x: no answer from the sampler within %v", string(c.ID),
 			c.Late.Round(time.Millisecond))
 	}
 	return nil
@@ -390,6 +391,9 @@ func (r *runner) failAll() {
 	r.p.mu.Lock()
 	blamed, _ := r.p.sched.Lost()
 	r.p.mu.Unlock()
+	if errors.Is(cause, errLeaving) {
+		blamed = nil
+	}
 	for _, id := range blamed {
 		if seq := r.sequences[id]; seq != nil {
 			seq.out <- result{lost: cause, blamed: true}

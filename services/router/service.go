@@ -105,6 +105,7 @@ type Service struct {
 
 	mu           sync.Mutex
 	instances    map[string][]discovery.Instance          // by service
+	missing      map[string]*missing                      // instances that are no longer listed, by id
 	held         map[string]described                     // shards by id
 	vocabs       map[string]*tokenizerv1.DescribeResponse // tokenizers by address
 	vocabularies map[string]*vocabulary                   // by digest
@@ -128,7 +129,7 @@ func New(c Config) *Service {
 	s := &Service{
 		cfg: c, log: c.Log, m: newMetrics(c.Metrics), grammars: newGrammarChecker(),
 		requests:  newRequests(),
-		instances: map[string][]discovery.Instance{}, held: map[string]described{},
+		instances: map[string][]discovery.Instance{}, missing: map[string]*missing{}, held: map[string]described{},
 		vocabs: map[string]*tokenizerv1.DescribeResponse{}, asking: map[string]bool{},
 		models: map[string]*modelInfo{}, vocabularies: map[string]*vocabulary{},
 		draftVocabs: map[string]error{}, pipelines: map[string]*pipeline{},
