@@ -62,6 +62,8 @@ type mesh struct {
 	t        *testing.T
 	network  *memnet.Network
 	registry *discovery.Memory
+	entries  map[string]discovery.Registration // by member
+	stops    map[string]context.CancelFunc     // by member
 	dialer   *rpc.Dialer
 	service  *router.Service
 	client   routerv1.RouterServiceClient
@@ -76,7 +78,7 @@ func newMesh(t *testing.T, stages, replicas int, cfg router.Config, draftPages .
 	t.Helper()
 	m := &mesh{
 		t: t, network: memnet.New(), registry: discovery.NewMemory(), shards: map[string]*fakeShard{},
-		sampler: newFakeSampler(),
+		sampler: newFakeSampler(), entries: map[string]discovery.Registration{}, stops: map[string]context.CancelFunc{},
 	}
 	m.dialer = rpc.NewDialer(rpc.DialOptions{Net: m.network})
 	ctx, cancel := context.WithCancel(context.Background())
@@ -144,17 +146,18 @@ func (m *mesh) serve(
 	server := rpc.NewServer(rpc.ServerOptions{})
 	register(server)
 	ready := make(chan struct{})
+	ctx, m.stops[name] = context.WithCancel(ctx)
 	wg.Go(func() {
 		if err := rpc.Serve(ctx, server, l, func() { close(ready) }, rpc.DrainLimit(time.Second)); err != nil {
 			m.t.Errorf("serve %s: %v", name, err)
 		}
 	})
 	<-ready
-	if _, err := m.registry.Register(
-		ctx, discovery.Instance{ID: name, Service: service, Addr: "mem:" + name},
-	); err != nil {
+	entry, err := m.registry.Register(ctx, discovery.Instance{ID: name, Service: service, Addr: "mem:" + name})
+	if err != nil {
 		m.t.Fatal(err)
 	}
+	m.entries[name] = entry
 }
 
 // used returns the number of KV positions that all shards hold.
