@@ -51,6 +51,7 @@ type Error struct {
 	Op         string        // the operation that failed, where Msg alone does not say it
 	Field      string        // the request field at fault, if there is one
 	Msg        string        // lower case, verb first, with the id of the thing
+	Reason     string        // a machine-readable reason within the code, such as QUEUE_FULL; usually empty
 	RetryAfter time.Duration // how long to wait before a retry; 0 if unknown
 	Err        error         // the cause
 }
@@ -91,6 +92,12 @@ func Field(field, format string, args ...any) *Error {
 // After sets how long to wait before a retry, and returns e.
 func (e *Error) After(d time.Duration) *Error {
 	e.RetryAfter = d
+	return e
+}
+
+// Because sets the reason, in upper case with underscores, and returns e.
+func (e *Error) Because(reason string) *Error {
+	e.Reason = reason
 	return e
 }
 

@@ -31,7 +31,7 @@ func mapping() []mapped {
 		{fault.AlreadyExists, codes.AlreadyExists, http.StatusConflict},
 		{fault.FailedPrecondition, codes.FailedPrecondition, http.StatusBadRequest},
 		{fault.Aborted, codes.Aborted, http.StatusConflict},
-		{fault.Exhausted, codes.ResourceExhausted, http.StatusServiceUnavailable},
+		{fault.Exhausted, codes.ResourceExhausted, http.StatusTooManyRequests},
 		{fault.Unavailable, codes.Unavailable, http.StatusServiceUnavailable},
 		{fault.DeadlineExceeded, codes.DeadlineExceeded, http.StatusGatewayTimeout},
 		{fault.Canceled, codes.Canceled, 499},
@@ -73,9 +73,12 @@ func HTTPStatus(c fault.Code) int {
 	return http.StatusInternalServerError
 }
 
+// errorDomain is the domain of the reasons in a google.rpc.ErrorInfo.
+const errorDomain = "lamina"
+
 // ToStatus turns an error into a gRPC status error. The status of a fault has its code, its field
-// as a google.rpc.BadRequest and its retry hint as a google.rpc.RetryInfo. An error that is a
-// status already stays as it is.
+// as a google.rpc.BadRequest, its reason as a google.rpc.ErrorInfo and its retry hint as a
+// google.rpc.RetryInfo. An error that is a status already stays as it is.
 func ToStatus(err error) error {
 	if err == nil {
 		return nil
@@ -94,6 +97,9 @@ func ToStatus(err error) error {
 			&errdetails.BadRequest{FieldViolations: []*errdetails.BadRequest_FieldViolation{{Field: e.Field,
 				Description: e.Msg}}})
 	}
+	if e.Reason != "" {
+		details = append(details, &errdetails.ErrorInfo{Reason: e.Reason, Domain: errorDomain})
+	}
 	if e.RetryAfter > 0 {
 		details = append(details, &errdetails.RetryInfo{RetryDelay: durationpb.New(e.RetryAfter)})
 	}
@@ -103,7 +109,7 @@ func ToStatus(err error) error {
 	return s.Err()
 }
 
-// FromStatus turns the error of a call into a fault with its field and retry hint. nil, io.EOF,
+// FromStatus turns the error of a call into a fault with its field, reason and retry hint. nil, io.EOF,
 // faults, and errors without a status stay as they are.
 func FromStatus(err error) error {
 	var e *fault.Error
@@ -123,6 +129,10 @@ func FromStatus(err error) error {
 	}
 	for _, d := range s.Details() {
 		switch d := d.(type) {
+		case *errdetails.ErrorInfo:
+			if d.GetDomain() == errorDomain {
+				out.Reason = d.GetReason()
+			}
 		case *errdetails.RetryInfo:
 			out.RetryAfter = d.GetRetryDelay().AsDuration()
 		case *errdetails.BadRequest:
