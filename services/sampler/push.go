@@ -272,7 +272,7 @@ func (n *session) pick(
 			return choice, fault.Field("grammar.source", "%v", err)
 		}
 	}
-	position := int(r.GetPosition()) + 1
+	position := int(r.GetPosition()) + 1 + n.dropped // in the whole log, so that no random number is used twice
 	if whole {
 		choice, err = n.picker.PickRow(row, r.GetLogSumExp(), n.history, position)
 	} else {

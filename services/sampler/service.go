@@ -98,6 +98,7 @@ type session struct {
 	top     int // candidates to report
 	emitted int
 	last    int64 // the last position for which a token was picked; -1 before the first
+	dropped int   // ids of the log that the rows' positions do not count
 	history *sample.History
 }
 
@@ -294,7 +295,7 @@ func newSession(ctx context.Context, a *samplerv1.AddSession, l *library) (n *se
 	n = &session{
 		epoch: a.GetEpoch(), picker: picker, ends: map[int32]bool{}, limit: int(a.GetRules().GetMaxTokens()),
 		top:     rules.TopLogprobs,
-		emitted: len(a.GetEmitted()), last: -1, matcher: matcher, mask: mask,
+		emitted: len(a.GetEmitted()), last: -1, dropped: int(a.GetDropped()), matcher: matcher, mask: mask,
 		history: sample.NewHistory(ids(a.GetPrompt()), ids(a.GetEmitted()), logprobs...),
 	}
 	for _, id := range a.GetRules().GetEndIds() {

@@ -226,6 +226,41 @@ func TestSample_AnotherSamplerTakesOver(t *testing.T) {
 	}
 }
 
+// TestSample_DroppedTokensCountAsBefore generates with one sampler, and then the second half again on
+// one whose rows have lower positions, as after a context policy has dropped tokens. With the same
+// logits the tokens are the same under all rules, seeded ones too: nothing is drawn twice.
+func TestSample_DroppedTokensCountAsBefore(t *testing.T) {
+	const length, moved, dropped = 12, 5, 4
+	prompt := []uint32{1, 2, 3}
+	for i, rules := range everyRule() {
+		rules.MaxTokens = length
+		b := open(t)
+		b.add(&samplerv1.AddSession{Session: id(1), Epoch: 1, Rules: rules, Prompt: prompt})
+		var ids []uint32
+		var logprobs []float32
+		for at := range length {
+			b.rows(row(1, 2+at, logits(i, at), 0))
+			token := b.hear().GetToken()
+			ids, logprobs = append(ids, token.GetId()), append(logprobs, token.GetLogprob())
+		}
+		other := open(t)
+		other.add(&samplerv1.AddSession{
+			Session: id(1), Epoch: 1, Rules: rules, Prompt: prompt, Emitted: ids[:moved],
+			EmittedLogprobs: logprobs[:moved], Dropped: dropped,
+		})
+		for at := moved; at < length; at++ {
+			other.rows(row(1, 2+at-dropped, logits(i, at), 0))
+			token := other.hear().GetToken()
+			if token.GetId() != ids[at] || token.GetPosition() != uint32(3+at-dropped) {
+				t.Errorf("rules %d: token %d is %d at %d, was %d", i, at, token.GetId(), token.GetPosition(), ids[at])
+			}
+			if ended := token.GetFinishReason() == samplerv1.FinishReason_FINISH_REASON_LENGTH; ended != (at == length-1) {
+				t.Errorf("rules %d: token %d ends: %v", i, at, ended)
+			}
+		}
+	}
+}
+
 // TestPush_CandidatesGiveTheSameTokenAsTheFullRow sends few candidates, and the full logits row when it is
 // asked for.
 func TestPush_CandidatesGiveTheSameTokenAsTheFullRow(t *testing.T) {

@@ -906,7 +906,11 @@ type AddSession struct {
 	// Their log-probabilities, as reported; only Mirostat reads them.
 	EmittedLogprobs []float32 `protobuf:"fixed32,6,rep,packed,name=emitted_logprobs,json=emittedLogprobs,proto3" json:"emitted_logprobs,omitempty"`
 	// The digest of the vocabulary, for a grammar.
-	Vocabulary    string `protobuf:"bytes,7,opt,name=vocabulary,proto3" json:"vocabulary,omitempty"`
+	Vocabulary string `protobuf:"bytes,7,opt,name=vocabulary,proto3" json:"vocabulary,omitempty"`
+	// How many ids of the log a context policy has dropped. The stages do not know of them,
+	// so positions of rows and tokens do not count them; prompt and emitted contain them. A
+	// token's random numbers are those of its position plus this number.
+	Dropped       uint32 `protobuf:"varint,8,opt,name=dropped,proto3" json:"dropped,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -988,6 +992,13 @@ func (x *AddSession) GetVocabulary() string {
 		return x.Vocabulary
 	}
 	return ""
+}
+
+func (x *AddSession) GetDropped() uint32 {
+	if x != nil {
+		return x.Dropped
+	}
+	return 0
 }
 
 // RemoveSession ends a session.
@@ -2154,7 +2165,7 @@ const file_lamina_sampler_v1_sampler_proto_rawDesc = "" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\rR\x04size\x12\x14\n" +
 	"\x05first\x18\x03 \x01(\rR\x05first\x12\x16\n" +
-	"\x06tokens\x18\x04 \x03(\fR\x06tokens\"\xe9\x01\n" +
+	"\x06tokens\x18\x04 \x03(\fR\x06tokens\"\x83\x02\n" +
 	"\n" +
 	"AddSession\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x14\n" +
@@ -2165,7 +2176,8 @@ const file_lamina_sampler_v1_sampler_proto_rawDesc = "" +
 	"\x10emitted_logprobs\x18\x06 \x03(\x02R\x0femittedLogprobs\x12\x1e\n" +
 	"\n" +
 	"vocabulary\x18\a \x01(\tR\n" +
-	"vocabulary\")\n" +
+	"vocabulary\x12\x18\n" +
+	"\adropped\x18\b \x01(\rR\adropped\")\n" +
 	"\rRemoveSession\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\"\xad\x02\n" +
 	"\x0eSampleResponse\x129\n" +
