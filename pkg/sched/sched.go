@@ -175,15 +175,12 @@ func (s *Scheduler) submit(e Submit) {
 		return
 	}
 	tenant := s.tenants.get(e.Tenant, e.Weight)
-	if e.Epoch <= 1 && s.full(e, tenant) > 0 {
+	if e.Epoch <= 1 && s.full(e.Tenant) > 0 { // later epochs have been admitted before
 		// Sequences that have arrived together with this one may run at once and leave the queue.
 		s.findBest()
 		s.admit()
-		if reason := s.full(e, tenant); reason > 0 {
-			t := TurnAway{ID: e.ID, Reason: reason, Have: len(s.waiting), Need: s.cfg.Queue, RetryAfter: s.retryAfter()}
-			if reason == QuotaUsed {
-				t.Have, t.Need = tenant.waiting, s.cfg.TenantQueue
-			}
+		if t, full := s.Full(e.Tenant); full {
+			t.ID = e.ID
 			s.do(t)
 			return
 		}
@@ -211,15 +208,28 @@ func (s *Scheduler) addToSampler(q *sequence) {
 	s.do(Add{q.ID, q.Epoch})
 }
 
-// full returns why there is no place in the queue for a new sequence, or 0.
-func (s *Scheduler) full(e Submit, t *tenant) Reason {
+// full returns why there is no place in the queue for a new sequence of a tenant, or 0. The tenant's own
+// quota comes first: it holds whatever the others do.
+func (s *Scheduler) full(tenant string) Reason {
+	t := s.tenants.byName[tenant]
 	switch {
+	case tenant != "" && s.cfg.TenantQueue > 0 && t != nil && t.waiting >= s.cfg.TenantQueue:
+		return QuotaUsed
 	case len(s.waiting) >= s.cfg.Queue:
 		return QueueFull
-	case e.Tenant != "" && s.cfg.TenantQueue > 0 && t.waiting >= s.cfg.TenantQueue:
-		return QuotaUsed
 	}
 	return 0
+}
+
+// Full returns how a new sequence of a tenant would be turned away now, and whether it would.
+func (s *Scheduler) Full(tenant string) (TurnAway, bool) {
+	t := TurnAway{
+		Reason: s.full(tenant), Have: len(s.waiting), Need: s.cfg.Queue, RetryAfter: s.retryAfter(),
+	}
+	if t.Reason == QuotaUsed {
+		t.Have, t.Need = s.tenants.byName[tenant].waiting, s.cfg.TenantQueue
+	}
+	return t, t.Reason > 0
 }
 
 // findBest finds the best priority of all sequences.
