@@ -90,7 +90,7 @@ func (q *request) startDraft(ctx context.Context, target *pipeline, seq *sequenc
 	if info := s.models[q.digest]; info != nil {
 		d.vocab, d.ends = min(d.vocab, info.vocabulary.GetSize()), info.vocabulary.GetEndIds()
 	}
-	log, maxLen := slices.Clone(q.log), min(q.length(), p.contextLength())
+	log, maxLen := slices.Clone(seq.log), min(seq.maxLen, p.contextLength())
 	if len(log) >= maxLen { // longer than the draft model's context
 		return nil
 	}

@@ -154,7 +154,7 @@ func TestService_BrokenDraft_IsDroppedAndTheTextGoesOn(t *testing.T) {
 		}},
 		{"hung", "deadline exceeded", func(_ *mesh, d *fakeShard) { d.freeze(21) }},
 		{"hung within a round", "deadline exceeded", func(_ *mesh, d *fakeShard) { d.freeze(24) }},
-		{"refusing", "exhausted", func(_ *mesh, d *fakeShard) {
+		{"refusing", "unavailable", func(_ *mesh, d *fakeShard) {
 			d.strike(20, func() {
 				d.mu.Lock()
 				defer d.mu.Unlock()

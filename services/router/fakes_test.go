@@ -209,6 +209,10 @@ func (p *fakeSampling) pick(row *samplerv1.Row) error {
 	id := row.GetIds()[0]
 	if len(add.GetPrompt()) > 0 { // that of a draft session is empty
 		id = picked(id, p.counts[name])
+		// A token is drawn by its place in the whole log, which the position and the dropped tokens give.
+		if len(add.GetPrompt())+p.counts[name] != int(row.GetPosition()+1+add.GetDropped()) {
+			id = '!'
+		}
 	}
 	p.last[name] = fakePick{row.GetPosition(), id}
 	p.counts[name]++

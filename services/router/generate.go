@@ -58,7 +58,9 @@ func (s *Service) generate(
 		service: s, model: r.GetModel(), maxTokens: r.GetMaxTokens(), sampling: r.GetSampling(), stop: r.GetStop(),
 		top:       r.GetTopLogprobs(),
 		ignoreEnd: r.GetIgnoreEnd(), field: "prompt",
-		echo: echo{on: r.GetEcho(), logprobs: r.GetPromptLogprobs(), only: r.GetPromptOnly(), special: !isText},
+		echo:     echo{on: r.GetEcho(), logprobs: r.GetPromptLogprobs(), only: r.GetPromptOnly(), special: !isText},
+		context:  contextPolicy{asked: r.GetContextPolicy()},
+		priority: int(r.GetPriority()), wait: r.WaitForCapacity,
 		sink: sink{
 			started: func(e *routerv1.Started) error {
 				return send(&routerv1.GenerateResponse{Event: &routerv1.GenerateResponse_Started{Started: e}})
@@ -97,7 +99,8 @@ func (s *Service) chat(ctx context.Context, r *routerv1.ChatRequest, send func(*
 	q := &request{
 		service: s, model: r.GetModel(), maxTokens: r.GetMaxTokens(), sampling: r.GetSampling(), stop: r.GetStop(),
 		top:   r.GetTopLogprobs(),
-		field: "messages",
+		field: "messages", context: contextPolicy{asked: r.GetContextPolicy()},
+		priority: int(r.GetPriority()), wait: r.WaitForCapacity,
 		sink: sink{
 			started: func(e *routerv1.Started) error {
 				return send(&routerv1.ChatResponse{Event: &routerv1.ChatResponse_Started{Started: e}})
@@ -121,14 +124,19 @@ func (s *Service) chat(ctx context.Context, r *routerv1.ChatRequest, send func(*
 	return q.launch(ctx, r.GetResumable(), r.GetClientState(), func(
 		ctx context.Context, t tokenizerv1.TokenizerServiceClient,
 	) ([]uint32, error) {
-		resp, err := t.ApplyChatTemplate(ctx, &tokenizerv1.ApplyChatTemplateRequest{
-			Model: q.digest, Messages: q.describeTools(use, r.GetMessages()), ToolsJson: use.tools,
-			DocumentsJson: r.GetDocumentsJson(), VariablesJson: r.GetVariablesJson(),
-			Template: r.GetTemplate(), NoGenerationPrompt: r.GetNoGenerationPrompt(),
-			ContinueFinalMessage: r.GetContinueFinalMessage(),
+		resp, err := q.fitChat(r.GetMessages(), func(messages []*tokenizerv1.Message) (
+			*tokenizerv1.ApplyChatTemplateResponse, error,
+		) {
+			resp, err := t.ApplyChatTemplate(ctx, &tokenizerv1.ApplyChatTemplateRequest{
+				Model: q.digest, Messages: q.describeTools(use, messages), ToolsJson: use.tools,
+				DocumentsJson: r.GetDocumentsJson(), VariablesJson: r.GetVariablesJson(),
+				Template: r.GetTemplate(), NoGenerationPrompt: r.GetNoGenerationPrompt(),
+				ContinueFinalMessage: r.GetContinueFinalMessage(),
+			})
+			return resp, rpc.FromStatus(err)
 		})
 		q.format, q.promptEnd = resp.GetFormat(), endOf(resp.GetText())
-		return resp.GetIds(), rpc.FromStatus(err)
+		return resp.GetIds(), err
 	})
 }
 
@@ -157,6 +165,9 @@ type request struct {
 	echo      echo
 	sink      sink
 	live      *live // of a resumable request; nil for others
+	context   contextPolicy
+	priority  int     // lower is served earlier
+	wait      *uint32 // how many seconds to wait while no pipeline can run the request
 
 	keepMarkers bool                    // keep control tokens such as those of tool calls in the text
 	format      *tokenizerv1.ChatFormat // how to parse a chat's answer
@@ -167,6 +178,7 @@ type request struct {
 
 	id       string
 	digest   string
+	info     *modelInfo
 	rules    *samplerv1.Rules
 	prompt   []uint32
 	log      []int32
@@ -177,7 +189,6 @@ type request struct {
 	text     *textOut
 	started  *routerv1.Started // sent when a pipeline has admitted the request; nil after
 	strikes  strikes
-	priority int // lower is served earlier
 	cached   int // positions of the prompt that came from the prefix cache
 	arrived  time.Time
 	admitted time.Time
@@ -206,15 +217,21 @@ func (q *request) run(
 	if err := q.service.grammars.check(ctx, "sampling.grammar", q.sampling.GetGrammar()); err != nil {
 		return err
 	}
-	p, err := q.service.pick(q.model)
+	p, err := q.service.await(ctx, q.model, q.patience())
 	if err != nil {
 		return err
 	}
 	q.digest = p.chain.Digest()
+	if err := q.service.queueFull(q.digest, auth.Tenant(ctx)); err != nil {
+		return err
+	}
+	if err := q.readPolicy(p); err != nil {
+		return err
+	}
 	q.service.mu.Lock()
 	info := q.service.models[q.digest]
 	q.service.mu.Unlock()
-	if info == nil {
+	if q.info = info; info == nil {
 		return fault.New(fault.Unavailable, "find the tokenizer of model %s: none is known",
 			q.digest).After(time.Second)
 	}
@@ -252,7 +269,7 @@ func (q *request) run(
 	q.started = &routerv1.Started{
 		RequestId: q.id, Model: p.model(), Digest: q.digest, PromptIds: q.prompt, Seed: q.rules.GetSeed(),
 		Fingerprint: p.fingerprint(),
-		Format:      q.format, PromptEnd: q.promptEnd,
+		Format:      q.format, PromptEnd: q.promptEnd, Context: q.context.use,
 	}
 	q.opened()
 	return q.generate(ctx)
@@ -268,9 +285,14 @@ func (q *request) admit(p *pipeline, info *modelInfo) error {
 		if id >= vocab || id >= p.stages[0].GetVocab() {
 			return fault.Field("prompt", "id %d at %d is outside the vocabulary of %d", id, i, vocab)
 		}
+	}
+	if err := q.shorten(info); err != nil {
+		return err
+	}
+	for _, id := range q.prompt {
 		q.log = append(q.log, int32(id))
 	}
-	if err := q.limit(info); err != nil {
+	if err := q.limit(p, info); err != nil {
 		return err
 	}
 	q.rules = q.samplerRules(info)
@@ -286,17 +308,25 @@ func (q *request) admit(p *pipeline, info *modelInfo) error {
 // the session. A request that is in flight on two pipelines in a row when they die is set
 // aside, since it may be the cause.
 func (q *request) generate(ctx context.Context) error {
-	moves := 0 // since the last token
-	for epoch := uint64(1); ; epoch++ {
+	moves := 0         // since the last token
+	since := q.arrived // when the request began to wait for a pipeline
+	first := uint64(1)
+	if q.started == nil { // it goes on from a journal, so it has been admitted before
+		first++
+	}
+	for epoch := first; ; epoch++ {
 		had := len(q.log)
-		p, err := q.service.assign(ctx, q.digest, work{auth.Tenant(ctx), q.log, q.length()}, moveLimit)
+		log, maxLen := q.view()
+		p, err := q.service.assign(ctx, q.digest, work{auth.Tenant(ctx), log, maxLen},
+			q.patience()-time.Since(since))
 		if err != nil {
 			return err
 		}
 		seq := newSequence(&sequence{
-			log: slices.Clone(q.log), emitted: len(q.log) - len(q.prompt), epoch: epoch, tenant: auth.Tenant(ctx),
-			priority: q.priority, rules: q.rules, logprobs: slices.Clone(q.logprobs), picker: q.picker,
-			tokens: q.tokens, maxLen: q.length(), suspect: q.strikes.count > 0,
+			log: log, whole: slices.Clone(q.log), emitted: len(q.log) - len(q.prompt), epoch: epoch,
+			tenant: auth.Tenant(ctx), priority: q.priority,
+			rules: q.rules, logprobs: slices.Clone(q.logprobs), picker: q.picker,
+			tokens: q.tokens, maxLen: maxLen, suspect: q.strikes.count > 0,
 			score: q.echo.logprobs && !q.echo.done, drafts: max(0, q.service.cfg.Speculate),
 		})
 		q.service.log.DebugContext(ctx, "submit session", "session", hexID(seq.id), "pipeline", p.id, "epoch", epoch)
@@ -309,7 +339,7 @@ func (q *request) generate(ctx context.Context) error {
 			end.lost = err
 		} else {
 			end, err = q.follow(ctx, p, seq)
-			if end.lost == nil || err != nil {
+			if end.lost == nil && !end.slid || err != nil {
 				stop()
 				p.assigned.Add(-1)
 				return q.renameField(err)
@@ -317,6 +347,10 @@ func (q *request) generate(ctx context.Context) error {
 		}
 		stop()
 		p.assigned.Add(-1)
+		if since = time.Now(); end.slid { // the next sequence has the tokens that the window keeps
+			moves, q.strikes = 0, strikes{}
+			continue
+		}
 		if end.blamed {
 			q.strikes.add(len(q.log) > had, end)
 		}
@@ -338,7 +372,8 @@ func (q *request) generate(ctx context.Context) error {
 }
 
 // follow handles a session's results until it ends. The returned result says whether the session is
-// lost and has to move. Otherwise it has ended with err or with its last token.
+// lost and has to move, or whether the window has slid. Otherwise it has ended with err or with its
+// last token.
 func (q *request) follow(ctx context.Context, p *pipeline, seq *sequence) (end result, err error) {
 	defer func() {
 		if err != nil || ctx.Err() != nil {
@@ -378,6 +413,9 @@ func (q *request) follow(ctx context.Context, p *pipeline, seq *sequence) (end r
 				_ = p.tell(seq.cancel()) // ended by a stop string, which the pipeline does not know
 			}
 			return result{}, nil
+		}
+		if o.token.GetFinishReason() != samplerv1.FinishReason_FINISH_REASON_UNSPECIFIED {
+			return result{slid: true}, nil // the log fills the context, and the pipeline has ended the sequence
 		}
 	}
 }
@@ -431,7 +469,8 @@ func (q *request) token(o result) (bool, error) {
 	if stopped {
 		reason = samplerv1.FinishReason_FINISH_REASON_STOP
 	}
-	if reason == samplerv1.FinishReason_FINISH_REASON_UNSPECIFIED {
+	if reason == samplerv1.FinishReason_FINISH_REASON_UNSPECIFIED ||
+		reason == samplerv1.FinishReason_FINISH_REASON_LENGTH && q.goesOn() {
 		return false, nil
 	}
 	rest := ""
@@ -444,13 +483,14 @@ func (q *request) token(o result) (bool, error) {
 // emit adds a token to the log and sends it to the client. It reports whether the text has come to a
 // stop string.
 func (q *request) emit(t *samplerv1.Token) (bool, error) {
-	index := len(q.log) - len(q.prompt)
+	index, slid := len(q.log)-len(q.prompt), q.slid()
 	q.log, q.logprobs = append(q.log, int32(t.GetId())), append(q.logprobs, t.GetLogprob())
 	show, stopped, err := q.text.push(t.GetId())
 	if err != nil {
 		return false, err
 	}
-	event := &routerv1.TokenEvent{Text: show, Id: t.GetId(), Logprob: t.GetLogprob(), Index: uint32(index)}
+	event := &routerv1.TokenEvent{Text: show, Id: t.GetId(), Logprob: t.GetLogprob(), Index: uint32(index),
+		Dropped: slid}
 	if event.Top, err = q.text.candidates(t.GetTop()); err != nil {
 		return false, err
 	}
@@ -460,7 +500,7 @@ func (q *request) emit(t *samplerv1.Token) (bool, error) {
 // finish sends the last event of a request.
 func (q *request) finish(reason samplerv1.FinishReason, text string, tokens int) error {
 	return q.sink.finished(&routerv1.Finished{
-		FinishReason: reason, Text: text,
+		FinishReason: reason, Text: text, Context: q.usedContext(),
 		Usage: &routerv1.Usage{
 			PromptTokens: uint32(len(q.prompt)), CompletionTokens: uint32(tokens), CachedTokens: uint32(q.cached),
 		},

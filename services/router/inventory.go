@@ -311,5 +311,5 @@ func (s *Service) noPipeline(name string) error {
 	return fault.New(
 		fault.Unavailable, "find a pipeline for model %q: %s", name,
 		plan.Missing(s.spans(false, func(*shardv1.Held) bool { return true }), digest),
-	).After(time.Second)
+	).After(time.Second).Because(reasonCapacity)
 }

@@ -70,7 +70,7 @@ func (s *Service) startLive(key journal.Key, run func(context.Context, *live) er
 		return nil, false, errStopping
 	}
 	if len(r.lives) >= maxLives {
-		return nil, false, fault.New(fault.Exhausted, "run request %s: %d resumable requests are kept", key.ID,
+		return nil, false, fault.New(fault.Unavailable, "run request %s: %d resumable requests are kept", key.ID,
 			maxLives).After(time.Second)
 	}
 	l := &live{

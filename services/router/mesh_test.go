@@ -73,8 +73,8 @@ type mesh struct {
 }
 
 // newMesh starts replicas of a two-layer model, cut into stages, and waits for the
-// pipelines.
-func newMesh(t *testing.T, stages, replicas int, cfg router.Config, draftPages ...uint32) *mesh {
+// pipelines. pages is the number of KV pages of the draft model, or of the shards if there is none.
+func newMesh(t *testing.T, stages, replicas int, cfg router.Config, pages ...uint32) *mesh {
 	t.Helper()
 	m := &mesh{
 		t: t, network: memnet.New(), registry: discovery.NewMemory(), shards: map[string]*fakeShard{},
@@ -97,6 +97,11 @@ func newMesh(t *testing.T, stages, replicas int, cfg router.Config, draftPages .
 		for i := range stages {
 			name := fmt.Sprintf("shard-%d-%d", r, i)
 			s := newFakeShard(m.dialer, i*2/stages, (i+1)*2/stages)
+			if cfg.Draft == "" {
+				for _, n := range pages {
+					s.pages = n
+				}
+			}
 			m.shards[name] = s
 			m.serve(ctx, &wg, "shard", name, s.register)
 		}
@@ -104,7 +109,7 @@ func newMesh(t *testing.T, stages, replicas int, cfg router.Config, draftPages .
 	if cfg.Draft != "" {
 		s := newFakeShard(m.dialer, 0, 2)
 		s.model = cfg.Draft
-		for _, n := range draftPages {
+		for _, n := range pages {
 			s.pages = n
 		}
 		if cfg.Draft != "copy" { // a draft of the same files has the same digest
@@ -188,6 +193,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 type answer struct {
 	text     string
 	ids      []uint32
+	dropped  []*routerv1.Dropped // with each token
 	started  *routerv1.Started
 	finished *routerv1.Finished
 }
@@ -211,7 +217,7 @@ func (m *mesh) generate(ctx context.Context, r *routerv1.GenerateRequest, each f
 			a.started = e.Started
 		case *routerv1.GenerateResponse_Token:
 			a.text += e.Token.GetText()
-			a.ids = append(a.ids, e.Token.GetId())
+			a.ids, a.dropped = append(a.ids, e.Token.GetId()), append(a.dropped, e.Token.GetDropped())
 			if each != nil {
 				each(len(a.ids))
 			}

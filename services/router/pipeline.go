@@ -226,7 +226,7 @@ func (p *pipeline) submit(seq *sequence) error {
 		Draft: seq.draft,
 	}
 	if seq.picker != nil {
-		e.Candidates = seq.picker
+		e.Candidates = shifted{seq.picker, seq.dropped()}
 	}
 	return p.tell(event{e, seq})
 }

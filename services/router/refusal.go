@@ -9,6 +9,7 @@ import (
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
+	"github.com/lamina-mesh/lamina/pkg/sched"
 )
 
 // refusal decides what happens to a request when a sampler or a stage refuses its session or fails
@@ -19,18 +20,67 @@ import (
 //   - The pipeline has lost the session's state, or a newer epoch has replaced it (ABORTED,
 //     FAILED_PRECONDITION, UNAVAILABLE, DEADLINE_EXCEEDED): the session is replayed from its
 //     token log, as when the whole pipeline dies.
-//   - Anything else, such as RESOURCE_EXHAUSTED or INTERNAL, ends the request with that code.
+//   - The service has no room (RESOURCE_EXHAUSTED): the request ends with UNAVAILABLE and a retry
+//     hint. RESOURCE_EXHAUSTED is left to requests whose tenant has used up its quota.
+//   - Anything else, such as INTERNAL, ends the request with that code.
 func refusal(id []byte, code uint32, field, message string) (err *fault.Error, replay bool) {
 	switch c := rpc.FaultCode(codes.Code(code)); c {
 	case fault.Invalid:
 		return &fault.Error{Code: c, Field: field, Msg: message}, false
 	case fault.Exhausted:
-		return fault.New(c, "run session %x: %s", id, message).After(time.Second), false
+		return fault.New(fault.Unavailable, "run session %x: %s", id, message).After(time.Second), false
 	case fault.Aborted, fault.FailedPrecondition, fault.Unavailable, fault.DeadlineExceeded:
 		return fault.New(c, "run session %x: %s", id, message), true
 	default:
 		return fault.New(c, "run session %x: %s", id, message), false
 	}
+}
+
+// Reasons of refusals, as clients see them.
+const (
+	reasonQuota    = "RATE_LIMIT_EXCEEDED" // as OpenAI names it
+	reasonQueue    = "QUEUE_FULL"
+	reasonCapacity = "NO_CAPACITY"
+)
+
+// refusedByQueue returns the error of a request that cannot be queued.
+func refusedByQueue(c sched.TurnAway) *fault.Error {
+	if c.Reason == sched.QuotaUsed {
+		return fault.New(fault.Exhausted, "admit request: %d requests of the tenant wait, at most %d may", c.Have,
+			c.Need).After(c.RetryAfter).Because(reasonQuota)
+	}
+	return fault.New(fault.Unavailable, "admit request: the queue is full with %d requests",
+		c.Have).After(c.RetryAfter).Because(reasonQueue)
+}
+
+// queueFull returns the error of a request that no pipeline of the model can queue now, or nil. It is
+// asked before a request costs anything, so that a refusal is fast under overload.
+func (s *Service) queueFull(digest, tenant string) error {
+	s.mu.Lock()
+	var same []*pipeline
+	for _, p := range s.pipelines {
+		if p.chain.Digest() == digest && !p.dead() {
+			same = append(same, p)
+		}
+	}
+	s.mu.Unlock()
+	var first *fault.Error
+	for _, p := range same {
+		p.mu.Lock()
+		c, full := p.sched.Full(tenant)
+		p.mu.Unlock()
+		if !full {
+			return nil
+		}
+		if err := refusedByQueue(c); first == nil || err.Code == fault.Exhausted || first.Code == err.Code &&
+			err.RetryAfter < first.RetryAfter {
+			first = err
+		}
+	}
+	if first == nil {
+		return nil
+	}
+	return first
 }
 
 // renameField renames the field of a refusal from its path in the sampler's Rules to its path in

@@ -80,7 +80,7 @@ func TestService_StageRefusesAPrompt_LosesNoPipeline(t *testing.T) {
 	s.refuse = true
 	s.mu.Unlock()
 	for range 4 { // more requests than batches that may be in flight
-		if _, err := m.generate(t.Context(), greedy("refused", 5), nil); status.Code(err) != codes.ResourceExhausted {
+		if _, err := m.generate(t.Context(), greedy("refused", 5), nil); status.Code(err) != codes.Unavailable {
 			t.Fatalf("refused by %v", err)
 		}
 	}

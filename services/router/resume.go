@@ -206,7 +206,15 @@ func (s *Service) fromLog(ctx context.Context, l *live, log *requestLog) (*reque
 			RequestId: o.GetRequestId(), Model: o.GetModel(), Digest: o.GetDigest(), PromptIds: o.GetPrompt(),
 			Seed: o.GetRules().GetSeed(), Fingerprint: o.GetFingerprint(), Format: o.GetFormat(),
 			PromptEnd: o.GetPromptEnd(), Resumable: true, MaxTokens: o.GetRules().GetMaxTokens(),
+			Context: o.GetContext(),
 		},
+		priority: int(o.GetPriority()),
+	}
+	if o.WaitForCapacity != nil {
+		q.wait = o.WaitForCapacity
+	}
+	if err := q.resumePolicy(o.GetContext()); err != nil {
+		return nil, fault.Wrap(fault.DataLoss, err, "resume request %s", q.id)
 	}
 	tokenizers, err := s.tokenizers(q.digest)
 	if err != nil {

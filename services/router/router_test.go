@@ -223,12 +223,12 @@ func TestService_FullQueue_RefusesWithRetryHint(t *testing.T) {
 	err := <-refused
 	cancel()
 	wg.Wait()
-	if status.Code(err) != codes.ResourceExhausted {
+	if status.Code(err) != codes.Unavailable {
 		t.Fatalf("refusal: %v", err)
 	}
 	var f *fault.Error
-	if !errors.As(rpc.FromStatus(err), &f) || f.RetryAfter <= 0 {
-		t.Errorf("refusal %v carries no retry hint", err)
+	if !errors.As(rpc.FromStatus(err), &f) || f.RetryAfter <= 0 || f.Reason != "QUEUE_FULL" {
+		t.Errorf("refusal %v carries no retry hint or no reason", err)
 	}
 }
 

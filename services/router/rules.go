@@ -20,6 +20,9 @@ import (
 // bounds checks everything in a request that does not depend on its model: every number, list and
 // text, by the table in pkg/samplerules. An error names the field.
 func (q *request) bounds() error {
+	if err := q.checkPolicy(); err != nil {
+		return err
+	}
 	s := q.sampling
 	switch {
 	case s != nil && s.RepetitionPenalty != nil && s.GetRepetitionPenalty() == 0:

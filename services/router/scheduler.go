@@ -25,7 +25,8 @@ const (
 // sequence is a session on a pipeline, as the request's goroutine submits it.
 type sequence struct {
 	id       []byte
-	log      []int32 // prompt and emitted tokens
+	log      []int32 // what the pipeline gets: prompt and emitted tokens, without those that were dropped
+	whole    []int32 // prompt and emitted tokens with those that were dropped; nil if none were
 	emitted  int     // how many tokens of the log were emitted
 	epoch    uint64
 	tenant   string
@@ -60,6 +61,9 @@ func newSequence(seq *sequence) *sequence {
 	return seq
 }
 
+// dropped returns how many tokens a context policy has dropped from the log.
+func (seq *sequence) dropped() int { return max(0, len(seq.whole)-len(seq.log)) }
+
 // name is the sequence's name for the scheduler.
 func (seq *sequence) name() sched.ID { return sched.ID(seq.id) }
 
@@ -73,6 +77,7 @@ type result struct {
 	round    uint64             // the round of a draft session
 	lost     error              // why the sequence has to move and be replayed from its token log
 	blamed   bool               // with lost: it was in flight when its pipeline died
+	slid     bool               // the log fills the context and the window slides; only follow sets it
 	err      error              // the session cannot go on
 }
 
@@ -217,7 +222,7 @@ func (r *runner) carryOut(c sched.Command) error {
 		}
 	case sched.TurnAway:
 		if seq := r.sequences[c.ID]; seq != nil {
-			seq.out <- turnedAway(c, !seq.admitted.IsZero())
+			seq.out <- turnedAway(c)
 			delete(r.sequences, c.ID)
 		}
 	case sched.Preempt:
@@ -244,22 +249,14 @@ func endOfSession(c sched.End) result {
 	return result{err: fault.New(fault.Exhausted, "run session %x: other sessions need its KV pages", string(c.ID))}
 }
 
-// turnedAway returns the result of a sequence that the scheduler turns away. One that was running has
+// turnedAway returns the result of a sequence that the scheduler turns away. One that is too long has
 // outgrown the pipeline's lease; another pipeline may hold it.
-func turnedAway(c sched.TurnAway, ran bool) result {
-	switch {
-	case c.Reason == sched.TooLong && ran:
+func turnedAway(c sched.TurnAway) result {
+	if c.Reason == sched.TooLong {
 		return result{lost: fault.New(fault.Unavailable, "run session %x: it needs %d KV pages, the lease has %d",
 			string(c.ID), c.Need, c.Have)}
-	case c.Reason == sched.TooLong:
-		return result{err: fault.New(fault.Exhausted, "admit request: need %d KV pages, the cache has %d", c.Need,
-			c.Have)}
-	case c.Reason == sched.QuotaUsed:
-		return result{err: fault.New(fault.Exhausted, "admit request: %d requests of the tenant wait, at most %d may",
-			c.Have, c.Need).After(c.RetryAfter)}
 	}
-	return result{err: fault.New(fault.Exhausted, "admit request: the queue is full with %d requests",
-		c.Have).After(c.RetryAfter)}
+	return result{err: refusedByQueue(c)}
 }
 
 // add adds a sequence to the sampler. A draft session is greedy and needs no history.
@@ -277,8 +274,11 @@ func (r *runner) add(c sched.Add) error {
 	}
 	if !seq.draft {
 		ids := toUint32(seq.log)
+		if seq.whole != nil {
+			ids = toUint32(seq.whole)
+		}
 		prompt := len(ids) - seq.emitted
-		a.Prompt, a.Emitted = ids[:prompt], ids[prompt:]
+		a.Prompt, a.Emitted, a.Dropped = ids[:prompt], ids[prompt:], uint32(seq.dropped())
 	}
 	return r.p.toSampler(&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Add{Add: a}})
 }

@@ -86,7 +86,6 @@ type Config struct {
 const (
 	describeLimit = 3 * time.Second        // how long a service may take to describe itself
 	rebuildAfter  = 500 * time.Millisecond // between tries to build pipelines
-	moveLimit     = 20 * time.Second       // how long a session may wait for another pipeline
 	maxMoves      = 8                      // pipelines that a session may lose in a row without a token
 	readLimit     = 30 * time.Second       // default of Config.ReadLimit
 	probeLimit    = 60 * time.Second       // default of Config.ProbeLimit
@@ -178,11 +177,10 @@ func (s *Service) notifyChange() {
 	s.changed = make(chan struct{})
 }
 
-// pick returns a pipeline of a model, given its name or digest. An empty name means the only model.
-func (s *Service) pick(name string) (*pipeline, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.best(name, work{})
+// await returns a pipeline of a model, given its name or digest. An empty name means the only model. It
+// waits at most the given time for one.
+func (s *Service) await(ctx context.Context, name string, wait time.Duration) (*pipeline, error) {
+	return s.choose(ctx, name, work{}, wait, func(*pipeline) {})
 }
 
 // work is a sequence that needs a pipeline.
@@ -195,6 +193,13 @@ type work struct {
 // assign picks the pipeline for a sequence and counts it there at once, so that sequences that arrive
 // together are spread over the pipelines. It waits at most the given time for a pipeline.
 func (s *Service) assign(ctx context.Context, name string, w work, wait time.Duration) (*pipeline, error) {
+	return s.choose(ctx, name, w, wait, func(p *pipeline) { p.assigned.Add(1) })
+}
+
+// choose waits for a pipeline, and passes it to take while the list of pipelines is locked.
+func (s *Service) choose(
+	ctx context.Context, name string, w work, wait time.Duration, take func(*pipeline),
+) (*pipeline, error) {
 	limit := time.NewTimer(wait)
 	defer limit.Stop()
 	for {
@@ -202,11 +207,14 @@ func (s *Service) assign(ctx context.Context, name string, w work, wait time.Dur
 		best, err := s.best(name, w)
 		changed := s.changed
 		if best != nil {
-			best.assigned.Add(1)
+			take(best)
 		}
 		s.mu.Unlock()
 		if best != nil {
 			return best, nil
+		}
+		if fault.CodeOf(err) != fault.Unavailable { // waiting changes nothing
+			return nil, err
 		}
 		select {
 		case <-changed:
@@ -247,6 +255,10 @@ func (s *Service) best(name string, w work) (*pipeline, error) {
 		case len(found) > 0:
 			return found[sched.Route(candidates)], nil
 		}
+	}
+	if len(digests) > 0 {
+		return nil, fault.New(fault.Unavailable, "find a pipeline for model %q: none holds %d positions now", name,
+			w.maxLen).After(time.Second).Because(reasonCapacity)
 	}
 	return nil, s.noPipeline(name)
 }

@@ -185,6 +185,9 @@ func (c *chatRequest) request() (*routerv1.ChatRequest, error) {
 		}
 		out.TopLogprobs = uint32(*top)
 	}
+	if err = c.serve(&out.ContextPolicy, &out.Priority, &out.WaitForCapacity); err != nil {
+		return nil, err
+	}
 	if err = c.readTools(out); err != nil {
 		return nil, err
 	}
@@ -351,6 +354,7 @@ func (c *chatRequest) shape(reads *parsing, jobs int, created int64) *shape {
 			}
 			return map[string]any{"delta": delta, "logprobs": logprobs}
 		},
+		empty:  func() map[string]any { return map[string]any{"delta": map[string]any{}, "logprobs": nil} },
 		reason: func(i int, f *routerv1.Finished) string { return readers[i].reason(f.GetFinishReason()) },
 	}
 }

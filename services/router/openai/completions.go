@@ -190,6 +190,9 @@ func (s *server) completionJobs(c *completionRequest) ([]job, error) {
 				Prompt:    &routerv1.GenerateRequest_Text{Text: p.text},
 				Echo:      c.Echo, PromptLogprobs: c.Echo && c.Logprobs != nil, PromptOnly: promptOnly,
 			}
+			if err := c.serve(&req.ContextPolicy, &req.Priority, &req.WaitForCapacity); err != nil {
+				return nil, err
+			}
 			if p.ids != nil {
 				req.Prompt = &routerv1.GenerateRequest_TokenIds{TokenIds: &routerv1.TokenIds{Ids: p.ids}}
 			}
@@ -285,5 +288,6 @@ func (c *completionRequest) shape(jobs int, created int64) *shape {
 			return map[string]any{"text": text + a.text.String(), "logprobs": c.logprobs(a)}
 		},
 		piece: c.piece(jobs),
+		empty: func() map[string]any { return map[string]any{"text": "", "logprobs": nil} },
 	}
 }

@@ -49,6 +49,9 @@ func toAPIError(err error) (int, apiError) {
 	case code == fault.OutOfRange:
 		name = "context_length_exceeded"
 	}
+	if reason := reasonOf(err); reason != "" {
+		name = strings.ToLower(reason)
+	}
 	out := apiError{Message: err.Error(), Type: errorType(status), Code: &name, RetryAfter: retryAfter(err).Seconds()}
 	if param != "" {
 		out.Param = &param
@@ -90,6 +93,8 @@ func errorType(status int) string {
 	switch {
 	case status >= 500:
 		return "server_error"
+	case status == http.StatusTooManyRequests:
+		return "rate_limit_error"
 	case status == http.StatusUnauthorized:
 		return "authentication_error"
 	case status == http.StatusForbidden:
@@ -106,6 +111,16 @@ func retryAfter(err error) time.Duration {
 		}
 	}
 	return 0
+}
+
+// reasonOf is the outermost reason in err's chain, or "".
+func reasonOf(err error) string {
+	for f := (*fault.Error)(nil); errors.As(err, &f); err = f.Err {
+		if f.Reason != "" {
+			return f.Reason
+		}
+	}
+	return ""
 }
 
 // fail writes err as the response.

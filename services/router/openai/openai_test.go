@@ -234,7 +234,18 @@ func TestErrors_HaveOpenAIsFormatStatusAndParam(t *testing.T) {
 		status           int
 		want             string
 	}{
-		{"full", "/v1/completions", `{"prompt":"x","stream":true}`, full, 503, `"type":"server_error"`},
+		{"full", "/v1/completions", `{"prompt":"x","stream":true}`, full, 429, `"type":"rate_limit_error"`},
+		{"quota", "/v1/chat/completions", hello + `}`, fault.New(fault.Exhausted, "x").Because("RATE_LIMIT_EXCEEDED"), 429,
+			`"code":"rate_limit_exceeded"`},
+		{"queue", "/v1/completions", `{"prompt":"x"}`, fault.New(fault.Unavailable, "x").Because("QUEUE_FULL"), 503,
+			`"type":"server_error","param":null,"code":"queue_full"`},
+		{"policy", "/v1/completions", `{"prompt":"x","context_policy":"sliding"}`, nil, 400, `"param":"context_policy"`},
+		{"policy's part", "/v1/completions", `{"prompt":"x","context_policy":{"type":"slide","size":3}}`, nil, 400,
+			`"param":"context_policy"`},
+		{"policy's number", "/v1/chat/completions", hello + `,"context_policy":{"type":"slide","window":-3}}`, nil, 400,
+			`"param":"context_policy"`},
+		{"priority", "/v1/completions", `{"prompt":"x","priority":9999999999}`, nil, 400, `"param":"priority"`},
+		{"wait", "/v1/completions", `{"prompt":"x","wait_for_capacity":-1}`, nil, 400, `"param":"wait_for_capacity"`},
 		{"field", "/v1/completions", `{"prompt":"x"}`, fault.Field("sampling.top_p", "bad"), 400, `"param":"top_p"`},
 		{"grammar", "/v1/completions", `{"prompt":"x","guided_regex":"a"}`,
 			fault.Field("sampling.grammar.source", "bad"), 400, `{"error":{"message":"guided_regex: bad",` +

@@ -55,7 +55,7 @@ func unmarshal(body []byte, v any) error {
 		return fault.Field("body", "read JSON at byte %d: %v", syntax.Offset, err)
 	case errors.As(err, &kind):
 		field := kind.Field
-		for _, embedded := range []string{"common.", "templateFields.", "shapes.", "rules."} {
+		for _, embedded := range []string{"common.", "templateFields.", "shapes.", "rules.", "serving."} {
 			field = strings.TrimPrefix(field, embedded)
 		}
 		if field == "" {
@@ -131,6 +131,7 @@ type common struct {
 	Resumable         bool               `json:"resumable"`
 	shapes
 	rules
+	serving
 
 	created int64 // seconds since 1970
 }

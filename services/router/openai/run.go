@@ -109,6 +109,8 @@ type shape struct {
 	// piece formats an event of choice i, without its index and finish reason. For nil nothing is
 	// sent. It is never called concurrently for one choice.
 	piece func(i int, e event) map[string]any
+	// empty formats a choice of a stream without text.
+	empty func() map[string]any
 	// keep returns the indices of the answers to return; a nil function keeps all.
 	keep func(answers []answer) []int
 	// reason returns the finish reason of choice i; nil uses the backend's.
@@ -168,6 +170,9 @@ func (s *server) gather(w http.ResponseWriter, r *http.Request, jobs []job, f *s
 	for at, i := range shown {
 		choice := f.choice(i, &answers[i])
 		choice["index"], choice["finish_reason"] = at, f.why(i, answers[i].finished)
+		if use := answers[i].finished.GetContext(); use != nil {
+			choice["context"] = toContext(use)
+		}
 		choices[at] = choice
 	}
 	out := f.envelope(f.whole, answers[0].started, answers[0].started, choices)
@@ -208,9 +213,15 @@ func (s *server) stream(w http.ResponseWriter, r *http.Request, jobs []job, f *s
 		}
 		head := first
 		mu.Unlock()
-		choice := f.piece(i, e)
-		if choice == nil || max(number, 0) < from {
+		choice, context := f.piece(i, e), contextOf(e)
+		switch {
+		case choice == nil && context == nil, max(number, 0) < from:
 			return nil
+		case choice == nil:
+			choice = f.empty()
+		}
+		if context != nil {
+			choice["context"] = context
 		}
 		choice["index"], choice["finish_reason"] = i, nil
 		if e.finished != nil {

@@ -17,6 +17,7 @@
 package journalv1
 
 import (
+	v12 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	v1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
 	v11 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tokenizer/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
@@ -197,9 +198,15 @@ type Open struct {
 	// The name of the prompt's field in the request, for errors.
 	PromptField string `protobuf:"bytes,14,opt,name=prompt_field,json=promptField,proto3" json:"prompt_field,omitempty"`
 	// The grammar was made from the request's tools.
-	ToolGrammar   bool `protobuf:"varint,15,opt,name=tool_grammar,json=toolGrammar,proto3" json:"tool_grammar,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	ToolGrammar bool `protobuf:"varint,15,opt,name=tool_grammar,json=toolGrammar,proto3" json:"tool_grammar,omitempty"`
+	// What the context policy has done to the prompt; absent without one.
+	Context *v12.ContextUse `protobuf:"bytes,16,opt,name=context,proto3" json:"context,omitempty"`
+	// The request's priority.
+	Priority int32 `protobuf:"zigzag32,17,opt,name=priority,proto3" json:"priority,omitempty"`
+	// How many seconds the request waits for a pipeline.
+	WaitForCapacity *uint32 `protobuf:"varint,18,opt,name=wait_for_capacity,json=waitForCapacity,proto3,oneof" json:"wait_for_capacity,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Open) Reset() {
@@ -335,6 +342,27 @@ func (x *Open) GetToolGrammar() bool {
 		return x.ToolGrammar
 	}
 	return false
+}
+
+func (x *Open) GetContext() *v12.ContextUse {
+	if x != nil {
+		return x.Context
+	}
+	return nil
+}
+
+func (x *Open) GetPriority() int32 {
+	if x != nil {
+		return x.Priority
+	}
+	return 0
+}
+
+func (x *Open) GetWaitForCapacity() uint32 {
+	if x != nil && x.WaitForCapacity != nil {
+		return *x.WaitForCapacity
+	}
+	return 0
 }
 
 // Echo says how the prompt is reported.
@@ -579,14 +607,14 @@ var File_lamina_journal_v1_journal_proto protoreflect.FileDescriptor
 
 const file_lamina_journal_v1_journal_proto_rawDesc = "" +
 	"\n" +
-	"\x1flamina/journal/v1/journal.proto\x12\x11lamina.journal.v1\x1a\x1flamina/sampler/v1/sampler.proto\x1a#lamina/tokenizer/v1/tokenizer.proto\"\xea\x01\n" +
+	"\x1flamina/journal/v1/journal.proto\x12\x11lamina.journal.v1\x1a\x1dlamina/router/v1/router.proto\x1a\x1flamina/sampler/v1/sampler.proto\x1a#lamina/tokenizer/v1/tokenizer.proto\"\xea\x01\n" +
 	"\x06Record\x12-\n" +
 	"\x04open\x18\x01 \x01(\v2\x17.lamina.journal.v1.OpenH\x00R\x04open\x123\n" +
 	"\x06tokens\x18\x02 \x01(\v2\x19.lamina.journal.v1.TokensH\x00R\x06tokens\x120\n" +
 	"\x05taken\x18\x03 \x01(\v2\x18.lamina.journal.v1.TakenH\x00R\x05taken\x12*\n" +
 	"\x03end\x18\x04 \x01(\v2\x16.lamina.journal.v1.EndH\x00R\x03end\x12\x16\n" +
 	"\x06writer\x18\x05 \x01(\x06R\x06writerB\x06\n" +
-	"\x04kind\"\xfa\x03\n" +
+	"\x04kind\"\x95\x05\n" +
 	"\x04Open\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x16\n" +
@@ -605,7 +633,11 @@ const file_lamina_journal_v1_journal_proto_rawDesc = "" +
 	"\x04echo\x18\f \x01(\v2\x17.lamina.journal.v1.EchoR\x04echo\x12!\n" +
 	"\fclient_state\x18\r \x01(\fR\vclientState\x12!\n" +
 	"\fprompt_field\x18\x0e \x01(\tR\vpromptField\x12!\n" +
-	"\ftool_grammar\x18\x0f \x01(\bR\vtoolGrammar\" \n" +
+	"\ftool_grammar\x18\x0f \x01(\bR\vtoolGrammar\x126\n" +
+	"\acontext\x18\x10 \x01(\v2\x1c.lamina.router.v1.ContextUseR\acontext\x12\x1a\n" +
+	"\bpriority\x18\x11 \x01(\x11R\bpriority\x12/\n" +
+	"\x11wait_for_capacity\x18\x12 \x01(\rH\x00R\x0fwaitForCapacity\x88\x01\x01B\x14\n" +
+	"\x12_wait_for_capacity\" \n" +
 	"\x04Echo\x12\x18\n" +
 	"\aspecial\x18\x01 \x01(\bR\aspecial\"\x9b\x01\n" +
 	"\x06Tokens\x12\x14\n" +
@@ -644,24 +676,26 @@ var file_lamina_journal_v1_journal_proto_goTypes = []any{
 	(*End)(nil),            // 5: lamina.journal.v1.End
 	(*v1.Rules)(nil),       // 6: lamina.sampler.v1.Rules
 	(*v11.ChatFormat)(nil), // 7: lamina.tokenizer.v1.ChatFormat
-	(*v1.Candidate)(nil),   // 8: lamina.sampler.v1.Candidate
-	(v1.FinishReason)(0),   // 9: lamina.sampler.v1.FinishReason
+	(*v12.ContextUse)(nil), // 8: lamina.router.v1.ContextUse
+	(*v1.Candidate)(nil),   // 9: lamina.sampler.v1.Candidate
+	(v1.FinishReason)(0),   // 10: lamina.sampler.v1.FinishReason
 }
 var file_lamina_journal_v1_journal_proto_depIdxs = []int32{
-	1, // 0: lamina.journal.v1.Record.open:type_name -> lamina.journal.v1.Open
-	3, // 1: lamina.journal.v1.Record.tokens:type_name -> lamina.journal.v1.Tokens
-	4, // 2: lamina.journal.v1.Record.taken:type_name -> lamina.journal.v1.Taken
-	5, // 3: lamina.journal.v1.Record.end:type_name -> lamina.journal.v1.End
-	6, // 4: lamina.journal.v1.Open.rules:type_name -> lamina.sampler.v1.Rules
-	7, // 5: lamina.journal.v1.Open.format:type_name -> lamina.tokenizer.v1.ChatFormat
-	2, // 6: lamina.journal.v1.Open.echo:type_name -> lamina.journal.v1.Echo
-	8, // 7: lamina.journal.v1.Tokens.top:type_name -> lamina.sampler.v1.Candidate
-	9, // 8: lamina.journal.v1.End.finish_reason:type_name -> lamina.sampler.v1.FinishReason
-	9, // [9:9] is the sub-list for method output_type
-	9, // [9:9] is the sub-list for method input_type
-	9, // [9:9] is the sub-list for extension type_name
-	9, // [9:9] is the sub-list for extension extendee
-	0, // [0:9] is the sub-list for field type_name
+	1,  // 0: lamina.journal.v1.Record.open:type_name -> lamina.journal.v1.Open
+	3,  // 1: lamina.journal.v1.Record.tokens:type_name -> lamina.journal.v1.Tokens
+	4,  // 2: lamina.journal.v1.Record.taken:type_name -> lamina.journal.v1.Taken
+	5,  // 3: lamina.journal.v1.Record.end:type_name -> lamina.journal.v1.End
+	6,  // 4: lamina.journal.v1.Open.rules:type_name -> lamina.sampler.v1.Rules
+	7,  // 5: lamina.journal.v1.Open.format:type_name -> lamina.tokenizer.v1.ChatFormat
+	2,  // 6: lamina.journal.v1.Open.echo:type_name -> lamina.journal.v1.Echo
+	8,  // 7: lamina.journal.v1.Open.context:type_name -> lamina.router.v1.ContextUse
+	9,  // 8: lamina.journal.v1.Tokens.top:type_name -> lamina.sampler.v1.Candidate
+	10, // 9: lamina.journal.v1.End.finish_reason:type_name -> lamina.sampler.v1.FinishReason
+	10, // [10:10] is the sub-list for method output_type
+	10, // [10:10] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_lamina_journal_v1_journal_proto_init() }
@@ -675,6 +709,7 @@ func file_lamina_journal_v1_journal_proto_init() {
 		(*Record_Taken)(nil),
 		(*Record_End)(nil),
 	}
+	file_lamina_journal_v1_journal_proto_msgTypes[1].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

@@ -26,6 +26,77 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// ContextMode is a context policy.
+type ContextMode int32
+
+const (
+	// The same as STOP.
+	ContextMode_CONTEXT_MODE_UNSPECIFIED ContextMode = 0
+	// The answer ends at the context length with FINISH_REASON_LENGTH, and a prompt that
+	// fills the context is OUT_OF_RANGE.
+	ContextMode_CONTEXT_MODE_STOP ContextMode = 1
+	// Attention sinks and a window: whenever the log (the prompt and the answer so far)
+	// fills the context, only its first and its latest tokens are kept and the answer goes
+	// on. The kept tokens get consecutive positions from 0 on, and their keys and values are
+	// recomputed there, not re-rotated: the model sees exactly what it would see of a log of
+	// only these tokens. A prompt that does not fit slides before the first token. Sampling
+	// goes on as if nothing had been dropped: penalties, grammar, min_tokens, stop strings
+	// and max_tokens count every token, and a token's random number is that of its place in
+	// the whole log. Prompt and answer together have at most 524288 tokens; without
+	// max_tokens the answer has the model's default number or as many as the context length.
+	ContextMode_CONTEXT_MODE_SLIDE ContextMode = 2
+	// A prompt that does not fit is shortened before the answer begins: a chat loses its
+	// oldest turns after the system messages, each with the answers and tool results that
+	// belong to it. The last turn is always kept. A chat whose last turn does not fit, and a
+	// plain prompt, lose tokens in the middle. The request then runs as if the shortened
+	// prompt had been sent. Room is left for max_tokens, or a quarter of the context length
+	// if that is less. The answer ends at the context length.
+	ContextMode_CONTEXT_MODE_TRUNCATE_MIDDLE ContextMode = 3
+)
+
+// Enum value maps for ContextMode.
+var (
+	ContextMode_name = map[int32]string{
+		0: "CONTEXT_MODE_UNSPECIFIED",
+		1: "CONTEXT_MODE_STOP",
+		2: "CONTEXT_MODE_SLIDE",
+		3: "CONTEXT_MODE_TRUNCATE_MIDDLE",
+	}
+	ContextMode_value = map[string]int32{
+		"CONTEXT_MODE_UNSPECIFIED":     0,
+		"CONTEXT_MODE_STOP":            1,
+		"CONTEXT_MODE_SLIDE":           2,
+		"CONTEXT_MODE_TRUNCATE_MIDDLE": 3,
+	}
+)
+
+func (x ContextMode) Enum() *ContextMode {
+	p := new(ContextMode)
+	*p = x
+	return p
+}
+
+func (x ContextMode) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ContextMode) Descriptor() protoreflect.EnumDescriptor {
+	return file_lamina_router_v1_router_proto_enumTypes[0].Descriptor()
+}
+
+func (ContextMode) Type() protoreflect.EnumType {
+	return &file_lamina_router_v1_router_proto_enumTypes[0]
+}
+
+func (x ContextMode) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ContextMode.Descriptor instead.
+func (ContextMode) EnumDescriptor() ([]byte, []int) {
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{0}
+}
+
 // ToolChoiceMode is a value of OpenAI's `tool_choice`.
 type ToolChoiceMode int32
 
@@ -72,11 +143,11 @@ func (x ToolChoiceMode) String() string {
 }
 
 func (ToolChoiceMode) Descriptor() protoreflect.EnumDescriptor {
-	return file_lamina_router_v1_router_proto_enumTypes[0].Descriptor()
+	return file_lamina_router_v1_router_proto_enumTypes[1].Descriptor()
 }
 
 func (ToolChoiceMode) Type() protoreflect.EnumType {
-	return &file_lamina_router_v1_router_proto_enumTypes[0]
+	return &file_lamina_router_v1_router_proto_enumTypes[1]
 }
 
 func (x ToolChoiceMode) Number() protoreflect.EnumNumber {
@@ -85,7 +156,7 @@ func (x ToolChoiceMode) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ToolChoiceMode.Descriptor instead.
 func (ToolChoiceMode) EnumDescriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{0}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{1}
 }
 
 // Sampling are the sampling parameters. Absent fields take the model's defaults, as its
@@ -337,14 +408,23 @@ type GenerateRequest struct {
 	// With `echo`: end after the prompt, without a generated token.
 	PromptOnly bool `protobuf:"varint,13,opt,name=prompt_only,json=promptOnly,proto3" json:"prompt_only,omitempty"`
 	// Keep the request alive and readable by Resume when this stream is lost. Not for
-	// requests with several choices, nor with prompt_logprobs or prompt_only. Its id is that of the metadata `x-request-id`, which
-	// then has at least 32 characters and must be hard to guess; without one the router
-	// makes it. An id that is in use is ALREADY_EXISTS.
+	// requests with several choices, nor with prompt_logprobs or prompt_only. Its id is that
+	// of the metadata `x-request-id`, which then has at least 32 characters and must be hard
+	// to guess; without one the router makes it. An id that is in use is ALREADY_EXISTS.
 	Resumable bool `protobuf:"varint,14,opt,name=resumable,proto3" json:"resumable,omitempty"`
 	// With `resumable`: what Resume shall return in `started`; at most 256 KiB.
-	ClientState   []byte `protobuf:"bytes,15,opt,name=client_state,json=clientState,proto3" json:"client_state,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	ClientState []byte `protobuf:"bytes,15,opt,name=client_state,json=clientState,proto3" json:"client_state,omitempty"`
+	// What happens at the context length; absent means CONTEXT_MODE_STOP.
+	ContextPolicy *ContextPolicy `protobuf:"bytes,16,opt,name=context_policy,json=contextPolicy,proto3" json:"context_policy,omitempty"`
+	// Which waiting requests are served first: those with a lower value, -100 to 100. Waiting
+	// improves it by one every ten seconds.
+	Priority int32 `protobuf:"varint,17,opt,name=priority,proto3" json:"priority,omitempty"`
+	// How many seconds to wait while no pipeline can run the request, before it starts and
+	// when it has lost its pipeline; at most 3600. By default about 4: the client is told
+	// within 5 seconds, with UNAVAILABLE and RetryInfo. 0 does not wait.
+	WaitForCapacity *uint32 `protobuf:"varint,18,opt,name=wait_for_capacity,json=waitForCapacity,proto3,oneof" json:"wait_for_capacity,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *GenerateRequest) Reset() {
@@ -493,6 +573,27 @@ func (x *GenerateRequest) GetClientState() []byte {
 	return nil
 }
 
+func (x *GenerateRequest) GetContextPolicy() *ContextPolicy {
+	if x != nil {
+		return x.ContextPolicy
+	}
+	return nil
+}
+
+func (x *GenerateRequest) GetPriority() int32 {
+	if x != nil {
+		return x.Priority
+	}
+	return 0
+}
+
+func (x *GenerateRequest) GetWaitForCapacity() uint32 {
+	if x != nil && x.WaitForCapacity != nil {
+		return *x.WaitForCapacity
+	}
+	return 0
+}
+
 type isGenerateRequest_Prompt interface {
 	isGenerateRequest_Prompt()
 }
@@ -552,9 +653,15 @@ type ChatRequest struct {
 	// Keep the request alive and readable by Resume, as in GenerateRequest.
 	Resumable bool `protobuf:"varint,16,opt,name=resumable,proto3" json:"resumable,omitempty"`
 	// With `resumable`: what Resume shall return in `started`; at most 256 KiB.
-	ClientState   []byte `protobuf:"bytes,17,opt,name=client_state,json=clientState,proto3" json:"client_state,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	ClientState []byte `protobuf:"bytes,17,opt,name=client_state,json=clientState,proto3" json:"client_state,omitempty"`
+	// What happens at the context length, as in GenerateRequest.
+	ContextPolicy *ContextPolicy `protobuf:"bytes,18,opt,name=context_policy,json=contextPolicy,proto3" json:"context_policy,omitempty"`
+	// Which waiting requests are served first, as in GenerateRequest.
+	Priority int32 `protobuf:"varint,19,opt,name=priority,proto3" json:"priority,omitempty"`
+	// How long to wait while no pipeline can run the request, as in GenerateRequest.
+	WaitForCapacity *uint32 `protobuf:"varint,20,opt,name=wait_for_capacity,json=waitForCapacity,proto3,oneof" json:"wait_for_capacity,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *ChatRequest) Reset() {
@@ -706,6 +813,261 @@ func (x *ChatRequest) GetClientState() []byte {
 	return nil
 }
 
+func (x *ChatRequest) GetContextPolicy() *ContextPolicy {
+	if x != nil {
+		return x.ContextPolicy
+	}
+	return nil
+}
+
+func (x *ChatRequest) GetPriority() int32 {
+	if x != nil {
+		return x.Priority
+	}
+	return 0
+}
+
+func (x *ChatRequest) GetWaitForCapacity() uint32 {
+	if x != nil && x.WaitForCapacity != nil {
+		return *x.WaitForCapacity
+	}
+	return 0
+}
+
+// ContextPolicy says what happens when a prompt and its answer do not fit the context
+// length. The result depends on the request alone, not on the pipeline: where the KV cache
+// holds fewer positions than the policy needs, the request is OUT_OF_RANGE.
+type ContextPolicy struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The policy.
+	Mode ContextMode `protobuf:"varint,1,opt,name=mode,proto3,enum=lamina.router.v1.ContextMode" json:"mode,omitempty"`
+	// The context length, at most that of the model, which is the default.
+	Length uint32 `protobuf:"varint,2,opt,name=length,proto3" json:"length,omitempty"`
+	// With CONTEXT_MODE_SLIDE: how many tokens at the beginning are always kept (attention
+	// sinks). The default is 4 tokens, or in a chat the system messages if those are more.
+	Sinks *uint32 `protobuf:"varint,3,opt,name=sinks,proto3,oneof" json:"sinks,omitempty"`
+	// With CONTEXT_MODE_SLIDE: how many of the latest tokens are kept; at least 1, and
+	// together with the sinks less than the length. The default is half of the length
+	// without the sinks.
+	Window        uint32 `protobuf:"varint,4,opt,name=window,proto3" json:"window,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ContextPolicy) Reset() {
+	*x = ContextPolicy{}
+	mi := &file_lamina_router_v1_router_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ContextPolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ContextPolicy) ProtoMessage() {}
+
+func (x *ContextPolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_router_v1_router_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ContextPolicy.ProtoReflect.Descriptor instead.
+func (*ContextPolicy) Descriptor() ([]byte, []int) {
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ContextPolicy) GetMode() ContextMode {
+	if x != nil {
+		return x.Mode
+	}
+	return ContextMode_CONTEXT_MODE_UNSPECIFIED
+}
+
+func (x *ContextPolicy) GetLength() uint32 {
+	if x != nil {
+		return x.Length
+	}
+	return 0
+}
+
+func (x *ContextPolicy) GetSinks() uint32 {
+	if x != nil && x.Sinks != nil {
+		return *x.Sinks
+	}
+	return 0
+}
+
+func (x *ContextPolicy) GetWindow() uint32 {
+	if x != nil {
+		return x.Window
+	}
+	return 0
+}
+
+// ContextUse says how a context policy was applied.
+type ContextUse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The policy.
+	Mode ContextMode `protobuf:"varint,1,opt,name=mode,proto3,enum=lamina.router.v1.ContextMode" json:"mode,omitempty"`
+	// The context length.
+	Length uint32 `protobuf:"varint,2,opt,name=length,proto3" json:"length,omitempty"`
+	// With CONTEXT_MODE_SLIDE: the tokens at the beginning that are kept.
+	Sinks uint32 `protobuf:"varint,3,opt,name=sinks,proto3" json:"sinks,omitempty"`
+	// With CONTEXT_MODE_SLIDE: the latest tokens that are kept.
+	Window uint32 `protobuf:"varint,4,opt,name=window,proto3" json:"window,omitempty"`
+	// The tokens that the model does not see, as positions: with CONTEXT_MODE_SLIDE in the
+	// whole log, with CONTEXT_MODE_TRUNCATE_MIDDLE in the prompt as it was sent.
+	Dropped []*Dropped `protobuf:"bytes,5,rep,name=dropped,proto3" json:"dropped,omitempty"`
+	// With CONTEXT_MODE_TRUNCATE_MIDDLE in a chat: the messages that were dropped.
+	DroppedMessages *Dropped `protobuf:"bytes,6,opt,name=dropped_messages,json=droppedMessages,proto3" json:"dropped_messages,omitempty"`
+	// Keys and values of the kept tokens were recomputed at their new positions.
+	Recomputed    bool `protobuf:"varint,7,opt,name=recomputed,proto3" json:"recomputed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ContextUse) Reset() {
+	*x = ContextUse{}
+	mi := &file_lamina_router_v1_router_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ContextUse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ContextUse) ProtoMessage() {}
+
+func (x *ContextUse) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_router_v1_router_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ContextUse.ProtoReflect.Descriptor instead.
+func (*ContextUse) Descriptor() ([]byte, []int) {
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ContextUse) GetMode() ContextMode {
+	if x != nil {
+		return x.Mode
+	}
+	return ContextMode_CONTEXT_MODE_UNSPECIFIED
+}
+
+func (x *ContextUse) GetLength() uint32 {
+	if x != nil {
+		return x.Length
+	}
+	return 0
+}
+
+func (x *ContextUse) GetSinks() uint32 {
+	if x != nil {
+		return x.Sinks
+	}
+	return 0
+}
+
+func (x *ContextUse) GetWindow() uint32 {
+	if x != nil {
+		return x.Window
+	}
+	return 0
+}
+
+func (x *ContextUse) GetDropped() []*Dropped {
+	if x != nil {
+		return x.Dropped
+	}
+	return nil
+}
+
+func (x *ContextUse) GetDroppedMessages() *Dropped {
+	if x != nil {
+		return x.DroppedMessages
+	}
+	return nil
+}
+
+func (x *ContextUse) GetRecomputed() bool {
+	if x != nil {
+		return x.Recomputed
+	}
+	return false
+}
+
+// Dropped is a run of positions or messages.
+type Dropped struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The first.
+	First uint32 `protobuf:"varint,1,opt,name=first,proto3" json:"first,omitempty"`
+	// How many.
+	Count         uint32 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Dropped) Reset() {
+	*x = Dropped{}
+	mi := &file_lamina_router_v1_router_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Dropped) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Dropped) ProtoMessage() {}
+
+func (x *Dropped) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_router_v1_router_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Dropped.ProtoReflect.Descriptor instead.
+func (*Dropped) Descriptor() ([]byte, []int) {
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Dropped) GetFirst() uint32 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+func (x *Dropped) GetCount() uint32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
 // ToolChoice says whether tools are called.
 type ToolChoice struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -720,7 +1082,7 @@ type ToolChoice struct {
 
 func (x *ToolChoice) Reset() {
 	*x = ToolChoice{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[4]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -732,7 +1094,7 @@ func (x *ToolChoice) String() string {
 func (*ToolChoice) ProtoMessage() {}
 
 func (x *ToolChoice) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[4]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -745,7 +1107,7 @@ func (x *ToolChoice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToolChoice.ProtoReflect.Descriptor instead.
 func (*ToolChoice) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{4}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ToolChoice) GetMode() ToolChoiceMode {
@@ -780,7 +1142,7 @@ type GenerateResponse struct {
 
 func (x *GenerateResponse) Reset() {
 	*x = GenerateResponse{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[5]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -792,7 +1154,7 @@ func (x *GenerateResponse) String() string {
 func (*GenerateResponse) ProtoMessage() {}
 
 func (x *GenerateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[5]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -805,7 +1167,7 @@ func (x *GenerateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerateResponse.ProtoReflect.Descriptor instead.
 func (*GenerateResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{5}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *GenerateResponse) GetEvent() isGenerateResponse_Event {
@@ -900,7 +1262,7 @@ type ChatResponse struct {
 
 func (x *ChatResponse) Reset() {
 	*x = ChatResponse{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[6]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -912,7 +1274,7 @@ func (x *ChatResponse) String() string {
 func (*ChatResponse) ProtoMessage() {}
 
 func (x *ChatResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[6]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -925,7 +1287,7 @@ func (x *ChatResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChatResponse.ProtoReflect.Descriptor instead.
 func (*ChatResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{6}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ChatResponse) GetEvent() isChatResponse_Event {
@@ -1001,7 +1363,7 @@ type ResumeRequest struct {
 
 func (x *ResumeRequest) Reset() {
 	*x = ResumeRequest{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[7]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1013,7 +1375,7 @@ func (x *ResumeRequest) String() string {
 func (*ResumeRequest) ProtoMessage() {}
 
 func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[7]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1026,7 +1388,7 @@ func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeRequest.ProtoReflect.Descriptor instead.
 func (*ResumeRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{7}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ResumeRequest) GetRequestId() string {
@@ -1062,7 +1424,7 @@ type ResumeResponse struct {
 
 func (x *ResumeResponse) Reset() {
 	*x = ResumeResponse{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[8]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1074,7 +1436,7 @@ func (x *ResumeResponse) String() string {
 func (*ResumeResponse) ProtoMessage() {}
 
 func (x *ResumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[8]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1087,7 +1449,7 @@ func (x *ResumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeResponse.ProtoReflect.Descriptor instead.
 func (*ResumeResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{8}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ResumeResponse) GetEvent() isResumeResponse_Event {
@@ -1176,7 +1538,7 @@ type CancelRequest struct {
 
 func (x *CancelRequest) Reset() {
 	*x = CancelRequest{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[9]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1188,7 +1550,7 @@ func (x *CancelRequest) String() string {
 func (*CancelRequest) ProtoMessage() {}
 
 func (x *CancelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[9]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1201,7 +1563,7 @@ func (x *CancelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelRequest.ProtoReflect.Descriptor instead.
 func (*CancelRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{9}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *CancelRequest) GetRequestId() string {
@@ -1220,7 +1582,7 @@ type CancelResponse struct {
 
 func (x *CancelResponse) Reset() {
 	*x = CancelResponse{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[10]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1232,7 +1594,7 @@ func (x *CancelResponse) String() string {
 func (*CancelResponse) ProtoMessage() {}
 
 func (x *CancelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[10]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1245,7 +1607,7 @@ func (x *CancelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelResponse.ProtoReflect.Descriptor instead.
 func (*CancelResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{10}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{13}
 }
 
 // Started says how a request is run.
@@ -1257,7 +1619,7 @@ type Started struct {
 	Model string `protobuf:"bytes,2,opt,name=model,proto3" json:"model,omitempty"`
 	// The model's digest.
 	Digest string `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
-	// The prompt's ids.
+	// The prompt's ids; with CONTEXT_MODE_TRUNCATE_MIDDLE those of the shortened prompt.
 	PromptIds []uint32 `protobuf:"varint,4,rep,packed,name=prompt_ids,json=promptIds,proto3" json:"prompt_ids,omitempty"`
 	// The seed in use.
 	Seed uint64 `protobuf:"varint,5,opt,name=seed,proto3" json:"seed,omitempty"`
@@ -1274,14 +1636,16 @@ type Started struct {
 	// The most tokens that the answer may have.
 	MaxTokens uint32 `protobuf:"varint,10,opt,name=max_tokens,json=maxTokens,proto3" json:"max_tokens,omitempty"`
 	// From Resume: the `client_state` of the request.
-	ClientState   []byte `protobuf:"bytes,11,opt,name=client_state,json=clientState,proto3" json:"client_state,omitempty"`
+	ClientState []byte `protobuf:"bytes,11,opt,name=client_state,json=clientState,proto3" json:"client_state,omitempty"`
+	// What the context policy has done to the prompt; absent without one.
+	Context       *ContextUse `protobuf:"bytes,12,opt,name=context,proto3" json:"context,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Started) Reset() {
 	*x = Started{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[11]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1293,7 +1657,7 @@ func (x *Started) String() string {
 func (*Started) ProtoMessage() {}
 
 func (x *Started) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[11]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1306,7 +1670,7 @@ func (x *Started) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Started.ProtoReflect.Descriptor instead.
 func (*Started) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{11}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Started) GetRequestId() string {
@@ -1386,6 +1750,13 @@ func (x *Started) GetClientState() []byte {
 	return nil
 }
 
+func (x *Started) GetContext() *ContextUse {
+	if x != nil {
+		return x.Context
+	}
+	return nil
+}
+
 // PromptTokens is a run of the prompt's tokens.
 type PromptTokens struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1399,7 +1770,7 @@ type PromptTokens struct {
 
 func (x *PromptTokens) Reset() {
 	*x = PromptTokens{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[12]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1411,7 +1782,7 @@ func (x *PromptTokens) String() string {
 func (*PromptTokens) ProtoMessage() {}
 
 func (x *PromptTokens) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[12]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1424,7 +1795,7 @@ func (x *PromptTokens) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromptTokens.ProtoReflect.Descriptor instead.
 func (*PromptTokens) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{12}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *PromptTokens) GetFirst() uint32 {
@@ -1459,7 +1830,7 @@ type PromptToken struct {
 
 func (x *PromptToken) Reset() {
 	*x = PromptToken{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[13]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1471,7 +1842,7 @@ func (x *PromptToken) String() string {
 func (*PromptToken) ProtoMessage() {}
 
 func (x *PromptToken) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[13]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1484,7 +1855,7 @@ func (x *PromptToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromptToken.ProtoReflect.Descriptor instead.
 func (*PromptToken) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{13}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *PromptToken) GetId() uint32 {
@@ -1527,14 +1898,17 @@ type TokenEvent struct {
 	// The most likely candidates, as many as top_logprobs asks for.
 	Top []*TopCandidate `protobuf:"bytes,4,rep,name=top,proto3" json:"top,omitempty"`
 	// Its number among the generated tokens, from 0.
-	Index         uint32 `protobuf:"varint,5,opt,name=index,proto3" json:"index,omitempty"`
+	Index uint32 `protobuf:"varint,5,opt,name=index,proto3" json:"index,omitempty"`
+	// With CONTEXT_MODE_SLIDE, if the window slid before this token: all positions of the
+	// log that the model does not see any longer.
+	Dropped       *Dropped `protobuf:"bytes,6,opt,name=dropped,proto3" json:"dropped,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *TokenEvent) Reset() {
 	*x = TokenEvent{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[14]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1546,7 +1920,7 @@ func (x *TokenEvent) String() string {
 func (*TokenEvent) ProtoMessage() {}
 
 func (x *TokenEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[14]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1559,7 +1933,7 @@ func (x *TokenEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenEvent.ProtoReflect.Descriptor instead.
 func (*TokenEvent) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{14}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *TokenEvent) GetText() string {
@@ -1597,6 +1971,13 @@ func (x *TokenEvent) GetIndex() uint32 {
 	return 0
 }
 
+func (x *TokenEvent) GetDropped() *Dropped {
+	if x != nil {
+		return x.Dropped
+	}
+	return nil
+}
+
 // TopCandidate is an id, its text and its log-probability.
 type TopCandidate struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1612,7 +1993,7 @@ type TopCandidate struct {
 
 func (x *TopCandidate) Reset() {
 	*x = TopCandidate{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[15]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1624,7 +2005,7 @@ func (x *TopCandidate) String() string {
 func (*TopCandidate) ProtoMessage() {}
 
 func (x *TopCandidate) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[15]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1637,7 +2018,7 @@ func (x *TopCandidate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopCandidate.ProtoReflect.Descriptor instead.
 func (*TopCandidate) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{15}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *TopCandidate) GetId() uint32 {
@@ -1672,14 +2053,16 @@ type Finished struct {
 	Timings *Timings `protobuf:"bytes,3,opt,name=timings,proto3" json:"timings,omitempty"`
 	// Text that was held back as the possible beginning of a stop string and is part of the
 	// answer.
-	Text          string `protobuf:"bytes,4,opt,name=text,proto3" json:"text,omitempty"`
+	Text string `protobuf:"bytes,4,opt,name=text,proto3" json:"text,omitempty"`
+	// What the context policy has dropped in all; absent without one.
+	Context       *ContextUse `protobuf:"bytes,5,opt,name=context,proto3" json:"context,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Finished) Reset() {
 	*x = Finished{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[16]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1691,7 +2074,7 @@ func (x *Finished) String() string {
 func (*Finished) ProtoMessage() {}
 
 func (x *Finished) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[16]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1704,7 +2087,7 @@ func (x *Finished) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finished.ProtoReflect.Descriptor instead.
 func (*Finished) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{16}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Finished) GetFinishReason() v1.FinishReason {
@@ -1735,10 +2118,17 @@ func (x *Finished) GetText() string {
 	return ""
 }
 
+func (x *Finished) GetContext() *ContextUse {
+	if x != nil {
+		return x.Context
+	}
+	return nil
+}
+
 // Usage counts tokens.
 type Usage struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Of the prompt.
+	// Of the prompt: as many as `started.prompt_ids`.
 	PromptTokens uint32 `protobuf:"varint,1,opt,name=prompt_tokens,json=promptTokens,proto3" json:"prompt_tokens,omitempty"`
 	// Generated, including the end-of-text id.
 	CompletionTokens uint32 `protobuf:"varint,2,opt,name=completion_tokens,json=completionTokens,proto3" json:"completion_tokens,omitempty"`
@@ -1750,7 +2140,7 @@ type Usage struct {
 
 func (x *Usage) Reset() {
 	*x = Usage{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[17]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1762,7 +2152,7 @@ func (x *Usage) String() string {
 func (*Usage) ProtoMessage() {}
 
 func (x *Usage) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[17]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1775,7 +2165,7 @@ func (x *Usage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Usage.ProtoReflect.Descriptor instead.
 func (*Usage) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{17}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Usage) GetPromptTokens() uint32 {
@@ -1814,7 +2204,7 @@ type Timings struct {
 
 func (x *Timings) Reset() {
 	*x = Timings{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[18]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1826,7 +2216,7 @@ func (x *Timings) String() string {
 func (*Timings) ProtoMessage() {}
 
 func (x *Timings) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[18]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1839,7 +2229,7 @@ func (x *Timings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Timings.ProtoReflect.Descriptor instead.
 func (*Timings) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{18}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Timings) GetQueueUs() uint64 {
@@ -1872,7 +2262,7 @@ type ListModelsRequest struct {
 
 func (x *ListModelsRequest) Reset() {
 	*x = ListModelsRequest{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[19]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1884,7 +2274,7 @@ func (x *ListModelsRequest) String() string {
 func (*ListModelsRequest) ProtoMessage() {}
 
 func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[19]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1897,7 +2287,7 @@ func (x *ListModelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsRequest.ProtoReflect.Descriptor instead.
 func (*ListModelsRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{19}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{22}
 }
 
 // ListModelsResponse lists the models.
@@ -1911,7 +2301,7 @@ type ListModelsResponse struct {
 
 func (x *ListModelsResponse) Reset() {
 	*x = ListModelsResponse{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[20]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1923,7 +2313,7 @@ func (x *ListModelsResponse) String() string {
 func (*ListModelsResponse) ProtoMessage() {}
 
 func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[20]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1936,7 +2326,7 @@ func (x *ListModelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListModelsResponse.ProtoReflect.Descriptor instead.
 func (*ListModelsResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{20}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ListModelsResponse) GetModels() []*Model {
@@ -1978,7 +2368,7 @@ type Model struct {
 
 func (x *Model) Reset() {
 	*x = Model{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[21]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1990,7 +2380,7 @@ func (x *Model) String() string {
 func (*Model) ProtoMessage() {}
 
 func (x *Model) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[21]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2003,7 +2393,7 @@ func (x *Model) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Model.ProtoReflect.Descriptor instead.
 func (*Model) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{21}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Model) GetName() string {
@@ -2092,7 +2482,7 @@ type TopologyRequest struct {
 
 func (x *TopologyRequest) Reset() {
 	*x = TopologyRequest{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[22]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2104,7 +2494,7 @@ func (x *TopologyRequest) String() string {
 func (*TopologyRequest) ProtoMessage() {}
 
 func (x *TopologyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[22]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2117,7 +2507,7 @@ func (x *TopologyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopologyRequest.ProtoReflect.Descriptor instead.
 func (*TopologyRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{22}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{25}
 }
 
 // TopologyResponse is the topology at one moment.
@@ -2131,7 +2521,7 @@ type TopologyResponse struct {
 
 func (x *TopologyResponse) Reset() {
 	*x = TopologyResponse{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[23]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2143,7 +2533,7 @@ func (x *TopologyResponse) String() string {
 func (*TopologyResponse) ProtoMessage() {}
 
 func (x *TopologyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[23]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2156,7 +2546,7 @@ func (x *TopologyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopologyResponse.ProtoReflect.Descriptor instead.
 func (*TopologyResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{23}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *TopologyResponse) GetMesh() *Mesh {
@@ -2175,7 +2565,7 @@ type WatchTopologyRequest struct {
 
 func (x *WatchTopologyRequest) Reset() {
 	*x = WatchTopologyRequest{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[24]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2187,7 +2577,7 @@ func (x *WatchTopologyRequest) String() string {
 func (*WatchTopologyRequest) ProtoMessage() {}
 
 func (x *WatchTopologyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[24]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2200,7 +2590,7 @@ func (x *WatchTopologyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchTopologyRequest.ProtoReflect.Descriptor instead.
 func (*WatchTopologyRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{24}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{27}
 }
 
 // WatchTopologyResponse is the topology after a change.
@@ -2214,7 +2604,7 @@ type WatchTopologyResponse struct {
 
 func (x *WatchTopologyResponse) Reset() {
 	*x = WatchTopologyResponse{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[25]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2226,7 +2616,7 @@ func (x *WatchTopologyResponse) String() string {
 func (*WatchTopologyResponse) ProtoMessage() {}
 
 func (x *WatchTopologyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[25]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2239,7 +2629,7 @@ func (x *WatchTopologyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchTopologyResponse.ProtoReflect.Descriptor instead.
 func (*WatchTopologyResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{25}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *WatchTopologyResponse) GetMesh() *Mesh {
@@ -2262,7 +2652,7 @@ type Mesh struct {
 
 func (x *Mesh) Reset() {
 	*x = Mesh{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[26]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2274,7 +2664,7 @@ func (x *Mesh) String() string {
 func (*Mesh) ProtoMessage() {}
 
 func (x *Mesh) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[26]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2287,7 +2677,7 @@ func (x *Mesh) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mesh.ProtoReflect.Descriptor instead.
 func (*Mesh) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{26}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Mesh) GetMembers() []*Member {
@@ -2321,7 +2711,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[27]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2333,7 +2723,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[27]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2346,7 +2736,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{27}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Member) GetId() string {
@@ -2420,7 +2810,7 @@ type Pipeline struct {
 
 func (x *Pipeline) Reset() {
 	*x = Pipeline{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[28]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2432,7 +2822,7 @@ func (x *Pipeline) String() string {
 func (*Pipeline) ProtoMessage() {}
 
 func (x *Pipeline) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[28]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2445,7 +2835,7 @@ func (x *Pipeline) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pipeline.ProtoReflect.Descriptor instead.
 func (*Pipeline) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{28}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Pipeline) GetId() string {
@@ -2599,7 +2989,7 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\x05_seedB\x15\n" +
 	"\x13_repetition_penalty\"\x1c\n" +
 	"\bTokenIds\x12\x10\n" +
-	"\x03ids\x18\x01 \x03(\rR\x03ids\"\x90\x04\n" +
+	"\x03ids\x18\x01 \x03(\rR\x03ids\"\xbb\x05\n" +
 	"\x0fGenerateRequest\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x14\n" +
 	"\x04text\x18\x02 \x01(\tH\x00R\x04text\x129\n" +
@@ -2619,9 +3009,13 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\vprompt_only\x18\r \x01(\bR\n" +
 	"promptOnly\x12\x1c\n" +
 	"\tresumable\x18\x0e \x01(\bR\tresumable\x12!\n" +
-	"\fclient_state\x18\x0f \x01(\fR\vclientStateB\b\n" +
+	"\fclient_state\x18\x0f \x01(\fR\vclientState\x12F\n" +
+	"\x0econtext_policy\x18\x10 \x01(\v2\x1f.lamina.router.v1.ContextPolicyR\rcontextPolicy\x12\x1a\n" +
+	"\bpriority\x18\x11 \x01(\x05R\bpriority\x12/\n" +
+	"\x11wait_for_capacity\x18\x12 \x01(\rH\x02R\x0fwaitForCapacity\x88\x01\x01B\b\n" +
 	"\x06promptB\t\n" +
-	"\a_suffix\"\xcc\x05\n" +
+	"\a_suffixB\x14\n" +
+	"\x12_wait_for_capacity\"\xf7\x06\n" +
 	"\vChatRequest\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x128\n" +
 	"\bmessages\x18\x02 \x03(\v2\x1c.lamina.tokenizer.v1.MessageR\bmessages\x12\x1d\n" +
@@ -2643,8 +3037,32 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"toolChoice\x123\n" +
 	"\x13parallel_tool_calls\x18\x0f \x01(\bH\x00R\x11parallelToolCalls\x88\x01\x01\x12\x1c\n" +
 	"\tresumable\x18\x10 \x01(\bR\tresumable\x12!\n" +
-	"\fclient_state\x18\x11 \x01(\fR\vclientStateB\x16\n" +
-	"\x14_parallel_tool_calls\"^\n" +
+	"\fclient_state\x18\x11 \x01(\fR\vclientState\x12F\n" +
+	"\x0econtext_policy\x18\x12 \x01(\v2\x1f.lamina.router.v1.ContextPolicyR\rcontextPolicy\x12\x1a\n" +
+	"\bpriority\x18\x13 \x01(\x05R\bpriority\x12/\n" +
+	"\x11wait_for_capacity\x18\x14 \x01(\rH\x01R\x0fwaitForCapacity\x88\x01\x01B\x16\n" +
+	"\x14_parallel_tool_callsB\x14\n" +
+	"\x12_wait_for_capacity\"\x97\x01\n" +
+	"\rContextPolicy\x121\n" +
+	"\x04mode\x18\x01 \x01(\x0e2\x1d.lamina.router.v1.ContextModeR\x04mode\x12\x16\n" +
+	"\x06length\x18\x02 \x01(\rR\x06length\x12\x19\n" +
+	"\x05sinks\x18\x03 \x01(\rH\x00R\x05sinks\x88\x01\x01\x12\x16\n" +
+	"\x06window\x18\x04 \x01(\rR\x06windowB\b\n" +
+	"\x06_sinks\"\xa0\x02\n" +
+	"\n" +
+	"ContextUse\x121\n" +
+	"\x04mode\x18\x01 \x01(\x0e2\x1d.lamina.router.v1.ContextModeR\x04mode\x12\x16\n" +
+	"\x06length\x18\x02 \x01(\rR\x06length\x12\x14\n" +
+	"\x05sinks\x18\x03 \x01(\rR\x05sinks\x12\x16\n" +
+	"\x06window\x18\x04 \x01(\rR\x06window\x123\n" +
+	"\adropped\x18\x05 \x03(\v2\x19.lamina.router.v1.DroppedR\adropped\x12D\n" +
+	"\x10dropped_messages\x18\x06 \x01(\v2\x19.lamina.router.v1.DroppedR\x0fdroppedMessages\x12\x1e\n" +
+	"\n" +
+	"recomputed\x18\a \x01(\bR\n" +
+	"recomputed\"5\n" +
+	"\aDropped\x12\x14\n" +
+	"\x05first\x18\x01 \x01(\rR\x05first\x12\x14\n" +
+	"\x05count\x18\x02 \x01(\rR\x05count\"^\n" +
 	"\n" +
 	"ToolChoice\x124\n" +
 	"\x04mode\x18\x01 \x01(\x0e2 .lamina.router.v1.ToolChoiceModeR\x04mode\x12\x1a\n" +
@@ -2673,7 +3091,7 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\rCancelRequest\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\"\x10\n" +
-	"\x0eCancelResponse\"\xe3\x02\n" +
+	"\x0eCancelResponse\"\x9b\x03\n" +
 	"\aStarted\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x14\n" +
@@ -2690,7 +3108,8 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\n" +
 	"max_tokens\x18\n" +
 	" \x01(\rR\tmaxTokens\x12!\n" +
-	"\fclient_state\x18\v \x01(\fR\vclientState\"[\n" +
+	"\fclient_state\x18\v \x01(\fR\vclientState\x126\n" +
+	"\acontext\x18\f \x01(\v2\x1c.lamina.router.v1.ContextUseR\acontext\"[\n" +
 	"\fPromptTokens\x12\x14\n" +
 	"\x05first\x18\x01 \x01(\rR\x05first\x125\n" +
 	"\x06tokens\x18\x02 \x03(\v2\x1d.lamina.router.v1.PromptTokenR\x06tokens\"\x8e\x01\n" +
@@ -2700,23 +3119,25 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\alogprob\x18\x03 \x01(\x02H\x00R\alogprob\x88\x01\x01\x120\n" +
 	"\x03top\x18\x04 \x03(\v2\x1e.lamina.router.v1.TopCandidateR\x03topB\n" +
 	"\n" +
-	"\b_logprob\"\x92\x01\n" +
+	"\b_logprob\"\xc7\x01\n" +
 	"\n" +
 	"TokenEvent\x12\x12\n" +
 	"\x04text\x18\x01 \x01(\tR\x04text\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\rR\x02id\x12\x18\n" +
 	"\alogprob\x18\x03 \x01(\x02R\alogprob\x120\n" +
 	"\x03top\x18\x04 \x03(\v2\x1e.lamina.router.v1.TopCandidateR\x03top\x12\x14\n" +
-	"\x05index\x18\x05 \x01(\rR\x05index\"L\n" +
+	"\x05index\x18\x05 \x01(\rR\x05index\x123\n" +
+	"\adropped\x18\x06 \x01(\v2\x19.lamina.router.v1.DroppedR\adropped\"L\n" +
 	"\fTopCandidate\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x12\n" +
 	"\x04text\x18\x02 \x01(\tR\x04text\x12\x18\n" +
-	"\alogprob\x18\x03 \x01(\x02R\alogprob\"\xc8\x01\n" +
+	"\alogprob\x18\x03 \x01(\x02R\alogprob\"\x80\x02\n" +
 	"\bFinished\x12D\n" +
 	"\rfinish_reason\x18\x01 \x01(\x0e2\x1f.lamina.sampler.v1.FinishReasonR\ffinishReason\x12-\n" +
 	"\x05usage\x18\x02 \x01(\v2\x17.lamina.router.v1.UsageR\x05usage\x123\n" +
 	"\atimings\x18\x03 \x01(\v2\x19.lamina.router.v1.TimingsR\atimings\x12\x12\n" +
-	"\x04text\x18\x04 \x01(\tR\x04text\"~\n" +
+	"\x04text\x18\x04 \x01(\tR\x04text\x126\n" +
+	"\acontext\x18\x05 \x01(\v2\x1c.lamina.router.v1.ContextUseR\acontext\"~\n" +
 	"\x05Usage\x12#\n" +
 	"\rprompt_tokens\x18\x01 \x01(\rR\fpromptTokens\x12+\n" +
 	"\x11completion_tokens\x18\x02 \x01(\rR\x10completionTokens\x12#\n" +
@@ -2777,7 +3198,12 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\vprefix_hits\x18\x0f \x01(\x04R\n" +
 	"prefixHits\x12 \n" +
 	"\vpreemptions\x18\x10 \x01(\x04R\vpreemptions\x12\x16\n" +
-	"\x06bubble\x18\x11 \x01(\x02R\x06bubble*\xa6\x01\n" +
+	"\x06bubble\x18\x11 \x01(\x02R\x06bubble*|\n" +
+	"\vContextMode\x12\x1c\n" +
+	"\x18CONTEXT_MODE_UNSPECIFIED\x10\x00\x12\x15\n" +
+	"\x11CONTEXT_MODE_STOP\x10\x01\x12\x16\n" +
+	"\x12CONTEXT_MODE_SLIDE\x10\x02\x12 \n" +
+	"\x1cCONTEXT_MODE_TRUNCATE_MIDDLE\x10\x03*\xa6\x01\n" +
 	"\x0eToolChoiceMode\x12 \n" +
 	"\x1cTOOL_CHOICE_MODE_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15TOOL_CHOICE_MODE_NONE\x10\x01\x12\x19\n" +
@@ -2806,104 +3232,117 @@ func file_lamina_router_v1_router_proto_rawDescGZIP() []byte {
 	return file_lamina_router_v1_router_proto_rawDescData
 }
 
-var file_lamina_router_v1_router_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_lamina_router_v1_router_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_lamina_router_v1_router_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_lamina_router_v1_router_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_lamina_router_v1_router_proto_goTypes = []any{
-	(ToolChoiceMode)(0),            // 0: lamina.router.v1.ToolChoiceMode
-	(*Sampling)(nil),               // 1: lamina.router.v1.Sampling
-	(*TokenIds)(nil),               // 2: lamina.router.v1.TokenIds
-	(*GenerateRequest)(nil),        // 3: lamina.router.v1.GenerateRequest
-	(*ChatRequest)(nil),            // 4: lamina.router.v1.ChatRequest
-	(*ToolChoice)(nil),             // 5: lamina.router.v1.ToolChoice
-	(*GenerateResponse)(nil),       // 6: lamina.router.v1.GenerateResponse
-	(*ChatResponse)(nil),           // 7: lamina.router.v1.ChatResponse
-	(*ResumeRequest)(nil),          // 8: lamina.router.v1.ResumeRequest
-	(*ResumeResponse)(nil),         // 9: lamina.router.v1.ResumeResponse
-	(*CancelRequest)(nil),          // 10: lamina.router.v1.CancelRequest
-	(*CancelResponse)(nil),         // 11: lamina.router.v1.CancelResponse
-	(*Started)(nil),                // 12: lamina.router.v1.Started
-	(*PromptTokens)(nil),           // 13: lamina.router.v1.PromptTokens
-	(*PromptToken)(nil),            // 14: lamina.router.v1.PromptToken
-	(*TokenEvent)(nil),             // 15: lamina.router.v1.TokenEvent
-	(*TopCandidate)(nil),           // 16: lamina.router.v1.TopCandidate
-	(*Finished)(nil),               // 17: lamina.router.v1.Finished
-	(*Usage)(nil),                  // 18: lamina.router.v1.Usage
-	(*Timings)(nil),                // 19: lamina.router.v1.Timings
-	(*ListModelsRequest)(nil),      // 20: lamina.router.v1.ListModelsRequest
-	(*ListModelsResponse)(nil),     // 21: lamina.router.v1.ListModelsResponse
-	(*Model)(nil),                  // 22: lamina.router.v1.Model
-	(*TopologyRequest)(nil),        // 23: lamina.router.v1.TopologyRequest
-	(*TopologyResponse)(nil),       // 24: lamina.router.v1.TopologyResponse
-	(*WatchTopologyRequest)(nil),   // 25: lamina.router.v1.WatchTopologyRequest
-	(*WatchTopologyResponse)(nil),  // 26: lamina.router.v1.WatchTopologyResponse
-	(*Mesh)(nil),                   // 27: lamina.router.v1.Mesh
-	(*Member)(nil),                 // 28: lamina.router.v1.Member
-	(*Pipeline)(nil),               // 29: lamina.router.v1.Pipeline
-	nil,                            // 30: lamina.router.v1.Sampling.LogitBiasEntry
-	(*v1.Advanced)(nil),            // 31: lamina.sampler.v1.Advanced
-	(*v1.Grammar)(nil),             // 32: lamina.sampler.v1.Grammar
-	(*v11.Message)(nil),            // 33: lamina.tokenizer.v1.Message
-	(*v11.ChatFormat)(nil),         // 34: lamina.tokenizer.v1.ChatFormat
-	(v1.FinishReason)(0),           // 35: lamina.sampler.v1.FinishReason
-	(*v11.GenerationDefaults)(nil), // 36: lamina.tokenizer.v1.GenerationDefaults
-	(*v12.Held)(nil),               // 37: lamina.shard.v1.Held
-	(*v12.Hop)(nil),                // 38: lamina.shard.v1.Hop
+	(ContextMode)(0),               // 0: lamina.router.v1.ContextMode
+	(ToolChoiceMode)(0),            // 1: lamina.router.v1.ToolChoiceMode
+	(*Sampling)(nil),               // 2: lamina.router.v1.Sampling
+	(*TokenIds)(nil),               // 3: lamina.router.v1.TokenIds
+	(*GenerateRequest)(nil),        // 4: lamina.router.v1.GenerateRequest
+	(*ChatRequest)(nil),            // 5: lamina.router.v1.ChatRequest
+	(*ContextPolicy)(nil),          // 6: lamina.router.v1.ContextPolicy
+	(*ContextUse)(nil),             // 7: lamina.router.v1.ContextUse
+	(*Dropped)(nil),                // 8: lamina.router.v1.Dropped
+	(*ToolChoice)(nil),             // 9: lamina.router.v1.ToolChoice
+	(*GenerateResponse)(nil),       // 10: lamina.router.v1.GenerateResponse
+	(*ChatResponse)(nil),           // 11: lamina.router.v1.ChatResponse
+	(*ResumeRequest)(nil),          // 12: lamina.router.v1.ResumeRequest
+	(*ResumeResponse)(nil),         // 13: lamina.router.v1.ResumeResponse
+	(*CancelRequest)(nil),          // 14: lamina.router.v1.CancelRequest
+	(*CancelResponse)(nil),         // 15: lamina.router.v1.CancelResponse
+	(*Started)(nil),                // 16: lamina.router.v1.Started
+	(*PromptTokens)(nil),           // 17: lamina.router.v1.PromptTokens
+	(*PromptToken)(nil),            // 18: lamina.router.v1.PromptToken
+	(*TokenEvent)(nil),             // 19: lamina.router.v1.TokenEvent
+	(*TopCandidate)(nil),           // 20: lamina.router.v1.TopCandidate
+	(*Finished)(nil),               // 21: lamina.router.v1.Finished
+	(*Usage)(nil),                  // 22: lamina.router.v1.Usage
+	(*Timings)(nil),                // 23: lamina.router.v1.Timings
+	(*ListModelsRequest)(nil),      // 24: lamina.router.v1.ListModelsRequest
+	(*ListModelsResponse)(nil),     // 25: lamina.router.v1.ListModelsResponse
+	(*Model)(nil),                  // 26: lamina.router.v1.Model
+	(*TopologyRequest)(nil),        // 27: lamina.router.v1.TopologyRequest
+	(*TopologyResponse)(nil),       // 28: lamina.router.v1.TopologyResponse
+	(*WatchTopologyRequest)(nil),   // 29: lamina.router.v1.WatchTopologyRequest
+	(*WatchTopologyResponse)(nil),  // 30: lamina.router.v1.WatchTopologyResponse
+	(*Mesh)(nil),                   // 31: lamina.router.v1.Mesh
+	(*Member)(nil),                 // 32: lamina.router.v1.Member
+	(*Pipeline)(nil),               // 33: lamina.router.v1.Pipeline
+	nil,                            // 34: lamina.router.v1.Sampling.LogitBiasEntry
+	(*v1.Advanced)(nil),            // 35: lamina.sampler.v1.Advanced
+	(*v1.Grammar)(nil),             // 36: lamina.sampler.v1.Grammar
+	(*v11.Message)(nil),            // 37: lamina.tokenizer.v1.Message
+	(*v11.ChatFormat)(nil),         // 38: lamina.tokenizer.v1.ChatFormat
+	(v1.FinishReason)(0),           // 39: lamina.sampler.v1.FinishReason
+	(*v11.GenerationDefaults)(nil), // 40: lamina.tokenizer.v1.GenerationDefaults
+	(*v12.Held)(nil),               // 41: lamina.shard.v1.Held
+	(*v12.Hop)(nil),                // 42: lamina.shard.v1.Hop
 }
 var file_lamina_router_v1_router_proto_depIdxs = []int32{
-	30, // 0: lamina.router.v1.Sampling.logit_bias:type_name -> lamina.router.v1.Sampling.LogitBiasEntry
-	31, // 1: lamina.router.v1.Sampling.advanced:type_name -> lamina.sampler.v1.Advanced
-	32, // 2: lamina.router.v1.Sampling.grammar:type_name -> lamina.sampler.v1.Grammar
-	2,  // 3: lamina.router.v1.GenerateRequest.token_ids:type_name -> lamina.router.v1.TokenIds
-	1,  // 4: lamina.router.v1.GenerateRequest.sampling:type_name -> lamina.router.v1.Sampling
-	33, // 5: lamina.router.v1.ChatRequest.messages:type_name -> lamina.tokenizer.v1.Message
-	1,  // 6: lamina.router.v1.ChatRequest.sampling:type_name -> lamina.router.v1.Sampling
-	5,  // 7: lamina.router.v1.ChatRequest.tool_choice:type_name -> lamina.router.v1.ToolChoice
-	0,  // 8: lamina.router.v1.ToolChoice.mode:type_name -> lamina.router.v1.ToolChoiceMode
-	12, // 9: lamina.router.v1.GenerateResponse.started:type_name -> lamina.router.v1.Started
-	15, // 10: lamina.router.v1.GenerateResponse.token:type_name -> lamina.router.v1.TokenEvent
-	17, // 11: lamina.router.v1.GenerateResponse.finished:type_name -> lamina.router.v1.Finished
-	13, // 12: lamina.router.v1.GenerateResponse.prompt:type_name -> lamina.router.v1.PromptTokens
-	12, // 13: lamina.router.v1.ChatResponse.started:type_name -> lamina.router.v1.Started
-	15, // 14: lamina.router.v1.ChatResponse.token:type_name -> lamina.router.v1.TokenEvent
-	17, // 15: lamina.router.v1.ChatResponse.finished:type_name -> lamina.router.v1.Finished
-	12, // 16: lamina.router.v1.ResumeResponse.started:type_name -> lamina.router.v1.Started
-	15, // 17: lamina.router.v1.ResumeResponse.token:type_name -> lamina.router.v1.TokenEvent
-	17, // 18: lamina.router.v1.ResumeResponse.finished:type_name -> lamina.router.v1.Finished
-	13, // 19: lamina.router.v1.ResumeResponse.prompt:type_name -> lamina.router.v1.PromptTokens
-	34, // 20: lamina.router.v1.Started.format:type_name -> lamina.tokenizer.v1.ChatFormat
-	14, // 21: lamina.router.v1.PromptTokens.tokens:type_name -> lamina.router.v1.PromptToken
-	16, // 22: lamina.router.v1.PromptToken.top:type_name -> lamina.router.v1.TopCandidate
-	16, // 23: lamina.router.v1.TokenEvent.top:type_name -> lamina.router.v1.TopCandidate
-	35, // 24: lamina.router.v1.Finished.finish_reason:type_name -> lamina.sampler.v1.FinishReason
-	18, // 25: lamina.router.v1.Finished.usage:type_name -> lamina.router.v1.Usage
-	19, // 26: lamina.router.v1.Finished.timings:type_name -> lamina.router.v1.Timings
-	22, // 27: lamina.router.v1.ListModelsResponse.models:type_name -> lamina.router.v1.Model
-	36, // 28: lamina.router.v1.Model.defaults:type_name -> lamina.tokenizer.v1.GenerationDefaults
-	27, // 29: lamina.router.v1.TopologyResponse.mesh:type_name -> lamina.router.v1.Mesh
-	27, // 30: lamina.router.v1.WatchTopologyResponse.mesh:type_name -> lamina.router.v1.Mesh
-	28, // 31: lamina.router.v1.Mesh.members:type_name -> lamina.router.v1.Member
-	29, // 32: lamina.router.v1.Mesh.pipelines:type_name -> lamina.router.v1.Pipeline
-	37, // 33: lamina.router.v1.Member.held:type_name -> lamina.shard.v1.Held
-	38, // 34: lamina.router.v1.Pipeline.stages:type_name -> lamina.shard.v1.Hop
-	3,  // 35: lamina.router.v1.RouterService.Generate:input_type -> lamina.router.v1.GenerateRequest
-	4,  // 36: lamina.router.v1.RouterService.Chat:input_type -> lamina.router.v1.ChatRequest
-	8,  // 37: lamina.router.v1.RouterService.Resume:input_type -> lamina.router.v1.ResumeRequest
-	10, // 38: lamina.router.v1.RouterService.Cancel:input_type -> lamina.router.v1.CancelRequest
-	20, // 39: lamina.router.v1.RouterService.ListModels:input_type -> lamina.router.v1.ListModelsRequest
-	23, // 40: lamina.router.v1.RouterService.Topology:input_type -> lamina.router.v1.TopologyRequest
-	25, // 41: lamina.router.v1.RouterService.WatchTopology:input_type -> lamina.router.v1.WatchTopologyRequest
-	6,  // 42: lamina.router.v1.RouterService.Generate:output_type -> lamina.router.v1.GenerateResponse
-	7,  // 43: lamina.router.v1.RouterService.Chat:output_type -> lamina.router.v1.ChatResponse
-	9,  // 44: lamina.router.v1.RouterService.Resume:output_type -> lamina.router.v1.ResumeResponse
-	11, // 45: lamina.router.v1.RouterService.Cancel:output_type -> lamina.router.v1.CancelResponse
-	21, // 46: lamina.router.v1.RouterService.ListModels:output_type -> lamina.router.v1.ListModelsResponse
-	24, // 47: lamina.router.v1.RouterService.Topology:output_type -> lamina.router.v1.TopologyResponse
-	26, // 48: lamina.router.v1.RouterService.WatchTopology:output_type -> lamina.router.v1.WatchTopologyResponse
-	42, // [42:49] is the sub-list for method output_type
-	35, // [35:42] is the sub-list for method input_type
-	35, // [35:35] is the sub-list for extension type_name
-	35, // [35:35] is the sub-list for extension extendee
-	0,  // [0:35] is the sub-list for field type_name
+	34, // 0: lamina.router.v1.Sampling.logit_bias:type_name -> lamina.router.v1.Sampling.LogitBiasEntry
+	35, // 1: lamina.router.v1.Sampling.advanced:type_name -> lamina.sampler.v1.Advanced
+	36, // 2: lamina.router.v1.Sampling.grammar:type_name -> lamina.sampler.v1.Grammar
+	3,  // 3: lamina.router.v1.GenerateRequest.token_ids:type_name -> lamina.router.v1.TokenIds
+	2,  // 4: lamina.router.v1.GenerateRequest.sampling:type_name -> lamina.router.v1.Sampling
+	6,  // 5: lamina.router.v1.GenerateRequest.context_policy:type_name -> lamina.router.v1.ContextPolicy
+	37, // 6: lamina.router.v1.ChatRequest.messages:type_name -> lamina.tokenizer.v1.Message
+	2,  // 7: lamina.router.v1.ChatRequest.sampling:type_name -> lamina.router.v1.Sampling
+	9,  // 8: lamina.router.v1.ChatRequest.tool_choice:type_name -> lamina.router.v1.ToolChoice
+	6,  // 9: lamina.router.v1.ChatRequest.context_policy:type_name -> lamina.router.v1.ContextPolicy
+	0,  // 10: lamina.router.v1.ContextPolicy.mode:type_name -> lamina.router.v1.ContextMode
+	0,  // 11: lamina.router.v1.ContextUse.mode:type_name -> lamina.router.v1.ContextMode
+	8,  // 12: lamina.router.v1.ContextUse.dropped:type_name -> lamina.router.v1.Dropped
+	8,  // 13: lamina.router.v1.ContextUse.dropped_messages:type_name -> lamina.router.v1.Dropped
+	1,  // 14: lamina.router.v1.ToolChoice.mode:type_name -> lamina.router.v1.ToolChoiceMode
+	16, // 15: lamina.router.v1.GenerateResponse.started:type_name -> lamina.router.v1.Started
+	19, // 16: lamina.router.v1.GenerateResponse.token:type_name -> lamina.router.v1.TokenEvent
+	21, // 17: lamina.router.v1.GenerateResponse.finished:type_name -> lamina.router.v1.Finished
+	17, // 18: lamina.router.v1.GenerateResponse.prompt:type_name -> lamina.router.v1.PromptTokens
+	16, // 19: lamina.router.v1.ChatResponse.started:type_name -> lamina.router.v1.Started
+	19, // 20: lamina.router.v1.ChatResponse.token:type_name -> lamina.router.v1.TokenEvent
+	21, // 21: lamina.router.v1.ChatResponse.finished:type_name -> lamina.router.v1.Finished
+	16, // 22: lamina.router.v1.ResumeResponse.started:type_name -> lamina.router.v1.Started
+	19, // 23: lamina.router.v1.ResumeResponse.token:type_name -> lamina.router.v1.TokenEvent
+	21, // 24: lamina.router.v1.ResumeResponse.finished:type_name -> lamina.router.v1.Finished
+	17, // 25: lamina.router.v1.ResumeResponse.prompt:type_name -> lamina.router.v1.PromptTokens
+	38, // 26: lamina.router.v1.Started.format:type_name -> lamina.tokenizer.v1.ChatFormat
+	7,  // 27: lamina.router.v1.Started.context:type_name -> lamina.router.v1.ContextUse
+	18, // 28: lamina.router.v1.PromptTokens.tokens:type_name -> lamina.router.v1.PromptToken
+	20, // 29: lamina.router.v1.PromptToken.top:type_name -> lamina.router.v1.TopCandidate
+	20, // 30: lamina.router.v1.TokenEvent.top:type_name -> lamina.router.v1.TopCandidate
+	8,  // 31: lamina.router.v1.TokenEvent.dropped:type_name -> lamina.router.v1.Dropped
+	39, // 32: lamina.router.v1.Finished.finish_reason:type_name -> lamina.sampler.v1.FinishReason
+	22, // 33: lamina.router.v1.Finished.usage:type_name -> lamina.router.v1.Usage
+	23, // 34: lamina.router.v1.Finished.timings:type_name -> lamina.router.v1.Timings
+	7,  // 35: lamina.router.v1.Finished.context:type_name -> lamina.router.v1.ContextUse
+	26, // 36: lamina.router.v1.ListModelsResponse.models:type_name -> lamina.router.v1.Model
+	40, // 37: lamina.router.v1.Model.defaults:type_name -> lamina.tokenizer.v1.GenerationDefaults
+	31, // 38: lamina.router.v1.TopologyResponse.mesh:type_name -> lamina.router.v1.Mesh
+	31, // 39: lamina.router.v1.WatchTopologyResponse.mesh:type_name -> lamina.router.v1.Mesh
+	32, // 40: lamina.router.v1.Mesh.members:type_name -> lamina.router.v1.Member
+	33, // 41: lamina.router.v1.Mesh.pipelines:type_name -> lamina.router.v1.Pipeline
+	41, // 42: lamina.router.v1.Member.held:type_name -> lamina.shard.v1.Held
+	42, // 43: lamina.router.v1.Pipeline.stages:type_name -> lamina.shard.v1.Hop
+	4,  // 44: lamina.router.v1.RouterService.Generate:input_type -> lamina.router.v1.GenerateRequest
+	5,  // 45: lamina.router.v1.RouterService.Chat:input_type -> lamina.router.v1.ChatRequest
+	12, // 46: lamina.router.v1.RouterService.Resume:input_type -> lamina.router.v1.ResumeRequest
+	14, // 47: lamina.router.v1.RouterService.Cancel:input_type -> lamina.router.v1.CancelRequest
+	24, // 48: lamina.router.v1.RouterService.ListModels:input_type -> lamina.router.v1.ListModelsRequest
+	27, // 49: lamina.router.v1.RouterService.Topology:input_type -> lamina.router.v1.TopologyRequest
+	29, // 50: lamina.router.v1.RouterService.WatchTopology:input_type -> lamina.router.v1.WatchTopologyRequest
+	10, // 51: lamina.router.v1.RouterService.Generate:output_type -> lamina.router.v1.GenerateResponse
+	11, // 52: lamina.router.v1.RouterService.Chat:output_type -> lamina.router.v1.ChatResponse
+	13, // 53: lamina.router.v1.RouterService.Resume:output_type -> lamina.router.v1.ResumeResponse
+	15, // 54: lamina.router.v1.RouterService.Cancel:output_type -> lamina.router.v1.CancelResponse
+	25, // 55: lamina.router.v1.RouterService.ListModels:output_type -> lamina.router.v1.ListModelsResponse
+	28, // 56: lamina.router.v1.RouterService.Topology:output_type -> lamina.router.v1.TopologyResponse
+	30, // 57: lamina.router.v1.RouterService.WatchTopology:output_type -> lamina.router.v1.WatchTopologyResponse
+	51, // [51:58] is the sub-list for method output_type
+	44, // [44:51] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_lamina_router_v1_router_proto_init() }
@@ -2917,31 +3356,32 @@ func file_lamina_router_v1_router_proto_init() {
 		(*GenerateRequest_TokenIds)(nil),
 	}
 	file_lamina_router_v1_router_proto_msgTypes[3].OneofWrappers = []any{}
-	file_lamina_router_v1_router_proto_msgTypes[5].OneofWrappers = []any{
+	file_lamina_router_v1_router_proto_msgTypes[4].OneofWrappers = []any{}
+	file_lamina_router_v1_router_proto_msgTypes[8].OneofWrappers = []any{
 		(*GenerateResponse_Started)(nil),
 		(*GenerateResponse_Token)(nil),
 		(*GenerateResponse_Finished)(nil),
 		(*GenerateResponse_Prompt)(nil),
 	}
-	file_lamina_router_v1_router_proto_msgTypes[6].OneofWrappers = []any{
+	file_lamina_router_v1_router_proto_msgTypes[9].OneofWrappers = []any{
 		(*ChatResponse_Started)(nil),
 		(*ChatResponse_Token)(nil),
 		(*ChatResponse_Finished)(nil),
 	}
-	file_lamina_router_v1_router_proto_msgTypes[8].OneofWrappers = []any{
+	file_lamina_router_v1_router_proto_msgTypes[11].OneofWrappers = []any{
 		(*ResumeResponse_Started)(nil),
 		(*ResumeResponse_Token)(nil),
 		(*ResumeResponse_Finished)(nil),
 		(*ResumeResponse_Prompt)(nil),
 	}
-	file_lamina_router_v1_router_proto_msgTypes[13].OneofWrappers = []any{}
+	file_lamina_router_v1_router_proto_msgTypes[16].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lamina_router_v1_router_proto_rawDesc), len(file_lamina_router_v1_router_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   30,
+			NumEnums:      2,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -61,6 +61,11 @@ const (
 // ends the others with UNAVAILABLE and RetryInfo: resumable ones are resumed from another
 // router, and the others are sent again.
 //
+// A request that cannot be queued is refused at once, with RetryInfo and an ErrorInfo:
+// RESOURCE_EXHAUSTED with reason RATE_LIMIT_EXCEEDED if the tenant has used up its quota of
+// waiting requests, and UNAVAILABLE with reason QUEUE_FULL if every queue is full. A request
+// that has had its first token is not refused.
+//
 // The same request (model, prompt, sampling parameters, seed) gives the same tokens on
 // any pipeline, in any batch and split, within one `fingerprint`.
 type RouterServiceClient interface {
@@ -229,6 +234,11 @@ type RouterService_WatchTopologyClient = grpc.ServerStreamingClient[WatchTopolog
 // A router that stops takes no more requests, lets those that run finish for a while, and
 // ends the others with UNAVAILABLE and RetryInfo: resumable ones are resumed from another
 // router, and the others are sent again.
+//
+// A request that cannot be queued is refused at once, with RetryInfo and an ErrorInfo:
+// RESOURCE_EXHAUSTED with reason RATE_LIMIT_EXCEEDED if the tenant has used up its quota of
+// waiting requests, and UNAVAILABLE with reason QUEUE_FULL if every queue is full. A request
+// that has had its first token is not refused.
 //
 // The same request (model, prompt, sampling parameters, seed) gives the same tokens on
 // any pipeline, in any batch and split, within one `fingerprint`.
