@@ -36,7 +36,7 @@ type NoRepeatNGram int
 // BadWords drops ids that would complete one of the sequences.
 type BadWords [][]int32
 
-// MinTokens drops the end ids until N ids have been emitted.
+// MinTokens drops the stop ids until N ids have been emitted.
 type MinTokens struct {
 	N    int
 	Ends []int32
@@ -232,7 +232,7 @@ func (b BadWords) apply(s *state) error {
 	return s.ban(banned)
 }
 
-// Without returns the words except end ids alone: a text must be able to end.
+// Without returns the words except single stop ids: a text must be able to end.
 func (b BadWords) Without(ends []int32) BadWords {
 	return slices.DeleteFunc(slices.Clone(b),
 		func(word []int32) bool { return len(word) == 1 && slices.Contains(ends, word[0]) })

@@ -16,6 +16,7 @@ const (
 	rowFactor  = 4                      // what it adds afterwards, as a multiple of the measured time
 	firstChunk = 32                     // rows of a prompt beside decoding rows before any were measured
 	leastChunk = 4
+	chunkShare = 0.8 // what the rows of prompts beside decoding rows may take, of the decoding rows' time
 	fewRows    = 8
 	average    = 0.2 // weight of a new value in moving averages
 )
@@ -122,5 +123,5 @@ func (t *timing) promptRows(most int) int {
 	if t.row == 0 || t.service == 0 {
 		return min(most, firstChunk)
 	}
-	return min(most, max(leastChunk, int(t.service/t.row)))
+	return min(most, max(leastChunk, int(chunkShare*t.service/t.row)))
 }

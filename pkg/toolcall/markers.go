@@ -3,7 +3,7 @@ package toolcall
 import "slices"
 
 // Markers lists the tokens that delimit calls and reasoning in the format. Many
-// vocabularies have them as control tokens, which decode to no text: whoever decodes for
+// vocabularies have them as control tokens, which decode to no text: code that decodes for
 // a Parser must keep the tokens of this list.
 func (f Format) Markers() []string {
 	t := reasonings(f.Reasoning)

@@ -21,7 +21,7 @@ func TestNewIDs_DecodesToNothingAndRefusesText(t *testing.T) {
 		t.Errorf("text is encoded: %v", err)
 	}
 	if ends := v.EOG(); !slices.Equal(ends, []int32{2, 5}) {
-		t.Errorf("end ids are %v, want 2 and 5", ends)
+		t.Errorf("stop ids are %v, want 2 and 5", ends)
 	}
 	bos, _ := v.BOS()
 	eos, _ := v.EOS()

@@ -101,7 +101,7 @@ func TestFromGGUF_ChatModel(t *testing.T) {
 		t.Error("adds a begin token")
 	}
 	if !slices.Contains(v.EOG(), 2) {
-		t.Errorf("end ids %v lack 2", v.EOG())
+		t.Errorf("stop ids %v lack 2", v.EOG())
 	}
 	for _, c := range readExpected(t, filepath.Join(dir, "expected.json")).Cases {
 		got, err := v.Encode(c.Prompt, vocab.Options{Special: true, BOS: true})
@@ -225,7 +225,7 @@ func TestFromHF_Qwen3AgreesWithGGUF(t *testing.T) {
 		}
 	}
 	if v.ChatTemplate() == "" || !slices.Contains(v.EOG(), 151645) {
-		t.Errorf("template of %d bytes, end ids %v", len(v.ChatTemplate()), v.EOG())
+		t.Errorf("template of %d bytes, stop ids %v", len(v.ChatTemplate()), v.EOG())
 	}
 }
 

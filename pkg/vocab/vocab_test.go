@@ -151,7 +151,7 @@ func TestVocab_WriteHFReadsBack(t *testing.T) {
 		}
 		if back.Family() != v.Family() || back.Size() != v.Size() || !slices.Equal(back.EOG(), v.EOG()) ||
 			back.AddBOS() != v.AddBOS() {
-			t.Errorf("%s: %s of %d, end ids %v", name, back.Family(), back.Size(), back.EOG())
+			t.Errorf("%s: %s of %d, stop ids %v", name, back.Family(), back.Size(), back.EOG())
 		}
 		for id := range int32(v.Size()) {
 			a, ak, _ := v.Token(id)

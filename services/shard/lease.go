@@ -49,7 +49,7 @@ func (p *pipeline) notify(ctx context.Context, stop <-chan struct{}) error {
 		case <-stop:
 			return nil
 		case <-ctx.Done():
-			return nil // the cause is reported by whoever ended it
+			return nil // the code that ended it reports the cause
 		}
 	}
 }

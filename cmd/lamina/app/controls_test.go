@@ -90,7 +90,7 @@ func TestMesh_RandomModelCallsByControlTokens(t *testing.T) {
 			ToolsJson: chatTools, ParallelToolCalls: &no,
 			Sampling: &routerv1.Sampling{Temperature: &hot, Seed: &seed},
 		}
-		if seed%3 == 0 { // an answer, held to a schema, or a call
+		if seed%3 == 0 { // an answer that follows a schema, or a call
 			r.Sampling.Grammar = schema
 		} else {
 			r.ToolChoice = &routerv1.ToolChoice{Mode: routerv1.ToolChoiceMode_TOOL_CHOICE_MODE_REQUIRED}

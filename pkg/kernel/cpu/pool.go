@@ -11,7 +11,7 @@ import (
 // loop at a time: a second caller finds the pool busy and runs its loop alone.
 //
 // A worker that has seen no loop for a while parks, and the next loop wakes it. No loop waits
-// for a worker to wake up: whoever is awake does the work, and a late worker takes what is left.
+// for a worker to wake up: threads that are awake do the work, and a worker that wakes up late takes the rest.
 // Index i of n belongs to the same worker in every loop of n iterations, so that its data stay in
 // that worker's cache. A worker that has finished its own part takes iterations of the others.
 type pool struct {

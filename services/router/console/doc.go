@@ -7,6 +7,6 @@
 // server-sent events, in protobuf's JSON mapping with proto field names: now and after each
 // change, until the client disconnects or does not read an event for 30 seconds.
 //
-// The page only displays; it cannot change anything. Whoever mounts it serves /v1/ on the
+// The page only displays; it cannot change anything. The program that mounts it serves /v1/ on the
 // same origin and owns the listener.
 package console

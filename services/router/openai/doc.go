@@ -85,6 +85,6 @@
 //     guided_grammar constrain the text;
 //   - resumable.
 //
-// The package holds no state between requests and knows nothing of shards. Whoever mounts the
+// The package holds no state between requests and knows nothing of shards. The program that mounts the
 // handler owns the listener, its header timeouts and access control.
 package openai

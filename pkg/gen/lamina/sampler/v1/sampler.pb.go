@@ -165,7 +165,7 @@ type Rules struct {
 	PresencePenalty float32 `protobuf:"fixed32,8,opt,name=presence_penalty,json=presencePenalty,proto3" json:"presence_penalty,omitempty"`
 	// Added to the logits of single ids; -100 to 100.
 	LogitBias map[uint32]float32 `protobuf:"bytes,9,rep,name=logit_bias,json=logitBias,proto3" json:"logit_bias,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"fixed32,2,opt,name=value"`
-	// Ids that end the generation; the ending id is reported and then FINISH_REASON_STOP.
+	// Ids that end the generation; the id is reported with FINISH_REASON_STOP.
 	EndIds []uint32 `protobuf:"varint,10,rep,packed,name=end_ids,json=endIds,proto3" json:"end_ids,omitempty"`
 	// Tokens after which FINISH_REASON_LENGTH ends the generation; 0 for no limit.
 	MaxTokens uint32 `protobuf:"varint,11,opt,name=max_tokens,json=maxTokens,proto3" json:"max_tokens,omitempty"`
@@ -458,7 +458,7 @@ type Advanced struct {
 	MirostatTau float32 `protobuf:"fixed32,17,opt,name=mirostat_tau,json=mirostatTau,proto3" json:"mirostat_tau,omitempty"`
 	// Its learning rate; 0 means 0.1.
 	MirostatEta float32 `protobuf:"fixed32,18,opt,name=mirostat_eta,json=mirostatEta,proto3" json:"mirostat_eta,omitempty"`
-	// End ids are dropped until this many tokens have been emitted.
+	// Stop ids are dropped until this many tokens have been emitted.
 	MinTokens uint32 `protobuf:"varint,19,opt,name=min_tokens,json=minTokens,proto3" json:"min_tokens,omitempty"`
 	// How far the repetition penalty looks back, in ids; 0 means all.
 	PenaltyLastN uint32 `protobuf:"varint,20,opt,name=penalty_last_n,json=penaltyLastN,proto3" json:"penalty_last_n,omitempty"`

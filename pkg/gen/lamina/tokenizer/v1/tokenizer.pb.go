@@ -2243,7 +2243,7 @@ type GenerationDefaults struct {
 	NoRepeatNgram *uint32 `protobuf:"varint,9,opt,name=no_repeat_ngram,json=noRepeatNgram,proto3,oneof" json:"no_repeat_ngram,omitempty"`
 	// Most tokens to generate.
 	MaxTokens *uint32 `protobuf:"varint,10,opt,name=max_tokens,json=maxTokens,proto3,oneof" json:"max_tokens,omitempty"`
-	// End ids are not picked before this many tokens.
+	// Stop ids are not picked before this many tokens.
 	MinTokens     *uint32 `protobuf:"varint,11,opt,name=min_tokens,json=minTokens,proto3,oneof" json:"min_tokens,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
