@@ -15,6 +15,6 @@
 //	run.go       the phases
 //
 // Members are named router-0, tokenizer-0, sampler-0, shard-R-S for stage S of replica R, and registry.
-// A registry in this process (package agent) takes the place of Consul. Signals are those of Unix; on
+// A registry in this process (internal/agent) takes the place of Consul. Signals are those of Unix; on
 // Windows members can be killed and restarted, but not paused.
 package chaos

@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/lamina-mesh/lamina/cmd/lamina/internal/chaos/agent"
+	"github.com/lamina-mesh/lamina/internal/agent"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	"github.com/lamina-mesh/lamina/pkg/rpc"

@@ -8,7 +8,7 @@ import (
 
 	"go.uber.org/goleak"
 
-	"github.com/lamina-mesh/lamina/cmd/lamina/internal/chaos/agent"
+	"github.com/lamina-mesh/lamina/internal/agent"
 	"github.com/lamina-mesh/lamina/pkg/discovery"
 	"github.com/lamina-mesh/lamina/pkg/discovery/consul"
 	"github.com/lamina-mesh/lamina/pkg/discovery/discoverytest"
