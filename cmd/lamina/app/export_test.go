@@ -17,3 +17,6 @@ func (m *Mesh) Registry() discovery.Registry { return m.process.registry }
 
 // Journal returns the journal of requests.
 func (m *Mesh) Journal() journal.Journal { return m.process.journal }
+
+// Cut breaks all connections to a service of the mesh, and refuses new ones.
+func (m *Mesh) Cut(name string) { m.process.network.Cut(name, true) }
