@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -25,7 +26,8 @@ type fakeShard struct {
 	digest string
 	lo, hi uint32
 	pages  uint32
-	answer func(log []uint32) uint32 // the best candidate after a log
+	answer func(log []uint32) uint32    // the best candidate after a log
+	cost   func(rows int) time.Duration // how long a batch takes; nil for no time
 
 	mu      sync.Mutex
 	tables  map[string][]uint32 // block tables by session
@@ -292,6 +294,15 @@ func (p *fakePipeline) take(ctx context.Context, r *shardv1.InferRequest) error 
 		}
 		for _, v := range hidden {
 			ids = append(ids, uint32(v))
+		}
+	}
+	if s.cost != nil {
+		computed := time.NewTimer(s.cost(len(ids)))
+		select {
+		case <-computed.C:
+		case <-ctx.Done():
+			computed.Stop()
+			return ctx.Err()
 		}
 	}
 	rows, err := p.compute(b, ids)
