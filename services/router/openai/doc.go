@@ -37,6 +37,26 @@
 // tokens, as in OpenAI's API, and a chat has the model's default number or as many as the context
 // holds.
 //
+// context_policy changes what happens at the context length. It is "stop", the default; "slide"; or
+// "truncate_middle"; or an object {"type": "slide", "length": 4096, "sinks": 4, "window": 2000} whose
+// numbers are optional. length is the context length, by default the model's; if the KV cache holds
+// less than the request needs of it, the request is refused, so that the answer depends on the request
+// alone. "slide" keeps the first tokens (sinks: 4, or a chat's system messages) and the latest ones
+// (window: half of the rest) whenever the context is full. Their keys and values are recomputed at
+// their new positions. Sampling, stop strings and max_tokens go on as if nothing had been dropped.
+// "truncate_middle" drops a chat's oldest turns after the system messages, and tokens in the middle of
+// other prompts, so that the prompt and a quarter of the context, or max_tokens, fit. Each choice then
+// has a field context: the policy, its numbers, dropped_tokens, dropped (runs of positions: of the
+// whole text for "slide", of the prompt for "truncate_middle"), dropped_messages and recomputed. In a
+// stream the first and the last event of a choice have it, and each event before whose token the
+// window slid has dropped_tokens and dropped.
+//
+// priority, as in vLLM, is -100 to 100; a lower value is served earlier. wait_for_capacity is how many
+// seconds, at most 3600, a request waits while no pipeline can run it; by default it is refused within
+// 5 s, and with 0 at once. Refusals have a Retry-After header and the field retry_after: status 429
+// with code rate_limit_exceeded if the tenant has used up its quota of waiting requests, and status
+// 503 with code queue_full or no_capacity.
+//
 // n and best_of go up to 128, if the KV cache holds that many sequences at once. Otherwise the
 // error says how many it holds. echo reports the prompt before the answer, with logprobs the
 // log-probability of every prompt token after the first; with echo, max_tokens 0 reports the prompt
