@@ -271,7 +271,7 @@ func TestMesh_NineThousandTokens_UnderEveryPolicy(t *testing.T) {
 	}
 	set := cpu.New(2)
 	t.Cleanup(set.Close)
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Minute)
 	t.Cleanup(cancel)
 	zero := float32(0)
 	ids := &routerv1.TokenIds{}
