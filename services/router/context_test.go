@@ -18,6 +18,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
+	"github.com/lamina-mesh/lamina/pkg/journal"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 	"github.com/lamina-mesh/lamina/services/router"
 )
@@ -356,5 +357,42 @@ func TestService_NoPipeline_IsToldInTimeOrWaitedFor(t *testing.T) {
 	cancel()
 	if _, err := m.generate(ctx, greedy("gone", 3), nil); status.Code(err) != codes.Canceled {
 		t.Errorf("a client that is gone: %v", err)
+	}
+}
+
+// TestService_Slide_ResumesOnAnotherRouter loses the router around a slide. What was dropped is reported
+// again as it was.
+func TestService_Slide_ResumesOnAnotherRouter(t *testing.T) {
+	const tokens = 140
+	for _, lost := range []int{20, 58, 59, 60, 61, 90, 130} { // the log of 64 tokens is full after 59
+		j := journal.NewMemory(journal.Limits{Bytes: 1 << 24})
+		m := newMesh(t, 2, 1, router.Config{})
+		b := m.peer("router-b", router.Config{Journal: j})
+		a := m.peer("router-a", router.Config{Journal: j})
+		r := slid("moved", tokens, 64, 4, 30)
+		r.Resumable = true
+		r.Priority = -7
+		var p part
+		err := p.generate(patient(t), a.client, r, func(n int) bool { return n < lost })
+		if err != nil {
+			t.Fatalf("lost at %d: %v", lost, err)
+		}
+		a.kill()
+		p.tokens = p.tokens[:lost-1] // a client may lose a token too
+		if err := p.resume(patient(t), b.client, nil); err != nil {
+			t.Fatalf("lost at %d: resume: %v", lost, err)
+		}
+		want, dropped := expectSlid("moved", tokens, 64, 4, 30)
+		if p.text() != want || count(p.finished.GetContext()) != dropped[tokens-1] ||
+			p.started.GetContext().GetWindow() != 30 {
+			t.Errorf("lost at %d: %q, want %q; %v", lost, p.text(), want, p.finished.GetContext())
+		}
+		for i, e := range p.tokens {
+			if slides := i > 0 && dropped[i] > dropped[i-1]; slides != (e.GetDropped() != nil) ||
+				slides && int(e.GetDropped().GetCount()) != dropped[i] {
+				t.Errorf("lost at %d: token %d reports %v, want %d", lost, i, e.GetDropped(), dropped[i])
+			}
+		}
+		m.check()
 	}
 }
