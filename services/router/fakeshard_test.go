@@ -40,6 +40,7 @@ type fakeShard struct {
 	refuse  bool                // refuses every entry
 	poison  uint32              // an id that ends the stream of whoever sends it; 0 for none
 	struck  int                 // sessions held when the fault happened
+	lend    time.Duration       // how long a new pipeline waits for its pages
 	faults  []string            // the router's violations of the protocol
 }
 
@@ -129,6 +130,9 @@ func (s *fakeShard) Infer(up grpc.BidiStreamingServer[shardv1.InferRequest, shar
 	if err := p.answer(&shardv1.InferResponse{Frame: &shardv1.InferResponse_Opened{Opened: opened}}); err != nil {
 		return err
 	}
+	if opened.GetStages()[0].Lease != nil {
+		wg.Go(func() { p.grant(ctx) })
+	}
 	failed := make(chan error, 1)
 	wg.Go(func() {
 		failed <- p.relay()
@@ -185,8 +189,27 @@ func (p *fakePipeline) answer(r *shardv1.InferResponse) error {
 	return p.up.Send(r)
 }
 
+// grant lends the pipeline all pages after a while, as when another one has to give them up first.
+func (p *fakePipeline) grant(ctx context.Context) {
+	select {
+	case <-time.After(p.shard.lendAfter()):
+		l := &shardv1.Lease{Pages: p.shard.pages, Lo: p.shard.lo}
+		_ = p.answer(&shardv1.InferResponse{Frame: &shardv1.InferResponse_Lease{Lease: l}}) // the stream has ended if it fails
+	case <-ctx.Done():
+	}
+}
+
+func (s *fakeShard) lendAfter() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.lend
+}
+
 func (p *fakePipeline) connect(ctx context.Context, open *shardv1.InferOpen) (*shardv1.InferOpened, error) {
 	out := &shardv1.InferOpened{Stages: []*shardv1.Held{p.shard.held()}, KernelClasses: []string{"fake/1"}}
+	if p.shard.lendAfter() > 0 {
+		out.Stages[0].Lease = new(uint32)
+	}
 	if len(open.GetRoute()) == 1 {
 		conn, err := p.shard.dialer.Dial(open.GetSampler())
 		if err != nil {

@@ -3,6 +3,7 @@ package router
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
@@ -15,6 +16,9 @@ import (
 const (
 	probePrompt = 16
 	probeTokens = 6
+
+	pagesEvery = 5 * time.Millisecond // between two looks at the leases of a new pipeline
+	pagesWait  = time.Second          // for pages for the whole probe; then fewer have to do
 )
 
 // probe runs a sequence through every stage and the sampler. An error names the stage that did not
@@ -44,12 +48,43 @@ func (p *pipeline) silentStage(ctx context.Context) string {
 	return fmt.Sprintf("all stages compute, but no token comes from the sampler at %s", p.sampler)
 }
 
+// awaitPages waits until the pipeline may map the pages that its probe needs, and returns how many
+// positions it may hold. A stage that other pipelines use, those of other routers too, grants pages only
+// when they have given some up.
+func (p *pipeline) awaitPages(ctx context.Context) (positions int, err error) {
+	begin := time.Now()
+	tick := time.NewTicker(pagesEvery)
+	defer tick.Stop()
+	for {
+		if p.stepped.Load() != 0 { // the scheduler knows the first leases
+			n := p.capacity()
+			if n >= probePrompt+probeTokens || n > probeTokens && time.Since(begin) >= pagesWait {
+				return n, nil
+			}
+		}
+		select {
+		case <-tick.C:
+		case <-p.ctx.Done():
+			return 0, context.Cause(p.ctx)
+		case <-ctx.Done():
+			return 0, fault.Wrap(fault.DeadlineExceeded, context.Cause(ctx), "wait for KV pages that other pipelines hold")
+		}
+	}
+}
+
 func (p *pipeline) runProbe(ctx context.Context) error {
 	picker, err := sample.NewPicker(sample.Rules{})
 	if err != nil {
 		return err
 	}
-	capacity, vocab := p.capacity(), int(p.stages[0].GetVocab())
+	limit := p.service.cfg.ProbeLimit
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fault.New(fault.DeadlineExceeded, "no answer within %v", limit))
+	defer cancel()
+	capacity, err := p.awaitPages(ctx)
+	if err != nil {
+		return err
+	}
+	vocab := int(p.stages[0].GetVocab())
 	prompt := min(probePrompt, max(1, capacity-probeTokens))
 	seq := newSequence(&sequence{
 		epoch: 1, rules: &samplerv1.Rules{}, picker: picker, private: true, maxLen: min(prompt+probeTokens, capacity),
@@ -57,9 +92,6 @@ func (p *pipeline) runProbe(ctx context.Context) error {
 	for i := range prompt {
 		seq.log = append(seq.log, int32((i+1)%max(1, vocab)))
 	}
-	limit := p.service.cfg.ProbeLimit
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, fault.New(fault.DeadlineExceeded, "no answer within %v", limit))
-	defer cancel()
 	if err := p.submit(seq); err != nil {
 		return err
 	}

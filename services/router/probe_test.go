@@ -26,3 +26,20 @@ func TestService_WedgedStage_GetsNoRequests(t *testing.T) {
 	}
 	m.check()
 }
+
+// A stage that another router uses grants a new pipeline no pages until the older one has given some up.
+// The probe waits for them.
+func TestService_PagesThatComeLater_AreAwaited(t *testing.T) {
+	m := newMesh(t, 2, 1, router.Config{})
+	for _, s := range m.shards {
+		s.mu.Lock()
+		s.lend = 300 * time.Millisecond
+		s.mu.Unlock()
+	}
+	var log syncBuffer
+	m.peer("router-b", router.Config{Log: slog.New(slog.NewTextHandler(&log, nil))})
+	if log.has("pipeline is lost") {
+		t.Error("a pipeline was given up before it had pages")
+	}
+	m.check()
+}
