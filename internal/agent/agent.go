@@ -11,8 +11,10 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -154,8 +156,7 @@ func (a *Agent) routes(ctx context.Context) http.Handler {
 		answer(w, map[string]any{"Config": map[string]any{"Version": version}})
 	})
 	mux.HandleFunc("GET /v1/status/leader", func(w http.ResponseWriter, _ *http.Request) { answer(w, a.addr) })
-	mux.HandleFunc("PUT /v1/agent/service/register",
-		func(w http.ResponseWriter, r *http.Request) { a.register(ctx, w, r) })
+	mux.HandleFunc("PUT /v1/agent/service/register", func(w http.ResponseWriter, r *http.Request) { a.register(ctx, w, r) })
 	mux.HandleFunc("PUT /v1/agent/service/deregister/{id}", a.deregister)
 	mux.HandleFunc("GET /v1/agent/service/{id}", a.lookUp)
 	mux.HandleFunc("GET /v1/health/service/{name}", a.healthy)
@@ -345,4 +346,11 @@ func (a *Agent) Names() map[string][]string {
 		}
 	}
 	return out
+}
+
+// IDs returns the ids of all registered instances, in order.
+func (a *Agent) IDs() []string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.Sorted(maps.Keys(a.services))
 }

@@ -12,10 +12,7 @@ const scoreBytes = 16 << 20
 // depth returns how many batches may be in flight. A single stage computes one at a time. In a longer
 // pipeline each stage has one to compute, and one more is on its way.
 func (s *Scheduler) depth() int {
-	switch {
-	case s.cfg.Depth > 0:
-		return s.cfg.Depth
-	case s.cfg.Stages == 1:
+	if s.cfg.Stages == 1 {
 		return 1
 	}
 	return s.cfg.Stages + 1

@@ -1,0 +1,246 @@
+package integration_test
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/lamina-mesh/lamina/cmd/lamina/app"
+	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
+	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
+	"github.com/lamina-mesh/lamina/pkg/kernel/cpu"
+)
+
+// local is a mesh in the test's process, for promises in which no process dies.
+type local struct {
+	t      *testing.T
+	mesh   *app.Mesh
+	router routerv1.RouterServiceClient
+	shards []shardv1.ShardServiceClient
+}
+
+func startLocal(t *testing.T, cfg app.MeshConfig) *local {
+	t.Helper()
+	set := cpu.New(0)
+	cfg.Kernels, cfg.Model, cfg.Replicas = app.Kernels{Set: set}, bundled(t), max(1, cfg.Replicas)
+	mesh, err := app.Start(context.WithoutCancel(t.Context()), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := mesh.Close(); err != nil {
+			t.Error(err)
+		}
+		set.Close()
+	})
+	l := &local{t: t, mesh: mesh}
+	conn, err := mesh.Router()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.router = routerv1.NewRouterServiceClient(conn)
+	for r := range cfg.Replicas {
+		for s := range cfg.Stages {
+			conn, err := mesh.Dial(fmt.Sprintf("mem:shard-%d-%d", r, s))
+			if err != nil {
+				t.Fatal(err)
+			}
+			l.shards = append(l.shards, shardv1.NewShardServiceClient(conn))
+		}
+	}
+	return l
+}
+
+// held returns how many sessions and KV pages all stages hold, as they say themselves.
+func (l *local) held() (sessions, pages uint32) {
+	l.t.Helper()
+	for _, s := range l.shards {
+		resp, err := s.Describe(l.t.Context(), &shardv1.DescribeRequest{})
+		if err != nil {
+			l.t.Fatal(err)
+		}
+		for _, h := range resp.GetHeld() {
+			sessions, pages = sessions+h.GetSessions(), pages+h.GetKvPagesUsed()
+		}
+	}
+	return sessions, pages
+}
+
+// idle waits until no stage holds a session and returns how long that took. The poll itself is short.
+func (l *local) idle(limit time.Duration) time.Duration {
+	l.t.Helper()
+	begin := time.Now()
+	for {
+		sessions, pages := l.held()
+		if sessions == 0 {
+			return time.Since(begin)
+		}
+		if time.Since(begin) > limit {
+			l.t.Fatalf("%d sessions and %d KV pages are held after %v", sessions, pages, limit)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// wave sends n requests at once. Each ends at its own moment, by cancel or by its deadline; start returns
+// its context. wave returns the tokens that were received and the errors.
+func (l *local) wave(n int, start func(i int) (context.Context, context.CancelFunc)) (tokens int, errs []error) {
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	for i := range n {
+		ctx, cancel := start(i)
+		wg.Go(func() {
+			defer cancel()
+			c := client{token: func() {}}
+			err := c.run(ctx, []routerv1.RouterServiceClient{l.router}, seeded(prompts[i%len(prompts)], 0, uint64(i)))
+			mu.Lock()
+			defer mu.Unlock()
+			tokens += len(c.ids)
+			errs = append(errs, err)
+		})
+	}
+	wg.Wait()
+	return tokens, errs
+}
+
+// settled returns the number of goroutines once it has stopped to change.
+func settled() int {
+	last := 0
+	for {
+		time.Sleep(200 * time.Millisecond)
+		n := runtime.NumGoroutine()
+		if n == last {
+			return n
+		}
+		last = n
+	}
+}
+
+// S6: cancelled requests leave no session, page or goroutine behind.
+func TestPromise_S6_StopFreesEverything(t *testing.T) {
+	const width = 16
+	l := startLocal(t, app.MeshConfig{Stages: 2, Scheduling: app.Scheduling{CacheIdle: 200 * time.Millisecond}})
+	random := rand.New(rand.NewPCG(6, 0))
+	wave := func() (int, time.Duration) {
+		tokens, errs := l.wave(width, func(int) (context.Context, context.CancelFunc) {
+			ctx, cancel := context.WithCancel(t.Context())
+			time.AfterFunc(time.Duration(random.IntN(150))*time.Millisecond, cancel)
+			return ctx, cancel
+		})
+		for _, err := range errs {
+			if code := status.Code(err); code != codes.Canceled {
+				t.Errorf("a cancelled request ended with %v", err)
+			}
+		}
+		return tokens, l.idle(time.Minute)
+	}
+	wave()
+	before := settled()
+	total := 0
+	var freed []time.Duration
+	begin := time.Now()
+	for range pickInt(256, 2000) / width {
+		tokens, took := wave()
+		total += tokens
+		freed = append(freed, took)
+	}
+	slices.Sort(freed)
+	rate := float64(total) / time.Since(begin).Seconds()
+	t.Logf("%d cancels, %.0f tokens/s beside them, everything freed after %v at p50 and %v at p99", len(freed)*width, rate,
+		quantile(freed, 0.5), quantile(freed, 0.99))
+	if rate < leastFlow {
+		t.Errorf("the run is invalid: %.0f tokens/s, want at least %d", rate, leastFlow)
+	}
+	if p99 := quantile(freed, 0.99); p99 > within(500*time.Millisecond) {
+		t.Errorf("sessions are freed after %v at p99", p99)
+	}
+	for limit := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		_, pages := l.held()
+		if now := runtime.NumGoroutine(); pages == 0 && now <= before {
+			break
+		} else if time.Now().After(limit) {
+			t.Fatalf("%d KV pages are held, and %d goroutines run where %d did", pages, now, before)
+		}
+	}
+}
+
+// S14: when a deadline expires every stage stops, and the client is told no earlier.
+func TestPromise_S14_DeadlineStopsEveryStage(t *testing.T) {
+	const width = 32
+	l := startLocal(t, app.MeshConfig{Stages: 2})
+	random := rand.New(rand.NewPCG(14, 0))
+	total, expired, ended := 0, 0, 0
+	var stopped []time.Duration
+	begin := time.Now()
+	for range pickInt(320, 2000) / width {
+		deadline := time.Now().Add(50*time.Millisecond + time.Duration(random.IntN(pickInt(350, 2000)))*time.Millisecond)
+		tokens, errs := l.wave(width, func(int) (context.Context, context.CancelFunc) {
+			return context.WithDeadline(t.Context(), deadline)
+		})
+		if early := time.Until(deadline); early > 0 && slices.ContainsFunc(errs, func(err error) bool { return err != nil }) {
+			t.Errorf("a request failed %v before its deadline", early)
+		}
+		total += tokens
+		for _, err := range errs {
+			switch {
+			case err == nil:
+				ended++
+			case status.Code(err) == codes.DeadlineExceeded:
+				expired++
+			default:
+				t.Errorf("a request with a deadline ended with %v", err)
+			}
+		}
+		l.idle(time.Minute)
+		stopped = append(stopped, max(0, time.Since(deadline)))
+	}
+	slices.Sort(stopped)
+	rate := float64(total) / time.Since(begin).Seconds()
+	t.Logf("%d requests expired, %d ended before; %.0f tokens/s; all stages have stopped %v after the deadline at p50 and "+
+		"%v at p99", expired, ended, rate, quantile(stopped, 0.5), quantile(stopped, 0.99))
+	if rate < leastFlow || expired == 0 {
+		t.Errorf("the run is invalid: %.0f tokens/s, %d expired", rate, expired)
+	}
+	if p99 := quantile(stopped, 0.99); p99 > within(100*time.Millisecond) {
+		t.Errorf("the stages stop %v after the deadline at p99", p99)
+	}
+}
+
+// S7: a KV pool of a quarter of the demand slows requests down and changes no answer.
+func TestPromise_S7_FullPoolOnlySlows(t *testing.T) {
+	const demand = 64 * 5 * 16 // 64 requests of up to five pages
+	requests := mixed(64, 56)
+	want := undisturbed(t, startLocal(t, app.MeshConfig{Stages: 2}).router, requests)
+	l := startLocal(t, app.MeshConfig{Stages: 2, KVPositions: demand / 4})
+	for round := range pickInt(1, 8) {
+		f := &flow{t: t, want: want, quit: make(chan struct{})}
+		for i, r := range requests {
+			f.work.Go(func() { f.one([]routerv1.RouterServiceClient{l.router}, i, r, false) })
+		}
+		f.prove()
+		f.stop()
+		if v := f.sum(); v.failed+v.differ > 0 {
+			t.Errorf("round %d: %v: %s", round, v, v.first)
+		}
+	}
+	resp, err := l.router.Topology(t.Context(), &routerv1.TopologyRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var preempted uint64
+	for _, p := range resp.GetMesh().GetPipelines() {
+		preempted += p.GetPreemptions()
+	}
+	t.Logf("%d sequences were preempted", preempted)
+	if preempted == 0 {
+		t.Error("no sequence was preempted: the pool was not full")
+	}
+}
