@@ -31,6 +31,7 @@ type loadtestCmd struct {
 	Timeout     time.Duration     `help:"Deadline of each stream." default:"2m"`
 	Stall       time.Duration     `help:"A longer gap between two tokens counts as a stall." default:"1s"`
 	TTFTLimit   time.Duration     `name:"ttft-limit" help:"Goodput counts only streams whose first token came within this time. Default: all that ended well." default:"0"`
+	Resume      bool              `help:"Ask for resumable streams, as Lamina has them, and resume a stream that breaks from the next --url."`
 	Record      string            `help:"File to write the texts of the answers to."`
 	Expect      string            `help:"File of texts, written by --record, that the answers must equal."`
 	APIKeyFile  string            `name:"api-key-file" help:"File with the API key. Default: the environment variable OPENAI_API_KEY."`
@@ -63,7 +64,7 @@ func (c *loadtestCmd) config() (loadtest.Config, error) {
 	out := loadtest.Config{
 		URLs: c.URL, Endpoint: c.Endpoint, Model: c.Model, Key: c.Key, Streams: c.Streams, Rate: c.Rate,
 		Requests: c.Requests, Duration: c.Duration, MaxTokens: c.MaxTokens, Temperature: c.Temperature, Seed: c.Seed,
-		Timeout: c.Timeout, Stall: c.Stall, TTFTLimit: c.TTFTLimit, Record: c.Record != "",
+		Timeout: c.Timeout, Stall: c.Stall, TTFTLimit: c.TTFTLimit, Resume: c.Resume, Record: c.Record != "",
 	}
 	if out.Requests == 0 && out.Duration == 0 {
 		out.Requests = 100

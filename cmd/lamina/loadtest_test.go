@@ -37,14 +37,16 @@ func TestLoadtest_MeshAnswersTheSameUnderAnyLoad(t *testing.T) {
 		{"--streams", "6", "--requests", "24", "--expect", texts},
 		{"--rate", "20", "--requests", "18", "--expect", texts, "--tenants", "a=2,b=1"},
 	} {
-		out, stderr, code := runVerb(t, "", append([]string{"loadtest", "--url", "http://" + mesh.HTTPAddr(), "--prompts",
-			prompts, "--max-tokens", "16", "--format", "json"}, args...)...)
+		out, stderr, code := runVerb(t, "",
+			append([]string{"loadtest", "--url", "http://" + mesh.HTTPAddr(), "--prompts",
+				prompts, "--max-tokens", "16", "--format", "json"}, args...)...)
 		var got loadtest.Report
 		if err := json.Unmarshal([]byte(out), &got); err != nil || code != 0 {
 			t.Fatalf("%v: exit %d, %v: %s%s", args, code, err, out, stderr)
 		}
 		g := got.All
-		if g.Failed+g.Refused > 0 || g.OK != g.Requests || g.Tokens == 0 || g.Identity.Identical != g.Identity.Compared {
+		if g.Failed+g.Refused > 0 || g.OK != g.Requests || g.Tokens == 0 ||
+			g.Identity.Identical != g.Identity.Compared {
 			t.Errorf("%v: got %s", args, out)
 		}
 		if args[0] != "--streams" && (got.Tenants["c"].Requests != 6 || g.Identity.Compared != 18) {

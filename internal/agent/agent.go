@@ -156,7 +156,8 @@ func (a *Agent) routes(ctx context.Context) http.Handler {
 		answer(w, map[string]any{"Config": map[string]any{"Version": version}})
 	})
 	mux.HandleFunc("GET /v1/status/leader", func(w http.ResponseWriter, _ *http.Request) { answer(w, a.addr) })
-	mux.HandleFunc("PUT /v1/agent/service/register", func(w http.ResponseWriter, r *http.Request) { a.register(ctx, w, r) })
+	mux.HandleFunc("PUT /v1/agent/service/register",
+		func(w http.ResponseWriter, r *http.Request) { a.register(ctx, w, r) })
 	mux.HandleFunc("PUT /v1/agent/service/deregister/{id}", a.deregister)
 	mux.HandleFunc("GET /v1/agent/service/{id}", a.lookUp)
 	mux.HandleFunc("GET /v1/health/service/{name}", a.healthy)

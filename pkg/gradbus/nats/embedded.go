@@ -18,7 +18,7 @@ const (
 	embeddedStart  = 10 * time.Second
 )
 
-// Embedded is a NATS server inside this process that opens no network ports.
+// Embedded is a NATS server inside this process. It opens no network ports unless NewLoopback made it.
 type Embedded struct {
 	server *server.Server
 	temp   string // removed by Close
@@ -26,7 +26,18 @@ type Embedded struct {
 
 // NewEmbedded starts a server whose JetStream keeps its files in dir. If dir is empty, it uses a
 // temporary directory that Close removes.
-func NewEmbedded(dir string) (*Embedded, error) {
+func NewEmbedded(dir string) (*Embedded, error) { return embed(dir, &server.Options{DontListen: true}) }
+
+// NewLoopback starts an embedded server that also listens on a free port of 127.0.0.1, without
+// credentials, for other processes of this machine.
+func NewLoopback(dir string) (*Embedded, error) {
+	return embed(dir, &server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT})
+}
+
+// URL returns the address of a server that NewLoopback made.
+func (e *Embedded) URL() string { return e.server.ClientURL() }
+
+func embed(dir string, o *server.Options) (*Embedded, error) {
 	e := &Embedded{}
 	if dir == "" {
 		temp, err := os.MkdirTemp("", "lamina-nats-")
@@ -36,10 +47,9 @@ func NewEmbedded(dir string) (*Embedded, error) {
 		e.temp, dir = temp, temp
 	}
 	var err error
-	e.server, err = server.NewServer(&server.Options{
-		ServerName: "lamina", DontListen: true, JetStream: true, StoreDir: dir, NoSigs: true, NoLog: true,
-		JetStreamMaxMemory: embeddedMemory, JetStreamMaxStore: embeddedStore,
-	})
+	o.ServerName, o.JetStream, o.StoreDir, o.NoSigs, o.NoLog = "lamina", true, dir, true, true
+	o.JetStreamMaxMemory, o.JetStreamMaxStore = embeddedMemory, embeddedStore
+	e.server, err = server.NewServer(o)
 	if err != nil {
 		return nil, fault.Wrap(fault.Internal, errors.Join(err, e.clean()), "start embedded nats")
 	}

@@ -10,11 +10,12 @@
 //
 //	manifest.go  the file that describes a run; json.go reads it with the line of each field
 //	fleet.go     processes and their addresses; member.go one process; proxy.go the network before it
-//	fault.go     what a fault does; schedule.go when
+//	fault.go     when a fault comes, whom it hits, and what it does
 //	judge.go     streams and faults to promises; pure
 //	run.go       the phases
 //
 // Members are named router-0, tokenizer-0, sampler-0, shard-R-S for stage S of replica R, and registry.
-// A registry in this process (internal/agent) takes the place of Consul. Signals are those of Unix; on
-// Windows members can be killed and restarted, but not paused.
+// A registry in this process (internal/agent) takes the place of Consul. Two or more routers get an
+// embedded NATS server for the journal of their requests, and the load resumes streams that break.
+// Signals are those of Unix; on Windows members can be killed and restarted, but not paused.
 package chaos

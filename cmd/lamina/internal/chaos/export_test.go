@@ -30,19 +30,21 @@ type (
 )
 
 // Judge returns the verdicts on faults and streams. Gaps above 100 ms are stalls, their p99 may be 1 s,
-// and the calm inter-token p99 is 10 ms.
-func Judge(faults []Fault, streams []Stream) []Verdict {
-	e := &evidence{stall: stallLeast, limit: time.Second, calmP99: 10}
+// the calm inter-token p99 is 10 ms, and some streams were resumed.
+func Judge(faults []Fault, streams []Stream, resumed int) []Verdict {
+	e := &evidence{stall: stallLeast, limit: time.Second, calmP99: 10, resumed: resumed}
 	for _, f := range faults {
-		in := injected{spec: f.Spec, members: []string{"m"}, at: f.At, healed: f.Healed, detected: f.Detected, drains: f.Drains,
-			err: f.Err}
+		in := injected{spec: f.Spec, members: []string{"m"}, at: f.At, healed: f.Healed, detected: f.Detected,
+			drains: f.Drains,
+			err:    f.Err}
 		if f.Spec.Kind == SlowRead {
 			in.readers = &readers{count: f.Spec.Count, cut: f.Cut}
 		}
 		e.faults = append(e.faults, in)
 	}
 	for _, s := range streams {
-		out := stream{sent: s.Sent, end: s.End, outcome: s.Outcome, compared: s.Compared, identical: s.Identical, pieces: 20}
+		out := stream{sent: s.Sent, end: s.End, outcome: s.Outcome, compared: s.Compared, identical: s.Identical,
+			pieces: 20}
 		for _, g := range s.Gaps {
 			out.gaps = append(out.gaps, gap{g.From, g.To, g.First})
 		}

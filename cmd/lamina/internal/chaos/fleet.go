@@ -16,6 +16,7 @@ import (
 	"github.com/lamina-mesh/lamina/internal/agent"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
+	"github.com/lamina-mesh/lamina/pkg/gradbus/nats"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 )
 
@@ -26,6 +27,7 @@ const readyLimit = 3 * time.Minute
 type fleet struct {
 	spec      FleetSpec
 	registry  *agent.Agent
+	journal   *nats.Embedded // of several routers; nil for one
 	processes map[string]*process
 	dialer    *rpc.Dialer
 }
@@ -38,6 +40,11 @@ func newFleet(spec FleetSpec, binary, model, dir string, proxied map[string]bool
 	}
 	f := &fleet{spec: spec, registry: a, processes: map[string]*process{},
 		dialer: rpc.NewDialer(rpc.DialOptions{})}
+	if spec.Routers > 1 {
+		if f.journal, err = nats.NewLoopback(""); err != nil {
+			return nil, errors.Join(err, f.close())
+		}
+	}
 	for _, name := range spec.names() {
 		if name == registry {
 			continue
@@ -48,6 +55,10 @@ func newFleet(spec FleetSpec, binary, model, dir string, proxied map[string]bool
 		switch service {
 		case tokenizer:
 			p.args = append(p.args, "--model="+model)
+		case router:
+			if f.journal != nil {
+				p.args = append(p.args, "--nats="+f.journal.URL())
+			}
 		case shard:
 			_, stage, _ := strings.Cut(rest, "-")
 			p.args = append(p.args, "--model="+model, fmt.Sprintf("--layers=%s/%d", stage, spec.Stages),
@@ -102,7 +113,8 @@ func (f *fleet) awaitRouter(ctx context.Context, p *process) error {
 			return f.awaitReady(ctx, p)
 		}
 		if !sleep(ctx, 50*time.Millisecond) {
-			return fault.Wrap(fault.DeadlineExceeded, errors.Join(err, ctx.Err()), "wait for %s: it has %d of %d pipelines: %s",
+			return fault.Wrap(fault.DeadlineExceeded, errors.Join(err, ctx.Err()),
+				"wait for %s: it has %d of %d pipelines: %s",
 				p.name, n, f.spec.Replicas, p.lastLine())
 		}
 	}
@@ -210,6 +222,9 @@ func (f *fleet) close() error {
 		if p.proxy != nil {
 			p.proxy.close()
 		}
+	}
+	if f.journal != nil {
+		errs = append(errs, f.journal.Close())
 	}
 	return errors.Join(append(errs, f.registry.Close(), f.dialer.Close())...)
 }

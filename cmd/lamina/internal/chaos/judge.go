@@ -155,6 +155,7 @@ type evidence struct {
 	stall   time.Duration // gaps above it are stalls
 	limit   time.Duration // of the p99 of stalls
 	calmP99 float64       // inter-token, milliseconds
+	resumed int           // streams that a router lost and another one went on with
 }
 
 // active returns the index of the last fault that came at or before t, or -1.
@@ -276,6 +277,12 @@ func (e *evidence) rule(v *Verdict) {
 	if v.Compared == 0 {
 		why("no answer was compared with its undisturbed text")
 	}
+	if v.Promise == "S13" {
+		v.Notes = append(v.Notes, fmt.Sprintf("%d streams were resumed", e.resumed))
+		if e.resumed == 0 {
+			why("no stream had to be resumed")
+		}
+	}
 	limit := millis(e.limit)
 	switch v.Promise {
 	case "S10":
@@ -325,7 +332,8 @@ func (e *evidence) ruleLost(v *Verdict) {
 		v.Why = append(v.Why, fmt.Sprintf("a stream was told after %.1f s, more than %v", q.Max/1000, toldLimit))
 	}
 	if v.StallMS.Max > millis(toldLimit) {
-		v.Why = append(v.Why, fmt.Sprintf("a stream waited %.1f s and was not told within %v", v.StallMS.Max/1000, toldLimit))
+		v.Why = append(v.Why, fmt.Sprintf("a stream waited %.1f s and was not told within %v", v.StallMS.Max/1000,
+			toldLimit))
 	}
 }
 
@@ -335,10 +343,12 @@ func (e *evidence) ruleReaders(v *Verdict) {
 		if f.readers == nil {
 			continue
 		}
-		v.Notes = append(v.Notes, fmt.Sprintf("%d of %d readers were cut within %v, the router grew by %.0f KiB for each",
-			f.readers.cut, f.readers.count, f.spec.For, f.readers.bytesEach/1024))
+		v.Notes = append(v.Notes,
+			fmt.Sprintf("%d of %d readers were cut within %v, the router grew by %.0f KiB for each",
+				f.readers.cut, f.readers.count, f.spec.For, f.readers.bytesEach/1024))
 		if f.readers.cut < f.readers.count {
-			v.Why = append(v.Why, fmt.Sprintf("%d readers were not cut within %v", f.readers.count-f.readers.cut, f.spec.For))
+			v.Why = append(v.Why, fmt.Sprintf("%d readers were not cut within %v", f.readers.count-f.readers.cut,
+				f.spec.For))
 		}
 	}
 	for _, f := range e.faults {
@@ -350,9 +360,11 @@ func (e *evidence) ruleReaders(v *Verdict) {
 			v.Why = append(v.Why, fmt.Sprintf("no stream ran from %v after the readers came until they went", settle))
 			continue
 		}
-		v.Notes = append(v.Notes, fmt.Sprintf("inter-token p99 of %d other streams %.1f ms, calm %.1f ms", n, p99, e.calmP99))
+		v.Notes = append(v.Notes,
+			fmt.Sprintf("inter-token p99 of %d other streams %.1f ms, calm %.1f ms", n, p99, e.calmP99))
 		if p99 > slowdown*e.calmP99+slowdownSlack {
-			v.Why = append(v.Why, fmt.Sprintf("the inter-token p99 of others is %.1f ms, more than %g x %.1f ms", p99, slowdown,
+			v.Why = append(v.Why, fmt.Sprintf("the inter-token p99 of others is %.1f ms, more than %g x %.1f ms", p99,
+				slowdown,
 				e.calmP99))
 		}
 	}

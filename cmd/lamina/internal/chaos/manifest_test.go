@@ -27,7 +27,8 @@ func TestParseManifest_DefaultsAndFields(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if m.Fleet.Stages != 3 || m.Fleet.Replicas != 2 || m.Fleet.Samplers != 2 || m.Fleet.Args["router"][0] != "--speculate=4" {
+	if m.Fleet.Stages != 3 || m.Fleet.Replicas != 2 || m.Fleet.Samplers != 2 ||
+		m.Fleet.Args["router"][0] != "--speculate=4" {
 		t.Errorf("the fleet is %+v", m.Fleet)
 	}
 	if m.Load.Streams != 4 || m.Load.MaxTokens != 64 || len(m.Load.Tenants) != 2 || m.Load.Prompts[1].Text != "two" ||
@@ -38,7 +39,8 @@ func TestParseManifest_DefaultsAndFields(t *testing.T) {
 		t.Errorf("the manifest is %+v", m)
 	}
 	kill, cut := m.Faults[0], m.Faults[1]
-	if kill.Times != 3 || kill.Every != 2*time.Second || kill.Promise != "S1" || kill.Pick != "random" || kill.Line != 6 {
+	if kill.Times != 3 || kill.Every != 2*time.Second || kill.Promise != "S1" || kill.Pick != "random" ||
+		kill.Line != 6 {
 		t.Errorf("the first fault is %+v", kill)
 	}
 	if cut.Promise != "S2" || cut.Direction != "in" || cut.For != 3*time.Second {
@@ -89,9 +91,10 @@ func TestParseManifest_ErrorsNameFieldAndLine(t *testing.T) {
 		`{"fleet":[]}`:                           {"fleet:", "an object"},
 		`{"load":{"rate":-1}}`:                   {"load.rate:"},
 		`{"load":{"tenants":"a=x"}}`:             {"load.tenants:", "weight"},
-		"{\"load\":{\"prompts\":[\"a\",\n{\"seed\":1}]}}":                {"load.prompts[1]:", "line 2", "prompt"},
-		`{"load":{"prompts":[7]}}`:                                       {"load.prompts[0]:"},
-		"{\"faults\":[\n{\"kind\":\"kill\",\"target\":\"shard-9-9\"}]}":  {"faults[0]:", "line 2", "matches no member", "shard-1-1"},
+		"{\"load\":{\"prompts\":[\"a\",\n{\"seed\":1}]}}": {"load.prompts[1]:", "line 2", "prompt"},
+		`{"load":{"prompts":[7]}}`:                        {"load.prompts[0]:"},
+		"{\"faults\":[\n{\"kind\":\"kill\",\"target\":\"shard-9-9\"}]}": {"faults[0]:", "line 2", "matches no member",
+			"shard-1-1"},
 		`{"faults":[{"target":"shard-0-0"}]}`:                            {"faults[0]:", "kind"},
 		`{"faults":[{"kind":"explode","target":"shard-0-0"}]}`:           {"faults[0].kind:", "explode"},
 		`{"faults":[{"kind":"kill","target":"shard-*","at":"31s"}]}`:     {"faults[0]:", "after 30s"},

@@ -84,7 +84,8 @@ func (p *process) start(ctx context.Context) error {
 		_ = log.Close()
 		p.mu.Lock()
 		if !p.expected {
-			p.crashes = append(p.crashes, fmt.Sprintf("%s (pid %d) ended: %v: %s", p.name, cmd.Process.Pid, err, p.lastLine()))
+			p.crashes = append(p.crashes,
+				fmt.Sprintf("%s (pid %d) ended: %v: %s", p.name, cmd.Process.Pid, err, p.lastLine()))
 		}
 		p.mu.Unlock()
 		close(exited)

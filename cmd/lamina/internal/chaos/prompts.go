@@ -8,8 +8,8 @@ import (
 )
 
 // mixedPrompts is the load of a manifest without prompts: a third each is greedy, sampled by a seed,
-// and held to a JSON schema; one in eight asks for two choices.
-func mixedPrompts() []loadtest.Prompt {
+// and held to a JSON schema. With choices, one in eight asks for two of them, which cannot be resumed.
+func mixedPrompts(choices bool) []loadtest.Prompt {
 	openings := []string{
 		"The prince", "In the evening the whole army", "Natasha looked at him and", "The old count said that",
 		"When the carriage stopped", "Pierre did not answer", "The officers were silent", "All Moscow spoke of",
@@ -30,7 +30,7 @@ func mixedPrompts() []loadtest.Prompt {
 		case 2:
 			p.Extra["temperature"], p.Extra["response_format"] = json.RawMessage("0.7"), schema
 		}
-		if i%8 == 7 {
+		if choices && i%8 == 7 {
 			p.Extra["n"] = json.RawMessage("2")
 		}
 		p.Text = fmt.Sprintf("%s (%d)", p.Text, i)

@@ -112,9 +112,10 @@ func (m *Manifest) run(ctx context.Context, f *fleet, say func(string, ...any)) 
 	load := loadtest.Config{
 		URLs: f.urls(), Prompts: m.Load.Prompts, Streams: m.Load.Streams, Rate: m.Load.Rate,
 		MaxTokens: m.Load.MaxTokens, Timeout: m.Load.Timeout, Tenants: m.Load.Tenants, Seed: m.Seed,
+		Resume: m.Fleet.Routers > 1,
 	}
 	if len(load.Prompts) == 0 {
-		load.Prompts = mixedPrompts()
+		load.Prompts = mixedPrompts(!load.Resume)
 	}
 	calm, texts, err := m.calmPhase(ctx, load, say)
 	if err != nil {
@@ -122,7 +123,8 @@ func (m *Manifest) run(ctx context.Context, f *fleet, say func(string, ...any)) 
 	}
 	e := &evidence{
 		limit: m.StallLimit, calmP99: calm.All.InterToken.P99,
-		stall: min(max(stallLeast, time.Duration(stallFactor*calm.All.InterToken.P99*float64(time.Millisecond))), stallMost),
+		stall: min(max(stallLeast, time.Duration(stallFactor*calm.All.InterToken.P99*float64(time.Millisecond))),
+			stallMost),
 	}
 	load.Expect, load.Duration, load.Rate = texts, m.Duration, m.Load.Rate
 	start := time.Now()
@@ -139,7 +141,7 @@ func (m *Manifest) run(ctx context.Context, f *fleet, say func(string, ...any)) 
 	if err != nil {
 		return nil, err
 	}
-	e.faults = in.done
+	e.faults, e.resumed = in.done, report.All.Resumed
 	result := &Result{Name: m.Name, Verdicts: e.judge(), Calm: calm, Load: report, Crashes: f.crashes(),
 		Missed: in.missed}
 	result.Pass = len(result.Crashes) == 0
@@ -168,7 +170,8 @@ func (m *Manifest) calmPhase(ctx context.Context, load loadtest.Config, say func
 		return nil, nil, err
 	}
 	if n := first.All.OK; n != len(load.Prompts) {
-		return nil, nil, fault.New(fault.FailedPrecondition, "record the undisturbed texts: %d of %d requests ended well%s", n,
+		return nil, nil, fault.New(fault.FailedPrecondition,
+			"record the undisturbed texts: %d of %d requests ended well%s", n,
 			len(load.Prompts), firstError(first))
 	}
 	load.Expect, load.Duration = first.Texts, m.Calm
@@ -183,14 +186,17 @@ func (m *Manifest) calmPhase(ctx context.Context, load loadtest.Config, say func
 	case ctx.Err() != nil:
 		return nil, nil, fault.Wrap(fault.Canceled, ctx.Err(), "the run was stopped")
 	case calm.All.Failed+calm.All.Refused > 0:
-		return nil, nil, fault.New(fault.FailedPrecondition, "the run is invalid: %d requests failed and %d were refused "+
-			"before any fault%s", calm.All.Failed, calm.All.Refused, firstError(calm))
+		return nil, nil, fault.New(fault.FailedPrecondition,
+			"the run is invalid: %d requests failed and %d were refused "+
+				"before any fault%s", calm.All.Failed, calm.All.Refused, firstError(calm))
 	case id.Identical != id.Compared:
-		return nil, nil, fault.New(fault.FailedPrecondition, "the run is invalid: %d of %d answers differ before any fault",
+		return nil, nil, fault.New(fault.FailedPrecondition,
+			"the run is invalid: %d of %d answers differ before any fault",
 			id.Compared-id.Identical, id.Compared)
 	case calm.All.Goodput < m.LeastTokens:
-		return nil, nil, fault.New(fault.FailedPrecondition, "the run is invalid: %.0f tokens/s flow before the faults, want "+
-			"at least %.0f", calm.All.Goodput, m.LeastTokens)
+		return nil, nil, fault.New(fault.FailedPrecondition,
+			"the run is invalid: %.0f tokens/s flow before the faults, want "+
+				"at least %.0f", calm.All.Goodput, m.LeastTokens)
 	}
 	return calm, first.Texts, nil
 }
@@ -205,8 +211,9 @@ func firstError(r *loadtest.Report) string {
 // reduce keeps what the judge needs of a stream.
 func reduce(s loadtest.Sample, start time.Time) stream {
 	out := stream{
-		sent: s.Planned.Sub(start), end: s.End.Sub(start), outcome: s.Outcome, compared: s.Compared, identical: s.Identical,
-		message: s.Message, pieces: s.Pieces,
+		sent: s.Planned.Sub(start), end: s.End.Sub(start), outcome: s.Outcome, compared: s.Compared,
+		identical: s.Identical,
+		message:   s.Message, pieces: s.Pieces,
 	}
 	for _, g := range s.Gaps {
 		out.gaps = append(out.gaps, gap{g.From.Sub(start), g.To.Sub(start), g.First})

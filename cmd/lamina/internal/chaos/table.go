@@ -9,7 +9,8 @@ import (
 // Print writes the table of promises.
 func (r *Result) Print(out io.Writer) error {
 	g := r.Load.All
-	fmt.Fprintf(out, "\nload with faults: %d requests in %.1f s, %.0f tokens/s, %d ok, %d failed, %d refused\n", g.Requests,
+	fmt.Fprintf(out, "\nload with faults: %d requests in %.1f s, %.0f tokens/s, %d ok, %d failed, %d refused\n",
+		g.Requests,
 		r.Load.ElapsedS, g.Goodput, g.OK, g.Failed, g.Refused)
 	missed := ""
 	if r.Missed > 0 {
@@ -17,7 +18,10 @@ func (r *Result) Print(out io.Writer) error {
 	}
 	fmt.Fprintf(out, "%d faults%s\n\n", len(r.Faults), missed)
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(w, "promise\tfaults\tin flight\tended\tfailed\tidentical\tstalled\tp50 ms\tp99 ms\tmax ms\tdetected p50\tmax\t\t")
+	fmt.Fprintln(
+		w,
+		"promise\tfaults\tin flight\tended\tfailed\tidentical\tstalled\tp50 ms\tp99 ms\tmax ms\tdetected p50\tmax\t\t",
+	)
 	for _, v := range r.Verdicts {
 		identical := "-"
 		if v.Compared > 0 {
@@ -31,8 +35,10 @@ func (r *Result) Print(out io.Writer) error {
 		if !v.Pass {
 			held = "BROKEN"
 		}
-		fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%d\t%s\t%d\t%.0f\t%.0f\t%.0f\t%s\t%s\t%s\t\n", v.Promise, v.Faults, v.Running, v.Streams,
-			v.Failed+v.Refused, identical, v.Stalled, v.StallMS.P50, v.StallMS.P99, v.StallMS.Max, detect50, detectMax, held)
+		fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%d\t%s\t%d\t%.0f\t%.0f\t%.0f\t%s\t%s\t%s\t\n", v.Promise, v.Faults, v.Running,
+			v.Streams,
+			v.Failed+v.Refused, identical, v.Stalled, v.StallMS.P50, v.StallMS.P99, v.StallMS.Max, detect50, detectMax,
+			held)
 	}
 	if err := w.Flush(); err != nil {
 		return err
@@ -48,7 +54,8 @@ func (r *Result) Print(out io.Writer) error {
 		}
 	}
 	for _, d := range r.Load.Differences {
-		fmt.Fprintf(out, "request %d (prompt %d), choice %d, byte %d: got %q, want %q\n", d.Index, d.Line, d.Choice, d.Byte,
+		fmt.Fprintf(out, "request %d (prompt %d), choice %d, byte %d: got %q, want %q\n", d.Index, d.Line, d.Choice,
+			d.Byte,
 			d.Got, d.Want)
 	}
 	for _, crash := range r.Crashes {

@@ -98,15 +98,19 @@ func (c *client) firstModel(ctx context.Context, base string) (string, error) {
 
 // call is a request that is ready to be sent.
 type call struct {
-	url, tenant, key string
-	body             []byte
-	choices          int // n
-	chat             bool
+	base, path  string // of the URL
+	tenant, key string
+	body        []byte
+	choices     int // n
+	chat        bool
+	resumable   bool
+	id          string   // of a resumable request
+	others      []string // base URLs from which it may be resumed, the next one first
 }
 
 // newCall writes the body of prompt number index.
-func (c *Config) newCall(base string, index int, p Prompt, tenant string) (call, error) {
-	out := call{tenant: tenant, choices: 1, chat: p.Messages != nil || c.Endpoint == Chat}
+func (c *Config) newCall(index int, p Prompt) (call, error) {
+	out := call{tenant: p.Tenant, choices: 1, chat: p.Messages != nil || c.Endpoint == Chat}
 	body := maps.Clone(p.Extra)
 	if body == nil {
 		body = map[string]json.RawMessage{}
@@ -156,12 +160,15 @@ func (c *Config) newCall(base string, index int, p Prompt, tenant string) (call,
 	if set("model", c.Model); named {
 		body["model"] = model
 	}
+	if out.resumable = c.Resume && out.choices == 1; out.resumable {
+		set("resumable", true)
+	}
 	set("stream", true)
 	set("stream_options", map[string]bool{"include_usage": true})
 	if out.body, err = json.Marshal(body); err != nil {
 		return out, fault.Wrap(fault.Invalid, err, "write request of line %d", p.Line)
 	}
-	out.url = base + path
+	out.path = path
 	return out, nil
 }
 
@@ -208,6 +215,7 @@ type Sample struct {
 	Planned time.Time // when the request was due
 	Sent    time.Time
 	Answer  time.Time // when the status came; zero if none came
+	Resumed int       // how often the stream was resumed
 	First   time.Time // when the first piece of text came; zero if none came
 	End     time.Time
 	Gaps    []Gap // the longest ones, in no order
@@ -256,8 +264,14 @@ func (c *client) stream(ctx context.Context, k call, timeout time.Duration, s *S
 	s.Sent = time.Now()
 	deadline, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	err := c.exchange(deadline, k, s)
+	at := &reading{last: s.Planned}
+	at.grow(k.choices)
+	err := c.exchange(deadline, k, s, at)
+	if k.id != "" {
+		err = c.resume(deadline, k, s, at, err)
+	}
 	s.End = time.Now()
+	s.Text = at.text()
 	switch {
 	case err == nil:
 	case ctx.Err() != nil:
@@ -272,11 +286,7 @@ func (c *client) stream(ctx context.Context, k call, timeout time.Duration, s *S
 		s.fail(Cut, "the stream ended after %d events: %v", s.Pieces, plain(err))
 	}
 	if s.Outcome.Failed() && s.Pieces > 0 {
-		last := s.First
-		for _, d := range s.between {
-			last = last.Add(d)
-		}
-		s.addGap(Gap{From: last, To: s.End})
+		s.addGap(Gap{From: at.last, To: s.End})
 	}
 	if s.Tokens == 0 {
 		s.Tokens = s.Pieces
@@ -297,14 +307,22 @@ func plain(err error) error {
 
 // exchange sends the request and reads the response. It sets the outcome of a response that it could
 // read to its end, and returns an error for any other.
-func (c *client) exchange(ctx context.Context, k call, s *Sample) error {
-	r, err := c.request(ctx, http.MethodPost, k.url, k.body)
+func (c *client) exchange(ctx context.Context, k call, s *Sample, at *reading) error {
+	r, err := c.request(ctx, http.MethodPost, k.base+k.path, k.body)
 	if err != nil {
 		return err
 	}
+	return c.receive(r, k, s, at)
+}
+
+// receive sends r and reads the events of its response.
+func (c *client) receive(r *http.Request, k call, s *Sample, at *reading) error {
 	r.Header.Set("Accept", "text/event-stream")
 	if k.tenant != "" {
 		r.Header.Set(TenantHeader, k.tenant)
+	}
+	if k.id != "" {
+		r.Header.Set(requestIDHeader, k.id)
 	}
 	resp, err := c.http.Do(r)
 	if err != nil {
@@ -321,7 +339,7 @@ func (c *client) exchange(ctx context.Context, k call, s *Sample) error {
 	if kind != "text/event-stream" {
 		return fault.New(fault.Invalid, "want content type text/event-stream, got %q", kind)
 	}
-	return s.read(newEvents(resp.Body), k.choices)
+	return s.read(newEvents(resp.Body), at)
 }
 
 // refused sets the outcome of a response with another status than 200.

@@ -57,6 +57,9 @@ type Config struct {
 	Stall     time.Duration // a longer gap between two tokens counts as a stall
 	TTFTLimit time.Duration // goodput counts streams whose first token came within it; 0 for all
 
+	// Resume asks Lamina for resumable streams. A stream that breaks is resumed from the next of URLs.
+	// Requests for several choices cannot be resumed.
+	Resume bool
 	// Expect holds the texts that requests must get; nil compares repeated requests only.
 	Expect *Texts
 	// Record makes Run keep the text of every different request for Report.Texts.

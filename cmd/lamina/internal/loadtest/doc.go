@@ -12,6 +12,6 @@
 // bounded by the number of streams and of different requests, not by the duration: latencies are kept
 // in sketches with a relative error of 0.5 %.
 //
-// Run measures and returns a Report. The package knows nothing of Lamina but the tenant header, and
-// writes no logs. `lamina chaos` uses it to put load on a fleet that it disturbs.
+// Run measures and returns a Report. The package knows nothing of Lamina but the tenant header and how
+// streams are resumed, and writes no logs. `lamina chaos` uses it to put load on a fleet that it disturbs.
 package loadtest

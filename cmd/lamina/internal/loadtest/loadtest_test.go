@@ -162,7 +162,8 @@ func TestRun_ClosedLoopFiguresAreThoseOfTheServer(t *testing.T) {
 		r := run(t, loadtest.Config{Prompts: prompts(t, 4), Streams: 4, Requests: 40, Transport: server})
 		g := r.All
 		if g.Requests != 40 || g.OK != 40 || g.Failed != 0 || g.Tokens != 40*12 || most != 4 {
-			t.Errorf("got %d requests, %d ok, %d failed, %d tokens, %d at once", g.Requests, g.OK, g.Failed, g.Tokens, most)
+			t.Errorf("got %d requests, %d ok, %d failed, %d tokens, %d at once", g.Requests, g.OK, g.Failed, g.Tokens,
+				most)
 		}
 		about(t, "first token p50", g.TTFT.P50, 100)
 		about(t, "first token max", g.TTFT.Max, 100)

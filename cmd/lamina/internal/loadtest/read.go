@@ -52,46 +52,52 @@ func (a *answer) text() Text {
 	return t
 }
 
-// read reads the events of a stream with n choices. A stream is complete when every choice has a
-// finish reason and the stream then ended in order: by [DONE], or by its end, as some servers do.
-func (s *Sample) read(in *events, n int) error {
-	var a answer
-	a.grow(n)
-	defer func() { s.Text = a.text() }()
-	last := s.Planned
+// reading is how far a stream has been read. It outlives the connection of a stream that is resumed.
+type reading struct {
+	answer
+	last   time.Time // when the last piece came, or the request was due
+	lastID string    // of the last event, if events have ids
+}
+
+// read reads the events of a stream. A stream is complete when every choice has a finish reason and the
+// stream then ended in order: by [DONE], or by its end, as some servers do.
+func (s *Sample) read(in *events, r *reading) error {
 	for {
 		e, err := in.next()
 		now := time.Now()
 		switch {
-		case errors.Is(err, io.EOF) && a.finished():
+		case errors.Is(err, io.EOF) && r.finished():
 			s.Outcome = OK
 			return nil
 		case errors.Is(err, io.EOF):
 			return io.ErrUnexpectedEOF
 		case err != nil:
 			return err
-		case string(e.data) == "[DONE]" && a.finished():
+		case string(e.data) == "[DONE]" && r.finished():
 			s.Outcome = OK
 			return nil
 		case string(e.data) == "[DONE]":
 			return fault.New(fault.Invalid, "[DONE] came before the finish reason of each choice")
 		}
-		piece, done, err := s.take(e, &a)
+		piece, done, err := s.take(e, &r.answer)
 		if err != nil || done {
 			return err
+		}
+		if e.id != "" {
+			r.lastID = e.id
 		}
 		if !piece {
 			continue
 		}
 		s.Pieces++
-		gap := Gap{From: last, To: now, First: s.First.IsZero()}
+		gap := Gap{From: r.last, To: now, First: s.First.IsZero()}
 		if gap.First {
 			s.First = now
 		} else {
 			s.between = append(s.between, gap.Length())
 		}
 		s.addGap(gap)
-		last = now
+		r.last = now
 	}
 }
 

@@ -108,7 +108,8 @@ func ReadTexts(r io.Reader) (*Texts, error) {
 		case t.Key == "":
 			return nil, fault.Field("key", "read texts: line %d: the field must be set", line)
 		case len(t.Choices) == 0 || len(t.Choices) != len(t.Finish):
-			return nil, fault.Field("choices", "read texts: line %d: want as many texts as finish reasons, got %d and %d",
+			return nil, fault.Field("choices",
+				"read texts: line %d: want as many texts as finish reasons, got %d and %d",
 				line, len(t.Choices), len(t.Finish))
 		case len(out.byKey) == maxPrompts:
 			return nil, fault.Field("expect", "line %d: want at most %d texts", line, maxPrompts)

@@ -37,6 +37,7 @@ type Group struct {
 	Failed      int `json:"failed"`
 	Refused     int `json:"refused"`
 	Interrupted int `json:"interrupted"`
+	Resumed     int `json:"resumed"` // streams that broke and went on, mostly at another server
 
 	Tokens int `json:"tokens"` // of all streams
 	// Goodput counts the tokens of streams that ended well, and whose first token came within the
@@ -210,6 +211,9 @@ func tail(t Text, choice, at int) string {
 func (g *Group) add(s *Sample, c Config) {
 	g.Requests++
 	g.Tokens += s.Tokens
+	if s.Resumed > 0 {
+		g.Resumed++
+	}
 	if !s.First.IsZero() {
 		g.ttft.add(s.First.Sub(s.Planned))
 	}

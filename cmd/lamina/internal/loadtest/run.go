@@ -3,6 +3,7 @@ package loadtest
 import (
 	"context"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 )
@@ -37,7 +38,7 @@ func Run(ctx context.Context, c Config) (*Report, error) {
 	}
 	calls := make([]call, len(c.Prompts))
 	for i, p := range c.Prompts {
-		k, err := c.newCall("", i, p, p.Tenant)
+		k, err := c.newCall(i, p)
 		if err != nil {
 			return nil, err
 		}
@@ -66,7 +67,7 @@ func Run(ctx context.Context, c Config) (*Report, error) {
 type runner struct {
 	Config
 	client *client
-	calls  []call // of each prompt, without the server's URL
+	calls  []call // of each prompt, without the server
 	out    *collector
 }
 
@@ -128,9 +129,13 @@ func (r *runner) one(ctx context.Context, j job) *Sample {
 	if k.tenant == "" {
 		k.tenant = r.tenant(j.index)
 	}
-	base := r.URLs[j.index%len(r.URLs)]
-	k.url = base + k.url
-	s := &Sample{Index: j.index, Prompt: at, URL: base, Tenant: k.tenant, Key: k.key, Planned: j.planned}
+	first := j.index % len(r.URLs)
+	k.base = r.URLs[first]
+	if k.resumable {
+		k.id = newID()
+		k.others = append(slices.Clone(r.URLs[first+1:]), r.URLs[:first+1]...)
+	}
+	s := &Sample{Index: j.index, Prompt: at, URL: k.base, Tenant: k.tenant, Key: k.key, Planned: j.planned}
 	if s.Planned.IsZero() {
 		s.Planned = time.Now()
 	}

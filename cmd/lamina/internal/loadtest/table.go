@@ -27,7 +27,11 @@ func (r *Report) Print(out io.Writer) error {
 	if g.Interrupted > 0 {
 		fmt.Fprintf(w, ", %d interrupted", g.Interrupted)
 	}
-	fmt.Fprintf(w, "\ngoodput\t%.1f tokens/s, %.2f requests/s (%d tokens in all)\n", g.Goodput, g.RequestsPerSec, g.Tokens)
+	if g.Resumed > 0 {
+		fmt.Fprintf(w, ", %d resumed", g.Resumed)
+	}
+	fmt.Fprintf(w, "\ngoodput\t%.1f tokens/s, %.2f requests/s (%d tokens in all)\n", g.Goodput, g.RequestsPerSec,
+		g.Tokens)
 	fmt.Fprintf(w, "stalls\t%d gaps above %.0f ms in %d streams, longest %.0f ms\n", g.Stalls.Count, g.Stalls.LimitMS,
 		g.Stalls.Streams, g.Stalls.LongestMS)
 	identity := "no request was repeated or expected"
@@ -64,12 +68,28 @@ func (r *Report) Print(out io.Writer) error {
 	}
 	if len(r.Tenants) > 0 {
 		w = tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
-		fmt.Fprintln(w, "\ntenant\trequests\tok\tfailed\trefused\ttokens/s\tfirst p50\tp99\tinter p50\tp99\tstalls\tidentical\t")
+		fmt.Fprintln(
+			w,
+			"\ntenant\trequests\tok\tfailed\trefused\ttokens/s\tfirst p50\tp99\tinter p50\tp99\tstalls\tidentical\t",
+		)
 		for _, name := range slices.Sorted(maps.Keys(r.Tenants)) {
 			t := r.Tenants[name]
-			fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%d\t%.1f\t%.1f\t%.1f\t%.1f\t%.1f\t%d\t%.2f %%\t\n", name, t.Requests, t.OK,
-				t.Failed, t.Refused, t.Goodput, t.TTFT.P50, t.TTFT.P99, t.InterToken.P50, t.InterToken.P99, t.Stalls.Count,
-				100*t.Identity.Share)
+			fmt.Fprintf(
+				w,
+				"%s\t%d\t%d\t%d\t%d\t%.1f\t%.1f\t%.1f\t%.1f\t%.1f\t%d\t%.2f %%\t\n",
+				name,
+				t.Requests,
+				t.OK,
+				t.Failed,
+				t.Refused,
+				t.Goodput,
+				t.TTFT.P50,
+				t.TTFT.P99,
+				t.InterToken.P50,
+				t.InterToken.P99,
+				t.Stalls.Count,
+				100*t.Identity.Share,
+			)
 		}
 		if err := w.Flush(); err != nil {
 			return err

@@ -56,7 +56,8 @@ func TestRun_RequestsHaveTheFormOfTheAPI(t *testing.T) {
 		URLs: []string{url}, Key: "secret", Requests: 3, MaxTokens: 7, Temperature: &heat, Seed: 10,
 		Tenants: []loadtest.Tenant{{Name: "common", Weight: 1}},
 		Prompts: parse(t, "plain text\n"+
-			`{"messages":[{"role":"user","content":"hi"}],"tenant":"own","seed":99,"max_tokens":3,"temperature":0}`+"\n"+
+			`{"messages":[{"role":"user","content":"hi"}],"tenant":"own","seed":99,"max_tokens":3,"temperature":0}`+
+			"\n"+
 			`{"prompt":"p","n":1,"model":"named","response_format":{"type":"json_object"}}`),
 	})
 	if r.All.OK != 3 {
@@ -64,7 +65,8 @@ func TestRun_RequestsHaveTheFormOfTheAPI(t *testing.T) {
 	}
 	plain, chat, extra := got["10"], got["99"], got["12"]
 	if plain["path"] != "/v1/completions" || plain["prompt"] != "plain text" || plain["tenant"] != "common" ||
-		plain["max_tokens"] != 7. || plain["temperature"] != 0.5 || plain["auth"] != "Bearer secret" || plain["stream"] != true ||
+		plain["max_tokens"] != 7. || plain["temperature"] != 0.5 || plain["auth"] != "Bearer secret" ||
+		plain["stream"] != true ||
 		fmt.Sprint(plain["stream_options"]) != "map[include_usage:true]" {
 		t.Errorf("the plain prompt was sent as %v", plain)
 	}
@@ -185,7 +187,8 @@ func TestRun_EveryFailureHasItsClass(t *testing.T) {
 				t.Fatalf("got %+v", r.All)
 			}
 			e := r.All.Errors[0]
-			if e.Class != test.class || e.Status != test.status || e.Count != 1 || !strings.Contains(e.Message, test.message) {
+			if e.Class != test.class || e.Status != test.status || e.Count != 1 ||
+				!strings.Contains(e.Message, test.message) {
 				t.Errorf("got %+v, want class %q, status %d, message %q", e, test.class, test.status, test.message)
 			}
 			if sample.Outcome != test.class || !sample.Outcome.Failed() || sample.End.Before(sample.Sent) {
@@ -233,7 +236,8 @@ func TestRun_TextsAreComparedWithTheRecord(t *testing.T) {
 	if id := got.All.Identity; id.Compared != 8 || id.Identical != 6 || id.Share != 0.75 {
 		t.Errorf("one of four prompts gets another answer: %+v", id)
 	}
-	if d := got.Differences; len(d) != 2 || d[0].Line != 2 || d[0].Byte != 0 || !strings.HasPrefix(d[0].Want, "answer") {
+	if d := got.Differences; len(d) != 2 || d[0].Line != 2 || d[0].Byte != 0 ||
+		!strings.HasPrefix(d[0].Want, "answer") {
 		t.Errorf("differences are %+v", d)
 	}
 	cut = true
@@ -261,7 +265,8 @@ func TestRun_ChoicesReasoningAndToolCallsAreText(t *testing.T) {
 		done(w)
 	})
 	var last loadtest.Sample
-	r := run(t, loadtest.Config{URLs: []string{url}, Streams: 1, Requests: 2, Observe: func(s loadtest.Sample) { last = s },
+	r := run(t, loadtest.Config{URLs: []string{url}, Streams: 1, Requests: 2,
+		Observe: func(s loadtest.Sample) { last = s },
 		Prompts: parse(t, `{"messages":[{}],"n":2}`)})
 	if r.All.OK != 2 || r.All.Identity.Identical != 1 || r.All.Identity.Compared != 1 {
 		t.Errorf("got %+v", r.All)
