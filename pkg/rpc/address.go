@@ -54,6 +54,12 @@ func (f Files) Config() (*tls.Config, error) {
 	}, nil
 }
 
+// memPrefix begins the addresses of the in-process network.
+const memPrefix = "mem:"
+
+// InProcess reports whether an address belongs to the network within this process.
+func InProcess(addr string) bool { return strings.HasPrefix(addr, memPrefix) }
+
 // ListenOptions says how Listen may open an address.
 type ListenOptions struct {
 	Net      *memnet.Network // for "mem:" addresses
@@ -64,7 +70,7 @@ type ListenOptions struct {
 // Listen opens an address. A host that is not loopback needs TLS, unless the operator has
 // allowed plaintext with --insecure-listen.
 func Listen(addr string, o ListenOptions) (net.Listener, error) {
-	if name, ok := strings.CutPrefix(addr, "mem:"); ok {
+	if name, ok := strings.CutPrefix(addr, memPrefix); ok {
 		if o.Net == nil {
 			return nil, fault.New(fault.Invalid, "listen on %s: there is no in-memory network", addr)
 		}
@@ -180,7 +186,7 @@ func (d *Dialer) dial(addr string) (*grpc.ClientConn, error) {
 		creds = credentials.NewTLS(d.options.TLS)
 	}
 	target := addr
-	if name, ok := strings.CutPrefix(addr, "mem:"); ok {
+	if name, ok := strings.CutPrefix(addr, memPrefix); ok {
 		network := d.options.Net
 		if network == nil {
 			return nil, errors.New("there is no in-memory network")

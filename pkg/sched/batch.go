@@ -12,7 +12,10 @@ const scoreBytes = 16 << 20
 // depth returns how many batches may be in flight. A single stage computes one at a time. In a longer
 // pipeline each stage has one to compute, and one more is on its way.
 func (s *Scheduler) depth() int {
-	if s.cfg.Stages == 1 {
+	switch {
+	case s.cfg.Depth > 0:
+		return s.cfg.Depth
+	case s.cfg.Stages == 1:
 		return 1
 	}
 	return s.cfg.Stages + 1

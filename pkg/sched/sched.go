@@ -14,6 +14,9 @@ type Config struct {
 	PageLen   int // positions in a page
 	Positions int // the longest log that the stages compute
 	Vocab     int
+	// Depth is how many batches may be in flight; 0 means one more than there are stages, or one for a
+	// single stage.
+	Depth int
 	// BatchRows is the maximum number of rows in a batch, ChunkRows that of one prompt in it, and
 	// Entries the maximum number of sequences in it.
 	BatchRows, ChunkRows, Entries int

@@ -28,8 +28,9 @@ type counts struct {
 // account adds the time since the last Step to the counts of filled stages.
 func (s *Scheduler) account(passed time.Duration) {
 	if len(s.running) > 0 && passed > 0 {
-		s.stats.active += passed * time.Duration(s.cfg.Stages)
-		s.stats.filled += passed * time.Duration(min(len(s.flights), s.cfg.Stages))
+		busy := min(s.cfg.Stages, s.depth()) // how many can compute at once
+		s.stats.active += passed * time.Duration(busy)
+		s.stats.filled += passed * time.Duration(min(len(s.flights), busy))
 	}
 }
 

@@ -120,6 +120,9 @@ func newMesh(t *testing.T, stages, replicas int, cfg router.Config, pages ...uin
 		replicas++
 	}
 	cfg.Dialer, cfg.Registry = m.dialer, m.registry
+	if stages > 1 && cfg.MicroBatches == 0 { // as for stages in processes of their own
+		cfg.MicroBatches = stages + 1
+	}
 	m.service = router.New(cfg)
 	wg.Go(func() {
 		if err := m.service.Run(ctx); err != nil {

@@ -12,6 +12,8 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
+	"github.com/lamina-mesh/lamina/pkg/plan"
+	"github.com/lamina-mesh/lamina/pkg/rpc"
 	"github.com/lamina-mesh/lamina/pkg/sample"
 	"github.com/lamina-mesh/lamina/pkg/sched"
 )
@@ -113,11 +115,35 @@ func (p *pipeline) schedulerConfig() sched.Config {
 		BatchRows: c.BatchRows, ChunkRows: c.ChunkRows, Entries: maxEntries, Queue: c.Queue,
 		TenantQueue: c.TenantQueue, CacheIdle: c.CacheIdle, Floor: c.StepFloor, LoneFloor: c.LoneFloor,
 	}
+	if out.Depth = c.MicroBatches; out.Depth == 0 {
+		out.Depth = depth(p.chain)
+	}
 	for _, h := range p.stages {
 		out.Pages, out.PageLen = min(out.Pages, int(h.GetKvPages())), int(h.GetKvPageLen())
 		out.Positions = min(out.Positions, int(h.GetPositions()))
 	}
 	return out
+}
+
+// depth returns how many batches should be in flight on a chain. Stages of one process share its
+// processors, so together they compute one batch at a time: smaller batches would only read the
+// weights more often. Stages of several processes each have one, and one more is on its way.
+func depth(chain plan.Chain) int {
+	processes, inProcess := 0, false
+	for _, hop := range chain {
+		if rpc.InProcess(hop.Addr) {
+			inProcess = true
+			continue
+		}
+		processes++
+	}
+	if inProcess {
+		processes++
+	}
+	if processes == 1 {
+		return 1
+	}
+	return processes + 1
 }
 
 // run handles events until the pipeline ends.

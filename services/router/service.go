@@ -41,6 +41,9 @@ type Config struct {
 	BatchRows int
 	// ChunkRows is the maximum number of rows of one prompt in a batch; 0 means 256.
 	ChunkRows int
+	// MicroBatches is how many batches may be in flight on a pipeline; 0 means one more than the
+	// processes that its stages run in, or one for a single process.
+	MicroBatches int
 	// Speculate is the maximum number of draft tokens after each token. An n-gram lookup in the
 	// sequence's own log proposes them, or else the draft model. They do not change the text. 0
 	// turns speculation off.

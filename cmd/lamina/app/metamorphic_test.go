@@ -129,17 +129,17 @@ func TestMesh_SameTokensHoweverTheyAreComputed(t *testing.T) {
 	for _, c := range []struct {
 		stages, replicas, atOnce, chunk int
 		cache                           time.Duration
-		positions, speculate            int
+		positions, speculate, inFlight  int
 	}{
 		{stages: 1, replicas: 1, atOnce: 1, cache: off}, // the reference: one after another, nothing shared
 		{stages: 1, replicas: 1, atOnce: 16, cache: off},
-		{stages: 2, replicas: 1, atOnce: 8, chunk: 7, cache: off},
-		{stages: 3, replicas: 1, atOnce: 16, chunk: 64},
-		{stages: 4, replicas: 1, atOnce: 3, chunk: 1},
+		{stages: 2, replicas: 1, atOnce: 8, chunk: 7, cache: off, inFlight: 3},
+		{stages: 3, replicas: 1, atOnce: 16, chunk: 64, inFlight: 4},
+		{stages: 4, replicas: 1, atOnce: 3, chunk: 1, inFlight: 5},
 		{stages: 1, replicas: 1, atOnce: 1},
 		{stages: 2, replicas: 2, atOnce: 8},
 		{stages: 1, replicas: 1, atOnce: 16, positions: pool},
-		{stages: 2, replicas: 1, atOnce: 16, positions: pool},
+		{stages: 2, replicas: 1, atOnce: 16, positions: pool, inFlight: 3},
 		{stages: 3, replicas: 1, atOnce: 12, positions: pool, chunk: 16, cache: off},
 		{stages: 2, replicas: 1, atOnce: 4, speculate: 5},
 		{stages: 1, replicas: 1, atOnce: 16, speculate: 3, positions: pool, chunk: 33},
@@ -148,7 +148,7 @@ func TestMesh_SameTokensHoweverTheyAreComputed(t *testing.T) {
 			m, router := startMesh(t, ctx, app.MeshConfig{
 				HTTP: "127.0.0.1:0", Model: shared(t, file), Stages: c.stages, Replicas: c.replicas, KVPositions: c.positions,
 				Kernels: app.Kernels{Set: set, Threads: 2}, Speculation: app.Speculation{IDs: c.speculate},
-				Scheduling: app.Scheduling{ChunkRows: c.chunk, CacheIdle: c.cache},
+				Scheduling: app.Scheduling{ChunkRows: c.chunk, CacheIdle: c.cache, MicroBatches: c.inFlight},
 			})
 			start := time.Now()
 			got, cached := answerAll(t, ctx, router, list, c.atOnce)

@@ -158,6 +158,8 @@ type Scheduling struct {
 	CacheIdle time.Duration // how long unused pages of prompts stay in the prefix cache; below 0 turns it off
 	StepFloor time.Duration // the shortest step deadline while a spare pipeline exists
 	ChunkRows int           // the most rows of one prompt in a batch
+	// MicroBatches is how many batches may be in flight on a pipeline.
+	MicroBatches int
 }
 
 // Router runs a router until ctx ends: the gRPC API, the HTTP API and the console.

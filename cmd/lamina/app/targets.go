@@ -246,7 +246,8 @@ func (p *process) buildRouter() error {
 		Log: p.log, Metrics: p.metrics, Dialer: p.dialer, Registry: p.registry,
 		Speculate: speculation.ids(), Draft: speculation.Draft, DraftMinProb: speculation.MinProbability,
 		HiddenType: p.set.router.HiddenType, Queue: scheduling.Queue, CacheIdle: scheduling.CacheIdle,
-		StepFloor: scheduling.StepFloor, ChunkRows: scheduling.ChunkRows, Journal: p.journal,
+		StepFloor: scheduling.StepFloor, ChunkRows: scheduling.ChunkRows,
+		MicroBatches: scheduling.MicroBatches, Journal: p.journal,
 	})
 	p.add(runPart("router pipelines", p.router.Run))
 	return nil
