@@ -3,10 +3,12 @@ package router
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
+	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
 	"github.com/lamina-mesh/lamina/pkg/sample"
 )
 
@@ -16,6 +18,10 @@ import (
 const (
 	probePrompt = 16
 	probeTokens = 6
+
+	// warmLimit bounds the probe of a chain whose stages have all computed before, so that they have read
+	// their weights. It is short, so that a stage that was wedged for a moment is soon used again.
+	warmLimit = 5 * time.Second
 
 	pagesEvery = 5 * time.Millisecond // between two looks at the leases of a new pipeline
 	pagesWait  = time.Second          // for pages for the whole probe; then fewer have to do
@@ -83,6 +89,11 @@ func (p *pipeline) runProbe(ctx context.Context) error {
 	capacity, err := p.awaitPages(ctx)
 	if err != nil {
 		return err
+	}
+	if !slices.ContainsFunc(p.stages, func(h *shardv1.Held) bool { return h.GetRows() == 0 }) {
+		warm := min(limit, warmLimit)
+		ctx, cancel = context.WithTimeoutCause(ctx, warm, fault.New(fault.DeadlineExceeded, "no answer within %v", warm))
+		defer cancel()
 	}
 	vocab := int(p.stages[0].GetVocab())
 	prompt := min(probePrompt, max(1, capacity-probeTokens))

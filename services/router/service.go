@@ -70,7 +70,7 @@ type Config struct {
 	// while none does; 0 means 250 ms and 2 s.
 	StepFloor, LoneFloor time.Duration
 	// ProbeLimit is how long a new pipeline may take for its first tokens; 0 means 60 s, since the stages
-	// may have to read weights from disk.
+	// may have to read weights from disk. Where all stages have computed before it is 5 s at most.
 	ProbeLimit time.Duration
 	// ReadLimit is how long a client's stream may stay full before the client is disconnected; 0
 	// means 30 s.

@@ -126,7 +126,11 @@ func TestPromise_S17_WedgedStageIsLeft(t *testing.T) {
 					swallowed++
 				}
 				victim.gate.wedge(false)
+				begin := time.Now()
 				f.awaitPipelines(2)
+				if took := time.Since(begin); took > within(10*time.Second) {
+					t.Errorf("a stage that computes again was used only after %v", took)
+				}
 			}
 			t.Logf("%d times a stage was wedged, %d times with work", wedged, swallowed)
 			if swallowed == 0 {
@@ -193,7 +197,7 @@ func TestPromise_S15_ReadyMeansThatEveryStageComputes(t *testing.T) {
 	t.Logf("a request is told after %v: %v", time.Since(begin).Round(time.Millisecond), err)
 	stage.gate.wedge(false)
 	if slow() {
-		// The router gives a new pipeline a minute, since its stages may have to read weights first.
+		// The router gives a new pipeline a minute, since the restarted stage may have to read weights first.
 		f.await(90*time.Second, "the log to name the stage", func() bool {
 			return contains(f.members["router-0"].tail(), "stage 1", stage.gate.addr, "computes nothing")
 		})
