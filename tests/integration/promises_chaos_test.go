@@ -79,15 +79,15 @@ func TestPromise_S1_S2_S3_S11_S12_MembersFail(t *testing.T) {
 		t.Skip("the long runs do the same and more")
 	}
 	faults := []string{
-		`{"kind": "kill", "target": "shard-*", "at": "1s", "every": "2s", "times": 2, "restart_after": "200ms"}`,
-		`{"kind": "pause", "target": "shard-*", "at": "5s", "for": "1500ms"}`,
-		`{"kind": "partition", "target": "shard-*", "direction": "in", "at": "8s", "for": "1500ms"}`,
-		`{"kind": "partition", "target": "shard-*", "direction": "out", "at": "11s", "for": "1500ms"}`,
-		`{"kind": "kill", "target": "sampler-*", "at": "14s", "restart_after": "500ms"}`,
-		`{"kind": "restart", "target": "shard-*", "at": "16s"}`,
-		`{"kind": "kill", "target": "registry", "at": "18s", "restart_after": "2s"}`,
+		`{"kind": "kill", "target": "shard-*", "at": "500ms", "every": "2s", "times": 2, "restart_after": "200ms"}`,
+		`{"kind": "pause", "target": "shard-*", "at": "4s", "for": "1s"}`,
+		`{"kind": "partition", "target": "shard-*", "direction": "in", "at": "6s", "for": "1s"}`,
+		`{"kind": "partition", "target": "shard-*", "direction": "out", "at": "8s", "for": "1s"}`,
+		`{"kind": "kill", "target": "sampler-*", "at": "10s", "restart_after": "500ms"}`,
+		`{"kind": "restart", "target": "shard-*", "at": "12s"}`,
+		`{"kind": "kill", "target": "registry", "at": "14s", "restart_after": "1s"}`,
 	}
-	chaosRun(t, manifestFile(t, `"calm": "1500ms", "duration": "40s", "stall_limit": "6s"`, faults))
+	chaosRun(t, manifestFile(t, `"calm": "1s", "duration": "25s", "stall_limit": "6s"`, faults))
 }
 
 func manifestFile(t *testing.T, fields string, faults []string) string {

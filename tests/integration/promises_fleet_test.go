@@ -129,10 +129,10 @@ func startFleet(t *testing.T, spec fleetSpec, ready bool) *fleet {
 	if err := f.registry.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(f.close)
 	if spec.nats {
 		f.natsURL = startNATS(t)
 	}
+	t.Cleanup(f.close)
 	model := bundled(t)
 	for i := range spec.tokenizers {
 		f.add("tokenizer", fmt.Sprint(i), "--model="+model)

@@ -147,7 +147,7 @@ func TestPromise_S10_StalledReadersHarmOnlyThemselves(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	pause(t, time.Duration(pickInt(6, 20))*time.Second)
+	pause(t, time.Duration(pickInt(3, 20))*time.Second)
 	before := flow.count()
 	pause(t, time.Second)
 	if n := flow.count() - before; n == 0 {
@@ -187,7 +187,7 @@ func TestPromise_S9_LightTenantsAreNotStarved(t *testing.T) {
 		var wg sync.WaitGroup
 		for c := range 6 {
 			wg.Go(func() {
-				for i := range pickInt(8, 40) {
+				for i := range pickInt(5, 40) {
 					d, err := first(fmt.Sprintf("light-%d", c%3), seeded(fmt.Sprintf("%s %d", prompts[c%4], i), 24, uint64(i)))
 					if err != nil {
 						t.Errorf("a light tenant: %v", err)

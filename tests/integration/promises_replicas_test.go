@@ -40,7 +40,7 @@ func TestPromise_S2_FrozenJustAfterAPipelineOpened(t *testing.T) {
 		victim.start()
 		f.await(time.Minute, "the pipeline to be open again", func() bool { return f.pipelines(0) == 2 })
 		victim.freeze() // within the first steps
-		pause(t, 3*time.Second)
+		pause(t, time.Duration(pickInt(2, 15))*time.Second)
 		victim.thaw()
 		f.awaitPipelines(2)
 	}
@@ -154,7 +154,7 @@ func soak(t *testing.T) time.Duration {
 	t.Helper()
 	text := os.Getenv("LAMINA_SOAK")
 	if text == "" {
-		return time.Duration(pickInt(6, 60)) * time.Second
+		return time.Duration(pickInt(4, 60)) * time.Second
 	}
 	d, err := time.ParseDuration(text)
 	if err != nil {
