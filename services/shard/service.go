@@ -85,6 +85,7 @@ type session struct {
 	pipeline string
 	epoch    uint64
 	table    *kvcache.Table[float32]
+	lost     bool // an entry of it was not computed: further ones are refused until it is released
 
 	// The last stage keeps the last row of logits, in case the sampler asks for it.
 	row    []float32

@@ -44,6 +44,9 @@ func (p *pipeline) admit(e *shardv1.Entry) (model.Sequence[float32], error) {
 // position.
 func (p *pipeline) place(s *session, e *shardv1.Entry) (model.Sequence[float32], error) {
 	pos, rows := int(e.GetPosition()), int(e.GetRows())
+	if s.lost {
+		return nil, fault.New(fault.FailedPrecondition, "an entry of session %x was not computed", e.GetSession())
+	}
 	if changesTable(e) {
 		table := s.table
 		if table == nil {
@@ -72,17 +75,18 @@ func (p *pipeline) place(s *session, e *shardv1.Entry) (model.Sequence[float32],
 	return s.table, nil
 }
 
-// forget drops the block tables of entries that were not computed although they bring a table change.
-// The router assumes the change was made. Without it a later entry could write to pages that belong to
-// another session by now.
+// forget drops the block tables of entries that were not computed. Further entries of their sessions may
+// be on their way already, and a table change in one of them would vouch for the positions that are
+// missing now. So they are refused until the session is released.
 func (p *pipeline) forget(entries []*shardv1.Entry) {
 	h := p.held
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, e := range entries {
 		s := h.sessions[string(e.GetSession())]
-		if changesTable(e) && s != nil && s.pipeline == p.id && s.epoch <= e.GetEpoch() && s.table != nil {
+		if s != nil && s.pipeline == p.id && s.epoch <= e.GetEpoch() && s.table != nil {
 			s.table.Free()
+			s.lost = true
 		}
 	}
 }

@@ -93,9 +93,10 @@ const (
 // computed on this pipeline. Without one the position may be at most the cached length,
 // and a lower position shortens the cached length; the table keeps its pages.
 //
-// If an entry with a table change is refused, or its batch is dropped after its deadline,
-// then the session has no table on that stage any more, though its pages stay mapped. So
-// the session's next entry has to bring the whole table (`page_from` 0).
+// If an entry is refused, or its batch is dropped after its deadline, then the session has
+// no table on that stage any more, though its pages stay mapped. Further entries of the
+// session are refused with FAILED_PRECONDITION until it is released: a table change that
+// is on its way already would vouch for the rows that are missing.
 //
 // # Leases
 //
@@ -287,9 +288,10 @@ type ShardService_ExchangeClient = grpc.BidiStreamingClient[ExchangeRequest, Exc
 // computed on this pipeline. Without one the position may be at most the cached length,
 // and a lower position shortens the cached length; the table keeps its pages.
 //
-// If an entry with a table change is refused, or its batch is dropped after its deadline,
-// then the session has no table on that stage any more, though its pages stay mapped. So
-// the session's next entry has to bring the whole table (`page_from` 0).
+// If an entry is refused, or its batch is dropped after its deadline, then the session has
+// no table on that stage any more, though its pages stay mapped. Further entries of the
+// session are refused with FAILED_PRECONDITION until it is released: a table change that
+// is on its way already would vouch for the rows that are missing.
 //
 // # Leases
 //
