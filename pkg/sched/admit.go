@@ -25,26 +25,38 @@ func (s *Scheduler) admit() {
 		}
 		return 0
 	})
-	blocked := false
+	var blocked *sequence // the first
 	for _, q := range queue {
 		if len(s.running) >= s.cfg.Entries {
 			return
 		}
-		if blocked && s.now-s.stuck > overtakeLimit {
+		if blocked != nil && s.now-s.stuck > overtakeLimit {
 			return
 		}
-		if s.makeRoom(q, !blocked) {
+		if blocked != nil && !s.mayOvertake(q, blocked) {
+			continue
+		}
+		if s.makeRoom(q, blocked == nil) {
 			s.start(q)
-			if !blocked {
+			if blocked == nil {
 				s.stuck = 0
 			}
 			continue
 		}
-		if !blocked && s.stuck == 0 {
-			s.stuck = max(s.now, 1)
+		if blocked == nil {
+			blocked = q
+			if s.stuck == 0 {
+				s.stuck = max(s.now, 1)
+			}
 		}
-		blocked = true
 	}
+}
+
+// mayOvertake reports whether a sequence may use pages that are too few for the first of the queue. Its
+// tenant must not have had more service than the tenant of the other by more than the cache has positions.
+// So the service of tenants stays within a bound.
+func (s *Scheduler) mayOvertake(q, first *sequence) bool {
+	return q.tenant.service <= first.tenant.service+float64(s.pool.limit*s.cfg.PageLen)
 }
 
 // makeRoom reports whether there are pages for a sequence's log and for the growth of those that run.
@@ -54,7 +66,7 @@ func (s *Scheduler) makeRoom(q *sequence, first bool) bool {
 		reused, cached := s.matched(q)
 		need := s.pool.pagesFor(q.wanted()) - reused + len(s.running)/8
 		// Cached pages that the sequence itself reuses cannot be evicted for it.
-		if need <= s.pool.available(q.tenant, s.tenants.share())-cached {
+		if need <= s.pool.available(q.tenant, s.tenants.unit())-cached {
 			return true
 		}
 		if !first {
@@ -142,7 +154,7 @@ func (q *sequence) wanted() int {
 // few; the sequence keeps those that it got.
 func (s *Scheduler) grow(q *sequence, n int) bool {
 	for len(q.table) < s.pool.pagesFor(n) {
-		page, ok := s.pool.take(q.tenant, s.tenants.share())
+		page, ok := s.pool.take(q.tenant, s.tenants.unit())
 		if !ok {
 			return false
 		}
@@ -161,12 +173,12 @@ func (s *Scheduler) victim(q *sequence, waits bool) (worst *sequence, soon bool)
 	if q.Draft {
 		return nil, false
 	}
-	share := s.tenants.share()
+	unit := s.tenants.unit()
 	for _, o := range s.running {
 		if o == q || len(o.table) == 0 || o.toScore() || o.yield {
 			continue
 		}
-		if !o.Draft && !s.yields(o, q, share, waits) {
+		if !o.Draft && !s.yields(o, q, unit, waits) {
 			continue
 		}
 		if s.spared(o) && s.level(o) == s.level(q) {
@@ -187,16 +199,18 @@ func (s *Scheduler) spared(q *sequence) bool {
 }
 
 // yields reports whether a running sequence gives its pages to another one: to one of better priority,
-// to one of a tenant that has less than its share if its own tenant has more, and to an older one.
-func (s *Scheduler) yields(o, q *sequence, share int, waits bool) bool {
+// to one of a tenant that has less than its share if its own tenant has more, and else to one that is
+// served before it.
+func (s *Scheduler) yields(o, q *sequence, unit float64, waits bool) bool {
 	if a, b := s.level(o), s.level(q); a != b {
 		return a > b
 	}
-	greedy := o.tenant != q.tenant && o.tenant.pages > share && q.tenant.pages < share
+	own, other := q.tenant.share(unit), o.tenant.share(unit)
+	greedy := o.tenant != q.tenant && o.tenant.pages > other && q.tenant.pages < own
 	if waits {
-		return greedy && q.tenant.pages+s.pool.pagesFor(q.feed.Len()) <= share
+		return greedy && q.tenant.pages+s.pool.pagesFor(q.feed.Len()) <= own
 	}
-	return greedy || !(q.tenant != o.tenant && q.tenant.pages > share && o.tenant.pages <= share) && q.order < o.order
+	return greedy || !(q.tenant != o.tenant && q.tenant.pages > own && o.tenant.pages <= other) && s.before(q, o)
 }
 
 // giveUp makes a sequence give its pages back: at once, or when its row in flight has come back. A member

@@ -55,9 +55,9 @@ func (p *pool) spaceOf(tenant, namespace string) int32 {
 }
 
 // take takes a page for a tenant: a free one, or else the one that is evicted.
-func (p *pool) take(t *tenant, share int) (uint32, bool) {
+func (p *pool) take(t *tenant, unit float64) (uint32, bool) {
 	if len(p.free) == 0 || p.held() >= p.limit {
-		if !p.evict(t, share) {
+		if !p.evict(t, unit) {
 			return 0, false
 		}
 	}
@@ -70,13 +70,13 @@ func (p *pool) take(t *tenant, share int) (uint32, bool) {
 
 // available returns how many pages a tenant could take without preempting a sequence: free ones, its own
 // cached ones, and, up to its share, cached ones of tenants that hold more than their share.
-func (p *pool) available(t *tenant, share int) int {
+func (p *pool) available(t *tenant, unit float64) int {
 	n := max(0, p.limit-p.held())
-	lacks, others := share-t.pages-n, 0
+	lacks, others := t.share(unit)-t.pages-n, 0
 	if lacks > 0 && p.cached > t.cachedPages {
 		for _, o := range t.all.list {
 			if o != t {
-				others += min(o.cachedPages, max(0, o.pages-share))
+				others += min(o.cachedPages, max(0, o.pages-o.share(unit)))
 			}
 		}
 	}
@@ -86,11 +86,11 @@ func (p *pool) available(t *tenant, share int) int {
 // evict frees a cached page for a tenant. A tenant that has its share of the pages loses one of its
 // own. One that has less gets a page from the tenant that exceeds its share the most, so that no
 // tenant can drive the pages of another out of the cache below the share of the other.
-func (p *pool) evict(t *tenant, share int) bool {
+func (p *pool) evict(t *tenant, unit float64) bool {
 	victim := t
-	if t.pages < share {
+	if t.pages < t.share(unit) {
 		for _, o := range t.all.list {
-			if len(o.evictable.pages) > 0 && o.pages > share &&
+			if len(o.evictable.pages) > 0 && o.pages > o.share(unit) &&
 				(len(victim.evictable.pages) == 0 || victim == t || o.pages > victim.pages) {
 				victim = o
 			}

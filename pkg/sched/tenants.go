@@ -69,16 +69,21 @@ func (ts *tenants) least() float64 {
 	return ts.floor
 }
 
-// share returns a tenant's part of the pages: an even division among those that hold pages or have
-// work, at least as large as one page.
-func (ts *tenants) share() int {
-	n := 0
+// unit returns how many pages are the share of a tenant of weight 1: the pages are divided by weight among
+// the tenants that hold pages or have work.
+func (ts *tenants) unit() float64 {
+	sum := 0.0
 	for _, t := range ts.list {
 		if t.pages > 0 || t.active() {
-			n++
+			sum += t.weight
 		}
 	}
-	return max(1, ts.pool.limit/max(1, n))
+	return float64(ts.pool.limit) / max(sum, 1e-9)
+}
+
+// share is a tenant's share of the pages, at least one.
+func (t *tenant) share(unit float64) int {
+	return max(1, int(min(unit*t.weight, float64(t.all.pool.limit))))
 }
 
 // tenantsKept bounds the tenants without work that are remembered for the service they had.
