@@ -38,6 +38,11 @@ slowtest: ## Run the long tests: whole training runs, the race detector everywhe
 	$(if $(RACE),$(GO) test -race -timeout 60m ./...)
 	$(MAKE) fuzz FUZZTIME=60s
 
+SEEDS ?= 10000
+.PHONY: sim
+sim: ## Simulate SEEDS random fleets with faults, and a fleet of 1,000 shards.
+	LAMINA_SLOW=1 LAMINA_SIM_SEEDS=$(SEEDS) $(GO) test -count=1 -v -timeout 20m ./tests/sim -run TestSim
+
 .PHONY: integ
 integ: ## Run the integration scenarios in one process and as separate processes.
 	$(GO) test -count=1 -timeout 9m ./tests/integration -runner=inproc

@@ -15,6 +15,8 @@ type checks struct {
 	steps int
 	now   time.Duration
 	last  uint64 // the last step number
+	// service is what the tenants have received, counted apart from the scheduler.
+	service map[string]float64
 }
 
 type sentBatch struct {
@@ -26,6 +28,11 @@ func (p *pipe) checkStep(now time.Duration, commands []sched.Command) {
 	w, c := p.w, &p.checks
 	c.steps++
 	now = max(now, c.now) // the scheduler's time does not go back
+	if late := now - c.now - sched.StepEvery; late > 0 && c.steps > 1 {
+		for i := range c.sent { // the router was paused, and its scheduler allows for that
+			c.sent[i].deadline += late
+		}
+	}
 	c.now = now
 	failed := false
 	for _, command := range commands {
@@ -35,12 +42,13 @@ func (p *pipe) checkStep(now time.Duration, commands []sched.Command) {
 		case sched.Batch:
 			p.checkBatch(e)
 			c.sent = append(c.sent, sentBatch{now, e.Deadline})
-			if len(c.sent) > 64 {
-				c.sent = c.sent[32:]
-			}
 		}
 	}
-	if oldest := p.sched.Oldest(now); oldest > 0 && !failed {
+	oldest := p.sched.Oldest(now)
+	for len(c.sent) > 0 && c.sent[0].at < now-oldest {
+		c.sent = c.sent[1:]
+	}
+	if oldest > 0 && !failed {
 		limit := time.Duration(-1) // of the batches that were sent then
 		for _, s := range c.sent {
 			if s.at == now-oldest {
@@ -90,6 +98,9 @@ func (p *pipe) checkBatch(b sched.Batch) {
 		if e.Rows < 1 || e.Logits > e.Rows {
 			w.violate("%s sends %d rows of %s with %d logits", p.name, e.Rows, e.ID, e.Logits)
 		}
+		if w.sc.Fair {
+			p.count(e)
+		}
 		for _, o := range b.Entries[:i] {
 			if o.ID == e.ID {
 				w.violate("%s sends two entries of %s in step %d", p.name, e.ID, b.Step)
@@ -105,10 +116,40 @@ func (p *pipe) checkBatch(b sched.Batch) {
 	}
 	// Without faults every batch takes about the same time, so that a deadline that is much longer than
 	// any batch has ever taken would hide a stage that is frozen.
-	if b.Step > 64 && len(w.sc.Faults) == 0 && w.sc.Jitter == 0 && w.sc.Loss == 0 {
+	if b.Step > 24 && len(w.sc.Faults) == 0 && w.sc.Jitter == 0 && w.sc.Loss == 0 {
 		if most := w.longestStep(p, rows); b.Deadline > 2*time.Second+8*most {
 			w.violate("%s gives step %d the deadline %v, no step takes more than %v", p.name, b.Step, b.Deadline, most)
 		}
+	}
+}
+
+// count counts the service that an entry is for its tenant: 1 for a token of a prompt, and 2 for a generated
+// one. What was lost by a preemption is not counted again.
+func (p *pipe) count(e sched.Entry) {
+	q, c := p.seqs[e.ID], &p.checks
+	if c.service == nil {
+		c.service = map[string]float64{}
+	}
+	if _, known := c.service[q.tenant]; !known { // a tenant begins where the least served one is
+		least := -1.0
+		for _, s := range c.service {
+			if least < 0 || s < least {
+				least = s
+			}
+		}
+		c.service[q.tenant] = max(0, least)
+	}
+	weight := 1.0
+	if o := p.w.owner[e.ID]; o != nil && o.weight > 0 {
+		weight = o.weight
+	}
+	for pos := max(q.counted, e.Position); pos < e.Position+e.Rows-len(e.Drafts); pos++ {
+		cost := 1.0
+		if pos >= len(q.log) {
+			cost = 2
+		}
+		c.service[q.tenant] += cost / weight
+		q.counted = pos + 1
 	}
 }
 
@@ -154,17 +195,12 @@ func (p *pipe) pending(id sched.ID) bool {
 	return slices.ContainsFunc(p.events, func(e sched.Event) bool { s, ok := e.(sched.Submit); return ok && s.ID == id })
 }
 
-// fairness remembers what was seen about the service of tenants.
-type fairness struct {
-	checked int
-	worst   float64
-}
-
 // checkFairness checks the bound of the virtual token counter (Sheng et al. 2024, theorem 4.8): of two
-// tenants that both have waiting requests, neither has had more service than the other plus what a
-// request costs at most, or what all that fit into the cache cost.
+// tenants that both have waiting requests, neither has had more service than the other plus what a prompt
+// costs at most, and what all tokens that fit into the cache cost. Once more as many positions are what
+// others may have more while the first of the queue waits for pages.
 func (p *pipe) checkFairness() {
-	service := p.sched.Service()
+	service := p.checks.service
 	backlogged := map[string]bool{}
 	for _, id := range p.order {
 		if q := p.seqs[id]; !q.admitted && !q.draft {
@@ -185,10 +221,13 @@ func (p *pipe) checkFairness() {
 		}
 		high = max(high, s)
 	}
-	p.w.fair.checked++
-	p.w.fair.worst = max(p.w.fair.worst, high-low)
-	positions := float64(p.w.sc.Pages * p.w.sc.PageLen)
-	if bound := 2 * positions; high-low > bound {
+	// A prompt's token costs 1 and a generated one 2; weights are at least 1.
+	longest := p.w.sc.Load.To + p.w.sc.Load.PrefixLen
+	bound := float64(longest) + 3*float64(p.w.sc.Pages*p.w.sc.PageLen)
+	p.w.log("service %v backlogged %v", service, backlogged)
+	p.w.report.FairChecks++
+	p.w.report.Unfair = max(p.w.report.Unfair, (high-low)/bound)
+	if high-low > bound {
 		p.w.violate("%s: the service of two backlogged tenants differs by %.0f, more than %.0f", p.name, high-low, bound)
 	}
 }

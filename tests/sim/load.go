@@ -14,6 +14,8 @@ type Load struct {
 	// that is as long as the cache allows.
 	From, To, Tokens int
 	Long             float64
+	// Skewed says that tenant t1 has short prompts and long texts, and the others the opposite.
+	Skewed bool
 	// Prefixes is the number of texts with which prompts begin; 0 for none. PrefixLen is their length.
 	Prefixes, PrefixLen int
 	// The probabilities of what a request may ask for or do.
@@ -50,6 +52,12 @@ func (w *world) load() {
 		}
 		n := l.From + w.rnd.IntN(max(1, l.To-l.From+1))
 		q.maxTokens = 1 + w.rnd.IntN(l.Tokens)
+		switch {
+		case l.Skewed && q.tenant == "t1":
+			n, q.maxTokens = 1, l.Tokens
+		case l.Skewed:
+			n, q.maxTokens = l.To, 1
+		}
 		if w.chance(l.Long) {
 			n = capacity - q.maxTokens
 		}

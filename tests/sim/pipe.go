@@ -54,6 +54,7 @@ type sequence struct {
 	limit    int // of out
 	paused   bool
 	admitted bool
+	counted  int // positions that count as service
 	draft    bool
 	moved    bool   // it comes from another pipeline
 	reader   func() // is told that there are results

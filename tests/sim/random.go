@@ -94,3 +94,40 @@ func (sc *Scenario) drawFaults(r *rand.Rand, ms func(int, int) time.Duration, ch
 		sc.Faults = append(sc.Faults, f)
 	}
 }
+
+// Fair draws a scenario in which tenants always have waiting requests, and all bounds on their service are
+// checked.
+func Fair(seed uint64) Scenario {
+	r := rand.New(rand.NewPCG(seed, 0xfa1))
+	sc := Scenario{
+		Seed: seed, Routers: 1, Samplers: 1, Replicas: [][]int{{2, 4}}, PageLen: 4, BatchRows: 16, ChunkRows: 8,
+		Entries: 2 + r.IntN(6), Queue: 1000, CacheIdle: time.Second, Hop: time.Millisecond / 2,
+		BatchTime: 3 * time.Millisecond, RowTime: time.Millisecond / 4, Limit: 300 * time.Second, Fair: true,
+	}
+	sc.Load = Load{Requests: 250, Over: 300 * time.Millisecond, Tenants: 2 + r.IntN(4), From: 1, To: 2 + r.IntN(40),
+		Tokens: 1 + r.IntN(20), Skewed: seed%2 == 1}
+	sc.Pages = 16 + r.IntN(16)
+	return sc
+}
+
+// Large is a fleet of 1,000 shards with 10,000 requests, of which some processes are killed, frozen, slow or
+// cut off.
+func Large(seed uint64) Scenario {
+	r := rand.New(rand.NewPCG(seed, 0x1a2e))
+	sc := Scenario{
+		Seed: seed, Routers: 2, Samplers: 8, Pages: 128, PageLen: 8, BatchRows: 64, ChunkRows: 64, Entries: 64,
+		Queue: 64, CacheIdle: 2 * time.Second, Hop: time.Millisecond / 2, BatchTime: 8 * time.Millisecond,
+		RowTime: time.Millisecond / 4, Limit: 300 * time.Second,
+	}
+	for range 500 {
+		sc.Replicas = append(sc.Replicas, []int{3, 6})
+	}
+	sc.Load = Load{Requests: 10000, Over: 4 * time.Second, Tenants: 10, From: 8, To: 64, Tokens: 24, Prefixes: 50,
+		PrefixLen: 40, Cancel: 0.05, Sampled: 0.5, Priority: 0.1}
+	for range 60 {
+		sc.Faults = append(sc.Faults, Fault{At: time.Duration(r.IntN(4000)) * time.Millisecond, Kind: Kind(r.IntN(4)),
+			Node: r.IntN(1008), Other: r.IntN(1010), For: time.Duration(100+r.IntN(4000)) * time.Millisecond,
+			By: 2 + 20*r.Float64()})
+	}
+	return sc
+}

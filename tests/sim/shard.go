@@ -31,6 +31,7 @@ type stage struct {
 	pages    map[uint32]*page
 	up, down *stream
 	ended    bool
+	step     uint64        // the last one
 	asked    time.Duration // when the router was asked to shrink its lease; 0 for not
 }
 
@@ -218,7 +219,7 @@ func (st *stage) compute(b *batch) {
 			return
 		}
 		var reason string
-		retry := w.chance(w.sc.Refuse)
+		retry := w.chance(w.sc.Refuse) && b.Step > st.step // what was computed once is not refused
 		if retry {
 			reason = "injected: no KV memory"
 			st.p.tainted = true
@@ -244,6 +245,7 @@ func (st *stage) compute(b *batch) {
 		out.rows = append(out.rows, rows...)
 		out.logits = out.logits || e.Logits > 0
 	}
+	st.step = b.Step
 	st.forget(lost)
 	st.shard.notify()
 	last := st.index == len(st.p.stages)-1
@@ -373,16 +375,11 @@ func (st *stage) write(e sched.Entry, rows []row) {
 func (st *stage) forget(entries []sched.Entry) {
 	for _, e := range entries {
 		s := st.sessions[e.ID]
-		if s == nil {
-			s = &held{}
-			st.sessions[e.ID] = s
-		}
-		if s.table != nil {
+		if s != nil && s.table != nil {
 			s.table.Free()
 			st.drop(s.ids)
-			s.ids = nil
+			s.ids, s.lost = nil, true
 		}
-		s.lost = true
 	}
 }
 

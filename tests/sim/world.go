@@ -51,6 +51,10 @@ type Report struct {
 	Cached, Steps, Events, Evicted, LateAcks, Lost int
 	Virtual                                        time.Duration
 	FirstToken                                     []time.Duration
+	// FairChecks counts how often the service of tenants was compared, and Unfair is the largest
+	// difference as a part of the bound.
+	FairChecks int
+	Unfair     float64
 }
 
 // world is the whole fleet.
@@ -76,7 +80,6 @@ type world struct {
 	lost     int
 	steps    int
 	report   Report
-	fair     fairness
 }
 
 // Run runs a scenario and returns the first violation, if any. With trace, it writes a transcript.
