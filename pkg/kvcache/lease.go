@@ -174,6 +174,22 @@ func (l *Lease[F]) Asked() int {
 	return l.asks
 }
 
+// Owes reports whether other leases wait until this one shrinks. It may be used concurrently.
+func (l *Lease[F]) Owes() bool {
+	l.cache.mu.Lock()
+	defer l.cache.mu.Unlock()
+	return l.asked != none || l.granted > l.cache.target()
+}
+
+// Resume hands the lease to another goroutine of its pipeline, which may have missed a Notice, and
+// returns the number of pages that the pipeline may have. The lease must not have been asked to shrink.
+func (l *Lease[F]) Resume() int {
+	l.cache.mu.Lock()
+	defer l.cache.mu.Unlock()
+	l.told = l.granted
+	return l.told
+}
+
 // Acknowledge says that the pipeline will not map more than n pages until Notice says that it may. It
 // counts only while the pipeline is asked to shrink. If it has mapped more, the lease shrinks as they
 // are unmapped.

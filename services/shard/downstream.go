@@ -37,7 +37,7 @@ func dialStage(ctx context.Context, p *pipeline, open *shardv1.InferOpen) (*next
 	}
 	rest := &shardv1.InferOpen{
 		Pipeline: open.GetPipeline(), Digest: open.GetDigest(), Route: open.GetRoute()[1:], Sampler: open.GetSampler(),
-		HiddenType: open.GetHiddenType(),
+		HiddenType: open.GetHiddenType(), Epoch: open.GetEpoch(),
 	}
 	if err := stream.Send(
 		&shardv1.InferRequest{Frame: &shardv1.InferRequest_Open{Open: rest}},

@@ -38,8 +38,15 @@ type pipeline struct {
 	infoOpened *shardv1.InferOpened
 
 	lease    *kvcache.Lease[float32] // of the compute goroutine, except where its methods say otherwise
-	granted  int                     // pages of the lease when it was opened
+	granted  int                     // pages of the lease when the stream was attached
+	resumed  bool                    // the lease is that of the pipeline's former stream
 	sessions int                     // guarded by held.mu
+
+	epoch    uint64
+	fail     context.CancelCauseFunc // ends the stream
+	left     chan struct{}           // closed when the stream no longer uses the lease
+	detached bool                    // the stream has left its pages here; guarded by held.mu
+	grace    *time.Timer             // frees them
 }
 
 // work is a frame whose tensor is complete.
@@ -69,7 +76,7 @@ type downstream interface {
 }
 
 // Infer implements the inference stream.
-func (s *Service) Infer(up inferServer) error {
+func (s *Service) Infer(up inferServer) (err error) {
 	first, err := up.Recv()
 	if err != nil {
 		return err
@@ -85,54 +92,63 @@ func (s *Service) Infer(up inferServer) error {
 	if err != nil {
 		return err
 	}
+	if err := h.checkRoute(open.GetRoute()); err != nil {
+		return err
+	}
 	ctx, fail := context.WithCancelCause(up.Context())
 	defer fail(nil)
 	p := &pipeline{
 		service: s, held: h, id: string(open.GetPipeline()), hidden: open.GetHiddenType(), up: up,
-		work: make(chan work, queueLen),
+		work: make(chan work, queueLen), epoch: open.GetEpoch(), fail: fail, left: make(chan struct{}),
 	}
-	if p.lease, p.granted, err = h.cache.Open(p.id); err != nil {
-		return err
-	}
-	defer p.end()
-	if p.infoOpened, err = p.connect(ctx, fail, open); err != nil {
-		return err
-	}
-	if err := p.send(&shardv1.InferResponse{Frame: &shardv1.InferResponse_Opened{Opened: p.infoOpened}}); err != nil {
-		return err
-	}
-	s.log.Debug("open pipeline", "pipeline", fmt.Sprintf("%x", p.id), "layers", h.stage.Range.String())
-	return p.run(ctx, fail)
-}
-
-// connect opens the rest of the chain and collects the spans of its stages.
-func (p *pipeline) connect(
-	ctx context.Context, fail context.CancelCauseFunc, open *shardv1.InferOpen,
-) (*shardv1.InferOpened, error) {
 	// The router must not hang on a chain that does not open.
 	limit := time.AfterFunc(openLimit, func() {
 		fail(fault.New(fault.DeadlineExceeded, "open pipeline %x: the chain did not open in %v", p.id, openLimit))
 	})
 	defer limit.Stop()
+	if err := p.attach(ctx); err != nil {
+		return err
+	}
+	defer func() { p.leave(err) }()
+	if p.infoOpened, err = p.connect(ctx, open); err != nil {
+		if cause := context.Cause(ctx); cause != nil {
+			err = cause
+		}
+		return err
+	}
+	limit.Stop()
+	if err := p.send(&shardv1.InferResponse{Frame: &shardv1.InferResponse_Opened{Opened: p.infoOpened}}); err != nil {
+		return err
+	}
+	s.log.Debug("open pipeline", "pipeline", fmt.Sprintf("%x", p.id), "epoch", p.epoch, "resumed", p.resumed,
+		"layers", h.stage.Range.String())
+	return p.run(ctx)
+}
+
+// checkRoute reports a route whose hops do not fit the range. It is checked before anything else is done,
+// so that an open that cannot succeed does not end the pipeline's former stream.
+func (h *held) checkRoute(route []*shardv1.Hop) error {
+	if h.stage.Last() != (len(route) == 1) {
+		return fault.Field("open.route", "%d hops from layers %v of %d", len(route), h.stage.Range,
+			len(h.stage.Spec.Layers))
+	}
+	if len(route) > 1 && int(route[1].GetLo()) != h.stage.Range.Hi {
+		return fault.Field("open.route", "layers %d-%d do not follow %v", route[1].GetLo(), route[1].GetHi(),
+			h.stage.Range)
+	}
+	return nil
+}
+
+// connect opens the rest of the chain and collects the spans of its stages.
+func (p *pipeline) connect(ctx context.Context, open *shardv1.InferOpen) (*shardv1.InferOpened, error) {
 	opened := &shardv1.InferOpened{
 		Stages: []*shardv1.Held{p.held.describe()}, KernelClasses: []string{p.service.cfg.Kernels.Class()},
 	}
-	opened.Stages[0].Lease = proto.Uint32(uint32(p.granted))
-	last := p.held.stage.Last()
-	if last != (len(open.GetRoute()) == 1) {
-		return nil, fault.Field(
-			"open.route", "%d hops from layers %v of %d", len(open.GetRoute()), p.held.stage.Range,
-			len(p.held.stage.Spec.Layers),
-		)
-	}
-	if last {
+	opened.Stages[0].Lease, opened.Stages[0].Resumed = proto.Uint32(uint32(p.granted)), p.resumed
+	if p.held.stage.Last() {
 		down, err := dialSampler(ctx, p, open)
 		p.down = down
 		return opened, err
-	}
-	if next := open.GetRoute()[1]; int(next.GetLo()) != p.held.stage.Range.Hi {
-		return nil, fault.Field("open.route", "layers %d-%d do not follow %v", next.GetLo(), next.GetHi(),
-			p.held.stage.Range)
 	}
 	down, rest, err := dialStage(ctx, p, open)
 	p.down = down
@@ -148,11 +164,11 @@ func (p *pipeline) connect(
 // handler, because Recv returns only then, so it uses nothing but the queue. run waits for the
 // others: compute, receive from downstream, and notify, which ends after these two. The first
 // failure ends all of them.
-func (p *pipeline) run(ctx context.Context, fail context.CancelCauseFunc) error {
+func (p *pipeline) run(ctx context.Context) error {
 	go func() {
 		defer close(p.work)
 		if err := p.receive(ctx); err != nil {
-			fail(err)
+			p.fail(err)
 		}
 	}()
 	var g errgroup.Group
@@ -162,14 +178,14 @@ func (p *pipeline) run(ctx context.Context, fail context.CancelCauseFunc) error 
 			err = p.down.close()
 		}
 		if err != nil {
-			fail(err)
+			p.fail(err)
 		}
 		return err
 	})
 	g.Go(func() error {
 		err := p.down.receive()
 		if err != nil {
-			fail(err)
+			p.fail(err)
 		}
 		return err
 	})
@@ -177,7 +193,7 @@ func (p *pipeline) run(ctx context.Context, fail context.CancelCauseFunc) error 
 	stop := make(chan struct{})
 	notifier.Go(func() {
 		if err := p.notify(ctx, stop); err != nil {
-			fail(err)
+			p.fail(err)
 		}
 	})
 	err := g.Wait()

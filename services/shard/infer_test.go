@@ -36,6 +36,7 @@ const (
 // The test plays the router.
 type inferRig struct {
 	t       *testing.T
+	network *memnet.Network
 	ctx     context.Context
 	shards  []shardv1.ShardServiceClient
 	route   []*shardv1.Hop
@@ -83,6 +84,11 @@ func (s *rowSink) Push(up grpc.BidiStreamingServer[samplerv1.PushRequest, sample
 
 func newInferRig(t *testing.T, stages int, leaseLimit time.Duration) *inferRig {
 	t.Helper()
+	return newInferRigWith(t, stages, shard.Config{LeaseLimit: leaseLimit})
+}
+
+func newInferRigWith(t *testing.T, stages int, cfg shard.Config) *inferRig {
+	t.Helper()
 	dir := os.Getenv("LAMINA_SHARED")
 	if dir == "" {
 		dir = "../../../shared"
@@ -99,7 +105,7 @@ func newInferRig(t *testing.T, stages int, leaseLimit time.Duration) *inferRig {
 	network := memnet.New()
 	dialer := rpc.NewDialer(rpc.DialOptions{Net: network})
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	r := &inferRig{t: t, ctx: ctx, sampler: &rowSink{rows: map[string]chan *samplerv1.Row{}}}
+	r := &inferRig{t: t, network: network, ctx: ctx, sampler: &rowSink{rows: map[string]chan *samplerv1.Row{}}}
 	var servers sync.WaitGroup
 	serve := func(name string, register func(grpc.ServiceRegistrar)) {
 		server := rpc.NewServer(rpc.ServerOptions{Log: slog.New(slog.DiscardHandler)})
@@ -115,10 +121,10 @@ func newInferRig(t *testing.T, stages int, leaseLimit time.Duration) *inferRig {
 		})
 	}
 	serve("mem:sampler", func(s grpc.ServiceRegistrar) { samplerv1.RegisterSamplerServiceServer(s, r.sampler) })
+	cfg.Dialer, cfg.Kernels, cfg.KVPositions = dialer, set, cachePages*pageLen
 	for i, span := range model.Split(len(files.Spec.Layers), stages) {
 		name := fmt.Sprintf("mem:shard-%d", i)
-		s := shard.New(shard.Config{Dialer: dialer, Kernels: set, KVPositions: cachePages * pageLen,
-			LeaseLimit: leaseLimit})
+		s := shard.New(cfg)
 		if err := s.Hold("stories", modelDigest, files, span); err != nil {
 			t.Fatal(err)
 		}
@@ -174,16 +180,22 @@ func sessionName(n int) []byte { return fmt.Appendf(nil, "session%09d", n) }
 // open opens a pipeline through all stages.
 func (r *inferRig) open(name []byte) (*testPipeline, error) {
 	r.t.Helper()
-	stream, err := r.shards[0].Infer(r.ctx)
+	return r.openFrom(0, name, 0)
+}
+
+// openFrom opens a pipeline through the stages from the given one on, under an epoch.
+func (r *inferRig) openFrom(stage int, name []byte, epoch uint64) (*testPipeline, error) {
+	r.t.Helper()
+	stream, err := r.shards[stage].Infer(r.ctx)
 	if err != nil {
-		r.t.Fatal(err)
+		return nil, rpc.FromStatus(err)
 	}
 	p := &testPipeline{
 		inferRig: r, stream: stream, rows: r.sampler.of(name), frames: make(chan *shardv1.InferResponse, 1024),
 		leases: make(chan *shardv1.Lease, 1024), ended: make(chan error, 1),
 	}
 	p.send(&shardv1.InferRequest{Frame: &shardv1.InferRequest_Open{Open: &shardv1.InferOpen{
-		Pipeline: name, Digest: modelDigest, Route: r.route, Sampler: "mem:sampler",
+		Pipeline: name, Digest: modelDigest, Route: r.route[stage:], Sampler: "mem:sampler", Epoch: epoch,
 	}}})
 	first, err := stream.Recv()
 	if err != nil {

@@ -34,6 +34,8 @@ type Config struct {
 	KVPositions int
 	// LeaseLimit bounds the time that a pipeline may take to acknowledge a smaller lease; 0 means 10 s.
 	LeaseLimit time.Duration
+	// Grace is how long the pages of a pipeline are kept whose connection has broken; 0 means 5 s.
+	Grace time.Duration
 	// Bus carries gradient events; nil for a shard that does not train.
 	Bus Bus
 }
@@ -47,6 +49,7 @@ const (
 	maxRows            = 4096             // of a batch
 	maxSessions        = 1 << 16          // of a pipeline
 	defaultLeaseLimit  = 10 * time.Second
+	defaultGrace       = 5 * time.Second
 )
 
 // Service implements lamina.shard.v1.ShardService.
@@ -75,6 +78,7 @@ type held struct {
 
 	mu        sync.Mutex
 	sessions  map[string]*session
+	pipelines map[string]*pipeline // that have a stream or are detached
 	rows      uint64
 	computeUS uint64
 }
@@ -115,6 +119,9 @@ func New(c Config) *Service {
 	if s.cfg.LeaseLimit == 0 {
 		s.cfg.LeaseLimit = defaultLeaseLimit
 	}
+	if s.cfg.Grace == 0 {
+		s.cfg.Grace = defaultGrace
+	}
 	if c.Metrics != nil {
 		c.Metrics.MustRegister(s.rows, s.batches, s.compute, prometheus.NewGaugeFunc(
 			prometheus.GaugeOpts{Name: "lamina_shard_kv_pages", Help: "KV pages in use."}, s.pages))
@@ -148,7 +155,7 @@ func (s *Service) Hold(name, digest string, files *model.Files, r model.Range) e
 	s.held = append(s.held, &held{
 		name: name, digest: digest, stage: stage, cache: kvcache.New(
 			stage.CacheConfig(pages), stage.Kernels(),
-		), sessions: map[string]*session{},
+		), sessions: map[string]*session{}, pipelines: map[string]*pipeline{},
 	})
 	if unused := files.Spec.Unused; len(unused) > 0 {
 		s.log.Info("load the language model only", "model", name, "unused", strings.Join(unused, ", "))

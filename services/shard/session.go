@@ -114,19 +114,3 @@ func (p *pipeline) release(r *shardv1.Release) {
 		}
 	}
 }
-
-// end drops all sessions of the pipeline and unmaps its pages. Holding the compute lock means that no
-// batch uses them.
-func (p *pipeline) end() {
-	h := p.held
-	h.compute.Lock()
-	defer h.compute.Unlock()
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for name, s := range h.sessions {
-		if s.pipeline == p.id {
-			delete(h.sessions, name)
-		}
-	}
-	p.lease.Close() // with all its tables
-}

@@ -283,10 +283,13 @@ type Held struct {
 	Positions uint32 `protobuf:"varint,16,opt,name=positions,proto3" json:"positions,omitempty"`
 	// In `opened` only: KV pages that the pipeline may map at first. It may be 0.
 	Lease *uint32 `protobuf:"varint,17,opt,name=lease,proto3,oneof" json:"lease,omitempty"`
-	// Pipelines that are open on this range.
+	// Pipelines that are open or detached on this range.
 	Pipelines uint32 `protobuf:"varint,18,opt,name=pipelines,proto3" json:"pipelines,omitempty"`
 	// Their leases, in the order in which they were opened.
-	Leases        []*LeaseInfo `protobuf:"bytes,19,rep,name=leases,proto3" json:"leases,omitempty"`
+	Leases []*LeaseInfo `protobuf:"bytes,19,rep,name=leases,proto3" json:"leases,omitempty"`
+	// In `opened` only: the stage has kept the pages that the pipeline had mapped under its
+	// former epoch.
+	Resumed       bool `protobuf:"varint,20,opt,name=resumed,proto3" json:"resumed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -452,6 +455,13 @@ func (x *Held) GetLeases() []*LeaseInfo {
 		return x.Leases
 	}
 	return nil
+}
+
+func (x *Held) GetResumed() bool {
+	if x != nil {
+		return x.Resumed
+	}
+	return false
 }
 
 // LeaseInfo is the lease of one pipeline.
@@ -716,7 +726,10 @@ type InferOpen struct {
 	Sampler string `protobuf:"bytes,4,opt,name=sampler,proto3" json:"sampler,omitempty"`
 	// The element type of hidden states between stages; unspecified means f32. bf16
 	// rounds them, so that a split changes the result.
-	HiddenType    v1.ElementType `protobuf:"varint,5,opt,name=hidden_type,json=hiddenType,proto3,enum=lamina.tensor.v1.ElementType" json:"hidden_type,omitempty"`
+	HiddenType v1.ElementType `protobuf:"varint,5,opt,name=hidden_type,json=hiddenType,proto3,enum=lamina.tensor.v1.ElementType" json:"hidden_type,omitempty"`
+	// Grows each time the router opens the pipeline again. 0 for a pipeline that is never
+	// opened again, of which the stages keep nothing when a stream breaks.
+	Epoch         uint64 `protobuf:"varint,6,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -784,6 +797,13 @@ func (x *InferOpen) GetHiddenType() v1.ElementType {
 		return x.HiddenType
 	}
 	return v1.ElementType(0)
+}
+
+func (x *InferOpen) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
 }
 
 // Batch is one step's work for a stage: the rows of many sequences.
@@ -3319,7 +3339,7 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x04held\x18\x01 \x03(\v2\x15.lamina.shard.v1.HeldR\x04held\x12!\n" +
 	"\fkernel_class\x18\x02 \x01(\tR\vkernelClass\x12\x18\n" +
 	"\athreads\x18\x03 \x01(\rR\athreads\x12\x16\n" +
-	"\x06trains\x18\x04 \x01(\bR\x06trains\"\x99\x04\n" +
+	"\x06trains\x18\x04 \x01(\bR\x06trains\"\xb3\x04\n" +
 	"\x04Held\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x0e\n" +
@@ -3341,7 +3361,8 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\tpositions\x18\x10 \x01(\rR\tpositions\x12\x19\n" +
 	"\x05lease\x18\x11 \x01(\rH\x00R\x05lease\x88\x01\x01\x12\x1c\n" +
 	"\tpipelines\x18\x12 \x01(\rR\tpipelines\x122\n" +
-	"\x06leases\x18\x13 \x03(\v2\x1a.lamina.shard.v1.LeaseInfoR\x06leasesB\b\n" +
+	"\x06leases\x18\x13 \x03(\v2\x1a.lamina.shard.v1.LeaseInfoR\x06leases\x12\x18\n" +
+	"\aresumed\x18\x14 \x01(\bR\aresumedB\b\n" +
 	"\x06_lease\"Q\n" +
 	"\tLeaseInfo\x12\x1a\n" +
 	"\bpipeline\x18\x01 \x01(\fR\bpipeline\x12\x14\n" +
@@ -3356,14 +3377,15 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x05batch\x18\x02 \x01(\v2\x16.lamina.shard.v1.BatchH\x00R\x05batch\x12/\n" +
 	"\x05chunk\x18\x03 \x01(\v2\x17.lamina.tensor.v1.ChunkH\x00R\x05chunk\x124\n" +
 	"\arelease\x18\x04 \x01(\v2\x18.lamina.shard.v1.ReleaseH\x00R\areleaseB\a\n" +
-	"\x05frame\"\xc5\x01\n" +
+	"\x05frame\"\xdb\x01\n" +
 	"\tInferOpen\x12\x1a\n" +
 	"\bpipeline\x18\x01 \x01(\fR\bpipeline\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12*\n" +
 	"\x05route\x18\x03 \x03(\v2\x14.lamina.shard.v1.HopR\x05route\x12\x18\n" +
 	"\asampler\x18\x04 \x01(\tR\asampler\x12>\n" +
 	"\vhidden_type\x18\x05 \x01(\x0e2\x1d.lamina.tensor.v1.ElementTypeR\n" +
-	"hiddenType\"\xb2\x01\n" +
+	"hiddenType\x12\x14\n" +
+	"\x05epoch\x18\x06 \x01(\x04R\x05epoch\"\xb2\x01\n" +
 	"\x05Batch\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x1f\n" +
 	"\vdeadline_ms\x18\x02 \x01(\rR\n" +

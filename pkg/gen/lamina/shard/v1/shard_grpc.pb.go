@@ -64,11 +64,11 @@ const (
 //     acknowledge it by a `release` once the pipeline holds no more pages than that.
 //  6. Upstream closes its side to end the pipeline: the stage frees the pipeline's
 //     sessions and pages, closes its downstream side, waits for its end, and returns OK.
-//  7. A stream error means the pipeline is gone: each stage frees the pipeline's
-//     sessions and pages, cancels downstream and reports the error upstream. Only what
-//     breaks the stream itself is one: frames out of order, a tensor whose shape or bytes
-//     do not fit its batch, a kernel that fails. What is wrong with one session never is.
-//     A pipeline name that is open on the span already is refused with ALREADY_EXISTS.
+//  7. A stream error breaks the pipeline: each stage ends its part of it, cancels
+//     downstream and reports the error upstream. Only what breaks the stream itself is
+//     one: frames out of order, a tensor whose shape or bytes do not fit its batch, a
+//     kernel that fails. What is wrong with one session never is. What happens to the
+//     pipeline's pages then is described under Epochs.
 //
 // A session belongs to the pipeline that first named it. Positions are explicit:
 // an entry at position p below the cached length first drops the cache from p on, so
@@ -119,6 +119,26 @@ const (
 //     for dead: the stage ends the stream with DEADLINE_EXCEEDED.
 //   - A router that acknowledges a lease while it holds more pages keeps what it holds,
 //     and its lease shrinks as it releases them.
+//
+// # Epochs
+//
+// A broken link need not cost what a pipeline has computed. If `InferOpen.epoch` is not 0,
+// then a stage whose stream ends by a broken connection keeps the pipeline's mapped pages
+// for a grace period (5 seconds): the pipeline is detached. Its sessions and block tables
+// are dropped. A pipeline that is ended by its upstream, by a frame that is an error or by
+// a kernel that failed keeps nothing, nor does one that owes an acknowledgement.
+//
+//   - An open with the same name and a higher epoch re-attaches: the stage goes on with
+//     the mapped pages and answers `Held.resumed`. A stage that has nothing of the
+//     pipeline starts empty, and says so by `resumed` = false.
+//   - If the former stream still lives, it is fenced first: it ends with ABORTED, nothing
+//     that arrives on it is computed any more, and nothing that it had computed is sent.
+//   - The same name with an epoch that is not higher is refused with ALREADY_EXISTS.
+//   - After a re-attachment no session has a block table. Frames may have been lost, so
+//     the router releases every page id that it does not need, and sends whole tables.
+//     Every position for which it has a result was computed by all stages.
+//   - A detached pipeline keeps its lease. It loses everything after the grace period, or
+//     at once when a pipeline of another name is opened on the span.
 //
 // # Draft tokens
 //
@@ -259,11 +279,11 @@ type ShardService_ExchangeClient = grpc.BidiStreamingClient[ExchangeRequest, Exc
 //     acknowledge it by a `release` once the pipeline holds no more pages than that.
 //  6. Upstream closes its side to end the pipeline: the stage frees the pipeline's
 //     sessions and pages, closes its downstream side, waits for its end, and returns OK.
-//  7. A stream error means the pipeline is gone: each stage frees the pipeline's
-//     sessions and pages, cancels downstream and reports the error upstream. Only what
-//     breaks the stream itself is one: frames out of order, a tensor whose shape or bytes
-//     do not fit its batch, a kernel that fails. What is wrong with one session never is.
-//     A pipeline name that is open on the span already is refused with ALREADY_EXISTS.
+//  7. A stream error breaks the pipeline: each stage ends its part of it, cancels
+//     downstream and reports the error upstream. Only what breaks the stream itself is
+//     one: frames out of order, a tensor whose shape or bytes do not fit its batch, a
+//     kernel that fails. What is wrong with one session never is. What happens to the
+//     pipeline's pages then is described under Epochs.
 //
 // A session belongs to the pipeline that first named it. Positions are explicit:
 // an entry at position p below the cached length first drops the cache from p on, so
@@ -314,6 +334,26 @@ type ShardService_ExchangeClient = grpc.BidiStreamingClient[ExchangeRequest, Exc
 //     for dead: the stage ends the stream with DEADLINE_EXCEEDED.
 //   - A router that acknowledges a lease while it holds more pages keeps what it holds,
 //     and its lease shrinks as it releases them.
+//
+// # Epochs
+//
+// A broken link need not cost what a pipeline has computed. If `InferOpen.epoch` is not 0,
+// then a stage whose stream ends by a broken connection keeps the pipeline's mapped pages
+// for a grace period (5 seconds): the pipeline is detached. Its sessions and block tables
+// are dropped. A pipeline that is ended by its upstream, by a frame that is an error or by
+// a kernel that failed keeps nothing, nor does one that owes an acknowledgement.
+//
+//   - An open with the same name and a higher epoch re-attaches: the stage goes on with
+//     the mapped pages and answers `Held.resumed`. A stage that has nothing of the
+//     pipeline starts empty, and says so by `resumed` = false.
+//   - If the former stream still lives, it is fenced first: it ends with ABORTED, nothing
+//     that arrives on it is computed any more, and nothing that it had computed is sent.
+//   - The same name with an epoch that is not higher is refused with ALREADY_EXISTS.
+//   - After a re-attachment no session has a block table. Frames may have been lost, so
+//     the router releases every page id that it does not need, and sends whole tables.
+//     Every position for which it has a result was computed by all stages.
+//   - A detached pipeline keeps its lease. It loses everything after the grace period, or
+//     at once when a pipeline of another name is opened on the span.
 //
 // # Draft tokens
 //
