@@ -93,6 +93,15 @@ type Lease struct{ Lo, Pages int }
 // Spare says whether another pipeline could take over if this one died.
 type Spare struct{ Available bool }
 
+// Reopened says that the chain had broken and is open again. The stages have kept the pages that were
+// mapped. What was in flight is lost, and so are all block tables and what was sent to the stages last.
+type Reopened struct {
+	// Sampler says that the sampler's stream is a new one too, so that the sampler knows no sequence.
+	Sampler bool
+	// Leases are those of all stages.
+	Leases []Lease
+}
+
 // DraftReady says whether a draft model can be asked for draft tokens for a sequence.
 type DraftReady struct {
 	ID    ID
@@ -128,6 +137,7 @@ func (Pause) event()      {}
 func (Resume) event()     {}
 func (Lease) event()      {}
 func (Spare) event()      {}
+func (Reopened) event()   {}
 func (DraftReady) event() {}
 func (Drafted) event()    {}
 func (Round) event()      {}

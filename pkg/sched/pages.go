@@ -12,6 +12,7 @@ type pool struct {
 	limit   int      // pages that the leases of all stages allow
 	free    []uint32 // ids of free pages; the last is taken next
 	freed   []uint32 // freed since the last Release
+	top     int      // one more than the highest id that was ever taken
 	refs    []int32
 	owner   []*tenant // who is charged for a page
 	cached  int
@@ -63,6 +64,7 @@ func (p *pool) take(t *tenant, unit float64) (uint32, bool) {
 	}
 	page := p.free[len(p.free)-1]
 	p.free = p.free[:len(p.free)-1]
+	p.top = max(p.top, int(page)+1)
 	p.refs[page], p.owner[page] = 1, t
 	t.pages++
 	return page, true
@@ -129,6 +131,16 @@ func (p *pool) put(page uint32) {
 	p.owner[page] = nil
 	p.free = append(p.free, page)
 	p.freed = append(p.freed, page)
+}
+
+// freeAgain makes the next Release name every free page that a stage may have mapped.
+func (p *pool) freeAgain() {
+	p.freed = p.freed[:0]
+	for _, page := range p.free {
+		if int(page) < p.top {
+			p.freed = append(p.freed, page)
+		}
+	}
 }
 
 // hold adds a sequence to an indexed page.

@@ -130,7 +130,8 @@ func (s *Scheduler) handle(e Event) {
 	case Accepted:
 		if q := s.byID[e.ID]; q != nil && !q.accepted {
 			q.accepted = true
-			if !q.Draft || q.draft.round == 0 {
+			if !q.started {
+				q.started = true
 				s.do(Started{q.ID})
 			}
 		}
@@ -156,6 +157,8 @@ func (s *Scheduler) handle(e Event) {
 		s.lease(e)
 	case Spare:
 		s.timing.spare = e.Available
+	case Reopened:
+		s.reopened(e)
 	case DraftReady:
 		if q := s.byID[e.ID]; q != nil && len(q.spec.proposers) > 0 {
 			q.spec.ready = e.Ready

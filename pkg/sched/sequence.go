@@ -19,6 +19,7 @@ type sequence struct {
 	running  bool
 	added    bool // to the sampler
 	accepted bool // by the sampler
+	started  bool // it was accepted once
 	paused   bool // its reader has no room
 	fresh    bool // it has all pages of its log, and has had no token since it was admitted
 	yield    bool // it is preempted as soon as it is not in flight

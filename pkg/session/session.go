@@ -104,6 +104,10 @@ func (s *Session) Rewind(log []int32) {
 	s.sent, s.waiting, s.drafts = same, false, nil
 }
 
+// Resend makes the positions from n on due again, of those that were sent. A token in flight is no longer
+// expected.
+func (s *Session) Resend(n int) { s.sent, s.waiting, s.drafts = min(s.sent, n), false, nil }
+
 // End stops the session. It sends and accepts nothing more.
 func (s *Session) End() { s.ended = true }
 

@@ -1,0 +1,51 @@
+package sched
+
+// reopened makes the scheduler go on after its chain had broken. Every running sequence goes back to the
+// last position of which it is known that all stages have computed it, and brings its whole block table
+// with its next entry. A page is never lost by this: the positions up to there are on mapped pages, and
+// all later ones are written again.
+//
+// The sampler picks once for each position of an epoch. It may have picked for a row whose token did not
+// arrive, or may still do so for a row that the former chain had sent. So a sequence whose result was
+// awaited is added to the sampler again, under the next epoch: earlier results no longer count, and the
+// same position gives the same token once more.
+func (s *Scheduler) reopened(e Reopened) {
+	clear(s.inFlight)
+	s.flights = s.flights[:0]
+	for _, q := range s.running {
+		awaited := q.feed.Waiting() || q.scoring > 0
+		q.done = max(q.done, q.scores) // scores arrive one by one, in the order of positions
+		q.scoring = 0
+		q.feed.Resend(q.done)
+		q.known, q.step = 0, 0
+		q.spec.sent, q.spec.accepted = 0, 0
+		s.dropStale(q.stale) // no table of a stage names them any more
+		q.stale = nil
+		if e.Sampler || awaited {
+			s.addAgain(q)
+		}
+	}
+	for _, q := range s.waiting {
+		if e.Sampler {
+			s.addAgain(q)
+		}
+	}
+	for _, q := range append([]*sequence(nil), s.running...) {
+		if q.yield {
+			s.preempt(q)
+		}
+	}
+	s.pool.freeAgain()
+	s.acks = nil // a stage that still wants less asks again
+	for _, l := range e.Leases {
+		s.lease(l)
+	}
+}
+
+// addAgain adds a sequence to the sampler under its next epoch.
+func (s *Scheduler) addAgain(q *sequence) {
+	q.Epoch++
+	q.accepted, q.asked = false, s.now
+	q.draft.picked = none
+	s.do(Add{q.ID, q.Epoch})
+}
