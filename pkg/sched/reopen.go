@@ -17,7 +17,7 @@ func (s *Scheduler) reopened(e Reopened) {
 		q.done = max(q.done, q.scores) // scores arrive one by one, in the order of positions
 		q.scoring = 0
 		q.feed.Resend(q.done)
-		q.known, q.step = 0, 0
+		q.known, q.step, q.since = 0, 0, s.step
 		q.spec.sent, q.spec.accepted = 0, 0
 		s.dropStale(q.stale) // no table of a stage names them any more
 		q.stale = nil
@@ -26,7 +26,7 @@ func (s *Scheduler) reopened(e Reopened) {
 		}
 	}
 	for _, q := range s.waiting {
-		if e.Sampler {
+		if q.since = s.step; e.Sampler {
 			s.addAgain(q)
 		}
 	}
@@ -42,10 +42,13 @@ func (s *Scheduler) reopened(e Reopened) {
 	}
 }
 
-// addAgain adds a sequence to the sampler under its next epoch.
+// addAgain adds a sequence that the sampler knows to the sampler under its next epoch.
 func (s *Scheduler) addAgain(q *sequence) {
+	if !q.added {
+		return
+	}
 	q.Epoch++
-	q.accepted, q.asked = false, s.now
+	q.accepted = false
 	q.draft.picked = none
-	s.do(Add{q.ID, q.Epoch})
+	s.addToSampler(q)
 }

@@ -125,3 +125,13 @@ func (t *timing) promptRows(most int) int {
 	}
 	return min(most, max(leastChunk, int(chunkShare*t.service/t.row)))
 }
+
+// Replay returns about how long it takes to compute again what the running sequences have on this
+// pipeline, or 0 if that is not known.
+func (s *Scheduler) Replay() time.Duration {
+	n := 0
+	for _, q := range s.running {
+		n += q.done
+	}
+	return time.Duration(float64(n) * s.timing.row * float64(time.Second))
+}

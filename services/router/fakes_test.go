@@ -99,7 +99,9 @@ func (s *fakeSampler) Sample(stream grpc.BidiStreamingServer[samplerv1.SampleReq
 	defer func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		delete(s.pipelines, name)
+		if s.pipelines[name] == p {
+			delete(s.pipelines, name)
+		}
 	}()
 	if err := stream.Send(
 		&samplerv1.SampleResponse{Frame: &samplerv1.SampleResponse_Opened{Opened: &samplerv1.SampleOpened{}}},

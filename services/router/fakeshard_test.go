@@ -2,6 +2,8 @@ package router_test
 
 import (
 	"context"
+	"errors"
+	"io"
 	"slices"
 	"sync"
 	"time"
@@ -42,12 +44,16 @@ type fakeShard struct {
 	struck  int                 // sessions held when the fault happened
 	lend    time.Duration       // how long a new pipeline waits for its pages
 	faults  []string            // the router's violations of the protocol
+
+	streams map[string]*fakePipeline // by the pipeline's name
+	kept    map[string]*fakePipeline // of streams that broke
+	forgets bool                     // it keeps nothing when a stream breaks
 }
 
 func newFakeShard(d *rpc.Dialer, lo, hi int) *fakeShard {
 	return &fakeShard{
 		dialer: d, model: "fake", digest: digest, lo: uint32(lo), hi: uint32(hi), pages: 1024, answer: next,
-		tables: map[string][]uint32{},
+		tables: map[string][]uint32{}, streams: map[string]*fakePipeline{}, kept: map[string]*fakePipeline{},
 	}
 }
 
@@ -111,7 +117,7 @@ func (s *fakeShard) Describe(context.Context, *shardv1.DescribeRequest) (*shardv
 
 // Infer is one pipeline. Its answers from downstream are relayed by a goroutine that
 // ends with the stream.
-func (s *fakeShard) Infer(up grpc.BidiStreamingServer[shardv1.InferRequest, shardv1.InferResponse]) error {
+func (s *fakeShard) Infer(up grpc.BidiStreamingServer[shardv1.InferRequest, shardv1.InferResponse]) (err error) {
 	first, err := up.Recv()
 	if err != nil {
 		return err
@@ -121,8 +127,17 @@ func (s *fakeShard) Infer(up grpc.BidiStreamingServer[shardv1.InferRequest, shar
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
-	p := &fakePipeline{shard: s, up: up, names: map[string]bool{}, pages: map[uint32][]uint32{}}
-	defer p.end()
+	p := &fakePipeline{shard: s, up: up, names: map[string]bool{}, pages: map[uint32][]uint32{}, cancel: cancel,
+		name: string(open.GetPipeline()), epoch: open.GetEpoch(), left: make(chan struct{})}
+	if err := p.attach(ctx); err != nil {
+		return err
+	}
+	defer func() {
+		if err = rpc.FromStatus(err); errors.Is(err, io.EOF) { // of a Send
+			err = fault.New(fault.Unavailable, "the stream downstream has ended")
+		}
+		p.end(err)
+	}()
 	opened, err := p.connect(ctx, open)
 	if err != nil {
 		return err
@@ -157,7 +172,7 @@ func (s *fakeShard) Infer(up grpc.BidiStreamingServer[shardv1.InferRequest, shar
 		select {
 		case r, ok := <-work:
 			if !ok {
-				return up.Context().Err()
+				return up.Context().Err() // nil after a clean end
 			}
 			if err := p.take(ctx, r); err != nil {
 				return err
@@ -181,6 +196,41 @@ type fakePipeline struct {
 	push  grpc.BidiStreamingClient[samplerv1.PushRequest, samplerv1.PushResponse]
 	names map[string]bool
 	pages map[uint32][]uint32 // the ids in each page that is mapped
+
+	name    string
+	epoch   uint64
+	cancel  func()
+	left    chan struct{} // closed at the end of the stream
+	resumed bool
+}
+
+// attach takes over the pages of the pipeline's former stream, and ends that stream first if it lives.
+func (p *fakePipeline) attach(ctx context.Context) error {
+	s := p.shard
+	for {
+		s.mu.Lock()
+		old := s.streams[p.name]
+		switch {
+		case old == nil:
+			if kept := s.kept[p.name]; kept != nil && kept.epoch < p.epoch {
+				p.pages, p.resumed = kept.pages, true
+			}
+			clear(s.kept)
+			s.streams[p.name] = p
+			s.mu.Unlock()
+			return nil
+		case old.epoch >= p.epoch:
+			s.mu.Unlock()
+			return fault.New(fault.AlreadyExists, "open pipeline: it is open")
+		}
+		s.mu.Unlock()
+		old.cancel()
+		select {
+		case <-old.left:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 func (p *fakePipeline) answer(r *shardv1.InferResponse) error {
@@ -210,6 +260,7 @@ func (p *fakePipeline) connect(ctx context.Context, open *shardv1.InferOpen) (*s
 	if p.shard.lendAfter() > 0 {
 		out.Stages[0].Lease = new(uint32)
 	}
+	out.Stages[0].Resumed = p.resumed
 	if len(open.GetRoute()) == 1 {
 		conn, err := p.shard.dialer.Dial(open.GetSampler())
 		if err != nil {
@@ -236,6 +287,7 @@ func (p *fakePipeline) connect(ctx context.Context, open *shardv1.InferOpen) (*s
 	}
 	frame := &shardv1.InferOpen{
 		Pipeline: open.GetPipeline(), Digest: open.GetDigest(), Route: open.GetRoute()[1:], Sampler: open.GetSampler(),
+		Epoch: open.GetEpoch(),
 	}
 	if err := p.down.Send(&shardv1.InferRequest{Frame: &shardv1.InferRequest_Open{Open: frame}}); err != nil {
 		return nil, err
@@ -265,13 +317,19 @@ func (p *fakePipeline) relay() error {
 	}
 }
 
-// end frees the pipeline's sessions.
-func (p *fakePipeline) end() {
-	p.shard.mu.Lock()
-	defer p.shard.mu.Unlock()
+// end frees the pipeline's sessions. If the stream broke, it keeps the pages.
+func (p *fakePipeline) end(err error) {
+	s := p.shard
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for name := range p.names {
-		delete(p.shard.tables, name)
+		delete(s.tables, name)
 	}
+	delete(s.streams, p.name)
+	if err != nil && fault.CodeOf(err) != fault.Internal && p.epoch > 0 && !s.forgets {
+		s.kept[p.name] = p
+	}
+	close(p.left)
 }
 
 func (p *fakePipeline) take(ctx context.Context, r *shardv1.InferRequest) error {

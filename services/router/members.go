@@ -111,11 +111,11 @@ func (s *Service) serving(ctx context.Context, addr string) error {
 // holds mu.
 func (s *Service) leave(addr string) {
 	for _, p := range s.pipelines {
-		uses := p.sampler == addr
+		uses := p.samplerAddr() == addr
 		for _, hop := range p.chain {
 			uses = uses || hop.Addr == addr
 		}
-		if uses && (p.spare.Load() || p.sampler == addr && len(s.instances["sampler"]) > 0) {
+		if uses && (p.spare.Load() || p.samplerAddr() == addr && len(s.instances["sampler"]) > 0) {
 			p.cancel(fault.Wrap(fault.Unavailable, errLeaving, "leave %s", addr))
 		}
 	}

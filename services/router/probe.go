@@ -51,7 +51,7 @@ func (p *pipeline) silentStage(ctx context.Context) string {
 			}
 		}
 	}
-	return fmt.Sprintf("all stages compute, but no token comes from the sampler at %s", p.sampler)
+	return fmt.Sprintf("all stages compute, but no token comes from the sampler at %s", p.samplerAddr())
 }
 
 // awaitPages waits until the pipeline may map the pages that its probe needs, and returns how many
@@ -103,11 +103,12 @@ func (p *pipeline) runProbe(ctx context.Context) error {
 	for i := range prompt {
 		seq.log = append(seq.log, int32((i+1)%max(1, vocab)))
 	}
+	want := seq.maxLen - len(seq.log)
 	if err := p.submit(seq); err != nil {
 		return err
 	}
 	defer func() { _ = p.tell(seq.cancel()) }() // a lost pipeline has no session to cancel
-	for n := 0; len(seq.log)+n < seq.maxLen; {
+	for n := 0; n < want; {
 		o, err := seq.next(ctx, p)
 		switch {
 		case err != nil:
@@ -120,7 +121,7 @@ func (p *pipeline) runProbe(ctx context.Context) error {
 			n++
 		}
 		if err != nil {
-			return fault.Wrap(fault.CodeOf(err), err, "after %d of %d tokens", n, seq.maxLen-len(seq.log))
+			return fault.Wrap(fault.CodeOf(err), err, "after %d of %d tokens", n, want)
 		}
 	}
 	return nil

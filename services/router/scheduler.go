@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -27,14 +28,10 @@ const (
 // sequence is a session on a pipeline, as the request's goroutine submits it.
 type sequence struct {
 	id       []byte
-	log      []int32 // what the pipeline gets: prompt and emitted tokens, without those that were dropped
-	whole    []int32 // prompt and emitted tokens with those that were dropped; nil if none were
-	emitted  int     // how many tokens of the log were emitted
 	epoch    uint64
 	tenant   string
 	priority int
 	rules    *samplerv1.Rules
-	logprobs []float32 // log-probabilities of the emitted tokens
 	picker   *sample.Picker
 	tokens   [][]byte // the vocabulary, if the rules have a grammar
 	maxLen   int      // length of the log at which the generation ends
@@ -48,7 +45,11 @@ type sequence struct {
 	out    chan result // its results; the last has lost or err set, or a finish reason
 	paused atomic.Bool // the scheduler knows that out has no room
 
-	// Used only by the pipeline's goroutine.
+	// Used only by the pipeline's goroutine once it is submitted.
+	log      []int32   // what the pipeline gets: prompt and emitted tokens, without those that were dropped
+	whole    []int32   // prompt and emitted tokens with those that were dropped; nil if none were
+	emitted  int       // how many tokens of the log were emitted
+	logprobs []float32 // log-probabilities of the emitted tokens
 	admitted time.Time
 	cached   int
 	scores   []*samplerv1.Score // of the prompt's tokens, so far
@@ -97,6 +98,7 @@ type runner struct {
 	sequences      map[sched.ID]*sequence
 	events         []sched.Event // to be handled next
 	vocabularySent bool          // the sampler has the vocabulary
+	fruitless      int           // how often the chain was opened again since something was computed
 	spare          bool          // as the scheduler knows it
 	tokens         int
 	since          time.Time
@@ -104,7 +106,22 @@ type runner struct {
 
 func newRunner(p *pipeline) *runner {
 	now := time.Now()
-	return &runner{p: p, start: now, since: now, sequences: map[sched.ID]*sequence{}}
+	r := &runner{p: p, start: now, since: now, sequences: map[sched.ID]*sequence{},
+		fruitless: maxFruitless} // a pipeline that has computed nothing at all is not opened again
+	for _, l := range leases(p.stages) {
+		r.events = append(r.events, l)
+	}
+	return r
+}
+
+// leases returns the leases with which stages have opened.
+func leases(stages []*shardv1.Held) (out []sched.Lease) {
+	for _, h := range stages {
+		if h.Lease != nil {
+			out = append(out, sched.Lease{Lo: int(h.GetLo()), Pages: int(h.GetLease())})
+		}
+	}
+	return out
 }
 
 // schedulerConfig describes the pipeline to its scheduler.
@@ -146,20 +163,22 @@ func depth(chain plan.Chain) int {
 	return processes + 1
 }
 
-// run handles events until the pipeline ends.
+// run handles events until the pipeline ends or one of its streams breaks.
 func (r *runner) run(ctx context.Context) error {
 	tick := time.NewTicker(sched.StepEvery)
 	defer tick.Stop()
-	for _, h := range r.p.stages {
-		if h.Lease != nil {
-			r.events = append(r.events, sched.Lease{Lo: int(h.GetLo()), Pages: int(h.GetLease())})
-		}
-	}
 	for {
+		if err := r.p.broken(); err != nil {
+			return err
+		}
 		if len(r.events) == 0 {
 			select {
 			case <-ctx.Done():
 				return context.Cause(ctx)
+			case <-r.p.chained.ctx.Done():
+				continue
+			case <-r.p.sampling.ctx.Done():
+				continue
 			case e := <-r.p.events:
 				r.take(e)
 			case <-tick.C:
@@ -167,16 +186,21 @@ func (r *runner) run(ctx context.Context) error {
 		}
 		// Handle all events that have arrived before batches are formed: the tokens of one batch arrive
 		// one by one, and a batch formed after the first would hold one row.
-		for more := true; more; {
-			select {
-			case e := <-r.p.events:
-				r.take(e)
-			default:
-				more = false
-			}
-		}
+		r.takeAll()
 		if err := r.step(time.Now()); err != nil {
 			return err
+		}
+	}
+}
+
+// takeAll takes all events that have arrived.
+func (r *runner) takeAll() {
+	for {
+		select {
+		case e := <-r.p.events:
+			r.take(e)
+		default:
+			return
 		}
 	}
 }
@@ -185,10 +209,14 @@ func (r *runner) take(e event) {
 	if e.seq != nil {
 		r.sequences[e.seq.name()] = e.seq
 	}
+	if _, computed := e.Event.(sched.Computed); computed {
+		r.fruitless = 0
+	}
 	r.events = append(r.events, e.Event)
 }
 
-// step lets the scheduler decide and carries out its commands.
+// step lets the scheduler decide and carries out all of its commands, even if a link breaks meanwhile: the
+// scheduler does not repeat what it has told a request.
 func (r *runner) step(now time.Time) error {
 	if spare := r.p.spare.Load(); spare != r.spare {
 		r.spare = spare
@@ -199,9 +227,10 @@ func (r *runner) step(now time.Time) error {
 	stats := r.p.sched.Stats()
 	r.p.mu.Unlock()
 	r.events = r.events[:0]
+	var failed error
 	for _, c := range commands {
 		if err := r.carryOut(c); err != nil {
-			return err
+			failed = err
 		}
 	}
 	r.p.stepped.Store(now.UnixNano())
@@ -212,22 +241,23 @@ func (r *runner) step(now time.Time) error {
 		r.p.rate.Store(uint64(float64(r.tokens) / span.Seconds() * 1000))
 		r.tokens, r.since = 0, now
 	}
-	return nil
+	return failed
 }
 
+// carryOut carries out a command. An error means that the pipeline makes no progress.
 func (r *runner) carryOut(c sched.Command) error {
 	switch c := c.(type) {
 	case sched.Add:
-		return r.add(c)
+		r.add(c)
 	case sched.Remove:
 		delete(r.sequences, c.ID)
-		return r.p.toSampler(&samplerv1.SampleRequest{
+		r.p.sampling.send(&samplerv1.SampleRequest{
 			Frame: &samplerv1.SampleRequest_Remove{Remove: &samplerv1.RemoveSession{Session: []byte(c.ID)}},
 		})
 	case sched.Release:
-		return r.release(c)
+		r.release(c)
 	case sched.Batch:
-		return r.batch(c)
+		r.batch(c)
 	case sched.Admit:
 		if seq := r.sequences[c.ID]; seq != nil && !c.Again {
 			seq.admitted, seq.cached = time.Now(), c.Cached
@@ -239,6 +269,7 @@ func (r *runner) carryOut(c sched.Command) error {
 	case sched.Emit:
 		r.emit(c)
 	case sched.Score:
+		r.fruitless = 0
 		if seq := r.sequences[c.ID]; seq != nil {
 			seq.scores = append(seq.scores, c.Data.(*samplerv1.Score))
 		}
@@ -257,14 +288,19 @@ func (r *runner) carryOut(c sched.Command) error {
 		r.propose(c)
 	case sched.Fail:
 		if c.Step > 0 {
-			return fault.New(fault.DeadlineExceeded, "run step %d: no result within %v", c.Step,
-				c.Late.Round(time.Millisecond))
+			return late{fault.New(fault.DeadlineExceeded, "run step %d: no result within %v", c.Step,
+				c.Late.Round(time.Millisecond))}
 		}
-		return fault.New(fault.DeadlineExceeded, "add session %x: no answer from the sampler within %v", string(c.ID),
-			c.Late.Round(time.Millisecond))
+		return late{fault.New(fault.DeadlineExceeded, "add session %x: no answer from the sampler within %v", string(c.ID),
+			c.Late.Round(time.Millisecond))}
 	}
 	return nil
 }
+
+// late is the error of a pipeline that has missed a deadline, although its streams are not broken.
+type late struct{ error }
+
+func (l late) Unwrap() error { return l.error }
 
 // endOfSession returns the last result of a session that was refused, or of a draft session whose
 // pages others need.
@@ -286,16 +322,14 @@ func turnedAway(c sched.TurnAway) result {
 }
 
 // add adds a sequence to the sampler. A draft session is greedy and needs no history.
-func (r *runner) add(c sched.Add) error {
+func (r *runner) add(c sched.Add) {
 	seq := r.sequences[c.ID]
 	if seq == nil {
-		return nil
+		return
 	}
-	if err := r.sendVocabulary(r.p.chain.Digest(), seq.tokens); err != nil {
-		return err
-	}
+	r.sendVocabulary(r.p.chain.Digest(), seq.tokens)
 	a := &samplerv1.AddSession{
-		Session: seq.id, Epoch: c.Epoch, Rules: seq.rules, EmittedLogprobs: seq.logprobs,
+		Session: seq.id, Epoch: c.Epoch, Rules: seq.rules, EmittedLogprobs: slices.Clone(seq.logprobs),
 		Vocabulary: r.p.chain.Digest(),
 	}
 	if !seq.draft {
@@ -306,7 +340,7 @@ func (r *runner) add(c sched.Add) error {
 		prompt := len(ids) - seq.emitted
 		a.Prompt, a.Emitted, a.Dropped = ids[:prompt], ids[prompt:], uint32(seq.dropped())
 	}
-	return r.p.toSampler(&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Add{Add: a}})
+	r.p.sampling.send(&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Add{Add: a}})
 }
 
 func toUint32(ids []int32) []uint32 {
@@ -317,7 +351,7 @@ func toUint32(ids []int32) []uint32 {
 	return out
 }
 
-func (r *runner) release(c sched.Release) error {
+func (r *runner) release(c sched.Release) {
 	out := &shardv1.Release{Pages: c.Pages}
 	for _, id := range c.Sessions {
 		out.Sessions = append(out.Sessions, []byte(id))
@@ -325,10 +359,10 @@ func (r *runner) release(c sched.Release) error {
 	for _, l := range c.Leases {
 		out.Leases = append(out.Leases, &shardv1.Lease{Lo: uint32(l.Lo), Pages: uint32(l.Pages)})
 	}
-	return r.p.toChain(&shardv1.InferRequest{Frame: &shardv1.InferRequest_Release{Release: out}})
+	r.p.chained.send(&shardv1.InferRequest{Frame: &shardv1.InferRequest_Release{Release: out}})
 }
 
-func (r *runner) batch(c sched.Batch) error {
+func (r *runner) batch(c sched.Batch) {
 	out := &shardv1.Batch{Step: c.Step, DeadlineMs: uint32(c.Deadline.Milliseconds()), Ids: toUint32(c.Tokens)}
 	for _, e := range c.Entries {
 		entry := &shardv1.Entry{
@@ -345,7 +379,7 @@ func (r *runner) batch(c sched.Batch) error {
 		out.Entries = append(out.Entries, entry)
 	}
 	r.p.steps.Inc()
-	return r.p.toChain(&shardv1.InferRequest{Frame: &shardv1.InferRequest_Batch{Batch: out}})
+	r.p.chained.send(&shardv1.InferRequest{Frame: &shardv1.InferRequest_Batch{Batch: out}})
 }
 
 // emit passes a token on to its request. It never blocks: a sequence whose reader is slow is paused
@@ -363,6 +397,14 @@ func (r *runner) emit(c sched.Emit) {
 		r.p.service.m.accepted.WithLabelValues(c.Drafter).Inc()
 	}
 	r.tokens++
+	r.fruitless = 0
+	if !seq.draft { // the sampler may have to be told again
+		seq.log, seq.logprobs = append(seq.log, int32(token.GetId())), append(seq.logprobs, token.GetLogprob())
+		if seq.whole != nil {
+			seq.whole = append(seq.whole, int32(token.GetId()))
+		}
+		seq.emitted++
+	}
 	seq.out <- result{token: token, scores: seq.scores, admitted: seq.admitted, cached: seq.cached, round: c.Round}
 	seq.scores = nil
 	if len(seq.out) > outLen/2 && !seq.paused.Swap(true) {

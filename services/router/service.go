@@ -284,6 +284,7 @@ type metrics struct {
 	first       prometheus.Histogram
 	between     prometheus.Histogram
 	moves       prometheus.Counter
+	reopens     *prometheus.CounterVec
 	preemptions prometheus.Counter
 	drafted     *prometheus.CounterVec
 	accepted    *prometheus.CounterVec
@@ -354,13 +355,18 @@ func newMetrics(r prometheus.Registerer) *metrics {
 				Help: "Resumable requests whose journal was given up, by code."},
 			[]string{"code"},
 		),
+		reopens: prometheus.NewCounterVec(
+			prometheus.CounterOpts{Name: "lamina_router_reopens_total",
+				Help: "Pipelines with a broken stream that were opened again, by what became of them."},
+			[]string{"end"},
+		),
 		moves: prometheus.NewCounter(
 			prometheus.CounterOpts{Name: "lamina_router_moves_total", Help: "Sessions moved to another pipeline."},
 		),
 	}
 	if r != nil {
 		r.MustRegister(
-			m.requests, m.tokens, m.first, m.between, m.moves, m.preemptions, m.drafted, m.accepted, m.steps,
+			m.requests, m.tokens, m.first, m.between, m.moves, m.reopens, m.preemptions, m.drafted, m.accepted, m.steps,
 			m.dropped, m.drafting, m.resumed, m.unjournaled,
 		)
 	}

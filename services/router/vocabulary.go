@@ -129,19 +129,15 @@ func readPiece(listed string, irregular *tokenizerv1.Irregular) vocab.Piece {
 }
 
 // sendVocabulary sends the sampler the vocabulary before the first session with a grammar.
-func (r *runner) sendVocabulary(digest string, list [][]byte) error {
+func (r *runner) sendVocabulary(digest string, list [][]byte) {
 	if r.vocabularySent || list == nil {
-		return nil
+		return
 	}
 	r.vocabularySent = true
 	for first := 0; first < len(list); first += tokensPart {
-		err := r.p.toSampler(&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Tokens{Tokens: &samplerv1.Tokens{
+		r.p.sampling.send(&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Tokens{Tokens: &samplerv1.Tokens{
 			Digest: digest, Size: uint32(len(list)), First: uint32(first),
 			Tokens: list[first:min(first+tokensPart, len(list))],
 		}}})
-		if err != nil {
-			return err
-		}
 	}
-	return nil
 }

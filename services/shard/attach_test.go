@@ -194,6 +194,7 @@ func TestInfer_ADetachedPipelineIsFreed(t *testing.T) {
 		r, p := open(t, time.Hour, 1)
 		r.breakLink("shard-1")
 		_ = p.over()
+		r.eventually("the pipeline is detached", func(h *shardv1.Held) bool { return h.GetSessions() == 0 })
 		for { // through the second stage alone
 			if other, err := r.openFrom(1, pipelineName(2), 1); err == nil {
 				if h := other.opened.GetStages()[0]; h.GetLease() != cachePages || h.GetKvPagesUsed() != 0 {

@@ -152,7 +152,7 @@ func (r *inferRig) held() []*shardv1.Held {
 	r.t.Helper()
 	var out []*shardv1.Held
 	for _, s := range r.shards {
-		d, err := s.Describe(r.ctx, &shardv1.DescribeRequest{})
+		d, err := s.Describe(r.ctx, &shardv1.DescribeRequest{}, grpc.WaitForReady(true))
 		if err != nil {
 			r.t.Fatal(err)
 		}
