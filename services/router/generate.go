@@ -323,7 +323,7 @@ func (q *request) generate(ctx context.Context) error {
 			return err
 		}
 		seq := newSequence(&sequence{
-			log: log, whole: slices.Clone(q.log), emitted: len(q.log) - len(q.prompt), epoch: epoch,
+			log: slices.Clone(log), whole: slices.Clone(q.log), emitted: len(q.log) - len(q.prompt), epoch: epoch,
 			tenant: auth.Tenant(ctx), priority: q.priority,
 			rules: q.rules, logprobs: slices.Clone(q.logprobs), picker: q.picker,
 			tokens: q.tokens, maxLen: maxLen, suspect: q.strikes.count > 0,
