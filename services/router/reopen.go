@@ -17,7 +17,7 @@ const (
 	reopenLeast = 100 * time.Millisecond
 	reopenMost  = 200 * time.Millisecond
 	// The same while no other pipeline of the model is open. The stages keep the pages for longer.
-	reopenAlone = time.Second
+	reopenAlone = 500 * time.Millisecond
 
 	// How often a pipeline is opened again without having computed anything in between. The breaks of its
 	// two streams may be noticed one after the other.
@@ -31,7 +31,8 @@ const (
 // lost: its sequences are replayed elsewhere.
 //
 // What the request of a sequence may have caused is not tried again: that would break the next stream
-// as well. Neither is a pipeline that has computed nothing since it was opened, or opened again, before.
+// as well. Neither is a pipeline that has computed nothing since it was opened, or opened again, before,
+// nor one of the draft model: its sessions only save time, and their drafters go on without it at once.
 func (r *runner) reopen(cause error) bool {
 	p := r.p
 	limit := r.reopenLimit(cause)
@@ -78,7 +79,7 @@ func (r *runner) reopenLimit(cause error) time.Duration {
 	}
 	var overdue late
 	switch spare := r.p.spare.Load(); {
-	case r.fruitless >= maxFruitless, spare && errors.As(cause, &overdue): // a stage that does not compute will not do so now
+	case r.p.draft, r.fruitless >= maxFruitless, spare && errors.As(cause, &overdue): // a stage that does not compute will not do so now
 		return 0
 	case !spare:
 		return reopenAlone
