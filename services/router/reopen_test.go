@@ -105,8 +105,8 @@ func TestService_BrokenLink_SessionsGoOn(t *testing.T) {
 			pause := m.pauses(n, tokens)
 			m.struck("shard-0-1")
 			m.check()
-			if resumed := counter(t, metrics, "lamina_router_reopens_total", "resumed"); resumed != 1 {
-				t.Errorf("the pipeline was opened again %v times", resumed)
+			if resumed := counter(t, metrics, "lamina_router_reopens_total", "resumed"); resumed < 1 || resumed > 2 {
+				t.Errorf("the pipeline was opened again %v times", resumed) // twice if the breaks are noticed one by one
 			}
 			if moves := counter(t, metrics, "lamina_router_moves_total", ""); moves != 0 {
 				t.Errorf("%v sessions moved", moves)
