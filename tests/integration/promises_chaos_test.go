@@ -133,12 +133,14 @@ func TestPromise_S3_SamplerDies(t *testing.T) {
 		if i%2 == 0 {
 			more = `"n": 2`
 		}
-		prompts = append(prompts, fmt.Sprintf(`{"prompt": "The prince (%d)", "temperature": 0.9, "seed": %d, %s}`, i, i, more))
+		prompts = append(prompts,
+			fmt.Sprintf(`{"prompt": "The prince (%d)", "temperature": 0.9, "seed": %d, %s}`, i, i, more))
 	}
 	chaosRun(t, manifestFile(t, fmt.Sprintf(`"calm": "5s", "duration": "60s", "load": {"prompts": [%s]}`,
 		strings.Join(prompts, ", ")), []string{
 		`{"kind": "kill", "target": "sampler-*", "at": "2s", "every": "6s", "times": 4, "restart_after": "1s"}`,
-		`{"kind": "kill", "target": "shard-*", "at": "28s", "every": "5s", "times": 4, "restart_after": "500ms", "promise": "S3"}`,
+		`{"kind": "kill", "target": "shard-*", "at": "28s", "every": "5s", "times": 4, "restart_after": "500ms",
+			"promise": "S3"}`,
 	}))
 }
 

@@ -104,8 +104,8 @@ func TestPromise_S8_OverloadIsRefusedHonestly(t *testing.T) {
 	goodput := float64(over.ok) / time.Since(begin).Seconds()
 	slices.Sort(over.refused)
 	p99 := quantile(over.refused, 0.99)
-	t.Logf("capacity %.0f requests/s; of %d requests at 4 times that, %d were answered (%.0f/s) and %d refused within %v at p99",
-		capacity, sent, over.ok, goodput, len(over.refused), p99)
+	t.Logf("capacity %.0f requests/s; of %d requests at 4 times that, %d were answered (%.0f/s) and %d refused within %v "+
+		"at p99", capacity, sent, over.ok, goodput, len(over.refused), p99)
 	if len(over.problems) > 0 {
 		t.Errorf("%d requests had no answer and no honest refusal: %s", len(over.problems), over.problems[0])
 	}
@@ -178,7 +178,8 @@ func TestPromise_S9_LightTenantsAreNotStarved(t *testing.T) {
 				at = time.Since(begin)
 			}
 		}}
-		err := c.run(metadata.AppendToOutgoingContext(ctx, "lamina-tenant", tenant), []routerv1.RouterServiceClient{l.router}, r)
+		named := metadata.AppendToOutgoingContext(ctx, "lamina-tenant", tenant)
+		err := c.run(named, []routerv1.RouterServiceClient{l.router}, r)
 		return at, err
 	}
 	light := func() []time.Duration {

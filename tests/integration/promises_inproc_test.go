@@ -204,8 +204,8 @@ func TestPromise_S14_DeadlineStopsEveryStage(t *testing.T) {
 	}
 	slices.Sort(stopped)
 	rate := float64(total) / time.Since(begin).Seconds()
-	t.Logf("%d requests expired, %d ended before; %.0f tokens/s; all stages have stopped %v after the deadline at p50 and "+
-		"%v at p99", expired, ended, rate, quantile(stopped, 0.5), quantile(stopped, 0.99))
+	t.Logf("%d requests expired, %d ended before; %.0f tokens/s; all stages have stopped %v after the deadline at p50 "+
+		"and %v at p99", expired, ended, rate, quantile(stopped, 0.5), quantile(stopped, 0.99))
 	if rate < leastFlow || expired == 0 {
 		t.Errorf("the run is invalid: %.0f tokens/s, %d expired", rate, expired)
 	}

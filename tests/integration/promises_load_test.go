@@ -211,8 +211,8 @@ type flow struct {
 }
 
 // startFlow puts load on routers. resumable lets streams go on at another router.
-func startFlow(t *testing.T, routers []routerv1.RouterServiceClient, requests []*routerv1.GenerateRequest, want []answer,
-	streams int, resumable bool) *flow {
+func startFlow(t *testing.T, routers []routerv1.RouterServiceClient, requests []*routerv1.GenerateRequest,
+	want []answer, streams int, resumable bool) *flow {
 	t.Helper()
 	f := &flow{t: t, want: want, quit: make(chan struct{})}
 	t.Cleanup(f.stop)
