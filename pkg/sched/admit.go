@@ -15,6 +15,9 @@ func (s *Scheduler) admit() {
 		s.stuck = 0
 		return
 	}
+	if len(s.running) >= s.cfg.Entries {
+		return
+	}
 	queue := slices.Clone(s.waiting)
 	slices.SortStableFunc(queue, func(a, b *sequence) int {
 		switch {

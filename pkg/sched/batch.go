@@ -178,7 +178,7 @@ func (s *Scheduler) add(b *Batch, f *flight, q *sequence, n int) int {
 	} else {
 		m.chunk = rows.Pos + len(rows.IDs)
 	}
-	q.step = f.step
+	q.step, q.entry = f.step, len(f.entries)
 	q.charge(rows.Pos + len(rows.IDs) - rows.Drafts)
 	b.Entries = append(b.Entries, e)
 	b.Tokens = append(b.Tokens, rows.IDs...)

@@ -59,15 +59,11 @@ func (s *Scheduler) scored(e Scored) {
 // back records that the awaited result of a sequence's entry has come, or will not come. With the last
 // one the batch is done.
 func (s *Scheduler) back(q *sequence) {
+	if !s.flying(q) {
+		return
+	}
 	f := s.inFlight[q.step]
-	if f == nil {
-		return
-	}
-	i := slices.IndexFunc(f.entries, func(e entry) bool { return e.id == q.ID && e.awaited })
-	if i < 0 {
-		return
-	}
-	f.entries[i].awaited = false
+	f.entries[q.entry].awaited = false
 	f.awaited--
 	f.back++
 	if f.awaited == 0 {

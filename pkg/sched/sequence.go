@@ -25,6 +25,7 @@ type sequence struct {
 	yield    bool // it is preempted as soon as it is not in flight
 
 	step    uint64   // of its last entry
+	entry   int      // its place in that batch
 	table   []uint32 // its block table
 	known   int      // how many pages of the table the stages know
 	indexed int      // how many pages of the table are indexed
@@ -64,7 +65,7 @@ func (q *sequence) toScore() bool { return q.Score && q.scores < len(q.Log)-1 }
 // flying reports whether an entry of the sequence is in flight whose result is awaited.
 func (s *Scheduler) flying(q *sequence) bool {
 	f := s.inFlight[q.step]
-	return f != nil && f.has(q.ID)
+	return f != nil && f.entries[q.entry].awaited
 }
 
 // before reports whether a is more urgent than b.
@@ -100,13 +101,4 @@ type flight struct {
 	entries []entry
 	awaited int // entries with a result that is still to come
 	back    int // entries whose result has come
-}
-
-func (f *flight) has(id ID) bool {
-	for i := range f.entries {
-		if f.entries[i].id == id {
-			return f.entries[i].awaited
-		}
-	}
-	return false
 }

@@ -77,13 +77,14 @@ func (p *pipe) stream(from, to *node) *stream {
 }
 
 // frame is a kind of frame. Results (data) may be lost in scenarios that say so. A stage may also drop a
-// batch as if it were late; other frames are not lost as long as their stream lives. Any frame may come
-// twice in a row.
+// batch as if it were late; other frames are not lost as long as their stream lives. Any frame but a batch
+// (once) may come twice in a row.
 type frame int
 
 const (
 	control frame = iota
 	data
+	once
 )
 
 func (s *stream) send(kind frame, do func()) {
@@ -98,7 +99,7 @@ func (s *stream) send(kind frame, do func()) {
 		return
 	}
 	n := 1
-	if w.chance(w.sc.Repeat) {
+	if kind != once && w.chance(w.sc.Repeat) {
 		w.log("repeat a frame from %s to %s", s.from.name, s.to.name)
 		n = 2
 	}

@@ -79,7 +79,7 @@ func (p *pipe) start() {
 	w := p.w
 	c := sched.Config{
 		Stages: len(p.chain), Pages: w.sc.Pages, PageLen: w.sc.PageLen, Positions: w.sc.Pages * w.sc.PageLen, Vocab: vocab,
-		BatchRows: w.sc.BatchRows, ChunkRows: w.sc.ChunkRows, Entries: w.sc.Entries, Queue: w.sc.Queue,
+		Depth: w.sc.Depth, BatchRows: w.sc.BatchRows, ChunkRows: w.sc.ChunkRows, Entries: w.sc.Entries, Queue: w.sc.Queue,
 		TenantQueue: w.sc.TenantQueue, CacheIdle: w.sc.CacheIdle,
 	}
 	p.sched = sched.New(c)
@@ -185,7 +185,7 @@ func (p *pipe) carryOut(c sched.Command) {
 			b.rows[i].token = t
 		}
 		first := p.stages[0]
-		p.down.send(control, func() { first.receive(work{batch: b}) })
+		p.down.send(once, func() { first.receive(work{batch: b}) })
 	case sched.Admit:
 		if q := p.seqs[c.ID]; q != nil && !c.Again {
 			q.admitted = true

@@ -22,6 +22,9 @@ func Random(seed uint64) Scenario {
 		BatchTime: ms(2, 10), RowTime: ms(1, 4) / 8, Compile: some(0.3, 0.3), Limit: 300 * time.Second,
 	}
 	sc.ChunkRows, sc.Entries = 1+r.IntN(sc.BatchRows), 2+r.IntN(24)
+	if chance(0.2) {
+		sc.Depth = 1 + r.IntN(2)
+	}
 	if chance(0.3) {
 		sc.TenantQueue = 1 + r.IntN(4)
 	}

@@ -31,7 +31,6 @@ type stage struct {
 	pages    map[uint32]*page
 	up, down *stream
 	ended    bool
-	step     uint64        // the last one
 	asked    time.Duration // when the router was asked to shrink its lease; 0 for not
 }
 
@@ -219,7 +218,7 @@ func (st *stage) compute(b *batch) {
 			return
 		}
 		var reason string
-		retry := w.chance(w.sc.Refuse) && b.Step > st.step // what was computed once is not refused
+		retry := w.chance(w.sc.Refuse)
 		if retry {
 			reason = "injected: no KV memory"
 			st.p.tainted = true
@@ -245,7 +244,6 @@ func (st *stage) compute(b *batch) {
 		out.rows = append(out.rows, rows...)
 		out.logits = out.logits || e.Logits > 0
 	}
-	st.step = b.Step
 	st.forget(lost)
 	st.shard.notify()
 	last := st.index == len(st.p.stages)-1
@@ -258,7 +256,7 @@ func (st *stage) compute(b *batch) {
 	case len(out.Entries) == 0:
 	case !last:
 		next := st.p.stages[st.index+1]
-		st.down.send(control, func() { next.receive(work{batch: out}) })
+		st.down.send(once, func() { next.receive(work{batch: out}) })
 	case out.logits:
 		st.down.send(data, func() { st.p.sampler.rows(st.p, out) })
 	}

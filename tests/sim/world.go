@@ -25,6 +25,7 @@ type Scenario struct {
 	Samplers int
 
 	Pages, PageLen                int
+	Depth                         int // of the pipelines; 0 for the default
 	BatchRows, ChunkRows, Entries int
 	Queue, TenantQueue            int
 	CacheIdle                     time.Duration
