@@ -54,6 +54,9 @@ func play(t *testing.T, s **session.Session, words []string) string {
 			return "nothing"
 		}
 		return fmt.Sprintf("pos %d ids %v logits %v", rows.Pos, rows.IDs, rows.Logits)
+	case "resend":
+		(*s).Resend(a)
+		return ""
 	case "rewind":
 		var log []int32
 		for _, w := range words[1:] {

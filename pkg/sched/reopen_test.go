@@ -1,0 +1,254 @@
+package sched_test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/lamina-mesh/lamina/pkg/sched"
+)
+
+// brokenChain is a chain of two stages whose streams break, with a sampler. A stage's pages hold tokens,
+// so a page with the keys and values of another log is noticed.
+type brokenChain struct {
+	t       *testing.T
+	rnd     *rand.Rand
+	s       *sched.Scheduler
+	now     time.Duration
+	pageLen int
+	stages  [2]*modelStage
+	hops    [2][]any // frames on their way to each stage
+	results []sched.Event
+	picks   map[sched.ID]*modelSession
+	logs    map[sched.ID][]int32 // prompt and emitted tokens
+	open    int
+	breaks  int
+	rows    int
+}
+
+type modelStage struct {
+	pages  map[uint32][]int32
+	tables map[sched.ID][]uint32
+}
+
+type modelSession struct {
+	epoch uint64
+	log   []int32
+}
+
+// after is the model: the token that follows a log. Few ids, so that n-grams are found again.
+func after(log []int32) int32 {
+	h := uint32(2166136261)
+	for _, t := range log[max(0, len(log)-3):] {
+		h = (h ^ uint32(t)) * 16777619
+	}
+	return int32(h >> 8 % 5)
+}
+
+func (c *brokenChain) step(events ...sched.Event) {
+	c.now += time.Millisecond
+	for _, command := range c.s.Step(c.now, events) {
+		switch e := command.(type) {
+		case sched.Add:
+			c.picks[e.ID] = &modelSession{e.Epoch, slices.Clone(c.logs[e.ID])}
+			c.results = append(c.results, sched.Accepted{ID: e.ID})
+		case sched.Remove:
+			delete(c.picks, e.ID)
+			c.open--
+		case sched.Release, sched.Batch:
+			c.hops[0] = append(c.hops[0], clone(e))
+		case sched.Emit:
+			c.logs[e.ID] = append(c.logs[e.ID], e.Data.(int32))
+		case sched.Fail, sched.TurnAway, sched.End:
+			c.t.Fatalf("%T%+v", e, e)
+		}
+	}
+	if err := c.s.Check(); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// clone copies a frame, since commands are valid until the next step only.
+func clone(command sched.Command) any {
+	if b, ok := command.(sched.Batch); ok {
+		b.Tokens, b.Entries = slices.Clone(b.Tokens), slices.Clone(b.Entries)
+		return b
+	}
+	return command
+}
+
+// deliver hands the oldest frame on a hop to its stage.
+func (c *brokenChain) deliver(hop int) {
+	frame := c.hops[hop][0]
+	c.hops[hop] = c.hops[hop][1:]
+	st := c.stages[hop]
+	switch f := frame.(type) {
+	case sched.Release:
+		for _, id := range f.Sessions {
+			delete(st.tables, id)
+		}
+		for _, page := range f.Pages {
+			for id, table := range st.tables {
+				if slices.Contains(table, page) {
+					c.t.Fatalf("page %d is released, %s names it", page, id)
+				}
+			}
+			delete(st.pages, page)
+		}
+	case sched.Batch:
+		rest := f.Tokens
+		for _, e := range f.Entries {
+			c.compute(st, e, rest[:e.Rows])
+			rest = rest[e.Rows:]
+		}
+		if hop == 1 {
+			c.sample(f)
+			return
+		}
+	}
+	if hop == 0 {
+		c.hops[1] = append(c.hops[1], frame)
+	}
+}
+
+// compute changes a table and writes an entry's tokens. What stands before them has to be the log.
+func (c *brokenChain) compute(st *modelStage, e sched.Entry, tokens []int32) {
+	c.rows += len(tokens)
+	if e.PageFrom > 0 || len(e.Pages) > 0 {
+		if e.PageFrom > len(st.tables[e.ID]) {
+			c.t.Fatalf("%s changes its table from %d on, the stage knows %d", e.ID, e.PageFrom, len(st.tables[e.ID]))
+		}
+		st.tables[e.ID] = append(slices.Clone(st.tables[e.ID][:e.PageFrom]), e.Pages...)
+	}
+	table := st.tables[e.ID]
+	if len(table)*c.pageLen < e.Position+e.Rows {
+		c.t.Fatalf("%s computes position %d, its table has %d pages", e.ID, e.Position+e.Rows-1, len(table))
+	}
+	for i, want := range c.logs[e.ID][:e.Position] {
+		if page := st.pages[table[i/c.pageLen]]; page == nil || page[i%c.pageLen] != want {
+			c.t.Fatalf("%s goes on at position %d, but position %d is not on page %d: %v", e.ID, e.Position, i,
+				table[i/c.pageLen], page)
+		}
+	}
+	for _, id := range table {
+		if st.pages[id] == nil {
+			st.pages[id] = make([]int32, c.pageLen)
+		}
+	}
+	for i, token := range tokens {
+		pos := e.Position + i
+		st.pages[table[pos/c.pageLen]][pos%c.pageLen] = token
+	}
+}
+
+// sample picks tokens for the rows that the last stage has computed.
+func (c *brokenChain) sample(b sched.Batch) {
+	logits := 0
+	for _, e := range b.Entries {
+		logits += e.Logits
+		q := c.picks[e.ID]
+		for i := range e.Logits {
+			pos := e.Position + e.Rows - e.Logits + i
+			if q == nil || q.epoch != e.Epoch || pos != len(q.log)-1 || i > 0 && q.log[pos] != e.Drafts[i-1] {
+				break
+			}
+			id := after(q.log)
+			q.log = append(q.log, id)
+			c.results = append(c.results, sched.Picked{ID: e.ID, Epoch: e.Epoch, Position: pos + 1, Token: id, Data: id})
+		}
+	}
+	if logits == 0 {
+		c.results = append(c.results, sched.Computed{Step: b.Step})
+	}
+}
+
+// reopen breaks the chain. With sampler, the sampler's stream breaks too: its results are lost.
+func (c *brokenChain) reopen(sampler bool) {
+	c.breaks++
+	c.hops = [2][]any{}
+	for _, st := range c.stages {
+		clear(st.tables)
+	}
+	if sampler {
+		c.results = nil
+		clear(c.picks)
+	}
+	events := append(c.results, sched.Reopened{Sampler: sampler})
+	c.results = nil
+	c.step(events...)
+}
+
+// TestScheduler_Reopened breaks a chain again and again. Every sequence gets its tokens, from pages that
+// hold its log, and pages are neither lost nor computed from the beginning.
+func TestScheduler_Reopened(t *testing.T) {
+	const tokens = 40
+	total, breaks := 0, 0
+	for seed := range uint64(60) {
+		c := &brokenChain{t: t, rnd: rand.New(rand.NewPCG(seed, 1)), pageLen: 4, picks: map[sched.ID]*modelSession{},
+			logs: map[sched.ID][]int32{}}
+		for i := range c.stages {
+			c.stages[i] = &modelStage{map[uint32][]int32{}, map[sched.ID][]uint32{}}
+		}
+		c.s = sched.New(sched.Config{Stages: 2, Pages: 60, PageLen: c.pageLen, Positions: 200, Vocab: 5, BatchRows: 24,
+			ChunkRows: 6, Entries: 4, Queue: 99, CacheIdle: time.Hour})
+		prompts := map[sched.ID][]int32{}
+		for i := range 6 {
+			id, log := sched.ID(fmt.Sprint("q", i)), []int32{1, 2, 3, 4, 1, 2, 3, 4, 1} // the others share its pages
+			for range c.rnd.IntN(12) {
+				log = append(log, int32(c.rnd.IntN(5)))
+			}
+			prompts[id], c.logs[id] = log, slices.Clone(log)
+			c.open++
+			c.step(sched.Submit{ID: id, Epoch: 1, Log: log, MaxLen: len(log) + tokens, Speculate: 3 * (i % 2)})
+		}
+		for n := 0; c.open > 0; n++ {
+			if n > 100_000 {
+				t.Fatalf("seed %d: %d sequences do not end", seed, c.open)
+			}
+			switch k := c.rnd.IntN(200); {
+			case k == 0:
+				c.reopen(false)
+			case k == 1:
+				c.reopen(true)
+			case k < 80 && len(c.hops[0]) > 0:
+				c.deliver(0)
+			case k < 150 && len(c.hops[1]) > 0:
+				c.deliver(1)
+			case len(c.results) > 0:
+				e := c.results[0]
+				c.results = c.results[1:]
+				c.step(e)
+			default:
+				c.step()
+			}
+		}
+		for i := range c.hops {
+			for len(c.hops[i]) > 0 {
+				c.deliver(i)
+			}
+			// Releases that were lost with a stream are made up for.
+			if have := len(c.stages[i].pages); have > c.s.Stats().Held {
+				t.Fatalf("seed %d: stage %d has %d pages, the scheduler %d", seed, i, have, c.s.Stats().Held)
+			}
+		}
+		needed := 0
+		for id, log := range prompts {
+			want := slices.Clone(log)
+			for range tokens {
+				want = append(want, after(want))
+			}
+			if !slices.Equal(c.logs[id], want) {
+				t.Fatalf("seed %d: %s is %v, want %v", seed, id, c.logs[id], want)
+			}
+			needed += 2 * len(want)
+		}
+		// Chunks of prompts, draft tokens and rows in flight are computed again, up to a few batches a break.
+		if limit := 2*needed + c.breaks*2*60; c.rows > limit {
+			t.Errorf("seed %d: %d rows were computed for logs of %d after %d breaks", seed, c.rows, needed, c.breaks)
+		}
+		total, breaks = total+c.rows, breaks+c.breaks
+	}
+	t.Logf("%d breaks, %d rows", breaks, total)
+}
