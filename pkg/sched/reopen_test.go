@@ -2,6 +2,7 @@ package sched_test
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -164,7 +165,8 @@ func (c *brokenChain) sample(b sched.Batch) {
 	}
 }
 
-// reopen breaks the chain. With sampler, the sampler's stream breaks too: its results are lost.
+// reopen breaks the chain. With sampler, the sampler's stream breaks too, and its results are lost.
+// Otherwise some of them arrive later.
 func (c *brokenChain) reopen(sampler bool) {
 	c.breaks++
 	c.hops = [2][]any{}
@@ -175,8 +177,14 @@ func (c *brokenChain) reopen(sampler bool) {
 		c.results = nil
 		clear(c.picks)
 	}
-	events := append(c.results, sched.Reopened{Sampler: sampler})
-	c.results = nil
+	n := c.rnd.IntN(len(c.results) + 1)
+	events := append(slices.Clone(c.results[:n]), sched.Reopened{Sampler: sampler})
+	for _, id := range slices.Sorted(maps.Keys(c.picks)) { // some readers have no room just now
+		if c.rnd.IntN(4) == 0 {
+			events = append(events, sched.Pause{ID: id})
+		}
+	}
+	c.results = slices.Clone(c.results[n:])
 	c.step(events...)
 }
 
@@ -192,7 +200,7 @@ func TestScheduler_Reopened(t *testing.T) {
 			c.stages[i] = &modelStage{map[uint32][]int32{}, map[sched.ID][]uint32{}}
 		}
 		c.s = sched.New(sched.Config{Stages: 2, Pages: 60, PageLen: c.pageLen, Positions: 200, Vocab: 5, BatchRows: 24,
-			ChunkRows: 6, Entries: 4, Queue: 99, CacheIdle: time.Hour})
+			ChunkRows: 6, Entries: 4, Queue: 99, CacheIdle: time.Hour * time.Duration(seed%2)})
 		prompts := map[sched.ID][]int32{}
 		for i := range 6 {
 			id, log := sched.ID(fmt.Sprint("q", i)), []int32{1, 2, 3, 4, 1, 2, 3, 4, 1} // the others share its pages
@@ -210,8 +218,10 @@ func TestScheduler_Reopened(t *testing.T) {
 			switch k := c.rnd.IntN(200); {
 			case k == 0:
 				c.reopen(false)
-			case k == 1:
+			case k == 1 && seed%4 < 2: // this one heals more
 				c.reopen(true)
+			case k < 8:
+				c.step(sched.Resume{ID: sched.ID(fmt.Sprint("q", k-2))})
 			case k < 80 && len(c.hops[0]) > 0:
 				c.deliver(0)
 			case k < 150 && len(c.hops[1]) > 0:

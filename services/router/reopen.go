@@ -79,7 +79,9 @@ func (r *runner) reopenLimit(cause error) time.Duration {
 	}
 	var overdue late
 	switch spare := r.p.spare.Load(); {
-	case r.p.draft, r.fruitless >= maxFruitless, spare && errors.As(cause, &overdue): // a stage that does not compute will not do so now
+	case r.p.draft, r.fruitless >= maxFruitless:
+		return 0
+	case spare && errors.As(cause, &overdue): // a stage that has computed nothing so far will not do so now
 		return 0
 	case !spare:
 		return reopenAlone

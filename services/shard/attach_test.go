@@ -150,7 +150,8 @@ func TestInfer_AHigherEpochFencesTheFormerStream(t *testing.T) {
 	if err := old.over(); fault.CodeOf(err) != fault.Aborted {
 		t.Errorf("the old stream ended with %v", err)
 	}
-	got := p.compute(&shardv1.Entry{Session: s, Epoch: 1, Position: 2*pageLen - 1, Pages: pageIDs(0, 2)}, log[2*pageLen-1:])
+	e := &shardv1.Entry{Session: s, Epoch: 1, Position: 2*pageLen - 1, Pages: pageIDs(0, 2)}
+	got := p.compute(e, log[2*pageLen-1:])
 	if !slices.Equal(got, want) {
 		t.Error("other bits after a late frame")
 	}
@@ -265,7 +266,8 @@ func TestInfer_LeasesAfterAReattachment(t *testing.T) {
 		}
 	}
 	r.checkGrants()
-	next.refused(&shardv1.Entry{Session: sessionName(1), Epoch: 1, Pages: []uint32{9}}, someIDs(3), codes.ResourceExhausted)
+	e := &shardv1.Entry{Session: sessionName(1), Epoch: 1, Pages: []uint32{9}}
+	next.refused(e, someIDs(3), codes.ResourceExhausted)
 	next.release(&shardv1.Release{Pages: pageIDs(0, 16)})
 	next.compute(&shardv1.Entry{Session: sessionName(1), Epoch: 1, Pages: []uint32{9}}, someIDs(3))
 	b.end()
