@@ -67,7 +67,16 @@ type rule struct {
 
 var compute = []string{"pkg/tensor", "pkg/kernel", "pkg/kvcache", "pkg/model", "pkg/optim", "pkg/weights"}
 
-var pure = []string{"pkg/plan", "pkg/session", "pkg/sched", "pkg/schedule", "pkg/sample", "pkg/grammar", "pkg/vocab", "pkg/template"}
+var pure = []string{
+	"pkg/plan",
+	"pkg/session",
+	"pkg/sched",
+	"pkg/schedule",
+	"pkg/sample",
+	"pkg/grammar",
+	"pkg/vocab",
+	"pkg/template",
+}
 
 var rules = []rule{
 	{

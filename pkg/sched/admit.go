@@ -213,7 +213,8 @@ func (s *Scheduler) yields(o, q *sequence, unit float64, waits bool) bool {
 	if waits {
 		return greedy && q.tenant.pages+s.pool.pagesFor(q.feed.Len()) <= own
 	}
-	return greedy || !(q.tenant != o.tenant && q.tenant.pages > own && o.tenant.pages <= other) && s.before(q, o)
+	robs := o.tenant != q.tenant && q.tenant.pages > own && o.tenant.pages <= other
+	return greedy || !robs && s.before(q, o)
 }
 
 // giveUp makes a sequence give its pages back: at once, or when its row in flight has come back. A member

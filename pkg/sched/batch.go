@@ -104,7 +104,8 @@ func (s *Scheduler) form() *Batch {
 		f.decode = f.decode && (!prefill || sent == 0)
 	}
 	if len(b.Entries) == 0 {
-		if suspect == nil && s.suspect != nil && !s.turn { // the others wait for pages, perhaps for those of the suspect
+		if suspect == nil && s.suspect != nil &&
+			!s.turn { // the others wait for pages, perhaps for those of the suspect
 			s.turn = true
 			return s.form()
 		}

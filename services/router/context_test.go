@@ -80,7 +80,14 @@ func (m *mesh) checkSlid(r *routerv1.GenerateRequest, each func(n int)) {
 	if use.GetMode() != slide || use.GetLength() != p.GetLength() || use.GetSinks() != p.GetSinks() ||
 		use.GetWindow() != p.GetWindow() || !use.GetRecomputed() || count(use) != dropped[0] ||
 		count(end) != dropped[n-1] {
-		m.t.Errorf("%v: started with %v, finished with %v, want %d and %d dropped", p, use, end, dropped[0], dropped[n-1])
+		m.t.Errorf(
+			"%v: started with %v, finished with %v, want %d and %d dropped",
+			p,
+			use,
+			end,
+			dropped[0],
+			dropped[n-1],
+		)
 	}
 	if len(a.started.GetPromptIds()) != len(prompt) || int(a.finished.GetUsage().GetCompletionTokens()) != n ||
 		a.finished.GetFinishReason() != samplerv1.FinishReason_FINISH_REASON_LENGTH {
@@ -350,7 +357,10 @@ func TestService_NoPipeline_IsToldInTimeOrWaitedFor(t *testing.T) {
 			m.network.Cut("shard-0-0", true)
 		}
 	})
-	if took := time.Since(start); status.Code(err) != codes.Unavailable || took > 5*time.Second || !hasRetry(err, "NO_CAPACITY") {
+	if took := time.Since(
+		start,
+	); status.Code(err) != codes.Unavailable || took > 5*time.Second ||
+		!hasRetry(err, "NO_CAPACITY") {
 		t.Errorf("in flight: %v after %v", err, took)
 	}
 	ctx, cancel := context.WithCancel(t.Context())

@@ -244,7 +244,9 @@ func (p *fakePipeline) grant(ctx context.Context) {
 	select {
 	case <-time.After(p.shard.lendAfter()):
 		l := &shardv1.Lease{Pages: p.shard.pages, Lo: p.shard.lo}
-		_ = p.answer(&shardv1.InferResponse{Frame: &shardv1.InferResponse_Lease{Lease: l}}) // the stream has ended if it fails
+		_ = p.answer(
+			&shardv1.InferResponse{Frame: &shardv1.InferResponse_Lease{Lease: l}},
+		) // the stream has ended if it fails
 	case <-ctx.Done():
 	}
 }

@@ -2,6 +2,7 @@ package router
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -123,7 +124,7 @@ func (s *Service) Drain(ctx context.Context) {
 
 // cause returns the cause for which the router ended a request, or else err.
 func cause(ctx context.Context, err error) error {
-	if c := context.Cause(ctx); err != nil && c != nil && c != ctx.Err() {
+	if c := context.Cause(ctx); err != nil && c != nil && !errors.Is(ctx.Err(), c) {
 		return c
 	}
 	return err

@@ -247,7 +247,7 @@ func (f *flow) one(routers []routerv1.RouterServiceClient, i int, r *routerv1.Ge
 		f.tokens++
 		f.mu.Unlock()
 	}}
-	c.outcome.request, c.sent = i, time.Now()
+	c.request, c.sent = i, time.Now()
 	c.err = c.run(ctx, routers, r)
 	c.end = time.Now()
 	c.same = c.err == nil && c.equal(f.want[i])

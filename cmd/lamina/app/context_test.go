@@ -203,11 +203,18 @@ func TestMesh_TruncateMiddle_DropsWholeTurns(t *testing.T) {
 		Stages: 2, Kernels: app.Kernels{Set: set, Threads: 2},
 	})
 	zero := float32(0)
-	messages := []*tokenizerv1.Message{{Role: "system", Content: "You answer in one short sentence, as a pirate would."}}
+	messages := []*tokenizerv1.Message{
+		{Role: "system", Content: "You answer in one short sentence, as a pirate would."},
+	}
 	for i := range 12 {
-		messages = append(messages,
-			&tokenizerv1.Message{Role: "user", Content: fmt.Sprintf("Question %d: how many ships does the fleet have?", i)},
-			&tokenizerv1.Message{Role: "assistant", Content: fmt.Sprintf("Arr, matey, the fleet has %d ships.", i)})
+		messages = append(
+			messages,
+			&tokenizerv1.Message{
+				Role:    "user",
+				Content: fmt.Sprintf("Question %d: how many ships does the fleet have?", i),
+			},
+			&tokenizerv1.Message{Role: "assistant", Content: fmt.Sprintf("Arr, matey, the fleet has %d ships.", i)},
+		)
 	}
 	messages = append(messages, &tokenizerv1.Message{Role: "user", Content: "What is the capital of France?"})
 	chat := func(messages []*tokenizerv1.Message, p *routerv1.ContextPolicy, n uint32) held {
@@ -244,7 +251,10 @@ func TestMesh_TruncateMiddle_DropsWholeTurns(t *testing.T) {
 		t.Errorf("a turn was dropped in vain: %v", use)
 	}
 	// The last turn alone is too long: its middle goes, and the system message stays.
-	long := slices.Concat(messages[:3], []*tokenizerv1.Message{{Role: "user", Content: strings.Repeat("sail on ", 200)}})
+	long := slices.Concat(
+		messages[:3],
+		[]*tokenizerv1.Message{{Role: "user", Content: strings.Repeat("sail on ", 200)}},
+	)
 	got = chat(long, &routerv1.ContextPolicy{Mode: truncateMode, Length: 100}, 20)
 	ids := got.started.GetPromptIds()
 	all := chat(long, nil, 1).started.GetPromptIds()

@@ -146,9 +146,14 @@ func TestMesh_SameTokensHoweverTheyAreComputed(t *testing.T) {
 	} {
 		t.Run(fmt.Sprintf("%+v", c), func(t *testing.T) {
 			m, router := startMesh(t, ctx, app.MeshConfig{
-				HTTP: "127.0.0.1:0", Model: shared(t, file), Stages: c.stages, Replicas: c.replicas, KVPositions: c.positions,
-				Kernels: app.Kernels{Set: set, Threads: 2}, Speculation: app.Speculation{IDs: c.speculate},
-				Scheduling: app.Scheduling{ChunkRows: c.chunk, CacheIdle: c.cache, MicroBatches: c.inFlight},
+				HTTP:        "127.0.0.1:0",
+				Model:       shared(t, file),
+				Stages:      c.stages,
+				Replicas:    c.replicas,
+				KVPositions: c.positions,
+				Kernels:     app.Kernels{Set: set, Threads: 2},
+				Speculation: app.Speculation{IDs: c.speculate},
+				Scheduling:  app.Scheduling{ChunkRows: c.chunk, CacheIdle: c.cache, MicroBatches: c.inFlight},
 			})
 			start := time.Now()
 			got, cached := answerAll(t, ctx, router, list, c.atOnce)

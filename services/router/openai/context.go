@@ -75,7 +75,10 @@ func toRun(d *routerv1.Dropped) droppedRun { return droppedRun{d.GetFirst(), d.G
 // toContext formats a report of the backend.
 func toContext(u *routerv1.ContextUse) *contextUse {
 	out := &contextUse{
-		Policy: policyNames()[u.GetMode()], Length: u.GetLength(), Recomputed: u.GetRecomputed(), Dropped: []droppedRun{},
+		Policy:     policyNames()[u.GetMode()],
+		Length:     u.GetLength(),
+		Recomputed: u.GetRecomputed(),
+		Dropped:    []droppedRun{},
 	}
 	if u.GetMode() == routerv1.ContextMode_CONTEXT_MODE_SLIDE {
 		sinks, window := u.GetSinks(), u.GetWindow()

@@ -330,7 +330,7 @@ func (in *injector) sum(client *http.Client, name string) float64 {
 			continue
 		}
 		total += readMetric(resp.Body, name)
-		resp.Body.Close()
+		_ = resp.Body.Close() // it was only read
 	}
 	return total
 }
@@ -412,5 +412,6 @@ func wasCut(c net.Conn) bool {
 	}
 	text, err := io.ReadAll(c)
 	var timeout net.Error
-	return !strings.Contains(string(text), "data: [DONE]") && !(errors.As(err, &timeout) && timeout.Timeout())
+	late := errors.As(err, &timeout) && timeout.Timeout()
+	return !late && !strings.Contains(string(text), "data: [DONE]")
 }

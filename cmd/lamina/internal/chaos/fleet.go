@@ -126,7 +126,7 @@ func (f *fleet) awaitReady(ctx context.Context, p *process) error {
 	for {
 		resp, err := client.Get("http://" + p.address("http") + "/readyz")
 		if err == nil {
-			resp.Body.Close()
+			_ = resp.Body.Close() // only its status counts
 			if resp.StatusCode == http.StatusOK {
 				return nil
 			}

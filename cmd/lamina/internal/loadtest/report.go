@@ -229,15 +229,15 @@ func (g *Group) add(s *Sample, c Config) {
 	if stalled {
 		g.Stalls.Streams++
 	}
-	switch {
-	case s.Outcome == OK:
+	switch s.Outcome {
+	case OK:
 		g.OK++
 		g.latency.add(s.End.Sub(s.Planned))
 		if c.TTFTLimit == 0 || !s.First.IsZero() && s.First.Sub(s.Planned) <= c.TTFTLimit {
 			g.GoodRequests++
 			g.goodTokens += s.Tokens
 		}
-	case s.Outcome == Refused:
+	case Refused:
 		g.Refused++
 		g.answer.add(s.Answer.Sub(s.Sent))
 		g.Refusals.Status[fmt.Sprint(s.Code)]++
@@ -245,7 +245,7 @@ func (g *Group) add(s *Sample, c Config) {
 			g.Refusals.WithRetryAfter++
 			g.Refusals.RetryAfterMax = max(g.Refusals.RetryAfterMax, s.RetryAfter.Seconds())
 		}
-	case s.Outcome == Interrupted:
+	case Interrupted:
 		g.Interrupted++
 	default:
 		g.Failed++

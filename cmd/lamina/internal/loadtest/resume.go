@@ -33,7 +33,8 @@ func (c *client) resume(ctx context.Context, k call, s *Sample, at *reading, err
 	pause := resumePause
 	for attempt := range resumeAttempts {
 		lost := err != nil && fault.CodeOf(err) != fault.Invalid
-		if !lost && s.Outcome != ErrorEvent && !(s.Outcome == Refused && s.Code == http.StatusServiceUnavailable) {
+		full := s.Outcome == Refused && s.Code == http.StatusServiceUnavailable
+		if !lost && s.Outcome != ErrorEvent && !full {
 			return err
 		}
 		timer := time.NewTimer(pause)

@@ -116,14 +116,16 @@ func TestRun_EveryFailureHasItsClass(t *testing.T) {
 	}{
 		{name: "nobody listens", url: nobody, class: loadtest.Connect, message: "refused"},
 		{name: "internal error", class: loadtest.Status, status: 500, message: "boom",
-			handler: func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "boom", 500) }},
+			handler: func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "boom", http.StatusInternalServerError) }},
 		{name: "bad request", class: loadtest.Status, status: 400, message: "prompt: too long",
 			handler: func(w http.ResponseWriter, _ *http.Request) {
-				w.WriteHeader(400)
+				w.WriteHeader(http.StatusBadRequest)
 				io.WriteString(w, `{"error":{"message":"prompt: too long"}}`)
 			}},
 		{name: "redirect", class: loadtest.Status, status: 302,
-			handler: func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/elsewhere", 302) }},
+			handler: func(w http.ResponseWriter, r *http.Request) {
+				http.Redirect(w, r, "/elsewhere", http.StatusFound)
+			}},
 		{name: "cut", class: loadtest.Cut, status: 200, message: "after 2 events",
 			handler: func(w http.ResponseWriter, _ *http.Request) {
 				begin(w)
