@@ -308,8 +308,11 @@ func (s *Service) noPipeline(name string) error {
 	if !known && name != "" {
 		return fault.New(fault.NotFound, "find model %q: no such model is served", name)
 	}
-	return fault.New(
-		fault.Unavailable, "find a pipeline for model %q: %s", name,
-		plan.Missing(s.spans(false, func(*shardv1.Held) bool { return true }), digest),
-	).After(time.Second).Because(reasonCapacity)
+	why := plan.Missing(s.spans(false, func(*shardv1.Held) bool { return true }), digest)
+	for _, chain := range s.building {
+		if digest != "" && chain.Digest() == digest {
+			why = "its stages are being opened or probed"
+		}
+	}
+	return fault.New(fault.Unavailable, "find a pipeline for model %q: %s", name, why).After(time.Second).Because(reasonCapacity)
 }

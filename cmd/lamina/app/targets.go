@@ -12,6 +12,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/gradbus/nats"
 	"github.com/lamina-mesh/lamina/pkg/journal"
 	journalnats "github.com/lamina-mesh/lamina/pkg/journal/nats"
+	"github.com/lamina-mesh/lamina/pkg/lifecycle"
 	"github.com/lamina-mesh/lamina/services/router"
 	"github.com/lamina-mesh/lamina/services/router/console"
 	"github.com/lamina-mesh/lamina/services/router/openai"
@@ -237,6 +238,11 @@ func (p *process) buildJournal() error {
 	}
 	p.closers = append(p.closers, j.Close)
 	p.journal = j
+	p.add(runPart("journal", func(ctx context.Context) error {
+		_ = lifecycle.Retry(ctx, p.log, "the journal of requests", limited(j.Open)) // the first record tells more
+		<-ctx.Done()
+		return nil
+	}))
 	return nil
 }
 

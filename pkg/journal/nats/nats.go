@@ -68,6 +68,15 @@ func New(conn *nats.Conn, c Config) (*Journal, error) {
 	return j, nil
 }
 
+// Open makes sure that the stream exists. Append and Read do this too; a router calls Open when it starts,
+// so that its first requests do not wait for the stream.
+func (j *Journal) Open(ctx context.Context) error {
+	if _, err := j.open(ctx); err != nil {
+		return j.wrap(ctx, err, "open the journal")
+	}
+	return nil
+}
+
 // open returns the stream, and creates it unless it is known to exist.
 func (j *Journal) open(ctx context.Context) (jetstream.Stream, error) {
 	j.mu.Lock()
