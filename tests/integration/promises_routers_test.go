@@ -50,7 +50,7 @@ func TestPromise_S13_StreamsOutliveTheirRouter(t *testing.T) {
 	t.Logf("%.0f tokens/s before the fault", flow.prove())
 	f.members["router-0"].kill()
 	pause(t, time.Second)
-	v := flow.hold(within(5 * time.Second)) // a client has to connect to the other router first
+	v := flow.hold(30 * time.Second) // the promise is about tokens, not time: half of the streams are computed again
 	if v.resumes < streams/4 {
 		t.Errorf("only %d streams were resumed", v.resumes)
 	}
