@@ -50,8 +50,8 @@ func TestMesh_GivesTheMemoryOfALoadBack(t *testing.T) {
 	debug.FreeOSMemory()
 	before := heapMiB()
 	var streams sync.WaitGroup
-	for i := range 60 { // prompts that have no prefix in common
-		streams.Go(func() { generateText(t, router, fmt.Sprintf("%d princes said that they would come back", i), 48) })
+	for i := range 150 { // prompts that have no prefix in common
+		streams.Go(func() { generateText(t, router, fmt.Sprintf("%d princes said that they would come back", i), 64) })
 	}
 	peak := 0.0
 	done := make(chan struct{})
