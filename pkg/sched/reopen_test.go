@@ -157,7 +157,10 @@ func (c *brokenChain) sample(b sched.Batch) {
 			}
 			id := after(q.log)
 			q.log = append(q.log, id)
-			c.results = append(c.results, sched.Picked{ID: e.ID, Epoch: e.Epoch, Position: pos + 1, Token: id, Data: id})
+			c.results = append(
+				c.results,
+				sched.Picked{ID: e.ID, Epoch: e.Epoch, Position: pos + 1, Token: id, Data: id},
+			)
 		}
 	}
 	if logits == 0 {

@@ -15,7 +15,6 @@ type pipeline struct {
 	s     *sched.Scheduler
 	now   time.Duration
 	rnd   *rand.Rand
-	batch []sched.Batch
 	ended []sched.ID
 }
 
@@ -37,8 +36,11 @@ func (p *pipeline) answer(commands []sched.Command, out []sched.Event) []sched.E
 			for _, e := range c.Entries {
 				if e.Logits > 0 {
 					awaited = true
-					out = append(out, sched.Picked{ID: e.ID, Epoch: e.Epoch, Position: e.Position + e.Rows - len(e.Drafts),
-						Token: p.rnd.Int32N(1000)})
+					out = append(
+						out,
+						sched.Picked{ID: e.ID, Epoch: e.Epoch, Position: e.Position + e.Rows - len(e.Drafts),
+							Token: p.rnd.Int32N(1000)},
+					)
 				}
 			}
 			if !awaited {
@@ -105,7 +107,7 @@ func TestPrefix_MillionPages(t *testing.T) {
 	if s.Cached < pages*99/100 {
 		t.Fatalf("%d of %d pages are cached", s.Cached, pages)
 	}
-	events = nil
+	clear(events)
 	runtime.GC()
 	runtime.ReadMemStats(&after)
 	used := (after.HeapAlloc - before.HeapAlloc) >> 20
@@ -203,7 +205,15 @@ func TestScheduler_AnyEvents(t *testing.T) {
 	for seed := range uint64(300) {
 		rnd := rand.New(rand.NewPCG(seed, 7))
 		c := config(1 + rnd.IntN(40))
-		c.PageLen, c.BatchRows, c.ChunkRows, c.Queue, c.Entries = 1+rnd.IntN(4), 1+rnd.IntN(9), 1+rnd.IntN(9), 6, 1+rnd.IntN(6)
+		c.PageLen, c.BatchRows, c.ChunkRows, c.Queue, c.Entries = 1+rnd.IntN(
+			4,
+		), 1+rnd.IntN(
+			9,
+		), 1+rnd.IntN(
+			9,
+		), 6, 1+rnd.IntN(
+			6,
+		)
 		c.Stages = 1 + rnd.IntN(3)
 		a, b := sched.New(c), sched.New(c)
 		now := time.Duration(0)

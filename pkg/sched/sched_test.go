@@ -205,10 +205,23 @@ func (p *player) event(name string, a args) sched.Event {
 	switch name {
 	case "submit":
 		log := a.tokens("log")
-		e := sched.Submit{ID: id, Epoch: epoch, Tenant: a.keys["tenant"], Weight: float64(a.key("weight", 0)),
-			Namespace: a.keys["ns"], Priority: a.key("priority", 0), Log: log, MaxLen: a.key("max", len(log)+4),
-			Score: a.has("score"), Suspect: a.has("suspect"), Private: a.has("private"), Speculate: a.key("speculate", 0),
-			Draft: a.has("draft")}
+		e := sched.Submit{
+			ID:        id,
+			Epoch:     epoch,
+			Tenant:    a.keys["tenant"],
+			Weight:    float64(a.key("weight", 0)),
+			Namespace: a.keys["ns"],
+			Priority:  a.key("priority", 0),
+			Log:       log,
+			MaxLen:    a.key("max", len(log)+4),
+			Score: a.has(
+				"score",
+			),
+			Suspect:   a.has("suspect"),
+			Private:   a.has("private"),
+			Speculate: a.key("speculate", 0),
+			Draft:     a.has("draft"),
+		}
 		if a.has("candidates") {
 			e.Candidates = fourCandidates{}
 		}

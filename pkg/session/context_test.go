@@ -173,7 +173,8 @@ func TestTurns_WholeTurnsAreDropped(t *testing.T) {
 		{[]string{"system"}, 1, nil},
 		{[]string{"system", "user", "assistant", "user"}, 1, []session.Span{{1, 2}}},
 		{[]string{"user", "assistant", "user", "assistant", "user"}, 0, []session.Span{{0, 2}, {0, 4}}},
-		{[]string{"system", "developer", "assistant", "user", "assistant", "tool", "assistant", "user", "user", "assistant",
+		{[]string{
+			"system", "developer", "assistant", "user", "assistant", "tool", "assistant", "user", "user", "assistant",
 			"user"}, 2, []session.Span{{2, 1}, {2, 5}, {2, 8}}},
 		{[]string{"user", "system", "user"}, 0, []session.Span{{0, 2}}},
 	} {

@@ -314,5 +314,7 @@ func (s *Service) noPipeline(name string) error {
 			why = "its stages are being opened or probed"
 		}
 	}
-	return fault.New(fault.Unavailable, "find a pipeline for model %q: %s", name, why).After(time.Second).Because(reasonCapacity)
+	return fault.New(fault.Unavailable, "find a pipeline for model %q: %s", name, why).
+		After(time.Second).
+		Because(reasonCapacity)
 }

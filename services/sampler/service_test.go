@@ -254,7 +254,8 @@ func TestSample_DroppedTokensCountAsBefore(t *testing.T) {
 			if token.GetId() != ids[at] || token.GetPosition() != uint32(3+at-dropped) {
 				t.Errorf("rules %d: token %d is %d at %d, was %d", i, at, token.GetId(), token.GetPosition(), ids[at])
 			}
-			if ended := token.GetFinishReason() == samplerv1.FinishReason_FINISH_REASON_LENGTH; ended != (at == length-1) {
+			ended := token.GetFinishReason() == samplerv1.FinishReason_FINISH_REASON_LENGTH
+			if ended != (at == length-1) {
 				t.Errorf("rules %d: token %d ends: %v", i, at, ended)
 			}
 		}

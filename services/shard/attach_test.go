@@ -146,7 +146,10 @@ func TestInfer_AHigherEpochFencesTheFormerStream(t *testing.T) {
 		t.Errorf("resumed %v", got)
 	}
 	// A late frame on the old stream writes to no page and gives no row.
-	old.batch([]uint32{9, 9}, &shardv1.Entry{Session: s, Epoch: 2, Position: 3, Rows: 2, Logits: 1, Pages: pageIDs(0, 2)})
+	old.batch(
+		[]uint32{9, 9},
+		&shardv1.Entry{Session: s, Epoch: 2, Position: 3, Rows: 2, Logits: 1, Pages: pageIDs(0, 2)},
+	)
 	if err := old.over(); fault.CodeOf(err) != fault.Aborted {
 		t.Errorf("the old stream ended with %v", err)
 	}

@@ -52,8 +52,11 @@ func (o *offered) send(ctx context.Context, url string, i, n int) {
 		case resp.StatusCode == http.StatusServiceUnavailable && resp.Header.Get("Retry-After") != "":
 			o.refused = append(o.refused, took)
 		default:
-			o.problems = append(o.problems, fmt.Sprintf("%s, Retry-After %q: %s", resp.Status, resp.Header.Get("Retry-After"),
-				text))
+			o.problems = append(
+				o.problems,
+				fmt.Sprintf("%s, Retry-After %q: %s", resp.Status, resp.Header.Get("Retry-After"),
+					text),
+			)
 		}
 	})
 }
@@ -104,8 +107,16 @@ func TestPromise_S8_OverloadIsRefusedHonestly(t *testing.T) {
 	goodput := float64(over.ok) / time.Since(begin).Seconds()
 	slices.Sort(over.refused)
 	p99 := quantile(over.refused, 0.99)
-	t.Logf("capacity %.0f requests/s; of %d requests at 4 times that, %d were answered (%.0f/s) and %d refused within %v "+
-		"at p99", capacity, sent, over.ok, goodput, len(over.refused), p99)
+	t.Logf(
+		"capacity %.0f requests/s; of %d requests at 4 times that, %d were answered (%.0f/s) and %d refused within %v "+
+			"at p99",
+		capacity,
+		sent,
+		over.ok,
+		goodput,
+		len(over.refused),
+		p99,
+	)
 	if len(over.problems) > 0 {
 		t.Errorf("%d requests had no answer and no honest refusal: %s", len(over.problems), over.problems[0])
 	}
@@ -144,8 +155,13 @@ func TestPromise_S10_StalledReadersHarmOnlyThemselves(t *testing.T) {
 		if err := c.(*net.TCPConn).SetReadBuffer(4 << 10); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := fmt.Fprintf(c, "POST /v1/completions HTTP/1.1\r\nHost: lamina\r\nContent-Type: application/json\r\n"+
-			"Content-Length: %d\r\n\r\n%s", len(body), body); err != nil {
+		if _, err := fmt.Fprintf(
+			c,
+			"POST /v1/completions HTTP/1.1\r\nHost: lamina\r\nContent-Type: application/json\r\n"+
+				"Content-Length: %d\r\n\r\n%s",
+			len(body),
+			body,
+		); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -189,7 +205,10 @@ func TestPromise_S9_LightTenantsAreNotStarved(t *testing.T) {
 		for c := range 6 {
 			wg.Go(func() {
 				for i := range pickInt(5, 40) {
-					d, err := first(fmt.Sprintf("light-%d", c%3), seeded(fmt.Sprintf("%s %d", prompts[c%4], i), 24, uint64(i)))
+					d, err := first(
+						fmt.Sprintf("light-%d", c%3),
+						seeded(fmt.Sprintf("%s %d", prompts[c%4], i), 24, uint64(i)),
+					)
 					if err != nil {
 						t.Errorf("a light tenant: %v", err)
 					}
@@ -210,7 +229,10 @@ func TestPromise_S9_LightTenantsAreNotStarved(t *testing.T) {
 	for c := range served {
 		heavy.Go(func() {
 			for loaded.Err() == nil {
-				if _, err := first("heavy", seeded(fmt.Sprintf("%d %s", c*1000+served[c], long), 64, uint64(c))); err != nil {
+				if _, err := first(
+					"heavy",
+					seeded(fmt.Sprintf("%d %s", c*1000+served[c], long), 64, uint64(c)),
+				); err != nil {
 					t.Errorf("the heavy tenant: %v", err)
 					return
 				}

@@ -192,7 +192,10 @@ func (p *pipe) movedHere() int {
 // pending reports whether the scheduler has not handled the submission of a sequence yet, or has not
 // been heard about it.
 func (p *pipe) pending(id sched.ID) bool {
-	return slices.ContainsFunc(p.events, func(e sched.Event) bool { s, ok := e.(sched.Submit); return ok && s.ID == id })
+	return slices.ContainsFunc(
+		p.events,
+		func(e sched.Event) bool { s, ok := e.(sched.Submit); return ok && s.ID == id },
+	)
 }
 
 // checkFairness checks the bound of the virtual token counter (Sheng et al. 2024, theorem 4.8): of two
@@ -228,7 +231,12 @@ func (p *pipe) checkFairness() {
 	p.w.report.FairChecks++
 	p.w.report.Unfair = max(p.w.report.Unfair, (high-low)/bound)
 	if high-low > bound {
-		p.w.violate("%s: the service of two backlogged tenants differs by %.0f, more than %.0f", p.name, high-low, bound)
+		p.w.violate(
+			"%s: the service of two backlogged tenants differs by %.0f, more than %.0f",
+			p.name,
+			high-low,
+			bound,
+		)
 	}
 }
 
@@ -320,8 +328,14 @@ func (w *world) settle() {
 			s := p.sched.Stats()
 			w.report.Evicted += int(s.Evicted)
 			if p.listed && (s.Running+s.Waiting+s.Held > 0 || len(p.seqs) > 0) {
-				w.violate("%s still has %d running and %d waiting sequences, %d pages and %d readers", p.name, s.Running,
-					s.Waiting, s.Held, len(p.seqs))
+				w.violate(
+					"%s still has %d running and %d waiting sequences, %d pages and %d readers",
+					p.name,
+					s.Running,
+					s.Waiting,
+					s.Held,
+					len(p.seqs),
+				)
 			}
 		}
 	}
@@ -331,7 +345,13 @@ func (w *world) settle() {
 			case st.p.dead:
 				w.violate("%s still has a stage of %s, which is lost", s.name, st.p.name)
 			case st.p.listed && (st.mapped() > 0 || len(st.sessions) > 0):
-				w.violate("%s still has %d pages and %d sessions of %s", s.name, st.mapped(), len(st.sessions), st.p.name)
+				w.violate(
+					"%s still has %d pages and %d sessions of %s",
+					s.name,
+					st.mapped(),
+					len(st.sessions),
+					st.p.name,
+				)
 			}
 		}
 		if err := s.cache.Check(); err != nil {

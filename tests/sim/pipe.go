@@ -40,7 +40,6 @@ type pipe struct {
 	known    bool // the scheduler knows spare
 	assigned int
 	opened   time.Duration
-	stepped  time.Duration // when Step was last called
 	checks   checks
 }
 
@@ -68,7 +67,6 @@ type result struct {
 	scored   bool
 	length   bool
 	round    uint64
-	cached   int
 	lost     string
 	blamed   bool
 	err      string
@@ -78,9 +76,20 @@ type result struct {
 func (p *pipe) start() {
 	w := p.w
 	c := sched.Config{
-		Stages: len(p.chain), Pages: w.sc.Pages, PageLen: w.sc.PageLen, Positions: w.sc.Pages * w.sc.PageLen, Vocab: vocab,
-		Depth: w.sc.Depth, BatchRows: w.sc.BatchRows, ChunkRows: w.sc.ChunkRows, Entries: w.sc.Entries, Queue: w.sc.Queue,
-		TenantQueue: w.sc.TenantQueue, CacheIdle: w.sc.CacheIdle,
+		Stages: len(
+			p.chain,
+		),
+		Pages:       w.sc.Pages,
+		PageLen:     w.sc.PageLen,
+		Positions:   w.sc.Pages * w.sc.PageLen,
+		Vocab:       vocab,
+		Depth:       w.sc.Depth,
+		BatchRows:   w.sc.BatchRows,
+		ChunkRows:   w.sc.ChunkRows,
+		Entries:     w.sc.Entries,
+		Queue:       w.sc.Queue,
+		TenantQueue: w.sc.TenantQueue,
+		CacheIdle:   w.sc.CacheIdle,
 	}
 	p.sched = sched.New(c)
 	p.seqs = map[sched.ID]*sequence{}

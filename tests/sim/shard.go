@@ -1,7 +1,6 @@
 package sim
 
 import (
-	"math"
 	"time"
 
 	"github.com/lamina-mesh/lamina/pkg/kernel"
@@ -455,6 +454,3 @@ func (st *stage) endLater(from *node) {
 }
 
 func (st *stage) mapped() int { return len(st.pages) }
-
-// never is later than everything.
-const never = time.Duration(math.MaxInt64)

@@ -150,7 +150,8 @@ func TestResume_LostRouter_TheSameBytesWithRealSampling(t *testing.T) {
 				t.Errorf("%s: %v", name, err)
 			}
 			t.Logf("%s: %d of %d tokens before the loss", name, had, len(want.ids))
-			if got.text != want.text || !slices.Equal(got.ids, want.ids) || !slices.Equal(got.logprobs, want.logprobs) ||
+			if got.text != want.text || !slices.Equal(got.ids, want.ids) ||
+				!slices.Equal(got.logprobs, want.logprobs) ||
 				got.reason != want.reason {
 				t.Errorf("%s:\n%q (%v), want\n%q (%v)", name, got.text, got.reason, want.text, want.reason)
 			}

@@ -116,7 +116,9 @@ func TestRun_EveryFailureHasItsClass(t *testing.T) {
 	}{
 		{name: "nobody listens", url: nobody, class: loadtest.Connect, message: "refused"},
 		{name: "internal error", class: loadtest.Status, status: 500, message: "boom",
-			handler: func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "boom", http.StatusInternalServerError) }},
+			handler: func(w http.ResponseWriter, _ *http.Request) {
+				http.Error(w, "boom", http.StatusInternalServerError)
+			}},
 		{name: "bad request", class: loadtest.Status, status: 400, message: "prompt: too long",
 			handler: func(w http.ResponseWriter, _ *http.Request) {
 				w.WriteHeader(http.StatusBadRequest)
