@@ -10,10 +10,10 @@ import (
 
 type chaosCmd struct {
 	Manifest string `required:"" help:"JSON file that describes the fleet, the load and the faults. examples/chaos has some."`
-	Model    string `short:"m" help:"GGUF file, or folder with a GGUF or Hugging Face model, if the manifest names none. Default: the bundled model."`
-	Binary   string `help:"The lamina binary of the fleet. Default: this one."`
-	Logs     string `help:"Folder for the logs of the members. Default: a temporary one, which is kept if a promise is broken."`
-	Format   string `help:"Output: text or json. With json, the transcript goes to standard error." enum:"text,json" default:"text"`
+	Model    string `            help:"GGUF file, or folder with a GGUF or Hugging Face model, if the manifest names none. Default: the bundled model." short:"m"`
+	Binary   string `            help:"The lamina binary of the fleet. Default: this one."`
+	Logs     string `            help:"Folder for the logs of the members. Default: a temporary one, which is kept if a promise is broken."`
+	Format   string `            help:"Output: text or json. With json, the transcript goes to standard error."                                                   enum:"text,json" default:"text"`
 }
 
 // Run runs the manifest. It returns an error, so that the exit code is 1, if a promise does not hold.

@@ -27,7 +27,7 @@ const askTimeout = 10 * time.Second
 
 type modelsCmd struct {
 	Router string `help:"Address of the router." default:"127.0.0.1:7070" env:"LAMINA_ROUTER"`
-	Format string `help:"Output: text or json." enum:"text,json" default:"text"`
+	Format string `help:"Output: text or json."  default:"text"                               enum:"text,json"`
 }
 
 // Run lists the models that a router serves.
@@ -57,9 +57,9 @@ func (c *modelsCmd) Run(e *verb.Env) error {
 }
 
 type statusCmd struct {
-	Router  string `help:"Address of the router." default:"127.0.0.1:7070" env:"LAMINA_ROUTER"`
-	Trainer string `help:"Address of the trainer. Default: the router is asked for it." env:"LAMINA_TRAINER"`
-	Format  string `help:"Output: text or json." enum:"text,json" default:"text"`
+	Router  string `help:"Address of the router."                                       default:"127.0.0.1:7070" env:"LAMINA_ROUTER"`
+	Trainer string `help:"Address of the trainer. Default: the router is asked for it."                          env:"LAMINA_TRAINER"`
+	Format  string `help:"Output: text or json."                                        default:"text"                                enum:"text,json"`
 }
 
 // Run shows the services, the pipelines and the training runs.
@@ -122,16 +122,32 @@ func printStatus(out io.Writer, mesh *routerv1.Mesh, runs []*trainerv1.Run) erro
 				h.GetModel(), h.GetLo(), h.GetHi(), h.GetLayers(), h.GetKvPagesUsed(), h.GetKvPages(), h.GetSessions())
 		}
 	}
-	fmt.Fprintln(w, "\nPIPELINE\tMODEL\tSTAGES\tRUNNING\tWAITING\tTOKENS/S\tSTEP MS (P99)\tBUBBLE\tKV PAGES\tCACHED\tHITS")
+	fmt.Fprintln(
+		w,
+		"\nPIPELINE\tMODEL\tSTAGES\tRUNNING\tWAITING\tTOKENS/S\tSTEP MS (P99)\tBUBBLE\tKV PAGES\tCACHED\tHITS",
+	)
 	for _, p := range mesh.GetPipelines() {
 		var stages []string
 		for _, hop := range p.GetStages() {
 			stages = append(stages, fmt.Sprintf("%d-%d@%s", hop.GetLo(), hop.GetHi(), hop.GetAddress()))
 		}
-		fmt.Fprintf(w, "%.8s\t%s\t%s\t%d\t%d\t%.1f\t%.1f (%.1f)\t%.0f %%\t%d/%d\t%d\t%.0f %%\n", p.GetId(), p.GetModel(),
-			strings.Join(stages, " > "), p.GetRunning(), p.GetWaiting(), p.GetTokensPerSecond(), p.GetStepMs(),
-			p.GetSlowStepMs(), 100*p.GetBubble(), p.GetKvPagesHeld(), p.GetKvPages(), p.GetKvPagesCached(),
-			100*float64(p.GetPrefixHits())/float64(max(1, p.GetPrefixQueries())))
+		fmt.Fprintf(
+			w,
+			"%.8s\t%s\t%s\t%d\t%d\t%.1f\t%.1f (%.1f)\t%.0f %%\t%d/%d\t%d\t%.0f %%\n",
+			p.GetId(),
+			p.GetModel(),
+			strings.Join(stages, " > "),
+			p.GetRunning(),
+			p.GetWaiting(),
+			p.GetTokensPerSecond(),
+			p.GetStepMs(),
+			p.GetSlowStepMs(),
+			100*p.GetBubble(),
+			p.GetKvPagesHeld(),
+			p.GetKvPages(),
+			p.GetKvPagesCached(),
+			100*float64(p.GetPrefixHits())/float64(max(1, p.GetPrefixQueries())),
+		)
 	}
 	if len(runs) > 0 {
 		fmt.Fprintln(w, "\nRUN\tSTATE\tSTEP\tLOSS\tVALIDATION\tTOKENS/S")
@@ -146,8 +162,8 @@ func printStatus(out io.Writer, mesh *routerv1.Mesh, runs []*trainerv1.Run) erro
 
 type healthCmd struct {
 	Address string `arg:"" optional:"" help:"Address of the service."`
-	FromEnv bool   `help:"Read the address from the environment variable LAMINA_HEALTH, as container health checks do."`
-	Env     string `hidden:"" env:"LAMINA_HEALTH"`
+	FromEnv bool   `                   help:"Read the address from the environment variable LAMINA_HEALTH, as container health checks do."`
+	Env     string `                                                                                                                       hidden:"" env:"LAMINA_HEALTH"`
 }
 
 // Run calls the health service (grpc.health.v1) and returns an error unless the status is SERVING.
@@ -181,7 +197,7 @@ type chatCmd struct {
 	meshFlags
 	samplingFlags
 	System    string `help:"System message."`
-	MaxTokens uint32 `short:"n" help:"Maximum number of tokens in an answer." default:"512"`
+	MaxTokens uint32 `help:"Maximum number of tokens in an answer." short:"n" default:"512"`
 }
 
 // Run reads turns from standard input, one a line, and answers each.

@@ -16,27 +16,27 @@ import (
 const defaultPrompts = "The prince\nIn the evening the whole army\nNatasha looked at him and\nThe old count said that\n"
 
 type loadtestCmd struct {
-	URL         []string          `name:"url" help:"Base URL of the server, such as http://127.0.0.1:8000/v1; without a path /v1 is added. Several servers take requests in turn." default:"http://127.0.0.1:8080"`
-	Endpoint    loadtest.Endpoint `help:"API: chat, completions, or auto for chat when a prompt has messages." enum:"auto,chat,completions" default:"auto"`
-	Model       string            `short:"m" help:"Name of the model. Default: the first that the server lists."`
-	Prompts     string            `short:"p" help:"File of prompts: one per line, or JSON objects with prompt or messages and any other field of a request; tenant names the tenant. Default: four short ones."`
-	Streams     int               `help:"Requests in flight: always in a closed loop (default 8), at most in an open one (default 512)." default:"0"`
-	Rate        float64           `help:"Requests per second, at the times of a Poisson process (open loop). Default: a closed loop, in which each stream sends its next request when the last one has ended." default:"0"`
-	Requests    int               `short:"n" help:"End after this number of requests. Default: 100, unless --duration is given." default:"0"`
-	Duration    time.Duration     `short:"d" help:"End after this time." default:"0"`
-	MaxTokens   int               `help:"Maximum number of tokens of an answer. Default: the server's." default:"64"`
-	Temperature *float64          `help:"Temperature. Default: the server's."`
-	Tenants     string            `help:"Tenants and their shares of the requests, such as a=4,b=1."`
-	Seed        int64             `help:"Seed of arrival times, tenants, and sampling: a request's seed is this plus the index of its prompt." default:"1"`
-	Timeout     time.Duration     `help:"Deadline of each stream." default:"2m"`
-	Stall       time.Duration     `help:"A longer gap between two tokens counts as a stall." default:"1s"`
-	TTFTLimit   time.Duration     `name:"ttft-limit" help:"Goodput counts only streams whose first token came within this time. Default: all that ended well." default:"0"`
-	Resume      bool              `help:"Ask for resumable streams, as Lamina has them, and resume a stream that breaks from the next --url."`
-	Record      string            `help:"File to write the texts of the answers to."`
-	Expect      string            `help:"File of texts, written by --record, that the answers must equal."`
+	URL         []string          `name:"url"          help:"Base URL of the server, such as http://127.0.0.1:8000/v1; without a path /v1 is added. Several servers take requests in turn."                                        default:"http://127.0.0.1:8080"`
+	Endpoint    loadtest.Endpoint `                    help:"API: chat, completions, or auto for chat when a prompt has messages."                                                                                                 default:"auto"                  enum:"auto,chat,completions"`
+	Model       string            `                    help:"Name of the model. Default: the first that the server lists."                                                                                                                                                                      short:"m"`
+	Prompts     string            `                    help:"File of prompts: one per line, or JSON objects with prompt or messages and any other field of a request; tenant names the tenant. Default: four short ones."                                                                       short:"p"`
+	Streams     int               `                    help:"Requests in flight: always in a closed loop (default 8), at most in an open one (default 512)."                                                                       default:"0"`
+	Rate        float64           `                    help:"Requests per second, at the times of a Poisson process (open loop). Default: a closed loop, in which each stream sends its next request when the last one has ended." default:"0"`
+	Requests    int               `                    help:"End after this number of requests. Default: 100, unless --duration is given."                                                                                         default:"0"                                                  short:"n"`
+	Duration    time.Duration     `                    help:"End after this time."                                                                                                                                                 default:"0"                                                  short:"d"`
+	MaxTokens   int               `                    help:"Maximum number of tokens of an answer. Default: the server's."                                                                                                        default:"64"`
+	Temperature *float64          `                    help:"Temperature. Default: the server's."`
+	Tenants     string            `                    help:"Tenants and their shares of the requests, such as a=4,b=1."`
+	Seed        int64             `                    help:"Seed of arrival times, tenants, and sampling: a request's seed is this plus the index of its prompt."                                                                 default:"1"`
+	Timeout     time.Duration     `                    help:"Deadline of each stream."                                                                                                                                             default:"2m"`
+	Stall       time.Duration     `                    help:"A longer gap between two tokens counts as a stall."                                                                                                                   default:"1s"`
+	TTFTLimit   time.Duration     `name:"ttft-limit"   help:"Goodput counts only streams whose first token came within this time. Default: all that ended well."                                                                   default:"0"`
+	Resume      bool              `                    help:"Ask for resumable streams, as Lamina has them, and resume a stream that breaks from the next --url."`
+	Record      string            `                    help:"File to write the texts of the answers to."`
+	Expect      string            `                    help:"File of texts, written by --record, that the answers must equal."`
 	APIKeyFile  string            `name:"api-key-file" help:"File with the API key. Default: the environment variable OPENAI_API_KEY."`
-	Key         string            `hidden:"" env:"OPENAI_API_KEY"`
-	Format      string            `help:"Output: text or json." enum:"text,json" default:"text"`
+	Key         string            `                                                                                                                                                                                                                                                                       hidden:"" env:"OPENAI_API_KEY"`
+	Format      string            `                    help:"Output: text or json."                                                                                                                                                default:"text"                  enum:"text,json"`
 }
 
 // Run puts the load on a server and prints what it measured, also when it is interrupted.

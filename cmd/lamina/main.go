@@ -25,7 +25,7 @@ import (
 // cli is the table of commands.
 type cli struct {
 	LogLevel  string `help:"Log level: debug, info, warn or error." default:"warn" env:"LAMINA_LOG_LEVEL"`
-	LogFormat string `help:"Log format: text or json." enum:"text,json" default:"text" env:"LAMINA_LOG_FORMAT"`
+	LogFormat string `help:"Log format: text or json."              default:"text" env:"LAMINA_LOG_FORMAT" enum:"text,json"`
 
 	Up       upCmd       `cmd:"" help:"Run the whole mesh in this process and serve a model."`
 	Generate generateCmd `cmd:"" help:"Continue a prompt."`

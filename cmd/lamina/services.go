@@ -16,11 +16,11 @@ import (
 type serviceFlags struct {
 	Advertise      string `help:"Address at which other services reach this one. Default: the address of --listen."`
 	Metrics        string `help:"HTTP address that serves /metrics, /healthz and /readyz. Default: none."`
-	Consul         string `help:"Address of the Consul agent." default:"127.0.0.1:8500" env:"LAMINA_CONSUL_ADDR"`
-	ConsulToken    string `help:"Token for Consul." env:"LAMINA_CONSUL_TOKEN"`
-	TLSCert        string `name:"tls-cert" help:"Certificate of this service (PEM file)."`
-	TLSKey         string `name:"tls-key" help:"Private key of the certificate (PEM file)."`
-	TLSCA          string `name:"tls-ca" help:"Certificate authority of all services (PEM file)."`
+	Consul         string `help:"Address of the Consul agent."                                                      default:"127.0.0.1:8500" env:"LAMINA_CONSUL_ADDR"`
+	ConsulToken    string `help:"Token for Consul."                                                                                          env:"LAMINA_CONSUL_TOKEN"`
+	TLSCert        string `help:"Certificate of this service (PEM file)."                                                                                              name:"tls-cert"`
+	TLSKey         string `help:"Private key of the certificate (PEM file)."                                                                                           name:"tls-key"`
+	TLSCA          string `help:"Certificate authority of all services (PEM file)."                                                                                    name:"tls-ca"`
 	InsecureListen bool   `help:"Allow listening on addresses that other machines can reach, without TLS."`
 }
 
@@ -34,11 +34,11 @@ func (f *serviceFlags) config(e *verb.Env, listen string) app.ServiceConfig {
 
 type tokenizerCmd struct {
 	serviceFlags
-	Listen    string `help:"gRPC address." default:"127.0.0.1:7071"`
-	Model     string `short:"m" required:"" help:"GGUF file (any part of a split one), or folder with a GGUF or Hugging Face model."`
+	Listen    string `help:"gRPC address."                                                                     default:"127.0.0.1:7071"`
+	Model     string `help:"GGUF file (any part of a split one), or folder with a GGUF or Hugging Face model."                          short:"m" required:""`
 	Name      string `help:"Name of the model. Default: the name of its file or folder."`
 	Library   string `help:"Folder of more models, whose vocabularies are loaded on demand."`
-	MaxModels int    `help:"Maximum number of vocabularies to keep loaded." default:"64"`
+	MaxModels int    `help:"Maximum number of vocabularies to keep loaded."                                    default:"64"`
 	Texts     string `help:"Folder of texts on which vocabularies may be trained. Default: none."`
 }
 
@@ -59,14 +59,14 @@ func (c *samplerCmd) Run(e *verb.Env) error { return app.Sampler(e.Ctx, c.config
 type shardCmd struct {
 	serviceFlags
 	verb.KernelFlags
-	Listen      string `help:"gRPC address." default:"127.0.0.1:7073"`
-	Model       string `short:"m" help:"GGUF file (any part of a split one), or folder with a GGUF or Hugging Face model. Default: none, so that the shard holds no layers."`
+	Listen      string `help:"gRPC address."                                                                                                                       default:"127.0.0.1:7073"`
+	Model       string `help:"GGUF file (any part of a split one), or folder with a GGUF or Hugging Face model. Default: none, so that the shard holds no layers."                                 short:"m"`
 	Name        string `help:"Name of the model. Default: the name of its file or folder."`
 	Layers      string `help:"Layers to hold: LO:HI (HI excluded), I/N for part I (from 0) of N, or none. Default: all."`
-	KVPositions int    `name:"kv-positions" help:"Number of positions in the KV cache." default:"16384"`
+	KVPositions int    `help:"Number of positions in the KV cache."                                                                                                default:"16384"                           name:"kv-positions"`
 	Train       bool   `help:"Take part in training runs. This needs NATS."`
-	NATS        string `name:"nats" help:"Address of a NATS server with JetStream, for gradient events." default:"nats://127.0.0.1:4222" env:"LAMINA_NATS"`
-	NATSToken   string `name:"nats-token" help:"Token for NATS." env:"LAMINA_NATS_TOKEN"`
+	NATS        string `help:"Address of a NATS server with JetStream, for gradient events."                                                                       default:"nats://127.0.0.1:4222"           name:"nats"         env:"LAMINA_NATS"`
+	NATSToken   string `help:"Token for NATS."                                                                                                                                                               name:"nats-token"   env:"LAMINA_NATS_TOKEN"`
 }
 
 // Run serves until interrupted.
@@ -87,22 +87,22 @@ const maxDrain = time.Hour
 
 type routerCmd struct {
 	serviceFlags
-	Listen string `help:"gRPC address." default:"127.0.0.1:7070"`
-	HTTP   string `name:"http" help:"Address of the HTTP API and the console; empty for none." default:"127.0.0.1:8080"`
+	Listen string `help:"gRPC address."                                                                                                                                       default:"127.0.0.1:7070"`
+	HTTP   string `help:"Address of the HTTP API and the console; empty for none."                                                                                            default:"127.0.0.1:8080" name:"http"`
 	speculateFlags
 	hiddenStateFlags
 	schedulingFlags
-	NATS      string        `name:"nats" help:"Address of a NATS server with JetStream, for the journal of resumable requests. Default: none, so that a request is resumed only at its own router." env:"LAMINA_NATS"`
-	NATSToken string        `name:"nats-token" help:"Token for NATS." env:"LAMINA_NATS_TOKEN"`
-	Drain     time.Duration `help:"How long requests may still run after a stop." default:"20s"`
+	NATS      string        `help:"Address of a NATS server with JetStream, for the journal of resumable requests. Default: none, so that a request is resumed only at its own router."                          name:"nats"       env:"LAMINA_NATS"`
+	NATSToken string        `help:"Token for NATS."                                                                                                                                                              name:"nats-token" env:"LAMINA_NATS_TOKEN"`
+	Drain     time.Duration `help:"How long requests may still run after a stop."                                                                                                       default:"20s"`
 	Draft     string        `help:"Draft model for speculative decoding: name or digest of a smaller model on the mesh. It must have the same vocabulary and a different name."`
 }
 
 // schedulingFlags are the settings of a router's schedulers.
 type schedulingFlags struct {
-	Queue           int           `help:"Number of requests that may wait for a pipeline; further ones are refused." default:"256"`
+	Queue           int           `help:"Number of requests that may wait for a pipeline; further ones are refused."                                           default:"256"`
 	PrefixCacheIdle time.Duration `help:"How long the KV pages of a prompt stay in the prefix cache after their last use; below 0 turns the prefix cache off." default:"5m"`
-	StepFloor       time.Duration `help:"Shortest step deadline while another pipeline could take over; 0 means 250ms between processes and 5s within one." default:"0s"`
+	StepFloor       time.Duration `help:"Shortest step deadline while another pipeline could take over; 0 means 250ms between processes and 5s within one."    default:"0s"`
 }
 
 func (f schedulingFlags) scheduling() app.Scheduling {
@@ -124,7 +124,7 @@ func (f hiddenStateFlags) hiddenType() tensorv1.ElementType {
 // speculateFlags are the settings of speculative decoding.
 type speculateFlags struct {
 	Speculate  int     `help:"Speculative decoding: maximum number of draft tokens for each step. An n-gram lookup in the token log proposes them, or else the model of --draft. The generated text does not change." default:"0"`
-	DraftLeast float64 `help:"The draft model stops proposing after a token with a lower probability than this." default:"0.4"`
+	DraftLeast float64 `help:"The draft model stops proposing after a token with a lower probability than this."                                                                                                      default:"0.4"`
 }
 
 func (f speculateFlags) speculation(draft string) (app.Speculation, error) {
@@ -156,7 +156,7 @@ func (c *routerCmd) Run(e *verb.Env) error {
 
 type trainerCmd struct {
 	serviceFlags
-	Listen string `help:"gRPC address." default:"127.0.0.1:7074"`
+	Listen string `help:"gRPC address."            default:"127.0.0.1:7074"`
 	Dir    string `help:"Folder of training runs." default:"runs"`
 }
 

@@ -39,18 +39,18 @@ func bundledModel() string {
 type upCmd struct {
 	verb.KernelFlags
 	Model          string `short:"m" help:"GGUF file (any part of a split one), or folder with a GGUF or Hugging Face model. Default: the bundled model."`
-	Name           string `help:"Name of the model. Default: the name of its file or folder."`
-	Stages         int    `help:"Number of stages of each pipeline." default:"2"`
-	Replicas       int    `help:"Number of pipelines." default:"1"`
-	GRPC           string `name:"grpc" help:"Address of the gRPC API." default:"127.0.0.1:7070"`
-	HTTP           string `name:"http" help:"Address of the HTTP API and the console." default:"127.0.0.1:8080"`
-	KVPositions    int    `name:"kv-positions" help:"Number of positions in the KV cache of each shard." default:"16384"`
-	Runs           string `help:"Folder of training runs." default:"runs"`
-	InsecureListen bool   `help:"Allow listening on addresses that other machines can reach, without TLS."`
+	Name           string `          help:"Name of the model. Default: the name of its file or folder."`
+	Stages         int    `          help:"Number of stages of each pipeline."                                                                                                                        default:"2"`
+	Replicas       int    `          help:"Number of pipelines."                                                                                                                                      default:"1"`
+	GRPC           string `          help:"Address of the gRPC API."                                                                                                                                  default:"127.0.0.1:7070" name:"grpc"`
+	HTTP           string `          help:"Address of the HTTP API and the console."                                                                                                                  default:"127.0.0.1:8080" name:"http"`
+	KVPositions    int    `          help:"Number of positions in the KV cache of each shard."                                                                                                        default:"16384"          name:"kv-positions"`
+	Runs           string `          help:"Folder of training runs."                                                                                                                                  default:"runs"`
+	InsecureListen bool   `          help:"Allow listening on addresses that other machines can reach, without TLS."`
 	speculateFlags
 	hiddenStateFlags
 	schedulingFlags
-	Draft string `help:"Draft model for speculative decoding: file or folder of a smaller model with the same vocabulary. It proposes 5 draft tokens unless --speculate is given."`
+	Draft string `          help:"Draft model for speculative decoding: file or folder of a smaller model with the same vocabulary. It proposes 5 draft tokens unless --speculate is given."`
 }
 
 // Run serves until interrupted.
@@ -88,11 +88,11 @@ func (c *upCmd) Run(e *verb.Env) error {
 type meshFlags struct {
 	verb.KernelFlags
 	Model  string `short:"m" help:"GGUF file (any part of a split one), or folder with a GGUF or Hugging Face model, to serve in this process. Default: the bundled model."`
-	Stages int    `help:"Number of stages of the pipeline in this process." default:"1"`
-	Router string `help:"Address of a router to use instead of a mesh in this process." env:"LAMINA_ROUTER"`
+	Stages int    `          help:"Number of stages of the pipeline in this process."                                                                                                         default:"1"`
+	Router string `          help:"Address of a router to use instead of a mesh in this process."                                                                                                         env:"LAMINA_ROUTER"`
 	speculateFlags
 	hiddenStateFlags
-	Draft string `help:"Draft model for speculative decoding: file or folder of a smaller model with the same vocabulary. It proposes 5 draft tokens unless --speculate is given."`
+	Draft string `          help:"Draft model for speculative decoding: file or folder of a smaller model with the same vocabulary. It proposes 5 draft tokens unless --speculate is given."`
 }
 
 // dial returns a client of the router and a function that closes everything that was opened for it.
@@ -142,12 +142,12 @@ func (f *meshFlags) dial(e *verb.Env) (routerv1.RouterServiceClient, func() erro
 type trainCmd struct {
 	verb.KernelFlags
 	Manifest string `required:"" help:"File with the manifest of the run, as JSON."`
-	Stages   int    `help:"Number of stages of each replica." default:"1"`
-	Replicas int    `help:"Number of replicas, over which the slots of a batch are distributed." default:"1"`
-	Resume   bool   `help:"Continue from the last complete checkpoint."`
-	Out      string `help:"Folder for the checkpoints, metrics.jsonl and the trained model. Default: runs/NAME."`
-	Trainer  string `help:"Address of a trainer to use instead of a mesh in this process." env:"LAMINA_TRAINER"`
-	Format   string `help:"Output: text (a progress bar) or json (the last state)." enum:"text,json" default:"text"`
+	Stages   int    `            help:"Number of stages of each replica."                                                    default:"1"`
+	Replicas int    `            help:"Number of replicas, over which the slots of a batch are distributed."                 default:"1"`
+	Resume   bool   `            help:"Continue from the last complete checkpoint."`
+	Out      string `            help:"Folder for the checkpoints, metrics.jsonl and the trained model. Default: runs/NAME."`
+	Trainer  string `            help:"Address of a trainer to use instead of a mesh in this process."                                      env:"LAMINA_TRAINER"`
+	Format   string `            help:"Output: text (a progress bar) or json (the last state)."                              default:"text"                      enum:"text,json"`
 }
 
 // Run starts the training run and shows its progress until it ends.

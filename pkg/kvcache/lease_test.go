@@ -194,7 +194,14 @@ func TestLease_RandomHolders(t *testing.T) {
 		}
 		for i, l := range c.Leases() {
 			if want := pages / len(all); l.Granted != want || all[i].may != want {
-				t.Errorf("seed %d: lease %d has %d pages and believes %d, want %d", seed, i, l.Granted, all[i].may, want)
+				t.Errorf(
+					"seed %d: lease %d has %d pages and believes %d, want %d",
+					seed,
+					i,
+					l.Granted,
+					all[i].may,
+					want,
+				)
 			}
 		}
 	}

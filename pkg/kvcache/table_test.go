@@ -303,8 +303,17 @@ func compare(t *testing.T, step int, c *kvcache.Cache[float64], models []*model,
 					want := m.marks[m.tables[j][pos/pageLen]][pos%pageLen]
 					k, v := view.Page(pos / pageLen).Keys[pos%pageLen], view.Page(pos / pageLen).Values[pos%pageLen]
 					if want != 0 && (k != want+float64(layer)/2 || v != -want) {
-						t.Errorf("step %d: table %d/%d layer %d position %d holds %g and %g, want %g", step, i, j, layer,
-							pos, k, v, want)
+						t.Errorf(
+							"step %d: table %d/%d layer %d position %d holds %g and %g, want %g",
+							step,
+							i,
+							j,
+							layer,
+							pos,
+							k,
+							v,
+							want,
+						)
 					}
 				}
 			}

@@ -111,8 +111,14 @@ func (q *request) limitSlide(p *pipeline, info *modelInfo) error {
 	case asked == 0 || q.maxTokens == 0 && asked > most:
 		asked = min(most, q.context.length)
 	case asked > most:
-		return fault.Field("max_tokens", "%d tokens after a prompt of %d are more than %d, the limit where the context "+
-			"slides", asked, n, maxSlideLog)
+		return fault.Field(
+			"max_tokens",
+			"%d tokens after a prompt of %d are more than %d, the limit where the context "+
+				"slides",
+			asked,
+			n,
+			maxSlideLog,
+		)
 	}
 	q.maxTokens = uint32(asked)
 	if err := q.held(p); err != nil {
@@ -127,7 +133,11 @@ func (q *request) held(p *pipeline) error {
 	if need, have := q.length(), q.served(p); q.context.asked != nil && need > have {
 		return &fault.Error{Code: fault.OutOfRange, Field: policyField + ".length", Msg: fmt.Sprintf(
 			"the request needs %d positions of a context length of %d, and the KV cache holds %d: give a context length "+
-				"of at most that", need, q.context.length, have)}
+				"of at most that",
+			need,
+			q.context.length,
+			have,
+		)}
 	}
 	return nil
 }

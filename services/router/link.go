@@ -69,7 +69,10 @@ func (l *link[Req, Resp]) serve(handle func(*Resp) error) {
 		for {
 			select {
 			case r := <-l.queue:
-				if err := l.stream.Send(r); err != nil && !errors.Is(err, io.EOF) { // the reader gets the reason of an EOF
+				if err := l.stream.Send(
+					r,
+				); err != nil &&
+					!errors.Is(err, io.EOF) { // the reader gets the reason of an EOF
 					l.cancel(streamEnd(l.who, err))
 					return
 				}

@@ -36,7 +36,10 @@ func (s *Service) update(service string, listed []discovery.Instance) {
 		delete(s.missing, i.ID)
 	}
 	for _, old := range s.instances[service] {
-		if slices.ContainsFunc(listed, func(i discovery.Instance) bool { return i.ID == old.ID || i.Addr == old.Addr }) {
+		if slices.ContainsFunc(
+			listed,
+			func(i discovery.Instance) bool { return i.ID == old.ID || i.Addr == old.Addr },
+		) {
 			continue
 		}
 		state = append(state, old)

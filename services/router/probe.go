@@ -73,7 +73,11 @@ func (p *pipeline) awaitPages(ctx context.Context) (positions int, err error) {
 		case <-p.ctx.Done():
 			return 0, context.Cause(p.ctx)
 		case <-ctx.Done():
-			return 0, fault.Wrap(fault.DeadlineExceeded, context.Cause(ctx), "wait for KV pages that other pipelines hold")
+			return 0, fault.Wrap(
+				fault.DeadlineExceeded,
+				context.Cause(ctx),
+				"wait for KV pages that other pipelines hold",
+			)
 		}
 	}
 }
@@ -92,7 +96,11 @@ func (p *pipeline) runProbe(ctx context.Context) error {
 	}
 	if !slices.ContainsFunc(p.stages, func(h *shardv1.Held) bool { return h.GetRows() == 0 }) {
 		warm := min(limit, warmLimit)
-		ctx, cancel = context.WithTimeoutCause(ctx, warm, fault.New(fault.DeadlineExceeded, "no answer within %v", warm))
+		ctx, cancel = context.WithTimeoutCause(
+			ctx,
+			warm,
+			fault.New(fault.DeadlineExceeded, "no answer within %v", warm),
+		)
 		defer cancel()
 	}
 	vocab := int(p.stages[0].GetVocab())

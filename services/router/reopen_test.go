@@ -106,7 +106,10 @@ func TestService_BrokenLink_SessionsGoOn(t *testing.T) {
 			m.struck("shard-0-1")
 			m.check()
 			if resumed := counter(t, metrics, "lamina_router_reopens_total", "resumed"); resumed < 1 || resumed > 2 {
-				t.Errorf("the pipeline was opened again %v times", resumed) // twice if the breaks are noticed one by one
+				t.Errorf(
+					"the pipeline was opened again %v times",
+					resumed,
+				) // twice if the breaks are noticed one by one
 			}
 			if moves := counter(t, metrics, "lamina_router_moves_total", ""); moves != 0 {
 				t.Errorf("%v sessions moved", moves)
@@ -201,6 +204,15 @@ func TestService_BrokenLinks_AgainAndAgain(t *testing.T) {
 	close(stop)
 	breaker.Wait()
 	m.check()
-	t.Logf("resumed %v, lost %v, moves %v", counter(t, metrics, "lamina_router_reopens_total", "resumed"),
-		counter(t, metrics, "lamina_router_reopens_total", "lost"), counter(t, metrics, "lamina_router_moves_total", ""))
+	t.Logf(
+		"resumed %v, lost %v, moves %v",
+		counter(t, metrics, "lamina_router_reopens_total", "resumed"),
+		counter(
+			t,
+			metrics,
+			"lamina_router_reopens_total",
+			"lost",
+		),
+		counter(t, metrics, "lamina_router_moves_total", ""),
+	)
 }

@@ -48,8 +48,13 @@ func (q *request) launch(ctx context.Context, resumable bool, state []byte, enco
 		id = obs.NewRequestID()
 	}
 	if len(id) < minResumeID {
-		return fault.Field(obs.RequestIDHeader, "%d characters are fewer than %d: anyone who knows the id of a resumable "+
-			"request can read it", len(id), minResumeID)
+		return fault.Field(
+			obs.RequestIDHeader,
+			"%d characters are fewer than %d: anyone who knows the id of a resumable "+
+				"request can read it",
+			len(id),
+			minResumeID,
+		)
 	}
 	client := q.sink
 	l, own, err := q.service.startLive(journal.Key{Tenant: auth.Tenant(ctx), ID: id},

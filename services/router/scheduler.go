@@ -291,8 +291,10 @@ func (r *runner) carryOut(c sched.Command) error {
 			return late{fault.New(fault.DeadlineExceeded, "run step %d: no result within %v", c.Step,
 				c.Late.Round(time.Millisecond))}
 		}
-		return late{fault.New(fault.DeadlineExceeded, "add session %x: no answer from the sampler within %v", string(c.ID),
-			c.Late.Round(time.Millisecond))}
+		return late{
+			fault.New(fault.DeadlineExceeded, "add session %x: no answer from the sampler within %v", string(c.ID),
+				c.Late.Round(time.Millisecond)),
+		}
 	}
 	return nil
 }

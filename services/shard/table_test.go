@@ -145,7 +145,11 @@ func TestInfer_RefusesTablesThatDoNotFit(t *testing.T) {
 	} {
 		e := test.entry
 		e.Session, e.Epoch, e.Rows, e.Logits = bad, 1, 1, 1
-		p.batch([]uint32{5, 6}, &shardv1.Entry{Session: good, Epoch: 1, Position: uint32(position), Rows: 1, Logits: 1}, e)
+		p.batch(
+			[]uint32{5, 6},
+			&shardv1.Entry{Session: good, Epoch: 1, Position: uint32(position), Rows: 1, Logits: 1},
+			e,
+		)
 		if refused := await(p, p.frames, what).GetRefused(); codes.Code(refused.GetCode()) != test.code {
 			t.Errorf("%s: %v", what, refused)
 		}

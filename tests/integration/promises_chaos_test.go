@@ -49,8 +49,19 @@ func chaosRun(t *testing.T, manifest string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), binary, "chaos", "--manifest", manifest, "--format", "json", "-m", bundled(t),
-		"--logs", t.TempDir())
+	cmd := exec.CommandContext(
+		t.Context(),
+		binary,
+		"chaos",
+		"--manifest",
+		manifest,
+		"--format",
+		"json",
+		"-m",
+		bundled(t),
+		"--logs",
+		t.TempDir(),
+	)
 	var out, transcript bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &transcript
 	failed := cmd.Run()
@@ -59,9 +70,21 @@ func chaosRun(t *testing.T, manifest string) {
 		t.Fatalf("%v, %v: %s\n%s", failed, err, &out, &transcript)
 	}
 	for _, p := range got.Promises {
-		t.Logf("%-4s %d faults, %d streams hit, %d ended, %d failed, %d of %d identical, stalls p99 %.0f ms, max %.0f ms, "+
-			"detected p50 %.0f ms, max %.0f ms", p.Promise, p.Faults, p.Running, p.Streams, p.Failed+p.Refused, p.Identical,
-			p.Compared, p.Stalls.P99, p.Stalls.Max, p.Detected.P50, p.Detected.Max)
+		t.Logf(
+			"%-4s %d faults, %d streams hit, %d ended, %d failed, %d of %d identical, stalls p99 %.0f ms, max %.0f ms, "+
+				"detected p50 %.0f ms, max %.0f ms",
+			p.Promise,
+			p.Faults,
+			p.Running,
+			p.Streams,
+			p.Failed+p.Refused,
+			p.Identical,
+			p.Compared,
+			p.Stalls.P99,
+			p.Stalls.Max,
+			p.Detected.P50,
+			p.Detected.Max,
+		)
 		for _, why := range p.Why {
 			t.Errorf("%s: %s", p.Promise, why)
 		}

@@ -154,8 +154,13 @@ func TestPromise_S6_StopFreesEverything(t *testing.T) {
 	}
 	slices.Sort(freed)
 	rate := float64(total) / time.Since(begin).Seconds()
-	t.Logf("%d cancels, %.0f tokens/s beside them, everything freed after %v at p50 and %v at p99", len(freed)*width, rate,
-		quantile(freed, 0.5), quantile(freed, 0.99))
+	t.Logf(
+		"%d cancels, %.0f tokens/s beside them, everything freed after %v at p50 and %v at p99",
+		len(freed)*width,
+		rate,
+		quantile(freed, 0.5),
+		quantile(freed, 0.99),
+	)
 	if rate < leastFlow {
 		t.Errorf("the run is invalid: %.0f tokens/s, want at least %d", rate, leastFlow)
 	}
@@ -181,11 +186,15 @@ func TestPromise_S14_DeadlineStopsEveryStage(t *testing.T) {
 	var stopped []time.Duration
 	begin := time.Now()
 	for range pickInt(320, 2000) / width {
-		deadline := time.Now().Add(50*time.Millisecond + time.Duration(random.IntN(pickInt(350, 2000)))*time.Millisecond)
+		deadline := time.Now().
+			Add(50*time.Millisecond + time.Duration(random.IntN(pickInt(350, 2000)))*time.Millisecond)
 		tokens, errs := l.wave(width, func(int) (context.Context, context.CancelFunc) {
 			return context.WithDeadline(t.Context(), deadline)
 		})
-		if early := time.Until(deadline); early > 0 && slices.ContainsFunc(errs, func(err error) bool { return err != nil }) {
+		if early := time.Until(
+			deadline,
+		); early > 0 &&
+			slices.ContainsFunc(errs, func(err error) bool { return err != nil }) {
 			t.Errorf("a request failed %v before its deadline", early)
 		}
 		total += tokens

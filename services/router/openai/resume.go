@@ -62,7 +62,11 @@ func (s *resumeState) shape() *shape {
 }
 
 func beyond(from int) error {
-	return &fault.Error{Code: fault.Invalid, Field: "from", Msg: strconv.Itoa(from) + " is beyond the end of the answer"}
+	return &fault.Error{
+		Code:  fault.Invalid,
+		Field: "from",
+		Msg:   strconv.Itoa(from) + " is beyond the end of the answer",
+	}
 }
 
 // firstEvent returns the number of the first event that a client asks for. An EventSource that connects

@@ -194,7 +194,8 @@ func TestResume_EventsFromAnyNumberOn(t *testing.T) {
 				1 << 24: http.StatusBadRequest, 1 << 40: http.StatusBadRequest, -1: http.StatusBadRequest,
 			} {
 				resp, text := again(t, fmt.Sprintf("%s/v1/requests/r/stream?from=%d", s.URL, from))
-				if resp.StatusCode != status || status != http.StatusNoContent && !strings.Contains(text, `"param":"from"`) {
+				if resp.StatusCode != status ||
+					status != http.StatusNoContent && !strings.Contains(text, `"param":"from"`) {
 					t.Errorf("from %d of %d: %s %s", from, end, resp.Status, text)
 				}
 			}
