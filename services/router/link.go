@@ -22,6 +22,7 @@ type link[Req, Resp any] struct {
 	cancel context.CancelCauseFunc
 	stream grpc.BidiStreamingClient[Req, Resp]
 	queue  chan *Req
+	ending chan struct{} // closed when this side is to be closed
 	sender sync.WaitGroup
 	reader sync.WaitGroup
 }
@@ -32,7 +33,7 @@ func openLink[Req, Resp any](
 	ctx context.Context, who, addr string, open *Req,
 	call func(context.Context, ...grpc.CallOption) (grpc.BidiStreamingClient[Req, Resp], error),
 ) (*link[Req, Resp], *Resp, error) {
-	l := &link[Req, Resp]{who: who, queue: make(chan *Req, framesLen)}
+	l := &link[Req, Resp]{who: who, queue: make(chan *Req, framesLen), ending: make(chan struct{})}
 	l.ctx, l.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	limit := context.AfterFunc(ctx, func() { l.cancel(context.Cause(ctx)) })
 	first, err := l.open(open, call)
@@ -69,13 +70,14 @@ func (l *link[Req, Resp]) serve(handle func(*Resp) error) {
 		for {
 			select {
 			case r := <-l.queue:
-				if err := l.stream.Send(
-					r,
-				); err != nil &&
-					!errors.Is(err, io.EOF) { // the reader gets the reason of an EOF
+				err := l.stream.Send(r)
+				if err != nil && !errors.Is(err, io.EOF) { // the reader gets the reason of an EOF
 					l.cancel(streamEnd(l.who, err))
 					return
 				}
+			case <-l.ending: // only the sender may close its side
+				_ = l.stream.CloseSend() // the reader sees whether the other side has ended
+				return
 			case <-l.ctx.Done():
 				return
 			}
@@ -121,14 +123,13 @@ func (l *link[Req, Resp]) stop() {
 var errStopped = fault.New(fault.Canceled, "the stream was closed")
 
 // close closes this side of a stream that is not broken and waits at most the given time until the other
-// side has ended too, so that it keeps nothing.
+// side has ended too, so that it keeps nothing. It is called once, after serve.
 func (l *link[Req, Resp]) close(wait time.Duration) {
 	if l.broken() == nil {
-		if err := l.stream.CloseSend(); err == nil {
-			limit := time.AfterFunc(wait, func() { l.cancel(errStopped) })
-			l.reader.Wait()
-			limit.Stop()
-		}
+		close(l.ending)
+		limit := time.AfterFunc(wait, func() { l.cancel(errStopped) })
+		l.reader.Wait()
+		limit.Stop()
 	}
 	l.stop()
 }

@@ -3,6 +3,8 @@ package app_test
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"testing"
 	"time"
 
@@ -120,7 +122,7 @@ func TestShard_RefusesAnEntryAndComputesTheOthers(t *testing.T) {
 		},
 	)
 	position, step := uint32(0), uint64(0)
-	for what, bad := range map[string]struct { // at most a page of them
+	cases := map[string]struct { // at most a page of them
 		entry *shardv1.Entry
 		ids   []uint32
 		code  codes.Code
@@ -161,7 +163,10 @@ func TestShard_RefusesAnEntryAndComputesTheOthers(t *testing.T) {
 		"the same session twice": {
 			&shardv1.Entry{Session: good, Epoch: 1, Rows: 1, Logits: 1}, []uint32{1}, codes.InvalidArgument,
 		},
-	} {
+	}
+	// "the same session twice" is last: a session of which an entry was refused can only be released.
+	for _, what := range slices.Sorted(maps.Keys(cases)) {
+		bad := cases[what]
 		step++
 		ordinary := &shardv1.Entry{Session: good, Epoch: 1, Position: position, Rows: 1, Logits: 1}
 		if position == 0 {
