@@ -291,7 +291,7 @@ func (d *drafter) lost(o result) error {
 	if o.err != nil {
 		return o.err
 	}
-	return fault.Wrap(fault.Unavailable, o.lost, "draft for request %s: the draft session is lost", d.request)
+	return fault.Wrap(fault.CodeOf(o.lost), o.lost, "draft for request %s: the draft session is lost", d.request)
 }
 
 // answer sends draft tokens to the sequence that waits for them. If its pipeline is lost, no

@@ -52,6 +52,11 @@ func draftMesh(
 		cfg.Draft = "copy"
 	}
 	m := newMesh(t, stages, 1, cfg, pages...)
+	// A draft pays off only if it is faster than its model.
+	target := m.shards["shard-0-0"]
+	target.mu.Lock()
+	target.cost = func(int) time.Duration { return 2 * time.Millisecond }
+	target.mu.Unlock()
 	d := m.shards["draft"]
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -179,6 +184,11 @@ func TestService_BrokenDraft_IsDroppedAndTheTextGoesOn(t *testing.T) {
 			if c.name != "lost at once" {
 				m.awaitDraft("shard-0-0", len("stream 0"))
 			}
+			t.Cleanup(func() {
+				if t.Failed() {
+					t.Logf("the router's log:\n%s", log.String())
+				}
+			})
 			c.spoil(m, m.shards["draft"])
 			start := time.Now()
 			m.streams(1, 600)

@@ -379,8 +379,11 @@ func (p *fakePipeline) take(ctx context.Context, r *shardv1.InferRequest) error 
 			ids = append(ids, uint32(v))
 		}
 	}
-	if s.cost != nil {
-		computed := time.NewTimer(s.cost(len(ids)))
+	s.mu.Lock()
+	cost := s.cost
+	s.mu.Unlock()
+	if cost != nil {
+		computed := time.NewTimer(cost(len(ids)))
 		select {
 		case <-computed.C:
 		case <-ctx.Done():
