@@ -15,22 +15,30 @@ func TestDrain_EndsWhatIsLeftAtTheLimit(t *testing.T) {
 	j := journal.NewMemory(journal.Limits{Bytes: 1 << 24})
 	m := newMesh(t, 1, 1, router.Config{})
 	a := m.peer("router-a", router.Config{Journal: j})
-	shard := m.shards["shard-0-0"]
 	const tokens = 1000
-	drained := make(chan struct{})
-	limit, expire := context.WithCancel(patient(t))
-	shard.strike(50, func() {
-		go func() {
-			a.service.Drain(limit)
-			close(drained)
-		}()
-	})
+	running := make(chan struct{}, 2)
+	begun := func(n int) bool {
+		if n == 10 {
+			running <- struct{}{}
+		}
+		return true
+	}
 	results := make(chan error, 2)
 	parts := []part{{}, {}}
-	go func() { results <- parts[0].generate(patient(t), a.client, resumable("handed over", tokens), nil) }()
+	go func() { results <- parts[0].generate(patient(t), a.client, resumable("handed over", tokens), begun) }()
+	go func() { results <- parts[1].generate(patient(t), a.client, greedy("cut", tokens), begun) }()
+	for range parts {
+		select {
+		case <-running:
+		case <-patient(t).Done():
+			t.Fatal("the requests have no token")
+		}
+	}
+	drained := make(chan struct{})
+	limit, expire := context.WithCancel(patient(t))
 	go func() {
-		r := greedy("cut", tokens)
-		results <- parts[1].generate(patient(t), a.client, r, nil)
+		a.service.Drain(limit)
+		close(drained)
 	}()
 	eventually(t, "the drain", func() bool { return fault.CodeOf(a.service.Backend().Ready()) == fault.Unavailable })
 	var late part

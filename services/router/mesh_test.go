@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"hash/fnv"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -81,6 +82,15 @@ func newMesh(t *testing.T, stages, replicas int, cfg router.Config, pages ...uin
 		sampler: newFakeSampler(), entries: map[string]discovery.Registration{}, stops: map[string]context.CancelFunc{},
 	}
 	m.dialer = rpc.NewDialer(rpc.DialOptions{Net: m.network})
+	if cfg.Log == nil {
+		var log syncBuffer
+		cfg.Log = slog.New(slog.NewTextHandler(&log, nil))
+		t.Cleanup(func() {
+			if t.Failed() {
+				t.Logf("the router's log:\n%s", log.String())
+			}
+		})
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	t.Cleanup(func() {

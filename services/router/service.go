@@ -257,11 +257,10 @@ func (s *Service) best(name string, w work) (*pipeline, error) {
 			return nil, fault.Field("model", "%q names several models: give a digest", name)
 		case len(found) > 0:
 			return found[sched.Route(candidates)], nil
+		case len(digests) > 0: // it waits for the model rather than take the place of drafts
+			return nil, fault.New(fault.Unavailable, "find a pipeline for model %q: none holds %d positions now", name,
+				w.maxLen).After(time.Second).Because(reasonCapacity)
 		}
-	}
-	if len(digests) > 0 {
-		return nil, fault.New(fault.Unavailable, "find a pipeline for model %q: none holds %d positions now", name,
-			w.maxLen).After(time.Second).Because(reasonCapacity)
 	}
 	return nil, s.noPipeline(name)
 }
