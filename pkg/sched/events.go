@@ -46,8 +46,12 @@ type Submit struct {
 // Cancel ends a sequence.
 type Cancel struct{ ID ID }
 
-// Accepted says that the sampler has accepted a sequence.
-type Accepted struct{ ID ID }
+// Accepted says that the sampler has accepted a sequence under an epoch. The answer to a former epoch does
+// not count: the sampler may not have heard of the latest one yet.
+type Accepted struct {
+	ID    ID
+	Epoch uint64
+}
 
 // Picked brings the token that the sampler has picked for a position.
 type Picked struct {

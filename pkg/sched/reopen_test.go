@@ -54,7 +54,7 @@ func (c *brokenChain) step(events ...sched.Event) {
 		switch e := command.(type) {
 		case sched.Add:
 			c.picks[e.ID] = &modelSession{e.Epoch, slices.Clone(c.logs[e.ID])}
-			c.results = append(c.results, sched.Accepted{ID: e.ID})
+			c.results = append(c.results, sched.Accepted{ID: e.ID, Epoch: e.Epoch})
 		case sched.Remove:
 			delete(c.picks, e.ID)
 			c.open--

@@ -28,7 +28,7 @@ func (p *pipeline) answer(commands []sched.Command, out []sched.Event) []sched.E
 	for _, c := range commands {
 		switch c := c.(type) {
 		case sched.Add:
-			out = append(out, sched.Accepted{ID: c.ID})
+			out = append(out, sched.Accepted{ID: c.ID, Epoch: c.Epoch})
 		case sched.Remove:
 			p.ended = append(p.ended, c.ID)
 		case sched.Batch:
@@ -261,7 +261,7 @@ func anyEvent(rnd *rand.Rand, epochs map[sched.ID]uint64) sched.Event {
 	case 0:
 		return sched.Cancel{ID: id}
 	case 1:
-		return sched.Accepted{ID: id}
+		return sched.Accepted{ID: id, Epoch: 1 + rnd.Uint64N(3)}
 	case 2:
 		return sched.Picked{ID: id, Epoch: 1, Position: rnd.IntN(30), Token: rnd.Int32N(3), Finished: rnd.IntN(2) == 0}
 	case 3:

@@ -128,7 +128,7 @@ func (s *Scheduler) handle(e Event) {
 			s.remove(q)
 		}
 	case Accepted:
-		if q := s.byID[e.ID]; q != nil && !q.accepted {
+		if q := s.byID[e.ID]; q != nil && !q.accepted && e.Epoch == q.Epoch {
 			q.accepted = true
 			if !q.started {
 				q.started = true

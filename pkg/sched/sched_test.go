@@ -27,7 +27,7 @@ func TestScheduler_Transcripts(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			p := &player{t: t}
+			p := &player{t: t, added: map[sched.ID]uint64{}}
 			var out strings.Builder
 			line := 1
 			for i, block := range strings.Split(strings.TrimSpace(string(text)), "\n\n") {
@@ -57,8 +57,9 @@ func TestScheduler_Transcripts(t *testing.T) {
 
 // player plays one transcript.
 type player struct {
-	t *testing.T
-	s *sched.Scheduler
+	t     *testing.T
+	s     *sched.Scheduler
+	added map[sched.ID]uint64 // the epochs under which sequences were last added to the sampler
 }
 
 // args are the words of a line: a list, and values by their keys.
@@ -166,6 +167,9 @@ func (p *player) play(lines []string) string {
 	var out []string
 	if stepped {
 		for _, c := range p.s.Step(now, events) {
+			if add, ok := c.(sched.Add); ok {
+				p.added[add.ID] = add.Epoch
+			}
 			out = append(out, describe(c))
 		}
 		if err := p.s.Check(); err != nil {
@@ -204,6 +208,7 @@ func (p *player) event(name string, a args) sched.Event {
 	epoch := uint64(a.key("epoch", 1))
 	switch name {
 	case "submit":
+		p.added[id] = epoch
 		log := a.tokens("log")
 		e := sched.Submit{
 			ID:        id,
@@ -228,8 +233,10 @@ func (p *player) event(name string, a args) sched.Event {
 		return e
 	case "cancel":
 		return sched.Cancel{ID: id}
+	case "reopened":
+		return sched.Reopened{Sampler: a.has("sampler")}
 	case "accepted":
-		return sched.Accepted{ID: id}
+		return sched.Accepted{ID: id, Epoch: uint64(a.key("epoch", int(p.added[id])))}
 	case "picked":
 		return sched.Picked{ID: id, Epoch: epoch, Position: a.at(2), Token: int32(a.at(3)), Finished: a.has("finished"),
 			Logprob: float64(a.key("logprob", 0)), Data: a.list[3]}

@@ -3,6 +3,7 @@ package router_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"sync"
 	"sync/atomic"
@@ -65,14 +66,22 @@ type fakeSampler struct {
 	mu        sync.Mutex
 	pipelines map[string]*fakeSampling
 	refuse    func(*samplerv1.AddSession) *samplerv1.SessionFailed // nil refuses none
+	faults    []string                                             // the router's violations of the protocol
+}
+
+func (s *fakeSampler) fault(format string, args ...any) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.faults = append(s.faults, fmt.Sprintf(format, args...))
 }
 
 type fakeSampling struct {
-	mu     sync.Mutex
-	stream grpc.BidiStreamingServer[samplerv1.SampleRequest, samplerv1.SampleResponse]
-	adds   map[string]*samplerv1.AddSession
-	counts map[string]int
-	last   map[string]fakePick
+	sampler *fakeSampler
+	mu      sync.Mutex
+	stream  grpc.BidiStreamingServer[samplerv1.SampleRequest, samplerv1.SampleResponse]
+	adds    map[string]*samplerv1.AddSession
+	counts  map[string]int
+	last    map[string]fakePick
 }
 
 // fakePick is the last token picked for a session.
@@ -91,7 +100,7 @@ func (s *fakeSampler) Sample(stream grpc.BidiStreamingServer[samplerv1.SampleReq
 	}
 	name := string(first.GetOpen().GetPipeline())
 	p := &fakeSampling{
-		stream: stream, adds: map[string]*samplerv1.AddSession{}, counts: map[string]int{}, last: map[string]fakePick{},
+		sampler: s, stream: stream, adds: map[string]*samplerv1.AddSession{}, counts: map[string]int{}, last: map[string]fakePick{},
 	}
 	s.mu.Lock()
 	s.pipelines[name] = p
@@ -147,7 +156,7 @@ func (p *fakeSampling) take(r *samplerv1.SampleRequest) error {
 		delete(p.last, string(name))
 		return p.stream.Send(
 			&samplerv1.SampleResponse{
-				Frame: &samplerv1.SampleResponse_Added{Added: &samplerv1.SessionAdded{Session: name}},
+				Frame: &samplerv1.SampleResponse_Added{Added: &samplerv1.SessionAdded{Session: name, Epoch: f.Add.GetEpoch()}},
 			},
 		)
 	case *samplerv1.SampleRequest_Remove:
@@ -195,6 +204,9 @@ func (p *fakeSampling) pick(row *samplerv1.Row) error {
 	add := p.adds[name]
 	if add == nil || row.GetEpoch() < add.GetEpoch() {
 		return nil
+	}
+	if row.GetEpoch() > add.GetEpoch() {
+		p.sampler.fault("a row of session %x has epoch %d, and the session %d", name, row.GetEpoch(), add.GetEpoch())
 	}
 	if row.Target != nil {
 		return p.stream.Send(&samplerv1.SampleResponse{Frame: &samplerv1.SampleResponse_Score{Score: &samplerv1.Score{

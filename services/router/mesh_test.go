@@ -81,6 +81,7 @@ func newMesh(t *testing.T, stages, replicas int, cfg router.Config, pages ...uin
 		t: t, network: memnet.New(), registry: discovery.NewMemory(), shards: map[string]*fakeShard{},
 		sampler: newFakeSampler(), entries: map[string]discovery.Registration{}, stops: map[string]context.CancelFunc{},
 	}
+	t.Cleanup(m.check)
 	m.dialer = rpc.NewDialer(rpc.DialOptions{Net: m.network})
 	if cfg.Log == nil {
 		var log syncBuffer

@@ -29,6 +29,11 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // check fails the test if the router violated a shard's protocol.
 func (m *mesh) check() {
 	m.t.Helper()
+	m.sampler.mu.Lock()
+	for _, f := range m.sampler.faults {
+		m.t.Errorf("sampler: %s", f)
+	}
+	m.sampler.mu.Unlock()
 	for name, s := range m.shards {
 		s.mu.Lock()
 		for _, f := range s.faults {

@@ -242,6 +242,11 @@ func (p *pipeline) pick(
 	if n == nil || r.GetEpoch() < n.epoch || int64(r.GetPosition()) <= n.last {
 		return nil, false
 	}
+	if r.GetEpoch() > n.epoch { // the session is about to be added again, and its log may be another one
+		delete(p.sessions, string(r.GetSession()))
+		return failed(r.GetSession(), r.GetEpoch(), fault.New(fault.FailedPrecondition,
+			"pick token: the row has epoch %d, and the session epoch %d", r.GetEpoch(), n.epoch)), false
+	}
 	if r.DraftId != nil && (int64(r.GetPosition()) != n.last+1 || n.history.Last() != int32(r.GetDraftId())) {
 		return nil, false // it follows a draft token that was rejected
 	}

@@ -263,7 +263,7 @@ func (p *pipeline) finishAdd(ctx context.Context, a *samplerv1.AddSession, l *li
 	case err != nil:
 		p.reply(refused(a, err))
 	default:
-		added := &samplerv1.SessionAdded{Session: a.GetSession()}
+		added := &samplerv1.SessionAdded{Session: a.GetSession(), Epoch: a.GetEpoch()}
 		p.reply(&samplerv1.SampleResponse{Frame: &samplerv1.SampleResponse_Added{Added: added}})
 	}
 }

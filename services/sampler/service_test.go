@@ -369,6 +369,25 @@ func TestPush_RowsThatNobodyWaitsForAreIgnored(t *testing.T) {
 	}
 }
 
+// A row of an epoch under which the session was not added yet belongs to another log than the session's.
+func TestSample_RowAheadOfItsSession_EndsTheSession(t *testing.T) {
+	b := open(t)
+	b.add(&samplerv1.AddSession{Session: id(1), Epoch: 1, Rules: &samplerv1.Rules{}})
+	early := row(1, 4, logits(1, 1), 2)
+	early.Epoch = 2
+	b.rows(early)
+	f := b.hear().GetFailed()
+	if f.GetEpoch() != 2 || codes.Code(f.GetCode()) != codes.FailedPrecondition {
+		t.Fatalf("answer %v, want FAILED_PRECONDITION for epoch 2", f)
+	}
+	b.tell(&samplerv1.SampleRequest{Frame: &samplerv1.SampleRequest_Add{Add: &samplerv1.AddSession{
+		Session: id(1), Epoch: 2, Rules: &samplerv1.Rules{},
+	}}})
+	if added := b.hear().GetAdded(); added.GetEpoch() != 2 {
+		t.Fatalf("added %v, want epoch 2", added)
+	}
+}
+
 func TestSample_EndIDsMaximumAndMinimumLength(t *testing.T) {
 	b := open(t)
 	x := logits(2, 2)

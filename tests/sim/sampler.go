@@ -45,7 +45,7 @@ func (s *sampler) add(p *pipe, id sched.ID, epoch uint64, log []int32, emitted i
 	sessions[id] = n
 	answer := func() {
 		if s.pipes[p] != nil && s.pipes[p][id] == n {
-			p.fromSampler.send(data, func() { p.tell(sched.Accepted{ID: id}) })
+			p.fromSampler.send(data, func() { p.tell(sched.Accepted{ID: id, Epoch: epoch}) })
 		}
 	}
 	if w.chance(w.sc.Compile) { // a grammar is compiled
@@ -70,6 +70,10 @@ func (s *sampler) rows(p *pipe, b *batch) {
 		n := sessions[e.ID]
 		if n == nil || e.Epoch < n.epoch {
 			continue
+		}
+		if e.Epoch > n.epoch {
+			s.w.violate("the sampler is sent a row of %s under epoch %d, and knows epoch %d", e.ID, e.Epoch, n.epoch)
+			return
 		}
 		first := e.Rows - e.Logits
 		for i := first; i < e.Rows; i++ {

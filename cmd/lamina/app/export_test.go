@@ -20,3 +20,6 @@ func (m *Mesh) Journal() journal.Journal { return m.process.journal }
 
 // Cut breaks all connections to a service of the mesh, and refuses new ones.
 func (m *Mesh) Cut(name string) { m.process.network.Cut(name, true) }
+
+// Mend lets a service be reached again.
+func (m *Mesh) Mend(name string) { m.process.network.Cut(name, false) }

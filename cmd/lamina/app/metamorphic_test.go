@@ -6,14 +6,20 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net/http"
 	"os"
+	"path/filepath"
+	"regexp"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/lamina-mesh/lamina/cmd/lamina/app"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
+	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/kernel/cpu"
 )
 
@@ -56,9 +62,9 @@ func askedFor(n int, vocab uint32, longest int) []asked {
 }
 
 // answerAll sends the requests, some at once, and returns the ids of the answers and how many tokens
-// of the prompts came from the cache.
+// of the prompts came from the cache. It calls before with the index of a request that is about to be sent.
 func answerAll(
-	t *testing.T, ctx context.Context, router routerv1.RouterServiceClient, list []asked, atOnce int,
+	t *testing.T, ctx context.Context, router routerv1.RouterServiceClient, list []asked, atOnce int, before func(int),
 ) (answers [][]uint32, cached uint32) {
 	t.Helper()
 	answers = make([][]uint32, len(list))
@@ -79,6 +85,7 @@ func answerAll(
 		})
 	}
 	for i := range list {
+		before(i)
 		next <- i
 	}
 	close(next)
@@ -111,75 +118,169 @@ func answer(
 	}
 }
 
-// TestMesh_SameTokensHoweverTheyAreComputed sends the same requests to meshes that differ in stages,
-// batches, chunks of prompts, cache, KV memory and draft tokens. Every answer must be the same.
-func TestMesh_SameTokensHoweverTheyAreComputed(t *testing.T) {
-	file, vocab, requests, longest, pool := "models/stories260K/stories260K-f32.gguf", uint32(512), 40, 60, 160
-	if os.Getenv("LAMINA_SLOW") != "" {
-		file, vocab = "models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf", 49152
-		requests, longest, pool = 200, 300, 1024
+// compared is a model whose answers are compared.
+type compared struct {
+	name, file, draft string
+	vocab             uint32
+	requests, longest int // number of requests, and the longest beginning that some of them share
+	pool              int // positions of a KV cache that is too small for all requests
+}
+
+// sameModels returns the models of the metamorphic test: the small one, with LAMINA_SLOW a chat model as
+// well, and with LAMINA_MODELS one of 1.5 billion parameters with its draft model.
+func sameModels(t *testing.T) []compared {
+	const small, chat = "models/stories260K/", "models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf"
+	models := []compared{{
+		name: "stories260K", file: shared(t, small+"stories260K-f32.gguf"), draft: shared(t, small+"stories260K-Q4_0.gguf"),
+		vocab: 512, requests: 40, longest: 60, pool: 160,
+	}}
+	if os.Getenv("LAMINA_SLOW") == "" {
+		return models
 	}
+	models = append(models, compared{
+		name: "SmolLM2-135M", file: shared(t, chat), draft: shared(t, chat),
+		vocab: 49152, requests: 200, longest: 300, pool: 1024,
+	})
+	if dir := os.Getenv("LAMINA_MODELS"); dir != "" {
+		models = append(models, compared{
+			name: "Qwen2.5-Coder-1.5B", file: filepath.Join(dir, "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf"),
+			draft: filepath.Join(dir, "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"),
+			vocab: 151643, requests: 200, longest: 24, pool: 256,
+		})
+	}
+	return models
+}
+
+// layout is a mesh whose answers must not differ from those of any other.
+type layout struct {
+	stages, replicas, atOnce, chunk int
+	cache                           time.Duration
+	positions, speculate, inFlight  int
+	draft                           bool
+	lost                            string // the shard that is lost for good after half of the requests
+	broken                          string // the shard whose links break again and again
+}
+
+// TestMesh_SameTokensHoweverTheyAreComputed sends the same requests to meshes that differ in stages,
+// batches, chunks of prompts, cache, KV memory, draft tokens and faults. Every answer must be the same.
+func TestMesh_SameTokensHoweverTheyAreComputed(t *testing.T) {
 	set := cpu.New(2)
 	t.Cleanup(set.Close)
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Hour)
-	t.Cleanup(cancel)
-	list := askedFor(requests, vocab, longest)
 	off := time.Duration(-1)
-	var want [][]uint32
-	for _, c := range []struct {
-		stages, replicas, atOnce, chunk int
-		cache                           time.Duration
-		positions, speculate, inFlight  int
-	}{
-		{stages: 1, replicas: 1, atOnce: 1, cache: off}, // the reference: one after another, nothing shared
-		{stages: 1, replicas: 1, atOnce: 16, cache: off},
-		{stages: 2, replicas: 1, atOnce: 8, chunk: 7, cache: off, inFlight: 3},
-		{stages: 3, replicas: 1, atOnce: 16, chunk: 64, inFlight: 4},
-		{stages: 4, replicas: 1, atOnce: 3, chunk: 1, inFlight: 5},
-		{stages: 1, replicas: 1, atOnce: 1},
-		{stages: 2, replicas: 2, atOnce: 8},
-		{stages: 1, replicas: 1, atOnce: 16, positions: pool},
-		{stages: 2, replicas: 1, atOnce: 16, positions: pool, inFlight: 3},
-		{stages: 3, replicas: 1, atOnce: 12, positions: pool, chunk: 16, cache: off},
-		{stages: 2, replicas: 1, atOnce: 4, speculate: 5},
-		{stages: 1, replicas: 1, atOnce: 16, speculate: 3, positions: pool, chunk: 33},
-	} {
-		t.Run(fmt.Sprintf("%+v", c), func(t *testing.T) {
-			m, router := startMesh(t, ctx, app.MeshConfig{
-				HTTP:        "127.0.0.1:0",
-				Model:       shared(t, file),
-				Stages:      c.stages,
-				Replicas:    c.replicas,
-				KVPositions: c.positions,
-				Kernels:     app.Kernels{Set: set, Threads: 2},
-				Speculation: app.Speculation{IDs: c.speculate},
-				Scheduling:  app.Scheduling{ChunkRows: c.chunk, CacheIdle: c.cache, MicroBatches: c.inFlight},
-			})
-			start := time.Now()
-			got, cached := answerAll(t, ctx, router, list, c.atOnce)
-			if want == nil {
-				want = got
-			}
-			different := 0
-			for i := range got {
-				if !slices.Equal(got[i], want[i]) {
-					different++
-					t.Logf("request %d: %v, want %v", i, got[i], want[i])
+	for _, model := range sameModels(t) {
+		list := askedFor(model.requests, model.vocab, model.longest)
+		var want [][]uint32
+		for _, c := range []layout{
+			{stages: 1, replicas: 1, atOnce: 1, cache: off}, // the reference: one after another, nothing shared
+			{stages: 1, replicas: 1, atOnce: 16, cache: off},
+			{stages: 2, replicas: 1, atOnce: 8, chunk: 7, cache: off, inFlight: 3},
+			{stages: 3, replicas: 1, atOnce: 16, chunk: 64, inFlight: 4},
+			{stages: 4, replicas: 1, atOnce: 3, chunk: 1, inFlight: 5},
+			{stages: 1, replicas: 1, atOnce: 1},
+			{stages: 2, replicas: 2, atOnce: 8},
+			{stages: 1, replicas: 1, atOnce: 16, positions: model.pool},
+			{stages: 2, replicas: 1, atOnce: 16, positions: model.pool, inFlight: 3},
+			{stages: 3, replicas: 1, atOnce: 12, positions: model.pool, chunk: 16, cache: off},
+			{stages: 2, replicas: 1, atOnce: 4, speculate: 5},
+			{stages: 1, replicas: 1, atOnce: 16, speculate: 3, positions: model.pool, chunk: 33},
+			{stages: 2, replicas: 1, atOnce: 3, draft: true},
+			{stages: 2, replicas: 2, atOnce: 8, lost: "shard-0-1", inFlight: 3},
+			{stages: 2, replicas: 2, atOnce: 8, draft: true, lost: "shard-1-0", inFlight: 3},
+			{stages: 3, replicas: 1, atOnce: 6, speculate: 4, broken: "shard-0-2", inFlight: 4},
+			{stages: 2, replicas: 1, atOnce: 16, positions: model.pool, broken: "shard-0-0", inFlight: 3},
+		} {
+			t.Run(fmt.Sprintf("%s/%+v", model.name, c), func(t *testing.T) {
+				got := model.answers(t, c, list, set)
+				if want == nil {
+					want = got
 				}
+				different := 0
+				for i := range got {
+					if !slices.Equal(got[i], want[i]) {
+						different++
+						t.Logf("request %d: %v, want %v", i, got[i], want[i])
+					}
+				}
+				t.Logf("%d of %d the same", len(list)-different, len(list))
+				if different > 0 {
+					t.Errorf("%d of %d answers differ", different, len(list))
+				}
+			})
+		}
+	}
+}
+
+// answers starts a mesh, sends it the requests, and returns the ids of their answers. It fails the test if
+// the mesh did not do what the layout is about.
+func (s compared) answers(t *testing.T, c layout, list []asked, set kernel.Set[float32]) [][]uint32 {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Hour)
+	defer cancel()
+	speculation := app.Speculation{IDs: c.speculate}
+	if c.draft {
+		speculation.Draft = s.draft
+	}
+	m, router := startMesh(t, ctx, app.MeshConfig{
+		HTTP: "127.0.0.1:0", Model: s.file, Stages: c.stages, Replicas: c.replicas, KVPositions: c.positions,
+		Kernels:     app.Kernels{Set: set, Threads: 2},
+		Speculation: speculation,
+		Scheduling:  app.Scheduling{ChunkRows: c.chunk, CacheIdle: c.cache, MicroBatches: c.inFlight},
+	})
+	start := time.Now()
+	got, cached := answerAll(t, ctx, router, list, c.atOnce, func(i int) {
+		switch {
+		case c.lost != "" && i == len(list)/2:
+			m.Cut(c.lost)
+		case c.broken != "" && i%7 == 6:
+			m.Cut(c.broken)
+			m.Mend(c.broken)
+		}
+	})
+	took := time.Since(start).Round(time.Millisecond)
+	count := counters(t, m.HTTPAddr())
+	preempted, moves := count("lamina_router_preemptions_total"), count("lamina_router_moves_total")
+	reopens, drafted := count("lamina_router_reopens_total", "resumed"), count("lamina_router_draft_tokens_total", "draft")
+	t.Logf("%d prompt tokens from the cache, %d preemptions, %d moves, %d pipelines opened again, %d draft tokens, %v",
+		cached, preempted, moves, reopens, drafted, took)
+	// Requests that arrive together are not yet in the cache.
+	if cached > 0 && c.cache < 0 || cached == 0 && c.cache >= 0 && c.atOnce < 8 {
+		t.Errorf("%d tokens came from the cache", cached)
+	}
+	if preempted == 0 && c.positions > 0 || preempted > 0 && c.positions == 0 && c.broken == "" {
+		t.Errorf("%d preemptions with %d positions", preempted, c.positions)
+	}
+	if moves == 0 && c.lost != "" || moves+reopens == 0 && c.broken != "" {
+		t.Errorf("%d moves, %d pipelines opened again", moves, reopens)
+	}
+	if drafted == 0 && c.draft {
+		t.Error("the draft model was not asked")
+	}
+	return got
+}
+
+// counters reads the metrics of a process. The function that it returns sums a metric over the lines that
+// have the given values of labels.
+func counters(t *testing.T, addr string) func(name string, values ...string) int {
+	t.Helper()
+	resp, err := http.Get("http://" + addr + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func(name string, values ...string) int {
+		sum := 0.0
+		for _, m := range regexp.MustCompile(`(?m)^`+name+`(\{.*\})? (\S+)$`).FindAllStringSubmatch(string(text), -1) {
+			fits := true
+			for _, v := range values {
+				fits = fits && strings.Contains(m[1], strconv.Quote(v))
 			}
-			if different > 0 {
-				t.Errorf("%d of %d answers differ", different, len(list))
+			if n, err := strconv.ParseFloat(m[2], 64); err == nil && fits {
+				sum += n
 			}
-			// Requests that arrive together are not yet in the cache.
-			if cached > 0 && c.cache < 0 || cached == 0 && c.cache >= 0 && c.atOnce < 8 {
-				t.Errorf("%d tokens came from the cache", cached)
-			}
-			preempted := metric(t, m.HTTPAddr(), "lamina_router_preemptions_total")
-			if (preempted == "0") != (c.positions == 0) {
-				t.Errorf("%s preemptions with %d positions", preempted, c.positions)
-			}
-			t.Logf("%d of %d the same, %d prompt tokens from the cache, %v", len(list)-different, len(list), cached,
-				time.Since(start).Round(time.Millisecond))
-		})
+		}
+		return int(sum)
 	}
 }

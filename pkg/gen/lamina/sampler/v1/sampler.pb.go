@@ -1226,7 +1226,10 @@ func (*SampleOpened) Descriptor() ([]byte, []int) {
 type SessionAdded struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The session's name.
-	Session       []byte `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	Session []byte `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	// The session's epoch. A session that is added again while the answer to the former epoch is on its way
+	// gives two answers, and rows may be sent only after the second.
+	Epoch         uint64 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1266,6 +1269,13 @@ func (x *SessionAdded) GetSession() []byte {
 		return x.Session
 	}
 	return nil
+}
+
+func (x *SessionAdded) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
 }
 
 // Token is a picked token.
@@ -2187,9 +2197,10 @@ const file_lamina_sampler_v1_sampler_proto_rawDesc = "" +
 	"\x06failed\x18\x04 \x01(\v2 .lamina.sampler.v1.SessionFailedH\x00R\x06failed\x120\n" +
 	"\x05score\x18\x05 \x01(\v2\x18.lamina.sampler.v1.ScoreH\x00R\x05scoreB\a\n" +
 	"\x05frame\"\x0e\n" +
-	"\fSampleOpened\"(\n" +
+	"\fSampleOpened\">\n" +
 	"\fSessionAdded\x12\x18\n" +
-	"\asession\x18\x01 \x01(\fR\asession\"\xf3\x01\n" +
+	"\asession\x18\x01 \x01(\fR\asession\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\"\xf3\x01\n" +
 	"\x05Token\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1a\n" +
