@@ -32,7 +32,7 @@ type asked struct {
 
 // askedFor returns n requests. They come in families that share the beginning of their prompts, so
 // that a prefix cache has something to find, and half of them are sampled.
-func askedFor(n int, vocab uint32, longest int) []asked {
+func askedFor(n int, vocab uint32, longest, tokens int) []asked {
 	r := rand.New(rand.NewPCG(20261129, 19))
 	ids := func(k int) []uint32 {
 		out := make([]uint32, k)
@@ -46,7 +46,7 @@ func askedFor(n int, vocab uint32, longest int) []asked {
 		family := ids(1 + r.IntN(longest))
 		for range 4 {
 			a := asked{
-				prompt: slices.Concat(family, ids(1+r.IntN(longest/2))), tokens: 4 + r.Uint32N(28),
+				prompt: slices.Concat(family, ids(1+r.IntN(longest/2))), tokens: 4 + r.Uint32N(uint32(tokens)),
 				sampling: &routerv1.Sampling{},
 			}
 			temperature, seed := float32(0), r.Uint64()
@@ -123,6 +123,7 @@ type compared struct {
 	name, file, draft string
 	vocab             uint32
 	requests, longest int // number of requests, and the longest beginning that some of them share
+	tokens            int // a request asks for at most 3 more than this
 	pool              int // positions of a KV cache that is too small for all requests
 }
 
@@ -132,20 +133,20 @@ func sameModels(t *testing.T) []compared {
 	const small, chat = "models/stories260K/", "models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf"
 	models := []compared{{
 		name: "stories260K", file: shared(t, small+"stories260K-f32.gguf"), draft: shared(t, small+"stories260K-Q4_0.gguf"),
-		vocab: 512, requests: 40, longest: 60, pool: 160,
+		vocab: 512, requests: 40, longest: 60, tokens: 28, pool: 160,
 	}}
 	if os.Getenv("LAMINA_SLOW") == "" {
 		return models
 	}
 	models = append(models, compared{
 		name: "SmolLM2-135M", file: shared(t, chat), draft: shared(t, chat),
-		vocab: 49152, requests: 200, longest: 300, pool: 1024,
+		vocab: 49152, requests: 200, longest: 100, tokens: 28, pool: 320,
 	})
 	if dir := os.Getenv("LAMINA_MODELS"); dir != "" {
 		models = append(models, compared{
 			name: "Qwen2.5-Coder-1.5B", file: filepath.Join(dir, "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf"),
 			draft: filepath.Join(dir, "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"),
-			vocab: 151643, requests: 200, longest: 24, pool: 256,
+			vocab: 151643, requests: 200, longest: 24, tokens: 8, pool: 128,
 		})
 	}
 	return models
@@ -168,7 +169,7 @@ func TestMesh_SameTokensHoweverTheyAreComputed(t *testing.T) {
 	t.Cleanup(set.Close)
 	off := time.Duration(-1)
 	for _, model := range sameModels(t) {
-		list := askedFor(model.requests, model.vocab, model.longest)
+		list := askedFor(model.requests, model.vocab, model.longest, model.tokens)
 		var want [][]uint32
 		for _, c := range []layout{
 			{stages: 1, replicas: 1, atOnce: 1, cache: off}, // the reference: one after another, nothing shared
