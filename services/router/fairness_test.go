@@ -104,6 +104,9 @@ func (m *mesh) shareWithHeavy(heavy string, whole bool, light func(i int) string
 // with 32 long prompts stays within twice of what it is without that one. If all of them are one
 // tenant it does not, so the test can fail.
 func TestService_LightTenants_AreServedBesideAHeavyOne(t *testing.T) {
+	if testing.Short() {
+		t.Skip("measures times, which mean nothing under the race detector")
+	}
 	const pages, noise = 128, 100 * time.Millisecond // pages for four long prompts
 	light := func(i int) string { return fmt.Sprint("light-", i/2) }
 	measure := func(heavy string, whole bool, light func(int) string) (p50, p90, p99 time.Duration) {
@@ -188,6 +191,9 @@ func (m *mesh) offer(clients int, span time.Duration) (tokens int64, refusals, n
 // TestService_Overload_IsRefusedFastAndCostsLittle offers as much as a pipeline can run, and more than
 // four times as much as it can run and queue.
 func TestService_Overload_IsRefusedFastAndCostsLittle(t *testing.T) {
+	if testing.Short() {
+		t.Skip("measures times, which mean nothing under the race detector")
+	}
 	const span, limit = 1500 * time.Millisecond, 50 * time.Millisecond
 	m := newMesh(t, 1, 1, router.Config{Queue: 4}, 24) // pages for 8 requests
 	m.takes(10*time.Millisecond, 50*time.Microsecond)
