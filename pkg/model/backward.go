@@ -1,6 +1,8 @@
 package model
 
 import (
+	"slices"
+
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/tensor"
@@ -11,18 +13,43 @@ import (
 // the gradient of Trace.Out; the last stage ignores it and starts from its loss. The result
 // is in host memory and valid until the next call. The trace must not be used again.
 func (s *Stage[F]) TrainBackward(tr *Trace[F], dOut []F, g *Params[F]) ([]F, error) {
-	width, n := s.Spec.Width, tr.in.B*tr.in.T
+	if err := s.checkBackward(tr, dOut); err != nil {
+		return nil, err
+	}
+	s.clearSums(g)
+	dx := s.backward(tr, dOut, g)
+	var dIn []F
+	if !s.First() {
+		dIn = s.set.Host(dx)
+	}
+	s.Drop(tr)
+	return dIn, nil
+}
+
+// checkBackward checks the arguments of a backward pass.
+func (s *Stage[F]) checkBackward(tr *Trace[F], dOut []F) error {
 	if tr.in.ForwardOnly {
-		return nil, fault.New(fault.Invalid, "train stage %v: the forward kept nothing for a backward", s.Range)
+		return fault.New(fault.Invalid, "train stage %v: the forward kept nothing for a backward", s.Range)
 	}
-	if !s.Last() && len(dOut) != n*width {
-		return nil, fault.New(fault.Invalid, "train stage %v: %d gradient values for %d rows", s.Range, len(dOut), n)
+	if n := tr.in.B * tr.in.T; !s.Last() && len(dOut) != n*s.Spec.Width {
+		return fault.New(fault.Invalid, "train stage %v: %d gradient values for %d rows", s.Range, len(dOut), n)
 	}
+	return nil
+}
+
+// clearSums sets the gradients to zero that passes add to.
+func (s *Stage[F]) clearSums(g *Params[F]) {
 	for i, t := range g.Tensors {
 		if !s.written[i] {
 			s.set.Clear(t.Data)
 		}
 	}
+}
+
+// backward computes the gradients g of the parameters and returns that of the stage's input, in
+// scratch memory. Parameters without memory in g are left out.
+func (s *Stage[F]) backward(tr *Trace[F], dOut []F, g *Params[F]) kernel.Buffer[F] {
+	width, n := s.Spec.Width, tr.in.B*tr.in.T
 	s.scratch.reset()
 	dx := s.scratch.take(n * width)
 	w := s.gradients(n)
@@ -37,17 +64,26 @@ func (s *Stage[F]) TrainBackward(tr *Trace[F], dOut []F, g *Params[F]) ([]F, err
 	for i := len(s.blocks) - 1; i >= 0; i-- {
 		s.blockGrad(&s.blocks[i], &tr.layers[i], dx, tr, g, w)
 	}
-	if s.First() {
-		if s.position != nil {
-			s.set.EmbedGrad(g.at(s.position.atW), dx, tr.pos, width)
-		}
-		s.scale(dx, s.Spec.Embedding.Scale)
-		s.set.EmbedGrad(g.at(s.embed.atW), dx, tr.in.IDs, width)
-		s.Drop(tr)
-		return nil, nil
+	if !s.First() {
+		return dx
 	}
-	s.Drop(tr)
-	return s.set.Host(dx), nil
+	if tr.split != nil {
+		tr.split.embedded = s.copied(&tr.mem, dx)
+	} else {
+		s.embedGrad(dx, tr, g)
+	}
+	return dx
+}
+
+// embedGrad adds the gradients of the embeddings, given the gradient dx[B*T,C] of their sum. It scales
+// dx.
+func (s *Stage[F]) embedGrad(dx kernel.Buffer[F], tr *Trace[F], g *Params[F]) {
+	width := s.Spec.Width
+	if s.position != nil {
+		s.set.EmbedGrad(g.at(s.position.atW), dx, tr.pos, width)
+	}
+	s.scale(dx, s.Spec.Embedding.Scale)
+	s.set.EmbedGrad(g.at(s.embed.atW), dx, tr.in.IDs, width)
 }
 
 // grads is the scratch of a backward pass.
@@ -131,6 +167,11 @@ func (s *Stage[F]) linearGrad(dx, x kernel.Buffer[F], t int, g *Params[F], branc
 		}
 		products = append(products, p)
 	}
+	if dx == nil && !slices.ContainsFunc(products, func(p kernel.ProductGrad[F]) bool {
+		return p.DW != nil || p.DBias != nil
+	}) {
+		return
+	}
 	s.set.MatMulGrad(dx, x, t, products...)
 }
 
@@ -140,7 +181,8 @@ func (s *Stage[F]) blockGrad(blk *block[F], k *saved[F], dx kernel.Buffer[F], tr
 	s.widen(k)
 	if blk.experts != nil {
 		s.normalize(w.h, k.mid, &blk.norm2, n)
-		s.expertsBackward(blk, &k.experts, w.dh, s.postGrad(dx, k.post2, &blk.post2, g, n, w), w.h, n, g)
+		s.expertsBackward(blk, &k.experts, w.dh, s.postGrad(dx, k.post2, &blk.post2, g, n, w), w.h, n, g,
+			tr.split != nil)
 		s.normGrad(dx, w.dh, k.mid, &blk.norm2, g, n)
 		s.attendGrad(blk, k, dx, tr, g, w)
 		return
@@ -152,15 +194,18 @@ func (s *Stage[F]) blockGrad(blk *block[F], k *saved[F], dx kernel.Buffer[F], tr
 	inner := n * blk.FFN.Width
 	made, dup := w.act[:inner], w.dact[:inner]
 	down := branch[F]{s.postGrad(dx, k.post2, &blk.post2, g, n, w), &blk.down}
+	k.dDown = s.deferred(tr, down.dy)
 	s.set.MatMulGrad(dup, nil, n, kernel.ProductGrad[F]{DY: down.dy, W: &down.l.Matrix})
 	branches := []branch[F]{{dup, &blk.up}}
 	if blk.gated {
 		dgate := w.dgate[:inner]
 		s.set.GLUGrad(dgate, dup, made, dup, k.gate, k.up, act)
 		branches = []branch[F]{{dgate, &blk.gate}, {dup, &blk.up}}
+		k.dGate = s.deferred(tr, dgate)
 	} else {
 		s.set.ActivateGrad(dup, made, dup, k.up, act)
 	}
+	k.dUp = s.deferred(tr, dup)
 	s.linearGrad(nil, made, n, g, down)
 	s.normalize(w.h, k.mid, &blk.norm2, n)
 	s.linearGrad(w.dh, w.h, n, g, branches...)
@@ -175,7 +220,9 @@ func (s *Stage[F]) attendGrad(blk *block[F], k *saved[F], dx kernel.Buffer[F], t
 	w *grads[F]) {
 	a, n := &blk.Attention, tr.in.B*tr.in.T
 	dq, dk, dv, datt := w.of(blk, n)
-	s.linearGrad(datt, k.att, n, g, branch[F]{s.postGrad(dx, k.post1, &blk.post1, g, n, w), &blk.o})
+	o := branch[F]{s.postGrad(dx, k.post1, &blk.post1, g, n, w), &blk.o}
+	k.dO = s.deferred(tr, o.dy)
+	s.linearGrad(datt, k.att, n, g, o)
 	if blk.sinks32 != nil {
 		s.set.SinkGrad(datt, g.at(blk.sinks.atG), k.att, k.lse, blk.sinks.gain, a.Heads, a.HeadDim)
 	}
@@ -188,6 +235,7 @@ func (s *Stage[F]) attendGrad(blk *block[F], k *saved[F], dx kernel.Buffer[F], t
 		s.headsGrad(dq, k.rawQ, &blk.qNorm, g, w)
 		s.headsGrad(dk, k.rawK, &blk.kNorm, g, w)
 	}
+	k.dQ, k.dK, k.dV = s.deferred(tr, dq), s.deferred(tr, dk), s.deferred(tr, dv)
 	s.normalize(w.h, k.x, &blk.norm1, n)
 	s.linearGrad(w.dh, w.h, n, g, branch[F]{dq, &blk.q}, branch[F]{dk, &blk.k}, branch[F]{dv, &blk.v})
 	s.normGrad(dx, w.dh, k.x, &blk.norm1, g, n)

@@ -20,6 +20,7 @@ type experts[F tensor.Float] struct {
 type routed[F tensor.Float] struct {
 	kernel.Routing[F]
 	gate, up kernel.Buffer[F] // [T*TopK, F] by grouped index
+	split    *routedSplit[F]  // between the two halves of a backward pass
 }
 
 // experts builds the experts of a layer. Files hold one tensor per expert. Parameters stack the
@@ -162,8 +163,10 @@ func (s *Stage[F]) expertsForward(blk *block[F], y, h kernel.Buffer[F], t int) r
 }
 
 // expertsBackward overwrites dh[T,C] with the gradient of h, given the gradient dy[T,C] of
-// the experts' output, and adds the gradients of their weights to g.
-func (s *Stage[F]) expertsBackward(blk *block[F], k *routed[F], dh, dy, h kernel.Buffer[F], t int, g *Params[F]) {
+// the experts' output, and adds the gradients of their weights to g. With split it keeps what
+// expertsWeights needs to do that.
+func (s *Stage[F]) expertsBackward(blk *block[F], k *routed[F], dh, dy, h kernel.Buffer[F], t int, g *Params[F],
+	split bool) {
 	x, spec, width := blk.experts, blk.FFN.Experts, s.Spec.Width
 	ff, n := spec.Width, len(k.Rows)
 	in, dout, out := s.set.Alloc(n*width), s.set.Alloc(n*width), s.set.Alloc(n*width)
@@ -181,7 +184,7 @@ func (s *Stage[F]) expertsBackward(blk *block[F], k *routed[F], dh, dy, h kernel
 		s.set.MatMul(rows(out), wide(act), &x.down[e].Matrix, x.down[e].bias, hi-lo)
 		s.set.CombineGrad(rows(dout), dy, rows(out), &k.Routing, lo, hi, width)
 		s.linearGrad(wide(dact), wide(act), hi-lo, g, branch[F]{rows(dout), &x.down[e]})
-		dup := wide(dact)
+		dup := wide(dact) // in the place of the gradient of act
 		s.gatedGrad(&blk.FFN, wide(dgate), dup, wide(dact), wide(k.gate), wide(k.up))
 		s.linearGrad(rows(din), rows(in), hi-lo, g, branch[F]{wide(dgate), &x.gate[e]}, branch[F]{dup, &x.up[e]})
 	}
@@ -189,6 +192,29 @@ func (s *Stage[F]) expertsBackward(blk *block[F], k *routed[F], dh, dy, h kernel
 	s.set.RouteGrad(dlogits, &k.Routing, t, spec.Count, spec.Normalize)
 	s.linearGrad(dh, h, t, g, branch[F]{dlogits, x.router})
 	s.set.DispatchGrad(dh, din, &k.Routing, width)
+	if split {
+		k.split = &routedSplit[F]{in: in, act: act, dout: dout, dgate: dgate, dup: dact, dlogits: dlogits}
+	}
+}
+
+// routedSplit is what expertsBackward keeps for expertsWeights.
+type routedSplit[F tensor.Float] struct {
+	in, act, dout, dgate, dup, dlogits kernel.Buffer[F]
+}
+
+// expertsWeights adds the gradients of the experts' weights to g, after expertsBackward.
+func (s *Stage[F]) expertsWeights(blk *block[F], k *routed[F], h kernel.Buffer[F], t int, g *Params[F]) {
+	x, width, ff, d := blk.experts, s.Spec.Width, blk.FFN.Experts.Width, k.split
+	for e := range x.gate {
+		lo, hi := k.Bounds[e], k.Bounds[e+1]
+		if lo == hi {
+			continue
+		}
+		s.linearGrad(nil, d.act[lo*ff:hi*ff], hi-lo, g, branch[F]{d.dout[lo*width : hi*width], &x.down[e]})
+		s.linearGrad(nil, d.in[lo*width:hi*width], hi-lo, g, branch[F]{d.dgate[lo*ff : hi*ff], &x.gate[e]},
+			branch[F]{d.dup[lo*ff : hi*ff], &x.up[e]})
+	}
+	s.linearGrad(nil, h, t, g, branch[F]{d.dlogits, x.router})
 }
 
 // packed lists the matrices that the kernel set packs.

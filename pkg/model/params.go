@@ -39,8 +39,11 @@ func (p *Params[F]) Len() int {
 	return n
 }
 
-// at returns a piece of a tensor.
+// at returns a piece of a tensor, or nil if the tensor has no memory.
 func (p *Params[F]) at(s slot) kernel.Buffer[F] {
+	if p.Tensors[s.index].Data == nil {
+		return nil
+	}
 	return p.Tensors[s.index].Data[s.from : s.from+s.len]
 }
 

@@ -30,6 +30,7 @@ type Trace[F tensor.Float] struct {
 	last    kernel.Buffer[F] // input of the final norm
 	dlogits kernel.Buffer[F]
 	mem     scratch[F]
+	split   *split[F] // between the two halves of a backward pass
 
 	bf16 arena[[]uint16, uint16] // what layers keep with a bfloat16 kernel set
 }
@@ -41,6 +42,9 @@ type saved[F tensor.Float] struct {
 	rawQ, rawK   kernel.Buffer[F] // queries and keys before their norms, if heads are normalized
 	post1, post2 kernel.Buffer[F] // outputs of attention and feed-forward before their norms, if they have any
 	experts      routed[F]
+
+	// gradients of the outputs of the matrices, between the two halves of a backward pass
+	dDown, dGate, dUp, dO, dQ, dK, dV kernel.Buffer[F]
 
 	bf16 [savedParts][]uint16 // parts in bfloat16, with a bfloat16 kernel set; parts are nil then
 }
@@ -173,7 +177,7 @@ func (s *Stage[F]) Drop(tr *Trace[F]) {
 	tr.mem.reset()
 	tr.bf16.reset()
 	tr.layers = tr.layers[:0]
-	tr.Out, tr.Loss, tr.last, tr.dlogits, tr.in = nil, nil, nil, nil, Micro[F]{}
+	tr.Out, tr.Loss, tr.last, tr.dlogits, tr.in, tr.split = nil, nil, nil, nil, Micro[F]{}, nil
 	s.micro = append(s.micro, tr)
 }
 
