@@ -46,6 +46,7 @@ type cli struct {
 	Loadtest   loadtestCmd   `cmd:"" help:"Put load on any server with OpenAI's HTTP API, and measure latencies, stalls, errors and equal answers."`
 	Chaos      chaosCmd      `cmd:"" help:"Start a fleet on this machine, put load on it, inject faults, and say which promises held."`
 	Inspect    inspectCmd    `cmd:"" help:"Show the metadata and tensors of a model file or folder."`
+	Schedule   scheduleCmd   `cmd:"" help:"Simulate a training schedule and show the bubble, the held activations and the order of work."`
 
 	Tokenizer tokenizerCmd `cmd:"" group:"Services" help:"Run the tokenizer service."`
 	Shard     shardCmd     `cmd:"" group:"Services" help:"Run a shard, which holds layers of a model."`

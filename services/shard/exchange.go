@@ -21,6 +21,7 @@ type exchangeServer = grpc.BidiStreamingServer[shardv1.ExchangeRequest, shardv1.
 type slotTensor struct {
 	step   uint64
 	slot   uint32
+	span   uint32 // the receiver's
 	values []float32
 }
 
@@ -32,6 +33,17 @@ func (s slotTensor) expect(step uint64, slot int) ([]float32, error) {
 		)
 	}
 	return s.values, nil
+}
+
+// queues has one queue for each span of a stage. A neighbour's tensors for different spans arrive on
+// one stream, so a full queue would hold up the others. But no more than one for each stage wait for a
+// span of several (see TestConfig_FewActivationsWaitForASpan in pkg/schedule).
+func queues(spans, stages int) []chan slotTensor {
+	out := make([]chan slotTensor, spans)
+	for i := range out {
+		out[i] = make(chan slotTensor, max(frameQueue, stages))
+	}
+	return out
 }
 
 // await waits for the next tensor from a neighbour.
@@ -46,24 +58,25 @@ func await(ctx context.Context, ch <-chan slotTensor, step uint64, slot int) ([]
 
 // fromPrev is the connection from the previous stage, which calls Exchange on this shard.
 type fromPrev struct {
-	tensors chan slotTensor
+	tensors []chan slotTensor // by span
 	joined  chan struct{} // closed when stream is set
 	stream  exchangeServer
 	once    sync.Once
 }
 
-func newFromPrev() *fromPrev {
-	return &fromPrev{tensors: make(chan slotTensor, frameQueue), joined: make(chan struct{})}
+func newFromPrev(spans, stages int) *fromPrev {
+	return &fromPrev{tensors: queues(spans, stages), joined: make(chan struct{})}
 }
 
-func (p *fromPrev) activation(ctx context.Context, step uint64, slot int) ([]float32, error) {
-	return await(ctx, p.tensors, step, slot)
+func (p *fromPrev) activation(ctx context.Context, step uint64, slot, span int) ([]float32, error) {
+	return await(ctx, p.tensors[span], step, slot)
 }
 
-// send sends an activation's gradient. The activation has arrived, so there is a stream.
-func (p *fromPrev) send(step uint64, slot int, x []float32, width int) error {
+// send sends an activation's gradient to a span of the previous stage. The activation has arrived, so
+// there is a stream.
+func (p *fromPrev) send(step uint64, slot, span int, x []float32, width int) error {
 	head, chunks := wire.Encode(f32, []int{len(x) / width, width}, x)
-	g := &shardv1.ActivationGradient{Step: step, Slot: uint32(slot), Tensor: head}
+	g := &shardv1.ActivationGradient{Step: step, Slot: uint32(slot), Span: uint32(span), Tensor: head}
 	if err := p.stream.Send(
 		&shardv1.ExchangeResponse{Frame: &shardv1.ExchangeResponse_Gradient{Gradient: g}},
 	); err != nil {
@@ -86,13 +99,12 @@ func (s *Service) Exchange(stream exchangeServer) error {
 	}
 	open := first.GetOpen()
 	s.training.mu.Lock()
-	r := s.training.runs[runKey(open.GetChain(), open.GetStage()+1)]
+	r := s.training.runs[runKey(open.GetChain(), open.GetTo())]
 	s.training.mu.Unlock()
-	if open == nil || r == nil || r.prev == nil {
+	if open == nil || r == nil || r.prev == nil || (open.GetStage()+1)%r.open.GetStages() != open.GetTo() {
 		return fault.New(
-			fault.FailedPrecondition, "exchange with stage %d of chain %x: the stage is not open on this shard",
-			open.GetStage()+1,
-			open.GetChain(),
+			fault.FailedPrecondition, "exchange of stage %d with stage %d of chain %x: the stage is not open on this shard",
+			open.GetStage(), open.GetTo(), open.GetChain(),
 		)
 	}
 	joined := false
@@ -104,7 +116,7 @@ func (s *Service) Exchange(stream exchangeServer) error {
 	if !joined {
 		return fault.New(
 			fault.AlreadyExists, "exchange with stage %d of chain %x: the stage already has a neighbour",
-			open.GetStage()+1, open.GetChain(),
+			open.GetTo(), open.GetChain(),
 		)
 	}
 	if err := stream.Send(
@@ -120,7 +132,7 @@ func (s *Service) Exchange(stream exchangeServer) error {
 				return nil, nil, nil, err
 			}
 			if a := req.GetActivation(); a != nil {
-				pending = slotTensor{step: a.GetStep(), slot: a.GetSlot()}
+				pending = slotTensor{step: a.GetStep(), slot: a.GetSlot(), span: a.GetSpan()}
 				return a.GetTensor(), nil, &pending, nil
 			}
 			return nil, req.GetChunk(), &pending, nil
@@ -134,9 +146,9 @@ func (s *Service) Exchange(stream exchangeServer) error {
 	return err
 }
 
-// receiveTensors assembles tensors from frames and passes them on.
+// receiveTensors assembles tensors from frames and passes them on to the queues of their spans.
 func receiveTensors(
-	ctx context.Context, limit int, out chan<- slotTensor,
+	ctx context.Context, limit int, out []chan slotTensor,
 	recv func() (*tensorv1.Tensor, *tensorv1.Chunk, *slotTensor, error),
 ) error {
 	tensors := wire.NewAssembler(limit)
@@ -163,8 +175,11 @@ func receiveTensors(
 		if t.values, err = tensors.Float32(nil); err != nil {
 			return err
 		}
+		if int(t.span) >= len(out) {
+			return fault.Field("span", "%d is not one of %d spans", t.span, len(out))
+		}
 		select {
-		case out <- *t:
+		case out[t.span] <- *t:
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
@@ -174,8 +189,8 @@ func receiveTensors(
 // toNext is the connection to the next stage, which this stage has dialed.
 type toNext struct {
 	stream  grpc.BidiStreamingClient[shardv1.ExchangeRequest, shardv1.ExchangeResponse]
-	tensors chan slotTensor
-	limit   int // maximum bytes of a gradient
+	tensors []chan slotTensor // by span
+	limit   int               // maximum bytes of a gradient
 	cancel  context.CancelFunc
 	done    chan struct{}
 }
@@ -189,12 +204,13 @@ func dialNext(
 		return nil, err
 	}
 	own, cancel := context.WithCancel(ctx)
-	n := &toNext{limit: limit, tensors: make(chan slotTensor, frameQueue), cancel: cancel, done: make(chan struct{})}
+	n := &toNext{limit: limit, tensors: queues(len(o.GetSpans()), int(o.GetStages())), cancel: cancel,
+		done: make(chan struct{})}
 	if n.stream, err = shardv1.NewShardServiceClient(conn).Exchange(own); err != nil {
 		cancel()
 		return nil, rpc.FromStatus(err)
 	}
-	hello := &shardv1.ExchangeOpen{Chain: o.GetChain(), Stage: o.GetStage()}
+	hello := &shardv1.ExchangeOpen{Chain: o.GetChain(), Stage: o.GetStage(), To: (o.GetStage() + 1) % o.GetStages()}
 	if err := n.stream.Send(
 		&shardv1.ExchangeRequest{Frame: &shardv1.ExchangeRequest_Open{Open: hello}},
 	); err != nil && !errors.Is(err, io.EOF) {
@@ -223,7 +239,7 @@ func (n *toNext) receive(ctx context.Context) error {
 			return nil, nil, nil, rpc.FromStatus(err)
 		}
 		if g := resp.GetGradient(); g != nil {
-			pending = slotTensor{step: g.GetStep(), slot: g.GetSlot()}
+			pending = slotTensor{step: g.GetStep(), slot: g.GetSlot(), span: g.GetSpan()}
 			return g.GetTensor(), nil, &pending, nil
 		}
 		return nil, resp.GetChunk(), &pending, nil
@@ -234,14 +250,14 @@ func (n *toNext) receive(ctx context.Context) error {
 	return err
 }
 
-func (n *toNext) gradient(ctx context.Context, step uint64, slot int) ([]float32, error) {
-	return await(ctx, n.tensors, step, slot)
+func (n *toNext) gradient(ctx context.Context, step uint64, slot, span int) ([]float32, error) {
+	return await(ctx, n.tensors[span], step, slot)
 }
 
-// send sends an activation.
-func (n *toNext) send(step uint64, slot int, x []float32, width int) error {
+// send sends an activation to a span of the next stage.
+func (n *toNext) send(step uint64, slot, span int, x []float32, width int) error {
 	head, chunks := wire.Encode(f32, []int{len(x) / width, width}, x)
-	a := &shardv1.Activation{Step: step, Slot: uint32(slot), Tensor: head}
+	a := &shardv1.Activation{Step: step, Slot: uint32(slot), Span: uint32(span), Tensor: head}
 	if err := n.stream.Send(
 		&shardv1.ExchangeRequest{Frame: &shardv1.ExchangeRequest_Activation{Activation: a}},
 	); err != nil {

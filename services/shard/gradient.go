@@ -28,27 +28,27 @@ const removeTimeout = 5 * time.Second
 // meetTimeout is how long a stage waits for another replica's gradient.
 const meetTimeout = 5 * time.Minute
 
-// gradient is a stage's gradient: one flat slice in name order, and views of it.
+// gradient is the gradient of a span: one flat slice in name order, and views of it.
 type gradient struct {
 	flat   []float32
 	params *model.Params[float32]
 }
 
 // takeGradient returns a gradient with unspecified values, from the pool if it has one.
-func (r *trainRun) takeGradient() *gradient {
-	if n := len(r.grads); n > 0 {
-		g := r.grads[n-1]
-		r.grads = r.grads[:n-1]
+func (s *trainSpan) takeGradient() *gradient {
+	if n := len(s.grads); n > 0 {
+		g := s.grads[n-1]
+		s.grads = s.grads[:n-1]
 		return g
 	}
 	total := 0
 	offsets := map[string]int{}
-	for _, p := range sorted(r.stage.Params().Tensors) {
+	for _, p := range sorted(s.stage.Params().Tensors) {
 		offsets[p.Name] = total
 		total += len(p.Data)
 	}
 	g := &gradient{flat: make([]float32, total), params: &model.Params[float32]{}}
-	for _, p := range r.stage.Params().Tensors {
+	for _, p := range s.stage.Params().Tensors {
 		at := offsets[p.Name]
 		p.Data = g.flat[at : at+len(p.Data) : at+len(p.Data)]
 		g.params.Tensors = append(g.params.Tensors, p)
@@ -65,11 +65,12 @@ func (g *gradient) tensor(name string) []float32 {
 	return p.Data
 }
 
-// reducer folds the gradients of a step: this replica's slots, the other replicas' nodes from the
+// reducer folds the gradients of a span in a step: this replica's slots, the other replicas' nodes from the
 // bus, and the two parts of a tied embedding. A node of the tree has the same bits on every
 // replica, so events are identified by their keys and repetition is harmless.
 type reducer struct {
 	run    *trainRun
+	span   *trainSpan
 	step   uint64
 	folded *gradient // the step's gradient, until it is applied or dropped
 
@@ -87,9 +88,10 @@ type reader struct {
 	whole   map[schedule.Node][]float32
 }
 
-func newReducer(r *trainRun) *reducer {
+func newReducer(s *trainSpan) *reducer {
+	r := s.run
 	m := &reducer{
-		run: r, own: map[schedule.Node]bool{}, parents: map[schedule.Node]schedule.Node{},
+		run: r, span: s, own: map[schedule.Node]bool{}, parents: map[schedule.Node]schedule.Node{},
 		theirs: map[schedule.Node]bool{}, readers: map[string]*reader{},
 	}
 	slots, replicas := int(r.open.GetSlots()), int(r.open.GetReplicas())
@@ -124,10 +126,10 @@ func (m *reducer) close() {
 			m.run.service.log.Warn("close gradient events", "part", part, "error", err)
 		}
 	}
-	o := m.run.open
-	if o.GetReplica() != 0 || o.GetStage() != 0 || m.step == 0 || o.GetReplicas() == 1 && m.run.tied == "" {
+	if !m.cleans() || m.step == 0 {
 		return
 	}
+	o := m.run.open
 	// The run has ended on all stages, or it will restart with another name on the bus.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.run.ctx), removeTimeout)
 	defer cancel()
@@ -139,7 +141,7 @@ func (m *reducer) close() {
 // discard drops the step's gradient.
 func (m *reducer) discard() {
 	if m.folded != nil {
-		m.run.grads = append(m.run.grads, m.folded)
+		m.span.grads = append(m.span.grads, m.folded)
 		m.folded = nil
 	}
 }
@@ -148,13 +150,20 @@ func (m *reducer) discard() {
 // The step is applied here, so every replica has published and read them.
 func (m *reducer) commit() {
 	m.discard()
-	o := m.run.open
-	if o.GetReplica() != 0 || o.GetStage() != 0 || m.step < 2 || o.GetReplicas() == 1 && m.run.tied == "" {
+	if !m.cleans() || m.step < 2 {
 		return
 	}
-	if err := m.run.service.cfg.Bus.Purge(m.run.ctx, o.GetRun(), m.step-1); err != nil {
-		m.run.service.log.Warn("purge gradient events", "run", o.GetRun(), "step", m.step, "error", err)
+	run := m.run.open.GetRun()
+	if err := m.run.service.cfg.Bus.Purge(m.run.ctx, run, m.step-1); err != nil {
+		m.run.service.log.Warn("purge gradient events", "run", run, "step", m.step, "error", err)
 	}
+}
+
+// cleans reports whether this span removes the run's events from the bus. That is the first span of
+// the first stage of the first replica, if there are any events.
+func (m *reducer) cleans() bool {
+	o := m.run.open
+	return o.GetReplica() == 0 && o.GetStage() == 0 && m.span.index == 0 && (o.GetReplicas() > 1 || m.span.tied != "")
 }
 
 // keep stores a slot's gradient and folds sibling nodes as soon as both exist. So a step holds at
@@ -178,10 +187,9 @@ func (m *reducer) keep(nodes map[schedule.Node]*gradient, slot int, g *gradient)
 	}
 }
 
-// fold sums the slots of all replicas over the tree and returns the norms of the stage's own
-// tensors. nodes holds this replica's nodes, as keep has left them.
-func (m *reducer) fold(step uint64, nodes map[schedule.Node]*gradient) ([]*shardv1.Norm, time.Duration, error) {
-	r := m.run
+// publish sends this replica's nodes of a step to the other replicas. nodes holds them, as keep has
+// left them.
+func (m *reducer) publish(step uint64, nodes map[schedule.Node]*gradient) error {
 	m.discard()
 	if step != m.step { // a repeated step reads the same events
 		for _, in := range m.readers {
@@ -190,39 +198,43 @@ func (m *reducer) fold(step uint64, nodes map[schedule.Node]*gradient) ([]*shard
 		}
 	}
 	m.step = step
-	total, replicas := int(r.open.GetSlots()), int(r.open.GetReplicas())
-	part := r.stage.Range.String()
-	if replicas > 1 {
-		lo, hi := schedule.Slots(total, int(r.open.GetReplica()), replicas)
-		for _, n := range schedule.Cover(total, lo, hi) {
-			if err := m.publish(part, n, nodes[n].flat); err != nil {
-				return nil, 0, err
-			}
+	total, replicas := int(m.run.open.GetSlots()), int(m.run.open.GetReplicas())
+	if replicas == 1 {
+		return nil
+	}
+	lo, hi := schedule.Slots(total, int(m.run.open.GetReplica()), replicas)
+	for _, n := range schedule.Cover(total, lo, hi) {
+		if err := m.send(m.part(), n, nodes[n].flat); err != nil {
+			return err
 		}
 	}
+	return nil
+}
+
+// part names the span on the bus.
+func (m *reducer) part() string { return m.span.stage.Range.String() }
+
+// gather waits for the other replicas' nodes and sums the slots of all replicas over the tree. It
+// returns the time spent waiting.
+func (m *reducer) gather(nodes map[schedule.Node]*gradient) (time.Duration, error) {
 	begin := time.Now()
+	total, replicas := int(m.run.open.GetSlots()), int(m.run.open.GetReplicas())
 	for replica := range replicas {
-		if replica == int(r.open.GetReplica()) {
+		if replica == int(m.run.open.GetReplica()) {
 			continue
 		}
 		lo, hi := schedule.Slots(total, replica, replicas)
 		for _, n := range schedule.Cover(total, lo, hi) {
-			g := r.takeGradient()
-			if err := m.await(part, n, g.flat); err != nil {
-				return nil, 0, err
+			g := m.span.takeGradient()
+			if err := m.await(m.part(), n, g.flat); err != nil {
+				return 0, err
 			}
 			nodes[n] = g
 		}
 	}
 	wait := time.Since(begin)
 	m.folded = m.whole(schedule.Node{Lo: 0, Hi: total}, nodes)
-	begin = time.Now()
-	if err := m.foldTied(); err != nil {
-		return nil, 0, err
-	}
-	wait += time.Since(begin)
-	norms, err := m.norms()
-	return norms, wait, err
+	return wait, nil
 }
 
 // whole returns a node's gradient, folded from the available nodes.
@@ -237,7 +249,7 @@ func (m *reducer) whole(n schedule.Node, nodes map[schedule.Node]*gradient) *gra
 // add adds b to a and returns b to the pool.
 func (m *reducer) add(a, b *gradient) *gradient {
 	m.run.service.cfg.Kernels.Add(a.flat, b.flat)
-	m.run.grads = append(m.run.grads, b)
+	m.span.grads = append(m.span.grads, b)
 	return a
 }
 
@@ -245,18 +257,18 @@ func (m *reducer) add(a, b *gradient) *gradient {
 // order, on both stages that hold the weight.
 func (m *reducer) foldTied() error {
 	r := m.run
-	first, last := r.stage.First(), r.stage.Last()
-	if r.tied == "" {
+	first, last := m.span.stage.First(), m.span.stage.Last()
+	if m.span.tied == "" {
 		m.folded.params.FoldTied(r.service.cfg.Kernels.Add) // if both parts are on this stage
 		return nil
 	}
-	own, mine, theirs := m.folded.tensor(r.tied), tiedEmbedding, tiedHead
+	own, mine, theirs := m.folded.tensor(m.span.tied), tiedEmbedding, tiedHead
 	if last {
 		mine, theirs = tiedHead, tiedEmbedding
 	}
 	all := schedule.Node{Lo: 0, Hi: int(r.open.GetSlots())}
 	if r.open.GetReplica() == 0 {
-		if err := m.publish(mine, all, own); err != nil {
+		if err := m.send(mine, all, own); err != nil {
 			return err
 		}
 	}
@@ -273,11 +285,11 @@ func (m *reducer) foldTied() error {
 	return nil
 }
 
-// norms returns the sum of squares of each gradient tensor that this stage owns. A gradient that is
+// norms returns the sum of squares of each gradient tensor that this span owns. A gradient that is
 // not finite is an error, since it must never reach the weights.
 func (m *reducer) norms() ([]*shardv1.Norm, error) {
 	var out []*shardv1.Norm
-	for _, p := range m.run.state {
+	for _, p := range m.span.state {
 		if p.Tied() {
 			continue
 		}

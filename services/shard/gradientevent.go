@@ -14,8 +14,8 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/wire"
 )
 
-// publish sends a node's gradient as events.
-func (m *reducer) publish(part string, n schedule.Node, flat []float32) error {
+// send sends a node's gradient as events.
+func (m *reducer) send(part string, n schedule.Node, flat []float32) error {
 	data := wire.Bytes(flat)
 	chunks := (len(data) + chunkSize - 1) / chunkSize
 	whole := wire.Checksum(data)
@@ -74,7 +74,7 @@ func (m *reducer) await(part string, n schedule.Node, flat []float32) error {
 func (m *reducer) take(in *reader, e gradbus.Event, values int) error {
 	n := schedule.Node{Lo: int(e.Key.SlotLo), Hi: int(e.Key.SlotHi)}
 	known := m.theirs[n]
-	if e.Key.Part != m.run.stage.Range.String() { // a part of a tied embedding
+	if e.Key.Part != m.part() { // a part of a tied embedding
 		known = n == schedule.Node{Lo: 0, Hi: int(m.run.open.GetSlots())}
 	} else if m.own[n] {
 		return nil

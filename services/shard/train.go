@@ -1,10 +1,13 @@
 package shard
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"strings"
 	"sync"
 
 	"google.golang.org/grpc"
@@ -12,8 +15,10 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
 	"github.com/lamina-mesh/lamina/pkg/gradbus"
+	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/model"
 	"github.com/lamina-mesh/lamina/pkg/optim"
+	"github.com/lamina-mesh/lamina/pkg/schedule"
 	"github.com/lamina-mesh/lamina/pkg/wire"
 )
 
@@ -55,24 +60,33 @@ type trainRun struct {
 	ctx     context.Context
 	fail    context.CancelCauseFunc
 
-	stage *model.Stage[float32]
-	tied  string // name of the tied parameter, if its two uses are on different stages
+	spans []*trainSpan
 	adamw optim.AdamW
-	state []*paramState
+	state []*paramState // of all spans, by name
 	step  uint64
 
-	prev *fromPrev // nil on the first stage
-	next *toNext   // nil on the last
+	prev *fromPrev // nil on the first stage, unless the last one is before it
+	next *toNext   // nil on the last, unless the first one is behind it
+
+	loaded map[string]int
+}
+
+// trainSpan is one of the stage's ranges of layers.
+type trainSpan struct {
+	run   *trainRun
+	index int // among the stage's spans
+	stage *model.Stage[float32]
+	tied  string // name of the tied parameter, if its two uses are in different spans
+	state []*paramState
 
 	grads   []*gradient // a pool
 	reducer *reducer    // sums with the other replicas and the other part of a tied parameter
-
-	loaded map[string]int
 }
 
 // paramState is a parameter with its moments.
 type paramState struct {
 	model.Param[float32]
+	span *trainSpan
 	m, v []float32
 }
 
@@ -96,10 +110,12 @@ func (s *Service) Train(stream trainServer) error {
 		return err
 	}
 	defer s.training.remove(r)
-	if err := r.connect(); err != nil {
-		return err
-	}
 	defer r.close()
+	if !r.wraps() { // the last stage joins the first one, which is not open yet, later
+		if err := r.connect(); err != nil {
+			return err
+		}
+	}
 	parameters := 0
 	for _, p := range r.state {
 		if !p.Tied() {
@@ -107,12 +123,12 @@ func (s *Service) Train(stream trainServer) error {
 		}
 	}
 	err = r.send(&shardv1.TrainResponse{Frame: &shardv1.TrainResponse_Opened{Opened: &shardv1.TrainOpened{
-		Parameters: uint64(parameters), KernelClass: r.stage.Kernels().Class(),
+		Parameters: uint64(parameters), KernelClass: r.kernels().Class(),
 	}}})
 	if err != nil {
 		return err
 	}
-	s.log.Info("train stage", "run", open.GetRun(), "replica", open.GetReplica(), "layers", r.stage.Range.String())
+	s.log.Info("train stage", "run", open.GetRun(), "replica", open.GetReplica(), "layers", r.layers())
 	go r.read()
 	err = r.serve()
 	if cause := context.Cause(ctx); err != nil && cause != nil && stream.Context().Err() == nil {
@@ -140,8 +156,14 @@ func checkTrainOpen(o *shardv1.TrainOpen) error {
 		return fault.Field("open.slot_sequences", "%d sequences of %d tokens", o.GetSlotSequences(), o.GetSequenceLen())
 	case o.GetPrecision() > shardv1.Precision_PRECISION_BFLOAT16 || o.GetPrecision() < 0:
 		return fault.Field("open.precision", "unknown precision %d", o.GetPrecision())
-	case (o.GetNext() == "") != (o.GetStage() == o.GetStages()-1):
+	case len(o.GetSpans()) == 0 || len(o.GetSpans()) > schedule.MaxSpans || len(o.GetSpans()) > 1 && o.GetStages() == 1:
+		return fault.Field("open.spans", "%d spans on each of %d stages", len(o.GetSpans()), o.GetStages())
+	case (o.GetNext() == "") != (o.GetStage() == o.GetStages()-1 && len(o.GetSpans()) == 1):
 		return fault.Field("open.next", "must be set on every stage but the last")
+	}
+	shape := schedule.Config{Name: o.GetSchedule(), Stages: int(o.GetStages()), Spans: len(o.GetSpans()), Micro: 1}
+	if err := shape.Check(); err != nil {
+		return fault.Wrap(fault.Invalid, err, "open")
 	}
 	if a := o.GetAdamw(); !(a.GetBeta1() >= 0 && a.GetBeta1() < 1 && a.GetBeta2() >= 0 && a.GetBeta2() < 1 &&
 		a.GetEpsilon() >= 0 && a.GetDecay() >= 0) {
@@ -158,38 +180,27 @@ func (t *training) build(
 	if err != nil {
 		return nil, fault.Wrap(fault.Invalid, err, "open.config_json")
 	}
-	layers := model.Range{Lo: int(o.GetLo()), Hi: int(o.GetHi())}
-	if layers.Lo >= layers.Hi || layers.Hi > len(spec.Layers) || (layers.Lo == 0) != (o.GetStage() == 0) ||
-		(layers.Hi == len(spec.Layers)) != (o.GetStage() == o.GetStages()-1) {
-		return nil, fault.Field(
-			"open.lo", "layers %v of %d on stage %d of %d", layers, len(spec.Layers), o.GetStage(), o.GetStages(),
-		)
-	}
 	kernels := t.service.cfg.Kernels
 	if o.GetPrecision() == shardv1.Precision_PRECISION_BFLOAT16 {
 		kernels = kernels.BFloat16()
 	}
-	stage, err := model.Init(spec, layers, kernels, o.GetSeed())
-	if err != nil {
-		return nil, fault.Wrap(fault.Invalid, err, "build layers %v", layers)
-	}
 	a := o.GetAdamw()
 	r := &trainRun{
-		service: t.service, open: o, stream: stream, ctx: ctx, fail: fail, stage: stage, frames: make(
-			chan *shardv1.TrainRequest, frameQueue,
+		service: t.service, open: o, stream: stream, ctx: ctx, fail: fail, frames: make(
+			chan *shardv1.TrainRequest, max(frameQueue, int(o.GetStages())),
 		),
 		adamw:  optim.AdamW{Beta1: a.GetBeta1(), Beta2: a.GetBeta2(), Epsilon: a.GetEpsilon(), Decay: a.GetDecay()},
 		loaded: map[string]int{},
 	}
-	for _, p := range stage.Stepped() {
-		r.state = append(r.state,
-			&paramState{Param: p, m: make([]float32, len(p.Data)), v: make([]float32, len(p.Data))})
+	for i := range o.GetSpans() {
+		if err := r.addSpan(spec, i, kernels); err != nil {
+			return nil, err
+		}
 	}
-	r.tied, _ = stage.TiedEnd()
-	if o.GetStage() > 0 {
-		r.prev = newFromPrev()
+	slices.SortFunc(r.state, func(a, b *paramState) int { return cmp.Compare(a.Name, b.Name) })
+	if o.GetStage() > 0 || len(r.spans) > 1 {
+		r.prev = newFromPrev(len(r.spans), int(o.GetStages()))
 	}
-	r.reducer = newReducer(r)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	key := runKey(o.GetChain(), o.GetStage())
@@ -201,6 +212,49 @@ func (t *training) build(
 	return r, nil
 }
 
+// addSpan builds a span with random weights.
+func (r *trainRun) addSpan(spec model.Spec, i int, kernels kernel.Set[float32]) error {
+	o, layers := r.open, r.open.GetSpans()[i]
+	position, chain := uint32(i)*o.GetStages()+o.GetStage(), o.GetStages()*uint32(len(o.GetSpans()))
+	at := model.Range{Lo: int(layers.GetLo()), Hi: int(layers.GetHi())}
+	if at.Lo >= at.Hi || at.Hi > len(spec.Layers) || (at.Lo == 0) != (position == 0) ||
+		(at.Hi == len(spec.Layers)) != (position == chain-1) ||
+		i > 0 && at.Lo < r.spans[i-1].stage.Range.Hi {
+		return fault.Field("open.spans", "layers %v of %d in span %d of stage %d of %d", at, len(spec.Layers), i,
+			o.GetStage(), o.GetStages())
+	}
+	stage, err := model.Init(spec, at, kernels, o.GetSeed())
+	if err != nil {
+		return fault.Wrap(fault.Invalid, err, "build layers %v", at)
+	}
+	s := &trainSpan{run: r, index: i, stage: stage}
+	for _, p := range stage.Stepped() {
+		s.state = append(s.state,
+			&paramState{Param: p, span: s, m: make([]float32, len(p.Data)), v: make([]float32, len(p.Data))})
+	}
+	s.tied, _ = stage.TiedEnd()
+	s.reducer = newReducer(s)
+	r.spans, r.state = append(r.spans, s), append(r.state, s.state...)
+	return nil
+}
+
+// kernels returns the kernel set of the passes, which may round to bfloat16.
+func (r *trainRun) kernels() kernel.Set[float32] { return r.spans[0].stage.Kernels() }
+
+// layers names the stage's spans.
+func (r *trainRun) layers() string {
+	var out []string
+	for _, s := range r.spans {
+		out = append(out, s.stage.Range.String())
+	}
+	return strings.Join(out, ",")
+}
+
+// wraps reports whether the next stage is the first one.
+func (r *trainRun) wraps() bool {
+	return len(r.spans) > 1 && r.open.GetStage() == r.open.GetStages()-1
+}
+
 func (t *training) remove(r *trainRun) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -209,12 +263,12 @@ func (t *training) remove(r *trainRun) {
 
 // activationBytes is the size of one slot's hidden state.
 func (r *trainRun) activationBytes() int {
-	return 4 * int(r.open.GetSlotSequences()) * int(r.open.GetSequenceLen()) * r.stage.Spec.Width
+	return 4 * int(r.open.GetSlotSequences()) * int(r.open.GetSequenceLen()) * r.spans[0].stage.Spec.Width
 }
 
-// connect connects to the next stage.
+// connect connects to the next stage, if there is one and it is not connected.
 func (r *trainRun) connect() error {
-	if r.open.GetNext() == "" {
+	if r.open.GetNext() == "" || r.next != nil {
 		return nil
 	}
 	var err error
@@ -225,7 +279,9 @@ func (r *trainRun) connect() error {
 // close closes everything that the run has opened.
 func (r *trainRun) close() {
 	r.fail(nil)
-	r.reducer.close()
+	for _, s := range r.spans {
+		s.reducer.close()
+	}
 	if r.next != nil {
 		r.next.close()
 	}
@@ -267,7 +323,7 @@ func (r *trainRun) frame() (*shardv1.TrainRequest, error) {
 func (r *trainRun) serve() (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			err = fault.New(fault.Internal, "train layers %v: %v", r.stage.Range, p)
+			err = fault.New(fault.Internal, "train layers %v: %v", r.layers(), p)
 		}
 	}()
 	for {
@@ -297,12 +353,13 @@ func (r *trainRun) serve() (err error) {
 
 // apply runs an optimizer step with the folded gradient.
 func (r *trainRun) apply(a *shardv1.Apply) error {
-	g := r.reducer.folded
-	if g == nil || a.GetStep() != r.reducer.step {
-		return fault.New(fault.FailedPrecondition, "apply step %d: its gradient has not been folded", a.GetStep())
+	for _, s := range r.spans {
+		if s.reducer.folded == nil || a.GetStep() != s.reducer.step {
+			return fault.New(fault.FailedPrecondition, "apply step %d: its gradient has not been folded", a.GetStep())
+		}
 	}
 	for _, p := range r.state {
-		grad := g.tensor(p.Name)
+		grad := p.span.reducer.folded.tensor(p.Name)
 		matrix := len(p.Shape) > 1
 		r.adamw.Step(
 			r.service.cfg.Kernels, p.Data, p.m, p.v, grad, a.GetGradientScale(), a.GetLearningRate(), int(a.GetStep()),
@@ -310,7 +367,9 @@ func (r *trainRun) apply(a *shardv1.Apply) error {
 		)
 	}
 	r.step = a.GetStep()
-	r.reducer.commit()
+	for _, s := range r.spans {
+		s.reducer.commit()
+	}
 	return r.send(
 		&shardv1.TrainResponse{
 			Frame: &shardv1.TrainResponse_Applied{Applied: &shardv1.Applied{Step: r.step, Digest: r.digest()}},

@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"math"
+	"strings"
 	"testing"
 	"time"
 
@@ -71,7 +72,8 @@ func trainOpening(replica, replicas uint32) *shardv1.TrainOpen {
 	chain := make([]byte, 16)
 	chain[0] = byte(replica + 1)
 	return &shardv1.TrainOpen{
-		Run: "run", Chain: chain, Stages: 1, Replica: replica, Replicas: replicas, Hi: 2, Seed: 5, Slots: slotCount,
+		Run: "run", Chain: chain, Stages: 1, Replica: replica, Replicas: replicas, Seed: 5, Slots: slotCount,
+		Spans:         []*shardv1.Span{{Hi: 2}},
 		Schedule:      "1f1b",
 		SlotSequences: 1, SequenceLen: slotLength,
 		Adamw: &shardv1.AdamW{Beta1: 0.9, Beta2: 0.95, Epsilon: 1e-8, Decay: 0.1},
@@ -411,6 +413,50 @@ func TestTrain_WrongFramesAreRefused(t *testing.T) {
 		}
 		if err := conv.fails(); fault.CodeOf(err) != c.want {
 			t.Errorf("%s: %v, want code %v", name, err, c.want)
+		}
+	}
+}
+
+func TestTrain_WrongOpeningsNameTheField(t *testing.T) {
+	r := newTrainRig(t, gradbus.NewMemory(busLimit))
+	spans := func(bounds ...uint32) (out []*shardv1.Span) {
+		for i := 0; i < len(bounds); i += 2 {
+			out = append(out, &shardv1.Span{Lo: bounds[i], Hi: bounds[i+1]})
+		}
+		return out
+	}
+	for name, c := range map[string]struct {
+		change func(*shardv1.TrainOpen)
+		want   string
+	}{
+		"an unknown schedule":        {func(o *shardv1.TrainOpen) { o.Schedule = "zigzag" }, "schedule"},
+		"no span":                    {func(o *shardv1.TrainOpen) { o.Spans = nil }, "open.spans"},
+		"an empty span":              {func(o *shardv1.TrainOpen) { o.Spans = spans(1, 1) }, "open.spans"},
+		"a span beyond the end":      {func(o *shardv1.TrainOpen) { o.Spans = spans(0, 3) }, "open.spans"},
+		"a span that ends too early": {func(o *shardv1.TrainOpen) { o.Spans = spans(0, 1) }, "open.spans"},
+		"two spans on one stage": {func(o *shardv1.TrainOpen) {
+			o.Schedule, o.Spans, o.Next = "interleaved-1f1b", spans(0, 1, 1, 2), "mem:shard"
+		}, "open.spans"},
+		"two spans without interleaving": {func(o *shardv1.TrainOpen) {
+			o.Stages, o.Spans, o.Next = 2, spans(0, 1, 1, 2), "mem:shard"
+		}, "spans"},
+		"spans out of order": {func(o *shardv1.TrainOpen) {
+			o.Schedule, o.Stages, o.Stage, o.Spans, o.Next = "interleaved-1f1b", 2, 1, spans(1, 2, 1, 2), "mem:shard"
+		}, "open.spans"},
+		"a last stage without the first": {func(o *shardv1.TrainOpen) {
+			o.Schedule, o.Stages, o.Stage, o.Spans = "interleaved-1f1b", 2, 1, spans(1, 2, 3, 4)
+		}, "open.next"},
+	} {
+		open := trainOpening(0, 1)
+		c.change(open)
+		stream, err := r.client.Train(r.ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		conv := &conversation{r, stream}
+		conv.send(&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Open{Open: open}})
+		if err := conv.fails(); fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want an error that names %s", name, err, c.want)
 		}
 	}
 }

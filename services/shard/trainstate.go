@@ -46,7 +46,7 @@ func (p *paramState) values(kind shardv1.StateKind) []float32 {
 func (r *trainRun) loadState(s *shardv1.State) error {
 	p := r.param(s.GetName())
 	if p == nil {
-		return fault.Field("state.name", "%q is not a parameter of layers %v", s.GetName(), r.stage.Range)
+		return fault.Field("state.name", "%q is not a parameter of layers %v", s.GetName(), r.layers())
 	}
 	dst := p.values(s.GetKind())
 	if dst == nil {

@@ -14,52 +14,98 @@ type stepRun struct {
 	*trainRun
 	step   *shardv1.Step
 	scale  float64
-	traces map[int]*model.Trace[float32]
-	grads  map[schedule.Node]*gradient // folded into as few nodes as possible
-	wait   time.Duration
+	traces map[pass]*model.Trace[float32]
+	grads  []map[schedule.Node]*gradient // by span; folded into as few nodes as possible
+	wait   time.Duration                 // for neighbours, the trainer's data and other replicas
 }
+
+// pass is the way of one slot through one span.
+type pass struct{ slot, span int }
 
 // runStep runs the stage's schedule for the step's slots.
 func (r *trainRun) runStep(step *shardv1.Step) error {
 	if err := r.checkStep(step); err != nil {
 		return err
 	}
-	start := time.Now()
-	s := &stepRun{
-		trainRun: r, step: step, scale: 1 / float64(step.GetTargets()), traces: map[int]*model.Trace[float32]{},
-		grads: map[schedule.Node]*gradient{},
+	if err := r.connect(); err != nil { // of the last stage to the first one; once
+		return err
 	}
-	actions, err := schedule.New(
-		r.open.GetSchedule(), int(r.open.GetStage()), int(r.open.GetStages()), len(step.GetSlots()),
-	)
+	start := time.Now()
+	s := &stepRun{trainRun: r, step: step, scale: 1 / float64(step.GetTargets()), traces: map[pass]*model.Trace[float32]{}}
+	for range r.spans {
+		s.grads = append(s.grads, map[schedule.Node]*gradient{})
+	}
+	actions, err := schedule.Config{
+		Name: r.open.GetSchedule(), Stages: int(r.open.GetStages()), Spans: len(r.spans), Micro: len(step.GetSlots()),
+	}.Stage(int(r.open.GetStage()))
 	if err != nil {
-		return fault.Wrap(fault.Invalid, err, "open.schedule")
+		return fault.Wrap(fault.Invalid, err, "open")
 	}
 	for _, a := range actions {
-		slot := int(step.GetSlots()[a.Micro])
-		switch {
-		case a.Kind == schedule.Forward:
-			err = s.forward(slot)
-		case !step.GetForwardOnly():
-			err = s.backward(slot)
-		}
-		if err != nil {
+		if err := s.run(a); err != nil {
 			return err
 		}
 	}
 	if step.GetForwardOnly() {
 		return nil
 	}
-	norms, wait, err := r.reducer.fold(step.GetStep(), s.grads)
+	norms, err := s.fold()
 	if err != nil {
 		return err
 	}
-	s.wait += wait
 	return r.send(&shardv1.TrainResponse{Frame: &shardv1.TrainResponse_Folded{Folded: &shardv1.Folded{
 		Step: step.GetStep(), Norms: norms, ComputeUs: uint64(
 			(time.Since(start) - s.wait).Microseconds(),
 		), WaitUs: uint64(s.wait.Microseconds()),
 	}}})
+}
+
+// run runs an action of the schedule.
+func (s *stepRun) run(a schedule.Action) error {
+	p := pass{slot: int(s.step.GetSlots()[a.Micro]), span: a.Span}
+	if a.Kind == schedule.Forward {
+		return s.forward(p)
+	}
+	if s.step.GetForwardOnly() {
+		return nil
+	}
+	switch a.Kind {
+	case schedule.BackwardInput:
+		return s.backwardInput(p)
+	case schedule.BackwardWeight:
+		return s.backwardWeight(p)
+	}
+	return s.backward(p)
+}
+
+// fold sums the gradients of all spans over all replicas. Everything is published before anything is
+// waited for.
+func (s *stepRun) fold() (norms []*shardv1.Norm, err error) {
+	for i, span := range s.spans {
+		if err := span.reducer.publish(s.step.GetStep(), s.grads[i]); err != nil {
+			return nil, err
+		}
+	}
+	for i, span := range s.spans {
+		wait, err := span.reducer.gather(s.grads[i])
+		if err != nil {
+			return nil, err
+		}
+		s.wait += wait
+	}
+	for _, span := range s.spans {
+		begin := time.Now()
+		if err := span.reducer.foldTied(); err != nil {
+			return nil, err
+		}
+		s.wait += time.Since(begin)
+		n, err := span.reducer.norms()
+		if err != nil {
+			return nil, err
+		}
+		norms = append(norms, n...)
+	}
+	return norms, nil
 }
 
 func (r *trainRun) checkStep(step *shardv1.Step) error {
@@ -82,13 +128,14 @@ func (r *trainRun) checkStep(step *shardv1.Step) error {
 	return nil
 }
 
-// forward runs one slot forward.
-func (s *stepRun) forward(slot int) error {
+// forward runs one slot forward through one span.
+func (s *stepRun) forward(p pass) error {
 	var in model.Micro[float32]
+	stage := s.spans[p.span].stage
 	in.B, in.T = int(s.open.GetSlotSequences()), int(s.open.GetSequenceLen())
 	in.Scale, in.ForwardOnly = s.scale, s.step.GetForwardOnly()
-	if s.stage.First() || s.stage.Last() {
-		m, err := s.microbatch(slot)
+	if stage.First() || stage.Last() {
+		m, err := s.microbatch(p.slot)
 		if err != nil {
 			return err
 		}
@@ -98,34 +145,38 @@ func (s *stepRun) forward(slot int) error {
 		}
 		in.Targets = m.GetTargets()
 	}
-	if s.prev != nil {
+	if !stage.First() {
 		begin := time.Now()
-		a, err := s.prev.activation(s.ctx, s.step.GetStep(), slot)
+		a, err := s.prev.activation(s.ctx, s.step.GetStep(), p.slot, p.span)
 		s.wait += time.Since(begin)
 		if err != nil {
 			return err
 		}
 		in.Hidden = a
-		if !s.stage.Last() { // the first and the last stage get the shape from their microbatch
-			in.B = len(a) / s.stage.Spec.Width / in.T
+		if !stage.Last() { // the first and the last span get the shape from their microbatch
+			in.B = len(a) / stage.Spec.Width / in.T
 		}
 	}
-	tr, err := s.stage.TrainForward(in)
+	tr, err := stage.TrainForward(in)
 	if err != nil {
-		return fault.Wrap(fault.Invalid, err, "run slot %d of step %d", slot, s.step.GetStep())
+		return fault.Wrap(fault.Invalid, err, "run slot %d of step %d", p.slot, s.step.GetStep())
 	}
-	if s.next != nil {
-		if err := s.next.send(s.step.GetStep(), slot, tr.Out, s.stage.Spec.Width); err != nil {
+	if !stage.Last() {
+		to := p.span
+		if s.wraps() {
+			to++
+		}
+		if err := s.next.send(s.step.GetStep(), p.slot, to, tr.Out, stage.Spec.Width); err != nil {
 			return err
 		}
-	} else if err := s.loss(slot, tr, in.Targets); err != nil {
+	} else if err := s.loss(p.slot, tr, in.Targets); err != nil {
 		return err
 	}
 	if in.ForwardOnly {
-		s.stage.Drop(tr)
+		stage.Drop(tr)
 		return nil
 	}
-	s.traces[slot] = tr
+	s.traces[p] = tr
 	return nil
 }
 
@@ -163,27 +214,72 @@ func (s *stepRun) loss(slot int, tr *model.Trace[float32], targets []int32) erro
 	return s.send(&shardv1.TrainResponse{Frame: &shardv1.TrainResponse_Loss{Loss: out}})
 }
 
-// backward runs one slot backward and keeps its gradient.
-func (s *stepRun) backward(slot int) error {
-	var dOut []float32
-	if s.next != nil {
-		begin := time.Now()
-		var err error
-		dOut, err = s.next.gradient(s.ctx, s.step.GetStep(), slot)
-		s.wait += time.Since(begin)
-		if err != nil {
-			return err
-		}
+// outputGradient waits for the gradient of a span's output. The last span has none.
+func (s *stepRun) outputGradient(p pass) ([]float32, error) {
+	if s.spans[p.span].stage.Last() {
+		return nil, nil
 	}
-	g := s.takeGradient()
-	dIn, err := s.stage.TrainBackward(s.traces[slot], dOut, g.params)
+	begin := time.Now()
+	dOut, err := s.next.gradient(s.ctx, s.step.GetStep(), p.slot, p.span)
+	s.wait += time.Since(begin)
+	return dOut, err
+}
+
+// sendInputGradient sends the gradient of a span's input to the span before it. The first span has
+// none.
+func (s *stepRun) sendInputGradient(p pass, dIn []float32) error {
+	stage := s.spans[p.span].stage
+	if stage.First() {
+		return nil
+	}
+	to := p.span
+	if s.open.GetStage() == 0 {
+		to--
+	}
+	return s.prev.send(s.step.GetStep(), p.slot, to, dIn, stage.Spec.Width)
+}
+
+// backward runs one slot backward through one span and keeps its gradient.
+func (s *stepRun) backward(p pass) error {
+	dOut, err := s.outputGradient(p)
 	if err != nil {
-		return fault.Wrap(fault.Invalid, err, "run slot %d of step %d backward", slot, s.step.GetStep())
+		return err
 	}
-	delete(s.traces, slot)
-	s.reducer.keep(s.grads, slot, g)
-	if s.prev != nil {
-		return s.prev.send(s.step.GetStep(), slot, dIn, s.stage.Spec.Width)
+	span := s.spans[p.span]
+	g := span.takeGradient()
+	dIn, err := span.stage.TrainBackward(s.traces[p], dOut, g.params)
+	if err != nil {
+		return fault.Wrap(fault.Invalid, err, "run slot %d of step %d backward", p.slot, s.step.GetStep())
 	}
+	delete(s.traces, p)
+	if err := s.sendInputGradient(p, dIn); err != nil {
+		return err
+	}
+	span.reducer.keep(s.grads[p.span], p.slot, g)
+	return nil
+}
+
+// backwardInput computes the gradient of a span's input, which the previous span waits for.
+func (s *stepRun) backwardInput(p pass) error {
+	dOut, err := s.outputGradient(p)
+	if err != nil {
+		return err
+	}
+	dIn, err := s.spans[p.span].stage.TrainBackwardInput(s.traces[p], dOut)
+	if err != nil {
+		return fault.Wrap(fault.Invalid, err, "run slot %d of step %d backward", p.slot, s.step.GetStep())
+	}
+	return s.sendInputGradient(p, dIn)
+}
+
+// backwardWeight computes the gradients of a span's weights after backwardInput, and keeps them.
+func (s *stepRun) backwardWeight(p pass) error {
+	span := s.spans[p.span]
+	g := span.takeGradient()
+	if err := span.stage.TrainBackwardWeight(s.traces[p], g.params); err != nil {
+		return fault.Wrap(fault.Invalid, err, "compute the gradients of slot %d of step %d", p.slot, s.step.GetStep())
+	}
+	delete(s.traces, p)
+	span.reducer.keep(s.grads[p.span], p.slot, g)
 	return nil
 }

@@ -35,7 +35,7 @@ const maxTensor = 8 << 30
 // stage is the trainer's end of the Train stream of a stage.
 type stage struct {
 	addr    string
-	layers  model.Range
+	spans   []model.Range
 	stream  trainStream
 	replies chan *shardv1.TrainResponse
 }
@@ -52,6 +52,7 @@ type fleet struct {
 	fail       context.CancelCauseFunc
 	spec       model.Spec
 	chains     []*chain
+	ranges     []model.Range // the layers of a chain's spans, in order; span c of stage s is c·stages+s
 	parameters uint64
 	class      string // kernel class of every stage
 	readers    errgroup.Group
@@ -66,9 +67,10 @@ func openFleet(ctx context.Context, dialer Dialer, m *Manifest, spec model.Spec,
 	if err != nil {
 		return nil, fault.Wrap(fault.Invalid, err, "model")
 	}
-	ranges := model.Split(len(spec.Layers), layout.stages)
-	if len(ranges) != layout.stages {
-		return nil, fault.Field("stages", "%d stages for %d layers", layout.stages, len(spec.Layers))
+	spans := m.spans(layout.stages)
+	f.ranges = model.Split(len(spec.Layers), layout.stages*spans)
+	if len(f.ranges) != layout.stages*spans {
+		return nil, fault.Field("stages", "%d stages of %d spans for %d layers", layout.stages, spans, len(spec.Layers))
 	}
 	// The random suffix keeps a restarted run from reading its earlier events.
 	bus := fmt.Sprintf("%.*s-%x", busName, m.Name, randomBytes(6))
@@ -76,15 +78,19 @@ func openFleet(ctx context.Context, dialer Dialer, m *Manifest, spec model.Spec,
 		ch := &chain{replica: r}
 		id := randomBytes(16)
 		f.chains = append(f.chains, ch)
-		for i, layers := range ranges {
-			ch.stages = append(ch.stages, &stage{addr: addrs[(r*layout.stages+i)%len(addrs)], layers: layers,
-				replies: make(chan *shardv1.TrainResponse, repliesLen)})
+		for i := range layout.stages {
+			s := &stage{addr: addrs[(r*layout.stages+i)%len(addrs)],
+				replies: make(chan *shardv1.TrainResponse, repliesLen)}
+			for c := range spans {
+				s.spans = append(s.spans, f.ranges[c*layout.stages+i])
+			}
+			ch.stages = append(ch.stages, s)
 		}
-		for i := len(ranges) - 1; i >= 0; i-- {
+		for i := layout.stages - 1; i >= 0; i-- {
 			open := &shardv1.TrainOpen{
 				Run: bus, Chain: id, Stage: uint32(i), Stages: uint32(layout.stages), Replica: uint32(r),
 				Replicas: uint32(layout.replicas),
-				Lo:       uint32(ranges[i].Lo), Hi: uint32(ranges[i].Hi), ConfigJson: config, Seed: m.Seed,
+				ConfigJson: config, Seed: m.Seed,
 				Slots:    uint32(m.Slots),
 				Schedule: m.Schedule,
 				Adamw: &shardv1.AdamW{Beta1: m.Betas[0], Beta2: m.Betas[1], Epsilon: m.Epsilon, Decay: m.Decay,
@@ -95,8 +101,11 @@ func openFleet(ctx context.Context, dialer Dialer, m *Manifest, spec model.Spec,
 			if m.Precision == tensor.BF16.String() {
 				open.Precision = shardv1.Precision_PRECISION_BFLOAT16
 			}
-			if i+1 < len(ranges) {
-				open.Next = ch.stages[i+1].addr
+			for _, l := range ch.stages[i].spans {
+				open.Spans = append(open.Spans, &shardv1.Span{Lo: uint32(l.Lo), Hi: uint32(l.Hi)})
+			}
+			if i+1 < layout.stages || spans > 1 {
+				open.Next = ch.stages[(i+1)%layout.stages].addr
 			}
 			if err := f.open(dialer, ch.stages[i], open); err != nil {
 				f.close()
@@ -128,7 +137,7 @@ func (f *fleet) open(dialer Dialer, s *stage, open *shardv1.TrainOpen) error {
 	}
 	resp, err := s.stream.Recv()
 	if err != nil {
-		return fault.Wrap(fault.CodeOf(rpc.FromStatus(err)), rpc.FromStatus(err), "open layers %v at %s", s.layers,
+		return fault.Wrap(fault.CodeOf(rpc.FromStatus(err)), rpc.FromStatus(err), "open layers %v at %s", s.spans,
 			s.addr)
 	}
 	class := resp.GetOpened().GetKernelClass()
@@ -137,7 +146,7 @@ func (f *fleet) open(dialer Dialer, s *stage, open *shardv1.TrainOpen) error {
 	}
 	if class != f.class { // equal results require one kernel class
 		return fault.New(fault.FailedPrecondition,
-			"open layers %v at %s: kernel class %s differs from %s of the other shards", s.layers, s.addr, class,
+			"open layers %v at %s: kernel class %s differs from %s of the other shards", s.spans, s.addr, class,
 			f.class)
 	}
 	if open.GetReplica() == 0 {
@@ -147,7 +156,7 @@ func (f *fleet) open(dialer Dialer, s *stage, open *shardv1.TrainOpen) error {
 		for {
 			resp, err := s.stream.Recv()
 			if err != nil {
-				f.fail(fault.Wrap(fault.CodeOf(rpc.FromStatus(err)), rpc.FromStatus(err), "layers %v at %s", s.layers,
+				f.fail(fault.Wrap(fault.CodeOf(rpc.FromStatus(err)), rpc.FromStatus(err), "layers %v at %s", s.spans,
 					s.addr))
 				return nil
 			}
@@ -235,21 +244,12 @@ func (f *fleet) feed(c *chain, step *shardv1.Step, data []*shardv1.Microbatch) e
 	return nil
 }
 
-// ranges returns the layer ranges of a chain's stages, in order.
-func (f *fleet) ranges() []model.Range {
-	var out []model.Range
-	for _, s := range f.chains[0].stages {
-		out = append(out, s.layers)
-	}
-	return out
-}
-
 // load sends the state of a checkpoint to every stage.
 func (f *fleet) load(state *state) error {
-	ranges := f.ranges()
 	return f.each(func(_ *chain, i int, s *stage) error {
 		for _, t := range state.tensors {
-			if !slices.Contains(f.spec.Holders(t.name, ranges), i) {
+			stages := len(f.chains[0].stages)
+			if !slices.ContainsFunc(f.spec.Holders(t.name, f.ranges), func(at int) bool { return at%stages == i }) {
 				continue
 			}
 			head, chunks := wire.Encode(tensorv1.ElementType_ELEMENT_TYPE_F32, t.shape, t.values)
@@ -274,7 +274,7 @@ func (f *fleet) load(state *state) error {
 		}
 		r, err := f.reply(s)
 		if err == nil && r.GetLoaded() == nil {
-			err = fault.New(fault.Internal, "load layers %v: the stage answered with %T", s.layers, r.GetFrame())
+			err = fault.New(fault.Internal, "load layers %v: the stage answered with %T", s.spans, r.GetFrame())
 		}
 		return err
 	})
@@ -327,7 +327,7 @@ func (f *fleet) fetchStage(s *stage, out *[]stateTensor) (*shardv1.Fetched, erro
 		case *shardv1.TrainResponse_Fetched:
 			return frame.Fetched, nil
 		default:
-			err = fault.New(fault.Internal, "fetch layers %v: the stage answered with %T", s.layers, frame)
+			err = fault.New(fault.Internal, "fetch layers %v: the stage answered with %T", s.spans, frame)
 		}
 		if err != nil {
 			return nil, err

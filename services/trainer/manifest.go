@@ -39,8 +39,10 @@ type Manifest struct {
 	// activations are rounded to bfloat16; weights and accumulations stay float32.
 	Precision string `json:"precision"`
 
-	Seed            uint64 `json:"seed"`             // of weights and data order
-	Schedule        string `json:"schedule"`         // "1f1b" (default) or "gpipe"
+	Seed uint64 `json:"seed"` // of weights and data order
+
+	Schedule        string `json:"schedule"`         // one of schedule.Names(); "1f1b" when absent
+	Spans           int    `json:"spans"`            // layer ranges of a stage, for interleaved-1f1b; 2 when absent
 	EvaluateEvery   int    `json:"evaluate_every"`   // steps; with 0 the validation loss is measured at the end only
 	CheckpointEvery int    `json:"checkpoint_every"` // steps; 0 means 500
 	// element type of the trained model's file: "F32" (default) or "BF16"
@@ -108,6 +110,9 @@ func ParseManifest(text []byte) (*Manifest, error) {
 	if m.Model.FF == 0 {
 		m.Model.FF = 4 * m.Model.Width
 	}
+	if m.Spans == 0 {
+		m.Spans = schedule.DefaultSpans(m.Schedule)
+	}
 	if m.CheckpointEvery == 0 {
 		m.CheckpointEvery = 500
 	}
@@ -162,8 +167,8 @@ func (m *Manifest) check() error {
 	default:
 		return fault.Field("vocabulary.type", "%q is neither char nor bpe", m.Vocabulary.Type)
 	}
-	if _, err := schedule.New(m.Schedule, 0, 1, 1); err != nil {
-		return fault.Field("schedule", "%v", err)
+	if err := (schedule.Config{Name: m.Schedule, Stages: 1, Spans: m.Spans, Micro: m.Slots}).Check(); err != nil {
+		return err
 	}
 	if m.DType != tensor.F32.String() && m.DType != tensor.BF16.String() {
 		return fault.Field("dtype", "%q is neither F32 nor BF16", m.DType)
@@ -204,6 +209,14 @@ func (m *Manifest) spec(vocab int) (model.Spec, error) {
 		return s, fault.Field("model.heads", "want a divisor of width %d, got %d", d.Width, d.Heads)
 	}
 	return s, nil
+}
+
+// spans returns the number of layer ranges of each stage. A lone stage waits for nobody, so it has one.
+func (m *Manifest) spans(stages int) int {
+	if stages == 1 {
+		return 1
+	}
+	return m.Spans
 }
 
 // rate returns the learning-rate schedule.

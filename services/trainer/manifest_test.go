@@ -76,6 +76,8 @@ func TestParseManifest_NamesTheFieldItRefuses(t *testing.T) {
 		{"model.heads", 3, "heads"},
 		{"model.context", 2, ""},
 		{"schedule", "zigzag", ""},
+		{"spans", 2, ""},
+		{"spans", -1, ""},
 		{"dtype", "F64", ""},
 		{"precision", "F16", ""},
 		{"chat_template", "{% for %}", ""},

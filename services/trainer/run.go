@@ -330,7 +330,7 @@ func (t *training) gradients(f *fleet, step uint64) ([]float64, []*shardv1.Norm,
 				mu.Unlock()
 				return nil
 			default:
-				return fault.New(fault.Internal, "step %d: layers %v answered with %T", step, s.layers, frame)
+				return fault.New(fault.Internal, "step %d: layers %v answered with %T", step, s.spans, frame)
 			}
 		}
 	})
@@ -362,7 +362,7 @@ func (t *training) apply(f *fleet, step uint64, res result) error {
 			return err
 		}
 		if r.GetApplied() == nil {
-			return fault.New(fault.Internal, "step %d: layers %v answered apply with %T", step, s.layers, r.GetFrame())
+			return fault.New(fault.Internal, "step %d: layers %v answered apply with %T", step, s.spans, r.GetFrame())
 		}
 		digests[c.replica][i] = r.GetApplied().GetDigest()
 		return nil

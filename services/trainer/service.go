@@ -105,8 +105,8 @@ func (s *Service) StartRun(_ context.Context, r *trainerv1.StartRunRequest) (*tr
 		return nil, err
 	}
 	l := layout{stages: max(1, int(r.GetStages())), replicas: max(1, int(r.GetReplicas()))}
-	if l.stages > m.Model.Layers {
-		return nil, fault.Field("stages", "%d stages are more than %d layers", l.stages, m.Model.Layers)
+	if n := m.spans(l.stages); l.stages*n > m.Model.Layers {
+		return nil, fault.Field("stages", "%d stages of %d spans are more than %d layers", l.stages, n, m.Model.Layers)
 	}
 	if l.replicas > m.Slots {
 		return nil, fault.Field("replicas", "%d replicas are more than %d slots", l.replicas, m.Slots)

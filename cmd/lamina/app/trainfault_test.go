@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -22,6 +23,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/kernel/ref"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 	"github.com/lamina-mesh/lamina/pkg/rpc/memnet"
+	"github.com/lamina-mesh/lamina/pkg/schedule"
 	"github.com/lamina-mesh/lamina/services/shard"
 	"github.com/lamina-mesh/lamina/services/trainer"
 )
@@ -171,28 +173,76 @@ func same(t *testing.T, what, out, calmOut string, got, calm *trainerv1.Run) {
 	}
 }
 
+// schedules lists the schedules as parts of manifests. Spans of 3 divide the 12 layers of two stages.
+func schedules() map[string]map[string]any {
+	out := map[string]map[string]any{"three spans": {"schedule": schedule.NameInterleaved, "spans": 3}}
+	for _, name := range schedule.Names() {
+		out[name] = map[string]any{"schedule": name}
+	}
+	return out
+}
+
+// scheduled returns the manifest of a small run under a schedule.
+func scheduled(t *testing.T, name string, with map[string]any, change map[string]any) []byte {
+	t.Helper()
+	all := map[string]any{"model": map[string]any{"architecture": "llama", "layers": 12, "width": 8, "heads": 2,
+		"ff": 12, "tied": true}}
+	maps.Copy(all, with)
+	maps.Copy(all, change)
+	return manifest(t, name, all)
+}
+
+// TestTrain_AnyScheduleGivesTheSameWeights runs each schedule over layouts with as many slots as the
+// stages divide, and with fewer and more.
+func TestTrain_AnyScheduleGivesTheSameWeights(t *testing.T) {
+	for _, c := range []struct {
+		slots  int
+		model  string
+		layout [2]uint32
+	}{{8, "llama", [2]uint32{2, 1}}, {5, "gpt2", [2]uint32{4, 1}}, {6, "llama", [2]uint32{2, 2}},
+		{3, "untied", [2]uint32{4, 2}}} {
+		change := map[string]any{"steps": 3, "slots": c.slots, "model": map[string]any{
+			"architecture": strings.Replace(c.model, "untied", "llama", 1), "layers": 12, "width": 8, "heads": 2,
+			"ff": 12, "tied": c.model != "untied"}}
+		f := newTrainFleet(t, int(c.layout[0]*c.layout[1]))
+		calmOut := t.TempDir()
+		calm := f.watch(&trainerv1.StartRunRequest{ManifestJson: manifest(t, "calm", change), Out: calmOut}, nil)
+		for name, with := range schedules() {
+			out := t.TempDir()
+			got := f.watch(&trainerv1.StartRunRequest{ManifestJson: scheduled(t, "scheduled", with, change), Out: out,
+				Stages: c.layout[0], Replicas: c.layout[1]}, nil)
+			same(t, fmt.Sprintf("%s, %d slots over %v", name, c.slots, c.layout), out, calmOut, got, calm)
+		}
+	}
+}
+
 func TestTrain_LostShardsCostNoBit(t *testing.T) {
 	defer goleak.VerifyNone(t)
-	t.Run("run", func(t *testing.T) {
-		raw := manifest(t, "lost", map[string]any{"steps": 60, "checkpoint_every": 5})
-		calmOut, out := t.TempDir(), t.TempDir()
-		f := newTrainFleet(t, 6)
-		calm := f.watch(&trainerv1.StartRunRequest{ManifestJson: raw, Out: calmOut}, nil)
-		victims := []string{"shard-1", "shard-3", "shard-0"}
-		var deaths []uint64
-		got := f.watch(&trainerv1.StartRunRequest{ManifestJson: raw, Stages: 2, Replicas: 2, Out: out},
-			func(r *trainerv1.Run) {
-				running := r.GetState() == trainerv1.RunState_RUN_STATE_RUNNING
-				if n := len(deaths); n < len(victims) && running && r.GetStep() >= uint64(7+16*n) {
-					deaths = append(deaths, r.GetStep())
-					f.kill[victims[n]]()
-				}
-			})
-		if len(deaths) != len(victims) {
-			t.Errorf("shards were killed at steps %v, want %d of them", deaths, len(victims))
+	for name, with := range schedules() {
+		if os.Getenv("LAMINA_SLOW") == "" && name != schedule.NameOneFOneB && name != "three spans" {
+			continue // each takes ten seconds
 		}
-		same(t, "three shards lost", out, calmOut, got, calm)
-	})
+		t.Run(name, func(t *testing.T) {
+			raw := scheduled(t, "lost", with, map[string]any{"steps": 60, "checkpoint_every": 5})
+			calmOut, out := t.TempDir(), t.TempDir()
+			f := newTrainFleet(t, 6)
+			calm := f.watch(&trainerv1.StartRunRequest{ManifestJson: raw, Out: calmOut}, nil)
+			victims := []string{"shard-1", "shard-3", "shard-0"}
+			var deaths []uint64
+			got := f.watch(&trainerv1.StartRunRequest{ManifestJson: raw, Stages: 2, Replicas: 2, Out: out},
+				func(r *trainerv1.Run) {
+					running := r.GetState() == trainerv1.RunState_RUN_STATE_RUNNING
+					if n := len(deaths); n < len(victims) && running && r.GetStep() >= uint64(7+16*n) {
+						deaths = append(deaths, r.GetStep())
+						f.kill[victims[n]]()
+					}
+				})
+			if len(deaths) != len(victims) {
+				t.Errorf("shards were killed at steps %v, want %d of them", deaths, len(victims))
+			}
+			same(t, "three shards lost", out, calmOut, got, calm)
+		})
+	}
 }
 
 func TestTrain_StopAndResumeOverLayoutsIsExact(t *testing.T) {

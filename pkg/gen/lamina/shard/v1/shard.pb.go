@@ -1658,19 +1658,19 @@ type TrainOpen struct {
 	Replica uint32 `protobuf:"varint,5,opt,name=replica,proto3" json:"replica,omitempty"`
 	// Chains in the run.
 	Replicas uint32 `protobuf:"varint,6,opt,name=replicas,proto3" json:"replicas,omitempty"`
-	// First layer of this stage.
-	Lo uint32 `protobuf:"varint,7,opt,name=lo,proto3" json:"lo,omitempty"`
-	// One past its last layer.
-	Hi uint32 `protobuf:"varint,8,opt,name=hi,proto3" json:"hi,omitempty"`
+	// The spans of layers of this stage, ascending: one, or as many as `schedule` interleaves.
+	// Span c of stage s is position c * stages + s of the chain.
+	Spans []*Span `protobuf:"bytes,7,rep,name=spans,proto3" json:"spans,omitempty"`
 	// The model's hyper-parameters in Hugging Face's config.json form.
 	ConfigJson []byte `protobuf:"bytes,9,opt,name=config_json,json=configJson,proto3" json:"config_json,omitempty"`
 	// Keys the random initial weights, together with each tensor's name and index.
 	Seed uint64 `protobuf:"varint,10,opt,name=seed,proto3" json:"seed,omitempty"`
 	// Gradient slots in a global batch.
 	Slots uint32 `protobuf:"varint,11,opt,name=slots,proto3" json:"slots,omitempty"`
-	// The schedule: "1f1b" or "gpipe".
+	// The schedule: "gpipe", "1f1b", "interleaved-1f1b" or "zero-bubble".
 	Schedule string `protobuf:"bytes,12,opt,name=schedule,proto3" json:"schedule,omitempty"`
-	// Where the next stage listens; empty for the last.
+	// Where the next stage listens. For the last stage it is empty, or the first stage if the
+	// stages have several spans.
 	Next string `protobuf:"bytes,13,opt,name=next,proto3" json:"next,omitempty"`
 	// The optimizer's constants.
 	Adamw *AdamW `protobuf:"bytes,14,opt,name=adamw,proto3" json:"adamw,omitempty"`
@@ -1757,18 +1757,11 @@ func (x *TrainOpen) GetReplicas() uint32 {
 	return 0
 }
 
-func (x *TrainOpen) GetLo() uint32 {
+func (x *TrainOpen) GetSpans() []*Span {
 	if x != nil {
-		return x.Lo
+		return x.Spans
 	}
-	return 0
-}
-
-func (x *TrainOpen) GetHi() uint32 {
-	if x != nil {
-		return x.Hi
-	}
-	return 0
+	return nil
 }
 
 func (x *TrainOpen) GetConfigJson() []byte {
@@ -1834,6 +1827,61 @@ func (x *TrainOpen) GetPrecision() Precision {
 	return Precision_PRECISION_UNSPECIFIED
 }
 
+// Span is a range of layers.
+type Span struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// First layer.
+	Lo uint32 `protobuf:"varint,1,opt,name=lo,proto3" json:"lo,omitempty"`
+	// One past the last layer.
+	Hi            uint32 `protobuf:"varint,2,opt,name=hi,proto3" json:"hi,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Span) Reset() {
+	*x = Span{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Span) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Span) ProtoMessage() {}
+
+func (x *Span) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Span.ProtoReflect.Descriptor instead.
+func (*Span) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *Span) GetLo() uint32 {
+	if x != nil {
+		return x.Lo
+	}
+	return 0
+}
+
+func (x *Span) GetHi() uint32 {
+	if x != nil {
+		return x.Hi
+	}
+	return 0
+}
+
 // AdamW holds the optimizer's constants.
 type AdamW struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1853,7 +1901,7 @@ type AdamW struct {
 
 func (x *AdamW) Reset() {
 	*x = AdamW{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[17]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1865,7 +1913,7 @@ func (x *AdamW) String() string {
 func (*AdamW) ProtoMessage() {}
 
 func (x *AdamW) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[17]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1878,7 +1926,7 @@ func (x *AdamW) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdamW.ProtoReflect.Descriptor instead.
 func (*AdamW) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{17}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *AdamW) GetBeta1() float64 {
@@ -1931,7 +1979,7 @@ type State struct {
 
 func (x *State) Reset() {
 	*x = State{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[18]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1943,7 +1991,7 @@ func (x *State) String() string {
 func (*State) ProtoMessage() {}
 
 func (x *State) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[18]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1956,7 +2004,7 @@ func (x *State) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use State.ProtoReflect.Descriptor instead.
 func (*State) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{18}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *State) GetName() string {
@@ -1991,7 +2039,7 @@ type Load struct {
 
 func (x *Load) Reset() {
 	*x = Load{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[19]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2003,7 +2051,7 @@ func (x *Load) String() string {
 func (*Load) ProtoMessage() {}
 
 func (x *Load) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[19]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2016,7 +2064,7 @@ func (x *Load) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Load.ProtoReflect.Descriptor instead.
 func (*Load) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{19}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Load) GetStep() uint64 {
@@ -2043,7 +2091,7 @@ type Step struct {
 
 func (x *Step) Reset() {
 	*x = Step{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[20]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2055,7 +2103,7 @@ func (x *Step) String() string {
 func (*Step) ProtoMessage() {}
 
 func (x *Step) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[20]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2068,7 +2116,7 @@ func (x *Step) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Step.ProtoReflect.Descriptor instead.
 func (*Step) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{20}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Step) GetStep() uint64 {
@@ -2120,7 +2168,7 @@ type Microbatch struct {
 
 func (x *Microbatch) Reset() {
 	*x = Microbatch{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[21]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2132,7 +2180,7 @@ func (x *Microbatch) String() string {
 func (*Microbatch) ProtoMessage() {}
 
 func (x *Microbatch) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[21]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2145,7 +2193,7 @@ func (x *Microbatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Microbatch.ProtoReflect.Descriptor instead.
 func (*Microbatch) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{21}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Microbatch) GetStep() uint64 {
@@ -2205,7 +2253,7 @@ type Apply struct {
 
 func (x *Apply) Reset() {
 	*x = Apply{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[22]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2217,7 +2265,7 @@ func (x *Apply) String() string {
 func (*Apply) ProtoMessage() {}
 
 func (x *Apply) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[22]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2230,7 +2278,7 @@ func (x *Apply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Apply.ProtoReflect.Descriptor instead.
 func (*Apply) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{22}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Apply) GetStep() uint64 {
@@ -2265,7 +2313,7 @@ type Fetch struct {
 
 func (x *Fetch) Reset() {
 	*x = Fetch{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[23]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2277,7 +2325,7 @@ func (x *Fetch) String() string {
 func (*Fetch) ProtoMessage() {}
 
 func (x *Fetch) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[23]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2290,7 +2338,7 @@ func (x *Fetch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fetch.ProtoReflect.Descriptor instead.
 func (*Fetch) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{23}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Fetch) GetWeightsOnly() bool {
@@ -2322,7 +2370,7 @@ type TrainResponse struct {
 
 func (x *TrainResponse) Reset() {
 	*x = TrainResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[24]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2334,7 +2382,7 @@ func (x *TrainResponse) String() string {
 func (*TrainResponse) ProtoMessage() {}
 
 func (x *TrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[24]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2347,7 +2395,7 @@ func (x *TrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainResponse.ProtoReflect.Descriptor instead.
 func (*TrainResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{24}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *TrainResponse) GetFrame() isTrainResponse_Frame {
@@ -2502,7 +2550,7 @@ type TrainOpened struct {
 
 func (x *TrainOpened) Reset() {
 	*x = TrainOpened{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[25]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2514,7 +2562,7 @@ func (x *TrainOpened) String() string {
 func (*TrainOpened) ProtoMessage() {}
 
 func (x *TrainOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[25]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2527,7 +2575,7 @@ func (x *TrainOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainOpened.ProtoReflect.Descriptor instead.
 func (*TrainOpened) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{25}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *TrainOpened) GetParameters() uint64 {
@@ -2555,7 +2603,7 @@ type Loaded struct {
 
 func (x *Loaded) Reset() {
 	*x = Loaded{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[26]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2567,7 +2615,7 @@ func (x *Loaded) String() string {
 func (*Loaded) ProtoMessage() {}
 
 func (x *Loaded) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[26]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2580,7 +2628,7 @@ func (x *Loaded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Loaded.ProtoReflect.Descriptor instead.
 func (*Loaded) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{26}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Loaded) GetDigest() uint64 {
@@ -2607,7 +2655,7 @@ type Loss struct {
 
 func (x *Loss) Reset() {
 	*x = Loss{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2619,7 +2667,7 @@ func (x *Loss) String() string {
 func (*Loss) ProtoMessage() {}
 
 func (x *Loss) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2632,7 +2680,7 @@ func (x *Loss) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Loss.ProtoReflect.Descriptor instead.
 func (*Loss) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{27}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Loss) GetStep() uint64 {
@@ -2680,7 +2728,7 @@ type Folded struct {
 
 func (x *Folded) Reset() {
 	*x = Folded{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2692,7 +2740,7 @@ func (x *Folded) String() string {
 func (*Folded) ProtoMessage() {}
 
 func (x *Folded) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2705,7 +2753,7 @@ func (x *Folded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Folded.ProtoReflect.Descriptor instead.
 func (*Folded) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{28}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Folded) GetStep() uint64 {
@@ -2749,7 +2797,7 @@ type Norm struct {
 
 func (x *Norm) Reset() {
 	*x = Norm{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2761,7 +2809,7 @@ func (x *Norm) String() string {
 func (*Norm) ProtoMessage() {}
 
 func (x *Norm) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2774,7 +2822,7 @@ func (x *Norm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Norm.ProtoReflect.Descriptor instead.
 func (*Norm) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{29}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Norm) GetName() string {
@@ -2804,7 +2852,7 @@ type Applied struct {
 
 func (x *Applied) Reset() {
 	*x = Applied{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2816,7 +2864,7 @@ func (x *Applied) String() string {
 func (*Applied) ProtoMessage() {}
 
 func (x *Applied) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2829,7 +2877,7 @@ func (x *Applied) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Applied.ProtoReflect.Descriptor instead.
 func (*Applied) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{30}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Applied) GetStep() uint64 {
@@ -2859,7 +2907,7 @@ type Fetched struct {
 
 func (x *Fetched) Reset() {
 	*x = Fetched{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2871,7 +2919,7 @@ func (x *Fetched) String() string {
 func (*Fetched) ProtoMessage() {}
 
 func (x *Fetched) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2884,7 +2932,7 @@ func (x *Fetched) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fetched.ProtoReflect.Descriptor instead.
 func (*Fetched) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{31}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Fetched) GetStep() uint64 {
@@ -2918,7 +2966,7 @@ type ExchangeRequest struct {
 
 func (x *ExchangeRequest) Reset() {
 	*x = ExchangeRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2930,7 +2978,7 @@ func (x *ExchangeRequest) String() string {
 func (*ExchangeRequest) ProtoMessage() {}
 
 func (x *ExchangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2943,7 +2991,7 @@ func (x *ExchangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeRequest.ProtoReflect.Descriptor instead.
 func (*ExchangeRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{32}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ExchangeRequest) GetFrame() isExchangeRequest_Frame {
@@ -3011,14 +3059,16 @@ type ExchangeOpen struct {
 	// The chain, as in TrainOpen.
 	Chain []byte `protobuf:"bytes,1,opt,name=chain,proto3" json:"chain,omitempty"`
 	// The caller's stage.
-	Stage         uint32 `protobuf:"varint,2,opt,name=stage,proto3" json:"stage,omitempty"`
+	Stage uint32 `protobuf:"varint,2,opt,name=stage,proto3" json:"stage,omitempty"`
+	// The callee's stage: the next one, or 0 after the last.
+	To            uint32 `protobuf:"varint,3,opt,name=to,proto3" json:"to,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ExchangeOpen) Reset() {
 	*x = ExchangeOpen{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3030,7 +3080,7 @@ func (x *ExchangeOpen) String() string {
 func (*ExchangeOpen) ProtoMessage() {}
 
 func (x *ExchangeOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3043,7 +3093,7 @@ func (x *ExchangeOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeOpen.ProtoReflect.Descriptor instead.
 func (*ExchangeOpen) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{33}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ExchangeOpen) GetChain() []byte {
@@ -3060,6 +3110,13 @@ func (x *ExchangeOpen) GetStage() uint32 {
 	return 0
 }
 
+func (x *ExchangeOpen) GetTo() uint32 {
+	if x != nil {
+		return x.To
+	}
+	return 0
+}
+
 // Activation is the hidden state of one slot.
 type Activation struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -3068,14 +3125,16 @@ type Activation struct {
 	// The slot.
 	Slot uint32 `protobuf:"varint,2,opt,name=slot,proto3" json:"slot,omitempty"`
 	// Values [sequences*length, width], f32.
-	Tensor        *v1.Tensor `protobuf:"bytes,3,opt,name=tensor,proto3" json:"tensor,omitempty"`
+	Tensor *v1.Tensor `protobuf:"bytes,3,opt,name=tensor,proto3" json:"tensor,omitempty"`
+	// The receiver's span, from 0.
+	Span          uint32 `protobuf:"varint,4,opt,name=span,proto3" json:"span,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Activation) Reset() {
 	*x = Activation{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3087,7 +3146,7 @@ func (x *Activation) String() string {
 func (*Activation) ProtoMessage() {}
 
 func (x *Activation) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3100,7 +3159,7 @@ func (x *Activation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Activation.ProtoReflect.Descriptor instead.
 func (*Activation) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{34}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Activation) GetStep() uint64 {
@@ -3124,6 +3183,13 @@ func (x *Activation) GetTensor() *v1.Tensor {
 	return nil
 }
 
+func (x *Activation) GetSpan() uint32 {
+	if x != nil {
+		return x.Span
+	}
+	return 0
+}
+
 // ExchangeResponse is a frame from the later stage.
 type ExchangeResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -3141,7 +3207,7 @@ type ExchangeResponse struct {
 
 func (x *ExchangeResponse) Reset() {
 	*x = ExchangeResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3153,7 +3219,7 @@ func (x *ExchangeResponse) String() string {
 func (*ExchangeResponse) ProtoMessage() {}
 
 func (x *ExchangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3166,7 +3232,7 @@ func (x *ExchangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeResponse.ProtoReflect.Descriptor instead.
 func (*ExchangeResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{35}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ExchangeResponse) GetFrame() isExchangeResponse_Frame {
@@ -3237,7 +3303,7 @@ type ExchangeOpened struct {
 
 func (x *ExchangeOpened) Reset() {
 	*x = ExchangeOpened{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3249,7 +3315,7 @@ func (x *ExchangeOpened) String() string {
 func (*ExchangeOpened) ProtoMessage() {}
 
 func (x *ExchangeOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3262,7 +3328,7 @@ func (x *ExchangeOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeOpened.ProtoReflect.Descriptor instead.
 func (*ExchangeOpened) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{36}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{37}
 }
 
 // ActivationGradient is the gradient of the loss with respect to one slot's activation.
@@ -3273,14 +3339,16 @@ type ActivationGradient struct {
 	// The slot.
 	Slot uint32 `protobuf:"varint,2,opt,name=slot,proto3" json:"slot,omitempty"`
 	// Values [sequences*length, width], f32.
-	Tensor        *v1.Tensor `protobuf:"bytes,3,opt,name=tensor,proto3" json:"tensor,omitempty"`
+	Tensor *v1.Tensor `protobuf:"bytes,3,opt,name=tensor,proto3" json:"tensor,omitempty"`
+	// The receiver's span, from 0.
+	Span          uint32 `protobuf:"varint,4,opt,name=span,proto3" json:"span,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ActivationGradient) Reset() {
 	*x = ActivationGradient{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3292,7 +3360,7 @@ func (x *ActivationGradient) String() string {
 func (*ActivationGradient) ProtoMessage() {}
 
 func (x *ActivationGradient) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3305,7 +3373,7 @@ func (x *ActivationGradient) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivationGradient.ProtoReflect.Descriptor instead.
 func (*ActivationGradient) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{37}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ActivationGradient) GetStep() uint64 {
@@ -3327,6 +3395,13 @@ func (x *ActivationGradient) GetTensor() *v1.Tensor {
 		return x.Tensor
 	}
 	return nil
+}
+
+func (x *ActivationGradient) GetSpan() uint32 {
+	if x != nil {
+		return x.Span
+	}
+	return 0
 }
 
 var File_lamina_shard_v1_shard_proto protoreflect.FileDescriptor
@@ -3442,16 +3517,15 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"microbatch\x12.\n" +
 	"\x05apply\x18\a \x01(\v2\x16.lamina.shard.v1.ApplyH\x00R\x05apply\x12.\n" +
 	"\x05fetch\x18\t \x01(\v2\x16.lamina.shard.v1.FetchH\x00R\x05fetchB\a\n" +
-	"\x05frameJ\x04\b\b\x10\t\"\xe4\x03\n" +
+	"\x05frameJ\x04\b\b\x10\t\"\xf7\x03\n" +
 	"\tTrainOpen\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\tR\x03run\x12\x14\n" +
 	"\x05chain\x18\x02 \x01(\fR\x05chain\x12\x14\n" +
 	"\x05stage\x18\x03 \x01(\rR\x05stage\x12\x16\n" +
 	"\x06stages\x18\x04 \x01(\rR\x06stages\x12\x18\n" +
 	"\areplica\x18\x05 \x01(\rR\areplica\x12\x1a\n" +
-	"\breplicas\x18\x06 \x01(\rR\breplicas\x12\x0e\n" +
-	"\x02lo\x18\a \x01(\rR\x02lo\x12\x0e\n" +
-	"\x02hi\x18\b \x01(\rR\x02hi\x12\x1f\n" +
+	"\breplicas\x18\x06 \x01(\rR\breplicas\x12+\n" +
+	"\x05spans\x18\a \x03(\v2\x15.lamina.shard.v1.SpanR\x05spans\x12\x1f\n" +
 	"\vconfig_json\x18\t \x01(\fR\n" +
 	"configJson\x12\x12\n" +
 	"\x04seed\x18\n" +
@@ -3462,7 +3536,10 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x05adamw\x18\x0e \x01(\v2\x16.lamina.shard.v1.AdamWR\x05adamw\x12%\n" +
 	"\x0eslot_sequences\x18\x0f \x01(\rR\rslotSequences\x12!\n" +
 	"\fsequence_len\x18\x10 \x01(\rR\vsequenceLen\x128\n" +
-	"\tprecision\x18\x11 \x01(\x0e2\x1a.lamina.shard.v1.PrecisionR\tprecision\"\x93\x01\n" +
+	"\tprecision\x18\x11 \x01(\x0e2\x1a.lamina.shard.v1.PrecisionR\tprecisionJ\x04\b\b\x10\t\"&\n" +
+	"\x04Span\x12\x0e\n" +
+	"\x02lo\x18\x01 \x01(\rR\x02lo\x12\x0e\n" +
+	"\x02hi\x18\x02 \x01(\rR\x02hi\"\x93\x01\n" +
 	"\x05AdamW\x12\x14\n" +
 	"\x05beta1\x18\x01 \x01(\x01R\x05beta1\x12\x14\n" +
 	"\x05beta2\x18\x02 \x01(\x01R\x05beta2\x12\x18\n" +
@@ -3538,25 +3615,28 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"activation\x18\x02 \x01(\v2\x1b.lamina.shard.v1.ActivationH\x00R\n" +
 	"activation\x12/\n" +
 	"\x05chunk\x18\x03 \x01(\v2\x17.lamina.tensor.v1.ChunkH\x00R\x05chunkB\a\n" +
-	"\x05frame\":\n" +
+	"\x05frame\"J\n" +
 	"\fExchangeOpen\x12\x14\n" +
 	"\x05chain\x18\x01 \x01(\fR\x05chain\x12\x14\n" +
-	"\x05stage\x18\x02 \x01(\rR\x05stage\"f\n" +
+	"\x05stage\x18\x02 \x01(\rR\x05stage\x12\x0e\n" +
+	"\x02to\x18\x03 \x01(\rR\x02to\"z\n" +
 	"\n" +
 	"Activation\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x12\n" +
 	"\x04slot\x18\x02 \x01(\rR\x04slot\x120\n" +
-	"\x06tensor\x18\x03 \x01(\v2\x18.lamina.tensor.v1.TensorR\x06tensor\"\xca\x01\n" +
+	"\x06tensor\x18\x03 \x01(\v2\x18.lamina.tensor.v1.TensorR\x06tensor\x12\x12\n" +
+	"\x04span\x18\x04 \x01(\rR\x04span\"\xca\x01\n" +
 	"\x10ExchangeResponse\x129\n" +
 	"\x06opened\x18\x01 \x01(\v2\x1f.lamina.shard.v1.ExchangeOpenedH\x00R\x06opened\x12A\n" +
 	"\bgradient\x18\x02 \x01(\v2#.lamina.shard.v1.ActivationGradientH\x00R\bgradient\x12/\n" +
 	"\x05chunk\x18\x03 \x01(\v2\x17.lamina.tensor.v1.ChunkH\x00R\x05chunkB\a\n" +
 	"\x05frame\"\x10\n" +
-	"\x0eExchangeOpened\"n\n" +
+	"\x0eExchangeOpened\"\x82\x01\n" +
 	"\x12ActivationGradient\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x12\n" +
 	"\x04slot\x18\x02 \x01(\rR\x04slot\x120\n" +
-	"\x06tensor\x18\x03 \x01(\v2\x18.lamina.tensor.v1.TensorR\x06tensor*U\n" +
+	"\x06tensor\x18\x03 \x01(\v2\x18.lamina.tensor.v1.TensorR\x06tensor\x12\x12\n" +
+	"\x04span\x18\x04 \x01(\rR\x04span*U\n" +
 	"\tPrecision\x12\x19\n" +
 	"\x15PRECISION_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11PRECISION_FLOAT32\x10\x01\x12\x16\n" +
@@ -3585,7 +3665,7 @@ func file_lamina_shard_v1_shard_proto_rawDescGZIP() []byte {
 }
 
 var file_lamina_shard_v1_shard_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_lamina_shard_v1_shard_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_lamina_shard_v1_shard_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_lamina_shard_v1_shard_proto_goTypes = []any{
 	(Precision)(0),             // 0: lamina.shard.v1.Precision
 	(StateKind)(0),             // 1: lamina.shard.v1.StateKind
@@ -3606,42 +3686,43 @@ var file_lamina_shard_v1_shard_proto_goTypes = []any{
 	(*Refused)(nil),            // 16: lamina.shard.v1.Refused
 	(*TrainRequest)(nil),       // 17: lamina.shard.v1.TrainRequest
 	(*TrainOpen)(nil),          // 18: lamina.shard.v1.TrainOpen
-	(*AdamW)(nil),              // 19: lamina.shard.v1.AdamW
-	(*State)(nil),              // 20: lamina.shard.v1.State
-	(*Load)(nil),               // 21: lamina.shard.v1.Load
-	(*Step)(nil),               // 22: lamina.shard.v1.Step
-	(*Microbatch)(nil),         // 23: lamina.shard.v1.Microbatch
-	(*Apply)(nil),              // 24: lamina.shard.v1.Apply
-	(*Fetch)(nil),              // 25: lamina.shard.v1.Fetch
-	(*TrainResponse)(nil),      // 26: lamina.shard.v1.TrainResponse
-	(*TrainOpened)(nil),        // 27: lamina.shard.v1.TrainOpened
-	(*Loaded)(nil),             // 28: lamina.shard.v1.Loaded
-	(*Loss)(nil),               // 29: lamina.shard.v1.Loss
-	(*Folded)(nil),             // 30: lamina.shard.v1.Folded
-	(*Norm)(nil),               // 31: lamina.shard.v1.Norm
-	(*Applied)(nil),            // 32: lamina.shard.v1.Applied
-	(*Fetched)(nil),            // 33: lamina.shard.v1.Fetched
-	(*ExchangeRequest)(nil),    // 34: lamina.shard.v1.ExchangeRequest
-	(*ExchangeOpen)(nil),       // 35: lamina.shard.v1.ExchangeOpen
-	(*Activation)(nil),         // 36: lamina.shard.v1.Activation
-	(*ExchangeResponse)(nil),   // 37: lamina.shard.v1.ExchangeResponse
-	(*ExchangeOpened)(nil),     // 38: lamina.shard.v1.ExchangeOpened
-	(*ActivationGradient)(nil), // 39: lamina.shard.v1.ActivationGradient
-	(*v1.Chunk)(nil),           // 40: lamina.tensor.v1.Chunk
-	(v1.ElementType)(0),        // 41: lamina.tensor.v1.ElementType
-	(*v1.Tensor)(nil),          // 42: lamina.tensor.v1.Tensor
+	(*Span)(nil),               // 19: lamina.shard.v1.Span
+	(*AdamW)(nil),              // 20: lamina.shard.v1.AdamW
+	(*State)(nil),              // 21: lamina.shard.v1.State
+	(*Load)(nil),               // 22: lamina.shard.v1.Load
+	(*Step)(nil),               // 23: lamina.shard.v1.Step
+	(*Microbatch)(nil),         // 24: lamina.shard.v1.Microbatch
+	(*Apply)(nil),              // 25: lamina.shard.v1.Apply
+	(*Fetch)(nil),              // 26: lamina.shard.v1.Fetch
+	(*TrainResponse)(nil),      // 27: lamina.shard.v1.TrainResponse
+	(*TrainOpened)(nil),        // 28: lamina.shard.v1.TrainOpened
+	(*Loaded)(nil),             // 29: lamina.shard.v1.Loaded
+	(*Loss)(nil),               // 30: lamina.shard.v1.Loss
+	(*Folded)(nil),             // 31: lamina.shard.v1.Folded
+	(*Norm)(nil),               // 32: lamina.shard.v1.Norm
+	(*Applied)(nil),            // 33: lamina.shard.v1.Applied
+	(*Fetched)(nil),            // 34: lamina.shard.v1.Fetched
+	(*ExchangeRequest)(nil),    // 35: lamina.shard.v1.ExchangeRequest
+	(*ExchangeOpen)(nil),       // 36: lamina.shard.v1.ExchangeOpen
+	(*Activation)(nil),         // 37: lamina.shard.v1.Activation
+	(*ExchangeResponse)(nil),   // 38: lamina.shard.v1.ExchangeResponse
+	(*ExchangeOpened)(nil),     // 39: lamina.shard.v1.ExchangeOpened
+	(*ActivationGradient)(nil), // 40: lamina.shard.v1.ActivationGradient
+	(*v1.Chunk)(nil),           // 41: lamina.tensor.v1.Chunk
+	(v1.ElementType)(0),        // 42: lamina.tensor.v1.ElementType
+	(*v1.Tensor)(nil),          // 43: lamina.tensor.v1.Tensor
 }
 var file_lamina_shard_v1_shard_proto_depIdxs = []int32{
 	4,  // 0: lamina.shard.v1.DescribeResponse.held:type_name -> lamina.shard.v1.Held
 	5,  // 1: lamina.shard.v1.Held.leases:type_name -> lamina.shard.v1.LeaseInfo
 	8,  // 2: lamina.shard.v1.InferRequest.open:type_name -> lamina.shard.v1.InferOpen
 	9,  // 3: lamina.shard.v1.InferRequest.batch:type_name -> lamina.shard.v1.Batch
-	40, // 4: lamina.shard.v1.InferRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	41, // 4: lamina.shard.v1.InferRequest.chunk:type_name -> lamina.tensor.v1.Chunk
 	11, // 5: lamina.shard.v1.InferRequest.release:type_name -> lamina.shard.v1.Release
 	6,  // 6: lamina.shard.v1.InferOpen.route:type_name -> lamina.shard.v1.Hop
-	41, // 7: lamina.shard.v1.InferOpen.hidden_type:type_name -> lamina.tensor.v1.ElementType
+	42, // 7: lamina.shard.v1.InferOpen.hidden_type:type_name -> lamina.tensor.v1.ElementType
 	10, // 8: lamina.shard.v1.Batch.entries:type_name -> lamina.shard.v1.Entry
-	42, // 9: lamina.shard.v1.Batch.hidden:type_name -> lamina.tensor.v1.Tensor
+	43, // 9: lamina.shard.v1.Batch.hidden:type_name -> lamina.tensor.v1.Tensor
 	13, // 10: lamina.shard.v1.Release.leases:type_name -> lamina.shard.v1.Lease
 	15, // 11: lamina.shard.v1.InferResponse.opened:type_name -> lamina.shard.v1.InferOpened
 	16, // 12: lamina.shard.v1.InferResponse.refused:type_name -> lamina.shard.v1.Refused
@@ -3649,47 +3730,48 @@ var file_lamina_shard_v1_shard_proto_depIdxs = []int32{
 	13, // 14: lamina.shard.v1.InferResponse.lease:type_name -> lamina.shard.v1.Lease
 	4,  // 15: lamina.shard.v1.InferOpened.stages:type_name -> lamina.shard.v1.Held
 	18, // 16: lamina.shard.v1.TrainRequest.open:type_name -> lamina.shard.v1.TrainOpen
-	20, // 17: lamina.shard.v1.TrainRequest.state:type_name -> lamina.shard.v1.State
-	40, // 18: lamina.shard.v1.TrainRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	21, // 19: lamina.shard.v1.TrainRequest.load:type_name -> lamina.shard.v1.Load
-	22, // 20: lamina.shard.v1.TrainRequest.step:type_name -> lamina.shard.v1.Step
-	23, // 21: lamina.shard.v1.TrainRequest.microbatch:type_name -> lamina.shard.v1.Microbatch
-	24, // 22: lamina.shard.v1.TrainRequest.apply:type_name -> lamina.shard.v1.Apply
-	25, // 23: lamina.shard.v1.TrainRequest.fetch:type_name -> lamina.shard.v1.Fetch
-	19, // 24: lamina.shard.v1.TrainOpen.adamw:type_name -> lamina.shard.v1.AdamW
-	0,  // 25: lamina.shard.v1.TrainOpen.precision:type_name -> lamina.shard.v1.Precision
-	1,  // 26: lamina.shard.v1.State.kind:type_name -> lamina.shard.v1.StateKind
-	42, // 27: lamina.shard.v1.State.tensor:type_name -> lamina.tensor.v1.Tensor
-	27, // 28: lamina.shard.v1.TrainResponse.opened:type_name -> lamina.shard.v1.TrainOpened
-	28, // 29: lamina.shard.v1.TrainResponse.loaded:type_name -> lamina.shard.v1.Loaded
-	29, // 30: lamina.shard.v1.TrainResponse.loss:type_name -> lamina.shard.v1.Loss
-	30, // 31: lamina.shard.v1.TrainResponse.folded:type_name -> lamina.shard.v1.Folded
-	32, // 32: lamina.shard.v1.TrainResponse.applied:type_name -> lamina.shard.v1.Applied
-	20, // 33: lamina.shard.v1.TrainResponse.state:type_name -> lamina.shard.v1.State
-	40, // 34: lamina.shard.v1.TrainResponse.chunk:type_name -> lamina.tensor.v1.Chunk
-	33, // 35: lamina.shard.v1.TrainResponse.fetched:type_name -> lamina.shard.v1.Fetched
-	31, // 36: lamina.shard.v1.Folded.norms:type_name -> lamina.shard.v1.Norm
-	35, // 37: lamina.shard.v1.ExchangeRequest.open:type_name -> lamina.shard.v1.ExchangeOpen
-	36, // 38: lamina.shard.v1.ExchangeRequest.activation:type_name -> lamina.shard.v1.Activation
-	40, // 39: lamina.shard.v1.ExchangeRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	42, // 40: lamina.shard.v1.Activation.tensor:type_name -> lamina.tensor.v1.Tensor
-	38, // 41: lamina.shard.v1.ExchangeResponse.opened:type_name -> lamina.shard.v1.ExchangeOpened
-	39, // 42: lamina.shard.v1.ExchangeResponse.gradient:type_name -> lamina.shard.v1.ActivationGradient
-	40, // 43: lamina.shard.v1.ExchangeResponse.chunk:type_name -> lamina.tensor.v1.Chunk
-	42, // 44: lamina.shard.v1.ActivationGradient.tensor:type_name -> lamina.tensor.v1.Tensor
-	2,  // 45: lamina.shard.v1.ShardService.Describe:input_type -> lamina.shard.v1.DescribeRequest
-	7,  // 46: lamina.shard.v1.ShardService.Infer:input_type -> lamina.shard.v1.InferRequest
-	17, // 47: lamina.shard.v1.ShardService.Train:input_type -> lamina.shard.v1.TrainRequest
-	34, // 48: lamina.shard.v1.ShardService.Exchange:input_type -> lamina.shard.v1.ExchangeRequest
-	3,  // 49: lamina.shard.v1.ShardService.Describe:output_type -> lamina.shard.v1.DescribeResponse
-	12, // 50: lamina.shard.v1.ShardService.Infer:output_type -> lamina.shard.v1.InferResponse
-	26, // 51: lamina.shard.v1.ShardService.Train:output_type -> lamina.shard.v1.TrainResponse
-	37, // 52: lamina.shard.v1.ShardService.Exchange:output_type -> lamina.shard.v1.ExchangeResponse
-	49, // [49:53] is the sub-list for method output_type
-	45, // [45:49] is the sub-list for method input_type
-	45, // [45:45] is the sub-list for extension type_name
-	45, // [45:45] is the sub-list for extension extendee
-	0,  // [0:45] is the sub-list for field type_name
+	21, // 17: lamina.shard.v1.TrainRequest.state:type_name -> lamina.shard.v1.State
+	41, // 18: lamina.shard.v1.TrainRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	22, // 19: lamina.shard.v1.TrainRequest.load:type_name -> lamina.shard.v1.Load
+	23, // 20: lamina.shard.v1.TrainRequest.step:type_name -> lamina.shard.v1.Step
+	24, // 21: lamina.shard.v1.TrainRequest.microbatch:type_name -> lamina.shard.v1.Microbatch
+	25, // 22: lamina.shard.v1.TrainRequest.apply:type_name -> lamina.shard.v1.Apply
+	26, // 23: lamina.shard.v1.TrainRequest.fetch:type_name -> lamina.shard.v1.Fetch
+	19, // 24: lamina.shard.v1.TrainOpen.spans:type_name -> lamina.shard.v1.Span
+	20, // 25: lamina.shard.v1.TrainOpen.adamw:type_name -> lamina.shard.v1.AdamW
+	0,  // 26: lamina.shard.v1.TrainOpen.precision:type_name -> lamina.shard.v1.Precision
+	1,  // 27: lamina.shard.v1.State.kind:type_name -> lamina.shard.v1.StateKind
+	43, // 28: lamina.shard.v1.State.tensor:type_name -> lamina.tensor.v1.Tensor
+	28, // 29: lamina.shard.v1.TrainResponse.opened:type_name -> lamina.shard.v1.TrainOpened
+	29, // 30: lamina.shard.v1.TrainResponse.loaded:type_name -> lamina.shard.v1.Loaded
+	30, // 31: lamina.shard.v1.TrainResponse.loss:type_name -> lamina.shard.v1.Loss
+	31, // 32: lamina.shard.v1.TrainResponse.folded:type_name -> lamina.shard.v1.Folded
+	33, // 33: lamina.shard.v1.TrainResponse.applied:type_name -> lamina.shard.v1.Applied
+	21, // 34: lamina.shard.v1.TrainResponse.state:type_name -> lamina.shard.v1.State
+	41, // 35: lamina.shard.v1.TrainResponse.chunk:type_name -> lamina.tensor.v1.Chunk
+	34, // 36: lamina.shard.v1.TrainResponse.fetched:type_name -> lamina.shard.v1.Fetched
+	32, // 37: lamina.shard.v1.Folded.norms:type_name -> lamina.shard.v1.Norm
+	36, // 38: lamina.shard.v1.ExchangeRequest.open:type_name -> lamina.shard.v1.ExchangeOpen
+	37, // 39: lamina.shard.v1.ExchangeRequest.activation:type_name -> lamina.shard.v1.Activation
+	41, // 40: lamina.shard.v1.ExchangeRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	43, // 41: lamina.shard.v1.Activation.tensor:type_name -> lamina.tensor.v1.Tensor
+	39, // 42: lamina.shard.v1.ExchangeResponse.opened:type_name -> lamina.shard.v1.ExchangeOpened
+	40, // 43: lamina.shard.v1.ExchangeResponse.gradient:type_name -> lamina.shard.v1.ActivationGradient
+	41, // 44: lamina.shard.v1.ExchangeResponse.chunk:type_name -> lamina.tensor.v1.Chunk
+	43, // 45: lamina.shard.v1.ActivationGradient.tensor:type_name -> lamina.tensor.v1.Tensor
+	2,  // 46: lamina.shard.v1.ShardService.Describe:input_type -> lamina.shard.v1.DescribeRequest
+	7,  // 47: lamina.shard.v1.ShardService.Infer:input_type -> lamina.shard.v1.InferRequest
+	17, // 48: lamina.shard.v1.ShardService.Train:input_type -> lamina.shard.v1.TrainRequest
+	35, // 49: lamina.shard.v1.ShardService.Exchange:input_type -> lamina.shard.v1.ExchangeRequest
+	3,  // 50: lamina.shard.v1.ShardService.Describe:output_type -> lamina.shard.v1.DescribeResponse
+	12, // 51: lamina.shard.v1.ShardService.Infer:output_type -> lamina.shard.v1.InferResponse
+	27, // 52: lamina.shard.v1.ShardService.Train:output_type -> lamina.shard.v1.TrainResponse
+	38, // 53: lamina.shard.v1.ShardService.Exchange:output_type -> lamina.shard.v1.ExchangeResponse
+	50, // [50:54] is the sub-list for method output_type
+	46, // [46:50] is the sub-list for method input_type
+	46, // [46:46] is the sub-list for extension type_name
+	46, // [46:46] is the sub-list for extension extendee
+	0,  // [0:46] is the sub-list for field type_name
 }
 
 func init() { file_lamina_shard_v1_shard_proto_init() }
@@ -3720,7 +3802,7 @@ func file_lamina_shard_v1_shard_proto_init() {
 		(*TrainRequest_Apply)(nil),
 		(*TrainRequest_Fetch)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[24].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[25].OneofWrappers = []any{
 		(*TrainResponse_Opened)(nil),
 		(*TrainResponse_Loaded)(nil),
 		(*TrainResponse_Loss)(nil),
@@ -3730,12 +3812,12 @@ func file_lamina_shard_v1_shard_proto_init() {
 		(*TrainResponse_Chunk)(nil),
 		(*TrainResponse_Fetched)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[32].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[33].OneofWrappers = []any{
 		(*ExchangeRequest_Open)(nil),
 		(*ExchangeRequest_Activation)(nil),
 		(*ExchangeRequest_Chunk)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[35].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[36].OneofWrappers = []any{
 		(*ExchangeResponse_Opened)(nil),
 		(*ExchangeResponse_Gradient)(nil),
 		(*ExchangeResponse_Chunk)(nil),
@@ -3746,7 +3828,7 @@ func file_lamina_shard_v1_shard_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lamina_shard_v1_shard_proto_rawDesc), len(file_lamina_shard_v1_shard_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   38,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

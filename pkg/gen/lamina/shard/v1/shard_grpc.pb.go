@@ -153,7 +153,8 @@ const (
 // replica are joined by Exchange, which the earlier stage calls on the later.
 //
 //  1. The trainer sends `open`, last stage first; the stage builds its layers,
-//     joins the next stage by Exchange and answers `opened`.
+//     joins the next stage by Exchange and answers `opened`. If the stages have several
+//     spans of layers, the last stage joins the first one when the first step begins.
 //  2. To resume, the trainer sends `state` tensors (with their `chunk`s) and
 //     `load`; the stage answers `loaded`, or fails if a tensor is missing.
 //  3. `step` starts an optimizer step and names the slots that this replica
@@ -368,7 +369,8 @@ type ShardService_ExchangeClient = grpc.BidiStreamingClient[ExchangeRequest, Exc
 // replica are joined by Exchange, which the earlier stage calls on the later.
 //
 //  1. The trainer sends `open`, last stage first; the stage builds its layers,
-//     joins the next stage by Exchange and answers `opened`.
+//     joins the next stage by Exchange and answers `opened`. If the stages have several
+//     spans of layers, the last stage joins the first one when the first step begins.
 //  2. To resume, the trainer sends `state` tensors (with their `chunk`s) and
 //     `load`; the stage answers `loaded`, or fails if a tensor is missing.
 //  3. `step` starts an optimizer step and names the slots that this replica
