@@ -58,7 +58,10 @@ func dialStage(ctx context.Context, p *pipeline, open *shardv1.InferOpen) (*next
 func (n *nextStage) batch(b *shardv1.Batch, accepted []*shardv1.Entry, result []float32) error {
 	width := n.pipeline.held.stage.Spec.Width
 	head, chunks := wire.Encode(n.pipeline.hidden, []int{len(result) / width, width}, result)
-	out := &shardv1.Batch{Step: b.GetStep(), DeadlineMs: b.GetDeadlineMs(), Entries: accepted, Hidden: head}
+	out := &shardv1.Batch{
+		Step: b.GetStep(), DeadlineMs: b.GetDeadlineMs(), Entries: accepted, Hidden: head,
+		ReplayUntil: b.GetReplayUntil(),
+	}
 	if err := n.send(&shardv1.InferRequest{Frame: &shardv1.InferRequest_Batch{Batch: out}}); err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"time"
 
@@ -28,6 +29,7 @@ type pipeline struct {
 	service    *Service
 	held       *held
 	id         string
+	ends       []uint32 // where the stages of the route end, from this one on
 	hidden     tensorv1.ElementType
 	up         inferServer
 	upMu       sync.Mutex // Send upstream comes from two goroutines
@@ -100,6 +102,9 @@ func (s *Service) Infer(up inferServer) (err error) {
 	p := &pipeline{
 		service: s, held: h, id: string(open.GetPipeline()), hidden: open.GetHiddenType(), up: up,
 		work: make(chan work, queueLen), epoch: open.GetEpoch(), fail: fail, left: make(chan struct{}),
+	}
+	for _, hop := range open.GetRoute() {
+		p.ends = append(p.ends, hop.GetHi())
 	}
 	// The router must not hang on a chain that does not open.
 	limit := time.AfterFunc(openLimit, func() {
@@ -288,6 +293,10 @@ func (p *pipeline) check(b *shardv1.Batch) error {
 	}
 	if rows > maxRows {
 		return fault.Field("batch.entries", "%d rows are more than %d", rows, maxRows)
+	}
+	if until := b.GetReplayUntil(); until > 0 && !slices.Contains(p.ends, until) {
+		return fault.Field("batch.replay_until", "no stage from layers %v on ends at layer %d", p.held.stage.Range,
+			until)
 	}
 	if p.held.stage.First() {
 		if len(b.GetIds()) != rows {

@@ -41,6 +41,7 @@ type inferRig struct {
 	shards  []shardv1.ShardServiceClient
 	route   []*shardv1.Hop
 	sampler *rowSink
+	hold    func(i int, name string, lo, hi uint32) // starts a shard that becomes stage i of the route
 }
 
 // rowSink is a sampler that picks nothing.
@@ -122,10 +123,9 @@ func newInferRigWith(t *testing.T, stages int, cfg shard.Config) *inferRig {
 	}
 	serve("mem:sampler", func(s grpc.ServiceRegistrar) { samplerv1.RegisterSamplerServiceServer(s, r.sampler) })
 	cfg.Dialer, cfg.Kernels, cfg.KVPositions = dialer, set, cachePages*pageLen
-	for i, span := range model.Split(len(files.Spec.Layers), stages) {
-		name := fmt.Sprintf("mem:shard-%d", i)
+	r.hold = func(i int, name string, lo, hi uint32) {
 		s := shard.New(cfg)
-		if err := s.Hold("stories", modelDigest, files, span); err != nil {
+		if err := s.Hold("stories", modelDigest, files, model.Range{Lo: int(lo), Hi: int(hi)}); err != nil {
 			t.Fatal(err)
 		}
 		serve(name, s.Register)
@@ -133,8 +133,13 @@ func newInferRigWith(t *testing.T, stages int, cfg shard.Config) *inferRig {
 		if err != nil {
 			t.Fatal(err)
 		}
-		r.shards = append(r.shards, shardv1.NewShardServiceClient(conn))
-		r.route = append(r.route, &shardv1.Hop{Address: name, Lo: uint32(span.Lo), Hi: uint32(span.Hi)})
+		r.shards[i] = shardv1.NewShardServiceClient(conn)
+		r.route[i] = &shardv1.Hop{Address: name, Lo: lo, Hi: hi}
+	}
+	spans := model.Split(len(files.Spec.Layers), stages)
+	r.shards, r.route = make([]shardv1.ShardServiceClient, len(spans)), make([]*shardv1.Hop, len(spans))
+	for i, span := range spans {
+		r.hold(i, fmt.Sprintf("mem:shard-%d", i), uint32(span.Lo), uint32(span.Hi))
 	}
 	t.Cleanup(func() {
 		cancel()
@@ -243,9 +248,15 @@ func (p *testPipeline) release(r *shardv1.Release) {
 // batch sends entries of which each gets ids as many as it has rows.
 func (p *testPipeline) batch(ids []uint32, entries ...*shardv1.Entry) uint64 {
 	p.t.Helper()
+	return p.replay(0, ids, entries...)
+}
+
+// replay sends entries that are computed up to a layer.
+func (p *testPipeline) replay(until uint32, ids []uint32, entries ...*shardv1.Entry) uint64 {
+	p.t.Helper()
 	p.step++
 	p.send(&shardv1.InferRequest{Frame: &shardv1.InferRequest_Batch{Batch: &shardv1.Batch{
-		Step: p.step, Entries: entries, Ids: ids,
+		Step: p.step, Entries: entries, Ids: ids, ReplayUntil: until,
 	}}})
 	return p.step
 }

@@ -14,7 +14,7 @@ func (p *pipeline) batch(w work) error {
 	h := p.held
 	b := &model.Batch[float32]{Hidden: p.scratch[:0], IDs: p.ids[:0]}
 	var accepted []*shardv1.Entry
-	row, width := 0, h.stage.Spec.Width
+	row, width, until := 0, h.stage.Spec.Width, w.batch.GetReplayUntil()
 	seen := make(map[string]bool, len(w.batch.GetEntries()))
 	var lost []*shardv1.Entry // refused
 	defer func() { p.forget(lost) }()
@@ -25,6 +25,9 @@ func (p *pipeline) batch(w work) error {
 			ids = w.batch.GetIds()[row : row+n]
 		}
 		err := p.refusal(e, ids)
+		if err == nil && until > 0 && e.GetLogits() > 0 {
+			err = fault.New(fault.Invalid, "logits of %d rows at position %d of a replay", e.GetLogits(), e.GetPosition())
+		}
 		if err == nil && seen[string(e.GetSession())] {
 			err = fault.New(fault.Invalid, "session %x occurs twice in step %d", e.GetSession(), w.batch.GetStep())
 		}
@@ -73,6 +76,9 @@ func (p *pipeline) batch(w work) error {
 	p.service.rows.Add(float64(row))
 	p.service.batches.Inc()
 	p.service.compute.Add(took.Seconds())
+	if int(until) == h.stage.Range.Hi { // the stages after this one have kept what they had computed
+		return p.computed(w.batch.GetStep())
+	}
 	return p.down.batch(w.batch, accepted, result) // result points into the stage's scratch buffer
 }
 

@@ -819,7 +819,10 @@ type Batch struct {
 	// To the first stage: a token id for each row.
 	Ids []uint32 `protobuf:"varint,4,rep,packed,name=ids,proto3" json:"ids,omitempty"`
 	// To later stages: the hidden state [rows, width].
-	Hidden        *v1.Tensor `protobuf:"bytes,5,opt,name=hidden,proto3" json:"hidden,omitempty"`
+	Hidden *v1.Tensor `protobuf:"bytes,5,opt,name=hidden,proto3" json:"hidden,omitempty"`
+	// The layer at which a replay ends, exclusive; 0 for a batch that is no replay. The stage
+	// whose range ends there answers `computed`.
+	ReplayUntil   uint32 `protobuf:"varint,6,opt,name=replay_until,json=replayUntil,proto3" json:"replay_until,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -887,6 +890,13 @@ func (x *Batch) GetHidden() *v1.Tensor {
 		return x.Hidden
 	}
 	return nil
+}
+
+func (x *Batch) GetReplayUntil() uint32 {
+	if x != nil {
+		return x.ReplayUntil
+	}
+	return 0
 }
 
 // Entry is a run of consecutive positions of one session in a batch.
@@ -1195,7 +1205,8 @@ type InferResponse_Refused struct {
 }
 
 type InferResponse_Computed struct {
-	// A batch without rows that need logits, or without entries that are left, is done.
+	// A batch without rows that need logits, or without entries that are left, or a replay
+	// is done.
 	Computed *Computed `protobuf:"bytes,3,opt,name=computed,proto3,oneof"`
 }
 
@@ -1268,7 +1279,7 @@ func (x *Lease) GetLo() uint32 {
 }
 
 // Computed says that a batch in which no row needs logits has been computed by the last
-// stage, or that no entry of a batch is left.
+// stage, that no entry of a batch is left, or that a replay has reached its end.
 type Computed struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The batch's step.
@@ -3460,14 +3471,15 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\asampler\x18\x04 \x01(\tR\asampler\x12>\n" +
 	"\vhidden_type\x18\x05 \x01(\x0e2\x1d.lamina.tensor.v1.ElementTypeR\n" +
 	"hiddenType\x12\x14\n" +
-	"\x05epoch\x18\x06 \x01(\x04R\x05epoch\"\xb2\x01\n" +
+	"\x05epoch\x18\x06 \x01(\x04R\x05epoch\"\xd5\x01\n" +
 	"\x05Batch\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x1f\n" +
 	"\vdeadline_ms\x18\x02 \x01(\rR\n" +
 	"deadlineMs\x120\n" +
 	"\aentries\x18\x03 \x03(\v2\x16.lamina.shard.v1.EntryR\aentries\x12\x10\n" +
 	"\x03ids\x18\x04 \x03(\rR\x03ids\x120\n" +
-	"\x06hidden\x18\x05 \x01(\v2\x18.lamina.tensor.v1.TensorR\x06hidden\"\x89\x02\n" +
+	"\x06hidden\x18\x05 \x01(\v2\x18.lamina.tensor.v1.TensorR\x06hidden\x12!\n" +
+	"\freplay_until\x18\x06 \x01(\rR\vreplayUntil\"\x89\x02\n" +
 	"\x05Entry\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1a\n" +

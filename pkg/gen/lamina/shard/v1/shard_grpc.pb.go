@@ -140,6 +140,23 @@ const (
 //   - A detached pipeline keeps its lease. It loses everything after the grace period, or
 //     at once when a pipeline of another name is opened on the span.
 //
+// # Replays
+//
+// When a stage is lost for good, the router opens the pipeline again with another shard in
+// its place, as described under Epochs. The stages before and after it resume; the new one
+// starts empty. Only its keys and values are computed again: the router sends the logs as
+// batches with `replay_until`, the layer at which the lost stage ends.
+//
+//   - The stages up to that layer compute the rows as usual. Those before the new stage
+//     write the same keys and values once more, which changes nothing.
+//   - The stage that ends there passes nothing on and answers `computed`. The stages after
+//     it never hear of the batch.
+//   - A later entry may then start at the position where the chain broke. It brings the
+//     whole block table, since the stages after the new one have none.
+//
+// Entries of a replay want no logits. `replay_until` that is not the end of a stage of the
+// route breaks the stream.
+//
 // # Draft tokens
 //
 // An entry may carry draft tokens for speculative decoding: ids proposed for the
@@ -355,6 +372,23 @@ type ShardService_ExchangeClient = grpc.BidiStreamingClient[ExchangeRequest, Exc
 //     Every position for which it has a result was computed by all stages.
 //   - A detached pipeline keeps its lease. It loses everything after the grace period, or
 //     at once when a pipeline of another name is opened on the span.
+//
+// # Replays
+//
+// When a stage is lost for good, the router opens the pipeline again with another shard in
+// its place, as described under Epochs. The stages before and after it resume; the new one
+// starts empty. Only its keys and values are computed again: the router sends the logs as
+// batches with `replay_until`, the layer at which the lost stage ends.
+//
+//   - The stages up to that layer compute the rows as usual. Those before the new stage
+//     write the same keys and values once more, which changes nothing.
+//   - The stage that ends there passes nothing on and answers `computed`. The stages after
+//     it never hear of the batch.
+//   - A later entry may then start at the position where the chain broke. It brings the
+//     whole block table, since the stages after the new one have none.
+//
+// Entries of a replay want no logits. `replay_until` that is not the end of a stage of the
+// route breaks the stream.
 //
 // # Draft tokens
 //
