@@ -115,7 +115,11 @@ func (s *Scheduler) Cached(tenant, namespace string, log []int32) int {
 		return 0
 	}
 	n := 0
-	s.pool.walk(id, log, len(log)-1, func(int32) { n += s.cfg.PageLen })
+	s.pool.walk(id, log, len(log)-1, func(page int32) {
+		if !s.pool.missing[uint32(page)] {
+			n += s.cfg.PageLen
+		}
+	})
 	return n
 }
 
@@ -137,6 +141,7 @@ func (s *Scheduler) start(q *sequence) {
 		q.done = q.indexed * s.cfg.PageLen
 		q.feed.Skip(q.done)
 		q.charged = max(q.charged, q.done)
+		s.startReplay(q)
 	}
 	s.stats.queried += uint64(q.feed.Len())
 	s.stats.hits += uint64(q.done)

@@ -111,6 +111,12 @@ func (s *Scheduler) form() *Batch {
 		}
 		return nil
 	}
+	s.launch(b, f)
+	return b
+}
+
+// launch records that a batch is in flight.
+func (s *Scheduler) launch(b *Batch, f *flight) {
 	s.step++
 	for _, o := range s.flights {
 		f.ahead += o.prompts
@@ -121,7 +127,6 @@ func (s *Scheduler) form() *Batch {
 	s.flights = append(s.flights, f)
 	s.turn = !f.alone
 	s.stats.steps++
-	return b
 }
 
 func btoi(b bool) int {
@@ -265,7 +270,7 @@ func (s *Scheduler) startProbation() {
 	if s.suspect != nil {
 		return
 	}
-	i := slices.IndexFunc(s.running, func(q *sequence) bool { return q.Suspect })
+	i := slices.IndexFunc(s.running, func(q *sequence) bool { return q.Suspect && !q.replaying() })
 	if i < 0 {
 		return
 	}
@@ -287,7 +292,9 @@ func (s *Scheduler) probation() (suspect *sequence, wait bool) {
 	if s.suspect == nil || !s.suspect.ready() {
 		return nil, false
 	}
-	if !s.turn && slices.ContainsFunc(s.running, func(q *sequence) bool { return !q.Suspect && q.ready() }) {
+	if !s.turn && slices.ContainsFunc(s.running, func(q *sequence) bool {
+		return !q.Suspect && q.ready() || q.replaying()
+	}) {
 		return nil, false
 	}
 	return s.suspect, len(s.flights) > 0

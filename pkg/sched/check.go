@@ -1,6 +1,9 @@
 package sched
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+)
 
 // Check reports pages that were lost, held twice or charged to nobody, and counts that are wrong. It
 // holds between any two calls of Step. It takes time in proportion to the number of pages.
@@ -22,6 +25,9 @@ func (s *Scheduler) Check() error {
 			return fmt.Errorf("page %d is free twice", page)
 		}
 		free[page] = true
+	}
+	if err := s.checkReplays(free); err != nil {
+		return err
 	}
 	type sum struct{ pages, cached, evictable int }
 	sums := map[*tenant]sum{}
@@ -73,6 +79,30 @@ func (s *Scheduler) Check() error {
 		}
 		return nil
 	})
+}
+
+// checkReplays checks that a sequence goes on only when no page of it is missing, and that every page that
+// others wait for is being built.
+func (s *Scheduler) checkReplays(free []bool) error {
+	for page := range s.pool.missing {
+		if free[page] {
+			return fmt.Errorf("page %d is missing, but free", page)
+		}
+	}
+	for page, q := range s.builders {
+		if !s.pool.missing[page] || !q.running ||
+			!slices.Contains(q.table[:s.pool.pagesFor(q.replay.sent)], page) {
+			return fmt.Errorf("page %d: %s builds it, which has %+v", page, q.ID, q.replay)
+		}
+	}
+	for _, q := range s.running {
+		for _, page := range q.table[:s.pool.pagesFor(q.done)] {
+			if !q.replaying() && s.pool.missing[page] {
+				return fmt.Errorf("page %d of %s is missing, but it is not replayed", page, q.ID)
+			}
+		}
+	}
+	return nil
 }
 
 // checkTenants checks the counts of sequences.

@@ -83,7 +83,9 @@ func (s *Scheduler) finish(f *flight, computed bool) {
 		if q == nil || !q.running || q.preempt != e.run {
 			continue
 		}
-		if computed {
+		if computed && e.replay > 0 {
+			s.replayedTo(q, e.replay)
+		} else if computed {
 			q.done = max(q.done, e.chunk)
 			s.index(q)
 		}
@@ -109,6 +111,9 @@ func (s *Scheduler) index(q *sequence) {
 		tokens, own := log[q.indexed*n:(q.indexed+1)*n], q.table[q.indexed]
 		other, hash, found := s.pool.find(q.space, parent, hash, tokens)
 		switch {
+		case found && s.pool.missing[uint32(other)]:
+			q.private = true // its own page is worth more
+			return
 		case found:
 			s.pool.hold(uint32(other), s.now)
 			q.table[q.indexed] = uint32(other)

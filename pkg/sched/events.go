@@ -104,6 +104,10 @@ type Reopened struct {
 	Sampler bool
 	// Leases are those of all stages.
 	Leases []Lease
+	// ReplayUntil is 0 if all stages have kept their pages. Otherwise one of them has nothing, because
+	// another shard has taken its place, and this is the layer at which it ends; if there are several, it
+	// is the one at which the last of them ends.
+	ReplayUntil int
 }
 
 // DraftReady says whether a draft model can be asked for draft tokens for a sequence.
@@ -172,6 +176,8 @@ type Batch struct {
 	Deadline time.Duration // from now; nobody waits longer
 	Entries  []Entry
 	Tokens   []int32 // of all entries' rows
+	// ReplayUntil is the layer at which the batch ends if it is a replay, and 0 otherwise.
+	ReplayUntil int
 }
 
 // Entry is a run of consecutive positions of a sequence.
@@ -245,6 +251,9 @@ type TurnAway struct {
 // Preempt says that a sequence has given its pages back and waits again.
 type Preempt struct{ ID ID }
 
+// Blame says that a sequence was in flight when a stage was lost, so that it may be the cause.
+type Blame struct{ ID ID }
+
 // Propose asks for at most N draft tokens after a sequence's log, within about Limit. It is answered
 // by Drafted. Any says that improbable tokens are welcome too.
 type Propose struct {
@@ -274,5 +283,6 @@ func (Score) command()    {}
 func (End) command()      {}
 func (TurnAway) command() {}
 func (Preempt) command()  {}
+func (Blame) command()    {}
 func (Propose) command()  {}
 func (Fail) command()     {}

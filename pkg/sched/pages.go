@@ -16,6 +16,7 @@ type pool struct {
 	refs    []int32
 	owner   []*tenant // who is charged for a page
 	cached  int
+	missing map[uint32]bool // pages that a stage which is new lacks
 	spaces  map[space]int32
 	space   int32 // the last id in spaces
 	evicted uint64
@@ -129,6 +130,7 @@ func (p *pool) unindex(page uint32) {
 func (p *pool) put(page uint32) {
 	p.owner[page].pages--
 	p.owner[page] = nil
+	delete(p.missing, page)
 	p.free = append(p.free, page)
 	p.freed = append(p.freed, page)
 }

@@ -9,9 +9,15 @@ package sched
 // arrive, or may still do so for a row that the former chain had sent. So a sequence whose result was
 // awaited is added to the sampler again, under the next epoch: earlier results no longer count, and the
 // same position gives the same token once more.
+//
+// A stage that has lost everything is brought to where the others are by replays.
 func (s *Scheduler) reopened(e Reopened) {
+	if e.ReplayUntil > 0 {
+		s.blame()
+	}
 	clear(s.inFlight)
 	s.flights = s.flights[:0]
+	clear(s.builders)
 	for _, q := range s.running {
 		awaited := q.feed.Waiting() || q.scoring > 0
 		q.done = max(q.done, q.scores) // scores arrive one by one, in the order of positions
@@ -34,6 +40,12 @@ func (s *Scheduler) reopened(e Reopened) {
 		if q.yield {
 			s.preempt(q)
 		}
+	}
+	if e.ReplayUntil > 0 {
+		s.rebuild(e.ReplayUntil)
+	}
+	for _, q := range s.running {
+		s.startReplay(q)
 	}
 	s.pool.freeAgain()
 	s.acks = nil // a stage that still wants less asks again

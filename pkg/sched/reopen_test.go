@@ -11,28 +11,34 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/sched"
 )
 
-// brokenChain is a chain of two stages whose streams break, with a sampler. A stage's pages hold tokens,
-// so a page with the keys and values of another log is noticed.
+// brokenChain is a chain of stages whose streams break and that are lost, with a sampler. Each stage has
+// one layer. A stage's pages hold tokens, so a page with the keys and values of another log is noticed.
 type brokenChain struct {
 	t       *testing.T
 	rnd     *rand.Rand
 	s       *sched.Scheduler
 	now     time.Duration
 	pageLen int
-	stages  [2]*modelStage
-	hops    [2][]any // frames on their way to each stage
+	stages  []*modelStage
+	hops    [][]any // frames on their way to each stage
 	results []sched.Event
 	picks   map[sched.ID]*modelSession
 	logs    map[sched.ID][]int32 // prompt and emitted tokens
+	ends    map[sched.ID]int     // the lengths of complete logs
+	names   []sched.ID           // of the sequences now
 	open    int
 	breaks  int
+	losses  int
 	rows    int
+	again   int // rows of replays
 }
 
 type modelStage struct {
 	pages  map[uint32][]int32
 	tables map[sched.ID][]uint32
 }
+
+func newModelStage() *modelStage { return &modelStage{map[uint32][]int32{}, map[sched.ID][]uint32{}} }
 
 type modelSession struct {
 	epoch uint64
@@ -101,16 +107,25 @@ func (c *brokenChain) deliver(hop int) {
 	case sched.Batch:
 		rest := f.Tokens
 		for _, e := range f.Entries {
-			c.compute(st, e, rest[:e.Rows])
+			if f.ReplayUntil > 0 && e.Logits > 0 {
+				c.t.Fatalf("a replay of %s wants logits", e.ID)
+			}
+			if c.compute(st, e, rest[:e.Rows]); f.ReplayUntil > 0 {
+				c.again += e.Rows
+			}
 			rest = rest[e.Rows:]
 		}
-		if hop == 1 {
+		switch {
+		case f.ReplayUntil == hop+1:
+			c.results = append(c.results, sched.Computed{Step: f.Step})
+			return
+		case hop == len(c.stages)-1:
 			c.sample(f)
 			return
 		}
 	}
-	if hop == 0 {
-		c.hops[1] = append(c.hops[1], frame)
+	if hop < len(c.stages)-1 {
+		c.hops[hop+1] = append(c.hops[hop+1], frame)
 	}
 }
 
@@ -168,11 +183,35 @@ func (c *brokenChain) sample(b sched.Batch) {
 	}
 }
 
+// submit submits a log.
+func (c *brokenChain) submit(id sched.ID) {
+	c.open++
+	c.step(sched.Submit{ID: id, Epoch: 1, Log: c.logs[id], MaxLen: c.ends[id], Speculate: 3 * int(id[1]%2)})
+}
+
+// restart cancels a sequence and submits what it has under another name.
+func (c *brokenChain) restart(old sched.ID) {
+	if c.picks[old] == nil {
+		return
+	}
+	id := old + "'"
+	c.logs[id], c.ends[id] = slices.Clone(c.logs[old]), c.ends[old]
+	c.step(sched.Cancel{ID: old})
+	c.submit(id)
+	c.names[slices.Index(c.names, old)] = id
+}
+
 // reopen breaks the chain. With sampler, the sampler's stream breaks too, and its results are lost.
-// Otherwise some of them arrive later.
-func (c *brokenChain) reopen(sampler bool) {
+// Otherwise some of them arrive later. The stages that are lost come back empty.
+func (c *brokenChain) reopen(sampler bool, lost ...int) {
 	c.breaks++
-	c.hops = [2][]any{}
+	clear(c.hops)
+	until := 0
+	for _, i := range lost {
+		c.losses++
+		c.stages[i] = newModelStage()
+		until = max(until, i+1)
+	}
 	for _, st := range c.stages {
 		clear(st.tables)
 	}
@@ -181,7 +220,7 @@ func (c *brokenChain) reopen(sampler bool) {
 		clear(c.picks)
 	}
 	n := c.rnd.IntN(len(c.results) + 1)
-	events := append(slices.Clone(c.results[:n]), sched.Reopened{Sampler: sampler})
+	events := append(slices.Clone(c.results[:n]), sched.Reopened{Sampler: sampler, ReplayUntil: until})
 	for _, id := range slices.Sorted(maps.Keys(c.picks)) { // some readers have no room just now
 		if c.rnd.IntN(4) == 0 {
 			events = append(events, sched.Pause{ID: id})
@@ -195,24 +234,28 @@ func (c *brokenChain) reopen(sampler bool) {
 // hold its log, and pages are neither lost nor computed from the beginning.
 func TestScheduler_Reopened(t *testing.T) {
 	const tokens = 40
-	total, breaks := 0, 0
-	for seed := range uint64(60) {
+	total, breaks, losses, again := 0, 0, 0, 0
+	for seed := range uint64(72) {
 		c := &brokenChain{t: t, rnd: rand.New(rand.NewPCG(seed, 1)), pageLen: 4, picks: map[sched.ID]*modelSession{},
-			logs: map[sched.ID][]int32{}}
-		for i := range c.stages {
-			c.stages[i] = &modelStage{map[uint32][]int32{}, map[sched.ID][]uint32{}}
+			logs: map[sched.ID][]int32{}, ends: map[sched.ID]int{}}
+		stages := 2 + int(seed/4%2)
+		for range stages {
+			c.stages = append(c.stages, newModelStage())
 		}
-		c.s = sched.New(sched.Config{Stages: 2, Pages: 60, PageLen: c.pageLen, Positions: 200, Vocab: 5, BatchRows: 24,
+		c.hops = make([][]any, stages)
+		loses := seed%3 > 0
+		c.s = sched.New(sched.Config{Stages: stages, Pages: 60, PageLen: c.pageLen, Positions: 200, Vocab: 5, BatchRows: 24,
 			ChunkRows: 6, Entries: 4, Queue: 99, CacheIdle: time.Hour * time.Duration(seed%2)})
-		prompts := map[sched.ID][]int32{}
+		var prompts [][]int32
 		for i := range 6 {
 			id, log := sched.ID(fmt.Sprint("q", i)), []int32{1, 2, 3, 4, 1, 2, 3, 4, 1} // the others share its pages
 			for range c.rnd.IntN(12) {
 				log = append(log, int32(c.rnd.IntN(5)))
 			}
-			prompts[id], c.logs[id] = log, slices.Clone(log)
-			c.open++
-			c.step(sched.Submit{ID: id, Epoch: 1, Log: log, MaxLen: len(log) + tokens, Speculate: 3 * (i % 2)})
+			prompts, c.logs[id] = append(prompts, log), slices.Clone(log)
+			c.ends[id] = len(log) + tokens
+			c.names = append(c.names, id)
+			c.submit(id)
 		}
 		for n := 0; c.open > 0; n++ {
 			if n > 100_000 {
@@ -223,12 +266,16 @@ func TestScheduler_Reopened(t *testing.T) {
 				c.reopen(false)
 			case k == 1 && seed%4 < 2: // this one heals more
 				c.reopen(true)
-			case k < 8:
-				c.step(sched.Resume{ID: sched.ID(fmt.Sprint("q", k-2))})
-			case k < 80 && len(c.hops[0]) > 0:
-				c.deliver(0)
-			case k < 150 && len(c.hops[1]) > 0:
-				c.deliver(1)
+			case k == 197:
+				c.restart(c.names[c.rnd.IntN(len(c.names))])
+			case k == 198 && loses:
+				c.reopen(false, c.rnd.IntN(stages))
+			case k == 199 && loses && c.rnd.IntN(4) == 0:
+				c.reopen(seed%4 < 2, 0, c.rnd.IntN(stages))
+			case k > 1 && k < 8:
+				c.step(sched.Resume{ID: c.names[k-2]})
+			case k < 150 && len(c.hops[k%stages]) > 0:
+				c.deliver(k % stages)
 			case len(c.results) > 0:
 				e := c.results[0]
 				c.results = c.results[1:]
@@ -247,7 +294,8 @@ func TestScheduler_Reopened(t *testing.T) {
 			}
 		}
 		needed := 0
-		for id, log := range prompts {
+		for i, log := range prompts {
+			id := c.names[i]
 			want := slices.Clone(log)
 			for range tokens {
 				want = append(want, after(want))
@@ -255,13 +303,14 @@ func TestScheduler_Reopened(t *testing.T) {
 			if !slices.Equal(c.logs[id], want) {
 				t.Fatalf("seed %d: %s is %v, want %v", seed, id, c.logs[id], want)
 			}
-			needed += 2 * len(want)
+			needed += stages * len(want)
 		}
 		// Chunks of prompts, draft tokens and rows in flight are computed again, up to a few batches a break.
-		if limit := 2*needed + c.breaks*2*60; c.rows > limit {
+		// All of what is cached may be replayed after a loss.
+		if limit := 2*needed + (c.breaks+c.losses*4)*stages*60; c.rows > limit {
 			t.Errorf("seed %d: %d rows were computed for logs of %d after %d breaks", seed, c.rows, needed, c.breaks)
 		}
-		total, breaks = total+c.rows, breaks+c.breaks
+		total, breaks, losses, again = total+c.rows, breaks+c.breaks, losses+c.losses, again+c.again
 	}
-	t.Logf("%d breaks, %d rows", breaks, total)
+	t.Logf("%d breaks, %d stages lost, %d rows, %d of them in replays", breaks, losses, total, again)
 }

@@ -41,6 +41,10 @@ type Scheduler struct {
 	tenants *tenants
 	order   uint64
 
+	replayUntil int                  // the layer at which replays end; 0 if no stage was ever replaced
+	replayed    bool                 // the last batch was a replay
+	builders    map[uint32]*sequence // of the missing pages that are being replayed
+
 	inFlight map[uint64]*flight
 	flights  []*flight // in the order of their steps
 	step     uint64
@@ -66,7 +70,7 @@ type Scheduler struct {
 func New(c Config) *Scheduler {
 	p := newPool(c.Pages, c.PageLen)
 	return &Scheduler{
-		cfg: c, byID: map[ID]*sequence{}, pool: p, tenants: newTenants(p), inFlight: map[uint64]*flight{},
+		cfg: c, byID: map[ID]*sequence{}, builders: map[uint32]*sequence{}, pool: p, tenants: newTenants(p), inFlight: map[uint64]*flight{},
 		timing: newTiming(c.Floor, c.LoneFloor),
 	}
 }
@@ -89,7 +93,7 @@ func (s *Scheduler) Step(now time.Duration, events []Event) []Command {
 	s.admit()
 	s.startProbation()
 	for len(s.flights) < s.depth() {
-		b := s.form()
+		b := s.next()
 		if b == nil {
 			break
 		}
@@ -279,6 +283,7 @@ func (s *Scheduler) remove(q *sequence) {
 // stop takes a sequence's pages and its place among the running ones.
 func (s *Scheduler) stop(q *sequence) {
 	s.index(q)
+	s.stopReplay(q)
 	for i := len(q.table) - 1; i >= 0; i-- { // children before parents
 		s.pool.release(q.table[i], s.now)
 	}

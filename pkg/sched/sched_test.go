@@ -255,6 +255,8 @@ func (p *player) event(name string, a args) sched.Event {
 		return sched.Lease{Lo: a.at(1), Pages: a.at(2)}
 	case "spare":
 		return sched.Spare{Available: a.list[1] == "yes"}
+	case "reopened":
+		return sched.Reopened{Sampler: a.has("sampler"), ReplayUntil: a.key("until", 0)}
 	case "draftready":
 		return sched.DraftReady{ID: id, Ready: !a.has("no")}
 	case "drafted":
@@ -288,6 +290,9 @@ func describe(c sched.Command) string {
 		return fmt.Sprintf("release sessions %v pages %v leases %v", c.Sessions, c.Pages, c.Leases)
 	case sched.Batch:
 		s := fmt.Sprintf("batch %d deadline %v", c.Step, c.Deadline)
+		if c.ReplayUntil > 0 {
+			s += fmt.Sprintf(" replay until layer %d", c.ReplayUntil)
+		}
 		at := 0
 		for _, e := range c.Entries {
 			s += fmt.Sprintf("\n  %s at %d tokens %v", e.ID, e.Position, c.Tokens[at:at+e.Rows])
@@ -335,6 +340,8 @@ func describe(c sched.Command) string {
 		return fmt.Sprintf("turn away %s: %s, %d of %d, retry after %v", c.ID, reason, c.Have, c.Need, c.RetryAfter)
 	case sched.Preempt:
 		return fmt.Sprintf("preempt %s", c.ID)
+	case sched.Blame:
+		return fmt.Sprintf("blame %s", c.ID)
 	case sched.Propose:
 		return fmt.Sprintf("propose %s round %d n %d any %v limit %v log %v", c.ID, c.Round, c.N, c.Any, c.Limit, c.Log)
 	case sched.Fail:

@@ -39,8 +39,9 @@ type sequence struct {
 	retries int      // how often it was refused for lack of pages
 	since   uint64   // the last step before it was last preempted
 
-	spec  speculation
-	draft draftState
+	replay replay
+	spec   speculation
+	draft  draftState
 }
 
 // ageStep is how long a sequence waits until its priority is one better.
@@ -55,7 +56,7 @@ func (s *Scheduler) level(q *sequence) int {
 
 // ready reports whether a sequence has rows to send and its reader has room for their results.
 func (q *sequence) ready() bool {
-	return q.running && q.accepted && q.scoring == 0 && !q.paused && !q.yield && q.feed.Ready() &&
+	return q.running && q.accepted && q.scoring == 0 && !q.paused && !q.yield && !q.replaying() && q.feed.Ready() &&
 		(!q.Draft || !q.draft.paused)
 }
 
@@ -85,6 +86,7 @@ type entry struct {
 	run     int  // how often the sequence had been preempted
 	chunk   int  // for rows without results: positions up to here are computed when the batch is done
 	awaited bool // a token or a score is still to come
+	replay  int  // of a replay: the new stage has the positions up to here when the batch is done
 }
 
 // flight is a batch that the chain is computing.
@@ -97,6 +99,7 @@ type flight struct {
 	ahead   int // the same of the batches that were in flight before it
 	drafts  int
 	decode  bool // it has no rows of prompts
+	replay  bool // it is a replay
 	alone   bool // it belongs to a suspect, and nothing else may be in flight
 	entries []entry
 	awaited int // entries with a result that is still to come

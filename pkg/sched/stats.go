@@ -8,6 +8,7 @@ type Stats struct {
 	Pages            int // that the leases allow
 	Held, Cached     int // pages that hold something, and those among them that no sequence holds
 	Evicted          uint64
+	Replayed         uint64 // rows that were computed again for a stage in the place of a lost one
 	Preemptions      uint64
 	Steps, Tokens    uint64
 	// Queried counts the positions of admitted logs, and Hits those that were in the prefix cache.
@@ -20,7 +21,7 @@ type Stats struct {
 
 // counts are the counters behind Stats.
 type counts struct {
-	steps, tokens, preemptions, queried, hits uint64
+	steps, tokens, preemptions, queried, hits, replayed uint64
 
 	active, filled time.Duration // of all stages together, while sequences ran; and with a batch in flight
 }
@@ -44,7 +45,7 @@ func (s *Scheduler) Stats() Stats {
 		Bubble:  bubble,
 		Running: len(s.running), Waiting: len(s.waiting), Pages: s.granted(), Held: s.pool.held(),
 		Cached: s.pool.cached, Evicted: s.pool.evicted, Preemptions: s.stats.preemptions, Steps: s.stats.steps,
-		Tokens: s.stats.tokens, Queried: s.stats.queried, Hits: s.stats.hits, Step: s.timing.plain,
+		Replayed: s.stats.replayed, Tokens: s.stats.tokens, Queried: s.stats.queried, Hits: s.stats.hits, Step: s.timing.plain,
 		Slow: time.Duration(s.timing.slow * float64(time.Second)),
 	}
 }

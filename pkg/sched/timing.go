@@ -25,6 +25,7 @@ const (
 type timing struct {
 	floor, lone time.Duration
 	spare       bool
+	unproven    bool // a stage is new and has computed nothing
 
 	took  []float64 // of the last batches without prompts, from sending to the last token
 	next  int
@@ -55,6 +56,10 @@ func (t *timing) done(f *flight, now time.Duration) {
 	took := (now - f.sent).Seconds()
 	service := (now - max(f.sent, t.last)).Seconds()
 	t.last = now
+	t.unproven = false
+	if f.replay { // not all stages had a part in it
+		return
+	}
 	t.measured++
 	t.longest = max(took, t.longest*0.98)
 	if !f.decode {
@@ -110,6 +115,13 @@ func (t *timing) limit(f *flight) time.Duration {
 		}
 		limit = max(floor, time.Duration(stepFactor*slow*float64(time.Second)))
 	}
+	if t.unproven {
+		if t.spare {
+			limit += unprovenLimit
+		} else {
+			limit = max(limit, coldLimit)
+		}
+	}
 	if t.worst > 0 {
 		row = time.Duration(rowFactor * t.worst * float64(time.Second))
 	}
@@ -124,14 +136,4 @@ func (t *timing) promptRows(most int) int {
 		return min(most, firstChunk)
 	}
 	return min(most, max(leastChunk, int(chunkShare*t.service/t.row)))
-}
-
-// Replay returns about how long it takes to compute again what the running sequences have on this
-// pipeline, or 0 if that is not known.
-func (s *Scheduler) Replay() time.Duration {
-	n := 0
-	for _, q := range s.running {
-		n += q.done
-	}
-	return time.Duration(float64(n) * s.timing.row * float64(time.Second))
 }
