@@ -43,7 +43,7 @@ func SameVocabulary(model, draft string, tokens, drafts [][]byte) error {
 
 // vocabKey is the key of two models in draftVocabs.
 func vocabKey(target, draft *pipeline) string {
-	return target.chain.Digest() + " " + draft.chain.Digest()
+	return target.digest + " " + draft.digest
 }
 
 // checkDraftVocabs compares the vocabulary of a pipeline that has just been listed with those of
@@ -64,7 +64,7 @@ func (s *Service) checkDraftVocabs(p *pipeline) {
 
 // checkDraftVocab checks, once for each pair of models, that one may draft for the other.
 func (s *Service) checkDraftVocab(ctx context.Context, target, draft *pipeline) error {
-	model, other := target.chain.Digest(), draft.chain.Digest()
+	model, other := target.digest, draft.digest
 	if model == other {
 		return nil
 	}

@@ -36,6 +36,8 @@ type fakeShard struct {
 	most    int                 // largest number of entries in a batch
 	batches int                 // batches received
 	rows    uint64              // rows computed
+	again   int                 // rows of replays among them
+	asked   int                 // descriptions given
 	fault   func()              // the fault, which happens once
 	at      int                 // the batch in which it happens
 	silent  bool                // takes frames and answers none of them
@@ -112,7 +114,11 @@ func (s *fakeShard) held() *shardv1.Held {
 }
 
 func (s *fakeShard) Describe(context.Context, *shardv1.DescribeRequest) (*shardv1.DescribeResponse, error) {
-	return &shardv1.DescribeResponse{Held: []*shardv1.Held{s.held()}, KernelClass: "fake/1"}, nil
+	held := s.held()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.asked++
+	return &shardv1.DescribeResponse{Held: []*shardv1.Held{held}, KernelClass: "fake/1"}, nil
 }
 
 // Infer is one pipeline. Its answers from downstream are relayed by a goroutine that
@@ -395,6 +401,9 @@ func (p *fakePipeline) take(ctx context.Context, r *shardv1.InferRequest) error 
 	if err != nil {
 		return err
 	}
+	if b.GetReplayUntil() == s.hi {
+		return p.computed(b)
+	}
 	if p.down != nil {
 		x := make([]float32, len(ids))
 		for i, id := range ids {
@@ -404,16 +413,12 @@ func (p *fakePipeline) take(ctx context.Context, r *shardv1.InferRequest) error 
 		return p.down.Send(
 			&shardv1.InferRequest{
 				Frame: &shardv1.InferRequest_Batch{Batch: &shardv1.Batch{Step: b.GetStep(), Entries: b.GetEntries(),
-					Hidden: head}},
+					Hidden: head, ReplayUntil: b.GetReplayUntil()}},
 			},
 		)
 	}
 	if len(rows) == 0 {
-		return p.answer(
-			&shardv1.InferResponse{
-				Frame: &shardv1.InferResponse_Computed{Computed: &shardv1.Computed{Step: b.GetStep()}},
-			},
-		)
+		return p.computed(b)
 	}
 	return p.push.Send(&samplerv1.PushRequest{Frame: &samplerv1.PushRequest_Rows{Rows: &samplerv1.Rows{Rows: rows}}})
 }
@@ -434,14 +439,19 @@ func (p *fakePipeline) refuse(b *shardv1.Batch) (bool, error) {
 			return true, err
 		}
 	}
-	return true, p.answer(
+	return true, p.computed(b)
+}
+
+// computed says that a batch is done here.
+func (p *fakePipeline) computed(b *shardv1.Batch) error {
+	return p.answer(
 		&shardv1.InferResponse{Frame: &shardv1.InferResponse_Computed{Computed: &shardv1.Computed{Step: b.GetStep()}}},
 	)
 }
 
 // write puts an entry's ids into its pages and returns the session's log. It records what a real stage
 // would refuse.
-func (p *fakePipeline) write(e *shardv1.Entry, ids []uint32) ([]uint32, error) {
+func (p *fakePipeline) write(e *shardv1.Entry, ids []uint32, replay bool) ([]uint32, error) {
 	s, name, at := p.shard, string(e.GetSession()), int(e.GetPosition())
 	table := s.tables[name]
 	if len(e.GetPages()) > 0 {
@@ -476,6 +486,13 @@ func (p *fakePipeline) write(e *shardv1.Entry, ids []uint32) ([]uint32, error) {
 	log = append(log[:at:at], ids...)
 	for i := at / pageLen; i*pageLen < len(log); i++ {
 		page := slices.Clone(log[i*pageLen : min(len(log), (i+1)*pageLen)])
+		if old := p.pages[table[i]]; replay && len(old) > 0 {
+			n := min(len(old), len(page))
+			if !slices.Equal(old[:n], page[:n]) {
+				s.faults = append(s.faults, "a replay has changed what a page holds")
+			}
+			page = append(page, old[n:]...) // the rows after these stay
+		}
 		for other := range p.names {
 			if k := slices.Index(s.tables[other], table[i]); other != name && k >= 0 &&
 				!slices.Equal(p.pages[table[i]], page) {
@@ -494,14 +511,24 @@ func (p *fakePipeline) compute(b *shardv1.Batch, ids []uint32) ([]*samplerv1.Row
 	defer s.mu.Unlock()
 	s.most = max(s.most, len(b.GetEntries()))
 	var rows []*samplerv1.Row
+	replay := b.GetReplayUntil() > 0
+	if replay && b.GetReplayUntil() <= s.lo {
+		s.faults = append(s.faults, "a replay went beyond its end")
+	}
 	for _, e := range b.GetEntries() {
+		if replay && e.GetLogits() > 0 {
+			s.faults = append(s.faults, "a replay wants logits")
+		}
 		n := int(e.GetRows())
-		log, err := p.write(e, ids[:n])
+		log, err := p.write(e, ids[:n], replay)
 		if err != nil {
 			return nil, err
 		}
 		ids = ids[n:]
 		s.rows += uint64(n)
+		if replay {
+			s.again += n
+		}
 		for i := range int(e.GetLogits()) {
 			if s.hi < 2 {
 				break

@@ -221,7 +221,7 @@ func (q *request) run(
 	if err != nil {
 		return err
 	}
-	q.digest = p.chain.Digest()
+	q.digest = p.digest
 	if err := q.service.queueFull(q.digest, auth.Tenant(ctx)); err != nil {
 		return err
 	}
@@ -352,7 +352,7 @@ func (q *request) generate(ctx context.Context) error {
 			continue
 		}
 		if end.blamed {
-			q.strikes.add(len(q.log) > had, end)
+			q.strikes.add(len(q.log), end.lost)
 		}
 		if err := q.strikes.verdict(q.id); err != nil {
 			return err
@@ -389,6 +389,12 @@ func (q *request) follow(ctx context.Context, p *pipeline, seq *sequence) (end r
 			return o, nil
 		case o.err != nil:
 			return result{}, o.err
+		case o.struck != nil:
+			q.strikes.add(len(q.log), o.struck)
+			if err := q.strikes.verdict(q.id); err != nil {
+				return result{}, err
+			}
+			continue
 		case o.accepted:
 			if q.started != nil { // not sent again after a move
 				if err := q.sink.started(q.started); err != nil {

@@ -2,6 +2,7 @@ package router
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"slices"
 	"sync"
@@ -64,6 +65,7 @@ func (s *Service) Run(ctx context.Context) error {
 		s.checkMissing(ctx, &wg, notify)
 		s.describe(ctx, &wg, notify)
 		s.build(ctx, &wg)
+		s.tellSpareShards()
 	}
 }
 
@@ -212,16 +214,16 @@ func (s *Service) build(ctx context.Context, wg *sync.WaitGroup) {
 	answer := plan.Chains(s.spans(true, func(h *shardv1.Held) bool { return !s.isDraft(h.GetModel(), h.GetDigest()) }))
 	draft := plan.Chains(s.spans(true, func(h *shardv1.Held) bool { return s.isDraft(h.GetModel(), h.GetDigest()) }))
 	for i, chain := range slices.Concat(answer, draft) {
-		key := chain.String()
 		if s.models[chain.Digest()] == nil && i < len(answer) {
 			continue // a model cannot be served without a tokenizer
 		}
-		s.building[key] = chain
 		// round robin, so that a lost sampler is not tried twice in a row
 		sampler := samplers[s.tries%len(samplers)].Addr
 		s.tries++
+		key := fmt.Sprintf("%d %s", s.tries, chain)
+		s.building[key] = chain
 		wg.Go(func() {
-			s.runPipeline(ctx, chain, sampler)
+			s.runPipeline(ctx, key, chain, sampler)
 			s.mu.Lock()
 			defer s.mu.Unlock()
 			delete(s.building, key)
@@ -230,13 +232,14 @@ func (s *Service) build(ctx context.Context, wg *sync.WaitGroup) {
 }
 
 // runPipeline opens a pipeline and runs it until it dies.
-func (s *Service) runPipeline(ctx context.Context, chain plan.Chain, sampler string) {
+func (s *Service) runPipeline(ctx context.Context, key string, chain plan.Chain, sampler string) {
 	p, err := s.open(ctx, chain, sampler)
 	if err != nil {
 		s.log.Warn("open pipeline", "chain", chain.String(), "error", err)
 		s.forget(chain)
 		return
 	}
+	p.key = key
 	ended := make(chan error, 1)
 	go func() { ended <- p.run(ctx) }()
 	if err := p.probe(ctx); err != nil {
@@ -249,8 +252,8 @@ func (s *Service) runPipeline(ctx context.Context, chain plan.Chain, sampler str
 	s.unlist(p)
 	p.drafters.Wait()
 	if ctx.Err() == nil {
-		s.log.Warn("pipeline is lost", "pipeline", p.id, "chain", chain.String(), "error", err)
-		s.forget(chain)
+		s.log.Warn("pipeline is lost", "pipeline", p.id, "chain", p.hops().String(), "error", err)
+		s.forget(p.hops())
 	}
 }
 
@@ -260,7 +263,7 @@ func (s *Service) list(p *pipeline) {
 	defer s.mu.Unlock()
 	s.pipelines[p.id] = p
 	s.checkDraftVocabs(p)
-	s.tellSpares(p.chain.Digest())
+	s.tellSpares(p.digest)
 	s.notifyChange()
 }
 
@@ -269,7 +272,7 @@ func (s *Service) unlist(p *pipeline) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.pipelines, p.id)
-	s.tellSpares(p.chain.Digest())
+	s.tellSpares(p.digest)
 	s.notifyChange()
 }
 
@@ -278,7 +281,7 @@ func (s *Service) unlist(p *pipeline) {
 func (s *Service) tellSpares(digest string) {
 	var same []*pipeline
 	for _, p := range s.pipelines {
-		if p.chain.Digest() == digest && !p.dead() {
+		if p.digest == digest && !p.dead() {
 			same = append(same, p)
 		}
 	}

@@ -24,7 +24,7 @@ func (s *Service) contextLength(digest string) int {
 	defer s.mu.Unlock()
 	n := 0
 	for _, p := range s.pipelines {
-		if p.chain.Digest() == digest && !p.dead() {
+		if p.digest == digest && !p.dead() {
 			n = max(n, p.contextLength())
 		}
 	}
@@ -38,7 +38,7 @@ func (s *Service) fitting(digest string, length int) int {
 	defer s.mu.Unlock()
 	n := 0
 	for _, p := range s.pipelines {
-		if p.chain.Digest() == digest && !p.dead() && length <= p.capacity() {
+		if p.digest == digest && !p.dead() && length <= p.capacity() {
 			n += p.fitting(length)
 		}
 	}

@@ -115,7 +115,7 @@ func (s *Service) serving(ctx context.Context, addr string) error {
 func (s *Service) leave(addr string) {
 	for _, p := range s.pipelines {
 		uses := p.samplerAddr() == addr
-		for _, hop := range p.chain {
+		for _, hop := range p.hops() {
 			uses = uses || hop.Addr == addr
 		}
 		if uses && (p.spare.Load() || p.samplerAddr() == addr && len(s.instances["sampler"]) > 0) {

@@ -29,8 +29,10 @@ type pipeline struct {
 	service *Service
 	id      string
 	name    []byte
-	chain   plan.Chain
-	stages  []*shardv1.Held
+	key     string          // in Service.building
+	digest  string          // of the model
+	opening time.Duration   // how long the chain took to open
+	stages  []*shardv1.Held // what the first stages said when it was opened
 	class   string
 	draft   bool // it runs the draft model
 	steps   prometheus.Counter
@@ -53,10 +55,19 @@ type pipeline struct {
 	stepUS       atomic.Int64  // moving average time of a decode step
 	stepped      atomic.Int64  // when it was last scheduled, in Unix nanoseconds
 	spare        atomic.Bool   // another pipeline of the model could take over
+	spareShard   atomic.Bool   // a free shard could take the place of a stage
 
 	mu      sync.Mutex
 	sched   *sched.Scheduler // guarded by mu
 	sampler string           // its address; guarded by mu
+	chain   plan.Chain       // changed by the goroutine that runs it; guarded by mu
+}
+
+// hops returns the stages that the pipeline has now.
+func (p *pipeline) hops() plan.Chain {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.chain
 }
 
 // samplerAddr returns the address of the sampler.
@@ -70,7 +81,7 @@ func (p *pipeline) model() string { return p.stages[0].GetModel() }
 
 // fingerprint names everything besides the request that determines the bits of an answer.
 func (p *pipeline) fingerprint() string {
-	f := p.chain.Digest() + "/" + p.class
+	f := p.digest + "/" + p.class
 	if p.service.cfg.HiddenType == tensorv1.ElementType_ELEMENT_TYPE_BF16 && len(p.chain) > 1 {
 		f += "/bf16"
 	}
@@ -93,7 +104,7 @@ func randomID() []byte {
 // open connects the sampler and the chain. When it returns, every stage is ready.
 func (s *Service) open(ctx context.Context, chain plan.Chain, sampler string) (*pipeline, error) {
 	p := &pipeline{
-		service: s, name: randomID(), chain: chain, sampler: sampler, class: chain[0].Class,
+		service: s, name: randomID(), chain: chain, digest: chain.Digest(), sampler: sampler, class: chain[0].Class,
 		events: make(chan event, eventsLen), done: make(chan struct{}),
 	}
 	p.id = hex.EncodeToString(p.name)
@@ -103,7 +114,9 @@ func (s *Service) open(ctx context.Context, chain plan.Chain, sampler string) (*
 	defer stop()
 	err := p.openSampler(opening, sampler)
 	if err == nil {
+		start := time.Now()
 		p.stages, err = p.openChain(opening)
+		p.opening = time.Since(start)
 	}
 	if err != nil {
 		if p.sampling != nil {
@@ -143,7 +156,8 @@ func (p *pipeline) openSampler(ctx context.Context, addr string) error {
 // openChain opens the stream to the first stage under the next epoch, and returns what the stages say of
 // themselves.
 func (p *pipeline) openChain(ctx context.Context) ([]*shardv1.Held, error) {
-	first := p.chain[0]
+	chain := p.hops()
+	first := chain[0]
 	conn, err := p.service.cfg.Dialer.Dial(first.Addr)
 	if err != nil {
 		return nil, err
@@ -159,10 +173,10 @@ func (p *pipeline) openChain(ctx context.Context) ([]*shardv1.Held, error) {
 		return nil, err
 	}
 	stages := resp.GetOpened().GetStages()
-	if len(stages) != len(p.chain) {
+	if len(stages) != len(chain) {
 		l.stop()
 		return nil, fault.New(fault.Internal, "open chain at %s: %d stages answered, want %d", first.Addr, len(stages),
-			len(p.chain))
+			len(chain))
 	}
 	p.chained = l
 	return stages, nil
@@ -170,7 +184,7 @@ func (p *pipeline) openChain(ctx context.Context) ([]*shardv1.Held, error) {
 
 func (p *pipeline) route() []*shardv1.Hop {
 	var out []*shardv1.Hop
-	for _, s := range p.chain {
+	for _, s := range p.hops() {
 		out = append(out, &shardv1.Hop{Address: s.Addr, Lo: uint32(s.Lo), Hi: uint32(s.Hi)})
 	}
 	return out

@@ -39,7 +39,7 @@ func (p *pipeline) probe(ctx context.Context) error {
 
 // silentStage describes the first stage that has computed nothing since the pipeline was opened.
 func (p *pipeline) silentStage(ctx context.Context) string {
-	for i, hop := range p.chain {
+	for i, hop := range p.hops() {
 		resp, err := p.service.describeShard(ctx, hop.Addr)
 		if err != nil {
 			return fmt.Sprintf("stage %d, layers %d-%d at %s, does not answer", i, hop.Lo, hop.Hi, hop.Addr)

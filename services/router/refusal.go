@@ -59,7 +59,7 @@ func (s *Service) queueFull(digest, tenant string) error {
 	s.mu.Lock()
 	var same []*pipeline
 	for _, p := range s.pipelines {
-		if p.chain.Digest() == digest && !p.dead() {
+		if p.digest == digest && !p.dead() {
 			same = append(same, p)
 		}
 	}
@@ -116,20 +116,21 @@ const (
 // strikes counts the pipelines that died under a request.
 type strikes struct {
 	count  int
+	tokens int // length of the log at the last strike
 	causes []string
 }
 
-// add counts a pipeline's death. If the request has had a token since the last one, the count
-// starts again.
-func (s *strikes) add(progress bool, end result) {
-	if progress {
-		*s = strikes{}
+// add counts the death of a pipeline or of a stage of it, given the length of the request's log. If the
+// request has had a token since the last one, the count starts again.
+func (s *strikes) add(tokens int, cause error) {
+	if tokens > s.tokens {
+		*s = strikes{tokens: tokens}
 	}
 	s.count += brokenFor
-	if fault.CodeOf(end.lost) == fault.DeadlineExceeded {
+	if fault.CodeOf(cause) == fault.DeadlineExceeded {
 		s.count += lateFor - brokenFor
 	}
-	s.causes = append(s.causes, end.lost.Error())
+	s.causes = append(s.causes, cause.Error())
 }
 
 // verdict returns the error of a request that is set aside, or nil.

@@ -3,7 +3,6 @@ package router
 import (
 	"context"
 	"errors"
-	"slices"
 	"time"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
@@ -23,77 +22,161 @@ const (
 	// two streams may be noticed one after the other.
 	maxFruitless = 2
 
+	// How long a stage may take to say that it is there.
+	silentLimit = 100 * time.Millisecond
+
 	reopenAgain = 10 * time.Millisecond // before the first repeated try; doubled after each
 )
 
 // reopen opens the pipeline's streams again after they have broken with the given error. If every stage
-// has kept its pages, the scheduler goes on with them, and reopen returns true. Otherwise the pipeline is
-// lost: its sequences are replayed elsewhere.
+// has kept its pages, the scheduler goes on with them, and reopen returns true. If a stage is lost, a shard
+// that no pipeline uses takes its place, and only what the lost stage had is computed again. Otherwise the
+// pipeline is lost: its sequences are replayed elsewhere.
 //
 // What the request of a sequence may have caused is not tried again: that would break the next stream
 // as well. Neither is a pipeline that has computed nothing since it was opened, or opened again, before,
 // nor one of the draft model: its sessions only save time, and their drafters go on without it at once.
 func (r *runner) reopen(cause error) bool {
 	p := r.p
-	limit := r.reopenLimit(cause)
-	if limit == 0 {
-		return false
-	}
-	start := time.Now()
-	ctx, cancel := context.WithTimeout(p.ctx, limit)
-	defer cancel()
-	p.chained.stop()
-	sampling := p.sampling
-	stages, err := r.tryReopen(ctx)
-	if err == nil && !slices.ContainsFunc(stages, func(h *shardv1.Held) bool { return !h.GetResumed() }) {
-		// All that has arrived before is handled first. Nothing of the former chain arrives after it.
-		r.takeAll()
-		resampled := p.sampling != sampling
-		r.events = append(r.events, sched.Reopened{Sampler: resampled, Leases: leases(stages)})
-		r.fruitless++
-		if resampled {
-			r.vocabularySent = false
-			p.serveSampler()
-		}
-		p.serveChain()
-		p.service.m.reopens.WithLabelValues("resumed").Inc()
-		p.service.log.Info("pipeline is open again", "pipeline", p.id, "epoch", p.epoch, "took", time.Since(start),
-			"cause", cause)
-		return true
-	}
-	if err == nil {
-		p.serveChain() // until the end of run closes it
-		err = fault.New(fault.Unavailable, "open pipeline %s again: a stage has lost its pages", p.id)
-	}
-	p.service.m.reopens.WithLabelValues("lost").Inc()
-	p.service.log.Debug("open pipeline again", "pipeline", p.id, "took", time.Since(start), "error", err)
-	return false
-}
-
-// reopenLimit returns how long the pipeline may take to open again, or 0 if it must not.
-func (r *runner) reopenLimit(cause error) time.Duration {
 	switch fault.CodeOf(cause) {
 	case fault.Unavailable, fault.Canceled, fault.DeadlineExceeded, fault.Aborted:
 	default:
-		return 0
+		return false
 	}
-	var overdue late
-	switch spare := r.p.spare.Load(); {
-	case r.p.draft, r.fruitless >= maxFruitless:
-		return 0
-	case spare && errors.As(cause, &overdue): // a stage that has computed nothing so far will not do so now
-		return 0
-	case !spare:
-		return reopenAlone
+	if p.draft || r.fruitless >= maxFruitless {
+		return false
 	}
-	r.p.mu.Lock()
-	replay := r.p.sched.Replay()
-	r.p.mu.Unlock()
-	return min(max(replay, reopenLeast), reopenMost)
+	start := time.Now()
+	r.cause = cause
+	p.chained.stop()
+	sampling := p.sampling
+	stages, until, err := r.openAgain(cause)
+	end := "resumed"
+	switch {
+	case err != nil:
+		end = "lost"
+	case until > 0:
+		end = "rebuilt"
+	}
+	p.service.m.reopens.WithLabelValues(end).Inc()
+	if err != nil {
+		p.service.log.Debug("open pipeline again", "pipeline", p.id, "took", time.Since(start), "error", err)
+		return false
+	}
+	// All that has arrived before is handled first. Nothing of the former chain arrives after it.
+	r.takeAll()
+	resampled := p.sampling != sampling
+	r.events = append(r.events, sched.Reopened{Sampler: resampled, Leases: leases(stages), ReplayUntil: until})
+	r.fruitless++
+	if resampled {
+		r.vocabularySent = false
+		p.serveSampler()
+	}
+	p.serveChain()
+	p.service.log.Info("pipeline is open again", "pipeline", p.id, "epoch", p.epoch, "took", time.Since(start),
+		"chain", p.hops().String(), "replay_until", until, "cause", cause)
+	return true
 }
 
-// tryReopen opens the streams that are broken until all are open.
-func (r *runner) tryReopen(ctx context.Context) (stages []*shardv1.Held, err error) {
+// openAgain opens the same chain, or one with other shards in the place of those that are lost. until is
+// the layer up to which the logs have to be replayed, or 0 if nothing is lost.
+func (r *runner) openAgain(cause error) (stages []*shardv1.Held, until int, err error) {
+	p := r.p
+	ctx, cancel := context.WithTimeout(p.ctx, silentLimit)
+	defer cancel()
+	silent := p.findSilent(ctx)
+	stages, err = r.openSame(cause, silent)
+	if err == nil {
+		until, err = r.lacking(stages)
+		if err == nil && until > 0 && !r.worthReplay(until) {
+			err = fault.New(fault.Unavailable, "open pipeline %s again: a stage has lost its pages", p.id)
+		}
+	} else if lost := silent.wait(); len(lost) > 0 {
+		if stages, err = r.replace(lost, err); err == nil {
+			until, err = r.lacking(stages)
+		}
+	}
+	if err != nil && stages != nil {
+		p.serveChain() // until the end of run closes it
+	}
+	return stages, until, err
+}
+
+// openSame opens the same chain again. It gives up when a stage is known to be silent.
+func (r *runner) openSame(cause error, silent *silence) ([]*shardv1.Held, error) {
+	p := r.p
+	limit := reopenAlone
+	if p.spare.Load() {
+		var overdue late
+		if errors.As(cause, &overdue) { // a stage that has computed nothing so far will not do so now
+			return nil, cause
+		}
+		p.mu.Lock()
+		replay := p.sched.Replay()
+		p.mu.Unlock()
+		limit = min(max(replay, reopenLeast), reopenMost)
+	}
+	ctx, cancel := context.WithTimeout(p.ctx, limit)
+	defer cancel()
+	return r.tryOpen(ctx, func() bool { return len(silent.known()) > 0 })
+}
+
+// replace opens the chain with other shards in the place of stages that are lost, if there are such and if
+// that is expected to cost less than to replay the sequences elsewhere.
+func (r *runner) replace(lost []int, cause error) ([]*shardv1.Held, error) {
+	p := r.p
+	until := 0
+	for _, i := range lost {
+		until = max(until, p.hops()[i].Hi)
+	}
+	if !r.worthReplay(until) || !p.service.replaceShards(p, lost) {
+		return nil, cause
+	}
+	ctx, cancel := context.WithTimeout(p.ctx, reopenAlone)
+	defer cancel()
+	return r.tryOpen(ctx, func() bool { return false })
+}
+
+// lacking returns the layer at which the last stage ends that has not kept its pages, or 0 if all have. A
+// stage must hold as many pages as the scheduler has given out.
+func (r *runner) lacking(stages []*shardv1.Held) (until int, err error) {
+	need := r.p.schedulerConfig()
+	for _, h := range stages {
+		if h.GetResumed() {
+			continue
+		}
+		until = int(h.GetHi())
+		if int(h.GetKvPages()) < need.Pages || int(h.GetKvPageLen()) != need.PageLen ||
+			int(h.GetPositions()) < need.Positions {
+			return 0, fault.New(fault.Unavailable, "open pipeline %s again: layers %d-%d have %d KV pages of %d, want %d of %d",
+				r.p.id, h.GetLo(), h.GetHi(), h.GetKvPages(), h.GetKvPageLen(), need.Pages, need.PageLen)
+		}
+	}
+	return until, nil
+}
+
+// worthReplay reports whether it is expected to take less time to replay the sequences up to a layer here
+// than to replay them whole on the other pipelines of the model. It is if there are none.
+func (r *runner) worthReplay(until int) bool {
+	p := r.p
+	p.mu.Lock()
+	positions, whole := p.sched.Computed(), p.sched.Replay()
+	layers := p.chain[0].Layers
+	p.mu.Unlock()
+	here := p.opening + time.Duration(float64(whole)*float64(until)/float64(layers))
+	others := p.service.others(p)
+	elsewhere := time.Duration(0)
+	for _, o := range others { // each gets a part of the sequences
+		o.mu.Lock()
+		elsewhere = max(elsewhere, o.sched.TakeOver(positions/len(others)))
+		o.mu.Unlock()
+	}
+	return len(others) == 0 || here <= elsewhere
+}
+
+// tryOpen opens the streams that are broken until all are open, ctx ends, or a try has failed and stop
+// returns true.
+func (r *runner) tryOpen(ctx context.Context, stop func() bool) (stages []*shardv1.Held, err error) {
 	p := r.p
 	for again := reopenAgain; ; again *= 2 {
 		err = nil
@@ -110,6 +193,9 @@ func (r *runner) tryReopen(ctx context.Context) (stages []*shardv1.Held, err err
 		case fault.Unavailable, fault.Canceled, fault.DeadlineExceeded, fault.Aborted, fault.AlreadyExists,
 			fault.FailedPrecondition: // a sampler or a stage may not have noticed yet that a stream has ended
 		default:
+			return nil, err
+		}
+		if stop() {
 			return nil, err
 		}
 		select {

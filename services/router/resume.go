@@ -253,7 +253,7 @@ func (s *Service) fits(digest, fingerprint string) error {
 	defer s.mu.Unlock()
 	var other string
 	for _, p := range s.pipelines {
-		if p.chain.Digest() != digest || p.draft || p.dead() {
+		if p.digest != digest || p.draft || p.dead() {
 			continue
 		}
 		if other = p.fingerprint(); other == fingerprint {

@@ -59,8 +59,9 @@ type sequence struct {
 func newSequence(seq *sequence) *sequence {
 	seq.id = randomID()
 	// The scheduler learns that half of the room is used up before it forms the next batch but one, and
-	// two entries of a sequence may give a token for each of their rows.
-	seq.out = make(chan result, outLen+2*(seq.drafts+1)+3)
+	// two entries of a sequence may give a token for each of their rows. Besides tokens there are its
+	// acceptance, its end, and stages that were lost.
+	seq.out = make(chan result, outLen+2*(seq.drafts+1)+3+maxFruitless)
 	return seq
 }
 
@@ -81,6 +82,7 @@ type result struct {
 	lost     error              // why the sequence has to move and be replayed from its token log
 	blamed   bool               // with lost: it was in flight when its pipeline died
 	slid     bool               // the log fills the context and the window slides; only follow sets it
+	struck   error              // a stage was lost while it was in flight; the session goes on
 	err      error              // the session cannot go on
 }
 
@@ -100,6 +102,7 @@ type runner struct {
 	vocabularySent bool          // the sampler has the vocabulary
 	fruitless      int           // how often the chain was opened again since something was computed
 	spare          bool          // as the scheduler knows it
+	cause          error         // why the pipeline was last opened again
 	tokens         int
 	since          time.Time
 }
@@ -218,7 +221,7 @@ func (r *runner) take(e event) {
 // step lets the scheduler decide and carries out all of its commands, even if a link breaks meanwhile: the
 // scheduler does not repeat what it has told a request.
 func (r *runner) step(now time.Time) error {
-	if spare := r.p.spare.Load(); spare != r.spare {
+	if spare := r.p.spare.Load() || r.p.spareShard.Load(); spare != r.spare {
 		r.spare = spare
 		r.events = append(r.events, sched.Spare{Available: spare})
 	}
@@ -282,6 +285,13 @@ func (r *runner) carryOut(c sched.Command) error {
 			seq.out <- turnedAway(c)
 			delete(r.sequences, c.ID)
 		}
+	case sched.Blame:
+		if seq := r.sequences[c.ID]; seq != nil {
+			select {
+			case seq.out <- result{struck: r.cause}:
+			default: // its reader has not even read the earlier ones
+			}
+		}
 	case sched.Preempt:
 		r.p.service.m.preemptions.Inc()
 	case sched.Propose:
@@ -329,10 +339,10 @@ func (r *runner) add(c sched.Add) {
 	if seq == nil {
 		return
 	}
-	r.sendVocabulary(r.p.chain.Digest(), seq.tokens)
+	r.sendVocabulary(r.p.digest, seq.tokens)
 	a := &samplerv1.AddSession{
 		Session: seq.id, Epoch: c.Epoch, Rules: seq.rules, EmittedLogprobs: slices.Clone(seq.logprobs),
-		Vocabulary: r.p.chain.Digest(),
+		Vocabulary: r.p.digest,
 	}
 	if !seq.draft {
 		ids := toUint32(seq.log)
@@ -365,7 +375,8 @@ func (r *runner) release(c sched.Release) {
 }
 
 func (r *runner) batch(c sched.Batch) {
-	out := &shardv1.Batch{Step: c.Step, DeadlineMs: uint32(c.Deadline.Milliseconds()), Ids: toUint32(c.Tokens)}
+	out := &shardv1.Batch{Step: c.Step, DeadlineMs: uint32(c.Deadline.Milliseconds()), Ids: toUint32(c.Tokens),
+		ReplayUntil: uint32(c.ReplayUntil)}
 	for _, e := range c.Entries {
 		entry := &shardv1.Entry{
 			Session: []byte(e.ID), Epoch: e.Epoch, Position: uint32(e.Position), Rows: uint32(e.Rows),

@@ -114,7 +114,7 @@ type Service struct {
 	models       map[string]*modelInfo                    // by digest, from vocabs
 	asking       map[string]bool                          // addresses being described
 	pipelines    map[string]*pipeline                     // by id
-	building     map[string]plan.Chain                    // chains that are being opened or run, by chain.String()
+	building     map[string]plan.Chain                    // chains that are being opened or run
 	draftVocabs  map[string]error                         // why two vocabularies differ, or nil, by vocabKey
 	tries        int                                      // chains opened so far; chooses the next sampler
 	changed      chan struct{}                            // closed and replaced when any of these change
@@ -242,10 +242,10 @@ func (s *Service) best(name string, w work) (*pipeline, error) {
 		var candidates []sched.Candidate
 		for _, id := range slices.Sorted(maps.Keys(s.pipelines)) {
 			p := s.pipelines[id]
-			if p.draft != draft || p.dead() || name != "" && p.chain.Digest() != name && p.model() != name {
+			if p.draft != draft || p.dead() || name != "" && p.digest != name && p.model() != name {
 				continue
 			}
-			digests[p.chain.Digest()] = true
+			digests[p.digest] = true
 			if c, ok := p.candidate(w); ok {
 				found, candidates = append(found, p), append(candidates, c)
 			}

@@ -30,7 +30,7 @@ func (s *Service) served() []*routerv1.Model {
 		if p.draft {
 			continue
 		}
-		digest, h := p.chain.Digest(), p.stages[0]
+		digest, h := p.digest, p.stages[0]
 		m := byDigest[digest]
 		if m == nil {
 			m = &routerv1.Model{
@@ -134,7 +134,7 @@ func (p *pipeline) describe() *routerv1.Pipeline {
 	p.mu.Unlock()
 	millis := func(d time.Duration) float32 { return float32(d.Microseconds()) / 1000 }
 	return &routerv1.Pipeline{
-		Id: p.id, Model: p.model(), Digest: p.chain.Digest(), Stages: p.route(), Sampler: p.samplerAddr(),
+		Id: p.id, Model: p.model(), Digest: p.digest, Stages: p.route(), Sampler: p.samplerAddr(),
 		Running: uint32(stats.Running), Waiting: uint32(stats.Waiting),
 		TokensPerSecond: float32(p.rate.Load()) / 1000, StepMs: millis(stats.Step), SlowStepMs: millis(stats.Slow),
 		KvPages: uint32(stats.Pages), KvPagesHeld: uint32(stats.Held), KvPagesCached: uint32(stats.Cached),
