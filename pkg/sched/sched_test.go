@@ -234,7 +234,7 @@ func (p *player) event(name string, a args) sched.Event {
 	case "cancel":
 		return sched.Cancel{ID: id}
 	case "reopened":
-		return sched.Reopened{Sampler: a.has("sampler")}
+		return sched.Reopened{Sampler: a.has("sampler"), ReplayUntil: a.key("until", 0)}
 	case "accepted":
 		return sched.Accepted{ID: id, Epoch: uint64(a.key("epoch", int(p.added[id])))}
 	case "picked":
@@ -255,8 +255,6 @@ func (p *player) event(name string, a args) sched.Event {
 		return sched.Lease{Lo: a.at(1), Pages: a.at(2)}
 	case "spare":
 		return sched.Spare{Available: a.list[1] == "yes"}
-	case "reopened":
-		return sched.Reopened{Sampler: a.has("sampler"), ReplayUntil: a.key("until", 0)}
 	case "draftready":
 		return sched.DraftReady{ID: id, Ready: !a.has("no")}
 	case "drafted":
