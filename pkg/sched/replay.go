@@ -200,7 +200,7 @@ func (s *Scheduler) replayedTo(q *sequence, end int) {
 // blame makes the sequences that were in flight when a stage was lost suspects, since one of them may be
 // the cause. Rows of a replay were computed before, so they are not.
 func (s *Scheduler) blame() {
-	blamed, _ := s.Lost()
+	blamed, _ := s.Lost(false)
 	for _, id := range blamed {
 		s.byID[id].Suspect = true
 		s.do(Blame{id})

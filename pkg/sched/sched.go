@@ -348,9 +348,10 @@ func (s *Scheduler) sweep() {
 	s.tenants.prune()
 }
 
-// Lost returns the sequences of a pipeline that has died. Blamed ones were in flight, or being added
-// to the sampler: one of them may be the cause. Of the suspects only the one on probation is blamed.
-func (s *Scheduler) Lost() (blamed, others []ID) {
+// Lost returns the sequences of a pipeline that has died. Blamed ones were in flight: one of them may be
+// the cause. Those that were being added to the sampler are blamed as well if its stream has broken, if it
+// takes too long, or if nothing was in flight. Of the suspects only the one on probation is blamed.
+func (s *Scheduler) Lost(sampler bool) (blamed, others []ID) {
 	suspects := map[ID]bool{}
 	for _, f := range s.flights {
 		for _, e := range f.entries {
@@ -360,7 +361,7 @@ func (s *Scheduler) Lost() (blamed, others []ID) {
 	for _, list := range [][]*sequence{s.running, s.waiting} {
 		for _, q := range list {
 			adding := q.added && !q.accepted && (!q.Suspect || q == s.suspect)
-			if suspects[q.ID] || adding {
+			if suspects[q.ID] || adding && (sampler || len(s.flights) == 0 || s.now-q.asked > acceptLimit) {
 				blamed = append(blamed, q.ID)
 			} else {
 				others = append(others, q.ID)

@@ -196,7 +196,7 @@ func (p *player) query(a args) string {
 	case "context":
 		return fmt.Sprint(p.s.ContextLength())
 	}
-	blamed, others := p.s.Lost()
+	blamed, others := p.s.Lost(a.has("sampler"))
 	return fmt.Sprintf("blamed %v others %v", blamed, others)
 }
 

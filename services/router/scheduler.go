@@ -470,7 +470,7 @@ func refused(id []byte, code uint32, field, message string) result {
 func (r *runner) failAll() {
 	cause := context.Cause(r.p.ctx)
 	r.p.mu.Lock()
-	blamed, _ := r.p.sched.Lost()
+	blamed, _ := r.p.sched.Lost(r.p.sampling.broken() != nil)
 	r.p.mu.Unlock()
 	if errors.Is(cause, errLeaving) {
 		blamed = nil

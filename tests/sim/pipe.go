@@ -358,7 +358,7 @@ func (p *pipe) fail(reason string) {
 	w.log("%s is lost: %s", p.name, reason)
 	p.dead = true
 	w.report.Failed++
-	blamed, _ := p.sched.Lost()
+	blamed, _ := p.sched.Lost(strings.Contains(reason, "sampler"))
 	p.router.unlist(p)
 	for _, s := range []*stream{p.down, p.toSampler, p.fromSampler} {
 		s.closed = true
