@@ -67,7 +67,7 @@ func (s *Scheduler) mayOvertake(q, first *sequence) bool {
 func (s *Scheduler) makeRoom(q *sequence, first bool) bool {
 	for {
 		reused, cached := s.matched(q)
-		need := s.pool.pagesFor(q.wanted()) - reused + len(s.running)/8
+		need := s.pool.pagesFor(q.wanted()) - reused - s.coming(q, reused) + len(s.running)/8
 		// Cached pages that the sequence itself reuses cannot be evicted for it.
 		if need <= s.pool.available(q.tenant, s.tenants.unit())-cached {
 			return true
@@ -145,8 +145,31 @@ func (s *Scheduler) start(q *sequence) {
 	}
 	s.stats.queried += uint64(q.feed.Len())
 	s.stats.hits += uint64(q.done)
+	if q.preempt == 0 {
+		q.cached = q.done
+	}
 	s.do(Admit{ID: q.ID, Cached: q.done, Again: q.preempt > 0})
-	q.fresh = s.grow(q, q.wanted())
+	if others := s.coming(q, q.indexed); others > 0 {
+		q.fresh = false
+		s.reserve(q, others)
+	} else {
+		q.fresh = s.grow(q, q.wanted())
+	}
+	if !q.private {
+		s.join(q)
+	}
+}
+
+// coming returns how many pages of a waiting sequence's log from the given one on are being computed for
+// another sequence, so that it can run without pages of its own for them. A sequence that was preempted
+// gets all its pages before it runs again, so that it is not preempted again when the other one ends early.
+// So does a suspect, which is computed alone and could wait for pages of sequences that wait for it.
+func (s *Scheduler) coming(q *sequence, page int) int {
+	if q.preempt > 0 || q.Suspect {
+		return 0
+	}
+	_, pages := s.follows(q, page)
+	return pages
 }
 
 // wanted returns the length of the log for which a sequence needs pages when it is admitted. A draft
@@ -162,6 +185,10 @@ func (q *sequence) wanted() int {
 // few; the sequence keeps those that it got.
 func (s *Scheduler) grow(q *sequence, n int) bool {
 	for len(q.table) < s.pool.pagesFor(n) {
+		if last := len(q.spare) - 1; last >= 0 {
+			q.table, q.spare = append(q.table, q.spare[last]), q.spare[:last]
+			continue
+		}
 		page, ok := s.pool.take(q.tenant, s.tenants.unit())
 		if !ok {
 			return false
@@ -183,7 +210,7 @@ func (s *Scheduler) victim(q *sequence, waits bool) (worst *sequence, soon bool)
 	}
 	unit := s.tenants.unit()
 	for _, o := range s.running {
-		if o == q || len(o.table) == 0 || o.toScore() || o.yield {
+		if o == q || len(o.table)+len(o.spare) == 0 || o.toScore() || o.yield {
 			continue
 		}
 		if !o.Draft && !s.yields(o, q, unit, waits) {
@@ -283,7 +310,7 @@ func (s *Scheduler) fitLease() {
 	for !s.pool.shrink(s.tenants) {
 		var worst *sequence
 		for _, q := range s.running {
-			if len(q.table) > 0 && !q.yield && (worst == nil || s.before(worst, q)) {
+			if len(q.table)+len(q.spare) > 0 && !q.yield && (worst == nil || s.before(worst, q)) {
 				worst = q
 			}
 		}

@@ -91,13 +91,15 @@ func (s *Scheduler) form() *Batch {
 		} else if quota == 0 {
 			continue
 		}
-		if n < 1 {
+		if n < 1 || s.waits(q) {
 			continue
 		}
+		s.ownPages(q)
 		sent := s.add(b, f, q, n)
 		rows -= sent
 		if prefill {
 			prompts -= sent
+			s.leads(q)
 		} else if sent > 0 {
 			quota--
 		}
@@ -158,7 +160,7 @@ func (s *Scheduler) add(b *Batch, f *flight, q *sequence, n int) int {
 	e := Entry{ID: q.ID, Epoch: q.Epoch, Position: rows.Pos, Rows: len(rows.IDs)}
 	if q.known < len(q.table) {
 		e.PageFrom, e.Pages = q.known, slices.Clone(q.table[q.known:])
-		q.known = len(q.table)
+		q.known, q.told = len(q.table), len(q.table)
 	}
 	m := entry{id: q.ID, run: q.preempt}
 	switch {

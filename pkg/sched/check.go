@@ -12,7 +12,7 @@ func (s *Scheduler) Check() error {
 	refs := make([]int32, p.total())
 	tables := [][]uint32{s.stale}
 	for _, q := range s.running {
-		tables = append(tables, q.table, q.stale)
+		tables = append(tables, q.table, q.stale, q.spare)
 	}
 	for _, table := range tables {
 		for _, page := range table {

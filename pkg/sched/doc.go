@@ -21,7 +21,8 @@
 // The scheduler assigns page ids and sends changes of block tables with the entries. A page is full,
 // free, or being written by exactly one sequence. Full pages are found again by the tokens they hold
 // and by all before them, within one tenant and namespace (Submit), and are shared with reference
-// counts. Pages that no sequence uses are evicted least recently used first.
+// counts. Pages that no sequence uses are evicted least recently used first. A sequence whose next page
+// is in flight for another one waits for it rather than compute it as well (share.go).
 //
 // # Who is next
 //

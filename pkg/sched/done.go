@@ -67,32 +67,64 @@ func (s *Scheduler) back(q *sequence) {
 	f.awaited--
 	f.back++
 	if f.awaited == 0 {
-		s.finish(f, false)
+		s.finish(f)
 	}
 }
 
-// finish ends a batch: its time is measured. If the last stage has said that it is computed, what its
-// chunks of prompts have computed counts. Tokens of other sequences do not prove that: they arrive on
-// another stream than the refusal of a chunk, perhaps before it.
-func (s *Scheduler) finish(f *flight, computed bool) {
+// computed handles the last stage's word that a batch is computed: what its chunks of prompts have computed
+// counts. Tokens do not prove that: they arrive on another stream than the refusal of a chunk, perhaps
+// before it.
+func (s *Scheduler) computed(e Computed) {
+	if f := s.inFlight[e.Step]; f != nil {
+		s.prove(f)
+		if f.awaited == 0 {
+			s.finish(f)
+		}
+		return
+	}
+	i := slices.IndexFunc(s.unproven, func(f *flight) bool { return f.step == e.Step })
+	if i >= 0 {
+		s.prove(s.unproven[i])
+		s.unproven = slices.Delete(s.unproven, i, i+1)
+	}
+}
+
+func (s *Scheduler) prove(f *flight) {
+	f.proven = true
+	for _, e := range f.entries {
+		q := s.byID[e.id]
+		switch {
+		case q == nil || !q.running || q.preempt != e.run:
+		case e.replay > 0:
+			s.replayedTo(q, e.replay)
+		case q.done < e.chunk:
+			q.done = e.chunk
+			s.index(q)
+		}
+	}
+}
+
+// counts reports whether an entry is a chunk of a prompt that its sequence still has use for.
+func (s *Scheduler) counts(q *sequence, e entry) bool {
+	return q != nil && q.running && q.preempt == e.run && q.done < e.chunk
+}
+
+// finish ends a batch: its time is measured.
+func (s *Scheduler) finish(f *flight) {
 	delete(s.inFlight, f.step)
 	s.flights = slices.DeleteFunc(s.flights, func(o *flight) bool { return o == f })
 	s.timing.done(f, s.now)
 	for _, e := range f.entries {
-		q := s.byID[e.id]
-		if q == nil || !q.running || q.preempt != e.run {
-			continue
-		}
-		if computed && e.replay > 0 {
-			s.replayedTo(q, e.replay)
-		} else if computed {
-			q.done = max(q.done, e.chunk)
-			s.index(q)
-		}
-		if q.yield && !s.flying(q) {
+		if q := s.byID[e.id]; q != nil && q.running && q.preempt == e.run && q.yield && !s.flying(q) {
 			s.preempt(q)
 		}
 	}
+	if !f.proven { // its tokens came first
+		s.unproven = append(s.unproven, f)
+	}
+	s.unproven = slices.DeleteFunc(s.unproven, func(f *flight) bool {
+		return !slices.ContainsFunc(f.entries, func(e entry) bool { return s.counts(s.byID[e.id], e) })
+	})
 }
 
 // index makes the full pages that a sequence has computed known to others. If another sequence has
@@ -116,9 +148,7 @@ func (s *Scheduler) index(q *sequence) {
 			return
 		case found:
 			s.pool.hold(uint32(other), s.now)
-			q.table[q.indexed] = uint32(other)
-			q.stale = append(q.stale, own)
-			q.known = min(q.known, q.indexed)
+			s.replace(q, q.indexed, uint32(other))
 		case !s.pool.add(own, q.space, parent, hash, tokens):
 			q.private = true // other tokens have the same hash
 			return

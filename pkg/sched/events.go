@@ -82,7 +82,8 @@ type Refused struct {
 	Data  any // passed on to End
 }
 
-// Computed says that a batch without awaited rows is done.
+// Computed says that the last stage has computed a batch in which some entry has no awaited rows, and all
+// batches before it. What was refused of them was reported before.
 type Computed struct{ Step uint64 }
 
 // Pause and Resume say that a sequence's reader has no room for further tokens, or has room again.
@@ -203,6 +204,13 @@ type Admit struct {
 	Again  bool // it was preempted before
 }
 
+// Share says that a sequence got pages that were computed for another one while it ran. Cached is the number
+// of its positions that were found in the prefix cache until now.
+type Share struct {
+	ID     ID
+	Cached int
+}
+
 // Started says that the sampler has accepted a sequence.
 type Started struct{ ID ID }
 
@@ -277,6 +285,7 @@ func (Remove) command()   {}
 func (Release) command()  {}
 func (Batch) command()    {}
 func (Admit) command()    {}
+func (Share) command()    {}
 func (Started) command()  {}
 func (Emit) command()     {}
 func (Score) command()    {}

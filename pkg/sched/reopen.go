@@ -16,14 +16,14 @@ func (s *Scheduler) reopened(e Reopened) {
 		s.blame()
 	}
 	clear(s.inFlight)
-	s.flights = s.flights[:0]
+	s.flights, s.unproven = s.flights[:0], s.unproven[:0]
 	clear(s.builders)
 	for _, q := range s.running {
 		awaited := q.feed.Waiting() || q.scoring > 0
 		q.done = max(q.done, q.scores) // scores arrive one by one, in the order of positions
 		q.scoring = 0
 		q.feed.Resend(q.done)
-		q.known, q.step, q.since = 0, 0, s.step
+		q.known, q.told, q.step, q.since = 0, 0, 0, s.step
 		q.spec.sent, q.spec.accepted = 0, 0
 		s.dropStale(q.stale) // no table of a stage names them any more
 		q.stale = nil

@@ -161,9 +161,9 @@ func (c *brokenChain) compute(st *modelStage, e sched.Entry, tokens []int32) {
 
 // sample picks tokens for the rows that the last stage has computed.
 func (c *brokenChain) sample(b sched.Batch) {
-	logits := 0
+	chunks := false
 	for _, e := range b.Entries {
-		logits += e.Logits
+		chunks = chunks || e.Logits == 0
 		q := c.picks[e.ID]
 		for i := range e.Logits {
 			pos := e.Position + e.Rows - e.Logits + i
@@ -178,7 +178,7 @@ func (c *brokenChain) sample(b sched.Batch) {
 			)
 		}
 	}
-	if logits == 0 {
+	if chunks {
 		c.results = append(c.results, sched.Computed{Step: b.Step})
 	}
 }

@@ -126,7 +126,7 @@ func (s *Scheduler) formReplay() *Batch {
 		e := Entry{ID: q.ID, Epoch: q.Epoch, Position: at, Rows: n}
 		if !q.replay.known {
 			e.Pages = slices.Clone(q.table)
-			q.replay.known = true
+			q.replay.known, q.told = true, len(q.table)
 		}
 		for i := at / s.cfg.PageLen; i < s.pool.pagesFor(end); i++ {
 			s.builders[q.table[i]] = q

@@ -32,10 +32,10 @@ func (p *pipeline) answer(commands []sched.Command, out []sched.Event) []sched.E
 		case sched.Remove:
 			p.ended = append(p.ended, c.ID)
 		case sched.Batch:
-			awaited := false
+			chunks := false
 			for _, e := range c.Entries {
+				chunks = chunks || e.Logits == 0
 				if e.Logits > 0 {
-					awaited = true
 					out = append(
 						out,
 						sched.Picked{ID: e.ID, Epoch: e.Epoch, Position: e.Position + e.Rows - len(e.Drafts),
@@ -43,7 +43,7 @@ func (p *pipeline) answer(commands []sched.Command, out []sched.Event) []sched.E
 					)
 				}
 			}
-			if !awaited {
+			if chunks {
 				out = append(out, sched.Computed{Step: c.Step})
 			}
 		}

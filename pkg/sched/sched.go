@@ -46,7 +46,9 @@ type Scheduler struct {
 	builders    map[uint32]*sequence // of the missing pages that are being replayed
 
 	inFlight map[uint64]*flight
-	flights  []*flight // in the order of their steps
+	flights  []*flight        // in the order of their steps
+	unproven []*flight        // flights that are done and whose chunks of prompts are not known to be computed
+	fronts   map[uint64]front // by the hash of the page
 	step     uint64
 	forming  *flight   // the batch that is being formed
 	best     int       // the best priority of all sequences
@@ -70,8 +72,8 @@ type Scheduler struct {
 func New(c Config) *Scheduler {
 	p := newPool(c.Pages, c.PageLen)
 	return &Scheduler{
-		cfg: c, byID: map[ID]*sequence{}, builders: map[uint32]*sequence{}, pool: p, tenants: newTenants(p), inFlight: map[uint64]*flight{},
-		timing: newTiming(c.Floor, c.LoneFloor),
+		cfg: c, byID: map[ID]*sequence{}, builders: map[uint32]*sequence{}, pool: p, tenants: newTenants(p),
+		inFlight: map[uint64]*flight{}, fronts: map[uint64]front{}, timing: newTiming(c.Floor, c.LoneFloor),
 	}
 }
 
@@ -89,6 +91,7 @@ func (s *Scheduler) Step(now time.Duration, events []Event) []Command {
 		return s.out
 	}
 	s.findBest()
+	s.share()
 	s.fitLease()
 	s.admit()
 	s.startProbation()
@@ -146,9 +149,7 @@ func (s *Scheduler) handle(e Event) {
 	case Refused:
 		s.refused(e)
 	case Computed:
-		if f := s.inFlight[e.Step]; f != nil && f.awaited == 0 {
-			s.finish(f, true)
-		}
+		s.computed(e)
 	case Pause:
 		if q := s.byID[e.ID]; q != nil {
 			q.paused = true
@@ -288,8 +289,9 @@ func (s *Scheduler) stop(q *sequence) {
 		s.pool.release(q.table[i], s.now)
 	}
 	s.dropStale(q.stale)
-	q.stale = nil
-	q.table, q.known, q.indexed, q.done, q.scoring = nil, 0, 0, 0, 0
+	s.dropStale(q.spare)
+	q.stale, q.spare, q.following = nil, nil, false
+	q.table, q.known, q.told, q.indexed, q.done, q.scoring = nil, 0, 0, 0, 0, 0
 	q.running, q.yield = false, false
 	if s.suspect == q {
 		s.suspect = nil

@@ -158,7 +158,7 @@ func (p *player) play(lines []string) string {
 				p.t.Fatal(err)
 			}
 			now, stepped = d, true
-		case "stats", "service", "cached", "context", "lost":
+		case "stats", "service", "cached", "reusable", "context", "lost":
 			queries = append(queries, a)
 		default:
 			events = append(events, p.event(words[0], a))
@@ -193,6 +193,8 @@ func (p *player) query(a args) string {
 		return fmt.Sprint(p.s.Service())
 	case "cached":
 		return fmt.Sprint(p.s.Cached(a.keys["tenant"], a.keys["ns"], a.tokens("log")))
+	case "reusable":
+		return fmt.Sprint(p.s.Reusable(a.keys["tenant"], a.keys["ns"], a.tokens("log")))
 	case "context":
 		return fmt.Sprint(p.s.ContextLength())
 	}
@@ -314,6 +316,8 @@ func describe(c sched.Command) string {
 		return s
 	case sched.Admit:
 		return fmt.Sprintf("admit %s cached %d again %v", c.ID, c.Cached, c.Again)
+	case sched.Share:
+		return fmt.Sprintf("share %s cached %d", c.ID, c.Cached)
 	case sched.Started:
 		return fmt.Sprintf("started %s", c.ID)
 	case sched.Emit:

@@ -23,14 +23,20 @@ type sequence struct {
 	paused   bool // its reader has no room
 	fresh    bool // it has all pages of its log, and has had no token since it was admitted
 	yield    bool // it is preempted as soon as it is not in flight
+	// following says that it was admitted without pages for what another sequence was about to compute.
+	following bool
 
 	step    uint64   // of its last entry
 	entry   int      // its place in that batch
 	table   []uint32 // its block table
-	known   int      // how many pages of the table the stages know
+	known   int      // how many pages of the table the stages know as they are
+	told    int      // how many pages they know, perhaps former ones
 	indexed int      // how many pages of the table are indexed
 	private bool     // no further page of it can be indexed
 	stale   []uint32 // pages that the stages' table names and this one no longer does
+	spare   []uint32 // pages that are its next ones, taken while it follows another sequence
+	hashes  []uint64 // of the log's full pages, as far as they were needed
+	cached  int      // positions that were found in the prefix cache before it was preempted
 	done    int      // positions that all stages have computed
 	scoring int      // position of the last score that is still to come; 0 for none
 	scores  int      // scores that have come
@@ -102,6 +108,7 @@ type flight struct {
 	replay  bool // it is a replay
 	alone   bool // it belongs to a suspect, and nothing else may be in flight
 	entries []entry
-	awaited int // entries with a result that is still to come
-	back    int // entries whose result has come
+	awaited int  // entries with a result that is still to come
+	back    int  // entries whose result has come
+	proven  bool // its chunks of prompts are known to be computed
 }

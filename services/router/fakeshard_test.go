@@ -417,8 +417,10 @@ func (p *fakePipeline) take(ctx context.Context, r *shardv1.InferRequest) error 
 			},
 		)
 	}
-	if len(rows) == 0 {
-		return p.computed(b)
+	if slices.ContainsFunc(b.GetEntries(), func(e *shardv1.Entry) bool { return e.GetLogits() == 0 }) {
+		if err := p.computed(b); err != nil || len(rows) == 0 {
+			return err
+		}
 	}
 	return p.push.Send(&samplerv1.PushRequest{Frame: &samplerv1.PushRequest_Rows{Rows: &samplerv1.Rows{Rows: rows}}})
 }

@@ -265,6 +265,10 @@ func (r *runner) carryOut(c sched.Command) error {
 		if seq := r.sequences[c.ID]; seq != nil && !c.Again {
 			seq.admitted, seq.cached = time.Now(), c.Cached
 		}
+	case sched.Share:
+		if seq := r.sequences[c.ID]; seq != nil {
+			seq.cached = c.Cached
+		}
 	case sched.Started:
 		if seq := r.sequences[c.ID]; seq != nil && !seq.draft {
 			seq.out <- result{accepted: true}

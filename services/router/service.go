@@ -273,7 +273,7 @@ func (p *pipeline) candidate(w work) (c sched.Candidate, ok bool) {
 	if p.sched.ContextLength() < w.maxLen {
 		return c, false
 	}
-	return sched.Candidate{Load: int(p.load()), Cached: p.sched.Cached(w.tenant, "", w.log)}, true
+	return sched.Candidate{Load: int(p.load()), Cached: p.sched.Reusable(w.tenant, "", w.log)}, true
 }
 
 // metrics holds the router's metrics.

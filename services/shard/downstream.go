@@ -147,11 +147,22 @@ func dialSampler(ctx context.Context, p *pipeline, open *shardv1.InferOpen) (*to
 // rowsSize is the approximate size in bytes of a message with several rows.
 const rowsSize = wire.ChunkSize / 2
 
-// batch sends the candidates of each row with logits, or all its logits.
+// batch sends the rows with logits to the sampler. If an entry has none, it tells the router that the batch
+// is computed.
 func (t *toSampler) batch(b *shardv1.Batch, accepted []*shardv1.Entry, logits []float32) error {
-	if len(logits) == 0 {
+	if len(logits) > 0 {
+		if err := t.logits(accepted, logits); err != nil {
+			return err
+		}
+	}
+	if slices.ContainsFunc(accepted, func(e *shardv1.Entry) bool { return e.GetLogits() == 0 }) {
 		return t.pipeline.computed(b.GetStep())
 	}
+	return nil
+}
+
+// logits sends the candidates of each row with logits, or all its logits.
+func (t *toSampler) logits(accepted []*shardv1.Entry, logits []float32) error {
 	vocab := t.pipeline.held.stage.Spec.Vocab
 	var rows []*samplerv1.Row
 	size := 0

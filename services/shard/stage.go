@@ -82,7 +82,7 @@ func (p *pipeline) batch(w work) error {
 	return p.down.batch(w.batch, accepted, result) // result points into the stage's scratch buffer
 }
 
-// computed tells the router that a step without tokens is done.
+// computed tells the router that a step is computed.
 func (p *pipeline) computed(step uint64) error {
 	return p.send(
 		&shardv1.InferResponse{Frame: &shardv1.InferResponse_Computed{Computed: &shardv1.Computed{Step: step}}},

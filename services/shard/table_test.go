@@ -170,6 +170,34 @@ func TestInfer_RefusesTablesThatDoNotFit(t *testing.T) {
 	other.end()
 }
 
+// TestInfer_AcknowledgesAChunkBesideLogits sends a chunk of a prompt in a batch with a row that gives logits.
+func TestInfer_AcknowledgesAChunkBesideLogits(t *testing.T) {
+	p := newInferRig(t, 2, 0).mustOpen(pipelineName(1))
+	chunk := &shardv1.Entry{Session: sessionName(1), Epoch: 1, Pages: pageIDs(0, 1), Rows: 5}
+	row := &shardv1.Entry{Session: sessionName(2), Epoch: 1, Pages: pageIDs(1, 2), Rows: 1, Logits: 1}
+	step := p.batch(someIDs(6), chunk, row)
+	if got := await(p, p.rows, "a row"); string(got.GetSession()) != string(row.GetSession()) {
+		t.Errorf("got a row of session %s", got.GetSession())
+	}
+	if got := await(p, p.frames, "computed").GetComputed(); got.GetStep() != step {
+		t.Errorf("got %v, want the acknowledgement of step %d", got, step)
+	}
+	// If the chunk is refused, there is nothing to acknowledge.
+	chunk, row = &shardv1.Entry{Session: sessionName(1), Epoch: 1, Position: 99, Rows: 5}, &shardv1.Entry{
+		Session: sessionName(2), Epoch: 1, Position: 1, Rows: 1, Logits: 1}
+	p.batch(someIDs(6), chunk, row)
+	if got := await(p, p.frames, "a refusal").GetRefused(); string(got.GetSession()) != string(chunk.GetSession()) {
+		t.Errorf("got %v, want a refusal", got)
+	}
+	await(p, p.rows, "a row")
+	p.end()
+	select {
+	case f := <-p.frames:
+		t.Errorf("got %v", f)
+	default:
+	}
+}
+
 // TestInfer_AnEntryThatWasNotComputedTakesTheTable makes sure that no later entry of the session is computed
 // before the router has released it: a table change in one would vouch for rows that are missing.
 func TestInfer_AnEntryThatWasNotComputedTakesTheTable(t *testing.T) {

@@ -200,6 +200,8 @@ func (p *pipe) carryOut(c sched.Command) {
 			q.admitted = true
 			w.report.Cached += c.Cached
 		}
+	case sched.Share:
+		w.report.Shared++
 	case sched.Started:
 		if q := p.seqs[c.ID]; q != nil && !q.draft {
 			p.put(q, result{accepted: true})

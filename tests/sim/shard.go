@@ -63,6 +63,7 @@ type batch struct {
 	sched.Batch
 	rows   []row
 	logits bool // a row of it needs logits
+	chunks bool // an entry of it needs none
 }
 
 // row is a position of an entry, with the hidden state that the stage before has computed.
@@ -242,22 +243,21 @@ func (st *stage) compute(b *batch) {
 		out.Entries = append(out.Entries, e)
 		out.rows = append(out.rows, rows...)
 		out.logits = out.logits || e.Logits > 0
+		out.chunks = out.chunks || e.Logits == 0
 	}
 	st.forget(lost)
 	st.shard.notify()
 	last := st.index == len(st.p.stages)-1
-	switch {
-	case len(out.Entries) == 0, last && !out.logits:
-		step := b.Step
-		st.send(data, func() { st.p.tell(sched.Computed{Step: step}) })
+	if last && out.logits {
+		st.down.send(data, func() { st.p.sampler.rows(st.p, out) })
 	}
 	switch {
-	case len(out.Entries) == 0:
+	case len(out.Entries) == 0, last && out.chunks:
+		step := b.Step
+		st.send(data, func() { st.p.tell(sched.Computed{Step: step}) })
 	case !last:
 		next := st.p.stages[st.index+1]
 		st.down.send(once, func() { next.receive(work{batch: out}) })
-	case out.logits:
-		st.down.send(data, func() { st.p.sampler.rows(st.p, out) })
 	}
 }
 

@@ -47,11 +47,11 @@ type Scenario struct {
 
 // Report says what happened in a run.
 type Report struct {
-	Ends                                           map[string]int // requests by how they ended
-	Tokens, Accepted, Preempted, Moved, Failed     int
-	Cached, Steps, Events, Evicted, LateAcks, Lost int
-	Virtual                                        time.Duration
-	FirstToken                                     []time.Duration
+	Ends                                                   map[string]int // requests by how they ended
+	Tokens, Accepted, Preempted, Moved, Failed             int
+	Cached, Shared, Steps, Events, Evicted, LateAcks, Lost int
+	Virtual                                                time.Duration
+	FirstToken                                             []time.Duration
 	// FairChecks counts how often the service of tenants was compared, and Unfair is the largest
 	// difference as a part of the bound.
 	FairChecks int

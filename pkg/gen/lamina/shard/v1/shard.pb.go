@@ -1205,8 +1205,8 @@ type InferResponse_Refused struct {
 }
 
 type InferResponse_Computed struct {
-	// A batch without rows that need logits, or without entries that are left, or a replay
-	// is done.
+	// A batch with an entry without logits, or without entries that are left, or a replay
+	// is computed.
 	Computed *Computed `protobuf:"bytes,3,opt,name=computed,proto3,oneof"`
 }
 
@@ -1278,8 +1278,9 @@ func (x *Lease) GetLo() uint32 {
 	return 0
 }
 
-// Computed says that a batch in which no row needs logits has been computed by the last
-// stage, that no entry of a batch is left, or that a replay has reached its end.
+// Computed says that the last stage has computed a batch with an entry of which no row needs
+// logits, that no entry of a batch is left, or that a replay has reached its end. Entries
+// that were refused before are no part of it.
 type Computed struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The batch's step.

@@ -46,9 +46,9 @@ const (
 //     router receives `opened`, every stage is ready.
 //  2. Upstream sends `batch` frames, each followed by the `chunk`s of its tensor.
 //     The stage sends its result downstream as the next stage's batch; the last
-//     stage sends rows of logits to the sampler. A batch in which no row needs
-//     logits obliges the last stage to answer `computed`, which is relayed to the
-//     router. Batches are computed and passed on in the order of arrival.
+//     stage sends rows of logits to the sampler. A batch with an entry of which no
+//     row needs logits obliges the last stage to answer `computed`, which is relayed
+//     to the router. Batches are computed and passed on in the order of arrival.
 //  3. An entry that this stage refuses leaves the batch, and `refused` goes upstream,
 //     relayed by every stage to the router; the batch's other entries go on untouched.
 //     Reasons are no KV memory, an epoch below the highest seen, a position beyond the
@@ -279,9 +279,9 @@ type ShardService_ExchangeClient = grpc.BidiStreamingClient[ExchangeRequest, Exc
 //     router receives `opened`, every stage is ready.
 //  2. Upstream sends `batch` frames, each followed by the `chunk`s of its tensor.
 //     The stage sends its result downstream as the next stage's batch; the last
-//     stage sends rows of logits to the sampler. A batch in which no row needs
-//     logits obliges the last stage to answer `computed`, which is relayed to the
-//     router. Batches are computed and passed on in the order of arrival.
+//     stage sends rows of logits to the sampler. A batch with an entry of which no
+//     row needs logits obliges the last stage to answer `computed`, which is relayed
+//     to the router. Batches are computed and passed on in the order of arrival.
 //  3. An entry that this stage refuses leaves the batch, and `refused` goes upstream,
 //     relayed by every stage to the router; the batch's other entries go on untouched.
 //     Reasons are no KV memory, an epoch below the highest seen, a position beyond the
