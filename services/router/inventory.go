@@ -64,7 +64,7 @@ func (s *Service) Run(ctx context.Context) error {
 		}
 		s.checkMissing(ctx, &wg, notify)
 		s.describe(ctx, &wg, notify)
-		s.build(ctx, &wg)
+		s.build(ctx, &wg, notify)
 		s.tellSpareShards()
 	}
 }
@@ -203,7 +203,7 @@ func (s *Service) spans(free bool, keep func(*shardv1.Held) bool) []plan.Span {
 }
 
 // build opens pipelines over the shards that are free.
-func (s *Service) build(ctx context.Context, wg *sync.WaitGroup) {
+func (s *Service) build(ctx context.Context, wg *sync.WaitGroup, notify func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	samplers := s.instances["sampler"]
@@ -223,21 +223,24 @@ func (s *Service) build(ctx context.Context, wg *sync.WaitGroup) {
 		key := fmt.Sprintf("%d %s", s.tries, chain)
 		s.building[key] = chain
 		wg.Go(func() {
-			s.runPipeline(ctx, key, chain, sampler)
+			served := s.runPipeline(ctx, key, chain, sampler)
 			s.mu.Lock()
-			defer s.mu.Unlock()
 			delete(s.building, key)
+			s.mu.Unlock()
+			if served { // its shards that are left may be wanted at once; others are tried at the next tick
+				notify()
+			}
 		})
 	}
 }
 
-// runPipeline opens a pipeline and runs it until it dies.
-func (s *Service) runPipeline(ctx context.Context, key string, chain plan.Chain, sampler string) {
+// runPipeline opens a pipeline and runs it until it dies. It reports whether the pipeline has ever served.
+func (s *Service) runPipeline(ctx context.Context, key string, chain plan.Chain, sampler string) (served bool) {
 	p, err := s.open(ctx, chain, sampler)
 	if err != nil {
 		s.log.Warn("open pipeline", "chain", chain.String(), "error", err)
 		s.forget(chain)
-		return
+		return false
 	}
 	p.key = key
 	ended := make(chan error, 1)
@@ -246,6 +249,7 @@ func (s *Service) runPipeline(ctx context.Context, key string, chain plan.Chain,
 		p.cancel(err)
 	} else {
 		s.list(p)
+		served = true
 		s.log.Info("pipeline is open", "pipeline", p.id, "chain", chain.String(), "sampler", sampler)
 	}
 	err = <-ended
@@ -255,6 +259,7 @@ func (s *Service) runPipeline(ctx context.Context, key string, chain plan.Chain,
 		s.log.Warn("pipeline is lost", "pipeline", p.id, "chain", p.hops().String(), "error", err)
 		s.forget(p.hops())
 	}
+	return served
 }
 
 // list makes a pipeline known to requests.

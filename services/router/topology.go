@@ -139,7 +139,7 @@ func (p *pipeline) describe() *routerv1.Pipeline {
 		TokensPerSecond: float32(p.rate.Load()) / 1000, StepMs: millis(stats.Step), SlowStepMs: millis(stats.Slow),
 		KvPages: uint32(stats.Pages), KvPagesHeld: uint32(stats.Held), KvPagesCached: uint32(stats.Cached),
 		PrefixQueries: stats.Queried, PrefixHits: stats.Hits, Preemptions: stats.Preemptions,
-		Bubble: float32(stats.Bubble),
+		Bubble: float32(stats.Bubble), SpareShard: p.spareShard.Load(), Replayed: stats.Replayed,
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 
 	"github.com/lamina-mesh/lamina/cmd/lamina/app"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
+	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/kernel/cpu"
 )
@@ -159,6 +160,7 @@ type layout struct {
 	positions, speculate, inFlight  int
 	draft                           bool
 	lost                            string // the shard that is lost for good after half of the requests
+	replaced                        string // the stage that is lost after two thirds, while a shard is free for it
 	broken                          string // the shard whose links break again and again
 }
 
@@ -187,6 +189,8 @@ func TestMesh_SameTokensHoweverTheyAreComputed(t *testing.T) {
 			{stages: 2, replicas: 1, atOnce: 3, draft: true},
 			{stages: 2, replicas: 2, atOnce: 8, lost: "shard-0-1", inFlight: 3},
 			{stages: 2, replicas: 2, atOnce: 8, draft: true, lost: "shard-1-0", inFlight: 3},
+			{stages: 2, replicas: 2, atOnce: 8, lost: "shard-1-1", replaced: "first", inFlight: 3},
+			{stages: 3, replicas: 2, atOnce: 8, speculate: 3, lost: "shard-1-0", replaced: "last", inFlight: 4},
 			{stages: 3, replicas: 1, atOnce: 6, speculate: 4, broken: "shard-0-2", inFlight: 4},
 			{stages: 2, replicas: 1, atOnce: 16, positions: model.pool, broken: "shard-0-0", inFlight: 3},
 		} {
@@ -231,6 +235,12 @@ func (s compared) answers(t *testing.T, c layout, list []asked, set kernel.Set[f
 		switch {
 		case c.lost != "" && i == len(list)/2:
 			m.Cut(c.lost)
+		case c.replaced != "" && i == len(list)*2/3:
+			stages := awaitPipelines(t, ctx, router, func(list []*routerv1.Pipeline) bool {
+				return len(list) == 1 && list[0].GetSpareShard()
+			})[0].GetStages()
+			stage := map[string]*shardv1.Hop{"first": stages[0], "last": stages[len(stages)-1]}[c.replaced]
+			m.Cut(strings.TrimPrefix(stage.GetAddress(), "mem:"))
 		case c.broken != "" && i%7 == 6:
 			m.Cut(c.broken)
 			m.Mend(c.broken)
@@ -248,6 +258,9 @@ func (s compared) answers(t *testing.T, c layout, list []asked, set kernel.Set[f
 	if preempted == 0 && c.positions > 0 || preempted > 0 && c.positions == 0 && c.broken == "" {
 		t.Errorf("%d preemptions with %d positions", preempted, c.positions)
 	}
+	if rebuilt := count("lamina_router_reopens_total", "rebuilt"); rebuilt == 0 && c.replaced != "" {
+		t.Error("no pipeline was rebuilt")
+	}
 	if moves == 0 && c.lost != "" || moves+reopens == 0 && c.broken != "" {
 		t.Errorf("%d moves, %d pipelines opened again", moves, reopens)
 	}
@@ -255,6 +268,26 @@ func (s compared) answers(t *testing.T, c layout, list []asked, set kernel.Set[f
 		t.Error("the draft model was not asked")
 	}
 	return got
+}
+
+// awaitPipelines waits until a condition holds for the pipelines of a router.
+func awaitPipelines(
+	t *testing.T, ctx context.Context, router routerv1.RouterServiceClient, ok func([]*routerv1.Pipeline) bool,
+) []*routerv1.Pipeline {
+	t.Helper()
+	for limit := time.Now().Add(time.Minute); ; {
+		resp, err := router.Topology(ctx, &routerv1.TopologyRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch have := resp.GetMesh().GetPipelines(); {
+		case ok(have):
+			return have
+		case time.Now().After(limit):
+			t.Fatalf("the pipelines are %v", have)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
 }
 
 // counters reads the metrics of a process. The function that it returns sums a metric over the lines that

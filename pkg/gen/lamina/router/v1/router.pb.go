@@ -2645,7 +2645,9 @@ type Mesh struct {
 	// The live services, sorted by service and id.
 	Members []*Member `protobuf:"bytes,1,rep,name=members,proto3" json:"members,omitempty"`
 	// The open pipelines.
-	Pipelines     []*Pipeline `protobuf:"bytes,2,rep,name=pipelines,proto3" json:"pipelines,omitempty"`
+	Pipelines []*Pipeline `protobuf:"bytes,2,rep,name=pipelines,proto3" json:"pipelines,omitempty"`
+	// What the router may still spend on computing again what was lost.
+	Replays       *ReplayBudget `protobuf:"bytes,3,opt,name=replays,proto3" json:"replays,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2694,6 +2696,105 @@ func (x *Mesh) GetPipelines() []*Pipeline {
 	return nil
 }
 
+func (x *Mesh) GetReplays() *ReplayBudget {
+	if x != nil {
+		return x.Replays
+	}
+	return nil
+}
+
+// ReplayBudget bounds the positions that are computed again after losses, and those of hedges, to a part of
+// the work. Sequences over the budget wait.
+type ReplayBudget struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Positions that may be computed again now; less than 0 after a large replay.
+	Available int64 `protobuf:"varint,1,opt,name=available,proto3" json:"available,omitempty"`
+	// The most that it ever holds.
+	Burst uint64 `protobuf:"varint,2,opt,name=burst,proto3" json:"burst,omitempty"`
+	// How many positions each delivered token and each prompt token adds.
+	Share float32 `protobuf:"fixed32,3,opt,name=share,proto3" json:"share,omitempty"`
+	// Requests that wait for it.
+	Waiting uint32 `protobuf:"varint,4,opt,name=waiting,proto3" json:"waiting,omitempty"`
+	// Positions that were computed again since the start.
+	Spent uint64 `protobuf:"varint,5,opt,name=spent,proto3" json:"spent,omitempty"`
+	// How often something had to wait or was not done because of it.
+	Refused       uint64 `protobuf:"varint,6,opt,name=refused,proto3" json:"refused,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplayBudget) Reset() {
+	*x = ReplayBudget{}
+	mi := &file_lamina_router_v1_router_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplayBudget) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplayBudget) ProtoMessage() {}
+
+func (x *ReplayBudget) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_router_v1_router_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplayBudget.ProtoReflect.Descriptor instead.
+func (*ReplayBudget) Descriptor() ([]byte, []int) {
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *ReplayBudget) GetAvailable() int64 {
+	if x != nil {
+		return x.Available
+	}
+	return 0
+}
+
+func (x *ReplayBudget) GetBurst() uint64 {
+	if x != nil {
+		return x.Burst
+	}
+	return 0
+}
+
+func (x *ReplayBudget) GetShare() float32 {
+	if x != nil {
+		return x.Share
+	}
+	return 0
+}
+
+func (x *ReplayBudget) GetWaiting() uint32 {
+	if x != nil {
+		return x.Waiting
+	}
+	return 0
+}
+
+func (x *ReplayBudget) GetSpent() uint64 {
+	if x != nil {
+		return x.Spent
+	}
+	return 0
+}
+
+func (x *ReplayBudget) GetRefused() uint64 {
+	if x != nil {
+		return x.Refused
+	}
+	return 0
+}
+
 // Member is a live instance of a service.
 type Member struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2711,7 +2812,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[30]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2723,7 +2824,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[30]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2736,7 +2837,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{30}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Member) GetId() string {
@@ -2803,14 +2904,18 @@ type Pipeline struct {
 	// How often a running sequence gave its KV pages back and waited again.
 	Preemptions uint64 `protobuf:"varint,16,opt,name=preemptions,proto3" json:"preemptions,omitempty"`
 	// The share of stages without a batch while sequences ran, over the pipeline's life: 0 to 1.
-	Bubble        float32 `protobuf:"fixed32,17,opt,name=bubble,proto3" json:"bubble,omitempty"`
+	Bubble float32 `protobuf:"fixed32,17,opt,name=bubble,proto3" json:"bubble,omitempty"`
+	// Whether a free shard could take the place of one of its stages.
+	SpareShard bool `protobuf:"varint,18,opt,name=spare_shard,json=spareShard,proto3" json:"spare_shard,omitempty"`
+	// Positions that were computed again because a stage was lost.
+	Replayed      uint64 `protobuf:"varint,19,opt,name=replayed,proto3" json:"replayed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Pipeline) Reset() {
 	*x = Pipeline{}
-	mi := &file_lamina_router_v1_router_proto_msgTypes[31]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2822,7 +2927,7 @@ func (x *Pipeline) String() string {
 func (*Pipeline) ProtoMessage() {}
 
 func (x *Pipeline) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_router_v1_router_proto_msgTypes[31]
+	mi := &file_lamina_router_v1_router_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2835,7 +2940,7 @@ func (x *Pipeline) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pipeline.ProtoReflect.Descriptor instead.
 func (*Pipeline) Descriptor() ([]byte, []int) {
-	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{31}
+	return file_lamina_router_v1_router_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Pipeline) GetId() string {
@@ -2953,6 +3058,20 @@ func (x *Pipeline) GetPreemptions() uint64 {
 func (x *Pipeline) GetBubble() float32 {
 	if x != nil {
 		return x.Bubble
+	}
+	return 0
+}
+
+func (x *Pipeline) GetSpareShard() bool {
+	if x != nil {
+		return x.SpareShard
+	}
+	return false
+}
+
+func (x *Pipeline) GetReplayed() uint64 {
+	if x != nil {
+		return x.Replayed
 	}
 	return 0
 }
@@ -3169,15 +3288,23 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\x04mesh\x18\x01 \x01(\v2\x16.lamina.router.v1.MeshR\x04mesh\"\x16\n" +
 	"\x14WatchTopologyRequest\"C\n" +
 	"\x15WatchTopologyResponse\x12*\n" +
-	"\x04mesh\x18\x01 \x01(\v2\x16.lamina.router.v1.MeshR\x04mesh\"t\n" +
+	"\x04mesh\x18\x01 \x01(\v2\x16.lamina.router.v1.MeshR\x04mesh\"\xae\x01\n" +
 	"\x04Mesh\x122\n" +
 	"\amembers\x18\x01 \x03(\v2\x18.lamina.router.v1.MemberR\amembers\x128\n" +
-	"\tpipelines\x18\x02 \x03(\v2\x1a.lamina.router.v1.PipelineR\tpipelines\"w\n" +
+	"\tpipelines\x18\x02 \x03(\v2\x1a.lamina.router.v1.PipelineR\tpipelines\x128\n" +
+	"\areplays\x18\x03 \x01(\v2\x1e.lamina.router.v1.ReplayBudgetR\areplays\"\xa2\x01\n" +
+	"\fReplayBudget\x12\x1c\n" +
+	"\tavailable\x18\x01 \x01(\x03R\tavailable\x12\x14\n" +
+	"\x05burst\x18\x02 \x01(\x04R\x05burst\x12\x14\n" +
+	"\x05share\x18\x03 \x01(\x02R\x05share\x12\x18\n" +
+	"\awaiting\x18\x04 \x01(\rR\awaiting\x12\x14\n" +
+	"\x05spent\x18\x05 \x01(\x04R\x05spent\x12\x18\n" +
+	"\arefused\x18\x06 \x01(\x04R\arefused\"w\n" +
 	"\x06Member\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aservice\x18\x02 \x01(\tR\aservice\x12\x18\n" +
 	"\aaddress\x18\x03 \x01(\tR\aaddress\x12)\n" +
-	"\x04held\x18\x04 \x03(\v2\x15.lamina.shard.v1.HeldR\x04held\"\x94\x04\n" +
+	"\x04held\x18\x04 \x03(\v2\x15.lamina.shard.v1.HeldR\x04held\"\xd1\x04\n" +
 	"\bPipeline\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05model\x18\x02 \x01(\tR\x05model\x12\x16\n" +
@@ -3198,7 +3325,10 @@ const file_lamina_router_v1_router_proto_rawDesc = "" +
 	"\vprefix_hits\x18\x0f \x01(\x04R\n" +
 	"prefixHits\x12 \n" +
 	"\vpreemptions\x18\x10 \x01(\x04R\vpreemptions\x12\x16\n" +
-	"\x06bubble\x18\x11 \x01(\x02R\x06bubble*|\n" +
+	"\x06bubble\x18\x11 \x01(\x02R\x06bubble\x12\x1f\n" +
+	"\vspare_shard\x18\x12 \x01(\bR\n" +
+	"spareShard\x12\x1a\n" +
+	"\breplayed\x18\x13 \x01(\x04R\breplayed*|\n" +
 	"\vContextMode\x12\x1c\n" +
 	"\x18CONTEXT_MODE_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11CONTEXT_MODE_STOP\x10\x01\x12\x16\n" +
@@ -3233,7 +3363,7 @@ func file_lamina_router_v1_router_proto_rawDescGZIP() []byte {
 }
 
 var file_lamina_router_v1_router_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_lamina_router_v1_router_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_lamina_router_v1_router_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_lamina_router_v1_router_proto_goTypes = []any{
 	(ContextMode)(0),               // 0: lamina.router.v1.ContextMode
 	(ToolChoiceMode)(0),            // 1: lamina.router.v1.ToolChoiceMode
@@ -3267,26 +3397,27 @@ var file_lamina_router_v1_router_proto_goTypes = []any{
 	(*WatchTopologyRequest)(nil),   // 29: lamina.router.v1.WatchTopologyRequest
 	(*WatchTopologyResponse)(nil),  // 30: lamina.router.v1.WatchTopologyResponse
 	(*Mesh)(nil),                   // 31: lamina.router.v1.Mesh
-	(*Member)(nil),                 // 32: lamina.router.v1.Member
-	(*Pipeline)(nil),               // 33: lamina.router.v1.Pipeline
-	nil,                            // 34: lamina.router.v1.Sampling.LogitBiasEntry
-	(*v1.Advanced)(nil),            // 35: lamina.sampler.v1.Advanced
-	(*v1.Grammar)(nil),             // 36: lamina.sampler.v1.Grammar
-	(*v11.Message)(nil),            // 37: lamina.tokenizer.v1.Message
-	(*v11.ChatFormat)(nil),         // 38: lamina.tokenizer.v1.ChatFormat
-	(v1.FinishReason)(0),           // 39: lamina.sampler.v1.FinishReason
-	(*v11.GenerationDefaults)(nil), // 40: lamina.tokenizer.v1.GenerationDefaults
-	(*v12.Held)(nil),               // 41: lamina.shard.v1.Held
-	(*v12.Hop)(nil),                // 42: lamina.shard.v1.Hop
+	(*ReplayBudget)(nil),           // 32: lamina.router.v1.ReplayBudget
+	(*Member)(nil),                 // 33: lamina.router.v1.Member
+	(*Pipeline)(nil),               // 34: lamina.router.v1.Pipeline
+	nil,                            // 35: lamina.router.v1.Sampling.LogitBiasEntry
+	(*v1.Advanced)(nil),            // 36: lamina.sampler.v1.Advanced
+	(*v1.Grammar)(nil),             // 37: lamina.sampler.v1.Grammar
+	(*v11.Message)(nil),            // 38: lamina.tokenizer.v1.Message
+	(*v11.ChatFormat)(nil),         // 39: lamina.tokenizer.v1.ChatFormat
+	(v1.FinishReason)(0),           // 40: lamina.sampler.v1.FinishReason
+	(*v11.GenerationDefaults)(nil), // 41: lamina.tokenizer.v1.GenerationDefaults
+	(*v12.Held)(nil),               // 42: lamina.shard.v1.Held
+	(*v12.Hop)(nil),                // 43: lamina.shard.v1.Hop
 }
 var file_lamina_router_v1_router_proto_depIdxs = []int32{
-	34, // 0: lamina.router.v1.Sampling.logit_bias:type_name -> lamina.router.v1.Sampling.LogitBiasEntry
-	35, // 1: lamina.router.v1.Sampling.advanced:type_name -> lamina.sampler.v1.Advanced
-	36, // 2: lamina.router.v1.Sampling.grammar:type_name -> lamina.sampler.v1.Grammar
+	35, // 0: lamina.router.v1.Sampling.logit_bias:type_name -> lamina.router.v1.Sampling.LogitBiasEntry
+	36, // 1: lamina.router.v1.Sampling.advanced:type_name -> lamina.sampler.v1.Advanced
+	37, // 2: lamina.router.v1.Sampling.grammar:type_name -> lamina.sampler.v1.Grammar
 	3,  // 3: lamina.router.v1.GenerateRequest.token_ids:type_name -> lamina.router.v1.TokenIds
 	2,  // 4: lamina.router.v1.GenerateRequest.sampling:type_name -> lamina.router.v1.Sampling
 	6,  // 5: lamina.router.v1.GenerateRequest.context_policy:type_name -> lamina.router.v1.ContextPolicy
-	37, // 6: lamina.router.v1.ChatRequest.messages:type_name -> lamina.tokenizer.v1.Message
+	38, // 6: lamina.router.v1.ChatRequest.messages:type_name -> lamina.tokenizer.v1.Message
 	2,  // 7: lamina.router.v1.ChatRequest.sampling:type_name -> lamina.router.v1.Sampling
 	9,  // 8: lamina.router.v1.ChatRequest.tool_choice:type_name -> lamina.router.v1.ToolChoice
 	6,  // 9: lamina.router.v1.ChatRequest.context_policy:type_name -> lamina.router.v1.ContextPolicy
@@ -3306,43 +3437,44 @@ var file_lamina_router_v1_router_proto_depIdxs = []int32{
 	19, // 23: lamina.router.v1.ResumeResponse.token:type_name -> lamina.router.v1.TokenEvent
 	21, // 24: lamina.router.v1.ResumeResponse.finished:type_name -> lamina.router.v1.Finished
 	17, // 25: lamina.router.v1.ResumeResponse.prompt:type_name -> lamina.router.v1.PromptTokens
-	38, // 26: lamina.router.v1.Started.format:type_name -> lamina.tokenizer.v1.ChatFormat
+	39, // 26: lamina.router.v1.Started.format:type_name -> lamina.tokenizer.v1.ChatFormat
 	7,  // 27: lamina.router.v1.Started.context:type_name -> lamina.router.v1.ContextUse
 	18, // 28: lamina.router.v1.PromptTokens.tokens:type_name -> lamina.router.v1.PromptToken
 	20, // 29: lamina.router.v1.PromptToken.top:type_name -> lamina.router.v1.TopCandidate
 	20, // 30: lamina.router.v1.TokenEvent.top:type_name -> lamina.router.v1.TopCandidate
 	8,  // 31: lamina.router.v1.TokenEvent.dropped:type_name -> lamina.router.v1.Dropped
-	39, // 32: lamina.router.v1.Finished.finish_reason:type_name -> lamina.sampler.v1.FinishReason
+	40, // 32: lamina.router.v1.Finished.finish_reason:type_name -> lamina.sampler.v1.FinishReason
 	22, // 33: lamina.router.v1.Finished.usage:type_name -> lamina.router.v1.Usage
 	23, // 34: lamina.router.v1.Finished.timings:type_name -> lamina.router.v1.Timings
 	7,  // 35: lamina.router.v1.Finished.context:type_name -> lamina.router.v1.ContextUse
 	26, // 36: lamina.router.v1.ListModelsResponse.models:type_name -> lamina.router.v1.Model
-	40, // 37: lamina.router.v1.Model.defaults:type_name -> lamina.tokenizer.v1.GenerationDefaults
+	41, // 37: lamina.router.v1.Model.defaults:type_name -> lamina.tokenizer.v1.GenerationDefaults
 	31, // 38: lamina.router.v1.TopologyResponse.mesh:type_name -> lamina.router.v1.Mesh
 	31, // 39: lamina.router.v1.WatchTopologyResponse.mesh:type_name -> lamina.router.v1.Mesh
-	32, // 40: lamina.router.v1.Mesh.members:type_name -> lamina.router.v1.Member
-	33, // 41: lamina.router.v1.Mesh.pipelines:type_name -> lamina.router.v1.Pipeline
-	41, // 42: lamina.router.v1.Member.held:type_name -> lamina.shard.v1.Held
-	42, // 43: lamina.router.v1.Pipeline.stages:type_name -> lamina.shard.v1.Hop
-	4,  // 44: lamina.router.v1.RouterService.Generate:input_type -> lamina.router.v1.GenerateRequest
-	5,  // 45: lamina.router.v1.RouterService.Chat:input_type -> lamina.router.v1.ChatRequest
-	12, // 46: lamina.router.v1.RouterService.Resume:input_type -> lamina.router.v1.ResumeRequest
-	14, // 47: lamina.router.v1.RouterService.Cancel:input_type -> lamina.router.v1.CancelRequest
-	24, // 48: lamina.router.v1.RouterService.ListModels:input_type -> lamina.router.v1.ListModelsRequest
-	27, // 49: lamina.router.v1.RouterService.Topology:input_type -> lamina.router.v1.TopologyRequest
-	29, // 50: lamina.router.v1.RouterService.WatchTopology:input_type -> lamina.router.v1.WatchTopologyRequest
-	10, // 51: lamina.router.v1.RouterService.Generate:output_type -> lamina.router.v1.GenerateResponse
-	11, // 52: lamina.router.v1.RouterService.Chat:output_type -> lamina.router.v1.ChatResponse
-	13, // 53: lamina.router.v1.RouterService.Resume:output_type -> lamina.router.v1.ResumeResponse
-	15, // 54: lamina.router.v1.RouterService.Cancel:output_type -> lamina.router.v1.CancelResponse
-	25, // 55: lamina.router.v1.RouterService.ListModels:output_type -> lamina.router.v1.ListModelsResponse
-	28, // 56: lamina.router.v1.RouterService.Topology:output_type -> lamina.router.v1.TopologyResponse
-	30, // 57: lamina.router.v1.RouterService.WatchTopology:output_type -> lamina.router.v1.WatchTopologyResponse
-	51, // [51:58] is the sub-list for method output_type
-	44, // [44:51] is the sub-list for method input_type
-	44, // [44:44] is the sub-list for extension type_name
-	44, // [44:44] is the sub-list for extension extendee
-	0,  // [0:44] is the sub-list for field type_name
+	33, // 40: lamina.router.v1.Mesh.members:type_name -> lamina.router.v1.Member
+	34, // 41: lamina.router.v1.Mesh.pipelines:type_name -> lamina.router.v1.Pipeline
+	32, // 42: lamina.router.v1.Mesh.replays:type_name -> lamina.router.v1.ReplayBudget
+	42, // 43: lamina.router.v1.Member.held:type_name -> lamina.shard.v1.Held
+	43, // 44: lamina.router.v1.Pipeline.stages:type_name -> lamina.shard.v1.Hop
+	4,  // 45: lamina.router.v1.RouterService.Generate:input_type -> lamina.router.v1.GenerateRequest
+	5,  // 46: lamina.router.v1.RouterService.Chat:input_type -> lamina.router.v1.ChatRequest
+	12, // 47: lamina.router.v1.RouterService.Resume:input_type -> lamina.router.v1.ResumeRequest
+	14, // 48: lamina.router.v1.RouterService.Cancel:input_type -> lamina.router.v1.CancelRequest
+	24, // 49: lamina.router.v1.RouterService.ListModels:input_type -> lamina.router.v1.ListModelsRequest
+	27, // 50: lamina.router.v1.RouterService.Topology:input_type -> lamina.router.v1.TopologyRequest
+	29, // 51: lamina.router.v1.RouterService.WatchTopology:input_type -> lamina.router.v1.WatchTopologyRequest
+	10, // 52: lamina.router.v1.RouterService.Generate:output_type -> lamina.router.v1.GenerateResponse
+	11, // 53: lamina.router.v1.RouterService.Chat:output_type -> lamina.router.v1.ChatResponse
+	13, // 54: lamina.router.v1.RouterService.Resume:output_type -> lamina.router.v1.ResumeResponse
+	15, // 55: lamina.router.v1.RouterService.Cancel:output_type -> lamina.router.v1.CancelResponse
+	25, // 56: lamina.router.v1.RouterService.ListModels:output_type -> lamina.router.v1.ListModelsResponse
+	28, // 57: lamina.router.v1.RouterService.Topology:output_type -> lamina.router.v1.TopologyResponse
+	30, // 58: lamina.router.v1.RouterService.WatchTopology:output_type -> lamina.router.v1.WatchTopologyResponse
+	52, // [52:59] is the sub-list for method output_type
+	45, // [45:52] is the sub-list for method input_type
+	45, // [45:45] is the sub-list for extension type_name
+	45, // [45:45] is the sub-list for extension extendee
+	0,  // [0:45] is the sub-list for field type_name
 }
 
 func init() { file_lamina_router_v1_router_proto_init() }
@@ -3381,7 +3513,7 @@ func file_lamina_router_v1_router_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lamina_router_v1_router_proto_rawDesc), len(file_lamina_router_v1_router_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   33,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
