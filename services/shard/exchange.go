@@ -59,7 +59,7 @@ func await(ctx context.Context, ch <-chan slotTensor, step uint64, slot int) ([]
 // fromPrev is the connection from the previous stage, which calls Exchange on this shard.
 type fromPrev struct {
 	tensors []chan slotTensor // by span
-	joined  chan struct{} // closed when stream is set
+	joined  chan struct{}     // closed when stream is set
 	stream  exchangeServer
 	once    sync.Once
 }

@@ -89,7 +89,7 @@ func openFleet(ctx context.Context, dialer Dialer, m *Manifest, spec model.Spec,
 		for i := layout.stages - 1; i >= 0; i-- {
 			open := &shardv1.TrainOpen{
 				Run: bus, Chain: id, Stage: uint32(i), Stages: uint32(layout.stages), Replica: uint32(r),
-				Replicas: uint32(layout.replicas),
+				Replicas:   uint32(layout.replicas),
 				ConfigJson: config, Seed: m.Seed,
 				Slots:    uint32(m.Slots),
 				Schedule: m.Schedule,
