@@ -19,12 +19,12 @@ const maxShown = 1 << 20
 type scheduleCmd struct {
 	Stages       int     `required:"" help:"Number of pipeline stages."`
 	Microbatches int     `required:"" help:"Number of micro-batches in a step."`
-	Schedule     string  `help:"Schedule: gpipe, 1f1b, interleaved-1f1b or zero-bubble." default:"1f1b"`
-	Spans        int     `help:"Number of spans of layers in a stage, with interleaved-1f1b. Default: 2 for it, else 1."`
-	Forward      float64 `help:"Cost of a micro-batch's forward pass over a stage, in any unit."          default:"1"`
-	Input        float64 `help:"Cost of the part of the backward pass that computes the gradient of the input."          default:"1"`
-	Weight       float64 `help:"Cost of the part of the backward pass that computes the gradients of the weights."          default:"1"`
-	Format       string  `help:"Output: table, csv or svg." enum:"table,csv,svg" default:"table"`
+	Schedule     string  `            help:"Schedule: gpipe, 1f1b, interleaved-1f1b or zero-bubble."                                 default:"1f1b"`
+	Spans        int     `            help:"Number of spans of layers in a stage, with interleaved-1f1b. Default: 2 for it, else 1."`
+	Forward      float64 `            help:"Cost of a micro-batch's forward pass over a stage, in any unit."                         default:"1"`
+	Input        float64 `            help:"Cost of the part of the backward pass that computes the gradient of the input."          default:"1"`
+	Weight       float64 `            help:"Cost of the part of the backward pass that computes the gradients of the weights."       default:"1"`
+	Format       string  `            help:"Output: table, csv or svg."                                                              default:"table" enum:"table,csv,svg"`
 }
 
 // Run simulates a schedule and prints what each stage does when.

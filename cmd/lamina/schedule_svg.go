@@ -81,7 +81,13 @@ func scheduleSVG(out io.Writer, c schedule.Config, r schedule.Result) error {
 				`height="%d" fill="%s" stroke="white" stroke-width="0.8"/>`, a.Action, stage, a.Start, a.End, x, y+2, w,
 				chartRow-4, chartColor(a.Action, c.Spans))
 			if label := fmt.Sprint(a.Micro); w > float64(chartLabel*len(label)+3) {
-				fmt.Fprintf(&b, `<text x="%.2f" y="%d" text-anchor="middle" font-size="11">%s</text>`, x+w/2, y+19, label)
+				fmt.Fprintf(
+					&b,
+					`<text x="%.2f" y="%d" text-anchor="middle" font-size="11">%s</text>`,
+					x+w/2,
+					y+19,
+					label,
+				)
 			}
 			b.WriteString("</g>\n")
 		}
@@ -130,8 +136,16 @@ func chartAxis(b *strings.Builder, makespan, scale float64, y int) {
 	}
 	for i := 0; float64(i)*step <= makespan*(1+1e-9); i++ {
 		x := chartLeft + scale*step*float64(i)
-		fmt.Fprintf(b, `<path d="M%.2f %dv5" stroke="#444"/><text x="%.2f" y="%d" text-anchor="middle" fill="#444">%.6g`+
-			"</text>\n", x, y+2, x, y+20, step*float64(i))
+		fmt.Fprintf(
+			b,
+			`<path d="M%.2f %dv5" stroke="#444"/><text x="%.2f" y="%d" text-anchor="middle" fill="#444">%.6g`+
+				"</text>\n",
+			x,
+			y+2,
+			x,
+			y+20,
+			step*float64(i),
+		)
 	}
 	fmt.Fprintf(b, `<text x="%d" y="%d" fill="#444">time</text>`+"\n", 12, y+20)
 }

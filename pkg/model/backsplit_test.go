@@ -119,3 +119,52 @@ func TestStage_HalvesOfABackwardPassHaveAnOrder(t *testing.T) {
 		t.Error("the first half is accepted twice")
 	}
 }
+
+// TestStage_FrozenParametersChangeNoOtherGradient freezes every other parameter, in both ways to run
+// backward.
+func TestStage_FrozenParametersChangeNoOtherGradient(t *testing.T) {
+	for _, name := range brief(trainable, "llama-linear-bias", "gpt2", "gpt-oss", "qwen3", "gemma2") {
+		files := open(t, shared(t, "models/tiny", name))
+		ids := readExpectation(t, name).Cases[0].IDs[:12]
+		for kernels, set := range sets(t) {
+			s := load(t, files, set, 1).stages[0]
+			trace := func() *model.Trace[float32] {
+				tr, err := s.TrainForward(model.Micro[float32]{B: 1, T: len(ids), IDs: ids, Targets: ids, Scale: 1})
+				if err != nil {
+					t.Fatal(err)
+				}
+				return tr
+			}
+			want := s.NewGrads()
+			if _, err := s.TrainBackward(trace(), nil, want); err != nil {
+				t.Fatal(err)
+			}
+			for odd := range 2 {
+				for _, split := range []bool{false, true} {
+					g, tr := s.NewGrads(), trace()
+					for i := range g.Tensors {
+						if i%2 == odd {
+							g.Tensors[i].Data = nil
+						}
+					}
+					var err error
+					if split {
+						if _, err = s.TrainBackwardInput(tr, nil); err == nil {
+							err = s.TrainBackwardWeight(tr, g)
+						}
+					} else {
+						_, err = s.TrainBackward(tr, nil, g)
+					}
+					if err != nil {
+						t.Fatal(err)
+					}
+					for i, p := range g.Tensors {
+						if i%2 != odd && !slices.Equal(p.Data, want.Tensors[i].Data) || i%2 == odd && p.Data != nil {
+							t.Errorf("%s/%s: the gradient of %s is wrong", name, kernels, p.Name)
+						}
+					}
+				}
+			}
+		}
+	}
+}

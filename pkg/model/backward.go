@@ -1,14 +1,13 @@
 package model
 
 import (
-	"slices"
-
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
 
 // TrainBackward overwrites g, which NewGrads has made, with the gradients of the micro-batch.
+// Parameters are frozen by setting their Data in g to nil; their gradients are not computed.
 // It returns the gradient of the stage's input [B*T,C], or nil on the first stage. dOut is
 // the gradient of Trace.Out; the last stage ignores it and starts from its loss. The result
 // is in host memory and valid until the next call. The trace must not be used again.
@@ -80,10 +79,14 @@ func (s *Stage[F]) backward(tr *Trace[F], dOut []F, g *Params[F]) kernel.Buffer[
 func (s *Stage[F]) embedGrad(dx kernel.Buffer[F], tr *Trace[F], g *Params[F]) {
 	width := s.Spec.Width
 	if s.position != nil {
-		s.set.EmbedGrad(g.at(s.position.atW), dx, tr.pos, width)
+		if d := g.at(s.position.atW); d != nil {
+			s.set.EmbedGrad(d, dx, tr.pos, width)
+		}
 	}
 	s.scale(dx, s.Spec.Embedding.Scale)
-	s.set.EmbedGrad(g.at(s.embed.atW), dx, tr.in.IDs, width)
+	if d := g.at(s.embed.atW); d != nil {
+		s.set.EmbedGrad(d, dx, tr.in.IDs, width)
+	}
 }
 
 // grads is the scratch of a backward pass.
@@ -121,11 +124,25 @@ func (w *grads[F]) of(blk *block[F], t int) (dq, dk, dv, datt kernel.Buffer[F]) 
 }
 
 func (s *Stage[F]) normGrad(dx, dy, x kernel.Buffer[F], n *norm[F], g *Params[F], t int) {
+	gain := s.orUnused(g.at(n.atG), n.atG.len)
 	if n.Kind == LayerNorm {
-		s.set.LayerNormGrad(dx, g.at(n.atG), g.at(n.atB), dy, x, s.effective(n), n.Eps, t, len(n.gain))
+		bias := s.orUnused(g.at(n.atB), n.atB.len)
+		s.set.LayerNormGrad(dx, gain, bias, dy, x, s.effective(n), n.Eps, t, len(n.gain))
 		return
 	}
-	s.set.RMSNormGrad(dx, g.at(n.atG), dy, x, s.effective(n), n.Eps, t, len(n.gain))
+	s.set.RMSNormGrad(dx, gain, dy, x, s.effective(n), n.Eps, t, len(n.gain))
+}
+
+// orUnused returns d, or memory that nobody reads if d is nil: the gradient of a frozen vector, which
+// its kernel computes anyway.
+func (s *Stage[F]) orUnused(d kernel.Buffer[F], n int) kernel.Buffer[F] {
+	if d != nil {
+		return d
+	}
+	if len(s.unused) < n {
+		s.unused = s.set.Alloc(n)
+	}
+	return s.unused[:n]
 }
 
 // postGrad returns the gradient of the output x of attention or feed-forward, given the
@@ -165,14 +182,13 @@ func (s *Stage[F]) linearGrad(dx, x kernel.Buffer[F], t int, g *Params[F], branc
 		if b.l.hasB {
 			p.DBias = g.at(b.l.atB)
 		}
-		products = append(products, p)
+		if dx != nil || p.DW != nil || p.DBias != nil {
+			products = append(products, p)
+		}
 	}
-	if dx == nil && !slices.ContainsFunc(products, func(p kernel.ProductGrad[F]) bool {
-		return p.DW != nil || p.DBias != nil
-	}) {
-		return
+	if len(products) > 0 {
+		s.set.MatMulGrad(dx, x, t, products...)
 	}
-	s.set.MatMulGrad(dx, x, t, products...)
 }
 
 // blockGrad turns dx[B*T,C], the gradient of a block's output, into that of its input.
@@ -224,7 +240,8 @@ func (s *Stage[F]) attendGrad(blk *block[F], k *saved[F], dx kernel.Buffer[F], t
 	k.dO = s.deferred(tr, o.dy)
 	s.linearGrad(datt, k.att, n, g, o)
 	if blk.sinks32 != nil {
-		s.set.SinkGrad(datt, g.at(blk.sinks.atG), k.att, k.lse, blk.sinks.gain, a.Heads, a.HeadDim)
+		s.set.SinkGrad(datt, s.orUnused(g.at(blk.sinks.atG), a.Heads), k.att, k.lse, blk.sinks.gain, a.Heads,
+			a.HeadDim)
 	}
 	s.set.AttendCausalGrad(dq, dk, dv, datt, k.att, k.lse, k.q, k.k, k.v, tr.in.B, tr.in.T, blk.heads)
 	if r := s.rotary(blk, tr.in.T); r != nil {

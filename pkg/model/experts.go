@@ -32,7 +32,7 @@ func (b *builder[F]) experts(ffn *FeedForward) *experts[F] {
 	if b.err != nil {
 		return x
 	}
-	if m := &x.router.Matrix; m.Dense == nil {
+	if m := &x.router.Matrix; m.Raw != nil {
 		dense := make([]F, m.Rows*m.Cols)
 		tensor.Dequantize(dense, m.Raw, m.DType)
 		m.Dense, m.Raw = b.stage.fromHost(dense), nil

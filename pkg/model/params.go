@@ -102,7 +102,7 @@ func (s *Stage[F]) TiedEnd() (name string, ok bool) {
 // add(embedding, head), if p has both.
 func (p *Params[F]) FoldTied(add func(dst, src kernel.Buffer[F])) {
 	for _, t := range p.Tensors {
-		if owner, ok := p.Get(t.TiedTo); ok && t.TiedTo != "" {
+		if owner, ok := p.Get(t.TiedTo); ok && t.TiedTo != "" && t.Data != nil {
 			add(owner.Data, t.Data)
 		}
 	}
@@ -135,6 +135,48 @@ func (s *Spec) Holders(param string, stages []Range) []int {
 	}
 	return nil
 }
+
+// Hidden reports whether a parameter belongs to a layer, rather than to an embedding, the head or the
+// norm before it.
+func (s *Spec) Hidden(param string) bool {
+	base, end := splitParam(param)
+	return slices.ContainsFunc(s.Layers, func(l Layer) bool { return l.holds(base, end) })
+}
+
+// Parameters lists the names and shapes of a model's parameters, without their values.
+func (s *Spec) Parameters() ([]Param[float32], error) {
+	b, err := build[float32](*s, Range{Hi: len(s.Layers)}, nowhere{}, blank{})
+	if err != nil {
+		return nil, err
+	}
+	return b.params.Tensors, nil
+}
+
+// nowhere is a kernel set without memory, for stages that are only described.
+type nowhere struct{ kernel.Set[float32] }
+
+func (nowhere) Alloc(int) kernel.Buffer[float32]         { return nil }
+func (nowhere) AllocBF16(int) []uint16                   { return nil }
+func (nowhere) Pack(*kernel.Matrix[float32])             {}
+func (nowhere) Upload(kernel.Buffer[float32], []float32) {}
+func (nowhere) Host(kernel.Buffer[float32]) []float32    { return nil }
+
+// blank leaves all weights out.
+type blank struct{}
+
+func (blank) vector(wanted) ([]float32, error) { return nil, nil }
+
+func (blank) matrix(w wanted) (kernel.Matrix[float32], error) {
+	return kernel.Matrix[float32]{Rows: w.rows, Cols: w.cols}, nil
+}
+
+func (b blank) expert(_ *Experts, _ int, _ expertPart, w wanted) (kernel.Matrix[float32], error) {
+	return b.matrix(w)
+}
+
+func (blank) expertBias(*Experts, int, expertPart, wanted) ([]float32, error) { return nil, nil }
+
+func (blank) packed() {}
 
 // splitParam splits a parameter's name into that of its Name and the ending.
 func splitParam(param string) (base, end string) {

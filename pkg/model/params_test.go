@@ -2,6 +2,7 @@ package model_test
 
 import (
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/lamina-mesh/lamina/pkg/kernel"
@@ -50,6 +51,35 @@ func TestSpec_HoldersAreTheStagesThatHaveTheParameter(t *testing.T) {
 			".weight"} {
 			if got := files.Spec.Holders(param, ranges); got != nil {
 				t.Errorf("%s: %q is held by stages %v, want none", name, param, got)
+			}
+		}
+	}
+}
+
+func TestSpec_ParametersAreThoseOfAStage(t *testing.T) {
+	for _, name := range tiny {
+		files := open(t, shared(t, "models/tiny", name))
+		s, err := model.Load(files, model.Range{Hi: len(files.Spec.Layers)}, sets(t)["ref"],
+			model.LoadOptions{Dense: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := files.Spec.Parameters()
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := s.Params().Tensors
+		if len(got) != len(want) {
+			t.Fatalf("%s: %d parameters, want %d", name, len(got), len(want))
+		}
+		for i, p := range got {
+			if p.Name != want[i].Name || !slices.Equal(p.Shape, want[i].Shape) || p.TiedTo != want[i].TiedTo ||
+				p.Data != nil {
+				t.Errorf("%s: parameter %d is %+v, want %s %v", name, i, p, want[i].Name, want[i].Shape)
+			}
+			layer := strings.Contains(p.Name, ".layers.") || strings.Contains(p.Name, "h.")
+			if hidden := files.Spec.Hidden(p.Name); hidden != layer {
+				t.Errorf("%s: %s is hidden: %v", name, p.Name, hidden)
 			}
 		}
 	}

@@ -29,8 +29,9 @@ type Stage[F tensor.Float] struct {
 	dense   bool
 	bounded bool // see Spec.Bounded
 	scratch scratch[F]
-	micro   []*Trace[F] // spare traces
-	block   scratch[F]  // scratch of a block in training, with a bfloat16 kernel set
+	micro   []*Trace[F]      // spare traces
+	block   scratch[F]       // scratch of a block in training, with a bfloat16 kernel set
+	unused  kernel.Buffer[F] // gradients of frozen vectors
 }
 
 // scratch is memory that one pass uses.

@@ -1,5 +1,10 @@
-// Package optim has AdamW, the learning rate schedule and gradient clipping. All are pure functions
-// of one shard's parameters, so the same input gives the same bits.
+// Package optim has the optimizers AdamW, Muon and SGD with momentum, learning rate schedules and
+// gradient clipping. All are pure functions of one shard's parameters, so the same input gives the
+// same bits. They use operations of a kernel set only, whose bits do not depend on threads. Muon
+// works on whole matrices. A matrix is never split over stages, so the layout of a run does not
+// matter to it.
+//
+// Config says which optimizer steps which parameter. Rules choose parameters by their names.
 package optim
 
 import (
@@ -29,26 +34,6 @@ func (a AdamW) Step(set kernel.Set[float32], p, m, v, g []float32, scale, lr flo
 		o.Keep = 1 - lr*a.Decay
 	}
 	set.AdamW(p, m, v, g, o)
-}
-
-// Cosine is a learning-rate schedule: linear warm-up from 0 to Max over Warmup
-// steps, then half a cosine down to Min at Total.
-type Cosine struct {
-	Max, Min float64
-	Warmup   int
-	Total    int
-}
-
-// At returns the learning rate of an optimizer step. Steps count from 1.
-func (c Cosine) At(step int) float64 {
-	if step <= c.Warmup {
-		return c.Max * float64(step) / float64(c.Warmup+1)
-	}
-	if step >= c.Total {
-		return c.Min
-	}
-	done := float64(step-c.Warmup) / float64(max(1, c.Total-c.Warmup))
-	return c.Min + (c.Max-c.Min)*(1+math.Cos(math.Pi*done))/2
 }
 
 // SumSquares sums the squares of x in float64, in index order. It is the reference for the

@@ -29,15 +29,3 @@ func TestAdamW_FollowsThePaperInFloat64(t *testing.T) {
 		}
 	}
 }
-
-func TestCosine_WarmsUpAndDecays(t *testing.T) {
-	c := optim.Cosine{Max: 1e-3, Min: 1e-4, Warmup: 100, Total: 2000}
-	for _, at := range []struct {
-		step int
-		want float64
-	}{{1, 1e-3 / 101}, {100, 1e-3 * 100 / 101}, {1050, 5.5e-4}, {2000, 1e-4}, {3000, 1e-4}} {
-		if got := c.At(at.step); math.Abs(got-at.want) > 1e-12 {
-			t.Errorf("rate of step %d is %g, want %g", at.step, got, at.want)
-		}
-	}
-}

@@ -138,8 +138,17 @@ func TestSimulate_BubblesHaveTheKnownClosedForms(t *testing.T) {
 
 func TestSimulate_ZeroBubbleNeverWaitsLongerThan1F1B(t *testing.T) {
 	for range 2000 {
-		costs := schedule.Costs{Forward: 0.1 + rand.Float64(), Input: 0.1 + rand.Float64(), Weight: 0.1 + rand.Float64()}
-		c := schedule.Config{Name: schedule.NameZeroBubble, Stages: 1 + rand.IntN(8), Spans: 1, Micro: 1 + rand.IntN(24)}
+		costs := schedule.Costs{
+			Forward: 0.1 + rand.Float64(),
+			Input:   0.1 + rand.Float64(),
+			Weight:  0.1 + rand.Float64(),
+		}
+		c := schedule.Config{
+			Name:   schedule.NameZeroBubble,
+			Stages: 1 + rand.IntN(8),
+			Spans:  1,
+			Micro:  1 + rand.IntN(24),
+		}
 		zero := simulate(t, c, costs)
 		c.Name = schedule.NameOneFOneB
 		if plain := simulate(t, c, costs); zero.Makespan > plain.Makespan+1e-9 {

@@ -78,8 +78,15 @@ func Simulate(lists [][]Action, costs Costs) (Result, error) {
 		for _, a := range list {
 			if a.Kind < Forward || a.Kind > BackwardWeight || a.Micro < 0 || a.Micro >= MaxMicro || a.Span < 0 ||
 				a.Span >= MaxSpans {
-				return Result{}, fault.New(fault.Invalid, "simulate schedule: stage %d: action %d of micro-batch %d on "+
-					"span %d is out of range", i, a.Kind, a.Micro, a.Span)
+				return Result{}, fault.New(
+					fault.Invalid,
+					"simulate schedule: stage %d: action %d of micro-batch %d on "+
+						"span %d is out of range",
+					i,
+					a.Kind,
+					a.Micro,
+					a.Span,
+				)
 			}
 			s.spans, s.micro = max(s.spans, a.Span+1), max(s.micro, a.Micro+1)
 		}

@@ -103,8 +103,11 @@ func (s *Service) Exchange(stream exchangeServer) error {
 	s.training.mu.Unlock()
 	if open == nil || r == nil || r.prev == nil || (open.GetStage()+1)%r.open.GetStages() != open.GetTo() {
 		return fault.New(
-			fault.FailedPrecondition, "exchange of stage %d with stage %d of chain %x: the stage is not open on this shard",
-			open.GetStage(), open.GetTo(), open.GetChain(),
+			fault.FailedPrecondition,
+			"exchange of stage %d with stage %d of chain %x: the stage is not open on this shard",
+			open.GetStage(),
+			open.GetTo(),
+			open.GetChain(),
 		)
 	}
 	joined := false

@@ -28,7 +28,8 @@ const removeTimeout = 5 * time.Second
 // meetTimeout is how long a stage waits for another replica's gradient.
 const meetTimeout = 5 * time.Minute
 
-// gradient is the gradient of a span: one flat slice in name order, and views of it.
+// gradient is the gradient of a span: one flat slice in name order, and views of it. It leaves out frozen
+// parameters.
 type gradient struct {
 	flat   []float32
 	params *model.Params[float32]
@@ -45,10 +46,17 @@ func (s *trainSpan) takeGradient() *gradient {
 	offsets := map[string]int{}
 	for _, p := range sorted(s.stage.Params().Tensors) {
 		offsets[p.Name] = total
-		total += len(p.Data)
+		if !s.frozen[p.Owner()] {
+			total += len(p.Data)
+		}
 	}
 	g := &gradient{flat: make([]float32, total), params: &model.Params[float32]{}}
 	for _, p := range s.stage.Params().Tensors {
+		if s.frozen[p.Owner()] {
+			p.Data = nil
+			g.params.Tensors = append(g.params.Tensors, p)
+			continue
+		}
 		at := offsets[p.Name]
 		p.Data = g.flat[at : at+len(p.Data) : at+len(p.Data)]
 		g.params.Tensors = append(g.params.Tensors, p)
@@ -204,7 +212,7 @@ func (m *reducer) publish(step uint64, nodes map[schedule.Node]*gradient) error 
 	}
 	lo, hi := schedule.Slots(total, int(m.run.open.GetReplica()), replicas)
 	for _, n := range schedule.Cover(total, lo, hi) {
-		if err := m.send(m.part(), n, nodes[n].flat); err != nil {
+		if err := m.send(m.part(), n, nodes[n].flat); err != nil { // nothing, if all parameters are frozen
 			return err
 		}
 	}
@@ -226,8 +234,10 @@ func (m *reducer) gather(nodes map[schedule.Node]*gradient) (time.Duration, erro
 		lo, hi := schedule.Slots(total, replica, replicas)
 		for _, n := range schedule.Cover(total, lo, hi) {
 			g := m.span.takeGradient()
-			if err := m.await(m.part(), n, g.flat); err != nil {
-				return 0, err
+			if len(g.flat) > 0 {
+				if err := m.await(m.part(), n, g.flat); err != nil {
+					return 0, err
+				}
 			}
 			nodes[n] = g
 		}
@@ -290,7 +300,7 @@ func (m *reducer) foldTied() error {
 func (m *reducer) norms() ([]*shardv1.Norm, error) {
 	var out []*shardv1.Norm
 	for _, p := range m.span.state {
-		if p.Tied() {
+		if p.Tied() || !p.group.Trainable {
 			continue
 		}
 		sum := m.run.service.cfg.Kernels.SumSquares(m.folded.tensor(p.Name))

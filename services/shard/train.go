@@ -61,14 +61,15 @@ type trainRun struct {
 	fail    context.CancelCauseFunc
 
 	spans []*trainSpan
-	adamw optim.AdamW
+	optim optim.Config
 	state []*paramState // of all spans, by name
 	step  uint64
 
 	prev *fromPrev // nil on the first stage, unless the last one is before it
 	next *toNext   // nil on the last, unless the first one is behind it
 
-	loaded map[string]int
+	scratch *optim.Scratch
+	loaded  map[string]int
 }
 
 // trainSpan is one of the stage's ranges of layers.
@@ -76,18 +77,20 @@ type trainSpan struct {
 	run   *trainRun
 	index int // among the stage's spans
 	stage *model.Stage[float32]
-	tied  string // name of the tied parameter, if its two uses are in different spans
+	tied  string // name of the tied parameter, if its two uses are in different spans and it is trained
 	state []*paramState
 
-	grads   []*gradient // a pool
-	reducer *reducer    // sums with the other replicas and the other part of a tied parameter
+	frozen  map[string]bool // names of weights that are not trained
+	grads   []*gradient     // a pool
+	reducer *reducer        // sums with the other replicas and the other part of a tied parameter
 }
 
 // paramState is a parameter with its moments.
 type paramState struct {
 	model.Param[float32]
-	span *trainSpan
-	m, v []float32
+	span  *trainSpan
+	group optim.Group
+	m, v  []float32 // nil if the optimizer does not keep them
 }
 
 // Train implements the training stream.
@@ -118,7 +121,7 @@ func (s *Service) Train(stream trainServer) error {
 	}
 	parameters := 0
 	for _, p := range r.state {
-		if !p.Tied() {
+		if !p.Tied() && p.group.Trainable {
 			parameters += len(p.Data)
 		}
 	}
@@ -165,11 +168,29 @@ func checkTrainOpen(o *shardv1.TrainOpen) error {
 	if err := shape.Check(); err != nil {
 		return fault.Wrap(fault.Invalid, err, "open")
 	}
-	if a := o.GetAdamw(); !(a.GetBeta1() >= 0 && a.GetBeta1() < 1 && a.GetBeta2() >= 0 && a.GetBeta2() < 1 &&
-		a.GetEpsilon() >= 0 && a.GetDecay() >= 0) {
-		return fault.Field("open.adamw", "betas must be within 0..1, epsilon and decay not negative")
+	config := optimizer(o.GetOptimizer())
+	if err := config.Check(); err != nil {
+		return fault.Wrap(fault.Invalid, err, "open.optimizer")
 	}
 	return nil
+}
+
+// optimizer converts the settings of the optimizer.
+func optimizer(o *shardv1.Optimizer) optim.Config {
+	a, m, g := o.GetAdamw(), o.GetMuon(), o.GetSgd()
+	out := optim.Config{
+		Name:  o.GetName(),
+		AdamW: optim.AdamW{Beta1: a.GetBeta1(), Beta2: a.GetBeta2(), Epsilon: a.GetEpsilon()},
+		Muon: optim.Muon{Momentum: m.GetMomentum(), Nesterov: m.GetNesterov(), Iterations: int(m.GetIterations()),
+			MatchAdamW: m.GetMatchAdamw()},
+		SGD:   optim.SGD{Momentum: g.GetMomentum(), Nesterov: g.GetNesterov()},
+		Decay: o.GetDecay(), DecayMatricesOnly: o.GetDecayMatricesOnly(),
+	}
+	for _, r := range o.GetRules() {
+		out.Rules = append(out.Rules, optim.Rule{Match: r.GetMatch(), Optimizer: r.GetOptimizer(), Rate: r.LearningRate,
+			Decay: r.Decay, Trainable: r.Trainable})
+	}
+	return out
 }
 
 // build creates the stage and its optimizer state, and registers it for Exchange.
@@ -184,13 +205,11 @@ func (t *training) build(
 	if o.GetPrecision() == shardv1.Precision_PRECISION_BFLOAT16 {
 		kernels = kernels.BFloat16()
 	}
-	a := o.GetAdamw()
 	r := &trainRun{
 		service: t.service, open: o, stream: stream, ctx: ctx, fail: fail, frames: make(
 			chan *shardv1.TrainRequest, max(frameQueue, int(o.GetStages())),
 		),
-		adamw:  optim.AdamW{Beta1: a.GetBeta1(), Beta2: a.GetBeta2(), Epsilon: a.GetEpsilon(), Decay: a.GetDecay()},
-		loaded: map[string]int{},
+		optim: optimizer(o.GetOptimizer()), scratch: optim.NewScratch(t.service.cfg.Kernels), loaded: map[string]int{},
 	}
 	for i := range o.GetSpans() {
 		if err := r.addSpan(spec, i, kernels); err != nil {
@@ -227,12 +246,22 @@ func (r *trainRun) addSpan(spec model.Spec, i int, kernels kernel.Set[float32]) 
 	if err != nil {
 		return fault.Wrap(fault.Invalid, err, "build layers %v", at)
 	}
-	s := &trainSpan{run: r, index: i, stage: stage}
+	s := &trainSpan{run: r, index: i, stage: stage, frozen: map[string]bool{}}
 	for _, p := range stage.Stepped() {
-		s.state = append(s.state,
-			&paramState{Param: p, span: s, m: make([]float32, len(p.Data)), v: make([]float32, len(p.Data))})
+		state := &paramState{Param: p, span: s, group: r.optim.For(optim.Parameter{
+			Name: p.Owner(), Shape: p.Shape, Hidden: stage.Spec.Hidden(p.Name)})}
+		moments := r.optim.Moments(state.group)
+		if moments > 0 {
+			state.m = make([]float32, len(p.Data))
+		}
+		if moments > 1 {
+			state.v = make([]float32, len(p.Data))
+		}
+		s.state, s.frozen[p.Owner()] = append(s.state, state), !state.group.Trainable
 	}
-	s.tied, _ = stage.TiedEnd()
+	if name, ok := stage.TiedEnd(); ok && !s.frozen[stage.Spec.Embedding.Tokens.Param+".weight"] {
+		s.tied = name
+	}
 	s.reducer = newReducer(s)
 	r.spans, r.state = append(r.spans, s), append(r.state, s.state...)
 	return nil
@@ -359,12 +388,10 @@ func (r *trainRun) apply(a *shardv1.Apply) error {
 		}
 	}
 	for _, p := range r.state {
-		grad := p.span.reducer.folded.tensor(p.Name)
-		matrix := len(p.Shape) > 1
-		r.adamw.Step(
-			r.service.cfg.Kernels, p.Data, p.m, p.v, grad, a.GetGradientScale(), a.GetLearningRate(), int(a.GetStep()),
-			matrix || !r.open.GetAdamw().GetDecayMatricesOnly(),
-		)
+		if p.group.Trainable {
+			r.optim.Step(r.scratch, p.group, p.Data, p.m, p.v, p.span.reducer.folded.tensor(p.Name),
+				a.GetGradientScale(), a.GetLearningRate(), int(a.GetStep()))
+		}
 	}
 	r.step = a.GetStep()
 	for _, s := range r.spans {

@@ -76,7 +76,8 @@ func trainOpening(replica, replicas uint32) *shardv1.TrainOpen {
 		Spans:         []*shardv1.Span{{Hi: 2}},
 		Schedule:      "1f1b",
 		SlotSequences: 1, SequenceLen: slotLength,
-		Adamw: &shardv1.AdamW{Beta1: 0.9, Beta2: 0.95, Epsilon: 1e-8, Decay: 0.1},
+		Optimizer: &shardv1.Optimizer{Name: "adamw", Adamw: &shardv1.AdamW{Beta1: 0.9, Beta2: 0.95, Epsilon: 1e-8},
+			Decay: 0.1},
 		ConfigJson: []byte(
 			`{"model_type":"llama","hidden_size":40,"num_hidden_layers":2,"num_attention_heads":2,"intermediate_size":16,"vocab_size":2048,"max_position_embeddings":8,"tie_word_embeddings":true}`,
 		),

@@ -30,6 +30,14 @@ func (r *trainRun) param(name string) *paramState {
 	return nil
 }
 
+// stateKinds lists what a parameter may have.
+func stateKinds() []shardv1.StateKind {
+	return []shardv1.StateKind{
+		shardv1.StateKind_STATE_KIND_WEIGHT, shardv1.StateKind_STATE_KIND_MOMENT1, shardv1.StateKind_STATE_KIND_MOMENT2,
+	}
+}
+
+// values returns the tensor of a kind, or nil if the parameter has none.
 func (p *paramState) values(kind shardv1.StateKind) []float32 {
 	switch kind {
 	case shardv1.StateKind_STATE_KIND_WEIGHT:
@@ -50,7 +58,7 @@ func (r *trainRun) loadState(s *shardv1.State) error {
 	}
 	dst := p.values(s.GetKind())
 	if dst == nil {
-		return fault.Field("state.kind", "unknown kind %v of %q", s.GetKind(), s.GetName())
+		return fault.Field("state.kind", "%q has no %v", s.GetName(), s.GetKind())
 	}
 	tensors := wire.NewAssembler(4 * len(dst))
 	done, err := tensors.Start(s.GetTensor())
@@ -81,11 +89,11 @@ func (r *trainRun) loadState(s *shardv1.State) error {
 
 // finishLoad checks that the state is complete.
 func (r *trainRun) finishLoad(l *shardv1.Load) error {
-	const whole = 1<<shardv1.StateKind_STATE_KIND_WEIGHT | 1<<shardv1.StateKind_STATE_KIND_MOMENT1 |
-		1<<shardv1.StateKind_STATE_KIND_MOMENT2
 	for _, p := range r.state {
-		if r.loaded[p.Name] != whole {
-			return fault.Field("state", "%q lacks its weight or a moment", p.Name)
+		for _, kind := range stateKinds() {
+			if p.values(kind) != nil && r.loaded[p.Name]&(1<<kind) == 0 {
+				return fault.Field("state", "%q lacks its weight or a moment", p.Name)
+			}
 		}
 	}
 	clear(r.loaded)
@@ -97,9 +105,7 @@ func (r *trainRun) finishLoad(l *shardv1.Load) error {
 
 // fetch sends the stage's own state, tensor by tensor.
 func (r *trainRun) fetch(f *shardv1.Fetch) error {
-	kinds := []shardv1.StateKind{
-		shardv1.StateKind_STATE_KIND_WEIGHT, shardv1.StateKind_STATE_KIND_MOMENT1, shardv1.StateKind_STATE_KIND_MOMENT2,
-	}
+	kinds := stateKinds()
 	if f.GetWeightsOnly() {
 		kinds = kinds[:1]
 	}
@@ -108,6 +114,9 @@ func (r *trainRun) fetch(f *shardv1.Fetch) error {
 			continue
 		}
 		for _, kind := range kinds {
+			if p.values(kind) == nil {
+				continue
+			}
 			head, chunks := wire.Encode(f32, p.Shape, p.values(kind))
 			if err := r.send(
 				&shardv1.TrainResponse{

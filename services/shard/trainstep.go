@@ -31,7 +31,12 @@ func (r *trainRun) runStep(step *shardv1.Step) error {
 		return err
 	}
 	start := time.Now()
-	s := &stepRun{trainRun: r, step: step, scale: 1 / float64(step.GetTargets()), traces: map[pass]*model.Trace[float32]{}}
+	s := &stepRun{
+		trainRun: r,
+		step:     step,
+		scale:    1 / float64(step.GetTargets()),
+		traces:   map[pass]*model.Trace[float32]{},
+	}
 	for range r.spans {
 		s.grads = append(s.grads, map[schedule.Node]*gradient{})
 	}

@@ -91,10 +91,9 @@ func openFleet(ctx context.Context, dialer Dialer, m *Manifest, spec model.Spec,
 				Run: bus, Chain: id, Stage: uint32(i), Stages: uint32(layout.stages), Replica: uint32(r),
 				Replicas:   uint32(layout.replicas),
 				ConfigJson: config, Seed: m.Seed,
-				Slots:    uint32(m.Slots),
-				Schedule: m.Schedule,
-				Adamw: &shardv1.AdamW{Beta1: m.Betas[0], Beta2: m.Betas[1], Epsilon: m.Epsilon, Decay: m.Decay,
-					DecayMatricesOnly: m.DecayMatricesOnly},
+				Slots:         uint32(m.Slots),
+				Schedule:      m.Schedule,
+				Optimizer:     optimizer(m),
 				SlotSequences: uint32(m.SlotSequences), SequenceLen: uint32(m.SequenceLen),
 				Precision: shardv1.Precision_PRECISION_FLOAT32,
 			}
@@ -114,6 +113,27 @@ func openFleet(ctx context.Context, dialer Dialer, m *Manifest, spec model.Spec,
 		}
 	}
 	return f, nil
+}
+
+// optimizer returns how the parameters are stepped, as stages are told.
+func optimizer(m *Manifest) *shardv1.Optimizer {
+	c := m.optim()
+	out := &shardv1.Optimizer{
+		Name:  c.Name,
+		Adamw: &shardv1.AdamW{Beta1: c.AdamW.Beta1, Beta2: c.AdamW.Beta2, Epsilon: c.AdamW.Epsilon},
+		Muon: &shardv1.Muon{Momentum: c.Muon.Momentum, Nesterov: c.Muon.Nesterov, Iterations: uint32(c.Muon.Iterations),
+			MatchAdamw: c.Muon.MatchAdamW},
+		Sgd:   &shardv1.SGD{Momentum: c.SGD.Momentum, Nesterov: c.SGD.Nesterov},
+		Decay: c.Decay, DecayMatricesOnly: c.DecayMatricesOnly,
+	}
+	for _, r := range c.Rules {
+		out.Rules = append(
+			out.Rules,
+			&shardv1.ParameterRule{Match: r.Match, Optimizer: r.Optimizer, LearningRate: r.Rate,
+				Decay: r.Decay, Trainable: r.Trainable},
+		)
+	}
+	return out
 }
 
 func randomBytes(n int) []byte {

@@ -2,6 +2,7 @@ package trainer
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -28,12 +29,16 @@ type Manifest struct {
 	SequenceLen   int `json:"sequence_len"`   // tokens in a sequence
 	Steps         int `json:"steps"`          // optimizer steps
 
-	LearningRate      LearningRate `json:"learning_rate"`       // linear warm-up, then half a cosine
+	LearningRate      LearningRate `json:"learning_rate"`       // linear warm-up, then as its type says
+	Optimizer         Optimizer    `json:"optimizer"`           // AdamW when absent
 	Betas             [2]float64   `json:"betas"`               // AdamW; 0.9 and 0.95 when absent
 	Epsilon           float64      `json:"epsilon"`             // AdamW; 1e-8 when absent
-	Decay             float64      `json:"decay"`               // AdamW's decoupled weight decay
+	Decay             float64      `json:"decay"`               // decoupled weight decay of every optimizer
 	DecayMatricesOnly bool         `json:"decay_matrices_only"` // do not decay norms and biases
 	Clip              float64      `json:"clip"`                // largest global gradient norm; 0 for none
+
+	// Parameters are exceptions for some parameters. Of several that set a field, the last one counts.
+	Parameters []ParameterRule `json:"parameters,omitempty"`
 
 	// Precision is "F32" (default) or "BF16". With BF16 the operands of products and the saved
 	// activations are rounded to bfloat16; weights and accumulations stay float32.
@@ -79,9 +84,34 @@ type Model struct {
 
 // LearningRate holds the settings of the learning rate schedule.
 type LearningRate struct {
+	Type   string  `json:"type"` // "cosine" (default), "linear", "constant" or "wsd" (warmup-stable-decay)
 	Max    float64 `json:"max"`
 	Min    float64 `json:"min"`
 	Warmup int     `json:"warmup"` // steps
+	Decay  int     `json:"decay"`  // steps of wsd's decay, at the end; a tenth of all when absent
+}
+
+// Optimizer holds the settings of the optimizer. AdamW's own are fields of the manifest.
+type Optimizer struct {
+	// Type is "adamw" (default), "muon" (for the layers' matrices; AdamW steps the rest) or "sgd".
+	Type     string   `json:"type"`
+	Momentum *float64 `json:"momentum"` // of muon (0.95 when absent) and sgd (0.9)
+	Nesterov *bool    `json:"nesterov"` // of muon (true when absent) and sgd (false)
+	// Iterations is the number of steps of Muon's Newton-Schulz iteration; 5 when absent.
+	Iterations int `json:"iterations"`
+	// Scale is "adamw" (default) or "original". With "adamw" Muon's steps are as large as AdamW's, so that
+	// both take the same learning rate.
+	Scale string `json:"scale"`
+}
+
+// ParameterRule changes how the parameters that a pattern matches are stepped. Absent fields change
+// nothing. A tied head goes by the name of the embedding.
+type ParameterRule struct {
+	Match        string   `json:"match"`                   // * stands for any characters and ? for one
+	Optimizer    string   `json:"optimizer,omitempty"`     // "adamw", "muon" or "sgd"
+	LearningRate *float64 `json:"learning_rate,omitempty"` // multiplies the learning rate
+	Decay        *float64 `json:"decay,omitempty"`         // replaces the weight decay
+	Trainable    *bool    `json:"trainable,omitempty"`     // false freezes the parameters
 }
 
 // maxSlotTokens bounds a slot so that its ids and targets fit into a message of 4 MiB.
@@ -110,6 +140,7 @@ func ParseManifest(text []byte) (*Manifest, error) {
 	if m.Model.FF == 0 {
 		m.Model.FF = 4 * m.Model.Width
 	}
+	m.setDefaults()
 	if m.Spans == 0 {
 		m.Spans = schedule.DefaultSpans(m.Schedule)
 	}
@@ -117,6 +148,78 @@ func ParseManifest(text []byte) (*Manifest, error) {
 		m.CheckpointEvery = 500
 	}
 	return m, m.check()
+}
+
+// setDefaults sets the defaults that depend on other fields.
+func (m *Manifest) setDefaults() {
+	r, o := &m.LearningRate, &m.Optimizer
+	r.Type, o.Type = cmp.Or(r.Type, optim.RateCosine), cmp.Or(o.Type, optim.NameAdamW)
+	if r.Type == optim.RateWSD && r.Decay == 0 {
+		r.Decay = (m.Steps + 9) / 10
+	}
+	defaults := optim.DefaultMuon()
+	momentum, nesterov := defaults.Momentum, defaults.Nesterov
+	if o.Type == optim.NameSGD {
+		momentum, nesterov = 0.9, false
+	}
+	if o.Momentum == nil {
+		o.Momentum = &momentum
+	}
+	if o.Nesterov == nil {
+		o.Nesterov = &nesterov
+	}
+	o.Iterations, o.Scale = cmp.Or(o.Iterations, defaults.Iterations), cmp.Or(o.Scale, scaleAdamW)
+}
+
+// The names of the sizes of Muon's steps.
+const (
+	scaleAdamW    = "adamw"
+	scaleOriginal = "original"
+)
+
+// optim returns how the parameters are stepped.
+func (m *Manifest) optim() optim.Config {
+	o := &m.Optimizer
+	out := optim.Config{
+		Name:  o.Type,
+		AdamW: optim.AdamW{Beta1: m.Betas[0], Beta2: m.Betas[1], Epsilon: m.Epsilon},
+		Muon: optim.Muon{Momentum: *o.Momentum, Nesterov: *o.Nesterov, Iterations: o.Iterations,
+			MatchAdamW: o.Scale == scaleAdamW},
+		SGD:   optim.SGD{Momentum: *o.Momentum, Nesterov: *o.Nesterov},
+		Decay: m.Decay, DecayMatricesOnly: m.DecayMatricesOnly,
+	}
+	for _, r := range m.Parameters {
+		out.Rules = append(out.Rules, optim.Rule{Match: r.Match, Optimizer: r.Optimizer, Rate: r.LearningRate,
+			Decay: r.Decay, Trainable: r.Trainable})
+	}
+	return out
+}
+
+// checkOptimizer checks the optimizer, the learning rate and the rules for parameters.
+func (m *Manifest) checkOptimizer() error {
+	if err := m.rate().Check(); err != nil {
+		return fault.Wrap(fault.Invalid, err, "learning_rate")
+	}
+	if s := m.Optimizer.Scale; s != scaleAdamW && s != scaleOriginal {
+		return fault.Field("optimizer.scale", "%q is neither %s nor %s", s, scaleAdamW, scaleOriginal)
+	}
+	config := m.optim()
+	if err := config.Check(); err != nil {
+		return err
+	}
+	spec, err := m.spec(257) // of any vocabulary
+	if err != nil {
+		return err
+	}
+	params, err := spec.Parameters()
+	if err != nil {
+		return fault.Wrap(fault.Invalid, err, "model")
+	}
+	var all []optim.Parameter
+	for _, p := range params {
+		all = append(all, optim.Parameter{Name: p.Owner(), Shape: p.Shape, Hidden: spec.Hidden(p.Name)})
+	}
+	return config.CheckNames(all)
 }
 
 func (m *Manifest) check() error {
@@ -146,8 +249,6 @@ func (m *Manifest) check() error {
 	}{
 		{"learning_rate.max", m.LearningRate.Max, 0, 10},
 		{"learning_rate.min", m.LearningRate.Min, 0, m.LearningRate.Max},
-		{"betas[0]", m.Betas[0], 0, 0.9999999}, {"betas[1]", m.Betas[1], 0, 0.9999999}, {"epsilon", m.Epsilon, 0, 1},
-		{"decay", m.Decay, 0, 100},
 		{"clip", m.Clip, 0, 1e9}, {"data.validation_fraction", m.Data.ValidationFraction, 0, 0.9},
 	} {
 		if !(f.v >= f.min && f.v <= f.max) {
@@ -182,8 +283,7 @@ func (m *Manifest) check() error {
 	if m.Data.Text == "" {
 		return fault.Field("data.text", "want the name of a text file")
 	}
-	_, err := m.spec(257)
-	return err
+	return m.checkOptimizer()
 }
 
 // spec describes the model for a vocabulary of the given size.
@@ -220,8 +320,9 @@ func (m *Manifest) spans(stages int) int {
 }
 
 // rate returns the learning-rate schedule.
-func (m *Manifest) rate() optim.Cosine {
-	return optim.Cosine{Max: m.LearningRate.Max, Min: m.LearningRate.Min, Warmup: m.LearningRate.Warmup, Total: m.Steps}
+func (m *Manifest) rate() optim.Rate {
+	r := &m.LearningRate
+	return optim.Rate{Name: r.Type, Max: r.Max, Min: r.Min, Warmup: r.Warmup, Decay: r.Decay, Total: m.Steps}
 }
 
 // String names the run for logs.

@@ -79,7 +79,8 @@ func seeds(digest string) map[string][]proto.Message {
 		"/lamina.shard.v1.ShardService/Train": {
 			&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Open{Open: &shardv1.TrainOpen{
 				Run: "r", Chain: id, Stages: 1, Replicas: 1, Spans: []*shardv1.Span{{Hi: 1}}, Slots: 2, Schedule: "1f1b", SlotSequences: 1,
-				SequenceLen: 4, Adamw: &shardv1.AdamW{Beta1: 0.9, Beta2: 0.9, Epsilon: 1e-8},
+				SequenceLen: 4, Optimizer: &shardv1.Optimizer{Name: "adamw",
+					Adamw: &shardv1.AdamW{Beta1: 0.9, Beta2: 0.9, Epsilon: 1e-8}},
 				ConfigJson: []byte(
 					`{"model_type":"llama","hidden_size":8,"num_hidden_layers":1,"num_attention_heads":2,"intermediate_size":8,"vocab_size":16,"max_position_embeddings":8}`,
 				),

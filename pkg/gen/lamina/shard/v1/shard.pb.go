@@ -86,7 +86,7 @@ const (
 	StateKind_STATE_KIND_UNSPECIFIED StateKind = 0
 	// The weights.
 	StateKind_STATE_KIND_WEIGHT StateKind = 1
-	// AdamW's first moment.
+	// AdamW's first moment, or the momentum of Muon and SGD.
 	StateKind_STATE_KIND_MOMENT1 StateKind = 2
 	// AdamW's second moment.
 	StateKind_STATE_KIND_MOMENT2 StateKind = 3
@@ -1684,8 +1684,8 @@ type TrainOpen struct {
 	// Where the next stage listens. For the last stage it is empty, or the first stage if the
 	// stages have several spans.
 	Next string `protobuf:"bytes,13,opt,name=next,proto3" json:"next,omitempty"`
-	// The optimizer's constants.
-	Adamw *AdamW `protobuf:"bytes,14,opt,name=adamw,proto3" json:"adamw,omitempty"`
+	// How parameters are stepped.
+	Optimizer *Optimizer `protobuf:"bytes,14,opt,name=optimizer,proto3" json:"optimizer,omitempty"`
 	// Sequences in a slot.
 	SlotSequences uint32 `protobuf:"varint,15,opt,name=slot_sequences,json=slotSequences,proto3" json:"slot_sequences,omitempty"`
 	// Tokens in a sequence.
@@ -1811,9 +1811,9 @@ func (x *TrainOpen) GetNext() string {
 	return ""
 }
 
-func (x *TrainOpen) GetAdamw() *AdamW {
+func (x *TrainOpen) GetOptimizer() *Optimizer {
 	if x != nil {
-		return x.Adamw
+		return x.Optimizer
 	}
 	return nil
 }
@@ -1894,7 +1894,108 @@ func (x *Span) GetHi() uint32 {
 	return 0
 }
 
-// AdamW holds the optimizer's constants.
+// Optimizer says how parameters are stepped.
+type Optimizer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "adamw", "muon" or "sgd": the optimizer of parameters to which no rule gives another one.
+	// Muon steps the matrices of layers only and leaves the rest to AdamW.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// AdamW's constants.
+	Adamw *AdamW `protobuf:"bytes,2,opt,name=adamw,proto3" json:"adamw,omitempty"`
+	// Muon's constants.
+	Muon *Muon `protobuf:"bytes,3,opt,name=muon,proto3" json:"muon,omitempty"`
+	// The constants of SGD.
+	Sgd *SGD `protobuf:"bytes,4,opt,name=sgd,proto3" json:"sgd,omitempty"`
+	// Decoupled weight decay.
+	Decay float64 `protobuf:"fixed64,5,opt,name=decay,proto3" json:"decay,omitempty"`
+	// Decay matrices only; norms and biases keep their size.
+	DecayMatricesOnly bool `protobuf:"varint,6,opt,name=decay_matrices_only,json=decayMatricesOnly,proto3" json:"decay_matrices_only,omitempty"`
+	// Exceptions for some parameters. Of several rules that set a field, the last one counts.
+	Rules         []*ParameterRule `protobuf:"bytes,7,rep,name=rules,proto3" json:"rules,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Optimizer) Reset() {
+	*x = Optimizer{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Optimizer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Optimizer) ProtoMessage() {}
+
+func (x *Optimizer) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Optimizer.ProtoReflect.Descriptor instead.
+func (*Optimizer) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Optimizer) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Optimizer) GetAdamw() *AdamW {
+	if x != nil {
+		return x.Adamw
+	}
+	return nil
+}
+
+func (x *Optimizer) GetMuon() *Muon {
+	if x != nil {
+		return x.Muon
+	}
+	return nil
+}
+
+func (x *Optimizer) GetSgd() *SGD {
+	if x != nil {
+		return x.Sgd
+	}
+	return nil
+}
+
+func (x *Optimizer) GetDecay() float64 {
+	if x != nil {
+		return x.Decay
+	}
+	return 0
+}
+
+func (x *Optimizer) GetDecayMatricesOnly() bool {
+	if x != nil {
+		return x.DecayMatricesOnly
+	}
+	return false
+}
+
+func (x *Optimizer) GetRules() []*ParameterRule {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+// AdamW holds AdamW's constants.
 type AdamW struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Decay of the first moment.
@@ -1902,18 +2003,14 @@ type AdamW struct {
 	// Decay of the second moment.
 	Beta2 float64 `protobuf:"fixed64,2,opt,name=beta2,proto3" json:"beta2,omitempty"`
 	// Added to the root of the second moment.
-	Epsilon float64 `protobuf:"fixed64,3,opt,name=epsilon,proto3" json:"epsilon,omitempty"`
-	// Decoupled weight decay.
-	Decay float64 `protobuf:"fixed64,4,opt,name=decay,proto3" json:"decay,omitempty"`
-	// Decay matrices only; norms and biases keep their size.
-	DecayMatricesOnly bool `protobuf:"varint,5,opt,name=decay_matrices_only,json=decayMatricesOnly,proto3" json:"decay_matrices_only,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	Epsilon       float64 `protobuf:"fixed64,3,opt,name=epsilon,proto3" json:"epsilon,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AdamW) Reset() {
 	*x = AdamW{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[18]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1925,7 +2022,7 @@ func (x *AdamW) String() string {
 func (*AdamW) ProtoMessage() {}
 
 func (x *AdamW) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[18]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1938,7 +2035,7 @@ func (x *AdamW) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdamW.ProtoReflect.Descriptor instead.
 func (*AdamW) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{18}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *AdamW) GetBeta1() float64 {
@@ -1962,16 +2059,214 @@ func (x *AdamW) GetEpsilon() float64 {
 	return 0
 }
 
-func (x *AdamW) GetDecay() float64 {
+// Muon holds Muon's constants.
+type Muon struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Decay of the momentum.
+	Momentum float64 `protobuf:"fixed64,1,opt,name=momentum,proto3" json:"momentum,omitempty"`
+	// Step by the mean of gradient and momentum.
+	Nesterov bool `protobuf:"varint,2,opt,name=nesterov,proto3" json:"nesterov,omitempty"`
+	// Steps of the Newton-Schulz iteration.
+	Iterations uint32 `protobuf:"varint,3,opt,name=iterations,proto3" json:"iterations,omitempty"`
+	// Scale steps to the size of AdamW's, 0.2 * sqrt(max(rows, columns)), rather than by
+	// sqrt(max(1, rows / columns)).
+	MatchAdamw    bool `protobuf:"varint,4,opt,name=match_adamw,json=matchAdamw,proto3" json:"match_adamw,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Muon) Reset() {
+	*x = Muon{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Muon) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Muon) ProtoMessage() {}
+
+func (x *Muon) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[20]
 	if x != nil {
-		return x.Decay
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Muon.ProtoReflect.Descriptor instead.
+func (*Muon) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *Muon) GetMomentum() float64 {
+	if x != nil {
+		return x.Momentum
 	}
 	return 0
 }
 
-func (x *AdamW) GetDecayMatricesOnly() bool {
+func (x *Muon) GetNesterov() bool {
 	if x != nil {
-		return x.DecayMatricesOnly
+		return x.Nesterov
+	}
+	return false
+}
+
+func (x *Muon) GetIterations() uint32 {
+	if x != nil {
+		return x.Iterations
+	}
+	return 0
+}
+
+func (x *Muon) GetMatchAdamw() bool {
+	if x != nil {
+		return x.MatchAdamw
+	}
+	return false
+}
+
+// SGD holds the constants of stochastic gradient descent.
+type SGD struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Decay of the momentum; 0 for none.
+	Momentum float64 `protobuf:"fixed64,1,opt,name=momentum,proto3" json:"momentum,omitempty"`
+	// Look ahead by one step of the momentum.
+	Nesterov      bool `protobuf:"varint,2,opt,name=nesterov,proto3" json:"nesterov,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SGD) Reset() {
+	*x = SGD{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SGD) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SGD) ProtoMessage() {}
+
+func (x *SGD) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SGD.ProtoReflect.Descriptor instead.
+func (*SGD) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *SGD) GetMomentum() float64 {
+	if x != nil {
+		return x.Momentum
+	}
+	return 0
+}
+
+func (x *SGD) GetNesterov() bool {
+	if x != nil {
+		return x.Nesterov
+	}
+	return false
+}
+
+// ParameterRule changes how the parameters that match a pattern are stepped. A tied head
+// goes by the name of the embedding.
+type ParameterRule struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In the pattern * stands for any characters and ? for one.
+	Match string `protobuf:"bytes,1,opt,name=match,proto3" json:"match,omitempty"`
+	// The optimizer's name; empty to leave it.
+	Optimizer string `protobuf:"bytes,2,opt,name=optimizer,proto3" json:"optimizer,omitempty"`
+	// Multiplies the learning rate.
+	LearningRate *float64 `protobuf:"fixed64,3,opt,name=learning_rate,json=learningRate,proto3,oneof" json:"learning_rate,omitempty"`
+	// Replaces the weight decay.
+	Decay *float64 `protobuf:"fixed64,4,opt,name=decay,proto3,oneof" json:"decay,omitempty"`
+	// Frozen parameters have no gradients, norms and moments.
+	Trainable     *bool `protobuf:"varint,5,opt,name=trainable,proto3,oneof" json:"trainable,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ParameterRule) Reset() {
+	*x = ParameterRule{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ParameterRule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ParameterRule) ProtoMessage() {}
+
+func (x *ParameterRule) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ParameterRule.ProtoReflect.Descriptor instead.
+func (*ParameterRule) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ParameterRule) GetMatch() string {
+	if x != nil {
+		return x.Match
+	}
+	return ""
+}
+
+func (x *ParameterRule) GetOptimizer() string {
+	if x != nil {
+		return x.Optimizer
+	}
+	return ""
+}
+
+func (x *ParameterRule) GetLearningRate() float64 {
+	if x != nil && x.LearningRate != nil {
+		return *x.LearningRate
+	}
+	return 0
+}
+
+func (x *ParameterRule) GetDecay() float64 {
+	if x != nil && x.Decay != nil {
+		return *x.Decay
+	}
+	return 0
+}
+
+func (x *ParameterRule) GetTrainable() bool {
+	if x != nil && x.Trainable != nil {
+		return *x.Trainable
 	}
 	return false
 }
@@ -1991,7 +2286,7 @@ type State struct {
 
 func (x *State) Reset() {
 	*x = State{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[19]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2003,7 +2298,7 @@ func (x *State) String() string {
 func (*State) ProtoMessage() {}
 
 func (x *State) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[19]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2016,7 +2311,7 @@ func (x *State) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use State.ProtoReflect.Descriptor instead.
 func (*State) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{19}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *State) GetName() string {
@@ -2051,7 +2346,7 @@ type Load struct {
 
 func (x *Load) Reset() {
 	*x = Load{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[20]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2063,7 +2358,7 @@ func (x *Load) String() string {
 func (*Load) ProtoMessage() {}
 
 func (x *Load) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[20]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2076,7 +2371,7 @@ func (x *Load) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Load.ProtoReflect.Descriptor instead.
 func (*Load) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{20}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Load) GetStep() uint64 {
@@ -2103,7 +2398,7 @@ type Step struct {
 
 func (x *Step) Reset() {
 	*x = Step{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[21]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2115,7 +2410,7 @@ func (x *Step) String() string {
 func (*Step) ProtoMessage() {}
 
 func (x *Step) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[21]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2128,7 +2423,7 @@ func (x *Step) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Step.ProtoReflect.Descriptor instead.
 func (*Step) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{21}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Step) GetStep() uint64 {
@@ -2180,7 +2475,7 @@ type Microbatch struct {
 
 func (x *Microbatch) Reset() {
 	*x = Microbatch{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[22]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2192,7 +2487,7 @@ func (x *Microbatch) String() string {
 func (*Microbatch) ProtoMessage() {}
 
 func (x *Microbatch) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[22]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2205,7 +2500,7 @@ func (x *Microbatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Microbatch.ProtoReflect.Descriptor instead.
 func (*Microbatch) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{22}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Microbatch) GetStep() uint64 {
@@ -2265,7 +2560,7 @@ type Apply struct {
 
 func (x *Apply) Reset() {
 	*x = Apply{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[23]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2277,7 +2572,7 @@ func (x *Apply) String() string {
 func (*Apply) ProtoMessage() {}
 
 func (x *Apply) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[23]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2290,7 +2585,7 @@ func (x *Apply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Apply.ProtoReflect.Descriptor instead.
 func (*Apply) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{23}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Apply) GetStep() uint64 {
@@ -2325,7 +2620,7 @@ type Fetch struct {
 
 func (x *Fetch) Reset() {
 	*x = Fetch{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[24]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2337,7 +2632,7 @@ func (x *Fetch) String() string {
 func (*Fetch) ProtoMessage() {}
 
 func (x *Fetch) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[24]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2350,7 +2645,7 @@ func (x *Fetch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fetch.ProtoReflect.Descriptor instead.
 func (*Fetch) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{24}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Fetch) GetWeightsOnly() bool {
@@ -2382,7 +2677,7 @@ type TrainResponse struct {
 
 func (x *TrainResponse) Reset() {
 	*x = TrainResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[25]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2394,7 +2689,7 @@ func (x *TrainResponse) String() string {
 func (*TrainResponse) ProtoMessage() {}
 
 func (x *TrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[25]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2407,7 +2702,7 @@ func (x *TrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainResponse.ProtoReflect.Descriptor instead.
 func (*TrainResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{25}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *TrainResponse) GetFrame() isTrainResponse_Frame {
@@ -2562,7 +2857,7 @@ type TrainOpened struct {
 
 func (x *TrainOpened) Reset() {
 	*x = TrainOpened{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[26]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2574,7 +2869,7 @@ func (x *TrainOpened) String() string {
 func (*TrainOpened) ProtoMessage() {}
 
 func (x *TrainOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[26]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2587,7 +2882,7 @@ func (x *TrainOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainOpened.ProtoReflect.Descriptor instead.
 func (*TrainOpened) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{26}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *TrainOpened) GetParameters() uint64 {
@@ -2615,7 +2910,7 @@ type Loaded struct {
 
 func (x *Loaded) Reset() {
 	*x = Loaded{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2627,7 +2922,7 @@ func (x *Loaded) String() string {
 func (*Loaded) ProtoMessage() {}
 
 func (x *Loaded) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2640,7 +2935,7 @@ func (x *Loaded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Loaded.ProtoReflect.Descriptor instead.
 func (*Loaded) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{27}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Loaded) GetDigest() uint64 {
@@ -2667,7 +2962,7 @@ type Loss struct {
 
 func (x *Loss) Reset() {
 	*x = Loss{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2679,7 +2974,7 @@ func (x *Loss) String() string {
 func (*Loss) ProtoMessage() {}
 
 func (x *Loss) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2692,7 +2987,7 @@ func (x *Loss) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Loss.ProtoReflect.Descriptor instead.
 func (*Loss) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{28}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Loss) GetStep() uint64 {
@@ -2728,7 +3023,7 @@ type Folded struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The step.
 	Step uint64 `protobuf:"varint,1,opt,name=step,proto3" json:"step,omitempty"`
-	// One entry a tensor, in name order; a tied tensor is reported by its owner alone.
+	// One entry a trainable tensor, in name order; a tied tensor is reported by its owner alone.
 	Norms []*Norm `protobuf:"bytes,2,rep,name=norms,proto3" json:"norms,omitempty"`
 	// Microseconds spent computing.
 	ComputeUs uint64 `protobuf:"varint,3,opt,name=compute_us,json=computeUs,proto3" json:"compute_us,omitempty"`
@@ -2740,7 +3035,7 @@ type Folded struct {
 
 func (x *Folded) Reset() {
 	*x = Folded{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2752,7 +3047,7 @@ func (x *Folded) String() string {
 func (*Folded) ProtoMessage() {}
 
 func (x *Folded) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2765,7 +3060,7 @@ func (x *Folded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Folded.ProtoReflect.Descriptor instead.
 func (*Folded) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{29}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Folded) GetStep() uint64 {
@@ -2809,7 +3104,7 @@ type Norm struct {
 
 func (x *Norm) Reset() {
 	*x = Norm{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2821,7 +3116,7 @@ func (x *Norm) String() string {
 func (*Norm) ProtoMessage() {}
 
 func (x *Norm) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2834,7 +3129,7 @@ func (x *Norm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Norm.ProtoReflect.Descriptor instead.
 func (*Norm) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{30}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Norm) GetName() string {
@@ -2864,7 +3159,7 @@ type Applied struct {
 
 func (x *Applied) Reset() {
 	*x = Applied{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2876,7 +3171,7 @@ func (x *Applied) String() string {
 func (*Applied) ProtoMessage() {}
 
 func (x *Applied) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2889,7 +3184,7 @@ func (x *Applied) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Applied.ProtoReflect.Descriptor instead.
 func (*Applied) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{31}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Applied) GetStep() uint64 {
@@ -2919,7 +3214,7 @@ type Fetched struct {
 
 func (x *Fetched) Reset() {
 	*x = Fetched{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2931,7 +3226,7 @@ func (x *Fetched) String() string {
 func (*Fetched) ProtoMessage() {}
 
 func (x *Fetched) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2944,7 +3239,7 @@ func (x *Fetched) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fetched.ProtoReflect.Descriptor instead.
 func (*Fetched) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{32}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Fetched) GetStep() uint64 {
@@ -2978,7 +3273,7 @@ type ExchangeRequest struct {
 
 func (x *ExchangeRequest) Reset() {
 	*x = ExchangeRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2990,7 +3285,7 @@ func (x *ExchangeRequest) String() string {
 func (*ExchangeRequest) ProtoMessage() {}
 
 func (x *ExchangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3003,7 +3298,7 @@ func (x *ExchangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeRequest.ProtoReflect.Descriptor instead.
 func (*ExchangeRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{33}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ExchangeRequest) GetFrame() isExchangeRequest_Frame {
@@ -3080,7 +3375,7 @@ type ExchangeOpen struct {
 
 func (x *ExchangeOpen) Reset() {
 	*x = ExchangeOpen{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3092,7 +3387,7 @@ func (x *ExchangeOpen) String() string {
 func (*ExchangeOpen) ProtoMessage() {}
 
 func (x *ExchangeOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3105,7 +3400,7 @@ func (x *ExchangeOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeOpen.ProtoReflect.Descriptor instead.
 func (*ExchangeOpen) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{34}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ExchangeOpen) GetChain() []byte {
@@ -3146,7 +3441,7 @@ type Activation struct {
 
 func (x *Activation) Reset() {
 	*x = Activation{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3158,7 +3453,7 @@ func (x *Activation) String() string {
 func (*Activation) ProtoMessage() {}
 
 func (x *Activation) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3171,7 +3466,7 @@ func (x *Activation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Activation.ProtoReflect.Descriptor instead.
 func (*Activation) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{35}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Activation) GetStep() uint64 {
@@ -3219,7 +3514,7 @@ type ExchangeResponse struct {
 
 func (x *ExchangeResponse) Reset() {
 	*x = ExchangeResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3231,7 +3526,7 @@ func (x *ExchangeResponse) String() string {
 func (*ExchangeResponse) ProtoMessage() {}
 
 func (x *ExchangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3244,7 +3539,7 @@ func (x *ExchangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeResponse.ProtoReflect.Descriptor instead.
 func (*ExchangeResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{36}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ExchangeResponse) GetFrame() isExchangeResponse_Frame {
@@ -3315,7 +3610,7 @@ type ExchangeOpened struct {
 
 func (x *ExchangeOpened) Reset() {
 	*x = ExchangeOpened{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3327,7 +3622,7 @@ func (x *ExchangeOpened) String() string {
 func (*ExchangeOpened) ProtoMessage() {}
 
 func (x *ExchangeOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3340,7 +3635,7 @@ func (x *ExchangeOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeOpened.ProtoReflect.Descriptor instead.
 func (*ExchangeOpened) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{37}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{41}
 }
 
 // ActivationGradient is the gradient of the loss with respect to one slot's activation.
@@ -3360,7 +3655,7 @@ type ActivationGradient struct {
 
 func (x *ActivationGradient) Reset() {
 	*x = ActivationGradient{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[38]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3372,7 +3667,7 @@ func (x *ActivationGradient) String() string {
 func (*ActivationGradient) ProtoMessage() {}
 
 func (x *ActivationGradient) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[38]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3385,7 +3680,7 @@ func (x *ActivationGradient) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivationGradient.ProtoReflect.Descriptor instead.
 func (*ActivationGradient) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{38}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ActivationGradient) GetStep() uint64 {
@@ -3530,7 +3825,7 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"microbatch\x12.\n" +
 	"\x05apply\x18\a \x01(\v2\x16.lamina.shard.v1.ApplyH\x00R\x05apply\x12.\n" +
 	"\x05fetch\x18\t \x01(\v2\x16.lamina.shard.v1.FetchH\x00R\x05fetchB\a\n" +
-	"\x05frameJ\x04\b\b\x10\t\"\xf7\x03\n" +
+	"\x05frameJ\x04\b\b\x10\t\"\x83\x04\n" +
 	"\tTrainOpen\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\tR\x03run\x12\x14\n" +
 	"\x05chain\x18\x02 \x01(\fR\x05chain\x12\x14\n" +
@@ -3545,20 +3840,47 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	" \x01(\x04R\x04seed\x12\x14\n" +
 	"\x05slots\x18\v \x01(\rR\x05slots\x12\x1a\n" +
 	"\bschedule\x18\f \x01(\tR\bschedule\x12\x12\n" +
-	"\x04next\x18\r \x01(\tR\x04next\x12,\n" +
-	"\x05adamw\x18\x0e \x01(\v2\x16.lamina.shard.v1.AdamWR\x05adamw\x12%\n" +
+	"\x04next\x18\r \x01(\tR\x04next\x128\n" +
+	"\toptimizer\x18\x0e \x01(\v2\x1a.lamina.shard.v1.OptimizerR\toptimizer\x12%\n" +
 	"\x0eslot_sequences\x18\x0f \x01(\rR\rslotSequences\x12!\n" +
 	"\fsequence_len\x18\x10 \x01(\rR\vsequenceLen\x128\n" +
 	"\tprecision\x18\x11 \x01(\x0e2\x1a.lamina.shard.v1.PrecisionR\tprecisionJ\x04\b\b\x10\t\"&\n" +
 	"\x04Span\x12\x0e\n" +
 	"\x02lo\x18\x01 \x01(\rR\x02lo\x12\x0e\n" +
-	"\x02hi\x18\x02 \x01(\rR\x02hi\"\x93\x01\n" +
+	"\x02hi\x18\x02 \x01(\rR\x02hi\"\x9c\x02\n" +
+	"\tOptimizer\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12,\n" +
+	"\x05adamw\x18\x02 \x01(\v2\x16.lamina.shard.v1.AdamWR\x05adamw\x12)\n" +
+	"\x04muon\x18\x03 \x01(\v2\x15.lamina.shard.v1.MuonR\x04muon\x12&\n" +
+	"\x03sgd\x18\x04 \x01(\v2\x14.lamina.shard.v1.SGDR\x03sgd\x12\x14\n" +
+	"\x05decay\x18\x05 \x01(\x01R\x05decay\x12.\n" +
+	"\x13decay_matrices_only\x18\x06 \x01(\bR\x11decayMatricesOnly\x124\n" +
+	"\x05rules\x18\a \x03(\v2\x1e.lamina.shard.v1.ParameterRuleR\x05rules\"M\n" +
 	"\x05AdamW\x12\x14\n" +
 	"\x05beta1\x18\x01 \x01(\x01R\x05beta1\x12\x14\n" +
 	"\x05beta2\x18\x02 \x01(\x01R\x05beta2\x12\x18\n" +
-	"\aepsilon\x18\x03 \x01(\x01R\aepsilon\x12\x14\n" +
-	"\x05decay\x18\x04 \x01(\x01R\x05decay\x12.\n" +
-	"\x13decay_matrices_only\x18\x05 \x01(\bR\x11decayMatricesOnly\"}\n" +
+	"\aepsilon\x18\x03 \x01(\x01R\aepsilon\"\x7f\n" +
+	"\x04Muon\x12\x1a\n" +
+	"\bmomentum\x18\x01 \x01(\x01R\bmomentum\x12\x1a\n" +
+	"\bnesterov\x18\x02 \x01(\bR\bnesterov\x12\x1e\n" +
+	"\n" +
+	"iterations\x18\x03 \x01(\rR\n" +
+	"iterations\x12\x1f\n" +
+	"\vmatch_adamw\x18\x04 \x01(\bR\n" +
+	"matchAdamw\"=\n" +
+	"\x03SGD\x12\x1a\n" +
+	"\bmomentum\x18\x01 \x01(\x01R\bmomentum\x12\x1a\n" +
+	"\bnesterov\x18\x02 \x01(\bR\bnesterov\"\xd5\x01\n" +
+	"\rParameterRule\x12\x14\n" +
+	"\x05match\x18\x01 \x01(\tR\x05match\x12\x1c\n" +
+	"\toptimizer\x18\x02 \x01(\tR\toptimizer\x12(\n" +
+	"\rlearning_rate\x18\x03 \x01(\x01H\x00R\flearningRate\x88\x01\x01\x12\x19\n" +
+	"\x05decay\x18\x04 \x01(\x01H\x01R\x05decay\x88\x01\x01\x12!\n" +
+	"\ttrainable\x18\x05 \x01(\bH\x02R\ttrainable\x88\x01\x01B\x10\n" +
+	"\x0e_learning_rateB\b\n" +
+	"\x06_decayB\f\n" +
+	"\n" +
+	"_trainable\"}\n" +
 	"\x05State\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12.\n" +
 	"\x04kind\x18\x02 \x01(\x0e2\x1a.lamina.shard.v1.StateKindR\x04kind\x120\n" +
@@ -3678,7 +4000,7 @@ func file_lamina_shard_v1_shard_proto_rawDescGZIP() []byte {
 }
 
 var file_lamina_shard_v1_shard_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_lamina_shard_v1_shard_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
+var file_lamina_shard_v1_shard_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
 var file_lamina_shard_v1_shard_proto_goTypes = []any{
 	(Precision)(0),             // 0: lamina.shard.v1.Precision
 	(StateKind)(0),             // 1: lamina.shard.v1.StateKind
@@ -3700,42 +4022,46 @@ var file_lamina_shard_v1_shard_proto_goTypes = []any{
 	(*TrainRequest)(nil),       // 17: lamina.shard.v1.TrainRequest
 	(*TrainOpen)(nil),          // 18: lamina.shard.v1.TrainOpen
 	(*Span)(nil),               // 19: lamina.shard.v1.Span
-	(*AdamW)(nil),              // 20: lamina.shard.v1.AdamW
-	(*State)(nil),              // 21: lamina.shard.v1.State
-	(*Load)(nil),               // 22: lamina.shard.v1.Load
-	(*Step)(nil),               // 23: lamina.shard.v1.Step
-	(*Microbatch)(nil),         // 24: lamina.shard.v1.Microbatch
-	(*Apply)(nil),              // 25: lamina.shard.v1.Apply
-	(*Fetch)(nil),              // 26: lamina.shard.v1.Fetch
-	(*TrainResponse)(nil),      // 27: lamina.shard.v1.TrainResponse
-	(*TrainOpened)(nil),        // 28: lamina.shard.v1.TrainOpened
-	(*Loaded)(nil),             // 29: lamina.shard.v1.Loaded
-	(*Loss)(nil),               // 30: lamina.shard.v1.Loss
-	(*Folded)(nil),             // 31: lamina.shard.v1.Folded
-	(*Norm)(nil),               // 32: lamina.shard.v1.Norm
-	(*Applied)(nil),            // 33: lamina.shard.v1.Applied
-	(*Fetched)(nil),            // 34: lamina.shard.v1.Fetched
-	(*ExchangeRequest)(nil),    // 35: lamina.shard.v1.ExchangeRequest
-	(*ExchangeOpen)(nil),       // 36: lamina.shard.v1.ExchangeOpen
-	(*Activation)(nil),         // 37: lamina.shard.v1.Activation
-	(*ExchangeResponse)(nil),   // 38: lamina.shard.v1.ExchangeResponse
-	(*ExchangeOpened)(nil),     // 39: lamina.shard.v1.ExchangeOpened
-	(*ActivationGradient)(nil), // 40: lamina.shard.v1.ActivationGradient
-	(*v1.Chunk)(nil),           // 41: lamina.tensor.v1.Chunk
-	(v1.ElementType)(0),        // 42: lamina.tensor.v1.ElementType
-	(*v1.Tensor)(nil),          // 43: lamina.tensor.v1.Tensor
+	(*Optimizer)(nil),          // 20: lamina.shard.v1.Optimizer
+	(*AdamW)(nil),              // 21: lamina.shard.v1.AdamW
+	(*Muon)(nil),               // 22: lamina.shard.v1.Muon
+	(*SGD)(nil),                // 23: lamina.shard.v1.SGD
+	(*ParameterRule)(nil),      // 24: lamina.shard.v1.ParameterRule
+	(*State)(nil),              // 25: lamina.shard.v1.State
+	(*Load)(nil),               // 26: lamina.shard.v1.Load
+	(*Step)(nil),               // 27: lamina.shard.v1.Step
+	(*Microbatch)(nil),         // 28: lamina.shard.v1.Microbatch
+	(*Apply)(nil),              // 29: lamina.shard.v1.Apply
+	(*Fetch)(nil),              // 30: lamina.shard.v1.Fetch
+	(*TrainResponse)(nil),      // 31: lamina.shard.v1.TrainResponse
+	(*TrainOpened)(nil),        // 32: lamina.shard.v1.TrainOpened
+	(*Loaded)(nil),             // 33: lamina.shard.v1.Loaded
+	(*Loss)(nil),               // 34: lamina.shard.v1.Loss
+	(*Folded)(nil),             // 35: lamina.shard.v1.Folded
+	(*Norm)(nil),               // 36: lamina.shard.v1.Norm
+	(*Applied)(nil),            // 37: lamina.shard.v1.Applied
+	(*Fetched)(nil),            // 38: lamina.shard.v1.Fetched
+	(*ExchangeRequest)(nil),    // 39: lamina.shard.v1.ExchangeRequest
+	(*ExchangeOpen)(nil),       // 40: lamina.shard.v1.ExchangeOpen
+	(*Activation)(nil),         // 41: lamina.shard.v1.Activation
+	(*ExchangeResponse)(nil),   // 42: lamina.shard.v1.ExchangeResponse
+	(*ExchangeOpened)(nil),     // 43: lamina.shard.v1.ExchangeOpened
+	(*ActivationGradient)(nil), // 44: lamina.shard.v1.ActivationGradient
+	(*v1.Chunk)(nil),           // 45: lamina.tensor.v1.Chunk
+	(v1.ElementType)(0),        // 46: lamina.tensor.v1.ElementType
+	(*v1.Tensor)(nil),          // 47: lamina.tensor.v1.Tensor
 }
 var file_lamina_shard_v1_shard_proto_depIdxs = []int32{
 	4,  // 0: lamina.shard.v1.DescribeResponse.held:type_name -> lamina.shard.v1.Held
 	5,  // 1: lamina.shard.v1.Held.leases:type_name -> lamina.shard.v1.LeaseInfo
 	8,  // 2: lamina.shard.v1.InferRequest.open:type_name -> lamina.shard.v1.InferOpen
 	9,  // 3: lamina.shard.v1.InferRequest.batch:type_name -> lamina.shard.v1.Batch
-	41, // 4: lamina.shard.v1.InferRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	45, // 4: lamina.shard.v1.InferRequest.chunk:type_name -> lamina.tensor.v1.Chunk
 	11, // 5: lamina.shard.v1.InferRequest.release:type_name -> lamina.shard.v1.Release
 	6,  // 6: lamina.shard.v1.InferOpen.route:type_name -> lamina.shard.v1.Hop
-	42, // 7: lamina.shard.v1.InferOpen.hidden_type:type_name -> lamina.tensor.v1.ElementType
+	46, // 7: lamina.shard.v1.InferOpen.hidden_type:type_name -> lamina.tensor.v1.ElementType
 	10, // 8: lamina.shard.v1.Batch.entries:type_name -> lamina.shard.v1.Entry
-	43, // 9: lamina.shard.v1.Batch.hidden:type_name -> lamina.tensor.v1.Tensor
+	47, // 9: lamina.shard.v1.Batch.hidden:type_name -> lamina.tensor.v1.Tensor
 	13, // 10: lamina.shard.v1.Release.leases:type_name -> lamina.shard.v1.Lease
 	15, // 11: lamina.shard.v1.InferResponse.opened:type_name -> lamina.shard.v1.InferOpened
 	16, // 12: lamina.shard.v1.InferResponse.refused:type_name -> lamina.shard.v1.Refused
@@ -3743,48 +4069,52 @@ var file_lamina_shard_v1_shard_proto_depIdxs = []int32{
 	13, // 14: lamina.shard.v1.InferResponse.lease:type_name -> lamina.shard.v1.Lease
 	4,  // 15: lamina.shard.v1.InferOpened.stages:type_name -> lamina.shard.v1.Held
 	18, // 16: lamina.shard.v1.TrainRequest.open:type_name -> lamina.shard.v1.TrainOpen
-	21, // 17: lamina.shard.v1.TrainRequest.state:type_name -> lamina.shard.v1.State
-	41, // 18: lamina.shard.v1.TrainRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	22, // 19: lamina.shard.v1.TrainRequest.load:type_name -> lamina.shard.v1.Load
-	23, // 20: lamina.shard.v1.TrainRequest.step:type_name -> lamina.shard.v1.Step
-	24, // 21: lamina.shard.v1.TrainRequest.microbatch:type_name -> lamina.shard.v1.Microbatch
-	25, // 22: lamina.shard.v1.TrainRequest.apply:type_name -> lamina.shard.v1.Apply
-	26, // 23: lamina.shard.v1.TrainRequest.fetch:type_name -> lamina.shard.v1.Fetch
+	25, // 17: lamina.shard.v1.TrainRequest.state:type_name -> lamina.shard.v1.State
+	45, // 18: lamina.shard.v1.TrainRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	26, // 19: lamina.shard.v1.TrainRequest.load:type_name -> lamina.shard.v1.Load
+	27, // 20: lamina.shard.v1.TrainRequest.step:type_name -> lamina.shard.v1.Step
+	28, // 21: lamina.shard.v1.TrainRequest.microbatch:type_name -> lamina.shard.v1.Microbatch
+	29, // 22: lamina.shard.v1.TrainRequest.apply:type_name -> lamina.shard.v1.Apply
+	30, // 23: lamina.shard.v1.TrainRequest.fetch:type_name -> lamina.shard.v1.Fetch
 	19, // 24: lamina.shard.v1.TrainOpen.spans:type_name -> lamina.shard.v1.Span
-	20, // 25: lamina.shard.v1.TrainOpen.adamw:type_name -> lamina.shard.v1.AdamW
+	20, // 25: lamina.shard.v1.TrainOpen.optimizer:type_name -> lamina.shard.v1.Optimizer
 	0,  // 26: lamina.shard.v1.TrainOpen.precision:type_name -> lamina.shard.v1.Precision
-	1,  // 27: lamina.shard.v1.State.kind:type_name -> lamina.shard.v1.StateKind
-	43, // 28: lamina.shard.v1.State.tensor:type_name -> lamina.tensor.v1.Tensor
-	28, // 29: lamina.shard.v1.TrainResponse.opened:type_name -> lamina.shard.v1.TrainOpened
-	29, // 30: lamina.shard.v1.TrainResponse.loaded:type_name -> lamina.shard.v1.Loaded
-	30, // 31: lamina.shard.v1.TrainResponse.loss:type_name -> lamina.shard.v1.Loss
-	31, // 32: lamina.shard.v1.TrainResponse.folded:type_name -> lamina.shard.v1.Folded
-	33, // 33: lamina.shard.v1.TrainResponse.applied:type_name -> lamina.shard.v1.Applied
-	21, // 34: lamina.shard.v1.TrainResponse.state:type_name -> lamina.shard.v1.State
-	41, // 35: lamina.shard.v1.TrainResponse.chunk:type_name -> lamina.tensor.v1.Chunk
-	34, // 36: lamina.shard.v1.TrainResponse.fetched:type_name -> lamina.shard.v1.Fetched
-	32, // 37: lamina.shard.v1.Folded.norms:type_name -> lamina.shard.v1.Norm
-	36, // 38: lamina.shard.v1.ExchangeRequest.open:type_name -> lamina.shard.v1.ExchangeOpen
-	37, // 39: lamina.shard.v1.ExchangeRequest.activation:type_name -> lamina.shard.v1.Activation
-	41, // 40: lamina.shard.v1.ExchangeRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	43, // 41: lamina.shard.v1.Activation.tensor:type_name -> lamina.tensor.v1.Tensor
-	39, // 42: lamina.shard.v1.ExchangeResponse.opened:type_name -> lamina.shard.v1.ExchangeOpened
-	40, // 43: lamina.shard.v1.ExchangeResponse.gradient:type_name -> lamina.shard.v1.ActivationGradient
-	41, // 44: lamina.shard.v1.ExchangeResponse.chunk:type_name -> lamina.tensor.v1.Chunk
-	43, // 45: lamina.shard.v1.ActivationGradient.tensor:type_name -> lamina.tensor.v1.Tensor
-	2,  // 46: lamina.shard.v1.ShardService.Describe:input_type -> lamina.shard.v1.DescribeRequest
-	7,  // 47: lamina.shard.v1.ShardService.Infer:input_type -> lamina.shard.v1.InferRequest
-	17, // 48: lamina.shard.v1.ShardService.Train:input_type -> lamina.shard.v1.TrainRequest
-	35, // 49: lamina.shard.v1.ShardService.Exchange:input_type -> lamina.shard.v1.ExchangeRequest
-	3,  // 50: lamina.shard.v1.ShardService.Describe:output_type -> lamina.shard.v1.DescribeResponse
-	12, // 51: lamina.shard.v1.ShardService.Infer:output_type -> lamina.shard.v1.InferResponse
-	27, // 52: lamina.shard.v1.ShardService.Train:output_type -> lamina.shard.v1.TrainResponse
-	38, // 53: lamina.shard.v1.ShardService.Exchange:output_type -> lamina.shard.v1.ExchangeResponse
-	50, // [50:54] is the sub-list for method output_type
-	46, // [46:50] is the sub-list for method input_type
-	46, // [46:46] is the sub-list for extension type_name
-	46, // [46:46] is the sub-list for extension extendee
-	0,  // [0:46] is the sub-list for field type_name
+	21, // 27: lamina.shard.v1.Optimizer.adamw:type_name -> lamina.shard.v1.AdamW
+	22, // 28: lamina.shard.v1.Optimizer.muon:type_name -> lamina.shard.v1.Muon
+	23, // 29: lamina.shard.v1.Optimizer.sgd:type_name -> lamina.shard.v1.SGD
+	24, // 30: lamina.shard.v1.Optimizer.rules:type_name -> lamina.shard.v1.ParameterRule
+	1,  // 31: lamina.shard.v1.State.kind:type_name -> lamina.shard.v1.StateKind
+	47, // 32: lamina.shard.v1.State.tensor:type_name -> lamina.tensor.v1.Tensor
+	32, // 33: lamina.shard.v1.TrainResponse.opened:type_name -> lamina.shard.v1.TrainOpened
+	33, // 34: lamina.shard.v1.TrainResponse.loaded:type_name -> lamina.shard.v1.Loaded
+	34, // 35: lamina.shard.v1.TrainResponse.loss:type_name -> lamina.shard.v1.Loss
+	35, // 36: lamina.shard.v1.TrainResponse.folded:type_name -> lamina.shard.v1.Folded
+	37, // 37: lamina.shard.v1.TrainResponse.applied:type_name -> lamina.shard.v1.Applied
+	25, // 38: lamina.shard.v1.TrainResponse.state:type_name -> lamina.shard.v1.State
+	45, // 39: lamina.shard.v1.TrainResponse.chunk:type_name -> lamina.tensor.v1.Chunk
+	38, // 40: lamina.shard.v1.TrainResponse.fetched:type_name -> lamina.shard.v1.Fetched
+	36, // 41: lamina.shard.v1.Folded.norms:type_name -> lamina.shard.v1.Norm
+	40, // 42: lamina.shard.v1.ExchangeRequest.open:type_name -> lamina.shard.v1.ExchangeOpen
+	41, // 43: lamina.shard.v1.ExchangeRequest.activation:type_name -> lamina.shard.v1.Activation
+	45, // 44: lamina.shard.v1.ExchangeRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	47, // 45: lamina.shard.v1.Activation.tensor:type_name -> lamina.tensor.v1.Tensor
+	43, // 46: lamina.shard.v1.ExchangeResponse.opened:type_name -> lamina.shard.v1.ExchangeOpened
+	44, // 47: lamina.shard.v1.ExchangeResponse.gradient:type_name -> lamina.shard.v1.ActivationGradient
+	45, // 48: lamina.shard.v1.ExchangeResponse.chunk:type_name -> lamina.tensor.v1.Chunk
+	47, // 49: lamina.shard.v1.ActivationGradient.tensor:type_name -> lamina.tensor.v1.Tensor
+	2,  // 50: lamina.shard.v1.ShardService.Describe:input_type -> lamina.shard.v1.DescribeRequest
+	7,  // 51: lamina.shard.v1.ShardService.Infer:input_type -> lamina.shard.v1.InferRequest
+	17, // 52: lamina.shard.v1.ShardService.Train:input_type -> lamina.shard.v1.TrainRequest
+	39, // 53: lamina.shard.v1.ShardService.Exchange:input_type -> lamina.shard.v1.ExchangeRequest
+	3,  // 54: lamina.shard.v1.ShardService.Describe:output_type -> lamina.shard.v1.DescribeResponse
+	12, // 55: lamina.shard.v1.ShardService.Infer:output_type -> lamina.shard.v1.InferResponse
+	31, // 56: lamina.shard.v1.ShardService.Train:output_type -> lamina.shard.v1.TrainResponse
+	42, // 57: lamina.shard.v1.ShardService.Exchange:output_type -> lamina.shard.v1.ExchangeResponse
+	54, // [54:58] is the sub-list for method output_type
+	50, // [50:54] is the sub-list for method input_type
+	50, // [50:50] is the sub-list for extension type_name
+	50, // [50:50] is the sub-list for extension extendee
+	0,  // [0:50] is the sub-list for field type_name
 }
 
 func init() { file_lamina_shard_v1_shard_proto_init() }
@@ -3815,7 +4145,8 @@ func file_lamina_shard_v1_shard_proto_init() {
 		(*TrainRequest_Apply)(nil),
 		(*TrainRequest_Fetch)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[25].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[22].OneofWrappers = []any{}
+	file_lamina_shard_v1_shard_proto_msgTypes[29].OneofWrappers = []any{
 		(*TrainResponse_Opened)(nil),
 		(*TrainResponse_Loaded)(nil),
 		(*TrainResponse_Loss)(nil),
@@ -3825,12 +4156,12 @@ func file_lamina_shard_v1_shard_proto_init() {
 		(*TrainResponse_Chunk)(nil),
 		(*TrainResponse_Fetched)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[33].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[37].OneofWrappers = []any{
 		(*ExchangeRequest_Open)(nil),
 		(*ExchangeRequest_Activation)(nil),
 		(*ExchangeRequest_Chunk)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[36].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[40].OneofWrappers = []any{
 		(*ExchangeResponse_Opened)(nil),
 		(*ExchangeResponse_Gradient)(nil),
 		(*ExchangeResponse_Chunk)(nil),
@@ -3841,7 +4172,7 @@ func file_lamina_shard_v1_shard_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lamina_shard_v1_shard_proto_rawDesc), len(file_lamina_shard_v1_shard_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   39,
+			NumMessages:   43,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
