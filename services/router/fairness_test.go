@@ -10,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -104,44 +105,37 @@ func (m *mesh) shareWithHeavy(heavy string, whole bool, light func(i int) string
 // with 32 long prompts stays within twice of what it is without that one. If all of them are one
 // tenant it does not, so the test can fail.
 func TestService_LightTenants_AreServedBesideAHeavyOne(t *testing.T) {
-	if testing.Short() {
-		t.Skip("measures times, which mean nothing under the race detector")
-	}
-	const pages, noise = 128, 100 * time.Millisecond // pages for four long prompts
+	const pages = 128 // for four long prompts
 	light := func(i int) string { return fmt.Sprint("light-", i/2) }
-	measure := func(heavy string, whole bool, light func(int) string) (p50, p90, p99 time.Duration) {
-		m := newMesh(t, 1, 1, router.Config{BatchRows: 128, ChunkRows: 128}, pages)
-		m.takes(time.Millisecond, 50*time.Microsecond)
-		took := m.shareWithHeavy(heavy, whole, light)
-		m.check()
-		if len(took) < 6 {
-			t.Fatalf("%d light requests", len(took))
-		}
-		return quantile(took, 0.5), quantile(took, 0.9), quantile(took, 0.99)
-	}
-	for try := 1; ; try++ { // on a busy machine a single wait may be long
-		alone50, alone90, alone99 := measure("", true, light)
-		heavy50, heavy90, heavy99 := measure("heavy", true, light)
-		t.Logf("time to first token, p50/p90/p99: alone %v/%v/%v, beside 32 long prompts %v/%v/%v",
-			alone50, alone90, alone99, heavy50, heavy90, heavy99)
-		if heavy50 > 2*alone50+noise || heavy90 > 2*alone90+noise {
-			if try == 4 {
-				t.Error("light tenants wait more than twice as long beside a heavy one")
-				return
+	measure := func(heavy string, whole bool, light func(int) string) (p50, p90 time.Duration) {
+		synctest.Test(t, func(t *testing.T) {
+			m := newMesh(t, 1, 1, router.Config{BatchRows: 128, ChunkRows: 128}, pages)
+			m.takes(time.Millisecond, 50*time.Microsecond)
+			took := m.shareWithHeavy(heavy, whole, light)
+			m.check()
+			if len(took) < 6 {
+				t.Fatalf("%d light requests", len(took))
 			}
-			continue
-		}
-		same50, _, _ := measure("all", false, func(int) string { return "all" })
-		if t.Logf("as one tenant %v", same50); same50 < 2*alone50+noise {
-			t.Error("a single tenant with all requests waits no longer: the test shows nothing")
-		}
-		return
+			p50, p90 = quantile(took, 0.5), quantile(took, 0.9)
+		})
+		return p50, p90
+	}
+	alone50, alone90 := measure("", true, light)
+	heavy50, heavy90 := measure("heavy", true, light)
+	t.Logf("time to first token, p50 and p90: alone %v, %v; beside 32 long prompts %v, %v", alone50, alone90, heavy50,
+		heavy90)
+	if heavy50 > 2*alone50 || heavy90 > 2*alone90 {
+		t.Error("light tenants wait more than twice as long beside a heavy one")
+	}
+	same50, _ := measure("all", false, func(int) string { return "all" })
+	if t.Logf("as one tenant %v", same50); same50 < 2*alone50 {
+		t.Error("a single tenant with all requests waits no longer: the test shows nothing")
 	}
 }
 
-// offer runs requests from a number of clients for a while. It returns the tokens that they got, how long
-// refusals took, and how long calls took meanwhile that cost the router nothing.
-func (m *mesh) offer(clients int, span time.Duration) (tokens int64, refusals, noise []time.Duration) {
+// offer runs requests from a number of clients for a while. It returns the tokens that they got, and how
+// long refusals took.
+func (m *mesh) offer(clients int, span time.Duration) (tokens int64, refusals []time.Duration) {
 	ctx, cancel := context.WithTimeout(m.t.Context(), span)
 	defer cancel()
 	var done atomic.Int64
@@ -171,85 +165,67 @@ func (m *mesh) offer(clients int, span time.Duration) (tokens int64, refusals, n
 			}
 		})
 	}
-	wg.Go(func() {
-		tick := time.NewTicker(10 * time.Millisecond)
-		defer tick.Stop()
-		for ctx.Err() == nil {
-			start := time.Now()
-			if _, err := m.client.ListModels(m.t.Context(), &routerv1.ListModelsRequest{}); err != nil {
-				m.t.Error(err)
-				return
-			}
-			noise = append(noise, time.Since(start))
-			<-tick.C
-		}
-	})
 	wg.Wait()
-	return done.Load(), refusals, noise
+	return done.Load(), refusals
 }
 
-// TestService_Overload_IsRefusedFastAndCostsLittle offers as much as a pipeline can run, and more than
+// TestService_Overload_IsRefusedAtOnceAndCostsLittle offers as much as a pipeline can run, and more than
 // four times as much as it can run and queue.
-func TestService_Overload_IsRefusedFastAndCostsLittle(t *testing.T) {
-	if testing.Short() {
-		t.Skip("measures times, which mean nothing under the race detector")
-	}
-	const span, limit = 1500 * time.Millisecond, 50 * time.Millisecond
-	m := newMesh(t, 1, 1, router.Config{Queue: 4}, 24) // pages for 8 requests
-	m.takes(10*time.Millisecond, 50*time.Microsecond)
-	for try := 1; ; try++ { // a busy machine may delay anything
-		peak, none, _ := m.offer(8, span)
-		much, refusals, noise := m.offer(50, span)
+func TestService_Overload_IsRefusedAtOnceAndCostsLittle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const span = 1500 * time.Millisecond
+		m := newMesh(t, 1, 1, router.Config{Queue: 4}, 24) // pages for 8 requests
+		m.takes(10*time.Millisecond, 50*time.Microsecond)
+		peak, none := m.offer(8, span)
+		much, refusals := m.offer(50, span)
 		if len(none) > 0 || len(refusals) < 20 {
 			t.Fatalf("%d refusals of what fits, %d under overload", len(none), len(refusals))
 		}
-		p50, p99, busy := quantile(refusals, 0.5), quantile(refusals, 0.99), quantile(noise, 0.99)
-		t.Logf("%d tokens with 8 clients, %d with 50; %d refusals, p50 %v, p99 %v; other calls p99 %v", peak, much,
-			len(refusals), p50, p99, busy)
-		if much*10 >= peak*9 && p50 <= limit && p99 <= limit+2*busy {
-			break
+		t.Logf("%d tokens with 8 clients, %d with 50; %d refusals, the slowest after %v", peak, much, len(refusals),
+			slices.Max(refusals))
+		if much*10 < peak*9 || slices.Max(refusals) > 0 { // a refusal waits for nothing
+			t.Errorf("%d tokens under overload, %d without; refusals take %v", much, peak, slices.Max(refusals))
 		}
-		if try == 6 {
-			t.Fatalf("%d tokens under overload, %d without; refusals take %v", much, peak, p99)
-		}
-	}
-	eventually(t, "the release of every session", func() bool { return m.used() == 0 })
-	m.check()
+		eventually(t, "the release of every session", func() bool { return m.used() == 0 })
+		m.check()
+	})
 }
 
 // TestService_QuotaOfATenant_IsRefusedByItsReason fills the queue of one tenant. Others are still served.
 func TestService_QuotaOfATenant_IsRefusedByItsReason(t *testing.T) {
-	m := newMesh(t, 1, 1, router.Config{Queue: 64, TenantQueue: 2}, 64) // pages for one request
-	m.takes(time.Millisecond, 0)
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	var wg sync.WaitGroup
-	refused := make(chan error, 16)
-	for i := range 16 {
-		wg.Go(func() {
-			r := greedy(fmt.Sprint(i, strings.Repeat("x", 900)), 100)
-			if _, err := m.firstToken(as(ctx, "greedy"), r); ctx.Err() == nil {
-				refused <- err
-			}
+	synctest.Test(t, func(t *testing.T) {
+		m := newMesh(t, 1, 1, router.Config{Queue: 64, TenantQueue: 2}, 64) // pages for one request
+		m.takes(time.Millisecond, 0)
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		var wg sync.WaitGroup
+		refused := make(chan error, 16)
+		for i := range 16 {
+			wg.Go(func() {
+				r := greedy(fmt.Sprint(i, strings.Repeat("x", 900)), 100)
+				if _, err := m.firstToken(as(ctx, "greedy"), r); ctx.Err() == nil {
+					refused <- err
+				}
+			})
+		}
+		if err := <-refused; status.Code(err) != codes.ResourceExhausted || !hasRetry(err, "RATE_LIMIT_EXCEEDED") {
+			t.Errorf("beyond the quota: %v", err)
+		}
+		// Later requests are refused before their prompt is encoded.
+		calls := m.calls.Load()
+		eventually(t, "an early refusal", func() bool {
+			_, err := m.firstToken(as(ctx, "greedy"), greedy("more", 9))
+			return status.Code(err) == codes.ResourceExhausted
 		})
-	}
-	if err := <-refused; status.Code(err) != codes.ResourceExhausted || !hasRetry(err, "RATE_LIMIT_EXCEEDED") {
-		t.Errorf("beyond the quota: %v", err)
-	}
-	// Later requests are refused before their prompt is encoded.
-	calls := m.calls.Load()
-	eventually(t, "an early refusal", func() bool {
-		_, err := m.firstToken(as(ctx, "greedy"), greedy("more", 9))
-		return status.Code(err) == codes.ResourceExhausted
+		before := m.calls.Load()
+		if _, err := m.firstToken(as(ctx, "greedy"), greedy("more", 9)); status.Code(err) == codes.ResourceExhausted &&
+			m.calls.Load() != before {
+			t.Errorf("%d calls of the tokenizer for a refusal, %d before", m.calls.Load()-before, calls)
+		}
+		if _, err := m.firstToken(as(ctx, "modest"), greedy("little", 4)); err != nil {
+			t.Errorf("another tenant: %v", err)
+		}
+		cancel()
+		wg.Wait()
 	})
-	before := m.calls.Load()
-	if _, err := m.firstToken(as(ctx, "greedy"), greedy("more", 9)); status.Code(err) == codes.ResourceExhausted &&
-		m.calls.Load() != before {
-		t.Errorf("%d calls of the tokenizer for a refusal, %d before", m.calls.Load()-before, calls)
-	}
-	if _, err := m.firstToken(as(ctx, "modest"), greedy("little", 4)); err != nil {
-		t.Errorf("another tenant: %v", err)
-	}
-	cancel()
-	wg.Wait()
 }

@@ -100,7 +100,11 @@ func (s *fakeSampler) Sample(stream grpc.BidiStreamingServer[samplerv1.SampleReq
 	}
 	name := string(first.GetOpen().GetPipeline())
 	p := &fakeSampling{
-		sampler: s, stream: stream, adds: map[string]*samplerv1.AddSession{}, counts: map[string]int{}, last: map[string]fakePick{},
+		sampler: s,
+		stream:  stream,
+		adds:    map[string]*samplerv1.AddSession{},
+		counts:  map[string]int{},
+		last:    map[string]fakePick{},
 	}
 	s.mu.Lock()
 	s.pipelines[name] = p
@@ -156,7 +160,9 @@ func (p *fakeSampling) take(r *samplerv1.SampleRequest) error {
 		delete(p.last, string(name))
 		return p.stream.Send(
 			&samplerv1.SampleResponse{
-				Frame: &samplerv1.SampleResponse_Added{Added: &samplerv1.SessionAdded{Session: name, Epoch: f.Add.GetEpoch()}},
+				Frame: &samplerv1.SampleResponse_Added{
+					Added: &samplerv1.SessionAdded{Session: name, Epoch: f.Add.GetEpoch()},
+				},
 			},
 		)
 	case *samplerv1.SampleRequest_Remove:

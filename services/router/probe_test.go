@@ -3,6 +3,7 @@ package router_test
 import (
 	"log/slog"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/lamina-mesh/lamina/services/router"
@@ -11,35 +12,39 @@ import (
 // A stage that takes frames and answers none of them is found out by the probe of the next pipeline
 // that is opened over it: requests never get there, and the log names the stage.
 func TestService_WedgedStage_GetsNoRequests(t *testing.T) {
-	var log syncBuffer
-	m := newMesh(t, 2, 2, router.Config{
-		Log: slog.New(slog.NewTextHandler(&log, nil)), ProbeLimit: 300 * time.Millisecond,
+	synctest.Test(t, func(t *testing.T) {
+		var log syncBuffer
+		m := newMesh(t, 2, 2, router.Config{
+			Log: slog.New(slog.NewTextHandler(&log, nil)), ProbeLimit: 300 * time.Millisecond,
+		})
+		m.shards["shard-1-1"].freeze(3)
+		m.streams(6, 60) // those on the frozen pipeline move
+		eventually(t, "a log line that names the wedged stage", func() bool {
+			return log.has("stage 1, layers 1-2 at mem:shard-1-1, computes nothing")
+		})
+		m.streams(6, 60)
+		if err := m.service.Backend().Ready(); err != nil {
+			t.Errorf("not ready: %v", err)
+		}
+		m.check()
 	})
-	m.shards["shard-1-1"].freeze(3)
-	m.streams(6, 60) // those on the frozen pipeline move
-	eventually(t, "a log line that names the wedged stage", func() bool {
-		return log.has("stage 1, layers 1-2 at mem:shard-1-1, computes nothing")
-	})
-	m.streams(6, 60)
-	if err := m.service.Backend().Ready(); err != nil {
-		t.Errorf("not ready: %v", err)
-	}
-	m.check()
 }
 
 // A stage that another router uses grants a new pipeline no pages until the older one has given some up.
 // The probe waits for them.
 func TestService_PagesThatComeLater_AreAwaited(t *testing.T) {
-	m := newMesh(t, 2, 1, router.Config{})
-	for _, s := range m.shards {
-		s.mu.Lock()
-		s.lend = 300 * time.Millisecond
-		s.mu.Unlock()
-	}
-	var log syncBuffer
-	m.peer("router-b", router.Config{Log: slog.New(slog.NewTextHandler(&log, nil))})
-	if log.has("pipeline is lost") {
-		t.Error("a pipeline was given up before it had pages")
-	}
-	m.check()
+	synctest.Test(t, func(t *testing.T) {
+		m := newMesh(t, 2, 1, router.Config{})
+		for _, s := range m.shards {
+			s.mu.Lock()
+			s.lend = 300 * time.Millisecond
+			s.mu.Unlock()
+		}
+		var log syncBuffer
+		m.peer("router-b", router.Config{Log: slog.New(slog.NewTextHandler(&log, nil))})
+		if log.has("pipeline is lost") {
+			t.Error("a pipeline was given up before it had pages")
+		}
+		m.check()
+	})
 }
