@@ -4,9 +4,7 @@
 package plan
 
 import (
-	"cmp"
 	"fmt"
-	"slices"
 	"strings"
 )
 
@@ -33,70 +31,6 @@ func (c Chain) String() string {
 		parts = append(parts, fmt.Sprintf("%d-%d@%s", s.Lo, s.Hi, s.Shard))
 	}
 	return strings.Join(parts, " > ")
-}
-
-// Chains makes chains from the spans until no more are possible. A span is in at most one chain.
-// Chains with fewer stages come first, because every hop costs time; shard ids decide ties.
-func Chains(spans []Span) []Chain {
-	spans = slices.Clone(spans)
-	slices.SortFunc(spans, func(a, b Span) int {
-		return cmp.Or(cmp.Compare(a.Digest, b.Digest), cmp.Compare(a.Class, b.Class), cmp.Compare(a.Lo, b.Lo),
-			-cmp.Compare(a.Hi, b.Hi), cmp.Compare(a.Shard, b.Shard))
-	})
-	var out []Chain
-	used := make([]bool, len(spans))
-	for {
-		chain := shortest(spans, used)
-		if chain == nil {
-			return out
-		}
-		var c Chain
-		for _, i := range chain {
-			used[i] = true
-			c = append(c, spans[i])
-		}
-		out = append(out, c)
-	}
-}
-
-// shortest finds a chain with the fewest unused spans by a breadth-first search from all spans
-// that start a model. It returns nil if there is none.
-func shortest(spans []Span, used []bool) []int {
-	// The search visits spans in the order of their distance from a start, so the first span
-	// that ends a model gives a chain with the fewest stages. The queue is filled in the order
-	// of spans, which is sorted, so the result is deterministic.
-	from := make([]int, len(spans)) // the previous span; -1 at the start of a model, -2 if not visited
-	var queue []int
-	for i, s := range spans {
-		from[i] = -2
-		if !used[i] && s.Lo == 0 {
-			from[i] = -1
-			queue = append(queue, i)
-		}
-	}
-	for len(queue) > 0 {
-		i := queue[0]
-		queue = queue[1:]
-		if spans[i].Hi == spans[i].Layers {
-			var chain []int
-			for at := i; at >= 0; at = from[at] {
-				chain = append(chain, at)
-			}
-			slices.Reverse(chain)
-			return chain
-		}
-		for j, s := range spans {
-			if !used[j] && from[j] == -2 && follows(spans[i], s) {
-				from[j] = i
-				queue = append(queue, j)
-			}
-		}
-	}
-	return nil
-}
-
-func follows(a, b Span) bool {
-	return b.Lo == a.Hi && b.Digest == a.Digest && b.Class == a.Class && b.Layers == a.Layers
 }
 
 // Missing describes which layers of a model no shard holds, or that the spans do not join.
