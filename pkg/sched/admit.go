@@ -270,7 +270,7 @@ func (s *Scheduler) preempt(q *sequence) {
 	s.stop(q)
 	s.running = slices.DeleteFunc(s.running, func(o *sequence) bool { return o == q })
 	q.feed = q.feed.Restart()
-	q.spec.waiting, q.spec.arrived = false, false
+	q.spec.forget()
 	q.preempt++
 	q.since = s.step
 	s.stats.preemptions++

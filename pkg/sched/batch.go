@@ -123,6 +123,8 @@ func (s *Scheduler) launch(b *Batch, f *flight) {
 	for _, o := range s.flights {
 		f.ahead += o.prompts
 	}
+	f.ahead += s.strays.rows
+	f.mixed = f.mixed || s.strays.rows > 0
 	f.limit = s.timing.limit(f)
 	b.Deadline = f.limit
 	s.inFlight[s.step] = f
@@ -173,7 +175,6 @@ func (s *Scheduler) add(b *Batch, f *flight, q *sequence, n int) int {
 			e.Candidates = q.Candidates.Need(s.cfg.Vocab, rows.Pos+len(rows.IDs))
 		}
 		if rows.Drafts > 0 {
-			q.spec.sent, q.spec.accepted = rows.Drafts, 0
 			e.Drafter = q.spec.by.name
 		}
 		m.awaited = true
@@ -183,10 +184,11 @@ func (s *Scheduler) add(b *Batch, f *flight, q *sequence, n int) int {
 	}
 	if m.awaited {
 		f.awaited++
+		q.windows = append(q.windows, s.newWindow(q, f, rows.Pos, len(rows.IDs), rows.Drafts, e.Candidates))
 	} else {
 		m.chunk = rows.Pos + len(rows.IDs)
 	}
-	q.step, q.entry = f.step, len(f.entries)
+	q.step = f.step
 	q.charge(rows.Pos + len(rows.IDs) - rows.Drafts)
 	b.Entries = append(b.Entries, e)
 	b.Tokens = append(b.Tokens, rows.IDs...)

@@ -5,7 +5,8 @@ import (
 	"slices"
 )
 
-// Check reports pages that were lost, held twice or charged to nobody, and counts that are wrong. It
+// Check reports pages that were lost, held twice or charged to nobody, counts that are wrong, and results
+// that are awaited in vain. It
 // holds between any two calls of Step. It takes time in proportion to the number of pages.
 func (s *Scheduler) Check() error {
 	p := s.pool
@@ -13,6 +14,15 @@ func (s *Scheduler) Check() error {
 	tables := [][]uint32{s.stale}
 	for _, q := range s.running {
 		tables = append(tables, q.table, q.stale, q.spare)
+		if waits := q.feed.Waiting() || q.scoring > 0; waits != s.flying(q) {
+			return fmt.Errorf("sequence %s has %d windows in flight, and whether it waits for a result is %v", q.ID,
+				len(q.windows), waits)
+		}
+		for _, w := range q.windows {
+			if f := s.inFlight[w.step]; f == nil || w.entry >= len(f.entries) || f.entries[w.entry].id != q.ID {
+				return fmt.Errorf("sequence %s waits for an entry of batch %d, which is not in flight", q.ID, w.step)
+			}
+		}
 	}
 	for _, table := range tables {
 		for _, page := range table {

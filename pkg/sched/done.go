@@ -10,14 +10,7 @@ func (s *Scheduler) picked(e Picked) {
 	}
 	// The token comes from the row before it, and stages compute rows in the order of positions.
 	q.done = max(q.done, e.Position)
-	emit := Emit{ID: q.ID, Data: e.Data, Round: q.draft.round}
-	if q.feed.Waiting() {
-		q.spec.accepted++
-		emit.Drafter = q.spec.by.name
-	} else {
-		s.back(q)
-		q.spec.verified(q.feed.Len(), s.now, s.timing.plain)
-	}
+	emit := Emit{ID: q.ID, Data: e.Data, Round: q.draft.round, Drafter: s.verify(q, e.Position)}
 	if q.Suspect = false; s.suspect == q {
 		s.suspect = nil
 	}
@@ -56,14 +49,16 @@ func (s *Scheduler) scored(e Scored) {
 	}
 }
 
-// back records that the awaited result of a sequence's entry has come, or will not come. With the last
-// one the batch is done.
+// back records that the results of a sequence's first entry in flight have come, or will not come. With
+// the last one the batch is done.
 func (s *Scheduler) back(q *sequence) {
 	if !s.flying(q) {
 		return
 	}
-	f := s.inFlight[q.step]
-	f.entries[q.entry].awaited = false
+	w := q.windows[0]
+	q.windows = q.windows[1:]
+	f := s.inFlight[w.step]
+	f.entries[w.entry].awaited = false
 	f.awaited--
 	f.back++
 	if f.awaited == 0 {
@@ -113,7 +108,10 @@ func (s *Scheduler) counts(q *sequence, e entry) bool {
 func (s *Scheduler) finish(f *flight) {
 	delete(s.inFlight, f.step)
 	s.flights = slices.DeleteFunc(s.flights, func(o *flight) bool { return o == f })
-	s.timing.done(f, s.now)
+	if !f.void {
+		s.timing.done(f, s.now)
+		s.strays.passed(f)
+	}
 	for _, e := range f.entries {
 		if q := s.byID[e.id]; q != nil && q.running && q.preempt == e.run && q.yield && !s.flying(q) {
 			s.preempt(q)

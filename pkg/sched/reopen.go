@@ -8,23 +8,26 @@ package sched
 // The sampler picks once for each position of an epoch. It may have picked for a row whose token did not
 // arrive, or may still do so for a row that the former chain had sent. So a sequence whose result was
 // awaited is added to the sampler again, under the next epoch: earlier results no longer count, and the
-// same position gives the same token once more.
+// same position gives the same token once more. The same holds for rows behind a rejected draft token:
+// the sampler drops them, but only as long as they arrive before the rows that replace them.
 //
 // A stage that has lost everything is brought to where the others are by replays.
 func (s *Scheduler) reopened(e Reopened) {
 	if e.ReplayUntil > 0 {
 		s.blame()
 	}
+	s.strays = strays{}
 	clear(s.inFlight)
 	s.flights, s.unproven = s.flights[:0], s.unproven[:0]
 	clear(s.builders)
 	for _, q := range s.running {
-		awaited := q.feed.Waiting() || q.scoring > 0
+		awaited := q.feed.Waiting() || q.scoring > 0 || q.strays
 		q.done = max(q.done, q.scores) // scores arrive one by one, in the order of positions
 		q.scoring = 0
 		q.feed.Resend(q.done)
 		q.known, q.told, q.step, q.since = 0, 0, 0, s.step
-		q.spec.sent, q.spec.accepted = 0, 0
+		q.windows = nil
+		q.spec.rewind(q.feed.Len())
 		s.dropStale(q.stale) // no table of a stage names them any more
 		q.stale = nil
 		if e.Sampler || awaited {
@@ -60,7 +63,7 @@ func (s *Scheduler) addAgain(q *sequence) {
 		return
 	}
 	q.Epoch++
-	q.accepted = false
+	q.accepted, q.strays = false, false
 	q.draft.picked = none
 	s.addToSampler(q)
 }

@@ -21,9 +21,11 @@ type brokenChain struct {
 	pageLen int
 	stages  []*modelStage
 	hops    [][]any // frames on their way to each stage
+	late    []batch // the rows of former chains, on their way to the sampler
 	results []sched.Event
 	picks   map[sched.ID]*modelSession
 	logs    map[sched.ID][]int32 // prompt and emitted tokens
+	sent    map[sched.ID][]int32 // the tokens of all positions up to the last one that was sent
 	ends    map[sched.ID]int     // the lengths of complete logs
 	names   []sched.ID           // of the sequences now
 	open    int
@@ -31,6 +33,7 @@ type brokenChain struct {
 	losses  int
 	rows    int
 	again   int // rows of replays
+	chained int // windows that were sent behind others
 }
 
 type modelStage struct {
@@ -64,8 +67,10 @@ func (c *brokenChain) step(events ...sched.Event) {
 		case sched.Remove:
 			delete(c.picks, e.ID)
 			c.open--
-		case sched.Release, sched.Batch:
-			c.hops[0] = append(c.hops[0], clone(e))
+		case sched.Release:
+			c.hops[0] = append(c.hops[0], e)
+		case sched.Batch:
+			c.hops[0] = append(c.hops[0], c.frame(e))
 		case sched.Emit:
 			c.logs[e.ID] = append(c.logs[e.ID], e.Data.(int32))
 		case sched.Fail, sched.TurnAway, sched.End:
@@ -77,13 +82,33 @@ func (c *brokenChain) step(events ...sched.Event) {
 	}
 }
 
-// clone copies a frame, since commands are valid until the next step only.
-func clone(command sched.Command) any {
-	if b, ok := command.(sched.Batch); ok {
-		b.Tokens, b.Entries = slices.Clone(b.Tokens), slices.Clone(b.Entries)
-		return b
+// batch is a batch with the tokens that have to be on the pages before each entry.
+type batch struct {
+	sched.Batch
+	before [][]int32
+}
+
+// frame copies a batch, since commands are valid until the next step only. An entry goes on from the log,
+// or with a chained window from the entry before it.
+func (c *brokenChain) frame(b sched.Batch) batch {
+	out := batch{Batch: b}
+	out.Tokens, out.Entries = slices.Clone(b.Tokens), slices.Clone(b.Entries)
+	rest := out.Tokens
+	for _, e := range b.Entries {
+		before := c.logs[e.ID]
+		if len(e.Drafts) > 0 && len(e.Drafts) == e.Logits {
+			before = c.sent[e.ID]
+			c.chained++
+			if len(before) != e.Position {
+				c.t.Fatalf("%s sends a window at position %d behind position %d", e.ID, e.Position, len(before))
+			}
+		}
+		before = slices.Clone(before[:e.Position])
+		out.before = append(out.before, before)
+		c.sent[e.ID] = append(slices.Clone(before), rest[:e.Rows]...)
+		rest = rest[e.Rows:]
 	}
-	return command
+	return out
 }
 
 // deliver hands the oldest frame on a hop to its stage.
@@ -104,13 +129,13 @@ func (c *brokenChain) deliver(hop int) {
 			}
 			delete(st.pages, page)
 		}
-	case sched.Batch:
+	case batch:
 		rest := f.Tokens
-		for _, e := range f.Entries {
+		for i, e := range f.Entries {
 			if f.ReplayUntil > 0 && e.Logits > 0 {
 				c.t.Fatalf("a replay of %s wants logits", e.ID)
 			}
-			if c.compute(st, e, rest[:e.Rows]); f.ReplayUntil > 0 {
+			if c.compute(st, e, f.before[i], rest[:e.Rows]); f.ReplayUntil > 0 {
 				c.again += e.Rows
 			}
 			rest = rest[e.Rows:]
@@ -120,7 +145,9 @@ func (c *brokenChain) deliver(hop int) {
 			c.results = append(c.results, sched.Computed{Step: f.Step})
 			return
 		case hop == len(c.stages)-1:
-			c.sample(f)
+			if c.sample(f) {
+				c.results = append(c.results, sched.Computed{Step: f.Step})
+			}
 			return
 		}
 	}
@@ -129,8 +156,8 @@ func (c *brokenChain) deliver(hop int) {
 	}
 }
 
-// compute changes a table and writes an entry's tokens. What stands before them has to be the log.
-func (c *brokenChain) compute(st *modelStage, e sched.Entry, tokens []int32) {
+// compute changes a table and writes an entry's tokens. before has to stand before them.
+func (c *brokenChain) compute(st *modelStage, e sched.Entry, before, tokens []int32) {
 	c.rows += len(tokens)
 	if e.PageFrom > 0 || len(e.Pages) > 0 {
 		if e.PageFrom > len(st.tables[e.ID]) {
@@ -142,7 +169,7 @@ func (c *brokenChain) compute(st *modelStage, e sched.Entry, tokens []int32) {
 	if len(table)*c.pageLen < e.Position+e.Rows {
 		c.t.Fatalf("%s computes position %d, its table has %d pages", e.ID, e.Position+e.Rows-1, len(table))
 	}
-	for i, want := range c.logs[e.ID][:e.Position] {
+	for i, want := range before {
 		if page := st.pages[table[i/c.pageLen]]; page == nil || page[i%c.pageLen] != want {
 			c.t.Fatalf("%s goes on at position %d, but position %d is not on page %d: %v", e.ID, e.Position, i,
 				table[i/c.pageLen], page)
@@ -159,18 +186,23 @@ func (c *brokenChain) compute(st *modelStage, e sched.Entry, tokens []int32) {
 	}
 }
 
-// sample picks tokens for the rows that the last stage has computed.
-func (c *brokenChain) sample(b sched.Batch) {
-	chunks := false
-	for _, e := range b.Entries {
+// sample picks tokens for the rows that the last stage has computed, and reports whether there are also
+// chunks of prompts.
+func (c *brokenChain) sample(b batch) (chunks bool) {
+	rest := b.Tokens
+	for n, e := range b.Entries {
 		chunks = chunks || e.Logits == 0
 		q := c.picks[e.ID]
+		computed := append(slices.Clone(b.before[n]), rest[:e.Rows]...)
+		rest = rest[e.Rows:]
 		for i := range e.Logits {
 			pos := e.Position + e.Rows - e.Logits + i
-			if q == nil || q.epoch != e.Epoch || pos != len(q.log)-1 || i > 0 && q.log[pos] != e.Drafts[i-1] {
+			draft := i - e.Logits + len(e.Drafts)
+			if q == nil || q.epoch != e.Epoch || pos != len(q.log)-1 ||
+				len(e.Drafts) > 0 && draft >= 0 && q.log[pos] != e.Drafts[draft] {
 				break
 			}
-			id := after(q.log)
+			id := after(computed[:pos+1])
 			q.log = append(q.log, id)
 			c.results = append(
 				c.results,
@@ -178,9 +210,7 @@ func (c *brokenChain) sample(b sched.Batch) {
 			)
 		}
 	}
-	if chunks {
-		c.results = append(c.results, sched.Computed{Step: b.Step})
-	}
+	return chunks
 }
 
 // submit submits a log.
@@ -205,6 +235,14 @@ func (c *brokenChain) restart(old sched.ID) {
 // Otherwise some of them arrive later. The stages that are lost come back empty.
 func (c *brokenChain) reopen(sampler bool, lost ...int) {
 	c.breaks++
+	c.late = nil
+	for _, frame := range c.hops[len(c.hops)-1] { // the last stage has computed some of them
+		if b, ok := frame.(batch); ok && !sampler && len(lost) == 0 && c.rnd.IntN(2) == 0 {
+			c.late = append(c.late, b)
+		} else {
+			break
+		}
+	}
 	clear(c.hops)
 	until := 0
 	for _, i := range lost {
@@ -234,10 +272,10 @@ func (c *brokenChain) reopen(sampler bool, lost ...int) {
 // hold its log, and pages are neither lost nor computed from the beginning.
 func TestScheduler_Reopened(t *testing.T) {
 	const tokens = 40
-	total, breaks, losses, again := 0, 0, 0, 0
+	total, breaks, losses, again, chained := 0, 0, 0, 0, 0
 	for seed := range uint64(72) {
 		c := &brokenChain{t: t, rnd: rand.New(rand.NewPCG(seed, 1)), pageLen: 4, picks: map[sched.ID]*modelSession{},
-			logs: map[sched.ID][]int32{}, ends: map[sched.ID]int{}}
+			logs: map[sched.ID][]int32{}, sent: map[sched.ID][]int32{}, ends: map[sched.ID]int{}}
 		stages := 2 + int(seed/4%2)
 		for range stages {
 			c.stages = append(c.stages, newModelStage())
@@ -276,6 +314,10 @@ func TestScheduler_Reopened(t *testing.T) {
 				c.step(sched.Resume{ID: c.names[k-2]})
 			case k < 150 && len(c.hops[k%stages]) > 0:
 				c.deliver(k % stages)
+			case k < 155 && len(c.late) > 0:
+				b := c.late[0]
+				c.late = c.late[1:]
+				c.sample(b)
 			case len(c.results) > 0:
 				e := c.results[0]
 				c.results = c.results[1:]
@@ -311,6 +353,11 @@ func TestScheduler_Reopened(t *testing.T) {
 			t.Errorf("seed %d: %d rows were computed for logs of %d after %d breaks", seed, c.rows, needed, c.breaks)
 		}
 		total, breaks, losses, again = total+c.rows, breaks+c.breaks, losses+c.losses, again+c.again
+		chained += c.chained
 	}
-	t.Logf("%d breaks, %d stages lost, %d rows, %d of them in replays", breaks, losses, total, again)
+	if chained < 100 {
+		t.Errorf("only %d windows were sent behind others", chained)
+	}
+	t.Logf("%d breaks, %d stages lost, %d rows, %d of them in replays, %d chained windows", breaks, losses, total, again,
+		chained)
 }

@@ -50,6 +50,7 @@ type Scheduler struct {
 	unproven []*flight        // flights that are done and whose chunks of prompts are not known to be computed
 	fronts   map[uint64]front // by the hash of the page
 	step     uint64
+	strays   strays    // rows in flight that the sampler will drop
 	forming  *flight   // the batch that is being formed
 	best     int       // the best priority of all sequences
 	turn     bool      // it is a suspect's turn to be the next batch
@@ -61,6 +62,7 @@ type Scheduler struct {
 	acks   []Lease // smaller leases to be acknowledged once they are kept
 
 	timing  timing
+	habit   habit         // what recent sequences have shown about speculation
 	swept   time.Duration // when unused pages were last looked for
 	stuck   time.Duration // since when the first sequence of the queue cannot be admitted; 0 if it can
 	spacing float64       // moving average of seconds between ends of sequences
@@ -95,19 +97,30 @@ func (s *Scheduler) Step(now time.Duration, events []Event) []Command {
 	s.fitLease()
 	s.admit()
 	s.startProbation()
-	for len(s.flights) < s.depth() {
+	for s.busy() < s.depth() {
 		b := s.next()
 		if b == nil {
 			break
 		}
-		s.sendRelease()
-		s.do(*b)
-		s.dropStale(s.stale)
-		s.stale = s.stale[:0]
+		s.send(b)
+	}
+	for len(s.flights) < s.depth() {
+		b := s.formChained()
+		if b == nil {
+			break
+		}
+		s.send(b)
 	}
 	s.sendRelease()
 	s.sweep()
 	return s.out
+}
+
+func (s *Scheduler) send(b *Batch) {
+	s.sendRelease()
+	s.do(*b)
+	s.dropStale(s.stale)
+	s.stale = s.stale[:0]
 }
 
 // StepEvery is the longest time between two calls of Step that a caller plans with.
@@ -199,7 +212,7 @@ func (s *Scheduler) submit(e Submit) {
 	s.order++
 	q := &sequence{
 		Submit: e, feed: session.New(e.Log), tenant: tenant, space: s.pool.spaceOf(e.Tenant, e.Namespace),
-		order: s.order, arrived: s.now, asked: s.now, spec: newSpeculation(e),
+		order: s.order, arrived: s.now, asked: s.now, spec: newSpeculation(e, s.habit),
 		private: e.Private || e.Draft || s.cfg.CacheIdle == 0,
 	}
 	q.draft.picked = none
@@ -266,7 +279,7 @@ func (s *Scheduler) retryAfter() time.Duration {
 func (s *Scheduler) remove(q *sequence) {
 	delete(s.byID, q.ID)
 	q.feed.End()
-	s.back(q)
+	s.dropWindows(q)
 	if q.running {
 		s.stop(q)
 		s.running = slices.DeleteFunc(s.running, func(o *sequence) bool { return o == q })
@@ -314,7 +327,7 @@ func (s *Scheduler) refused(e Refused) {
 		// Another pipeline holds the pages that this one counted on. The sequence waits until there are
 		// enough. Rows of it that are still in flight are refused as well or computed in vain, and what is
 		// said about them no longer matters.
-		s.back(q) // this preempts it, if it was to yield
+		s.dropWindows(q) // this preempts it, if it was to yield
 		if q.running {
 			s.preempt(q)
 		}

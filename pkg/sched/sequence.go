@@ -27,7 +27,8 @@ type sequence struct {
 	following bool
 
 	step    uint64   // of its last entry
-	entry   int      // its place in that batch
+	windows []window // its entries in flight whose results are awaited, in the order in which they were sent
+	strays  bool     // rows that the sampler will drop may still be on their way to it
 	table   []uint32 // its block table
 	known   int      // how many pages of the table the stages know as they are
 	told    int      // how many pages they know, perhaps former ones
@@ -70,10 +71,7 @@ func (q *sequence) ready() bool {
 func (q *sequence) toScore() bool { return q.Score && q.scores < len(q.Log)-1 }
 
 // flying reports whether an entry of the sequence is in flight whose result is awaited.
-func (s *Scheduler) flying(q *sequence) bool {
-	f := s.inFlight[q.step]
-	return f != nil && f.entries[q.entry].awaited
-}
+func (s *Scheduler) flying(q *sequence) bool { return len(q.windows) > 0 }
 
 // before reports whether a is more urgent than b.
 func (s *Scheduler) before(a, b *sequence) bool {
@@ -102,11 +100,14 @@ type flight struct {
 	limit   time.Duration
 	rows    int
 	prompts int // rows beyond the first of each entry
-	ahead   int // the same of the batches that were in flight before it
+	ahead   int // the same of the batches that the stages may have to compute before it
 	drafts  int
 	decode  bool // it has no rows of prompts
 	replay  bool // it is a replay
 	alone   bool // it belongs to a suspect, and nothing else may be in flight
+	chained bool // it holds a window behind others of its sequence
+	mixed   bool // such a window shares the stages with it, so that its time is not that of a step
+	void    bool // the sampler drops its rows
 	entries []entry
 	awaited int  // entries with a result that is still to come
 	back    int  // entries whose result has come

@@ -1,6 +1,7 @@
 package sched
 
 import (
+	"slices"
 	"time"
 
 	"github.com/lamina-mesh/lamina/pkg/sample"
@@ -65,8 +66,9 @@ type proposer struct {
 	next      int     // draft tokens to ask for next
 	rate      float64 // moving average of the acceptance rate
 	restBelow float64
-	rest      int // tokens of the next rest
-	wake      int // the length of the log at which it is asked again
+	gain      float64 // plain steps that it has saved lately
+	rest      int     // tokens of the next rest
+	wake      int     // the length of the log at which it is asked again
 }
 
 // learn updates the record with the result of a round, which ended with a log of that length. sent is
@@ -91,10 +93,23 @@ func (p *proposer) learn(sent, accepted int, slow bool, length int) {
 	}
 	switch {
 	case p.rate < p.restBelow:
-		p.wake, p.rest = length+p.rest, min(2*p.rest, restLast)
-		p.rate = p.restBelow // after one more poor round it rests again
-	case p.rate > (1+p.restBelow)/2:
+		p.takeRest(length)
+	case p.rate > (1+p.restBelow)/2 && p.gain >= 0:
 		p.rest = restFirst
+	}
+}
+
+// takeRest makes a proposer rest. After one more poor round it rests again, for longer.
+func (p *proposer) takeRest(length int) {
+	p.wake, p.rest = length+p.rest, min(2*p.rest, restLast)
+	p.rate, p.gain = max(p.rate, p.restBelow), payRested
+}
+
+// charge adds what a round has saved, in plain steps, or has cost if saved is below 0. Alone on a pipeline
+// a sequence gains nothing else by draft tokens.
+func (p *proposer) charge(saved float64, length int) {
+	if p.gain = payKeep*p.gain + saved; p.gain < payLeast && length >= p.wake {
+		p.takeRest(length)
 	}
 }
 
@@ -107,21 +122,45 @@ type speculation struct {
 	waiting   bool          // for draft tokens
 	arrived   bool          // draft tokens have arrived and were not sent yet
 	ids       []int32       // those
+	from      int           // the position of the first of them
 	asked     time.Duration // when by was asked
-	sent      int           // draft tokens that are being verified
-	accepted  int           // how many of them were accepted so far
+	last      time.Duration // when the last window was verified
 	unlikely  bool          // the last of the draft model's tokens was improbable
 	trust     float64       // moving average of the acceptance rate of improbable tokens
+
+	// Whether windows are chained (windows.go).
+	habit           habit
+	chain           bool
+	chainAt         int  // the length of the log at which that is tried
+	rounds, uses    int  // since that changed; and how many windows were chained
+	single, chained pace // without and with it
 }
 
-func newSpeculation(e Submit) speculation {
-	g := speculation{trust: trustFirst}
+// forget drops draft tokens that were asked for or have arrived, because the log is another one now.
+func (g *speculation) forget() { g.waiting, g.arrived = false, false }
+
+// rewind does the same if they do not follow a log of that length.
+func (g *speculation) rewind(length int) {
+	if g.from > length {
+		g.forget()
+	}
+}
+
+func newSpeculation(e Submit, h habit) speculation {
+	g := speculation{trust: trustFirst, habit: h}
+	if g.habit.rest == 0 {
+		g.habit.rest = restFirst
+	}
+	if h.poor {
+		g.chainAt = len(e.Log) + h.rest
+	}
 	if e.Speculate < 1 || e.Draft {
 		return g
 	}
 	for _, name := range []string{NGram, DraftModel} {
 		g.proposers = append(g.proposers, &proposer{
 			name: name, limit: e.Speculate, next: e.Speculate, rate: rateFirst, restBelow: restBelow, rest: restFirst,
+			gain: payFirst,
 		})
 	}
 	return g
@@ -133,42 +172,61 @@ func (s *Scheduler) speculate(q *sequence, budget int) (ids []int32, candidates,
 	if len(q.spec.proposers) == 0 || q.feed.Prefilling() {
 		return nil, false, false
 	}
-	length, vocab := q.feed.Len(), s.cfg.Vocab
-	n := min(budget, q.Speculate, q.MaxLen-length-1, sharedDrafts/len(s.running))
-	decides := func(drafts int) bool { return q.Candidates != nil && q.Candidates.Decides(vocab, length+drafts) }
-	// If the candidates of a row do not suffice, the sampler asks for the whole row of logits, and the
-	// rows after it are lost. So all rows are sent whole, as far as their size allows.
-	if n > 0 && !decides(n) && q.Candidates != nil && q.Candidates.Need(vocab, length) > 0 {
-		n = min(n, wholeRowBytes/(4*max(vocab, 1))-1)
-	}
-	ids, wait = s.propose(q, n)
-	return ids, decides(len(ids)), wait
+	log := q.feed.Log()
+	ids, wait = s.propose(q, log, s.draftBudget(q, len(log), budget, false))
+	return ids, q.Candidates != nil && q.Candidates.Decides(s.cfg.Vocab, len(log)+len(ids)), wait
 }
 
-// propose returns at most n draft tokens to send with the row that is due. wait says that the row has
-// to wait for them.
-func (s *Scheduler) propose(q *sequence, n int) (ids []int32, wait bool) {
+// draftBudget returns how many draft tokens may be sent after a log of that length. chained says that all
+// rows of their entry are those of draft tokens.
+func (s *Scheduler) draftBudget(q *sequence, length, budget int, chained bool) int {
+	vocab := s.cfg.Vocab
+	n := min(budget, q.Speculate, q.MaxLen-length-1, sharedDrafts/len(s.running))
+	// If the candidates of a row do not suffice, the sampler asks for the whole row of logits, and the
+	// rows after it are lost. So all rows are sent whole, as far as their size allows.
+	if n > 0 && q.Candidates != nil && !q.Candidates.Decides(vocab, length+n) &&
+		q.Candidates.Need(vocab, length) > 0 {
+		n = min(n, wholeRowBytes/(4*max(vocab, 1))-btoi(!chained))
+	}
+	return n
+}
+
+// arrivedFor returns the draft tokens that have arrived, as far as they follow a log. They were asked for
+// after the beginning of it; what has come since is known by now.
+func (g *speculation) arrivedFor(log []int32) []int32 {
+	known := len(log) - g.from
+	if known < 0 || known > len(g.ids) || !slices.Equal(log[g.from:], g.ids[:known]) {
+		return nil
+	}
+	return g.ids[known:]
+}
+
+// propose returns at most n draft tokens to send after a log: that of the sequence, or one with the draft
+// tokens in flight. wait says that they have been asked for.
+func (s *Scheduler) propose(q *sequence, log []int32, n int) (ids []int32, wait bool) {
 	g := &q.spec
 	if g.waiting {
 		return nil, true
 	}
 	if g.arrived {
 		g.arrived = false
-		return g.ids[:min(max(n, 0), len(g.ids))], false
+		if ids := g.arrivedFor(log); len(ids) > 0 || g.from == len(log) {
+			return ids[:min(max(n, 0), len(ids))], false
+		}
 	}
 	if n < 1 {
 		return nil, false
 	}
 	for _, p := range g.proposers {
-		if q.feed.Len() < p.wake || p.name == DraftModel && !g.ready {
+		if len(log) < p.wake || p.name == DraftModel && !g.ready {
 			continue
 		}
 		g.round++
-		g.by, g.asked = p, s.now
+		g.by, g.asked, g.from = p, s.now, len(log)
 		want := min(n, p.next)
 		if p.name == DraftModel {
 			g.waiting = true
-			s.do(Propose{ID: q.ID, Round: g.round, Log: q.feed.Log(), N: want, Any: g.trust > trustEnough,
+			s.do(Propose{ID: q.ID, Round: g.round, Log: log, N: want, Any: g.trust > trustEnough,
 				Limit: s.draftLimit(want)})
 			return nil, true
 		}
@@ -176,7 +234,7 @@ func (s *Scheduler) propose(q *sequence, n int) (ids []int32, wait bool) {
 		if g.ready {
 			least = ngramMinWithDraft
 		}
-		if ids := sample.Propose(q.feed.Log(), least, ngramMax, want); len(ids) > 0 {
+		if ids := sample.Propose(log, least, ngramMax, want); len(ids) > 0 {
 			return ids, false
 		}
 	}
@@ -200,39 +258,24 @@ func (s *Scheduler) drafted(e Drafted) {
 	g := &q.spec
 	g.waiting, g.arrived, g.ids, g.unlikely = false, true, e.IDs, e.Unlikely
 	if len(e.IDs) == 0 {
-		g.by.learn(0, 0, g.slow(slowRound, s.now, s.timing.plain), q.feed.Len())
+		g.by.learn(0, 0, tooLong(s.now-g.asked, slowRound, s.timing.plain), q.feed.Len())
 	}
 }
 
-// slow reports whether the round has taken longer than the given number of plain steps.
-func (g *speculation) slow(steps float64, now, step time.Duration) bool {
-	return step > 0 && now-g.asked > max(slowFloor, time.Duration(steps*float64(step)))
-}
-
-// verified ends a round, after its last token has arrived.
-func (g *speculation) verified(length int, now, step time.Duration) {
-	if g.sent > 0 {
-		if g.by.name == DraftModel {
-			g.judge()
-		}
-		steps := slowRound * float64(g.accepted+1)
-		if g.accepted == g.sent {
-			steps = slowAccepted * float64(g.accepted+1)
-		}
-		g.by.learn(g.sent, g.accepted, g.slow(steps, now, step), length)
-	}
-	g.sent, g.accepted = 0, 0
+// tooLong reports whether a round has taken longer than the given number of plain steps.
+func tooLong(took time.Duration, steps float64, step time.Duration) bool {
+	return step > 0 && took > max(slowFloor, time.Duration(steps*float64(step)))
 }
 
 // judge updates the acceptance rate of improbable tokens. It is high if the two models are very
 // similar.
-func (g *speculation) judge() {
+func (g *speculation) judge(w window) {
 	switch {
-	case g.trust > trustEnough && g.accepted < g.sent:
+	case g.trust > trustEnough && w.accepted < w.sent:
 		g.trust = trustEnough
-	case g.unlikely && g.accepted == g.sent:
+	case w.unlikely && w.accepted == w.sent:
 		g.trust += rateWeight * (1 - g.trust)
-	case g.unlikely && g.accepted == g.sent-1:
+	case w.unlikely && w.accepted == w.sent-1:
 		g.trust -= rateWeight * g.trust
 	}
 }
@@ -253,7 +296,7 @@ func (s *Scheduler) startRound(e Round) {
 		return
 	}
 	if q.feed.Waiting() {
-		s.back(q) // its row belongs to a round that missed its limit
+		s.dropWindows(q) // its row belongs to a round that missed its limit
 	}
 	q.feed.Rewind(e.Log)
 	d := &q.draft

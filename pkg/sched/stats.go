@@ -11,6 +11,9 @@ type Stats struct {
 	Replayed         uint64 // rows that were computed again for a stage in the place of a lost one
 	Preemptions      uint64
 	Steps, Tokens    uint64
+	// Chained counts windows of draft tokens that were sent behind others, and Discarded those of which no
+	// row counted.
+	Chained, Discarded uint64
 	// Queried counts the positions of admitted logs, and Hits those that were in the prefix cache.
 	Queried, Hits uint64
 	// Step is the moving average time of a decode step without draft tokens, Slow the 99th percentile.
@@ -21,7 +24,7 @@ type Stats struct {
 
 // counts are the counters behind Stats.
 type counts struct {
-	steps, tokens, preemptions, queried, hits, replayed uint64
+	steps, tokens, preemptions, queried, hits, replayed, chained, discarded uint64
 
 	active, filled time.Duration // of all stages together, while sequences ran; and with a batch in flight
 }
@@ -45,7 +48,8 @@ func (s *Scheduler) Stats() Stats {
 		Bubble:  bubble,
 		Running: len(s.running), Waiting: len(s.waiting), Pages: s.granted(), Held: s.pool.held(),
 		Cached: s.pool.cached, Evicted: s.pool.evicted, Preemptions: s.stats.preemptions, Steps: s.stats.steps,
-		Replayed: s.stats.replayed, Tokens: s.stats.tokens, Queried: s.stats.queried, Hits: s.stats.hits, Step: s.timing.plain,
+		Replayed: s.stats.replayed, Tokens: s.stats.tokens, Chained: s.stats.chained, Discarded: s.stats.discarded,
+		Queried: s.stats.queried, Hits: s.stats.hits, Step: s.timing.plain,
 		Slow: time.Duration(s.timing.slow * float64(time.Second)),
 	}
 }

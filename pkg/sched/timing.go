@@ -9,7 +9,7 @@ const (
 	stepFloor  = 250 * time.Millisecond // default of Config.Floor
 	loneFloor  = 2 * time.Second        // default of Config.LoneFloor, unless Floor is longer
 	stepFactor = 5                      // a deadline is this many times the slow steps' time
-	window     = 256                    // steps whose times decide what is slow
+	timesKept  = 256                    // steps whose times decide what is slow
 	coldSteps  = 4                      // steps before times are trusted
 	coldLimit  = 60 * time.Second       // the deadline until then: weights may have to be read from disk
 	coldRow    = 20 * time.Millisecond  // what a prompt's row adds until it has been measured
@@ -71,16 +71,19 @@ func (t *timing) done(f *flight, now time.Duration) {
 		}
 		return
 	}
-	if len(t.took) < window {
+	if len(t.took) < timesKept {
 		t.took = append(t.took, took)
 	} else {
 		t.took[t.next] = took
 	}
-	t.next = (t.next + 1) % window
+	t.next = (t.next + 1) % timesKept
 	if n := len(t.took); took > t.slow || n < 2*coldSteps || t.next%16 == 0 {
 		sorted := slices.Clone(t.took)
 		slices.Sort(sorted)
 		t.slow = sorted[min(n-1, n*99/100)]
+	}
+	if f.mixed {
+		return
 	}
 	// A step with draft tokens takes at least as long as one without, so it can only lower the averages.
 	if f.drafts > 0 {

@@ -12,7 +12,7 @@ type Session struct {
 	log     []int32
 	sent    int     // positions sent to the pipeline
 	waiting bool    // a row that needs logits is in flight
-	drafts  []int32 // draft tokens in flight: ids that may follow the log
+	drafts  []int32 // draft tokens in flight: ids that may follow the log, of one entry or of several
 	ended   bool
 }
 
@@ -67,6 +67,28 @@ func (s *Session) NextWithDrafts(n int, drafts []int32) (Rows, bool) {
 	rows.IDs, rows.Drafts = append([]int32{rows.IDs[0]}, s.drafts...), len(s.drafts)
 	return rows, true
 }
+
+// Chain returns draft tokens to send behind those that are in flight, and marks them as sent. It returns
+// false if the session waits for no token, so that there is nothing to send them behind. Their rows count
+// only if all draft tokens before them are accepted.
+func (s *Session) Chain(drafts []int32) (Rows, bool) {
+	if !s.Waiting() || len(drafts) == 0 {
+		return Rows{}, false
+	}
+	rows := Rows{Pos: len(s.log) + len(s.drafts), IDs: append([]int32(nil), drafts...), Logits: true,
+		Drafts: len(drafts)}
+	s.drafts = append(s.drafts, drafts...)
+	return rows, true
+}
+
+// Assumed returns the log with the draft tokens in flight behind it: what the log will begin with if all
+// of them are accepted.
+func (s *Session) Assumed() []int32 {
+	return append(append(make([]int32, 0, len(s.log)+len(s.drafts)), s.log...), s.drafts...)
+}
+
+// Ahead returns how many draft tokens are in flight.
+func (s *Session) Ahead() int { return len(s.drafts) }
 
 // Due returns how many positions of the log are still to be sent.
 func (s *Session) Due() int { return len(s.log) - s.sent }

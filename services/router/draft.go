@@ -2,6 +2,7 @@ package router
 
 import (
 	"context"
+	"errors"
 	"math"
 	"slices"
 	"sync"
@@ -14,10 +15,10 @@ import (
 )
 
 // drafter proposes draft tokens by the greedy choice of a smaller model. For one request it
-// keeps a draft session on a draft pipeline. Each round rewinds the session to the request's
-// log, which drops rejected tokens from its cache, and generates until an unlikely token or
-// until there are enough. A failure ends the drafter and not the request. Its goroutine
-// belongs to the draft pipeline.
+// keeps a draft session on a draft pipeline. Each round rewinds the session to the log it is asked
+// about, which drops rejected tokens from its cache, and generates until an unlikely token or until
+// there are enough. A new request replaces one that is not answered yet. A failure ends the drafter and
+// not the request. Its goroutine belongs to the draft pipeline.
 type drafter struct {
 	service *Service
 	request string
@@ -63,12 +64,12 @@ func (d *drafter) ask(c sched.Propose) bool {
 	if c.Any {
 		r.minLogprob = math.Inf(-1)
 	}
-	select {
-	case d.requests <- r:
-		return true
-	default: // cannot happen: a sequence asks once and waits
-		return false
+	select { // a sequence asks again if what it asked for is of no use any more
+	case <-d.requests:
+	default:
 	}
+	d.requests <- r // it has room for one, and nobody else sends
+	return true
 }
 
 // startDraft gives a request a drafter, if there is a draft pipeline. It ends with ctx.
@@ -173,8 +174,11 @@ func (d *drafter) draft(ctx context.Context, p *pipeline, log []int32, maxLen in
 	for {
 		select {
 		case r := <-d.requests:
-			if err := d.round(ctx, p, r, seq); err != nil {
-				return err
+			for next := &r; next != nil; {
+				var err error
+				if next, err = d.round(ctx, p, *next, seq); err != nil {
+					return err
+				}
 			}
 		case o := <-seq.out: // a late token of a round that missed its limit
 			if o.lost != nil || o.err != nil {
@@ -188,11 +192,21 @@ func (d *drafter) draft(ctx context.Context, p *pipeline, log []int32, maxLen in
 	}
 }
 
-// round answers one request within its limit. A draft that has no token by then gets no
-// requests until it has one, and is dropped at the late-draft timeout.
-func (d *drafter) round(ctx context.Context, p *pipeline, r draftRequest, seq *sequence) error {
+// superseded is the error of a round whose request was replaced by another one.
+type superseded struct{ by draftRequest }
+
+func (superseded) Error() string { return "the request was replaced" }
+
+// round answers one request within its limit, or returns the request that has replaced it. A draft
+// that has no token by then gets no requests until it has one, and is dropped at the late-draft
+// timeout.
+func (d *drafter) round(ctx context.Context, p *pipeline, r draftRequest, seq *sequence) (*draftRequest, error) {
 	start := time.Now()
 	ids, unlikely, err := d.generateWithin(ctx, p, r, seq)
+	var next superseded
+	if errors.As(err, &next) {
+		return &next.by, nil // nobody waits for the answer
+	}
 	d.service.m.drafting.Observe(time.Since(start).Seconds())
 	late := fault.CodeOf(err) == fault.DeadlineExceeded
 	if late {
@@ -200,23 +214,28 @@ func (d *drafter) round(ctx context.Context, p *pipeline, r draftRequest, seq *s
 	}
 	d.answer(r, ids, unlikely)
 	if !late {
-		return err
+		return nil, err
 	}
 	timeout := time.NewTimer(lateDraftFactor * r.limit)
 	defer timeout.Stop()
-	select {
-	case o := <-seq.out:
-		if o.lost != nil || o.err != nil {
-			return d.lost(o)
+	for {
+		select {
+		case o := <-seq.out:
+			if o.lost != nil || o.err != nil {
+				return nil, d.lost(o)
+			}
+			d.accept(true)
+			return nil, nil
+		case next := <-d.requests: // it came at the same time as the limit
+			d.answer(next, nil, false)
+		case <-p.done:
+			return nil, context.Cause(p.ctx)
+		case <-timeout.C:
+			return nil, err
+		case <-ctx.Done():
+			return nil, err
 		}
-		d.accept(true)
-		return nil
-	case <-p.done:
-		return context.Cause(p.ctx)
-	case <-timeout.C:
-	case <-ctx.Done():
 	}
-	return err
 }
 
 // generateWithin generates for one request until its limit. It may return both ids and an error.
@@ -239,6 +258,8 @@ func (d *drafter) generateWithin(
 		return nil, false, context.Cause(p.ctx)
 	case <-ctx.Done():
 		return nil, false, nil
+	case next := <-d.requests:
+		return nil, false, superseded{next}
 	case <-limit.C:
 		return nil, false, d.late(r)
 	}
@@ -270,6 +291,8 @@ func (d *drafter) collect(
 			if unlikely || len(ids) == r.n || slices.Contains(d.ends, o.token.GetId()) {
 				return ids, unlikely, nil
 			}
+		case next := <-d.requests:
+			return nil, false, superseded{next}
 		case <-p.done:
 			return ids, false, context.Cause(p.ctx)
 		case <-ctx.Done():

@@ -549,8 +549,8 @@ func (p *fakePipeline) compute(b *shardv1.Batch, ids []uint32) ([]*samplerv1.Row
 				if end < len(log) && log[end] != target {
 					s.faults = append(s.faults, "a target is not the id that follows its row")
 				}
-			case i > 0:
-				row.DraftId = &e.GetDraftIds()[i-1]
+			case len(e.GetDraftIds()) > 0 && i >= int(e.GetLogits())-len(e.GetDraftIds()):
+				row.DraftId = &e.GetDraftIds()[i-int(e.GetLogits())+len(e.GetDraftIds())]
 			}
 			rows = append(rows, row)
 		}

@@ -59,9 +59,9 @@ type sequence struct {
 func newSequence(seq *sequence) *sequence {
 	seq.id = randomID()
 	// The scheduler learns that half of the room is used up before it forms the next batch but one, and
-	// two entries of a sequence may give a token for each of their rows. Besides tokens there are its
-	// acceptance, its end, and stages that were lost.
-	seq.out = make(chan result, outLen+2*(seq.drafts+1)+3+maxFruitless)
+	// two entries of a sequence may give a token for each of their rows, and so may all chained windows.
+	// Besides tokens there are its acceptance, its end, and stages that were lost.
+	seq.out = make(chan result, outLen+2*(seq.drafts+1)+3+maxFruitless+min(seq.drafts, 1)*sched.MaxAhead)
 	return seq
 }
 

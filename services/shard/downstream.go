@@ -184,8 +184,9 @@ func (t *toSampler) logits(accepted []*shardv1.Entry, logits []float32) error {
 				continue
 			}
 			out, chunks := t.row(e, pos, row)
-			if i > 0 && int(i) <= len(e.GetDraftIds()) {
-				out.DraftId = &e.GetDraftIds()[i-1]
+			// They belong to the last rows: the first one may follow the log.
+			if draft := int(i) - int(e.GetLogits()) + len(e.GetDraftIds()); draft >= 0 && len(e.GetDraftIds()) > 0 {
+				out.DraftId = &e.GetDraftIds()[draft]
 			}
 			if len(chunks) > 0 || size > rowsSize {
 				if err := t.send(rows, nil); err != nil {

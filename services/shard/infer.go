@@ -327,7 +327,8 @@ func (p *pipeline) refusal(e *shardv1.Entry, ids []uint32) error {
 			fault.Invalid, "logits of %d rows at position %d, which has %d", e.GetLogits(), e.GetPosition(),
 			e.GetRows(),
 		)
-	case len(e.GetDraftIds()) > 0 && len(e.GetDraftIds()) != int(e.GetLogits())-1:
+	case len(e.GetDraftIds()) > 0 && len(e.GetDraftIds()) != int(e.GetLogits()) &&
+		len(e.GetDraftIds()) != int(e.GetLogits())-1:
 		return fault.New(fault.Invalid, "%d draft tokens for %d rows that want logits", len(e.GetDraftIds()),
 			e.GetLogits())
 	case len(e.GetTargets()) > 0 && (len(e.GetDraftIds()) > 0 || len(e.GetTargets()) > int(e.GetLogits())):

@@ -327,6 +327,8 @@ func (w *world) settle() {
 			}
 			s := p.sched.Stats()
 			w.report.Evicted += int(s.Evicted)
+			w.report.Chained += int(s.Chained)
+			w.report.Discarded += int(s.Discarded)
 			if p.listed && (s.Running+s.Waiting+s.Held > 0 || len(p.seqs) > 0) {
 				w.violate(
 					"%s still has %d running and %d waiting sequences, %d pages and %d readers",

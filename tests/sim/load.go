@@ -25,6 +25,8 @@ type Load struct {
 	Hostile, Poison int
 	// EndEvery is the mean number of tokens after which a text ends by itself; 0 for never.
 	EndEvery int
+	// Regular says that texts are easy to guess.
+	Regular bool
 }
 
 // load plans the arrivals.
@@ -73,6 +75,9 @@ func (w *world) load() {
 		q.prompt = q.prompt[:max(1, min(len(q.prompt), capacity-q.maxTokens))]
 		if w.chance(l.Sampled) {
 			q.seed = w.rnd.Uint64()
+		}
+		if l.Regular {
+			q.seed = regularSeed
 		}
 		if w.chance(l.Adapter) {
 			q.namespace = "adapter"

@@ -299,7 +299,7 @@ func (p *pipe) submit(q *sequence, e sched.Submit) bool {
 	}
 	p.seqs[q.id] = q
 	p.order = append(p.order, q.id)
-	q.limit = outLen + 2*(e.Speculate+1) + 3
+	q.limit = outLen + 2*(e.Speculate+1) + 3 + min(e.Speculate, 1)*sched.MaxAhead
 	p.tell(e)
 	return true
 }

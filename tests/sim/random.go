@@ -80,6 +80,13 @@ func Random(seed uint64) Scenario {
 	if chance(0.3) && l.Speculate > 0 {
 		sc.Draft, l.DraftModel = 1+r.IntN(2), 0.7
 	}
+	if seed%5 == 0 { // few requests on long links, so that draft tokens fill the pipeline
+		l.Requests, l.Tokens, l.EndEvery, l.Speculate, sc.Hop = 1+r.IntN(4), 40+r.IntN(120), 0, 1, ms(4, 40)/4
+		l.Regular = r.IntN(3) > 0
+		if sc.Draft == 0 {
+			sc.Draft, l.DraftModel = r.IntN(2), 0.7
+		}
+	}
 	// Pages for one to a few of the longest requests: the smaller the cache, the more often sequences
 	// are preempted.
 	longest := l.Tokens + max(l.To, l.PrefixLen)

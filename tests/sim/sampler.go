@@ -82,7 +82,7 @@ func (s *sampler) rows(p *pipe, b *batch) {
 				s.score(p, e, pos, rows[i], e.Targets[j])
 				continue
 			}
-			draft := i > first && len(e.Drafts) > 0
+			draft := i >= e.Rows-len(e.Drafts)
 			if !s.pick(p, n, e.ID, pos, rows[i], draft) {
 				break
 			}

@@ -34,7 +34,7 @@ func TestSim_Seeds(t *testing.T) {
 		count = 10000
 	}
 	first, n := env(t, "LAMINA_SIM_SEED", 1), env(t, "LAMINA_SIM_SEEDS", count)
-	var next, tokens, steps, moved, preempted atomic.Int64
+	var next, tokens, steps, moved, preempted, chained, discarded atomic.Int64
 	var group sync.WaitGroup
 	failed := make([]error, n)
 	for range runtime.GOMAXPROCS(0) {
@@ -49,6 +49,8 @@ func TestSim_Seeds(t *testing.T) {
 				steps.Add(int64(report.Steps))
 				moved.Add(int64(report.Moved))
 				preempted.Add(int64(report.Preempted))
+				chained.Add(int64(report.Chained))
+				discarded.Add(int64(report.Discarded))
 				if failed[i] = err; err != nil {
 					next.Store(int64(n)) // one is enough
 				}
@@ -61,8 +63,11 @@ func TestSim_Seeds(t *testing.T) {
 			fail(t, sim.Random(uint64(first+i)), err)
 		}
 	}
-	t.Logf("%d seeds: %d tokens, %d steps, %d moves, %d preemptions", n, tokens.Load(), steps.Load(), moved.Load(),
-		preempted.Load())
+	t.Logf("%d seeds: %d tokens, %d steps, %d moves, %d preemptions, %d chained windows, %d of them discarded", n,
+		tokens.Load(), steps.Load(), moved.Load(), preempted.Load(), chained.Load(), discarded.Load())
+	if n >= 300 && (discarded.Load() < 50 || chained.Load()-discarded.Load() < 50) {
+		t.Error("the scenarios hardly try chained windows")
+	}
 }
 
 // fail runs a scenario again and shows the end of its transcript.

@@ -50,8 +50,11 @@ type Report struct {
 	Ends                                                   map[string]int // requests by how they ended
 	Tokens, Accepted, Preempted, Moved, Failed             int
 	Cached, Shared, Steps, Events, Evicted, LateAcks, Lost int
-	Virtual                                                time.Duration
-	FirstToken                                             []time.Duration
+	// Chained counts windows of draft tokens that were sent behind others, and Discarded those of which no
+	// row counted, on the pipelines that are open at the end.
+	Chained, Discarded int
+	Virtual            time.Duration
+	FirstToken         []time.Duration
 	// FairChecks counts how often the service of tenants was compared, and Unfair is the largest
 	// difference as a part of the bound.
 	FairChecks int

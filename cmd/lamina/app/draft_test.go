@@ -89,7 +89,8 @@ func prompt(text string, n int, s *routerv1.Sampling) *routerv1.GenerateRequest 
 }
 
 // TestMesh_ModelAsItsOwnDraft_TakesFewerSteps uses a model as its own draft model. Nearly every draft
-// token is accepted, so that a step gives all of its draft tokens and one more token.
+// token is accepted, and each of them saves a step. A draft model of that size costs about as much as it
+// saves, so it may rest after a few rounds.
 func TestMesh_ModelAsItsOwnDraft_TakesFewerSteps(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	zero := float32(0)
@@ -113,10 +114,10 @@ func TestMesh_ModelAsItsOwnDraft_TakesFewerSteps(t *testing.T) {
 				m.metric(`lamina_router_accepted_tokens_total{proposer="draft"}`)
 			t.Logf("%v steps, %v of %v draft tokens accepted; draft steps %v", steps, accepted, drafted,
 				m.metric(`lamina_router_steps_total{pipeline="draft"}`))
-			if steps > float64(c.n)/2.5 {
-				t.Errorf("%v steps for %d tokens with 4 draft tokens each", steps, c.n)
+			if rest := float64(c.n) - accepted; steps > rest+8 { // and the steps of the probe
+				t.Errorf("%v steps for %d tokens of which %v were accepted draft tokens", steps, c.n, accepted)
 			}
-			if drafted == 0 || accepted < 0.9*drafted {
+			if drafted < 8 || accepted < 0.9*drafted {
 				t.Errorf("%v of %v draft tokens were accepted", accepted, drafted)
 			}
 		})

@@ -914,8 +914,10 @@ type Entry struct {
 	Logits uint32 `protobuf:"varint,5,opt,name=logits,proto3" json:"logits,omitempty"`
 	// How many of the best candidates to send for each such row; 0 sends the whole row of logits.
 	Candidates uint32 `protobuf:"varint,6,opt,name=candidates,proto3" json:"candidates,omitempty"`
-	// Draft tokens: the ids of the rows after the first one that needs logits. The sampler
-	// drops the rows after the first that it rejects.
+	// Draft tokens: the ids of the rows that need logits, of all of them but the first or of
+	// all of them. In the latter case the entry goes on behind the draft tokens of an
+	// earlier one that is still in flight. The sampler drops the rows from the first rejected
+	// draft token on, also those of later entries.
 	DraftIds []uint32 `protobuf:"varint,7,rep,packed,name=draft_ids,json=draftIds,proto3" json:"draft_ids,omitempty"`
 	// The known ids that follow the first rows that need logits: prompt positions whose
 	// log-probabilities are asked for. The sampler scores their rows and picks no token
