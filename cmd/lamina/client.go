@@ -196,6 +196,7 @@ func (c *healthCmd) Run(e *verb.Env) error {
 type chatCmd struct {
 	meshFlags
 	samplingFlags
+	servingFlags
 	System    string `help:"System message."`
 	MaxTokens uint32 `help:"Maximum number of tokens in an answer." short:"n" default:"512"`
 }
@@ -233,8 +234,10 @@ func (c *chatCmd) converse(e *verb.Env, router routerv1.RouterServiceClient) err
 			continue
 		}
 		messages = append(messages, &tokenizerv1.Message{Role: "user", Content: line})
-		stream, err := router.Chat(e.Ctx,
-			&routerv1.ChatRequest{Messages: messages, MaxTokens: c.MaxTokens, Sampling: sampling})
+		stream, err := router.Chat(e.Ctx, &routerv1.ChatRequest{
+			Messages: messages, MaxTokens: c.MaxTokens, Sampling: sampling, ContextPolicy: c.policy(),
+			Priority: c.Priority, WaitForCapacity: c.WaitForCapacity,
+		})
 		if err != nil {
 			return rpc.FromStatus(err)
 		}
@@ -243,6 +246,7 @@ func (c *chatCmd) converse(e *verb.Env, router routerv1.RouterServiceClient) err
 			return err
 		}
 		fmt.Fprintln(e.Stdout)
+		answer.notify(e)
 		messages = append(messages, &tokenizerv1.Message{Role: "assistant", Content: answer.Text})
 	}
 }

@@ -62,6 +62,7 @@ func (f *samplingFlags) grammar(e *verb.Env) (*samplerv1.Grammar, error) {
 type generateCmd struct {
 	meshFlags
 	samplingFlags
+	servingFlags
 	toolFlags
 	Prompt     *string  `short:"p" help:"Text to continue. It is plain text: control tokens are not recognised in it." xor:"prompt"`
 	IDs        string   `name:"ids" help:"Token ids to continue, separated by commas." xor:"prompt"`
@@ -84,6 +85,8 @@ type generated struct {
 	Fingerprint  string   `json:"fingerprint"`
 	Timings      timings  `json:"timings"`
 	ToolCalls    []called `json:"tool_calls,omitempty"`
+	// Context is what the context policy has dropped; nil without a policy.
+	Context *contextUse `json:"context,omitempty"`
 
 	started *routerv1.Started
 }
@@ -131,7 +134,15 @@ func (c *generateCmd) Run(e *verb.Env) error {
 		return json.NewEncoder(e.Stdout).Encode(result)
 	}
 	fmt.Fprintln(e.Stdout)
+	result.notify(e)
 	return nil
+}
+
+// notify tells the user if the model did not see everything.
+func (g *generated) notify(e *verb.Env) {
+	if text := g.Context.notice(); text != "" {
+		fmt.Fprintln(e.Stderr, text)
+	}
 }
 
 // ask sends the request that the flags describe and returns a function that receives from its
@@ -146,7 +157,10 @@ func (c *generateCmd) ask(e *verb.Env, router routerv1.RouterServiceClient) (fun
 		if err != nil {
 			return nil, err
 		}
-		req := &routerv1.ChatRequest{Messages: messages, MaxTokens: c.MaxTokens, Sampling: sampling, Stop: c.Stop}
+		req := &routerv1.ChatRequest{
+			Messages: messages, MaxTokens: c.MaxTokens, Sampling: sampling, Stop: c.Stop, ContextPolicy: c.policy(),
+			Priority: c.Priority, WaitForCapacity: c.WaitForCapacity,
+		}
 		if err := c.offer(e, req); err != nil {
 			return nil, err
 		}
@@ -157,7 +171,8 @@ func (c *generateCmd) ask(e *verb.Env, router routerv1.RouterServiceClient) (fun
 		return nil, fault.Field("tools", "use tools with a chat: give --messages FILE")
 	}
 	req := &routerv1.GenerateRequest{
-		MaxTokens: c.MaxTokens, Sampling: sampling, Stop: c.Stop, IgnoreEnd: c.IgnoreEnd,
+		MaxTokens: c.MaxTokens, Sampling: sampling, Stop: c.Stop, IgnoreEnd: c.IgnoreEnd, ContextPolicy: c.policy(),
+		Priority: c.Priority, WaitForCapacity: c.WaitForCapacity,
 	}
 	switch {
 	case c.IDs != "":
@@ -215,7 +230,7 @@ func (g *generated) finish(f *routerv1.Finished) {
 		samplerv1.FinishReason_FINISH_REASON_STOP:   "stop",
 		samplerv1.FinishReason_FINISH_REASON_LENGTH: "length",
 	}
-	g.FinishReason = reasons[f.GetFinishReason()]
+	g.FinishReason, g.Context = reasons[f.GetFinishReason()], newContextUse(f.GetContext())
 	u, t := f.GetUsage(), f.GetTimings()
 	g.Timings = timings{
 		QueueMS: float64(t.GetQueueUs()) / 1e3, PrefillMS: float64(t.GetPrefillUs()) / 1e3,
