@@ -22,8 +22,8 @@ func TestGenerate_ContextPolicies(t *testing.T) {
 		want string // on standard error
 	}{
 		{[]string{"-p", "Once"}, ""},
-		{[]string{"-p", long[:200], "-n", "80", "--context-policy", "slide", "--context-sinks", "2", "--context-window", "40"},
-			"context policy slide: "},
+		{[]string{"-p", long[:200], "-n", "80", "--context-policy", "slide", "--context-sinks", "2",
+			"--context-window", "40"}, "context policy slide: "},
 		{[]string{"-p", long, "--context-policy", "truncate_middle", "--priority=-3", "--wait-for-capacity", "9"},
 			"context policy truncate_middle: "},
 	} {

@@ -55,12 +55,19 @@ func (m *mesh) breakLink(name string) {
 
 // retry sends a request, and sends it again as long as no pipeline is open.
 func (m *mesh) retry(r *routerv1.GenerateRequest, each func(n int)) (answer, error) {
-	for limit := time.Now().Add(patience); ; {
+	tick, end := time.NewTicker(20*time.Millisecond), time.NewTimer(patience)
+	defer tick.Stop()
+	defer end.Stop()
+	for {
 		a, err := m.generate(m.t.Context(), r, each)
-		if status.Code(err) != codes.Unavailable || a.started != nil || time.Now().After(limit) {
+		if status.Code(err) != codes.Unavailable || a.started != nil {
 			return a, err
 		}
-		time.Sleep(20 * time.Millisecond)
+		select {
+		case <-tick.C:
+		case <-end.C:
+			return a, err
+		}
 	}
 }
 

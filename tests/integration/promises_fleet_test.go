@@ -331,13 +331,24 @@ func (f *fleet) awaitPipelines(n int) {
 // await polls until done returns true, and fails the test after the limit.
 func (f *fleet) await(limit time.Duration, what string, done func() bool) {
 	f.t.Helper()
-	deadline := time.Now().Add(limit)
-	for !done() {
-		if time.Now().After(deadline) {
-			f.t.Fatalf("waited %v for %s; router-0 says:\n%s", limit, what, f.members["router-0"].tail())
-		}
-		time.Sleep(20 * time.Millisecond)
+	if !poll(20*time.Millisecond, limit, done) {
+		f.t.Fatalf("waited %v for %s; router-0 says:\n%s", limit, what, f.members["router-0"].tail())
 	}
+}
+
+// poll calls done again and again until it returns true. It returns false after the limit.
+func poll(every, limit time.Duration, done func() bool) bool {
+	tick, end := time.NewTicker(every), time.NewTimer(limit)
+	defer tick.Stop()
+	defer end.Stop()
+	for !done() {
+		select {
+		case <-tick.C:
+		case <-end.C:
+			return false
+		}
+	}
+	return true
 }
 
 // close stops all members, the routers first.

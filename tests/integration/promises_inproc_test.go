@@ -78,16 +78,11 @@ func (l *local) held() (sessions, pages uint32) {
 func (l *local) idle(limit time.Duration) time.Duration {
 	l.t.Helper()
 	begin := time.Now()
-	for {
-		sessions, pages := l.held()
-		if sessions == 0 {
-			return time.Since(begin)
-		}
-		if time.Since(begin) > limit {
-			l.t.Fatalf("%d sessions and %d KV pages are held after %v", sessions, pages, limit)
-		}
-		time.Sleep(time.Millisecond)
+	var sessions, pages uint32
+	if !poll(time.Millisecond, limit, func() bool { sessions, pages = l.held(); return sessions == 0 }) {
+		l.t.Fatalf("%d sessions and %d KV pages are held after %v", sessions, pages, limit)
 	}
+	return time.Since(begin)
 }
 
 // wave sends n requests at once. Each ends at its own moment, by cancel or by its deadline; start returns
@@ -111,17 +106,18 @@ func (l *local) wave(n int, start func(i int) (context.Context, context.CancelFu
 	return tokens, errs
 }
 
-// settled returns the number of goroutines once it has stopped to change.
-func settled() int {
-	last := 0
-	for {
-		time.Sleep(200 * time.Millisecond)
-		n := runtime.NumGoroutine()
-		if n == last {
-			return n
-		}
-		last = n
+// settled returns the number of goroutines once it has not changed for 200 ms.
+func settled(t *testing.T) (n int) {
+	t.Helper()
+	ok := poll(200*time.Millisecond, time.Minute, func() bool {
+		last := n
+		n = runtime.NumGoroutine()
+		return n == last
+	})
+	if !ok {
+		t.Fatalf("the number of goroutines still changes, it is %d now", n)
 	}
+	return n
 }
 
 // S6: cancelled requests leave no session, page or goroutine behind.
@@ -143,7 +139,7 @@ func TestPromise_S6_StopFreesEverything(t *testing.T) {
 		return tokens, l.idle(time.Minute)
 	}
 	wave()
-	before := settled()
+	before := settled(t)
 	total := 0
 	var freed []time.Duration
 	begin := time.Now()
@@ -167,13 +163,14 @@ func TestPromise_S6_StopFreesEverything(t *testing.T) {
 	if p99 := quantile(freed, 0.99); p99 > within(500*time.Millisecond) {
 		t.Errorf("sessions are freed after %v at p99", p99)
 	}
-	for limit := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
-		_, pages := l.held()
-		if now := runtime.NumGoroutine(); pages == 0 && now <= before {
-			break
-		} else if time.Now().After(limit) {
-			t.Fatalf("%d KV pages are held, and %d goroutines run where %d did", pages, now, before)
-		}
+	var pages uint32
+	now := 0
+	if !poll(50*time.Millisecond, 20*time.Second, func() bool {
+		_, pages = l.held()
+		now = runtime.NumGoroutine()
+		return pages == 0 && now <= before
+	}) {
+		t.Fatalf("%d KV pages are held, and %d goroutines run where %d did", pages, now, before)
 	}
 }
 

@@ -268,17 +268,19 @@ func (f *flow) count() int {
 // is busy for a moment gets a second chance.
 func (f *flow) prove() float64 {
 	f.t.Helper()
-	rate := 0.
-	for range 20 {
-		before, begin := f.count(), time.Now()
-		time.Sleep(time.Second)
-		rate = float64(f.count()-before) / time.Since(begin).Seconds()
-		if rate >= leastFlow {
-			return rate
+	rate, before, begin := 0., f.count(), time.Now()
+	if !poll(time.Second, 20*time.Second, func() bool {
+		now, passed := f.count(), time.Since(begin)
+		if passed < time.Second/2 {
+			return false
 		}
+		rate = float64(now-before) / passed.Seconds()
+		before, begin = now, begin.Add(passed)
+		return rate >= leastFlow
+	}) {
+		f.t.Fatalf("the run is invalid: %.0f tokens/s flow before the fault, want at least %d", rate, leastFlow)
 	}
-	f.t.Fatalf("the run is invalid: %.0f tokens/s flow before the fault, want at least %d", rate, leastFlow)
-	return 0
+	return rate
 }
 
 // stop stops the load and waits until the requests that run have ended.
