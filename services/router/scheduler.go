@@ -105,6 +105,8 @@ type runner struct {
 	cause          error         // why the pipeline was last opened again
 	tokens         int
 	since          time.Time
+	chained        uint64 // windows that were counted in metrics
+	discarded      uint64
 }
 
 func newRunner(p *pipeline) *runner {
@@ -240,6 +242,9 @@ func (r *runner) step(now time.Time) error {
 	r.p.runningCount.Store(int64(stats.Running))
 	r.p.waitingCount.Store(int64(stats.Waiting))
 	r.p.stepUS.Store(stats.Step.Microseconds())
+	r.p.service.m.windows.WithLabelValues("sent").Add(float64(stats.Chained - r.chained))
+	r.p.service.m.windows.WithLabelValues("discarded").Add(float64(stats.Discarded - r.discarded))
+	r.chained, r.discarded = stats.Chained, stats.Discarded
 	if span := now.Sub(r.since); span >= time.Second {
 		r.p.rate.Store(uint64(float64(r.tokens) / span.Seconds() * 1000))
 		r.tokens, r.since = 0, now

@@ -288,6 +288,7 @@ type metrics struct {
 	drafted     *prometheus.CounterVec
 	accepted    *prometheus.CounterVec
 	steps       *prometheus.CounterVec
+	windows     *prometheus.CounterVec
 	dropped     *prometheus.CounterVec
 	drafting    prometheus.Histogram
 	resumed     *prometheus.CounterVec
@@ -330,6 +331,13 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			},
 			[]string{"pipeline"},
 		),
+		windows: prometheus.NewCounterVec(
+			prometheus.CounterOpts{
+				Name: "lamina_router_chained_windows_total",
+				Help: "Entries of draft tokens that were sent behind others, and those of them that were discarded.",
+			},
+			[]string{"event"},
+		),
 		dropped: prometheus.NewCounterVec(
 			prometheus.CounterOpts{Name: "lamina_router_draft_sessions_dropped_total",
 				Help: "Draft sessions dropped, by code."},
@@ -366,7 +374,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	if r != nil {
 		r.MustRegister(
 			m.requests, m.tokens, m.first, m.between, m.moves, m.reopens, m.preemptions, m.drafted, m.accepted, m.steps,
-			m.dropped, m.drafting, m.resumed, m.unjournaled,
+			m.dropped, m.drafting, m.resumed, m.unjournaled, m.windows,
 		)
 	}
 	return m

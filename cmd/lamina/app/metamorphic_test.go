@@ -159,6 +159,7 @@ type layout struct {
 	cache                           time.Duration
 	positions, speculate, inFlight  int
 	draft                           bool
+	chained                         bool   // draft tokens are sent behind those in flight
 	lost                            string // the shard that is lost for good after half of the requests
 	replaced                        string // the stage that is lost after two thirds, while a shard is free for it
 	broken                          string // the shard whose links break again and again
@@ -187,6 +188,8 @@ func TestMesh_SameTokensHoweverTheyAreComputed(t *testing.T) {
 			{stages: 2, replicas: 1, atOnce: 4, speculate: 5},
 			{stages: 1, replicas: 1, atOnce: 16, speculate: 3, positions: model.pool, chunk: 33},
 			{stages: 2, replicas: 1, atOnce: 3, draft: true},
+			{stages: 4, replicas: 1, atOnce: 1, draft: true, inFlight: 5, chained: true},
+			{stages: 2, replicas: 1, atOnce: 2, draft: true, inFlight: 4, chained: true, broken: "shard-0-1"},
 			{stages: 2, replicas: 2, atOnce: 8, lost: "shard-0-1", inFlight: 3},
 			{stages: 2, replicas: 2, atOnce: 8, draft: true, lost: "shard-1-0", inFlight: 3},
 			{stages: 2, replicas: 2, atOnce: 8, lost: "shard-1-1", replaced: "first", inFlight: 3},
@@ -263,6 +266,9 @@ func (s compared) answers(t *testing.T, c layout, list []asked, set kernel.Set[f
 	}
 	if moves == 0 && c.lost != "" || moves+reopens == 0 && c.broken != "" {
 		t.Errorf("%d moves, %d pipelines opened again", moves, reopens)
+	}
+	if chained := count("lamina_router_chained_windows_total", "sent"); chained == 0 && c.chained {
+		t.Error("no window was sent behind another one")
 	}
 	if drafted == 0 && c.draft {
 		t.Error("the draft model was not asked")
