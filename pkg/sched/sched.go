@@ -326,10 +326,15 @@ func (s *Scheduler) refused(e Refused) {
 		q.retries++
 		// Another pipeline holds the pages that this one counted on. The sequence waits until there are
 		// enough. Rows of it that are still in flight are refused as well or computed in vain, and what is
-		// said about them no longer matters.
+		// said about them no longer matters. Windows that were sent before may still give tokens. Those prove
+		// nothing about the pages that the sequence gets next, so it goes on under the next epoch.
+		before := slices.ContainsFunc(q.windows, func(w window) bool { return w.step < e.Step })
 		s.dropWindows(q) // this preempts it, if it was to yield
 		if q.running {
 			s.preempt(q)
+		}
+		if before {
+			s.addAgain(q)
 		}
 		return
 	}

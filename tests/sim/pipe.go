@@ -48,6 +48,7 @@ type sequence struct {
 	id       sched.ID
 	log      []int32
 	emitted  int
+	more     []int32 // tokens since it was submitted
 	tenant   string
 	out      []result
 	limit    int // of out
@@ -177,7 +178,7 @@ func (p *pipe) carryOut(c sched.Command) {
 		if q == nil {
 			return
 		}
-		log, emitted := q.log, q.emitted
+		log, emitted := append(q.log[:len(q.log):len(q.log)], q.more...), q.emitted+len(q.more)
 		if q.draft {
 			log, emitted = nil, 0
 		}
@@ -209,6 +210,7 @@ func (p *pipe) carryOut(c sched.Command) {
 	case sched.Emit:
 		if q := p.seqs[c.ID]; q != nil {
 			t := c.Data.(token)
+			q.more = append(q.more, t.id)
 			w.report.Tokens++
 			if c.Drafter != "" {
 				w.report.Accepted++
