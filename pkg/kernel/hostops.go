@@ -168,6 +168,27 @@ func (HostOps[F]) SinkGrad(datt, dsinks, att, lse, sinks Buffer[F], h, d int) {
 	}
 }
 
+// ZLossGrad adds the gradient of the z-loss. With p the softmax of a row and l its log-sum-exp, dlogits
+// holds scale·(p - onehot), and the gradient of z·l² is 2·z·l·p. So the row is multiplied by 1 + 2·z·l,
+// and the target's element gets back what that takes from it.
+func (HostOps[F]) ZLossGrad(dlogits, logits Buffer[F], loss []float64, targets []int32, z, scale float64, t, v int) {
+	sameLength("z-loss grad", len(dlogits), t*v)
+	sameLength("z-loss grad", len(logits), t*v)
+	sameLength("z-loss grad", len(loss), t)
+	for r, target := range targets {
+		if target < 0 {
+			continue
+		}
+		at := r*v + int(target)
+		more := 2 * z * (loss[r] + float64(logits[at])) // the loss is l less the target's logit
+		row := dlogits[r*v : (r+1)*v]
+		for i := range row {
+			row[i] = F(row[i] * F(1+more))
+		}
+		dlogits[at] += F(scale * more)
+	}
+}
+
 // sameLength panics with the operation's name unless two sizes agree.
 func sameLength(op string, got, want int) {
 	if got != want {

@@ -208,6 +208,10 @@ type Set[F tensor.Float] interface {
 	// unless dlogits is nil, overwrites dlogits[T,V] with scale·(softmax-onehot).
 	CrossEntropy(loss []float64, dlogits, logits Buffer[F], targets []int32, scale float64, t, v int)
 
+	// ZLossGrad adds the gradient of scale·z·log²Z, with Z the sum of exponentials of a row, to
+	// dlogits[T,V]. CrossEntropy has written dlogits and loss[T] with the same scale.
+	ZLossGrad(dlogits, logits Buffer[F], loss []float64, targets []int32, z, scale float64, t, v int)
+
 	// SumSquares adds the squares of x in float64.
 	SumSquares(x Buffer[F]) float64
 	// AdamW steps weights p and their moments m and v by gradient g, all of one length.

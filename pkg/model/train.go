@@ -15,6 +15,9 @@ type Micro[F tensor.Float] struct {
 	Hidden  []F     // [B*T,C], for the other stages; must stay unchanged until the backward
 	Targets []int32 // [B,T], for the last stage; a negative target masks its position
 	Scale   float64 // for the last stage: multiplies the gradient of the loss
+	// ZLoss, for the last stage, is the coefficient of the z-loss, ZLoss·log²Z with Z the sum of
+	// exponentials of a row of logits. It is part of the gradient, but not of Trace.Loss.
+	ZLoss float64
 	// ForwardOnly keeps nothing for a backward pass.
 	ForwardOnly bool
 }
@@ -123,6 +126,9 @@ func (s *Stage[F]) TrainForward(in Micro[F]) (*Trace[F], error) {
 		tr.dlogits = tr.mem.take(n * vocab)
 	}
 	s.set.CrossEntropy(tr.Loss, tr.dlogits, logits, in.Targets, in.Scale, n, vocab)
+	if in.ZLoss != 0 && tr.dlogits != nil {
+		s.set.ZLossGrad(tr.dlogits, logits, tr.Loss, in.Targets, in.ZLoss, in.Scale, n, vocab)
+	}
 	if limit := s.Spec.Head.Softcap; limit != 0 && tr.dlogits != nil {
 		s.set.SoftcapGrad(tr.dlogits, logits, limit)
 	}

@@ -157,6 +157,8 @@ func checkTrainOpen(o *shardv1.TrainOpen) error {
 	case o.GetSlotSequences() == 0 || o.GetSequenceLen() == 0 || o.GetSequenceLen() > maxPosition ||
 		uint64(o.GetSlotSequences())*uint64(o.GetSequenceLen()) > 1<<22:
 		return fault.Field("open.slot_sequences", "%d sequences of %d tokens", o.GetSlotSequences(), o.GetSequenceLen())
+	case !(o.GetZLoss() >= 0 && o.GetZLoss() <= 1):
+		return fault.Field("open.z_loss", "%v is not within 0..1", o.GetZLoss())
 	case o.GetPrecision() > shardv1.Precision_PRECISION_BFLOAT16 || o.GetPrecision() < 0:
 		return fault.Field("open.precision", "unknown precision %d", o.GetPrecision())
 	case len(o.GetSpans()) == 0 || len(o.GetSpans()) > schedule.MaxSpans || len(o.GetSpans()) > 1 && o.GetStages() == 1:

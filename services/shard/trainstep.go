@@ -138,7 +138,7 @@ func (s *stepRun) forward(p pass) error {
 	var in model.Micro[float32]
 	stage := s.spans[p.span].stage
 	in.B, in.T = int(s.open.GetSlotSequences()), int(s.open.GetSequenceLen())
-	in.Scale, in.ForwardOnly = s.scale, s.step.GetForwardOnly()
+	in.Scale, in.ZLoss, in.ForwardOnly = s.scale, s.open.GetZLoss(), s.step.GetForwardOnly()
 	if stage.First() || stage.Last() {
 		m, err := s.microbatch(p.slot)
 		if err != nil {

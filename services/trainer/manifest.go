@@ -37,6 +37,10 @@ type Manifest struct {
 	DecayMatricesOnly bool         `json:"decay_matrices_only"` // do not decay norms and biases
 	Clip              float64      `json:"clip"`                // largest global gradient norm; 0 for none
 
+	// ZLoss is the coefficient of the z-loss, which keeps the sum of exponentials of the logits near 1. The
+	// losses that are reported do not contain it.
+	ZLoss float64 `json:"z_loss"`
+
 	// Parameters are exceptions for some parameters. Of several that set a field, the last one counts.
 	Parameters []ParameterRule `json:"parameters,omitempty"`
 
@@ -249,7 +253,7 @@ func (m *Manifest) check() error {
 	}{
 		{"learning_rate.max", m.LearningRate.Max, 0, 10},
 		{"learning_rate.min", m.LearningRate.Min, 0, m.LearningRate.Max},
-		{"clip", m.Clip, 0, 1e9}, {"data.validation_fraction", m.Data.ValidationFraction, 0, 0.9},
+		{"clip", m.Clip, 0, 1e9}, {"z_loss", m.ZLoss, 0, 1}, {"data.validation_fraction", m.Data.ValidationFraction, 0, 0.9},
 	} {
 		if !(f.v >= f.min && f.v <= f.max) {
 			return fault.Field(f.name, "%v is not within %v..%v", f.v, f.min, f.max)

@@ -67,6 +67,7 @@ func TestParseManifest_NamesTheFieldItRefuses(t *testing.T) {
 		{"epsilon", 2, ""},
 		{"decay", -0.1, ""},
 		{"clip", -1, ""},
+		{"z_loss", -1, ""},
 		{"data.validation_fraction", 1, ""},
 		{"data.text", "", ""},
 		{"vocabulary.type", "words", ""},

@@ -33,6 +33,7 @@ func optimizers() map[string]map[string]any {
 				rule("model.layers.*.mlp.*", "learning_rate", 0.5, "decay", 0.3), rule("*norm*", "decay", 0.05),
 				rule("model.layers.1.*", "optimizer", "adamw"), rule("*.q_proj.*", "optimizer", "sgd"),
 			}},
+		"z-loss":           {"z_loss": 0.01},
 		"frozen embedding": {"parameters": []any{rule("model.embed_tokens.*", "trainable", false)}},
 		"frozen stage": {"schedule": "zero-bubble", "parameters": []any{rule("*", "trainable", false),
 			rule("model.layers.0.*", "trainable", true), rule("model.layers.1.mlp.*", "trainable", true)}},

@@ -272,12 +272,15 @@ func elementwise() []Case {
 	}}, Case{name: "cross entropy", run: func(s Set) [][]float32 {
 		loss, d := make([]float64, t), make([]float32, t*c)
 		logits := source(8)(t * c)
-		s.CrossEntropy(loss, d, logits, []int32{0, 44, -1, 3, 7, 9, 11}, 0.25, t, c)
+		targets := []int32{0, 44, -1, 3, 7, 9, 11}
+		s.CrossEntropy(loss, d, logits, targets, 0.25, t, c)
 		var l []float32
 		for _, v := range loss {
 			l = append(l, float32(v))
 		}
-		return [][]float32{l, d, {float32(s.LogSumExp(logits))}}
+		z := slices.Clone(d)
+		s.ZLossGrad(z, logits, loss, targets, 0.01, 0.25, t, c)
+		return [][]float32{l, d, z, {float32(s.LogSumExp(logits))}}
 	}})
 	out = append(out, Case{name: "bfloat16", run: func(s Set) [][]float32 {
 		x := source(12)(t*c + 5)

@@ -130,4 +130,16 @@ func TestGradients_EveryOperationByCentralDifferences(t *testing.T) {
 		func(g [][]float64, dy []float64) {
 			s.CrossEntropy(make([]float64, 3), g[0], x, targets, dy[0], 3, 5)
 		})
+	check(t, "z-loss", [][]float64{x}, 1,
+		func(y []float64) {
+			loss := make([]float64, 3)
+			s.CrossEntropy(loss, nil, x, targets, 1, 3, 5)
+			a, b := s.LogSumExp(x[:5]), s.LogSumExp(x[10:])
+			y[0] = loss[0] + loss[2] + 0.3*(a*a+b*b)
+		},
+		func(g [][]float64, dy []float64) {
+			loss := make([]float64, 3)
+			s.CrossEntropy(loss, g[0], x, targets, dy[0], 3, 5)
+			s.ZLossGrad(g[0], x, loss, targets, 0.3, dy[0], 3, 5)
+		})
 }

@@ -1694,7 +1694,10 @@ type TrainOpen struct {
 	SequenceLen uint32 `protobuf:"varint,16,opt,name=sequence_len,json=sequenceLen,proto3" json:"sequence_len,omitempty"`
 	// The precision of the operands of matrix products and of the activations kept for the
 	// backward pass; sums and weights stay float32. Unspecified is float32.
-	Precision     Precision `protobuf:"varint,17,opt,name=precision,proto3,enum=lamina.shard.v1.Precision" json:"precision,omitempty"`
+	Precision Precision `protobuf:"varint,17,opt,name=precision,proto3,enum=lamina.shard.v1.Precision" json:"precision,omitempty"`
+	// Coefficient of the z-loss, z_loss * log(sum of exponentials)^2 of each row of logits. It is
+	// part of the gradient, but not of the losses that are reported.
+	ZLoss         float64 `protobuf:"fixed64,18,opt,name=z_loss,json=zLoss,proto3" json:"z_loss,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1839,6 +1842,13 @@ func (x *TrainOpen) GetPrecision() Precision {
 		return x.Precision
 	}
 	return Precision_PRECISION_UNSPECIFIED
+}
+
+func (x *TrainOpen) GetZLoss() float64 {
+	if x != nil {
+		return x.ZLoss
+	}
+	return 0
 }
 
 // Span is a range of layers.
@@ -3827,7 +3837,7 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"microbatch\x12.\n" +
 	"\x05apply\x18\a \x01(\v2\x16.lamina.shard.v1.ApplyH\x00R\x05apply\x12.\n" +
 	"\x05fetch\x18\t \x01(\v2\x16.lamina.shard.v1.FetchH\x00R\x05fetchB\a\n" +
-	"\x05frameJ\x04\b\b\x10\t\"\x83\x04\n" +
+	"\x05frameJ\x04\b\b\x10\t\"\x9a\x04\n" +
 	"\tTrainOpen\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\tR\x03run\x12\x14\n" +
 	"\x05chain\x18\x02 \x01(\fR\x05chain\x12\x14\n" +
@@ -3846,7 +3856,8 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\toptimizer\x18\x0e \x01(\v2\x1a.lamina.shard.v1.OptimizerR\toptimizer\x12%\n" +
 	"\x0eslot_sequences\x18\x0f \x01(\rR\rslotSequences\x12!\n" +
 	"\fsequence_len\x18\x10 \x01(\rR\vsequenceLen\x128\n" +
-	"\tprecision\x18\x11 \x01(\x0e2\x1a.lamina.shard.v1.PrecisionR\tprecisionJ\x04\b\b\x10\t\"&\n" +
+	"\tprecision\x18\x11 \x01(\x0e2\x1a.lamina.shard.v1.PrecisionR\tprecision\x12\x15\n" +
+	"\x06z_loss\x18\x12 \x01(\x01R\x05zLossJ\x04\b\b\x10\t\"&\n" +
 	"\x04Span\x12\x0e\n" +
 	"\x02lo\x18\x01 \x01(\rR\x02lo\x12\x0e\n" +
 	"\x02hi\x18\x02 \x01(\rR\x02hi\"\x9c\x02\n" +
