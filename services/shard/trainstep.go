@@ -54,6 +54,7 @@ func (r *trainRun) runStep(step *shardv1.Step) error {
 	if step.GetForwardOnly() {
 		return nil
 	}
+	took, idle := time.Since(start), s.wait
 	norms, err := s.fold()
 	if err != nil {
 		return err
@@ -62,6 +63,7 @@ func (r *trainRun) runStep(step *shardv1.Step) error {
 		Step: step.GetStep(), Norms: norms, ComputeUs: uint64(
 			(time.Since(start) - s.wait).Microseconds(),
 		), WaitUs: uint64(s.wait.Microseconds()),
+		ScheduleUs: uint64(took.Microseconds()), IdleUs: uint64(idle.Microseconds()),
 	}}})
 }
 

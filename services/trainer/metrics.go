@@ -8,6 +8,8 @@ import (
 	"io/fs"
 	"os"
 
+	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
+	"github.com/lamina-mesh/lamina/pkg/schedule"
 	"github.com/lamina-mesh/lamina/pkg/weights"
 )
 
@@ -20,6 +22,45 @@ type line struct {
 	Rate            float64 `json:"learning_rate"`
 	StepMS          float64 `json:"step_ms"`
 	TokensPerSecond float64 `json:"tokens_per_second"`
+	// Bubble is the share of the stages' time that they waited in the schedule, as measured, and
+	// SimulatedBubble what a simulation with equal costs of all passes gives. Absent for one stage.
+	Bubble          float64 `json:"bubble,omitempty"`
+	SimulatedBubble float64 `json:"simulated_bubble,omitempty"`
+}
+
+// bubble collects the busy times of stages in one step.
+type bubble struct {
+	busy, makespan float64 // of all stages; of each chain, times its stages
+}
+
+// add adds the stages of a chain. They begin a step at about the same time, so the last one to be done
+// has taken as long as the chain.
+func (b *bubble) add(stages []*shardv1.Folded) {
+	var longest uint64
+	for _, s := range stages {
+		b.busy += max(0, float64(s.GetScheduleUs())-float64(s.GetIdleUs()))
+		longest = max(longest, s.GetScheduleUs())
+	}
+	b.makespan += float64(longest) * float64(len(stages))
+}
+
+// share returns the share of time that is not busy.
+func (b *bubble) share() float64 {
+	if b.makespan == 0 {
+		return 0
+	}
+	return 1 - b.busy/b.makespan
+}
+
+// simulatedBubble simulates the schedule of the first chain.
+func (m *Manifest) simulatedBubble(l layout) (float64, error) {
+	lo, hi := schedule.Slots(m.Slots, 0, l.replicas)
+	lists, err := schedule.Config{Name: m.Schedule, Stages: l.stages, Spans: m.spans(l.stages), Micro: hi - lo}.All()
+	if err != nil {
+		return 0, err
+	}
+	r, err := schedule.Simulate(lists, schedule.Costs{Forward: 1, Input: 1, Weight: 1})
+	return r.Bubble, err
 }
 
 // metricsFile is the file metrics.jsonl of a run.

@@ -134,6 +134,9 @@ func (r *run) train(ctx context.Context) (stopped bool, err error) {
 		return false, err
 	}
 	t := &training{run: r, data: data, spec: spec, last: last, checkpoints: checkpoints}
+	if t.simulated, err = r.manifest.simulatedBubble(r.layout); err != nil {
+		return false, err
+	}
 	for broken := 0; ; broken++ {
 		before := t.step()
 		stopped, err = t.attempt(ctx)
@@ -178,6 +181,7 @@ type training struct {
 	validation  float64
 	began       time.Time
 	tokens      int
+	simulated   float64 // bubble of the schedule
 }
 
 func (t *training) step() uint64 {
@@ -250,7 +254,8 @@ type result struct {
 func (t *training) runStep(f *fleet, step uint64) error {
 	m := t.run.manifest
 	begin := time.Now()
-	losses, norms, err := t.gradients(f, step)
+	var idle bubble
+	losses, norms, err := t.gradients(f, step, &idle)
 	if err != nil {
 		return err
 	}
@@ -286,17 +291,18 @@ func (t *training) runStep(f *fleet, step uint64) error {
 			s.ValidationLoss = t.validation
 		}
 	})
-	return t.metrics.write(line{Step: step, Loss: res.loss, Norm: res.norm, Rate: res.rate, Validation: t.validation,
+	return t.metrics.write(line{Bubble: idle.share(), SimulatedBubble: t.simulated, Step: step, Loss: res.loss, Norm: res.norm, Rate: res.rate, Validation: t.validation,
 		StepMS: float64(time.Since(begin).Microseconds()) / 1000, TokensPerSecond: speed})
 }
 
 // gradients runs the slots of a step on all chains. It returns the losses in slot order and
 // the norms in name order. All replicas must report equal norms.
-func (t *training) gradients(f *fleet, step uint64) ([]float64, []*shardv1.Norm, error) {
+func (t *training) gradients(f *fleet, step uint64, idle *bubble) ([]float64, []*shardv1.Norm, error) {
 	m := t.run.manifest
 	targets := uint64(m.Slots * m.SlotSequences * m.SequenceLen)
 	losses := make([]float64, m.Slots)
 	folded := make([][]*shardv1.Norm, len(f.chains))
+	reports := make([][]*shardv1.Folded, len(f.chains))
 	var mu sync.Mutex
 	var g errgroup.Group
 	for _, c := range f.chains {
@@ -327,6 +333,7 @@ func (t *training) gradients(f *fleet, step uint64) ([]float64, []*shardv1.Norm,
 			case *shardv1.TrainResponse_Folded:
 				mu.Lock()
 				folded[c.replica] = append(folded[c.replica], frame.Folded.GetNorms()...)
+				reports[c.replica] = append(reports[c.replica], frame.Folded)
 				mu.Unlock()
 				return nil
 			default:
@@ -336,6 +343,11 @@ func (t *training) gradients(f *fleet, step uint64) ([]float64, []*shardv1.Norm,
 	})
 	if err := firstOf(err, g.Wait()); err != nil {
 		return nil, nil, err
+	}
+	if t.run.layout.stages > 1 {
+		for _, r := range reports {
+			idle.add(r)
+		}
 	}
 	for _, norms := range folded {
 		slices.SortFunc(norms, func(a, b *shardv1.Norm) int { return compare(a.GetName(), b.GetName()) })

@@ -212,6 +212,28 @@ func TestTrain_AnyScheduleGivesTheSameWeights(t *testing.T) {
 			got := f.watch(&trainerv1.StartRunRequest{ManifestJson: scheduled(t, "scheduled", with, change), Out: out,
 				Stages: c.layout[0], Replicas: c.layout[1]}, nil)
 			same(t, fmt.Sprintf("%s, %d slots over %v", name, c.slots, c.layout), out, calmOut, got, calm)
+			measuresBubbles(t, out)
+		}
+	}
+}
+
+// measuresBubbles checks that a run over several stages has written its bubble beside the simulated one.
+func measuresBubbles(t *testing.T, out string) {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(out, "metrics.jsonl"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for l := range strings.Lines(string(text)) {
+		var m struct {
+			Bubble    float64 `json:"bubble"`
+			Simulated float64 `json:"simulated_bubble"`
+		}
+		if err := json.Unmarshal([]byte(l), &m); err != nil {
+			t.Fatal(err)
+		}
+		if !(m.Bubble > 0 && m.Bubble < 1 && m.Simulated > 0 && m.Simulated < 1) {
+			t.Errorf("bubble is %v, %v as simulated", m.Bubble, m.Simulated)
 		}
 	}
 }

@@ -3040,7 +3040,11 @@ type Folded struct {
 	// Microseconds spent computing.
 	ComputeUs uint64 `protobuf:"varint,3,opt,name=compute_us,json=computeUs,proto3" json:"compute_us,omitempty"`
 	// Microseconds spent waiting for neighbours and replicas.
-	WaitUs        uint64 `protobuf:"varint,4,opt,name=wait_us,json=waitUs,proto3" json:"wait_us,omitempty"`
+	WaitUs uint64 `protobuf:"varint,4,opt,name=wait_us,json=waitUs,proto3" json:"wait_us,omitempty"`
+	// Microseconds from the start of the step until the stage's actions were done.
+	ScheduleUs uint64 `protobuf:"varint,5,opt,name=schedule_us,json=scheduleUs,proto3" json:"schedule_us,omitempty"`
+	// The part of `schedule_us` spent waiting.
+	IdleUs        uint64 `protobuf:"varint,6,opt,name=idle_us,json=idleUs,proto3" json:"idle_us,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3099,6 +3103,20 @@ func (x *Folded) GetComputeUs() uint64 {
 func (x *Folded) GetWaitUs() uint64 {
 	if x != nil {
 		return x.WaitUs
+	}
+	return 0
+}
+
+func (x *Folded) GetScheduleUs() uint64 {
+	if x != nil {
+		return x.ScheduleUs
+	}
+	return 0
+}
+
+func (x *Folded) GetIdleUs() uint64 {
+	if x != nil {
+		return x.IdleUs
 	}
 	return 0
 }
@@ -3940,13 +3958,16 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x12\n" +
 	"\x04slot\x18\x02 \x01(\rR\x04slot\x12\x10\n" +
 	"\x03sum\x18\x03 \x01(\x01R\x03sum\x12\x18\n" +
-	"\atargets\x18\x04 \x01(\x04R\atargets\"\x81\x01\n" +
+	"\atargets\x18\x04 \x01(\x04R\atargets\"\xbb\x01\n" +
 	"\x06Folded\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12+\n" +
 	"\x05norms\x18\x02 \x03(\v2\x15.lamina.shard.v1.NormR\x05norms\x12\x1d\n" +
 	"\n" +
 	"compute_us\x18\x03 \x01(\x04R\tcomputeUs\x12\x17\n" +
-	"\await_us\x18\x04 \x01(\x04R\x06waitUs\";\n" +
+	"\await_us\x18\x04 \x01(\x04R\x06waitUs\x12\x1f\n" +
+	"\vschedule_us\x18\x05 \x01(\x04R\n" +
+	"scheduleUs\x12\x17\n" +
+	"\aidle_us\x18\x06 \x01(\x04R\x06idleUs\";\n" +
 	"\x04Norm\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1f\n" +
 	"\vsum_squares\x18\x02 \x01(\x01R\n" +
