@@ -264,7 +264,7 @@ func (s *Scheduler) askScores(q *sequence, e *Entry, at int) {
 	e.Targets = slices.Clone(q.feed.Log()[at+1 : at+1+e.Rows])
 	e.Logits = e.Rows
 	e.Candidates = 1
-	q.scoring = at + e.Rows
+	q.scoring, q.scored = at+e.Rows, q.scores
 }
 
 // startProbation chooses the next suspect. A suspect was in flight on a pipeline that died. Until it has

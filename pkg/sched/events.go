@@ -92,6 +92,9 @@ type (
 	Resume struct{ ID ID }
 )
 
+// Proceed answers Blame: the sequence goes on. Otherwise it is canceled.
+type Proceed struct{ ID ID }
+
 // Lease says how many KV pages a stage lets the pipeline hold. Lo is the stage's first layer.
 type Lease struct{ Lo, Pages int }
 
@@ -144,6 +147,7 @@ func (Refused) event()    {}
 func (Computed) event()   {}
 func (Pause) event()      {}
 func (Resume) event()     {}
+func (Proceed) event()    {}
 func (Lease) event()      {}
 func (Spare) event()      {}
 func (Reopened) event()   {}
@@ -259,7 +263,8 @@ type TurnAway struct {
 // Preempt says that a sequence has given its pages back and waits again.
 type Preempt struct{ ID ID }
 
-// Blame says that a sequence was in flight when a stage was lost, so that it may be the cause.
+// Blame says that a sequence was in flight when a stage was lost, so that it may be the cause. It waits for
+// Proceed or Cancel.
 type Blame struct{ ID ID }
 
 // Propose asks for at most N draft tokens after a sequence's log, within about Limit. It is answered

@@ -22,7 +22,9 @@ func (s *Scheduler) reopened(e Reopened) {
 	clear(s.builders)
 	for _, q := range s.running {
 		awaited := q.feed.Waiting() || q.scoring > 0 || q.strays
-		q.done = max(q.done, q.scores) // scores arrive one by one, in the order of positions
+		if q.scoring > 0 && q.scores > q.scored { // scores arrive one by one, in the order of positions
+			q.done = max(q.done, q.scores)
+		}
 		q.scoring = 0
 		q.feed.Resend(q.done)
 		q.known, q.told, q.step, q.since = 0, 0, 0, s.step

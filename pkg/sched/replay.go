@@ -198,11 +198,12 @@ func (s *Scheduler) replayedTo(q *sequence, end int) {
 }
 
 // blame makes the sequences that were in flight when a stage was lost suspects, since one of them may be
-// the cause. Rows of a replay were computed before, so they are not.
+// the cause. They wait until it is said that they go on: a request that has ended too many stages must not
+// be computed once more. Rows of a replay were computed before, so they are not blamed.
 func (s *Scheduler) blame() {
 	blamed, _ := s.Lost(false)
 	for _, id := range blamed {
-		s.byID[id].Suspect = true
+		s.byID[id].Suspect, s.byID[id].blamed = true, true
 		s.do(Blame{id})
 	}
 	s.suspect = nil

@@ -171,6 +171,10 @@ func (s *Scheduler) handle(e Event) {
 		if q := s.byID[e.ID]; q != nil {
 			q.paused = false
 		}
+	case Proceed:
+		if q := s.byID[e.ID]; q != nil {
+			q.blamed = false
+		}
 	case Lease:
 		s.lease(e)
 	case Spare:

@@ -23,6 +23,7 @@ type sequence struct {
 	paused   bool // its reader has no room
 	fresh    bool // it has all pages of its log, and has had no token since it was admitted
 	yield    bool // it is preempted as soon as it is not in flight
+	blamed   bool // for a lost stage, and whoever waits for its tokens has not said that it goes on
 	// following says that it was admitted without pages for what another sequence was about to compute.
 	following bool
 
@@ -41,6 +42,7 @@ type sequence struct {
 	done    int      // positions that all stages have computed
 	scoring int      // position of the last score that is still to come; 0 for none
 	scores  int      // scores that have come
+	scored  int      // the same when the entry was sent whose scores are to come
 	charged int      // positions that its tenant was charged for
 	preempt int      // how often it was preempted
 	retries int      // how often it was refused for lack of pages
@@ -63,8 +65,8 @@ func (s *Scheduler) level(q *sequence) int {
 
 // ready reports whether a sequence has rows to send and its reader has room for their results.
 func (q *sequence) ready() bool {
-	return q.running && q.accepted && q.scoring == 0 && !q.paused && !q.yield && !q.replaying() && q.feed.Ready() &&
-		(!q.Draft || !q.draft.paused)
+	return q.running && q.accepted && q.scoring == 0 && !q.paused && !q.yield && !q.blamed && !q.replaying() &&
+		q.feed.Ready() && (!q.Draft || !q.draft.paused)
 }
 
 // toScore reports whether the prompt has tokens whose log-probabilities are still to come.

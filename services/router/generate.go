@@ -394,6 +394,7 @@ func (q *request) follow(ctx context.Context, p *pipeline, seq *sequence) (end r
 			if err := q.strikes.verdict(q.id); err != nil {
 				return result{}, err
 			}
+			_ = p.tell(seq.proceed()) // a lost pipeline has told the sequence
 			continue
 		case o.accepted:
 			if q.started != nil { // not sent again after a move

@@ -125,6 +125,8 @@ func (p *pipeline) runProbe(ctx context.Context) error {
 			err = o.lost
 		case o.err != nil:
 			err = o.err
+		case o.struck != nil: // a pipeline that loses a stage so early is not worth a repair
+			err = o.struck
 		case o.token != nil:
 			n++
 		}

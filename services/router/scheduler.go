@@ -298,7 +298,8 @@ func (r *runner) carryOut(c sched.Command) error {
 		if seq := r.sequences[c.ID]; seq != nil {
 			select {
 			case seq.out <- result{struck: r.cause}:
-			default: // its reader has not even read the earlier ones
+			default: // its reader has not even read the tokens before, which clear it
+				r.events = append(r.events, sched.Proceed{ID: c.ID})
 			}
 		}
 	case sched.Preempt:

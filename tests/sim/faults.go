@@ -27,6 +27,7 @@ const (
 	Slow
 	Cut
 	Clock
+	Break // the streams of a process break, and the process goes on
 )
 
 func (w *world) planFaults() {
@@ -71,6 +72,8 @@ func (w *world) fault(f Fault) {
 	case Clock:
 		w.log("step the clock of %s by %v s", n.name, f.By)
 		n.offset += time.Duration(f.By * float64(time.Second))
+	case Break:
+		w.breakLinks(n)
 	}
 }
 
@@ -103,7 +106,7 @@ func (w *world) kill(n *node) bool {
 		for _, r := range w.routers {
 			for _, p := range slices.Clone(r.all) {
 				if p.sampler == s {
-					w.samplerDied(p)
+					p.breakSampler("the stream to " + n.name + " broke")
 				}
 			}
 		}
@@ -126,17 +129,6 @@ func (w *world) kill(n *node) bool {
 		st.p.breakAt(st.index, "the stream to "+n.name+" broke")
 	}
 	return true
-}
-
-// samplerDied breaks a pipeline's streams with its sampler.
-func (w *world) samplerDied(p *pipe) {
-	w.after(w.delay(), func() {
-		if w.cut(p.router.node, p.sampler.node) {
-			w.onHeal = append(w.onHeal, func() { w.samplerDied(p) })
-			return
-		}
-		p.router.awake(func() { p.fail("the stream to " + p.sampler.name + " broke") })
-	})
 }
 
 // revive starts a process again.

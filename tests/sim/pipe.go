@@ -2,6 +2,7 @@ package sim
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -40,7 +41,13 @@ type pipe struct {
 	known    bool // the scheduler knows spare
 	assigned int
 	opened   time.Duration
-	checks   checks
+
+	reopening   bool
+	samplerGone bool   // the sampler's stream has broken
+	cause       string // of the last break
+	rebuilt     bool
+	fruitless   int // how often it was opened again since something was computed
+	checks      checks
 }
 
 // sequence is a session on a pipeline.
@@ -69,6 +76,7 @@ type result struct {
 	length   bool
 	round    uint64
 	lost     string
+	struck   string // it was in flight when a stage was lost
 	blamed   bool
 	err      string
 	after    time.Duration // RetryAfter of err
@@ -94,7 +102,7 @@ func (p *pipe) start() {
 	}
 	p.sched = sched.New(c)
 	p.seqs = map[sched.ID]*sequence{}
-	p.opened = w.now
+	p.opened, p.fruitless = w.now, maxFruitless
 	for _, st := range p.stages {
 		p.events = append(p.events, sched.Lease{Lo: st.shard.span.Lo, Pages: st.granted()})
 	}
@@ -114,6 +122,9 @@ func (p *pipe) tell(e sched.Event) {
 	if p.dead {
 		return
 	}
+	if _, computed := e.(sched.Computed); computed {
+		p.fruitless = 0
+	}
 	p.events = append(p.events, e)
 	p.wake()
 }
@@ -129,7 +140,7 @@ func (p *pipe) wake() {
 // step lets the scheduler decide.
 func (p *pipe) step() {
 	w := p.w
-	if p.dead || w.err != nil {
+	if p.dead || p.reopening || w.err != nil {
 		return
 	}
 	if spare := p.router.hasSpare(p); spare != p.spare || !p.known {
@@ -212,6 +223,7 @@ func (p *pipe) carryOut(c sched.Command) {
 			t := c.Data.(token)
 			q.more = append(q.more, t.id)
 			w.report.Tokens++
+			p.fruitless = 0
 			if c.Drafter != "" {
 				w.report.Accepted++
 			}
@@ -243,8 +255,10 @@ func (p *pipe) carryOut(c sched.Command) {
 		w.report.Preempted++
 	case sched.Propose:
 		p.propose(c)
+	case sched.Blame:
+		p.blame(c.ID)
 	case sched.Fail:
-		p.fail(fmt.Sprintf("step %d %s is late by %v", c.Step, c.ID, c.Late))
+		p.broke(fmt.Sprintf("step %d %s is late by %v", c.Step, c.ID, c.Late), c.Step == 0)
 	}
 }
 
@@ -315,40 +329,40 @@ func (p *pipe) propose(c sched.Propose) {
 	p.wake()
 }
 
-// breakAt ends the pipeline because a stage's stream has broken. The router learns of it through the
-// stages before.
+// breakAt breaks the streams of a stage. The router learns of it through the stages before.
 func (p *pipe) breakAt(index int, reason string) {
 	st := p.stages[index]
 	if !st.shard.dead {
-		st.end()
-	} else if index+1 < len(p.stages) {
-		p.stages[index+1].endLater(st.shard.node)
+		st.detach()
+	} else if st.next != nil {
+		st.next.later(st.shard.node, (*stage).detach)
 	}
 	if p.dead {
 		return
 	}
-	p.relay(index-1, st.shard.node, reason)
+	p.relay(st.prev, st.shard.node, p.stages[0], reason)
 }
 
 // relay passes the end of a stream on to a stage, and in the end to the router.
-func (p *pipe) relay(index int, from *node, reason string) {
+func (p *pipe) relay(st *stage, from *node, first *stage, reason string) {
 	w := p.w
 	to := p.router.node
-	if index >= 0 {
-		to = p.stages[index].shard.node
+	if st != nil {
+		to = st.shard.node
 	}
 	w.after(w.delay(), func() {
 		if w.cut(from, to) {
-			w.onHeal = append(w.onHeal, func() { p.relay(index, from, reason) })
+			w.onHeal = append(w.onHeal, func() { p.relay(st, from, first, reason) })
 			return
 		}
 		to.awake(func() {
-			if index < 0 {
-				p.fail(reason)
-				return
+			switch {
+			case st != nil:
+				st.detach()
+				p.relay(st.prev, to, first, reason)
+			case !p.dead && p.stages[0] == first:
+				p.broke(reason, false)
 			}
-			p.stages[index].end()
-			p.relay(index-1, to, reason)
 		})
 	})
 }
@@ -367,7 +381,9 @@ func (p *pipe) fail(reason string) {
 	for _, s := range []*stream{p.down, p.toSampler, p.fromSampler} {
 		s.closed = true
 	}
-	p.stages[0].endLater(p.router.node)
+	for _, st := range p.stages {
+		st.later(p.router.node, (*stage).end)
+	}
 	p.sampler.endLater(p)
 	for _, id := range blamed {
 		if q := p.seqs[id]; q != nil {

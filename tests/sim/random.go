@@ -39,6 +39,9 @@ func Random(seed uint64) Scenario {
 		}
 		sc.Replicas = append(sc.Replicas, cuts)
 	}
+	for range r.IntN(3) {
+		sc.Spares = append(sc.Spares, r.IntN(len(sc.Replicas[0])))
+	}
 	if chance(0.25) {
 		sc.Routers = 2
 	}
@@ -109,18 +112,33 @@ func (sc *Scenario) drawFaults(r *rand.Rand, ms func(int, int) time.Duration, ch
 		return
 	}
 	sc.Loss, sc.Refuse = some(0.15, 0.01), some(0.3, 0.05)
-	shards := sc.Draft
+	shards := sc.Draft + len(sc.Spares)
 	for _, cuts := range sc.Replicas {
 		shards += len(cuts)
 	}
 	nodes := shards + sc.Samplers + sc.Routers
 	for range r.IntN(6) {
-		f := Fault{At: ms(0, 4000), Kind: Kind(r.IntN(5)), Node: r.IntN(nodes), Other: r.IntN(nodes), For: ms(10, 6000)}
+		f := Fault{At: ms(0, 4000), Kind: Kind(r.IntN(6)), Node: r.IntN(nodes), Other: r.IntN(nodes), For: ms(10, 6000)}
 		switch f.Kind {
 		case Slow:
 			f.By = 2 + 30*r.Float64()
 		case Clock:
 			f.By = -5 + 15*r.Float64()
+		}
+		sc.Faults = append(sc.Faults, f)
+	}
+	if chance(0.3) {
+		sc.drawBreaks(r, ms, nodes, shards)
+	}
+}
+
+// drawBreaks adds faults that pipelines may outlive: streams that break while requests arrive, and shards
+// that are gone for a moment or for good.
+func (sc *Scenario) drawBreaks(r *rand.Rand, ms func(int, int) time.Duration, nodes, shards int) {
+	for range 1 + r.IntN(8) {
+		f := Fault{At: ms(0, 2000), Kind: Break, Node: r.IntN(nodes)}
+		if r.IntN(3) == 0 {
+			f = Fault{At: f.At, Kind: Kill, Node: r.IntN(shards), For: ms(5, 4000)}
 		}
 		sc.Faults = append(sc.Faults, f)
 	}

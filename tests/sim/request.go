@@ -147,7 +147,9 @@ func (q *request) read() {
 	}
 	q.reading = true
 	pause := q.readEvery
-	if pause > 0 {
+	if pause > 0 && q.seq.out[0].token == nil {
+		pause = 0 // only tokens are sent to the client
+	} else if pause > 0 {
 		pause = q.w.between(0, 2*pause)
 	}
 	seq := q.seq
@@ -174,6 +176,14 @@ func (q *request) take(r result) {
 	switch {
 	case r.lost != "":
 		q.lost(r)
+	case r.struck != "":
+		if q.strikes++; q.strikes >= maxStrikes {
+			q.p.tell(sched.Cancel{ID: q.seq.id})
+			q.release()
+			q.finish("set aside: " + r.struck)
+			return
+		}
+		q.p.tell(sched.Proceed{ID: q.seq.id})
 	case r.err != "":
 		if (r.err == "quota" || r.err == "queue full") && r.after <= 0 {
 			w.violate("%s is turned away without a time to retry", q.name())

@@ -114,26 +114,19 @@ func (r *router) open(chain plan.Chain, sampler *sampler, waited time.Duration) 
 	p := &pipe{w: w, router: r, name: fmt.Sprintf("%s.p%d", r.name, r.opened), chain: chain, sampler: sampler,
 		draft: chain.Digest() == draftDigest}
 	w.log("open %s over %v with %s", p.name, chain, sampler.name)
-	from := r.node
 	for i, span := range chain {
-		s := w.shardOf(span)
-		st := s.open(p, i)
+		st := w.shardOf(span).open(p, i)
 		if st == nil {
 			for _, o := range p.stages {
+				o.up = &stream{w: w}
 				o.end()
 			}
 			r.forget(chain)
 			return
 		}
-		st.up = p.stream(s.node, from)
-		if i > 0 {
-			p.stages[i-1].down = p.stream(from, s.node)
-		}
 		p.stages = append(p.stages, st)
-		from = s.node
 	}
-	p.down = p.stream(r.node, p.stages[0].shard.node)
-	p.stages[len(chain)-1].down = p.stream(from, sampler.node)
+	p.join()
 	p.toSampler, p.fromSampler = p.stream(r.node, sampler.node), p.stream(sampler.node, r.node)
 	sampler.pipes[p] = map[schedID]*picker{}
 	r.all = append(r.all, p)

@@ -29,7 +29,11 @@ type stage struct {
 	sessions map[sched.ID]*held
 	pages    map[uint32]*page
 	up, down *stream
+	life     int    // of the shard
+	prev     *stage // upstream
+	next     *stage // downstream
 	ended    bool
+	kept     bool          // its stream broke, and it keeps the pages
 	asked    time.Duration // when the router was asked to shrink its lease; 0 for not
 }
 
@@ -84,7 +88,8 @@ func (s *shard) open(p *pipe, index int) *stage {
 	if err != nil {
 		return nil
 	}
-	st := &stage{shard: s, p: p, index: index, lease: lease, sessions: map[sched.ID]*held{}, pages: map[uint32]*page{}}
+	st := &stage{shard: s, p: p, index: index, lease: lease, life: s.life, sessions: map[sched.ID]*held{},
+		pages: map[uint32]*page{}}
 	s.stages = append(s.stages, st)
 	s.notify()
 	return st
@@ -145,8 +150,7 @@ func (st *stage) send(kind frame, do func()) {
 		st.up.send(kind, do)
 		return
 	}
-	before := st.p.stages[st.index-1]
-	st.up.send(control, func() { before.send(kind, do) })
+	st.up.send(control, func() { st.prev.send(kind, do) })
 }
 
 // receive queues a frame from upstream.
@@ -166,9 +170,8 @@ func (s *shard) work() {
 		case st.ended:
 		case wk.release != nil:
 			st.release(*wk.release)
-			if st.down != nil && st.index+1 < len(st.p.stages) {
-				next := st.p.stages[st.index+1]
-				st.down.send(control, func() { next.receive(work{release: wk.release}) })
+			if st.next != nil {
+				st.down.send(control, func() { st.next.receive(work{release: wk.release}) })
 			}
 		case s.w.now-wk.arrived > wk.batch.Deadline, s.w.chance(s.w.sc.Loss):
 			s.w.log("%s drops step %d of %s", s.name, wk.batch.Step, st.p.name)
@@ -208,7 +211,7 @@ func (st *stage) compute(b *batch) {
 	for _, e := range b.Entries {
 		rows := b.rows[at : at+e.Rows]
 		at += e.Rows
-		if w.poisoned[e.ID] && st.index == len(st.p.stages)-1 {
+		if w.poisoned[e.ID] && st.next == nil && b.ReplayUntil == 0 { // what is replayed killed nobody before
 			w.log("%s dies of %s", st.shard.name, e.ID)
 			q := w.owner[e.ID]
 			if q.kills++; q.kills > maxStrikes {
@@ -236,7 +239,7 @@ func (st *stage) compute(b *batch) {
 			st.send(control, func() { st.p.tell(refused) })
 			continue
 		}
-		st.write(e, rows)
+		st.write(e, rows, b.ReplayUntil > 0)
 		if w.err != nil {
 			return
 		}
@@ -247,7 +250,7 @@ func (st *stage) compute(b *batch) {
 	}
 	st.forget(lost)
 	st.shard.notify()
-	last := st.index == len(st.p.stages)-1
+	last := st.next == nil || b.ReplayUntil == st.shard.span.Hi
 	if last && out.logits {
 		st.down.send(data, func() { st.p.sampler.rows(st.p, out) })
 	}
@@ -256,8 +259,7 @@ func (st *stage) compute(b *batch) {
 		step := b.Step
 		st.send(data, func() { st.p.tell(sched.Computed{Step: step}) })
 	case !last:
-		next := st.p.stages[st.index+1]
-		st.down.send(once, func() { next.receive(work{batch: out}) })
+		st.down.send(once, func() { st.next.receive(work{batch: out}) })
 	}
 }
 
@@ -326,7 +328,7 @@ func (st *stage) drop(ids []uint32) {
 }
 
 // write computes the rows of an entry: it reads the position before each, and writes its own.
-func (st *stage) write(e sched.Entry, rows []row) {
+func (st *stage) write(e sched.Entry, rows []row, replay bool) {
 	w, n := st.shard.w, st.shard.w.sc.PageLen
 	ids := st.sessions[e.ID].ids
 	before := w.roots[e.ID]
@@ -352,7 +354,8 @@ func (st *stage) write(e sched.Entry, rows []row) {
 		}
 		// After a refusal, later stages keep a table of the session that the router has changed since. No
 		// entry of it reaches them.
-		if p.refs > 1 && !st.p.tainted {
+		// A replay writes again what is there.
+		if p.refs > 1 && !st.p.tainted && !replay {
 			w.violate("%s writes position %d of %s to page %d, which %d tables share", st.shard.name, pos, e.ID,
 				ids[pos/n], p.refs)
 			return
@@ -361,6 +364,11 @@ func (st *stage) write(e sched.Entry, rows []row) {
 		if st.index > 0 && rows[i].hidden != before {
 			w.violate("%s has other keys and values before position %d of %s than the stage before it", st.shard.name,
 				pos, e.ID)
+			return
+		}
+		if was := p.states[pos%n]; replay && p.refs > 1 && was != 0 && was != before {
+			w.violate("%s replays position %d of %s over other keys and values in page %d, which %d tables share",
+				st.shard.name, pos, e.ID, ids[pos/n], p.refs)
 			return
 		}
 		p.states[pos%n], p.tokens[pos%n] = before, rows[i].token
@@ -415,30 +423,19 @@ func (st *stage) release(r sched.Release) {
 // end frees everything of a pipeline's stage.
 func (st *stage) end() {
 	if st.ended {
+		st.giveUp()
 		return
 	}
-	st.ended = true
-	st.up.closed = true
-	if st.down != nil {
-		st.down.closed = true
-	}
-	s := st.shard
-	for i, o := range s.stages {
-		if o == st {
-			s.stages = append(s.stages[:i:i], s.stages[i+1:]...)
-			break
-		}
-	}
-	if st.index+1 < len(st.p.stages) {
-		next := st.p.stages[st.index+1]
-		next.endLater(s.node)
+	st.leave()
+	if st.next != nil {
+		st.next.later(st.shard.node, (*stage).end)
 	}
 	st.lease.Close()
-	s.notify()
+	st.shard.notify()
 }
 
-// endLater ends a stage when it learns from a process that its pipeline is gone.
-func (st *stage) endLater(from *node) {
+// later does something in a stage when it learns from a process that its stream is gone.
+func (st *stage) later(from *node, do func(*stage)) {
 	w := st.shard.w
 	life := st.shard.life
 	w.after(w.delay(), func() {
@@ -446,10 +443,10 @@ func (st *stage) endLater(from *node) {
 			return
 		}
 		if w.cut(from, st.shard.node) && !from.dead {
-			w.onHeal = append(w.onHeal, func() { st.endLater(from) })
+			w.onHeal = append(w.onHeal, func() { st.later(from, do) })
 			return
 		}
-		st.shard.awake(st.end)
+		st.shard.awake(func() { do(st) })
 	})
 }
 

@@ -34,7 +34,7 @@ func TestSim_Seeds(t *testing.T) {
 		count = 10000
 	}
 	first, n := env(t, "LAMINA_SIM_SEED", 1), env(t, "LAMINA_SIM_SEEDS", count)
-	var next, tokens, steps, moved, preempted, chained, discarded atomic.Int64
+	var next, tokens, steps, moved, preempted, chained, discarded, reopened, rebuilt atomic.Int64
 	var group sync.WaitGroup
 	failed := make([]error, n)
 	for range runtime.GOMAXPROCS(0) {
@@ -51,6 +51,8 @@ func TestSim_Seeds(t *testing.T) {
 				preempted.Add(int64(report.Preempted))
 				chained.Add(int64(report.Chained))
 				discarded.Add(int64(report.Discarded))
+				reopened.Add(int64(report.Reopened))
+				rebuilt.Add(int64(report.Rebuilt))
 				if failed[i] = err; err != nil {
 					next.Store(int64(n)) // one is enough
 				}
@@ -63,10 +65,14 @@ func TestSim_Seeds(t *testing.T) {
 			fail(t, sim.Random(uint64(first+i)), err)
 		}
 	}
-	t.Logf("%d seeds: %d tokens, %d steps, %d moves, %d preemptions, %d chained windows, %d of them discarded", n,
-		tokens.Load(), steps.Load(), moved.Load(), preempted.Load(), chained.Load(), discarded.Load())
+	t.Logf("%d seeds: %d tokens, %d steps, %d moves, %d preemptions, %d chained windows, %d of them discarded, "+
+		"%d pipelines opened again, %d of them rebuilt", n, tokens.Load(), steps.Load(), moved.Load(), preempted.Load(),
+		chained.Load(), discarded.Load(), reopened.Load(), rebuilt.Load())
 	if n >= 300 && (discarded.Load() < 50 || chained.Load()-discarded.Load() < 50) {
 		t.Error("the scenarios hardly try chained windows")
+	}
+	if n >= 100 && (reopened.Load() == 0 || rebuilt.Load() == 0) {
+		t.Error("no pipeline was opened again, or none was rebuilt")
 	}
 }
 

@@ -18,8 +18,10 @@ type Scenario struct {
 	Seed uint64
 
 	// Each element of Replicas is a chain of shards; it has one element for each: the layer after its
-	// last. Draft is the number of shards that hold the draft model.
+	// last. Draft is the number of shards that hold the draft model, and Spares are further shards, each of
+	// which holds the same layers as that one of the first chain.
 	Replicas [][]int
+	Spares   []int
 	Draft    int
 	Routers  int
 	Samplers int
@@ -49,6 +51,7 @@ type Scenario struct {
 type Report struct {
 	Ends                                                   map[string]int // requests by how they ended
 	Tokens, Accepted, Preempted, Moved, Failed             int
+	Reopened, Rebuilt                                      int
 	Cached, Shared, Steps, Events, Evicted, LateAcks, Lost int
 	// Chained counts windows of draft tokens that were sent behind others, and Discarded those of which no
 	// row counted, on the pipelines that are open at the end.
@@ -134,6 +137,14 @@ func (w *world) build() {
 			lo = hi
 		}
 	}
+	for i, j := range w.sc.Spares {
+		cuts := w.sc.Replicas[0]
+		lo := 0
+		if j > 0 {
+			lo = cuts[j-1]
+		}
+		add(fmt.Sprintf("spare%d", i), "sha256:model", lo, cuts[j], cuts[len(cuts)-1])
+	}
 	for i := range w.sc.Draft {
 		add(fmt.Sprintf("draft%d", i), draftDigest, 0, 2, 2)
 	}
@@ -182,8 +193,8 @@ func (w *world) probe(p *pipe) {
 					p.fail("probe: " + r.lost)
 				}
 				return
-			case r.err != "":
-				p.fail("probe: " + r.err)
+			case r.err != "", r.struck != "":
+				p.fail("probe: " + r.err + r.struck)
 				return
 			case r.token != nil:
 				n++
