@@ -237,6 +237,8 @@ func (p *player) event(name string, a args) sched.Event {
 		return sched.Cancel{ID: id}
 	case "reopened":
 		return sched.Reopened{Sampler: a.has("sampler"), ReplayUntil: a.key("until", 0)}
+	case "proceed":
+		return sched.Proceed{ID: id}
 	case "accepted":
 		return sched.Accepted{ID: id, Epoch: uint64(a.key("epoch", int(p.added[id])))}
 	case "picked":
