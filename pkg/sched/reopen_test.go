@@ -73,6 +73,8 @@ func (c *brokenChain) step(events ...sched.Event) {
 			c.hops[0] = append(c.hops[0], c.frame(e))
 		case sched.Emit:
 			c.logs[e.ID] = append(c.logs[e.ID], e.Data.(int32))
+		case sched.Blame:
+			c.results = append(c.results, sched.Proceed{ID: e.ID})
 		case sched.Fail, sched.TurnAway, sched.End:
 			c.t.Fatalf("%T%+v", e, e)
 		}
