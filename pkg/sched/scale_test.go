@@ -205,15 +205,8 @@ func TestScheduler_AnyEvents(t *testing.T) {
 	for seed := range uint64(300) {
 		rnd := rand.New(rand.NewPCG(seed, 7))
 		c := config(1 + rnd.IntN(40))
-		c.PageLen, c.BatchRows, c.ChunkRows, c.Queue, c.Entries = 1+rnd.IntN(
-			4,
-		), 1+rnd.IntN(
-			9,
-		), 1+rnd.IntN(
-			9,
-		), 6, 1+rnd.IntN(
-			6,
-		)
+		c.PageLen, c.BatchRows, c.ChunkRows = 1+rnd.IntN(4), 1+rnd.IntN(9), 1+rnd.IntN(9)
+		c.Queue, c.Entries = 6, 1+rnd.IntN(6)
 		c.Stages = 1 + rnd.IntN(3)
 		a, b := sched.New(c), sched.New(c)
 		now := time.Duration(0)

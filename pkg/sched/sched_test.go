@@ -221,9 +221,7 @@ func (p *player) event(name string, a args) sched.Event {
 			Priority:  a.key("priority", 0),
 			Log:       log,
 			MaxLen:    a.key("max", len(log)+4),
-			Score: a.has(
-				"score",
-			),
+			Score:     a.has("score"),
 			Suspect:   a.has("suspect"),
 			Private:   a.has("private"),
 			Speculate: a.key("speculate", 0),

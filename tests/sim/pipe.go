@@ -84,9 +84,7 @@ type result struct {
 func (p *pipe) start() {
 	w := p.w
 	c := sched.Config{
-		Stages: len(
-			p.chain,
-		),
+		Stages:      len(p.chain),
 		Pages:       w.sc.Pages,
 		PageLen:     w.sc.PageLen,
 		Positions:   w.sc.Pages * w.sc.PageLen,

@@ -46,26 +46,18 @@ func Random(seed uint64) Scenario {
 		sc.Routers = 2
 	}
 	l := Load{
-		Requests: 4 + r.IntN(
-			24,
-		),
-		Over:    ms(1, 1500),
-		Tenants: r.IntN(4),
-		From:    1,
-		To:      4 + r.IntN(60),
-		Tokens:  1 + r.IntN(30),
-		Long: some(
-			0.3,
-			0.3,
-		),
-		Cancel:  some(0.5, 0.6),
-		Slow:    some(0.3, 0.5),
-		Score:   some(0.3, 0.5),
-		Private: some(0.2, 0.5),
-		Priority: some(
-			0.4,
-			1,
-		),
+		Requests:  4 + r.IntN(24),
+		Over:      ms(1, 1500),
+		Tenants:   r.IntN(4),
+		From:      1,
+		To:        4 + r.IntN(60),
+		Tokens:    1 + r.IntN(30),
+		Long:      some(0.3, 0.3),
+		Cancel:    some(0.5, 0.6),
+		Slow:      some(0.3, 0.5),
+		Score:     some(0.3, 0.5),
+		Private:   some(0.2, 0.5),
+		Priority:  some(0.4, 1),
 		Speculate: some(0.5, 1),
 		Sampled:   some(0.7, 1),
 		Stop:      some(0.3, 0.5),

@@ -129,7 +129,7 @@ func (q *request) submit(p *pipe) {
 	q.scores = 0
 	p.submit(q.seq, sched.Submit{
 		ID: id, Epoch: q.epoch, Tenant: q.tenant, Weight: q.weight, Namespace: q.namespace, Priority: q.priority,
-		Log: append([]int32(nil), q.log...), MaxLen: q.length(), Score: q.score && !q.began0(), Private: q.private,
+		Log: append([]int32(nil), q.log...), MaxLen: q.length(), Score: q.score && !q.hasTokens(), Private: q.private,
 		Suspect: q.strikes > 0, Speculate: q.speculate,
 	})
 	if q.drafts {
@@ -137,8 +137,8 @@ func (q *request) submit(p *pipe) {
 	}
 }
 
-// began0 reports whether it has had a token, so that the scores of its prompt are known.
-func (q *request) began0() bool { return len(q.log) > len(q.prompt) }
+// hasTokens reports whether it has had a token, so that the scores of its prompt are known.
+func (q *request) hasTokens() bool { return len(q.log) > len(q.prompt) }
 
 // read takes results, as fast as its client reads.
 func (q *request) read() {
@@ -218,7 +218,7 @@ func (q *request) takeToken(r result) {
 		w.violate("%s has token %d at position %d, want %d", q.name(), t.id, len(q.log), want)
 		return
 	}
-	if !q.began0() {
+	if !q.hasTokens() {
 		q.first = w.now
 		if q.score && q.scores != len(q.prompt)-1 {
 			w.violate("%s has its first token and %d scores for %d tokens", q.name(), q.scores, len(q.prompt))
