@@ -12,9 +12,10 @@ import (
 func TestRate_WarmsUpAndDecays(t *testing.T) {
 	const high, low = 1e-3, 1e-4
 	for name, steps := range map[string]map[int]float64{
-		optim.RateCosine: {1: high / 101, 100: high * 100 / 101, 101: 9.99999384e-4, 1050: 5.5e-4, 2000: low, 3000: low},
-		optim.RateLinear: {1: high / 101, 100: high * 100 / 101, 575: 7.75e-4, 1050: 5.5e-4, 1999: 1.0047368e-4, 2000: low,
+		optim.RateCosine: {1: high / 101, 100: high * 100 / 101, 101: 9.99999384e-4, 1050: 5.5e-4, 2000: low,
 			3000: low},
+		optim.RateLinear: {1: high / 101, 100: high * 100 / 101, 575: 7.75e-4, 1050: 5.5e-4, 1999: 1.0047368e-4,
+			2000: low, 3000: low},
 		optim.RateConstant: {1: high / 101, 100: high * 100 / 101, 101: high, 2000: high, 3000: high},
 		optim.RateWSD:      {1: high / 101, 101: high, 1800: high, 1801: 9.955e-4, 1900: 5.5e-4, 2000: low, 3000: low},
 	} {

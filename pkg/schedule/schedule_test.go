@@ -113,7 +113,8 @@ func TestConfig_EverySpanSeesMicroBatchesInOrder(t *testing.T) {
 
 func TestSimulate_BubblesHaveTheKnownClosedForms(t *testing.T) {
 	near := func(got, want float64) bool { return math.Abs(got-want) < 1e-9 }
-	for _, costs := range []schedule.Costs{unit, {Forward: 1, Input: 1.5, Weight: 0.5}, {Forward: 3, Input: 2, Weight: 2}} {
+	for _, costs := range []schedule.Costs{unit, {Forward: 1, Input: 1.5, Weight: 0.5},
+		{Forward: 3, Input: 2, Weight: 2}} {
 		configs(func(c schedule.Config) {
 			p, m, v := float64(c.Stages), float64(c.Micro), float64(c.Spans)
 			got := simulate(t, c, costs).Bubble

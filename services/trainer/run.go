@@ -291,7 +291,8 @@ func (t *training) runStep(f *fleet, step uint64) error {
 			s.ValidationLoss = t.validation
 		}
 	})
-	return t.metrics.write(line{Bubble: idle.share(), SimulatedBubble: t.simulated, Step: step, Loss: res.loss, Norm: res.norm, Rate: res.rate, Validation: t.validation,
+	return t.metrics.write(line{Step: step, Loss: res.loss, Norm: res.norm, Rate: res.rate, Validation: t.validation,
+		Bubble: idle.share(), SimulatedBubble: t.simulated,
 		StepMS: float64(time.Since(begin).Microseconds()) / 1000, TokensPerSecond: speed})
 }
 
