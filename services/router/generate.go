@@ -314,9 +314,15 @@ func (q *request) generate(ctx context.Context) error {
 	if q.started == nil { // it goes on from a journal, so it has been admitted before
 		first++
 	}
+	moved := false
 	for epoch := first; ; epoch++ {
 		had := len(q.log)
 		log, maxLen := q.view()
+		if moved {
+			if err := q.service.replays.take(ctx, len(log), q.patience()-time.Since(since), againMoved); err != nil {
+				return err
+			}
+		}
 		p, err := q.service.assign(ctx, q.digest, work{auth.Tenant(ctx), log, maxLen},
 			q.patience()-time.Since(since))
 		if err != nil {
@@ -348,9 +354,10 @@ func (q *request) generate(ctx context.Context) error {
 		stop()
 		p.assigned.Add(-1)
 		if since = time.Now(); end.slid { // the next sequence has the tokens that the window keeps
-			moves, q.strikes = 0, strikes{}
+			moves, moved, q.strikes = 0, false, strikes{}
 			continue
 		}
+		moved = true
 		if end.blamed {
 			q.strikes.add(len(q.log), end.lost)
 		}
@@ -462,12 +469,14 @@ func (q *request) token(o result) (bool, error) {
 	}
 	if q.first.IsZero() {
 		q.first = now
+		q.service.replays.earn(len(q.prompt) - q.cached)
 		q.service.m.first.Observe(now.Sub(q.arrived).Seconds())
 	} else {
 		q.service.m.between.Observe(now.Sub(q.last).Seconds())
 	}
 	q.last = now
 	q.service.m.tokens.Inc()
+	q.service.replays.earn(1)
 	stopped, err := q.emit(t)
 	if err != nil {
 		return false, err

@@ -88,7 +88,7 @@ func (r *runner) openAgain(cause error) (stages []*shardv1.Held, until int, err 
 	stages, err = r.openSame(cause, silent)
 	if err == nil {
 		until, err = r.lacking(stages)
-		if err == nil && until > 0 && !r.worthReplay(until) {
+		if err == nil && until > 0 && (!r.worthReplay(until) || !r.payReplay()) {
 			err = fault.New(fault.Unavailable, "open pipeline %s again: a stage has lost its pages", p.id)
 		}
 	} else if lost := silent.wait(); len(lost) > 0 {
@@ -129,7 +129,7 @@ func (r *runner) replace(lost []int, cause error) ([]*shardv1.Held, error) {
 	for _, i := range lost {
 		until = max(until, p.hops()[i].Hi)
 	}
-	if !r.worthReplay(until) || !p.service.replaceShards(p, lost) {
+	if !r.worthReplay(until) || !p.service.replaceShards(p, lost) || !r.payReplay() {
 		return nil, cause
 	}
 	ctx, cancel := context.WithTimeout(p.ctx, reopenAlone)
@@ -153,6 +153,14 @@ func (r *runner) lacking(stages []*shardv1.Held) (until int, err error) {
 		}
 	}
 	return until, nil
+}
+
+// payReplay spends what the replay of a stage costs, if the budget allows it.
+func (r *runner) payReplay() bool {
+	r.p.mu.Lock()
+	positions := r.p.sched.Computed()
+	r.p.mu.Unlock()
+	return r.p.service.replays.try(positions, againRebuilt)
 }
 
 // worthReplay reports whether it is expected to take less time to replay the sequences up to a layer here

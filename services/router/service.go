@@ -72,6 +72,12 @@ type Config struct {
 	// ProbeLimit is how long a new pipeline may take for its first tokens; 0 means 60 s, since the stages
 	// may have to read weights from disk. Where all stages have computed before it is 5 s at most.
 	ProbeLimit time.Duration
+	// ReplayShare bounds how many positions are computed again after losses, and as hedges: this many for
+	// each one of work; 0 means 0.5, and less than 0 none. ReplayBurst more are allowed at once, and again
+	// in every ReplayRefill; 0 means 65,536 and one minute. Sequences over the budget wait.
+	ReplayShare  float64
+	ReplayBurst  int
+	ReplayRefill time.Duration
 	// ReadLimit is how long a client's stream may stay full before the client is disconnected; 0
 	// means 30 s.
 	ReadLimit time.Duration
@@ -104,6 +110,7 @@ type Service struct {
 
 	grammars *grammarChecker
 	requests *requests
+	replays  *replayBudget
 
 	mu           sync.Mutex
 	instances    map[string][]discovery.Instance          // by service
@@ -137,6 +144,7 @@ func New(c Config) *Service {
 		draftVocabs: map[string]error{}, pipelines: map[string]*pipeline{},
 		building: map[string]plan.Chain{}, changed: make(chan struct{}),
 	}
+	s.replays = newReplayBudget(c, s.m)
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -284,6 +292,8 @@ type metrics struct {
 	between     prometheus.Histogram
 	moves       prometheus.Counter
 	reopens     *prometheus.CounterVec
+	again       *prometheus.CounterVec
+	overBudget  prometheus.Counter
 	preemptions prometheus.Counter
 	drafted     *prometheus.CounterVec
 	accepted    *prometheus.CounterVec
@@ -367,14 +377,24 @@ func newMetrics(r prometheus.Registerer) *metrics {
 				Help: "Pipelines with a broken stream that were opened again, by what became of them."},
 			[]string{"end"},
 		),
+		again: prometheus.NewCounterVec(
+			prometheus.CounterOpts{Name: "lamina_router_replayed_tokens_total",
+				Help: "Tokens whose positions were computed again: of sequences that moved, of stages that were " +
+					"rebuilt, and as hedges."},
+			[]string{"why"},
+		),
+		overBudget: prometheus.NewCounter(
+			prometheus.CounterOpts{Name: "lamina_router_replays_over_budget_total",
+				Help: "Replays and hedges that had to wait or were not done because of the budget."},
+		),
 		moves: prometheus.NewCounter(
 			prometheus.CounterOpts{Name: "lamina_router_moves_total", Help: "Sessions moved to another pipeline."},
 		),
 	}
 	if r != nil {
 		r.MustRegister(
-			m.requests, m.tokens, m.first, m.between, m.moves, m.reopens, m.preemptions, m.drafted, m.accepted, m.steps,
-			m.dropped, m.drafting, m.resumed, m.unjournaled, m.windows,
+			m.requests, m.tokens, m.first, m.between, m.moves, m.reopens, m.again, m.overBudget, m.preemptions, m.drafted,
+			m.accepted, m.steps, m.dropped, m.drafting, m.resumed, m.unjournaled, m.windows,
 		)
 	}
 	return m

@@ -120,6 +120,7 @@ func (s *Service) mesh(ctx context.Context) *routerv1.Mesh {
 		})
 	}
 	wg.Wait()
+	out.Replays = s.replays.describe()
 	slices.SortFunc(out.GetMembers(), func(a, b *routerv1.Member) int {
 		return cmp.Or(cmp.Compare(a.GetService(), b.GetService()), cmp.Compare(a.GetId(), b.GetId()))
 	})
