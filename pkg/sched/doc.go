@@ -24,6 +24,14 @@
 // counts. Pages that no sequence uses are evicted least recently used first. A sequence whose next page
 // is in flight for another one waits for it rather than compute it as well (share.go).
 //
+// # Speculation
+//
+// Draft tokens are sent with the row that is due; the sampler picks from every row as always, and a draft
+// token is accepted if it is the one picked. While such a window travels, the proposer goes on after its
+// draft tokens, and what it proposes is sent behind them as further windows, where the pipeline has a place
+// for a batch that no sequence is about to use. When a draft token is rejected, nothing more comes of any
+// window behind it. Speculation is off for a sequence while it does not pay: see windows.go.
+//
 // # Who is next
 //
 // A lower priority number is served first, and waiting improves it by one for every ten seconds.

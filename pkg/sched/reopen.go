@@ -30,6 +30,7 @@ func (s *Scheduler) reopened(e Reopened) {
 		q.known, q.told, q.step, q.since = 0, 0, 0, s.step
 		q.windows = nil
 		q.spec.rewind(q.feed.Len())
+		q.spec.last = s.now
 		s.dropStale(q.stale) // no table of a stage names them any more
 		q.stale = nil
 		if e.Sampler || awaited {

@@ -169,7 +169,7 @@ func (s *Scheduler) handle(e Event) {
 		}
 	case Resume:
 		if q := s.byID[e.ID]; q != nil {
-			q.paused = false
+			q.paused, q.spec.last = false, s.now
 		}
 	case Proceed:
 		if q := s.byID[e.ID]; q != nil {

@@ -46,6 +46,9 @@ const (
 	trustEnough = 0.6
 )
 
+// lazyAfter is how many tokens the draft model may be behind for a row to wait for it.
+const lazyAfter = 12
+
 const (
 	// wholeRowBytes bounds the logits rows of a sequence that are sent whole because candidates might
 	// not suffice.
@@ -67,6 +70,7 @@ type proposer struct {
 	rate      float64 // moving average of the acceptance rate
 	restBelow float64
 	gain      float64 // plain steps that it has saved lately
+	saved     float64 // the same since the beginning
 	rest      int     // tokens of the next rest
 	wake      int     // the length of the log at which it is asked again
 }
@@ -102,14 +106,20 @@ func (p *proposer) learn(sent, accepted int, slow bool, length int) {
 // takeRest makes a proposer rest. After one more poor round it rests again, for longer.
 func (p *proposer) takeRest(length int) {
 	p.wake, p.rest = length+p.rest, min(2*p.rest, restLast)
-	p.rate, p.gain = max(p.rate, p.restBelow), payRested
+	p.rate, p.gain, p.next = max(p.rate, p.restBelow), payRested, 1
 }
 
 // charge adds what a round has saved, in plain steps, or has cost if saved is below 0. Alone on a pipeline
-// a sequence gains nothing else by draft tokens.
-func (p *proposer) charge(saved float64, length int) {
-	if p.gain = payKeep*p.gain + saved; p.gain < payLeast && length >= p.wake {
+// a sequence gains nothing else by draft tokens. All rounds together may cost a small part of the steps that
+// the tokens so far would have taken without draft tokens; a proposer that has cost more rests until there
+// are enough tokens.
+func (p *proposer) charge(saved float64, length, tokens int) {
+	p.gain, p.saved = payKeep*p.gain+saved, p.saved+saved
+	if p.gain < payLeast && length >= p.wake {
 		p.takeRest(length)
+	}
+	if debt := -p.saved - payDebt - payPart*float64(tokens); debt > 0 {
+		p.wake = max(p.wake, length+int(debt/payPart))
 	}
 }
 
@@ -120,11 +130,13 @@ type speculation struct {
 	round     uint64        // numbers the questions
 	ready     bool          // the draft model can be asked
 	waiting   bool          // for draft tokens
+	lazy      bool          // the draft model only catches up, and no row waits for it
+	known     int           // the length of the log that the draft model has about caught up with
 	arrived   bool          // draft tokens have arrived and were not sent yet
 	ids       []int32       // those
 	from      int           // the position of the first of them
 	asked     time.Duration // when by was asked
-	last      time.Duration // when the last window was verified
+	last      time.Duration // since when the row is due that the next window begins with
 	unlikely  bool          // the last of the draft model's tokens was improbable
 	trust     float64       // moving average of the acceptance rate of improbable tokens
 
@@ -137,7 +149,7 @@ type speculation struct {
 }
 
 // forget drops draft tokens that were asked for or have arrived, because the log is another one now.
-func (g *speculation) forget() { g.waiting, g.arrived = false, false }
+func (g *speculation) forget() { g.waiting, g.arrived, g.lazy = false, false, false }
 
 // rewind does the same if they do not follow a log of that length.
 func (g *speculation) rewind(length int) {
@@ -147,7 +159,7 @@ func (g *speculation) rewind(length int) {
 }
 
 func newSpeculation(e Submit, h habit) speculation {
-	g := speculation{trust: trustFirst, habit: h}
+	g := speculation{trust: trustFirst, habit: h, known: len(e.Log)}
 	if g.habit.rest == 0 {
 		g.habit.rest = restFirst
 	}
@@ -162,6 +174,11 @@ func newSpeculation(e Submit, h habit) speculation {
 			name: name, limit: e.Speculate, next: e.Speculate, rate: rateFirst, restBelow: restBelow, rest: restFirst,
 			gain: payFirst,
 		})
+	}
+	for i, p := range g.proposers {
+		if rest := h.rests[i]; rest > 0 {
+			p.wake, p.next, p.gain = len(e.Log)+rest, 1, payRested
+		}
 	}
 	return g
 }
@@ -206,7 +223,7 @@ func (g *speculation) arrivedFor(log []int32) []int32 {
 func (s *Scheduler) propose(q *sequence, log []int32, n int) (ids []int32, wait bool) {
 	g := &q.spec
 	if g.waiting {
-		return nil, true
+		return nil, !g.lazy
 	}
 	if g.arrived {
 		g.arrived = false
@@ -225,10 +242,11 @@ func (s *Scheduler) propose(q *sequence, log []int32, n int) (ids []int32, wait 
 		g.by, g.asked, g.from = p, s.now, len(log)
 		want := min(n, p.next)
 		if p.name == DraftModel {
-			g.waiting = true
+			// After a rest it has to read what has come since. Rows go on meanwhile.
+			g.waiting, g.lazy = true, len(log)-g.known > lazyAfter
 			s.do(Propose{ID: q.ID, Round: g.round, Log: log, N: want, Any: g.trust > trustEnough,
 				Limit: s.draftLimit(want)})
-			return nil, true
+			return nil, !g.lazy
 		}
 		least := ngramMin
 		if g.ready {
@@ -256,6 +274,11 @@ func (s *Scheduler) drafted(e Drafted) {
 		return
 	}
 	g := &q.spec
+	g.known = max(g.known, g.from)
+	if g.lazy {
+		g.forget()
+		return
+	}
 	g.waiting, g.arrived, g.ids, g.unlikely = false, true, e.IDs, e.Unlikely
 	if len(e.IDs) == 0 {
 		g.by.learn(0, 0, tooLong(s.now-g.asked, slowRound, s.timing.plain), q.feed.Len())

@@ -35,6 +35,8 @@ const (
 	payFirst  = 0.25
 	payLeast  = -0.5
 	payRested = -0.25
+	payDebt   = 2    // plain steps that a proposer may cost in all,
+	payPart   = 0.01 // and for each token
 )
 
 // window is an entry in flight whose results are awaited.
@@ -47,17 +49,19 @@ type window struct {
 	by       *proposer // of its draft tokens
 	sent     int       // draft tokens
 	accepted int
-	tokens   int           // that its rows have given
-	asked    time.Duration // when its draft tokens were asked for, or it was sent
-	unlikely bool          // the last draft token was improbable
+	tokens   int  // that its rows have given
+	prompt   bool // it has rows of a prompt
+	behind   bool // rows that the sampler drops were sent before it
+	unlikely bool // the last draft token was improbable
 }
 
 func (s *Scheduler) newWindow(q *sequence, f *flight, at, rows, drafts, candidates int) window {
 	end := at + rows
-	w := window{step: f.step, entry: len(f.entries), end: end, sent: drafts, asked: s.now,
+	w := window{step: f.step, entry: len(f.entries), end: end, sent: drafts,
+		prompt: rows > drafts+1, behind: s.strays.rows > 0,
 		sure: candidates == 0 || q.Candidates != nil && q.Candidates.Decides(s.cfg.Vocab, end)}
 	if drafts > 0 {
-		w.by, w.asked = q.spec.by, q.spec.asked
+		w.by = q.spec.by
 		w.unlikely = w.by.name == DraftModel && q.spec.unlikely && end == q.spec.from+len(q.spec.ids)
 	}
 	return w
@@ -139,8 +143,10 @@ func (s *Scheduler) verified(q *sequence, w window) {
 	if len(g.proposers) == 0 {
 		return
 	}
-	took := s.now - max(w.asked, g.last)
-	g.last = s.now
+	took := s.now - g.last
+	if g.last = s.now; w.prompt {
+		return
+	}
 	if w.sent > 0 {
 		if w.by.name == DraftModel {
 			g.judge(w)
@@ -150,18 +156,24 @@ func (s *Scheduler) verified(q *sequence, w window) {
 			steps = slowAccepted
 		}
 		w.by.learn(w.sent, w.accepted, tooLong(took, steps*float64(w.tokens), step), q.feed.Len())
-		if step > 0 && len(s.running) == 1 {
-			w.by.charge(float64(w.tokens)-took.Seconds()/step.Seconds(), q.feed.Len())
-		}
+	}
+	if by := cmp.Or(w.by, g.by); by != nil && (w.sent > 0 || w.behind) && step > 0 && len(s.running) == 1 {
+		by.charge(float64(w.tokens)-took.Seconds()/step.Seconds(), q.feed.Len(), q.feed.Len()-len(q.Log))
 	}
 	g.compare(took, w, q.feed.Len())
 	s.habit = g.habit
+	for i, p := range g.proposers {
+		if s.habit.rests[i] = 0; p.saved < 0 && q.feed.Len() < p.wake {
+			s.habit.rests[i] = p.wake - q.feed.Len()
+		}
+	}
 }
 
-// habit is whether windows are chained, which a new sequence takes over from the last one that was measured.
+// habit is what a new sequence takes over from the last one that was measured.
 type habit struct {
-	poor bool // they did not pay when they were tried last
-	rest int  // tokens until they are tried again
+	poor  bool   // chained windows did not pay when they were tried last
+	rest  int    // tokens until they are tried again
+	rests [2]int // tokens until a proposer that does not pay is asked again
 }
 
 // pace is a decaying measure of time per token.
@@ -197,7 +209,7 @@ func (g *speculation) compare(took time.Duration, w window, length int) {
 		g.chainAt, g.habit.poor = length+g.habit.rest, true
 		g.habit.rest = min(2*g.habit.rest, restLast)
 	} else if !g.chained.slower(g.single, 0.9) {
-		g.habit = habit{rest: restFirst}
+		g.habit.poor, g.habit.rest = false, restFirst
 	}
 }
 
