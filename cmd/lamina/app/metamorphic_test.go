@@ -188,7 +188,7 @@ func TestMesh_SameTokensHoweverTheyAreComputed(t *testing.T) {
 			{stages: 2, replicas: 1, atOnce: 4, speculate: 5},
 			{stages: 1, replicas: 1, atOnce: 16, speculate: 3, positions: model.pool, chunk: 33},
 			{stages: 2, replicas: 1, atOnce: 3, draft: true},
-			{stages: 4, replicas: 1, atOnce: 1, draft: true, inFlight: 5, chained: true},
+			{stages: 4, replicas: 1, atOnce: 3, draft: true, inFlight: 5, chained: true},
 			{stages: 2, replicas: 1, atOnce: 2, draft: true, inFlight: 4, chained: true, broken: "shard-0-1"},
 			{stages: 2, replicas: 2, atOnce: 8, lost: "shard-0-1", inFlight: 3},
 			{stages: 2, replicas: 2, atOnce: 8, draft: true, lost: "shard-1-0", inFlight: 3},
