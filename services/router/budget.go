@@ -21,7 +21,6 @@ const (
 const (
 	againMoved   = "moved"   // a sequence whose pipeline was lost
 	againRebuilt = "rebuilt" // a stage that was lost
-	againHedged  = "hedged"  // a prompt on a second pipeline
 )
 
 // replayBudget bounds what the router spends on computing positions again, so that a fleet whose shards come

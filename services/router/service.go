@@ -72,8 +72,8 @@ type Config struct {
 	// ProbeLimit is how long a new pipeline may take for its first tokens; 0 means 60 s, since the stages
 	// may have to read weights from disk. Where all stages have computed before it is 5 s at most.
 	ProbeLimit time.Duration
-	// ReplayShare bounds how many positions are computed again after losses, and as hedges: this many for
-	// each one of work; 0 means 0.5, and less than 0 none. ReplayBurst more are allowed at once, and again
+	// ReplayShare bounds how many positions are computed again after losses: this many for each one of
+	// work; 0 means 0.5, and less than 0 none. ReplayBurst more are allowed at once, and again
 	// in every ReplayRefill; 0 means 65,536 and one minute. Sequences over the budget wait.
 	ReplayShare  float64
 	ReplayBurst  int
@@ -379,13 +379,13 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		),
 		again: prometheus.NewCounterVec(
 			prometheus.CounterOpts{Name: "lamina_router_replayed_tokens_total",
-				Help: "Tokens whose positions were computed again: of sequences that moved, of stages that were " +
-					"rebuilt, and as hedges."},
+				Help: "Tokens whose positions were computed again: of sequences that moved, and of stages that " +
+					"were rebuilt."},
 			[]string{"why"},
 		),
 		overBudget: prometheus.NewCounter(
 			prometheus.CounterOpts{Name: "lamina_router_replays_over_budget_total",
-				Help: "Replays and hedges that had to wait or were not done because of the budget."},
+				Help: "Replays that had to wait for the budget."},
 		),
 		moves: prometheus.NewCounter(
 			prometheus.CounterOpts{Name: "lamina_router_moves_total", Help: "Sessions moved to another pipeline."},

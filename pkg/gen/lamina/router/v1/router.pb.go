@@ -2703,8 +2703,8 @@ func (x *Mesh) GetReplays() *ReplayBudget {
 	return nil
 }
 
-// ReplayBudget bounds the positions that are computed again after losses, and those of hedges, to a part of
-// the work. Sequences over the budget wait.
+// ReplayBudget bounds the positions that are computed again after losses to a part of the work. Sequences
+// over the budget wait.
 type ReplayBudget struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Positions that may be computed again now; less than 0 after a large replay.
