@@ -2,9 +2,10 @@ package sched
 
 import "time"
 
-// Budget bounds the positions that are computed again after losses to a share of the work. It is a token bucket that work fills: every position of work adds Share, up to Burst. It also
-// fills by itself once in every Refill, because without work nothing else would. A replay of any size is
-// allowed while something is left, and may leave a debt. So in any span of time at most
+// Budget bounds the positions that are computed again after losses to a share of the work. It is a
+// token bucket that work fills: every position of work adds Share, up to Burst. It also fills by itself once
+// in every Refill, because without work nothing else would. A replay of any size is allowed while something
+// is left, and may leave a debt. So in any span of time at most
 // Share * work + Burst * (1 + span/Refill) positions are computed again, and the size of one replay more.
 type Budget struct {
 	Share  float64

@@ -63,7 +63,7 @@ func (c *brokenChain) step(events ...sched.Event) {
 		switch e := command.(type) {
 		case sched.Add:
 			c.picks[e.ID] = &modelSession{e.Epoch, slices.Clone(c.logs[e.ID])}
-			c.results = append(c.results, sched.Accepted{ID: e.ID, Epoch: e.Epoch})
+			c.results = append(c.results, sched.Accepted(e))
 		case sched.Remove:
 			delete(c.picks, e.ID)
 			c.open--
@@ -74,7 +74,7 @@ func (c *brokenChain) step(events ...sched.Event) {
 		case sched.Emit:
 			c.logs[e.ID] = append(c.logs[e.ID], e.Data.(int32))
 		case sched.Blame:
-			c.results = append(c.results, sched.Proceed{ID: e.ID})
+			c.results = append(c.results, sched.Proceed(e))
 		case sched.Fail, sched.TurnAway, sched.End:
 			c.t.Fatalf("%T%+v", e, e)
 		}
@@ -284,8 +284,10 @@ func TestScheduler_Reopened(t *testing.T) {
 		}
 		c.hops = make([][]any, stages)
 		loses := seed%3 > 0
-		c.s = sched.New(sched.Config{Stages: stages, Pages: 60, PageLen: c.pageLen, Positions: 200, Vocab: 5, BatchRows: 24,
-			ChunkRows: 6, Entries: 4, Queue: 99, CacheIdle: time.Hour * time.Duration(seed%2)})
+		c.s = sched.New(
+			sched.Config{Stages: stages, Pages: 60, PageLen: c.pageLen, Positions: 200, Vocab: 5, BatchRows: 24,
+				ChunkRows: 6, Entries: 4, Queue: 99, CacheIdle: time.Hour * time.Duration(seed%2)},
+		)
 		var prompts [][]int32
 		for i := range 6 {
 			id, log := sched.ID(fmt.Sprint("q", i)), []int32{1, 2, 3, 4, 1, 2, 3, 4, 1} // the others share its pages
@@ -360,6 +362,12 @@ func TestScheduler_Reopened(t *testing.T) {
 	if chained < 100 {
 		t.Errorf("only %d windows were sent behind others", chained)
 	}
-	t.Logf("%d breaks, %d stages lost, %d rows, %d of them in replays, %d chained windows", breaks, losses, total, again,
-		chained)
+	t.Logf(
+		"%d breaks, %d stages lost, %d rows, %d of them in replays, %d chained windows",
+		breaks,
+		losses,
+		total,
+		again,
+		chained,
+	)
 }

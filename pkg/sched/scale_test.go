@@ -28,7 +28,7 @@ func (p *pipeline) answer(commands []sched.Command, out []sched.Event) []sched.E
 	for _, c := range commands {
 		switch c := c.(type) {
 		case sched.Add:
-			out = append(out, sched.Accepted{ID: c.ID, Epoch: c.Epoch})
+			out = append(out, sched.Accepted(c))
 		case sched.Remove:
 			p.ended = append(p.ended, c.ID)
 		case sched.Batch:

@@ -73,7 +73,7 @@ func (p *timed) run() {
 func (p *timed) carryOut(c sched.Command) {
 	switch c := c.(type) {
 	case sched.Add:
-		p.at(p.now+p.base/10, sched.Accepted{ID: c.ID, Epoch: c.Epoch})
+		p.at(p.now+p.base/10, sched.Accepted(c))
 	case sched.Admit:
 		if !c.Again {
 			p.cached[c.ID] = c.Cached

@@ -29,7 +29,12 @@ func (m *mesh) budget() *routerv1.ReplayBudget {
 func TestService_ReplayBudget_SequencesWait(t *testing.T) {
 	metrics := prometheus.NewRegistry()
 	const burst = 20
-	m := newMesh(t, 2, 2, router.Config{Metrics: metrics, ReplayShare: -1, ReplayBurst: burst, ReplayRefill: time.Second / 2})
+	m := newMesh(
+		t,
+		2,
+		2,
+		router.Config{Metrics: metrics, ReplayShare: -1, ReplayBurst: burst, ReplayRefill: time.Second / 2},
+	)
 	m.shards["shard-0-1"].strike(30, func() { m.network.Cut("shard-0-1", true) })
 	begin := time.Now()
 	pause := m.pauses(8, 100)

@@ -198,8 +198,10 @@ func TestService_TruncateMiddle_IsTheRequestWithTheShortenedPrompt(t *testing.T)
 	synctest.Test(t, func(t *testing.T) {
 		m := newMesh(t, 2, 1, router.Config{})
 		for _, c := range []struct{ prompt, most, length, kept int }{
-			{9002, 30, 0, contextLen - 30}, {contextLen, 30, 0, contextLen - 30}, {contextLen - 30, 30, 0, contextLen - 30},
-			{contextLen - 29, 30, 0, contextLen - 30}, {9002, 0, 0, contextLen * 3 / 4}, {9002, 900, 0, contextLen * 3 / 4},
+			{9002, 30, 0, contextLen - 30}, {contextLen, 30, 0, contextLen - 30},
+			{contextLen - 30, 30, 0, contextLen - 30},
+			{contextLen - 29, 30, 0, contextLen - 30}, {9002, 0, 0, contextLen * 3 / 4},
+			{9002, 900, 0, contextLen * 3 / 4},
 			{10, 30, 16, 10}, {13, 30, 16, 12}, {100, 30, 2, 1}, {100, 30, 5, 4},
 		} {
 			text := ""

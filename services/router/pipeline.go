@@ -273,7 +273,10 @@ func (p *pipeline) serveSampler() {
 	l.serve(func(resp *samplerv1.SampleResponse) error {
 		switch frame := resp.GetFrame().(type) {
 		case *samplerv1.SampleResponse_Added:
-			return p.report(l.ctx, sched.Accepted{ID: sched.ID(frame.Added.GetSession()), Epoch: frame.Added.GetEpoch()})
+			return p.report(
+				l.ctx,
+				sched.Accepted{ID: sched.ID(frame.Added.GetSession()), Epoch: frame.Added.GetEpoch()},
+			)
 		case *samplerv1.SampleResponse_Token:
 			t := frame.Token
 			return p.report(l.ctx, sched.Picked{

@@ -74,7 +74,8 @@ func TestService_LostStage_ASpareTakesItsPlace(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if p := resp.GetMesh().GetPipelines(); len(p) != 1 || p[0].GetStages()[stage].GetAddress() != "mem:spare" {
+				p := resp.GetMesh().GetPipelines()
+				if len(p) != 1 || p[0].GetStages()[stage].GetAddress() != "mem:spare" {
 					t.Errorf("the pipelines are %v", p)
 				}
 				t.Logf("%d rows were replayed, longest pause %v", spare, pause)

@@ -299,7 +299,7 @@ func (r *runner) carryOut(c sched.Command) error {
 			select {
 			case seq.out <- result{struck: r.cause}:
 			default: // its reader has not even read the tokens before, which clear it
-				r.events = append(r.events, sched.Proceed{ID: c.ID})
+				r.events = append(r.events, sched.Proceed(c))
 			}
 		}
 	case sched.Preempt:

@@ -34,8 +34,14 @@ func TestService_ChainedWindows_FillLongLinks(t *testing.T) {
 					if (sent > 0) != (inFlight > 1) || discarded > sent || wrong == 0 && discarded > sent/3 {
 						t.Errorf("%d windows were sent behind others, %d of them discarded", sent, discarded)
 					}
-					t.Logf("%d batches in flight: %v, %d chained windows, %d of them discarded, %d steps", inFlight, took[i],
-						sent, discarded, counts(t, r, "lamina_router_steps_total", "answer"))
+					t.Logf(
+						"%d batches in flight: %v, %d chained windows, %d of them discarded, %d steps",
+						inFlight,
+						took[i],
+						sent,
+						discarded,
+						counts(t, r, "lamina_router_steps_total", "answer"),
+					)
 					eventually(t, "the release of every session", func() bool { return m.used() == 0 })
 					m.check()
 				}
@@ -87,8 +93,14 @@ func TestService_SpeculationThatDoesNotPay_Rests(t *testing.T) {
 				m, r := draftMesh(t, 2, len("right"), wrong, router.Config{MicroBatches: 3})
 				took := run(t, m)
 				ratio := plain.Seconds() / took.Seconds()
-				t.Logf("%v plain, %v with draft tokens: %.2f times the speed; %d of %d draft tokens accepted", plain, took,
-					ratio, counts(t, r, "lamina_router_accepted_tokens_total"), counts(t, r, "lamina_router_draft_tokens_total"))
+				t.Logf(
+					"%v plain, %v with draft tokens: %.2f times the speed; %d of %d draft tokens accepted",
+					plain,
+					took,
+					ratio,
+					counts(t, r, "lamina_router_accepted_tokens_total"),
+					counts(t, r, "lamina_router_draft_tokens_total"),
+				)
 				if ratio < 0.97 || wrong == 0 && ratio < 1.2 {
 					t.Errorf("%.3f times the speed of plain decoding", ratio)
 				}

@@ -132,10 +132,18 @@ type compared struct {
 // well, and with LAMINA_MODELS one of 1.5 billion parameters with its draft model.
 func sameModels(t *testing.T) []compared {
 	const small, chat = "models/stories260K/", "models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf"
-	models := []compared{{
-		name: "stories260K", file: shared(t, small+"stories260K-f32.gguf"), draft: shared(t, small+"stories260K-Q4_0.gguf"),
-		vocab: 512, requests: 40, longest: 60, tokens: 28, pool: 160,
-	}}
+	models := []compared{
+		{
+			name:     "stories260K",
+			file:     shared(t, small+"stories260K-f32.gguf"),
+			draft:    shared(t, small+"stories260K-Q4_0.gguf"),
+			vocab:    512,
+			requests: 40,
+			longest:  60,
+			tokens:   28,
+			pool:     160,
+		},
+	}
 	if os.Getenv("LAMINA_SLOW") == "" {
 		return models
 	}
@@ -252,7 +260,8 @@ func (s compared) answers(t *testing.T, c layout, list []asked, set kernel.Set[f
 	took := time.Since(start).Round(time.Millisecond)
 	count := counters(t, m.HTTPAddr())
 	preempted, moves := count("lamina_router_preemptions_total"), count("lamina_router_moves_total")
-	reopens, drafted := count("lamina_router_reopens_total", "resumed"), count("lamina_router_draft_tokens_total", "draft")
+	reopens := count("lamina_router_reopens_total", "resumed")
+	drafted := count("lamina_router_draft_tokens_total", "draft")
 	t.Logf("%d prompt tokens from the cache, %d preemptions, %d moves, %d pipelines opened again, %d draft tokens, %v",
 		cached, preempted, moves, reopens, drafted, took)
 	if (cached > 0) != (c.cache >= 0) {

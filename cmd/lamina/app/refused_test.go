@@ -139,7 +139,14 @@ func TestShard_RefusesAnEntryAndComputesTheOthers(t *testing.T) {
 			&shardv1.Entry{Session: []byte("x"), Epoch: 1, Rows: 1, Logits: 1}, []uint32{1}, codes.InvalidArgument,
 		},
 		"draft tokens without rows": {
-			&shardv1.Entry{Session: sessionName(2), Epoch: 1, Rows: 1, Logits: 1, DraftIds: []uint32{1, 2}}, []uint32{1},
+			&shardv1.Entry{
+				Session:  sessionName(2),
+				Epoch:    1,
+				Rows:     1,
+				Logits:   1,
+				DraftIds: []uint32{1, 2},
+			},
+			[]uint32{1},
 			codes.InvalidArgument,
 		},
 		"position beyond the cache": {
