@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -105,31 +106,33 @@ func TestService_BrokenLink_SessionsGoOn(t *testing.T) {
 	const n, tokens = 8, 200
 	for _, name := range []string{"shard-0-0", "shard-0-1", "sampler"} {
 		t.Run(name, func(t *testing.T) {
-			metrics := prometheus.NewRegistry()
-			m := newMesh(t, 2, 1, router.Config{Metrics: metrics})
-			probe := m.computed("shard-0-0")
-			m.shards["shard-0-1"].strike(30, func() { m.breakLink(name) })
-			pause := m.pauses(n, tokens)
-			m.struck("shard-0-1")
-			m.check()
-			if resumed := counter(t, metrics, "lamina_router_reopens_total", "resumed"); resumed < 1 || resumed > 2 {
-				t.Errorf(
-					"the pipeline was opened again %v times",
-					resumed,
-				) // twice if the breaks are noticed one by one
-			}
-			if moves := counter(t, metrics, "lamina_router_moves_total", ""); moves != 0 {
-				t.Errorf("%v sessions moved", moves)
-			}
-			prompts := n * len("stream 0")
-			for _, stage := range []string{"shard-0-0", "shard-0-1"} {
-				// A sequence has at most one row in flight; a batch of prompts may be lost as well.
-				if rows := m.computed(stage) - probe; rows > prompts+n*tokens+2*n+prompts {
-					t.Errorf("%s has computed %d rows, the streams have %d", stage, rows, prompts+n*(tokens-1))
+			synctest.Test(t, func(t *testing.T) {
+				metrics := prometheus.NewRegistry()
+				m := newMesh(t, 2, 1, router.Config{Metrics: metrics})
+				probe := m.computed("shard-0-0")
+				m.shards["shard-0-1"].strike(30, func() { m.breakLink(name) })
+				pause := m.pauses(n, tokens)
+				m.struck("shard-0-1")
+				m.check()
+				if resumed := counter(t, metrics, "lamina_router_reopens_total", "resumed"); resumed < 1 || resumed > 2 {
+					t.Errorf(
+						"the pipeline was opened again %v times",
+						resumed,
+					) // twice if the breaks are noticed one by one
 				}
-			}
-			t.Logf("longest pause %v", pause)
-			eventually(t, "the release of every session", func() bool { return m.used() == 0 })
+				if moves := counter(t, metrics, "lamina_router_moves_total", ""); moves != 0 {
+					t.Errorf("%v sessions moved", moves)
+				}
+				prompts := n * len("stream 0")
+				for _, stage := range []string{"shard-0-0", "shard-0-1"} {
+					// A sequence has at most one row in flight; a batch of prompts may be lost as well.
+					if rows := m.computed(stage) - probe; rows > prompts+n*tokens+2*n+prompts {
+						t.Errorf("%s has computed %d rows, the streams have %d", stage, rows, prompts+n*(tokens-1))
+					}
+				}
+				t.Logf("longest pause %v", pause)
+				eventually(t, "the release of every session", func() bool { return m.used() == 0 })
+			})
 		})
 	}
 }
@@ -138,19 +141,21 @@ func TestService_BrokenLink_SessionsGoOn(t *testing.T) {
 func TestService_BrokenLink_WithASpare(t *testing.T) {
 	for _, name := range []string{"shard-0-0", "shard-0-1"} {
 		t.Run(name, func(t *testing.T) {
-			metrics := prometheus.NewRegistry()
-			m := newMesh(t, 2, 2, router.Config{Metrics: metrics})
-			m.shards["shard-0-1"].strike(30, func() { m.breakLink(name) })
-			pause := m.pauses(8, 200)
-			m.struck("shard-0-1")
-			m.check()
-			// A machine that is busy may need longer to connect than the sessions need to move.
-			resumed := counter(t, metrics, "lamina_router_reopens_total", "resumed")
-			moves := counter(t, metrics, "lamina_router_moves_total", "")
-			if resumed == 1 && moves != 0 || resumed != 1 && moves == 0 {
-				t.Errorf("the pipeline was opened again %v times, and %v sessions moved", resumed, moves)
-			}
-			t.Logf("resumed %v, moves %v, longest pause %v", resumed, moves, pause)
+			synctest.Test(t, func(t *testing.T) {
+				metrics := prometheus.NewRegistry()
+				m := newMesh(t, 2, 2, router.Config{Metrics: metrics})
+				m.shards["shard-0-1"].strike(30, func() { m.breakLink(name) })
+				pause := m.pauses(8, 200)
+				m.struck("shard-0-1")
+				m.check()
+				// A machine that is busy may need longer to connect than the sessions need to move.
+				resumed := counter(t, metrics, "lamina_router_reopens_total", "resumed")
+				moves := counter(t, metrics, "lamina_router_moves_total", "")
+				if resumed == 1 && moves != 0 || resumed != 1 && moves == 0 {
+					t.Errorf("the pipeline was opened again %v times, and %v sessions moved", resumed, moves)
+				}
+				t.Logf("resumed %v, moves %v, longest pause %v", resumed, moves, pause)
+			})
 		})
 	}
 }
@@ -160,23 +165,25 @@ func TestService_BrokenLink_WithASpare(t *testing.T) {
 func TestService_BrokenLink_AStageThatForgetsIsReplayed(t *testing.T) {
 	for _, replicas := range []int{1, 2} {
 		t.Run(fmt.Sprintf("%d replicas", replicas), func(t *testing.T) {
-			metrics := prometheus.NewRegistry()
-			m := newMesh(t, 2, replicas, router.Config{Metrics: metrics})
-			m.shards["shard-0-1"].forgets = true
-			m.shards["shard-0-1"].strike(30, func() { m.breakLink("shard-0-1") })
-			pause := m.pauses(8, 100)
-			m.struck("shard-0-1")
-			m.check()
-			lost := counter(t, metrics, "lamina_router_reopens_total", "lost")
-			rebuilt := counter(t, metrics, "lamina_router_reopens_total", "rebuilt")
-			moves := counter(t, metrics, "lamina_router_moves_total", "")
-			if lost+rebuilt != 1 || lost == 1 && moves == 0 || rebuilt == 1 && moves != 0 {
-				t.Errorf("%v pipelines were lost, %v rebuilt, and %v sessions moved", lost, rebuilt, moves)
-			}
-			if replicas == 1 && rebuilt != 1 {
-				t.Error("the lone pipeline was not rebuilt")
-			}
-			t.Logf("rebuilt %v, longest pause %v", rebuilt, pause)
+			synctest.Test(t, func(t *testing.T) {
+				metrics := prometheus.NewRegistry()
+				m := newMesh(t, 2, replicas, router.Config{Metrics: metrics})
+				m.shards["shard-0-1"].forgets = true
+				m.shards["shard-0-1"].strike(30, func() { m.breakLink("shard-0-1") })
+				pause := m.pauses(8, 100)
+				m.struck("shard-0-1")
+				m.check()
+				lost := counter(t, metrics, "lamina_router_reopens_total", "lost")
+				rebuilt := counter(t, metrics, "lamina_router_reopens_total", "rebuilt")
+				moves := counter(t, metrics, "lamina_router_moves_total", "")
+				if lost+rebuilt != 1 || lost == 1 && moves == 0 || rebuilt == 1 && moves != 0 {
+					t.Errorf("%v pipelines were lost, %v rebuilt, and %v sessions moved", lost, rebuilt, moves)
+				}
+				if replicas == 1 && rebuilt != 1 {
+					t.Error("the lone pipeline was not rebuilt")
+				}
+				t.Logf("rebuilt %v, longest pause %v", rebuilt, pause)
+			})
 		})
 	}
 }
@@ -184,45 +191,43 @@ func TestService_BrokenLink_AStageThatForgetsIsReplayed(t *testing.T) {
 // TestService_BrokenLinks_AgainAndAgain breaks links at random under a load with everything on:
 // speculation, scored prompts, several pipelines.
 func TestService_BrokenLinks_AgainAndAgain(t *testing.T) {
-	metrics := prometheus.NewRegistry()
-	m := newMesh(t, 2, 2, router.Config{Metrics: metrics, Speculate: 4, Draft: "copy"})
-	rnd := rand.New(rand.NewPCG(3, 9))
-	names := []string{"shard-0-0", "shard-0-1", "shard-1-0", "shard-1-1", "sampler", "draft"}
-	stop := make(chan struct{})
-	var breaker sync.WaitGroup
-	breaker.Go(func() {
-		tick := time.NewTicker(120 * time.Millisecond)
-		defer tick.Stop()
-		for {
-			select {
-			case <-tick.C:
-				m.breakLink(names[rnd.IntN(len(names))])
-			case <-stop:
-				return
+	synctest.Test(t, func(t *testing.T) {
+		metrics := prometheus.NewRegistry()
+		m := newMesh(t, 2, 2, router.Config{Metrics: metrics, Speculate: 4, Draft: "copy"})
+		m.takes(4*time.Millisecond, 0)
+		rnd := rand.New(rand.NewPCG(3, 9))
+		names := []string{"shard-0-0", "shard-0-1", "shard-1-0", "shard-1-1", "sampler", "draft"}
+		stop := make(chan struct{})
+		var breaker sync.WaitGroup
+		breaker.Go(func() {
+			tick := time.NewTicker(120 * time.Millisecond)
+			defer tick.Stop()
+			for {
+				select {
+				case <-tick.C:
+					m.breakLink(names[rnd.IntN(len(names))])
+				case <-stop:
+					return
+				}
+			}
+		})
+		for range 4 {
+			m.pauses(12, 150)
+			prompt := "a prompt whose tokens are scored, of more than one page"
+			r := greedy(prompt, 5)
+			r.Echo, r.PromptLogprobs = true, true
+			if a, err := m.retry(r, nil); err != nil || a.text != expect(prompt, 5) {
+				t.Errorf("a scored prompt: %q, %v", a.text, err)
 			}
 		}
-	})
-	for range 4 {
-		m.pauses(12, 150)
-		prompt := "a prompt whose tokens are scored, of more than one page"
-		r := greedy(prompt, 5)
-		r.Echo, r.PromptLogprobs = true, true
-		if a, err := m.retry(r, nil); err != nil || a.text != expect(prompt, 5) {
-			t.Errorf("a scored prompt: %q, %v", a.text, err)
+		close(stop)
+		breaker.Wait()
+		m.check()
+		resumed := counter(t, metrics, "lamina_router_reopens_total", "resumed")
+		t.Logf("resumed %v, lost %v, moves %v", resumed, counter(t, metrics, "lamina_router_reopens_total", "lost"),
+			counter(t, metrics, "lamina_router_moves_total", ""))
+		if resumed < 5 {
+			t.Errorf("%v pipelines were opened again", resumed)
 		}
-	}
-	close(stop)
-	breaker.Wait()
-	m.check()
-	t.Logf(
-		"resumed %v, lost %v, moves %v",
-		counter(t, metrics, "lamina_router_reopens_total", "resumed"),
-		counter(
-			t,
-			metrics,
-			"lamina_router_reopens_total",
-			"lost",
-		),
-		counter(t, metrics, "lamina_router_moves_total", ""),
-	)
+	})
 }

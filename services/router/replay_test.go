@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"sync"
 	"testing"
+	"testing/synctest"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -45,40 +46,42 @@ func TestService_LostStage_ASpareTakesItsPlace(t *testing.T) {
 	for stage := range 2 {
 		for _, freezes := range []bool{false, true} {
 			t.Run(fmt.Sprintf("stage %d, freezes %v", stage, freezes), func(t *testing.T) {
-				metrics := prometheus.NewRegistry()
-				m := newMesh(t, 2, 1, router.Config{Metrics: metrics})
-				name, other := fmt.Sprintf("shard-0-%d", stage), fmt.Sprintf("shard-0-%d", 1-stage)
-				m.spare("spare", name)
-				m.shards[name].strike(60, func() {
-					if freezes { // it answers nothing, and its links stay
-						m.network.Silence(name, true)
-					} else {
-						m.network.Cut(name, true)
+				synctest.Test(t, func(t *testing.T) {
+					metrics := prometheus.NewRegistry()
+					m := newMesh(t, 2, 1, router.Config{Metrics: metrics})
+					name, other := fmt.Sprintf("shard-0-%d", stage), fmt.Sprintf("shard-0-%d", 1-stage)
+					m.spare("spare", name)
+					m.shards[name].strike(60, func() {
+						if freezes { // it answers nothing, and its links stay
+							m.network.Silence(name, true)
+						} else {
+							m.network.Cut(name, true)
+						}
+					})
+					pause := m.pauses(n, tokens)
+					m.network.Silence(name, false) // so that its connections can end
+					m.struck(name)
+					m.check()
+					if rebuilt := counter(t, metrics, "lamina_router_reopens_total", "rebuilt"); rebuilt != 1 {
+						t.Errorf("the pipeline was rebuilt %v times", rebuilt)
 					}
+					if moves := counter(t, metrics, "lamina_router_moves_total", ""); moves != 0 {
+						t.Errorf("%v sessions moved", moves)
+					}
+					spare, rest := m.again("spare"), m.again(other)
+					if want := spare * stage; spare == 0 || rest != want {
+						t.Errorf("the spare has computed %d rows again, and the other stage %d, want %d", spare, rest, want)
+					}
+					resp, err := m.client.Topology(t.Context(), &routerv1.TopologyRequest{})
+					if err != nil {
+						t.Fatal(err)
+					}
+					p := resp.GetMesh().GetPipelines()
+					if len(p) != 1 || p[0].GetStages()[stage].GetAddress() != "mem:spare" {
+						t.Errorf("the pipelines are %v", p)
+					}
+					t.Logf("%d rows were replayed, longest pause %v", spare, pause)
 				})
-				pause := m.pauses(n, tokens)
-				m.network.Silence(name, false) // so that its connections can end
-				m.struck(name)
-				m.check()
-				if rebuilt := counter(t, metrics, "lamina_router_reopens_total", "rebuilt"); rebuilt != 1 {
-					t.Errorf("the pipeline was rebuilt %v times", rebuilt)
-				}
-				if moves := counter(t, metrics, "lamina_router_moves_total", ""); moves != 0 {
-					t.Errorf("%v sessions moved", moves)
-				}
-				spare, rest := m.again("spare"), m.again(other)
-				if want := spare * stage; spare == 0 || rest != want {
-					t.Errorf("the spare has computed %d rows again, and the other stage %d, want %d", spare, rest, want)
-				}
-				resp, err := m.client.Topology(t.Context(), &routerv1.TopologyRequest{})
-				if err != nil {
-					t.Fatal(err)
-				}
-				p := resp.GetMesh().GetPipelines()
-				if len(p) != 1 || p[0].GetStages()[stage].GetAddress() != "mem:spare" {
-					t.Errorf("the pipelines are %v", p)
-				}
-				t.Logf("%d rows were replayed, longest pause %v", spare, pause)
 			})
 		}
 	}
