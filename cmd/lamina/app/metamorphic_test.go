@@ -168,7 +168,7 @@ type layout struct {
 	positions, speculate, inFlight  int
 	draft                           bool
 	chained                         bool   // draft tokens are sent behind those in flight
-	lost                            string // the shard that is lost for good after half of the requests
+	lost                            string // the shard that is lost for good after a quarter of the requests
 	replaced                        string // the stage that is lost after two thirds, while a shard is free for it
 	broken                          string // the shard whose links break again and again
 }
@@ -244,9 +244,9 @@ func (s compared) answers(t *testing.T, c layout, list []asked, set kernel.Set[f
 	start := time.Now()
 	got, cached := answerAll(t, ctx, router, list, c.atOnce, func(i int) {
 		switch {
-		case c.lost != "" && i == len(list)/2:
+		case c.lost != "" && i == len(list)/4:
 			m.Cut(c.lost)
-		case c.replaced != "" && i == len(list)*2/3:
+		case c.replaced != "" && i == len(list)*3/4: // a request that sees both without a token between is set aside
 			stages := awaitPipelines(t, ctx, router, func(list []*routerv1.Pipeline) bool {
 				return len(list) == 1 && list[0].GetSpareShard()
 			})[0].GetStages()
