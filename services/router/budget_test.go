@@ -47,7 +47,8 @@ func TestService_ReplayBudget_SequencesWait(t *testing.T) {
 		if b.GetRefused() == 0 || moves == 0 || b.GetWaiting() != 0 || b.GetBurst() != burst {
 			t.Errorf("%v moves, and the budget is %v", moves, b)
 		}
-		if again := counter(t, metrics, "lamina_router_replayed_tokens_total", "moved"); again != float64(b.GetSpent()) {
+		again := counter(t, metrics, "lamina_router_replayed_tokens_total", "moved")
+		if again != float64(b.GetSpent()) {
 			t.Errorf("the metric says %v, the budget %v", again, b)
 		}
 		// A log has at most 108 tokens; the last may leave a debt.
@@ -78,7 +79,8 @@ func TestService_ReplayBudget_TheClientIsToldInTime(t *testing.T) {
 				switch {
 				case err == nil && a.text == expect("told in time", 200):
 					whole++
-				case status.Code(err) == codes.Unavailable && strings.Contains(err.Error(), "too many are computed again"):
+				case status.Code(err) == codes.Unavailable &&
+					strings.Contains(err.Error(), "too many are computed again"):
 					told++
 				default:
 					t.Errorf("%q, %v", a.text, err)

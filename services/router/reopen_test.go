@@ -114,7 +114,8 @@ func TestService_BrokenLink_SessionsGoOn(t *testing.T) {
 				pause := m.pauses(n, tokens)
 				m.struck("shard-0-1")
 				m.check()
-				if resumed := counter(t, metrics, "lamina_router_reopens_total", "resumed"); resumed < 1 || resumed > 2 {
+				resumed := counter(t, metrics, "lamina_router_reopens_total", "resumed")
+				if resumed < 1 || resumed > 2 {
 					t.Errorf(
 						"the pipeline was opened again %v times",
 						resumed,
