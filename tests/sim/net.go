@@ -119,7 +119,7 @@ func (s *stream) arrive(do func()) {
 	default:
 		life := s.life
 		s.to.awake(func() {
-			if s.to.life == life {
+			if s.to.life == life && !s.closed { // it was frozen, and the stream may be another one by now
 				do()
 			}
 		})

@@ -30,7 +30,7 @@ func TestPlanted_BugsAreCaught(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			cmd := exec.Command("go", "test", "-count=1", "-vet=off", "-overlay", overlay(t, file), ".", "-run",
 				"^TestSim_(Seeds|Fairness)$")
-			cmd.Env = append(os.Environ(), "LAMINA_SLOW=", "LAMINA_SIM_SEEDS=4000", "LAMINA_SIM_TRANSCRIPT=")
+			cmd.Env = append(os.Environ(), "LAMINA_SLOW=", "LAMINA_SIM_SEEDS=16000", "LAMINA_SIM_TRANSCRIPT=")
 			out, err := cmd.CombinedOutput()
 			_, violation, found := strings.Cut(string(out), ": seed ")
 			if !found {

@@ -6,6 +6,8 @@ import "github.com/lamina-mesh/lamina/pkg/sched"
 type sampler struct {
 	*node
 	pipes map[*pipe]map[sched.ID]*picker
+	// adding holds sessions whose grammars are being compiled. Until then the former ones of their names live.
+	adding map[sched.ID]*picker
 }
 
 // picker is the state of a session: a function of its log.
@@ -32,6 +34,11 @@ func (s *sampler) add(p *pipe, id sched.ID, epoch uint64, log []int32, emitted i
 	if sessions == nil {
 		return
 	}
+	for _, same := range []*picker{sessions[id], s.adding[id]} {
+		if same != nil && same.epoch == epoch {
+			return // the frame came twice
+		}
+	}
 	n := &picker{q: w.owner[id], epoch: epoch, last: -1, length: len(log), emitted: emitted}
 	n.log = w.roots[id].extendAll(log)
 	if len(log) > 0 {
@@ -42,20 +49,28 @@ func (s *sampler) add(p *pipe, id sched.ID, epoch uint64, log []int32, emitted i
 		p.fromSampler.send(control, func() { p.tell(e) })
 		return
 	}
-	sessions[id] = n
-	answer := func() {
-		if s.pipes[p] != nil && s.pipes[p][id] == n {
+	if s.adding == nil {
+		s.adding = map[sched.ID]*picker{}
+	}
+	s.adding[id] = n
+	finish := func() {
+		if s.pipes[p] != nil && s.adding[id] == n {
+			delete(s.adding, id)
+			s.pipes[p][id] = n
 			p.fromSampler.send(data, func() { p.tell(sched.Accepted{ID: id, Epoch: epoch}) })
 		}
 	}
 	if w.chance(w.sc.Compile) { // a grammar is compiled
-		s.after(w.between(0, 50*w.sc.BatchTime), answer)
+		s.after(w.between(0, 50*w.sc.BatchTime), finish)
 		return
 	}
-	answer()
+	finish()
 }
 
-func (s *sampler) remove(p *pipe, id sched.ID) { delete(s.pipes[p], id) }
+func (s *sampler) remove(p *pipe, id sched.ID) {
+	delete(s.pipes[p], id)
+	delete(s.adding, id)
+}
 
 // rows handles the rows of a batch that need logits.
 func (s *sampler) rows(p *pipe, b *batch) {
