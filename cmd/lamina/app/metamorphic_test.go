@@ -290,18 +290,24 @@ func awaitPipelines(
 	t *testing.T, ctx context.Context, router routerv1.RouterServiceClient, ok func([]*routerv1.Pipeline) bool,
 ) []*routerv1.Pipeline {
 	t.Helper()
-	for limit := time.Now().Add(time.Minute); ; {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	poll := time.NewTicker(10 * time.Millisecond) // the router does not announce changes
+	defer poll.Stop()
+	for {
 		resp, err := router.Topology(ctx, &routerv1.TopologyRequest{})
 		if err != nil {
 			t.Fatal(err)
 		}
-		switch have := resp.GetMesh().GetPipelines(); {
-		case ok(have):
+		have := resp.GetMesh().GetPipelines()
+		if ok(have) {
 			return have
-		case time.Now().After(limit):
+		}
+		select {
+		case <-poll.C:
+		case <-ctx.Done():
 			t.Fatalf("the pipelines are %v", have)
 		}
-		time.Sleep(10 * time.Millisecond)
 	}
 }
 
