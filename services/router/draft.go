@@ -26,7 +26,8 @@ type drafter struct {
 	vocab   uint32 // ids that the request's model has
 	ends    []uint32
 
-	seq *sequence // the sequence that it drafts for
+	seq       *sequence     // the sequence that it drafts for
+	submitted chan struct{} // closed once the target's scheduler knows the sequence
 
 	mu       sync.Mutex
 	open     bool // it may be asked
@@ -86,7 +87,7 @@ func (q *request) startDraft(ctx context.Context, target *pipeline, seq *sequenc
 	}
 	d := &drafter{
 		service: s, request: q.id, target: target, vocab: target.stages[0].GetVocab(), ends: q.rules.GetEndIds(),
-		requests: make(chan draftRequest, 1), seq: seq,
+		requests: make(chan draftRequest, 1), seq: seq, submitted: make(chan struct{}),
 	}
 	if info := s.models[q.digest]; info != nil {
 		d.vocab, d.ends = min(d.vocab, info.vocabulary.GetSize()), info.vocabulary.GetEndIds()
@@ -169,6 +170,11 @@ func (d *drafter) draft(ctx context.Context, p *pipeline, log []int32, maxLen in
 	// The draft pipeline prefills the prompt while the target does. Nobody waits for it.
 	if _, _, err := d.collect(ctx, p, draftRequest{n: 1}, seq, nil); err != nil || ctx.Err() != nil {
 		return err
+	}
+	select { // the scheduler ignores a drafter of a sequence that it does not know yet
+	case <-d.submitted:
+	case <-ctx.Done():
+		return nil
 	}
 	d.accept(true)
 	for {

@@ -344,6 +344,9 @@ func (q *request) generate(ctx context.Context) error {
 		if err := p.submit(seq); err != nil {
 			end.lost = err
 		} else {
+			if seq.drafter != nil {
+				close(seq.drafter.submitted)
+			}
 			end, err = q.follow(ctx, p, seq)
 			if end.lost == nil && !end.slid || err != nil {
 				stop()
