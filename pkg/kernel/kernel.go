@@ -150,6 +150,11 @@ type Set[F tensor.Float] interface {
 	AttendCausal(y, lse, q, k, v Buffer[F], b, t int, a Heads)
 	// AttendCausalGrad overwrites dq, dk, dv.
 	AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v Buffer[F], b, t int, a Heads)
+	// AttendDocuments is AttendCausal for sequences of different lengths, one behind the other: a row attends
+	// only to rows of its own document. The result has the bits of one call of AttendCausal for each document.
+	AttendDocuments(y, lse, q, k, v Buffer[F], lengths []int, a Heads)
+	// AttendDocumentsGrad overwrites dq, dk, dv.
+	AttendDocumentsGrad(dq, dk, dv, dy, y, lse, q, k, v Buffer[F], lengths []int, a Heads)
 
 	// GLU computes y = act(gate)·up, elementwise.
 	GLU(y, gate, up Buffer[F], act Act)

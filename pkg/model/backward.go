@@ -243,11 +243,12 @@ func (s *Stage[F]) attendGrad(blk *block[F], k *saved[F], dx kernel.Buffer[F], t
 		s.set.SinkGrad(datt, s.orUnused(g.at(blk.sinks.atG), a.Heads), k.att, k.lse, blk.sinks.gain, a.Heads,
 			a.HeadDim)
 	}
-	s.set.AttendCausalGrad(dq, dk, dv, datt, k.att, k.lse, k.q, k.k, k.v, tr.in.B, tr.in.T, blk.heads)
-	if r := s.rotary(blk, tr.in.T); r != nil {
-		s.set.RotateGrad(dq, r, tr.pos, a.Heads, a.HeadDim)
-		s.set.RotateGrad(dk, r, tr.pos, a.KVHeads, a.HeadDim)
+	if tr.in.Documents != nil {
+		s.set.AttendDocumentsGrad(dq, dk, dv, datt, k.att, k.lse, k.q, k.k, k.v, tr.in.Documents, blk.heads)
+	} else {
+		s.set.AttendCausalGrad(dq, dk, dv, datt, k.att, k.lse, k.q, k.k, k.v, tr.in.B, tr.in.T, blk.heads)
 	}
+	s.rotate(blk, tr, dq, dk, s.set.RotateGrad)
 	if a.QNorm.Kind != NoNorm {
 		s.headsGrad(dq, k.rawQ, &blk.qNorm, g, w)
 		s.headsGrad(dk, k.rawK, &blk.kNorm, g, w)

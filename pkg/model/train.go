@@ -10,7 +10,12 @@ import (
 
 // Micro is one micro-batch: B sequences of T tokens, each from position 0.
 type Micro[F tensor.Float] struct {
-	B, T    int
+	B, T int
+	// Documents isolates documents: the lengths of those in the B*T rows, in order. A row attends only to its own
+	// document, in which positions begin at 0. A document does not cross the end of a sequence. With nil every
+	// sequence is one document.
+	Documents []int
+
 	IDs     []int32 // [B,T], for the first stage
 	Hidden  []F     // [B*T,C], for the other stages; must stay unchanged until the backward
 	Targets []int32 // [B,T], for the last stage; a negative target masks its position
@@ -98,8 +103,15 @@ func (s *Stage[F]) TrainForward(in Micro[F]) (*Trace[F], error) {
 	tr := s.trace()
 	tr.in = in
 	tr.pos = tr.pos[:0]
-	for i := range n {
-		tr.pos = append(tr.pos, int32(i%in.T))
+	if in.Documents == nil {
+		for i := range n {
+			tr.pos = append(tr.pos, int32(i%in.T))
+		}
+	}
+	for _, length := range in.Documents {
+		for i := range length {
+			tr.pos = append(tr.pos, int32(i))
+		}
 	}
 	s.scratch.reset()
 	x := s.scratch.take(n * width)
@@ -151,6 +163,9 @@ func (s *Stage[F]) checkMicro(in *Micro[F]) error {
 	case s.Last() && len(in.Targets) != n:
 		return fault.New(fault.Invalid, "train stage %v: %d targets for %d rows", s.Range, len(in.Targets), n)
 	}
+	if err := in.checkDocuments(); err != nil {
+		return fault.Wrap(fault.Invalid, err, "train stage %v", s.Range)
+	}
 	for i, id := range in.IDs {
 		if id < 0 || int(id) >= c.Vocab {
 			return fault.New(fault.Invalid, "train stage %v: id %d of row %d is outside the vocabulary of %d", s.Range,
@@ -164,6 +179,25 @@ func (s *Stage[F]) checkMicro(in *Micro[F]) error {
 				s.Range, id,
 				i, c.Vocab)
 		}
+	}
+	return nil
+}
+
+// checkDocuments checks that documents fill every sequence.
+func (in *Micro[F]) checkDocuments() error {
+	if in.Documents == nil {
+		return nil
+	}
+	at := 0
+	for i, n := range in.Documents {
+		if n < 1 || n > in.T-at%in.T || n > in.B*in.T-at {
+			return fault.New(fault.Invalid, "document %d of %d rows from row %d on does not fit sequences of %d", i, n, at,
+				in.T)
+		}
+		at += n
+	}
+	if at != in.B*in.T {
+		return fault.New(fault.Invalid, "documents of %d rows in %d sequences of %d", at, in.B, in.T)
 	}
 	return nil
 }
@@ -224,6 +258,29 @@ func (s *Stage[F]) rotary(blk *block[F], t int) *kernel.Rotary {
 	return far
 }
 
+// rotate rotates queries and keys, or their gradients, by the rotary positions of a layer, with Rotate or
+// RotateGrad. Documents of different lengths may be rotated by different frequencies.
+func (s *Stage[F]) rotate(blk *block[F], tr *Trace[F], q, k kernel.Buffer[F],
+	by func(x kernel.Buffer[F], r *kernel.Rotary, pos []int32, h, d int)) {
+	a := &blk.Attention
+	if blk.rotary == nil {
+		return
+	}
+	if tr.in.Documents == nil || blk.rotary.Far == nil {
+		r := s.rotary(blk, tr.in.T)
+		by(q, r, tr.pos, a.Heads, a.HeadDim)
+		by(k, r, tr.pos, a.KVHeads, a.HeadDim)
+		return
+	}
+	at, wide, narrow := 0, a.Heads*a.HeadDim, a.KVHeads*a.HeadDim
+	for _, n := range tr.in.Documents {
+		r, pos := s.rotary(blk, n), tr.pos[at:at+n]
+		by(q[at*wide:(at+n)*wide], r, pos, a.Heads, a.HeadDim)
+		by(k[at*narrow:(at+n)*narrow], r, pos, a.KVHeads, a.HeadDim)
+		at += n
+	}
+}
+
 // trainBlock adds a block's output to x[B*T,C] and returns what its backward pass needs.
 func (s *Stage[F]) trainBlock(blk *block[F], x kernel.Buffer[F], tr *Trace[F], w *workspace[F]) saved[F] {
 	a, n := &blk.Attention, tr.in.B*tr.in.T
@@ -252,12 +309,13 @@ func (s *Stage[F]) trainBlock(blk *block[F], x kernel.Buffer[F], tr *Trace[F], w
 		s.normHeads(k.q, k.q, &blk.qNorm)
 		s.normHeads(k.k, k.k, &blk.kNorm)
 	}
-	if r := s.rotary(blk, tr.in.T); r != nil {
-		s.set.Rotate(k.q, r, tr.pos, a.Heads, a.HeadDim)
-		s.set.Rotate(k.k, r, tr.pos, a.KVHeads, a.HeadDim)
-	}
+	s.rotate(blk, tr, k.q, k.k, s.set.Rotate)
 	s.keepBF16(&k, tr, &k.q, &k.k, &k.v)
-	s.set.AttendCausal(k.att, k.lse, k.q, k.k, k.v, tr.in.B, tr.in.T, blk.heads)
+	if tr.in.Documents != nil {
+		s.set.AttendDocuments(k.att, k.lse, k.q, k.k, k.v, tr.in.Documents, blk.heads)
+	} else {
+		s.set.AttendCausal(k.att, k.lse, k.q, k.k, k.v, tr.in.B, tr.in.T, blk.heads)
+	}
 	if blk.sinks32 != nil {
 		s.set.Sink(k.att, k.lse, blk.sinks.gain, a.Heads, a.HeadDim)
 	}

@@ -237,6 +237,45 @@ func TestAttendCausal_LongSequences(t *testing.T) {
 	}
 }
 
+// TestAttendDocuments_HaveTheBitsOfSingleDocuments compares documents in one call with one call for each.
+func TestAttendDocuments_HaveTheBitsOfSingleDocuments(t *testing.T) {
+	lengths := []int{3, 1, 330, 96, 0, 97, 15, 16, 17}
+	for _, a := range []kernel.Heads{{H: 4, K: 2, D: 24, Scale: 0.3}, {H: 1, K: 1, D: 16, Scale: 0.3, Window: 50},
+		{H: 2, K: 1, D: 16, Scale: 0.3, Softcap: 2}} {
+		rows := 0
+		for _, n := range lengths {
+			rows += n
+		}
+		wide, narrow := a.H*a.D, a.K*a.D
+		q, k, v, dy := random(1, rows*wide), random(2, rows*narrow), random(3, rows*narrow), random(4, rows*wide)
+		run := func(do func(y, lse, dq, dk, dv []float32)) []float32 {
+			y, lse, dq, dk, dv := random(5, rows*wide), random(6, rows*a.H), random(7, rows*wide),
+				random(8, rows*narrow), random(9, rows*narrow)
+			do(y, lse, dq, dk, dv)
+			return slices.Concat(y, lse, dq, dk, dv)
+		}
+		s := cpu.New(2)
+		got := run(func(y, lse, dq, dk, dv []float32) {
+			s.AttendDocuments(y, lse, q, k, v, lengths, a)
+			s.AttendDocumentsGrad(dq, dk, dv, dy, y, lse, q, k, v, lengths, a)
+		})
+		want := run(func(y, lse, dq, dk, dv []float32) {
+			lo := 0
+			for _, n := range lengths {
+				part := func(x []float32, width int) []float32 { return x[lo*width : (lo+n)*width] }
+				s.AttendCausal(part(y, wide), part(lse, a.H), part(q, wide), part(k, narrow), part(v, narrow), 1, n, a)
+				s.AttendCausalGrad(part(dq, wide), part(dk, narrow), part(dv, narrow), part(dy, wide), part(y, wide),
+					part(lse, a.H), part(q, wide), part(k, narrow), part(v, narrow), 1, n, a)
+				lo += n
+			}
+		})
+		s.Close()
+		if !slices.Equal(got, want) {
+			t.Errorf("%+v: documents in one call have other bits than alone", a)
+		}
+	}
+}
+
 // BenchmarkAttendCausal measures attention, forward and backward, in the shapes of nanoGPT and GPT-2.
 func BenchmarkAttendCausal(b *testing.B) {
 	for _, c := range []struct{ batch, rows, h, d int }{{12, 64, 4, 32}, {4, 64, 12, 64}, {1, 1024, 12, 64}} {

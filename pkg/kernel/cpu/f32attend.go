@@ -56,8 +56,9 @@ type causal struct {
 	causalScratch
 }
 
-// causalHead returns a causal with scratch for a head. The caller must call done.
-func (s *Set) causalHead(seq, head int, t int, a kernel.Heads, backward bool) *causal {
+// causalHead returns a causal with scratch for a head of the sequence of t rows that begins at row start. The
+// caller must call done.
+func (s *Set) causalHead(start, head int, t int, a kernel.Heads, backward bool) *causal {
 	kv := head / (a.H / a.K)
 	c, _ := s.causals.Get().(*causal)
 	if c == nil {
@@ -65,7 +66,7 @@ func (s *Set) causalHead(seq, head int, t int, a kernel.Heads, backward bool) *c
 	}
 	*c = causal{Set: s, a: a, t: t, qw: a.H * a.D, kw: a.K * a.D, w: s.multiplier(), narrow: s.gemm,
 		causalScratch: causalScratch{memory: c.memory}}
-	c.qo, c.ko, c.lo = seq*t*c.qw+head*a.D, seq*t*c.kw+kv*a.D, seq*t*a.H+head
+	c.qo, c.ko, c.lo = start*c.qw+head*a.D, start*c.kw+kv*a.D, start*a.H+head
 	c.narrow.wide, c.narrow.tiles = lanes, s.gemm.narrow
 	block, wide, d := s.causalBlock(t), roundUp(t, lanes), roundUp(a.D, lanes)
 	c.ld = wide + lanes // so that rows do not share the same sets of a cache
@@ -141,7 +142,7 @@ func (s *Set) AttendCausal(y, lse, q, k, v kernel.Buffer[float32], b, t int, a k
 	blocks := (t + block - 1) / block
 	s.each(b*a.H*blocks, b*t*t*a.H*a.D, func(i int) {
 		head, lo := i/blocks, i%blocks*block
-		c := s.causalHead(head/a.H, head%a.H, t, a, false)
+		c := s.causalHead(head/a.H*t, head%a.H, t, a, false)
 		defer c.done()
 		c.forward(y[c.qo:], lse[c.lo:], q[c.qo:], k[c.ko:], v[c.ko:], lo, min(lo+block, t))
 	})
@@ -235,29 +236,34 @@ func (s *Set) AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v kernel.Buffer[flo
 	if t == 0 {
 		return
 	}
-	group, block := a.H/a.K, s.causalBlock(t)
 	s.each(b*a.K, 5*b*t*t*a.H*a.D/2, func(i int) {
-		c := s.causalHead(i/a.K, i%a.K*group, t, a, true)
+		c := s.causalHead(i/a.K*t, i%a.K*(a.H/a.K), t, a, true)
 		defer c.done()
-		keys := pack(&c.narrow, c.keys, rowsOf(k[c.ko:], c.kw), t, a.D)
-		values := pack(&c.narrow, c.values, rowsOf(v[c.ko:], c.kw), t, a.D)
-		across := pack(&c.gemm, c.across, columnsOf(k[c.ko:], c.kw), a.D, t)
-		for head := range group {
-			for lo := 0; lo < t; lo += block {
-				hi := min(lo+block, t)
-				c.scoresOf(c.scores, q[c.qo:], keys, lo, hi)
-				c.scoresOf(c.slopes, dy[c.qo:], values, lo, hi)
-				c.slope(dy[c.qo:], y[c.qo:], lse[c.lo:], lo, hi)
-				c.queryGrad(dq[c.qo:], across, lo, hi)
-				c.keyGrad(dk[c.ko:], c.slopes, pack(&c.gemm, c.queries, columnsOf(q[c.qo+lo*c.qw:], c.qw), a.D, hi-lo),
-					lo, hi, head == 0)
-				c.keyGrad(dv[c.ko:], c.scores, pack(&c.gemm, c.dys, columnsOf(dy[c.qo+lo*c.qw:], c.qw), a.D, hi-lo), lo,
-					hi, head == 0)
-			}
-			c.qo += a.D
-			c.lo++
-		}
+		c.backward(dq, dk, dv, dy, y, lse, q, k, v)
 	})
+}
+
+// backward computes the gradients of a key/value head and of its query heads.
+func (c *causal) backward(dq, dk, dv, dy, y, lse, q, k, v []float32) {
+	a, t, block := c.a, c.t, c.causalBlock(c.t)
+	keys := pack(&c.narrow, c.keys, rowsOf(k[c.ko:], c.kw), t, a.D)
+	values := pack(&c.narrow, c.values, rowsOf(v[c.ko:], c.kw), t, a.D)
+	across := pack(&c.gemm, c.across, columnsOf(k[c.ko:], c.kw), a.D, t)
+	for head := range a.H / a.K {
+		for lo := 0; lo < t; lo += block {
+			hi := min(lo+block, t)
+			c.scoresOf(c.scores, q[c.qo:], keys, lo, hi)
+			c.scoresOf(c.slopes, dy[c.qo:], values, lo, hi)
+			c.slope(dy[c.qo:], y[c.qo:], lse[c.lo:], lo, hi)
+			c.queryGrad(dq[c.qo:], across, lo, hi)
+			c.keyGrad(dk[c.ko:], c.slopes, pack(&c.gemm, c.queries, columnsOf(q[c.qo+lo*c.qw:], c.qw), a.D, hi-lo),
+				lo, hi, head == 0)
+			c.keyGrad(dv[c.ko:], c.scores, pack(&c.gemm, c.dys, columnsOf(dy[c.qo+lo*c.qw:], c.qw), a.D, hi-lo), lo,
+				hi, head == 0)
+		}
+		c.qo += a.D
+		c.lo++
+	}
 }
 
 // slope turns rows of scores into weights w, and rows of dy·v into the gradients of the scores,

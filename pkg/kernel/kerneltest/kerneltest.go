@@ -325,6 +325,15 @@ func attention() []Case {
 			dq, dk, dv := in(len(q)), in(len(k)), in(len(v))
 			s.AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v, b, t, a)
 			return [][]float32{y, lse, dq, dk, dv}
+		}}, Case{name: fmt.Sprintf("attention within documents, window %d", window), run: func(s Set) [][]float32 {
+			in, lengths := source(10), []int{1, 19, 0, 7, 1, 40, 3}
+			const rows = 71
+			q, k, v, dy := in(rows*a.H*a.D), in(rows*a.K*a.D), in(rows*a.K*a.D), in(rows*a.H*a.D)
+			y, lse := make([]float32, len(q)), make([]float32, rows*a.H)
+			s.AttendDocuments(y, lse, q, k, v, lengths, a)
+			dq, dk, dv := in(len(q)), in(len(k)), in(len(v))
+			s.AttendDocumentsGrad(dq, dk, dv, dy, y, lse, q, k, v, lengths, a)
+			return [][]float32{y, lse, dq, dk, dv}
 		}})
 		for _, kind := range []kernel.KVType{kernel.KVFull, kernel.KVF16, kernel.KVQ8} {
 			for _, length := range []int{4, 16, 32} {

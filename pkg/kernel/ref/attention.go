@@ -142,3 +142,40 @@ func put[F tensor.Float](dst []F, sums []float64) {
 		dst[i] = F(v)
 	}
 }
+
+// AttendDocuments computes attention over documents, one after the other.
+func (s *Set[F]) AttendDocuments(y, lse, q, k, v kernel.Buffer[F], lengths []int, a kernel.Heads) {
+	must("attend documents", "lse", len(lse), total(lengths)*a.H)
+	lo := 0
+	for _, t := range lengths {
+		part := rows[F](lo, lo+t)
+		s.AttendCausal(part(y, a.H*a.D), part(lse, a.H), part(q, a.H*a.D), part(k, a.K*a.D), part(v, a.K*a.D), 1, t, a)
+		lo += t
+	}
+}
+
+// AttendDocumentsGrad computes the gradients of AttendDocuments, one document after the other.
+func (s *Set[F]) AttendDocumentsGrad(dq, dk, dv, dy, y, lse, q, k, v kernel.Buffer[F], lengths []int, a kernel.Heads) {
+	must("attend documents grad", "lse", len(lse), total(lengths)*a.H)
+	lo, wide, narrow := 0, a.H*a.D, a.K*a.D
+	for _, t := range lengths {
+		part := rows[F](lo, lo+t)
+		s.AttendCausalGrad(part(dq, wide), part(dk, narrow), part(dv, narrow), part(dy, wide), part(y, wide),
+			part(lse, a.H), part(q, wide), part(k, narrow), part(v, narrow), 1, t, a)
+		lo += t
+	}
+}
+
+// rows returns a function that cuts rows lo..hi-1 out of a matrix of the given width.
+func rows[F tensor.Float](lo, hi int) func(x kernel.Buffer[F], width int) kernel.Buffer[F] {
+	return func(x kernel.Buffer[F], width int) kernel.Buffer[F] { return x[lo*width : hi*width] }
+}
+
+// total adds lengths.
+func total(lengths []int) int {
+	n := 0
+	for _, t := range lengths {
+		n += t
+	}
+	return n
+}

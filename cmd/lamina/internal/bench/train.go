@@ -369,6 +369,17 @@ func (p *trainProfile) AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v kernel.B
 	p.Set.AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v, b, t, a)
 }
 
+func (p *trainProfile) AttendDocuments(y, lse, q, k, v kernel.Buffer[float32], lengths []int, a kernel.Heads) {
+	defer p.add("attend", time.Now())
+	p.Set.AttendDocuments(y, lse, q, k, v, lengths, a)
+}
+
+func (p *trainProfile) AttendDocumentsGrad(dq, dk, dv, dy, y, lse, q, k, v kernel.Buffer[float32], lengths []int,
+	a kernel.Heads) {
+	defer p.add("attend", time.Now())
+	p.Set.AttendDocumentsGrad(dq, dk, dv, dy, y, lse, q, k, v, lengths, a)
+}
+
 func (p *trainProfile) GLUGrad(dgate, dup, y, dy, gate, up kernel.Buffer[float32], act kernel.Act) {
 	defer p.add("activate grad", time.Now())
 	p.Set.GLUGrad(dgate, dup, y, dy, gate, up, act)
