@@ -15,6 +15,10 @@ type architecture struct {
 	class      string         // its class in transformers
 	usual      map[string]int // see hfFields
 
+	// init is the initialization that the architecture is usually trained from. config.json may have
+	// another deviation.
+	init Initialization
+
 	readHF   func(h *hfFields) (Spec, error)
 	readGGUF func(g *ggufFields) (Spec, error) // nil if gguf is empty
 	writeHF  func(s *Spec) map[string]any      // config.json; nil if it cannot be written
@@ -95,6 +99,10 @@ func ParseHF(text []byte) (Spec, error) {
 	if err != nil {
 		return Spec{}, err
 	}
+	s.Init = all[i].init
+	if s.Init.Std = h.float("initializer_range", s.Init.Std); !(s.Init.Std >= 0 && s.Init.Std <= 1) {
+		h.fail("initializer_range", "want a number from 0 to 1, got %g", s.Init.Std)
+	}
 	for name, ids := range map[string]*[]int32{"bos_token_id": &s.BOS, "eos_token_id": &s.EOS} {
 		if *ids = h.ids(name, s.Vocab); *ids == nil && h.outer != nil {
 			*ids = h.outer.ids(name, s.Vocab)
@@ -115,7 +123,7 @@ func ParseHF(text []byte) (Spec, error) {
 // architecture's config.json cannot express the model, the error is an *UnsupportedError.
 func ConfigJSON(s Spec) ([]byte, error) {
 	if s.Architecture == "llama" && s.Window() > 0 {
-		s.Architecture = "mistral" // GGUF files call it llama
+		s.Architecture, s.Init = "mistral", mistral().init // GGUF files call it llama
 	}
 	a, ok := architectureOf(s.Architecture)
 	if !ok || a.writeHF == nil {
@@ -123,6 +131,7 @@ func ConfigJSON(s Spec) ([]byte, error) {
 	}
 	out := a.writeHF(&s)
 	out["architectures"], out["torch_dtype"] = []string{a.class}, "float32"
+	out["initializer_range"] = s.Init.Std
 	for name, ids := range map[string][]int32{"bos_token_id": s.BOS, "eos_token_id": s.EOS} {
 		switch len(ids) {
 		case 0:
@@ -204,5 +213,7 @@ func NewLlama(d Shape) Spec {
 		d.Rope.Base = 10000
 	}
 	d.Rope.Dims = d.HeadDim
-	return decoder("llama", d)
+	s := decoder("llama", d)
+	s.Init = llama().init
+	return s
 }

@@ -39,6 +39,9 @@ func ExportHF(dir string, s Spec, params []Param[float32], dtype tensor.DType) e
 		switch form := layout[p.Name]; {
 		case form.conv1D:
 			add(p.Name, []int{p.Shape[1], p.Shape[0]}, transpose(p.Data, p.Shape[0], p.Shape[1]))
+		case form.interleaved != 0:
+			shape, data := interleave(p.Shape, p.Data, form.interleaved)
+			add(p.Name, shape, data)
 		case form.parts != nil: // a stack of experts
 			n := len(form.parts)
 			rows, cols := p.Shape[1]/n, p.Shape[2]
@@ -69,6 +72,10 @@ type hfForm struct {
 	name   string
 	conv1D bool
 	parts  []string // names of each expert's tensors, %d in place of its index
+
+	// interleaved is the number of matrices whose outputs alternate in a stack of GPT-OSS's experts; 0
+	// for other parameters.
+	interleaved int
 }
 
 // hfLayout lists the parameters that Hugging Face's files hold in another form.
@@ -85,7 +92,11 @@ func (s *Spec) hfLayout() map[string]hfForm {
 				out[m.Param+".weight"] = hfForm{name: name, conv1D: m.Conv1D}
 			}
 		}
-		if x := l.FFN.Experts; x != nil {
+		if x := l.FFN.Experts; x != nil && x.InterleavedHF {
+			for part, n := range map[string]int{"gate_up_proj": 2, "down_proj": 1} {
+				out[x.Stack+"."+part], out[x.Stack+"."+part+"_bias"] = hfForm{interleaved: n}, hfForm{interleaved: n}
+			}
+		} else if x != nil {
 			var parts []string
 			for _, n := range []Name{x.Gate, x.Up, x.Down} {
 				name := n.Param
@@ -99,6 +110,28 @@ func (s *Spec) hfLayout() map[string]hfForm {
 		}
 	}
 	return out
+}
+
+// interleave returns a stack of experts [E,n·F,I], or its biases [E,n·F], as GPT-OSS's files hold it:
+// inputs first, and the outputs of the n matrices alternating, [E,I,n·F].
+func interleave(shape []int, data []float32, n int) (turned []int, out []float32) {
+	experts, rows, cols := shape[0], shape[1], 1
+	turned = []int{experts, rows}
+	if len(shape) > 2 {
+		cols = shape[2]
+		turned = []int{experts, cols, rows}
+	}
+	out = make([]float32, len(data))
+	for e := range experts {
+		from, to := data[e*rows*cols:], out[e*rows*cols:]
+		for r := range rows {
+			at := r%(rows/n)*n + r/(rows/n)
+			for c := range cols {
+				to[c*rows+at] = from[r*cols+c]
+			}
+		}
+	}
+	return turned, out
 }
 
 func encode(x []float32, dtype tensor.DType) []byte {

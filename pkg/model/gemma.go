@@ -14,6 +14,7 @@ import (
 func gemma2() architecture {
 	return architecture{
 		name: "gemma2", modelTypes: []string{"gemma2"}, gguf: []string{"gemma2"}, class: "Gemma2ForCausalLM",
+		init:      Initialization{Std: 0.02}, // as transformers
 		addedGGUF: true,
 		readHF: func(h *hfFields) (Spec, error) {
 			s, err := h.gemma("gemma2", hfDefaults{headDim: 256, tied: true, ownAct: true}, every(2))
@@ -40,6 +41,7 @@ func gemma2() architecture {
 func gemma3() architecture {
 	return architecture{
 		name: "gemma3", modelTypes: []string{"gemma3_text"}, gguf: []string{"gemma3"}, class: "Gemma3ForCausalLM",
+		init:      Initialization{Std: 0.02}, // as transformers
 		addedGGUF: true,
 		usual: map[string]int{
 			"hidden_size": 2304, "num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4,

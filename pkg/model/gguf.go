@@ -81,6 +81,7 @@ func specOfGGUF(file *weights.GGUF) (Spec, error) {
 		return Spec{}, err
 	}
 	a, _ := architectureOf(s.Architecture)
+	s.Init = a.init
 	if a.interleavedGGUF {
 		s = s.clone(func(_ *Layer, r *Rope) {
 			if r != nil {

@@ -12,6 +12,7 @@ import (
 func gpt2() architecture {
 	return architecture{
 		name: "gpt2", modelTypes: []string{"gpt2"}, gguf: []string{"gpt2"}, class: "GPT2LMHeadModel",
+		init: Initialization{Std: 0.02, DepthScaled: true}, // as GPT-2 and nanoGPT
 		readHF: func(h *hfFields) (Spec, error) {
 			d := Shape{
 				Layers: cmp.Or(h.int("n_layer", 0), h.int("num_hidden_layers", 0)),
@@ -115,5 +116,7 @@ func NewGPT2(d Shape) Spec {
 	if d.NormEps == 0 {
 		d.NormEps = 1e-5
 	}
-	return gpt2Spec(d)
+	s := gpt2Spec(d)
+	s.Init = gpt2().init
+	return s
 }

@@ -5,6 +5,7 @@ package model
 func gptOSS() architecture {
 	return architecture{
 		name: "gpt-oss", modelTypes: []string{"gpt_oss"}, gguf: []string{"gpt-oss"}, class: "GptOssForCausalLM",
+		init: Initialization{Std: 0.02}, // as transformers
 		readHF: func(h *hfFields) (Spec, error) {
 			s, err := h.decoder("gpt-oss", hfDefaults{eps: 1e-5, headDim: 64, ownRope: true, ownAct: true})
 			if err != nil {
@@ -37,7 +38,7 @@ func gptOSS() architecture {
 			s.gptOSSLayers(Experts{
 				Count: g.uint("expert_count", 0), TopK: g.uint("expert_used_count", 0),
 				Width:     g.uint("expert_feed_forward_length", s.Layers[0].FFN.Width),
-				Normalize: true, Bias: true, Router: Linear{Bias: true}, Alpha: 1.702, Limit: 7,
+				Normalize: true, Bias: true, Router: Linear{Bias: true}, Alpha: 1.702, Limit: 7, InterleavedHF: true,
 			})
 			for l := range s.Layers {
 				a := &s.Layers[l].Attention
@@ -48,6 +49,19 @@ func gptOSS() architecture {
 			}
 			s.setWindow(g.uint("attention.sliding_window", 0), g.full(len(s.Layers), 2))
 			return s, nil
+		},
+		writeHF: func(s *Spec) map[string]any {
+			out := s.decoderJSON("gpt_oss")
+			if r := s.Rope(); r != nil && r.Type == "" { // without the setting, transformers assumes YaRN
+				out["rope_scaling"] = map[string]any{"rope_type": "default"}
+			}
+			out["attention_bias"], out["sliding_window"] = s.Layers[0].Attention.Q.Bias, s.windowJSON()
+			out["layer_types"] = s.layerTypes()
+			if x := s.Layers[0].FFN.Experts; x != nil {
+				out["num_local_experts"], out["num_experts_per_tok"] = x.Count, x.TopK
+				out["swiglu_alpha"], out["swiglu_limit"] = x.Alpha, x.Limit
+			}
+			return out
 		},
 	}
 }

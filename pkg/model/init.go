@@ -9,31 +9,41 @@ import (
 
 // random fills a stage with random initial weights.
 type random[F tensor.Float] struct {
-	seed   uint64
-	layers int
+	seed    uint64
+	layers  int
+	init    Initialization
+	onePlus bool // norms multiply by 1 + gain
 }
 
 func (r *random[F]) vector(v wanted) ([]F, error) {
 	out := make([]F, v.rows)
-	if v.role == gainTensor {
+	switch {
+	case v.role == gainTensor && !r.onePlus:
 		for i := range out {
 			out[i] = 1
 		}
+	case v.role == sinkTensor:
+		r.draw(out, v)
 	}
 	return out, nil
 }
 
 func (r *random[F]) matrix(w wanted) (kernel.Matrix[F], error) {
-	std := 0.02
-	if w.role == residualTensor {
+	out := make([]F, w.rows*w.cols)
+	r.draw(out, w)
+	return kernel.Matrix[F]{Rows: w.rows, Cols: w.cols, Dense: out}, nil
+}
+
+// draw fills a tensor with normal values that depend on the seed, the tensor's name and the index.
+func (r *random[F]) draw(out []F, w wanted) {
+	std := r.init.Std
+	if r.init.DepthScaled && w.role == residualTensor {
 		std /= math.Sqrt(2 * float64(r.layers))
 	}
-	out := make([]F, w.rows*w.cols)
 	key := mix(r.seed ^ hashName(w.Param+w.end))
 	for i := range out {
 		out[i] = F(std * normal(mix(key+uint64(i)*0x9e3779b97f4a7c15)))
 	}
-	return kernel.Matrix[F]{Rows: w.rows, Cols: w.cols, Dense: out}, nil
 }
 
 func (r *random[F]) expert(x *Experts, e int, p expertPart, w wanted) (kernel.Matrix[F], error) {

@@ -4,6 +4,7 @@ package model
 func llama() architecture {
 	return architecture{
 		name: "llama", modelTypes: []string{"llama"}, gguf: []string{"llama"}, class: "LlamaForCausalLM",
+		init:            Initialization{Std: 0.02, DepthScaled: true}, // as torchtitan
 		interleavedGGUF: true,
 		usual: map[string]int{
 			"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 11008,

@@ -35,6 +35,7 @@ const (
 	gainTensor
 	rotatedTensor  // rows of queries or keys
 	residualTensor // its product is added to the residual stream
+	sinkTensor     // attention sinks
 )
 
 // expertPart is one of an expert's matrices.

@@ -4,6 +4,7 @@ package model
 func mistral() architecture {
 	return architecture{
 		name: "mistral", modelTypes: []string{"mistral"}, class: "MistralForCausalLM",
+		init: Initialization{Std: 0.02}, // as transformers
 		usual: map[string]int{
 			"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
 			"intermediate_size": 14336,

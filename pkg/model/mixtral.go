@@ -6,6 +6,7 @@ import "strings"
 func mixtral() architecture {
 	return architecture{
 		name: "mixtral", modelTypes: []string{"mixtral"}, class: "MixtralForCausalLM", interleavedGGUF: true,
+		init: Initialization{Std: 0.02}, // as transformers
 		readHF: func(h *hfFields) (Spec, error) {
 			s, err := h.decoder("mixtral", hfDefaults{eps: 1e-5, base: 1e6})
 			sizes := Experts{

@@ -10,6 +10,7 @@ import (
 func phi3() architecture {
 	return architecture{
 		name: "phi3", modelTypes: []string{"phi3"}, gguf: []string{"phi3"}, class: "Phi3ForCausalLM",
+		init: Initialization{Std: 0.02}, // as transformers
 		readHF: func(h *hfFields) (Spec, error) {
 			s, err := h.decoder("phi3", hfDefaults{eps: 1e-5, ownRope: true})
 			if err != nil {

@@ -8,6 +8,7 @@ func qwen2() architecture {
 		name: "qwen2", modelTypes: []string{"qwen2", "qwen2_vl_text", "qwen2_5_vl_text"},
 		gguf:  []string{"qwen2", "qwen2vl"},
 		class: "Qwen2ForCausalLM",
+		init:  Initialization{Std: 0.02}, // as transformers
 		usual: map[string]int{
 			"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 22016,
 			"vocab_size": 151936, "max_position_embeddings": 32768,

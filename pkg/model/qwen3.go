@@ -8,6 +8,7 @@ func qwen3() architecture {
 	return architecture{
 		name: "qwen3", modelTypes: []string{"qwen3", "qwen3_vl_text"}, gguf: []string{"qwen3", "qwen3vl"},
 		class: "Qwen3ForCausalLM",
+		init:  Initialization{Std: 0.02}, // as transformers
 		readHF: func(h *hfFields) (Spec, error) {
 			s, err := h.qwen3("qwen3", hfDefaults{headDim: 128})
 			if h.bool("use_sliding_window", false) {
@@ -23,6 +24,7 @@ func qwen3() architecture {
 func qwen3MoE() architecture {
 	return architecture{
 		name: "qwen3_moe", modelTypes: []string{"qwen3_moe"}, gguf: []string{"qwen3moe"}, class: "Qwen3MoeForCausalLM",
+		init: Initialization{Std: 0.02}, // as transformers
 		readHF: func(h *hfFields) (Spec, error) {
 			s, err := h.qwen3("qwen3_moe", hfDefaults{})
 			sizes := Experts{

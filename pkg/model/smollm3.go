@@ -5,6 +5,7 @@ package model
 func smolLM3() architecture {
 	return architecture{
 		name: "smollm3", modelTypes: []string{"smollm3"}, gguf: []string{"smollm3"}, class: "SmolLM3ForCausalLM",
+		init:            Initialization{Std: 0.02}, // as transformers
 		interleavedGGUF: true,
 		readHF: func(h *hfFields) (Spec, error) {
 			s, err := h.decoder("smollm3", hfDefaults{base: 2e6, tied: true})

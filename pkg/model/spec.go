@@ -22,6 +22,16 @@ type Spec struct {
 	Head         Head
 	BOS, EOS     []int32  // begin-of-text and end-of-text ids; nil if the files name none
 	Unused       []string // settings of model parts that are not loaded, such as "vision_config"
+	Init         Initialization
+}
+
+// Initialization says how random initial weights are drawn. Matrices, embeddings and attention sinks
+// are normal with a standard deviation of Std; biases are 0, and norms multiply by 1.
+type Initialization struct {
+	Std float64 // initializer_range in config.json
+	// DepthScaled divides the deviation of projections to the residual stream by sqrt(2L), as in
+	// GPT-2's report, so that the sum over the layers does not grow with their number.
+	DepthScaled bool
 }
 
 // Embedding is the lookup of token ids, and of positions if they are learned.

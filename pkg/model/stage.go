@@ -111,23 +111,15 @@ type LoadOptions struct {
 // even if the file is GGUF; Stage.Spec says so.
 func Load[F tensor.Float](f *Files, r Range, set kernel.Set[F], o LoadOptions) (*Stage[F], error) {
 	spec, l := f.Spec, &loader[F]{files: f, dense: o.Dense}
-	if o.Dense && f.gguf != nil {
-		a, _ := architectureOf(spec.Architecture)
-		if l.minusOne = a.addedGGUF; a.addedGGUF {
-			spec = spec.onePlus(true)
+	if o.Dense {
+		var err error
+		if spec, err = f.Dense(); err != nil {
+			return nil, fmt.Errorf("load %s: %w", f.Path, err)
 		}
-	}
-	if rope := spec.Rope(); o.Dense && rope != nil && rope.Interleaved {
-		headDim := spec.Layers[0].Attention.HeadDim
-		if rope.Dims != headDim {
-			return nil, &UnsupportedError{"rotated dimensions", fmt.Sprint(rope.Dims), "for training, whole heads"}
+		l.minusOne = spec.Norm.OnePlus && !f.Spec.Norm.OnePlus
+		if from := f.Spec.Rope(); from != nil && from.Interleaved {
+			l.unpair = spec.Layers[0].Attention.HeadDim
 		}
-		l.unpair = headDim
-		spec = spec.clone(func(_ *Layer, r *Rope) {
-			if r != nil {
-				r.Interleaved = false
-			}
-		})
 	}
 	s, err := build(spec, r, set, l)
 	if err != nil {
@@ -136,12 +128,32 @@ func Load[F tensor.Float](f *Files, r Range, set kernel.Set[F], o LoadOptions) (
 	return s, nil
 }
 
-// Init builds a stage with random weights for training from scratch: normal with standard
-// deviation 0.02, divided by sqrt(2L) for projections to the residual stream; gains are 1 and
-// biases 0. A weight depends on the seed, the tensor's name and the index only, so it is the
-// same however the model is split into stages.
+// Dense returns the spec of the stages that Load builds with Dense.
+func (f *Files) Dense() (Spec, error) {
+	spec := f.Spec
+	if f.gguf != nil {
+		if a, _ := architectureOf(spec.Architecture); a.addedGGUF {
+			spec = spec.onePlus(true)
+		}
+	}
+	if rope := spec.Rope(); rope != nil && rope.Interleaved {
+		if rope.Dims != spec.Layers[0].Attention.HeadDim {
+			return spec, &UnsupportedError{"rotated dimensions", fmt.Sprint(rope.Dims), "for training, whole heads"}
+		}
+		spec = spec.clone(func(_ *Layer, r *Rope) {
+			if r != nil {
+				r.Interleaved = false
+			}
+		})
+	}
+	return spec, nil
+}
+
+// Init builds a stage with random weights for training from scratch, as Spec.Init says. A weight
+// depends on the seed, the tensor's name and the index only, so it is the same however the model is
+// split into stages.
 func Init[F tensor.Float](s Spec, r Range, set kernel.Set[F], seed uint64) (*Stage[F], error) {
-	return build(s, r, set, &random[F]{seed: seed, layers: len(s.Layers)})
+	return build(s, r, set, &random[F]{seed: seed, layers: len(s.Layers), init: s.Init, onePlus: s.Norm.OnePlus})
 }
 
 func build[F tensor.Float](spec Spec, r Range, set kernel.Set[F], fill filler[F]) (*Stage[F], error) {
@@ -351,7 +363,7 @@ func (b *builder[F]) block(l *Layer) block[F] {
 	out.qNorm, out.kNorm = b.norm(&a.QNorm, a.HeadDim), b.norm(&a.KNorm, a.HeadDim)
 	out.o = b.linear(&a.O, width, queries, residualTensor)
 	if a.Sinks.Param != "" {
-		out.sinks.gain, out.sinks.atG = b.vector(wanted{Name: a.Sinks, rows: a.Heads})
+		out.sinks.gain, out.sinks.atG = b.vector(wanted{Name: a.Sinks, rows: a.Heads, role: sinkTensor})
 		for _, v := range b.stage.set.Host(out.sinks.gain) {
 			out.sinks32 = append(out.sinks32, float32(v))
 		}
