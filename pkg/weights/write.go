@@ -35,43 +35,109 @@ func WriteSafetensors(path string, tensors []Named, metadata map[string]string) 
 
 // EncodeSafetensors writes the format to a stream, as WriteSafetensors describes.
 func EncodeSafetensors(w io.Writer, tensors []Named, metadata map[string]string) error {
-	tensors = slices.SortedFunc(slices.Values(tensors), func(a, b Named) int { return cmp.Compare(a.Name, b.Name) })
-	if err := checkAll(tensors, metadata); err != nil {
-		return err
+	streamed := make([]Streamed, len(tensors))
+	for i, t := range tensors {
+		streamed[i] = Streamed{Info: Info{t.Name, t.DType, t.Shape, int64(len(t.Data))}, Write: func(w io.Writer) error {
+			_, err := w.Write(t.Data)
+			return err
+		}}
 	}
-	order := make([]int, len(tensors)) // order of the data
-	for i := range order {
-		order[i] = i
+	return StreamSafetensors(w, streamed, metadata)
+}
+
+// Streamed is a tensor to be written piece by piece.
+type Streamed struct {
+	Info
+	Write func(w io.Writer) error // writes Info.Bytes bytes
+}
+
+// StreamSafetensors writes the format to a stream, as WriteSafetensors describes. It calls Write of one
+// tensor after the other, so they need not be in memory together.
+func StreamSafetensors(w io.Writer, tensors []Streamed, metadata map[string]string) error {
+	infos := make([]Info, len(tensors))
+	for i, t := range tensors {
+		infos[i] = t.Info
 	}
-	slices.SortStableFunc(order, func(a, b int) int {
-		return cmp.Compare(tensors[b].DType.BlockBytes(), tensors[a].DType.BlockBytes())
-	})
-	starts, end := make([]int, len(tensors)), 0
-	for _, i := range order {
-		starts[i] = end
-		end += len(tensors[i].Data)
-	}
-	header, err := encodeHeader(tensors, starts, metadata)
+	layout, err := LayoutSafetensors(infos, metadata)
 	if err != nil {
 		return err
 	}
-	if err := binary.Write(w, binary.LittleEndian, uint64(len(header))); err != nil {
+	if _, err := w.Write(layout.Header); err != nil {
 		return err
 	}
-	if _, err := w.Write(header); err != nil {
-		return err
-	}
-	for _, i := range order {
-		if _, err := w.Write(tensors[i].Data); err != nil {
+	for _, i := range layout.Order {
+		n := &counter{w: w}
+		if err := tensors[i].Write(n); err != nil {
 			return err
+		}
+		if n.written != tensors[i].Bytes {
+			return fmt.Errorf("write safetensors: tensor %q: want %d bytes, got %d", tensors[i].Name, tensors[i].Bytes,
+				n.written)
 		}
 	}
 	return nil
 }
 
+// counter counts the bytes that are written.
+type counter struct {
+	w       io.Writer
+	written int64
+}
+
+func (c *counter) Write(p []byte) (int, error) {
+	n, err := c.w.Write(p)
+	c.written += int64(n)
+	return n, err
+}
+
+// Layout says where the parts of a safetensors file are.
+type Layout struct {
+	Header  []byte  // the bytes before the tensors, with the length that begins them
+	Order   []int   // indexes of the tensors, in the order of their bytes
+	Offsets []int64 // where the bytes of each tensor begin in the file
+}
+
+// LayoutSafetensors returns the layout of a file, as WriteSafetensors describes it.
+func LayoutSafetensors(tensors []Info, metadata map[string]string) (Layout, error) {
+	names := make([]int, len(tensors)) // order of the names
+	for i := range names {
+		names[i] = i
+	}
+	slices.SortStableFunc(names, func(a, b int) int { return cmp.Compare(tensors[a].Name, tensors[b].Name) })
+	sorted := make([]Info, len(tensors))
+	for i, at := range names {
+		sorted[i] = tensors[at]
+	}
+	if err := checkAll(sorted, metadata); err != nil {
+		return Layout{}, err
+	}
+	out := Layout{Order: slices.Clone(names), Offsets: make([]int64, len(tensors))}
+	slices.SortStableFunc(out.Order, func(a, b int) int {
+		return cmp.Compare(tensors[b].DType.BlockBytes(), tensors[a].DType.BlockBytes())
+	})
+	end := int64(0)
+	for _, i := range out.Order {
+		out.Offsets[i] = end
+		end += tensors[i].Bytes
+	}
+	starts := make([]int64, len(tensors))
+	for i, at := range names {
+		starts[i] = out.Offsets[at]
+	}
+	header, err := encodeHeader(sorted, starts, metadata)
+	if err != nil {
+		return Layout{}, err
+	}
+	out.Header = append(binary.LittleEndian.AppendUint64(nil, uint64(len(header))), header...)
+	for i := range out.Offsets {
+		out.Offsets[i] += int64(len(out.Header))
+	}
+	return out, nil
+}
+
 // encodeHeader returns the JSON header, padded so that the data start at a
 // multiple of 8.
-func encodeHeader(tensors []Named, starts []int, metadata map[string]string) ([]byte, error) {
+func encodeHeader(tensors []Info, starts []int64, metadata map[string]string) ([]byte, error) {
 	var header bytes.Buffer
 	header.WriteByte('{')
 	if len(metadata) > 0 {
@@ -94,7 +160,7 @@ func encodeHeader(tensors []Named, starts []int, metadata map[string]string) ([]
 			return nil, err
 		}
 		fmt.Fprintf(&header, `%s:{"dtype":%q,"shape":%s,"data_offsets":[%d,%d]}`,
-			name, t.DType, shape, starts[i], starts[i]+len(t.Data))
+			name, t.DType, shape, starts[i], starts[i]+t.Bytes)
 	}
 	header.WriteByte('}')
 	for header.Len()%8 != 0 {
@@ -107,7 +173,7 @@ func encodeHeader(tensors []Named, starts []int, metadata map[string]string) ([]
 }
 
 // checkAll rejects tensors that the format cannot hold. The tensors are sorted.
-func checkAll(tensors []Named, metadata map[string]string) error {
+func checkAll(tensors []Info, metadata map[string]string) error {
 	for key, value := range metadata {
 		if !utf8.ValidString(key) || !utf8.ValidString(value) {
 			return fmt.Errorf("write safetensors: metadata %s is not UTF-8", clip(key))
@@ -134,8 +200,8 @@ func checkAll(tensors []Named, metadata map[string]string) error {
 			return fmt.Errorf("write safetensors: tensor %q: want at most %d dimensions, got %d", t.Name, maxShape,
 				len(t.Shape))
 		}
-		if want := elements * t.DType.BlockBytes(); want != len(t.Data) {
-			return fmt.Errorf("write safetensors: tensor %q: %d bytes for shape %v of %v", t.Name, len(t.Data), t.Shape,
+		if want := elements * t.DType.BlockBytes(); int64(want) != t.Bytes {
+			return fmt.Errorf("write safetensors: tensor %q: %d bytes for shape %v of %v", t.Name, t.Bytes, t.Shape,
 				t.DType)
 		}
 	}
