@@ -131,13 +131,13 @@ func (s *Set) activations(x []float32, t, cols int) *[]float32 {
 // panels computes panels lo to hi-1 of one product. The first of them is at w. The fastest loop depends on the number
 // of rows of activations. One row is bound by memory: packed codes are read once and unpacked in registers. For a
 // small number of rows this unpacking is shared by up to rowsMax rows. For more rows each panel is unpacked to the
-// cache and multiplied by tiles of rows.
+// cache and multiplied by tiles of rows, if there is a loop for that.
 func (s *Set) panels(p *kernel.Product[float32], m *packed, w, acts []byte, t, lo, hi int) {
 	var sums spill
 	switch gemv, packedRows := s.quant.gemv[m.dtype], s.quant.packedRows[m.dtype]; {
 	case t == 1 && gemv != nil:
 		s.vector(p, m, w, acts, lo, hi)
-	case t < s.quant.unpackRows() && packedRows != nil:
+	case packedRows != nil && (t < s.quant.unpackRows() || s.quant.unpack[m.dtype] == nil):
 		for panel := lo; panel < hi; panel++ {
 			for row := 0; row < t; {
 				group := row - row%tileRows // whose blocks are interleaved

@@ -114,8 +114,8 @@ type quantOps struct {
 	act      int        // bytes of an activation block
 	unpacked [kinds]int // bytes of an unpacked block
 	quantize func(dst *byte, stride int, x *float32, blocks int)
-	unpack   [dtypes]unpackFunc
-	gemv     [dtypes]gemvFunc // nil: unpack and unpackedRows
+	unpack   [dtypes]unpackFunc // nil: packedRows, for any number of rows
+	gemv     [dtypes]gemvFunc   // nil: unpack and unpackedRows
 	// at most rowsMax rows, stride bytes between their blocks; nil: unpack and unpackedRows
 	packedRows   [dtypes]packedRowsFunc
 	tile         [kinds]tileFunc         // tileRows rows; nil: unpackedRows

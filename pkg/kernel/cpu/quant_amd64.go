@@ -218,106 +218,100 @@ func unpackedRowsTwoScales64(y *float32, ldy int, w, x *byte, blocks, rows, stri
 func quantizeRowWide(dst *byte, stride int, x *float32, blocks int)
 
 //go:noescape
-func unpackQ4_0Wide(dst, panel *byte, blocks int)
-
-//go:noescape
 func gemvQ4_0Wide(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func unpackQ4_1Wide(dst, panel *byte, blocks int)
+func packedRowsQ4_0Wide(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
 
 //go:noescape
 func gemvQ4_1Wide(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func unpackQ5_0Wide(dst, panel *byte, blocks int)
+func packedRowsQ4_1Wide(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
 
 //go:noescape
 func gemvQ5_0Wide(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func unpackQ5_1Wide(dst, panel *byte, blocks int)
+func packedRowsQ5_0Wide(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
 
 //go:noescape
 func gemvQ5_1Wide(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func unpackQ8_0Wide(dst, panel *byte, blocks int)
+func packedRowsQ5_1Wide(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
 
 //go:noescape
 func gemvQ8_0Wide(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func unpackIQ4_NLWide(dst, panel *byte, blocks int)
+func unpackQ8_0Wide(dst, panel *byte, blocks int)
 
 //go:noescape
 func gemvIQ4_NLWide(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func unpackMXFP4Wide(dst, panel *byte, blocks int)
+func unpackIQ4_NLWide(dst, panel *byte, blocks int)
 
 //go:noescape
 func gemvMXFP4Wide(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func unpackQ2_KWide(dst, panel *byte, blocks int)
+func packedRowsMXFP4Wide(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
 
 //go:noescape
 func gemvQ2_KWide(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func unpackQ3_KWide(dst, panel *byte, blocks int)
+func packedRowsQ2_KWide(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
 
 //go:noescape
 func gemvQ3_KWide(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func unpackQ4_KWide(dst, panel *byte, blocks int)
+func packedRowsQ3_KWide(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
 
 //go:noescape
 func gemvQ4_KWide(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func unpackQ5_KWide(dst, panel *byte, blocks int)
+func packedRowsQ4_KWide(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
 
 //go:noescape
 func gemvQ5_KWide(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func unpackQ6_KWide(dst, panel *byte, blocks int)
+func packedRowsQ5_KWide(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
 
 //go:noescape
 func gemvQ6_KWide(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func unpackIQ4_XSWide(dst, panel *byte, blocks int)
+func packedRowsQ6_KWide(y *float32, ldy int, panel, x *byte, blocks, rows, stride int)
 
 //go:noescape
 func gemvIQ4_XSWide(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func unpackCodebook32Wide(dst, panel *byte, blocks int)
+func unpackIQ4_XSWide(dst, panel *byte, blocks int)
 
 //go:noescape
 func gemvCodebook32Wide(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
-func unpackCodebook16Wide(dst, panel *byte, blocks int)
+func unpackCodebook32Wide(dst, panel *byte, blocks int)
 
 //go:noescape
 func gemvCodebook16Wide(y *float32, panels, x *byte, blocks, count int)
 
 //go:noescape
+func unpackCodebook16Wide(dst, panel *byte, blocks int)
+
+//go:noescape
 func unpackedRowsOneScaleWide(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
 
 //go:noescape
-func unpackedRowsOneScaleMinWide(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
-
-//go:noescape
 func unpackedRowsTwoScalesWide(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
-
-//go:noescape
-func unpackedRowsTwoScalesMinWide(y *float32, ldy int, w, x *byte, blocks, rows, stride, word int)
 
 // quantAVX512 returns the loops for processors with AVX-512 VNNI.
 func quantAVX512() quantOps {
@@ -421,18 +415,8 @@ func quantAVX2() quantOps {
 	return quantOps{
 		act: 128, unpacked: [kinds]int{1088, 1152, 1152, 1280, 1152}, quantize: quantizeRowWide,
 		unpack: [dtypes]unpackFunc{
-			tensor.Q4_0:    unpackQ4_0Wide,
-			tensor.Q4_1:    unpackQ4_1Wide,
-			tensor.Q5_0:    unpackQ5_0Wide,
-			tensor.Q5_1:    unpackQ5_1Wide,
 			tensor.Q8_0:    unpackQ8_0Wide,
 			tensor.IQ4_NL:  unpackIQ4_NLWide,
-			tensor.MXFP4:   unpackMXFP4Wide,
-			tensor.Q2_K:    unpackQ2_KWide,
-			tensor.Q3_K:    unpackQ3_KWide,
-			tensor.Q4_K:    unpackQ4_KWide,
-			tensor.Q5_K:    unpackQ5_KWide,
-			tensor.Q6_K:    unpackQ6_KWide,
 			tensor.IQ4_XS:  unpackIQ4_XSWide,
 			tensor.IQ1_S:   unpackCodebook32Wide,
 			tensor.IQ2_XXS: unpackCodebook32Wide,
@@ -464,6 +448,18 @@ func quantAVX2() quantOps {
 			tensor.IQ2_XS:  gemvCodebook16Wide,
 			tensor.IQ2_S:   gemvCodebook16Wide,
 		},
-		unpackedRows: [kinds]unpackedRowsFunc{unpackedRowsOneScaleWide, unpackedRowsOneScaleMinWide, unpackedRowsTwoScalesWide, unpackedRowsTwoScalesMinWide, unpackedRowsTwoScalesWide},
+		packedRows: [dtypes]packedRowsFunc{
+			tensor.Q4_0:  packedRowsQ4_0Wide,
+			tensor.Q4_1:  packedRowsQ4_1Wide,
+			tensor.Q5_0:  packedRowsQ5_0Wide,
+			tensor.Q5_1:  packedRowsQ5_1Wide,
+			tensor.MXFP4: packedRowsMXFP4Wide,
+			tensor.Q2_K:  packedRowsQ2_KWide,
+			tensor.Q3_K:  packedRowsQ3_KWide,
+			tensor.Q4_K:  packedRowsQ4_KWide,
+			tensor.Q5_K:  packedRowsQ5_KWide,
+			tensor.Q6_K:  packedRowsQ6_KWide,
+		},
+		unpackedRows: [kinds]unpackedRowsFunc{unpackedRowsOneScaleWide, nil, unpackedRowsTwoScalesWide, nil, unpackedRowsTwoScalesWide},
 	}
 }

@@ -38,13 +38,7 @@ func rawMatrix(seed uint64, d tensor.DType, rows, cols int) *kernel.Matrix[float
 		}
 		return m
 	}
-	at := map[tensor.DType][]int{
-		tensor.Q4_1: {0, 2}, tensor.Q5_1: {0, 2}, tensor.Q2_K: {80, 82}, tensor.Q3_K: {108}, tensor.Q4_K: {0, 2},
-		tensor.Q5_K: {0, 2}, tensor.Q6_K: {208},
-	}[d]
-	if at == nil {
-		at = []int{0}
-	}
+	at := scalesAt(d)
 	for block := 0; block < len(m.Raw); block += d.BlockBytes() {
 		if d == tensor.MXFP4 {
 			m.Raw[block] = byte(118 + r.IntN(4))
@@ -64,6 +58,18 @@ func rawMatrix(seed uint64, d tensor.DType, rows, cols int) *kernel.Matrix[float
 		}
 	}
 	return m
+}
+
+// scalesAt returns where the float16 scales of a block are.
+func scalesAt(d tensor.DType) []int {
+	at := map[tensor.DType][]int{
+		tensor.Q4_1: {0, 2}, tensor.Q5_1: {0, 2}, tensor.Q2_K: {80, 82}, tensor.Q3_K: {108}, tensor.Q4_K: {0, 2},
+		tensor.Q5_K: {0, 2}, tensor.Q6_K: {208},
+	}[d]
+	if at == nil {
+		at = []int{0}
+	}
+	return at
 }
 
 // exact returns the product in float64, where x is quantised as the set does it.
@@ -140,7 +146,7 @@ func TestMatMul_SameBitsHoweverComputed(t *testing.T) {
 					if pack {
 						s.Pack(m)
 					}
-					for _, n := range []int{1, 2, 3, 16, most} {
+					for _, n := range []int{1, 2, 3, 4, 5, 7, 16, most} {
 						y := make([]float32, n*rows)
 						for from := 0; from+n <= most; from += n {
 							s.MatMul(y, x[from*cols:(from+n)*cols], m, bias, n)
@@ -160,6 +166,42 @@ func TestMatMul_SameBitsHoweverComputed(t *testing.T) {
 				s.Close()
 			}
 		})
+	}
+}
+
+// TestMatMul_LargestCodes multiplies the largest codes by the largest activations, whose sums come nearest to what the
+// registers of the loops can hold.
+func TestMatMul_LargestCodes(t *testing.T) {
+	for _, d := range quantTypes[:12] {
+		if d == tensor.MXFP4 {
+			continue
+		}
+		const rows, cols, most = 16, 768, 9
+		m := rawMatrix(3, d, rows, cols)
+		for i := range m.Raw {
+			in := i % d.BlockBytes()
+			if !slices.ContainsFunc(scalesAt(d), func(at int) bool { return in == at || in == at+1 }) {
+				m.Raw[i] = 0xff
+			}
+		}
+		x := make([]float32, most*cols)
+		for i := range x {
+			x[i] = float32(1 - i/cols%2*2)
+		}
+		plain := open(t, 1, "portable")
+		want, got := make([]float32, most*rows), make([]float32, most*rows)
+		plain.MatMul(want, x, m, nil, most)
+		plain.Close()
+		for _, name := range cpu.Instructions() {
+			s := open(t, 1, name)
+			for n := 1; n <= most; n++ {
+				s.MatMul(got[:n*rows], x[:n*cols], m, nil, n)
+				if !slices.Equal(got[:n*rows], want[:n*rows]) {
+					t.Errorf("%v, %d rows: %s gives different bits", d, n, name)
+				}
+			}
+			s.Close()
+		}
 	}
 }
 

@@ -2,9 +2,9 @@ package main
 
 import "fmt"
 
-// The same products with AVX2. For several rows, codes are unpacked to signed 16-bit numbers, two inputs of a row in
-// each 32-bit lane, and VPMADDWD multiplies them by two activations, which are broadcast. These sums cannot
-// saturate.
+// The same products with AVX2. For several rows, codes that are too large for the loops of quant_avx2_rows.go are
+// unpacked to signed 16-bit numbers, two inputs of a row in each 32-bit lane, and VPMADDWD multiplies them by two
+// activations, which are broadcast. These sums cannot saturate.
 
 // Layout of this family's activation block: 32 signed words, the same header, and the 32 numbers as bytes.
 const (
@@ -28,16 +28,21 @@ func (k kind) factors() int {
 // quantAVX2 writes the loops.
 func quantAVX2(a *asm) {
 	a.pairMasks()
+	a.ones()
 	a.quantizeWide()
 	for i := range qtypes {
-		a.unpackWide(&qtypes[i])
-		a.gemvWide(&qtypes[i])
-	}
-	for _, k := range kinds {
-		if k != twoScales64 { // signed codes have no offset: the loop of twoScales does both
-			a.unpackedRowsWide(k)
+		q := &qtypes[i]
+		a.gemvWide(q)
+		if q.sharesCodes() {
+			a.packedRowsWide(q)
+		} else {
+			a.unpackWide(q)
 		}
 	}
+	// Only these kinds have types whose panels are unpacked. Signed codes have no offset, so twoScales64 needs no loop
+	// of its own.
+	a.unpackedRowsWide(oneScale)
+	a.unpackedRowsWide(twoScales)
 }
 
 // pairMasks writes the shuffles that widen bytes 0 and 1, and bytes 2 and 3, of each lane to words.
@@ -483,33 +488,14 @@ func (a *asm) unpackedRowsWide(k kind) {
 			a.f("VFMADD231PS Y%d, Y4, Y%d", 2+h, h)
 		}
 	}
-	minima := func(y, factor int) { // adds the minima times the number that y holds
-		for h := range 2 {
-			a.f("VFMADD231PS %d(DI), Y%d, Y%d", wideScale+64*factor+32*h, y, h)
-		}
-	}
 	switch k {
 	case oneScale:
 		products(0, 16)
 		scaled(0)
-	case oneScaleMin:
-		products(0, 16)
-		scaled(0)
-		a.f("VBROADCASTSS %d(BX), Y4", wideHeader+actSum)
-		minima(4, 1)
 	case twoScales:
 		for h := range 2 {
 			products(8*h, 8*h+8)
 			scaled(h)
-		}
-	case twoScalesMin:
-		for h := range 2 {
-			products(8*h, 8*h+8)
-			scaled(h)
-			a.f("VPBROADCASTD %d(BX), Y4", wideHeader+actLow+4*h)
-			a.f("VCVTDQ2PS Y4, Y4")
-			a.f("VMULPS Y15, Y4, Y4")
-			minima(4, 2+h)
 		}
 	}
 	a.f("VMOVUPS Y0, (R8)")

@@ -29,7 +29,7 @@ func (a *asm) quantDeclarations() []byte {
 	b.WriteString("q.amx = " + strings.TrimPrefix(strings.TrimSuffix(byKind("amx", ""), ",\n"), "amx: ") + "\nreturn q\n}\n")
 	b.WriteString("\n// quantAVX2 returns the loops for processors with AVX2.\nfunc quantAVX2() quantOps {\n\treturn quantOps{\n")
 	fmt.Fprintf(&b, "act: %d, unpacked: %s, quantize: quantizeRowWide,\n", wideActBytes, byKindSize(kind.wideStride))
-	b.WriteString(byType("unpack", "Wide") + byType("gemv", "Wide") + byKind("unpackedRows", "Wide") + "}\n}\n")
+	b.WriteString(byType("unpack", "Wide") + byType("gemv", "Wide") + byType("packedRows", "Wide") + byKind("unpackedRows", "Wide") + "}\n}\n")
 	out, err := format.Source(b.Bytes())
 	if err != nil {
 		log.Fatal(err)
@@ -43,6 +43,9 @@ func byType(field, suffix string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s: [dtypes]%sFunc{\n", field, field)
 	for _, q := range qtypes {
+		if suffix == "Wide" && (field == "packedRows" && !q.sharesCodes() || field == "unpack" && q.sharesCodes()) {
+			continue
+		}
 		for _, d := range q.dtypes() {
 			fmt.Fprintf(&b, "tensor.%s: %s%s%s,\n", d, field, q.name, suffix)
 		}
@@ -54,6 +57,10 @@ func byKind(field, suffix string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s: [kinds]%sFunc{", field, field)
 	for _, k := range kinds {
+		if suffix == "Wide" && (k == oneScaleMin || k == twoScalesMin) {
+			b.WriteString("nil, ")
+			continue
+		}
 		if k == twoScales64 && (field == "amx" || suffix == "Wide") { // their codes are signed, without offset
 			k = twoScales
 		}
