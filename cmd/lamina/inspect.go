@@ -12,14 +12,15 @@ import (
 	"slices"
 
 	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
+	"github.com/lamina-mesh/lamina/pkg/corpus"
 	"github.com/lamina-mesh/lamina/pkg/model"
 	"github.com/lamina-mesh/lamina/pkg/weights"
 	"github.com/lamina-mesh/lamina/services/tokenizer"
 )
 
 type inspectCmd struct {
-	File   string `arg:"" help:"GGUF file, safetensors file or Hugging Face folder."`
-	Digest bool   `help:"Also print the digest, for which the whole model is read."`
+	File   string `arg:"" help:"GGUF file, safetensors file, Hugging Face folder, or folder of token data."`
+	Digest bool   `help:"Also print the digest, for which the whole model is read. Token data is compared with its digests."`
 	Format string `help:"Output: text or json." enum:"text,json" default:"text"`
 }
 
@@ -77,6 +78,9 @@ type inspectTensor struct {
 
 // Run prints the metadata of a file. Without --digest it reads no weights.
 func (c *inspectCmd) Run(e *verb.Env) error {
+	if _, err := os.Stat(filepath.Join(c.File, corpus.IndexName)); err == nil {
+		return c.tokens(e)
+	}
 	r, err := inspectPath(c.File)
 	if err != nil {
 		return err
@@ -90,6 +94,24 @@ func (c *inspectCmd) Run(e *verb.Env) error {
 		return verb.PrintJSON(e, r)
 	}
 	return r.print(e.Stdout)
+}
+
+// tokens prints what token data holds.
+func (c *inspectCmd) tokens(e *verb.Env) error {
+	d, err := corpus.Open(c.File)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if c.Digest {
+		if err := d.Verify(); err != nil {
+			return err
+		}
+	}
+	if c.Format == "json" {
+		return verb.PrintJSON(e, d.Index)
+	}
+	return printTokens(e.Stdout, c.File, d.Index)
 }
 
 // inspectPath reads a model file or folder. It also works for models of architectures that this

@@ -36,6 +36,7 @@ type cli struct {
 
 	Tokenize   tokenizeCmd   `cmd:"" help:"Encode the text on standard input as token ids, or decode ids."`
 	Vocab      vocabGroup    `cmd:"" help:"Train vocabularies."`
+	Data       dataGroup     `cmd:"" help:"Build token data for training."`
 	Grammar    grammarCmd    `cmd:"" help:"Check whether the text on standard input matches a grammar, a JSON Schema or a regular expression."`
 	Template   templateCmd   `cmd:"" help:"Render the messages on standard input with a chat template."`
 	Sample     sampleCmd     `cmd:"" help:"Apply a sampler chain to a row of logits."`
@@ -45,7 +46,7 @@ type cli struct {
 	Bench      bench.Group   `cmd:"" help:"Benchmark a model, training, grammars, tokenizers or samplers."`
 	Loadtest   loadtestCmd   `cmd:"" help:"Put load on any server with OpenAI's HTTP API, and measure latencies, stalls, errors and equal answers."`
 	Chaos      chaosCmd      `cmd:"" help:"Start a fleet on this machine, put load on it, inject faults, and say which promises held."`
-	Inspect    inspectCmd    `cmd:"" help:"Show the metadata and tensors of a model file or folder."`
+	Inspect    inspectCmd    `cmd:"" help:"Show the metadata and tensors of a model file or folder, or what token data holds."`
 	Schedule   scheduleCmd   `cmd:"" help:"Simulate a training schedule and show the bubble, the held activations and the order of work."`
 
 	Tokenizer tokenizerCmd `cmd:"" group:"Services" help:"Run the tokenizer service."`

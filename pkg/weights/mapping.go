@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+
+	"github.com/lamina-mesh/lamina/internal/mmap"
 )
 
 // mapping holds a file's bytes.
@@ -39,11 +41,11 @@ func mapFile(path string) (*mapping, error) {
 	case size == 0:
 		return &mapping{}, nil
 	}
-	m, err := mapOpen(f, int(size))
+	bytes, mapped, err := mmap.Open(f, int(size))
 	if err != nil {
 		return nil, fmt.Errorf("map %s: %w", path, err)
 	}
-	return m, nil
+	return &mapping{bytes: bytes, mapped: mapped}, nil
 }
 
 // view returns bytes [from, from+n).
@@ -64,12 +66,12 @@ func (m *mapping) close() error {
 	if !m.mapped {
 		return nil
 	}
-	return unmap(bytes)
+	return mmap.Close(bytes)
 }
 
 func (m *mapping) relax() {
 	if m.mapped && !m.closed {
-		forget(m.bytes)
+		mmap.Forget(m.bytes)
 	}
 }
 

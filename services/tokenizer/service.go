@@ -133,6 +133,10 @@ func (m *model) describe() *tokenizerv1.Vocabulary {
 		id := uint32(bos)
 		v.Bos = &id
 	}
+	if eos, ok := m.Vocab.EOS(); ok {
+		id := uint32(eos)
+		v.End = &id
+	}
 	for _, id := range m.Vocab.EOG() {
 		v.EndIds = append(v.EndIds, uint32(id))
 	}

@@ -1697,9 +1697,12 @@ type TrainOpen struct {
 	Precision Precision `protobuf:"varint,17,opt,name=precision,proto3,enum=lamina.shard.v1.Precision" json:"precision,omitempty"`
 	// Coefficient of the z-loss, z_loss * log(sum of exponentials)^2 of each row of logits. It is
 	// part of the gradient, but not of the losses that are reported.
-	ZLoss         float64 `protobuf:"fixed64,18,opt,name=z_loss,json=zLoss,proto3" json:"z_loss,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	ZLoss float64 `protobuf:"fixed64,18,opt,name=z_loss,json=zLoss,proto3" json:"z_loss,omitempty"`
+	// A token attends only to its own document, in which positions begin at 0: every
+	// microbatch has `documents`.
+	IsolateDocuments bool `protobuf:"varint,30,opt,name=isolate_documents,json=isolateDocuments,proto3" json:"isolate_documents,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *TrainOpen) Reset() {
@@ -1849,6 +1852,13 @@ func (x *TrainOpen) GetZLoss() float64 {
 		return x.ZLoss
 	}
 	return 0
+}
+
+func (x *TrainOpen) GetIsolateDocuments() bool {
+	if x != nil {
+		return x.IsolateDocuments
+	}
+	return false
 }
 
 // Span is a range of layers.
@@ -2403,7 +2413,10 @@ type Step struct {
 	// Target tokens in the global batch: the loss is their mean.
 	Targets uint64 `protobuf:"varint,3,opt,name=targets,proto3" json:"targets,omitempty"`
 	// Measure the loss alone: no gradients, no `folded`, no `apply`.
-	ForwardOnly   bool `protobuf:"varint,4,opt,name=forward_only,json=forwardOnly,proto3" json:"forward_only,omitempty"`
+	ForwardOnly bool `protobuf:"varint,4,opt,name=forward_only,json=forwardOnly,proto3" json:"forward_only,omitempty"`
+	// Tokens in a sequence in this step, at most the run's; 0 means the run's. Only with
+	// `forward_only`.
+	Length        uint32 `protobuf:"varint,10,opt,name=length,proto3" json:"length,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2466,6 +2479,13 @@ func (x *Step) GetForwardOnly() bool {
 	return false
 }
 
+func (x *Step) GetLength() uint32 {
+	if x != nil {
+		return x.Length
+	}
+	return 0
+}
+
 // Microbatch is the data of one slot.
 type Microbatch struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2480,7 +2500,12 @@ type Microbatch struct {
 	// To the first stage: ids [sequences, length].
 	Ids []uint32 `protobuf:"varint,5,rep,packed,name=ids,proto3" json:"ids,omitempty"`
 	// To the last stage: targets [sequences, length]; -1 masks a position.
-	Targets       []int32 `protobuf:"zigzag32,6,rep,packed,name=targets,proto3" json:"targets,omitempty"`
+	Targets []int32 `protobuf:"zigzag32,6,rep,packed,name=targets,proto3" json:"targets,omitempty"`
+	// With `isolate_documents`, to every stage: the lengths of the documents in the rows of
+	// all sequences, in order. A document does not cross the end of a sequence.
+	Documents []uint32 `protobuf:"varint,10,rep,packed,name=documents,proto3" json:"documents,omitempty"`
+	// To the last stage, only in a step that is `forward_only`: tokens to be picked.
+	Picks         []*Pick `protobuf:"bytes,11,rep,name=picks,proto3" json:"picks,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2557,6 +2582,85 @@ func (x *Microbatch) GetTargets() []int32 {
 	return nil
 }
 
+func (x *Microbatch) GetDocuments() []uint32 {
+	if x != nil {
+		return x.Documents
+	}
+	return nil
+}
+
+func (x *Microbatch) GetPicks() []*Pick {
+	if x != nil {
+		return x.Picks
+	}
+	return nil
+}
+
+// Pick asks for the token after a row.
+type Pick struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The row, of sequences * length.
+	Row uint32 `protobuf:"varint,1,opt,name=row,proto3" json:"row,omitempty"`
+	// Divides the logits; 0 picks the most likely token, of equal ones the lowest id.
+	Temperature float64 `protobuf:"fixed64,2,opt,name=temperature,proto3" json:"temperature,omitempty"`
+	// A random number in [0, 1): with a temperature the first token is picked at which the
+	// sum of the probabilities, in the order of the ids, exceeds it.
+	Draw          float64 `protobuf:"fixed64,3,opt,name=draw,proto3" json:"draw,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Pick) Reset() {
+	*x = Pick{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Pick) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Pick) ProtoMessage() {}
+
+func (x *Pick) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Pick.ProtoReflect.Descriptor instead.
+func (*Pick) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *Pick) GetRow() uint32 {
+	if x != nil {
+		return x.Row
+	}
+	return 0
+}
+
+func (x *Pick) GetTemperature() float64 {
+	if x != nil {
+		return x.Temperature
+	}
+	return 0
+}
+
+func (x *Pick) GetDraw() float64 {
+	if x != nil {
+		return x.Draw
+	}
+	return 0
+}
+
 // Apply makes the optimizer step with the folded gradient.
 type Apply struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2572,7 +2676,7 @@ type Apply struct {
 
 func (x *Apply) Reset() {
 	*x = Apply{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2584,7 +2688,7 @@ func (x *Apply) String() string {
 func (*Apply) ProtoMessage() {}
 
 func (x *Apply) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2597,7 +2701,7 @@ func (x *Apply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Apply.ProtoReflect.Descriptor instead.
 func (*Apply) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{27}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Apply) GetStep() uint64 {
@@ -2632,7 +2736,7 @@ type Fetch struct {
 
 func (x *Fetch) Reset() {
 	*x = Fetch{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2644,7 +2748,7 @@ func (x *Fetch) String() string {
 func (*Fetch) ProtoMessage() {}
 
 func (x *Fetch) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2657,7 +2761,7 @@ func (x *Fetch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fetch.ProtoReflect.Descriptor instead.
 func (*Fetch) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{28}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Fetch) GetWeightsOnly() bool {
@@ -2682,6 +2786,7 @@ type TrainResponse struct {
 	//	*TrainResponse_State
 	//	*TrainResponse_Chunk
 	//	*TrainResponse_Fetched
+	//	*TrainResponse_Picked
 	Frame         isTrainResponse_Frame `protobuf_oneof:"frame"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2689,7 +2794,7 @@ type TrainResponse struct {
 
 func (x *TrainResponse) Reset() {
 	*x = TrainResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2701,7 +2806,7 @@ func (x *TrainResponse) String() string {
 func (*TrainResponse) ProtoMessage() {}
 
 func (x *TrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2714,7 +2819,7 @@ func (x *TrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainResponse.ProtoReflect.Descriptor instead.
 func (*TrainResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{29}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *TrainResponse) GetFrame() isTrainResponse_Frame {
@@ -2796,6 +2901,15 @@ func (x *TrainResponse) GetFetched() *Fetched {
 	return nil
 }
 
+func (x *TrainResponse) GetPicked() *Picked {
+	if x != nil {
+		if x, ok := x.Frame.(*TrainResponse_Picked); ok {
+			return x.Picked
+		}
+	}
+	return nil
+}
+
 type isTrainResponse_Frame interface {
 	isTrainResponse_Frame()
 }
@@ -2840,6 +2954,11 @@ type TrainResponse_Fetched struct {
 	Fetched *Fetched `protobuf:"bytes,9,opt,name=fetched,proto3,oneof"`
 }
 
+type TrainResponse_Picked struct {
+	// The tokens that a microbatch has asked for.
+	Picked *Picked `protobuf:"bytes,28,opt,name=picked,proto3,oneof"`
+}
+
 func (*TrainResponse_Opened) isTrainResponse_Frame() {}
 
 func (*TrainResponse_Loaded) isTrainResponse_Frame() {}
@@ -2856,6 +2975,8 @@ func (*TrainResponse_Chunk) isTrainResponse_Frame() {}
 
 func (*TrainResponse_Fetched) isTrainResponse_Frame() {}
 
+func (*TrainResponse_Picked) isTrainResponse_Frame() {}
+
 // TrainOpened describes a stage that is ready to train.
 type TrainOpened struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2869,7 +2990,7 @@ type TrainOpened struct {
 
 func (x *TrainOpened) Reset() {
 	*x = TrainOpened{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2881,7 +3002,7 @@ func (x *TrainOpened) String() string {
 func (*TrainOpened) ProtoMessage() {}
 
 func (x *TrainOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2894,7 +3015,7 @@ func (x *TrainOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainOpened.ProtoReflect.Descriptor instead.
 func (*TrainOpened) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{30}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *TrainOpened) GetParameters() uint64 {
@@ -2922,7 +3043,7 @@ type Loaded struct {
 
 func (x *Loaded) Reset() {
 	*x = Loaded{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2934,7 +3055,7 @@ func (x *Loaded) String() string {
 func (*Loaded) ProtoMessage() {}
 
 func (x *Loaded) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2947,7 +3068,7 @@ func (x *Loaded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Loaded.ProtoReflect.Descriptor instead.
 func (*Loaded) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{31}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Loaded) GetDigest() uint64 {
@@ -2974,7 +3095,7 @@ type Loss struct {
 
 func (x *Loss) Reset() {
 	*x = Loss{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2986,7 +3107,7 @@ func (x *Loss) String() string {
 func (*Loss) ProtoMessage() {}
 
 func (x *Loss) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2999,7 +3120,7 @@ func (x *Loss) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Loss.ProtoReflect.Descriptor instead.
 func (*Loss) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{32}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Loss) GetStep() uint64 {
@@ -3030,6 +3151,70 @@ func (x *Loss) GetTargets() uint64 {
 	return 0
 }
 
+// Picked is the tokens that a microbatch has asked for.
+type Picked struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The step.
+	Step uint64 `protobuf:"varint,1,opt,name=step,proto3" json:"step,omitempty"`
+	// The slot.
+	Slot uint32 `protobuf:"varint,2,opt,name=slot,proto3" json:"slot,omitempty"`
+	// One id for each of `picks`.
+	Ids           []uint32 `protobuf:"varint,3,rep,packed,name=ids,proto3" json:"ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Picked) Reset() {
+	*x = Picked{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Picked) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Picked) ProtoMessage() {}
+
+func (x *Picked) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Picked.ProtoReflect.Descriptor instead.
+func (*Picked) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *Picked) GetStep() uint64 {
+	if x != nil {
+		return x.Step
+	}
+	return 0
+}
+
+func (x *Picked) GetSlot() uint32 {
+	if x != nil {
+		return x.Slot
+	}
+	return 0
+}
+
+func (x *Picked) GetIds() []uint32 {
+	if x != nil {
+		return x.Ids
+	}
+	return nil
+}
+
 // Folded reports the gradient of a step, summed over all slots of all replicas.
 type Folded struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -3051,7 +3236,7 @@ type Folded struct {
 
 func (x *Folded) Reset() {
 	*x = Folded{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3063,7 +3248,7 @@ func (x *Folded) String() string {
 func (*Folded) ProtoMessage() {}
 
 func (x *Folded) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3076,7 +3261,7 @@ func (x *Folded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Folded.ProtoReflect.Descriptor instead.
 func (*Folded) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{33}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Folded) GetStep() uint64 {
@@ -3134,7 +3319,7 @@ type Norm struct {
 
 func (x *Norm) Reset() {
 	*x = Norm{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3146,7 +3331,7 @@ func (x *Norm) String() string {
 func (*Norm) ProtoMessage() {}
 
 func (x *Norm) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3159,7 +3344,7 @@ func (x *Norm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Norm.ProtoReflect.Descriptor instead.
 func (*Norm) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{34}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Norm) GetName() string {
@@ -3189,7 +3374,7 @@ type Applied struct {
 
 func (x *Applied) Reset() {
 	*x = Applied{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3201,7 +3386,7 @@ func (x *Applied) String() string {
 func (*Applied) ProtoMessage() {}
 
 func (x *Applied) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3214,7 +3399,7 @@ func (x *Applied) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Applied.ProtoReflect.Descriptor instead.
 func (*Applied) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{35}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Applied) GetStep() uint64 {
@@ -3244,7 +3429,7 @@ type Fetched struct {
 
 func (x *Fetched) Reset() {
 	*x = Fetched{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3256,7 +3441,7 @@ func (x *Fetched) String() string {
 func (*Fetched) ProtoMessage() {}
 
 func (x *Fetched) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3269,7 +3454,7 @@ func (x *Fetched) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fetched.ProtoReflect.Descriptor instead.
 func (*Fetched) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{36}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Fetched) GetStep() uint64 {
@@ -3303,7 +3488,7 @@ type ExchangeRequest struct {
 
 func (x *ExchangeRequest) Reset() {
 	*x = ExchangeRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3315,7 +3500,7 @@ func (x *ExchangeRequest) String() string {
 func (*ExchangeRequest) ProtoMessage() {}
 
 func (x *ExchangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3328,7 +3513,7 @@ func (x *ExchangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeRequest.ProtoReflect.Descriptor instead.
 func (*ExchangeRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{37}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ExchangeRequest) GetFrame() isExchangeRequest_Frame {
@@ -3405,7 +3590,7 @@ type ExchangeOpen struct {
 
 func (x *ExchangeOpen) Reset() {
 	*x = ExchangeOpen{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[38]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3417,7 +3602,7 @@ func (x *ExchangeOpen) String() string {
 func (*ExchangeOpen) ProtoMessage() {}
 
 func (x *ExchangeOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[38]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3430,7 +3615,7 @@ func (x *ExchangeOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeOpen.ProtoReflect.Descriptor instead.
 func (*ExchangeOpen) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{38}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ExchangeOpen) GetChain() []byte {
@@ -3471,7 +3656,7 @@ type Activation struct {
 
 func (x *Activation) Reset() {
 	*x = Activation{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[39]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3483,7 +3668,7 @@ func (x *Activation) String() string {
 func (*Activation) ProtoMessage() {}
 
 func (x *Activation) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[39]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3496,7 +3681,7 @@ func (x *Activation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Activation.ProtoReflect.Descriptor instead.
 func (*Activation) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{39}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Activation) GetStep() uint64 {
@@ -3544,7 +3729,7 @@ type ExchangeResponse struct {
 
 func (x *ExchangeResponse) Reset() {
 	*x = ExchangeResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[40]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3556,7 +3741,7 @@ func (x *ExchangeResponse) String() string {
 func (*ExchangeResponse) ProtoMessage() {}
 
 func (x *ExchangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[40]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3569,7 +3754,7 @@ func (x *ExchangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeResponse.ProtoReflect.Descriptor instead.
 func (*ExchangeResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{40}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ExchangeResponse) GetFrame() isExchangeResponse_Frame {
@@ -3640,7 +3825,7 @@ type ExchangeOpened struct {
 
 func (x *ExchangeOpened) Reset() {
 	*x = ExchangeOpened{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[41]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3652,7 +3837,7 @@ func (x *ExchangeOpened) String() string {
 func (*ExchangeOpened) ProtoMessage() {}
 
 func (x *ExchangeOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[41]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3665,7 +3850,7 @@ func (x *ExchangeOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeOpened.ProtoReflect.Descriptor instead.
 func (*ExchangeOpened) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{41}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{43}
 }
 
 // ActivationGradient is the gradient of the loss with respect to one slot's activation.
@@ -3685,7 +3870,7 @@ type ActivationGradient struct {
 
 func (x *ActivationGradient) Reset() {
 	*x = ActivationGradient{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[42]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3697,7 +3882,7 @@ func (x *ActivationGradient) String() string {
 func (*ActivationGradient) ProtoMessage() {}
 
 func (x *ActivationGradient) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[42]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3710,7 +3895,7 @@ func (x *ActivationGradient) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivationGradient.ProtoReflect.Descriptor instead.
 func (*ActivationGradient) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{42}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ActivationGradient) GetStep() uint64 {
@@ -3855,7 +4040,7 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"microbatch\x12.\n" +
 	"\x05apply\x18\a \x01(\v2\x16.lamina.shard.v1.ApplyH\x00R\x05apply\x12.\n" +
 	"\x05fetch\x18\t \x01(\v2\x16.lamina.shard.v1.FetchH\x00R\x05fetchB\a\n" +
-	"\x05frameJ\x04\b\b\x10\t\"\x9a\x04\n" +
+	"\x05frameJ\x04\b\b\x10\t\"\xc7\x04\n" +
 	"\tTrainOpen\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\tR\x03run\x12\x14\n" +
 	"\x05chain\x18\x02 \x01(\fR\x05chain\x12\x14\n" +
@@ -3875,7 +4060,8 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x0eslot_sequences\x18\x0f \x01(\rR\rslotSequences\x12!\n" +
 	"\fsequence_len\x18\x10 \x01(\rR\vsequenceLen\x128\n" +
 	"\tprecision\x18\x11 \x01(\x0e2\x1a.lamina.shard.v1.PrecisionR\tprecision\x12\x15\n" +
-	"\x06z_loss\x18\x12 \x01(\x01R\x05zLossJ\x04\b\b\x10\t\"&\n" +
+	"\x06z_loss\x18\x12 \x01(\x01R\x05zLoss\x12+\n" +
+	"\x11isolate_documents\x18\x1e \x01(\bR\x10isolateDocumentsJ\x04\b\b\x10\t\"&\n" +
 	"\x04Span\x12\x0e\n" +
 	"\x02lo\x18\x01 \x01(\rR\x02lo\x12\x0e\n" +
 	"\x02hi\x18\x02 \x01(\rR\x02hi\"\x9c\x02\n" +
@@ -3917,12 +4103,14 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x04kind\x18\x02 \x01(\x0e2\x1a.lamina.shard.v1.StateKindR\x04kind\x120\n" +
 	"\x06tensor\x18\x03 \x01(\v2\x18.lamina.tensor.v1.TensorR\x06tensor\"\x1a\n" +
 	"\x04Load\x12\x12\n" +
-	"\x04step\x18\x01 \x01(\x04R\x04step\"m\n" +
+	"\x04step\x18\x01 \x01(\x04R\x04step\"\x85\x01\n" +
 	"\x04Step\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x14\n" +
 	"\x05slots\x18\x02 \x03(\rR\x05slots\x12\x18\n" +
 	"\atargets\x18\x03 \x01(\x04R\atargets\x12!\n" +
-	"\fforward_only\x18\x04 \x01(\bR\vforwardOnly\"\x96\x01\n" +
+	"\fforward_only\x18\x04 \x01(\bR\vforwardOnly\x12\x16\n" +
+	"\x06length\x18\n" +
+	" \x01(\rR\x06length\"\xe1\x01\n" +
 	"\n" +
 	"Microbatch\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x12\n" +
@@ -3930,13 +4118,20 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\tsequences\x18\x03 \x01(\rR\tsequences\x12\x16\n" +
 	"\x06length\x18\x04 \x01(\rR\x06length\x12\x10\n" +
 	"\x03ids\x18\x05 \x03(\rR\x03ids\x12\x18\n" +
-	"\atargets\x18\x06 \x03(\x11R\atargets\"g\n" +
+	"\atargets\x18\x06 \x03(\x11R\atargets\x12\x1c\n" +
+	"\tdocuments\x18\n" +
+	" \x03(\rR\tdocuments\x12+\n" +
+	"\x05picks\x18\v \x03(\v2\x15.lamina.shard.v1.PickR\x05picks\"N\n" +
+	"\x04Pick\x12\x10\n" +
+	"\x03row\x18\x01 \x01(\rR\x03row\x12 \n" +
+	"\vtemperature\x18\x02 \x01(\x01R\vtemperature\x12\x12\n" +
+	"\x04draw\x18\x03 \x01(\x01R\x04draw\"g\n" +
 	"\x05Apply\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12#\n" +
 	"\rlearning_rate\x18\x02 \x01(\x01R\flearningRate\x12%\n" +
 	"\x0egradient_scale\x18\x03 \x01(\x01R\rgradientScale\"*\n" +
 	"\x05Fetch\x12!\n" +
-	"\fweights_only\x18\x01 \x01(\bR\vweightsOnly\"\xb6\x03\n" +
+	"\fweights_only\x18\x01 \x01(\bR\vweightsOnly\"\xe9\x03\n" +
 	"\rTrainResponse\x126\n" +
 	"\x06opened\x18\x01 \x01(\v2\x1c.lamina.shard.v1.TrainOpenedH\x00R\x06opened\x121\n" +
 	"\x06loaded\x18\x02 \x01(\v2\x17.lamina.shard.v1.LoadedH\x00R\x06loaded\x12+\n" +
@@ -3945,7 +4140,8 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\aapplied\x18\x05 \x01(\v2\x18.lamina.shard.v1.AppliedH\x00R\aapplied\x12.\n" +
 	"\x05state\x18\a \x01(\v2\x16.lamina.shard.v1.StateH\x00R\x05state\x12/\n" +
 	"\x05chunk\x18\b \x01(\v2\x17.lamina.tensor.v1.ChunkH\x00R\x05chunk\x124\n" +
-	"\afetched\x18\t \x01(\v2\x18.lamina.shard.v1.FetchedH\x00R\afetchedB\a\n" +
+	"\afetched\x18\t \x01(\v2\x18.lamina.shard.v1.FetchedH\x00R\afetched\x121\n" +
+	"\x06picked\x18\x1c \x01(\v2\x17.lamina.shard.v1.PickedH\x00R\x06pickedB\a\n" +
 	"\x05frameJ\x04\b\x06\x10\a\"P\n" +
 	"\vTrainOpened\x12\x1e\n" +
 	"\n" +
@@ -3958,7 +4154,11 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x12\n" +
 	"\x04slot\x18\x02 \x01(\rR\x04slot\x12\x10\n" +
 	"\x03sum\x18\x03 \x01(\x01R\x03sum\x12\x18\n" +
-	"\atargets\x18\x04 \x01(\x04R\atargets\"\xbb\x01\n" +
+	"\atargets\x18\x04 \x01(\x04R\atargets\"B\n" +
+	"\x06Picked\x12\x12\n" +
+	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x12\n" +
+	"\x04slot\x18\x02 \x01(\rR\x04slot\x12\x10\n" +
+	"\x03ids\x18\x03 \x03(\rR\x03ids\"\xbb\x01\n" +
 	"\x06Folded\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12+\n" +
 	"\x05norms\x18\x02 \x03(\v2\x15.lamina.shard.v1.NormR\x05norms\x12\x1d\n" +
@@ -4034,7 +4234,7 @@ func file_lamina_shard_v1_shard_proto_rawDescGZIP() []byte {
 }
 
 var file_lamina_shard_v1_shard_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_lamina_shard_v1_shard_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
+var file_lamina_shard_v1_shard_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
 var file_lamina_shard_v1_shard_proto_goTypes = []any{
 	(Precision)(0),             // 0: lamina.shard.v1.Precision
 	(StateKind)(0),             // 1: lamina.shard.v1.StateKind
@@ -4065,37 +4265,39 @@ var file_lamina_shard_v1_shard_proto_goTypes = []any{
 	(*Load)(nil),               // 26: lamina.shard.v1.Load
 	(*Step)(nil),               // 27: lamina.shard.v1.Step
 	(*Microbatch)(nil),         // 28: lamina.shard.v1.Microbatch
-	(*Apply)(nil),              // 29: lamina.shard.v1.Apply
-	(*Fetch)(nil),              // 30: lamina.shard.v1.Fetch
-	(*TrainResponse)(nil),      // 31: lamina.shard.v1.TrainResponse
-	(*TrainOpened)(nil),        // 32: lamina.shard.v1.TrainOpened
-	(*Loaded)(nil),             // 33: lamina.shard.v1.Loaded
-	(*Loss)(nil),               // 34: lamina.shard.v1.Loss
-	(*Folded)(nil),             // 35: lamina.shard.v1.Folded
-	(*Norm)(nil),               // 36: lamina.shard.v1.Norm
-	(*Applied)(nil),            // 37: lamina.shard.v1.Applied
-	(*Fetched)(nil),            // 38: lamina.shard.v1.Fetched
-	(*ExchangeRequest)(nil),    // 39: lamina.shard.v1.ExchangeRequest
-	(*ExchangeOpen)(nil),       // 40: lamina.shard.v1.ExchangeOpen
-	(*Activation)(nil),         // 41: lamina.shard.v1.Activation
-	(*ExchangeResponse)(nil),   // 42: lamina.shard.v1.ExchangeResponse
-	(*ExchangeOpened)(nil),     // 43: lamina.shard.v1.ExchangeOpened
-	(*ActivationGradient)(nil), // 44: lamina.shard.v1.ActivationGradient
-	(*v1.Chunk)(nil),           // 45: lamina.tensor.v1.Chunk
-	(v1.ElementType)(0),        // 46: lamina.tensor.v1.ElementType
-	(*v1.Tensor)(nil),          // 47: lamina.tensor.v1.Tensor
+	(*Pick)(nil),               // 29: lamina.shard.v1.Pick
+	(*Apply)(nil),              // 30: lamina.shard.v1.Apply
+	(*Fetch)(nil),              // 31: lamina.shard.v1.Fetch
+	(*TrainResponse)(nil),      // 32: lamina.shard.v1.TrainResponse
+	(*TrainOpened)(nil),        // 33: lamina.shard.v1.TrainOpened
+	(*Loaded)(nil),             // 34: lamina.shard.v1.Loaded
+	(*Loss)(nil),               // 35: lamina.shard.v1.Loss
+	(*Picked)(nil),             // 36: lamina.shard.v1.Picked
+	(*Folded)(nil),             // 37: lamina.shard.v1.Folded
+	(*Norm)(nil),               // 38: lamina.shard.v1.Norm
+	(*Applied)(nil),            // 39: lamina.shard.v1.Applied
+	(*Fetched)(nil),            // 40: lamina.shard.v1.Fetched
+	(*ExchangeRequest)(nil),    // 41: lamina.shard.v1.ExchangeRequest
+	(*ExchangeOpen)(nil),       // 42: lamina.shard.v1.ExchangeOpen
+	(*Activation)(nil),         // 43: lamina.shard.v1.Activation
+	(*ExchangeResponse)(nil),   // 44: lamina.shard.v1.ExchangeResponse
+	(*ExchangeOpened)(nil),     // 45: lamina.shard.v1.ExchangeOpened
+	(*ActivationGradient)(nil), // 46: lamina.shard.v1.ActivationGradient
+	(*v1.Chunk)(nil),           // 47: lamina.tensor.v1.Chunk
+	(v1.ElementType)(0),        // 48: lamina.tensor.v1.ElementType
+	(*v1.Tensor)(nil),          // 49: lamina.tensor.v1.Tensor
 }
 var file_lamina_shard_v1_shard_proto_depIdxs = []int32{
 	4,  // 0: lamina.shard.v1.DescribeResponse.held:type_name -> lamina.shard.v1.Held
 	5,  // 1: lamina.shard.v1.Held.leases:type_name -> lamina.shard.v1.LeaseInfo
 	8,  // 2: lamina.shard.v1.InferRequest.open:type_name -> lamina.shard.v1.InferOpen
 	9,  // 3: lamina.shard.v1.InferRequest.batch:type_name -> lamina.shard.v1.Batch
-	45, // 4: lamina.shard.v1.InferRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	47, // 4: lamina.shard.v1.InferRequest.chunk:type_name -> lamina.tensor.v1.Chunk
 	11, // 5: lamina.shard.v1.InferRequest.release:type_name -> lamina.shard.v1.Release
 	6,  // 6: lamina.shard.v1.InferOpen.route:type_name -> lamina.shard.v1.Hop
-	46, // 7: lamina.shard.v1.InferOpen.hidden_type:type_name -> lamina.tensor.v1.ElementType
+	48, // 7: lamina.shard.v1.InferOpen.hidden_type:type_name -> lamina.tensor.v1.ElementType
 	10, // 8: lamina.shard.v1.Batch.entries:type_name -> lamina.shard.v1.Entry
-	47, // 9: lamina.shard.v1.Batch.hidden:type_name -> lamina.tensor.v1.Tensor
+	49, // 9: lamina.shard.v1.Batch.hidden:type_name -> lamina.tensor.v1.Tensor
 	13, // 10: lamina.shard.v1.Release.leases:type_name -> lamina.shard.v1.Lease
 	15, // 11: lamina.shard.v1.InferResponse.opened:type_name -> lamina.shard.v1.InferOpened
 	16, // 12: lamina.shard.v1.InferResponse.refused:type_name -> lamina.shard.v1.Refused
@@ -4104,12 +4306,12 @@ var file_lamina_shard_v1_shard_proto_depIdxs = []int32{
 	4,  // 15: lamina.shard.v1.InferOpened.stages:type_name -> lamina.shard.v1.Held
 	18, // 16: lamina.shard.v1.TrainRequest.open:type_name -> lamina.shard.v1.TrainOpen
 	25, // 17: lamina.shard.v1.TrainRequest.state:type_name -> lamina.shard.v1.State
-	45, // 18: lamina.shard.v1.TrainRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	47, // 18: lamina.shard.v1.TrainRequest.chunk:type_name -> lamina.tensor.v1.Chunk
 	26, // 19: lamina.shard.v1.TrainRequest.load:type_name -> lamina.shard.v1.Load
 	27, // 20: lamina.shard.v1.TrainRequest.step:type_name -> lamina.shard.v1.Step
 	28, // 21: lamina.shard.v1.TrainRequest.microbatch:type_name -> lamina.shard.v1.Microbatch
-	29, // 22: lamina.shard.v1.TrainRequest.apply:type_name -> lamina.shard.v1.Apply
-	30, // 23: lamina.shard.v1.TrainRequest.fetch:type_name -> lamina.shard.v1.Fetch
+	30, // 22: lamina.shard.v1.TrainRequest.apply:type_name -> lamina.shard.v1.Apply
+	31, // 23: lamina.shard.v1.TrainRequest.fetch:type_name -> lamina.shard.v1.Fetch
 	19, // 24: lamina.shard.v1.TrainOpen.spans:type_name -> lamina.shard.v1.Span
 	20, // 25: lamina.shard.v1.TrainOpen.optimizer:type_name -> lamina.shard.v1.Optimizer
 	0,  // 26: lamina.shard.v1.TrainOpen.precision:type_name -> lamina.shard.v1.Precision
@@ -4118,37 +4320,39 @@ var file_lamina_shard_v1_shard_proto_depIdxs = []int32{
 	23, // 29: lamina.shard.v1.Optimizer.sgd:type_name -> lamina.shard.v1.SGD
 	24, // 30: lamina.shard.v1.Optimizer.rules:type_name -> lamina.shard.v1.ParameterRule
 	1,  // 31: lamina.shard.v1.State.kind:type_name -> lamina.shard.v1.StateKind
-	47, // 32: lamina.shard.v1.State.tensor:type_name -> lamina.tensor.v1.Tensor
-	32, // 33: lamina.shard.v1.TrainResponse.opened:type_name -> lamina.shard.v1.TrainOpened
-	33, // 34: lamina.shard.v1.TrainResponse.loaded:type_name -> lamina.shard.v1.Loaded
-	34, // 35: lamina.shard.v1.TrainResponse.loss:type_name -> lamina.shard.v1.Loss
-	35, // 36: lamina.shard.v1.TrainResponse.folded:type_name -> lamina.shard.v1.Folded
-	37, // 37: lamina.shard.v1.TrainResponse.applied:type_name -> lamina.shard.v1.Applied
-	25, // 38: lamina.shard.v1.TrainResponse.state:type_name -> lamina.shard.v1.State
-	45, // 39: lamina.shard.v1.TrainResponse.chunk:type_name -> lamina.tensor.v1.Chunk
-	38, // 40: lamina.shard.v1.TrainResponse.fetched:type_name -> lamina.shard.v1.Fetched
-	36, // 41: lamina.shard.v1.Folded.norms:type_name -> lamina.shard.v1.Norm
-	40, // 42: lamina.shard.v1.ExchangeRequest.open:type_name -> lamina.shard.v1.ExchangeOpen
-	41, // 43: lamina.shard.v1.ExchangeRequest.activation:type_name -> lamina.shard.v1.Activation
-	45, // 44: lamina.shard.v1.ExchangeRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	47, // 45: lamina.shard.v1.Activation.tensor:type_name -> lamina.tensor.v1.Tensor
-	43, // 46: lamina.shard.v1.ExchangeResponse.opened:type_name -> lamina.shard.v1.ExchangeOpened
-	44, // 47: lamina.shard.v1.ExchangeResponse.gradient:type_name -> lamina.shard.v1.ActivationGradient
-	45, // 48: lamina.shard.v1.ExchangeResponse.chunk:type_name -> lamina.tensor.v1.Chunk
-	47, // 49: lamina.shard.v1.ActivationGradient.tensor:type_name -> lamina.tensor.v1.Tensor
-	2,  // 50: lamina.shard.v1.ShardService.Describe:input_type -> lamina.shard.v1.DescribeRequest
-	7,  // 51: lamina.shard.v1.ShardService.Infer:input_type -> lamina.shard.v1.InferRequest
-	17, // 52: lamina.shard.v1.ShardService.Train:input_type -> lamina.shard.v1.TrainRequest
-	39, // 53: lamina.shard.v1.ShardService.Exchange:input_type -> lamina.shard.v1.ExchangeRequest
-	3,  // 54: lamina.shard.v1.ShardService.Describe:output_type -> lamina.shard.v1.DescribeResponse
-	12, // 55: lamina.shard.v1.ShardService.Infer:output_type -> lamina.shard.v1.InferResponse
-	31, // 56: lamina.shard.v1.ShardService.Train:output_type -> lamina.shard.v1.TrainResponse
-	42, // 57: lamina.shard.v1.ShardService.Exchange:output_type -> lamina.shard.v1.ExchangeResponse
-	54, // [54:58] is the sub-list for method output_type
-	50, // [50:54] is the sub-list for method input_type
-	50, // [50:50] is the sub-list for extension type_name
-	50, // [50:50] is the sub-list for extension extendee
-	0,  // [0:50] is the sub-list for field type_name
+	49, // 32: lamina.shard.v1.State.tensor:type_name -> lamina.tensor.v1.Tensor
+	29, // 33: lamina.shard.v1.Microbatch.picks:type_name -> lamina.shard.v1.Pick
+	33, // 34: lamina.shard.v1.TrainResponse.opened:type_name -> lamina.shard.v1.TrainOpened
+	34, // 35: lamina.shard.v1.TrainResponse.loaded:type_name -> lamina.shard.v1.Loaded
+	35, // 36: lamina.shard.v1.TrainResponse.loss:type_name -> lamina.shard.v1.Loss
+	37, // 37: lamina.shard.v1.TrainResponse.folded:type_name -> lamina.shard.v1.Folded
+	39, // 38: lamina.shard.v1.TrainResponse.applied:type_name -> lamina.shard.v1.Applied
+	25, // 39: lamina.shard.v1.TrainResponse.state:type_name -> lamina.shard.v1.State
+	47, // 40: lamina.shard.v1.TrainResponse.chunk:type_name -> lamina.tensor.v1.Chunk
+	40, // 41: lamina.shard.v1.TrainResponse.fetched:type_name -> lamina.shard.v1.Fetched
+	36, // 42: lamina.shard.v1.TrainResponse.picked:type_name -> lamina.shard.v1.Picked
+	38, // 43: lamina.shard.v1.Folded.norms:type_name -> lamina.shard.v1.Norm
+	42, // 44: lamina.shard.v1.ExchangeRequest.open:type_name -> lamina.shard.v1.ExchangeOpen
+	43, // 45: lamina.shard.v1.ExchangeRequest.activation:type_name -> lamina.shard.v1.Activation
+	47, // 46: lamina.shard.v1.ExchangeRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	49, // 47: lamina.shard.v1.Activation.tensor:type_name -> lamina.tensor.v1.Tensor
+	45, // 48: lamina.shard.v1.ExchangeResponse.opened:type_name -> lamina.shard.v1.ExchangeOpened
+	46, // 49: lamina.shard.v1.ExchangeResponse.gradient:type_name -> lamina.shard.v1.ActivationGradient
+	47, // 50: lamina.shard.v1.ExchangeResponse.chunk:type_name -> lamina.tensor.v1.Chunk
+	49, // 51: lamina.shard.v1.ActivationGradient.tensor:type_name -> lamina.tensor.v1.Tensor
+	2,  // 52: lamina.shard.v1.ShardService.Describe:input_type -> lamina.shard.v1.DescribeRequest
+	7,  // 53: lamina.shard.v1.ShardService.Infer:input_type -> lamina.shard.v1.InferRequest
+	17, // 54: lamina.shard.v1.ShardService.Train:input_type -> lamina.shard.v1.TrainRequest
+	41, // 55: lamina.shard.v1.ShardService.Exchange:input_type -> lamina.shard.v1.ExchangeRequest
+	3,  // 56: lamina.shard.v1.ShardService.Describe:output_type -> lamina.shard.v1.DescribeResponse
+	12, // 57: lamina.shard.v1.ShardService.Infer:output_type -> lamina.shard.v1.InferResponse
+	32, // 58: lamina.shard.v1.ShardService.Train:output_type -> lamina.shard.v1.TrainResponse
+	44, // 59: lamina.shard.v1.ShardService.Exchange:output_type -> lamina.shard.v1.ExchangeResponse
+	56, // [56:60] is the sub-list for method output_type
+	52, // [52:56] is the sub-list for method input_type
+	52, // [52:52] is the sub-list for extension type_name
+	52, // [52:52] is the sub-list for extension extendee
+	0,  // [0:52] is the sub-list for field type_name
 }
 
 func init() { file_lamina_shard_v1_shard_proto_init() }
@@ -4180,7 +4384,7 @@ func file_lamina_shard_v1_shard_proto_init() {
 		(*TrainRequest_Fetch)(nil),
 	}
 	file_lamina_shard_v1_shard_proto_msgTypes[22].OneofWrappers = []any{}
-	file_lamina_shard_v1_shard_proto_msgTypes[29].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[30].OneofWrappers = []any{
 		(*TrainResponse_Opened)(nil),
 		(*TrainResponse_Loaded)(nil),
 		(*TrainResponse_Loss)(nil),
@@ -4189,13 +4393,14 @@ func file_lamina_shard_v1_shard_proto_init() {
 		(*TrainResponse_State)(nil),
 		(*TrainResponse_Chunk)(nil),
 		(*TrainResponse_Fetched)(nil),
+		(*TrainResponse_Picked)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[37].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[39].OneofWrappers = []any{
 		(*ExchangeRequest_Open)(nil),
 		(*ExchangeRequest_Activation)(nil),
 		(*ExchangeRequest_Chunk)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[40].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[42].OneofWrappers = []any{
 		(*ExchangeResponse_Opened)(nil),
 		(*ExchangeResponse_Gradient)(nil),
 		(*ExchangeResponse_Chunk)(nil),
@@ -4206,7 +4411,7 @@ func file_lamina_shard_v1_shard_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lamina_shard_v1_shard_proto_rawDesc), len(file_lamina_shard_v1_shard_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   43,
+			NumMessages:   45,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -179,7 +179,9 @@ const (
 //     last one with targets (a lone stage gets both in one). Each stage works
 //     through its schedule: activations go down the Exchange and gradients come
 //     back up. The last stage answers `loss` for each slot.
-//     With `forward_only` that is all of the step.
+//     With `forward_only` that is all of the step. If the run isolates documents, then
+//     every stage gets a `microbatch`; those in between get `documents` alone.
+//     If a `microbatch` has `picks`, the last stage answers `picked` in place of `loss`.
 //  4. When its slots are done the stage publishes its fold of them as gradient
 //     events, waits for the other replicas', folds all slots over the one fixed
 //     tree and answers `folded`.
@@ -412,7 +414,9 @@ type ShardService_ExchangeClient = grpc.BidiStreamingClient[ExchangeRequest, Exc
 //     last one with targets (a lone stage gets both in one). Each stage works
 //     through its schedule: activations go down the Exchange and gradients come
 //     back up. The last stage answers `loss` for each slot.
-//     With `forward_only` that is all of the step.
+//     With `forward_only` that is all of the step. If the run isolates documents, then
+//     every stage gets a `microbatch`; those in between get `documents` alone.
+//     If a `microbatch` has `picks`, the last stage answers `picked` in place of `loss`.
 //  4. When its slots are done the stage publishes its fold of them as gradient
 //     events, waits for the other replicas', folds all slots over the one fixed
 //     tree and answers `folded`.

@@ -2093,7 +2093,9 @@ type Vocabulary struct {
 	// Whether it has the tokens of fill-in-the-middle prompts.
 	FillInMiddle bool `protobuf:"varint,12,opt,name=fill_in_middle,json=fillInMiddle,proto3" json:"fill_in_middle,omitempty"`
 	// The generation settings in the model's files; absent if there are none.
-	Defaults      *GenerationDefaults `protobuf:"bytes,13,opt,name=defaults,proto3" json:"defaults,omitempty"`
+	Defaults *GenerationDefaults `protobuf:"bytes,13,opt,name=defaults,proto3" json:"defaults,omitempty"`
+	// The end-of-text id, which separates documents in training data, if there is one.
+	End           *uint32 `protobuf:"varint,14,opt,name=end,proto3,oneof" json:"end,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2217,6 +2219,13 @@ func (x *Vocabulary) GetDefaults() *GenerationDefaults {
 		return x.Defaults
 	}
 	return nil
+}
+
+func (x *Vocabulary) GetEnd() uint32 {
+	if x != nil && x.End != nil {
+		return *x.End
+	}
+	return 0
 }
 
 // GenerationDefaults are the settings of requests that give none of their own, as a
@@ -2795,7 +2804,7 @@ const file_lamina_tokenizer_v1_tokenizer_proto_rawDesc = "" +
 	"\x0fDescribeRequest\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\"W\n" +
 	"\x10DescribeResponse\x12C\n" +
-	"\fvocabularies\x18\x01 \x03(\v2\x1f.lamina.tokenizer.v1.VocabularyR\fvocabularies\"\xb2\x03\n" +
+	"\fvocabularies\x18\x01 \x03(\v2\x1f.lamina.tokenizer.v1.VocabularyR\fvocabularies\"\xd1\x03\n" +
 	"\n" +
 	"Vocabulary\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x16\n" +
@@ -2811,8 +2820,10 @@ const file_lamina_tokenizer_v1_tokenizer_proto_rawDesc = "" +
 	" \x01(\v2\x1f.lamina.tokenizer.v1.ChatFormatR\x06format\x12\x14\n" +
 	"\x05bytes\x18\v \x01(\x04R\x05bytes\x12$\n" +
 	"\x0efill_in_middle\x18\f \x01(\bR\ffillInMiddle\x12C\n" +
-	"\bdefaults\x18\r \x01(\v2'.lamina.tokenizer.v1.GenerationDefaultsR\bdefaultsB\x06\n" +
-	"\x04_bos\"\xcb\x04\n" +
+	"\bdefaults\x18\r \x01(\v2'.lamina.tokenizer.v1.GenerationDefaultsR\bdefaults\x12\x15\n" +
+	"\x03end\x18\x0e \x01(\rH\x01R\x03end\x88\x01\x01B\x06\n" +
+	"\x04_bosB\x06\n" +
+	"\x04_end\"\xcb\x04\n" +
 	"\x12GenerationDefaults\x12%\n" +
 	"\vtemperature\x18\x01 \x01(\x02H\x00R\vtemperature\x88\x01\x01\x12\x18\n" +
 	"\x05top_k\x18\x02 \x01(\rH\x01R\x04topK\x88\x01\x01\x12\x18\n" +

@@ -341,7 +341,15 @@ type Run struct {
 	// Chains.
 	Replicas uint32 `protobuf:"varint,14,opt,name=replicas,proto3" json:"replicas,omitempty"`
 	// Trainable parameters.
-	Parameters    uint64 `protobuf:"varint,15,opt,name=parameters,proto3" json:"parameters,omitempty"`
+	Parameters uint64 `protobuf:"varint,15,opt,name=parameters,proto3" json:"parameters,omitempty"`
+	// Training loss of the last step, in bits per byte of text.
+	BitsPerByte float64 `protobuf:"fixed64,25,opt,name=bits_per_byte,json=bitsPerByte,proto3" json:"bits_per_byte,omitempty"`
+	// The last validation loss in bits per byte of text; 0 before the first.
+	ValidationBitsPerByte float64 `protobuf:"fixed64,26,opt,name=validation_bits_per_byte,json=validationBitsPerByte,proto3" json:"validation_bits_per_byte,omitempty"`
+	// The sample texts of the last step that has some.
+	Samples []*SampleText `protobuf:"bytes,27,rep,name=samples,proto3" json:"samples,omitempty"`
+	// What the run reads: samples, tokens and the share of padding.
+	Data          string `protobuf:"bytes,28,opt,name=data,proto3" json:"data,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -481,6 +489,98 @@ func (x *Run) GetParameters() uint64 {
 	return 0
 }
 
+func (x *Run) GetBitsPerByte() float64 {
+	if x != nil {
+		return x.BitsPerByte
+	}
+	return 0
+}
+
+func (x *Run) GetValidationBitsPerByte() float64 {
+	if x != nil {
+		return x.ValidationBitsPerByte
+	}
+	return 0
+}
+
+func (x *Run) GetSamples() []*SampleText {
+	if x != nil {
+		return x.Samples
+	}
+	return nil
+}
+
+func (x *Run) GetData() string {
+	if x != nil {
+		return x.Data
+	}
+	return ""
+}
+
+// SampleText is a text that the model in training has continued.
+type SampleText struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The step after which it was generated.
+	Step uint64 `protobuf:"varint,1,opt,name=step,proto3" json:"step,omitempty"`
+	// The beginning, from the manifest.
+	Prompt string `protobuf:"bytes,2,opt,name=prompt,proto3" json:"prompt,omitempty"`
+	// What the model has added.
+	Text          string `protobuf:"bytes,3,opt,name=text,proto3" json:"text,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SampleText) Reset() {
+	*x = SampleText{}
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SampleText) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SampleText) ProtoMessage() {}
+
+func (x *SampleText) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SampleText.ProtoReflect.Descriptor instead.
+func (*SampleText) Descriptor() ([]byte, []int) {
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *SampleText) GetStep() uint64 {
+	if x != nil {
+		return x.Step
+	}
+	return 0
+}
+
+func (x *SampleText) GetPrompt() string {
+	if x != nil {
+		return x.Prompt
+	}
+	return ""
+}
+
+func (x *SampleText) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
 // ListRunsRequest asks for the runs.
 type ListRunsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -490,7 +590,7 @@ type ListRunsRequest struct {
 
 func (x *ListRunsRequest) Reset() {
 	*x = ListRunsRequest{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[5]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -502,7 +602,7 @@ func (x *ListRunsRequest) String() string {
 func (*ListRunsRequest) ProtoMessage() {}
 
 func (x *ListRunsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[5]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -515,7 +615,7 @@ func (x *ListRunsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRunsRequest.ProtoReflect.Descriptor instead.
 func (*ListRunsRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{5}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{6}
 }
 
 // ListRunsResponse lists the runs.
@@ -529,7 +629,7 @@ type ListRunsResponse struct {
 
 func (x *ListRunsResponse) Reset() {
 	*x = ListRunsResponse{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[6]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -541,7 +641,7 @@ func (x *ListRunsResponse) String() string {
 func (*ListRunsResponse) ProtoMessage() {}
 
 func (x *ListRunsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[6]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -554,7 +654,7 @@ func (x *ListRunsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRunsResponse.ProtoReflect.Descriptor instead.
 func (*ListRunsResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{6}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ListRunsResponse) GetRuns() []*Run {
@@ -575,7 +675,7 @@ type StopRunRequest struct {
 
 func (x *StopRunRequest) Reset() {
 	*x = StopRunRequest{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[7]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -587,7 +687,7 @@ func (x *StopRunRequest) String() string {
 func (*StopRunRequest) ProtoMessage() {}
 
 func (x *StopRunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[7]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -600,7 +700,7 @@ func (x *StopRunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopRunRequest.ProtoReflect.Descriptor instead.
 func (*StopRunRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{7}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *StopRunRequest) GetRun() string {
@@ -621,7 +721,7 @@ type StopRunResponse struct {
 
 func (x *StopRunResponse) Reset() {
 	*x = StopRunResponse{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[8]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -633,7 +733,7 @@ func (x *StopRunResponse) String() string {
 func (*StopRunResponse) ProtoMessage() {}
 
 func (x *StopRunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[8]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -646,7 +746,7 @@ func (x *StopRunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopRunResponse.ProtoReflect.Descriptor instead.
 func (*StopRunResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{8}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *StopRunResponse) GetRun() *Run {
@@ -672,7 +772,7 @@ const file_lamina_trainer_v1_trainer_proto_rawDesc = "" +
 	"\x0fWatchRunRequest\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\tR\x03run\"<\n" +
 	"\x10WatchRunResponse\x12(\n" +
-	"\x03run\x18\x01 \x01(\v2\x16.lamina.trainer.v1.RunR\x03run\"\xd9\x03\n" +
+	"\x03run\x18\x01 \x01(\v2\x16.lamina.trainer.v1.RunR\x03run\"\x83\x05\n" +
 	"\x03Run\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x121\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1b.lamina.trainer.v1.RunStateR\x05state\x12\x12\n" +
@@ -692,7 +792,16 @@ const file_lamina_trainer_v1_trainer_proto_rawDesc = "" +
 	"\breplicas\x18\x0e \x01(\rR\breplicas\x12\x1e\n" +
 	"\n" +
 	"parameters\x18\x0f \x01(\x04R\n" +
-	"parameters\"\x11\n" +
+	"parameters\x12\"\n" +
+	"\rbits_per_byte\x18\x19 \x01(\x01R\vbitsPerByte\x127\n" +
+	"\x18validation_bits_per_byte\x18\x1a \x01(\x01R\x15validationBitsPerByte\x127\n" +
+	"\asamples\x18\x1b \x03(\v2\x1d.lamina.trainer.v1.SampleTextR\asamples\x12\x12\n" +
+	"\x04data\x18\x1c \x01(\tR\x04data\"L\n" +
+	"\n" +
+	"SampleText\x12\x12\n" +
+	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x16\n" +
+	"\x06prompt\x18\x02 \x01(\tR\x06prompt\x12\x12\n" +
+	"\x04text\x18\x03 \x01(\tR\x04text\"\x11\n" +
 	"\x0fListRunsRequest\">\n" +
 	"\x10ListRunsResponse\x12*\n" +
 	"\x04runs\x18\x01 \x03(\v2\x16.lamina.trainer.v1.RunR\x04runs\"\"\n" +
@@ -726,7 +835,7 @@ func file_lamina_trainer_v1_trainer_proto_rawDescGZIP() []byte {
 }
 
 var file_lamina_trainer_v1_trainer_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_lamina_trainer_v1_trainer_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_lamina_trainer_v1_trainer_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_lamina_trainer_v1_trainer_proto_goTypes = []any{
 	(RunState)(0),            // 0: lamina.trainer.v1.RunState
 	(*StartRunRequest)(nil),  // 1: lamina.trainer.v1.StartRunRequest
@@ -734,29 +843,31 @@ var file_lamina_trainer_v1_trainer_proto_goTypes = []any{
 	(*WatchRunRequest)(nil),  // 3: lamina.trainer.v1.WatchRunRequest
 	(*WatchRunResponse)(nil), // 4: lamina.trainer.v1.WatchRunResponse
 	(*Run)(nil),              // 5: lamina.trainer.v1.Run
-	(*ListRunsRequest)(nil),  // 6: lamina.trainer.v1.ListRunsRequest
-	(*ListRunsResponse)(nil), // 7: lamina.trainer.v1.ListRunsResponse
-	(*StopRunRequest)(nil),   // 8: lamina.trainer.v1.StopRunRequest
-	(*StopRunResponse)(nil),  // 9: lamina.trainer.v1.StopRunResponse
+	(*SampleText)(nil),       // 6: lamina.trainer.v1.SampleText
+	(*ListRunsRequest)(nil),  // 7: lamina.trainer.v1.ListRunsRequest
+	(*ListRunsResponse)(nil), // 8: lamina.trainer.v1.ListRunsResponse
+	(*StopRunRequest)(nil),   // 9: lamina.trainer.v1.StopRunRequest
+	(*StopRunResponse)(nil),  // 10: lamina.trainer.v1.StopRunResponse
 }
 var file_lamina_trainer_v1_trainer_proto_depIdxs = []int32{
-	5, // 0: lamina.trainer.v1.WatchRunResponse.run:type_name -> lamina.trainer.v1.Run
-	0, // 1: lamina.trainer.v1.Run.state:type_name -> lamina.trainer.v1.RunState
-	5, // 2: lamina.trainer.v1.ListRunsResponse.runs:type_name -> lamina.trainer.v1.Run
-	5, // 3: lamina.trainer.v1.StopRunResponse.run:type_name -> lamina.trainer.v1.Run
-	1, // 4: lamina.trainer.v1.TrainerService.StartRun:input_type -> lamina.trainer.v1.StartRunRequest
-	3, // 5: lamina.trainer.v1.TrainerService.WatchRun:input_type -> lamina.trainer.v1.WatchRunRequest
-	6, // 6: lamina.trainer.v1.TrainerService.ListRuns:input_type -> lamina.trainer.v1.ListRunsRequest
-	8, // 7: lamina.trainer.v1.TrainerService.StopRun:input_type -> lamina.trainer.v1.StopRunRequest
-	2, // 8: lamina.trainer.v1.TrainerService.StartRun:output_type -> lamina.trainer.v1.StartRunResponse
-	4, // 9: lamina.trainer.v1.TrainerService.WatchRun:output_type -> lamina.trainer.v1.WatchRunResponse
-	7, // 10: lamina.trainer.v1.TrainerService.ListRuns:output_type -> lamina.trainer.v1.ListRunsResponse
-	9, // 11: lamina.trainer.v1.TrainerService.StopRun:output_type -> lamina.trainer.v1.StopRunResponse
-	8, // [8:12] is the sub-list for method output_type
-	4, // [4:8] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	5,  // 0: lamina.trainer.v1.WatchRunResponse.run:type_name -> lamina.trainer.v1.Run
+	0,  // 1: lamina.trainer.v1.Run.state:type_name -> lamina.trainer.v1.RunState
+	6,  // 2: lamina.trainer.v1.Run.samples:type_name -> lamina.trainer.v1.SampleText
+	5,  // 3: lamina.trainer.v1.ListRunsResponse.runs:type_name -> lamina.trainer.v1.Run
+	5,  // 4: lamina.trainer.v1.StopRunResponse.run:type_name -> lamina.trainer.v1.Run
+	1,  // 5: lamina.trainer.v1.TrainerService.StartRun:input_type -> lamina.trainer.v1.StartRunRequest
+	3,  // 6: lamina.trainer.v1.TrainerService.WatchRun:input_type -> lamina.trainer.v1.WatchRunRequest
+	7,  // 7: lamina.trainer.v1.TrainerService.ListRuns:input_type -> lamina.trainer.v1.ListRunsRequest
+	9,  // 8: lamina.trainer.v1.TrainerService.StopRun:input_type -> lamina.trainer.v1.StopRunRequest
+	2,  // 9: lamina.trainer.v1.TrainerService.StartRun:output_type -> lamina.trainer.v1.StartRunResponse
+	4,  // 10: lamina.trainer.v1.TrainerService.WatchRun:output_type -> lamina.trainer.v1.WatchRunResponse
+	8,  // 11: lamina.trainer.v1.TrainerService.ListRuns:output_type -> lamina.trainer.v1.ListRunsResponse
+	10, // 12: lamina.trainer.v1.TrainerService.StopRun:output_type -> lamina.trainer.v1.StopRunResponse
+	9,  // [9:13] is the sub-list for method output_type
+	5,  // [5:9] is the sub-list for method input_type
+	5,  // [5:5] is the sub-list for extension type_name
+	5,  // [5:5] is the sub-list for extension extendee
+	0,  // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_lamina_trainer_v1_trainer_proto_init() }
@@ -770,7 +881,7 @@ func file_lamina_trainer_v1_trainer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lamina_trainer_v1_trainer_proto_rawDesc), len(file_lamina_trainer_v1_trainer_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   9,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
