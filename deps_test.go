@@ -76,6 +76,7 @@ var pure = []string{
 	"pkg/grammar",
 	"pkg/vocab",
 	"pkg/template",
+	"pkg/compress",
 }
 
 var rules = []rule{
