@@ -1,5 +1,7 @@
 package schedule
 
+import "github.com/lamina-mesh/lamina/pkg/fault"
+
 // Node is a node of the fixed tree over slots. It covers the slots [Lo, Hi).
 type Node struct{ Lo, Hi int }
 
@@ -38,4 +40,37 @@ func Cover(slots, lo, hi int) []Node {
 // Slots returns the range of slots that a replica computes.
 func Slots(slots, replica, replicas int) (lo, hi int) {
 	return slots * replica / replicas, slots * (replica + 1) / replicas
+}
+
+// Level lists the nodes at the depth at which the tree over all slots has n nodes, in slot order. n is a
+// power of two and at most the number of slots.
+func Level(slots, n int) []Node {
+	out := []Node{{0, slots}}
+	for len(out) < n {
+		var next []Node
+		for _, node := range out {
+			left, right := node.Children()
+			next = append(next, left, right)
+		}
+		out = next
+	}
+	return out
+}
+
+// CheckLevel returns an error if the tree over all slots has no level of n nodes.
+func CheckLevel(field string, slots, n int) error {
+	if n < 1 || n > slots || n&(n-1) != 0 {
+		return fault.Field(field, "%d is not a power of two from 1 to the number of slots, %d", n, slots)
+	}
+	return nil
+}
+
+// LevelSlots returns the range of slots that a replica computes, if it computes whole nodes of a level.
+func LevelSlots(slots, n, replica, replicas int) (lo, hi int) {
+	level := Level(slots, n)
+	first, end := Slots(n, replica, replicas)
+	if first == end {
+		return 0, 0
+	}
+	return level[first].Lo, level[end-1].Hi
 }

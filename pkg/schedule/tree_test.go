@@ -29,3 +29,43 @@ func TestCover_ReplicasTileTheTree(t *testing.T) {
 		t.Errorf("half of the tree is %s", got)
 	}
 }
+
+func TestLevel_CoversAllSlotsWithNodesOfTheTree(t *testing.T) {
+	for slots := 1; slots <= 40; slots++ {
+		for n := 1; n <= slots; n *= 2 {
+			if err := schedule.CheckLevel("nodes", slots, n); err != nil {
+				t.Fatal(err)
+			}
+			level := schedule.Level(slots, n)
+			at := 0
+			for _, node := range level {
+				cover := schedule.Cover(slots, node.Lo, node.Hi)
+				if node.Lo != at || node.Hi <= node.Lo || len(cover) != 1 || cover[0] != node {
+					t.Fatalf("%d of %d slots: %v is not a node at %d", n, slots, node, at)
+				}
+				at = node.Hi
+			}
+			if at != slots || len(level) != n {
+				t.Fatalf("%d of %d slots: level %v", n, slots, level)
+			}
+			for replicas := 1; replicas <= n; replicas++ {
+				at := 0
+				for r := range replicas {
+					lo, hi := schedule.LevelSlots(slots, n, r, replicas)
+					if lo != at || hi <= lo {
+						t.Fatalf("%d nodes of %d slots, replica %d of %d: slots %d-%d", n, slots, r, replicas, lo, hi)
+					}
+					at = hi
+				}
+				if at != slots {
+					t.Fatalf("%d nodes of %d slots over %d replicas end at %d", n, slots, replicas, at)
+				}
+			}
+		}
+	}
+	for _, n := range []int{0, 3, 8, -1} {
+		if schedule.CheckLevel("nodes", 7, n) == nil {
+			t.Errorf("%d nodes of 7 slots are accepted", n)
+		}
+	}
+}
