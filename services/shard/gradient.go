@@ -6,15 +6,13 @@ import (
 	"math"
 	"time"
 
+	"github.com/lamina-mesh/lamina/pkg/compress"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
-	"github.com/lamina-mesh/lamina/pkg/gradbus"
 	"github.com/lamina-mesh/lamina/pkg/model"
 	"github.com/lamina-mesh/lamina/pkg/schedule"
+	"github.com/lamina-mesh/lamina/pkg/wire"
 )
-
-// chunkSize is the number of gradient bytes in one event.
-const chunkSize = 256 << 10
 
 // These are the two parts of a tied embedding whose two uses are on different stages.
 const (
@@ -24,9 +22,6 @@ const (
 
 // removeTimeout bounds the removal of a run's events.
 const removeTimeout = 5 * time.Second
-
-// meetTimeout is how long a stage waits for another replica's gradient.
-const meetTimeout = 5 * time.Minute
 
 // gradient is the gradient of a span: one flat slice in name order, and views of it. It leaves out frozen
 // parameters.
@@ -74,47 +69,102 @@ func (g *gradient) tensor(name string) []float32 {
 }
 
 // reducer folds the gradients of a span in a step: this replica's slots, the other replicas' nodes from the
-// bus, and the two parts of a tied embedding. A node of the tree has the same bits on every
-// replica, so events are identified by their keys and repetition is harmless.
+// bus, and the two parts of a tied embedding.
+//
+// A unit is a node of the tree that one replica computes as a whole: the largest such nodes or, with a lossy
+// wire type, the nodes of the level that the run fixes. A unit is encoded and decoded again where it was
+// computed, so it has the same bits on every replica, and a lone replica has these bits too.
 type reducer struct {
 	run    *trainRun
 	span   *trainSpan
+	mail   *mailbox
+	codec  compress.Codec
 	step   uint64
 	folded *gradient // the step's gradient, until it is applied or dropped
 
-	own     map[schedule.Node]bool          // the nodes that this replica publishes
-	parents map[schedule.Node]schedule.Node // parents of the nodes below own
-	theirs  map[schedule.Node]bool          // the nodes that the other replicas publish
-	readers map[string]*reader              // by part
-}
+	units   []schedule.Node                 // of this replica, in slot order
+	own     map[schedule.Node]bool          // the same
+	parents map[schedule.Node]schedule.Node // parents of the nodes below the units
+	all     map[schedule.Node]int           // the units of all replicas, and their replicas
+	buckets []*bucket
 
-// reader reads one part's events of the current step. Chunks of several nodes arrive interleaved,
-// so chunks that are not needed yet are kept.
-type reader struct {
-	events  gradbus.Subscription
-	partial map[schedule.Node]*assembly
-	whole   map[schedule.Node][]float32
+	// The residuals of this replica's units: before the step, and after it if it is applied.
+	residual, pending map[schedule.Node][]float32
+
+	errorSquares, nodeSquares float64 // of the step's units
 }
 
 func newReducer(s *trainSpan) *reducer {
 	r := s.run
+	g := r.open.GetGradients()
 	m := &reducer{
-		run: r, span: s, own: map[schedule.Node]bool{}, parents: map[schedule.Node]schedule.Node{},
-		theirs: map[schedule.Node]bool{}, readers: map[string]*reader{},
+		run: r, span: s, codec: codec(g), own: map[schedule.Node]bool{}, parents: map[schedule.Node]schedule.Node{},
+		all: map[schedule.Node]int{}, residual: map[schedule.Node][]float32{}, pending: map[schedule.Node][]float32{},
 	}
-	slots, replicas := int(r.open.GetSlots()), int(r.open.GetReplicas())
+	m.mail = &mailbox{run: r, readers: map[string]*reader{}}
+	replicas := int(r.open.GetReplicas())
 	for replica := range replicas {
-		lo, hi := schedule.Slots(slots, replica, replicas)
-		for _, n := range schedule.Cover(slots, lo, hi) {
+		lo, hi := r.slots(replica)
+		units := schedule.Cover(int(r.open.GetSlots()), lo, hi)
+		if !m.codec.Exact() {
+			units = within(schedule.Level(int(r.open.GetSlots()), int(g.GetNodes())), lo, hi)
+		}
+		for _, n := range units {
+			m.all[n] = replica
 			if replica != int(r.open.GetReplica()) {
-				m.theirs[n] = true
 				continue
 			}
-			m.own[n] = true
+			m.units, m.own[n] = append(m.units, n), true
 			m.descend(n)
 		}
 	}
+	m.buckets = m.makeBuckets()
+	if m.codec.Feedback() {
+		for _, n := range m.units {
+			m.residual[n], m.pending[n] = make([]float32, s.size()), make([]float32, s.size())
+		}
+	}
 	return m
+}
+
+// codec returns the wire type of a run's gradients.
+func codec(g *shardv1.Gradients) compress.Codec {
+	c := compress.Codec{Wire: g.GetWire(), Density: g.GetDensity()}
+	if c.Exact() {
+		c.Wire = ""
+	}
+	return c
+}
+
+// within lists the nodes that lie within the slots [lo, hi).
+func within(nodes []schedule.Node, lo, hi int) []schedule.Node {
+	var out []schedule.Node
+	for _, n := range nodes {
+		if n.Lo >= lo && n.Hi <= hi {
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
+// slots returns the range of slots that a replica computes.
+func (r *trainRun) slots(replica int) (lo, hi int) {
+	slots, replicas := int(r.open.GetSlots()), int(r.open.GetReplicas())
+	if g := r.open.GetGradients(); !codec(g).Exact() {
+		return schedule.LevelSlots(slots, int(g.GetNodes()), replica, replicas)
+	}
+	return schedule.Slots(slots, replica, replicas)
+}
+
+// size returns the number of values of a gradient.
+func (s *trainSpan) size() int {
+	n := 0
+	for _, p := range s.stage.Params().Tensors {
+		if !s.frozen[p.Owner()] {
+			n += len(p.Data)
+		}
+	}
+	return n
 }
 
 // descend records the parents of all nodes below n.
@@ -129,11 +179,7 @@ func (m *reducer) descend(n schedule.Node) {
 }
 
 func (m *reducer) close() {
-	for part, in := range m.readers {
-		if err := in.events.Close(); err != nil {
-			m.run.service.log.Warn("close gradient events", "part", part, "error", err)
-		}
-	}
+	m.mail.close()
 	if !m.cleans() || m.step == 0 {
 		return
 	}
@@ -154,10 +200,14 @@ func (m *reducer) discard() {
 	}
 }
 
-// commit drops the step's gradient and, on one stage of the run, its events on the bus.
-// The step is applied here, so every replica has published and read them.
+// commit drops the step's gradient, takes over the residuals and, on one stage of the run, drops the events
+// on the bus. The step is applied here, so every replica has published and read them.
 func (m *reducer) commit() {
 	m.discard()
+	for n, residual := range m.residual {
+		copy(residual, m.pending[n])
+	}
+	m.run.outbox.Commit(m.step)
 	if !m.cleans() || m.step < 2 {
 		return
 	}
@@ -174,77 +224,168 @@ func (m *reducer) cleans() bool {
 	return o.GetReplica() == 0 && o.GetStage() == 0 && m.span.index == 0 && (o.GetReplicas() > 1 || m.span.tied != "")
 }
 
+// begin prepares for a step.
+func (m *reducer) begin(step uint64) {
+	m.discard()
+	m.step = step
+	m.mail.begin(step)
+	m.errorSquares, m.nodeSquares = 0, 0
+}
+
 // keep stores a slot's gradient and folds sibling nodes as soon as both exist. So a step holds at
-// most one gradient per level of the tree, and not one per slot.
-func (m *reducer) keep(nodes map[schedule.Node]*gradient, slot int, g *gradient) {
+// most one gradient per level of the tree, and not one per slot. A unit that is complete is
+// published at once, while the next slots are computed.
+func (m *reducer) keep(nodes map[schedule.Node]*gradient, slot int, g *gradient) error {
 	n := schedule.Node{Lo: slot, Hi: slot + 1}
 	nodes[n] = g
-	for {
-		parent, ok := m.parents[n]
-		if !ok {
-			return
-		}
+	for !m.own[n] {
+		parent := m.parents[n]
 		left, right := parent.Children()
 		if nodes[left] == nil || nodes[right] == nil {
-			return
+			return nil
 		}
 		nodes[parent] = m.add(nodes[left], nodes[right])
 		delete(nodes, left)
 		delete(nodes, right)
 		n = parent
 	}
+	return m.finish(n, nodes[n])
 }
 
-// publish sends this replica's nodes of a step to the other replicas. nodes holds them, as keep has
-// left them.
-func (m *reducer) publish(step uint64, nodes map[schedule.Node]*gradient) error {
-	m.discard()
-	if step != m.step { // a repeated step reads the same events
-		for _, in := range m.readers {
-			clear(in.partial)
-			clear(in.whole)
-		}
-	}
-	m.step = step
-	total, replicas := int(m.run.open.GetSlots()), int(m.run.open.GetReplicas())
-	if replicas == 1 {
+// finish encodes a unit, leaves in g what its readers decode, and publishes it.
+func (m *reducer) finish(n schedule.Node, g *gradient) error {
+	others := m.run.open.GetReplicas() > 1
+	if m.codec.Exact() && !others && m.span.tied == "" && m.limit() == 0 {
 		return nil
 	}
-	lo, hi := schedule.Slots(total, int(m.run.open.GetReplica()), replicas)
-	for _, n := range schedule.Cover(total, lo, hi) {
-		if err := m.send(m.part(), n, nodes[n].flat); err != nil { // nothing, if all parameters are frozen
-			return err
+	if err := m.checkNorm(g.flat); err != nil {
+		return fault.Wrap(fault.DataLoss, err, "fold slots %d-%d of step %d", n.Lo, n.Hi, m.step)
+	}
+	left := m.pending[n]
+	if m.codec.Feedback() {
+		m.run.service.cfg.Kernels.Add(g.flat, m.residual[n])
+	}
+	for _, b := range m.buckets {
+		data := b.encode(m, g.flat, left)
+		if b.tied || others && !(b.scatter && b.owner == int(m.run.open.GetReplica())) {
+			if err := m.mail.send(b.nodes.part, n, m.codec.Wire, data); err != nil {
+				return err
+			}
+			m.run.full += uint64(4 * (b.hi - b.lo))
 		}
 	}
 	return nil
 }
 
-// part names the span on the bus.
-func (m *reducer) part() string { return m.span.stage.Range.String() }
+// limit returns the largest norm that a node may have; 0 for none.
+func (m *reducer) limit() float64 { return m.run.open.GetGradients().GetMaxNorm() }
 
-// gather waits for the other replicas' nodes and sums the slots of all replicas over the tree. It
+// checkNorm returns an error for values that must never reach the weights.
+func (m *reducer) checkNorm(x []float32) error {
+	sum := m.run.service.cfg.Kernels.SumSquares(x)
+	switch limit := m.limit(); {
+	case math.IsNaN(sum) || math.IsInf(sum, 0):
+		return fault.New(fault.DataLoss, "the gradient is not finite")
+	case limit > 0 && sum > limit*limit:
+		return fault.New(fault.DataLoss, "a norm of %.3g is more than max_norm, %v", math.Sqrt(sum), limit)
+	}
+	return nil
+}
+
+// gather waits for the other replicas' units and sums the slots of all replicas over the tree. It
 // returns the time spent waiting.
 func (m *reducer) gather(nodes map[schedule.Node]*gradient) (time.Duration, error) {
 	begin := time.Now()
-	total, replicas := int(m.run.open.GetSlots()), int(m.run.open.GetReplicas())
-	for replica := range replicas {
-		if replica == int(m.run.open.GetReplica()) {
-			continue
-		}
-		lo, hi := schedule.Slots(total, replica, replicas)
-		for _, n := range schedule.Cover(total, lo, hi) {
-			g := m.span.takeGradient()
-			if len(g.flat) > 0 {
-				if err := m.await(m.part(), n, g.flat); err != nil {
-					return 0, err
-				}
+	root := schedule.Node{Lo: 0, Hi: int(m.run.open.GetSlots())}
+	if m.run.open.GetReplicas() == 1 {
+		m.folded = m.whole(root, nodes)
+		return 0, nil
+	}
+	m.folded = m.span.takeGradient()
+	// First the buckets that this replica folds for the others, who wait for them.
+	for _, mine := range []bool{true, false} {
+		for _, b := range m.buckets {
+			if (!b.scatter || b.owner == int(m.run.open.GetReplica())) != mine {
+				continue
 			}
-			nodes[n] = g
+			var err error
+			if mine {
+				err = m.foldBucket(b, root, nodes)
+			} else {
+				err = m.readFold(b, root)
+			}
+			if err != nil {
+				return 0, err
+			}
 		}
 	}
-	wait := time.Since(begin)
-	m.folded = m.whole(schedule.Node{Lo: 0, Hi: total}, nodes)
-	return wait, nil
+	for _, g := range nodes {
+		m.span.grads = append(m.span.grads, g)
+	}
+	clear(nodes)
+	return time.Since(begin), nil
+}
+
+// foldBucket sums a bucket over all replicas, and publishes the sum if the bucket is scattered.
+func (m *reducer) foldBucket(b *bucket, root schedule.Node, nodes map[schedule.Node]*gradient) error {
+	values := map[schedule.Node][]float32{}
+	for _, n := range m.units {
+		values[n] = nodes[n].flat[b.lo:b.hi]
+	}
+	if err := m.read(b, values); err != nil {
+		return err
+	}
+	sum := m.folded.flat[b.lo:b.hi]
+	copy(sum, m.sum(root, values))
+	if b.scatter {
+		m.run.full += uint64(4 * len(sum))
+		return m.mail.send(b.fold.part, root, b.fold.wire, wire.Bytes(sum))
+	}
+	return nil
+}
+
+// read adds the units of a bucket that are not in values yet.
+func (m *reducer) read(b *bucket, values map[schedule.Node][]float32) error {
+	for n := range m.all {
+		if values[n] != nil {
+			continue
+		}
+		data, err := m.mail.await(&b.nodes, n)
+		if err != nil {
+			return err
+		}
+		values[n] = make([]float32, b.hi-b.lo)
+		if err := b.decode(m.codec, values[n], data); err != nil {
+			return fault.Wrap(fault.DataLoss, err, "read %s slots %d-%d of step %d", b.nodes.part, n.Lo, n.Hi, m.step)
+		}
+		if err := m.checkNorm(values[n]); err != nil {
+			return fault.Wrap(fault.DataLoss, err, "read %s slots %d-%d of step %d", b.nodes.part, n.Lo, n.Hi, m.step)
+		}
+	}
+	return nil
+}
+
+// readFold reads the sum of a bucket that another replica has folded.
+func (m *reducer) readFold(b *bucket, root schedule.Node) error {
+	data, err := m.mail.await(&b.fold, root)
+	if err != nil {
+		return err
+	}
+	if err := (compress.Codec{}).Decode(m.folded.flat[b.lo:b.hi], data); err != nil {
+		return fault.Wrap(fault.DataLoss, err, "read %s of step %d", b.fold.part, m.step)
+	}
+	return nil
+}
+
+// sum returns the sum over a node of the tree, given the values of the units. It changes these values.
+func (m *reducer) sum(n schedule.Node, values map[schedule.Node][]float32) []float32 {
+	if v, ok := values[n]; ok {
+		return v
+	}
+	left, right := n.Children()
+	sum := m.sum(left, values)
+	m.run.service.cfg.Kernels.Add(sum, m.sum(right, values))
+	return sum
 }
 
 // whole returns a node's gradient, folded from the available nodes.
@@ -264,33 +405,35 @@ func (m *reducer) add(a, b *gradient) *gradient {
 }
 
 // foldTied adds the head's part of a tied embedding's gradient to the embedding's part, in that
-// order, on both stages that hold the weight.
+// order, on both stages that hold the weight. The other part is summed from the units that its stages
+// have published for one another.
 func (m *reducer) foldTied() error {
-	r := m.run
-	first, last := m.span.stage.First(), m.span.stage.Last()
 	if m.span.tied == "" {
-		m.folded.params.FoldTied(r.service.cfg.Kernels.Add) // if both parts are on this stage
+		m.folded.params.FoldTied(m.run.service.cfg.Kernels.Add) // if both parts are on this stage
 		return nil
 	}
-	own, mine, theirs := m.folded.tensor(m.span.tied), tiedEmbedding, tiedHead
-	if last {
-		mine, theirs = tiedHead, tiedEmbedding
-	}
-	all := schedule.Node{Lo: 0, Hi: int(r.open.GetSlots())}
-	if r.open.GetReplica() == 0 {
-		if err := m.send(mine, all, own); err != nil {
-			return err
+	var own *bucket
+	for _, b := range m.buckets {
+		if b.tied {
+			own = b
 		}
 	}
-	other := make([]float32, len(own))
-	if err := m.await(theirs, all, other); err != nil {
+	theirs := *own
+	theirs.nodes = parcel{part: tiedHead, wire: own.nodes.wire, size: own.nodes.size, publishers: m.all}
+	if m.span.stage.Last() {
+		theirs.nodes.part = tiedEmbedding
+	}
+	values := map[schedule.Node][]float32{}
+	if err := m.read(&theirs, values); err != nil {
 		return err
 	}
-	if first {
-		r.service.cfg.Kernels.Add(own, other)
+	other := m.sum(schedule.Node{Lo: 0, Hi: int(m.run.open.GetSlots())}, values)
+	mine := m.folded.tensor(m.span.tied)
+	if m.span.stage.First() {
+		m.run.service.cfg.Kernels.Add(mine, other)
 	} else { // embedding + head, on either stage
-		r.service.cfg.Kernels.Add(other, own)
-		copy(own, other)
+		m.run.service.cfg.Kernels.Add(other, mine)
+		copy(mine, other)
 	}
 	return nil
 }

@@ -23,7 +23,7 @@ func gradientEvents(values []float32) []*eventv1.Gradient {
 	for at := 0; at < len(data); at += eventBytes {
 		piece := data[at:min(len(data), at+eventBytes)]
 		out = append(out, &eventv1.Gradient{
-			Run: "run", Step: 1, Part: "0-2", SlotLo: 2, SlotHi: 4, Chunk: uint32(at / eventBytes), Chunks: uint32(
+			Run: "run", Step: 1, Part: "0-2.0", SlotLo: 2, SlotHi: 4, Chunk: uint32(at / eventBytes), Chunks: uint32(
 				(len(data) + eventBytes - 1) / eventBytes,
 			),
 			Checksum: wire.Checksum(piece), WholeChecksum: wire.Checksum(data), Replica: 1, Data: piece,

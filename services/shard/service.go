@@ -13,6 +13,7 @@ import (
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
+	"github.com/lamina-mesh/lamina/pkg/gradbus"
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/kvcache"
 	"github.com/lamina-mesh/lamina/pkg/model"
@@ -38,6 +39,8 @@ type Config struct {
 	Grace time.Duration
 	// Bus carries gradient events; nil for a shard that does not train.
 	Bus Bus
+	// Outbox says how gradient events are published; zero values stand for the defaults.
+	Outbox gradbus.OutboxConfig
 }
 
 const (

@@ -69,7 +69,10 @@ type trainRun struct {
 	next *toNext   // nil on the last, unless the first one is behind it
 
 	scratch *optim.Scratch
-	loaded  map[string]int
+	loaded  map[string]bool // tensors of the state, by stateTensor.key
+
+	outbox *gradbus.Outbox // of all spans
+	full   uint64          // bytes that the gradients sent since the last report have in float32
 }
 
 // trainSpan is one of the stage's ranges of layers.
@@ -174,6 +177,28 @@ func checkTrainOpen(o *shardv1.TrainOpen) error {
 	if err := config.Check(); err != nil {
 		return fault.Wrap(fault.Invalid, err, "open.optimizer")
 	}
+	return checkGradients(o)
+}
+
+// checkGradients checks how gradients are encoded.
+func checkGradients(o *shardv1.TrainOpen) error {
+	g := o.GetGradients()
+	c := codec(g)
+	if err := c.Check(); err != nil {
+		return fault.Wrap(fault.Invalid, err, "open.gradients")
+	}
+	if !(g.GetMaxNorm() >= 0) {
+		return fault.Field("open.gradients.max_norm", "%v is not at least 0", g.GetMaxNorm())
+	}
+	if c.Exact() {
+		return nil
+	}
+	if err := schedule.CheckLevel("open.gradients.nodes", int(o.GetSlots()), int(g.GetNodes())); err != nil {
+		return err
+	}
+	if o.GetReplicas() > g.GetNodes() {
+		return fault.Field("open.replicas", "%d replicas for %d nodes", o.GetReplicas(), g.GetNodes())
+	}
 	return nil
 }
 
@@ -211,7 +236,7 @@ func (t *training) build(
 		service: t.service, open: o, stream: stream, ctx: ctx, fail: fail, frames: make(
 			chan *shardv1.TrainRequest, max(frameQueue, int(o.GetStages())),
 		),
-		optim: optimizer(o.GetOptimizer()), scratch: optim.NewScratch(t.service.cfg.Kernels), loaded: map[string]int{},
+		optim: optimizer(o.GetOptimizer()), scratch: optim.NewScratch(t.service.cfg.Kernels), loaded: map[string]bool{},
 	}
 	for i := range o.GetSpans() {
 		if err := r.addSpan(spec, i, kernels); err != nil {
@@ -229,6 +254,7 @@ func (t *training) build(
 		return nil, fault.New(fault.AlreadyExists, "open stage %d of chain %x: it is already open",
 			o.GetStage(), o.GetChain())
 	}
+	r.outbox = gradbus.NewOutbox(ctx, t.service.cfg.Bus, t.service.cfg.Outbox, fail)
 	t.runs[key] = r
 	return r, nil
 }
@@ -310,6 +336,7 @@ func (r *trainRun) connect() error {
 // close closes everything that the run has opened.
 func (r *trainRun) close() {
 	r.fail(nil)
+	r.outbox.Close()
 	for _, s := range r.spans {
 		s.reducer.close()
 	}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"math"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -208,23 +209,27 @@ func sameNorms(a, b []*shardv1.Norm) bool {
 	return proto.Equal(&shardv1.Folded{Norms: a}, &shardv1.Folded{Norms: b})
 }
 
-// interleaving stores the events of all replicas in alternation, chunk by chunk.
+// interleaving stores the nodes of all replicas in alternation, chunk by chunk, and sums at once.
 type interleaving struct {
 	shard.Bus
 	events chan gradbus.Event
 }
 
-func (b *interleaving) Publish(_ context.Context, e gradbus.Event) error {
+func (b *interleaving) Publish(ctx context.Context, e gradbus.Event) error {
+	if strings.HasSuffix(e.Key.Part, ".fold") {
+		return b.Bus.Publish(ctx, e)
+	}
 	b.events <- e
 	return nil
 }
 
-// release stores what has been published once n replicas have published whole nodes.
+// release stores what has been published once the replicas 1 to n-1 have published whole nodes for replica 0,
+// which sums them.
 func (b *interleaving) release(ctx context.Context, n int) error {
 	byNode := map[uint32][]gradbus.Event{}
 	chunks := 0
 	whole := func() bool {
-		if len(byNode) < n {
+		if len(byNode) < n-1 {
 			return false
 		}
 		for _, list := range byNode {
@@ -244,8 +249,10 @@ func (b *interleaving) release(ctx context.Context, n int) error {
 		}
 	}
 	for chunk := range chunks {
-		for slot := range uint32(n) {
-			if err := b.Bus.Publish(ctx, byNode[slot][chunk]); err != nil {
+		for slot := uint32(1); slot < uint32(n); slot++ {
+			list := byNode[slot]
+			slices.SortFunc(list, func(a, b gradbus.Event) int { return int(a.Key.Chunk) - int(b.Key.Chunk) })
+			if err := b.Bus.Publish(ctx, list[chunk]); err != nil {
 				return err
 			}
 		}

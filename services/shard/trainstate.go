@@ -2,12 +2,14 @@ package shard
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
 	tensorv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tensor/v1"
 	"github.com/lamina-mesh/lamina/pkg/model"
+	"github.com/lamina-mesh/lamina/pkg/schedule"
 	"github.com/lamina-mesh/lamina/pkg/wire"
 )
 
@@ -20,46 +22,76 @@ func sorted(params []model.Param[float32]) []model.Param[float32] {
 	)
 }
 
-// param returns the parameter of a state tensor. A tied copy has its owner's name.
-func (r *trainRun) param(name string) *paramState {
+// stateTensor is a tensor of the stage's state.
+type stateTensor struct {
+	name   string // the owner's for a tied copy; with the slots that it is about, if that is not all
+	kind   shardv1.StateKind
+	shape  []int
+	values []float32
+	slots  bool // only this replica has it
+	copied bool // another stage saves it
+}
+
+// key identifies a tensor in the state.
+func (t *stateTensor) key() string { return fmt.Sprintf("%d %s", t.kind, t.name) }
+
+// slotsName names the part of a parameter's state that belongs to some slots only.
+func slotsName(param string, n schedule.Node) string {
+	return fmt.Sprintf("%s@%d-%d", param, n.Lo, n.Hi)
+}
+
+// tensors lists the stage's state: that of each parameter, and the residuals of this replica's units.
+func (r *trainRun) tensors() []stateTensor {
+	var out []stateTensor
 	for _, p := range r.state {
-		if p.Owner() == name {
-			return p
+		for _, part := range []struct {
+			kind   shardv1.StateKind
+			values []float32
+		}{
+			{shardv1.StateKind_STATE_KIND_WEIGHT, p.Data}, {shardv1.StateKind_STATE_KIND_MOMENT1, p.m},
+			{shardv1.StateKind_STATE_KIND_MOMENT2, p.v},
+		} {
+			if part.values != nil {
+				out = append(out, stateTensor{name: p.Owner(), kind: part.kind, shape: p.Shape, values: part.values,
+					copied: p.Tied()})
+			}
 		}
 	}
-	return nil
+	for _, s := range r.spans {
+		out = append(out, s.reducer.tensors()...)
+	}
+	return out
 }
 
-// stateKinds lists what a parameter may have.
-func stateKinds() []shardv1.StateKind {
-	return []shardv1.StateKind{
-		shardv1.StateKind_STATE_KIND_WEIGHT, shardv1.StateKind_STATE_KIND_MOMENT1, shardv1.StateKind_STATE_KIND_MOMENT2,
+// tensors lists the residuals. The two parts of a tied weight have one each.
+func (m *reducer) tensors() []stateTensor {
+	var out []stateTensor
+	for _, n := range m.units {
+		if m.residual[n] == nil {
+			continue
+		}
+		for _, b := range m.buckets {
+			at := b.lo
+			for _, p := range b.params {
+				out = append(out, stateTensor{
+					name: slotsName(p.Name, n), kind: shardv1.StateKind_STATE_KIND_RESIDUAL, shape: p.Shape,
+					values: m.residual[n][at : at+len(p.Data)], slots: true,
+				})
+				at += len(p.Data)
+			}
+		}
 	}
-}
-
-// values returns the tensor of a kind, or nil if the parameter has none.
-func (p *paramState) values(kind shardv1.StateKind) []float32 {
-	switch kind {
-	case shardv1.StateKind_STATE_KIND_WEIGHT:
-		return p.Data
-	case shardv1.StateKind_STATE_KIND_MOMENT1:
-		return p.m
-	case shardv1.StateKind_STATE_KIND_MOMENT2:
-		return p.v
-	}
-	return nil
+	return out
 }
 
 // loadState reads a state tensor and the chunks that follow it.
 func (r *trainRun) loadState(s *shardv1.State) error {
-	p := r.param(s.GetName())
-	if p == nil {
-		return fault.Field("state.name", "%q is not a parameter of layers %v", s.GetName(), r.layers())
+	all := r.tensors()
+	at := slices.IndexFunc(all, func(t stateTensor) bool { return t.name == s.GetName() && t.kind == s.GetKind() })
+	if at < 0 {
+		return fault.Field("state.name", "layers %v have no %v of %q", r.layers(), s.GetKind(), s.GetName())
 	}
-	dst := p.values(s.GetKind())
-	if dst == nil {
-		return fault.Field("state.kind", "%q has no %v", s.GetName(), s.GetKind())
-	}
+	dst := all[at].values
 	tensors := wire.NewAssembler(4 * len(dst))
 	done, err := tensors.Start(s.GetTensor())
 	for err == nil && !done {
@@ -83,17 +115,15 @@ func (r *trainRun) loadState(s *shardv1.State) error {
 		return fault.Field("state.tensor", "%d values for %q, want %d", len(values), s.GetName(), len(dst))
 	}
 	copy(dst, values)
-	r.loaded[p.Name] |= 1 << s.GetKind()
+	r.loaded[all[at].key()] = true
 	return nil
 }
 
 // finishLoad checks that the state is complete.
 func (r *trainRun) finishLoad(l *shardv1.Load) error {
-	for _, p := range r.state {
-		for _, kind := range stateKinds() {
-			if p.values(kind) != nil && r.loaded[p.Name]&(1<<kind) == 0 {
-				return fault.Field("state", "%q lacks its weight or a moment", p.Name)
-			}
+	for _, t := range r.tensors() {
+		if !r.loaded[t.key()] {
+			return fault.Field("state", "lacks the %v of %q", t.kind, t.name)
 		}
 	}
 	clear(r.loaded)
@@ -105,30 +135,22 @@ func (r *trainRun) finishLoad(l *shardv1.Load) error {
 
 // fetch sends the stage's own state, tensor by tensor.
 func (r *trainRun) fetch(f *shardv1.Fetch) error {
-	kinds := stateKinds()
-	if f.GetWeightsOnly() {
-		kinds = kinds[:1]
-	}
-	for _, p := range r.state {
-		if p.Tied() {
+	for _, t := range r.tensors() {
+		if t.copied || f.GetWeightsOnly() && t.kind != shardv1.StateKind_STATE_KIND_WEIGHT ||
+			f.GetSlotsOnly() && !t.slots {
 			continue
 		}
-		for _, kind := range kinds {
-			if p.values(kind) == nil {
-				continue
-			}
-			head, chunks := wire.Encode(f32, p.Shape, p.values(kind))
-			if err := r.send(
-				&shardv1.TrainResponse{
-					Frame: &shardv1.TrainResponse_State{State: &shardv1.State{Name: p.Name, Kind: kind, Tensor: head}},
-				},
-			); err != nil {
+		head, chunks := wire.Encode(f32, t.shape, t.values)
+		if err := r.send(
+			&shardv1.TrainResponse{
+				Frame: &shardv1.TrainResponse_State{State: &shardv1.State{Name: t.name, Kind: t.kind, Tensor: head}},
+			},
+		); err != nil {
+			return err
+		}
+		for _, c := range chunks {
+			if err := r.send(&shardv1.TrainResponse{Frame: &shardv1.TrainResponse_Chunk{Chunk: c}}); err != nil {
 				return err
-			}
-			for _, c := range chunks {
-				if err := r.send(&shardv1.TrainResponse{Frame: &shardv1.TrainResponse_Chunk{Chunk: c}}); err != nil {
-					return err
-				}
 			}
 		}
 	}

@@ -37,8 +37,11 @@ func (r *trainRun) runStep(step *shardv1.Step) error {
 		scale:    1 / float64(step.GetTargets()),
 		traces:   map[pass]*model.Trace[float32]{},
 	}
-	for range r.spans {
+	for _, span := range r.spans {
 		s.grads = append(s.grads, map[schedule.Node]*gradient{})
+		if !step.GetForwardOnly() {
+			span.reducer.begin(step.GetStep())
+		}
 	}
 	actions, err := schedule.Config{
 		Name: r.open.GetSchedule(), Stages: int(r.open.GetStages()), Spans: len(r.spans), Micro: len(step.GetSlots()),
@@ -59,12 +62,24 @@ func (r *trainRun) runStep(step *shardv1.Step) error {
 	if err != nil {
 		return err
 	}
-	return r.send(&shardv1.TrainResponse{Frame: &shardv1.TrainResponse_Folded{Folded: &shardv1.Folded{
+	out := &shardv1.Folded{
 		Step: step.GetStep(), Norms: norms, ComputeUs: uint64(
 			(time.Since(start) - s.wait).Microseconds(),
 		), WaitUs: uint64(s.wait.Microseconds()),
 		ScheduleUs: uint64(took.Microseconds()), IdleUs: uint64(idle.Microseconds()),
-	}}})
+	}
+	s.traffic(out)
+	return r.send(&shardv1.TrainResponse{Frame: &shardv1.TrainResponse_Folded{Folded: out}})
+}
+
+// traffic reports the bytes on the bus since the last report, and what encoding has left out.
+func (r *trainRun) traffic(out *shardv1.Folded) {
+	out.BytesSent, out.BytesFull, r.full = r.outbox.TakeBytes(), r.full, 0
+	for _, span := range r.spans {
+		m := span.reducer
+		out.ErrorSquares, out.NodeSquares = out.ErrorSquares+m.errorSquares, out.NodeSquares+m.nodeSquares
+		out.BytesRead, m.mail.read = out.BytesRead+m.mail.read, 0
+	}
 }
 
 // run runs an action of the schedule.
@@ -85,14 +100,9 @@ func (s *stepRun) run(a schedule.Action) error {
 	return s.backward(p)
 }
 
-// fold sums the gradients of all spans over all replicas. Everything is published before anything is
-// waited for.
+// fold sums the gradients of all spans over all replicas. Everything of this replica has been published when
+// its last slot was kept, before anything is waited for.
 func (s *stepRun) fold() (norms []*shardv1.Norm, err error) {
-	for i, span := range s.spans {
-		if err := span.reducer.publish(s.step.GetStep(), s.grads[i]); err != nil {
-			return nil, err
-		}
-	}
 	for i, span := range s.spans {
 		wait, err := span.reducer.gather(s.grads[i])
 		if err != nil {
@@ -127,7 +137,7 @@ func (r *trainRun) checkStep(step *shardv1.Step) error {
 	if step.GetForwardOnly() {
 		return nil
 	}
-	lo, hi := schedule.Slots(int(r.open.GetSlots()), int(r.open.GetReplica()), int(r.open.GetReplicas()))
+	lo, hi := r.slots(int(r.open.GetReplica()))
 	if int(step.GetSlots()[0]) != lo || len(step.GetSlots()) != hi-lo {
 		return fault.Field("step.slots", "%v are not the slots %[3]d to %[4]d of replica %[2]d",
 			step.GetSlots(), r.open.GetReplica(), lo, hi-1)
@@ -262,8 +272,7 @@ func (s *stepRun) backward(p pass) error {
 	if err := s.sendInputGradient(p, dIn); err != nil {
 		return err
 	}
-	span.reducer.keep(s.grads[p.span], p.slot, g)
-	return nil
+	return span.reducer.keep(s.grads[p.span], p.slot, g)
 }
 
 // backwardInput computes the gradient of a span's input, which the previous span waits for.
@@ -287,6 +296,5 @@ func (s *stepRun) backwardWeight(p pass) error {
 		return fault.Wrap(fault.Invalid, err, "compute the gradients of slot %d of step %d", p.slot, s.step.GetStep())
 	}
 	delete(s.traces, p)
-	span.reducer.keep(s.grads[p.span], p.slot, g)
-	return nil
+	return span.reducer.keep(s.grads[p.span], p.slot, g)
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
@@ -51,6 +52,7 @@ type fleet struct {
 	ctx        context.Context
 	fail       context.CancelCauseFunc
 	spec       model.Spec
+	manifest   *Manifest
 	chains     []*chain
 	ranges     []model.Range // the layers of a chain's spans, in order; span c of stage s is c·stages+s
 	parameters uint64
@@ -61,7 +63,7 @@ type fleet struct {
 // openFleet opens all chains. If there are fewer shards than stages, a shard runs several stages.
 func openFleet(ctx context.Context, dialer Dialer, m *Manifest, spec model.Spec, layout layout,
 	addrs []string) (*fleet, error) {
-	f := &fleet{spec: spec}
+	f := &fleet{spec: spec, manifest: m}
 	f.ctx, f.fail = context.WithCancelCause(ctx)
 	config, err := model.ConfigJSON(spec)
 	if err != nil {
@@ -97,6 +99,7 @@ func openFleet(ctx context.Context, dialer Dialer, m *Manifest, spec model.Spec,
 				Optimizer:     optimizer(m),
 				SlotSequences: uint32(m.SlotSequences), SequenceLen: uint32(m.SequenceLen),
 				Precision: shardv1.Precision_PRECISION_FLOAT32,
+				Gradients: m.Gradients.open(),
 			}
 			if m.Precision == tensor.BF16.String() {
 				open.Precision = shardv1.Precision_PRECISION_BFLOAT16
@@ -267,10 +270,17 @@ func (f *fleet) feed(c *chain, step *shardv1.Step, data []*shardv1.Microbatch) e
 
 // load sends the state of a checkpoint to every stage.
 func (f *fleet) load(state *state) error {
-	return f.each(func(_ *chain, i int, s *stage) error {
+	return f.each(func(c *chain, i int, s *stage) error {
+		lo, hi := f.manifest.share(c.replica, len(f.chains))
 		for _, t := range state.tensors {
 			stages := len(f.chains[0].stages)
-			if !slices.ContainsFunc(f.spec.Holders(t.name, f.ranges), func(at int) bool { return at%stages == i }) {
+			param, from, to, some := cutSlots(t.name)
+			holders := f.spec.Holders(param, f.ranges)
+			if t.kind == residual { // the two parts of a tied weight have one each, under their own names
+				holders = holders[:min(1, len(holders))]
+			}
+			if !slices.ContainsFunc(holders, func(at int) bool { return at%stages == i }) ||
+				some && (from < lo || to > hi) {
 				continue
 			}
 			head, chunks := wire.Encode(tensorv1.ElementType_ELEMENT_TYPE_F32, t.shape, t.values)
@@ -301,30 +311,28 @@ func (f *fleet) load(state *state) error {
 	})
 }
 
-// fetch reads the state from the stages of the first chain.
+// fetch reads the state from the stages of the first chain, and from the others what belongs to their slots.
 func (f *fleet) fetch() (*state, error) {
-	parts := make([][]stateTensor, len(f.chains[0].stages))
-	var step uint64
-	var g errgroup.Group
-	for i, s := range f.chains[0].stages {
-		g.Go(func() error {
-			if err := f.send(s,
-				&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Fetch{Fetch: &shardv1.Fetch{}}}); err != nil {
-				return err
-			}
-			done, err := f.fetchStage(s, &parts[i])
-			if i == 0 && err == nil {
-				step = done.GetStep()
-			}
+	out := &state{}
+	var mu sync.Mutex
+	err := f.each(func(c *chain, i int, s *stage) error {
+		fetch := &shardv1.Fetch{SlotsOnly: c.replica > 0}
+		if err := f.send(s, &shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Fetch{Fetch: fetch}}); err != nil {
 			return err
-		})
-	}
-	if err := g.Wait(); err != nil {
+		}
+		var part []stateTensor
+		done, err := f.fetchStage(s, &part)
+		if err != nil {
+			return err
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		out.step = done.GetStep()
+		out.tensors = append(out.tensors, part...)
+		return nil
+	})
+	if err != nil {
 		return nil, err
-	}
-	out := &state{step: step}
-	for _, p := range parts {
-		out.tensors = append(out.tensors, p...)
 	}
 	out.sort()
 	return out, nil

@@ -27,6 +27,8 @@ const (
 	weight  = shardv1.StateKind_STATE_KIND_WEIGHT
 	moment1 = shardv1.StateKind_STATE_KIND_MOMENT1
 	moment2 = shardv1.StateKind_STATE_KIND_MOMENT2
+
+	residual = shardv1.StateKind_STATE_KIND_RESIDUAL
 )
 
 // stateTensor is a weight or a moment.
@@ -86,7 +88,7 @@ const (
 
 func files() map[shardv1.StateKind]string {
 	return map[shardv1.StateKind]string{weight: "weights.safetensors", moment1: "moment1.safetensors",
-		moment2: "moment2.safetensors"}
+		moment2: "moment2.safetensors", residual: "residuals.safetensors"}
 }
 
 func stepDir(dir string, step uint64) string {
@@ -107,6 +109,9 @@ func saveCheckpoint(dir string, s *state, manifest string) error {
 				named = append(named, weights.Named{Name: t.name, DType: tensor.F32, Shape: t.shape,
 					Data: wire.Bytes(t.values)})
 			}
+		}
+		if kind == residual && named == nil {
+			continue // only some wire types have them
 		}
 		h := sha256.New()
 		err := weights.WriteFile(filepath.Join(at, name), func(w io.Writer) error {
@@ -207,6 +212,9 @@ func readCheckpoint(at, manifest string) (*state, error) {
 	}
 	out := &state{step: record.Step}
 	for kind, name := range files() {
+		if _, ok := record.Files[name]; !ok && kind == residual {
+			continue
+		}
 		raw, err := os.ReadFile(filepath.Join(at, name))
 		if err != nil {
 			return nil, err

@@ -44,6 +44,9 @@ type Manifest struct {
 	// Parameters are exceptions for some parameters. Of several that set a field, the last one counts.
 	Parameters []ParameterRule `json:"parameters,omitempty"`
 
+	// Gradients says how replicas exchange gradients; exactly, in float32, when absent.
+	Gradients Gradients `json:"gradients"`
+
 	// Precision is "F32" (default) or "BF16". With BF16 the operands of products and the saved
 	// activations are rounded to bfloat16; weights and accumulations stay float32.
 	Precision string `json:"precision"`
@@ -145,6 +148,7 @@ func ParseManifest(text []byte) (*Manifest, error) {
 		m.Model.FF = 4 * m.Model.Width
 	}
 	m.setDefaults()
+	m.Gradients.setDefaults(m.Slots)
 	if m.Spans == 0 {
 		m.Spans = schedule.DefaultSpans(m.Schedule)
 	}
@@ -286,6 +290,9 @@ func (m *Manifest) check() error {
 	}
 	if m.Data.Text == "" {
 		return fault.Field("data.text", "want the name of a text file")
+	}
+	if err := m.Gradients.check(m.Slots); err != nil {
+		return err
 	}
 	return m.checkOptimizer()
 }

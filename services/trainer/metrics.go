@@ -26,6 +26,13 @@ type line struct {
 	// SimulatedBubble what a simulation with equal costs of all passes gives. Absent for one stage.
 	Bubble          float64 `json:"bubble,omitempty"`
 	SimulatedBubble float64 `json:"simulated_bubble,omitempty"`
+	// Bytes of gradients that all stages have published and read in this step, how many times more they would
+	// have published in float32, and the norm of what the wire type has left out over that of the gradients.
+	// Absent if nothing was published.
+	GradientBytes     uint64  `json:"gradient_bytes,omitempty"`
+	GradientBytesRead uint64  `json:"gradient_bytes_read,omitempty"`
+	GradientRatio     float64 `json:"gradient_ratio,omitempty"`
+	GradientError     float64 `json:"gradient_error,omitempty"`
 }
 
 // bubble collects the busy times of stages in one step.
@@ -54,7 +61,7 @@ func (b *bubble) share() float64 {
 
 // simulatedBubble simulates the schedule of the first chain.
 func (m *Manifest) simulatedBubble(l layout) (float64, error) {
-	lo, hi := schedule.Slots(m.Slots, 0, l.replicas)
+	lo, hi := m.share(0, l.replicas)
 	lists, err := schedule.Config{Name: m.Schedule, Stages: l.stages, Spans: m.spans(l.stages), Micro: hi - lo}.All()
 	if err != nil {
 		return 0, err

@@ -22,7 +22,6 @@ import (
 	trainerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/trainer/v1"
 	"github.com/lamina-mesh/lamina/pkg/model"
 	"github.com/lamina-mesh/lamina/pkg/optim"
-	"github.com/lamina-mesh/lamina/pkg/schedule"
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 	"github.com/lamina-mesh/lamina/pkg/weights"
 )
@@ -255,7 +254,8 @@ func (t *training) runStep(f *fleet, step uint64) error {
 	m := t.run.manifest
 	begin := time.Now()
 	var idle bubble
-	losses, norms, err := t.gradients(f, step, &idle)
+	var sent traffic
+	losses, norms, err := t.gradients(f, step, &idle, &sent)
 	if err != nil {
 		return err
 	}
@@ -290,15 +290,19 @@ func (t *training) runStep(f *fleet, step uint64) error {
 		if t.validation > 0 {
 			s.ValidationLoss = t.validation
 		}
+		s.GradientBytes, s.GradientRatio, s.GradientError = s.GetGradientBytes()+sent.sent, sent.ratio(), sent.error()
 	})
 	return t.metrics.write(line{Step: step, Loss: res.loss, Norm: res.norm, Rate: res.rate, Validation: t.validation,
 		Bubble: idle.share(), SimulatedBubble: t.simulated,
+		GradientBytes: sent.sent, GradientBytesRead: sent.read, GradientRatio: sent.ratio(), GradientError: sent.error(),
 		StepMS: float64(time.Since(begin).Microseconds()) / 1000, TokensPerSecond: speed})
 }
 
 // gradients runs the slots of a step on all chains. It returns the losses in slot order and
 // the norms in name order. All replicas must report equal norms.
-func (t *training) gradients(f *fleet, step uint64, idle *bubble) ([]float64, []*shardv1.Norm, error) {
+func (t *training) gradients(
+	f *fleet, step uint64, idle *bubble, sent *traffic,
+) ([]float64, []*shardv1.Norm, error) {
 	m := t.run.manifest
 	targets := uint64(m.Slots * m.SlotSequences * m.SequenceLen)
 	losses := make([]float64, m.Slots)
@@ -307,7 +311,7 @@ func (t *training) gradients(f *fleet, step uint64, idle *bubble) ([]float64, []
 	var mu sync.Mutex
 	var g errgroup.Group
 	for _, c := range f.chains {
-		lo, hi := schedule.Slots(m.Slots, c.replica, len(f.chains))
+		lo, hi := m.share(c.replica, len(f.chains))
 		s := &shardv1.Step{Step: step, Targets: targets}
 		var data []*shardv1.Microbatch
 		for slot := lo; slot < hi; slot++ {
@@ -335,6 +339,7 @@ func (t *training) gradients(f *fleet, step uint64, idle *bubble) ([]float64, []
 				mu.Lock()
 				folded[c.replica] = append(folded[c.replica], frame.Folded.GetNorms()...)
 				reports[c.replica] = append(reports[c.replica], frame.Folded)
+				sent.add(frame.Folded)
 				mu.Unlock()
 				return nil
 			default:

@@ -108,8 +108,8 @@ func (s *Service) StartRun(_ context.Context, r *trainerv1.StartRunRequest) (*tr
 	if n := m.spans(l.stages); l.stages*n > m.Model.Layers {
 		return nil, fault.Field("stages", "%d stages of %d spans are more than %d layers", l.stages, n, m.Model.Layers)
 	}
-	if l.replicas > m.Slots {
-		return nil, fault.Field("replicas", "%d replicas are more than %d slots", l.replicas, m.Slots)
+	if err := m.checkReplicas(l.replicas); err != nil {
+		return nil, err
 	}
 	dir := r.GetOut()
 	if dir == "" {

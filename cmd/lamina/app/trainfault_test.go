@@ -35,7 +35,8 @@ type trainFleet struct {
 	network  *memnet.Network
 	registry *discovery.Memory
 	dialer   *rpc.Dialer
-	bus      *gradbus.Memory
+	bus      gradbus.Bus
+	outbox   gradbus.OutboxConfig
 	client   trainerv1.TrainerServiceClient
 	kill     map[string]func()
 	ended    []<-chan error
@@ -43,9 +44,15 @@ type trainFleet struct {
 
 func newTrainFleet(t *testing.T, shards int) *trainFleet {
 	t.Helper()
+	return newTrainFleetOn(t, shards, gradbus.NewMemory(64<<20), 0)
+}
+
+// newTrainFleetOn returns a fleet on a bus, with events that are published again after a time.
+func newTrainFleetOn(t *testing.T, shards int, bus gradbus.Bus, resend time.Duration) *trainFleet {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	f := &trainFleet{t: t, ctx: ctx, network: memnet.New(), registry: discovery.NewMemory(),
-		bus: gradbus.NewMemory(64 << 20), kill: map[string]func(){}}
+		bus: bus, outbox: gradbus.OutboxConfig{Resend: resend}, kill: map[string]func(){}}
 	f.dialer = rpc.NewDialer(rpc.DialOptions{Net: f.network})
 	for i := range shards {
 		f.shard(fmt.Sprintf("shard-%d", i))
@@ -92,7 +99,8 @@ func (f *trainFleet) serve(ctx context.Context, name string, s interface {
 // registry.
 func (f *trainFleet) shard(name string) {
 	ctx, cancel := context.WithCancel(f.ctx)
-	done := f.serve(ctx, name, shard.New(shard.Config{Dialer: f.dialer, Kernels: ref.New[float32](), Bus: f.bus}))
+	done := f.serve(ctx, name, shard.New(shard.Config{Dialer: f.dialer, Kernels: ref.New[float32](), Bus: f.bus,
+		Outbox: f.outbox}))
 	reg, err := f.registry.Register(f.ctx,
 		discovery.Instance{ID: name, Service: "shard", Addr: "mem:" + name,
 			Meta: map[string]string{trainer.TrainsMeta: "true"}})

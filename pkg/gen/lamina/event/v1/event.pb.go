@@ -37,8 +37,9 @@ type Gradient struct {
 	Run string `protobuf:"bytes,1,opt,name=run,proto3" json:"run,omitempty"`
 	// The optimizer step.
 	Step uint64 `protobuf:"varint,2,opt,name=step,proto3" json:"step,omitempty"`
-	// Part of the model: "lo-hi" for a stage's layers, "tied-embedding" and
-	// "tied-head" for the two halves of a tied embedding's gradient.
+	// Part of the model: "lo-hi.b" for bucket b of the layers [lo,hi), which is a group of tensors that
+	// follow one another in name order, and "lo-hi.b.fold" for its sum over all slots. "tied-embedding" and
+	// "tied-head" are the two halves of a tied embedding's gradient, if they are on different stages.
 	Part string `protobuf:"bytes,3,opt,name=part,proto3" json:"part,omitempty"`
 	// The node's first slot.
 	SlotLo uint32 `protobuf:"varint,4,opt,name=slot_lo,json=slotLo,proto3" json:"slot_lo,omitempty"`
@@ -54,7 +55,9 @@ type Gradient struct {
 	WholeChecksum uint64 `protobuf:"fixed64,9,opt,name=whole_checksum,json=wholeChecksum,proto3" json:"whole_checksum,omitempty"`
 	// Who computed it, for logs.
 	Replica uint32 `protobuf:"varint,10,opt,name=replica,proto3" json:"replica,omitempty"`
-	// f32 little-endian values of the part's tensors, concatenated in name order.
+	// The wire type of `data`, as in lamina.shard.v1.Gradients; empty means f32.
+	Wire string `protobuf:"bytes,11,opt,name=wire,proto3" json:"wire,omitempty"`
+	// The encoded tensors of the part, concatenated in name order; pkg/compress defines the encodings.
 	Data          []byte `protobuf:"bytes,15,opt,name=data,proto3" json:"data,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -160,6 +163,13 @@ func (x *Gradient) GetReplica() uint32 {
 	return 0
 }
 
+func (x *Gradient) GetWire() string {
+	if x != nil {
+		return x.Wire
+	}
+	return ""
+}
+
 func (x *Gradient) GetData() []byte {
 	if x != nil {
 		return x.Data
@@ -171,7 +181,7 @@ var File_lamina_event_v1_event_proto protoreflect.FileDescriptor
 
 const file_lamina_event_v1_event_proto_rawDesc = "" +
 	"\n" +
-	"\x1blamina/event/v1/event.proto\x12\x0flamina.event.v1\"\x95\x02\n" +
+	"\x1blamina/event/v1/event.proto\x12\x0flamina.event.v1\"\xa9\x02\n" +
 	"\bGradient\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\tR\x03run\x12\x12\n" +
 	"\x04step\x18\x02 \x01(\x04R\x04step\x12\x12\n" +
@@ -184,6 +194,7 @@ const file_lamina_event_v1_event_proto_rawDesc = "" +
 	"\x0ewhole_checksum\x18\t \x01(\x06R\rwholeChecksum\x12\x18\n" +
 	"\areplica\x18\n" +
 	" \x01(\rR\areplica\x12\x12\n" +
+	"\x04wire\x18\v \x01(\tR\x04wire\x12\x12\n" +
 	"\x04data\x18\x0f \x01(\fR\x04dataB?Z=github.com/lamina-mesh/lamina/pkg/gen/lamina/event/v1;eventv1b\x06proto3"
 
 var (

@@ -90,6 +90,12 @@ const (
 	StateKind_STATE_KIND_MOMENT1 StateKind = 2
 	// AdamW's second moment.
 	StateKind_STATE_KIND_MOMENT2 StateKind = 3
+	// What a lossy wire type has not yet sent of a node's gradient (error feedback).
+	StateKind_STATE_KIND_RESIDUAL StateKind = 4
+	// DiLoCo: the momentum of the outer optimizer.
+	StateKind_STATE_KIND_OUTER_MOMENT StateKind = 5
+	// DiLoCo: a worker's difference that is on its way (see DiLoCo.delay).
+	StateKind_STATE_KIND_OUTER_DELTA StateKind = 6
 )
 
 // Enum value maps for StateKind.
@@ -99,12 +105,18 @@ var (
 		1: "STATE_KIND_WEIGHT",
 		2: "STATE_KIND_MOMENT1",
 		3: "STATE_KIND_MOMENT2",
+		4: "STATE_KIND_RESIDUAL",
+		5: "STATE_KIND_OUTER_MOMENT",
+		6: "STATE_KIND_OUTER_DELTA",
 	}
 	StateKind_value = map[string]int32{
-		"STATE_KIND_UNSPECIFIED": 0,
-		"STATE_KIND_WEIGHT":      1,
-		"STATE_KIND_MOMENT1":     2,
-		"STATE_KIND_MOMENT2":     3,
+		"STATE_KIND_UNSPECIFIED":  0,
+		"STATE_KIND_WEIGHT":       1,
+		"STATE_KIND_MOMENT1":      2,
+		"STATE_KIND_MOMENT2":      3,
+		"STATE_KIND_RESIDUAL":     4,
+		"STATE_KIND_OUTER_MOMENT": 5,
+		"STATE_KIND_OUTER_DELTA":  6,
 	}
 )
 
@@ -1701,8 +1713,12 @@ type TrainOpen struct {
 	// A token attends only to its own document, in which positions begin at 0: every
 	// microbatch has `documents`.
 	IsolateDocuments bool `protobuf:"varint,30,opt,name=isolate_documents,json=isolateDocuments,proto3" json:"isolate_documents,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// How gradients are encoded and exchanged.
+	Gradients *Gradients `protobuf:"bytes,35,opt,name=gradients,proto3" json:"gradients,omitempty"`
+	// Absent unless workers step on their own and average from time to time.
+	Diloco        *DiLoCo `protobuf:"bytes,36,opt,name=diloco,proto3" json:"diloco,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *TrainOpen) Reset() {
@@ -1861,6 +1877,196 @@ func (x *TrainOpen) GetIsolateDocuments() bool {
 	return false
 }
 
+func (x *TrainOpen) GetGradients() *Gradients {
+	if x != nil {
+		return x.Gradients
+	}
+	return nil
+}
+
+func (x *TrainOpen) GetDiloco() *DiLoCo {
+	if x != nil {
+		return x.Diloco
+	}
+	return nil
+}
+
+// Gradients says how the gradients of nodes of the tree over slots are encoded. All nodes of one
+// level are encoded, on a lone replica too, so the weights do not depend on the number of replicas.
+type Gradients struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "f32" or empty (exact), "bf16", "int8" or "topk".
+	Wire string `protobuf:"bytes,1,opt,name=wire,proto3" json:"wire,omitempty"`
+	// Nodes of the level that is encoded, a power of two; not for f32. A replica computes whole nodes.
+	Nodes uint32 `protobuf:"varint,2,opt,name=nodes,proto3" json:"nodes,omitempty"`
+	// The share of a tensor's values that topk sends, the largest ones.
+	Density float64 `protobuf:"fixed64,3,opt,name=density,proto3" json:"density,omitempty"`
+	// The largest norm of a node's gradient for one span of layers that is accepted; 0 for none.
+	MaxNorm       float64 `protobuf:"fixed64,4,opt,name=max_norm,json=maxNorm,proto3" json:"max_norm,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Gradients) Reset() {
+	*x = Gradients{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Gradients) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Gradients) ProtoMessage() {}
+
+func (x *Gradients) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Gradients.ProtoReflect.Descriptor instead.
+func (*Gradients) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *Gradients) GetWire() string {
+	if x != nil {
+		return x.Wire
+	}
+	return ""
+}
+
+func (x *Gradients) GetNodes() uint32 {
+	if x != nil {
+		return x.Nodes
+	}
+	return 0
+}
+
+func (x *Gradients) GetDensity() float64 {
+	if x != nil {
+		return x.Density
+	}
+	return 0
+}
+
+func (x *Gradients) GetMaxNorm() float64 {
+	if x != nil {
+		return x.MaxNorm
+	}
+	return 0
+}
+
+// DiLoCo lets workers step on their own. Every `interval` steps each sends the difference between the
+// common weights and its own ones. The sum over the workers, divided by their number, is the gradient of
+// an outer step of the common weights, by SGD with Nesterov momentum.
+type DiLoCo struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Workers, a power of two. A worker is a node of the tree over slots.
+	Workers uint32 `protobuf:"varint,1,opt,name=workers,proto3" json:"workers,omitempty"`
+	// Inner steps between two outer steps of a parameter.
+	Interval uint32 `protobuf:"varint,2,opt,name=interval,proto3" json:"interval,omitempty"`
+	// Groups of parameters that are averaged at different steps, evenly spread over the interval.
+	Fragments uint32 `protobuf:"varint,3,opt,name=fragments,proto3" json:"fragments,omitempty"`
+	// Steps after which a difference that was sent is used.
+	Delay uint32 `protobuf:"varint,4,opt,name=delay,proto3" json:"delay,omitempty"`
+	// The weight of a worker's own values when the common weights come back, from 0 to 1.
+	Mix float64 `protobuf:"fixed64,5,opt,name=mix,proto3" json:"mix,omitempty"`
+	// The outer learning rate.
+	LearningRate float64 `protobuf:"fixed64,6,opt,name=learning_rate,json=learningRate,proto3" json:"learning_rate,omitempty"`
+	// The decay of the outer momentum.
+	Momentum      float64 `protobuf:"fixed64,7,opt,name=momentum,proto3" json:"momentum,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiLoCo) Reset() {
+	*x = DiLoCo{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiLoCo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiLoCo) ProtoMessage() {}
+
+func (x *DiLoCo) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiLoCo.ProtoReflect.Descriptor instead.
+func (*DiLoCo) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *DiLoCo) GetWorkers() uint32 {
+	if x != nil {
+		return x.Workers
+	}
+	return 0
+}
+
+func (x *DiLoCo) GetInterval() uint32 {
+	if x != nil {
+		return x.Interval
+	}
+	return 0
+}
+
+func (x *DiLoCo) GetFragments() uint32 {
+	if x != nil {
+		return x.Fragments
+	}
+	return 0
+}
+
+func (x *DiLoCo) GetDelay() uint32 {
+	if x != nil {
+		return x.Delay
+	}
+	return 0
+}
+
+func (x *DiLoCo) GetMix() float64 {
+	if x != nil {
+		return x.Mix
+	}
+	return 0
+}
+
+func (x *DiLoCo) GetLearningRate() float64 {
+	if x != nil {
+		return x.LearningRate
+	}
+	return 0
+}
+
+func (x *DiLoCo) GetMomentum() float64 {
+	if x != nil {
+		return x.Momentum
+	}
+	return 0
+}
+
 // Span is a range of layers.
 type Span struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1874,7 +2080,7 @@ type Span struct {
 
 func (x *Span) Reset() {
 	*x = Span{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[17]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1886,7 +2092,7 @@ func (x *Span) String() string {
 func (*Span) ProtoMessage() {}
 
 func (x *Span) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[17]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1899,7 +2105,7 @@ func (x *Span) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Span.ProtoReflect.Descriptor instead.
 func (*Span) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{17}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Span) GetLo() uint32 {
@@ -1940,7 +2146,7 @@ type Optimizer struct {
 
 func (x *Optimizer) Reset() {
 	*x = Optimizer{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[18]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1952,7 +2158,7 @@ func (x *Optimizer) String() string {
 func (*Optimizer) ProtoMessage() {}
 
 func (x *Optimizer) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[18]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1965,7 +2171,7 @@ func (x *Optimizer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Optimizer.ProtoReflect.Descriptor instead.
 func (*Optimizer) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{18}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Optimizer) GetName() string {
@@ -2032,7 +2238,7 @@ type AdamW struct {
 
 func (x *AdamW) Reset() {
 	*x = AdamW{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[19]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2044,7 +2250,7 @@ func (x *AdamW) String() string {
 func (*AdamW) ProtoMessage() {}
 
 func (x *AdamW) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[19]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2057,7 +2263,7 @@ func (x *AdamW) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdamW.ProtoReflect.Descriptor instead.
 func (*AdamW) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{19}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *AdamW) GetBeta1() float64 {
@@ -2099,7 +2305,7 @@ type Muon struct {
 
 func (x *Muon) Reset() {
 	*x = Muon{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[20]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2111,7 +2317,7 @@ func (x *Muon) String() string {
 func (*Muon) ProtoMessage() {}
 
 func (x *Muon) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[20]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2124,7 +2330,7 @@ func (x *Muon) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Muon.ProtoReflect.Descriptor instead.
 func (*Muon) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{20}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Muon) GetMomentum() float64 {
@@ -2168,7 +2374,7 @@ type SGD struct {
 
 func (x *SGD) Reset() {
 	*x = SGD{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[21]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2180,7 +2386,7 @@ func (x *SGD) String() string {
 func (*SGD) ProtoMessage() {}
 
 func (x *SGD) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[21]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2193,7 +2399,7 @@ func (x *SGD) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SGD.ProtoReflect.Descriptor instead.
 func (*SGD) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{21}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SGD) GetMomentum() float64 {
@@ -2230,7 +2436,7 @@ type ParameterRule struct {
 
 func (x *ParameterRule) Reset() {
 	*x = ParameterRule{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[22]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2242,7 +2448,7 @@ func (x *ParameterRule) String() string {
 func (*ParameterRule) ProtoMessage() {}
 
 func (x *ParameterRule) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[22]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2255,7 +2461,7 @@ func (x *ParameterRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ParameterRule.ProtoReflect.Descriptor instead.
 func (*ParameterRule) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{22}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ParameterRule) GetMatch() string {
@@ -2296,7 +2502,9 @@ func (x *ParameterRule) GetTrainable() bool {
 // State is one tensor of a stage's training state, f32.
 type State struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The parameter's name, as in the model's safetensors file.
+	// The parameter's name, as in the model's safetensors file. The state of only some slots (a
+	// residual, or the weights and moments of a DiLoCo worker) has a suffix with these slots, as
+	// in "name@0-2". It is on the replica that computes the slots, and any other state is on all.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// What the tensor is to the parameter.
 	Kind StateKind `protobuf:"varint,2,opt,name=kind,proto3,enum=lamina.shard.v1.StateKind" json:"kind,omitempty"`
@@ -2308,7 +2516,7 @@ type State struct {
 
 func (x *State) Reset() {
 	*x = State{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[23]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2320,7 +2528,7 @@ func (x *State) String() string {
 func (*State) ProtoMessage() {}
 
 func (x *State) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[23]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2333,7 +2541,7 @@ func (x *State) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use State.ProtoReflect.Descriptor instead.
 func (*State) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{23}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *State) GetName() string {
@@ -2368,7 +2576,7 @@ type Load struct {
 
 func (x *Load) Reset() {
 	*x = Load{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[24]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2380,7 +2588,7 @@ func (x *Load) String() string {
 func (*Load) ProtoMessage() {}
 
 func (x *Load) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[24]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2393,7 +2601,7 @@ func (x *Load) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Load.ProtoReflect.Descriptor instead.
 func (*Load) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{24}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Load) GetStep() uint64 {
@@ -2416,14 +2624,16 @@ type Step struct {
 	ForwardOnly bool `protobuf:"varint,4,opt,name=forward_only,json=forwardOnly,proto3" json:"forward_only,omitempty"`
 	// Tokens in a sequence in this step, at most the run's; 0 means the run's. Only with
 	// `forward_only`.
-	Length        uint32 `protobuf:"varint,10,opt,name=length,proto3" json:"length,omitempty"`
+	Length uint32 `protobuf:"varint,10,opt,name=length,proto3" json:"length,omitempty"`
+	// Whose slots they are under DiLoCo. A step is made for each worker of the replica.
+	Worker        uint32 `protobuf:"varint,15,opt,name=worker,proto3" json:"worker,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Step) Reset() {
 	*x = Step{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[25]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2435,7 +2645,7 @@ func (x *Step) String() string {
 func (*Step) ProtoMessage() {}
 
 func (x *Step) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[25]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2448,7 +2658,7 @@ func (x *Step) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Step.ProtoReflect.Descriptor instead.
 func (*Step) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{25}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Step) GetStep() uint64 {
@@ -2486,6 +2696,13 @@ func (x *Step) GetLength() uint32 {
 	return 0
 }
 
+func (x *Step) GetWorker() uint32 {
+	if x != nil {
+		return x.Worker
+	}
+	return 0
+}
+
 // Microbatch is the data of one slot.
 type Microbatch struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2512,7 +2729,7 @@ type Microbatch struct {
 
 func (x *Microbatch) Reset() {
 	*x = Microbatch{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[26]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2524,7 +2741,7 @@ func (x *Microbatch) String() string {
 func (*Microbatch) ProtoMessage() {}
 
 func (x *Microbatch) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[26]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2537,7 +2754,7 @@ func (x *Microbatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Microbatch.ProtoReflect.Descriptor instead.
 func (*Microbatch) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{26}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Microbatch) GetStep() uint64 {
@@ -2612,7 +2829,7 @@ type Pick struct {
 
 func (x *Pick) Reset() {
 	*x = Pick{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2624,7 +2841,7 @@ func (x *Pick) String() string {
 func (*Pick) ProtoMessage() {}
 
 func (x *Pick) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2637,7 +2854,7 @@ func (x *Pick) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pick.ProtoReflect.Descriptor instead.
 func (*Pick) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{27}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Pick) GetRow() uint32 {
@@ -2670,13 +2887,15 @@ type Apply struct {
 	LearningRate float64 `protobuf:"fixed64,2,opt,name=learning_rate,json=learningRate,proto3" json:"learning_rate,omitempty"`
 	// Multiplies every gradient first (clipping).
 	GradientScale float64 `protobuf:"fixed64,3,opt,name=gradient_scale,json=gradientScale,proto3" json:"gradient_scale,omitempty"`
+	// The worker that steps, under DiLoCo.
+	Worker        uint32 `protobuf:"varint,15,opt,name=worker,proto3" json:"worker,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Apply) Reset() {
 	*x = Apply{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2688,7 +2907,7 @@ func (x *Apply) String() string {
 func (*Apply) ProtoMessage() {}
 
 func (x *Apply) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2701,7 +2920,7 @@ func (x *Apply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Apply.ProtoReflect.Descriptor instead.
 func (*Apply) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{28}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Apply) GetStep() uint64 {
@@ -2725,18 +2944,27 @@ func (x *Apply) GetGradientScale() float64 {
 	return 0
 }
 
+func (x *Apply) GetWorker() uint32 {
+	if x != nil {
+		return x.Worker
+	}
+	return 0
+}
+
 // Fetch asks for the stage's state.
 type Fetch struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Weights alone, without the optimizer's moments.
-	WeightsOnly   bool `protobuf:"varint,1,opt,name=weights_only,json=weightsOnly,proto3" json:"weights_only,omitempty"`
+	WeightsOnly bool `protobuf:"varint,1,opt,name=weights_only,json=weightsOnly,proto3" json:"weights_only,omitempty"`
+	// Only what the other replicas do not have: the state of this replica's slots.
+	SlotsOnly     bool `protobuf:"varint,15,opt,name=slots_only,json=slotsOnly,proto3" json:"slots_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Fetch) Reset() {
 	*x = Fetch{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2748,7 +2976,7 @@ func (x *Fetch) String() string {
 func (*Fetch) ProtoMessage() {}
 
 func (x *Fetch) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2761,12 +2989,19 @@ func (x *Fetch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fetch.ProtoReflect.Descriptor instead.
 func (*Fetch) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{29}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Fetch) GetWeightsOnly() bool {
 	if x != nil {
 		return x.WeightsOnly
+	}
+	return false
+}
+
+func (x *Fetch) GetSlotsOnly() bool {
+	if x != nil {
+		return x.SlotsOnly
 	}
 	return false
 }
@@ -2794,7 +3029,7 @@ type TrainResponse struct {
 
 func (x *TrainResponse) Reset() {
 	*x = TrainResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2806,7 +3041,7 @@ func (x *TrainResponse) String() string {
 func (*TrainResponse) ProtoMessage() {}
 
 func (x *TrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2819,7 +3054,7 @@ func (x *TrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainResponse.ProtoReflect.Descriptor instead.
 func (*TrainResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{30}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *TrainResponse) GetFrame() isTrainResponse_Frame {
@@ -2990,7 +3225,7 @@ type TrainOpened struct {
 
 func (x *TrainOpened) Reset() {
 	*x = TrainOpened{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3002,7 +3237,7 @@ func (x *TrainOpened) String() string {
 func (*TrainOpened) ProtoMessage() {}
 
 func (x *TrainOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3015,7 +3250,7 @@ func (x *TrainOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainOpened.ProtoReflect.Descriptor instead.
 func (*TrainOpened) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{31}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *TrainOpened) GetParameters() uint64 {
@@ -3043,7 +3278,7 @@ type Loaded struct {
 
 func (x *Loaded) Reset() {
 	*x = Loaded{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3055,7 +3290,7 @@ func (x *Loaded) String() string {
 func (*Loaded) ProtoMessage() {}
 
 func (x *Loaded) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3068,7 +3303,7 @@ func (x *Loaded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Loaded.ProtoReflect.Descriptor instead.
 func (*Loaded) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{32}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Loaded) GetDigest() uint64 {
@@ -3095,7 +3330,7 @@ type Loss struct {
 
 func (x *Loss) Reset() {
 	*x = Loss{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3107,7 +3342,7 @@ func (x *Loss) String() string {
 func (*Loss) ProtoMessage() {}
 
 func (x *Loss) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3120,7 +3355,7 @@ func (x *Loss) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Loss.ProtoReflect.Descriptor instead.
 func (*Loss) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{33}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Loss) GetStep() uint64 {
@@ -3166,7 +3401,7 @@ type Picked struct {
 
 func (x *Picked) Reset() {
 	*x = Picked{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3178,7 +3413,7 @@ func (x *Picked) String() string {
 func (*Picked) ProtoMessage() {}
 
 func (x *Picked) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3191,7 +3426,7 @@ func (x *Picked) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Picked.ProtoReflect.Descriptor instead.
 func (*Picked) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{34}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Picked) GetStep() uint64 {
@@ -3229,14 +3464,24 @@ type Folded struct {
 	// Microseconds from the start of the step until the stage's actions were done.
 	ScheduleUs uint64 `protobuf:"varint,5,opt,name=schedule_us,json=scheduleUs,proto3" json:"schedule_us,omitempty"`
 	// The part of `schedule_us` spent waiting.
-	IdleUs        uint64 `protobuf:"varint,6,opt,name=idle_us,json=idleUs,proto3" json:"idle_us,omitempty"`
+	IdleUs uint64 `protobuf:"varint,6,opt,name=idle_us,json=idleUs,proto3" json:"idle_us,omitempty"`
+	// Bytes of gradients that the stage has published since the last `folded`.
+	BytesSent uint64 `protobuf:"varint,15,opt,name=bytes_sent,json=bytesSent,proto3" json:"bytes_sent,omitempty"`
+	// Bytes of gradients that it has read since then.
+	BytesRead uint64 `protobuf:"varint,16,opt,name=bytes_read,json=bytesRead,proto3" json:"bytes_read,omitempty"`
+	// What `bytes_sent` would be in float32, one event a step.
+	BytesFull uint64 `protobuf:"varint,17,opt,name=bytes_full,json=bytesFull,proto3" json:"bytes_full,omitempty"`
+	// Sum of the squares of what encoding has left out of the nodes' gradients.
+	ErrorSquares float64 `protobuf:"fixed64,18,opt,name=error_squares,json=errorSquares,proto3" json:"error_squares,omitempty"`
+	// Sum of the squares of the nodes' gradients with their residuals, before encoding.
+	NodeSquares   float64 `protobuf:"fixed64,19,opt,name=node_squares,json=nodeSquares,proto3" json:"node_squares,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Folded) Reset() {
 	*x = Folded{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3248,7 +3493,7 @@ func (x *Folded) String() string {
 func (*Folded) ProtoMessage() {}
 
 func (x *Folded) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3261,7 +3506,7 @@ func (x *Folded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Folded.ProtoReflect.Descriptor instead.
 func (*Folded) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{35}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Folded) GetStep() uint64 {
@@ -3306,6 +3551,41 @@ func (x *Folded) GetIdleUs() uint64 {
 	return 0
 }
 
+func (x *Folded) GetBytesSent() uint64 {
+	if x != nil {
+		return x.BytesSent
+	}
+	return 0
+}
+
+func (x *Folded) GetBytesRead() uint64 {
+	if x != nil {
+		return x.BytesRead
+	}
+	return 0
+}
+
+func (x *Folded) GetBytesFull() uint64 {
+	if x != nil {
+		return x.BytesFull
+	}
+	return 0
+}
+
+func (x *Folded) GetErrorSquares() float64 {
+	if x != nil {
+		return x.ErrorSquares
+	}
+	return 0
+}
+
+func (x *Folded) GetNodeSquares() float64 {
+	if x != nil {
+		return x.NodeSquares
+	}
+	return 0
+}
+
 // Norm is the size of one tensor's gradient.
 type Norm struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -3319,7 +3599,7 @@ type Norm struct {
 
 func (x *Norm) Reset() {
 	*x = Norm{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3331,7 +3611,7 @@ func (x *Norm) String() string {
 func (*Norm) ProtoMessage() {}
 
 func (x *Norm) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3344,7 +3624,7 @@ func (x *Norm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Norm.ProtoReflect.Descriptor instead.
 func (*Norm) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{36}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Norm) GetName() string {
@@ -3374,7 +3654,7 @@ type Applied struct {
 
 func (x *Applied) Reset() {
 	*x = Applied{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3386,7 +3666,7 @@ func (x *Applied) String() string {
 func (*Applied) ProtoMessage() {}
 
 func (x *Applied) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3399,7 +3679,7 @@ func (x *Applied) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Applied.ProtoReflect.Descriptor instead.
 func (*Applied) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{37}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Applied) GetStep() uint64 {
@@ -3429,7 +3709,7 @@ type Fetched struct {
 
 func (x *Fetched) Reset() {
 	*x = Fetched{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[38]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3441,7 +3721,7 @@ func (x *Fetched) String() string {
 func (*Fetched) ProtoMessage() {}
 
 func (x *Fetched) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[38]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3454,7 +3734,7 @@ func (x *Fetched) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fetched.ProtoReflect.Descriptor instead.
 func (*Fetched) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{38}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Fetched) GetStep() uint64 {
@@ -3488,7 +3768,7 @@ type ExchangeRequest struct {
 
 func (x *ExchangeRequest) Reset() {
 	*x = ExchangeRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[39]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3500,7 +3780,7 @@ func (x *ExchangeRequest) String() string {
 func (*ExchangeRequest) ProtoMessage() {}
 
 func (x *ExchangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[39]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3513,7 +3793,7 @@ func (x *ExchangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeRequest.ProtoReflect.Descriptor instead.
 func (*ExchangeRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{39}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ExchangeRequest) GetFrame() isExchangeRequest_Frame {
@@ -3590,7 +3870,7 @@ type ExchangeOpen struct {
 
 func (x *ExchangeOpen) Reset() {
 	*x = ExchangeOpen{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[40]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3602,7 +3882,7 @@ func (x *ExchangeOpen) String() string {
 func (*ExchangeOpen) ProtoMessage() {}
 
 func (x *ExchangeOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[40]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3615,7 +3895,7 @@ func (x *ExchangeOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeOpen.ProtoReflect.Descriptor instead.
 func (*ExchangeOpen) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{40}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ExchangeOpen) GetChain() []byte {
@@ -3656,7 +3936,7 @@ type Activation struct {
 
 func (x *Activation) Reset() {
 	*x = Activation{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[41]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3668,7 +3948,7 @@ func (x *Activation) String() string {
 func (*Activation) ProtoMessage() {}
 
 func (x *Activation) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[41]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3681,7 +3961,7 @@ func (x *Activation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Activation.ProtoReflect.Descriptor instead.
 func (*Activation) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{41}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Activation) GetStep() uint64 {
@@ -3729,7 +4009,7 @@ type ExchangeResponse struct {
 
 func (x *ExchangeResponse) Reset() {
 	*x = ExchangeResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[42]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3741,7 +4021,7 @@ func (x *ExchangeResponse) String() string {
 func (*ExchangeResponse) ProtoMessage() {}
 
 func (x *ExchangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[42]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3754,7 +4034,7 @@ func (x *ExchangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeResponse.ProtoReflect.Descriptor instead.
 func (*ExchangeResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{42}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ExchangeResponse) GetFrame() isExchangeResponse_Frame {
@@ -3825,7 +4105,7 @@ type ExchangeOpened struct {
 
 func (x *ExchangeOpened) Reset() {
 	*x = ExchangeOpened{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[43]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3837,7 +4117,7 @@ func (x *ExchangeOpened) String() string {
 func (*ExchangeOpened) ProtoMessage() {}
 
 func (x *ExchangeOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[43]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3850,7 +4130,7 @@ func (x *ExchangeOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeOpened.ProtoReflect.Descriptor instead.
 func (*ExchangeOpened) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{43}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{45}
 }
 
 // ActivationGradient is the gradient of the loss with respect to one slot's activation.
@@ -3870,7 +4150,7 @@ type ActivationGradient struct {
 
 func (x *ActivationGradient) Reset() {
 	*x = ActivationGradient{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[44]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3882,7 +4162,7 @@ func (x *ActivationGradient) String() string {
 func (*ActivationGradient) ProtoMessage() {}
 
 func (x *ActivationGradient) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[44]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3895,7 +4175,7 @@ func (x *ActivationGradient) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivationGradient.ProtoReflect.Descriptor instead.
 func (*ActivationGradient) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{44}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ActivationGradient) GetStep() uint64 {
@@ -4040,7 +4320,7 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"microbatch\x12.\n" +
 	"\x05apply\x18\a \x01(\v2\x16.lamina.shard.v1.ApplyH\x00R\x05apply\x12.\n" +
 	"\x05fetch\x18\t \x01(\v2\x16.lamina.shard.v1.FetchH\x00R\x05fetchB\a\n" +
-	"\x05frameJ\x04\b\b\x10\t\"\xc7\x04\n" +
+	"\x05frameJ\x04\b\b\x10\t\"\xb2\x05\n" +
 	"\tTrainOpen\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\tR\x03run\x12\x14\n" +
 	"\x05chain\x18\x02 \x01(\fR\x05chain\x12\x14\n" +
@@ -4061,7 +4341,22 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\fsequence_len\x18\x10 \x01(\rR\vsequenceLen\x128\n" +
 	"\tprecision\x18\x11 \x01(\x0e2\x1a.lamina.shard.v1.PrecisionR\tprecision\x12\x15\n" +
 	"\x06z_loss\x18\x12 \x01(\x01R\x05zLoss\x12+\n" +
-	"\x11isolate_documents\x18\x1e \x01(\bR\x10isolateDocumentsJ\x04\b\b\x10\t\"&\n" +
+	"\x11isolate_documents\x18\x1e \x01(\bR\x10isolateDocuments\x128\n" +
+	"\tgradients\x18# \x01(\v2\x1a.lamina.shard.v1.GradientsR\tgradients\x12/\n" +
+	"\x06diloco\x18$ \x01(\v2\x17.lamina.shard.v1.DiLoCoR\x06dilocoJ\x04\b\b\x10\t\"j\n" +
+	"\tGradients\x12\x12\n" +
+	"\x04wire\x18\x01 \x01(\tR\x04wire\x12\x14\n" +
+	"\x05nodes\x18\x02 \x01(\rR\x05nodes\x12\x18\n" +
+	"\adensity\x18\x03 \x01(\x01R\adensity\x12\x19\n" +
+	"\bmax_norm\x18\x04 \x01(\x01R\amaxNorm\"\xc5\x01\n" +
+	"\x06DiLoCo\x12\x18\n" +
+	"\aworkers\x18\x01 \x01(\rR\aworkers\x12\x1a\n" +
+	"\binterval\x18\x02 \x01(\rR\binterval\x12\x1c\n" +
+	"\tfragments\x18\x03 \x01(\rR\tfragments\x12\x14\n" +
+	"\x05delay\x18\x04 \x01(\rR\x05delay\x12\x10\n" +
+	"\x03mix\x18\x05 \x01(\x01R\x03mix\x12#\n" +
+	"\rlearning_rate\x18\x06 \x01(\x01R\flearningRate\x12\x1a\n" +
+	"\bmomentum\x18\a \x01(\x01R\bmomentum\"&\n" +
 	"\x04Span\x12\x0e\n" +
 	"\x02lo\x18\x01 \x01(\rR\x02lo\x12\x0e\n" +
 	"\x02hi\x18\x02 \x01(\rR\x02hi\"\x9c\x02\n" +
@@ -4103,14 +4398,15 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x04kind\x18\x02 \x01(\x0e2\x1a.lamina.shard.v1.StateKindR\x04kind\x120\n" +
 	"\x06tensor\x18\x03 \x01(\v2\x18.lamina.tensor.v1.TensorR\x06tensor\"\x1a\n" +
 	"\x04Load\x12\x12\n" +
-	"\x04step\x18\x01 \x01(\x04R\x04step\"\x85\x01\n" +
+	"\x04step\x18\x01 \x01(\x04R\x04step\"\x9d\x01\n" +
 	"\x04Step\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x14\n" +
 	"\x05slots\x18\x02 \x03(\rR\x05slots\x12\x18\n" +
 	"\atargets\x18\x03 \x01(\x04R\atargets\x12!\n" +
 	"\fforward_only\x18\x04 \x01(\bR\vforwardOnly\x12\x16\n" +
 	"\x06length\x18\n" +
-	" \x01(\rR\x06length\"\xe1\x01\n" +
+	" \x01(\rR\x06length\x12\x16\n" +
+	"\x06worker\x18\x0f \x01(\rR\x06worker\"\xe1\x01\n" +
 	"\n" +
 	"Microbatch\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x12\n" +
@@ -4125,13 +4421,16 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x04Pick\x12\x10\n" +
 	"\x03row\x18\x01 \x01(\rR\x03row\x12 \n" +
 	"\vtemperature\x18\x02 \x01(\x01R\vtemperature\x12\x12\n" +
-	"\x04draw\x18\x03 \x01(\x01R\x04draw\"g\n" +
+	"\x04draw\x18\x03 \x01(\x01R\x04draw\"\x7f\n" +
 	"\x05Apply\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12#\n" +
 	"\rlearning_rate\x18\x02 \x01(\x01R\flearningRate\x12%\n" +
-	"\x0egradient_scale\x18\x03 \x01(\x01R\rgradientScale\"*\n" +
+	"\x0egradient_scale\x18\x03 \x01(\x01R\rgradientScale\x12\x16\n" +
+	"\x06worker\x18\x0f \x01(\rR\x06worker\"I\n" +
 	"\x05Fetch\x12!\n" +
-	"\fweights_only\x18\x01 \x01(\bR\vweightsOnly\"\xe9\x03\n" +
+	"\fweights_only\x18\x01 \x01(\bR\vweightsOnly\x12\x1d\n" +
+	"\n" +
+	"slots_only\x18\x0f \x01(\bR\tslotsOnly\"\xe9\x03\n" +
 	"\rTrainResponse\x126\n" +
 	"\x06opened\x18\x01 \x01(\v2\x1c.lamina.shard.v1.TrainOpenedH\x00R\x06opened\x121\n" +
 	"\x06loaded\x18\x02 \x01(\v2\x17.lamina.shard.v1.LoadedH\x00R\x06loaded\x12+\n" +
@@ -4158,7 +4457,7 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x06Picked\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x12\n" +
 	"\x04slot\x18\x02 \x01(\rR\x04slot\x12\x10\n" +
-	"\x03ids\x18\x03 \x03(\rR\x03ids\"\xbb\x01\n" +
+	"\x03ids\x18\x03 \x03(\rR\x03ids\"\xe0\x02\n" +
 	"\x06Folded\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12+\n" +
 	"\x05norms\x18\x02 \x03(\v2\x15.lamina.shard.v1.NormR\x05norms\x12\x1d\n" +
@@ -4167,7 +4466,15 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\await_us\x18\x04 \x01(\x04R\x06waitUs\x12\x1f\n" +
 	"\vschedule_us\x18\x05 \x01(\x04R\n" +
 	"scheduleUs\x12\x17\n" +
-	"\aidle_us\x18\x06 \x01(\x04R\x06idleUs\";\n" +
+	"\aidle_us\x18\x06 \x01(\x04R\x06idleUs\x12\x1d\n" +
+	"\n" +
+	"bytes_sent\x18\x0f \x01(\x04R\tbytesSent\x12\x1d\n" +
+	"\n" +
+	"bytes_read\x18\x10 \x01(\x04R\tbytesRead\x12\x1d\n" +
+	"\n" +
+	"bytes_full\x18\x11 \x01(\x04R\tbytesFull\x12#\n" +
+	"\rerror_squares\x18\x12 \x01(\x01R\ferrorSquares\x12!\n" +
+	"\fnode_squares\x18\x13 \x01(\x01R\vnodeSquares\";\n" +
 	"\x04Norm\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1f\n" +
 	"\vsum_squares\x18\x02 \x01(\x01R\n" +
@@ -4209,12 +4516,15 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\tPrecision\x12\x19\n" +
 	"\x15PRECISION_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11PRECISION_FLOAT32\x10\x01\x12\x16\n" +
-	"\x12PRECISION_BFLOAT16\x10\x02*n\n" +
+	"\x12PRECISION_BFLOAT16\x10\x02*\xc0\x01\n" +
 	"\tStateKind\x12\x1a\n" +
 	"\x16STATE_KIND_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11STATE_KIND_WEIGHT\x10\x01\x12\x16\n" +
 	"\x12STATE_KIND_MOMENT1\x10\x02\x12\x16\n" +
-	"\x12STATE_KIND_MOMENT2\x10\x032\xcc\x02\n" +
+	"\x12STATE_KIND_MOMENT2\x10\x03\x12\x17\n" +
+	"\x13STATE_KIND_RESIDUAL\x10\x04\x12\x1b\n" +
+	"\x17STATE_KIND_OUTER_MOMENT\x10\x05\x12\x1a\n" +
+	"\x16STATE_KIND_OUTER_DELTA\x10\x062\xcc\x02\n" +
 	"\fShardService\x12O\n" +
 	"\bDescribe\x12 .lamina.shard.v1.DescribeRequest\x1a!.lamina.shard.v1.DescribeResponse\x12J\n" +
 	"\x05Infer\x12\x1d.lamina.shard.v1.InferRequest\x1a\x1e.lamina.shard.v1.InferResponse(\x010\x01\x12J\n" +
@@ -4234,7 +4544,7 @@ func file_lamina_shard_v1_shard_proto_rawDescGZIP() []byte {
 }
 
 var file_lamina_shard_v1_shard_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_lamina_shard_v1_shard_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
+var file_lamina_shard_v1_shard_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
 var file_lamina_shard_v1_shard_proto_goTypes = []any{
 	(Precision)(0),             // 0: lamina.shard.v1.Precision
 	(StateKind)(0),             // 1: lamina.shard.v1.StateKind
@@ -4255,49 +4565,51 @@ var file_lamina_shard_v1_shard_proto_goTypes = []any{
 	(*Refused)(nil),            // 16: lamina.shard.v1.Refused
 	(*TrainRequest)(nil),       // 17: lamina.shard.v1.TrainRequest
 	(*TrainOpen)(nil),          // 18: lamina.shard.v1.TrainOpen
-	(*Span)(nil),               // 19: lamina.shard.v1.Span
-	(*Optimizer)(nil),          // 20: lamina.shard.v1.Optimizer
-	(*AdamW)(nil),              // 21: lamina.shard.v1.AdamW
-	(*Muon)(nil),               // 22: lamina.shard.v1.Muon
-	(*SGD)(nil),                // 23: lamina.shard.v1.SGD
-	(*ParameterRule)(nil),      // 24: lamina.shard.v1.ParameterRule
-	(*State)(nil),              // 25: lamina.shard.v1.State
-	(*Load)(nil),               // 26: lamina.shard.v1.Load
-	(*Step)(nil),               // 27: lamina.shard.v1.Step
-	(*Microbatch)(nil),         // 28: lamina.shard.v1.Microbatch
-	(*Pick)(nil),               // 29: lamina.shard.v1.Pick
-	(*Apply)(nil),              // 30: lamina.shard.v1.Apply
-	(*Fetch)(nil),              // 31: lamina.shard.v1.Fetch
-	(*TrainResponse)(nil),      // 32: lamina.shard.v1.TrainResponse
-	(*TrainOpened)(nil),        // 33: lamina.shard.v1.TrainOpened
-	(*Loaded)(nil),             // 34: lamina.shard.v1.Loaded
-	(*Loss)(nil),               // 35: lamina.shard.v1.Loss
-	(*Picked)(nil),             // 36: lamina.shard.v1.Picked
-	(*Folded)(nil),             // 37: lamina.shard.v1.Folded
-	(*Norm)(nil),               // 38: lamina.shard.v1.Norm
-	(*Applied)(nil),            // 39: lamina.shard.v1.Applied
-	(*Fetched)(nil),            // 40: lamina.shard.v1.Fetched
-	(*ExchangeRequest)(nil),    // 41: lamina.shard.v1.ExchangeRequest
-	(*ExchangeOpen)(nil),       // 42: lamina.shard.v1.ExchangeOpen
-	(*Activation)(nil),         // 43: lamina.shard.v1.Activation
-	(*ExchangeResponse)(nil),   // 44: lamina.shard.v1.ExchangeResponse
-	(*ExchangeOpened)(nil),     // 45: lamina.shard.v1.ExchangeOpened
-	(*ActivationGradient)(nil), // 46: lamina.shard.v1.ActivationGradient
-	(*v1.Chunk)(nil),           // 47: lamina.tensor.v1.Chunk
-	(v1.ElementType)(0),        // 48: lamina.tensor.v1.ElementType
-	(*v1.Tensor)(nil),          // 49: lamina.tensor.v1.Tensor
+	(*Gradients)(nil),          // 19: lamina.shard.v1.Gradients
+	(*DiLoCo)(nil),             // 20: lamina.shard.v1.DiLoCo
+	(*Span)(nil),               // 21: lamina.shard.v1.Span
+	(*Optimizer)(nil),          // 22: lamina.shard.v1.Optimizer
+	(*AdamW)(nil),              // 23: lamina.shard.v1.AdamW
+	(*Muon)(nil),               // 24: lamina.shard.v1.Muon
+	(*SGD)(nil),                // 25: lamina.shard.v1.SGD
+	(*ParameterRule)(nil),      // 26: lamina.shard.v1.ParameterRule
+	(*State)(nil),              // 27: lamina.shard.v1.State
+	(*Load)(nil),               // 28: lamina.shard.v1.Load
+	(*Step)(nil),               // 29: lamina.shard.v1.Step
+	(*Microbatch)(nil),         // 30: lamina.shard.v1.Microbatch
+	(*Pick)(nil),               // 31: lamina.shard.v1.Pick
+	(*Apply)(nil),              // 32: lamina.shard.v1.Apply
+	(*Fetch)(nil),              // 33: lamina.shard.v1.Fetch
+	(*TrainResponse)(nil),      // 34: lamina.shard.v1.TrainResponse
+	(*TrainOpened)(nil),        // 35: lamina.shard.v1.TrainOpened
+	(*Loaded)(nil),             // 36: lamina.shard.v1.Loaded
+	(*Loss)(nil),               // 37: lamina.shard.v1.Loss
+	(*Picked)(nil),             // 38: lamina.shard.v1.Picked
+	(*Folded)(nil),             // 39: lamina.shard.v1.Folded
+	(*Norm)(nil),               // 40: lamina.shard.v1.Norm
+	(*Applied)(nil),            // 41: lamina.shard.v1.Applied
+	(*Fetched)(nil),            // 42: lamina.shard.v1.Fetched
+	(*ExchangeRequest)(nil),    // 43: lamina.shard.v1.ExchangeRequest
+	(*ExchangeOpen)(nil),       // 44: lamina.shard.v1.ExchangeOpen
+	(*Activation)(nil),         // 45: lamina.shard.v1.Activation
+	(*ExchangeResponse)(nil),   // 46: lamina.shard.v1.ExchangeResponse
+	(*ExchangeOpened)(nil),     // 47: lamina.shard.v1.ExchangeOpened
+	(*ActivationGradient)(nil), // 48: lamina.shard.v1.ActivationGradient
+	(*v1.Chunk)(nil),           // 49: lamina.tensor.v1.Chunk
+	(v1.ElementType)(0),        // 50: lamina.tensor.v1.ElementType
+	(*v1.Tensor)(nil),          // 51: lamina.tensor.v1.Tensor
 }
 var file_lamina_shard_v1_shard_proto_depIdxs = []int32{
 	4,  // 0: lamina.shard.v1.DescribeResponse.held:type_name -> lamina.shard.v1.Held
 	5,  // 1: lamina.shard.v1.Held.leases:type_name -> lamina.shard.v1.LeaseInfo
 	8,  // 2: lamina.shard.v1.InferRequest.open:type_name -> lamina.shard.v1.InferOpen
 	9,  // 3: lamina.shard.v1.InferRequest.batch:type_name -> lamina.shard.v1.Batch
-	47, // 4: lamina.shard.v1.InferRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	49, // 4: lamina.shard.v1.InferRequest.chunk:type_name -> lamina.tensor.v1.Chunk
 	11, // 5: lamina.shard.v1.InferRequest.release:type_name -> lamina.shard.v1.Release
 	6,  // 6: lamina.shard.v1.InferOpen.route:type_name -> lamina.shard.v1.Hop
-	48, // 7: lamina.shard.v1.InferOpen.hidden_type:type_name -> lamina.tensor.v1.ElementType
+	50, // 7: lamina.shard.v1.InferOpen.hidden_type:type_name -> lamina.tensor.v1.ElementType
 	10, // 8: lamina.shard.v1.Batch.entries:type_name -> lamina.shard.v1.Entry
-	49, // 9: lamina.shard.v1.Batch.hidden:type_name -> lamina.tensor.v1.Tensor
+	51, // 9: lamina.shard.v1.Batch.hidden:type_name -> lamina.tensor.v1.Tensor
 	13, // 10: lamina.shard.v1.Release.leases:type_name -> lamina.shard.v1.Lease
 	15, // 11: lamina.shard.v1.InferResponse.opened:type_name -> lamina.shard.v1.InferOpened
 	16, // 12: lamina.shard.v1.InferResponse.refused:type_name -> lamina.shard.v1.Refused
@@ -4305,54 +4617,56 @@ var file_lamina_shard_v1_shard_proto_depIdxs = []int32{
 	13, // 14: lamina.shard.v1.InferResponse.lease:type_name -> lamina.shard.v1.Lease
 	4,  // 15: lamina.shard.v1.InferOpened.stages:type_name -> lamina.shard.v1.Held
 	18, // 16: lamina.shard.v1.TrainRequest.open:type_name -> lamina.shard.v1.TrainOpen
-	25, // 17: lamina.shard.v1.TrainRequest.state:type_name -> lamina.shard.v1.State
-	47, // 18: lamina.shard.v1.TrainRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	26, // 19: lamina.shard.v1.TrainRequest.load:type_name -> lamina.shard.v1.Load
-	27, // 20: lamina.shard.v1.TrainRequest.step:type_name -> lamina.shard.v1.Step
-	28, // 21: lamina.shard.v1.TrainRequest.microbatch:type_name -> lamina.shard.v1.Microbatch
-	30, // 22: lamina.shard.v1.TrainRequest.apply:type_name -> lamina.shard.v1.Apply
-	31, // 23: lamina.shard.v1.TrainRequest.fetch:type_name -> lamina.shard.v1.Fetch
-	19, // 24: lamina.shard.v1.TrainOpen.spans:type_name -> lamina.shard.v1.Span
-	20, // 25: lamina.shard.v1.TrainOpen.optimizer:type_name -> lamina.shard.v1.Optimizer
+	27, // 17: lamina.shard.v1.TrainRequest.state:type_name -> lamina.shard.v1.State
+	49, // 18: lamina.shard.v1.TrainRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	28, // 19: lamina.shard.v1.TrainRequest.load:type_name -> lamina.shard.v1.Load
+	29, // 20: lamina.shard.v1.TrainRequest.step:type_name -> lamina.shard.v1.Step
+	30, // 21: lamina.shard.v1.TrainRequest.microbatch:type_name -> lamina.shard.v1.Microbatch
+	32, // 22: lamina.shard.v1.TrainRequest.apply:type_name -> lamina.shard.v1.Apply
+	33, // 23: lamina.shard.v1.TrainRequest.fetch:type_name -> lamina.shard.v1.Fetch
+	21, // 24: lamina.shard.v1.TrainOpen.spans:type_name -> lamina.shard.v1.Span
+	22, // 25: lamina.shard.v1.TrainOpen.optimizer:type_name -> lamina.shard.v1.Optimizer
 	0,  // 26: lamina.shard.v1.TrainOpen.precision:type_name -> lamina.shard.v1.Precision
-	21, // 27: lamina.shard.v1.Optimizer.adamw:type_name -> lamina.shard.v1.AdamW
-	22, // 28: lamina.shard.v1.Optimizer.muon:type_name -> lamina.shard.v1.Muon
-	23, // 29: lamina.shard.v1.Optimizer.sgd:type_name -> lamina.shard.v1.SGD
-	24, // 30: lamina.shard.v1.Optimizer.rules:type_name -> lamina.shard.v1.ParameterRule
-	1,  // 31: lamina.shard.v1.State.kind:type_name -> lamina.shard.v1.StateKind
-	49, // 32: lamina.shard.v1.State.tensor:type_name -> lamina.tensor.v1.Tensor
-	29, // 33: lamina.shard.v1.Microbatch.picks:type_name -> lamina.shard.v1.Pick
-	33, // 34: lamina.shard.v1.TrainResponse.opened:type_name -> lamina.shard.v1.TrainOpened
-	34, // 35: lamina.shard.v1.TrainResponse.loaded:type_name -> lamina.shard.v1.Loaded
-	35, // 36: lamina.shard.v1.TrainResponse.loss:type_name -> lamina.shard.v1.Loss
-	37, // 37: lamina.shard.v1.TrainResponse.folded:type_name -> lamina.shard.v1.Folded
-	39, // 38: lamina.shard.v1.TrainResponse.applied:type_name -> lamina.shard.v1.Applied
-	25, // 39: lamina.shard.v1.TrainResponse.state:type_name -> lamina.shard.v1.State
-	47, // 40: lamina.shard.v1.TrainResponse.chunk:type_name -> lamina.tensor.v1.Chunk
-	40, // 41: lamina.shard.v1.TrainResponse.fetched:type_name -> lamina.shard.v1.Fetched
-	36, // 42: lamina.shard.v1.TrainResponse.picked:type_name -> lamina.shard.v1.Picked
-	38, // 43: lamina.shard.v1.Folded.norms:type_name -> lamina.shard.v1.Norm
-	42, // 44: lamina.shard.v1.ExchangeRequest.open:type_name -> lamina.shard.v1.ExchangeOpen
-	43, // 45: lamina.shard.v1.ExchangeRequest.activation:type_name -> lamina.shard.v1.Activation
-	47, // 46: lamina.shard.v1.ExchangeRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	49, // 47: lamina.shard.v1.Activation.tensor:type_name -> lamina.tensor.v1.Tensor
-	45, // 48: lamina.shard.v1.ExchangeResponse.opened:type_name -> lamina.shard.v1.ExchangeOpened
-	46, // 49: lamina.shard.v1.ExchangeResponse.gradient:type_name -> lamina.shard.v1.ActivationGradient
-	47, // 50: lamina.shard.v1.ExchangeResponse.chunk:type_name -> lamina.tensor.v1.Chunk
-	49, // 51: lamina.shard.v1.ActivationGradient.tensor:type_name -> lamina.tensor.v1.Tensor
-	2,  // 52: lamina.shard.v1.ShardService.Describe:input_type -> lamina.shard.v1.DescribeRequest
-	7,  // 53: lamina.shard.v1.ShardService.Infer:input_type -> lamina.shard.v1.InferRequest
-	17, // 54: lamina.shard.v1.ShardService.Train:input_type -> lamina.shard.v1.TrainRequest
-	41, // 55: lamina.shard.v1.ShardService.Exchange:input_type -> lamina.shard.v1.ExchangeRequest
-	3,  // 56: lamina.shard.v1.ShardService.Describe:output_type -> lamina.shard.v1.DescribeResponse
-	12, // 57: lamina.shard.v1.ShardService.Infer:output_type -> lamina.shard.v1.InferResponse
-	32, // 58: lamina.shard.v1.ShardService.Train:output_type -> lamina.shard.v1.TrainResponse
-	44, // 59: lamina.shard.v1.ShardService.Exchange:output_type -> lamina.shard.v1.ExchangeResponse
-	56, // [56:60] is the sub-list for method output_type
-	52, // [52:56] is the sub-list for method input_type
-	52, // [52:52] is the sub-list for extension type_name
-	52, // [52:52] is the sub-list for extension extendee
-	0,  // [0:52] is the sub-list for field type_name
+	19, // 27: lamina.shard.v1.TrainOpen.gradients:type_name -> lamina.shard.v1.Gradients
+	20, // 28: lamina.shard.v1.TrainOpen.diloco:type_name -> lamina.shard.v1.DiLoCo
+	23, // 29: lamina.shard.v1.Optimizer.adamw:type_name -> lamina.shard.v1.AdamW
+	24, // 30: lamina.shard.v1.Optimizer.muon:type_name -> lamina.shard.v1.Muon
+	25, // 31: lamina.shard.v1.Optimizer.sgd:type_name -> lamina.shard.v1.SGD
+	26, // 32: lamina.shard.v1.Optimizer.rules:type_name -> lamina.shard.v1.ParameterRule
+	1,  // 33: lamina.shard.v1.State.kind:type_name -> lamina.shard.v1.StateKind
+	51, // 34: lamina.shard.v1.State.tensor:type_name -> lamina.tensor.v1.Tensor
+	31, // 35: lamina.shard.v1.Microbatch.picks:type_name -> lamina.shard.v1.Pick
+	35, // 36: lamina.shard.v1.TrainResponse.opened:type_name -> lamina.shard.v1.TrainOpened
+	36, // 37: lamina.shard.v1.TrainResponse.loaded:type_name -> lamina.shard.v1.Loaded
+	37, // 38: lamina.shard.v1.TrainResponse.loss:type_name -> lamina.shard.v1.Loss
+	39, // 39: lamina.shard.v1.TrainResponse.folded:type_name -> lamina.shard.v1.Folded
+	41, // 40: lamina.shard.v1.TrainResponse.applied:type_name -> lamina.shard.v1.Applied
+	27, // 41: lamina.shard.v1.TrainResponse.state:type_name -> lamina.shard.v1.State
+	49, // 42: lamina.shard.v1.TrainResponse.chunk:type_name -> lamina.tensor.v1.Chunk
+	42, // 43: lamina.shard.v1.TrainResponse.fetched:type_name -> lamina.shard.v1.Fetched
+	38, // 44: lamina.shard.v1.TrainResponse.picked:type_name -> lamina.shard.v1.Picked
+	40, // 45: lamina.shard.v1.Folded.norms:type_name -> lamina.shard.v1.Norm
+	44, // 46: lamina.shard.v1.ExchangeRequest.open:type_name -> lamina.shard.v1.ExchangeOpen
+	45, // 47: lamina.shard.v1.ExchangeRequest.activation:type_name -> lamina.shard.v1.Activation
+	49, // 48: lamina.shard.v1.ExchangeRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	51, // 49: lamina.shard.v1.Activation.tensor:type_name -> lamina.tensor.v1.Tensor
+	47, // 50: lamina.shard.v1.ExchangeResponse.opened:type_name -> lamina.shard.v1.ExchangeOpened
+	48, // 51: lamina.shard.v1.ExchangeResponse.gradient:type_name -> lamina.shard.v1.ActivationGradient
+	49, // 52: lamina.shard.v1.ExchangeResponse.chunk:type_name -> lamina.tensor.v1.Chunk
+	51, // 53: lamina.shard.v1.ActivationGradient.tensor:type_name -> lamina.tensor.v1.Tensor
+	2,  // 54: lamina.shard.v1.ShardService.Describe:input_type -> lamina.shard.v1.DescribeRequest
+	7,  // 55: lamina.shard.v1.ShardService.Infer:input_type -> lamina.shard.v1.InferRequest
+	17, // 56: lamina.shard.v1.ShardService.Train:input_type -> lamina.shard.v1.TrainRequest
+	43, // 57: lamina.shard.v1.ShardService.Exchange:input_type -> lamina.shard.v1.ExchangeRequest
+	3,  // 58: lamina.shard.v1.ShardService.Describe:output_type -> lamina.shard.v1.DescribeResponse
+	12, // 59: lamina.shard.v1.ShardService.Infer:output_type -> lamina.shard.v1.InferResponse
+	34, // 60: lamina.shard.v1.ShardService.Train:output_type -> lamina.shard.v1.TrainResponse
+	46, // 61: lamina.shard.v1.ShardService.Exchange:output_type -> lamina.shard.v1.ExchangeResponse
+	58, // [58:62] is the sub-list for method output_type
+	54, // [54:58] is the sub-list for method input_type
+	54, // [54:54] is the sub-list for extension type_name
+	54, // [54:54] is the sub-list for extension extendee
+	0,  // [0:54] is the sub-list for field type_name
 }
 
 func init() { file_lamina_shard_v1_shard_proto_init() }
@@ -4383,8 +4697,8 @@ func file_lamina_shard_v1_shard_proto_init() {
 		(*TrainRequest_Apply)(nil),
 		(*TrainRequest_Fetch)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[22].OneofWrappers = []any{}
-	file_lamina_shard_v1_shard_proto_msgTypes[30].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[24].OneofWrappers = []any{}
+	file_lamina_shard_v1_shard_proto_msgTypes[32].OneofWrappers = []any{
 		(*TrainResponse_Opened)(nil),
 		(*TrainResponse_Loaded)(nil),
 		(*TrainResponse_Loss)(nil),
@@ -4395,12 +4709,12 @@ func file_lamina_shard_v1_shard_proto_init() {
 		(*TrainResponse_Fetched)(nil),
 		(*TrainResponse_Picked)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[39].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[41].OneofWrappers = []any{
 		(*ExchangeRequest_Open)(nil),
 		(*ExchangeRequest_Activation)(nil),
 		(*ExchangeRequest_Chunk)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[42].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[44].OneofWrappers = []any{
 		(*ExchangeResponse_Opened)(nil),
 		(*ExchangeResponse_Gradient)(nil),
 		(*ExchangeResponse_Chunk)(nil),
@@ -4411,7 +4725,7 @@ func file_lamina_shard_v1_shard_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lamina_shard_v1_shard_proto_rawDesc), len(file_lamina_shard_v1_shard_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   45,
+			NumMessages:   47,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

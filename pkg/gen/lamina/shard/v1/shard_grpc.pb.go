@@ -182,9 +182,9 @@ const (
 //     With `forward_only` that is all of the step. If the run isolates documents, then
 //     every stage gets a `microbatch`; those in between get `documents` alone.
 //     If a `microbatch` has `picks`, the last stage answers `picked` in place of `loss`.
-//  4. When its slots are done the stage publishes its fold of them as gradient
-//     events, waits for the other replicas', folds all slots over the one fixed
-//     tree and answers `folded`.
+//  4. While its slots are computed the stage publishes its folds of them as gradient
+//     events. Then it waits for the other replicas', folds all slots over the one
+//     fixed tree and answers `folded`.
 //  5. `apply` steps the optimizer and is answered by `applied`. A `step` without an
 //     `apply` before it drops the gradients of the previous one.
 //  6. `fetch` is answered by `state` tensors (with their `chunk`s) and `fetched`.
@@ -417,9 +417,9 @@ type ShardService_ExchangeClient = grpc.BidiStreamingClient[ExchangeRequest, Exc
 //     With `forward_only` that is all of the step. If the run isolates documents, then
 //     every stage gets a `microbatch`; those in between get `documents` alone.
 //     If a `microbatch` has `picks`, the last stage answers `picked` in place of `loss`.
-//  4. When its slots are done the stage publishes its fold of them as gradient
-//     events, waits for the other replicas', folds all slots over the one fixed
-//     tree and answers `folded`.
+//  4. While its slots are computed the stage publishes its folds of them as gradient
+//     events. Then it waits for the other replicas', folds all slots over the one
+//     fixed tree and answers `folded`.
 //  5. `apply` steps the optimizer and is answered by `applied`. A `step` without an
 //     `apply` before it drops the gradients of the previous one.
 //  6. `fetch` is answered by `state` tensors (with their `chunk`s) and `fetched`.

@@ -349,7 +349,13 @@ type Run struct {
 	// The sample texts of the last step that has some.
 	Samples []*SampleText `protobuf:"bytes,27,rep,name=samples,proto3" json:"samples,omitempty"`
 	// What the run reads: samples, tokens and the share of padding.
-	Data          string `protobuf:"bytes,28,opt,name=data,proto3" json:"data,omitempty"`
+	Data string `protobuf:"bytes,28,opt,name=data,proto3" json:"data,omitempty"`
+	// Bytes of gradients that all stages have published since the run was started or resumed.
+	GradientBytes uint64 `protobuf:"varint,30,opt,name=gradient_bytes,json=gradientBytes,proto3" json:"gradient_bytes,omitempty"`
+	// How many times more bytes the last step would have published in float32; 0 if it published none.
+	GradientRatio float64 `protobuf:"fixed64,31,opt,name=gradient_ratio,json=gradientRatio,proto3" json:"gradient_ratio,omitempty"`
+	// What the wire type left out of the last step's gradients: its norm over theirs.
+	GradientError float64 `protobuf:"fixed64,32,opt,name=gradient_error,json=gradientError,proto3" json:"gradient_error,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -515,6 +521,27 @@ func (x *Run) GetData() string {
 		return x.Data
 	}
 	return ""
+}
+
+func (x *Run) GetGradientBytes() uint64 {
+	if x != nil {
+		return x.GradientBytes
+	}
+	return 0
+}
+
+func (x *Run) GetGradientRatio() float64 {
+	if x != nil {
+		return x.GradientRatio
+	}
+	return 0
+}
+
+func (x *Run) GetGradientError() float64 {
+	if x != nil {
+		return x.GradientError
+	}
+	return 0
 }
 
 // SampleText is a text that the model in training has continued.
@@ -772,7 +799,7 @@ const file_lamina_trainer_v1_trainer_proto_rawDesc = "" +
 	"\x0fWatchRunRequest\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\tR\x03run\"<\n" +
 	"\x10WatchRunResponse\x12(\n" +
-	"\x03run\x18\x01 \x01(\v2\x16.lamina.trainer.v1.RunR\x03run\"\x83\x05\n" +
+	"\x03run\x18\x01 \x01(\v2\x16.lamina.trainer.v1.RunR\x03run\"\xf8\x05\n" +
 	"\x03Run\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x121\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1b.lamina.trainer.v1.RunStateR\x05state\x12\x12\n" +
@@ -796,7 +823,10 @@ const file_lamina_trainer_v1_trainer_proto_rawDesc = "" +
 	"\rbits_per_byte\x18\x19 \x01(\x01R\vbitsPerByte\x127\n" +
 	"\x18validation_bits_per_byte\x18\x1a \x01(\x01R\x15validationBitsPerByte\x127\n" +
 	"\asamples\x18\x1b \x03(\v2\x1d.lamina.trainer.v1.SampleTextR\asamples\x12\x12\n" +
-	"\x04data\x18\x1c \x01(\tR\x04data\"L\n" +
+	"\x04data\x18\x1c \x01(\tR\x04data\x12%\n" +
+	"\x0egradient_bytes\x18\x1e \x01(\x04R\rgradientBytes\x12%\n" +
+	"\x0egradient_ratio\x18\x1f \x01(\x01R\rgradientRatio\x12%\n" +
+	"\x0egradient_error\x18  \x01(\x01R\rgradientError\"L\n" +
 	"\n" +
 	"SampleText\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x16\n" +

@@ -1,0 +1,118 @@
+package shard
+
+import (
+	"fmt"
+
+	"github.com/lamina-mesh/lamina/pkg/compress"
+	"github.com/lamina-mesh/lamina/pkg/model"
+	"github.com/lamina-mesh/lamina/pkg/schedule"
+	"github.com/lamina-mesh/lamina/pkg/wire"
+)
+
+// bucketValues is the number of values at which a bucket is full.
+const bucketValues = 1 << 20
+
+// bucket is a group of tensors that follow one another in a span's gradient, and the unit of exchange. If
+// that takes fewer bytes, buckets are scattered: one replica sums a bucket over all replicas and publishes
+// the sum, so that nobody else reads its nodes.
+type bucket struct {
+	params  []model.Param[float32] // in name order, without their values
+	lo, hi  int                    // in the flat gradient
+	nodes   parcel                 // encoded units
+	tied    bool                   // one tensor, whose other part is on another stage
+	scatter bool
+	owner   int    // the replica that sums it, if scattered
+	fold    parcel // the sum in float32, if scattered
+}
+
+// makeBuckets groups the tensors of a span. The groups depend only on its layers.
+func (m *reducer) makeBuckets() []*bucket {
+	var out []*bucket
+	var open *bucket
+	at := 0
+	for _, p := range sorted(m.span.stage.Params().Tensors) {
+		if m.span.frozen[p.Owner()] {
+			continue
+		}
+		n := len(p.Data)
+		tied := p.Name == m.span.tied
+		if open == nil || tied || open.tied || open.hi-open.lo+n > bucketValues {
+			open = &bucket{lo: at, tied: tied}
+			out = append(out, open)
+		}
+		open.params = append(open.params, p)
+		at += n
+		open.hi = at
+		open.nodes.size += m.codec.Size(n)
+	}
+	theirs := map[schedule.Node]int{}
+	for n, replica := range m.all {
+		if !m.own[n] {
+			theirs[n] = replica
+		}
+	}
+	replicas := int(m.run.open.GetReplicas())
+	root := schedule.Node{Lo: 0, Hi: int(m.run.open.GetSlots())}
+	for i, b := range out {
+		part := fmt.Sprintf("%s.%d", m.span.stage.Range, i)
+		b.nodes.wire, b.nodes.publishers, b.nodes.ignored = m.codec.Wire, theirs, m.own
+		if b.tied {
+			if part = tiedEmbedding; m.span.stage.Last() {
+				part = tiedHead
+			}
+		} else {
+			b.scatter, b.owner = m.scatters(b), i%replicas
+			b.fold = parcel{part: part + ".fold", size: 4 * (b.hi - b.lo), publishers: map[schedule.Node]int{root: b.owner}}
+		}
+		b.nodes.part = part
+	}
+	return out
+}
+
+// scatters reports whether a replica reads fewer bytes of a bucket if it is scattered: it then reads the
+// others' units of its own share of the buckets and the sums of the rest.
+func (m *reducer) scatters(b *bucket) bool {
+	replicas := int(m.run.open.GetReplicas())
+	all := (len(m.all) - len(m.all)/replicas) * b.nodes.size
+	return (all+(replicas-1)*4*(b.hi-b.lo))/replicas < all
+}
+
+// encode encodes the bucket's part of a unit and leaves in it what readers decode.
+func (b *bucket) encode(m *reducer, flat, residual []float32) []byte {
+	if m.codec.Exact() {
+		return wire.Bytes(flat[b.lo:b.hi])
+	}
+	kernels := m.run.service.cfg.Kernels
+	out := make([]byte, 0, b.nodes.size)
+	at := b.lo
+	for _, p := range b.params {
+		x := flat[at : at+len(p.Data)]
+		m.nodeSquares += kernels.SumSquares(x)
+		var left []float32
+		if m.codec.Feedback() {
+			left = residual[at : at+len(x)]
+			out = m.codec.Encode(out, x, left)
+		} else {
+			left = append(left, x...)
+			out = m.codec.Encode(out, x, nil)
+			for i, v := range x {
+				left[i] -= v
+			}
+		}
+		m.errorSquares += kernels.SumSquares(left)
+		at += len(x)
+	}
+	return out
+}
+
+// decode decodes a bucket of a unit.
+func (b *bucket) decode(c compress.Codec, dst []float32, data []byte) error {
+	for _, p := range b.params {
+		n := len(p.Data)
+		if err := c.Decode(dst[:n], data[:c.Size(n)]); err != nil {
+			return fmt.Errorf("%s: %w", p.Name, err)
+		}
+		dst, data = dst[n:], data[c.Size(n):]
+	}
+	return nil
+}

@@ -1,0 +1,195 @@
+package shard
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	eventv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/event/v1"
+	"github.com/lamina-mesh/lamina/pkg/gradbus"
+	"github.com/lamina-mesh/lamina/pkg/schedule"
+	"github.com/lamina-mesh/lamina/pkg/wire"
+)
+
+const (
+	// chunkSize is the number of gradient bytes in one event.
+	chunkSize = 256 << 10
+	// meetTimeout is how long a stage waits for another replica's gradient.
+	meetTimeout = 5 * time.Minute
+)
+
+// mailbox sends and receives the nodes of a span on the gradient bus. Events are identified by their keys
+// and a node has the same bits whoever computed it, so repetition and order are of no importance.
+type mailbox struct {
+	run     *trainRun
+	step    uint64
+	readers map[string]*reader // by part
+	read    uint64             // bytes since the last report
+}
+
+// reader reads one part's events of the current step. Chunks of several nodes arrive interleaved, so
+// chunks that are not needed yet are kept.
+type reader struct {
+	events  gradbus.Subscription
+	partial map[schedule.Node]*assembly
+	whole   map[schedule.Node][]byte
+}
+
+// parcel describes what is expected on a part in a step.
+type parcel struct {
+	part string
+	wire string
+	size int // bytes of an encoded node
+	// publishers has the replica that publishes each node. Other nodes are an error.
+	publishers map[schedule.Node]int
+	// ignored has the nodes that this replica publishes itself.
+	ignored map[schedule.Node]bool
+}
+
+// begin prepares for a step. A repeated step reads the same events, so what has arrived is kept.
+func (m *mailbox) begin(step uint64) {
+	if step == m.step {
+		return
+	}
+	m.step = step
+	for _, in := range m.readers {
+		clear(in.partial)
+		clear(in.whole)
+	}
+}
+
+func (m *mailbox) close() {
+	for part, in := range m.readers {
+		if err := in.events.Close(); err != nil {
+			m.run.service.log.Warn("close gradient events", "part", part, "error", err)
+		}
+	}
+}
+
+// send publishes an encoded node as events, in the background.
+func (m *mailbox) send(part string, n schedule.Node, wireType string, data []byte) error {
+	chunks := (len(data) + chunkSize - 1) / chunkSize
+	whole := wire.Checksum(data)
+	o := m.run.open
+	for i := range chunks {
+		piece := data[i*chunkSize : min(len(data), (i+1)*chunkSize)]
+		raw, err := proto.Marshal(&eventv1.Gradient{
+			Run: o.GetRun(), Step: m.step, Part: part, SlotLo: uint32(n.Lo), SlotHi: uint32(n.Hi),
+			Chunk: uint32(i), Chunks: uint32(chunks), Wire: wireType,
+			Checksum: wire.Checksum(piece), WholeChecksum: whole, Replica: o.GetReplica(), Data: piece,
+		})
+		if err != nil {
+			return fault.Wrap(fault.Internal, err, "encode gradient event")
+		}
+		key := gradbus.Key{
+			Run: o.GetRun(), Part: part, Step: m.step, SlotLo: uint32(n.Lo), SlotHi: uint32(n.Hi), Chunk: uint32(i),
+		}
+		if err := m.run.outbox.Publish(gradbus.Event{Key: key, Data: raw}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// await waits for a node of a parcel and returns its bytes.
+func (m *mailbox) await(p *parcel, n schedule.Node) ([]byte, error) {
+	if p.size == 0 {
+		return nil, nil
+	}
+	ctx, cancel := context.WithTimeout(m.run.ctx, meetTimeout)
+	defer cancel()
+	in := m.readers[p.part]
+	if in == nil {
+		events, err := m.run.service.cfg.Bus.Subscribe(ctx, m.run.open.GetRun(), p.part, m.step)
+		if err != nil {
+			return nil, err
+		}
+		in = &reader{events: events, partial: map[schedule.Node]*assembly{}, whole: map[schedule.Node][]byte{}}
+		m.readers[p.part] = in
+	}
+	for in.whole[n] == nil {
+		e, err := in.events.Next(ctx)
+		if err != nil {
+			return nil, fault.Wrap(fault.CodeOf(err), err, "wait for %s slots %d-%d of step %d", p.part, n.Lo, n.Hi, m.step)
+		}
+		m.read += uint64(len(e.Data))
+		if err := m.take(p, in, e); err != nil {
+			return nil, err
+		}
+	}
+	return in.whole[n], nil
+}
+
+// take stores an event under its node. Repeated and late events are dropped. An event of this step for a
+// node that no replica publishes is an error.
+func (m *mailbox) take(p *parcel, in *reader, e gradbus.Event) error {
+	n := schedule.Node{Lo: int(e.Key.SlotLo), Hi: int(e.Key.SlotHi)}
+	_, known := p.publishers[n]
+	switch {
+	case p.ignored[n], e.Key.Step < m.step, in.whole[n] != nil:
+		return nil
+	case e.Key.Step > m.step || !known:
+		return fault.New(fault.DataLoss, "read gradient event %v: no replica publishes it in step %d", e.Key, m.step)
+	}
+	if in.partial[n] == nil {
+		in.partial[n] = &assembly{have: map[uint32]bool{}}
+	}
+	whole, err := in.partial[n].add(e, p)
+	if whole != nil {
+		in.whole[n] = whole
+		delete(in.partial, n)
+	}
+	return err
+}
+
+// assembly collects the chunks of one node.
+type assembly struct {
+	data []byte
+	have map[uint32]bool
+	sum  uint64
+}
+
+// add adds an event and returns the encoded node once all chunks have arrived. An event with a wrong shape
+// or checksum is an error, which ends the step.
+func (a *assembly) add(e gradbus.Event, p *parcel) ([]byte, error) {
+	bad := func(format string, args ...any) error {
+		return fault.New(fault.DataLoss, "read gradient event %v: %s", e.Key, fmt.Sprintf(format, args...))
+	}
+	var g eventv1.Gradient
+	if err := proto.Unmarshal(e.Data, &g); err != nil {
+		return nil, bad("%v", err)
+	}
+	chunks := (p.size + chunkSize - 1) / chunkSize
+	lo := int(g.GetChunk()) * chunkSize
+	switch {
+	case g.GetStep() != e.Key.Step || g.GetPart() != e.Key.Part || g.GetSlotLo() != e.Key.SlotLo ||
+		g.GetSlotHi() != e.Key.SlotHi || g.GetChunk() != e.Key.Chunk:
+		return nil, bad("its fields differ from its key")
+	case g.GetRun() != e.Key.Run:
+		return nil, bad("it belongs to run %q", g.GetRun())
+	case g.GetWire() != p.wire:
+		return nil, bad("its wire type is %q, want %q", g.GetWire(), p.wire)
+	case int(g.GetChunks()) != chunks || int(g.GetChunk()) >= chunks ||
+		len(g.GetData()) != min(p.size, lo+chunkSize)-lo:
+		return nil, bad(
+			"chunk %d of %d with %d bytes does not fit %d bytes", g.GetChunk(), g.GetChunks(), len(g.GetData()), p.size,
+		)
+	case wire.Checksum(g.GetData()) != g.GetChecksum():
+		return nil, bad("its checksum is wrong")
+	}
+	if a.data == nil {
+		a.data, a.sum = make([]byte, p.size), g.GetWholeChecksum()
+	}
+	copy(a.data[lo:], g.GetData())
+	a.have[g.GetChunk()] = true
+	if len(a.have) < chunks {
+		return nil, nil
+	}
+	if wire.Checksum(a.data) != a.sum {
+		return nil, bad("the whole gradient's checksum is wrong")
+	}
+	return a.data, nil
+}
