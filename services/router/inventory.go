@@ -178,23 +178,31 @@ func (s *Service) collectModels() {
 
 // spans lists the spans that shards hold and keep accepts. With free it lists only those that no
 // pipeline uses. The caller holds mu.
+//
+// A process that was killed and started again may be listed twice, by its former id too, since health checks
+// of its address pass. If each entry counted, two pipelines would run over one process and be lost together.
 func (s *Service) spans(free bool, keep func(*shardv1.Held) bool) []plan.Span {
-	inUse := map[plan.Span]bool{}
+	counted := map[plan.Span]bool{} // without names of shards
 	if free {
 		for _, chain := range s.building {
 			for _, span := range chain {
-				inUse[span] = true
+				span.Shard = ""
+				counted[span] = true
 			}
 		}
 	}
 	var out []plan.Span
-	for id, d := range s.held {
+	for _, id := range slices.Sorted(maps.Keys(s.held)) {
+		d := s.held[id]
 		for _, h := range d.resp.GetHeld() {
 			span := plan.Span{
 				Shard: id, Addr: d.addr, Digest: h.GetDigest(), Class: d.resp.GetKernelClass(),
 				Lo: int(h.GetLo()), Hi: int(h.GetHi()), Layers: int(h.GetLayers()),
 			}
-			if !inUse[span] && keep(h) { // a shard may hold more than one model
+			place := span
+			place.Shard = ""
+			if !counted[place] && keep(h) { // a shard may hold more than one model
+				counted[place] = true
 				out = append(out, span)
 			}
 		}
