@@ -142,7 +142,7 @@ func btoi(b bool) int {
 
 // add adds a sequence's next rows to a batch, at most n, and returns how many.
 func (s *Scheduler) add(b *Batch, f *flight, q *sequence, n int) int {
-	n = s.scoreRows(q, n)
+	n = q.trialRows(s.scoreRows(q, n))
 	drafts, decides, wait := s.speculate(q, n-1)
 	if wait {
 		return 0
@@ -164,7 +164,7 @@ func (s *Scheduler) add(b *Batch, f *flight, q *sequence, n int) int {
 		e.PageFrom, e.Pages = q.known, slices.Clone(q.table[q.known:])
 		q.known, q.told = len(q.table), len(q.table)
 	}
-	m := entry{id: q.ID, run: q.preempt}
+	m := entry{id: q.ID, run: q.preempt, end: rows.Pos + len(rows.IDs)}
 	switch {
 	case q.toScore() && !rows.Logits && q.feed.Sent() > q.scores:
 		s.askScores(q, &e, rows.Pos)
@@ -256,6 +256,15 @@ func (s *Scheduler) scoreRows(q *sequence, n int) int {
 		return n
 	}
 	return min(n, max(1, scoreBytes/(4*max(1, s.cfg.Vocab))), q.feed.Due()-1)
+}
+
+// trialRows bounds the rows of a suspect's next chunk, so that rows that may have ended a stage do not share a
+// batch with those that certainly did not.
+func (q *sequence) trialRows(n int) int {
+	if left := q.tried() - q.feed.Sent(); q.Suspect && left > 0 {
+		return min(n, left)
+	}
+	return n
 }
 
 // askScores makes an entry's rows ask for the log-probabilities of the tokens that follow them. The

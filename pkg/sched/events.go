@@ -35,8 +35,11 @@ type Submit struct {
 	// Candidates is nil for a sequence whose rows are sent whole.
 	Candidates Candidates
 	Score      bool // report the log-probabilities of the prompt's tokens
-	Suspect    bool // it was in flight when a pipeline died, and has had no token since
-	Private    bool // neither uses the prefix cache nor fills it
+	Suspect    bool // it was blamed for the loss of a stage, and has had no token since
+	// Proven is how many positions of the log all stages of some pipeline have computed before. A loss while
+	// only these are computed again is not blamed on the sequence.
+	Proven  int
+	Private bool // neither uses the prefix cache nor fills it
 	// Speculate is the maximum number of draft tokens after each token; 0 for none.
 	Speculate int
 	// Draft marks a session that drafts for a sequence of another pipeline. It runs in rounds (Round).
@@ -263,9 +266,15 @@ type TurnAway struct {
 // Preempt says that a sequence has given its pages back and waits again.
 type Preempt struct{ ID ID }
 
-// Blame says that a sequence was in flight when a stage was lost, so that it may be the cause. It waits for
-// Proceed or Cancel.
-type Blame struct{ ID ID }
+// Blame says that rows of a sequence that nobody had computed before were in flight when a stage was lost, so
+// that it may be the cause. It waits for Proceed or Cancel.
+type Blame struct {
+	ID ID
+	// Proven positions had been computed before. UpTo is the end of the rows in flight: once they are computed
+	// elsewhere, they were not the cause. It is 0 if there were none, and the sampler had not accepted the
+	// sequence.
+	Proven, UpTo int
+}
 
 // Propose asks for at most N draft tokens after a sequence's log, within about Limit. It is answered
 // by Drafted. Any says that improbable tokens are welcome too.

@@ -74,7 +74,7 @@ func (c *brokenChain) step(events ...sched.Event) {
 		case sched.Emit:
 			c.logs[e.ID] = append(c.logs[e.ID], e.Data.(int32))
 		case sched.Blame:
-			c.results = append(c.results, sched.Proceed(e))
+			c.results = append(c.results, sched.Proceed{ID: e.ID})
 		case sched.Fail, sched.TurnAway, sched.End:
 			c.t.Fatalf("%T%+v", e, e)
 		}

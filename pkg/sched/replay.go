@@ -197,14 +197,13 @@ func (s *Scheduler) replayedTo(q *sequence, end int) {
 	r.flying--
 }
 
-// blame makes the sequences that were in flight when a stage was lost suspects, since one of them may be
-// the cause. They wait until it is said that they go on: a request that has ended too many stages must not
-// be computed once more. Rows of a replay were computed before, so they are not blamed.
+// blame makes the sequences suspects that may have been the cause when a stage was lost. They wait until it
+// is said that they go on: a request that has ended too many stages must not be computed once more.
 func (s *Scheduler) blame() {
 	blamed, _ := s.Lost(false)
-	for _, id := range blamed {
-		s.byID[id].Suspect, s.byID[id].blamed = true, true
-		s.do(Blame{id})
+	for _, b := range blamed {
+		s.byID[b.ID].Suspect, s.byID[b.ID].blamed = true, true
+		s.do(b)
 	}
 	s.suspect = nil
 }

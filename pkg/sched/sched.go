@@ -308,6 +308,7 @@ func (s *Scheduler) stop(q *sequence) {
 	s.dropStale(q.stale)
 	s.dropStale(q.spare)
 	q.stale, q.spare, q.following = nil, nil, false
+	q.proven = max(q.proven, q.done)
 	q.table, q.known, q.told, q.indexed, q.done, q.scoring = nil, 0, 0, 0, 0, 0
 	q.running, q.yield = false, false
 	if s.suspect == q {
@@ -372,25 +373,42 @@ func (s *Scheduler) sweep() {
 	s.tenants.prune()
 }
 
-// Lost returns the sequences of a pipeline that has died. Blamed ones were in flight: one of them may be
-// the cause. Those that were being added to the sampler are blamed as well if its stream has broken, if it
-// takes too long, or if nothing was in flight. Of the suspects only the one on probation is blamed.
-func (s *Scheduler) Lost(sampler bool) (blamed, others []ID) {
-	suspects := map[ID]bool{}
+// Lost returns the sequences of a pipeline that has died. Blamed ones had rows in flight that had never been
+// computed before: one of them may be the cause. What is computed once more harms nobody, because the same
+// rows did no harm before. Those that were being added to the sampler are blamed as well if its stream has
+// broken, if it takes too long, or if nothing was in flight. Of the suspects only the one on probation is
+// blamed.
+func (s *Scheduler) Lost(sampler bool) (blamed []Blame, others []ID) {
+	ends := map[ID]int{}
 	for _, f := range s.flights {
 		for _, e := range f.entries {
-			suspects[e.id] = e.awaited || e.chunk > 0 || suspects[e.id]
+			if e.awaited || e.chunk > 0 {
+				ends[e.id] = max(ends[e.id], e.end)
+			}
 		}
 	}
 	for _, list := range [][]*sequence{s.running, s.waiting} {
 		for _, q := range list {
 			adding := q.added && !q.accepted && (!q.Suspect || q == s.suspect)
-			if suspects[q.ID] || adding && (sampler || len(s.flights) == 0 || s.now-q.asked > acceptLimit) {
-				blamed = append(blamed, q.ID)
-			} else {
+			b := Blame{ID: q.ID, Proven: q.tried(), UpTo: ends[q.ID]}
+			switch {
+			case adding && (sampler || len(s.flights) == 0 || s.now-q.asked > acceptLimit):
+				b.UpTo = 0
+				blamed = append(blamed, b)
+			case b.UpTo > b.Proven:
+				blamed = append(blamed, b)
+			default:
 				others = append(others, q.ID)
 			}
 		}
 	}
 	return blamed, others
+}
+
+// Proven returns how many positions of a sequence's log stages have computed, here or before.
+func (s *Scheduler) Proven(id ID) int {
+	if q := s.byID[id]; q != nil {
+		return q.tried()
+	}
+	return 0
 }

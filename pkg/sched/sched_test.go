@@ -198,7 +198,11 @@ func (p *player) query(a args) string {
 	case "context":
 		return fmt.Sprint(p.s.ContextLength())
 	}
-	blamed, others := p.s.Lost(a.has("sampler"))
+	lost, others := p.s.Lost(a.has("sampler"))
+	blamed := make([]string, len(lost))
+	for i, b := range lost {
+		blamed[i] = fmt.Sprintf("%s %d-%d", b.ID, b.Proven, b.UpTo)
+	}
 	return fmt.Sprintf("blamed %v others %v", blamed, others)
 }
 
@@ -223,6 +227,7 @@ func (p *player) event(name string, a args) sched.Event {
 			MaxLen:    a.key("max", len(log)+4),
 			Score:     a.has("score"),
 			Suspect:   a.has("suspect"),
+			Proven:    a.key("proven", 0),
 			Private:   a.has("private"),
 			Speculate: a.key("speculate", 0),
 			Draft:     a.has("draft"),
@@ -343,7 +348,7 @@ func describe(c sched.Command) string {
 	case sched.Preempt:
 		return fmt.Sprintf("preempt %s", c.ID)
 	case sched.Blame:
-		return fmt.Sprintf("blame %s", c.ID)
+		return fmt.Sprintf("blame %s %d-%d", c.ID, c.Proven, c.UpTo)
 	case sched.Propose:
 		return fmt.Sprintf("propose %s round %d n %d any %v limit %v log %v", c.ID, c.Round, c.N, c.Any, c.Limit, c.Log)
 	case sched.Fail:

@@ -40,6 +40,7 @@ type sequence struct {
 	hashes  []uint64 // of the log's full pages, as far as they were needed
 	cached  int      // positions that were found in the prefix cache before it was preempted
 	done    int      // positions that all stages have computed
+	proven  int      // the most positions that all stages have ever computed
 	scoring int      // position of the last score that is still to come; 0 for none
 	scores  int      // scores that have come
 	scored  int      // the same when the entry was sent whose scores are to come
@@ -75,6 +76,9 @@ func (q *sequence) toScore() bool { return q.Score && q.scores < len(q.Log)-1 }
 // flying reports whether an entry of the sequence is in flight whose result is awaited.
 func (s *Scheduler) flying(q *sequence) bool { return len(q.windows) > 0 }
 
+// tried returns how many positions of the log stages have computed before without harm, here or elsewhere.
+func (q *sequence) tried() int { return max(q.Proven, q.proven, q.done) }
+
 // before reports whether a is more urgent than b.
 func (s *Scheduler) before(a, b *sequence) bool {
 	if x, y := s.level(a), s.level(b); x != y {
@@ -90,6 +94,7 @@ func (s *Scheduler) before(a, b *sequence) bool {
 type entry struct {
 	id      ID
 	run     int  // how often the sequence had been preempted
+	end     int  // the position after its last row
 	chunk   int  // for rows without results: positions up to here are computed when the batch is done
 	awaited bool // a token or a score is still to come
 	replay  int  // of a replay: the new stage has the positions up to here when the batch is done

@@ -283,7 +283,7 @@ func (s *Scheduler) chain(q *sequence) *Batch {
 	q.windows, q.step = append(q.windows, w), f.step
 	q.spec.uses++
 	b.Entries = []Entry{e}
-	f.entries, f.awaited = []entry{{id: q.ID, run: q.preempt, awaited: true}}, 1
+	f.entries, f.awaited = []entry{{id: q.ID, run: q.preempt, end: rows.Pos + len(rows.IDs), awaited: true}}, 1
 	f.rows, f.prompts, f.drafts = len(ids), len(ids), len(ids)
 	s.stale, q.stale = append(s.stale, q.stale...), nil
 	s.launch(b, f)

@@ -31,21 +31,22 @@ type fakeShard struct {
 	answer func(log []uint32) uint32    // the best candidate after a log
 	cost   func(rows int) time.Duration // how long a batch takes; nil for no time
 
-	mu      sync.Mutex
-	tables  map[string][]uint32 // block tables by session
-	most    int                 // largest number of entries in a batch
-	batches int                 // batches received
-	rows    uint64              // rows computed
-	again   int                 // rows of replays among them
-	asked   int                 // descriptions given
-	fault   func()              // the fault, which happens once
-	at      int                 // the batch in which it happens
-	silent  bool                // takes frames and answers none of them
-	refuse  bool                // refuses every entry
-	poison  uint32              // an id that ends the stream of whoever sends it; 0 for none
-	struck  int                 // sessions held when the fault happened
-	lend    time.Duration       // how long a new pipeline waits for its pages
-	faults  []string            // the router's violations of the protocol
+	mu       sync.Mutex
+	tables   map[string][]uint32 // block tables by session
+	most     int                 // largest number of entries in a batch
+	batches  int                 // batches received
+	rows     uint64              // rows computed
+	again    int                 // rows of replays among them
+	asked    int                 // descriptions given
+	fault    func()              // the fault, which happens once
+	at       int                 // the batch in which it happens
+	silent   bool                // takes frames and answers none of them
+	refuse   bool                // refuses every entry
+	poison   uint32              // an id that ends the stream of whoever sends it; 0 for none
+	poisoned int                 // how often it came
+	struck   int                 // sessions held when the fault happened
+	lend     time.Duration       // how long a new pipeline waits for its pages
+	faults   []string            // the router's violations of the protocol
 
 	streams map[string]*fakePipeline // by the pipeline's name
 	kept    map[string]*fakePipeline // of streams that broke
@@ -371,10 +372,17 @@ func (p *fakePipeline) take(ctx context.Context, r *shardv1.InferRequest) error 
 	}
 	ids := b.GetIds()
 	s.mu.Lock()
-	poison := s.poison
+	poison, code := s.poison, fault.Internal
+	if s.forgets { // it has ended as a process does
+		code = fault.Unavailable
+	}
+	hit := poison != 0 && slices.Contains(ids, poison)
+	if hit {
+		s.poisoned++
+	}
 	s.mu.Unlock()
-	if poison != 0 && slices.Contains(ids, poison) {
-		return fault.New(fault.Internal, "compute: poison")
+	if hit {
+		return fault.New(code, "compute: poison")
 	}
 	if b.GetHidden() != nil {
 		hidden, err := wire.Whole(b.GetHidden(), nil)

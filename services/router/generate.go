@@ -189,6 +189,7 @@ type request struct {
 	text     *textOut
 	started  *routerv1.Started // sent when a pipeline has admitted the request; nil after
 	strikes  strikes
+	proven   int // positions of the log that some pipeline has computed
 	cached   int // positions of the prompt that came from the prefix cache
 	arrived  time.Time
 	admitted time.Time
@@ -305,8 +306,8 @@ func (q *request) admit(p *pipeline, info *modelInfo) error {
 }
 
 // generate submits the session to a pipeline, and to another one when that dies or loses
-// the session. A request that is in flight on two pipelines in a row when they die is set
-// aside, since it may be the cause.
+// the session. A request of which the same new rows are in flight on two pipelines in a row
+// when they die is set aside, since it may be the cause.
 func (q *request) generate(ctx context.Context) error {
 	moves := 0         // since the last token
 	since := q.arrived // when the request began to wait for a pipeline
@@ -332,7 +333,7 @@ func (q *request) generate(ctx context.Context) error {
 			log: slices.Clone(log), whole: slices.Clone(q.log), emitted: len(q.log) - len(q.prompt), epoch: epoch,
 			tenant: auth.Tenant(ctx), priority: q.priority,
 			rules: q.rules, logprobs: slices.Clone(q.logprobs), picker: q.picker,
-			tokens: q.tokens, maxLen: maxLen, suspect: q.strikes.count > 0,
+			tokens: q.tokens, maxLen: maxLen, suspect: q.strikes.count > 0, proven: q.proven,
 			score: q.echo.logprobs && !q.echo.done, drafts: max(0, q.service.cfg.Speculate),
 		})
 		q.service.log.DebugContext(ctx, "submit session", "session", hexID(seq.id), "pipeline", p.id, "epoch", epoch)
@@ -357,12 +358,13 @@ func (q *request) generate(ctx context.Context) error {
 		stop()
 		p.assigned.Add(-1)
 		if since = time.Now(); end.slid { // the next sequence has the tokens that the window keeps
-			moves, moved, q.strikes = 0, false, strikes{}
+			moves, moved, q.strikes, q.proven = 0, false, strikes{}, 0
 			continue
 		}
 		moved = true
-		if end.blamed {
-			q.strikes.add(len(q.log), end.lost)
+		q.proven = max(q.proven, end.proven)
+		if end.blamed != nil {
+			q.strikes.add(len(q.log), *end.blamed, end.lost)
 		}
 		if err := q.strikes.verdict(q.id); err != nil {
 			return err
@@ -400,7 +402,7 @@ func (q *request) follow(ctx context.Context, p *pipeline, seq *sequence) (end r
 		case o.err != nil:
 			return result{}, o.err
 		case o.struck != nil:
-			q.strikes.add(len(q.log), o.struck)
+			q.strikes.add(len(q.log), *o.blamed, o.struck)
 			if err := q.strikes.verdict(q.id); err != nil {
 				return result{}, err
 			}

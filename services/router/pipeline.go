@@ -56,6 +56,7 @@ type pipeline struct {
 	stepped      atomic.Int64  // when it was last scheduled, in Unix nanoseconds
 	spare        atomic.Bool   // another pipeline of the model could take over
 	spareShard   atomic.Bool   // a free shard could take the place of a stage
+	doubtful     atomic.Bool   // it has missed a step deadline and computed nothing since
 
 	mu      sync.Mutex
 	sched   *sched.Scheduler // guarded by mu
@@ -204,8 +205,8 @@ func (p *pipeline) tell(e event) error {
 func (p *pipeline) submit(seq *sequence) error {
 	e := sched.Submit{
 		ID: seq.name(), Epoch: seq.epoch, Tenant: seq.tenant, Priority: seq.priority, Log: seq.log,
-		MaxLen: seq.maxLen, Score: seq.score, Suspect: seq.suspect, Private: seq.private, Speculate: seq.drafts,
-		Draft: seq.draft,
+		MaxLen: seq.maxLen, Score: seq.score, Suspect: seq.suspect, Proven: seq.proven, Private: seq.private,
+		Speculate: seq.drafts, Draft: seq.draft,
 	}
 	if seq.picker != nil {
 		e.Candidates = shifted{seq.picker, seq.dropped()}

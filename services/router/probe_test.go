@@ -2,9 +2,13 @@ package router_test
 
 import (
 	"log/slog"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/lamina-mesh/lamina/services/router"
 )
@@ -26,6 +30,42 @@ func TestService_WedgedStage_GetsNoRequests(t *testing.T) {
 		if err := m.service.Backend().Ready(); err != nil {
 			t.Errorf("not ready: %v", err)
 		}
+		m.check()
+	})
+}
+
+// A lone pipeline that has missed a step deadline is opened again before it is given up, but the router is not
+// ready meanwhile. When the stage computes again, so is the router.
+func TestService_WedgedStageOfALonePipeline_NotReadyAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMesh(t, 2, 1, router.Config{ProbeLimit: 300 * time.Millisecond})
+		ready := func() bool { return m.service.Backend().Ready() == nil }
+		m.streams(1, 20) // by which the deadline is measured
+		s := m.shards["shard-0-1"]
+		s.freeze(1)
+		begin := time.Now()
+		var asking sync.WaitGroup
+		asking.Go(func() {
+			if _, err := m.generate(t.Context(), greedy("a request", 60), nil); status.Code(err) != codes.Unavailable {
+				t.Errorf("the request ends with %v", err)
+			}
+		})
+		eventually(t, "the router not to be ready", func() bool { return !ready() })
+		if took := time.Since(begin); took > 2500*time.Millisecond {
+			t.Errorf("ready for %v after a stage has stopped computing", took)
+		}
+		for range 100 { // while it is opened again, lost, and probed
+			if ready() {
+				t.Fatal("ready while a stage computes nothing")
+			}
+			<-time.After(100 * time.Millisecond)
+		}
+		s.mu.Lock()
+		s.silent = false
+		s.mu.Unlock()
+		eventually(t, "the router to be ready", ready)
+		asking.Wait()
+		m.streams(1, 60)
 		m.check()
 	})
 }

@@ -105,8 +105,11 @@ func (q *request) renameField(err error) error {
 
 // maxStrikes is the number of strikes in a row after which a request is set aside, because it may be
 // the cause of what it has seen: two pipelines whose stream broke, or four that missed a step deadline,
-// while the request was in flight on them. A busy machine can miss deadlines too, so one counts half. A
-// token of the request resets the count.
+// while the request was in flight on them. A busy machine can miss deadlines too, so one counts half.
+//
+// A loss counts only if rows were in flight that no stage had computed before: the same rows do the same
+// again. So a request is not blamed while its log is replayed, and the count starts again once the rows of
+// the last strike have been computed elsewhere, be it without a token.
 const (
 	maxStrikes = 4
 	brokenFor  = 2
@@ -117,15 +120,18 @@ const (
 type strikes struct {
 	count  int
 	tokens int // length of the log at the last strike
+	upTo   int // the end of the rows in flight then; 0 if there were none
 	causes []string
 }
 
 // add counts the death of a pipeline or of a stage of it, given the length of the request's log. If the
-// request has had a token since the last one, the count starts again.
-func (s *strikes) add(tokens int, cause error) {
-	if tokens > s.tokens {
+// request has had a token since the last one, or the rows that were in flight then have done no harm since,
+// the count starts again.
+func (s *strikes) add(tokens int, b sched.Blame, cause error) {
+	if tokens > s.tokens || s.upTo > 0 && b.Proven >= s.upTo {
 		*s = strikes{tokens: tokens}
 	}
+	s.upTo = b.UpTo
 	s.count += brokenFor
 	if fault.CodeOf(cause) == fault.DeadlineExceeded {
 		s.count += lateFor - brokenFor

@@ -48,6 +48,9 @@ func (r *runner) reopen(cause error) bool {
 	}
 	start := time.Now()
 	r.cause = cause
+	if errors.As(cause, new(late)) {
+		p.doubtful.Store(true)
+	}
 	p.chained.stop()
 	sampling := p.sampling
 	stages, until, err := r.openAgain(cause)

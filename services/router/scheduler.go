@@ -36,7 +36,8 @@ type sequence struct {
 	tokens   [][]byte // the vocabulary, if the rules have a grammar
 	maxLen   int      // length of the log at which the generation ends
 	score    bool     // the request asks for the log-probabilities of the prompt's tokens
-	suspect  bool     // in flight when a pipeline died, and no token since
+	suspect  bool     // blamed for the loss of a pipeline, and no token since
+	proven   int      // positions of the log that were computed before
 	private  bool     // uses no prefix cache
 	drafts   int      // the maximum number of draft tokens after each token
 	drafter  *drafter // proposes draft tokens; nil for none
@@ -80,9 +81,10 @@ type result struct {
 	cached   int                // with a token: positions of the prompt that came from the prefix cache
 	round    uint64             // the round of a draft session
 	lost     error              // why the sequence has to move and be replayed from its token log
-	blamed   bool               // with lost: it was in flight when its pipeline died
+	blamed   *sched.Blame       // with lost and struck: it may have been the cause
+	proven   int                // with lost: positions of the log that were computed
 	slid     bool               // the log fills the context and the window slides; only follow sets it
-	struck   error              // a stage was lost while it was in flight; the session goes on
+	struck   error              // a stage was lost, perhaps because of it; the session goes on
 	err      error              // the session cannot go on
 }
 
@@ -215,9 +217,15 @@ func (r *runner) take(e event) {
 		r.sequences[e.seq.name()] = e.seq
 	}
 	if _, computed := e.Event.(sched.Computed); computed {
-		r.fruitless = 0
+		r.progress()
 	}
 	r.events = append(r.events, e.Event)
+}
+
+// progress records that something was computed.
+func (r *runner) progress() {
+	r.fruitless = 0
+	r.p.doubtful.Store(false)
 }
 
 // step lets the scheduler decide and carries out all of its commands, even if a link breaks meanwhile: the
@@ -281,7 +289,7 @@ func (r *runner) carryOut(c sched.Command) error {
 	case sched.Emit:
 		r.emit(c)
 	case sched.Score:
-		r.fruitless = 0
+		r.progress()
 		if seq := r.sequences[c.ID]; seq != nil {
 			seq.scores = append(seq.scores, c.Data.(*samplerv1.Score))
 		}
@@ -297,9 +305,9 @@ func (r *runner) carryOut(c sched.Command) error {
 	case sched.Blame:
 		if seq := r.sequences[c.ID]; seq != nil {
 			select {
-			case seq.out <- result{struck: r.cause}:
+			case seq.out <- result{struck: r.cause, blamed: &c}:
 			default: // its reader has not even read the tokens before, which clear it
-				r.events = append(r.events, sched.Proceed(c))
+				r.events = append(r.events, sched.Proceed{ID: c.ID})
 			}
 		}
 	case sched.Preempt:
@@ -420,7 +428,7 @@ func (r *runner) emit(c sched.Emit) {
 		r.p.service.m.accepted.WithLabelValues(c.Drafter).Inc()
 	}
 	r.tokens++
-	r.fruitless = 0
+	r.progress()
 	if !seq.draft { // the sampler may have to be told again
 		seq.log, seq.logprobs = append(seq.log, int32(token.GetId())), append(seq.logprobs, token.GetLogprob())
 		if seq.whole != nil {
@@ -470,7 +478,7 @@ func refusedByStage(f *shardv1.Refused) sched.Event {
 func refused(id []byte, code uint32, field, message string) result {
 	err, replay := refusal(id, code, field, message)
 	if replay {
-		return result{lost: err, blamed: true}
+		return result{lost: err, blamed: &sched.Blame{ID: sched.ID(id)}}
 	}
 	return result{err: err}
 }
@@ -480,19 +488,23 @@ func refused(id []byte, code uint32, field, message string) result {
 func (r *runner) failAll() {
 	cause := context.Cause(r.p.ctx)
 	r.p.mu.Lock()
-	blamed, _ := r.p.sched.Lost(r.p.sampling.broken() != nil)
-	r.p.mu.Unlock()
-	if errors.Is(cause, errLeaving) {
-		blamed = nil
+	blamed, others := r.p.sched.Lost(r.p.sampling.broken() != nil)
+	proven := map[sched.ID]int{}
+	for _, id := range others {
+		proven[id] = r.p.sched.Proven(id)
 	}
-	for _, id := range blamed {
-		if seq := r.sequences[id]; seq != nil {
-			seq.out <- result{lost: cause, blamed: true}
-			delete(r.sequences, id)
+	r.p.mu.Unlock()
+	for _, b := range blamed {
+		if proven[b.ID] = b.Proven; errors.Is(cause, errLeaving) {
+			continue
+		}
+		if seq := r.sequences[b.ID]; seq != nil {
+			seq.out <- result{lost: cause, blamed: &b, proven: b.Proven}
+			delete(r.sequences, b.ID)
 		}
 	}
-	for _, seq := range r.sequences {
-		seq.out <- result{lost: cause}
+	for id, seq := range r.sequences {
+		seq.out <- result{lost: cause, proven: proven[id]}
 	}
 	for {
 		select {

@@ -181,7 +181,8 @@ func (b *Backend) Watch(ctx context.Context, send func(*routerv1.Mesh) error) er
 }
 
 // Ready returns nil if requests can be served, and otherwise the reason why not. A pipeline that is
-// open but has not been scheduled for some time does not count.
+// open does not count if it has not been scheduled for some time, or has missed a step deadline and computed
+// nothing since: it is given another chance, but may be lost.
 func (b *Backend) Ready() error {
 	if b.s.requests.isDraining() {
 		return errStopping
@@ -195,6 +196,8 @@ func (b *Backend) Ready() error {
 		case idle > stuckAfter:
 			err = fault.New(fault.Unavailable, "pipeline %s has not been scheduled for %v", p.id,
 				idle.Round(time.Second))
+		case p.doubtful.Load():
+			err = fault.New(fault.Unavailable, "pipeline %s has missed a step deadline", p.id)
 		default:
 			return nil
 		}

@@ -11,10 +11,11 @@ import (
 
 // checks is what is remembered about a pipeline to check its scheduler.
 type checks struct {
-	sent  []sentBatch // the last batches
-	steps int
-	now   time.Duration
-	last  uint64 // the last step number
+	sent    []sentBatch // the last batches
+	steps   int
+	now     time.Duration
+	last    uint64            // the last step number
+	emitted map[sched.ID]bool // had a token in this step, so they are suspects no more
 	// service is what the tenants have received, counted apart from the scheduler.
 	service map[string]float64
 }
@@ -35,8 +36,11 @@ func (p *pipe) checkStep(now time.Duration, commands []sched.Command) {
 	}
 	c.now = now
 	failed := false
+	clear(c.emitted)
 	for _, command := range commands {
 		switch e := command.(type) {
+		case sched.Emit:
+			c.emitted[e.ID] = true
 		case sched.Fail:
 			failed = true
 		case sched.Batch:
@@ -100,6 +104,12 @@ func (p *pipe) checkBatch(b sched.Batch) {
 		}
 		if w.sc.Fair {
 			p.count(e)
+		}
+		known := p.sched.Proven(e.ID)
+		if q := w.owner[e.ID]; q != nil && b.ReplayUntil == 0 && q.strikes > 0 && len(p.seqs[e.ID].more) == 0 &&
+			!p.checks.emitted[e.ID] && e.Position < known && known < e.Position+e.Rows {
+			w.violate("%s sends rows %d to %d of the suspect %s in one entry, and %d of them were computed before",
+				p.name, e.Position, e.Position+e.Rows, e.ID, known-e.Position)
 		}
 		for _, o := range b.Entries[:i] {
 			if o.ID == e.ID {

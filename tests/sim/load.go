@@ -100,7 +100,11 @@ func (w *world) load() {
 		}
 		switch {
 		case i >= l.Requests+l.Hostile:
-			q.hostile = killsStages
+			q.hostile, q.deadly = killsStages, len(q.prompt)-1
+			// A row that another request has computed too is harmless, and so is one of a shared beginning.
+			if tail := q.deadly - l.PrefixLen; tail > 0 && w.chance(0.5) {
+				q.deadly -= w.rnd.IntN(tail)
+			}
 		case i >= l.Requests:
 			q.hostile = refusedBySampler
 		}

@@ -77,6 +77,8 @@ type result struct {
 	lost     string
 	struck   string // it was in flight when a stage was lost
 	blamed   bool
+	blame    sched.Blame // with blamed and struck: it may have been the cause
+	proven   int         // positions of the log that were computed
 	err      string
 	after    time.Duration // RetryAfter of err
 }
@@ -100,6 +102,7 @@ func (p *pipe) start() {
 	p.sched = sched.New(c)
 	p.seqs = map[sched.ID]*sequence{}
 	p.opened, p.fruitless = w.now, maxFruitless
+	p.checks.emitted = map[sched.ID]bool{}
 	for _, st := range p.stages {
 		p.events = append(p.events, sched.Lease{Lo: st.shard.span.Lo, Pages: st.granted()})
 	}
@@ -253,7 +256,7 @@ func (p *pipe) carryOut(c sched.Command) {
 	case sched.Propose:
 		p.propose(c)
 	case sched.Blame:
-		p.blame(c.ID)
+		p.blame(c)
 	case sched.Fail:
 		p.broke(fmt.Sprintf("step %d %s is late by %v", c.Step, c.ID, c.Late), c.Step == 0)
 	}
@@ -374,6 +377,10 @@ func (p *pipe) fail(reason string) {
 	p.dead = true
 	w.report.Failed++
 	blamed, _ := p.sched.Lost(strings.Contains(reason, "sampler"))
+	proven := map[sched.ID]int{}
+	for _, id := range p.order {
+		proven[id] = p.sched.Proven(id)
+	}
 	p.router.unlist(p)
 	for _, s := range []*stream{p.down, p.toSampler, p.fromSampler} {
 		s.closed = true
@@ -382,14 +389,14 @@ func (p *pipe) fail(reason string) {
 		st.later(p.router.node, (*stage).end)
 	}
 	p.sampler.endLater(p)
-	for _, id := range blamed {
-		if q := p.seqs[id]; q != nil {
-			p.put(q, result{lost: reason, blamed: true})
-			p.forget(id)
+	for _, b := range blamed {
+		if q := p.seqs[b.ID]; q != nil {
+			p.put(q, result{lost: reason, blamed: true, blame: b, proven: b.Proven})
+			p.forget(b.ID)
 		}
 	}
 	for _, id := range append([]sched.ID(nil), p.order...) {
-		p.put(p.seqs[id], result{lost: reason})
+		p.put(p.seqs[id], result{lost: reason, proven: proven[id]})
 	}
 }
 

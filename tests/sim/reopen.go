@@ -288,12 +288,12 @@ func (p *pipe) join() {
 	p.stages[len(p.stages)-1].down = p.stream(from, p.sampler.node)
 }
 
-// blame passes on that a sequence was in flight when a stage was lost.
-func (p *pipe) blame(id sched.ID) {
-	if q := p.seqs[id]; q != nil && len(q.out) < q.limit {
-		p.put(q, result{struck: p.cause})
+// blame passes on that a sequence may have been the cause when a stage was lost.
+func (p *pipe) blame(b sched.Blame) {
+	if q := p.seqs[b.ID]; q != nil && len(q.out) < q.limit {
+		p.put(q, result{struck: p.cause, blame: b})
 		return
 	}
-	p.events = append(p.events, sched.Proceed{ID: id})
+	p.events = append(p.events, sched.Proceed{ID: b.ID})
 	p.wake()
 }

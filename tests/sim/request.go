@@ -22,7 +22,7 @@ type hostility int
 const (
 	harmless hostility = iota
 	refusedBySampler
-	killsStages // its rows end the process that computes them
+	killsStages // one of its rows ends the process that computes it
 )
 
 // request is one generation, as the goroutine in services/router runs it.
@@ -57,6 +57,9 @@ type request struct {
 	epoch   uint64
 	moves   int
 	strikes int
+	upTo    int // the end of the rows in flight at the last strike
+	proven  int // positions of the log that some pipeline has computed
+	deadly  int // the position of the row that ends processes
 	kills   int // processes that have died of it
 	had     int // length of the log when it was submitted
 	p       *pipe
@@ -123,14 +126,14 @@ func (q *request) submit(p *pipe) {
 		tenant: q.tenant, moved: q.epoch > 1, reader: q.read}
 	w.owner[id], w.roots[id] = q, root(q.digest, q.tenant, q.namespace)
 	if q.hostile == killsStages {
-		w.poisoned[id] = true
+		w.poisoned[id] = q.deadly
 	}
 	p.assigned++
 	q.scores = 0
 	p.submit(q.seq, sched.Submit{
 		ID: id, Epoch: q.epoch, Tenant: q.tenant, Weight: q.weight, Namespace: q.namespace, Priority: q.priority,
 		Log: append([]int32(nil), q.log...), MaxLen: q.length(), Score: q.score && !q.hasTokens(), Private: q.private,
-		Suspect: q.strikes > 0, Speculate: q.speculate,
+		Suspect: q.strikes > 0, Proven: q.proven, Speculate: q.speculate,
 	})
 	if q.drafts {
 		q.drafter = w.startDrafter(q)
@@ -177,7 +180,7 @@ func (q *request) take(r result) {
 	case r.lost != "":
 		q.lost(r)
 	case r.struck != "":
-		if q.strikes++; q.strikes >= maxStrikes {
+		if q.strike(r.blame); q.strikes >= maxStrikes {
 			q.p.tell(sched.Cancel{ID: q.seq.id})
 			q.release()
 			q.finish("set aside: " + r.struck)
@@ -253,8 +256,9 @@ func (q *request) takeToken(r result) {
 // lost moves it to another pipeline.
 func (q *request) lost(r result) {
 	q.release()
+	q.proven = max(q.proven, r.proven)
 	if r.blamed {
-		if q.strikes++; q.strikes >= maxStrikes {
+		if q.strike(r.blame); q.strikes >= maxStrikes {
 			q.finish("set aside: " + r.lost)
 			return
 		}
@@ -265,6 +269,23 @@ func (q *request) lost(r result) {
 	}
 	q.w.report.Moved++
 	q.assign()
+}
+
+// strike counts that it may have been the cause of a loss. If what was in flight at the last one has done no
+// harm since, the count starts again.
+func (q *request) strike(b sched.Blame) {
+	known := q.proven
+	if q.hasTokens() {
+		known = max(known, len(q.log)-1)
+	}
+	if b.UpTo > 0 && b.UpTo <= known {
+		q.w.violate("%s is blamed for its rows up to %d, and %d were computed before", q.name(), b.UpTo, known)
+	}
+	if q.upTo > 0 && b.Proven >= q.upTo {
+		q.strikes = 0
+	}
+	q.strikes++
+	q.upTo = b.UpTo
 }
 
 // cancel ends it because its client does not want more.
@@ -298,5 +319,8 @@ func (q *request) finish(why string) {
 	q.w.left--
 	kind, _, _ := strings.Cut(why, ":")
 	q.w.report.Ends[kind]++
+	if kind == "set aside" && q.hostile != killsStages {
+		q.w.report.Innocent++
+	}
 	q.w.ended(q)
 }

@@ -211,7 +211,8 @@ func (st *stage) compute(b *batch) {
 	for _, e := range b.Entries {
 		rows := b.rows[at : at+e.Rows]
 		at += e.Rows
-		if w.poisoned[e.ID] && st.next == nil && b.ReplayUntil == 0 { // what is replayed killed nobody before
+		if deadly, ok := w.poisoned[e.ID]; ok && st.next == nil && b.ReplayUntil == 0 &&
+			e.Position <= deadly && deadly < e.Position+e.Rows {
 			w.log("%s dies of %s", st.shard.name, e.ID)
 			q := w.owner[e.ID]
 			if q.kills++; q.kills > maxStrikes {

@@ -34,7 +34,7 @@ func TestSim_Seeds(t *testing.T) {
 		count = 10000
 	}
 	first, n := env(t, "LAMINA_SIM_SEED", 1), env(t, "LAMINA_SIM_SEEDS", count)
-	var next, tokens, steps, moved, preempted, chained, discarded, reopened, rebuilt atomic.Int64
+	var next, tokens, steps, moved, preempted, chained, discarded, reopened, rebuilt, innocent atomic.Int64
 	var group sync.WaitGroup
 	failed := make([]error, n)
 	for range runtime.GOMAXPROCS(0) {
@@ -53,6 +53,7 @@ func TestSim_Seeds(t *testing.T) {
 				discarded.Add(int64(report.Discarded))
 				reopened.Add(int64(report.Reopened))
 				rebuilt.Add(int64(report.Rebuilt))
+				innocent.Add(int64(report.Innocent))
 				if failed[i] = err; err != nil {
 					next.Store(int64(n)) // one is enough
 				}
@@ -66,8 +67,8 @@ func TestSim_Seeds(t *testing.T) {
 		}
 	}
 	t.Logf("%d seeds: %d tokens, %d steps, %d moves, %d preemptions, %d chained windows, %d of them discarded, "+
-		"%d pipelines opened again, %d of them rebuilt", n, tokens.Load(), steps.Load(), moved.Load(), preempted.Load(),
-		chained.Load(), discarded.Load(), reopened.Load(), rebuilt.Load())
+		"%d pipelines opened again, %d of them rebuilt, %d harmless requests set aside", n, tokens.Load(), steps.Load(), moved.Load(), preempted.Load(),
+		chained.Load(), discarded.Load(), reopened.Load(), rebuilt.Load(), innocent.Load())
 	if n >= 300 && (discarded.Load() < 50 || chained.Load()-discarded.Load() < 50) {
 		t.Error("the scenarios hardly try chained windows")
 	}

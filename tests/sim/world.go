@@ -52,6 +52,7 @@ type Report struct {
 	Ends                                                   map[string]int // requests by how they ended
 	Tokens, Accepted, Preempted, Moved, Failed             int
 	Reopened, Rebuilt                                      int
+	Innocent                                               int // harmless requests that were set aside
 	Cached, Shared, Steps, Events, Evicted, LateAcks, Lost int
 	// Chained counts windows of draft tokens that were sent behind others, and Discarded those of which no
 	// row counted, on the pipelines that are open at the end.
@@ -78,7 +79,7 @@ type world struct {
 
 	owner    map[sched.ID]*request // nil for sessions that draft or probe
 	roots    map[sched.ID]state
-	poisoned map[sched.ID]bool
+	poisoned map[sched.ID]int // by sequence: the position whose row ends the process that computes it
 	requests []*request
 	bySpan   map[plan.Span]*shard
 	settling bool // all requests have ended, and no more faults occur
@@ -92,7 +93,7 @@ type world struct {
 // Run runs a scenario and returns the first violation, if any. With trace, it writes a transcript.
 func Run(sc Scenario, trace io.Writer) (Report, error) {
 	w := &world{sc: sc, cuts: map[[2]int]bool{}, owner: map[sched.ID]*request{}, roots: map[sched.ID]state{},
-		poisoned: map[sched.ID]bool{}, bySpan: map[plan.Span]*shard{}, report: Report{Ends: map[string]int{}}}
+		poisoned: map[sched.ID]int{}, bySpan: map[plan.Span]*shard{}, report: Report{Ends: map[string]int{}}}
 	w.rnd, w.trace = rand.New(rand.NewPCG(sc.Seed, 0x5eed)), trace
 	w.build()
 	w.load()
