@@ -145,14 +145,14 @@ func ConfigJSON(s Spec) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if again, err := ParseHF(text); err != nil || !again.same(&s) {
+	if again, err := ParseHF(text); err != nil || !again.Same(&s) {
 		return nil, &UnsupportedError{"model to write", s.Architecture, "settings that its config.json can express"}
 	}
 	return text, nil
 }
 
-// same reports whether two specs compute the same results from the same weights.
-func (s *Spec) same(t *Spec) bool {
+// Same reports whether two specs compute the same results from the same weights.
+func (s *Spec) Same(t *Spec) bool {
 	if len(s.Layers) != len(t.Layers) {
 		return false
 	}

@@ -60,7 +60,13 @@ func (s *Stage[F]) backward(tr *Trace[F], dOut []F, g *Params[F]) kernel.Buffer[
 	} else {
 		s.set.Upload(dx, dOut)
 	}
+	var again kernel.Buffer[F]
+	var forward *workspace[F]
+	if len(tr.layers) > 0 && tr.layers[0].input != nil {
+		again, forward = s.scratch.take(n*width), s.workspace(n)
+	}
 	for i := len(s.blocks) - 1; i >= 0; i-- {
+		s.restore(i, tr, again, forward)
 		s.blockGrad(&s.blocks[i], &tr.layers[i], dx, tr, g, w)
 	}
 	if !s.First() {

@@ -316,6 +316,9 @@ func (a *arena[S, E]) trim() bool {
 	return released
 }
 
+// size returns the number of elements of the store, or of all that is taken if that is more.
+func (a *arena[S, E]) size() int { return max(len(a.store), a.used+a.spill) }
+
 // reset takes everything back. After a few passes of one size the store holds all of it.
 func (a *arena[S, E]) reset() {
 	a.active = true

@@ -32,6 +32,9 @@ type Stage[F tensor.Float] struct {
 	micro   []*Trace[F]      // spare traces
 	block   scratch[F]       // scratch of a block in training, with a bfloat16 kernel set
 	unused  kernel.Buffer[F] // gradients of frozen vectors
+
+	recompute bool      // keep only the inputs of blocks; see recompute.go
+	again     *Trace[F] // of the block that is run again
 }
 
 // scratch is memory that one pass uses.

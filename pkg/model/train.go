@@ -55,6 +55,8 @@ type saved[F tensor.Float] struct {
 	dDown, dGate, dUp, dO, dQ, dK, dV kernel.Buffer[F]
 
 	bf16 [savedParts][]uint16 // parts in bfloat16, with a bfloat16 kernel set; parts are nil then
+
+	input kernel.Buffer[F] // [B*T,C] of the block, in place of all the rest, if layers are recomputed
 }
 
 // savedParts is the number of tensors that parts lists.
@@ -122,6 +124,11 @@ func (s *Stage[F]) TrainForward(in Micro[F]) (*Trace[F], error) {
 	}
 	w := s.workspace(n)
 	for i := range s.blocks {
+		if s.recompute && !in.ForwardOnly {
+			tr.layers = append(tr.layers, saved[F]{input: s.copied(&tr.mem, x)})
+			s.trainBlock(&s.blocks[i], x, s.lean(tr, true), w)
+			continue
+		}
 		tr.layers = append(tr.layers, s.trainBlock(&s.blocks[i], x, tr, w))
 	}
 	if !s.Last() {

@@ -238,10 +238,17 @@ func (t *training) build(
 		),
 		optim: optimizer(o.GetOptimizer()), scratch: optim.NewScratch(t.service.cfg.Kernels), loaded: map[string]bool{},
 	}
+	source, err := openInitial(o.GetInitial(), &spec)
+	if err != nil {
+		return nil, err
+	}
 	for i := range o.GetSpans() {
-		if err := r.addSpan(spec, i, kernels); err != nil {
-			return nil, err
+		if err := r.addSpan(spec, i, kernels, source); err != nil {
+			return nil, errors.Join(err, source.close())
 		}
+	}
+	if err := source.close(); err != nil {
+		return nil, err
 	}
 	slices.SortFunc(r.state, func(a, b *paramState) int { return cmp.Compare(a.Name, b.Name) })
 	if o.GetStage() > 0 || len(r.spans) > 1 {
@@ -259,8 +266,8 @@ func (t *training) build(
 	return r, nil
 }
 
-// addSpan builds a span with random weights.
-func (r *trainRun) addSpan(spec model.Spec, i int, kernels kernel.Set[float32]) error {
+// addSpan builds a span with its initial weights.
+func (r *trainRun) addSpan(spec model.Spec, i int, kernels kernel.Set[float32], source initial) error {
 	o, layers := r.open, r.open.GetSpans()[i]
 	position, chain := uint32(i)*o.GetStages()+o.GetStage(), o.GetStages()*uint32(len(o.GetSpans()))
 	at := model.Range{Lo: int(layers.GetLo()), Hi: int(layers.GetHi())}
@@ -270,10 +277,11 @@ func (r *trainRun) addSpan(spec model.Spec, i int, kernels kernel.Set[float32]) 
 		return fault.Field("open.spans", "layers %v of %d in span %d of stage %d of %d", at, len(spec.Layers), i,
 			o.GetStage(), o.GetStages())
 	}
-	stage, err := model.Init(spec, at, kernels, o.GetSeed())
+	stage, err := source.stage(spec, at, kernels, o.GetSeed())
 	if err != nil {
 		return fault.Wrap(fault.Invalid, err, "build layers %v", at)
 	}
+	stage.RecomputeLayers(o.GetRecomputeLayers())
 	s := &trainSpan{run: r, index: i, stage: stage, frozen: map[string]bool{}}
 	for _, p := range stage.Stepped() {
 		state := &paramState{Param: p, span: s, group: r.optim.For(optim.Parameter{

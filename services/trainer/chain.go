@@ -61,8 +61,8 @@ type fleet struct {
 }
 
 // openFleet opens all chains. If there are fewer shards than stages, a shard runs several stages.
-func openFleet(ctx context.Context, dialer Dialer, m *Manifest, spec model.Spec, layout layout,
-	addrs []string) (*fleet, error) {
+func openFleet(ctx context.Context, dialer Dialer, m *Manifest, spec model.Spec, initial *shardv1.InitialWeights,
+	layout layout, addrs []string) (*fleet, error) {
 	f := &fleet{spec: spec, manifest: m}
 	f.ctx, f.fail = context.WithCancelCause(ctx)
 	config, err := model.ConfigJSON(spec)
@@ -98,7 +98,8 @@ func openFleet(ctx context.Context, dialer Dialer, m *Manifest, spec model.Spec,
 				ZLoss:         m.ZLoss,
 				Optimizer:     optimizer(m),
 				SlotSequences: uint32(m.SlotSequences), SequenceLen: uint32(m.SequenceLen),
-				Precision: shardv1.Precision_PRECISION_FLOAT32,
+				Precision: shardv1.Precision_PRECISION_FLOAT32, Initial: initial,
+				RecomputeLayers: m.Recompute == recomputeLayers,
 				Gradients: m.Gradients.open(),
 			}
 			if m.Precision == tensor.BF16.String() {

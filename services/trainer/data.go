@@ -20,8 +20,8 @@ type corpus struct {
 	length     int // tokens in a sequence
 }
 
-// readCorpus reads the texts of the manifest, builds the vocabulary and encodes the texts.
-func readCorpus(ctx context.Context, m *Manifest) (*corpus, error) {
+// readCorpus reads the texts of the manifest, builds the vocabulary unless v is one, and encodes the texts.
+func readCorpus(ctx context.Context, m *Manifest, v *vocab.Vocab) (*corpus, error) {
 	var train, held []string
 	for _, path := range append([]string{m.Data.Text}, m.Data.More...) {
 		raw, err := os.ReadFile(path)
@@ -34,11 +34,13 @@ func readCorpus(ctx context.Context, m *Manifest) (*corpus, error) {
 		cut := cutAt(string(raw), m.Data.ValidationFraction)
 		train, held = append(train, string(raw[:cut])), append(held, string(raw[cut:]))
 	}
-	c := &corpus{seed: m.Seed, length: m.SequenceLen}
+	c := &corpus{seed: m.Seed, length: m.SequenceLen, vocab: v}
 	var err error
-	if m.Vocabulary.Type == "char" {
+	switch {
+	case v != nil:
+	case m.Vocabulary.Type == "char":
 		c.vocab, err = vocab.NewChar(strings.Join(train, "") + strings.Join(held, ""))
-	} else {
+	default:
 		lines := func(yield func(string) bool) {
 			for _, text := range train {
 				for line := range strings.Lines(text) {

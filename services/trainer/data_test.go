@@ -25,7 +25,7 @@ func aCorpus(t *testing.T, change func(*Manifest)) *corpus {
 	if change != nil {
 		change(m)
 	}
-	c, err := readCorpus(context.Background(), m)
+	c, err := readCorpus(context.Background(), m, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -47,6 +47,10 @@ type Manifest struct {
 	// Gradients says how replicas exchange gradients; exactly, in float32, when absent.
 	Gradients Gradients `json:"gradients"`
 
+	// Recompute is "none" (default) or "layers", which keeps only the inputs of layers for the backward pass and
+	// runs each layer again there. It takes less memory and more time, and changes no bit.
+	Recompute string `json:"recompute,omitempty"`
+
 	// Precision is "F32" (default) or "BF16". With BF16 the operands of products and the saved
 	// activations are rounded to bfloat16; weights and accumulations stay float32.
 	Precision string `json:"precision"`
@@ -68,25 +72,6 @@ type Data struct {
 	More []string `json:"more"` // further files, in order
 	// ValidationFraction is the share of the characters, at the end of each file, that is not trained on.
 	ValidationFraction float64 `json:"validation_fraction"`
-}
-
-// Vocabulary says how the text becomes ids.
-type Vocabulary struct {
-	Type string `json:"type"` // "char" or "bpe"
-	Size int    `json:"size"` // number of tokens of a bpe vocabulary
-}
-
-// Model is the architecture.
-type Model struct {
-	Architecture string  `json:"architecture"` // "llama" or "gpt2"
-	Layers       int     `json:"layers"`
-	Width        int     `json:"width"`
-	Heads        int     `json:"heads"`
-	KVHeads      int     `json:"kv_heads"` // llama only; heads when absent
-	FF           int     `json:"ff"`       // 4·width when absent
-	Context      int     `json:"context"`  // sequence_len when absent
-	Tied         bool    `json:"tied"`     // llama only; gpt2 is always tied
-	RopeBase     float64 `json:"rope_base"`
 }
 
 // LearningRate holds the settings of the learning rate schedule.
@@ -121,6 +106,12 @@ type ParameterRule struct {
 	Trainable    *bool    `json:"trainable,omitempty"`     // false freezes the parameters
 }
 
+// The values of Manifest.Recompute.
+const (
+	recomputeNone   = "none"
+	recomputeLayers = "layers"
+)
+
 // maxSlotTokens bounds a slot so that its ids and targets fit into a message of 4 MiB.
 const maxSlotTokens = 1 << 19
 
@@ -141,7 +132,7 @@ func ParseManifest(text []byte) (*Manifest, error) {
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
 		return nil, fault.Field("manifest", "byte %d: more than one JSON value", d.InputOffset())
 	}
-	if m.Model.Context == 0 {
+	if m.Model.Context == 0 && m.Model.short() {
 		m.Model.Context = m.SequenceLen
 	}
 	if m.Model.FF == 0 {
@@ -212,13 +203,12 @@ func (m *Manifest) checkOptimizer() error {
 		return fault.Field("optimizer.scale", "%q is neither %s nor %s", s, scaleAdamW, scaleOriginal)
 	}
 	config := m.optim()
-	if err := config.Check(); err != nil {
-		return err
-	}
-	spec, err := m.spec(257) // of any vocabulary
-	if err != nil {
-		return err
-	}
+	return config.Check()
+}
+
+// checkParameters checks the rules for parameters.
+func (m *Manifest) checkParameters(spec *model.Spec) error {
+	config := m.optim()
 	params, err := spec.Parameters()
 	if err != nil {
 		return fault.Wrap(fault.Invalid, err, "model")
@@ -244,7 +234,6 @@ func (m *Manifest) check() error {
 		{"steps", m.Steps, 1, 1 << 30}, {"evaluate_every", m.EvaluateEvery, 0, 1 << 30},
 		{"checkpoint_every", m.CheckpointEvery, 1, 1 << 30},
 		{"learning_rate.warmup", m.LearningRate.Warmup, 0, 1 << 30},
-		{"model.context", m.Model.Context, m.SequenceLen, 1 << 20},
 	} {
 		if f.v < f.min || f.v > f.max {
 			return fault.Field(f.name, "%d is not within %d..%d", f.v, f.min, f.max)
@@ -268,13 +257,13 @@ func (m *Manifest) check() error {
 			m.SlotSequences, m.SequenceLen, maxSlotTokens)
 	}
 	switch m.Vocabulary.Type {
-	case "char":
+	case "char", vocabModel:
 	case "bpe":
 		if m.Vocabulary.Size < 257 || m.Vocabulary.Size > 1<<20 {
 			return fault.Field("vocabulary.size", "%d is not within 257..%d", m.Vocabulary.Size, 1<<20)
 		}
 	default:
-		return fault.Field("vocabulary.type", "%q is neither char nor bpe", m.Vocabulary.Type)
+		return fault.Field("vocabulary.type", "%q is neither char nor bpe nor model", m.Vocabulary.Type)
 	}
 	if err := (schedule.Config{Name: m.Schedule, Stages: 1, Spans: m.Spans, Micro: m.Slots}).Check(); err != nil {
 		return err
@@ -285,6 +274,9 @@ func (m *Manifest) check() error {
 	if m.Precision != tensor.F32.String() && m.Precision != tensor.BF16.String() {
 		return fault.Field("precision", "%q is neither F32 nor BF16", m.Precision)
 	}
+	if m.Recompute != "" && m.Recompute != recomputeNone && m.Recompute != recomputeLayers {
+		return fault.Field("recompute", "%q is neither %s nor %s", m.Recompute, recomputeNone, recomputeLayers)
+	}
 	if _, err := template.Parse(m.ChatTemplate); err != nil {
 		return fault.Field("chat_template", "%v", err)
 	}
@@ -294,32 +286,10 @@ func (m *Manifest) check() error {
 	if err := m.Gradients.check(m.Slots); err != nil {
 		return err
 	}
-	return m.checkOptimizer()
-}
-
-// spec describes the model for a vocabulary of the given size.
-func (m *Manifest) spec(vocab int) (model.Spec, error) {
-	d := model.Shape{
-		Layers: m.Model.Layers, Width: m.Model.Width, Heads: m.Model.Heads, KVHeads: m.Model.KVHeads, FF: m.Model.FF,
-		Vocab:   vocab,
-		Context: m.Model.Context, TiedHead: m.Model.Tied, Rope: model.Rope{Base: m.Model.RopeBase},
+	if err := m.checkOptimizer(); err != nil {
+		return err
 	}
-	var s model.Spec
-	switch m.Model.Architecture {
-	case "llama":
-		s = model.NewLlama(d)
-	case "gpt2":
-		s = model.NewGPT2(d)
-	default:
-		return s, fault.Field("model.architecture", "%q is neither llama nor gpt2", m.Model.Architecture)
-	}
-	if err := s.Validate(); err != nil {
-		return s, fault.Wrap(fault.Invalid, err, "model")
-	}
-	if d.Width%d.Heads != 0 {
-		return s, fault.Field("model.heads", "want a divisor of width %d, got %d", d.Width, d.Heads)
-	}
-	return s, nil
+	return m.checkModel()
 }
 
 // spans returns the number of layer ranges of each stage. A lone stage waits for nobody, so it has one.

@@ -1,6 +1,7 @@
 package trainer_test
 
 import (
+	"context"
 	"encoding/json"
 	"os"
 	"path/filepath"
@@ -8,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
+	trainerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/trainer/v1"
 	"github.com/lamina-mesh/lamina/services/trainer"
 )
 
@@ -74,6 +76,16 @@ func TestParseManifest_NamesTheFieldItRefuses(t *testing.T) {
 		{"vocabulary", map[string]any{"type": "bpe", "size": 5}, "vocabulary.size"},
 		{"model.architecture", "rnn", ""},
 		{"model.layers", 0, "layers"},
+		{"model.from", "/models/a", "model: its sizes"},
+		{"model.config", map[string]any{}, "model: its sizes"},
+		{"model", map[string]any{"from": "/models/a"}, "vocabulary.type"},
+		{"model", map[string]any{"from": "/models/a", "config": "c.json"}, "model.from"},
+		{"model", map[string]any{"config": 3}, "model.config"},
+		{"model", map[string]any{"config": map[string]any{"model_type": "rnn"}}, "model.config"},
+		{"model", map[string]any{"config": map[string]any{"model_type": "llama", "hidden_size": 8}}, "num_hidden_layers"},
+		{"vocabulary", map[string]any{"type": "model"}, "vocabulary.path"},
+		{"vocabulary", map[string]any{"type": "char", "path": "x"}, "vocabulary.path"},
+		{"recompute", "all", ""},
 		{"model.heads", 3, "heads"},
 		{"model.context", 2, ""},
 		{"schedule", "zigzag", ""},
@@ -107,6 +119,52 @@ func TestParseManifest_NamesTheFieldItRefuses(t *testing.T) {
 		_, err := trainer.ParseManifest(with(t, c.path, c.value))
 		if fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s = %v: %v", c.path, c.value, err)
+		}
+	}
+}
+
+// TestManifest_FilesAreCheckedBeforeARun reads what a manifest names. The rule for paths sees every path.
+func TestManifest_FilesAreCheckedBeforeARun(t *testing.T) {
+	dir := t.TempDir()
+	config := filepath.Join(dir, "config.json")
+	if err := os.WriteFile(config, []byte(`{"model_type":"llama","hidden_size":8,"num_hidden_layers":2,
+		"num_attention_heads":2,"intermediate_size":8,"vocab_size":9,"max_position_embeddings":3}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	model := func(kind string) map[string]any { return map[string]any{"type": "model", "path": kind} }
+	for _, c := range []struct {
+		model, vocabulary map[string]any
+		want              string
+		code              fault.Code
+	}{
+		{map[string]any{"config": config}, map[string]any{"type": "char"}, "sequence_len", fault.Invalid},
+		{map[string]any{"config": dir + "/none"}, map[string]any{"type": "char"}, "model.config", fault.NotFound},
+		{map[string]any{"from": dir + "/none"}, map[string]any{"type": "model"}, "model.from", fault.NotFound},
+		{map[string]any{"from": "forbidden"}, map[string]any{"type": "model"}, "model.from: no", fault.PermissionDenied},
+		{map[string]any{"config": "forbidden"}, map[string]any{"type": "char"}, "model.config: no",
+			fault.PermissionDenied},
+		{map[string]any{"config": config}, model("forbidden"), "vocabulary.path: no", fault.PermissionDenied},
+		{map[string]any{"config": config}, model(dir), "vocabulary", fault.NotFound},
+	} {
+		raw := with(t, "model", c.model)
+		var m map[string]any
+		if err := json.Unmarshal(raw, &m); err != nil {
+			t.Fatal(err)
+		}
+		m["vocabulary"] = c.vocabulary
+		raw, err := json.Marshal(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := trainer.New(trainer.Config{Dir: dir, Paths: func(field, path string) (string, error) {
+			if path == "forbidden" {
+				return "", fault.New(fault.PermissionDenied, "no")
+			}
+			return path, nil
+		}})
+		_, err = s.StartRun(context.Background(), &trainerv1.StartRunRequest{ManifestJson: raw})
+		if fault.CodeOf(err) != c.code || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%v with %v: %v, want an error that names %s", c.model, c.vocabulary, err, c.want)
 		}
 	}
 }

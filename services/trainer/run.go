@@ -39,6 +39,7 @@ const (
 type run struct {
 	service  *Service
 	manifest *Manifest
+	plan     *blueprint
 	hash     string // of the manifest
 	raw      []byte
 	layout   layout
@@ -53,10 +54,10 @@ type run struct {
 	changed chan struct{} // closed and replaced when the state changes
 }
 
-func newRun(s *Service, m *Manifest, raw []byte, l layout, dir string, resume bool) *run {
-	sum := sha256.Sum256(raw)
+func newRun(s *Service, b *blueprint, raw []byte, l layout, dir string, resume bool) *run {
+	sum, m := sha256.Sum256(raw), b.manifest
 	return &run{
-		service: s, manifest: m, hash: hex.EncodeToString(sum[:]), raw: raw, layout: l, dir: dir, resume: resume,
+		service: s, manifest: m, plan: b, hash: hex.EncodeToString(sum[:]), raw: raw, layout: l, dir: dir, resume: resume,
 		stop: make(chan struct{}), done: make(chan struct{}), changed: make(chan struct{}),
 		state: &trainerv1.Run{
 			Name: m.Name, State: trainerv1.RunState_RUN_STATE_STARTING, Steps: uint64(m.Steps),
@@ -106,16 +107,23 @@ func (r *run) main(ctx context.Context) {
 
 // train steps until the manifest's last step, rebuilding the fleet when it breaks.
 func (r *run) train(ctx context.Context) (stopped bool, err error) {
-	data, err := readCorpus(ctx, r.manifest)
+	data, err := readCorpus(ctx, r.manifest, r.plan.vocab)
 	if err != nil {
 		return false, err
 	}
-	spec, err := r.manifest.spec(data.vocab.Size())
+	spec, err := r.plan.spec(data.vocab.Size(), true)
 	if err != nil {
 		return false, err
 	}
-	if bos, ok := data.vocab.BOS(); ok {
-		spec.BOS, spec.EOS = []int32{bos}, []int32{bos}
+	if r.plan.vocab == nil { // the ids of config.json belong to another vocabulary
+		spec.BOS, spec.EOS = nil, nil
+		if bos, ok := data.vocab.BOS(); ok {
+			spec.BOS, spec.EOS = []int32{bos}, []int32{bos}
+		}
+	}
+	initial, err := r.plan.initial()
+	if err != nil {
+		return false, err
 	}
 	if err := os.MkdirAll(r.dir, 0o755); err != nil {
 		return false, err
@@ -132,7 +140,7 @@ func (r *run) train(ctx context.Context) (stopped bool, err error) {
 	} else if err := dropOld(checkpoints, 0); err != nil {
 		return false, err
 	}
-	t := &training{run: r, data: data, spec: spec, last: last, checkpoints: checkpoints}
+	t := &training{run: r, data: data, spec: spec, initial: initial, last: last, checkpoints: checkpoints}
 	if t.simulated, err = r.manifest.simulatedBubble(r.layout); err != nil {
 		return false, err
 	}
@@ -174,7 +182,8 @@ type training struct {
 	run         *run
 	data        *corpus
 	spec        model.Spec
-	last        *state // last committed state; nil before the first checkpoint
+	initial     *shardv1.InitialWeights // nil for random ones
+	last        *state                  // last committed state; nil before the first checkpoint
 	checkpoints string
 	metrics     *metricsFile
 	validation  float64
@@ -201,7 +210,11 @@ func (t *training) attempt(ctx context.Context) (stopped bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	f, err := openFleet(ctx, r.service.cfg.Dialer, m, t.spec, r.layout, addrs)
+	initial := t.initial
+	if t.last != nil {
+		initial = nil // the checkpoint has the weights
+	}
+	f, err := openFleet(ctx, r.service.cfg.Dialer, m, t.spec, initial, r.layout, addrs)
 	if err != nil {
 		return false, err
 	}

@@ -32,6 +32,8 @@ type Config struct {
 	Dialer   Dialer
 	Registry Registry
 	Dir      string // for the files of runs that name no folder
+	// Paths is asked for every path of a manifest's model and vocabulary; nil allows all.
+	Paths PathRule
 }
 
 // TrainsMeta is the discovery metadata key that shards set to "true" if they train.
@@ -105,8 +107,16 @@ func (s *Service) StartRun(_ context.Context, r *trainerv1.StartRunRequest) (*tr
 		return nil, err
 	}
 	l := layout{stages: max(1, int(r.GetStages())), replicas: max(1, int(r.GetReplicas()))}
-	if n := m.spans(l.stages); l.stages*n > m.Model.Layers {
-		return nil, fault.Field("stages", "%d stages of %d spans are more than %d layers", l.stages, n, m.Model.Layers)
+	b, err := m.blueprint(s.path)
+	if err != nil {
+		return nil, err
+	}
+	spec, err := b.spec(anyVocab, false)
+	if err != nil {
+		return nil, err
+	}
+	if n, layers := m.spans(l.stages), len(spec.Layers); l.stages*n > layers {
+		return nil, fault.Field("stages", "%d stages of %d spans are more than %d layers", l.stages, n, layers)
 	}
 	if err := m.checkReplicas(l.replicas); err != nil {
 		return nil, err
@@ -126,11 +136,19 @@ func (s *Service) StartRun(_ context.Context, r *trainerv1.StartRunRequest) (*tr
 				other.dir)
 		}
 	}
-	n := newRun(s, m, r.GetManifestJson(), l, dir, r.GetResume())
+	n := newRun(s, b, r.GetManifestJson(), l, dir, r.GetResume())
 	s.runs[m.Name] = n
 	ctx := s.ctx
 	s.wg.Go(func() { n.main(ctx) })
 	return &trainerv1.StartRunResponse{Run: m.Name}, nil
+}
+
+// path applies the rule for paths.
+func (s *Service) path(field, path string) (string, error) {
+	if s.cfg.Paths == nil {
+		return path, nil
+	}
+	return s.cfg.Paths(field, path)
 }
 
 func (s *Service) find(name string) (*run, error) {
