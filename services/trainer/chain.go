@@ -100,7 +100,7 @@ func openFleet(ctx context.Context, dialer Dialer, m *Manifest, spec model.Spec,
 				SlotSequences: uint32(m.SlotSequences), SequenceLen: uint32(m.SequenceLen),
 				Precision: shardv1.Precision_PRECISION_FLOAT32, Initial: initial,
 				RecomputeLayers: m.Recompute == recomputeLayers,
-				Gradients: m.Gradients.open(),
+				Gradients:       m.Gradients.open(),
 			}
 			if m.Precision == tensor.BF16.String() {
 				open.Precision = shardv1.Precision_PRECISION_BFLOAT16
