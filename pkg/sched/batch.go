@@ -28,7 +28,7 @@ func (s *Scheduler) depth() int {
 // other sequences are about to be ready, and two half batches cost more than a whole one.
 //
 // Prompts fill the rest. Beside decoding sequences they get only as many rows as take about as long as
-// the decoding itself, measured, so that a long prompt at most doubles the time between tokens.
+// the decoding itself, measured, so that a long prompt at most doubles the time between tokens (promptRows).
 func (s *Scheduler) form() *Batch {
 	suspect, wait := s.probation()
 	if wait {
@@ -71,12 +71,10 @@ func (s *Scheduler) form() *Batch {
 		}
 		return 0
 	})
-	quota := (decoding + s.depth() - 1) / s.depth()
+	evenly := (decoding + s.depth() - 1) / s.depth()
+	quota, decodes := evenly, 0
 	rows := s.cfg.BatchRows
-	prompts := rows
-	if decoding > 0 {
-		prompts = s.timing.promptRows(s.cfg.ChunkRows)
-	}
+	prompts, asked, slow := rows, false, false
 	for _, q := range ready {
 		if rows <= 0 || len(b.Entries) == s.cfg.Entries {
 			break
@@ -87,11 +85,16 @@ func (s *Scheduler) form() *Batch {
 		prefill := q.feed.Prefilling()
 		n := min(rows, s.cfg.ChunkRows)
 		if prefill {
+			if decoding > 0 && !asked {
+				asked = true
+				prompts, slow = s.timing.promptRows(s.cfg.ChunkRows, q.feed.Due(), decodes)
+				prompts += max(0, evenly-decodes) // a batch without decoding rows takes as long as the others
+			}
 			n = min(n, prompts)
 		} else if quota == 0 {
 			continue
 		}
-		if n < 1 || s.waits(q) {
+		if n < 1 || s.waits(q) || prefill && decodes == 0 && !s.roomForPrompts(decoding) {
 			continue
 		}
 		s.ownPages(q)
@@ -99,9 +102,11 @@ func (s *Scheduler) form() *Batch {
 		rows -= sent
 		if prefill {
 			prompts -= sent
+			f.prompts += btoi(sent > 0 && decodes > 0) // its first row is not one that the batch has anyway
 			s.leads(q)
 		} else if sent > 0 {
 			quota--
+			decodes++
 		}
 		f.decode = f.decode && (!prefill || sent == 0)
 	}
@@ -113,8 +118,18 @@ func (s *Scheduler) form() *Batch {
 		}
 		return nil
 	}
+	if decodes > 0 {
+		s.timing.sent(decodes, !f.decode, slow)
+	}
 	s.launch(b, f)
 	return b
+}
+
+// roomForPrompts reports whether a batch of prompts alone may be sent beside sequences that decode. Such batches keep
+// stages busy that would be idle. One more than there are stages would make the batches of the decoding sequences wait
+// on every stage.
+func (s *Scheduler) roomForPrompts(decoding int) bool {
+	return decoding == 0 || s.depth() == 1 || s.busy() < s.cfg.Stages
 }
 
 // launch records that a batch is in flight.
@@ -124,6 +139,7 @@ func (s *Scheduler) launch(b *Batch, f *flight) {
 		f.ahead += o.prompts
 	}
 	f.ahead += s.strays.rows
+	f.behind = s.promptsFly()
 	f.mixed = f.mixed || s.strays.rows > 0
 	f.limit = s.timing.limit(f)
 	b.Deadline = f.limit

@@ -109,7 +109,9 @@ func (s *Scheduler) finish(f *flight) {
 	delete(s.inFlight, f.step)
 	s.flights = slices.DeleteFunc(s.flights, func(o *flight) bool { return o == f })
 	if !f.void {
-		s.timing.done(f, s.now)
+		stages := min(s.cfg.Stages, s.depth())
+		s.timing.done(f, s.now, float64(min(len(s.flights)+1, stages))/float64(stages),
+			s.promptsFly())
 		s.strays.passed(f)
 	}
 	for _, e := range f.entries {
@@ -123,6 +125,11 @@ func (s *Scheduler) finish(f *flight) {
 	s.unproven = slices.DeleteFunc(s.unproven, func(f *flight) bool {
 		return !slices.ContainsFunc(f.entries, func(e entry) bool { return s.counts(s.byID[e.id], e) })
 	})
+}
+
+// promptsFly reports whether a batch in flight has rows of prompts.
+func (s *Scheduler) promptsFly() bool {
+	return slices.ContainsFunc(s.flights, func(f *flight) bool { return !f.decode })
 }
 
 // index makes the full pages that a sequence has computed known to others. If another sequence has

@@ -110,7 +110,7 @@ func (s *Scheduler) formReplay() *Batch {
 	})
 	rows := s.cfg.BatchRows
 	if decoding {
-		rows = min(rows, s.timing.promptRows(s.cfg.ChunkRows))
+		rows = min(rows, s.timing.fit(leastChunk, s.cfg.ChunkRows))
 	}
 	b := &Batch{Step: s.step + 1, ReplayUntil: s.replayUntil}
 	f := &flight{step: b.Step, sent: s.now, replay: true}
@@ -232,5 +232,5 @@ func (s *Scheduler) TakeOver(positions int) time.Duration {
 
 // rows returns about how long so many rows of prompts take, or 0 if that is not known.
 func (t *timing) rows(n int) time.Duration {
-	return time.Duration(float64(n) * t.row * float64(time.Second))
+	return time.Duration(float64(n) * t.chain.row * float64(time.Second))
 }

@@ -110,6 +110,7 @@ type flight struct {
 	ahead   int // the same of the batches that the stages may have to compute before it
 	drafts  int
 	decode  bool // it has no rows of prompts
+	behind  bool // some batch that was in flight when it was sent has rows of prompts
 	replay  bool // it is a replay
 	alone   bool // it belongs to a suspect, and nothing else may be in flight
 	chained bool // it holds a window behind others of its sequence

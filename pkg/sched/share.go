@@ -144,7 +144,7 @@ func (s *Scheduler) follows(q *sequence, page int) (leader *sequence, pages int)
 	if q.running { // it is one of the members
 		others--
 	}
-	if rows := pages * n * max(1, others); s.timing.row > 0 && float64(rows)*s.timing.row < s.timing.plain.Seconds() {
+	if rows := pages * n * max(1, others); s.timing.chain.row > 0 && float64(rows)*s.timing.chain.row < s.timing.plain.Seconds() {
 		return nil, 0
 	}
 	return p, pages

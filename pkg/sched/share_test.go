@@ -25,7 +25,10 @@ type timed struct {
 	ended     int
 	rows      int
 	steps     int
-	longest   time.Duration // of a batch, from its start on the first stage to its end
+	attend    time.Duration // what a row takes more for each position before it
+	emitted   map[sched.ID][]time.Duration
+	batches   map[sched.ID]int // how many had rows of it before its first token
+	longest   time.Duration    // of a batch, from its start on the first stage to its end
 }
 
 type planned struct {
@@ -36,7 +39,8 @@ type planned struct {
 func newTimed(t *testing.T, stages int, base, row time.Duration, c sched.Config) *timed {
 	c.Stages = stages
 	return &timed{t: t, s: sched.New(c), base: base, row: row, busy: make([]time.Duration, stages),
-		first: map[sched.ID]time.Duration{}, cached: map[sched.ID]int{}, logs: map[sched.ID][]int32{}}
+		first: map[sched.ID]time.Duration{}, cached: map[sched.ID]int{}, logs: map[sched.ID][]int32{},
+		emitted: map[sched.ID][]time.Duration{}, batches: map[sched.ID]int{}}
 }
 
 func (p *timed) at(at time.Duration, e sched.Event) {
@@ -87,6 +91,7 @@ func (p *timed) carryOut(c sched.Command) {
 			p.first[c.ID] = p.now
 		}
 		p.logs[c.ID] = append(p.logs[c.ID], c.Data.(int32))
+		p.emitted[c.ID] = append(p.emitted[c.ID], p.now)
 	case sched.Batch:
 		p.compute(c)
 	case sched.Fail, sched.TurnAway, sched.End:
@@ -95,13 +100,19 @@ func (p *timed) carryOut(c sched.Command) {
 }
 
 func (p *timed) compute(b sched.Batch) {
-	at, start := p.now, time.Duration(0)
+	at, start, took := p.now, time.Duration(0), p.base+time.Duration(len(b.Tokens))*p.row
+	for _, e := range b.Entries {
+		took += time.Duration(e.Rows*e.Position+e.Rows*(e.Rows-1)/2) * p.attend
+		if _, known := p.first[e.ID]; !known {
+			p.batches[e.ID]++
+		}
+	}
 	for i := range p.busy {
 		at = max(at, p.busy[i])
 		if i == 0 {
 			start = at
 		}
-		at += p.base + time.Duration(len(b.Tokens))*p.row
+		at += took
 		p.busy[i] = at
 	}
 	p.longest = max(p.longest, at-start)
@@ -180,7 +191,7 @@ func TestScheduler_SamePromptTogether(t *testing.T) {
 
 // TestScheduler_SharingIsNeverMuchSlower compares the time to the first token with shared pages with the
 // time without, for random loads. A request waits for what others compute, but for no more than two steps
-// longer than if it computed all of its prompt itself.
+// longer than if it computed all of its prompt itself, or three tenths of that time.
 func TestScheduler_SharingIsNeverMuchSlower(t *testing.T) {
 	faster, slower := 0, 0
 	var worst float64
@@ -200,6 +211,8 @@ func TestScheduler_SharingIsNeverMuchSlower(t *testing.T) {
 			for i := range rnd.IntN(3) {
 				p.submit(0, sched.Submit{ID: sched.ID(fmt.Sprint("beside", i)), Log: prompt(rnd, 5), MaxLen: 100})
 			}
+			// What steps cost is measured before, as it is on a pipeline that is probed.
+			p.submit(0, sched.Submit{ID: "probe", Log: []int32{1, 2}, MaxLen: 8})
 			over := 1 + rnd.IntN(1000)
 			for i := range 1 + rnd.IntN(12) {
 				log := prompts[rnd.IntN(len(prompts))]
@@ -233,8 +246,9 @@ func TestScheduler_SharingIsNeverMuchSlower(t *testing.T) {
 				faster++
 			}
 			worst = max(worst, float64(late)/float64(step))
-			if late > 2*step {
-				t.Errorf("seed %d: %s has its first token %v later with shared pages, a step takes %v", seed, id, late, step)
+			if late > 2*step && late > without.first[id]*3/10 {
+				t.Errorf("seed %d: %s has its first token %v later with shared pages than after %v, a step takes %v", seed, id,
+					late, without.first[id], step)
 			}
 		}
 	}

@@ -15,10 +15,17 @@ const (
 	coldRow    = 20 * time.Millisecond  // what a prompt's row adds until it has been measured
 	rowFactor  = 4                      // what it adds afterwards, as a multiple of the measured time
 	firstChunk = 32                     // rows of a prompt beside decoding rows before any were measured
-	leastChunk = 4
-	chunkShare = 0.8 // what the rows of prompts beside decoding rows may take, of the decoding rows' time
-	fewRows    = 8
-	average    = 0.2 // weight of a new value in moving averages
+	chunkShare = 0.8                    // what the rows of prompts beside decoding rows may take, of the decoding rows' time
+	// A short prompt has chunks of at least leastChunk rows, even if such a step takes too long. At most slackMost
+	// steps in a row and one in slackEvery do, so that they are beyond the 99th percentile of the time between
+	// tokens: over n tokens there are slackMost + n/slackEvery of them, less than n/100 from 800 on.
+	leastChunk   = 4
+	slackMost    = 4
+	slackEvery   = 200
+	shortRows    = slackMost * leastChunk
+	measureEvery = 256 // batches with rows of prompts beside decoding rows until one has none
+	fewRows      = 8
+	average      = 0.2 // weight of a new value in moving averages
 )
 
 // timing measures batches. All times are seconds.
@@ -35,10 +42,27 @@ type timing struct {
 	measured int     // batches, of any kind
 	longest  float64 // decaying maximum of their times
 
-	last    time.Duration // when the last batch was done
-	service float64       // moving average of what a batch without prompts adds to the time of those before it
-	row     float64       // moving average of what a row of a prompt adds to its batch
-	worst   float64       // decaying maximum of the same
+	last  time.Duration // when the last batch was done
+	chain cost          // what a batch adds to the time of those before it
+	stage cost          // the same as far as one stage is busy with it
+	worst float64       // decaying maximum of chain.row
+
+	slack      float64 // steps that may take too long because of a short prompt
+	unmeasured int     // batches with decoding rows since one had no rows of prompts
+	decodes    int     // the decoding rows of that one
+}
+
+// cost has moving averages, in seconds.
+type cost struct {
+	batch float64 // of a batch without rows of prompts
+	row   float64 // what a row of a prompt adds
+}
+
+// of measures a batch with rows of prompts and returns what they have added.
+func (c *cost) of(service float64, prompts int) float64 {
+	more := max(service-c.batch, service/10)
+	c.row = blend(c.row, more/float64(prompts))
+	return more
 }
 
 func newTiming(floor, lone time.Duration) timing {
@@ -48,13 +72,15 @@ func newTiming(floor, lone time.Duration) timing {
 	if lone == 0 {
 		lone = max(loneFloor, floor)
 	}
-	return timing{floor: floor, lone: lone}
+	return timing{floor: floor, lone: lone, slack: slackMost, unmeasured: measureEvery - coldSteps}
 }
 
-// done measures a batch that is done.
-func (t *timing) done(f *flight, now time.Duration) {
+// done measures a batch that is done. part is the part of the stages that were busy: where few batches are in
+// flight, the time between them is longer than a stage needs for one. beside says that rows of prompts are in flight.
+func (t *timing) done(f *flight, now time.Duration, part float64, beside bool) {
 	took := (now - f.sent).Seconds()
 	service := (now - max(f.sent, t.last)).Seconds()
+	busy := service * part
 	t.last = now
 	t.unproven = false
 	if f.replay { // not all stages had a part in it
@@ -64,8 +90,8 @@ func (t *timing) done(f *flight, now time.Duration) {
 	t.longest = max(took, t.longest*0.98)
 	if !f.decode {
 		if f.prompts > 0 {
-			more := max(service-t.service, service/10)
-			t.row = blend(t.row, more/float64(f.prompts))
+			t.stage.of(busy, f.prompts)
+			more := t.chain.of(service, f.prompts)
 			// The time of a few rows is mostly that of the batch.
 			t.worst = max(more/float64(max(f.prompts, fewRows)), t.worst*0.98)
 		}
@@ -88,11 +114,15 @@ func (t *timing) done(f *flight, now time.Duration) {
 	// A step with draft tokens takes at least as long as one without, so it can only lower the averages.
 	if f.drafts > 0 {
 		t.plain = min(t.plain, now-f.sent)
-		t.service = min(t.service, service)
+		t.chain.batch, t.stage.batch = min(t.chain.batch, service), min(t.stage.batch, busy)
 		return
 	}
 	t.plain = time.Duration(blend(t.plain.Seconds(), took) * float64(time.Second))
-	t.service = blend(t.service, service)
+	t.chain.batch = blend(t.chain.batch, service)
+	if beside = beside || f.behind; beside && t.stage.batch > 0 { // it may have waited for prompts
+		busy = min(busy, t.stage.batch)
+	}
+	t.stage.batch = blend(t.stage.batch, busy)
 }
 
 func blend(old, value float64) float64 {
@@ -131,12 +161,42 @@ func (t *timing) limit(f *flight) time.Duration {
 	return limit + time.Duration(f.prompts+f.ahead)*row
 }
 
-// promptRows returns how many rows of prompts a batch with decoding rows may have: as many as take
-// about as long as the decoding rows do. The time of a row grows with the length of the prefix that it
-// attends to, and so the chunks of a long prompt shrink.
-func (t *timing) promptRows(most int) int {
-	if t.row == 0 || t.service == 0 {
+// fit returns how many rows of prompts take about as long as the decoding rows of a batch do, but from least to most.
+// The time of a row grows with the length of the prefix that it attends to, and so the chunks of a long prompt shrink.
+func (t *timing) fit(least, most int) int {
+	if t.stage.row == 0 || t.stage.batch == 0 {
 		return min(most, firstChunk)
 	}
-	return min(most, max(leastChunk, int(chunkShare*t.service/t.row)))
+	return min(most, max(least, int(chunkShare*t.stage.batch/t.stage.row)))
+}
+
+// promptRows returns how many rows of prompts a batch with decoding rows may have, of which the first prompt has left
+// rows to be sent. slow says that they take longer than the decoding rows, because the prompt is short. decodes is how
+// many decoding rows the batch has already. Now and then it has no others, so that their time is measured again.
+//
+// So a prompt at most doubles the time between tokens, unless a single row of it takes longer than the decoding rows.
+// It gets at least 28 % of the time: where a number of rows is rounded down to one, that one takes more than 0.4 of
+// the decoding rows' time.
+func (t *timing) promptRows(most, left, decodes int) (rows int, slow bool) {
+	if decodes > 0 && (t.unmeasured >= measureEvery || 4*decodes < 3*t.decodes) {
+		return 0, false
+	}
+	rows = t.fit(1, most)
+	if rows < min(left, leastChunk) && left <= shortRows && t.slack >= 1 {
+		return min(most, leastChunk), true
+	}
+	return rows, false
+}
+
+// sent notes a batch with some decoding rows. prompts says that it has rows of prompts, and slow that they take too
+// long.
+func (t *timing) sent(decodes int, prompts, slow bool) {
+	if slow {
+		t.slack--
+	} else {
+		t.slack = min(slackMost, t.slack+1.0/slackEvery)
+	}
+	if t.unmeasured++; !prompts {
+		t.unmeasured, t.decodes = 0, decodes
+	}
 }
