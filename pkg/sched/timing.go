@@ -13,9 +13,9 @@ const (
 	coldSteps  = 4                      // steps before times are trusted
 	coldLimit  = 60 * time.Second       // the deadline until then: weights may have to be read from disk
 	coldRow    = 20 * time.Millisecond  // what a prompt's row adds until it has been measured
-	rowFactor  = 4                      // what it adds afterwards, as a multiple of the measured time
+	rowFactor  = 4                      // what it adds afterwards, as a multiple of the average; at least the longest
 	firstChunk = 32                     // rows of a prompt beside decoding rows before any were measured
-	chunkShare = 0.8                    // what the rows of prompts beside decoding rows may take, of the decoding rows' time
+	chunkShare = 0.8                    // what prompts may take beside decoding rows, of the time of those
 	// A short prompt has chunks of at least leastChunk rows, even if such a step takes too long. At most slackMost
 	// steps in a row and one in slackEvery do, so that they are beyond the 99th percentile of the time between
 	// tokens: over n tokens there are slackMost + n/slackEvery of them, less than n/100 from 800 on.
@@ -156,7 +156,8 @@ func (t *timing) limit(f *flight) time.Duration {
 		}
 	}
 	if t.worst > 0 {
-		row = time.Duration(rowFactor * t.worst * float64(time.Second))
+		// Not a multiple of the worst: one batch that was late would make all deadlines of the next minute long.
+		row = time.Duration(max(rowFactor*t.chain.row, t.worst) * float64(time.Second))
 	}
 	return limit + time.Duration(f.prompts+f.ahead)*row
 }

@@ -109,9 +109,10 @@ func (r *runner) openAgain(cause error) (stages []*shardv1.Held, until int, err 
 func (r *runner) openSame(cause error, silent *silence) ([]*shardv1.Held, error) {
 	p := r.p
 	limit := reopenAlone
+	var overdue late
+	missed := errors.As(cause, &overdue)
 	if p.spare.Load() {
-		var overdue late
-		if errors.As(cause, &overdue) { // a stage that has computed nothing so far will not do so now
+		if missed { // a stage that has computed nothing so far will not do so now
 			return nil, cause
 		}
 		p.mu.Lock()
@@ -121,6 +122,19 @@ func (r *runner) openSame(cause error, silent *silence) ([]*shardv1.Held, error)
 	}
 	ctx, cancel := context.WithTimeout(p.ctx, limit)
 	defer cancel()
+	if missed {
+		// A frozen stage takes the new stream and does not answer. Nobody waits for it once it is known to be silent
+		// as well.
+		go func() { // ends with ctx at the latest
+			select {
+			case <-silent.done:
+				if len(silent.stages) > 0 {
+					cancel()
+				}
+			case <-ctx.Done():
+			}
+		}()
+	}
 	return r.tryOpen(ctx, func() bool { return len(silent.known()) > 0 })
 }
 

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -81,6 +82,11 @@ func TestService_LostStage_ASpareTakesItsPlace(t *testing.T) {
 						t.Errorf("the pipelines are %v", p)
 					}
 					t.Logf("%d rows were replayed, longest pause %v", spare, pause)
+					// The step deadline of 250 ms, 100 ms until the scheduler looks, 100 ms for the stage to say that it is
+					// there, and the replay.
+					if most := 600 * time.Millisecond; pause > most {
+						t.Errorf("the longest pause is %v, want at most %v", pause, most)
+					}
 				})
 			})
 		}
