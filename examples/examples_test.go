@@ -94,7 +94,7 @@ func start(t *testing.T, model string) (grpc, http string) {
 	t.Cleanup(set.Close)
 	mesh, err := app.Start(context.WithoutCancel(t.Context()), app.MeshConfig{
 		Kernels: app.Kernels{Set: set}, Model: model, Stages: 2, Train: true,
-		RunsDir: t.TempDir(), GRPC: "127.0.0.1:0", HTTP: "127.0.0.1:0",
+		Runs: app.TrainerConfig{Dir: t.TempDir(), AllowPaths: []string{os.TempDir()}}, GRPC: "127.0.0.1:0", HTTP: "127.0.0.1:0",
 	})
 	if err != nil {
 		t.Fatal(err)

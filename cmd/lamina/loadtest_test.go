@@ -18,7 +18,7 @@ func TestLoadtest_MeshAnswersTheSameUnderAnyLoad(t *testing.T) {
 	defer set.Close()
 	mesh, err := app.Start(t.Context(), app.MeshConfig{
 		Kernels: app.Kernels{Set: set, Threads: 1}, Model: bundled, Stages: 2, Replicas: 2, HTTP: "127.0.0.1:0",
-		RunsDir: t.TempDir(),
+		Runs: app.TrainerConfig{Dir: t.TempDir()},
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -31,6 +31,7 @@ type cli struct {
 	Generate generateCmd `cmd:"" help:"Continue a prompt."`
 	Chat     chatCmd     `cmd:"" help:"Chat with a model in the terminal."`
 	Train    trainCmd    `cmd:"" help:"Pre-train a model from a manifest."`
+	Runs     runsGroup   `cmd:"" help:"List, watch, pause, resume, stop and delete training runs, and fetch their files."`
 	Status   statusCmd   `cmd:"" help:"Show the running services, the pipelines and the training runs."`
 	Models   modelsCmd   `cmd:"" help:"List the models that a router serves."`
 

@@ -4,55 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"time"
 
-	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	trainerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/trainer/v1"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 )
-
-// follow starts a training run and shows its progress until it ends.
-func (c *trainCmd) follow(e *verb.Env, client trainerv1.TrainerServiceClient, manifest []byte) error {
-	resp, err := client.StartRun(e.Ctx, &trainerv1.StartRunRequest{
-		ManifestJson: manifest, Stages: uint32(c.Stages), Replicas: uint32(c.Replicas), Resume: c.Resume, Out: c.Out,
-	})
-	if err != nil {
-		return rpc.FromStatus(err)
-	}
-	watch, err := client.WatchRun(e.Ctx, &trainerv1.WatchRunRequest{Run: resp.GetRun()})
-	if err != nil {
-		return rpc.FromStatus(err)
-	}
-	var last *trainerv1.Run
-	began, from := time.Now(), uint64(0)
-	for {
-		r, err := watch.Recv()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return rpc.FromStatus(err)
-		}
-		if last == nil || last.GetState() != r.GetRun().GetState() {
-			began, from = time.Now(), r.GetRun().GetStep()
-		}
-		last = r.GetRun()
-		if c.Format == "text" {
-			fmt.Fprintf(e.Stdout, "\r%s", progress(last, from, time.Since(began)))
-		}
-	}
-	if c.Format == "json" {
-		return errors.Join(printProto(e, last), runError(last))
-	}
-	fmt.Fprintln(e.Stdout)
-	if last.GetState() == trainerv1.RunState_RUN_STATE_DONE {
-		fmt.Fprintf(e.Stdout, "model    %s\nweights  sha256:%s\nserve it with: lamina up --model %s\n",
-			last.GetModelPath(), last.GetWeightsDigest(), last.GetModelPath())
-	}
-	return runError(last)
-}
 
 func runError(r *trainerv1.Run) error {
 	if r.GetState() == trainerv1.RunState_RUN_STATE_FAILED {
@@ -61,22 +20,109 @@ func runError(r *trainerv1.Run) error {
 	return nil
 }
 
-// progress returns one line about a run: a progress bar, losses, speed and the remaining time.
-func progress(r *trainerv1.Run, from uint64, took time.Duration) string {
-	const width = 28
+// progress shows the progress of a run: on a terminal a bar that is drawn again and again, elsewhere plain
+// lines. The zero value shows nothing.
+type progress struct {
+	out      io.Writer
+	terminal bool
+	drawn    bool // a bar is on the current line
+
+	last     *trainerv1.Run
+	began    time.Time // when the run got into its state
+	from     uint64    // its step then
+	reported uint64    // the step of the last plain line
+}
+
+func newProgress(out io.Writer) *progress {
+	p := &progress{out: out}
+	if f, ok := out.(*os.File); ok {
+		info, err := f.Stat()
+		p.terminal = err == nil && info.Mode()&os.ModeCharDevice != 0
+	}
+	return p
+}
+
+// read shows the states that a watch sends and returns the last one.
+func (p *progress) read(watch interface {
+	Recv() (*trainerv1.WatchRunResponse, error)
+}) (*trainerv1.Run, error) {
+	for {
+		r, err := watch.Recv()
+		if errors.Is(err, io.EOF) && p.last != nil {
+			return p.last, nil
+		}
+		if err != nil {
+			return nil, rpc.FromStatus(err)
+		}
+		p.show(r.GetRun(), time.Now())
+	}
+}
+
+// plainLines is about how many plain lines a run has, besides those of validations and changes of state.
+const plainLines = 50
+
+// show shows a state.
+func (p *progress) show(r *trainerv1.Run, now time.Time) {
+	before := p.last
+	if p.last = r; p.out == nil {
+		return
+	}
+	changed := before.GetState() != r.GetState()
+	if changed {
+		p.began, p.from = now, r.GetStep()
+	}
+	line := runLine(r, p.from, now.Sub(p.began))
+	if p.terminal {
+		fmt.Fprintf(p.out, "\r%s\x1b[K", line) // and erase what is left of a longer line
+		p.drawn = true
+		return
+	}
+	validated := before.GetValidationLoss() != r.GetValidationLoss()
+	if changed || validated || r.GetStep() >= p.reported+max(1, r.GetSteps()/plainLines) {
+		fmt.Fprintln(p.out, line)
+		p.reported = r.GetStep()
+	}
+}
+
+// end ends the line of the bar.
+func (p *progress) end() {
+	if p.drawn {
+		fmt.Fprintln(p.out)
+	}
+}
+
+// runLine returns one line about a run: a bar, losses, speed and the remaining time.
+func runLine(r *trainerv1.Run, from uint64, took time.Duration) string {
+	const width = 20
 	filled := 0
 	if r.GetSteps() > 0 {
-		filled = int(width * r.GetStep() / r.GetSteps())
+		filled = int(width * min(r.GetStep(), r.GetSteps()) / r.GetSteps())
 	}
-	left := "   ?"
-	if done := r.GetStep() - from; done > 0 {
-		left = (took / time.Duration(done) * time.Duration(r.GetSteps()-r.GetStep())).Round(time.Second).String()
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s [%s%s] %d/%d", r.GetName(), strings.Repeat("#", filled), strings.Repeat("-", width-filled),
+		r.GetStep(), r.GetSteps())
+	if s := r.GetState(); s != trainerv1.RunState_RUN_STATE_RUNNING {
+		fmt.Fprintf(&b, "  %s", stateName(s))
 	}
-	validation := "     -"
+	if r.GetStep() == 0 {
+		return b.String()
+	}
+	fmt.Fprintf(&b, "  loss %.4f", r.GetLoss())
 	if v := r.GetValidationLoss(); v > 0 {
-		validation = fmt.Sprintf("%.4f", v)
+		fmt.Fprintf(&b, "  validation %.4f", v)
 	}
-	return fmt.Sprintf("%s [%s%s] %d/%d  loss %.4f  validation %s  norm %.2f  lr %.1e  %.0f tokens/s  %s left   ",
-		r.GetName(), strings.Repeat("#", filled), strings.Repeat("-", width-filled), r.GetStep(), r.GetSteps(),
-		r.GetLoss(), validation, r.GetGradientNorm(), r.GetLearningRate(), r.GetTokensPerSecond(), left)
+	fmt.Fprintf(&b, "  norm %.2f  lr %.1e  %.0f tokens/s", r.GetGradientNorm(), r.GetLearningRate(), r.GetTokensPerSecond())
+	if r.GetStages() > 1 {
+		fmt.Fprintf(&b, "  bubble %.0f %%", 100*r.GetBubble())
+	}
+	if done := r.GetStep() - min(from, r.GetStep()); done > 0 && r.GetState() == trainerv1.RunState_RUN_STATE_RUNNING {
+		left := took / time.Duration(done) * time.Duration(r.GetSteps()-min(r.GetStep(), r.GetSteps()))
+		fmt.Fprintf(&b, "  %s left", left.Round(time.Second))
+	}
+	return b.String()
+}
+
+// stateName returns a state as people read it: "running".
+func stateName(s trainerv1.RunState) string {
+	return strings.ToLower(strings.TrimPrefix(s.String(), "RUN_STATE_"))
 }

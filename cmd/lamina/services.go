@@ -158,7 +158,17 @@ type trainerCmd struct {
 	serviceFlags
 	Listen string `help:"gRPC address."            default:"127.0.0.1:7074"`
 	Dir    string `help:"Folder of training runs." default:"runs"`
+	dataFlags
+}
+
+// dataFlags say which files manifests may name.
+type dataFlags struct {
+	Data      string   `help:"Folder of the files that the manifests of training runs name."                                                            default:"data"`
+	AllowPath []string `help:"Further folder that manifests may name files in, by absolute paths. Can be repeated. / allows every file of this machine." sep:"none"`
 }
 
 // Run serves until interrupted.
-func (c *trainerCmd) Run(e *verb.Env) error { return app.Trainer(e.Ctx, c.config(e, c.Listen), c.Dir) }
+func (c *trainerCmd) Run(e *verb.Env) error {
+	return app.Trainer(e.Ctx, c.config(e, c.Listen),
+		app.TrainerConfig{Dir: c.Dir, Data: c.Data, AllowPaths: c.AllowPath})
+}

@@ -10,7 +10,6 @@ import (
 	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
-	trainerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/trainer/v1"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 )
 
@@ -50,6 +49,7 @@ type upCmd struct {
 	speculateFlags
 	hiddenStateFlags
 	schedulingFlags
+	dataFlags
 	Draft string `          help:"Draft model for speculative decoding: file or folder of a smaller model with the same vocabulary. It proposes 5 draft tokens unless --speculate is given."`
 }
 
@@ -71,7 +71,7 @@ func (c *upCmd) Run(e *verb.Env) error {
 		Log: e.Log, Kernels: kernels, Model: c.Model, Name: c.Name, Stages: c.Stages, Replicas: c.Replicas,
 		KVPositions: c.KVPositions, Speculation: speculation, HiddenType: c.hiddenType(),
 		Scheduling: c.scheduling(),
-		Train:      true, RunsDir: c.Runs, GRPC: c.GRPC, HTTP: c.HTTP, Insecure: c.InsecureListen,
+		Train:      true, Runs: app.TrainerConfig{Dir: c.Runs, Data: c.Data, AllowPaths: c.AllowPath}, GRPC: c.GRPC, HTTP: c.HTTP, Insecure: c.InsecureListen,
 	})
 	if err != nil {
 		return err
@@ -134,62 +134,6 @@ func (f *meshFlags) dial(e *verb.Env) (routerv1.RouterServiceClient, func() erro
 		return nil, nil, errors.Join(err, mesh.Close())
 	}
 	return routerv1.NewRouterServiceClient(conn), func() error {
-		defer end()
-		return mesh.Close()
-	}, nil
-}
-
-type trainCmd struct {
-	verb.KernelFlags
-	Manifest string `required:"" help:"File with the manifest of the run, as JSON."`
-	Stages   int    `            help:"Number of stages of each replica."                                                    default:"1"`
-	Replicas int    `            help:"Number of replicas, over which the slots of a batch are distributed."                 default:"1"`
-	Resume   bool   `            help:"Continue from the last complete checkpoint."`
-	Out      string `            help:"Folder for the checkpoints, metrics.jsonl and the trained model. Default: runs/NAME."`
-	Trainer  string `            help:"Address of a trainer to use instead of a mesh in this process."                                      env:"LAMINA_TRAINER"`
-	Format   string `            help:"Output: text (a progress bar) or json (the last state)."                              default:"text"                      enum:"text,json"`
-}
-
-// Run starts the training run and shows its progress until it ends.
-func (c *trainCmd) Run(e *verb.Env) error {
-	manifest, err := os.ReadFile(c.Manifest)
-	if err != nil {
-		return fault.Wrap(fault.Invalid, err, "read manifest")
-	}
-	if c.Stages < 1 || c.Replicas < 1 {
-		return fault.Field("stages", "%d stages and %d replicas: want one or more of each", c.Stages, c.Replicas)
-	}
-	client, done, err := c.dial(e)
-	if err != nil {
-		return err
-	}
-	return errors.Join(c.follow(e, client, manifest), done())
-}
-
-func (c *trainCmd) dial(e *verb.Env) (trainerv1.TrainerServiceClient, func() error, error) {
-	if c.Trainer != "" {
-		dialer := rpc.NewDialer(rpc.DialOptions{})
-		conn, err := dialer.Dial(c.Trainer)
-		if err != nil {
-			return nil, nil, errors.Join(err, dialer.Close())
-		}
-		return trainerv1.NewTrainerServiceClient(conn), dialer.Close, nil
-	}
-	kernels, end, err := meshKernels(&c.KernelFlags)
-	if err != nil {
-		return nil, nil, err
-	}
-	mesh, err := app.Start(e.Ctx,
-		app.MeshConfig{Log: e.Log, Kernels: kernels, Train: true, Trainers: c.Stages * c.Replicas})
-	if err != nil {
-		end()
-		return nil, nil, err
-	}
-	conn, err := mesh.Trainer()
-	if err != nil {
-		return nil, nil, errors.Join(err, mesh.Close())
-	}
-	return trainerv1.NewTrainerServiceClient(conn), func() error {
 		defer end()
 		return mesh.Close()
 	}, nil

@@ -308,3 +308,30 @@ func (m *Manifest) rate() optim.Rate {
 
 // String names the run for logs.
 func (m *Manifest) String() string { return fmt.Sprintf("run %s", m.Name) }
+
+// files lists the fields that name files or folders of the trainer's machine.
+func (m *Manifest) files() []fileField {
+	out := []fileField{{"data.text", &m.Data.Text}}
+	for i := range m.Data.More {
+		out = append(out, fileField{fmt.Sprintf("data.more[%d]", i), &m.Data.More[i]})
+	}
+	return out
+}
+
+// fileField is a field of a manifest that names a file or a folder.
+type fileField struct {
+	name string
+	path *string
+}
+
+// resolve replaces the names of files by their real paths.
+func (m *Manifest) resolve(p paths) error {
+	for _, f := range m.files() {
+		path, err := p.resolve(f.name, *f.path)
+		if err != nil {
+			return err
+		}
+		*f.path = path
+	}
+	return nil
+}

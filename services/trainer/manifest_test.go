@@ -140,10 +140,9 @@ func TestManifest_FilesAreCheckedBeforeARun(t *testing.T) {
 		{map[string]any{"config": config}, map[string]any{"type": "char"}, "sequence_len", fault.Invalid},
 		{map[string]any{"config": dir + "/none"}, map[string]any{"type": "char"}, "model.config", fault.NotFound},
 		{map[string]any{"from": dir + "/none"}, map[string]any{"type": "model"}, "model.from", fault.NotFound},
-		{map[string]any{"from": "forbidden"}, map[string]any{"type": "model"}, "model.from: no", fault.PermissionDenied},
-		{map[string]any{"config": "forbidden"}, map[string]any{"type": "char"}, "model.config: no",
-			fault.PermissionDenied},
-		{map[string]any{"config": config}, model("forbidden"), "vocabulary.path: no", fault.PermissionDenied},
+		{map[string]any{"from": "/etc/passwd"}, map[string]any{"type": "model"}, "model.from", fault.Invalid},
+		{map[string]any{"config": "/etc/passwd"}, map[string]any{"type": "char"}, "model.config", fault.Invalid},
+		{map[string]any{"config": config}, model("/etc/passwd"), "vocabulary.path", fault.Invalid},
 		{map[string]any{"config": config}, model(dir), "vocabulary", fault.NotFound},
 	} {
 		raw := with(t, "model", c.model)
@@ -156,12 +155,7 @@ func TestManifest_FilesAreCheckedBeforeARun(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s := trainer.New(trainer.Config{Dir: dir, Paths: func(field, path string) (string, error) {
-			if path == "forbidden" {
-				return "", fault.New(fault.PermissionDenied, "no")
-			}
-			return path, nil
-		}})
+		s := trainer.New(trainer.Config{Dir: dir, AllowPaths: []string{dir}})
 		_, err = s.StartRun(context.Background(), &trainerv1.StartRunRequest{ManifestJson: raw})
 		if fault.CodeOf(err) != c.code || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%v with %v: %v, want an error that names %s", c.model, c.vocabulary, err, c.want)

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -37,34 +38,64 @@ const (
 
 // run is one run of the service.
 type run struct {
-	service  *Service
+	service *Service
+	name    string
+	hash    string // of the manifest
+	raw     []byte // the manifest
+	dir     string
+
+	// Set by launch, before the goroutine that runs main starts, for that goroutine.
 	manifest *Manifest
 	plan     *blueprint
-	hash     string // of the manifest
-	raw      []byte
 	layout   layout
-	dir      string
 	resume   bool
-	stop     chan struct{}
-	stopOnce sync.Once
-	done     chan struct{}
+	stop     <-chan struct{} // closed when the run is to end after its current step
 
-	mu      sync.Mutex
-	state   *trainerv1.Run
-	changed chan struct{} // closed and replaced when the state changes
+	mu       sync.Mutex
+	state    *trainerv1.Run
+	changed  chan struct{} // closed and replaced when the state changes
+	active   *activity     // nil if no goroutine runs main
+	recorded time.Time     // when the record was last written
+
+	recording sync.Mutex // held while the record is written
 }
 
-func newRun(s *Service, b *blueprint, raw []byte, l layout, dir string, resume bool) *run {
-	sum, m := sha256.Sum256(raw), b.manifest
+// activity is one execution of a run, from a start to a pause or an end.
+type activity struct {
+	stop     chan struct{}
+	stopOnce sync.Once
+	pause    atomic.Bool // what stop means
+	done     chan struct{}
+}
+
+func newRun(s *Service, m *Manifest, raw []byte, dir string) *run {
+	sum := sha256.Sum256(raw)
 	return &run{
-		service: s, manifest: m, plan: b, hash: hex.EncodeToString(sum[:]), raw: raw, layout: l, dir: dir, resume: resume,
-		stop: make(chan struct{}), done: make(chan struct{}), changed: make(chan struct{}),
-		state: &trainerv1.Run{
-			Name: m.Name, State: trainerv1.RunState_RUN_STATE_STARTING, Steps: uint64(m.Steps),
-			Stages:   uint32(l.stages),
-			Replicas: uint32(l.replicas),
-		},
+		service: s, name: m.Name, hash: hex.EncodeToString(sum[:]), raw: raw, dir: dir, changed: make(chan struct{}),
+		state: &trainerv1.Run{Name: m.Name, Steps: uint64(m.Steps), StartedMs: time.Now().UnixMilli()},
 	}
+}
+
+// launch starts the run, which is not active, on a layout. The caller holds the service's mu.
+func (r *run) launch(ctx context.Context, b *blueprint, l layout, resume bool) error {
+	a := &activity{stop: make(chan struct{}), done: make(chan struct{})}
+	r.manifest, r.plan, r.layout, r.resume, r.stop = b.manifest, b, l, resume, a.stop
+	r.mu.Lock()
+	r.active = a
+	r.mu.Unlock()
+	r.update(func(s *trainerv1.Run) {
+		s.State, s.Error = trainerv1.RunState_RUN_STATE_STARTING, ""
+		s.Stages, s.Replicas = uint32(l.stages), uint32(l.replicas)
+		s.ModelPath, s.WeightsDigest = "", ""
+	})
+	if err := r.record(); err != nil {
+		r.mu.Lock()
+		r.active = nil
+		r.mu.Unlock()
+		return fault.Wrap(fault.CodeOf(err), err, "start run %s", r.name)
+	}
+	r.service.wg.Go(func() { r.main(ctx, a) })
+	return nil
 }
 
 // snapshot returns the current state of the run, and a channel that the next change closes.
@@ -77,7 +108,11 @@ func (r *run) snapshot() (*trainerv1.Run, <-chan struct{}) {
 func (r *run) update(change func(*trainerv1.Run)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	before := r.state.GetState()
 	change(r.state)
+	if r.state.GetState() != before {
+		r.state.ChangedMs = time.Now().UnixMilli()
+	}
 	close(r.changed)
 	r.changed = make(chan struct{})
 }
@@ -85,24 +120,33 @@ func (r *run) update(change func(*trainerv1.Run)) {
 // final reports whether a state is final.
 func final(s trainerv1.RunState) bool {
 	return s == trainerv1.RunState_RUN_STATE_DONE || s == trainerv1.RunState_RUN_STATE_FAILED ||
-		s == trainerv1.RunState_RUN_STATE_STOPPED
+		s == trainerv1.RunState_RUN_STATE_STOPPED || s == trainerv1.RunState_RUN_STATE_INTERRUPTED
 }
 
-// main runs the run to its end and records how it ended.
-func (r *run) main(ctx context.Context) {
-	defer close(r.done)
+// main runs the run to its end or to a pause, and records how it ended.
+func (r *run) main(ctx context.Context, a *activity) {
+	defer close(a.done)
 	stopped, err := r.train(ctx)
 	r.update(func(s *trainerv1.Run) {
+		r.active = nil // whoever sees the new state may start the run again
 		switch {
+		case err != nil && ctx.Err() != nil:
+			s.State = trainerv1.RunState_RUN_STATE_INTERRUPTED
 		case err != nil:
 			s.State, s.Error = trainerv1.RunState_RUN_STATE_FAILED, err.Error()
+		case stopped && a.pause.Load():
+			s.State = trainerv1.RunState_RUN_STATE_PAUSED
 		case stopped:
 			s.State = trainerv1.RunState_RUN_STATE_STOPPED
 		default:
 			s.State = trainerv1.RunState_RUN_STATE_DONE
 		}
 	})
-	r.service.log.Info("end run", "run", r.manifest.Name, "stopped", stopped, "error", err)
+	if err := r.record(); err != nil {
+		r.service.log.Error("record how the run ended", "run", r.manifest.Name, "error", err)
+	}
+	now, _ := r.snapshot()
+	r.service.log.Info("end run", "run", r.manifest.Name, "state", now.GetState().String(), "error", err)
 }
 
 // train steps until the manifest's last step, rebuilding the fleet when it breaks.
@@ -126,6 +170,12 @@ func (r *run) train(ctx context.Context) (stopped bool, err error) {
 		return false, err
 	}
 	if err := os.MkdirAll(r.dir, 0o755); err != nil {
+		return false, err
+	}
+	if err := weights.WriteFile(filepath.Join(r.dir, "manifest.json"), func(w io.Writer) error {
+		_, err := w.Write(r.raw)
+		return err
+	}); err != nil {
 		return false, err
 	}
 	checkpoints := filepath.Join(r.dir, "checkpoints")
@@ -297,18 +347,20 @@ func (t *training) runStep(f *fleet, step uint64) error {
 			return err
 		}
 	}
-	speed := float64(t.tokens) / time.Since(t.began).Seconds()
+	speed, took := float64(t.tokens)/time.Since(t.began).Seconds(), float64(time.Since(begin).Microseconds())/1000
 	t.run.update(func(s *trainerv1.Run) {
 		s.Step, s.Loss, s.GradientNorm, s.LearningRate, s.TokensPerSecond = step, res.loss, res.norm, res.rate, speed
+		s.StepMs, s.Bubble, s.SimulatedBubble = took, idle.share(), t.simulated
 		if t.validation > 0 {
 			s.ValidationLoss = t.validation
 		}
 		s.GradientBytes, s.GradientRatio, s.GradientError = s.GetGradientBytes()+sent.sent, sent.ratio(), sent.error()
 	})
+	t.run.recordLater()
 	return t.metrics.write(line{Step: step, Loss: res.loss, Norm: res.norm, Rate: res.rate, Validation: t.validation,
 		Bubble: idle.share(), SimulatedBubble: t.simulated,
 		GradientBytes: sent.sent, GradientBytesRead: sent.read, GradientRatio: sent.ratio(), GradientError: sent.error(),
-		StepMS: float64(time.Since(begin).Microseconds()) / 1000, TokensPerSecond: speed})
+		StepMS: took, TokensPerSecond: speed})
 }
 
 // gradients runs the slots of a step on all chains. It returns the losses in slot order and

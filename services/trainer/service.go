@@ -3,6 +3,7 @@ package trainer
 import (
 	"cmp"
 	"context"
+	"errors"
 	"log/slog"
 	"path/filepath"
 	"slices"
@@ -31,9 +32,13 @@ type Config struct {
 	Log      *slog.Logger
 	Dialer   Dialer
 	Registry Registry
-	Dir      string // for the files of runs that name no folder
-	// Paths is asked for every path of a manifest's model and vocabulary; nil allows all.
-	Paths PathRule
+	Dir      string // for the files of runs that name no folder, and the records of all runs
+	// Data is the folder of the files that manifests name; the working folder if empty. AllowPaths are
+	// further folders, for what manifests name and for the files of runs.
+	Data       string
+	AllowPaths []string
+	// Transient keeps the record of a run in the folder of its files. Such a trainer ends with its run.
+	Transient bool
 }
 
 // TrainsMeta is the discovery metadata key that shards set to "true" if they train.
@@ -42,8 +47,12 @@ const TrainsMeta = "trains"
 // Service implements lamina.trainer.v1.TrainerService.
 type Service struct {
 	trainerv1.UnimplementedTrainerServiceServer
-	cfg Config
-	log *slog.Logger
+	cfg   Config
+	log   *slog.Logger
+	paths paths // of what manifests name
+	outs  paths // of the files of runs
+	// folders is why the folders above are not known, or nil.
+	folders error
 
 	mu     sync.Mutex
 	runs   map[string]*run
@@ -55,6 +64,10 @@ type Service struct {
 // New returns a trainer. Its runs end at the latest when the context of Run ends.
 func New(c Config) *Service {
 	s := &Service{cfg: c, log: c.Log, runs: map[string]*run{}}
+	var data, outs error
+	s.paths, data = newPaths(cmp.Or(c.Data, "."), c.AllowPaths)
+	s.outs, outs = newPaths(c.Dir, c.AllowPaths)
+	s.folders = errors.Join(data, outs)
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -64,9 +77,14 @@ func New(c Config) *Service {
 // Register adds the service to a server.
 func (s *Service) Register(r grpc.ServiceRegistrar) { trainerv1.RegisterTrainerServiceServer(r, s) }
 
-// Run allows runs to start. When ctx ends, it waits for them to end.
+// Run lists the runs of the trainer's folder and allows runs to start. When ctx ends, it waits for them
+// to end.
 func (s *Service) Run(ctx context.Context) error {
+	if s.folders != nil {
+		return s.folders
+	}
 	s.mu.Lock()
+	s.restore()
 	s.ctx = ctx
 	s.mu.Unlock()
 	<-ctx.Done()
@@ -107,48 +125,68 @@ func (s *Service) StartRun(_ context.Context, r *trainerv1.StartRunRequest) (*tr
 		return nil, err
 	}
 	l := layout{stages: max(1, int(r.GetStages())), replicas: max(1, int(r.GetReplicas()))}
-	b, err := m.blueprint(s.path)
+	b, err := s.plan(m, l)
 	if err != nil {
+		return nil, err
+	}
+	dir := filepath.Join(s.cfg.Dir, m.Name)
+	if r.GetOut() != "" {
+		if dir, err = s.outs.resolveNew("out", r.GetOut()); err != nil {
+			return nil, err
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.open(); err != nil {
+		return nil, fault.Wrap(fault.Unavailable, err, "start run %s", m.Name)
+	}
+	for _, other := range s.runs {
+		if other.isActive() && (other.name == m.Name || other.dir == dir) {
+			return nil, fault.New(fault.AlreadyExists, "start run %s: run %s uses %s", m.Name, other.name,
+				other.dir)
+		}
+	}
+	n := newRun(s, m, r.GetManifestJson(), dir)
+	if err := n.launch(s.ctx, b, l, r.GetResume()); err != nil {
+		return nil, err
+	}
+	s.runs[m.Name] = n
+	return &trainerv1.StartRunResponse{Run: m.Name}, nil
+}
+
+// open returns an error unless runs may start. The caller holds mu.
+func (s *Service) open() error {
+	switch {
+	case s.ctx == nil:
+		return errors.New("the trainer has not started yet")
+	case s.closed:
+		return errors.New("the trainer is ending")
+	}
+	return nil
+}
+
+// plan checks a manifest and a layout whole, and reads the files that the manifest names for its model.
+func (s *Service) plan(m *Manifest, l layout) (*blueprint, error) {
+	b, err := m.blueprint(s.paths.resolve)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.resolve(s.paths); err != nil {
 		return nil, err
 	}
 	spec, err := b.spec(anyVocab, false)
 	if err != nil {
 		return nil, err
 	}
-	if n, layers := m.spans(l.stages), len(spec.Layers); l.stages*n > layers {
-		return nil, fault.Field("stages", "%d stages of %d spans are more than %d layers", l.stages, n, layers)
-	}
-	if err := m.checkReplicas(l.replicas); err != nil {
-		return nil, err
-	}
-	dir := r.GetOut()
-	if dir == "" {
-		dir = filepath.Join(s.cfg.Dir, m.Name)
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.ctx == nil || s.closed {
-		return nil, fault.New(fault.Unavailable, "start run %s: the trainer is not running", m.Name)
-	}
-	for _, other := range s.runs {
-		if now, _ := other.snapshot(); !final(now.GetState()) && (other.manifest.Name == m.Name || other.dir == dir) {
-			return nil, fault.New(fault.AlreadyExists, "start run %s: run %s uses %s", m.Name, other.manifest.Name,
-				other.dir)
-		}
-	}
-	n := newRun(s, b, r.GetManifestJson(), l, dir, r.GetResume())
-	s.runs[m.Name] = n
-	ctx := s.ctx
-	s.wg.Go(func() { n.main(ctx) })
-	return &trainerv1.StartRunResponse{Run: m.Name}, nil
+	return b, l.check(m, len(spec.Layers))
 }
 
-// path applies the rule for paths.
-func (s *Service) path(field, path string) (string, error) {
-	if s.cfg.Paths == nil {
-		return path, nil
+// check returns an error for a layout that a manifest does not allow.
+func (l layout) check(m *Manifest, layers int) error {
+	if n := m.spans(l.stages); l.stages*n > layers {
+		return fault.Field("stages", "%d stages of %d spans are more than %d layers", l.stages, n, layers)
 	}
-	return s.cfg.Paths(field, path)
+	return m.checkReplicas(l.replicas)
 }
 
 func (s *Service) find(name string) (*run, error) {
@@ -194,20 +232,4 @@ func (s *Service) ListRuns(context.Context, *trainerv1.ListRunsRequest) (*traine
 	}
 	slices.SortFunc(out.GetRuns(), func(a, b *trainerv1.Run) int { return cmp.Compare(a.GetName(), b.GetName()) })
 	return out, nil
-}
-
-// StopRun stops a run after the current step.
-func (s *Service) StopRun(ctx context.Context, r *trainerv1.StopRunRequest) (*trainerv1.StopRunResponse, error) {
-	n, err := s.find(r.GetRun())
-	if err != nil {
-		return nil, err
-	}
-	n.stopOnce.Do(func() { close(n.stop) })
-	select {
-	case <-n.done:
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-	now, _ := n.snapshot()
-	return &trainerv1.StopRunResponse{Run: now}, nil
 }

@@ -18,8 +18,8 @@ func (inproc) Start(_ context.Context, t *testing.T, l Layout, texts string) *Me
 	set := cpu.New(0)
 	mesh, err := app.Start(context.WithoutCancel(t.Context()), app.MeshConfig{
 		Kernels: app.Kernels{Set: set}, Model: bundled(t), Stages: l.Stages, Replicas: l.Replicas, Train: true,
-		RunsDir: t.TempDir(),
-		HTTP:    "127.0.0.1:0",
+		Runs: app.TrainerConfig{Dir: t.TempDir(), AllowPaths: []string{texts}},
+		HTTP: "127.0.0.1:0",
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -39,7 +39,7 @@ func (p *procs) Start(_ context.Context, t *testing.T, l Layout, texts string) *
 		}
 	}
 	router := p.service(t, "router", at, "--http=127.0.0.1:0")
-	trainer := p.service(t, "trainer", at, "--dir="+t.TempDir())
+	trainer := p.service(t, "trainer", at, "--dir="+t.TempDir(), "--allow-path="+texts)
 	run(t, p.consul, "agent", "-dev", "-log-level=error", "-client=127.0.0.1", "-bind=127.0.0.1",
 		fmt.Sprintf("-http-port=%d", ports[0]), fmt.Sprintf("-server-port=%d", ports[1]),
 		fmt.Sprintf("-serf-lan-port=%d", ports[2]),

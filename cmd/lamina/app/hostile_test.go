@@ -170,7 +170,7 @@ func TestServices_MalformedMessagesTouchNobody(t *testing.T) {
 	defer cancel()
 	path := shared(t, "models/stories260K/stories260K-f32.gguf")
 	m, err := app.Start(
-		ctx, app.MeshConfig{Kernels: app.Kernels{Set: set}, Model: path, Stages: 2, Train: true, RunsDir: t.TempDir()},
+		ctx, app.MeshConfig{Kernels: app.Kernels{Set: set}, Model: path, Stages: 2, Train: true, Runs: app.TrainerConfig{Dir: t.TempDir()}},
 	)
 	if err != nil {
 		t.Fatal(err)

@@ -34,7 +34,7 @@ type MeshConfig struct {
 	Scheduling  Scheduling
 	Train       bool          // run NATS and the trainer, and let the shards train
 	Trainers    int           // number of shards without a model, for training only
-	RunsDir     string        // folder of training runs
+	Runs        TrainerConfig // folders of the trainer
 	GRPC        string        // public address of the APIs of router and trainer; empty for none
 	HTTP        string        // address of the HTTP API and the console; empty for none
 	Insecure    bool          // allow public addresses that other machines can reach, without TLS
@@ -52,7 +52,8 @@ type Mesh struct {
 	process *process
 	dialer  *rpc.Dialer
 	cancel  context.CancelFunc
-	done    chan error
+	done    chan struct{} // closed when all parts have ended
+	err     error         // of that; read after done
 
 	mu       sync.Mutex
 	grpcAddr string
@@ -65,7 +66,7 @@ func Start(ctx context.Context, cfg MeshConfig) (*Mesh, error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	cfg.Stages, cfg.Replicas = max(1, cfg.Stages), max(1, cfg.Replicas)
-	m := &Mesh{done: make(chan error, 1)}
+	m := &Mesh{done: make(chan struct{})}
 	network := memnet.New()
 	m.dialer = rpc.NewDialer(rpc.DialOptions{Net: network})
 	p := &process{
@@ -85,17 +86,18 @@ func Start(ctx context.Context, cfg MeshConfig) (*Mesh, error) {
 	ready := make(chan struct{})
 	go func() {
 		err := lifecycle.Run(ctx, func() { close(ready) }, p.parts...)
-		m.done <- errors.Join(err, m.dialer.Close(), p.close())
+		m.err = errors.Join(err, m.dialer.Close(), p.close())
+		close(m.done)
 	}()
 	select {
 	case <-ready:
 		return m, nil
-	case err := <-m.done:
+	case <-m.done:
 		m.cancel()
-		if err == nil {
-			err = ctx.Err()
+		if m.err == nil {
+			return nil, ctx.Err()
 		}
-		return nil, err
+		return nil, m.err
 	}
 }
 
@@ -111,7 +113,8 @@ func (m *Mesh) settings(p *process, c MeshConfig) error {
 	p.set.router.Scheduling.StepFloor = cmp.Or(c.Scheduling.StepFloor, meshStepFloor)
 	p.set.router.Speculation.Draft = "" // it is a path here, but the router needs a name
 	if c.Train {
-		p.set.runsDir = cmp.Or(c.RunsDir, "runs")
+		p.set.runs = c.Runs
+		p.set.runs.Dir = cmp.Or(c.Runs.Dir, "runs")
 	}
 	for i := range c.Trainers {
 		p.set.shards = append(p.set.shards,
@@ -155,14 +158,17 @@ func (m *Mesh) settings(p *process, c MeshConfig) error {
 	return nil
 }
 
-// Close stops the mesh and returns when all of its parts have ended.
+// Close stops the mesh and returns when all of its parts have ended. It may be called more than once.
 func (m *Mesh) Close() error {
 	m.cancel()
-	return <-m.done
+	return m.Wait()
 }
 
 // Wait returns when the mesh has ended, by itself or with its context.
-func (m *Mesh) Wait() error { return <-m.done }
+func (m *Mesh) Wait() error {
+	<-m.done
+	return m.err
+}
 
 // Router returns a connection to the router.
 func (m *Mesh) Router() (grpc.ClientConnInterface, error) { return m.dialer.Dial("mem:router") }

@@ -47,7 +47,7 @@ type settings struct {
 	tokenizer TokenizerConfig
 	draft     shardSetting // of a mesh's draft model
 	shards    []shardSetting
-	runsDir   string
+	runs      TrainerConfig
 	router    RouterConfig
 	pipelines int // number of pipelines that a mesh waits for
 }

@@ -167,7 +167,16 @@ func Router(ctx context.Context, c ServiceConfig, r RouterConfig) error {
 	return c.run(ctx, Kernels{}, settings{router: r}, "http", "router api")
 }
 
-// Trainer runs the trainer service until ctx ends. It keeps the files of training runs under dir.
-func Trainer(ctx context.Context, c ServiceConfig, dir string) error {
-	return c.run(ctx, Kernels{}, settings{runsDir: cmp.Or(dir, "runs")}, "trainer")
+// TrainerConfig holds the folders of a trainer.
+type TrainerConfig struct {
+	Dir        string   // of training runs; "runs" if empty
+	Data       string   // of the files that manifests name; the working folder if empty
+	AllowPaths []string // further folders, for files that manifests name and for the files of runs
+	Transient  bool     // it ends with its only run, and writes into the run's folder alone
+}
+
+// Trainer runs the trainer service until ctx ends.
+func Trainer(ctx context.Context, c ServiceConfig, t TrainerConfig) error {
+	t.Dir = cmp.Or(t.Dir, "runs")
+	return c.run(ctx, Kernels{}, settings{runs: t}, "trainer")
 }

@@ -284,7 +284,7 @@ func TestMesh_ExportsWhatItsServicesDo(t *testing.T) {
 	defer cancel()
 	m, err := app.Start(ctx, app.MeshConfig{
 		Kernels: app.Kernels{Set: ref.New[float32](), Threads: 1}, Model: path, Stages: 2, Train: true,
-		RunsDir: t.TempDir(), HTTP: "127.0.0.1:0",
+		Runs: app.TrainerConfig{Dir: t.TempDir()}, HTTP: "127.0.0.1:0",
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -302,7 +302,9 @@ func TestMesh_ExportsWhatItsServicesDo(t *testing.T) {
 			return app.Shard(ctx, c,
 				app.ShardConfig{Kernels: app.Kernels{Set: ref.New[float32](), Threads: 1}, Model: path, Layers: "0/2"})
 		},
-		"trainer": func(ctx context.Context, c app.ServiceConfig) error { return app.Trainer(ctx, c, t.TempDir()) },
+		"trainer": func(ctx context.Context, c app.ServiceConfig) error {
+			return app.Trainer(ctx, c, app.TrainerConfig{Dir: t.TempDir()})
+		},
 		"router": func(ctx context.Context,
 			c app.ServiceConfig) error {
 			return app.Router(ctx, c, app.RouterConfig{})

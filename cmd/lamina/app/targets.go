@@ -200,10 +200,13 @@ func (p *process) buildSampler() error {
 }
 
 func (p *process) buildTrainer() error {
-	if p.set.runsDir == "" {
+	if p.set.runs.Dir == "" {
 		return nil
 	}
-	p.trainer = trainer.New(trainer.Config{Log: p.log, Dialer: p.dialer, Registry: p.registry, Dir: p.set.runsDir})
+	p.trainer = trainer.New(trainer.Config{
+		Log: p.log, Dialer: p.dialer, Registry: p.registry, Dir: p.set.runs.Dir, Data: p.set.runs.Data,
+		AllowPaths: p.set.runs.AllowPaths, Transient: p.set.runs.Transient,
+	})
 	p.add(runPart("trainer runs", p.trainer.Run))
 	p.serve(server{kind: "trainer", name: "trainer", services: services{p.trainer}, public: true})
 	return nil

@@ -49,7 +49,8 @@ func train(t *testing.T, raw []byte, stages, replicas int, out string, resume bo
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	m, err := app.Start(ctx,
-		app.MeshConfig{Kernels: app.Kernels{Set: ref.New[float32]()}, Train: true, Trainers: stages * replicas})
+		app.MeshConfig{Kernels: app.Kernels{Set: ref.New[float32]()}, Train: true, Trainers: stages * replicas,
+			Runs: app.TrainerConfig{AllowPaths: []string{os.TempDir()}, Transient: true}})
 	if err != nil {
 		t.Fatal(err)
 	}

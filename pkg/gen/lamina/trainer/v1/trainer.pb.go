@@ -39,6 +39,10 @@ const (
 	RunState_RUN_STATE_FAILED RunState = 4
 	// It was stopped, with a checkpoint.
 	RunState_RUN_STATE_STOPPED RunState = 5
+	// It was paused, with a checkpoint. This state is not final.
+	RunState_RUN_STATE_PAUSED RunState = 6
+	// The trainer ended while the run was active.
+	RunState_RUN_STATE_INTERRUPTED RunState = 7
 )
 
 // Enum value maps for RunState.
@@ -50,6 +54,8 @@ var (
 		3: "RUN_STATE_DONE",
 		4: "RUN_STATE_FAILED",
 		5: "RUN_STATE_STOPPED",
+		6: "RUN_STATE_PAUSED",
+		7: "RUN_STATE_INTERRUPTED",
 	}
 	RunState_value = map[string]int32{
 		"RUN_STATE_UNSPECIFIED": 0,
@@ -58,6 +64,8 @@ var (
 		"RUN_STATE_DONE":        3,
 		"RUN_STATE_FAILED":      4,
 		"RUN_STATE_STOPPED":     5,
+		"RUN_STATE_PAUSED":      6,
+		"RUN_STATE_INTERRUPTED": 7,
 	}
 )
 
@@ -356,6 +364,16 @@ type Run struct {
 	GradientRatio float64 `protobuf:"fixed64,31,opt,name=gradient_ratio,json=gradientRatio,proto3" json:"gradient_ratio,omitempty"`
 	// What the wire type left out of the last step's gradients: its norm over theirs.
 	GradientError float64 `protobuf:"fixed64,32,opt,name=gradient_error,json=gradientError,proto3" json:"gradient_error,omitempty"`
+	// Milliseconds that the last step took.
+	StepMs float64 `protobuf:"fixed64,40,opt,name=step_ms,json=stepMs,proto3" json:"step_ms,omitempty"`
+	// Share of the stages' time that they waited in the schedule during the last step, 0 to 1.
+	Bubble float64 `protobuf:"fixed64,41,opt,name=bubble,proto3" json:"bubble,omitempty"`
+	// The same in a simulation in which all passes cost the same.
+	SimulatedBubble float64 `protobuf:"fixed64,42,opt,name=simulated_bubble,json=simulatedBubble,proto3" json:"simulated_bubble,omitempty"`
+	// When the run was first started, in milliseconds since 1970.
+	StartedMs int64 `protobuf:"varint,43,opt,name=started_ms,json=startedMs,proto3" json:"started_ms,omitempty"`
+	// When its state last changed, in milliseconds since 1970.
+	ChangedMs     int64 `protobuf:"varint,44,opt,name=changed_ms,json=changedMs,proto3" json:"changed_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -540,6 +558,41 @@ func (x *Run) GetGradientRatio() float64 {
 func (x *Run) GetGradientError() float64 {
 	if x != nil {
 		return x.GradientError
+	}
+	return 0
+}
+
+func (x *Run) GetStepMs() float64 {
+	if x != nil {
+		return x.StepMs
+	}
+	return 0
+}
+
+func (x *Run) GetBubble() float64 {
+	if x != nil {
+		return x.Bubble
+	}
+	return 0
+}
+
+func (x *Run) GetSimulatedBubble() float64 {
+	if x != nil {
+		return x.SimulatedBubble
+	}
+	return 0
+}
+
+func (x *Run) GetStartedMs() int64 {
+	if x != nil {
+		return x.StartedMs
+	}
+	return 0
+}
+
+func (x *Run) GetChangedMs() int64 {
+	if x != nil {
+		return x.ChangedMs
 	}
 	return 0
 }
@@ -783,6 +836,566 @@ func (x *StopRunResponse) GetRun() *Run {
 	return nil
 }
 
+// PauseRunRequest names a run.
+type PauseRunRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The run's name.
+	Run           string `protobuf:"bytes,1,opt,name=run,proto3" json:"run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PauseRunRequest) Reset() {
+	*x = PauseRunRequest{}
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PauseRunRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PauseRunRequest) ProtoMessage() {}
+
+func (x *PauseRunRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PauseRunRequest.ProtoReflect.Descriptor instead.
+func (*PauseRunRequest) Descriptor() ([]byte, []int) {
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *PauseRunRequest) GetRun() string {
+	if x != nil {
+		return x.Run
+	}
+	return ""
+}
+
+// PauseRunResponse is the run after it has paused.
+type PauseRunResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The run.
+	Run           *Run `protobuf:"bytes,1,opt,name=run,proto3" json:"run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PauseRunResponse) Reset() {
+	*x = PauseRunResponse{}
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PauseRunResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PauseRunResponse) ProtoMessage() {}
+
+func (x *PauseRunResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PauseRunResponse.ProtoReflect.Descriptor instead.
+func (*PauseRunResponse) Descriptor() ([]byte, []int) {
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *PauseRunResponse) GetRun() *Run {
+	if x != nil {
+		return x.Run
+	}
+	return nil
+}
+
+// ResumeRunRequest names a run and its new layout.
+type ResumeRunRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The run's name.
+	Run string `protobuf:"bytes,1,opt,name=run,proto3" json:"run,omitempty"`
+	// Stages of each chain; 0 leaves the number as it was.
+	Stages uint32 `protobuf:"varint,2,opt,name=stages,proto3" json:"stages,omitempty"`
+	// Chains; 0 leaves the number as it was.
+	Replicas      uint32 `protobuf:"varint,3,opt,name=replicas,proto3" json:"replicas,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResumeRunRequest) Reset() {
+	*x = ResumeRunRequest{}
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResumeRunRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResumeRunRequest) ProtoMessage() {}
+
+func (x *ResumeRunRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResumeRunRequest.ProtoReflect.Descriptor instead.
+func (*ResumeRunRequest) Descriptor() ([]byte, []int) {
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ResumeRunRequest) GetRun() string {
+	if x != nil {
+		return x.Run
+	}
+	return ""
+}
+
+func (x *ResumeRunRequest) GetStages() uint32 {
+	if x != nil {
+		return x.Stages
+	}
+	return 0
+}
+
+func (x *ResumeRunRequest) GetReplicas() uint32 {
+	if x != nil {
+		return x.Replicas
+	}
+	return 0
+}
+
+// ResumeRunResponse is the run as it continues.
+type ResumeRunResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The run.
+	Run           *Run `protobuf:"bytes,1,opt,name=run,proto3" json:"run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResumeRunResponse) Reset() {
+	*x = ResumeRunResponse{}
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResumeRunResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResumeRunResponse) ProtoMessage() {}
+
+func (x *ResumeRunResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResumeRunResponse.ProtoReflect.Descriptor instead.
+func (*ResumeRunResponse) Descriptor() ([]byte, []int) {
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ResumeRunResponse) GetRun() *Run {
+	if x != nil {
+		return x.Run
+	}
+	return nil
+}
+
+// DeleteRunRequest names a run.
+type DeleteRunRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The run's name.
+	Run           string `protobuf:"bytes,1,opt,name=run,proto3" json:"run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteRunRequest) Reset() {
+	*x = DeleteRunRequest{}
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteRunRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteRunRequest) ProtoMessage() {}
+
+func (x *DeleteRunRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteRunRequest.ProtoReflect.Descriptor instead.
+func (*DeleteRunRequest) Descriptor() ([]byte, []int) {
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *DeleteRunRequest) GetRun() string {
+	if x != nil {
+		return x.Run
+	}
+	return ""
+}
+
+// DeleteRunResponse says that the run is gone.
+type DeleteRunResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteRunResponse) Reset() {
+	*x = DeleteRunResponse{}
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteRunResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteRunResponse) ProtoMessage() {}
+
+func (x *DeleteRunResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteRunResponse.ProtoReflect.Descriptor instead.
+func (*DeleteRunResponse) Descriptor() ([]byte, []int) {
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{15}
+}
+
+// ListArtifactsRequest names a run.
+type ListArtifactsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The run's name.
+	Run           string `protobuf:"bytes,1,opt,name=run,proto3" json:"run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListArtifactsRequest) Reset() {
+	*x = ListArtifactsRequest{}
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListArtifactsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListArtifactsRequest) ProtoMessage() {}
+
+func (x *ListArtifactsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListArtifactsRequest.ProtoReflect.Descriptor instead.
+func (*ListArtifactsRequest) Descriptor() ([]byte, []int) {
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ListArtifactsRequest) GetRun() string {
+	if x != nil {
+		return x.Run
+	}
+	return ""
+}
+
+// ListArtifactsResponse lists files.
+type ListArtifactsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Sorted by name; 100,000 at most.
+	Artifacts     []*Artifact `protobuf:"bytes,1,rep,name=artifacts,proto3" json:"artifacts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListArtifactsResponse) Reset() {
+	*x = ListArtifactsResponse{}
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListArtifactsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListArtifactsResponse) ProtoMessage() {}
+
+func (x *ListArtifactsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListArtifactsResponse.ProtoReflect.Descriptor instead.
+func (*ListArtifactsResponse) Descriptor() ([]byte, []int) {
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ListArtifactsResponse) GetArtifacts() []*Artifact {
+	if x != nil {
+		return x.Artifacts
+	}
+	return nil
+}
+
+// Artifact is a file of a run.
+type Artifact struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The path within the run's folder, with slashes: "metrics.jsonl", "model/config.json".
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Bytes.
+	Size uint64 `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
+	// When it was last changed, in milliseconds since 1970.
+	ChangedMs     int64 `protobuf:"varint,3,opt,name=changed_ms,json=changedMs,proto3" json:"changed_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Artifact) Reset() {
+	*x = Artifact{}
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Artifact) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Artifact) ProtoMessage() {}
+
+func (x *Artifact) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Artifact.ProtoReflect.Descriptor instead.
+func (*Artifact) Descriptor() ([]byte, []int) {
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Artifact) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Artifact) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *Artifact) GetChangedMs() int64 {
+	if x != nil {
+		return x.ChangedMs
+	}
+	return 0
+}
+
+// FetchArtifactRequest names a file.
+type FetchArtifactRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The run's name.
+	Run string `protobuf:"bytes,1,opt,name=run,proto3" json:"run,omitempty"`
+	// The artifact's name.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// Bytes to skip; at most the artifact's size.
+	Offset        uint64 `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FetchArtifactRequest) Reset() {
+	*x = FetchArtifactRequest{}
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FetchArtifactRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FetchArtifactRequest) ProtoMessage() {}
+
+func (x *FetchArtifactRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FetchArtifactRequest.ProtoReflect.Descriptor instead.
+func (*FetchArtifactRequest) Descriptor() ([]byte, []int) {
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *FetchArtifactRequest) GetRun() string {
+	if x != nil {
+		return x.Run
+	}
+	return ""
+}
+
+func (x *FetchArtifactRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *FetchArtifactRequest) GetOffset() uint64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+// FetchArtifactResponse is a piece of a file.
+type FetchArtifactResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The artifact, in the first message only; its size is that at the time of the call.
+	Artifact *Artifact `protobuf:"bytes,1,opt,name=artifact,proto3" json:"artifact,omitempty"`
+	// The next bytes.
+	Data          []byte `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FetchArtifactResponse) Reset() {
+	*x = FetchArtifactResponse{}
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FetchArtifactResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FetchArtifactResponse) ProtoMessage() {}
+
+func (x *FetchArtifactResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FetchArtifactResponse.ProtoReflect.Descriptor instead.
+func (*FetchArtifactResponse) Descriptor() ([]byte, []int) {
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *FetchArtifactResponse) GetArtifact() *Artifact {
+	if x != nil {
+		return x.Artifact
+	}
+	return nil
+}
+
+func (x *FetchArtifactResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
 var File_lamina_trainer_v1_trainer_proto protoreflect.FileDescriptor
 
 const file_lamina_trainer_v1_trainer_proto_rawDesc = "" +
@@ -799,7 +1412,7 @@ const file_lamina_trainer_v1_trainer_proto_rawDesc = "" +
 	"\x0fWatchRunRequest\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\tR\x03run\"<\n" +
 	"\x10WatchRunResponse\x12(\n" +
-	"\x03run\x18\x01 \x01(\v2\x16.lamina.trainer.v1.RunR\x03run\"\xf8\x05\n" +
+	"\x03run\x18\x01 \x01(\v2\x16.lamina.trainer.v1.RunR\x03run\"\x92\a\n" +
 	"\x03Run\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x121\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1b.lamina.trainer.v1.RunStateR\x05state\x12\x12\n" +
@@ -826,7 +1439,14 @@ const file_lamina_trainer_v1_trainer_proto_rawDesc = "" +
 	"\x04data\x18\x1c \x01(\tR\x04data\x12%\n" +
 	"\x0egradient_bytes\x18\x1e \x01(\x04R\rgradientBytes\x12%\n" +
 	"\x0egradient_ratio\x18\x1f \x01(\x01R\rgradientRatio\x12%\n" +
-	"\x0egradient_error\x18  \x01(\x01R\rgradientError\"L\n" +
+	"\x0egradient_error\x18  \x01(\x01R\rgradientError\x12\x17\n" +
+	"\astep_ms\x18( \x01(\x01R\x06stepMs\x12\x16\n" +
+	"\x06bubble\x18) \x01(\x01R\x06bubble\x12)\n" +
+	"\x10simulated_bubble\x18* \x01(\x01R\x0fsimulatedBubble\x12\x1d\n" +
+	"\n" +
+	"started_ms\x18+ \x01(\x03R\tstartedMs\x12\x1d\n" +
+	"\n" +
+	"changed_ms\x18, \x01(\x03R\tchangedMs\"L\n" +
 	"\n" +
 	"SampleText\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x16\n" +
@@ -838,19 +1458,55 @@ const file_lamina_trainer_v1_trainer_proto_rawDesc = "" +
 	"\x0eStopRunRequest\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\tR\x03run\";\n" +
 	"\x0fStopRunResponse\x12(\n" +
-	"\x03run\x18\x01 \x01(\v2\x16.lamina.trainer.v1.RunR\x03run*\x95\x01\n" +
+	"\x03run\x18\x01 \x01(\v2\x16.lamina.trainer.v1.RunR\x03run\"#\n" +
+	"\x0fPauseRunRequest\x12\x10\n" +
+	"\x03run\x18\x01 \x01(\tR\x03run\"<\n" +
+	"\x10PauseRunResponse\x12(\n" +
+	"\x03run\x18\x01 \x01(\v2\x16.lamina.trainer.v1.RunR\x03run\"X\n" +
+	"\x10ResumeRunRequest\x12\x10\n" +
+	"\x03run\x18\x01 \x01(\tR\x03run\x12\x16\n" +
+	"\x06stages\x18\x02 \x01(\rR\x06stages\x12\x1a\n" +
+	"\breplicas\x18\x03 \x01(\rR\breplicas\"=\n" +
+	"\x11ResumeRunResponse\x12(\n" +
+	"\x03run\x18\x01 \x01(\v2\x16.lamina.trainer.v1.RunR\x03run\"$\n" +
+	"\x10DeleteRunRequest\x12\x10\n" +
+	"\x03run\x18\x01 \x01(\tR\x03run\"\x13\n" +
+	"\x11DeleteRunResponse\"(\n" +
+	"\x14ListArtifactsRequest\x12\x10\n" +
+	"\x03run\x18\x01 \x01(\tR\x03run\"R\n" +
+	"\x15ListArtifactsResponse\x129\n" +
+	"\tartifacts\x18\x01 \x03(\v2\x1b.lamina.trainer.v1.ArtifactR\tartifacts\"Q\n" +
+	"\bArtifact\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04size\x18\x02 \x01(\x04R\x04size\x12\x1d\n" +
+	"\n" +
+	"changed_ms\x18\x03 \x01(\x03R\tchangedMs\"T\n" +
+	"\x14FetchArtifactRequest\x12\x10\n" +
+	"\x03run\x18\x01 \x01(\tR\x03run\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
+	"\x06offset\x18\x03 \x01(\x04R\x06offset\"d\n" +
+	"\x15FetchArtifactResponse\x127\n" +
+	"\bartifact\x18\x01 \x01(\v2\x1b.lamina.trainer.v1.ArtifactR\bartifact\x12\x12\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data*\xc6\x01\n" +
 	"\bRunState\x12\x19\n" +
 	"\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12RUN_STATE_STARTING\x10\x01\x12\x15\n" +
 	"\x11RUN_STATE_RUNNING\x10\x02\x12\x12\n" +
 	"\x0eRUN_STATE_DONE\x10\x03\x12\x14\n" +
 	"\x10RUN_STATE_FAILED\x10\x04\x12\x15\n" +
-	"\x11RUN_STATE_STOPPED\x10\x052\xe3\x02\n" +
+	"\x11RUN_STATE_STOPPED\x10\x05\x12\x14\n" +
+	"\x10RUN_STATE_PAUSED\x10\x06\x12\x19\n" +
+	"\x15RUN_STATE_INTERRUPTED\x10\a2\xb2\x06\n" +
 	"\x0eTrainerService\x12S\n" +
 	"\bStartRun\x12\".lamina.trainer.v1.StartRunRequest\x1a#.lamina.trainer.v1.StartRunResponse\x12U\n" +
 	"\bWatchRun\x12\".lamina.trainer.v1.WatchRunRequest\x1a#.lamina.trainer.v1.WatchRunResponse0\x01\x12S\n" +
 	"\bListRuns\x12\".lamina.trainer.v1.ListRunsRequest\x1a#.lamina.trainer.v1.ListRunsResponse\x12P\n" +
-	"\aStopRun\x12!.lamina.trainer.v1.StopRunRequest\x1a\".lamina.trainer.v1.StopRunResponseBCZAgithub.com/lamina-mesh/lamina/pkg/gen/lamina/trainer/v1;trainerv1b\x06proto3"
+	"\aStopRun\x12!.lamina.trainer.v1.StopRunRequest\x1a\".lamina.trainer.v1.StopRunResponse\x12S\n" +
+	"\bPauseRun\x12\".lamina.trainer.v1.PauseRunRequest\x1a#.lamina.trainer.v1.PauseRunResponse\x12V\n" +
+	"\tResumeRun\x12#.lamina.trainer.v1.ResumeRunRequest\x1a$.lamina.trainer.v1.ResumeRunResponse\x12V\n" +
+	"\tDeleteRun\x12#.lamina.trainer.v1.DeleteRunRequest\x1a$.lamina.trainer.v1.DeleteRunResponse\x12b\n" +
+	"\rListArtifacts\x12'.lamina.trainer.v1.ListArtifactsRequest\x1a(.lamina.trainer.v1.ListArtifactsResponse\x12d\n" +
+	"\rFetchArtifact\x12'.lamina.trainer.v1.FetchArtifactRequest\x1a(.lamina.trainer.v1.FetchArtifactResponse0\x01BCZAgithub.com/lamina-mesh/lamina/pkg/gen/lamina/trainer/v1;trainerv1b\x06proto3"
 
 var (
 	file_lamina_trainer_v1_trainer_proto_rawDescOnce sync.Once
@@ -865,19 +1521,30 @@ func file_lamina_trainer_v1_trainer_proto_rawDescGZIP() []byte {
 }
 
 var file_lamina_trainer_v1_trainer_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_lamina_trainer_v1_trainer_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_lamina_trainer_v1_trainer_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_lamina_trainer_v1_trainer_proto_goTypes = []any{
-	(RunState)(0),            // 0: lamina.trainer.v1.RunState
-	(*StartRunRequest)(nil),  // 1: lamina.trainer.v1.StartRunRequest
-	(*StartRunResponse)(nil), // 2: lamina.trainer.v1.StartRunResponse
-	(*WatchRunRequest)(nil),  // 3: lamina.trainer.v1.WatchRunRequest
-	(*WatchRunResponse)(nil), // 4: lamina.trainer.v1.WatchRunResponse
-	(*Run)(nil),              // 5: lamina.trainer.v1.Run
-	(*SampleText)(nil),       // 6: lamina.trainer.v1.SampleText
-	(*ListRunsRequest)(nil),  // 7: lamina.trainer.v1.ListRunsRequest
-	(*ListRunsResponse)(nil), // 8: lamina.trainer.v1.ListRunsResponse
-	(*StopRunRequest)(nil),   // 9: lamina.trainer.v1.StopRunRequest
-	(*StopRunResponse)(nil),  // 10: lamina.trainer.v1.StopRunResponse
+	(RunState)(0),                 // 0: lamina.trainer.v1.RunState
+	(*StartRunRequest)(nil),       // 1: lamina.trainer.v1.StartRunRequest
+	(*StartRunResponse)(nil),      // 2: lamina.trainer.v1.StartRunResponse
+	(*WatchRunRequest)(nil),       // 3: lamina.trainer.v1.WatchRunRequest
+	(*WatchRunResponse)(nil),      // 4: lamina.trainer.v1.WatchRunResponse
+	(*Run)(nil),                   // 5: lamina.trainer.v1.Run
+	(*SampleText)(nil),            // 6: lamina.trainer.v1.SampleText
+	(*ListRunsRequest)(nil),       // 7: lamina.trainer.v1.ListRunsRequest
+	(*ListRunsResponse)(nil),      // 8: lamina.trainer.v1.ListRunsResponse
+	(*StopRunRequest)(nil),        // 9: lamina.trainer.v1.StopRunRequest
+	(*StopRunResponse)(nil),       // 10: lamina.trainer.v1.StopRunResponse
+	(*PauseRunRequest)(nil),       // 11: lamina.trainer.v1.PauseRunRequest
+	(*PauseRunResponse)(nil),      // 12: lamina.trainer.v1.PauseRunResponse
+	(*ResumeRunRequest)(nil),      // 13: lamina.trainer.v1.ResumeRunRequest
+	(*ResumeRunResponse)(nil),     // 14: lamina.trainer.v1.ResumeRunResponse
+	(*DeleteRunRequest)(nil),      // 15: lamina.trainer.v1.DeleteRunRequest
+	(*DeleteRunResponse)(nil),     // 16: lamina.trainer.v1.DeleteRunResponse
+	(*ListArtifactsRequest)(nil),  // 17: lamina.trainer.v1.ListArtifactsRequest
+	(*ListArtifactsResponse)(nil), // 18: lamina.trainer.v1.ListArtifactsResponse
+	(*Artifact)(nil),              // 19: lamina.trainer.v1.Artifact
+	(*FetchArtifactRequest)(nil),  // 20: lamina.trainer.v1.FetchArtifactRequest
+	(*FetchArtifactResponse)(nil), // 21: lamina.trainer.v1.FetchArtifactResponse
 }
 var file_lamina_trainer_v1_trainer_proto_depIdxs = []int32{
 	5,  // 0: lamina.trainer.v1.WatchRunResponse.run:type_name -> lamina.trainer.v1.Run
@@ -885,19 +1552,33 @@ var file_lamina_trainer_v1_trainer_proto_depIdxs = []int32{
 	6,  // 2: lamina.trainer.v1.Run.samples:type_name -> lamina.trainer.v1.SampleText
 	5,  // 3: lamina.trainer.v1.ListRunsResponse.runs:type_name -> lamina.trainer.v1.Run
 	5,  // 4: lamina.trainer.v1.StopRunResponse.run:type_name -> lamina.trainer.v1.Run
-	1,  // 5: lamina.trainer.v1.TrainerService.StartRun:input_type -> lamina.trainer.v1.StartRunRequest
-	3,  // 6: lamina.trainer.v1.TrainerService.WatchRun:input_type -> lamina.trainer.v1.WatchRunRequest
-	7,  // 7: lamina.trainer.v1.TrainerService.ListRuns:input_type -> lamina.trainer.v1.ListRunsRequest
-	9,  // 8: lamina.trainer.v1.TrainerService.StopRun:input_type -> lamina.trainer.v1.StopRunRequest
-	2,  // 9: lamina.trainer.v1.TrainerService.StartRun:output_type -> lamina.trainer.v1.StartRunResponse
-	4,  // 10: lamina.trainer.v1.TrainerService.WatchRun:output_type -> lamina.trainer.v1.WatchRunResponse
-	8,  // 11: lamina.trainer.v1.TrainerService.ListRuns:output_type -> lamina.trainer.v1.ListRunsResponse
-	10, // 12: lamina.trainer.v1.TrainerService.StopRun:output_type -> lamina.trainer.v1.StopRunResponse
-	9,  // [9:13] is the sub-list for method output_type
-	5,  // [5:9] is the sub-list for method input_type
-	5,  // [5:5] is the sub-list for extension type_name
-	5,  // [5:5] is the sub-list for extension extendee
-	0,  // [0:5] is the sub-list for field type_name
+	5,  // 5: lamina.trainer.v1.PauseRunResponse.run:type_name -> lamina.trainer.v1.Run
+	5,  // 6: lamina.trainer.v1.ResumeRunResponse.run:type_name -> lamina.trainer.v1.Run
+	19, // 7: lamina.trainer.v1.ListArtifactsResponse.artifacts:type_name -> lamina.trainer.v1.Artifact
+	19, // 8: lamina.trainer.v1.FetchArtifactResponse.artifact:type_name -> lamina.trainer.v1.Artifact
+	1,  // 9: lamina.trainer.v1.TrainerService.StartRun:input_type -> lamina.trainer.v1.StartRunRequest
+	3,  // 10: lamina.trainer.v1.TrainerService.WatchRun:input_type -> lamina.trainer.v1.WatchRunRequest
+	7,  // 11: lamina.trainer.v1.TrainerService.ListRuns:input_type -> lamina.trainer.v1.ListRunsRequest
+	9,  // 12: lamina.trainer.v1.TrainerService.StopRun:input_type -> lamina.trainer.v1.StopRunRequest
+	11, // 13: lamina.trainer.v1.TrainerService.PauseRun:input_type -> lamina.trainer.v1.PauseRunRequest
+	13, // 14: lamina.trainer.v1.TrainerService.ResumeRun:input_type -> lamina.trainer.v1.ResumeRunRequest
+	15, // 15: lamina.trainer.v1.TrainerService.DeleteRun:input_type -> lamina.trainer.v1.DeleteRunRequest
+	17, // 16: lamina.trainer.v1.TrainerService.ListArtifacts:input_type -> lamina.trainer.v1.ListArtifactsRequest
+	20, // 17: lamina.trainer.v1.TrainerService.FetchArtifact:input_type -> lamina.trainer.v1.FetchArtifactRequest
+	2,  // 18: lamina.trainer.v1.TrainerService.StartRun:output_type -> lamina.trainer.v1.StartRunResponse
+	4,  // 19: lamina.trainer.v1.TrainerService.WatchRun:output_type -> lamina.trainer.v1.WatchRunResponse
+	8,  // 20: lamina.trainer.v1.TrainerService.ListRuns:output_type -> lamina.trainer.v1.ListRunsResponse
+	10, // 21: lamina.trainer.v1.TrainerService.StopRun:output_type -> lamina.trainer.v1.StopRunResponse
+	12, // 22: lamina.trainer.v1.TrainerService.PauseRun:output_type -> lamina.trainer.v1.PauseRunResponse
+	14, // 23: lamina.trainer.v1.TrainerService.ResumeRun:output_type -> lamina.trainer.v1.ResumeRunResponse
+	16, // 24: lamina.trainer.v1.TrainerService.DeleteRun:output_type -> lamina.trainer.v1.DeleteRunResponse
+	18, // 25: lamina.trainer.v1.TrainerService.ListArtifacts:output_type -> lamina.trainer.v1.ListArtifactsResponse
+	21, // 26: lamina.trainer.v1.TrainerService.FetchArtifact:output_type -> lamina.trainer.v1.FetchArtifactResponse
+	18, // [18:27] is the sub-list for method output_type
+	9,  // [9:18] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_lamina_trainer_v1_trainer_proto_init() }
@@ -911,7 +1592,7 @@ func file_lamina_trainer_v1_trainer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lamina_trainer_v1_trainer_proto_rawDesc), len(file_lamina_trainer_v1_trainer_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   10,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

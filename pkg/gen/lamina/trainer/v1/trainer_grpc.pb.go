@@ -21,10 +21,15 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	TrainerService_StartRun_FullMethodName = "/lamina.trainer.v1.TrainerService/StartRun"
-	TrainerService_WatchRun_FullMethodName = "/lamina.trainer.v1.TrainerService/WatchRun"
-	TrainerService_ListRuns_FullMethodName = "/lamina.trainer.v1.TrainerService/ListRuns"
-	TrainerService_StopRun_FullMethodName  = "/lamina.trainer.v1.TrainerService/StopRun"
+	TrainerService_StartRun_FullMethodName      = "/lamina.trainer.v1.TrainerService/StartRun"
+	TrainerService_WatchRun_FullMethodName      = "/lamina.trainer.v1.TrainerService/WatchRun"
+	TrainerService_ListRuns_FullMethodName      = "/lamina.trainer.v1.TrainerService/ListRuns"
+	TrainerService_StopRun_FullMethodName       = "/lamina.trainer.v1.TrainerService/StopRun"
+	TrainerService_PauseRun_FullMethodName      = "/lamina.trainer.v1.TrainerService/PauseRun"
+	TrainerService_ResumeRun_FullMethodName     = "/lamina.trainer.v1.TrainerService/ResumeRun"
+	TrainerService_DeleteRun_FullMethodName     = "/lamina.trainer.v1.TrainerService/DeleteRun"
+	TrainerService_ListArtifacts_FullMethodName = "/lamina.trainer.v1.TrainerService/ListArtifacts"
+	TrainerService_FetchArtifact_FullMethodName = "/lamina.trainer.v1.TrainerService/FetchArtifact"
 )
 
 // TrainerServiceClient is the client API for TrainerService service.
@@ -37,12 +42,18 @@ const (
 //
 // WatchRun sends the run's current state first, then one event after each step (a slow
 // reader misses steps, but never the last event), and ends with OK after the event that
-// carries a final state.
+// carries a final state: done, failed, stopped or interrupted.
+//
+// Runs are durable. A trainer that starts again lists the runs of its folder; those that were
+// active when it ended are interrupted, and ResumeRun continues them.
+//
+// A run's files are its artifacts: checkpoints, metrics, samples and the trained model.
 //
 // Errors belong to one run: a run that fails has RUN_STATE_FAILED and says why, and the
-// others go on.
+// others go on. NOT_FOUND names an unknown run or artifact; FAILED_PRECONDITION says that
+// the run's state does not allow the call.
 type TrainerServiceClient interface {
-	// StartRun starts or resumes a run and returns without waiting for it.
+	// StartRun checks a manifest whole, starts or resumes its run and returns without waiting for it.
 	StartRun(ctx context.Context, in *StartRunRequest, opts ...grpc.CallOption) (*StartRunResponse, error)
 	// WatchRun follows a run.
 	WatchRun(ctx context.Context, in *WatchRunRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchRunResponse], error)
@@ -50,6 +61,17 @@ type TrainerServiceClient interface {
 	ListRuns(ctx context.Context, in *ListRunsRequest, opts ...grpc.CallOption) (*ListRunsResponse, error)
 	// StopRun stops a run after its current step, with a checkpoint.
 	StopRun(ctx context.Context, in *StopRunRequest, opts ...grpc.CallOption) (*StopRunResponse, error)
+	// PauseRun makes a run write a checkpoint after its current step and free its shards. It returns
+	// when that is done.
+	PauseRun(ctx context.Context, in *PauseRunRequest, opts ...grpc.CallOption) (*PauseRunResponse, error)
+	// ResumeRun continues a run that is not active from its last complete checkpoint.
+	ResumeRun(ctx context.Context, in *ResumeRunRequest, opts ...grpc.CallOption) (*ResumeRunResponse, error)
+	// DeleteRun removes a run that is not active, and all of its files.
+	DeleteRun(ctx context.Context, in *DeleteRunRequest, opts ...grpc.CallOption) (*DeleteRunResponse, error)
+	// ListArtifacts lists a run's files.
+	ListArtifacts(ctx context.Context, in *ListArtifactsRequest, opts ...grpc.CallOption) (*ListArtifactsResponse, error)
+	// FetchArtifact sends one of a run's files.
+	FetchArtifact(ctx context.Context, in *FetchArtifactRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[FetchArtifactResponse], error)
 }
 
 type trainerServiceClient struct {
@@ -109,6 +131,65 @@ func (c *trainerServiceClient) StopRun(ctx context.Context, in *StopRunRequest, 
 	return out, nil
 }
 
+func (c *trainerServiceClient) PauseRun(ctx context.Context, in *PauseRunRequest, opts ...grpc.CallOption) (*PauseRunResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PauseRunResponse)
+	err := c.cc.Invoke(ctx, TrainerService_PauseRun_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *trainerServiceClient) ResumeRun(ctx context.Context, in *ResumeRunRequest, opts ...grpc.CallOption) (*ResumeRunResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ResumeRunResponse)
+	err := c.cc.Invoke(ctx, TrainerService_ResumeRun_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *trainerServiceClient) DeleteRun(ctx context.Context, in *DeleteRunRequest, opts ...grpc.CallOption) (*DeleteRunResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DeleteRunResponse)
+	err := c.cc.Invoke(ctx, TrainerService_DeleteRun_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *trainerServiceClient) ListArtifacts(ctx context.Context, in *ListArtifactsRequest, opts ...grpc.CallOption) (*ListArtifactsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListArtifactsResponse)
+	err := c.cc.Invoke(ctx, TrainerService_ListArtifacts_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *trainerServiceClient) FetchArtifact(ctx context.Context, in *FetchArtifactRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[FetchArtifactResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &TrainerService_ServiceDesc.Streams[1], TrainerService_FetchArtifact_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[FetchArtifactRequest, FetchArtifactResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type TrainerService_FetchArtifactClient = grpc.ServerStreamingClient[FetchArtifactResponse]
+
 // TrainerServiceServer is the server API for TrainerService service.
 // All implementations must embed UnimplementedTrainerServiceServer
 // for forward compatibility.
@@ -119,12 +200,18 @@ func (c *trainerServiceClient) StopRun(ctx context.Context, in *StopRunRequest, 
 //
 // WatchRun sends the run's current state first, then one event after each step (a slow
 // reader misses steps, but never the last event), and ends with OK after the event that
-// carries a final state.
+// carries a final state: done, failed, stopped or interrupted.
+//
+// Runs are durable. A trainer that starts again lists the runs of its folder; those that were
+// active when it ended are interrupted, and ResumeRun continues them.
+//
+// A run's files are its artifacts: checkpoints, metrics, samples and the trained model.
 //
 // Errors belong to one run: a run that fails has RUN_STATE_FAILED and says why, and the
-// others go on.
+// others go on. NOT_FOUND names an unknown run or artifact; FAILED_PRECONDITION says that
+// the run's state does not allow the call.
 type TrainerServiceServer interface {
-	// StartRun starts or resumes a run and returns without waiting for it.
+	// StartRun checks a manifest whole, starts or resumes its run and returns without waiting for it.
 	StartRun(context.Context, *StartRunRequest) (*StartRunResponse, error)
 	// WatchRun follows a run.
 	WatchRun(*WatchRunRequest, grpc.ServerStreamingServer[WatchRunResponse]) error
@@ -132,6 +219,17 @@ type TrainerServiceServer interface {
 	ListRuns(context.Context, *ListRunsRequest) (*ListRunsResponse, error)
 	// StopRun stops a run after its current step, with a checkpoint.
 	StopRun(context.Context, *StopRunRequest) (*StopRunResponse, error)
+	// PauseRun makes a run write a checkpoint after its current step and free its shards. It returns
+	// when that is done.
+	PauseRun(context.Context, *PauseRunRequest) (*PauseRunResponse, error)
+	// ResumeRun continues a run that is not active from its last complete checkpoint.
+	ResumeRun(context.Context, *ResumeRunRequest) (*ResumeRunResponse, error)
+	// DeleteRun removes a run that is not active, and all of its files.
+	DeleteRun(context.Context, *DeleteRunRequest) (*DeleteRunResponse, error)
+	// ListArtifacts lists a run's files.
+	ListArtifacts(context.Context, *ListArtifactsRequest) (*ListArtifactsResponse, error)
+	// FetchArtifact sends one of a run's files.
+	FetchArtifact(*FetchArtifactRequest, grpc.ServerStreamingServer[FetchArtifactResponse]) error
 	mustEmbedUnimplementedTrainerServiceServer()
 }
 
@@ -153,6 +251,21 @@ func (UnimplementedTrainerServiceServer) ListRuns(context.Context, *ListRunsRequ
 }
 func (UnimplementedTrainerServiceServer) StopRun(context.Context, *StopRunRequest) (*StopRunResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method StopRun not implemented")
+}
+func (UnimplementedTrainerServiceServer) PauseRun(context.Context, *PauseRunRequest) (*PauseRunResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method PauseRun not implemented")
+}
+func (UnimplementedTrainerServiceServer) ResumeRun(context.Context, *ResumeRunRequest) (*ResumeRunResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ResumeRun not implemented")
+}
+func (UnimplementedTrainerServiceServer) DeleteRun(context.Context, *DeleteRunRequest) (*DeleteRunResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DeleteRun not implemented")
+}
+func (UnimplementedTrainerServiceServer) ListArtifacts(context.Context, *ListArtifactsRequest) (*ListArtifactsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListArtifacts not implemented")
+}
+func (UnimplementedTrainerServiceServer) FetchArtifact(*FetchArtifactRequest, grpc.ServerStreamingServer[FetchArtifactResponse]) error {
+	return status.Error(codes.Unimplemented, "method FetchArtifact not implemented")
 }
 func (UnimplementedTrainerServiceServer) mustEmbedUnimplementedTrainerServiceServer() {}
 func (UnimplementedTrainerServiceServer) testEmbeddedByValue()                        {}
@@ -240,6 +353,89 @@ func _TrainerService_StopRun_Handler(srv interface{}, ctx context.Context, dec f
 	return interceptor(ctx, in, info, handler)
 }
 
+func _TrainerService_PauseRun_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PauseRunRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(TrainerServiceServer).PauseRun(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: TrainerService_PauseRun_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(TrainerServiceServer).PauseRun(ctx, req.(*PauseRunRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _TrainerService_ResumeRun_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ResumeRunRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(TrainerServiceServer).ResumeRun(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: TrainerService_ResumeRun_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(TrainerServiceServer).ResumeRun(ctx, req.(*ResumeRunRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _TrainerService_DeleteRun_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DeleteRunRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(TrainerServiceServer).DeleteRun(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: TrainerService_DeleteRun_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(TrainerServiceServer).DeleteRun(ctx, req.(*DeleteRunRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _TrainerService_ListArtifacts_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListArtifactsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(TrainerServiceServer).ListArtifacts(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: TrainerService_ListArtifacts_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(TrainerServiceServer).ListArtifacts(ctx, req.(*ListArtifactsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _TrainerService_FetchArtifact_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(FetchArtifactRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(TrainerServiceServer).FetchArtifact(m, &grpc.GenericServerStream[FetchArtifactRequest, FetchArtifactResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type TrainerService_FetchArtifactServer = grpc.ServerStreamingServer[FetchArtifactResponse]
+
 // TrainerService_ServiceDesc is the grpc.ServiceDesc for TrainerService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -259,11 +455,32 @@ var TrainerService_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "StopRun",
 			Handler:    _TrainerService_StopRun_Handler,
 		},
+		{
+			MethodName: "PauseRun",
+			Handler:    _TrainerService_PauseRun_Handler,
+		},
+		{
+			MethodName: "ResumeRun",
+			Handler:    _TrainerService_ResumeRun_Handler,
+		},
+		{
+			MethodName: "DeleteRun",
+			Handler:    _TrainerService_DeleteRun_Handler,
+		},
+		{
+			MethodName: "ListArtifacts",
+			Handler:    _TrainerService_ListArtifacts_Handler,
+		},
 	},
 	Streams: []grpc.StreamDesc{
 		{
 			StreamName:    "WatchRun",
 			Handler:       _TrainerService_WatchRun_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "FetchArtifact",
+			Handler:       _TrainerService_FetchArtifact_Handler,
 			ServerStreams: true,
 		},
 	},

@@ -1,0 +1,271 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"text/tabwriter"
+	"time"
+
+	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	trainerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/trainer/v1"
+	"github.com/lamina-mesh/lamina/pkg/rpc"
+)
+
+// runsGroup is the table of commands for the runs of a trainer.
+type runsGroup struct {
+	List   runsListCmd   `cmd:"" help:"List the runs of a trainer."`
+	Watch  runsWatchCmd  `cmd:"" help:"Show the progress of a run until it ends."`
+	Pause  runsPauseCmd  `cmd:"" help:"Pause a run after its current step, with a checkpoint."`
+	Resume runsResumeCmd `cmd:"" help:"Continue a run that is paused, stopped, interrupted or failed."`
+	Stop   runsStopCmd   `cmd:"" help:"Stop a run after its current step, with a checkpoint."`
+	Delete runsDeleteCmd `cmd:"" help:"Remove a run that is not active, and all of its files."`
+	Files  runsFilesCmd  `cmd:"" help:"List the files of a run."`
+	Fetch  runsFetchCmd  `cmd:"" help:"Copy a file of a run to this machine."`
+}
+
+// trainerFlags name a trainer.
+type trainerFlags struct {
+	Trainer string `help:"Address of the trainer."      default:"127.0.0.1:7070" env:"LAMINA_TRAINER"`
+	Format  string `help:"Output: text or json."        default:"text"           enum:"text,json"`
+}
+
+// call calls a trainer.
+func (f *trainerFlags) call(
+	e *verb.Env, limit time.Duration, body func(context.Context, trainerv1.TrainerServiceClient) error,
+) error {
+	client, done, err := dialTrainer(f.Trainer)
+	if err != nil {
+		return err
+	}
+	ctx := e.Ctx
+	if limit > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, limit)
+		defer cancel()
+	}
+	err = body(ctx, client)
+	if _, ok := errors.AsType[*fault.Error](err); err != nil && !ok {
+		err = rpc.FromStatus(err)
+	}
+	return errors.Join(err, done())
+}
+
+// print prints a run.
+func (f *trainerFlags) print(e *verb.Env, r *trainerv1.Run) error {
+	if f.Format == "json" {
+		return printProto(e, r)
+	}
+	fmt.Fprintf(e.Stdout, "%s: %s at step %d of %d\n", r.GetName(), stateName(r.GetState()), r.GetStep(), r.GetSteps())
+	return nil
+}
+
+// haltLimit bounds the wait for a run to end its step and write a checkpoint.
+const haltLimit = 10 * time.Minute
+
+type runsListCmd struct{ trainerFlags }
+
+// Run lists runs.
+func (c *runsListCmd) Run(e *verb.Env) error {
+	return c.call(e, askTimeout, func(ctx context.Context, client trainerv1.TrainerServiceClient) error {
+		resp, err := client.ListRuns(ctx, &trainerv1.ListRunsRequest{})
+		if err != nil {
+			return err
+		}
+		if c.Format == "json" {
+			return printProto(e, resp)
+		}
+		w := tabwriter.NewWriter(e.Stdout, 0, 0, 2, ' ', 0)
+		fmt.Fprintln(w, "RUN\tSTATE\tSTEP\tLOSS\tVALIDATION\tPARAMETERS\tLAYOUT\tSTARTED\tERROR")
+		for _, r := range resp.GetRuns() {
+			fmt.Fprintf(w, "%s\t%s\t%d/%d\t%.4f\t%.4f\t%d\t%dx%d\t%s\t%s\n", r.GetName(), stateName(r.GetState()),
+				r.GetStep(), r.GetSteps(), r.GetLoss(), r.GetValidationLoss(), r.GetParameters(), r.GetStages(),
+				r.GetReplicas(), time.UnixMilli(r.GetStartedMs()).Format(time.DateTime), r.GetError())
+		}
+		return w.Flush()
+	})
+}
+
+type runsWatchCmd struct {
+	trainerFlags
+	Name string `arg:"" help:"Name of the run."`
+}
+
+// Run shows the progress of a run. An interrupt ends the watch and not the run.
+func (c *runsWatchCmd) Run(e *verb.Env) error {
+	return c.call(e, 0, func(ctx context.Context, client trainerv1.TrainerServiceClient) error {
+		watch, err := client.WatchRun(ctx, &trainerv1.WatchRunRequest{Run: c.Name})
+		if err != nil {
+			return err
+		}
+		show := &progress{}
+		if c.Format == "text" {
+			show = newProgress(e.Stdout)
+		}
+		last, err := show.read(watch)
+		show.end()
+		if err != nil {
+			return err
+		}
+		if c.Format == "json" {
+			return errors.Join(printProto(e, last), runError(last))
+		}
+		return runError(last)
+	})
+}
+
+type runsPauseCmd struct {
+	trainerFlags
+	Name string `arg:"" help:"Name of the run."`
+}
+
+// Run pauses a run.
+func (c *runsPauseCmd) Run(e *verb.Env) error {
+	return c.call(e, haltLimit, func(ctx context.Context, client trainerv1.TrainerServiceClient) error {
+		resp, err := client.PauseRun(ctx, &trainerv1.PauseRunRequest{Run: c.Name})
+		if err != nil {
+			return err
+		}
+		return c.print(e, resp.GetRun())
+	})
+}
+
+type runsResumeCmd struct {
+	trainerFlags
+	Name     string `arg:"" help:"Name of the run."`
+	Stages   int    `       help:"Number of stages of each replica. Default: as before."`
+	Replicas int    `       help:"Number of replicas. Default: as before."`
+}
+
+// Run resumes a run.
+func (c *runsResumeCmd) Run(e *verb.Env) error {
+	if c.Stages < 0 || c.Replicas < 0 {
+		return fault.Field("stages", "%d stages and %d replicas: want none below 0", c.Stages, c.Replicas)
+	}
+	return c.call(e, askTimeout, func(ctx context.Context, client trainerv1.TrainerServiceClient) error {
+		resp, err := client.ResumeRun(ctx, &trainerv1.ResumeRunRequest{
+			Run: c.Name, Stages: uint32(c.Stages), Replicas: uint32(c.Replicas),
+		})
+		if err != nil {
+			return err
+		}
+		return c.print(e, resp.GetRun())
+	})
+}
+
+type runsStopCmd struct {
+	trainerFlags
+	Name string `arg:"" help:"Name of the run."`
+}
+
+// Run stops a run.
+func (c *runsStopCmd) Run(e *verb.Env) error {
+	return c.call(e, haltLimit, func(ctx context.Context, client trainerv1.TrainerServiceClient) error {
+		resp, err := client.StopRun(ctx, &trainerv1.StopRunRequest{Run: c.Name})
+		if err != nil {
+			return err
+		}
+		return c.print(e, resp.GetRun())
+	})
+}
+
+type runsDeleteCmd struct {
+	trainerFlags
+	Name string `arg:"" help:"Name of the run."`
+}
+
+// Run deletes a run.
+func (c *runsDeleteCmd) Run(e *verb.Env) error {
+	return c.call(e, haltLimit, func(ctx context.Context, client trainerv1.TrainerServiceClient) error {
+		_, err := client.DeleteRun(ctx, &trainerv1.DeleteRunRequest{Run: c.Name})
+		return err
+	})
+}
+
+type runsFilesCmd struct {
+	trainerFlags
+	Name string `arg:"" help:"Name of the run."`
+}
+
+// Run lists the files of a run.
+func (c *runsFilesCmd) Run(e *verb.Env) error {
+	return c.call(e, askTimeout, func(ctx context.Context, client trainerv1.TrainerServiceClient) error {
+		resp, err := client.ListArtifacts(ctx, &trainerv1.ListArtifactsRequest{Run: c.Name})
+		if err != nil {
+			return err
+		}
+		if c.Format == "json" {
+			return printProto(e, resp)
+		}
+		w := tabwriter.NewWriter(e.Stdout, 0, 0, 2, ' ', 0)
+		for _, a := range resp.GetArtifacts() {
+			fmt.Fprintf(w, "%s\t%d\t%s\n", a.GetName(), a.GetSize(), time.UnixMilli(a.GetChangedMs()).Format(time.DateTime))
+		}
+		return w.Flush()
+	})
+}
+
+type runsFetchCmd struct {
+	Trainer string `       help:"Address of the trainer."                                                              default:"127.0.0.1:7070" env:"LAMINA_TRAINER"`
+	Name    string `arg:"" help:"Name of the run."`
+	File    string `arg:"" help:"Name of the file, as 'lamina runs files' shows it."`
+	Out     string `       help:"File to write; - writes to standard output. Default: the last part of the file's name."`
+}
+
+// Run copies a file.
+func (c *runsFetchCmd) Run(e *verb.Env) error {
+	f := trainerFlags{Trainer: c.Trainer}
+	return f.call(e, 0, func(ctx context.Context, client trainerv1.TrainerServiceClient) error {
+		if c.Out == "-" {
+			return fetchArtifact(ctx, client, c.Name, c.File, 0, e.Stdout)
+		}
+		out := c.Out
+		if out == "" {
+			out = filepath.Base(c.File)
+		}
+		part := out + ".part"
+		file, err := os.OpenFile(part, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o644)
+		if err != nil {
+			return fault.Wrap(fault.Invalid, err, "write %s", out)
+		}
+		err = fetchArtifact(ctx, client, c.Name, c.File, 0, file)
+		if err = errors.Join(err, file.Close()); err != nil {
+			return errors.Join(err, os.Remove(part))
+		}
+		return os.Rename(part, out)
+	})
+}
+
+// fetchArtifact writes a file of a run, from an offset on. A transfer that ends early is an error.
+func fetchArtifact(
+	ctx context.Context, client trainerv1.TrainerServiceClient, run, name string, offset uint64, w io.Writer,
+) error {
+	stream, err := client.FetchArtifact(ctx, &trainerv1.FetchArtifactRequest{Run: run, Name: name, Offset: offset})
+	if err != nil {
+		return rpc.FromStatus(err)
+	}
+	size := uint64(0)
+	for at := offset; ; {
+		resp, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			if at != size {
+				return fault.New(fault.DataLoss, "fetch %s of run %s: got %d bytes of %d", name, run, at, size)
+			}
+			return nil
+		}
+		if err != nil {
+			return rpc.FromStatus(err)
+		}
+		if a := resp.GetArtifact(); a != nil {
+			size = a.GetSize()
+		}
+		if _, err := w.Write(resp.GetData()); err != nil {
+			return err
+		}
+		at += uint64(len(resp.GetData()))
+	}
+}

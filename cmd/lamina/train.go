@@ -1,0 +1,178 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/lamina-mesh/lamina/cmd/lamina/app"
+	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	trainerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/trainer/v1"
+	"github.com/lamina-mesh/lamina/pkg/rpc"
+)
+
+type trainCmd struct {
+	verb.KernelFlags
+	Manifest string `required:"" help:"File with the manifest of the run, as JSON."`
+	Stages   int    `            help:"Number of stages of each replica."                                                                                       default:"1"`
+	Replicas int    `            help:"Number of replicas, over which the slots of a batch are distributed."                                                    default:"1"`
+	Resume   bool   `            help:"Continue from the last complete checkpoint."`
+	Out      string `            help:"Folder for the checkpoints, metrics.jsonl and the trained model. Default: runs/NAME."`
+	DryRun   bool   `            help:"Check the manifest, print what the run will take in parameters, tokens, memory and time on this machine, and start nothing."`
+	Detach   bool   `            help:"Start the run on the trainer that --trainer names, and do not follow it."`
+	Trainer  string `            help:"Address of a trainer to use instead of a mesh in this process."                                                                      env:"LAMINA_TRAINER"`
+	Format   string `            help:"Output: text (a progress bar; plain lines if it is not a terminal) or json (the last state)."                                        default:"text" enum:"text,json"`
+}
+
+// Run starts the training run and shows its progress until it ends.
+func (c *trainCmd) Run(e *verb.Env) error {
+	manifest, err := os.ReadFile(c.Manifest)
+	if err != nil {
+		return fault.Wrap(fault.Invalid, err, "read manifest")
+	}
+	if c.Stages < 1 || c.Replicas < 1 {
+		return fault.Field("stages", "%d stages and %d replicas: want one or more of each", c.Stages, c.Replicas)
+	}
+	if c.Detach && c.Trainer == "" {
+		return fault.Field("detach", "the run would end with this process; name a trainer by --trainer")
+	}
+	if c.DryRun {
+		return c.dryRun(e, manifest)
+	}
+	// The mesh outlives the first interrupt, which only asks the run to stop.
+	ctx, cancel := context.WithCancel(context.WithoutCancel(e.Ctx))
+	defer cancel()
+	client, done, err := c.dial(ctx, e)
+	if err != nil {
+		return err
+	}
+	return errors.Join(c.start(ctx, e, client, manifest), done())
+}
+
+// start starts the run and follows it.
+func (c *trainCmd) start(
+	ctx context.Context, e *verb.Env, client trainerv1.TrainerServiceClient, manifest []byte,
+) error {
+	resp, err := client.StartRun(ctx, &trainerv1.StartRunRequest{
+		ManifestJson: manifest, Stages: uint32(c.Stages), Replicas: uint32(c.Replicas), Resume: c.Resume, Out: c.Out,
+	})
+	if err != nil {
+		return rpc.FromStatus(err)
+	}
+	if c.Detach {
+		fmt.Fprintln(e.Stdout, resp.GetRun())
+		return nil
+	}
+	last, err := follow(ctx, e, client, resp.GetRun(), c.Format == "text")
+	if err != nil {
+		return err
+	}
+	if c.Format == "json" {
+		return errors.Join(printProto(e, last), runError(last))
+	}
+	switch last.GetState() {
+	case trainerv1.RunState_RUN_STATE_DONE:
+		fmt.Fprintf(e.Stdout, "model    %s\nweights  sha256:%s\nserve it with: lamina up --model %s\n",
+			last.GetModelPath(), last.GetWeightsDigest(), last.GetModelPath())
+	case trainerv1.RunState_RUN_STATE_STOPPED:
+		fmt.Fprintf(e.Stdout, "stopped after step %d of %d; continue with --resume\n", last.GetStep(), last.GetSteps())
+	default:
+	}
+	return runError(last)
+}
+
+// follow shows the progress of a run until it ends. The first interrupt stops the run after its current step,
+// with a checkpoint; the second one ends at once.
+func follow(
+	ctx context.Context, e *verb.Env, client trainerv1.TrainerServiceClient, name string, text bool,
+) (*trainerv1.Run, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		stopOnInterrupt(ctx, cancel, e, client, name)
+	}()
+	defer func() { cancel(); <-stopped }()
+	watch, err := client.WatchRun(ctx, &trainerv1.WatchRunRequest{Run: name})
+	if err != nil {
+		return nil, rpc.FromStatus(err)
+	}
+	show := &progress{}
+	if text {
+		show = newProgress(e.Stdout)
+	}
+	last, err := show.read(watch)
+	show.end()
+	return last, err
+}
+
+// stopOnInterrupt stops a run when e's context ends, and calls cancel at the next interrupt.
+func stopOnInterrupt(
+	ctx context.Context, cancel context.CancelFunc, e *verb.Env, client trainerv1.TrainerServiceClient, name string,
+) {
+	select {
+	case <-ctx.Done():
+		return
+	case <-e.Ctx.Done():
+	}
+	fmt.Fprintf(e.Stderr, "\nstop after the current step, with a checkpoint; interrupt again to stop at once\n")
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	defer signal.Stop(signals)
+	done := make(chan error, 1)
+	go func() {
+		_, err := client.StopRun(ctx, &trainerv1.StopRunRequest{Run: name})
+		done <- err
+	}()
+	select {
+	case <-signals:
+		cancel()
+		<-done
+	case err := <-done:
+		if err != nil && ctx.Err() == nil {
+			fmt.Fprintf(e.Stderr, "lamina: stop run %s: %v\n", name, rpc.FromStatus(err))
+		}
+	}
+}
+
+func (c *trainCmd) dial(ctx context.Context, e *verb.Env) (trainerv1.TrainerServiceClient, func() error, error) {
+	if c.Trainer != "" {
+		return dialTrainer(c.Trainer)
+	}
+	kernels, end, err := meshKernels(&c.KernelFlags)
+	if err != nil {
+		return nil, nil, err
+	}
+	// Whoever starts this process may name any file that the process can read.
+	mesh, err := app.Start(ctx, app.MeshConfig{
+		Log: e.Log, Kernels: kernels, Train: true, Trainers: c.Stages * c.Replicas,
+		Runs: app.TrainerConfig{Data: ".", AllowPaths: []string{"/"}, Transient: true},
+	})
+	if err != nil {
+		end()
+		return nil, nil, err
+	}
+	conn, err := mesh.Trainer()
+	if err != nil {
+		return nil, nil, errors.Join(err, mesh.Close())
+	}
+	return trainerv1.NewTrainerServiceClient(conn), func() error {
+		defer end()
+		return mesh.Close()
+	}, nil
+}
+
+// dialTrainer connects to a trainer.
+func dialTrainer(addr string) (trainerv1.TrainerServiceClient, func() error, error) {
+	dialer := rpc.NewDialer(rpc.DialOptions{})
+	conn, err := dialer.Dial(addr)
+	if err != nil {
+		return nil, nil, errors.Join(err, dialer.Close())
+	}
+	return trainerv1.NewTrainerServiceClient(conn), dialer.Close, nil
+}
