@@ -21,8 +21,8 @@ type Shard struct {
 
 // OpenShard maps a shard and checks its header and the ends of its documents. Verify also checks the digest.
 func OpenShard(path string) (*Shard, error) {
-	// Check before opening: opening a pipe waits for its other end.
-	if stat, err := os.Stat(path); err != nil {
+	// Check before opening: opening a pipe waits for its other end, and a link may lead out of the folder.
+	if stat, err := os.Lstat(path); err != nil {
 		return nil, err
 	} else if !stat.Mode().IsRegular() {
 		return nil, &FormatError{File: path, Offset: -1, Field: "file", Msg: "want a regular file"}

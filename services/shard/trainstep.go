@@ -16,6 +16,7 @@ type stepRun struct {
 	scale  float64
 	traces map[pass]*model.Trace[float32]
 	grads  []map[schedule.Node]*gradient // by span; folded into as few nodes as possible
+	micro  map[int]*shardv1.Microbatch   // by slot, while another span needs it
 	wait   time.Duration                 // for neighbours, the trainer's data and other replicas
 }
 
@@ -36,6 +37,7 @@ func (r *trainRun) runStep(step *shardv1.Step) error {
 		step:     step,
 		scale:    1 / float64(step.GetTargets()),
 		traces:   map[pass]*model.Trace[float32]{},
+		micro:    map[int]*shardv1.Microbatch{},
 	}
 	for _, span := range r.spans {
 		s.grads = append(s.grads, map[schedule.Node]*gradient{})
@@ -151,8 +153,8 @@ func (s *stepRun) forward(p pass) error {
 	stage := s.spans[p.span].stage
 	in.B, in.T = int(s.open.GetSlotSequences()), int(s.open.GetSequenceLen())
 	in.Scale, in.ZLoss, in.ForwardOnly = s.scale, s.open.GetZLoss(), s.step.GetForwardOnly()
-	if stage.First() || stage.Last() {
-		m, err := s.microbatch(p.slot)
+	if stage.First() || stage.Last() || s.open.GetIsolateDocuments() {
+		m, err := s.microbatch(p)
 		if err != nil {
 			return err
 		}
@@ -161,6 +163,9 @@ func (s *stepRun) forward(p pass) error {
 			in.IDs = append(in.IDs, int32(id))
 		}
 		in.Targets = m.GetTargets()
+		for _, n := range m.GetDocuments() {
+			in.Documents = append(in.Documents, int(n))
+		}
 	}
 	if !stage.First() {
 		begin := time.Now()
@@ -170,7 +175,7 @@ func (s *stepRun) forward(p pass) error {
 			return err
 		}
 		in.Hidden = a
-		if !stage.Last() { // the first and the last span get the shape from their microbatch
+		if !stage.Last() && !s.open.GetIsolateDocuments() { // the others get the shape from their microbatch
 			in.B = len(a) / stage.Spec.Width / in.T
 		}
 	}
@@ -197,8 +202,16 @@ func (s *stepRun) forward(p pass) error {
 	return nil
 }
 
-// microbatch waits for the trainer's data of a slot.
-func (s *stepRun) microbatch(slot int) (*shardv1.Microbatch, error) {
+// microbatch waits for the trainer's data of a slot. The first span that needs it reads it; with isolated
+// documents the later ones do, too.
+func (s *stepRun) microbatch(p pass) (*shardv1.Microbatch, error) {
+	slot := p.slot
+	if m := s.micro[slot]; m != nil {
+		if p.span == len(s.spans)-1 {
+			delete(s.micro, slot)
+		}
+		return m, nil
+	}
 	begin := time.Now()
 	f, err := s.frame()
 	s.wait += time.Since(begin)
@@ -215,6 +228,13 @@ func (s *stepRun) microbatch(slot int) (*shardv1.Microbatch, error) {
 			"microbatch", "%d sequences of %d tokens, the run has %d of %d", m.GetSequences(), m.GetLength(),
 			s.open.GetSlotSequences(), s.open.GetSequenceLen(),
 		)
+	}
+	if (len(m.GetDocuments()) > 0) != s.open.GetIsolateDocuments() {
+		return nil, fault.Field("microbatch.documents", "%d documents, isolate_documents is %v", len(m.GetDocuments()),
+			s.open.GetIsolateDocuments())
+	}
+	if s.open.GetIsolateDocuments() && p.span < len(s.spans)-1 {
+		s.micro[slot] = m
 	}
 	return m, nil
 }

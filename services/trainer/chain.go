@@ -93,10 +93,10 @@ func openFleet(ctx context.Context, dialer Dialer, m *Manifest, spec model.Spec,
 				Run: bus, Chain: id, Stage: uint32(i), Stages: uint32(layout.stages), Replica: uint32(r),
 				Replicas:   uint32(layout.replicas),
 				ConfigJson: config, Seed: m.Seed,
-				Slots:         uint32(m.Slots),
-				Schedule:      m.Schedule,
-				ZLoss:         m.ZLoss,
-				Optimizer:     optimizer(m),
+				Slots:     uint32(m.Slots),
+				Schedule:  m.Schedule,
+				ZLoss:     m.ZLoss,
+				Optimizer: optimizer(m), IsolateDocuments: m.Data.Isolate,
 				SlotSequences: uint32(m.SlotSequences), SequenceLen: uint32(m.SequenceLen),
 				Precision: shardv1.Precision_PRECISION_FLOAT32, Initial: initial,
 				RecomputeLayers: m.Recompute == recomputeLayers,
@@ -238,7 +238,7 @@ func (f *fleet) each(do func(c *chain, i int, s *stage) error) error {
 }
 
 // feed sends a chain its step and micro-batches.
-func (f *fleet) feed(c *chain, step *shardv1.Step, data []*shardv1.Microbatch) error {
+func (f *fleet) feed(c *chain, step *shardv1.Step, data []*micro) error {
 	for _, s := range c.stages {
 		if err := f.send(s, &shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Step{Step: step}}); err != nil {
 			return err
@@ -246,24 +246,22 @@ func (f *fleet) feed(c *chain, step *shardv1.Step, data []*shardv1.Microbatch) e
 	}
 	first, last := c.stages[0], c.stages[len(c.stages)-1]
 	for _, m := range data {
-		if first == last {
-			if err := f.send(first,
-				&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Microbatch{Microbatch: m}}); err != nil {
+		for _, s := range c.stages {
+			part := &shardv1.Microbatch{Step: m.GetStep(), Slot: m.GetSlot(), Sequences: m.GetSequences(),
+				Length: m.GetLength(), Documents: m.GetDocuments()}
+			if s == first {
+				part.Ids = m.GetIds()
+			}
+			if s == last {
+				part.Targets, part.Picks = m.GetTargets(), m.GetPicks()
+			}
+			if s != first && s != last && part.Documents == nil {
+				continue // it learns the shape from the activation
+			}
+			if err := f.send(s,
+				&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Microbatch{Microbatch: part}}); err != nil {
 				return err
 			}
-			continue
-		}
-		head := &shardv1.Microbatch{Step: m.GetStep(), Slot: m.GetSlot(), Sequences: m.GetSequences(),
-			Length: m.GetLength(), Ids: m.GetIds()}
-		tail := &shardv1.Microbatch{Step: m.GetStep(), Slot: m.GetSlot(), Sequences: m.GetSequences(),
-			Length: m.GetLength(), Targets: m.GetTargets()}
-		if err := f.send(first,
-			&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Microbatch{Microbatch: head}}); err != nil {
-			return err
-		}
-		if err := f.send(last,
-			&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Microbatch{Microbatch: tail}}); err != nil {
-			return err
 		}
 	}
 	return nil

@@ -2,26 +2,27 @@ package trainer
 
 import (
 	"context"
+	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 
+	"github.com/lamina-mesh/lamina/pkg/corpus"
 	"github.com/lamina-mesh/lamina/pkg/fault"
-	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
 	"github.com/lamina-mesh/lamina/pkg/vocab"
 )
 
-// corpus is the text of a run as token ids.
-type corpus struct {
-	vocab      *vocab.Vocab
+// texts is the text of a run as token ids. Sequences are windows of it.
+type texts struct {
 	train      []int32
 	validation []int32
 	seed       uint64
 	length     int // tokens in a sequence
 }
 
-// readCorpus reads the texts of the manifest, builds the vocabulary unless v is one, and encodes the texts.
-func readCorpus(ctx context.Context, m *Manifest, v *vocab.Vocab) (*corpus, error) {
+// readTexts reads the texts of the manifest, builds the vocabulary unless v is one, and encodes the texts.
+func readTexts(ctx context.Context, m *Manifest, v *vocab.Vocab) (*dataset, error) {
 	var train, held []string
 	for _, path := range append([]string{m.Data.Text}, m.Data.More...) {
 		raw, err := os.ReadFile(path)
@@ -34,12 +35,22 @@ func readCorpus(ctx context.Context, m *Manifest, v *vocab.Vocab) (*corpus, erro
 		cut := cutAt(string(raw), m.Data.ValidationFraction)
 		train, held = append(train, string(raw[:cut])), append(held, string(raw[cut:]))
 	}
-	c := &corpus{seed: m.Seed, length: m.SequenceLen, vocab: v}
 	var err error
+	d := &dataset{length: m.SequenceLen, vocab: v}
+	for _, path := range m.Data.Validation {
+		raw, err := os.ReadFile(path)
+		if err != nil {
+			return nil, fault.Wrap(fault.NotFound, err, "read data.validation")
+		}
+		if !utf8.Valid(raw) {
+			return nil, fault.Field("data.validation", "%s is not UTF-8", path)
+		}
+		held = append(held, string(raw))
+	}
 	switch {
 	case v != nil:
 	case m.Vocabulary.Type == "char":
-		c.vocab, err = vocab.NewChar(strings.Join(train, "") + strings.Join(held, ""))
+		d.vocab, err = vocab.NewChar(strings.Join(train, "") + strings.Join(held, ""))
 	default:
 		lines := func(yield func(string) bool) {
 			for _, text := range train {
@@ -50,23 +61,31 @@ func readCorpus(ctx context.Context, m *Manifest, v *vocab.Vocab) (*corpus, erro
 				}
 			}
 		}
-		c.vocab, err = vocab.TrainBPE(ctx, lines, m.Vocabulary.Size,
+		d.vocab, err = vocab.TrainBPE(ctx, lines, m.Vocabulary.Size,
 			vocab.TrainOptions{Special: []string{endOfText}, BOS: endOfText, EOS: endOfText})
 	}
 	if err != nil {
 		return nil, fault.Wrap(fault.Invalid, err, "build the vocabulary")
 	}
-	if c.train, err = c.encode(train); err != nil {
+	c := &texts{seed: m.Seed, length: m.SequenceLen}
+	if c.train, err = encodeTexts(d.vocab, train); err != nil {
 		return nil, err
 	}
-	if c.validation, err = c.encode(held); err != nil {
+	if c.validation, err = encodeTexts(d.vocab, held); err != nil {
 		return nil, err
 	}
 	if len(c.train) < m.SequenceLen+2 {
 		return nil, fault.Field("data.text", "want at least the %[2]d tokens of a sequence, got %[1]d", len(c.train),
 			m.SequenceLen)
 	}
-	return c, nil
+	d.source, d.tokens, d.heldTokens = c, len(c.train), len(c.validation)
+	d.about = fmt.Sprintf("%d tokens of text, %d for validation", len(c.train), len(c.validation))
+	if bos, ok := d.vocab.BOS(); ok {
+		d.begin, d.end = bos, bos
+	} else {
+		d.begin, d.end = -1, -1
+	}
+	return d, nil
 }
 
 // endOfText separates texts in a bpe vocabulary. Generation starts with it.
@@ -84,14 +103,14 @@ func cutAt(text string, fraction float64) int {
 	return len(text)
 }
 
-func (c *corpus) encode(texts []string) ([]int32, error) {
+func encodeTexts(v *vocab.Vocab, texts []string) ([]int32, error) {
 	var out []int32
-	bos, separate := c.vocab.BOS()
+	bos, separate := v.BOS()
 	for _, text := range texts {
 		if text == "" {
 			continue
 		}
-		ids, err := c.vocab.Encode(text, vocab.Options{})
+		ids, err := v.Encode(text, vocab.Options{})
 		if err != nil {
 			return nil, fault.Wrap(fault.Invalid, err, "encode data.text")
 		}
@@ -103,38 +122,30 @@ func (c *corpus) encode(texts []string) ([]int32, error) {
 	return out, nil
 }
 
-// slot returns the data of one slot of a step: windows at offsets that depend on (seed, step,
-// slot, sequence).
-func (c *corpus) slot(step uint64, slot, sequences int) *shardv1.Microbatch {
-	m := &shardv1.Microbatch{Step: step, Slot: uint32(slot), Sequences: uint32(sequences), Length: uint32(c.length)}
-	for s := range sequences {
-		key := mix(mix(mix(mix(c.seed^0x6c616d696e61)+step)+uint64(slot)) + uint64(s))
-		c.window(m, c.train, int(key%uint64(len(c.train)-c.length)))
-	}
-	return m
+// sequence returns a window at an offset that depends on (seed, step, slot, sequence).
+func (c *texts) sequence(step uint64, slot, sequence int) (*sequence, error) {
+	key := mix(mix(mix(mix(c.seed^0x6c616d696e61)+step)+uint64(slot)) + uint64(sequence))
+	at := int(key % uint64(len(c.train)-c.length))
+	out := c.window(c.train, at)
+	out.name = strconv.Itoa(at)
+	return out, nil
 }
 
-// window appends the sequence at an offset and its targets, which are the next tokens.
-func (c *corpus) window(m *shardv1.Microbatch, text []int32, at int) {
-	for i := range c.length {
-		m.Ids = append(m.Ids, uint32(text[at+i]))
-		m.Targets = append(m.Targets, text[at+i+1])
-	}
+// window returns the sequence at an offset. Its targets are the next tokens.
+func (c *texts) window(text []int32, at int) *sequence {
+	return &sequence{Sample: corpus.Sample{IDs: text[at : at+c.length], Targets: text[at+1 : at+c.length+1],
+		Documents: []int{c.length}}}
 }
 
-// evaluation cuts the validation text into windows that do not overlap, grouped into slots.
-func (c *corpus) evaluation(step uint64, sequences int) []*shardv1.Microbatch {
-	var out []*shardv1.Microbatch
-	for at := 0; at+c.length < len(c.validation); at += c.length {
-		if n := len(out); n == 0 || int(out[n-1].GetSequences()) == sequences {
-			out = append(out, &shardv1.Microbatch{Step: step, Slot: uint32(n), Length: uint32(c.length)})
-		}
-		last := out[len(out)-1]
-		last.Sequences++
-		c.window(last, c.validation, at)
-	}
-	return out
+// held counts the windows of the validation text that do not overlap.
+func (c *texts) held() int64 { return int64(max(0, len(c.validation)-1) / c.length) }
+
+// heldSequence returns a window of the validation text.
+func (c *texts) heldSequence(i int64) (*sequence, error) {
+	return c.window(c.validation, int(i)*c.length), nil
 }
+
+func (c *texts) close() error { return nil }
 
 // mix applies SplitMix64's finalizer.
 func mix(x uint64) uint64 {

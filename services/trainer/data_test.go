@@ -8,12 +8,11 @@ import (
 	"strings"
 	"testing"
 
-	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
 	"github.com/lamina-mesh/lamina/pkg/vocab"
 )
 
 // aCorpus returns a corpus of 1000 characters whose last tenth is for validation.
-func aCorpus(t *testing.T, change func(*Manifest)) *corpus {
+func aCorpus(t *testing.T, change func(*Manifest)) *dataset {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "text.txt")
 	if err := os.WriteFile(path, []byte(strings.Repeat("abcdéfghij", 90)+strings.Repeat("0123456789", 10)),
@@ -25,20 +24,30 @@ func aCorpus(t *testing.T, change func(*Manifest)) *corpus {
 	if change != nil {
 		change(m)
 	}
-	c, err := readCorpus(context.Background(), m, nil)
+	c, err := readData(context.Background(), m, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return c
 }
 
+func slotOf(t *testing.T, d *dataset, step uint64, slot, sequences int) *micro {
+	t.Helper()
+	m, err := d.slot(step, slot, sequences)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
 func TestCorpus_CutsByCharacters(t *testing.T) {
-	c := aCorpus(t, nil)
+	d := aCorpus(t, nil)
+	c := d.source.(*texts)
 	if len(c.train) != 900 || len(c.validation) != 100 {
 		t.Errorf("%d and %d characters, want 900 and 100", len(c.train), len(c.validation))
 	}
 	for at, ids := range map[string][]int32{"ghij": c.train[896:], "0123": c.validation[:4]} {
-		text, err := c.vocab.Decode(ids, vocab.DecodeOptions{})
+		text, err := d.vocab.Decode(ids, vocab.DecodeOptions{})
 		if err != nil || text != at {
 			t.Errorf("cut at %q, want %q (%v)", text, at, err)
 		}
@@ -47,11 +56,11 @@ func TestCorpus_CutsByCharacters(t *testing.T) {
 
 func TestCorpus_DataOfAStepIsAFunctionOfTheStep(t *testing.T) {
 	a, b := aCorpus(t, nil), aCorpus(t, nil)
-	b.slot(9, 3, 2) // reading other data first must change nothing
+	slotOf(t, b, 9, 3, 2) // reading other data first must change nothing
 	seen := map[string]bool{}
 	for step := uint64(1); step <= 5; step++ {
 		for slot := range 4 {
-			x, y := a.slot(step, slot, 2), b.slot(step, slot, 2)
+			x, y := slotOf(t, a, step, slot, 2), slotOf(t, b, step, slot, 2)
 			if !slices.Equal(x.GetIds(), y.GetIds()) || !slices.Equal(x.GetTargets(), y.GetTargets()) {
 				t.Errorf("step %d slot %d differs", step, slot)
 			}
@@ -68,17 +77,22 @@ func TestCorpus_DataOfAStepIsAFunctionOfTheStep(t *testing.T) {
 		t.Errorf("20 slots begin in %d ways", len(seen))
 	}
 	other := aCorpus(t, func(m *Manifest) { m.Seed = 4 })
-	if slices.Equal(other.slot(1, 0, 2).GetIds(), a.slot(1, 0, 2).GetIds()) &&
-		slices.Equal(other.slot(2, 0, 2).GetIds(), a.slot(2, 0, 2).GetIds()) {
+	if slices.Equal(slotOf(t, other, 1, 0, 2).GetIds(), slotOf(t, a, 1, 0, 2).GetIds()) &&
+		slices.Equal(slotOf(t, other, 2, 0, 2).GetIds(), slotOf(t, a, 2, 0, 2).GetIds()) {
 		t.Error("the seed does not change the data")
 	}
 }
 
 func TestCorpus_EvaluationCoversTheTextOnce(t *testing.T) {
-	c := aCorpus(t, nil)
+	d := aCorpus(t, nil)
+	c := d.source.(*texts)
 	var ids []uint32
-	var last *shardv1.Microbatch
-	for _, m := range c.evaluation(1, 3) {
+	var last *micro
+	for i := range d.evaluations(3) {
+		m, err := d.evaluation(1, i, 3)
+		if err != nil {
+			t.Fatal(err)
+		}
 		if last != nil && last.GetSequences() != 3 {
 			t.Errorf("a slot of %d sequences is not the last", last.GetSequences())
 		}
@@ -97,7 +111,7 @@ func TestCorpus_EvaluationCoversTheTextOnce(t *testing.T) {
 func TestMetrics_ResumeDropsRepeatedSteps(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "metrics.jsonl")
 	for _, upTo := range []uint64{0, 3, 2} {
-		m, err := openMetrics(path, upTo)
+		m, err := openSteps(path, upTo)
 		if err != nil {
 			t.Fatal(err)
 		}

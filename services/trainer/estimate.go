@@ -62,8 +62,11 @@ func (m *Manifest) Estimate(ctx context.Context, stages, replicas int, set kerne
 	if err != nil {
 		return nil, err
 	}
-	data, err := readCorpus(ctx, m, b.vocab)
+	data, err := readData(ctx, m, b.vocab)
 	if err != nil {
+		return nil, err
+	}
+	if err := data.close(); err != nil { // only its sizes are needed
 		return nil, err
 	}
 	spec, err := b.spec(data.vocab.Size(), true)
@@ -75,7 +78,7 @@ func (m *Manifest) Estimate(ctx context.Context, stages, replicas int, set kerne
 	}
 	e := &Estimate{
 		Run: m.Name, Steps: m.Steps, TokensPerStep: m.Slots * m.SlotSequences * m.SequenceLen, Schedule: m.Schedule,
-		TrainingTokens: len(data.train), ValidationToken: len(data.validation),
+		TrainingTokens: data.tokens, ValidationToken: data.heldTokens,
 	}
 	e.Tokens = int64(e.TokensPerStep) * int64(m.Steps)
 	e.Epochs = float64(e.Tokens) / float64(max(1, e.TrainingTokens))

@@ -9,6 +9,7 @@ import (
 	"io"
 	"regexp"
 
+	"github.com/lamina-mesh/lamina/pkg/corpus"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/model"
 	"github.com/lamina-mesh/lamina/pkg/optim"
@@ -66,12 +67,35 @@ type Manifest struct {
 	ChatTemplate string `json:"chat_template"` // for the trained model's tokenizer_config.json; empty for none
 }
 
-// Data names the text.
+// Data names what is read: texts, of which a step reads random windows, or token data, of which every epoch
+// reads each sequence once. All paths are on the trainer's machine.
 type Data struct {
-	Text string   `json:"text"` // a file on the trainer's machine
+	Text string   `json:"text"` // a file
 	More []string `json:"more"` // further files, in order
-	// ValidationFraction is the share of the characters, at the end of each file, that is not trained on.
+
+	// Tokens are folders that "lamina data build" has written, with one vocabulary.
+	Tokens []TokenData `json:"tokens,omitempty"`
+	// Packing says how the documents of token data fill sequences: "concat" (default) puts one behind the other
+	// and divides them anywhere; "best-fit" divides no document that fits, and pads what is left.
+	Packing string `json:"packing,omitempty"`
+	// Isolate lets a token attend only to its own document. Positions restart in every document.
+	Isolate bool `json:"isolate,omitempty"`
+
+	// ValidationFraction is the share that is not trained on: of the characters, at the end of each text; of the
+	// tokens, in whole documents at the end of each folder.
 	ValidationFraction float64 `json:"validation_fraction"`
+	// Validation are further texts or folders of token data that are only for validation.
+	Validation []string `json:"validation,omitempty"`
+}
+
+// TokenData is a folder of token data in a mixture.
+type TokenData struct {
+	Path string `json:"path"`
+	// Weight is the folder's share of the sequences, divided by the sum of all weights. Without weights the
+	// folders are mixed as if they were one, each as often as its epochs say.
+	Weight float64 `json:"weight,omitempty"`
+	// Epochs is how often the run may read the folder, such as 0.5 or 3. Absent: as often as it has to.
+	Epochs float64 `json:"epochs,omitempty"`
 }
 
 // LearningRate holds the settings of the learning rate schedule.
@@ -152,6 +176,10 @@ func ParseManifest(text []byte) (*Manifest, error) {
 // setDefaults sets the defaults that depend on other fields.
 func (m *Manifest) setDefaults() {
 	r, o := &m.LearningRate, &m.Optimizer
+	if len(m.Data.Tokens) > 0 {
+		m.Vocabulary.Type = cmp.Or(m.Vocabulary.Type, vocabularyTokens)
+		m.Data.Packing = cmp.Or(m.Data.Packing, corpus.PackConcat)
+	}
 	r.Type, o.Type = cmp.Or(r.Type, optim.RateCosine), cmp.Or(o.Type, optim.NameAdamW)
 	if r.Type == optim.RateWSD && r.Decay == 0 {
 		r.Decay = (m.Steps + 9) / 10
@@ -257,13 +285,13 @@ func (m *Manifest) check() error {
 			m.SlotSequences, m.SequenceLen, maxSlotTokens)
 	}
 	switch m.Vocabulary.Type {
-	case "char", vocabModel:
+	case "char", vocabModel, vocabularyTokens:
 	case "bpe":
 		if m.Vocabulary.Size < 257 || m.Vocabulary.Size > 1<<20 {
 			return fault.Field("vocabulary.size", "%d is not within 257..%d", m.Vocabulary.Size, 1<<20)
 		}
 	default:
-		return fault.Field("vocabulary.type", "%q is neither char nor bpe nor model", m.Vocabulary.Type)
+		return fault.Field("vocabulary.type", "%q is none of char, bpe, model and tokens", m.Vocabulary.Type)
 	}
 	if err := (schedule.Config{Name: m.Schedule, Stages: 1, Spans: m.Spans, Micro: m.Slots}).Check(); err != nil {
 		return err
@@ -280,8 +308,8 @@ func (m *Manifest) check() error {
 	if _, err := template.Parse(m.ChatTemplate); err != nil {
 		return fault.Field("chat_template", "%v", err)
 	}
-	if m.Data.Text == "" {
-		return fault.Field("data.text", "want the name of a text file")
+	if err := m.Data.check(m.Vocabulary.Type); err != nil {
+		return err
 	}
 	if err := m.Gradients.check(m.Slots); err != nil {
 		return err
@@ -290,6 +318,47 @@ func (m *Manifest) check() error {
 		return err
 	}
 	return m.checkModel()
+}
+
+// vocabularyTokens is the type of a vocabulary that token data brings along.
+const vocabularyTokens = "tokens"
+
+// maxFolders bounds the folders of token data, all of which stay open.
+const maxFolders = 1024
+
+// check checks the data. Folders are checked when they are opened.
+func (d *Data) check(vocabulary string) error {
+	if len(d.Tokens) == 0 {
+		switch {
+		case vocabulary == vocabularyTokens:
+			return fault.Field("vocabulary.type", "%q is for data.tokens only", vocabulary)
+		case d.Text == "":
+			return fault.Field("data.text", "want the name of a text file, or data.tokens")
+		case d.Packing != "":
+			return fault.Field("data.packing", "%q is for data.tokens only", d.Packing)
+		case d.Isolate:
+			return fault.Field("data.isolate", "it is for data.tokens only")
+		}
+		return nil
+	}
+	if vocabulary != vocabularyTokens && vocabulary != vocabModel {
+		return fault.Field("vocabulary.type", "%q: token data has its own vocabulary", vocabulary)
+	}
+	if d.Text != "" || len(d.More) > 0 {
+		return fault.Field("data.text", "want either texts or data.tokens")
+	}
+	if n := len(d.Tokens) + len(d.Validation); n > maxFolders {
+		return fault.Field("data.tokens", "%d folders, at most %d are allowed", n, maxFolders)
+	}
+	if d.Packing != corpus.PackConcat && d.Packing != corpus.PackBestFit {
+		return fault.Field("data.packing", "%q is neither %s nor %s", d.Packing, corpus.PackConcat, corpus.PackBestFit)
+	}
+	for i, t := range d.Tokens {
+		if t.Path == "" {
+			return fault.Field(fmt.Sprintf("data.tokens[%d].path", i), "want a folder of token data")
+		}
+	}
+	return nil
 }
 
 // spans returns the number of layer ranges of each stage. A lone stage waits for nobody, so it has one.
@@ -311,9 +380,18 @@ func (m *Manifest) String() string { return fmt.Sprintf("run %s", m.Name) }
 
 // files lists the fields that name files or folders of the trainer's machine.
 func (m *Manifest) files() []fileField {
-	out := []fileField{{"data.text", &m.Data.Text}}
+	var out []fileField
+	if len(m.Data.Tokens) == 0 {
+		out = append(out, fileField{"data.text", &m.Data.Text})
+	}
 	for i := range m.Data.More {
 		out = append(out, fileField{fmt.Sprintf("data.more[%d]", i), &m.Data.More[i]})
+	}
+	for i := range m.Data.Tokens {
+		out = append(out, fileField{fmt.Sprintf("data.tokens[%d].path", i), &m.Data.Tokens[i].Path})
+	}
+	for i := range m.Data.Validation {
+		out = append(out, fileField{fmt.Sprintf("data.validation[%d]", i), &m.Data.Validation[i]})
 	}
 	return out
 }

@@ -70,6 +70,11 @@ func TestParseManifest_NamesTheFieldItRefuses(t *testing.T) {
 		{"decay", -0.1, ""},
 		{"clip", -1, ""},
 		{"z_loss", -1, ""},
+		{"data.tokens", []any{map[string]any{"path": "x"}}, "vocabulary.type"},
+		{"data.packing", "best-fit", ""},
+		{"data.isolate", true, ""},
+		{"vocabulary.type", "tokens", ""},
+		{"data", map[string]any{"tokens": []any{map[string]any{"weight": 1}}}, "vocabulary.type"},
 		{"data.validation_fraction", 1, ""},
 		{"data.text", "", ""},
 		{"vocabulary.type", "words", ""},
@@ -211,4 +216,38 @@ func FuzzParseManifest(f *testing.F) {
 			t.Errorf("a good manifest, written out, is refused: %v\n%s", err, again)
 		}
 	})
+}
+
+func TestParseManifest_TokenData(t *testing.T) {
+	data := func(more map[string]any) []byte {
+		var m map[string]any
+		if err := json.Unmarshal([]byte(good), &m); err != nil {
+			t.Fatal(err)
+		}
+		d := map[string]any{"tokens": []any{map[string]any{"path": "a"}}}
+		for k, v := range more {
+			d[k] = v
+		}
+		m["data"], m["vocabulary"] = d, map[string]any{}
+		raw, err := json.Marshal(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return raw
+	}
+	m, err := trainer.ParseManifest(data(nil))
+	if err != nil || m.Vocabulary.Type != "tokens" || m.Data.Packing != "concat" {
+		t.Errorf("%+v, %v", m, err)
+	}
+	for want, more := range map[string]map[string]any{
+		"data.packing":        {"packing": "first-fit"},
+		"data.tokens[1].path": {"tokens": []any{map[string]any{"path": "a"}, map[string]any{"weight": 2}}},
+		"data.text":           {"more": []string{"a.txt"}},
+		"data.tokens":         {"validation": make([]string, 1025)},
+	} {
+		if _, err := trainer.ParseManifest(data(more)); fault.CodeOf(err) != fault.Invalid ||
+			!strings.Contains(err.Error(), want) {
+			t.Errorf("%v: %v", more, err)
+		}
+	}
 }

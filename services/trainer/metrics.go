@@ -1,27 +1,23 @@
 package trainer
 
 import (
-	"bytes"
-	"encoding/json"
-	"errors"
-	"io"
-	"io/fs"
-	"os"
-
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
 	"github.com/lamina-mesh/lamina/pkg/schedule"
-	"github.com/lamina-mesh/lamina/pkg/weights"
 )
 
 // line is one step in metrics.jsonl.
 type line struct {
-	Step            uint64  `json:"step"`
-	Loss            float64 `json:"loss"`                      // nats per token
-	Validation      float64 `json:"validation_loss,omitempty"` // if measured at this step
-	Norm            float64 `json:"gradient_norm"`             // before clipping
-	Rate            float64 `json:"learning_rate"`
-	StepMS          float64 `json:"step_ms"`
-	TokensPerSecond float64 `json:"tokens_per_second"`
+	Step       uint64  `json:"step"`
+	Loss       float64 `json:"loss"`                      // nats per token
+	Validation float64 `json:"validation_loss,omitempty"` // if measured at this step
+	Norm       float64 `json:"gradient_norm"`             // before clipping
+	// BitsPerByte and ValidationBitsPerByte are the losses in bits per byte of the text that the targets
+	// stand for.
+	BitsPerByte           float64 `json:"bits_per_byte,omitempty"`
+	ValidationBitsPerByte float64 `json:"validation_bits_per_byte,omitempty"`
+	Rate                  float64 `json:"learning_rate"`
+	StepMS                float64 `json:"step_ms"`
+	TokensPerSecond       float64 `json:"tokens_per_second"`
 	// Bubble is the share of the stages' time that they waited in the schedule, as measured, and
 	// SimulatedBubble what a simulation with equal costs of all passes gives. Absent for one stage.
 	Bubble          float64 `json:"bubble,omitempty"`
@@ -69,47 +65,3 @@ func (m *Manifest) simulatedBubble(l layout) (float64, error) {
 	r, err := schedule.Simulate(lists, schedule.Costs{Forward: 1, Input: 1, Weight: 1})
 	return r.Bubble, err
 }
-
-// metricsFile is the file metrics.jsonl of a run.
-type metricsFile struct{ f *os.File }
-
-// openMetrics opens the file and removes the lines of steps after the given one, because a
-// resumed run repeats these steps.
-func openMetrics(path string, upTo uint64) (*metricsFile, error) {
-	old, err := os.ReadFile(path)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
-	}
-	err = weights.WriteFile(path, func(w io.Writer) error {
-		for text := range bytes.Lines(old) {
-			var l line
-			if json.Unmarshal(text, &l) != nil || l.Step > upTo {
-				continue
-			}
-			if _, err := w.Write(append(bytes.TrimRight(text, "\n"), '\n')); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
-	if err != nil {
-		return nil, err
-	}
-	return &metricsFile{f}, nil
-}
-
-func (m *metricsFile) write(l line) error {
-	text, err := json.Marshal(l)
-	if err != nil {
-		return err
-	}
-	_, err = m.f.Write(append(text, '\n'))
-	return err
-}
-
-// Close closes the file.
-func (m *metricsFile) Close() error { return m.f.Close() }

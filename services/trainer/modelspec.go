@@ -40,7 +40,9 @@ type Model struct {
 
 // Vocabulary says how the text becomes ids.
 type Vocabulary struct {
-	Type string `json:"type"` // "char" or "bpe", made from the text, or "model", read from files
+	// Type is "char" or "bpe", made from the text; "model", read from files; or "tokens", the default with
+	// data.tokens: that of the token data.
+	Type string `json:"type"`
 	Size int    `json:"size"` // number of tokens of a bpe vocabulary
 	// Path is where a "model" vocabulary is read from: a folder with tokenizer.json. When absent, it is
 	// model.from, or the folder of model.config.
@@ -76,8 +78,12 @@ func (m *Manifest) checkModel() error {
 	case d.Config != nil && !inline && d.configPath() == "":
 		return fault.Field("model.config", "want an object or a path")
 	case d.From != "" && v.Type != vocabModel:
-		return fault.Field("vocabulary.type", "%q: a model that starts from files keeps its vocabulary: want %q", v.Type,
-			vocabModel)
+		return fault.Field(
+			"vocabulary.type",
+			"%q: a model that starts from files keeps its vocabulary: want %q",
+			v.Type,
+			vocabModel,
+		)
 	case v.Type == vocabModel && v.Path == "" && d.From == "" && d.configPath() == "":
 		return fault.Field("vocabulary.path", "want the path of a vocabulary")
 	case v.Type != vocabModel && v.Path != "":
@@ -150,7 +156,12 @@ func (m *Manifest) shortSpec(vocab int) (model.Spec, error) {
 // checkSpec checks the settings that depend on the model.
 func (m *Manifest) checkSpec(s *model.Spec) error {
 	if m.SequenceLen > s.Context {
-		return fault.Field("sequence_len", "%d is longer than the context of %d (model.context)", m.SequenceLen, s.Context)
+		return fault.Field(
+			"sequence_len",
+			"%d is longer than the context of %d (model.context)",
+			m.SequenceLen,
+			s.Context,
+		)
 	}
 	if _, err := model.ConfigJSON(*s); err != nil { // what stages read, and the trained model's config.json
 		return fault.Wrap(fault.Invalid, err, "model")

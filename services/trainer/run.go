@@ -151,18 +151,20 @@ func (r *run) main(ctx context.Context, a *activity) {
 
 // train steps until the manifest's last step, rebuilding the fleet when it breaks.
 func (r *run) train(ctx context.Context) (stopped bool, err error) {
-	data, err := readCorpus(ctx, r.manifest, r.plan.vocab)
+	data, err := readData(ctx, r.manifest, r.plan.vocab)
 	if err != nil {
 		return false, err
 	}
+	defer func() { err = errors.Join(err, data.close()) }()
+	r.update(func(s *trainerv1.Run) { s.Data = data.about })
 	spec, err := r.plan.spec(data.vocab.Size(), true)
 	if err != nil {
 		return false, err
 	}
 	if r.plan.vocab == nil { // the ids of config.json belong to another vocabulary
 		spec.BOS, spec.EOS = nil, nil
-		if bos, ok := data.vocab.BOS(); ok {
-			spec.BOS, spec.EOS = []int32{bos}, []int32{bos}
+		if data.begin >= 0 {
+			spec.BOS, spec.EOS = []int32{data.begin}, []int32{data.end}
 		}
 	}
 	initial, err := r.plan.initial()
@@ -230,13 +232,15 @@ func retryable(err error) bool {
 // training is the loop of a run over successive fleets.
 type training struct {
 	run         *run
-	data        *corpus
+	data        *dataset
 	spec        model.Spec
 	initial     *shardv1.InitialWeights // nil for random ones
 	last        *state                  // last committed state; nil before the first checkpoint
 	checkpoints string
-	metrics     *metricsFile
+	metrics     *stepFile
+	ledger      *stepFile
 	validation  float64
+	bits        float64 // validation in bits per byte
 	began       time.Time
 	tokens      int
 	simulated   float64 // bubble of the schedule
@@ -252,10 +256,12 @@ func (t *training) step() uint64 {
 // attempt builds a fleet and steps until the end or an error.
 func (t *training) attempt(ctx context.Context) (stopped bool, err error) {
 	r, m := t.run, t.run.manifest
-	if t.metrics, err = openMetrics(filepath.Join(r.dir, "metrics.jsonl"), t.step()); err != nil {
-		return false, err
+	for name, file := range map[string]**stepFile{"metrics.jsonl": &t.metrics, "ledger.jsonl": &t.ledger} {
+		if *file, err = openSteps(filepath.Join(r.dir, name), t.step()); err != nil {
+			return false, err
+		}
+		defer func() { err = errors.Join(err, (*file).Close()) }()
 	}
-	defer func() { err = errors.Join(err, t.metrics.Close()) }()
 	addrs, err := r.service.shards(ctx)
 	if err != nil {
 		return false, err
@@ -318,12 +324,16 @@ func (t *training) runStep(f *fleet, step uint64) error {
 	begin := time.Now()
 	var idle bubble
 	var sent traffic
-	losses, norms, err := t.gradients(f, step, &idle, &sent)
+	data, err := t.read(step)
+	if err != nil {
+		return err
+	}
+	losses, norms, err := t.gradients(f, step, data, &idle, &sent)
 	if err != nil {
 		return err
 	}
 	res := result{rate: m.rate().At(int(step))}
-	targets := float64(m.Slots * m.SlotSequences * m.SequenceLen)
+	targets := float64(data.targets)
 	for _, l := range losses { // in slot order
 		res.loss += l / targets
 	}
@@ -340,25 +350,30 @@ func (t *training) runStep(f *fleet, step uint64) error {
 	if err := t.apply(f, step, res); err != nil {
 		return err
 	}
-	t.tokens += int(targets)
-	t.validation = 0
+	if err := t.ledger.write(data.ledger); err != nil {
+		return err
+	}
+	t.tokens += int(data.targets)
+	t.validation, t.bits = 0, 0
 	if m.EvaluateEvery > 0 && step%uint64(m.EvaluateEvery) == 0 {
 		if err := t.evaluate(f, step); err != nil {
 			return err
 		}
 	}
+	bits := bitsPerByte(res.loss*targets, data.bytes)
 	speed, took := float64(t.tokens)/time.Since(t.began).Seconds(), float64(time.Since(begin).Microseconds())/1000
 	t.run.update(func(s *trainerv1.Run) {
 		s.Step, s.Loss, s.GradientNorm, s.LearningRate, s.TokensPerSecond = step, res.loss, res.norm, res.rate, speed
 		s.StepMs, s.Bubble, s.SimulatedBubble = took, idle.share(), t.simulated
+		s.BitsPerByte = bits
 		if t.validation > 0 {
-			s.ValidationLoss = t.validation
+			s.ValidationLoss, s.ValidationBitsPerByte = t.validation, t.bits
 		}
 		s.GradientBytes, s.GradientRatio, s.GradientError = s.GetGradientBytes()+sent.sent, sent.ratio(), sent.error()
 	})
 	t.run.recordLater()
 	return t.metrics.write(line{Step: step, Loss: res.loss, Norm: res.norm, Rate: res.rate, Validation: t.validation,
-		Bubble: idle.share(), SimulatedBubble: t.simulated,
+		BitsPerByte: bits, ValidationBitsPerByte: t.bits, Bubble: idle.share(), SimulatedBubble: t.simulated,
 		GradientBytes: sent.sent, GradientBytesRead: sent.read, GradientRatio: sent.ratio(), GradientError: sent.error(),
 		StepMS: took, TokensPerSecond: speed})
 }
@@ -366,10 +381,9 @@ func (t *training) runStep(f *fleet, step uint64) error {
 // gradients runs the slots of a step on all chains. It returns the losses in slot order and
 // the norms in name order. All replicas must report equal norms.
 func (t *training) gradients(
-	f *fleet, step uint64, idle *bubble, sent *traffic,
+	f *fleet, step uint64, data *batch, idle *bubble, sent *traffic,
 ) ([]float64, []*shardv1.Norm, error) {
 	m := t.run.manifest
-	targets := uint64(m.Slots * m.SlotSequences * m.SequenceLen)
 	losses := make([]float64, m.Slots)
 	folded := make([][]*shardv1.Norm, len(f.chains))
 	reports := make([][]*shardv1.Folded, len(f.chains))
@@ -377,13 +391,11 @@ func (t *training) gradients(
 	var g errgroup.Group
 	for _, c := range f.chains {
 		lo, hi := m.share(c.replica, len(f.chains))
-		s := &shardv1.Step{Step: step, Targets: targets}
-		var data []*shardv1.Microbatch
+		s := &shardv1.Step{Step: step, Targets: data.targets}
 		for slot := lo; slot < hi; slot++ {
 			s.Slots = append(s.Slots, uint32(slot))
-			data = append(data, t.data.slot(step, slot, m.SlotSequences))
 		}
-		g.Go(func() error { return f.feed(c, s, data) })
+		g.Go(func() error { return f.feed(c, s, data.slots[lo:hi]) })
 	}
 	err := f.each(func(c *chain, i int, s *stage) error {
 		for {
@@ -393,13 +405,15 @@ func (t *training) gradients(
 			}
 			switch frame := r.GetFrame().(type) {
 			case *shardv1.TrainResponse_Loss:
-				if int(frame.Loss.GetSlot()) >= m.Slots || frame.Loss.GetStep() != step {
-					return fault.New(fault.Internal, "step %d: got the loss of slot %d of step %d", step,
-						frame.Loss.GetSlot(), frame.Loss.GetStep())
-				}
 				mu.Lock()
-				losses[frame.Loss.GetSlot()] = frame.Loss.GetSum()
+				err := data.lost(frame.Loss, c.replica)
+				if err == nil {
+					losses[frame.Loss.GetSlot()] = frame.Loss.GetSum()
+				}
 				mu.Unlock()
+				if err != nil {
+					return err
+				}
 			case *shardv1.TrainResponse_Folded:
 				mu.Lock()
 				folded[c.replica] = append(folded[c.replica], frame.Folded.GetNorms()...)
@@ -463,20 +477,27 @@ func (t *training) apply(f *fleet, step uint64, res result) error {
 
 // evaluate measures the mean loss of the validation text on the first chain.
 func (t *training) evaluate(f *fleet, step uint64) error {
-	data := t.data.evaluation(step, t.run.manifest.SlotSequences)
-	if len(data) == 0 {
+	sequences := t.run.manifest.SlotSequences
+	slots := t.data.evaluations(sequences)
+	if slots == 0 {
 		return nil
 	}
 	var sum float64
-	var targets uint64
-	losses := make([]float64, len(data))
-	const most = 4096 // slots in a step frame
-	for from := 0; from < len(data); from += most {
-		part := data[from:min(len(data), from+most)]
+	var targets, bytes uint64
+	losses := make([]float64, slots)
+	const most = 256 // slots in a step frame
+	for from := 0; from < slots; from += most {
 		s := &shardv1.Step{Step: step, Targets: 1, ForwardOnly: true}
-		for i, m := range part {
+		var part []*micro
+		for i := range min(most, slots-from) {
+			m, err := t.data.evaluation(step, from+i, sequences)
+			if err != nil {
+				return err
+			}
 			m.Slot = uint32(i)
 			s.Slots = append(s.Slots, uint32(i))
+			part = append(part, m)
+			bytes += m.bytes
 		}
 		c := f.chains[0]
 		var g errgroup.Group
@@ -504,13 +525,16 @@ func (t *training) evaluate(f *fleet, step uint64) error {
 	for _, l := range losses {
 		sum += l
 	}
-	t.validation = sum / float64(targets)
-	t.run.update(func(s *trainerv1.Run) { s.ValidationLoss = t.validation })
+	t.validation, t.bits = sum/float64(targets), bitsPerByte(sum, bytes)
+	t.run.update(func(s *trainerv1.Run) { s.ValidationLoss, s.ValidationBitsPerByte = t.validation, t.bits })
 	return nil
 }
 
 // checkpoint fetches the state from the fleet and commits it.
 func (t *training) checkpoint(f *fleet) error {
+	if err := t.ledger.sync(); err != nil { // before a checkpoint says that its steps are done
+		return err
+	}
 	s, err := f.fetch()
 	if err != nil {
 		return err
@@ -549,7 +573,8 @@ func (t *training) export() error {
 	}
 	digest := t.last.digest()
 	report, err := json.MarshalIndent(map[string]any{
-		"run": t.run.manifest.Name, "steps": t.last.step, "validation_loss": t.validation, "weights_sha256": digest,
+		"run": t.run.manifest.Name, "steps": t.last.step, "validation_loss": t.validation,
+		"validation_bits_per_byte": t.bits, "weights_sha256": digest,
 		"manifest_sha256": t.run.hash,
 	}, "", "  ")
 	if err != nil {

@@ -1,0 +1,50 @@
+package trainer
+
+import (
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
+)
+
+// batch is the data of a step.
+type batch struct {
+	slots   []*micro
+	targets uint64 // that are not masked
+	bytes   uint64 // text of the targets
+	ledger  ledgerLine
+}
+
+// read reads the data of a step.
+func (t *training) read(step uint64) (*batch, error) {
+	m := t.run.manifest
+	b := &batch{ledger: ledgerLine{Step: step}}
+	for slot := range m.Slots {
+		data, err := t.data.slot(step, slot, m.SlotSequences)
+		if err != nil {
+			return nil, fault.Wrap(fault.CodeOf(err), err, "read slot %d of step %d", slot, step)
+		}
+		b.slots = append(b.slots, data)
+		b.targets, b.bytes = b.targets+data.counted, b.bytes+data.bytes
+		b.ledger.Slots = append(b.ledger.Slots, ledgerSlot{Slot: slot, Replica: -1, Samples: data.samples})
+	}
+	return b, nil
+}
+
+// lost records the loss of a slot, which must come once.
+func (b *batch) lost(l *shardv1.Loss, replica int) error {
+	slot := int(l.GetSlot())
+	if slot >= len(b.slots) || l.GetStep() != b.ledger.Step {
+		return fault.New(fault.Internal, "step %d: got the loss of slot %d of step %d", b.ledger.Step, slot,
+			l.GetStep())
+	}
+	if entry := &b.ledger.Slots[slot]; entry.Replica < 0 {
+		entry.Replica = replica
+	} else {
+		return fault.New(fault.Internal, "step %d: replicas %d and %d have both run slot %d", b.ledger.Step,
+			entry.Replica, replica, slot)
+	}
+	if l.GetTargets() != b.slots[slot].counted {
+		return fault.New(fault.Internal, "step %d: slot %d has %d targets, its loss is of %d", b.ledger.Step, slot,
+			b.slots[slot].counted, l.GetTargets())
+	}
+	return nil
+}
