@@ -32,6 +32,7 @@ type cli struct {
 	Chat     chatCmd     `cmd:"" help:"Chat with a model in the terminal."`
 	Train    trainCmd    `cmd:"" help:"Pre-train a model from a manifest."`
 	Runs     runsGroup   `cmd:"" help:"List, watch, pause, resume, stop and delete training runs, and fetch their files."`
+	Report   reportCmd   `cmd:"" help:"Write a report on training runs: curves, figures, manifest and sample texts as one HTML page, or steps as CSV."`
 	Status   statusCmd   `cmd:"" help:"Show the running services, the pipelines and the training runs."`
 	Models   modelsCmd   `cmd:"" help:"List the models that a router serves."`
 
