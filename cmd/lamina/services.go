@@ -103,10 +103,12 @@ type schedulingFlags struct {
 	Queue           int           `help:"Number of requests that may wait for a pipeline; further ones are refused."                                           default:"256"`
 	PrefixCacheIdle time.Duration `help:"How long the KV pages of a prompt stay in the prefix cache after their last use; below 0 turns the prefix cache off." default:"5m"`
 	StepFloor       time.Duration `help:"Shortest step deadline while another pipeline could take over; 0 means 250ms between processes and 5s within one."    default:"0s"`
+	Hedge           time.Duration `help:"Compute a prompt on a second pipeline too if its first token is later than 95 of 100 and this; 0 means 250ms between processes and never within one, below 0 never." default:"0s"`
 }
 
 func (f schedulingFlags) scheduling() app.Scheduling {
-	return app.Scheduling{Queue: f.Queue, CacheIdle: f.PrefixCacheIdle, StepFloor: f.StepFloor}
+	return app.Scheduling{Queue: f.Queue, CacheIdle: f.PrefixCacheIdle, StepFloor: f.StepFloor,
+		Hedge: f.Hedge}
 }
 
 // hiddenStateFlags say how hidden states are sent between stages.

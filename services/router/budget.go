@@ -21,6 +21,7 @@ const (
 const (
 	againMoved   = "moved"   // a sequence whose pipeline was lost
 	againRebuilt = "rebuilt" // a stage that was lost
+	againHedged  = "hedged"  // a prompt whose first token was late
 )
 
 // replayBudget bounds what the router spends on computing positions again, so that a fleet whose shards come

@@ -44,6 +44,7 @@ type fakeShard struct {
 	refuse   bool                // refuses every entry
 	poison   uint32              // an id that ends the stream of whoever sends it; 0 for none
 	poisoned int                 // how often it came
+	busy     time.Duration       // what its last batch takes
 	struck   int                 // sessions held when the fault happened
 	lend     time.Duration       // how long a new pipeline waits for its pages
 	faults   []string            // the router's violations of the protocol
@@ -397,7 +398,11 @@ func (p *fakePipeline) take(ctx context.Context, r *shardv1.InferRequest) error 
 	cost := s.cost
 	s.mu.Unlock()
 	if cost != nil {
-		computed := time.NewTimer(cost(len(ids)))
+		took := cost(len(ids))
+		s.mu.Lock()
+		s.busy = took
+		s.mu.Unlock()
+		computed := time.NewTimer(took)
 		select {
 		case <-computed.C:
 		case <-ctx.Done():

@@ -329,34 +329,18 @@ func (q *request) generate(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		seq := newSequence(&sequence{
-			log: slices.Clone(log), whole: slices.Clone(q.log), emitted: len(q.log) - len(q.prompt), epoch: epoch,
-			tenant: auth.Tenant(ctx), priority: q.priority,
-			rules: q.rules, logprobs: slices.Clone(q.logprobs), picker: q.picker,
-			tokens: q.tokens, maxLen: maxLen, suspect: q.strikes.count > 0, proven: q.proven,
-			score: q.echo.logprobs && !q.echo.done, drafts: max(0, q.service.cfg.Speculate),
-		})
-		q.service.log.DebugContext(ctx, "submit session", "session", hexID(seq.id), "pipeline", p.id, "epoch", epoch)
-		speculating, stop := context.WithCancel(ctx)
-		if seq.drafts > 0 {
-			seq.drafter = q.startDraft(speculating, p, seq)
-		}
 		var end result
-		if err := p.submit(seq); err != nil {
+		a, err := q.submit(ctx, p, epoch, log, maxLen)
+		if err != nil {
 			end.lost = err
 		} else {
-			if seq.drafter != nil {
-				close(seq.drafter.submitted)
-			}
-			end, err = q.follow(ctx, p, seq)
+			end, a, err = q.follow(ctx, a)
 			if end.lost == nil && !end.slid || err != nil {
-				stop()
-				p.assigned.Add(-1)
+				a.end()
 				return q.renameField(err)
 			}
 		}
-		stop()
-		p.assigned.Add(-1)
+		a.end()
 		if since = time.Now(); end.slid { // the next sequence has the tokens that the window keeps
 			moves, moved, q.strikes, q.proven = 0, false, strikes{}, 0
 			continue
@@ -383,58 +367,97 @@ func (q *request) generate(ctx context.Context) error {
 	}
 }
 
+// submit submits the log to a pipeline, at which it is counted already. An error means that the pipeline is
+// lost; the attempt has to be ended in any case.
+func (q *request) submit(ctx context.Context, p *pipeline, epoch uint64, log []int32, maxLen int) (*attempt, error) {
+	seq := newSequence(&sequence{
+		log: slices.Clone(log), whole: slices.Clone(q.log), emitted: len(q.log) - len(q.prompt), epoch: epoch,
+		tenant: auth.Tenant(ctx), priority: q.priority,
+		rules: q.rules, logprobs: slices.Clone(q.logprobs), picker: q.picker,
+		tokens: q.tokens, maxLen: maxLen, suspect: q.strikes.count > 0, proven: q.proven,
+		score: q.echo.logprobs && !q.echo.done, drafts: max(0, q.service.cfg.Speculate),
+	})
+	q.service.log.DebugContext(ctx, "submit session", "session", hexID(seq.id), "pipeline", p.id, "epoch", epoch)
+	speculating, stop := context.WithCancel(ctx)
+	if seq.drafts > 0 {
+		seq.drafter = q.startDraft(speculating, p, seq)
+	}
+	err := p.submit(seq)
+	if err == nil && seq.drafter != nil {
+		close(seq.drafter.submitted)
+	}
+	return &attempt{p: p, seq: seq, log: log, stop: stop}, err
+}
+
 // follow handles a session's results until it ends. The returned result says whether the session is
 // lost and has to move, or whether the window has slid. Otherwise it has ended with err or with its
-// last token.
-func (q *request) follow(ctx context.Context, p *pipeline, seq *sequence) (end result, err error) {
+// last token. The returned attempt is the one that is left: a hedge may have taken over.
+func (q *request) follow(ctx context.Context, a *attempt) (end result, last *attempt, err error) {
+	r := q.newRace(a)
 	defer func() {
-		if err != nil || ctx.Err() != nil {
-			_ = p.tell(seq.cancel()) // a pipeline that is gone holds nothing
-		}
+		r.stop(err != nil || ctx.Err() != nil)
+		last = r.first
 	}()
 	for {
-		o, err := seq.next(ctx, p)
+		o, from, err := r.next(ctx)
 		switch {
 		case err != nil:
-			return result{}, err
-		case o.lost != nil:
-			return o, nil
+			return result{}, nil, err
+		case o.lost != nil && r.second == nil:
+			return o, nil, nil
+		case o.lost != nil: // the other one goes on
+			q.proven = max(q.proven, o.proven)
+			if o.blamed != nil {
+				q.strikes.add(len(q.log), *o.blamed, o.lost)
+			}
+			r.drop(from)
+			if err := q.strikes.verdict(q.id); err != nil {
+				return result{}, nil, err
+			}
+			continue
+		case o.err != nil && from == r.second:
+			r.drop(from)
+			continue
 		case o.err != nil:
-			return result{}, o.err
+			return result{}, nil, o.err
 		case o.struck != nil:
 			q.strikes.add(len(q.log), *o.blamed, o.struck)
 			if err := q.strikes.verdict(q.id); err != nil {
-				return result{}, err
+				return result{}, nil, err
 			}
-			_ = p.tell(seq.proceed()) // a lost pipeline has told the sequence
+			_ = from.p.tell(from.seq.proceed()) // a lost pipeline has told the sequence
 			continue
 		case o.accepted:
 			if q.started != nil { // not sent again after a move
 				if err := q.sink.started(q.started); err != nil {
-					return result{}, err
+					return result{}, nil, err
 				}
 				q.started = nil
 				if err := q.openEcho(); err != nil {
-					return result{}, err
+					return result{}, nil, err
 				}
 			}
 			continue
 		}
+		if q.first.IsZero() {
+			r.won(from)
+			q.service.firsts.add(max(0, len(from.log)-o.cached), time.Since(r.begun))
+		}
 		if err := q.closeEcho(o.scores); err != nil {
-			return result{}, err
+			return result{}, nil, err
 		}
 		finished, err := q.token(o)
 		if err != nil {
-			return result{}, err
+			return result{}, nil, err
 		}
 		if finished {
 			if o.token.GetFinishReason() == samplerv1.FinishReason_FINISH_REASON_UNSPECIFIED {
-				_ = p.tell(seq.cancel()) // ended by a stop string, which the pipeline does not know
+				_ = from.p.tell(from.seq.cancel()) // ended by a stop string, which the pipeline does not know
 			}
-			return result{}, nil
+			return result{}, nil, nil
 		}
 		if o.token.GetFinishReason() != samplerv1.FinishReason_FINISH_REASON_UNSPECIFIED {
-			return result{slid: true}, nil // the log fills the context, and the pipeline has ended the sequence
+			return result{slid: true}, nil, nil // the log fills the context, and the pipeline has ended the sequence
 		}
 	}
 }

@@ -78,6 +78,10 @@ type Config struct {
 	ReplayShare  float64
 	ReplayBurst  int
 	ReplayRefill time.Duration
+	// Hedge is the shortest time after which a prompt is computed on a second pipeline as well, because its
+	// first token is late: later than that of 95 of 100 prompts of about its length. The one that answers
+	// first goes on. It spends from the budget for replays. 0 means 250 ms, and less than 0 turns it off.
+	Hedge time.Duration
 	// ReadLimit is how long a client's stream may stay full before the client is disconnected; 0
 	// means 30 s.
 	ReadLimit time.Duration
@@ -111,6 +115,7 @@ type Service struct {
 	grammars *grammarChecker
 	requests *requests
 	replays  *replayBudget
+	firsts   firstTimes
 
 	mu           sync.Mutex
 	instances    map[string][]discovery.Instance          // by service
@@ -147,6 +152,9 @@ func New(c Config) *Service {
 	s.replays = newReplayBudget(c, s.m)
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
+	}
+	if s.cfg.Hedge == 0 {
+		s.cfg.Hedge = hedgeLeast
 	}
 	if s.cfg.ReadLimit == 0 {
 		s.cfg.ReadLimit = readLimit
@@ -294,6 +302,7 @@ type metrics struct {
 	reopens     *prometheus.CounterVec
 	again       *prometheus.CounterVec
 	overBudget  prometheus.Counter
+	hedges      *prometheus.CounterVec
 	preemptions prometheus.Counter
 	drafted     *prometheus.CounterVec
 	accepted    *prometheus.CounterVec
@@ -387,13 +396,19 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			prometheus.CounterOpts{Name: "lamina_router_replays_over_budget_total",
 				Help: "Replays that had to wait for the budget."},
 		),
+		hedges: prometheus.NewCounterVec(
+			prometheus.CounterOpts{Name: "lamina_router_hedges_total",
+				Help: "Prompts with a late first token that were computed on a second pipeline too, by which " +
+					"answered first: the second has won or lost, or was dropped or over budget."},
+			[]string{"end"},
+		),
 		moves: prometheus.NewCounter(
 			prometheus.CounterOpts{Name: "lamina_router_moves_total", Help: "Sessions moved to another pipeline."},
 		),
 	}
 	if r != nil {
 		r.MustRegister(
-			m.requests, m.tokens, m.first, m.between, m.moves, m.reopens, m.again, m.overBudget, m.preemptions,
+			m.requests, m.tokens, m.first, m.between, m.moves, m.reopens, m.again, m.overBudget, m.hedges, m.preemptions,
 			m.drafted, m.accepted, m.steps, m.dropped, m.drafting, m.resumed, m.unjournaled, m.windows,
 		)
 	}

@@ -111,6 +111,8 @@ func (m *Mesh) settings(p *process, c MeshConfig) error {
 	}
 	// In one process no stage can freeze alone, so a late answer means that the machine is busy.
 	p.set.router.Scheduling.StepFloor = cmp.Or(c.Scheduling.StepFloor, meshStepFloor)
+	// A second pipeline shares the processors with the first one, so it would only make both slower.
+	p.set.router.Scheduling.Hedge = cmp.Or(c.Scheduling.Hedge, -1)
 	p.set.router.Speculation.Draft = "" // it is a path here, but the router needs a name
 	if c.Train {
 		p.set.runs = c.Runs

@@ -256,7 +256,7 @@ func (p *process) buildRouter() error {
 		Speculate: speculation.ids(), Draft: speculation.Draft, DraftMinProb: speculation.MinProbability,
 		HiddenType: p.set.router.HiddenType, Queue: scheduling.Queue, CacheIdle: scheduling.CacheIdle,
 		StepFloor: scheduling.StepFloor, ChunkRows: scheduling.ChunkRows,
-		MicroBatches: scheduling.MicroBatches, Journal: p.journal,
+		MicroBatches: scheduling.MicroBatches, Hedge: scheduling.Hedge, Journal: p.journal,
 	})
 	p.add(runPart("router pipelines", p.router.Run))
 	return nil
