@@ -71,6 +71,7 @@ func (p *progress) show(r *trainerv1.Run, now time.Time) {
 	if changed {
 		p.began, p.from = now, r.GetStep()
 	}
+	p.note(before, r)
 	line := runLine(r, p.from, now.Sub(p.began))
 	if p.terminal {
 		fmt.Fprintf(p.out, "\r%s\x1b[K", line) // and erase what is left of a longer line
@@ -81,6 +82,29 @@ func (p *progress) show(r *trainerv1.Run, now time.Time) {
 	if changed || validated || r.GetStep() >= p.reported+max(1, r.GetSteps()/plainLines) {
 		fmt.Fprintln(p.out, line)
 		p.reported = r.GetStep()
+	}
+}
+
+// note shows what the run reads, once, and its sample texts when there are new ones.
+func (p *progress) note(before, r *trainerv1.Run) {
+	var lines []string
+	if r.GetData() != before.GetData() {
+		for line := range strings.SplitSeq(r.GetData(), "; ") {
+			lines = append(lines, "data     "+line)
+		}
+	}
+	if s := r.GetSamples(); len(s) > 0 &&
+		(len(before.GetSamples()) == 0 || before.GetSamples()[0].GetStep() != s[0].GetStep()) {
+		for _, text := range s {
+			lines = append(lines, fmt.Sprintf("sample   after step %d: %q > %q", text.GetStep(), text.GetPrompt(),
+				text.GetText()))
+		}
+	}
+	for _, line := range lines {
+		if p.drawn {
+			line = "\r" + line + "\x1b[K"
+		}
+		fmt.Fprintln(p.out, line)
 	}
 }
 
@@ -110,8 +134,17 @@ func runLine(r *trainerv1.Run, from uint64, took time.Duration) string {
 	fmt.Fprintf(&b, "  loss %.4f", r.GetLoss())
 	if v := r.GetValidationLoss(); v > 0 {
 		fmt.Fprintf(&b, "  validation %.4f", v)
+		if bits := r.GetValidationBitsPerByte(); bits > 0 {
+			fmt.Fprintf(&b, " (%.4f bits a byte)", bits)
+		}
 	}
-	fmt.Fprintf(&b, "  norm %.2f  lr %.1e  %.0f tokens/s", r.GetGradientNorm(), r.GetLearningRate(), r.GetTokensPerSecond())
+	fmt.Fprintf(
+		&b,
+		"  norm %.2f  lr %.1e  %.0f tokens/s",
+		r.GetGradientNorm(),
+		r.GetLearningRate(),
+		r.GetTokensPerSecond(),
+	)
 	if r.GetStages() > 1 {
 		fmt.Fprintf(&b, "  bubble %.0f %%", 100*r.GetBubble())
 	}

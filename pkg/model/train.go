@@ -25,12 +25,16 @@ type Micro[F tensor.Float] struct {
 	ZLoss float64
 	// ForwardOnly keeps nothing for a backward pass.
 	ForwardOnly bool
+	// Picks, for the last stage, are rows whose logits Trace.Logits gets.
+	Picks []int
 }
 
 // Trace is what the forward pass of a micro-batch keeps for its backward pass.
 type Trace[F tensor.Float] struct {
 	Out  []F       // [B*T,C]: the hidden state that leaves the stage; nil on the last
 	Loss []float64 // [B*T]: negative log-likelihoods, on the last stage
+	// Logits are the rows of logits [V] that Micro.Picks asks for, in host memory.
+	Logits [][]F
 
 	in      Micro[F]
 	pos     []int32
@@ -140,6 +144,9 @@ func (s *Stage[F]) TrainForward(in Micro[F]) (*Trace[F], error) {
 	logits := s.scratch.take(n * vocab)
 	s.set.MatMul(logits, w.h, &s.head.Matrix, nil, n)
 	s.bound(logits)
+	for _, row := range in.Picks {
+		tr.Logits = append(tr.Logits, slices.Clone(s.set.Host(logits[row*vocab:(row+1)*vocab])))
+	}
 	tr.Loss = make([]float64, n)
 	if !in.ForwardOnly {
 		tr.dlogits = tr.mem.take(n * vocab)
@@ -172,6 +179,11 @@ func (s *Stage[F]) checkMicro(in *Micro[F]) error {
 	}
 	if err := in.checkDocuments(); err != nil {
 		return fault.Wrap(fault.Invalid, err, "train stage %v", s.Range)
+	}
+	for _, row := range in.Picks {
+		if row < 0 || row >= n {
+			return fault.New(fault.Invalid, "train stage %v: logits of row %d of %d", s.Range, row, n)
+		}
 	}
 	for i, id := range in.IDs {
 		if id < 0 || int(id) >= c.Vocab {
@@ -224,6 +236,7 @@ func (s *Stage[F]) Drop(tr *Trace[F]) {
 	tr.mem.reset()
 	tr.bf16.reset()
 	tr.layers = tr.layers[:0]
+	tr.Logits = nil
 	tr.Out, tr.Loss, tr.last, tr.dlogits, tr.in, tr.split = nil, nil, nil, nil, Micro[F]{}, nil
 	s.micro = append(s.micro, tr)
 }

@@ -136,6 +136,9 @@ func (r *trainRun) checkStep(step *shardv1.Step) error {
 			return fault.Field("step.slots", "%v are not consecutive", step.GetSlots())
 		}
 	}
+	if n := step.GetLength(); n > r.open.GetSequenceLen() || n > 0 && !step.GetForwardOnly() {
+		return fault.Field("step.length", "%d tokens; the run has %d", n, r.open.GetSequenceLen())
+	}
 	if step.GetForwardOnly() {
 		return nil
 	}
@@ -151,8 +154,9 @@ func (r *trainRun) checkStep(step *shardv1.Step) error {
 func (s *stepRun) forward(p pass) error {
 	var in model.Micro[float32]
 	stage := s.spans[p.span].stage
-	in.B, in.T = int(s.open.GetSlotSequences()), int(s.open.GetSequenceLen())
+	in.B, in.T = int(s.open.GetSlotSequences()), int(s.length())
 	in.Scale, in.ZLoss, in.ForwardOnly = s.scale, s.open.GetZLoss(), s.step.GetForwardOnly()
+	var picks []*shardv1.Pick
 	if stage.First() || stage.Last() || s.open.GetIsolateDocuments() {
 		m, err := s.microbatch(p)
 		if err != nil {
@@ -165,6 +169,11 @@ func (s *stepRun) forward(p pass) error {
 		in.Targets = m.GetTargets()
 		for _, n := range m.GetDocuments() {
 			in.Documents = append(in.Documents, int(n))
+		}
+		if picks = m.GetPicks(); stage.Last() {
+			for _, pick := range picks {
+				in.Picks = append(in.Picks, int(pick.GetRow()))
+			}
 		}
 	}
 	if !stage.First() {
@@ -189,6 +198,10 @@ func (s *stepRun) forward(p pass) error {
 			to++
 		}
 		if err := s.next.send(s.step.GetStep(), p.slot, to, tr.Out, stage.Spec.Width); err != nil {
+			return err
+		}
+	} else if len(picks) > 0 {
+		if err := s.picked(p.slot, tr, picks); err != nil {
 			return err
 		}
 	} else if err := s.loss(p.slot, tr, in.Targets); err != nil {
@@ -223,11 +236,14 @@ func (s *stepRun) microbatch(p pass) (*shardv1.Microbatch, error) {
 		return nil, fault.Field("microbatch", "want slot %d of step %d, got %v", slot, s.step.GetStep(), f.GetFrame())
 	}
 	if m.GetSequences() == 0 || m.GetSequences() > s.open.GetSlotSequences() ||
-		m.GetLength() != s.open.GetSequenceLen() {
+		m.GetLength() != s.length() {
 		return nil, fault.Field(
 			"microbatch", "%d sequences of %d tokens, the run has %d of %d", m.GetSequences(), m.GetLength(),
-			s.open.GetSlotSequences(), s.open.GetSequenceLen(),
+			s.open.GetSlotSequences(), s.length(),
 		)
+	}
+	if err := s.checkPicks(m.GetPicks()); err != nil {
+		return nil, err
 	}
 	if (len(m.GetDocuments()) > 0) != s.open.GetIsolateDocuments() {
 		return nil, fault.Field("microbatch.documents", "%d documents, isolate_documents is %v", len(m.GetDocuments()),

@@ -63,8 +63,9 @@ type Manifest struct {
 	EvaluateEvery   int    `json:"evaluate_every"`   // steps; with 0 the validation loss is measured at the end only
 	CheckpointEvery int    `json:"checkpoint_every"` // steps; 0 means 500
 	// element type of the trained model's file: "F32" (default) or "BF16"
-	DType        string `json:"dtype"`
-	ChatTemplate string `json:"chat_template"` // for the trained model's tokenizer_config.json; empty for none
+	DType        string  `json:"dtype"`
+	Samples      Samples `json:"samples"`       // texts to generate while the run goes on
+	ChatTemplate string  `json:"chat_template"` // for the trained model's tokenizer_config.json; empty for none
 }
 
 // Data names what is read: texts, of which a step reads random windows, or token data, of which every epoch
@@ -307,6 +308,9 @@ func (m *Manifest) check() error {
 	}
 	if _, err := template.Parse(m.ChatTemplate); err != nil {
 		return fault.Field("chat_template", "%v", err)
+	}
+	if err := m.Samples.check(); err != nil {
+		return err
 	}
 	if err := m.Data.check(m.Vocabulary.Type); err != nil {
 		return err

@@ -193,6 +193,9 @@ func (r *run) train(ctx context.Context) (stopped bool, err error) {
 		return false, err
 	}
 	t := &training{run: r, data: data, spec: spec, initial: initial, last: last, checkpoints: checkpoints}
+	if t.prompts, err = encodePrompts(data, r.manifest.Samples.Prompts); err != nil {
+		return false, err
+	}
 	if t.simulated, err = r.manifest.simulatedBubble(r.layout); err != nil {
 		return false, err
 	}
@@ -239,6 +242,8 @@ type training struct {
 	checkpoints string
 	metrics     *stepFile
 	ledger      *stepFile
+	samples     *stepFile
+	prompts     [][]int32 // of the sample texts
 	validation  float64
 	bits        float64 // validation in bits per byte
 	began       time.Time
@@ -256,7 +261,8 @@ func (t *training) step() uint64 {
 // attempt builds a fleet and steps until the end or an error.
 func (t *training) attempt(ctx context.Context) (stopped bool, err error) {
 	r, m := t.run, t.run.manifest
-	for name, file := range map[string]**stepFile{"metrics.jsonl": &t.metrics, "ledger.jsonl": &t.ledger} {
+	for name, file := range map[string]**stepFile{"metrics.jsonl": &t.metrics, "ledger.jsonl": &t.ledger,
+		"samples.jsonl": &t.samples} {
 		if *file, err = openSteps(filepath.Join(r.dir, name), t.step()); err != nil {
 			return false, err
 		}
@@ -357,6 +363,11 @@ func (t *training) runStep(f *fleet, step uint64) error {
 	t.validation, t.bits = 0, 0
 	if m.EvaluateEvery > 0 && step%uint64(m.EvaluateEvery) == 0 {
 		if err := t.evaluate(f, step); err != nil {
+			return err
+		}
+	}
+	if every := m.Samples.Every; every > 0 && step%uint64(every) == 0 {
+		if err := t.sample(f, step); err != nil {
 			return err
 		}
 	}

@@ -15,9 +15,9 @@ import (
 
 	"go.uber.org/goleak"
 
-	trainerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/trainer/v1"
-
+	"github.com/lamina-mesh/lamina/cmd/lamina/app"
 	"github.com/lamina-mesh/lamina/pkg/corpus"
+	trainerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/trainer/v1"
 	"github.com/lamina-mesh/lamina/pkg/schedule"
 	"github.com/lamina-mesh/lamina/pkg/vocab"
 )
@@ -344,4 +344,52 @@ func write(t *testing.T, text string) string {
 		t.Fatal(err)
 	}
 	return path
+}
+
+// TestTrain_SampleTextsAreTheSameOnAnyLayout generates texts with a temperature over layouts and schedules.
+func TestTrain_SampleTextsAreTheSameOnAnyLayout(t *testing.T) {
+	dir := tokenData(t, 60, 6)
+	for _, data := range []map[string]any{
+		{"tokens": []any{map[string]any{"path": dir}}, "isolate": true},
+		{"tokens": []any{map[string]any{"path": dir}}},
+	} {
+		f := newTrainFleet(t, 4)
+		var first string
+		for i, l := range [][2]uint32{{1, 1}, {3, 1}, {2, 2}} {
+			out := t.TempDir()
+			raw := manifest(t, fmt.Sprintf("samples-%d", i), onTokens(data, map[string]any{"steps": 6,
+				"schedule": []string{"1f1b", "zero-bubble", "interleaved-1f1b"}[i],
+				"samples": map[string]any{"every": 3, "tokens": 20, "temperature": 0.8,
+					"prompts": []string{"one two", "", "three four five six seven eight nine ten"}}}))
+			got := f.watch(&trainerv1.StartRunRequest{ManifestJson: raw, Stages: l[0], Replicas: l[1], Out: out}, nil)
+			if got.GetState() != trainerv1.RunState_RUN_STATE_DONE || len(got.GetSamples()) != 3 ||
+				got.GetSamples()[0].GetStep() != 6 || got.GetSamples()[2].GetText() == "" {
+				t.Fatalf("%v (%s) with samples %v", got.GetState(), got.GetError(), got.GetSamples())
+			}
+			text, err := os.ReadFile(filepath.Join(out, "samples.jsonl"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n := strings.Count(string(text), "\n"); n != 6 {
+				t.Errorf("samples.jsonl has %d lines, want 6", n)
+			}
+			if first == "" {
+				first = string(text)
+			}
+			if string(text) != first {
+				t.Errorf("%v over %v: texts are\n%s\nover one stage they are\n%s", data, l, text, first)
+			}
+		}
+	}
+}
+
+// TestTrain_GreedySamplesAreThoseOfTheServedModel serves the trained model and compares its text with the last
+// sample.
+func TestTrain_GreedySamplesAreThoseOfTheServedModel(t *testing.T) {
+	run := train(t, manifest(t, "greedy", map[string]any{"steps": 30, "samples": map[string]any{"every": 30,
+		"prompts": []string{"one t"}, "tokens": 9}}), 2, 1, t.TempDir(), false)
+	router := mesh(t, app.MeshConfig{Model: run.GetModelPath(), Stages: 2})
+	if got, want := generateText(t, router, "one t", 9), run.GetSamples()[0].GetText(); got != want || want == "" {
+		t.Errorf("the model generates %q, the sample was %q", got, want)
+	}
 }
