@@ -65,6 +65,7 @@ type shardCmd struct {
 	Layers      string `help:"Layers to hold: LO:HI (HI excluded), I/N for part I (from 0) of N, or none. Default: all."`
 	KVPositions int    `help:"Number of positions in the KV cache."                                                                                                default:"16384"                           name:"kv-positions"`
 	Train       bool   `help:"Take part in training runs. This needs NATS."`
+	Runs        string `help:"The trainer's folder of training runs, if this machine has it: stages write their parts of checkpoints there. Default: none, so that they are sent to the trainer."`
 	NATS        string `help:"Address of a NATS server with JetStream, for gradient events."                                                                       default:"nats://127.0.0.1:4222"           name:"nats"         env:"LAMINA_NATS"`
 	NATSToken   string `help:"Token for NATS."                                                                                                                                                               name:"nats-token"   env:"LAMINA_NATS_TOKEN"`
 }
@@ -78,7 +79,7 @@ func (c *shardCmd) Run(e *verb.Env) error {
 	defer end()
 	return app.Shard(e.Ctx, c.config(e, c.Listen), app.ShardConfig{
 		Kernels: kernels, Model: c.Model, Name: c.Name, Layers: c.Layers, KVPositions: c.KVPositions, Train: c.Train,
-		NATS: nats.Config{URL: c.NATS, Token: c.NATSToken},
+		NATS: nats.Config{URL: c.NATS, Token: c.NATSToken}, RunsDir: c.Runs,
 	})
 }
 

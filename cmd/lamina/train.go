@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"os/signal"
 	"syscall"
 
@@ -140,6 +141,14 @@ func stopOnInterrupt(
 	}
 }
 
+// runsDir is the folder of runs of a mesh in this process. Its shards write checkpoints there.
+func (c *trainCmd) runsDir() string {
+	if c.Out == "" {
+		return ""
+	}
+	return filepath.Dir(filepath.Clean(c.Out))
+}
+
 func (c *trainCmd) dial(ctx context.Context, e *verb.Env) (trainerv1.TrainerServiceClient, func() error, error) {
 	if c.Trainer != "" {
 		return dialTrainer(c.Trainer)
@@ -151,7 +160,7 @@ func (c *trainCmd) dial(ctx context.Context, e *verb.Env) (trainerv1.TrainerServ
 	// Whoever starts this process may name any file that the process can read.
 	mesh, err := app.Start(ctx, app.MeshConfig{
 		Log: e.Log, Kernels: kernels, Train: true, Trainers: c.Stages * c.Replicas,
-		Runs: app.TrainerConfig{Data: ".", AllowPaths: []string{"/"}, Transient: true},
+		Runs: app.TrainerConfig{Dir: c.runsDir(), Data: ".", AllowPaths: []string{"/"}, Transient: true},
 	})
 	if err != nil {
 		end()

@@ -8,6 +8,7 @@ package wire
 
 import (
 	"encoding/binary"
+	"io"
 	"math"
 	"unsafe"
 
@@ -70,6 +71,46 @@ func Encode(as tensorv1.ElementType, shape []int, x []float32) (*tensorv1.Tensor
 	}
 	return head, chunks
 }
+
+// Stream sends a float32 tensor whose little-endian bytes come from a reader, as Encode does for one in
+// memory. It holds one chunk. checksum is that of all bytes.
+func Stream(shape []int, checksum uint64, r io.Reader, head func(*tensorv1.Tensor) error,
+	chunk func(*tensorv1.Chunk) error) error {
+	first := &tensorv1.Tensor{ElementType: tensorv1.ElementType_ELEMENT_TYPE_F32, Size: 4, Checksum: checksum}
+	for _, d := range shape {
+		first.Shape = append(first.Shape, uint32(d))
+		first.Size *= uint64(d)
+	}
+	for at := uint64(0); at < first.GetSize() || at == 0; at += ChunkSize {
+		data := make([]byte, min(first.GetSize()-at, ChunkSize)) // the receiver may be in this process and keep it
+		if _, err := io.ReadFull(r, data); err != nil {
+			return fault.Wrap(fault.DataLoss, err, "read tensor of shape %v at byte %d", shape, at)
+		}
+		var err error
+		if at == 0 {
+			first.Data = data
+			err = head(first)
+		} else {
+			err = chunk(&tensorv1.Chunk{Offset: at, Data: data})
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Sum is a checksum of bytes that are added piece by piece.
+type Sum struct{ h *xxh3.Hasher }
+
+// NewSum returns the checksum of nothing.
+func NewSum() *Sum { return &Sum{xxh3.New()} }
+
+// Add appends bytes.
+func (s *Sum) Add(p []byte) { _, _ = s.h.Write(p) }
+
+// Checksum returns the checksum, as Checksum does for bytes that are in one piece.
+func (s *Sum) Checksum() uint64 { return s.h.Sum64() }
 
 // Assembler assembles tensors from their messages, one tensor at a time.
 type Assembler struct {

@@ -204,6 +204,9 @@ func (m *reducer) discard() {
 // on the bus. The step is applied here, so every replica has published and read them.
 func (m *reducer) commit() {
 	m.discard()
+	for _, t := range m.tensors() {
+		m.run.changes(t.data)
+	}
 	for n, residual := range m.residual {
 		copy(residual, m.pending[n])
 	}

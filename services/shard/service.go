@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 
+	"github.com/lamina-mesh/lamina/pkg/checkpoint"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
 	"github.com/lamina-mesh/lamina/pkg/gradbus"
@@ -41,6 +42,9 @@ type Config struct {
 	Bus Bus
 	// Outbox says how gradient events are published; zero values stand for the defaults.
 	Outbox gradbus.OutboxConfig
+	// Runs is the folder of training runs. A stage whose run is in it reads and writes the files of
+	// checkpoints itself. nil for a shard that leaves this to the trainer.
+	Runs checkpoint.FS
 }
 
 const (

@@ -12,6 +12,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	"github.com/lamina-mesh/lamina/pkg/checkpoint"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
 	"github.com/lamina-mesh/lamina/pkg/gradbus"
@@ -69,7 +70,12 @@ type trainRun struct {
 	next *toNext   // nil on the last, unless the first one is behind it
 
 	scratch *optim.Scratch
-	loaded  map[string]bool // tensors of the state, by stateTensor.key
+
+	all       []stateTensor     // the state of all spans
+	loaded    map[int]bool      // tensors of it that are loaded, until all are
+	store     *checkpoint.Store // of the run, if the stage shares its folder
+	snapshot  *snapshot         // the last one, if there was one
+	snapshots chan *snapshot    // to SaveState
 
 	outbox *gradbus.Outbox // of all spans
 	full   uint64          // bytes that the gradients sent since the last report have in float32
@@ -93,7 +99,7 @@ type paramState struct {
 	model.Param[float32]
 	span  *trainSpan
 	group optim.Group
-	m, v  []float32 // nil if the optimizer does not keep them
+	m, v  kernel.Buffer[float32] // nil if the optimizer does not keep them
 }
 
 // Train implements the training stream.
@@ -129,7 +135,7 @@ func (s *Service) Train(stream trainServer) error {
 		}
 	}
 	err = r.send(&shardv1.TrainResponse{Frame: &shardv1.TrainResponse_Opened{Opened: &shardv1.TrainOpened{
-		Parameters: uint64(parameters), KernelClass: r.kernels().Class(),
+		Parameters: uint64(parameters), KernelClass: r.kernels().Class(), SharesFolder: r.store != nil,
 	}}})
 	if err != nil {
 		return err
@@ -172,6 +178,9 @@ func checkTrainOpen(o *shardv1.TrainOpen) error {
 	shape := schedule.Config{Name: o.GetSchedule(), Stages: int(o.GetStages()), Spans: len(o.GetSpans()), Micro: 1}
 	if err := shape.Check(); err != nil {
 		return fault.Wrap(fault.Invalid, err, "open")
+	}
+	if err := checkShare(o); err != nil {
+		return err
 	}
 	config := optimizer(o.GetOptimizer())
 	if err := config.Check(); err != nil {
@@ -236,7 +245,8 @@ func (t *training) build(
 		service: t.service, open: o, stream: stream, ctx: ctx, fail: fail, frames: make(
 			chan *shardv1.TrainRequest, max(frameQueue, int(o.GetStages())),
 		),
-		optim: optimizer(o.GetOptimizer()), scratch: optim.NewScratch(t.service.cfg.Kernels), loaded: map[string]bool{},
+		optim: optimizer(o.GetOptimizer()), scratch: optim.NewScratch(t.service.cfg.Kernels), loaded: map[int]bool{},
+		snapshots: make(chan *snapshot, 1),
 	}
 	source, err := openInitial(o.GetInitial(), &spec)
 	if err != nil {
@@ -251,6 +261,8 @@ func (t *training) build(
 		return nil, err
 	}
 	slices.SortFunc(r.state, func(a, b *paramState) int { return cmp.Compare(a.Name, b.Name) })
+	r.all = r.tensors()
+	r.findShare()
 	if o.GetStage() > 0 || len(r.spans) > 1 {
 		r.prev = newFromPrev(len(r.spans), int(o.GetStages()))
 	}
@@ -288,10 +300,10 @@ func (r *trainRun) addSpan(spec model.Spec, i int, kernels kernel.Set[float32], 
 			Name: p.Owner(), Shape: p.Shape, Hidden: stage.Spec.Hidden(p.Name)})}
 		moments := r.optim.Moments(state.group)
 		if moments > 0 {
-			state.m = make([]float32, len(p.Data))
+			state.m = kernels.Alloc(len(p.Data))
 		}
 		if moments > 1 {
-			state.v = make([]float32, len(p.Data))
+			state.v = kernels.Alloc(len(p.Data))
 		}
 		s.state, s.frozen[p.Owner()] = append(s.state, state), !state.group.Trainable
 	}
@@ -406,8 +418,8 @@ func (r *trainRun) serve() (err error) {
 			err = r.runStep(frame.Step)
 		case *shardv1.TrainRequest_Apply:
 			err = r.apply(frame.Apply)
-		case *shardv1.TrainRequest_Fetch:
-			err = r.fetch(frame.Fetch)
+		case *shardv1.TrainRequest_Save:
+			err = r.save(frame.Save)
 		default:
 			err = fault.Field("frame", "%T is not allowed here", frame)
 		}
@@ -426,6 +438,7 @@ func (r *trainRun) apply(a *shardv1.Apply) error {
 	}
 	for _, p := range r.state {
 		if p.group.Trainable {
+			r.changes(p.Data, p.m, p.v)
 			r.optim.Step(r.scratch, p.group, p.Data, p.m, p.v, p.span.reducer.folded.tensor(p.Name),
 				a.GetGradientScale(), a.GetLearningRate(), int(a.GetStep()))
 		}

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/lamina-mesh/lamina/pkg/checkpoint"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
 	"github.com/lamina-mesh/lamina/pkg/gradbus"
@@ -41,11 +42,14 @@ type trainRig struct {
 	client shardv1.ShardServiceClient
 }
 
-func newTrainRig(t *testing.T, bus shard.Bus) *trainRig {
+func newTrainRig(t *testing.T, bus shard.Bus) *trainRig { return newSharedRig(t, bus, nil) }
+
+// newSharedRig returns a rig whose shard shares a folder of runs.
+func newSharedRig(t *testing.T, bus shard.Bus, runs checkpoint.FS) *trainRig {
 	t.Helper()
 	network := memnet.New()
 	dialer := rpc.NewDialer(rpc.DialOptions{Net: network})
-	s := shard.New(shard.Config{Dialer: dialer, Kernels: ref.New[float32](), Bus: bus})
+	s := shard.New(shard.Config{Dialer: dialer, Kernels: ref.New[float32](), Bus: bus, Runs: runs})
 	server := rpc.NewServer(rpc.ServerOptions{Log: slog.New(slog.DiscardHandler)})
 	s.Register(server)
 	l, err := rpc.Listen("mem:shard", rpc.ListenOptions{Net: network})
@@ -334,48 +338,6 @@ func TestTrain_ForwardOnlyChangesNothing(t *testing.T) {
 	c.end()
 }
 
-func TestTrain_FetchedStateResumesOnAnotherShard(t *testing.T) {
-	_, digests := alone(t, 2)
-	r := newTrainRig(t, gradbus.NewMemory(busLimit))
-	c := r.train(trainOpening(0, 1))
-	c.step(1, 0, slotCount, false)
-	c.folded()
-	c.apply(1)
-	c.send(&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Fetch{Fetch: &shardv1.Fetch{}}})
-	var frames []*shardv1.TrainRequest
-	for {
-		f := c.next()
-		if f.GetFetched() != nil {
-			if f.GetFetched().GetStep() != 1 || f.GetFetched().GetDigest() != digests[0] {
-				t.Errorf("fetched %v, want step 1 with digest %x", f.GetFetched(), digests[0])
-			}
-			break
-		}
-		if s := f.GetState(); s != nil {
-			frames = append(frames, &shardv1.TrainRequest{Frame: &shardv1.TrainRequest_State{State: s}})
-		} else {
-			frames = append(frames, &shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Chunk{Chunk: f.GetChunk()}})
-		}
-	}
-	c.end()
-	other := trainOpening(0, 1)
-	other.Seed = 99
-	c = r.train(other)
-	for _, f := range frames {
-		c.send(f)
-	}
-	c.send(&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Load{Load: &shardv1.Load{Step: 1}}})
-	if got := c.next().GetLoaded().GetDigest(); got != digests[0] {
-		t.Errorf("loaded weights %x, want %x", got, digests[0])
-	}
-	c.step(2, 0, slotCount, false)
-	c.folded()
-	if got := c.apply(2); got != digests[1] {
-		t.Errorf("weights after a resumed step are %x, want %x", got, digests[1])
-	}
-	c.end()
-}
-
 func TestTrain_WrongFramesAreRefused(t *testing.T) {
 	r := newTrainRig(t, gradbus.NewMemory(busLimit))
 	wrap := func(m *shardv1.Microbatch) *shardv1.TrainRequest {
@@ -412,6 +374,17 @@ func TestTrain_WrongFramesAreRefused(t *testing.T) {
 		},
 		"load without state": {
 			[]*shardv1.TrainRequest{{Frame: &shardv1.TrainRequest_Load{Load: &shardv1.Load{Step: 1}}}}, fault.Invalid,
+		},
+		"load from a folder that is not shared": {
+			[]*shardv1.TrainRequest{{Frame: &shardv1.TrainRequest_Load{Load: &shardv1.Load{Step: 1,
+				ManifestSha256: make([]byte, 32)}}}}, fault.FailedPrecondition,
+		},
+		"save of another step": {
+			[]*shardv1.TrainRequest{{Frame: &shardv1.TrainRequest_Save{Save: &shardv1.Save{Step: 7}}}}, fault.Invalid,
+		},
+		"a second snapshot": {
+			[]*shardv1.TrainRequest{{Frame: &shardv1.TrainRequest_Save{Save: &shardv1.Save{}}},
+				{Frame: &shardv1.TrainRequest_Save{Save: &shardv1.Save{}}}}, fault.FailedPrecondition,
 		},
 		"an empty frame": {[]*shardv1.TrainRequest{{}}, fault.Invalid},
 	} {
@@ -451,6 +424,13 @@ func TestTrain_WrongOpeningsNameTheField(t *testing.T) {
 		"spans out of order": {func(o *shardv1.TrainOpen) {
 			o.Schedule, o.Stages, o.Stage, o.Spans, o.Next = "interleaved-1f1b", 2, 1, spans(1, 2, 1, 2), "mem:shard"
 		}, "open.spans"},
+		"a folder outside": {func(o *shardv1.TrainOpen) {
+			o.Folder, o.Token = "../x", ".lamina-"+strings.Repeat("0", 32)
+		}, "open.folder"},
+		"an absolute folder": {func(o *shardv1.TrainOpen) {
+			o.Folder, o.Token = "/etc", ".lamina-"+strings.Repeat("0", 32)
+		}, "open.folder"},
+		"a token that is a path": {func(o *shardv1.TrainOpen) { o.Folder, o.Token = "x", "../../passwd" }, "open.token"},
 		"a last stage without the first": {func(o *shardv1.TrainOpen) {
 			o.Schedule, o.Stages, o.Stage, o.Spans = "interleaved-1f1b", 2, 1, spans(1, 2, 3, 4)
 		}, "open.next"},

@@ -3,11 +3,17 @@ package shard
 import (
 	"cmp"
 	"fmt"
+	"io/fs"
+	"path"
+	"regexp"
 	"slices"
+	"strings"
 
+	"github.com/lamina-mesh/lamina/pkg/checkpoint"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
 	tensorv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tensor/v1"
+	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/model"
 	"github.com/lamina-mesh/lamina/pkg/schedule"
 	"github.com/lamina-mesh/lamina/pkg/wire"
@@ -22,40 +28,37 @@ func sorted(params []model.Param[float32]) []model.Param[float32] {
 	)
 }
 
-// stateTensor is a tensor of the stage's state.
+// stateTensor is one tensor of everything that the next step of a stage depends on.
 type stateTensor struct {
-	name   string // the owner's for a tied copy; with the slots that it is about, if that is not all
-	kind   shardv1.StateKind
-	shape  []int
-	values []float32
-	slots  bool // only this replica has it
-	copied bool // another stage saves it
+	name  string // a tied copy has its owner's name
+	kind  shardv1.StateKind
+	shape []int
+	data  kernel.Buffer[float32]
+	own   bool // this stage writes it to checkpoints; of the others it has a copy
 }
 
-// key identifies a tensor in the state.
-func (t *stateTensor) key() string { return fmt.Sprintf("%d %s", t.kind, t.name) }
-
-// slotsName names the part of a parameter's state that belongs to some slots only.
-func slotsName(param string, n schedule.Node) string {
-	return fmt.Sprintf("%s@%d-%d", param, n.Lo, n.Hi)
+// stateOf lists the state of a parameter. Replicas have equal parameters, so only the first one writes
+// them.
+func (r *trainRun) stateOf(p *paramState) []stateTensor {
+	own := !p.Tied() && r.open.GetReplica() == 0
+	var out []stateTensor
+	for _, t := range []stateTensor{
+		{kind: shardv1.StateKind_STATE_KIND_WEIGHT, data: p.Data}, {kind: shardv1.StateKind_STATE_KIND_MOMENT1, data: p.m},
+		{kind: shardv1.StateKind_STATE_KIND_MOMENT2, data: p.v},
+	} {
+		if t.data != nil {
+			t.name, t.shape, t.own = p.Owner(), p.Shape, own
+			out = append(out, t)
+		}
+	}
+	return out
 }
 
-// tensors lists the stage's state: that of each parameter, and the residuals of this replica's units.
+// tensors lists the state of the stage. Whoever changes one of them calls r.changes before.
 func (r *trainRun) tensors() []stateTensor {
 	var out []stateTensor
 	for _, p := range r.state {
-		for _, part := range []struct {
-			kind   shardv1.StateKind
-			values []float32
-		}{
-			{shardv1.StateKind_STATE_KIND_WEIGHT, p.Data}, {shardv1.StateKind_STATE_KIND_MOMENT1, p.m},
-			{shardv1.StateKind_STATE_KIND_MOMENT2, p.v},
-		} {
-			if part.values != nil {
-				out = append(out, stateTensor{name: p.Owner(), kind: part.kind, shape: p.Shape, values: part.values,
-					copied: p.Tied()})
-			}
-		}
+		out = append(out, r.stateOf(p)...)
 	}
 	for _, s := range r.spans {
 		out = append(out, s.reducer.tensors()...)
@@ -63,7 +66,13 @@ func (r *trainRun) tensors() []stateTensor {
 	return out
 }
 
-// tensors lists the residuals. The two parts of a tied weight have one each.
+// slotsName names the part of a parameter's state that belongs to some slots only.
+func slotsName(param string, n schedule.Node) string {
+	return fmt.Sprintf("%s@%d-%d", param, n.Lo, n.Hi)
+}
+
+// tensors lists the residuals of this replica's units, which only it has. The two parts of a tied weight have
+// one each, under their own names.
 func (m *reducer) tensors() []stateTensor {
 	var out []stateTensor
 	for _, n := range m.units {
@@ -75,7 +84,7 @@ func (m *reducer) tensors() []stateTensor {
 			for _, p := range b.params {
 				out = append(out, stateTensor{
 					name: slotsName(p.Name, n), kind: shardv1.StateKind_STATE_KIND_RESIDUAL, shape: p.Shape,
-					values: m.residual[n][at : at+len(p.Data)], slots: true,
+					data: m.residual[n][at : at+len(p.Data)], own: true,
 				})
 				at += len(p.Data)
 			}
@@ -84,14 +93,59 @@ func (m *reducer) tensors() []stateTensor {
 	return out
 }
 
+// kindName is the name of a kind in checkpoints.
+func kindName(kind shardv1.StateKind) string {
+	return strings.ToLower(strings.TrimPrefix(kind.String(), "STATE_KIND_"))
+}
+
+// findShare looks for the trainer's token in the folder of runs. If it is there, and files can be made
+// beside it, then the stage reads and writes the files of checkpoints itself.
+func (r *trainRun) findShare() {
+	runs, o := r.service.cfg.Runs, r.open
+	if runs == nil || o.GetToken() == "" {
+		return
+	}
+	f, err := runs.Open(path.Join(o.GetFolder(), o.GetToken()))
+	if err == nil {
+		err = f.Close()
+	}
+	if err == nil {
+		try := path.Join(o.GetFolder(), fmt.Sprintf("%s-%x-%d", o.GetToken(), o.GetChain(), o.GetStage()))
+		var w checkpoint.WriteFile
+		if w, err = runs.Create(try); err == nil {
+			if err = w.Close(); err == nil {
+				err = runs.Remove(try)
+			}
+		}
+	}
+	if err != nil {
+		r.service.log.Debug("the folder of the run is not shared", "folder", o.GetFolder(), "error", err)
+		return
+	}
+	r.store = checkpoint.New(runs, path.Join(o.GetFolder(), checkpoint.Name))
+}
+
+var tokenPattern = regexp.MustCompile(`^\.lamina-[0-9a-f]{32}$`)
+
+func checkShare(o *shardv1.TrainOpen) error {
+	switch {
+	case o.GetFolder() == "" && o.GetToken() == "":
+		return nil
+	case !fs.ValidPath(o.GetFolder()) || strings.ContainsAny(o.GetFolder(), "\\:\x00") || len(o.GetFolder()) > 1024:
+		return fault.Field("open.folder", "%.200q is not a path inside the folder of runs", o.GetFolder())
+	case !tokenPattern.MatchString(o.GetToken()):
+		return fault.Field("open.token", "%.200q is not the name of a token", o.GetToken())
+	}
+	return nil
+}
+
 // loadState reads a state tensor and the chunks that follow it.
 func (r *trainRun) loadState(s *shardv1.State) error {
-	all := r.tensors()
-	at := slices.IndexFunc(all, func(t stateTensor) bool { return t.name == s.GetName() && t.kind == s.GetKind() })
-	if at < 0 {
-		return fault.Field("state.name", "layers %v have no %v of %q", r.layers(), s.GetKind(), s.GetName())
+	i := slices.IndexFunc(r.all, func(t stateTensor) bool { return t.name == s.GetName() && t.kind == s.GetKind() })
+	if i < 0 {
+		return fault.Field("state.name", "%q has no %v in layers %v", s.GetName(), s.GetKind(), r.layers())
 	}
-	dst := all[at].values
+	dst := r.all[i].data
 	tensors := wire.NewAssembler(4 * len(dst))
 	done, err := tensors.Start(s.GetTensor())
 	for err == nil && !done {
@@ -114,16 +168,22 @@ func (r *trainRun) loadState(s *shardv1.State) error {
 	if len(values) != len(dst) {
 		return fault.Field("state.tensor", "%d values for %q, want %d", len(values), s.GetName(), len(dst))
 	}
-	copy(dst, values)
-	r.loaded[all[at].key()] = true
+	r.changes(dst)
+	r.service.cfg.Kernels.Upload(dst, values)
+	r.loaded[i] = true
 	return nil
 }
 
-// finishLoad checks that the state is complete.
+// finishLoad completes the state: it reads the tensors of a checkpoint if the trainer has not sent them.
 func (r *trainRun) finishLoad(l *shardv1.Load) error {
-	for _, t := range r.tensors() {
-		if !r.loaded[t.key()] {
-			return fault.Field("state", "lacks the %v of %q", t.kind, t.name)
+	if want := l.GetManifestSha256(); len(want) > 0 {
+		if err := r.readState(l.GetStep(), want); err != nil {
+			return err
+		}
+	}
+	for i, t := range r.all {
+		if !r.loaded[i] {
+			return fault.Field("state", "%q lacks its %s", t.name, kindName(t.kind))
 		}
 	}
 	clear(r.loaded)
@@ -133,30 +193,37 @@ func (r *trainRun) finishLoad(l *shardv1.Load) error {
 	)
 }
 
-// fetch sends the stage's own state, tensor by tensor.
-func (r *trainRun) fetch(f *shardv1.Fetch) error {
-	for _, t := range r.tensors() {
-		if t.copied || f.GetWeightsOnly() && t.kind != shardv1.StateKind_STATE_KIND_WEIGHT ||
-			f.GetSlotsOnly() && !t.slots {
-			continue
-		}
-		head, chunks := wire.Encode(f32, t.shape, t.values)
-		if err := r.send(
-			&shardv1.TrainResponse{
-				Frame: &shardv1.TrainResponse_State{State: &shardv1.State{Name: t.name, Kind: t.kind, Tensor: head}},
-			},
-		); err != nil {
-			return err
-		}
-		for _, c := range chunks {
-			if err := r.send(&shardv1.TrainResponse{Frame: &shardv1.TrainResponse_Chunk{Chunk: c}}); err != nil {
-				return err
-			}
-		}
+// readState reads the state of the stage from the files of a checkpoint, and nothing else of it.
+func (r *trainRun) readState(step uint64, manifest []byte) error {
+	if r.store == nil {
+		return fault.New(fault.FailedPrecondition, "load step %d: this shard does not share the folder of the run", step)
 	}
-	return r.send(
-		&shardv1.TrainResponse{
-			Frame: &shardv1.TrainResponse_Fetched{Fetched: &shardv1.Fetched{Step: r.step, Digest: r.digest()}},
-		},
-	)
+	c, err := r.store.Open(step)
+	if err != nil {
+		return fault.Wrap(fault.CodeOf(err), err, "load step %d", step)
+	}
+	if string(c.Digest[:]) != string(manifest) {
+		return fault.New(fault.DataLoss, "load step %d: the manifest has digest %x, the trainer's has %x", step, c.Digest,
+			manifest)
+	}
+	values := make([]float32, 0, wire.ChunkSize/4)
+	for i, t := range r.all {
+		_, have, ok := c.Find(kindName(t.kind), t.name)
+		if !ok || !slices.Equal(have.Shape, t.shape) {
+			continue // reported by finishLoad
+		}
+		r.changes(t.data)
+		at := 0
+		err := c.Read(kindName(t.kind), t.name, func(piece []byte) error {
+			values = wire.Floats(values[:0], piece)
+			r.service.cfg.Kernels.Upload(t.data[at:at+len(values)], values)
+			at += len(values)
+			return nil
+		})
+		if err != nil {
+			return fault.Wrap(fault.CodeOf(err), err, "load step %d", step)
+		}
+		r.loaded[i] = true
+	}
+	return nil
 }

@@ -6,19 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
-	"sync"
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
-	tensorv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tensor/v1"
 	"github.com/lamina-mesh/lamina/pkg/model"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 	"github.com/lamina-mesh/lamina/pkg/tensor"
-	"github.com/lamina-mesh/lamina/pkg/wire"
 )
 
 type trainStream = grpc.BidiStreamingClient[shardv1.TrainRequest, shardv1.TrainResponse]
@@ -30,20 +26,20 @@ const repliesLen = 4096
 // gradient bus. Names on the bus have at most 64 bytes.
 const busName = 48
 
-// maxTensor bounds a state tensor in bytes.
-const maxTensor = 8 << 30
-
 // stage is the trainer's end of the Train stream of a stage.
 type stage struct {
 	addr    string
 	spans   []model.Range
+	client  shardv1.ShardServiceClient
 	stream  trainStream
+	shares  bool // it reads and writes the files of checkpoints itself
 	replies chan *shardv1.TrainResponse
 }
 
 // chain holds the stages of one replica.
 type chain struct {
 	replica int
+	id      []byte
 	stages  []*stage
 }
 
@@ -62,7 +58,7 @@ type fleet struct {
 
 // openFleet opens all chains. If there are fewer shards than stages, a shard runs several stages.
 func openFleet(ctx context.Context, dialer Dialer, m *Manifest, spec model.Spec, initial *shardv1.InitialWeights,
-	layout layout, addrs []string) (*fleet, error) {
+	layout layout, addrs []string, shared share) (*fleet, error) {
 	f := &fleet{spec: spec, manifest: m}
 	f.ctx, f.fail = context.WithCancelCause(ctx)
 	config, err := model.ConfigJSON(spec)
@@ -77,8 +73,7 @@ func openFleet(ctx context.Context, dialer Dialer, m *Manifest, spec model.Spec,
 	// The random suffix keeps a restarted run from reading its earlier events.
 	bus := fmt.Sprintf("%.*s-%x", busName, m.Name, randomBytes(6))
 	for r := range layout.replicas {
-		ch := &chain{replica: r}
-		id := randomBytes(16)
+		ch := &chain{replica: r, id: randomBytes(16)}
 		f.chains = append(f.chains, ch)
 		for i := range layout.stages {
 			s := &stage{addr: addrs[(r*layout.stages+i)%len(addrs)],
@@ -90,7 +85,7 @@ func openFleet(ctx context.Context, dialer Dialer, m *Manifest, spec model.Spec,
 		}
 		for i := layout.stages - 1; i >= 0; i-- {
 			open := &shardv1.TrainOpen{
-				Run: bus, Chain: id, Stage: uint32(i), Stages: uint32(layout.stages), Replica: uint32(r),
+				Run: bus, Chain: ch.id, Stage: uint32(i), Stages: uint32(layout.stages), Replica: uint32(r),
 				Replicas:   uint32(layout.replicas),
 				ConfigJson: config, Seed: m.Seed,
 				Slots:     uint32(m.Slots),
@@ -101,6 +96,7 @@ func openFleet(ctx context.Context, dialer Dialer, m *Manifest, spec model.Spec,
 				Precision: shardv1.Precision_PRECISION_FLOAT32, Initial: initial,
 				RecomputeLayers: m.Recompute == recomputeLayers,
 				Gradients:       m.Gradients.open(),
+				Folder:          shared.folder, Token: shared.token,
 			}
 			if m.Precision == tensor.BF16.String() {
 				open.Precision = shardv1.Precision_PRECISION_BFLOAT16
@@ -153,7 +149,8 @@ func (f *fleet) open(dialer Dialer, s *stage, open *shardv1.TrainOpen) error {
 	if err != nil {
 		return err
 	}
-	if s.stream, err = shardv1.NewShardServiceClient(conn).Train(f.ctx); err != nil {
+	s.client = shardv1.NewShardServiceClient(conn)
+	if s.stream, err = s.client.Train(f.ctx); err != nil {
 		return rpc.FromStatus(err)
 	}
 	if err := s.stream.Send(&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Open{Open: open}}); err != nil &&
@@ -165,6 +162,7 @@ func (f *fleet) open(dialer Dialer, s *stage, open *shardv1.TrainOpen) error {
 		return fault.Wrap(fault.CodeOf(rpc.FromStatus(err)), rpc.FromStatus(err), "open layers %v at %s", s.spans,
 			s.addr)
 	}
+	s.shares = resp.GetOpened().GetSharesFolder()
 	class := resp.GetOpened().GetKernelClass()
 	if f.class == "" {
 		f.class = class
@@ -265,112 +263,4 @@ func (f *fleet) feed(c *chain, step *shardv1.Step, data []*micro) error {
 		}
 	}
 	return nil
-}
-
-// load sends the state of a checkpoint to every stage.
-func (f *fleet) load(state *state) error {
-	return f.each(func(c *chain, i int, s *stage) error {
-		lo, hi := f.manifest.share(c.replica, len(f.chains))
-		for _, t := range state.tensors {
-			stages := len(f.chains[0].stages)
-			param, from, to, some := cutSlots(t.name)
-			holders := f.spec.Holders(param, f.ranges)
-			if t.kind == residual { // the two parts of a tied weight have one each, under their own names
-				holders = holders[:min(1, len(holders))]
-			}
-			if !slices.ContainsFunc(holders, func(at int) bool { return at%stages == i }) ||
-				some && (from < lo || to > hi) {
-				continue
-			}
-			head, chunks := wire.Encode(tensorv1.ElementType_ELEMENT_TYPE_F32, t.shape, t.values)
-			if err := f.send(s,
-				&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_State{State: &shardv1.State{Name: t.name,
-					Kind: t.kind, Tensor: head}}}); err != nil {
-				return err
-			}
-			for _, c := range chunks {
-				if err := f.send(s, &shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Chunk{Chunk: c}}); err != nil {
-					return err
-				}
-			}
-		}
-		if err := f.send(
-			s,
-			&shardv1.TrainRequest{
-				Frame: &shardv1.TrainRequest_Load{Load: &shardv1.Load{Step: state.step}},
-			},
-		); err != nil {
-			return err
-		}
-		r, err := f.reply(s)
-		if err == nil && r.GetLoaded() == nil {
-			err = fault.New(fault.Internal, "load layers %v: the stage answered with %T", s.spans, r.GetFrame())
-		}
-		return err
-	})
-}
-
-// fetch reads the state from the stages of the first chain, and from the others what belongs to their slots.
-func (f *fleet) fetch() (*state, error) {
-	out := &state{}
-	var mu sync.Mutex
-	err := f.each(func(c *chain, i int, s *stage) error {
-		fetch := &shardv1.Fetch{SlotsOnly: c.replica > 0}
-		if err := f.send(s, &shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Fetch{Fetch: fetch}}); err != nil {
-			return err
-		}
-		var part []stateTensor
-		done, err := f.fetchStage(s, &part)
-		if err != nil {
-			return err
-		}
-		mu.Lock()
-		defer mu.Unlock()
-		out.step = done.GetStep()
-		out.tensors = append(out.tensors, part...)
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	out.sort()
-	return out, nil
-}
-
-func (f *fleet) fetchStage(s *stage, out *[]stateTensor) (*shardv1.Fetched, error) {
-	tensors := wire.NewAssembler(maxTensor)
-	var pending *shardv1.State
-	for {
-		r, err := f.reply(s)
-		if err != nil {
-			return nil, err
-		}
-		var done bool
-		switch frame := r.GetFrame().(type) {
-		case *shardv1.TrainResponse_State:
-			pending = frame.State
-			done, err = tensors.Start(frame.State.GetTensor())
-		case *shardv1.TrainResponse_Chunk:
-			done, err = tensors.Add(frame.Chunk)
-		case *shardv1.TrainResponse_Fetched:
-			return frame.Fetched, nil
-		default:
-			err = fault.New(fault.Internal, "fetch layers %v: the stage answered with %T", s.spans, frame)
-		}
-		if err != nil {
-			return nil, err
-		}
-		if !done {
-			continue
-		}
-		values, err := tensors.Float32(nil)
-		if err != nil {
-			return nil, err
-		}
-		t := stateTensor{name: pending.GetName(), kind: pending.GetKind(), values: values}
-		for _, d := range pending.GetTensor().GetShape() {
-			t.shape = append(t.shape, int(d))
-		}
-		*out = append(*out, t)
-	}
 }

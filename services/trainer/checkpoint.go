@@ -1,257 +1,393 @@
 package trainer
 
 import (
-	"cmp"
-	"crypto/sha256"
+	"context"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
+	"golang.org/x/sync/errgroup"
+
+	"github.com/lamina-mesh/lamina/pkg/checkpoint"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
-	"github.com/lamina-mesh/lamina/pkg/model"
-	"github.com/lamina-mesh/lamina/pkg/tensor"
-	"github.com/lamina-mesh/lamina/pkg/weights"
+	tensorv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/tensor/v1"
+	trainerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/trainer/v1"
+	"github.com/lamina-mesh/lamina/pkg/rpc"
 	"github.com/lamina-mesh/lamina/pkg/wire"
 )
 
-const (
-	weight  = shardv1.StateKind_STATE_KIND_WEIGHT
-	moment1 = shardv1.StateKind_STATE_KIND_MOMENT1
-	moment2 = shardv1.StateKind_STATE_KIND_MOMENT2
+// residual is the kind of what lossy gradients have left out.
+const residual = "residual"
 
-	residual = shardv1.StateKind_STATE_KIND_RESIDUAL
-)
-
-// stateTensor is a weight or a moment.
-type stateTensor struct {
-	name   string
-	kind   shardv1.StateKind
-	shape  []int
-	values []float32
+// share is what stages need to find the folder of a run.
+type share struct {
+	folder string // inside the folder of runs; empty if the run is elsewhere
+	token  string
 }
 
-// state is everything that the next step of a run depends on, except its manifest.
-type state struct {
-	step    uint64
-	tensors []stateTensor
+// newShare puts a token into the folder of a run. The returned function removes it.
+func newShare(runs, dir string) (share, func() error, error) {
+	none := func() error { return nil }
+	folder, err := folderIn(runs, dir)
+	if err != nil || folder == "" {
+		return share{}, none, err
+	}
+	s := share{folder: folder, token: fmt.Sprintf(".lamina-%x", randomBytes(16))}
+	path := filepath.Join(dir, s.token)
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		return share{}, none, err
+	}
+	return s, func() error { return os.Remove(path) }, nil
 }
 
-func (s *state) sort() {
-	slices.SortFunc(s.tensors, func(a,
-		b stateTensor) int {
-		return cmp.Or(cmp.Compare(a.name, b.name), cmp.Compare(a.kind, b.kind))
+// folderIn returns the path of dir inside runs, or an empty one if it is not inside.
+func folderIn(runs, dir string) (string, error) {
+	from, err := filepath.Abs(runs)
+	if err != nil {
+		return "", err
+	}
+	to, err := filepath.Abs(dir)
+	if err != nil {
+		return "", err
+	}
+	rel, err := filepath.Rel(from, to)
+	if err != nil || !filepath.IsLocal(rel) {
+		return "", nil //nolint:nilerr // on another volume
+	}
+	return filepath.ToSlash(rel), nil
+}
+
+// saving is a checkpoint that is being written.
+type saving struct {
+	step uint64
+	done chan struct{} // closed when the others are set
+	made *checkpoint.Checkpoint
+	err  error
+}
+
+// begin takes a snapshot of all stages and writes it to a checkpoint while the run goes on.
+// It calls before in the background, before the checkpoint says that its step is done.
+func (f *fleet) begin(store *checkpoint.Store, m checkpoint.Manifest, keep checkpoint.Keep, before func() error) (
+	*saving, error) {
+	err := f.each(func(_ *chain, _ int, s *stage) error {
+		return f.send(s, &shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Save{Save: &shardv1.Save{Step: m.Step}}})
 	})
+	if err != nil {
+		return nil, err
+	}
+	out := &saving{step: m.Step, done: make(chan struct{})}
+	f.readers.Go(func() error {
+		defer close(out.done)
+		if out.err = before(); out.err == nil {
+			out.made, out.err = f.write(store, m)
+		}
+		if out.err == nil {
+			out.err = store.Rotate(keep)
+		} else if err := store.Remove(m.Step); err != nil { // makes room, which is best effort
+			out.err = errors.Join(out.err, err)
+		}
+		return nil
+	})
+	return out, nil
 }
 
-// params returns the weights, by name.
-func (s *state) params() []model.Param[float32] {
-	var out []model.Param[float32]
-	for _, t := range s.tensors {
-		if t.kind == weight {
-			out = append(out, model.Param[float32]{Name: t.name, Shape: t.shape, Data: t.values})
+// write has all stages write their files, and commits the checkpoint.
+func (f *fleet) write(store *checkpoint.Store, m checkpoint.Manifest) (*checkpoint.Checkpoint, error) {
+	if err := store.Begin(m.Step); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(f.ctx)
+	defer cancel()
+	var mu sync.Mutex
+	var g errgroup.Group
+	for _, c := range f.chains {
+		for i, s := range c.stages {
+			g.Go(func() error {
+				files, err := saveStage(ctx, s, store, &shardv1.SaveStateRequest{Chain: c.id, Stage: uint32(i), Step: m.Step})
+				if err != nil {
+					cancel() // one failure ends all
+					return fault.Wrap(fault.CodeOf(err), err, "save layers %v at %s", s.spans, s.addr)
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				m.Files = append(m.Files, files...)
+				return nil
+			})
 		}
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	return store.Commit(m)
+}
+
+// saveStage has a stage write its files, or receives them.
+func saveStage(ctx context.Context, s *stage, store *checkpoint.Store, q *shardv1.SaveStateRequest) (
+	files []checkpoint.File, err error) {
+	stream, err := s.client.SaveState(ctx, q)
+	if err != nil {
+		return nil, rpc.FromStatus(err)
+	}
+	var file *checkpoint.Pending
+	defer func() {
+		if file != nil {
+			err = errors.Join(err, file.Abort())
+		}
+	}()
+	unexpected := func(frame any) error {
+		return fault.New(fault.Internal, "save step %d: the stage answered with %T", q.GetStep(), frame)
+	}
+	for {
+		r, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil, unexpected(nil)
+		}
+		if err != nil {
+			return nil, rpc.FromStatus(err)
+		}
+		switch frame := r.GetFrame().(type) {
+		case *shardv1.SaveStateResponse_File:
+			if file != nil {
+				return nil, unexpected(frame)
+			}
+			file, err = store.Create(q.GetStep(), frame.File.GetName())
+		case *shardv1.SaveStateResponse_Data:
+			if file == nil {
+				return nil, unexpected(frame)
+			}
+			_, err = file.Write(frame.Data)
+		case *shardv1.SaveStateResponse_Written:
+			if file == nil {
+				return nil, unexpected(frame)
+			}
+			want := savedFile(frame.Written)
+			pending := file
+			file = nil // Commit removes it if it fails
+			var size int64
+			var sum string
+			if size, sum, err = pending.Commit(); err == nil && (size != want.Bytes || sum != want.SHA256) {
+				err = fault.New(fault.Unavailable, "receive %s: %d bytes with SHA-256 %s, the stage sent %d with %s",
+					want.Name, size, sum, want.Bytes, want.SHA256)
+			}
+			files = append(files, want)
+		case *shardv1.SaveStateResponse_Saved:
+			for _, f := range frame.Saved.GetFiles() {
+				files = append(files, savedFile(f))
+			}
+			return files, nil
+		default:
+			return nil, unexpected(frame)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+}
+
+// savedFile converts the description of a file.
+func savedFile(f *shardv1.SavedFile) checkpoint.File {
+	out := checkpoint.File{Name: f.GetName(), Kind: f.GetKind(), Bytes: int64(min(f.GetBytes(), math.MaxInt64)),
+		SHA256: hex.EncodeToString(f.GetSha256())}
+	for _, t := range f.GetTensors() {
+		tensor := checkpoint.Tensor{Name: t.GetName(), Offset: int64(min(t.GetOffset(), math.MaxInt64)),
+			SHA256: hex.EncodeToString(t.GetSha256())}
+		for _, d := range t.GetShape() {
+			tensor.Shape = append(tensor.Shape, int(d))
+		}
+		out.Tensors = append(out.Tensors, tensor)
 	}
 	return out
 }
 
-// digest returns the SHA-256 of names and weights in name order.
-func (s *state) digest() string {
-	h := sha256.New()
-	for _, p := range s.params() {
-		h.Write(append([]byte(p.Name), 0))
-		h.Write(wire.Bytes(p.Data))
-	}
-	return hex.EncodeToString(h.Sum(nil))
+// damagedError says that a checkpoint turned out to be damaged while it was read.
+type damagedError struct {
+	step uint64
+	err  error
 }
 
-// checkpointFile is the manifest of a checkpoint. It is written last: a folder without it,
-// or whose files do not match its digests, is not a checkpoint.
-type checkpointFile struct {
-	Step     uint64            `json:"step"`
-	Manifest string            `json:"manifest"` // SHA-256 of the run's manifest
-	Files    map[string]string `json:"files"`    // SHA-256 by name
+func (e *damagedError) Error() string {
+	return fmt.Sprintf("checkpoint of step %d is damaged: %v", e.step, e.err)
 }
 
-const (
-	checkpointName = "checkpoint.json"
-	keepCount      = 2
-)
+func (e *damagedError) Unwrap() error { return e.err }
 
-func files() map[shardv1.StateKind]string {
-	return map[shardv1.StateKind]string{weight: "weights.safetensors", moment1: "moment1.safetensors",
-		moment2: "moment2.safetensors", residual: "residuals.safetensors"}
-}
-
-func stepDir(dir string, step uint64) string {
-	return filepath.Join(dir, fmt.Sprintf("step-%08d", step))
-}
-
-// saveCheckpoint writes a state into a new folder under dir and removes older checkpoints.
-func saveCheckpoint(dir string, s *state, manifest string) error {
-	at := stepDir(dir, s.step)
-	if err := os.MkdirAll(at, 0o755); err != nil {
-		return err
-	}
-	record := checkpointFile{Step: s.step, Manifest: manifest, Files: map[string]string{}}
-	for kind, name := range files() {
-		var named []weights.Named
-		for _, t := range s.tensors {
-			if t.kind == kind {
-				named = append(named, weights.Named{Name: t.name, DType: tensor.F32, Shape: t.shape,
-					Data: wire.Bytes(t.values)})
-			}
-		}
-		if kind == residual && named == nil {
-			continue // only some wire types have them
-		}
-		h := sha256.New()
-		err := weights.WriteFile(filepath.Join(at, name), func(w io.Writer) error {
-			return weights.EncodeSafetensors(io.MultiWriter(w, h), named, nil)
+// findCheckpoint sets the checkpoint from which the run goes on: the newest one of at most a step that is
+// not known to be damaged.
+func (t *training) findCheckpoint(upTo uint64) error {
+	for {
+		c, err := t.store.Newest(t.run.hash, upTo, func(step uint64, err error) {
+			t.skip(step, err)
 		})
-		if err != nil {
+		if err != nil || c == nil || !t.damaged[c.Step] {
+			t.last = c
 			return err
 		}
-		record.Files[name] = hex.EncodeToString(h.Sum(nil))
-	}
-	text, err := json.MarshalIndent(record, "", "  ")
-	if err != nil {
-		return err
-	}
-	if err := weights.WriteFile(filepath.Join(at, checkpointName), func(w io.Writer) error {
-		_, err := w.Write(append(text, '\n'))
-		return err
-	}); err != nil {
-		return err
-	}
-	if err := syncDir(dir); err != nil {
-		return err
-	}
-	return dropOld(dir, keepCount)
-}
-
-// syncDir makes the names in a folder durable.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
-}
-
-// listCheckpoints lists the folders of checkpoints, oldest first.
-func listCheckpoints(dir string) ([]string, error) {
-	entries, err := os.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	var out []string
-	for _, e := range entries {
-		if e.IsDir() && strings.HasPrefix(e.Name(), "step-") {
-			out = append(out, filepath.Join(dir, e.Name()))
+		if c.Step == 0 {
+			return nil
 		}
+		upTo = c.Step - 1
 	}
-	return out, err
 }
 
-// dropOld removes all but the newest checkpoints.
-func dropOld(dir string, keep int) error {
-	all, err := listCheckpoints(dir)
-	if err != nil {
+// skip marks a checkpoint as damaged.
+func (t *training) skip(step uint64, err error) {
+	if !t.damaged[step] {
+		t.run.service.log.Warn("skip damaged checkpoint", "run", t.run.manifest.Name, "step", step, "error", err)
+	}
+	t.damaged[step] = true
+}
+
+// save begins a checkpoint of the last step, which is written while the run goes on.
+func (t *training) save(f *fleet, step uint64) error {
+	m := checkpoint.Manifest{Step: step, Run: t.run.hash, Stages: t.run.layout.stages, Replicas: t.run.layout.replicas,
+		Loss: t.loss}
+	if t.validation > 0 {
+		v := t.validation
+		m.Validation = &v
+	}
+	delete(t.damaged, step)
+	damaged := maps.Clone(t.damaged)
+	keep := checkpoint.Keep{Last: t.run.manifest.KeepLast, Best: t.run.manifest.KeepBest,
+		Not: func(step uint64) bool { return damaged[step] }}
+	var err error
+	t.saving, err = f.begin(t.store, m, keep, t.ledger.sync)
+	return err
+}
+
+// collect takes the result of the checkpoint that is being written, if it is finished.
+func (t *training) collect() error {
+	s := t.saving
+	if s == nil {
+		return nil
+	}
+	select {
+	case <-s.done:
+	default:
+		return nil
+	}
+	t.saving = nil
+	if s.made != nil {
+		t.last = s.made
+		t.run.update(func(r *trainerv1.Run) { r.CheckpointStep, r.CheckpointError = s.step, "" })
+	}
+	if s.err == nil {
+		return nil
+	}
+	return fault.Wrap(fault.CodeOf(s.err), s.err, "write checkpoint of step %d", s.step)
+}
+
+// tolerate logs that a checkpoint could not be written. The run goes on, unless its state is not finite.
+func (t *training) tolerate(err error) error {
+	if err == nil || fault.CodeOf(err) == fault.DataLoss {
 		return err
 	}
-	for len(all) > keep {
-		if err := os.RemoveAll(all[0]); err != nil {
-			return err
-		}
-		all = all[1:]
-	}
+	t.run.service.log.Warn("go on without a checkpoint", "run", t.run.manifest.Name, "error", err)
+	t.run.update(func(r *trainerv1.Run) { r.CheckpointError = err.Error() })
 	return nil
 }
 
-// loadCheckpoint reads the newest intact checkpoint of a run, or returns nil if there is
-// none. It skips damaged ones, after calling skip. A checkpoint of another manifest is an
-// error.
-func loadCheckpoint(dir, manifest string, skip func(path string, err error)) (*state, error) {
-	all, err := listCheckpoints(dir)
-	if err != nil {
-		return nil, err
+// wait waits for the checkpoint that is being written.
+func (t *training) wait() error {
+	if t.saving != nil {
+		<-t.saving.done
 	}
-	for _, at := range slices.Backward(all) {
-		s, err := readCheckpoint(at, manifest)
-		if fault.CodeOf(err) == fault.FailedPrecondition {
-			return nil, err
+	return t.collect()
+}
+
+// finish writes a checkpoint of the last step, unless there is one.
+func (t *training) finish(f *fleet, step uint64) error {
+	if err := t.tolerate(t.wait()); err != nil {
+		return err
+	}
+	if t.step() == step {
+		return nil
+	}
+	if err := t.save(f, step); err != nil {
+		return err
+	}
+	return t.wait()
+}
+
+// load has every stage load its part of a checkpoint. Stages that share the run's folder read it there;
+// the others are sent theirs.
+func (f *fleet) load(c *checkpoint.Checkpoint) error {
+	return f.each(func(ch *chain, i int, s *stage) error {
+		load := &shardv1.Load{Step: c.Step}
+		if s.shares {
+			load.ManifestSha256 = c.Digest[:]
+		} else if err := f.sendState(c, ch, i); err != nil {
+			return err
 		}
+		err := f.send(s, &shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Load{Load: load}})
+		var r *shardv1.TrainResponse
 		if err == nil {
-			return s, nil
+			r, err = f.reply(s)
 		}
-		skip(at, err)
-	}
-	return nil, nil
+		switch {
+		case err != nil && s.shares && fault.CodeOf(err) == fault.DataLoss:
+			return &damagedError{c.Step, err}
+		case err != nil:
+			return err
+		case r.GetLoaded() == nil:
+			return fault.New(fault.Internal, "load layers %v: the stage answered with %T", s.spans, r.GetFrame())
+		}
+		return nil
+	})
 }
 
-func readCheckpoint(at, manifest string) (*state, error) {
-	text, err := os.ReadFile(filepath.Join(at, checkpointName))
-	if err != nil {
-		return nil, err
-	}
-	var record checkpointFile
-	if err := json.Unmarshal(text, &record); err != nil {
-		return nil, fault.Wrap(fault.DataLoss, err, "read %s", filepath.Join(at, checkpointName))
-	}
-	if at != stepDir(filepath.Dir(at), record.Step) {
-		return nil, fault.New(fault.DataLoss, "read %s: want the step of the folder's name, got %d", at, record.Step)
-	}
-	out := &state{step: record.Step}
-	for kind, name := range files() {
-		if _, ok := record.Files[name]; !ok && kind == residual {
-			continue
-		}
-		raw, err := os.ReadFile(filepath.Join(at, name))
-		if err != nil {
-			return nil, err
-		}
-		if sum := sha256.Sum256(raw); hex.EncodeToString(sum[:]) != record.Files[name] {
-			return nil, fault.New(fault.DataLoss, "read %s: its digest does not match", filepath.Join(at, name))
-		}
-		source, err := weights.ParseSafetensors(name, raw)
-		if err != nil {
-			return nil, err
-		}
-		for _, tensorName := range source.Names() {
-			info, _ := source.Info(tensorName)
-			data, err := source.Data(tensorName)
-			if err != nil {
-				return nil, err
+// sendState sends a stage the tensors that it holds, one after the other. It verifies each one first.
+func (f *fleet) sendState(c *checkpoint.Checkpoint, ch *chain, i int) error {
+	lo, hi := f.manifest.share(ch.replica, len(f.chains))
+	for _, file := range c.Files {
+		for _, t := range file.Tensors {
+			param, from, to, some := cutSlots(t.Name)
+			holders := f.spec.Holders(param, f.ranges)
+			if file.Kind == residual { // the two parts of a tied weight have one each, under their own names
+				holders = holders[:min(1, len(holders))]
 			}
-			values := make([]float32, info.Elements())
-			tensor.Dequantize(values, data, info.DType)
-			out.tensors = append(out.tensors, stateTensor{tensorName, kind, info.Shape, values})
-		}
-	}
-	if record.Manifest != manifest {
-		return nil, fault.New(fault.FailedPrecondition, "resume from %s: it belongs to another manifest", at)
-	}
-	out.sort()
-	return out, nil
-}
-
-// finite reports the first value that is not finite.
-func (s *state) finite() error {
-	for _, t := range s.tensors {
-		for i, v := range t.values {
-			if math.IsNaN(float64(v)) || math.IsInf(float64(v), 0) {
-				return fault.New(fault.DataLoss, "check state of step %d: element %d of %s is %v", s.step, i, t.name, v)
+			if !slices.ContainsFunc(holders, func(at int) bool { return at%len(ch.stages) == i }) ||
+				some && (from < lo || to > hi) {
+				continue
+			}
+			if err := f.sendTensor(c, ch.stages[i], file.Kind, t.Name); err != nil {
+				return err
 			}
 		}
 	}
 	return nil
+}
+
+func (f *fleet) sendTensor(c *checkpoint.Checkpoint, s *stage, kind, name string) (err error) {
+	sum := wire.NewSum()
+	err = c.Read(kind, name, func(piece []byte) error {
+		sum.Add(piece)
+		return nil
+	})
+	if fault.CodeOf(err) == fault.DataLoss {
+		return &damagedError{c.Step, err}
+	}
+	if err != nil {
+		return err
+	}
+	r, err := c.OpenTensor(kind, name)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, r.Close()) }()
+	value := shardv1.StateKind_value["STATE_KIND_"+strings.ToUpper(kind)]
+	return wire.Stream(r.Tensor.Shape, sum.Checksum(), r, func(head *tensorv1.Tensor) error {
+		return f.send(s, &shardv1.TrainRequest{Frame: &shardv1.TrainRequest_State{
+			State: &shardv1.State{Name: name, Kind: shardv1.StateKind(value), Tensor: head}}})
+	}, func(chunk *tensorv1.Chunk) error {
+		return f.send(s, &shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Chunk{Chunk: chunk}})
+	})
 }

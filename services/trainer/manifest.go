@@ -62,6 +62,8 @@ type Manifest struct {
 	Spans           int    `json:"spans"`            // layer ranges of a stage, for interleaved-1f1b; 2 when absent
 	EvaluateEvery   int    `json:"evaluate_every"`   // steps; with 0 the validation loss is measured at the end only
 	CheckpointEvery int    `json:"checkpoint_every"` // steps; 0 means 500
+	KeepLast        int    `json:"keep_last"`        // newest checkpoints to keep; 2 when absent
+	KeepBest        int    `json:"keep_best"`        // and those of the lowest validation losses; 1 when absent
 	// element type of the trained model's file: "F32" (default) or "BF16"
 	DType        string  `json:"dtype"`
 	Samples      Samples `json:"samples"`       // texts to generate while the run goes on
@@ -143,7 +145,8 @@ const maxSlotTokens = 1 << 19
 // ParseManifest reads a manifest. Errors name the unknown field, or the field whose value is
 // out of bounds.
 func ParseManifest(text []byte) (*Manifest, error) {
-	m := &Manifest{Betas: [2]float64{0.9, 0.95}, Epsilon: 1e-8, Schedule: "1f1b", CheckpointEvery: 500, DType: "F32",
+	m := &Manifest{Betas: [2]float64{0.9, 0.95}, Epsilon: 1e-8, Schedule: "1f1b", CheckpointEvery: 500, KeepLast: 2,
+		KeepBest: 1, DType: "F32",
 		Precision: "F32"}
 	d := json.NewDecoder(bytes.NewReader(text))
 	d.DisallowUnknownFields()
@@ -261,7 +264,8 @@ func (m *Manifest) check() error {
 		{"slots", m.Slots, 1, 4096}, {"slot_sequences", m.SlotSequences, 1, 65536},
 		{"sequence_len", m.SequenceLen, 1, 65536},
 		{"steps", m.Steps, 1, 1 << 30}, {"evaluate_every", m.EvaluateEvery, 0, 1 << 30},
-		{"checkpoint_every", m.CheckpointEvery, 1, 1 << 30},
+		{"checkpoint_every", m.CheckpointEvery, 1, 1 << 30}, {"keep_last", m.KeepLast, 1, 1000},
+		{"keep_best", m.KeepBest, 0, 1000},
 		{"learning_rate.warmup", m.LearningRate.Warmup, 0, 1 << 30},
 	} {
 		if f.v < f.min || f.v > f.max {

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/lamina-mesh/lamina/pkg/checkpoint"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
 	trainerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/trainer/v1"
@@ -180,19 +181,11 @@ func (r *run) train(ctx context.Context) (stopped bool, err error) {
 	}); err != nil {
 		return false, err
 	}
-	checkpoints := filepath.Join(r.dir, "checkpoints")
-	var last *state
-	if r.resume {
-		last, err = loadCheckpoint(checkpoints, r.hash, func(path string, err error) {
-			r.service.log.Warn("skip damaged checkpoint", "path", path, "error", err)
-		})
-		if err != nil {
-			return false, err
-		}
-	} else if err := dropOld(checkpoints, 0); err != nil {
+	t := &training{run: r, data: data, spec: spec, initial: initial, damaged: map[uint64]bool{},
+		store: checkpoint.New(checkpoint.Dir(r.dir), checkpoint.Name)}
+	if err := t.open(); err != nil {
 		return false, err
 	}
-	t := &training{run: r, data: data, spec: spec, initial: initial, last: last, checkpoints: checkpoints}
 	if t.prompts, err = encodePrompts(data, r.manifest.Samples.Prompts); err != nil {
 		return false, err
 	}
@@ -202,6 +195,13 @@ func (r *run) train(ctx context.Context) (stopped bool, err error) {
 	for broken := 0; ; broken++ {
 		before := t.step()
 		stopped, err = t.attempt(ctx)
+		if damaged := (*damagedError)(nil); errors.As(err, &damaged) { // each checkpoint is tried once
+			t.skip(damaged.step, damaged.err)
+			if err := t.findCheckpoint(damaged.step); err != nil {
+				return false, err
+			}
+			continue
+		}
 		if err == nil || ctx.Err() != nil || !retryable(err) {
 			return stopped, err
 		}
@@ -234,28 +234,43 @@ func retryable(err error) bool {
 
 // training is the loop of a run over successive fleets.
 type training struct {
-	run         *run
-	data        *dataset
-	spec        model.Spec
-	initial     *shardv1.InitialWeights // nil for random ones
-	last        *state                  // last committed state; nil before the first checkpoint
-	checkpoints string
-	metrics     *stepFile
-	ledger      *stepFile
-	samples     *stepFile
-	prompts     [][]int32 // of the sample texts
-	validation  float64
-	bits        float64 // validation in bits per byte
-	began       time.Time
-	tokens      int
-	simulated   float64 // bubble of the schedule
+	run        *run
+	data       *dataset
+	spec       model.Spec
+	initial    *shardv1.InitialWeights // nil for random ones
+	store      *checkpoint.Store
+	last       *checkpoint.Checkpoint // the last one that is whole; nil before the first
+	saving     *saving                // the one that is being written
+	damaged    map[uint64]bool        // steps whose checkpoints are damaged
+	metrics    *stepFile
+	ledger     *stepFile
+	samples    *stepFile
+	prompts    [][]int32 // of the sample texts
+	loss       float64   // of the last step
+	validation float64
+	bits       float64 // validation in bits per byte
+	began      time.Time
+	tokens     int
+	simulated  float64 // bubble of the schedule
 }
 
 func (t *training) step() uint64 {
 	if t.last == nil {
 		return 0
 	}
-	return t.last.step
+	return t.last.Step
+}
+
+// open finds the checkpoint to resume from, or removes those of an earlier run.
+func (t *training) open() error {
+	if t.run.resume {
+		return t.findCheckpoint(math.MaxUint64)
+	}
+	steps, err := t.store.Steps()
+	for _, step := range steps {
+		err = errors.Join(err, t.store.Remove(step))
+	}
+	return err
 }
 
 // attempt builds a fleet and steps until the end or an error.
@@ -276,11 +291,21 @@ func (t *training) attempt(ctx context.Context) (stopped bool, err error) {
 	if t.last != nil {
 		initial = nil // the checkpoint has the weights
 	}
-	f, err := openFleet(ctx, r.service.cfg.Dialer, m, t.spec, initial, r.layout, addrs)
+	shared, unshare, err := newShare(r.service.cfg.Dir, r.dir)
 	if err != nil {
 		return false, err
 	}
-	defer f.close()
+	f, err := openFleet(ctx, r.service.cfg.Dialer, m, t.spec, initial, r.layout, addrs, shared)
+	if err := errors.Join(err, unshare()); err != nil {
+		if f != nil {
+			f.close()
+		}
+		return false, err
+	}
+	defer func() {
+		f.close()
+		_ = t.wait() // a checkpoint that has failed with the fleet matters no more
+	}()
 	if t.last != nil {
 		if err := f.load(t.last); err != nil {
 			return false, err
@@ -288,19 +313,27 @@ func (t *training) attempt(ctx context.Context) (stopped bool, err error) {
 	}
 	r.update(func(s *trainerv1.Run) {
 		s.State, s.Step, s.Parameters = trainerv1.RunState_RUN_STATE_RUNNING, t.step(), f.parameters
+		s.CheckpointStep = t.step()
 	})
 	t.began, t.tokens = time.Now(), 0
+	due := false
 	for step := t.step() + 1; step <= uint64(m.Steps); step++ {
 		if err := t.runStep(f, step); err != nil {
 			return false, err
 		}
+		if err := t.tolerate(t.collect()); err != nil {
+			return false, err
+		}
 		select {
 		case <-r.stop:
-			return true, t.checkpoint(f)
+			return true, t.finish(f, step)
 		default:
 		}
-		if step%uint64(m.CheckpointEvery) == 0 && step < uint64(m.Steps) {
-			if err := t.checkpoint(f); err != nil {
+		// While a checkpoint is being written the next one waits, and the steps do not.
+		due = due || step%uint64(m.CheckpointEvery) == 0
+		if due && t.saving == nil && step < uint64(m.Steps) {
+			due = false
+			if err := t.save(f, step); err != nil {
 				return false, err
 			}
 		}
@@ -310,7 +343,7 @@ func (t *training) attempt(ctx context.Context) (stopped bool, err error) {
 			return false, err
 		}
 	}
-	if err := t.checkpoint(f); err != nil {
+	if err := t.finish(f, uint64(m.Steps)); err != nil {
 		return false, err
 	}
 	return false, t.export()
@@ -360,7 +393,7 @@ func (t *training) runStep(f *fleet, step uint64) error {
 		return err
 	}
 	t.tokens += int(data.targets)
-	t.validation, t.bits = 0, 0
+	t.loss, t.validation, t.bits = res.loss, 0, 0
 	if m.EvaluateEvery > 0 && step%uint64(m.EvaluateEvery) == 0 {
 		if err := t.evaluate(f, step); err != nil {
 			return err
@@ -541,25 +574,6 @@ func (t *training) evaluate(f *fleet, step uint64) error {
 	return nil
 }
 
-// checkpoint fetches the state from the fleet and commits it.
-func (t *training) checkpoint(f *fleet) error {
-	if err := t.ledger.sync(); err != nil { // before a checkpoint says that its steps are done
-		return err
-	}
-	s, err := f.fetch()
-	if err != nil {
-		return err
-	}
-	if err := s.finite(); err != nil {
-		return err
-	}
-	if err := saveCheckpoint(t.checkpoints, s, t.run.hash); err != nil {
-		return fault.Wrap(fault.Internal, err, "write checkpoint of step %d", s.step)
-	}
-	t.last = s
-	return nil
-}
-
 // export writes the trained model, its vocabulary and its manifest.
 func (t *training) export() error {
 	dir := filepath.Join(t.run.dir, "model")
@@ -567,7 +581,7 @@ func (t *training) export() error {
 	if err != nil {
 		return err
 	}
-	if err := model.ExportHF(dir, t.spec, t.last.params(), dtype); err != nil {
+	if err := t.exportWeights(dir, dtype); err != nil {
 		return fault.Wrap(fault.Internal, err, "export model")
 	}
 	if err := t.data.vocab.WriteHF(dir); err != nil {
@@ -582,9 +596,9 @@ func (t *training) export() error {
 	}); err != nil {
 		return err
 	}
-	digest := t.last.digest()
+	digest := t.last.Weights
 	report, err := json.MarshalIndent(map[string]any{
-		"run": t.run.manifest.Name, "steps": t.last.step, "validation_loss": t.validation,
+		"run": t.run.manifest.Name, "steps": t.last.Step, "validation_loss": t.validation,
 		"validation_bits_per_byte": t.bits, "weights_sha256": digest,
 		"manifest_sha256": t.run.hash,
 	}, "", "  ")
@@ -599,6 +613,26 @@ func (t *training) export() error {
 	}
 	t.run.update(func(s *trainerv1.Run) { s.ModelPath, s.WeightsDigest = dir, digest })
 	return nil
+}
+
+// exportWeights writes the weights of the last checkpoint in the form of Hugging Face's libraries. It
+// verifies them first.
+func (t *training) exportWeights(dir string, dtype tensor.DType) error {
+	var all []model.Exported
+	for _, f := range t.last.Files {
+		if f.Kind != checkpoint.Weight {
+			continue
+		}
+		for _, w := range f.Tensors {
+			if err := t.last.Read(f.Kind, w.Name, func([]byte) error { return nil }); err != nil {
+				return err
+			}
+			all = append(all, model.Exported{Name: w.Name, Shape: w.Shape, Open: func() (model.Values, error) {
+				return t.last.OpenTensor(f.Kind, w.Name)
+			}})
+		}
+	}
+	return model.ExportFiles(dir, t.spec, all, model.ExportOptions{DType: dtype})
 }
 
 // addChatTemplate adds a chat template to a tokenizer_config.json.

@@ -110,8 +110,10 @@ func seeds(digest string) map[string][]proto.Message {
 				Frame: &shardv1.TrainRequest_State{State: &shardv1.State{Name: "model.norm.weight", Kind: 1,
 					Tensor: tensor}},
 			},
-			&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Fetch{Fetch: &shardv1.Fetch{}}},
+			&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Save{Save: &shardv1.Save{Step: 1}}},
+			&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Load{Load: &shardv1.Load{Step: 1, ManifestSha256: id}}},
 		},
+		"/lamina.shard.v1.ShardService/SaveState": {&shardv1.SaveStateRequest{Chain: id, Step: 1}},
 		"/lamina.shard.v1.ShardService/Exchange": {
 			&shardv1.ExchangeRequest{Frame: &shardv1.ExchangeRequest_Open{Open: &shardv1.ExchangeOpen{Chain: id}}},
 			&shardv1.ExchangeRequest{

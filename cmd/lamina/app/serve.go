@@ -84,11 +84,14 @@ type ShardConfig struct {
 	KVPositions int
 	Train       bool
 	NATS        nats.Config // for gradient events, if Train is set
+	// RunsDir is the trainer's folder of runs, if this machine has it; empty if not. Stages read and write
+	// checkpoints there.
+	RunsDir string
 }
 
 // Shard runs a shard until ctx ends.
 func Shard(ctx context.Context, c ServiceConfig, s ShardConfig) error {
-	set := settings{train: s.Train, nats: s.NATS, shards: []shardSetting{{
+	set := settings{train: s.Train, nats: s.NATS, runs: TrainerConfig{Dir: s.RunsDir}, shards: []shardSetting{{
 		name: "shard", model: s.Model, as: s.Name, layers: s.Layers, kvPositions: s.KVPositions, train: s.Train,
 	}}}
 	return c.run(ctx, s.Kernels, set, "shards")

@@ -8,6 +8,7 @@ import (
 	natsgo "github.com/nats-io/nats.go"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/lamina-mesh/lamina/pkg/checkpoint"
 	"github.com/lamina-mesh/lamina/pkg/discovery"
 	"github.com/lamina-mesh/lamina/pkg/gradbus/nats"
 	"github.com/lamina-mesh/lamina/pkg/journal"
@@ -170,6 +171,9 @@ func (p *process) buildShards() error {
 		meta := map[string]string{}
 		if set.train && p.bus != nil {
 			c.Bus = p.bus
+			if p.set.runs.Dir != "" {
+				c.Runs = checkpoint.Dir(p.set.runs.Dir)
+			}
 			meta[trainer.TrainsMeta] = "true"
 		}
 		s := shard.New(c)

@@ -50,7 +50,7 @@ func train(t *testing.T, raw []byte, stages, replicas int, out string, resume bo
 	defer cancel()
 	m, err := app.Start(ctx,
 		app.MeshConfig{Kernels: app.Kernels{Set: ref.New[float32]()}, Train: true, Trainers: stages * replicas,
-			Runs: app.TrainerConfig{AllowPaths: []string{os.TempDir()}, Transient: true}})
+			Runs: app.TrainerConfig{Dir: filepath.Dir(out), AllowPaths: []string{os.TempDir()}, Transient: true}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -113,7 +113,7 @@ func TestTrain_ResumeOnAnotherLayoutIsExact(t *testing.T) {
 	train(t, raw, 1, 1, out, false)
 	// Remove the last checkpoint and leave damaged files, as a crash may.
 	last := filepath.Join(out, "checkpoints", "step-00000006")
-	if err := os.Truncate(filepath.Join(last, "moment1.safetensors"), 100); err != nil {
+	if err := os.Truncate(filepath.Join(last, "moment1-001-of-001.safetensors"), 100); err != nil {
 		t.Fatal(err)
 	}
 	resumed := train(t, raw, 2, 2, out, true)

@@ -1494,7 +1494,7 @@ type TrainRequest struct {
 	//	*TrainRequest_Step
 	//	*TrainRequest_Microbatch
 	//	*TrainRequest_Apply
-	//	*TrainRequest_Fetch
+	//	*TrainRequest_Save
 	Frame         isTrainRequest_Frame `protobuf_oneof:"frame"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1600,10 +1600,10 @@ func (x *TrainRequest) GetApply() *Apply {
 	return nil
 }
 
-func (x *TrainRequest) GetFetch() *Fetch {
+func (x *TrainRequest) GetSave() *Save {
 	if x != nil {
-		if x, ok := x.Frame.(*TrainRequest_Fetch); ok {
-			return x.Fetch
+		if x, ok := x.Frame.(*TrainRequest_Save); ok {
+			return x.Save
 		}
 	}
 	return nil
@@ -1648,9 +1648,9 @@ type TrainRequest_Apply struct {
 	Apply *Apply `protobuf:"bytes,7,opt,name=apply,proto3,oneof"`
 }
 
-type TrainRequest_Fetch struct {
-	// Send the state.
-	Fetch *Fetch `protobuf:"bytes,9,opt,name=fetch,proto3,oneof"`
+type TrainRequest_Save struct {
+	// Take a snapshot of the state.
+	Save *Save `protobuf:"bytes,20,opt,name=save,proto3,oneof"`
 }
 
 func (*TrainRequest_Open) isTrainRequest_Frame() {}
@@ -1667,7 +1667,7 @@ func (*TrainRequest_Microbatch) isTrainRequest_Frame() {}
 
 func (*TrainRequest_Apply) isTrainRequest_Frame() {}
 
-func (*TrainRequest_Fetch) isTrainRequest_Frame() {}
+func (*TrainRequest_Save) isTrainRequest_Frame() {}
 
 // TrainOpen holds the settings of a stage in a run.
 type TrainOpen struct {
@@ -1710,6 +1710,11 @@ type TrainOpen struct {
 	// Coefficient of the z-loss, z_loss * log(sum of exponentials)^2 of each row of logits. It is
 	// part of the gradient, but not of the losses that are reported.
 	ZLoss float64 `protobuf:"fixed64,18,opt,name=z_loss,json=zLoss,proto3" json:"z_loss,omitempty"`
+	// The run's folder, as a path inside the trainer's folder of runs. Empty if it is elsewhere,
+	// so that no stage shares it.
+	Folder string `protobuf:"bytes,20,opt,name=folder,proto3" json:"folder,omitempty"`
+	// Name of a file in the run's folder that exists while the stages open.
+	Token string `protobuf:"bytes,21,opt,name=token,proto3" json:"token,omitempty"`
 	// Where the initial weights are read from. Without it they are random.
 	Initial *InitialWeights `protobuf:"bytes,25,opt,name=initial,proto3" json:"initial,omitempty"`
 	// Keep only the input of each layer for the backward pass, which runs the layer again. It saves
@@ -1873,6 +1878,20 @@ func (x *TrainOpen) GetZLoss() float64 {
 		return x.ZLoss
 	}
 	return 0
+}
+
+func (x *TrainOpen) GetFolder() string {
+	if x != nil {
+		return x.Folder
+	}
+	return ""
+}
+
+func (x *TrainOpen) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
 }
 
 func (x *TrainOpen) GetInitial() *InitialWeights {
@@ -2644,9 +2663,12 @@ func (x *State) GetTensor() *v1.Tensor {
 type Load struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Optimizer steps taken when the state was saved.
-	Step          uint64 `protobuf:"varint,1,opt,name=step,proto3" json:"step,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Step uint64 `protobuf:"varint,1,opt,name=step,proto3" json:"step,omitempty"`
+	// SHA-256 of the checkpoint's manifest, for a stage that reads its files. Empty if the
+	// trainer has sent the state.
+	ManifestSha256 []byte `protobuf:"bytes,20,opt,name=manifest_sha256,json=manifestSha256,proto3" json:"manifest_sha256,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Load) Reset() {
@@ -2686,6 +2708,59 @@ func (x *Load) GetStep() uint64 {
 	return 0
 }
 
+func (x *Load) GetManifestSha256() []byte {
+	if x != nil {
+		return x.ManifestSha256
+	}
+	return nil
+}
+
+// Save takes a snapshot of the state, which SaveState writes.
+type Save struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Optimizer steps taken.
+	Step          uint64 `protobuf:"varint,1,opt,name=step,proto3" json:"step,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Save) Reset() {
+	*x = Save{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Save) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Save) ProtoMessage() {}
+
+func (x *Save) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Save.ProtoReflect.Descriptor instead.
+func (*Save) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *Save) GetStep() uint64 {
+	if x != nil {
+		return x.Step
+	}
+	return 0
+}
+
 // Step starts an optimizer step.
 type Step struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2708,7 +2783,7 @@ type Step struct {
 
 func (x *Step) Reset() {
 	*x = Step{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2720,7 +2795,7 @@ func (x *Step) String() string {
 func (*Step) ProtoMessage() {}
 
 func (x *Step) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2733,7 +2808,7 @@ func (x *Step) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Step.ProtoReflect.Descriptor instead.
 func (*Step) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{28}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Step) GetStep() uint64 {
@@ -2804,7 +2879,7 @@ type Microbatch struct {
 
 func (x *Microbatch) Reset() {
 	*x = Microbatch{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2816,7 +2891,7 @@ func (x *Microbatch) String() string {
 func (*Microbatch) ProtoMessage() {}
 
 func (x *Microbatch) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2829,7 +2904,7 @@ func (x *Microbatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Microbatch.ProtoReflect.Descriptor instead.
 func (*Microbatch) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{29}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Microbatch) GetStep() uint64 {
@@ -2904,7 +2979,7 @@ type Pick struct {
 
 func (x *Pick) Reset() {
 	*x = Pick{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2916,7 +2991,7 @@ func (x *Pick) String() string {
 func (*Pick) ProtoMessage() {}
 
 func (x *Pick) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2929,7 +3004,7 @@ func (x *Pick) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pick.ProtoReflect.Descriptor instead.
 func (*Pick) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{30}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Pick) GetRow() uint32 {
@@ -2970,7 +3045,7 @@ type Apply struct {
 
 func (x *Apply) Reset() {
 	*x = Apply{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2982,7 +3057,7 @@ func (x *Apply) String() string {
 func (*Apply) ProtoMessage() {}
 
 func (x *Apply) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2995,7 +3070,7 @@ func (x *Apply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Apply.ProtoReflect.Descriptor instead.
 func (*Apply) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{31}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Apply) GetStep() uint64 {
@@ -3026,61 +3101,6 @@ func (x *Apply) GetWorker() uint32 {
 	return 0
 }
 
-// Fetch asks for the stage's state.
-type Fetch struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Weights alone, without the optimizer's moments.
-	WeightsOnly bool `protobuf:"varint,1,opt,name=weights_only,json=weightsOnly,proto3" json:"weights_only,omitempty"`
-	// Only what the other replicas do not have: the state of this replica's slots.
-	SlotsOnly     bool `protobuf:"varint,15,opt,name=slots_only,json=slotsOnly,proto3" json:"slots_only,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *Fetch) Reset() {
-	*x = Fetch{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *Fetch) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*Fetch) ProtoMessage() {}
-
-func (x *Fetch) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use Fetch.ProtoReflect.Descriptor instead.
-func (*Fetch) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{32}
-}
-
-func (x *Fetch) GetWeightsOnly() bool {
-	if x != nil {
-		return x.WeightsOnly
-	}
-	return false
-}
-
-func (x *Fetch) GetSlotsOnly() bool {
-	if x != nil {
-		return x.SlotsOnly
-	}
-	return false
-}
-
 // TrainResponse is a frame to the trainer.
 type TrainResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -3093,9 +3113,6 @@ type TrainResponse struct {
 	//	*TrainResponse_Loss
 	//	*TrainResponse_Folded
 	//	*TrainResponse_Applied
-	//	*TrainResponse_State
-	//	*TrainResponse_Chunk
-	//	*TrainResponse_Fetched
 	//	*TrainResponse_Picked
 	Frame         isTrainResponse_Frame `protobuf_oneof:"frame"`
 	unknownFields protoimpl.UnknownFields
@@ -3184,33 +3201,6 @@ func (x *TrainResponse) GetApplied() *Applied {
 	return nil
 }
 
-func (x *TrainResponse) GetState() *State {
-	if x != nil {
-		if x, ok := x.Frame.(*TrainResponse_State); ok {
-			return x.State
-		}
-	}
-	return nil
-}
-
-func (x *TrainResponse) GetChunk() *v1.Chunk {
-	if x != nil {
-		if x, ok := x.Frame.(*TrainResponse_Chunk); ok {
-			return x.Chunk
-		}
-	}
-	return nil
-}
-
-func (x *TrainResponse) GetFetched() *Fetched {
-	if x != nil {
-		if x, ok := x.Frame.(*TrainResponse_Fetched); ok {
-			return x.Fetched
-		}
-	}
-	return nil
-}
-
 func (x *TrainResponse) GetPicked() *Picked {
 	if x != nil {
 		if x, ok := x.Frame.(*TrainResponse_Picked); ok {
@@ -3249,21 +3239,6 @@ type TrainResponse_Applied struct {
 	Applied *Applied `protobuf:"bytes,5,opt,name=applied,proto3,oneof"`
 }
 
-type TrainResponse_State struct {
-	// A tensor of the state.
-	State *State `protobuf:"bytes,7,opt,name=state,proto3,oneof"`
-}
-
-type TrainResponse_Chunk struct {
-	// More bytes of the last state tensor.
-	Chunk *v1.Chunk `protobuf:"bytes,8,opt,name=chunk,proto3,oneof"`
-}
-
-type TrainResponse_Fetched struct {
-	// All state has been sent.
-	Fetched *Fetched `protobuf:"bytes,9,opt,name=fetched,proto3,oneof"`
-}
-
 type TrainResponse_Picked struct {
 	// The tokens that a microbatch has asked for.
 	Picked *Picked `protobuf:"bytes,28,opt,name=picked,proto3,oneof"`
@@ -3279,12 +3254,6 @@ func (*TrainResponse_Folded) isTrainResponse_Frame() {}
 
 func (*TrainResponse_Applied) isTrainResponse_Frame() {}
 
-func (*TrainResponse_State) isTrainResponse_Frame() {}
-
-func (*TrainResponse_Chunk) isTrainResponse_Frame() {}
-
-func (*TrainResponse_Fetched) isTrainResponse_Frame() {}
-
 func (*TrainResponse_Picked) isTrainResponse_Frame() {}
 
 // TrainOpened describes a stage that is ready to train.
@@ -3293,7 +3262,9 @@ type TrainOpened struct {
 	// Trainable parameters of the stage.
 	Parameters uint64 `protobuf:"varint,1,opt,name=parameters,proto3" json:"parameters,omitempty"`
 	// The kernel class.
-	KernelClass   string `protobuf:"bytes,2,opt,name=kernel_class,json=kernelClass,proto3" json:"kernel_class,omitempty"`
+	KernelClass string `protobuf:"bytes,2,opt,name=kernel_class,json=kernelClass,proto3" json:"kernel_class,omitempty"`
+	// Whether this stage reads and writes the files of checkpoints itself.
+	SharesFolder  bool `protobuf:"varint,20,opt,name=shares_folder,json=sharesFolder,proto3" json:"shares_folder,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3340,6 +3311,13 @@ func (x *TrainOpened) GetKernelClass() string {
 		return x.KernelClass
 	}
 	return ""
+}
+
+func (x *TrainOpened) GetSharesFolder() bool {
+	if x != nil {
+		return x.SharesFolder
+	}
+	return false
 }
 
 // Loaded says that the state is loaded.
@@ -3771,31 +3749,33 @@ func (x *Applied) GetDigest() uint64 {
 	return 0
 }
 
-// Fetched ends the state's tensors.
-type Fetched struct {
+// SaveStateRequest names a snapshot.
+type SaveStateRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Optimizer steps taken.
-	Step uint64 `protobuf:"varint,1,opt,name=step,proto3" json:"step,omitempty"`
-	// XXH3-64 over names and weights, in name order.
-	Digest        uint64 `protobuf:"fixed64,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	// The chain, as in TrainOpen.
+	Chain []byte `protobuf:"bytes,1,opt,name=chain,proto3" json:"chain,omitempty"`
+	// The stage.
+	Stage uint32 `protobuf:"varint,2,opt,name=stage,proto3" json:"stage,omitempty"`
+	// The step of its `save`.
+	Step          uint64 `protobuf:"varint,3,opt,name=step,proto3" json:"step,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *Fetched) Reset() {
-	*x = Fetched{}
+func (x *SaveStateRequest) Reset() {
+	*x = SaveStateRequest{}
 	mi := &file_lamina_shard_v1_shard_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *Fetched) String() string {
+func (x *SaveStateRequest) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*Fetched) ProtoMessage() {}
+func (*SaveStateRequest) ProtoMessage() {}
 
-func (x *Fetched) ProtoReflect() protoreflect.Message {
+func (x *SaveStateRequest) ProtoReflect() protoreflect.Message {
 	mi := &file_lamina_shard_v1_shard_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -3807,23 +3787,398 @@ func (x *Fetched) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use Fetched.ProtoReflect.Descriptor instead.
-func (*Fetched) Descriptor() ([]byte, []int) {
+// Deprecated: Use SaveStateRequest.ProtoReflect.Descriptor instead.
+func (*SaveStateRequest) Descriptor() ([]byte, []int) {
 	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{41}
 }
 
-func (x *Fetched) GetStep() uint64 {
+func (x *SaveStateRequest) GetChain() []byte {
+	if x != nil {
+		return x.Chain
+	}
+	return nil
+}
+
+func (x *SaveStateRequest) GetStage() uint32 {
+	if x != nil {
+		return x.Stage
+	}
+	return 0
+}
+
+func (x *SaveStateRequest) GetStep() uint64 {
 	if x != nil {
 		return x.Step
 	}
 	return 0
 }
 
-func (x *Fetched) GetDigest() uint64 {
+// SaveStateResponse is a frame of a stage's state.
+type SaveStateResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The contents of the frame.
+	//
+	// Types that are valid to be assigned to Frame:
+	//
+	//	*SaveStateResponse_File
+	//	*SaveStateResponse_Data
+	//	*SaveStateResponse_Written
+	//	*SaveStateResponse_Saved
+	Frame         isSaveStateResponse_Frame `protobuf_oneof:"frame"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SaveStateResponse) Reset() {
+	*x = SaveStateResponse{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SaveStateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SaveStateResponse) ProtoMessage() {}
+
+func (x *SaveStateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[42]
 	if x != nil {
-		return x.Digest
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SaveStateResponse.ProtoReflect.Descriptor instead.
+func (*SaveStateResponse) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *SaveStateResponse) GetFrame() isSaveStateResponse_Frame {
+	if x != nil {
+		return x.Frame
+	}
+	return nil
+}
+
+func (x *SaveStateResponse) GetFile() *StateFile {
+	if x != nil {
+		if x, ok := x.Frame.(*SaveStateResponse_File); ok {
+			return x.File
+		}
+	}
+	return nil
+}
+
+func (x *SaveStateResponse) GetData() []byte {
+	if x != nil {
+		if x, ok := x.Frame.(*SaveStateResponse_Data); ok {
+			return x.Data
+		}
+	}
+	return nil
+}
+
+func (x *SaveStateResponse) GetWritten() *SavedFile {
+	if x != nil {
+		if x, ok := x.Frame.(*SaveStateResponse_Written); ok {
+			return x.Written
+		}
+	}
+	return nil
+}
+
+func (x *SaveStateResponse) GetSaved() *Saved {
+	if x != nil {
+		if x, ok := x.Frame.(*SaveStateResponse_Saved); ok {
+			return x.Saved
+		}
+	}
+	return nil
+}
+
+type isSaveStateResponse_Frame interface {
+	isSaveStateResponse_Frame()
+}
+
+type SaveStateResponse_File struct {
+	// A file begins. Only a stage that does not share the run's folder sends it.
+	File *StateFile `protobuf:"bytes,1,opt,name=file,proto3,oneof"`
+}
+
+type SaveStateResponse_Data struct {
+	// The next bytes of the file; at most 1 MiB.
+	Data []byte `protobuf:"bytes,2,opt,name=data,proto3,oneof"`
+}
+
+type SaveStateResponse_Written struct {
+	// The file is complete.
+	Written *SavedFile `protobuf:"bytes,3,opt,name=written,proto3,oneof"`
+}
+
+type SaveStateResponse_Saved struct {
+	// All files are written. This is the last frame.
+	Saved *Saved `protobuf:"bytes,4,opt,name=saved,proto3,oneof"`
+}
+
+func (*SaveStateResponse_File) isSaveStateResponse_Frame() {}
+
+func (*SaveStateResponse_Data) isSaveStateResponse_Frame() {}
+
+func (*SaveStateResponse_Written) isSaveStateResponse_Frame() {}
+
+func (*SaveStateResponse_Saved) isSaveStateResponse_Frame() {}
+
+// StateFile is a file of a checkpoint.
+type StateFile struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its name in the checkpoint's folder.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StateFile) Reset() {
+	*x = StateFile{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StateFile) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StateFile) ProtoMessage() {}
+
+func (x *StateFile) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StateFile.ProtoReflect.Descriptor instead.
+func (*StateFile) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *StateFile) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+// Saved lists the files of a stage.
+type Saved struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The files that the stage has written itself.
+	Files         []*SavedFile `protobuf:"bytes,1,rep,name=files,proto3" json:"files,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Saved) Reset() {
+	*x = Saved{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Saved) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Saved) ProtoMessage() {}
+
+func (x *Saved) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Saved.ProtoReflect.Descriptor instead.
+func (*Saved) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *Saved) GetFiles() []*SavedFile {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
+// SavedFile describes a file of a checkpoint, in the safetensors format.
+type SavedFile struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its name in the checkpoint's folder.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// What its tensors are to their parameters: a StateKind in lower case, without the prefix.
+	Kind string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	// Its size in bytes.
+	Bytes uint64 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// SHA-256 of the whole file.
+	Sha256 []byte `protobuf:"bytes,4,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	// Its tensors, in the order of their bytes.
+	Tensors       []*SavedTensor `protobuf:"bytes,5,rep,name=tensors,proto3" json:"tensors,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SavedFile) Reset() {
+	*x = SavedFile{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SavedFile) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SavedFile) ProtoMessage() {}
+
+func (x *SavedFile) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SavedFile.ProtoReflect.Descriptor instead.
+func (*SavedFile) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *SavedFile) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SavedFile) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *SavedFile) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
 	}
 	return 0
+}
+
+func (x *SavedFile) GetSha256() []byte {
+	if x != nil {
+		return x.Sha256
+	}
+	return nil
+}
+
+func (x *SavedFile) GetTensors() []*SavedTensor {
+	if x != nil {
+		return x.Tensors
+	}
+	return nil
+}
+
+// SavedTensor describes a tensor in a file, f32.
+type SavedTensor struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The parameter's name.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Outermost dimension first.
+	Shape []uint32 `protobuf:"varint,2,rep,packed,name=shape,proto3" json:"shape,omitempty"`
+	// Where its bytes begin in the file.
+	Offset uint64 `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"`
+	// SHA-256 of its bytes.
+	Sha256        []byte `protobuf:"bytes,4,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SavedTensor) Reset() {
+	*x = SavedTensor{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SavedTensor) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SavedTensor) ProtoMessage() {}
+
+func (x *SavedTensor) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SavedTensor.ProtoReflect.Descriptor instead.
+func (*SavedTensor) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *SavedTensor) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SavedTensor) GetShape() []uint32 {
+	if x != nil {
+		return x.Shape
+	}
+	return nil
+}
+
+func (x *SavedTensor) GetOffset() uint64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *SavedTensor) GetSha256() []byte {
+	if x != nil {
+		return x.Sha256
+	}
+	return nil
 }
 
 // ExchangeRequest is a frame from the earlier stage.
@@ -3843,7 +4198,7 @@ type ExchangeRequest struct {
 
 func (x *ExchangeRequest) Reset() {
 	*x = ExchangeRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[42]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3855,7 +4210,7 @@ func (x *ExchangeRequest) String() string {
 func (*ExchangeRequest) ProtoMessage() {}
 
 func (x *ExchangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[42]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3868,7 +4223,7 @@ func (x *ExchangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeRequest.ProtoReflect.Descriptor instead.
 func (*ExchangeRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{42}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ExchangeRequest) GetFrame() isExchangeRequest_Frame {
@@ -3945,7 +4300,7 @@ type ExchangeOpen struct {
 
 func (x *ExchangeOpen) Reset() {
 	*x = ExchangeOpen{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[43]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3957,7 +4312,7 @@ func (x *ExchangeOpen) String() string {
 func (*ExchangeOpen) ProtoMessage() {}
 
 func (x *ExchangeOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[43]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3970,7 +4325,7 @@ func (x *ExchangeOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeOpen.ProtoReflect.Descriptor instead.
 func (*ExchangeOpen) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{43}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ExchangeOpen) GetChain() []byte {
@@ -4011,7 +4366,7 @@ type Activation struct {
 
 func (x *Activation) Reset() {
 	*x = Activation{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[44]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4023,7 +4378,7 @@ func (x *Activation) String() string {
 func (*Activation) ProtoMessage() {}
 
 func (x *Activation) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[44]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4036,7 +4391,7 @@ func (x *Activation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Activation.ProtoReflect.Descriptor instead.
 func (*Activation) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{44}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Activation) GetStep() uint64 {
@@ -4084,7 +4439,7 @@ type ExchangeResponse struct {
 
 func (x *ExchangeResponse) Reset() {
 	*x = ExchangeResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[45]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4096,7 +4451,7 @@ func (x *ExchangeResponse) String() string {
 func (*ExchangeResponse) ProtoMessage() {}
 
 func (x *ExchangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[45]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4109,7 +4464,7 @@ func (x *ExchangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeResponse.ProtoReflect.Descriptor instead.
 func (*ExchangeResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{45}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ExchangeResponse) GetFrame() isExchangeResponse_Frame {
@@ -4180,7 +4535,7 @@ type ExchangeOpened struct {
 
 func (x *ExchangeOpened) Reset() {
 	*x = ExchangeOpened{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[46]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4192,7 +4547,7 @@ func (x *ExchangeOpened) String() string {
 func (*ExchangeOpened) ProtoMessage() {}
 
 func (x *ExchangeOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[46]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4205,7 +4560,7 @@ func (x *ExchangeOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeOpened.ProtoReflect.Descriptor instead.
 func (*ExchangeOpened) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{46}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{51}
 }
 
 // ActivationGradient is the gradient of the loss with respect to one slot's activation.
@@ -4225,7 +4580,7 @@ type ActivationGradient struct {
 
 func (x *ActivationGradient) Reset() {
 	*x = ActivationGradient{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[47]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4237,7 +4592,7 @@ func (x *ActivationGradient) String() string {
 func (*ActivationGradient) ProtoMessage() {}
 
 func (x *ActivationGradient) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[47]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4250,7 +4605,7 @@ func (x *ActivationGradient) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivationGradient.ProtoReflect.Descriptor instead.
 func (*ActivationGradient) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{47}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ActivationGradient) GetStep() uint64 {
@@ -4383,7 +4738,7 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x04step\x18\x02 \x01(\x04R\x04step\x12\x12\n" +
 	"\x04code\x18\x03 \x01(\rR\x04code\x12\x18\n" +
 	"\amessage\x18\x04 \x01(\tR\amessage\x12\x0e\n" +
-	"\x02lo\x18\x05 \x01(\rR\x02lo\"\xa9\x03\n" +
+	"\x02lo\x18\x05 \x01(\rR\x02lo\"\xac\x03\n" +
 	"\fTrainRequest\x120\n" +
 	"\x04open\x18\x01 \x01(\v2\x1a.lamina.shard.v1.TrainOpenH\x00R\x04open\x12.\n" +
 	"\x05state\x18\x02 \x01(\v2\x16.lamina.shard.v1.StateH\x00R\x05state\x12/\n" +
@@ -4393,9 +4748,10 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\n" +
 	"microbatch\x18\x06 \x01(\v2\x1b.lamina.shard.v1.MicrobatchH\x00R\n" +
 	"microbatch\x12.\n" +
-	"\x05apply\x18\a \x01(\v2\x16.lamina.shard.v1.ApplyH\x00R\x05apply\x12.\n" +
-	"\x05fetch\x18\t \x01(\v2\x16.lamina.shard.v1.FetchH\x00R\x05fetchB\a\n" +
-	"\x05frameJ\x04\b\b\x10\t\"\x98\x06\n" +
+	"\x05apply\x18\a \x01(\v2\x16.lamina.shard.v1.ApplyH\x00R\x05apply\x12+\n" +
+	"\x04save\x18\x14 \x01(\v2\x15.lamina.shard.v1.SaveH\x00R\x04saveB\a\n" +
+	"\x05frameJ\x04\b\b\x10\tJ\x04\b\t\x10\n" +
+	"\"\xc6\x06\n" +
 	"\tTrainOpen\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\tR\x03run\x12\x14\n" +
 	"\x05chain\x18\x02 \x01(\fR\x05chain\x12\x14\n" +
@@ -4415,7 +4771,9 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x0eslot_sequences\x18\x0f \x01(\rR\rslotSequences\x12!\n" +
 	"\fsequence_len\x18\x10 \x01(\rR\vsequenceLen\x128\n" +
 	"\tprecision\x18\x11 \x01(\x0e2\x1a.lamina.shard.v1.PrecisionR\tprecision\x12\x15\n" +
-	"\x06z_loss\x18\x12 \x01(\x01R\x05zLoss\x129\n" +
+	"\x06z_loss\x18\x12 \x01(\x01R\x05zLoss\x12\x16\n" +
+	"\x06folder\x18\x14 \x01(\tR\x06folder\x12\x14\n" +
+	"\x05token\x18\x15 \x01(\tR\x05token\x129\n" +
 	"\ainitial\x18\x19 \x01(\v2\x1f.lamina.shard.v1.InitialWeightsR\ainitial\x12)\n" +
 	"\x10recompute_layers\x18\x1a \x01(\bR\x0frecomputeLayers\x12+\n" +
 	"\x11isolate_documents\x18\x1e \x01(\bR\x10isolateDocuments\x128\n" +
@@ -4476,8 +4834,11 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x05State\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12.\n" +
 	"\x04kind\x18\x02 \x01(\x0e2\x1a.lamina.shard.v1.StateKindR\x04kind\x120\n" +
-	"\x06tensor\x18\x03 \x01(\v2\x18.lamina.tensor.v1.TensorR\x06tensor\"\x1a\n" +
+	"\x06tensor\x18\x03 \x01(\v2\x18.lamina.tensor.v1.TensorR\x06tensor\"C\n" +
 	"\x04Load\x12\x12\n" +
+	"\x04step\x18\x01 \x01(\x04R\x04step\x12'\n" +
+	"\x0fmanifest_sha256\x18\x14 \x01(\fR\x0emanifestSha256\"\x1a\n" +
+	"\x04Save\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\"\x9d\x01\n" +
 	"\x04Step\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x14\n" +
@@ -4506,27 +4867,22 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12#\n" +
 	"\rlearning_rate\x18\x02 \x01(\x01R\flearningRate\x12%\n" +
 	"\x0egradient_scale\x18\x03 \x01(\x01R\rgradientScale\x12\x16\n" +
-	"\x06worker\x18\x0f \x01(\rR\x06worker\"I\n" +
-	"\x05Fetch\x12!\n" +
-	"\fweights_only\x18\x01 \x01(\bR\vweightsOnly\x12\x1d\n" +
-	"\n" +
-	"slots_only\x18\x0f \x01(\bR\tslotsOnly\"\xe9\x03\n" +
+	"\x06worker\x18\x0f \x01(\rR\x06worker\"\xd2\x02\n" +
 	"\rTrainResponse\x126\n" +
 	"\x06opened\x18\x01 \x01(\v2\x1c.lamina.shard.v1.TrainOpenedH\x00R\x06opened\x121\n" +
 	"\x06loaded\x18\x02 \x01(\v2\x17.lamina.shard.v1.LoadedH\x00R\x06loaded\x12+\n" +
 	"\x04loss\x18\x03 \x01(\v2\x15.lamina.shard.v1.LossH\x00R\x04loss\x121\n" +
 	"\x06folded\x18\x04 \x01(\v2\x17.lamina.shard.v1.FoldedH\x00R\x06folded\x124\n" +
-	"\aapplied\x18\x05 \x01(\v2\x18.lamina.shard.v1.AppliedH\x00R\aapplied\x12.\n" +
-	"\x05state\x18\a \x01(\v2\x16.lamina.shard.v1.StateH\x00R\x05state\x12/\n" +
-	"\x05chunk\x18\b \x01(\v2\x17.lamina.tensor.v1.ChunkH\x00R\x05chunk\x124\n" +
-	"\afetched\x18\t \x01(\v2\x18.lamina.shard.v1.FetchedH\x00R\afetched\x121\n" +
+	"\aapplied\x18\x05 \x01(\v2\x18.lamina.shard.v1.AppliedH\x00R\aapplied\x121\n" +
 	"\x06picked\x18\x1c \x01(\v2\x17.lamina.shard.v1.PickedH\x00R\x06pickedB\a\n" +
-	"\x05frameJ\x04\b\x06\x10\a\"P\n" +
+	"\x05frameJ\x04\b\x06\x10\n" +
+	"\"u\n" +
 	"\vTrainOpened\x12\x1e\n" +
 	"\n" +
 	"parameters\x18\x01 \x01(\x04R\n" +
 	"parameters\x12!\n" +
-	"\fkernel_class\x18\x02 \x01(\tR\vkernelClass\" \n" +
+	"\fkernel_class\x18\x02 \x01(\tR\vkernelClass\x12#\n" +
+	"\rshares_folder\x18\x14 \x01(\bR\fsharesFolder\" \n" +
 	"\x06Loaded\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\x06R\x06digest\"Z\n" +
 	"\x04Loss\x12\x12\n" +
@@ -4561,10 +4917,32 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"sumSquares\"5\n" +
 	"\aApplied\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x16\n" +
-	"\x06digest\x18\x02 \x01(\x06R\x06digest\"5\n" +
-	"\aFetched\x12\x12\n" +
-	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x16\n" +
-	"\x06digest\x18\x02 \x01(\x06R\x06digest\"\xbf\x01\n" +
+	"\x06digest\x18\x02 \x01(\x06R\x06digest\"R\n" +
+	"\x10SaveStateRequest\x12\x14\n" +
+	"\x05chain\x18\x01 \x01(\fR\x05chain\x12\x14\n" +
+	"\x05stage\x18\x02 \x01(\rR\x05stage\x12\x12\n" +
+	"\x04step\x18\x03 \x01(\x04R\x04step\"\xcc\x01\n" +
+	"\x11SaveStateResponse\x120\n" +
+	"\x04file\x18\x01 \x01(\v2\x1a.lamina.shard.v1.StateFileH\x00R\x04file\x12\x14\n" +
+	"\x04data\x18\x02 \x01(\fH\x00R\x04data\x126\n" +
+	"\awritten\x18\x03 \x01(\v2\x1a.lamina.shard.v1.SavedFileH\x00R\awritten\x12.\n" +
+	"\x05saved\x18\x04 \x01(\v2\x16.lamina.shard.v1.SavedH\x00R\x05savedB\a\n" +
+	"\x05frame\"\x1f\n" +
+	"\tStateFile\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"9\n" +
+	"\x05Saved\x120\n" +
+	"\x05files\x18\x01 \x03(\v2\x1a.lamina.shard.v1.SavedFileR\x05files\"\x99\x01\n" +
+	"\tSavedFile\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\x12\x16\n" +
+	"\x06sha256\x18\x04 \x01(\fR\x06sha256\x126\n" +
+	"\atensors\x18\x05 \x03(\v2\x1c.lamina.shard.v1.SavedTensorR\atensors\"g\n" +
+	"\vSavedTensor\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05shape\x18\x02 \x03(\rR\x05shape\x12\x16\n" +
+	"\x06offset\x18\x03 \x01(\x04R\x06offset\x12\x16\n" +
+	"\x06sha256\x18\x04 \x01(\fR\x06sha256\"\xbf\x01\n" +
 	"\x0fExchangeRequest\x123\n" +
 	"\x04open\x18\x01 \x01(\v2\x1d.lamina.shard.v1.ExchangeOpenH\x00R\x04open\x12=\n" +
 	"\n" +
@@ -4604,12 +4982,13 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x12STATE_KIND_MOMENT2\x10\x03\x12\x17\n" +
 	"\x13STATE_KIND_RESIDUAL\x10\x04\x12\x1b\n" +
 	"\x17STATE_KIND_OUTER_MOMENT\x10\x05\x12\x1a\n" +
-	"\x16STATE_KIND_OUTER_DELTA\x10\x062\xcc\x02\n" +
+	"\x16STATE_KIND_OUTER_DELTA\x10\x062\xa2\x03\n" +
 	"\fShardService\x12O\n" +
 	"\bDescribe\x12 .lamina.shard.v1.DescribeRequest\x1a!.lamina.shard.v1.DescribeResponse\x12J\n" +
 	"\x05Infer\x12\x1d.lamina.shard.v1.InferRequest\x1a\x1e.lamina.shard.v1.InferResponse(\x010\x01\x12J\n" +
 	"\x05Train\x12\x1d.lamina.shard.v1.TrainRequest\x1a\x1e.lamina.shard.v1.TrainResponse(\x010\x01\x12S\n" +
-	"\bExchange\x12 .lamina.shard.v1.ExchangeRequest\x1a!.lamina.shard.v1.ExchangeResponse(\x010\x01B?Z=github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1;shardv1b\x06proto3"
+	"\bExchange\x12 .lamina.shard.v1.ExchangeRequest\x1a!.lamina.shard.v1.ExchangeResponse(\x010\x01\x12T\n" +
+	"\tSaveState\x12!.lamina.shard.v1.SaveStateRequest\x1a\".lamina.shard.v1.SaveStateResponse0\x01B?Z=github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1;shardv1b\x06proto3"
 
 var (
 	file_lamina_shard_v1_shard_proto_rawDescOnce sync.Once
@@ -4624,7 +5003,7 @@ func file_lamina_shard_v1_shard_proto_rawDescGZIP() []byte {
 }
 
 var file_lamina_shard_v1_shard_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_lamina_shard_v1_shard_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
+var file_lamina_shard_v1_shard_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
 var file_lamina_shard_v1_shard_proto_goTypes = []any{
 	(Precision)(0),             // 0: lamina.shard.v1.Precision
 	(StateKind)(0),             // 1: lamina.shard.v1.StateKind
@@ -4656,11 +5035,11 @@ var file_lamina_shard_v1_shard_proto_goTypes = []any{
 	(*ParameterRule)(nil),      // 27: lamina.shard.v1.ParameterRule
 	(*State)(nil),              // 28: lamina.shard.v1.State
 	(*Load)(nil),               // 29: lamina.shard.v1.Load
-	(*Step)(nil),               // 30: lamina.shard.v1.Step
-	(*Microbatch)(nil),         // 31: lamina.shard.v1.Microbatch
-	(*Pick)(nil),               // 32: lamina.shard.v1.Pick
-	(*Apply)(nil),              // 33: lamina.shard.v1.Apply
-	(*Fetch)(nil),              // 34: lamina.shard.v1.Fetch
+	(*Save)(nil),               // 30: lamina.shard.v1.Save
+	(*Step)(nil),               // 31: lamina.shard.v1.Step
+	(*Microbatch)(nil),         // 32: lamina.shard.v1.Microbatch
+	(*Pick)(nil),               // 33: lamina.shard.v1.Pick
+	(*Apply)(nil),              // 34: lamina.shard.v1.Apply
 	(*TrainResponse)(nil),      // 35: lamina.shard.v1.TrainResponse
 	(*TrainOpened)(nil),        // 36: lamina.shard.v1.TrainOpened
 	(*Loaded)(nil),             // 37: lamina.shard.v1.Loaded
@@ -4669,28 +5048,33 @@ var file_lamina_shard_v1_shard_proto_goTypes = []any{
 	(*Folded)(nil),             // 40: lamina.shard.v1.Folded
 	(*Norm)(nil),               // 41: lamina.shard.v1.Norm
 	(*Applied)(nil),            // 42: lamina.shard.v1.Applied
-	(*Fetched)(nil),            // 43: lamina.shard.v1.Fetched
-	(*ExchangeRequest)(nil),    // 44: lamina.shard.v1.ExchangeRequest
-	(*ExchangeOpen)(nil),       // 45: lamina.shard.v1.ExchangeOpen
-	(*Activation)(nil),         // 46: lamina.shard.v1.Activation
-	(*ExchangeResponse)(nil),   // 47: lamina.shard.v1.ExchangeResponse
-	(*ExchangeOpened)(nil),     // 48: lamina.shard.v1.ExchangeOpened
-	(*ActivationGradient)(nil), // 49: lamina.shard.v1.ActivationGradient
-	(*v1.Chunk)(nil),           // 50: lamina.tensor.v1.Chunk
-	(v1.ElementType)(0),        // 51: lamina.tensor.v1.ElementType
-	(*v1.Tensor)(nil),          // 52: lamina.tensor.v1.Tensor
+	(*SaveStateRequest)(nil),   // 43: lamina.shard.v1.SaveStateRequest
+	(*SaveStateResponse)(nil),  // 44: lamina.shard.v1.SaveStateResponse
+	(*StateFile)(nil),          // 45: lamina.shard.v1.StateFile
+	(*Saved)(nil),              // 46: lamina.shard.v1.Saved
+	(*SavedFile)(nil),          // 47: lamina.shard.v1.SavedFile
+	(*SavedTensor)(nil),        // 48: lamina.shard.v1.SavedTensor
+	(*ExchangeRequest)(nil),    // 49: lamina.shard.v1.ExchangeRequest
+	(*ExchangeOpen)(nil),       // 50: lamina.shard.v1.ExchangeOpen
+	(*Activation)(nil),         // 51: lamina.shard.v1.Activation
+	(*ExchangeResponse)(nil),   // 52: lamina.shard.v1.ExchangeResponse
+	(*ExchangeOpened)(nil),     // 53: lamina.shard.v1.ExchangeOpened
+	(*ActivationGradient)(nil), // 54: lamina.shard.v1.ActivationGradient
+	(*v1.Chunk)(nil),           // 55: lamina.tensor.v1.Chunk
+	(v1.ElementType)(0),        // 56: lamina.tensor.v1.ElementType
+	(*v1.Tensor)(nil),          // 57: lamina.tensor.v1.Tensor
 }
 var file_lamina_shard_v1_shard_proto_depIdxs = []int32{
 	4,  // 0: lamina.shard.v1.DescribeResponse.held:type_name -> lamina.shard.v1.Held
 	5,  // 1: lamina.shard.v1.Held.leases:type_name -> lamina.shard.v1.LeaseInfo
 	8,  // 2: lamina.shard.v1.InferRequest.open:type_name -> lamina.shard.v1.InferOpen
 	9,  // 3: lamina.shard.v1.InferRequest.batch:type_name -> lamina.shard.v1.Batch
-	50, // 4: lamina.shard.v1.InferRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	55, // 4: lamina.shard.v1.InferRequest.chunk:type_name -> lamina.tensor.v1.Chunk
 	11, // 5: lamina.shard.v1.InferRequest.release:type_name -> lamina.shard.v1.Release
 	6,  // 6: lamina.shard.v1.InferOpen.route:type_name -> lamina.shard.v1.Hop
-	51, // 7: lamina.shard.v1.InferOpen.hidden_type:type_name -> lamina.tensor.v1.ElementType
+	56, // 7: lamina.shard.v1.InferOpen.hidden_type:type_name -> lamina.tensor.v1.ElementType
 	10, // 8: lamina.shard.v1.Batch.entries:type_name -> lamina.shard.v1.Entry
-	52, // 9: lamina.shard.v1.Batch.hidden:type_name -> lamina.tensor.v1.Tensor
+	57, // 9: lamina.shard.v1.Batch.hidden:type_name -> lamina.tensor.v1.Tensor
 	13, // 10: lamina.shard.v1.Release.leases:type_name -> lamina.shard.v1.Lease
 	15, // 11: lamina.shard.v1.InferResponse.opened:type_name -> lamina.shard.v1.InferOpened
 	16, // 12: lamina.shard.v1.InferResponse.refused:type_name -> lamina.shard.v1.Refused
@@ -4699,12 +5083,12 @@ var file_lamina_shard_v1_shard_proto_depIdxs = []int32{
 	4,  // 15: lamina.shard.v1.InferOpened.stages:type_name -> lamina.shard.v1.Held
 	18, // 16: lamina.shard.v1.TrainRequest.open:type_name -> lamina.shard.v1.TrainOpen
 	28, // 17: lamina.shard.v1.TrainRequest.state:type_name -> lamina.shard.v1.State
-	50, // 18: lamina.shard.v1.TrainRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	55, // 18: lamina.shard.v1.TrainRequest.chunk:type_name -> lamina.tensor.v1.Chunk
 	29, // 19: lamina.shard.v1.TrainRequest.load:type_name -> lamina.shard.v1.Load
-	30, // 20: lamina.shard.v1.TrainRequest.step:type_name -> lamina.shard.v1.Step
-	31, // 21: lamina.shard.v1.TrainRequest.microbatch:type_name -> lamina.shard.v1.Microbatch
-	33, // 22: lamina.shard.v1.TrainRequest.apply:type_name -> lamina.shard.v1.Apply
-	34, // 23: lamina.shard.v1.TrainRequest.fetch:type_name -> lamina.shard.v1.Fetch
+	31, // 20: lamina.shard.v1.TrainRequest.step:type_name -> lamina.shard.v1.Step
+	32, // 21: lamina.shard.v1.TrainRequest.microbatch:type_name -> lamina.shard.v1.Microbatch
+	34, // 22: lamina.shard.v1.TrainRequest.apply:type_name -> lamina.shard.v1.Apply
+	30, // 23: lamina.shard.v1.TrainRequest.save:type_name -> lamina.shard.v1.Save
 	22, // 24: lamina.shard.v1.TrainOpen.spans:type_name -> lamina.shard.v1.Span
 	23, // 25: lamina.shard.v1.TrainOpen.optimizer:type_name -> lamina.shard.v1.Optimizer
 	0,  // 26: lamina.shard.v1.TrainOpen.precision:type_name -> lamina.shard.v1.Precision
@@ -4716,39 +5100,43 @@ var file_lamina_shard_v1_shard_proto_depIdxs = []int32{
 	26, // 32: lamina.shard.v1.Optimizer.sgd:type_name -> lamina.shard.v1.SGD
 	27, // 33: lamina.shard.v1.Optimizer.rules:type_name -> lamina.shard.v1.ParameterRule
 	1,  // 34: lamina.shard.v1.State.kind:type_name -> lamina.shard.v1.StateKind
-	52, // 35: lamina.shard.v1.State.tensor:type_name -> lamina.tensor.v1.Tensor
-	32, // 36: lamina.shard.v1.Microbatch.picks:type_name -> lamina.shard.v1.Pick
+	57, // 35: lamina.shard.v1.State.tensor:type_name -> lamina.tensor.v1.Tensor
+	33, // 36: lamina.shard.v1.Microbatch.picks:type_name -> lamina.shard.v1.Pick
 	36, // 37: lamina.shard.v1.TrainResponse.opened:type_name -> lamina.shard.v1.TrainOpened
 	37, // 38: lamina.shard.v1.TrainResponse.loaded:type_name -> lamina.shard.v1.Loaded
 	38, // 39: lamina.shard.v1.TrainResponse.loss:type_name -> lamina.shard.v1.Loss
 	40, // 40: lamina.shard.v1.TrainResponse.folded:type_name -> lamina.shard.v1.Folded
 	42, // 41: lamina.shard.v1.TrainResponse.applied:type_name -> lamina.shard.v1.Applied
-	28, // 42: lamina.shard.v1.TrainResponse.state:type_name -> lamina.shard.v1.State
-	50, // 43: lamina.shard.v1.TrainResponse.chunk:type_name -> lamina.tensor.v1.Chunk
-	43, // 44: lamina.shard.v1.TrainResponse.fetched:type_name -> lamina.shard.v1.Fetched
-	39, // 45: lamina.shard.v1.TrainResponse.picked:type_name -> lamina.shard.v1.Picked
-	41, // 46: lamina.shard.v1.Folded.norms:type_name -> lamina.shard.v1.Norm
-	45, // 47: lamina.shard.v1.ExchangeRequest.open:type_name -> lamina.shard.v1.ExchangeOpen
-	46, // 48: lamina.shard.v1.ExchangeRequest.activation:type_name -> lamina.shard.v1.Activation
-	50, // 49: lamina.shard.v1.ExchangeRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	52, // 50: lamina.shard.v1.Activation.tensor:type_name -> lamina.tensor.v1.Tensor
-	48, // 51: lamina.shard.v1.ExchangeResponse.opened:type_name -> lamina.shard.v1.ExchangeOpened
-	49, // 52: lamina.shard.v1.ExchangeResponse.gradient:type_name -> lamina.shard.v1.ActivationGradient
-	50, // 53: lamina.shard.v1.ExchangeResponse.chunk:type_name -> lamina.tensor.v1.Chunk
-	52, // 54: lamina.shard.v1.ActivationGradient.tensor:type_name -> lamina.tensor.v1.Tensor
-	2,  // 55: lamina.shard.v1.ShardService.Describe:input_type -> lamina.shard.v1.DescribeRequest
-	7,  // 56: lamina.shard.v1.ShardService.Infer:input_type -> lamina.shard.v1.InferRequest
-	17, // 57: lamina.shard.v1.ShardService.Train:input_type -> lamina.shard.v1.TrainRequest
-	44, // 58: lamina.shard.v1.ShardService.Exchange:input_type -> lamina.shard.v1.ExchangeRequest
-	3,  // 59: lamina.shard.v1.ShardService.Describe:output_type -> lamina.shard.v1.DescribeResponse
-	12, // 60: lamina.shard.v1.ShardService.Infer:output_type -> lamina.shard.v1.InferResponse
-	35, // 61: lamina.shard.v1.ShardService.Train:output_type -> lamina.shard.v1.TrainResponse
-	47, // 62: lamina.shard.v1.ShardService.Exchange:output_type -> lamina.shard.v1.ExchangeResponse
-	59, // [59:63] is the sub-list for method output_type
-	55, // [55:59] is the sub-list for method input_type
-	55, // [55:55] is the sub-list for extension type_name
-	55, // [55:55] is the sub-list for extension extendee
-	0,  // [0:55] is the sub-list for field type_name
+	39, // 42: lamina.shard.v1.TrainResponse.picked:type_name -> lamina.shard.v1.Picked
+	41, // 43: lamina.shard.v1.Folded.norms:type_name -> lamina.shard.v1.Norm
+	45, // 44: lamina.shard.v1.SaveStateResponse.file:type_name -> lamina.shard.v1.StateFile
+	47, // 45: lamina.shard.v1.SaveStateResponse.written:type_name -> lamina.shard.v1.SavedFile
+	46, // 46: lamina.shard.v1.SaveStateResponse.saved:type_name -> lamina.shard.v1.Saved
+	47, // 47: lamina.shard.v1.Saved.files:type_name -> lamina.shard.v1.SavedFile
+	48, // 48: lamina.shard.v1.SavedFile.tensors:type_name -> lamina.shard.v1.SavedTensor
+	50, // 49: lamina.shard.v1.ExchangeRequest.open:type_name -> lamina.shard.v1.ExchangeOpen
+	51, // 50: lamina.shard.v1.ExchangeRequest.activation:type_name -> lamina.shard.v1.Activation
+	55, // 51: lamina.shard.v1.ExchangeRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	57, // 52: lamina.shard.v1.Activation.tensor:type_name -> lamina.tensor.v1.Tensor
+	53, // 53: lamina.shard.v1.ExchangeResponse.opened:type_name -> lamina.shard.v1.ExchangeOpened
+	54, // 54: lamina.shard.v1.ExchangeResponse.gradient:type_name -> lamina.shard.v1.ActivationGradient
+	55, // 55: lamina.shard.v1.ExchangeResponse.chunk:type_name -> lamina.tensor.v1.Chunk
+	57, // 56: lamina.shard.v1.ActivationGradient.tensor:type_name -> lamina.tensor.v1.Tensor
+	2,  // 57: lamina.shard.v1.ShardService.Describe:input_type -> lamina.shard.v1.DescribeRequest
+	7,  // 58: lamina.shard.v1.ShardService.Infer:input_type -> lamina.shard.v1.InferRequest
+	17, // 59: lamina.shard.v1.ShardService.Train:input_type -> lamina.shard.v1.TrainRequest
+	49, // 60: lamina.shard.v1.ShardService.Exchange:input_type -> lamina.shard.v1.ExchangeRequest
+	43, // 61: lamina.shard.v1.ShardService.SaveState:input_type -> lamina.shard.v1.SaveStateRequest
+	3,  // 62: lamina.shard.v1.ShardService.Describe:output_type -> lamina.shard.v1.DescribeResponse
+	12, // 63: lamina.shard.v1.ShardService.Infer:output_type -> lamina.shard.v1.InferResponse
+	35, // 64: lamina.shard.v1.ShardService.Train:output_type -> lamina.shard.v1.TrainResponse
+	52, // 65: lamina.shard.v1.ShardService.Exchange:output_type -> lamina.shard.v1.ExchangeResponse
+	44, // 66: lamina.shard.v1.ShardService.SaveState:output_type -> lamina.shard.v1.SaveStateResponse
+	62, // [62:67] is the sub-list for method output_type
+	57, // [57:62] is the sub-list for method input_type
+	57, // [57:57] is the sub-list for extension type_name
+	57, // [57:57] is the sub-list for extension extendee
+	0,  // [0:57] is the sub-list for field type_name
 }
 
 func init() { file_lamina_shard_v1_shard_proto_init() }
@@ -4777,7 +5165,7 @@ func file_lamina_shard_v1_shard_proto_init() {
 		(*TrainRequest_Step)(nil),
 		(*TrainRequest_Microbatch)(nil),
 		(*TrainRequest_Apply)(nil),
-		(*TrainRequest_Fetch)(nil),
+		(*TrainRequest_Save)(nil),
 	}
 	file_lamina_shard_v1_shard_proto_msgTypes[25].OneofWrappers = []any{}
 	file_lamina_shard_v1_shard_proto_msgTypes[33].OneofWrappers = []any{
@@ -4786,17 +5174,20 @@ func file_lamina_shard_v1_shard_proto_init() {
 		(*TrainResponse_Loss)(nil),
 		(*TrainResponse_Folded)(nil),
 		(*TrainResponse_Applied)(nil),
-		(*TrainResponse_State)(nil),
-		(*TrainResponse_Chunk)(nil),
-		(*TrainResponse_Fetched)(nil),
 		(*TrainResponse_Picked)(nil),
 	}
 	file_lamina_shard_v1_shard_proto_msgTypes[42].OneofWrappers = []any{
+		(*SaveStateResponse_File)(nil),
+		(*SaveStateResponse_Data)(nil),
+		(*SaveStateResponse_Written)(nil),
+		(*SaveStateResponse_Saved)(nil),
+	}
+	file_lamina_shard_v1_shard_proto_msgTypes[47].OneofWrappers = []any{
 		(*ExchangeRequest_Open)(nil),
 		(*ExchangeRequest_Activation)(nil),
 		(*ExchangeRequest_Chunk)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[45].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[50].OneofWrappers = []any{
 		(*ExchangeResponse_Opened)(nil),
 		(*ExchangeResponse_Gradient)(nil),
 		(*ExchangeResponse_Chunk)(nil),
@@ -4807,7 +5198,7 @@ func file_lamina_shard_v1_shard_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lamina_shard_v1_shard_proto_rawDesc), len(file_lamina_shard_v1_shard_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   48,
+			NumMessages:   53,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -22,10 +22,11 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	ShardService_Describe_FullMethodName = "/lamina.shard.v1.ShardService/Describe"
-	ShardService_Infer_FullMethodName    = "/lamina.shard.v1.ShardService/Infer"
-	ShardService_Train_FullMethodName    = "/lamina.shard.v1.ShardService/Train"
-	ShardService_Exchange_FullMethodName = "/lamina.shard.v1.ShardService/Exchange"
+	ShardService_Describe_FullMethodName  = "/lamina.shard.v1.ShardService/Describe"
+	ShardService_Infer_FullMethodName     = "/lamina.shard.v1.ShardService/Infer"
+	ShardService_Train_FullMethodName     = "/lamina.shard.v1.ShardService/Train"
+	ShardService_Exchange_FullMethodName  = "/lamina.shard.v1.ShardService/Exchange"
+	ShardService_SaveState_FullMethodName = "/lamina.shard.v1.ShardService/SaveState"
 )
 
 // ShardServiceClient is the client API for ShardService service.
@@ -172,8 +173,10 @@ const (
 //  1. The trainer sends `open`, last stage first; the stage builds its layers,
 //     joins the next stage by Exchange and answers `opened`. If the stages have several
 //     spans of layers, the last stage joins the first one when the first step begins.
-//  2. To resume, the trainer sends `state` tensors (with their `chunk`s) and
-//     `load`; the stage answers `loaded`, or fails if a tensor is missing.
+//  2. To resume, the trainer sends `load`. A stage that shares the run's folder reads the
+//     tensors that it needs from the checkpoint's files there. Any other stage is sent its
+//     `state` tensors (with their `chunk`s) before. It answers `loaded`, or fails if a tensor
+//     is missing (INVALID_ARGUMENT) or damaged (DATA_LOSS).
 //  3. `step` starts an optimizer step and names the slots that this replica
 //     computes. The first stage then gets a `microbatch` with ids for each, the
 //     last one with targets (a lone stage gets both in one). Each stage works
@@ -187,12 +190,32 @@ const (
 //     fixed tree and answers `folded`.
 //  5. `apply` steps the optimizer and is answered by `applied`. A `step` without an
 //     `apply` before it drops the gradients of the previous one.
-//  6. `fetch` is answered by `state` tensors (with their `chunk`s) and `fetched`.
+//  6. `save` takes a snapshot of the stage's state, and obliges no reply: SaveState writes
+//     it while the next steps run.
 //  7. The trainer closes its side; the stage frees everything and returns OK.
 //
 // A Train stream is one stage of one run, so its errors are the run's own: one ends
 // the stream with a status, and the trainer ends the step on all stages and restarts
 // from the last committed checkpoint. Inference and other runs on the shard go on.
+//
+// # SaveState: checkpoints
+//
+// A checkpoint is a folder with files that the stages write and a manifest that the trainer
+// writes last (pkg/checkpoint has the format). A stage writes the state that is its own; a
+// tied copy of a weight is not. Stages share the run's folder with the trainer if they find
+// the token of `TrainOpen` in it.
+//
+//  1. The trainer sends `save` on the Train stream of every stage, between two steps, and
+//     calls SaveState on each. A call waits for its snapshot.
+//  2. A stage that shares the run's folder writes its files there. Any other stage sends each
+//     file as `file`, `data` and `written`, and the trainer writes it. Flow control of the
+//     stream bounds the memory that this takes, on both sides.
+//  3. The stage ends the stream with `saved`. If it cannot write, the stream ends with an
+//     error, and the run goes on: RESOURCE_EXHAUSTED means that the disk is full, and
+//     DATA_LOSS that a value of the state is not finite, which ends the run.
+//  4. The snapshot refers to the live tensors. An `apply` copies those that are not written
+//     yet before it changes them. So a slow disk costs memory and no time. There is at most one
+//     snapshot of a stage.
 type ShardServiceClient interface {
 	// Describe says what this shard holds and how it has been doing.
 	Describe(ctx context.Context, in *DescribeRequest, opts ...grpc.CallOption) (*DescribeResponse, error)
@@ -204,6 +227,8 @@ type ShardServiceClient interface {
 	// sends `open` and then activations; the callee sends gradients back. The
 	// caller closes its side to end it.
 	Exchange(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ExchangeRequest, ExchangeResponse], error)
+	// SaveState writes a snapshot of a stage that trains to the files of a checkpoint.
+	SaveState(ctx context.Context, in *SaveStateRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SaveStateResponse], error)
 }
 
 type shardServiceClient struct {
@@ -262,6 +287,25 @@ func (c *shardServiceClient) Exchange(ctx context.Context, opts ...grpc.CallOpti
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type ShardService_ExchangeClient = grpc.BidiStreamingClient[ExchangeRequest, ExchangeResponse]
+
+func (c *shardServiceClient) SaveState(ctx context.Context, in *SaveStateRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SaveStateResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &ShardService_ServiceDesc.Streams[3], ShardService_SaveState_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[SaveStateRequest, SaveStateResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type ShardService_SaveStateClient = grpc.ServerStreamingClient[SaveStateResponse]
 
 // ShardServiceServer is the server API for ShardService service.
 // All implementations must embed UnimplementedShardServiceServer
@@ -407,8 +451,10 @@ type ShardService_ExchangeClient = grpc.BidiStreamingClient[ExchangeRequest, Exc
 //  1. The trainer sends `open`, last stage first; the stage builds its layers,
 //     joins the next stage by Exchange and answers `opened`. If the stages have several
 //     spans of layers, the last stage joins the first one when the first step begins.
-//  2. To resume, the trainer sends `state` tensors (with their `chunk`s) and
-//     `load`; the stage answers `loaded`, or fails if a tensor is missing.
+//  2. To resume, the trainer sends `load`. A stage that shares the run's folder reads the
+//     tensors that it needs from the checkpoint's files there. Any other stage is sent its
+//     `state` tensors (with their `chunk`s) before. It answers `loaded`, or fails if a tensor
+//     is missing (INVALID_ARGUMENT) or damaged (DATA_LOSS).
 //  3. `step` starts an optimizer step and names the slots that this replica
 //     computes. The first stage then gets a `microbatch` with ids for each, the
 //     last one with targets (a lone stage gets both in one). Each stage works
@@ -422,12 +468,32 @@ type ShardService_ExchangeClient = grpc.BidiStreamingClient[ExchangeRequest, Exc
 //     fixed tree and answers `folded`.
 //  5. `apply` steps the optimizer and is answered by `applied`. A `step` without an
 //     `apply` before it drops the gradients of the previous one.
-//  6. `fetch` is answered by `state` tensors (with their `chunk`s) and `fetched`.
+//  6. `save` takes a snapshot of the stage's state, and obliges no reply: SaveState writes
+//     it while the next steps run.
 //  7. The trainer closes its side; the stage frees everything and returns OK.
 //
 // A Train stream is one stage of one run, so its errors are the run's own: one ends
 // the stream with a status, and the trainer ends the step on all stages and restarts
 // from the last committed checkpoint. Inference and other runs on the shard go on.
+//
+// # SaveState: checkpoints
+//
+// A checkpoint is a folder with files that the stages write and a manifest that the trainer
+// writes last (pkg/checkpoint has the format). A stage writes the state that is its own; a
+// tied copy of a weight is not. Stages share the run's folder with the trainer if they find
+// the token of `TrainOpen` in it.
+//
+//  1. The trainer sends `save` on the Train stream of every stage, between two steps, and
+//     calls SaveState on each. A call waits for its snapshot.
+//  2. A stage that shares the run's folder writes its files there. Any other stage sends each
+//     file as `file`, `data` and `written`, and the trainer writes it. Flow control of the
+//     stream bounds the memory that this takes, on both sides.
+//  3. The stage ends the stream with `saved`. If it cannot write, the stream ends with an
+//     error, and the run goes on: RESOURCE_EXHAUSTED means that the disk is full, and
+//     DATA_LOSS that a value of the state is not finite, which ends the run.
+//  4. The snapshot refers to the live tensors. An `apply` copies those that are not written
+//     yet before it changes them. So a slow disk costs memory and no time. There is at most one
+//     snapshot of a stage.
 type ShardServiceServer interface {
 	// Describe says what this shard holds and how it has been doing.
 	Describe(context.Context, *DescribeRequest) (*DescribeResponse, error)
@@ -439,6 +505,8 @@ type ShardServiceServer interface {
 	// sends `open` and then activations; the callee sends gradients back. The
 	// caller closes its side to end it.
 	Exchange(grpc.BidiStreamingServer[ExchangeRequest, ExchangeResponse]) error
+	// SaveState writes a snapshot of a stage that trains to the files of a checkpoint.
+	SaveState(*SaveStateRequest, grpc.ServerStreamingServer[SaveStateResponse]) error
 	mustEmbedUnimplementedShardServiceServer()
 }
 
@@ -460,6 +528,9 @@ func (UnimplementedShardServiceServer) Train(grpc.BidiStreamingServer[TrainReque
 }
 func (UnimplementedShardServiceServer) Exchange(grpc.BidiStreamingServer[ExchangeRequest, ExchangeResponse]) error {
 	return status.Error(codes.Unimplemented, "method Exchange not implemented")
+}
+func (UnimplementedShardServiceServer) SaveState(*SaveStateRequest, grpc.ServerStreamingServer[SaveStateResponse]) error {
+	return status.Error(codes.Unimplemented, "method SaveState not implemented")
 }
 func (UnimplementedShardServiceServer) mustEmbedUnimplementedShardServiceServer() {}
 func (UnimplementedShardServiceServer) testEmbeddedByValue()                      {}
@@ -521,6 +592,17 @@ func _ShardService_Exchange_Handler(srv interface{}, stream grpc.ServerStream) e
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type ShardService_ExchangeServer = grpc.BidiStreamingServer[ExchangeRequest, ExchangeResponse]
 
+func _ShardService_SaveState_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(SaveStateRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(ShardServiceServer).SaveState(m, &grpc.GenericServerStream[SaveStateRequest, SaveStateResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type ShardService_SaveStateServer = grpc.ServerStreamingServer[SaveStateResponse]
+
 // ShardService_ServiceDesc is the grpc.ServiceDesc for ShardService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -551,6 +633,11 @@ var ShardService_ServiceDesc = grpc.ServiceDesc{
 			Handler:       _ShardService_Exchange_Handler,
 			ServerStreams: true,
 			ClientStreams: true,
+		},
+		{
+			StreamName:    "SaveState",
+			Handler:       _ShardService_SaveState_Handler,
+			ServerStreams: true,
 		},
 	},
 	Metadata: "lamina/shard/v1/shard.proto",

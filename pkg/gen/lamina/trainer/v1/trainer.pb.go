@@ -342,7 +342,8 @@ type Run struct {
 	Error string `protobuf:"bytes,10,opt,name=error,proto3" json:"error,omitempty"`
 	// The folder of the trained model, for a run that is done.
 	ModelPath string `protobuf:"bytes,11,opt,name=model_path,json=modelPath,proto3" json:"model_path,omitempty"`
-	// SHA-256 over names and weights in name order, hexadecimal, for a run that is done.
+	// SHA-256 over the names and the SHA-256 of the weights, in name order, hexadecimal, for a run
+	// that is done.
 	WeightsDigest string `protobuf:"bytes,12,opt,name=weights_digest,json=weightsDigest,proto3" json:"weights_digest,omitempty"`
 	// Stages of each chain.
 	Stages uint32 `protobuf:"varint,13,opt,name=stages,proto3" json:"stages,omitempty"`
@@ -350,6 +351,11 @@ type Run struct {
 	Replicas uint32 `protobuf:"varint,14,opt,name=replicas,proto3" json:"replicas,omitempty"`
 	// Trainable parameters.
 	Parameters uint64 `protobuf:"varint,15,opt,name=parameters,proto3" json:"parameters,omitempty"`
+	// The step of the last checkpoint that is whole; 0 before the first.
+	CheckpointStep uint64 `protobuf:"varint,20,opt,name=checkpoint_step,json=checkpointStep,proto3" json:"checkpoint_step,omitempty"`
+	// Why the last attempt to write a checkpoint failed; empty if it did not. The run goes on, and
+	// tries again at the next checkpoint.
+	CheckpointError string `protobuf:"bytes,21,opt,name=checkpoint_error,json=checkpointError,proto3" json:"checkpoint_error,omitempty"`
 	// Training loss of the last step, in bits per byte of text.
 	BitsPerByte float64 `protobuf:"fixed64,25,opt,name=bits_per_byte,json=bitsPerByte,proto3" json:"bits_per_byte,omitempty"`
 	// The last validation loss in bits per byte of text; 0 before the first.
@@ -511,6 +517,20 @@ func (x *Run) GetParameters() uint64 {
 		return x.Parameters
 	}
 	return 0
+}
+
+func (x *Run) GetCheckpointStep() uint64 {
+	if x != nil {
+		return x.CheckpointStep
+	}
+	return 0
+}
+
+func (x *Run) GetCheckpointError() string {
+	if x != nil {
+		return x.CheckpointError
+	}
+	return ""
 }
 
 func (x *Run) GetBitsPerByte() float64 {
@@ -1412,7 +1432,7 @@ const file_lamina_trainer_v1_trainer_proto_rawDesc = "" +
 	"\x0fWatchRunRequest\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\tR\x03run\"<\n" +
 	"\x10WatchRunResponse\x12(\n" +
-	"\x03run\x18\x01 \x01(\v2\x16.lamina.trainer.v1.RunR\x03run\"\x92\a\n" +
+	"\x03run\x18\x01 \x01(\v2\x16.lamina.trainer.v1.RunR\x03run\"\xe6\a\n" +
 	"\x03Run\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x121\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1b.lamina.trainer.v1.RunStateR\x05state\x12\x12\n" +
@@ -1432,7 +1452,9 @@ const file_lamina_trainer_v1_trainer_proto_rawDesc = "" +
 	"\breplicas\x18\x0e \x01(\rR\breplicas\x12\x1e\n" +
 	"\n" +
 	"parameters\x18\x0f \x01(\x04R\n" +
-	"parameters\x12\"\n" +
+	"parameters\x12'\n" +
+	"\x0fcheckpoint_step\x18\x14 \x01(\x04R\x0echeckpointStep\x12)\n" +
+	"\x10checkpoint_error\x18\x15 \x01(\tR\x0fcheckpointError\x12\"\n" +
 	"\rbits_per_byte\x18\x19 \x01(\x01R\vbitsPerByte\x127\n" +
 	"\x18validation_bits_per_byte\x18\x1a \x01(\x01R\x15validationBitsPerByte\x127\n" +
 	"\asamples\x18\x1b \x03(\v2\x1d.lamina.trainer.v1.SampleTextR\asamples\x12\x12\n" +

@@ -1,0 +1,292 @@
+package shard
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"sync"
+
+	"google.golang.org/grpc"
+
+	"github.com/lamina-mesh/lamina/pkg/checkpoint"
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
+	"github.com/lamina-mesh/lamina/pkg/kernel"
+	"github.com/lamina-mesh/lamina/pkg/wire"
+)
+
+// snapshot is the state of a stage at one step, while SaveState writes it. It refers to the live tensors.
+// The goroutine of Train calls detach before it changes one of them; the goroutine of SaveState reads
+// them piece by piece with next. Neither waits for the other longer than for the copy of a tensor.
+type snapshot struct {
+	step    uint64
+	kernels kernel.Memory[float32]
+	items   []*item
+
+	mu   sync.Mutex
+	live map[*float32]*item // by the first element; those that are neither read nor copied
+	over bool
+}
+
+// item is a tensor of a snapshot.
+type item struct {
+	stateTensor
+	read   int       // elements that next has returned
+	copied []float32 // the elements after the first `from`, once they are detached
+	from   int
+}
+
+func newSnapshot(step uint64, kernels kernel.Memory[float32], tensors []stateTensor) *snapshot {
+	s := &snapshot{step: step, kernels: kernels, live: map[*float32]*item{}}
+	for _, t := range tensors {
+		if !t.own {
+			continue
+		}
+		i := &item{stateTensor: t}
+		s.items = append(s.items, i)
+		if len(t.data) > 0 {
+			s.live[&t.data[0]] = i
+		}
+	}
+	return s
+}
+
+// next copies the following elements of a tensor to buf, which is a multiple of them.
+func (s *snapshot) next(i *item, buf []float32) []float32 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := min(len(buf), len(i.data)-i.read)
+	if i.copied != nil {
+		copy(buf[:n], i.copied[i.read-i.from:])
+	} else {
+		s.kernels.Download(buf[:n], i.data[i.read:i.read+n])
+	}
+	if i.read += n; i.read == len(i.data) {
+		i.copied = nil
+		if n > 0 {
+			delete(s.live, &i.data[0])
+		}
+	}
+	return buf[:n]
+}
+
+// detach copies what is not read yet of a tensor that is about to change.
+func (s *snapshot) detach(data kernel.Buffer[float32]) {
+	if len(data) == 0 {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i := s.live[&data[0]]
+	if i == nil {
+		return
+	}
+	i.copied, i.from = make([]float32, len(i.data)-i.read), i.read
+	s.kernels.Download(i.copied, i.data[i.read:])
+	delete(s.live, &data[0])
+}
+
+// end drops the references to tensors. The snapshot is written, or never will be.
+func (s *snapshot) end() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.over = true
+	clear(s.live)
+	for _, i := range s.items {
+		i.copied = nil
+	}
+}
+
+func (s *snapshot) ended() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.over
+}
+
+// save takes a snapshot for SaveState.
+func (r *trainRun) save(s *shardv1.Save) error {
+	if s.GetStep() != r.step {
+		return fault.Field("save.step", "%d, the state is that of step %d", s.GetStep(), r.step)
+	}
+	if r.snapshot != nil && !r.snapshot.ended() {
+		return fault.New(fault.FailedPrecondition, "save step %d: the snapshot of step %d is not written yet", r.step,
+			r.snapshot.step)
+	}
+	r.snapshot = newSnapshot(r.step, r.service.cfg.Kernels, r.all)
+	r.snapshots <- r.snapshot // its only other element was taken before it ended
+	return nil
+}
+
+// changes copies the parts of tensors that a snapshot needs, before they change.
+func (r *trainRun) changes(tensors ...kernel.Buffer[float32]) {
+	if r.snapshot == nil {
+		return
+	}
+	for _, t := range tensors {
+		r.snapshot.detach(t)
+	}
+}
+
+type saveServer = grpc.ServerStreamingServer[shardv1.SaveStateResponse]
+
+// SaveState writes the snapshot of a stage.
+func (s *Service) SaveState(q *shardv1.SaveStateRequest, stream saveServer) error {
+	s.training.mu.Lock()
+	r := s.training.runs[runKey(q.GetChain(), q.GetStage())]
+	s.training.mu.Unlock()
+	if r == nil {
+		return fault.New(fault.NotFound, "save stage %d of chain %x: the stage is not open on this shard", q.GetStage(),
+			q.GetChain())
+	}
+	var shot *snapshot
+	select {
+	case shot = <-r.snapshots:
+	case <-r.ctx.Done():
+		return fault.New(fault.Aborted, "save step %d: the stage has ended", q.GetStep())
+	case <-stream.Context().Done():
+		return stream.Context().Err()
+	}
+	defer shot.end()
+	if shot.step != q.GetStep() {
+		return fault.New(fault.Aborted, "save step %d: the snapshot is of step %d", q.GetStep(), shot.step)
+	}
+	saved := &shardv1.Saved{}
+	for _, kind := range shot.kinds() {
+		f, err := r.writeFile(shot, kind, stream)
+		if err != nil {
+			return err
+		}
+		if f != nil {
+			saved.Files = append(saved.Files, f)
+		}
+	}
+	return stream.Send(&shardv1.SaveStateResponse{Frame: &shardv1.SaveStateResponse_Saved{Saved: saved}})
+}
+
+// kinds lists the kinds of tensors that the snapshot has.
+func (s *snapshot) kinds() []shardv1.StateKind {
+	var out []shardv1.StateKind
+	for _, i := range s.items {
+		if !slices.Contains(out, i.kind) {
+			out = append(out, i.kind)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// fileName is the name of the file of a kind of tensors of this stage.
+func (r *trainRun) fileName(kind shardv1.StateKind) string {
+	replica := ""
+	if n := r.open.GetReplica(); n > 0 {
+		replica = fmt.Sprintf("-replica-%03d", n)
+	}
+	return fmt.Sprintf("%s%s-%03d-of-%03d.safetensors", kindName(kind), replica, r.open.GetStage()+1, r.open.GetStages())
+}
+
+// writeFile writes one file of a snapshot: to the shared folder, whose file it returns, or to the
+// stream.
+func (r *trainRun) writeFile(s *snapshot, kind shardv1.StateKind, stream saveServer) (*shardv1.SavedFile, error) {
+	name := r.fileName(kind)
+	if r.store == nil {
+		err := stream.Send(&shardv1.SaveStateResponse{Frame: &shardv1.SaveStateResponse_File{
+			File: &shardv1.StateFile{Name: name}}})
+		if err != nil {
+			return nil, err
+		}
+		f, err := r.encode(s, kind, name, streamWriter{stream})
+		if err != nil {
+			return nil, err
+		}
+		return nil, stream.Send(&shardv1.SaveStateResponse{Frame: &shardv1.SaveStateResponse_Written{
+			Written: savedFile(f)}})
+	}
+	pending, err := r.store.Create(s.step, name)
+	if err != nil {
+		return nil, err
+	}
+	f, err := r.encode(s, kind, name, pending)
+	if err != nil {
+		return nil, errors.Join(err, pending.Abort())
+	}
+	if _, _, err := pending.Commit(); err != nil {
+		return nil, err
+	}
+	return savedFile(f), nil
+}
+
+// streamWriter sends bytes of a file.
+type streamWriter struct{ stream saveServer }
+
+// Write implements io.Writer.
+func (w streamWriter) Write(p []byte) (int, error) {
+	for piece := range slices.Chunk(p, wire.ChunkSize) {
+		if err := w.stream.Send(&shardv1.SaveStateResponse{
+			Frame: &shardv1.SaveStateResponse_Data{Data: piece}}); err != nil {
+			return 0, err
+		}
+	}
+	return len(p), nil
+}
+
+// encode writes the tensors of one kind. It refuses values that are not finite: a checkpoint with them
+// would only hide when they appeared.
+func (r *trainRun) encode(s *snapshot, kind shardv1.StateKind, name string,
+	w interface{ Write([]byte) (int, error) }) (checkpoint.File, error) {
+	var tensors []checkpoint.Tensor
+	items := map[string]*item{}
+	for _, i := range s.items {
+		if i.kind == kind {
+			tensors = append(tensors, checkpoint.Tensor{Name: i.name, Shape: i.shape})
+			items[i.name] = i
+		}
+	}
+	e, err := checkpoint.NewEncoder(w, s.step, name, kindName(kind), tensors)
+	if err != nil {
+		return checkpoint.File{}, err
+	}
+	buf := make([]float32, wire.ChunkSize/4)
+	for _, t := range e.Tensors() {
+		i := items[t.Name]
+		for read := 0; read < len(i.data); {
+			if r.ctx.Err() != nil {
+				return checkpoint.File{}, fault.New(fault.Aborted, "save step %d: the stage has ended", s.step)
+			}
+			values := s.next(i, buf)
+			if at := notFinite(values); at >= 0 {
+				return checkpoint.File{}, fault.New(fault.DataLoss, "check state of step %d: element %d of %s of %s is %v",
+					s.step, read+at, kindName(kind), t.Name, values[at])
+			}
+			if _, err := e.Write(wire.Bytes(values)); err != nil {
+				return checkpoint.File{}, err
+			}
+			read += len(values)
+		}
+	}
+	return e.Close()
+}
+
+// notFinite returns the index of the first value that is not finite, or -1.
+func notFinite(values []float32) int {
+	const exponent = 0x7f800000
+	return slices.IndexFunc(values, func(v float32) bool { return math.Float32bits(v)&exponent == exponent })
+}
+
+// savedFile converts the description of a file.
+func savedFile(f checkpoint.File) *shardv1.SavedFile {
+	raw := func(digest string) []byte {
+		out, _ := hex.DecodeString(digest) // of an encoder
+		return out
+	}
+	out := &shardv1.SavedFile{Name: f.Name, Kind: f.Kind, Bytes: uint64(f.Bytes), Sha256: raw(f.SHA256)}
+	for _, t := range f.Tensors {
+		saved := &shardv1.SavedTensor{Name: t.Name, Offset: uint64(t.Offset), Sha256: raw(t.SHA256)}
+		for _, d := range t.Shape {
+			saved.Shape = append(saved.Shape, uint32(d))
+		}
+		out.Tensors = append(out.Tensors, saved)
+	}
+	return out
+}
