@@ -2,7 +2,7 @@
 
 usage: train.py --text FILE [--trainer ADDRESS] [--name NAME] [--steps N] [--stages N] [--replicas N]
 
-The trainer reads the text and writes the model on its own machine. The result is a Hugging Face
+The trainer reads the text from its data folder and writes the model on its own machine. The result is a Hugging Face
 folder, which `lamina up --model DIR` serves. Its bytes do not depend on stages and replicas.
 """
 
@@ -17,7 +17,7 @@ from lamina.trainer.v1 import trainer_pb2, trainer_pb2_grpc
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trainer", default="127.0.0.1:7070", help="address of the trainer; with lamina up the router's")
-    parser.add_argument("--text", required=True, help="text file on the trainer's machine")
+    parser.add_argument("--text", required=True, help="text file in the trainer's data folder (lamina up --data DIR; or --allow-path DIR)")
     parser.add_argument("--name", default="example-python", help="name of the run")
     parser.add_argument("--steps", type=int, default=40, help="number of optimizer steps")
     parser.add_argument("--stages", type=int, default=1, help="stages of each chain")

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 
 	"github.com/lamina-mesh/lamina/pkg/discovery"
@@ -39,6 +40,7 @@ type Config struct {
 	AllowPaths []string
 	// Transient keeps the record of a run in the folder of its files. Such a trainer ends with its run.
 	Transient bool
+	Metrics   prometheus.Registerer // nil exports nothing
 }
 
 // TrainsMeta is the discovery metadata key that shards set to "true" if they train.
@@ -68,6 +70,9 @@ func New(c Config) *Service {
 	s.paths, data = newPaths(cmp.Or(c.Data, "."), c.AllowPaths)
 	s.outs, outs = newPaths(c.Dir, c.AllowPaths)
 	s.folders = errors.Join(data, outs)
+	if c.Metrics != nil {
+		c.Metrics.MustRegister(collector{s})
+	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}

@@ -209,7 +209,7 @@ func (p *process) buildTrainer() error {
 	}
 	p.trainer = trainer.New(trainer.Config{
 		Log: p.log, Dialer: p.dialer, Registry: p.registry, Dir: p.set.runs.Dir, Data: p.set.runs.Data,
-		AllowPaths: p.set.runs.AllowPaths, Transient: p.set.runs.Transient,
+		AllowPaths: p.set.runs.AllowPaths, Transient: p.set.runs.Transient, Metrics: p.metrics,
 	})
 	p.add(runPart("trainer runs", p.trainer.Run))
 	p.serve(server{kind: "trainer", name: "trainer", services: services{p.trainer}, public: true})

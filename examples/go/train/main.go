@@ -25,7 +25,7 @@ import (
 
 func main() {
 	address := flag.String("trainer", "127.0.0.1:7070", "address of the trainer; with lamina up the router's address")
-	text := flag.String("text", "", "text file on the trainer's machine")
+	text := flag.String("text", "", "text file in the trainer's data folder (lamina up --data DIR; or --allow-path DIR)")
 	name := flag.String("name", "example", "name of the run")
 	steps := flag.Int("steps", 40, "number of optimizer steps")
 	stages := flag.Uint("stages", 1, "stages of each chain")

@@ -102,7 +102,7 @@ func TestClients_AgreeWithTheCommandLine(t *testing.T) {
 func up(t *testing.T, root, model string) (grpc, http string) {
 	t.Helper()
 	cmd := exec.Command(filepath.Join(root, "bin/lamina"), "up", "--grpc=127.0.0.1:0", "--http=127.0.0.1:0",
-		"--runs="+t.TempDir())
+		"--runs="+t.TempDir(), "--allow-path="+os.TempDir())
 	if model != "" {
 		cmd.Args = append(cmd.Args, "--model="+model)
 	}
