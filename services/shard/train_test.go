@@ -351,6 +351,13 @@ func TestTrain_WrongFramesAreRefused(t *testing.T) {
 	foreign, long := microbatch(1, 0), microbatch(1, 0)
 	foreign.Ids[1] = vocabSize
 	long.Length = 9
+	// changed returns the frames of a step with a first micro-batch.
+	changed := func(forwardOnly bool, change func(*shardv1.Step, *shardv1.Microbatch)) []*shardv1.TrainRequest {
+		step, m := stepOf(0, 1, 2, 3), microbatch(1, 0)
+		step.GetStep().ForwardOnly = forwardOnly
+		change(step.GetStep(), m)
+		return []*shardv1.TrainRequest{step, wrap(m)}
+	}
 	for name, c := range map[string]struct {
 		frames []*shardv1.TrainRequest
 		want   fault.Code
@@ -387,6 +394,30 @@ func TestTrain_WrongFramesAreRefused(t *testing.T) {
 				{Frame: &shardv1.TrainRequest_Save{Save: &shardv1.Save{}}}}, fault.FailedPrecondition,
 		},
 		"an empty frame": {[]*shardv1.TrainRequest{{}}, fault.Invalid},
+		"documents that were not announced": {changed(false, func(_ *shardv1.Step, m *shardv1.Microbatch) {
+			m.Documents = []uint32{m.GetLength(), m.GetLength()}
+		}), fault.Invalid},
+		"another length in training": {changed(false, func(s *shardv1.Step, m *shardv1.Microbatch) {
+			s.Length, m.Length = 1, 1
+		}), fault.Invalid},
+		"a length beyond the run's": {changed(true, func(s *shardv1.Step, m *shardv1.Microbatch) {
+			s.Length, m.Length = 1000, 1000
+		}), fault.Invalid},
+		"picks in training": {changed(false, func(_ *shardv1.Step, m *shardv1.Microbatch) {
+			m.Picks = []*shardv1.Pick{{}}
+		}), fault.Invalid},
+		"a pick of a row beyond the end": {changed(true, func(_ *shardv1.Step, m *shardv1.Microbatch) {
+			m.Picks = []*shardv1.Pick{{Row: m.GetSequences() * m.GetLength()}}
+		}), fault.Invalid},
+		"a draw of 1": {changed(true, func(_ *shardv1.Step, m *shardv1.Microbatch) {
+			m.Picks = []*shardv1.Pick{{Draw: 1}}
+		}), fault.Invalid},
+		"a temperature that is no number": {changed(true, func(_ *shardv1.Step, m *shardv1.Microbatch) {
+			m.Picks = []*shardv1.Pick{{Temperature: math.NaN()}}
+		}), fault.Invalid},
+		"too many picks": {changed(true, func(_ *shardv1.Step, m *shardv1.Microbatch) {
+			m.Picks = slices.Repeat([]*shardv1.Pick{{}}, 1025)
+		}), fault.Invalid},
 	} {
 		conv := r.train(trainOpening(0, 1))
 		for _, f := range c.frames {

@@ -9,6 +9,9 @@
 // their weights. The data of step n is a function of (seed, n), so a checkpoint
 // (checkpoint.go) holds weights, moments and the step, and no data cursor.
 //
+// A run reads texts (data.go) or token data (dataset.go). ledger.jsonl lists the samples of every committed
+// step (ledger.go), and samples.go lets the stages continue prompts while the run goes on.
+//
 // When a shard is lost, the step ends on all stages. The trainer rebuilds the chains over
 // the live shards and continues the run from its last committed checkpoint.
 package trainer
