@@ -12,6 +12,7 @@ import (
 	"slices"
 
 	"github.com/lamina-mesh/lamina/cmd/lamina/internal/verb"
+	"github.com/lamina-mesh/lamina/pkg/checkpoint"
 	"github.com/lamina-mesh/lamina/pkg/corpus"
 	"github.com/lamina-mesh/lamina/pkg/model"
 	"github.com/lamina-mesh/lamina/pkg/weights"
@@ -19,8 +20,9 @@ import (
 )
 
 type inspectCmd struct {
-	File   string `arg:"" help:"GGUF file, safetensors file, Hugging Face folder, or folder of token data."`
+	File   string `arg:"" help:"GGUF file, safetensors file, Hugging Face folder, folder of token data, or folder of a training run."`
 	Digest bool   `help:"Also print the digest, for which the whole model is read. Token data is compared with its digests."`
+	Verify bool   `help:"Read all checkpoints of a training run and compare them with their digests. The exit code says if one is damaged."`
 	Format string `help:"Output: text or json." enum:"text,json" default:"text"`
 }
 
@@ -80,6 +82,9 @@ type inspectTensor struct {
 func (c *inspectCmd) Run(e *verb.Env) error {
 	if _, err := os.Stat(filepath.Join(c.File, corpus.IndexName)); err == nil {
 		return c.tokens(e)
+	}
+	if _, err := os.Stat(filepath.Join(c.File, checkpoint.Name)); err == nil {
+		return c.checkpoints(e)
 	}
 	r, err := inspectPath(c.File)
 	if err != nil {
