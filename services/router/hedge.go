@@ -154,7 +154,8 @@ func (r *race) hedge(ctx context.Context) {
 		s.m.hedges.WithLabelValues("dropped").Inc()
 		return
 	}
-	s.log.DebugContext(ctx, "hedge session", "session", hexID(r.first.seq.id), "other", hexID(a.seq.id), "pipeline", p.id)
+	s.log.DebugContext(ctx, "hedge session", "session", hexID(r.first.seq.id), "other", hexID(a.seq.id),
+		"pipeline", p.id)
 	r.second = a
 }
 

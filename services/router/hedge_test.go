@@ -91,7 +91,8 @@ func (h *hedging) settled(t *testing.T) {
 func TestService_LateFirstToken_ComesFromAnotherPipeline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHedging(t, 2, router.Config{})
-		if took := h.askSlowly(t, "a late one", 3*time.Second); took < 250*time.Millisecond || took > 280*time.Millisecond {
+		took := h.askSlowly(t, "a late one", 3*time.Second)
+		if took < 250*time.Millisecond || took > 280*time.Millisecond {
 			t.Errorf("the first token took %v", took)
 		}
 		if won, all := h.hedges(t, "won"), h.hedges(t, ""); won != 1 || all != 1 {

@@ -408,7 +408,8 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	}
 	if r != nil {
 		r.MustRegister(
-			m.requests, m.tokens, m.first, m.between, m.moves, m.reopens, m.again, m.overBudget, m.hedges, m.preemptions,
+			m.requests, m.tokens, m.first, m.between, m.moves, m.reopens, m.again, m.overBudget, m.hedges,
+			m.preemptions,
 			m.drafted, m.accepted, m.steps, m.dropped, m.drafting, m.resumed, m.unjournaled, m.windows,
 		)
 	}

@@ -8,10 +8,12 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 )
@@ -35,7 +37,10 @@ func newGate(t *testing.T) *gate {
 		t.Fatal(err)
 	}
 	g := &gate{addr: l.Addr().String()}
-	s := grpc.NewServer(grpc.ForceServerCodec(rawCodec{}), grpc.UnknownServiceHandler(g.forward))
+	// As a shard does, it lets routers ping often.
+	pings := keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}
+	s := grpc.NewServer(grpc.ForceServerCodec(rawCodec{}), grpc.UnknownServiceHandler(g.forward),
+		grpc.KeepaliveEnforcementPolicy(pings))
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
