@@ -27,16 +27,16 @@ type dataGroup struct {
 
 type dataBuildCmd struct {
 	Input       []string `arg:"" help:"Text file, JSON lines (.jsonl, .ndjson), or folder of .txt, .text, .md, .jsonl and .ndjson files; each may be compressed (.gz, .zst)."`
-	Tokenizer   string   `short:"t" required:"" help:"Model file or folder, tokenizer.json, SentencePiece .model file or tiktoken rank file. With --addr: the name or digest of a model of that tokenizer."`
-	Addr        string   `help:"Address of a tokenizer service to use instead of one in this process." env:"LAMINA_TOKENIZER"`
-	Out         string   `short:"o" required:"" type:"path" help:"Folder for the token data; created if it does not exist."`
-	Field       string   `help:"Field of each JSON line that has the text." default:"text"`
-	Documents   string   `help:"What a document of a text file is: the whole file, or each line that is not blank." enum:"file,line" default:"file"`
-	SkipBad     bool     `help:"Leave out documents that are empty, not UTF-8 or not JSON, or that lack the field, and count them. Without it they end the build."`
-	ShardTokens int64    `help:"Tokens of a shard file; the last document of a shard may exceed it. A stopped build continues after its last complete shard." default:"67108864"`
-	End         string   `help:"Spelling of the token that ends every document. Default: the end-of-text token of the vocabulary."`
-	Threads     int      `help:"Texts that are encoded at once; 0 means one for each processor. The result does not depend on it." default:"0"`
-	Format      string   `help:"Output: text or json." enum:"text,json" default:"text"`
+	Tokenizer   string   `       help:"Model file or folder, tokenizer.json, SentencePiece .model file or tiktoken rank file. With --addr: the name or digest of a model of that tokenizer." short:"t" required:""`
+	Addr        string   `       help:"Address of a tokenizer service to use instead of one in this process."                                                                                                      env:"LAMINA_TOKENIZER"`
+	Out         string   `       help:"Folder for the token data; created if it does not exist."                                                                                             short:"o" required:""                        type:"path"`
+	Field       string   `       help:"Field of each JSON line that has the text."                                                                                                                                                                    default:"text"`
+	Documents   string   `       help:"What a document of a text file is: the whole file, or each line that is not blank."                                                                                                                            default:"file"     enum:"file,line"`
+	SkipBad     bool     `       help:"Leave out documents that are empty, not UTF-8 or not JSON, or that lack the field, and count them. Without it they end the build."`
+	ShardTokens int64    `       help:"Tokens of a shard file; the last document of a shard may exceed it. A stopped build continues after its last complete shard."                                                                                  default:"67108864"`
+	End         string   `       help:"Spelling of the token that ends every document. Default: the end-of-text token of the vocabulary."`
+	Threads     int      `       help:"Texts that are encoded at once; 0 means one for each processor. The result does not depend on it."                                                                                                             default:"0"`
+	Format      string   `       help:"Output: text or json."                                                                                                                                                                                         default:"text"     enum:"text,json"`
 }
 
 // Run builds token data.

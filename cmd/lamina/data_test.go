@@ -54,7 +54,8 @@ func TestDataBuild_HasTheIdsOfTokenize(t *testing.T) {
 	if err := d.Verify(); err != nil {
 		t.Error(err)
 	}
-	if index.Documents != int64(len(documents)) || index.Vocabulary.SHA256 != corpus.DigestVocabulary(v.Size(), v.Piece) {
+	if index.Documents != int64(len(documents)) ||
+		index.Vocabulary.SHA256 != corpus.DigestVocabulary(v.Size(), v.Piece) {
 		t.Errorf("%d documents, want %d; vocabulary %s", index.Documents, len(documents), index.Vocabulary.SHA256)
 	}
 	eos, _ := v.EOS()

@@ -78,7 +78,7 @@ func readData(ctx context.Context, m *Manifest, v *vocab.Vocab) (*dataset, error
 func (d *dataset) slot(step uint64, slot, sequences int) (*micro, error) {
 	m := d.micro(step, slot)
 	for s := range sequences {
-		q, err := d.source.sequence(step, slot, s)
+		q, err := d.sequence(step, slot, s)
 		if err != nil {
 			return nil, err
 		}
