@@ -105,11 +105,19 @@ type schedulingFlags struct {
 	PrefixCacheIdle time.Duration `help:"How long the KV pages of a prompt stay in the prefix cache after their last use; below 0 turns the prefix cache off." default:"5m"`
 	StepFloor       time.Duration `help:"Shortest step deadline while another pipeline could take over; 0 means 250ms between processes and 5s within one."    default:"0s"`
 	Hedge           time.Duration `help:"Compute a prompt on a second pipeline too if its first token is later than 95 of 100 and this; 0 means 250ms between processes and never within one, below 0 never." default:"0s"`
+
+	ReplayShare  float64       `help:"Positions that may be computed again after losses for each position of work; below 0 means none."                                     default:"0.5"`
+	ReplayBurst  int           `help:"Positions that may be computed again at once, before any work; 0 means 65536."                                                       default:"0"`
+	ReplayRefill time.Duration `help:"Time in which the budget for positions to compute again fills up without any work; 0 means one minute."                              default:"0s"`
 }
 
 func (f schedulingFlags) scheduling() app.Scheduling {
-	return app.Scheduling{Queue: f.Queue, CacheIdle: f.PrefixCacheIdle, StepFloor: f.StepFloor,
-		Hedge: f.Hedge}
+	share := f.ReplayShare
+	if share == 0 { // 0 is the default of app.Scheduling
+		share = -1
+	}
+	return app.Scheduling{Queue: f.Queue, CacheIdle: f.PrefixCacheIdle, StepFloor: f.StepFloor, ReplayShare: share,
+		ReplayBurst: f.ReplayBurst, ReplayRefill: f.ReplayRefill, Hedge: f.Hedge}
 }
 
 // hiddenStateFlags say how hidden states are sent between stages.

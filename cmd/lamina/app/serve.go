@@ -160,6 +160,10 @@ type Scheduling struct {
 	Queue     int           // requests that may wait for a pipeline
 	CacheIdle time.Duration // how long unused pages of prompts stay in the prefix cache; below 0 turns it off
 	StepFloor time.Duration // the shortest step deadline while a spare pipeline exists
+
+	ReplayShare  float64 // the budget for positions that are computed again, as in router.Config
+	ReplayBurst  int
+	ReplayRefill time.Duration
 	ChunkRows int           // the most rows of one prompt in a batch
 	Hedge     time.Duration // the shortest time after which a late first token is hedged; below 0 turns it off
 	// MicroBatches is how many batches may be in flight on a pipeline.

@@ -259,7 +259,8 @@ func (p *process) buildRouter() error {
 		Log: p.log, Metrics: p.metrics, Dialer: p.dialer, Registry: p.registry,
 		Speculate: speculation.ids(), Draft: speculation.Draft, DraftMinProb: speculation.MinProbability,
 		HiddenType: p.set.router.HiddenType, Queue: scheduling.Queue, CacheIdle: scheduling.CacheIdle,
-		StepFloor: scheduling.StepFloor, ChunkRows: scheduling.ChunkRows,
+		StepFloor: scheduling.StepFloor, ChunkRows: scheduling.ChunkRows, ReplayShare: scheduling.ReplayShare,
+		ReplayBurst: scheduling.ReplayBurst, ReplayRefill: scheduling.ReplayRefill,
 		MicroBatches: scheduling.MicroBatches, Hedge: scheduling.Hedge, Journal: p.journal,
 	})
 	p.add(runPart("router pipelines", p.router.Run))
