@@ -73,6 +73,12 @@ type proposer struct {
 	saved     float64 // the same since the beginning
 	rest      int     // tokens of the next rest
 	wake      int     // the length of the log at which it is asked again
+
+	// What is known about the probability that a draft token is right, if those before it are: decaying sums.
+	right, tried float64
+	measured     bool // the number of draft tokens is chosen by their costs (drafts.go)
+	chained      bool // its windows may be chained
+	probe        bool // one draft token is to show whether they pay again
 }
 
 // learn updates the record with the result of a round, which ended with a log of that length. sent is
@@ -95,7 +101,9 @@ func (p *proposer) learn(sent, accepted int, slow bool, length int) {
 	default:
 		p.next = max(1, p.next-1)
 	}
+	p.count(sent, accepted)
 	switch {
+	case p.measured: // it rests when the expected gain is too small
 	case p.rate < p.restBelow:
 		p.takeRest(length)
 	case p.rate > (1+p.restBelow)/2 && p.gain >= 0:
@@ -115,7 +123,7 @@ func (p *proposer) takeRest(length int) {
 // are enough tokens.
 func (p *proposer) charge(saved float64, length, tokens int) {
 	p.gain, p.saved = payKeep*p.gain+saved, p.saved+saved
-	if p.gain < payLeast && length >= p.wake {
+	if p.gain < payLeast && length >= p.wake && (!p.measured || p.chained) {
 		p.takeRest(length)
 	}
 	if debt := -p.saved - payDebt - payPart*float64(tokens); debt > 0 {
@@ -172,7 +180,7 @@ func newSpeculation(e Submit, h habit) speculation {
 	for _, name := range []string{NGram, DraftModel} {
 		g.proposers = append(g.proposers, &proposer{
 			name: name, limit: e.Speculate, next: e.Speculate, rate: rateFirst, restBelow: restBelow, rest: restFirst,
-			gain: payFirst,
+			gain: payFirst, right: rightFirst, tried: triedFirst,
 		})
 	}
 	for i, p := range g.proposers {
@@ -238,9 +246,12 @@ func (s *Scheduler) propose(q *sequence, log []int32, n int) (ids []int32, wait 
 		if len(log) < p.wake || p.name == DraftModel && !g.ready {
 			continue
 		}
+		want := s.draftTokens(q, p, n, len(log))
+		if want == 0 {
+			continue
+		}
 		g.round++
 		g.by, g.asked, g.from = p, s.now, len(log)
-		want := min(n, p.next)
 		if p.name == DraftModel {
 			// After a rest it has to read what has come since. Rows go on meanwhile.
 			g.waiting, g.lazy = true, len(log)-g.known > lazyAfter
@@ -280,6 +291,7 @@ func (s *Scheduler) drafted(e Drafted) {
 		return
 	}
 	g.waiting, g.arrived, g.ids, g.unlikely = false, true, e.IDs, e.Unlikely
+	s.timing.draft = blend(s.timing.draft, (s.now-g.asked).Seconds()/float64(max(1, len(e.IDs))))
 	if len(e.IDs) == 0 {
 		g.by.learn(0, 0, tooLong(s.now-g.asked, slowRound, s.timing.plain), q.feed.Len())
 	}

@@ -47,6 +47,9 @@ type timing struct {
 	stage cost          // the same as far as one stage is busy with it
 	worst float64       // decaying maximum of chain.row
 
+	draft    float64 // moving average of what the draft model takes for a token
+	draftRow float64 // moving average of what the row of a draft token adds to a batch
+
 	slack      float64 // steps that may take too long because of a short prompt
 	unmeasured int     // batches with decoding rows since one had no rows of prompts
 	decodes    int     // the decoding rows of that one
@@ -110,6 +113,9 @@ func (t *timing) done(f *flight, now time.Duration, part float64, beside bool) {
 	}
 	if f.mixed {
 		return
+	}
+	if f.drafts > 0 && len(f.entries) == 1 && t.plain > 0 {
+		t.draftRow = blend(t.draftRow, max(took-t.plain.Seconds(), 0)/float64(f.drafts))
 	}
 	// A step with draft tokens takes at least as long as one without, so it can only lower the averages.
 	if f.drafts > 0 {
