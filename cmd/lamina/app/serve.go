@@ -164,8 +164,8 @@ type Scheduling struct {
 	ReplayShare  float64 // the budget for positions that are computed again, as in router.Config
 	ReplayBurst  int
 	ReplayRefill time.Duration
-	ChunkRows int           // the most rows of one prompt in a batch
-	Hedge     time.Duration // the shortest time after which a late first token is hedged; below 0 turns it off
+	ChunkRows    int           // the most rows of one prompt in a batch
+	Hedge        time.Duration // the shortest time after which a late first token is hedged; below 0 turns it off
 	// MicroBatches is how many batches may be in flight on a pipeline.
 	MicroBatches int
 }
