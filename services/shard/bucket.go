@@ -16,6 +16,7 @@ const bucketValues = 1 << 20
 // that takes fewer bytes, buckets are scattered: one replica sums a bucket over all replicas and publishes
 // the sum, so that nobody else reads its nodes.
 type bucket struct {
+	codec   compress.Codec
 	params  []model.Param[float32] // in name order, without their values
 	lo, hi  int                    // in the flat gradient
 	nodes   parcel                 // encoded units
@@ -25,19 +26,16 @@ type bucket struct {
 	fold    parcel // the sum in float32, if scattered
 }
 
-// makeBuckets groups the tensors of a span. The groups depend only on its layers.
-func (m *reducer) makeBuckets() []*bucket {
+// makeBuckets groups tensors, which are in name order.
+func (m *reducer) makeBuckets(params []model.Param[float32]) []*bucket {
 	var out []*bucket
 	var open *bucket
 	at := 0
-	for _, p := range sorted(m.span.stage.Params().Tensors) {
-		if m.span.frozen[p.Owner()] {
-			continue
-		}
+	for _, p := range params {
 		n := len(p.Data)
-		tied := p.Name == m.span.tied
+		tied := p.Name == m.tied
 		if open == nil || tied || open.tied || open.hi-open.lo+n > bucketValues {
-			open = &bucket{lo: at, tied: tied}
+			open = &bucket{codec: m.codec, lo: at, tied: tied}
 			out = append(out, open)
 		}
 		open.params = append(open.params, p)
@@ -51,18 +49,17 @@ func (m *reducer) makeBuckets() []*bucket {
 			theirs[n] = replica
 		}
 	}
-	replicas := int(m.run.open.GetReplicas())
-	root := schedule.Node{Lo: 0, Hi: int(m.run.open.GetSlots())}
 	for i, b := range out {
-		part := fmt.Sprintf("%s.%d", m.span.stage.Range, i)
+		part := fmt.Sprintf("%s%s.%d", m.span.stage.Range, m.label, i)
 		b.nodes.wire, b.nodes.publishers, b.nodes.ignored = m.codec.Wire, theirs, m.own
 		if b.tied {
-			if part = tiedEmbedding; m.span.stage.Last() {
-				part = tiedHead
+			if part = tiedEmbedding + m.label; m.span.stage.Last() {
+				part = tiedHead + m.label
 			}
 		} else {
-			b.scatter, b.owner = m.scatters(b), i%replicas
-			b.fold = parcel{part: part + ".fold", size: 4 * (b.hi - b.lo), publishers: map[schedule.Node]int{root: b.owner}}
+			b.scatter, b.owner = m.scatters(b), i%m.replicas
+			b.fold = parcel{part: part + ".fold", size: 4 * (b.hi - b.lo),
+				publishers: map[schedule.Node]int{m.root: b.owner}}
 		}
 		b.nodes.part = part
 	}
@@ -72,14 +69,13 @@ func (m *reducer) makeBuckets() []*bucket {
 // scatters reports whether a replica reads fewer bytes of a bucket if it is scattered: it then reads the
 // others' units of its own share of the buckets and the sums of the rest.
 func (m *reducer) scatters(b *bucket) bool {
-	replicas := int(m.run.open.GetReplicas())
-	all := (len(m.all) - len(m.all)/replicas) * b.nodes.size
-	return (all+(replicas-1)*4*(b.hi-b.lo))/replicas < all
+	all := (len(m.all) - len(m.all)/m.replicas) * b.nodes.size
+	return (all+(m.replicas-1)*4*(b.hi-b.lo))/m.replicas < all
 }
 
 // encode encodes the bucket's part of a unit and leaves in it what readers decode.
 func (b *bucket) encode(m *reducer, flat, residual []float32) []byte {
-	if m.codec.Exact() {
+	if b.codec.Exact() {
 		return wire.Bytes(flat[b.lo:b.hi])
 	}
 	kernels := m.run.service.cfg.Kernels
@@ -89,12 +85,12 @@ func (b *bucket) encode(m *reducer, flat, residual []float32) []byte {
 		x := flat[at : at+len(p.Data)]
 		m.nodeSquares += kernels.SumSquares(x)
 		var left []float32
-		if m.codec.Feedback() {
+		if b.codec.Feedback() {
 			left = residual[at : at+len(x)]
-			out = m.codec.Encode(out, x, left)
+			out = b.codec.Encode(out, x, left)
 		} else {
 			left = append(left, x...)
-			out = m.codec.Encode(out, x, nil)
+			out = b.codec.Encode(out, x, nil)
 			for i, v := range x {
 				left[i] -= v
 			}
@@ -106,13 +102,14 @@ func (b *bucket) encode(m *reducer, flat, residual []float32) []byte {
 }
 
 // decode decodes a bucket of a unit.
-func (b *bucket) decode(c compress.Codec, dst []float32, data []byte) error {
+func (b *bucket) decode(dst []float32, data []byte) error {
 	for _, p := range b.params {
 		n := len(p.Data)
-		if err := c.Decode(dst[:n], data[:c.Size(n)]); err != nil {
+		size := b.codec.Size(n)
+		if err := b.codec.Decode(dst[:n], data[:size]); err != nil {
 			return fmt.Errorf("%s: %w", p.Name, err)
 		}
-		dst, data = dst[n:], data[c.Size(n):]
+		dst, data = dst[n:], data[size:]
 	}
 	return nil
 }

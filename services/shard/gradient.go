@@ -1,9 +1,11 @@
 package shard
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/lamina-mesh/lamina/pkg/compress"
@@ -75,17 +77,16 @@ func (g *gradient) tensor(name string) []float32 {
 // wire type, the nodes of the level that the run fixes. A unit is encoded and decoded again where it was
 // computed, so it has the same bits on every replica, and a lone replica has these bits too.
 type reducer struct {
+	tree
 	run    *trainRun
 	span   *trainSpan
 	mail   *mailbox
-	codec  compress.Codec
 	step   uint64
 	folded *gradient // the step's gradient, until it is applied or dropped
 
 	units   []schedule.Node                 // of this replica, in slot order
 	own     map[schedule.Node]bool          // the same
 	parents map[schedule.Node]schedule.Node // parents of the nodes below the units
-	all     map[schedule.Node]int           // the units of all replicas, and their replicas
 	buckets []*bucket
 
 	// The residuals of this replica's units: before the step, and after it if it is applied.
@@ -94,42 +95,60 @@ type reducer struct {
 	errorSquares, nodeSquares float64 // of the step's units
 }
 
-func newReducer(s *trainSpan) *reducer {
+// tree says which nodes are summed, and how they are exchanged.
+type tree struct {
+	root     schedule.Node
+	all      map[schedule.Node]int // the units of all replicas, and their replicas
+	replicas int
+	codec    compress.Codec
+	label    string // of the parts on the bus
+	tied     string // the parameter whose other part is on another stage
+	counted  bool   // what is sent is compared with float32
+}
+
+// gradientTree returns the tree of a step's gradients.
+func (s *trainSpan) gradientTree() tree {
 	r := s.run
-	g := r.open.GetGradients()
-	m := &reducer{
-		run: r, span: s, codec: codec(g), own: map[schedule.Node]bool{}, parents: map[schedule.Node]schedule.Node{},
-		all: map[schedule.Node]int{}, residual: map[schedule.Node][]float32{}, pending: map[schedule.Node][]float32{},
-	}
-	m.mail = &mailbox{run: r, readers: map[string]*reader{}}
-	replicas := int(r.open.GetReplicas())
-	for replica := range replicas {
+	t := tree{root: schedule.Node{Hi: int(r.open.GetSlots())}, all: map[schedule.Node]int{}, codec: codec(r.open),
+		replicas: int(r.open.GetReplicas()), tied: s.tied, counted: true}
+	for replica := range t.replicas {
 		lo, hi := r.slots(replica)
-		units := schedule.Cover(int(r.open.GetSlots()), lo, hi)
-		if !m.codec.Exact() {
-			units = within(schedule.Level(int(r.open.GetSlots()), int(g.GetNodes())), lo, hi)
+		units := schedule.Cover(t.root.Hi, lo, hi)
+		if !t.codec.Exact() {
+			units = within(schedule.Level(t.root.Hi, int(r.open.GetGradients().GetNodes())), lo, hi)
 		}
 		for _, n := range units {
-			m.all[n] = replica
-			if replica != int(r.open.GetReplica()) {
-				continue
-			}
+			t.all[n] = replica
+		}
+	}
+	return t
+}
+
+func newReducer(s *trainSpan, t tree, params []model.Param[float32]) *reducer {
+	m := &reducer{
+		tree: t, run: s.run, span: s, own: map[schedule.Node]bool{}, parents: map[schedule.Node]schedule.Node{},
+		residual: map[schedule.Node][]float32{}, pending: map[schedule.Node][]float32{},
+	}
+	m.mail = &mailbox{run: s.run, readers: map[string]*reader{}}
+	for n, replica := range t.all {
+		if replica == int(s.run.open.GetReplica()) {
 			m.units, m.own[n] = append(m.units, n), true
 			m.descend(n)
 		}
 	}
-	m.buckets = m.makeBuckets()
+	slices.SortFunc(m.units, func(a, b schedule.Node) int { return cmp.Compare(a.Lo, b.Lo) })
+	m.buckets = m.makeBuckets(params)
 	if m.codec.Feedback() {
 		for _, n := range m.units {
-			m.residual[n], m.pending[n] = make([]float32, s.size()), make([]float32, s.size())
+			m.residual[n], m.pending[n] = make([]float32, m.size()), make([]float32, m.size())
 		}
 	}
 	return m
 }
 
 // codec returns the wire type of a run's gradients.
-func codec(g *shardv1.Gradients) compress.Codec {
-	c := compress.Codec{Wire: g.GetWire(), Density: g.GetDensity()}
+func codec(o *shardv1.TrainOpen) compress.Codec {
+	c := compress.Codec{Wire: o.GetGradients().GetWire(), Density: o.GetGradients().GetDensity()}
 	if c.Exact() {
 		c.Wire = ""
 	}
@@ -150,21 +169,32 @@ func within(nodes []schedule.Node, lo, hi int) []schedule.Node {
 // slots returns the range of slots that a replica computes.
 func (r *trainRun) slots(replica int) (lo, hi int) {
 	slots, replicas := int(r.open.GetSlots()), int(r.open.GetReplicas())
-	if g := r.open.GetGradients(); !codec(g).Exact() {
-		return schedule.LevelSlots(slots, int(g.GetNodes()), replica, replicas)
+	if n := int(r.open.GetDiloco().GetWorkers()); n > 0 {
+		return schedule.LevelSlots(slots, n, replica, replicas)
+	}
+	if !codec(r.open).Exact() {
+		return schedule.LevelSlots(slots, int(r.open.GetGradients().GetNodes()), replica, replicas)
 	}
 	return schedule.Slots(slots, replica, replicas)
 }
 
-// size returns the number of values of a gradient.
-func (s *trainSpan) size() int {
-	n := 0
-	for _, p := range s.stage.Params().Tensors {
+// trained lists the parameters that have gradients, in name order.
+func (s *trainSpan) trained() []model.Param[float32] {
+	var out []model.Param[float32]
+	for _, p := range sorted(s.stage.Params().Tensors) {
 		if !s.frozen[p.Owner()] {
-			n += len(p.Data)
+			out = append(out, p)
 		}
 	}
-	return n
+	return out
+}
+
+// size returns the number of values of a gradient.
+func (m *reducer) size() int {
+	if len(m.buckets) == 0 {
+		return 0
+	}
+	return m.buckets[len(m.buckets)-1].hi
 }
 
 // descend records the parents of all nodes below n.
@@ -178,18 +208,38 @@ func (m *reducer) descend(n schedule.Node) {
 	m.descend(right)
 }
 
-func (m *reducer) close() {
-	m.mail.close()
-	if !m.cleans() || m.step == 0 {
+func (m *reducer) close() { m.mail.close() }
+
+// removeEvents removes the run's events from the bus. The run has ended on all stages, or it will restart with
+// another name on the bus.
+func (r *trainRun) removeEvents() {
+	if !r.cleans() || !r.stepped {
 		return
 	}
-	o := m.run.open
-	// The run has ended on all stages, or it will restart with another name on the bus.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.run.ctx), removeTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.ctx), removeTimeout)
 	defer cancel()
-	if err := m.run.service.cfg.Bus.Remove(ctx, o.GetRun()); err != nil {
-		m.run.service.log.Warn("remove gradient events", "run", o.GetRun(), "error", err)
+	if err := r.service.cfg.Bus.Remove(ctx, r.open.GetRun()); err != nil {
+		r.service.log.Warn("remove gradient events", "run", r.open.GetRun(), "error", err)
 	}
+}
+
+// purgeEvents forgets this stage's events of steps up to the given one and, on one stage of the run, removes
+// the events of earlier steps from the bus. Every replica has read them.
+func (r *trainRun) purgeEvents(step uint64) {
+	r.outbox.Commit(step)
+	if !r.cleans() || step < 2 {
+		return
+	}
+	if err := r.service.cfg.Bus.Purge(r.ctx, r.open.GetRun(), step-1); err != nil {
+		r.service.log.Warn("purge gradient events", "run", r.open.GetRun(), "step", step, "error", err)
+	}
+}
+
+// cleans reports whether this stage removes the run's events from the bus. That is the first stage of the
+// first replica, if there are any events.
+func (r *trainRun) cleans() bool {
+	tied := slices.ContainsFunc(r.spans, func(s *trainSpan) bool { return s.tied != "" })
+	return r.open.GetReplica() == 0 && r.open.GetStage() == 0 && (r.open.GetReplicas() > 1 || tied)
 }
 
 // discard drops the step's gradient.
@@ -200,31 +250,19 @@ func (m *reducer) discard() {
 	}
 }
 
-// commit drops the step's gradient, takes over the residuals and, on one stage of the run, drops the events
-// on the bus. The step is applied here, so every replica has published and read them.
+// commit drops the step's gradient, which is applied, and takes over the residuals.
 func (m *reducer) commit() {
 	m.discard()
+	m.takeResiduals()
+}
+
+func (m *reducer) takeResiduals() {
 	for _, t := range m.tensors() {
 		m.run.changes(t.data)
 	}
 	for n, residual := range m.residual {
 		copy(residual, m.pending[n])
 	}
-	m.run.outbox.Commit(m.step)
-	if !m.cleans() || m.step < 2 {
-		return
-	}
-	run := m.run.open.GetRun()
-	if err := m.run.service.cfg.Bus.Purge(m.run.ctx, run, m.step-1); err != nil {
-		m.run.service.log.Warn("purge gradient events", "run", run, "step", m.step, "error", err)
-	}
-}
-
-// cleans reports whether this span removes the run's events from the bus. That is the first span of
-// the first stage of the first replica, if there are any events.
-func (m *reducer) cleans() bool {
-	o := m.run.open
-	return o.GetReplica() == 0 && o.GetStage() == 0 && m.span.index == 0 && (o.GetReplicas() > 1 || m.span.tied != "")
 }
 
 // begin prepares for a step.
@@ -252,32 +290,38 @@ func (m *reducer) keep(nodes map[schedule.Node]*gradient, slot int, g *gradient)
 		delete(nodes, right)
 		n = parent
 	}
-	return m.finish(n, nodes[n])
+	return m.finish(n, nodes[n].flat)
 }
 
-// finish encodes a unit, leaves in g what its readers decode, and publishes it.
-func (m *reducer) finish(n schedule.Node, g *gradient) error {
-	others := m.run.open.GetReplicas() > 1
-	if m.codec.Exact() && !others && m.span.tied == "" && m.limit() == 0 {
+// finish encodes a unit, leaves in it what its readers decode, and publishes it.
+func (m *reducer) finish(n schedule.Node, flat []float32) error {
+	if m.codec.Exact() && m.replicas == 1 && m.tied == "" && m.limit() == 0 {
 		return nil
 	}
-	if err := m.checkNorm(g.flat); err != nil {
+	if err := m.checkNorm(flat); err != nil {
 		return fault.Wrap(fault.DataLoss, err, "fold slots %d-%d of step %d", n.Lo, n.Hi, m.step)
 	}
 	left := m.pending[n]
 	if m.codec.Feedback() {
-		m.run.service.cfg.Kernels.Add(g.flat, m.residual[n])
+		m.run.service.cfg.Kernels.Add(flat, m.residual[n])
 	}
 	for _, b := range m.buckets {
-		data := b.encode(m, g.flat, left)
-		if b.tied || others && !(b.scatter && b.owner == int(m.run.open.GetReplica())) {
-			if err := m.mail.send(b.nodes.part, n, m.codec.Wire, data); err != nil {
+		data := b.encode(m, flat, left)
+		if b.tied || m.replicas > 1 && !(b.scatter && b.owner == int(m.run.open.GetReplica())) {
+			if err := m.mail.send(b.nodes.part, n, b.nodes.wire, data); err != nil {
 				return err
 			}
-			m.run.full += uint64(4 * (b.hi - b.lo))
+			m.count(b)
 		}
 	}
 	return nil
+}
+
+// count counts the bytes that a bucket has in float32.
+func (m *reducer) count(b *bucket) {
+	if m.counted {
+		m.run.full += uint64(4 * (b.hi - b.lo))
+	}
 }
 
 // limit returns the largest norm that a node may have; 0 for none.
@@ -299,28 +343,17 @@ func (m *reducer) checkNorm(x []float32) error {
 // returns the time spent waiting.
 func (m *reducer) gather(nodes map[schedule.Node]*gradient) (time.Duration, error) {
 	begin := time.Now()
-	root := schedule.Node{Lo: 0, Hi: int(m.run.open.GetSlots())}
-	if m.run.open.GetReplicas() == 1 {
-		m.folded = m.whole(root, nodes)
+	if m.replicas == 1 {
+		m.folded = m.whole(m.root, nodes)
 		return 0, nil
 	}
 	m.folded = m.span.takeGradient()
-	// First the buckets that this replica folds for the others, who wait for them.
-	for _, mine := range []bool{true, false} {
-		for _, b := range m.buckets {
-			if (!b.scatter || b.owner == int(m.run.open.GetReplica())) != mine {
-				continue
-			}
-			var err error
-			if mine {
-				err = m.foldBucket(b, root, nodes)
-			} else {
-				err = m.readFold(b, root)
-			}
-			if err != nil {
-				return 0, err
-			}
-		}
+	units := map[schedule.Node][]float32{}
+	for n, g := range nodes {
+		units[n] = g.flat
+	}
+	if err := m.fold(units); err != nil {
+		return 0, err
 	}
 	for _, g := range nodes {
 		m.span.grads = append(m.span.grads, g)
@@ -329,20 +362,42 @@ func (m *reducer) gather(nodes map[schedule.Node]*gradient) (time.Duration, erro
 	return time.Since(begin), nil
 }
 
+// fold sets folded to the sum of the units of all replicas. It changes this replica's own ones.
+func (m *reducer) fold(units map[schedule.Node][]float32) error {
+	// First the buckets that this replica folds for the others, who wait for them.
+	for _, mine := range []bool{true, false} {
+		for _, b := range m.buckets {
+			if (!b.scatter || b.owner == int(m.run.open.GetReplica())) != mine {
+				continue
+			}
+			var err error
+			if mine {
+				err = m.foldBucket(b, units)
+			} else {
+				err = m.readFold(b)
+			}
+			if err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // foldBucket sums a bucket over all replicas, and publishes the sum if the bucket is scattered.
-func (m *reducer) foldBucket(b *bucket, root schedule.Node, nodes map[schedule.Node]*gradient) error {
+func (m *reducer) foldBucket(b *bucket, units map[schedule.Node][]float32) error {
 	values := map[schedule.Node][]float32{}
-	for _, n := range m.units {
-		values[n] = nodes[n].flat[b.lo:b.hi]
+	for n, flat := range units {
+		values[n] = flat[b.lo:b.hi]
 	}
 	if err := m.read(b, values); err != nil {
 		return err
 	}
 	sum := m.folded.flat[b.lo:b.hi]
-	copy(sum, m.sum(root, values))
+	copy(sum, m.sum(m.root, values))
 	if b.scatter {
-		m.run.full += uint64(4 * len(sum))
-		return m.mail.send(b.fold.part, root, b.fold.wire, wire.Bytes(sum))
+		m.count(b)
+		return m.mail.send(b.fold.part, m.root, b.fold.wire, wire.Bytes(sum))
 	}
 	return nil
 }
@@ -358,7 +413,7 @@ func (m *reducer) read(b *bucket, values map[schedule.Node][]float32) error {
 			return err
 		}
 		values[n] = make([]float32, b.hi-b.lo)
-		if err := b.decode(m.codec, values[n], data); err != nil {
+		if err := b.decode(values[n], data); err != nil {
 			return fault.Wrap(fault.DataLoss, err, "read %s slots %d-%d of step %d", b.nodes.part, n.Lo, n.Hi, m.step)
 		}
 		if err := m.checkNorm(values[n]); err != nil {
@@ -369,8 +424,8 @@ func (m *reducer) read(b *bucket, values map[schedule.Node][]float32) error {
 }
 
 // readFold reads the sum of a bucket that another replica has folded.
-func (m *reducer) readFold(b *bucket, root schedule.Node) error {
-	data, err := m.mail.await(&b.fold, root)
+func (m *reducer) readFold(b *bucket) error {
+	data, err := m.mail.await(&b.fold, m.root)
 	if err != nil {
 		return err
 	}
@@ -415,22 +470,16 @@ func (m *reducer) foldTied() error {
 		m.folded.params.FoldTied(m.run.service.cfg.Kernels.Add) // if both parts are on this stage
 		return nil
 	}
-	var own *bucket
-	for _, b := range m.buckets {
-		if b.tied {
-			own = b
-		}
-	}
-	theirs := *own
-	theirs.nodes = parcel{part: tiedHead, wire: own.nodes.wire, size: own.nodes.size, publishers: m.all}
+	theirs := *m.buckets[slices.IndexFunc(m.buckets, func(b *bucket) bool { return b.tied })]
+	theirs.nodes = parcel{part: tiedHead + m.label, wire: theirs.nodes.wire, size: theirs.nodes.size, publishers: m.all}
 	if m.span.stage.Last() {
-		theirs.nodes.part = tiedEmbedding
+		theirs.nodes.part = tiedEmbedding + m.label
 	}
 	values := map[schedule.Node][]float32{}
 	if err := m.read(&theirs, values); err != nil {
 		return err
 	}
-	other := m.sum(schedule.Node{Lo: 0, Hi: int(m.run.open.GetSlots())}, values)
+	other := m.sum(m.root, values)
 	mine := m.folded.tensor(m.span.tied)
 	if m.span.stage.First() {
 		m.run.service.cfg.Kernels.Add(mine, other)

@@ -114,6 +114,9 @@ func (r *trainRun) save(s *shardv1.Save) error {
 		return fault.New(fault.FailedPrecondition, "save step %d: the snapshot of step %d is not written yet", r.step,
 			r.snapshot.step)
 	}
+	if r.diloco != nil {
+		r.diloco.use(nil) // so that every worker's state is its own
+	}
 	r.snapshot = newSnapshot(r.step, r.service.cfg.Kernels, r.all)
 	r.snapshots <- r.snapshot // its only other element was taken before it ended
 	return nil

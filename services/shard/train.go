@@ -77,6 +77,9 @@ type trainRun struct {
 	snapshot  *snapshot         // the last one, if there was one
 	snapshots chan *snapshot    // to SaveState
 
+	diloco  *diloco // nil unless workers step on their own
+	stepped bool    // a step has begun
+
 	outbox *gradbus.Outbox // of all spans
 	full   uint64          // bytes that the gradients sent since the last report have in float32
 }
@@ -100,6 +103,8 @@ type paramState struct {
 	span  *trainSpan
 	group optim.Group
 	m, v  kernel.Buffer[float32] // nil if the optimizer does not keep them
+
+	common, outer []float32 // under DiLoCo: the common weights and their momentum
 }
 
 // Train implements the training stream.
@@ -192,15 +197,15 @@ func checkTrainOpen(o *shardv1.TrainOpen) error {
 // checkGradients checks how gradients are encoded.
 func checkGradients(o *shardv1.TrainOpen) error {
 	g := o.GetGradients()
-	c := codec(g)
+	c := codec(o)
 	if err := c.Check(); err != nil {
 		return fault.Wrap(fault.Invalid, err, "open.gradients")
 	}
 	if !(g.GetMaxNorm() >= 0) {
 		return fault.Field("open.gradients.max_norm", "%v is not at least 0", g.GetMaxNorm())
 	}
-	if c.Exact() {
-		return nil
+	if c.Exact() || o.GetDiloco() != nil {
+		return checkDiloco(o)
 	}
 	if err := schedule.CheckLevel("open.gradients.nodes", int(o.GetSlots()), int(g.GetNodes())); err != nil {
 		return err
@@ -261,6 +266,11 @@ func (t *training) build(
 		return nil, err
 	}
 	slices.SortFunc(r.state, func(a, b *paramState) int { return cmp.Compare(a.Name, b.Name) })
+	if o.GetDiloco() != nil {
+		if r.diloco, err = newDiloco(r, spec); err != nil {
+			return nil, err
+		}
+	}
 	r.all = r.tensors()
 	r.findShare()
 	if o.GetStage() > 0 || len(r.spans) > 1 {
@@ -310,7 +320,9 @@ func (r *trainRun) addSpan(spec model.Spec, i int, kernels kernel.Set[float32], 
 	if name, ok := stage.TiedEnd(); ok && !s.frozen[stage.Spec.Embedding.Tokens.Param+".weight"] {
 		s.tied = name
 	}
-	s.reducer = newReducer(s)
+	if o.GetDiloco() == nil {
+		s.reducer = newReducer(s, s.gradientTree(), s.trained())
+	}
 	r.spans, r.state = append(r.spans, s), append(r.state, s.state...)
 	return nil
 }
@@ -357,9 +369,14 @@ func (r *trainRun) connect() error {
 func (r *trainRun) close() {
 	r.fail(nil)
 	r.outbox.Close()
-	for _, s := range r.spans {
-		s.reducer.close()
+	if r.diloco != nil {
+		r.diloco.close()
+	} else {
+		for _, s := range r.spans {
+			s.reducer.close()
+		}
 	}
+	r.removeEvents()
 	if r.next != nil {
 		r.next.close()
 	}
@@ -431,6 +448,14 @@ func (r *trainRun) serve() (err error) {
 
 // apply runs an optimizer step with the folded gradient.
 func (r *trainRun) apply(a *shardv1.Apply) error {
+	var w *worker
+	if r.diloco != nil {
+		var err error
+		if w, err = r.diloco.find(a.GetWorker()); err != nil {
+			return err
+		}
+		r.diloco.use(w)
+	}
 	for _, s := range r.spans {
 		if s.reducer.folded == nil || a.GetStep() != s.reducer.step {
 			return fault.New(fault.FailedPrecondition, "apply step %d: its gradient has not been folded", a.GetStep())
@@ -447,18 +472,28 @@ func (r *trainRun) apply(a *shardv1.Apply) error {
 	for _, s := range r.spans {
 		s.reducer.commit()
 	}
-	return r.send(
-		&shardv1.TrainResponse{
-			Frame: &shardv1.TrainResponse_Applied{Applied: &shardv1.Applied{Step: r.step, Digest: r.digest()}},
-		},
-	)
+	if w != nil {
+		if err := r.diloco.stepped(w, r.step, a.GetAverageAll()); err != nil {
+			return err
+		}
+	} else {
+		r.purgeEvents(r.step)
+	}
+	t := r.traffic()
+	out := &shardv1.Applied{Step: r.step, Digest: r.digest(), BytesSent: t.sent, BytesRead: t.read, BytesFull: t.full,
+		ErrorSquares: t.errors, NodeSquares: t.nodes}
+	return r.send(&shardv1.TrainResponse{Frame: &shardv1.TrainResponse_Applied{Applied: out}})
 }
 
 // digest hashes the stage's own weights in name order.
 func (r *trainRun) digest() uint64 {
 	d := wire.NewDigest()
 	for _, p := range r.state {
-		if !p.Tied() {
+		switch {
+		case p.Tied():
+		case p.common != nil:
+			d.Add(p.Name, p.common)
+		default:
 			d.Add(p.Name, p.Data)
 		}
 	}

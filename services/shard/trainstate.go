@@ -58,10 +58,16 @@ func (r *trainRun) stateOf(p *paramState) []stateTensor {
 func (r *trainRun) tensors() []stateTensor {
 	var out []stateTensor
 	for _, p := range r.state {
+		if p.common != nil {
+			out = append(out, r.diloco.tensors(p)...)
+			continue
+		}
 		out = append(out, r.stateOf(p)...)
 	}
-	for _, s := range r.spans {
-		out = append(out, s.reducer.tensors()...)
+	if r.diloco == nil {
+		for _, s := range r.spans {
+			out = append(out, s.reducer.tensors()...)
+		}
 	}
 	return out
 }
@@ -188,6 +194,11 @@ func (r *trainRun) finishLoad(l *shardv1.Load) error {
 	}
 	clear(r.loaded)
 	r.step = l.GetStep()
+	if r.diloco != nil {
+		if err := r.diloco.loaded(r.step); err != nil {
+			return err
+		}
+	}
 	return r.send(
 		&shardv1.TrainResponse{Frame: &shardv1.TrainResponse_Loaded{Loaded: &shardv1.Loaded{Digest: r.digest()}}},
 	)

@@ -31,6 +31,10 @@ func (r *trainRun) runStep(step *shardv1.Step) error {
 	if err := r.connect(); err != nil { // of the last stage to the first one; once
 		return err
 	}
+	r.stepped = r.stepped || !step.GetForwardOnly()
+	if err := r.prepare(step); err != nil {
+		return err
+	}
 	start := time.Now()
 	s := &stepRun{
 		trainRun: r,
@@ -70,18 +74,43 @@ func (r *trainRun) runStep(step *shardv1.Step) error {
 		), WaitUs: uint64(s.wait.Microseconds()),
 		ScheduleUs: uint64(took.Microseconds()), IdleUs: uint64(idle.Microseconds()),
 	}
-	s.traffic(out)
+	t := s.traffic()
+	out.BytesSent, out.BytesRead, out.BytesFull, out.ErrorSquares, out.NodeSquares = t.sent, t.read, t.full, t.errors,
+		t.nodes
 	return r.send(&shardv1.TrainResponse{Frame: &shardv1.TrainResponse_Folded{Folded: out}})
 }
 
-// traffic reports the bytes on the bus since the last report, and what encoding has left out.
-func (r *trainRun) traffic(out *shardv1.Folded) {
-	out.BytesSent, out.BytesFull, r.full = r.outbox.TakeBytes(), r.full, 0
-	for _, span := range r.spans {
-		m := span.reducer
-		out.ErrorSquares, out.NodeSquares = out.ErrorSquares+m.errorSquares, out.NodeSquares+m.nodeSquares
-		out.BytesRead, m.mail.read = out.BytesRead+m.mail.read, 0
+// traffic is what happened on the bus since the last report.
+type traffic struct {
+	sent, read, full uint64
+	errors, nodes    float64 // sums of squares: what encoding has left out, and of what
+}
+
+func (r *trainRun) traffic() (t traffic) {
+	t.sent, t.full, r.full = r.outbox.TakeBytes(), r.full, 0
+	for _, m := range r.reducers() {
+		t.errors, t.nodes, t.read = t.errors+m.errorSquares, t.nodes+m.nodeSquares, t.read+m.mail.read
+		m.errorSquares, m.nodeSquares, m.mail.read = 0, 0, 0
 	}
+	return t
+}
+
+// reducers lists all reducers of the stage.
+func (r *trainRun) reducers() []*reducer {
+	var out []*reducer
+	if r.diloco == nil {
+		for _, s := range r.spans {
+			out = append(out, s.reducer)
+		}
+		return out
+	}
+	for _, w := range r.diloco.workers {
+		out = append(out, w.reducers...)
+	}
+	for _, f := range r.diloco.fragments {
+		out = append(out, f.reducer)
+	}
+	return out
 }
 
 // run runs an action of the schedule.
@@ -127,6 +156,23 @@ func (s *stepRun) fold() (norms []*shardv1.Norm, err error) {
 	return norms, nil
 }
 
+// prepare puts the weights in place that a step is about: under DiLoCo those of its worker, or the common ones
+// for an evaluation.
+func (r *trainRun) prepare(step *shardv1.Step) error {
+	if r.diloco == nil {
+		return nil
+	}
+	if step.GetForwardOnly() {
+		r.diloco.use(nil)
+		return nil
+	}
+	w, err := r.diloco.find(step.GetWorker())
+	if err == nil {
+		r.diloco.use(w)
+	}
+	return err
+}
+
 func (r *trainRun) checkStep(step *shardv1.Step) error {
 	if n := len(step.GetSlots()); n == 0 || n > maxSlots || step.GetTargets() == 0 {
 		return fault.Field("step.slots", "%d slots with %d targets", n, step.GetTargets())
@@ -143,6 +189,13 @@ func (r *trainRun) checkStep(step *shardv1.Step) error {
 		return nil
 	}
 	lo, hi := r.slots(int(r.open.GetReplica()))
+	if r.diloco != nil {
+		w, err := r.diloco.find(step.GetWorker())
+		if err != nil {
+			return err
+		}
+		lo, hi = w.node.Lo, w.node.Hi
+	}
 	if int(step.GetSlots()[0]) != lo || len(step.GetSlots()) != hi-lo {
 		return fault.Field("step.slots", "%v are not the slots %[3]d to %[4]d of replica %[2]d",
 			step.GetSlots(), r.open.GetReplica(), lo, hi-1)

@@ -95,8 +95,8 @@ func openFleet(ctx context.Context, dialer Dialer, m *Manifest, spec model.Spec,
 				SlotSequences: uint32(m.SlotSequences), SequenceLen: uint32(m.SequenceLen),
 				Precision: shardv1.Precision_PRECISION_FLOAT32, Initial: initial,
 				RecomputeLayers: m.Recompute == recomputeLayers,
-				Gradients:       m.Gradients.open(),
-				Folder:          shared.folder, Token: shared.token,
+				Gradients:       m.Gradients.open(), Diloco: m.DiLoCo.open(),
+				Folder: shared.folder, Token: shared.token,
 			}
 			if m.Precision == tensor.BF16.String() {
 				open.Precision = shardv1.Precision_PRECISION_BFLOAT16
@@ -263,4 +263,54 @@ func (f *fleet) feed(c *chain, step *shardv1.Step, data []*micro) error {
 		}
 	}
 	return nil
+}
+
+// collect reads a stage's replies to a step until it has folded its gradient.
+func (f *fleet) collect(
+	s *stage, step uint64, loss func(*shardv1.Loss) error, folded func(*shardv1.Folded),
+) error {
+	for {
+		r, err := f.reply(s)
+		if err != nil {
+			return err
+		}
+		switch frame := r.GetFrame().(type) {
+		case *shardv1.TrainResponse_Loss:
+			if frame.Loss.GetStep() != step {
+				return fault.New(fault.Internal, "step %d: got a loss of step %d", step, frame.Loss.GetStep())
+			}
+			if err := loss(frame.Loss); err != nil {
+				return err
+			}
+		case *shardv1.TrainResponse_Folded:
+			folded(frame.Folded)
+			return nil
+		default:
+			return fault.New(fault.Internal, "step %d: layers %v answered with %T", step, s.spans, frame)
+		}
+	}
+}
+
+// applyChain has the stages of a chain step their optimizers. It sets their digests, and calls applied for each.
+func (f *fleet) applyChain(c *chain, a *shardv1.Apply, digests []uint64, applied func(*shardv1.Applied)) error {
+	var g errgroup.Group
+	for i, s := range c.stages {
+		g.Go(func() error {
+			if err := f.send(s, &shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Apply{Apply: a}}); err != nil {
+				return err
+			}
+			r, err := f.reply(s)
+			if err != nil {
+				return err
+			}
+			if r.GetApplied() == nil {
+				return fault.New(fault.Internal, "step %d: layers %v answered apply with %T", a.GetStep(), s.spans,
+					r.GetFrame())
+			}
+			digests[i] = r.GetApplied().GetDigest()
+			applied(r.GetApplied())
+			return nil
+		})
+	}
+	return g.Wait()
 }

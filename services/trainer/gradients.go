@@ -32,32 +32,47 @@ const defaultDensity = 0.01
 
 func (g *Gradients) codec() compress.Codec { return compress.Codec{Wire: g.Wire, Density: g.Density} }
 
-func (g *Gradients) setDefaults(slots int) {
+func (m *Manifest) setGradientDefaults() {
+	g := &m.Gradients
 	g.Wire = cmp.Or(g.Wire, compress.F32)
-	if !g.codec().Exact() {
-		g.Nodes = cmp.Or(g.Nodes, min(2, slots))
+	if !g.codec().Exact() && m.DiLoCo == nil {
+		g.Nodes = cmp.Or(g.Nodes, min(2, m.Slots))
 	}
 	if g.Wire == compress.TopK {
 		g.Density = cmp.Or(g.Density, defaultDensity)
 	}
+	if d := m.DiLoCo; d != nil {
+		d.Interval, d.Fragments = cmp.Or(d.Interval, 50), cmp.Or(d.Fragments, 1)
+		d.LearningRate = cmp.Or(d.LearningRate, 0.7)
+		if d.Momentum == nil {
+			momentum := 0.9
+			d.Momentum = &momentum
+		}
+	}
 }
 
-func (g *Gradients) check(slots int) error {
+func (m *Manifest) checkGradients() error {
+	g := &m.Gradients
 	if err := g.codec().Check(); err != nil {
 		return fault.Wrap(fault.Invalid, err, "gradients")
 	}
 	switch {
 	case g.codec().Exact() && g.Nodes != 0:
 		return fault.Field("gradients.nodes", "f32 has none")
+	case m.DiLoCo != nil && g.Nodes != 0:
+		return fault.Field("gradients.nodes", "the workers of diloco take their place")
 	case g.Wire != compress.TopK && g.Density != 0:
 		return fault.Field("gradients.density", "only topk has one")
 	case !(g.MaxNorm >= 0) || math.IsInf(g.MaxNorm, 0):
 		return fault.Field("gradients.max_norm", "%v is not a number from 0", g.MaxNorm)
 	}
+	if m.DiLoCo != nil {
+		return m.DiLoCo.check(m.Slots)
+	}
 	if g.codec().Exact() {
 		return nil
 	}
-	return schedule.CheckLevel("gradients.nodes", slots, g.Nodes)
+	return schedule.CheckLevel("gradients.nodes", m.Slots, g.Nodes)
 }
 
 // open returns the section as stages are told.
@@ -67,6 +82,9 @@ func (g *Gradients) open() *shardv1.Gradients {
 
 // share returns the range of slots that a replica computes.
 func (m *Manifest) share(replica, replicas int) (lo, hi int) {
+	if m.DiLoCo != nil {
+		return schedule.LevelSlots(m.Slots, m.DiLoCo.Workers, replica, replicas)
+	}
 	if m.Gradients.codec().Exact() {
 		return schedule.Slots(m.Slots, replica, replicas)
 	}
@@ -77,6 +95,10 @@ func (m *Manifest) share(replica, replicas int) (lo, hi int) {
 func (m *Manifest) checkReplicas(replicas int) error {
 	if replicas > m.Slots {
 		return fault.Field("replicas", "%d replicas are more than %d slots", replicas, m.Slots)
+	}
+	if m.DiLoCo != nil && replicas > m.DiLoCo.Workers {
+		return fault.Field("replicas", "%d replicas are more than the %d workers of diloco.workers", replicas,
+			m.DiLoCo.Workers)
 	}
 	if n := m.Gradients.Nodes; n > 0 && replicas > n {
 		return fault.Field("replicas", "%d replicas are more than the %d nodes of gradients.nodes", replicas, n)
@@ -101,12 +123,19 @@ type traffic struct {
 	errors, nodes    float64
 }
 
-func (t *traffic) add(f *shardv1.Folded) {
+func (t *traffic) add(f interface {
+	GetBytesSent() uint64
+	GetBytesRead() uint64
+	GetBytesFull() uint64
+	GetErrorSquares() float64
+	GetNodeSquares() float64
+}) {
 	t.sent, t.read, t.full = t.sent+f.GetBytesSent(), t.read+f.GetBytesRead(), t.full+f.GetBytesFull()
 	t.errors, t.nodes = t.errors+f.GetErrorSquares(), t.nodes+f.GetNodeSquares()
 }
 
-// ratio returns how many times fewer bytes were sent than in float32; 0 if nothing was sent.
+// ratio returns how many times fewer bytes were sent than by exchanging float32 gradients in every step; 0 if
+// nothing was sent.
 func (t *traffic) ratio() float64 {
 	if t.sent == 0 {
 		return 0

@@ -52,6 +52,9 @@ type Manifest struct {
 	// runs each layer again there. It takes less memory and more time, and changes no bit.
 	Recompute string `json:"recompute,omitempty"`
 
+	// DiLoCo lets groups of slots step on their own and averages their weights; absent for one global step.
+	DiLoCo *DiLoCo `json:"diloco,omitempty"`
+
 	// Precision is "F32" (default) or "BF16". With BF16 the operands of products and the saved
 	// activations are rounded to bfloat16; weights and accumulations stay float32.
 	Precision string `json:"precision"`
@@ -167,7 +170,7 @@ func ParseManifest(text []byte) (*Manifest, error) {
 		m.Model.FF = 4 * m.Model.Width
 	}
 	m.setDefaults()
-	m.Gradients.setDefaults(m.Slots)
+	m.setGradientDefaults()
 	if m.Spans == 0 {
 		m.Spans = schedule.DefaultSpans(m.Schedule)
 	}
@@ -319,7 +322,7 @@ func (m *Manifest) check() error {
 	if err := m.Data.check(m.Vocabulary.Type); err != nil {
 		return err
 	}
-	if err := m.Gradients.check(m.Slots); err != nil {
+	if err := m.checkGradients(); err != nil {
 		return err
 	}
 	if err := m.checkOptimizer(); err != nil {

@@ -22,9 +22,9 @@ type line struct {
 	// SimulatedBubble what a simulation with equal costs of all passes gives. Absent for one stage.
 	Bubble          float64 `json:"bubble,omitempty"`
 	SimulatedBubble float64 `json:"simulated_bubble,omitempty"`
-	// Bytes of gradients that all stages have published and read in this step, how many times more they would
-	// have published in float32, and the norm of what the wire type has left out over that of the gradients.
-	// Absent if nothing was published.
+	// Bytes of gradients that all stages have published and read in this step; how many times more they would
+	// have published since the start if they exchanged float32 gradients in every step; and the norm of what
+	// the wire type has left out in this step over that of the gradients. Absent if nothing was published.
 	GradientBytes     uint64  `json:"gradient_bytes,omitempty"`
 	GradientBytesRead uint64  `json:"gradient_bytes_read,omitempty"`
 	GradientRatio     float64 `json:"gradient_ratio,omitempty"`

@@ -252,6 +252,7 @@ type training struct {
 	began      time.Time
 	tokens     int
 	simulated  float64 // bubble of the schedule
+	sent       traffic // since the start; of bytes alone
 }
 
 func (t *training) step() uint64 {
@@ -367,26 +368,8 @@ func (t *training) runStep(f *fleet, step uint64) error {
 	if err != nil {
 		return err
 	}
-	losses, norms, err := t.gradients(f, step, data, &idle, &sent)
+	res, err := t.optimize(f, step, data, &idle, &sent)
 	if err != nil {
-		return err
-	}
-	res := result{rate: m.rate().At(int(step))}
-	targets := float64(data.targets)
-	for _, l := range losses { // in slot order
-		res.loss += l / targets
-	}
-	var squares float64
-	for _, n := range norms { // in name order
-		squares += n.GetSumSquares()
-	}
-	res.norm = math.Sqrt(squares)
-	if math.IsNaN(res.loss) || math.IsInf(res.norm, 0) || math.IsNaN(res.norm) {
-		return fault.New(fault.DataLoss, "step %d: loss %v and gradient norm %v are not finite", step, res.loss,
-			res.norm)
-	}
-	res.scale = optim.ClipScale(res.norm, m.Clip)
-	if err := t.apply(f, step, res); err != nil {
 		return err
 	}
 	if err := t.ledger.write(data.ledger); err != nil {
@@ -404,7 +387,8 @@ func (t *training) runStep(f *fleet, step uint64) error {
 			return err
 		}
 	}
-	bits := bitsPerByte(res.loss*targets, data.bytes)
+	bits := bitsPerByte(res.loss*float64(data.targets), data.bytes)
+	t.sent.sent, t.sent.full = t.sent.sent+sent.sent, t.sent.full+sent.full
 	speed, took := float64(t.tokens)/time.Since(t.began).Seconds(), float64(time.Since(begin).Microseconds())/1000
 	t.run.update(func(s *trainerv1.Run) {
 		s.Step, s.Loss, s.GradientNorm, s.LearningRate, s.TokensPerSecond = step, res.loss, res.norm, res.rate, speed
@@ -413,13 +397,48 @@ func (t *training) runStep(f *fleet, step uint64) error {
 		if t.validation > 0 {
 			s.ValidationLoss, s.ValidationBitsPerByte = t.validation, t.bits
 		}
-		s.GradientBytes, s.GradientRatio, s.GradientError = s.GetGradientBytes()+sent.sent, sent.ratio(), sent.error()
+		s.GradientBytes, s.GradientRatio, s.GradientError = t.sent.sent, t.sent.ratio(), sent.error()
 	})
 	t.run.recordLater()
 	return t.metrics.write(line{Step: step, Loss: res.loss, Norm: res.norm, Rate: res.rate, Validation: t.validation,
 		BitsPerByte: bits, ValidationBitsPerByte: t.bits, Bubble: idle.share(), SimulatedBubble: t.simulated,
-		GradientBytes: sent.sent, GradientBytesRead: sent.read, GradientRatio: sent.ratio(), GradientError: sent.error(),
+		GradientBytes: sent.sent, GradientBytesRead: sent.read, GradientRatio: t.sent.ratio(), GradientError: sent.error(),
 		StepMS: took, TokensPerSecond: speed})
+}
+
+// optimize computes the gradients of a step and steps the weights.
+func (t *training) optimize(f *fleet, step uint64, data *batch, idle *bubble, sent *traffic) (result, error) {
+	m := t.run.manifest
+	res := result{rate: m.rate().At(int(step))}
+	var losses []float64
+	var err error
+	if m.DiLoCo != nil {
+		losses, res.norm, err = t.workersStep(f, step, data, res.rate, idle, sent)
+	} else {
+		var norms []*shardv1.Norm
+		losses, norms, err = t.gradients(f, step, data, idle, sent)
+		var squares float64
+		for _, n := range norms { // in name order
+			squares += n.GetSumSquares()
+		}
+		res.norm = math.Sqrt(squares)
+	}
+	if err != nil {
+		return res, err
+	}
+	targets := float64(data.targets)
+	for _, l := range losses { // in slot order
+		res.loss += l / targets
+	}
+	if math.IsNaN(res.loss) || math.IsInf(res.norm, 0) || math.IsNaN(res.norm) {
+		return res, fault.New(fault.DataLoss, "step %d: loss %v and gradient norm %v are not finite", step, res.loss,
+			res.norm)
+	}
+	if m.DiLoCo != nil {
+		return res, nil
+	}
+	res.scale = optim.ClipScale(res.norm, m.Clip)
+	return res, t.apply(f, step, res)
 }
 
 // gradients runs the slots of a step on all chains. It returns the losses in slot order and
@@ -442,33 +461,21 @@ func (t *training) gradients(
 		g.Go(func() error { return f.feed(c, s, data.slots[lo:hi]) })
 	}
 	err := f.each(func(c *chain, i int, s *stage) error {
-		for {
-			r, err := f.reply(s)
-			if err != nil {
-				return err
+		return f.collect(s, step, func(l *shardv1.Loss) error {
+			mu.Lock()
+			defer mu.Unlock()
+			err := data.lost(l, c.replica)
+			if err == nil {
+				losses[l.GetSlot()] = l.GetSum()
 			}
-			switch frame := r.GetFrame().(type) {
-			case *shardv1.TrainResponse_Loss:
-				mu.Lock()
-				err := data.lost(frame.Loss, c.replica)
-				if err == nil {
-					losses[frame.Loss.GetSlot()] = frame.Loss.GetSum()
-				}
-				mu.Unlock()
-				if err != nil {
-					return err
-				}
-			case *shardv1.TrainResponse_Folded:
-				mu.Lock()
-				folded[c.replica] = append(folded[c.replica], frame.Folded.GetNorms()...)
-				reports[c.replica] = append(reports[c.replica], frame.Folded)
-				sent.add(frame.Folded)
-				mu.Unlock()
-				return nil
-			default:
-				return fault.New(fault.Internal, "step %d: layers %v answered with %T", step, s.spans, frame)
-			}
-		}
+			return err
+		}, func(r *shardv1.Folded) {
+			mu.Lock()
+			defer mu.Unlock()
+			folded[c.replica] = append(folded[c.replica], r.GetNorms()...)
+			reports[c.replica] = append(reports[c.replica], r)
+			sent.add(r)
+		})
 	})
 	if err := firstOf(err, g.Wait()); err != nil {
 		return nil, nil, err
@@ -493,24 +500,19 @@ func (t *training) apply(f *fleet, step uint64, res result) error {
 	for i := range digests {
 		digests[i] = make([]uint64, t.run.layout.stages)
 	}
-	err := f.each(func(c *chain, i int, s *stage) error {
+	var g errgroup.Group
+	for _, c := range f.chains {
 		a := &shardv1.Apply{Step: step, LearningRate: res.rate, GradientScale: res.scale}
-		if err := f.send(s, &shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Apply{Apply: a}}); err != nil {
-			return err
-		}
-		r, err := f.reply(s)
-		if err != nil {
-			return err
-		}
-		if r.GetApplied() == nil {
-			return fault.New(fault.Internal, "step %d: layers %v answered apply with %T", step, s.spans, r.GetFrame())
-		}
-		digests[c.replica][i] = r.GetApplied().GetDigest()
-		return nil
-	})
-	if err != nil {
+		g.Go(func() error { return f.applyChain(c, a, digests[c.replica], func(*shardv1.Applied) {}) })
+	}
+	if err := g.Wait(); err != nil {
 		return err
 	}
+	return sameDigests(step, digests)
+}
+
+// sameDigests returns an error if replicas have different weights.
+func sameDigests(step uint64, digests [][]uint64) error {
 	for r, d := range digests {
 		if !slices.Equal(d, digests[0]) {
 			return fault.New(fault.DataLoss, "step %d: the weights of replica %d differ from replica 0's", step, r)

@@ -96,6 +96,10 @@ const (
 	StateKind_STATE_KIND_OUTER_MOMENT StateKind = 5
 	// DiLoCo: a worker's difference that is on its way (see DiLoCo.delay).
 	StateKind_STATE_KIND_OUTER_DELTA StateKind = 6
+	// DiLoCo: what a lossy wire type has not yet sent of a worker's differences.
+	StateKind_STATE_KIND_OUTER_RESIDUAL StateKind = 7
+	// DiLoCo: the weights of a worker. Those of kind weight are the common ones.
+	StateKind_STATE_KIND_WORKER_WEIGHT StateKind = 8
 )
 
 // Enum value maps for StateKind.
@@ -108,15 +112,19 @@ var (
 		4: "STATE_KIND_RESIDUAL",
 		5: "STATE_KIND_OUTER_MOMENT",
 		6: "STATE_KIND_OUTER_DELTA",
+		7: "STATE_KIND_OUTER_RESIDUAL",
+		8: "STATE_KIND_WORKER_WEIGHT",
 	}
 	StateKind_value = map[string]int32{
-		"STATE_KIND_UNSPECIFIED":  0,
-		"STATE_KIND_WEIGHT":       1,
-		"STATE_KIND_MOMENT1":      2,
-		"STATE_KIND_MOMENT2":      3,
-		"STATE_KIND_RESIDUAL":     4,
-		"STATE_KIND_OUTER_MOMENT": 5,
-		"STATE_KIND_OUTER_DELTA":  6,
+		"STATE_KIND_UNSPECIFIED":    0,
+		"STATE_KIND_WEIGHT":         1,
+		"STATE_KIND_MOMENT1":        2,
+		"STATE_KIND_MOMENT2":        3,
+		"STATE_KIND_RESIDUAL":       4,
+		"STATE_KIND_OUTER_MOMENT":   5,
+		"STATE_KIND_OUTER_DELTA":    6,
+		"STATE_KIND_OUTER_RESIDUAL": 7,
+		"STATE_KIND_WORKER_WEIGHT":  8,
 	}
 )
 
@@ -1935,7 +1943,8 @@ type Gradients struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// "f32" or empty (exact), "bf16", "int8" or "topk".
 	Wire string `protobuf:"bytes,1,opt,name=wire,proto3" json:"wire,omitempty"`
-	// Nodes of the level that is encoded, a power of two; not for f32. A replica computes whole nodes.
+	// Nodes of the level that is encoded, a power of two; not for f32. A replica computes whole nodes. Under
+	// DiLoCo the differences of the workers are encoded, and this is 0.
 	Nodes uint32 `protobuf:"varint,2,opt,name=nodes,proto3" json:"nodes,omitempty"`
 	// The share of a tensor's values that topk sends, the largest ones.
 	Density float64 `protobuf:"fixed64,3,opt,name=density,proto3" json:"density,omitempty"`
@@ -2008,11 +2017,12 @@ func (x *Gradients) GetMaxNorm() float64 {
 // an outer step of the common weights, by SGD with Nesterov momentum.
 type DiLoCo struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Workers, a power of two. A worker is a node of the tree over slots.
+	// Workers, a power of two. A worker is a node of the tree over slots. A replica computes whole workers.
 	Workers uint32 `protobuf:"varint,1,opt,name=workers,proto3" json:"workers,omitempty"`
 	// Inner steps between two outer steps of a parameter.
 	Interval uint32 `protobuf:"varint,2,opt,name=interval,proto3" json:"interval,omitempty"`
-	// Groups of parameters that are averaged at different steps, evenly spread over the interval.
+	// Groups of parameters that are averaged at different steps: group f when the step plus
+	// f * interval / fragments is a multiple of the interval.
 	Fragments uint32 `protobuf:"varint,3,opt,name=fragments,proto3" json:"fragments,omitempty"`
 	// Steps after which a difference that was sent is used.
 	Delay uint32 `protobuf:"varint,4,opt,name=delay,proto3" json:"delay,omitempty"`
@@ -3037,8 +3047,11 @@ type Apply struct {
 	LearningRate float64 `protobuf:"fixed64,2,opt,name=learning_rate,json=learningRate,proto3" json:"learning_rate,omitempty"`
 	// Multiplies every gradient first (clipping).
 	GradientScale float64 `protobuf:"fixed64,3,opt,name=gradient_scale,json=gradientScale,proto3" json:"gradient_scale,omitempty"`
-	// The worker that steps, under DiLoCo.
-	Worker        uint32 `protobuf:"varint,15,opt,name=worker,proto3" json:"worker,omitempty"`
+	// The worker that steps, under DiLoCo. When the last one of the replica has stepped, what is due of the
+	// weights is averaged before `applied`.
+	Worker uint32 `protobuf:"varint,15,opt,name=worker,proto3" json:"worker,omitempty"`
+	// Average all weights after this step, at once. For the last step of a run under DiLoCo.
+	AverageAll    bool `protobuf:"varint,16,opt,name=average_all,json=averageAll,proto3" json:"average_all,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3099,6 +3112,13 @@ func (x *Apply) GetWorker() uint32 {
 		return x.Worker
 	}
 	return 0
+}
+
+func (x *Apply) GetAverageAll() bool {
+	if x != nil {
+		return x.AverageAll
+	}
+	return false
 }
 
 // TrainResponse is a frame to the trainer.
@@ -3700,7 +3720,17 @@ type Applied struct {
 	// The step.
 	Step uint64 `protobuf:"varint,1,opt,name=step,proto3" json:"step,omitempty"`
 	// XXH3-64 over names and weights, in name order.
-	Digest        uint64 `protobuf:"fixed64,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	Digest uint64 `protobuf:"fixed64,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	// As in Folded, since the last `folded`: under DiLoCo the stage sends differences before it answers.
+	BytesSent uint64 `protobuf:"varint,15,opt,name=bytes_sent,json=bytesSent,proto3" json:"bytes_sent,omitempty"`
+	// As in Folded.
+	BytesRead uint64 `protobuf:"varint,16,opt,name=bytes_read,json=bytesRead,proto3" json:"bytes_read,omitempty"`
+	// As in Folded: what float32 gradients in every step would take.
+	BytesFull uint64 `protobuf:"varint,17,opt,name=bytes_full,json=bytesFull,proto3" json:"bytes_full,omitempty"`
+	// As in Folded, of the differences.
+	ErrorSquares float64 `protobuf:"fixed64,18,opt,name=error_squares,json=errorSquares,proto3" json:"error_squares,omitempty"`
+	// As in Folded, of the differences.
+	NodeSquares   float64 `protobuf:"fixed64,19,opt,name=node_squares,json=nodeSquares,proto3" json:"node_squares,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3745,6 +3775,41 @@ func (x *Applied) GetStep() uint64 {
 func (x *Applied) GetDigest() uint64 {
 	if x != nil {
 		return x.Digest
+	}
+	return 0
+}
+
+func (x *Applied) GetBytesSent() uint64 {
+	if x != nil {
+		return x.BytesSent
+	}
+	return 0
+}
+
+func (x *Applied) GetBytesRead() uint64 {
+	if x != nil {
+		return x.BytesRead
+	}
+	return 0
+}
+
+func (x *Applied) GetBytesFull() uint64 {
+	if x != nil {
+		return x.BytesFull
+	}
+	return 0
+}
+
+func (x *Applied) GetErrorSquares() float64 {
+	if x != nil {
+		return x.ErrorSquares
+	}
+	return 0
+}
+
+func (x *Applied) GetNodeSquares() float64 {
+	if x != nil {
+		return x.NodeSquares
 	}
 	return 0
 }
@@ -4862,12 +4927,14 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x04Pick\x12\x10\n" +
 	"\x03row\x18\x01 \x01(\rR\x03row\x12 \n" +
 	"\vtemperature\x18\x02 \x01(\x01R\vtemperature\x12\x12\n" +
-	"\x04draw\x18\x03 \x01(\x01R\x04draw\"\x7f\n" +
+	"\x04draw\x18\x03 \x01(\x01R\x04draw\"\xa0\x01\n" +
 	"\x05Apply\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12#\n" +
 	"\rlearning_rate\x18\x02 \x01(\x01R\flearningRate\x12%\n" +
 	"\x0egradient_scale\x18\x03 \x01(\x01R\rgradientScale\x12\x16\n" +
-	"\x06worker\x18\x0f \x01(\rR\x06worker\"\xd2\x02\n" +
+	"\x06worker\x18\x0f \x01(\rR\x06worker\x12\x1f\n" +
+	"\vaverage_all\x18\x10 \x01(\bR\n" +
+	"averageAll\"\xd2\x02\n" +
 	"\rTrainResponse\x126\n" +
 	"\x06opened\x18\x01 \x01(\v2\x1c.lamina.shard.v1.TrainOpenedH\x00R\x06opened\x121\n" +
 	"\x06loaded\x18\x02 \x01(\v2\x17.lamina.shard.v1.LoadedH\x00R\x06loaded\x12+\n" +
@@ -4914,10 +4981,18 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x04Norm\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1f\n" +
 	"\vsum_squares\x18\x02 \x01(\x01R\n" +
-	"sumSquares\"5\n" +
+	"sumSquares\"\xda\x01\n" +
 	"\aApplied\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x16\n" +
-	"\x06digest\x18\x02 \x01(\x06R\x06digest\"R\n" +
+	"\x06digest\x18\x02 \x01(\x06R\x06digest\x12\x1d\n" +
+	"\n" +
+	"bytes_sent\x18\x0f \x01(\x04R\tbytesSent\x12\x1d\n" +
+	"\n" +
+	"bytes_read\x18\x10 \x01(\x04R\tbytesRead\x12\x1d\n" +
+	"\n" +
+	"bytes_full\x18\x11 \x01(\x04R\tbytesFull\x12#\n" +
+	"\rerror_squares\x18\x12 \x01(\x01R\ferrorSquares\x12!\n" +
+	"\fnode_squares\x18\x13 \x01(\x01R\vnodeSquares\"R\n" +
 	"\x10SaveStateRequest\x12\x14\n" +
 	"\x05chain\x18\x01 \x01(\fR\x05chain\x12\x14\n" +
 	"\x05stage\x18\x02 \x01(\rR\x05stage\x12\x12\n" +
@@ -4974,7 +5049,7 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\tPrecision\x12\x19\n" +
 	"\x15PRECISION_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11PRECISION_FLOAT32\x10\x01\x12\x16\n" +
-	"\x12PRECISION_BFLOAT16\x10\x02*\xc0\x01\n" +
+	"\x12PRECISION_BFLOAT16\x10\x02*\xfd\x01\n" +
 	"\tStateKind\x12\x1a\n" +
 	"\x16STATE_KIND_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11STATE_KIND_WEIGHT\x10\x01\x12\x16\n" +
@@ -4982,7 +5057,9 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x12STATE_KIND_MOMENT2\x10\x03\x12\x17\n" +
 	"\x13STATE_KIND_RESIDUAL\x10\x04\x12\x1b\n" +
 	"\x17STATE_KIND_OUTER_MOMENT\x10\x05\x12\x1a\n" +
-	"\x16STATE_KIND_OUTER_DELTA\x10\x062\xa2\x03\n" +
+	"\x16STATE_KIND_OUTER_DELTA\x10\x06\x12\x1d\n" +
+	"\x19STATE_KIND_OUTER_RESIDUAL\x10\a\x12\x1c\n" +
+	"\x18STATE_KIND_WORKER_WEIGHT\x10\b2\xa2\x03\n" +
 	"\fShardService\x12O\n" +
 	"\bDescribe\x12 .lamina.shard.v1.DescribeRequest\x1a!.lamina.shard.v1.DescribeResponse\x12J\n" +
 	"\x05Infer\x12\x1d.lamina.shard.v1.InferRequest\x1a\x1e.lamina.shard.v1.InferResponse(\x010\x01\x12J\n" +

@@ -366,7 +366,7 @@ type Run struct {
 	Data string `protobuf:"bytes,28,opt,name=data,proto3" json:"data,omitempty"`
 	// Bytes of gradients that all stages have published since the run was started or resumed.
 	GradientBytes uint64 `protobuf:"varint,30,opt,name=gradient_bytes,json=gradientBytes,proto3" json:"gradient_bytes,omitempty"`
-	// How many times more bytes the last step would have published in float32; 0 if it published none.
+	// How many times more bytes float32 gradients in every step would have taken; 0 if none were published.
 	GradientRatio float64 `protobuf:"fixed64,31,opt,name=gradient_ratio,json=gradientRatio,proto3" json:"gradient_ratio,omitempty"`
 	// What the wire type left out of the last step's gradients: its norm over theirs.
 	GradientError float64 `protobuf:"fixed64,32,opt,name=gradient_error,json=gradientError,proto3" json:"gradient_error,omitempty"`
