@@ -19,6 +19,7 @@ import (
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
 	"github.com/lamina-mesh/lamina/pkg/gradbus"
+	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/kernel/ref"
 	"github.com/lamina-mesh/lamina/pkg/rpc"
 	"github.com/lamina-mesh/lamina/pkg/rpc/memnet"
@@ -44,12 +45,23 @@ type trainRig struct {
 
 func newTrainRig(t *testing.T, bus shard.Bus) *trainRig { return newSharedRig(t, bus, nil) }
 
+// newTrainRigOn returns a rig whose shard computes with a kernel set.
+func newTrainRigOn(t *testing.T, bus shard.Bus, set kernel.Set[float32]) *trainRig {
+	t.Helper()
+	return newRig(t, bus, nil, set)
+}
+
 // newSharedRig returns a rig whose shard shares a folder of runs.
 func newSharedRig(t *testing.T, bus shard.Bus, runs checkpoint.FS) *trainRig {
 	t.Helper()
+	return newRig(t, bus, runs, ref.New[float32]())
+}
+
+func newRig(t *testing.T, bus shard.Bus, runs checkpoint.FS, set kernel.Set[float32]) *trainRig {
+	t.Helper()
 	network := memnet.New()
 	dialer := rpc.NewDialer(rpc.DialOptions{Net: network})
-	s := shard.New(shard.Config{Dialer: dialer, Kernels: ref.New[float32](), Bus: bus, Runs: runs})
+	s := shard.New(shard.Config{Dialer: dialer, Kernels: set, Bus: bus, Runs: runs})
 	server := rpc.NewServer(rpc.ServerOptions{Log: slog.New(slog.DiscardHandler)})
 	s.Register(server)
 	l, err := rpc.Listen("mem:shard", rpc.ListenOptions{Net: network})
