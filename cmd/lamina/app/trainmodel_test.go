@@ -3,13 +3,17 @@ package app_test
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/lamina-mesh/lamina/cmd/lamina/app"
 	trainerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/trainer/v1"
+	"github.com/lamina-mesh/lamina/pkg/kernel"
+	"github.com/lamina-mesh/lamina/pkg/kernel/ref"
 	"github.com/lamina-mesh/lamina/pkg/model"
 )
 
@@ -137,5 +141,69 @@ func TestTrain_ConfigOfAnObject(t *testing.T) {
 		t.TempDir(), false)
 	if padded.GetParameters() != run.GetParameters()+2*5*16 {
 		t.Errorf("%d parameters with five padding tokens, %d without", padded.GetParameters(), run.GetParameters())
+	}
+}
+
+// TestTrain_WeightDecayIsOnlyWhereTheManifestSays makes one step of SGD. Decay moves a weight by rate·decay·weight
+// more, and changes no weight that the rules leave out.
+func TestTrain_WeightDecayIsOnlyWhereTheManifestSays(t *testing.T) {
+	const rate, decay = 0.5, 0.25
+	read := func(change map[string]any) map[string][]float32 {
+		change["steps"], change["optimizer"] = 1, map[string]any{"type": "sgd", "momentum": 0}
+		change["learning_rate"] = map[string]any{"type": "constant", "max": rate}
+		run := train(t, manifest(t, "decay", change), 2, 1, t.TempDir(), false)
+		files, err := model.Open(run.GetModelPath())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer files.Close()
+		stage, err := model.Load(files, model.Range{Hi: len(files.Spec.Layers)}, kernel.Set[float32](ref.New[float32]()),
+			model.LoadOptions{Dense: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := map[string][]float32{}
+		for _, p := range stage.Params().Tensors {
+			out[p.Owner()] = p.Data
+		}
+		return out
+	}
+	matrices := func(name string) bool { return !strings.Contains(name, "norm") }
+	spec := model.NewLlama(model.Shape{Layers: 4, Width: 16, Heads: 2, FF: 24, Vocab: 19, Context: 16, TiedHead: true})
+	plain := read(map[string]any{"decay": 0})
+	spec.Vocab = len(plain["model.embed_tokens.weight"]) / 16
+	start, err := model.Init(spec, model.Range{Hi: 4}, kernel.Set[float32](ref.New[float32]()), 3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := map[string][]float32{}
+	for _, p := range start.Params().Tensors {
+		before[p.Owner()] = p.Data
+	}
+	for what, c := range map[string]struct {
+		change map[string]any
+		decays func(name string) bool
+	}{
+		"everything": {map[string]any{"decay": decay}, func(string) bool { return true }},
+		"matrices":   {map[string]any{"decay": decay, "decay_matrices_only": true}, matrices},
+		"a pattern": {map[string]any{"decay": 0, "parameters": []any{map[string]any{"match": "*.mlp.*", "decay": decay}}},
+			func(name string) bool { return strings.Contains(name, ".mlp.") }},
+		"all but the embedding": {map[string]any{"decay": decay,
+			"parameters": []any{map[string]any{"match": "*embed*", "decay": 0}}},
+			func(name string) bool { return !strings.Contains(name, "embed") }},
+	} {
+		for name, got := range read(c.change) {
+			for i, v := range got {
+				want := float64(plain[name][i])
+				if c.decays(name) {
+					want -= rate * decay * float64(before[name][i])
+				} else if v != plain[name][i] {
+					t.Fatalf("%s: %s[%d] is %g, without decay %g", what, name, i, v, want)
+				}
+				if math.Abs(float64(v)-want) > 1e-6 {
+					t.Fatalf("%s: %s[%d] is %g, want %g", what, name, i, v, want)
+				}
+			}
+		}
 	}
 }
