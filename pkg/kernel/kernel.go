@@ -74,6 +74,9 @@ type Heads struct {
 	// means none. AttendCausal ignores it: Set.Sink applies sinks to its result.
 	Sinks   []float32
 	Softcap float64 // soft cap of scaled scores: cap·tanh(score/cap); 0 means none
+	// Dropout drops softmax weights in training. A row is a query head's: row r of head h is r·H + h, and the
+	// index in it is the position. Attend ignores it.
+	Dropout Dropout
 }
 
 // AdamW has the factors of an optimizer's step (Loshchilov and Hutter, arXiv
@@ -172,6 +175,8 @@ type Set[F tensor.Float] interface {
 	Scale(x Buffer[F], by float64)
 	// Shift computes y = x + by, elementwise.
 	Shift(y, x Buffer[F], by float64)
+	// Dropout drops values of the rows of x[T,C] in place. It is its own gradient.
+	Dropout(x Buffer[F], d Dropout, t, c int)
 	// Softcap computes x = limit·tanh(x/limit) in place, elementwise.
 	Softcap(x Buffer[F], limit float64)
 	// SoftcapGrad takes dy in place to the gradient of Softcap's input, from its output y.

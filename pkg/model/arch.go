@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -132,16 +133,18 @@ func ConfigJSON(s Spec) ([]byte, error) {
 	out := a.writeHF(&s)
 	out["architectures"], out["torch_dtype"] = []string{a.class}, "float32"
 	out["initializer_range"] = s.Init.Std
-	for name, ids := range map[string][]int32{"bos_token_id": s.BOS, "eos_token_id": s.EOS} {
+	// Without an explicit null, transformers assumes the ids of the published model.
+	for name, ids := range map[string][]int32{"bos_token_id": s.BOS, "eos_token_id": s.EOS, "pad_token_id": nil} {
 		switch len(ids) {
 		case 0:
+			out[name] = nil
 		case 1:
 			out[name] = ids[0]
 		default:
 			out[name] = ids
 		}
 	}
-	text, err := json.MarshalIndent(out, "", "  ")
+	text, err := json.MarshalIndent(spelled(out), "", "  ")
 	if err != nil {
 		return nil, err
 	}
@@ -149,6 +152,28 @@ func ConfigJSON(s Spec) ([]byte, error) {
 		return nil, &UnsupportedError{"model to write", s.Architecture, "settings that its config.json can express"}
 	}
 	return text, nil
+}
+
+// spelled returns settings in which every float64 has a decimal point or an exponent, since transformers
+// refuses an integer where it wants a float.
+func spelled(settings map[string]any) map[string]any {
+	out := make(map[string]any, len(settings))
+	for name, v := range settings {
+		switch v := v.(type) {
+		case map[string]any:
+			out[name] = spelled(v)
+			continue
+		case float64:
+			text := strconv.FormatFloat(v, 'g', -1, 64)
+			if !strings.ContainsAny(text, ".e") {
+				text += ".0"
+			}
+			out[name] = json.Number(text)
+			continue
+		}
+		out[name] = v
+	}
+	return out
 }
 
 // Same reports whether two specs compute the same results from the same weights.

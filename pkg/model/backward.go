@@ -52,6 +52,9 @@ func (s *Stage[F]) backward(tr *Trace[F], dOut []F, g *Params[F]) kernel.Buffer[
 	s.scratch.reset()
 	dx := s.scratch.take(n * width)
 	w := s.gradients(n)
+	if tr.in.Dropout.Residual != 0 {
+		w.dropped = s.scratch.take(n * width)
+	}
 	if s.Last() {
 		s.set.Clear(dx)
 		s.normalize(w.h, tr.last, &s.norm, n)
@@ -72,6 +75,7 @@ func (s *Stage[F]) backward(tr *Trace[F], dOut []F, g *Params[F]) kernel.Buffer[
 	if !s.First() {
 		return dx
 	}
+	s.drop(dx, tr.in.Dropout.of(embeddingDropout, 0), n)
 	if tr.split != nil {
 		tr.split.embedded = s.copied(&tr.mem, dx)
 	} else {
@@ -99,7 +103,9 @@ func (s *Stage[F]) embedGrad(dx kernel.Buffer[F], tr *Trace[F], g *Params[F]) {
 type grads[F tensor.Float] struct {
 	h, dh, dq, dk, dv, datt, dgate, act, dact kernel.Buffer[F]
 
-	raw  kernel.Buffer[F] // gradient of queries or keys before the norm of their heads
+	raw     kernel.Buffer[F] // gradient of queries or keys before the norm of their heads
+	dropped kernel.Buffer[F] // gradient of the output of attention or feed-forward before its dropout
+
 	post kernel.Buffer[F] // gradient of the output of attention or feed-forward before its norm
 }
 
@@ -200,10 +206,11 @@ func (s *Stage[F]) linearGrad(dx, x kernel.Buffer[F], t int, g *Params[F], branc
 // blockGrad turns dx[B*T,C], the gradient of a block's output, into that of its input.
 func (s *Stage[F]) blockGrad(blk *block[F], k *saved[F], dx kernel.Buffer[F], tr *Trace[F], g *Params[F], w *grads[F]) {
 	n, act := tr.in.B*tr.in.T, blk.FFN.Act
+	dy := s.droppedGrad(dx, tr.in.Dropout.of(feedForwardDropout, blk.index), n, w)
 	s.widen(k)
 	if blk.experts != nil {
 		s.normalize(w.h, k.mid, &blk.norm2, n)
-		s.expertsBackward(blk, &k.experts, w.dh, s.postGrad(dx, k.post2, &blk.post2, g, n, w), w.h, n, g,
+		s.expertsBackward(blk, &k.experts, w.dh, s.postGrad(dy, k.post2, &blk.post2, g, n, w), w.h, n, g,
 			tr.split != nil)
 		s.normGrad(dx, w.dh, k.mid, &blk.norm2, g, n)
 		s.attendGrad(blk, k, dx, tr, g, w)
@@ -215,7 +222,7 @@ func (s *Stage[F]) blockGrad(blk *block[F], k *saved[F], dx kernel.Buffer[F], tr
 	// gradient of act recomputes it, too, for the gradient of down.
 	inner := n * blk.FFN.Width
 	made, dup := w.act[:inner], w.dact[:inner]
-	down := branch[F]{s.postGrad(dx, k.post2, &blk.post2, g, n, w), &blk.down}
+	down := branch[F]{s.postGrad(dy, k.post2, &blk.post2, g, n, w), &blk.down}
 	k.dDown = s.deferred(tr, down.dy)
 	s.set.MatMulGrad(dup, nil, n, kernel.ProductGrad[F]{DY: down.dy, W: &down.l.Matrix})
 	branches := []branch[F]{{dup, &blk.up}}
@@ -242,7 +249,10 @@ func (s *Stage[F]) attendGrad(blk *block[F], k *saved[F], dx kernel.Buffer[F], t
 	w *grads[F]) {
 	a, n := &blk.Attention, tr.in.B*tr.in.T
 	dq, dk, dv, datt := w.of(blk, n)
-	o := branch[F]{s.postGrad(dx, k.post1, &blk.post1, g, n, w), &blk.o}
+	dy := s.droppedGrad(dx, tr.in.Dropout.of(outputDropout, blk.index), n, w)
+	o := branch[F]{s.postGrad(dy, k.post1, &blk.post1, g, n, w), &blk.o}
+	heads := blk.heads
+	heads.Dropout = tr.in.Dropout.of(attentionDropout, blk.index)
 	k.dO = s.deferred(tr, o.dy)
 	s.linearGrad(datt, k.att, n, g, o)
 	if blk.sinks32 != nil {
@@ -250,9 +260,9 @@ func (s *Stage[F]) attendGrad(blk *block[F], k *saved[F], dx kernel.Buffer[F], t
 			a.HeadDim)
 	}
 	if tr.in.Documents != nil {
-		s.set.AttendDocumentsGrad(dq, dk, dv, datt, k.att, k.lse, k.q, k.k, k.v, tr.in.Documents, blk.heads)
+		s.set.AttendDocumentsGrad(dq, dk, dv, datt, k.att, k.lse, k.q, k.k, k.v, tr.in.Documents, heads)
 	} else {
-		s.set.AttendCausalGrad(dq, dk, dv, datt, k.att, k.lse, k.q, k.k, k.v, tr.in.B, tr.in.T, blk.heads)
+		s.set.AttendCausalGrad(dq, dk, dv, datt, k.att, k.lse, k.q, k.k, k.v, tr.in.B, tr.in.T, heads)
 	}
 	s.rotate(blk, tr, dq, dk, s.set.RotateGrad)
 	if a.QNorm.Kind != NoNorm {

@@ -194,8 +194,11 @@ func (s *Spec) gemmaJSON(modelType string) map[string]any {
 		return v
 	}
 	scale := a.heads().Scale
-	out["hidden_activation"], out["query_pre_attn_scalar"] = activationName(s.Layers[0].FFN.Act),
-		math.Round(1e6/(scale*scale))/1e6
+	scalar := math.Round(1e6/(scale*scale)) / 1e6
+	out["hidden_activation"], out["query_pre_attn_scalar"] = activationName(s.Layers[0].FFN.Act), scalar
+	if scalar == math.Trunc(scalar) {
+		out["query_pre_attn_scalar"] = int(scalar) // transformers wants an integer
+	}
 	out["attn_logit_softcapping"], out["final_logit_softcapping"] = bound(a.Softcap), bound(s.Head.Softcap)
 	out["attention_bias"], out["sliding_window"] = a.Q.Bias, s.windowJSON()
 	if s.Window() > 0 {

@@ -69,7 +69,7 @@ func gpt2() architecture {
 				"vocab_size":  s.Vocab, "layer_norm_epsilon": s.Norm.Eps, "activation_function": activationName(f.Act),
 				"tie_word_embeddings": s.Head.Tied, "scale_attn_weights": a.Scale != 1,
 				"scale_attn_by_inverse_layer_idx": byLayer,
-				"attn_pdrop":                      0, "embd_pdrop": 0, "resid_pdrop": 0,
+				"attn_pdrop":                      0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0,
 			}
 		},
 	}

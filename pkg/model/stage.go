@@ -74,6 +74,7 @@ func (s *Stage[F]) effective(n *norm[F]) kernel.Buffer[F] {
 // block is one transformer layer: its description and its tensors.
 type block[F tensor.Float] struct {
 	*Layer
+	index          int // of the layer in the model
 	heads          kernel.Heads
 	rotary         *kernel.Rotary // nil: no rotation
 	gated          bool
@@ -177,6 +178,7 @@ func build[F tensor.Float](spec Spec, r Range, set kernel.Set[F], fill filler[F]
 	}
 	for l := r.Lo; l < r.Hi; l++ {
 		s.blocks = append(s.blocks, b.block(&spec.Layers[l]))
+		s.blocks[len(s.blocks)-1].index = l
 	}
 	if s.Last() {
 		s.norm = b.norm(&s.Spec.Norm, spec.Width)

@@ -22,8 +22,9 @@ type Micro[F tensor.Float] struct {
 	Scale   float64 // for the last stage: multiplies the gradient of the loss
 	// ZLoss, for the last stage, is the coefficient of the z-loss, ZLoss·log²Z with Z the sum of
 	// exponentials of a row of logits. It is part of the gradient, but not of Trace.Loss.
-	ZLoss float64
-	// ForwardOnly keeps nothing for a backward pass.
+	ZLoss   float64
+	Dropout Dropout
+	// ForwardOnly keeps nothing for a backward pass. Nothing is dropped.
 	ForwardOnly bool
 	// Picks, for the last stage, are rows whose logits Trace.Logits gets.
 	Picks []int
@@ -106,6 +107,9 @@ func (s *Stage[F]) TrainForward(in Micro[F]) (*Trace[F], error) {
 		return nil, err
 	}
 	width, vocab, n := s.Spec.Width, s.Spec.Vocab, in.B*in.T
+	if in.ForwardOnly {
+		in.Dropout = Dropout{}
+	}
 	tr := s.trace()
 	tr.in = in
 	tr.pos = tr.pos[:0]
@@ -123,6 +127,7 @@ func (s *Stage[F]) TrainForward(in Micro[F]) (*Trace[F], error) {
 	x := s.scratch.take(n * width)
 	if s.First() {
 		s.embedRows(x, in.IDs, tr.pos)
+		s.drop(x, in.Dropout.of(embeddingDropout, 0), n)
 	} else {
 		s.set.Upload(x, in.Hidden)
 	}
@@ -178,6 +183,9 @@ func (s *Stage[F]) checkMicro(in *Micro[F]) error {
 		return fault.New(fault.Invalid, "train stage %v: %d targets for %d rows", s.Range, len(in.Targets), n)
 	}
 	if err := in.checkDocuments(); err != nil {
+		return fault.Wrap(fault.Invalid, err, "train stage %v", s.Range)
+	}
+	if err := in.Dropout.check(); err != nil {
 		return fault.Wrap(fault.Invalid, err, "train stage %v", s.Range)
 	}
 	for _, row := range in.Picks {
@@ -331,10 +339,12 @@ func (s *Stage[F]) trainBlock(blk *block[F], x kernel.Buffer[F], tr *Trace[F], w
 	}
 	s.rotate(blk, tr, k.q, k.k, s.set.Rotate)
 	s.keepBF16(&k, tr, &k.q, &k.k, &k.v)
+	heads := blk.heads
+	heads.Dropout = tr.in.Dropout.of(attentionDropout, blk.index)
 	if tr.in.Documents != nil {
-		s.set.AttendDocuments(k.att, k.lse, k.q, k.k, k.v, tr.in.Documents, blk.heads)
+		s.set.AttendDocuments(k.att, k.lse, k.q, k.k, k.v, tr.in.Documents, heads)
 	} else {
-		s.set.AttendCausal(k.att, k.lse, k.q, k.k, k.v, tr.in.B, tr.in.T, blk.heads)
+		s.set.AttendCausal(k.att, k.lse, k.q, k.k, k.v, tr.in.B, tr.in.T, heads)
 	}
 	if blk.sinks32 != nil {
 		s.set.Sink(k.att, k.lse, blk.sinks.gain, a.Heads, a.HeadDim)
@@ -344,7 +354,7 @@ func (s *Stage[F]) trainBlock(blk *block[F], x kernel.Buffer[F], tr *Trace[F], w
 	if a.PostNorm.Kind != NoNorm {
 		k.post1 = keep(w.h)
 	}
-	s.addBranch(x, w.h, &blk.post1, n)
+	s.addDropped(x, w.h, &blk.post1, tr.in.Dropout.of(outputDropout, blk.index), n)
 	k.mid = keep(x)
 	s.normalize(w.h, x, &blk.norm2, n)
 	if blk.experts != nil {
@@ -353,7 +363,7 @@ func (s *Stage[F]) trainBlock(blk *block[F], x kernel.Buffer[F], tr *Trace[F], w
 		if blk.FFN.PostNorm.Kind != NoNorm {
 			k.post2 = keep(y)
 		}
-		s.addBranch(x, y, &blk.post2, n)
+		s.addDropped(x, y, &blk.post2, tr.in.Dropout.of(feedForwardDropout, blk.index), n)
 		return s.done(&k, tr)
 	}
 	k.up = hold(up)
@@ -371,7 +381,7 @@ func (s *Stage[F]) trainBlock(blk *block[F], x kernel.Buffer[F], tr *Trace[F], w
 	if blk.FFN.PostNorm.Kind != NoNorm {
 		k.post2 = keep(w.h)
 	}
-	s.addBranch(x, w.h, &blk.post2, n)
+	s.addDropped(x, w.h, &blk.post2, tr.in.Dropout.of(feedForwardDropout, blk.index), n)
 	return s.done(&k, tr)
 }
 

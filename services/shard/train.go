@@ -180,6 +180,12 @@ func checkTrainOpen(o *shardv1.TrainOpen) error {
 	case (o.GetNext() == "") != (o.GetStage() == o.GetStages()-1 && len(o.GetSpans()) == 1):
 		return fault.Field("open.next", "must be set on every stage but the last")
 	}
+	for name, rate := range map[string]float64{"attention": o.GetDropout().GetAttention(),
+		"residual": o.GetDropout().GetResidual(), "embedding": o.GetDropout().GetEmbedding()} {
+		if !(rate >= 0 && rate < 1) {
+			return fault.Field("open.dropout."+name, "%v is not within 0..1, without 1", rate)
+		}
+	}
 	shape := schedule.Config{Name: o.GetSchedule(), Stages: int(o.GetStages()), Spans: len(o.GetSpans()), Micro: 1}
 	if err := shape.Check(); err != nil {
 		return fault.Wrap(fault.Invalid, err, "open")

@@ -209,6 +209,7 @@ func (s *stepRun) forward(p pass) error {
 	stage := s.spans[p.span].stage
 	in.B, in.T = int(s.open.GetSlotSequences()), int(s.length())
 	in.Scale, in.ZLoss, in.ForwardOnly = s.scale, s.open.GetZLoss(), s.step.GetForwardOnly()
+	in.Dropout = s.dropout(p.slot)
 	var picks []*shardv1.Pick
 	if stage.First() || stage.Last() || s.open.GetIsolateDocuments() {
 		m, err := s.microbatch(p)
@@ -266,6 +267,13 @@ func (s *stepRun) forward(p pass) error {
 	}
 	s.traces[p] = tr
 	return nil
+}
+
+// dropout returns what a slot drops in this step.
+func (s *stepRun) dropout(slot int) model.Dropout {
+	d := s.open.GetDropout()
+	return model.Dropout{Attention: d.GetAttention(), Residual: d.GetResidual(), Embedding: d.GetEmbedding(),
+		Key: model.DropoutKey(s.open.GetSeed(), s.step.GetStep(), uint64(slot))}
 }
 
 // microbatch waits for the trainer's data of a slot. The first span that needs it reads it; with isolated

@@ -94,8 +94,8 @@ func openFleet(ctx context.Context, dialer Dialer, m *Manifest, spec model.Spec,
 				Optimizer: optimizer(m), IsolateDocuments: m.Data.Isolate,
 				SlotSequences: uint32(m.SlotSequences), SequenceLen: uint32(m.SequenceLen),
 				Precision: shardv1.Precision_PRECISION_FLOAT32, Initial: initial,
-				RecomputeLayers: m.Recompute == recomputeLayers,
-				Gradients:       m.Gradients.open(), Diloco: m.DiLoCo.open(),
+				RecomputeLayers: m.Recompute == recomputeLayers, Dropout: m.Dropout.open(),
+				Gradients: m.Gradients.open(), Diloco: m.DiLoCo.open(),
 				Folder: shared.folder, Token: shared.token,
 			}
 			if m.Precision == tensor.BF16.String() {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/lamina-mesh/lamina/pkg/corpus"
 	"github.com/lamina-mesh/lamina/pkg/fault"
+	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
 	"github.com/lamina-mesh/lamina/pkg/model"
 	"github.com/lamina-mesh/lamina/pkg/optim"
 	"github.com/lamina-mesh/lamina/pkg/schedule"
@@ -47,6 +48,10 @@ type Manifest struct {
 
 	// Gradients says how replicas exchange gradients; exactly, in float32, when absent.
 	Gradients Gradients `json:"gradients"`
+
+	// Dropout has the rates of dropout, as GPT-2 and nanoGPT have it; none when absent. What is dropped depends on
+	// the seed, the step, the slot, the layer and the position only. Evaluation drops nothing.
+	Dropout Dropout `json:"dropout"`
 
 	// Recompute is "none" (default) or "layers", which keeps only the inputs of layers for the backward pass and
 	// runs each layer again there. It takes less memory and more time, and changes no bit.
@@ -136,11 +141,29 @@ type ParameterRule struct {
 	Trainable    *bool    `json:"trainable,omitempty"`     // false freezes the parameters
 }
 
+// Dropout has rates from 0 to below 1.
+type Dropout struct {
+	Attention float64 `json:"attention,omitempty"` // of the softmax weights
+	Residual  float64 `json:"residual,omitempty"`  // of the outputs of attention and feed-forward
+	Embedding float64 `json:"embedding,omitempty"` // of the sum of the embeddings
+}
+
+// open converts the rates for the stages; nil if there are none.
+func (d *Dropout) open() *shardv1.Dropout {
+	if *d == (Dropout{}) {
+		return nil
+	}
+	return &shardv1.Dropout{Attention: d.Attention, Residual: d.Residual, Embedding: d.Embedding}
+}
+
 // The values of Manifest.Recompute.
 const (
 	recomputeNone   = "none"
 	recomputeLayers = "layers"
 )
+
+// maxDropout is the largest rate of dropout.
+const maxDropout = 0.99
 
 // maxSlotTokens bounds a slot so that its ids and targets fit into a message of 4 MiB.
 const maxSlotTokens = 1 << 19
@@ -282,6 +305,8 @@ func (m *Manifest) check() error {
 	}{
 		{"learning_rate.max", m.LearningRate.Max, 0, 10},
 		{"learning_rate.min", m.LearningRate.Min, 0, m.LearningRate.Max},
+		{"dropout.attention", m.Dropout.Attention, 0, maxDropout}, {"dropout.residual", m.Dropout.Residual, 0, maxDropout},
+		{"dropout.embedding", m.Dropout.Embedding, 0, maxDropout},
 		{"clip", m.Clip, 0, 1e9}, {"z_loss", m.ZLoss, 0, 1}, {"data.validation_fraction", m.Data.ValidationFraction, 0, 0.9},
 	} {
 		if !(f.v >= f.min && f.v <= f.max) {

@@ -36,6 +36,8 @@ func optimizers() map[string]map[string]any {
 				rule("model.layers.1.*", "optimizer", "adamw"), rule("*.q_proj.*", "optimizer", "sgd"),
 			}},
 		"z-loss":           {"z_loss": 0.01},
+		"dropout": {"dropout": map[string]any{"attention": 0.1, "residual": 0.2, "embedding": 0.1},
+			"recompute": "layers"},
 		"frozen embedding": {"parameters": []any{rule("model.embed_tokens.*", "trainable", false)}},
 		"frozen stage": {"schedule": "zero-bubble", "parameters": []any{rule("*", "trainable", false),
 			rule("model.layers.0.*", "trainable", true), rule("model.layers.1.mlp.*", "trainable", true)}},

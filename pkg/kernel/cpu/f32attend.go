@@ -152,6 +152,7 @@ func (s *Set) AttendCausal(y, lse, q, k, v kernel.Buffer[float32], b, t int, a k
 func (c *causal) forward(y, lse, q, k, v []float32, lo, hi int) {
 	c.scoresOf(c.scores, q, pack(&c.narrow, c.keys, rowsOf(k, c.kw), hi, c.a.D), lo, hi)
 	c.weighRows(lo, hi)
+	c.drop(c.scores, lo, hi)
 	values := pack(&c.gemm, c.across, columnsOf(v, c.kw), c.a.D, hi)
 	g := gemmCall{c: y[lo*c.qw:], ldc: c.qw, a: rowsOf(c.scores, c.ld)}
 	tall := len(c.gemm.tiles) - 1
@@ -188,6 +189,17 @@ func (c *causal) weighRows(lo, hi int) {
 		}
 		c.bests[p-lo], c.sums[p-lo] = c.attend.weigh(&row[from], p+1-from, scale)
 		c.clearMasked(row, p)
+	}
+}
+
+// drop drops weights, or their gradients, of rows lo..hi-1.
+func (c *causal) drop(scores []float32, lo, hi int) {
+	if c.a.Dropout.Rate == 0 {
+		return
+	}
+	for p := lo; p < hi; p++ {
+		from := first(p, c.a)
+		kernel.Drop(scores[(p-lo)*c.ld:][from:p+1], c.a.Dropout, c.lo+p*c.a.H, from)
 	}
 }
 
@@ -254,7 +266,9 @@ func (c *causal) backward(dq, dk, dv, dy, y, lse, q, k, v []float32) {
 			hi := min(lo+block, t)
 			c.scoresOf(c.scores, q[c.qo:], keys, lo, hi)
 			c.scoresOf(c.slopes, dy[c.qo:], values, lo, hi)
+			c.drop(c.slopes, lo, hi)
 			c.slope(dy[c.qo:], y[c.qo:], lse[c.lo:], lo, hi)
+			c.drop(c.scores, lo, hi)
 			c.queryGrad(dq[c.qo:], across, lo, hi)
 			c.keyGrad(dk[c.ko:], c.slopes, pack(&c.gemm, c.queries, columnsOf(q[c.qo+lo*c.qw:], c.qw), a.D, hi-lo),
 				lo, hi, head == 0)

@@ -226,7 +226,7 @@ func Cases() []Case {
 				}})
 		}
 	}
-	return append(append(out, elementwise()...), attention()...)
+	return append(append(append(out, elementwise()...), dropout()...), attention()...)
 }
 
 // elementwise lists the cases of elementwise operations, norms, losses and updates.
@@ -311,30 +311,48 @@ func elementwise() []Case {
 	return out
 }
 
+// dropout lists the cases of dropout.
+func dropout() []Case {
+	const t, c = 13, 301
+	return []Case{{name: "dropout", run: func(s Set) [][]float32 {
+		x := source(12)(t * c)
+		s.Dropout(x, kernel.Dropout{Rate: 0.25, Key: 77, From: 3}, t, c)
+		return [][]float32{x}
+	}}}
+}
+
+// wholeAttention lists the cases of attention over whole sequences.
+func wholeAttention(a kernel.Heads) []Case {
+	const b, t = 2, 19
+	return []Case{{name: fmt.Sprintf("causal attention, window %d, dropout %v", a.Window, a.Dropout.Rate), run: func(s Set) [][]float32 {
+		in := source(10)
+		q, k, v, dy := in(b*t*a.H*a.D), in(b*t*a.K*a.D), in(b*t*a.K*a.D), in(b*t*a.H*a.D)
+		y, lse := make([]float32, len(q)), make([]float32, b*t*a.H)
+		s.AttendCausal(y, lse, q, k, v, b, t, a)
+		dq, dk, dv := in(len(q)), in(len(k)), in(len(v))
+		s.AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v, b, t, a)
+		return [][]float32{y, lse, dq, dk, dv}
+	}}, {name: fmt.Sprintf("attention within documents, window %d, dropout %v", a.Window, a.Dropout.Rate), run: func(s Set) [][]float32 {
+		in, lengths := source(10), []int{1, 19, 0, 7, 1, 40, 3}
+		const rows = 71
+		q, k, v, dy := in(rows*a.H*a.D), in(rows*a.K*a.D), in(rows*a.K*a.D), in(rows*a.H*a.D)
+		y, lse := make([]float32, len(q)), make([]float32, rows*a.H)
+		s.AttendDocuments(y, lse, q, k, v, lengths, a)
+		dq, dk, dv := in(len(q)), in(len(k)), in(len(v))
+		s.AttendDocumentsGrad(dq, dk, dv, dy, y, lse, q, k, v, lengths, a)
+		return [][]float32{y, lse, dq, dk, dv}
+	}}}
+}
+
 // attention lists the cases of attention.
 func attention() []Case {
 	var out []Case
 	for _, window := range []int{0, 5} {
 		a := kernel.Heads{H: 4, K: 2, D: 10, Scale: 0.3, Window: window}
-		const b, t = 2, 19
-		out = append(out, Case{name: fmt.Sprintf("causal attention, window %d", window), run: func(s Set) [][]float32 {
-			in := source(10)
-			q, k, v, dy := in(b*t*a.H*a.D), in(b*t*a.K*a.D), in(b*t*a.K*a.D), in(b*t*a.H*a.D)
-			y, lse := make([]float32, len(q)), make([]float32, b*t*a.H)
-			s.AttendCausal(y, lse, q, k, v, b, t, a)
-			dq, dk, dv := in(len(q)), in(len(k)), in(len(v))
-			s.AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v, b, t, a)
-			return [][]float32{y, lse, dq, dk, dv}
-		}}, Case{name: fmt.Sprintf("attention within documents, window %d", window), run: func(s Set) [][]float32 {
-			in, lengths := source(10), []int{1, 19, 0, 7, 1, 40, 3}
-			const rows = 71
-			q, k, v, dy := in(rows*a.H*a.D), in(rows*a.K*a.D), in(rows*a.K*a.D), in(rows*a.H*a.D)
-			y, lse := make([]float32, len(q)), make([]float32, rows*a.H)
-			s.AttendDocuments(y, lse, q, k, v, lengths, a)
-			dq, dk, dv := in(len(q)), in(len(k)), in(len(v))
-			s.AttendDocumentsGrad(dq, dk, dv, dy, y, lse, q, k, v, lengths, a)
-			return [][]float32{y, lse, dq, dk, dv}
-		}})
+		for _, rate := range []float64{0, 0.3} {
+			a.Dropout = kernel.Dropout{Rate: rate, Key: 5}
+			out = append(out, wholeAttention(a)...)
+		}
 		for _, kind := range []kernel.KVType{kernel.KVFull, kernel.KVF16, kernel.KVQ8} {
 			for _, length := range []int{4, 16, 32} {
 				out = append(out, Case{name: fmt.Sprintf("paged attention, window %d, %v, pages of %d", window, kind,

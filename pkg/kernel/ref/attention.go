@@ -24,8 +24,9 @@ func capped(score, most float64) float64 {
 }
 
 // attendRow computes softmax attention of one head of one row: out[D] over positions lo..p. key and
-// value return the vectors of a position. The result is the log-sum-exp of the scores.
-func attendRow[F tensor.Float](out, q []F, lo, p int, a kernel.Heads, key, value func(pos int) []F) float64 {
+// value return the vectors of a position. row numbers the row for dropout. The result is the log-sum-exp of
+// the scores.
+func attendRow[F tensor.Float](out, q []F, lo, p, row int, a kernel.Heads, key, value func(pos int) []F) float64 {
 	scores := make([]float64, p+1-lo)
 	best := math.Inf(-1)
 	for i := range scores {
@@ -37,6 +38,7 @@ func attendRow[F tensor.Float](out, q []F, lo, p int, a kernel.Heads, key, value
 		scores[i] = math.Exp(s - best)
 		sum += scores[i]
 	}
+	kernel.Drop(scores, a.Dropout, row, lo)
 	acc := make([]float64, len(out))
 	for i, w := range scores {
 		for j, v := range value(lo + i) {
@@ -72,7 +74,9 @@ func (*Set[F]) Attend(y, q kernel.Buffer[F], spans []kernel.Span[F], a kernel.He
 			values := func(pos int) []F { s.KV.Value(vector, pos, kv); return vector }
 			off := ((first+r)*a.H + head) * a.D
 			out := y[off : off+a.D]
-			lse := attendRow(out, q[off:off+a.D], from(s.Pos+r, a), s.Pos+r, a, keys, values)
+			heads := a
+			heads.Dropout = kernel.Dropout{}
+			lse := attendRow(out, q[off:off+a.D], from(s.Pos+r, a), s.Pos+r, 0, heads, keys, values)
 			if a.Sinks != nil {
 				share := 1 / (1 + math.Exp(float64(a.Sinks[head])-lse))
 				for i, v := range out {
@@ -97,7 +101,7 @@ func (*Set[F]) AttendCausal(y, lse, q, k, v kernel.Buffer[F], b, t int, a kernel
 		at := func(x []F) func(int) []F {
 			return func(pos int) []F { return x[((seq*t+pos)*a.K+kv)*a.D:][:a.D] }
 		}
-		lse[i] = F(attendRow(y[i*a.D:(i+1)*a.D], q[i*a.D:(i+1)*a.D], from(p, a), p, a, at(k), at(v)))
+		lse[i] = F(attendRow(y[i*a.D:(i+1)*a.D], q[i*a.D:(i+1)*a.D], from(p, a), p, i, a, at(k), at(v)))
 	})
 }
 
@@ -113,17 +117,22 @@ func (*Set[F]) AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v kernel.Buffer[F]
 				qr, dyr := q[i*a.D:(i+1)*a.D], dy[i*a.D:(i+1)*a.D]
 				delta := dot(dyr, y[i*a.D:(i+1)*a.D])
 				sumQ := make([]float64, a.D)
+				kept := make([]float64, t) // the factors of dropout
+				for j := range kept {
+					kept[j] = 1
+				}
+				kernel.Drop(kept, a.Dropout, i, 0)
 				for pos := from(p, a); pos <= p; pos++ {
 					off := (pos*a.K + kv) * a.D
 					kr, vr := k[seq*t*a.K*a.D+off:][:a.D], v[seq*t*a.K*a.D+off:][:a.D]
 					score := capped(dot(qr, kr)*a.Scale, a.Softcap)
 					w := math.Exp(score - float64(lse[i]))
-					ds := w * (dot(dyr, vr) - delta) * a.Scale
+					ds := w * (kept[pos]*dot(dyr, vr) - delta) * a.Scale
 					if a.Softcap != 0 {
 						ds *= 1 - score*score/(a.Softcap*a.Softcap)
 					}
 					for j := range a.D {
-						sumV[off+j] += w * float64(dyr[j])
+						sumV[off+j] += kept[pos] * w * float64(dyr[j])
 						sumQ[j] += ds * float64(kr[j])
 						sumK[off+j] += ds * float64(qr[j])
 					}
@@ -149,6 +158,7 @@ func (s *Set[F]) AttendDocuments(y, lse, q, k, v kernel.Buffer[F], lengths []int
 	lo := 0
 	for _, t := range lengths {
 		part := rows[F](lo, lo+t)
+		a.Dropout.From = lo * a.H
 		s.AttendCausal(part(y, a.H*a.D), part(lse, a.H), part(q, a.H*a.D), part(k, a.K*a.D), part(v, a.K*a.D), 1, t, a)
 		lo += t
 	}
@@ -160,6 +170,7 @@ func (s *Set[F]) AttendDocumentsGrad(dq, dk, dv, dy, y, lse, q, k, v kernel.Buff
 	lo, wide, narrow := 0, a.H*a.D, a.K*a.D
 	for _, t := range lengths {
 		part := rows[F](lo, lo+t)
+		a.Dropout.From = lo * a.H
 		s.AttendCausalGrad(part(dq, wide), part(dk, narrow), part(dv, narrow), part(dy, wide), part(y, wide),
 			part(lse, a.H), part(q, wide), part(k, narrow), part(v, narrow), 1, t, a)
 		lo += t

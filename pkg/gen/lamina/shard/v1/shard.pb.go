@@ -1728,6 +1728,8 @@ type TrainOpen struct {
 	// Keep only the input of each layer for the backward pass, which runs the layer again. It saves
 	// memory and changes no bit.
 	RecomputeLayers bool `protobuf:"varint,26,opt,name=recompute_layers,json=recomputeLayers,proto3" json:"recompute_layers,omitempty"`
+	// Dropout in training; evaluation has none.
+	Dropout *Dropout `protobuf:"bytes,27,opt,name=dropout,proto3" json:"dropout,omitempty"`
 	// A token attends only to its own document, in which positions begin at 0: every
 	// microbatch has `documents`.
 	IsolateDocuments bool `protobuf:"varint,30,opt,name=isolate_documents,json=isolateDocuments,proto3" json:"isolate_documents,omitempty"`
@@ -1914,6 +1916,13 @@ func (x *TrainOpen) GetRecomputeLayers() bool {
 		return x.RecomputeLayers
 	}
 	return false
+}
+
+func (x *TrainOpen) GetDropout() *Dropout {
+	if x != nil {
+		return x.Dropout
+	}
+	return nil
 }
 
 func (x *TrainOpen) GetIsolateDocuments() bool {
@@ -2115,6 +2124,71 @@ func (x *DiLoCo) GetMomentum() float64 {
 	return 0
 }
 
+// Dropout has the rates, from 0 (none) to below 1, in the places where GPT-2 has dropout. What is dropped
+// depends on the seed, the step, the slot, the layer and the position only.
+type Dropout struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of the softmax weights.
+	Attention float64 `protobuf:"fixed64,1,opt,name=attention,proto3" json:"attention,omitempty"`
+	// Of the outputs of attention and feed-forward.
+	Residual float64 `protobuf:"fixed64,2,opt,name=residual,proto3" json:"residual,omitempty"`
+	// Of the sum of the embeddings.
+	Embedding     float64 `protobuf:"fixed64,3,opt,name=embedding,proto3" json:"embedding,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Dropout) Reset() {
+	*x = Dropout{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Dropout) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Dropout) ProtoMessage() {}
+
+func (x *Dropout) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Dropout.ProtoReflect.Descriptor instead.
+func (*Dropout) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *Dropout) GetAttention() float64 {
+	if x != nil {
+		return x.Attention
+	}
+	return 0
+}
+
+func (x *Dropout) GetResidual() float64 {
+	if x != nil {
+		return x.Residual
+	}
+	return 0
+}
+
+func (x *Dropout) GetEmbedding() float64 {
+	if x != nil {
+		return x.Embedding
+	}
+	return 0
+}
+
 // InitialWeights names the files of a model. Each stage reads its own tensors from them. It checks the
 // digest first, so that all stages start from the same model.
 type InitialWeights struct {
@@ -2129,7 +2203,7 @@ type InitialWeights struct {
 
 func (x *InitialWeights) Reset() {
 	*x = InitialWeights{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[19]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2141,7 +2215,7 @@ func (x *InitialWeights) String() string {
 func (*InitialWeights) ProtoMessage() {}
 
 func (x *InitialWeights) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[19]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2154,7 +2228,7 @@ func (x *InitialWeights) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InitialWeights.ProtoReflect.Descriptor instead.
 func (*InitialWeights) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{19}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *InitialWeights) GetPath() string {
@@ -2184,7 +2258,7 @@ type Span struct {
 
 func (x *Span) Reset() {
 	*x = Span{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[20]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2196,7 +2270,7 @@ func (x *Span) String() string {
 func (*Span) ProtoMessage() {}
 
 func (x *Span) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[20]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2209,7 +2283,7 @@ func (x *Span) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Span.ProtoReflect.Descriptor instead.
 func (*Span) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{20}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Span) GetLo() uint32 {
@@ -2250,7 +2324,7 @@ type Optimizer struct {
 
 func (x *Optimizer) Reset() {
 	*x = Optimizer{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[21]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2262,7 +2336,7 @@ func (x *Optimizer) String() string {
 func (*Optimizer) ProtoMessage() {}
 
 func (x *Optimizer) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[21]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2275,7 +2349,7 @@ func (x *Optimizer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Optimizer.ProtoReflect.Descriptor instead.
 func (*Optimizer) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{21}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Optimizer) GetName() string {
@@ -2342,7 +2416,7 @@ type AdamW struct {
 
 func (x *AdamW) Reset() {
 	*x = AdamW{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[22]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2354,7 +2428,7 @@ func (x *AdamW) String() string {
 func (*AdamW) ProtoMessage() {}
 
 func (x *AdamW) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[22]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2367,7 +2441,7 @@ func (x *AdamW) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdamW.ProtoReflect.Descriptor instead.
 func (*AdamW) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{22}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *AdamW) GetBeta1() float64 {
@@ -2409,7 +2483,7 @@ type Muon struct {
 
 func (x *Muon) Reset() {
 	*x = Muon{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[23]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2421,7 +2495,7 @@ func (x *Muon) String() string {
 func (*Muon) ProtoMessage() {}
 
 func (x *Muon) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[23]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2434,7 +2508,7 @@ func (x *Muon) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Muon.ProtoReflect.Descriptor instead.
 func (*Muon) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{23}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Muon) GetMomentum() float64 {
@@ -2478,7 +2552,7 @@ type SGD struct {
 
 func (x *SGD) Reset() {
 	*x = SGD{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[24]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2490,7 +2564,7 @@ func (x *SGD) String() string {
 func (*SGD) ProtoMessage() {}
 
 func (x *SGD) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[24]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2503,7 +2577,7 @@ func (x *SGD) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SGD.ProtoReflect.Descriptor instead.
 func (*SGD) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{24}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SGD) GetMomentum() float64 {
@@ -2540,7 +2614,7 @@ type ParameterRule struct {
 
 func (x *ParameterRule) Reset() {
 	*x = ParameterRule{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[25]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2552,7 +2626,7 @@ func (x *ParameterRule) String() string {
 func (*ParameterRule) ProtoMessage() {}
 
 func (x *ParameterRule) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[25]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2565,7 +2639,7 @@ func (x *ParameterRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ParameterRule.ProtoReflect.Descriptor instead.
 func (*ParameterRule) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{25}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ParameterRule) GetMatch() string {
@@ -2620,7 +2694,7 @@ type State struct {
 
 func (x *State) Reset() {
 	*x = State{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[26]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2632,7 +2706,7 @@ func (x *State) String() string {
 func (*State) ProtoMessage() {}
 
 func (x *State) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[26]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2645,7 +2719,7 @@ func (x *State) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use State.ProtoReflect.Descriptor instead.
 func (*State) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{26}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *State) GetName() string {
@@ -2683,7 +2757,7 @@ type Load struct {
 
 func (x *Load) Reset() {
 	*x = Load{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2695,7 +2769,7 @@ func (x *Load) String() string {
 func (*Load) ProtoMessage() {}
 
 func (x *Load) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2708,7 +2782,7 @@ func (x *Load) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Load.ProtoReflect.Descriptor instead.
 func (*Load) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{27}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Load) GetStep() uint64 {
@@ -2736,7 +2810,7 @@ type Save struct {
 
 func (x *Save) Reset() {
 	*x = Save{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2748,7 +2822,7 @@ func (x *Save) String() string {
 func (*Save) ProtoMessage() {}
 
 func (x *Save) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2761,7 +2835,7 @@ func (x *Save) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Save.ProtoReflect.Descriptor instead.
 func (*Save) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{28}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Save) GetStep() uint64 {
@@ -2793,7 +2867,7 @@ type Step struct {
 
 func (x *Step) Reset() {
 	*x = Step{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2805,7 +2879,7 @@ func (x *Step) String() string {
 func (*Step) ProtoMessage() {}
 
 func (x *Step) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2818,7 +2892,7 @@ func (x *Step) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Step.ProtoReflect.Descriptor instead.
 func (*Step) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{29}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Step) GetStep() uint64 {
@@ -2889,7 +2963,7 @@ type Microbatch struct {
 
 func (x *Microbatch) Reset() {
 	*x = Microbatch{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2901,7 +2975,7 @@ func (x *Microbatch) String() string {
 func (*Microbatch) ProtoMessage() {}
 
 func (x *Microbatch) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2914,7 +2988,7 @@ func (x *Microbatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Microbatch.ProtoReflect.Descriptor instead.
 func (*Microbatch) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{30}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Microbatch) GetStep() uint64 {
@@ -2989,7 +3063,7 @@ type Pick struct {
 
 func (x *Pick) Reset() {
 	*x = Pick{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3001,7 +3075,7 @@ func (x *Pick) String() string {
 func (*Pick) ProtoMessage() {}
 
 func (x *Pick) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3014,7 +3088,7 @@ func (x *Pick) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pick.ProtoReflect.Descriptor instead.
 func (*Pick) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{31}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Pick) GetRow() uint32 {
@@ -3058,7 +3132,7 @@ type Apply struct {
 
 func (x *Apply) Reset() {
 	*x = Apply{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3070,7 +3144,7 @@ func (x *Apply) String() string {
 func (*Apply) ProtoMessage() {}
 
 func (x *Apply) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3083,7 +3157,7 @@ func (x *Apply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Apply.ProtoReflect.Descriptor instead.
 func (*Apply) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{32}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Apply) GetStep() uint64 {
@@ -3141,7 +3215,7 @@ type TrainResponse struct {
 
 func (x *TrainResponse) Reset() {
 	*x = TrainResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3153,7 +3227,7 @@ func (x *TrainResponse) String() string {
 func (*TrainResponse) ProtoMessage() {}
 
 func (x *TrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3166,7 +3240,7 @@ func (x *TrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainResponse.ProtoReflect.Descriptor instead.
 func (*TrainResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{33}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *TrainResponse) GetFrame() isTrainResponse_Frame {
@@ -3291,7 +3365,7 @@ type TrainOpened struct {
 
 func (x *TrainOpened) Reset() {
 	*x = TrainOpened{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3303,7 +3377,7 @@ func (x *TrainOpened) String() string {
 func (*TrainOpened) ProtoMessage() {}
 
 func (x *TrainOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3316,7 +3390,7 @@ func (x *TrainOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainOpened.ProtoReflect.Descriptor instead.
 func (*TrainOpened) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{34}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *TrainOpened) GetParameters() uint64 {
@@ -3351,7 +3425,7 @@ type Loaded struct {
 
 func (x *Loaded) Reset() {
 	*x = Loaded{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3363,7 +3437,7 @@ func (x *Loaded) String() string {
 func (*Loaded) ProtoMessage() {}
 
 func (x *Loaded) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3376,7 +3450,7 @@ func (x *Loaded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Loaded.ProtoReflect.Descriptor instead.
 func (*Loaded) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{35}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Loaded) GetDigest() uint64 {
@@ -3403,7 +3477,7 @@ type Loss struct {
 
 func (x *Loss) Reset() {
 	*x = Loss{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3415,7 +3489,7 @@ func (x *Loss) String() string {
 func (*Loss) ProtoMessage() {}
 
 func (x *Loss) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3428,7 +3502,7 @@ func (x *Loss) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Loss.ProtoReflect.Descriptor instead.
 func (*Loss) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{36}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Loss) GetStep() uint64 {
@@ -3474,7 +3548,7 @@ type Picked struct {
 
 func (x *Picked) Reset() {
 	*x = Picked{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3486,7 +3560,7 @@ func (x *Picked) String() string {
 func (*Picked) ProtoMessage() {}
 
 func (x *Picked) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3499,7 +3573,7 @@ func (x *Picked) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Picked.ProtoReflect.Descriptor instead.
 func (*Picked) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{37}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Picked) GetStep() uint64 {
@@ -3554,7 +3628,7 @@ type Folded struct {
 
 func (x *Folded) Reset() {
 	*x = Folded{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[38]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3566,7 +3640,7 @@ func (x *Folded) String() string {
 func (*Folded) ProtoMessage() {}
 
 func (x *Folded) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[38]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3579,7 +3653,7 @@ func (x *Folded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Folded.ProtoReflect.Descriptor instead.
 func (*Folded) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{38}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Folded) GetStep() uint64 {
@@ -3672,7 +3746,7 @@ type Norm struct {
 
 func (x *Norm) Reset() {
 	*x = Norm{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[39]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3684,7 +3758,7 @@ func (x *Norm) String() string {
 func (*Norm) ProtoMessage() {}
 
 func (x *Norm) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[39]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3697,7 +3771,7 @@ func (x *Norm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Norm.ProtoReflect.Descriptor instead.
 func (*Norm) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{39}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Norm) GetName() string {
@@ -3737,7 +3811,7 @@ type Applied struct {
 
 func (x *Applied) Reset() {
 	*x = Applied{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[40]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3749,7 +3823,7 @@ func (x *Applied) String() string {
 func (*Applied) ProtoMessage() {}
 
 func (x *Applied) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[40]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3762,7 +3836,7 @@ func (x *Applied) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Applied.ProtoReflect.Descriptor instead.
 func (*Applied) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{40}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Applied) GetStep() uint64 {
@@ -3829,7 +3903,7 @@ type SaveStateRequest struct {
 
 func (x *SaveStateRequest) Reset() {
 	*x = SaveStateRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[41]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3841,7 +3915,7 @@ func (x *SaveStateRequest) String() string {
 func (*SaveStateRequest) ProtoMessage() {}
 
 func (x *SaveStateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[41]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3854,7 +3928,7 @@ func (x *SaveStateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveStateRequest.ProtoReflect.Descriptor instead.
 func (*SaveStateRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{41}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *SaveStateRequest) GetChain() []byte {
@@ -3896,7 +3970,7 @@ type SaveStateResponse struct {
 
 func (x *SaveStateResponse) Reset() {
 	*x = SaveStateResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[42]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3908,7 +3982,7 @@ func (x *SaveStateResponse) String() string {
 func (*SaveStateResponse) ProtoMessage() {}
 
 func (x *SaveStateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[42]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3921,7 +3995,7 @@ func (x *SaveStateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveStateResponse.ProtoReflect.Descriptor instead.
 func (*SaveStateResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{42}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *SaveStateResponse) GetFrame() isSaveStateResponse_Frame {
@@ -4010,7 +4084,7 @@ type StateFile struct {
 
 func (x *StateFile) Reset() {
 	*x = StateFile{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[43]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4022,7 +4096,7 @@ func (x *StateFile) String() string {
 func (*StateFile) ProtoMessage() {}
 
 func (x *StateFile) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[43]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4035,7 +4109,7 @@ func (x *StateFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateFile.ProtoReflect.Descriptor instead.
 func (*StateFile) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{43}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *StateFile) GetName() string {
@@ -4056,7 +4130,7 @@ type Saved struct {
 
 func (x *Saved) Reset() {
 	*x = Saved{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[44]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4068,7 +4142,7 @@ func (x *Saved) String() string {
 func (*Saved) ProtoMessage() {}
 
 func (x *Saved) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[44]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4081,7 +4155,7 @@ func (x *Saved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Saved.ProtoReflect.Descriptor instead.
 func (*Saved) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{44}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Saved) GetFiles() []*SavedFile {
@@ -4110,7 +4184,7 @@ type SavedFile struct {
 
 func (x *SavedFile) Reset() {
 	*x = SavedFile{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[45]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4122,7 +4196,7 @@ func (x *SavedFile) String() string {
 func (*SavedFile) ProtoMessage() {}
 
 func (x *SavedFile) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[45]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4135,7 +4209,7 @@ func (x *SavedFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SavedFile.ProtoReflect.Descriptor instead.
 func (*SavedFile) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{45}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *SavedFile) GetName() string {
@@ -4190,7 +4264,7 @@ type SavedTensor struct {
 
 func (x *SavedTensor) Reset() {
 	*x = SavedTensor{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[46]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4202,7 +4276,7 @@ func (x *SavedTensor) String() string {
 func (*SavedTensor) ProtoMessage() {}
 
 func (x *SavedTensor) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[46]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4215,7 +4289,7 @@ func (x *SavedTensor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SavedTensor.ProtoReflect.Descriptor instead.
 func (*SavedTensor) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{46}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *SavedTensor) GetName() string {
@@ -4263,7 +4337,7 @@ type ExchangeRequest struct {
 
 func (x *ExchangeRequest) Reset() {
 	*x = ExchangeRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[47]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4275,7 +4349,7 @@ func (x *ExchangeRequest) String() string {
 func (*ExchangeRequest) ProtoMessage() {}
 
 func (x *ExchangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[47]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4288,7 +4362,7 @@ func (x *ExchangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeRequest.ProtoReflect.Descriptor instead.
 func (*ExchangeRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{47}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ExchangeRequest) GetFrame() isExchangeRequest_Frame {
@@ -4365,7 +4439,7 @@ type ExchangeOpen struct {
 
 func (x *ExchangeOpen) Reset() {
 	*x = ExchangeOpen{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[48]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4377,7 +4451,7 @@ func (x *ExchangeOpen) String() string {
 func (*ExchangeOpen) ProtoMessage() {}
 
 func (x *ExchangeOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[48]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4390,7 +4464,7 @@ func (x *ExchangeOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeOpen.ProtoReflect.Descriptor instead.
 func (*ExchangeOpen) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{48}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ExchangeOpen) GetChain() []byte {
@@ -4431,7 +4505,7 @@ type Activation struct {
 
 func (x *Activation) Reset() {
 	*x = Activation{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[49]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4443,7 +4517,7 @@ func (x *Activation) String() string {
 func (*Activation) ProtoMessage() {}
 
 func (x *Activation) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[49]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4456,7 +4530,7 @@ func (x *Activation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Activation.ProtoReflect.Descriptor instead.
 func (*Activation) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{49}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Activation) GetStep() uint64 {
@@ -4504,7 +4578,7 @@ type ExchangeResponse struct {
 
 func (x *ExchangeResponse) Reset() {
 	*x = ExchangeResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[50]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4516,7 +4590,7 @@ func (x *ExchangeResponse) String() string {
 func (*ExchangeResponse) ProtoMessage() {}
 
 func (x *ExchangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[50]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4529,7 +4603,7 @@ func (x *ExchangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeResponse.ProtoReflect.Descriptor instead.
 func (*ExchangeResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{50}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ExchangeResponse) GetFrame() isExchangeResponse_Frame {
@@ -4600,7 +4674,7 @@ type ExchangeOpened struct {
 
 func (x *ExchangeOpened) Reset() {
 	*x = ExchangeOpened{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[51]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4612,7 +4686,7 @@ func (x *ExchangeOpened) String() string {
 func (*ExchangeOpened) ProtoMessage() {}
 
 func (x *ExchangeOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[51]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4625,7 +4699,7 @@ func (x *ExchangeOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeOpened.ProtoReflect.Descriptor instead.
 func (*ExchangeOpened) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{51}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{52}
 }
 
 // ActivationGradient is the gradient of the loss with respect to one slot's activation.
@@ -4645,7 +4719,7 @@ type ActivationGradient struct {
 
 func (x *ActivationGradient) Reset() {
 	*x = ActivationGradient{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[52]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4657,7 +4731,7 @@ func (x *ActivationGradient) String() string {
 func (*ActivationGradient) ProtoMessage() {}
 
 func (x *ActivationGradient) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[52]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4670,7 +4744,7 @@ func (x *ActivationGradient) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivationGradient.ProtoReflect.Descriptor instead.
 func (*ActivationGradient) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{52}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ActivationGradient) GetStep() uint64 {
@@ -4816,7 +4890,7 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x05apply\x18\a \x01(\v2\x16.lamina.shard.v1.ApplyH\x00R\x05apply\x12+\n" +
 	"\x04save\x18\x14 \x01(\v2\x15.lamina.shard.v1.SaveH\x00R\x04saveB\a\n" +
 	"\x05frameJ\x04\b\b\x10\tJ\x04\b\t\x10\n" +
-	"\"\xc6\x06\n" +
+	"\"\xfa\x06\n" +
 	"\tTrainOpen\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\tR\x03run\x12\x14\n" +
 	"\x05chain\x18\x02 \x01(\fR\x05chain\x12\x14\n" +
@@ -4840,7 +4914,8 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x06folder\x18\x14 \x01(\tR\x06folder\x12\x14\n" +
 	"\x05token\x18\x15 \x01(\tR\x05token\x129\n" +
 	"\ainitial\x18\x19 \x01(\v2\x1f.lamina.shard.v1.InitialWeightsR\ainitial\x12)\n" +
-	"\x10recompute_layers\x18\x1a \x01(\bR\x0frecomputeLayers\x12+\n" +
+	"\x10recompute_layers\x18\x1a \x01(\bR\x0frecomputeLayers\x122\n" +
+	"\adropout\x18\x1b \x01(\v2\x18.lamina.shard.v1.DropoutR\adropout\x12+\n" +
 	"\x11isolate_documents\x18\x1e \x01(\bR\x10isolateDocuments\x128\n" +
 	"\tgradients\x18# \x01(\v2\x1a.lamina.shard.v1.GradientsR\tgradients\x12/\n" +
 	"\x06diloco\x18$ \x01(\v2\x17.lamina.shard.v1.DiLoCoR\x06dilocoJ\x04\b\b\x10\t\"j\n" +
@@ -4856,7 +4931,11 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x05delay\x18\x04 \x01(\rR\x05delay\x12\x10\n" +
 	"\x03mix\x18\x05 \x01(\x01R\x03mix\x12#\n" +
 	"\rlearning_rate\x18\x06 \x01(\x01R\flearningRate\x12\x1a\n" +
-	"\bmomentum\x18\a \x01(\x01R\bmomentum\"<\n" +
+	"\bmomentum\x18\a \x01(\x01R\bmomentum\"a\n" +
+	"\aDropout\x12\x1c\n" +
+	"\tattention\x18\x01 \x01(\x01R\tattention\x12\x1a\n" +
+	"\bresidual\x18\x02 \x01(\x01R\bresidual\x12\x1c\n" +
+	"\tembedding\x18\x03 \x01(\x01R\tembedding\"<\n" +
 	"\x0eInitialWeights\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\"&\n" +
@@ -5080,7 +5159,7 @@ func file_lamina_shard_v1_shard_proto_rawDescGZIP() []byte {
 }
 
 var file_lamina_shard_v1_shard_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_lamina_shard_v1_shard_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
+var file_lamina_shard_v1_shard_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
 var file_lamina_shard_v1_shard_proto_goTypes = []any{
 	(Precision)(0),             // 0: lamina.shard.v1.Precision
 	(StateKind)(0),             // 1: lamina.shard.v1.StateKind
@@ -5103,55 +5182,56 @@ var file_lamina_shard_v1_shard_proto_goTypes = []any{
 	(*TrainOpen)(nil),          // 18: lamina.shard.v1.TrainOpen
 	(*Gradients)(nil),          // 19: lamina.shard.v1.Gradients
 	(*DiLoCo)(nil),             // 20: lamina.shard.v1.DiLoCo
-	(*InitialWeights)(nil),     // 21: lamina.shard.v1.InitialWeights
-	(*Span)(nil),               // 22: lamina.shard.v1.Span
-	(*Optimizer)(nil),          // 23: lamina.shard.v1.Optimizer
-	(*AdamW)(nil),              // 24: lamina.shard.v1.AdamW
-	(*Muon)(nil),               // 25: lamina.shard.v1.Muon
-	(*SGD)(nil),                // 26: lamina.shard.v1.SGD
-	(*ParameterRule)(nil),      // 27: lamina.shard.v1.ParameterRule
-	(*State)(nil),              // 28: lamina.shard.v1.State
-	(*Load)(nil),               // 29: lamina.shard.v1.Load
-	(*Save)(nil),               // 30: lamina.shard.v1.Save
-	(*Step)(nil),               // 31: lamina.shard.v1.Step
-	(*Microbatch)(nil),         // 32: lamina.shard.v1.Microbatch
-	(*Pick)(nil),               // 33: lamina.shard.v1.Pick
-	(*Apply)(nil),              // 34: lamina.shard.v1.Apply
-	(*TrainResponse)(nil),      // 35: lamina.shard.v1.TrainResponse
-	(*TrainOpened)(nil),        // 36: lamina.shard.v1.TrainOpened
-	(*Loaded)(nil),             // 37: lamina.shard.v1.Loaded
-	(*Loss)(nil),               // 38: lamina.shard.v1.Loss
-	(*Picked)(nil),             // 39: lamina.shard.v1.Picked
-	(*Folded)(nil),             // 40: lamina.shard.v1.Folded
-	(*Norm)(nil),               // 41: lamina.shard.v1.Norm
-	(*Applied)(nil),            // 42: lamina.shard.v1.Applied
-	(*SaveStateRequest)(nil),   // 43: lamina.shard.v1.SaveStateRequest
-	(*SaveStateResponse)(nil),  // 44: lamina.shard.v1.SaveStateResponse
-	(*StateFile)(nil),          // 45: lamina.shard.v1.StateFile
-	(*Saved)(nil),              // 46: lamina.shard.v1.Saved
-	(*SavedFile)(nil),          // 47: lamina.shard.v1.SavedFile
-	(*SavedTensor)(nil),        // 48: lamina.shard.v1.SavedTensor
-	(*ExchangeRequest)(nil),    // 49: lamina.shard.v1.ExchangeRequest
-	(*ExchangeOpen)(nil),       // 50: lamina.shard.v1.ExchangeOpen
-	(*Activation)(nil),         // 51: lamina.shard.v1.Activation
-	(*ExchangeResponse)(nil),   // 52: lamina.shard.v1.ExchangeResponse
-	(*ExchangeOpened)(nil),     // 53: lamina.shard.v1.ExchangeOpened
-	(*ActivationGradient)(nil), // 54: lamina.shard.v1.ActivationGradient
-	(*v1.Chunk)(nil),           // 55: lamina.tensor.v1.Chunk
-	(v1.ElementType)(0),        // 56: lamina.tensor.v1.ElementType
-	(*v1.Tensor)(nil),          // 57: lamina.tensor.v1.Tensor
+	(*Dropout)(nil),            // 21: lamina.shard.v1.Dropout
+	(*InitialWeights)(nil),     // 22: lamina.shard.v1.InitialWeights
+	(*Span)(nil),               // 23: lamina.shard.v1.Span
+	(*Optimizer)(nil),          // 24: lamina.shard.v1.Optimizer
+	(*AdamW)(nil),              // 25: lamina.shard.v1.AdamW
+	(*Muon)(nil),               // 26: lamina.shard.v1.Muon
+	(*SGD)(nil),                // 27: lamina.shard.v1.SGD
+	(*ParameterRule)(nil),      // 28: lamina.shard.v1.ParameterRule
+	(*State)(nil),              // 29: lamina.shard.v1.State
+	(*Load)(nil),               // 30: lamina.shard.v1.Load
+	(*Save)(nil),               // 31: lamina.shard.v1.Save
+	(*Step)(nil),               // 32: lamina.shard.v1.Step
+	(*Microbatch)(nil),         // 33: lamina.shard.v1.Microbatch
+	(*Pick)(nil),               // 34: lamina.shard.v1.Pick
+	(*Apply)(nil),              // 35: lamina.shard.v1.Apply
+	(*TrainResponse)(nil),      // 36: lamina.shard.v1.TrainResponse
+	(*TrainOpened)(nil),        // 37: lamina.shard.v1.TrainOpened
+	(*Loaded)(nil),             // 38: lamina.shard.v1.Loaded
+	(*Loss)(nil),               // 39: lamina.shard.v1.Loss
+	(*Picked)(nil),             // 40: lamina.shard.v1.Picked
+	(*Folded)(nil),             // 41: lamina.shard.v1.Folded
+	(*Norm)(nil),               // 42: lamina.shard.v1.Norm
+	(*Applied)(nil),            // 43: lamina.shard.v1.Applied
+	(*SaveStateRequest)(nil),   // 44: lamina.shard.v1.SaveStateRequest
+	(*SaveStateResponse)(nil),  // 45: lamina.shard.v1.SaveStateResponse
+	(*StateFile)(nil),          // 46: lamina.shard.v1.StateFile
+	(*Saved)(nil),              // 47: lamina.shard.v1.Saved
+	(*SavedFile)(nil),          // 48: lamina.shard.v1.SavedFile
+	(*SavedTensor)(nil),        // 49: lamina.shard.v1.SavedTensor
+	(*ExchangeRequest)(nil),    // 50: lamina.shard.v1.ExchangeRequest
+	(*ExchangeOpen)(nil),       // 51: lamina.shard.v1.ExchangeOpen
+	(*Activation)(nil),         // 52: lamina.shard.v1.Activation
+	(*ExchangeResponse)(nil),   // 53: lamina.shard.v1.ExchangeResponse
+	(*ExchangeOpened)(nil),     // 54: lamina.shard.v1.ExchangeOpened
+	(*ActivationGradient)(nil), // 55: lamina.shard.v1.ActivationGradient
+	(*v1.Chunk)(nil),           // 56: lamina.tensor.v1.Chunk
+	(v1.ElementType)(0),        // 57: lamina.tensor.v1.ElementType
+	(*v1.Tensor)(nil),          // 58: lamina.tensor.v1.Tensor
 }
 var file_lamina_shard_v1_shard_proto_depIdxs = []int32{
 	4,  // 0: lamina.shard.v1.DescribeResponse.held:type_name -> lamina.shard.v1.Held
 	5,  // 1: lamina.shard.v1.Held.leases:type_name -> lamina.shard.v1.LeaseInfo
 	8,  // 2: lamina.shard.v1.InferRequest.open:type_name -> lamina.shard.v1.InferOpen
 	9,  // 3: lamina.shard.v1.InferRequest.batch:type_name -> lamina.shard.v1.Batch
-	55, // 4: lamina.shard.v1.InferRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	56, // 4: lamina.shard.v1.InferRequest.chunk:type_name -> lamina.tensor.v1.Chunk
 	11, // 5: lamina.shard.v1.InferRequest.release:type_name -> lamina.shard.v1.Release
 	6,  // 6: lamina.shard.v1.InferOpen.route:type_name -> lamina.shard.v1.Hop
-	56, // 7: lamina.shard.v1.InferOpen.hidden_type:type_name -> lamina.tensor.v1.ElementType
+	57, // 7: lamina.shard.v1.InferOpen.hidden_type:type_name -> lamina.tensor.v1.ElementType
 	10, // 8: lamina.shard.v1.Batch.entries:type_name -> lamina.shard.v1.Entry
-	57, // 9: lamina.shard.v1.Batch.hidden:type_name -> lamina.tensor.v1.Tensor
+	58, // 9: lamina.shard.v1.Batch.hidden:type_name -> lamina.tensor.v1.Tensor
 	13, // 10: lamina.shard.v1.Release.leases:type_name -> lamina.shard.v1.Lease
 	15, // 11: lamina.shard.v1.InferResponse.opened:type_name -> lamina.shard.v1.InferOpened
 	16, // 12: lamina.shard.v1.InferResponse.refused:type_name -> lamina.shard.v1.Refused
@@ -5159,61 +5239,62 @@ var file_lamina_shard_v1_shard_proto_depIdxs = []int32{
 	13, // 14: lamina.shard.v1.InferResponse.lease:type_name -> lamina.shard.v1.Lease
 	4,  // 15: lamina.shard.v1.InferOpened.stages:type_name -> lamina.shard.v1.Held
 	18, // 16: lamina.shard.v1.TrainRequest.open:type_name -> lamina.shard.v1.TrainOpen
-	28, // 17: lamina.shard.v1.TrainRequest.state:type_name -> lamina.shard.v1.State
-	55, // 18: lamina.shard.v1.TrainRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	29, // 19: lamina.shard.v1.TrainRequest.load:type_name -> lamina.shard.v1.Load
-	31, // 20: lamina.shard.v1.TrainRequest.step:type_name -> lamina.shard.v1.Step
-	32, // 21: lamina.shard.v1.TrainRequest.microbatch:type_name -> lamina.shard.v1.Microbatch
-	34, // 22: lamina.shard.v1.TrainRequest.apply:type_name -> lamina.shard.v1.Apply
-	30, // 23: lamina.shard.v1.TrainRequest.save:type_name -> lamina.shard.v1.Save
-	22, // 24: lamina.shard.v1.TrainOpen.spans:type_name -> lamina.shard.v1.Span
-	23, // 25: lamina.shard.v1.TrainOpen.optimizer:type_name -> lamina.shard.v1.Optimizer
+	29, // 17: lamina.shard.v1.TrainRequest.state:type_name -> lamina.shard.v1.State
+	56, // 18: lamina.shard.v1.TrainRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	30, // 19: lamina.shard.v1.TrainRequest.load:type_name -> lamina.shard.v1.Load
+	32, // 20: lamina.shard.v1.TrainRequest.step:type_name -> lamina.shard.v1.Step
+	33, // 21: lamina.shard.v1.TrainRequest.microbatch:type_name -> lamina.shard.v1.Microbatch
+	35, // 22: lamina.shard.v1.TrainRequest.apply:type_name -> lamina.shard.v1.Apply
+	31, // 23: lamina.shard.v1.TrainRequest.save:type_name -> lamina.shard.v1.Save
+	23, // 24: lamina.shard.v1.TrainOpen.spans:type_name -> lamina.shard.v1.Span
+	24, // 25: lamina.shard.v1.TrainOpen.optimizer:type_name -> lamina.shard.v1.Optimizer
 	0,  // 26: lamina.shard.v1.TrainOpen.precision:type_name -> lamina.shard.v1.Precision
-	21, // 27: lamina.shard.v1.TrainOpen.initial:type_name -> lamina.shard.v1.InitialWeights
-	19, // 28: lamina.shard.v1.TrainOpen.gradients:type_name -> lamina.shard.v1.Gradients
-	20, // 29: lamina.shard.v1.TrainOpen.diloco:type_name -> lamina.shard.v1.DiLoCo
-	24, // 30: lamina.shard.v1.Optimizer.adamw:type_name -> lamina.shard.v1.AdamW
-	25, // 31: lamina.shard.v1.Optimizer.muon:type_name -> lamina.shard.v1.Muon
-	26, // 32: lamina.shard.v1.Optimizer.sgd:type_name -> lamina.shard.v1.SGD
-	27, // 33: lamina.shard.v1.Optimizer.rules:type_name -> lamina.shard.v1.ParameterRule
-	1,  // 34: lamina.shard.v1.State.kind:type_name -> lamina.shard.v1.StateKind
-	57, // 35: lamina.shard.v1.State.tensor:type_name -> lamina.tensor.v1.Tensor
-	33, // 36: lamina.shard.v1.Microbatch.picks:type_name -> lamina.shard.v1.Pick
-	36, // 37: lamina.shard.v1.TrainResponse.opened:type_name -> lamina.shard.v1.TrainOpened
-	37, // 38: lamina.shard.v1.TrainResponse.loaded:type_name -> lamina.shard.v1.Loaded
-	38, // 39: lamina.shard.v1.TrainResponse.loss:type_name -> lamina.shard.v1.Loss
-	40, // 40: lamina.shard.v1.TrainResponse.folded:type_name -> lamina.shard.v1.Folded
-	42, // 41: lamina.shard.v1.TrainResponse.applied:type_name -> lamina.shard.v1.Applied
-	39, // 42: lamina.shard.v1.TrainResponse.picked:type_name -> lamina.shard.v1.Picked
-	41, // 43: lamina.shard.v1.Folded.norms:type_name -> lamina.shard.v1.Norm
-	45, // 44: lamina.shard.v1.SaveStateResponse.file:type_name -> lamina.shard.v1.StateFile
-	47, // 45: lamina.shard.v1.SaveStateResponse.written:type_name -> lamina.shard.v1.SavedFile
-	46, // 46: lamina.shard.v1.SaveStateResponse.saved:type_name -> lamina.shard.v1.Saved
-	47, // 47: lamina.shard.v1.Saved.files:type_name -> lamina.shard.v1.SavedFile
-	48, // 48: lamina.shard.v1.SavedFile.tensors:type_name -> lamina.shard.v1.SavedTensor
-	50, // 49: lamina.shard.v1.ExchangeRequest.open:type_name -> lamina.shard.v1.ExchangeOpen
-	51, // 50: lamina.shard.v1.ExchangeRequest.activation:type_name -> lamina.shard.v1.Activation
-	55, // 51: lamina.shard.v1.ExchangeRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	57, // 52: lamina.shard.v1.Activation.tensor:type_name -> lamina.tensor.v1.Tensor
-	53, // 53: lamina.shard.v1.ExchangeResponse.opened:type_name -> lamina.shard.v1.ExchangeOpened
-	54, // 54: lamina.shard.v1.ExchangeResponse.gradient:type_name -> lamina.shard.v1.ActivationGradient
-	55, // 55: lamina.shard.v1.ExchangeResponse.chunk:type_name -> lamina.tensor.v1.Chunk
-	57, // 56: lamina.shard.v1.ActivationGradient.tensor:type_name -> lamina.tensor.v1.Tensor
-	2,  // 57: lamina.shard.v1.ShardService.Describe:input_type -> lamina.shard.v1.DescribeRequest
-	7,  // 58: lamina.shard.v1.ShardService.Infer:input_type -> lamina.shard.v1.InferRequest
-	17, // 59: lamina.shard.v1.ShardService.Train:input_type -> lamina.shard.v1.TrainRequest
-	49, // 60: lamina.shard.v1.ShardService.Exchange:input_type -> lamina.shard.v1.ExchangeRequest
-	43, // 61: lamina.shard.v1.ShardService.SaveState:input_type -> lamina.shard.v1.SaveStateRequest
-	3,  // 62: lamina.shard.v1.ShardService.Describe:output_type -> lamina.shard.v1.DescribeResponse
-	12, // 63: lamina.shard.v1.ShardService.Infer:output_type -> lamina.shard.v1.InferResponse
-	35, // 64: lamina.shard.v1.ShardService.Train:output_type -> lamina.shard.v1.TrainResponse
-	52, // 65: lamina.shard.v1.ShardService.Exchange:output_type -> lamina.shard.v1.ExchangeResponse
-	44, // 66: lamina.shard.v1.ShardService.SaveState:output_type -> lamina.shard.v1.SaveStateResponse
-	62, // [62:67] is the sub-list for method output_type
-	57, // [57:62] is the sub-list for method input_type
-	57, // [57:57] is the sub-list for extension type_name
-	57, // [57:57] is the sub-list for extension extendee
-	0,  // [0:57] is the sub-list for field type_name
+	22, // 27: lamina.shard.v1.TrainOpen.initial:type_name -> lamina.shard.v1.InitialWeights
+	21, // 28: lamina.shard.v1.TrainOpen.dropout:type_name -> lamina.shard.v1.Dropout
+	19, // 29: lamina.shard.v1.TrainOpen.gradients:type_name -> lamina.shard.v1.Gradients
+	20, // 30: lamina.shard.v1.TrainOpen.diloco:type_name -> lamina.shard.v1.DiLoCo
+	25, // 31: lamina.shard.v1.Optimizer.adamw:type_name -> lamina.shard.v1.AdamW
+	26, // 32: lamina.shard.v1.Optimizer.muon:type_name -> lamina.shard.v1.Muon
+	27, // 33: lamina.shard.v1.Optimizer.sgd:type_name -> lamina.shard.v1.SGD
+	28, // 34: lamina.shard.v1.Optimizer.rules:type_name -> lamina.shard.v1.ParameterRule
+	1,  // 35: lamina.shard.v1.State.kind:type_name -> lamina.shard.v1.StateKind
+	58, // 36: lamina.shard.v1.State.tensor:type_name -> lamina.tensor.v1.Tensor
+	34, // 37: lamina.shard.v1.Microbatch.picks:type_name -> lamina.shard.v1.Pick
+	37, // 38: lamina.shard.v1.TrainResponse.opened:type_name -> lamina.shard.v1.TrainOpened
+	38, // 39: lamina.shard.v1.TrainResponse.loaded:type_name -> lamina.shard.v1.Loaded
+	39, // 40: lamina.shard.v1.TrainResponse.loss:type_name -> lamina.shard.v1.Loss
+	41, // 41: lamina.shard.v1.TrainResponse.folded:type_name -> lamina.shard.v1.Folded
+	43, // 42: lamina.shard.v1.TrainResponse.applied:type_name -> lamina.shard.v1.Applied
+	40, // 43: lamina.shard.v1.TrainResponse.picked:type_name -> lamina.shard.v1.Picked
+	42, // 44: lamina.shard.v1.Folded.norms:type_name -> lamina.shard.v1.Norm
+	46, // 45: lamina.shard.v1.SaveStateResponse.file:type_name -> lamina.shard.v1.StateFile
+	48, // 46: lamina.shard.v1.SaveStateResponse.written:type_name -> lamina.shard.v1.SavedFile
+	47, // 47: lamina.shard.v1.SaveStateResponse.saved:type_name -> lamina.shard.v1.Saved
+	48, // 48: lamina.shard.v1.Saved.files:type_name -> lamina.shard.v1.SavedFile
+	49, // 49: lamina.shard.v1.SavedFile.tensors:type_name -> lamina.shard.v1.SavedTensor
+	51, // 50: lamina.shard.v1.ExchangeRequest.open:type_name -> lamina.shard.v1.ExchangeOpen
+	52, // 51: lamina.shard.v1.ExchangeRequest.activation:type_name -> lamina.shard.v1.Activation
+	56, // 52: lamina.shard.v1.ExchangeRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	58, // 53: lamina.shard.v1.Activation.tensor:type_name -> lamina.tensor.v1.Tensor
+	54, // 54: lamina.shard.v1.ExchangeResponse.opened:type_name -> lamina.shard.v1.ExchangeOpened
+	55, // 55: lamina.shard.v1.ExchangeResponse.gradient:type_name -> lamina.shard.v1.ActivationGradient
+	56, // 56: lamina.shard.v1.ExchangeResponse.chunk:type_name -> lamina.tensor.v1.Chunk
+	58, // 57: lamina.shard.v1.ActivationGradient.tensor:type_name -> lamina.tensor.v1.Tensor
+	2,  // 58: lamina.shard.v1.ShardService.Describe:input_type -> lamina.shard.v1.DescribeRequest
+	7,  // 59: lamina.shard.v1.ShardService.Infer:input_type -> lamina.shard.v1.InferRequest
+	17, // 60: lamina.shard.v1.ShardService.Train:input_type -> lamina.shard.v1.TrainRequest
+	50, // 61: lamina.shard.v1.ShardService.Exchange:input_type -> lamina.shard.v1.ExchangeRequest
+	44, // 62: lamina.shard.v1.ShardService.SaveState:input_type -> lamina.shard.v1.SaveStateRequest
+	3,  // 63: lamina.shard.v1.ShardService.Describe:output_type -> lamina.shard.v1.DescribeResponse
+	12, // 64: lamina.shard.v1.ShardService.Infer:output_type -> lamina.shard.v1.InferResponse
+	36, // 65: lamina.shard.v1.ShardService.Train:output_type -> lamina.shard.v1.TrainResponse
+	53, // 66: lamina.shard.v1.ShardService.Exchange:output_type -> lamina.shard.v1.ExchangeResponse
+	45, // 67: lamina.shard.v1.ShardService.SaveState:output_type -> lamina.shard.v1.SaveStateResponse
+	63, // [63:68] is the sub-list for method output_type
+	58, // [58:63] is the sub-list for method input_type
+	58, // [58:58] is the sub-list for extension type_name
+	58, // [58:58] is the sub-list for extension extendee
+	0,  // [0:58] is the sub-list for field type_name
 }
 
 func init() { file_lamina_shard_v1_shard_proto_init() }
@@ -5244,8 +5325,8 @@ func file_lamina_shard_v1_shard_proto_init() {
 		(*TrainRequest_Apply)(nil),
 		(*TrainRequest_Save)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[25].OneofWrappers = []any{}
-	file_lamina_shard_v1_shard_proto_msgTypes[33].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[26].OneofWrappers = []any{}
+	file_lamina_shard_v1_shard_proto_msgTypes[34].OneofWrappers = []any{
 		(*TrainResponse_Opened)(nil),
 		(*TrainResponse_Loaded)(nil),
 		(*TrainResponse_Loss)(nil),
@@ -5253,18 +5334,18 @@ func file_lamina_shard_v1_shard_proto_init() {
 		(*TrainResponse_Applied)(nil),
 		(*TrainResponse_Picked)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[42].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[43].OneofWrappers = []any{
 		(*SaveStateResponse_File)(nil),
 		(*SaveStateResponse_Data)(nil),
 		(*SaveStateResponse_Written)(nil),
 		(*SaveStateResponse_Saved)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[47].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[48].OneofWrappers = []any{
 		(*ExchangeRequest_Open)(nil),
 		(*ExchangeRequest_Activation)(nil),
 		(*ExchangeRequest_Chunk)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[50].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[51].OneofWrappers = []any{
 		(*ExchangeResponse_Opened)(nil),
 		(*ExchangeResponse_Gradient)(nil),
 		(*ExchangeResponse_Chunk)(nil),
@@ -5275,7 +5356,7 @@ func file_lamina_shard_v1_shard_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lamina_shard_v1_shard_proto_rawDesc), len(file_lamina_shard_v1_shard_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   53,
+			NumMessages:   54,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
