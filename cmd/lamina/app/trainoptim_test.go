@@ -35,7 +35,7 @@ func optimizers() map[string]map[string]any {
 				rule("model.layers.*.mlp.*", "learning_rate", 0.5, "decay", 0.3), rule("*norm*", "decay", 0.05),
 				rule("model.layers.1.*", "optimizer", "adamw"), rule("*.q_proj.*", "optimizer", "sgd"),
 			}},
-		"z-loss":           {"z_loss": 0.01},
+		"z-loss": {"z_loss": 0.01},
 		"dropout": {"dropout": map[string]any{"attention": 0.1, "residual": 0.2, "embedding": 0.1},
 			"recompute": "layers"},
 		"frozen embedding": {"parameters": []any{rule("model.embed_tokens.*", "trainable", false)}},
