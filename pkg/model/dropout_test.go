@@ -70,8 +70,14 @@ func TestStage_DropoutHasTheSameBits(t *testing.T) {
 					}
 					for param, g := range tr.merged() {
 						if !slices.Equal(g, want[param]) {
-							t.Errorf("%s/%s over %d stages, split %v: the gradient of %s differs", name, kernels, stages,
-								split, param)
+							t.Errorf(
+								"%s/%s over %d stages, split %v: the gradient of %s differs",
+								name,
+								kernels,
+								stages,
+								split,
+								param,
+							)
 						}
 					}
 				}
@@ -164,7 +170,9 @@ func TestStage_DropoutIsOffInEvaluation(t *testing.T) {
 	s := load(t, files, kernel.Set[float32](ref.New[float32]()), 1).stages[0]
 	ids := []int32{1, 2, 3, 4}
 	run := func(d model.Dropout) []float64 {
-		tr, err := s.TrainForward(model.Micro[float32]{B: 1, T: 4, IDs: ids, Targets: ids, Dropout: d, ForwardOnly: true})
+		tr, err := s.TrainForward(
+			model.Micro[float32]{B: 1, T: 4, IDs: ids, Targets: ids, Dropout: d, ForwardOnly: true},
+		)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -56,8 +56,14 @@ func TestTrain_AccumulatedGradientsAreThoseOfOneBatch(t *testing.T) {
 			}
 			for param, want := range squares {
 				if !(math.Abs(math.Sqrt(got[param]/want)-1) <= 1e-6) {
-					t.Errorf("%s in slots of %v: the gradient of %s has norm %.9g, as one batch %.9g", name, sizes, param,
-						math.Sqrt(got[param]), math.Sqrt(want))
+					t.Errorf(
+						"%s in slots of %v: the gradient of %s has norm %.9g, as one batch %.9g",
+						name,
+						sizes,
+						param,
+						math.Sqrt(got[param]),
+						math.Sqrt(want),
+					)
 				}
 			}
 		}
@@ -70,7 +76,12 @@ func TestTrain_SlotsWithoutTargetsHaveNoGradient(t *testing.T) {
 	open := trainOpening(0, 1)
 	open.Slots, open.ZLoss = 1, 0.5
 	first, last := twoStages(newTrainRig(t, gradbus.NewMemory(busLimit)), tinyModel(t, "llama"), open)
-	m := &shardv1.Microbatch{Sequences: 1, Length: slotLength, Ids: []uint32{5, 9, 2, 7}, Targets: []int32{-1, -1, -1, -1}}
+	m := &shardv1.Microbatch{
+		Sequences: 1,
+		Length:    slotLength,
+		Ids:       []uint32{5, 9, 2, 7},
+		Targets:   []int32{-1, -1, -1, -1},
+	}
 	sum, squares := stepOf(first, last, 1, 1, []*shardv1.Microbatch{m})
 	if sum != 0 || len(squares) == 0 {
 		t.Errorf("loss %v of masked targets, %d norms", sum, len(squares))

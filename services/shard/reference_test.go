@@ -90,7 +90,11 @@ func twoStages(r *trainRig, dir string, open *shardv1.TrainOpen) (first, last *c
 }
 
 // stepOf runs the slots of a step over both stages and returns the sum of the losses and the norms.
-func stepOf(first, last *conversation, step, targets uint64, slots []*shardv1.Microbatch) (float64, map[string]float64) {
+func stepOf(
+	first, last *conversation,
+	step, targets uint64,
+	slots []*shardv1.Microbatch,
+) (float64, map[string]float64) {
 	first.t.Helper()
 	s := &shardv1.Step{Step: step, Targets: targets}
 	for i := range slots {

@@ -157,8 +157,12 @@ func TestTrain_WeightDecayIsOnlyWhereTheManifestSays(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer files.Close()
-		stage, err := model.Load(files, model.Range{Hi: len(files.Spec.Layers)}, kernel.Set[float32](ref.New[float32]()),
-			model.LoadOptions{Dense: true})
+		stage, err := model.Load(
+			files,
+			model.Range{Hi: len(files.Spec.Layers)},
+			kernel.Set[float32](ref.New[float32]()),
+			model.LoadOptions{Dense: true},
+		)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -324,24 +324,33 @@ func dropout() []Case {
 // wholeAttention lists the cases of attention over whole sequences.
 func wholeAttention(a kernel.Heads) []Case {
 	const b, t = 2, 19
-	return []Case{{name: fmt.Sprintf("causal attention, window %d, dropout %v", a.Window, a.Dropout.Rate), run: func(s Set) [][]float32 {
-		in := source(10)
-		q, k, v, dy := in(b*t*a.H*a.D), in(b*t*a.K*a.D), in(b*t*a.K*a.D), in(b*t*a.H*a.D)
-		y, lse := make([]float32, len(q)), make([]float32, b*t*a.H)
-		s.AttendCausal(y, lse, q, k, v, b, t, a)
-		dq, dk, dv := in(len(q)), in(len(k)), in(len(v))
-		s.AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v, b, t, a)
-		return [][]float32{y, lse, dq, dk, dv}
-	}}, {name: fmt.Sprintf("attention within documents, window %d, dropout %v", a.Window, a.Dropout.Rate), run: func(s Set) [][]float32 {
-		in, lengths := source(10), []int{1, 19, 0, 7, 1, 40, 3}
-		const rows = 71
-		q, k, v, dy := in(rows*a.H*a.D), in(rows*a.K*a.D), in(rows*a.K*a.D), in(rows*a.H*a.D)
-		y, lse := make([]float32, len(q)), make([]float32, rows*a.H)
-		s.AttendDocuments(y, lse, q, k, v, lengths, a)
-		dq, dk, dv := in(len(q)), in(len(k)), in(len(v))
-		s.AttendDocumentsGrad(dq, dk, dv, dy, y, lse, q, k, v, lengths, a)
-		return [][]float32{y, lse, dq, dk, dv}
-	}}}
+	return []Case{
+		{
+			name: fmt.Sprintf("causal attention, window %d, dropout %v", a.Window, a.Dropout.Rate),
+			run: func(s Set) [][]float32 {
+				in := source(10)
+				q, k, v, dy := in(b*t*a.H*a.D), in(b*t*a.K*a.D), in(b*t*a.K*a.D), in(b*t*a.H*a.D)
+				y, lse := make([]float32, len(q)), make([]float32, b*t*a.H)
+				s.AttendCausal(y, lse, q, k, v, b, t, a)
+				dq, dk, dv := in(len(q)), in(len(k)), in(len(v))
+				s.AttendCausalGrad(dq, dk, dv, dy, y, lse, q, k, v, b, t, a)
+				return [][]float32{y, lse, dq, dk, dv}
+			},
+		},
+		{
+			name: fmt.Sprintf("attention within documents, window %d, dropout %v", a.Window, a.Dropout.Rate),
+			run: func(s Set) [][]float32 {
+				in, lengths := source(10), []int{1, 19, 0, 7, 1, 40, 3}
+				const rows = 71
+				q, k, v, dy := in(rows*a.H*a.D), in(rows*a.K*a.D), in(rows*a.K*a.D), in(rows*a.H*a.D)
+				y, lse := make([]float32, len(q)), make([]float32, rows*a.H)
+				s.AttendDocuments(y, lse, q, k, v, lengths, a)
+				dq, dk, dv := in(len(q)), in(len(k)), in(len(v))
+				s.AttendDocumentsGrad(dq, dk, dv, dy, y, lse, q, k, v, lengths, a)
+				return [][]float32{y, lse, dq, dk, dv}
+			},
+		},
+	}
 }
 
 // attention lists the cases of attention.
