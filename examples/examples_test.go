@@ -93,8 +93,16 @@ func start(t *testing.T, model string) (grpc, http string) {
 	set := cpu.New(0)
 	t.Cleanup(set.Close)
 	mesh, err := app.Start(context.WithoutCancel(t.Context()), app.MeshConfig{
-		Kernels: app.Kernels{Set: set}, Model: model, Stages: 2, Train: true,
-		Runs: app.TrainerConfig{Dir: t.TempDir(), AllowPaths: []string{os.TempDir()}}, GRPC: "127.0.0.1:0", HTTP: "127.0.0.1:0",
+		Kernels: app.Kernels{Set: set},
+		Model:   model,
+		Stages:  2,
+		Train:   true,
+		Runs: app.TrainerConfig{
+			Dir:        t.TempDir(),
+			AllowPaths: []string{os.TempDir()},
+		},
+		GRPC: "127.0.0.1:0",
+		HTTP: "127.0.0.1:0",
 	})
 	if err != nil {
 		t.Fatal(err)

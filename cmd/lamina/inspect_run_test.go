@@ -35,8 +35,10 @@ func writeCheckpoint(t *testing.T, run string, step uint64) {
 	if _, _, err := p.Commit(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Commit(checkpoint.Manifest{Step: step, Run: strings.Repeat("0", 64), Stages: 1, Replicas: 2, Loss: 1.25,
-		Files: []checkpoint.File{f}}); err != nil {
+	if _, err := s.Commit(
+		checkpoint.Manifest{Step: step, Run: strings.Repeat("0", 64), Stages: 1, Replicas: 2, Loss: 1.25,
+			Files: []checkpoint.File{f}},
+	); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -45,7 +47,14 @@ func TestInspect_VerifyNamesWhatIsDamaged(t *testing.T) {
 	run := t.TempDir()
 	writeCheckpoint(t, run, 5)
 	writeCheckpoint(t, run, 10)
-	if out := verbOK(t, "", "inspect", run, "--verify"); strings.Count(out, "whole") != 2 || !strings.Contains(out, "1.2500") {
+	if out := verbOK(
+		t,
+		"",
+		"inspect",
+		run,
+		"--verify",
+	); strings.Count(out, "whole") != 2 ||
+		!strings.Contains(out, "1.2500") {
 		t.Errorf("whole checkpoints are shown as\n%s", out)
 	}
 	path := filepath.Join(run, checkpoint.Name, "step-00000010", "weight.safetensors")

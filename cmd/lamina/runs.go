@@ -30,8 +30,8 @@ type runsGroup struct {
 
 // trainerFlags name a trainer.
 type trainerFlags struct {
-	Trainer string `help:"Address of the trainer."      default:"127.0.0.1:7070" env:"LAMINA_TRAINER"`
-	Format  string `help:"Output: text or json."        default:"text"           enum:"text,json"`
+	Trainer string `help:"Address of the trainer." default:"127.0.0.1:7070" env:"LAMINA_TRAINER"`
+	Format  string `help:"Output: text or json."   default:"text"                                enum:"text,json"`
 }
 
 // call calls a trainer.
@@ -203,17 +203,18 @@ func (c *runsFilesCmd) Run(e *verb.Env) error {
 		}
 		w := tabwriter.NewWriter(e.Stdout, 0, 0, 2, ' ', 0)
 		for _, a := range resp.GetArtifacts() {
-			fmt.Fprintf(w, "%s\t%d\t%s\n", a.GetName(), a.GetSize(), time.UnixMilli(a.GetChangedMs()).Format(time.DateTime))
+			changed := time.UnixMilli(a.GetChangedMs()).Format(time.DateTime)
+			fmt.Fprintf(w, "%s\t%d\t%s\n", a.GetName(), a.GetSize(), changed)
 		}
 		return w.Flush()
 	})
 }
 
 type runsFetchCmd struct {
-	Trainer string `       help:"Address of the trainer."                                                              default:"127.0.0.1:7070" env:"LAMINA_TRAINER"`
-	Name    string `arg:"" help:"Name of the run."`
-	File    string `arg:"" help:"Name of the file, as 'lamina runs files' shows it."`
-	Out     string `       help:"File to write; - writes to standard output. Default: the last part of the file's name."`
+	Trainer string `help:"Address of the trainer."                                                                default:"127.0.0.1:7070" env:"LAMINA_TRAINER"`
+	Name    string `help:"Name of the run."                                                                                                                     arg:""`
+	File    string `help:"Name of the file, as 'lamina runs files' shows it."                                                                                   arg:""`
+	Out     string `help:"File to write; - writes to standard output. Default: the last part of the file's name."`
 }
 
 // Run copies a file.

@@ -16,7 +16,7 @@ func (c *trainCmd) dryRun(e *verb.Env, manifest []byte) error {
 	if err != nil {
 		return err
 	}
-	set, end, err := c.KernelFlags.KernelSet()
+	set, end, err := c.KernelSet()
 	if err != nil {
 		return err
 	}

@@ -68,10 +68,21 @@ func (c *upCmd) Run(e *verb.Env) error {
 	}
 	defer end()
 	mesh, err := app.Start(e.Ctx, app.MeshConfig{
-		Log: e.Log, Kernels: kernels, Model: c.Model, Name: c.Name, Stages: c.Stages, Replicas: c.Replicas,
-		KVPositions: c.KVPositions, Speculation: speculation, HiddenType: c.hiddenType(),
-		Scheduling: c.scheduling(),
-		Train:      true, Runs: app.TrainerConfig{Dir: c.Runs, Data: c.Data, AllowPaths: c.AllowPath}, GRPC: c.GRPC, HTTP: c.HTTP, Insecure: c.InsecureListen,
+		Log:         e.Log,
+		Kernels:     kernels,
+		Model:       c.Model,
+		Name:        c.Name,
+		Stages:      c.Stages,
+		Replicas:    c.Replicas,
+		KVPositions: c.KVPositions,
+		Speculation: speculation,
+		HiddenType:  c.hiddenType(),
+		Scheduling:  c.scheduling(),
+		Train:       true,
+		Runs:        app.TrainerConfig{Dir: c.Runs, Data: c.Data, AllowPaths: c.AllowPath},
+		GRPC:        c.GRPC,
+		HTTP:        c.HTTP,
+		Insecure:    c.InsecureListen,
 	})
 	if err != nil {
 		return err

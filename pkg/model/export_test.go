@@ -77,21 +77,34 @@ func TestExportFiles_SeveralFilesReadBackTheSame(t *testing.T) {
 		for _, p := range whole.Params().Tensors {
 			if !p.Tied() {
 				raw := little(p.Data)
-				params = append(params, model.Exported{Name: p.Name, Shape: p.Shape, Open: func() (model.Values, error) {
-					return values{bytes.NewReader(raw)}, nil
-				}})
+				params = append(
+					params,
+					model.Exported{Name: p.Name, Shape: p.Shape, Open: func() (model.Values, error) {
+						return values{bytes.NewReader(raw)}, nil
+					}},
+				)
 			}
 		}
 		dir := t.TempDir()
 		for _, limit := range []int64{2000, 0, 3000} { // over what is there
-			if err := model.ExportFiles(dir, spec, params, model.ExportOptions{DType: tensor.F32, MaxBytes: limit}); err != nil {
+			if err := model.ExportFiles(
+				dir,
+				spec,
+				params,
+				model.ExportOptions{DType: tensor.F32, MaxBytes: limit},
+			); err != nil {
 				t.Fatal(err)
 			}
 			files, err := filepath.Glob(filepath.Join(dir, "model*.safetensors"))
 			if err != nil || (len(files) == 1) != (limit == 0) || limit == 2000 && len(files) < 5 {
 				t.Errorf("limit %d: %d files, %v", limit, len(files), err)
 			}
-			read, err := model.Load(open(t, dir), model.Range{Hi: len(spec.Layers)}, set, model.LoadOptions{Dense: true})
+			read, err := model.Load(
+				open(t, dir),
+				model.Range{Hi: len(spec.Layers)},
+				set,
+				model.LoadOptions{Dense: true},
+			)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -3,8 +3,8 @@ package sched
 // The number of draft tokens. If a draft token is right with probability p whenever those before it are, a round with n
 // of them gives (1 - p^(n+1)) / (1 - p) tokens on average (Leviathan et al., "Fast Inference from Transformers via
 // Speculative Decoding", 2023). It takes a plain step, and for each of them the time of a further row and of the draft
-// model. All of these are measured, and the number with the most tokens per time is asked for, or none if that is hardly
-// more than without draft tokens.
+// model. All of these are measured, and the number with the most tokens per time is asked for, or none if that
+// is hardly more than without draft tokens.
 //
 // That holds for a sequence alone on its pipeline. Otherwise the number follows the draft tokens that were accepted
 // (proposer.learn).
@@ -26,9 +26,9 @@ func (p *proposer) count(sent, accepted int) {
 	p.right, p.tried = rightKeep*p.right+float64(accepted), rightKeep*p.tried+tried
 }
 
-// bestDrafts returns the number of draft tokens, from 1 to most, with the greatest gain, and that gain: how many times
-// faster than plain decoding it is on average. right is the probability of a draft token, and cost is what one takes, in
-// plain steps.
+// bestDrafts returns the number of draft tokens, from 1 to most, with the greatest gain, and that gain: how many
+// times faster than plain decoding it is on average. right is the probability of a draft token, and cost is what
+// one takes, in plain steps.
 func bestDrafts(right, cost float64, most int) (n int, gain float64) {
 	tokens, all := 1.0, 1.0
 	for i := 1; i <= most; i++ {
@@ -41,8 +41,8 @@ func bestDrafts(right, cost float64, most int) (n int, gain float64) {
 	return n, gain
 }
 
-// draftTokens returns how many draft tokens, at most most, to ask a proposer for after a log of that length. 0 means that
-// it rests.
+// draftTokens returns how many draft tokens, at most most, to ask a proposer for after a log of that length. 0
+// means that it rests.
 func (s *Scheduler) draftTokens(q *sequence, p *proposer, most, length int) int {
 	t := &s.timing
 	p.measured, p.chained = len(s.running) == 1 && t.plain > 0, q.spec.chain && s.depth() > 1

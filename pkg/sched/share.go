@@ -144,7 +144,8 @@ func (s *Scheduler) follows(q *sequence, page int) (leader *sequence, pages int)
 	if q.running { // it is one of the members
 		others--
 	}
-	if rows := pages * n * max(1, others); s.timing.chain.row > 0 && float64(rows)*s.timing.chain.row < s.timing.plain.Seconds() {
+	rows, row := pages*n*max(1, others), s.timing.chain.row
+	if row > 0 && float64(rows)*row < s.timing.plain.Seconds() {
 		return nil, 0
 	}
 	return p, pages

@@ -37,10 +37,13 @@ func WriteSafetensors(path string, tensors []Named, metadata map[string]string) 
 func EncodeSafetensors(w io.Writer, tensors []Named, metadata map[string]string) error {
 	streamed := make([]Streamed, len(tensors))
 	for i, t := range tensors {
-		streamed[i] = Streamed{Info: Info{t.Name, t.DType, t.Shape, int64(len(t.Data))}, Write: func(w io.Writer) error {
-			_, err := w.Write(t.Data)
-			return err
-		}}
+		streamed[i] = Streamed{
+			Info: Info{t.Name, t.DType, t.Shape, int64(len(t.Data))},
+			Write: func(w io.Writer) error {
+				_, err := w.Write(t.Data)
+				return err
+			},
+		}
 	}
 	return StreamSafetensors(w, streamed, metadata)
 }

@@ -412,7 +412,8 @@ func checkDiloco(o *shardv1.TrainOpen) error {
 	case d.GetInterval() == 0 || d.GetInterval() > 1<<20:
 		return fault.Field("open.diloco.interval", "%d is not within 1..%d", d.GetInterval(), 1<<20)
 	case d.GetFragments() == 0 || d.GetFragments() > d.GetInterval() || d.GetInterval()%d.GetFragments() != 0:
-		return fault.Field("open.diloco.fragments", "%d do not divide an interval of %d", d.GetFragments(), d.GetInterval())
+		return fault.Field("open.diloco.fragments", "%d do not divide an interval of %d", d.GetFragments(),
+			d.GetInterval())
 	case d.GetDelay() >= d.GetInterval():
 		return fault.Field("open.diloco.delay", "%d is not below the interval, %d", d.GetDelay(), d.GetInterval())
 	case !(d.GetMix() >= 0 && d.GetMix() < 1):

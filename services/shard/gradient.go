@@ -307,7 +307,7 @@ func (m *reducer) finish(n schedule.Node, flat []float32) error {
 	}
 	for _, b := range m.buckets {
 		data := b.encode(m, flat, left)
-		if b.tied || m.replicas > 1 && !(b.scatter && b.owner == int(m.run.open.GetReplica())) {
+		if b.tied || m.replicas > 1 && (!b.scatter || b.owner != int(m.run.open.GetReplica())) {
 			if err := m.mail.send(b.nodes.part, n, b.nodes.wire, data); err != nil {
 				return err
 			}

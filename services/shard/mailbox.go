@@ -113,7 +113,8 @@ func (m *mailbox) await(p *parcel, n schedule.Node) ([]byte, error) {
 	for in.whole[n] == nil {
 		e, err := in.events.Next(ctx)
 		if err != nil {
-			return nil, fault.Wrap(fault.CodeOf(err), err, "wait for %s slots %d-%d of step %d", p.part, n.Lo, n.Hi, m.step)
+			return nil, fault.Wrap(fault.CodeOf(err), err, "wait for %s slots %d-%d of step %d", p.part, n.Lo, n.Hi,
+				m.step)
 		}
 		m.read += uint64(len(e.Data))
 		if err := m.take(p, in, e); err != nil {

@@ -207,15 +207,24 @@ func (r *trainRun) finishLoad(l *shardv1.Load) error {
 // readState reads the state of the stage from the files of a checkpoint, and nothing else of it.
 func (r *trainRun) readState(step uint64, manifest []byte) error {
 	if r.store == nil {
-		return fault.New(fault.FailedPrecondition, "load step %d: this shard does not share the folder of the run", step)
+		return fault.New(
+			fault.FailedPrecondition,
+			"load step %d: this shard does not share the folder of the run",
+			step,
+		)
 	}
 	c, err := r.store.Open(step)
 	if err != nil {
 		return fault.Wrap(fault.CodeOf(err), err, "load step %d", step)
 	}
 	if string(c.Digest[:]) != string(manifest) {
-		return fault.New(fault.DataLoss, "load step %d: the manifest has digest %x, the trainer's has %x", step, c.Digest,
-			manifest)
+		return fault.New(
+			fault.DataLoss,
+			"load step %d: the manifest has digest %x, the trainer's has %x",
+			step,
+			c.Digest,
+			manifest,
+		)
 	}
 	values := make([]float32, 0, wire.ChunkSize/4)
 	for i, t := range r.all {

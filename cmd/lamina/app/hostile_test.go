@@ -78,8 +78,16 @@ func seeds(digest string) map[string][]proto.Message {
 		},
 		"/lamina.shard.v1.ShardService/Train": {
 			&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Open{Open: &shardv1.TrainOpen{
-				Run: "r", Chain: id, Stages: 1, Replicas: 1, Spans: []*shardv1.Span{{Hi: 1}}, Slots: 2, Schedule: "1f1b", SlotSequences: 1,
-				SequenceLen: 4, Optimizer: &shardv1.Optimizer{Name: "adamw",
+				Run:           "r",
+				Chain:         id,
+				Stages:        1,
+				Replicas:      1,
+				Spans:         []*shardv1.Span{{Hi: 1}},
+				Slots:         2,
+				Schedule:      "1f1b",
+				SlotSequences: 1,
+				SequenceLen:   4,
+				Optimizer: &shardv1.Optimizer{Name: "adamw",
 					Adamw: &shardv1.AdamW{Beta1: 0.9, Beta2: 0.9, Epsilon: 1e-8}},
 				ConfigJson: []byte(
 					`{"model_type":"llama","hidden_size":8,"num_hidden_layers":1,"num_attention_heads":2,"intermediate_size":8,"vocab_size":16,"max_position_embeddings":8}`,
@@ -172,7 +180,14 @@ func TestServices_MalformedMessagesTouchNobody(t *testing.T) {
 	defer cancel()
 	path := shared(t, "models/stories260K/stories260K-f32.gguf")
 	m, err := app.Start(
-		ctx, app.MeshConfig{Kernels: app.Kernels{Set: set}, Model: path, Stages: 2, Train: true, Runs: app.TrainerConfig{Dir: t.TempDir()}},
+		ctx,
+		app.MeshConfig{
+			Kernels: app.Kernels{Set: set},
+			Model:   path,
+			Stages:  2,
+			Train:   true,
+			Runs:    app.TrainerConfig{Dir: t.TempDir()},
+		},
 	)
 	if err != nil {
 		t.Fatal(err)

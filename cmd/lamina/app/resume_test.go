@@ -98,7 +98,13 @@ func TestResume_LostRouter_TheSameBytesWithRealSampling(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	m, _ := startMesh(t, ctx, app.MeshConfig{
-		Model: shared(t, "models/stories260K/stories260K-f32.gguf"), Stages: 2, Train: true, Runs: app.TrainerConfig{Dir: t.TempDir()},
+		Model: shared(
+			t,
+			"models/stories260K/stories260K-f32.gguf",
+		),
+		Stages:  2,
+		Train:   true,
+		Runs:    app.TrainerConfig{Dir: t.TempDir()},
 		Kernels: app.Kernels{Set: ref.New[float32](), Threads: 2},
 	})
 	zero, seed := float32(0), uint64(7)

@@ -32,7 +32,10 @@ func startRuns(t *testing.T, c app.TrainerConfig) *runsMesh {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	t.Cleanup(cancel)
-	m, err := app.Start(ctx, app.MeshConfig{Kernels: app.Kernels{Set: ref.New[float32]()}, Train: true, Trainers: 4, Runs: c})
+	m, err := app.Start(
+		ctx,
+		app.MeshConfig{Kernels: app.Kernels{Set: ref.New[float32]()}, Train: true, Trainers: 4, Runs: c},
+	)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -103,7 +106,9 @@ func TestRuns_PausedRunGoesOnWithTheSameWeights(t *testing.T) {
 		if r := resp.GetRun(); r.GetState() != trainerv1.RunState_RUN_STATE_PAUSED || r.GetStep() == 0 {
 			t.Fatalf("after the pause: %v", r)
 		}
-		if got := code(m.StartRun(m.ctx, &trainerv1.StartRunRequest{ManifestJson: raw, Stages: 5})); got != fault.Invalid {
+		if got := code(
+			m.StartRun(m.ctx, &trainerv1.StartRunRequest{ManifestJson: raw, Stages: 5}),
+		); got != fault.Invalid {
 			t.Errorf("a layout of 5 stages for 4 layers: %v", got)
 		}
 		if got := code(m.ResumeRun(m.ctx, &trainerv1.ResumeRunRequest{Run: name, Stages: 5})); got != fault.Invalid {
@@ -276,12 +281,18 @@ func TestRuns_ManifestStaysInTheDataFolder(t *testing.T) {
 			t.Errorf("%s: %v", r.GetManifestJson(), err)
 		}
 	}
-	if err := os.WriteFile(filepath.Join(data, "text.txt"), []byte(strings.Repeat("some words\n", 100)), 0o600); err != nil {
+	if err := os.WriteFile(
+		filepath.Join(data, "text.txt"),
+		[]byte(strings.Repeat("some words\n", 100)),
+		0o600,
+	); err != nil {
 		t.Fatal(err)
 	}
 	raw = manifest(t, "inside", map[string]any{"data": map[string]any{"text": "text.txt"}})
 	for _, out := range []string{"../other", "/tmp/lamina-other", data} {
-		if got := code(m.StartRun(m.ctx, &trainerv1.StartRunRequest{ManifestJson: raw, Out: out})); got != fault.Invalid {
+		if got := code(
+			m.StartRun(m.ctx, &trainerv1.StartRunRequest{ManifestJson: raw, Out: out}),
+		); got != fault.Invalid {
 			t.Errorf("the output folder %s: %v", out, got)
 		}
 	}

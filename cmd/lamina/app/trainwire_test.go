@@ -55,7 +55,7 @@ func (b *lossy) Publish(ctx context.Context, e gradbus.Event) error {
 		e.Key.SlotLo > 0 {
 		b.erased[e.Key.Step] = true
 		b.erasures++
-		if err := b.Bus.Remove(ctx, e.Key.Run); err != nil {
+		if err := b.Remove(ctx, e.Key.Run); err != nil {
 			b.mu.Unlock()
 			return err
 		}
@@ -107,8 +107,10 @@ func wires() map[string]map[string]any {
 		"int8":   {"gradients": map[string]any{"wire": "int8", "nodes": 4}},
 		"topk":   {"gradients": map[string]any{"wire": "topk", "nodes": 4, "density": 0.1}},
 		"diloco": {"diloco": map[string]any{"workers": 4, "interval": 2}},
-		"streamed diloco": {"diloco": map[string]any{"workers": 4, "interval": 4, "fragments": 2, "delay": 1, "mix": 0.5},
-			"gradients": map[string]any{"wire": "int8"}},
+		"streamed diloco": {
+			"diloco":    map[string]any{"workers": 4, "interval": 4, "fragments": 2, "delay": 1, "mix": 0.5},
+			"gradients": map[string]any{"wire": "int8"},
+		},
 	}
 }
 
@@ -152,7 +154,15 @@ func TestTrain_AnyWireTypeIsExactOverLayoutsAndFaults(t *testing.T) {
 					bytes, ratio, left := gradientLines(t, out)
 					if (bytes > 0) != (stages > 1 || replicas > 1) || replicas > 1 && ratio == 0 ||
 						(left > 0) != (name != "f32" && name != "diloco") {
-						t.Errorf("%s over %d x %d: %d bytes, ratio %v, error %v", name, stages, replicas, bytes, ratio, left)
+						t.Errorf(
+							"%s over %d x %d: %d bytes, ratio %v, error %v",
+							name,
+							stages,
+							replicas,
+							bytes,
+							ratio,
+							left,
+						)
 					}
 				}
 			}
@@ -160,9 +170,18 @@ func TestTrain_AnyWireTypeIsExactOverLayoutsAndFaults(t *testing.T) {
 			g := newTrainFleetOn(t, 8, bus, 20*time.Millisecond)
 			for _, l := range [][2]uint32{{1, 4}, {2, 2}, {2, 4}} {
 				out := t.TempDir()
-				got := g.watch(&trainerv1.StartRunRequest{ManifestJson: raw, Stages: l[0], Replicas: l[1], Out: out}, nil)
-				same(t, fmt.Sprintf("%s over %v on a bus that loses, repeats, reorders and forgets", name, l), out, calmOut,
-					got, calm)
+				got := g.watch(
+					&trainerv1.StartRunRequest{ManifestJson: raw, Stages: l[0], Replicas: l[1], Out: out},
+					nil,
+				)
+				same(
+					t,
+					fmt.Sprintf("%s over %v on a bus that loses, repeats, reorders and forgets", name, l),
+					out,
+					calmOut,
+					got,
+					calm,
+				)
 			}
 			if bus.dropped == 0 || bus.erasures == 0 {
 				t.Errorf("the bus dropped %d events and forgot %d times", bus.dropped, bus.erasures)
@@ -185,14 +204,20 @@ func TestTrain_StateOfWireTypesIsInCheckpoints(t *testing.T) {
 		calmOut, out := t.TempDir(), t.TempDir()
 		calm := f.watch(&trainerv1.StartRunRequest{ManifestJson: raw, Out: calmOut, Stages: 2}, nil)
 		for i, l := range [][2]uint32{{1, 2}, {2, 4}, {4, 1}} {
-			f.watch(&trainerv1.StartRunRequest{ManifestJson: raw, Stages: l[0], Replicas: l[1], Out: out, Resume: i > 0}, nil)
+			f.watch(
+				&trainerv1.StartRunRequest{ManifestJson: raw, Stages: l[0], Replicas: l[1], Out: out, Resume: i > 0},
+				nil,
+			)
 			// Take away the newest checkpoint, so that the next layout repeats the last steps.
 			last := filepath.Join(out, "checkpoints", "step-00000006")
 			if err := os.RemoveAll(last); err != nil {
 				t.Fatal(err)
 			}
 		}
-		got := f.watch(&trainerv1.StartRunRequest{ManifestJson: raw, Stages: 2, Replicas: 2, Out: out, Resume: true}, nil)
+		got := f.watch(
+			&trainerv1.StartRunRequest{ManifestJson: raw, Stages: 2, Replicas: 2, Out: out, Resume: true},
+			nil,
+		)
 		same(t, name, out, calmOut, got, calm)
 	}
 }

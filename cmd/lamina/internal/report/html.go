@@ -31,7 +31,8 @@ func WriteHTML(w io.Writer, runs []*Run) error {
 	for i, r := range runs {
 		samples := slices.Clone(r.Samples)
 		slices.Reverse(samples)
-		p.Runs = append(p.Runs, pageRun{r.Name, template.CSS(colors()[i%len(colors())]), samples}) //nolint:gosec // constants
+		color := template.CSS(colors()[i%len(colors())]) //nolint:gosec // a constant
+		p.Runs = append(p.Runs, pageRun{r.Name, color, samples})
 		names = append(names, r.Name)
 	}
 	p.Title = strings.Join(names, ", ")
@@ -48,16 +49,20 @@ var pageTemplate = template.Must(template.New("report").Parse(`<!doctype html>
 <style>
 :root { color-scheme: light dark; --text: #1b1f24; --back: #ffffff; --line: #d8dee4; --soft: #57606a }
 @media (prefers-color-scheme: dark) { :root { --text: #e6edf3; --back: #0d1117; --line: #30363d; --soft: #8b949e } }
-body { margin: 2rem auto; max-width: 1200px; padding: 0 1rem; font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var(--back) }
+body { margin: 2rem auto; max-width: 1200px; padding: 0 1rem; font: 15px/1.5 system-ui, sans-serif }
+body { color: var(--text); background: var(--back) }
 h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin-top: 2rem }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 1rem }
 figure { margin: 0 } figcaption { font-weight: 600 }
 svg { width: 100%; height: auto } svg text { font: 11px system-ui, sans-serif; fill: var(--soft) }
 .grid { stroke: var(--line); stroke-width: 1 }
 .key { display: inline-block; width: .9em; height: .9em; margin-right: .4em; border-radius: 2px; vertical-align: -1px }
-table { border-collapse: collapse; display: block; overflow-x: auto } th, td { text-align: left; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
+table { border-collapse: collapse; display: block; overflow-x: auto }
+th, td { text-align: left; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid var(--line) }
+th, td { vertical-align: top }
 td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere } tbody th { font-weight: 400; color: var(--soft) }
-blockquote { margin: .5rem 0; padding-left: 1rem; border-left: 3px solid var(--line); white-space: pre-wrap; overflow-wrap: anywhere }
+blockquote { margin: .5rem 0; padding-left: 1rem; border-left: 3px solid var(--line) }
+blockquote { white-space: pre-wrap; overflow-wrap: anywhere }
 small { color: var(--soft) }
 </style>
 </head>

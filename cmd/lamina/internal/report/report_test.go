@@ -37,8 +37,12 @@ func folder(t testing.TB, files map[string]string) string {
 func metrics(n int) string {
 	var b strings.Builder
 	for i := 1; i <= n; i++ {
-		fmt.Fprintf(&b, `{"step":%d,"loss":%g,"gradient_norm":1.5,"learning_rate":0.001,"step_ms":10,"tokens_per_second":100`,
-			i, 4/float64(i))
+		fmt.Fprintf(
+			&b,
+			`{"step":%d,"loss":%g,"gradient_norm":1.5,"learning_rate":0.001,"step_ms":10,"tokens_per_second":100`,
+			i,
+			4/float64(i),
+		)
 		if i%10 == 0 {
 			fmt.Fprintf(&b, `,"validation_loss":%g`, 4.1/float64(i))
 		}
@@ -50,15 +54,21 @@ func metrics(n int) string {
 func TestWriteHTML_OnePageThatLoadsNothing(t *testing.T) {
 	hostile := `<script src="https://example.org/x.js"></script>`
 	a, err := report.Read(folder(t, map[string]string{
-		"manifest.json": `{"name":"first","seed":1,"model":{"layers":2}}`, "metrics.jsonl": metrics(2000),
+		"manifest.json":       `{"name":"first","seed":1,"model":{"layers":2}}`,
+		"metrics.jsonl":       metrics(2000),
 		"model/training.json": `{"weights_sha256":"abc"}`,
-		"samples.jsonl":       `{"step":5,"prompt":"Once","text":"` + strings.ReplaceAll(hostile, `"`, `\"`) + `"}` + "\n",
+		"samples.jsonl": `{"step":5,"prompt":"Once","text":"` + strings.ReplaceAll(
+			hostile,
+			`"`,
+			`\"`,
+		) + `"}` + "\n",
 	}))
 	if err != nil {
 		t.Fatal(err)
 	}
 	b, err := report.Read(folder(t, map[string]string{
-		"manifest.json": `{"name":"<b>second</b>","seed":2,"model":{"layers":2}}`, "metrics.jsonl": metrics(3) + `{"step":4,"lo`,
+		"manifest.json": `{"name":"<b>second</b>","seed":2,"model":{"layers":2}}`,
+		"metrics.jsonl": metrics(3) + `{"step":4,"lo`,
 	}))
 	if err != nil {
 		t.Fatal(err)
@@ -75,7 +85,8 @@ func TestWriteHTML_OnePageThatLoadsNothing(t *testing.T) {
 			t.Errorf("the page lacks %q", want)
 		}
 	}
-	if found := regexp.MustCompile(`<script|<link|<img|<iframe|@import|url\(|src="|<b>second`).FindString(page); found != "" {
+	if found := regexp.MustCompile(`<script|<link|<img|<iframe|@import|url\(|src="|<b>second`).
+		FindString(page); found != "" {
 		t.Errorf("the page has %q", found)
 	}
 	if strings.Contains(page, "model.layers") {
