@@ -73,7 +73,9 @@ func (c *dataBuildCmd) Run(e *verb.Env) error {
 		}
 		line := newProgressLine(e.Stderr)
 		began := time.Now()
-		config.Progress = func(p corpus.Progress) { line.show(func() string { return buildProgress(p, time.Since(began)) }) }
+		config.Progress = func(p corpus.Progress) {
+			line.show(func() string { return buildProgress(p, time.Since(began)) })
+		}
 		index, err := corpus.Build(e.Ctx, config)
 		line.end()
 		if err != nil {

@@ -133,7 +133,7 @@ func stopOnInterrupt(
 	select {
 	case <-signals:
 		cancel()
-		_ = <-done //nolint:errcheck // the call was cut off
+		<-done //nolint:errcheck // the call was cut off
 	case err := <-done:
 		if err != nil && ctx.Err() == nil {
 			fmt.Fprintf(e.Stderr, "lamina: stop run %s: %v\n", name, rpc.FromStatus(err))

@@ -158,7 +158,8 @@ func TestStore_ReadsBackWhatItWrites(t *testing.T) {
 		t.Fatal(err)
 	}
 	data, err := f.Data("b.weight")
-	if err != nil || !bytes.Equal(data, values(10, checkpoint.Weight, "b.weight", 195)) || f.Metadata()["step"] != "10" {
+	if err != nil || !bytes.Equal(data, values(10, checkpoint.Weight, "b.weight", 195)) ||
+		f.Metadata()["step"] != "10" {
 		t.Errorf("b.weight is %v, metadata %v: %v", data, f.Metadata(), err)
 	}
 	if err := f.Close(); err != nil {

@@ -81,7 +81,8 @@ func TestOutbox_RefusedEventsAreTriedAgainUnderTheSameKey(t *testing.T) {
 			}
 			return nil
 		}
-		o := gradbus.NewOutbox(t.Context(), bus, gradbus.OutboxConfig{Resend: time.Hour}, func(err error) { t.Error(err) })
+		o := gradbus.NewOutbox(t.Context(), bus, gradbus.OutboxConfig{Resend: time.Hour},
+			func(err error) { t.Error(err) })
 		if err := o.Publish(outboxEvent(1, 0)); err != nil {
 			t.Fatal(err)
 		}
@@ -129,7 +130,8 @@ func TestOutbox_LostEventsAreSentAgainUntilTheirStepIsCommitted(t *testing.T) {
 			time.Sleep(after)
 			bus.mu.Lock()
 			defer bus.mu.Unlock()
-			if a, b := bus.attempts[outboxEvent(1, 0).Key], bus.attempts[outboxEvent(2, 0).Key]; a != first || b != second {
+			a, b := bus.attempts[outboxEvent(1, 0).Key], bus.attempts[outboxEvent(2, 0).Key]
+			if a != first || b != second {
 				t.Errorf("%v later: published %d and %d times, want %d and %d", after, a, b, first, second)
 			}
 		}

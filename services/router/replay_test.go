@@ -71,7 +71,8 @@ func TestService_LostStage_ASpareTakesItsPlace(t *testing.T) {
 					}
 					spare, rest := m.again("spare"), m.again(other)
 					if want := spare * stage; spare == 0 || rest != want {
-						t.Errorf("the spare has computed %d rows again, and the other stage %d, want %d", spare, rest, want)
+						t.Errorf("the spare has computed %d rows again, and the other stage %d, want %d", spare, rest,
+							want)
 					}
 					resp, err := m.client.Topology(t.Context(), &routerv1.TopologyRequest{})
 					if err != nil {
@@ -82,8 +83,8 @@ func TestService_LostStage_ASpareTakesItsPlace(t *testing.T) {
 						t.Errorf("the pipelines are %v", p)
 					}
 					t.Logf("%d rows were replayed, longest pause %v", spare, pause)
-					// The step deadline of 250 ms, 100 ms until the scheduler looks, 100 ms for the stage to say that it is
-					// there, and the replay.
+					// The step deadline of 250 ms, 100 ms until the scheduler looks, 100 ms for the stage to say
+					// that it is there, and the replay.
 					if most := 600 * time.Millisecond; pause > most {
 						t.Errorf("the longest pause is %v, want at most %v", pause, most)
 					}

@@ -186,7 +186,8 @@ func (r *trainRun) fileName(kind shardv1.StateKind) string {
 	if n := r.open.GetReplica(); n > 0 {
 		replica = fmt.Sprintf("-replica-%03d", n)
 	}
-	return fmt.Sprintf("%s%s-%03d-of-%03d.safetensors", kindName(kind), replica, r.open.GetStage()+1, r.open.GetStages())
+	return fmt.Sprintf("%s%s-%03d-of-%03d.safetensors", kindName(kind), replica, r.open.GetStage()+1,
+		r.open.GetStages())
 }
 
 // writeFile writes one file of a snapshot: to the shared folder, whose file it returns, or to the
@@ -259,8 +260,8 @@ func (r *trainRun) encode(s *snapshot, kind shardv1.StateKind, name string,
 			}
 			values := s.next(i, buf)
 			if at := notFinite(values); at >= 0 {
-				return checkpoint.File{}, fault.New(fault.DataLoss, "check state of step %d: element %d of %s of %s is %v",
-					s.step, read+at, kindName(kind), t.Name, values[at])
+				return checkpoint.File{}, fault.New(fault.DataLoss,
+					"check state of step %d: element %d of %s of %s is %v", s.step, read+at, kindName(kind), t.Name, values[at])
 			}
 			if _, err := e.Write(wire.Bytes(values)); err != nil {
 				return checkpoint.File{}, err

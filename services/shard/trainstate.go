@@ -43,7 +43,8 @@ func (r *trainRun) stateOf(p *paramState) []stateTensor {
 	own := !p.Tied() && r.open.GetReplica() == 0
 	var out []stateTensor
 	for _, t := range []stateTensor{
-		{kind: shardv1.StateKind_STATE_KIND_WEIGHT, data: p.Data}, {kind: shardv1.StateKind_STATE_KIND_MOMENT1, data: p.m},
+		{kind: shardv1.StateKind_STATE_KIND_WEIGHT, data: p.Data},
+		{kind: shardv1.StateKind_STATE_KIND_MOMENT1, data: p.m},
 		{kind: shardv1.StateKind_STATE_KIND_MOMENT2, data: p.v},
 	} {
 		if t.data != nil {

@@ -112,7 +112,12 @@ func (f *fleet) write(store *checkpoint.Store, m checkpoint.Manifest) (*checkpoi
 	for _, c := range f.chains {
 		for i, s := range c.stages {
 			g.Go(func() error {
-				files, err := saveStage(ctx, s, store, &shardv1.SaveStateRequest{Chain: c.id, Stage: uint32(i), Step: m.Step})
+				files, err := saveStage(
+					ctx,
+					s,
+					store,
+					&shardv1.SaveStateRequest{Chain: c.id, Stage: uint32(i), Step: m.Step},
+				)
 				if err != nil {
 					cancel() // one failure ends all
 					return fault.Wrap(fault.CodeOf(err), err, "save layers %v at %s", s.spans, s.addr)

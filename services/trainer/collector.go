@@ -23,9 +23,11 @@ func gauges() []gauge {
 	}
 	return []gauge{
 		g("step", "Optimizer steps taken.", func(r *trainerv1.Run) float64 { return float64(r.GetStep()) }),
-		g("steps", "Optimizer steps of the whole run.", func(r *trainerv1.Run) float64 { return float64(r.GetSteps()) }),
+		g("steps", "Optimizer steps of the whole run.",
+			func(r *trainerv1.Run) float64 { return float64(r.GetSteps()) }),
 		g("loss", "Training loss of the last step, nats a token.", (*trainerv1.Run).GetLoss),
-		g("validation_loss", "Last validation loss, nats a token; 0 before the first.", (*trainerv1.Run).GetValidationLoss),
+		g("validation_loss", "Last validation loss, nats a token; 0 before the first.",
+			(*trainerv1.Run).GetValidationLoss),
 		g("gradient_norm", "Norm of the last step's gradient before clipping.", (*trainerv1.Run).GetGradientNorm),
 		g("learning_rate", "Learning rate of the last step.", (*trainerv1.Run).GetLearningRate),
 		g("tokens_per_second", "Tokens trained on a second.", (*trainerv1.Run).GetTokensPerSecond),

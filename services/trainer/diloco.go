@@ -95,9 +95,11 @@ func (t *training) workersStep(
 					squares[w] += n.GetSumSquares()
 				}
 				if size := math.Sqrt(squares[w]); math.IsNaN(size) || math.IsInf(size, 0) {
-					return fault.New(fault.DataLoss, "step %d: gradient norm %v of worker %d is not finite", step, size, w)
+					return fault.New(fault.DataLoss, "step %d: gradient norm %v of worker %d is not finite", step,
+						size, w)
 				}
-				a := &shardv1.Apply{Step: step, LearningRate: rate, Worker: uint32(w), AverageAll: step == uint64(m.Steps),
+				a := &shardv1.Apply{Step: step, LearningRate: rate, Worker: uint32(w),
+					AverageAll:    step == uint64(m.Steps),
 					GradientScale: optim.ClipScale(math.Sqrt(squares[w]), m.Clip)}
 				if err := f.applyChain(c, a, digests[c.replica], func(a *shardv1.Applied) {
 					mu.Lock()

@@ -121,7 +121,11 @@ func (e *Estimate) finish(m *Manifest, l layout, slots int, meter *meter) error 
 	for _, s := range e.Stages {
 		each += s.ForwardSeconds + s.BackwardSeconds
 		if s.ForwardSeconds+s.BackwardSeconds > slowest.Forward+slowest.Input+slowest.Weight {
-			slowest = schedule.Costs{Forward: s.ForwardSeconds, Input: s.BackwardSeconds / 2, Weight: s.BackwardSeconds / 2}
+			slowest = schedule.Costs{
+				Forward: s.ForwardSeconds,
+				Input:   s.BackwardSeconds / 2,
+				Weight:  s.BackwardSeconds / 2,
+			}
 		}
 	}
 	lists, err := schedule.Config{Name: m.Schedule, Stages: l.stages, Spans: m.spans(l.stages), Micro: slots}.All()

@@ -89,8 +89,8 @@ func TestPaths_RefusesWhatLeadsOut(t *testing.T) {
 		"absolute", "root/etc/passwd", "root/proc/self/environ", "proc/self/environ", "proc/self/root/etc/passwd",
 		"proc/self/cwd", "proc/1/environ", "proc/self/fd/0", "chain", "twice", "loop", "nowhere", "missing.txt",
 		"sibling/secret.txt", "pipe", "/etc/passwd", "/proc/self/environ", "/proc/self/mem", "/dev/zero", "/dev/stdin",
-		"/", "//etc/passwd", filepath.Join(data, "text.txt"), filepath.Join(root, "secret.txt"), "text.txt/../../secret.txt",
-		"text.txt/x", "\x00", "text.txt\x00.md", "", strings.Repeat("a/", 3000), strings.Repeat("x", 300),
+		"/", "//etc/passwd", filepath.Join(data, "text.txt"), filepath.Join(root, "secret.txt"),
+		"text.txt/../../secret.txt", "text.txt/x", "\x00", "text.txt\x00.md", "", strings.Repeat("a/", 3000), strings.Repeat("x", 300),
 	}
 	forms := []func(string) string{
 		func(s string) string { return s },

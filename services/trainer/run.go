@@ -400,10 +400,23 @@ func (t *training) runStep(f *fleet, step uint64) error {
 		s.GradientBytes, s.GradientRatio, s.GradientError = t.sent.sent, t.sent.ratio(), sent.error()
 	})
 	t.run.recordLater()
-	return t.metrics.write(line{Step: step, Loss: res.loss, Norm: res.norm, Rate: res.rate, Validation: t.validation,
-		BitsPerByte: bits, ValidationBitsPerByte: t.bits, Bubble: idle.share(), SimulatedBubble: t.simulated,
-		GradientBytes: sent.sent, GradientBytesRead: sent.read, GradientRatio: t.sent.ratio(), GradientError: sent.error(),
-		StepMS: took, TokensPerSecond: speed})
+	return t.metrics.write(line{
+		Step:                  step,
+		Loss:                  res.loss,
+		Norm:                  res.norm,
+		Rate:                  res.rate,
+		Validation:            t.validation,
+		BitsPerByte:           bits,
+		ValidationBitsPerByte: t.bits,
+		Bubble:                idle.share(),
+		SimulatedBubble:       t.simulated,
+		GradientBytes:         sent.sent,
+		GradientBytesRead:     sent.read,
+		GradientRatio:         t.sent.ratio(),
+		GradientError:         sent.error(),
+		StepMS:                took,
+		TokensPerSecond:       speed,
+	})
 }
 
 // optimize computes the gradients of a step and steps the weights.

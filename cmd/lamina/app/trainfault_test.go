@@ -57,7 +57,9 @@ func newTrainFleetOn(t *testing.T, shards int, bus gradbus.Bus, resend time.Dura
 	for i := range shards {
 		f.shard(fmt.Sprintf("shard-%d", i))
 	}
-	s := trainer.New(trainer.Config{Dialer: f.dialer, Registry: f.registry, AllowPaths: []string{"/"}, Dir: t.TempDir()})
+	s := trainer.New(trainer.Config{
+		Dialer: f.dialer, Registry: f.registry, AllowPaths: []string{"/"}, Dir: t.TempDir(),
+	})
 	running := make(chan error, 1)
 	go func() { running <- s.Run(ctx) }()
 	f.ended = append(f.ended, running, f.serve(ctx, "trainer", s))

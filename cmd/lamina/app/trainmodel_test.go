@@ -106,7 +106,9 @@ func TestTrain_StartsFromTheWeightsOfTheFile(t *testing.T) {
 	still := map[string]any{"steps": 1, "vocabulary": map[string]any{"type": "model"},
 		"model": map[string]any{"from": dir}, "learning_rate": map[string]any{"type": "constant", "max": 0}}
 	run := train(t, manifest(t, "still", still), 2, 1, t.TempDir(), false)
-	for form, path := range map[string]string{"gguf": filepath.Join(dir, "model-bf16.gguf"), "trained": run.GetModelPath()} {
+	for form, path := range map[string]string{
+		"gguf": filepath.Join(dir, "model-bf16.gguf"), "trained": run.GetModelPath(),
+	} {
 		still["model"] = map[string]any{"from": path}
 		still["vocabulary"] = map[string]any{"type": "model", "path": dir}
 		again := train(t, manifest(t, "still", still), 1, 2, t.TempDir(), false)

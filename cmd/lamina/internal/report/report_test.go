@@ -144,8 +144,10 @@ func TestRead_NamesWhatIsWrong(t *testing.T) {
 		{map[string]string{"manifest.json": "{}", "metrics.jsonl": "{}\n"}, "metrics.jsonl: line 1: field step"},
 		{map[string]string{"manifest.json": "{}", "metrics.jsonl": `{"step":1.5}` + "\n"}, "line 1: field step"},
 		{map[string]string{"manifest.json": "{}", "metrics.jsonl": strings.Repeat("x", 2<<20)}, "line 1 has more"},
-		{map[string]string{"manifest.json": "{}", "metrics.jsonl": metrics(1), "samples.jsonl": "1\n"}, "samples.jsonl: line 1"},
-		{map[string]string{"manifest.json": "{}", "metrics.jsonl": metrics(1), "model/training.json": "x"}, "training.json"},
+		{map[string]string{"manifest.json": "{}", "metrics.jsonl": metrics(1), "samples.jsonl": "1\n"},
+			"samples.jsonl: line 1"},
+		{map[string]string{"manifest.json": "{}", "metrics.jsonl": metrics(1), "model/training.json": "x"},
+			"training.json"},
 	} {
 		_, err := report.Read(folder(t, c.files))
 		if err == nil || !strings.Contains(err.Error(), c.want) {
