@@ -10,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
@@ -228,7 +229,12 @@ func TestResume_LostRouter_StreamsContinueOnAnother(t *testing.T) {
 			m := newMesh(t, 2, 1, router.Config{})
 			b := m.peer("router-b", router.Config{Journal: j})
 			a := m.peer("router-a", router.Config{Journal: j})
-			const tokens = 64
+			const tokens = 128
+			// Steps take so long that most streams run when the last one has begun.
+			first := m.shards["shard-0-0"]
+			first.mu.Lock()
+			first.cost = func(int) time.Duration { return 2 * time.Millisecond }
+			first.mu.Unlock()
 			streams := 48
 			if os.Getenv("LAMINA_SLOW") != "" {
 				streams = 200

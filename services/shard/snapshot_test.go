@@ -40,7 +40,8 @@ func (c *conversation) snapshot(step uint64) {
 
 // saved calls SaveState and returns the bytes of the files that it sends, and its last frame.
 func (c *conversation) saved(step uint64) (map[string][]byte, *shardv1.Saved, error) {
-	stream, err := c.client.SaveState(c.ctx, &shardv1.SaveStateRequest{Chain: trainOpening(0, 1).GetChain(), Step: step})
+	stream, err := c.client.SaveState(c.ctx,
+		&shardv1.SaveStateRequest{Chain: trainOpening(0, 1).GetChain(), Step: step})
 	if err != nil {
 		return nil, nil, rpc.FromStatus(err)
 	}
@@ -207,7 +208,8 @@ func TestSaveState_SharedFolderIsWrittenAndRead(t *testing.T) {
 	}
 	c = r.train(sharing())
 	c.send(load)
-	if err := c.fails(); fault.CodeOf(err) != fault.DataLoss || !strings.Contains(err.Error(), "moment2 model.norm.weight") {
+	if err := c.fails(); fault.CodeOf(err) != fault.DataLoss ||
+		!strings.Contains(err.Error(), "moment2 model.norm.weight") {
 		t.Errorf("got %v", err)
 	}
 }
@@ -277,7 +279,8 @@ func TestSaveState_FullDiskHarmsNothing(t *testing.T) {
 	begin(t, dir, 1)
 	c.snapshot(1)
 	disk.set(&os.PathError{Op: "write", Err: syscall.ENOSPC}, nil)
-	if _, _, err := c.saved(1); fault.CodeOf(err) != fault.Exhausted || !strings.Contains(err.Error(), "weight-001-of-001") {
+	if _, _, err := c.saved(1); fault.CodeOf(err) != fault.Exhausted ||
+		!strings.Contains(err.Error(), "weight-001-of-001") {
 		t.Errorf("got %v", err)
 	}
 	left, err := os.ReadDir(filepath.Join(dir, "run", "checkpoints", "step-00000001"))

@@ -122,7 +122,9 @@ func TestPaths_RefusesWhatLeadsOut(t *testing.T) {
 			}
 		}
 	}
-	for _, name := range []string{"outside/missing", "root/missing", "/missing", "../missing", "nowhere/../../missing"} {
+	for _, name := range []string{
+		"outside/missing", "root/missing", "/missing", "../missing", "nowhere/../../missing",
+	} {
 		if _, err := p.resolve("data.text", name); fault.CodeOf(err) != fault.Invalid {
 			t.Errorf("%q says whether a file exists outside of the data folder: %v", name, err)
 		}

@@ -72,7 +72,8 @@ func tokenData(t *testing.T, documents int, seed uint64) string {
 		t.Fatal(err)
 	}
 	end, _ := v.EOS()
-	_, err = corpus.Build(t.Context(), corpus.BuildConfig{Dir: out, Inputs: inputs, Encoder: vocabEncoder{v}, Workers: 1,
+	_, err = corpus.Build(t.Context(), corpus.BuildConfig{Dir: out, Inputs: inputs, Encoder: vocabEncoder{v},
+		Workers: 1,
 		Options: corpus.Options{Lines: true, ShardTokens: 500}, Vocabulary: corpus.Vocabulary{Family: v.Family(),
 			Size: v.Size(), End: uint32(end), Begin: uint32(end), SHA256: corpus.DigestVocabulary(v.Size(), v.Piece)}})
 	if err != nil {
