@@ -29,8 +29,8 @@ up: build ## Build and serve the bundled model on this machine.
 .PHONY: test
 test: ## Run every test that needs only Go.
 	$(GO) vet ./...
-	$(GO) test -timeout 9m ./...
-	$(if $(RACE),$(GO) test -race -short -timeout 9m ./services/... ./pkg/discovery/... ./pkg/gradbus/... ./pkg/journal/... ./pkg/rpc/... ./pkg/lifecycle/... ./pkg/wire/...,@echo "no C compiler: the tests with the race detector are skipped")
+	$(GO) test -timeout 20m ./...
+	$(if $(RACE),$(GO) test -race -short -timeout 20m ./services/... ./pkg/discovery/... ./pkg/gradbus/... ./pkg/journal/... ./pkg/rpc/... ./pkg/lifecycle/... ./pkg/wire/...,@echo "no C compiler: the tests with the race detector are skipped")
 
 .PHONY: slowtest
 slowtest: ## Run the long tests: whole training runs, the race detector everywhere, fuzzing.

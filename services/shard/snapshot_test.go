@@ -114,7 +114,8 @@ func TestSaveState_StreamsTheStateOfItsStep(t *testing.T) {
 				t.Fatal(err)
 			}
 			info, _ := source.Info(tensor)
-			err = wire.Stream(info.Shape, wire.Checksum(data), bytes.NewReader(data), func(head *tensorv1.Tensor) error {
+			sum := wire.Checksum(data)
+			err = wire.Stream(info.Shape, sum, bytes.NewReader(data), func(head *tensorv1.Tensor) error {
 				c.send(&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_State{
 					State: &shardv1.State{Name: tensor, Kind: kind, Tensor: head}}})
 				return nil

@@ -78,24 +78,28 @@ func TestPromise_S8_OverloadIsRefusedHonestly(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	duration := time.Duration(pickInt(2, 10)) * time.Second
-	var peak offered
-	var clients sync.WaitGroup
-	begin := time.Now()
-	for c := range 24 {
-		clients.Go(func() {
-			for i := c; time.Since(begin) < duration; i += 24 {
-				peak.send(ctx, url, i, tokens)
-			}
-		})
+	measure := func() float64 {
+		var peak offered
+		var clients sync.WaitGroup
+		begin := time.Now()
+		for c := range 24 {
+			clients.Go(func() {
+				for i := c; time.Since(begin) < duration; i += 24 {
+					peak.send(ctx, url, i, tokens)
+				}
+			})
+		}
+		clients.Wait()
+		capacity := float64(peak.ok) / time.Since(begin).Seconds()
+		if len(peak.problems) > 0 || capacity*tokens < leastFlow {
+			t.Fatalf("the run is invalid: %.0f requests/s without overload, %v", capacity, peak.problems)
+		}
+		return capacity
 	}
-	clients.Wait()
-	capacity := float64(peak.ok) / time.Since(begin).Seconds()
-	if len(peak.problems) > 0 || capacity*tokens < leastFlow {
-		t.Fatalf("the run is invalid: %.0f requests/s before the overload, %v", capacity, peak.problems)
-	}
+	capacity := measure()
 	var over offered
 	var requests sync.WaitGroup
-	begin = time.Now()
+	begin := time.Now()
 	tick := time.NewTicker(time.Duration(float64(time.Second) / (4 * capacity)))
 	defer tick.Stop()
 	sent := 0
@@ -105,6 +109,7 @@ func TestPromise_S8_OverloadIsRefusedHonestly(t *testing.T) {
 	}
 	requests.Wait()
 	goodput := float64(over.ok) / time.Since(begin).Seconds()
+	capacity = min(capacity, measure()) // other work may have begun on this machine
 	slices.Sort(over.refused)
 	p99 := quantile(over.refused, 0.99)
 	t.Logf(
