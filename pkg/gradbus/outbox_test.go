@@ -65,6 +65,7 @@ func TestOutbox_BoundsTheBytesInFlight(t *testing.T) {
 			}
 		}
 		time.Sleep(2 * time.Second) // virtual
+		synctest.Wait()
 		if bus.most != 300 || len(bus.stored) != 20 || o.TakeBytes() != 2000 {
 			t.Errorf("%d bytes were in flight, want 300; %d events are stored", bus.most, len(bus.stored))
 		}
@@ -87,6 +88,7 @@ func TestOutbox_RefusedEventsAreTriedAgainUnderTheSameKey(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.Sleep(10 * time.Second)
+		synctest.Wait()
 		if k := outboxEvent(1, 0).Key; bus.stored[k] != 1 || bus.attempts[k] != 4 {
 			t.Errorf("stored %d times after %d attempts, want once after 4", bus.stored[k], bus.attempts[k])
 		}
@@ -107,6 +109,7 @@ func TestOutbox_AnErrorIsReported(t *testing.T) {
 				t.Fatal(err)
 			}
 			time.Sleep(5 * time.Minute)
+			synctest.Wait()
 			if fault.CodeOf(got) != code {
 				t.Errorf("got %v, want %v", got, code)
 			}
