@@ -175,7 +175,7 @@ type trainerCmd struct {
 // dataFlags say which files manifests may name.
 type dataFlags struct {
 	Data      string   `help:"Folder of the files that the manifests of training runs name."                                                            default:"data"`
-	AllowPath []string `help:"Further folder that manifests may name files in, by absolute paths. Can be repeated. / allows every file of this machine." sep:"none"`
+	AllowPath []string `help:"Further folder in which manifests may name files by absolute paths, and in which runs may write. Can be repeated. / allows every folder." sep:"none"`
 }
 
 // Run serves until interrupted.

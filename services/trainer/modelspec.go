@@ -275,6 +275,9 @@ func (b *blueprint) initial() (*shardv1.InitialWeights, error) {
 
 // pathFault names the field of a file that cannot be read.
 func pathFault(err error, field string) error {
+	if e, ok := errors.AsType[*fault.Error](err); ok && e.Field != "" { // it is named already
+		return err
+	}
 	switch code := fault.CodeOf(err); {
 	case errors.Is(err, fs.ErrNotExist):
 		return fault.Wrap(fault.NotFound, err, "%s", field)
