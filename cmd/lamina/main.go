@@ -41,6 +41,7 @@ type cli struct {
 	Data       dataGroup     `cmd:"" help:"Build token data for training."`
 	Grammar    grammarCmd    `cmd:"" help:"Check whether the text on standard input matches a grammar, a JSON Schema or a regular expression."`
 	Template   templateCmd   `cmd:"" help:"Render the messages on standard input with a chat template."`
+	Toolcall   toolcallCmd   `cmd:"" help:"Read reasoning, answer and tool calls out of the raw text of a model on standard input."`
 	Sample     sampleCmd     `cmd:"" help:"Apply a sampler chain to a row of logits."`
 	Logits     logitsCmd     `cmd:"" help:"Print the logits, loss or gradients of a model for token ids."`
 	Beams      beamsCmd      `cmd:"" help:"Search for the most likely continuations of token ids (beam search)."`

@@ -52,6 +52,14 @@ func families(name string) (family, bool) {
 		f.begin = functionary
 	case "deepseek":
 		f.begin = deepseek
+	case "deepseek-any": // all generations, for text whose chat template is not at hand
+		f.begin = together(deepseek, xmlNamed("dsml"), xmlNamed("dsml-spaced"))
+	case "dsml":
+		f.begin = together(xmlNamed("dsml"), xmlNamed("dsml-spaced"))
+	case "kimi-any":
+		f.begin = together(kimi, xmlNamed("kimi-k3"))
+	case "llama-any":
+		f.begin = llamaAny
 	case "kimi":
 		f.begin = kimi
 	case "harmony":
@@ -78,6 +86,21 @@ func families(name string) (family, bool) {
 	return f, true
 }
 
+// together reads the calls of several families.
+func together(all ...func(p *Parser)) func(p *Parser) {
+	return func(p *Parser) {
+		for _, begin := range all {
+			begin(p)
+		}
+	}
+}
+
+// xmlNamed reads the calls of the family whose specification has that name.
+func xmlNamed(name string) func(p *Parser) {
+	spec, _ := xmlSpecs(name)
+	return xmlFamily(spec)
+}
+
 // xmlSpecs returns the specification of a family that writes calls between tags.
 func xmlSpecs(name string) (xmlSpec, bool) {
 	switch name {
@@ -99,6 +122,15 @@ func xmlSpecs(name string) (xmlSpec, bool) {
 			param:    "<｜DSML｜parameter name=", paramName: ">", paramEnd: "</｜DSML｜parameter>",
 			callEnd: "</｜DSML｜invoke>",
 			ends:    []string{"</｜DSML｜function_calls>", "</｜DSML｜tool_calls>"}}, true
+	case "dsml-spaced":
+		return xmlSpec{opens: []string{"<｜DSML｜ calls>"}, call: "<｜DSML｜ invoke name=", callName: ">",
+			param: "<｜DSML｜ parameter name=", paramName: ">", paramEnd: "</｜DSML｜ parameter>",
+			callEnd: "</｜DSML｜ invoke>", ends: []string{"</｜DSML｜ calls>"}}, true
+	case "kimi-k3":
+		return xmlSpec{opens: []string{"<|open|>tools<|sep|>"}, call: "<|open|>call ", callName: "<|sep|>",
+			param: "<|open|>argument ", paramName: "<|sep|>", paramEnd: "<|close|>argument<|sep|>",
+			callEnd: "<|close|>call<|sep|>", ends: []string{"<|close|>tools<|sep|>"}, attributes: true,
+			whole: "<|open|>json<|sep|>"}, true
 	case "glm":
 		return xmlSpec{opens: []string{"<tool_call>"}, param: "<arg_key>", paramName: "</arg_key>",
 			value:    "<arg_value>",

@@ -15,7 +15,8 @@ func (f Format) Plain() bool { return f.Calls == "" && f.Reasoning == "" }
 // thinking describes how reasoning is delimited.
 type thinking struct {
 	open, end string
-	silent    []string // markers around the answer that carry no meaning
+	silent    []string  // markers around the answer that carry no meaning
+	or        *thinking // another way to delimit it
 }
 
 // reasonings returns the reasoning markers of that name; an unknown name means none.
@@ -43,6 +44,13 @@ func reasonings(name string) thinking {
 			silent: []string{"[END FINAL RESPONSE]"}}
 	case "kimi":
 		return thinking{open: "◁think▷", end: "◁/think▷"}
+	case "kimi-k3":
+		return thinking{open: "<|open|>think<|sep|>", end: "<|close|>think<|sep|>",
+			silent: []string{"<|open|>message role=\"assistant\"<|sep|>", "<|open|>response<|sep|>",
+				"<|close|>response<|sep|>", "<|close|>message<|sep|>", "<|end_of_msg|>"}}
+	case "kimi-any":
+		k3 := reasonings("kimi-k3")
+		return thinking{open: "<think>", end: "</think>", or: &k3}
 	}
 	return thinking{}
 }

@@ -6,6 +6,7 @@ import "strings"
 // own and keys have none.
 func gemma(open, end, quote string) func(p *Parser) {
 	return func(p *Parser) {
+		p.keep = true
 		p.marks = append(p.marks, mark{open, func(p *Parser) {
 			p.begin(open)
 			looked := 0 // position up to which the end of a call was searched for

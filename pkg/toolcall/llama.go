@@ -23,6 +23,25 @@ func llama(p *Parser) {
 	}
 }
 
+// llamaAny parses what llama does, and the pythonic calls of later models.
+func llamaAny(p *Parser) {
+	llama(p)
+	object := p.state
+	bare(p)
+	list := p.state
+	pyFamily(pySpec{open: "<|python_start|>", end: "<|python_end|>", list: true})(p)
+	p.state = func(p *Parser) bool {
+		if p.state = object; strings.HasPrefix(strings.TrimLeft(p.buf, white), "[") {
+			p.state = list
+		}
+		if strings.TrimLeft(p.buf, white) == "" && !p.final {
+			p.state = p.start
+			return false
+		}
+		return true
+	}
+}
+
 // xlam parses an answer that is an array of objects.
 func xlam(p *Parser) {
 	p.state = func(p *Parser) bool {
@@ -94,7 +113,7 @@ func builtin(p *Parser) bool {
 func code(p *Parser) bool {
 	p.argue(quote(p.buf))
 	p.buf = ""
-	if p.final && !p.cut {
+	if p.final && !p.stopped() {
 		p.argue(`"}`)
 		p.state = done
 	}

@@ -136,12 +136,32 @@ func deepseekEnd(p *Parser) bool {
 // kimi parses <|tool_call_begin|>functions.name:0<|tool_call_argument_begin|>object
 // <|tool_call_end|>, inside a section.
 func kimi(p *Parser) {
+	p.keep = true
 	p.marks = append(p.marks,
-		mark{"<|tool_calls_section_begin|>", func(p *Parser) { p.begin(""); p.state = kimiBetween }},
+		mark{"<|tool_calls_section_begin|>", func(p *Parser) { p.begin(""); p.state = kimiSection }},
 		mark{"<|tool_call_begin|>", func(p *Parser) { p.begin("<|tool_call_begin|>"); p.state = kimiName }})
 }
 
+// kimiSection is the state between the calls of a section, in which other text means nothing.
+func kimiSection(p *Parser) bool {
+	_, i := p.findIn([]string{"<|tool_call_begin|>", "<|tool_calls_section_end|>"})
+	switch i {
+	case 0:
+		p.begin("<|tool_call_begin|>")
+		p.section, p.state = true, kimiName
+	case 1:
+		p.section, p.state = false, text
+	default:
+		return false
+	}
+	return true
+}
+
 func kimiBetween(p *Parser) bool {
+	if p.section {
+		p.state = kimiSection
+		return true
+	}
 	return p.betweenCalls("<|tool_call_begin|>", "<|tool_calls_section_end|>", kimiName)
 }
 

@@ -31,6 +31,13 @@ type Options struct {
 	// Prompt is the rendered chat or its end: if it has opened the reasoning, the text begins
 	// inside the reasoning.
 	Prompt string
+	// NoPrompt says that the prompt is not at hand, so that nobody knows whether it opened the
+	// reasoning. The parser then holds text back until it knows: a closing marker without an
+	// opening one means that all before it was reasoning.
+	NoPrompt bool
+	// Strict drops a call that the model did not end itself. Otherwise the end of the text also
+	// ends a call whose format has closing markers, if the model stopped by itself.
+	Strict bool
 	// ID returns the id of the call at an index, if the model gives none. nil means call_0,
 	// call_1 and so on.
 	ID func(index int) string
@@ -38,10 +45,11 @@ type Options struct {
 
 // Parser parses one generation.
 type Parser struct {
-	o     Options
-	tools toolset
-	marks []mark // markers that the state text searches for
-	think thinking
+	o      Options
+	tools  toolset
+	marks  []mark   // markers that the state text searches for
+	inside []string // beginnings of calls that end the reasoning
+	think  thinking
 
 	buf   string // unread text
 	final bool   // no more text will come
@@ -51,6 +59,7 @@ type Parser struct {
 	out   Delta
 
 	space   string // white space of the content, held back
+	keep    bool   // white space next to calls is content
 	said    bool   // content was reported
 	trim    bool   // drop white space before the next content
 	mused   bool   // reasoning was reported
@@ -60,6 +69,7 @@ type Parser struct {
 	named   bool   // the current call was reported
 	json    jsonCall
 	after   func(*Parser) bool // the state after a call's arguments
+	section bool               // inside a section of calls
 	xml     xmlCall
 	harmony message
 }
@@ -78,20 +88,33 @@ func New(f Format, o Options) *Parser {
 		fam.begin(p)
 	}
 	p.start = p.state
-	if p.think.open != "" {
-		p.marks = append(p.marks, mark{p.think.open, openReasoning})
-		if strings.HasSuffix(strings.TrimRight(o.Prompt, " \n"), strings.TrimRight(p.think.open, "\n")) {
-			p.state, p.trim = reasoning, true
-		}
+	for t := &p.think; t != nil; t = t.or {
+		p.watch(*t)
 	}
-	if p.think.end != "" {
-		p.marks = append(p.marks, mark{p.think.end, closeReasoning})
-	}
-	for _, silent := range p.think.silent {
-		p.marks = append(p.marks, mark{silent, func(p *Parser) { p.trim = true }})
+	if o.NoPrompt && p.think.end != "" {
+		p.state = unknown
 	}
 	return p
 }
+
+// watch searches for the markers of a way to delimit reasoning.
+func (p *Parser) watch(t thinking) {
+	if t.open != "" {
+		p.marks = append(p.marks, mark{t.open, func(p *Parser) { openReasoning(p, t) }})
+		if strings.HasSuffix(strings.TrimRight(p.o.Prompt, " \n"), strings.TrimRight(t.open, "\n")) {
+			p.state, p.trim, p.think = reasoning, true, t
+		}
+	}
+	if t.end != "" {
+		p.marks = append(p.marks, mark{t.end, func(p *Parser) { closeReasoning(p, t) }})
+	}
+	for _, silent := range t.silent {
+		p.marks = append(p.marks, mark{silent, func(p *Parser) { p.trim = !p.keep }})
+	}
+}
+
+// stopped reports whether the end of the text does not end a call.
+func (p *Parser) stopped() bool { return p.cut || p.o.Strict }
 
 // Push adds text, which must consist of whole characters.
 func (p *Parser) Push(text string) Delta {
@@ -103,7 +126,7 @@ func (p *Parser) Push(text string) Delta {
 func (p *Parser) Flush(cut bool) Delta {
 	p.final, p.cut = true, cut
 	d := p.run()
-	if p.calls == 0 && !p.trim {
+	if p.said && p.keep || p.calls == 0 && !p.trim {
 		d.Content += p.space
 	}
 	p.space = ""
@@ -204,19 +227,19 @@ func text(p *Parser) bool {
 }
 
 // openReasoning begins the reasoning if nothing was reported before it.
-func openReasoning(p *Parser) {
+func openReasoning(p *Parser, t thinking) {
 	if p.said || p.calls > 0 {
-		p.say(p.think.open)
+		p.say(t.open)
 		return
 	}
-	p.space, p.state = "", reasoning
+	p.space, p.state, p.think = "", reasoning, t
 }
 
 // closeReasoning skips a closing reasoning marker without an opening one; the prompts of
 // some models have opened and closed the reasoning.
-func closeReasoning(p *Parser) {
+func closeReasoning(p *Parser, t thinking) {
 	if p.said || p.calls > 0 {
-		p.say(p.think.end)
+		p.say(t.end)
 		return
 	}
 	p.space, p.trim, p.state = "", true, p.start
@@ -224,12 +247,39 @@ func closeReasoning(p *Parser) {
 
 // reasoning reads up to the end of the reasoning.
 func reasoning(p *Parser) bool {
-	before, i := p.findIn([]string{p.think.end})
+	ends := append([]string{p.think.end}, p.inside...)
+	before, i := p.findIn(ends)
 	p.muse(before)
 	if i < 0 {
 		return false
 	}
+	if i > 0 { // a call, which the answer's state reads
+		p.buf = ends[i] + p.buf
+	}
 	p.musing, p.trim, p.state = "", true, p.start
+	return true
+}
+
+// unknown is the first state where the prompt is not known: the first marker says whether the
+// text before it was reasoning.
+func unknown(p *Parser) bool {
+	first, which := len(p.buf), -1
+	for i, m := range p.marks {
+		if at := strings.Index(p.buf, m.text); at >= 0 && at < first {
+			first, which = at, i
+		}
+	}
+	if which < 0 && !p.final {
+		return false
+	}
+	p.state = p.start
+	for t := &p.think; t != nil && which >= 0; t = t.or {
+		if p.marks[which].text == t.end {
+			p.muse(p.buf[:first])
+			p.buf, p.musing, p.trim = p.buf[first+len(t.end):], "", true
+			break
+		}
+	}
 	return true
 }
 
@@ -247,7 +297,9 @@ func (p *Parser) name(name, id string) {
 			id = "call_" + itoa(p.calls)
 		}
 	}
-	p.space, p.trim = "", true
+	if !p.keep {
+		p.space, p.trim = "", true
+	}
 	p.out.Calls = append(p.out.Calls, CallDelta{Index: p.calls, ID: id, Name: name})
 	p.calls++
 	p.head, p.named = "", true
@@ -284,7 +336,7 @@ func (p *Parser) skipWhite() bool {
 // fail ends an invalid call: the text read for it becomes content, unless its name was
 // already reported.
 func (p *Parser) fail() bool {
-	if !p.named && (!p.final || p.buf != "" || !p.cut) {
+	if !p.named && (!p.final || p.buf != "" || !p.stopped()) {
 		head := p.head
 		p.head = ""
 		p.say(head)

@@ -13,7 +13,9 @@ type xmlSpec struct {
 	value             string   // separator between a parameter's name and its value, after white space
 	paramEnd, callEnd string
 	ends              []string
-	lines             bool // values are on lines of their own
+	lines             bool   // values are on lines of their own
+	attributes        bool   // names stand in the attributes tool and key, types in type
+	whole             string // what begins an object in place of the parameters
 }
 
 // xmlCall is the state of a call between tags.
@@ -35,6 +37,11 @@ func xmlFamily(spec xmlSpec) func(p *Parser) {
 				p.begin(open)
 				p.xml, p.state = xmlCall{spec: &spec}, xmlBetween
 			}})
+		}
+		if spec.lines { // the models also call from inside the reasoning
+			for _, open := range spec.opens {
+				p.inside = append(p.inside, open+"\n"+spec.call)
+			}
 		}
 		if strings.HasPrefix(spec.call, "<function") { // some models leave out the surrounding markers
 			p.marks = append(p.marks, mark{spec.call, func(p *Parser) {
@@ -94,7 +101,12 @@ func xmlName(p *Parser) bool {
 		}
 		return p.ended()
 	}
-	name := strings.Trim(p.buf[:i], white+`"`)
+	name := strings.TrimSpace(p.buf[:i])
+	name, closed := strings.CutSuffix(name, `"/`) // an element without content
+	name = strings.Trim(name, white+`"`)
+	if x.attributes {
+		name = attribute(p.buf[:i], "tool")
+	}
 	if !isName(name) {
 		return p.fail()
 	}
@@ -104,15 +116,24 @@ func xmlName(p *Parser) bool {
 	}
 	p.name(name, "")
 	p.xml.name, p.xml.some = name, false
-	p.state = xmlBody
+	if p.state = xmlBody; closed {
+		p.argue("{}")
+		p.state = xmlBetween
+	}
 	return true
 }
 
 // xmlBody is the state before the parameters, or before an object in their place.
 func xmlBody(p *Parser) bool {
 	p.buf = strings.TrimLeft(p.buf, white)
+	whole, mayWhole := p.at(p.xml.spec.whole)
 	switch {
-	case p.buf == "" && (!p.final || p.cut):
+	case p.xml.spec.whole != "" && mayWhole && p.buf != "":
+		return p.wait()
+	case p.xml.spec.whole != "" && whole:
+		p.buf = p.buf[len(p.xml.spec.whole):]
+		p.object(xmlClose)
+	case p.buf == "" && (!p.final || p.stopped()):
 		return false
 	case strings.HasPrefix(p.buf, "{"):
 		p.object(xmlClose)
@@ -151,7 +172,7 @@ func xmlParams(p *Parser) bool {
 		p.argue("}")
 		p.state = text
 	default:
-		if p.final && !p.cut { // the model left out the end
+		if p.final && !p.stopped() { // the model left out the end
 			p.argue("}")
 			p.state = done
 		}
@@ -167,6 +188,11 @@ func xmlKey(p *Parser) bool {
 		return false
 	}
 	p.xml.kinds = p.tools.kinds(p.xml.name, "")
+	if x.attributes {
+		p.xml.key, p.xml.kinds = attribute(key, "key"), kinds{attribute(key, "type"): true}
+		p.state = xmlValueBegin
+		return true
+	}
 	if name, attrs, ok := strings.Cut(key, `" `); ok { // string="true"
 		key = name
 		p.xml.kinds = kinds{"string": strings.Contains(attrs, `"true"`), "json": true}
@@ -177,6 +203,16 @@ func xmlKey(p *Parser) bool {
 	}
 	p.state = xmlValueBegin
 	return true
+}
+
+// attribute returns the value of name="value" in a tag, "" if it is not there.
+func attribute(tag, name string) string {
+	_, rest, found := strings.Cut(" "+tag, " "+name+`="`)
+	value, _, ended := strings.Cut(rest, `"`)
+	if !found || !ended {
+		return ""
+	}
+	return strings.NewReplacer("&quot;", `"`, "&amp;", "&").Replace(value)
 }
 
 // xmlValueBegin is the state before a parameter's value.
@@ -222,7 +258,7 @@ func xmlValue(p *Parser) bool {
 		p.xml.begun = true
 		p.xml.held = strings.TrimPrefix(p.xml.held, "\n")
 	}
-	whole := i == 0 || p.final && !p.cut
+	whole := i == 0 || p.final && !p.stopped()
 	if p.xml.quoted {
 		s := p.xml.held
 		if x.lines && whole {
