@@ -65,7 +65,7 @@ type rule struct {
 	reason       string
 }
 
-var compute = []string{"pkg/tensor", "pkg/kernel", "pkg/kvcache", "pkg/model", "pkg/optim", "pkg/weights"}
+var compute = []string{"pkg/tensor", "pkg/kernel", "pkg/kvcache", "pkg/model", "pkg/optim", "pkg/weights", "pkg/export"}
 
 var pure = []string{
 	"pkg/plan",
@@ -77,6 +77,7 @@ var pure = []string{
 	"pkg/vocab",
 	"pkg/template",
 	"pkg/compress",
+	"pkg/quant",
 }
 
 var rules = []rule{
