@@ -40,7 +40,7 @@ const (
 // Memory per entry of the metadata and tensor tables, including the spare room of a
 // map that has just grown.
 const (
-	keyCost    = 160
+	keyCost    = 256
 	tensorCost = 320
 )
 
@@ -251,19 +251,19 @@ func (p *ggufPart) parse() error {
 	if !r.charge("metadata count", keys, keyCost) || !r.charge("tensor count", tensors, tensorCost) {
 		return r.err
 	}
-	p.meta = Meta{values: make(map[string]any, keys)}
+	p.meta = Meta{values: make(map[string]any, keys), encoded: make(map[string]Encoded, keys)}
 	for range keys {
 		at := r.at
 		key := r.name("metadata key")
 		if _, twice := p.meta.values[key]; twice {
 			r.failAt(at, clip(key), "the key occurs twice")
 		}
-		shown := clip(key)
+		shown, from := clip(key), r.at
 		value := r.value(shown, r.u32(shown), 0)
 		if r.err != nil {
 			return r.err
 		}
-		p.meta.values[key] = value
+		p.meta.values[key], p.meta.encoded[key] = value, Encoded(r.b[from:r.at:r.at])
 	}
 	return p.parseTensors(r, tensors)
 }

@@ -9,7 +9,10 @@ import (
 
 // Meta is a GGUF file's metadata. Getters report false for a missing key and for a
 // value of another type.
-type Meta struct{ values map[string]any }
+type Meta struct {
+	values  map[string]any
+	encoded map[string]Encoded
+}
 
 // Keys lists the keys, sorted.
 func (m Meta) Keys() []string { return slices.Sorted(maps.Keys(m.values)) }
@@ -18,6 +21,12 @@ func (m Meta) Keys() []string { return slices.Sorted(maps.Keys(m.values)) }
 // bool, string, or []int64, []float32, []bool, []string, or []any of such slices.
 func (m Meta) Value(key string) (any, bool) {
 	v, ok := m.values[key]
+	return v, ok
+}
+
+// Encoded returns a value as the file holds it. It is a view of the file and valid until Close.
+func (m Meta) Encoded(key string) (Encoded, bool) {
+	v, ok := m.encoded[key]
 	return v, ok
 }
 
