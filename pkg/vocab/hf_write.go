@@ -79,7 +79,6 @@ func (l *layout) vocab() (*Vocab, error) {
 	if err != nil {
 		return nil, err
 	}
-	type object = map[string]any
 	var added []hfAdded
 	for id, t := range l.tokens {
 		if slices.Contains(l.special, t) {
