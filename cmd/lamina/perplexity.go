@@ -35,28 +35,42 @@ type perplexityResult struct {
 	Seconds    float64 `json:"seconds"`
 }
 
-// Run measures the perplexity in the same way as llama.cpp, so that figures can be compared. It
+// Run measures the perplexity and prints it.
+func (c *perplexityCmd) Run(e *verb.Env) error {
+	r, err := c.result(e)
+	if err != nil {
+		return err
+	}
+	if c.Format == "json" {
+		return verb.PrintJSON(e, r)
+	}
+	_, err = fmt.Fprintf(e.Stdout, "perplexity %.4f over %d windows of %d (%d of %d ids scored)\n", r.Perplexity,
+		r.Chunks, c.Ctx, r.Scored, r.Tokens)
+	return err
+}
+
+// result measures the perplexity in the same way as llama.cpp, so that figures can be compared. It
 // splits the ids of the text into windows of Ctx ids and drops the rest. In each window it replaces
 // the first id by the begin-of-text id if the vocabulary adds one, and scores each id of the second
 // half given all ids before it.
-func (c *perplexityCmd) Run(e *verb.Env) error {
+func (c *perplexityCmd) result(e *verb.Env) (*perplexityResult, error) {
 	if c.Ctx < 4 || c.Chunks < 0 {
-		return fault.Field("ctx", "%d windows of %d ids: want windows of 4 ids or more", c.Chunks, c.Ctx)
+		return nil, fault.Field("ctx", "%d windows of %d ids: want windows of 4 ids or more", c.Chunks, c.Ctx)
 	}
 	text, err := readInput(e, c.File)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	v, err := tokenizer.LoadVocab(c.Model)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	ids, err := v.Encode(string(text), vocab.Options{BOS: true})
 	if err != nil {
-		return fault.Wrap(fault.Invalid, err, "encode %s", c.File)
+		return nil, fault.Wrap(fault.Invalid, err, "encode %s", c.File)
 	}
 	if len(ids) < c.Ctx {
-		return fault.Field("file", "%s has %d ids, fewer than a window of %d", c.File, len(ids), c.Ctx)
+		return nil, fault.Field("file", "%s has %d ids, fewer than a window of %d", c.File, len(ids), c.Ctx)
 	}
 	r := perplexityResult{Tokens: len(ids)}
 	began := time.Now()
@@ -70,16 +84,8 @@ func (c *perplexityCmd) Run(e *verb.Env) error {
 		}
 		return c.measure(e, f, set, v, ids, &r)
 	})
-	if err != nil {
-		return err
-	}
 	r.Seconds = time.Since(began).Seconds()
-	if c.Format == "json" {
-		return verb.PrintJSON(e, r)
-	}
-	_, err = fmt.Fprintf(e.Stdout, "perplexity %.4f over %d windows of %d (%d of %d ids scored)\n", r.Perplexity,
-		r.Chunks, c.Ctx, r.Scored, r.Tokens)
-	return err
+	return &r, err
 }
 
 // measure scores all windows.
