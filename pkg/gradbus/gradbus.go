@@ -22,11 +22,18 @@ type Key struct {
 	Step           uint64
 	SlotLo, SlotHi uint32 // the slots of the node in the gradient tree, [SlotLo, SlotHi)
 	Chunk          uint32
+	// Attempt numbers the attempts at a step, from 0. An event of an attempt that was aborted hides none of the
+	// next attempt.
+	Attempt uint32
 }
 
 // String returns the key as it appears in log lines.
 func (k Key) String() string {
-	return fmt.Sprintf("%s.%s.%d.%d-%d.%d", k.Run, k.Part, k.Step, k.SlotLo, k.SlotHi, k.Chunk)
+	text := fmt.Sprintf("%s.%s.%d.%d-%d.%d", k.Run, k.Part, k.Step, k.SlotLo, k.SlotHi, k.Chunk)
+	if k.Attempt > 0 {
+		text += fmt.Sprintf("-%d", k.Attempt)
+	}
+	return text
 }
 
 // Event is a keyed piece of a gradient.

@@ -108,6 +108,9 @@ func (o *Outbox) store(e Event) error {
 		if fault.CodeOf(err) != fault.Exhausted || time.Now().After(deadline) {
 			return err
 		}
+		if !o.keeps(e.Key) {
+			return nil // nobody needs it any more
+		}
 		select {
 		case <-time.After(pause):
 		case <-o.ctx.Done():
@@ -158,12 +161,19 @@ func (o *Outbox) keeps(k Key) bool {
 }
 
 // Commit forgets the events of steps up to the given one: every reader has used them.
-func (o *Outbox) Commit(step uint64) {
+func (o *Outbox) Commit(step uint64) { o.forget(func(k Key) bool { return k.Step <= step }) }
+
+// Abort forgets the events of the attempts at a step up to the given one: no reader will use them.
+func (o *Outbox) Abort(step uint64, attempt uint32) {
+	o.forget(func(k Key) bool { return k.Step == step && k.Attempt <= attempt })
+}
+
+func (o *Outbox) forget(which func(Key) bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	rest := o.kept[:0]
 	for _, e := range o.kept {
-		if e.Key.Step > step {
+		if !which(e.Key) {
 			rest = append(rest, e)
 		}
 	}

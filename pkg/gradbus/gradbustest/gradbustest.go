@@ -22,6 +22,7 @@ func Run(t *testing.T, open func(t *testing.T, limit int) gradbus.Bus) {
 	defer cancel()
 	t.Run("DeliversAPartInOrder", func(t *testing.T) { order(ctx, t, open(t, 1<<24)) })
 	t.Run("TakesAKeyOnce", func(t *testing.T) { once(ctx, t, open(t, 1<<24)) })
+	t.Run("KeepsAttemptsApart", func(t *testing.T) { attempts(ctx, t, open(t, 1<<24)) })
 	t.Run("ResumesFromAStep", func(t *testing.T) { resume(ctx, t, open(t, 1<<24)) })
 	t.Run("PurgesOldSteps", func(t *testing.T) { purge(ctx, t, open(t, 1<<24)) })
 	t.Run("RefusesWhenFull", func(t *testing.T) { full(ctx, t, open(t, 1<<20)) })
@@ -97,6 +98,17 @@ func once(ctx context.Context, t *testing.T, b gradbus.Bus) {
 	s := subscribe(ctx, t, b, "p", 0)
 	publish(ctx, t, b, event("p", 1, 0), event("p", 1, 0), event("p", 1, 1))
 	expect(ctx, t, s, event("p", 1, 0), event("p", 1, 1))
+}
+
+func attempts(ctx context.Context, t *testing.T, b gradbus.Bus) {
+	again := event("p", 1, 0)
+	again.Key.Attempt, again.Data = 2, []byte("again")
+	publish(ctx, t, b, event("p", 1, 0), again, again)
+	expect(ctx, t, subscribe(ctx, t, b, "p", 1), event("p", 1, 0), again)
+	if err := b.Purge(ctx, "run one.*", 2); err != nil {
+		t.Fatal(err)
+	}
+	silent(ctx, t, subscribe(ctx, t, b, "p", 0))
 }
 
 func resume(ctx context.Context, t *testing.T, b gradbus.Bus) {

@@ -32,12 +32,17 @@ func runSubject(run string) string { return "lamina.grad." + token(run) }
 
 func partSubject(run, part string) string { return runSubject(run) + "." + token(part) + ".>" }
 
-// subject returns the subject of a key: lamina.grad.RUN.PART.STEP.LO-HI.CHUNK.
+// subject returns the subject of a key: lamina.grad.RUN.PART.STEP.LO-HI.CHUNK, with -ATTEMPT behind it unless
+// that is 0.
 func subject(k gradbus.Key) string {
-	return fmt.Sprintf("%s.%s.%d.%d-%d.%d", runSubject(k.Run), token(k.Part), k.Step, k.SlotLo, k.SlotHi, k.Chunk)
+	text := fmt.Sprintf("%s.%s.%d.%d-%d.%d", runSubject(k.Run), token(k.Part), k.Step, k.SlotLo, k.SlotHi, k.Chunk)
+	if k.Attempt > 0 {
+		text += fmt.Sprintf("-%d", k.Attempt)
+	}
+	return text
 }
 
-// parse reads step, slots and chunk from a subject. The caller knows the run and the part.
+// parse reads step, slots, chunk and attempt from a subject. The caller knows the run and the part.
 func parse(subject, run, part string) (gradbus.Key, error) {
 	bad := func(err error) (gradbus.Key, error) {
 		return gradbus.Key{}, fault.Wrap(fault.DataLoss, err, "read event %q", subject)
@@ -55,10 +60,16 @@ func parse(subject, run, part string) (gradbus.Key, error) {
 	if k.Step, err = strconv.ParseUint(tokens[4], 10, 64); err != nil {
 		return bad(err)
 	}
-	for _, field := range []struct {
+	type number struct {
 		text string
 		to   *uint32
-	}{{lo, &k.SlotLo}, {hi, &k.SlotHi}, {tokens[6], &k.Chunk}} {
+	}
+	chunk, attempt, repeated := strings.Cut(tokens[6], "-")
+	fields := []number{{lo, &k.SlotLo}, {hi, &k.SlotHi}, {chunk, &k.Chunk}}
+	if repeated {
+		fields = append(fields, number{attempt, &k.Attempt})
+	}
+	for _, field := range fields {
 		n, err := strconv.ParseUint(field.text, 10, 32)
 		if err != nil {
 			return bad(err)

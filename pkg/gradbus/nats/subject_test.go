@@ -26,11 +26,11 @@ func TestSubject_NamesAreOneTokenAndTellApart(t *testing.T) {
 
 // FuzzParse checks that parse inverts subject, and that it returns an error for any other string.
 func FuzzParse(f *testing.F) {
-	f.Add("run one.*", "0-2", uint64(3), uint32(0), uint32(4), uint32(1), "lamina.grad.r.p.1.0-1")
-	f.Add("", "", uint64(1<<63), uint32(1<<31), uint32(0), uint32(0), "lamina.grad.r.p.1.0-1.x")
-	f.Add("r", "p", uint64(0), uint32(0), uint32(0), uint32(0), "lamina.grad.r.p.-1.0-1.0")
-	f.Fuzz(func(t *testing.T, run, part string, step uint64, lo, hi, chunk uint32, other string) {
-		k := gradbus.Key{Run: run, Part: part, Step: step, SlotLo: lo, SlotHi: hi, Chunk: chunk}
+	f.Add("run one.*", "0-2", uint64(3), uint32(0), uint32(4), uint32(1), uint32(0), "lamina.grad.r.p.1.0-1")
+	f.Add("", "", uint64(1<<63), uint32(1<<31), uint32(0), uint32(0), uint32(7), "lamina.grad.r.p.1.0-1.x")
+	f.Add("r", "p", uint64(0), uint32(0), uint32(0), uint32(0), uint32(0), "lamina.grad.r.p.-1.0-1.0-")
+	f.Fuzz(func(t *testing.T, run, part string, step uint64, lo, hi, chunk, attempt uint32, other string) {
+		k := gradbus.Key{Run: run, Part: part, Step: step, SlotLo: lo, SlotHi: hi, Chunk: chunk, Attempt: attempt}
 		if got, err := parse(subject(k), run, part); err != nil || got != k {
 			t.Errorf("%v became %v, %v", k, got, err)
 		}
