@@ -57,7 +57,7 @@ func (m *reducer) makeBuckets(params []model.Param[float32]) []*bucket {
 				part = tiedHead + m.label
 			}
 		} else {
-			b.scatter, b.owner = m.scatters(b), i%m.replicas
+			b.scatter, b.owner = m.scatters(b), i%m.replicas // its place among the members
 			b.fold = parcel{part: part + ".fold", size: 4 * (b.hi - b.lo),
 				publishers: map[schedule.Node]int{m.root: b.owner}}
 		}

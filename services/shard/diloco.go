@@ -53,15 +53,14 @@ func newDiloco(r *trainRun, spec model.Spec) (*diloco, error) {
 	set := r.open.GetDiloco()
 	d := &diloco{run: r, set: set, outer: optim.Outer{Rate: set.GetLearningRate(), Momentum: set.GetMomentum()}}
 	all := tree{root: schedule.Node{Hi: int(r.open.GetSlots())}, all: map[schedule.Node]int{}, codec: codec(r.open),
-		replicas: int(r.open.GetReplicas())}
-	for replica := range all.replicas {
-		lo, hi := r.slots(replica)
+		replicas: len(r.members.shares), self: r.members.own}
+	for replica, share := range r.members.shares {
 		for i, n := range schedule.Level(all.root.Hi, int(set.GetWorkers())) {
-			if n.Lo < lo || n.Hi > hi {
+			if n.Lo < share.lo || n.Hi > share.hi {
 				continue
 			}
 			all.all[n] = replica
-			if replica == int(r.open.GetReplica()) {
+			if replica == all.self {
 				d.workers = append(d.workers, d.newWorker(i, n))
 			}
 		}
@@ -84,7 +83,7 @@ func (d *diloco) newWorker(index int, n schedule.Node) *worker {
 	w := &worker{index: index, node: n, state: map[*paramState]*ownState{}}
 	for _, s := range d.run.spans {
 		w.reducers = append(w.reducers, newReducer(s, tree{
-			root: n, all: map[schedule.Node]int{n: int(d.run.open.GetReplica())}, replicas: 1, tied: s.tied,
+			root: n, all: map[schedule.Node]int{n: d.run.members.own}, replicas: 1, self: d.run.members.own, tied: s.tied,
 			label: fmt.Sprintf(".w%d", index),
 		}, s.trained()))
 		for _, p := range s.state {
@@ -187,7 +186,7 @@ func (d *diloco) loaded(step uint64) error {
 				continue
 			}
 			f.sent, f.step = sent, sent
-			f.mail.begin(sent)
+			f.mail.begin(d.run.ctx, attempt{step: sent})
 			for _, b := range f.buckets {
 				b.codec, b.nodes.wire, b.nodes.size, b.scatter = compress.Codec{}, "", 4*(b.hi-b.lo), false
 				for _, n := range f.units {
@@ -278,7 +277,7 @@ func (d *diloco) stepped(w *worker, step uint64, all bool) error {
 func (d *diloco) send(f *fragment, step uint64) error {
 	d.changes(f)
 	f.sent, f.step = step, step
-	f.mail.begin(step)
+	f.mail.begin(d.run.ctx, attempt{step: step})
 	f.errorSquares, f.nodeSquares = 0, 0
 	for _, b := range f.buckets { // loaded has changed them
 		f.restore(b)
@@ -339,10 +338,9 @@ func (d *diloco) receive(f *fragment, all bool) error {
 
 // tensors lists the state of a parameter: the common weights with their momentum, and the workers' state.
 func (d *diloco) tensors(p *paramState) []stateTensor {
-	common := !p.Tied() && d.run.open.GetReplica() == 0
 	out := []stateTensor{
-		{kind: shardv1.StateKind_STATE_KIND_WEIGHT, data: p.common, name: p.Owner(), own: common},
-		{kind: shardv1.StateKind_STATE_KIND_OUTER_MOMENT, data: p.outer, name: p.Owner(), own: common},
+		{kind: shardv1.StateKind_STATE_KIND_WEIGHT, data: p.common, name: p.Owner(), equal: !p.Tied()},
+		{kind: shardv1.StateKind_STATE_KIND_OUTER_MOMENT, data: p.outer, name: p.Owner(), equal: !p.Tied()},
 	}
 	add := func(kind shardv1.StateKind, n schedule.Node, data []float32) {
 		out = append(out, stateTensor{kind: kind, data: data, name: slotsName(p.Owner(), n), own: !p.Tied()})

@@ -19,47 +19,68 @@ type exchangeServer = grpc.BidiStreamingServer[shardv1.ExchangeRequest, shardv1.
 
 // slotTensor is one slot's activation or its gradient.
 type slotTensor struct {
-	step   uint64
+	attempt
 	slot   uint32
 	span   uint32 // the receiver's
 	values []float32
 }
 
-// expect checks that a tensor is the one that the schedule expects next.
-func (s slotTensor) expect(step uint64, slot int) ([]float32, error) {
-	if s.step != step || int(s.slot) != slot {
-		return nil, fault.New(
-			fault.Aborted, "exchange: got slot %d of step %d, want slot %d of step %d", s.slot, s.step, slot, step,
-		)
-	}
-	return s.values, nil
+// inbox has the tensors from a neighbour for one span.
+type inbox struct {
+	queue chan slotTensor
+	held  *slotTensor // of the next attempt, which the neighbour has begun already
 }
 
 // queues has one queue for each span of a stage. A neighbour's tensors for different spans arrive on
 // one stream, so a full queue would hold up the others. But no more than one for each stage wait for a
 // span of several (see TestConfig_FewActivationsWaitForASpan in pkg/schedule).
-func queues(spans, stages int) []chan slotTensor {
-	out := make([]chan slotTensor, spans)
+func queues(spans, stages int) []*inbox {
+	out := make([]*inbox, spans)
 	for i := range out {
-		out[i] = make(chan slotTensor, max(frameQueue, stages))
+		out[i] = &inbox{queue: make(chan slotTensor, max(frameQueue, stages))}
 	}
 	return out
 }
 
-// await waits for the next tensor from a neighbour.
-func await(ctx context.Context, ch <-chan slotTensor, step uint64, slot int) ([]float32, error) {
+// next waits for the next tensor.
+func (in *inbox) next(ctx context.Context) (slotTensor, error) {
+	if t := in.held; t != nil {
+		in.held = nil
+		return *t, nil
+	}
 	select {
-	case t := <-ch:
-		return t.expect(step, slot)
+	case t := <-in.queue:
+		return t, nil
 	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+		return slotTensor{}, context.Cause(ctx)
+	}
+}
+
+// await waits for the tensor that the schedule expects next. It drops those of aborted attempts.
+func (in *inbox) await(ctx context.Context, at attempt, slot int) ([]float32, error) {
+	for {
+		t, err := in.next(ctx)
+		switch {
+		case err != nil:
+			return nil, err
+		case at.after(t.attempt):
+		case t.step == at.step && t.n > at.n: // this stage has yet to hear of the abort
+			in.held = &t
+			<-ctx.Done()
+			return nil, context.Cause(ctx)
+		case t.attempt != at || int(t.slot) != slot:
+			return nil, fault.New(fault.Aborted, "exchange: got slot %d of step %d, want slot %d of step %d", t.slot,
+				t.step, slot, at.step)
+		default:
+			return t.values, nil
+		}
 	}
 }
 
 // fromPrev is the connection from the previous stage, which calls Exchange on this shard.
 type fromPrev struct {
-	tensors []chan slotTensor // by span
-	joined  chan struct{}     // closed when stream is set
+	tensors []*inbox      // by span
+	joined  chan struct{} // closed when stream is set
 	stream  exchangeServer
 	once    sync.Once
 }
@@ -68,15 +89,15 @@ func newFromPrev(spans, stages int) *fromPrev {
 	return &fromPrev{tensors: queues(spans, stages), joined: make(chan struct{})}
 }
 
-func (p *fromPrev) activation(ctx context.Context, step uint64, slot, span int) ([]float32, error) {
-	return await(ctx, p.tensors[span], step, slot)
+func (p *fromPrev) activation(ctx context.Context, at attempt, slot, span int) ([]float32, error) {
+	return p.tensors[span].await(ctx, at, slot)
 }
 
 // send sends an activation's gradient to a span of the previous stage. The activation has arrived, so
 // there is a stream.
-func (p *fromPrev) send(step uint64, slot, span int, x []float32, width int) error {
+func (p *fromPrev) send(at attempt, slot, span int, x []float32, width int) error {
 	head, chunks := wire.Encode(f32, []int{len(x) / width, width}, x)
-	g := &shardv1.ActivationGradient{Step: step, Slot: uint32(slot), Span: uint32(span), Tensor: head}
+	g := &shardv1.ActivationGradient{Step: at.step, Attempt: at.n, Slot: uint32(slot), Span: uint32(span), Tensor: head}
 	if err := p.stream.Send(
 		&shardv1.ExchangeResponse{Frame: &shardv1.ExchangeResponse_Gradient{Gradient: g}},
 	); err != nil {
@@ -128,14 +149,14 @@ func (s *Service) Exchange(stream exchangeServer) error {
 		return err
 	}
 	var pending slotTensor
-	err = receiveTensors(r.ctx, r.activationBytes(), r.prev.tensors,
+	err = receiveTensors(r.ctx, r.activationBytes(), r.prev.tensors, r.fence,
 		func() (*tensorv1.Tensor, *tensorv1.Chunk, *slotTensor, error) {
 			req, err := stream.Recv()
 			if err != nil {
 				return nil, nil, nil, err
 			}
 			if a := req.GetActivation(); a != nil {
-				pending = slotTensor{step: a.GetStep(), slot: a.GetSlot(), span: a.GetSpan()}
+				pending = slotTensor{attempt: attempt{a.GetStep(), a.GetAttempt()}, slot: a.GetSlot(), span: a.GetSpan()}
 				return a.GetTensor(), nil, &pending, nil
 			}
 			return nil, req.GetChunk(), &pending, nil
@@ -151,7 +172,7 @@ func (s *Service) Exchange(stream exchangeServer) error {
 
 // receiveTensors assembles tensors from frames and passes them on to the queues of their spans.
 func receiveTensors(
-	ctx context.Context, limit int, out []chan slotTensor,
+	ctx context.Context, limit int, out []*inbox, fence *fence,
 	recv func() (*tensorv1.Tensor, *tensorv1.Chunk, *slotTensor, error),
 ) error {
 	tensors := wire.NewAssembler(limit)
@@ -181,10 +202,8 @@ func receiveTensors(
 		if int(t.span) >= len(out) {
 			return fault.Field("span", "%d is not one of %d spans", t.span, len(out))
 		}
-		select {
-		case out[t.span] <- *t:
-		case <-ctx.Done():
-			return context.Cause(ctx)
+		if err := fence.pass(ctx, *t, out[t.span].queue); err != nil {
+			return err
 		}
 	}
 }
@@ -192,22 +211,23 @@ func receiveTensors(
 // toNext is the connection to the next stage, which this stage has dialed.
 type toNext struct {
 	stream  grpc.BidiStreamingClient[shardv1.ExchangeRequest, shardv1.ExchangeResponse]
-	tensors []chan slotTensor // by span
-	limit   int               // maximum bytes of a gradient
+	tensors []*inbox // by span
+	fence   *fence
+	limit   int // maximum bytes of a gradient
 	cancel  context.CancelFunc
 	done    chan struct{}
 }
 
 // dialNext opens Exchange on the next stage, which is already open.
 func dialNext(
-	ctx context.Context, fail context.CancelCauseFunc, dialer Dialer, o *shardv1.TrainOpen, limit int,
+	ctx context.Context, fail context.CancelCauseFunc, dialer Dialer, o *shardv1.TrainOpen, limit int, fence *fence,
 ) (*toNext, error) {
 	conn, err := dialer.Dial(o.GetNext())
 	if err != nil {
 		return nil, err
 	}
 	own, cancel := context.WithCancel(ctx)
-	n := &toNext{limit: limit, tensors: queues(len(o.GetSpans()), int(o.GetStages())), cancel: cancel,
+	n := &toNext{limit: limit, fence: fence, tensors: queues(len(o.GetSpans()), int(o.GetStages())), cancel: cancel,
 		done: make(chan struct{})}
 	if n.stream, err = shardv1.NewShardServiceClient(conn).Exchange(own); err != nil {
 		cancel()
@@ -236,13 +256,13 @@ func dialNext(
 
 func (n *toNext) receive(ctx context.Context) error {
 	var pending slotTensor
-	err := receiveTensors(ctx, n.limit, n.tensors, func() (*tensorv1.Tensor, *tensorv1.Chunk, *slotTensor, error) {
+	err := receiveTensors(ctx, n.limit, n.tensors, n.fence, func() (*tensorv1.Tensor, *tensorv1.Chunk, *slotTensor, error) {
 		resp, err := n.stream.Recv()
 		if err != nil {
 			return nil, nil, nil, rpc.FromStatus(err)
 		}
 		if g := resp.GetGradient(); g != nil {
-			pending = slotTensor{step: g.GetStep(), slot: g.GetSlot(), span: g.GetSpan()}
+			pending = slotTensor{attempt: attempt{g.GetStep(), g.GetAttempt()}, slot: g.GetSlot(), span: g.GetSpan()}
 			return g.GetTensor(), nil, &pending, nil
 		}
 		return nil, resp.GetChunk(), &pending, nil
@@ -253,14 +273,14 @@ func (n *toNext) receive(ctx context.Context) error {
 	return err
 }
 
-func (n *toNext) gradient(ctx context.Context, step uint64, slot, span int) ([]float32, error) {
-	return await(ctx, n.tensors[span], step, slot)
+func (n *toNext) gradient(ctx context.Context, at attempt, slot, span int) ([]float32, error) {
+	return n.tensors[span].await(ctx, at, slot)
 }
 
 // send sends an activation to a span of the next stage.
-func (n *toNext) send(step uint64, slot, span int, x []float32, width int) error {
+func (n *toNext) send(at attempt, slot, span int, x []float32, width int) error {
 	head, chunks := wire.Encode(f32, []int{len(x) / width, width}, x)
-	a := &shardv1.Activation{Step: step, Slot: uint32(slot), Span: uint32(span), Tensor: head}
+	a := &shardv1.Activation{Step: at.step, Attempt: at.n, Slot: uint32(slot), Span: uint32(span), Tensor: head}
 	if err := n.stream.Send(
 		&shardv1.ExchangeRequest{Frame: &shardv1.ExchangeRequest_Activation{Activation: a}},
 	); err != nil {

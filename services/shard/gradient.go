@@ -82,7 +82,10 @@ type reducer struct {
 	span   *trainSpan
 	mail   *mailbox
 	step   uint64
+	limit  float64   // the largest norm of a unit; 0 for none
 	folded *gradient // the step's gradient, until it is applied or dropped
+
+	attempt uint32 // at the step
 
 	units   []schedule.Node                 // of this replica, in slot order
 	own     map[schedule.Node]bool          // the same
@@ -100,6 +103,7 @@ type tree struct {
 	root     schedule.Node
 	all      map[schedule.Node]int // the units of all replicas, and their replicas
 	replicas int
+	self     int // this replica
 	codec    compress.Codec
 	label    string // of the parts on the bus
 	tied     string // the parameter whose other part is on another stage
@@ -110,12 +114,11 @@ type tree struct {
 func (s *trainSpan) gradientTree() tree {
 	r := s.run
 	t := tree{root: schedule.Node{Hi: int(r.open.GetSlots())}, all: map[schedule.Node]int{}, codec: codec(r.open),
-		replicas: int(r.open.GetReplicas()), tied: s.tied, counted: true}
-	for replica := range t.replicas {
-		lo, hi := r.slots(replica)
-		units := schedule.Cover(t.root.Hi, lo, hi)
+		replicas: len(r.members.shares), self: r.members.own, tied: s.tied, counted: true}
+	for replica, share := range r.members.shares {
+		units := schedule.Cover(t.root.Hi, share.lo, share.hi)
 		if !t.codec.Exact() {
-			units = within(schedule.Level(t.root.Hi, int(r.open.GetGradients().GetNodes())), lo, hi)
+			units = within(schedule.Level(t.root.Hi, int(r.open.GetGradients().GetNodes())), share.lo, share.hi)
 		}
 		for _, n := range units {
 			t.all[n] = replica
@@ -131,7 +134,7 @@ func newReducer(s *trainSpan, t tree, params []model.Param[float32]) *reducer {
 	}
 	m.mail = &mailbox{run: s.run, readers: map[string]*reader{}}
 	for n, replica := range t.all {
-		if replica == int(s.run.open.GetReplica()) {
+		if replica == t.self {
 			m.units, m.own[n] = append(m.units, n), true
 			m.descend(n)
 		}
@@ -164,18 +167,6 @@ func within(nodes []schedule.Node, lo, hi int) []schedule.Node {
 		}
 	}
 	return out
-}
-
-// slots returns the range of slots that a replica computes.
-func (r *trainRun) slots(replica int) (lo, hi int) {
-	slots, replicas := int(r.open.GetSlots()), int(r.open.GetReplicas())
-	if n := int(r.open.GetDiloco().GetWorkers()); n > 0 {
-		return schedule.LevelSlots(slots, n, replica, replicas)
-	}
-	if !codec(r.open).Exact() {
-		return schedule.LevelSlots(slots, int(r.open.GetGradients().GetNodes()), replica, replicas)
-	}
-	return schedule.Slots(slots, replica, replicas)
 }
 
 // trained lists the parameters that have gradients, in name order.
@@ -239,7 +230,7 @@ func (r *trainRun) purgeEvents(step uint64) {
 // first replica, if there are any events.
 func (r *trainRun) cleans() bool {
 	tied := slices.ContainsFunc(r.spans, func(s *trainSpan) bool { return s.tied != "" })
-	return r.open.GetReplica() == 0 && r.open.GetStage() == 0 && (r.open.GetReplicas() > 1 || tied)
+	return r.members.first() && r.open.GetStage() == 0 && (r.open.GetReplicas() > 1 || tied)
 }
 
 // discard drops the step's gradient.
@@ -265,11 +256,14 @@ func (m *reducer) takeResiduals() {
 	}
 }
 
-// begin prepares for a step.
-func (m *reducer) begin(step uint64) {
+// begin prepares for an attempt at a step.
+func (m *reducer) begin(ctx context.Context, a attempt, limit float64) {
 	m.discard()
-	m.step = step
-	m.mail.begin(step)
+	m.step, m.attempt, m.limit = a.step, a.n, limit
+	if own := m.run.open.GetGradients().GetMaxNorm(); own > 0 && (limit == 0 || own < limit) {
+		m.limit = own
+	}
+	m.mail.begin(ctx, a)
 	m.errorSquares, m.nodeSquares = 0, 0
 }
 
@@ -295,11 +289,12 @@ func (m *reducer) keep(nodes map[schedule.Node]*gradient, slot int, g *gradient)
 
 // finish encodes a unit, leaves in it what its readers decode, and publishes it.
 func (m *reducer) finish(n schedule.Node, flat []float32) error {
-	if m.codec.Exact() && m.replicas == 1 && m.tied == "" && m.limit() == 0 {
+	if m.codec.Exact() && m.replicas == 1 && m.tied == "" && m.limit == 0 {
 		return nil
 	}
 	if err := m.checkNorm(flat); err != nil {
-		return fault.Wrap(fault.DataLoss, err, "fold slots %d-%d of step %d", n.Lo, n.Hi, m.step)
+		part := parcel{part: m.span.stage.Range.String() + m.label, publishers: m.all}
+		return m.mail.reject(&part, n, reasonOf(err), head(flat), 4*len(flat), err)
 	}
 	left := m.pending[n]
 	if m.codec.Feedback() {
@@ -307,7 +302,7 @@ func (m *reducer) finish(n schedule.Node, flat []float32) error {
 	}
 	for _, b := range m.buckets {
 		data := b.encode(m, flat, left)
-		if b.tied || m.replicas > 1 && (!b.scatter || b.owner != int(m.run.open.GetReplica())) {
+		if b.tied || m.replicas > 1 && (!b.scatter || b.owner != m.self) {
 			if err := m.mail.send(b.nodes.part, n, b.nodes.wire, data); err != nil {
 				return err
 			}
@@ -324,17 +319,14 @@ func (m *reducer) count(b *bucket) {
 	}
 }
 
-// limit returns the largest norm that a node may have; 0 for none.
-func (m *reducer) limit() float64 { return m.run.open.GetGradients().GetMaxNorm() }
-
 // checkNorm returns an error for values that must never reach the weights.
 func (m *reducer) checkNorm(x []float32) error {
 	sum := m.run.service.cfg.Kernels.SumSquares(x)
-	switch limit := m.limit(); {
+	switch {
 	case math.IsNaN(sum) || math.IsInf(sum, 0):
-		return fault.New(fault.DataLoss, "the gradient is not finite")
-	case limit > 0 && sum > limit*limit:
-		return fault.New(fault.DataLoss, "a norm of %.3g is more than max_norm, %v", math.Sqrt(sum), limit)
+		return errNotFinite
+	case m.limit > 0 && sum > m.limit*m.limit:
+		return &hugeError{math.Sqrt(sum), m.limit}
 	}
 	return nil
 }
@@ -345,6 +337,7 @@ func (m *reducer) gather(nodes map[schedule.Node]*gradient) (time.Duration, erro
 	begin := time.Now()
 	if m.replicas == 1 {
 		m.folded = m.whole(m.root, nodes)
+		clear(nodes)
 		return 0, nil
 	}
 	m.folded = m.span.takeGradient()
@@ -367,7 +360,7 @@ func (m *reducer) fold(units map[schedule.Node][]float32) error {
 	// First the buckets that this replica folds for the others, who wait for them.
 	for _, mine := range []bool{true, false} {
 		for _, b := range m.buckets {
-			if (!b.scatter || b.owner == int(m.run.open.GetReplica())) != mine {
+			if (!b.scatter || b.owner == m.self) != mine {
 				continue
 			}
 			var err error
@@ -413,11 +406,12 @@ func (m *reducer) read(b *bucket, values map[schedule.Node][]float32) error {
 			return err
 		}
 		values[n] = make([]float32, b.hi-b.lo)
-		if err := b.decode(values[n], data); err != nil {
-			return fault.Wrap(fault.DataLoss, err, "read %s slots %d-%d of step %d", b.nodes.part, n.Lo, n.Hi, m.step)
+		err = b.decode(values[n], data)
+		if err == nil {
+			err = m.checkNorm(values[n])
 		}
-		if err := m.checkNorm(values[n]); err != nil {
-			return fault.Wrap(fault.DataLoss, err, "read %s slots %d-%d of step %d", b.nodes.part, n.Lo, n.Hi, m.step)
+		if err != nil {
+			return m.mail.reject(&b.nodes, n, reasonOf(err), data, len(data), err)
 		}
 	}
 	return nil
@@ -429,8 +423,13 @@ func (m *reducer) readFold(b *bucket) error {
 	if err != nil {
 		return err
 	}
-	if err := (compress.Codec{}).Decode(m.folded.flat[b.lo:b.hi], data); err != nil {
-		return fault.Wrap(fault.DataLoss, err, "read %s of step %d", b.fold.part, m.step)
+	sum := m.folded.flat[b.lo:b.hi]
+	err = (compress.Codec{}).Decode(sum, data)
+	if s := m.run.service.cfg.Kernels.SumSquares(sum); err == nil && (math.IsNaN(s) || math.IsInf(s, 0)) {
+		err = errNotFinite
+	}
+	if err != nil {
+		return m.mail.reject(&b.fold, m.root, reasonOf(err), data, len(data), err)
 	}
 	return nil
 }

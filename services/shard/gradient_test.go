@@ -8,7 +8,6 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
-	"github.com/lamina-mesh/lamina/pkg/fault"
 	eventv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/event/v1"
 	"github.com/lamina-mesh/lamina/pkg/gradbus"
 	"github.com/lamina-mesh/lamina/pkg/wire"
@@ -107,9 +106,11 @@ func TestTrain_DamagedGradientsNeverReachTheWeights(t *testing.T) {
 				put(t, bus, key, g)
 			}
 			c.step(1, 0, 2, false)
-			if err := c.fails(); fault.CodeOf(err) != fault.DataLoss {
-				t.Errorf("got %v, want a data loss error", err)
+			if got := c.rejected(); got.GetReplica() != 1 || got.GetStep() != 1 {
+				t.Errorf("got %v, want a rejection of replica 1", got)
 			}
+			c.abort(1, 0)
+			c.end()
 		})
 	}
 }

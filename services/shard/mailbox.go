@@ -25,7 +25,8 @@ const (
 // and a node has the same bits whoever computed it, so repetition and order are of no importance.
 type mailbox struct {
 	run     *trainRun
-	step    uint64
+	ctx     context.Context // of the attempt
+	at      attempt
 	readers map[string]*reader // by part
 	read    uint64             // bytes since the last report
 }
@@ -36,6 +37,7 @@ type reader struct {
 	events  gradbus.Subscription
 	partial map[schedule.Node]*assembly
 	whole   map[schedule.Node][]byte
+	early   []gradbus.Event // of the attempts at the step that come after this one
 }
 
 // parcel describes what is expected on a part in a step.
@@ -49,12 +51,14 @@ type parcel struct {
 	ignored map[schedule.Node]bool
 }
 
-// begin prepares for a step. A repeated step reads the same events, so what has arrived is kept.
-func (m *mailbox) begin(step uint64) {
-	if step == m.step {
+// begin prepares for an attempt at a step. A repeated attempt reads the same events, so what has arrived is
+// kept.
+func (m *mailbox) begin(ctx context.Context, a attempt) {
+	m.ctx = ctx
+	if a == m.at {
 		return
 	}
-	m.step = step
+	m.at = a
 	for _, in := range m.readers {
 		clear(in.partial)
 		clear(in.whole)
@@ -77,7 +81,7 @@ func (m *mailbox) send(part string, n schedule.Node, wireType string, data []byt
 	for i := range chunks {
 		piece := data[i*chunkSize : min(len(data), (i+1)*chunkSize)]
 		raw, err := proto.Marshal(&eventv1.Gradient{
-			Run: o.GetRun(), Step: m.step, Part: part, SlotLo: uint32(n.Lo), SlotHi: uint32(n.Hi),
+			Run: o.GetRun(), Step: m.at.step, Attempt: m.at.n, Part: part, SlotLo: uint32(n.Lo), SlotHi: uint32(n.Hi),
 			Chunk: uint32(i), Chunks: uint32(chunks), Wire: wireType,
 			Checksum: wire.Checksum(piece), WholeChecksum: whole, Replica: o.GetReplica(), Data: piece,
 		})
@@ -85,7 +89,8 @@ func (m *mailbox) send(part string, n schedule.Node, wireType string, data []byt
 			return fault.Wrap(fault.Internal, err, "encode gradient event")
 		}
 		key := gradbus.Key{
-			Run: o.GetRun(), Part: part, Step: m.step, SlotLo: uint32(n.Lo), SlotHi: uint32(n.Hi), Chunk: uint32(i),
+			Run: o.GetRun(), Part: part, Step: m.at.step, SlotLo: uint32(n.Lo), SlotHi: uint32(n.Hi), Chunk: uint32(i),
+			Attempt: m.at.n,
 		}
 		if err := m.run.outbox.Publish(gradbus.Event{Key: key, Data: raw}); err != nil {
 			return err
@@ -99,11 +104,11 @@ func (m *mailbox) await(p *parcel, n schedule.Node) ([]byte, error) {
 	if p.size == 0 {
 		return nil, nil
 	}
-	ctx, cancel := context.WithTimeout(m.run.ctx, meetTimeout)
+	ctx, cancel := context.WithTimeout(m.ctx, meetTimeout)
 	defer cancel()
 	in := m.readers[p.part]
 	if in == nil {
-		events, err := m.run.service.cfg.Bus.Subscribe(ctx, m.run.open.GetRun(), p.part, m.step)
+		events, err := m.run.service.cfg.Bus.Subscribe(ctx, m.run.open.GetRun(), p.part, m.at.step)
 		if err != nil {
 			return nil, err
 		}
@@ -111,10 +116,10 @@ func (m *mailbox) await(p *parcel, n schedule.Node) ([]byte, error) {
 		m.readers[p.part] = in
 	}
 	for in.whole[n] == nil {
-		e, err := in.events.Next(ctx)
+		e, err := in.next(ctx, m.at)
 		if err != nil {
 			return nil, fault.Wrap(fault.CodeOf(err), err, "wait for %s slots %d-%d of step %d", p.part, n.Lo, n.Hi,
-				m.step)
+				m.at.step)
 		}
 		m.read += uint64(len(e.Data))
 		if err := m.take(p, in, e); err != nil {
@@ -124,26 +129,48 @@ func (m *mailbox) await(p *parcel, n schedule.Node) ([]byte, error) {
 	return in.whole[n], nil
 }
 
-// take stores an event under its node. Repeated and late events are dropped. An event of this step for a
-// node that no replica publishes is an error.
+// next returns the next event. Those of an attempt that this stage has not begun yet wait for it.
+func (in *reader) next(ctx context.Context, at attempt) (gradbus.Event, error) {
+	for i, e := range in.early {
+		if e.Key.Step != at.step || e.Key.Attempt <= at.n {
+			in.early = append(in.early[:i], in.early[i+1:]...)
+			return e, nil
+		}
+	}
+	for {
+		e, err := in.events.Next(ctx)
+		if err != nil || e.Key.Step != at.step || e.Key.Attempt <= at.n {
+			return e, err
+		}
+		in.early = append(in.early, e)
+	}
+}
+
+// take stores an event under its node. Repeated and late events are dropped, those of aborted attempts too. An
+// event of this step for a node that no replica publishes is rejected.
 func (m *mailbox) take(p *parcel, in *reader, e gradbus.Event) error {
 	n := schedule.Node{Lo: int(e.Key.SlotLo), Hi: int(e.Key.SlotHi)}
 	_, known := p.publishers[n]
 	switch {
-	case p.ignored[n], e.Key.Step < m.step, in.whole[n] != nil:
+	case p.ignored[n], m.at.after(attempt{e.Key.Step, e.Key.Attempt}), in.whole[n] != nil:
 		return nil
-	case e.Key.Step > m.step || !known:
-		return fault.New(fault.DataLoss, "read gradient event %v: no replica publishes it in step %d", e.Key, m.step)
+	case e.Key.Step > m.at.step:
+		return m.rejectEvent(p, n, e, &eventError{e.Key, true, fmt.Sprintf("step %d has not begun", e.Key.Step)})
+	case !known:
+		return m.rejectEvent(p, n, e, &eventError{e.Key, false, "no replica publishes the node"})
 	}
 	if in.partial[n] == nil {
 		in.partial[n] = &assembly{have: map[uint32]bool{}}
 	}
 	whole, err := in.partial[n].add(e, p)
+	if err != nil {
+		return m.rejectEvent(p, n, e, err)
+	}
 	if whole != nil {
 		in.whole[n] = whole
 		delete(in.partial, n)
 	}
-	return err
+	return nil
 }
 
 // assembly collects the chunks of one node.
@@ -157,7 +184,7 @@ type assembly struct {
 // or checksum is an error, which ends the step.
 func (a *assembly) add(e gradbus.Event, p *parcel) ([]byte, error) {
 	bad := func(format string, args ...any) error {
-		return fault.New(fault.DataLoss, "read gradient event %v: %s", e.Key, fmt.Sprintf(format, args...))
+		return &eventError{e.Key, false, fmt.Sprintf(format, args...)}
 	}
 	var g eventv1.Gradient
 	if err := proto.Unmarshal(e.Data, &g); err != nil {
@@ -166,7 +193,9 @@ func (a *assembly) add(e gradbus.Event, p *parcel) ([]byte, error) {
 	chunks := (p.size + chunkSize - 1) / chunkSize
 	lo := int(g.GetChunk()) * chunkSize
 	switch {
-	case g.GetStep() != e.Key.Step || g.GetPart() != e.Key.Part || g.GetSlotLo() != e.Key.SlotLo ||
+	case g.GetStep() < e.Key.Step || g.GetStep() == e.Key.Step && g.GetAttempt() < e.Key.Attempt:
+		return nil, &eventError{e.Key, true, fmt.Sprintf("it is of attempt %d at step %d", g.GetAttempt(), g.GetStep())}
+	case g.GetStep() != e.Key.Step || g.GetAttempt() != e.Key.Attempt || g.GetPart() != e.Key.Part || g.GetSlotLo() != e.Key.SlotLo ||
 		g.GetSlotHi() != e.Key.SlotHi || g.GetChunk() != e.Key.Chunk:
 		return nil, bad("its fields differ from its key")
 	case g.GetRun() != e.Key.Run:

@@ -22,6 +22,7 @@ import (
 // them piece by piece with next. Neither waits for the other longer than for the copy of a tensor.
 type snapshot struct {
 	step    uint64
+	writer  int // this stage's place among the replicas that write
 	kernels kernel.Memory[float32]
 	items   []*item
 
@@ -38,10 +39,10 @@ type item struct {
 	from   int
 }
 
-func newSnapshot(step uint64, kernels kernel.Memory[float32], tensors []stateTensor) *snapshot {
-	s := &snapshot{step: step, kernels: kernels, live: map[*float32]*item{}}
+func newSnapshot(step uint64, writer int, kernels kernel.Memory[float32], tensors []stateTensor) *snapshot {
+	s := &snapshot{step: step, writer: writer, kernels: kernels, live: map[*float32]*item{}}
 	for _, t := range tensors {
-		if !t.own {
+		if !t.own && (!t.equal || writer > 0) {
 			continue
 		}
 		i := &item{stateTensor: t}
@@ -117,7 +118,11 @@ func (r *trainRun) save(s *shardv1.Save) error {
 	if r.diloco != nil {
 		r.diloco.use(nil) // so that every worker's state is its own
 	}
-	r.snapshot = newSnapshot(r.step, r.service.cfg.Kernels, r.all)
+	writer := r.members.own
+	if s.Writer != nil {
+		writer = int(s.GetWriter())
+	}
+	r.snapshot = newSnapshot(r.step, writer, r.service.cfg.Kernels, r.all)
 	r.snapshots <- r.snapshot // its only other element was taken before it ended
 	return nil
 }
@@ -181,9 +186,9 @@ func (s *snapshot) kinds() []shardv1.StateKind {
 }
 
 // fileName is the name of the file of a kind of tensors of this stage.
-func (r *trainRun) fileName(kind shardv1.StateKind) string {
+func (r *trainRun) fileName(kind shardv1.StateKind, writer int) string {
 	replica := ""
-	if n := r.open.GetReplica(); n > 0 {
+	if n := writer; n > 0 {
 		replica = fmt.Sprintf("-replica-%03d", n)
 	}
 	return fmt.Sprintf("%s%s-%03d-of-%03d.safetensors", kindName(kind), replica, r.open.GetStage()+1,
@@ -193,7 +198,7 @@ func (r *trainRun) fileName(kind shardv1.StateKind) string {
 // writeFile writes one file of a snapshot: to the shared folder, whose file it returns, or to the
 // stream.
 func (r *trainRun) writeFile(s *snapshot, kind shardv1.StateKind, stream saveServer) (*shardv1.SavedFile, error) {
-	name := r.fileName(kind)
+	name := r.fileName(kind, s.writer)
 	if r.store == nil {
 		err := stream.Send(&shardv1.SaveStateResponse{Frame: &shardv1.SaveStateResponse_File{
 			File: &shardv1.StateFile{Name: name}}})

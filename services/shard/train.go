@@ -45,9 +45,12 @@ type training struct {
 	service *Service
 	mu      sync.Mutex
 	runs    map[string]*trainRun // by chain and stage
+	epochs  map[string]uint64    // the largest one of each lease
 }
 
-func newTraining(s *Service) *training { return &training{service: s, runs: map[string]*trainRun{}} }
+func newTraining(s *Service) *training {
+	return &training{service: s, runs: map[string]*trainRun{}, epochs: map[string]uint64{}}
+}
 
 func runKey(chain []byte, stage uint32) string { return fmt.Sprintf("%x/%d", chain, stage) }
 
@@ -60,6 +63,13 @@ type trainRun struct {
 	frames  chan *shardv1.TrainRequest
 	ctx     context.Context
 	fail    context.CancelCauseFunc
+
+	sending  sync.Mutex    // held while a frame is sent
+	pieces   chan struct{} // bounds the chunks among the frames
+	fence    *fence
+	halted   bool // the attempt has ended before its time, and its abort is to come
+	members  members
+	progress progress
 
 	spans []*trainSpan
 	optim optim.Config
@@ -147,7 +157,12 @@ func (s *Service) Train(stream trainServer) error {
 	}
 	s.log.Info("train stage", "run", open.GetRun(), "replica", open.GetReplica(), "layers", r.layers())
 	go r.read()
+	beating, stop := context.WithCancel(ctx)
+	var beat sync.WaitGroup
+	beat.Go(func() { r.heartbeat(beating) })
 	err = r.serve()
+	stop()
+	beat.Wait()
 	if cause := context.Cause(ctx); err != nil && cause != nil && stream.Context().Err() == nil {
 		err = cause
 	}
@@ -253,9 +268,11 @@ func (t *training) build(
 		kernels = kernels.BFloat16()
 	}
 	r := &trainRun{
+		// There is room for all slots of a step, so that the abort behind them is read at once.
 		service: t.service, open: o, stream: stream, ctx: ctx, fail: fail, frames: make(
-			chan *shardv1.TrainRequest, max(frameQueue, int(o.GetStages())),
+			chan *shardv1.TrainRequest, max(frameQueue, int(o.GetStages()))+int(o.GetSlots()),
 		),
+		pieces: make(chan struct{}, frameQueue), fence: newFence(), members: allMembers(o),
 		optim: optimizer(o.GetOptimizer()), scratch: optim.NewScratch(t.service.cfg.Kernels), loaded: map[int]bool{},
 		snapshots: make(chan *snapshot, 1),
 	}
@@ -288,6 +305,9 @@ func (t *training) build(
 	if t.runs[key] != nil {
 		return nil, fault.New(fault.AlreadyExists, "open stage %d of chain %x: it is already open",
 			o.GetStage(), o.GetChain())
+	}
+	if err := t.lead(o); err != nil {
+		return nil, err
 	}
 	r.outbox = gradbus.NewOutbox(ctx, t.service.cfg.Bus, t.service.cfg.Outbox, fail)
 	t.runs[key] = r
@@ -367,7 +387,7 @@ func (r *trainRun) connect() error {
 		return nil
 	}
 	var err error
-	r.next, err = dialNext(r.ctx, r.fail, r.service.cfg.Dialer, r.open, r.activationBytes())
+	r.next, err = dialNext(r.ctx, r.fail, r.service.cfg.Dialer, r.open, r.activationBytes(), r.fence)
 	return err
 }
 
@@ -388,7 +408,11 @@ func (r *trainRun) close() {
 	}
 }
 
-func (r *trainRun) send(f *shardv1.TrainResponse) error { return r.stream.Send(f) }
+func (r *trainRun) send(f *shardv1.TrainResponse) error {
+	r.sending.Lock()
+	defer r.sending.Unlock()
+	return r.stream.Send(f)
+}
 
 // read queues the trainer's frames. It ends with the stream, and so with the handler.
 func (r *trainRun) read() {
@@ -402,6 +426,17 @@ func (r *trainRun) read() {
 			r.fail(err)
 			return
 		}
+		if f.GetChunk() != nil {
+			select {
+			case r.pieces <- struct{}{}:
+			case <-r.ctx.Done():
+				return
+			}
+		}
+		if a := f.GetAbort(); a != nil {
+			r.fence.raise(attempt{a.GetStep(), a.GetAttempt()})
+			r.outbox.Abort(a.GetStep(), a.GetAttempt()) // whoever waits for room in it must not wait longer
+		}
 		select {
 		case r.frames <- f:
 		case <-r.ctx.Done():
@@ -411,12 +446,17 @@ func (r *trainRun) read() {
 }
 
 // frame waits for the trainer's next frame; nil after it has closed its side.
-func (r *trainRun) frame() (*shardv1.TrainRequest, error) {
+func (r *trainRun) frame() (*shardv1.TrainRequest, error) { return r.frameIn(r.ctx) }
+
+func (r *trainRun) frameIn(ctx context.Context) (*shardv1.TrainRequest, error) {
 	select {
 	case f := <-r.frames:
+		if f.GetChunk() != nil {
+			<-r.pieces
+		}
 		return f, nil
-	case <-r.ctx.Done():
-		return nil, context.Cause(r.ctx)
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
 	}
 }
 
@@ -443,8 +483,18 @@ func (r *trainRun) serve() (err error) {
 			err = r.apply(frame.Apply)
 		case *shardv1.TrainRequest_Save:
 			err = r.save(frame.Save)
+		case *shardv1.TrainRequest_Abort:
+			err = r.abort(frame.Abort)
+		case *shardv1.TrainRequest_Microbatch:
+			if !r.halted {
+				err = fault.Field("frame", "%T is not allowed here", frame)
+			}
 		default:
 			err = fault.Field("frame", "%T is not allowed here", frame)
+		}
+		var bad *rejection
+		if errors.As(err, &bad) { // of a worker's differences, under DiLoCo
+			err = r.halt(attempt{step: r.step}, err)
 		}
 		if err != nil {
 			return err
@@ -463,12 +513,20 @@ func (r *trainRun) apply(a *shardv1.Apply) error {
 		r.diloco.use(w)
 	}
 	for _, s := range r.spans {
-		if s.reducer.folded == nil || a.GetStep() != s.reducer.step {
-			return fault.New(fault.FailedPrecondition, "apply step %d: its gradient has not been folded", a.GetStep())
+		if s.reducer.folded == nil || a.GetStep() != s.reducer.step || a.GetAttempt() != s.reducer.attempt {
+			return fault.New(fault.FailedPrecondition, "apply step %d, attempt %d: its gradient has not been folded",
+				a.GetStep(), a.GetAttempt())
 		}
 	}
+	if err := context.Cause(r.ctx); err != nil { // by another trainer, perhaps
+		return err
+	}
+	if a.GetEpoch() < r.open.GetEpoch() {
+		return fault.New(fault.Aborted, "apply step %d: epoch %d is below %d", a.GetStep(), a.GetEpoch(),
+			r.open.GetEpoch())
+	}
 	for _, p := range r.state {
-		if p.group.Trainable {
+		if p.group.Trainable && !a.GetSkip() {
 			r.changes(p.Data, p.m, p.v)
 			r.optim.Step(r.scratch, p.group, p.Data, p.m, p.v, p.span.reducer.folded.tensor(p.Name),
 				a.GetGradientScale(), a.GetLearningRate(), int(a.GetStep()))
@@ -476,7 +534,11 @@ func (r *trainRun) apply(a *shardv1.Apply) error {
 	}
 	r.step = a.GetStep()
 	for _, s := range r.spans {
-		s.reducer.commit()
+		if a.GetSkip() {
+			s.reducer.discard()
+		} else {
+			s.reducer.commit()
+		}
 	}
 	if w != nil {
 		if err := r.diloco.stepped(w, r.step, a.GetAverageAll()); err != nil {

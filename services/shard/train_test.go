@@ -178,6 +178,31 @@ func (c *conversation) step(step uint64, lo, hi uint32, forwardOnly bool) {
 	}
 }
 
+// rejected reads until the stage rejects a gradient.
+func (c *conversation) rejected() *shardv1.Rejected {
+	c.t.Helper()
+	for {
+		if r := c.next().GetRejected(); r != nil {
+			return r
+		}
+	}
+}
+
+// abort ends an attempt, and reads until the stage has ended it.
+func (c *conversation) abort(step uint64, attempt uint32) {
+	c.t.Helper()
+	c.send(&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Abort{Abort: &shardv1.Abort{Step: step,
+		Attempt: attempt}}})
+	for {
+		if a := c.next().GetAborted(); a != nil {
+			if a.GetStep() != step || a.GetAttempt() != attempt {
+				c.t.Errorf("aborted %v, want attempt %d at step %d", a, attempt, step)
+			}
+			return
+		}
+	}
+}
+
 // folded reads losses until the stage has folded the gradient.
 func (c *conversation) folded() (losses []float64, norms []*shardv1.Norm) {
 	c.t.Helper()

@@ -34,13 +34,12 @@ type stateTensor struct {
 	kind  shardv1.StateKind
 	shape []int
 	data  kernel.Buffer[float32]
-	own   bool // this stage writes it to checkpoints; of the others it has a copy
+	own   bool // this stage alone has it, and writes it to checkpoints
+	equal bool // all replicas have it, and one of them writes it to checkpoints
 }
 
-// stateOf lists the state of a parameter. Replicas have equal parameters, so only the first one writes
-// them.
+// stateOf lists the state of a parameter. A tied copy is not written.
 func (r *trainRun) stateOf(p *paramState) []stateTensor {
-	own := !p.Tied() && r.open.GetReplica() == 0
 	var out []stateTensor
 	for _, t := range []stateTensor{
 		{kind: shardv1.StateKind_STATE_KIND_WEIGHT, data: p.Data},
@@ -48,7 +47,7 @@ func (r *trainRun) stateOf(p *paramState) []stateTensor {
 		{kind: shardv1.StateKind_STATE_KIND_MOMENT2, data: p.v},
 	} {
 		if t.data != nil {
-			t.name, t.shape, t.own = p.Owner(), p.Shape, own
+			t.name, t.shape, t.equal = p.Owner(), p.Shape, !p.Tied()
 			out = append(out, t)
 		}
 	}

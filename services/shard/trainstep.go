@@ -1,6 +1,8 @@
 package shard
 
 import (
+	"context"
+	"errors"
 	"time"
 
 	"github.com/lamina-mesh/lamina/pkg/fault"
@@ -12,7 +14,9 @@ import (
 // stepRun is one optimizer step, or one evaluation, on this stage.
 type stepRun struct {
 	*trainRun
+	ctx    context.Context // of the attempt
 	step   *shardv1.Step
+	at     attempt
 	scale  float64
 	traces map[pass]*model.Trace[float32]
 	grads  []map[schedule.Node]*gradient // by span; folded into as few nodes as possible
@@ -23,8 +27,32 @@ type stepRun struct {
 // pass is the way of one slot through one span.
 type pass struct{ slot, span int }
 
-// runStep runs the stage's schedule for the step's slots.
+// runStep makes an attempt at a step. An attempt that is aborted or meets a gradient that must not be used is
+// no error.
 func (r *trainRun) runStep(step *shardv1.Step) error {
+	at := attempt{step.GetStep(), step.GetAttempt()}
+	if r.halted {
+		return fault.New(fault.FailedPrecondition, "begin attempt %d at step %d: the one before is not aborted", at.n,
+			at.step)
+	}
+	ctx, cancel := r.fence.begin(r.ctx, at)
+	defer cancel(nil)
+	err := r.try(ctx, at, step)
+	r.progress.end()
+	var bad *rejection
+	if err != nil && (r.fence.isOver(at) && r.ctx.Err() == nil || errors.As(err, &bad)) {
+		return r.halt(at, err)
+	}
+	return err
+}
+
+// try runs the stage's schedule for the step's slots.
+func (r *trainRun) try(ctx context.Context, at attempt, step *shardv1.Step) error {
+	if !step.GetForwardOnly() {
+		if err := r.regroup(step); err != nil {
+			return err
+		}
+	}
 	if err := r.checkStep(step); err != nil {
 		return err
 	}
@@ -38,15 +66,18 @@ func (r *trainRun) runStep(step *shardv1.Step) error {
 	start := time.Now()
 	s := &stepRun{
 		trainRun: r,
+		ctx:      ctx,
 		step:     step,
+		at:       at,
 		scale:    1 / float64(step.GetTargets()),
 		traces:   map[pass]*model.Trace[float32]{},
 		micro:    map[int]*shardv1.Microbatch{},
 	}
+	defer s.drop()
 	for _, span := range r.spans {
 		s.grads = append(s.grads, map[schedule.Node]*gradient{})
 		if !step.GetForwardOnly() {
-			span.reducer.begin(step.GetStep())
+			span.reducer.begin(ctx, at, step.GetMaxNorm())
 		}
 	}
 	actions, err := schedule.Config{
@@ -55,10 +86,15 @@ func (r *trainRun) runStep(step *shardv1.Step) error {
 	if err != nil {
 		return fault.Wrap(fault.Invalid, err, "open")
 	}
+	r.progress.begin(at, len(actions))
 	for _, a := range actions {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		if err := s.run(a); err != nil {
 			return err
 		}
+		r.progress.done.Add(1)
 	}
 	if step.GetForwardOnly() {
 		return nil
@@ -69,7 +105,7 @@ func (r *trainRun) runStep(step *shardv1.Step) error {
 		return err
 	}
 	out := &shardv1.Folded{
-		Step: step.GetStep(), Norms: norms, ComputeUs: uint64(
+		Step: step.GetStep(), Attempt: at.n, Norms: norms, ComputeUs: uint64(
 			(time.Since(start) - s.wait).Microseconds(),
 		), WaitUs: uint64(s.wait.Microseconds()),
 		ScheduleUs: uint64(took.Microseconds()), IdleUs: uint64(idle.Microseconds()),
@@ -188,7 +224,7 @@ func (r *trainRun) checkStep(step *shardv1.Step) error {
 	if step.GetForwardOnly() {
 		return nil
 	}
-	lo, hi := r.slots(int(r.open.GetReplica()))
+	lo, hi := r.members.slots()
 	if r.diloco != nil {
 		w, err := r.diloco.find(step.GetWorker())
 		if err != nil {
@@ -232,7 +268,7 @@ func (s *stepRun) forward(p pass) error {
 	}
 	if !stage.First() {
 		begin := time.Now()
-		a, err := s.prev.activation(s.ctx, s.step.GetStep(), p.slot, p.span)
+		a, err := s.prev.activation(s.ctx, s.at, p.slot, p.span)
 		s.wait += time.Since(begin)
 		if err != nil {
 			return err
@@ -251,7 +287,7 @@ func (s *stepRun) forward(p pass) error {
 		if s.wraps() {
 			to++
 		}
-		if err := s.next.send(s.step.GetStep(), p.slot, to, tr.Out, stage.Spec.Width); err != nil {
+		if err := s.next.send(s.at, p.slot, to, tr.Out, stage.Spec.Width); err != nil {
 			return err
 		}
 	} else if len(picks) > 0 {
@@ -334,7 +370,7 @@ func (s *stepRun) outputGradient(p pass) ([]float32, error) {
 		return nil, nil
 	}
 	begin := time.Now()
-	dOut, err := s.next.gradient(s.ctx, s.step.GetStep(), p.slot, p.span)
+	dOut, err := s.next.gradient(s.ctx, s.at, p.slot, p.span)
 	s.wait += time.Since(begin)
 	return dOut, err
 }
@@ -350,7 +386,7 @@ func (s *stepRun) sendInputGradient(p pass, dIn []float32) error {
 	if s.open.GetStage() == 0 {
 		to--
 	}
-	return s.prev.send(s.step.GetStep(), p.slot, to, dIn, stage.Spec.Width)
+	return s.prev.send(s.at, p.slot, to, dIn, stage.Spec.Width)
 }
 
 // backward runs one slot backward through one span and keeps its gradient.

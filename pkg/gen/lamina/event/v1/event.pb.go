@@ -57,6 +57,8 @@ type Gradient struct {
 	Replica uint32 `protobuf:"varint,10,opt,name=replica,proto3" json:"replica,omitempty"`
 	// The wire type of `data`, as in lamina.shard.v1.Gradients; empty means f32.
 	Wire string `protobuf:"bytes,11,opt,name=wire,proto3" json:"wire,omitempty"`
+	// The attempt at the step, from 0. An attempt is aborted when a replica is lost, and nothing of it is used.
+	Attempt uint32 `protobuf:"varint,20,opt,name=attempt,proto3" json:"attempt,omitempty"`
 	// The encoded tensors of the part, concatenated in name order; pkg/compress defines the encodings.
 	Data          []byte `protobuf:"bytes,15,opt,name=data,proto3" json:"data,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -170,6 +172,13 @@ func (x *Gradient) GetWire() string {
 	return ""
 }
 
+func (x *Gradient) GetAttempt() uint32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
 func (x *Gradient) GetData() []byte {
 	if x != nil {
 		return x.Data
@@ -181,7 +190,7 @@ var File_lamina_event_v1_event_proto protoreflect.FileDescriptor
 
 const file_lamina_event_v1_event_proto_rawDesc = "" +
 	"\n" +
-	"\x1blamina/event/v1/event.proto\x12\x0flamina.event.v1\"\xa9\x02\n" +
+	"\x1blamina/event/v1/event.proto\x12\x0flamina.event.v1\"\xc3\x02\n" +
 	"\bGradient\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\tR\x03run\x12\x12\n" +
 	"\x04step\x18\x02 \x01(\x04R\x04step\x12\x12\n" +
@@ -194,7 +203,8 @@ const file_lamina_event_v1_event_proto_rawDesc = "" +
 	"\x0ewhole_checksum\x18\t \x01(\x06R\rwholeChecksum\x12\x18\n" +
 	"\areplica\x18\n" +
 	" \x01(\rR\areplica\x12\x12\n" +
-	"\x04wire\x18\v \x01(\tR\x04wire\x12\x12\n" +
+	"\x04wire\x18\v \x01(\tR\x04wire\x12\x18\n" +
+	"\aattempt\x18\x14 \x01(\rR\aattempt\x12\x12\n" +
 	"\x04data\x18\x0f \x01(\fR\x04dataB?Z=github.com/lamina-mesh/lamina/pkg/gen/lamina/event/v1;eventv1b\x06proto3"
 
 var (

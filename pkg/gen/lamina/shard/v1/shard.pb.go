@@ -155,6 +155,67 @@ func (StateKind) EnumDescriptor() ([]byte, []int) {
 	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{1}
 }
 
+// RejectReason says why a gradient must not be used.
+type RejectReason int32
+
+const (
+	// Never sent.
+	RejectReason_REJECT_REASON_UNSPECIFIED RejectReason = 0
+	// A value is not finite, or one that is encoded.
+	RejectReason_REJECT_REASON_NOT_FINITE RejectReason = 1
+	// Its norm exceeds the limit of the step or of the run.
+	RejectReason_REJECT_REASON_HUGE RejectReason = 2
+	// It is of another step or attempt than its event says.
+	RejectReason_REJECT_REASON_STALE RejectReason = 3
+	// It has the wrong size, wire type, node or checksum, or cannot be decoded.
+	RejectReason_REJECT_REASON_MISSHAPEN RejectReason = 4
+)
+
+// Enum value maps for RejectReason.
+var (
+	RejectReason_name = map[int32]string{
+		0: "REJECT_REASON_UNSPECIFIED",
+		1: "REJECT_REASON_NOT_FINITE",
+		2: "REJECT_REASON_HUGE",
+		3: "REJECT_REASON_STALE",
+		4: "REJECT_REASON_MISSHAPEN",
+	}
+	RejectReason_value = map[string]int32{
+		"REJECT_REASON_UNSPECIFIED": 0,
+		"REJECT_REASON_NOT_FINITE":  1,
+		"REJECT_REASON_HUGE":        2,
+		"REJECT_REASON_STALE":       3,
+		"REJECT_REASON_MISSHAPEN":   4,
+	}
+)
+
+func (x RejectReason) Enum() *RejectReason {
+	p := new(RejectReason)
+	*p = x
+	return p
+}
+
+func (x RejectReason) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (RejectReason) Descriptor() protoreflect.EnumDescriptor {
+	return file_lamina_shard_v1_shard_proto_enumTypes[2].Descriptor()
+}
+
+func (RejectReason) Type() protoreflect.EnumType {
+	return &file_lamina_shard_v1_shard_proto_enumTypes[2]
+}
+
+func (x RejectReason) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use RejectReason.Descriptor instead.
+func (RejectReason) EnumDescriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{2}
+}
+
 // DescribeRequest asks a shard what it holds.
 type DescribeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1503,6 +1564,7 @@ type TrainRequest struct {
 	//	*TrainRequest_Microbatch
 	//	*TrainRequest_Apply
 	//	*TrainRequest_Save
+	//	*TrainRequest_Abort
 	Frame         isTrainRequest_Frame `protobuf_oneof:"frame"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1617,6 +1679,15 @@ func (x *TrainRequest) GetSave() *Save {
 	return nil
 }
 
+func (x *TrainRequest) GetAbort() *Abort {
+	if x != nil {
+		if x, ok := x.Frame.(*TrainRequest_Abort); ok {
+			return x.Abort
+		}
+	}
+	return nil
+}
+
 type isTrainRequest_Frame interface {
 	isTrainRequest_Frame()
 }
@@ -1661,6 +1732,11 @@ type TrainRequest_Save struct {
 	Save *Save `protobuf:"bytes,20,opt,name=save,proto3,oneof"`
 }
 
+type TrainRequest_Abort struct {
+	// End an attempt at a step.
+	Abort *Abort `protobuf:"bytes,36,opt,name=abort,proto3,oneof"`
+}
+
 func (*TrainRequest_Open) isTrainRequest_Frame() {}
 
 func (*TrainRequest_State) isTrainRequest_Frame() {}
@@ -1676,6 +1752,8 @@ func (*TrainRequest_Microbatch) isTrainRequest_Frame() {}
 func (*TrainRequest_Apply) isTrainRequest_Frame() {}
 
 func (*TrainRequest_Save) isTrainRequest_Frame() {}
+
+func (*TrainRequest_Abort) isTrainRequest_Frame() {}
 
 // TrainOpen holds the settings of a stage in a run.
 type TrainOpen struct {
@@ -1736,7 +1814,14 @@ type TrainOpen struct {
 	// How gradients are encoded and exchanged.
 	Gradients *Gradients `protobuf:"bytes,35,opt,name=gradients,proto3" json:"gradients,omitempty"`
 	// Absent unless workers step on their own and average from time to time.
-	Diloco        *DiLoCo `protobuf:"bytes,36,opt,name=diloco,proto3" json:"diloco,omitempty"`
+	Diloco *DiLoCo `protobuf:"bytes,36,opt,name=diloco,proto3" json:"diloco,omitempty"`
+	// Numbers the trainers that have led the run, so that frames of one that has been deposed are refused: a
+	// stage ends the streams of the same `lease` that were opened with a smaller epoch.
+	Epoch uint64 `protobuf:"varint,40,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// What the epoch is about: the name of the run's lock. Empty if there is none.
+	Lease string `protobuf:"bytes,41,opt,name=lease,proto3" json:"lease,omitempty"`
+	// How often the stage says that it lives, in milliseconds; 0 for never.
+	HeartbeatMs   uint32 `protobuf:"varint,42,opt,name=heartbeat_ms,json=heartbeatMs,proto3" json:"heartbeat_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1946,6 +2031,91 @@ func (x *TrainOpen) GetDiloco() *DiLoCo {
 	return nil
 }
 
+func (x *TrainOpen) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *TrainOpen) GetLease() string {
+	if x != nil {
+		return x.Lease
+	}
+	return ""
+}
+
+func (x *TrainOpen) GetHeartbeatMs() uint32 {
+	if x != nil {
+		return x.HeartbeatMs
+	}
+	return 0
+}
+
+// Member is a replica that makes an attempt at a step.
+type Member struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The replica, as in TrainOpen.
+	Replica uint32 `protobuf:"varint,1,opt,name=replica,proto3" json:"replica,omitempty"`
+	// The first slot that it computes.
+	Lo uint32 `protobuf:"varint,2,opt,name=lo,proto3" json:"lo,omitempty"`
+	// One past the last slot that it computes.
+	Hi            uint32 `protobuf:"varint,3,opt,name=hi,proto3" json:"hi,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Member) Reset() {
+	*x = Member{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Member) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Member) ProtoMessage() {}
+
+func (x *Member) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Member.ProtoReflect.Descriptor instead.
+func (*Member) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *Member) GetReplica() uint32 {
+	if x != nil {
+		return x.Replica
+	}
+	return 0
+}
+
+func (x *Member) GetLo() uint32 {
+	if x != nil {
+		return x.Lo
+	}
+	return 0
+}
+
+func (x *Member) GetHi() uint32 {
+	if x != nil {
+		return x.Hi
+	}
+	return 0
+}
+
 // Gradients says how the gradients of nodes of the tree over slots are encoded. All nodes of one
 // level are encoded, on a lone replica too, so the weights do not depend on the number of replicas.
 type Gradients struct {
@@ -1965,7 +2135,7 @@ type Gradients struct {
 
 func (x *Gradients) Reset() {
 	*x = Gradients{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[17]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1977,7 +2147,7 @@ func (x *Gradients) String() string {
 func (*Gradients) ProtoMessage() {}
 
 func (x *Gradients) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[17]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1990,7 +2160,7 @@ func (x *Gradients) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Gradients.ProtoReflect.Descriptor instead.
 func (*Gradients) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{17}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Gradients) GetWire() string {
@@ -2047,7 +2217,7 @@ type DiLoCo struct {
 
 func (x *DiLoCo) Reset() {
 	*x = DiLoCo{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[18]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2059,7 +2229,7 @@ func (x *DiLoCo) String() string {
 func (*DiLoCo) ProtoMessage() {}
 
 func (x *DiLoCo) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[18]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2072,7 +2242,7 @@ func (x *DiLoCo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiLoCo.ProtoReflect.Descriptor instead.
 func (*DiLoCo) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{18}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *DiLoCo) GetWorkers() uint32 {
@@ -2140,7 +2310,7 @@ type Dropout struct {
 
 func (x *Dropout) Reset() {
 	*x = Dropout{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[19]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2152,7 +2322,7 @@ func (x *Dropout) String() string {
 func (*Dropout) ProtoMessage() {}
 
 func (x *Dropout) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[19]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2165,7 +2335,7 @@ func (x *Dropout) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Dropout.ProtoReflect.Descriptor instead.
 func (*Dropout) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{19}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Dropout) GetAttention() float64 {
@@ -2203,7 +2373,7 @@ type InitialWeights struct {
 
 func (x *InitialWeights) Reset() {
 	*x = InitialWeights{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[20]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2215,7 +2385,7 @@ func (x *InitialWeights) String() string {
 func (*InitialWeights) ProtoMessage() {}
 
 func (x *InitialWeights) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[20]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2228,7 +2398,7 @@ func (x *InitialWeights) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InitialWeights.ProtoReflect.Descriptor instead.
 func (*InitialWeights) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{20}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *InitialWeights) GetPath() string {
@@ -2258,7 +2428,7 @@ type Span struct {
 
 func (x *Span) Reset() {
 	*x = Span{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[21]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2270,7 +2440,7 @@ func (x *Span) String() string {
 func (*Span) ProtoMessage() {}
 
 func (x *Span) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[21]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2283,7 +2453,7 @@ func (x *Span) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Span.ProtoReflect.Descriptor instead.
 func (*Span) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{21}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Span) GetLo() uint32 {
@@ -2324,7 +2494,7 @@ type Optimizer struct {
 
 func (x *Optimizer) Reset() {
 	*x = Optimizer{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[22]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2336,7 +2506,7 @@ func (x *Optimizer) String() string {
 func (*Optimizer) ProtoMessage() {}
 
 func (x *Optimizer) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[22]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2349,7 +2519,7 @@ func (x *Optimizer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Optimizer.ProtoReflect.Descriptor instead.
 func (*Optimizer) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{22}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Optimizer) GetName() string {
@@ -2416,7 +2586,7 @@ type AdamW struct {
 
 func (x *AdamW) Reset() {
 	*x = AdamW{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[23]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2428,7 +2598,7 @@ func (x *AdamW) String() string {
 func (*AdamW) ProtoMessage() {}
 
 func (x *AdamW) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[23]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2441,7 +2611,7 @@ func (x *AdamW) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdamW.ProtoReflect.Descriptor instead.
 func (*AdamW) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{23}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *AdamW) GetBeta1() float64 {
@@ -2483,7 +2653,7 @@ type Muon struct {
 
 func (x *Muon) Reset() {
 	*x = Muon{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[24]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2495,7 +2665,7 @@ func (x *Muon) String() string {
 func (*Muon) ProtoMessage() {}
 
 func (x *Muon) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[24]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2508,7 +2678,7 @@ func (x *Muon) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Muon.ProtoReflect.Descriptor instead.
 func (*Muon) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{24}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Muon) GetMomentum() float64 {
@@ -2552,7 +2722,7 @@ type SGD struct {
 
 func (x *SGD) Reset() {
 	*x = SGD{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[25]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2564,7 +2734,7 @@ func (x *SGD) String() string {
 func (*SGD) ProtoMessage() {}
 
 func (x *SGD) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[25]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2577,7 +2747,7 @@ func (x *SGD) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SGD.ProtoReflect.Descriptor instead.
 func (*SGD) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{25}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *SGD) GetMomentum() float64 {
@@ -2614,7 +2784,7 @@ type ParameterRule struct {
 
 func (x *ParameterRule) Reset() {
 	*x = ParameterRule{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[26]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2626,7 +2796,7 @@ func (x *ParameterRule) String() string {
 func (*ParameterRule) ProtoMessage() {}
 
 func (x *ParameterRule) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[26]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2639,7 +2809,7 @@ func (x *ParameterRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ParameterRule.ProtoReflect.Descriptor instead.
 func (*ParameterRule) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{26}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ParameterRule) GetMatch() string {
@@ -2694,7 +2864,7 @@ type State struct {
 
 func (x *State) Reset() {
 	*x = State{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2706,7 +2876,7 @@ func (x *State) String() string {
 func (*State) ProtoMessage() {}
 
 func (x *State) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[27]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2719,7 +2889,7 @@ func (x *State) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use State.ProtoReflect.Descriptor instead.
 func (*State) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{27}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *State) GetName() string {
@@ -2757,7 +2927,7 @@ type Load struct {
 
 func (x *Load) Reset() {
 	*x = Load{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2769,7 +2939,7 @@ func (x *Load) String() string {
 func (*Load) ProtoMessage() {}
 
 func (x *Load) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[28]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2782,7 +2952,7 @@ func (x *Load) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Load.ProtoReflect.Descriptor instead.
 func (*Load) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{28}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Load) GetStep() uint64 {
@@ -2803,14 +2973,19 @@ func (x *Load) GetManifestSha256() []byte {
 type Save struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Optimizer steps taken.
-	Step          uint64 `protobuf:"varint,1,opt,name=step,proto3" json:"step,omitempty"`
+	Step uint64 `protobuf:"varint,1,opt,name=step,proto3" json:"step,omitempty"`
+	// The stage's place among the replicas that write the checkpoint, from 0, and how many they are. What all
+	// have is written once. Absent: as in the last step.
+	Writer *uint32 `protobuf:"varint,23,opt,name=writer,proto3,oneof" json:"writer,omitempty"`
+	// See `writer`.
+	Writers       uint32 `protobuf:"varint,24,opt,name=writers,proto3" json:"writers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Save) Reset() {
 	*x = Save{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2822,7 +2997,7 @@ func (x *Save) String() string {
 func (*Save) ProtoMessage() {}
 
 func (x *Save) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[29]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2835,12 +3010,26 @@ func (x *Save) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Save.ProtoReflect.Descriptor instead.
 func (*Save) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{29}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Save) GetStep() uint64 {
 	if x != nil {
 		return x.Step
+	}
+	return 0
+}
+
+func (x *Save) GetWriter() uint32 {
+	if x != nil && x.Writer != nil {
+		return *x.Writer
+	}
+	return 0
+}
+
+func (x *Save) GetWriters() uint32 {
+	if x != nil {
+		return x.Writers
 	}
 	return 0
 }
@@ -2860,14 +3049,22 @@ type Step struct {
 	// `forward_only`.
 	Length uint32 `protobuf:"varint,10,opt,name=length,proto3" json:"length,omitempty"`
 	// Whose slots they are under DiLoCo. A step is made for each worker of the replica.
-	Worker        uint32 `protobuf:"varint,15,opt,name=worker,proto3" json:"worker,omitempty"`
+	Worker uint32 `protobuf:"varint,15,opt,name=worker,proto3" json:"worker,omitempty"`
+	// Numbers the attempts at the step, from 0. A later one comes after the `abort` of the one before.
+	Attempt uint32 `protobuf:"varint,23,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	// The replicas that make the attempt, in the order of their slots, which are all slots. Empty: all replicas
+	// of TrainOpen with equal shares. Residuals and the state of DiLoCo's workers are on the replicas that
+	// computed the slots, so with them the shares must not change.
+	Members []*Member `protobuf:"bytes,24,rep,name=members,proto3" json:"members,omitempty"`
+	// The largest norm of a node's gradient for one span of layers that is accepted; 0 for none.
+	MaxNorm       float64 `protobuf:"fixed64,25,opt,name=max_norm,json=maxNorm,proto3" json:"max_norm,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Step) Reset() {
 	*x = Step{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2879,7 +3076,7 @@ func (x *Step) String() string {
 func (*Step) ProtoMessage() {}
 
 func (x *Step) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[30]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2892,7 +3089,7 @@ func (x *Step) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Step.ProtoReflect.Descriptor instead.
 func (*Step) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{30}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Step) GetStep() uint64 {
@@ -2937,6 +3134,27 @@ func (x *Step) GetWorker() uint32 {
 	return 0
 }
 
+func (x *Step) GetAttempt() uint32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
+func (x *Step) GetMembers() []*Member {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+func (x *Step) GetMaxNorm() float64 {
+	if x != nil {
+		return x.MaxNorm
+	}
+	return 0
+}
+
 // Microbatch is the data of one slot.
 type Microbatch struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2963,7 +3181,7 @@ type Microbatch struct {
 
 func (x *Microbatch) Reset() {
 	*x = Microbatch{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2975,7 +3193,7 @@ func (x *Microbatch) String() string {
 func (*Microbatch) ProtoMessage() {}
 
 func (x *Microbatch) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[31]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2988,7 +3206,7 @@ func (x *Microbatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Microbatch.ProtoReflect.Descriptor instead.
 func (*Microbatch) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{31}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Microbatch) GetStep() uint64 {
@@ -3063,7 +3281,7 @@ type Pick struct {
 
 func (x *Pick) Reset() {
 	*x = Pick{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3075,7 +3293,7 @@ func (x *Pick) String() string {
 func (*Pick) ProtoMessage() {}
 
 func (x *Pick) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[32]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3088,7 +3306,7 @@ func (x *Pick) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pick.ProtoReflect.Descriptor instead.
 func (*Pick) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{32}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Pick) GetRow() uint32 {
@@ -3125,14 +3343,20 @@ type Apply struct {
 	// weights is averaged before `applied`.
 	Worker uint32 `protobuf:"varint,15,opt,name=worker,proto3" json:"worker,omitempty"`
 	// Average all weights after this step, at once. For the last step of a run under DiLoCo.
-	AverageAll    bool `protobuf:"varint,16,opt,name=average_all,json=averageAll,proto3" json:"average_all,omitempty"`
+	AverageAll bool `protobuf:"varint,16,opt,name=average_all,json=averageAll,proto3" json:"average_all,omitempty"`
+	// The attempt whose gradient is applied.
+	Attempt uint32 `protobuf:"varint,23,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	// As in TrainOpen.
+	Epoch uint64 `protobuf:"varint,24,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// Count the step without stepping: the gradient is dropped and leaves no trace.
+	Skip          bool `protobuf:"varint,25,opt,name=skip,proto3" json:"skip,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Apply) Reset() {
 	*x = Apply{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3144,7 +3368,7 @@ func (x *Apply) String() string {
 func (*Apply) ProtoMessage() {}
 
 func (x *Apply) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[33]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3157,7 +3381,7 @@ func (x *Apply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Apply.ProtoReflect.Descriptor instead.
 func (*Apply) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{33}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Apply) GetStep() uint64 {
@@ -3195,6 +3419,27 @@ func (x *Apply) GetAverageAll() bool {
 	return false
 }
 
+func (x *Apply) GetAttempt() uint32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
+func (x *Apply) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *Apply) GetSkip() bool {
+	if x != nil {
+		return x.Skip
+	}
+	return false
+}
+
 // TrainResponse is a frame to the trainer.
 type TrainResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -3208,6 +3453,9 @@ type TrainResponse struct {
 	//	*TrainResponse_Folded
 	//	*TrainResponse_Applied
 	//	*TrainResponse_Picked
+	//	*TrainResponse_Aborted
+	//	*TrainResponse_Rejected
+	//	*TrainResponse_Alive
 	Frame         isTrainResponse_Frame `protobuf_oneof:"frame"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3215,7 +3463,7 @@ type TrainResponse struct {
 
 func (x *TrainResponse) Reset() {
 	*x = TrainResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3227,7 +3475,7 @@ func (x *TrainResponse) String() string {
 func (*TrainResponse) ProtoMessage() {}
 
 func (x *TrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[34]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3240,7 +3488,7 @@ func (x *TrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainResponse.ProtoReflect.Descriptor instead.
 func (*TrainResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{34}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *TrainResponse) GetFrame() isTrainResponse_Frame {
@@ -3304,6 +3552,33 @@ func (x *TrainResponse) GetPicked() *Picked {
 	return nil
 }
 
+func (x *TrainResponse) GetAborted() *Aborted {
+	if x != nil {
+		if x, ok := x.Frame.(*TrainResponse_Aborted); ok {
+			return x.Aborted
+		}
+	}
+	return nil
+}
+
+func (x *TrainResponse) GetRejected() *Rejected {
+	if x != nil {
+		if x, ok := x.Frame.(*TrainResponse_Rejected); ok {
+			return x.Rejected
+		}
+	}
+	return nil
+}
+
+func (x *TrainResponse) GetAlive() *Alive {
+	if x != nil {
+		if x, ok := x.Frame.(*TrainResponse_Alive); ok {
+			return x.Alive
+		}
+	}
+	return nil
+}
+
 type isTrainResponse_Frame interface {
 	isTrainResponse_Frame()
 }
@@ -3338,6 +3613,21 @@ type TrainResponse_Picked struct {
 	Picked *Picked `protobuf:"bytes,28,opt,name=picked,proto3,oneof"`
 }
 
+type TrainResponse_Aborted struct {
+	// An attempt at a step has left no trace.
+	Aborted *Aborted `protobuf:"bytes,36,opt,name=aborted,proto3,oneof"`
+}
+
+type TrainResponse_Rejected struct {
+	// A replica's gradient must not be used.
+	Rejected *Rejected `protobuf:"bytes,37,opt,name=rejected,proto3,oneof"`
+}
+
+type TrainResponse_Alive struct {
+	// The stage lives. The trainer takes this frame at any time.
+	Alive *Alive `protobuf:"bytes,38,opt,name=alive,proto3,oneof"`
+}
+
 func (*TrainResponse_Opened) isTrainResponse_Frame() {}
 
 func (*TrainResponse_Loaded) isTrainResponse_Frame() {}
@@ -3349,6 +3639,333 @@ func (*TrainResponse_Folded) isTrainResponse_Frame() {}
 func (*TrainResponse_Applied) isTrainResponse_Frame() {}
 
 func (*TrainResponse_Picked) isTrainResponse_Frame() {}
+
+func (*TrainResponse_Aborted) isTrainResponse_Frame() {}
+
+func (*TrainResponse_Rejected) isTrainResponse_Frame() {}
+
+func (*TrainResponse_Alive) isTrainResponse_Frame() {}
+
+// Abort ends an attempt at a step, and all attempts at it before.
+type Abort struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The step.
+	Step uint64 `protobuf:"varint,1,opt,name=step,proto3" json:"step,omitempty"`
+	// The attempt.
+	Attempt       uint32 `protobuf:"varint,2,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Abort) Reset() {
+	*x = Abort{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Abort) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Abort) ProtoMessage() {}
+
+func (x *Abort) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Abort.ProtoReflect.Descriptor instead.
+func (*Abort) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *Abort) GetStep() uint64 {
+	if x != nil {
+		return x.Step
+	}
+	return 0
+}
+
+func (x *Abort) GetAttempt() uint32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
+// Aborted says that nothing is left of an attempt: weights, moments and residuals are those from before the
+// step. All frames before it belong to the attempt or to earlier ones.
+type Aborted struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The step.
+	Step uint64 `protobuf:"varint,1,opt,name=step,proto3" json:"step,omitempty"`
+	// The attempt.
+	Attempt       uint32 `protobuf:"varint,2,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Aborted) Reset() {
+	*x = Aborted{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Aborted) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Aborted) ProtoMessage() {}
+
+func (x *Aborted) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Aborted.ProtoReflect.Descriptor instead.
+func (*Aborted) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *Aborted) GetStep() uint64 {
+	if x != nil {
+		return x.Step
+	}
+	return 0
+}
+
+func (x *Aborted) GetAttempt() uint32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
+// Rejected reports a gradient that must not be used. The stage then waits for the `abort` of the attempt.
+type Rejected struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The step.
+	Step uint64 `protobuf:"varint,1,opt,name=step,proto3" json:"step,omitempty"`
+	// The attempt.
+	Attempt uint32 `protobuf:"varint,2,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	// The replica that computed it, as in TrainOpen. It may be the stage's own.
+	Replica uint32 `protobuf:"varint,3,opt,name=replica,proto3" json:"replica,omitempty"`
+	// Why.
+	Reason RejectReason `protobuf:"varint,4,opt,name=reason,proto3,enum=lamina.shard.v1.RejectReason" json:"reason,omitempty"`
+	// The same for people.
+	Message string `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`
+	// The part, as in lamina.event.v1.Gradient.
+	Part string `protobuf:"bytes,6,opt,name=part,proto3" json:"part,omitempty"`
+	// The node's first slot.
+	SlotLo uint32 `protobuf:"varint,7,opt,name=slot_lo,json=slotLo,proto3" json:"slot_lo,omitempty"`
+	// One past the node's last slot.
+	SlotHi uint32 `protobuf:"varint,8,opt,name=slot_hi,json=slotHi,proto3" json:"slot_hi,omitempty"`
+	// The bytes at fault, or the first of them: an event, or the node's encoded gradient.
+	Evidence []byte `protobuf:"bytes,9,opt,name=evidence,proto3" json:"evidence,omitempty"`
+	// The number of bytes at fault.
+	EvidenceBytes uint64 `protobuf:"varint,10,opt,name=evidence_bytes,json=evidenceBytes,proto3" json:"evidence_bytes,omitempty"`
+	// XXH3-64 of them.
+	EvidenceChecksum uint64 `protobuf:"fixed64,11,opt,name=evidence_checksum,json=evidenceChecksum,proto3" json:"evidence_checksum,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *Rejected) Reset() {
+	*x = Rejected{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Rejected) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Rejected) ProtoMessage() {}
+
+func (x *Rejected) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Rejected.ProtoReflect.Descriptor instead.
+func (*Rejected) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *Rejected) GetStep() uint64 {
+	if x != nil {
+		return x.Step
+	}
+	return 0
+}
+
+func (x *Rejected) GetAttempt() uint32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
+func (x *Rejected) GetReplica() uint32 {
+	if x != nil {
+		return x.Replica
+	}
+	return 0
+}
+
+func (x *Rejected) GetReason() RejectReason {
+	if x != nil {
+		return x.Reason
+	}
+	return RejectReason_REJECT_REASON_UNSPECIFIED
+}
+
+func (x *Rejected) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *Rejected) GetPart() string {
+	if x != nil {
+		return x.Part
+	}
+	return ""
+}
+
+func (x *Rejected) GetSlotLo() uint32 {
+	if x != nil {
+		return x.SlotLo
+	}
+	return 0
+}
+
+func (x *Rejected) GetSlotHi() uint32 {
+	if x != nil {
+		return x.SlotHi
+	}
+	return 0
+}
+
+func (x *Rejected) GetEvidence() []byte {
+	if x != nil {
+		return x.Evidence
+	}
+	return nil
+}
+
+func (x *Rejected) GetEvidenceBytes() uint64 {
+	if x != nil {
+		return x.EvidenceBytes
+	}
+	return 0
+}
+
+func (x *Rejected) GetEvidenceChecksum() uint64 {
+	if x != nil {
+		return x.EvidenceChecksum
+	}
+	return 0
+}
+
+// Alive says that a stage lives, and how far it is with its actions. It is sent every
+// `heartbeat_ms` of TrainOpen.
+type Alive struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The step; 0 between two steps.
+	Step uint64 `protobuf:"varint,1,opt,name=step,proto3" json:"step,omitempty"`
+	// The attempt.
+	Attempt uint32 `protobuf:"varint,2,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	// Actions of the schedule that are done.
+	Done uint32 `protobuf:"varint,3,opt,name=done,proto3" json:"done,omitempty"`
+	// Actions of the schedule. When all are done the stage waits for other replicas.
+	Actions       uint32 `protobuf:"varint,4,opt,name=actions,proto3" json:"actions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Alive) Reset() {
+	*x = Alive{}
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Alive) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Alive) ProtoMessage() {}
+
+func (x *Alive) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Alive.ProtoReflect.Descriptor instead.
+func (*Alive) Descriptor() ([]byte, []int) {
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *Alive) GetStep() uint64 {
+	if x != nil {
+		return x.Step
+	}
+	return 0
+}
+
+func (x *Alive) GetAttempt() uint32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
+func (x *Alive) GetDone() uint32 {
+	if x != nil {
+		return x.Done
+	}
+	return 0
+}
+
+func (x *Alive) GetActions() uint32 {
+	if x != nil {
+		return x.Actions
+	}
+	return 0
+}
 
 // TrainOpened describes a stage that is ready to train.
 type TrainOpened struct {
@@ -3365,7 +3982,7 @@ type TrainOpened struct {
 
 func (x *TrainOpened) Reset() {
 	*x = TrainOpened{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3377,7 +3994,7 @@ func (x *TrainOpened) String() string {
 func (*TrainOpened) ProtoMessage() {}
 
 func (x *TrainOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[35]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3390,7 +4007,7 @@ func (x *TrainOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrainOpened.ProtoReflect.Descriptor instead.
 func (*TrainOpened) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{35}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *TrainOpened) GetParameters() uint64 {
@@ -3425,7 +4042,7 @@ type Loaded struct {
 
 func (x *Loaded) Reset() {
 	*x = Loaded{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3437,7 +4054,7 @@ func (x *Loaded) String() string {
 func (*Loaded) ProtoMessage() {}
 
 func (x *Loaded) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[36]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3450,7 +4067,7 @@ func (x *Loaded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Loaded.ProtoReflect.Descriptor instead.
 func (*Loaded) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{36}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Loaded) GetDigest() uint64 {
@@ -3477,7 +4094,7 @@ type Loss struct {
 
 func (x *Loss) Reset() {
 	*x = Loss{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3489,7 +4106,7 @@ func (x *Loss) String() string {
 func (*Loss) ProtoMessage() {}
 
 func (x *Loss) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[37]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3502,7 +4119,7 @@ func (x *Loss) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Loss.ProtoReflect.Descriptor instead.
 func (*Loss) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{37}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Loss) GetStep() uint64 {
@@ -3548,7 +4165,7 @@ type Picked struct {
 
 func (x *Picked) Reset() {
 	*x = Picked{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[38]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3560,7 +4177,7 @@ func (x *Picked) String() string {
 func (*Picked) ProtoMessage() {}
 
 func (x *Picked) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[38]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3573,7 +4190,7 @@ func (x *Picked) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Picked.ProtoReflect.Descriptor instead.
 func (*Picked) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{38}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Picked) GetStep() uint64 {
@@ -3621,14 +4238,16 @@ type Folded struct {
 	// Sum of the squares of what encoding has left out of the nodes' gradients.
 	ErrorSquares float64 `protobuf:"fixed64,18,opt,name=error_squares,json=errorSquares,proto3" json:"error_squares,omitempty"`
 	// Sum of the squares of the nodes' gradients with their residuals, before encoding.
-	NodeSquares   float64 `protobuf:"fixed64,19,opt,name=node_squares,json=nodeSquares,proto3" json:"node_squares,omitempty"`
+	NodeSquares float64 `protobuf:"fixed64,19,opt,name=node_squares,json=nodeSquares,proto3" json:"node_squares,omitempty"`
+	// The attempt.
+	Attempt       uint32 `protobuf:"varint,23,opt,name=attempt,proto3" json:"attempt,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Folded) Reset() {
 	*x = Folded{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[39]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3640,7 +4259,7 @@ func (x *Folded) String() string {
 func (*Folded) ProtoMessage() {}
 
 func (x *Folded) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[39]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3653,7 +4272,7 @@ func (x *Folded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Folded.ProtoReflect.Descriptor instead.
 func (*Folded) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{39}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Folded) GetStep() uint64 {
@@ -3733,6 +4352,13 @@ func (x *Folded) GetNodeSquares() float64 {
 	return 0
 }
 
+func (x *Folded) GetAttempt() uint32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
 // Norm is the size of one tensor's gradient.
 type Norm struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -3746,7 +4372,7 @@ type Norm struct {
 
 func (x *Norm) Reset() {
 	*x = Norm{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[40]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3758,7 +4384,7 @@ func (x *Norm) String() string {
 func (*Norm) ProtoMessage() {}
 
 func (x *Norm) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[40]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3771,7 +4397,7 @@ func (x *Norm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Norm.ProtoReflect.Descriptor instead.
 func (*Norm) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{40}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Norm) GetName() string {
@@ -3811,7 +4437,7 @@ type Applied struct {
 
 func (x *Applied) Reset() {
 	*x = Applied{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[41]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3823,7 +4449,7 @@ func (x *Applied) String() string {
 func (*Applied) ProtoMessage() {}
 
 func (x *Applied) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[41]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3836,7 +4462,7 @@ func (x *Applied) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Applied.ProtoReflect.Descriptor instead.
 func (*Applied) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{41}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Applied) GetStep() uint64 {
@@ -3903,7 +4529,7 @@ type SaveStateRequest struct {
 
 func (x *SaveStateRequest) Reset() {
 	*x = SaveStateRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[42]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3915,7 +4541,7 @@ func (x *SaveStateRequest) String() string {
 func (*SaveStateRequest) ProtoMessage() {}
 
 func (x *SaveStateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[42]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3928,7 +4554,7 @@ func (x *SaveStateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveStateRequest.ProtoReflect.Descriptor instead.
 func (*SaveStateRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{42}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *SaveStateRequest) GetChain() []byte {
@@ -3970,7 +4596,7 @@ type SaveStateResponse struct {
 
 func (x *SaveStateResponse) Reset() {
 	*x = SaveStateResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[43]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3982,7 +4608,7 @@ func (x *SaveStateResponse) String() string {
 func (*SaveStateResponse) ProtoMessage() {}
 
 func (x *SaveStateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[43]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3995,7 +4621,7 @@ func (x *SaveStateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveStateResponse.ProtoReflect.Descriptor instead.
 func (*SaveStateResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{43}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *SaveStateResponse) GetFrame() isSaveStateResponse_Frame {
@@ -4084,7 +4710,7 @@ type StateFile struct {
 
 func (x *StateFile) Reset() {
 	*x = StateFile{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[44]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4096,7 +4722,7 @@ func (x *StateFile) String() string {
 func (*StateFile) ProtoMessage() {}
 
 func (x *StateFile) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[44]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4109,7 +4735,7 @@ func (x *StateFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateFile.ProtoReflect.Descriptor instead.
 func (*StateFile) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{44}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *StateFile) GetName() string {
@@ -4130,7 +4756,7 @@ type Saved struct {
 
 func (x *Saved) Reset() {
 	*x = Saved{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[45]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4142,7 +4768,7 @@ func (x *Saved) String() string {
 func (*Saved) ProtoMessage() {}
 
 func (x *Saved) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[45]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4155,7 +4781,7 @@ func (x *Saved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Saved.ProtoReflect.Descriptor instead.
 func (*Saved) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{45}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Saved) GetFiles() []*SavedFile {
@@ -4184,7 +4810,7 @@ type SavedFile struct {
 
 func (x *SavedFile) Reset() {
 	*x = SavedFile{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[46]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4196,7 +4822,7 @@ func (x *SavedFile) String() string {
 func (*SavedFile) ProtoMessage() {}
 
 func (x *SavedFile) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[46]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4209,7 +4835,7 @@ func (x *SavedFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SavedFile.ProtoReflect.Descriptor instead.
 func (*SavedFile) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{46}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *SavedFile) GetName() string {
@@ -4264,7 +4890,7 @@ type SavedTensor struct {
 
 func (x *SavedTensor) Reset() {
 	*x = SavedTensor{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[47]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4276,7 +4902,7 @@ func (x *SavedTensor) String() string {
 func (*SavedTensor) ProtoMessage() {}
 
 func (x *SavedTensor) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[47]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4289,7 +4915,7 @@ func (x *SavedTensor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SavedTensor.ProtoReflect.Descriptor instead.
 func (*SavedTensor) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{47}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *SavedTensor) GetName() string {
@@ -4337,7 +4963,7 @@ type ExchangeRequest struct {
 
 func (x *ExchangeRequest) Reset() {
 	*x = ExchangeRequest{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[48]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4349,7 +4975,7 @@ func (x *ExchangeRequest) String() string {
 func (*ExchangeRequest) ProtoMessage() {}
 
 func (x *ExchangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[48]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4362,7 +4988,7 @@ func (x *ExchangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeRequest.ProtoReflect.Descriptor instead.
 func (*ExchangeRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{48}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ExchangeRequest) GetFrame() isExchangeRequest_Frame {
@@ -4439,7 +5065,7 @@ type ExchangeOpen struct {
 
 func (x *ExchangeOpen) Reset() {
 	*x = ExchangeOpen{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[49]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4451,7 +5077,7 @@ func (x *ExchangeOpen) String() string {
 func (*ExchangeOpen) ProtoMessage() {}
 
 func (x *ExchangeOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[49]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4464,7 +5090,7 @@ func (x *ExchangeOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeOpen.ProtoReflect.Descriptor instead.
 func (*ExchangeOpen) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{49}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ExchangeOpen) GetChain() []byte {
@@ -4498,14 +5124,16 @@ type Activation struct {
 	// Values [sequences*length, width], f32.
 	Tensor *v1.Tensor `protobuf:"bytes,3,opt,name=tensor,proto3" json:"tensor,omitempty"`
 	// The receiver's span, from 0.
-	Span          uint32 `protobuf:"varint,4,opt,name=span,proto3" json:"span,omitempty"`
+	Span uint32 `protobuf:"varint,4,opt,name=span,proto3" json:"span,omitempty"`
+	// The attempt at the step. A tensor of an aborted one is dropped.
+	Attempt       uint32 `protobuf:"varint,23,opt,name=attempt,proto3" json:"attempt,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Activation) Reset() {
 	*x = Activation{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[50]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4517,7 +5145,7 @@ func (x *Activation) String() string {
 func (*Activation) ProtoMessage() {}
 
 func (x *Activation) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[50]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4530,7 +5158,7 @@ func (x *Activation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Activation.ProtoReflect.Descriptor instead.
 func (*Activation) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{50}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Activation) GetStep() uint64 {
@@ -4561,6 +5189,13 @@ func (x *Activation) GetSpan() uint32 {
 	return 0
 }
 
+func (x *Activation) GetAttempt() uint32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
 // ExchangeResponse is a frame from the later stage.
 type ExchangeResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -4578,7 +5213,7 @@ type ExchangeResponse struct {
 
 func (x *ExchangeResponse) Reset() {
 	*x = ExchangeResponse{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[51]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4590,7 +5225,7 @@ func (x *ExchangeResponse) String() string {
 func (*ExchangeResponse) ProtoMessage() {}
 
 func (x *ExchangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[51]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4603,7 +5238,7 @@ func (x *ExchangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeResponse.ProtoReflect.Descriptor instead.
 func (*ExchangeResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{51}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ExchangeResponse) GetFrame() isExchangeResponse_Frame {
@@ -4674,7 +5309,7 @@ type ExchangeOpened struct {
 
 func (x *ExchangeOpened) Reset() {
 	*x = ExchangeOpened{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[52]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4686,7 +5321,7 @@ func (x *ExchangeOpened) String() string {
 func (*ExchangeOpened) ProtoMessage() {}
 
 func (x *ExchangeOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[52]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4699,7 +5334,7 @@ func (x *ExchangeOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeOpened.ProtoReflect.Descriptor instead.
 func (*ExchangeOpened) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{52}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{57}
 }
 
 // ActivationGradient is the gradient of the loss with respect to one slot's activation.
@@ -4712,14 +5347,16 @@ type ActivationGradient struct {
 	// Values [sequences*length, width], f32.
 	Tensor *v1.Tensor `protobuf:"bytes,3,opt,name=tensor,proto3" json:"tensor,omitempty"`
 	// The receiver's span, from 0.
-	Span          uint32 `protobuf:"varint,4,opt,name=span,proto3" json:"span,omitempty"`
+	Span uint32 `protobuf:"varint,4,opt,name=span,proto3" json:"span,omitempty"`
+	// The attempt at the step. A tensor of an aborted one is dropped.
+	Attempt       uint32 `protobuf:"varint,23,opt,name=attempt,proto3" json:"attempt,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ActivationGradient) Reset() {
 	*x = ActivationGradient{}
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[53]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4731,7 +5368,7 @@ func (x *ActivationGradient) String() string {
 func (*ActivationGradient) ProtoMessage() {}
 
 func (x *ActivationGradient) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_shard_v1_shard_proto_msgTypes[53]
+	mi := &file_lamina_shard_v1_shard_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4744,7 +5381,7 @@ func (x *ActivationGradient) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivationGradient.ProtoReflect.Descriptor instead.
 func (*ActivationGradient) Descriptor() ([]byte, []int) {
-	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{53}
+	return file_lamina_shard_v1_shard_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ActivationGradient) GetStep() uint64 {
@@ -4771,6 +5408,13 @@ func (x *ActivationGradient) GetTensor() *v1.Tensor {
 func (x *ActivationGradient) GetSpan() uint32 {
 	if x != nil {
 		return x.Span
+	}
+	return 0
+}
+
+func (x *ActivationGradient) GetAttempt() uint32 {
+	if x != nil {
+		return x.Attempt
 	}
 	return 0
 }
@@ -4877,7 +5521,7 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x04step\x18\x02 \x01(\x04R\x04step\x12\x12\n" +
 	"\x04code\x18\x03 \x01(\rR\x04code\x12\x18\n" +
 	"\amessage\x18\x04 \x01(\tR\amessage\x12\x0e\n" +
-	"\x02lo\x18\x05 \x01(\rR\x02lo\"\xac\x03\n" +
+	"\x02lo\x18\x05 \x01(\rR\x02lo\"\xdc\x03\n" +
 	"\fTrainRequest\x120\n" +
 	"\x04open\x18\x01 \x01(\v2\x1a.lamina.shard.v1.TrainOpenH\x00R\x04open\x12.\n" +
 	"\x05state\x18\x02 \x01(\v2\x16.lamina.shard.v1.StateH\x00R\x05state\x12/\n" +
@@ -4888,9 +5532,10 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"microbatch\x18\x06 \x01(\v2\x1b.lamina.shard.v1.MicrobatchH\x00R\n" +
 	"microbatch\x12.\n" +
 	"\x05apply\x18\a \x01(\v2\x16.lamina.shard.v1.ApplyH\x00R\x05apply\x12+\n" +
-	"\x04save\x18\x14 \x01(\v2\x15.lamina.shard.v1.SaveH\x00R\x04saveB\a\n" +
+	"\x04save\x18\x14 \x01(\v2\x15.lamina.shard.v1.SaveH\x00R\x04save\x12.\n" +
+	"\x05abort\x18$ \x01(\v2\x16.lamina.shard.v1.AbortH\x00R\x05abortB\a\n" +
 	"\x05frameJ\x04\b\b\x10\tJ\x04\b\t\x10\n" +
-	"\"\xfa\x06\n" +
+	"\"\xc9\a\n" +
 	"\tTrainOpen\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\tR\x03run\x12\x14\n" +
 	"\x05chain\x18\x02 \x01(\fR\x05chain\x12\x14\n" +
@@ -4918,7 +5563,14 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\adropout\x18\x1b \x01(\v2\x18.lamina.shard.v1.DropoutR\adropout\x12+\n" +
 	"\x11isolate_documents\x18\x1e \x01(\bR\x10isolateDocuments\x128\n" +
 	"\tgradients\x18# \x01(\v2\x1a.lamina.shard.v1.GradientsR\tgradients\x12/\n" +
-	"\x06diloco\x18$ \x01(\v2\x17.lamina.shard.v1.DiLoCoR\x06dilocoJ\x04\b\b\x10\t\"j\n" +
+	"\x06diloco\x18$ \x01(\v2\x17.lamina.shard.v1.DiLoCoR\x06diloco\x12\x14\n" +
+	"\x05epoch\x18( \x01(\x04R\x05epoch\x12\x14\n" +
+	"\x05lease\x18) \x01(\tR\x05lease\x12!\n" +
+	"\fheartbeat_ms\x18* \x01(\rR\vheartbeatMsJ\x04\b\b\x10\t\"B\n" +
+	"\x06Member\x12\x18\n" +
+	"\areplica\x18\x01 \x01(\rR\areplica\x12\x0e\n" +
+	"\x02lo\x18\x02 \x01(\rR\x02lo\x12\x0e\n" +
+	"\x02hi\x18\x03 \x01(\rR\x02hi\"j\n" +
 	"\tGradients\x12\x12\n" +
 	"\x04wire\x18\x01 \x01(\tR\x04wire\x12\x14\n" +
 	"\x05nodes\x18\x02 \x01(\rR\x05nodes\x12\x18\n" +
@@ -4981,9 +5633,12 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x06tensor\x18\x03 \x01(\v2\x18.lamina.tensor.v1.TensorR\x06tensor\"C\n" +
 	"\x04Load\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12'\n" +
-	"\x0fmanifest_sha256\x18\x14 \x01(\fR\x0emanifestSha256\"\x1a\n" +
+	"\x0fmanifest_sha256\x18\x14 \x01(\fR\x0emanifestSha256\"\\\n" +
 	"\x04Save\x12\x12\n" +
-	"\x04step\x18\x01 \x01(\x04R\x04step\"\x9d\x01\n" +
+	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x1b\n" +
+	"\x06writer\x18\x17 \x01(\rH\x00R\x06writer\x88\x01\x01\x12\x18\n" +
+	"\awriters\x18\x18 \x01(\rR\awritersB\t\n" +
+	"\a_writer\"\x85\x02\n" +
 	"\x04Step\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x14\n" +
 	"\x05slots\x18\x02 \x03(\rR\x05slots\x12\x18\n" +
@@ -4991,7 +5646,10 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\fforward_only\x18\x04 \x01(\bR\vforwardOnly\x12\x16\n" +
 	"\x06length\x18\n" +
 	" \x01(\rR\x06length\x12\x16\n" +
-	"\x06worker\x18\x0f \x01(\rR\x06worker\"\xe1\x01\n" +
+	"\x06worker\x18\x0f \x01(\rR\x06worker\x12\x18\n" +
+	"\aattempt\x18\x17 \x01(\rR\aattempt\x121\n" +
+	"\amembers\x18\x18 \x03(\v2\x17.lamina.shard.v1.MemberR\amembers\x12\x19\n" +
+	"\bmax_norm\x18\x19 \x01(\x01R\amaxNorm\"\xe1\x01\n" +
 	"\n" +
 	"Microbatch\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x12\n" +
@@ -5006,23 +5664,53 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x04Pick\x12\x10\n" +
 	"\x03row\x18\x01 \x01(\rR\x03row\x12 \n" +
 	"\vtemperature\x18\x02 \x01(\x01R\vtemperature\x12\x12\n" +
-	"\x04draw\x18\x03 \x01(\x01R\x04draw\"\xa0\x01\n" +
+	"\x04draw\x18\x03 \x01(\x01R\x04draw\"\xe4\x01\n" +
 	"\x05Apply\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12#\n" +
 	"\rlearning_rate\x18\x02 \x01(\x01R\flearningRate\x12%\n" +
 	"\x0egradient_scale\x18\x03 \x01(\x01R\rgradientScale\x12\x16\n" +
 	"\x06worker\x18\x0f \x01(\rR\x06worker\x12\x1f\n" +
 	"\vaverage_all\x18\x10 \x01(\bR\n" +
-	"averageAll\"\xd2\x02\n" +
+	"averageAll\x12\x18\n" +
+	"\aattempt\x18\x17 \x01(\rR\aattempt\x12\x14\n" +
+	"\x05epoch\x18\x18 \x01(\x04R\x05epoch\x12\x12\n" +
+	"\x04skip\x18\x19 \x01(\bR\x04skip\"\xf1\x03\n" +
 	"\rTrainResponse\x126\n" +
 	"\x06opened\x18\x01 \x01(\v2\x1c.lamina.shard.v1.TrainOpenedH\x00R\x06opened\x121\n" +
 	"\x06loaded\x18\x02 \x01(\v2\x17.lamina.shard.v1.LoadedH\x00R\x06loaded\x12+\n" +
 	"\x04loss\x18\x03 \x01(\v2\x15.lamina.shard.v1.LossH\x00R\x04loss\x121\n" +
 	"\x06folded\x18\x04 \x01(\v2\x17.lamina.shard.v1.FoldedH\x00R\x06folded\x124\n" +
 	"\aapplied\x18\x05 \x01(\v2\x18.lamina.shard.v1.AppliedH\x00R\aapplied\x121\n" +
-	"\x06picked\x18\x1c \x01(\v2\x17.lamina.shard.v1.PickedH\x00R\x06pickedB\a\n" +
+	"\x06picked\x18\x1c \x01(\v2\x17.lamina.shard.v1.PickedH\x00R\x06picked\x124\n" +
+	"\aaborted\x18$ \x01(\v2\x18.lamina.shard.v1.AbortedH\x00R\aaborted\x127\n" +
+	"\brejected\x18% \x01(\v2\x19.lamina.shard.v1.RejectedH\x00R\brejected\x12.\n" +
+	"\x05alive\x18& \x01(\v2\x16.lamina.shard.v1.AliveH\x00R\x05aliveB\a\n" +
 	"\x05frameJ\x04\b\x06\x10\n" +
-	"\"u\n" +
+	"\"5\n" +
+	"\x05Abort\x12\x12\n" +
+	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x18\n" +
+	"\aattempt\x18\x02 \x01(\rR\aattempt\"7\n" +
+	"\aAborted\x12\x12\n" +
+	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x18\n" +
+	"\aattempt\x18\x02 \x01(\rR\aattempt\"\xd9\x02\n" +
+	"\bRejected\x12\x12\n" +
+	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x18\n" +
+	"\aattempt\x18\x02 \x01(\rR\aattempt\x12\x18\n" +
+	"\areplica\x18\x03 \x01(\rR\areplica\x125\n" +
+	"\x06reason\x18\x04 \x01(\x0e2\x1d.lamina.shard.v1.RejectReasonR\x06reason\x12\x18\n" +
+	"\amessage\x18\x05 \x01(\tR\amessage\x12\x12\n" +
+	"\x04part\x18\x06 \x01(\tR\x04part\x12\x17\n" +
+	"\aslot_lo\x18\a \x01(\rR\x06slotLo\x12\x17\n" +
+	"\aslot_hi\x18\b \x01(\rR\x06slotHi\x12\x1a\n" +
+	"\bevidence\x18\t \x01(\fR\bevidence\x12%\n" +
+	"\x0eevidence_bytes\x18\n" +
+	" \x01(\x04R\revidenceBytes\x12+\n" +
+	"\x11evidence_checksum\x18\v \x01(\x06R\x10evidenceChecksum\"c\n" +
+	"\x05Alive\x12\x12\n" +
+	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x18\n" +
+	"\aattempt\x18\x02 \x01(\rR\aattempt\x12\x12\n" +
+	"\x04done\x18\x03 \x01(\rR\x04done\x12\x18\n" +
+	"\aactions\x18\x04 \x01(\rR\aactions\"u\n" +
 	"\vTrainOpened\x12\x1e\n" +
 	"\n" +
 	"parameters\x18\x01 \x01(\x04R\n" +
@@ -5039,7 +5727,7 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x06Picked\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x12\n" +
 	"\x04slot\x18\x02 \x01(\rR\x04slot\x12\x10\n" +
-	"\x03ids\x18\x03 \x03(\rR\x03ids\"\xe0\x02\n" +
+	"\x03ids\x18\x03 \x03(\rR\x03ids\"\xfa\x02\n" +
 	"\x06Folded\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12+\n" +
 	"\x05norms\x18\x02 \x03(\v2\x15.lamina.shard.v1.NormR\x05norms\x12\x1d\n" +
@@ -5056,7 +5744,8 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\n" +
 	"bytes_full\x18\x11 \x01(\x04R\tbytesFull\x12#\n" +
 	"\rerror_squares\x18\x12 \x01(\x01R\ferrorSquares\x12!\n" +
-	"\fnode_squares\x18\x13 \x01(\x01R\vnodeSquares\";\n" +
+	"\fnode_squares\x18\x13 \x01(\x01R\vnodeSquares\x12\x18\n" +
+	"\aattempt\x18\x17 \x01(\rR\aattempt\";\n" +
 	"\x04Norm\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1f\n" +
 	"\vsum_squares\x18\x02 \x01(\x01R\n" +
@@ -5107,24 +5796,26 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\fExchangeOpen\x12\x14\n" +
 	"\x05chain\x18\x01 \x01(\fR\x05chain\x12\x14\n" +
 	"\x05stage\x18\x02 \x01(\rR\x05stage\x12\x0e\n" +
-	"\x02to\x18\x03 \x01(\rR\x02to\"z\n" +
+	"\x02to\x18\x03 \x01(\rR\x02to\"\x94\x01\n" +
 	"\n" +
 	"Activation\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x12\n" +
 	"\x04slot\x18\x02 \x01(\rR\x04slot\x120\n" +
 	"\x06tensor\x18\x03 \x01(\v2\x18.lamina.tensor.v1.TensorR\x06tensor\x12\x12\n" +
-	"\x04span\x18\x04 \x01(\rR\x04span\"\xca\x01\n" +
+	"\x04span\x18\x04 \x01(\rR\x04span\x12\x18\n" +
+	"\aattempt\x18\x17 \x01(\rR\aattempt\"\xca\x01\n" +
 	"\x10ExchangeResponse\x129\n" +
 	"\x06opened\x18\x01 \x01(\v2\x1f.lamina.shard.v1.ExchangeOpenedH\x00R\x06opened\x12A\n" +
 	"\bgradient\x18\x02 \x01(\v2#.lamina.shard.v1.ActivationGradientH\x00R\bgradient\x12/\n" +
 	"\x05chunk\x18\x03 \x01(\v2\x17.lamina.tensor.v1.ChunkH\x00R\x05chunkB\a\n" +
 	"\x05frame\"\x10\n" +
-	"\x0eExchangeOpened\"\x82\x01\n" +
+	"\x0eExchangeOpened\"\x9c\x01\n" +
 	"\x12ActivationGradient\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x12\n" +
 	"\x04slot\x18\x02 \x01(\rR\x04slot\x120\n" +
 	"\x06tensor\x18\x03 \x01(\v2\x18.lamina.tensor.v1.TensorR\x06tensor\x12\x12\n" +
-	"\x04span\x18\x04 \x01(\rR\x04span*U\n" +
+	"\x04span\x18\x04 \x01(\rR\x04span\x12\x18\n" +
+	"\aattempt\x18\x17 \x01(\rR\aattempt*U\n" +
 	"\tPrecision\x12\x19\n" +
 	"\x15PRECISION_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11PRECISION_FLOAT32\x10\x01\x12\x16\n" +
@@ -5138,7 +5829,13 @@ const file_lamina_shard_v1_shard_proto_rawDesc = "" +
 	"\x17STATE_KIND_OUTER_MOMENT\x10\x05\x12\x1a\n" +
 	"\x16STATE_KIND_OUTER_DELTA\x10\x06\x12\x1d\n" +
 	"\x19STATE_KIND_OUTER_RESIDUAL\x10\a\x12\x1c\n" +
-	"\x18STATE_KIND_WORKER_WEIGHT\x10\b2\xa2\x03\n" +
+	"\x18STATE_KIND_WORKER_WEIGHT\x10\b*\x99\x01\n" +
+	"\fRejectReason\x12\x1d\n" +
+	"\x19REJECT_REASON_UNSPECIFIED\x10\x00\x12\x1c\n" +
+	"\x18REJECT_REASON_NOT_FINITE\x10\x01\x12\x16\n" +
+	"\x12REJECT_REASON_HUGE\x10\x02\x12\x17\n" +
+	"\x13REJECT_REASON_STALE\x10\x03\x12\x1b\n" +
+	"\x17REJECT_REASON_MISSHAPEN\x10\x042\xa2\x03\n" +
 	"\fShardService\x12O\n" +
 	"\bDescribe\x12 .lamina.shard.v1.DescribeRequest\x1a!.lamina.shard.v1.DescribeResponse\x12J\n" +
 	"\x05Infer\x12\x1d.lamina.shard.v1.InferRequest\x1a\x1e.lamina.shard.v1.InferResponse(\x010\x01\x12J\n" +
@@ -5158,143 +5855,155 @@ func file_lamina_shard_v1_shard_proto_rawDescGZIP() []byte {
 	return file_lamina_shard_v1_shard_proto_rawDescData
 }
 
-var file_lamina_shard_v1_shard_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_lamina_shard_v1_shard_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
+var file_lamina_shard_v1_shard_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_lamina_shard_v1_shard_proto_msgTypes = make([]protoimpl.MessageInfo, 59)
 var file_lamina_shard_v1_shard_proto_goTypes = []any{
 	(Precision)(0),             // 0: lamina.shard.v1.Precision
 	(StateKind)(0),             // 1: lamina.shard.v1.StateKind
-	(*DescribeRequest)(nil),    // 2: lamina.shard.v1.DescribeRequest
-	(*DescribeResponse)(nil),   // 3: lamina.shard.v1.DescribeResponse
-	(*Held)(nil),               // 4: lamina.shard.v1.Held
-	(*LeaseInfo)(nil),          // 5: lamina.shard.v1.LeaseInfo
-	(*Hop)(nil),                // 6: lamina.shard.v1.Hop
-	(*InferRequest)(nil),       // 7: lamina.shard.v1.InferRequest
-	(*InferOpen)(nil),          // 8: lamina.shard.v1.InferOpen
-	(*Batch)(nil),              // 9: lamina.shard.v1.Batch
-	(*Entry)(nil),              // 10: lamina.shard.v1.Entry
-	(*Release)(nil),            // 11: lamina.shard.v1.Release
-	(*InferResponse)(nil),      // 12: lamina.shard.v1.InferResponse
-	(*Lease)(nil),              // 13: lamina.shard.v1.Lease
-	(*Computed)(nil),           // 14: lamina.shard.v1.Computed
-	(*InferOpened)(nil),        // 15: lamina.shard.v1.InferOpened
-	(*Refused)(nil),            // 16: lamina.shard.v1.Refused
-	(*TrainRequest)(nil),       // 17: lamina.shard.v1.TrainRequest
-	(*TrainOpen)(nil),          // 18: lamina.shard.v1.TrainOpen
-	(*Gradients)(nil),          // 19: lamina.shard.v1.Gradients
-	(*DiLoCo)(nil),             // 20: lamina.shard.v1.DiLoCo
-	(*Dropout)(nil),            // 21: lamina.shard.v1.Dropout
-	(*InitialWeights)(nil),     // 22: lamina.shard.v1.InitialWeights
-	(*Span)(nil),               // 23: lamina.shard.v1.Span
-	(*Optimizer)(nil),          // 24: lamina.shard.v1.Optimizer
-	(*AdamW)(nil),              // 25: lamina.shard.v1.AdamW
-	(*Muon)(nil),               // 26: lamina.shard.v1.Muon
-	(*SGD)(nil),                // 27: lamina.shard.v1.SGD
-	(*ParameterRule)(nil),      // 28: lamina.shard.v1.ParameterRule
-	(*State)(nil),              // 29: lamina.shard.v1.State
-	(*Load)(nil),               // 30: lamina.shard.v1.Load
-	(*Save)(nil),               // 31: lamina.shard.v1.Save
-	(*Step)(nil),               // 32: lamina.shard.v1.Step
-	(*Microbatch)(nil),         // 33: lamina.shard.v1.Microbatch
-	(*Pick)(nil),               // 34: lamina.shard.v1.Pick
-	(*Apply)(nil),              // 35: lamina.shard.v1.Apply
-	(*TrainResponse)(nil),      // 36: lamina.shard.v1.TrainResponse
-	(*TrainOpened)(nil),        // 37: lamina.shard.v1.TrainOpened
-	(*Loaded)(nil),             // 38: lamina.shard.v1.Loaded
-	(*Loss)(nil),               // 39: lamina.shard.v1.Loss
-	(*Picked)(nil),             // 40: lamina.shard.v1.Picked
-	(*Folded)(nil),             // 41: lamina.shard.v1.Folded
-	(*Norm)(nil),               // 42: lamina.shard.v1.Norm
-	(*Applied)(nil),            // 43: lamina.shard.v1.Applied
-	(*SaveStateRequest)(nil),   // 44: lamina.shard.v1.SaveStateRequest
-	(*SaveStateResponse)(nil),  // 45: lamina.shard.v1.SaveStateResponse
-	(*StateFile)(nil),          // 46: lamina.shard.v1.StateFile
-	(*Saved)(nil),              // 47: lamina.shard.v1.Saved
-	(*SavedFile)(nil),          // 48: lamina.shard.v1.SavedFile
-	(*SavedTensor)(nil),        // 49: lamina.shard.v1.SavedTensor
-	(*ExchangeRequest)(nil),    // 50: lamina.shard.v1.ExchangeRequest
-	(*ExchangeOpen)(nil),       // 51: lamina.shard.v1.ExchangeOpen
-	(*Activation)(nil),         // 52: lamina.shard.v1.Activation
-	(*ExchangeResponse)(nil),   // 53: lamina.shard.v1.ExchangeResponse
-	(*ExchangeOpened)(nil),     // 54: lamina.shard.v1.ExchangeOpened
-	(*ActivationGradient)(nil), // 55: lamina.shard.v1.ActivationGradient
-	(*v1.Chunk)(nil),           // 56: lamina.tensor.v1.Chunk
-	(v1.ElementType)(0),        // 57: lamina.tensor.v1.ElementType
-	(*v1.Tensor)(nil),          // 58: lamina.tensor.v1.Tensor
+	(RejectReason)(0),          // 2: lamina.shard.v1.RejectReason
+	(*DescribeRequest)(nil),    // 3: lamina.shard.v1.DescribeRequest
+	(*DescribeResponse)(nil),   // 4: lamina.shard.v1.DescribeResponse
+	(*Held)(nil),               // 5: lamina.shard.v1.Held
+	(*LeaseInfo)(nil),          // 6: lamina.shard.v1.LeaseInfo
+	(*Hop)(nil),                // 7: lamina.shard.v1.Hop
+	(*InferRequest)(nil),       // 8: lamina.shard.v1.InferRequest
+	(*InferOpen)(nil),          // 9: lamina.shard.v1.InferOpen
+	(*Batch)(nil),              // 10: lamina.shard.v1.Batch
+	(*Entry)(nil),              // 11: lamina.shard.v1.Entry
+	(*Release)(nil),            // 12: lamina.shard.v1.Release
+	(*InferResponse)(nil),      // 13: lamina.shard.v1.InferResponse
+	(*Lease)(nil),              // 14: lamina.shard.v1.Lease
+	(*Computed)(nil),           // 15: lamina.shard.v1.Computed
+	(*InferOpened)(nil),        // 16: lamina.shard.v1.InferOpened
+	(*Refused)(nil),            // 17: lamina.shard.v1.Refused
+	(*TrainRequest)(nil),       // 18: lamina.shard.v1.TrainRequest
+	(*TrainOpen)(nil),          // 19: lamina.shard.v1.TrainOpen
+	(*Member)(nil),             // 20: lamina.shard.v1.Member
+	(*Gradients)(nil),          // 21: lamina.shard.v1.Gradients
+	(*DiLoCo)(nil),             // 22: lamina.shard.v1.DiLoCo
+	(*Dropout)(nil),            // 23: lamina.shard.v1.Dropout
+	(*InitialWeights)(nil),     // 24: lamina.shard.v1.InitialWeights
+	(*Span)(nil),               // 25: lamina.shard.v1.Span
+	(*Optimizer)(nil),          // 26: lamina.shard.v1.Optimizer
+	(*AdamW)(nil),              // 27: lamina.shard.v1.AdamW
+	(*Muon)(nil),               // 28: lamina.shard.v1.Muon
+	(*SGD)(nil),                // 29: lamina.shard.v1.SGD
+	(*ParameterRule)(nil),      // 30: lamina.shard.v1.ParameterRule
+	(*State)(nil),              // 31: lamina.shard.v1.State
+	(*Load)(nil),               // 32: lamina.shard.v1.Load
+	(*Save)(nil),               // 33: lamina.shard.v1.Save
+	(*Step)(nil),               // 34: lamina.shard.v1.Step
+	(*Microbatch)(nil),         // 35: lamina.shard.v1.Microbatch
+	(*Pick)(nil),               // 36: lamina.shard.v1.Pick
+	(*Apply)(nil),              // 37: lamina.shard.v1.Apply
+	(*TrainResponse)(nil),      // 38: lamina.shard.v1.TrainResponse
+	(*Abort)(nil),              // 39: lamina.shard.v1.Abort
+	(*Aborted)(nil),            // 40: lamina.shard.v1.Aborted
+	(*Rejected)(nil),           // 41: lamina.shard.v1.Rejected
+	(*Alive)(nil),              // 42: lamina.shard.v1.Alive
+	(*TrainOpened)(nil),        // 43: lamina.shard.v1.TrainOpened
+	(*Loaded)(nil),             // 44: lamina.shard.v1.Loaded
+	(*Loss)(nil),               // 45: lamina.shard.v1.Loss
+	(*Picked)(nil),             // 46: lamina.shard.v1.Picked
+	(*Folded)(nil),             // 47: lamina.shard.v1.Folded
+	(*Norm)(nil),               // 48: lamina.shard.v1.Norm
+	(*Applied)(nil),            // 49: lamina.shard.v1.Applied
+	(*SaveStateRequest)(nil),   // 50: lamina.shard.v1.SaveStateRequest
+	(*SaveStateResponse)(nil),  // 51: lamina.shard.v1.SaveStateResponse
+	(*StateFile)(nil),          // 52: lamina.shard.v1.StateFile
+	(*Saved)(nil),              // 53: lamina.shard.v1.Saved
+	(*SavedFile)(nil),          // 54: lamina.shard.v1.SavedFile
+	(*SavedTensor)(nil),        // 55: lamina.shard.v1.SavedTensor
+	(*ExchangeRequest)(nil),    // 56: lamina.shard.v1.ExchangeRequest
+	(*ExchangeOpen)(nil),       // 57: lamina.shard.v1.ExchangeOpen
+	(*Activation)(nil),         // 58: lamina.shard.v1.Activation
+	(*ExchangeResponse)(nil),   // 59: lamina.shard.v1.ExchangeResponse
+	(*ExchangeOpened)(nil),     // 60: lamina.shard.v1.ExchangeOpened
+	(*ActivationGradient)(nil), // 61: lamina.shard.v1.ActivationGradient
+	(*v1.Chunk)(nil),           // 62: lamina.tensor.v1.Chunk
+	(v1.ElementType)(0),        // 63: lamina.tensor.v1.ElementType
+	(*v1.Tensor)(nil),          // 64: lamina.tensor.v1.Tensor
 }
 var file_lamina_shard_v1_shard_proto_depIdxs = []int32{
-	4,  // 0: lamina.shard.v1.DescribeResponse.held:type_name -> lamina.shard.v1.Held
-	5,  // 1: lamina.shard.v1.Held.leases:type_name -> lamina.shard.v1.LeaseInfo
-	8,  // 2: lamina.shard.v1.InferRequest.open:type_name -> lamina.shard.v1.InferOpen
-	9,  // 3: lamina.shard.v1.InferRequest.batch:type_name -> lamina.shard.v1.Batch
-	56, // 4: lamina.shard.v1.InferRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	11, // 5: lamina.shard.v1.InferRequest.release:type_name -> lamina.shard.v1.Release
-	6,  // 6: lamina.shard.v1.InferOpen.route:type_name -> lamina.shard.v1.Hop
-	57, // 7: lamina.shard.v1.InferOpen.hidden_type:type_name -> lamina.tensor.v1.ElementType
-	10, // 8: lamina.shard.v1.Batch.entries:type_name -> lamina.shard.v1.Entry
-	58, // 9: lamina.shard.v1.Batch.hidden:type_name -> lamina.tensor.v1.Tensor
-	13, // 10: lamina.shard.v1.Release.leases:type_name -> lamina.shard.v1.Lease
-	15, // 11: lamina.shard.v1.InferResponse.opened:type_name -> lamina.shard.v1.InferOpened
-	16, // 12: lamina.shard.v1.InferResponse.refused:type_name -> lamina.shard.v1.Refused
-	14, // 13: lamina.shard.v1.InferResponse.computed:type_name -> lamina.shard.v1.Computed
-	13, // 14: lamina.shard.v1.InferResponse.lease:type_name -> lamina.shard.v1.Lease
-	4,  // 15: lamina.shard.v1.InferOpened.stages:type_name -> lamina.shard.v1.Held
-	18, // 16: lamina.shard.v1.TrainRequest.open:type_name -> lamina.shard.v1.TrainOpen
-	29, // 17: lamina.shard.v1.TrainRequest.state:type_name -> lamina.shard.v1.State
-	56, // 18: lamina.shard.v1.TrainRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	30, // 19: lamina.shard.v1.TrainRequest.load:type_name -> lamina.shard.v1.Load
-	32, // 20: lamina.shard.v1.TrainRequest.step:type_name -> lamina.shard.v1.Step
-	33, // 21: lamina.shard.v1.TrainRequest.microbatch:type_name -> lamina.shard.v1.Microbatch
-	35, // 22: lamina.shard.v1.TrainRequest.apply:type_name -> lamina.shard.v1.Apply
-	31, // 23: lamina.shard.v1.TrainRequest.save:type_name -> lamina.shard.v1.Save
-	23, // 24: lamina.shard.v1.TrainOpen.spans:type_name -> lamina.shard.v1.Span
-	24, // 25: lamina.shard.v1.TrainOpen.optimizer:type_name -> lamina.shard.v1.Optimizer
-	0,  // 26: lamina.shard.v1.TrainOpen.precision:type_name -> lamina.shard.v1.Precision
-	22, // 27: lamina.shard.v1.TrainOpen.initial:type_name -> lamina.shard.v1.InitialWeights
-	21, // 28: lamina.shard.v1.TrainOpen.dropout:type_name -> lamina.shard.v1.Dropout
-	19, // 29: lamina.shard.v1.TrainOpen.gradients:type_name -> lamina.shard.v1.Gradients
-	20, // 30: lamina.shard.v1.TrainOpen.diloco:type_name -> lamina.shard.v1.DiLoCo
-	25, // 31: lamina.shard.v1.Optimizer.adamw:type_name -> lamina.shard.v1.AdamW
-	26, // 32: lamina.shard.v1.Optimizer.muon:type_name -> lamina.shard.v1.Muon
-	27, // 33: lamina.shard.v1.Optimizer.sgd:type_name -> lamina.shard.v1.SGD
-	28, // 34: lamina.shard.v1.Optimizer.rules:type_name -> lamina.shard.v1.ParameterRule
-	1,  // 35: lamina.shard.v1.State.kind:type_name -> lamina.shard.v1.StateKind
-	58, // 36: lamina.shard.v1.State.tensor:type_name -> lamina.tensor.v1.Tensor
-	34, // 37: lamina.shard.v1.Microbatch.picks:type_name -> lamina.shard.v1.Pick
-	37, // 38: lamina.shard.v1.TrainResponse.opened:type_name -> lamina.shard.v1.TrainOpened
-	38, // 39: lamina.shard.v1.TrainResponse.loaded:type_name -> lamina.shard.v1.Loaded
-	39, // 40: lamina.shard.v1.TrainResponse.loss:type_name -> lamina.shard.v1.Loss
-	41, // 41: lamina.shard.v1.TrainResponse.folded:type_name -> lamina.shard.v1.Folded
-	43, // 42: lamina.shard.v1.TrainResponse.applied:type_name -> lamina.shard.v1.Applied
-	40, // 43: lamina.shard.v1.TrainResponse.picked:type_name -> lamina.shard.v1.Picked
-	42, // 44: lamina.shard.v1.Folded.norms:type_name -> lamina.shard.v1.Norm
-	46, // 45: lamina.shard.v1.SaveStateResponse.file:type_name -> lamina.shard.v1.StateFile
-	48, // 46: lamina.shard.v1.SaveStateResponse.written:type_name -> lamina.shard.v1.SavedFile
-	47, // 47: lamina.shard.v1.SaveStateResponse.saved:type_name -> lamina.shard.v1.Saved
-	48, // 48: lamina.shard.v1.Saved.files:type_name -> lamina.shard.v1.SavedFile
-	49, // 49: lamina.shard.v1.SavedFile.tensors:type_name -> lamina.shard.v1.SavedTensor
-	51, // 50: lamina.shard.v1.ExchangeRequest.open:type_name -> lamina.shard.v1.ExchangeOpen
-	52, // 51: lamina.shard.v1.ExchangeRequest.activation:type_name -> lamina.shard.v1.Activation
-	56, // 52: lamina.shard.v1.ExchangeRequest.chunk:type_name -> lamina.tensor.v1.Chunk
-	58, // 53: lamina.shard.v1.Activation.tensor:type_name -> lamina.tensor.v1.Tensor
-	54, // 54: lamina.shard.v1.ExchangeResponse.opened:type_name -> lamina.shard.v1.ExchangeOpened
-	55, // 55: lamina.shard.v1.ExchangeResponse.gradient:type_name -> lamina.shard.v1.ActivationGradient
-	56, // 56: lamina.shard.v1.ExchangeResponse.chunk:type_name -> lamina.tensor.v1.Chunk
-	58, // 57: lamina.shard.v1.ActivationGradient.tensor:type_name -> lamina.tensor.v1.Tensor
-	2,  // 58: lamina.shard.v1.ShardService.Describe:input_type -> lamina.shard.v1.DescribeRequest
-	7,  // 59: lamina.shard.v1.ShardService.Infer:input_type -> lamina.shard.v1.InferRequest
-	17, // 60: lamina.shard.v1.ShardService.Train:input_type -> lamina.shard.v1.TrainRequest
-	50, // 61: lamina.shard.v1.ShardService.Exchange:input_type -> lamina.shard.v1.ExchangeRequest
-	44, // 62: lamina.shard.v1.ShardService.SaveState:input_type -> lamina.shard.v1.SaveStateRequest
-	3,  // 63: lamina.shard.v1.ShardService.Describe:output_type -> lamina.shard.v1.DescribeResponse
-	12, // 64: lamina.shard.v1.ShardService.Infer:output_type -> lamina.shard.v1.InferResponse
-	36, // 65: lamina.shard.v1.ShardService.Train:output_type -> lamina.shard.v1.TrainResponse
-	53, // 66: lamina.shard.v1.ShardService.Exchange:output_type -> lamina.shard.v1.ExchangeResponse
-	45, // 67: lamina.shard.v1.ShardService.SaveState:output_type -> lamina.shard.v1.SaveStateResponse
-	63, // [63:68] is the sub-list for method output_type
-	58, // [58:63] is the sub-list for method input_type
-	58, // [58:58] is the sub-list for extension type_name
-	58, // [58:58] is the sub-list for extension extendee
-	0,  // [0:58] is the sub-list for field type_name
+	5,  // 0: lamina.shard.v1.DescribeResponse.held:type_name -> lamina.shard.v1.Held
+	6,  // 1: lamina.shard.v1.Held.leases:type_name -> lamina.shard.v1.LeaseInfo
+	9,  // 2: lamina.shard.v1.InferRequest.open:type_name -> lamina.shard.v1.InferOpen
+	10, // 3: lamina.shard.v1.InferRequest.batch:type_name -> lamina.shard.v1.Batch
+	62, // 4: lamina.shard.v1.InferRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	12, // 5: lamina.shard.v1.InferRequest.release:type_name -> lamina.shard.v1.Release
+	7,  // 6: lamina.shard.v1.InferOpen.route:type_name -> lamina.shard.v1.Hop
+	63, // 7: lamina.shard.v1.InferOpen.hidden_type:type_name -> lamina.tensor.v1.ElementType
+	11, // 8: lamina.shard.v1.Batch.entries:type_name -> lamina.shard.v1.Entry
+	64, // 9: lamina.shard.v1.Batch.hidden:type_name -> lamina.tensor.v1.Tensor
+	14, // 10: lamina.shard.v1.Release.leases:type_name -> lamina.shard.v1.Lease
+	16, // 11: lamina.shard.v1.InferResponse.opened:type_name -> lamina.shard.v1.InferOpened
+	17, // 12: lamina.shard.v1.InferResponse.refused:type_name -> lamina.shard.v1.Refused
+	15, // 13: lamina.shard.v1.InferResponse.computed:type_name -> lamina.shard.v1.Computed
+	14, // 14: lamina.shard.v1.InferResponse.lease:type_name -> lamina.shard.v1.Lease
+	5,  // 15: lamina.shard.v1.InferOpened.stages:type_name -> lamina.shard.v1.Held
+	19, // 16: lamina.shard.v1.TrainRequest.open:type_name -> lamina.shard.v1.TrainOpen
+	31, // 17: lamina.shard.v1.TrainRequest.state:type_name -> lamina.shard.v1.State
+	62, // 18: lamina.shard.v1.TrainRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	32, // 19: lamina.shard.v1.TrainRequest.load:type_name -> lamina.shard.v1.Load
+	34, // 20: lamina.shard.v1.TrainRequest.step:type_name -> lamina.shard.v1.Step
+	35, // 21: lamina.shard.v1.TrainRequest.microbatch:type_name -> lamina.shard.v1.Microbatch
+	37, // 22: lamina.shard.v1.TrainRequest.apply:type_name -> lamina.shard.v1.Apply
+	33, // 23: lamina.shard.v1.TrainRequest.save:type_name -> lamina.shard.v1.Save
+	39, // 24: lamina.shard.v1.TrainRequest.abort:type_name -> lamina.shard.v1.Abort
+	25, // 25: lamina.shard.v1.TrainOpen.spans:type_name -> lamina.shard.v1.Span
+	26, // 26: lamina.shard.v1.TrainOpen.optimizer:type_name -> lamina.shard.v1.Optimizer
+	0,  // 27: lamina.shard.v1.TrainOpen.precision:type_name -> lamina.shard.v1.Precision
+	24, // 28: lamina.shard.v1.TrainOpen.initial:type_name -> lamina.shard.v1.InitialWeights
+	23, // 29: lamina.shard.v1.TrainOpen.dropout:type_name -> lamina.shard.v1.Dropout
+	21, // 30: lamina.shard.v1.TrainOpen.gradients:type_name -> lamina.shard.v1.Gradients
+	22, // 31: lamina.shard.v1.TrainOpen.diloco:type_name -> lamina.shard.v1.DiLoCo
+	27, // 32: lamina.shard.v1.Optimizer.adamw:type_name -> lamina.shard.v1.AdamW
+	28, // 33: lamina.shard.v1.Optimizer.muon:type_name -> lamina.shard.v1.Muon
+	29, // 34: lamina.shard.v1.Optimizer.sgd:type_name -> lamina.shard.v1.SGD
+	30, // 35: lamina.shard.v1.Optimizer.rules:type_name -> lamina.shard.v1.ParameterRule
+	1,  // 36: lamina.shard.v1.State.kind:type_name -> lamina.shard.v1.StateKind
+	64, // 37: lamina.shard.v1.State.tensor:type_name -> lamina.tensor.v1.Tensor
+	20, // 38: lamina.shard.v1.Step.members:type_name -> lamina.shard.v1.Member
+	36, // 39: lamina.shard.v1.Microbatch.picks:type_name -> lamina.shard.v1.Pick
+	43, // 40: lamina.shard.v1.TrainResponse.opened:type_name -> lamina.shard.v1.TrainOpened
+	44, // 41: lamina.shard.v1.TrainResponse.loaded:type_name -> lamina.shard.v1.Loaded
+	45, // 42: lamina.shard.v1.TrainResponse.loss:type_name -> lamina.shard.v1.Loss
+	47, // 43: lamina.shard.v1.TrainResponse.folded:type_name -> lamina.shard.v1.Folded
+	49, // 44: lamina.shard.v1.TrainResponse.applied:type_name -> lamina.shard.v1.Applied
+	46, // 45: lamina.shard.v1.TrainResponse.picked:type_name -> lamina.shard.v1.Picked
+	40, // 46: lamina.shard.v1.TrainResponse.aborted:type_name -> lamina.shard.v1.Aborted
+	41, // 47: lamina.shard.v1.TrainResponse.rejected:type_name -> lamina.shard.v1.Rejected
+	42, // 48: lamina.shard.v1.TrainResponse.alive:type_name -> lamina.shard.v1.Alive
+	2,  // 49: lamina.shard.v1.Rejected.reason:type_name -> lamina.shard.v1.RejectReason
+	48, // 50: lamina.shard.v1.Folded.norms:type_name -> lamina.shard.v1.Norm
+	52, // 51: lamina.shard.v1.SaveStateResponse.file:type_name -> lamina.shard.v1.StateFile
+	54, // 52: lamina.shard.v1.SaveStateResponse.written:type_name -> lamina.shard.v1.SavedFile
+	53, // 53: lamina.shard.v1.SaveStateResponse.saved:type_name -> lamina.shard.v1.Saved
+	54, // 54: lamina.shard.v1.Saved.files:type_name -> lamina.shard.v1.SavedFile
+	55, // 55: lamina.shard.v1.SavedFile.tensors:type_name -> lamina.shard.v1.SavedTensor
+	57, // 56: lamina.shard.v1.ExchangeRequest.open:type_name -> lamina.shard.v1.ExchangeOpen
+	58, // 57: lamina.shard.v1.ExchangeRequest.activation:type_name -> lamina.shard.v1.Activation
+	62, // 58: lamina.shard.v1.ExchangeRequest.chunk:type_name -> lamina.tensor.v1.Chunk
+	64, // 59: lamina.shard.v1.Activation.tensor:type_name -> lamina.tensor.v1.Tensor
+	60, // 60: lamina.shard.v1.ExchangeResponse.opened:type_name -> lamina.shard.v1.ExchangeOpened
+	61, // 61: lamina.shard.v1.ExchangeResponse.gradient:type_name -> lamina.shard.v1.ActivationGradient
+	62, // 62: lamina.shard.v1.ExchangeResponse.chunk:type_name -> lamina.tensor.v1.Chunk
+	64, // 63: lamina.shard.v1.ActivationGradient.tensor:type_name -> lamina.tensor.v1.Tensor
+	3,  // 64: lamina.shard.v1.ShardService.Describe:input_type -> lamina.shard.v1.DescribeRequest
+	8,  // 65: lamina.shard.v1.ShardService.Infer:input_type -> lamina.shard.v1.InferRequest
+	18, // 66: lamina.shard.v1.ShardService.Train:input_type -> lamina.shard.v1.TrainRequest
+	56, // 67: lamina.shard.v1.ShardService.Exchange:input_type -> lamina.shard.v1.ExchangeRequest
+	50, // 68: lamina.shard.v1.ShardService.SaveState:input_type -> lamina.shard.v1.SaveStateRequest
+	4,  // 69: lamina.shard.v1.ShardService.Describe:output_type -> lamina.shard.v1.DescribeResponse
+	13, // 70: lamina.shard.v1.ShardService.Infer:output_type -> lamina.shard.v1.InferResponse
+	38, // 71: lamina.shard.v1.ShardService.Train:output_type -> lamina.shard.v1.TrainResponse
+	59, // 72: lamina.shard.v1.ShardService.Exchange:output_type -> lamina.shard.v1.ExchangeResponse
+	51, // 73: lamina.shard.v1.ShardService.SaveState:output_type -> lamina.shard.v1.SaveStateResponse
+	69, // [69:74] is the sub-list for method output_type
+	64, // [64:69] is the sub-list for method input_type
+	64, // [64:64] is the sub-list for extension type_name
+	64, // [64:64] is the sub-list for extension extendee
+	0,  // [0:64] is the sub-list for field type_name
 }
 
 func init() { file_lamina_shard_v1_shard_proto_init() }
@@ -5324,28 +6033,33 @@ func file_lamina_shard_v1_shard_proto_init() {
 		(*TrainRequest_Microbatch)(nil),
 		(*TrainRequest_Apply)(nil),
 		(*TrainRequest_Save)(nil),
+		(*TrainRequest_Abort)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[26].OneofWrappers = []any{}
-	file_lamina_shard_v1_shard_proto_msgTypes[34].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[27].OneofWrappers = []any{}
+	file_lamina_shard_v1_shard_proto_msgTypes[30].OneofWrappers = []any{}
+	file_lamina_shard_v1_shard_proto_msgTypes[35].OneofWrappers = []any{
 		(*TrainResponse_Opened)(nil),
 		(*TrainResponse_Loaded)(nil),
 		(*TrainResponse_Loss)(nil),
 		(*TrainResponse_Folded)(nil),
 		(*TrainResponse_Applied)(nil),
 		(*TrainResponse_Picked)(nil),
+		(*TrainResponse_Aborted)(nil),
+		(*TrainResponse_Rejected)(nil),
+		(*TrainResponse_Alive)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[43].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[48].OneofWrappers = []any{
 		(*SaveStateResponse_File)(nil),
 		(*SaveStateResponse_Data)(nil),
 		(*SaveStateResponse_Written)(nil),
 		(*SaveStateResponse_Saved)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[48].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[53].OneofWrappers = []any{
 		(*ExchangeRequest_Open)(nil),
 		(*ExchangeRequest_Activation)(nil),
 		(*ExchangeRequest_Chunk)(nil),
 	}
-	file_lamina_shard_v1_shard_proto_msgTypes[51].OneofWrappers = []any{
+	file_lamina_shard_v1_shard_proto_msgTypes[56].OneofWrappers = []any{
 		(*ExchangeResponse_Opened)(nil),
 		(*ExchangeResponse_Gradient)(nil),
 		(*ExchangeResponse_Chunk)(nil),
@@ -5355,8 +6069,8 @@ func file_lamina_shard_v1_shard_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lamina_shard_v1_shard_proto_rawDesc), len(file_lamina_shard_v1_shard_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   54,
+			NumEnums:      3,
+			NumMessages:   59,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

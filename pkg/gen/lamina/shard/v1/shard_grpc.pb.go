@@ -190,13 +190,22 @@ const (
 //     fixed tree and answers `folded`.
 //  5. `apply` steps the optimizer and is answered by `applied`. A `step` without an
 //     `apply` before it drops the gradients of the previous one.
+//     `abort` may come at any time between `step` and `apply`, because a replica was lost or its
+//     gradient rejected. The stage stops what it does, keeps weights, moments and residuals as
+//     they were before the step, and answers `aborted`. The trainer then makes another
+//     attempt at the step with the replicas that are left. What is late of an aborted
+//     attempt (events, activations, frames) is known by its number and dropped.
+//     A gradient that is not finite, huge, stale or misshapen is reported by `rejected`,
+//     with its replica; the stage then waits for `abort`.
 //  6. `save` takes a snapshot of the stage's state, and obliges no reply: SaveState writes
 //     it while the next steps run.
 //  7. The trainer closes its side; the stage frees everything and returns OK.
 //
 // A Train stream is one stage of one run, so its errors are the run's own: one ends
-// the stream with a status, and the trainer ends the step on all stages and restarts
-// from the last committed checkpoint. Inference and other runs on the shard go on.
+// the stream with a status, and its replica with it. The other replicas make another attempt
+// at the step; without any, or if the lost one had state that no other has (residuals,
+// DiLoCo's workers), the trainer restarts from the last committed checkpoint. Inference and
+// other runs on the shard go on.
 //
 // # SaveState: checkpoints
 //
@@ -468,13 +477,22 @@ type ShardService_SaveStateClient = grpc.ServerStreamingClient[SaveStateResponse
 //     fixed tree and answers `folded`.
 //  5. `apply` steps the optimizer and is answered by `applied`. A `step` without an
 //     `apply` before it drops the gradients of the previous one.
+//     `abort` may come at any time between `step` and `apply`, because a replica was lost or its
+//     gradient rejected. The stage stops what it does, keeps weights, moments and residuals as
+//     they were before the step, and answers `aborted`. The trainer then makes another
+//     attempt at the step with the replicas that are left. What is late of an aborted
+//     attempt (events, activations, frames) is known by its number and dropped.
+//     A gradient that is not finite, huge, stale or misshapen is reported by `rejected`,
+//     with its replica; the stage then waits for `abort`.
 //  6. `save` takes a snapshot of the stage's state, and obliges no reply: SaveState writes
 //     it while the next steps run.
 //  7. The trainer closes its side; the stage frees everything and returns OK.
 //
 // A Train stream is one stage of one run, so its errors are the run's own: one ends
-// the stream with a status, and the trainer ends the step on all stages and restarts
-// from the last committed checkpoint. Inference and other runs on the shard go on.
+// the stream with a status, and its replica with it. The other replicas make another attempt
+// at the step; without any, or if the lost one had state that no other has (residuals,
+// DiLoCo's workers), the trainer restarts from the last committed checkpoint. Inference and
+// other runs on the shard go on.
 //
 // # SaveState: checkpoints
 //

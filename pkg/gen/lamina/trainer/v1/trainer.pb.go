@@ -379,7 +379,22 @@ type Run struct {
 	// When the run was first started, in milliseconds since 1970.
 	StartedMs int64 `protobuf:"varint,43,opt,name=started_ms,json=startedMs,proto3" json:"started_ms,omitempty"`
 	// When its state last changed, in milliseconds since 1970.
-	ChangedMs     int64 `protobuf:"varint,44,opt,name=changed_ms,json=changedMs,proto3" json:"changed_ms,omitempty"`
+	ChangedMs int64 `protobuf:"varint,44,opt,name=changed_ms,json=changedMs,proto3" json:"changed_ms,omitempty"`
+	// Replicas that took part in the last step. It is less than `replicas` after one was lost, until another one
+	// has joined.
+	Members uint32 `protobuf:"varint,60,opt,name=members,proto3" json:"members,omitempty"`
+	// Replicas that were lost since the run was started or resumed.
+	Lost uint64 `protobuf:"varint,61,opt,name=lost,proto3" json:"lost,omitempty"`
+	// Replicas that have joined since then, in place of lost ones.
+	Joined uint64 `protobuf:"varint,62,opt,name=joined,proto3" json:"joined,omitempty"`
+	// Attempts at steps that were aborted since then.
+	Aborted uint64 `protobuf:"varint,63,opt,name=aborted,proto3" json:"aborted,omitempty"`
+	// Replicas whose gradients were refused, the newest 100.
+	Quarantined []*Quarantined `protobuf:"bytes,64,rep,name=quarantined,proto3" json:"quarantined,omitempty"`
+	// Steps that the manifest's rule for spikes has skipped or rolled back, the newest 100.
+	Spikes []*Spike `protobuf:"bytes,65,rep,name=spikes,proto3" json:"spikes,omitempty"`
+	// Numbers the trainers that have led the run.
+	Epoch         uint64 `protobuf:"varint,66,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -617,6 +632,246 @@ func (x *Run) GetChangedMs() int64 {
 	return 0
 }
 
+func (x *Run) GetMembers() uint32 {
+	if x != nil {
+		return x.Members
+	}
+	return 0
+}
+
+func (x *Run) GetLost() uint64 {
+	if x != nil {
+		return x.Lost
+	}
+	return 0
+}
+
+func (x *Run) GetJoined() uint64 {
+	if x != nil {
+		return x.Joined
+	}
+	return 0
+}
+
+func (x *Run) GetAborted() uint64 {
+	if x != nil {
+		return x.Aborted
+	}
+	return 0
+}
+
+func (x *Run) GetQuarantined() []*Quarantined {
+	if x != nil {
+		return x.Quarantined
+	}
+	return nil
+}
+
+func (x *Run) GetSpikes() []*Spike {
+	if x != nil {
+		return x.Spikes
+	}
+	return nil
+}
+
+func (x *Run) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+// Quarantined is a replica that takes no more part in the run, because its gradient must not be used.
+type Quarantined struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The step.
+	Step uint64 `protobuf:"varint,1,opt,name=step,proto3" json:"step,omitempty"`
+	// The replica's number.
+	Replica uint32 `protobuf:"varint,2,opt,name=replica,proto3" json:"replica,omitempty"`
+	// Where its stage listens.
+	Address string `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"`
+	// Why: "not finite", "huge", "stale" or "misshapen".
+	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The same for people.
+	Message string `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`
+	// The part of the model and the slots, as in "0-4.1 slots 2-4".
+	Part string `protobuf:"bytes,6,opt,name=part,proto3" json:"part,omitempty"`
+	// The artifact with the evidence.
+	Evidence      string `protobuf:"bytes,7,opt,name=evidence,proto3" json:"evidence,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Quarantined) Reset() {
+	*x = Quarantined{}
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Quarantined) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Quarantined) ProtoMessage() {}
+
+func (x *Quarantined) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Quarantined.ProtoReflect.Descriptor instead.
+func (*Quarantined) Descriptor() ([]byte, []int) {
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Quarantined) GetStep() uint64 {
+	if x != nil {
+		return x.Step
+	}
+	return 0
+}
+
+func (x *Quarantined) GetReplica() uint32 {
+	if x != nil {
+		return x.Replica
+	}
+	return 0
+}
+
+func (x *Quarantined) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *Quarantined) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Quarantined) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *Quarantined) GetPart() string {
+	if x != nil {
+		return x.Part
+	}
+	return ""
+}
+
+func (x *Quarantined) GetEvidence() string {
+	if x != nil {
+		return x.Evidence
+	}
+	return ""
+}
+
+// Spike is a step whose loss or gradient norm was far above those before.
+type Spike struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The step.
+	Step uint64 `protobuf:"varint,1,opt,name=step,proto3" json:"step,omitempty"`
+	// What was done: "skip" or "rollback".
+	Action string `protobuf:"bytes,2,opt,name=action,proto3" json:"action,omitempty"`
+	// "loss" or "gradient norm".
+	Of string `protobuf:"bytes,3,opt,name=of,proto3" json:"of,omitempty"`
+	// Its value.
+	Value float64 `protobuf:"fixed64,4,opt,name=value,proto3" json:"value,omitempty"`
+	// The largest value that is no spike.
+	Limit float64 `protobuf:"fixed64,5,opt,name=limit,proto3" json:"limit,omitempty"`
+	// The step to which the run went back; of "rollback".
+	BackTo        uint64 `protobuf:"varint,6,opt,name=back_to,json=backTo,proto3" json:"back_to,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Spike) Reset() {
+	*x = Spike{}
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Spike) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Spike) ProtoMessage() {}
+
+func (x *Spike) ProtoReflect() protoreflect.Message {
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Spike.ProtoReflect.Descriptor instead.
+func (*Spike) Descriptor() ([]byte, []int) {
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Spike) GetStep() uint64 {
+	if x != nil {
+		return x.Step
+	}
+	return 0
+}
+
+func (x *Spike) GetAction() string {
+	if x != nil {
+		return x.Action
+	}
+	return ""
+}
+
+func (x *Spike) GetOf() string {
+	if x != nil {
+		return x.Of
+	}
+	return ""
+}
+
+func (x *Spike) GetValue() float64 {
+	if x != nil {
+		return x.Value
+	}
+	return 0
+}
+
+func (x *Spike) GetLimit() float64 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *Spike) GetBackTo() uint64 {
+	if x != nil {
+		return x.BackTo
+	}
+	return 0
+}
+
 // SampleText is a text that the model in training has continued.
 type SampleText struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -632,7 +887,7 @@ type SampleText struct {
 
 func (x *SampleText) Reset() {
 	*x = SampleText{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[5]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -644,7 +899,7 @@ func (x *SampleText) String() string {
 func (*SampleText) ProtoMessage() {}
 
 func (x *SampleText) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[5]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -657,7 +912,7 @@ func (x *SampleText) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SampleText.ProtoReflect.Descriptor instead.
 func (*SampleText) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{5}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *SampleText) GetStep() uint64 {
@@ -690,7 +945,7 @@ type ListRunsRequest struct {
 
 func (x *ListRunsRequest) Reset() {
 	*x = ListRunsRequest{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[6]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -702,7 +957,7 @@ func (x *ListRunsRequest) String() string {
 func (*ListRunsRequest) ProtoMessage() {}
 
 func (x *ListRunsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[6]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -715,7 +970,7 @@ func (x *ListRunsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRunsRequest.ProtoReflect.Descriptor instead.
 func (*ListRunsRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{6}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{8}
 }
 
 // ListRunsResponse lists the runs.
@@ -729,7 +984,7 @@ type ListRunsResponse struct {
 
 func (x *ListRunsResponse) Reset() {
 	*x = ListRunsResponse{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[7]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -741,7 +996,7 @@ func (x *ListRunsResponse) String() string {
 func (*ListRunsResponse) ProtoMessage() {}
 
 func (x *ListRunsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[7]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -754,7 +1009,7 @@ func (x *ListRunsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRunsResponse.ProtoReflect.Descriptor instead.
 func (*ListRunsResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{7}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListRunsResponse) GetRuns() []*Run {
@@ -775,7 +1030,7 @@ type StopRunRequest struct {
 
 func (x *StopRunRequest) Reset() {
 	*x = StopRunRequest{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[8]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -787,7 +1042,7 @@ func (x *StopRunRequest) String() string {
 func (*StopRunRequest) ProtoMessage() {}
 
 func (x *StopRunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[8]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -800,7 +1055,7 @@ func (x *StopRunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopRunRequest.ProtoReflect.Descriptor instead.
 func (*StopRunRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{8}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *StopRunRequest) GetRun() string {
@@ -821,7 +1076,7 @@ type StopRunResponse struct {
 
 func (x *StopRunResponse) Reset() {
 	*x = StopRunResponse{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[9]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -833,7 +1088,7 @@ func (x *StopRunResponse) String() string {
 func (*StopRunResponse) ProtoMessage() {}
 
 func (x *StopRunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[9]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -846,7 +1101,7 @@ func (x *StopRunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopRunResponse.ProtoReflect.Descriptor instead.
 func (*StopRunResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{9}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *StopRunResponse) GetRun() *Run {
@@ -867,7 +1122,7 @@ type PauseRunRequest struct {
 
 func (x *PauseRunRequest) Reset() {
 	*x = PauseRunRequest{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[10]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -879,7 +1134,7 @@ func (x *PauseRunRequest) String() string {
 func (*PauseRunRequest) ProtoMessage() {}
 
 func (x *PauseRunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[10]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -892,7 +1147,7 @@ func (x *PauseRunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseRunRequest.ProtoReflect.Descriptor instead.
 func (*PauseRunRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{10}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *PauseRunRequest) GetRun() string {
@@ -913,7 +1168,7 @@ type PauseRunResponse struct {
 
 func (x *PauseRunResponse) Reset() {
 	*x = PauseRunResponse{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[11]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -925,7 +1180,7 @@ func (x *PauseRunResponse) String() string {
 func (*PauseRunResponse) ProtoMessage() {}
 
 func (x *PauseRunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[11]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -938,7 +1193,7 @@ func (x *PauseRunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseRunResponse.ProtoReflect.Descriptor instead.
 func (*PauseRunResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{11}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *PauseRunResponse) GetRun() *Run {
@@ -963,7 +1218,7 @@ type ResumeRunRequest struct {
 
 func (x *ResumeRunRequest) Reset() {
 	*x = ResumeRunRequest{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[12]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -975,7 +1230,7 @@ func (x *ResumeRunRequest) String() string {
 func (*ResumeRunRequest) ProtoMessage() {}
 
 func (x *ResumeRunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[12]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -988,7 +1243,7 @@ func (x *ResumeRunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeRunRequest.ProtoReflect.Descriptor instead.
 func (*ResumeRunRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{12}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ResumeRunRequest) GetRun() string {
@@ -1023,7 +1278,7 @@ type ResumeRunResponse struct {
 
 func (x *ResumeRunResponse) Reset() {
 	*x = ResumeRunResponse{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[13]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1035,7 +1290,7 @@ func (x *ResumeRunResponse) String() string {
 func (*ResumeRunResponse) ProtoMessage() {}
 
 func (x *ResumeRunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[13]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1048,7 +1303,7 @@ func (x *ResumeRunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeRunResponse.ProtoReflect.Descriptor instead.
 func (*ResumeRunResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{13}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ResumeRunResponse) GetRun() *Run {
@@ -1069,7 +1324,7 @@ type DeleteRunRequest struct {
 
 func (x *DeleteRunRequest) Reset() {
 	*x = DeleteRunRequest{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[14]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1081,7 +1336,7 @@ func (x *DeleteRunRequest) String() string {
 func (*DeleteRunRequest) ProtoMessage() {}
 
 func (x *DeleteRunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[14]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1094,7 +1349,7 @@ func (x *DeleteRunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRunRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRunRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{14}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *DeleteRunRequest) GetRun() string {
@@ -1106,14 +1361,16 @@ func (x *DeleteRunRequest) GetRun() string {
 
 // DeleteRunResponse says that the run is gone.
 type DeleteRunResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The folder whose files were left, because it is outside of the trainer's folder of runs; else empty.
+	Kept          string `protobuf:"bytes,1,opt,name=kept,proto3" json:"kept,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DeleteRunResponse) Reset() {
 	*x = DeleteRunResponse{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[15]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1125,7 +1382,7 @@ func (x *DeleteRunResponse) String() string {
 func (*DeleteRunResponse) ProtoMessage() {}
 
 func (x *DeleteRunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[15]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1138,7 +1395,14 @@ func (x *DeleteRunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRunResponse.ProtoReflect.Descriptor instead.
 func (*DeleteRunResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{15}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *DeleteRunResponse) GetKept() string {
+	if x != nil {
+		return x.Kept
+	}
+	return ""
 }
 
 // ListArtifactsRequest names a run.
@@ -1152,7 +1416,7 @@ type ListArtifactsRequest struct {
 
 func (x *ListArtifactsRequest) Reset() {
 	*x = ListArtifactsRequest{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[16]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1164,7 +1428,7 @@ func (x *ListArtifactsRequest) String() string {
 func (*ListArtifactsRequest) ProtoMessage() {}
 
 func (x *ListArtifactsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[16]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1177,7 +1441,7 @@ func (x *ListArtifactsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListArtifactsRequest.ProtoReflect.Descriptor instead.
 func (*ListArtifactsRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{16}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ListArtifactsRequest) GetRun() string {
@@ -1198,7 +1462,7 @@ type ListArtifactsResponse struct {
 
 func (x *ListArtifactsResponse) Reset() {
 	*x = ListArtifactsResponse{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[17]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1210,7 +1474,7 @@ func (x *ListArtifactsResponse) String() string {
 func (*ListArtifactsResponse) ProtoMessage() {}
 
 func (x *ListArtifactsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[17]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1223,7 +1487,7 @@ func (x *ListArtifactsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListArtifactsResponse.ProtoReflect.Descriptor instead.
 func (*ListArtifactsResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{17}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ListArtifactsResponse) GetArtifacts() []*Artifact {
@@ -1248,7 +1512,7 @@ type Artifact struct {
 
 func (x *Artifact) Reset() {
 	*x = Artifact{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[18]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1260,7 +1524,7 @@ func (x *Artifact) String() string {
 func (*Artifact) ProtoMessage() {}
 
 func (x *Artifact) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[18]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1273,7 +1537,7 @@ func (x *Artifact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Artifact.ProtoReflect.Descriptor instead.
 func (*Artifact) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{18}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Artifact) GetName() string {
@@ -1312,7 +1576,7 @@ type FetchArtifactRequest struct {
 
 func (x *FetchArtifactRequest) Reset() {
 	*x = FetchArtifactRequest{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[19]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1324,7 +1588,7 @@ func (x *FetchArtifactRequest) String() string {
 func (*FetchArtifactRequest) ProtoMessage() {}
 
 func (x *FetchArtifactRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[19]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1337,7 +1601,7 @@ func (x *FetchArtifactRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchArtifactRequest.ProtoReflect.Descriptor instead.
 func (*FetchArtifactRequest) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{19}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *FetchArtifactRequest) GetRun() string {
@@ -1374,7 +1638,7 @@ type FetchArtifactResponse struct {
 
 func (x *FetchArtifactResponse) Reset() {
 	*x = FetchArtifactResponse{}
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[20]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1386,7 +1650,7 @@ func (x *FetchArtifactResponse) String() string {
 func (*FetchArtifactResponse) ProtoMessage() {}
 
 func (x *FetchArtifactResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[20]
+	mi := &file_lamina_trainer_v1_trainer_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1399,7 +1663,7 @@ func (x *FetchArtifactResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchArtifactResponse.ProtoReflect.Descriptor instead.
 func (*FetchArtifactResponse) Descriptor() ([]byte, []int) {
-	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{20}
+	return file_lamina_trainer_v1_trainer_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *FetchArtifactResponse) GetArtifact() *Artifact {
@@ -1432,7 +1696,7 @@ const file_lamina_trainer_v1_trainer_proto_rawDesc = "" +
 	"\x0fWatchRunRequest\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\tR\x03run\"<\n" +
 	"\x10WatchRunResponse\x12(\n" +
-	"\x03run\x18\x01 \x01(\v2\x16.lamina.trainer.v1.RunR\x03run\"\xe6\a\n" +
+	"\x03run\x18\x01 \x01(\v2\x16.lamina.trainer.v1.RunR\x03run\"\xd0\t\n" +
 	"\x03Run\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x121\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1b.lamina.trainer.v1.RunStateR\x05state\x12\x12\n" +
@@ -1468,7 +1732,29 @@ const file_lamina_trainer_v1_trainer_proto_rawDesc = "" +
 	"\n" +
 	"started_ms\x18+ \x01(\x03R\tstartedMs\x12\x1d\n" +
 	"\n" +
-	"changed_ms\x18, \x01(\x03R\tchangedMs\"L\n" +
+	"changed_ms\x18, \x01(\x03R\tchangedMs\x12\x18\n" +
+	"\amembers\x18< \x01(\rR\amembers\x12\x12\n" +
+	"\x04lost\x18= \x01(\x04R\x04lost\x12\x16\n" +
+	"\x06joined\x18> \x01(\x04R\x06joined\x12\x18\n" +
+	"\aaborted\x18? \x01(\x04R\aaborted\x12@\n" +
+	"\vquarantined\x18@ \x03(\v2\x1e.lamina.trainer.v1.QuarantinedR\vquarantined\x120\n" +
+	"\x06spikes\x18A \x03(\v2\x18.lamina.trainer.v1.SpikeR\x06spikes\x12\x14\n" +
+	"\x05epoch\x18B \x01(\x04R\x05epoch\"\xb7\x01\n" +
+	"\vQuarantined\x12\x12\n" +
+	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x18\n" +
+	"\areplica\x18\x02 \x01(\rR\areplica\x12\x18\n" +
+	"\aaddress\x18\x03 \x01(\tR\aaddress\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x18\n" +
+	"\amessage\x18\x05 \x01(\tR\amessage\x12\x12\n" +
+	"\x04part\x18\x06 \x01(\tR\x04part\x12\x1a\n" +
+	"\bevidence\x18\a \x01(\tR\bevidence\"\x88\x01\n" +
+	"\x05Spike\x12\x12\n" +
+	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x16\n" +
+	"\x06action\x18\x02 \x01(\tR\x06action\x12\x0e\n" +
+	"\x02of\x18\x03 \x01(\tR\x02of\x12\x14\n" +
+	"\x05value\x18\x04 \x01(\x01R\x05value\x12\x14\n" +
+	"\x05limit\x18\x05 \x01(\x01R\x05limit\x12\x17\n" +
+	"\aback_to\x18\x06 \x01(\x04R\x06backTo\"L\n" +
 	"\n" +
 	"SampleText\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x04R\x04step\x12\x16\n" +
@@ -1492,8 +1778,9 @@ const file_lamina_trainer_v1_trainer_proto_rawDesc = "" +
 	"\x11ResumeRunResponse\x12(\n" +
 	"\x03run\x18\x01 \x01(\v2\x16.lamina.trainer.v1.RunR\x03run\"$\n" +
 	"\x10DeleteRunRequest\x12\x10\n" +
-	"\x03run\x18\x01 \x01(\tR\x03run\"\x13\n" +
-	"\x11DeleteRunResponse\"(\n" +
+	"\x03run\x18\x01 \x01(\tR\x03run\"'\n" +
+	"\x11DeleteRunResponse\x12\x12\n" +
+	"\x04kept\x18\x01 \x01(\tR\x04kept\"(\n" +
 	"\x14ListArtifactsRequest\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\tR\x03run\"R\n" +
 	"\x15ListArtifactsResponse\x129\n" +
@@ -1543,7 +1830,7 @@ func file_lamina_trainer_v1_trainer_proto_rawDescGZIP() []byte {
 }
 
 var file_lamina_trainer_v1_trainer_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_lamina_trainer_v1_trainer_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_lamina_trainer_v1_trainer_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_lamina_trainer_v1_trainer_proto_goTypes = []any{
 	(RunState)(0),                 // 0: lamina.trainer.v1.RunState
 	(*StartRunRequest)(nil),       // 1: lamina.trainer.v1.StartRunRequest
@@ -1551,56 +1838,60 @@ var file_lamina_trainer_v1_trainer_proto_goTypes = []any{
 	(*WatchRunRequest)(nil),       // 3: lamina.trainer.v1.WatchRunRequest
 	(*WatchRunResponse)(nil),      // 4: lamina.trainer.v1.WatchRunResponse
 	(*Run)(nil),                   // 5: lamina.trainer.v1.Run
-	(*SampleText)(nil),            // 6: lamina.trainer.v1.SampleText
-	(*ListRunsRequest)(nil),       // 7: lamina.trainer.v1.ListRunsRequest
-	(*ListRunsResponse)(nil),      // 8: lamina.trainer.v1.ListRunsResponse
-	(*StopRunRequest)(nil),        // 9: lamina.trainer.v1.StopRunRequest
-	(*StopRunResponse)(nil),       // 10: lamina.trainer.v1.StopRunResponse
-	(*PauseRunRequest)(nil),       // 11: lamina.trainer.v1.PauseRunRequest
-	(*PauseRunResponse)(nil),      // 12: lamina.trainer.v1.PauseRunResponse
-	(*ResumeRunRequest)(nil),      // 13: lamina.trainer.v1.ResumeRunRequest
-	(*ResumeRunResponse)(nil),     // 14: lamina.trainer.v1.ResumeRunResponse
-	(*DeleteRunRequest)(nil),      // 15: lamina.trainer.v1.DeleteRunRequest
-	(*DeleteRunResponse)(nil),     // 16: lamina.trainer.v1.DeleteRunResponse
-	(*ListArtifactsRequest)(nil),  // 17: lamina.trainer.v1.ListArtifactsRequest
-	(*ListArtifactsResponse)(nil), // 18: lamina.trainer.v1.ListArtifactsResponse
-	(*Artifact)(nil),              // 19: lamina.trainer.v1.Artifact
-	(*FetchArtifactRequest)(nil),  // 20: lamina.trainer.v1.FetchArtifactRequest
-	(*FetchArtifactResponse)(nil), // 21: lamina.trainer.v1.FetchArtifactResponse
+	(*Quarantined)(nil),           // 6: lamina.trainer.v1.Quarantined
+	(*Spike)(nil),                 // 7: lamina.trainer.v1.Spike
+	(*SampleText)(nil),            // 8: lamina.trainer.v1.SampleText
+	(*ListRunsRequest)(nil),       // 9: lamina.trainer.v1.ListRunsRequest
+	(*ListRunsResponse)(nil),      // 10: lamina.trainer.v1.ListRunsResponse
+	(*StopRunRequest)(nil),        // 11: lamina.trainer.v1.StopRunRequest
+	(*StopRunResponse)(nil),       // 12: lamina.trainer.v1.StopRunResponse
+	(*PauseRunRequest)(nil),       // 13: lamina.trainer.v1.PauseRunRequest
+	(*PauseRunResponse)(nil),      // 14: lamina.trainer.v1.PauseRunResponse
+	(*ResumeRunRequest)(nil),      // 15: lamina.trainer.v1.ResumeRunRequest
+	(*ResumeRunResponse)(nil),     // 16: lamina.trainer.v1.ResumeRunResponse
+	(*DeleteRunRequest)(nil),      // 17: lamina.trainer.v1.DeleteRunRequest
+	(*DeleteRunResponse)(nil),     // 18: lamina.trainer.v1.DeleteRunResponse
+	(*ListArtifactsRequest)(nil),  // 19: lamina.trainer.v1.ListArtifactsRequest
+	(*ListArtifactsResponse)(nil), // 20: lamina.trainer.v1.ListArtifactsResponse
+	(*Artifact)(nil),              // 21: lamina.trainer.v1.Artifact
+	(*FetchArtifactRequest)(nil),  // 22: lamina.trainer.v1.FetchArtifactRequest
+	(*FetchArtifactResponse)(nil), // 23: lamina.trainer.v1.FetchArtifactResponse
 }
 var file_lamina_trainer_v1_trainer_proto_depIdxs = []int32{
 	5,  // 0: lamina.trainer.v1.WatchRunResponse.run:type_name -> lamina.trainer.v1.Run
 	0,  // 1: lamina.trainer.v1.Run.state:type_name -> lamina.trainer.v1.RunState
-	6,  // 2: lamina.trainer.v1.Run.samples:type_name -> lamina.trainer.v1.SampleText
-	5,  // 3: lamina.trainer.v1.ListRunsResponse.runs:type_name -> lamina.trainer.v1.Run
-	5,  // 4: lamina.trainer.v1.StopRunResponse.run:type_name -> lamina.trainer.v1.Run
-	5,  // 5: lamina.trainer.v1.PauseRunResponse.run:type_name -> lamina.trainer.v1.Run
-	5,  // 6: lamina.trainer.v1.ResumeRunResponse.run:type_name -> lamina.trainer.v1.Run
-	19, // 7: lamina.trainer.v1.ListArtifactsResponse.artifacts:type_name -> lamina.trainer.v1.Artifact
-	19, // 8: lamina.trainer.v1.FetchArtifactResponse.artifact:type_name -> lamina.trainer.v1.Artifact
-	1,  // 9: lamina.trainer.v1.TrainerService.StartRun:input_type -> lamina.trainer.v1.StartRunRequest
-	3,  // 10: lamina.trainer.v1.TrainerService.WatchRun:input_type -> lamina.trainer.v1.WatchRunRequest
-	7,  // 11: lamina.trainer.v1.TrainerService.ListRuns:input_type -> lamina.trainer.v1.ListRunsRequest
-	9,  // 12: lamina.trainer.v1.TrainerService.StopRun:input_type -> lamina.trainer.v1.StopRunRequest
-	11, // 13: lamina.trainer.v1.TrainerService.PauseRun:input_type -> lamina.trainer.v1.PauseRunRequest
-	13, // 14: lamina.trainer.v1.TrainerService.ResumeRun:input_type -> lamina.trainer.v1.ResumeRunRequest
-	15, // 15: lamina.trainer.v1.TrainerService.DeleteRun:input_type -> lamina.trainer.v1.DeleteRunRequest
-	17, // 16: lamina.trainer.v1.TrainerService.ListArtifacts:input_type -> lamina.trainer.v1.ListArtifactsRequest
-	20, // 17: lamina.trainer.v1.TrainerService.FetchArtifact:input_type -> lamina.trainer.v1.FetchArtifactRequest
-	2,  // 18: lamina.trainer.v1.TrainerService.StartRun:output_type -> lamina.trainer.v1.StartRunResponse
-	4,  // 19: lamina.trainer.v1.TrainerService.WatchRun:output_type -> lamina.trainer.v1.WatchRunResponse
-	8,  // 20: lamina.trainer.v1.TrainerService.ListRuns:output_type -> lamina.trainer.v1.ListRunsResponse
-	10, // 21: lamina.trainer.v1.TrainerService.StopRun:output_type -> lamina.trainer.v1.StopRunResponse
-	12, // 22: lamina.trainer.v1.TrainerService.PauseRun:output_type -> lamina.trainer.v1.PauseRunResponse
-	14, // 23: lamina.trainer.v1.TrainerService.ResumeRun:output_type -> lamina.trainer.v1.ResumeRunResponse
-	16, // 24: lamina.trainer.v1.TrainerService.DeleteRun:output_type -> lamina.trainer.v1.DeleteRunResponse
-	18, // 25: lamina.trainer.v1.TrainerService.ListArtifacts:output_type -> lamina.trainer.v1.ListArtifactsResponse
-	21, // 26: lamina.trainer.v1.TrainerService.FetchArtifact:output_type -> lamina.trainer.v1.FetchArtifactResponse
-	18, // [18:27] is the sub-list for method output_type
-	9,  // [9:18] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	8,  // 2: lamina.trainer.v1.Run.samples:type_name -> lamina.trainer.v1.SampleText
+	6,  // 3: lamina.trainer.v1.Run.quarantined:type_name -> lamina.trainer.v1.Quarantined
+	7,  // 4: lamina.trainer.v1.Run.spikes:type_name -> lamina.trainer.v1.Spike
+	5,  // 5: lamina.trainer.v1.ListRunsResponse.runs:type_name -> lamina.trainer.v1.Run
+	5,  // 6: lamina.trainer.v1.StopRunResponse.run:type_name -> lamina.trainer.v1.Run
+	5,  // 7: lamina.trainer.v1.PauseRunResponse.run:type_name -> lamina.trainer.v1.Run
+	5,  // 8: lamina.trainer.v1.ResumeRunResponse.run:type_name -> lamina.trainer.v1.Run
+	21, // 9: lamina.trainer.v1.ListArtifactsResponse.artifacts:type_name -> lamina.trainer.v1.Artifact
+	21, // 10: lamina.trainer.v1.FetchArtifactResponse.artifact:type_name -> lamina.trainer.v1.Artifact
+	1,  // 11: lamina.trainer.v1.TrainerService.StartRun:input_type -> lamina.trainer.v1.StartRunRequest
+	3,  // 12: lamina.trainer.v1.TrainerService.WatchRun:input_type -> lamina.trainer.v1.WatchRunRequest
+	9,  // 13: lamina.trainer.v1.TrainerService.ListRuns:input_type -> lamina.trainer.v1.ListRunsRequest
+	11, // 14: lamina.trainer.v1.TrainerService.StopRun:input_type -> lamina.trainer.v1.StopRunRequest
+	13, // 15: lamina.trainer.v1.TrainerService.PauseRun:input_type -> lamina.trainer.v1.PauseRunRequest
+	15, // 16: lamina.trainer.v1.TrainerService.ResumeRun:input_type -> lamina.trainer.v1.ResumeRunRequest
+	17, // 17: lamina.trainer.v1.TrainerService.DeleteRun:input_type -> lamina.trainer.v1.DeleteRunRequest
+	19, // 18: lamina.trainer.v1.TrainerService.ListArtifacts:input_type -> lamina.trainer.v1.ListArtifactsRequest
+	22, // 19: lamina.trainer.v1.TrainerService.FetchArtifact:input_type -> lamina.trainer.v1.FetchArtifactRequest
+	2,  // 20: lamina.trainer.v1.TrainerService.StartRun:output_type -> lamina.trainer.v1.StartRunResponse
+	4,  // 21: lamina.trainer.v1.TrainerService.WatchRun:output_type -> lamina.trainer.v1.WatchRunResponse
+	10, // 22: lamina.trainer.v1.TrainerService.ListRuns:output_type -> lamina.trainer.v1.ListRunsResponse
+	12, // 23: lamina.trainer.v1.TrainerService.StopRun:output_type -> lamina.trainer.v1.StopRunResponse
+	14, // 24: lamina.trainer.v1.TrainerService.PauseRun:output_type -> lamina.trainer.v1.PauseRunResponse
+	16, // 25: lamina.trainer.v1.TrainerService.ResumeRun:output_type -> lamina.trainer.v1.ResumeRunResponse
+	18, // 26: lamina.trainer.v1.TrainerService.DeleteRun:output_type -> lamina.trainer.v1.DeleteRunResponse
+	20, // 27: lamina.trainer.v1.TrainerService.ListArtifacts:output_type -> lamina.trainer.v1.ListArtifactsResponse
+	23, // 28: lamina.trainer.v1.TrainerService.FetchArtifact:output_type -> lamina.trainer.v1.FetchArtifactResponse
+	20, // [20:29] is the sub-list for method output_type
+	11, // [11:20] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_lamina_trainer_v1_trainer_proto_init() }
@@ -1614,7 +1905,7 @@ func file_lamina_trainer_v1_trainer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_lamina_trainer_v1_trainer_proto_rawDesc), len(file_lamina_trainer_v1_trainer_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   21,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
