@@ -6,6 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
+	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
@@ -28,92 +31,179 @@ const busName = 48
 
 // stage is the trainer's end of the Train stream of a stage.
 type stage struct {
+	chain   *chain
 	addr    string
 	spans   []model.Range
 	client  shardv1.ShardServiceClient
 	stream  trainStream
 	shares  bool // it reads and writes the files of checkpoints itself
 	replies chan *shardv1.TrainResponse
+
+	heard   atomic.Uint64 // frames received
+	actions atomic.Uint64 // changes with every action that is done; 0 while the stage waits for others
 }
 
-// chain holds the stages of one replica.
+// chain holds the stages of one replica. It works until its context ends or a stage fails.
 type chain struct {
-	replica int
-	id      []byte
-	stages  []*stage
-}
-
-// fleet holds all chains of a run. It works until its context ends or a stage fails.
-type fleet struct {
+	replica    int
+	id         []byte
+	stages     []*stage
 	ctx        context.Context
 	fail       context.CancelCauseFunc
-	spec       model.Spec
-	manifest   *Manifest
+	readers    sync.WaitGroup
+	parameters uint64
+
+	lo, hi int     // its slots in the current attempt
+	speed  measure // seconds that its slowest stage computes for a slot
+}
+
+// lost returns why the chain has ended, or nil.
+func (c *chain) lost() error {
+	if c.ctx.Err() == nil {
+		return nil
+	}
+	return context.Cause(c.ctx)
+}
+
+// fleetConfig says what a fleet is made of.
+type fleetConfig struct {
+	log      *slog.Logger
+	dialer   Dialer
+	manifest *Manifest
+	spec     model.Spec
+	initial  *shardv1.InitialWeights // nil for random ones, or if a checkpoint is loaded
+	layout   layout
+	timing   timing
+	lease    string
+	epoch    uint64
+	// share makes the folder of the run known to stages that open. The returned function ends that.
+	share func() (share, func() error, error)
+}
+
+// fleet holds all chains of a run. It works until its context ends or, unless it is elastic, a chain is lost.
+type fleet struct {
+	fleetConfig
+	ctx        context.Context
+	fail       context.CancelCauseFunc
+	config     []byte // of the model
+	bus        string // name of the run on the gradient bus
 	chains     []*chain
 	ranges     []model.Range // the layers of a chain's spans, in order; span c of stage s is c·stages+s
 	parameters uint64
-	class      string // kernel class of every stage
 	readers    errgroup.Group
+	attempt    uint32       // at the current step, or at the last one
+	stepTime   measure      // nanoseconds
+	usual      atomic.Int64 // its mean
+
+	mu    sync.Mutex
+	class string // kernel class of every stage
+
+	joining joining
 }
 
-// openFleet opens all chains. If there are fewer shards than stages, a shard runs several stages.
-func openFleet(ctx context.Context, dialer Dialer, m *Manifest, spec model.Spec, initial *shardv1.InitialWeights,
-	layout layout, addrs []string, shared share) (*fleet, error) {
-	f := &fleet{spec: spec, manifest: m}
+// elastic reports whether replicas may join and leave while the run goes on: no replica has state that the others
+// lack.
+func (f *fleet) elastic() bool { return f.manifest.elastic() }
+
+// openFleet opens all chains. If there are fewer shards than stages, a shard runs several stages. An elastic fleet
+// begins with the chains that can be opened.
+func openFleet(ctx context.Context, c fleetConfig, addrs []string) (*fleet, error) {
+	f := &fleet{fleetConfig: c}
 	f.ctx, f.fail = context.WithCancelCause(ctx)
-	config, err := model.ConfigJSON(spec)
-	if err != nil {
+	f.joining.opened = make(chan opened, 1)
+	var err error
+	if f.config, err = model.ConfigJSON(f.spec); err != nil {
 		return nil, fault.Wrap(fault.Invalid, err, "model")
 	}
-	spans := m.spans(layout.stages)
-	f.ranges = model.Split(len(spec.Layers), layout.stages*spans)
-	if len(f.ranges) != layout.stages*spans {
-		return nil, fault.Field("stages", "%d stages of %d spans for %d layers", layout.stages, spans, len(spec.Layers))
+	stages := f.layout.stages
+	spans := f.manifest.spans(stages)
+	f.ranges = model.Split(len(f.spec.Layers), stages*spans)
+	if len(f.ranges) != stages*spans {
+		return nil, fault.Field("stages", "%d stages of %d spans for %d layers", stages, spans, len(f.spec.Layers))
 	}
 	// The random suffix keeps a restarted run from reading its earlier events.
-	bus := fmt.Sprintf("%.*s-%x", busName, m.Name, randomBytes(6))
-	for r := range layout.replicas {
-		ch := &chain{replica: r, id: randomBytes(16)}
-		f.chains = append(f.chains, ch)
-		for i := range layout.stages {
-			s := &stage{addr: addrs[(r*layout.stages+i)%len(addrs)],
-				replies: make(chan *shardv1.TrainResponse, repliesLen)}
-			for c := range spans {
-				s.spans = append(s.spans, f.ranges[c*layout.stages+i])
-			}
-			ch.stages = append(ch.stages, s)
+	f.bus = fmt.Sprintf("%.*s-%x", busName, f.manifest.Name, randomBytes(6))
+	shared, unshare, err := f.share()
+	if err != nil {
+		return nil, err
+	}
+	var failed error
+	for r := range f.layout.replicas {
+		var at []string
+		for i := range stages {
+			at = append(at, addrs[(r*stages+i)%len(addrs)])
 		}
-		for i := layout.stages - 1; i >= 0; i-- {
-			open := &shardv1.TrainOpen{
-				Run: bus, Chain: ch.id, Stage: uint32(i), Stages: uint32(layout.stages), Replica: uint32(r),
-				Replicas:   uint32(layout.replicas),
-				ConfigJson: config, Seed: m.Seed,
-				Slots:     uint32(m.Slots),
-				Schedule:  m.Schedule,
-				ZLoss:     m.ZLoss,
-				Optimizer: optimizer(m), IsolateDocuments: m.Data.Isolate,
-				SlotSequences: uint32(m.SlotSequences), SequenceLen: uint32(m.SequenceLen),
-				Precision: shardv1.Precision_PRECISION_FLOAT32, Initial: initial,
-				RecomputeLayers: m.Recompute == recomputeLayers, Dropout: m.Dropout.open(),
-				Gradients: m.Gradients.open(), Diloco: m.DiLoCo.open(),
-				Folder: shared.folder, Token: shared.token,
-			}
-			if m.Precision == tensor.BF16.String() {
-				open.Precision = shardv1.Precision_PRECISION_BFLOAT16
-			}
-			for _, l := range ch.stages[i].spans {
-				open.Spans = append(open.Spans, &shardv1.Span{Lo: uint32(l.Lo), Hi: uint32(l.Hi)})
-			}
-			if i+1 < layout.stages || spans > 1 {
-				open.Next = ch.stages[(i+1)%layout.stages].addr
-			}
-			if err := f.open(dialer, ch.stages[i], open); err != nil {
-				f.close()
-				return nil, err
-			}
+		ch, err := f.openChain(r, at, shared)
+		if err == nil {
+			f.chains = append(f.chains, ch)
+			f.parameters = ch.parameters
+			continue
 		}
+		failed = err
+		if !f.elastic() || !retryable(err) {
+			break
+		}
+		f.log.Warn("begin without a replica", "run", f.manifest.Name, "replica", r, "error", err)
+	}
+	if len(f.chains) > 0 && (f.elastic() && retryable(failed)) {
+		failed = nil
+	}
+	if err := errors.Join(failed, unshare()); err != nil {
+		f.close()
+		return nil, err
 	}
 	return f, nil
+}
+
+// openChain opens the stages of a replica at the given addresses.
+func (f *fleet) openChain(replica int, addrs []string, shared share) (*chain, error) {
+	m, stages := f.manifest, f.layout.stages
+	spans := m.spans(stages)
+	c := &chain{replica: replica, id: randomBytes(16)}
+	c.ctx, c.fail = context.WithCancelCause(f.ctx)
+	for i, addr := range addrs {
+		s := &stage{chain: c, addr: addr, replies: make(chan *shardv1.TrainResponse, repliesLen)}
+		for k := range spans {
+			s.spans = append(s.spans, f.ranges[k*stages+i])
+		}
+		c.stages = append(c.stages, s)
+	}
+	for i := stages - 1; i >= 0; i-- {
+		open := &shardv1.TrainOpen{
+			Run: f.bus, Chain: c.id, Stage: uint32(i), Stages: uint32(stages), Replica: uint32(replica),
+			Replicas:   uint32(f.layout.replicas),
+			ConfigJson: f.config, Seed: m.Seed,
+			Slots:     uint32(m.Slots),
+			Schedule:  m.Schedule,
+			ZLoss:     m.ZLoss,
+			Optimizer: optimizer(m), IsolateDocuments: m.Data.Isolate,
+			SlotSequences: uint32(m.SlotSequences), SequenceLen: uint32(m.SequenceLen),
+			Precision: shardv1.Precision_PRECISION_FLOAT32, Initial: f.initial,
+			RecomputeLayers: m.Recompute == recomputeLayers, Dropout: m.Dropout.open(),
+			Gradients: m.Gradients.open(), Diloco: m.DiLoCo.open(),
+			Folder: shared.folder, Token: shared.token,
+			Lease: f.lease, Epoch: f.epoch, HeartbeatMs: uint32(f.timing.heartbeat.Milliseconds()),
+		}
+		if m.Precision == tensor.BF16.String() {
+			open.Precision = shardv1.Precision_PRECISION_BFLOAT16
+		}
+		for _, l := range c.stages[i].spans {
+			open.Spans = append(open.Spans, &shardv1.Span{Lo: uint32(l.Lo), Hi: uint32(l.Hi)})
+		}
+		if i+1 < stages || spans > 1 {
+			open.Next = c.stages[(i+1)%stages].addr
+		}
+		if err := f.open(c.stages[i], open); err != nil {
+			c.fail(err)
+			c.readers.Wait()
+			return nil, err
+		}
+	}
+	f.readers.Go(func() error {
+		f.watch(c)
+		return nil
+	})
+	return c, nil
 }
 
 // optimizer returns how the parameters are stepped, as stages are told.
@@ -144,13 +234,14 @@ func randomBytes(n int) []byte {
 }
 
 // open opens the Train stream of a stage and starts its reader.
-func (f *fleet) open(dialer Dialer, s *stage, open *shardv1.TrainOpen) error {
-	conn, err := dialer.Dial(s.addr)
+func (f *fleet) open(s *stage, open *shardv1.TrainOpen) error {
+	c := s.chain
+	conn, err := f.dialer.Dial(s.addr)
 	if err != nil {
 		return err
 	}
 	s.client = shardv1.NewShardServiceClient(conn)
-	if s.stream, err = s.client.Train(f.ctx); err != nil {
+	if s.stream, err = s.client.Train(c.ctx); err != nil {
 		return rpc.FromStatus(err)
 	}
 	if err := s.stream.Send(&shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Open{Open: open}}); err != nil &&
@@ -163,34 +254,54 @@ func (f *fleet) open(dialer Dialer, s *stage, open *shardv1.TrainOpen) error {
 			s.addr)
 	}
 	s.shares = resp.GetOpened().GetSharesFolder()
-	class := resp.GetOpened().GetKernelClass()
-	if f.class == "" {
-		f.class = class
+	if err := f.sameClass(s, resp.GetOpened().GetKernelClass()); err != nil {
+		return err
 	}
-	if class != f.class { // equal results require one kernel class
-		return fault.New(fault.FailedPrecondition,
-			"open layers %v at %s: kernel class %s differs from %s of the other shards", s.spans, s.addr, class,
-			f.class)
-	}
-	if open.GetReplica() == 0 {
-		f.parameters += resp.GetOpened().GetParameters()
-	}
-	f.readers.Go(func() error {
+	c.parameters += resp.GetOpened().GetParameters()
+	c.readers.Go(func() {
 		for {
 			resp, err := s.stream.Recv()
 			if err != nil {
-				f.fail(fault.Wrap(fault.CodeOf(rpc.FromStatus(err)), rpc.FromStatus(err), "layers %v at %s", s.spans,
+				f.lost(c, fault.Wrap(fault.CodeOf(rpc.FromStatus(err)), rpc.FromStatus(err), "layers %v at %s", s.spans,
 					s.addr))
-				return nil
+				return
+			}
+			s.heard.Add(1)
+			if a := resp.GetAlive(); a != nil {
+				s.progressed(a)
+				continue
 			}
 			select {
 			case s.replies <- resp:
-			case <-f.ctx.Done():
-				return nil
+			case <-c.ctx.Done():
+				return
 			}
 		}
 	})
 	return nil
+}
+
+// sameClass checks that all stages have one kernel class, since equal results require it.
+func (f *fleet) sameClass(s *stage, class string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.class == "" {
+		f.class = class
+	}
+	if class != f.class {
+		return fault.New(fault.FailedPrecondition,
+			"open layers %v at %s: kernel class %s differs from %s of the other shards", s.spans, s.addr, class,
+			f.class)
+	}
+	return nil
+}
+
+// lost ends a chain and, unless the fleet is elastic, the fleet with it.
+func (f *fleet) lost(c *chain, err error) {
+	c.fail(err)
+	if !f.elastic() {
+		f.fail(err)
+	}
 }
 
 // close ends all streams and waits for the readers.
@@ -203,31 +314,49 @@ func (f *fleet) close() {
 		}
 	}
 	f.fail(context.Canceled)
+	for _, c := range f.chains {
+		c.readers.Wait()
+	}
 	_ = f.readers.Wait()
+	select {
+	case late := <-f.joining.opened:
+		late.close()
+	default:
+	}
 }
 
 func (f *fleet) send(s *stage, r *shardv1.TrainRequest) error {
 	if err := s.stream.Send(r); err != nil {
-		<-f.ctx.Done() // the reader sets the cause
-		return context.Cause(f.ctx)
+		<-s.chain.ctx.Done() // the reader sets the cause
+		return context.Cause(s.chain.ctx)
 	}
 	return nil
 }
 
 // reply waits for the next frame of a stage.
-func (f *fleet) reply(s *stage) (*shardv1.TrainResponse, error) {
+func (f *fleet) reply(s *stage) (*shardv1.TrainResponse, error) { return f.replyIn(s.chain.ctx, s) }
+
+// replyIn is reply within a context that ends with the chain's or earlier.
+func (f *fleet) replyIn(ctx context.Context, s *stage) (*shardv1.TrainResponse, error) {
 	select {
 	case r := <-s.replies:
+		if bad := r.GetRejected(); bad != nil {
+			return nil, &rejectedError{bad, s}
+		}
 		return r, nil
-	case <-f.ctx.Done():
-		return nil, context.Cause(f.ctx)
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	case <-s.chain.ctx.Done():
+		return nil, context.Cause(s.chain.ctx)
 	}
 }
 
 // each calls do for all stages of all chains concurrently.
-func (f *fleet) each(do func(c *chain, i int, s *stage) error) error {
+func (f *fleet) each(do func(c *chain, i int, s *stage) error) error { return eachOf(f.chains, do) }
+
+func eachOf(chains []*chain, do func(c *chain, i int, s *stage) error) error {
 	var g errgroup.Group
-	for _, c := range f.chains {
+	for _, c := range chains {
 		for i, s := range c.stages {
 			g.Go(func() error { return do(c, i, s) })
 		}
@@ -235,8 +364,8 @@ func (f *fleet) each(do func(c *chain, i int, s *stage) error) error {
 	return g.Wait()
 }
 
-// feed sends a chain its step and micro-batches.
-func (f *fleet) feed(c *chain, step *shardv1.Step, data []*micro) error {
+// feed sends a chain its step and micro-batches, until ctx ends.
+func (f *fleet) feed(ctx context.Context, c *chain, step *shardv1.Step, data []*micro) error {
 	for _, s := range c.stages {
 		if err := f.send(s, &shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Step{Step: step}}); err != nil {
 			return err
@@ -244,6 +373,9 @@ func (f *fleet) feed(c *chain, step *shardv1.Step, data []*micro) error {
 	}
 	first, last := c.stages[0], c.stages[len(c.stages)-1]
 	for _, m := range data {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		for _, s := range c.stages {
 			part := &shardv1.Microbatch{Step: m.GetStep(), Slot: m.GetSlot(), Sequences: m.GetSequences(),
 				Length: m.GetLength(), Documents: m.GetDocuments()}
@@ -267,10 +399,10 @@ func (f *fleet) feed(c *chain, step *shardv1.Step, data []*micro) error {
 
 // collect reads a stage's replies to a step until it has folded its gradient.
 func (f *fleet) collect(
-	s *stage, step uint64, loss func(*shardv1.Loss) error, folded func(*shardv1.Folded),
+	ctx context.Context, s *stage, step uint64, loss func(*shardv1.Loss) error, folded func(*shardv1.Folded),
 ) error {
 	for {
-		r, err := f.reply(s)
+		r, err := f.replyIn(ctx, s)
 		if err != nil {
 			return err
 		}
@@ -283,6 +415,10 @@ func (f *fleet) collect(
 				return err
 			}
 		case *shardv1.TrainResponse_Folded:
+			if at := frame.Folded; at.GetStep() != step || at.GetAttempt() != f.attempt {
+				return fault.New(fault.Internal, "step %d, attempt %d: got the gradient of step %d, attempt %d", step,
+					f.attempt, at.GetStep(), at.GetAttempt())
+			}
 			folded(frame.Folded)
 			return nil
 		default:

@@ -78,8 +78,15 @@ type saving struct {
 // It calls before in the background, before the checkpoint says that its step is done.
 func (f *fleet) begin(store *checkpoint.Store, m checkpoint.Manifest, keep checkpoint.Keep, before func() error) (
 	*saving, error) {
-	err := f.each(func(_ *chain, _ int, s *stage) error {
-		return f.send(s, &shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Save{Save: &shardv1.Save{Step: m.Step}}})
+	chains := slices.Clone(f.chains)
+	err := f.each(func(c *chain, _ int, s *stage) error {
+		writer := uint32(slices.Index(chains, c))
+		err := f.send(s, &shardv1.TrainRequest{Frame: &shardv1.TrainRequest_Save{Save: &shardv1.Save{Step: m.Step,
+			Writer: &writer, Writers: uint32(len(chains))}}})
+		if f.elastic() && c.lost() != nil {
+			return nil // the checkpoint fails, and the run goes on
+		}
+		return err
 	})
 	if err != nil {
 		return nil, err
@@ -88,7 +95,7 @@ func (f *fleet) begin(store *checkpoint.Store, m checkpoint.Manifest, keep check
 	f.readers.Go(func() error {
 		defer close(out.done)
 		if out.err = before(); out.err == nil {
-			out.made, out.err = f.write(store, m)
+			out.made, out.err = f.write(store, m, chains)
 		}
 		if out.err == nil {
 			out.err = store.Rotate(keep)
@@ -101,7 +108,8 @@ func (f *fleet) begin(store *checkpoint.Store, m checkpoint.Manifest, keep check
 }
 
 // write has all stages write their files, and commits the checkpoint.
-func (f *fleet) write(store *checkpoint.Store, m checkpoint.Manifest) (*checkpoint.Checkpoint, error) {
+func (f *fleet) write(store *checkpoint.Store, m checkpoint.Manifest, chains []*chain) (
+	*checkpoint.Checkpoint, error) {
 	if err := store.Begin(m.Step); err != nil {
 		return nil, err
 	}
@@ -109,7 +117,7 @@ func (f *fleet) write(store *checkpoint.Store, m checkpoint.Manifest) (*checkpoi
 	defer cancel()
 	var mu sync.Mutex
 	var g errgroup.Group
-	for _, c := range f.chains {
+	for _, c := range chains {
 		for i, s := range c.stages {
 			g.Go(func() error {
 				files, err := saveStage(
@@ -253,7 +261,7 @@ func (t *training) skip(step uint64, err error) {
 
 // save begins a checkpoint of the last step, which is written while the run goes on.
 func (t *training) save(f *fleet, step uint64) error {
-	m := checkpoint.Manifest{Step: step, Run: t.run.hash, Stages: t.run.layout.stages, Replicas: t.run.layout.replicas,
+	m := checkpoint.Manifest{Step: step, Run: t.run.hash, Stages: t.run.layout.stages, Replicas: len(f.chains),
 		Loss: t.loss}
 	if t.validation > 0 {
 		v := t.validation
@@ -324,8 +332,8 @@ func (t *training) finish(f *fleet, step uint64) error {
 
 // load has every stage load its part of a checkpoint. Stages that share the run's folder read it there;
 // the others are sent theirs.
-func (f *fleet) load(c *checkpoint.Checkpoint) error {
-	return f.each(func(ch *chain, i int, s *stage) error {
+func (f *fleet) load(c *checkpoint.Checkpoint, chains ...*chain) error {
+	return eachOf(chains, func(ch *chain, i int, s *stage) error {
 		load := &shardv1.Load{Step: c.Step}
 		if s.shares {
 			load.ManifestSha256 = c.Digest[:]
@@ -351,7 +359,7 @@ func (f *fleet) load(c *checkpoint.Checkpoint) error {
 
 // sendState sends a stage the tensors that it holds, one after the other. It verifies each one first.
 func (f *fleet) sendState(c *checkpoint.Checkpoint, ch *chain, i int) error {
-	lo, hi := f.manifest.share(ch.replica, len(f.chains))
+	lo, hi := f.manifest.share(ch.replica, f.layout.replicas)
 	for _, file := range c.Files {
 		for _, t := range file.Tensors {
 			param, from, to, some := cutSlots(t.Name)

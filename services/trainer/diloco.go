@@ -137,10 +137,10 @@ func (t *training) workerGradients(
 	var norms []*shardv1.Norm
 	var reports []*shardv1.Folded
 	var g errgroup.Group
-	g.Go(func() error { return f.feed(c, s, data.slots[node.Lo:node.Hi]) })
+	g.Go(func() error { return f.feed(c.ctx, c, s, data.slots[node.Lo:node.Hi]) })
 	for _, stage := range c.stages {
 		g.Go(func() error {
-			return f.collect(stage, s.GetStep(), func(l *shardv1.Loss) error {
+			return f.collect(c.ctx, stage, s.GetStep(), func(l *shardv1.Loss) error {
 				mu.Lock()
 				defer mu.Unlock()
 				err := data.lost(l, c.replica)

@@ -176,7 +176,7 @@ func (r *run) train(ctx context.Context) (stopped bool, err error) {
 	}); err != nil {
 		return false, err
 	}
-	t := &training{run: r, data: data, spec: spec, initial: initial, damaged: map[uint64]bool{},
+	t := &training{run: r, data: data, spec: spec, initial: initial, damaged: map[uint64]bool{}, banned: map[string]bool{},
 		store: checkpoint.New(checkpoint.Dir(r.dir), checkpoint.Name)}
 	if err := t.open(); err != nil {
 		return false, err
@@ -248,6 +248,10 @@ type training struct {
 	tokens     int
 	simulated  float64 // bubble of the schedule
 	sent       traffic // since the start; of bytes alone
+
+	banned map[string]bool // addresses of shards in quarantine
+	doubts doubts
+	norms  measure // of gradients
 }
 
 func (t *training) step() uint64 {
@@ -279,7 +283,7 @@ func (t *training) attempt(ctx context.Context) (stopped bool, err error) {
 		}
 		defer func() { err = errors.Join(err, (*file).Close()) }()
 	}
-	addrs, err := r.service.shards(ctx)
+	addrs, err := r.service.shards(ctx, t.banned)
 	if err != nil {
 		return false, err
 	}
@@ -287,23 +291,21 @@ func (t *training) attempt(ctx context.Context) (stopped bool, err error) {
 	if t.last != nil {
 		initial = nil // the checkpoint has the weights
 	}
-	shared, unshare, err := newShare(r.service.cfg.Dir, r.dir)
+	f, err := openFleet(ctx, fleetConfig{log: r.service.log, dialer: r.service.cfg.Dialer, manifest: m, spec: t.spec,
+		initial: initial, layout: r.layout, timing: r.service.timing(),
+		share: func() (share, func() error, error) { return newShare(r.service.cfg.Dir, r.dir) }}, addrs)
 	if err != nil {
-		return false, err
-	}
-	f, err := openFleet(ctx, r.service.cfg.Dialer, m, t.spec, initial, r.layout, addrs, shared)
-	if err := errors.Join(err, unshare()); err != nil {
-		if f != nil {
-			f.close()
-		}
 		return false, err
 	}
 	defer func() {
 		f.close()
 		_ = t.wait() // a checkpoint that has failed with the fleet matters no more
 	}()
+	if err := f.follow(r.service.cfg.Registry); err != nil {
+		return false, err
+	}
 	if t.last != nil {
-		if err := f.load(t.last); err != nil {
+		if err := f.load(t.last, f.chains...); err != nil {
 			return false, err
 		}
 	}
@@ -314,6 +316,9 @@ func (t *training) attempt(ctx context.Context) (stopped bool, err error) {
 	t.began, t.tokens = time.Now(), 0
 	due := false
 	for step := t.step() + 1; step <= uint64(m.Steps); step++ {
+		if err := t.join(f, step-1); err != nil {
+			return false, err
+		}
 		if err := t.runStep(f, step); err != nil {
 			return false, err
 		}

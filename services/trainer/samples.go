@@ -112,7 +112,7 @@ func (t *training) pick(f *fleet, step uint64, position int, logs [][]int32) ([]
 	for _, ids := range logs {
 		length = max(length, min(len(ids), m.SequenceLen))
 	}
-	s := &shardv1.Step{Step: step, Targets: 1, ForwardOnly: true, Length: uint32(length)}
+	s := &shardv1.Step{Step: step, Attempt: f.attempt, Targets: 1, ForwardOnly: true, Length: uint32(length)}
 	var data []*micro
 	for from := 0; from < len(logs); from += m.SlotSequences {
 		slot := &micro{Microbatch: &shardv1.Microbatch{Step: step, Slot: uint32(len(data)), Length: uint32(length)}}
@@ -137,11 +137,14 @@ func (t *training) pick(f *fleet, step uint64, position int, logs [][]int32) ([]
 		s.Slots = append(s.Slots, uint32(len(data)))
 		data = append(data, slot)
 	}
-	c := f.chains[0]
-	var g errgroup.Group
-	g.Go(func() error { return f.feed(c, s, data) })
-	out, err := t.picked(f, c, data, m.SlotSequences)
-	return out, firstOf(err, g.Wait())
+	var out []int32
+	err := f.first(func(c *chain) (err error) {
+		var g errgroup.Group
+		g.Go(func() error { return f.feed(c.ctx, c, s, data) })
+		out, err = t.picked(f, c, data, m.SlotSequences)
+		return firstOf(err, g.Wait())
+	})
+	return out, err
 }
 
 // picked reads the tokens of all slots.

@@ -40,7 +40,10 @@ type Config struct {
 	AllowPaths []string
 	// Transient keeps the record of a run in the folder of its files. Such a trainer ends with its run.
 	Transient bool
-	Metrics   prometheus.Registerer // nil exports nothing
+	// Heartbeat is how often stages say that they live; 1 s when 0. Silence is after how long without a sign of
+	// life a stage counts as lost; 15 s when 0.
+	Heartbeat, Silence time.Duration
+	Metrics            prometheus.Registerer // nil exports nothing
 }
 
 // TrainsMeta is the discovery metadata key that shards set to "true" if they train.
@@ -100,8 +103,8 @@ func (s *Service) Run(ctx context.Context) error {
 	return nil
 }
 
-// shards lists the addresses of the shards that train. It waits for the first one.
-func (s *Service) shards(ctx context.Context) ([]string, error) {
+// shards lists the addresses of the shards that train, without banned ones. It waits for the first one.
+func (s *Service) shards(ctx context.Context, banned map[string]bool) ([]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, shardsWait)
 	defer cancel()
 	ch, err := s.cfg.Registry.Watch(ctx, "shard")
@@ -109,18 +112,33 @@ func (s *Service) shards(ctx context.Context) ([]string, error) {
 		return nil, err
 	}
 	for state := range ch {
-		var addrs []string
-		for _, i := range state {
-			if i.Meta[TrainsMeta] == "true" {
-				addrs = append(addrs, i.Addr)
-			}
-		}
+		addrs := slices.DeleteFunc(trains(state), func(addr string) bool { return banned[addr] })
 		if len(addrs) > 0 {
 			return addrs, nil
 		}
 	}
+	if len(banned) > 0 {
+		return nil, fault.New(fault.Unavailable, "find shards: no shard that trains within %v, except %d in quarantine",
+			shardsWait, len(banned)).After(time.Second)
+	}
 	return nil, fault.New(fault.Unavailable, "find shards: no shard that trains within %v",
 		shardsWait).After(time.Second)
+}
+
+// timing returns when stages count as lost.
+func (s *Service) timing() timing {
+	return timing{heartbeat: cmp.Or(s.cfg.Heartbeat, defaultHeartbeat), silence: cmp.Or(s.cfg.Silence, defaultSilence),
+		wedged: defaultWedged}
+}
+
+// trains lists the addresses of the shards that train.
+func trains(state []discovery.Instance) (addrs []string) {
+	for _, i := range state {
+		if i.Meta[TrainsMeta] == "true" {
+			addrs = append(addrs, i.Addr)
+		}
+	}
+	return addrs
 }
 
 // StartRun starts or resumes a run.

@@ -1,6 +1,7 @@
 package trainer
 
 import (
+	"errors"
 	"math"
 	"slices"
 	"sync"
@@ -50,6 +51,7 @@ func (t *training) runStep(f *fleet, step uint64) error {
 	t.run.update(func(s *trainerv1.Run) {
 		s.Step, s.Loss, s.GradientNorm, s.LearningRate, s.TokensPerSecond = step, res.loss, res.norm, res.rate, speed
 		s.StepMs, s.Bubble, s.SimulatedBubble = took, idle.share(), t.simulated
+		s.Members = uint32(len(f.chains))
 		s.BitsPerByte = bits
 		if t.validation > 0 {
 			s.ValidationLoss, s.ValidationBitsPerByte = t.validation, t.bits
@@ -84,6 +86,9 @@ func (t *training) optimize(f *fleet, step uint64, data *batch, idle *bubble, se
 	var err error
 	if m.DiLoCo != nil {
 		losses, res.norm, err = t.workersStep(f, step, data, res.rate, idle, sent)
+		if bad := (*rejectedError)(nil); errors.As(err, &bad) {
+			err = firstOf(t.quarantine(f, bad), err)
+		}
 	} else {
 		var norms []*shardv1.Norm
 		losses, norms, err = t.gradients(f, step, data, idle, sent)
@@ -107,78 +112,98 @@ func (t *training) optimize(f *fleet, step uint64, data *batch, idle *bubble, se
 	if m.DiLoCo != nil {
 		return res, nil
 	}
+	t.norms.add(res.norm)
 	res.scale = optim.ClipScale(res.norm, m.Clip)
-	return res, t.apply(f, step, res)
+	return res, t.apply(f, step, &shardv1.Apply{LearningRate: res.rate, GradientScale: res.scale})
 }
 
-// gradients runs the slots of a step on all chains. It returns the losses in slot order and
+// tryGradients runs the slots of a step on all chains. It returns the losses in slot order and
 // the norms in name order. All replicas must report equal norms.
-func (t *training) gradients(
+func (t *training) tryGradients(
 	f *fleet, step uint64, data *batch, idle *bubble, sent *traffic,
 ) ([]float64, []*shardv1.Norm, error) {
-	m := t.run.manifest
-	losses := make([]float64, m.Slots)
-	folded := make([][]*shardv1.Norm, len(f.chains))
-	reports := make([][]*shardv1.Folded, len(f.chains))
+	losses := make([]float64, t.run.manifest.Slots)
+	folded := map[*chain][]*shardv1.Norm{}
+	reports := map[*chain][]*shardv1.Folded{}
+	members, limit := f.members(), t.largest(f, step)
 	var mu sync.Mutex
-	var g errgroup.Group
+	g, ctx := errgroup.WithContext(f.ctx)
 	for _, c := range f.chains {
-		lo, hi := m.share(c.replica, len(f.chains))
-		s := &shardv1.Step{Step: step, Targets: data.targets}
-		for slot := lo; slot < hi; slot++ {
+		s := &shardv1.Step{Step: step, Attempt: f.attempt, Targets: data.targets, Members: members, MaxNorm: limit}
+		for slot := c.lo; slot < c.hi; slot++ {
 			s.Slots = append(s.Slots, uint32(slot))
 		}
-		g.Go(func() error { return f.feed(c, s, data.slots[lo:hi]) })
-	}
-	err := f.each(func(c *chain, i int, s *stage) error {
-		return f.collect(s, step, func(l *shardv1.Loss) error {
-			mu.Lock()
-			defer mu.Unlock()
-			err := data.lost(l, c.replica)
-			if err == nil {
-				losses[l.GetSlot()] = l.GetSum()
-			}
-			return err
-		}, func(r *shardv1.Folded) {
-			mu.Lock()
-			defer mu.Unlock()
-			folded[c.replica] = append(folded[c.replica], r.GetNorms()...)
-			reports[c.replica] = append(reports[c.replica], r)
-			sent.add(r)
-		})
-	})
-	if err := firstOf(err, g.Wait()); err != nil {
-		return nil, nil, err
-	}
-	if t.run.layout.stages > 1 {
-		for _, r := range reports {
-			idle.add(r)
+		g.Go(func() error { return f.feed(ctx, c, s, data.slots[c.lo:c.hi]) })
+		for _, at := range c.stages {
+			g.Go(func() error {
+				return f.collect(ctx, at, step, func(l *shardv1.Loss) error {
+					mu.Lock()
+					defer mu.Unlock()
+					err := data.lost(l, c.replica)
+					if err == nil {
+						losses[l.GetSlot()] = l.GetSum()
+					}
+					return err
+				}, func(r *shardv1.Folded) {
+					mu.Lock()
+					defer mu.Unlock()
+					folded[c] = append(folded[c], r.GetNorms()...)
+					reports[c] = append(reports[c], r)
+					sent.add(r)
+				})
+			})
 		}
 	}
-	for _, norms := range folded {
+	if err := g.Wait(); err != nil {
+		return nil, nil, err
+	}
+	first := folded[f.chains[0]]
+	for _, c := range f.chains {
+		if t.run.layout.stages > 1 {
+			idle.add(reports[c])
+		}
+		c.measured(reports[c])
+		norms := folded[c]
 		slices.SortFunc(norms, func(a, b *shardv1.Norm) int { return compare(a.GetName(), b.GetName()) })
-		if !slices.EqualFunc(norms, folded[0], func(a, b *shardv1.Norm) bool { return proto.Equal(a, b) }) {
+		if !slices.EqualFunc(norms, first, func(a, b *shardv1.Norm) bool { return proto.Equal(a, b) }) {
 			return nil, nil, fault.New(fault.DataLoss, "step %d: the replicas folded different gradients", step)
 		}
 	}
-	return losses, folded[0], nil
+	return losses, first, nil
 }
 
-// apply has all stages step their optimizers, and compares the weights of the replicas.
-func (t *training) apply(f *fleet, step uint64, res result) error {
-	digests := make([][]uint64, len(f.chains))
-	for i := range digests {
+// apply has all stages step their optimizers, and compares the weights of the replicas. The step counts if one
+// replica has made it: one that is lost on the way is left behind.
+func (t *training) apply(f *fleet, step uint64, a *shardv1.Apply) error {
+	a.Step, a.Attempt, a.Epoch = step, f.attempt, f.epoch
+	digests, errs := make([][]uint64, len(f.chains)), make([]error, len(f.chains))
+	var wg sync.WaitGroup
+	for i, c := range f.chains {
 		digests[i] = make([]uint64, t.run.layout.stages)
+		wg.Go(func() { errs[i] = f.applyChain(c, a, digests[i], func(*shardv1.Applied) {}) })
 	}
-	var g errgroup.Group
-	for _, c := range f.chains {
-		a := &shardv1.Apply{Step: step, LearningRate: res.rate, GradientScale: res.scale}
-		g.Go(func() error { return f.applyChain(c, a, digests[c.replica], func(*shardv1.Applied) {}) })
+	wg.Wait()
+	var whole [][]uint64
+	for i, c := range f.chains {
+		switch {
+		case errs[i] == nil:
+			whole = append(whole, digests[i])
+		case !f.elastic() || !retryable(errs[i]):
+			return errs[i]
+		default:
+			f.lost(c, errs[i])
+		}
 	}
-	if err := g.Wait(); err != nil {
-		return err
+	if len(whole) == 0 {
+		return firstOf(errs...)
 	}
-	return sameDigests(step, digests)
+	if lost := f.sweep(); len(lost) > 0 {
+		t.note(lost)
+		if len(f.chains) == 0 {
+			return lost[0].lost()
+		}
+	}
+	return sameDigests(step, whole)
 }
 
 // sameDigests returns an error if replicas have different weights.
@@ -191,19 +216,23 @@ func sameDigests(step uint64, digests [][]uint64) error {
 	return nil
 }
 
-// evaluate measures the mean loss of the validation text on the first chain.
+// evaluate measures the mean loss of the validation text on one chain.
 func (t *training) evaluate(f *fleet, step uint64) error {
-	sequences := t.run.manifest.SlotSequences
-	slots := t.data.evaluations(sequences)
-	if slots == 0 {
+	if t.data.evaluations(t.run.manifest.SlotSequences) == 0 {
 		return nil
 	}
+	return f.first(func(c *chain) error { return t.evaluateOn(f, c, step) })
+}
+
+func (t *training) evaluateOn(f *fleet, c *chain, step uint64) error {
+	sequences := t.run.manifest.SlotSequences
+	slots := t.data.evaluations(sequences)
 	var sum float64
 	var targets, bytes uint64
 	losses := make([]float64, slots)
 	const most = 256 // slots in a step frame
 	for from := 0; from < slots; from += most {
-		s := &shardv1.Step{Step: step, Targets: 1, ForwardOnly: true}
+		s := &shardv1.Step{Step: step, Attempt: f.attempt, Targets: 1, ForwardOnly: true}
 		var part []*micro
 		for i := range min(most, slots-from) {
 			m, err := t.data.evaluation(step, from+i, sequences)
@@ -215,9 +244,8 @@ func (t *training) evaluate(f *fleet, step uint64) error {
 			part = append(part, m)
 			bytes += m.bytes
 		}
-		c := f.chains[0]
 		var g errgroup.Group
-		g.Go(func() error { return f.feed(c, s, part) })
+		g.Go(func() error { return f.feed(c.ctx, c, s, part) })
 		err := func() error {
 			for range part {
 				r, err := f.reply(c.stages[len(c.stages)-1])

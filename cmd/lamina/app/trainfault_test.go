@@ -50,6 +50,12 @@ func newTrainFleet(t *testing.T, shards int) *trainFleet {
 // newTrainFleetOn returns a fleet on a bus, with events that are published again after a time.
 func newTrainFleetOn(t *testing.T, shards int, bus gradbus.Bus, resend time.Duration) *trainFleet {
 	t.Helper()
+	return newTrainFleetWith(t, shards, bus, resend, trainer.Config{})
+}
+
+// newTrainFleetWith returns a fleet whose trainer has further settings.
+func newTrainFleetWith(t *testing.T, shards int, bus gradbus.Bus, resend time.Duration, c trainer.Config) *trainFleet {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	f := &trainFleet{t: t, ctx: ctx, network: memnet.New(), registry: discovery.NewMemory(),
 		bus: bus, outbox: gradbus.OutboxConfig{Resend: resend}, kill: map[string]func(){}}
@@ -57,9 +63,8 @@ func newTrainFleetOn(t *testing.T, shards int, bus gradbus.Bus, resend time.Dura
 	for i := range shards {
 		f.shard(fmt.Sprintf("shard-%d", i))
 	}
-	s := trainer.New(trainer.Config{
-		Dialer: f.dialer, Registry: f.registry, AllowPaths: []string{"/"}, Dir: t.TempDir(),
-	})
+	c.Dialer, c.Registry, c.AllowPaths, c.Dir = f.dialer, f.registry, []string{"/"}, t.TempDir()
+	s := trainer.New(c)
 	running := make(chan error, 1)
 	go func() { running <- s.Run(ctx) }()
 	f.ended = append(f.ended, running, f.serve(ctx, "trainer", s))
