@@ -1,7 +1,6 @@
 package plan
 
 import (
-	"cmp"
 	"math"
 	"slices"
 )
@@ -85,7 +84,7 @@ func (a *average) candidates(nodes []node, keep int) []int {
 	if len(all) <= keep {
 		return all
 	}
-	chosen := map[int]bool{}
+	chosen := make([]bool, len(nodes))
 	for _, i := range all {
 		if nodes[i].pinned {
 			chosen[i] = true
@@ -96,26 +95,41 @@ func (a *average) candidates(nodes []node, keep int) []int {
 		sizes = append(sizes, n)
 	}
 	sizes = append(sizes, a.n)
-	time := make([]float64, len(nodes))
-	for s := len(sizes) - 1; s >= 0; s-- {
+	// least marks the quota nodes of all that have the least keys and are not marked yet.
+	least := func(quota int, key func(*node) float64) {
+		type entry struct {
+			key  float64
+			node int
+		}
+		var lowest []entry // sorted
 		for _, i := range all {
-			n := float64(min(sizes[s], max(1, a.most(&nodes[i], 0))))
-			time[i] = (nodes[i].hop+nodes[i].send)/n + nodes[i].ms*a.work
-		}
-		slices.SortStableFunc(all, func(x, y int) int { return cmp.Compare(time[x], time[y]) })
-		for k, quota := 0, keep/len(sizes); k < len(all) && quota > 0; k++ {
-			if !chosen[all[k]] {
-				chosen[all[k]] = true
-				quota--
+			if chosen[i] {
+				continue
 			}
+			k := key(&nodes[i])
+			if len(lowest) == quota && k >= lowest[quota-1].key {
+				continue
+			}
+			at := len(lowest)
+			for at > 0 && lowest[at-1].key > k {
+				at--
+			}
+			lowest = slices.Insert(lowest, at, entry{k, i})
+			lowest = lowest[:min(len(lowest), quota)]
 		}
+		for _, e := range lowest {
+			chosen[e.node] = true
+		}
+	}
+	for _, size := range slices.Backward(sizes) {
+		least(max(1, keep/len(sizes)), func(n *node) float64 {
+			layers := float64(min(size, max(1, a.most(n, 0))))
+			return (n.hop+n.send)/layers + n.ms*a.work
+		})
 	}
 	// Memory decides whether there is a chain at all.
-	slices.SortStableFunc(all, func(x, y int) int { return -cmp.Compare(nodes[x].room, nodes[y].room) })
-	for _, i := range all[:min(len(all), 4)] {
-		chosen[i] = true
-	}
-	out := make([]int, 0, len(chosen))
+	least(4, func(n *node) float64 { return -float64(n.room) })
+	out := make([]int, 0, keep+4)
 	for i := range nodes {
 		if chosen[i] {
 			out = append(out, i)
@@ -126,8 +140,8 @@ func (a *average) candidates(nodes []node, keep int) []int {
 
 // approx finds a chain of short time: a dynamic program over the nodes, in which each takes some number of
 // layers and roles, or nothing. Every stage costs penalty in addition to its time, or with fewest more than
-// any time, which is how fewer stages are found. It returns the order of the nodes, or nil.
-func (a *average) approx(nodes []node, some []int, penalty float64, fewest bool) []int {
+// any time, which is how fewer stages are found. It returns the order of the nodes, or nil, and the cost.
+func (a *average) approx(nodes []node, some []int, penalty float64, fewest bool) ([]int, float64) {
 	width := a.n + 1
 	const roles = 4
 	best := make([]float64, roles*width)
@@ -198,8 +212,9 @@ func (a *average) approx(nodes []node, some []int, penalty float64, fewest bool)
 		best, next = next, best
 	}
 	at, l := isFirst|isLast, a.n
-	if math.IsInf(best[at*width+l], 1) {
-		return nil
+	cost := best[at*width+l]
+	if math.IsInf(cost, 1) {
+		return nil, cost
 	}
 	var order []int
 	last := -1
@@ -227,7 +242,7 @@ func (a *average) approx(nodes []node, some []int, penalty float64, fewest bool)
 	if last >= 0 {
 		order = append(order, last)
 	}
-	return order
+	return order, cost
 }
 
 // bonus returns a time that is longer than that of any chain.

@@ -19,10 +19,14 @@ type fleet struct {
 // give the highest rate if count is 0.
 func (s *search) bestFleet(a average, count int) *fleet {
 	var best *fleet
+	tries := improveTries
+	if s.portion > 1 {
+		tries = max(10, improveTries/(8*s.portion))
+	}
 	try := func(form func(*fleet)) {
 		f := &fleet{search: s, average: a}
 		form(f)
-		f.improve(improveTries)
+		f.improve(tries)
 		if best == nil || count > 0 && len(f.groups) > len(best.groups) || f.total() > best.total() {
 			best = f
 		}
@@ -143,13 +147,18 @@ func (f *fleet) covers(group []int, ms float64, role, layers []int) int {
 		before int8
 		layers int32
 	}
-	steps := make([][4]step, len(group))
+	var steps [][4]step
+	if role != nil {
+		steps = make([][4]step, len(group))
+	}
 	for k, i := range group {
 		node := &f.nodes[i]
 		batch := node.batchMS()
 		next := most
-		for r := range steps[k] {
-			steps[k][r].before = int8(r)
+		if steps != nil {
+			for r := range steps[k] {
+				steps[k][r].before = int8(r)
+			}
 		}
 		for role := range 4 {
 			if role&f.need != role || role&isFirst == 0 && batchRows*node.send > ms {
@@ -166,7 +175,9 @@ func (f *fleet) covers(group []int, ms float64, role, layers []int) int {
 			for taken, m := range most {
 				if m >= 0 && taken&role == 0 && m+n > next[taken|role] {
 					next[taken|role] = m + n
-					steps[k][taken|role] = step{int8(taken), int32(n)}
+					if steps != nil {
+						steps[k][taken|role] = step{int8(taken), int32(n)}
+					}
 				}
 			}
 		}
@@ -200,7 +211,7 @@ func (f *fleet) slowest(group []int) float64 {
 		} else {
 			high = middle
 		}
-		if high-low < 1e-6*high {
+		if high-low < 1e-4*high {
 			break
 		}
 	}
@@ -239,7 +250,7 @@ func (f *fleet) cut(group []int) []cut {
 	if last >= 0 {
 		order = append(order, last)
 	}
-	if n := len(group); n <= f.fits() && !f.j.uniform() {
+	if n := len(group); n <= exactFits(f.n, f.portion*len(f.groups)) && !f.j.uniform() {
 		some := make([]node, n)
 		for k, i := range group {
 			some[k] = f.nodes[i]
@@ -269,7 +280,7 @@ func (f *fleet) improve(tries int) {
 	for again := true; again && tries > 0; {
 		again = false
 		for s := 0; s < len(f.spare); s++ {
-			best, gain := -1, 1e-9
+			best, gain := -1, 1e-3
 			for g := range f.groups {
 				if tries--; tries < 0 {
 					return
@@ -313,7 +324,7 @@ func (f *fleet) merge(tries *int) bool {
 			if len(both) > f.n || f.rules.atMost > 0 && len(both) > f.rules.atMost {
 				continue
 			}
-			if r := f.rate(both); r > (f.rates[a]+f.rates[b])*(1+1e-9) {
+			if r := f.rate(both); r > (f.rates[a]+f.rates[b])*(1+1e-3) {
 				f.groups[a], f.rates[a] = both, r
 				f.groups, f.rates = slices.Delete(f.groups, b, b+1), slices.Delete(f.rates, b, b+1)
 				b--
@@ -338,7 +349,7 @@ func (f *fleet) swap(a, b int, tries *int) bool {
 			p, q := f.groups[a], f.groups[b]
 			p[x], q[y] = q[y], p[x]
 			rp, rq := f.rate(p), f.rate(q)
-			if rp > 0 && rq > 0 && rp+rq > (f.rates[a]+f.rates[b])*(1+1e-9) {
+			if rp > 0 && rq > 0 && rp+rq > (f.rates[a]+f.rates[b])*(1+1e-3) {
 				f.rates[a], f.rates[b], changed = rp, rq, true
 				continue
 			}
@@ -357,7 +368,7 @@ func (f *fleet) swap(a, b int, tries *int) bool {
 			}
 			less, more := slices.Delete(slices.Clone(p), x, x+1), append(slices.Clone(q), p[x])
 			rp, rq := f.rate(less), f.rate(more)
-			if rp > 0 && rp+rq > (f.rates[a]+f.rates[b])*(1+1e-9) {
+			if rp > 0 && rp+rq > (f.rates[a]+f.rates[b])*(1+1e-3) {
 				f.groups[way[0]], f.groups[way[1]] = less, more
 				f.rates[way[0]], f.rates[way[1]] = rp, rq
 				changed = true

@@ -13,17 +13,24 @@ type job struct {
 	bytes  []int64   // bytes[l] is the memory of the layers below l, with the least KV cache
 	works  []float64 // works[l] is the work of the layers below l; an average layer has 1
 	head   float64   // work of the head
+	least  int64     // memory of the smallest stage
+	mean   float64   // bytes that a row reads of an average layer
 }
 
 func newJob(m *Model) *job {
 	j := &job{model: m, hi: len(m.Layers), bytes: make([]int64, len(m.Layers)+1),
 		works: make([]float64, len(m.Layers)+1)}
-	mean := m.mean()
+	j.mean = m.mean()
+	mean := j.mean
 	for l, n := range m.Layers {
 		j.bytes[l+1] = j.bytes[l] + n + m.KVBytes*int64(m.KVPositions)
 		j.works[l+1] = j.works[l] + float64(m.Read[l])/mean
 	}
 	j.head = float64(m.Head) / mean
+	j.least = j.memory(0, 1)
+	for l := 1; l < j.hi; l++ {
+		j.least = min(j.least, j.memory(l, l+1))
+	}
 	return j
 }
 
@@ -78,7 +85,8 @@ type node struct {
 	pinned bool
 }
 
-func newNode(h *Host, index int, m *Model, room int64, used int) node {
+func (j *job) node(h *Host, index int, room int64, used int) node {
+	m := j.model
 	n := node{index: index, ms: h.LayerMS, row: h.RowMS, hop: h.HopMS, room: room,
 		pinned: slices.Contains(m.Pin, h.ID)}
 	if n.row == 0 {
@@ -87,7 +95,7 @@ func newNode(h *Host, index int, m *Model, room int64, used int) node {
 	// Stages of other pipelines on the host take turns with this one.
 	scale := float64(1 + used)
 	if h.LayerBytes > 0 {
-		scale *= m.mean() / float64(h.LayerBytes)
+		scale *= j.mean / float64(h.LayerBytes)
 	}
 	n.ms, n.row = n.ms*scale, n.row*scale
 	if h.Mbps > 0 {

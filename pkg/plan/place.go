@@ -144,7 +144,7 @@ func (p *placement) search(j *job, hosts []int) *search {
 	s := &search{j: j, portion: max(1, len(p.r.Models)), approximate: p.r.approximate,
 		rules: rules{atMost: j.model.AtMost, fewest: p.r.Goal == FewestHosts}}
 	for _, i := range hosts {
-		s.nodes = append(s.nodes, newNode(&p.r.Hosts[i], i, j.model, p.room[i], p.used[i]))
+		s.nodes = append(s.nodes, j.node(&p.r.Hosts[i], i, p.room[i], p.used[i]))
 	}
 	return s
 }
@@ -334,7 +334,7 @@ func (p *placement) pipeline(m int, chain chainOf, positions int) Pipeline {
 	model, j := &p.r.Models[m], p.jobs[m]
 	out := Pipeline{Model: model.Name, Digest: model.Digest, Class: chain.class, KVPositions: positions}
 	for _, c := range chain.cuts {
-		n := newNode(&p.r.Hosts[c.node], c.node, model, 0, 0)
+		n := j.node(&p.r.Hosts[c.node], c.node, 0, 0)
 		s := Stage{Host: p.r.Hosts[c.node].ID, Lo: c.lo, Hi: c.hi, MS: n.ms * j.work(c.lo, c.hi), HopMS: n.hop}
 		s.Memory = j.memory(c.lo, c.hi) + int64(c.hi-c.lo)*model.KVBytes*int64(positions-model.KVPositions)
 		if c.lo > 0 {

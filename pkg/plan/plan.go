@@ -1,6 +1,16 @@
-// Package plan decides which shards form pipelines. From the layers that shards report it makes
-// chains of contiguous spans that cover a model, and where there is no chain it reports which
-// layers are missing. Its functions are pure: the same input gives the same result.
+// Package plan decides which hosts hold which layers of which models, and which shards form pipelines.
+//
+// Place makes a plan from nothing: from an inventory of hosts, models and a goal it finds spans and replicas,
+// predicts what they will give, and says why it leaves hosts out. Repair changes a plan as little as possible
+// when hosts are lost. Moves lists what has to be loaded and unloaded between two plans. A Keeper does all of
+// this over time, with hysteresis.
+//
+// Chains makes pipelines of the spans that shards hold already, and Missing says which layers no shard holds.
+//
+// All functions are pure: the same input gives the same result. The cost model is described at timing:
+// a token takes the sum of its times in all stages and hops, and under load a pipeline is as fast as its
+// slowest stage. The search is exact over few hosts (exact.go), and else treats all layers as average ones
+// and improves the cuts afterwards (approx.go, fleetsearch.go).
 package plan
 
 import (

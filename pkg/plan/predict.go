@@ -21,7 +21,7 @@ func (p *placement) chain(m int, chain chainOf) *timing {
 	j := p.jobs[m]
 	t := &timing{head: j.head, router: p.r.RouterMS}
 	for _, c := range chain.cuts {
-		n := newNode(&p.r.Hosts[c.node], c.node, j.model, 0, 0)
+		n := j.node(&p.r.Hosts[c.node], c.node, 0, 0)
 		s := stageTime{n.ms, n.row, j.works[c.hi] - j.works[c.lo], n.hop, n.send}
 		if c.lo == 0 {
 			s.send = 0

@@ -39,10 +39,7 @@ func (p *placement) whyNot(m, host int, plan *Plan) (int, string) {
 	if !p.allowed(m, host) {
 		return 0, fmt.Sprintf("its zone is %q, and model %s wants %q", h.Zone, model.Name, model.Zone)
 	}
-	least := j.memory(0, 1)
-	for l := 1; l < j.hi; l++ {
-		least = min(least, j.memory(l, l+1))
-	}
+	least := j.least
 	if room := h.usable(p.r.Headroom); room < least {
 		return 1, fmt.Sprintf("not enough memory: %s are usable, and a layer with its KV cache takes %s", size(room),
 			size(least))
@@ -69,7 +66,7 @@ func (p *placement) whyNot(m, host int, plan *Plan) (int, string) {
 // slower says what a token would take if a host had a layer of a pipeline: one that it takes from the stage
 // where that costs least.
 func (p *placement) slower(j *job, host int, l *Pipeline) string {
-	n := newNode(&p.r.Hosts[host], host, j.model, 0, 0)
+	n := j.node(&p.r.Hosts[host], host, 0, 0)
 	least := 0.0
 	for i, s := range l.Stages {
 		other := s.MS / j.work(s.Lo, s.Hi)

@@ -45,21 +45,23 @@ func (s *search) approxChain() []cut {
 		}
 	}
 	var order, some []int
+	ideal := 0.0
 	for _, largest := range []bool{true, false} {
 		a := s.j.average(largest)
 		some = a.candidates(s.nodes, approxNodes)
-		if order = a.approx(s.nodes, some, 0, s.rules.fewest); order == nil {
+		if order, ideal = a.approx(s.nodes, some, 0, s.rules.fewest); order == nil {
 			some = a.candidates(s.nodes, 8*approxNodes)
-			order = a.approx(s.nodes, some, 0, s.rules.fewest)
+			order, ideal = a.approx(s.nodes, some, 0, s.rules.fewest)
 		}
 		try(order, false)
 		if s.rules.atMost > 0 && len(order) > s.rules.atMost {
-			try(a.approx(s.nodes, some, 0, true), false)
+			fewest, _ := a.approx(s.nodes, some, 0, true)
+			try(fewest, false)
 			// Stages cost more and more until there are few enough.
 			low, high := 0.0, a.bonus(s.nodes, some)
 			for range 24 {
 				middle := (low + high) / 2
-				order := a.approx(s.nodes, some, middle, false)
+				order, _ := a.approx(s.nodes, some, middle, false)
 				if try(order, false); len(order) > s.rules.atMost {
 					low = middle
 				} else {
@@ -71,11 +73,19 @@ func (s *search) approxChain() []cut {
 			return best
 		}
 	}
+	// With sizes of an average layer the chain cannot be much better than this.
+	if best != nil && cost <= ideal*(1+goodEnough) {
+		return best
+	}
 	for _, order := range s.orders(order, some) {
 		try(order, true)
 	}
 	return s.polish(best)
 }
+
+// goodEnough is how much longer than the shortest time for average layers a chain may take before other orders
+// are tried.
+const goodEnough = 0.005
 
 // orders returns several orders of nodes, in which the best chain over unequal layers may be: with nodes that
 // have been found to be good in front, by speed, by room, and mixed.
