@@ -37,7 +37,7 @@ func (s *search) bestFleet(a average, count int) *fleet {
 	}
 	room := func(n *node) float64 { return -float64(n.room) }
 	try(func(f *fleet) { f.form((*node).batchMS, true) })
-	if len(s.nodes) > severalWays {
+	if len(s.nodes) > severalWays/min(s.portion, 4) {
 		return best
 	}
 	try(func(f *fleet) { f.form(room, true) })

@@ -62,7 +62,8 @@ func Moves(r Request, from, to *Plan) ([]Move, error) {
 			for hi < len(layers) && layers[hi] {
 				hi++
 			}
-			move := Move{Action: action, Host: host, Model: model.Name, Digest: model.Digest, Lo: lo, Hi: hi, Step: step}
+			move := Move{Action: action, Host: host, Model: model.Name, Digest: model.Digest, Lo: lo, Hi: hi,
+				Step: step}
 			for _, n := range model.Layers[lo:hi] {
 				move.Bytes += n
 			}

@@ -239,8 +239,9 @@ func randomCase(rnd *rand.Rand) *oracle {
 	classes := 1 + rnd.IntN(4)/3
 	for i := range 1 + rnd.IntN(5) {
 		r.Hosts = append(r.Hosts, plan.Host{
-			ID: fmt.Sprint("h", i), Memory: rnd.Int64N(pick[int64](rnd, 5e6, 10e6, 20e6)), LayerMS: math.Exp(rnd.Float64()*4 - 2),
-			RowMS: pick(rnd, 0, 0.1), HopMS: pick(rnd, 0, 0.1, rnd.Float64()*3), Mbps: pick(rnd, 0, 0, 10.0, 100),
+			ID: fmt.Sprint("h", i), Memory: rnd.Int64N(pick[int64](rnd, 5e6, 10e6, 20e6)),
+			LayerMS: math.Exp(rnd.Float64()*4 - 2),
+			RowMS:   pick(rnd, 0, 0.1), HopMS: pick(rnd, 0, 0.1, rnd.Float64()*3), Mbps: pick(rnd, 0, 0, 10.0, 100),
 			Zone: fmt.Sprint(rnd.IntN(3)), Class: fmt.Sprint(rnd.IntN(classes)),
 		})
 	}
