@@ -109,6 +109,7 @@ type schedulingFlags struct {
 	ReplayShare  float64       `help:"Positions that may be computed again after losses for each position of work; below 0 means none."                                     default:"0.5"`
 	ReplayBurst  int           `help:"Positions that may be computed again at once, before any work; 0 means 65536."                                                       default:"0"`
 	ReplayRefill time.Duration `help:"Time in which the budget for positions to compute again fills up without any work; 0 means one minute."                              default:"0s"`
+	ReadLimit    time.Duration `help:"How long a client may read nothing of its answer before it is disconnected; 0 means 30s."                                           default:"0s"`
 }
 
 func (f schedulingFlags) scheduling() app.Scheduling {
@@ -117,7 +118,8 @@ func (f schedulingFlags) scheduling() app.Scheduling {
 		share = -1
 	}
 	return app.Scheduling{Queue: f.Queue, CacheIdle: f.PrefixCacheIdle, StepFloor: f.StepFloor, ReplayShare: share,
-		ReplayBurst: f.ReplayBurst, ReplayRefill: f.ReplayRefill, Hedge: f.Hedge}
+		ReplayBurst: f.ReplayBurst, ReplayRefill: f.ReplayRefill, Hedge: f.Hedge,
+		ReadLimit: f.ReadLimit}
 }
 
 // hiddenStateFlags say how hidden states are sent between stages.

@@ -21,9 +21,9 @@ func (s *Scheduler) admit() {
 	queue := slices.Clone(s.waiting)
 	slices.SortStableFunc(queue, func(a, b *sequence) int {
 		switch {
-		case s.before(a, b):
+		case s.sooner(a, b):
 			return -1
-		case s.before(b, a):
+		case s.sooner(b, a):
 			return 1
 		}
 		return 0

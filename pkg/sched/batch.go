@@ -46,7 +46,7 @@ func (s *Scheduler) form() *Batch {
 	ready := make([]*sequence, 0, len(s.running))
 	decoding := 0
 	for _, q := range s.running {
-		if suspect != nil && q != suspect || suspect == nil && q.Suspect {
+		if suspect != nil && q != suspect || suspect == nil && q.Suspect && q.harmless() == 0 {
 			continue
 		}
 		if !q.feed.Prefilling() && q.accepted && !q.paused && (!q.Draft || !q.draft.paused) {
@@ -64,9 +64,9 @@ func (s *Scheduler) form() *Batch {
 			return cmp.Compare(btoi(x), btoi(y))
 		case !x:
 			return cmp.Compare(a.step, b.step)
-		case s.before(a, b):
+		case s.sooner(a, b):
 			return -1
-		case s.before(b, a):
+		case s.sooner(b, a):
 			return 1
 		}
 		return 0
@@ -87,7 +87,7 @@ func (s *Scheduler) form() *Batch {
 		if prefill {
 			if decoding > 0 && !asked {
 				asked = true
-				prompts, slow = s.timing.promptRows(s.cfg.ChunkRows, q.feed.Due(), decodes)
+				prompts, slow = s.timing.promptRows(s.cfg.ChunkRows, q.feed.Due(), decodes, q.moved)
 				prompts += max(0, evenly-decodes) // a batch without decoding rows takes as long as the others
 			}
 			n = min(n, prompts)
@@ -277,6 +277,9 @@ func (s *Scheduler) scoreRows(q *sequence, n int) int {
 // trialRows bounds the rows of a suspect's next chunk, so that rows that may have ended a stage do not share a
 // batch with those that certainly did not.
 func (q *sequence) trialRows(n int) int {
+	if rows := q.harmless(); rows > 0 {
+		return min(n, rows)
+	}
 	if left := q.tried() - q.feed.Sent(); q.Suspect && left > 0 {
 		return min(n, left)
 	}
@@ -292,14 +295,17 @@ func (s *Scheduler) askScores(q *sequence, e *Entry, at int) {
 	q.scoring, q.scored = at+e.Rows, q.scores
 }
 
-// startProbation chooses the next suspect. A suspect was in flight on a pipeline that died. Until it has
-// had a token, no other suspect is added to the sampler or computed, and nothing else is in flight beside
-// it, so that no other suspect is blamed if this pipeline dies as well.
+// startProbation chooses the next suspect. A suspect was in flight on a pipeline that died. What was computed
+// of it before is computed again beside others. Then, until it has had a token, no other suspect is added to the
+// sampler or computed further, and nothing else is in flight beside it, so that no other suspect is blamed if
+// this pipeline dies as well.
 func (s *Scheduler) startProbation() {
 	if s.suspect != nil {
 		return
 	}
-	i := slices.IndexFunc(s.running, func(q *sequence) bool { return q.Suspect && !q.replaying() })
+	i := slices.IndexFunc(s.running, func(q *sequence) bool {
+		return q.Suspect && !q.replaying() && q.harmless() == 0
+	})
 	if i < 0 {
 		return
 	}
@@ -322,7 +328,7 @@ func (s *Scheduler) probation() (suspect *sequence, wait bool) {
 		return nil, false
 	}
 	if !s.turn && slices.ContainsFunc(s.running, func(q *sequence) bool {
-		return !q.Suspect && q.ready() || q.replaying()
+		return (!q.Suspect || q.harmless() > 0) && q.ready() || q.replaying()
 	}) {
 		return nil, false
 	}
@@ -334,17 +340,28 @@ func (s *Scheduler) probation() (suspect *sequence, wait bool) {
 func (s *Scheduler) overdue() *Fail {
 	for _, f := range s.flights {
 		if late := s.now - f.sent; late > f.limit {
-			return &Fail{Step: f.step, Late: late}
+			return &Fail{Step: f.step, Late: late, Limit: f.limit}
 		}
 	}
 	for _, list := range [][]*sequence{s.running, s.waiting} {
 		for _, q := range list {
 			if late := s.now - q.asked; q.added && !q.accepted && late > acceptLimit {
-				return &Fail{ID: q.ID, Late: late}
+				return &Fail{ID: q.ID, Late: late, Limit: acceptLimit}
 			}
 		}
 	}
 	return nil
+}
+
+// Due returns when the first batch in flight misses its deadline, unless its results come before. The caller
+// should call Step then, even if nothing has happened. ok is false if nothing is in flight.
+func (s *Scheduler) Due() (at time.Duration, ok bool) {
+	for _, f := range s.flights {
+		if due := f.sent + f.limit + 1; !ok || due < at {
+			at, ok = due, true
+		}
+	}
+	return at, ok
 }
 
 // acceptLimit is how long the sampler may take to accept a sequence: it may have to compile a grammar.

@@ -95,14 +95,21 @@ type (
 	Resume struct{ ID ID }
 )
 
-// Proceed answers Blame: the sequence goes on. Otherwise it is canceled.
-type Proceed struct{ ID ID }
+// Proceed answers Blame: the sequence goes on, as a suspect or not. Otherwise it is canceled.
+type Proceed struct {
+	ID      ID
+	Suspect bool
+}
 
 // Lease says how many KV pages a stage lets the pipeline hold. Lo is the stage's first layer.
 type Lease struct{ Lo, Pages int }
 
 // Spare says whether another pipeline could take over if this one died.
 type Spare struct{ Available bool }
+
+// Warm says that all stages have computed for the first time. The times of their first batches do not count for
+// deadlines, since they are longer than those of later ones.
+type Warm struct{}
 
 // Reopened says that the chain had broken and is open again. The stages have kept the pages that were
 // mapped. What was in flight is lost, and so are all block tables and what was sent to the stages last.
@@ -153,6 +160,7 @@ func (Resume) event()     {}
 func (Proceed) event()    {}
 func (Lease) event()      {}
 func (Spare) event()      {}
+func (Warm) event()       {}
 func (Reopened) event()   {}
 func (DraftReady) event() {}
 func (Drafted) event()    {}
@@ -289,9 +297,10 @@ type Propose struct {
 
 // Fail says that the pipeline makes no progress: something has missed its deadline.
 type Fail struct {
-	Step uint64 // the batch; 0 for a sequence that the sampler does not answer
-	ID   ID
-	Late time.Duration
+	Step  uint64 // the batch; 0 for a sequence that the sampler does not answer
+	ID    ID
+	Late  time.Duration // since it was sent
+	Limit time.Duration // its deadline
 }
 
 func (Add) command()      {}

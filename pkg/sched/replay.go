@@ -30,7 +30,7 @@ func (s *Scheduler) rebuild(until int) {
 		s.replayUntil = 0
 	}
 	s.replayUntil = max(s.replayUntil, until)
-	s.timing.unproven = true
+	s.timing.unproven, s.timing.cold = true, coldSteps
 	s.pool.missing = map[uint32]bool{}
 	for page := range s.pool.top {
 		if s.pool.nodes[page].indexed {
@@ -84,7 +84,7 @@ func (s *Scheduler) next() *Batch {
 }
 
 // formReplay returns the next batch of a replay, or nil if there is nothing to replay now. The most urgent
-// sequences come first. Beside decoding sequences a replay has as many rows as a prompt would have.
+// sequences come first. Beside decoding sequences a replay has as many rows as that of a moved sequence.
 func (s *Scheduler) formReplay() *Batch {
 	if suspect, wait := s.probation(); suspect != nil || wait {
 		return nil
@@ -110,7 +110,7 @@ func (s *Scheduler) formReplay() *Batch {
 	})
 	rows := s.cfg.BatchRows
 	if decoding {
-		rows = min(rows, s.timing.fit(leastChunk, s.cfg.ChunkRows))
+		rows = min(rows, s.timing.fitMoved(s.cfg.ChunkRows))
 	}
 	b := &Batch{Step: s.step + 1, ReplayUntil: s.replayUntil}
 	f := &flight{step: b.Step, sent: s.now, replay: true}
@@ -221,11 +221,11 @@ func (s *Scheduler) Computed() (positions int) {
 }
 
 // TakeOver returns about how long it takes to compute so many positions of other sequences beside those
-// that run on this pipeline. Decoding takes turns with prompts.
+// that run on this pipeline. Decoding takes turns with them.
 func (s *Scheduler) TakeOver(positions int) time.Duration {
 	d := s.timing.rows(positions)
 	if len(s.running) > 0 {
-		d += time.Duration(float64(d) / chunkShare)
+		d += time.Duration(float64(d) / movedShare)
 	}
 	return d
 }

@@ -173,12 +173,14 @@ func (s *Scheduler) handle(e Event) {
 		}
 	case Proceed:
 		if q := s.byID[e.ID]; q != nil {
-			q.blamed = false
+			q.blamed, q.Suspect = false, e.Suspect
 		}
 	case Lease:
 		s.lease(e)
 	case Spare:
 		s.timing.spare = e.Available
+	case Warm:
+		s.timing.warm()
 	case Reopened:
 		s.reopened(e)
 	case DraftReady:
@@ -217,7 +219,7 @@ func (s *Scheduler) submit(e Submit) {
 	q := &sequence{
 		Submit: e, feed: session.New(e.Log), tenant: tenant, space: s.pool.spaceOf(e.Tenant, e.Namespace),
 		order: s.order, arrived: s.now, asked: s.now, spec: newSpeculation(e, s.habit),
-		private: e.Private || e.Draft || s.cfg.CacheIdle == 0,
+		private: e.Private || e.Draft || s.cfg.CacheIdle == 0, moved: e.Epoch > 1 && !e.Draft,
 	}
 	q.draft.picked = none
 	if e.Draft {

@@ -158,7 +158,7 @@ func (p *player) play(lines []string) string {
 				p.t.Fatal(err)
 			}
 			now, stepped = d, true
-		case "stats", "service", "cached", "reusable", "context", "lost":
+		case "stats", "service", "cached", "reusable", "context", "lost", "due":
 			queries = append(queries, a)
 		default:
 			events = append(events, p.event(words[0], a))
@@ -197,6 +197,9 @@ func (p *player) query(a args) string {
 		return fmt.Sprint(p.s.Reusable(a.keys["tenant"], a.keys["ns"], a.tokens("log")))
 	case "context":
 		return fmt.Sprint(p.s.ContextLength())
+	case "due":
+		at, ok := p.s.Due()
+		return fmt.Sprintf("due %v %v", at, ok)
 	}
 	lost, others := p.s.Lost(a.has("sampler"))
 	blamed := make([]string, len(lost))
@@ -241,7 +244,9 @@ func (p *player) event(name string, a args) sched.Event {
 	case "reopened":
 		return sched.Reopened{Sampler: a.has("sampler"), ReplayUntil: a.key("until", 0)}
 	case "proceed":
-		return sched.Proceed{ID: id}
+		return sched.Proceed{ID: id, Suspect: a.has("suspect")}
+	case "warm":
+		return sched.Warm{}
 	case "accepted":
 		return sched.Accepted{ID: id, Epoch: uint64(a.key("epoch", int(p.added[id])))}
 	case "picked":

@@ -21,6 +21,7 @@ type sequence struct {
 	accepted bool // by the sampler
 	started  bool // it was accepted once
 	paused   bool // its reader has no room
+	moved    bool // it comes from another pipeline, and its client waits for the next token
 	fresh    bool // it has all pages of its log, and has had no token since it was admitted
 	yield    bool // it is preempted as soon as it is not in flight
 	blamed   bool // for a lost stage, and whoever waits for its tokens has not said that it goes on
@@ -66,8 +67,18 @@ func (s *Scheduler) level(q *sequence) int {
 
 // ready reports whether a sequence has rows to send and its reader has room for their results.
 func (q *sequence) ready() bool {
-	return q.running && q.accepted && q.scoring == 0 && !q.paused && !q.yield && !q.blamed && !q.replaying() &&
-		q.feed.Ready() && (!q.Draft || !q.draft.paused)
+	return q.running && (q.accepted || q.harmless() > 0) && q.scoring == 0 && !q.paused && !q.yield && !q.blamed &&
+		!q.replaying() && q.feed.Ready() && (!q.Draft || !q.draft.paused)
+}
+
+// harmless returns how many of a suspect's next rows were computed before, here or elsewhere. They are computed
+// beside others, since the same rows do the same again, and before the sampler knows the suspect, since none of
+// them gives a token.
+func (q *sequence) harmless() int {
+	if !q.Suspect || q.toScore() {
+		return 0
+	}
+	return max(0, min(q.tried(), q.feed.Len()-1)-q.feed.Sent())
 }
 
 // toScore reports whether the prompt has tokens whose log-probabilities are still to come.
@@ -88,6 +99,16 @@ func (s *Scheduler) before(a, b *sequence) bool {
 		return a.tenant.service < b.tenant.service
 	}
 	return a.order < b.order
+}
+
+// sooner reports whether a's prompt is computed before b's. Of those that are equally urgent, one that comes
+// from another pipeline is first: its client has read a part of the answer and waits for the rest. It does not
+// take the pages of others for that (before).
+func (s *Scheduler) sooner(a, b *sequence) bool {
+	if a.moved != b.moved && s.level(a) == s.level(b) && a.tenant.service == b.tenant.service {
+		return a.moved
+	}
+	return s.before(a, b)
 }
 
 // entry is a member of a batch in flight.

@@ -16,6 +16,10 @@ const (
 	rowFactor  = 4                      // what it adds afterwards, as a multiple of the average; at least the longest
 	firstChunk = 32                     // rows of a prompt beside decoding rows before any were measured
 	chunkShare = 0.8                    // what prompts may take beside decoding rows, of the time of those
+	// Beside decoding rows, a sequence that comes from another pipeline, or is replayed, may take movedShare times
+	// as long as they do, but no longer than movedMost: its client has had no token since the loss.
+	movedShare = 4
+	movedMost  = 50 * time.Millisecond
 	// A short prompt has chunks of at least leastChunk rows, even if such a step takes too long. At most slackMost
 	// steps in a row and one in slackEvery do, so that they are beyond the 99th percentile of the time between
 	// tokens: over n tokens there are slackMost + n/slackEvery of them, less than n/100 from 800 on.
@@ -33,8 +37,11 @@ type timing struct {
 	floor, lone time.Duration
 	spare       bool
 	unproven    bool // a stage is new and has computed nothing
+	cold        int  // so many batches more are slower than later ones, because a stage is new
+	stalePlain  bool // the moving averages of batches without prompts are those of cold stages
+	staleRows   bool // the same of rows of prompts
 
-	took  []float64 // of the last batches without prompts, from sending to the last token
+	took  []float64 // of the last batches without prompts, from sending to the last token, without prompts before
 	next  int
 	slow  float64       // the 99th percentile of took
 	plain time.Duration // moving average of batches without prompts and draft tokens
@@ -86,6 +93,10 @@ func (t *timing) done(f *flight, now time.Duration, part float64, beside bool) {
 	busy := service * part
 	t.last = now
 	t.unproven = false
+	if t.cold > 0 {
+		t.cold--
+		return
+	}
 	if f.replay { // not all stages had a part in it
 		return
 	}
@@ -93,6 +104,9 @@ func (t *timing) done(f *flight, now time.Duration, part float64, beside bool) {
 	t.longest = max(took, t.longest*0.98)
 	if !f.decode {
 		if f.prompts > 0 {
+			if t.staleRows {
+				t.staleRows, t.chain.row, t.stage.row, t.worst = false, 0, 0, 0
+			}
 			t.stage.of(busy, f.prompts)
 			more := t.chain.of(service, f.prompts)
 			// The time of a few rows is mostly that of the batch.
@@ -100,13 +114,15 @@ func (t *timing) done(f *flight, now time.Duration, part float64, beside bool) {
 		}
 		return
 	}
+	// What rows of prompts before it have taken is in the deadlines of its like already (limit).
+	own := max(took-float64(f.ahead)*t.chain.row, took/4)
 	if len(t.took) < timesKept {
-		t.took = append(t.took, took)
+		t.took = append(t.took, own)
 	} else {
-		t.took[t.next] = took
+		t.took[t.next] = own
 	}
 	t.next = (t.next + 1) % timesKept
-	if n := len(t.took); took > t.slow || n < 2*coldSteps || t.next%16 == 0 {
+	if n := len(t.took); own > t.slow || n < 2*coldSteps || t.next%16 == 0 {
 		sorted := slices.Clone(t.took)
 		slices.Sort(sorted)
 		t.slow = sorted[min(n-1, n*99/100)]
@@ -123,12 +139,23 @@ func (t *timing) done(f *flight, now time.Duration, part float64, beside bool) {
 		t.chain.batch, t.stage.batch = min(t.chain.batch, service), min(t.stage.batch, busy)
 		return
 	}
+	if t.stalePlain && f.drafts == 0 {
+		t.stalePlain, t.plain, t.chain.batch, t.stage.batch = false, 0, 0, 0
+	}
 	t.plain = time.Duration(blend(t.plain.Seconds(), took) * float64(time.Second))
 	t.chain.batch = blend(t.chain.batch, service)
 	if beside = beside || f.behind; beside && t.stage.batch > 0 { // it may have waited for prompts
 		busy = min(busy, t.stage.batch)
 	}
 	t.stage.batch = blend(t.stage.batch, busy)
+}
+
+// warm begins to measure anew, because the stages had computed nothing before: they have read their weights from
+// the disk and allocated memory. Deadlines are long until some batches have been measured. The averages are kept
+// until there are others.
+func (t *timing) warm() {
+	t.took, t.next, t.slow, t.measured, t.longest = t.took[:0], 0, 0, 0, 0
+	t.stalePlain, t.staleRows = true, true
 }
 
 func blend(old, value float64) float64 {
@@ -160,6 +187,8 @@ func (t *timing) limit(f *flight) time.Duration {
 		} else {
 			limit = max(limit, coldLimit)
 		}
+	} else if t.cold > 0 {
+		limit += unprovenLimit
 	}
 	if t.worst > 0 {
 		// Not a multiple of the worst: one batch that was late would make all deadlines of the next minute long.
@@ -177,16 +206,28 @@ func (t *timing) fit(least, most int) int {
 	return min(most, max(least, int(chunkShare*t.stage.batch/t.stage.row)))
 }
 
+// fitMoved does the same for a sequence that comes from another pipeline.
+func (t *timing) fitMoved(most int) int {
+	rows := t.fit(leastChunk, most)
+	if t.stage.row > 0 {
+		rows = max(rows, int(min(movedShare*t.stage.batch, movedMost.Seconds())/t.stage.row))
+	}
+	return min(rows, most)
+}
+
 // promptRows returns how many rows of prompts a batch with decoding rows may have, of which the first prompt has left
 // rows to be sent. slow says that they take longer than the decoding rows, because the prompt is short. decodes is how
 // many decoding rows the batch has already. Now and then it has no others, so that their time is measured again.
 //
 // So a prompt at most doubles the time between tokens, unless a single row of it takes longer than the decoding rows.
 // It gets at least 28 % of the time: where a number of rows is rounded down to one, that one takes more than 0.4 of
-// the decoding rows' time.
-func (t *timing) promptRows(most, left, decodes int) (rows int, slow bool) {
+// the decoding rows' time. A moved sequence gets more.
+func (t *timing) promptRows(most, left, decodes int, moved bool) (rows int, slow bool) {
 	if decodes > 0 && (t.unmeasured >= measureEvery || 4*decodes < 3*t.decodes) {
 		return 0, false
+	}
+	if moved {
+		return t.fitMoved(most), false
 	}
 	rows = t.fit(1, most)
 	if rows < min(left, leastChunk) && left <= shortRows && t.slack >= 1 {

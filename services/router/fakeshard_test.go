@@ -27,6 +27,7 @@ type fakeShard struct {
 	model  string
 	digest string
 	lo, hi uint32
+	layers uint32 // of the model
 	pages  uint32
 	answer func(log []uint32) uint32    // the best candidate after a log
 	cost   func(rows int) time.Duration // how long a batch takes; nil for no time
@@ -56,7 +57,7 @@ type fakeShard struct {
 
 func newFakeShard(d *rpc.Dialer, lo, hi int) *fakeShard {
 	return &fakeShard{
-		dialer: d, model: "fake", digest: digest, lo: uint32(lo), hi: uint32(hi), pages: 1024, answer: next,
+		dialer: d, model: "fake", digest: digest, lo: uint32(lo), hi: uint32(hi), layers: 2, pages: 1024, answer: next,
 		tables: map[string][]uint32{}, streams: map[string]*fakePipeline{}, kept: map[string]*fakePipeline{},
 	}
 }
@@ -109,7 +110,7 @@ func (s *fakeShard) held() *shardv1.Held {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return &shardv1.Held{
-		Model: s.model, Digest: s.digest, Lo: s.lo, Hi: s.hi, Layers: 2, Width: 1, Vocab: vocab, Context: contextLen,
+		Model: s.model, Digest: s.digest, Lo: s.lo, Hi: s.hi, Layers: s.layers, Width: 1, Vocab: vocab, Context: contextLen,
 		Positions: contextLen, KvPages: s.pages, KvPageLen: pageLen, Sessions: uint32(len(s.tables)),
 		Rows: s.rows,
 	}
@@ -545,7 +546,7 @@ func (p *fakePipeline) compute(b *shardv1.Batch, ids []uint32) ([]*samplerv1.Row
 			s.again += n
 		}
 		for i := range int(e.GetLogits()) {
-			if s.hi < 2 {
+			if s.hi < s.layers {
 				break
 			}
 			end := len(log) - int(e.GetLogits()) + i + 1

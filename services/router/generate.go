@@ -374,7 +374,7 @@ func (q *request) submit(ctx context.Context, p *pipeline, epoch uint64, log []i
 		log: slices.Clone(log), whole: slices.Clone(q.log), emitted: len(q.log) - len(q.prompt), epoch: epoch,
 		tenant: auth.Tenant(ctx), priority: q.priority,
 		rules: q.rules, logprobs: slices.Clone(q.logprobs), picker: q.picker,
-		tokens: q.tokens, maxLen: maxLen, suspect: q.strikes.count > 0, proven: q.proven,
+		tokens: q.tokens, maxLen: maxLen, suspect: q.strikes.suspect(), proven: q.proven,
 		score: q.echo.logprobs && !q.echo.done, drafts: max(0, q.service.cfg.Speculate),
 	})
 	q.service.log.DebugContext(ctx, "submit session", "session", hexID(seq.id), "pipeline", p.id, "epoch", epoch)
@@ -425,7 +425,7 @@ func (q *request) follow(ctx context.Context, a *attempt) (end result, last *att
 			if err := q.strikes.verdict(q.id); err != nil {
 				return result{}, nil, err
 			}
-			_ = from.p.tell(from.seq.proceed()) // a lost pipeline has told the sequence
+			_ = from.p.tell(from.seq.proceed(q.strikes.suspect())) // a lost pipeline has told the sequence
 			continue
 		case o.accepted:
 			if q.started != nil { // not sent again after a move

@@ -145,6 +145,9 @@ func TestService_BothAnswer_OneStreamGoesOut(t *testing.T) {
 		for i := range n {
 			h.askSlowly(t, fmt.Sprintf("number %d", i), 248*time.Millisecond+time.Duration(i)*500*time.Microsecond)
 		}
+		// Who is first of those above may be a matter of the order of events at one time. Here it is not.
+		h.askSlowly(t, "the second is first", 3*time.Second)
+		h.askSlowly(t, "the first is first", 400*time.Millisecond, 3*time.Second)
 		won, lost := h.hedges(t, "won"), h.hedges(t, "lost")
 		if won == 0 || lost == 0 {
 			t.Errorf("%v hedges have won, and %v have lost: the test proves little", won, lost)

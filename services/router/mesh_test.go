@@ -73,8 +73,8 @@ type mesh struct {
 	calls    atomic.Int64 // of tokenizers
 }
 
-// newMesh starts replicas of a two-layer model, cut into stages, and waits for the
-// pipelines. pages is the number of KV pages of the draft model, or of the shards if there is none.
+// newMesh starts replicas of a model of two layers, or more if there are more stages, cut into stages, and waits
+// for the pipelines. pages is the number of KV pages of the draft model, or of the shards if there is none.
 func newMesh(t *testing.T, stages, replicas int, cfg router.Config, pages ...uint32) *mesh {
 	t.Helper()
 	m := &mesh{
@@ -107,7 +107,9 @@ func newMesh(t *testing.T, stages, replicas int, cfg router.Config, pages ...uin
 	for r := range replicas {
 		for i := range stages {
 			name := fmt.Sprintf("shard-%d-%d", r, i)
-			s := newFakeShard(m.dialer, i*2/stages, (i+1)*2/stages)
+			layers := max(2, stages)
+			s := newFakeShard(m.dialer, i*layers/stages, (i+1)*layers/stages)
+			s.layers = uint32(layers)
 			if cfg.Draft == "" {
 				for _, n := range pages {
 					s.pages = n

@@ -218,7 +218,9 @@ func (p *pipeline) submit(seq *sequence) error {
 func (seq *sequence) cancel() event { return event{Event: sched.Cancel{ID: seq.name()}} }
 
 // proceed is the event that lets a sequence go on although a stage was lost under it.
-func (seq *sequence) proceed() event { return event{Event: sched.Proceed{ID: seq.name()}} }
+func (seq *sequence) proceed(suspect bool) event {
+	return event{Event: sched.Proceed{ID: seq.name(), Suspect: suspect}}
+}
 
 // closeLimit is how long a pipeline that ends waits for its streams to end.
 const closeLimit = 100 * time.Millisecond

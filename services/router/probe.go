@@ -10,12 +10,14 @@ import (
 	samplerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/sampler/v1"
 	shardv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/shard/v1"
 	"github.com/lamina-mesh/lamina/pkg/sample"
+	"github.com/lamina-mesh/lamina/pkg/sched"
 )
 
 // A new pipeline has to compute a few tokens before requests are sent to it: that every stage answers
-// is known only then. The probe also measures the first step times, so that step deadlines hold from
-// the first request on.
+// is known only then. It does so twice. The first steps of a process take much longer than all later ones, and
+// the second round measures what later ones take, so that step deadlines hold from the first request on.
 const (
+	probeRounds = 2
 	probePrompt = 16
 	probeTokens = 6
 
@@ -103,6 +105,21 @@ func (p *pipeline) runProbe(ctx context.Context) error {
 		)
 		defer cancel()
 	}
+	for round := range probeRounds {
+		if round > 0 {
+			if err := p.tell(event{Event: sched.Warm{}}); err != nil {
+				return err
+			}
+		}
+		if err := p.probeRound(ctx, picker, capacity); err != nil {
+			return fault.Wrap(fault.CodeOf(err), err, "round %d", round+1)
+		}
+	}
+	return nil
+}
+
+// probeRound computes a prompt and some tokens. Both rounds compute all of them, since they use no prefix cache.
+func (p *pipeline) probeRound(ctx context.Context, picker *sample.Picker, capacity int) error {
 	vocab := int(p.stages[0].GetVocab())
 	prompt := min(probePrompt, max(1, capacity-probeTokens))
 	seq := newSequence(&sequence{

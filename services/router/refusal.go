@@ -139,6 +139,12 @@ func (s *strikes) add(tokens int, b sched.Blame, cause error) {
 	s.causes = append(s.causes, cause.Error())
 }
 
+// suspect reports whether the request is computed apart from all others until it has had a token. Suspects are
+// computed one after another, which takes time for their clients, and one missed deadline is hardly ever the
+// fault of a request. So that alone makes nobody a suspect: those that were in flight go on together, and only
+// if the next pipeline misses a deadline too are they told apart. There are two more losses left for that.
+func (s *strikes) suspect() bool { return s.count >= brokenFor }
+
 // verdict returns the error of a request that is set aside, or nil.
 func (s *strikes) verdict(request string) error {
 	if s.count < maxStrikes {

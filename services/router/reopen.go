@@ -85,6 +85,9 @@ func (r *runner) reopen(cause error) bool {
 // the layer up to which the logs have to be replayed, or 0 if nothing is lost.
 func (r *runner) openAgain(cause error) (stages []*shardv1.Held, until int, err error) {
 	p := r.p
+	if errors.As(cause, new(late)) && p.spare.Load() && !r.mayReplace() {
+		return nil, 0, cause // nothing can be gained by a search
+	}
 	ctx, cancel := context.WithTimeout(p.ctx, silentLimit)
 	defer cancel()
 	silent := p.findSilent(ctx)
@@ -137,6 +140,10 @@ func (r *runner) openSame(cause error, silent *silence) ([]*shardv1.Held, error)
 	}
 	return r.tryOpen(ctx, func() bool { return len(silent.known()) > 0 })
 }
+
+// mayReplace reports whether a free shard could take the place of a stage in less time than the other pipelines
+// need for the sequences. If the first stage is not worth it, no other one is: more layers would be replayed.
+func (r *runner) mayReplace() bool { return r.p.spareShard.Load() && r.worthReplay(r.p.hops()[0].Hi) }
 
 // replace opens the chain with other shards in the place of stages that are lost, if there are such and if
 // that is expected to cost less than to replay the sequences elsewhere.

@@ -19,6 +19,7 @@ import (
 func (m *mesh) spare(name, like string) *fakeShard {
 	m.t.Helper()
 	s := newFakeShard(m.dialer, int(m.shards[like].lo), int(m.shards[like].hi))
+	s.layers = m.shards[like].layers
 	m.shards[name] = s
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup

@@ -105,6 +105,8 @@ type runner struct {
 	fruitless      int           // how often the chain was opened again since something was computed
 	spare          bool          // as the scheduler knows it
 	cause          error         // why the pipeline was last opened again
+	due            time.Duration // when the first batch in flight misses its deadline
+	awaits         bool          // a batch is in flight
 	tokens         int
 	since          time.Time
 	chained        uint64 // windows that were counted in metrics
@@ -174,9 +176,14 @@ func depth(chain plan.Chain) int {
 func (r *runner) run(ctx context.Context) error {
 	tick := time.NewTicker(sched.StepEvery)
 	defer tick.Stop()
+	due := time.NewTimer(sched.StepEvery)
+	defer due.Stop()
 	for {
 		if err := r.p.broken(); err != nil {
 			return err
+		}
+		if r.awaits {
+			due.Reset(r.due - time.Since(r.start))
 		}
 		if len(r.events) == 0 {
 			select {
@@ -189,6 +196,7 @@ func (r *runner) run(ctx context.Context) error {
 			case e := <-r.p.events:
 				r.take(e)
 			case <-tick.C:
+			case <-due.C:
 			}
 		}
 		// Handle all events that have arrived before batches are formed: the tokens of one batch arrive
@@ -238,6 +246,7 @@ func (r *runner) step(now time.Time) error {
 	r.p.mu.Lock()
 	commands := r.p.sched.Step(now.Sub(r.start), r.events)
 	stats := r.p.sched.Stats()
+	r.due, r.awaits = r.p.sched.Due()
 	r.p.mu.Unlock()
 	r.events = r.events[:0]
 	var failed error
@@ -307,7 +316,7 @@ func (r *runner) carryOut(c sched.Command) error {
 			select {
 			case seq.out <- result{struck: r.cause, blamed: &c}:
 			default: // its reader has not even read the tokens before, which clear it
-				r.events = append(r.events, sched.Proceed{ID: c.ID})
+				r.events = append(r.events, sched.Proceed{ID: c.ID, Suspect: true})
 			}
 		}
 	case sched.Preempt:
@@ -316,8 +325,8 @@ func (r *runner) carryOut(c sched.Command) error {
 		r.propose(c)
 	case sched.Fail:
 		if c.Step > 0 {
-			return late{fault.New(fault.DeadlineExceeded, "run step %d: no result within %v", c.Step,
-				c.Late.Round(time.Millisecond))}
+			return late{fault.New(fault.DeadlineExceeded, "run step %d: no result within %v, its deadline was %v", c.Step,
+				c.Late.Round(time.Millisecond), c.Limit.Round(time.Millisecond))}
 		}
 		return late{
 			fault.New(fault.DeadlineExceeded, "add session %x: no answer from the sampler within %v", string(c.ID),

@@ -2,6 +2,7 @@ package integration_test
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -80,9 +81,10 @@ var build = sync.OnceValues(func() (string, error) {
 type fleetSpec struct {
 	stages, replicas, routers, samplers, tokenizers int
 
-	nats      bool // run a NATS server, and let the routers keep their journal there
-	gates     bool // put a gate in front of each shard
-	kv        int  // positions of the KV cache of a shard; 0 for the default
+	nats      bool   // run a NATS server, and let the routers keep their journal there
+	gates     bool   // put a gate in front of each shard
+	kv        int    // positions of the KV cache of a shard; 0 for the default
+	model     string // its folder; empty for the bundled one
 	routerArg []string
 }
 
@@ -133,7 +135,7 @@ func startFleet(t *testing.T, spec fleetSpec, ready bool) *fleet {
 		f.natsURL = startNATS(t)
 	}
 	t.Cleanup(f.close)
-	model := bundled(t)
+	model := cmp.Or(spec.model, bundled(t))
 	for i := range spec.tokenizers {
 		f.add("tokenizer", fmt.Sprint(i), "--model="+model)
 	}

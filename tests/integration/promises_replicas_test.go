@@ -2,9 +2,12 @@ package integration_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -109,7 +112,7 @@ func TestPromise_S4_LostStageIsTold(t *testing.T) {
 func TestPromise_S17_WedgedStageIsLeft(t *testing.T) {
 	for _, stages := range pickStages() {
 		t.Run(fmt.Sprintf("%d stages", stages), func(t *testing.T) {
-			f := startFleet(t, fleetSpec{stages: stages, replicas: 2, gates: true}, true)
+			f := startFleet(t, fleetSpec{stages: stages, replicas: 2, gates: true, model: deep(t, stages)}, true)
 			requests := mixed(12, 64)
 			want := undisturbed(t, f.router(0), requests)
 			flow := startFlow(t, []routerv1.RouterServiceClient{f.router(0)}, requests, want, 16, false)
@@ -136,18 +139,47 @@ func TestPromise_S17_WedgedStageIsLeft(t *testing.T) {
 			if swallowed == 0 {
 				t.Error("no wedged stage had work: the test proves nothing")
 			}
+			t.Logf("missed deadlines: %s", f.missedDeadlines())
 			flow.hold(within(time.Second))
 		})
 	}
 }
 
-// pickStages returns the numbers of stages of the soak. The bundled model has four layers.
+// pickStages returns the numbers of stages of the soak.
 func pickStages() []int {
 	if slow() {
-		return []int{2, 3, 4}
+		return []int{3, 4, 5, 6, 7, 8}
 	}
 	return []int{3}
 }
+
+// missedDeadlines sums up when the first router has noticed that steps were late, and what their deadlines were.
+func (f *fleet) missedDeadlines() string {
+	f.t.Helper()
+	text, err := os.ReadFile(f.members["router-0"].log())
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	var limits, beyond []time.Duration
+	seen := map[string]bool{}
+	for _, m := range missed.FindAllStringSubmatch(string(text), -1) {
+		late, err1 := time.ParseDuration(m[2])
+		limit, err2 := time.ParseDuration(m[3])
+		if err := errors.Join(err1, err2); err != nil {
+			f.t.Fatal(err)
+		}
+		if !seen[m[0]] { // every stream that moves names it
+			seen[m[0]] = true
+			limits, beyond = append(limits, limit), append(beyond, late-limit)
+		}
+	}
+	slices.Sort(limits)
+	slices.Sort(beyond)
+	return fmt.Sprintf("%d, p50 %v, longest %v, noticed at most %v after them", len(limits), quantile(limits, 0.5),
+		quantile(limits, 1), quantile(beyond, 1))
+}
+
+var missed = regexp.MustCompile(`run step (\d+): no result within (\S+), its deadline was ([0-9.a-zµ]+)`)
 
 // soak returns how long each soak takes. LAMINA_SOAK overrides it.
 func soak(t *testing.T) time.Duration {

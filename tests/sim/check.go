@@ -106,7 +106,7 @@ func (p *pipe) checkBatch(b sched.Batch) {
 			p.count(e)
 		}
 		known := p.sched.Proven(e.ID)
-		if q := w.owner[e.ID]; q != nil && b.ReplayUntil == 0 && q.strikes > 0 && len(p.seqs[e.ID].more) == 0 &&
+		if q := w.owner[e.ID]; q != nil && b.ReplayUntil == 0 && q.suspect() && len(p.seqs[e.ID].more) == 0 &&
 			!p.checks.emitted[e.ID] && e.Position < known && known < e.Position+e.Rows {
 			w.violate("%s sends rows %d to %d of the suspect %s in one entry, and %d of them were computed before",
 				p.name, e.Position, e.Position+e.Rows, e.ID, known-e.Position)
@@ -127,7 +127,7 @@ func (p *pipe) checkBatch(b sched.Batch) {
 	// Without faults every batch takes about the same time, so that a deadline that is much longer than
 	// any batch has ever taken would hide a stage that is frozen.
 	// A stage that has just taken the place of another one gets more time.
-	if b.Step > 24 && !p.rebuilt && len(w.sc.Faults) == 0 && w.sc.Jitter == 0 && w.sc.Loss == 0 {
+	if b.Step > 48 && !p.rebuilt && len(w.sc.Faults) == 0 && w.sc.Jitter == 0 && w.sc.Loss == 0 {
 		if most := w.longestStep(p, rows); b.Deadline > 2*time.Second+8*most {
 			w.violate("%s gives step %d the deadline %v, no step takes more than %v", p.name, b.Step, b.Deadline, most)
 		}
@@ -261,7 +261,7 @@ func (w *world) ended(q *request) {
 	calm := len(w.sc.Faults) == 0 && w.sc.Loss == 0 && w.sc.Refuse == 0
 	switch kind {
 	case "stop", "length", "stop string", "canceled", "queue full", "quota":
-		if q.hostile == killsStages && (kind == "stop" || kind == "length") {
+		if q.hostile >= killsStages && (kind == "stop" || kind == "length") {
 			w.violate("%s ends the process that computes it and has ended with %s", q.name(), kind)
 		}
 		return
@@ -271,11 +271,11 @@ func (w *world) ended(q *request) {
 		}
 	case "set aside":
 		// A hostile request of another router may end the same process.
-		if q.hostile == killsStages || !calm || w.sc.Load.Poison > 0 && w.sc.Routers > 1 {
+		if q.hostile >= killsStages || !calm || w.sc.Load.deadly() > 0 && w.sc.Routers > 1 {
 			return
 		}
 	case "no pipeline", "moved too often":
-		if !calm || w.sc.Load.Poison > 0 {
+		if !calm || w.sc.Load.deadly() > 0 {
 			return
 		}
 	}

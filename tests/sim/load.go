@@ -21,13 +21,16 @@ type Load struct {
 	// The probabilities of what a request may ask for or do.
 	Cancel, Slow, Score, Private, Priority, Speculate, DraftModel, Sampled, Stop, Adapter float64
 	// Hostile is the number of requests that the sampler refuses, Poison that of requests that end the
-	// process that computes them.
-	Hostile, Poison int
+	// process that computes them, and Hang that of requests that make it hang.
+	Hostile, Poison, Hang int
 	// EndEvery is the mean number of tokens after which a text ends by itself; 0 for never.
 	EndEvery int
 	// Regular says that texts are easy to guess.
 	Regular bool
 }
+
+// deadly returns how many requests do harm to processes.
+func (l *Load) deadly() int { return l.Poison + l.Hang }
 
 // load plans the arrivals.
 func (w *world) load() {
@@ -43,7 +46,7 @@ func (w *world) load() {
 	for i := range prefixes {
 		prefixes[i] = tokens(l.PrefixLen)
 	}
-	total := l.Requests + l.Hostile + l.Poison
+	total := l.Requests + l.Hostile + l.deadly()
 	w.left = total
 	for i := range total {
 		q := &request{w: w, n: i, router: w.routers[w.rnd.IntN(len(w.routers))], digest: "sha256:model",
@@ -101,6 +104,9 @@ func (w *world) load() {
 		switch {
 		case i >= l.Requests+l.Hostile:
 			q.hostile, q.deadly = killsStages, len(q.prompt)-1
+			if i >= l.Requests+l.Hostile+l.Poison {
+				q.hostile = hangsStages
+			}
 			// A row that another request has computed too is harmless, and so is one of a shared beginning.
 			if tail := q.deadly - l.PrefixLen; tail > 0 && w.chance(0.5) {
 				q.deadly -= w.rnd.IntN(tail)

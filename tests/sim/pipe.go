@@ -44,8 +44,10 @@ type pipe struct {
 	reopening   bool
 	samplerGone bool   // the sampler's stream has broken
 	cause       string // of the last break
+	late        bool   // it was a missed deadline
 	rebuilt     bool
-	fruitless   int // how often it was opened again since something was computed
+	fruitless   int  // how often it was opened again since something was computed
+	timed       bool // a step is planned for a deadline
 	checks      checks
 }
 
@@ -77,6 +79,7 @@ type result struct {
 	lost     string
 	struck   string // it was in flight when a stage was lost
 	blamed   bool
+	late     bool        // with blamed and struck: a deadline was missed, and nothing broke
 	blame    sched.Blame // with blamed and struck: it may have been the cause
 	proven   int         // positions of the log that were computed
 	err      string
@@ -162,6 +165,25 @@ func (p *pipe) step() {
 		}
 	}
 	p.checkQuota()
+	p.awaitDue()
+}
+
+// awaitDue plans a step for the time when the first batch in flight misses its deadline, as seen by the router's
+// clock.
+func (p *pipe) awaitDue() {
+	due, ok := p.sched.Due()
+	if !ok || p.timed || p.dead {
+		return
+	}
+	p.timed = true
+	p.router.after(max(due-p.w.now-p.router.offset, time.Millisecond), func() {
+		p.timed = false
+		if due, ok := p.sched.Due(); ok && due <= p.w.now+p.router.offset {
+			p.step()
+			return
+		}
+		p.awaitDue()
+	})
 }
 
 // transcript describes one step in a line for each event and command.
@@ -258,7 +280,7 @@ func (p *pipe) carryOut(c sched.Command) {
 	case sched.Blame:
 		p.blame(c)
 	case sched.Fail:
-		p.broke(fmt.Sprintf("step %d %s is late by %v", c.Step, c.ID, c.Late), c.Step == 0)
+		p.overdue(c)
 	}
 }
 
@@ -391,7 +413,7 @@ func (p *pipe) fail(reason string) {
 	p.sampler.endLater(p)
 	for _, b := range blamed {
 		if q := p.seqs[b.ID]; q != nil {
-			p.put(q, result{lost: reason, blamed: true, blame: b, proven: b.Proven})
+			p.put(q, result{lost: reason, blamed: true, late: p.late, blame: b, proven: b.Proven})
 			p.forget(b.ID)
 		}
 	}

@@ -100,6 +100,9 @@ func (sc *Scenario) drawFaults(r *rand.Rand, ms func(int, int) time.Duration, ch
 	if chance(0.1) {
 		sc.Load.Poison = 1 + r.IntN(2)
 	}
+	if chance(0.1) {
+		sc.Load.Hang = 1 + r.IntN(2)
+	}
 	if chance(0.35) {
 		return
 	}

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"time"
@@ -120,8 +121,16 @@ func (p *pipe) breakSampler(reason string) {
 	})
 }
 
-// broke is called in the router when a stream has broken, or a deadline was missed.
-func (p *pipe) broke(reason string, sampler bool) {
+// overdue is called in the router when a deadline was missed.
+func (p *pipe) overdue(c sched.Fail) {
+	p.leave(fmt.Sprintf("step %d %s is late by %v", c.Step, c.ID, c.Late), c.Step == 0, true)
+}
+
+// broke is called in the router when a stream has broken.
+func (p *pipe) broke(reason string, sampler bool) { p.leave(reason, sampler, false) }
+
+// leave opens the pipeline again, or gives it up.
+func (p *pipe) leave(reason string, sampler, late bool) {
 	if p.dead {
 		return
 	}
@@ -129,6 +138,7 @@ func (p *pipe) broke(reason string, sampler bool) {
 	if p.reopening {
 		return
 	}
+	p.late = late
 	if p.draft || p.fruitless >= maxFruitless {
 		p.fail(reason)
 		return
@@ -291,9 +301,9 @@ func (p *pipe) join() {
 // blame passes on that a sequence may have been the cause when a stage was lost.
 func (p *pipe) blame(b sched.Blame) {
 	if q := p.seqs[b.ID]; q != nil && len(q.out) < q.limit {
-		p.put(q, result{struck: p.cause, blame: b})
+		p.put(q, result{struck: p.cause, late: p.late, blame: b})
 		return
 	}
-	p.events = append(p.events, sched.Proceed{ID: b.ID})
+	p.events = append(p.events, sched.Proceed{ID: b.ID, Suspect: true})
 	p.wake()
 }

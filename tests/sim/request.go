@@ -11,9 +11,17 @@ import (
 type schedID = sched.ID
 
 const (
-	moveLimit  = 20 * time.Second
-	maxMoves   = 8
-	maxStrikes = 2
+	moveLimit = 20 * time.Second
+	maxMoves  = 8
+
+	// As in services/router/refusal.go: a request is set aside when it has maxStrikes. A stream that broke under
+	// it counts brokenFor, and a missed deadline lateFor. From brokenFor on it is a suspect.
+	maxStrikes = 4
+	brokenFor  = 2
+	lateFor    = 1
+
+	maxKills = maxStrikes / brokenFor // processes that a request may end, or make hang
+	maxHangs = maxStrikes / lateFor
 )
 
 // hostility is what is wrong with a request, if anything.
@@ -23,6 +31,7 @@ const (
 	harmless hostility = iota
 	refusedBySampler
 	killsStages // one of its rows ends the process that computes it
+	hangsStages // one of its rows makes the process hang that computes it
 )
 
 // request is one generation, as the goroutine in services/router runs it.
@@ -61,6 +70,7 @@ type request struct {
 	proven  int // positions of the log that some pipeline has computed
 	deadly  int // the position of the row that ends processes
 	kills   int // processes that have died of it
+	hangs   int // processes that have hung because of it
 	had     int // length of the log when it was submitted
 	p       *pipe
 	seq     *sequence
@@ -125,7 +135,7 @@ func (q *request) submit(p *pipe) {
 	q.seq = &sequence{id: id, log: append([]int32(nil), q.log...), emitted: len(q.log) - len(q.prompt),
 		tenant: q.tenant, moved: q.epoch > 1, reader: q.read}
 	w.owner[id], w.roots[id] = q, root(q.digest, q.tenant, q.namespace)
-	if q.hostile == killsStages {
+	if q.hostile == killsStages || q.hostile == hangsStages {
 		w.poisoned[id] = q.deadly
 	}
 	p.assigned++
@@ -133,7 +143,7 @@ func (q *request) submit(p *pipe) {
 	p.submit(q.seq, sched.Submit{
 		ID: id, Epoch: q.epoch, Tenant: q.tenant, Weight: q.weight, Namespace: q.namespace, Priority: q.priority,
 		Log: append([]int32(nil), q.log...), MaxLen: q.length(), Score: q.score && !q.hasTokens(), Private: q.private,
-		Suspect: q.strikes > 0, Proven: q.proven, Speculate: q.speculate,
+		Suspect: q.suspect(), Proven: q.proven, Speculate: q.speculate,
 	})
 	if q.drafts {
 		q.drafter = w.startDrafter(q)
@@ -180,13 +190,13 @@ func (q *request) take(r result) {
 	case r.lost != "":
 		q.lost(r)
 	case r.struck != "":
-		if q.strike(r.blame); q.strikes >= maxStrikes {
+		if q.strike(r); q.strikes >= maxStrikes {
 			q.p.tell(sched.Cancel{ID: q.seq.id})
 			q.release()
 			q.finish("set aside: " + r.struck)
 			return
 		}
-		q.p.tell(sched.Proceed{ID: q.seq.id})
+		q.p.tell(sched.Proceed{ID: q.seq.id, Suspect: q.suspect()})
 	case r.err != "":
 		if (r.err == "quota" || r.err == "queue full") && r.after <= 0 {
 			w.violate("%s is turned away without a time to retry", q.name())
@@ -258,7 +268,7 @@ func (q *request) lost(r result) {
 	q.release()
 	q.proven = max(q.proven, r.proven)
 	if r.blamed {
-		if q.strike(r.blame); q.strikes >= maxStrikes {
+		if q.strike(r); q.strikes >= maxStrikes {
 			q.finish("set aside: " + r.lost)
 			return
 		}
@@ -273,8 +283,8 @@ func (q *request) lost(r result) {
 
 // strike counts that it may have been the cause of a loss. If what was in flight at the last one has done no
 // harm since, the count starts again.
-func (q *request) strike(b sched.Blame) {
-	known := q.proven
+func (q *request) strike(r result) {
+	b, known := r.blame, q.proven
 	if q.hasTokens() {
 		known = max(known, len(q.log)-1)
 	}
@@ -284,9 +294,14 @@ func (q *request) strike(b sched.Blame) {
 	if q.upTo > 0 && b.Proven >= q.upTo {
 		q.strikes = 0
 	}
-	q.strikes++
+	if q.strikes += brokenFor; r.late {
+		q.strikes += lateFor - brokenFor
+	}
 	q.upTo = b.UpTo
 }
+
+// suspect reports whether it is computed apart from others.
+func (q *request) suspect() bool { return q.strikes >= brokenFor }
 
 // cancel ends it because its client does not want more.
 func (q *request) cancel(why string) {
@@ -319,7 +334,7 @@ func (q *request) finish(why string) {
 	q.w.left--
 	kind, _, _ := strings.Cut(why, ":")
 	q.w.report.Ends[kind]++
-	if kind == "set aside" && q.hostile != killsStages {
+	if kind == "set aside" && q.hostile == harmless {
 		q.w.report.Innocent++
 	}
 	q.w.ended(q)

@@ -13,6 +13,7 @@ const (
 	openLimit    = 20 * time.Second
 	probePrompt  = 16
 	probeTokens  = 6
+	probeRounds  = 2
 	probeLimit   = 60 * time.Second
 )
 

@@ -213,12 +213,8 @@ func (st *stage) compute(b *batch) {
 		at += e.Rows
 		if deadly, ok := w.poisoned[e.ID]; ok && st.next == nil && b.ReplayUntil == 0 &&
 			e.Position <= deadly && deadly < e.Position+e.Rows {
-			w.log("%s dies of %s", st.shard.name, e.ID)
-			q := w.owner[e.ID]
-			if q.kills++; q.kills > maxStrikes {
-				w.violate("%s has ended %d processes", q.name(), q.kills)
-			}
-			w.kill(st.shard.node)
+			st.p.tainted = true // the rest of the batch is not computed
+			st.shard.harm(w.owner[e.ID])
 			return
 		}
 		var reason string
@@ -262,6 +258,30 @@ func (st *stage) compute(b *batch) {
 	case !last:
 		st.down.send(once, func() { st.next.receive(work{batch: out}) })
 	}
+}
+
+// harm ends the process, or makes it hang, because of a row of a request.
+func (s *shard) harm(q *request) {
+	w := s.w
+	if q.hostile == killsStages {
+		w.log("%s dies of %s", s.name, q.name())
+		if q.kills++; q.kills > maxKills {
+			w.violate("%s has ended %d processes", q.name(), q.kills)
+		}
+		w.kill(s.node)
+		return
+	}
+	w.log("%s hangs because of %s", s.name, q.name())
+	if q.hangs++; q.hangs > maxHangs {
+		w.violate("%s has made %d processes hang", q.name(), q.hangs)
+	}
+	s.freeze()
+	life := s.life
+	w.after(w.between(3*time.Second, 6*time.Second), func() {
+		if s.life == life {
+			s.thaw()
+		}
+	})
 }
 
 // admit changes the block table of an entry's session, as services/shard does. It returns the reason

@@ -175,7 +175,17 @@ func (w *world) probe(p *pipe) {
 		p.router.after(10*time.Millisecond, func() { w.probe(p) })
 		return
 	}
-	id := sched.ID("probe-" + p.name)
+	w.probeRound(p, 1)
+	p.router.after(probeLimit, func() {
+		if !p.dead && !p.listed {
+			p.fail("probe: no answer")
+		}
+	})
+}
+
+// probeRound runs the first or the second sequence of a probe. The times of the first one do not count.
+func (w *world) probeRound(p *pipe, round int) {
+	id := sched.ID(fmt.Sprintf("probe-%s-%d", p.name, round))
 	capacity := p.sched.ContextLength()
 	prompt := min(probePrompt, max(1, capacity-probeTokens))
 	q := &request{w: w, router: p.router, digest: p.chain.Digest(), namespace: p.name,
@@ -201,15 +211,15 @@ func (w *world) probe(p *pipe) {
 				n++
 			}
 		}
-		if n == q.maxTokens {
+		switch {
+		case n < q.maxTokens:
+		case round < probeRounds:
+			p.tell(sched.Warm{})
+			w.probeRound(p, round+1)
+		default:
 			p.router.list(p)
 		}
 	}
 	p.submit(seq, sched.Submit{ID: id, Epoch: 1, Log: append([]int32(nil), q.prompt...), Namespace: q.namespace,
 		MaxLen: len(q.prompt) + q.maxTokens, Private: true})
-	p.router.after(probeLimit, func() {
-		if !p.dead && !p.listed {
-			p.fail("probe: no answer")
-		}
-	})
 }

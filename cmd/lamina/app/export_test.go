@@ -12,6 +12,9 @@ func (m *Mesh) Peer() *router.Service {
 	return router.New(router.Config{Dialer: m.dialer, Registry: m.Registry(), Journal: m.Journal()})
 }
 
+// RouterServiceConfig returns the settings of the router service.
+func RouterServiceConfig(c RouterConfig) router.Config { return c.config() }
+
 // Registry returns the registry of the mesh.
 func (m *Mesh) Registry() discovery.Registry { return m.process.registry }
 

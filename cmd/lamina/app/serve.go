@@ -168,6 +168,7 @@ type Scheduling struct {
 	Hedge        time.Duration // the shortest time after which a late first token is hedged; below 0 turns it off
 	// MicroBatches is how many batches may be in flight on a pipeline.
 	MicroBatches int
+	ReadLimit    time.Duration // how long a client may read nothing before it is disconnected
 }
 
 // Router runs a router until ctx ends: the gRPC API, the HTTP API and the console.

@@ -253,16 +253,22 @@ func (p *process) buildJournal() error {
 	return nil
 }
 
-func (p *process) buildRouter() error {
-	speculation, scheduling := p.set.router.Speculation, p.set.router.Scheduling
-	p.router = router.New(router.Config{
-		Log: p.log, Metrics: p.metrics, Dialer: p.dialer, Registry: p.registry,
+// config returns the settings of the router service.
+func (c RouterConfig) config() router.Config {
+	speculation, scheduling := c.Speculation, c.Scheduling
+	return router.Config{
 		Speculate: speculation.ids(), Draft: speculation.Draft, DraftMinProb: speculation.MinProbability,
-		HiddenType: p.set.router.HiddenType, Queue: scheduling.Queue, CacheIdle: scheduling.CacheIdle,
+		HiddenType: c.HiddenType, Queue: scheduling.Queue, CacheIdle: scheduling.CacheIdle,
 		StepFloor: scheduling.StepFloor, ChunkRows: scheduling.ChunkRows, ReplayShare: scheduling.ReplayShare,
 		ReplayBurst: scheduling.ReplayBurst, ReplayRefill: scheduling.ReplayRefill,
-		MicroBatches: scheduling.MicroBatches, Hedge: scheduling.Hedge, Journal: p.journal,
-	})
+		MicroBatches: scheduling.MicroBatches, Hedge: scheduling.Hedge, ReadLimit: scheduling.ReadLimit,
+	}
+}
+
+func (p *process) buildRouter() error {
+	c := p.set.router.config()
+	c.Log, c.Metrics, c.Dialer, c.Registry, c.Journal = p.log, p.metrics, p.dialer, p.registry, p.journal
+	p.router = router.New(c)
 	p.add(runPart("router pipelines", p.router.Run))
 	return nil
 }
@@ -307,8 +313,9 @@ func (p *process) buildHTTP() error {
 	}
 	b := p.router.Backend()
 	mux := p.probes(b.Ready)
-	mux.Handle("/v1/", openai.New(b, openai.Options{Log: p.log}))
-	mux.Handle("/", console.New(b, console.Options{Log: p.log}))
+	limit := p.set.router.Scheduling.ReadLimit
+	mux.Handle("/v1/", openai.New(b, openai.Options{Log: p.log, WriteTimeout: limit}))
+	mux.Handle("/", console.New(b, console.Options{Log: p.log, WriteTimeout: limit}))
 	p.add(p.httpPart("http", p.set.router.HTTP, mux, p.set.router.Bound))
 	return nil
 }

@@ -1,0 +1,250 @@
+package integration_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/lamina-mesh/lamina/cmd/lamina/app"
+	routerv1 "github.com/lamina-mesh/lamina/pkg/gen/lamina/router/v1"
+)
+
+// deadConn is a connection whose other end vanishes without a word, as a machine that loses its power: from then
+// on nothing arrives on it, nothing that is written leaves, and nobody is told.
+type deadConn struct {
+	net.Conn
+	dead   *atomic.Bool
+	closed chan struct{}
+	once   sync.Once
+}
+
+func (c *deadConn) Read(p []byte) (int, error) {
+	if !c.dead.Load() {
+		n, err := c.Conn.Read(p)
+		if !c.dead.Load() {
+			return n, err
+		}
+	}
+	<-c.closed
+	return 0, net.ErrClosed
+}
+
+func (c *deadConn) Write(p []byte) (int, error) {
+	if c.dead.Load() {
+		return len(p), nil
+	}
+	return c.Conn.Write(p)
+}
+
+func (c *deadConn) Close() error {
+	c.once.Do(func() { close(c.closed) })
+	return c.Conn.Close()
+}
+
+// deadPeer runs a request on a connection of its own until it has some tokens, and vanishes then. The returned
+// function closes what is left here.
+func deadPeer(t *testing.T, addr string, seed uint64) (end func()) {
+	t.Helper()
+	var dead atomic.Bool
+	conn, err := grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
+			var dialer net.Dialer
+			c, err := dialer.DialContext(ctx, "tcp", addr)
+			if err != nil {
+				return nil, err
+			}
+			if err := c.(*net.TCPConn).SetReadBuffer(4 << 10); err != nil {
+				return nil, err
+			}
+			return &deadConn{Conn: c, dead: &dead, closed: make(chan struct{})}, nil
+		}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	r := seeded(prompts[seed%uint64(len(prompts))], 200, seed)
+	r.TopLogprobs = 20 // much text for each token, so that the buffers of the kernel do not hold an answer
+	stream, err := routerv1.NewRouterServiceClient(conn).Generate(ctx, r)
+	for n := 0; err == nil && n < 3; n++ {
+		_, err = stream.Recv()
+	}
+	if err != nil {
+		t.Fatalf("a client that is to vanish: %v", err)
+	}
+	dead.Store(true)
+	return func() {
+		cancel()
+		if err := conn.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// stalledReader sends a request for a long answer to the HTTP API and reads nothing of it.
+func stalledReader(addr string, choices, seed int) (net.Conn, error) {
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	body := fmt.Sprintf(`{"prompt":"The prince","max_tokens":200,"stream":true,"n":%d,"logprobs":20,"seed":%d,`+
+		`"ignore_end":true}`, choices, seed)
+	if err = c.(*net.TCPConn).SetReadBuffer(4 << 10); err == nil {
+		_, err = fmt.Fprintf(c, "POST /v1/completions HTTP/1.1\r\nHost: lamina\r\nContent-Type: application/json\r\n"+
+			"Content-Length: %d\r\n\r\n%s", len(body), body)
+	}
+	if err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	return c, nil
+}
+
+// S6: peers that vanish without closing their connections. Nobody can know that they are gone, so their streams
+// are cut when nothing was read of them for the read limit, or when a gRPC keepalive ping is not answered.
+func TestPromise_S6_DeadPeersAreFreed(t *testing.T) {
+	limit := time.Duration(pickInt(2, 30)) * time.Second
+	l := startLocal(t, app.MeshConfig{Stages: 2, GRPC: "127.0.0.1:0", HTTP: "127.0.0.1:0", KVPositions: 65536,
+		Scheduling: app.Scheduling{CacheIdle: 200 * time.Millisecond, ReadLimit: limit}})
+	requests := mixed(12, 32)
+	want := undisturbed(t, l.router, requests)
+	before := settled(t)
+	flow := startFlow(t, []routerv1.RouterServiceClient{l.router}, requests, want, 4, false)
+	t.Logf("%.0f tokens/s before", flow.prove())
+	n := pickInt(8, 50)
+	var mu sync.Mutex
+	var ends []func()
+	var peers sync.WaitGroup
+	for i := range n {
+		peers.Go(func() {
+			c, err := stalledReader(l.mesh.HTTPAddr(), 1, i)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			end := deadPeer(t, l.mesh.GRPCAddr(), uint64(i))
+			mu.Lock()
+			defer mu.Unlock()
+			ends = append(ends, func() { _ = c.Close() }, end)
+		})
+	}
+	peers.Wait()
+	begin := time.Now()
+	pause(t, limit/2) // their buffers are full, and the others go on
+	flow.hold(within(time.Second))
+	sessions, _ := l.held()
+	if sessions < uint32(n) {
+		t.Errorf("%d sessions of %d dead peers are left: the test proves little", sessions, 2*n)
+	}
+	l.idle(2*limit + 20*time.Second)
+	freed := time.Since(begin)
+	t.Logf("%d peers have vanished, %d sessions were left after %v, none after %v", 2*n, sessions, limit/2,
+		freed.Round(time.Millisecond))
+	if slow() { // the router closes their connections itself
+		awaitBaseline(t, l, before+n*4, 60*time.Second) // what is left here of n gRPC connections
+	}
+	for _, end := range ends {
+		end()
+	}
+	awaitBaseline(t, l, before, 20*time.Second)
+}
+
+// awaitBaseline waits until no page is held and no more goroutines run than before.
+func awaitBaseline(t *testing.T, l *local, before int, limit time.Duration) {
+	t.Helper()
+	var pages uint32
+	now := 0
+	if !poll(50*time.Millisecond, limit, func() bool {
+		_, pages = l.held()
+		now = runtime.NumGoroutine()
+		return pages == 0 && now <= before
+	}) {
+		t.Fatalf("%d KV pages are held, and %d goroutines run where %d did", pages, now, before)
+	}
+}
+
+// S10: many readers stall at once. Each is cut when the read limit is over, and leaves nothing. A client that
+// reads again later finds that its answer is cut off, and not that it is complete.
+func TestPromise_S10_BurstOfStalledReadersIsCut(t *testing.T) {
+	limit := time.Duration(pickInt(3, 30)) * time.Second
+	l := startLocal(t, app.MeshConfig{Stages: 2, HTTP: "127.0.0.1:0", KVPositions: 65536,
+		Scheduling: app.Scheduling{CacheIdle: 200 * time.Millisecond, ReadLimit: limit, Queue: 512}})
+	requests := mixed(12, 32)
+	want := undisturbed(t, l.router, requests)
+	before := settled(t)
+	flow := startFlow(t, []routerv1.RouterServiceClient{l.router}, requests, want, 4, false)
+	t.Logf("%.0f tokens/s before", flow.prove())
+	conns := make([]net.Conn, pickInt(48, 256))
+	begin := time.Now()
+	var readers sync.WaitGroup
+	for i := range conns {
+		readers.Go(func() {
+			var err error
+			if conns[i], err = stalledReader(l.mesh.HTTPAddr(), 1, i); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	readers.Wait()
+	if t.Failed() {
+		t.FailNow()
+	}
+	most := uint32(0)
+	var freed time.Duration
+	if !poll(50*time.Millisecond, 4*limit+time.Minute, func() bool {
+		sessions, _ := l.held()
+		most, freed = max(most, sessions), time.Since(begin)
+		return freed > limit && sessions <= 2*4 // the other streams
+	}) {
+		t.Fatalf("stalled readers still hold sessions after %v", freed)
+	}
+	flow.hold(within(time.Second))
+	t.Logf("%d readers held up to %d sessions on two stages, and none after %v", len(conns), most,
+		freed.Round(time.Millisecond))
+	if int(most) < len(conns) {
+		t.Errorf("only %d sessions were held: the readers hardly stalled", most)
+	}
+	whole := 0
+	for _, c := range conns {
+		if err := c.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		text, err := io.ReadAll(c)
+		var timeout net.Error
+		switch {
+		case errors.As(err, &timeout) && timeout.Timeout():
+			t.Error("a reader was not cut: its connection is open and nothing comes")
+		case strings.Contains(string(text), "data: [DONE]"):
+			whole++
+		}
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if whole > len(conns)/4 { // an answer may fit into the buffers of the kernel
+		t.Errorf("%d of %d answers are complete: the readers hardly stalled", whole, len(conns))
+	}
+	awaitBaseline(t, l, before, 20*time.Second)
+}
+
+// S10: what the router holds for 256 sessions whose readers have stalled, in a process of its own.
+func TestPromise_S10_MemoryOfStalledReaders(t *testing.T) {
+	if !slow() {
+		t.Skip("takes a minute and a half; LAMINA_SLOW=1 runs it")
+	}
+	path := filepath.Join(t.TempDir(), "manifest.json")
+	write(t, path, []byte(`{"name": "64 clients with 4 choices each that do not read", "fleet": {"kv_positions": 65536},
+		"calm": "10s", "duration": "80s",
+		"faults": [{"kind": "slow_readers", "count": 64, "at": "2s", "for": "50s"}]}`))
+	chaosRun(t, path)
+}
