@@ -108,7 +108,7 @@ func (s *Scheduler) counts(q *sequence, e entry) bool {
 func (s *Scheduler) finish(f *flight) {
 	delete(s.inFlight, f.step)
 	s.flights = slices.DeleteFunc(s.flights, func(o *flight) bool { return o == f })
-	if !f.void {
+	if !f.void && !f.abandoned {
 		stages := min(s.cfg.Stages, s.depth())
 		s.timing.done(f, s.now, float64(min(len(s.flights)+1, stages))/float64(stages),
 			s.promptsFly())

@@ -285,7 +285,7 @@ func (s *Scheduler) retryAfter() time.Duration {
 func (s *Scheduler) remove(q *sequence) {
 	delete(s.byID, q.ID)
 	q.feed.End()
-	s.dropWindows(q)
+	s.abandon(q)
 	if q.running {
 		s.stop(q)
 		s.running = slices.DeleteFunc(s.running, func(o *sequence) bool { return o == q })
@@ -336,7 +336,7 @@ func (s *Scheduler) refused(e Refused) {
 		// said about them no longer matters. Windows that were sent before may still give tokens. Those prove
 		// nothing about the pages that the sequence gets next, so it goes on under the next epoch.
 		before := slices.ContainsFunc(q.windows, func(w window) bool { return w.step < e.Step })
-		s.dropWindows(q) // this preempts it, if it was to yield
+		s.abandon(q) // this preempts it, if it was to yield
 		if q.running {
 			s.preempt(q)
 		}

@@ -137,8 +137,11 @@ type flight struct {
 	chained bool // it holds a window behind others of its sequence
 	mixed   bool // such a window shares the stages with it, so that its time is not that of a step
 	void    bool // the sampler drops its rows
-	entries []entry
-	awaited int  // entries with a result that is still to come
-	back    int  // entries whose result has come
-	proven  bool // its chunks of prompts are known to be computed
+	// abandoned says that a sequence has ended whose result was awaited, so that the batch may end before it is
+	// computed.
+	abandoned bool
+	entries   []entry
+	awaited   int  // entries with a result that is still to come
+	back      int  // entries whose result has come
+	proven    bool // its chunks of prompts are known to be computed
 }

@@ -331,7 +331,7 @@ func (s *Scheduler) startRound(e Round) {
 		return
 	}
 	if q.feed.Waiting() {
-		s.dropWindows(q) // its row belongs to a round that missed its limit
+		s.abandon(q) // its row belongs to a round that missed its limit
 	}
 	q.feed.Rewind(e.Log)
 	d := &q.draft

@@ -137,6 +137,15 @@ func (s *Scheduler) dropWindows(q *sequence) {
 	}
 }
 
+// abandon ends all windows of a sequence whose results no longer matter. None has come, so when its batches end
+// here says nothing about how long they take: perhaps a stage is frozen, and the client has lost patience.
+func (s *Scheduler) abandon(q *sequence) {
+	for _, w := range q.windows {
+		s.inFlight[w.step].abandoned = true
+	}
+	s.dropWindows(q)
+}
+
 // verified rates what proposed a window's draft tokens, and chooses whether windows are chained.
 func (s *Scheduler) verified(q *sequence, w window) {
 	g, step := &q.spec, s.timing.plain

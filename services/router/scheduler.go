@@ -486,8 +486,8 @@ func refusedByStage(f *shardv1.Refused) sched.Event {
 // refused returns the result of a session that was refused.
 func refused(id []byte, code uint32, field, message string) result {
 	err, replay := refusal(id, code, field, message)
-	if replay {
-		return result{lost: err, blamed: &sched.Blame{ID: sched.ID(id)}}
+	if replay { // no process has ended because of it, so the request is not blamed; its moves are bounded
+		return result{lost: err}
 	}
 	return result{err: err}
 }

@@ -15,6 +15,7 @@ type checks struct {
 	steps   int
 	now     time.Duration
 	last    uint64            // the last step number
+	warm    uint64            // the last step before what was measured counts
 	emitted map[sched.ID]bool // had a token in this step, so they are suspects no more
 	// service is what the tenants have received, counted apart from the scheduler.
 	service map[string]float64
@@ -127,7 +128,7 @@ func (p *pipe) checkBatch(b sched.Batch) {
 	// Without faults every batch takes about the same time, so that a deadline that is much longer than
 	// any batch has ever taken would hide a stage that is frozen.
 	// A stage that has just taken the place of another one gets more time.
-	if b.Step > 48 && !p.rebuilt && len(w.sc.Faults) == 0 && w.sc.Jitter == 0 && w.sc.Loss == 0 {
+	if b.Step > p.checks.warm+24 && !p.rebuilt && len(w.sc.Faults) == 0 && w.sc.Jitter == 0 && w.sc.Loss == 0 {
 		if most := w.longestStep(p, rows); b.Deadline > 2*time.Second+8*most {
 			w.violate("%s gives step %d the deadline %v, no step takes more than %v", p.name, b.Step, b.Deadline, most)
 		}
@@ -251,6 +252,9 @@ func (p *pipe) checkFairness() {
 	}
 }
 
+// calm reports whether nothing goes wrong but what requests do.
+func (sc *Scenario) calm() bool { return len(sc.Faults) == 0 && sc.Loss == 0 && sc.Refuse == 0 }
+
 // ended checks how a request has ended.
 func (w *world) ended(q *request) {
 	kind, _, _ := strings.Cut(q.end, ":")
@@ -258,7 +262,7 @@ func (w *world) ended(q *request) {
 		w.violate("%s was moved and is turned away: %s", q.name(), q.end)
 	}
 	w.report.FirstToken = append(w.report.FirstToken, max(0, q.first-q.arrived))
-	calm := len(w.sc.Faults) == 0 && w.sc.Loss == 0 && w.sc.Refuse == 0
+	calm := w.sc.calm()
 	switch kind {
 	case "stop", "length", "stop string", "canceled", "queue full", "quota":
 		if q.hostile >= killsStages && (kind == "stop" || kind == "length") {
@@ -272,6 +276,10 @@ func (w *world) ended(q *request) {
 	case "set aside":
 		// A hostile request of another router may end the same process.
 		if q.hostile >= killsStages || !calm || w.sc.Load.deadly() > 0 && w.sc.Routers > 1 {
+			return
+		}
+	case "no memory":
+		if w.sc.Refuse > 0 {
 			return
 		}
 	case "no pipeline", "moved too often":

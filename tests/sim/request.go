@@ -66,12 +66,13 @@ type request struct {
 	epoch   uint64
 	moves   int
 	strikes int
-	upTo    int // the end of the rows in flight at the last strike
-	proven  int // positions of the log that some pipeline has computed
-	deadly  int // the position of the row that ends processes
-	kills   int // processes that have died of it
-	hangs   int // processes that have hung because of it
-	had     int // length of the log when it was submitted
+	upTo    int      // the end of the rows in flight at the last strike
+	proven  int      // positions of the log that some pipeline has computed
+	causes  []string // of its strikes
+	deadly  int      // the position of the row that ends processes
+	kills   int      // processes that have died of it
+	hangs   int      // processes that have hung because of it
+	had     int      // length of the log when it was submitted
 	p       *pipe
 	seq     *sequence
 	waits   uint64 // names the wait for a pipeline
@@ -239,7 +240,7 @@ func (q *request) takeToken(r result) {
 	}
 	q.log = append(q.log, t.id)
 	q.next = q.next.extend(t.id)
-	q.moves, q.strikes = 0, 0
+	q.moves, q.strikes, q.causes = 0, 0, nil
 	n := len(q.log) - len(q.prompt)
 	ends := t.id == endToken && q.endEvery > 0
 	switch {
@@ -293,11 +294,13 @@ func (q *request) strike(r result) {
 	}
 	if q.upTo > 0 && b.Proven >= q.upTo {
 		q.strikes = 0
+		q.causes = nil
 	}
 	if q.strikes += brokenFor; r.late {
 		q.strikes += lateFor - brokenFor
 	}
 	q.upTo = b.UpTo
+	q.causes = append(q.causes, fmt.Sprintf("at %v, rows %d to %d in flight: %s", q.w.now, b.Proven, b.UpTo, r.lost+r.struck))
 }
 
 // suspect reports whether it is computed apart from others.
@@ -336,6 +339,8 @@ func (q *request) finish(why string) {
 	q.w.report.Ends[kind]++
 	if kind == "set aside" && q.hostile == harmless {
 		q.w.report.Innocent++
+		q.w.report.Blamed = append(q.w.report.Blamed, fmt.Sprintf("%s was set aside: %s", q.name(),
+			strings.Join(q.causes, "; ")))
 	}
 	q.w.ended(q)
 }

@@ -211,12 +211,6 @@ func (st *stage) compute(b *batch) {
 	for _, e := range b.Entries {
 		rows := b.rows[at : at+e.Rows]
 		at += e.Rows
-		if deadly, ok := w.poisoned[e.ID]; ok && st.next == nil && b.ReplayUntil == 0 &&
-			e.Position <= deadly && deadly < e.Position+e.Rows {
-			st.p.tainted = true // the rest of the batch is not computed
-			st.shard.harm(w.owner[e.ID])
-			return
-		}
 		var reason string
 		retry := w.chance(w.sc.Refuse)
 		if retry {
@@ -232,9 +226,19 @@ func (st *stage) compute(b *batch) {
 			}
 			w.log("%s refuses %s at position %d in step %d: %s", st.shard.name, e.ID, e.Position, b.Step, reason)
 			lost = append(lost, e)
-			refused := sched.Refused{ID: e.ID, Step: b.Step, Retry: retry, Data: result{lost: reason, blamed: true}}
+			out := result{lost: reason} // no process has ended, so the request is not blamed
+			if retry {
+				out = result{err: "no memory: " + reason}
+			}
+			refused := sched.Refused{ID: e.ID, Step: b.Step, Retry: retry, Data: out}
 			st.send(control, func() { st.p.tell(refused) })
 			continue
+		}
+		if deadly, ok := w.poisoned[e.ID]; ok && st.next == nil && b.ReplayUntil == 0 &&
+			e.Position <= deadly && deadly < e.Position+e.Rows {
+			st.p.tainted = true // the rest of the batch is not computed
+			st.shard.harm(w.owner[e.ID])
+			return
 		}
 		st.write(e, rows, b.ReplayUntil > 0)
 		if w.err != nil {
@@ -272,14 +276,19 @@ func (s *shard) harm(q *request) {
 		return
 	}
 	w.log("%s hangs because of %s", s.name, q.name())
-	if q.hangs++; q.hangs > maxHangs {
+	// A strike that has another cause may begin the count again: its rows are computed later without harm.
+	most := maxHangs
+	if w.sc.Load.deadly() > 1 || !w.sc.calm() {
+		most *= 2
+	}
+	if q.hangs++; q.hangs > most {
 		w.violate("%s has made %d processes hang", q.name(), q.hangs)
 	}
 	s.freeze()
 	life := s.life
-	w.after(w.between(3*time.Second, 6*time.Second), func() {
-		if s.life == life {
-			s.thaw()
+	w.after(w.between(3*time.Second, 6*time.Second), func() { // somebody ends it, and starts it again
+		if s.life == life && w.kill(s.node) {
+			w.after(w.between(0, time.Second), func() { w.revive(s.node) })
 		}
 	})
 }

@@ -54,6 +54,9 @@ func TestSim_Seeds(t *testing.T) {
 				reopened.Add(int64(report.Reopened))
 				rebuilt.Add(int64(report.Rebuilt))
 				innocent.Add(int64(report.Innocent))
+				for _, why := range report.Blamed {
+					t.Logf("seed %d: harmless %s", first+i, why)
+				}
 				if failed[i] = err; err != nil {
 					next.Store(int64(n)) // one is enough
 				}

@@ -52,7 +52,8 @@ type Report struct {
 	Ends                                                   map[string]int // requests by how they ended
 	Tokens, Accepted, Preempted, Moved, Failed             int
 	Reopened, Rebuilt                                      int
-	Innocent                                               int // harmless requests that were set aside
+	Innocent                                               int      // harmless requests that were set aside
+	Blamed                                                 []string // why
 	Cached, Shared, Steps, Events, Evicted, LateAcks, Lost int
 	// Chained counts windows of draft tokens that were sent behind others, and Discarded those of which no
 	// row counted, on the pipelines that are open at the end.
@@ -214,6 +215,7 @@ func (w *world) probeRound(p *pipe, round int) {
 		switch {
 		case n < q.maxTokens:
 		case round < probeRounds:
+			p.checks.warm = p.checks.last
 			p.tell(sched.Warm{})
 			w.probeRound(p, round+1)
 		default:
