@@ -78,6 +78,7 @@ var pure = []string{
 	"pkg/template",
 	"pkg/compress",
 	"pkg/quant",
+	"pkg/eval",
 }
 
 var rules = []rule{
