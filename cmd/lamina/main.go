@@ -44,6 +44,7 @@ type cli struct {
 	Toolcall   toolcallCmd   `cmd:"" help:"Read reasoning, answer and tool calls out of the raw text of a model on standard input."`
 	Sample     sampleCmd     `cmd:"" help:"Apply a sampler chain to a row of logits."`
 	Logits     logitsCmd     `cmd:"" help:"Print the logits, loss or gradients of a model for token ids."`
+	Embed      embedCmd      `cmd:"" help:"Compute the embeddings of texts: a JSON string on each line of standard input."`
 	Beams      beamsCmd      `cmd:"" help:"Search for the most likely continuations of token ids (beam search)."`
 	Export     exportCmd     `cmd:"" help:"Write a model as a GGUF file or a Hugging Face folder."`
 	Quantize   quantizeCmd   `cmd:"" help:"Write a model as a GGUF file with quantised weights, and say by how much they differ."`

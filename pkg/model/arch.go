@@ -33,7 +33,7 @@ type architecture struct {
 func architectures() []architecture {
 	return []architecture{
 		llama(), mistral(), mixtral(), qwen2(), qwen3(), qwen3MoE(), gemma2(), gemma3(), phi3(), smolLM3(), gptOSS(),
-		gpt2(),
+		gpt2(), bert(), xlmRoberta(),
 	}
 }
 

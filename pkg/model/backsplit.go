@@ -75,8 +75,8 @@ func (s *Stage[F]) early(param string) bool {
 		return true
 	}
 	for i := range s.blocks {
-		a, f := &s.blocks[i].Attention, &s.blocks[i].FFN
-		for _, n := range []*Norm{&a.Norm, &a.PostNorm, &a.QNorm, &a.KNorm, &f.Norm, &f.PostNorm} {
+		a := &s.blocks[i].Attention
+		for _, n := range s.blocks[i].norms() {
 			if n.Kind != NoNorm && n.Param == base {
 				return true
 			}

@@ -32,6 +32,9 @@ type Batch[F tensor.Float] struct {
 	Entries []Entry[F]
 	IDs     []int32 // [ΣRows], for the first stage
 	Hidden  []F     // [ΣRows,C], for the other stages; it is not changed
+	// Features asks the last stage for the hidden state after the final norm instead of logits.
+	// An encoder returns nothing else.
+	Features bool
 	// Observe, if set, is called with the hidden state [ΣRows,C] before the first block (as
 	// layer Lo-1), after each block, and after the final norm (as layer L). It is for tests
 	// and tools.
@@ -48,7 +51,7 @@ func (b *Batch[F]) rows() (rows, logits int) {
 }
 
 // Forward runs the stage over a batch. It returns the hidden state [ΣRows,C], or on the last
-// stage the logits [ΣLogits,V]. The result is in host memory and valid until the next
+// stage the logits [ΣLogits,V], or with Features the hidden state [ΣLogits,C] after the final norm. The result is in host memory and valid until the next
 // call. The bits of a row's result do not depend on the rest of the batch or on how the
 // sequence was split into chunks.
 //
@@ -94,7 +97,7 @@ func (s *Stage[F]) Forward(b *Batch[F]) ([]F, error) {
 	if !s.Last() {
 		return s.set.Host(x), nil
 	}
-	if b.Observe != nil {
+	if b.Observe != nil && s.norm.Kind != NoNorm {
 		s.normalize(w.h, x, &s.norm, rows)
 		b.Observe(len(s.Spec.Layers), s.set.Host(w.h))
 	}
@@ -130,6 +133,10 @@ func (s *Stage[F]) check(b *Batch[F], rows int) error {
 			s.Spec.Width)
 	}
 	for i, e := range b.Entries {
+		if s.Spec.Encoder() && (e.Pos != 0 || e.Seq.Len() != 0) {
+			return fault.New(fault.Invalid, "run stage %v: entry %d starts at position %d of a sequence of %d: an encoder "+
+				"takes a whole text at once", s.Range, i, e.Pos, e.Seq.Len())
+		}
 		if e.Pos > e.Seq.Len() {
 			return fault.New(fault.FailedPrecondition,
 				"run stage %v: entry %d starts at position %d, its sequence holds %d",
@@ -150,9 +157,29 @@ func (s *Stage[F]) embedRows(x kernel.Buffer[F], ids, pos []int32) {
 	s.scale(x, s.Spec.Embedding.Scale)
 	if s.position != nil {
 		p := s.scratch.take(len(x))
-		s.set.Embed(p, &s.position.Matrix, pos)
+		s.set.Embed(p, &s.position.Matrix, shifted(pos, s.Spec.Embedding.Offset))
 		s.set.Add(x, p)
 	}
+	if s.types != nil {
+		p := s.scratch.take(len(x))
+		s.set.Embed(p, &s.types.Matrix, make([]int32, len(ids))) // all of type 0
+		s.set.Add(x, p)
+	}
+	if s.embedded.Norm != nil && s.embedded.Kind != NoNorm {
+		s.normalize(x, x, &s.embedded, len(ids))
+	}
+}
+
+// shifted returns the numbers plus an offset.
+func shifted(numbers []int32, by int) []int32 {
+	if by == 0 {
+		return numbers
+	}
+	out := make([]int32, len(numbers))
+	for i, n := range numbers {
+		out[i] = n + int32(by)
+	}
+	return out
 }
 
 // scale multiplies x by a factor, unless that is 0.
@@ -220,13 +247,29 @@ func (s *Stage[F]) addBranch(x, h kernel.Buffer[F], post *norm[F], t int) {
 	s.set.Add(x, h)
 }
 
+// normalizeSum applies the norm of the residual after an addition, if there is one.
+func (s *Stage[F]) normalizeSum(x kernel.Buffer[F], n *norm[F], t int) {
+	if n.Kind != NoNorm {
+		s.normalize(x, x, n, t)
+	}
+}
+
+// input returns the input of attention or feed-forward: x normalized into h, or x itself if it has
+// no norm.
+func (s *Stage[F]) input(h, x kernel.Buffer[F], n *norm[F], t int) kernel.Buffer[F] {
+	if n.Kind == NoNorm {
+		return x
+	}
+	s.normalize(h, x, n, t)
+	return h
+}
+
 // attend adds the output of block i's attention to x[t,C].
 func (s *Stage[F]) attend(i int, b *Batch[F], x kernel.Buffer[F], pos []int32, w *workspace[F]) {
 	blk, t := &s.blocks[i], len(pos)
 	a := &blk.Attention
 	q, k, v, att, _, _, _ := w.of(blk, t)
-	s.normalize(w.h, x, &blk.norm1, t)
-	s.set.MatMuls(w.h, t, blk.q.product(q), blk.k.product(k), blk.v.product(v))
+	s.set.MatMuls(s.input(w.h, x, &blk.norm1, t), t, blk.q.product(q), blk.k.product(k), blk.v.product(v))
 	if a.QNorm.Kind != NoNorm {
 		s.normHeads(q, q, &blk.qNorm)
 		s.normHeads(k, k, &blk.kNorm)
@@ -240,7 +283,13 @@ func (s *Stage[F]) attend(i int, b *Batch[F], x kernel.Buffer[F], pos []int32, w
 	for _, e := range b.Entries {
 		kv, lo, hi := e.Seq.View(i), row*width, (row+e.Rows)*width
 		s.set.Store(kv, e.Pos, k[lo:hi], v[lo:hi], a.KVHeads, a.HeadDim)
-		w.spans = append(w.spans, kernel.Span[F]{Rows: e.Rows, Pos: e.Pos, KV: kv})
+		if a.Bidirectional { // every row sees what the last one sees
+			for range e.Rows {
+				w.spans = append(w.spans, kernel.Span[F]{Rows: 1, Pos: e.Pos + e.Rows - 1, KV: kv})
+			}
+		} else {
+			w.spans = append(w.spans, kernel.Span[F]{Rows: e.Rows, Pos: e.Pos, KV: kv})
+		}
 		row += e.Rows
 	}
 	heads := blk.heads
@@ -248,27 +297,30 @@ func (s *Stage[F]) attend(i int, b *Batch[F], x kernel.Buffer[F], pos []int32, w
 	s.set.Attend(att, q, w.spans, heads)
 	s.set.MatMul(w.h, att, &blk.o.Matrix, blk.o.bias, t)
 	s.addBranch(x, w.h, &blk.post1, t)
+	s.normalizeSum(x, &blk.add1, t)
 }
 
 // feedForward adds the output of a block's feed-forward part to x[t,C].
 func (s *Stage[F]) feedForward(blk *block[F], x kernel.Buffer[F], t int, w *workspace[F]) {
-	s.normalize(w.h, x, &blk.norm2, t)
+	h := s.input(w.h, x, &blk.norm2, t)
 	if blk.experts != nil {
 		y := w.act[:t*s.Spec.Width]
-		s.expertsForward(blk, y, w.h, t)
+		s.expertsForward(blk, y, h, t)
 		s.addBranch(x, y, &blk.post2, t)
+		s.normalizeSum(x, &blk.add2, t)
 		return
 	}
 	_, _, _, _, gate, up, act := w.of(blk, t)
 	if blk.gated {
-		s.set.MatMuls(w.h, t, blk.gate.product(gate), blk.up.product(up))
+		s.set.MatMuls(h, t, blk.gate.product(gate), blk.up.product(up))
 		s.set.GLU(act, gate, up, blk.FFN.Act)
 	} else {
-		s.set.MatMul(up, w.h, &blk.up.Matrix, blk.up.bias, t)
+		s.set.MatMul(up, h, &blk.up.Matrix, blk.up.bias, t)
 		s.set.Activate(act, up, blk.FFN.Act)
 	}
 	s.set.MatMul(w.h, act, &blk.down.Matrix, blk.down.bias, t)
 	s.addBranch(x, w.h, &blk.post2, t)
+	s.normalizeSum(x, &blk.add2, t)
 }
 
 // logits gathers the rows that need logits and applies the final norm and the head.
@@ -280,6 +332,12 @@ func (s *Stage[F]) logits(b *Batch[F], x kernel.Buffer[F], n int) kernel.Buffer[
 		row += e.Rows
 		s.set.Copy(rows[at:at+e.Logits*c], x[(row-e.Logits)*c:row*c])
 		at += e.Logits * c
+	}
+	if b.Features || s.head == nil {
+		if n > 0 && s.norm.Kind != NoNorm {
+			s.normalize(rows, rows, &s.norm, n)
+		}
+		return rows
 	}
 	h, out := s.scratch.take(n*c), s.scratch.take(n*s.Spec.Vocab)
 	if n > 0 {

@@ -119,7 +119,8 @@ func (s *Spec) Holders(param string, stages []Range) []int {
 		return nil
 	case weight && base == s.Embedding.Tokens.Param && s.Head.Tied && last > 0:
 		return []int{0, last}
-	case weight && (base == s.Embedding.Tokens.Param || base == s.Embedding.Positions.Param):
+	case weight && (base == s.Embedding.Tokens.Param || base == s.Embedding.Positions.Param ||
+		base == s.Embedding.Types.Param), s.Embedding.Norm.holds(base, end):
 		return []int{0}
 	case s.Norm.holds(base, end), weight && base == s.Head.Param:
 		return []int{last}
@@ -196,7 +197,7 @@ func (l *Layer) holds(base, end string) bool {
 			return true
 		}
 	}
-	for _, n := range []*Norm{&a.Norm, &a.PostNorm, &a.QNorm, &a.KNorm, &f.Norm, &f.PostNorm} {
+	for _, n := range l.norms() {
 		if n.holds(base, end) {
 			return true
 		}

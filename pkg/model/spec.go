@@ -39,6 +39,10 @@ type Embedding struct {
 	Tokens    Name    // [V,C]
 	Positions Name    // [Context,C] learned positions; without a name there are none
 	Scale     float64 // multiplies embeddings; 0: no scaling
+	Offset    int     // the row of Positions for position 0; the table has Context+Offset rows
+	Types     Name    // [types,C] token types, all of which are 0; without a name there are none
+	TypeCount int
+	Norm      Norm // of the sum, if it has a name
 }
 
 // Layer is a transformer block: attention, then feed-forward, each added to the residual.
@@ -60,11 +64,14 @@ type Attention struct {
 	Scale                   float64 // multiplies scores; 0: 1/sqrt(D)
 	Softcap                 float64 // bounds scores by cap·tanh(score/cap); 0: no bound
 	Sinks                   Name    // [H] extra scores in the softmax that have no value, if it has a name
+	AddNorm                 Norm    // of the residual after the addition, if it has a name
+	Bidirectional           bool    // every position attends to all of its sequence, as in encoders
 }
 
 // FeedForward describes the gated or plain feed-forward part of a layer, or its experts.
 type FeedForward struct {
 	Norm, PostNorm Norm // of the input; of the output, if it has a name
+	AddNorm        Norm // of the residual after the addition, if it has a name
 	Width          int  // F
 	Act            kernel.Act
 	Gate, Up, Down Linear   // down(act(gate)·up), or down(act(up)) without a gate
@@ -118,9 +125,10 @@ type Norm struct {
 	OnePlus bool // multiply by 1 + gain
 }
 
-// Head computes logits from the normalized hidden state.
+// Head computes logits from the normalized hidden state. Encoders have none: their last stage returns
+// the hidden state.
 type Head struct {
-	Name            // [V,C]
+	Name            // [V,C]; without a name there is no head
 	Tied    bool    // shares the weight of the token embedding
 	Softcap float64 // bounds logits by cap·tanh(logit/cap); 0: no bound
 }
@@ -179,6 +187,18 @@ func (s *Spec) Validate() error {
 			return err
 		}
 	}
+	if e := &s.Embedding; e.Offset < 0 || e.Offset > maxSize || e.TypeCount < 0 || e.TypeCount > maxSize {
+		return &FieldError{"embedding", fmt.Sprintf("want sizes up to %d, got a position offset of %d and %d token types",
+			maxSize, e.Offset, e.TypeCount)}
+	}
+	for l := range s.Layers {
+		if s.Layers[l].Attention.Bidirectional != s.Encoder() || s.Encoder() && s.Head.Param != "" {
+			return &FieldError{"layers", "want all of them causal, or all bidirectional and no head"}
+		}
+	}
+	if err := s.Embedding.Norm.validate(); err != nil {
+		return err
+	}
 	if !(s.Head.Softcap >= 0 && s.Embedding.Scale >= 0) {
 		return &FieldError{"scales", fmt.Sprintf("want no negative number, got logit cap %g, embedding scale %g",
 			s.Head.Softcap, s.Embedding.Scale)}
@@ -202,7 +222,7 @@ func (l *Layer) validate(s *Spec, first *Attention) error {
 		// the KV cache has one shape
 		return &FieldError{"key/value heads", "want the same number and size in every layer"}
 	}
-	for _, n := range []*Norm{&a.Norm, &a.PostNorm, &a.QNorm, &a.KNorm, &f.Norm, &f.PostNorm} {
+	for _, n := range l.norms() {
 		if err := n.validate(); err != nil {
 			return err
 		}
@@ -307,6 +327,16 @@ func (s Spec) clone(edit func(l *Layer, r *Rope)) Spec {
 	return s
 }
 
+// norms lists the layer's norms.
+func (l *Layer) norms() []*Norm {
+	a, f := &l.Attention, &l.FFN
+	return []*Norm{&a.Norm, &a.PostNorm, &a.AddNorm, &a.QNorm, &a.KNorm, &f.Norm, &f.PostNorm, &f.AddNorm}
+}
+
+// Encoder reports whether the model encodes whole texts: it has no head, and its positions attend to
+// those after them. A sequence is then one entry of a batch, from position 0 to its end.
+func (s *Spec) Encoder() bool { return len(s.Layers) > 0 && s.Layers[0].Attention.Bidirectional }
+
 // linears lists the layer's matrices that may have a bias, without those of experts.
 func (l *Layer) linears() []*Linear {
 	a, f := &l.Attention, &l.FFN
@@ -340,8 +370,7 @@ func (s Spec) biasesOf(has func(n Name, end string) bool) Spec {
 func (s Spec) onePlus(on bool) Spec {
 	s.Norm.OnePlus = on
 	return s.clone(func(l *Layer, _ *Rope) {
-		for _, n := range []*Norm{&l.Attention.Norm, &l.Attention.PostNorm, &l.Attention.QNorm, &l.Attention.KNorm,
-			&l.FFN.Norm, &l.FFN.PostNorm} {
+		for _, n := range l.norms() {
 			n.OnePlus = on && n.Kind != NoNorm
 		}
 	})

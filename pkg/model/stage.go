@@ -18,10 +18,12 @@ type Stage[F tensor.Float] struct {
 	farRotaries map[*kernel.Rotary]*kernel.Rotary // for long sequences in training; see rotary
 
 	embed    *linear[F] // [V,C]; first stage
-	position *linear[F] // [Context,C]; first stage, learned positions
+	position *linear[F] // [Context+Offset,C]; first stage, learned positions
+	types    *linear[F] // [TypeCount,C]; first stage
+	embedded norm[F]    // first stage
 	blocks   []block[F]
 	norm     norm[F]    // last stage
-	head     *linear[F] // [V,C]; last stage
+	head     *linear[F] // [V,C]; last stage, unless the model is an encoder
 	sizes    sizes
 
 	params  Params[F]
@@ -80,6 +82,7 @@ type block[F tensor.Float] struct {
 	gated          bool
 	norm1, norm2   norm[F]
 	post1, post2   norm[F]
+	add1, add2     norm[F]
 	qNorm, kNorm   norm[F]
 	q, k, v, o     linear[F]
 	gate, up, down linear[F]
@@ -97,8 +100,12 @@ func (s *Stage[F]) First() bool { return s.Range.Lo == 0 }
 // CacheConfig returns the shape of a KV cache for the stage.
 func (s *Stage[F]) CacheConfig(pages int) kvcache.Config {
 	a := &s.Spec.Layers[0].Attention // all have the same
-	return kvcache.Config{Layers: s.Range.Len(), KVHeads: a.KVHeads, HeadDim: a.HeadDim,
-		Type: s.set.KV().For(s.Spec.Width), Pages: pages}
+	kv := s.set.KV()
+	if s.Spec.Encoder() && kv == kernel.KVAuto { // a text is computed at once: rounding would save nothing
+		kv = kernel.KVFull
+	}
+	return kvcache.Config{Layers: s.Range.Len(), KVHeads: a.KVHeads, HeadDim: a.HeadDim, Type: kv.For(s.Spec.Width),
+		Pages: pages}
 }
 
 // Kernels returns the kernel set that the stage runs on.
@@ -107,6 +114,9 @@ func (s *Stage[F]) Kernels() kernel.Set[F] { return s.set }
 // LoadOptions says in which form weights are kept in memory.
 type LoadOptions struct {
 	Dense bool // decode the weights to F, for training; else keep them as they are in the file
+	// Encoder says that the caller can use a stage that computes embeddings of texts. Without it
+	// Load refuses encoders, which continue no text.
+	Encoder bool
 }
 
 // Load builds a stage from an open model. It reads the stage's own tensors only. Without
@@ -114,6 +124,10 @@ type LoadOptions struct {
 // With Dense, queries and keys are in Hugging Face's order and Gemma's norms have OnePlus
 // even if the file is GGUF; Stage.Spec says so.
 func Load[F tensor.Float](f *Files, r Range, set kernel.Set[F], o LoadOptions) (*Stage[F], error) {
+	if f.Spec.Encoder() && (!o.Encoder || o.Dense) {
+		return nil, fmt.Errorf("load %s: %w", f.Path, &UnsupportedError{"use of the encoder", f.Spec.Architecture,
+			"embeddings of texts; it continues no text and cannot be trained"})
+	}
 	spec, l := f.Spec, &loader[F]{files: f, dense: o.Dense}
 	if o.Dense {
 		var err error
@@ -157,6 +171,9 @@ func (f *Files) Dense() (Spec, error) {
 // depends on the seed, the tensor's name and the index only, so it is the same however the model is
 // split into stages.
 func Init[F tensor.Float](s Spec, r Range, set kernel.Set[F], seed uint64) (*Stage[F], error) {
+	if s.Encoder() {
+		return nil, &UnsupportedError{"training of", s.Architecture, "decoders"}
+	}
 	return build(s, r, set, &random[F]{seed: seed, layers: len(s.Layers), init: s.Init, onePlus: s.Norm.OnePlus})
 }
 
@@ -173,8 +190,12 @@ func build[F tensor.Float](spec Spec, r Range, set kernel.Set[F], fill filler[F]
 	if s.First() {
 		s.embed = b.single(spec.Embedding.Tokens, spec.Vocab)
 		if spec.Embedding.Positions.Param != "" {
-			s.position = b.single(spec.Embedding.Positions, spec.Context)
+			s.position = b.single(spec.Embedding.Positions, spec.Context+spec.Embedding.Offset)
 		}
+		if spec.Embedding.Types.Param != "" {
+			s.types = b.single(spec.Embedding.Types, spec.Embedding.TypeCount)
+		}
+		s.embedded = b.norm(&s.Spec.Embedding.Norm, spec.Width)
 	}
 	for l := r.Lo; l < r.Hi; l++ {
 		s.blocks = append(s.blocks, b.block(&spec.Layers[l]))
@@ -182,7 +203,9 @@ func build[F tensor.Float](spec Spec, r Range, set kernel.Set[F], fill filler[F]
 	}
 	if s.Last() {
 		s.norm = b.norm(&s.Spec.Norm, spec.Width)
-		s.head = b.head()
+		if !spec.Encoder() {
+			s.head = b.head()
+		}
 	}
 	if b.err != nil {
 		return nil, b.err
@@ -373,10 +396,11 @@ func (b *builder[F]) block(l *Layer) block[F] {
 			out.sinks32 = append(out.sinks32, float32(v))
 		}
 	}
-	out.post1, out.norm2 = b.norm(&a.PostNorm, width), b.norm(&f.Norm, width)
+	out.post1, out.add1 = b.norm(&a.PostNorm, width), b.norm(&a.AddNorm, width)
+	out.norm2 = b.norm(&f.Norm, width)
 	if f.Experts != nil {
 		out.experts = b.experts(f)
-		out.post2 = b.norm(&f.PostNorm, width)
+		out.post2, out.add2 = b.norm(&f.PostNorm, width), b.norm(&f.AddNorm, width)
 		return out
 	}
 	size.ff = max(size.ff, f.Width)
@@ -393,7 +417,7 @@ func (b *builder[F]) block(l *Layer) block[F] {
 	default:
 		out.up = b.linear(&f.Up, f.Width, width, plainTensor)
 	}
-	out.post2 = b.norm(&f.PostNorm, width)
+	out.post2, out.add2 = b.norm(&f.PostNorm, width), b.norm(&f.AddNorm, width)
 	out.down = b.linear(&f.Down, width, f.Width, residualTensor)
 	return out
 }

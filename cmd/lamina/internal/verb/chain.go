@@ -75,14 +75,37 @@ type Entry struct {
 
 // Forward runs the entries through all stages and returns the logits, which are valid until the
 // next call.
-func (c *Chain) Forward(entries ...Entry) ([]float32, error) {
+func (c *Chain) Forward(entries ...Entry) ([]float32, error) { return c.forward(false, entries) }
+
+// Embed returns an embedding for each of the texts, given by their ids.
+func (c *Chain) Embed(texts [][]int32, p model.Pooling) ([][]float32, error) {
+	var entries []Entry
+	for _, ids := range texts {
+		s := c.NewSequence()
+		defer s.Free()
+		entries = append(entries, Entry{Seq: s, IDs: ids, Logits: len(ids)})
+	}
+	hidden, err := c.forward(true, entries)
+	if err != nil {
+		return nil, err
+	}
+	width := c.Stages[0].Spec.Width
+	out := make([][]float32, len(texts))
+	for i, ids := range texts {
+		out[i] = model.Pool(p, hidden[:len(ids)*width], width)
+		hidden = hidden[len(ids)*width:]
+	}
+	return out, nil
+}
+
+func (c *Chain) forward(features bool, entries []Entry) ([]float32, error) {
 	var ids []int32
 	for _, e := range entries {
 		ids = append(ids, e.IDs...)
 	}
 	var out []float32
 	for i, s := range c.Stages {
-		b := &model.Batch[float32]{Entries: make([]model.Entry[float32], len(entries))}
+		b := &model.Batch[float32]{Entries: make([]model.Entry[float32], len(entries)), Features: features}
 		for j, e := range entries {
 			b.Entries[j] = model.Entry[float32]{Seq: e.Seq[i], Pos: e.Seq[i].Len(), Rows: len(e.IDs), Logits: e.Logits}
 		}
