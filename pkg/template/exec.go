@@ -120,10 +120,15 @@ func (st *withStmt) exec(s *state) error {
 }
 
 func (st *blockStmt) exec(s *state) error {
-	if st.name == "" {
-		return s.scoped(st.body)
+	if st.name != "" {
+		return s.block(st.body)
 	}
-	return s.block(st.body)
+	from := s.out.len()
+	err := s.scoped(st.body)
+	if s.out == s.page && s.out.len() > from {
+		s.generated = append(s.generated, [2]int{from, s.out.len()})
+	}
+	return err
 }
 
 // block runs the body of a block, which sees the top-level names of the template and sets

@@ -82,6 +82,9 @@ type Result struct {
 	// Data lists the byte ranges [start, end) of Text that came from data, in
 	// order and apart.
 	Data [][2]int
+	// Generated lists the byte ranges of Text that the generation blocks of the template wrote, in order:
+	// what a model is trained to write. A block in a macro or in a captured text is not listed.
+	Generated [][2]int
 }
 
 // Render renders the template with the variables. It returns a *RaisedError, a
@@ -92,6 +95,7 @@ func (t *Template) Render(ctx context.Context, vars *Map, o Options) (Result, er
 	ctx, cancel := context.WithTimeoutCause(ctx, b.Time, &BudgetError{"time", int(b.Time)})
 	defer cancel()
 	s := &state{ctx: ctx, limit: b, steps: b.Steps, memory: b.Memory, out: &marked{}}
+	s.page = s.out
 	s.scope = &scope{}
 	s.globals(o)
 	s.push()
@@ -108,7 +112,7 @@ func (t *Template) Render(ctx context.Context, vars *Map, o Options) (Result, er
 		return Result{}, err
 	}
 	out := s.out.str()
-	return Result{Text: out.s, Data: out.data}, nil
+	return Result{Text: out.s, Data: out.data, Generated: s.generated}, nil
 }
 
 // state is one rendering.
@@ -119,11 +123,14 @@ type state struct {
 	memory int
 	ticks  int
 	out    *marked
+	page   *marked // the text of the whole rendering; out is another one while text is captured
 	scope  *scope
 	top    *scope // of the template
 	depth  int    // of macro calls
 	nested int    // of values within values
 	line   int
+
+	generated [][2]int // see Result.Generated
 }
 
 // step spends n steps.

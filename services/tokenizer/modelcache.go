@@ -50,7 +50,7 @@ type chat struct {
 	err      error // why it did not parse
 	format   toolcall.Format
 	probe    sync.Once
-	style    callStyle
+	style    template.CallStyle
 }
 
 // loading is a model that is being loaded. done is closed when the other fields are set.
