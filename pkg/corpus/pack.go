@@ -82,14 +82,33 @@ func (p *Packing) fit() {
 			ends[n] = append(ends[n], i)
 		}
 	}
-	open := make([][]int64, p.length) // bins by the rows that they have left
-	left := bitset(make([]uint64, (p.length+63)/64))
+	in := bestFit(ends, p.length)
+	var used int64
+	for _, bin := range in {
+		p.bins = append(p.bins, int64(len(p.pieces)))
+		p.pieces = append(p.pieces, bin...)
+		for _, x := range bin {
+			used += int64(x.n)
+		}
+	}
+	p.masked = int64(len(in))*t - used
+	p.bins = append(p.bins, int64(len(p.pieces)))
+}
+
+// bestFit puts documents into bins of length rows: the longest first, each into the bin that it fills best.
+// ends[n] lists the documents of n rows.
+func bestFit(ends [][]int64, length int) [][]piece {
+	open := make([][]int64, length) // bins by the rows that they have left
+	left := bitset(make([]uint64, (length+63)/64))
 	var in [][]piece
-	for n := p.length - 1; n > 0; n-- {
+	for n := len(ends) - 1; n > 0; n-- {
 		for _, document := range ends[n] {
-			at, bin := left.next(n), int64(0)
+			at, bin := -1, int64(0)
+			if n < length {
+				at = left.next(n)
+			}
 			if at < 0 {
-				at, bin = p.length, int64(len(in))
+				at, bin = length, int64(len(in))
 				in = append(in, nil)
 			} else {
 				last := len(open[at]) - 1
@@ -107,16 +126,41 @@ func (p *Packing) fit() {
 			}
 		}
 	}
-	var used int64
-	for _, bin := range in {
-		p.bins = append(p.bins, int64(len(p.pieces)))
-		p.pieces = append(p.pieces, bin...)
-		for _, x := range bin {
-			used += int64(x.n)
+	return in
+}
+
+// BestFit puts items of the given lengths, each of 1 to capacity, into bins: the longest first, each into the
+// bin that it fills best. It returns the indices of the items of every bin.
+func BestFit(lengths []int, capacity int) [][]int {
+	ends := make([][]int64, capacity+1)
+	for i, n := range lengths {
+		if n < 1 || n > capacity {
+			panic(fmt.Sprintf("best fit: item %d of %d does not fit bins of %d", i, n, capacity))
 		}
+		ends[n] = append(ends[n], int64(i))
 	}
-	p.masked = int64(len(in))*t - used
-	p.bins = append(p.bins, int64(len(p.pieces)))
+	var out [][]int
+	for _, bin := range bestFit(ends, capacity) {
+		var items []int
+		for _, p := range bin {
+			items = append(items, int(p.document))
+		}
+		out = append(out, items)
+	}
+	return out
+}
+
+// Pad fills a sample up to a number of rows. The rows are a document of their own, and their targets are
+// masked: padding is known by its place, whatever id it has.
+func (s *Sample) Pad(length int, id int32) {
+	n := length - len(s.IDs)
+	if n <= 0 {
+		return
+	}
+	for range n {
+		s.IDs, s.Targets = append(s.IDs, id), append(s.Targets, -1)
+	}
+	s.Documents = append(s.Documents, n)
 }
 
 // bitset is a set of small numbers.
@@ -186,12 +230,7 @@ func (p *Packing) Sample(i int64) (*Sample, error) {
 	if err != nil {
 		return nil, err
 	}
-	if n := p.length - len(s.IDs); n > 0 {
-		for range n {
-			s.IDs, s.Targets = append(s.IDs, int32(p.data.Index.Vocabulary.End)), append(s.Targets, -1)
-		}
-		s.Documents = append(s.Documents, n)
-	}
+	s.Pad(p.length, int32(p.data.Index.Vocabulary.End))
 	return s, nil
 }
 
