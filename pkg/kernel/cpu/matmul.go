@@ -1,6 +1,8 @@
 package cpu
 
 import (
+	"slices"
+
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
@@ -60,6 +62,9 @@ func (s *Set) decodeAndMultiply(x []float32, t int, p *kernel.Product[float32]) 
 // dw[N,I] += dyᵀ·x and dbias[N] += Σ_t dy. The sums run over the products' outputs and
 // over rows in order.
 func (s *Set) MatMulGrad(dx, x kernel.Buffer[float32], t int, products ...kernel.ProductGrad[float32]) {
+	raw := dx != nil && slices.ContainsFunc(products, func(p kernel.ProductGrad[float32]) bool {
+		return denseOf(p.W) == nil
+	})
 	var groups [][]gemmCall
 	var chain *gemmCall
 	for i := len(products) - 1; i >= 0; i-- {
@@ -68,14 +73,9 @@ func (s *Set) MatMulGrad(dx, x kernel.Buffer[float32], t int, products ...kernel
 		must("matmul grad", "dy", len(p.DY), t*n)
 		if dx != nil {
 			must("matmul grad", "dx", len(dx), t*k)
-			weights := p.W.Dense
-			if weights == nil {
-				b := s.buffer(n * k)
-				defer s.give(b)
-				s.rows(*b, p.W, 0, n)
-				weights = *b
-			}
-			chain = &gemmCall{c: dx, ldc: k, a: rowsOf(p.DY, n), b: columnsOf(weights, k), m: t, n: k, k: n,
+		}
+		if dx != nil && !raw {
+			chain = &gemmCall{c: dx, ldc: k, a: rowsOf(p.DY, n), b: columnsOf(denseOf(p.W), k), m: t, n: k, k: n,
 				then: chain}
 		}
 		if p.DW != nil {
@@ -92,7 +92,54 @@ func (s *Set) MatMulGrad(dx, x kernel.Buffer[float32], t int, products ...kernel
 	if chain != nil {
 		groups = append(groups, []gemmCall{*chain})
 	}
-	s.multiply(s.dense, groups...)
+	if len(groups) > 0 {
+		s.multiply(s.dense, groups...)
+	}
+	if raw {
+		s.rawGrad(dx, t, products)
+	}
+}
+
+// denseOf returns the weights of a matrix in float32, or nil if they have to be decoded.
+func denseOf(w *kernel.Matrix[float32]) []float32 {
+	if m, ok := w.Packed.(*decoded); ok && w.Dense == nil {
+		return m.dense
+	}
+	return w.Dense
+}
+
+// gradFloats is about the number of weights that rawGrad decodes at a time.
+const gradFloats = 1 << 20
+
+// rawGrad overwrites dx[T,I] with Σ dy·W where weights are quantised. It decodes a block of rows at a time, so
+// the memory does not grow with the matrix. The number of rows depends on I alone, and so does the order of the
+// sum.
+func (s *Set) rawGrad(dx []float32, t int, products []kernel.ProductGrad[float32]) {
+	add := false
+	for i := range products {
+		p := &products[i]
+		n, k := p.W.Rows, p.W.Cols
+		call := gemmCall{c: dx, ldc: k, m: t, n: k}
+		if dense := denseOf(p.W); dense != nil {
+			call.a, call.b, call.k, call.add = rowsOf(p.DY, n), columnsOf(dense, k), n, add
+			s.multiply(s.dense, []gemmCall{call})
+			add = true
+			continue
+		}
+		block := max(rawRows, gradFloats/k/rawRows*rawRows)
+		b := s.buffer(min(block, n) * k)
+		for from := 0; from < n; from += block {
+			rows := min(block, n-from)
+			s.each((rows+rawRows-1)/rawRows, rows*k, func(j int) {
+				lo, hi := j*rawRows, min((j+1)*rawRows, rows)
+				s.rows((*b)[lo*k:hi*k], p.W, from+lo, from+hi)
+			})
+			call.a, call.b, call.k, call.add = rowsOf(p.DY[from:], n), columnsOf(*b, k), rows, add
+			s.multiply(s.dense, []gemmCall{call})
+			add = true
+		}
+		s.give(b)
+	}
 }
 
 // Embed copies rows of w[V,C].
