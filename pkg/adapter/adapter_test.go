@@ -1,0 +1,269 @@
+package adapter_test
+
+import (
+	"encoding/json"
+	"errors"
+	"maps"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/lamina-mesh/lamina/pkg/adapter"
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	"github.com/lamina-mesh/lamina/pkg/tensor"
+	"github.com/lamina-mesh/lamina/pkg/weights"
+)
+
+func shared(t testing.TB, parts ...string) string {
+	t.Helper()
+	dir := os.Getenv("LAMINA_SHARED")
+	if dir == "" {
+		dir = "../../../shared"
+	}
+	path := filepath.Join(append([]string{dir}, parts...)...)
+	if _, err := os.Stat(path); err != nil {
+		t.Skipf("no %s: set LAMINA_SHARED", path)
+	}
+	return path
+}
+
+func TestOpen_PEFTFolders(t *testing.T) {
+	for name, want := range map[string]struct {
+		modules, rank int
+		scale         float64
+	}{"llama": {8, 4, 2}, "qwen2": {28, 8, 16 / math.Sqrt(8)}} {
+		a, err := adapter.Open(shared(t, "models/tiny-lora", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(a.Modules) != want.modules {
+			t.Errorf("%s: %d modules, want %d", name, len(a.Modules), want.modules)
+		}
+		for _, m := range a.Modules {
+			if m.Rank != want.rank || math.Abs(m.Scale-want.scale) > 1e-12 || len(m.A) != m.Rank*m.In ||
+				len(m.B) != m.Out*m.Rank {
+				t.Errorf("%s: %s has rank %d and scale %v", name, m.Name, m.Rank, m.Scale)
+			}
+			if !a.Selects(adapter.Target{Module: m.Name}) {
+				t.Errorf("%s: the config does not select %s", name, m.Name)
+			}
+		}
+	}
+}
+
+// sample is a small adapter with everything that a folder can hold.
+func sample() *adapter.Adapter {
+	return &adapter.Adapter{
+		Config: adapter.Config{Base: "base", Rank: 2, Alpha: 4, DoRA: true, Dropout: 0.25,
+			Targets: adapter.Pattern{Names: []string{"q_proj", "v_proj"}}, Layers: []int{0, 3},
+			LayersPattern: []string{"layers"}, Save: []string{"lm_head"},
+			Ranks:  []adapter.Override{{Match: "v_proj", Value: 1}, {Match: "q_proj", Value: 2}},
+			Alphas: []adapter.Override{{Match: `layers\.0\..*v_proj`, Value: 3}}},
+		Modules: []adapter.Module{
+			{Name: "model.layers.0.self_attn.q_proj", Rank: 2, Scale: 2, In: 3, Out: 2,
+				A: []float32{1, 2, 3, 4, 5, 6}, B: []float32{7, 8, 9, 10}, Magnitude: []float32{1, 0.5}},
+			{Name: "model.layers.0.self_attn.v_proj", Rank: 1, Scale: 3, In: 3, Out: 1,
+				A: []float32{1, 2, 3}, B: []float32{7}, Magnitude: []float32{1}},
+		},
+		Saved: []adapter.Saved{{Name: "lm_head.weight", Shape: []int{2, 3}, Data: []float32{1, 2, 3, 4, 5, 6}}},
+	}
+}
+
+func TestWrite_ReadsBack(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "adapter")
+	want := sample()
+	if err := adapter.Write(dir, want); err != nil {
+		t.Fatal(err)
+	}
+	got, err := adapter.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, _ := json.Marshal(want)
+	b, _ := json.Marshal(got)
+	if string(a) != string(b) {
+		t.Errorf("wrote\n%s, read\n%s", a, b)
+	}
+	first, err := adapter.Digest(dir)
+	if err != nil || !strings.HasPrefix(first, "sha256:") {
+		t.Fatal(first, err)
+	}
+	want.Modules[0].A[0]++
+	if err := adapter.Write(dir, want); err != nil {
+		t.Fatal(err)
+	}
+	if second, err := adapter.Digest(dir); err != nil || second == first {
+		t.Errorf("another adapter has the same digest %s, %v", second, err)
+	}
+	if m, ok := got.Module("model.layers.0.self_attn.v_proj"); !ok || m.Rank != 1 {
+		t.Error("module not found")
+	}
+	if _, ok := got.Replaced("lm_head.weight"); !ok {
+		t.Error("saved tensor not found")
+	}
+}
+
+func TestConfig_SelectsLikePEFT(t *testing.T) {
+	all := []adapter.Target{{Module: "model.embed_tokens", Embeds: true}, {Module: "model.layers.0.self_attn.q_proj"},
+		{Module: "model.layers.1.self_attn.q_proj"}, {Module: "model.layers.1.mlp.up_proj"},
+		{Module: "lm_head", Head: true}}
+	for _, c := range []struct {
+		config string
+		want   []int
+	}{
+		{`{"target_modules": ["q_proj"]}`, []int{1, 2}},
+		{`{"target_modules": ["proj"]}`, nil}, // a name is a whole part
+		{`{"target_modules": ["q_proj"], "layers_to_transform": [1]}`, []int{2}},
+		{`{"target_modules": ["q_proj"], "layers_to_transform": 0}`, []int{1}},
+		{`{"target_modules": ["q_proj"], "layers_to_transform": 1, "layers_pattern": "blocks"}`, nil},
+		{`{"target_modules": ["q_proj", "up_proj"], "exclude_modules": ["up_proj"]}`, []int{1, 2}},
+		{`{"target_modules": ".*1.*proj"}`, []int{2, 3}},
+		{`{"target_modules": ".*q_pro"}`, nil}, // an expression is for the whole name
+		{`{"target_modules": "all-linear"}`, []int{1, 2, 3}},
+		{`{"target_modules": "all-linear", "layers_to_transform": [1]}`, []int{2, 3}},
+		{`{"target_modules": ["lm_head", "embed_tokens"]}`, []int{0, 4}},
+		{`{"target_modules": ["lm_head", "q_proj"], "modules_to_save": ["lm_head"]}`, []int{1, 2}},
+	} {
+		config, err := adapter.ParseConfig([]byte(c.config))
+		if err != nil {
+			t.Errorf("%s: %v", c.config, err)
+			continue
+		}
+		var got []int
+		for i, target := range all {
+			if config.Selects(target) {
+				got = append(got, i)
+			}
+		}
+		if !slices.Equal(got, c.want) {
+			t.Errorf("%s selects %v, want %v", c.config, got, c.want)
+		}
+	}
+}
+
+func TestParseConfig_ErrorsNameTheField(t *testing.T) {
+	for text, want := range map[string]struct {
+		part string
+		code fault.Code
+	}{
+		`{`:                                 {"file", fault.DataLoss},
+		`{"r": 0, "target_modules": ["q"]}`: {"r: want", fault.DataLoss},
+		`{"r": 4}`:                          {"target_modules", fault.DataLoss},
+		`{"target_modules": 5}`:             {"target_modules", fault.DataLoss},
+		`{"target_modules": "(?<=x)"}`:      {"target_modules", fault.DataLoss},
+		`{"target_modules": ["q"], "lora_alpha": -1}`:             {"lora_alpha", fault.DataLoss},
+		`{"target_modules": ["q"], "lora_dropout": 1}`:            {"lora_dropout", fault.DataLoss},
+		`{"target_modules": ["q"], "rank_pattern": {"q": 1.5}}`:   {"rank_pattern", fault.DataLoss},
+		`{"target_modules": ["q"], "alpha_pattern": {"q": "x"}}`:  {"alpha_pattern", fault.DataLoss},
+		`{"target_modules": ["q"], "peft_type": "LOHA"}`:          {"peft_type", fault.Unimplemented},
+		`{"target_modules": ["q"], "bias": "all"}`:                {"bias", fault.Unimplemented},
+		`{"target_modules": ["q"], "target_parameters": ["x"]}`:   {"target_parameters", fault.Unimplemented},
+		`{"target_modules": ["q"], "layer_replication": [[0,1]]}`: {"layer_replication", fault.Unimplemented},
+	} {
+		_, err := adapter.ParseConfig([]byte(text))
+		if err == nil || !strings.Contains(err.Error(), want.part) || fault.CodeOf(err) != want.code {
+			t.Errorf("%s: %v (%v), want %q and %v", text, err, fault.CodeOf(err), want.part, want.code)
+		}
+	}
+}
+
+func TestOpen_ErrorsNameTheTensor(t *testing.T) {
+	f32 := func(name string, shape ...int) weights.Named {
+		n := 4
+		for _, d := range shape {
+			n *= d
+		}
+		return weights.Named{Name: name, DType: tensor.F32, Shape: shape, Data: make([]byte, n)}
+	}
+	const q = "base_model.model.model.layers.0.self_attn.q_proj."
+	for want, tensors := range map[string][]weights.Named{
+		"lora_B.weight: is missing": {f32(q+"lora_A.weight", 2, 3)},
+		"lora_A.weight: is missing": {f32(q+"lora_B.weight", 3, 2)},
+		"want a shape [N,2]":        {f32(q+"lora_A.weight", 2, 3), f32(q+"lora_B.weight", 3, 4)},
+		"want a shape [r,I]":        {f32(q+"lora_A.weight", 6), f32(q+"lora_B.weight", 3, 2)},
+		"want rank 2":               {f32(q+"lora_A.weight", 3, 3), f32(q+"lora_B.weight", 3, 3)},
+		"use_dora is false":         {f32(q+"lora_A.weight", 2, 3), f32(q+"lora_B.weight", 3, 2), f32(q+"lora_magnitude_vector", 3)},
+		"base_model.model.":         {f32("model.layers.0.q_proj.lora_A.weight", 2, 3)},
+		"neither to an adapter":     {f32("base_model.model.lm_head.weight", 2, 3)},
+		"lora_B.bias is not":        {f32(q+"lora_B.bias", 3)},
+		"there are no tensors":      {f32(q+"base_layer.weight", 3)},
+		"type of base_model.model":  {{Name: q + "lora_A.weight", DType: tensor.I32, Shape: []int{1}, Data: make([]byte, 4)}},
+		"element 0 is NaN":          {{Name: q + "lora_A.weight", DType: tensor.F32, Shape: []int{1}, Data: []byte{0, 0, 0xc0, 0x7f}}},
+	} {
+		dir := t.TempDir()
+		text := []byte(`{"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"]}`)
+		if err := errors.Join(os.WriteFile(filepath.Join(dir, adapter.ConfigFile), text, 0o600),
+			weights.WriteSafetensors(filepath.Join(dir, adapter.WeightsFile), tensors, nil)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := adapter.Open(dir); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %q", err, want)
+		}
+	}
+	if _, err := adapter.Open(t.TempDir()); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("an empty folder: %v", err)
+	}
+}
+
+func TestSplit_PartsOfNames(t *testing.T) {
+	for name, want := range map[string]string{
+		"model.layers.0.self_attn.q_proj.lora_A.weight": "model.layers.0.self_attn.q_proj lora_A.weight true",
+		"model.embed_tokens.lora_embedding_B":           "model.embed_tokens lora_embedding_B true",
+		"a.lora_magnitude_vector":                       "a lora_magnitude_vector true",
+		"model.norm.weight":                             "model.norm.weight  false",
+		".lora_A.weight":                                ".lora_A.weight  false",
+	} {
+		module, part, ok := adapter.Split(name)
+		if got := module + " " + string(part) + map[bool]string{true: " true", false: " false"}[ok]; got != want {
+			t.Errorf("%s: %q, want %q", name, got, want)
+		}
+	}
+}
+
+// FuzzParse reads arbitrary configs and files. They give an adapter that can be written and read again, or an
+// error.
+func FuzzParse(f *testing.F) {
+	dir := f.TempDir()
+	if err := adapter.Write(dir, sample()); err != nil {
+		f.Fatal(err)
+	}
+	config, _ := os.ReadFile(filepath.Join(dir, adapter.ConfigFile))
+	file, _ := os.ReadFile(filepath.Join(dir, adapter.WeightsFile))
+	f.Add(config, file)
+	f.Add([]byte(`{"target_modules": "all-linear"}`), file)
+	f.Fuzz(func(t *testing.T, config, file []byte) {
+		c, err := adapter.ParseConfig(config)
+		if err != nil {
+			return
+		}
+		source, err := weights.ParseSafetensors("fuzz", file)
+		if err != nil {
+			return
+		}
+		a, err := adapter.Parse(c, source)
+		if err != nil {
+			return
+		}
+		dir := t.TempDir()
+		if err := adapter.Write(dir, a); err != nil {
+			t.Fatalf("write: %v", err)
+		}
+		b, err := adapter.Open(dir)
+		if err != nil {
+			t.Fatalf("read again: %v", err)
+		}
+		names := func(a *adapter.Adapter) []string {
+			set := map[string]bool{}
+			for _, m := range a.Modules {
+				set[m.Name] = true
+			}
+			return slices.Sorted(maps.Keys(set))
+		}
+		if !slices.Equal(names(a), names(b)) {
+			t.Errorf("wrote %v, read %v", names(a), names(b))
+		}
+	})
+}
