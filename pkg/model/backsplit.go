@@ -53,6 +53,7 @@ func (s *Stage[F]) TrainBackwardWeight(tr *Trace[F], g *Params[F]) error {
 		}
 	}
 	s.scratch.reset()
+	s.dropping = tr.in.Dropout
 	w := s.gradients(n)
 	if s.Last() {
 		s.normalize(w.h, tr.last, &s.norm, n)

@@ -50,6 +50,7 @@ func (s *Stage[F]) clearSums(g *Params[F]) {
 func (s *Stage[F]) backward(tr *Trace[F], dOut []F, g *Params[F]) kernel.Buffer[F] {
 	width, n := s.Spec.Width, tr.in.B*tr.in.T
 	s.scratch.reset()
+	s.dropping = tr.in.Dropout
 	dx := s.scratch.take(n * width)
 	w := s.gradients(n)
 	if tr.in.Dropout.Residual != 0 {
@@ -94,6 +95,7 @@ func (s *Stage[F]) embedGrad(dx kernel.Buffer[F], tr *Trace[F], g *Params[F]) {
 		}
 	}
 	s.scale(dx, s.Spec.Embedding.Scale)
+	s.embedLowGrad(dx, tr.in.IDs, g)
 	if d := g.at(s.embed.atW); d != nil {
 		s.set.EmbedGrad(d, dx, tr.in.IDs, width)
 	}
@@ -187,7 +189,18 @@ type branch[F tensor.Float] struct {
 // linearGrad overwrites dx with the gradient of the input x that the branches share, and
 // computes the gradients of their matrices: it overwrites those of parameters in s.written,
 // and adds to the others, which may take part in several products.
+//
+// If s has an adapter, it computes the gradients of the branches' adapters, too.
 func (s *Stage[F]) linearGrad(dx, x kernel.Buffer[F], t int, g *Params[F], branches ...branch[F]) {
+	if s.adapter != nil {
+		s.adaptedGrad(dx, x, t, g, branches...)
+		return
+	}
+	s.productGrad(dx, x, t, g, branches...)
+}
+
+// productGrad is linearGrad without adapters.
+func (s *Stage[F]) productGrad(dx, x kernel.Buffer[F], t int, g *Params[F], branches ...branch[F]) {
 	var products []kernel.ProductGrad[F]
 	for _, b := range branches {
 		p := kernel.ProductGrad[F]{DY: b.dy, W: &b.l.Matrix, DW: g.at(b.l.atW), Fresh: s.written[b.l.atW.index]}
@@ -205,7 +218,7 @@ func (s *Stage[F]) linearGrad(dx, x kernel.Buffer[F], t int, g *Params[F], branc
 
 // blockGrad turns dx[B*T,C], the gradient of a block's output, into that of its input.
 func (s *Stage[F]) blockGrad(blk *block[F], k *saved[F], dx kernel.Buffer[F], tr *Trace[F], g *Params[F], w *grads[F]) {
-	n, act := tr.in.B*tr.in.T, blk.FFN.Act
+	n, act, none := tr.in.B*tr.in.T, blk.FFN.Act, Params[F]{}
 	dy := s.droppedGrad(dx, tr.in.Dropout.of(feedForwardDropout, blk.index), n, w)
 	s.widen(k)
 	if blk.experts != nil {
@@ -224,7 +237,7 @@ func (s *Stage[F]) blockGrad(blk *block[F], k *saved[F], dx kernel.Buffer[F], tr
 	made, dup := w.act[:inner], w.dact[:inner]
 	down := branch[F]{s.postGrad(dy, k.post2, &blk.post2, g, n, w), &blk.down}
 	k.dDown = s.deferred(tr, down.dy)
-	s.set.MatMulGrad(dup, nil, n, kernel.ProductGrad[F]{DY: down.dy, W: &down.l.Matrix})
+	s.linearGrad(dup, nil, n, &none, down)
 	branches := []branch[F]{{dup, &blk.up}}
 	if blk.gated {
 		dgate := w.dgate[:inner]

@@ -10,6 +10,7 @@ type Dropout struct {
 	Attention float64 // of the softmax weights
 	Residual  float64 // of the outputs of attention and feed-forward, before they are added to the residual
 	Embedding float64 // of the sum of the embeddings
+	Adapter   float64 // of the inputs of adapters
 	// Key is that of the micro-batch, made by DropoutKey. With it, the layer, the place and the position decide
 	// what is dropped.
 	Key uint64
@@ -53,7 +54,8 @@ func (d *Dropout) check() error {
 	for _, r := range []struct {
 		name string
 		rate float64
-	}{{"attention", d.Attention}, {"residual", d.Residual}, {"embedding", d.Embedding}} {
+	}{{"attention", d.Attention}, {"residual", d.Residual}, {"embedding", d.Embedding},
+		{"adapter", d.Adapter}} {
 		if !(r.rate >= 0 && r.rate < 1) {
 			return fault.Field("dropout."+r.name, "%v is not within 0..1, without 1", r.rate)
 		}

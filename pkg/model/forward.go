@@ -68,6 +68,7 @@ func (s *Stage[F]) Forward(b *Batch[F]) ([]F, error) {
 		}
 	}
 	s.scratch.reset()
+	s.dropping = Dropout{}
 	x := s.scratch.take(rows * s.Spec.Width)
 	pos := make([]int32, 0, rows)
 	for _, e := range b.Entries {
@@ -154,6 +155,7 @@ func (s *Stage[F]) check(b *Batch[F], rows int) error {
 // embedRows looks up and scales embeddings, and adds learned positions.
 func (s *Stage[F]) embedRows(x kernel.Buffer[F], ids, pos []int32) {
 	s.set.Embed(x, &s.embed.Matrix, ids)
+	s.embedLow(x, ids)
 	s.scale(x, s.Spec.Embedding.Scale)
 	if s.position != nil {
 		p := s.scratch.take(len(x))
@@ -269,7 +271,9 @@ func (s *Stage[F]) attend(i int, b *Batch[F], x kernel.Buffer[F], pos []int32, w
 	blk, t := &s.blocks[i], len(pos)
 	a := &blk.Attention
 	q, k, v, att, _, _, _ := w.of(blk, t)
-	s.set.MatMuls(s.input(w.h, x, &blk.norm1, t), t, blk.q.product(q), blk.k.product(k), blk.v.product(v))
+	h := s.input(w.h, x, &blk.norm1, t)
+	s.set.MatMuls(h, t, blk.q.product(q), blk.k.product(k), blk.v.product(v))
+	s.adapt(h, t, output[F]{&blk.q, q}, output[F]{&blk.k, k}, output[F]{&blk.v, v})
 	if a.QNorm.Kind != NoNorm {
 		s.normHeads(q, q, &blk.qNorm)
 		s.normHeads(k, k, &blk.kNorm)
@@ -296,6 +300,7 @@ func (s *Stage[F]) attend(i int, b *Batch[F], x kernel.Buffer[F], pos []int32, w
 	heads.Sinks = blk.sinks32
 	s.set.Attend(att, q, w.spans, heads)
 	s.set.MatMul(w.h, att, &blk.o.Matrix, blk.o.bias, t)
+	s.adapt(att, t, output[F]{&blk.o, w.h})
 	s.addBranch(x, w.h, &blk.post1, t)
 	s.normalizeSum(x, &blk.add1, t)
 }
@@ -313,12 +318,15 @@ func (s *Stage[F]) feedForward(blk *block[F], x kernel.Buffer[F], t int, w *work
 	_, _, _, _, gate, up, act := w.of(blk, t)
 	if blk.gated {
 		s.set.MatMuls(h, t, blk.gate.product(gate), blk.up.product(up))
+		s.adapt(h, t, output[F]{&blk.gate, gate}, output[F]{&blk.up, up})
 		s.set.GLU(act, gate, up, blk.FFN.Act)
 	} else {
 		s.set.MatMul(up, h, &blk.up.Matrix, blk.up.bias, t)
+		s.adapt(h, t, output[F]{&blk.up, up})
 		s.set.Activate(act, up, blk.FFN.Act)
 	}
 	s.set.MatMul(w.h, act, &blk.down.Matrix, blk.down.bias, t)
+	s.adapt(act, t, output[F]{&blk.down, w.h})
 	s.addBranch(x, w.h, &blk.post2, t)
 	s.normalizeSum(x, &blk.add2, t)
 }
@@ -343,6 +351,7 @@ func (s *Stage[F]) logits(b *Batch[F], x kernel.Buffer[F], n int) kernel.Buffer[
 	if n > 0 {
 		s.normalize(h, rows, &s.norm, n)
 		s.set.MatMul(out, h, &s.head.Matrix, nil, n)
+		s.adapt(h, n, output[F]{s.head, out})
 		s.bound(out)
 	}
 	return out

@@ -70,6 +70,8 @@ type loader[F tensor.Float] struct {
 	dense    bool
 	unpair   int  // head size, if rows of queries and keys must leave the interleaved order; else 0
 	minusOne bool // the file stores 1 + gain for every gain
+	// untied is the name of a head that the files tie to the embedding and the stage does not.
+	untied string
 }
 
 // raw returns the bytes of a tensor of float or block type, after checking its shape,
@@ -116,6 +118,9 @@ func (l *loader[F]) vector(v wanted) ([]F, error) {
 }
 
 func (l *loader[F]) matrix(m wanted) (kernel.Matrix[F], error) {
+	if l.untied != "" && m.Param == l.untied {
+		m.Name = l.files.Spec.Embedding.Tokens
+	}
 	transposed := m.conv1D && l.files.gguf == nil
 	shape := []int{m.rows, m.cols}
 	if transposed {

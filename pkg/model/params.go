@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/lamina-mesh/lamina/pkg/adapter"
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/tensor"
 )
@@ -39,9 +40,9 @@ func (p *Params[F]) Len() int {
 	return n
 }
 
-// at returns a piece of a tensor, or nil if the tensor has no memory.
+// at returns a piece of a tensor, or nil if the tensor has no memory or is not there.
 func (p *Params[F]) at(s slot) kernel.Buffer[F] {
-	if p.Tensors[s.index].Data == nil {
+	if len(p.Tensors) == 0 || p.Tensors[s.index].Data == nil {
 		return nil
 	}
 	return p.Tensors[s.index].Data[s.from : s.from+s.len]
@@ -51,10 +52,14 @@ func (p *Params[F]) at(s slot) kernel.Buffer[F] {
 // if both are on this stage. Otherwise it is a copy, and the optimizer keeps the two equal.
 func (s *Stage[F]) Params() *Params[F] { return &s.params }
 
-// NewGrads returns zeroed gradients for every parameter.
+// NewGrads returns zeroed gradients for every parameter that is trained. The others have no memory.
 func (s *Stage[F]) NewGrads() *Params[F] {
 	g := &Params[F]{}
 	for _, t := range s.params.Tensors {
+		if !s.Trained(t.Name) {
+			g.Tensors = append(g.Tensors, Param[F]{Name: t.Name, Shape: t.Shape, TiedTo: t.TiedTo})
+			continue
+		}
 		n := 1
 		for _, d := range t.Shape {
 			n *= d
@@ -73,7 +78,7 @@ func (p *Param[F]) Owner() string { return cmp.Or(p.TiedTo, p.Name) }
 func (s *Stage[F]) Stepped() []Param[F] {
 	var out []Param[F]
 	for _, p := range s.params.Tensors {
-		if p.TiedTo == "" || !s.First() {
+		if s.Trained(p.Name) && (p.TiedTo == "" || !s.First()) {
 			out = append(out, p)
 		}
 	}
@@ -89,7 +94,7 @@ func (p *Param[F]) Tied() bool { return p.TiedTo != "" }
 // embedding on the first stage, the head on the last one. Each has one of the two parts of the
 // weight's gradient.
 func (s *Stage[F]) TiedEnd() (name string, ok bool) {
-	if !s.Spec.Head.Tied || s.First() == s.Last() {
+	if !s.Spec.Head.Tied || s.First() == s.Last() || s.trained != nil {
 		return "", false
 	}
 	if s.First() {
@@ -112,6 +117,12 @@ func (p *Params[F]) FoldTied(add func(dst, src kernel.Buffer[F])) {
 // last stage, any other parameter on one, and a parameter that the model lacks on none.
 func (s *Spec) Holders(param string, stages []Range) []int {
 	last := len(stages) - 1
+	if module, _, ok := adapter.Split(param); ok { // of the embedding and the head there is one on each side
+		if module == s.Embedding.Tokens.Param {
+			return []int{0}
+		}
+		param = module + ".weight"
+	}
 	base, end := splitParam(param)
 	weight := end == ".weight"
 	switch {
@@ -137,9 +148,12 @@ func (s *Spec) Holders(param string, stages []Range) []int {
 	return nil
 }
 
-// Hidden reports whether a parameter belongs to a layer, rather than to an embedding, the head or the
-// norm before it.
+// Hidden reports whether a parameter belongs to a layer, rather than to an embedding, the head or the norm before
+// it. A tensor of an adapter belongs where its module does.
 func (s *Spec) Hidden(param string) bool {
+	if module, _, ok := adapter.Split(param); ok {
+		param = module + ".weight"
+	}
 	base, end := splitParam(param)
 	return slices.ContainsFunc(s.Layers, func(l Layer) bool { return l.holds(base, end) })
 }

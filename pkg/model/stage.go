@@ -3,6 +3,7 @@ package model
 import (
 	"fmt"
 
+	"github.com/lamina-mesh/lamina/pkg/adapter"
 	"github.com/lamina-mesh/lamina/pkg/fault"
 	"github.com/lamina-mesh/lamina/pkg/kernel"
 	"github.com/lamina-mesh/lamina/pkg/kvcache"
@@ -37,6 +38,10 @@ type Stage[F tensor.Float] struct {
 
 	recompute bool      // keep only the inputs of blocks; see recompute.go
 	again     *Trace[F] // of the block that is run again
+
+	adapter, trained *Adapter[F] // the one that passes use; the one that is trained; see lora.go
+	low              scratch[F]  // of one product's adapter
+	dropping         Dropout     // of the pass that runs, for adapters
 }
 
 // scratch is memory that one pass uses.
@@ -51,6 +56,7 @@ type linear[F tensor.Float] struct {
 	bias     kernel.Buffer[F]
 	atW, atB slot
 	hasB     bool
+	site     int // place in Adapter.sites
 }
 
 // slot is the place of a piece of a parameter: its index in Params, offset and length.
@@ -117,6 +123,8 @@ type LoadOptions struct {
 	// Encoder says that the caller can use a stage that computes embeddings of texts. Without it
 	// Load refuses encoders, which continue no text.
 	Encoder bool
+	// Adapter is used by all passes of the stage, and its saved modules replace those of the files.
+	Adapter *adapter.Adapter
 }
 
 // Load builds a stage from an open model. It reads the stage's own tensors only. Without
@@ -139,7 +147,16 @@ func Load[F tensor.Float](f *Files, r Range, set kernel.Set[F], o LoadOptions) (
 			l.unpair = spec.Layers[0].Attention.HeadDim
 		}
 	}
-	s, err := build(spec, r, set, l)
+	var fill filler[F] = l
+	if o.Adapter != nil {
+		fill, spec = l.replacing(o.Adapter, spec)
+	}
+	s, err := build(spec, r, set, fill)
+	if err == nil && o.Adapter != nil {
+		if s.adapter, err = s.NewAdapter(o.Adapter); err != nil {
+			return nil, err
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("load %s: %w", f.Path, err)
 	}
@@ -185,7 +202,7 @@ func build[F tensor.Float](spec Spec, r Range, set kernel.Set[F], fill filler[F]
 		return nil, fault.Field("layers", "build stage: range %v is not within the %d layers", r, len(spec.Layers))
 	}
 	s := &Stage[F]{Spec: spec, Range: r, set: set, dense: true, bounded: spec.Bounded(), scratch: newArena(set.Alloc),
-		block: newArena(set.Alloc)}
+		block: newArena(set.Alloc), low: newArena(set.Alloc)}
 	b := &builder[F]{stage: s, fill: fill, rotaries: map[*Rope]*kernel.Rotary{}}
 	if s.First() {
 		s.embed = b.single(spec.Embedding.Tokens, spec.Vocab)

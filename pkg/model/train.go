@@ -110,6 +110,7 @@ func (s *Stage[F]) TrainForward(in Micro[F]) (*Trace[F], error) {
 	if in.ForwardOnly {
 		in.Dropout = Dropout{}
 	}
+	s.dropping = in.Dropout
 	tr := s.trace()
 	tr.in = in
 	tr.pos = tr.pos[:0]
@@ -148,6 +149,7 @@ func (s *Stage[F]) TrainForward(in Micro[F]) (*Trace[F], error) {
 	s.normalize(w.h, x, &s.norm, n)
 	logits := s.scratch.take(n * vocab)
 	s.set.MatMul(logits, w.h, &s.head.Matrix, nil, n)
+	s.adapt(w.h, n, output[F]{s.head, logits})
 	s.bound(logits)
 	for _, row := range in.Picks {
 		tr.Logits = append(tr.Logits, slices.Clone(s.set.Host(logits[row*vocab:(row+1)*vocab])))
@@ -169,7 +171,7 @@ func (s *Stage[F]) TrainForward(in Micro[F]) (*Trace[F], error) {
 func (s *Stage[F]) checkMicro(in *Micro[F]) error {
 	c, n := &s.Spec, in.B*in.T
 	switch {
-	case !s.dense:
+	case !s.dense && s.trained == nil && !in.ForwardOnly:
 		return ErrNotDense
 	case in.B < 1 || in.T < 1 || in.T > c.Context:
 		return fault.New(fault.Invalid, "train stage %v: %d sequences of %d tokens in a context of %d", s.Range, in.B,
@@ -332,6 +334,7 @@ func (s *Stage[F]) trainBlock(blk *block[F], x kernel.Buffer[F], tr *Trace[F], w
 	k.lse = tr.mem.take(n * a.Heads)
 	s.normalize(w.h, x, &blk.norm1, n)
 	s.set.MatMuls(w.h, n, blk.q.product(k.q), blk.k.product(k.k), blk.v.product(k.v))
+	s.adapt(w.h, n, output[F]{&blk.q, k.q}, output[F]{&blk.k, k.k}, output[F]{&blk.v, k.v})
 	if a.QNorm.Kind != NoNorm {
 		k.rawQ, k.rawK = keep(k.q), keep(k.k)
 		s.normHeads(k.q, k.q, &blk.qNorm)
@@ -351,6 +354,7 @@ func (s *Stage[F]) trainBlock(blk *block[F], x kernel.Buffer[F], tr *Trace[F], w
 	}
 	s.keepBF16(&k, tr, &k.att)
 	s.set.MatMul(w.h, k.att, &blk.o.Matrix, blk.o.bias, n)
+	s.adapt(k.att, n, output[F]{&blk.o, w.h})
 	if a.PostNorm.Kind != NoNorm {
 		k.post1 = keep(w.h)
 	}
@@ -370,14 +374,17 @@ func (s *Stage[F]) trainBlock(blk *block[F], x kernel.Buffer[F], tr *Trace[F], w
 	if blk.gated {
 		k.gate = hold(gate)
 		s.set.MatMuls(w.h, n, blk.gate.product(k.gate), blk.up.product(k.up))
+		s.adapt(w.h, n, output[F]{&blk.gate, k.gate}, output[F]{&blk.up, k.up})
 		s.keepBF16(&k, tr, &k.gate, &k.up)
 		s.set.GLU(act, k.gate, k.up, blk.FFN.Act)
 	} else {
 		s.set.MatMul(k.up, w.h, &blk.up.Matrix, blk.up.bias, n)
+		s.adapt(w.h, n, output[F]{&blk.up, k.up})
 		s.keepBF16(&k, tr, &k.up)
 		s.set.Activate(act, k.up, blk.FFN.Act)
 	}
 	s.set.MatMul(w.h, act, &blk.down.Matrix, blk.down.bias, n)
+	s.adapt(act, n, output[F]{&blk.down, w.h})
 	if blk.FFN.PostNorm.Kind != NoNorm {
 		k.post2 = keep(w.h)
 	}

@@ -1,0 +1,482 @@
+package model
+
+import (
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+
+	"github.com/lamina-mesh/lamina/pkg/adapter"
+	"github.com/lamina-mesh/lamina/pkg/fault"
+	"github.com/lamina-mesh/lamina/pkg/kernel"
+	"github.com/lamina-mesh/lamina/pkg/tensor"
+)
+
+// Low-rank adapters. The product of a matrix W[N,I] that has an adapter is
+//
+//	y = x·Wᵀ + bias + (s·(x·Aᵀ))·Bᵀ
+//
+// with A[r,I] and B[N,r]. W·x is computed by the same kernels as without an adapter, whatever type W has: the
+// base is used as it lies, also in training, where only A and B have gradients. The parts are added in this
+// order in every layout, in training and inference, and a row's result depends on that row alone.
+//
+// With DoRA y = bias + g·(x·Wᵀ + (s·(x·Aᵀ))·Bᵀ), elementwise over outputs, where g[n] is the magnitude of row n
+// divided by the length of row n of W + s·B·A. As in the paper and in PEFT, no gradient flows through the length.
+
+// Adapter is an adapter on a stage: the parts that belong to the stage's matrices.
+type Adapter[F tensor.Float] struct {
+	stage *Stage[F]
+	sites []*lora[F] // by linear.site; nil where a matrix has none
+	embed *lora[F]   // of the embedding; A is [V,r]
+
+	params []Param[F] // its tensors, by module
+	scales map[string]float64
+}
+
+// lora is the adapter of a matrix, or of some rows of it.
+type lora[F tensor.Float] struct {
+	module   string
+	a, b     kernel.Matrix[F] // [r,I], [N,r]
+	atA, atB slot             // in the stage's parameters, if the adapter is trained
+	scale    float64
+
+	magnitude kernel.Buffer[F] // [N] with DoRA, else nil
+	atM       slot
+	base      *linear[F]
+	lengths   []float64        // [N]: of the rows of W + s·B·A; nil until they are needed
+	gain      kernel.Buffer[F] // [N]: magnitude / length
+}
+
+// Linears lists the modules of a model that an adapter may be for, with the sizes of their matrices [Out,In].
+// The matrices of experts and their routers are not among them.
+func (s *Spec) Linears() ([]LinearInfo, error) {
+	params, err := s.Parameters()
+	if err != nil {
+		return nil, err
+	}
+	shapes := map[string][]int{}
+	for _, p := range params {
+		shapes[p.Name] = p.Shape
+	}
+	var out []LinearInfo
+	add := func(module string, t LinearInfo) {
+		if shape := shapes[module+".weight"]; len(shape) == 2 {
+			t.Module, t.Out, t.In = module, shape[0], shape[1]
+			if t.Embeds { // its input is a token
+				t.In, t.Out = shape[0], shape[1]
+			}
+			out = append(out, t)
+		}
+	}
+	add(s.Embedding.Tokens.Param, LinearInfo{Target: adapter.Target{Embeds: true}, Layer: -1})
+	for i := range s.Layers {
+		l := &s.Layers[i]
+		for _, m := range l.linears() {
+			if x := l.FFN.Experts; x == nil || m != &x.Router {
+				add(m.Param, LinearInfo{Layer: i})
+			}
+		}
+	}
+	add(s.Head.Param, LinearInfo{Target: adapter.Target{Head: true}, Layer: len(s.Layers)})
+	return out, nil
+}
+
+// LinearInfo is a module with a matrix.
+type LinearInfo struct {
+	adapter.Target
+	In, Out int
+	Layer   int // -1 of the embedding, the number of layers of the head
+}
+
+// CheckAdapter checks that the modules of an adapter and their sizes are those of the model.
+func (s *Spec) CheckAdapter(a *adapter.Adapter) error {
+	linears, err := s.Linears()
+	if err != nil {
+		return err
+	}
+	for i := range a.Modules {
+		m := &a.Modules[i]
+		at := slices.IndexFunc(linears, func(l LinearInfo) bool { return l.Module == m.Name })
+		switch {
+		case at < 0:
+			return &adapter.FieldError{File: adapter.WeightsFile, Field: m.Name,
+				Msg: "the model has no such module that an adapter can be for"}
+		case m.In != linears[at].In || m.Out != linears[at].Out || m.Embeds != linears[at].Embeds:
+			return &adapter.FieldError{File: adapter.WeightsFile, Field: m.Name,
+				Msg: fmt.Sprintf("want %d inputs and %d outputs, got %d and %d", linears[at].In, linears[at].Out, m.In,
+					m.Out)}
+		}
+	}
+	return nil
+}
+
+// NewAdapterFor returns an adapter of the modules that a config selects, with initial values as PEFT has them:
+// A uniform within 1/sqrt(I), B zero, so that the model starts as its base. Of an embedding A is zero and B
+// normal. A value depends on the seed, the name of its tensor and the index only. Magnitudes of DoRA are left to
+// the stages, which have the weights.
+func (s *Spec) NewAdapterFor(c adapter.Config, seed uint64) (*adapter.Adapter, error) {
+	linears, err := s.Linears()
+	if err != nil {
+		return nil, err
+	}
+	out := &adapter.Adapter{Config: c}
+	for _, l := range linears {
+		if !c.Selects(l.Target) {
+			continue
+		}
+		rank, scale := c.For(l.Module)
+		m := adapter.Module{Name: l.Module, Rank: rank, Scale: scale, In: l.In, Out: l.Out, Embeds: l.Embeds,
+			A: make([]float32, rank*l.In), B: make([]float32, l.Out*rank)}
+		if l.Embeds {
+			if c.DoRA {
+				return nil, fault.Field("adapter.dora", "is not possible for %s, an embedding", l.Module)
+			}
+			key := mix(seed ^ hashName(adapter.Name(l.Module, adapter.EmbedB)))
+			for i := range m.B {
+				m.B[i] = float32(normal(mix(key + uint64(i)*0x9e3779b97f4a7c15)))
+			}
+		} else {
+			key := mix(seed ^ hashName(adapter.Name(l.Module, adapter.A)))
+			bound := 1 / math.Sqrt(float64(l.In))
+			for i := range m.A {
+				u := float64(mix(key+uint64(i)*0x9e3779b97f4a7c15)>>11) / (1 << 53)
+				m.A[i] = float32((2*u - 1) * bound)
+			}
+		}
+		out.Modules = append(out.Modules, m)
+	}
+	if len(out.Modules) == 0 {
+		var names []string
+		for _, l := range linears {
+			if name := l.Module[strings.LastIndexByte(l.Module, '.')+1:]; !slices.Contains(names, name) {
+				names = append(names, name)
+			}
+		}
+		return nil, fault.Field("adapter.target_modules", "match no module; the model has %s",
+			strings.Join(names, ", "))
+	}
+	slices.SortFunc(out.Modules, func(x, y adapter.Module) int { return strings.Compare(x.Name, y.Name) })
+	return out, nil
+}
+
+// linears lists the matrices of the stage that an adapter may be for.
+func (s *Stage[F]) linears() []*linear[F] {
+	var out []*linear[F]
+	for i := range s.blocks {
+		b := &s.blocks[i]
+		all := []*linear[F]{&b.q, &b.k, &b.v, &b.o}
+		if b.experts == nil {
+			all = append(all, &b.gate, &b.up, &b.down)
+		}
+		for _, l := range all {
+			if l.Rows > 0 {
+				out = append(out, l)
+			}
+		}
+	}
+	if s.head != nil {
+		out = append(out, s.head)
+	}
+	return out
+}
+
+// NewAdapter puts the parts of an adapter that belong to the stage's layers into the memory of its kernel set.
+// Several adapters may be on one stage; Use chooses one for all rows.
+func (s *Stage[F]) NewAdapter(a *adapter.Adapter) (*Adapter[F], error) {
+	if err := s.Spec.CheckAdapter(a); err != nil {
+		return nil, err
+	}
+	ad := &Adapter[F]{stage: s, scales: map[string]float64{}}
+	if s.First() {
+		name := s.Spec.Embedding.Tokens.Param
+		if m, ok := a.Module(name); ok {
+			at := transpose(convert[F](m.A), m.Rank, m.In)
+			p := &lora[F]{module: name, scale: m.Scale}
+			p.a = kernel.Matrix[F]{Rows: m.In, Cols: m.Rank, Dense: s.set.FromHost(at)}
+			p.b = kernel.Matrix[F]{Rows: m.Out, Cols: m.Rank, Dense: s.set.FromHost(convert[F](m.B))}
+			ad.embed = p
+			ad.add(m, p, p.a.Dense, p.b.Dense)
+		}
+	}
+	type held struct{ a, b, m kernel.Buffer[F] }
+	made := map[string]held{}
+	for i, l := range s.linears() {
+		l.site = i
+		ad.sites = append(ad.sites, nil)
+		module := strings.TrimSuffix(s.params.Tensors[l.atW.index].Name, ".weight")
+		m, ok := a.Module(module)
+		if !ok {
+			continue
+		}
+		h, ok := made[module] // of a fused matrix: the parts share A, and B is divided like W
+		if !ok {
+			b := convert[F](m.B)
+			magnitude := convert[F](m.Magnitude)
+			if s.pairs(module) {
+				d := s.Spec.Layers[0].Attention.HeadDim
+				b = pair(b, m.Rank, d)
+				magnitude = pair(magnitude, 1, d)
+			}
+			h = held{a: s.set.FromHost(convert[F](m.A)), b: s.set.FromHost(b)}
+			switch {
+			case m.Magnitude != nil:
+				h.m = s.set.FromHost(magnitude)
+			case a.DoRA:
+				h.m = s.set.Alloc(m.Out)
+			}
+			made[module] = h
+		}
+		lo := l.atW.from / l.Cols
+		if a.DoRA && m.Magnitude == nil { // a new adapter: the model starts as its base
+			s.set.Upload(h.m[lo:lo+l.Rows], s.magnitudes(l))
+		}
+		p := &lora[F]{module: module, scale: m.Scale, base: l}
+		p.a = kernel.Matrix[F]{Rows: m.Rank, Cols: m.In, Dense: h.a}
+		p.b = kernel.Matrix[F]{Rows: l.Rows, Cols: m.Rank, Dense: h.b[lo*m.Rank : (lo+l.Rows)*m.Rank]}
+		if h.m != nil {
+			p.magnitude = h.m[lo : lo+l.Rows]
+		}
+		ad.sites[i] = p
+		if !ok {
+			ad.add(m, p, h.a, h.b)
+			if h.m != nil {
+				ad.params = append(ad.params, Param[F]{Name: adapter.Name(module, adapter.Magnitude),
+					Shape: []int{m.Out}, Data: h.m})
+			}
+		}
+	}
+	return ad, nil
+}
+
+// add lists the two matrices of a module.
+func (ad *Adapter[F]) add(m *adapter.Module, p *lora[F], a, b kernel.Buffer[F]) {
+	partA, partB := adapter.A, adapter.B
+	if m.Embeds {
+		partA, partB = adapter.EmbedA, adapter.EmbedB
+	}
+	ad.params = append(ad.params,
+		Param[F]{Name: adapter.Name(m.Name, partA), Shape: []int{p.a.Rows, p.a.Cols}, Data: a},
+		Param[F]{Name: adapter.Name(m.Name, partB), Shape: []int{m.Out, m.Rank}, Data: b})
+	ad.scales[m.Name] = m.Scale
+}
+
+// pairs reports whether the outputs of a module are in the order of interleaved rotations: those of queries
+// and keys of a GGUF file that is used as it lies. Adapters are in Hugging Face's order.
+func (s *Stage[F]) pairs(module string) bool { return s.Spec.Pairs(module) }
+
+// Pairs reports whether the spec orders the outputs of a module in rotated pairs, unlike Hugging Face's files.
+func (s *Spec) Pairs(module string) bool {
+	rope := s.Rope()
+	if rope == nil || !rope.Interleaved {
+		return false
+	}
+	return slices.ContainsFunc(s.Layers, func(l Layer) bool {
+		return l.Attention.Q.Param == module || l.Attention.K.Param == module
+	})
+}
+
+// pair is the opposite of unpair: it puts the rows of each head into the order of interleaved rotations.
+func pair[F tensor.Float](w []F, cols, headDim int) []F {
+	out := make([]F, len(w))
+	for r := range len(w) / cols {
+		head, d := r/headDim*headDim, r%headDim
+		from := head + d/2 + d%2*(headDim/2)
+		copy(out[r*cols:(r+1)*cols], w[from*cols:(from+1)*cols])
+	}
+	return out
+}
+
+// Unpair puts rows of heads in the order of interleaved rotations into Hugging Face's order. Rows have cols
+// elements.
+func Unpair(w []float32, cols, headDim int) []float32 { return unpair(w, cols, headDim) }
+
+// convert converts values to F.
+func convert[F tensor.Float](x []float32) []F {
+	out := make([]F, len(x))
+	for i, v := range x {
+		out[i] = F(v)
+	}
+	return out
+}
+
+// Use sets the adapter of all following passes; nil for none.
+func (s *Stage[F]) Use(ad *Adapter[F]) { s.adapter = ad }
+
+// Train makes the adapter's tensors the parameters that are trained, instead of the stage's own. Gradients and
+// optimizer leave the others alone, which need not be dense. It must come before NewGrads.
+func (s *Stage[F]) Train(ad *Adapter[F]) {
+	s.adapter, s.trained = ad, ad
+	index := map[string]int{}
+	for _, p := range ad.params {
+		index[p.Name] = len(s.params.Tensors)
+		s.params.Tensors = append(s.params.Tensors, p)
+		s.written = append(s.written, false)
+	}
+	place := func(p *lora[F], a, b adapter.Part, lo int) {
+		p.atA = slot{index[adapter.Name(p.module, a)], 0, len(p.a.Dense)}
+		p.atB = slot{index[adapter.Name(p.module, b)], lo * p.b.Cols, len(p.b.Dense)}
+		if p.magnitude != nil {
+			p.atM = slot{index[adapter.Name(p.module, adapter.Magnitude)], lo, len(p.magnitude)}
+		}
+	}
+	if ad.embed != nil {
+		place(ad.embed, adapter.EmbedA, adapter.EmbedB, 0)
+	}
+	for _, p := range ad.sites {
+		if p != nil {
+			place(p, adapter.A, adapter.B, p.base.atW.from/p.base.Cols)
+		}
+	}
+}
+
+// Trained reports whether a parameter is trained: all of them, unless an adapter is.
+func (s *Stage[F]) Trained(param string) bool {
+	if s.trained == nil {
+		return true
+	}
+	return slices.ContainsFunc(s.trained.params, func(p Param[F]) bool { return p.Name == param })
+}
+
+// at returns the adapter of a matrix, or nil.
+func (s *Stage[F]) at(l *linear[F]) *lora[F] {
+	if s.adapter == nil || l.site >= len(s.adapter.sites) {
+		return nil
+	}
+	if p := s.adapter.sites[l.site]; p != nil && p.base == l {
+		return p
+	}
+	return nil
+}
+
+// adapt adds the adapters' parts to the outputs of products of x[T,I].
+func (s *Stage[F]) adapt(x kernel.Buffer[F], t int, products ...output[F]) {
+	if s.adapter == nil {
+		return
+	}
+	for _, o := range products {
+		if p := s.at(o.l); p != nil {
+			s.addLow(p, o.y, x, t)
+		}
+	}
+}
+
+// output is the output y[T,N] of a matrix.
+type output[F tensor.Float] struct {
+	l *linear[F]
+	y kernel.Buffer[F]
+}
+
+// lowInput computes u[T,r] = s·(x·Aᵀ) in scratch memory. It also returns x as A reads it, which dropout changes.
+func (s *Stage[F]) lowInput(p *lora[F], x kernel.Buffer[F], t int) (u, in kernel.Buffer[F]) {
+	in = x
+	if d := s.adapterDropout(p); d.Rate != 0 {
+		in = s.low.take(t * p.a.Cols)
+		s.set.Copy(in, x[:t*p.a.Cols])
+		s.set.Dropout(in, d, t, p.a.Cols)
+	}
+	u = s.low.take(t * p.a.Rows)
+	s.set.MatMul(u, in, &p.a, nil, t)
+	s.set.Scale(u, p.scale)
+	return u, in
+}
+
+// addLow adds a matrix's adapter to its product y[T,N].
+func (s *Stage[F]) addLow(p *lora[F], y, x kernel.Buffer[F], t int) {
+	s.low.reset()
+	u, _ := s.lowInput(p, x, t)
+	v := s.low.take(t * p.b.Rows)
+	s.set.MatMul(v, u, &p.b, nil, t)
+	if p.magnitude == nil {
+		s.set.Add(y, v)
+		return
+	}
+	s.magnify(p, y, v, t)
+}
+
+// adapterDropout returns what is dropped of the input of an adapter.
+func (s *Stage[F]) adapterDropout(p *lora[F]) kernel.Dropout {
+	if s.dropping.Adapter == 0 {
+		return kernel.Dropout{}
+	}
+	return kernel.Dropout{Rate: s.dropping.Adapter, Key: mix(s.dropping.Key ^ hashName(p.module))}
+}
+
+// embedLow adds the embedding's adapter to x[T,C].
+func (s *Stage[F]) embedLow(x kernel.Buffer[F], ids []int32) {
+	if s.adapter == nil || s.adapter.embed == nil {
+		return
+	}
+	p, t := s.adapter.embed, len(ids)
+	s.low.reset()
+	u, v := s.low.take(t*p.a.Cols), s.low.take(len(x))
+	s.set.Embed(u, &p.a, ids)
+	s.set.Scale(u, p.scale)
+	s.set.MatMul(v, u, &p.b, nil, t)
+	s.set.Add(x, v)
+}
+
+// embedLowGrad adds the gradients of the embedding's adapter, given the gradient dx[T,C] of the embeddings.
+func (s *Stage[F]) embedLowGrad(dx kernel.Buffer[F], ids []int32, g *Params[F]) {
+	if s.trained == nil || s.trained.embed == nil {
+		return
+	}
+	p, t := s.trained.embed, len(ids)
+	dA, dB := g.at(p.atA), g.at(p.atB)
+	s.low.reset()
+	u, du := s.low.take(t*p.a.Cols), s.low.take(t*p.a.Cols)
+	s.set.Embed(u, &p.a, ids)
+	s.set.Scale(u, p.scale)
+	s.set.MatMulGrad(du, u, t, kernel.ProductGrad[F]{DY: dx, W: &p.b, DW: dB})
+	s.set.Scale(du, p.scale)
+	if dA != nil {
+		s.set.EmbedGrad(dA, du, ids, p.a.Cols)
+	}
+}
+
+// adaptedGrad overwrites dx with the gradient of the input that the branches share, of the matrices alone, and
+// then adds that of their adapters.
+func (s *Stage[F]) adaptedGrad(dx, x kernel.Buffer[F], t int, g *Params[F], branches ...branch[F]) {
+	s.low.reset()
+	parts := make([]*lora[F], len(branches))
+	for i := range branches {
+		if parts[i] = s.at(branches[i].l); parts[i] != nil && parts[i].magnitude != nil {
+			branches[i].dy = s.magnifyGrad(parts[i], branches[i].dy, x, t, g)
+		}
+	}
+	s.productGrad(dx, x, t, g, branches...)
+	for i, p := range parts {
+		if p != nil {
+			s.lowGrad(p, dx, x, branches[i].dy, t, g)
+		}
+	}
+}
+
+// lowGrad adds to dx[T,I] the gradient of the input of a matrix's adapter, and computes the gradients of the
+// adapter, given that of the product, dy[T,N]. A nil x leaves the adapter's gradients out.
+func (s *Stage[F]) lowGrad(p *lora[F], dx, x, dy kernel.Buffer[F], t int, g *Params[F]) {
+	dA, dB := g.at(p.atA), g.at(p.atB)
+	if s.trained != s.adapter || x == nil {
+		dA, dB = nil, nil
+	}
+	if dx == nil && dA == nil && dB == nil {
+		return
+	}
+	var u, in kernel.Buffer[F]
+	if x != nil && (dA != nil || dB != nil) {
+		u, in = s.lowInput(p, x, t)
+	}
+	du := s.low.take(t * p.a.Rows)
+	s.set.MatMulGrad(du, u, t, kernel.ProductGrad[F]{DY: dy, W: &p.b, DW: dB})
+	s.set.Scale(du, p.scale)
+	var dIn kernel.Buffer[F]
+	if dx != nil {
+		dIn = s.low.take(t * p.a.Cols)
+	}
+	s.set.MatMulGrad(dIn, in, t, kernel.ProductGrad[F]{DY: du, W: &p.a, DW: dA})
+	if dx != nil {
+		if d := s.adapterDropout(p); d.Rate != 0 {
+			s.set.Dropout(dIn, d, t, p.a.Cols)
+		}
+		s.set.Add(dx, dIn)
+	}
+}
