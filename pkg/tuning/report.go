@@ -1,0 +1,94 @@
+package tuning
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Report counts what samples were read and what happened to them.
+type Report struct {
+	Formats map[string]int `json:"formats"` // rows by their form
+	Samples int            `json:"samples"` // that are trained
+	Tokens  int            `json:"tokens"`  // of those samples
+	Trained int            `json:"trained"` // targets
+	Longest int            `json:"longest"` // ids of the longest sample
+	Refused int            `json:"refused"` // rows that are not trained
+	Reasons map[Reason]int `json:"reasons,omitempty"`
+	Notes   []Note         `json:"-"`
+}
+
+// NewReport returns an empty report.
+func NewReport() *Report { return &Report{Formats: map[string]int{}, Reasons: map[Reason]int{}} }
+
+// Add counts a sample. It reports whether the sample is trained.
+func (r *Report) Add(s *Sample) bool {
+	if s.Format != "" {
+		r.Formats[s.Format]++
+	}
+	r.Notes = append(r.Notes, s.Notes...)
+	seen := map[Reason]bool{}
+	for _, n := range s.Notes {
+		if !seen[n.Reason] { // a row counts once for each reason
+			r.Reasons[n.Reason]++
+		}
+		seen[n.Reason] = true
+	}
+	if _, refused := s.Refused(); refused {
+		r.Refused++
+		return false
+	}
+	r.Samples++
+	r.Tokens += len(s.IDs)
+	r.Trained += s.Trained()
+	r.Longest = max(r.Longest, len(s.IDs))
+	return true
+}
+
+// Unreadable counts a row that could not be read.
+func (r *Report) Unreadable(line int, err error) *Sample {
+	s := &Sample{Line: line}
+	s.note(-1, Unreadable, true, "%v", err)
+	r.Add(s)
+	return s
+}
+
+// String returns the report as lines of text: totals, forms, and every reason with its first lines.
+func (r *Report) String() string {
+	var b strings.Builder
+	var forms []string
+	for f, n := range r.Formats {
+		forms = append(forms, fmt.Sprintf("%s %d", f, n))
+	}
+	slices.Sort(forms)
+	share := 0.0
+	if r.Tokens > 0 {
+		share = 100 * float64(r.Trained) / float64(r.Tokens)
+	}
+	fmt.Fprintf(&b, "%d samples (%s), %d tokens, %d trained (%.1f %%), the longest has %d\n", r.Samples,
+		strings.Join(forms, ", "), r.Tokens, r.Trained, share, r.Longest)
+	var reasons []Reason
+	for reason := range r.Reasons {
+		reasons = append(reasons, reason)
+	}
+	slices.SortFunc(reasons, func(x, y Reason) int {
+		return cmp.Or(cmp.Compare(r.Reasons[y], r.Reasons[x]), cmp.Compare(x, y))
+	})
+	for _, reason := range reasons {
+		var lines []string
+		for _, n := range r.Notes {
+			if text := fmt.Sprint(n.Line); n.Reason == reason && !slices.Contains(lines, text) {
+				if lines = append(lines, text); len(lines) == 10 {
+					break
+				}
+			}
+		}
+		more := ""
+		if r.Reasons[reason] > len(lines) {
+			more = ", ..."
+		}
+		fmt.Fprintf(&b, "%s: %d (line %s%s)\n", reason, r.Reasons[reason], strings.Join(lines, ", "), more)
+	}
+	return b.String()
+}
