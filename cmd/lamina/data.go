@@ -23,6 +23,7 @@ import (
 // dataGroup is the group of commands for training data.
 type dataGroup struct {
 	Build dataBuildCmd `cmd:"" help:"Encode texts as token data, which training runs read. A build that was stopped continues."`
+	Masks dataMasksCmd `cmd:"" help:"Print the token ids of conversations, and which of them a model is trained to write."`
 }
 
 type dataBuildCmd struct {

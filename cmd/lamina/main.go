@@ -48,7 +48,7 @@ type cli struct {
 	Beams      beamsCmd      `cmd:"" help:"Search for the most likely continuations of token ids (beam search)."`
 	Export     exportCmd     `cmd:"" help:"Write a model as a GGUF file or a Hugging Face folder."`
 	Quantize   quantizeCmd   `cmd:"" help:"Write a model as a GGUF file with quantised weights, and say by how much they differ."`
-	Eval       evalTasks     `cmd:"" help:"Evaluate a model on tasks, and compare results."`
+	Eval       evalGroup     `cmd:"" help:"Evaluate a model, with or without an adapter, and compare results."`
 	Perplexity perplexityCmd `cmd:"" help:"Measure the perplexity of a model on a text."`
 	Bench      bench.Group   `cmd:"" help:"Benchmark a model, training, grammars, tokenizers or samplers."`
 	Loadtest   loadtestCmd   `cmd:"" help:"Put load on any server with OpenAI's HTTP API, and measure latencies, stalls, errors and equal answers."`
